@@ -1,1 +1,3 @@
-fn main(){}
+//! The binary: hands over to the library at once.
+
+fn main() {}

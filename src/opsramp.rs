@@ -1,0 +1,113 @@
+//! The OpsRamp REST API: tokens, the allowance, searches, the alert, its errors.
+//!
+//! A library in itself: it knows the vendor's JSON and nothing of metrics' names, the store or
+//! the configuration file. What happens on the wire is told to an [`Observer`].
+
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+
+use crate::secret::{Secret, SecretSource};
+
+/// How to reach one account.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The account's name, for messages.
+    pub name: Arc<str>,
+    /// The base URL, such as `https://acme.api.opsramp.com`; no trailing slash.
+    pub url: String,
+    /// The token endpoint.
+    pub token_url: String,
+    /// The OAuth2 key.
+    pub client_id: SecretSource,
+    /// The OAuth2 secret, read again at every token request.
+    pub client_secret: SecretSource,
+    /// For one request, its body included.
+    pub timeout: Duration,
+    /// For connecting, TLS included.
+    pub connect_timeout: Duration,
+    /// Our own ceiling a tenant for paginated GETs; by default 50, 150 for `msp_…` tenants.
+    pub requests_per_minute: Option<u32>,
+    /// The largest answer that is read, in bytes after decompression.
+    pub max_response_size: u64,
+    /// The proxy; by default what `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say.
+    pub proxy_url: Option<ProxyUrl>,
+    /// TLS settings.
+    pub tls: TlsOptions,
+}
+
+/// A proxy's URL, which may hold a password: `Debug` does not show it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProxyUrl(pub Secret);
+
+/// TLS towards an account.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TlsOptions {
+    /// PEM certificates to trust instead of the system's.
+    pub ca_file: Option<std::path::PathBuf>,
+    /// Our own certificate, PEM.
+    pub cert_file: Option<std::path::PathBuf>,
+    /// Its key, PEM.
+    pub key_file: Option<std::path::PathBuf>,
+    /// Accept any certificate.
+    pub insecure_skip_verify: bool,
+}
+
+/// The endpoints, as the metrics' label `endpoint` names them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    /// The token endpoint.
+    Token,
+    /// The alert search.
+    Search,
+    /// One alert by id.
+    Alert,
+    /// The clients of a partner.
+    Clients,
+}
+
+/// Is told what happens on the wire. Calls come from many tasks and must not block.
+pub trait Observer: Send + Sync + std::fmt::Debug {
+    /// A request was answered with `status`, or failed without one.
+    fn request(&self, endpoint: Endpoint, status: Option<u16>, took: Duration);
+    /// A token request begins.
+    fn token_requested(&self);
+    /// A token was obtained; it expires at `expires_at`.
+    fn token_obtained(&self, took: Duration, expires_at: Timestamp);
+    /// A token request failed; the reason is one of `rejected`, `throttled`, `timeout`,
+    /// `connect`, `http`, `decode`.
+    fn token_failed(&self, reason: &'static str);
+    /// An answer told the rate limit of a tenant.
+    fn rate_limit(&self, tenant: &str, seen: RateLimit);
+    /// A request waited for the allowance of a tenant.
+    fn throttled(&self, tenant: &str, waited: Duration);
+}
+
+/// What the `X-RateLimit-*` headers of the last answer said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Requests a minute.
+    pub limit: u32,
+    /// Requests left in the present window.
+    pub remaining: u32,
+    /// When the window ends, on the server's clock.
+    pub reset_at: Timestamp,
+}
+
+// === impl Endpoint ===
+
+impl Endpoint {
+    /// Every endpoint.
+    pub const ALL: [Self; 4] = [Self::Token, Self::Search, Self::Alert, Self::Clients];
+
+    /// The metrics' label.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Token => "token",
+            Self::Search => "search",
+            Self::Alert => "alert",
+            Self::Clients => "clients",
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! When to ask and how far to read.
+
+use std::{sync::Arc, time::Duration};
+
+/// One search, as it is run for each of its tenants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SearchOptions {
+    /// Its name, label `search`.
+    pub name: Arc<str>,
+    /// The `queryString`, such as `actions:OPEN`, not encoded.
+    pub query: String,
+    /// Time between two polls.
+    pub interval: Duration,
+    /// The tenants' ids it runs for; `None`: every tenant.
+    pub tenants: Option<Vec<String>>,
+    /// Alerts to ask for on a page; the server may give fewer.
+    pub page_size: u32,
+    /// How often a result too large to read at every poll is read whole.
+    pub full_read_interval: Duration,
+    /// Gauges of a search that has not answered for so long are withheld.
+    pub stale_after: Duration,
+    /// Labels of `opsramp_open_alerts`.
+    pub group_by: Vec<GroupLabel>,
+    /// Beyond so many groups, alerts are counted under `other`.
+    pub max_groups: usize,
+}
+
+/// What alerts can be grouped by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum GroupLabel {
+    /// `currentState`.
+    State,
+    /// `status`.
+    Status,
+    /// `priority`.
+    Priority,
+    /// `app`.
+    Source,
+    /// `alertType`.
+    AlertType,
+    /// `eventType`.
+    EventType,
+    /// The resource's type.
+    ResourceType,
+    /// `clientUniqueId`.
+    Client,
+}
+
+/// What becomes of alerts that are open when there is no state yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtFirstStart {
+    /// They are logged as opened.
+    Emit,
+    /// They are taken note of, without a line.
+    Skip,
+}
+
+// === impl GroupLabel ===
+
+impl GroupLabel {
+    /// The label's name, and the word in the configuration.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::State => "state",
+            Self::Status => "status",
+            Self::Priority => "priority",
+            Self::Source => "source",
+            Self::AlertType => "alert_type",
+            Self::EventType => "event_type",
+            Self::ResourceType => "resource_type",
+            Self::Client => "client",
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Secrets: a type that cannot be printed, and where a secret comes from.
+//!
+//! A secret in a file is read again every time it is used, so that a rotated one is picked up
+//! without a restart.
+
+use std::{fmt, io, path::PathBuf};
+
+use secrecy::{ExposeSecret as _, SecretString};
+
+/// What is shown instead of a secret, in `Debug`, in logs and in the effective configuration.
+pub const REDACTED: &str = "<secret>";
+
+/// A token, password or client secret. It is wiped when dropped; `Debug` shows `<secret>`.
+#[derive(Clone)]
+pub struct Secret(SecretString);
+
+/// Where a secret comes from.
+#[derive(Clone, PartialEq, Eq)]
+pub enum SecretSource {
+    /// The value itself, from the environment or the configuration file.
+    Value(Secret),
+    /// A file, read again at every use; one trailing line break is not part of the secret.
+    File(PathBuf),
+}
+
+/// A secret's file could not be used. The message names the file, never its content.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// The file could not be read.
+    #[error("cannot read the secret file {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The file holds nothing, or something that is not text.
+    #[error("the secret file {} {problem}", path.display())]
+    Unusable {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, as the end of a sentence.
+        problem: &'static str,
+    },
+}
+
+// === impl Secret ===
+
+impl Secret {
+    /// Wraps a secret.
+    #[must_use]
+    pub fn new(value: impl Into<String>) -> Self {
+        Self(SecretString::from(value.into()))
+    }
+
+    /// The secret itself. Call it where it is sent, nowhere else.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(REDACTED)
+    }
+}
+
+impl PartialEq for Secret {
+    fn eq(&self, other: &Self) -> bool {
+        self.expose() == other.expose()
+    }
+}
+
+impl Eq for Secret {}
+
+// === impl SecretSource ===
+
+impl SecretSource {
+    /// The secret as it is now.
+    ///
+    /// # Errors
+    /// Where the file cannot be read, is empty, or is not UTF-8.
+    pub fn read(&self) -> Result<Secret, SecretError> {
+        match self {
+            Self::Value(secret) => Ok(secret.clone()),
+            Self::File(path) => {
+                let bytes = std::fs::read(path).map_err(|source| SecretError::Read {
+                    path: path.clone(),
+                    source,
+                })?;
+                let unusable = |problem| SecretError::Unusable {
+                    path: path.clone(),
+                    problem,
+                };
+                let text = String::from_utf8(bytes).map_err(|_| unusable("is not UTF-8 text"))?;
+                let trimmed = text.strip_suffix('\n').unwrap_or(&text);
+                let trimmed = trimmed.strip_suffix('\r').unwrap_or(trimmed);
+                if trimmed.is_empty() {
+                    return Err(unusable("is empty"));
+                }
+                Ok(Secret::new(trimmed))
+            }
+        }
+    }
+}
+
+impl fmt::Debug for SecretSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Value(_) => f.write_str(REDACTED),
+            Self::File(path) => f.debug_tuple("File").field(path).finish(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_never_shown() {
+        let secret = Secret::new("hunter2");
+        assert_eq!(format!("{secret:?}"), "<secret>");
+        assert_eq!(format!("{:?}", SecretSource::Value(secret)), "<secret>");
+    }
+
+    #[test]
+    fn a_secret_file_is_read_again_each_time_without_its_line_break() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        let source = SecretSource::File(path.clone());
+        std::fs::write(&path, "first\n").unwrap();
+        assert_eq!(source.read().unwrap().expose(), "first");
+        std::fs::write(&path, "second\r\n").unwrap();
+        assert_eq!(source.read().unwrap().expose(), "second");
+    }
+
+    #[test]
+    fn an_unusable_secret_file_is_named_and_its_content_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("secret");
+        std::fs::write(&path, "\n").unwrap();
+        let empty = SecretSource::File(path.clone())
+            .read()
+            .unwrap_err()
+            .to_string();
+        assert!(empty.contains("secret is empty"), "{empty}");
+        std::fs::write(&path, b"\xff\xfe").unwrap();
+        let binary = SecretSource::File(path.clone())
+            .read()
+            .unwrap_err()
+            .to_string();
+        assert!(binary.ends_with("is not UTF-8 text"), "{binary}");
+        std::fs::remove_file(&path).unwrap();
+        assert!(SecretSource::File(path).read().is_err());
+    }
+}

@@ -1,0 +1,222 @@
+//! The latest snapshot of everything that others look at: each search, account and sink.
+//!
+//! Pollers, clients and sinks report here; a scrape and the page read here. A search's snapshot is
+//! swapped in whole, so that nobody sees half of what a poll learned, and reading never waits for
+//! the API or the store. This module knows neither metrics' names nor HTML.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+
+use crate::{identity::SearchKey, opsramp::RateLimit, poll::GroupLabel};
+
+/// How many polls a search's history keeps.
+pub const HISTORY: usize = 10;
+
+/// The latest snapshots. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Board(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    searches: RwLock<BTreeMap<SearchKey, Arc<SearchStatus>>>,
+    accounts: RwLock<BTreeMap<Arc<str>, AccountStatus>>,
+    sinks: RwLock<BTreeMap<Arc<str>, SinkStatus>>,
+    version: std::sync::atomic::AtomicU64,
+}
+
+/// What is known of one search: one immutable snapshot.
+#[derive(Clone, Debug)]
+pub struct SearchStatus {
+    /// The search.
+    pub key: SearchKey,
+    /// Time between two polls.
+    pub interval: Duration,
+    /// After so long without a successful poll its gauges are withheld.
+    pub stale_after: Duration,
+    /// Whether the last poll succeeded; `None` before the first has ended.
+    pub up: Option<bool>,
+    /// What the last successful poll learned.
+    pub result: Option<SearchResult>,
+    /// API requests that the last poll took.
+    pub last_requests: u64,
+    /// When the last complete read ended.
+    pub last_full_read: Option<Timestamp>,
+    /// When the next poll is due.
+    pub next_poll: Option<Timestamp>,
+    /// The last polls, newest first.
+    pub polls: VecDeque<PollSummary>,
+    /// The last error, even after a recovery.
+    pub last_error: Option<PollError>,
+    /// Whether this replica polls the search.
+    pub lease_held: bool,
+    /// The first poll has succeeded, or has failed after trying everything it could.
+    pub tried: bool,
+}
+
+/// What a successful poll learned.
+#[derive(Clone, Debug)]
+pub struct SearchResult {
+    /// When the poll ended.
+    pub at: Timestamp,
+    /// `totalResults`.
+    pub total_results: u64,
+    /// How many alerts are tracked.
+    pub tracked: u64,
+    /// Whether the tracked alerts are the whole result.
+    pub complete: bool,
+    /// The labels of `groups`.
+    pub group_by: Arc<[GroupLabel]>,
+    /// Tracked alerts by group, each with one value a label.
+    pub groups: Arc<[(Vec<Arc<str>>, u64)]>,
+    /// `createdDate` of the oldest tracked alert.
+    pub oldest: Option<Timestamp>,
+}
+
+/// One poll of the history.
+#[derive(Clone, Debug)]
+pub struct PollSummary {
+    /// When it began.
+    pub started: Timestamp,
+    /// How long it took.
+    pub took: Duration,
+    /// API requests it took.
+    pub requests: u64,
+    /// New events, or why it failed.
+    pub outcome: Result<u64, PollError>,
+}
+
+/// Why a poll failed.
+#[derive(Clone, Debug)]
+pub struct PollError {
+    /// When.
+    pub at: Timestamp,
+    /// The label `reason` of `opsramp_poll_failures_total`.
+    pub reason: &'static str,
+    /// For people: the whole chain of causes, without secrets.
+    pub message: String,
+}
+
+/// What is known of an account.
+#[derive(Clone, Debug, Default)]
+pub struct AccountStatus {
+    /// How long the last successful token request took.
+    pub auth_latency: Option<Duration>,
+    /// When the present token expires.
+    pub token_expires: Option<Timestamp>,
+    /// The last rate limit seen, by tenant id.
+    pub rate_limits: BTreeMap<String, RateLimit>,
+}
+
+/// What is known of a sink.
+#[derive(Clone, Debug, Default)]
+pub struct SinkStatus {
+    /// `stdout`, `file`, `journald` or `otlp`.
+    pub kind: &'static str,
+    /// Events delivered since the start.
+    pub delivered: u64,
+    /// Events journalled, not yet delivered.
+    pub backlog: u64,
+    /// When the oldest of them was journalled.
+    pub oldest_pending: Option<Timestamp>,
+    /// Why delivery fails at present; `None` while it works.
+    pub error: Option<String>,
+}
+
+// === impl Board ===
+
+impl Board {
+    /// Swaps in a search's snapshot.
+    pub fn set_search(&self, status: SearchStatus) {
+        let key = status.key.clone();
+        write(&self.0.searches).insert(key, Arc::new(status));
+        self.touch();
+    }
+
+    /// Forgets a search, with all its series.
+    pub fn remove_search(&self, key: &SearchKey) {
+        write(&self.0.searches).remove(key);
+        self.touch();
+    }
+
+    /// Every search's snapshot, in the order of their keys.
+    #[must_use]
+    pub fn searches(&self) -> Vec<Arc<SearchStatus>> {
+        read(&self.0.searches).values().cloned().collect()
+    }
+
+    /// Changes what is known of an account.
+    pub fn update_account(&self, name: &Arc<str>, change: impl FnOnce(&mut AccountStatus)) {
+        change(write(&self.0.accounts).entry(Arc::clone(name)).or_default());
+        self.touch();
+    }
+
+    /// Forgets an account.
+    pub fn remove_account(&self, name: &str) {
+        write(&self.0.accounts).remove(name);
+        self.touch();
+    }
+
+    /// Every account, in the order of their names.
+    #[must_use]
+    pub fn accounts(&self) -> BTreeMap<Arc<str>, AccountStatus> {
+        read(&self.0.accounts).clone()
+    }
+
+    /// Changes what is known of a sink.
+    pub fn update_sink(&self, name: &Arc<str>, change: impl FnOnce(&mut SinkStatus)) {
+        change(write(&self.0.sinks).entry(Arc::clone(name)).or_default());
+        self.touch();
+    }
+
+    /// Forgets a sink.
+    pub fn remove_sink(&self, name: &str) {
+        write(&self.0.sinks).remove(name);
+        self.touch();
+    }
+
+    /// Every sink, in the order of their names.
+    #[must_use]
+    pub fn sinks(&self) -> BTreeMap<Arc<str>, SinkStatus> {
+        read(&self.0.sinks).clone()
+    }
+
+    /// Grows with every change, so that a rendering can be reused until then.
+    #[must_use]
+    pub fn version(&self) -> u64 {
+        self.0.version.load(std::sync::atomic::Ordering::Acquire)
+    }
+
+    fn touch(&self) {
+        self.0
+            .version
+            .fetch_add(1, std::sync::atomic::Ordering::AcqRel);
+    }
+}
+
+// Nothing that runs under these locks can panic half-way, so a poisoned one is still whole.
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+// === impl SearchStatus ===
+
+impl SearchStatus {
+    /// What the last successful poll learned, while it is fresh enough to be shown at `now`.
+    #[must_use]
+    pub fn fresh_result(&self, now: Timestamp) -> Option<&SearchResult> {
+        self.result.as_ref().filter(|result| {
+            // A clock that was set back makes ages negative: then the result is fresh.
+            let age = Duration::try_from(now.duration_since(result.at)).unwrap_or_default();
+            age <= self.stale_after
+        })
+    }
+}

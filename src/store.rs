@@ -1,0 +1,323 @@
+//! The store: which alerts are known, the journal of events that wait to be delivered, how far
+//! each sink has come, and, where several replicas share one, who holds which search.
+//!
+//! The decision worth knowing: what is now known about the alerts *and* the events that follow
+//! from it are one commit. A crash before it is healed by the next poll, a crash after it by the
+//! journal. The store knows nothing of OpsRamp, nor of what a sink is: bodies are opaque bytes.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use tokio::sync::watch;
+use uuid::Uuid;
+
+use crate::identity::SearchKey;
+use crate::secret::SecretSource;
+
+pub mod sqlite;
+
+/// Where the state is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Options {
+    /// The embedded store: one SQLite file, for one replica.
+    Sqlite {
+        /// The file; its folder must exist.
+        path: PathBuf,
+        /// Events the journal may hold before new ones are refused.
+        journal_limit: u64,
+    },
+    /// A PostgreSQL server, for several replicas.
+    Postgres {
+        /// The connection URL, which may hold a password.
+        url: SecretSource,
+        /// How long a search stays with a replica that does not renew its lease.
+        lease: Duration,
+        /// Events the journal may hold before new ones are refused.
+        journal_limit: u64,
+    },
+}
+
+/// Events the journal may hold by default.
+pub const JOURNAL_LIMIT: u64 = 1_000_000;
+
+/// A store that is open. Cheap to clone.
+#[derive(Clone, Debug)]
+pub enum Store {
+    /// The embedded store.
+    Sqlite(sqlite::Sqlite),
+}
+
+/// The right to write to a search: its row, and the fencing epoch of the lease on it. A commit
+/// under an epoch that has passed is refused. The embedded store has one holder and one epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Held {
+    /// The search's row.
+    pub row: i64,
+    /// Grows with each lease.
+    pub epoch: i64,
+}
+
+/// What the store knows about a search when it is taken up.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The right to write to it.
+    pub held: Held,
+    /// Whether its result has been read whole once, ever.
+    pub primed: bool,
+    /// When the search was stored for the first time.
+    pub first_seen: Timestamp,
+    /// Whether any alert has ever left, so that [`Store::departed`] is worth a call.
+    pub has_departed: bool,
+    /// The alerts that were open when it was last written.
+    pub alerts: Vec<StoredAlert>,
+}
+
+/// An alert as it is stored.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredAlert {
+    /// OpsRamp's `uniqueId`.
+    pub id: Box<str>,
+    /// How many events its life has had so far.
+    pub ordinal: u32,
+    /// A hash of everything whose change is worth storing.
+    pub digest: u64,
+    /// `createdDate`, where it was readable; orders the page of open alerts.
+    pub created_at: Option<Timestamp>,
+    /// The state's word, to filter the page of open alerts by.
+    pub state: Box<str>,
+    /// The alert, in a form that only its writer reads.
+    pub body: Bytes,
+}
+
+/// What a poll learned, to be written as a whole or not at all.
+#[derive(Clone, Debug, Default)]
+pub struct Commit {
+    /// Alerts that are new or whose stored form changed.
+    pub upserts: Vec<StoredAlert>,
+    /// Alerts that left, with the ordinal that they reached. It is kept for
+    /// [`DEPARTED_RETENTION`], so that one that comes back goes on counting.
+    pub departures: Vec<(Box<str>, u32)>,
+    /// Events, in the order in which they shall be delivered.
+    pub events: Vec<JournalEvent>,
+    /// Set once the result has been read whole for the first time.
+    pub primed: bool,
+}
+
+/// How long the ordinal of an alert that left is remembered.
+pub const DEPARTED_RETENTION: Duration = Duration::from_secs(90 * 24 * 60 * 60);
+
+/// An event that waits for its sinks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JournalEvent {
+    /// Unique and reproducible; see [`crate::record`].
+    pub event_id: Uuid,
+    /// When it was journalled.
+    pub at: Timestamp,
+    /// The record as one line of JSON, without a line break.
+    pub body: Bytes,
+}
+
+/// An event as a sink reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pending {
+    /// Its place in the journal: later events have higher ones.
+    pub position: i64,
+    /// The event.
+    pub event: JournalEvent,
+}
+
+/// A sink's state in the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SinkState {
+    /// What the sink left with its last acknowledgement, to find its place again.
+    pub mark: Option<Vec<u8>>,
+}
+
+/// Some events for a sink, oldest first, and what to acknowledge once they are delivered.
+#[derive(Clone, Debug, Default)]
+pub struct Batch {
+    /// The events.
+    pub events: Vec<Pending>,
+}
+
+/// How much waits for a sink.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Backlog {
+    /// Events journalled and not yet acknowledged.
+    pub events: u64,
+    /// When the oldest of them was journalled.
+    pub oldest: Option<Timestamp>,
+}
+
+/// Which open alerts the page shows.
+#[derive(Clone, Debug, Default)]
+pub struct AlertFilter {
+    /// The account's name.
+    pub account: Option<String>,
+    /// The tenant's id or name.
+    pub tenant: Option<String>,
+    /// The search's name.
+    pub search: Option<String>,
+    /// The state's word, in any case.
+    pub state: Option<String>,
+    /// At most so many, newest first.
+    pub limit: usize,
+}
+
+/// An open alert, for the page.
+#[derive(Clone, Debug)]
+pub struct OpenAlert {
+    /// The account's name.
+    pub account: String,
+    /// The tenant's id.
+    pub tenant_id: String,
+    /// The search's name.
+    pub search: String,
+    /// The alert.
+    pub alert: StoredAlert,
+}
+
+/// The store could not do what it was asked. Nothing was written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The journal holds as many events as it may; no event was taken in. Delivery makes room.
+    #[error("the journal is full ({limit} events wait for delivery)")]
+    JournalFull {
+        /// The limit.
+        limit: u64,
+    },
+    /// Somebody else holds the search now.
+    #[error("the lease on the search is lost")]
+    LeaseLost,
+    /// The state cannot be opened; the message says what to do.
+    #[error("cannot open the state file {}: {problem}", path.display())]
+    Open {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        problem: String,
+    },
+    /// Reading or writing failed.
+    #[error("the state store failed")]
+    Backend(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// The store was closed.
+    #[error("the state store is closed")]
+    Closed,
+}
+
+// === impl Store ===
+
+impl Store {
+    /// Opens the store, creates or migrates its tables.
+    ///
+    /// # Errors
+    /// [`Error::Open`] where the file or its folder is missing, not writable, locked by another
+    /// process, corrupt, or written by a newer version.
+    pub async fn open(options: &Options) -> Result<Self, Error> {
+        match options {
+            Options::Sqlite { path, journal_limit } => {
+                Ok(Self::Sqlite(sqlite::Sqlite::open(path, *journal_limit).await?))
+            }
+            Options::Postgres { .. } => todo!(),
+        }
+    }
+
+    /// Takes up a search and loads what is known about it; creates it where it is new.
+    pub async fn take_up(&self, key: &SearchKey, now: Timestamp) -> Result<Loaded, Error> {
+        match self {
+            Self::Sqlite(store) => store.take_up(key, now).await,
+        }
+    }
+
+    /// The ordinals that alerts had reached when they left: of those among `ids` that are
+    /// remembered.
+    pub async fn departed(
+        &self,
+        held: Held,
+        ids: Vec<Box<str>>,
+    ) -> Result<Vec<(Box<str>, u32)>, Error> {
+        match self {
+            Self::Sqlite(store) => store.departed(held, ids).await,
+        }
+    }
+
+    /// Writes what a poll learned, durably, as a whole or not at all.
+    pub async fn commit(&self, held: Held, commit: Commit, now: Timestamp) -> Result<(), Error> {
+        match self {
+            Self::Sqlite(store) => store.commit(held, commit, now).await,
+        }
+    }
+
+    /// The open alerts for the page, newest first.
+    pub async fn open_alerts(&self, filter: AlertFilter) -> Result<Vec<OpenAlert>, Error> {
+        match self {
+            Self::Sqlite(store) => store.open_alerts(filter).await,
+        }
+    }
+
+    /// Says which sinks there are. One that is new starts with the next event; one that is no
+    /// longer there is forgotten, with its part of the backlog.
+    pub async fn set_sinks(&self, names: Vec<String>) -> Result<Vec<SinkState>, Error> {
+        match self {
+            Self::Sqlite(store) => store.set_sinks(names).await,
+        }
+    }
+
+    /// The next events for a sink: at most `max_events`, and no more than `max_bytes` of bodies,
+    /// but at least one where there is one.
+    pub async fn pending(
+        &self,
+        sink: &str,
+        max_events: usize,
+        max_bytes: usize,
+    ) -> Result<Batch, Error> {
+        match self {
+            Self::Sqlite(store) => store.pending(sink, max_events, max_bytes).await,
+        }
+    }
+
+    /// Says that a sink has delivered events up to and with `position`, and what it needs to find
+    /// its place again. Events that every sink has are removed from the journal.
+    pub async fn acknowledge(
+        &self,
+        sink: &str,
+        position: i64,
+        mark: Option<Vec<u8>>,
+    ) -> Result<(), Error> {
+        match self {
+            Self::Sqlite(store) => store.acknowledge(sink, position, mark).await,
+        }
+    }
+
+    /// How much waits for a sink.
+    pub async fn backlog(&self, sink: &str) -> Result<Backlog, Error> {
+        match self {
+            Self::Sqlite(store) => store.backlog(sink).await,
+        }
+    }
+
+    /// Changes whenever events were journalled: what wakes the sinks.
+    #[must_use]
+    pub fn journalled(&self) -> watch::Receiver<i64> {
+        match self {
+            Self::Sqlite(store) => store.journalled(),
+        }
+    }
+
+    /// Finishes what is under way and closes the store.
+    pub async fn close(&self) {
+        match self {
+            Self::Sqlite(store) => store.close().await,
+        }
+    }
+}
+
+// === impl Error ===
+
+impl Error {
+    /// Wraps a backend's error.
+    pub fn backend(error: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::Backend(Arc::new(error))
+    }
+}

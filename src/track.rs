@@ -1,0 +1,1 @@
+//! Which alerts are known, and what an answer changes about them.
