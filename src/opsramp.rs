@@ -9,6 +9,18 @@ use jiff::Timestamp;
 
 use crate::secret::{Secret, SecretSource};
 
+pub mod alert;
+mod allowance;
+mod client;
+mod error;
+mod page;
+mod token;
+
+pub use allowance::{Reservation, Urgency};
+pub use client::{BuildError, Client, SearchRequest, TokenInfo};
+pub use error::Error;
+pub use page::{Answer, ClientInfo, ClientsPage, Page};
+
 /// How to reach one account.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {

@@ -1,0 +1,507 @@
+//! The Alert object, read leniently and mostly without copying.
+//!
+//! Only `uniqueId` is needed. Every other member may be missing, null, empty or of a
+//! neighbouring type; an item that is no alert at all is counted, and does not spoil its page.
+
+use std::{borrow::Cow, fmt};
+
+use jiff::Timestamp;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+/// An alert as the API gives it. Texts are `None` where the API gave nothing or an empty text.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Alert<'a> {
+    /// `uniqueId`.
+    pub id: Cow<'a, str>,
+    /// `subject`.
+    pub subject: Text<'a>,
+    /// `description`; only the page of one alert is sure to have it.
+    pub description: Text<'a>,
+    /// `currentState`: Ok, Warning, Critical, Info, in any case.
+    pub state: Text<'a>,
+    /// `status`: New, Acknowledged, Ticketed, Suppressed, Closed, Correlated, Ignored, Purged.
+    pub status: Text<'a>,
+    /// `serviceName`.
+    pub service_name: Text<'a>,
+    /// `metric`.
+    pub metric: Text<'a>,
+    /// `component`.
+    pub component: Text<'a>,
+    /// `problemArea`.
+    pub problem_area: Text<'a>,
+    /// `alertType`.
+    pub alert_type: Text<'a>,
+    /// `eventType`.
+    pub event_type: Text<'a>,
+    /// `app`: where the alert came from.
+    pub app: Text<'a>,
+    /// `priority`.
+    pub priority: Text<'a>,
+    /// `createdDate`, as given; see [`parse_time`].
+    pub created_date: Text<'a>,
+    /// `updatedTime`, as given.
+    pub updated_time: Text<'a>,
+    /// `repeatCount`.
+    pub repeat_count: Text<'a>,
+    /// `incidentId`.
+    pub incident_id: Text<'a>,
+    /// `inferenceId`; 0 and false mean none.
+    pub inference_id: Text<'a>,
+    /// `clientUniqueId`.
+    pub client_id: Text<'a>,
+    /// `tenantName`.
+    pub client_name: Text<'a>,
+    /// `acknowledged`, where `status` says nothing.
+    pub acknowledged: bool,
+    /// `suppressed` or `permanentlySuppressed`.
+    pub suppressed: bool,
+    /// `closed`.
+    pub closed: bool,
+    /// `ticketed`.
+    pub ticketed: bool,
+    /// `device`.
+    pub device: Resource<'a>,
+    /// `resource`.
+    pub resource: Resource<'a>,
+}
+
+/// A `device` or `resource`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resource<'a> {
+    /// `id`.
+    pub id: Text<'a>,
+    /// `name`.
+    pub name: Text<'a>,
+    /// `resourceName`.
+    pub resource_name: Text<'a>,
+    /// `hostName`.
+    pub host_name: Text<'a>,
+    /// `ipAddress`.
+    pub ip_address: Text<'a>,
+    /// `type`.
+    pub kind: Text<'a>,
+    /// `resourceType`.
+    pub resource_type: Text<'a>,
+}
+
+/// A text, or nothing: empty, null, missing and of another kind are all nothing. Numbers and
+/// booleans are read as texts.
+pub type Text<'a> = Option<Cow<'a, str>>;
+
+/// An element of `results`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Item<'a> {
+    Alert(Box<Alert<'a>>),
+    /// No object, or one without `uniqueId`.
+    Unreadable,
+}
+
+/// Reads a date of the API: `2016-02-24T01:15:00+0000` with any offset, RFC 3339, or
+/// milliseconds since the epoch.
+#[must_use]
+pub fn parse_time(text: &str) -> Option<Timestamp> {
+    let text = text.trim();
+    if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Timestamp::from_millisecond(text.parse().ok()?).ok();
+    }
+    text.parse().ok()
+}
+
+// === impl Alert ===
+
+impl Alert<'_> {
+    /// Why an alert with this status is no longer open, as a word for the record: the status in
+    /// lower case, else what the flags say. `None` while nobody has acted on it.
+    #[must_use]
+    pub fn departure_reason(&self) -> Option<String> {
+        let status = self.status.as_deref().map(str::trim).unwrap_or_default();
+        if !status.is_empty()
+            && !["new", "open"]
+                .iter()
+                .any(|new| status.eq_ignore_ascii_case(new))
+        {
+            return Some(
+                status
+                    .to_lowercase()
+                    .split_whitespace()
+                    .collect::<Vec<_>>()
+                    .join("_"),
+            );
+        }
+        let flags = [
+            (self.closed, "closed"),
+            (self.ticketed, "ticketed"),
+            (self.suppressed, "suppressed"),
+            (self.acknowledged, "acknowledged"),
+        ];
+        flags
+            .iter()
+            .find(|(set, _)| *set)
+            .map(|(_, word)| (*word).to_owned())
+    }
+}
+
+impl<'de> Deserialize<'de> for Item<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ItemVisitor)
+    }
+}
+
+struct ItemVisitor;
+
+impl<'de> Visitor<'de> for ItemVisitor {
+    type Value = Item<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an alert")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut alert = Box::<Alert<'de>>::default();
+        while let Some(Key(key)) = map.next_key()? {
+            match &*key {
+                "uniqueId" => alert.id = text(&mut map)?.unwrap_or_default(),
+                "subject" => alert.subject = text(&mut map)?,
+                "description" => alert.description = text(&mut map)?,
+                "currentState" => alert.state = text(&mut map)?,
+                "status" => alert.status = text(&mut map)?,
+                "serviceName" => alert.service_name = text(&mut map)?,
+                "metric" => alert.metric = text(&mut map)?,
+                "component" => alert.component = text(&mut map)?,
+                "problemArea" => alert.problem_area = text(&mut map)?,
+                "alertType" => alert.alert_type = text(&mut map)?,
+                "eventType" => alert.event_type = text(&mut map)?,
+                "app" => alert.app = text(&mut map)?,
+                "priority" => alert.priority = text(&mut map)?,
+                "createdDate" => alert.created_date = text(&mut map)?,
+                "updatedTime" => alert.updated_time = text(&mut map)?,
+                "repeatCount" => alert.repeat_count = text(&mut map)?,
+                "incidentId" => alert.incident_id = text(&mut map)?,
+                "inferenceId" => alert.inference_id = text(&mut map)?,
+                "clientUniqueId" => alert.client_id = text(&mut map)?,
+                "tenantName" => alert.client_name = text(&mut map)?,
+                "acknowledged" => alert.acknowledged = flag(&mut map)?,
+                "suppressed" | "permanentlySuppressed" => alert.suppressed |= flag(&mut map)?,
+                "closed" => alert.closed = flag(&mut map)?,
+                "ticketed" => alert.ticketed = flag(&mut map)?,
+                "device" => alert.device = map.next_value::<MaybeResource<'_>>()?.0,
+                "resource" => alert.resource = map.next_value::<MaybeResource<'_>>()?.0,
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(if alert.id.is_empty() {
+            Item::Unreadable
+        } else {
+            Item::Alert(alert)
+        })
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Item::Unreadable)
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(Item::Unreadable)
+    }
+    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(Item::Unreadable)
+    }
+    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(Item::Unreadable)
+    }
+    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(Item::Unreadable)
+    }
+    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(Item::Unreadable)
+    }
+    fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
+        Ok(Item::Unreadable)
+    }
+}
+
+fn text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Text<'de>, A::Error> {
+    map.next_value::<Lenient<'de>>().map(|Lenient(text)| text)
+}
+
+fn flag<'de, A: MapAccess<'de>>(map: &mut A) -> Result<bool, A::Error> {
+    Ok(text(map)?.is_some_and(|text| text.eq_ignore_ascii_case("true") || text == "1"))
+}
+
+/// A key, borrowed where it has no escapes.
+pub(super) struct Key<'a>(pub(super) Cow<'a, str>);
+
+impl<'de> Deserialize<'de> for Key<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct KeyVisitor;
+        impl<'de> Visitor<'de> for KeyVisitor {
+            type Value = Key<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key")
+            }
+            fn visit_borrowed_str<E>(self, key: &'de str) -> Result<Self::Value, E> {
+                Ok(Key(Cow::Borrowed(key)))
+            }
+            fn visit_str<E>(self, key: &str) -> Result<Self::Value, E> {
+                Ok(Key(Cow::Owned(key.to_owned())))
+            }
+        }
+        deserializer.deserialize_str(KeyVisitor)
+    }
+}
+
+/// A [`Text`], whatever stands in its place.
+pub(super) struct Lenient<'a>(pub(super) Text<'a>);
+
+impl<'de> Deserialize<'de> for Lenient<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextVisitor;
+        impl<'de> Visitor<'de> for TextVisitor {
+            type Value = Lenient<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text")
+            }
+            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(Lenient((!text.is_empty()).then_some(Cow::Borrowed(text))))
+            }
+            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(Lenient(
+                    (!text.is_empty()).then(|| Cow::Owned(text.to_owned())),
+                ))
+            }
+            fn visit_u64<E>(self, number: u64) -> Result<Self::Value, E> {
+                Ok(Lenient(Some(Cow::Owned(number.to_string()))))
+            }
+            fn visit_i64<E>(self, number: i64) -> Result<Self::Value, E> {
+                Ok(Lenient(Some(Cow::Owned(number.to_string()))))
+            }
+            fn visit_f64<E>(self, number: f64) -> Result<Self::Value, E> {
+                Ok(Lenient(Some(Cow::Owned(number.to_string()))))
+            }
+            fn visit_bool<E>(self, value: bool) -> Result<Self::Value, E> {
+                Ok(Lenient(Some(Cow::Borrowed(if value {
+                    "true"
+                } else {
+                    "false"
+                }))))
+            }
+            fn visit_unit<E>(self) -> Result<Self::Value, E> {
+                Ok(Lenient(None))
+            }
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                while seq.next_element::<IgnoredAny>()?.is_some() {}
+                Ok(Lenient(None))
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+                Ok(Lenient(None))
+            }
+        }
+        deserializer.deserialize_any(TextVisitor)
+    }
+}
+
+struct MaybeResource<'a>(Resource<'a>);
+
+impl<'de> Deserialize<'de> for MaybeResource<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(ResourceVisitor)
+    }
+}
+
+struct ResourceVisitor;
+
+impl<'de> Visitor<'de> for ResourceVisitor {
+    type Value = MaybeResource<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a resource")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut resource = Resource::default();
+        while let Some(Key(key)) = map.next_key()? {
+            match &*key {
+                "id" => resource.id = text(&mut map)?,
+                "name" => resource.name = text(&mut map)?,
+                "resourceName" => resource.resource_name = text(&mut map)?,
+                "hostName" => resource.host_name = text(&mut map)?,
+                "ipAddress" => resource.ip_address = text(&mut map)?,
+                "type" => resource.kind = text(&mut map)?,
+                "resourceType" => resource.resource_type = text(&mut map)?,
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(MaybeResource(resource))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(MaybeResource(Resource::default()))
+    }
+
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(MaybeResource(Resource::default()))
+    }
+    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
+        Ok(MaybeResource(Resource::default()))
+    }
+    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
+        Ok(MaybeResource(Resource::default()))
+    }
+    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
+        Ok(MaybeResource(Resource::default()))
+    }
+    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
+        Ok(MaybeResource(Resource::default()))
+    }
+    fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
+        let name = (!name.is_empty()).then(|| Cow::Owned(name.to_owned()));
+        Ok(MaybeResource(Resource {
+            name,
+            ..Resource::default()
+        }))
+    }
+}
+
+// === impl Resource ===
+
+impl<'a> Resource<'a> {
+    /// `name`, else `resourceName`, else `hostName`.
+    #[must_use]
+    pub fn best_name(&self) -> Option<&Cow<'a, str>> {
+        self.name
+            .as_ref()
+            .or(self.resource_name.as_ref())
+            .or(self.host_name.as_ref())
+    }
+
+    /// `resourceType`, else `type`.
+    #[must_use]
+    pub fn best_type(&self) -> Option<&Cow<'a, str>> {
+        self.resource_type.as_ref().or(self.kind.as_ref())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str) -> Item<'_> {
+        serde_json::from_str(json).unwrap()
+    }
+
+    fn alert(json: &str) -> Alert<'_> {
+        match read(json) {
+            Item::Alert(alert) => *alert,
+            Item::Unreadable => panic!("unreadable: {json}"),
+        }
+    }
+
+    #[test]
+    fn only_the_id_is_needed() {
+        assert_eq!(alert(r#"{"uniqueId": "7"}"#).id, "7");
+        assert_eq!(alert(r#"{"uniqueId": 7}"#).id, "7");
+        for json in [
+            "{}",
+            "null",
+            "7",
+            "-7",
+            "7.5",
+            "true",
+            "\"7\"",
+            "[[1], 2]",
+            r#"{"uniqueId": ""}"#,
+        ] {
+            assert_eq!(read(json), Item::Unreadable, "{json}");
+        }
+    }
+
+    #[test]
+    fn members_of_a_neighbouring_type_do_not_spoil_an_alert() {
+        for value in [
+            "null",
+            "\"\"",
+            "[1, {}]",
+            "{\"a\": [1]}",
+            "12",
+            "-3",
+            "1.5",
+            "true",
+            "\"x\"",
+        ] {
+            for name in [
+                "subject",
+                "description",
+                "currentState",
+                "status",
+                "repeatCount",
+                "inferenceId",
+                "acknowledged",
+                "closed",
+                "device",
+                "resource",
+                "createdDate",
+                "statusHistory",
+                "new",
+            ] {
+                let json = format!(r#"{{"{name}": {value}, "uniqueId": "7"}}"#);
+                assert_eq!(alert(&json).id, "7", "{json}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_member_that_comes_twice_counts_as_it_came_last() {
+        let alert = alert(r#"{"uniqueId": "7", "status": "New", "status": "Closed"}"#);
+        assert_eq!(alert.status.as_deref(), Some("Closed"));
+    }
+
+    #[test]
+    fn dates_are_read_in_every_form_that_the_api_uses() {
+        let expected: Timestamp = "2016-02-24T01:15:00Z".parse().unwrap();
+        for text in [
+            "2016-02-24T01:15:00+0000",
+            "2016-02-24T01:15:00Z",
+            "2016-02-23T20:15:00-0500",
+            "2016-02-24T06:45:00+05:30",
+            " 2016-02-24T01:15:00.000+0000 ",
+            "1456276500000",
+        ] {
+            assert_eq!(parse_time(text), Some(expected), "{text}");
+        }
+        for text in [
+            "",
+            "yesterday",
+            "0000-00-00",
+            "99999999999999999999",
+            "2016-02-24",
+        ] {
+            assert_eq!(parse_time(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_reason_of_a_departure_is_its_status_else_its_flags() {
+        let reason = |json: &str| alert(json).departure_reason();
+        assert_eq!(
+            reason(r#"{"uniqueId":"7","status":"Acknowledged"}"#).as_deref(),
+            Some("acknowledged")
+        );
+        assert_eq!(
+            reason(r#"{"uniqueId":"7","status":"In Progress "}"#).as_deref(),
+            Some("in_progress")
+        );
+        assert_eq!(reason(r#"{"uniqueId":"7","status":"New"}"#), None);
+        assert_eq!(reason(r#"{"uniqueId":"7"}"#), None);
+        let flags = r#"{"uniqueId":"7","status":"New","ticketed":true,"acknowledged":"true"}"#;
+        assert_eq!(reason(flags).as_deref(), Some("ticketed"));
+        let suppressed = r#"{"uniqueId":"7","permanentlySuppressed":true,"suppressed":false}"#;
+        assert_eq!(reason(suppressed).as_deref(), Some("suppressed"));
+    }
+}

@@ -1,0 +1,473 @@
+//! The allowance: how many requests a tenant may make in a minute, shared by everyone who asks.
+//!
+//! Three things feed it: our own ceiling, the `X-RateLimit-*` headers, and 429 with
+//! `Retry-After`. [`Window`] is the pure rule; [`Allowance`] lets callers wait for it, first come
+//! first served, polls before full reads. Points in time that the server tells are turned into
+//! durations by the server's own `Date`, so that clocks may differ.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::RateLimit;
+
+/// The documented window.
+const MINUTE: Duration = Duration::from_secs(60);
+/// A server that asks for a longer pause is asked again after this one.
+const MAX_PAUSE: Duration = Duration::from_secs(5 * 60);
+/// The pause after a 429 that does not say how long.
+const UNTOLD_PAUSE: Duration = Duration::from_secs(15);
+
+/// How soon a request is needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Urgency {
+    /// A poll: new alerts wait for it.
+    Poll,
+    /// A full read or what follows from it: takes what polls leave.
+    Background,
+}
+
+/// The rule: at most so many requests in any minute, and less where the server says so.
+#[derive(Debug)]
+pub(super) struct Window {
+    ceiling: u32,
+    /// The server's limit, where it is below ours.
+    told_limit: Option<u32>,
+    /// When the requests of the last minute were answered. The server counts a request when it
+    /// arrives, which is before that: so a minute after the answer it is surely forgotten.
+    answered: VecDeque<Instant>,
+    in_flight: u32,
+    /// What the server said is left, and until when.
+    told: Option<Told>,
+    /// No request before this, because the server said so.
+    paused_until: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    remaining: u32,
+    resets_at: Instant,
+}
+
+/// What an answer says about the allowance.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Hints {
+    pub(super) limit: Option<u32>,
+    pub(super) remaining: Option<u32>,
+    /// Time to the reset, by the server's own clock.
+    pub(super) resets_in: Option<Duration>,
+    /// The same as the server told it, for the metrics.
+    pub(super) reset_at: Option<Timestamp>,
+    /// `Retry-After`, in either form.
+    pub(super) retry_after: Option<Duration>,
+    pub(super) throttled: bool,
+}
+
+/// One allowance, shared by everyone who asks for one tenant and category.
+#[derive(Debug)]
+pub(super) struct Allowance {
+    window: Mutex<Window>,
+    /// Requests a minute that polls are expected to need; full reads leave them alone.
+    reserved: AtomicU32,
+    polls: tokio::sync::Mutex<()>,
+    background: tokio::sync::Mutex<()>,
+}
+
+/// Keeps requests a minute free for polls, until it is dropped.
+#[derive(Debug)]
+pub struct Reservation {
+    allowance: Arc<Allowance>,
+    milli: u32,
+}
+
+/// The right to make one request. Dropping it says that the request was answered, or given up.
+#[derive(Debug)]
+pub(super) struct Permit<'a>(&'a Allowance);
+
+// === impl Window ===
+
+impl Window {
+    pub(super) fn new(ceiling: u32) -> Self {
+        Self {
+            ceiling: ceiling.max(1),
+            told_limit: None,
+            answered: VecDeque::new(),
+            in_flight: 0,
+            told: None,
+            paused_until: None,
+        }
+    }
+
+    /// Takes a request out of the allowance, leaving `keep` of them; or says when to try again.
+    pub(super) fn take(&mut self, now: Instant, keep: u32) -> Result<(), Instant> {
+        while self
+            .answered
+            .front()
+            .is_some_and(|at| now.saturating_duration_since(*at) >= MINUTE)
+        {
+            self.answered.pop_front();
+        }
+        if let Some(until) = self.paused_until {
+            if now < until {
+                return Err(until);
+            }
+            self.paused_until = None;
+        }
+        if self.told.is_some_and(|told| told.resets_at <= now) {
+            self.told = None;
+        }
+        let limit = self
+            .told_limit
+            .map_or(self.ceiling, |told| told.min(self.ceiling))
+            .max(1);
+        // However much polls need, full reads keep a tenth: they must come to an end.
+        let keep = keep.min(limit - limit.div_ceil(10));
+        let used = u32::try_from(self.answered.len()).unwrap_or(u32::MAX) + self.in_flight;
+        if used + keep >= limit {
+            // With requests in flight but none answered there is nothing to wait for but them.
+            let frees = self
+                .answered
+                .get((used + keep - limit) as usize)
+                .map(|at| *at + MINUTE);
+            return Err(frees.unwrap_or(now + Duration::from_millis(100)));
+        }
+        if let Some(told) = &mut self.told {
+            // What others used shows in the server's count; near the reset less must be kept.
+            let left = told.resets_at - now;
+            let keep_here = (f64::from(keep) * left.as_secs_f64() / MINUTE.as_secs_f64()) as u32;
+            if told.remaining <= keep_here {
+                return Err(told.resets_at);
+            }
+            told.remaining -= 1;
+        }
+        self.in_flight += 1;
+        Ok(())
+    }
+
+    /// A request was answered, or given up.
+    pub(super) fn give_back(&mut self, now: Instant) {
+        self.in_flight = self.in_flight.saturating_sub(1);
+        self.answered.push_back(now);
+    }
+
+    /// What an answer said.
+    pub(super) fn learn(&mut self, hints: &Hints, now: Instant) {
+        if let Some(limit) = hints.limit.filter(|limit| *limit > 0) {
+            self.told_limit = Some(limit);
+        }
+        let resets_in = hints.resets_in.map(|wait| wait.min(MAX_PAUSE));
+        if let (Some(remaining), Some(wait)) = (hints.remaining, resets_in) {
+            let remaining = remaining.saturating_sub(self.in_flight.saturating_sub(1));
+            let resets_at = now + wait;
+            // Answers overtake each other: within one window only the lowest count is true.
+            let same_window = |told: &Told| {
+                told.resets_at.max(resets_at) - told.resets_at.min(resets_at) < MINUTE / 2
+            };
+            self.told = Some(match self.told {
+                Some(told) if same_window(&told) => Told {
+                    remaining: told.remaining.min(remaining),
+                    resets_at: told.resets_at.max(resets_at),
+                },
+                _ => Told {
+                    remaining,
+                    resets_at,
+                },
+            });
+        }
+        if hints.throttled {
+            let wait = hints
+                .retry_after
+                .or(resets_in.filter(|wait| !wait.is_zero()));
+            let until = now + wait.unwrap_or(UNTOLD_PAUSE).min(MAX_PAUSE);
+            self.paused_until = Some(self.paused_until.map_or(until, |known| known.max(until)));
+        }
+    }
+}
+
+// === impl Hints ===
+
+impl Hints {
+    pub(super) fn read(status: u16, headers: &http::HeaderMap, now: Timestamp) -> Self {
+        let text = |name: &str| {
+            headers
+                .get(name)?
+                .to_str()
+                .ok()
+                .map(|value| value.trim().trim_matches('"').trim())
+        };
+        let number = |name: &str| text(name)?.parse::<u32>().ok();
+        let server_now = text("date").and_then(http_date).unwrap_or(now);
+        let until =
+            |at: Timestamp| Duration::try_from(at.duration_since(server_now)).unwrap_or_default();
+        let reset_at = text("x-ratelimit-reset")
+            .and_then(|value| value.parse().ok())
+            .and_then(|seconds| Timestamp::from_second(seconds).ok());
+        let retry_after = text("retry-after").and_then(|value| match value.parse::<u64>() {
+            Ok(seconds) => Some(Duration::from_secs(seconds)),
+            Err(_) => http_date(value).map(until),
+        });
+        Self {
+            limit: number("x-ratelimit-limit"),
+            remaining: number("x-ratelimit-remaining"),
+            // `Date` and the reset are whole seconds, each cut off: one more is surely enough.
+            resets_in: reset_at.map(|at| until(at) + Duration::from_secs(1)),
+            reset_at,
+            retry_after,
+            throttled: status == 429,
+        }
+    }
+
+    pub(super) fn rate_limit(&self) -> Option<RateLimit> {
+        Some(RateLimit {
+            limit: self.limit?,
+            remaining: self.remaining?,
+            reset_at: self.reset_at?,
+        })
+    }
+}
+
+/// A date as HTTP writes it: `Sun, 06 Nov 1994 08:49:37 GMT`.
+pub(super) fn http_date(text: &str) -> Option<Timestamp> {
+    jiff::fmt::rfc2822::DateTimeParser::new()
+        .parse_timestamp(text)
+        .ok()
+}
+
+// === impl Allowance ===
+
+impl Allowance {
+    pub(super) fn new(ceiling: u32) -> Self {
+        Self {
+            window: Mutex::new(Window::new(ceiling)),
+            reserved: AtomicU32::new(0),
+            polls: tokio::sync::Mutex::default(),
+            background: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Waits for a request to become free. Brings how long that took.
+    pub(super) async fn acquire(&self, urgency: Urgency) -> (Permit<'_>, Duration) {
+        let began = Instant::now();
+        let queue = match urgency {
+            Urgency::Poll => &self.polls,
+            Urgency::Background => &self.background,
+        };
+        let _turn = queue.lock().await;
+        loop {
+            let tried = self.window().take(Instant::now(), self.keep(urgency));
+            match tried {
+                Ok(()) => return (Permit(self), began.elapsed()),
+                // What is known can change while waiting, so look again every now and then.
+                Err(at) => {
+                    let soon = Instant::now() + Duration::from_secs(1);
+                    tokio::time::sleep_until(at.min(soon)).await;
+                }
+            }
+        }
+    }
+
+    /// How many requests full reads leave to polls: what these need at their intervals, and a
+    /// fifth of the ceiling for a burst of new alerts.
+    fn keep(&self, urgency: Urgency) -> u32 {
+        match urgency {
+            Urgency::Poll => 0,
+            Urgency::Background => {
+                self.reserved.load(Ordering::Relaxed).div_ceil(1000) + self.window().ceiling / 5
+            }
+        }
+    }
+
+    pub(super) fn learn(&self, hints: &Hints) {
+        self.window().learn(hints, Instant::now());
+    }
+
+    /// Keeps as many requests a minute free as a poll every `interval` needs.
+    pub(super) fn reserve(self: &Arc<Self>, interval: Duration) -> Reservation {
+        let a_minute = MINUTE.as_secs_f64() / interval.as_secs_f64().max(0.001);
+        let milli = (a_minute * 1000.0).min(1e6) as u32;
+        self.reserved.fetch_add(milli, Ordering::Relaxed);
+        Reservation {
+            allowance: Arc::clone(self),
+            milli,
+        }
+    }
+
+    fn window(&self) -> std::sync::MutexGuard<'_, Window> {
+        // The rule does not panic half-way, so a poisoned window is still whole.
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Permit<'_> {
+    fn drop(&mut self) {
+        self.0.window().give_back(Instant::now());
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.allowance
+            .reserved
+            .fetch_sub(self.milli, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn headers(pairs: &[(&'static str, &str)]) -> http::HeaderMap {
+        pairs
+            .iter()
+            .map(|(name, value)| (http::HeaderName::from_static(name), value.parse().unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn headers_are_read_by_the_servers_own_clock() {
+        // Our clock is an hour ahead of the server's.
+        let ours: Timestamp = "2026-03-01T11:00:00Z".parse().unwrap();
+        let headers = headers(&[
+            ("date", "Sun, 01 Mar 2026 10:00:00 GMT"),
+            ("x-ratelimit-limit", "\"50\""),
+            ("x-ratelimit-remaining", " 7 "),
+            ("x-ratelimit-reset", "1772359220"),
+            ("retry-after", "Sun, 01 Mar 2026 10:00:30 GMT"),
+        ]);
+        let hints = Hints::read(429, &headers, ours);
+        assert_eq!(hints.limit, Some(50));
+        assert_eq!(hints.remaining, Some(7));
+        assert_eq!(hints.resets_in, Some(Duration::from_secs(21)));
+        assert_eq!(hints.retry_after, Some(Duration::from_secs(30)));
+        assert!(hints.throttled);
+    }
+
+    #[test]
+    fn senseless_headers_are_no_hints() {
+        let headers = headers(&[
+            ("date", "yesterday"),
+            ("x-ratelimit-limit", "many"),
+            ("x-ratelimit-remaining", "-1"),
+            ("x-ratelimit-reset", "99999999999999999"),
+            ("retry-after", "soon"),
+        ]);
+        assert_eq!(
+            Hints::read(200, &headers, Timestamp::UNIX_EPOCH),
+            Hints::default()
+        );
+    }
+
+    #[test]
+    fn a_retry_after_in_the_past_is_no_wait() {
+        let headers = headers(&[("retry-after", "Sun, 01 Mar 2026 10:00:30 GMT")]);
+        let now = "2026-03-02T00:00:00Z".parse().unwrap();
+        assert_eq!(
+            Hints::read(429, &headers, now).retry_after,
+            Some(Duration::ZERO)
+        );
+    }
+
+    #[test]
+    fn nothing_is_asked_while_the_server_wants_quiet() {
+        let start = Instant::now();
+        let mut window = Window::new(50);
+        window.take(start, 0).unwrap();
+        window.give_back(start);
+        let retry_after = Some(Duration::from_secs(7));
+        window.learn(
+            &Hints {
+                throttled: true,
+                retry_after,
+                ..Hints::default()
+            },
+            start,
+        );
+        assert_eq!(window.take(start, 0), Err(start + Duration::from_secs(7)));
+        assert_eq!(window.take(start + Duration::from_secs(7), 0), Ok(()));
+    }
+
+    #[test]
+    fn what_others_used_is_respected() {
+        let start = Instant::now();
+        let mut window = Window::new(50);
+        let told = |remaining| Hints {
+            limit: Some(50),
+            remaining: Some(remaining),
+            resets_in: Some(Duration::from_secs(30)),
+            ..Hints::default()
+        };
+        window.take(start, 0).unwrap();
+        window.give_back(start);
+        window.learn(&told(2), start);
+        assert_eq!(window.take(start, 0), Ok(()));
+        assert_eq!(window.take(start, 0), Ok(()));
+        assert_eq!(window.take(start, 0), Err(start + Duration::from_secs(30)));
+        assert_eq!(window.take(start + Duration::from_secs(30), 0), Ok(()));
+    }
+
+    #[test]
+    fn a_reset_that_never_comes_does_not_stop_us_for_long() {
+        let start = Instant::now();
+        let mut window = Window::new(50);
+        let hints = Hints {
+            remaining: Some(0),
+            resets_in: Some(Duration::from_secs(1_000_000)),
+            ..Hints::default()
+        };
+        window.learn(&hints, start);
+        assert_eq!(window.take(start, 0), Err(start + MAX_PAUSE));
+    }
+
+    proptest! {
+        /// Whatever the pace, the server never counts more than the limit in any minute, when
+        /// requests arrive at any moment between being sent and being answered.
+        #[test]
+        fn no_minute_holds_more_than_the_limit(
+            limit in 1u32..60,
+            steps in proptest::collection::vec((0u64..3_000, 0u64..2_000, 0u32..30), 1..400),
+        ) {
+            let mut now = Instant::now();
+            let mut window = Window::new(limit);
+            let mut arrivals = Vec::new();
+            for (pause, latency, keep) in steps {
+                now += Duration::from_millis(pause);
+                match window.take(now, keep) {
+                    Ok(()) => {
+                        // The earliest and the latest moment that the server may have counted it.
+                        arrivals.push(now + Duration::from_millis(latency / 2));
+                        now += Duration::from_millis(latency);
+                        window.give_back(now);
+                    }
+                    Err(at) => prop_assert!(at > now, "a wait must be a wait"),
+                }
+            }
+            for (index, first) in arrivals.iter().enumerate() {
+                let within = arrivals[index..].iter().take_while(|at| **at - *first < MINUTE).count();
+                prop_assert!(within <= limit as usize, "{within} requests in a minute of {limit}");
+            }
+        }
+
+        #[test]
+        fn full_reads_leave_polls_their_part_and_come_to_an_end(limit in 1u32..200, keep in 0u32..400) {
+            let now = Instant::now();
+            let mut window = Window::new(limit);
+            let mut background = 0;
+            while window.take(now, keep).is_ok() {
+                background += 1;
+            }
+            prop_assert!(background >= 1);
+            prop_assert!(background >= limit.saturating_sub(keep));
+            prop_assert!(background <= limit.saturating_sub(keep).max(limit.div_ceil(10)));
+        }
+    }
+}

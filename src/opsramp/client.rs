@@ -1,0 +1,729 @@
+//! The client of one account: requests, their errors, and what is learned from the headers.
+//!
+//! The interface to reqwest is localized here. Redirects are never followed: one of the token
+//! endpoint would hand the secret to whoever it names.
+
+use std::{
+    collections::HashMap,
+    error::Error as _,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use reqwest::{Method, StatusCode, header};
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use super::{
+    Endpoint, Observer, Options,
+    allowance::{Allowance, Hints, Reservation, Urgency},
+    error::{Error, excerpt},
+    page::Answer,
+    token::{Credentials, Grant, Issuer, Token, Tokens},
+};
+use crate::{clock, secret::Secret};
+
+/// Everything but the characters that RFC 3986 leaves unreserved.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
+/// Requests that an account has in flight at most. A tenant has two at a time (a poll and its
+/// full read), so that many tenants must hang before others wait.
+const MAX_IN_FLIGHT: usize = 128;
+/// The largest answer of the token endpoint.
+const MAX_TOKEN_ANSWER: u64 = 64 * 1024;
+/// The documented ceilings, requests a minute, of a client and of a partner.
+const PAGINATED: (u32, u32) = (50, 150);
+const NON_PAGINATED: (u32, u32) = (500, 1500);
+
+/// The client of one account. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Client(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    http: Http,
+    tokens: Tokens<TokenEndpoint>,
+    observer: Arc<dyn Observer>,
+    in_flight: tokio::sync::Semaphore,
+    requests_per_minute: Option<u32>,
+    tenants: Mutex<HashMap<Arc<str>, Arc<Allowances>>>,
+}
+
+/// How requests are made, shared with the token endpoint.
+#[derive(Clone, Debug)]
+struct Http {
+    client: reqwest::Client,
+    options: Arc<Options>,
+}
+
+/// A tenant's allowances, one a category.
+#[derive(Debug)]
+struct Allowances {
+    search: Arc<Allowance>,
+    alert: Arc<Allowance>,
+    clients: Arc<Allowance>,
+}
+
+#[derive(Debug)]
+struct TokenEndpoint {
+    http: Http,
+    observer: Arc<dyn Observer>,
+}
+
+/// A page of a search, to be asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SearchRequest {
+    /// The readable `queryString`, such as `actions:OPEN`.
+    pub query: String,
+    /// From 1.
+    pub page: u64,
+    /// Alerts a page.
+    pub page_size: u32,
+    /// Whether to ask for the newest first by `sortName=ts`; else the server's own order.
+    pub sorted: bool,
+}
+
+/// The token in use, for people.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TokenInfo {
+    /// How long its request took.
+    pub took: Duration,
+    /// How long it still lives.
+    pub remaining: Duration,
+    /// Its scope, where the endpoint told.
+    pub scope: Option<String>,
+}
+
+/// The client could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A certificate or key cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A certificate, key or proxy is not usable.
+    #[error("{what} of account {account} is not usable")]
+    Unusable {
+        /// What.
+        what: &'static str,
+        /// The account's name.
+        account: Arc<str>,
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
+}
+
+// === impl Client ===
+
+impl Client {
+    /// Sets up the client; nothing is sent yet.
+    ///
+    /// # Errors
+    /// Where a certificate, a key or the proxy is not usable.
+    pub fn new(options: Options, observer: Arc<dyn Observer>) -> Result<Self, BuildError> {
+        // A process has one; it does not matter who was first.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let client = http_client(&options)?;
+        let requests_per_minute = options.requests_per_minute;
+        let http = Http {
+            client,
+            options: Arc::new(options),
+        };
+        let tokens = Tokens::new(TokenEndpoint {
+            http: http.clone(),
+            observer: observer.clone(),
+        });
+        Ok(Self(Arc::new(Inner {
+            http,
+            tokens,
+            observer,
+            in_flight: tokio::sync::Semaphore::new(MAX_IN_FLIGHT),
+            requests_per_minute,
+            tenants: Mutex::default(),
+        })))
+    }
+
+    /// The account's name.
+    #[must_use]
+    pub fn account(&self) -> &Arc<str> {
+        &self.0.http.options.name
+    }
+
+    /// Makes sure that there is a token.
+    ///
+    /// # Errors
+    /// As the token endpoint has it.
+    pub async fn token(&self) -> Result<TokenInfo, Error> {
+        let token = self.0.tokens.get().await?;
+        Ok(TokenInfo {
+            took: token.took(),
+            remaining: token.remaining(),
+            scope: token.scope().map(str::to_owned),
+        })
+    }
+
+    /// A page of a search.
+    ///
+    /// # Errors
+    /// As the API has it; an answer that is no search result shows when it is read.
+    pub async fn search(
+        &self,
+        tenant: &str,
+        request: &SearchRequest,
+        urgency: Urgency,
+    ) -> Result<Answer, Error> {
+        let order = if request.sorted {
+            "&isDescendingOrder=true&sortName=ts"
+        } else {
+            ""
+        };
+        let url = format!(
+            "{}/alerts/search?pageNo={}&pageSize={}{order}&queryString={}",
+            self.tenant_url(tenant),
+            request.page,
+            request.page_size,
+            utf8_percent_encode(&request.query, ENCODED),
+        );
+        let allowance = &self.allowances(tenant).search;
+        self.send(Endpoint::Search, tenant, url, allowance, urgency)
+            .await
+    }
+
+    /// One alert, whatever its status. `None` where there is no such alert.
+    ///
+    /// # Errors
+    /// As the API has it.
+    pub async fn alert(&self, tenant: &str, id: &str) -> Result<Option<Answer>, Error> {
+        let id = utf8_percent_encode(id, ENCODED);
+        let url = format!("{}/alerts/{id}", self.tenant_url(tenant));
+        let allowance = &self.allowances(tenant).alert;
+        match self
+            .send(Endpoint::Alert, tenant, url, allowance, Urgency::Background)
+            .await
+        {
+            Err(Error::Http { status: 404, .. }) => Ok(None),
+            // The documented answer of a sister endpoint to an id that does not exist.
+            Err(Error::Http {
+                status: 500,
+                excerpt,
+                ..
+            }) if excerpt.contains("\"0003\"") => Ok(None),
+            answer => answer.map(Some),
+        }
+    }
+
+    /// A page of the clients of a partner.
+    ///
+    /// # Errors
+    /// As the API has it.
+    pub async fn clients(&self, partner: &str, page: u64) -> Result<Answer, Error> {
+        let url = format!(
+            "{}/clients/search?pageNo={page}&pageSize=100",
+            self.tenant_url(partner)
+        );
+        let allowance = &self.allowances(partner).clients;
+        self.send(
+            Endpoint::Clients,
+            partner,
+            url,
+            allowance,
+            Urgency::Background,
+        )
+        .await
+    }
+
+    /// Keeps as much of a tenant's allowance free for polls as one every `interval` needs.
+    #[must_use]
+    pub fn reserve(&self, tenant: &str, interval: Duration) -> Reservation {
+        self.allowances(tenant).search.reserve(interval)
+    }
+
+    async fn send(
+        &self,
+        endpoint: Endpoint,
+        tenant: &str,
+        url: String,
+        allowance: &Allowance,
+        urgency: Urgency,
+    ) -> Result<Answer, Error> {
+        let token = self.0.tokens.get().await?;
+        let first = self
+            .send_once(endpoint, tenant, &url, allowance, urgency, &token)
+            .await;
+        let Err(Refused::Token { .. }) = first else {
+            return first.map_err(Refused::into_error);
+        };
+        // 407 is the documented answer to a token that ran out or was revoked.
+        match self.0.tokens.replace(&token).await? {
+            Some(token) => {
+                tracing::debug!(account = %self.account(), "the API refused the token; trying a new one once");
+                self.send_once(endpoint, tenant, &url, allowance, urgency, &token)
+                    .await
+                    .map_err(Refused::into_error)
+            }
+            None => first.map_err(Refused::into_error),
+        }
+    }
+
+    async fn send_once(
+        &self,
+        endpoint: Endpoint,
+        tenant: &str,
+        url: &str,
+        allowance: &Allowance,
+        urgency: Urgency,
+        token: &Token,
+    ) -> Result<Answer, Refused> {
+        let (_permit, waited) = allowance.acquire(urgency).await;
+        if waited > Duration::from_millis(1) {
+            self.0.observer.throttled(tenant, waited);
+        }
+        // The semaphore is never closed.
+        let _slot = self.0.in_flight.acquire().await;
+        let http = &self.0.http;
+        let request = http
+            .request(Method::GET, url)
+            .header(header::AUTHORIZATION, bearer(&token.secret));
+        let began = Instant::now();
+        let answer = http
+            .exchange(endpoint, request, http.options.max_response_size)
+            .await;
+        let took = began.elapsed();
+        let (status, headers, body) = match answer {
+            Ok(answer) => answer,
+            Err((status, error)) => {
+                self.0.observer.request(endpoint, status, took);
+                return Err(Refused::Other(error));
+            }
+        };
+        self.0
+            .observer
+            .request(endpoint, Some(status.as_u16()), took);
+        let hints = Hints::read(status.as_u16(), &headers, clock::now());
+        allowance.learn(&hints);
+        if endpoint == Endpoint::Search
+            && let Some(seen) = hints.rate_limit()
+        {
+            self.0.observer.rate_limit(tenant, seen);
+        }
+        let shown = || excerpt(&body, &[token.secret.expose()]);
+        match status.as_u16() {
+            200..=299 => {
+                self.0.tokens.accepted(token);
+                Ok(Answer::new(endpoint.as_str(), body))
+            }
+            401 | 407 => Err(Refused::Token {
+                status: status.as_u16(),
+                excerpt: shown(),
+            }),
+            403 => {
+                self.0.tokens.accepted(token);
+                let what = format!(
+                    "{} of tenant {tenant} is forbidden (403): the key lacks the permission: {}",
+                    endpoint.as_str(),
+                    shown()
+                );
+                Err(Refused::Other(Error::Auth { what }))
+            }
+            429 => Err(Refused::Other(Error::Throttled {
+                retry_after: hints.retry_after,
+            })),
+            code => Err(Refused::Other(Error::Http {
+                endpoint: endpoint.as_str(),
+                status: code,
+                excerpt: redirect_or(&headers, shown),
+            })),
+        }
+    }
+
+    fn tenant_url(&self, tenant: &str) -> String {
+        let tenant = utf8_percent_encode(tenant, ENCODED);
+        format!("{}/api/v2/tenants/{tenant}", self.0.http.options.url)
+    }
+
+    fn allowances(&self, tenant: &str) -> Arc<Allowances> {
+        // The map is only looked up and added to, so a poisoned one is still whole.
+        let mut tenants = self
+            .0
+            .tenants
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = tenants.get(tenant) {
+            return Arc::clone(known);
+        }
+        let partner = tenant.starts_with("msp_");
+        let pick = |(client, msp)| if partner { msp } else { client };
+        let paginated = self.0.requests_per_minute.unwrap_or(pick(PAGINATED));
+        let made = Arc::new(Allowances {
+            search: Arc::new(Allowance::new(paginated)),
+            alert: Arc::new(Allowance::new(pick(NON_PAGINATED))),
+            clients: Arc::new(Allowance::new(paginated)),
+        });
+        tenants.insert(Arc::from(tenant), Arc::clone(&made));
+        made
+    }
+}
+
+/// Why a single request brought nothing.
+enum Refused {
+    /// The token was not accepted.
+    Token {
+        status: u16,
+        excerpt: String,
+    },
+    Other(Error),
+}
+
+// === impl Refused ===
+
+impl Refused {
+    fn into_error(self) -> Error {
+        match self {
+            Self::Token { status, excerpt } => {
+                let what =
+                    format!("the API refuses the token, also a new one ({status}): {excerpt}");
+                Error::Auth { what }
+            }
+            Self::Other(error) => error,
+        }
+    }
+}
+
+// === impl TokenEndpoint ===
+
+/// A token answer. `expires_in` is a number in the guide and a text in the OpenAPI file.
+#[derive(Deserialize)]
+struct TokenAnswer {
+    access_token: Secret,
+    #[serde(default)]
+    expires_in: Option<serde_json::Value>,
+    #[serde(default)]
+    scope: Option<serde_json::Value>,
+}
+
+/// A token whose answer does not tell its life is used for so long.
+const UNTOLD_LIFE: Duration = Duration::from_secs(300);
+/// No token is asked for more often than this, however short its life.
+const MIN_LIFE: Duration = Duration::from_secs(1);
+/// No life is believed to be longer.
+const MAX_LIFE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+impl Issuer for TokenEndpoint {
+    fn credentials(&self) -> Result<Credentials, Error> {
+        let options = &self.http.options;
+        let read = |source: &crate::secret::SecretSource| {
+            source.read().map_err(|error| {
+                let cause = error
+                    .source()
+                    .map(|cause| format!(": {cause}"))
+                    .unwrap_or_default();
+                Error::Auth {
+                    what: format!("{error}{cause}"),
+                }
+            })
+        };
+        Ok(Credentials {
+            id: read(&options.client_id)?,
+            secret: read(&options.client_secret)?,
+        })
+    }
+
+    async fn request(&self, credentials: &Credentials) -> Result<Grant, Error> {
+        self.observer.token_requested();
+        let began = Instant::now();
+        let asked = self.ask(credentials).await;
+        let took = began.elapsed();
+        self.observer.request(Endpoint::Token, asked.0, took);
+        match asked.1 {
+            Ok((token, life, scope)) => {
+                self.observer.token_obtained(took, clock::now() + life);
+                Ok(Grant {
+                    token,
+                    life,
+                    scope,
+                    took,
+                })
+            }
+            Err(error) => {
+                let reason = match error.reason() {
+                    "auth" => "rejected",
+                    "too_large" => "decode",
+                    reason => reason,
+                };
+                self.observer.token_failed(reason);
+                Err(error)
+            }
+        }
+    }
+}
+
+type Told = (Secret, Duration, Option<String>);
+
+impl TokenEndpoint {
+    async fn ask(&self, credentials: &Credentials) -> (Option<u16>, Result<Told, Error>) {
+        let Credentials { id, secret } = credentials;
+        let request = self
+            .http
+            .request(Method::POST, &self.http.options.token_url)
+            .form(&[
+                ("grant_type", "client_credentials"),
+                ("client_id", id.expose()),
+                ("client_secret", secret.expose()),
+            ]);
+        let (status, headers, body) = match self
+            .http
+            .exchange(Endpoint::Token, request, MAX_TOKEN_ANSWER)
+            .await
+        {
+            Ok(answer) => answer,
+            Err((status, error)) => return (status, Err(error)),
+        };
+        let code = status.as_u16();
+        let encoded = utf8_percent_encode(secret.expose(), ENCODED).to_string();
+        let shown = || excerpt(&body, &[secret.expose(), &encoded, id.expose()]);
+        let result = match code {
+            200..=299 => read_token(&body),
+            400 | 401 | 403 => Err(Error::Auth {
+                what: format!(
+                    "the token endpoint rejects the credentials ({code}): {}",
+                    shown()
+                ),
+            }),
+            429 => {
+                let retry_after = Hints::read(code, &headers, clock::now()).retry_after;
+                Err(Error::Throttled { retry_after })
+            }
+            _ => {
+                let excerpt = redirect_or(&headers, shown);
+                Err(Error::Http {
+                    endpoint: Endpoint::Token.as_str(),
+                    status: code,
+                    excerpt,
+                })
+            }
+        };
+        (Some(code), result)
+    }
+}
+
+fn read_token(body: &[u8]) -> Result<Told, Error> {
+    // No excerpt: the body of a success holds the token, in whatever form.
+    let problem = |what: &str| Error::Decode {
+        endpoint: Endpoint::Token.as_str(),
+        what: what.to_owned(),
+        excerpt: String::new(),
+    };
+    let answer: TokenAnswer = serde_json::from_slice(body)
+        .map_err(|_| problem("200 with something that is no token answer"))?;
+    let text = answer.access_token.expose();
+    if text.is_empty() || header::HeaderValue::from_str(text).is_err() {
+        return Err(problem("200 with an access_token that no header can hold"));
+    }
+    let life = match answer.expires_in {
+        Some(serde_json::Value::Number(number)) => number.as_f64(),
+        Some(serde_json::Value::String(text)) => text.trim().parse().ok(),
+        _ => None,
+    };
+    let life = life
+        .and_then(|seconds: f64| Duration::try_from_secs_f64(seconds.max(0.0)).ok())
+        .unwrap_or(UNTOLD_LIFE)
+        .clamp(MIN_LIFE, MAX_LIFE);
+    let scope = answer
+        .scope
+        .and_then(|scope| scope.as_str().map(str::to_owned));
+    Ok((answer.access_token, life, scope))
+}
+
+// === impl Http ===
+
+type Exchanged = (StatusCode, header::HeaderMap, Vec<u8>);
+
+impl Http {
+    fn request(&self, method: Method, url: &str) -> reqwest::RequestBuilder {
+        self.client
+            .request(method, url)
+            .header(header::ACCEPT, "application/json")
+            .timeout(self.options.timeout)
+    }
+
+    /// Sends a request and reads its body, no further than `limit`. An error comes with the
+    /// status, where there was one.
+    async fn exchange(
+        &self,
+        endpoint: Endpoint,
+        request: reqwest::RequestBuilder,
+        limit: u64,
+    ) -> Result<Exchanged, (Option<u16>, Error)> {
+        let mut response = request
+            .send()
+            .await
+            .map_err(|error| (None, self.transport(endpoint, error)))?;
+        let status = response.status();
+        let failed = |error| (Some(status.as_u16()), error);
+        let mut body = Vec::new();
+        while let Some(chunk) = response
+            .chunk()
+            .await
+            .map_err(|error| failed(self.transport(endpoint, error)))?
+        {
+            if (body.len() + chunk.len()) as u64 > limit {
+                return Err(failed(Error::TooLarge {
+                    endpoint: endpoint.as_str(),
+                    limit,
+                }));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        Ok((status, std::mem::take(response.headers_mut()), body))
+    }
+
+    fn transport(&self, endpoint: Endpoint, error: reqwest::Error) -> Error {
+        // Whatever a URL holds, a message need not.
+        let host = error
+            .url()
+            .and_then(|url| {
+                let port = url
+                    .port()
+                    .map(|port| format!(":{port}"))
+                    .unwrap_or_default();
+                Some(format!("{}{port}", url.host_str()?))
+            })
+            .unwrap_or_else(|| self.options.url.clone());
+        let error = error.without_url();
+        let cut_short = cut_short(&error);
+        if error.is_timeout() {
+            let limit = if error.is_connect() {
+                self.options.connect_timeout
+            } else {
+                self.options.timeout
+            };
+            Error::Timeout { host, limit }
+        } else if cut_short || (error.is_decode() && !error.is_connect()) {
+            let what = if cut_short {
+                "with a body that ends too early".to_owned()
+            } else {
+                format!(
+                    "with a body that cannot be decompressed ({})",
+                    root_cause(&error)
+                )
+            };
+            Error::Decode {
+                endpoint: endpoint.as_str(),
+                what,
+                excerpt: String::new(),
+            }
+        } else {
+            Error::Connect {
+                host,
+                source: Arc::new(error),
+            }
+        }
+    }
+}
+
+/// Whether the connection ended in good order before the announced length was reached.
+fn cut_short(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if error
+            .downcast_ref::<hyper::Error>()
+            .is_some_and(hyper::Error::is_incomplete_message)
+        {
+            return true;
+        }
+        if error
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::UnexpectedEof)
+        {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
+    while let Some(next) = cause.source() {
+        cause = next;
+    }
+    cause.to_string()
+}
+
+fn bearer(token: &Secret) -> header::HeaderValue {
+    let text = format!("Bearer {}", token.expose());
+    let mut value = header::HeaderValue::try_from(text)
+        .expect("a token is checked to fit a header when it is obtained");
+    value.set_sensitive(true);
+    value
+}
+
+/// What to show of an answer: where a redirect leads, else the beginning of the body.
+fn redirect_or(headers: &header::HeaderMap, shown: impl FnOnce() -> String) -> String {
+    let location = headers
+        .get(header::LOCATION)
+        .and_then(|value| value.to_str().ok());
+    match location {
+        Some(location) => {
+            // The path and query of a redirect can repeat what was sent.
+            let origin = reqwest::Url::parse(location)
+                .map(|url| url.origin().ascii_serialization())
+                .unwrap_or_else(|_| "another path".to_owned());
+            format!("a redirect to {origin}, which is not followed")
+        }
+        None => shown(),
+    }
+}
+
+fn http_client(options: &Options) -> Result<reqwest::Client, BuildError> {
+    let unusable = |what| {
+        let account = Arc::clone(&options.name);
+        move |source: reqwest::Error| BuildError::Unusable {
+            what,
+            account,
+            source: source.without_url(),
+        }
+    };
+    let read = |path: &std::path::PathBuf| {
+        std::fs::read(path).map_err(|source| BuildError::Read {
+            path: path.clone(),
+            source,
+        })
+    };
+    let mut builder = reqwest::Client::builder()
+        .user_agent(concat!("opsramp-exporter/", env!("CARGO_PKG_VERSION")))
+        .redirect(reqwest::redirect::Policy::none())
+        // Retries happen by polling again.
+        .retry(reqwest::retry::never())
+        .connect_timeout(options.connect_timeout)
+        .pool_idle_timeout(Duration::from_secs(90))
+        .pool_max_idle_per_host(16)
+        .tls_danger_accept_invalid_certs(options.tls.insecure_skip_verify);
+    if let Some(path) = &options.tls.ca_file {
+        let certificates =
+            reqwest::Certificate::from_pem_bundle(&read(path)?).map_err(unusable("tls.ca_file"))?;
+        builder = builder.tls_certs_only(certificates);
+    }
+    if let (Some(certificate), Some(key)) = (&options.tls.cert_file, &options.tls.key_file) {
+        let mut pem = read(key)?;
+        pem.push(b'\n');
+        pem.extend(read(certificate)?);
+        let identity = reqwest::Identity::from_pem(&pem).map_err(unusable("tls.cert_file"))?;
+        builder = builder.identity(identity);
+    }
+    if let Some(proxy) = &options.proxy_url {
+        let proxy = reqwest::Proxy::all(proxy.0.expose()).map_err(unusable("proxy_url"))?;
+        builder = builder.proxy(proxy);
+    }
+    builder.build().map_err(unusable("the TLS set-up"))
+}

@@ -1,0 +1,208 @@
+//! Why a request failed: one variant a way to handle it, each with a stable [`Error::reason`].
+
+use std::{sync::Arc, time::Duration};
+
+/// How many characters of an unexpected body are shown.
+const EXCERPT: usize = 160;
+
+/// Why a request failed. Cheap to clone, so that everyone who waited for one token request is
+/// told of its failure. Messages never hold a secret or a token.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The credentials, or the token they brought, are not accepted.
+    #[error("{what}")]
+    Auth {
+        /// What was refused and how, as a sentence.
+        what: String,
+    },
+    /// The rate limit is exceeded.
+    #[error("the rate limit is exceeded (429)")]
+    Throttled {
+        /// How long the server asked us to wait.
+        retry_after: Option<Duration>,
+    },
+    /// No answer in time.
+    #[error("no complete answer from {host} within {}", humantime::format_duration(*.limit))]
+    Timeout {
+        /// Who was asked.
+        host: String,
+        /// The time that was given.
+        limit: Duration,
+    },
+    /// The server could not be reached, or the connection broke.
+    #[error("cannot reach {host}")]
+    Connect {
+        /// Who was asked.
+        host: String,
+        /// Why: DNS, TCP, TLS, proxy or a reset.
+        #[source]
+        source: Arc<dyn std::error::Error + Send + Sync>,
+    },
+    /// The server answered with a status that is no success.
+    #[error("{endpoint} answered {status}{}", show_excerpt(.excerpt))]
+    Http {
+        /// What was asked.
+        endpoint: &'static str,
+        /// The status code.
+        status: u16,
+        /// The beginning of the body, made harmless.
+        excerpt: String,
+    },
+    /// The answer is not what the API documents.
+    #[error("{endpoint} answered {what}{}", show_excerpt(.excerpt))]
+    Decode {
+        /// What was asked.
+        endpoint: &'static str,
+        /// What came instead, as the end of a sentence.
+        what: String,
+        /// The beginning of the body, made harmless.
+        excerpt: String,
+    },
+    /// The answer is larger than allowed.
+    #[error(
+        "{endpoint} answered more than {limit} bytes; raise max_response_size if that is right"
+    )]
+    TooLarge {
+        /// What was asked.
+        endpoint: &'static str,
+        /// The limit, in bytes after decompression.
+        limit: u64,
+    },
+}
+
+// === impl Error ===
+
+impl Error {
+    /// Every reason, as the metrics' label names it.
+    pub const REASONS: [&'static str; 7] = [
+        "auth",
+        "throttled",
+        "timeout",
+        "connect",
+        "http",
+        "decode",
+        "too_large",
+    ];
+
+    /// The stable word for this kind of failure.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Auth { .. } => "auth",
+            Self::Throttled { .. } => "throttled",
+            Self::Timeout { .. } => "timeout",
+            Self::Connect { .. } => "connect",
+            Self::Http { .. } => "http",
+            Self::Decode { .. } => "decode",
+            Self::TooLarge { .. } => "too_large",
+        }
+    }
+
+    /// The status code, where the failure is one.
+    #[must_use]
+    pub fn status(&self) -> Option<u16> {
+        match self {
+            Self::Http { status, .. } => Some(*status),
+            _ => None,
+        }
+    }
+
+    /// The whole chain of causes on one line.
+    #[must_use]
+    pub fn chain(&self) -> String {
+        use std::{error::Error as _, fmt::Write as _};
+
+        let mut line = self.to_string();
+        let mut cause = self.source();
+        while let Some(error) = cause {
+            let text = error.to_string();
+            // Wrappers often repeat the text of what they wrap.
+            if !line.ends_with(&text) {
+                // Writing to a string cannot fail.
+                let _ = write!(line, ": {text}");
+            }
+            cause = error.source();
+        }
+        line
+    }
+}
+
+fn show_excerpt(excerpt: &str) -> String {
+    if excerpt.is_empty() {
+        String::new()
+    } else {
+        format!(": {excerpt}")
+    }
+}
+
+/// The beginning of a body on one line, without control characters and without `secrets`.
+pub(super) fn excerpt(body: &[u8], secrets: &[&str]) -> String {
+    let longest = secrets.iter().map(|secret| secret.len()).max().unwrap_or(0);
+    let window = &body[..body.len().min(EXCERPT * 4 + longest)];
+    let mut text = String::from_utf8_lossy(window).into_owned();
+    for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
+        text = text.replace(secret, crate::secret::REDACTED);
+    }
+    if window.len() < body.len() {
+        // What is left of a secret that goes on behind the window is shorter than the secret.
+        let end = (0..=text.len().saturating_sub(longest))
+            .rev()
+            .find(|at| text.is_char_boundary(*at));
+        text.truncate(end.unwrap_or(0));
+    }
+    let words: Vec<&str> = text
+        .split(|c: char| c.is_whitespace() || c.is_control())
+        .filter(|word| !word.is_empty())
+        .collect();
+    let line = words.join(" ");
+    match line.char_indices().nth(EXCERPT) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_excerpt_is_one_short_line_without_secrets() {
+        let body = format!("<html>\n\t\x1b[31mtoken=s3cret {}", "x".repeat(1000));
+        let shown = excerpt(body.as_bytes(), &["s3cret", ""]);
+        assert!(
+            shown.starts_with("<html> [31mtoken=<secret> xxx"),
+            "{shown}"
+        );
+        assert!(
+            shown.ends_with('…') && shown.chars().count() == EXCERPT + 1,
+            "{shown}"
+        );
+        assert_eq!(excerpt(b"", &[]), "");
+    }
+
+    #[test]
+    fn a_secret_at_the_end_of_the_excerpt_is_hidden_whole() {
+        let secret = "q".repeat(64);
+        for padding in 500..720 {
+            let body = format!("{}{secret}", " ".repeat(padding));
+            assert!(
+                !excerpt(body.as_bytes(), &[&secret]).contains('q'),
+                "{padding}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_chain_names_every_cause_once() {
+        let source = std::io::Error::other("connection refused");
+        let error = Error::Connect {
+            host: "api.example".into(),
+            source: Arc::new(source),
+        };
+        assert_eq!(
+            error.chain(),
+            "cannot reach api.example: connection refused"
+        );
+        assert_eq!(error.reason(), "connect");
+    }
+}

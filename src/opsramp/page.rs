@@ -1,0 +1,504 @@
+//! Answers: a page of a search, one alert, a page of clients.
+//!
+//! An answer owns its text; what is read from it borrows from there.
+
+use std::fmt;
+
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use serde_json::value::RawValue;
+
+use super::{
+    alert::{Alert, Item, Key, Lenient},
+    error::{Error, excerpt},
+};
+
+/// The body of a successful answer.
+#[derive(Clone, Debug)]
+pub struct Answer {
+    endpoint: &'static str,
+    text: String,
+}
+
+/// A page of a search.
+#[derive(Clone, Debug)]
+pub struct Page<'a> {
+    /// The alerts that could be read, in the server's order.
+    pub alerts: Vec<Alert<'a>>,
+    /// The same alerts as the API gave them, where they were asked for; else empty.
+    pub raw: Vec<&'a str>,
+    /// Items that are no alert.
+    pub unreadable: usize,
+    /// `totalResults`.
+    pub total_results: u64,
+    /// `pageSize`, where the answer tells: the server may have clamped what was asked for.
+    pub page_size: Option<u64>,
+    /// The number of the next page, where there is one.
+    pub next_page: Option<u64>,
+}
+
+/// A client of a partner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientInfo {
+    /// `uniqueId`, such as `client_14`: the tenant's id.
+    pub id: String,
+    /// `name`; the id where it has none.
+    pub name: String,
+    /// `activated`; `true` where the answer does not tell.
+    pub activated: bool,
+}
+
+/// A page of clients.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientsPage {
+    /// The clients that could be read.
+    pub clients: Vec<ClientInfo>,
+    /// The number of the next page, where there is one.
+    pub next_page: Option<u64>,
+}
+
+/// The envelope that all paged answers share.
+struct Envelope<T> {
+    results: Option<Vec<T>>,
+    total_results: Option<u64>,
+    page_no: Option<u64>,
+    page_size: Option<u64>,
+    total_pages: Option<u64>,
+    next_page: Option<bool>,
+    next_page_no: Option<u64>,
+}
+
+// === impl Answer ===
+
+impl Answer {
+    pub(super) fn new(endpoint: &'static str, body: Vec<u8>) -> Self {
+        // Checked once here; a stray byte costs a replacement character, not the page.
+        let text = String::from_utf8(body)
+            .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
+        let surrogates = text.contains("\\ud") || text.contains("\\uD");
+        let text = surrogates
+            .then(|| mend_surrogates(&text))
+            .flatten()
+            .unwrap_or(text);
+        Self { endpoint, text }
+    }
+
+    /// Reads a page of a search; `asked` is the page that was asked for.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] where it is not JSON, or has no `results` or no `totalResults`.
+    pub fn page(&self, asked: u64, keep_raw: bool) -> Result<Page<'_>, Error> {
+        if !keep_raw && let Ok(envelope) = self.envelope::<Item<'_>>() {
+            let next_page = envelope.next_page(asked);
+            let (results, total_results) =
+                self.required(envelope.results, envelope.total_results)?;
+            let count = results.len();
+            let alerts: Vec<_> = results
+                .into_iter()
+                .filter_map(|item| match item {
+                    Item::Alert(alert) => Some(*alert),
+                    Item::Unreadable => None,
+                })
+                .collect();
+            return Ok(Page {
+                unreadable: count - alerts.len(),
+                raw: Vec::new(),
+                alerts,
+                total_results,
+                page_size: envelope.page_size,
+                next_page: next_page.filter(|_| count > 0),
+            });
+        }
+        self.page_item_by_item(asked, keep_raw)
+    }
+
+    /// Reads each item by itself: slower, and one that cannot be read costs only itself.
+    fn page_item_by_item(&self, asked: u64, keep_raw: bool) -> Result<Page<'_>, Error> {
+        let envelope = self.envelope::<&RawValue>()?;
+        let next_page = envelope.next_page(asked);
+        let (results, total_results) = self.required(envelope.results, envelope.total_results)?;
+        let count = results.len();
+        let mut alerts = Vec::with_capacity(count);
+        let mut raw = Vec::new();
+        for item in results {
+            if let Ok(Item::Alert(alert)) = serde_json::from_str::<Item<'_>>(item.get()) {
+                alerts.push(*alert);
+                if keep_raw {
+                    raw.push(item.get());
+                }
+            }
+        }
+        Ok(Page {
+            unreadable: count - alerts.len(),
+            raw,
+            alerts,
+            total_results,
+            page_size: envelope.page_size,
+            next_page: next_page.filter(|_| count > 0),
+        })
+    }
+
+    /// Reads one alert.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] where it is none.
+    pub fn alert(&self) -> Result<Alert<'_>, Error> {
+        match serde_json::from_str::<Item<'_>>(&self.text) {
+            Ok(Item::Alert(alert)) => Ok(*alert),
+            Ok(Item::Unreadable) => Err(self.unexpected("no alert".to_owned())),
+            Err(error) => Err(self.unexpected(format!("no JSON ({error})"))),
+        }
+    }
+
+    /// The text of the answer.
+    #[must_use]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// Reads a page of clients.
+    ///
+    /// # Errors
+    /// [`Error::Decode`] where it is none.
+    pub fn clients(&self, asked: u64) -> Result<ClientsPage, Error> {
+        let envelope = self.envelope::<serde_json::Value>()?;
+        let next_page = envelope.next_page(asked);
+        let Some(results) = envelope.results else {
+            return Err(self.unexpected("no results".to_owned()));
+        };
+        let next_page = next_page.filter(|_| !results.is_empty());
+        let clients = results.iter().filter_map(ClientInfo::read).collect();
+        Ok(ClientsPage { clients, next_page })
+    }
+
+    fn envelope<'de, T: Deserialize<'de>>(&'de self) -> Result<Envelope<T>, Error> {
+        serde_json::from_str::<Envelope<T>>(&self.text)
+            .map_err(|error| self.unexpected(format!("no search result ({error})")))
+    }
+
+    fn required<T>(&self, results: Option<T>, total: Option<u64>) -> Result<(T, u64), Error> {
+        match (results, total) {
+            (Some(results), Some(total)) => Ok((results, total)),
+            (None, _) => Err(self.unexpected("without results".to_owned())),
+            (_, None) => Err(self.unexpected("without totalResults".to_owned())),
+        }
+    }
+
+    fn unexpected(&self, what: String) -> Error {
+        let excerpt = excerpt(self.text.as_bytes(), &[]);
+        Error::Decode {
+            endpoint: self.endpoint,
+            what,
+            excerpt,
+        }
+    }
+}
+
+// === impl ClientInfo ===
+
+impl ClientInfo {
+    fn read(item: &serde_json::Value) -> Option<Self> {
+        let text = |name: &str| match &item[name] {
+            serde_json::Value::String(text) if !text.trim().is_empty() => Some(text.clone()),
+            serde_json::Value::Number(number) => Some(number.to_string()),
+            _ => None,
+        };
+        let id = text("uniqueId")?;
+        let name = text("name").unwrap_or_else(|| id.clone());
+        let activated = match &item["activated"] {
+            serde_json::Value::Bool(activated) => *activated,
+            serde_json::Value::String(word) => !word.eq_ignore_ascii_case("false"),
+            _ => true,
+        };
+        Some(Self {
+            id,
+            name,
+            activated,
+        })
+    }
+}
+
+// === impl Envelope ===
+
+impl<T> Envelope<T> {
+    /// What the answer says follows `asked`: `nextPage` decides, and `nextPageNo` names it where
+    /// it makes sense. Where the answer says nothing, the number of pages decides.
+    fn next_page(&self, asked: u64) -> Option<u64> {
+        let here = self.page_no.filter(|page| *page > 0).unwrap_or(asked);
+        let more = match (self.next_page, self.next_page_no) {
+            (Some(more), _) => more,
+            (None, Some(next)) => next > here,
+            (None, None) => self.total_pages.is_some_and(|pages| pages > here),
+        };
+        // A number that does not lead onwards would be read for ever.
+        more.then(|| {
+            self.next_page_no
+                .filter(|next| *next > asked)
+                .unwrap_or(asked + 1)
+        })
+    }
+}
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Envelope<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(EnvelopeVisitor(std::marker::PhantomData))
+    }
+}
+
+struct EnvelopeVisitor<T>(std::marker::PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for EnvelopeVisitor<T> {
+    type Value = Envelope<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with results and totalResults")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut envelope = Envelope {
+            results: None,
+            total_results: None,
+            page_no: None,
+            page_size: None,
+            total_pages: None,
+            next_page: None,
+            next_page_no: None,
+        };
+        while let Some(Key(key)) = map.next_key()? {
+            match &*key {
+                "results" => envelope.results = map.next_value::<Option<Vec<T>>>()?,
+                "totalResults" => envelope.total_results = number(&mut map)?,
+                "pageNo" => envelope.page_no = number(&mut map)?,
+                "pageSize" => envelope.page_size = number(&mut map)?.filter(|size| *size > 0),
+                "totalPages" => envelope.total_pages = number(&mut map)?,
+                "nextPage" => {
+                    let Lenient(text) = map.next_value()?;
+                    envelope.next_page = match text.as_deref() {
+                        Some("true") => Some(true),
+                        Some("false") => Some(false),
+                        _ => None,
+                    };
+                }
+                "nextPageNo" => envelope.next_page_no = number(&mut map)?,
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(envelope)
+    }
+}
+
+fn number<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<u64>, A::Error> {
+    let Lenient(text) = map.next_value()?;
+    Ok(text.and_then(|text| text.trim().parse().ok()))
+}
+
+/// Replaces `\u` escapes of lone surrogates, which no UTF-8 text can hold. `None` where there
+/// are none.
+fn mend_surrogates(json: &str) -> Option<String> {
+    let bytes = json.as_bytes();
+    let unit = |at: usize| -> Option<u16> {
+        let escape = json.get(at..at + 6)?.strip_prefix("\\u")?;
+        u16::from_str_radix(escape, 16).ok()
+    };
+    let mut mended = String::with_capacity(json.len());
+    let (mut at, mut copied, mut found) = (0, 0, false);
+    while at < bytes.len() {
+        if bytes[at] != b'\\' {
+            at += 1;
+            continue;
+        }
+        match unit(at) {
+            Some(0xD800..=0xDBFF) if matches!(unit(at + 6), Some(0xDC00..=0xDFFF)) => at += 12,
+            Some(0xD800..=0xDFFF) => {
+                mended.push_str(&json[copied..at]);
+                mended.push_str("\\ufffd");
+                found = true;
+                at += 6;
+                copied = at;
+            }
+            // Any other escape: the character after the backslash belongs to it.
+            _ => at += 2,
+        }
+    }
+    found.then(|| {
+        mended.push_str(&json[copied..]);
+        mended
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answer(text: &str) -> Answer {
+        Answer::new("search", text.as_bytes().to_vec())
+    }
+
+    fn problem(text: &str) -> String {
+        answer(text).page(1, false).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn paging_follows_what_the_answer_says() {
+        let next = |members: &str, asked| {
+            let text = format!(r#"{{"results":[{{"uniqueId":"1"}}],"totalResults":9,{members}}}"#);
+            answer(&text).page(asked, false).unwrap().next_page
+        };
+        assert_eq!(next(r#""nextPage":true,"nextPageNo":2"#, 1), Some(2));
+        assert_eq!(next(r#""nextPage":true"#, 3), Some(4));
+        assert_eq!(next(r#""nextPage":"true","pageNo":"3""#, 3), Some(4));
+        assert_eq!(
+            next(r#""nextPage":true,"nextPageNo":0"#, 3),
+            Some(4),
+            "0 leads nowhere"
+        );
+        assert_eq!(
+            next(r#""nextPage":true,"nextPageNo":1"#, 3),
+            Some(4),
+            "nor does an earlier page"
+        );
+        assert_eq!(next(r#""nextPage":false,"nextPageNo":2"#, 1), None);
+        assert_eq!(next(r#""totalPages":3"#, 2), Some(3));
+        assert_eq!(next(r#""totalPages":3"#, 3), None);
+        assert_eq!(next(r#""nextPageNo":2"#, 1), Some(2));
+        assert_eq!(next(r#""x":1"#, 1), None);
+        let empty = r#"{"results":[],"totalResults":9,"nextPage":true,"nextPageNo":2}"#;
+        assert_eq!(
+            answer(empty).page(1, false).unwrap().next_page,
+            None,
+            "an empty page is the last"
+        );
+    }
+
+    #[test]
+    fn what_is_no_search_result_is_an_error_not_zero_alerts() {
+        for text in [
+            "",
+            "null",
+            "[]",
+            "7",
+            "<html><body>login</body></html>",
+            "{\"results\":[",
+            "\u{feff}{}",
+        ] {
+            assert!(
+                problem(text).starts_with("search answered no search result"),
+                "{text}: {}",
+                problem(text)
+            );
+        }
+        assert_eq!(problem("{}"), "search answered without results: {}");
+        assert_eq!(
+            problem(r#"{"results":null,"totalResults":0}"#),
+            r#"search answered without results: {"results":null,"totalResults":0}"#
+        );
+        assert_eq!(
+            problem(r#"{"results":[]}"#),
+            r#"search answered without totalResults: {"results":[]}"#
+        );
+        assert_eq!(
+            problem(r#"{"results":[],"totalResults":-1}"#),
+            r#"search answered without totalResults: {"results":[],"totalResults":-1}"#
+        );
+        assert!(
+            answer(r#"{"results":{},"totalResults":1}"#)
+                .page(1, false)
+                .is_err()
+        );
+    }
+
+    #[test]
+    fn one_unreadable_item_is_counted_and_does_not_spoil_the_page() {
+        let text = r#"{"results":[{"uniqueId":"1"},null,{"subject":"x"},{"uniqueId":"2","x":1e999,"repeatCount":1e999},
+            {"uniqueId":"3","subject":"lone \ud83d surrogate, \\ud83d none, \ud83d\ude00 fine"}],"totalResults":5}"#;
+        let answer = answer(text);
+        let page = answer.page(1, false).unwrap();
+        let ids: Vec<_> = page.alerts.iter().map(|alert| &*alert.id).collect();
+        assert_eq!(ids, ["1", "3"]);
+        assert_eq!(
+            page.alerts[1].subject.as_deref(),
+            Some("lone \u{fffd} surrogate, \\ud83d none, 😀 fine")
+        );
+        assert_eq!((page.unreadable, page.total_results), (3, 5));
+    }
+
+    #[test]
+    fn stray_bytes_cost_a_character_not_the_page() {
+        let mut body = br#"{"results":[{"uniqueId":"1","subject":"caf"#.to_vec();
+        body.extend([0xe9]);
+        body.extend(br#""}],"totalResults":1}"#);
+        let answer = Answer::new("search", body);
+        let page = answer.page(1, false).unwrap();
+        assert_eq!(page.alerts[0].subject.as_deref(), Some("caf\u{fffd}"));
+    }
+
+    #[test]
+    fn raw_alerts_are_kept_as_they_came() {
+        let text = r#"{"results":[{"uniqueId":"1", "x" : 1.50},7],"totalResults":"2"}"#;
+        let answer = answer(text);
+        let page = answer.page(1, true).unwrap();
+        assert_eq!(page.raw, [r#"{"uniqueId":"1", "x" : 1.50}"#]);
+        assert_eq!(
+            (page.alerts.len(), page.unreadable, page.total_results),
+            (1, 1, 2)
+        );
+    }
+
+    #[test]
+    fn deep_nesting_is_no_crash() {
+        let deep = format!("{}1{}", "[".repeat(100_000), "]".repeat(100_000));
+        let text = format!(r#"{{"results":[{{"uniqueId":"1","x":{deep}}}],"totalResults":1}}"#);
+        assert_eq!(
+            answer(&text)
+                .page(1, false)
+                .map(|page| page.alerts.len())
+                .unwrap_or(0),
+            1
+        );
+        let nested = format!(r#"{{"results":{deep},"totalResults":1}}"#);
+        assert!(
+            answer(&nested)
+                .page(1, false)
+                .is_ok_and(|page| page.unreadable == 1)
+        );
+    }
+
+    #[test]
+    fn clients_are_read() {
+        let text = include_str!("../../tests/samples/clients-search.json");
+        let page = answer(text).clients(1).unwrap();
+        let client = |id: &str, name: &str, activated| ClientInfo {
+            id: id.into(),
+            name: name.into(),
+            activated,
+        };
+        assert_eq!(
+            page.clients,
+            [
+                client("client_14", "Example Services", true),
+                client("client_9", "Example Bank", false)
+            ]
+        );
+        assert_eq!(page.next_page, None);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_body_whatever_panics(body: Vec<u8>) {
+            let answer = Answer::new("search", body);
+            let _ = answer.page(1, true);
+            let _ = answer.alert();
+            let _ = answer.clients(1);
+        }
+
+        #[test]
+        fn mending_keeps_json_json(text: String, unit in 0xD800u16..=0xDFFF) {
+            let json = serde_json::to_string(&text).unwrap();
+            let broken = format!("{}\\u{unit:04x}\"", &json[..json.len() - 1]);
+            let mended = mend_surrogates(&broken).unwrap();
+            let read: String = serde_json::from_str(&mended).unwrap();
+            proptest::prop_assert_eq!(read, format!("{text}\u{fffd}"));
+        }
+    }
+}
