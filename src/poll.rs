@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+pub use crate::track::GroupLabel;
+
 /// One search, as it is run for each of its tenants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SearchOptions {
@@ -25,27 +27,6 @@ pub struct SearchOptions {
     pub max_groups: usize,
 }
 
-/// What alerts can be grouped by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum GroupLabel {
-    /// `currentState`.
-    State,
-    /// `status`.
-    Status,
-    /// `priority`.
-    Priority,
-    /// `app`.
-    Source,
-    /// `alertType`.
-    AlertType,
-    /// `eventType`.
-    EventType,
-    /// The resource's type.
-    ResourceType,
-    /// `clientUniqueId`.
-    Client,
-}
-
 /// What becomes of alerts that are open when there is no state yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AtFirstStart {
@@ -53,23 +34,4 @@ pub enum AtFirstStart {
     Emit,
     /// They are taken note of, without a line.
     Skip,
-}
-
-// === impl GroupLabel ===
-
-impl GroupLabel {
-    /// The label's name, and the word in the configuration.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::State => "state",
-            Self::Status => "status",
-            Self::Priority => "priority",
-            Self::Source => "source",
-            Self::AlertType => "alert_type",
-            Self::EventType => "event_type",
-            Self::ResourceType => "resource_type",
-            Self::Client => "client",
-        }
-    }
 }

@@ -1,1 +1,428 @@
 //! Which alerts are known, and what an answer changes about them.
+//!
+//! Pure: no I/O, no clock. Asking happens elsewhere; here a page's [`Sighting`]s are compared with
+//! the known alerts ([`Tracker::compare`]), and once what follows has been stored it is taken over
+//! ([`Tracker::adopt`]). A *reading* is one pass over the whole result: what it does not bring is
+//! missing ([`Tracker::missing`]). An alert costs about a hundred bytes.
+
+use std::sync::Arc;
+
+use hashbrown::{HashTable, hash_table};
+use xxhash_rust::xxh3::xxh3_64;
+
+mod groups;
+
+pub use groups::{GroupLabel, OTHER};
+
+use groups::{GroupId, Groups};
+
+/// An alert as a page shows it, reduced to what tells whether something happened.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sighting<'a> {
+    /// `uniqueId`.
+    pub id: &'a str,
+    /// A hash of everything whose change is worth storing.
+    pub digest: u64,
+    /// The state's word; empty where there is none.
+    pub state: &'a str,
+    /// The status' word; empty where there is none.
+    pub status: &'a str,
+}
+
+/// An alert to be known from now on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Known<'a> {
+    /// What it looks like.
+    pub sighting: Sighting<'a>,
+    /// How many events its life has had.
+    pub ordinal: u32,
+    /// When it was created, in seconds since the epoch.
+    pub created_at: Option<i64>,
+    /// Its value for each of the tracker's labels.
+    pub group: Vec<String>,
+}
+
+/// What a page changes, as places in the list of sightings.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Delta {
+    /// Not known so far.
+    pub opened: Vec<usize>,
+    /// Known, with another state or status.
+    pub changed: Vec<(usize, Before)>,
+    /// Known, with the same state and status, and something else that differs.
+    pub refreshed: Vec<(usize, Before)>,
+    /// Whether the last sighting is of a known alert that has not changed at all: what the server
+    /// sorts behind it is then older than the last look, in whatever order it sorts.
+    pub tail_unchanged: bool,
+}
+
+/// How a known alert stood before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Before {
+    /// How many events its life has had.
+    pub ordinal: u32,
+    /// Its state's word.
+    pub state: Arc<str>,
+    /// Its status' word.
+    pub status: Arc<str>,
+}
+
+/// The known alerts of one search.
+#[derive(Debug)]
+pub struct Tracker {
+    alerts: HashTable<Entry>,
+    words: Words,
+    groups: Groups,
+    /// The present reading.
+    reading: u32,
+    seen: usize,
+    leaving: usize,
+    oldest: Oldest,
+}
+
+/// 48 bytes, of which there can be a million.
+#[derive(Debug)]
+struct Entry {
+    id: Id,
+    digest: u64,
+    created_at: i64,
+    ordinal: u32,
+    group: GroupId,
+    /// The reading that saw it last; its highest bit says that it is on its way out.
+    seen_in: u32,
+    state: WordId,
+    status: WordId,
+}
+
+/// An id. Those of the API's examples are digits.
+#[derive(Debug, PartialEq, Eq)]
+enum Id {
+    Number(u64),
+    Text(Box<str>),
+}
+
+/// The words of states and statuses, each kept once.
+#[derive(Debug, Default)]
+struct Words(Vec<Arc<str>>);
+
+type WordId = u16;
+
+/// A server that invents words is not followed beyond so many.
+const MAX_WORDS: usize = 1024;
+const NO_DATE: i64 = i64::MIN;
+
+/// The oldest creation date: known, or to be looked for when it is next asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Oldest {
+    Known(Option<i64>),
+    Stale,
+}
+
+// === impl Tracker ===
+
+impl Tracker {
+    /// Knows nothing yet.
+    #[must_use]
+    pub fn new(group_by: Arc<[GroupLabel]>, max_groups: usize) -> Self {
+        Self {
+            alerts: HashTable::new(),
+            words: Words::default(),
+            groups: Groups::new(group_by, max_groups),
+            reading: 1,
+            seen: 0,
+            leaving: 0,
+            oldest: Oldest::Known(None),
+        }
+    }
+
+    /// How many alerts are known, those on their way out included.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.alerts.len()
+    }
+
+    /// Whether none is known.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.alerts.is_empty()
+    }
+
+    /// How many of them are held to be open: all but those on their way out.
+    #[must_use]
+    pub fn open(&self) -> usize {
+        self.alerts.len() - self.leaving
+    }
+
+    /// Whether an alert is known.
+    #[must_use]
+    pub fn knows(&self, id: &str) -> bool {
+        self.find(id).is_some()
+    }
+
+    /// What a page changes. An alert that a page shows twice counts once.
+    #[must_use]
+    pub fn compare(&self, page: &[Sighting<'_>]) -> Delta {
+        let mut delta = Delta::default();
+        let mut new = hashbrown::HashSet::<&str>::new();
+        for (place, sighting) in page.iter().enumerate() {
+            let last = place + 1 == page.len();
+            match self.find(sighting.id) {
+                None if new.insert(sighting.id) => delta.opened.push(place),
+                None => {}
+                Some(entry) if entry.digest == sighting.digest => delta.tail_unchanged = last,
+                Some(entry) => {
+                    let before = self.before(entry);
+                    let same = before.state.eq_ignore_ascii_case(sighting.state)
+                        && before.status.eq_ignore_ascii_case(sighting.status);
+                    // Of two forms of one alert on one page, the first is the newer.
+                    if new.insert(sighting.id) {
+                        let list = if same {
+                            &mut delta.refreshed
+                        } else {
+                            &mut delta.changed
+                        };
+                        list.push((place, before));
+                    }
+                }
+            }
+        }
+        delta
+    }
+
+    /// Takes over what was stored of a page's changes, and notes the whole page as seen.
+    pub fn adopt(&mut self, known: Vec<Known<'_>>, page: &[Sighting<'_>]) {
+        for alert in known {
+            self.insert(alert);
+        }
+        for sighting in page {
+            let (id, reading) = (Id::new(sighting.id), self.reading);
+            let Ok(mut entry) = self.alerts.find_entry(id.hash(), |entry| entry.id == id) else {
+                continue;
+            };
+            let entry = entry.get_mut();
+            if entry.is_leaving() {
+                self.leaving -= 1;
+            }
+            if entry.seen_in != reading {
+                self.seen += 1;
+                entry.seen_in = reading;
+            }
+        }
+    }
+
+    /// Takes over alerts that a store knew.
+    pub fn load(&mut self, known: Known<'_>) {
+        self.insert(known);
+    }
+
+    /// Forgets an alert that has left.
+    pub fn forget(&mut self, id: &str) {
+        let id = Id::new(id);
+        let Ok(found) = self.alerts.find_entry(id.hash(), |entry| entry.id == id) else {
+            return;
+        };
+        let (entry, _) = found.remove();
+        self.groups.remove(entry.group);
+        if entry.is_leaving() {
+            self.leaving -= 1;
+        }
+        if entry.seen_in == self.reading {
+            self.seen -= 1;
+        }
+        if self.oldest == Oldest::Known(Some(entry.created_at)) {
+            self.oldest = Oldest::Stale;
+        }
+    }
+
+    /// Begins a new reading: nothing has been seen in it.
+    pub fn begin_reading(&mut self) {
+        // Thirty-one bits of readings last for longer than any process.
+        self.reading = (self.reading + 1) & !LEAVING;
+        self.seen = 0;
+    }
+
+    /// How many alerts the present reading has seen.
+    #[must_use]
+    pub fn seen(&self) -> usize {
+        self.seen
+    }
+
+    /// The alerts that the present reading has not seen and that are not on their way out yet.
+    #[must_use]
+    pub fn missing(&self) -> Vec<Box<str>> {
+        if self.seen + self.leaving == self.alerts.len() {
+            return Vec::new();
+        }
+        let unseen = |entry: &&Entry| entry.seen_in != self.reading && !entry.is_leaving();
+        self.alerts
+            .iter()
+            .filter(unseen)
+            .map(|entry| entry.id.to_text())
+            .collect()
+    }
+
+    /// Notes that an alert is on its way out: it no longer counts as open. Seeing it again brings
+    /// it back.
+    pub fn set_leaving(&mut self, id: &str) {
+        let id = Id::new(id);
+        if let Some(entry) = self.alerts.find_mut(id.hash(), |entry| entry.id == id)
+            && !entry.is_leaving()
+        {
+            if entry.seen_in == self.reading {
+                self.seen -= 1;
+            }
+            entry.seen_in |= LEAVING;
+            self.leaving += 1;
+        }
+    }
+
+    /// How an alert that is on its way out stood; `None` where it is not, or no longer.
+    #[must_use]
+    pub fn leaving(&self, id: &str) -> Option<Before> {
+        self.find(id)
+            .filter(|entry| entry.is_leaving())
+            .map(|entry| self.before(entry))
+    }
+
+    /// The known alerts by group, in the order of the groups' values.
+    #[must_use]
+    pub fn groups(&self) -> Vec<(Vec<Arc<str>>, u64)> {
+        self.groups.counts()
+    }
+
+    /// The labels of the groups.
+    #[must_use]
+    pub fn group_by(&self) -> &Arc<[GroupLabel]> {
+        self.groups.labels()
+    }
+
+    /// When the oldest known alert was created, in seconds since the epoch.
+    pub fn oldest(&mut self) -> Option<i64> {
+        if self.oldest == Oldest::Stale {
+            let dates = self.alerts.iter().map(|entry| entry.created_at);
+            self.oldest = Oldest::Known(dates.filter(|date| *date != NO_DATE).min());
+        }
+        match self.oldest {
+            Oldest::Known(oldest) => oldest,
+            Oldest::Stale => None,
+        }
+    }
+
+    fn insert(&mut self, known: Known<'_>) {
+        let Known {
+            sighting,
+            ordinal,
+            created_at,
+            group,
+        } = known;
+        let entry = Entry {
+            id: Id::new(sighting.id),
+            digest: sighting.digest,
+            created_at: created_at.unwrap_or(NO_DATE),
+            ordinal,
+            group: self.groups.add(&group),
+            seen_in: 0,
+            state: self.words.intern(sighting.state),
+            status: self.words.intern(sighting.status),
+        };
+        let created_at = entry.created_at;
+        let hash = entry.id.hash();
+        match self
+            .alerts
+            .entry(hash, |other| other.id == entry.id, |other| other.id.hash())
+        {
+            hash_table::Entry::Vacant(place) => {
+                place.insert(entry);
+            }
+            hash_table::Entry::Occupied(mut place) => {
+                let old = std::mem::replace(place.get_mut(), entry);
+                place.get_mut().seen_in = old.seen_in;
+                self.groups.remove(old.group);
+                if self.oldest == Oldest::Known(Some(old.created_at)) {
+                    self.oldest = Oldest::Stale;
+                }
+            }
+        }
+        if let Oldest::Known(oldest) = self.oldest
+            && created_at != NO_DATE
+        {
+            self.oldest = Oldest::Known(Some(oldest.map_or(created_at, |at| at.min(created_at))));
+        }
+    }
+
+    fn find(&self, id: &str) -> Option<&Entry> {
+        let id = Id::new(id);
+        self.alerts.find(id.hash(), |entry| entry.id == id)
+    }
+
+    fn before(&self, entry: &Entry) -> Before {
+        Before {
+            ordinal: entry.ordinal,
+            state: self.words.get(entry.state),
+            status: self.words.get(entry.status),
+        }
+    }
+}
+
+// === impl Entry ===
+
+const LEAVING: u32 = 1 << 31;
+
+impl Entry {
+    fn is_leaving(&self) -> bool {
+        self.seen_in & LEAVING != 0
+    }
+}
+
+// === impl Id ===
+
+impl Id {
+    fn new(text: &str) -> Self {
+        let canonical = matches!(text.as_bytes(), [b'0'] | [b'1'..=b'9', ..]);
+        match text.parse() {
+            Ok(number) if canonical => Self::Number(number),
+            _ => Self::Text(text.into()),
+        }
+    }
+
+    fn hash(&self) -> u64 {
+        match self {
+            Self::Number(number) => xxh3_64(&number.to_le_bytes()),
+            Self::Text(text) => xxh3_64(text.as_bytes()),
+        }
+    }
+
+    fn to_text(&self) -> Box<str> {
+        match self {
+            Self::Number(number) => number.to_string().into(),
+            Self::Text(text) => text.clone(),
+        }
+    }
+}
+
+// === impl Words ===
+
+impl Words {
+    fn intern(&mut self, word: &str) -> WordId {
+        let known = self.0.iter().position(|known| **known == *word);
+        let place = known.unwrap_or_else(|| {
+            if self.0.len() < MAX_WORDS {
+                self.0.push(word.into());
+            } else if self.0.len() == MAX_WORDS {
+                self.0.push(OTHER.into());
+            }
+            self.0.len() - 1
+        });
+        WordId::try_from(place).unwrap_or(WordId::MAX)
+    }
+
+    fn get(&self, word: WordId) -> Arc<str> {
+        self.0
+            .get(usize::from(word))
+            .cloned()
+            .unwrap_or_else(|| OTHER.into())
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,155 @@
+//! Counting alerts by their values for some labels, within a bound.
+
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+/// The value under which alerts are counted for which there was no room.
+pub const OTHER: &str = "other";
+
+/// The value of a label that an alert has no value for.
+pub(super) const NONE: &str = "none";
+
+/// What alerts can be grouped by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum GroupLabel {
+    /// `currentState`.
+    State,
+    /// `status`.
+    Status,
+    /// `priority`.
+    Priority,
+    /// `app`.
+    Source,
+    /// `alertType`.
+    AlertType,
+    /// `eventType`.
+    EventType,
+    /// The resource's type.
+    ResourceType,
+    /// `clientUniqueId`.
+    Client,
+}
+
+/// A group, by its place.
+pub(super) type GroupId = u32;
+
+/// How many alerts there are in each group.
+#[derive(Debug)]
+pub(super) struct Groups {
+    labels: Arc<[GroupLabel]>,
+    max: usize,
+    places: HashMap<Box<[Arc<str>]>, GroupId>,
+    /// Groups by place, the first for all that found no room; those without alerts are free.
+    counts: Vec<u64>,
+    free: Vec<GroupId>,
+}
+
+const OVERFLOW: GroupId = 0;
+
+// === impl GroupLabel ===
+
+impl GroupLabel {
+    /// Every label.
+    pub const ALL: [Self; 8] = [
+        Self::State,
+        Self::Status,
+        Self::Priority,
+        Self::Source,
+        Self::AlertType,
+        Self::EventType,
+        Self::ResourceType,
+        Self::Client,
+    ];
+
+    /// The label's name, and the word in the configuration.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::State => "state",
+            Self::Status => "status",
+            Self::Priority => "priority",
+            Self::Source => "source",
+            Self::AlertType => "alert_type",
+            Self::EventType => "event_type",
+            Self::ResourceType => "resource_type",
+            Self::Client => "client",
+        }
+    }
+}
+
+// === impl Groups ===
+
+impl Groups {
+    pub(super) fn new(labels: Arc<[GroupLabel]>, max: usize) -> Self {
+        Self {
+            labels,
+            max,
+            places: HashMap::new(),
+            counts: vec![0],
+            free: Vec::new(),
+        }
+    }
+
+    pub(super) fn labels(&self) -> &Arc<[GroupLabel]> {
+        &self.labels
+    }
+
+    /// Counts an alert, and says where.
+    pub(super) fn add(&mut self, values: &[String]) -> GroupId {
+        let key: Box<[Arc<str>]> = values
+            .iter()
+            .map(|value| {
+                Arc::from(if value.is_empty() {
+                    NONE
+                } else {
+                    value.as_str()
+                })
+            })
+            .collect();
+        let place = match self.places.get(&key) {
+            Some(place) => *place,
+            None if self.places.len() < self.max => {
+                let place = self.free.pop().unwrap_or_else(|| {
+                    self.counts.push(0);
+                    GroupId::try_from(self.counts.len() - 1).unwrap_or(OVERFLOW)
+                });
+                self.places.insert(key, place);
+                place
+            }
+            None => OVERFLOW,
+        };
+        self.counts[place as usize] += 1;
+        place
+    }
+
+    /// No longer counts an alert.
+    pub(super) fn remove(&mut self, place: GroupId) {
+        let count = &mut self.counts[place as usize];
+        *count -= 1;
+        if *count == 0 && place != OVERFLOW {
+            self.places.retain(|_, other| *other != place);
+            self.free.push(place);
+        }
+    }
+
+    /// The groups that have alerts, in the order of their values.
+    pub(super) fn counts(&self) -> Vec<(Vec<Arc<str>>, u64)> {
+        let mut groups: Vec<_> = self
+            .places
+            .iter()
+            .map(|(values, place)| (values.to_vec(), self.counts[*place as usize]))
+            .collect();
+        let overflow = self.counts[OVERFLOW as usize];
+        if overflow > 0 {
+            let values: Vec<Arc<str>> = self.labels.iter().map(|_| Arc::from(OTHER)).collect();
+            // A value that is literally "other" must not make a second series of the same name.
+            match groups.iter_mut().find(|(known, _)| *known == values) {
+                Some((_, count)) => *count += overflow,
+                None => groups.push((values, overflow)),
+            }
+        }
+        groups.sort_unstable();
+        groups
+    }
+}

@@ -1,0 +1,259 @@
+use proptest::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::*;
+
+fn tracker() -> Tracker {
+    Tracker::new(Arc::new([GroupLabel::State]), 3)
+}
+
+fn sighting<'a>(id: &'a str, state: &'a str, digest: u64) -> Sighting<'a> {
+    Sighting {
+        id,
+        digest,
+        state,
+        status: "New",
+    }
+}
+
+fn known(sighting: Sighting<'_>, ordinal: u32) -> Known<'_> {
+    Known {
+        sighting,
+        ordinal,
+        created_at: Some(i64::from(ordinal)),
+        group: vec![sighting.state.into()],
+    }
+}
+
+fn adopt_all(tracker: &mut Tracker, page: &[Sighting<'_>]) -> Delta {
+    let delta = tracker.compare(page);
+    let places = delta.opened.iter().copied();
+    let places = places.chain(
+        delta
+            .changed
+            .iter()
+            .chain(&delta.refreshed)
+            .map(|(place, _)| *place),
+    );
+    tracker.adopt(places.map(|place| known(page[place], 1)).collect(), page);
+    delta
+}
+
+#[test]
+fn a_known_alert_costs_less_than_fifty_bytes_in_place() {
+    assert!(size_of::<Entry>() <= 48, "{}", size_of::<Entry>());
+}
+
+#[test]
+fn an_alert_opens_changes_and_is_refreshed() {
+    let mut tracker = tracker();
+    let delta = adopt_all(
+        &mut tracker,
+        &[sighting("1", "Warning", 1), sighting("2", "Ok", 2)],
+    );
+    assert_eq!(delta.opened, [0, 1]);
+    assert!(!delta.tail_unchanged);
+    // The case of a word is no change, nor is anything but state and status an event.
+    let delta = adopt_all(
+        &mut tracker,
+        &[sighting("1", "WARNING", 9), sighting("2", "Ok", 2)],
+    );
+    assert_eq!(
+        (
+            delta.opened.len(),
+            delta.changed.len(),
+            delta.refreshed.len()
+        ),
+        (0, 0, 1)
+    );
+    assert!(delta.tail_unchanged);
+    let delta = adopt_all(&mut tracker, &[sighting("2", "Critical", 3)]);
+    assert_eq!(delta.changed.len(), 1);
+    assert_eq!(&*delta.changed[0].1.state, "Ok");
+    assert!(!delta.tail_unchanged);
+    assert_eq!(adopt_all(&mut tracker, &[]), Delta::default());
+}
+
+#[test]
+fn a_page_that_shows_an_alert_twice_opens_it_once() {
+    let page = [
+        sighting("1", "Ok", 1),
+        sighting("2", "Ok", 1),
+        sighting("1", "Critical", 2),
+    ];
+    assert_eq!(tracker().compare(&page).opened, [0, 1]);
+}
+
+#[test]
+fn ids_that_look_alike_are_different_alerts() {
+    let mut tracker = tracker();
+    let ids = [
+        "7",
+        "07",
+        "+7",
+        "7 ",
+        "0",
+        "00",
+        "18446744073709551616",
+        "",
+        "ß",
+    ];
+    let page: Vec<_> = ids.iter().map(|id| sighting(id, "Ok", 1)).collect();
+    assert_eq!(adopt_all(&mut tracker, &page).opened.len(), ids.len());
+    assert_eq!(tracker.len(), ids.len());
+    tracker.begin_reading();
+    let missing: BTreeSet<_> = tracker.missing().into_iter().map(String::from).collect();
+    assert_eq!(missing, ids.iter().map(ToString::to_string).collect());
+}
+
+#[test]
+fn an_alert_on_its_way_out_comes_back_when_it_is_seen() {
+    let mut tracker = tracker();
+    let page = [sighting("1", "Ok", 1), sighting("2", "Ok", 1)];
+    adopt_all(&mut tracker, &page);
+    tracker.begin_reading();
+    adopt_all(&mut tracker, &page[..1]);
+    assert_eq!(tracker.missing(), [Box::from("2")]);
+    tracker.set_leaving("2");
+    tracker.set_leaving("2");
+    assert_eq!((tracker.len(), tracker.open()), (2, 1));
+    assert!(tracker.missing().is_empty());
+    assert!(tracker.leaving("2").is_some() && tracker.leaving("1").is_none());
+    adopt_all(&mut tracker, &page[1..]);
+    assert_eq!(tracker.open(), 2);
+    assert_eq!(tracker.leaving("2"), None);
+}
+
+#[test]
+fn groups_beyond_the_bound_are_counted_as_other_and_make_room_again() {
+    let mut tracker = tracker();
+    let page: Vec<_> = [
+        ("1", "a"),
+        ("2", "b"),
+        ("3", "c"),
+        ("4", "d"),
+        ("5", ""),
+        ("6", "a"),
+    ]
+    .into_iter()
+    .map(|(id, state)| sighting(id, state, 1))
+    .collect();
+    adopt_all(&mut tracker, &page);
+    let counts = |tracker: &Tracker| -> Vec<(String, u64)> {
+        tracker
+            .groups()
+            .into_iter()
+            .map(|(values, n)| (values[0].to_string(), n))
+            .collect()
+    };
+    let pairs = |list: &[(&str, u64)]| -> Vec<(String, u64)> {
+        list.iter()
+            .map(|(value, n)| ((*value).to_owned(), *n))
+            .collect()
+    };
+    assert_eq!(
+        counts(&tracker),
+        pairs(&[("a", 2), ("b", 1), ("c", 1), ("other", 2)])
+    );
+    tracker.forget("2");
+    tracker.forget("4");
+    adopt_all(
+        &mut tracker,
+        &[sighting("7", "e", 1), sighting("8", "other", 1)],
+    );
+    assert_eq!(
+        counts(&tracker),
+        pairs(&[("a", 2), ("c", 1), ("e", 1), ("other", 2)])
+    );
+}
+
+#[test]
+fn a_server_that_invents_words_is_bounded() {
+    let mut tracker = tracker();
+    for number in 0..2000 {
+        let (id, word) = (number.to_string(), format!("word {number}"));
+        adopt_all(&mut tracker, &[sighting(&id, &word, 1)]);
+    }
+    assert_eq!(tracker.words.0.len(), MAX_WORDS + 1);
+    let delta = tracker.compare(&[sighting("1999", "x", 2)]);
+    assert_eq!(&*delta.changed[0].1.state, OTHER);
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Page(Vec<(u8, u8)>),
+    BeginReading,
+    Leaving(u8),
+    Forget(u8),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => proptest::collection::vec((0u8..20, 0u8..3), 0..8).prop_map(Step::Page),
+        1 => Just(Step::BeginReading),
+        1 => (0u8..20).prop_map(Step::Leaving),
+        2 => (0u8..20).prop_map(Step::Forget),
+    ]
+}
+
+proptest! {
+    /// The compact tables tell the same as plain ones.
+    #[test]
+    fn the_tracker_agrees_with_a_plain_model(steps in proptest::collection::vec(step(), 0..60)) {
+        let mut tracker = Tracker::new(Arc::new([GroupLabel::State]), 2);
+        let mut model: BTreeMap<String, u8> = BTreeMap::new();
+        let (mut seen, mut leaving) = (BTreeSet::new(), BTreeSet::new());
+        for step in steps {
+            match step {
+                Step::Page(page) => {
+                    let names: Vec<(String, String)> =
+                        page.iter().map(|(id, state)| (id.to_string(), state.to_string())).collect();
+                    let page: Vec<_> = page
+                        .iter()
+                        .zip(&names)
+                        .map(|((_, state), (id, word))| sighting(id, word, u64::from(*state)))
+                        .collect();
+                    let delta = adopt_all(&mut tracker, &page);
+                    let mut first = BTreeSet::new();
+                    let mut opened = Vec::new();
+                    for (place, sighting) in page.iter().enumerate() {
+                        let state: u8 = sighting.state.parse().unwrap();
+                        let old = model.get(sighting.id).copied();
+                        if old.is_none() { opened.push(place); }
+                        // The first form on the page that differs from what was known counts.
+                        if old.is_none() || (old != Some(state) && !first.contains(sighting.id)) {
+                            model.insert(sighting.id.to_owned(), state);
+                            first.insert(sighting.id.to_owned());
+                        }
+                        seen.insert(sighting.id.to_owned());
+                        leaving.remove(sighting.id);
+                    }
+                    prop_assert_eq!(delta.opened, opened);
+                }
+                Step::BeginReading => { tracker.begin_reading(); seen.clear(); }
+                Step::Leaving(id) => {
+                    let id = id.to_string();
+                    tracker.set_leaving(&id);
+                    if model.contains_key(&id) { seen.remove(&id); leaving.insert(id); }
+                }
+                Step::Forget(id) => {
+                    let id = id.to_string();
+                    tracker.forget(&id);
+                    model.remove(&id); seen.remove(&id); leaving.remove(&id);
+                }
+            }
+            prop_assert_eq!(tracker.len(), model.len());
+            prop_assert_eq!(tracker.open(), model.len() - leaving.len());
+            prop_assert_eq!(tracker.seen(), seen.len());
+            let missing: BTreeSet<String> = tracker.missing().into_iter().map(String::from).collect();
+            let expected: BTreeSet<String> = model
+                .keys()
+                .filter(|id| !seen.contains(*id) && !leaving.contains(*id))
+                .cloned()
+                .collect();
+            prop_assert_eq!(missing, expected);
+            prop_assert_eq!(tracker.groups().iter().map(|(_, n)| *n).sum::<u64>(), model.len() as u64);
+            prop_assert_eq!(tracker.oldest(), (!model.is_empty()).then_some(1));
+        }
+    }
+}
