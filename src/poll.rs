@@ -4,6 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 pub use crate::track::GroupLabel;
 
+pub mod engine;
+mod full_read;
+
 /// One search, as it is run for each of its tenants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SearchOptions {

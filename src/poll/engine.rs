@@ -1,0 +1,495 @@
+//! How far to read, and who has left: decided from answers alone, without I/O and without a clock.
+//!
+//! Two activities share the known alerts. A *poll* reads the head of the result, newest first, as
+//! far as there is news. The *background* reads the whole result now and then, asks whether those
+//! it missed are really gone, and why. The caller asks, stores, and then has the engine adopt.
+
+use std::{
+    collections::{HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::full_read::{Facts, Flow, FullRead};
+use crate::track::{Before, Delta, Known, Sighting, Tracker};
+
+/// Ids that are asked for in one request.
+const CONFIRM: usize = 50;
+/// Departures whose reasons are asked for together.
+const REASONS: usize = 20;
+/// Polls in a row that see more alerts than are known before the whole result is read.
+const PATIENCE: u32 = 3;
+/// Tries to ask with a witness that may itself have just left.
+const WITNESSES: u32 = 3;
+
+/// What an engine needs to know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// How often a result that is longer than a page is read whole.
+    pub full_read_interval: Duration,
+    /// Time between two polls.
+    pub interval: Duration,
+    /// Pages that one poll reads at most; the rest is left to the background.
+    pub max_poll_pages: u64,
+}
+
+/// Why a page was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A poll.
+    Poll,
+    /// A full read.
+    FullRead,
+    /// To see which of these ids are still in the result, beside a witness that surely is.
+    Confirm(Arc<Question>),
+}
+
+/// Which alerts are asked for by id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Question {
+    /// Those that a full read missed.
+    pub suspects: Vec<Box<str>>,
+    /// One that was in the result a moment ago: where the answer lacks it, it says nothing.
+    pub witness: Box<str>,
+}
+
+/// What the background wants to ask next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Task {
+    /// A page of the search.
+    Page(u64),
+    /// A page of the search, restricted to some ids.
+    Confirm(Arc<Question>),
+    /// The pages of alerts that left, for the reasons.
+    Reasons(Vec<Box<str>>),
+}
+
+/// Whether a poll goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// With this page.
+    Page(u64),
+    /// No: it is done.
+    Done,
+}
+
+/// The engine of one search.
+#[derive(Debug)]
+pub struct Engine {
+    options: Options,
+    tracker: Tracker,
+    reading: Reading,
+    /// Alerts that have left and whose reason has not been asked for yet.
+    departed: VecDeque<Box<str>>,
+    /// The same ids, to look them up.
+    in_departed: HashSet<Box<str>>,
+    /// Missed by the last sound full read, where the server cannot be asked by id.
+    suspects: HashSet<Box<str>>,
+    cannot_confirm: bool,
+    witness: Option<Box<str>>,
+    /// The size of a page, as the server has it.
+    page_size: u64,
+    total: Option<u64>,
+    /// Whether the last reading was sound.
+    sound: bool,
+    /// Whether the result was ever read whole by this process.
+    read_once: bool,
+    due: Option<Instant>,
+    /// A full read that only the count asks for waits until then.
+    rest_until: Option<Instant>,
+    unsound_in_a_row: u32,
+    surplus_in_a_row: u32,
+}
+
+/// Where the background is.
+#[derive(Debug)]
+enum Reading {
+    Idle,
+    Pages {
+        read: FullRead,
+        begun: Instant,
+    },
+    Confirming {
+        queue: VecDeque<Box<str>>,
+        asked: Arc<Question>,
+        witnesses: u32,
+    },
+}
+
+// === impl Engine ===
+
+impl Engine {
+    /// Begins with what a store knew.
+    #[must_use]
+    pub fn new(options: Options, tracker: Tracker) -> Self {
+        Self {
+            options,
+            tracker,
+            reading: Reading::Idle,
+            departed: VecDeque::new(),
+            in_departed: HashSet::new(),
+            suspects: HashSet::new(),
+            cannot_confirm: false,
+            witness: None,
+            page_size: 0,
+            total: None,
+            sound: false,
+            read_once: false,
+            due: None,
+            rest_until: None,
+            unsound_in_a_row: 0,
+            surplus_in_a_row: 0,
+        }
+    }
+
+    /// The known alerts.
+    #[must_use]
+    pub fn tracker(&self) -> &Tracker {
+        &self.tracker
+    }
+
+    /// When the oldest known alert was created, in seconds since the epoch.
+    pub fn oldest(&mut self) -> Option<i64> {
+        self.tracker.oldest()
+    }
+
+    /// `totalResults` of the last answer.
+    #[must_use]
+    pub fn total(&self) -> Option<u64> {
+        self.total
+    }
+
+    /// Whether the known alerts are the whole result, as far as anybody can tell.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.read_once && self.sound && self.total == Some(self.tracker.open() as u64)
+    }
+
+    /// Whether the whole result has been read once.
+    #[must_use]
+    pub fn has_read_once(&self) -> bool {
+        self.read_once
+    }
+
+    /// What a page changes. Store what follows, then [`Engine::adopt`] it.
+    #[must_use]
+    pub fn compare(&self, page: &[Sighting<'_>]) -> Delta {
+        self.tracker.compare(page)
+    }
+
+    /// Takes over a page whose changes have been stored.
+    pub fn adopt(
+        &mut self,
+        purpose: &Purpose,
+        facts: &Facts,
+        page: &[Sighting<'_>],
+        delta: &Delta,
+        known: Vec<Known<'_>>,
+        now: Instant,
+    ) -> Next {
+        self.page_size = facts.page_size;
+        match purpose {
+            Purpose::Poll => self.adopt_poll(facts, page, delta, known, now),
+            Purpose::FullRead => {
+                self.total = Some(facts.total);
+                self.tracker.adopt(known, page);
+                self.adopt_full(facts, now);
+                Next::Done
+            }
+            Purpose::Confirm(question) => {
+                self.tracker.adopt(known, page);
+                self.adopt_confirmation(question, facts, page);
+                Next::Done
+            }
+        }
+    }
+
+    /// What the background wants to ask next.
+    #[must_use]
+    pub fn task(&self) -> Option<Task> {
+        if !self.departed.is_empty() {
+            return Some(Task::Reasons(
+                self.departed.iter().take(REASONS).cloned().collect(),
+            ));
+        }
+        match &self.reading {
+            Reading::Idle => None,
+            Reading::Pages { read, .. } => Some(Task::Page(read.page())),
+            Reading::Confirming { asked, .. } => Some(Task::Confirm(Arc::clone(asked))),
+        }
+    }
+
+    /// How a departed alert stood; `None` where it has come back in the meantime, so that it has
+    /// not left after all.
+    #[must_use]
+    pub fn departing(&self, id: &str) -> Option<Before> {
+        self.tracker.leaving(id)
+    }
+
+    /// Takes over departures that have been stored, or that came to nothing.
+    pub fn adopt_departures(&mut self, ids: &[Box<str>]) {
+        for id in ids {
+            if self.tracker.leaving(id).is_some() {
+                self.tracker.forget(id);
+            }
+        }
+        for id in ids {
+            self.in_departed.remove(id);
+        }
+        self.departed.retain(|id| self.in_departed.contains(id));
+    }
+
+    /// The server refused to be asked by id.
+    pub fn confirmation_refused(&mut self) {
+        self.cannot_confirm = true;
+        if let Reading::Confirming { queue, asked, .. } =
+            std::mem::replace(&mut self.reading, Reading::Idle)
+        {
+            let rest = asked.suspects.iter().cloned().chain(queue).collect();
+            self.suspect(rest);
+        }
+    }
+
+    fn adopt_poll(
+        &mut self,
+        facts: &Facts,
+        page: &[Sighting<'_>],
+        delta: &Delta,
+        known: Vec<Known<'_>>,
+        now: Instant,
+    ) -> Next {
+        self.total = Some(facts.total);
+        if facts.is_whole() {
+            self.tracker.begin_reading();
+            self.tracker.adopt(known, page);
+            self.remember_witness(page);
+            self.reading = Reading::Idle;
+            self.finish_reading(true, facts.unreadable > 0, true, now);
+            return Next::Done;
+        }
+        let knew_nothing = self.tracker.is_empty();
+        let idle = matches!(self.reading, Reading::Idle);
+        if facts.page == 1 && idle && (knew_nothing || self.is_due(now)) {
+            // The poll's first page is the full read's first page as well.
+            self.begin_full_read(now);
+            self.tracker.adopt(known, page);
+            self.adopt_full(facts, now);
+        } else {
+            self.tracker.adopt(known, page);
+        }
+        if facts.page == 1 {
+            self.remember_witness(page);
+        }
+        let news = !delta.opened.is_empty() || !delta.tail_unchanged;
+        let accounted = self.tracker.open() as u64 == facts.total && delta.tail_unchanged;
+        if let Some(next) = facts.next
+            && news
+            && !accounted
+            && !knew_nothing
+        {
+            if facts.page < self.options.max_poll_pages {
+                return Next::Page(next);
+            }
+            // More news than a poll can read: the background reads it all.
+            if matches!(self.reading, Reading::Idle) {
+                self.begin_full_read(now);
+            }
+            return Next::Done;
+        }
+        self.compare_count(facts, delta, now);
+        Next::Done
+    }
+
+    /// Looks at the count at the end of a poll: has anything left, or is anything not known?
+    fn compare_count(&mut self, facts: &Facts, delta: &Delta, now: Instant) {
+        let open = self.tracker.open() as u64;
+        let quiet = facts.page == 1 && delta.opened.is_empty();
+        let wanted = match facts.total.cmp(&open) {
+            std::cmp::Ordering::Equal => {
+                self.surplus_in_a_row = 0;
+                false
+            }
+            std::cmp::Ordering::Less => true,
+            // While alerts are opening, the total runs ahead of what was read; it is only if it
+            // stays ahead that there is something further down.
+            std::cmp::Ordering::Greater => {
+                self.surplus_in_a_row += if quiet { PATIENCE } else { 1 };
+                self.surplus_in_a_row >= PATIENCE
+            }
+        };
+        let rested = self.rest_until.is_none_or(|until| now >= until);
+        if matches!(self.reading, Reading::Idle) && wanted && rested {
+            self.begin_full_read(now);
+        }
+    }
+
+    fn is_due(&self, now: Instant) -> bool {
+        self.due.is_none_or(|due| now >= due)
+    }
+
+    fn begin_full_read(&mut self, now: Instant) {
+        self.tracker.begin_reading();
+        self.surplus_in_a_row = 0;
+        self.reading = Reading::Pages {
+            read: FullRead::new(),
+            begun: now,
+        };
+    }
+
+    fn adopt_full(&mut self, facts: &Facts, now: Instant) {
+        let seen = self.tracker.seen();
+        let Reading::Pages { read, begun } = &mut self.reading else {
+            return;
+        };
+        match read.read(facts, seen) {
+            Flow::Continue => {}
+            Flow::Restart => self.begin_full_read(now),
+            Flow::End { sound } => {
+                let took = now - *begun;
+                let unreadable = read.has_unreadable();
+                self.reading = Reading::Idle;
+                self.rest_until = Some(now + self.rest(sound, took));
+                self.finish_reading(sound, unreadable, false, now);
+            }
+        }
+    }
+
+    /// How long to leave the allowance alone after a full read: as long as it took, and longer
+    /// each time that the totals did not add up.
+    fn rest(&mut self, sound: bool, took: Duration) -> Duration {
+        self.unsound_in_a_row = if sound { 0 } else { self.unsound_in_a_row + 1 };
+        let factor = 1u32 << self.unsound_in_a_row.min(10);
+        (took.max(self.options.interval) * factor).min(self.options.full_read_interval)
+    }
+
+    /// The whole result has been read. `atomic`: by one answer, which cannot have missed anyone.
+    fn finish_reading(&mut self, sound: bool, unreadable: bool, atomic: bool, now: Instant) {
+        self.sound = sound;
+        self.due = Some(now + self.options.full_read_interval);
+        if !sound {
+            return;
+        }
+        self.read_once = true;
+        let missing = self.tracker.missing();
+        if missing.is_empty() {
+            self.suspects.clear();
+        } else if atomic && !unreadable {
+            self.depart(missing);
+        } else {
+            self.confirm(missing.into());
+        }
+    }
+
+    fn confirm(&mut self, mut queue: VecDeque<Box<str>>) {
+        // The answer must fit on one page, with the witness.
+        let room = usize::try_from(self.page_size.saturating_sub(1))
+            .unwrap_or(CONFIRM)
+            .min(CONFIRM);
+        match &self.witness {
+            Some(witness) if !self.cannot_confirm && room > 0 => {
+                let suspects: Vec<_> = queue.drain(..queue.len().min(room)).collect();
+                let asked = Arc::new(Question {
+                    suspects,
+                    witness: witness.clone(),
+                });
+                self.reading = Reading::Confirming {
+                    queue,
+                    asked,
+                    witnesses: 0,
+                };
+            }
+            _ => self.suspect(queue.into()),
+        }
+    }
+
+    /// Where nobody can be asked by id, an alert has left when two readings in a row missed it.
+    fn suspect(&mut self, missing: Vec<Box<str>>) {
+        let before = std::mem::take(&mut self.suspects);
+        let (twice, once): (Vec<_>, Vec<_>) =
+            missing.into_iter().partition(|id| before.contains(id));
+        self.suspects.extend(once);
+        self.depart(twice);
+    }
+
+    fn adopt_confirmation(
+        &mut self,
+        question: &Arc<Question>,
+        facts: &Facts,
+        page: &[Sighting<'_>],
+    ) {
+        let Reading::Confirming {
+            queue,
+            asked,
+            witnesses,
+        } = &mut self.reading
+        else {
+            return;
+        };
+        if asked != question {
+            return;
+        }
+        let shown: HashSet<&str> = page.iter().map(|sighting| sighting.id).collect();
+        let expected = |id: &&str| {
+            **id == *question.witness || question.suspects.iter().any(|suspect| **suspect == **id)
+        };
+        if facts.next.is_some() || facts.unreadable > 0 || !shown.iter().all(|id| expected(&id)) {
+            self.confirmation_refused();
+            return;
+        }
+        if !shown.contains(&*question.witness) {
+            // It may just have left itself. Whoever heads the result now is a better one.
+            *witnesses += 1;
+            let witness = self
+                .witness
+                .clone()
+                .filter(|witness| *witness != question.witness);
+            match witness {
+                Some(witness) if *witnesses < WITNESSES => {
+                    let suspects = question.suspects.clone();
+                    *asked = Arc::new(Question { suspects, witness });
+                }
+                _ => self.confirmation_failed(),
+            }
+            return;
+        }
+        let gone: Vec<Box<str>> = question
+            .suspects
+            .iter()
+            .filter(|id| !shown.contains(&***id))
+            .cloned()
+            .collect();
+        let queue = std::mem::take(queue);
+        self.reading = Reading::Idle;
+        // Those that a poll has seen since are back.
+        let missing: HashSet<Box<str>> = self.tracker.missing().into_iter().collect();
+        self.depart(gone.into_iter().filter(|id| missing.contains(id)).collect());
+        if !queue.is_empty() {
+            self.confirm(queue);
+        }
+    }
+
+    /// No witness could be found: the next full read tries again.
+    fn confirmation_failed(&mut self) {
+        self.reading = Reading::Idle;
+    }
+
+    fn depart(&mut self, ids: Vec<Box<str>>) {
+        for id in ids {
+            self.tracker.set_leaving(&id);
+            // One that came back and left again may still wait for its first departure.
+            if self.in_departed.insert(id.clone()) {
+                self.departed.push_back(id);
+            }
+        }
+    }
+
+    /// The last alert of the first page: in the result, and not likely to be the next to leave it.
+    fn remember_witness(&mut self, page: &[Sighting<'_>]) {
+        self.witness = page.last().map(|sighting| sighting.id.into());
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,510 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::track::GroupLabel;
+
+/// A server of thirty lines: what is open, sorted as it likes, in pages of its own size.
+#[derive(Debug, Default)]
+struct Server {
+    alerts: BTreeMap<u32, Alert>,
+    clock: u64,
+    by_updated: bool,
+    page_size: usize,
+    answers_by_id: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Alert {
+    open: bool,
+    state: u8,
+    created: u64,
+    updated: u64,
+    /// When it was last not open.
+    away: u64,
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Open(u8),
+    Reopen(u16),
+    Close(u16),
+    CloseMany(u16, u8),
+    Change(u16),
+    Bump(u16),
+}
+
+/// What happens until and at one request.
+#[derive(Clone, Debug)]
+struct Turn {
+    acts: Vec<Act>,
+    poll: bool,
+    fails: bool,
+    store_fails: bool,
+    page_size: Option<usize>,
+}
+
+struct Run {
+    server: Server,
+    engine: Engine,
+    now: Instant,
+    /// Openings that were logged and not yet followed by a departure.
+    logged_open: BTreeSet<u32>,
+    seen_at: BTreeMap<u32, u64>,
+    requests: usize,
+    poll_page: Option<u64>,
+}
+
+impl Server {
+    fn act(&mut self, act: &Act) {
+        self.clock += 1;
+        // A third of the steps share a second with the one before.
+        let second = self.clock / 3;
+        let pick = |alerts: &BTreeMap<u32, Alert>, open: bool, choice: u16| {
+            let ids: Vec<u32> = alerts
+                .iter()
+                .filter(|(_, alert)| alert.open == open)
+                .map(|(id, _)| *id)
+                .collect();
+            (!ids.is_empty()).then(|| ids[usize::from(choice) % ids.len()])
+        };
+        match act {
+            Act::Open(count) => {
+                for _ in 0..*count {
+                    let id = self.alerts.len() as u32 + 1;
+                    let alert = Alert {
+                        open: true,
+                        state: 0,
+                        created: second,
+                        updated: second,
+                        away: self.clock,
+                    };
+                    self.alerts.insert(id, alert);
+                }
+            }
+            Act::Reopen(choice) => {
+                if let Some(id) = pick(&self.alerts, false, *choice) {
+                    let alert = self.alerts.get_mut(&id).unwrap();
+                    (alert.open, alert.updated) = (true, second);
+                }
+            }
+            Act::Close(choice) => {
+                if let Some(id) = pick(&self.alerts, true, *choice) {
+                    let alert = self.alerts.get_mut(&id).unwrap();
+                    (alert.open, alert.updated, alert.away) = (false, second, self.clock);
+                }
+            }
+            Act::CloseMany(choice, count) => {
+                for step in 0..u16::from(*count) {
+                    self.act(&Act::Close(choice.wrapping_add(step)));
+                }
+            }
+            Act::Change(choice) | Act::Bump(choice) => {
+                if let Some(id) = pick(&self.alerts, true, *choice) {
+                    let alert = self.alerts.get_mut(&id).unwrap();
+                    alert.updated = second;
+                    alert.state = (alert.state + u8::from(matches!(act, Act::Change(_)))) % 4;
+                }
+            }
+        }
+    }
+
+    fn result(&self) -> Vec<(u32, Alert)> {
+        let mut open: Vec<_> = self
+            .alerts
+            .iter()
+            .filter(|(_, alert)| alert.open)
+            .map(|(id, alert)| (*id, *alert))
+            .collect();
+        // Ties are broken by the id, which need not be the order of appearance.
+        open.sort_by_key(|(id, alert)| {
+            let time = if self.by_updated {
+                alert.updated
+            } else {
+                alert.created
+            };
+            (std::cmp::Reverse(time), id.reverse_bits())
+        });
+        open
+    }
+}
+
+impl Run {
+    fn new(by_updated: bool, page_size: usize, answers_by_id: bool) -> Self {
+        let options = Options {
+            full_read_interval: Duration::from_secs(600),
+            interval: Duration::from_secs(30),
+            max_poll_pages: 25,
+        };
+        let tracker = Tracker::new(Arc::new([GroupLabel::State]), 10);
+        Self {
+            server: Server {
+                by_updated,
+                page_size,
+                answers_by_id,
+                ..Server::default()
+            },
+            engine: Engine::new(options, tracker),
+            now: Instant::now(),
+            logged_open: BTreeSet::new(),
+            seen_at: BTreeMap::new(),
+            requests: 0,
+            poll_page: None,
+        }
+    }
+
+    fn ask(&mut self, purpose: &Purpose, page_no: u64, store_fails: bool) -> Next {
+        self.requests += 1;
+        let mut result = self.server.result();
+        if let Purpose::Confirm(question) = purpose
+            && self.server.answers_by_id
+        {
+            let wanted: BTreeSet<&str> = question
+                .suspects
+                .iter()
+                .map(|id| &**id)
+                .chain([&*question.witness])
+                .collect();
+            result.retain(|(id, _)| wanted.contains(&*id.to_string()));
+        }
+        let size = self.server.page_size;
+        let from = (page_no as usize - 1) * size;
+        let shown: Vec<_> = result.iter().skip(from).take(size).copied().collect();
+        let facts = Facts {
+            page: page_no,
+            shown: shown.len(),
+            unreadable: 0,
+            total: result.len() as u64,
+            page_size: size as u64,
+            next: (from + shown.len() < result.len() && !shown.is_empty()).then_some(page_no + 1),
+        };
+        let texts: Vec<_> = shown
+            .iter()
+            .map(|(id, alert)| (id.to_string(), alert.state.to_string()))
+            .collect();
+        let page: Vec<_> = shown
+            .iter()
+            .zip(&texts)
+            .map(|((_, alert), (id, state))| Sighting {
+                id,
+                digest: u64::from(alert.state) | alert.updated << 8,
+                state,
+                status: "New",
+            })
+            .collect();
+        let delta = self.engine.compare(&page);
+        if store_fails {
+            return Next::Done;
+        }
+        let known = delta
+            .opened
+            .iter()
+            .copied()
+            .chain(
+                delta
+                    .changed
+                    .iter()
+                    .chain(&delta.refreshed)
+                    .map(|(place, _)| *place),
+            )
+            .map(|place| Known {
+                sighting: page[place],
+                ordinal: 1,
+                created_at: None,
+                group: vec![String::new()],
+            })
+            .collect();
+        for place in &delta.opened {
+            assert!(
+                self.logged_open.insert(shown[*place].0),
+                "opened twice: {}",
+                page[*place].id
+            );
+        }
+        for (id, _) in &shown {
+            self.seen_at.insert(*id, self.server.clock);
+        }
+        self.engine
+            .adopt(purpose, &facts, &page, &delta, known, self.now)
+    }
+
+    fn poll(&mut self, store_fails: bool) {
+        let page = self.poll_page.take().unwrap_or(1);
+        if let Next::Page(next) = self.ask(&Purpose::Poll, page, store_fails) {
+            self.poll_page = Some(next);
+        } else {
+            self.now += Duration::from_secs(30);
+        }
+    }
+
+    /// One request of the background. Brings whether there was one to make.
+    fn background(&mut self, store_fails: bool) -> bool {
+        let task = self.engine.task();
+        match &task {
+            None => {}
+            Some(Task::Page(page)) => {
+                self.ask(&Purpose::FullRead, *page, store_fails);
+            }
+            Some(Task::Confirm(question)) => {
+                self.ask(&Purpose::Confirm(Arc::clone(question)), 1, store_fails);
+            }
+            Some(Task::Reasons(_)) if store_fails => {}
+            Some(Task::Reasons(ids)) => {
+                for id in ids {
+                    let number: u32 = id.parse().unwrap();
+                    if self.engine.departing(id).is_some() {
+                        let alert = self.server.alerts[&number];
+                        assert!(
+                            !alert.open || alert.away > self.seen_at[&number],
+                            "{id} was declared gone and has been open since it was last seen"
+                        );
+                        assert!(
+                            self.logged_open.remove(&number),
+                            "{id} left without being open"
+                        );
+                    }
+                }
+                self.engine.adopt_departures(ids);
+            }
+        }
+        task.is_some()
+    }
+
+    fn settle(&mut self) {
+        for _ in 0..4 {
+            self.now += Duration::from_secs(600);
+            self.poll(false);
+            while self.poll_page.is_some() {
+                self.poll(false);
+            }
+            let mut steps = 0;
+            while self.background(false) {
+                steps += 1;
+                assert!(steps < 10_000, "the background does not come to an end");
+            }
+        }
+    }
+
+    #[track_caller]
+    fn assert_agreement(&self) {
+        let open = self.open_on_server();
+        let lost: Vec<_> = open.difference(&self.logged_open).collect();
+        let stuck: Vec<_> = self.logged_open.difference(&open).collect();
+        assert!(
+            lost.is_empty() && stuck.is_empty(),
+            "lost {lost:?}, stuck {stuck:?}"
+        );
+    }
+
+    fn open_on_server(&self) -> BTreeSet<u32> {
+        self.server.result().into_iter().map(|(id, _)| id).collect()
+    }
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        4 => (1u8..6).prop_map(Act::Open),
+        3 => any::<u16>().prop_map(Act::Close),
+        1 => (any::<u16>(), 1u8..20).prop_map(|(choice, count)| Act::CloseMany(choice, count)),
+        2 => any::<u16>().prop_map(Act::Reopen),
+        1 => any::<u16>().prop_map(Act::Change),
+        1 => any::<u16>().prop_map(Act::Bump),
+    ]
+}
+
+fn turn() -> impl Strategy<Value = Turn> {
+    (
+        proptest::collection::vec(act(), 0..3),
+        proptest::bool::weighted(0.4),
+        proptest::bool::weighted(0.1),
+        proptest::bool::weighted(0.1),
+        proptest::option::weighted(0.02, 2usize..9),
+    )
+        .prop_map(|(acts, poll, fails, store_fails, page_size)| Turn {
+            acts,
+            poll,
+            fails,
+            store_fails,
+            page_size,
+        })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
+
+    /// Whatever happens between two requests: nobody who is open is declared gone, nobody is
+    /// opened twice, and after a quiet full read everybody who is open is known, and nobody else.
+    #[test]
+    fn nothing_is_lost_doubled_or_declared_gone(
+        by_updated: bool,
+        answers_by_id: bool,
+        page_size in 2usize..9,
+        start in 0u8..60,
+        turns in proptest::collection::vec(turn(), 0..120),
+    ) {
+        let mut run = Run::new(by_updated, page_size, answers_by_id);
+        run.server.act(&Act::Open(start));
+        for turn in turns {
+            for act in &turn.acts {
+                run.server.act(act);
+            }
+            if let Some(size) = turn.page_size {
+                run.server.page_size = size;
+            }
+            if turn.fails {
+                run.poll_page = None;
+                continue;
+            }
+            if turn.poll || run.poll_page.is_some() {
+                run.poll(turn.store_fails);
+            } else {
+                run.background(turn.store_fails);
+            }
+        }
+        run.settle();
+        run.assert_agreement();
+        prop_assert!(run.engine.is_complete());
+    }
+}
+
+fn run_with(open: u16, page_size: usize) -> Run {
+    let mut run = Run::new(false, page_size, true);
+    for _ in 0..open / 50 {
+        run.server.act(&Act::Open(50));
+    }
+    run.settle();
+    // Long enough for the rest after a full read, too short for the next.
+    run.now += Duration::from_secs(120);
+    run.requests = 0;
+    run
+}
+
+#[test]
+fn a_quiet_poll_costs_one_request() {
+    let mut run = run_with(1000, 100);
+    for _ in 0..10 {
+        run.poll(false);
+        assert!(!run.background(false));
+    }
+    assert_eq!(run.requests, 10);
+    assert!(run.engine.is_complete());
+}
+
+#[test]
+fn a_burst_costs_a_request_a_page() {
+    let mut run = run_with(1000, 100);
+    for _ in 0..19 {
+        run.server.act(&Act::Open(50));
+    }
+    loop {
+        run.poll(false);
+        if run.poll_page.is_none() {
+            break;
+        }
+    }
+    assert!(!run.background(false));
+    assert!(run.requests <= 11, "{}", run.requests);
+    run.assert_agreement();
+}
+
+#[test]
+fn a_burst_into_an_empty_result_costs_a_request_a_page() {
+    let mut run = run_with(0, 100);
+    for _ in 0..19 {
+        run.server.act(&Act::Open(50));
+    }
+    run.poll(false);
+    while run.background(false) {}
+    assert_eq!(run.requests, 10);
+    run.assert_agreement();
+}
+
+#[test]
+fn a_burst_that_is_too_long_for_a_poll_is_left_to_the_background() {
+    let mut run = run_with(200, 4);
+    for _ in 0..4 {
+        run.server.act(&Act::Open(50));
+    }
+    while run.poll_page.is_some() || run.requests == 0 {
+        run.poll(false);
+    }
+    assert_eq!(run.requests, 25);
+    while run.background(false) {}
+    run.assert_agreement();
+}
+
+#[test]
+fn a_result_of_one_page_shows_departures_at_once() {
+    let mut run = run_with(50, 100);
+    run.server.act(&Act::CloseMany(7, 3));
+    run.poll(false);
+    assert_eq!(run.engine.tracker().open(), 47);
+    assert!(run.engine.is_complete());
+    assert!(matches!(run.engine.task(), Some(Task::Reasons(ids)) if ids.len() == 3));
+    run.background(false);
+    run.assert_agreement();
+    assert_eq!(run.requests, 1);
+}
+
+#[test]
+fn a_departure_from_a_long_result_is_noticed_by_the_count() {
+    let mut run = run_with(1000, 100);
+    run.server.act(&Act::Close(500));
+    run.poll(false);
+    assert!(!run.engine.is_complete());
+    while run.background(false) {}
+    run.assert_agreement();
+    assert_eq!(
+        run.requests,
+        1 + 10 + 1,
+        "a poll, ten pages, and the question whether it is gone"
+    );
+    assert!(run.engine.is_complete());
+}
+
+#[test]
+fn a_count_that_never_adds_up_is_not_chased_without_rest() {
+    let mut run = run_with(1000, 100);
+    // A server that shows one alert less than it counts: read, but never seen.
+    let options = run.engine.options;
+    let mut reads = 0;
+    for _ in 0..100 {
+        let page: Vec<String> = (0..100).map(|n| n.to_string()).collect();
+        let page: Vec<_> = page
+            .iter()
+            .map(|id| Sighting {
+                id,
+                digest: 0,
+                state: "",
+                status: "",
+            })
+            .collect();
+        let delta = Delta {
+            tail_unchanged: true,
+            ..Delta::default()
+        };
+        let facts = Facts {
+            page: 1,
+            shown: 100,
+            unreadable: 0,
+            total: 2000,
+            page_size: 100,
+            next: Some(2),
+        };
+        run.engine
+            .adopt(&Purpose::Poll, &facts, &page, &delta, Vec::new(), run.now);
+        if let Some(Task::Page(_)) = run.engine.task() {
+            reads += 1;
+            let last = Facts {
+                page: 20,
+                next: None,
+                ..facts
+            };
+            run.engine
+                .adopt(&Purpose::FullRead, &last, &[], &delta, Vec::new(), run.now);
+        }
+        run.now += options.interval;
+    }
+    assert!((2..12).contains(&reads), "{reads} full reads in 50 minutes");
+}

@@ -1,0 +1,222 @@
+//! One pass over a result that is longer than a page, while it changes.
+//!
+//! Pages are numbered, so every alert that leaves shifts all later ones up by one, and one of them
+//! slips over the border between the page that was read and the page that is read next. The total
+//! tells: where it fell between two answers, the page before is read once more. What slips through
+//! all the same (an alert left in front while another one entered behind) is why nobody is
+//! declared gone by a reading alone.
+
+use std::collections::BTreeSet;
+
+/// What an answer tells about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Facts {
+    /// The page that was asked for, from 1.
+    pub page: u64,
+    /// Alerts on it, those that could not be read included.
+    pub shown: usize,
+    /// Those that could not be read.
+    pub unreadable: usize,
+    /// `totalResults`.
+    pub total: u64,
+    /// The size of a page, as the server has it.
+    pub page_size: u64,
+    /// The next page, where there is one.
+    pub next: Option<u64>,
+}
+
+/// A reading under way.
+#[derive(Debug)]
+pub(super) struct FullRead {
+    next: u64,
+    /// Where to go on once the pages that are read again have been: at a page, or nowhere.
+    resume: Option<Option<u64>>,
+    again: BTreeSet<u64>,
+    last_total: Option<u64>,
+    page_size: Option<u64>,
+    /// How many more pages may be read again.
+    patience: u64,
+    unreadable: usize,
+    sound: bool,
+}
+
+/// What comes next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Flow {
+    /// Another page.
+    Continue,
+    /// Begin again: pages have another size now, so their numbers mean something else.
+    Restart,
+    /// The end of the result. `sound`: as far as the totals tell, nothing slipped through.
+    End { sound: bool },
+}
+
+// === impl Facts ===
+
+impl Facts {
+    /// Whether this one answer is the whole result.
+    pub(super) fn is_whole(&self) -> bool {
+        self.page == 1 && self.next.is_none() && self.shown as u64 >= self.total
+    }
+}
+
+// === impl FullRead ===
+
+impl FullRead {
+    /// Begins at the first page.
+    pub(super) fn new() -> Self {
+        Self {
+            next: 1,
+            resume: None,
+            again: BTreeSet::new(),
+            last_total: None,
+            page_size: None,
+            patience: 0,
+            unreadable: 0,
+            sound: true,
+        }
+    }
+
+    /// The page to ask for.
+    pub(super) fn page(&self) -> u64 {
+        self.next
+    }
+
+    /// Takes note of an answer to [`FullRead::page`]; `seen` alerts have been seen so far.
+    pub(super) fn read(&mut self, facts: &Facts, seen: usize) -> Flow {
+        if self.page_size.is_some_and(|size| size != facts.page_size) {
+            return Flow::Restart;
+        }
+        if self.page_size.is_none() {
+            self.page_size = Some(facts.page_size);
+            // As many again as there are pages, and a few for short results.
+            self.patience = facts.total.div_ceil(facts.page_size.max(1)) + 8;
+        }
+        self.unreadable += facts.unreadable;
+        let fell = self
+            .last_total
+            .map_or(0, |total| total.saturating_sub(facts.total));
+        self.last_total = Some(facts.total);
+        self.again.remove(&facts.page);
+        if fell > 0 && facts.page > 1 {
+            let pages = fell.div_ceil(facts.page_size.max(1));
+            for page in facts.page.saturating_sub(pages).max(1)..facts.page {
+                if self.patience == 0 {
+                    self.sound = false;
+                    break;
+                }
+                self.patience -= 1;
+                self.again.insert(page);
+            }
+        }
+        let onwards = self.resume.take().unwrap_or(facts.next);
+        if let Some(page) = self.again.first().copied() {
+            self.resume = Some(onwards);
+            self.next = page;
+            return Flow::Continue;
+        }
+        match onwards {
+            Some(page) => {
+                self.next = page;
+                Flow::Continue
+            }
+            None => {
+                let enough = (seen + self.unreadable) as u64 >= facts.total;
+                Flow::End {
+                    sound: self.sound && enough,
+                }
+            }
+        }
+    }
+
+    /// Whether anything on the pages could not be read, so that it is not known who that was.
+    pub(super) fn has_unreadable(&self) -> bool {
+        self.unreadable > 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(page: u64, total: u64, last: u64) -> Facts {
+        Facts {
+            page,
+            shown: 10,
+            unreadable: 0,
+            total,
+            page_size: 10,
+            next: (page < last).then_some(page + 1),
+        }
+    }
+
+    /// Reads to the end, with the total that each request brings, and tells the pages read.
+    fn pages(totals: &[u64], last: u64) -> (Vec<u64>, Flow) {
+        let mut read = FullRead::new();
+        let mut pages = Vec::new();
+        for total in totals {
+            pages.push(read.page());
+            match read.read(&facts(read.page(), *total, last), 1000) {
+                Flow::Continue => {}
+                flow => return (pages, flow),
+            }
+        }
+        panic!("still reading after {pages:?}");
+    }
+
+    #[test]
+    fn a_quiet_result_is_read_page_by_page() {
+        assert_eq!(
+            pages(&[40; 4], 4),
+            (vec![1, 2, 3, 4], Flow::End { sound: true })
+        );
+        assert_eq!(pages(&[0], 0), (vec![1], Flow::End { sound: true }));
+    }
+
+    #[test]
+    fn where_the_total_falls_the_page_before_is_read_again() {
+        let totals = [40, 40, 39, 39, 39];
+        assert_eq!(pages(&totals, 4).0, [1, 2, 3, 2, 4]);
+        // At the last page, too.
+        assert_eq!(pages(&[40, 40, 40, 39, 39], 4).0, [1, 2, 3, 4, 3]);
+        // More than a page left at once: as many pages back.
+        assert_eq!(pages(&[40, 40, 40, 25, 25, 25], 4).0, [1, 2, 3, 4, 2, 3]);
+    }
+
+    #[test]
+    fn a_fall_while_a_page_is_read_again_is_mended_as_well() {
+        assert_eq!(
+            pages(&[50, 50, 49, 48, 48, 48, 48], 5).0,
+            [1, 2, 3, 2, 1, 4, 5]
+        );
+    }
+
+    #[test]
+    fn a_rise_needs_no_mending() {
+        assert_eq!(pages(&[40, 41, 42, 43], 4).0, [1, 2, 3, 4]);
+    }
+
+    #[test]
+    fn a_result_that_never_rests_is_given_up_as_not_sound() {
+        let totals: Vec<u64> = (0..400).map(|step| 1000 - step).collect();
+        let (pages, flow) = pages(&totals, 100);
+        assert_eq!(flow, Flow::End { sound: false }, "{pages:?}");
+    }
+
+    #[test]
+    fn fewer_alerts_than_the_total_are_not_sound() {
+        let mut read = FullRead::new();
+        assert_eq!(read.read(&facts(1, 40, 1), 39), Flow::End { sound: false });
+    }
+
+    #[test]
+    fn another_page_size_means_to_begin_again() {
+        let mut read = FullRead::new();
+        assert_eq!(read.read(&facts(1, 40, 4), 10), Flow::Continue);
+        let clamped = Facts {
+            page_size: 5,
+            ..facts(2, 40, 8)
+        };
+        assert_eq!(read.read(&clamped, 15), Flow::Restart);
+    }
+}
