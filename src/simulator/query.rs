@@ -161,7 +161,10 @@ impl Query {
             Some(words.map(str::to_ascii_lowercase).collect::<Vec<_>>())
         };
         // A value that does not exist matches nothing, as far as is known.
-        fn known<T>(words: Option<Vec<String>>, read: impl Fn(&str) -> Option<T>) -> Option<Vec<T>> {
+        fn known<T>(
+            words: Option<Vec<String>>,
+            read: impl Fn(&str) -> Option<T>,
+        ) -> Option<Vec<T>> {
             words.map(|words| words.iter().filter_map(|word| read(word)).collect())
         }
         match key {
@@ -266,7 +269,8 @@ fn next_key(text: &str) -> Option<usize> {
 }
 
 fn is_word(text: &str) -> bool {
-    !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+    text.starts_with(|first: char| first.is_ascii_alphabetic())
+        && text.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
 }
 
 fn is_offset(text: &str) -> bool {

@@ -100,9 +100,7 @@ impl Refusal {
 
     /// The body.
     pub fn body(&self) -> Value {
-        let error = |error: &str, description: &str| {
-            json!({ "error": error, "error_description": description })
-        };
+        let error = |error: &str, description: &str| json!({ "error": error, "error_description": description });
         match self {
             Self::UnsupportedGrantType(kind) => error(
                 "unsupported_grant_type",

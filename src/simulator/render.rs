@@ -358,13 +358,11 @@ impl Serialize for Written<'_> {
                 None if group => scene.inference_subject(),
                 None => scene.subject(name).into(),
             },
-            description: self
-                .detailed
-                .then(|| match given(|s| &s.description) {
-                    Some(text) => text.into(),
-                    None if group => scene.inference_subject(),
-                    None => scene.description(name).into(),
-                }),
+            description: self.detailed.then(|| match given(|s| &s.description) {
+                Some(text) => text.into(),
+                None if group => scene.inference_subject(),
+                None => scene.description(name).into(),
+            }),
             current_state: alert.state,
             old_state: self.detailed.then_some(alert.old_state),
             service_name: (!group).then_some(metric),

@@ -9,9 +9,7 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::alert::{
-    Action, Alert, AlertId, EventType, Extra, Priority, Spec, State, Status,
-};
+use super::alert::{Action, Alert, AlertId, EventType, Extra, Priority, Spec, State, Status};
 use super::allowance::{Bucket, Standing};
 use super::options::{Options, TenantOptions, Ts};
 use super::order::{Key, Ordered};
@@ -156,7 +154,10 @@ impl World {
             partner
         });
         let digits = tenant.id.rsplit('_').next().unwrap_or_default();
-        let hash = tenant.id.bytes().fold(self.seed, |hash, byte| mix(hash ^ u64::from(byte)));
+        let hash = tenant
+            .id
+            .bytes()
+            .fold(self.seed, |hash, byte| mix(hash ^ u64::from(byte)));
         let number = digits.parse().unwrap_or(hash % 1_000_000);
         let name = match &tenant.name {
             Some(name) => name.clone(),
@@ -369,6 +370,22 @@ impl World {
         Ok(self.tenants[self.tenant(tenant)? as usize].open.len())
     }
 
+    /// The open alert at a rank, counted from the oldest.
+    pub(super) fn nth_open(&self, tenant: &str, rank: usize) -> Option<AlertId> {
+        let tenant = self.tenant(tenant).ok()?;
+        let keys = self.tenants[tenant as usize].open.page(rank, 1, false);
+        keys.first().map(|(_, slot)| AlertId(*slot))
+    }
+
+    /// The tenants that have alerts of their own: all but partners with clients.
+    pub(super) fn clients_and_singles(&self) -> impl Iterator<Item = &str> {
+        let tenants = self
+            .tenants
+            .iter()
+            .filter(|tenant| tenant.clients.is_empty());
+        tenants.map(|tenant| tenant.facts.id.as_str())
+    }
+
     /// What happened, from a position on. Positions count entries; a storm is one of them.
     pub fn happenings(&self, since: usize) -> Vec<Happening> {
         let entries = self.record.since(since).iter();
@@ -442,7 +459,11 @@ impl World {
     ) -> Result<Page, Refusal> {
         let index = self.tenant(tenant)?;
         let end = params.page_no.saturating_mul(params.page_size);
-        if self.options.result_window.is_some_and(|window| end > window) {
+        if self
+            .options
+            .result_window
+            .is_some_and(|window| end > window)
+        {
             return Err(Refusal::BeyondWindow);
         }
         let rank = end - params.page_size.min(end);
@@ -459,8 +480,19 @@ impl World {
                 None => &[],
             };
             let slots = match params.descending {
-                true => all.iter().rev().skip(rank).take(params.page_size).copied().collect(),
-                false => all.iter().skip(rank).take(params.page_size).copied().collect(),
+                true => all
+                    .iter()
+                    .rev()
+                    .skip(rank)
+                    .take(params.page_size)
+                    .copied()
+                    .collect(),
+                false => all
+                    .iter()
+                    .skip(rank)
+                    .take(params.page_size)
+                    .copied()
+                    .collect(),
             };
             (slots, all.len())
         };
@@ -470,7 +502,13 @@ impl World {
         };
         Ok(Page {
             items: slots.into_iter().map(|slot| self.item(slot)).collect(),
-            envelope: self.envelope(order_by, params.page_no, params.page_size, params.descending, total),
+            envelope: self.envelope(
+                order_by,
+                params.page_no,
+                params.page_size,
+                params.descending,
+                total,
+            ),
             offset_minutes: self.options.offset_minutes,
         })
     }
@@ -515,7 +553,10 @@ impl World {
             clients.reverse();
         }
         let total = clients.len();
-        let rank = params.page_no.saturating_sub(1).saturating_mul(params.page_size);
+        let rank = params
+            .page_no
+            .saturating_sub(1)
+            .saturating_mul(params.page_size);
         let shown = clients.into_iter().skip(rank).take(params.page_size);
         Ok(ClientPage {
             results: shown
@@ -624,8 +665,12 @@ impl World {
             state,
             old_state: state,
             status: Status::New,
-            priority: spec.priority.unwrap_or_else(|| scenery::first_priority(seed)),
-            event_type: spec.event_type.unwrap_or_else(|| scenery::first_event_type(seed)),
+            priority: spec
+                .priority
+                .unwrap_or_else(|| scenery::first_priority(seed)),
+            event_type: spec
+                .event_type
+                .unwrap_or_else(|| scenery::first_event_type(seed)),
             removed: false,
             extra: spec.is_special().then(|| {
                 Box::new(Extra {
@@ -816,7 +861,9 @@ impl World {
             && among(&query.priorities, &alert.priority)
             && query.start.is_none_or(|start| time >= start)
             && query.end.is_none_or(|end| time <= end)
-            && query.duration.is_none_or(|age| time >= now.as_second() - age)
+            && query
+                .duration
+                .is_none_or(|age| time >= now.as_second() - age)
             && named(&query.client_ids, || {
                 Some(self.tenants[alert.tenant as usize].facts.id.clone())
             })
@@ -834,11 +881,16 @@ impl World {
             })
             && named(&query.resource_types, || match group {
                 true => Some("CLIENT".to_owned()),
-                false => given(|s| &s.resource_type)
-                    .or_else(|| Some(scene().resource_type().to_owned())),
+                false => {
+                    given(|s| &s.resource_type).or_else(|| Some(scene().resource_type().to_owned()))
+                }
             })
-            && named(&query.resource_ids, || (!group).then(|| scene().resource_id()))
-            && query.managed.is_none_or(|managed| scene().managed() == managed)
+            && named(&query.resource_ids, || {
+                (!group).then(|| scene().resource_id())
+            })
+            && query
+                .managed
+                .is_none_or(|managed| scene().managed() == managed)
     }
 }
 
@@ -898,6 +950,11 @@ impl ClientParams {
         let name = self.name.as_ref();
         id.is_none_or(|id| *id == client.facts.id)
             && name.is_none_or(|name| client.facts.name.eq_ignore_ascii_case(name))
-            && self.activated.is_none_or(|active| active == client.activated)
+            && self
+                .activated
+                .is_none_or(|active| active == client.activated)
     }
 }
+
+#[cfg(test)]
+mod tests;
