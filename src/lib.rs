@@ -14,6 +14,7 @@ pub mod opsramp;
 pub mod poll;
 pub mod record;
 pub mod secret;
+pub mod simulator;
 pub mod status;
 pub mod store;
 pub mod track;

@@ -1,0 +1,663 @@
+//! The API over HTTP: reads requests, asks the world, writes answers, and spoils them on demand.
+//!
+//! The order is that of the real thing, as far as it is known: a gateway's faults first, then the
+//! token, the tenant, the allowance, the parameters. The world is locked only to ask it; documents
+//! are written, compressed and sent outside the lock.
+
+use std::convert::Infallible;
+use std::io::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::extract::{Form, Path, Query as UrlQuery, State, rejection::FormRejection};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{MethodRouter, get, post};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use futures_util::stream;
+use http::header::{
+    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, DATE, LOCATION,
+    RETRY_AFTER, VARY,
+};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue, StatusCode};
+use jiff::{SignedDuration, Timestamp};
+use serde_json::{Value, json};
+
+use super::alert::{Action, Spec};
+use super::allowance::Standing;
+use super::control;
+use super::fault::{self, Effect, Fault, Faults};
+use super::options::{Options, RetryAfter};
+use super::query::{SearchParams, last_of};
+use super::refusal::Refusal;
+use super::render::{ClientPage, Detail, Page, to_bytes};
+use super::requests::{Endpoint, Request, Requests};
+use super::token::TokenRequest;
+use super::world::World;
+
+/// Bodies smaller than this are not worth compressing.
+const COMPRESSED_FROM: usize = 1024;
+
+/// A request as a hook sees it, before it is answered.
+#[derive(Clone, Debug)]
+pub struct RequestInfo {
+    /// When it came.
+    pub now: Timestamp,
+    /// What for.
+    pub endpoint: Endpoint,
+    /// The tenant in its path.
+    pub tenant: Option<String>,
+    /// `pageNo` of a search.
+    pub page: Option<usize>,
+}
+
+/// What a test does to the world before each request.
+pub type Hook = Box<dyn FnMut(&mut World, &RequestInfo) + Send>;
+
+/// What all connections share.
+pub(super) struct Shared {
+    pub(super) world: Mutex<World>,
+    pub(super) faults: Mutex<Faults>,
+    pub(super) requests: Mutex<Requests>,
+    pub(super) hook: Mutex<Option<Hook>>,
+    pub(super) clock: Box<dyn Fn() -> Timestamp + Send + Sync>,
+}
+
+/// Set by a handler to have the connection reset when it is closed.
+#[derive(Clone, Debug, Default)]
+pub(super) struct ResetSwitch(pub(super) Arc<AtomicBool>);
+
+/// In the extensions of a response that must not be sent: the connection is closed instead.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct NoAnswer;
+
+/// A request to the API.
+struct Call {
+    endpoint: Endpoint,
+    tenant: Option<String>,
+    page: Option<usize>,
+    token: Option<String>,
+    accepts_gzip: bool,
+    reset: ResetSwitch,
+}
+
+/// What the world answered.
+enum Answer {
+    Page(Page),
+    Detail(Detail),
+    Clients(ClientPage),
+    Value(Value),
+}
+
+/// An answer that can still be spoilt.
+struct Reply {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Vec<u8>,
+}
+
+/// Counts a request when it is over, also when the client does not wait for the answer.
+struct InFlight<'a> {
+    shared: &'a Shared,
+    request: Request,
+}
+
+/// What comes after the beginning of a body that is not sent whole.
+#[derive(Clone, Copy)]
+enum Cut {
+    /// Nothing, for ever.
+    Silence,
+    /// The end of the connection.
+    Break,
+}
+
+type Parameters = UrlQuery<Vec<(String, String)>>;
+type Common = (State<Arc<Shared>>, HeaderMap, Extensions);
+
+/// The API and the control API.
+pub(super) fn router(shared: Arc<Shared>) -> Router {
+    let tenant = "/api/v2/tenants/{tenant}";
+    let at = |path: &str| format!("{tenant}{path}");
+    let only = |method: MethodRouter<Arc<Shared>>| method.fallback(method_not_allowed);
+    Router::new()
+        .route("/auth/oauth/token", only(post(token)))
+        .route("/tenancy/auth/oauth/token", only(post(token)))
+        .route(&at("/alerts/search"), only(get(search)))
+        .route(&at("/alerts/{id}"), only(get(alert)))
+        .route(&at("/alerts/{id}/actions/{action}"), only(post(act)))
+        .route(&at("/alert"), only(post(create)))
+        .route(&at("/clients/search"), only(get(clients)))
+        .route(&at("/clients/minimal"), only(get(clients_minimal)))
+        .route(
+            &at("/clients"),
+            MethodRouter::new().fallback(method_not_allowed),
+        )
+        .nest("/simulator", control::router())
+        .fallback(no_such_path)
+        .with_state(shared)
+}
+
+async fn no_such_path() -> Response {
+    refuse(&Refusal::NoSuchPath)
+}
+
+async fn method_not_allowed() -> Response {
+    refuse(&Refusal::MethodNotAllowed)
+}
+
+async fn token(
+    (State(shared), headers, extensions): Common,
+    form: Result<Form<Vec<(String, String)>>, FormRejection>,
+) -> Response {
+    let call = Call::new(Endpoint::Token, None, &headers, &extensions);
+    // Whatever is not a form has no grant type.
+    let pairs = form.map(|Form(pairs)| pairs).unwrap_or_default();
+    exchange(&shared, call, |world, now| {
+        let request = TokenRequest {
+            grant_type: last_of(&pairs, "grant_type"),
+            client_id: last_of(&pairs, "client_id"),
+            client_secret: last_of(&pairs, "client_secret"),
+        };
+        let grant = world.grant(request, now)?;
+        Ok(Answer::Value(grant.to_json(world.options(), now)))
+    })
+    .await
+}
+
+async fn search(
+    (State(shared), headers, extensions): Common,
+    Path(tenant): Path<String>,
+    UrlQuery(pairs): Parameters,
+) -> Response {
+    let mut call = Call::new(Endpoint::Search, Some(&tenant), &headers, &extensions);
+    call.page = last_of(&pairs, "pageNo").map_or(Some(1), |text| text.parse().ok());
+    exchange(&shared, call, |world, now| {
+        let params = SearchParams::parse(&pairs, world.options())?;
+        world.search(&tenant, &params, now).map(Answer::Page)
+    })
+    .await
+}
+
+async fn alert(
+    (State(shared), headers, extensions): Common,
+    Path((tenant, id)): Path<(String, String)>,
+) -> Response {
+    let call = Call::new(Endpoint::Alert, Some(&tenant), &headers, &extensions);
+    exchange(&shared, call, |world, _| {
+        world.alert(&tenant, &id).map(Answer::Detail)
+    })
+    .await
+}
+
+async fn clients(
+    (State(shared), headers, extensions): Common,
+    Path(tenant): Path<String>,
+    UrlQuery(pairs): Parameters,
+) -> Response {
+    let call = Call::new(Endpoint::Clients, Some(&tenant), &headers, &extensions);
+    exchange(&shared, call, |world, _| {
+        world.clients(&tenant, &pairs).map(Answer::Clients)
+    })
+    .await
+}
+
+async fn clients_minimal(
+    (State(shared), headers, extensions): Common,
+    Path(tenant): Path<String>,
+) -> Response {
+    let call = Call::new(Endpoint::Clients, Some(&tenant), &headers, &extensions);
+    exchange(&shared, call, |world, _| {
+        let clients = world.clients_minimal(&tenant)?.into_iter();
+        let views = clients.map(|(id, name)| json!({ "uniqueId": id, "name": name }));
+        Ok(Answer::Value(views.collect()))
+    })
+    .await
+}
+
+/// What `opcli getalerts --action` calls.
+async fn act(
+    (State(shared), headers, extensions): Common,
+    Path((tenant, id, action)): Path<(String, String, String)>,
+) -> Response {
+    let call = Call::new(Endpoint::Write, Some(&tenant), &headers, &extensions);
+    exchange(&shared, call, |world, now| {
+        let action: Action = action
+            .parse()
+            .map_err(|_| Refusal::bad("action", &action))?;
+        let id = world.visible(&tenant, &id)?;
+        world.act(id, action, now)?;
+        Ok(Answer::Value(json!({ "success": true })))
+    })
+    .await
+}
+
+/// What `opcli postalerts` calls.
+async fn create(
+    (State(shared), headers, extensions): Common,
+    Path(tenant): Path<String>,
+    body: Bytes,
+) -> Response {
+    let call = Call::new(Endpoint::Write, Some(&tenant), &headers, &extensions);
+    exchange(&shared, call, |world, now| {
+        let posted: Value = serde_json::from_slice(&body).map_err(|error| {
+            Refusal::BadRequest(format!("the alert is not valid JSON: {error}"))
+        })?;
+        let text = |path: &str| posted.pointer(path)?.as_str().map(str::to_owned);
+        let state = text("/currentState").unwrap_or_default();
+        let spec = Spec {
+            state: Some(
+                state
+                    .parse()
+                    .map_err(|_| Refusal::bad("currentState", &state))?,
+            ),
+            subject: text("/subject"),
+            description: text("/description"),
+            app: text("/app"),
+            metric: text("/serviceName").or_else(|| text("/metric")),
+            component: text("/component"),
+            problem_area: text("/problemArea"),
+            alert_type: text("/alertType"),
+            resource_name: text("/device/hostName").or_else(|| text("/device/name")),
+            event_type: Some(super::EventType::Alert),
+            ..Spec::default()
+        };
+        let client = text("/clientUniqueId").unwrap_or_else(|| tenant.clone());
+        let id = world.open(&client, &spec, now)?;
+        Ok(Answer::Value(json!([id])))
+    })
+    .await
+}
+
+/// Answers one request to the API.
+async fn exchange(
+    shared: &Shared,
+    call: Call,
+    answer: impl FnOnce(&mut World, Timestamp) -> Result<Answer, Refusal>,
+) -> Response {
+    let now = (shared.clock)();
+    let mut in_flight = InFlight::begin(shared, &call, now);
+    let info = RequestInfo {
+        now,
+        endpoint: call.endpoint,
+        tenant: call.tenant.clone(),
+        page: call.page,
+    };
+    if let Some(hook) = lock(&shared.hook).as_mut() {
+        hook(&mut lock(&shared.world), &info);
+    }
+    let effect = lock(&shared.faults).strike(call.endpoint, call.tenant.as_deref(), call.page);
+    let (latency, skew, gzip) = {
+        let world = lock(&shared.world);
+        let options = world.options();
+        (options.latency, options.clock_skew, options.gzip)
+    };
+    if !latency.is_zero() {
+        tokio::time::sleep(latency).await;
+    }
+    let mut response = match effect {
+        Some(Effect::Instead(fault)) => instead(fault, &call.reset),
+        effect => {
+            let (outcome, headers) = ask(&mut lock(&shared.world), &call, now, answer);
+            let mut reply = Reply::of(outcome, headers, now);
+            let fault = match effect {
+                Some(Effect::Spoil(fault)) => Some(fault),
+                _ => None,
+            };
+            if let Some(fault) = &fault {
+                reply.body = fault::spoil(fault, reply.body);
+            }
+            if gzip && call.accepts_gzip {
+                reply.compress();
+            }
+            reply.deliver(fault, &call.reset).await
+        }
+    };
+    in_flight.request.status = match response.extensions().get::<NoAnswer>() {
+        Some(_) => 0,
+        None => response.status().as_u16(),
+    };
+    if let Some(date) = http_date(skewed((shared.clock)(), skew)) {
+        response.headers_mut().insert(DATE, date);
+    }
+    response
+}
+
+/// Asks the world, in the order in which the real thing would find fault.
+fn ask(
+    world: &mut World,
+    call: &Call,
+    now: Timestamp,
+    answer: impl FnOnce(&mut World, Timestamp) -> Result<Answer, Refusal>,
+) -> (Result<Answer, Refusal>, HeaderMap) {
+    let mut headers = HeaderMap::new();
+    let Some(tenant) = &call.tenant else {
+        return (answer(world, now), headers);
+    };
+    let paginated = matches!(call.endpoint, Endpoint::Search);
+    let standing = world
+        .authorise(call.token.as_deref(), now)
+        .and_then(|()| world.admit(tenant))
+        .and_then(|()| world.spend(tenant, paginated, now));
+    let standing = match standing {
+        Ok(standing) => standing,
+        Err(refusal) => return (Err(refusal), headers),
+    };
+    if let Some(standing) = standing {
+        write_standing(&mut headers, standing, world.options(), now);
+        if !standing.allowed {
+            return (Err(Refusal::Throttled), headers);
+        }
+    }
+    (answer(world, now), headers)
+}
+
+fn write_standing(headers: &mut HeaderMap, standing: Standing, options: &Options, now: Timestamp) {
+    let mut write = |name: &'static str, value: i64| {
+        let text = match options.quoted_headers {
+            true => format!("\"{value}\""),
+            false => value.to_string(),
+        };
+        if let Ok(value) = HeaderValue::try_from(text) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    };
+    write("x-ratelimit-limit", i64::from(standing.limit));
+    write("x-ratelimit-remaining", i64::from(standing.remaining));
+    write("x-ratelimit-reset", standing.reset + options.clock_skew);
+    if standing.allowed {
+        return;
+    }
+    let value = match options.retry_after {
+        RetryAfter::None => None,
+        RetryAfter::Seconds => {
+            let wait = (standing.reset - now.as_second()).max(0);
+            HeaderValue::try_from(wait.to_string()).ok()
+        }
+        RetryAfter::Date => {
+            let reset = Timestamp::from_second(standing.reset).unwrap_or(now);
+            http_date(skewed(reset, options.clock_skew))
+        }
+    };
+    if let Some(value) = value {
+        headers.insert(RETRY_AFTER, value);
+    }
+}
+
+/// A fault that hides the API.
+fn instead(fault: Fault, reset: &ResetSwitch) -> Response {
+    let json = "application/json;charset=UTF-8";
+    let html = "text/html; charset=utf-8";
+    let plain = |kind: &'static str, body: Vec<u8>| {
+        ([(CONTENT_TYPE, HeaderValue::from_static(kind))], body).into_response()
+    };
+    match fault {
+        Fault::Status {
+            code,
+            body,
+            headers,
+        } => {
+            let status = StatusCode::from_u16(code).unwrap_or(StatusCode::BAD_GATEWAY);
+            let mut response = match body {
+                Some(body) if body.trim_start().starts_with(['{', '[']) => {
+                    plain(json, body.into_bytes())
+                }
+                Some(body) => plain(html, body.into_bytes()),
+                None => plain(html, fault::gateway_page(code).into_bytes()),
+            };
+            *response.status_mut() = status;
+            for (name, value) in headers {
+                if let (Ok(name), Ok(value)) =
+                    (HeaderName::try_from(name), HeaderValue::try_from(value))
+                {
+                    response.headers_mut().insert(name, value);
+                }
+            }
+            response
+        }
+        Fault::Html => plain(html, fault::LOGIN_PAGE.into()),
+        Fault::Body { text } => plain(json, text.into_bytes()),
+        Fault::Empty => plain(json, Vec::new()),
+        Fault::NoResults => plain(json, b"{}".to_vec()),
+        Fault::Deep { depth } => plain(json, fault::deep(depth)),
+        Fault::Huge { bytes } => {
+            let mut response = Response::new(huge(bytes));
+            let kind = HeaderValue::from_static(json);
+            response.headers_mut().insert(CONTENT_TYPE, kind);
+            response
+        }
+        Fault::GzipBomb { bytes } => match fault::gzip_bomb(bytes) {
+            Ok(bomb) => {
+                let mut response = plain(json, bomb);
+                let gzip = HeaderValue::from_static("gzip");
+                response.headers_mut().insert(CONTENT_ENCODING, gzip);
+                response
+            }
+            Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        },
+        Fault::Redirect { code, location } => {
+            let mut response = plain(html, Vec::new());
+            *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::FOUND);
+            if let Ok(location) = HeaderValue::try_from(location) {
+                response.headers_mut().insert(LOCATION, location);
+            }
+            response
+        }
+        _ => {
+            reset.0.store(true, Ordering::Relaxed);
+            let mut response = Response::new(Body::empty());
+            response.extensions_mut().insert(NoAnswer);
+            response
+        }
+    }
+}
+
+/// A document without an end worth waiting for.
+fn huge(bytes: u64) -> Body {
+    let item = format!(
+        "{{\"uniqueId\":\"1\",\"subject\":\"{}\"}},",
+        "x".repeat(1 << 16)
+    );
+    let item = Bytes::from(item);
+    let head = Bytes::from_static(b"{\"totalResults\":1,\"results\":[");
+    let start = (Some(head), bytes);
+    Body::from_stream(stream::unfold(start, move |(head, left)| {
+        let piece = match head {
+            Some(head) => Some((head, left)),
+            None if left == 0 => None,
+            None => Some((item.clone(), left.saturating_sub(item.len() as u64))),
+        };
+        async move { piece.map(|(piece, left)| (Ok::<_, Infallible>(piece), (None, left))) }
+    }))
+}
+
+/// A body in pieces of a size, with a pause before each.
+fn in_pieces(body: Bytes, size: usize, pause: Duration) -> Body {
+    Body::from_stream(stream::unfold(body, move |mut rest| async move {
+        if rest.is_empty() {
+            return None;
+        }
+        tokio::time::sleep(pause).await;
+        let piece = rest.split_to(size.clamp(1, rest.len()));
+        Some((Ok::<_, Infallible>(piece), rest))
+    }))
+}
+
+/// The beginning of a body, and then trouble.
+fn cut_short(mut body: Bytes, at: usize, cut: Cut) -> Body {
+    let first = body.split_to(at.min(body.len()));
+    Body::from_stream(stream::unfold(Some(first), move |first| async move {
+        if let Some(first) = first {
+            return Some((Ok(first), None));
+        }
+        match cut {
+            Cut::Silence => std::future::pending().await,
+            Cut::Break => {
+                // A reset throws away what is still on its way; give it time to arrive.
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                Some((
+                    Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset)),
+                    None,
+                ))
+            }
+        }
+    }))
+}
+
+pub(super) fn refuse(refusal: &Refusal) -> Response {
+    let reply = Reply::of(Err(refusal.clone()), HeaderMap::new(), Timestamp::default());
+    reply.into_response()
+}
+
+fn skewed(time: Timestamp, seconds: i64) -> Timestamp {
+    let skew = SignedDuration::from_secs(seconds);
+    time.saturating_add(skew).unwrap_or(time)
+}
+
+/// `Sun, 06 Nov 1994 08:49:37 GMT`.
+fn http_date(time: Timestamp) -> Option<HeaderValue> {
+    let text = time.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+    HeaderValue::try_from(text).ok()
+}
+
+/// Locks; a test that panicked while it held the lock does not take the others down.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+// === impl Shared ===
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").finish_non_exhaustive()
+    }
+}
+
+// === impl Call ===
+
+impl Call {
+    fn new(
+        endpoint: Endpoint,
+        tenant: Option<&str>,
+        headers: &HeaderMap,
+        extensions: &Extensions,
+    ) -> Self {
+        let header = |name| headers.get(name).and_then(|value| value.to_str().ok());
+        let token = header(AUTHORIZATION).and_then(|value| {
+            let (scheme, token) = value.split_once(' ')?;
+            let bearer = scheme.eq_ignore_ascii_case("bearer");
+            bearer.then(|| token.trim().to_owned())
+        });
+        let accepted = header(ACCEPT_ENCODING).unwrap_or_default();
+        let accepts_gzip = accepted.split(',').any(|coding| {
+            let (name, weight) = coding.split_once(';').unwrap_or((coding, ""));
+            name.trim().eq_ignore_ascii_case("gzip") && weight.replace(' ', "") != "q=0"
+        });
+        Self {
+            endpoint,
+            tenant: tenant.map(str::to_owned),
+            page: None,
+            token,
+            accepts_gzip,
+            reset: extensions.get().cloned().unwrap_or_default(),
+        }
+    }
+}
+
+// === impl Reply ===
+
+impl Reply {
+    fn of(outcome: Result<Answer, Refusal>, mut headers: HeaderMap, now: Timestamp) -> Self {
+        let (status, body) = match outcome {
+            Ok(Answer::Page(page)) => (StatusCode::OK, page.to_json(now)),
+            Ok(Answer::Detail(detail)) => (StatusCode::OK, detail.to_json(now)),
+            Ok(Answer::Clients(page)) => (StatusCode::OK, page.to_json()),
+            Ok(Answer::Value(value)) => (StatusCode::OK, to_bytes(&value, 0)),
+            Err(refusal) => (refusal.status(), to_bytes(&refusal.body(), 0)),
+        };
+        let kind = HeaderValue::from_static("application/json;charset=UTF-8");
+        headers.insert(CONTENT_TYPE, kind);
+        Self {
+            status,
+            headers,
+            body,
+        }
+    }
+
+    fn compress(&mut self) {
+        self.headers
+            .insert(VARY, HeaderValue::from_static("accept-encoding"));
+        if self.body.len() < COMPRESSED_FROM {
+            return;
+        }
+        let buffer = Vec::with_capacity(self.body.len() / 8);
+        let mut encoder = GzEncoder::new(buffer, Compression::fast());
+        // A Vec takes everything, and an answer that is not compressed is as good.
+        if encoder.write_all(&self.body).is_ok()
+            && let Ok(compressed) = encoder.finish()
+        {
+            self.body = compressed;
+            self.headers
+                .insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+    }
+
+    /// Sends it, with whatever happens on the way.
+    async fn deliver(self, fault: Option<Fault>, reset: &ResetSwitch) -> Response {
+        let body = match fault {
+            Some(Fault::SlowHeaders { seconds }) => {
+                tokio::time::sleep(seconds).await;
+                return self.into_response();
+            }
+            Some(Fault::SlowBody { bytes, seconds }) => {
+                in_pieces(Bytes::from(self.body.clone()), bytes, seconds)
+            }
+            Some(Fault::Stall { bytes }) => {
+                cut_short(Bytes::from(self.body.clone()), bytes, Cut::Silence)
+            }
+            Some(Fault::ResetMidBody) => {
+                reset.0.store(true, Ordering::Relaxed);
+                let half = self.body.len() / 2;
+                cut_short(Bytes::from(self.body.clone()), half, Cut::Break)
+            }
+            _ => return self.into_response(),
+        };
+        let length = HeaderValue::from(self.body.len());
+        let mut response = self.into_response();
+        response.headers_mut().insert(CONTENT_LENGTH, length);
+        *response.body_mut() = body;
+        response
+    }
+}
+
+impl IntoResponse for Reply {
+    fn into_response(self) -> Response {
+        (self.status, self.headers, self.body).into_response()
+    }
+}
+
+// === impl InFlight ===
+
+impl<'a> InFlight<'a> {
+    fn begin(shared: &'a Shared, call: &Call, now: Timestamp) -> Self {
+        lock(&shared.requests).begin();
+        Self {
+            shared,
+            request: Request {
+                at: now,
+                endpoint: call.endpoint,
+                tenant: call.tenant.clone(),
+                page: call.page,
+                status: 0,
+            },
+        }
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        lock(&self.shared.requests).end(self.request.clone());
+    }
+}

@@ -1,0 +1,437 @@
+//! What can go wrong between a client and the API, on demand.
+//!
+//! A rule says what goes wrong, for whom, and how often. Some faults come from a gateway and hide
+//! the API altogether, others spoil an answer that the API did give.
+
+use std::io::Write as _;
+use std::time::Duration;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use super::options::seconds;
+use super::requests::Endpoint;
+
+/// What goes wrong.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Fault {
+    /// Another status, with a body as a gateway would send it unless one is given.
+    Status {
+        /// The status code.
+        code: u16,
+        /// The body.
+        #[serde(default)]
+        body: Option<String>,
+        /// Headers, such as `Retry-After`.
+        #[serde(default)]
+        headers: Vec<(String, String)>,
+    },
+    /// 200 with the login page of some portal.
+    Html,
+    /// 200 with this text as JSON.
+    Body {
+        /// The whole body.
+        text: String,
+    },
+    /// 200 with nothing.
+    Empty,
+    /// The JSON document ends in the middle; the HTTP message is whole.
+    Truncated,
+    /// `results` is null.
+    NullResult,
+    /// `{}`.
+    NoResults,
+    /// The members of the envelope have other types.
+    WrongTypes,
+    /// The members of the results have other types, and some results are no objects.
+    WrongItems,
+    /// A document of about this size, sent as fast as it is taken.
+    Huge {
+        /// Bytes.
+        bytes: u64,
+    },
+    /// A small compressed document that becomes this large.
+    GzipBomb {
+        /// Bytes after decompression.
+        bytes: u64,
+    },
+    /// Arrays within arrays.
+    Deep {
+        /// How many.
+        depth: usize,
+    },
+    /// The answer takes this long to begin.
+    SlowHeaders {
+        /// How long.
+        #[serde(with = "seconds")]
+        seconds: Duration,
+    },
+    /// The body comes in small pieces with pauses in between.
+    SlowBody {
+        /// Bytes of a piece.
+        bytes: usize,
+        /// The pause before each piece.
+        #[serde(with = "seconds")]
+        seconds: Duration,
+    },
+    /// The body stops, and nothing more happens.
+    Stall {
+        /// Bytes that come before.
+        bytes: usize,
+    },
+    /// The connection is reset in the middle of the body.
+    ResetMidBody,
+    /// The connection is reset without an answer.
+    Reset,
+    /// A redirect.
+    Redirect {
+        /// 301, 302, 303, 307 or 308.
+        code: u16,
+        /// The `Location` header.
+        location: String,
+    },
+}
+
+/// What goes wrong, for whom, and how often. All conditions must hold.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FaultRule {
+    /// What.
+    #[serde(flatten)]
+    pub fault: Fault,
+    /// Only this part of the API.
+    #[serde(default)]
+    pub endpoint: Option<Endpoint>,
+    /// Only this tenant.
+    #[serde(default)]
+    pub tenant: Option<String>,
+    /// Only this page of a search.
+    #[serde(default)]
+    pub page: Option<usize>,
+    /// Only after so many requests that it would have hit were spared.
+    #[serde(default)]
+    pub after: u32,
+    /// So often; none: until it is taken away.
+    #[serde(default)]
+    pub times: Option<u32>,
+}
+
+/// The rules in force, each with its number.
+#[derive(Debug, Default)]
+pub(super) struct Faults {
+    rules: Vec<(u64, FaultRule)>,
+    last: u64,
+}
+
+/// What is done to a request.
+#[derive(Debug)]
+pub(super) enum Effect {
+    /// The API is not even asked.
+    Instead(Fault),
+    /// The answer is spoilt.
+    Spoil(Fault),
+}
+
+// === impl FaultRule ===
+
+impl FaultRule {
+    /// A fault of every request until it is taken away.
+    pub fn always(fault: Fault) -> Self {
+        Self {
+            fault,
+            endpoint: None,
+            tenant: None,
+            page: None,
+            after: 0,
+            times: None,
+        }
+    }
+
+    /// A fault of the next so many requests to an endpoint.
+    pub fn next(times: u32, endpoint: Endpoint, fault: Fault) -> Self {
+        Self {
+            endpoint: Some(endpoint),
+            times: Some(times),
+            ..Self::always(fault)
+        }
+    }
+
+    /// The same for one part of the API only.
+    #[must_use]
+    pub fn at(self, endpoint: Endpoint) -> Self {
+        Self {
+            endpoint: Some(endpoint),
+            ..self
+        }
+    }
+
+    /// The same for one tenant only.
+    #[must_use]
+    pub fn of(self, tenant: &str) -> Self {
+        Self {
+            tenant: Some(tenant.to_owned()),
+            ..self
+        }
+    }
+
+    fn concerns(&self, endpoint: Endpoint, tenant: Option<&str>, page: Option<usize>) -> bool {
+        self.endpoint.is_none_or(|wanted| wanted == endpoint)
+            && (self.tenant.is_none() || self.tenant.as_deref() == tenant)
+            && (self.page.is_none() || self.page == page)
+    }
+}
+
+// === impl Faults ===
+
+impl Faults {
+    pub(super) fn add(&mut self, rule: FaultRule) -> u64 {
+        self.last += 1;
+        self.rules.push((self.last, rule));
+        self.last
+    }
+
+    pub(super) fn remove(&mut self, number: u64) -> bool {
+        let before = self.rules.len();
+        self.rules.retain(|(n, _)| *n != number);
+        self.rules.len() < before
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.rules.clear();
+    }
+
+    pub(super) fn list(&self) -> &[(u64, FaultRule)] {
+        &self.rules
+    }
+
+    /// What is done to this request: the first rule that concerns it.
+    pub(super) fn strike(
+        &mut self,
+        endpoint: Endpoint,
+        tenant: Option<&str>,
+        page: Option<usize>,
+    ) -> Option<Effect> {
+        let mut struck = None;
+        for (number, rule) in &mut self.rules {
+            if !rule.concerns(endpoint, tenant, page) {
+                continue;
+            }
+            if rule.after > 0 {
+                rule.after -= 1;
+                continue;
+            }
+            if let Some(times) = &mut rule.times {
+                *times = times.saturating_sub(1);
+            }
+            struck = Some((*number, rule.fault.clone(), rule.times == Some(0)));
+            break;
+        }
+        let (number, fault, exhausted) = struck?;
+        if exhausted {
+            self.remove(number);
+        }
+        Some(match fault {
+            Fault::Status { .. }
+            | Fault::Html
+            | Fault::Body { .. }
+            | Fault::Empty
+            | Fault::NoResults
+            | Fault::Huge { .. }
+            | Fault::GzipBomb { .. }
+            | Fault::Deep { .. }
+            | Fault::Reset
+            | Fault::Redirect { .. } => Effect::Instead(fault),
+            Fault::Truncated
+            | Fault::NullResult
+            | Fault::WrongTypes
+            | Fault::WrongItems
+            | Fault::SlowHeaders { .. }
+            | Fault::SlowBody { .. }
+            | Fault::Stall { .. }
+            | Fault::ResetMidBody => Effect::Spoil(fault),
+        })
+    }
+}
+
+/// What a gateway says for a status.
+pub(super) fn gateway_page(code: u16) -> String {
+    format!(
+        "<html>\r\n<head><title>{code}</title></head>\r\n<body>\r\n<center><h1>{code}</h1></center>\r\n\
+         <hr><center>gateway</center>\r\n</body>\r\n</html>\r\n"
+    )
+}
+
+/// A page that asks for a password.
+pub(super) const LOGIN_PAGE: &str = "<!DOCTYPE html>\n<html><head><title>Sign in</title></head>\
+    <body><form method=\"post\" action=\"/login\"><input name=\"user\"></form></body></html>\n";
+
+/// Spoils the document itself; faults of the transport leave it as it is.
+pub(super) fn spoil(fault: &Fault, mut body: Vec<u8>) -> Vec<u8> {
+    let document = |body: &[u8]| serde_json::from_slice(body).unwrap_or(Value::Null);
+    match fault {
+        Fault::Truncated => {
+            body.truncate(body.len() * 2 / 3);
+            body
+        }
+        Fault::NullResult => {
+            let mut value = document(&body);
+            if let Value::Object(object) = &mut value {
+                object.insert("results".to_owned(), Value::Null);
+            }
+            value.to_string().into_bytes()
+        }
+        Fault::WrongTypes => {
+            let mut value = document(&body);
+            if let Value::Object(object) = &mut value {
+                for (name, member) in object.iter_mut() {
+                    *member = match name.as_str() {
+                        "results" => json!({ "0": "none" }),
+                        "totalResults" => json!("a few"),
+                        "access_token" => json!(["token"]),
+                        "expires_in" => json!({ "seconds": 7199 }),
+                        _ => json!([member.take()]),
+                    };
+                }
+            }
+            value.to_string().into_bytes()
+        }
+        Fault::WrongItems => {
+            let mut value = document(&body);
+            if let Some(Value::Array(items)) = value.get_mut("results") {
+                for (n, item) in items.iter_mut().enumerate() {
+                    twist(n, item);
+                }
+            }
+            value.to_string().into_bytes()
+        }
+        _ => body,
+    }
+}
+
+/// Every fifth item becomes unreadable, the others keep their id and lose their types.
+fn twist(n: usize, item: &mut Value) {
+    match n % 5 {
+        0 => *item = [json!(null), json!("alert"), json!(17), json!([])][n / 5 % 4].clone(),
+        1 => {
+            if let Value::Object(object) = item {
+                object.remove("uniqueId");
+            }
+        }
+        turn => {
+            if let Value::Object(object) = item {
+                for (name, member) in object.iter_mut().filter(|(name, _)| *name != "uniqueId") {
+                    *member = match (turn + name.len()) % 5 {
+                        0 => json!(null),
+                        1 => json!({ "value": member.take() }),
+                        2 => json!([member.take(), 1]),
+                        3 => json!(-1.5e300),
+                        _ => json!(""),
+                    };
+                }
+            }
+        }
+    }
+}
+
+/// Arrays within arrays, where results should be.
+pub(super) fn deep(depth: usize) -> Vec<u8> {
+    let mut body = b"{\"totalResults\":1,\"results\":".to_vec();
+    body.extend(std::iter::repeat_n(b'[', depth));
+    body.extend(std::iter::repeat_n(b']', depth));
+    body.push(b'}');
+    body
+}
+
+/// A compressed document of which most is white space.
+pub(super) fn gzip_bomb(bytes: u64) -> std::io::Result<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::new(6));
+    encoder.write_all(b"{\"totalResults\":0,\"results\":[")?;
+    let blank = vec![b' '; 1 << 16];
+    let mut left = bytes;
+    while left > 0 {
+        let now = left.min(blank.len() as u64) as usize;
+        encoder.write_all(&blank[..now])?;
+        left -= now as u64;
+    }
+    encoder.write_all(b"]}")?;
+    encoder.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fault_strikes_as_often_as_it_was_told_to() {
+        let mut faults = Faults::default();
+        faults.add(FaultRule {
+            after: 1,
+            ..FaultRule::next(2, Endpoint::Search, Fault::Html)
+        });
+        let mut strike = |endpoint| faults.strike(endpoint, Some("client_1"), None).is_some();
+        assert!(!strike(Endpoint::Token));
+        let struck: Vec<bool> = (0..5).map(|_| strike(Endpoint::Search)).collect();
+        assert_eq!(struck, [false, true, true, false, false]);
+        assert!(faults.list().is_empty());
+    }
+
+    #[test]
+    fn a_fault_of_one_tenant_and_page_spares_the_others() {
+        let mut faults = Faults::default();
+        let mut rule = FaultRule::always(Fault::Empty).of("client_2");
+        rule.page = Some(3);
+        let number = faults.add(rule);
+        assert!(
+            faults
+                .strike(Endpoint::Search, Some("client_1"), Some(3))
+                .is_none()
+        );
+        assert!(
+            faults
+                .strike(Endpoint::Search, Some("client_2"), Some(2))
+                .is_none()
+        );
+        assert!(
+            faults
+                .strike(Endpoint::Search, Some("client_2"), Some(3))
+                .is_some()
+        );
+        assert!(faults.remove(number));
+        assert!(
+            faults
+                .strike(Endpoint::Search, Some("client_2"), Some(3))
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn a_rule_is_read_from_flat_json() {
+        let text = r#"{"kind":"slow-body","bytes":10,"seconds":0.5,"endpoint":"search","times":1}"#;
+        let rule: FaultRule = serde_json::from_str(text).unwrap();
+        let fault = Fault::SlowBody {
+            bytes: 10,
+            seconds: Duration::from_millis(500),
+        };
+        assert_eq!(rule, FaultRule::next(1, Endpoint::Search, fault));
+    }
+
+    #[test]
+    fn a_bomb_is_small_until_it_goes_off() {
+        let bomb = gzip_bomb(10 << 20).unwrap();
+        assert!(bomb.len() < 20_000, "{} bytes", bomb.len());
+    }
+
+    #[test]
+    fn a_spoilt_page_is_still_json_unless_it_is_truncated() {
+        let page = br#"{"results":[{"uniqueId":"1"},{"uniqueId":"2"}],"totalResults":2}"#;
+        for fault in [Fault::NullResult, Fault::WrongTypes, Fault::WrongItems] {
+            let spoilt = spoil(&fault, page.to_vec());
+            assert_ne!(spoilt, page);
+            serde_json::from_slice::<Value>(&spoilt).unwrap();
+        }
+        let spoilt = spoil(&Fault::Truncated, page.to_vec());
+        assert!(serde_json::from_slice::<Value>(&spoilt).is_err());
+    }
+}

@@ -1,0 +1,239 @@
+//! A life of alerts: they open, get worse, are taken notice of and go, with storms and quiet times.
+//!
+//! What happens is a function of the seed and of the steps taken so far, not of the clock, so a
+//! test can live through a year in a second and again in the same way.
+
+use std::collections::{HashMap, VecDeque};
+
+use jiff::Timestamp;
+
+use super::alert::{Action, AlertId, EventType, Priority, Spec, State};
+use super::refusal::Refusal;
+use super::world::World;
+
+/// The first steps of every tenant open alerts, so that whoever watches sees something soon.
+const LIVELY: u32 = 3;
+/// Alerts that left and may yet come back.
+const REMEMBERED: usize = 50;
+
+/// What drives the alerts of a world.
+#[derive(Debug)]
+pub struct Life {
+    random: fastrand::Rng,
+    moods: HashMap<String, Mood>,
+}
+
+/// What a tenant goes through.
+#[derive(Debug, Default)]
+struct Mood {
+    steps: u32,
+    /// Steps in which nothing will happen.
+    quiet: u32,
+    storm: Option<Storm>,
+    departed: VecDeque<AlertId>,
+}
+
+/// One machine in trouble, and everything that depends on it.
+#[derive(Debug)]
+struct Storm {
+    left: u32,
+    host: String,
+    victims: Vec<AlertId>,
+}
+
+// === impl Life ===
+
+impl Life {
+    /// A life that the seed determines.
+    pub fn new(seed: u64) -> Self {
+        Self {
+            random: fastrand::Rng::with_seed(seed),
+            moods: HashMap::new(),
+        }
+    }
+
+    /// Takes one step for every tenant that has alerts of its own.
+    pub fn step_all(&mut self, world: &mut World, open_alerts: usize, now: Timestamp) {
+        let tenants: Vec<String> = world.clients_and_singles().map(str::to_owned).collect();
+        for tenant in tenants {
+            let stepped = self.step(world, &tenant, open_alerts, now);
+            debug_assert!(stepped.is_ok(), "{stepped:?}");
+        }
+    }
+
+    /// Lets something happen to a tenant, or nothing. The number of open alerts is drawn towards
+    /// `open_alerts`.
+    pub fn step(
+        &mut self,
+        world: &mut World,
+        tenant: &str,
+        open_alerts: usize,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        let mut mood = self.moods.remove(tenant).unwrap_or_default();
+        let stepped = self.live(world, tenant, &mut mood, open_alerts, now);
+        self.moods.insert(tenant.to_owned(), mood);
+        stepped
+    }
+
+    fn live(
+        &mut self,
+        world: &mut World,
+        tenant: &str,
+        mood: &mut Mood,
+        open_alerts: usize,
+        now: Timestamp,
+    ) -> Result<(), Refusal> {
+        mood.steps = mood.steps.saturating_add(1);
+        if let Some(storm) = mood.storm.take() {
+            mood.storm = self.rage(world, tenant, storm, now)?;
+            return Ok(());
+        }
+        if mood.quiet > 0 {
+            mood.quiet -= 1;
+            return Ok(());
+        }
+        let open = world.open_count(tenant)?;
+        // Of a hundred steps, so many open an alert.
+        let openings = match open * 100 / open_alerts.max(1) {
+            _ if mood.steps <= LIVELY => 100,
+            0..80 => 65,
+            80..120 => 40,
+            _ => 15,
+        };
+        if self.random.u32(0..100) < openings || open == 0 {
+            world.open(tenant, &Spec::default(), now)?;
+            return Ok(());
+        }
+        let chosen = world.nth_open(tenant, self.random.usize(0..open));
+        match (self.random.u32(0..100), chosen) {
+            (0..4, _) => mood.quiet = self.random.u32(2..6),
+            (4..7, _) => {
+                mood.storm = Some(Storm {
+                    left: self.random.u32(3..7),
+                    host: format!("core-fra-{:02}", self.random.u32(1..20)),
+                    victims: Vec::new(),
+                });
+            }
+            (7..13, _) => {
+                if let Some(id) = mood.departed.pop_front() {
+                    world.act(id, Action::Reopen, now)?;
+                }
+            }
+            (13..28, Some(id)) => {
+                let state = State::ALL[self.random.usize(0..3)];
+                world.set_state(id, state, now)?;
+            }
+            (28..38, Some(id)) => world.act(id, Action::Bump, now)?,
+            (38..42, Some(id)) => {
+                let priority = Priority::ALL[self.random.usize(..Priority::ALL.len())];
+                world.set_priority(id, priority, now)?;
+            }
+            (42..56, Some(id)) => world.act(id, Action::Heal, now)?,
+            (roll, Some(id)) => {
+                let action = match roll {
+                    56..68 => Action::Acknowledge,
+                    68..78 => Action::Ticket,
+                    78..83 => Action::Suppress,
+                    83..85 => Action::Ignore,
+                    _ => Action::Close,
+                };
+                world.act(id, action, now)?;
+                mood.departed.push_back(id);
+                mood.departed.truncate(REMEMBERED);
+            }
+            (_, None) => {}
+        }
+        Ok(())
+    }
+
+    /// More and more goes wrong on one machine; in the end somebody understands why.
+    fn rage(
+        &mut self,
+        world: &mut World,
+        tenant: &str,
+        mut storm: Storm,
+        now: Timestamp,
+    ) -> Result<Option<Storm>, Refusal> {
+        if storm.left > 0 {
+            storm.left -= 1;
+            for _ in 0..self.random.u32(1..5) {
+                let spec = Spec {
+                    event_type: Some(EventType::Alert),
+                    state: Some(State::Critical),
+                    resource_name: Some(storm.host.clone()),
+                    ..Spec::default()
+                };
+                storm.victims.push(world.open(tenant, &spec, now)?);
+            }
+            return Ok(Some(storm));
+        }
+        let inference = Spec {
+            event_type: Some(EventType::Inference),
+            state: Some(State::Critical),
+            ..Spec::default()
+        };
+        world.open(tenant, &inference, now)?;
+        let cause = Spec {
+            event_type: Some(EventType::Rca),
+            state: Some(State::Critical),
+            subject: Some(format!("Root cause: {} is down", storm.host)),
+            resource_name: Some(storm.host),
+            ..Spec::default()
+        };
+        world.open(tenant, &cause, now)?;
+        for id in storm.victims.into_iter().skip(1) {
+            world.act(id, Action::Correlate, now)?;
+        }
+        Ok(None)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::options::Options;
+    use super::super::record::What;
+    use super::*;
+
+    fn lived(steps: i64) -> World {
+        let start = Timestamp::from_second(1_700_000_000).unwrap();
+        let mut world = World::new(Options::demo(), start);
+        let mut life = Life::new(7);
+        for step in 0..steps {
+            let now = Timestamp::from_second(1_700_000_000 + step).unwrap();
+            life.step_all(&mut world, 40, now);
+        }
+        world
+    }
+
+    #[test]
+    fn the_same_seed_gives_the_same_life() {
+        let (one, other) = (lived(500), lived(500));
+        assert_eq!(one.happenings(0), other.happenings(0));
+        assert!(one.record_position() > 300);
+    }
+
+    #[test]
+    fn the_first_steps_open_alerts() {
+        let world = lived(i64::from(LIVELY));
+        let after_start = world.happenings(1);
+        assert_eq!(after_start.len(), LIVELY as usize);
+        assert!(after_start.iter().all(|entry| entry.what == What::Opened));
+    }
+
+    #[test]
+    fn the_number_of_open_alerts_stays_within_bounds_and_everything_happens() {
+        let world = lived(20_000);
+        let open = world.open_count("client_1").unwrap();
+        assert!((10..120).contains(&open), "{open} open");
+        let happenings = world.happenings(0);
+        for status in super::super::Status::ALL {
+            if *status != super::super::Status::Purged {
+                assert!(happenings.iter().any(|h| h.status == *status), "{status}");
+            }
+        }
+        for what in [What::Opened, What::Changed, What::Left] {
+            assert!(happenings.iter().any(|h| h.what == what), "{what:?}");
+        }
+    }
+}
