@@ -1,0 +1,353 @@
+//! The thread that owns the state file: takes commands in groups, writes each group in one
+//! transaction, then reads, then tidies up.
+//!
+//! Nothing is answered before it is durable, and reads come after the writes of their group, so
+//! that no sink ever sees an event that a crash could still take back.
+
+use std::{path::Path, slice, sync::Arc};
+
+use jiff::Timestamp;
+use rusqlite::{Connection, ErrorCode, Result, TransactionBehavior};
+use tokio::sync::{
+    mpsc::{self, error::TryRecvError},
+    oneshot, watch,
+};
+
+use super::{Holds, alerts, journal::Journal, open::StateFile, page::Page};
+use crate::{
+    identity::SearchKey,
+    store::{Backlog, Batch, Commit, Error, Held, Loaded, SinkState},
+};
+
+/// Commands in one group.
+const GROUP: usize = 128;
+/// A group takes no more commands in once it holds so many events.
+const GROUP_EVENTS: usize = 16 * 1024;
+
+/// What the thread is asked to do.
+#[derive(Debug)]
+pub(super) enum Command {
+    Write(Write),
+    Read(Read),
+    Close(oneshot::Sender<()>),
+}
+
+/// What changes the file.
+#[derive(Debug)]
+pub(super) enum Write {
+    TakeUp(Job<(SearchKey, Timestamp), Loaded>),
+    Release(Job<Held, ()>),
+    Commit(Job<(Held, Commit, Timestamp), ()>),
+    SetSinks(Job<Vec<String>, Vec<SinkState>>),
+    Acknowledge(Job<(Box<str>, i64, Option<Vec<u8>>), ()>),
+}
+
+/// What does not.
+#[derive(Debug)]
+pub(super) enum Read {
+    Departed {
+        held: Held,
+        ids: Vec<Box<str>>,
+        reply: oneshot::Sender<Answer<Vec<(Box<str>, u32)>>>,
+    },
+    Pending {
+        sink: Box<str>,
+        max_events: usize,
+        max_bytes: usize,
+        reply: oneshot::Sender<Answer<Batch>>,
+    },
+    Backlog {
+        sink: Box<str>,
+        reply: oneshot::Sender<Answer<Backlog>>,
+    },
+}
+
+type Answer<A> = std::result::Result<A, Error>;
+type Failure = Arc<dyn std::error::Error + Send + Sync>;
+
+/// A write and its answer, which is held back until the transaction is durable.
+#[derive(Debug)]
+pub(super) struct Job<Q, A> {
+    request: Q,
+    answer: Answer<A>,
+    reply: oneshot::Sender<Answer<A>>,
+}
+
+/// The connection that writes, and what is known without asking it.
+#[derive(Debug)]
+pub(super) struct Writer {
+    file: StateFile,
+    journal: Journal,
+    holds: Holds,
+    journalled: watch::Sender<i64>,
+}
+
+// === impl Writer ===
+
+impl Writer {
+    pub(super) fn open(path: &Path, journal_limit: u64, holds: Holds) -> Answer<Self> {
+        let (file, journal) =
+            StateFile::open(path, |connection| Journal::load(connection, journal_limit))?;
+        let (journalled, _) = watch::channel(journal.end());
+        Ok(Self {
+            file,
+            journal,
+            holds,
+            journalled,
+        })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    pub(super) fn journalled(&self) -> watch::Receiver<i64> {
+        self.journalled.subscribe()
+    }
+
+    /// Serves commands until the queue is closed or [`Command::Close`] comes, then closes the file.
+    pub(super) fn run(mut self, mut queue: mpsc::Receiver<Command>, page: &Page) {
+        let mut closing = None;
+        let mut writes = Vec::new();
+        let mut reads = Vec::new();
+        while let Some(first) = self.next(&mut queue) {
+            let mut next = Some(first);
+            let mut events = 0;
+            while let Some(command) = next {
+                match command {
+                    Command::Write(write) => {
+                        events += write.events();
+                        writes.push(write);
+                    }
+                    Command::Read(read) => reads.push(read),
+                    Command::Close(reply) => {
+                        // What was sent before is still served; nothing more comes in.
+                        queue.close();
+                        closing = Some(reply);
+                    }
+                }
+                let full = writes.len() + reads.len() >= GROUP || events >= GROUP_EVENTS;
+                next = if full { None } else { queue.try_recv().ok() };
+            }
+            self.write(&mut writes);
+            for read in reads.drain(..) {
+                self.read(read);
+            }
+        }
+        page.close();
+        self.file.close();
+        if let Some(reply) = closing {
+            reply.send(()).ok();
+        }
+    }
+
+    /// The next command. While none is there, the journal is pruned step by step.
+    fn next(&mut self, queue: &mut mpsc::Receiver<Command>) -> Option<Command> {
+        while self.journal.has_delivered() {
+            match queue.try_recv() {
+                Ok(command) => return Some(command),
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) => {
+                    // A step that fails is tried again after the next command.
+                    if self.transaction(&mut []).is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+        queue.blocking_recv()
+    }
+
+    /// Does all `writes` in one transaction and answers them. Where that fails each is tried
+    /// alone, so that one cannot spoil the others.
+    fn write(&mut self, writes: &mut Vec<Write>) {
+        if writes.is_empty() {
+            return;
+        }
+        let before = self.journal.end();
+        match self.transaction(writes) {
+            Ok(()) => writes.drain(..).for_each(|write| write.settle(None)),
+            Err(error) => {
+                let full = error.sqlite_error_code() == Some(ErrorCode::DiskFull);
+                if full {
+                    self.file.reuse_log();
+                }
+                if is_busy(&error) || (writes.len() == 1 && !full) {
+                    let failure: Failure = Arc::new(error);
+                    writes
+                        .drain(..)
+                        .for_each(|write| write.settle(Some(&failure)));
+                } else {
+                    for mut write in writes.drain(..) {
+                        let failure = self.transaction(slice::from_mut(&mut write)).err();
+                        write.settle(failure.map(|error| -> Failure { Arc::new(error) }).as_ref());
+                    }
+                }
+            }
+        }
+        if self.journal.end() != before {
+            self.journalled.send_replace(self.journal.end());
+        }
+    }
+
+    /// Does `writes` and a step of pruning, durably. Where it fails, nothing was done.
+    fn transaction(&mut self, writes: &mut [Write]) -> Result<()> {
+        let before = self.journal.clone();
+        let done = self.try_transaction(writes);
+        if done.is_err() {
+            self.journal = before;
+        }
+        done
+    }
+
+    fn try_transaction(&mut self, writes: &mut [Write]) -> Result<()> {
+        let transaction = self
+            .file
+            .connection()
+            .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        for write in writes {
+            write.apply(&transaction, &mut self.journal, &self.holds)?;
+        }
+        self.journal.prune(&transaction)?;
+        transaction.commit()
+    }
+
+    fn read(&mut self, read: Read) {
+        let connection = self.file.connection();
+        match read {
+            Read::Departed { held, ids, reply } => {
+                let found = alerts::departed(connection, held.row, ids);
+                reply.send(found.map_err(Error::backend)).ok();
+            }
+            Read::Pending {
+                sink,
+                max_events,
+                max_bytes,
+                reply,
+            } => {
+                let batch = self
+                    .journal
+                    .pending(connection, &sink, max_events, max_bytes);
+                reply.send(known(batch, &sink)).ok();
+            }
+            Read::Backlog { sink, reply } => {
+                let backlog = self.journal.backlog(connection, &sink);
+                reply.send(known(backlog, &sink)).ok();
+            }
+        }
+    }
+}
+
+// === impl Write ===
+
+impl Write {
+    fn events(&self) -> usize {
+        match self {
+            Self::Commit(job) => job.request.1.events.len(),
+            _ => 0,
+        }
+    }
+
+    /// Does it within a transaction. An error spoils the transaction; a refusal does not, for it
+    /// comes before anything was written.
+    fn apply(
+        &mut self,
+        connection: &Connection,
+        journal: &mut Journal,
+        holds: &Holds,
+    ) -> Result<()> {
+        match self {
+            Self::TakeUp(job) => {
+                let (key, now) = &job.request;
+                let search = alerts::search(connection, key, *now)?;
+                let loaded = Loaded {
+                    has_departed: alerts::has_departed(connection, search.row)?,
+                    alerts: alerts::load(connection, search.row)?,
+                    held: holds.take(search.row),
+                    primed: search.primed,
+                    first_seen: search.first_seen,
+                };
+                job.answer = Ok(loaded);
+            }
+            Self::Release(job) => {
+                holds.give_back(job.request);
+                job.answer = Ok(());
+            }
+            Self::Commit(job) => {
+                let (held, commit, now) = &job.request;
+                job.answer = if !holds.is_held(*held) {
+                    Err(Error::LeaseLost)
+                } else if !commit.events.is_empty() && !journal.has_room(commit.events.len()) {
+                    Err(Error::JournalFull {
+                        limit: journal.limit(),
+                    })
+                } else {
+                    alerts::write(connection, held.row, commit, *now)?;
+                    journal.append(connection, &commit.events)?;
+                    Ok(())
+                };
+            }
+            Self::SetSinks(job) => {
+                job.answer = Ok(journal.set_sinks(connection, &job.request)?);
+            }
+            Self::Acknowledge(job) => {
+                let (sink, position, mark) = &job.request;
+                let known = journal.acknowledge(connection, sink, *position, mark.as_deref())?;
+                job.answer = if known { Ok(()) } else { Err(unknown(sink)) };
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers: what was learned, or that the transaction failed.
+    fn settle(self, failure: Option<&Failure>) {
+        match self {
+            Self::TakeUp(job) => job.settle(failure),
+            Self::Release(job) => job.settle(failure),
+            Self::Commit(job) => job.settle(failure),
+            Self::SetSinks(job) => job.settle(failure),
+            Self::Acknowledge(job) => job.settle(failure),
+        }
+    }
+}
+
+// === impl Job ===
+
+impl<Q, A> Job<Q, A> {
+    pub(super) fn new(request: Q, reply: oneshot::Sender<Answer<A>>) -> Self {
+        Self {
+            request,
+            answer: Err(Error::Closed),
+            reply,
+        }
+    }
+
+    fn settle(self, failure: Option<&Failure>) {
+        let answer = match failure {
+            None => self.answer,
+            Some(failure) => Err(Error::Backend(Arc::clone(failure))),
+        };
+        // Whoever no longer waits does not need it.
+        self.reply.send(answer).ok();
+    }
+}
+
+/// An answer about a sink, where there is one of that name.
+fn known<A>(answer: Result<Option<A>>, sink: &str) -> Answer<A> {
+    answer.map_err(Error::backend)?.ok_or_else(|| unknown(sink))
+}
+
+fn unknown(sink: &str) -> Error {
+    Error::UnknownSink {
+        name: sink.to_owned(),
+    }
+}
+
+/// Another program holds a lock and the wait for it was long enough: whoever else waits for the
+/// same lock shall not wait for it again.
+fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
+    )
+}
