@@ -10,6 +10,7 @@
 pub mod clock;
 pub mod deliver;
 pub mod identity;
+pub mod metrics;
 pub mod opsramp;
 pub mod poll;
 pub mod record;

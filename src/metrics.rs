@@ -1,0 +1,531 @@
+//! Every metric in one place, as typed handles.
+//!
+//! What the API said is not kept here: those gauges are a pure function of the latest snapshots on
+//! the [`Board`], computed when somebody asks, so that a failed poll cannot leave half of a result
+//! behind nor a search that is gone a ghost. What this program did is counted here, in cells that
+//! exist at 0 from the moment a search, account or sink is registered: a counter that is born at
+//! 1 is invisible to `increase()`. This module does not know who calls it.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use jiff::Timestamp;
+
+use crate::{
+    identity::{EventKind, SearchKey},
+    opsramp::{self, Endpoint, RateLimit},
+    status::Board,
+};
+
+pub use catalog::reference;
+use cells::{Counter, Histogram, Seconds};
+pub use rendering::Rendering;
+
+mod catalog;
+mod cells;
+mod exposition;
+mod process;
+mod render;
+mod rendering;
+
+/// The reasons of `opsramp_poll_failures_total`.
+pub const POLL_FAILURE_REASONS: [&str; 8] = [
+    "auth",
+    "throttled",
+    "timeout",
+    "connect",
+    "http",
+    "decode",
+    "too_large",
+    "store",
+];
+
+/// The reasons of `opsramp_auth_failures_total`.
+pub const AUTH_FAILURE_REASONS: [&str; 6] = [
+    "rejected",
+    "throttled",
+    "timeout",
+    "connect",
+    "http",
+    "decode",
+];
+
+/// Statuses whose counters exist before one is seen: those that rules ask for.
+const KNOWN_STATUSES: [u16; 11] = [200, 400, 401, 403, 404, 407, 429, 500, 502, 503, 504];
+
+/// The levels of `opsramp_exporter_log_messages_total`.
+const LEVELS: [(tracing::Level, &str); 5] = [
+    (tracing::Level::ERROR, "error"),
+    (tracing::Level::WARN, "warn"),
+    (tracing::Level::INFO, "info"),
+    (tracing::Level::DEBUG, "debug"),
+    (tracing::Level::TRACE, "trace"),
+];
+
+// Around what matters to an operator: a healthy API answers in under a second and is given 30; a
+// poll is one request or a read that waits for the allowance; an alert is found within an interval.
+static REQUEST_BOUNDS: [f64; 9] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+static POLL_BOUNDS: [f64; 10] = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
+static DELAY_BOUNDS: [f64; 12] = [
+    1.0, 5.0, 10.0, 15.0, 20.0, 30.0, 45.0, 60.0, 120.0, 300.0, 900.0, 3600.0,
+];
+
+/// All metrics. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Metrics(Arc<Inner>);
+
+/// What this program was built from, for `opsramp_exporter_build_info` and the page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BuildInfo {
+    /// The version, such as `0.1.0`.
+    pub version: &'static str,
+    /// The commit, or `unknown`.
+    pub revision: &'static str,
+    /// The compiler's version, or `unknown`.
+    pub rustversion: &'static str,
+}
+
+/// Counts what happens to one search. Cheap to clone; counts into the void once the search is
+/// removed.
+#[derive(Clone)]
+pub struct SearchMetrics {
+    metrics: Metrics,
+    cells: Arc<SearchCells>,
+}
+
+/// Counts what happens on the wire of one account, and tells the board. Cheap to clone.
+#[derive(Clone)]
+pub struct AccountMetrics {
+    metrics: Metrics,
+    name: Arc<str>,
+    cells: Arc<AccountCells>,
+}
+
+/// Counts what happens to one sink. Cheap to clone; counts into the void once it is removed.
+#[derive(Clone)]
+pub struct SinkMetrics {
+    metrics: Metrics,
+    cells: Arc<SinkCells>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    board: Board,
+    build: BuildInfo,
+    /// Grows with everything that is counted, as the board's version does with its snapshots.
+    changes: AtomicU64,
+    searches: RwLock<BTreeMap<SearchKey, Arc<SearchCells>>>,
+    accounts: RwLock<BTreeMap<Arc<str>, Arc<AccountCells>>>,
+    sinks: RwLock<BTreeMap<Arc<str>, Arc<SinkCells>>>,
+    log_messages: [Counter; LEVELS.len()],
+    reload: Mutex<Reload>,
+    cache: rendering::Cache,
+}
+
+#[derive(Debug)]
+struct SearchCells {
+    polls: Counter,
+    failures: Reasons<{ POLL_FAILURE_REASONS.len() }>,
+    duration: Histogram<{ POLL_BOUNDS.len() }>,
+    events: [Counter; EventKind::ALL.len()],
+    detection_delay: Histogram<{ DELAY_BOUNDS.len() }>,
+}
+
+#[derive(Debug)]
+struct AccountCells {
+    auth_requests: Counter,
+    auth_failures: Reasons<{ AUTH_FAILURE_REASONS.len() }>,
+    /// By the endpoint's place in [`Endpoint::ALL`] and the status. It is bounded: a status has
+    /// three digits.
+    requests: Mutex<BTreeMap<(usize, Option<u16>), u64>>,
+    durations: [Histogram<{ REQUEST_BOUNDS.len() }>; Endpoint::ALL.len()],
+    /// By the tenant's id.
+    throttled: Mutex<BTreeMap<Box<str>, Arc<Seconds>>>,
+}
+
+#[derive(Debug, Default)]
+struct SinkCells {
+    delivered: Counter,
+    errors: Counter,
+    rejected: Counter,
+}
+
+/// Failures by reason.
+#[derive(Debug)]
+struct Reasons<const N: usize> {
+    names: &'static [&'static str; N],
+    counts: [Counter; N],
+    /// A reason that nobody announced: a mistake of ours, which must not hide a failure.
+    other: Counter,
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Reload {
+    successful: bool,
+    succeeded_at: Option<Timestamp>,
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// Metrics that show what is on `board`.
+    #[must_use]
+    pub fn new(board: Board, build: BuildInfo) -> Self {
+        Self(Arc::new(Inner {
+            board,
+            build,
+            changes: AtomicU64::default(),
+            searches: RwLock::default(),
+            accounts: RwLock::default(),
+            sinks: RwLock::default(),
+            log_messages: std::array::from_fn(|_| Counter::default()),
+            reload: Mutex::default(),
+            cache: rendering::Cache::default(),
+        }))
+    }
+
+    /// Creates a search's series, unless they exist.
+    pub fn register_search(&self, key: &SearchKey) -> SearchMetrics {
+        let cells = Arc::clone(
+            write(&self.0.searches)
+                .entry(key.clone())
+                .or_insert_with(|| Arc::new(SearchCells::new())),
+        );
+        self.touch();
+        SearchMetrics {
+            metrics: self.clone(),
+            cells,
+        }
+    }
+
+    /// Removes a search's series, and those of its tenant where it was the last one. The board's
+    /// owner removes its snapshot.
+    pub fn remove_search(&self, key: &SearchKey) {
+        let mut searches = write(&self.0.searches);
+        searches.remove(key);
+        let tenant_remains = searches
+            .keys()
+            .any(|other| other.account == key.account && other.tenant.id == key.tenant.id);
+        drop(searches);
+        if !tenant_remains {
+            let accounts = read(&self.0.accounts);
+            if let Some(cells) = accounts.get(&key.account) {
+                lock(&cells.throttled).remove(&*key.tenant.id);
+                self.0.board.update_account(&key.account, |account| {
+                    account.rate_limits.remove(&*key.tenant.id);
+                });
+            }
+        }
+        self.touch();
+    }
+
+    /// Creates an account's series, unless they exist.
+    pub fn register_account(&self, name: &Arc<str>) -> AccountMetrics {
+        let cells = Arc::clone(
+            write(&self.0.accounts)
+                .entry(Arc::clone(name))
+                .or_insert_with(|| Arc::new(AccountCells::new())),
+        );
+        self.touch();
+        AccountMetrics {
+            metrics: self.clone(),
+            name: Arc::clone(name),
+            cells,
+        }
+    }
+
+    /// Removes an account's series, and what the board knows of it.
+    pub fn remove_account(&self, name: &str) {
+        // Under the lock, so that a request that still ends cannot bring the account back.
+        let mut accounts = write(&self.0.accounts);
+        accounts.remove(name);
+        self.0.board.remove_account(name);
+        drop(accounts);
+        self.touch();
+    }
+
+    /// Creates a sink's series, unless they exist.
+    pub fn register_sink(&self, name: &Arc<str>) -> SinkMetrics {
+        let cells = Arc::clone(write(&self.0.sinks).entry(Arc::clone(name)).or_default());
+        self.touch();
+        SinkMetrics {
+            metrics: self.clone(),
+            cells,
+        }
+    }
+
+    /// Removes a sink's series, and what the board knows of it.
+    pub fn remove_sink(&self, name: &str) {
+        write(&self.0.sinks).remove(name);
+        self.0.board.remove_sink(name);
+        self.touch();
+    }
+
+    /// Counts a message of our own diagnostics.
+    pub fn log_message(&self, level: tracing::Level) {
+        let place = LEVELS.iter().position(|(known, _)| *known == level);
+        if let Some(counter) = place.and_then(|place| self.0.log_messages.get(place)) {
+            counter.add(1);
+        }
+        self.touch();
+    }
+
+    /// The configuration was loaded, at the start or again.
+    pub fn config_loaded(&self, at: Timestamp) {
+        *lock(&self.0.reload) = Reload {
+            successful: true,
+            succeeded_at: Some(at),
+        };
+        self.touch();
+    }
+
+    /// The configuration could not be loaded again; the old one stays.
+    pub fn config_rejected(&self) {
+        lock(&self.0.reload).successful = false;
+        self.touch();
+    }
+
+    /// What this program was built from.
+    #[must_use]
+    pub fn build(&self) -> BuildInfo {
+        self.0.build
+    }
+
+    fn touch(&self) {
+        self.0.changes.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+// === impl SearchMetrics ===
+
+impl SearchMetrics {
+    /// A poll begins.
+    pub fn poll_begun(&self) {
+        self.cells.polls.add(1);
+        self.metrics.touch();
+    }
+
+    /// A poll failed; the reason is one of [`POLL_FAILURE_REASONS`].
+    pub fn poll_failed(&self, reason: &'static str) {
+        self.cells.failures.add(reason);
+        self.metrics.touch();
+    }
+
+    /// A poll ended, well or not, after `took`.
+    pub fn poll_ended(&self, took: Duration) {
+        self.cells.duration.observe(took);
+        self.metrics.touch();
+    }
+
+    /// A poll found `n` events.
+    pub fn events(&self, kind: EventKind, n: u64) {
+        self.cells.events[place_of(kind)].add(n);
+        self.metrics.touch();
+    }
+
+    /// An alert was journalled as opened so long after its creation; zero where the clocks
+    /// disagree.
+    pub fn detection_delay(&self, delay: Duration) {
+        self.cells.detection_delay.observe(delay);
+        self.metrics.touch();
+    }
+}
+
+impl fmt::Debug for SearchMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SearchMetrics").field(&self.cells).finish()
+    }
+}
+
+// === impl AccountMetrics ===
+
+impl AccountMetrics {
+    /// Changes what the board knows of the account, unless it was removed meanwhile.
+    fn report(&self, change: impl FnOnce(&mut crate::status::AccountStatus)) {
+        let accounts = read(&self.metrics.0.accounts);
+        let present = accounts
+            .get(&self.name)
+            .is_some_and(|cells| Arc::ptr_eq(cells, &self.cells));
+        if present {
+            self.metrics.0.board.update_account(&self.name, change);
+        }
+    }
+}
+
+impl opsramp::Observer for AccountMetrics {
+    fn request(&self, endpoint: Endpoint, status: Option<u16>, took: Duration) {
+        let place = place_of_endpoint(endpoint);
+        *lock(&self.cells.requests)
+            .entry((place, status))
+            .or_default() += 1;
+        self.cells.durations[place].observe(took);
+        self.metrics.touch();
+    }
+
+    fn token_requested(&self) {
+        self.cells.auth_requests.add(1);
+        self.metrics.touch();
+    }
+
+    fn token_obtained(&self, took: Duration, expires_at: Timestamp) {
+        self.report(|account| {
+            account.auth_latency = Some(took);
+            account.token_expires = Some(expires_at);
+        });
+    }
+
+    fn token_failed(&self, reason: &'static str) {
+        self.cells.auth_failures.add(reason);
+        self.metrics.touch();
+    }
+
+    fn rate_limit(&self, tenant: &str, seen: RateLimit) {
+        self.report(|account| {
+            account.rate_limits.insert(tenant.to_owned(), seen);
+        });
+    }
+
+    fn throttled(&self, tenant: &str, waited: Duration) {
+        let mut throttled = lock(&self.cells.throttled);
+        match throttled.get(tenant) {
+            Some(seconds) => seconds.add(waited),
+            None => throttled.entry(tenant.into()).or_default().add(waited),
+        }
+        drop(throttled);
+        self.metrics.touch();
+    }
+}
+
+impl fmt::Debug for AccountMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AccountMetrics")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl SinkMetrics ===
+
+impl SinkMetrics {
+    /// `n` events were delivered.
+    pub fn delivered(&self, n: u64) {
+        self.cells.delivered.add(n);
+        self.metrics.touch();
+    }
+
+    /// A try failed and will be repeated.
+    pub fn error(&self) {
+        self.cells.errors.add(1);
+        self.metrics.touch();
+    }
+
+    /// The receiver refused `n` events for good.
+    pub fn rejected(&self, n: u64) {
+        self.cells.rejected.add(n);
+        self.metrics.touch();
+    }
+}
+
+impl fmt::Debug for SinkMetrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SinkMetrics").field(&self.cells).finish()
+    }
+}
+
+// === impl SearchCells ===
+
+impl SearchCells {
+    fn new() -> Self {
+        Self {
+            polls: Counter::default(),
+            failures: Reasons::new(&POLL_FAILURE_REASONS),
+            duration: Histogram::new(&POLL_BOUNDS),
+            events: std::array::from_fn(|_| Counter::default()),
+            detection_delay: Histogram::new(&DELAY_BOUNDS),
+        }
+    }
+}
+
+// === impl AccountCells ===
+
+impl AccountCells {
+    fn new() -> Self {
+        let statuses = || KNOWN_STATUSES.into_iter().map(Some).chain([None]);
+        let requests = (0..Endpoint::ALL.len())
+            .flat_map(|endpoint| statuses().map(move |status| ((endpoint, status), 0)));
+        Self {
+            auth_requests: Counter::default(),
+            auth_failures: Reasons::new(&AUTH_FAILURE_REASONS),
+            requests: Mutex::new(requests.collect()),
+            durations: std::array::from_fn(|_| Histogram::new(&REQUEST_BOUNDS)),
+            throttled: Mutex::default(),
+        }
+    }
+}
+
+// === impl Reasons ===
+
+impl<const N: usize> Reasons<N> {
+    fn new(names: &'static [&'static str; N]) -> Self {
+        Self {
+            names,
+            counts: std::array::from_fn(|_| Counter::default()),
+            other: Counter::default(),
+        }
+    }
+
+    fn add(&self, reason: &str) {
+        let place = self.names.iter().position(|name| *name == reason);
+        debug_assert!(place.is_some(), "the reason {reason:?} is not announced");
+        place
+            .and_then(|place| self.counts.get(place))
+            .unwrap_or(&self.other)
+            .add(1);
+    }
+
+    fn get(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let other = Some(("other", self.other.get())).filter(|(_, count)| *count > 0);
+        let counts = self.counts.iter().map(Counter::get);
+        self.names.iter().copied().zip(counts).chain(other)
+    }
+}
+
+fn place_of(kind: EventKind) -> usize {
+    match kind {
+        EventKind::Opened => 0,
+        EventKind::Changed => 1,
+        EventKind::Left => 2,
+    }
+}
+
+fn place_of_endpoint(endpoint: Endpoint) -> usize {
+    match endpoint {
+        Endpoint::Token => 0,
+        Endpoint::Search => 1,
+        Endpoint::Alert => 2,
+        Endpoint::Clients => 3,
+    }
+}
+
+// Nothing that runs under these locks can panic half-way, so a poisoned one is still whole.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

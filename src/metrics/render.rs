@@ -1,0 +1,432 @@
+//! What is counted and what is on the board, as one exposition.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+
+use super::{
+    AccountCells, LEVELS, Metrics, SearchCells, SinkCells,
+    catalog::{self, Family},
+    exposition::{Exposition, Labels},
+    lock, process, read,
+};
+use crate::{
+    identity::{EventKind, SearchKey, Tenant},
+    opsramp::Endpoint,
+    poll::GroupLabel,
+    status::{AccountStatus, SearchResult, SearchStatus, SinkStatus},
+};
+
+/// The states whose gauges exist at 0 where alerts are grouped by state alone.
+const STATES: [&str; 4] = ["Critical", "Warning", "Info", "Ok"];
+
+/// One search, with what is known and what is counted.
+#[derive(Debug)]
+struct Search {
+    labels: Labels,
+    status: Option<Arc<SearchStatus>>,
+    cells: Option<Arc<SearchCells>>,
+}
+
+#[derive(Debug)]
+struct Account {
+    name: Arc<str>,
+    labels: Labels,
+    status: AccountStatus,
+    cells: Arc<AccountCells>,
+}
+
+/// The names of tenants by account and id, as labels show them. A name that is given twice would
+/// make two series with the same labels, for which Prometheus refuses the whole scrape: then the
+/// id stands in its place.
+#[derive(Debug, Default)]
+struct TenantNames {
+    names: BTreeMap<(Arc<str>, Tenant), Arc<str>>,
+    taken: BTreeSet<(Arc<str>, Arc<str>)>,
+}
+
+pub(super) fn render(metrics: &Metrics, now: Timestamp, size_hint: usize) -> String {
+    let mut exposition = Exposition::with_capacity(size_hint);
+    let mut tenants = TenantNames::default();
+    let searches = searches(metrics, &mut tenants);
+    write_results(&mut exposition, &searches, now);
+    write_polls(&mut exposition, &searches);
+    drop(searches);
+    let accounts = accounts(metrics);
+    write_accounts(&mut exposition, &accounts);
+    write_allowances(&mut exposition, &accounts, &mut tenants);
+    drop(accounts);
+    write_sinks(&mut exposition, metrics);
+    write_exporter(&mut exposition, metrics);
+    process::write(&mut exposition);
+    exposition.into_text()
+}
+
+fn searches(metrics: &Metrics, tenants: &mut TenantNames) -> Vec<Search> {
+    type Parts = (Option<Arc<SearchStatus>>, Option<Arc<SearchCells>>);
+    let mut parts: BTreeMap<SearchKey, Parts> = BTreeMap::new();
+    for (key, cells) in &*read(&metrics.0.searches) {
+        parts.entry(key.clone()).or_default().1 = Some(Arc::clone(cells));
+    }
+    for status in metrics.0.board.searches() {
+        let entry = parts.entry(status.key.clone()).or_default();
+        entry.0 = Some(status);
+    }
+    parts
+        .into_iter()
+        .map(|(key, (status, cells))| {
+            let tenant = tenants.name(&key.account, &key.tenant);
+            let labels = Labels::new([
+                ("account", &*key.account),
+                ("tenant", &*tenant),
+                ("search", &*key.search),
+            ]);
+            Search {
+                labels,
+                status,
+                cells,
+            }
+        })
+        .collect()
+}
+
+fn accounts(metrics: &Metrics) -> Vec<Account> {
+    let mut on_board = metrics.0.board.accounts();
+    read(&metrics.0.accounts)
+        .iter()
+        .map(|(name, cells)| Account {
+            name: Arc::clone(name),
+            labels: Labels::new([("account", &**name)]),
+            status: on_board.remove(name).unwrap_or_default(),
+            cells: Arc::clone(cells),
+        })
+        .collect()
+}
+
+/// What the API said: a pure function of the snapshots and the time.
+fn write_results(exposition: &mut Exposition, searches: &[Search], now: Timestamp) {
+    let mut samples = exposition.family(&catalog::UP);
+    for search in searches {
+        let up = search.status.as_ref().and_then(|status| status.up);
+        samples.put(&search.labels, u8::from(up == Some(true)));
+    }
+
+    let fresh = || {
+        searches.iter().filter_map(|search| {
+            let result = search.status.as_ref()?.fresh_result(now)?;
+            Some((&search.labels, result))
+        })
+    };
+    let mut samples = exposition.family(&catalog::SEARCH_TOTAL_RESULTS);
+    for (labels, result) in fresh() {
+        samples.put(labels, result.total_results);
+    }
+    let mut samples = exposition.family(&catalog::OPEN_ALERTS);
+    for (labels, result) in fresh() {
+        for (labels, count) in groups(labels, result) {
+            samples.put(&labels, count);
+        }
+    }
+    let mut samples = exposition.family(&catalog::OLDEST_OPEN_ALERT);
+    for (labels, result) in fresh() {
+        if let Some(oldest) = result.oldest {
+            samples.put(labels, seconds(oldest));
+        }
+    }
+    let mut samples = exposition.family(&catalog::SEARCH_COMPLETE);
+    for (labels, result) in fresh() {
+        samples.put(labels, u8::from(result.complete));
+    }
+}
+
+/// The groups of a result with their labels.
+fn groups(labels: &Labels, result: &SearchResult) -> Vec<(Labels, u64)> {
+    let mut groups: Vec<(Labels, u64)> = Vec::with_capacity(result.groups.len() + STATES.len());
+    if *result.group_by == [GroupLabel::State] {
+        // Stable, so that the known states come first and in their order.
+        let count_of = |state: &str| {
+            let same = result
+                .groups
+                .iter()
+                .filter(|(values, _)| values.first().is_some_and(|value| **value == *state));
+            same.map(|(_, count)| count).sum()
+        };
+        groups.extend(STATES.map(|state| (labels.with("state", state), count_of(state))));
+    }
+    let known = |values: &[Arc<str>]| {
+        *result.group_by == [GroupLabel::State]
+            && values
+                .first()
+                .is_some_and(|value| STATES.contains(&&**value))
+    };
+    for (values, count) in result.groups.iter().filter(|(values, _)| !known(values)) {
+        let labels = result
+            .group_by
+            .iter()
+            .zip(values)
+            .fold(labels.clone(), |labels, (label, value)| {
+                labels.with(label.as_str(), value)
+            });
+        groups.push((labels, *count));
+    }
+    if result.group_by.is_empty() && groups.is_empty() {
+        groups.push((labels.clone(), 0));
+    }
+    groups
+}
+
+fn write_polls(exposition: &mut Exposition, searches: &[Search]) {
+    let statuses = || {
+        searches
+            .iter()
+            .filter_map(|search| Some((&search.labels, search.status.as_deref()?)))
+    };
+    let cells = || {
+        searches
+            .iter()
+            .filter_map(|search| Some((&search.labels, search.cells.as_deref()?)))
+    };
+
+    let mut samples = exposition.family(&catalog::POLLS);
+    for (labels, cells) in cells() {
+        samples.put(labels, cells.polls.get());
+    }
+    let mut samples = exposition.family(&catalog::POLL_FAILURES);
+    for (labels, cells) in cells() {
+        for (reason, count) in cells.failures.get() {
+            samples.put(&labels.with("reason", reason), count);
+        }
+    }
+    let mut samples = exposition.family(&catalog::POLL_DURATION);
+    for (labels, cells) in cells() {
+        samples.put_histogram(labels, &cells.duration.get());
+    }
+    let mut samples = exposition.family(&catalog::POLL_INTERVAL);
+    for (labels, status) in statuses() {
+        samples.put(labels, status.interval.as_secs_f64());
+    }
+    let mut samples = exposition.family(&catalog::POLL_REQUESTS);
+    for (labels, status) in statuses() {
+        samples.put(labels, status.last_requests);
+    }
+    let mut samples = exposition.family(&catalog::POLL_LAST_SUCCESS);
+    for (labels, status) in statuses() {
+        if let Some(result) = &status.result {
+            samples.put(labels, seconds(result.at));
+        }
+    }
+    let mut samples = exposition.family(&catalog::FULL_READ_LAST_SUCCESS);
+    for (labels, status) in statuses() {
+        if let Some(at) = status.last_full_read {
+            samples.put(labels, seconds(at));
+        }
+    }
+    let mut samples = exposition.family(&catalog::ALERT_EVENTS);
+    for (labels, cells) in cells() {
+        for (kind, counter) in EventKind::ALL.iter().zip(&cells.events) {
+            samples.put(&labels.with("event", kind.as_str()), counter.get());
+        }
+    }
+    let mut samples = exposition.family(&catalog::DETECTION_DELAY);
+    for (labels, cells) in cells() {
+        samples.put_histogram(labels, &cells.detection_delay.get());
+    }
+    let mut samples = exposition.family(&catalog::LEASE_HELD);
+    for (labels, status) in statuses() {
+        samples.put(labels, u8::from(status.lease_held));
+    }
+}
+
+fn write_accounts(exposition: &mut Exposition, accounts: &[Account]) {
+    let mut samples = exposition.family(&catalog::AUTH_LATENCY);
+    for account in accounts {
+        if let Some(latency) = account.status.auth_latency {
+            samples.put(&account.labels, latency.as_secs_f64());
+        }
+    }
+    let mut samples = exposition.family(&catalog::AUTH_REQUESTS);
+    for account in accounts {
+        samples.put(&account.labels, account.cells.auth_requests.get());
+    }
+    let mut samples = exposition.family(&catalog::AUTH_FAILURES);
+    for account in accounts {
+        for (reason, count) in account.cells.auth_failures.get() {
+            samples.put(&account.labels.with("reason", reason), count);
+        }
+    }
+    let mut samples = exposition.family(&catalog::TOKEN_EXPIRY);
+    for account in accounts {
+        if let Some(expires) = account.status.token_expires {
+            samples.put(&account.labels, seconds(expires));
+        }
+    }
+    let mut samples = exposition.family(&catalog::API_REQUESTS);
+    for account in accounts {
+        for ((endpoint, status), count) in &*lock(&account.cells.requests) {
+            let code = status.map_or_else(|| "error".to_owned(), |status| status.to_string());
+            let labels = account
+                .labels
+                .with("endpoint", Endpoint::ALL[*endpoint].as_str())
+                .with("code", &code);
+            samples.put(&labels, count);
+        }
+    }
+    let mut samples = exposition.family(&catalog::API_REQUEST_DURATION);
+    for account in accounts {
+        for (endpoint, histogram) in Endpoint::ALL.iter().zip(&account.cells.durations) {
+            let labels = account.labels.with("endpoint", endpoint.as_str());
+            samples.put_histogram(&labels, &histogram.get());
+        }
+    }
+}
+
+fn write_allowances(exposition: &mut Exposition, accounts: &[Account], tenants: &mut TenantNames) {
+    let mut limits = Vec::new();
+    let mut throttled = Vec::new();
+    for account in accounts {
+        let seconds_of = lock(&account.cells.throttled);
+        let unnamed = account.status.rate_limits.keys().map(String::as_str);
+        for id in unnamed.chain(seconds_of.keys().map(|id| &**id)) {
+            tenants.name_unless_known(&account.name, id);
+        }
+        for (id, name) in tenants.of(&account.name) {
+            let labels = account.labels.with("tenant", name);
+            throttled.push((
+                labels.clone(),
+                seconds_of.get(&**id).map_or(0.0, |seconds| seconds.get()),
+            ));
+            if let Some(limit) = account.status.rate_limits.get(&**id) {
+                limits.push((labels, *limit));
+            }
+        }
+    }
+
+    let mut samples = exposition.family(&catalog::API_RATE_LIMIT_LIMIT);
+    for (labels, seen) in &limits {
+        samples.put(labels, seen.limit);
+    }
+    let mut samples = exposition.family(&catalog::API_RATE_LIMIT_REMAINING);
+    for (labels, seen) in &limits {
+        samples.put(labels, seen.remaining);
+    }
+    let mut samples = exposition.family(&catalog::API_RATE_LIMIT_RESET);
+    for (labels, seen) in &limits {
+        samples.put(labels, seconds(seen.reset_at));
+    }
+    let mut samples = exposition.family(&catalog::API_THROTTLED);
+    for (labels, waited) in &throttled {
+        samples.put(labels, waited);
+    }
+}
+
+fn write_sinks(exposition: &mut Exposition, metrics: &Metrics) {
+    let mut on_board = metrics.0.board.sinks();
+    let sinks: Vec<(Labels, SinkStatus, Arc<SinkCells>)> = read(&metrics.0.sinks)
+        .iter()
+        .map(|(name, cells)| {
+            let status = on_board.remove(name).unwrap_or_default();
+            (Labels::new([("sink", &**name)]), status, Arc::clone(cells))
+        })
+        .collect();
+
+    let mut count = |family: &Family, of: fn(&SinkCells) -> u64| {
+        let mut samples = exposition.family(family);
+        for (labels, _, cells) in &sinks {
+            samples.put(labels, of(cells));
+        }
+    };
+    count(&catalog::SINK_EVENTS, |cells| cells.delivered.get());
+    count(&catalog::SINK_ERRORS, |cells| cells.errors.get());
+    count(&catalog::SINK_REJECTED, |cells| cells.rejected.get());
+    let mut samples = exposition.family(&catalog::SINK_BACKLOG);
+    for (labels, status, _) in &sinks {
+        samples.put(labels, status.backlog);
+    }
+    let mut samples = exposition.family(&catalog::SINK_OLDEST_PENDING);
+    for (labels, status, _) in &sinks {
+        if let Some(oldest) = status.oldest_pending {
+            samples.put(labels, seconds(oldest));
+        }
+    }
+}
+
+fn write_exporter(exposition: &mut Exposition, metrics: &Metrics) {
+    let mut samples = exposition.family(&catalog::LOG_MESSAGES);
+    for ((_, level), counter) in LEVELS.iter().zip(&metrics.0.log_messages) {
+        samples.put(&Labels::new([("level", *level)]), counter.get());
+    }
+    let build = metrics.0.build;
+    let labels = Labels::new([
+        ("version", build.version),
+        ("revision", build.revision),
+        ("rustversion", build.rustversion),
+    ]);
+    exposition.family(&catalog::BUILD_INFO).put(&labels, 1);
+    let reload = *lock(&metrics.0.reload);
+    exposition
+        .family(&catalog::CONFIG_RELOAD_SUCCESSFUL)
+        .put(&Labels::default(), u8::from(reload.successful));
+    if let Some(at) = reload.succeeded_at {
+        exposition
+            .family(&catalog::CONFIG_RELOAD_TIMESTAMP)
+            .put(&Labels::default(), seconds(at));
+    }
+}
+
+/// Unix time in seconds, to the millisecond.
+fn seconds(at: Timestamp) -> f64 {
+    at.as_millisecond() as f64 / 1e3
+}
+
+// === impl TenantNames ===
+
+impl TenantNames {
+    fn name(&mut self, account: &Arc<str>, tenant: &Tenant) -> Arc<str> {
+        let key = (Arc::clone(account), tenant.clone());
+        if let Some(known) = self.names.get(&key) {
+            return Arc::clone(known);
+        }
+        let Tenant { id, name } = tenant;
+        let candidates = [Arc::clone(name), Arc::clone(id)];
+        let free = candidates
+            .into_iter()
+            .find(|name| self.taken.insert((Arc::clone(account), Arc::clone(name))));
+        let shown = free.unwrap_or_else(|| format!("{name} ({id})").into());
+        self.names.insert(key, Arc::clone(&shown));
+        shown
+    }
+
+    /// Takes in a tenant that the API was asked about although no search runs for it, such as a
+    /// partner whose clients are looked up.
+    fn name_unless_known(&mut self, account: &Arc<str>, id: &str) {
+        let id: Arc<str> = id.into();
+        let known = self.starting_at(account, Arc::clone(&id)).next();
+        if known.is_none_or(|(known, _)| *known != id) {
+            let name = Arc::clone(&id);
+            self.name(account, &Tenant { id, name });
+        }
+    }
+
+    /// The ids and names of an account's tenants.
+    fn of(&self, account: &Arc<str>) -> impl Iterator<Item = (&Arc<str>, &Arc<str>)> {
+        self.starting_at(account, "".into())
+    }
+
+    fn starting_at(
+        &self,
+        account: &Arc<str>,
+        id: Arc<str>,
+    ) -> impl Iterator<Item = (&Arc<str>, &Arc<str>)> {
+        let first = Tenant {
+            id,
+            name: "".into(),
+        };
+        self.names
+            .range((Arc::clone(account), first)..)
+            .take_while(move |((owner, _), _)| owner == account)
+            .map(|((_, tenant), name)| (&tenant.id, name))
+    }
+}

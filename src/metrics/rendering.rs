@@ -1,0 +1,120 @@
+//! A rendering and its reuse.
+//!
+//! Encoding and compressing costs milliseconds where there are thousands of series. It is done
+//! once for what is shown, not once a scrape: a rendering is used again until something changes,
+//! for a second at most because time alone changes some values, and in any case for ten times as
+//! long as it took, so that encoding never takes more than a tenth of a core, however many ask
+//! and however busy the board is.
+
+use std::{
+    io::Write as _,
+    sync::{Arc, Mutex, atomic::Ordering},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use flate2::{Compression, write::GzEncoder};
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::{Metrics, lock, render};
+
+/// A rendering is not used for longer, even if nothing was reported.
+const MAX_AGE: Duration = Duration::from_secs(1);
+
+/// While another one is made, the last one is shown up to this age.
+const MAX_AGE_MEANWHILE: Duration = Duration::from_secs(5);
+
+/// How much longer a rendering is used than it took.
+const COST_FACTOR: u32 = 10;
+
+/// The exposition at one moment, in both encodings.
+#[derive(Clone, Debug)]
+pub struct Rendering {
+    /// Prometheus' text format 0.0.4.
+    pub text: Bytes,
+    /// The same, compressed with gzip.
+    pub gzip: Bytes,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Cache {
+    latest: Mutex<Option<Cached>>,
+    /// Held by the one who encodes.
+    encoding: Mutex<()>,
+}
+
+#[derive(Clone, Debug)]
+struct Cached {
+    rendering: Arc<Rendering>,
+    version: (u64, u64),
+    begun: Instant,
+    took: Duration,
+}
+
+// === impl Metrics ===
+
+impl Metrics {
+    /// A rendering that is fresh enough to be shown again, at no cost.
+    #[must_use]
+    pub fn fresh_rendering(&self) -> Option<Arc<Rendering>> {
+        let cached = lock(&self.0.cache.latest).clone()?;
+        let age = cached.begun.elapsed();
+        let unchanged = cached.version == self.version() && age <= MAX_AGE;
+        let dear = age <= (cached.took * COST_FACTOR).min(MAX_AGE);
+        (unchanged || dear).then_some(cached.rendering)
+    }
+
+    /// The exposition. It may take some milliseconds; while somebody else makes one, the last one
+    /// is given.
+    #[must_use]
+    pub fn rendering(&self, now: Timestamp) -> Arc<Rendering> {
+        let cache = &self.0.cache;
+        let _encoding = match cache.encoding.try_lock() {
+            Ok(guard) => guard,
+            Err(_) => {
+                let latest = lock(&cache.latest).clone();
+                let latest = latest.filter(|last| last.begun.elapsed() <= MAX_AGE_MEANWHILE);
+                if let Some(latest) = latest {
+                    return latest.rendering;
+                }
+                lock(&cache.encoding)
+            }
+        };
+        // Somebody else may have made one while this call waited.
+        if let Some(rendering) = self.fresh_rendering() {
+            return rendering;
+        }
+        let begun = Instant::now();
+        let version = self.version();
+        let size_hint = lock(&cache.latest)
+            .as_ref()
+            .map_or(4096, |last| last.rendering.text.len() * 9 / 8);
+        let text = render::render(self, now, size_hint);
+        let rendering = Arc::new(Rendering {
+            gzip: compress(text.as_bytes()),
+            text: Bytes::from(text),
+        });
+        *lock(&cache.latest) = Some(Cached {
+            rendering: Arc::clone(&rendering),
+            version,
+            begun,
+            took: begun.elapsed(),
+        });
+        rendering
+    }
+
+    fn version(&self) -> (u64, u64) {
+        let changes = self.0.changes.load(Ordering::Acquire);
+        (self.0.board.version(), changes)
+    }
+}
+
+fn compress(text: &[u8]) -> Bytes {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(text.len() / 16), Compression::fast());
+    encoder
+        .write_all(text)
+        .and_then(|()| encoder.finish())
+        .expect("writing to a vector does not fail")
+        .into()
+}
