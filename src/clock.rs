@@ -1,15 +1,16 @@
 //! The one place that reads the wall clock.
 //!
-//! Everything else takes the time as an argument, so that a test can say what time it is.
-//! For measuring how long something took, use `tokio::time::Instant` instead: this clock jumps.
+//! Everything else takes `now` as an argument, so that pure code stays pure and tests choose
+//! their own time. Durations are measured with [`tokio::time::Instant`], which never jumps.
 
 use jiff::Timestamp;
 
-/// The current time of the wall clock.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "this is the place that all others get the time from"
-)]
+/// The current wall-clock time.
+#[must_use]
 pub fn now() -> Timestamp {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "this is the place the lint points to"
+    )]
     Timestamp::now()
 }

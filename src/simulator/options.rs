@@ -30,7 +30,7 @@ pub struct Options {
     pub shared_tokens: bool,
     /// A revoked token is still handed out until its time is over.
     pub stale_tokens: bool,
-    /// `expires_in` is a string, as in the OpenAPI file, rather than a number, as in the guide.
+    /// `expires_in` is a string, as in the specification, rather than a number, as in the guide.
     pub expires_in_as_string: bool,
     /// The status that answers an expired or revoked token: 407, or 401.
     pub expired_status: u16,

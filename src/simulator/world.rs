@@ -634,7 +634,7 @@ impl World {
             let age = (left * PAST / count as i64).clamp(step.min(60), PAST);
             let created = now_second - age;
             let slot = self.alerts.len() as u32;
-            let quiet = mix(self.seed_of(slot) ^ 4) % 4 > 0;
+            let quiet = !mix(self.seed_of(slot) ^ 4).is_multiple_of(4);
             let updated = match quiet {
                 true => created,
                 false => created + (mix(self.seed_of(slot) ^ 5) % age.unsigned_abs()) as i64,
@@ -661,7 +661,7 @@ impl World {
             tenant,
             created,
             updated: updated.max(created),
-            repeats: 1 + (mix(seed ^ 6) % 8 == 0) as u32,
+            repeats: 1 + u32::from(mix(seed ^ 6).is_multiple_of(8)),
             state,
             old_state: state,
             status: Status::New,
