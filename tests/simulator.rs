@@ -36,7 +36,9 @@ impl Api {
     async fn start(options: Options) -> Self {
         let simulator = Simulator::start(options, "127.0.0.1:0").await.unwrap();
         // Whoever is first installs it; the others find it there.
-        rustls::crypto::ring::default_provider().install_default().ok();
+        rustls::crypto::ring::default_provider()
+            .install_default()
+            .ok();
         let client = Client::builder()
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())

@@ -4,20 +4,25 @@
 //! A pure, synchronous state: no I/O and no clock, the time comes in as an argument. The HTTP
 //! layer is one caller, a property test that changes the world between two pages is another.
 
+mod clients;
+mod search;
+#[cfg(test)]
+mod tests;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use jiff::Timestamp;
 
-use super::alert::{Action, Alert, AlertId, EventType, Extra, Priority, Spec, State, Status};
+use super::alert::{Action, Alert, AlertId, Extra, Priority, Spec, State, Status};
 use super::allowance::{Bucket, Standing};
 use super::options::{Options, TenantOptions, Ts};
 use super::order::{Key, Ordered};
-use super::query::{Query, SearchParams, Sort};
+use super::query::{Query, Sort};
 use super::record::{Entry, Happening, Record, What};
 use super::refusal::Refusal;
-use super::render::{ClientPage, ClientView, Detail, Envelope, Item, Page, TenantFacts, date};
-use super::scenery::{self, Scene, mix};
+use super::render::TenantFacts;
+use super::scenery::{self, mix};
 use super::token::{Grant, Issuer, TokenRequest};
 
 /// How far back the alerts reach that are there at the start, in seconds.
@@ -107,7 +112,10 @@ impl World {
             slot_of: HashMap::new(),
             issuer: Issuer::default(),
             record: Record::default(),
-            options: Options::default(),
+            options: Options {
+                credentials: Vec::new(),
+                ..Options::default()
+            },
         };
         world.set_options(options, now);
         world
@@ -122,11 +130,15 @@ impl World {
     /// seed of a world stays.
     pub fn set_options(&mut self, options: Options, now: Timestamp) {
         let reorder = self.options.ts != options.ts;
-        self.options = options;
+        let known = std::mem::replace(&mut self.options, options).credentials;
         if reorder {
             self.reorder();
         }
         for credential in self.options.credentials.clone() {
+            // A secret that was rotated since is not set back by a change of something else.
+            if known.contains(&credential) {
+                continue;
+            }
             self.issuer.set_secret(&credential.key, &credential.secret);
         }
         for tenant in self.options.tenants.clone() {
@@ -450,156 +462,11 @@ impl World {
         Ok(Some(bucket.take(limit, allowance.window, now)))
     }
 
-    /// `GET …/alerts/search`.
-    pub fn search(
-        &mut self,
-        tenant: &str,
-        params: &SearchParams,
-        now: Timestamp,
-    ) -> Result<Page, Refusal> {
-        let index = self.tenant(tenant)?;
-        let end = params.page_no.saturating_mul(params.page_size);
-        if self
-            .options
-            .result_window
-            .is_some_and(|window| end > window)
-        {
-            return Err(Refusal::BeyondWindow);
-        }
-        let rank = end - params.page_size.min(end);
-        let (slots, total) = if params.sort == Sort::Ts && params.query == Query::open() {
-            let open = &self.tenants[index as usize].open;
-            let keys = open.page(rank, params.page_size, params.descending);
-            let slots: Vec<u32> = keys.into_iter().map(|(_, slot)| slot).collect();
-            (slots, open.len())
-        } else {
-            self.select(index, params, now);
-            let tenant = &self.tenants[index as usize];
-            let all: &[u32] = match &tenant.selection {
-                Some(selection) => &selection.slots,
-                None => &[],
-            };
-            let slots = match params.descending {
-                true => all
-                    .iter()
-                    .rev()
-                    .skip(rank)
-                    .take(params.page_size)
-                    .copied()
-                    .collect(),
-                false => all
-                    .iter()
-                    .skip(rank)
-                    .take(params.page_size)
-                    .copied()
-                    .collect(),
-            };
-            (slots, all.len())
-        };
-        let order_by = match params.sort {
-            Sort::Ts => "ts",
-            Sort::Id => "id",
-        };
-        Ok(Page {
-            items: slots.into_iter().map(|slot| self.item(slot)).collect(),
-            envelope: self.envelope(
-                order_by,
-                params.page_no,
-                params.page_size,
-                params.descending,
-                total,
-            ),
-            offset_minutes: self.options.offset_minutes,
-        })
-    }
-
-    /// `GET …/alerts/{id}`.
-    pub fn alert(&self, tenant: &str, unique_id: &str) -> Result<Detail, Refusal> {
-        let id = self.visible(tenant, unique_id)?;
-        Ok(Detail {
-            item: self.item(id.0),
-            offset_minutes: self.options.offset_minutes,
-        })
-    }
-
-    /// The alert with a `uniqueId`, if the tenant may see it.
-    pub fn visible(&self, tenant: &str, unique_id: &str) -> Result<AlertId, Refusal> {
-        let index = self.tenant(tenant)?;
-        self.find(unique_id)
-            .filter(|id| {
-                let alert = &self.alerts[id.0 as usize];
-                let owner = &self.tenants[alert.tenant as usize];
-                !alert.removed && (alert.tenant == index || owner.partner == Some(index))
-            })
-            .ok_or_else(|| Refusal::NoSuchAlert {
-                id: unique_id.to_owned(),
-                status: self.options.not_found_status,
-            })
-    }
-
-    /// `GET …/clients/search`. The keys `uniqueId`, `name` and `activeStatus` are understood.
-    pub fn clients(
-        &self,
-        partner: &str,
-        pairs: &[(String, String)],
-    ) -> Result<ClientPage, Refusal> {
-        let params = ClientParams::parse(pairs, &self.options)?;
-        let mut clients: Vec<&Tenant> = self
-            .clients_of(partner)?
-            .filter(|client| params.matches(client))
-            .collect();
-        clients.sort_by_key(|client| client.facts.number);
-        if params.descending {
-            clients.reverse();
-        }
-        let total = clients.len();
-        let rank = params
-            .page_no
-            .saturating_sub(1)
-            .saturating_mul(params.page_size);
-        let shown = clients.into_iter().skip(rank).take(params.page_size);
-        Ok(ClientPage {
-            results: shown
-                .map(|client| ClientView {
-                    id: client.facts.number,
-                    unique_id: client.facts.id.clone(),
-                    name: client.facts.name.clone(),
-                    activated: client.activated,
-                    created_time: date(client.created, self.options.offset_minutes),
-                    updated_time: date(client.updated, self.options.offset_minutes),
-                })
-                .collect(),
-            envelope: self.envelope(
-                "client.id",
-                params.page_no,
-                params.page_size,
-                params.descending,
-                total,
-            ),
-        })
-    }
-
-    /// `GET …/clients/minimal`: pairs of `uniqueId` and `name`.
-    pub fn clients_minimal(&self, partner: &str) -> Result<Vec<(String, String)>, Refusal> {
-        let clients = self.clients_of(partner)?;
-        let facts = clients.map(|client| &client.facts);
-        Ok(facts.map(|f| (f.id.clone(), f.name.clone())).collect())
-    }
-
     // --- within ---
 
     fn tenant(&self, id: &str) -> Result<u32, Refusal> {
         let index = self.tenant_of.get(id).copied();
         index.ok_or_else(|| Refusal::NoSuchTenant(id.to_owned()))
-    }
-
-    fn clients_of(&self, partner: &str) -> Result<impl Iterator<Item = &Tenant>, Refusal> {
-        let tenant = &self.tenants[self.tenant(partner)? as usize];
-        if !tenant.is_partner {
-            return Err(Refusal::NotAPartner(partner.to_owned()));
-        }
-        let clients = tenant.clients.iter();
-        Ok(clients.map(|index| &self.tenants[*index as usize]))
     }
 
     fn seed_of(&self, slot: u32) -> u64 {
@@ -772,189 +639,4 @@ impl World {
             }
         }
     }
-
-    fn item(&self, slot: u32) -> Item {
-        let alert = self.alerts[slot as usize].clone();
-        Item {
-            tenant: Arc::clone(&self.tenants[alert.tenant as usize].facts),
-            seed: self.seed_of(slot),
-            alert,
-        }
-    }
-
-    fn envelope(
-        &self,
-        order_by: &'static str,
-        page_no: usize,
-        page_size: usize,
-        descending: bool,
-        total: usize,
-    ) -> Envelope {
-        let next_page = page_no.saturating_mul(page_size) < total;
-        Envelope {
-            total_results: total,
-            order_by: (total > 0).then_some(order_by),
-            page_no,
-            page_size,
-            total_pages: total.div_ceil(page_size),
-            next_page,
-            next_page_no: (next_page && self.options.next_page_no).then_some(page_no + 1),
-            previous_page_no: (total > 0).then(|| page_no - 1),
-            // As documented: an empty result says false, whatever was asked for.
-            descending_order: descending && total > 0,
-        }
-    }
-
-    /// Brings the tenant's selection up to date.
-    fn select(&mut self, index: u32, params: &SearchParams, now: Timestamp) {
-        let tenant = &self.tenants[index as usize];
-        let at = params.query.is_relative().then(|| now.as_second());
-        let current = tenant.selection.as_ref().is_some_and(|selection| {
-            selection.generation == tenant.generation
-                && selection.query == params.query
-                && selection.sort == params.sort
-                && selection.at == at
-        });
-        if current {
-            return;
-        }
-        let own = std::iter::once(index).chain(tenant.clients.iter().copied());
-        let mut keys: Vec<Key> = own
-            .flat_map(|index| &self.tenants[index as usize].own)
-            .map(|slot| &self.alerts[*slot as usize])
-            .filter(|alert| self.matches(alert, &params.query, now))
-            .map(|alert| match params.sort {
-                Sort::Ts => self.key_of(alert),
-                Sort::Id => (0, alert.slot),
-            })
-            .collect();
-        keys.sort_unstable();
-        let selection = Selection {
-            generation: tenant.generation,
-            query: params.query.clone(),
-            sort: params.sort,
-            at,
-            slots: keys.into_iter().map(|(_, slot)| slot).collect(),
-        };
-        self.tenants[index as usize].selection = Some(selection);
-    }
-
-    fn matches(&self, alert: &Alert, query: &Query, now: Timestamp) -> bool {
-        fn among<T: PartialEq>(list: &Option<Vec<T>>, value: &T) -> bool {
-            list.as_ref().is_none_or(|list| list.contains(value))
-        }
-        fn named(list: &Option<Vec<String>>, value: impl FnOnce() -> Option<String>) -> bool {
-            list.as_ref().is_none_or(|list| {
-                value().is_some_and(|value| list.iter().any(|x| x.eq_ignore_ascii_case(&value)))
-            })
-        }
-        let time = match query.by_update {
-            true => alert.updated,
-            false => alert.created,
-        };
-        let scene = || Scene::of(self.seed_of(alert.slot));
-        let given = |text: fn(&Spec) -> &Option<String>| alert.spec().and_then(|s| text(s).clone());
-        let group = alert.event_type == EventType::Inference;
-        !alert.removed
-            && among(&query.statuses, &alert.status)
-            && among(&query.states, &alert.state)
-            && among(&query.priorities, &alert.priority)
-            && query.start.is_none_or(|start| time >= start)
-            && query.end.is_none_or(|end| time <= end)
-            && query
-                .duration
-                .is_none_or(|age| time >= now.as_second() - age)
-            && named(&query.client_ids, || {
-                Some(self.tenants[alert.tenant as usize].facts.id.clone())
-            })
-            && named(&query.unique_ids, || Some(alert.unique_id()))
-            && named(&query.ticket_ids, || alert.incident().map(str::to_owned))
-            && named(&query.apps, || {
-                given(|s| &s.app).or_else(|| Some(scene().app().to_owned()))
-            })
-            && named(&query.alert_types, || {
-                given(|s| &s.alert_type).or_else(|| Some(scene().alert_type().to_owned()))
-            })
-            && named(&query.metrics, || match group {
-                true => None,
-                false => given(|s| &s.metric).or_else(|| Some(scene().metric().to_owned())),
-            })
-            && named(&query.resource_types, || match group {
-                true => Some("CLIENT".to_owned()),
-                false => {
-                    given(|s| &s.resource_type).or_else(|| Some(scene().resource_type().to_owned()))
-                }
-            })
-            && named(&query.resource_ids, || {
-                (!group).then(|| scene().resource_id())
-            })
-            && query
-                .managed
-                .is_none_or(|managed| scene().managed() == managed)
-    }
 }
-
-/// What a search for clients asks for.
-struct ClientParams {
-    page_no: usize,
-    page_size: usize,
-    descending: bool,
-    unique_id: Option<String>,
-    name: Option<String>,
-    activated: Option<bool>,
-}
-
-// === impl ClientParams ===
-
-impl ClientParams {
-    fn parse(pairs: &[(String, String)], options: &Options) -> Result<Self, Refusal> {
-        // The same grammar, other keys: page and order are read by the same code.
-        let without_query: Vec<_> = pairs
-            .iter()
-            .filter(|(name, _)| name != "queryString" && name != "sortName")
-            .cloned()
-            .collect();
-        let params = SearchParams::parse(&without_query, options)?;
-        let mut read = Self {
-            page_no: params.page_no,
-            page_size: params.page_size,
-            descending: params.descending,
-            unique_id: None,
-            name: None,
-            activated: None,
-        };
-        let query = super::query::last_of(pairs, "queryString").unwrap_or_default();
-        for pair in query.split('+').filter(|pair| !pair.trim().is_empty()) {
-            let (key, value) = pair
-                .split_once(':')
-                .ok_or_else(|| Refusal::bad("queryString", query))?;
-            let value = value.trim();
-            match key.trim() {
-                "uniqueId" => read.unique_id = Some(value.to_owned()),
-                "name" => read.name = Some(value.to_owned()),
-                "activeStatus" => {
-                    read.activated = match value.to_ascii_lowercase().as_str() {
-                        "true" | "active" | "activated" => Some(true),
-                        "false" | "inactive" | "deactivated" => Some(false),
-                        _ => return Err(Refusal::bad(key, value)),
-                    }
-                }
-                _ => {}
-            }
-        }
-        Ok(read)
-    }
-
-    fn matches(&self, client: &Tenant) -> bool {
-        let id = self.unique_id.as_ref();
-        let name = self.name.as_ref();
-        id.is_none_or(|id| *id == client.facts.id)
-            && name.is_none_or(|name| client.facts.name.eq_ignore_ascii_case(name))
-            && self
-                .activated
-                .is_none_or(|active| active == client.activated)
-    }
-}
-
-#[cfg(test)]
-mod tests;

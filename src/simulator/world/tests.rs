@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
-use crate::simulator::{Allowance, Fault, UnknownKey};
+use crate::simulator::{Allowance, EventType, Fault, Page, SearchParams, UnknownKey};
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_700_000_000 + second).unwrap()
