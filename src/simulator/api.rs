@@ -20,7 +20,7 @@ use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::alert::{Action, Spec};
-use super::allowance::Standing;
+use super::allowance::{Meter, Standing};
 use super::control;
 use super::fault::{self, Effect, Faults};
 use super::options::{Options, RetryAfter};
@@ -68,6 +68,7 @@ pub(super) struct NoAnswer;
 /// A request to the API.
 struct Call {
     endpoint: Endpoint,
+    meter: Meter,
     tenant: Option<String>,
     page: Option<usize>,
     token: Option<String>,
@@ -183,7 +184,8 @@ async fn clients_minimal(
     (State(shared), headers, extensions): Common,
     Path(tenant): Path<String>,
 ) -> Response {
-    let call = Call::new(Endpoint::Clients, Some(&tenant), &headers, &extensions);
+    let mut call = Call::new(Endpoint::Clients, Some(&tenant), &headers, &extensions);
+    call.meter = Meter::Others;
     exchange(&shared, call, |world, _| {
         let clients = world.clients_minimal(&tenant)?.into_iter();
         let views = clients.map(|(id, name)| json!({ "uniqueId": id, "name": name }));
@@ -273,7 +275,7 @@ async fn exchange(
         tokio::time::sleep(latency).await;
     }
     let mut response = match effect {
-        Some(Effect::Instead(fault)) => instead(fault, &call.reset),
+        Some(Effect::Instead(fault)) => instead(fault, &call.reset).await,
         effect => {
             let (outcome, headers) = ask(&mut lock(&shared.world), &call, now, answer);
             let mut reply = Reply::of(outcome, headers, now);
@@ -311,11 +313,10 @@ fn ask(
     let Some(tenant) = &call.tenant else {
         return (answer(world, now), headers);
     };
-    let paginated = matches!(call.endpoint, Endpoint::Search);
     let standing = world
         .authorise(call.token.as_deref(), now)
         .and_then(|()| world.admit(tenant))
-        .and_then(|()| world.spend(tenant, paginated, now));
+        .and_then(|()| world.spend(tenant, call.meter, now));
     let standing = match standing {
         Ok(standing) => standing,
         Err(refusal) => return (Err(refusal), headers),
@@ -412,6 +413,11 @@ impl Call {
         });
         Self {
             endpoint,
+            meter: match endpoint {
+                Endpoint::Search => Meter::AlertPages,
+                Endpoint::Clients => Meter::OtherPages,
+                Endpoint::Token | Endpoint::Alert | Endpoint::Write => Meter::Alerts,
+            },
             tenant: tenant.map(str::to_owned),
             page: None,
             token,

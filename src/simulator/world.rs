@@ -15,7 +15,7 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::alert::{Action, Alert, AlertId, Extra, Priority, Spec, State, Status};
-use super::allowance::{Bucket, Standing};
+use super::allowance::{Bucket, Meter, Standing};
 use super::options::{Options, TenantOptions, Ts};
 use super::order::{Key, Ordered};
 use super::query::{Query, Sort};
@@ -41,6 +41,8 @@ pub struct World {
     slot_of: HashMap<String, u32>,
     issuer: Issuer,
     record: Record,
+    /// Drives what must differ from one search to the next.
+    searches: u64,
 }
 
 #[derive(Debug)]
@@ -59,8 +61,8 @@ struct Tenant {
     /// Goes up with every change to one of the alerts.
     generation: u64,
     selection: Option<Selection>,
-    paginated: Bucket,
-    other: Bucket,
+    /// By [`Meter`].
+    spent: [Bucket; Meter::COUNT],
 }
 
 /// The outcome of the last search that was not simply for the open alerts: its other pages are
@@ -112,6 +114,7 @@ impl World {
             slot_of: HashMap::new(),
             issuer: Issuer::default(),
             record: Record::default(),
+            searches: 0,
             options: Options {
                 credentials: Vec::new(),
                 ..Options::default()
@@ -192,8 +195,7 @@ impl World {
             open: Ordered::default(),
             generation: 0,
             selection: None,
-            paginated: Bucket::default(),
-            other: Bucket::default(),
+            spent: Default::default(),
         });
         self.tenant_of.insert(tenant.id.clone(), index);
         if let Some(partner) = partner {
@@ -444,7 +446,7 @@ impl World {
     pub fn spend(
         &mut self,
         tenant: &str,
-        paginated: bool,
+        meter: Meter,
         now: Timestamp,
     ) -> Result<Option<Standing>, Refusal> {
         let index = self.tenant(tenant)?;
@@ -453,12 +455,13 @@ impl World {
             return Ok(None);
         }
         let tenant = &mut self.tenants[index as usize];
-        let (bucket, limit) = match (paginated, tenant.is_partner) {
-            (true, false) => (&mut tenant.paginated, allowance.client_paginated),
-            (true, true) => (&mut tenant.paginated, allowance.partner_paginated),
-            (false, false) => (&mut tenant.other, allowance.client_other),
-            (false, true) => (&mut tenant.other, allowance.partner_other),
+        let limit = match (meter.is_paginated(), tenant.is_partner) {
+            (true, false) => allowance.client_paginated,
+            (true, true) => allowance.partner_paginated,
+            (false, false) => allowance.client_other,
+            (false, true) => allowance.partner_other,
         };
+        let bucket = &mut tenant.spent[meter as usize];
         Ok(Some(bucket.take(limit, allowance.window, now)))
     }
 

@@ -13,6 +13,7 @@ use futures_util::stream;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, VARY};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use jiff::Timestamp;
+use tokio::task::spawn_blocking;
 
 use super::{Answer, NoAnswer, ResetSwitch};
 use crate::simulator::fault::{self, Fault};
@@ -39,7 +40,7 @@ enum Cut {
 }
 
 /// A fault that hides the API.
-pub(super) fn instead(fault: Fault, reset: &ResetSwitch) -> Response {
+pub(super) async fn instead(fault: Fault, reset: &ResetSwitch) -> Response {
     let json = "application/json;charset=UTF-8";
     let html = "text/html; charset=utf-8";
     let plain = |kind: &'static str, body: Vec<u8>| {
@@ -80,14 +81,15 @@ pub(super) fn instead(fault: Fault, reset: &ResetSwitch) -> Response {
             response.headers_mut().insert(CONTENT_TYPE, kind);
             response
         }
-        Fault::GzipBomb { bytes } => match fault::gzip_bomb(bytes) {
-            Ok(bomb) => {
+        // A large one takes seconds to make, and others want to be answered meanwhile.
+        Fault::GzipBomb { bytes } => match spawn_blocking(move || fault::gzip_bomb(bytes)).await {
+            Ok(Ok(bomb)) => {
                 let mut response = plain(json, bomb);
                 let gzip = HeaderValue::from_static("gzip");
                 response.headers_mut().insert(CONTENT_ENCODING, gzip);
                 response
             }
-            Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+            Ok(Err(_)) | Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         },
         Fault::Redirect { code, location } => {
             let mut response = plain(html, Vec::new());

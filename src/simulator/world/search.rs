@@ -13,7 +13,11 @@ use crate::simulator::order::Key;
 use crate::simulator::query::{Query, SearchParams, Sort};
 use crate::simulator::refusal::Refusal;
 use crate::simulator::render::{Detail, Envelope, Item, Page};
-use crate::simulator::scenery::Scene;
+use crate::simulator::scenery::{Scene, mix};
+
+fn cut<'a>(slots: impl Iterator<Item = &'a u32>, rank: usize, count: usize) -> Vec<u32> {
+    slots.skip(rank).take(count).copied().collect()
+}
 
 impl World {
     /// `GET …/alerts/search`.
@@ -33,7 +37,12 @@ impl World {
             return Err(Refusal::BeyondWindow);
         }
         let rank = end - params.page_size.min(end);
-        let (slots, total) = if params.sort == Sort::Ts && params.query == Query::open() {
+        let only_open = params.query == Query::open();
+        let (slots, total) = if params.sort == Sort::Ts && self.options.unstable_ties {
+            let keys = self.shuffled(index, params, now);
+            let slots = keys.iter().skip(rank).take(params.page_size);
+            (slots.map(|(_, slot)| *slot).collect(), keys.len())
+        } else if params.sort == Sort::Ts && only_open {
             let open = &self.tenants[index as usize].open;
             let keys = open.page(rank, params.page_size, params.descending);
             let slots: Vec<u32> = keys.into_iter().map(|(_, slot)| slot).collect();
@@ -45,20 +54,9 @@ impl World {
                 Some(selection) => &selection.slots,
                 None => &[],
             };
-            let slots = match params.descending {
-                true => all
-                    .iter()
-                    .rev()
-                    .skip(rank)
-                    .take(params.page_size)
-                    .copied()
-                    .collect(),
-                false => all
-                    .iter()
-                    .skip(rank)
-                    .take(params.page_size)
-                    .copied()
-                    .collect(),
+            let slots: Vec<u32> = match params.descending {
+                true => cut(all.iter().rev(), rank, params.page_size),
+                false => cut(all.iter(), rank, params.page_size),
             };
             (slots, all.len())
         };
@@ -76,6 +74,7 @@ impl World {
                 total,
             ),
             offset_minutes: self.options.offset_minutes,
+            padding: self.options.padding,
         })
     }
 
@@ -101,6 +100,21 @@ impl World {
                 id: unique_id.to_owned(),
                 status: self.options.not_found_status,
             })
+    }
+
+    /// The whole result, in an order of its own among alerts of the same second.
+    fn shuffled(&mut self, index: u32, params: &SearchParams, now: Timestamp) -> Vec<Key> {
+        self.searches += 1;
+        self.select(index, params, now);
+        let selection = &self.tenants[index as usize].selection;
+        let slots = selection.iter().flat_map(|selection| &selection.slots);
+        let alerts = slots.map(|slot| &self.alerts[*slot as usize]);
+        let mut keys: Vec<Key> = alerts.map(|alert| self.key_of(alert)).collect();
+        keys.sort_by_key(|(at, slot)| (*at, mix(self.searches ^ mix(u64::from(*slot)))));
+        if params.descending {
+            keys.reverse();
+        }
+        keys
     }
 
     /// Brings the tenant's selection up to date.
