@@ -6,7 +6,9 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
-use crate::simulator::{Allowance, EventType, Fault, Page, SearchParams, UnknownKey};
+use crate::simulator::{
+    Action, Allowance, EventType, Fault, Page, SearchParams, Spec, UnknownKey, What,
+};
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_700_000_000 + second).unwrap()
