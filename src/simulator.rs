@@ -35,7 +35,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use alert::{Action, AlertId, EventType, Priority, Spec, State, Status, UnknownName};
-pub use allowance::Standing;
+pub use allowance::{Meter, Standing};
 pub use api::{Hook, RequestInfo};
 pub use fault::{Fault, FaultRule};
 pub use life::Life;

@@ -7,6 +7,19 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 
+/// What is counted apart from one another, each for every tenant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Meter {
+    /// Pages of alerts.
+    AlertPages,
+    /// Everything else about alerts.
+    Alerts,
+    /// Pages of other things.
+    OtherPages,
+    /// Everything else.
+    Others,
+}
+
 /// The allowance of one tenant for one kind of request.
 #[derive(Debug, Default)]
 pub(super) struct Bucket {
@@ -25,6 +38,17 @@ pub struct Standing {
     pub reset: i64,
     /// Whether this request was within the allowance.
     pub allowed: bool,
+}
+
+// === impl Meter ===
+
+impl Meter {
+    /// How many there are.
+    pub(super) const COUNT: usize = 4;
+
+    pub(super) const fn is_paginated(self) -> bool {
+        matches!(self, Self::AlertPages | Self::OtherPages)
+    }
 }
 
 // === impl Bucket ===

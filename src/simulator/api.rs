@@ -4,42 +4,33 @@
 //! token, the tenant, the allowance, the parameters. The world is locked only to ask it; documents
 //! are written, compressed and sent outside the lock.
 
-use std::convert::Infallible;
-use std::io::Write as _;
-use std::sync::atomic::{AtomicBool, Ordering};
+mod reply;
+
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use axum::Router;
-use axum::body::{Body, Bytes};
+use axum::body::Bytes;
 use axum::extract::{Form, Path, Query as UrlQuery, State, rejection::FormRejection};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
-use flate2::Compression;
-use flate2::write::GzEncoder;
-use futures_util::stream;
-use http::header::{
-    ACCEPT_ENCODING, AUTHORIZATION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, DATE, LOCATION,
-    RETRY_AFTER, VARY,
-};
-use http::{Extensions, HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::header::{ACCEPT_ENCODING, AUTHORIZATION, DATE, RETRY_AFTER};
+use http::{Extensions, HeaderMap, HeaderName, HeaderValue};
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
 use super::alert::{Action, Spec};
-use super::allowance::Standing;
+use super::allowance::{Meter, Standing};
 use super::control;
-use super::fault::{self, Effect, Fault, Faults};
+use super::fault::{self, Effect, Faults};
 use super::options::{Options, RetryAfter};
 use super::query::{SearchParams, last_of};
 use super::refusal::Refusal;
-use super::render::{ClientPage, Detail, Page, to_bytes};
+use super::render::{ClientPage, Detail, Page};
 use super::requests::{Endpoint, Request, Requests};
 use super::token::TokenRequest;
 use super::world::World;
-
-/// Bodies smaller than this are not worth compressing.
-const COMPRESSED_FROM: usize = 1024;
+use reply::{Reply, instead};
 
 /// A request as a hook sees it, before it is answered.
 #[derive(Clone, Debug)]
@@ -77,6 +68,7 @@ pub(super) struct NoAnswer;
 /// A request to the API.
 struct Call {
     endpoint: Endpoint,
+    meter: Meter,
     tenant: Option<String>,
     page: Option<usize>,
     token: Option<String>,
@@ -92,26 +84,10 @@ enum Answer {
     Value(Value),
 }
 
-/// An answer that can still be spoilt.
-struct Reply {
-    status: StatusCode,
-    headers: HeaderMap,
-    body: Vec<u8>,
-}
-
 /// Counts a request when it is over, also when the client does not wait for the answer.
 struct InFlight<'a> {
     shared: &'a Shared,
     request: Request,
-}
-
-/// What comes after the beginning of a body that is not sent whole.
-#[derive(Clone, Copy)]
-enum Cut {
-    /// Nothing, for ever.
-    Silence,
-    /// The end of the connection.
-    Break,
 }
 
 type Parameters = UrlQuery<Vec<(String, String)>>;
@@ -208,7 +184,8 @@ async fn clients_minimal(
     (State(shared), headers, extensions): Common,
     Path(tenant): Path<String>,
 ) -> Response {
-    let call = Call::new(Endpoint::Clients, Some(&tenant), &headers, &extensions);
+    let mut call = Call::new(Endpoint::Clients, Some(&tenant), &headers, &extensions);
+    call.meter = Meter::Others;
     exchange(&shared, call, |world, _| {
         let clients = world.clients_minimal(&tenant)?.into_iter();
         let views = clients.map(|(id, name)| json!({ "uniqueId": id, "name": name }));
@@ -298,7 +275,7 @@ async fn exchange(
         tokio::time::sleep(latency).await;
     }
     let mut response = match effect {
-        Some(Effect::Instead(fault)) => instead(fault, &call.reset),
+        Some(Effect::Instead(fault)) => instead(fault, &call.reset).await,
         effect => {
             let (outcome, headers) = ask(&mut lock(&shared.world), &call, now, answer);
             let mut reply = Reply::of(outcome, headers, now);
@@ -336,11 +313,10 @@ fn ask(
     let Some(tenant) = &call.tenant else {
         return (answer(world, now), headers);
     };
-    let paginated = matches!(call.endpoint, Endpoint::Search);
     let standing = world
         .authorise(call.token.as_deref(), now)
         .and_then(|()| world.admit(tenant))
-        .and_then(|()| world.spend(tenant, paginated, now));
+        .and_then(|()| world.spend(tenant, call.meter, now));
     let standing = match standing {
         Ok(standing) => standing,
         Err(refusal) => return (Err(refusal), headers),
@@ -384,126 +360,6 @@ fn write_standing(headers: &mut HeaderMap, standing: Standing, options: &Options
     if let Some(value) = value {
         headers.insert(RETRY_AFTER, value);
     }
-}
-
-/// A fault that hides the API.
-fn instead(fault: Fault, reset: &ResetSwitch) -> Response {
-    let json = "application/json;charset=UTF-8";
-    let html = "text/html; charset=utf-8";
-    let plain = |kind: &'static str, body: Vec<u8>| {
-        ([(CONTENT_TYPE, HeaderValue::from_static(kind))], body).into_response()
-    };
-    match fault {
-        Fault::Status {
-            code,
-            body,
-            headers,
-        } => {
-            let status = StatusCode::from_u16(code).unwrap_or(StatusCode::BAD_GATEWAY);
-            let mut response = match body {
-                Some(body) if body.trim_start().starts_with(['{', '[']) => {
-                    plain(json, body.into_bytes())
-                }
-                Some(body) => plain(html, body.into_bytes()),
-                None => plain(html, fault::gateway_page(code).into_bytes()),
-            };
-            *response.status_mut() = status;
-            for (name, value) in headers {
-                if let (Ok(name), Ok(value)) =
-                    (HeaderName::try_from(name), HeaderValue::try_from(value))
-                {
-                    response.headers_mut().insert(name, value);
-                }
-            }
-            response
-        }
-        Fault::Html => plain(html, fault::LOGIN_PAGE.into()),
-        Fault::Body { text } => plain(json, text.into_bytes()),
-        Fault::Empty => plain(json, Vec::new()),
-        Fault::NoResults => plain(json, b"{}".to_vec()),
-        Fault::Deep { depth } => plain(json, fault::deep(depth)),
-        Fault::Huge { bytes } => {
-            let mut response = Response::new(huge(bytes));
-            let kind = HeaderValue::from_static(json);
-            response.headers_mut().insert(CONTENT_TYPE, kind);
-            response
-        }
-        Fault::GzipBomb { bytes } => match fault::gzip_bomb(bytes) {
-            Ok(bomb) => {
-                let mut response = plain(json, bomb);
-                let gzip = HeaderValue::from_static("gzip");
-                response.headers_mut().insert(CONTENT_ENCODING, gzip);
-                response
-            }
-            Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-        },
-        Fault::Redirect { code, location } => {
-            let mut response = plain(html, Vec::new());
-            *response.status_mut() = StatusCode::from_u16(code).unwrap_or(StatusCode::FOUND);
-            if let Ok(location) = HeaderValue::try_from(location) {
-                response.headers_mut().insert(LOCATION, location);
-            }
-            response
-        }
-        _ => {
-            reset.0.store(true, Ordering::Relaxed);
-            let mut response = Response::new(Body::empty());
-            response.extensions_mut().insert(NoAnswer);
-            response
-        }
-    }
-}
-
-/// A document without an end worth waiting for.
-fn huge(bytes: u64) -> Body {
-    let item = format!(
-        "{{\"uniqueId\":\"1\",\"subject\":\"{}\"}},",
-        "x".repeat(1 << 16)
-    );
-    let item = Bytes::from(item);
-    let head = Bytes::from_static(b"{\"totalResults\":1,\"results\":[");
-    let start = (Some(head), bytes);
-    Body::from_stream(stream::unfold(start, move |(head, left)| {
-        let piece = match head {
-            Some(head) => Some((head, left)),
-            None if left == 0 => None,
-            None => Some((item.clone(), left.saturating_sub(item.len() as u64))),
-        };
-        async move { piece.map(|(piece, left)| (Ok::<_, Infallible>(piece), (None, left))) }
-    }))
-}
-
-/// A body in pieces of a size, with a pause before each.
-fn in_pieces(body: Bytes, size: usize, pause: Duration) -> Body {
-    Body::from_stream(stream::unfold(body, move |mut rest| async move {
-        if rest.is_empty() {
-            return None;
-        }
-        tokio::time::sleep(pause).await;
-        let piece = rest.split_to(size.clamp(1, rest.len()));
-        Some((Ok::<_, Infallible>(piece), rest))
-    }))
-}
-
-/// The beginning of a body, and then trouble.
-fn cut_short(mut body: Bytes, at: usize, cut: Cut) -> Body {
-    let first = body.split_to(at.min(body.len()));
-    Body::from_stream(stream::unfold(Some(first), move |first| async move {
-        if let Some(first) = first {
-            return Some((Ok(first), None));
-        }
-        match cut {
-            Cut::Silence => std::future::pending().await,
-            Cut::Break => {
-                // A reset throws away what is still on its way; give it time to arrive.
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                Some((
-                    Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset)),
-                    None,
-                ))
-            }
-        }
-    }))
 }
 
 pub(super) fn refuse(refusal: &Refusal) -> Response {
@@ -557,84 +413,17 @@ impl Call {
         });
         Self {
             endpoint,
+            meter: match endpoint {
+                Endpoint::Search => Meter::AlertPages,
+                Endpoint::Clients => Meter::OtherPages,
+                Endpoint::Token | Endpoint::Alert | Endpoint::Write => Meter::Alerts,
+            },
             tenant: tenant.map(str::to_owned),
             page: None,
             token,
             accepts_gzip,
             reset: extensions.get().cloned().unwrap_or_default(),
         }
-    }
-}
-
-// === impl Reply ===
-
-impl Reply {
-    fn of(outcome: Result<Answer, Refusal>, mut headers: HeaderMap, now: Timestamp) -> Self {
-        let (status, body) = match outcome {
-            Ok(Answer::Page(page)) => (StatusCode::OK, page.to_json(now)),
-            Ok(Answer::Detail(detail)) => (StatusCode::OK, detail.to_json(now)),
-            Ok(Answer::Clients(page)) => (StatusCode::OK, page.to_json()),
-            Ok(Answer::Value(value)) => (StatusCode::OK, to_bytes(&value, 0)),
-            Err(refusal) => (refusal.status(), to_bytes(&refusal.body(), 0)),
-        };
-        let kind = HeaderValue::from_static("application/json;charset=UTF-8");
-        headers.insert(CONTENT_TYPE, kind);
-        Self {
-            status,
-            headers,
-            body,
-        }
-    }
-
-    fn compress(&mut self) {
-        self.headers
-            .insert(VARY, HeaderValue::from_static("accept-encoding"));
-        if self.body.len() < COMPRESSED_FROM {
-            return;
-        }
-        let buffer = Vec::with_capacity(self.body.len() / 8);
-        let mut encoder = GzEncoder::new(buffer, Compression::fast());
-        // A Vec takes everything, and an answer that is not compressed is as good.
-        if encoder.write_all(&self.body).is_ok()
-            && let Ok(compressed) = encoder.finish()
-        {
-            self.body = compressed;
-            self.headers
-                .insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-        }
-    }
-
-    /// Sends it, with whatever happens on the way.
-    async fn deliver(self, fault: Option<Fault>, reset: &ResetSwitch) -> Response {
-        let body = match fault {
-            Some(Fault::SlowHeaders { seconds }) => {
-                tokio::time::sleep(seconds).await;
-                return self.into_response();
-            }
-            Some(Fault::SlowBody { bytes, seconds }) => {
-                in_pieces(Bytes::from(self.body.clone()), bytes, seconds)
-            }
-            Some(Fault::Stall { bytes }) => {
-                cut_short(Bytes::from(self.body.clone()), bytes, Cut::Silence)
-            }
-            Some(Fault::ResetMidBody) => {
-                reset.0.store(true, Ordering::Relaxed);
-                let half = self.body.len() / 2;
-                cut_short(Bytes::from(self.body.clone()), half, Cut::Break)
-            }
-            _ => return self.into_response(),
-        };
-        let length = HeaderValue::from(self.body.len());
-        let mut response = self.into_response();
-        response.headers_mut().insert(CONTENT_LENGTH, length);
-        *response.body_mut() = body;
-        response
-    }
-}
-
-impl IntoResponse for Reply {
-    fn into_response(self) -> Response {
-        (self.status, self.headers, self.body).into_response()
     }
 }
 

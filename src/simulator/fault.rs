@@ -71,7 +71,7 @@ pub enum Fault {
     },
     /// The body comes in small pieces with pauses in between.
     SlowBody {
-        /// Bytes of a piece.
+        /// Bytes of a piece, after compression.
         bytes: usize,
         /// The pause before each piece.
         #[serde(with = "seconds")]
@@ -79,7 +79,7 @@ pub enum Fault {
     },
     /// The body stops, and nothing more happens.
     Stall {
-        /// Bytes that come before.
+        /// Bytes that come before, after compression.
         bytes: usize,
     },
     /// The connection is reset in the middle of the body.

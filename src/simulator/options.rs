@@ -30,7 +30,7 @@ pub struct Options {
     pub shared_tokens: bool,
     /// A revoked token is still handed out until its time is over.
     pub stale_tokens: bool,
-    /// `expires_in` is a string, as in the OpenAPI file, rather than a number, as in the guide.
+    /// `expires_in` is a string, as in the specification, rather than a number, as in the guide.
     pub expires_in_as_string: bool,
     /// The status that answers an expired or revoked token: 407, or 401.
     pub expired_status: u16,
@@ -42,6 +42,8 @@ pub struct Options {
     pub oversized: Oversized,
     /// What the sort key `ts` means.
     pub ts: Ts,
+    /// Alerts of the same second come in another order at every request.
+    pub unstable_ties: bool,
     /// What becomes of a key in `queryString` that is not documented.
     pub unknown_key: UnknownKey,
     /// Whether `nextPageNo` comes along where `nextPage` is true.
@@ -59,6 +61,9 @@ pub struct Options {
     pub clock_skew: i64,
     /// The offset in which dates of alerts are written, in minutes.
     pub offset_minutes: i32,
+    /// Bytes of a member `padding` in every alert, to make documents as large as those of a busy
+    /// instance.
+    pub padding: usize,
     /// Answers are compressed for clients that accept it.
     pub gzip: bool,
     /// Every answer of the API takes at least this long.
@@ -190,6 +195,7 @@ impl Default for Options {
             max_page_size: 500,
             oversized: Oversized::Clamp,
             ts: Ts::Created,
+            unstable_ties: false,
             unknown_key: UnknownKey::Ignore,
             next_page_no: true,
             result_window: None,
@@ -198,6 +204,7 @@ impl Default for Options {
             retry_after: RetryAfter::None,
             clock_skew: 0,
             offset_minutes: 0,
+            padding: 0,
             gzip: true,
             latency: Duration::ZERO,
             life: None,

@@ -39,6 +39,7 @@ pub struct Page {
     pub(super) items: Vec<Item>,
     pub(super) envelope: Envelope,
     pub(super) offset_minutes: i32,
+    pub(super) padding: usize,
 }
 
 /// One alert with everything there is to know about it.
@@ -133,6 +134,8 @@ struct AlertView<'a> {
     metric: Option<&'a str>,
     inference_id: u64,
     status_history: History<'a>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    padding: &'a str,
 }
 
 #[derive(Serialize)]
@@ -198,6 +201,7 @@ struct Written<'a> {
     now: Timestamp,
     offset_minutes: i32,
     detailed: bool,
+    padding: &'a str,
 }
 
 /// The results of a page about to be written.
@@ -280,7 +284,7 @@ impl Page {
             results: WrittenPage { page: self, now },
             envelope: &self.envelope,
         };
-        to_bytes(&document, self.items.len() * 2048)
+        to_bytes(&document, self.items.len() * (2048 + self.padding))
     }
 }
 
@@ -292,6 +296,7 @@ impl Detail {
             now,
             offset_minutes: self.offset_minutes,
             detailed: true,
+            padding: "",
         };
         to_bytes(&written, 2560)
     }
@@ -315,11 +320,13 @@ pub(super) fn to_bytes(document: &impl Serialize, size: usize) -> Vec<u8> {
 
 impl Serialize for WrittenPage<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let padding = "x".repeat(self.page.padding);
         serializer.collect_seq(self.page.items.iter().map(|item| Written {
             item,
             now: self.now,
             offset_minutes: self.page.offset_minutes,
             detailed: false,
+            padding: &padding,
         }))
     }
 }
@@ -450,6 +457,7 @@ impl Serialize for Written<'_> {
                 alert,
                 offset_minutes: self.offset_minutes,
             },
+            padding: self.padding,
         };
         match spec {
             Some(spec) if !spec.members.is_empty() => {

@@ -63,7 +63,7 @@ pub(super) async fn serve(
 /// Answers the requests of one connection.
 async fn converse(stream: TcpStream, router: Router) {
     // Small answers must not wait for an acknowledgement; without it they are merely slower.
-    let _ = stream.set_nodelay(true).is_ok();
+    stream.set_nodelay(true).ok();
     let reset = ResetSwitch::default();
     let wire = Wire {
         stream,
@@ -82,7 +82,7 @@ async fn converse(stream: TcpStream, router: Router) {
     });
     let connection = http1::Builder::new().serve_connection(TokioIo::new(wire), service);
     // How a connection ends is the client's business, or was intended.
-    let _ = connection.await.is_ok();
+    connection.await.ok();
 }
 
 // === impl Wire ===
@@ -91,7 +91,7 @@ impl Drop for Wire {
     fn drop(&mut self) {
         if self.reset.0.load(Ordering::Relaxed) {
             // Without it the connection is closed in the ordinary way, which is a fault as well.
-            let _ = self.stream.set_zero_linger().is_ok();
+            self.stream.set_zero_linger().ok();
         }
     }
 }

@@ -6,7 +6,9 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
-use crate::simulator::{Allowance, Fault, UnknownKey};
+use crate::simulator::{
+    Action, Allowance, EventType, Fault, Page, SearchParams, Spec, UnknownKey, What,
+};
 
 fn at(second: i64) -> Timestamp {
     Timestamp::from_second(1_700_000_000 + second).unwrap()
@@ -357,21 +359,96 @@ fn partners_have_an_allowance_of_their_own() {
         ..TenantOptions::default()
     };
     world.add_tenant(&partner, at(0));
-    let limit = |world: &mut World, tenant, paginated| {
-        world
-            .spend(tenant, paginated, at(0))
-            .unwrap()
-            .unwrap()
-            .limit
+    let limit = |world: &mut World, tenant, meter| {
+        world.spend(tenant, meter, at(0)).unwrap().unwrap().limit
     };
-    assert_eq!(limit(&mut world, "client_1", true), 50);
-    assert_eq!(limit(&mut world, "client_1", false), 500);
-    assert_eq!(limit(&mut world, "msp_3", true), 150);
-    assert_eq!(limit(&mut world, "msp_3", false), 1500);
+    assert_eq!(limit(&mut world, "client_1", Meter::AlertPages), 50);
+    assert_eq!(limit(&mut world, "client_1", Meter::Alerts), 500);
+    assert_eq!(limit(&mut world, "msp_3", Meter::OtherPages), 150);
+    assert_eq!(limit(&mut world, "msp_3", Meter::Others), 1500);
     let mut options = world.options().clone();
     options.allowance = Allowance::unlimited();
     world.set_options(options, at(0));
-    assert_eq!(world.spend("client_1", true, at(0)), Ok(None));
+    assert_eq!(world.spend("client_1", Meter::AlertPages, at(0)), Ok(None));
+}
+
+#[test]
+fn pages_of_alerts_are_counted_apart_from_everything_else() {
+    let mut world = world();
+    for _ in 0..50 {
+        let standing = world.spend("client_1", Meter::AlertPages, at(0));
+        assert!(standing.unwrap().unwrap().allowed);
+    }
+    let mut allowed = |meter| {
+        world
+            .spend("client_1", meter, at(1))
+            .unwrap()
+            .unwrap()
+            .allowed
+    };
+    assert!(!allowed(Meter::AlertPages));
+    assert!(allowed(Meter::Alerts));
+    assert!(allowed(Meter::OtherPages));
+}
+
+#[test]
+fn alerts_of_one_second_change_places_where_ties_are_unstable() {
+    let mut world = world();
+    let old = world
+        .open_many("client_1", 30, &Spec::default(), at(0))
+        .unwrap();
+    let new = world
+        .open_many("client_1", 30, &Spec::default(), at(1))
+        .unwrap();
+    let first = |world: &mut World| search(world, "pageSize=30&queryString=actions:OPEN").ids();
+    assert_eq!(first(&mut world), first(&mut world));
+    let mut options = world.options().clone();
+    options.unstable_ties = true;
+    world.set_options(options, at(2));
+    let (one, other) = (first(&mut world), first(&mut world));
+    assert_ne!(one, other);
+    let sorted = |mut ids: Vec<AlertId>| {
+        ids.sort();
+        ids
+    };
+    assert_eq!(sorted(one), new, "but only within their second");
+    let second = search(&mut world, "pageSize=30&pageNo=2&queryString=actions:OPEN").ids();
+    assert_eq!(sorted(second), old);
+}
+
+#[test]
+fn padding_makes_alerts_as_large_as_real_ones() {
+    let mut world = world();
+    world
+        .open_many("client_1", 10, &Spec::default(), at(0))
+        .unwrap();
+    let size = |world: &mut World| {
+        search(world, "queryString=actions:OPEN")
+            .to_json(at(0))
+            .len()
+    };
+    let before = size(&mut world);
+    let mut options = world.options().clone();
+    options.padding = 700;
+    world.set_options(options, at(0));
+    assert_eq!(
+        size(&mut world),
+        before + 10 * (700 + r#","padding":"""#.len())
+    );
+}
+
+#[test]
+fn the_number_of_the_next_page_can_be_left_out() {
+    let mut world = world();
+    world
+        .open_many("client_1", 3, &Spec::default(), at(0))
+        .unwrap();
+    let mut options = world.options().clone();
+    options.next_page_no = false;
+    world.set_options(options, at(0));
+    let page = json(&search(&mut world, "pageSize=2&queryString=actions:OPEN"));
+    assert_eq!(page["nextPage"], true);
+    assert!(page.get("nextPageNo").is_none());
 }
 
 #[test]
