@@ -8,6 +8,8 @@ use std::sync::Arc;
 use super::*;
 use crate::identity::Tenant;
 
+pub(super) mod model;
+
 /// Declares a test for each function of the suite. `$fresh` is a function that returns the options
 /// of a new, empty store, and something to keep alive while it is used.
 macro_rules! suite {
@@ -38,6 +40,11 @@ macro_rules! suite {
         }
     };
     (@tests $fresh:path; $($name:ident,)+) => {
+        #[test]
+        fn a_random_history_leaves_what_the_model_says() {
+            $crate::store::conformance::model::a_random_history_leaves_what_the_model_says($fresh);
+        }
+
         $(
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {

@@ -29,7 +29,7 @@ mod page;
 mod writer;
 
 use page::Page;
-use writer::{Command, Job, Read, Write, Writer};
+use writer::{Acknowledgement, Command, Job, Read, Write, Writer};
 
 /// Commands that may wait before a caller waits as well.
 const QUEUE: usize = 256;
@@ -159,8 +159,12 @@ impl Sqlite {
         position: i64,
         mark: Option<Vec<u8>>,
     ) -> Result<(), Error> {
-        let sink = sink.into();
-        self.write((sink, position, mark), Write::Acknowledge).await
+        let acknowledgement = Acknowledgement {
+            sink: sink.into(),
+            position,
+            mark,
+        };
+        self.write(acknowledgement, Write::Acknowledge).await
     }
 
     pub(super) async fn backlog(&self, sink: &str) -> Result<Backlog, Error> {

@@ -17,7 +17,7 @@ use crate::store::Error;
 /// How long another program's lock, such as that of an `sqlite3` shell, is waited for.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Marks a file as ours in its header: "OpRx".
+/// Marks a file as ours in its header, as ASCII: `OpRx`.
 const APPLICATION_ID: i32 = 0x4f70_5278;
 
 /// Brings a file from version n to n + 1, as a script for each n. Never change one that was
@@ -243,7 +243,7 @@ fn prepare(connection: &mut Connection) -> std::result::Result<(), String> {
              {mode}); choose a local file system"
         ));
     }
-    migrate(connection, version).map_err(|error| describe(&error))
+    migrate(connection, version, &MIGRATIONS).map_err(|error| describe(&error))
 }
 
 enum Version {
@@ -275,16 +275,16 @@ fn write_ahead(connection: &Connection) -> Result<String> {
 }
 
 /// Does the migrations that are missing, all or none.
-fn migrate(connection: &mut Connection, version: usize) -> Result<()> {
-    if version == MIGRATIONS.len() {
+fn migrate(connection: &mut Connection, version: usize, migrations: &[&str]) -> Result<()> {
+    if version == migrations.len() {
         return Ok(());
     }
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    for migration in &MIGRATIONS[version..] {
+    for migration in &migrations[version..] {
         transaction.execute_batch(migration)?;
     }
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-    transaction.pragma_update(None, "user_version", MIGRATIONS.len() as i64)?;
+    transaction.pragma_update(None, "user_version", migrations.len() as i64)?;
     transaction.commit()
 }
 
@@ -311,3 +311,6 @@ fn describe(error: &rusqlite::Error) -> String {
     };
     format!("{advice} ({error})")
 }
+
+#[cfg(test)]
+mod tests;

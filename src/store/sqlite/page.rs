@@ -124,3 +124,30 @@ fn newest(
         )?
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::sqlite::open::StateFile;
+
+    #[test]
+    fn the_newest_alerts_are_found_in_the_index_without_sorting_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let (mut file, ()) = StateFile::open(&path, |_| Ok(())).unwrap();
+        let plan: Vec<String> = file
+            .connection()
+            .prepare(&format!("EXPLAIN QUERY PLAN {NEWEST}"))
+            .unwrap()
+            .query_map(params!["[1,2]", "Ok", 9], |row| row.get("detail"))
+            .unwrap()
+            .collect::<rusqlite::Result<_>>()
+            .unwrap();
+        let scan = "SCAN alert USING COVERING INDEX alert_by_age";
+        let found = plan.iter().position(|step| step == scan);
+        let sorted = plan.iter().position(|step| step.contains("TEMP B-TREE"));
+        // What is sorted at the end are the rows that are shown, not those that are looked at.
+        assert!(found.is_some(), "{plan:#?}");
+        assert!(sorted.is_none() || sorted > found, "{plan:#?}");
+    }
+}

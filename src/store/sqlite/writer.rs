@@ -39,16 +39,24 @@ pub(super) enum Write {
     Release(Job<Held, ()>),
     Commit(Job<(Held, Commit, Timestamp), ()>),
     SetSinks(Job<Vec<String>, Vec<SinkState>>),
-    Acknowledge(Job<(Box<str>, i64, Option<Vec<u8>>), ()>),
+    Acknowledge(Job<Acknowledgement, ()>),
 }
 
-/// What does not.
+/// What a sink has delivered.
+#[derive(Debug)]
+pub(super) struct Acknowledgement {
+    pub(super) sink: Box<str>,
+    pub(super) position: i64,
+    pub(super) mark: Option<Vec<u8>>,
+}
+
+/// What reads it only.
 #[derive(Debug)]
 pub(super) enum Read {
     Departed {
         held: Held,
         ids: Vec<Box<str>>,
-        reply: oneshot::Sender<Answer<Vec<(Box<str>, u32)>>>,
+        reply: oneshot::Sender<Answer<Ordinals>>,
     },
     Pending {
         sink: Box<str>,
@@ -62,6 +70,7 @@ pub(super) enum Read {
     },
 }
 
+type Ordinals = Vec<(Box<str>, u32)>;
 type Answer<A> = std::result::Result<A, Error>;
 type Failure = Arc<dyn std::error::Error + Send + Sync>;
 
@@ -291,7 +300,11 @@ impl Write {
                 job.answer = Ok(journal.set_sinks(connection, &job.request)?);
             }
             Self::Acknowledge(job) => {
-                let (sink, position, mark) = &job.request;
+                let Acknowledgement {
+                    sink,
+                    position,
+                    mark,
+                } = &job.request;
                 let known = journal.acknowledge(connection, sink, *position, mark.as_deref())?;
                 job.answer = if known { Ok(()) } else { Err(unknown(sink)) };
             }
@@ -351,3 +364,6 @@ fn is_busy(error: &rusqlite::Error) -> bool {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
     )
 }
+
+#[cfg(test)]
+mod tests;
