@@ -9,6 +9,7 @@
 
 pub mod clock;
 pub mod deliver;
+pub mod health;
 pub mod identity;
 pub mod metrics;
 pub mod opsramp;

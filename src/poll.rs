@@ -6,6 +6,12 @@ pub use crate::track::GroupLabel;
 
 pub mod engine;
 mod full_read;
+mod pollers;
+mod reading;
+mod schedule;
+mod search;
+
+pub use pollers::{Account, Happening, LookUp, Plan, Pollers};
 
 /// One search, as it is run for each of its tenants.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -10,6 +10,11 @@ use uuid::Uuid;
 
 use crate::identity::EventKind;
 
+mod escape;
+mod wire;
+
+use wire::Wire;
+
 /// What becomes of an event before it is journalled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -121,4 +126,113 @@ pub struct Record {
     pub fields: AlertFields,
     /// The alert as the API gave it.
     pub alert: Option<Box<RawValue>>,
+}
+
+/// The namespace of event ids: the UUIDv5 of the DNS name `event.opsramp-exporter` in the DNS
+/// namespace. It never changes.
+pub const EVENT_NAMESPACE: Uuid = uuid::uuid!("56c23432-733d-5287-810b-6195cd5e97f1");
+
+/// What is put behind a text that was cut, with the number of bytes that are missing.
+const CUT: (&str, &str) = ("… [", " bytes cut]");
+
+/// The id of an event: UUIDv5 in [`EVENT_NAMESPACE`] of
+/// `account NUL tenant NUL search NUL alert_id NUL event NUL ordinal`, names as in the record and
+/// the ordinal in decimal. `ordinal` counts the events of the alert's life from 1, those that are
+/// not logged included; so the id is the same whoever computes it, whenever.
+#[must_use]
+pub fn event_id(
+    account: &str,
+    tenant: &str,
+    search: &str,
+    alert_id: &str,
+    event: EventKind,
+    ordinal: u32,
+) -> Uuid {
+    let ordinal = ordinal.to_string();
+    let parts = [account, tenant, search, alert_id, event.as_str(), &ordinal];
+    Uuid::new_v5(&EVENT_NAMESPACE, parts.join("\0").as_bytes())
+}
+
+/// Cuts a text to at most `max` bytes at a character border; a text that was cut ends with how
+/// many bytes are missing, within `max` where that has room.
+#[must_use]
+pub fn truncate(mut text: String, max: usize) -> String {
+    if text.len() <= max {
+        return text;
+    }
+    let mark = |missing: usize| format!("{}{missing}{}", CUT.0, CUT.1);
+    let room = mark(text.len()).len();
+    let keep = (0..=max.saturating_sub(room))
+        .rev()
+        .find(|end| text.is_char_boundary(*end));
+    let keep = keep.unwrap_or(0);
+    let mark = mark(text.len() - keep);
+    text.truncate(keep);
+    if mark.len() <= max {
+        text.push_str(&mark);
+    }
+    text
+}
+
+/// Brings JSON onto one line: white space between tokens goes, and characters that some reader
+/// takes for a line break or a control character are escaped. Numbers and members stay as they
+/// are. `None` where it is no JSON.
+#[must_use]
+pub fn compact_raw(json: &str) -> Option<Box<RawValue>> {
+    let mut line = String::with_capacity(json.len());
+    let (mut in_string, mut escaped) = (false, false);
+    for c in json.chars() {
+        if in_string {
+            if escape::needed(c) {
+                escape::push(&mut line, c);
+            } else {
+                line.push(c);
+            }
+            in_string = escaped || c != '"';
+            escaped = !escaped && c == '\\';
+        } else if !c.is_ascii_whitespace() {
+            line.push(c);
+            in_string = c == '"';
+        }
+    }
+    RawValue::from_string(line).ok()
+}
+
+// === impl Record ===
+
+impl Record {
+    /// The level that log stores look at, from the state.
+    #[must_use]
+    pub fn level(&self) -> &'static str {
+        let state = self.fields.state.as_deref().unwrap_or_default().trim();
+        let known = [
+            ("critical", "critical"),
+            ("warning", "warning"),
+            ("info", "info"),
+            ("ok", "info"),
+        ];
+        known
+            .into_iter()
+            .find(|(word, _)| state.eq_ignore_ascii_case(word))
+            .map_or("unknown", |(_, level)| level)
+    }
+
+    /// The record as one line of JSON, without a line break.
+    #[must_use]
+    pub fn to_json(&self) -> Vec<u8> {
+        let mut line = Vec::with_capacity(768);
+        let mut serializer = serde_json::Serializer::with_formatter(&mut line, escape::OneLine);
+        Wire::from(self)
+            .serialize(&mut serializer)
+            .expect("a record has text keys, and writing to memory does not fail");
+        line
+    }
+
+    /// Reads what [`Record::to_json`] wrote.
+    ///
+    /// # Errors
+    /// Where it is something else.
+    pub fn from_json(line: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice::<Wire<'_>>(line).map(Self::from)
+    }
 }

@@ -272,6 +272,13 @@ impl Store {
         }
     }
 
+    /// Those among `ids` that are open, as they were last stored.
+    pub async fn stored(&self, held: Held, ids: Vec<Box<str>>) -> Result<Vec<StoredAlert>, Error> {
+        match self {
+            Self::Sqlite(store) => store.stored(held, ids).await,
+        }
+    }
+
     /// Writes what a poll learned, durably, as a whole or not at all. An alert that is both among
     /// the upserts and the departures has left. Where there are no sinks, events are not kept.
     ///

@@ -94,8 +94,8 @@ pub struct Engine {
     total: Option<u64>,
     /// Whether the last reading was sound.
     sound: bool,
-    /// Whether the result was ever read whole by this process.
-    read_once: bool,
+    /// How often the result was read whole by this process.
+    reads: u64,
     due: Option<Instant>,
     /// A full read that only the count asks for waits until then.
     rest_until: Option<Instant>,
@@ -136,7 +136,7 @@ impl Engine {
             page_size: 0,
             total: None,
             sound: false,
-            read_once: false,
+            reads: 0,
             due: None,
             rest_until: None,
             unsound_in_a_row: 0,
@@ -164,13 +164,13 @@ impl Engine {
     /// Whether the known alerts are the whole result, as far as anybody can tell.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.read_once && self.sound && self.total == Some(self.tracker.open() as u64)
+        self.reads > 0 && self.sound && self.total == Some(self.tracker.open() as u64)
     }
 
-    /// Whether the whole result has been read once.
+    /// How often the whole result has been read.
     #[must_use]
-    pub fn has_read_once(&self) -> bool {
-        self.read_once
+    pub fn reads(&self) -> u64 {
+        self.reads
     }
 
     /// What a page changes. Store what follows, then [`Engine::adopt`] it.
@@ -371,7 +371,7 @@ impl Engine {
         if !sound {
             return;
         }
-        self.read_once = true;
+        self.reads += 1;
         let missing = self.tracker.missing();
         if missing.is_empty() {
             self.suspects.clear();

@@ -19,7 +19,9 @@ use jiff::Timestamp;
 use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::{AlertFilter, Backlog, Batch, Commit, Error, Held, Loaded, OpenAlert, SinkState};
+use super::{
+    AlertFilter, Backlog, Batch, Commit, Error, Held, Loaded, OpenAlert, SinkState, StoredAlert,
+};
 use crate::identity::SearchKey;
 
 mod alerts;
@@ -114,6 +116,15 @@ impl Sqlite {
             return Ok(Vec::new());
         }
         self.ask(|reply| Command::Read(Read::Departed { held, ids, reply }))
+            .await
+    }
+
+    pub(super) async fn stored(
+        &self,
+        held: Held,
+        ids: Vec<Box<str>>,
+    ) -> Result<Vec<StoredAlert>, Error> {
+        self.ask(|reply| Command::Read(Read::Stored { held, ids, reply }))
             .await
     }
 

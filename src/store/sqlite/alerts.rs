@@ -147,6 +147,23 @@ pub(super) fn departed(
     Ok(found)
 }
 
+/// Those among `ids` that are open.
+pub(super) fn stored(
+    connection: &Connection,
+    search: i64,
+    ids: &[Box<str>],
+) -> Result<Vec<StoredAlert>> {
+    let mut find = connection.prepare_cached(
+        "SELECT alert_id, ordinal, digest, created_at, state, body FROM alert
+         WHERE search_id = ?1 AND alert_id = ?2",
+    )?;
+    let rows = ids.iter().map(|id| {
+        find.query_row(params![search, id], |row| stored_alert(row, 0))
+            .optional()
+    });
+    rows.filter_map(Result::transpose).collect()
+}
+
 /// Forgets ordinals whose time is over, a few at a time: every commit does its share.
 fn forget_departed(connection: &Connection, now: Timestamp) -> Result<()> {
     let Ok(due) = now.checked_sub(DEPARTED_RETENTION) else {

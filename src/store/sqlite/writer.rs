@@ -16,7 +16,7 @@ use tokio::sync::{
 use super::{Holds, alerts, journal::Journal, open::StateFile, page::Page};
 use crate::{
     identity::SearchKey,
-    store::{Backlog, Batch, Commit, Error, Held, Loaded, SinkState},
+    store::{Backlog, Batch, Commit, Error, Held, Loaded, SinkState, StoredAlert},
 };
 
 /// Commands in one group.
@@ -57,6 +57,11 @@ pub(super) enum Read {
         held: Held,
         ids: Vec<Box<str>>,
         reply: oneshot::Sender<Answer<Ordinals>>,
+    },
+    Stored {
+        held: Held,
+        ids: Vec<Box<str>>,
+        reply: oneshot::Sender<Answer<Vec<StoredAlert>>>,
     },
     Pending {
         sink: Box<str>,
@@ -226,6 +231,10 @@ impl Writer {
         match read {
             Read::Departed { held, ids, reply } => {
                 let found = alerts::departed(connection, held.row, ids);
+                reply.send(found.map_err(Error::backend)).ok();
+            }
+            Read::Stored { held, ids, reply } => {
+                let found = alerts::stored(connection, held.row, &ids);
                 reply.send(found.map_err(Error::backend)).ok();
             }
             Read::Pending {

@@ -1,0 +1,467 @@
+//! All searches of all tenants of all accounts: which tasks run, and how that changes.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{task::JoinSet, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    AtFirstStart, SearchOptions,
+    search::{Search, Shared},
+};
+use crate::{
+    health::Health,
+    identity::{SearchKey, Tenant},
+    metrics::Metrics,
+    opsramp::{self, BuildError, Client},
+    record,
+    status::Board,
+    store::Store,
+};
+
+/// What shall be polled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// The accounts.
+    pub accounts: Vec<Account>,
+    /// The searches; each runs for every tenant, or for those it names.
+    pub searches: Vec<SearchOptions>,
+    /// What becomes of events.
+    pub record: record::Options,
+    /// What becomes of alerts that are open when there is no state yet.
+    pub at_first_start: AtFirstStart,
+    /// Whether each new alert is asked for by id.
+    pub fetch_details: bool,
+}
+
+/// An account of a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// How to reach it.
+    pub options: opsramp::Options,
+    /// Its tenants.
+    pub tenants: Vec<Tenant>,
+    /// Whether every activated client of these (partner) tenants becomes a tenant.
+    pub discover_clients: bool,
+}
+
+/// The tasks that run.
+#[derive(Debug)]
+pub struct Pollers {
+    store: Store,
+    board: Board,
+    metrics: Metrics,
+    health: Health,
+    plan: Option<Plan>,
+    clients: BTreeMap<Arc<str>, AccountClient>,
+    searches: HashMap<SearchKey, RunningSearch>,
+    tasks: JoinSet<SearchKey>,
+    look_ups: JoinSet<LookUp>,
+}
+
+/// What the owner of [`Pollers`] must act on.
+#[derive(Debug)]
+pub enum Happening {
+    /// A task has ended that should not have: the process cannot go on.
+    Failed(anyhow::Error),
+    /// Clients were looked up; hand this to [`Pollers::adopt`].
+    LookedUp(LookUp),
+}
+
+/// The outcome of looking up the clients of an account's partners.
+#[derive(Debug)]
+pub struct LookUp {
+    account: Arc<str>,
+    found: Result<BTreeSet<Tenant>, opsramp::Error>,
+}
+
+#[derive(Debug)]
+struct AccountClient {
+    options: opsramp::Options,
+    client: Client,
+    /// Changes when the client does, so that searches notice.
+    generation: u64,
+    discovered: BTreeSet<Tenant>,
+    /// When clients are to be looked up next.
+    look_up_at: Instant,
+    failures: u32,
+}
+
+#[derive(Debug)]
+struct RunningSearch {
+    spec: Spec,
+    stop: CancellationToken,
+    stopped: tokio::sync::oneshot::Receiver<()>,
+}
+
+/// Everything a search's task depends on: where it differs, the task begins anew.
+#[derive(Clone, Debug, PartialEq)]
+struct Spec {
+    options: Arc<SearchOptions>,
+    generation: u64,
+    record: Arc<record::Options>,
+    at_first_start: AtFirstStart,
+    fetch_details: bool,
+}
+
+/// How often the clients of a partner are looked up.
+const DISCOVERY_INTERVAL: Duration = Duration::from_secs(60 * 60);
+/// The first pause after a look-up that failed.
+const DISCOVERY_PAUSE: Duration = Duration::from_secs(5);
+/// A partner's clients are read no further than so many pages of a hundred.
+const MAX_CLIENT_PAGES: u64 = 500;
+/// First polls of many searches are this far apart, but no further than their interval.
+const START_PACE: Duration = Duration::from_millis(20);
+/// A search's loop promises to come round so often.
+const HEARTBEAT: Duration = Duration::from_secs(120);
+
+// === impl Pollers ===
+
+impl Pollers {
+    /// None runs yet.
+    #[must_use]
+    pub fn new(store: Store, board: Board, metrics: Metrics, health: Health) -> Self {
+        Self {
+            store,
+            board,
+            metrics,
+            health,
+            plan: None,
+            clients: BTreeMap::new(),
+            searches: HashMap::new(),
+            tasks: JoinSet::new(),
+            look_ups: JoinSet::new(),
+        }
+    }
+
+    /// Makes the tasks follow a plan. Those that it does not change go on undisturbed; no state
+    /// is lost, whatever changes.
+    ///
+    /// # Errors
+    /// Where an account's client cannot be set up. Then nothing has changed.
+    pub async fn apply(&mut self, plan: Plan) -> Result<(), BuildError> {
+        let mut built = Vec::new();
+        for account in &plan.accounts {
+            let known = self.clients.get(&account.options.name);
+            if known.is_none_or(|known| known.options != account.options) {
+                let metrics = self.metrics.register_account(&account.options.name);
+                built.push(Client::new(account.options.clone(), Arc::new(metrics))?);
+            }
+        }
+        let names: BTreeSet<_> = plan
+            .accounts
+            .iter()
+            .map(|account| &account.options.name)
+            .collect();
+        let gone: Vec<_> = self
+            .clients
+            .keys()
+            .filter(|name| !names.contains(name))
+            .cloned()
+            .collect();
+        for name in gone {
+            self.clients.remove(&name);
+            self.metrics.remove_account(&name);
+            self.board.remove_account(&name);
+        }
+        for client in built {
+            let options = plan
+                .accounts
+                .iter()
+                .map(|account| &account.options)
+                .find(|options| options.name == *client.account());
+            let Some(options) = options.cloned() else {
+                continue;
+            };
+            let old = self.clients.remove(client.account());
+            let account = AccountClient {
+                options,
+                client: client.clone(),
+                generation: old.as_ref().map_or(0, |old| old.generation + 1),
+                discovered: old.map(|old| old.discovered).unwrap_or_default(),
+                look_up_at: Instant::now(),
+                failures: 0,
+            };
+            self.clients.insert(Arc::clone(client.account()), account);
+        }
+        for account in &plan.accounts {
+            if !account.discover_clients
+                && let Some(client) = self.clients.get_mut(&account.options.name)
+            {
+                client.discovered.clear();
+                client.look_up_at = Instant::now();
+            }
+        }
+        self.plan = Some(plan);
+        self.follow_plan().await;
+        Ok(())
+    }
+
+    /// Waits for something that must be acted on, looking up clients as they are due. Cancel safe.
+    pub async fn next(&mut self) -> Happening {
+        loop {
+            let due = self.begin_look_ups();
+            tokio::select! {
+                Some(ended) = self.tasks.join_next() => match ended {
+                    Ok(key) if self.searches.contains_key(&key) => {
+                        return Happening::Failed(anyhow::anyhow!("the task of search {key} has ended"));
+                    }
+                    Ok(_) => {}
+                    Err(error) => {
+                        let error = anyhow::Error::new(error).context("a search's task failed");
+                        return Happening::Failed(error);
+                    }
+                },
+                Some(Ok(look_up)) = self.look_ups.join_next() => return Happening::LookedUp(look_up),
+                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
+                else => std::future::pending().await,
+            }
+        }
+    }
+
+    /// Stops all tasks.
+    pub async fn stop(&mut self) {
+        for search in self.searches.values() {
+            search.stop.cancel();
+        }
+        self.searches.clear();
+        self.look_ups.abort_all();
+        while self.tasks.join_next().await.is_some() {}
+    }
+
+    /// Which searches shall run.
+    fn wanted(&self) -> BTreeMap<SearchKey, (Client, Spec)> {
+        let mut wanted = BTreeMap::new();
+        let Some(plan) = &self.plan else {
+            return wanted;
+        };
+        let record = Arc::new(plan.record.clone());
+        let searches: Vec<Arc<SearchOptions>> =
+            plan.searches.iter().cloned().map(Arc::new).collect();
+        for account in &plan.accounts {
+            let Some(client) = self.clients.get(&account.options.name) else {
+                continue;
+            };
+            let configured: BTreeSet<&Arc<str>> =
+                account.tenants.iter().map(|tenant| &tenant.id).collect();
+            // A partner whose clients are tenants of their own is none itself, or each alert
+            // would be logged twice.
+            let own = account.tenants.iter().filter(|_| !account.discover_clients);
+            let discovered = client
+                .discovered
+                .iter()
+                .filter(|tenant| !configured.contains(&tenant.id));
+            let tenants: Vec<&Tenant> = own.chain(discovered).collect();
+            for tenant in &tenants {
+                // Two series must not share their labels: of tenants with one name, each is
+                // called by its id.
+                let namesakes = tenants
+                    .iter()
+                    .filter(|other| other.name == tenant.name)
+                    .count();
+                let name = if namesakes > 1 {
+                    &tenant.id
+                } else {
+                    &tenant.name
+                };
+                let tenant = Tenant {
+                    id: Arc::clone(&tenant.id),
+                    name: Arc::clone(name),
+                };
+                for options in &searches {
+                    let named = |ids: &Vec<String>| ids.iter().any(|id| **id == *tenant.id);
+                    if !options.tenants.as_ref().is_none_or(named) {
+                        continue;
+                    }
+                    let key = SearchKey {
+                        account: Arc::clone(&account.options.name),
+                        tenant: tenant.clone(),
+                        search: Arc::clone(&options.name),
+                    };
+                    let spec = Spec {
+                        options: Arc::clone(options),
+                        generation: client.generation,
+                        record: Arc::clone(&record),
+                        at_first_start: plan.at_first_start,
+                        fetch_details: plan.fetch_details,
+                    };
+                    wanted.insert(key, (client.client.clone(), spec));
+                }
+            }
+        }
+        wanted
+    }
+
+    async fn follow_plan(&mut self) {
+        let wanted = self.wanted();
+        let outdated: Vec<SearchKey> = self
+            .searches
+            .iter()
+            .filter(|(key, running)| {
+                wanted
+                    .get(*key)
+                    .is_none_or(|(_, spec)| *spec != running.spec)
+            })
+            .map(|(key, _)| key.clone())
+            .collect();
+        let mut stopping = Vec::new();
+        for key in outdated {
+            if let Some(running) = self.searches.remove(&key) {
+                running.stop.cancel();
+                stopping.push((key, running.stopped));
+            }
+        }
+        for (key, stopped) in stopping {
+            // A sender that was dropped says the same: the task has ended.
+            let _ = stopped.await;
+            if !wanted.contains_key(&key) {
+                self.metrics.remove_search(&key);
+                self.board.remove_search(&key);
+            }
+        }
+        let mut started = 0;
+        for (key, (client, spec)) in wanted {
+            if self.searches.contains_key(&key) {
+                continue;
+            }
+            let pace = (START_PACE * started).min(spec.options.interval);
+            started += 1;
+            self.start(key, client, spec, Instant::now() + pace);
+        }
+    }
+
+    fn start(&mut self, key: SearchKey, client: Client, spec: Spec, first_poll: Instant) {
+        let stop = CancellationToken::new();
+        let (ended, stopped) = tokio::sync::oneshot::channel();
+        let search = Search {
+            key: key.clone(),
+            options: Arc::clone(&spec.options),
+            client,
+            shared: Shared {
+                store: self.store.clone(),
+                board: self.board.clone(),
+                record: Arc::clone(&spec.record),
+                at_first_start: spec.at_first_start,
+                fetch_details: spec.fetch_details,
+            },
+            metrics: self.metrics.register_search(&key),
+            heartbeat: self.health.register(format!("search {key}"), HEARTBEAT),
+            first_poll,
+        };
+        let token = stop.clone();
+        let name = key.clone();
+        self.tasks.spawn(async move {
+            search.run(token).await;
+            drop(ended);
+            name
+        });
+        self.searches.insert(
+            key,
+            RunningSearch {
+                spec,
+                stop,
+                stopped,
+            },
+        );
+    }
+
+    // --- clients of partners
+
+    fn discovering(&self) -> impl Iterator<Item = (&Account, &AccountClient)> {
+        let accounts = self.plan.iter().flat_map(|plan| &plan.accounts);
+        accounts
+            .filter(|account| account.discover_clients)
+            .filter_map(|account| Some((account, self.clients.get(&account.options.name)?)))
+    }
+
+    /// Begins the look-ups that are due. Brings when the next one is.
+    fn begin_look_ups(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        let due: Vec<_> = self
+            .discovering()
+            .filter(|(_, client)| client.look_up_at <= now)
+            .map(|(account, client)| {
+                (
+                    Arc::clone(&account.options.name),
+                    client.client.clone(),
+                    account.tenants.clone(),
+                )
+            })
+            .collect();
+        for (account, client, partners) in due {
+            if let Some(known) = self.clients.get_mut(&account) {
+                known.look_up_at = now + DISCOVERY_INTERVAL;
+            }
+            self.look_ups.spawn(async move {
+                let found = clients_of(&client, &partners).await;
+                LookUp { account, found }
+            });
+        }
+        self.discovering()
+            .map(|(_, client)| client.look_up_at)
+            .min()
+    }
+
+    /// Makes the tenants of an account follow a look-up of its clients.
+    pub async fn adopt(&mut self, LookUp { account, found }: LookUp) {
+        let Some(client) = self.clients.get_mut(&account) else {
+            return;
+        };
+        match found {
+            Ok(tenants) => {
+                client.failures = 0;
+                if client.discovered != tenants {
+                    let new = tenants.difference(&client.discovered).count();
+                    let gone = client.discovered.difference(&tenants).count();
+                    tracing::info!(%account, clients = tenants.len(), new, gone, "looked up the clients of the partner");
+                    client.discovered = tenants;
+                    self.follow_plan().await;
+                }
+            }
+            Err(error) => {
+                let pause = DISCOVERY_PAUSE * (1 << client.failures.min(6));
+                client.failures += 1;
+                client.look_up_at = Instant::now() + pause.mul_f64(0.8 + 0.2 * fastrand::f64());
+                tracing::error!(
+                    %account,
+                    reason = error.reason(),
+                    error = %error.chain(),
+                    "cannot look up the clients of the partner; those known are polled on"
+                );
+            }
+        }
+    }
+}
+
+/// The activated clients of some partners.
+async fn clients_of(
+    client: &Client,
+    partners: &[Tenant],
+) -> Result<BTreeSet<Tenant>, opsramp::Error> {
+    let mut tenants = BTreeSet::new();
+    let mut ids = BTreeSet::new();
+    for partner in partners {
+        let mut next = Some(1);
+        while let Some(page_no) = next.filter(|page| *page <= MAX_CLIENT_PAGES) {
+            let page = client
+                .clients(&partner.id, page_no)
+                .await?
+                .clients(page_no)?;
+            for found in page.clients.into_iter().filter(|found| found.activated) {
+                // Paging over a living list can show a client twice.
+                if ids.insert(found.id.clone()) {
+                    tenants.insert(Tenant {
+                        id: found.id.into(),
+                        name: found.name.into(),
+                    });
+                }
+            }
+            next = page.next_page;
+        }
+    }
+    Ok(tenants)
+}

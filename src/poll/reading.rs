@@ -1,0 +1,206 @@
+//! What the poller makes of an alert: the fields of its record, its digest, its group.
+
+use std::borrow::Cow;
+
+use jiff::Timestamp;
+use xxhash_rust::xxh3::Xxh3Default;
+
+use crate::{
+    opsramp::alert::{Alert, Text, parse_time},
+    record::AlertFields,
+    track::{GroupLabel, Sighting},
+};
+
+/// The alert as [`crate::track`] sees it. Its digest leaves out what changes on every answer.
+pub(super) fn sighting<'a>(alert: &'a Alert<'_>) -> Sighting<'a> {
+    Sighting {
+        id: &alert.id,
+        digest: digest(alert),
+        state: word(&alert.state),
+        status: word(&alert.status),
+    }
+}
+
+fn digest(alert: &Alert<'_>) -> u64 {
+    let mut hash = Xxh3Default::new();
+    let resource = [&alert.resource, &alert.device];
+    let texts = [
+        &alert.subject,
+        &alert.description,
+        &alert.state,
+        &alert.status,
+        &alert.service_name,
+        &alert.metric,
+        &alert.component,
+        &alert.problem_area,
+        &alert.alert_type,
+        &alert.event_type,
+        &alert.app,
+        &alert.priority,
+        &alert.created_date,
+        &alert.updated_time,
+        &alert.repeat_count,
+        &alert.incident_id,
+        &alert.inference_id,
+        &alert.client_id,
+        &alert.client_name,
+    ];
+    let of_resources = resource.into_iter().flat_map(|resource| {
+        [
+            &resource.id,
+            &resource.name,
+            &resource.resource_name,
+            &resource.host_name,
+            &resource.ip_address,
+            &resource.kind,
+            &resource.resource_type,
+        ]
+    });
+    for text in texts.into_iter().chain(of_resources) {
+        let text = word(text);
+        // The lengths keep apart texts that read the same when they are strung together.
+        hash.update(&(text.len() as u64).to_le_bytes());
+        hash.update(text.as_bytes());
+    }
+    hash.digest()
+}
+
+/// The fields of its record.
+pub(super) fn fields(alert: &Alert<'_>, max_description_length: usize) -> AlertFields {
+    let resource = &alert.resource;
+    let device = &alert.device;
+    let description = text(&alert.description)
+        .map(|description| crate::record::truncate(description, max_description_length));
+    AlertFields {
+        state: text(&alert.state),
+        status: text(&alert.status),
+        message: text(&alert.subject),
+        description,
+        metric: text(&alert.metric).or_else(|| text(&alert.service_name)),
+        component: text(&alert.component),
+        problem_area: text(&alert.problem_area),
+        alert_type: text(&alert.alert_type),
+        event_type: text(&alert.event_type),
+        source: text(&alert.app),
+        priority: text(&alert.priority),
+        resource_id: text(&resource.id).or_else(|| text(&device.id)),
+        resource_name: owned(resource.best_name()).or_else(|| owned(device.best_name())),
+        resource_type: owned(resource.best_type()).or_else(|| owned(device.best_type())),
+        resource_ip: text(&resource.ip_address).or_else(|| text(&device.ip_address)),
+        client_id: text(&alert.client_id),
+        client_name: text(&alert.client_name),
+        incident_id: text(&alert.incident_id),
+        inference_id: number(&alert.inference_id).filter(|id| *id > 0),
+        repeat_count: number(&alert.repeat_count),
+        created_at: time(&alert.created_date),
+        updated_at: time(&alert.updated_time),
+    }
+}
+
+/// Its value for each label; empty where it has none.
+pub(super) fn group(fields: &AlertFields, labels: &[GroupLabel]) -> Vec<String> {
+    let value = |label: &GroupLabel| match label {
+        GroupLabel::State => fields.state.as_deref().map(known_state),
+        GroupLabel::Status => fields.status.as_deref(),
+        GroupLabel::Priority => fields.priority.as_deref(),
+        GroupLabel::Source => fields.source.as_deref(),
+        GroupLabel::AlertType => fields.alert_type.as_deref(),
+        GroupLabel::EventType => fields.event_type.as_deref(),
+        GroupLabel::ResourceType => fields.resource_type.as_deref(),
+        GroupLabel::Client => fields.client_id.as_deref(),
+    };
+    labels
+        .iter()
+        .map(|label| value(label).unwrap_or_default().trim().to_owned())
+        .collect()
+}
+
+/// When it was created.
+pub(super) fn time(text: &Text<'_>) -> Option<Timestamp> {
+    text.as_deref().and_then(parse_time)
+}
+
+/// The API writes states in any case; a series has one.
+fn known_state(state: &str) -> &str {
+    ["Critical", "Warning", "Info", "Ok"]
+        .into_iter()
+        .find(|known| known.eq_ignore_ascii_case(state.trim()))
+        .unwrap_or(state)
+}
+
+fn word<'a>(text: &'a Text<'_>) -> &'a str {
+    text.as_deref().unwrap_or_default()
+}
+
+fn text(text: &Text<'_>) -> Option<String> {
+    owned(text.as_ref())
+}
+
+fn owned(text: Option<&Cow<'_, str>>) -> Option<String> {
+    text.map(|text| text.clone().into_owned())
+}
+
+fn number(text: &Text<'_>) -> Option<u64> {
+    text.as_deref()?.trim().parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn alert() -> Alert<'static> {
+        Alert {
+            id: "7".into(),
+            subject: Some("Disk full".into()),
+            state: Some("CRITICAL".into()),
+            service_name: Some("Disk".into()),
+            repeat_count: Some("2".into()),
+            inference_id: Some("0".into()),
+            created_date: Some("2026-03-01T10:40:47+0100".into()),
+            device: crate::opsramp::alert::Resource {
+                host_name: Some("fs3".into()),
+                kind: Some("DEVICE".into()),
+                ip_address: Some("192.0.2.15".into()),
+                ..Default::default()
+            },
+            ..Alert::default()
+        }
+    }
+
+    #[test]
+    fn what_the_resource_lacks_comes_from_the_device() {
+        let fields = fields(&alert(), 100);
+        assert_eq!(fields.resource_name.as_deref(), Some("fs3"));
+        assert_eq!(fields.resource_type.as_deref(), Some("DEVICE"));
+        assert_eq!(fields.resource_ip.as_deref(), Some("192.0.2.15"));
+        assert_eq!(fields.metric.as_deref(), Some("Disk"));
+        assert_eq!((fields.repeat_count, fields.inference_id), (Some(2), None));
+        assert_eq!(
+            fields.created_at.unwrap().to_string(),
+            "2026-03-01T09:40:47Z"
+        );
+    }
+
+    #[test]
+    fn a_group_has_one_value_a_label_and_one_case_a_state() {
+        let fields = fields(&alert(), 100);
+        let labels = [GroupLabel::State, GroupLabel::Priority];
+        assert_eq!(group(&fields, &labels), ["Critical", ""]);
+    }
+
+    #[test]
+    fn a_digest_tells_apart_what_is_strung_together() {
+        let one = Alert {
+            subject: Some("ab".into()),
+            description: Some("c".into()),
+            ..alert()
+        };
+        let other = Alert {
+            subject: Some("a".into()),
+            description: Some("bc".into()),
+            ..alert()
+        };
+        assert_ne!(sighting(&one).digest, sighting(&other).digest);
+        assert_eq!(sighting(&one).digest, sighting(&one.clone()).digest);
+    }
+}

@@ -1,0 +1,1011 @@
+//! The task of one search: asks, stores what follows, reports, and sleeps until it is due again.
+//!
+//! A poll and the background each have at most one request under way, side by side, so that a
+//! full read that hangs never makes a poll late. All state belongs to this task; answers are
+//! worked off one after the other.
+
+use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
+
+use futures_util::{StreamExt as _, stream};
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    AtFirstStart, SearchOptions,
+    engine::{Engine, Next, Options, Purpose, Question, Task},
+    full_read::Facts,
+    reading,
+    schedule::Grid,
+};
+use crate::{
+    clock,
+    health::Heartbeat,
+    identity::{EventKind, SearchKey},
+    metrics::SearchMetrics,
+    opsramp::{self, Answer, Client, SearchRequest, Urgency, alert::Alert},
+    record::{self, AlertFields, Record},
+    status::{Board, HISTORY, PollError, PollSummary, SearchResult, SearchStatus},
+    store::{self, Commit, Held, JournalEvent, Store, StoredAlert},
+    track::{Known, Sighting, Tracker},
+};
+
+/// How long the lines of new alerts may wait for details.
+const DETAILS_DEADLINE: Duration = Duration::from_secs(2);
+/// How long departures may wait for their reasons.
+const REASONS_DEADLINE: Duration = Duration::from_secs(10);
+/// Single alerts that are asked for at the same time.
+const DETAILS_AT_ONCE: usize = 8;
+/// The first pause of the background after a failure; it doubles up to five minutes.
+const BACKGROUND_PAUSE: Duration = Duration::from_secs(2);
+
+/// What all searches share.
+#[derive(Clone, Debug)]
+pub(super) struct Shared {
+    pub(super) store: Store,
+    pub(super) board: Board,
+    pub(super) record: Arc<record::Options>,
+    pub(super) at_first_start: AtFirstStart,
+    pub(super) fetch_details: bool,
+}
+
+/// The task of one search.
+#[derive(Debug)]
+pub(super) struct Search {
+    pub(super) key: SearchKey,
+    pub(super) options: Arc<SearchOptions>,
+    pub(super) client: Client,
+    pub(super) shared: Shared,
+    pub(super) metrics: SearchMetrics,
+    pub(super) heartbeat: Heartbeat,
+    /// When the first poll is due.
+    pub(super) first_poll: Instant,
+}
+
+/// Why a poll failed.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    #[error(transparent)]
+    Api(#[from] opsramp::Error),
+    #[error(transparent)]
+    Store(#[from] store::Error),
+}
+
+type Request = Pin<Box<dyn Future<Output = Reply> + Send>>;
+
+/// What a request brought.
+enum Reply {
+    Page {
+        purpose: Purpose,
+        request: SearchRequest,
+        answer: Result<Answer, opsramp::Error>,
+    },
+    Reasons(Vec<(Box<str>, Reason)>),
+}
+
+/// What an alert's own page said.
+enum Reason {
+    Found(Answer),
+    NotFound,
+    Unknown,
+}
+
+/// A search that has been taken up.
+struct Running {
+    search: Search,
+    held: Held,
+    primed: bool,
+    first_seen: Timestamp,
+    has_departed: bool,
+    engine: Engine,
+    asking: Asking,
+    grid: Grid,
+    next_poll: Instant,
+    poll: Option<Poll>,
+    background_at: Instant,
+    background_failures: u32,
+    status: SearchStatus,
+    failures: u32,
+    failing_since: Option<Instant>,
+}
+
+/// A poll under way.
+struct Poll {
+    started: Timestamp,
+    began: Instant,
+    requests: u64,
+    events: u64,
+}
+
+/// How to ask, as far as the server has taught us.
+#[derive(Clone, Copy)]
+struct Asking {
+    page_size: u32,
+    sorted: bool,
+}
+
+/// The page size that every documented example works with.
+const SAFE_PAGE_SIZE: u32 = 100;
+
+// === impl Search ===
+
+impl Search {
+    /// Runs until `stop`.
+    pub(super) async fn run(self, stop: CancellationToken) {
+        let Some(mut running) = self.take_up(&stop).await else {
+            return;
+        };
+        running.run(&stop).await;
+        if let Err(error) = running.search.shared.store.release(running.held).await {
+            tracing::debug!(search = %running.search.key, error = %chain(&error), "could not release the search");
+        }
+    }
+
+    /// Loads what the store knows; tries again while the store fails.
+    async fn take_up(self, stop: &CancellationToken) -> Option<Running> {
+        let mut status = self.initial_status();
+        self.shared.board.set_search(status.clone());
+        let grid = Grid::new(&self.key, self.options.interval, Instant::now());
+        let mut failures = 0;
+        let loaded = loop {
+            self.heartbeat.beat();
+            match self.shared.store.take_up(&self.key, clock::now()).await {
+                Ok(loaded) => break loaded,
+                Err(error) => {
+                    failures += 1;
+                    let message = chain(&error);
+                    tracing::error!(search = %self.key, error = %message, "cannot load the search's state; it is not polled until that works");
+                    self.metrics.poll_failed(STORE);
+                    status.last_error = Some(PollError {
+                        at: clock::now(),
+                        reason: STORE,
+                        message,
+                    });
+                    status.up = Some(false);
+                    status.tried = true;
+                    self.shared.board.set_search(status.clone());
+                    let again = grid.retry(Instant::now(), failures, fastrand::f64(), None);
+                    tokio::select! {
+                        () = tokio::time::sleep_until(again) => {}
+                        () = stop.cancelled() => return None,
+                    }
+                }
+            }
+        };
+        let group_by: Arc<[_]> = self.options.group_by.clone().into();
+        let mut tracker = Tracker::new(Arc::clone(&group_by), self.options.max_groups);
+        for alert in &loaded.alerts {
+            let fields: AlertFields = serde_json::from_slice(&alert.body).unwrap_or_else(|error| {
+                tracing::warn!(search = %self.key, alert = %alert.id, %error, "the stored form of an alert cannot be read; it is stored anew when it is next seen");
+                AlertFields::default()
+            });
+            tracker.load(known(alert, &fields, &group_by));
+        }
+        let engine = Engine::new(
+            Options {
+                full_read_interval: self.options.full_read_interval,
+                interval: self.options.interval,
+                max_poll_pages: MAX_POLL_PAGES,
+            },
+            tracker,
+        );
+        Some(Running {
+            held: loaded.held,
+            primed: loaded.primed,
+            first_seen: loaded.first_seen,
+            has_departed: loaded.has_departed,
+            engine,
+            asking: Asking {
+                page_size: self.options.page_size,
+                sorted: true,
+            },
+            grid,
+            next_poll: self.first_poll.max(Instant::now()),
+            poll: None,
+            background_at: Instant::now(),
+            background_failures: 0,
+            status,
+            failures: 0,
+            failing_since: None,
+            search: self,
+        })
+    }
+
+    fn initial_status(&self) -> SearchStatus {
+        SearchStatus {
+            key: self.key.clone(),
+            interval: self.options.interval,
+            stale_after: self.options.stale_after,
+            up: None,
+            result: None,
+            last_requests: 0,
+            last_full_read: None,
+            next_poll: None,
+            polls: VecDeque::with_capacity(HISTORY),
+            last_error: None,
+            lease_held: true,
+            tried: false,
+        }
+    }
+}
+
+/// Pages that a poll reads at most: half of a client's allowance of a minute.
+const MAX_POLL_PAGES: u64 = 25;
+
+/// The reason of failures that are not the API's.
+const STORE: &str = "store";
+
+// === impl Running ===
+
+impl Running {
+    async fn run(&mut self, stop: &CancellationToken) {
+        let reservation = self
+            .search
+            .client
+            .reserve(&self.search.key.tenant.id, self.search.options.interval);
+        let mut poll_request: Option<Request> = None;
+        let mut background_request: Option<Request> = None;
+        self.announce_next_poll();
+        loop {
+            self.search.heartbeat.beat();
+            let background_due = background_request.is_none() && self.engine.task().is_some();
+            // Nothing waits longer than this, so that the heartbeat is seen.
+            let pulse = Instant::now() + self.search.heartbeat.interval();
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = tokio::time::sleep_until(self.next_poll), if poll_request.is_none() => {
+                    self.begin_poll();
+                    poll_request = Some(self.page(Purpose::Poll, 1));
+                }
+                reply = ready(&mut poll_request) => {
+                    poll_request = self.poll_answered(reply).await;
+                }
+                () = tokio::time::sleep_until(self.background_at), if background_due => {
+                    background_request = self.background();
+                }
+                reply = ready(&mut background_request) => {
+                    background_request = None;
+                    self.background_answered(reply).await;
+                }
+                () = tokio::time::sleep_until(pulse) => {}
+            }
+        }
+        drop(reservation);
+    }
+
+    // --- polls
+
+    fn begin_poll(&mut self) {
+        self.search.metrics.poll_begun();
+        self.poll = Some(Poll {
+            started: clock::now(),
+            began: Instant::now(),
+            requests: 0,
+            events: 0,
+        });
+    }
+
+    /// Works off an answer of a poll. Brings the next request, where the poll goes on.
+    async fn poll_answered(&mut self, reply: Reply) -> Option<Request> {
+        let Reply::Page {
+            purpose,
+            request,
+            answer,
+        } = reply
+        else {
+            return None;
+        };
+        if let Some(poll) = &mut self.poll {
+            poll.requests += 1;
+        }
+        if let Err(error) = &answer
+            && self.ask_more_modestly(error, &request)
+        {
+            return Some(self.page(purpose, request.page));
+        }
+        let learned = match answer {
+            Ok(answer) => self.learn(&purpose, &request, &answer).await,
+            Err(error) => Err(error.into()),
+        };
+        match learned {
+            Ok((Next::Page(page), events)) => {
+                if let Some(poll) = &mut self.poll {
+                    poll.events += events;
+                }
+                return Some(self.page(Purpose::Poll, page));
+            }
+            Ok((Next::Done, events)) => self.poll_succeeded(events),
+            Err(failure) => self.poll_failed(&failure),
+        }
+        None
+    }
+
+    fn poll_succeeded(&mut self, events: u64) {
+        if let Some(since) = self.failing_since.take() {
+            let after = humantime::format_duration(Duration::from_secs(since.elapsed().as_secs()));
+            tracing::info!(search = %self.search.key, failures = self.failures, %after, "polling works again");
+        }
+        self.failures = 0;
+        self.next_poll = self.grid.next(Instant::now());
+        self.status.up = Some(true);
+        self.end_poll(Ok(events));
+    }
+
+    fn poll_failed(&mut self, failure: &Failure) {
+        self.failures += 1;
+        self.failing_since.get_or_insert_with(Instant::now);
+        let now = Instant::now();
+        let error = PollError {
+            at: clock::now(),
+            reason: failure.reason(),
+            message: failure.message(),
+        };
+        self.search.metrics.poll_failed(error.reason);
+        tracing::error!(
+            search = %self.search.key,
+            reason = error.reason,
+            error = %error.message,
+            "poll failed; gauges keep their last values until stale_after, new alerts are logged when it works again"
+        );
+        self.next_poll = match failure {
+            // The token's own back-off keeps these cheap; a secret that was rotated on disk shall
+            // be picked up at the next poll.
+            Failure::Api(opsramp::Error::Auth { .. }) => self.grid.next(now),
+            Failure::Api(opsramp::Error::Throttled { retry_after }) => {
+                let not_before =
+                    retry_after.map(|wait| now + wait.min(super::schedule::MAX_BACK_OFF));
+                self.grid
+                    .retry(now, self.failures, fastrand::f64(), not_before)
+            }
+            _ => self.grid.retry(now, self.failures, fastrand::f64(), None),
+        };
+        self.status.up = Some(false);
+        self.status.last_error = Some(error.clone());
+        self.end_poll(Err(error));
+    }
+
+    fn end_poll(&mut self, outcome: Result<u64, PollError>) {
+        let Some(poll) = self.poll.take() else { return };
+        let took = poll.began.elapsed();
+        self.search.metrics.poll_ended(took);
+        let succeeded = outcome.is_ok();
+        self.status.last_requests = poll.requests;
+        self.status.polls.truncate(HISTORY - 1);
+        self.status.polls.push_front(PollSummary {
+            started: poll.started,
+            took,
+            requests: poll.requests,
+            outcome: outcome.map(|events| events + poll.events),
+        });
+        self.status.tried = true;
+        self.announce_next_poll();
+        self.publish(succeeded.then(clock::now));
+    }
+
+    fn announce_next_poll(&mut self) {
+        let wait = self.next_poll.saturating_duration_since(Instant::now());
+        self.status.next_poll = Some(clock::now() + wait);
+        self.search.shared.board.set_search(self.status.clone());
+    }
+
+    /// Swaps in a new snapshot. `polled_at`: a poll has just succeeded; else the result keeps its
+    /// age.
+    fn publish(&mut self, polled_at: Option<Timestamp>) {
+        let at = polled_at.or_else(|| self.status.result.as_ref().map(|result| result.at));
+        if let (Some(at), Some(total_results)) = (at, self.engine.total()) {
+            self.status.result = Some(SearchResult {
+                at,
+                total_results,
+                tracked: self.engine.tracker().open() as u64,
+                complete: self.engine.is_complete(),
+                group_by: Arc::clone(self.engine.tracker().group_by()),
+                groups: self.engine.tracker().groups().into(),
+                oldest: self
+                    .engine
+                    .oldest()
+                    .and_then(|at| Timestamp::from_second(at).ok()),
+            });
+        }
+        self.search.shared.board.set_search(self.status.clone());
+    }
+
+    // --- the background
+
+    fn background(&mut self) -> Option<Request> {
+        match self.engine.task()? {
+            Task::Page(page) => Some(self.page(Purpose::FullRead, page)),
+            Task::Confirm(question) => {
+                if !can_be_asked_by_id(&self.search.options.query, &question) {
+                    self.engine.confirmation_refused();
+                    return None;
+                }
+                Some(self.page(Purpose::Confirm(question), 1))
+            }
+            Task::Reasons(ids) => Some(self.reasons(ids)),
+        }
+    }
+
+    async fn background_answered(&mut self, reply: Reply) {
+        let reads_before = self.engine.reads();
+        let worked = match reply {
+            Reply::Page {
+                purpose,
+                request,
+                answer,
+            } => {
+                let refused = matches!(&answer, Err(opsramp::Error::Http { status: 400, .. }));
+                let learned = match answer {
+                    Err(error) if self.ask_more_modestly(&error, &request) => return,
+                    Err(_) if refused && matches!(purpose, Purpose::Confirm(_)) => {
+                        self.engine.confirmation_refused();
+                        return;
+                    }
+                    Ok(answer) => self.learn(&purpose, &request, &answer).await.map(|_| ()),
+                    Err(error) => Err(error.into()),
+                };
+                learned
+            }
+            Reply::Reasons(reasons) => self.depart(reasons).await,
+        };
+        match worked {
+            Ok(()) => {
+                self.background_failures = 0;
+                self.background_at = Instant::now();
+                if self.engine.reads() != reads_before || self.engine.task().is_none() {
+                    self.publish(None);
+                }
+            }
+            Err(failure) => {
+                let doublings = self.background_failures.min(10);
+                self.background_failures += 1;
+                let pause =
+                    (BACKGROUND_PAUSE * (1 << doublings)).min(super::schedule::MAX_BACK_OFF);
+                self.background_at = Instant::now() + pause.mul_f64(0.8 + 0.2 * fastrand::f64());
+                let error = PollError {
+                    at: clock::now(),
+                    reason: failure.reason(),
+                    message: failure.message(),
+                };
+                tracing::warn!(
+                    search = %self.search.key,
+                    reason = error.reason,
+                    error = %error.message,
+                    "reading the whole result is held up; what has left is noticed when it works again"
+                );
+                self.status.last_error = Some(error);
+                self.publish(None);
+            }
+        }
+    }
+
+    /// Asks why alerts left.
+    fn reasons(&self, ids: Vec<Box<str>>) -> Request {
+        let client = self.search.client.clone();
+        let tenant = Arc::clone(&self.search.key.tenant.id);
+        Box::pin(async move {
+            let deadline = Instant::now() + REASONS_DEADLINE;
+            let reasons = stream::iter(ids)
+                .map(|id| {
+                    let (client, tenant) = (client.clone(), Arc::clone(&tenant));
+                    async move {
+                        let asked = tokio::time::timeout_at(deadline, client.alert(&tenant, &id));
+                        let reason = match asked.await {
+                            Ok(Ok(Some(answer))) => Reason::Found(answer),
+                            Ok(Ok(None)) => Reason::NotFound,
+                            Ok(Err(error)) => {
+                                tracing::debug!(%tenant, alert = %id, error = %error.chain(), "cannot ask why an alert left");
+                                Reason::Unknown
+                            }
+                            Err(_) => Reason::Unknown,
+                        };
+                        (id, reason)
+                    }
+                })
+                .buffered(DETAILS_AT_ONCE)
+                .collect()
+                .await;
+            Reply::Reasons(reasons)
+        })
+    }
+
+    /// Stores and logs departures.
+    async fn depart(&mut self, reasons: Vec<(Box<str>, Reason)>) -> Result<(), Failure> {
+        let now = clock::now();
+        let ids: Vec<Box<str>> = reasons.iter().map(|(id, _)| id.clone()).collect();
+        let mut stored: std::collections::HashMap<Box<str>, StoredAlert> = self
+            .search
+            .shared
+            .store
+            .stored(self.held, ids.clone())
+            .await?
+            .into_iter()
+            .map(|alert| (alert.id.clone(), alert))
+            .collect();
+        let mut commit = Commit::default();
+        let mut left = 0;
+        for (id, reason) in &reasons {
+            let Some(before) = self.engine.departing(id) else {
+                continue;
+            };
+            let ordinal = before.ordinal + 1;
+            commit.departures.push((id.clone(), ordinal));
+            left += 1;
+            if !self.logs(EventKind::Left) {
+                continue;
+            }
+            let last_known = stored
+                .remove(id)
+                .and_then(|alert| serde_json::from_slice(&alert.body).ok())
+                .unwrap_or_default();
+            let max = self.search.shared.record.max_description_length;
+            let mut raw = None;
+            let (fields, reason) = match reason {
+                Reason::Found(answer) => match answer.alert() {
+                    Ok(alert) => {
+                        if self.search.shared.record.include_raw {
+                            raw = Some(answer.text());
+                        }
+                        let moved = alert
+                            .state
+                            .as_deref()
+                            .is_some_and(|state| !state.eq_ignore_ascii_case(&before.state));
+                        let unchanged = if moved { "state_changed" } else { "unknown" };
+                        let reason = alert.departure_reason();
+                        (
+                            reading::fields(&alert, max),
+                            reason.unwrap_or_else(|| unchanged.to_owned()),
+                        )
+                    }
+                    Err(_) => (last_known, "unknown".to_owned()),
+                },
+                Reason::NotFound => (last_known, "not_found".to_owned()),
+                Reason::Unknown => (last_known, "unknown".to_owned()),
+            };
+            let mut record = self.record(now, EventKind::Left, ordinal, id, fields);
+            record.previous_state = Some(before.state.to_string());
+            record.previous_status = Some(before.status.to_string());
+            record.reason = Some(reason);
+            record.alert = raw.and_then(record::compact_raw);
+            commit.events.push(journal_event(&record));
+        }
+        if left > 0 {
+            self.search
+                .shared
+                .store
+                .commit(self.held, commit, now)
+                .await?;
+            self.search.metrics.events(EventKind::Left, left);
+            self.has_departed = true;
+        }
+        self.engine.adopt_departures(&ids);
+        Ok(())
+    }
+
+    // --- asking
+
+    fn page(&self, purpose: Purpose, page: u64) -> Request {
+        let query = match &purpose {
+            Purpose::Poll | Purpose::FullRead => self.search.options.query.clone(),
+            Purpose::Confirm(question) => query_by_id(&self.search.options.query, question),
+        };
+        let urgency = match &purpose {
+            Purpose::Poll => Urgency::Poll,
+            Purpose::FullRead | Purpose::Confirm(_) => Urgency::Background,
+        };
+        let Asking { page_size, sorted } = self.asking;
+        let request = SearchRequest {
+            query,
+            page,
+            page_size,
+            sorted,
+        };
+        let client = self.search.client.clone();
+        let tenant = Arc::clone(&self.search.key.tenant.id);
+        Box::pin(async move {
+            let answer = client.search(&tenant, &request, urgency).await;
+            Reply::Page {
+                purpose,
+                request,
+                answer,
+            }
+        })
+    }
+
+    /// After a 400: neither the largest page nor the names of sort keys are documented, so ask
+    /// for less before giving up. Brings whether there is less to ask for.
+    fn ask_more_modestly(&mut self, error: &opsramp::Error, request: &SearchRequest) -> bool {
+        if error.status() != Some(400) {
+            return false;
+        }
+        let modest = if request.page_size > SAFE_PAGE_SIZE {
+            Asking {
+                page_size: SAFE_PAGE_SIZE,
+                ..self.asking
+            }
+        } else if request.sorted {
+            Asking {
+                sorted: false,
+                ..self.asking
+            }
+        } else {
+            // Perhaps it was a passing fault, as the documentation of 400 has it.
+            self.asking = Asking {
+                page_size: self.search.options.page_size,
+                sorted: true,
+            };
+            return false;
+        };
+        tracing::warn!(
+            search = %self.search.key,
+            error = %error,
+            page_size = modest.page_size,
+            sorted = modest.sorted,
+            "the server refuses the search's paging; asking for less"
+        );
+        self.asking = modest;
+        true
+    }
+
+    // --- learning
+
+    /// Stores and adopts what an answer tells. Brings whether a poll goes on, and how many events
+    /// there were.
+    async fn learn(
+        &mut self,
+        purpose: &Purpose,
+        request: &SearchRequest,
+        answer: &Answer,
+    ) -> Result<(Next, u64), Failure> {
+        let include_raw = self.search.shared.record.include_raw;
+        let page = answer.page(request.page, include_raw)?;
+        if page.unreadable > 0 {
+            tracing::warn!(
+                search = %self.search.key,
+                page = request.page,
+                unreadable = page.unreadable,
+                "some items of the result are no alerts (no uniqueId); they are skipped"
+            );
+        }
+        let sightings: Vec<Sighting<'_>> = page.alerts.iter().map(reading::sighting).collect();
+        let facts = Facts {
+            page: request.page,
+            shown: page.alerts.len() + page.unreadable,
+            unreadable: page.unreadable,
+            total: page.total_results,
+            page_size: page.page_size.unwrap_or(request.page_size.into()),
+            next: page.next_page,
+        };
+        let delta = self.engine.compare(&sightings);
+        let ordinals = self.ordinals(&delta.opened, &sightings).await?;
+        let details = self.details(&delta.opened, &page.alerts).await;
+
+        // Oldest first: the API gives the newest first, and lines shall read in order.
+        let mut changes: Vec<Change<'_>> = delta
+            .opened
+            .iter()
+            .map(|place| Change {
+                place: *place,
+                kind: Some(EventKind::Opened),
+                before: None,
+            })
+            .chain(delta.changed.iter().map(|(place, before)| Change {
+                place: *place,
+                kind: Some(EventKind::Changed),
+                before: Some(before),
+            }))
+            .chain(delta.refreshed.iter().map(|(place, before)| Change {
+                place: *place,
+                kind: None,
+                before: Some(before),
+            }))
+            .collect();
+        changes.sort_unstable_by_key(|change| std::cmp::Reverse(change.place));
+
+        let now = clock::now();
+        let group_by = Arc::clone(self.engine.tracker().group_by());
+        let mut commit = Commit::default();
+        let mut adopted = Vec::with_capacity(changes.len());
+        let mut counts = [0u64; 2];
+        let mut delays = Vec::new();
+        for Change {
+            place,
+            kind,
+            before,
+        } in changes
+        {
+            let alert = &page.alerts[place];
+            let sighting = sightings[place];
+            let detail = details.get(&place).and_then(|answer| answer.alert().ok());
+            let fields = self.fields(alert, detail.as_ref());
+            let silent = kind == Some(EventKind::Opened) && self.is_before_our_time(&fields);
+            let happened = u32::from(kind.is_some());
+            let ordinal = match before {
+                Some(before) => before.ordinal + happened,
+                None => ordinals.get(sighting.id).copied().unwrap_or(0) + happened,
+            };
+            if let Some(kind) = kind.filter(|_| !silent) {
+                counts[usize::from(kind == EventKind::Changed)] += 1;
+                if kind == EventKind::Opened
+                    && self.primed
+                    && let Some(created_at) = fields.created_at
+                {
+                    let delay = now.duration_since(created_at);
+                    delays.push(Duration::try_from(delay).unwrap_or_default());
+                }
+                if self.logs(kind) {
+                    let mut record = self.record(now, kind, ordinal, sighting.id, fields.clone());
+                    record.previous_state = before.map(|before| before.state.to_string());
+                    record.previous_status = before.map(|before| before.status.to_string());
+                    record.alert = page.raw.get(place).and_then(|raw| record::compact_raw(raw));
+                    commit.events.push(journal_event(&record));
+                }
+            }
+            let stored = StoredAlert {
+                id: sighting.id.into(),
+                ordinal,
+                digest: sighting.digest,
+                created_at: fields.created_at,
+                state: sighting.state.into(),
+                body: serde_json::to_vec(&AlertFields {
+                    description: None,
+                    ..fields.clone()
+                })
+                .map_err(store::Error::backend)?
+                .into(),
+            };
+            adopted.push(Known {
+                sighting,
+                ordinal,
+                created_at: fields.created_at.map(Timestamp::as_second),
+                group: reading::group(&fields, &group_by),
+            });
+            commit.upserts.push(stored);
+        }
+        if !commit.upserts.is_empty() {
+            self.search
+                .shared
+                .store
+                .commit(self.held, commit, now)
+                .await?;
+        }
+        for (kind, count) in [EventKind::Opened, EventKind::Changed]
+            .into_iter()
+            .zip(counts)
+        {
+            self.search.metrics.events(kind, count);
+        }
+        for delay in delays {
+            self.search.metrics.detection_delay(delay);
+        }
+        let reads_before = self.engine.reads();
+        let next = self
+            .engine
+            .adopt(purpose, &facts, &sightings, &delta, adopted, Instant::now());
+        if self.engine.reads() != reads_before {
+            self.status.last_full_read = Some(clock::now());
+            self.prime().await?;
+        }
+        Ok((next, counts.iter().sum()))
+    }
+
+    /// Notes that the result has been read whole for the first time.
+    async fn prime(&mut self) -> Result<(), Failure> {
+        if !self.primed {
+            let commit = Commit {
+                primed: true,
+                ..Commit::default()
+            };
+            self.search
+                .shared
+                .store
+                .commit(self.held, commit, clock::now())
+                .await?;
+            self.primed = true;
+        }
+        Ok(())
+    }
+
+    /// The ordinals that alerts had reached when they left before.
+    async fn ordinals(
+        &self,
+        opened: &[usize],
+        sightings: &[Sighting<'_>],
+    ) -> Result<std::collections::HashMap<Box<str>, u32>, Failure> {
+        if opened.is_empty() || !self.has_departed {
+            return Ok(std::collections::HashMap::new());
+        }
+        let ids = opened
+            .iter()
+            .map(|place| sightings[*place].id.into())
+            .collect();
+        Ok(self
+            .search
+            .shared
+            .store
+            .departed(self.held, ids)
+            .await?
+            .into_iter()
+            .collect())
+    }
+
+    /// The pages of new alerts, as far as they come in time.
+    async fn details(
+        &self,
+        opened: &[usize],
+        alerts: &[Alert<'_>],
+    ) -> std::collections::HashMap<usize, Answer> {
+        if !self.search.shared.fetch_details || !self.logs(EventKind::Opened) {
+            return std::collections::HashMap::new();
+        }
+        let deadline = Instant::now() + DETAILS_DEADLINE;
+        let asked: Vec<(usize, String)> = opened
+            .iter()
+            .map(|place| (*place, alerts[*place].id.clone().into_owned()))
+            .collect();
+        let client = &self.search.client;
+        let tenant = &self.search.key.tenant.id;
+        stream::iter(asked)
+            .map(|(place, id)| async move {
+                let answer = tokio::time::timeout_at(deadline, client.alert(tenant, &id)).await;
+                Some((place, answer.ok()?.ok()??))
+            })
+            .buffer_unordered(DETAILS_AT_ONCE)
+            .filter_map(std::future::ready)
+            .collect()
+            .await
+    }
+
+    /// The fields of an alert; what its own page has beyond them is added.
+    fn fields(&self, alert: &Alert<'_>, detail: Option<&Alert<'_>>) -> AlertFields {
+        let max = self.search.shared.record.max_description_length;
+        let mut fields = reading::fields(alert, max);
+        if let Some(detail) = detail {
+            let detail = reading::fields(detail, max);
+            fields.description = detail.description.or(fields.description);
+            fields.source = fields.source.or(detail.source);
+            fields.incident_id = fields.incident_id.or(detail.incident_id);
+            fields.component = fields.component.or(detail.component);
+            fields.problem_area = fields.problem_area.or(detail.problem_area);
+        }
+        fields
+    }
+
+    /// With `at_first_start: skip`, alerts that were there before us are taken note of in silence.
+    fn is_before_our_time(&self, fields: &AlertFields) -> bool {
+        !self.primed
+            && self.search.shared.at_first_start == AtFirstStart::Skip
+            && fields.created_at.is_none_or(|at| at <= self.first_seen)
+    }
+
+    fn logs(&self, kind: EventKind) -> bool {
+        self.search.shared.record.events.contains(&kind)
+    }
+
+    fn record(
+        &self,
+        now: Timestamp,
+        event: EventKind,
+        ordinal: u32,
+        alert_id: &str,
+        fields: AlertFields,
+    ) -> Record {
+        let SearchKey {
+            account,
+            tenant,
+            search,
+        } = &self.search.key;
+        Record {
+            timestamp: now,
+            event,
+            event_id: record::event_id(account, &tenant.name, search, alert_id, event, ordinal),
+            account: account.to_string(),
+            tenant: tenant.name.to_string(),
+            search: search.to_string(),
+            alert_id: alert_id.to_owned(),
+            previous_state: None,
+            previous_status: None,
+            reason: None,
+            fields,
+            alert: None,
+        }
+    }
+}
+
+/// A change of a page.
+struct Change<'a> {
+    place: usize,
+    /// `None`: worth storing, but no event.
+    kind: Option<EventKind>,
+    before: Option<&'a crate::track::Before>,
+}
+
+// === impl Failure ===
+
+impl Failure {
+    fn reason(&self) -> &'static str {
+        match self {
+            Self::Api(error) => error.reason(),
+            Self::Store(_) => STORE,
+        }
+    }
+
+    fn message(&self) -> String {
+        match self {
+            Self::Api(error) => error.chain(),
+            Self::Store(error) => chain(error),
+        }
+    }
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        line = format!("{line}: {error}");
+        cause = error.source();
+    }
+    line
+}
+
+/// Waits for a request, if there is one.
+async fn ready(request: &mut Option<Request>) -> Reply {
+    match request {
+        Some(request) => request.await,
+        None => std::future::pending().await,
+    }
+}
+
+fn journal_event(record: &Record) -> JournalEvent {
+    JournalEvent {
+        event_id: record.event_id,
+        at: record.timestamp,
+        body: record.to_json().into(),
+    }
+}
+
+fn known<'a>(
+    alert: &'a StoredAlert,
+    fields: &'a AlertFields,
+    group_by: &[crate::track::GroupLabel],
+) -> Known<'a> {
+    Known {
+        sighting: Sighting {
+            id: &alert.id,
+            digest: alert.digest,
+            state: fields.state.as_deref().unwrap_or_default(),
+            status: fields.status.as_deref().unwrap_or_default(),
+        },
+        ordinal: alert.ordinal,
+        created_at: alert.created_at.map(Timestamp::as_second),
+        group: reading::group(fields, group_by),
+    }
+}
+
+/// Ids that cannot be mistaken for a part of the query's grammar can be asked for, unless the
+/// query is about ids itself.
+fn can_be_asked_by_id(query: &str, question: &Question) -> bool {
+    let plain = |id: &str| {
+        !id.is_empty()
+            && id
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+    };
+    !query.to_ascii_lowercase().contains("uniqueid:")
+        && question
+            .suspects
+            .iter()
+            .chain([&question.witness])
+            .all(|id| plain(id))
+}
+
+fn query_by_id(query: &str, question: &Question) -> String {
+    let ids: Vec<&str> = question
+        .suspects
+        .iter()
+        .chain([&question.witness])
+        .map(|id| &**id)
+        .collect();
+    let and = if query.is_empty() { "" } else { "+" };
+    format!("{query}{and}uniqueId:{}", ids.join(","))
+}

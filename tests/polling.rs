@@ -1,0 +1,710 @@
+//! Polling the simulator into a real store: what becomes an event, and what it costs.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use opsramp_exporter::{
+    health::Health,
+    identity::{EventKind, Tenant},
+    metrics::{BuildInfo, Metrics},
+    opsramp,
+    poll::{Account, AtFirstStart, GroupLabel, Happening, Plan, Pollers, SearchOptions},
+    record,
+    secret::{Secret, SecretSource},
+    simulator::{
+        self, Action, Allowance, DEMO_KEY, DEMO_SECRET, DEMO_TENANT, Endpoint, Fault, FaultRule,
+        Oversized, Simulator, State, TenantOptions, Ts,
+    },
+    status::{Board, SearchStatus},
+    store::{self, Store},
+};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const SINK: &str = "test";
+
+/// A world without allowance or life, with so many open alerts.
+fn world(alerts: usize) -> simulator::Options {
+    simulator::Options {
+        allowance: Allowance::unlimited(),
+        life: None,
+        tenants: vec![tenant(DEMO_TENANT, alerts)],
+        ..simulator::Options::default()
+    }
+}
+
+fn tenant(id: &str, alerts: usize) -> TenantOptions {
+    TenantOptions {
+        id: id.to_owned(),
+        alerts,
+        ..TenantOptions::default()
+    }
+}
+
+fn account(url: &str, tenants: &[&str]) -> Account {
+    Account {
+        options: opsramp::Options {
+            name: "default".into(),
+            url: url.to_owned(),
+            token_url: format!("{url}/auth/oauth/token"),
+            client_id: SecretSource::Value(Secret::new(DEMO_KEY)),
+            client_secret: SecretSource::Value(Secret::new(DEMO_SECRET)),
+            timeout: Duration::from_secs(2),
+            connect_timeout: Duration::from_secs(1),
+            requests_per_minute: Some(1_000_000),
+            max_response_size: 64 << 20,
+            proxy_url: None,
+            tls: opsramp::TlsOptions::default(),
+        },
+        tenants: tenants
+            .iter()
+            .map(|id| Tenant {
+                id: (*id).into(),
+                name: format!("name of {id}").into(),
+            })
+            .collect(),
+        discover_clients: false,
+    }
+}
+
+fn plan(url: &str) -> Plan {
+    Plan {
+        accounts: vec![account(url, &[DEMO_TENANT])],
+        searches: vec![SearchOptions {
+            name: "open".into(),
+            query: "actions:OPEN".to_owned(),
+            interval: Duration::from_millis(100),
+            tenants: None,
+            page_size: 100,
+            full_read_interval: Duration::from_secs(600),
+            stale_after: Duration::from_secs(300),
+            group_by: vec![GroupLabel::State],
+            max_groups: 200,
+        }],
+        record: record::Options {
+            events: EventKind::ALL.to_vec(),
+            include_raw: false,
+            max_description_length: 4096,
+        },
+        at_first_start: AtFirstStart::Emit,
+        fetch_details: false,
+    }
+}
+
+/// The exporter's polling half.
+struct Exporter {
+    store: Store,
+    board: Board,
+    metrics: Metrics,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+    folder: Arc<tempfile::TempDir>,
+}
+
+impl Exporter {
+    async fn start(plan: Plan) -> Self {
+        Self::start_in(Arc::new(tempfile::tempdir().unwrap()), plan).await
+    }
+
+    async fn start_in(folder: Arc<tempfile::TempDir>, plan: Plan) -> Self {
+        let path = folder.path().join("state.db");
+        let options = store::Options::Sqlite {
+            path,
+            journal_limit: store::JOURNAL_LIMIT,
+        };
+        let store = Store::open(&options).await.unwrap();
+        store.set_sinks(vec![SINK.to_owned()]).await.unwrap();
+        let board = Board::default();
+        let build = BuildInfo {
+            version: "0",
+            revision: "0",
+            rustversion: "0",
+        };
+        let metrics = Metrics::new(board.clone(), build);
+        let mut pollers = Pollers::new(
+            store.clone(),
+            board.clone(),
+            metrics.clone(),
+            Health::default(),
+        );
+        pollers.apply(plan).await.unwrap();
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = stopped.cancelled() => break,
+                    happening = pollers.next() => match happening {
+                        Happening::LookedUp(look_up) => pollers.adopt(look_up).await,
+                        Happening::Failed(error) => panic!("{error:#}"),
+                    },
+                }
+            }
+            pollers.stop().await;
+        });
+        Self {
+            store,
+            board,
+            metrics,
+            stop,
+            task,
+            folder,
+        }
+    }
+
+    async fn stop(self) -> Arc<tempfile::TempDir> {
+        self.stop.cancel();
+        self.task.await.unwrap();
+        self.store.close().await;
+        self.folder
+    }
+
+    /// All events so far, as their records.
+    async fn events(&self) -> Vec<serde_json::Value> {
+        let batch = self
+            .store
+            .pending(SINK, 1_000_000, usize::MAX)
+            .await
+            .unwrap();
+        batch
+            .events
+            .iter()
+            .map(|pending| serde_json::from_slice(&pending.event.body).unwrap())
+            .collect()
+    }
+
+    async fn count(&self, event: &str) -> usize {
+        self.events()
+            .await
+            .iter()
+            .filter(|record| record["event"] == event)
+            .count()
+    }
+
+    fn status(&self) -> Arc<SearchStatus> {
+        self.board.searches()[0].clone()
+    }
+
+    fn is_complete(&self) -> bool {
+        let status = self.status();
+        status.up == Some(true) && status.result.as_ref().is_some_and(|result| result.complete)
+    }
+
+    fn polls(&self) -> f64 {
+        self.sample("opsramp_polls_total{")
+    }
+
+    /// The sum of the samples whose line begins so.
+    fn sample(&self, prefix: &str) -> f64 {
+        let rendering = self.metrics.rendering(opsramp_exporter::clock::now());
+        let text = String::from_utf8(rendering.text.to_vec()).unwrap();
+        text.lines()
+            .filter(|line| line.starts_with(prefix))
+            .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+            .sum()
+    }
+
+    async fn wait_until_complete(&self) {
+        eventually("the result is known whole", || async { self.is_complete() }).await;
+    }
+
+    /// Waits for a poll that begins after now and has ended.
+    async fn wait_for_poll(&self) {
+        let before = self.polls();
+        eventually("two more polls begin", || async {
+            self.polls() >= before + 2.0
+        })
+        .await;
+    }
+}
+
+async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "still not so: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn start(options: simulator::Options) -> Simulator {
+    Simulator::start(options, "127.0.0.1:0").await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alert_opens_changes_and_leaves() {
+    let simulator = start(world(0)).await;
+    let exporter = Exporter::start(plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    let id = simulator.open_many(DEMO_TENANT, 1).unwrap()[0];
+    simulator.set_state(id, State::Warning).unwrap();
+    eventually("opened", || async { exporter.count("opened").await == 1 }).await;
+    simulator.set_state(id, State::Critical).unwrap();
+    eventually("changed", || async { exporter.count("changed").await == 1 }).await;
+    simulator.act(id, Action::Acknowledge).unwrap();
+    eventually("left", || async { exporter.count("left").await == 1 }).await;
+    let events = exporter.events().await;
+    let event = |kind: &str| {
+        events
+            .iter()
+            .find(|event| event["event"] == kind)
+            .unwrap()
+            .clone()
+    };
+    let changed = event("changed");
+    assert_eq!(
+        (&changed["state"], &changed["previous_state"]),
+        (&"Critical".into(), &"Warning".into())
+    );
+    assert_eq!(changed["tenant"], "name of client_1");
+    let left = event("left");
+    assert_eq!(left["reason"], "acknowledged");
+    assert_eq!(
+        (&left["status"], &left["previous_status"]),
+        (&"Acknowledged".into(), &"New".into())
+    );
+    assert_eq!(left["alert_id"], changed["alert_id"]);
+    assert!(exporter.is_complete());
+    assert_eq!(exporter.sample("opsramp_search_total_results"), 0.0);
+    // It comes back: a new opening, with an id of its own.
+    simulator.act(id, Action::Reopen).unwrap();
+    eventually("opened again", || async {
+        exporter.count("opened").await == 2
+    })
+    .await;
+    let events = exporter.events().await;
+    let ids: std::collections::BTreeSet<_> = events
+        .iter()
+        .map(|event| event["event_id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(ids.len(), events.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_repeats_nothing_and_misses_nothing() {
+    let simulator = start(world(250)).await;
+    let exporter = Exporter::start(plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    assert_eq!(exporter.count("opened").await, 250);
+    let folder = exporter.stop().await;
+    let new = simulator.open_many(DEMO_TENANT, 120).unwrap();
+    simulator.act(new[0], Action::Close).unwrap();
+    let exporter = Exporter::start_in(folder, plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    exporter.wait_for_poll().await;
+    assert_eq!(exporter.count("opened").await, 250 + 119);
+    assert_eq!(exporter.count("changed").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_poll_costs_one_request() {
+    let simulator = start(world(20_000)).await;
+    let mut plan = plan(&simulator.url());
+    plan.searches[0].page_size = 500;
+    let exporter = Exporter::start(plan).await;
+    exporter.wait_until_complete().await;
+    exporter.wait_for_poll().await;
+    let (polls, requests) = (exporter.polls(), simulator.requests().searches(DEMO_TENANT));
+    eventually("twenty polls", || async {
+        exporter.polls() >= polls + 20.0
+    })
+    .await;
+    let requests = simulator.requests().searches(DEMO_TENANT) - requests;
+    let polls = exporter.polls() - polls;
+    assert!(
+        (requests as f64 - polls).abs() <= 1.0,
+        "{requests} requests in {polls} polls"
+    );
+    assert_eq!(exporter.sample("opsramp_poll_requests{"), 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_costs_a_request_a_page() {
+    let simulator = start(world(3_000)).await;
+    let mut plan = plan(&simulator.url());
+    plan.searches[0].interval = Duration::from_secs(1);
+    let exporter = Exporter::start(plan).await;
+    exporter.wait_until_complete().await;
+    exporter.wait_for_poll().await;
+    simulator.reset_requests();
+    simulator.open_many(DEMO_TENANT, 950).unwrap();
+    eventually("all are logged", || async {
+        exporter.count("opened").await == 3_950
+    })
+    .await;
+    let requests = simulator.requests().searches(DEMO_TENANT);
+    assert!(requests <= 12, "{requests} requests");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_departure_from_a_long_result_is_noticed_and_explained() {
+    let simulator = start(world(1_000)).await;
+    let exporter = Exporter::start(plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    let ids = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
+    simulator.act(ids[500], Action::Ticket).unwrap();
+    simulator.act(ids[700], Action::Close).unwrap();
+    eventually("both have left", || async {
+        exporter.count("left").await == 2
+    })
+    .await;
+    let reasons: std::collections::BTreeSet<String> = exporter
+        .events()
+        .await
+        .iter()
+        .filter(|event| event["event"] == "left")
+        .map(|event| event["reason"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(
+        reasons.into_iter().collect::<Vec<_>>(),
+        ["closed", "ticketed"]
+    );
+    exporter.wait_until_complete().await;
+}
+
+/// However the server sorts, clamps and numbers, and whatever it shares seconds between.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_manner_of_paging_is_read_completely() {
+    let manners: [(&str, fn(&mut simulator::Options)); 7] = [
+        ("sorted by updated time", |options| options.ts = Ts::Updated),
+        ("pages clamped", |options| options.max_page_size = 30),
+        ("large pages refused", |options| {
+            options.max_page_size = 100;
+            options.oversized = Oversized::Reject;
+        }),
+        ("no nextPageNo", |options| options.next_page_no = false),
+        ("ties in any order", |options| options.unstable_ties = true),
+        ("another offset", |options| options.offset_minutes = 330),
+        ("expires_in as text", |options| {
+            options.expires_in_as_string = true
+        }),
+    ];
+    for (manner, change) in manners {
+        let mut options = world(450);
+        change(&mut options);
+        let simulator = start(options).await;
+        let mut plan = plan(&simulator.url());
+        plan.searches[0].page_size = 500;
+        plan.searches[0].full_read_interval = Duration::from_secs(1);
+        let exporter = Exporter::start(plan).await;
+        exporter.wait_until_complete().await;
+        let ids = simulator.open_many(DEMO_TENANT, 205).unwrap();
+        for id in &ids[..5] {
+            simulator.act(*id, Action::Suppress).unwrap();
+        }
+        eventually(manner, || async {
+            exporter.is_complete() && exporter.status().result.as_ref().unwrap().tracked == 650
+        })
+        .await;
+        let mut opened = BTreeMap::new();
+        for event in exporter.events().await {
+            if event["event"] == "opened" {
+                *opened.entry(event["alert_id"].to_string()).or_insert(0) += 1;
+            }
+        }
+        assert!(
+            (650..=655).contains(&opened.len()),
+            "{manner}: {}",
+            opened.len()
+        );
+        assert!(opened.values().all(|count| *count == 1), "{manner}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_fault_has_its_reason_and_heals() {
+    let status = |code| Fault::Status {
+        code,
+        body: None,
+        headers: Vec::new(),
+    };
+    let faults: Vec<(Fault, &str)> = vec![
+        (status(500), "http"),
+        (status(503), "http"),
+        (status(404), "http"),
+        (status(410), "http"),
+        (status(403), "auth"),
+        (status(401), "auth"),
+        (Fault::Html, "decode"),
+        (Fault::Empty, "decode"),
+        (Fault::Truncated, "decode"),
+        (Fault::NullResult, "decode"),
+        (Fault::NoResults, "decode"),
+        (
+            Fault::Body {
+                text: "null".to_owned(),
+            },
+            "decode",
+        ),
+        (Fault::Huge { bytes: 80 << 20 }, "too_large"),
+        (Fault::GzipBomb { bytes: 80 << 20 }, "too_large"),
+        (Fault::Reset, "connect"),
+        (
+            Fault::SlowHeaders {
+                seconds: Duration::from_secs(30),
+            },
+            "timeout",
+        ),
+        (
+            Fault::Redirect {
+                code: 307,
+                location: "http://127.0.0.1:9/".to_owned(),
+            },
+            "http",
+        ),
+    ];
+    for (fault, reason) in faults {
+        let name = format!("{fault:?}");
+        let simulator = start(world(3)).await;
+        let exporter = Exporter::start(plan(&simulator.url())).await;
+        exporter.wait_until_complete().await;
+        simulator.inject(FaultRule::always(fault).at(Endpoint::Search));
+        let series = format!(
+            "opsramp_poll_failures_total{{account=\"default\",tenant=\"name of client_1\",search=\"open\",reason=\"{reason}\"}}"
+        );
+        eventually(&name, || async { exporter.sample(&series) >= 1.0 }).await;
+        assert_eq!(exporter.sample("opsramp_up{"), 0.0, "{name}");
+        assert_eq!(
+            exporter.sample("opsramp_search_total_results{"),
+            3.0,
+            "{name}: kept until stale"
+        );
+        assert_eq!(
+            exporter.sample("opsramp_poll_failures_total{"),
+            exporter.sample(&series),
+            "{name}"
+        );
+        simulator.clear_faults();
+        simulator.open_many(DEMO_TENANT, 1).unwrap();
+        eventually(&name, || async { exporter.count("opened").await == 4 }).await;
+        assert_eq!(exporter.sample("opsramp_up{"), 1.0, "{name}");
+        assert_eq!(exporter.count("left").await, 0, "{name}");
+        exporter.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_result_under_the_allowance_never_delays_a_new_alert() {
+    let simulator = start(simulator::Options {
+        allowance: Allowance::default(),
+        ..world(12_000)
+    })
+    .await;
+    let mut plan = plan(&simulator.url());
+    plan.accounts[0].options.requests_per_minute = None;
+    plan.searches[0].interval = Duration::from_secs(3);
+    let exporter = Exporter::start(plan).await;
+    eventually("the full read waits for the allowance", || async {
+        exporter.sample("opsramp_api_requests_total{") >= 20.0
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!exporter.is_complete());
+    let before = exporter.sample("opsramp_alert_events_total{");
+    simulator.open_many(DEMO_TENANT, 1).unwrap();
+    let began = Instant::now();
+    eventually("the new alert is logged", || async {
+        exporter.sample("opsramp_alert_events_total{") > before
+    })
+    .await;
+    assert!(
+        began.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(simulator.requests().with_status(429), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_token_is_replaced_at_once_and_one_that_comes_back_is_not_asked_for_again() {
+    let simulator = start(world(3)).await;
+    let exporter = Exporter::start(plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    simulator.world(|world, _| world.revoke_tokens(None));
+    exporter.wait_for_poll().await;
+    assert_eq!(exporter.sample("opsramp_poll_failures_total{"), 0.0);
+    assert_eq!(simulator.requests().of(Endpoint::Token), 2);
+
+    simulator.set_options(|options| options.stale_tokens = true);
+    simulator.world(|world, _| world.revoke_tokens(None));
+    eventually("polls fail", || async {
+        exporter.sample("opsramp_up{") == 0.0
+    })
+    .await;
+    exporter.wait_for_poll().await;
+    exporter.wait_for_poll().await;
+    assert_eq!(simulator.requests().of(Endpoint::Token), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rotated_secret_is_picked_up_from_its_file() {
+    let simulator = start(world(3)).await;
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, "wrong\n").unwrap();
+    let mut plan = plan(&simulator.url());
+    plan.accounts[0].options.client_secret = SecretSource::File(secret.clone());
+    let exporter = Exporter::start(plan).await;
+    eventually("the credentials are rejected", || async {
+        exporter.sample("opsramp_auth_failures_total{account=\"default\",reason=\"rejected\"")
+            >= 1.0
+    })
+    .await;
+    assert_eq!(exporter.sample("opsramp_up{"), 0.0);
+    let message = exporter
+        .status()
+        .last_error
+        .as_ref()
+        .unwrap()
+        .message
+        .clone();
+    assert!(
+        message.contains("rejects the credentials (401)") && !message.contains("wrong"),
+        "{message}"
+    );
+    std::fs::write(&secret, format!("{DEMO_SECRET}\n")).unwrap();
+    let began = Instant::now();
+    exporter.wait_until_complete().await;
+    assert!(
+        began.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        began.elapsed()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tenants_in_trouble_delay_nobody_else() {
+    let ids: Vec<String> = (0..100).map(|number| format!("client_{number}")).collect();
+    let mut options = world(0);
+    options.tenants = ids.iter().map(|id| tenant(id, 2)).collect();
+    let simulator = start(options).await;
+    for hanging in &ids[..10] {
+        simulator.inject(
+            FaultRule::always(Fault::SlowHeaders {
+                seconds: Duration::from_secs(30),
+            })
+            .of(hanging),
+        );
+    }
+    let mut plan = plan(&simulator.url());
+    plan.accounts = vec![account(
+        &simulator.url(),
+        &ids.iter().map(String::as_str).collect::<Vec<_>>(),
+    )];
+    plan.searches[0].interval = Duration::from_millis(500);
+    let exporter = Exporter::start(plan).await;
+    let good = |exporter: &Exporter| {
+        exporter
+            .board
+            .searches()
+            .iter()
+            .filter(|status| status.up == Some(true))
+            .count()
+    };
+    eventually("the others are polled", || async { good(&exporter) == 90 }).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let now = opsramp_exporter::clock::now();
+    let late = exporter
+        .board
+        .searches()
+        .iter()
+        .filter(|status| status.up == Some(true))
+        .filter(|status| now.duration_since(status.polls[0].started).as_secs_f64() > 1.2)
+        .count();
+    assert_eq!(late, 0);
+    assert_eq!(good(&exporter), 90);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_of_a_partner_are_found() {
+    let mut options = world(0);
+    let client = |id: &str| TenantOptions {
+        partner: Some("msp_1".to_owned()),
+        ..tenant(id, 2)
+    };
+    options.tenants = vec![
+        tenant("msp_1", 0),
+        client("client_1"),
+        client("client_2"),
+        client("client_3"),
+    ];
+    let simulator = start(options).await;
+    simulator.world(|world, now| world.set_activated("client_3", false, now)).unwrap();
+    let mut plan = plan(&simulator.url());
+    plan.accounts = vec![account(&simulator.url(), &["msp_1"])];
+    plan.accounts[0].discover_clients = true;
+    let exporter = Exporter::start(plan).await;
+    eventually("both are polled", || async {
+        exporter
+            .board
+            .searches()
+            .iter()
+            .filter(|status| status.up == Some(true))
+            .count()
+            == 2
+    })
+    .await;
+    let ids: Vec<_> = exporter
+        .board
+        .searches()
+        .iter()
+        .map(|status| status.key.tenant.id.to_string())
+        .collect();
+    assert_eq!(ids, ["client_1", "client_2"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn alerts_that_were_there_before_can_be_skipped() {
+    let simulator = start(world(250)).await;
+    let mut plan = plan(&simulator.url());
+    plan.at_first_start = AtFirstStart::Skip;
+    let exporter = Exporter::start(plan).await;
+    exporter.wait_until_complete().await;
+    assert_eq!(exporter.events().await.len(), 0);
+    simulator.open_many(DEMO_TENANT, 2).unwrap();
+    eventually("new ones are logged", || async {
+        exporter.count("opened").await == 2
+    })
+    .await;
+    let old = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap())[200];
+    simulator.set_state(old, State::Info).unwrap();
+    simulator.act(old, Action::Close).unwrap();
+    eventually("old ones, too, when they leave", || async {
+        exporter.count("left").await == 1
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn details_bring_the_description() {
+    let simulator = start(world(0)).await;
+    let mut plan = plan(&simulator.url());
+    plan.fetch_details = true;
+    let exporter = Exporter::start(plan).await;
+    exporter.wait_until_complete().await;
+    simulator.open_many(DEMO_TENANT, 3).unwrap();
+    eventually("opened", || async { exporter.count("opened").await == 3 }).await;
+    assert!(
+        exporter
+            .events()
+            .await
+            .iter()
+            .all(|event| event["description"].is_string())
+    );
+    // One that hangs delays a line by two seconds, no more.
+    simulator.inject(
+        FaultRule::always(Fault::SlowHeaders {
+            seconds: Duration::from_secs(30),
+        })
+        .at(Endpoint::Alert),
+    );
+    simulator.open_many(DEMO_TENANT, 1).unwrap();
+    let began = Instant::now();
+    eventually("opened", || async { exporter.count("opened").await == 4 }).await;
+    assert!(
+        began.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        began.elapsed()
+    );
+}
