@@ -236,7 +236,7 @@ fn prepare(connection: &mut Connection) -> std::result::Result<(), String> {
              schemas up to {known}); install that version again, or choose another path"
         ));
     }
-    let mode = write_ahead(connection).map_err(|error| describe(&error))?;
+    let mode = write_ahead(connection, version == 0).map_err(|error| describe(&error))?;
     if !mode.eq_ignore_ascii_case("wal") {
         return Err(format!(
             "its file system does not support SQLite's write-ahead log (the journal mode stays \
@@ -266,7 +266,12 @@ fn version(connection: &Connection) -> Result<Version> {
     )
 }
 
-fn write_ahead(connection: &Connection) -> Result<String> {
+fn write_ahead(connection: &Connection, new: bool) -> Result<String> {
+    if new {
+        // There is nothing yet that a rollback journal could bring back; its fsyncs are most of
+        // what the first start waits for.
+        connection.pragma_update_and_check(None, "journal_mode", "memory", |_| Ok(()))?;
+    }
     let mode = connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
     connection.pragma_update(None, "synchronous", "full")?;
     connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
