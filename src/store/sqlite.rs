@@ -26,6 +26,7 @@ mod alerts;
 mod journal;
 mod open;
 mod page;
+mod room;
 mod writer;
 
 use page::Page;

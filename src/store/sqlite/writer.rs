@@ -4,7 +4,7 @@
 //! Reads are answered at once. They come before the writes of their group, so that no sink ever
 //! sees an event that a crash could still take back.
 
-use std::{path::Path, sync::Arc, thread, time::Duration};
+use std::{io, path::Path, sync::Arc, thread, time::Duration};
 
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, Result, TransactionBehavior};
@@ -207,6 +207,7 @@ impl Writer {
     /// Does a group in one transaction and answers it. Where that fails each write is tried alone,
     /// so that one cannot spoil the others.
     fn write(&mut self, mut group: Group) {
+        self.refuse_what_has_no_room(&mut group);
         if group.is_empty() {
             return;
         }
@@ -227,6 +228,25 @@ impl Writer {
         if self.journal.end() != before {
             self.journalled.send_replace(self.journal.end());
         }
+    }
+
+    /// Answers the writes that the disk has no room for.
+    fn refuse_what_has_no_room(&self, group: &mut Group) {
+        let wanted: u64 = group.writes.iter().map(Write::bytes).sum();
+        let mut room = self.file.room_for(wanted);
+        if wanted <= room {
+            return;
+        }
+        let refused = group.writes.extract_if(.., |write| {
+            let taken = room.checked_sub(write.bytes());
+            room = taken.unwrap_or(room);
+            taken.is_none()
+        });
+        let failure: Failure = Arc::new(io::Error::new(
+            io::ErrorKind::StorageFull,
+            "the disk is nearly full; the rest is kept for what waits to be delivered",
+        ));
+        refused.for_each(|write| write.settle(Some(&failure)));
     }
 
     /// Stores the cursors, does `writes` and a step of pruning, durably. Where it fails, nothing
@@ -332,6 +352,19 @@ impl Write {
             Self::Commit(job) => job.request.1.events.len(),
             _ => 0,
         }
+    }
+
+    /// About how many bytes it adds to the file and to its log. An alert can touch a page of its
+    /// table and one of its index.
+    fn bytes(&self) -> u64 {
+        const PAGES: usize = 2 * 4096;
+        let Self::Commit(job) = self else { return 0 };
+        let (_, commit, _) = &job.request;
+        let events = commit.events.iter();
+        let events: usize = events.map(|event| 128 + event.body.len() * 3 / 2).sum();
+        let alerts = commit.upserts.iter();
+        let alerts: usize = alerts.map(|alert| PAGES + alert.body.len()).sum();
+        (events + alerts + PAGES * commit.departures.len()) as u64
     }
 
     /// Does it within a transaction. An error spoils the transaction; a refusal does not, for it
