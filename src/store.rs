@@ -284,7 +284,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::JournalFull`] where its events do not fit, so that a commit with more events than
-    /// the limit never succeeds; [`Error::LeaseLost`] where the epoch has passed.
+    /// the limit never succeeds; [`Error::LeaseLost`] where the epoch has passed;
+    /// [`Error::Backend`] also where the disk is so full that acknowledgements need the rest.
     pub async fn commit(&self, held: Held, commit: Commit, now: Timestamp) -> Result<(), Error> {
         match self {
             Self::Sqlite(store) => store.commit(held, commit, now).await,
@@ -324,6 +325,10 @@ impl Store {
     /// Says that a sink has delivered events up to and with `position`, and what it needs to find
     /// its place again. A position before one that was acknowledged already changes nothing.
     /// Events that every sink has are removed from the journal.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] where it could not be stored. It counts all the same, as long as the
+    /// store is open, and is stored with the next write: do not deliver the events again.
     pub async fn acknowledge(
         &self,
         sink: &str,

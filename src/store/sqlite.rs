@@ -28,10 +28,11 @@ mod alerts;
 mod journal;
 mod open;
 mod page;
+mod room;
 mod writer;
 
 use page::Page;
-use writer::{Acknowledgement, Command, Job, Read, Write, Writer};
+use writer::{Command, Job, Read, Write, Writer};
 
 /// Commands that may wait before a caller waits as well.
 const QUEUE: usize = 256;
@@ -170,12 +171,14 @@ impl Sqlite {
         position: i64,
         mark: Option<Vec<u8>>,
     ) -> Result<(), Error> {
-        let acknowledgement = Acknowledgement {
-            sink: sink.into(),
+        let sink = sink.into();
+        self.ask(|reply| Command::Acknowledge {
+            sink,
             position,
             mark,
-        };
-        self.write(acknowledgement, Write::Acknowledge).await
+            reply,
+        })
+        .await
     }
 
     pub(super) async fn backlog(&self, sink: &str) -> Result<Backlog, Error> {

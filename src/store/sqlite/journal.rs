@@ -1,8 +1,9 @@
 //! The journal of events and the sinks' cursors.
 //!
 //! Where it begins, where it ends and how far each sink has come is kept in memory, so that a
-//! backlog costs no counting: positions have no gaps. A transaction that fails takes the state
-//! before it back (see the writer).
+//! backlog costs no counting: positions have no gaps. An acknowledgement counts at once and is
+//! stored with the next transaction, so that a fault of the disk never has a sink read again what
+//! it has delivered.
 
 use std::collections::BTreeMap;
 
@@ -25,8 +26,16 @@ pub(super) struct Journal {
     start: i64,
     /// The last position that was given.
     end: i64,
-    /// Each sink's last acknowledged position.
-    cursors: BTreeMap<Box<str>, i64>,
+    cursors: BTreeMap<Box<str>, Cursor>,
+}
+
+/// How far a sink has come.
+#[derive(Clone, Debug)]
+struct Cursor {
+    /// The last position that was acknowledged.
+    position: i64,
+    mark: Option<Vec<u8>>,
+    stored: bool,
 }
 
 // === impl Journal ===
@@ -44,8 +53,15 @@ impl Journal {
         let first: Option<i64> =
             connection.query_row("SELECT min(position) FROM journal", [], |row| row.get(0))?;
         let cursors = connection
-            .prepare("SELECT name, position FROM sink")?
-            .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+            .prepare("SELECT name, position, mark FROM sink")?
+            .query_map([], |row| {
+                let cursor = Cursor {
+                    position: row.get(1)?,
+                    mark: row.get(2)?,
+                    stored: true,
+                };
+                Ok((row.get(0)?, cursor))
+            })?
             .collect::<Result<_>>()?;
         Ok(Self {
             limit,
@@ -102,10 +118,10 @@ impl Journal {
         max_events: usize,
         max_bytes: usize,
     ) -> Result<Option<Batch>> {
-        let Some(&cursor) = self.cursors.get(sink) else {
+        let Some(&Cursor { position, .. }) = self.cursors.get(sink) else {
             return Ok(None);
         };
-        if cursor == self.end || max_events == 0 {
+        if position == self.end || max_events == 0 {
             return Ok(Some(Batch::default()));
         }
         let mut select = connection.prepare_cached(
@@ -113,7 +129,7 @@ impl Journal {
              WHERE position > ?1 ORDER BY position LIMIT ?2",
         )?;
         let limit = i64::try_from(max_events).unwrap_or(i64::MAX);
-        let mut rows = select.query(params![cursor, limit])?;
+        let mut rows = select.query(params![position, limit])?;
         // A batch comes and goes as a whole, so that its bodies can share one allocation.
         let mut bodies = Vec::new();
         let mut heads = Vec::new();
@@ -147,45 +163,54 @@ impl Journal {
         Ok(Some(Batch { events }))
     }
 
-    /// Moves a sink's cursor on; returns whether there is such a sink.
-    pub(super) fn acknowledge(
-        &mut self,
-        connection: &Connection,
-        sink: &str,
-        position: i64,
-        mark: Option<&[u8]>,
-    ) -> Result<bool> {
+    /// Moves a sink's cursor on; returns whether there is such a sink. It is stored with
+    /// [`Self::store_cursors`].
+    pub(super) fn acknowledge(&mut self, sink: &str, position: i64, mark: Option<Vec<u8>>) -> bool {
         let Some(cursor) = self.cursors.get_mut(sink) else {
-            return Ok(false);
+            return false;
         };
         // Beyond the end there is nothing that could have been delivered; what is journalled there
         // later must not be skipped.
         let position = position.min(self.end);
-        if position >= *cursor {
-            connection
-                .prepare_cached("UPDATE sink SET position = ?2, mark = ?3 WHERE name = ?1")?
-                .execute(params![sink, position, mark])?;
-            *cursor = position;
+        if position >= cursor.position {
+            *cursor = Cursor {
+                position,
+                mark,
+                stored: false,
+            };
         }
-        Ok(true)
+        true
+    }
+
+    /// Stores what was acknowledged since the last transaction that was committed.
+    pub(super) fn store_cursors(&mut self, connection: &Connection) -> Result<()> {
+        for (name, cursor) in &mut self.cursors {
+            if !cursor.stored {
+                connection
+                    .prepare_cached("UPDATE sink SET position = ?2, mark = ?3 WHERE name = ?1")?
+                    .execute(params![name, cursor.position, cursor.mark])?;
+                cursor.stored = true;
+            }
+        }
+        Ok(())
     }
 
     /// How much waits for a sink; `None` where there is no such sink.
     pub(super) fn backlog(&self, connection: &Connection, sink: &str) -> Result<Option<Backlog>> {
-        let Some(&cursor) = self.cursors.get(sink) else {
+        let Some(&Cursor { position, .. }) = self.cursors.get(sink) else {
             return Ok(None);
         };
-        let oldest = if cursor < self.end {
+        let oldest = if position < self.end {
             connection
                 .prepare_cached("SELECT at FROM journal WHERE position = ?1")?
-                .query_row([cursor + 1], |row| row.get::<_, Micros>(0))
+                .query_row([position + 1], |row| row.get::<_, Micros>(0))
                 .optional()?
                 .map(|Micros(at)| at)
         } else {
             None
         };
         Ok(Some(Backlog {
-            events: self.end.abs_diff(cursor),
+            events: self.end.abs_diff(position),
             oldest,
         }))
     }
@@ -209,15 +234,21 @@ impl Journal {
         }
         let mut add =
             connection.prepare_cached("INSERT INTO sink (name, position) VALUES (?1, ?2)")?;
-        let mut state = connection.prepare_cached("SELECT mark FROM sink WHERE name = ?1")?;
         names
             .iter()
             .map(|name| {
-                if !self.cursors.contains_key(name.as_str()) {
+                let mark = if let Some(cursor) = self.cursors.get(name.as_str()) {
+                    cursor.mark.clone()
+                } else {
                     add.execute(params![name, self.end])?;
-                    self.cursors.insert(name.as_str().into(), self.end);
-                }
-                let mark = state.query_row([name], |row| row.get(0))?;
+                    let cursor = Cursor {
+                        position: self.end,
+                        mark: None,
+                        stored: true,
+                    };
+                    self.cursors.insert(name.as_str().into(), cursor);
+                    None
+                };
                 Ok(SinkState { mark })
             })
             .collect()
@@ -242,6 +273,7 @@ impl Journal {
 
     /// Every sink has the events up to here.
     fn delivered(&self) -> i64 {
-        self.cursors.values().copied().min().unwrap_or(self.end)
+        let positions = self.cursors.values().map(|cursor| cursor.position);
+        positions.min().unwrap_or(self.end)
     }
 }

@@ -84,10 +84,20 @@ impl StateFile {
         &mut self.connection
     }
 
+    /// The connection, for what does not change the file.
+    pub(super) fn reader(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// A file beside it.
+    pub(super) fn beside(&self, suffix: &str) -> PathBuf {
+        beside(&self.path, suffix)
+    }
+
     /// Copies the write-ahead log into the file, so that the log is written from its start again:
-    /// on a full disk that may be all the room there is.
-    pub(super) fn reuse_log(&self) {
-        self.checkpoint("RESTART");
+    /// on a full disk that may be all the room there is. Returns whether it was copied whole.
+    pub(super) fn reuse_log(&self) -> bool {
+        self.checkpoint("RESTART")
     }
 
     /// Leaves one file without a log behind, where nobody else is reading it.
@@ -96,11 +106,20 @@ impl StateFile {
     }
 
     /// A checkpoint is tidying up: where it fails, the log keeps what it holds.
-    fn checkpoint(&self, mode: &str) {
-        self.connection
-            .query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |_| Ok(()))
-            .ok();
+    fn checkpoint(&self, mode: &str) -> bool {
+        let failed =
+            self.connection
+                .query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
+                    row.get(0)
+                });
+        matches!(failed, Ok(false))
     }
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(suffix);
+    beside.into()
 }
 
 /// The file's own path, so that a link to it does not lead around its lock.
@@ -136,8 +155,7 @@ fn resolve(path: &Path) -> std::result::Result<PathBuf, String> {
 /// Takes the lock beside the file. It is a file of its own because SQLite's locks on the state file
 /// would be lost with any other handle that this process closes on it.
 fn lock(path: &Path) -> std::result::Result<File, String> {
-    let mut lock_path = path.as_os_str().to_owned();
-    lock_path.push(".lock");
+    let lock_path = beside(path, ".lock");
     let mut lock = OpenOptions::new()
         .read(true)
         .write(true)
@@ -145,7 +163,7 @@ fn lock(path: &Path) -> std::result::Result<File, String> {
         .truncate(false)
         .mode(MODE)
         .open(&lock_path)
-        .map_err(|error| not_writable(Path::new(&lock_path), &error))?;
+        .map_err(|error| not_writable(&lock_path, &error))?;
     match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
@@ -162,10 +180,7 @@ fn lock(path: &Path) -> std::result::Result<File, String> {
             ));
         }
         Err(error) => {
-            return Err(format!(
-                "{} cannot be locked: {error}",
-                Path::new(&lock_path).display()
-            ));
+            return Err(format!("{} cannot be locked: {error}", lock_path.display()));
         }
     }
     // On a full disk the number is missing and nothing else.
@@ -236,7 +251,7 @@ fn prepare(connection: &mut Connection) -> std::result::Result<(), String> {
              schemas up to {known}); install that version again, or choose another path"
         ));
     }
-    let mode = write_ahead(connection).map_err(|error| describe(&error))?;
+    let mode = write_ahead(connection, version == 0).map_err(|error| describe(&error))?;
     if !mode.eq_ignore_ascii_case("wal") {
         return Err(format!(
             "its file system does not support SQLite's write-ahead log (the journal mode stays \
@@ -266,7 +281,12 @@ fn version(connection: &Connection) -> Result<Version> {
     )
 }
 
-fn write_ahead(connection: &Connection) -> Result<String> {
+fn write_ahead(connection: &Connection, new: bool) -> Result<String> {
+    if new {
+        // There is nothing yet that a rollback journal could bring back; its fsyncs are most of
+        // what the first start waits for.
+        connection.pragma_update_and_check(None, "journal_mode", "memory", |_| Ok(()))?;
+    }
     let mode = connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
     connection.pragma_update(None, "synchronous", "full")?;
     connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;

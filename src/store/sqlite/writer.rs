@@ -1,10 +1,10 @@
-//! The thread that owns the state file: takes commands in groups, writes each group in one
-//! transaction, then reads, then tidies up.
+//! The thread that owns the state file: takes what waits in the queue as one group, does its
+//! writes in one transaction, and answers them once that is durable.
 //!
-//! Nothing is answered before it is durable, and reads come after the writes of their group, so
-//! that no sink ever sees an event that a crash could still take back.
+//! Reads are answered at once. They come before the writes of their group, so that no sink ever
+//! sees an event that a crash could still take back.
 
-use std::{path::Path, slice, sync::Arc};
+use std::{io, path::Path, sync::Arc, thread, time::Duration};
 
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, Result, TransactionBehavior};
@@ -24,10 +24,19 @@ const GROUP: usize = 128;
 /// A group takes no more commands in once it holds so many events.
 const GROUP_EVENTS: usize = 16 * 1024;
 
+/// How long acknowledgements wait for a commit whose transaction they can share.
+const LINGER: Duration = Duration::from_micros(500);
+
 /// What the thread is asked to do.
 #[derive(Debug)]
 pub(super) enum Command {
     Write(Write),
+    Acknowledge {
+        sink: Box<str>,
+        position: i64,
+        mark: Option<Vec<u8>>,
+        reply: oneshot::Sender<Answer<()>>,
+    },
     Read(Read),
     Close(oneshot::Sender<()>),
 }
@@ -39,15 +48,6 @@ pub(super) enum Write {
     Release(Job<Held, ()>),
     Commit(Job<(Held, Commit, Timestamp), ()>),
     SetSinks(Job<Vec<String>, Vec<SinkState>>),
-    Acknowledge(Job<Acknowledgement, ()>),
-}
-
-/// What a sink has delivered.
-#[derive(Debug)]
-pub(super) struct Acknowledgement {
-    pub(super) sink: Box<str>,
-    pub(super) position: i64,
-    pub(super) mark: Option<Vec<u8>>,
 }
 
 /// What reads it only.
@@ -87,6 +87,19 @@ pub(super) struct Job<Q, A> {
     reply: oneshot::Sender<Answer<A>>,
 }
 
+/// What one transaction will do.
+#[derive(Debug, Default)]
+struct Group {
+    writes: Vec<Write>,
+    /// Who waits for the cursors to be stored.
+    acknowledged: Vec<oneshot::Sender<Answer<()>>>,
+    /// Commands taken in, reads included.
+    commands: usize,
+    events: usize,
+    /// Who waits for the store to be closed.
+    closing: Option<oneshot::Sender<()>>,
+}
+
 /// The connection that writes, and what is known without asking it.
 #[derive(Debug)]
 pub(super) struct Writer {
@@ -122,32 +135,24 @@ impl Writer {
     /// Serves commands until the queue is closed or [`Command::Close`] comes, then closes the file.
     pub(super) fn run(mut self, mut queue: mpsc::Receiver<Command>, page: &Page) {
         let mut closing = None;
-        let mut writes = Vec::new();
-        let mut reads = Vec::new();
         while let Some(first) = self.next(&mut queue) {
-            let mut next = Some(first);
-            let mut events = 0;
-            while let Some(command) = next {
-                match command {
-                    Command::Write(write) => {
-                        events += write.events();
-                        writes.push(write);
-                    }
-                    Command::Read(read) => reads.push(read),
-                    Command::Close(reply) => {
-                        // What was sent before is still served; nothing more comes in.
-                        queue.close();
-                        closing = Some(reply);
-                    }
-                }
-                let full = writes.len() + reads.len() >= GROUP || events >= GROUP_EVENTS;
-                next = if full { None } else { queue.try_recv().ok() };
+            let mut group = Group::default();
+            self.take(first, &mut group);
+            self.fill(&mut group, &mut queue);
+            if group.only_acknowledges() {
+                thread::sleep(LINGER);
+                self.fill(&mut group, &mut queue);
             }
-            self.write(&mut writes);
-            for read in reads.drain(..) {
-                self.read(read);
+            if let Some(reply) = group.closing.take() {
+                // What was sent before is still served; nothing more comes in.
+                queue.close();
+                closing = Some(reply);
             }
+            self.write(group);
         }
+        // Acknowledgements that could not be stored so far have a last chance. Where that fails
+        // too, their callers know: they were told.
+        self.transaction(&mut []).ok();
         page.close();
         self.file.close();
         if let Some(reply) = closing {
@@ -172,30 +177,56 @@ impl Writer {
         queue.blocking_recv()
     }
 
-    /// Does all `writes` in one transaction and answers them. Where that fails each is tried
-    /// alone, so that one cannot spoil the others.
-    fn write(&mut self, writes: &mut Vec<Write>) {
-        if writes.is_empty() {
+    fn fill(&mut self, group: &mut Group, queue: &mut mpsc::Receiver<Command>) {
+        while !group.is_full()
+            && let Ok(command) = queue.try_recv()
+        {
+            self.take(command, group);
+        }
+    }
+
+    fn take(&mut self, command: Command, group: &mut Group) {
+        group.commands += 1;
+        match command {
+            Command::Write(write) => {
+                group.events += write.events();
+                group.writes.push(write);
+            }
+            Command::Acknowledge {
+                sink,
+                position,
+                mark,
+                reply,
+            } => {
+                if self.journal.acknowledge(&sink, position, mark) {
+                    group.acknowledged.push(reply);
+                } else {
+                    reply.send(Err(unknown(&sink))).ok();
+                }
+            }
+            Command::Read(read) => self.read(read),
+            Command::Close(reply) => group.closing = Some(reply),
+        }
+    }
+
+    /// Does a group in one transaction and answers it. Where that fails each write is tried alone,
+    /// so that one cannot spoil the others.
+    fn write(&mut self, mut group: Group) {
+        self.refuse_what_has_no_room(&mut group);
+        if group.is_empty() {
             return;
         }
         let before = self.journal.end();
-        match self.transaction(writes) {
-            Ok(()) => writes.drain(..).for_each(|write| write.settle(None)),
+        match self.transaction(&mut group.writes) {
+            Ok(()) => group.settle(None),
+            Err(error) if is_busy(&error) => group.settle(Some(error)),
             Err(error) => {
-                let full = error.sqlite_error_code() == Some(ErrorCode::DiskFull);
-                if full {
+                if error.sqlite_error_code() == Some(ErrorCode::DiskFull) {
                     self.file.reuse_log();
                 }
-                if is_busy(&error) || (writes.len() == 1 && !full) {
-                    let failure: Failure = Arc::new(error);
-                    writes
-                        .drain(..)
-                        .for_each(|write| write.settle(Some(&failure)));
-                } else {
-                    for mut write in writes.drain(..) {
-                        let failure = self.transaction(slice::from_mut(&mut write)).err();
-                        write.settle(failure.map(|error| -> Failure { Arc::new(error) }).as_ref());
-                    }
+                for mut alone in group.split() {
+                    let failure = self.transaction(&mut alone.writes).err();
+                    alone.settle(failure);
                 }
             }
         }
@@ -204,7 +235,27 @@ impl Writer {
         }
     }
 
-    /// Does `writes` and a step of pruning, durably. Where it fails, nothing was done.
+    /// Answers the writes that the disk has no room for.
+    fn refuse_what_has_no_room(&self, group: &mut Group) {
+        let wanted: u64 = group.writes.iter().map(Write::bytes).sum();
+        let mut room = self.file.room_for(wanted);
+        if wanted <= room {
+            return;
+        }
+        let refused = group.writes.extract_if(.., |write| {
+            let taken = room.checked_sub(write.bytes());
+            room = taken.unwrap_or(room);
+            taken.is_none()
+        });
+        let failure: Failure = Arc::new(io::Error::new(
+            io::ErrorKind::StorageFull,
+            "the disk is nearly full; the rest is kept for what waits to be delivered",
+        ));
+        refused.for_each(|write| write.settle(Some(&failure)));
+    }
+
+    /// Stores the cursors, does `writes` and a step of pruning, durably. Where it fails, nothing
+    /// was done.
     fn transaction(&mut self, writes: &mut [Write]) -> Result<()> {
         let before = self.journal.clone();
         let done = self.try_transaction(writes);
@@ -219,6 +270,7 @@ impl Writer {
             .file
             .connection()
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        self.journal.store_cursors(&transaction)?;
         for write in writes {
             write.apply(&transaction, &mut self.journal, &self.holds)?;
         }
@@ -256,6 +308,51 @@ impl Writer {
     }
 }
 
+// === impl Group ===
+
+impl Group {
+    fn is_full(&self) -> bool {
+        self.commands >= GROUP || self.events >= GROUP_EVENTS || self.closing.is_some()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.writes.is_empty() && self.acknowledged.is_empty()
+    }
+
+    fn only_acknowledges(&self) -> bool {
+        self.writes.is_empty() && !self.acknowledged.is_empty() && self.closing.is_none()
+    }
+
+    /// The acknowledgements, which make room, and each write by itself.
+    fn split(self) -> impl Iterator<Item = Self> {
+        let acknowledged = Self {
+            acknowledged: self.acknowledged,
+            ..Self::default()
+        };
+        let writes = self.writes.into_iter().map(|write| Self {
+            writes: vec![write],
+            ..Self::default()
+        });
+        std::iter::once(acknowledged)
+            .filter(|group| !group.is_empty())
+            .chain(writes)
+    }
+
+    /// Answers: what was learned, or that the transaction failed. Whoever no longer waits does not
+    /// need it.
+    fn settle(self, failure: Option<rusqlite::Error>) {
+        let failure = failure.map(|error| -> Failure { Arc::new(error) });
+        for write in self.writes {
+            write.settle(failure.as_ref());
+        }
+        for reply in self.acknowledged {
+            let failure = failure.as_ref().map(Arc::clone);
+            let answer = failure.map_or(Ok(()), |failure| Err(Error::Backend(failure)));
+            reply.send(answer).ok();
+        }
+    }
+}
+
 // === impl Write ===
 
 impl Write {
@@ -264,6 +361,19 @@ impl Write {
             Self::Commit(job) => job.request.1.events.len(),
             _ => 0,
         }
+    }
+
+    /// About how many bytes it adds to the file and to its log. An alert can touch a page of its
+    /// table and one of its index.
+    fn bytes(&self) -> u64 {
+        const PAGES: usize = 2 * 4096;
+        let Self::Commit(job) = self else { return 0 };
+        let (_, commit, _) = &job.request;
+        let events = commit.events.iter();
+        let events: usize = events.map(|event| 128 + event.body.len() * 3 / 2).sum();
+        let alerts = commit.upserts.iter();
+        let alerts: usize = alerts.map(|alert| PAGES + alert.body.len()).sum();
+        (events + alerts + PAGES * commit.departures.len()) as u64
     }
 
     /// Does it within a transaction. An error spoils the transaction; a refusal does not, for it
@@ -308,27 +418,16 @@ impl Write {
             Self::SetSinks(job) => {
                 job.answer = Ok(journal.set_sinks(connection, &job.request)?);
             }
-            Self::Acknowledge(job) => {
-                let Acknowledgement {
-                    sink,
-                    position,
-                    mark,
-                } = &job.request;
-                let known = journal.acknowledge(connection, sink, *position, mark.as_deref())?;
-                job.answer = if known { Ok(()) } else { Err(unknown(sink)) };
-            }
         }
         Ok(())
     }
 
-    /// Answers: what was learned, or that the transaction failed.
     fn settle(self, failure: Option<&Failure>) {
         match self {
             Self::TakeUp(job) => job.settle(failure),
             Self::Release(job) => job.settle(failure),
             Self::Commit(job) => job.settle(failure),
             Self::SetSinks(job) => job.settle(failure),
-            Self::Acknowledge(job) => job.settle(failure),
         }
     }
 }
@@ -349,7 +448,6 @@ impl<Q, A> Job<Q, A> {
             None => self.answer,
             Some(failure) => Err(Error::Backend(Arc::clone(failure))),
         };
-        // Whoever no longer waits does not need it.
         self.reply.send(answer).ok();
     }
 }

@@ -18,7 +18,10 @@ impl Bench {
         let mut writer = Writer::open(&path, 1_000_000, Holds::default()).unwrap();
         let (take_up, loaded) = job(Write::TakeUp, (key("a", "t", "s"), second(1)));
         let (sinks, _) = job(Write::SetSinks, vec!["s".to_owned()]);
-        writer.write(&mut vec![take_up, sinks]);
+        writer.write(Group {
+            writes: vec![take_up, sinks],
+            ..Group::default()
+        });
         let held = answer(loaded).unwrap().held;
         Self {
             writer,
@@ -39,8 +42,29 @@ impl Bench {
 
     fn write(&mut self, commit: Commit) -> Answer<()> {
         let (write, reply) = self.commit(commit);
-        self.writer.write(&mut vec![write]);
+        self.write_all(vec![write]);
         answer(reply)
+    }
+
+    fn write_all(&mut self, writes: Vec<Write>) {
+        self.writer.write(Group {
+            writes,
+            ..Group::default()
+        });
+    }
+
+    fn acknowledge(&mut self, position: i64) -> Answer<()> {
+        let (reply, acknowledged) = oneshot::channel();
+        let mut group = Group::default();
+        let command = Command::Acknowledge {
+            sink: "s".into(),
+            position,
+            mark: None,
+            reply,
+        };
+        self.writer.take(command, &mut group);
+        self.writer.write(group);
+        answer(acknowledged)
     }
 
     fn count(&mut self, table: &str) -> i64 {
@@ -87,15 +111,6 @@ fn opened(number: u128) -> Commit {
     }
 }
 
-fn acknowledge(position: i64) -> (Write, oneshot::Receiver<Answer<()>>) {
-    let acknowledgement = Acknowledgement {
-        sink: "s".into(),
-        position,
-        mark: None,
-    };
-    job(Write::Acknowledge, acknowledgement)
-}
-
 fn backend_error(answer: Answer<()>) -> ErrorCode {
     match answer {
         Err(Error::Backend(error)) => error
@@ -110,10 +125,10 @@ fn backend_error(answer: Answer<()>) -> ErrorCode {
 #[test]
 fn a_group_is_one_transaction() {
     let mut bench = Bench::new();
-    let (mut writes, replies): (Vec<_>, Vec<_>) =
+    let (writes, replies): (Vec<_>, Vec<_>) =
         (1..=50).map(|number| bench.commit(opened(number))).unzip();
     let before = log_bytes(&bench.path);
-    bench.writer.write(&mut writes);
+    bench.write_all(writes);
     let together = log_bytes(&bench.path) - before;
     for reply in replies {
         answer(reply).unwrap();
@@ -140,9 +155,9 @@ fn one_write_that_fails_does_not_spoil_the_others_of_its_group() {
          BEGIN SELECT RAISE(ABORT, 'a fault'); END",
     );
     assert_eq!(event(3).at, second(1003));
-    let (mut writes, replies): (Vec<_>, Vec<_>) =
+    let (writes, replies): (Vec<_>, Vec<_>) =
         (1..=5).map(|number| bench.commit(opened(number))).unzip();
-    bench.writer.write(&mut writes);
+    bench.write_all(writes);
     let failed: Vec<_> = replies
         .into_iter()
         .map(|reply| answer(reply).is_err())
@@ -174,7 +189,7 @@ fn a_full_disk_takes_nothing_in_and_loses_nothing() {
         ..events(100..3000)
     });
     let (small, small_reply) = bench.commit(opened(2));
-    bench.writer.write(&mut vec![large, small]);
+    bench.write_all(vec![large, small]);
     assert_eq!(backend_error(answer(large_reply)), ErrorCode::DiskFull);
     answer(small_reply).unwrap();
     assert_eq!(bench.waiting(), [1, 2]);
@@ -185,9 +200,7 @@ fn a_full_disk_takes_nothing_in_and_loses_nothing() {
     assert_eq!(backend_error(refused), ErrorCode::DiskFull);
     assert!(!journalled.has_changed().unwrap());
     // Delivery goes on, and makes room.
-    let (write, reply) = acknowledge(2);
-    bench.writer.write(&mut vec![write]);
-    answer(reply).unwrap();
+    bench.acknowledge(2).unwrap();
     assert_eq!(bench.count("journal"), 0);
 
     bench.sql("PRAGMA max_page_count = 1000000");
@@ -201,9 +214,9 @@ fn a_lock_of_another_program_fails_the_group_once_and_is_got_over() {
     bench.sql("PRAGMA busy_timeout = 10");
     let operator = Connection::open(&bench.path).unwrap();
     operator.execute_batch("BEGIN IMMEDIATE").unwrap();
-    let (mut writes, replies): (Vec<_>, Vec<_>) =
+    let (writes, replies): (Vec<_>, Vec<_>) =
         (1..=3).map(|number| bench.commit(opened(number))).unzip();
-    bench.writer.write(&mut writes);
+    bench.write_all(writes);
     for reply in replies {
         assert_eq!(backend_error(answer(reply)), ErrorCode::DatabaseBusy);
     }
@@ -220,9 +233,7 @@ fn what_was_delivered_is_removed_step_by_step() {
             .write(events(number * 10_000 + 1..(number + 1) * 10_000 + 1))
             .unwrap();
     }
-    let (write, reply) = acknowledge(25_000);
-    bench.writer.write(&mut vec![write]);
-    answer(reply).unwrap();
+    bench.acknowledge(25_000).unwrap();
     assert_eq!(bench.count("journal"), 30_000 - 8192);
     assert_eq!(bench.waiting(), (25_001..=30_000).collect::<Vec<_>>());
 
@@ -235,4 +246,40 @@ fn what_was_delivered_is_removed_step_by_step() {
     assert!(bench.writer.next(&mut queue).is_none());
     assert_eq!(bench.count("journal"), 5_000);
     assert_eq!(bench.waiting(), (25_001..=30_000).collect::<Vec<_>>());
+}
+
+#[test]
+fn an_acknowledgement_that_could_not_be_stored_counts_and_is_stored_with_the_next_write() {
+    let mut bench = Bench::new();
+    bench.write(events(1..4)).unwrap();
+    bench.sql("PRAGMA busy_timeout = 10");
+    let operator = Connection::open(&bench.path).unwrap();
+    operator.execute_batch("BEGIN IMMEDIATE").unwrap();
+    assert_eq!(backend_error(bench.acknowledge(2)), ErrorCode::DatabaseBusy);
+    // The sink has delivered them; it is not asked to do so again.
+    assert_eq!(bench.waiting(), [3]);
+    operator.execute_batch("ROLLBACK").unwrap();
+    bench.write(Commit::default()).unwrap();
+    let stored = |sql| -> i64 { operator.query_row(sql, [], |row| row.get(0)).unwrap() };
+    assert_eq!(stored("SELECT position FROM sink"), 2);
+    assert_eq!(stored("SELECT count(*) FROM journal"), 1);
+}
+
+#[test]
+fn a_read_is_answered_before_the_writes_that_it_waited_with() {
+    let mut bench = Bench::new();
+    let (commit, _reply) = bench.commit(opened(1));
+    let (reply, batch) = oneshot::channel();
+    let read = Read::Pending {
+        sink: "s".into(),
+        max_events: 9,
+        max_bytes: 9,
+        reply,
+    };
+    let mut group = Group::default();
+    bench.writer.take(Command::Write(commit), &mut group);
+    bench.writer.take(Command::Read(read), &mut group);
+    assert_eq!(answer(batch).unwrap().events, []);
+    bench.writer.write(group);
+    assert_eq!(bench.waiting(), [1]);
 }
