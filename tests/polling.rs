@@ -630,7 +630,9 @@ async fn clients_of_a_partner_are_found() {
         client("client_3"),
     ];
     let simulator = start(options).await;
-    simulator.world(|world, now| world.set_activated("client_3", false, now)).unwrap();
+    simulator
+        .world(|world, now| world.set_activated("client_3", false, now))
+        .unwrap();
     let mut plan = plan(&simulator.url());
     plan.accounts = vec![account(&simulator.url(), &["msp_1"])];
     plan.accounts[0].discover_clients = true;

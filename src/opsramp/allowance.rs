@@ -75,8 +75,10 @@ pub(super) struct Hints {
 #[derive(Debug)]
 pub(super) struct Allowance {
     window: Mutex<Window>,
-    /// Requests a minute that polls are expected to need; full reads leave them alone.
+    /// Thousandths of requests a minute that polls are expected to need; full reads leave them.
     reserved: AtomicU32,
+    /// What full reads leave beyond that, for a burst of new alerts.
+    burst: u32,
     polls: tokio::sync::Mutex<()>,
     background: tokio::sync::Mutex<()>,
 }
@@ -248,6 +250,7 @@ impl Allowance {
         Self {
             window: Mutex::new(Window::new(ceiling)),
             reserved: AtomicU32::new(0),
+            burst: ceiling / 5,
             polls: tokio::sync::Mutex::default(),
             background: tokio::sync::Mutex::default(),
         }
@@ -262,7 +265,8 @@ impl Allowance {
         };
         let _turn = queue.lock().await;
         loop {
-            let tried = self.window().take(Instant::now(), self.keep(urgency));
+            let keep = self.keep(urgency);
+            let tried = self.window().take(Instant::now(), keep);
             match tried {
                 Ok(()) => return (Permit(self), began.elapsed()),
                 // What is known can change while waiting, so look again every now and then.
@@ -274,13 +278,12 @@ impl Allowance {
         }
     }
 
-    /// How many requests full reads leave to polls: what these need at their intervals, and a
-    /// fifth of the ceiling for a burst of new alerts.
+    /// How many requests full reads leave to polls.
     fn keep(&self, urgency: Urgency) -> u32 {
         match urgency {
             Urgency::Poll => 0,
             Urgency::Background => {
-                self.reserved.load(Ordering::Relaxed).div_ceil(1000) + self.window().ceiling / 5
+                self.reserved.load(Ordering::Relaxed).div_ceil(1000) + self.burst
             }
         }
     }
@@ -426,6 +429,21 @@ mod tests {
         };
         window.learn(&hints, start);
         assert_eq!(window.take(start, 0), Err(start + MAX_PAUSE));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn full_reads_wait_while_polls_go_on() {
+        let allowance = Arc::new(Allowance::new(10));
+        let _reservation = allowance.reserve(Duration::from_secs(30));
+        for _ in 0..6 {
+            assert_eq!(
+                allowance.acquire(Urgency::Background).await.1,
+                Duration::ZERO
+            );
+        }
+        assert_eq!(allowance.acquire(Urgency::Poll).await.1, Duration::ZERO);
+        let (_, waited) = allowance.acquire(Urgency::Background).await;
+        assert!(waited >= MINUTE - Duration::from_secs(1), "{waited:?}");
     }
 
     proptest! {

@@ -352,6 +352,8 @@ impl Pollers {
             heartbeat: self.health.register(format!("search {key}"), HEARTBEAT),
             first_poll,
         };
+        // From the first scrape on, and before anybody asks whether all are ready.
+        self.board.set_search(search.initial_status());
         let token = stop.clone();
         let name = key.clone();
         self.tasks.spawn(async move {

@@ -144,7 +144,6 @@ impl Search {
     /// Loads what the store knows; tries again while the store fails.
     async fn take_up(self, stop: &CancellationToken) -> Option<Running> {
         let mut status = self.initial_status();
-        self.shared.board.set_search(status.clone());
         let grid = Grid::new(&self.key, self.options.interval, Instant::now());
         let mut failures = 0;
         let loaded = loop {
@@ -211,7 +210,8 @@ impl Search {
         })
     }
 
-    fn initial_status(&self) -> SearchStatus {
+    /// The snapshot of a search that has not been polled yet.
+    pub(super) fn initial_status(&self) -> SearchStatus {
         SearchStatus {
             key: self.key.clone(),
             interval: self.options.interval,
