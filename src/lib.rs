@@ -18,3 +18,4 @@ pub mod secret;
 pub mod status;
 pub mod store;
 pub mod track;
+pub mod web;
