@@ -587,7 +587,7 @@ proptest! {
             metrics.0.board.set_search(up(&key));
         }
         let text = render(&metrics, now());
-        let samples = parse(&text.replace("\\\n", ""));
+        let samples = parse(&text);
         let distinct: std::collections::BTreeSet<_> = names.iter().collect();
         let shown = samples.keys().filter(|sample| sample.starts_with("opsramp_up{")).count();
         prop_assert_eq!(shown, distinct.len());

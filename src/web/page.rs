@@ -66,9 +66,10 @@ impl fmt::Display for Page<'_> {
         self.header(f)?;
         f.write_str("<main>\n")?;
         self.searches(f)?;
-        self.alerts(f)?;
         self.accounts(f)?;
         self.sinks(f)?;
+        // Last, for there can be many.
+        self.alerts(f)?;
         f.write_str("</main>\n")?;
         self.footer(f)?;
         f.write_str("</body>\n</html>\n")
@@ -102,7 +103,9 @@ impl Page<'_> {
         }
         write!(
             f,
-            "<span class=\"when muted\">as of {} · <a href=\"\">refresh</a></span>\n</header>\n",
+            "<span class=\"when muted\">as of {} · <a href=\"\">refresh</a></span>\n</header>\n\
+             <nav><a href=\"#searches\">searches</a> <a href=\"#accounts\">accounts</a> \
+             <a href=\"#sinks\">sinks</a> <a href=\"#alerts\">open alerts</a></nav>\n",
             Text(utc(status.now))
         )?;
         if !status.problems.is_empty() {
@@ -145,12 +148,12 @@ impl Page<'_> {
         };
         write!(
             f,
-            "<article class=\"card\">\n<div class=\"top\"><div><h3>{}</h3>\
-             <div class=\"where\">{} / {}</div></div>\
+            "<article class=\"card\">\n<div class=\"top\"><div><h3>{} / {}</h3>\
+             <div class=\"where\">{}</div></div>\
              <span class=\"badge {class}\">{word}</span></div>\n<div class=\"total\">",
+            Text(&search.tenant),
             Text(&search.search),
             Text(&search.account),
-            Text(&search.tenant),
         )?;
         match search.total_results {
             Some(total) => write!(
@@ -320,7 +323,7 @@ impl Page<'_> {
         let subject = fields.message.as_deref().unwrap_or("(no subject)");
         write!(
             f,
-            "<tr><td data-label=\"state\"><span class=\"badge {}\">{}</span></td>\
+            "<tr><td class=\"state\"><span class=\"badge {}\">{}</span></td>\
              <td class=\"wide\">{}<br><small>{}",
             severity(state).1,
             Text(state),
@@ -341,7 +344,7 @@ impl Page<'_> {
         cell(f, "resource", &or_empty(&fields.resource_name))?;
         let place = format!("{} / {} / {}", alert.account, alert.tenant, alert.search);
         cell(f, "search", &place)?;
-        cell(f, "status", &or_empty(&fields.status))?;
+        cell_of(f, "status", "status", &or_empty(&fields.status))?;
         match fields.created_at {
             Some(at) => {
                 let when = When {
@@ -481,13 +484,18 @@ impl Page<'_> {
     }
 }
 
+/// A cell that says what it is where the table's head is not shown, and vanishes there if empty.
 fn cell(f: &mut fmt::Formatter<'_>, label: &str, value: &str) -> fmt::Result {
-    let class = if value.is_empty() {
-        " class=\"empty\""
-    } else {
-        ""
-    };
-    write!(f, "<td{class} data-label=\"{label}\">{}</td>", Text(value))
+    cell_of(f, "", label, value)
+}
+
+fn cell_of(f: &mut fmt::Formatter<'_>, class: &str, label: &str, value: &str) -> fmt::Result {
+    let empty = if value.is_empty() { " empty" } else { "" };
+    write!(
+        f,
+        "<td class=\"{class}{empty}\" data-label=\"{label}\">{}</td>",
+        Text(value)
+    )
 }
 
 fn last_error(
