@@ -801,20 +801,54 @@ async fn a_client_that_does_not_read_is_dropped() {
 
 #[tokio::test]
 async fn a_client_may_close_its_half_once_it_has_asked() {
-    let site = Site::open(Setup::default());
+    let mut site = Site::open(Setup::default());
     let mut stream = site.connect().await;
     stream
-        .write_all(b"GET /-/healthy HTTP/1.0\r\n\r\n")
+        .write_all(b"POST /-/reload HTTP/1.0\r\n\r\n")
         .await
         .unwrap();
+    let reload = site.reloads.recv().await.unwrap();
     stream.shutdown().await.unwrap();
+    // Time for the server to see the end of what it reads.
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    reload.send(Ok(())).unwrap();
     assert!(drain(&mut stream).await.starts_with(b"HTTP/1.0 200 OK"));
 }
 
 #[tokio::test]
+async fn a_kept_connection_may_be_idle_for_longer_than_an_answer_may_take() {
+    let site = Site::open(Setup {
+        limits: Limits {
+            answer_time: Duration::from_millis(20),
+            idle_time: PATIENCE,
+            ..tight()
+        },
+        ..Setup::default()
+    });
+    let mut kept = site.connect().await;
+    for _ in 0..2 {
+        kept.write_all(b"GET /-/healthy HTTP/1.1\r\nhost: a\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = vec![0; 4096];
+        let length = kept.read(&mut answer).await.unwrap();
+        assert!(answer[..length].starts_with(b"HTTP/1.1 200 "));
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
 async fn a_shutdown_ends_what_is_under_way_and_waits_for_nobody_else() {
-    let mut site = Site::open(Setup::default());
+    let mut site = Site::open(Setup {
+        limits: Limits {
+            grace: PATIENCE * 2,
+            ..Limits::default()
+        },
+        ..Setup::default()
+    });
     let mut silent = site.connect().await;
+    let mut halfway = site.connect().await;
+    halfway.write_all(b"GET /metrics HT").await.unwrap();
     let mut kept = site.connect().await;
     kept.write_all(b"GET /-/healthy HTTP/1.1\r\nhost: a\r\n\r\n")
         .await
@@ -829,6 +863,7 @@ async fn a_shutdown_ends_what_is_under_way_and_waits_for_nobody_else() {
 
     site.shutdown.cancel();
     assert_eq!(drain(&mut silent).await, b"");
+    assert_eq!(drain(&mut halfway).await, b"");
     assert_eq!(drain(&mut kept).await, b"");
     reload.send(Ok(())).unwrap();
     let answer = String::from_utf8(drain(&mut busy).await).unwrap();
