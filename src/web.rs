@@ -335,7 +335,7 @@ async fn api_alerts(
 async fn reload(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
     let lifecycle = match site.lifecycle(&headers) {
         Ok(lifecycle) => lifecycle,
-        Err(refusal) => return refusal,
+        Err(refusal) => return text(StatusCode::FORBIDDEN, refusal),
     };
     let (reply, answer) = oneshot::channel();
     if lifecycle.reload.send(reply).await.is_err() {
@@ -357,7 +357,7 @@ async fn quit(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
             lifecycle.quit.cancel();
             text(StatusCode::OK, "stopping\n")
         }
-        Err(refusal) => refusal,
+        Err(refusal) => text(StatusCode::FORBIDDEN, refusal),
     }
 }
 
@@ -423,13 +423,12 @@ impl Site {
     }
 
     /// Reload and quit, where they are enabled and no web page of somebody else's asks.
-    fn lifecycle(&self, headers: &HeaderMap) -> Result<&Lifecycle, Response> {
-        let refuse = |message| Err(text(StatusCode::FORBIDDEN, message));
+    fn lifecycle(&self, headers: &HeaderMap) -> Result<&Lifecycle, &'static str> {
         let Some(lifecycle) = &self.lifecycle else {
-            return refuse("not enabled; start with --web.enable-lifecycle\n");
+            return Err("not enabled; start with --web.enable-lifecycle\n");
         };
         if negotiate::comes_from_another_site(headers) {
-            return refuse("refused: the request was made by a page of another site\n");
+            return Err("refused: the request was made by a page of another site\n");
         }
         Ok(lifecycle)
     }

@@ -180,7 +180,12 @@ impl Connections {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => self.admit(stream),
+                Ok((stream, _)) => {
+                    if self.admit(stream) {
+                        // Those that had to go close their sockets before the next one opens.
+                        tokio::task::yield_now().await;
+                    }
+                }
                 Err(error) if concerns_one_connection(&error) => {}
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
@@ -191,15 +196,15 @@ impl Connections {
         }
     }
 
-    fn admit(&self, stream: TcpStream) {
+    /// Takes a connection in; says whether another one had to make room.
+    fn admit(&self, stream: TcpStream) -> bool {
         // Answers are written in one piece, so that waiting to fill a packet only delays them.
         stream.set_nodelay(true).ok();
         let activity = Arc::new(Activity::new());
         let mut entries = self.table.lock();
-        while entries.open.len() >= self.table.limits.connections {
-            if !entries.drop_first() {
-                break;
-            }
+        let full = entries.open.len() >= self.table.limits.connections;
+        if full {
+            entries.drop_first();
         }
         let id = entries.next;
         entries.next += 1;
@@ -215,6 +220,7 @@ impl Connections {
         // The table is locked: the task cannot leave it before it is in it.
         let task = self.tracker.spawn(connection).abort_handle();
         entries.open.insert(id, Entry { task, activity });
+        full
     }
 
     /// Serves one connection. Where TLS comes in, its stream goes around `stream`, so that the
@@ -301,16 +307,17 @@ impl Table {
 // === impl Entries ===
 
 impl Entries {
-    /// Drops the connection that is least likely to be missed; says whether there was one.
-    fn drop_first(&mut self) -> bool {
+    /// Drops the connection that is least likely to be missed.
+    fn drop_first(&mut self) {
         let first = self
             .open
             .iter()
             .min_by_key(|(id, entry)| (entry.activity.get(), **id))
             .map(|(id, _)| *id);
         // Its place is free at once, though its socket is closed a moment later.
-        let entry = first.and_then(|id| self.open.remove(&id));
-        entry.inspect(|entry| entry.task.abort()).is_some()
+        if let Some(entry) = first.and_then(|id| self.open.remove(&id)) {
+            entry.task.abort();
+        }
     }
 }
 

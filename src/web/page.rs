@@ -335,10 +335,11 @@ impl Page<'_> {
             &fields.component,
             &fields.priority,
             &fields.source,
-        ] {
-            if let Some(part) = part {
-                write!(f, " · {}", Text(part))?;
-            }
+        ]
+        .into_iter()
+        .flatten()
+        {
+            write!(f, " · {}", Text(part))?;
         }
         f.write_str("</small></td>")?;
         cell(f, "resource", &or_empty(&fields.resource_name))?;
@@ -410,11 +411,8 @@ impl Page<'_> {
         let (first, others) = limits.split_at(limits.len().min(ALLOWANCES_SHOWN));
         allowances(f, first, now)?;
         if !others.is_empty() {
-            write!(
-                f,
-                "<details><summary>{} more tenants</summary>\n",
-                others.len()
-            )?;
+            let count = others.len();
+            writeln!(f, "<details><summary>{count} more tenants</summary>")?;
             allowances(f, others, now)?;
             f.write_str("</details>\n")?;
         }
