@@ -20,3 +20,4 @@ pub mod simulator;
 pub mod status;
 pub mod store;
 pub mod track;
+pub mod web;

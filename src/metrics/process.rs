@@ -62,7 +62,7 @@ pub(super) fn write(exposition: &mut Exposition) {
     }
 }
 
-/// The fields are numbered as in proc_pid_stat(5). The second is the program's name in
+/// The fields are numbered as in `proc_pid_stat(5)`. The second is the program's name in
 /// parentheses, in which anything may stand.
 fn parse_stat(text: &str) -> Option<Stat> {
     let (_, after_name) = text.rsplit_once(')')?;

@@ -1,1 +1,595 @@
+use std::{collections::BTreeMap, io::Read as _};
 
+use jiff::ToSpan as _;
+use proptest::prelude::*;
+
+use super::*;
+use crate::{
+    identity::Tenant,
+    opsramp::Observer as _,
+    poll::GroupLabel,
+    status::{SearchResult, SearchStatus},
+};
+
+const BUILD: BuildInfo = BuildInfo {
+    version: "1.2.3",
+    revision: "abc",
+    rustversion: "1.95.0",
+};
+
+fn now() -> Timestamp {
+    "2026-11-23T21:00:00Z".parse().unwrap()
+}
+
+fn key(account: &str, id: &str, tenant: &str, search: &str) -> SearchKey {
+    SearchKey {
+        account: account.into(),
+        tenant: Tenant {
+            id: id.into(),
+            name: tenant.into(),
+        },
+        search: search.into(),
+    }
+}
+
+fn retail() -> SearchKey {
+    key("acme", "client_1", "retail", "open")
+}
+
+fn status(key: &SearchKey) -> SearchStatus {
+    SearchStatus {
+        key: key.clone(),
+        interval: Duration::from_secs(30),
+        stale_after: Duration::from_secs(300),
+        up: None,
+        result: None,
+        last_requests: 0,
+        last_full_read: None,
+        next_poll: None,
+        polls: std::collections::VecDeque::new(),
+        last_error: None,
+        lease_held: true,
+        tried: false,
+    }
+}
+
+fn result() -> SearchResult {
+    SearchResult {
+        at: now(),
+        total_results: 7,
+        tracked: 7,
+        complete: true,
+        group_by: [GroupLabel::State].into(),
+        groups: [
+            (vec!["Critical".into()], 4),
+            (vec!["Fancy".into()], 1),
+            (vec!["Warning".into()], 2),
+        ]
+        .into(),
+        oldest: Some(now() - 90.minutes()),
+    }
+}
+
+fn up(key: &SearchKey) -> SearchStatus {
+    SearchStatus {
+        up: Some(true),
+        result: Some(result()),
+        last_requests: 1,
+        last_full_read: Some(now()),
+        ..status(key)
+    }
+}
+
+fn render(metrics: &Metrics, now: Timestamp) -> String {
+    render::render(metrics, now, 0)
+}
+
+/// The samples of an exposition by name and labels. Fails where it breaks the format's rules: a
+/// sample outside its family, a family twice, or a sample twice.
+fn parse(text: &str) -> BTreeMap<String, f64> {
+    let mut samples = BTreeMap::new();
+    let mut families = BTreeMap::new();
+    let mut family = String::new();
+    for line in text.lines() {
+        if let Some(rest) = line.strip_prefix("# HELP ") {
+            family = rest.split(' ').next().unwrap().to_owned();
+            assert!(
+                families.insert(family.clone(), ()).is_none(),
+                "{family} twice"
+            );
+        } else if !line.starts_with("# TYPE ") {
+            let (sample, value) = line.rsplit_once(' ').unwrap();
+            assert!(sample.starts_with(&family), "{line} is not of {family}");
+            let value: f64 = value.parse().unwrap();
+            let twice = samples.insert(sample.to_owned(), value);
+            assert!(twice.is_none(), "{sample} twice");
+        }
+    }
+    assert!(text.ends_with('\n'));
+    samples
+}
+
+/// The samples whose names begin so, without the process's.
+fn about(text: &str, prefix: &str) -> Vec<String> {
+    text.lines()
+        .filter(|line| line.starts_with(prefix))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn every_known_series_of_a_search_exists_before_its_first_poll() {
+    let metrics = Metrics::new(Board::default(), BUILD);
+    metrics.register_search(&retail());
+    metrics.0.board.set_search(status(&retail()));
+    let text = render(&metrics, now());
+    let samples = parse(&text);
+    let labels = "account=\"acme\",tenant=\"retail\",search=\"open\"";
+    let value = |name: &str, more: &str| {
+        let sample = format!("{name}{{{labels}{more}}}");
+        *samples
+            .get(&sample)
+            .unwrap_or_else(|| panic!("no {sample} in\n{text}"))
+    };
+    assert_eq!(value("opsramp_up", ""), 0.0);
+    assert_eq!(value("opsramp_polls_total", ""), 0.0);
+    assert_eq!(value("opsramp_poll_requests", ""), 0.0);
+    assert_eq!(value("opsramp_poll_interval_seconds", ""), 30.0);
+    assert_eq!(value("opsramp_lease_held", ""), 1.0);
+    assert_eq!(value("opsramp_poll_duration_seconds_count", ""), 0.0);
+    assert_eq!(
+        value(
+            "opsramp_alert_detection_delay_seconds_bucket",
+            ",le=\"+Inf\""
+        ),
+        0.0
+    );
+    for reason in POLL_FAILURE_REASONS {
+        assert_eq!(
+            value(
+                "opsramp_poll_failures_total",
+                &format!(",reason=\"{reason}\"")
+            ),
+            0.0
+        );
+    }
+    for event in ["opened", "changed", "left"] {
+        assert_eq!(
+            value("opsramp_alert_events_total", &format!(",event=\"{event}\"")),
+            0.0
+        );
+    }
+    for unknown in [
+        "opsramp_search_total_results",
+        "opsramp_open_alerts",
+        "opsramp_oldest_open_alert",
+        "opsramp_search_complete",
+        "opsramp_poll_last_success",
+        "opsramp_full_read_last_success",
+    ] {
+        assert!(about(&text, unknown).is_empty(), "{unknown} is made up");
+    }
+}
+
+#[test]
+fn a_result_is_shown_whole_with_its_known_states_first() {
+    let metrics = Metrics::new(Board::default(), BUILD);
+    metrics.0.board.set_search(up(&retail()));
+    let text = render(&metrics, now());
+    parse(&text);
+    let mut shown = about(&text, "opsramp_up");
+    shown.extend(about(&text, "opsramp_search_"));
+    shown.extend(about(&text, "opsramp_open_alerts"));
+    shown.extend(about(&text, "opsramp_oldest_open_alert"));
+    shown.extend(about(&text, "opsramp_poll_last_success"));
+    insta::assert_snapshot!(shown.join("\n"), @r#"
+    opsramp_up{account="acme",tenant="retail",search="open"} 1
+    opsramp_search_total_results{account="acme",tenant="retail",search="open"} 7
+    opsramp_search_complete{account="acme",tenant="retail",search="open"} 1
+    opsramp_open_alerts{account="acme",tenant="retail",search="open",state="Critical"} 4
+    opsramp_open_alerts{account="acme",tenant="retail",search="open",state="Warning"} 2
+    opsramp_open_alerts{account="acme",tenant="retail",search="open",state="Info"} 0
+    opsramp_open_alerts{account="acme",tenant="retail",search="open",state="Ok"} 0
+    opsramp_open_alerts{account="acme",tenant="retail",search="open",state="Fancy"} 1
+    opsramp_oldest_open_alert_timestamp_seconds{account="acme",tenant="retail",search="open"} 1795462200
+    opsramp_poll_last_success_timestamp_seconds{account="acme",tenant="retail",search="open"} 1795467600
+    "#);
+}
+
+#[test]
+fn groups_carry_the_labels_of_their_search() {
+    let metrics = Metrics::new(Board::default(), BUILD);
+    let grouped = |search, group_by: &[GroupLabel], groups: &[(&[&str], u64)]| {
+        let own = |(values, count): &(&[&str], u64)| {
+            (values.iter().map(|value| (*value).into()).collect(), *count)
+        };
+        metrics.0.board.set_search(SearchStatus {
+            result: Some(SearchResult {
+                group_by: group_by.into(),
+                groups: groups.iter().map(own).collect(),
+                ..result()
+            }),
+            ..up(&key("acme", "client_1", "retail", search))
+        });
+    };
+    let both = [GroupLabel::State, GroupLabel::Priority];
+    grouped(
+        "both",
+        &both,
+        &[(&["Critical", "P0"], 1), (&["Ok", "P3"], 2)],
+    );
+    grouped("none", &[], &[(&[], 3)]);
+    grouped("nothing", &[], &[]);
+    let text = render(&metrics, now());
+    parse(&text);
+    insta::assert_snapshot!(about(&text, "opsramp_open_alerts").join("\n"), @r#"
+    opsramp_open_alerts{account="acme",tenant="retail",search="both",state="Critical",priority="P0"} 1
+    opsramp_open_alerts{account="acme",tenant="retail",search="both",state="Ok",priority="P3"} 2
+    opsramp_open_alerts{account="acme",tenant="retail",search="none"} 3
+    opsramp_open_alerts{account="acme",tenant="retail",search="nothing"} 0
+    "#);
+}
+
+#[test]
+fn a_failed_poll_shows_at_once_and_its_last_result_is_withheld_when_it_is_stale() {
+    let metrics = Metrics::new(Board::default(), BUILD);
+    metrics.0.board.set_search(SearchStatus {
+        up: Some(false),
+        ..up(&retail())
+    });
+    let fresh = render(&metrics, now() + 300.seconds());
+    assert_eq!(about(&fresh, "opsramp_up{")[0].chars().last(), Some('0'));
+    assert_eq!(about(&fresh, "opsramp_search_total_results").len(), 1);
+
+    let stale = render(&metrics, now() + 301.seconds());
+    for withheld in [
+        "opsramp_search_",
+        "opsramp_open_alerts",
+        "opsramp_oldest_open",
+    ] {
+        assert!(about(&stale, withheld).is_empty(), "{withheld} is stale");
+    }
+    assert_eq!(about(&stale, "opsramp_up{").len(), 1);
+    assert_eq!(about(&stale, "opsramp_poll_last_success").len(), 1);
+    parse(&stale);
+}
+
+#[test]
+fn what_happens_to_a_search_is_counted() {
+    let metrics = Metrics::new(Board::default(), BUILD);
+    let search = metrics.register_search(&retail());
+    search.poll_begun();
+    search.poll_failed("too_large");
+    search.poll_ended(Duration::from_millis(700));
+    search.events(EventKind::Opened, 3);
+    search.events(EventKind::Left, 1);
+    search.detection_delay(Duration::from_secs(12));
+    // Registering again, as a reload does, goes on counting.
+    metrics.register_search(&retail()).poll_begun();
+    let text = render(&metrics, now());
+    parse(&text);
+    let counted: Vec<String> = [
+        "opsramp_polls_total",
+        "opsramp_poll_failures",
+        "opsramp_poll_duration",
+        "opsramp_alert_",
+    ]
+    .iter()
+    .flat_map(|prefix| about(&text, prefix))
+    .filter(|line| !line.ends_with(" 0") && !line.contains("_bucket"))
+    .collect();
+    insta::assert_snapshot!(counted.join("\n"), @r#"
+    opsramp_polls_total{account="acme",tenant="retail",search="open"} 2
+    opsramp_poll_failures_total{account="acme",tenant="retail",search="open",reason="too_large"} 1
+    opsramp_poll_duration_seconds_sum{account="acme",tenant="retail",search="open"} 0.7
+    opsramp_poll_duration_seconds_count{account="acme",tenant="retail",search="open"} 1
+    opsramp_alert_events_total{account="acme",tenant="retail",search="open",event="opened"} 3
+    opsramp_alert_events_total{account="acme",tenant="retail",search="open",event="left"} 1
+    opsramp_alert_detection_delay_seconds_sum{account="acme",tenant="retail",search="open"} 12
+    opsramp_alert_detection_delay_seconds_count{account="acme",tenant="retail",search="open"} 1
+    "#);
+    let delay = about(&text, "opsramp_alert_detection_delay_seconds_bucket");
+    let first = delay.iter().find(|line| line.ends_with(" 1")).unwrap();
+    assert!(first.contains("le=\"15\""), "{first}");
+}
+
+#[test]
+fn what_happens_on_the_wire_is_counted_and_shown() {
+    let metrics = Metrics::new(Board::default(), BUILD);
+    metrics.register_search(&retail());
+    let account = metrics.register_account(&"acme".into());
+    account.token_requested();
+    account.token_failed("rejected");
+    account.token_requested();
+    account.token_obtained(Duration::from_millis(120), now() + 2.hours());
+    account.request(Endpoint::Token, Some(200), Duration::from_millis(120));
+    account.request(Endpoint::Search, Some(418), Duration::from_millis(20));
+    account.request(Endpoint::Search, None, Duration::from_secs(30));
+    let seen = RateLimit {
+        limit: 50,
+        remaining: 48,
+        reset_at: now() + 30.seconds(),
+    };
+    account.rate_limit("client_1", seen);
+    // A partner, whose clients are looked up, though no search runs for it.
+    account.rate_limit("msp_9", seen);
+    account.throttled("client_1", Duration::from_millis(1500));
+    let text = render(&metrics, now());
+    parse(&text);
+    let shown: Vec<String> = ["opsramp_auth_", "opsramp_token", "opsramp_api_"]
+        .iter()
+        .flat_map(|prefix| about(&text, prefix))
+        .filter(|line| !line.ends_with(" 0") && !line.contains("_bucket"))
+        .collect();
+    insta::assert_snapshot!(shown.join("\n"), @r#"
+    opsramp_auth_latency_seconds{account="acme"} 0.12
+    opsramp_auth_requests_total{account="acme"} 2
+    opsramp_auth_failures_total{account="acme",reason="rejected"} 1
+    opsramp_token_expiry_timestamp_seconds{account="acme"} 1795474800
+    opsramp_api_requests_total{account="acme",endpoint="token",code="200"} 1
+    opsramp_api_requests_total{account="acme",endpoint="search",code="error"} 1
+    opsramp_api_requests_total{account="acme",endpoint="search",code="418"} 1
+    opsramp_api_request_duration_seconds_sum{account="acme",endpoint="token"} 0.12
+    opsramp_api_request_duration_seconds_count{account="acme",endpoint="token"} 1
+    opsramp_api_request_duration_seconds_sum{account="acme",endpoint="search"} 30.02
+    opsramp_api_request_duration_seconds_count{account="acme",endpoint="search"} 2
+    opsramp_api_rate_limit_limit{account="acme",tenant="retail"} 50
+    opsramp_api_rate_limit_limit{account="acme",tenant="msp_9"} 50
+    opsramp_api_rate_limit_remaining{account="acme",tenant="retail"} 48
+    opsramp_api_rate_limit_remaining{account="acme",tenant="msp_9"} 48
+    opsramp_api_rate_limit_reset_timestamp_seconds{account="acme",tenant="retail"} 1795467630
+    opsramp_api_rate_limit_reset_timestamp_seconds{account="acme",tenant="msp_9"} 1795467630
+    opsramp_api_throttled_seconds_total{account="acme",tenant="retail"} 1.5
+    "#);
+    let throttled = about(&text, "opsramp_api_throttled");
+    assert_eq!(throttled.len(), 2, "{throttled:?}");
+}
+
+#[test]
+fn the_series_of_what_is_gone_disappear() {
+    let metrics = Metrics::new(Board::default(), BUILD);
+    let other = key("acme", "client_2", "wholesale", "open");
+    for key in [&retail(), &other] {
+        metrics.register_search(key);
+        metrics.0.board.set_search(up(key));
+    }
+    let account = metrics.register_account(&"acme".into());
+    let sink = metrics.register_sink(&"file".into());
+    let seen = RateLimit {
+        limit: 50,
+        remaining: 48,
+        reset_at: now(),
+    };
+    for id in ["client_1", "client_2"] {
+        account.rate_limit(id, seen);
+        account.throttled(id, Duration::from_secs(1));
+    }
+    sink.delivered(1);
+
+    metrics.0.board.remove_search(&retail());
+    metrics.remove_search(&retail());
+    let text = render(&metrics, now());
+    assert!(
+        !text.contains("retail") && !text.contains("client_1"),
+        "{text}"
+    );
+    assert_eq!(about(&text, "opsramp_api_rate_limit_limit").len(), 1);
+
+    metrics.remove_account("acme");
+    metrics.remove_sink("file");
+    // A request that was under way when the account was removed.
+    account.token_obtained(Duration::from_secs(1), now());
+    account.rate_limit("client_2", seen);
+    sink.delivered(1);
+    let text = render(&metrics, now());
+    for gone in [
+        "opsramp_auth_",
+        "opsramp_api_",
+        "opsramp_token_",
+        "opsramp_sink_",
+    ] {
+        assert!(about(&text, gone).is_empty(), "{gone}: {text}");
+    }
+    assert!(metrics.0.board.accounts().is_empty());
+}
+
+#[test]
+fn two_tenants_of_one_name_do_not_make_the_same_series() {
+    let metrics = Metrics::new(Board::default(), BUILD);
+    let keys = [
+        key("acme", "client_1", "retail", "open"),
+        key("acme", "client_2", "retail", "open"),
+        key("acme", "client_3", "client_2", "open"),
+        // The moment of a reload in which a tenant has its old and its new name.
+        key("acme", "client_3", "renamed", "open"),
+        key("other", "client_1", "retail", "open"),
+    ];
+    let account = metrics.register_account(&"acme".into());
+    for key in &keys {
+        metrics.register_search(key);
+        metrics.0.board.set_search(up(key));
+        let seen = RateLimit {
+            limit: 50,
+            remaining: 48,
+            reset_at: now(),
+        };
+        account.rate_limit(&key.tenant.id, seen);
+    }
+    let text = render(&metrics, now());
+    parse(&text);
+    assert_eq!(about(&text, "opsramp_up{").len(), keys.len());
+}
+
+#[test]
+fn sinks_the_log_and_the_configuration_are_shown() {
+    let metrics = Metrics::new(Board::default(), BUILD);
+    let sink = metrics.register_sink(&"loki".into());
+    sink.delivered(5);
+    sink.error();
+    sink.rejected(2);
+    metrics.0.board.update_sink(&"loki".into(), |sink| {
+        sink.backlog = 3;
+        sink.oldest_pending = Some(now());
+    });
+    metrics.register_sink(&"stdout".into());
+    metrics.log_message(tracing::Level::WARN);
+    metrics.config_loaded(now());
+    metrics.config_rejected();
+    let text = render(&metrics, now());
+    parse(&text);
+    let mut shown = about(&text, "opsramp_sink_");
+    shown.extend(about(&text, "opsramp_exporter_"));
+    insta::assert_snapshot!(shown.join("\n"), @r#"
+    opsramp_sink_events_total{sink="loki"} 5
+    opsramp_sink_events_total{sink="stdout"} 0
+    opsramp_sink_errors_total{sink="loki"} 1
+    opsramp_sink_errors_total{sink="stdout"} 0
+    opsramp_sink_rejected_events_total{sink="loki"} 2
+    opsramp_sink_rejected_events_total{sink="stdout"} 0
+    opsramp_sink_backlog_events{sink="loki"} 3
+    opsramp_sink_backlog_events{sink="stdout"} 0
+    opsramp_sink_oldest_pending_timestamp_seconds{sink="loki"} 1795467600
+    opsramp_exporter_log_messages_total{level="error"} 0
+    opsramp_exporter_log_messages_total{level="warn"} 1
+    opsramp_exporter_log_messages_total{level="info"} 0
+    opsramp_exporter_log_messages_total{level="debug"} 0
+    opsramp_exporter_log_messages_total{level="trace"} 0
+    opsramp_exporter_build_info{version="1.2.3",revision="abc",rustversion="1.95.0"} 1
+    opsramp_exporter_config_last_reload_successful 0
+    opsramp_exporter_config_last_reload_success_timestamp_seconds 1795467600
+    "#);
+}
+
+#[test]
+fn every_family_is_in_the_catalogue_and_every_one_of_it_can_be_seen() {
+    let metrics = Metrics::new(Board::default(), BUILD);
+    metrics.register_search(&retail());
+    metrics.0.board.set_search(up(&retail()));
+    let account = metrics.register_account(&"acme".into());
+    account.token_obtained(Duration::from_secs(1), now());
+    let seen = RateLimit {
+        limit: 50,
+        remaining: 48,
+        reset_at: now(),
+    };
+    account.rate_limit("client_1", seen);
+    metrics.register_sink(&"file".into());
+    metrics
+        .0
+        .board
+        .update_sink(&"file".into(), |sink| sink.oldest_pending = Some(now()));
+    metrics.config_loaded(now());
+    let text = render(&metrics, now());
+    parse(&text);
+    let shown: Vec<&str> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+        .collect();
+    let mut announced: Vec<&str> = catalog::ALL.iter().map(|family| family.name).collect();
+    let mut sorted = shown.clone();
+    sorted.sort_unstable();
+    announced.sort_unstable();
+    assert_eq!(sorted, announced);
+    for family in catalog::ALL {
+        assert!(
+            !family.help.contains(['\\', '\n', '|']) && family.help.ends_with('.'),
+            "{family:?}"
+        );
+        let prefix = format!("{}{{", family.name);
+        for line in text.lines().filter(|line| line.starts_with(&prefix)) {
+            for label in family.labels {
+                assert!(
+                    line.contains(&format!("{label}=\"")),
+                    "{line} has no {label}"
+                );
+            }
+        }
+    }
+    // The same state is rendered as the same text, but for the process's own figures.
+    let stable = |text: &str| {
+        let lines = text.lines().filter(|line| !line.contains("process_"));
+        lines.map(str::to_owned).collect::<Vec<_>>()
+    };
+    assert_eq!(stable(&text), stable(&render(&metrics, now())));
+}
+
+#[test]
+fn the_reference_in_the_documentation_is_current() {
+    const BEGIN: &str = "<!-- begin generated -->\n";
+    const END: &str = "<!-- end generated -->";
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let (before, rest) = page.split_once(BEGIN).unwrap();
+    let (table, after) = rest.split_once(END).unwrap();
+    if std::env::var_os("UPDATE_DOCS").is_some() {
+        let current = reference();
+        std::fs::write(path, format!("{before}{BEGIN}{current}{END}{after}")).unwrap();
+    } else {
+        assert_eq!(table, reference(), "UPDATE_DOCS=1 brings {path} up to date");
+    }
+}
+
+#[test]
+fn a_rendering_is_used_again_until_something_changes() {
+    let metrics = Metrics::new(Board::default(), BUILD);
+    assert!(metrics.fresh_rendering().is_none());
+    let search = metrics.register_search(&retail());
+    let first = metrics.rendering(now());
+    assert!(Arc::ptr_eq(&first, &metrics.rendering(now())));
+
+    // What it cost is all that a change has to wait for.
+    let changed = || {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+        while metrics.fresh_rendering().is_some() {
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "the change is never shown"
+            );
+            std::thread::yield_now();
+        }
+        String::from_utf8(metrics.rendering(now()).text.to_vec()).unwrap()
+    };
+    search.poll_begun();
+    assert!(
+        changed().contains(
+            "opsramp_polls_total{account=\"acme\",tenant=\"retail\",search=\"open\"} 1\n"
+        )
+    );
+    metrics.0.board.set_search(up(&retail()));
+    assert!(
+        changed().contains("opsramp_up{account=\"acme\",tenant=\"retail\",search=\"open\"} 1\n")
+    );
+}
+
+#[test]
+fn both_encodings_say_the_same() {
+    let metrics = Metrics::new(Board::default(), BUILD);
+    metrics.register_search(&retail());
+    let rendering = metrics.rendering(now());
+    let mut text = String::new();
+    flate2::read::GzDecoder::new(&*rendering.gzip)
+        .read_to_string(&mut text)
+        .unwrap();
+    assert_eq!(text.as_bytes(), rendering.text);
+    parse(&text);
+}
+
+proptest! {
+    #[test]
+    fn no_name_can_break_the_exposition(
+        names in proptest::collection::vec((".{0,6}", "[ab\"\\\\\n]{0,2}", "[ab\"\\\\\n]{0,2}", ".{0,4}"), 0..6),
+    ) {
+        let metrics = Metrics::new(Board::default(), BUILD);
+        for (account, id, tenant, search) in &names {
+            let key = key(account, id, tenant, search);
+            metrics.register_search(&key);
+            metrics.register_account(&key.account);
+            metrics.0.board.set_search(up(&key));
+        }
+        let text = render(&metrics, now());
+        let samples = parse(&text);
+        let distinct: std::collections::BTreeSet<_> = names.iter().collect();
+        let shown = samples.keys().filter(|sample| sample.starts_with("opsramp_up{")).count();
+        prop_assert_eq!(shown, distinct.len());
+    }
+}

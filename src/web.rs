@@ -1,0 +1,438 @@
+//! What is seen from outside: `/metrics`, health, the page for people, the JSON API.
+//!
+//! It reads the board, the metrics and the health of the loops; nothing here waits for the API or
+//! the store, but the open alerts, and those only for a moment. It does not know how polling or
+//! delivery work. The listening sockets are taken early and served late (see [`bind`]).
+
+use std::sync::Arc;
+
+use axum::{
+    Json, Router,
+    body::Body,
+    extract::{Query as UrlQuery, Request, State, rejection::QueryRejection},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    middleware::Next,
+    response::{Html, IntoResponse, Response},
+    routing::{get, post},
+};
+use jiff::Timestamp;
+use serde::Serialize;
+use tokio::{
+    net::TcpListener,
+    sync::{mpsc, oneshot},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{clock, metrics::Metrics, status::Board};
+
+use alerts::AlertsError;
+use query::{Query, QueryError};
+use view::{SearchFilter, StatusView};
+
+pub use alerts::{AlertSource, OpenAlert};
+pub use connections::Limits;
+pub use health::{Health, Heartbeat, Overdue};
+pub use listen::{BindError, bind};
+
+mod alerts;
+mod connections;
+mod health;
+mod listen;
+mod negotiate;
+mod page;
+mod query;
+mod view;
+
+/// Prometheus 3 refuses a scrape whose type it does not know.
+const EXPOSITION_TYPE: HeaderValue =
+    HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+
+const TEXT_TYPE: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
+
+/// No script, no request to anywhere; the style stands in the page.
+const CONTENT_SECURITY_POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; \
+     base-uri 'none'; frame-ancestors 'none'",
+);
+
+/// Reasons that `/-/ready` and the page give; the others are counted.
+const REASONS_SHOWN: usize = 20;
+
+/// What the server shows and lets do.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where the metrics are: `/metrics`.
+    pub telemetry_path: String,
+    /// What one client may take.
+    pub limits: Limits,
+    /// What `POST /-/reload` and `POST /-/quit` do; `None` where they are not enabled.
+    pub lifecycle: Option<Lifecycle>,
+}
+
+/// Reload and quit by request.
+#[derive(Clone, Debug)]
+pub struct Lifecycle {
+    /// Asks the daemon to load its configuration again.
+    pub reload: mpsc::Sender<Reload>,
+    /// Asks the daemon to drain and stop.
+    pub quit: CancellationToken,
+}
+
+/// The request to load the configuration again. The answer says why it could not be loaded.
+pub type Reload = oneshot::Sender<Result<(), String>>;
+
+/// The path for the metrics cannot be used.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PathError {
+    /// It is not an absolute path of plain characters.
+    #[error(
+        "the telemetry path {0:?} must begin with `/` and hold only letters, digits and `/-_.~`"
+    )]
+    Malformed(String),
+    /// Something else is there.
+    #[error("the telemetry path {0:?} is taken")]
+    Taken(String),
+}
+
+/// The server, ready to serve.
+#[derive(Clone, Debug)]
+pub struct Server {
+    router: Router,
+    limits: Limits,
+}
+
+#[derive(Debug)]
+struct Site {
+    metrics: Metrics,
+    board: Board,
+    health: Health,
+    alerts: AlertSource,
+    telemetry_path: String,
+    lifecycle: Option<Lifecycle>,
+}
+
+/// An error as the JSON API tells it.
+#[derive(Debug, Serialize)]
+struct ApiError {
+    error: String,
+}
+
+// === impl Server ===
+
+impl Server {
+    /// A server that shows these.
+    ///
+    /// # Errors
+    /// Where the path for the metrics cannot be used.
+    pub fn new(
+        metrics: Metrics,
+        board: Board,
+        health: Health,
+        alerts: AlertSource,
+        options: Options,
+    ) -> Result<Self, PathError> {
+        check_telemetry_path(&options.telemetry_path)?;
+        let site = Arc::new(Site {
+            metrics,
+            board,
+            health,
+            alerts,
+            telemetry_path: options.telemetry_path,
+            lifecycle: options.lifecycle,
+        });
+        Ok(Self {
+            router: router(&site),
+            limits: options.limits,
+        })
+    }
+
+    /// Serves until `shutdown` is cancelled; returns when what was under way has ended, after
+    /// [`Limits::grace`] at the latest.
+    pub async fn serve(self, listeners: Vec<TcpListener>, shutdown: CancellationToken) {
+        for listener in &listeners {
+            if let Ok(address) = listener.local_addr() {
+                // Tests that listen on port 0 read the address from this line.
+                tracing::info!("listening on http://{address}");
+            }
+        }
+        connections::Connections::new(self.limits, self.router, shutdown)
+            .serve(listeners)
+            .await;
+    }
+}
+
+/// The paths that need no password stand apart from those that do.
+fn router(site: &Arc<Site>) -> Router {
+    let open = Router::new()
+        .route("/-/healthy", get(healthy))
+        .route("/-/ready", get(ready));
+    let mut guarded = Router::new()
+        .route("/api/v1/status", get(api_status))
+        .route("/api/v1/alerts", get(api_alerts))
+        .route("/-/reload", post(reload))
+        .route("/-/quit", post(quit))
+        .route(&site.telemetry_path, get(metrics));
+    if site.telemetry_path != "/" {
+        guarded = guarded.route("/", get(page));
+    }
+    guarded
+        .fallback(not_found)
+        .merge(open)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(axum::middleware::from_fn(secure))
+        .with_state(Arc::clone(site))
+}
+
+/// # Errors
+/// Where it is malformed or something else is there.
+fn check_telemetry_path(path: &str) -> Result<(), PathError> {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte);
+    if !path.starts_with('/') || !path.bytes().all(plain) {
+        return Err(PathError::Malformed(path.to_owned()));
+    }
+    let taken = [
+        "/-/healthy",
+        "/-/ready",
+        "/-/reload",
+        "/-/quit",
+        "/api/v1/status",
+        "/api/v1/alerts",
+    ];
+    if taken.contains(&path) {
+        return Err(PathError::Taken(path.to_owned()));
+    }
+    Ok(())
+}
+
+/// Adds to every answer what keeps a browser from being used against us.
+async fn secure(request: Request, next: Next) -> Response {
+    let mut response = next.run(request).await;
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
+        (
+            header::X_CONTENT_TYPE_OPTIONS,
+            HeaderValue::from_static("nosniff"),
+        ),
+        (
+            header::REFERRER_POLICY,
+            HeaderValue::from_static("no-referrer"),
+        ),
+        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
+    ] {
+        headers.insert(name, value);
+    }
+    response
+}
+
+async fn metrics(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
+    let rendering = match site.metrics.fresh_rendering() {
+        Some(rendering) => rendering,
+        // Thousands of series take some milliseconds, which nobody else shall wait for.
+        None => {
+            let metrics = site.metrics.clone();
+            let made = tokio::task::spawn_blocking(move || metrics.rendering(clock::now())).await;
+            match made {
+                Ok(rendering) => rendering,
+                Err(error) => {
+                    tracing::error!(%error, "cannot render the metrics");
+                    return text(
+                        StatusCode::INTERNAL_SERVER_ERROR,
+                        "cannot render the metrics\n",
+                    );
+                }
+            }
+        }
+    };
+    let mut response = if negotiate::accepts_gzip(&headers) {
+        let mut response = Body::from(rendering.gzip.clone()).into_response();
+        let gzip = HeaderValue::from_static("gzip");
+        response
+            .headers_mut()
+            .insert(header::CONTENT_ENCODING, gzip);
+        response
+    } else {
+        Body::from(rendering.text.clone()).into_response()
+    };
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, EXPOSITION_TYPE);
+    headers.insert(header::VARY, HeaderValue::from_static("accept-encoding"));
+    response
+}
+
+async fn healthy(State(site): State<Arc<Site>>) -> Response {
+    let overdue = site.health.overdue();
+    let (status, mut lines) = if overdue.is_empty() {
+        (StatusCode::OK, vec!["healthy".to_owned()])
+    } else {
+        let lines = overdue.iter().take(REASONS_SHOWN).map(Overdue::to_string);
+        (StatusCode::SERVICE_UNAVAILABLE, lines.collect())
+    };
+    lines.extend(site.health.notices());
+    text(status, lines.join("\n") + "\n")
+}
+
+async fn ready(State(site): State<Arc<Site>>) -> Response {
+    let waiting = site.waiting();
+    if waiting.is_empty() {
+        return text(StatusCode::OK, "ready\n");
+    }
+    text(StatusCode::SERVICE_UNAVAILABLE, waiting.join("\n") + "\n")
+}
+
+async fn page(
+    State(site): State<Arc<Site>>,
+    query: Result<UrlQuery<Vec<(String, String)>>, QueryRejection>,
+) -> Response {
+    let query = match parse(query) {
+        Ok(query) => query,
+        Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+    };
+    let alerts = site.alerts.find(&site.board, &query).await;
+    let page = page::Page {
+        status: &site.status(&query.page_filter(), clock::now()),
+        alerts: &alerts,
+        query: &query,
+        telemetry_path: &site.telemetry_path,
+    };
+    Html(page.to_string()).into_response()
+}
+
+async fn api_status(
+    State(site): State<Arc<Site>>,
+    query: Result<UrlQuery<Vec<(String, String)>>, QueryRejection>,
+) -> Response {
+    match parse(query).and_then(|query| query.status_filter()) {
+        Ok(filter) => Json(site.status(&filter, clock::now())).into_response(),
+        Err(error) => api_error(StatusCode::BAD_REQUEST, &error),
+    }
+}
+
+async fn api_alerts(
+    State(site): State<Arc<Site>>,
+    query: Result<UrlQuery<Vec<(String, String)>>, QueryRejection>,
+) -> Response {
+    #[derive(Serialize)]
+    struct Alerts {
+        now: Timestamp,
+        alerts: Vec<OpenAlert>,
+    }
+
+    let query = match parse(query) {
+        Ok(query) => query,
+        Err(error) => return api_error(StatusCode::BAD_REQUEST, &error),
+    };
+    match site.alerts.find(&site.board, &query).await {
+        Ok(alerts) => {
+            let now = clock::now();
+            Json(Alerts { now, alerts }).into_response()
+        }
+        Err(error @ AlertsError::Late) => api_error(StatusCode::SERVICE_UNAVAILABLE, &error),
+        Err(error @ AlertsError::Store(_)) => api_error(StatusCode::INTERNAL_SERVER_ERROR, &error),
+    }
+}
+
+async fn reload(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
+    let lifecycle = match site.lifecycle(&headers) {
+        Ok(lifecycle) => lifecycle,
+        Err(refusal) => return text(StatusCode::FORBIDDEN, refusal),
+    };
+    let (reply, answer) = oneshot::channel();
+    if lifecycle.reload.send(reply).await.is_err() {
+        return text(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n");
+    }
+    match answer.await {
+        Ok(Ok(())) => text(StatusCode::OK, "configuration reloaded\n"),
+        Ok(Err(problem)) => text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            format!("the configuration was not reloaded: {problem}\n"),
+        ),
+        Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
+    }
+}
+
+async fn quit(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
+    match site.lifecycle(&headers) {
+        Ok(lifecycle) => {
+            lifecycle.quit.cancel();
+            text(StatusCode::OK, "stopping\n")
+        }
+        Err(refusal) => text(StatusCode::FORBIDDEN, refusal),
+    }
+}
+
+async fn not_found() -> Response {
+    text(
+        StatusCode::NOT_FOUND,
+        "there is nothing here; the page is at /\n",
+    )
+}
+
+async fn method_not_allowed(method: Method) -> Response {
+    let message = format!("{method} is not possible here\n");
+    text(StatusCode::METHOD_NOT_ALLOWED, message)
+}
+
+fn text(status: StatusCode, body: impl Into<Body>) -> Response {
+    (status, [(header::CONTENT_TYPE, TEXT_TYPE)], body.into()).into_response()
+}
+
+fn api_error(status: StatusCode, error: &dyn std::error::Error) -> Response {
+    let error = error.to_string();
+    (status, Json(ApiError { error })).into_response()
+}
+
+fn parse(
+    query: Result<UrlQuery<Vec<(String, String)>>, QueryRejection>,
+) -> Result<Query, QueryError> {
+    let UrlQuery(pairs) = query.map_err(|_| QueryError::Malformed)?;
+    Query::parse(pairs)
+}
+
+// === impl Site ===
+
+impl Site {
+    /// Why the process is not ready yet, one reason a line. None: it is.
+    fn waiting(&self) -> Vec<String> {
+        let searches = self.board.searches();
+        if searches.is_empty() {
+            return vec!["no search is known yet".to_owned()];
+        }
+        let mut waiting = searches.iter().filter(|status| !status.tried);
+        let reason = |status: &Arc<crate::status::SearchStatus>| match &status.last_error {
+            Some(error) => format!("{}: {}", status.key, error.message),
+            None => format!("{}: the first poll has not ended", status.key),
+        };
+        let mut reasons: Vec<String> = waiting.by_ref().take(REASONS_SHOWN).map(reason).collect();
+        let others = waiting.count();
+        if others > 0 {
+            reasons.push(format!("and {others} more searches"));
+        }
+        reasons
+    }
+
+    fn status(&self, filter: &SearchFilter, now: Timestamp) -> StatusView {
+        let overdue = self.health.overdue();
+        let hangs = overdue.iter().take(REASONS_SHOWN).map(Overdue::to_string);
+        let mut problems: Vec<String> = hangs.chain(self.health.notices()).collect();
+        let waiting = self.waiting();
+        if !waiting.is_empty() {
+            problems.push(format!("not ready: {}", waiting.join("; ")));
+        }
+        StatusView::new(&self.board, self.metrics.build(), problems, filter, now)
+    }
+
+    /// Reload and quit, where they are enabled and no web page of somebody else's asks.
+    fn lifecycle(&self, headers: &HeaderMap) -> Result<&Lifecycle, &'static str> {
+        let Some(lifecycle) = &self.lifecycle else {
+            return Err("not enabled; start with --web.enable-lifecycle\n");
+        };
+        if negotiate::comes_from_another_site(headers) {
+            return Err("refused: the request was made by a page of another site\n");
+        }
+        Ok(lifecycle)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,432 @@
+//! The accept loop and the bounds on connections.
+//!
+//! Anybody who can reach the port can open connections and leave them. So every connection is in
+//! a table with what it does at present and since when; one that takes too long is dropped, and
+//! when the table is full, the one least likely to be missed makes room for the newcomer. A scrape
+//! therefore always finds a place. This module knows nothing of paths.
+
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    io,
+    pin::{Pin, pin},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use axum::{Router, body::Body, http::Request};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::{TcpListener, TcpStream},
+    task::AbortHandle,
+    time::Instant,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tower::ServiceExt as _;
+
+/// After a failed accept, for instance for lack of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What one client may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at a time.
+    pub connections: usize,
+    /// Bytes of a request's head.
+    pub head_size: usize,
+    /// For a request's head to arrive, a TLS handshake included.
+    pub head_time: Duration,
+    /// Between two requests of a connection.
+    pub idle_time: Duration,
+    /// For a request to be worked on.
+    pub work_time: Duration,
+    /// For an answer to be taken.
+    pub answer_time: Duration,
+    /// For what is under way to end after a shutdown was asked for.
+    pub grace: Duration,
+}
+
+/// Serves the listeners' connections until a shutdown is asked for.
+#[derive(Clone, Debug)]
+pub(super) struct Connections {
+    table: Arc<Table>,
+    router: Router,
+    tracker: TaskTracker,
+    shutdown: CancellationToken,
+}
+
+#[derive(Debug)]
+struct Table {
+    limits: Limits,
+    entries: Mutex<Entries>,
+}
+
+#[derive(Debug, Default)]
+struct Entries {
+    next: u64,
+    open: HashMap<u64, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    task: AbortHandle,
+    activity: Arc<Activity>,
+}
+
+/// What a connection does at present.
+#[derive(Debug)]
+struct Activity(Mutex<(Phase, Instant)>);
+
+/// In the order in which connections make room for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Phase {
+    /// A request's head has not arrived as a whole: new, or half-way.
+    Receiving,
+    /// A request was answered, and no other one has begun.
+    Idle,
+    /// The answer is on its way.
+    Answering,
+    /// A request is worked on.
+    Working,
+}
+
+/// A connection that takes note of what it does.
+#[derive(Debug)]
+struct Watched<S> {
+    stream: S,
+    activity: Arc<Activity>,
+}
+
+/// Removes a connection from the table when its task ends, however it ends.
+#[derive(Debug)]
+struct Place {
+    table: Arc<Table>,
+    id: u64,
+}
+
+// === impl Limits ===
+
+impl Default for Limits {
+    /// Half of the file descriptors that the process may have, for the store, the sinks and the
+    /// requests to the API need theirs; and times that suit Prometheus, which asks every 15 or 60
+    /// seconds on a connection that it keeps.
+    fn default() -> Self {
+        let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+        let half = descriptors.map_or(usize::MAX, |limit| {
+            usize::try_from(limit / 2).unwrap_or(usize::MAX)
+        });
+        Self {
+            connections: half.clamp(8, 1024),
+            head_size: 16 * 1024,
+            head_time: Duration::from_secs(10),
+            idle_time: Duration::from_secs(150),
+            work_time: Duration::from_secs(60),
+            answer_time: Duration::from_secs(30),
+            grace: Duration::from_secs(3),
+        }
+    }
+}
+
+// === impl Connections ===
+
+impl Connections {
+    pub(super) fn new(limits: Limits, router: Router, shutdown: CancellationToken) -> Self {
+        Self {
+            table: Arc::new(Table {
+                limits,
+                entries: Mutex::default(),
+            }),
+            router,
+            tracker: TaskTracker::new(),
+            shutdown,
+        }
+    }
+
+    /// Serves until the shutdown is asked for and what is under way has ended.
+    pub(super) async fn serve(self, listeners: Vec<TcpListener>) {
+        let loops: Vec<_> = listeners
+            .into_iter()
+            .map(|listener| tokio::spawn(self.clone().accept(listener)))
+            .collect();
+        let mut sweep = tokio::time::interval(self.table.limits.sweep_interval());
+        loop {
+            tokio::select! {
+                () = self.shutdown.cancelled() => break,
+                _ = sweep.tick() => self.table.drop_overdue(),
+            }
+        }
+        for accepting in loops {
+            // It ends by itself; a panic in it has been reported.
+            accepting.await.ok();
+        }
+        self.table.drop_unbusy();
+        self.tracker.close();
+        let grace = self.table.limits.grace;
+        if tokio::time::timeout(grace, self.tracker.wait())
+            .await
+            .is_err()
+        {
+            self.table.drop_all();
+        }
+    }
+
+    async fn accept(self, listener: TcpListener) {
+        loop {
+            let accepted = tokio::select! {
+                () = self.shutdown.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((stream, _)) => {
+                    if self.admit(stream) {
+                        // Those that had to go close their sockets before the next one opens.
+                        tokio::task::yield_now().await;
+                    }
+                }
+                Err(error) if concerns_one_connection(&error) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a connection");
+                    self.table.drop_first();
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
+        }
+    }
+
+    /// Takes a connection in; says whether another one had to make room.
+    fn admit(&self, stream: TcpStream) -> bool {
+        // Answers are written in one piece, so that waiting to fill a packet only delays them.
+        stream.set_nodelay(true).ok();
+        let activity = Arc::new(Activity::new());
+        let mut entries = self.table.lock();
+        let full = entries.open.len() >= self.table.limits.connections;
+        if full {
+            entries.drop_first();
+        }
+        let id = entries.next;
+        entries.next += 1;
+        let place = Place {
+            table: Arc::clone(&self.table),
+            id,
+        };
+        let stream = Watched {
+            stream,
+            activity: Arc::clone(&activity),
+        };
+        let connection = self.clone().run(stream, Arc::clone(&activity), place);
+        // The table is locked: the task cannot leave it before it is in it.
+        let task = self.tracker.spawn(connection).abort_handle();
+        entries.open.insert(id, Entry { task, activity });
+        full
+    }
+
+    /// Serves one connection. Where TLS comes in, its stream goes around `stream`, so that the
+    /// handshake has to be done within the time for a head.
+    async fn run<S>(self, stream: S, activity: Arc<Activity>, _place: Place)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let router = self.router;
+        let service = service_fn(|request: Request<Incoming>| {
+            activity.enter(Phase::Working);
+            let answer = router.clone().oneshot(request.map(Body::new));
+            let activity = Arc::clone(&activity);
+            async move {
+                let answer = answer.await;
+                activity.enter(Phase::Answering);
+                answer.map_err(|never: Infallible| match never {})
+            }
+        });
+        let connection = http1::Builder::new()
+            // The table has its own times, which need no timer a connection.
+            .header_read_timeout(None)
+            .max_buf_size(self.table.limits.head_size)
+            // A client may close its half when it has asked, as `nc -N` does.
+            .half_close(true)
+            .serve_connection(TokioIo::new(stream), service);
+        let mut connection = pin!(connection);
+        // How a connection ends is its client's affair: there is nothing to be done about it.
+        tokio::select! {
+            result = connection.as_mut() => result.ok(),
+            () = self.shutdown.cancelled() => {
+                connection.as_mut().graceful_shutdown();
+                connection.await.ok()
+            }
+        };
+    }
+}
+
+/// Whether a failed accept says something about the connection rather than about us.
+fn concerns_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionRefused
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+    )
+}
+
+// === impl Table ===
+
+impl Table {
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        // Nothing that runs under this lock can panic half-way.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn drop_first(&self) {
+        self.lock().drop_first();
+    }
+
+    fn drop_overdue(&self) {
+        let now = Instant::now();
+        self.drop_where(|(phase, since)| now.duration_since(since) > self.limits.time_for(phase));
+    }
+
+    fn drop_unbusy(&self) {
+        self.drop_where(|(phase, _)| matches!(phase, Phase::Receiving | Phase::Idle));
+    }
+
+    fn drop_all(&self) {
+        self.drop_where(|_| true);
+    }
+
+    fn drop_where(&self, unwanted: impl Fn((Phase, Instant)) -> bool) {
+        for entry in self.lock().open.values() {
+            if unwanted(entry.activity.get()) {
+                entry.task.abort();
+            }
+        }
+    }
+}
+
+// === impl Entries ===
+
+impl Entries {
+    /// Drops the connection that is least likely to be missed.
+    fn drop_first(&mut self) {
+        let first = self
+            .open
+            .iter()
+            .min_by_key(|(id, entry)| (entry.activity.get(), **id))
+            .map(|(id, _)| *id);
+        // Its place is free at once, though its socket is closed a moment later.
+        if let Some(entry) = first.and_then(|id| self.open.remove(&id)) {
+            entry.task.abort();
+        }
+    }
+}
+
+// === impl Limits ===
+
+impl Limits {
+    fn time_for(&self, phase: Phase) -> Duration {
+        match phase {
+            Phase::Receiving => self.head_time,
+            Phase::Idle => self.idle_time,
+            Phase::Answering => self.answer_time,
+            Phase::Working => self.work_time,
+        }
+    }
+
+    /// How often overdue connections are looked for: a tenth of the shortest time is precise
+    /// enough.
+    fn sweep_interval(&self) -> Duration {
+        let shortest = [
+            self.head_time,
+            self.idle_time,
+            self.work_time,
+            self.answer_time,
+        ]
+        .into_iter()
+        .min()
+        .unwrap_or(self.head_time);
+        (shortest / 10).max(Duration::from_millis(1))
+    }
+}
+
+// === impl Activity ===
+
+impl Activity {
+    fn new() -> Self {
+        Self(Mutex::new((Phase::Receiving, Instant::now())))
+    }
+
+    fn get(&self) -> (Phase, Instant) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(&self, phase: Phase) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (phase, Instant::now());
+    }
+
+    fn follow(&self, from: Phase, to: Phase) {
+        if self.get().0 == from {
+            self.enter(to);
+        }
+    }
+}
+
+// === impl Watched ===
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let result = Pin::new(&mut self.stream).poll_read(context, buffer);
+        if buffer.filled().len() > before {
+            self.activity.follow(Phase::Idle, Phase::Receiving);
+        }
+        result
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // The HTTP layer flushes when it has nothing left to write: the answer is out.
+        let result = Pin::new(&mut self.stream).poll_flush(context);
+        if matches!(result, Poll::Ready(Ok(()))) {
+            self.activity.follow(Phase::Answering, Phase::Idle);
+        }
+        result
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+// === impl Place ===
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.table.lock().open.remove(&self.id);
+    }
+}

@@ -1,0 +1,184 @@
+//! Whether the process works: its loops say when they make progress and when to expect the next.
+//!
+//! What `/-/healthy` answers, and what decides whether systemd's watchdog is fed.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// The loops of the process. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Health(Arc<Mutex<State>>);
+
+/// One loop's promise to make progress. When it is dropped, nothing is expected any more.
+#[derive(Debug)]
+pub struct Heartbeat {
+    health: Health,
+    id: u64,
+    patience: Duration,
+}
+
+/// A loop that has not made progress for longer than it said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overdue {
+    /// The loop.
+    pub name: Arc<str>,
+    /// For how long it has been overdue.
+    pub by: Duration,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    loops: BTreeMap<u64, Loop>,
+    notices: BTreeMap<&'static str, String>,
+}
+
+#[derive(Debug)]
+struct Loop {
+    name: Arc<str>,
+    deadline: Instant,
+}
+
+// === impl Health ===
+
+impl Health {
+    /// Takes in a loop that makes progress at least every `patience`.
+    #[must_use]
+    pub fn register(&self, name: impl Into<Arc<str>>, patience: Duration) -> Heartbeat {
+        let mut state = self.lock();
+        let id = state.next;
+        state.next += 1;
+        let entry = Loop {
+            name: name.into(),
+            deadline: Instant::now() + patience,
+        };
+        state.loops.insert(id, entry);
+        Heartbeat {
+            health: self.clone(),
+            id,
+            patience,
+        }
+    }
+
+    /// The loops that hang, longest first. None: the process works.
+    #[must_use]
+    pub fn overdue(&self) -> Vec<Overdue> {
+        let now = Instant::now();
+        let mut overdue: Vec<Overdue> = self
+            .lock()
+            .loops
+            .values()
+            .filter(|entry| entry.deadline < now)
+            .map(|entry| Overdue {
+                name: Arc::clone(&entry.name),
+                by: now.duration_since(entry.deadline),
+            })
+            .collect();
+        overdue.sort_by_key(|entry| std::cmp::Reverse(entry.by));
+        overdue
+    }
+
+    /// Says something that an operator should know although the process works, such as a journal
+    /// that is full; it replaces what was said about the same topic.
+    pub fn notice(&self, topic: &'static str, text: impl Into<String>) {
+        self.lock().notices.insert(topic, text.into());
+    }
+
+    /// Takes back what was said about a topic.
+    pub fn withdraw(&self, topic: &str) {
+        self.lock().notices.remove(topic);
+    }
+
+    /// What an operator should know.
+    #[must_use]
+    pub fn notices(&self) -> Vec<String> {
+        self.lock().notices.values().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that runs under this lock can panic half-way.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl Heartbeat ===
+
+impl Heartbeat {
+    /// There was progress; more is expected within the loop's patience.
+    pub fn beat(&self) {
+        self.beat_for(self.patience);
+    }
+
+    /// There was progress; the loop now waits on purpose, for no longer than `patience`.
+    pub fn beat_for(&self, patience: Duration) {
+        if let Some(entry) = self.health.lock().loops.get_mut(&self.id) {
+            entry.deadline = Instant::now() + patience;
+        }
+    }
+}
+
+impl Drop for Heartbeat {
+    fn drop(&mut self) {
+        self.health.lock().loops.remove(&self.id);
+    }
+}
+
+// === impl Overdue ===
+
+impl fmt::Display for Overdue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} should have made progress {} s ago",
+            self.name,
+            self.by.as_secs()
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_loop_that_stops_beating_is_overdue_until_it_beats_or_ends() {
+        let health = Health::default();
+        let slow = health.register("poll acme/retail/open", Duration::from_secs(60));
+        let fast = health.register("deliver file", Duration::from_secs(10));
+        assert_eq!(health.overdue(), []);
+
+        tokio::time::advance(Duration::from_secs(61)).await;
+        let names: Vec<_> = health.overdue().into_iter().map(|one| one.name).collect();
+        assert_eq!(
+            names,
+            ["deliver file".into(), "poll acme/retail/open".into()]
+        );
+        assert_eq!(
+            health.overdue()[0].to_string(),
+            "deliver file should have made progress 51 s ago"
+        );
+
+        slow.beat();
+        drop(fast);
+        assert_eq!(health.overdue(), []);
+        slow.beat_for(Duration::from_secs(300));
+        tokio::time::advance(Duration::from_secs(299)).await;
+        assert_eq!(health.overdue(), []);
+    }
+
+    #[test]
+    fn a_notice_stays_until_it_is_withdrawn() {
+        let health = Health::default();
+        health.notice("journal", "the journal is full");
+        health.notice("journal", "the journal is still full");
+        assert_eq!(health.notices(), ["the journal is still full"]);
+        health.withdraw("journal");
+        assert!(health.notices().is_empty());
+    }
+}

@@ -1,0 +1,177 @@
+//! Listening sockets: what a listen address means, and taking it.
+//!
+//! Addresses are taken early, before anything else is started, so that a second exporter on the
+//! same port fails at once; they are served late, when there is something to show.
+
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _},
+};
+
+use tokio::net::{TcpListener, TcpSocket};
+
+/// Connections that the kernel holds ready until they are accepted.
+const BACKLOG: u32 = 1024;
+
+/// A listen address cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum BindError {
+    /// It is not an address.
+    #[error(
+        "{address:?} is not a listen address; write `:10836`, `127.0.0.1:10836` or `[::1]:10836`"
+    )]
+    Invalid {
+        /// What was given.
+        address: String,
+    },
+    /// Its host name has no address.
+    #[error("cannot look up the listen address {address}")]
+    Resolve {
+        /// What was given.
+        address: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The socket cannot be had.
+    #[error("cannot listen on {address}")]
+    Bind {
+        /// What was given.
+        address: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+/// Takes every address: `host:port`, or `:port` for all addresses of the machine, IPv4 and IPv6
+/// alike. Port 0 takes a free one. To be called inside the runtime.
+///
+/// # Errors
+/// Where an address is malformed, unknown or in use; then none is taken.
+pub fn bind(addresses: &[impl AsRef<str>]) -> Result<Vec<TcpListener>, BindError> {
+    let mut listeners = Vec::new();
+    for address in addresses {
+        listeners.push(bind_one(address.as_ref())?);
+    }
+    Ok(listeners)
+}
+
+fn bind_one(address: &str) -> Result<TcpListener, BindError> {
+    let failed = |source| BindError::Bind {
+        address: address.to_owned(),
+        source,
+    };
+    let invalid = || BindError::Invalid {
+        address: address.to_owned(),
+    };
+    let (host, port) = address.rsplit_once(':').ok_or_else(invalid)?;
+    let port: u16 = port.parse().map_err(|_| invalid())?;
+    if host.is_empty() {
+        return bind_everywhere(port).map_err(failed);
+    }
+    // An IPv6 address stands in brackets: without them its last group would pass for the port.
+    if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {
+        return Err(invalid());
+    }
+    let candidates: Vec<SocketAddr> = address
+        .to_socket_addrs()
+        .map_err(|source| BindError::Resolve {
+            address: address.to_owned(),
+            source,
+        })?
+        .collect();
+    let mut last_error = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for candidate in candidates {
+        match listen(candidate) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => last_error = error,
+        }
+    }
+    Err(failed(last_error))
+}
+
+fn bind_everywhere(port: u16) -> io::Result<TcpListener> {
+    match listen((Ipv6Addr::UNSPECIFIED, port).into()) {
+        // A kernel without IPv6.
+        Err(error)
+            if matches!(
+                rustix::io::Errno::from_io_error(&error),
+                Some(rustix::io::Errno::AFNOSUPPORT | rustix::io::Errno::ADDRNOTAVAIL)
+            ) =>
+        {
+            listen((Ipv4Addr::UNSPECIFIED, port).into())
+        }
+        other => other,
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // A restart must not wait for connections of the last run to leave TIME_WAIT.
+    socket.set_reuseaddr(true)?;
+    if address.ip() == Ipv6Addr::UNSPECIFIED {
+        rustix::net::sockopt::set_ipv6_v6only(&socket, false)?;
+    }
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::net::TcpStream;
+
+    use super::*;
+
+    fn message(address: &str) -> String {
+        bind(&[address]).unwrap_err().to_string()
+    }
+
+    #[tokio::test]
+    async fn a_port_alone_means_every_address_of_both_families() {
+        let listener = bind(&[":0"]).unwrap().remove(0);
+        let port = listener.local_addr().unwrap().port();
+        TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+        if listener.local_addr().unwrap().is_ipv6() {
+            TcpStream::connect(("::1", port)).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_host_name_and_several_addresses_can_be_given() {
+        let listeners = bind(&["localhost:0", "127.0.0.1:0"]).unwrap();
+        assert!(
+            listeners
+                .iter()
+                .all(|one| one.local_addr().unwrap().ip().is_loopback())
+        );
+        assert_eq!(listeners.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_malformed_address_is_shown_with_the_right_forms() {
+        for wrong in [
+            "10836",
+            "localhost",
+            ":http",
+            ":65536",
+            "::1:10836",
+            "",
+            "host:",
+        ] {
+            let message = message(wrong);
+            assert!(message.contains(&format!("{wrong:?}")), "{message}");
+            assert!(message.contains("`:10836`"), "{message}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_in_use_is_an_error_that_names_it() {
+        let first = bind(&["127.0.0.1:0"]).unwrap().remove(0);
+        let address = first.local_addr().unwrap().to_string();
+        assert_eq!(message(&address), format!("cannot listen on {address}"));
+    }
+}
