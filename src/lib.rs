@@ -7,9 +7,13 @@
 //! [`web`] and [`metrics`] show what the others report to [`status`]. `docs/architecture.md` has
 //! the picture.
 
+pub mod build_info;
+pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod deliver;
 pub mod identity;
+pub mod logging;
 pub mod opsramp;
 pub mod poll;
 pub mod record;
