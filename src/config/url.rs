@@ -84,8 +84,8 @@ fn after_scheme(text: &str) -> Result<&str, UrlError> {
 fn check_authority(url: &str) -> Result<(), UrlError> {
     let uri: Uri = url.parse().map_err(|_| UrlError::NotUrl)?;
     let authority = uri.authority().ok_or(UrlError::NotUrl)?;
-    let has_bad_port = authority.port().is_some() && authority.port_u16().is_none()
-        || authority.as_str().ends_with(':');
+    let has_bad_port =
+        authority.as_str().len() > authority.host().len() && authority.port_u16().is_none();
     if authority.host().is_empty() || has_bad_port {
         return Err(UrlError::NotUrl);
     }
