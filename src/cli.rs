@@ -4,19 +4,22 @@
 //! environment is [`crate::config`]'s to say; variables of the environment are named in the help
 //! and read there, so that `--help` cannot show a secret.
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode, str::FromStr};
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode};
 
-use clap::{
-    Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum,
-    builder::{PossibleValuesParser, TypedValueParser as _},
-    error::ErrorKind,
-};
+use clap::{CommandFactory as _, FromArgMatches as _, ValueEnum, error::ErrorKind};
 
+use self::arguments::{Arguments, CommandArguments};
 use crate::{
     build_info,
-    config::{HumanDuration, ListenAddress, Overrides, WebOverrides},
+    config::{Overrides, WebOverrides},
     logging,
 };
+
+#[expect(
+    clippy::doc_markdown,
+    reason = "these comments are help texts, which are shown without Markdown"
+)]
+mod arguments;
 
 /// What the user asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,206 +81,6 @@ pub enum Output {
     Json,
     /// One JSON object a line.
     Jsonl,
-}
-
-/// Watches OpsRamp: open alerts as Prometheus metrics, and every new alert as one structured log
-/// line, exactly once.
-#[derive(Debug, Parser)]
-#[command(
-    name = "opsramp-exporter",
-    bin_name = "opsramp-exporter",
-    disable_version_flag = true,
-    disable_help_subcommand = true,
-    subcommand_value_name = "COMMAND",
-    after_help = AFTER_HELP,
-    max_term_width = 100
-)]
-struct Arguments {
-    #[command(subcommand)]
-    command: Option<CommandArguments>,
-    /// Print version, revision and compiler
-    #[arg(long, short = 'V', global = true)]
-    version: bool,
-    #[command(flatten)]
-    config: ConfigArguments,
-    #[command(flatten)]
-    account: AccountArguments,
-    #[command(flatten)]
-    search: SearchArguments,
-    #[command(flatten)]
-    state: StateArguments,
-    #[command(flatten)]
-    web: WebArguments,
-    #[command(flatten)]
-    log: LogArguments,
-}
-
-const AFTER_HELP: &str = "\
-Flags win over the environment, and the environment over the file. No flag takes a secret: the
-command line is public. Use a file or OPSRAMP_CLIENT_SECRET.
-
-Exit status: 0 done, 1 failed at run time, 2 wrong usage or configuration.
-
-Try it:  opsramp-exporter demo";
-
-#[derive(Debug, Subcommand)]
-enum CommandArguments {
-    /// Run the daemon (the default)
-    Run,
-    /// Go through the set-up step by step; say what works, and what to do about what does not
-    Check,
-    /// Search once; print every alert found
-    Search {
-        /// How to print alerts [default: table on a terminal, else jsonl]
-        #[arg(long, value_name = "FORMAT", value_enum, conflicts_with = "count")]
-        output: Option<Output>,
-        /// Print the number of alerts only, at the cost of one request
-        #[arg(long)]
-        count: bool,
-    },
-    /// Run the daemon against a built-in OpsRamp simulator; nothing to configure
-    Demo {
-        /// Where the simulator listens, so that other clients can be pointed at it
-        #[arg(
-            long = "simulator.listen-address",
-            value_name = "ADDRESS",
-            default_value = "127.0.0.1:10837"
-        )]
-        simulator: SocketAddr,
-    },
-    /// Print the effective configuration, without secrets
-    Config {
-        /// Print the JSON Schema of the configuration file
-        #[arg(long)]
-        schema: bool,
-    },
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Configuration")]
-struct ConfigArguments {
-    /// The configuration file [env: OPSRAMP_EXPORTER_CONFIG_FILE]
-    #[arg(long = "config.file", value_name = "FILE", global = true)]
-    config_file: Option<PathBuf>,
-    /// Validate the configuration and exit
-    #[arg(long = "config.check", global = true)]
-    config_check: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(
-    next_help_heading = "OpsRamp: one account without a file, or over the file's only account"
-)]
-struct AccountArguments {
-    /// The base URL, such as https://acme.api.opsramp.com [env: OPSRAMP_URL]
-    #[arg(long = "opsramp.url", value_name = "URL", global = true)]
-    url: Option<String>,
-    /// The token endpoint [env: OPSRAMP_TOKEN_URL] [default: {url}/auth/oauth/token]
-    #[arg(long = "opsramp.token-url", value_name = "URL", global = true)]
-    token_url: Option<String>,
-    /// A tenant's id; may be repeated [env: OPSRAMP_TENANT_ID]
-    #[arg(
-        long = "opsramp.tenant",
-        value_name = "ID",
-        value_delimiter = ',',
-        global = true
-    )]
-    tenants: Vec<String>,
-    /// The OAuth2 key [env: OPSRAMP_CLIENT_ID]
-    #[arg(long = "opsramp.client-id", value_name = "KEY", global = true)]
-    client_id: Option<String>,
-    /// A file with the OAuth2 secret [env: OPSRAMP_CLIENT_SECRET_FILE, or OPSRAMP_CLIENT_SECRET
-    /// with the secret itself]
-    #[arg(
-        long = "opsramp.client-secret-file",
-        value_name = "FILE",
-        global = true
-    )]
-    client_secret_file: Option<PathBuf>,
-    /// Accept any certificate: whoever sits in between can then read the secret
-    #[arg(long = "opsramp.insecure-skip-verify", global = true)]
-    insecure_skip_verify: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Search: over the file's only search")]
-struct SearchArguments {
-    /// OpsRamp's query string [default: actions:OPEN]
-    #[arg(long = "search.query", value_name = "QUERY", global = true)]
-    query: Option<String>,
-    /// Time between two polls [default: 30s]
-    #[arg(long = "search.interval", value_name = "DURATION", global = true)]
-    interval: Option<HumanDuration>,
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "State: which alerts are known")]
-struct StateArguments {
-    /// The file of the embedded store [env: OPSRAMP_EXPORTER_STATE_PATH] [default:
-    /// $STATE_DIRECTORY/state.db, else ./opsramp-exporter.db]
-    #[arg(
-        long = "state.path",
-        value_name = "FILE",
-        global = true,
-        conflicts_with = "postgres_url_file"
-    )]
-    state_path: Option<PathBuf>,
-    /// A file with the URL of a PostgreSQL server, for several replicas [env:
-    /// OPSRAMP_EXPORTER_POSTGRES_URL with the URL itself]
-    #[arg(long = "state.postgres-url-file", value_name = "FILE", global = true)]
-    postgres_url_file: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Web")]
-struct WebArguments {
-    /// Where to listen; may be repeated [default: :10836]
-    #[arg(long = "web.listen-address", value_name = "ADDRESS", global = true)]
-    listen_addresses: Vec<ListenAddress>,
-    /// The path of the metrics [default: /metrics]
-    #[arg(long = "web.telemetry-path", value_name = "PATH", global = true)]
-    telemetry_path: Option<String>,
-    /// TLS and passwords, in the format of the Prometheus exporter-toolkit
-    #[arg(long = "web.config.file", value_name = "FILE", global = true)]
-    web_config_file: Option<PathBuf>,
-    /// Accept POST /-/reload and POST /-/quit
-    #[arg(long = "web.enable-lifecycle", global = true)]
-    enable_lifecycle: bool,
-    /// Take the listening socket from systemd
-    #[arg(long = "web.systemd-socket", global = true)]
-    systemd_socket: bool,
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Diagnostics: on standard error")]
-struct LogArguments {
-    /// How verbose they are
-    #[arg(
-        long = "log.level",
-        value_name = "LEVEL",
-        global = true,
-        default_value = "info",
-        value_parser = one_of::<logging::Level>(&["debug", "info", "warn", "error"])
-    )]
-    log_level: logging::Level,
-    /// How they look
-    #[arg(
-        long = "log.format",
-        value_name = "FORMAT",
-        global = true,
-        default_value = "logfmt",
-        value_parser = one_of::<logging::Format>(&["logfmt", "json"])
-    )]
-    log_format: logging::Format,
-}
-
-/// Parses one of a few words.
-fn one_of<T>(words: &'static [&'static str]) -> impl clap::builder::TypedValueParser<Value = T>
-where
-    T: FromStr + Clone + Send + Sync + 'static,
-    T::Err: std::error::Error + Send + Sync + 'static,
-{
-    PossibleValuesParser::new(words).try_map(|word| word.parse())
 }
 
 // === impl Cli ===

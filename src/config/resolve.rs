@@ -123,7 +123,7 @@ impl<'a> Resolver<'a> {
         self.no_duplicates(
             names,
             |index| format!("accounts[{index}].name"),
-            "an account",
+            "the name of an account",
         );
         resolved
     }
@@ -288,9 +288,22 @@ impl<'a> Resolver<'a> {
             })
             .collect();
         let ids = resolved.iter().map(|tenant| &*tenant.id);
-        self.no_duplicates(ids, |index| format!("{path}[{index}].id"), "a tenant");
-        let names = resolved.iter().map(|tenant| &*tenant.name);
-        self.no_duplicates(names, |index| format!("{path}[{index}].name"), "a tenant");
+        self.no_duplicates(
+            ids,
+            |index| format!("{path}[{index}].id"),
+            "the id of a tenant",
+        );
+        // A tenant that is there twice has been told of.
+        let mut ids = HashSet::new();
+        let names = resolved.iter().map(|tenant| {
+            let is_first = ids.insert(&*tenant.id);
+            if is_first { &*tenant.name } else { "" }
+        });
+        self.no_duplicates(
+            names,
+            |index| format!("{path}[{index}].name"),
+            "the name of a tenant",
+        );
         resolved
     }
 
@@ -314,7 +327,11 @@ impl<'a> Resolver<'a> {
             .map(|(index, search)| self.search(&format!("searches[{index}]"), search, accounts))
             .collect();
         let names = resolved.iter().map(|search| &*search.name);
-        self.no_duplicates(names, |index| format!("searches[{index}].name"), "a search");
+        self.no_duplicates(
+            names,
+            |index| format!("searches[{index}].name"),
+            "the name of a search",
+        );
         resolved
     }
 
@@ -456,7 +473,11 @@ impl<'a> Resolver<'a> {
         let names = resolved
             .iter()
             .map(|(_, sink)| sink.as_ref().map_or("", |sink| &*sink.name));
-        self.no_duplicates(names, |index| format!("log.sinks[{index}].name"), "a sink");
+        self.no_duplicates(
+            names,
+            |index| format!("log.sinks[{index}].name"),
+            "the name of a sink",
+        );
         resolved.into_iter().filter_map(|(_, sink)| sink).collect()
     }
 
@@ -757,7 +778,7 @@ impl<'a> Resolver<'a> {
         let mut seen = HashSet::new();
         for (index, name) in names.enumerate() {
             if !name.is_empty() && !seen.insert(name) {
-                let message = format!("\"{}\" is the name of {what} already", shown(name));
+                let message = format!("\"{}\" is {what} already", shown(name));
                 self.problems.add(path(index), message);
             }
         }

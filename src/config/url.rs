@@ -15,7 +15,7 @@ pub(super) enum UrlError {
     NoScheme(String),
     #[error("must start with https:// or http://")]
     OtherScheme,
-    #[error("is not a URL; write one like https://acme.api.opsramp.com")]
+    #[error("is not a URL; write one like https://host or https://host:8443/path")]
     NotUrl,
 }
 
