@@ -456,4 +456,35 @@ mod tests {
             ]
         );
     }
+
+    #[test]
+    #[ignore = "runs in a process of its own, started by the next test"]
+    fn child_whose_standard_error_is_closed() {
+        init(Level::Debug, Format::Logfmt, |_| {}).unwrap();
+        assert!(init(Level::Debug, Format::Logfmt, |_| {}).is_err());
+        // More than a pipe holds.
+        for number in 0..5_000 {
+            tracing::error!(number, "nobody reads this");
+        }
+        println!("alive");
+    }
+
+    #[test]
+    fn a_closed_standard_error_is_no_reason_to_stop() {
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "logging::tests::child_whose_standard_error_is_closed",
+            ])
+            .args(["--ignored", "--nocapture"])
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        drop(child.stderr.take());
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let output = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(output.contains("alive"), "{output}");
+    }
 }
