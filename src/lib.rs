@@ -7,10 +7,14 @@
 //! [`web`] and [`metrics`] show what the others report to [`status`]. `docs/architecture.md` has
 //! the picture.
 
+pub mod build_info;
+pub mod cli;
 pub mod clock;
+pub mod config;
 pub mod deliver;
 pub mod health;
 pub mod identity;
+pub mod logging;
 pub mod metrics;
 pub mod opsramp;
 pub mod poll;

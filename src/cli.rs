@@ -1,0 +1,472 @@
+//! The command line: commands and flags, typed.
+//!
+//! Only this module knows the crate that parses it. What flags mean together with the file and the
+//! environment is [`crate::config`]'s to say; variables of the environment are named in the help
+//! and read there, so that `--help` cannot show a secret.
+
+use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode};
+
+use clap::{CommandFactory as _, FromArgMatches as _, ValueEnum, error::ErrorKind};
+
+use self::arguments::{Arguments, CommandArguments};
+use crate::{
+    build_info,
+    config::{Overrides, WebOverrides},
+    logging,
+};
+
+#[expect(
+    clippy::doc_markdown,
+    reason = "these comments are help texts, which are shown without Markdown"
+)]
+mod arguments;
+
+/// What the user asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cli {
+    /// What to do.
+    pub command: Command,
+    /// `--config.file`
+    pub config_file: Option<PathBuf>,
+    /// The flags that win over the environment and the file.
+    pub overrides: Overrides,
+    /// How verbose the daemon's own diagnostics are.
+    pub log_level: logging::Level,
+    /// How they look.
+    pub log_format: logging::Format,
+}
+
+/// What to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// The daemon.
+    Run,
+    /// Validate the configuration and exit.
+    CheckConfig,
+    /// Go through the set-up step by step.
+    Check,
+    /// One search, its results on standard output.
+    Search(Search),
+    /// The daemon against a built-in simulator.
+    Demo {
+        /// Where the simulator listens.
+        simulator: SocketAddr,
+    },
+    /// Print the effective configuration.
+    Config {
+        /// Print the file's JSON Schema instead.
+        schema: bool,
+    },
+    /// Print [`version`].
+    Version,
+}
+
+/// A search from the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Search {
+    /// The query; the configured one where none is given.
+    pub query: Option<String>,
+    /// How results are shown; by default a table on a terminal, else `jsonl`.
+    pub output: Option<Output>,
+    /// Print `totalResults` only.
+    pub count: bool,
+}
+
+/// How results are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// A table for people.
+    Table,
+    /// One JSON array.
+    Json,
+    /// One JSON object a line.
+    Jsonl,
+}
+
+// === impl Cli ===
+
+impl Cli {
+    /// Parses the process's arguments. Help is printed, as is what is wrong.
+    ///
+    /// # Errors
+    /// The status to exit with where there is nothing more to do: 0 after help, 2 after wrong
+    /// usage.
+    pub fn parse() -> Result<Self, ExitCode> {
+        Self::try_parse_from(std::env::args_os()).map_err(|error| {
+            // Where neither stream can be written to, nobody can be told.
+            let _printed = error.print();
+            u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
+        })
+    }
+
+    /// Parses arguments, the program's name first.
+    ///
+    /// # Errors
+    /// Where they are wrong, and where help is asked for.
+    pub fn try_parse_from<I>(arguments: I) -> Result<Self, clap::Error>
+    where
+        I: IntoIterator,
+        I::Item: Into<OsString> + Clone,
+    {
+        let matches = Self::definition().try_get_matches_from(arguments)?;
+        let arguments = Arguments::from_arg_matches(&matches)?;
+        arguments.into_cli()
+    }
+
+    /// The definition of the command line, for manual pages and completions.
+    #[must_use]
+    pub fn definition() -> clap::Command {
+        let mut command = Arguments::command();
+        // Flags are valid before and after the command. To show those in a command's help that it
+        // has no use for would only hide the others.
+        command.build();
+        for (name, sections) in [
+            ("check", &["Configuration", "OpsRamp", "Search"][..]),
+            ("search", &["Configuration", "OpsRamp", "Search"]),
+            ("demo", &["Web"]),
+            (
+                "config",
+                &["Configuration", "OpsRamp", "Search", "State", "Web"],
+            ),
+        ] {
+            command = command.mut_subcommand(name, |command| {
+                command.mut_args(|argument| {
+                    let hidden = hides(&argument, name, sections);
+                    if hidden {
+                        argument.hide(true)
+                    } else {
+                        argument
+                    }
+                })
+            });
+        }
+        command
+    }
+}
+
+/// Whether a command's help leaves out a flag. Those without a section of their own, and the
+/// diagnostics', are shown everywhere.
+fn hides(argument: &clap::Arg, command: &str, sections: &[&str]) -> bool {
+    let Some(heading) = argument.get_help_heading() else {
+        return false;
+    };
+    let section = heading.split(':').next().unwrap_or(heading);
+    let is_of_no_use = match argument.get_id().as_str() {
+        "config_check" => true,
+        "interval" => command != "config",
+        _ => false,
+    };
+    is_of_no_use || !(sections.contains(&section) || section == "Diagnostics")
+}
+
+/// What `--version` prints.
+#[must_use]
+pub fn version() -> String {
+    format!(
+        "opsramp-exporter, version {} (revision: {}, rustc {})",
+        build_info::VERSION,
+        build_info::REVISION,
+        build_info::RUST_VERSION
+    )
+}
+
+// === impl Arguments ===
+
+impl Arguments {
+    fn into_cli(self) -> Result<Cli, clap::Error> {
+        let config_check = self.config.config_check;
+        let config_file = self.config.config_file;
+        let mut overrides = Overrides {
+            url: self.account.url,
+            token_url: self.account.token_url,
+            tenants: self.account.tenants,
+            client_id: self.account.client_id,
+            client_secret_file: self.account.client_secret_file,
+            insecure_skip_verify: self.account.insecure_skip_verify,
+            query: self.search.query,
+            interval: self.search.interval,
+            state_path: self.state.state_path,
+            postgres_url_file: self.state.postgres_url_file,
+            web: WebOverrides {
+                listen_addresses: self.web.listen_addresses,
+                telemetry_path: self.web.telemetry_path,
+                config_file: self.web.web_config_file,
+                enable_lifecycle: self.web.enable_lifecycle,
+                systemd_socket: self.web.systemd_socket,
+            },
+        };
+        let command = match self.command {
+            _ if self.version => Command::Version,
+            None | Some(CommandArguments::Run) if config_check => Command::CheckConfig,
+            None | Some(CommandArguments::Run) => Command::Run,
+            Some(_) if config_check => {
+                return Err(conflict("--config.check goes with `run` only"));
+            }
+            Some(CommandArguments::Check) => Command::Check,
+            Some(CommandArguments::Search { output, count }) => Command::Search(Search {
+                query: overrides.query.take(),
+                output,
+                count,
+            }),
+            Some(CommandArguments::Demo { simulator }) => {
+                let only_web = Overrides {
+                    web: overrides.web.clone(),
+                    ..Overrides::default()
+                };
+                if config_file.is_some() || overrides != only_web {
+                    return Err(conflict(
+                        "`demo` configures itself; it takes the --web.*, --log.* and --simulator.* flags only",
+                    ));
+                }
+                Command::Demo { simulator }
+            }
+            Some(CommandArguments::Config { schema }) => Command::Config { schema },
+        };
+        Ok(Cli {
+            command,
+            config_file,
+            overrides,
+            log_level: self.log.log_level,
+            log_format: self.log.log_format,
+        })
+    }
+}
+
+fn conflict(message: &str) -> clap::Error {
+    Arguments::command().error(ErrorKind::ArgumentConflict, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use insta::assert_snapshot;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(arguments: &str) -> Cli {
+        try_parse(arguments).unwrap_or_else(|error| panic!("{arguments}: {error}"))
+    }
+
+    fn try_parse(arguments: &str) -> Result<Cli, clap::Error> {
+        let program = std::iter::once("opsramp-exporter");
+        Cli::try_parse_from(program.chain(arguments.split_whitespace()))
+    }
+
+    fn help(command: &str) -> String {
+        let mut definition = Cli::definition().term_width(100);
+        definition.build();
+        let error = definition
+            .try_get_matches_from(["opsramp-exporter", command, "-h"])
+            .unwrap_err();
+        error.to_string()
+    }
+
+    #[test]
+    fn the_definition_holds_together() {
+        Cli::definition().debug_assert();
+    }
+
+    #[test]
+    fn every_command_is_understood() {
+        let search = |query: Option<&str>, output, count| {
+            Command::Search(Search {
+                query: query.map(str::to_owned),
+                output,
+                count,
+            })
+        };
+        let demo = |address: &str| Command::Demo {
+            simulator: address.parse().unwrap(),
+        };
+        for (arguments, command) in [
+            ("", Command::Run),
+            ("run", Command::Run),
+            ("--config.check", Command::CheckConfig),
+            ("run --config.check", Command::CheckConfig),
+            ("check", Command::Check),
+            ("search", search(None, None, false)),
+            ("search --count", search(None, None, true)),
+            (
+                "search --search.query a:b --output jsonl",
+                search(Some("a:b"), Some(Output::Jsonl), false),
+            ),
+            ("demo", demo("127.0.0.1:10837")),
+            ("demo --simulator.listen-address [::1]:0", demo("[::1]:0")),
+            ("config", Command::Config { schema: false }),
+            ("config --schema", Command::Config { schema: true }),
+            ("--version", Command::Version),
+            ("demo -V", Command::Version),
+        ] {
+            assert_eq!(parse(arguments).command, command, "{arguments}");
+        }
+    }
+
+    #[test]
+    fn every_flag_is_taken_before_and_after_the_command() {
+        let flags = "--config.file a.yml --web.listen-address :1 --web.listen-address [::1]:2 \
+            --web.telemetry-path /m --web.config.file web.yml --web.enable-lifecycle \
+            --web.systemd-socket --log.level debug --log.format json --opsramp.url https://a \
+            --opsramp.token-url https://b --opsramp.tenant c --opsramp.tenant d,e \
+            --opsramp.client-id KEY --opsramp.client-secret-file s --opsramp.insecure-skip-verify \
+            --search.query q --search.interval 5s --state.path db";
+        let expected = Cli {
+            command: Command::Run,
+            config_file: Some("a.yml".into()),
+            overrides: Overrides {
+                url: Some("https://a".into()),
+                token_url: Some("https://b".into()),
+                tenants: vec!["c".into(), "d".into(), "e".into()],
+                client_id: Some("KEY".into()),
+                client_secret_file: Some("s".into()),
+                insecure_skip_verify: true,
+                query: Some("q".into()),
+                interval: Some(crate::config::HumanDuration(Duration::from_secs(5))),
+                state_path: Some("db".into()),
+                postgres_url_file: None,
+                web: WebOverrides {
+                    listen_addresses: vec![":1".parse().unwrap(), "[::1]:2".parse().unwrap()],
+                    telemetry_path: Some("/m".into()),
+                    config_file: Some("web.yml".into()),
+                    enable_lifecycle: true,
+                    systemd_socket: true,
+                },
+            },
+            log_level: logging::Level::Debug,
+            log_format: logging::Format::Json,
+        };
+        assert_eq!(parse(flags), expected);
+        assert_eq!(parse(&format!("{flags} run")), expected);
+        assert_eq!(parse(&format!("run {flags}")), expected);
+        let postgres = parse("--state.postgres-url-file p").overrides;
+        assert_eq!(postgres.postgres_url_file, Some("p".into()));
+    }
+
+    #[test]
+    fn wrong_usage_is_explained_and_ends_with_status_2() {
+        let told: Vec<String> = [
+            "--search.interval 5",
+            "--search.intervall 5s",
+            "--web.listen-address 10836",
+            "--log.level loud",
+            "--state.path a --state.postgres-url-file b",
+            "--opsramp.client-secret hunter2",
+            "search --count --output json",
+            "check --config.check",
+            "--config.file a.yml demo",
+            "demo --search.query x",
+            "serch",
+        ]
+        .iter()
+        .map(|arguments| {
+            let error = try_parse(arguments).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{arguments}");
+            let text = error.to_string();
+            text.split("\n\n").next().unwrap_or_default().to_owned()
+        })
+        .collect();
+        assert_snapshot!(told.join("\n"), @r#"
+        error: invalid value '5' for '--search.interval <DURATION>': "5" has no unit; write "5s"
+        error: unexpected argument '--search.intervall' found
+        error: invalid value '10836' for '--web.listen-address <ADDRESS>': "10836" is not an address; write one like :10836, 127.0.0.1:10836 or [::1]:10836
+        error: invalid value 'loud' for '--log.level <LEVEL>'
+          [possible values: debug, info, warn, error]
+        error: the argument '--state.path <FILE>' cannot be used with '--state.postgres-url-file <FILE>'
+        error: unexpected argument '--opsramp.client-secret' found
+        error: the argument '--count' cannot be used with '--output <FORMAT>'
+        error: --config.check goes with `run` only
+        error: `demo` configures itself; it takes the --web.*, --log.* and --simulator.* flags only
+        error: `demo` configures itself; it takes the --web.*, --log.* and --simulator.* flags only
+        error: unrecognized subcommand 'serch'
+        "#);
+    }
+
+    #[test]
+    fn a_secret_that_is_given_in_spite_of_all_is_not_repeated() {
+        for arguments in [
+            "--opsramp.client-secret hunter2",
+            "--opsramp.client-secret=hunter2",
+            "run --opsramp.client-secret=hunter2",
+        ] {
+            let error = try_parse(arguments).unwrap_err().to_string();
+            assert!(!error.contains("hunter2"), "{error}");
+            assert!(error.contains("--opsramp.client-secret-file"), "{error}");
+        }
+    }
+
+    #[test]
+    fn help_shows_what_a_command_has_a_use_for_and_ends_with_status_0() {
+        let error = try_parse("--help").unwrap_err();
+        assert_eq!(error.exit_code(), 0);
+        assert_snapshot!(help("demo"), @r#"
+        Run the daemon against a built-in OpsRamp simulator; nothing to configure
+
+        Usage: opsramp-exporter demo [OPTIONS]
+
+        Options:
+              --simulator.listen-address <ADDRESS>
+                  Where the simulator listens, so that other clients can be pointed at it [default:
+                  127.0.0.1:10837]
+          -V, --version
+                  Print version, revision and compiler
+          -h, --help
+                  Print help
+
+        Web:
+              --web.listen-address <ADDRESS>  Where to listen; may be repeated [default: :10836]
+              --web.telemetry-path <PATH>     The path of the metrics [default: /metrics]
+              --web.config.file <FILE>        TLS and passwords, in the format of the Prometheus
+                                              exporter-toolkit
+              --web.enable-lifecycle          Accept POST /-/reload and POST /-/quit
+              --web.systemd-socket            Take the listening socket from systemd
+
+        Diagnostics: on standard error:
+              --log.level <LEVEL>    How verbose they are [default: info] [possible values: debug, info,
+                                     warn, error]
+              --log.format <FORMAT>  How they look [default: logfmt] [possible values: logfmt, json]
+        "#);
+        for (command, shown, hidden) in [
+            ("run", "--state.path", "--simulator.listen-address"),
+            ("check", "--opsramp.url", "--web.listen-address"),
+            ("search", "--search.query", "--search.interval"),
+            ("config", "--state.path", "--config.check"),
+        ] {
+            let help = help(command);
+            assert!(help.contains(shown), "{help}");
+            assert!(!help.contains(hidden), "{help}");
+        }
+    }
+
+    #[test]
+    fn no_flag_takes_a_secret_or_reads_the_environment() {
+        let definition = Cli::definition();
+        let commands = std::iter::once(&definition).chain(definition.get_subcommands());
+        for argument in commands.flat_map(clap::Command::get_arguments) {
+            let id = argument.get_id();
+            assert!(!id.as_str().ends_with("client_secret"), "{id}");
+            assert!(argument.get_env().is_none(), "{id}");
+            assert!(argument.get_help().is_some(), "{id} has no help");
+        }
+    }
+
+    #[test]
+    fn the_version_names_revision_and_compiler() {
+        let version = version();
+        assert!(
+            version.starts_with("opsramp-exporter, version 0.1.0 (revision: "),
+            "{version}"
+        );
+        assert!(version.contains(", rustc 1."), "{version}");
+    }
+
+    proptest! {
+        #[test]
+        fn any_arguments_are_understood_or_refused(arguments in prop::collection::vec("\\PC{0,12}|--[a-z.-]{0,20}(=.{0,5})?", 0..5)) {
+            let program = std::iter::once("opsramp-exporter".to_owned());
+            if let Err(error) = Cli::try_parse_from(program.chain(arguments)) {
+                prop_assert!([0, 2].contains(&error.exit_code()));
+            }
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! The configuration: a YAML file, the environment and flags, checked and with defaults.
+//!
+//! Each module owns its options; this one reads them from what people write and composes them.
+//! Whoever writes something wrong learns where (file, line, column, key), what, and what to write
+//! instead, about every mistake at once. Secrets never get into a message.
+//!
+//! The file's keys are in [`file`], how YAML is read in [`yaml`], what is checked in [`resolve`].
+
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::{
+    deliver::SinkOptions,
+    identity::Tenant,
+    opsramp,
+    poll::{AtFirstStart, SearchOptions},
+    record,
+    secret::SecretSource,
+};
+
+mod file;
+mod listen;
+mod overrides;
+mod problem;
+mod render;
+mod resolve;
+mod units;
+mod url;
+mod yaml;
+
+use self::{
+    file::File,
+    overrides::Variables,
+    problem::{Inputs, Problems},
+    resolve::Resolver,
+};
+pub use self::{
+    file::json_schema,
+    listen::{ListenAddress, ListenAddressError},
+    overrides::{Env, Overrides, WebOverrides},
+    problem::{ConfigError, Origin, Place, Problem},
+    units::{ByteSize, HumanDuration, UnitError},
+};
+
+/// A configuration that makes sense. Two are equal where a reload has nothing to do.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// The accounts, at least one; their names are unique.
+    pub accounts: Vec<Account>,
+    /// The searches, at least one; their names are unique.
+    pub searches: Vec<SearchOptions>,
+    /// What the lines of the alert log hold.
+    pub record: record::Options,
+    /// What becomes of alerts that are open when there is no state yet.
+    pub at_first_start: AtFirstStart,
+    /// Whether each new alert is asked for by its id.
+    pub fetch_details: bool,
+    /// Where lines go, at least one sink; their names are unique.
+    pub sinks: Vec<SinkOptions>,
+    /// Where the state is kept.
+    pub state: State,
+    /// The web server.
+    pub web: Web,
+}
+
+/// An account and its tenants.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Account {
+    /// How to reach it.
+    pub options: opsramp::Options,
+    /// Its tenants, at least one; their ids and names are unique within the account.
+    pub tenants: Vec<Tenant>,
+    /// Whether every activated client of a partner's tenant becomes a tenant.
+    pub discover_clients: bool,
+}
+
+/// Where the state is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum State {
+    /// In a file of the embedded store.
+    File {
+        /// The file.
+        path: PathBuf,
+    },
+    /// In a PostgreSQL server.
+    Postgres {
+        /// The connection URL.
+        url: SecretSource,
+        /// How long a search stays with a replica that has gone silent.
+        lease: Duration,
+    },
+}
+
+/// The web server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Web {
+    /// The addresses to listen on, at least one.
+    pub listen_addresses: Vec<ListenAddress>,
+    /// The path of the metrics, with its leading slash.
+    pub telemetry_path: String,
+    /// A file in the format of the Prometheus exporter-toolkit.
+    pub config_file: Option<PathBuf>,
+    /// Whether `POST /-/reload` and `POST /-/quit` are accepted.
+    pub enable_lifecycle: bool,
+    /// Whether the listening socket is taken from systemd.
+    pub systemd_socket: bool,
+}
+
+/// A configuration, and what should be said about it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// The file that it was read from, if any.
+    pub file: Option<PathBuf>,
+    /// What works but should not stay so, a sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// The variable that names the configuration file.
+const CONFIG_FILE: &str = "OPSRAMP_EXPORTER_CONFIG_FILE";
+
+/// The state's file where systemd gives no folder.
+const STATE_FILE: &str = "opsramp-exporter.db";
+
+// === impl Config ===
+
+impl Config {
+    /// Reads the configuration: the file (`path`, else the one that the environment names, else
+    /// none), the environment, and flags, each winning over those before.
+    ///
+    /// # Errors
+    /// Where the file cannot be read, where something in it or in the other sources is wrong, and
+    /// where nothing says which account to ask.
+    pub fn load(
+        path: Option<&Path>,
+        overrides: &Overrides,
+        env: Env<'_>,
+    ) -> Result<Loaded, ConfigError> {
+        let path = path
+            .map(Path::to_path_buf)
+            .or_else(|| Variables::new(env).path(CONFIG_FILE));
+        let Some(path) = path else {
+            return Self::parse(None, overrides, env);
+        };
+        let text = read(&path).map_err(|source| ConfigError::Read {
+            path: path.clone(),
+            source,
+        })?;
+        let source = Source {
+            name: &path,
+            text: &text,
+            is_public: is_public(&path),
+        };
+        Self::parse(Some(source), overrides, env)
+    }
+
+    /// A configuration for one account with defaults for all else, but what the flags say about
+    /// the web server. Its state is `./opsramp-exporter.db`; change fields as needed.
+    ///
+    /// # Errors
+    /// Where a flag's value is wrong.
+    pub fn for_account(account: Account, web: &WebOverrides) -> Result<Self, ConfigError> {
+        let mut file = File::default();
+        let mut inputs = Inputs::new();
+        web.apply(&mut file, &mut inputs);
+        let problems = Problems::default();
+        let resolver = Resolver::new(&problems, &inputs);
+        let config = resolver.config_of(vec![account], file, &Variables::new(&|_| None));
+        let problems = problems.into_list(None, |_| None, &inputs);
+        if problems.is_empty() {
+            Ok(config)
+        } else {
+            Err(ConfigError::Invalid(problems))
+        }
+    }
+
+    /// The effective configuration as YAML, every key written out, secrets as `<secret>`. Apart
+    /// from those it can be read again.
+    #[must_use]
+    pub fn to_yaml(&self) -> String {
+        render::to_yaml(self)
+    }
+
+    fn parse(
+        source: Option<Source<'_>>,
+        overrides: &Overrides,
+        env: Env<'_>,
+    ) -> Result<Loaded, ConfigError> {
+        let name = source.as_ref().map(|source| source.name);
+        let node = match &source {
+            Some(source) => Some(yaml::parse(source.text).map_err(|error| {
+                ConfigError::Invalid(vec![Problem {
+                    origin: Origin::File {
+                        file: source.name.to_path_buf(),
+                        place: error.place,
+                    },
+                    path: String::new(),
+                    message: error.message,
+                }])
+            })?),
+            None => None,
+        };
+        let problems = Problems::default();
+        let mut inputs = Inputs::new();
+        let mut variables = Variables::new(env);
+        let mut file: File = node
+            .as_ref()
+            .map(|node| node.read(&problems))
+            .unwrap_or_default();
+        let has_secret = file.has_secret();
+        overrides.apply(&mut file, &mut variables, &mut inputs);
+        let has_account = file.accounts.as_ref().is_some_and(|all| !all.is_empty());
+
+        let mut resolver = Resolver::new(&problems, &inputs);
+        let config = resolver.config(file, &variables);
+        let mut warnings = resolver.into_warnings();
+        let covers_accounts = problems.covers("accounts");
+        let locate = |path: &str| node.as_ref().and_then(|node| node.locate(path));
+        let mut list = problems.into_list(name, locate, &inputs);
+        list.extend(variables.into_problems());
+        if list.is_empty() && !has_account && !covers_accounts {
+            return Err(ConfigError::NoAccount);
+        }
+        if !list.is_empty() {
+            return Err(ConfigError::Invalid(list));
+        }
+        if let Some(source) = source.filter(|source| has_secret && source.is_public) {
+            warnings.push(format!(
+                "{}: holds a secret and every user of this machine can read it; take the right away (chmod o-r), or keep the secret in a file of its own",
+                source.name.display()
+            ));
+        }
+        Ok(Loaded {
+            config,
+            file: name.map(Path::to_path_buf),
+            warnings,
+        })
+    }
+}
+
+/// The text of a configuration file.
+#[derive(Clone, Copy, Debug)]
+struct Source<'a> {
+    name: &'a Path,
+    text: &'a str,
+    /// Whether others than its owner and its group can read it.
+    is_public: bool,
+}
+
+/// Reads the file; a byte order mark is not part of it.
+fn read(path: &Path) -> std::io::Result<String> {
+    let text = std::fs::read_to_string(path)?;
+    Ok(text
+        .strip_prefix('\u{feff}')
+        .map_or_else(|| text.clone(), str::to_owned))
+}
+
+fn is_public(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    const READ_BY_OTHERS: u32 = 0o004;
+    std::fs::metadata(path)
+        .is_ok_and(|metadata| metadata.permissions().mode() & READ_BY_OTHERS != 0)
+}
+
+// === impl State ===
+
+impl Default for State {
+    fn default() -> Self {
+        Self::File {
+            path: STATE_FILE.into(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

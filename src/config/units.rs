@@ -1,0 +1,254 @@
+//! Durations and sizes as people write them.
+
+use std::{borrow::Cow, fmt, str::FromStr, time::Duration};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+
+use super::problem::shown;
+
+/// A duration as humantime reads it: `30s`, `5m`, `1h 30m`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct HumanDuration(pub Duration);
+
+/// A size in bytes: `64MiB` (powers of 1024), `64MB` (of 1000) or a plain number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ByteSize(pub u64);
+
+/// A duration or a size that cannot be read; the message says how to write it.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("{0}")]
+pub struct UnitError(String);
+
+/// Longer durations are mistakes, and would overflow clocks.
+const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
+const UNITS: [(&str, u64); 7] = [
+    ("GiB", 1 << 30),
+    ("MiB", 1 << 20),
+    ("KiB", 1 << 10),
+    ("GB", 1_000_000_000),
+    ("MB", 1_000_000),
+    ("KB", 1_000),
+    ("B", 1),
+];
+
+// === impl HumanDuration ===
+
+impl FromStr for HumanDuration {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let text = text.trim();
+        let is_number = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit() || b == b'.');
+        if is_number && text != "0" {
+            return Err(UnitError(format!(
+                "\"{0}\" has no unit; write \"{0}s\"",
+                shown(text)
+            )));
+        }
+        let duration = humantime::parse_duration(text).map_err(|_| {
+            UnitError(format!(
+                "\"{}\" is not a duration; write one like 30s, 5m or 1h 30m",
+                shown(text)
+            ))
+        })?;
+        if duration > LONGEST {
+            return Err(UnitError(format!(
+                "\"{}\" is longer than a year",
+                shown(text)
+            )));
+        }
+        Ok(Self(duration))
+    }
+}
+
+impl fmt::Display for HumanDuration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        humantime::format_duration(self.0).fmt(f)
+    }
+}
+
+impl<'de> Deserialize<'de> for HumanDuration {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
+    }
+}
+
+impl Serialize for HumanDuration {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl JsonSchema for HumanDuration {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "pattern": "^ *([0-9]+ *[A-Za-zµ]+ *)+$|^0$",
+            "examples": ["30s", "1h 30m"],
+        })
+    }
+}
+
+// === impl ByteSize ===
+
+impl FromStr for ByteSize {
+    type Err = UnitError;
+
+    fn from_str(text: &str) -> Result<Self, UnitError> {
+        let text = text.trim();
+        let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+        let (number, unit) = text.split_at(digits);
+        let unit = unit.trim_start();
+        let factor = if unit.is_empty() {
+            Some(1)
+        } else {
+            UNITS
+                .iter()
+                .find(|(name, _)| name.eq_ignore_ascii_case(unit))
+                .map(|(_, factor)| *factor)
+        };
+        match (number.parse::<u64>(), factor) {
+            (Ok(number), Some(factor)) => number
+                .checked_mul(factor)
+                .map(Self)
+                .ok_or_else(|| UnitError(format!("\"{}\" is too large", shown(text)))),
+            _ => Err(UnitError(format!(
+                "\"{}\" is not a size; write one like 64MiB, 64KB or a number of bytes",
+                shown(text)
+            ))),
+        }
+    }
+}
+
+impl fmt::Display for ByteSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (unit, factor) = UNITS
+            .into_iter()
+            .find(|(_, factor)| *factor > 1 && self.0 >= *factor && self.0.is_multiple_of(*factor))
+            .unwrap_or(("", 1));
+        write!(f, "{}{unit}", self.0 / factor)
+    }
+}
+
+impl<'de> Deserialize<'de> for ByteSize {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.parse().map_err(de::Error::custom)
+    }
+}
+
+impl Serialize for ByteSize {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl JsonSchema for ByteSize {
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn schema_name() -> Cow<'static, str> {
+        "Size".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": ["string", "integer"],
+            "minimum": 0,
+            "pattern": "^[0-9]+ *([KkMmGg][Ii]?[Bb]|[Bb])?$",
+            "examples": ["64MiB", 4096],
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn duration_error(text: &str) -> String {
+        text.parse::<HumanDuration>().unwrap_err().to_string()
+    }
+
+    #[test]
+    fn durations_are_read_as_people_write_them() {
+        for (text, seconds) in [("30s", 30), ("1h 30m", 5400), ("1day", 86400), ("0", 0)] {
+            assert_eq!(
+                text.parse(),
+                Ok(HumanDuration(Duration::from_secs(seconds))),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_wrong_duration_is_answered_with_how_to_write_it() {
+        assert_eq!(duration_error("5"), "\"5\" has no unit; write \"5s\"");
+        assert_eq!(
+            duration_error("soon"),
+            "\"soon\" is not a duration; write one like 30s, 5m or 1h 30m"
+        );
+        assert_eq!(
+            duration_error("99999years"),
+            "\"99999years\" is longer than a year"
+        );
+        assert!(duration_error("").contains("is not a duration"));
+        assert!(duration_error("-5s").contains("is not a duration"));
+    }
+
+    #[test]
+    fn sizes_know_both_kinds_of_thousands() {
+        for (text, bytes) in [
+            ("64MiB", 64 << 20),
+            ("64KB", 64_000),
+            ("64 kib", 65_536),
+            ("4096", 4096),
+            ("0", 0),
+        ] {
+            assert_eq!(text.parse(), Ok(ByteSize(bytes)), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_wrong_size_is_answered_with_how_to_write_it() {
+        for text in ["64Q", "MiB", "", "-1", "1.5MiB", "64M"] {
+            let error = text.parse::<ByteSize>().unwrap_err().to_string();
+            assert!(error.ends_with("a number of bytes"), "{error}");
+        }
+        let error = "99999999999GiB".parse::<ByteSize>().unwrap_err();
+        assert_eq!(error.to_string(), "\"99999999999GiB\" is too large");
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_shown_is_read_again_as_the_same(bytes: u64, millis in 0..31_536_000_000_u64) {
+            let size = ByteSize(bytes);
+            prop_assert_eq!(size.to_string().parse(), Ok(size));
+            let duration = HumanDuration(Duration::from_millis(millis));
+            prop_assert_eq!(duration.to_string().parse(), Ok(duration));
+        }
+
+        #[test]
+        fn any_text_is_refused_or_means_what_it_is_shown_as(text: String) {
+            if let Ok(size) = text.parse::<ByteSize>() {
+                prop_assert_eq!(size.to_string().parse(), Ok(size));
+            }
+            if let Ok(duration) = text.parse::<HumanDuration>() {
+                prop_assert_eq!(duration.to_string().parse(), Ok(duration));
+            }
+        }
+    }
+}
