@@ -15,4 +15,5 @@ pub mod poll;
 pub mod record;
 pub mod secret;
 pub mod status;
+pub mod store;
 pub mod track;

@@ -49,7 +49,8 @@ pub enum Store {
 }
 
 /// The right to write to a search: its row, and the fencing epoch of the lease on it. A commit
-/// under an epoch that has passed is refused. The embedded store has one holder and one epoch.
+/// under an epoch that has passed is refused. In the embedded store an epoch passes when the
+/// search is taken up again or given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Held {
     /// The search's row.
@@ -155,11 +156,11 @@ pub struct Backlog {
 pub struct AlertFilter {
     /// The account's name.
     pub account: Option<String>,
-    /// The tenant's id or name.
+    /// The tenant's id. The store does not know its name.
     pub tenant: Option<String>,
     /// The search's name.
     pub search: Option<String>,
-    /// The state's word, in any case.
+    /// The state's word, in any case of ASCII letters.
     pub state: Option<String>,
     /// At most so many, newest first.
     pub limit: usize,
@@ -201,6 +202,18 @@ pub enum Error {
     /// Reading or writing failed.
     #[error("the state store failed")]
     Backend(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// This build has no such store.
+    #[error("this build has no {backend} store yet; use a state file (`state.path`)")]
+    Unsupported {
+        /// What was asked for.
+        backend: &'static str,
+    },
+    /// A sink that [`Store::set_sinks`] did not name.
+    #[error("no sink named {name:?} is known to the state store")]
+    UnknownSink {
+        /// The name.
+        name: String,
+    },
     /// The store was closed.
     #[error("the state store is closed")]
     Closed,
@@ -216,17 +229,34 @@ impl Store {
     /// process, corrupt, or written by a newer version.
     pub async fn open(options: &Options) -> Result<Self, Error> {
         match options {
-            Options::Sqlite { path, journal_limit } => {
-                Ok(Self::Sqlite(sqlite::Sqlite::open(path, *journal_limit).await?))
-            }
-            Options::Postgres { .. } => todo!(),
+            Options::Sqlite {
+                path,
+                journal_limit,
+            } => Ok(Self::Sqlite(
+                sqlite::Sqlite::open(path, *journal_limit).await?,
+            )),
+            Options::Postgres { .. } => Err(Error::Unsupported {
+                backend: "PostgreSQL",
+            }),
         }
     }
 
-    /// Takes up a search and loads what is known about it; creates it where it is new.
+    /// Takes up a search and loads what is known about it; creates it where it is new. Whoever
+    /// held it before does so no longer.
+    ///
+    /// # Errors
+    /// [`Error::Backend`], as everywhere: then nothing is held.
     pub async fn take_up(&self, key: &SearchKey, now: Timestamp) -> Result<Loaded, Error> {
         match self {
             Self::Sqlite(store) => store.take_up(key, now).await,
+        }
+    }
+
+    /// Gives a search back: what its holder still tries to commit is refused, and its alerts are
+    /// no longer on the page. They are kept for the next who takes it up.
+    pub async fn release(&self, held: Held) -> Result<(), Error> {
+        match self {
+            Self::Sqlite(store) => store.release(held).await,
         }
     }
 
@@ -242,29 +272,37 @@ impl Store {
         }
     }
 
-    /// Writes what a poll learned, durably, as a whole or not at all.
+    /// Writes what a poll learned, durably, as a whole or not at all. An alert that is both among
+    /// the upserts and the departures has left. Where there are no sinks, events are not kept.
+    ///
+    /// # Errors
+    /// [`Error::JournalFull`] where its events do not fit, so that a commit with more events than
+    /// the limit never succeeds; [`Error::LeaseLost`] where the epoch has passed;
+    /// [`Error::Backend`] also where the disk is so full that acknowledgements need the rest.
     pub async fn commit(&self, held: Held, commit: Commit, now: Timestamp) -> Result<(), Error> {
         match self {
             Self::Sqlite(store) => store.commit(held, commit, now).await,
         }
     }
 
-    /// The open alerts for the page, newest first.
+    /// The open alerts for the page, newest first; those without a creation date come last. Only
+    /// those of searches that are held are shown.
     pub async fn open_alerts(&self, filter: AlertFilter) -> Result<Vec<OpenAlert>, Error> {
         match self {
             Self::Sqlite(store) => store.open_alerts(filter).await,
         }
     }
 
-    /// Says which sinks there are. One that is new starts with the next event; one that is no
-    /// longer there is forgotten, with its part of the backlog.
+    /// Says which sinks there are, and returns their states in the same order. One that is new
+    /// starts with the next event; one that is no longer there is forgotten, with its part of the
+    /// backlog.
     pub async fn set_sinks(&self, names: Vec<String>) -> Result<Vec<SinkState>, Error> {
         match self {
             Self::Sqlite(store) => store.set_sinks(names).await,
         }
     }
 
-    /// The next events for a sink: at most `max_events`, and no more than `max_bytes` of bodies,
+    /// The next events for a sink after those it has acknowledged: at most `max_events`, and no more than `max_bytes` of bodies,
     /// but at least one where there is one.
     pub async fn pending(
         &self,
@@ -278,7 +316,12 @@ impl Store {
     }
 
     /// Says that a sink has delivered events up to and with `position`, and what it needs to find
-    /// its place again. Events that every sink has are removed from the journal.
+    /// its place again. A position before one that was acknowledged already changes nothing.
+    /// Events that every sink has are removed from the journal.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] where it could not be stored. It counts all the same, as long as the
+    /// store is open, and is stored with the next write: do not deliver the events again.
     pub async fn acknowledge(
         &self,
         sink: &str,
@@ -297,7 +340,7 @@ impl Store {
         }
     }
 
-    /// Changes whenever events were journalled: what wakes the sinks.
+    /// The last position, after each commit with events: what wakes the sinks.
     #[must_use]
     pub fn journalled(&self) -> watch::Receiver<i64> {
         match self {
@@ -321,3 +364,6 @@ impl Error {
         Self::Backend(Arc::new(error))
     }
 }
+
+#[cfg(test)]
+mod conformance;

@@ -1,1 +1,264 @@
 //! The embedded store: one SQLite file.
+//!
+//! One thread owns the connection that writes; whoever calls sends it a command and awaits the
+//! answer. The thread takes everything that waits in its queue into one transaction, so that many
+//! callers share one fsync (group commit), and answers after it. The page of open alerts has a
+//! read-only connection of its own and never delays a commit.
+//!
+//! While the store is open it holds a lock on a file beside the state file (`….lock`), which
+//! keeps a second exporter away but lets an operator read with `sqlite3` at any time.
+
+use std::{
+    collections::HashMap,
+    path::Path,
+    sync::{Arc, PoisonError, RwLock},
+    thread,
+};
+
+use jiff::Timestamp;
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{AlertFilter, Backlog, Batch, Commit, Error, Held, Loaded, OpenAlert, SinkState};
+use crate::identity::SearchKey;
+
+mod alerts;
+mod journal;
+mod open;
+mod page;
+mod room;
+mod writer;
+
+use page::Page;
+use writer::{Command, Job, Read, Write, Writer};
+
+/// Commands that may wait before a caller waits as well.
+const QUEUE: usize = 256;
+
+/// The embedded store, open. Cheap to clone; closed with its last clone, at the latest.
+#[derive(Clone, Debug)]
+pub struct Sqlite {
+    commands: mpsc::Sender<Command>,
+    journalled: watch::Receiver<i64>,
+    page: Page,
+}
+
+/// Which searches are held, and the epoch that each has come to. The lock on the state file makes
+/// this process the only holder, so that epochs need not outlive it.
+#[derive(Clone, Debug, Default)]
+struct Holds(Arc<RwLock<HashMap<i64, Hold>>>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Hold {
+    epoch: i64,
+    held: bool,
+}
+
+/// A time as it is stored: microseconds since 1970, as PostgreSQL has them.
+#[derive(Clone, Copy)]
+struct Micros(Timestamp);
+
+// === impl Sqlite ===
+
+impl Sqlite {
+    /// Opens the state file, creates or migrates its tables.
+    pub(super) async fn open(path: &Path, journal_limit: u64) -> Result<Self, Error> {
+        let (commands, queue) = mpsc::channel(QUEUE);
+        let (opened, answer) = oneshot::channel();
+        let path = path.to_owned();
+        let thread_path = path.clone();
+        thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || {
+                let holds = Holds::default();
+                match Writer::open(&thread_path, journal_limit, holds.clone()) {
+                    Ok(writer) => {
+                        let page = Page::new(writer.path().to_owned(), holds);
+                        let journalled = writer.journalled();
+                        // A caller that gave up waiting has dropped the queue's sender as well:
+                        // the thread then ends by itself.
+                        opened.send(Ok((page.clone(), journalled))).ok();
+                        writer.run(queue, &page);
+                    }
+                    Err(error) => {
+                        opened.send(Err(error)).ok();
+                    }
+                }
+            })
+            .map_err(|error| Error::Open {
+                path,
+                problem: format!("no thread can be started for it: {error}"),
+            })?;
+        let (page, journalled) = answer.await.map_err(|_| Error::Closed)??;
+        Ok(Self {
+            commands,
+            journalled,
+            page,
+        })
+    }
+
+    pub(super) async fn take_up(&self, key: &SearchKey, now: Timestamp) -> Result<Loaded, Error> {
+        let key = key.clone();
+        self.write((key, now), Write::TakeUp).await
+    }
+
+    pub(super) async fn release(&self, held: Held) -> Result<(), Error> {
+        self.write(held, Write::Release).await
+    }
+
+    pub(super) async fn departed(
+        &self,
+        held: Held,
+        ids: Vec<Box<str>>,
+    ) -> Result<Vec<(Box<str>, u32)>, Error> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.ask(|reply| Command::Read(Read::Departed { held, ids, reply }))
+            .await
+    }
+
+    pub(super) async fn commit(
+        &self,
+        held: Held,
+        commit: Commit,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        self.write((held, commit, now), Write::Commit).await
+    }
+
+    pub(super) async fn open_alerts(&self, filter: AlertFilter) -> Result<Vec<OpenAlert>, Error> {
+        let commands = self.commands.clone();
+        self.page.read(filter, move || commands.is_closed()).await
+    }
+
+    pub(super) async fn set_sinks(&self, names: Vec<String>) -> Result<Vec<SinkState>, Error> {
+        self.write(names, Write::SetSinks).await
+    }
+
+    pub(super) async fn pending(
+        &self,
+        sink: &str,
+        max_events: usize,
+        max_bytes: usize,
+    ) -> Result<Batch, Error> {
+        let sink = sink.into();
+        self.ask(|reply| {
+            Command::Read(Read::Pending {
+                sink,
+                max_events,
+                max_bytes,
+                reply,
+            })
+        })
+        .await
+    }
+
+    pub(super) async fn acknowledge(
+        &self,
+        sink: &str,
+        position: i64,
+        mark: Option<Vec<u8>>,
+    ) -> Result<(), Error> {
+        let sink = sink.into();
+        self.ask(|reply| Command::Acknowledge {
+            sink,
+            position,
+            mark,
+            reply,
+        })
+        .await
+    }
+
+    pub(super) async fn backlog(&self, sink: &str) -> Result<Backlog, Error> {
+        let sink = sink.into();
+        self.ask(|reply| Command::Read(Read::Backlog { sink, reply }))
+            .await
+    }
+
+    pub(super) fn journalled(&self) -> watch::Receiver<i64> {
+        self.journalled.clone()
+    }
+
+    pub(super) async fn close(&self) {
+        let (reply, answer) = oneshot::channel();
+        if self.commands.send(Command::Close(reply)).await.is_ok() {
+            // Without an answer the thread has ended, which is what was asked for.
+            answer.await.ok();
+        }
+    }
+
+    async fn write<Q, A>(&self, request: Q, kind: fn(Job<Q, A>) -> Write) -> Result<A, Error> {
+        self.ask(|reply| Command::Write(kind(Job::new(request, reply))))
+            .await
+    }
+
+    async fn ask<A>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<A, Error>>) -> Command,
+    ) -> Result<A, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.commands
+            .send(command(reply))
+            .await
+            .map_err(|_| Error::Closed)?;
+        answer.await.map_err(|_| Error::Closed)?
+    }
+}
+
+// === impl Holds ===
+
+impl Holds {
+    /// Takes a search up: whoever held it before does so no longer.
+    fn take(&self, row: i64) -> Held {
+        let mut holds = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let hold = holds.entry(row).or_default();
+        hold.epoch += 1;
+        hold.held = true;
+        Held {
+            row,
+            epoch: hold.epoch,
+        }
+    }
+
+    fn give_back(&self, held: Held) {
+        let mut holds = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        if let Some(hold) = holds.get_mut(&held.row)
+            && hold.epoch == held.epoch
+        {
+            hold.held = false;
+        }
+    }
+
+    fn is_held(&self, held: Held) -> bool {
+        let holds = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        holds
+            .get(&held.row)
+            .is_some_and(|hold| hold.held && hold.epoch == held.epoch)
+    }
+
+    fn holds_row(&self, row: i64) -> bool {
+        let holds = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        holds.get(&row).is_some_and(|hold| hold.held)
+    }
+}
+
+// === impl Micros ===
+
+impl ToSql for Micros {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(ToSqlOutput::from(self.0.as_microsecond()))
+    }
+}
+
+impl FromSql for Micros {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        let micros = value.as_i64()?;
+        Timestamp::from_microsecond(micros)
+            .map(Self)
+            .map_err(|_| FromSqlError::OutOfRange(micros))
+    }
+}
+
+#[cfg(test)]
+mod tests;

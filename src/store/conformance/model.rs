@@ -1,0 +1,388 @@
+//! Random histories, run against a store and against a model of it that fits on a page.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::{
+    collection::vec,
+    prelude::*,
+    sample::subsequence,
+    test_runner::{Config, TestRunner},
+};
+
+use super::*;
+
+const LIMIT: u64 = 12;
+const SINKS: [&str; 3] = ["file", "loki", "stdout"];
+const IDS: [&str; 5] = ["1", "2", "3", "4", "ü"];
+
+#[derive(Clone, Debug)]
+enum Step {
+    TakeUp {
+        search: usize,
+    },
+    Commit {
+        search: usize,
+        stale: bool,
+        learned: Learned,
+    },
+    SetSinks {
+        names: Vec<&'static str>,
+    },
+    Read {
+        sink: usize,
+        max_events: usize,
+        max_bytes: usize,
+    },
+    Acknowledge {
+        sink: usize,
+        nth: usize,
+        mark: Option<u8>,
+    },
+    Reopen,
+}
+
+#[derive(Clone, Debug)]
+struct Learned {
+    upserts: Vec<(usize, u32, Option<i64>)>,
+    departures: Vec<(usize, u32)>,
+    events: usize,
+    primed: bool,
+}
+
+/// What a store must know.
+#[derive(Debug, Default)]
+struct Model {
+    searches: BTreeMap<usize, Search>,
+    sinks: BTreeMap<&'static str, Sink>,
+    /// The numbers of all events that were taken in.
+    journal: Vec<u128>,
+}
+
+#[derive(Debug, Default)]
+struct Search {
+    primed: bool,
+    alerts: BTreeMap<Box<str>, StoredAlert>,
+    departed: BTreeMap<Box<str>, u32>,
+}
+
+#[derive(Debug, Default)]
+struct Sink {
+    /// The number of the last event that was acknowledged.
+    cursor: u128,
+    mark: Option<Vec<u8>>,
+}
+
+/// The store, and what a caller remembers of its answers.
+struct Run {
+    store: Store,
+    holds: BTreeMap<usize, Held>,
+    stale: Vec<Held>,
+    /// The last batch that each sink read.
+    batches: BTreeMap<&'static str, Vec<Pending>>,
+    events: u128,
+}
+
+pub(in crate::store) fn a_random_history_leaves_what_the_model_says<K>(
+    fresh: impl Fn() -> (Options, K),
+) {
+    let config = Config {
+        cases: 96,
+        failure_persistence: None,
+        ..Config::default()
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap();
+    TestRunner::new(config)
+        .run(&vec(step(), 1..60), |steps| {
+            let (options, _keep) = fresh();
+            runtime.block_on(history(&with_limit(&options, LIMIT), steps));
+            Ok(())
+        })
+        .unwrap();
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let search = 0..3_usize;
+    let sink = 0..SINKS.len();
+    let learned = (
+        vec((0..IDS.len(), any::<u32>(), any::<Option<i32>>()), 0..4),
+        vec((0..IDS.len(), any::<u32>()), 0..3),
+        0..6_usize,
+        any::<bool>(),
+    )
+        .prop_map(|(upserts, departures, events, primed)| Learned {
+            upserts: upserts
+                .into_iter()
+                .map(|(id, ordinal, at)| (id, ordinal, at.map(i64::from)))
+                .collect(),
+            departures,
+            events,
+            primed,
+        });
+    prop_oneof![
+        2 => search.clone().prop_map(|search| Step::TakeUp { search }),
+        8 => (search, prop::bool::weighted(0.1), learned)
+            .prop_map(|(search, stale, learned)| Step::Commit { search, stale, learned }),
+        2 => subsequence(SINKS.to_vec(), 0..=SINKS.len())
+            .prop_map(|names| Step::SetSinks { names }),
+        6 => (sink.clone(), 0..5_usize, prop_oneof![Just(usize::MAX), 0..40_usize])
+            .prop_map(|(sink, max_events, max_bytes)| Step::Read { sink, max_events, max_bytes }),
+        6 => (sink, 0..5_usize, any::<Option<u8>>())
+            .prop_map(|(sink, nth, mark)| Step::Acknowledge { sink, nth, mark }),
+        1 => Just(Step::Reopen),
+    ]
+}
+
+async fn history(options: &Options, steps: Vec<Step>) {
+    let mut model = Model::default();
+    let mut run = Run {
+        store: Store::open(options).await.unwrap(),
+        holds: BTreeMap::new(),
+        stale: Vec::new(),
+        batches: BTreeMap::new(),
+        events: 0,
+    };
+    for step in steps {
+        match step {
+            Step::TakeUp { search } => run.take_up(&mut model, search).await,
+            Step::Commit {
+                search,
+                stale,
+                learned,
+            } => {
+                run.commit(&mut model, search, stale, learned).await;
+            }
+            Step::SetSinks { names } => run.set_sinks(&mut model, &names).await,
+            Step::Read {
+                sink,
+                max_events,
+                max_bytes,
+            } => {
+                run.read(&model, SINKS[sink], max_events, max_bytes).await;
+            }
+            Step::Acknowledge { sink, nth, mark } => {
+                run.acknowledge(&mut model, SINKS[sink], nth, mark).await;
+            }
+            Step::Reopen => {
+                run.check(&mut model).await;
+                run.store.close().await;
+                run.store = Store::open(options).await.unwrap();
+                // A hold does not outlive the store that gave it.
+                run.holds.clear();
+                run.stale.clear();
+            }
+        }
+    }
+    run.check(&mut model).await;
+    run.store.close().await;
+}
+
+// === impl Model ===
+
+impl Model {
+    fn end(&self) -> u128 {
+        self.journal.last().copied().unwrap_or(0)
+    }
+
+    fn waiting(&self, sink: &str) -> Vec<u128> {
+        let cursor = self.sinks[sink].cursor;
+        let numbers = self.journal.iter().copied();
+        numbers.filter(|number| *number > cursor).collect()
+    }
+
+    fn is_full_with(&self, events: usize) -> bool {
+        let most = self.sinks.keys().map(|sink| self.waiting(sink).len()).max();
+        events > 0 && most.is_some_and(|most| (most + events) as u64 > LIMIT)
+    }
+}
+
+// === impl Run ===
+
+impl Run {
+    async fn take_up(&mut self, model: &mut Model, search: usize) {
+        let key = key("acme", "client_1", &search.to_string());
+        let loaded = self.store.take_up(&key, second(7)).await.unwrap();
+        let known = model.searches.entry(search).or_default();
+        assert_eq!(loaded.primed, known.primed);
+        assert_eq!(loaded.first_seen, second(7));
+        assert_eq!(loaded.has_departed, !known.departed.is_empty());
+        let alerts: BTreeMap<_, _> = loaded
+            .alerts
+            .into_iter()
+            .map(|alert| (alert.id.clone(), alert))
+            .collect();
+        assert_eq!(alerts, known.alerts);
+        let ids = IDS.map(Box::from).to_vec();
+        let departed = self.store.departed(loaded.held, ids).await.unwrap();
+        assert_eq!(BTreeMap::from_iter(departed), known.departed);
+        if let Some(earlier) = self.holds.insert(search, loaded.held) {
+            self.stale.push(earlier);
+        }
+    }
+
+    async fn commit(&mut self, model: &mut Model, search: usize, stale: bool, learned: Learned) {
+        let held = if stale {
+            self.stale.last().copied()
+        } else {
+            self.holds.get(&search).copied()
+        };
+        let Some(held) = held else { return };
+        let numbers: Vec<u128> = (0..learned.events)
+            .map(|_| {
+                self.events += 1;
+                self.events
+            })
+            .collect();
+        let upserts = learned
+            .upserts
+            .into_iter()
+            .map(|(id, ordinal, created)| StoredAlert {
+                created_at: created.map(second),
+                ..alert(IDS[id], ordinal, 0)
+            });
+        let departures = learned.departures.into_iter();
+        let commit = Commit {
+            upserts: upserts.collect(),
+            departures: departures
+                .map(|(id, ordinal)| (IDS[id].into(), ordinal))
+                .collect(),
+            events: numbers.iter().copied().map(event).collect(),
+            primed: learned.primed,
+        };
+        let outcome = self.store.commit(held, commit.clone(), second(8)).await;
+        if stale {
+            assert!(matches!(outcome, Err(Error::LeaseLost)), "{outcome:?}");
+        } else if model.is_full_with(learned.events) {
+            let full = matches!(outcome, Err(Error::JournalFull { limit: LIMIT }));
+            assert!(full, "{outcome:?}");
+        } else {
+            outcome.unwrap();
+            let known = model.searches.get_mut(&search).unwrap();
+            known.primed |= learned.primed;
+            for alert in commit.upserts {
+                known.alerts.insert(alert.id.clone(), alert);
+            }
+            for (id, ordinal) in commit.departures {
+                known.alerts.remove(&id);
+                known.departed.insert(id, ordinal);
+            }
+            if !model.sinks.is_empty() {
+                model.journal.extend(numbers);
+            }
+        }
+    }
+
+    async fn set_sinks(&mut self, model: &mut Model, names: &[&'static str]) {
+        let end = model.end();
+        model.sinks.retain(|name, _| names.contains(name));
+        let mut expected = Vec::new();
+        for name in names {
+            let sink = model.sinks.entry(name).or_insert_with(|| Sink {
+                cursor: end,
+                mark: None,
+            });
+            expected.push(SinkState {
+                mark: sink.mark.clone(),
+            });
+        }
+        assert_eq!(sinks(&self.store, names).await, expected);
+    }
+
+    async fn read(
+        &mut self,
+        model: &Model,
+        sink: &'static str,
+        max_events: usize,
+        max_bytes: usize,
+    ) {
+        let batch = self.store.pending(sink, max_events, max_bytes).await;
+        if !model.sinks.contains_key(sink) {
+            assert!(matches!(batch, Err(Error::UnknownSink { .. })), "{batch:?}");
+            return;
+        }
+        let batch = batch.unwrap();
+        let mut bytes = 0;
+        let mut expected = model.waiting(sink);
+        expected.truncate(max_events);
+        let fitting = expected
+            .iter()
+            .take_while(|number| {
+                bytes += event(**number).body.len();
+                bytes <= max_bytes
+            })
+            .count();
+        expected.truncate(fitting.max(1));
+        assert_eq!(numbers(&batch), expected);
+        self.batches.insert(sink, batch.events);
+    }
+
+    async fn acknowledge(
+        &mut self,
+        model: &mut Model,
+        sink: &'static str,
+        nth: usize,
+        mark: Option<u8>,
+    ) {
+        let Some(pending) = self.batches.get(sink).and_then(|batch| batch.get(nth)) else {
+            return;
+        };
+        let mark = mark.map(|mark| vec![mark]);
+        let outcome = self
+            .store
+            .acknowledge(sink, pending.position, mark.clone())
+            .await;
+        let Some(known) = model.sinks.get_mut(sink) else {
+            assert!(
+                matches!(outcome, Err(Error::UnknownSink { .. })),
+                "{outcome:?}"
+            );
+            return;
+        };
+        outcome.unwrap();
+        let number = pending.event.event_id.as_u128();
+        if number >= known.cursor {
+            known.cursor = number;
+            known.mark = mark;
+        }
+    }
+
+    /// Compares all that can be asked for.
+    async fn check(&mut self, model: &mut Model) {
+        let names: Vec<_> = model.sinks.keys().copied().collect();
+        self.set_sinks(model, &names).await;
+        for sink in names {
+            self.read(model, sink, usize::MAX, usize::MAX).await;
+            let waiting = model.waiting(sink);
+            let expected = Backlog {
+                events: waiting.len() as u64,
+                oldest: waiting.first().map(|number| event(*number).at),
+            };
+            assert_eq!(self.store.backlog(sink).await.unwrap(), expected);
+        }
+        let known: Vec<_> = model.searches.keys().copied().collect();
+        for search in known {
+            self.take_up(model, search).await;
+        }
+        let everything = AlertFilter {
+            limit: usize::MAX,
+            ..AlertFilter::default()
+        };
+        let page = self.store.open_alerts(everything).await.unwrap();
+        let ages: Vec<_> = page.iter().map(|open| open.alert.created_at).collect();
+        assert!(ages.is_sorted_by(|a, b| a >= b), "{ages:?}");
+        let shown: BTreeSet<_> = page
+            .into_iter()
+            .map(|open| (open.search, open.alert.id))
+            .collect();
+        let expected: BTreeSet<_> = model
+            .searches
+            .iter()
+            .flat_map(|(search, known)| {
+                let ids = known.alerts.keys().cloned();
+                ids.map(move |id| (search.to_string(), id))
+            })
+            .collect();
+        assert_eq!(shown, expected);
+    }
+}

@@ -1,0 +1,279 @@
+//! The journal of events and the sinks' cursors.
+//!
+//! Where it begins, where it ends and how far each sink has come is kept in memory, so that a
+//! backlog costs no counting: positions have no gaps. An acknowledgement counts at once and is
+//! stored with the next transaction, so that a fault of the disk never has a sink read again what
+//! it has delivered.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use rusqlite::{Connection, OptionalExtension as _, Result, params};
+use uuid::Uuid;
+
+use super::Micros;
+use crate::store::{Backlog, Batch, JournalEvent, Pending, SinkState};
+
+/// Events that one transaction removes from the journal at most, so that none takes long.
+const PRUNE_STEP: i64 = 8192;
+
+/// What is known of the journal without reading it.
+#[derive(Clone, Debug)]
+pub(super) struct Journal {
+    /// Events that may wait.
+    limit: u64,
+    /// Events up to here are gone.
+    start: i64,
+    /// The last position that was given.
+    end: i64,
+    cursors: BTreeMap<Box<str>, Cursor>,
+}
+
+/// How far a sink has come.
+#[derive(Clone, Debug)]
+struct Cursor {
+    /// The last position that was acknowledged.
+    position: i64,
+    mark: Option<Vec<u8>>,
+    stored: bool,
+}
+
+// === impl Journal ===
+
+impl Journal {
+    pub(super) fn load(connection: &Connection, limit: u64) -> Result<Self> {
+        let end = connection
+            .query_row(
+                "SELECT seq FROM sqlite_sequence WHERE name = 'journal'",
+                [],
+                |row| row.get(0),
+            )
+            .optional()?
+            .unwrap_or(0);
+        let first: Option<i64> =
+            connection.query_row("SELECT min(position) FROM journal", [], |row| row.get(0))?;
+        let cursors = connection
+            .prepare("SELECT name, position, mark FROM sink")?
+            .query_map([], |row| {
+                let cursor = Cursor {
+                    position: row.get(1)?,
+                    mark: row.get(2)?,
+                    stored: true,
+                };
+                Ok((row.get(0)?, cursor))
+            })?
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            limit,
+            start: first.map_or(end, |first| first - 1),
+            end,
+            cursors,
+        })
+    }
+
+    pub(super) fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// The last position that was given.
+    pub(super) fn end(&self) -> i64 {
+        self.end
+    }
+
+    /// Whether so many more events may wait.
+    pub(super) fn has_room(&self, events: usize) -> bool {
+        let waiting = self.end.abs_diff(self.delivered());
+        self.cursors.is_empty() || waiting.saturating_add(events as u64) <= self.limit
+    }
+
+    /// Appends events. Without a sink nobody would ever read or remove them.
+    pub(super) fn append(
+        &mut self,
+        connection: &Connection,
+        events: &[JournalEvent],
+    ) -> Result<()> {
+        if self.cursors.is_empty() || events.is_empty() {
+            return Ok(());
+        }
+        let mut insert = connection.prepare_cached(
+            "INSERT INTO journal (position, event_id, at, body) VALUES (?1, ?2, ?3, ?4)",
+        )?;
+        for event in events {
+            insert.execute(params![
+                self.end + 1,
+                event.event_id.as_bytes(),
+                Micros(event.at),
+                &event.body[..],
+            ])?;
+            self.end += 1;
+        }
+        Ok(())
+    }
+
+    /// The next events for a sink; `None` where there is no such sink.
+    pub(super) fn pending(
+        &self,
+        connection: &Connection,
+        sink: &str,
+        max_events: usize,
+        max_bytes: usize,
+    ) -> Result<Option<Batch>> {
+        let Some(&Cursor { position, .. }) = self.cursors.get(sink) else {
+            return Ok(None);
+        };
+        if position == self.end || max_events == 0 {
+            return Ok(Some(Batch::default()));
+        }
+        let mut select = connection.prepare_cached(
+            "SELECT position, event_id, at, body FROM journal
+             WHERE position > ?1 ORDER BY position LIMIT ?2",
+        )?;
+        let limit = i64::try_from(max_events).unwrap_or(i64::MAX);
+        let mut rows = select.query(params![position, limit])?;
+        // A batch comes and goes as a whole, so that its bodies can share one allocation.
+        let mut bodies = Vec::new();
+        let mut heads = Vec::new();
+        while let Some(row) = rows.next()? {
+            let body = row.get_ref(3)?.as_blob()?;
+            if !heads.is_empty() && bodies.len() + body.len() > max_bytes {
+                break;
+            }
+            bodies.extend_from_slice(body);
+            let event_id = Uuid::from_bytes(row.get(1)?);
+            heads.push((
+                row.get(0)?,
+                event_id,
+                row.get::<_, Micros>(2)?,
+                bodies.len(),
+            ));
+        }
+        let bodies = Bytes::from(bodies);
+        let mut from = 0;
+        let events = heads
+            .into_iter()
+            .map(|(position, event_id, Micros(at), to)| {
+                let body = bodies.slice(from..to);
+                from = to;
+                Pending {
+                    position,
+                    event: JournalEvent { event_id, at, body },
+                }
+            })
+            .collect();
+        Ok(Some(Batch { events }))
+    }
+
+    /// Moves a sink's cursor on; returns whether there is such a sink. It is stored with
+    /// [`Self::store_cursors`].
+    pub(super) fn acknowledge(&mut self, sink: &str, position: i64, mark: Option<Vec<u8>>) -> bool {
+        let Some(cursor) = self.cursors.get_mut(sink) else {
+            return false;
+        };
+        // Beyond the end there is nothing that could have been delivered; what is journalled there
+        // later must not be skipped.
+        let position = position.min(self.end);
+        if position >= cursor.position {
+            *cursor = Cursor {
+                position,
+                mark,
+                stored: false,
+            };
+        }
+        true
+    }
+
+    /// Stores what was acknowledged since the last transaction that was committed.
+    pub(super) fn store_cursors(&mut self, connection: &Connection) -> Result<()> {
+        for (name, cursor) in &mut self.cursors {
+            if !cursor.stored {
+                connection
+                    .prepare_cached("UPDATE sink SET position = ?2, mark = ?3 WHERE name = ?1")?
+                    .execute(params![name, cursor.position, cursor.mark])?;
+                cursor.stored = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// How much waits for a sink; `None` where there is no such sink.
+    pub(super) fn backlog(&self, connection: &Connection, sink: &str) -> Result<Option<Backlog>> {
+        let Some(&Cursor { position, .. }) = self.cursors.get(sink) else {
+            return Ok(None);
+        };
+        let oldest = if position < self.end {
+            connection
+                .prepare_cached("SELECT at FROM journal WHERE position = ?1")?
+                .query_row([position + 1], |row| row.get::<_, Micros>(0))
+                .optional()?
+                .map(|Micros(at)| at)
+        } else {
+            None
+        };
+        Ok(Some(Backlog {
+            events: self.end.abs_diff(position),
+            oldest,
+        }))
+    }
+
+    /// Adds sinks that are new, forgets those that are not named, and returns all states.
+    pub(super) fn set_sinks(
+        &mut self,
+        connection: &Connection,
+        names: &[String],
+    ) -> Result<Vec<SinkState>> {
+        let mut forget = connection.prepare_cached("DELETE FROM sink WHERE name = ?1")?;
+        let gone: Vec<_> = self
+            .cursors
+            .keys()
+            .filter(|name| !names.iter().any(|wanted| **wanted == ***name))
+            .cloned()
+            .collect();
+        for name in gone {
+            forget.execute([&name])?;
+            self.cursors.remove(&name);
+        }
+        let mut add =
+            connection.prepare_cached("INSERT INTO sink (name, position) VALUES (?1, ?2)")?;
+        names
+            .iter()
+            .map(|name| {
+                let mark = if let Some(cursor) = self.cursors.get(name.as_str()) {
+                    cursor.mark.clone()
+                } else {
+                    add.execute(params![name, self.end])?;
+                    let cursor = Cursor {
+                        position: self.end,
+                        mark: None,
+                        stored: true,
+                    };
+                    self.cursors.insert(name.as_str().into(), cursor);
+                    None
+                };
+                Ok(SinkState { mark })
+            })
+            .collect()
+    }
+
+    /// Whether events that every sink has are still in the journal.
+    pub(super) fn has_delivered(&self) -> bool {
+        self.start < self.delivered()
+    }
+
+    /// Removes some events that every sink has.
+    pub(super) fn prune(&mut self, connection: &Connection) -> Result<()> {
+        let through = self.delivered().min(self.start.saturating_add(PRUNE_STEP));
+        if self.start < through {
+            connection
+                .prepare_cached("DELETE FROM journal WHERE position <= ?1")?
+                .execute([through])?;
+            self.start = through;
+        }
+        Ok(())
+    }
+
+    /// Every sink has the events up to here.
+    fn delivered(&self) -> i64 {
+        let positions = self.cursors.values().map(|cursor| cursor.position);
+        positions.min().unwrap_or(self.end)
+    }
+}

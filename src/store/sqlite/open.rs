@@ -1,0 +1,336 @@
+//! Opening the state file: who may use it, whether it is ours, which version it has, and what to
+//! do where something is wrong.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read as _, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use rusqlite::{Connection, ErrorCode, OpenFlags, Result, TransactionBehavior};
+use rustix::fs::{FlockOperation, flock};
+
+use crate::store::Error;
+
+/// How long another program's lock, such as that of an `sqlite3` shell, is waited for.
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Marks a file as ours in its header, as ASCII: `OpRx`.
+const APPLICATION_ID: i32 = 0x4f70_5278;
+
+/// Brings a file from version n to n + 1, as a script for each n. Never change one that was
+/// released: add one.
+const MIGRATIONS: [&str; 1] = [include_str!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/migrations/sqlite/0001_initial.sql"
+))];
+
+/// Memory for pages of the file, in KiB.
+const CACHE_KIB: i64 = 2048;
+/// Pages that the write-ahead log gathers before they are copied into the file. At four times
+/// SQLite's default fewer than one small commit in a hundred has to wait for the copying.
+const CHECKPOINT_PAGES: i64 = 4000;
+/// A longer log is cut back to this length, in bytes, once it was copied.
+const LOG_BYTES: i64 = 16 * 1024 * 1024;
+/// Statements that stay prepared; there are fewer.
+const STATEMENTS: usize = 32;
+/// For the owner alone: alerts tell much about a network.
+const MODE: u32 = 0o600;
+
+/// The state file, open for writing, and the lock that keeps others from it.
+#[derive(Debug)]
+pub(super) struct StateFile {
+    // Closed in this order: the lock is let go last.
+    connection: Connection,
+    path: PathBuf,
+    _lock: File,
+}
+
+// === impl StateFile ===
+
+impl StateFile {
+    /// Opens the file, creates or migrates its tables, and loads what `load` reads from it.
+    pub(super) fn open<T>(
+        path: &Path,
+        load: impl FnOnce(&Connection) -> Result<T>,
+    ) -> std::result::Result<(Self, T), Error> {
+        let opened = || {
+            let path = resolve(path)?;
+            let lock = lock(&path)?;
+            create(&path)?;
+            let mut connection = connect(&path).map_err(|error| describe(&error))?;
+            prepare(&mut connection)?;
+            let loaded = load(&connection).map_err(|error| describe(&error))?;
+            let file = Self {
+                connection,
+                path,
+                _lock: lock,
+            };
+            Ok((file, loaded))
+        };
+        opened().map_err(|problem| Error::Open {
+            path: path.to_owned(),
+            problem,
+        })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(super) fn connection(&mut self) -> &mut Connection {
+        &mut self.connection
+    }
+
+    /// The connection, for what does not change the file.
+    pub(super) fn reader(&self) -> &Connection {
+        &self.connection
+    }
+
+    /// A file beside it.
+    pub(super) fn beside(&self, suffix: &str) -> PathBuf {
+        beside(&self.path, suffix)
+    }
+
+    /// Copies the write-ahead log into the file, so that the log is written from its start again:
+    /// on a full disk that may be all the room there is. Returns whether it was copied whole.
+    pub(super) fn reuse_log(&self) -> bool {
+        self.checkpoint("RESTART")
+    }
+
+    /// Leaves one file without a log behind, where nobody else is reading it.
+    pub(super) fn close(self) {
+        self.checkpoint("TRUNCATE");
+    }
+
+    /// A checkpoint is tidying up: where it fails, the log keeps what it holds.
+    fn checkpoint(&self, mode: &str) -> bool {
+        let failed =
+            self.connection
+                .query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
+                    row.get(0)
+                });
+        matches!(failed, Ok(false))
+    }
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(suffix);
+    beside.into()
+}
+
+/// The file's own path, so that a link to it does not lead around its lock.
+fn resolve(path: &Path) -> std::result::Result<PathBuf, String> {
+    match path.canonicalize() {
+        Ok(path) if path.is_dir() => Err("it is a folder; name a file in it".to_owned()),
+        Ok(path) => Ok(path),
+        Err(_) => {
+            let name = path
+                .file_name()
+                .ok_or("the path does not end in a file's name")?;
+            let folder = match path.parent() {
+                Some(folder) if !folder.as_os_str().is_empty() => folder,
+                _ => Path::new("."),
+            };
+            match folder.canonicalize() {
+                Ok(folder) if folder.is_dir() => Ok(folder.join(name)),
+                Ok(_) => Err(format!("{} is not a folder", folder.display())),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => Err(format!(
+                    "its folder {} does not exist; create it, and let it belong to the user that \
+                     the exporter runs as",
+                    folder.display()
+                )),
+                Err(error) => Err(format!(
+                    "its folder {} cannot be used: {error}",
+                    folder.display()
+                )),
+            }
+        }
+    }
+}
+
+/// Takes the lock beside the file. It is a file of its own because SQLite's locks on the state file
+/// would be lost with any other handle that this process closes on it.
+fn lock(path: &Path) -> std::result::Result<File, String> {
+    let lock_path = beside(path, ".lock");
+    let mut lock = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(MODE)
+        .open(&lock_path)
+        .map_err(|error| not_writable(&lock_path, &error))?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => {}
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut holder = String::new();
+            // Only a courtesy: who holds the lock may not have written its number yet.
+            lock.read_to_string(&mut holder).ok();
+            let holder = match holder.trim() {
+                "" => String::new(),
+                holder => format!(" (process {holder})"),
+            };
+            return Err(format!(
+                "another exporter{holder} uses it; stop that one, or give this one a state file \
+                 of its own"
+            ));
+        }
+        Err(error) => {
+            return Err(format!("{} cannot be locked: {error}", lock_path.display()));
+        }
+    }
+    // On a full disk the number is missing and nothing else.
+    if lock.set_len(0).is_ok() {
+        write!(lock, "{}", std::process::id()).ok();
+    }
+    Ok(lock)
+}
+
+/// Creates the file where it is missing, so that SQLite gives its mode to the files beside it too,
+/// and finds out whether it can be written.
+fn create(path: &Path) -> std::result::Result<(), String> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(MODE)
+        .open(path)
+        .map(drop)
+        .map_err(|error| not_writable(path, &error))
+}
+
+fn not_writable(path: &Path, error: &io::Error) -> String {
+    let path = path.display();
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => format!(
+            "{path} cannot be written by user {}; let it and its folder belong to that user",
+            rustix::process::geteuid().as_raw()
+        ),
+        io::ErrorKind::ReadOnlyFilesystem => format!(
+            "{path} is on a file system that is mounted read-only; choose another place, or \
+             mount it writable"
+        ),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            format!("{path} cannot be created: {error}; make room")
+        }
+        _ => format!("{path} cannot be opened for writing: {error}"),
+    }
+}
+
+fn connect(path: &Path) -> Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS);
+    connection.pragma_update(None, "trusted_schema", false)?;
+    connection.pragma_update(None, "foreign_keys", true)?;
+    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+    // The service may have no writable /tmp.
+    connection.pragma_update(None, "temp_store", "memory")?;
+    Ok(connection)
+}
+
+/// Makes sure that the file is ours and of this version, before anything in it is changed.
+fn prepare(connection: &mut Connection) -> std::result::Result<(), String> {
+    let version = version(connection).map_err(|error| describe(&error))?;
+    let version = match version {
+        Version::Ours(version) => version,
+        Version::Foreign => {
+            return Err("it is the database of another program; choose another path".to_owned());
+        }
+    };
+    let known = MIGRATIONS.len();
+    if version > known {
+        return Err(format!(
+            "it was written by a newer version (its schema is {version}, this version knows \
+             schemas up to {known}); install that version again, or choose another path"
+        ));
+    }
+    let mode = write_ahead(connection, version == 0).map_err(|error| describe(&error))?;
+    if !mode.eq_ignore_ascii_case("wal") {
+        return Err(format!(
+            "its file system does not support SQLite's write-ahead log (the journal mode stays \
+             {mode}); choose a local file system"
+        ));
+    }
+    migrate(connection, version, &MIGRATIONS).map_err(|error| describe(&error))
+}
+
+enum Version {
+    /// So many migrations were done; 0 for a new file.
+    Ours(usize),
+    Foreign,
+}
+
+fn version(connection: &Connection) -> Result<Version> {
+    let number = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0));
+    let tables: i64 =
+        connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+    let version = number("user_version")?;
+    Ok(
+        match (number("application_id")?, usize::try_from(version)) {
+            (APPLICATION_ID, Ok(version)) => Version::Ours(version),
+            (0, Ok(0)) if tables == 0 => Version::Ours(0),
+            _ => Version::Foreign,
+        },
+    )
+}
+
+fn write_ahead(connection: &Connection, new: bool) -> Result<String> {
+    if new {
+        // There is nothing yet that a rollback journal could bring back; its fsyncs are most of
+        // what the first start waits for.
+        connection.pragma_update_and_check(None, "journal_mode", "memory", |_| Ok(()))?;
+    }
+    let mode = connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
+    connection.pragma_update(None, "synchronous", "full")?;
+    connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+    connection.pragma_update(None, "journal_size_limit", LOG_BYTES)?;
+    Ok(mode)
+}
+
+/// Does the migrations that are missing, all or none.
+fn migrate(connection: &mut Connection, version: usize, migrations: &[&str]) -> Result<()> {
+    if version == migrations.len() {
+        return Ok(());
+    }
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    for migration in &migrations[version..] {
+        transaction.execute_batch(migration)?;
+    }
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.pragma_update(None, "user_version", migrations.len() as i64)?;
+    transaction.commit()
+}
+
+/// What SQLite's error means for whoever runs the exporter.
+fn describe(error: &rusqlite::Error) -> String {
+    let advice = match error.sqlite_error_code() {
+        Some(ErrorCode::NotADatabase) => {
+            "it is not an SQLite database; choose another path, or move the file away"
+        }
+        Some(ErrorCode::DatabaseCorrupt) => {
+            "it is damaged; restore it from a backup, or move it and the files beside it away: \
+             then every open alert is logged again"
+        }
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            "another program, such as an sqlite3 shell, has locked it; end that program"
+        }
+        Some(ErrorCode::ReadOnly | ErrorCode::CannotOpen | ErrorCode::PermissionDenied) => {
+            "it, its folder or the files beside it that end in -wal and -shm cannot be written; \
+             let them belong to the user that the exporter runs as"
+        }
+        Some(ErrorCode::DiskFull) => "the disk is full; make room",
+        Some(ErrorCode::SystemIoFailure) => "reading or writing it failed; look at the disk",
+        _ => return error.to_string(),
+    };
+    format!("{advice} ({error})")
+}
+
+#[cfg(test)]
+mod tests;

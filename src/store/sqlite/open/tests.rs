@@ -1,0 +1,284 @@
+use std::{fs, os::unix::fs::MetadataExt as _};
+
+use super::*;
+
+fn folder() -> tempfile::TempDir {
+    tempfile::tempdir().unwrap()
+}
+
+fn open(path: &Path) -> std::result::Result<StateFile, Error> {
+    StateFile::open(path, |_| Ok(())).map(|(file, ())| file)
+}
+
+/// What the message says is wrong, after the path.
+fn problem(path: &Path) -> String {
+    match open(path) {
+        Err(Error::Open {
+            path: named,
+            problem,
+        }) => {
+            assert_eq!(named, path);
+            problem
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+fn with(path: &Path, sql: &str) {
+    Connection::open(path).unwrap().execute_batch(sql).unwrap();
+}
+
+fn schema(connection: &Connection) -> Vec<String> {
+    connection
+        .prepare("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL ORDER BY name")
+        .unwrap()
+        .query_map([], |row| row.get(0))
+        .unwrap()
+        .collect::<Result<_>>()
+        .unwrap()
+}
+
+#[test]
+fn a_new_file_is_for_its_owner_alone_and_so_are_the_files_beside_it() {
+    let folder = folder();
+    let path = folder.path().join("state.db");
+    let mut file = open(&path).unwrap();
+    let connection = file.connection();
+    connection
+        .execute_batch("INSERT INTO sink (name, position) VALUES ('s', 0)")
+        .unwrap();
+    let mut names: Vec<_> = fs::read_dir(&folder)
+        .unwrap()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            assert_eq!(entry.metadata().unwrap().mode() & 0o777, 0o600, "{entry:?}");
+            entry.file_name().into_string().unwrap()
+        })
+        .collect();
+    names.sort();
+    let beside = ["state.db", "state.db-shm", "state.db-wal", "state.db.lock"];
+    assert_eq!(names, beside);
+    file.close();
+    assert!(!folder.path().join("state.db-wal").exists());
+}
+
+#[test]
+fn the_file_is_durable_checked_and_small_in_memory() {
+    let folder = folder();
+    let mut file = open(&folder.path().join("state.db")).unwrap();
+    let connection = file.connection();
+    let text = |pragma| -> String {
+        connection
+            .pragma_query_value(None, pragma, |row| row.get(0))
+            .unwrap()
+    };
+    let number = |pragma| -> i64 {
+        connection
+            .pragma_query_value(None, pragma, |row| row.get(0))
+            .unwrap()
+    };
+    assert_eq!(text("journal_mode"), "wal");
+    assert_eq!(number("synchronous"), 2);
+    assert_eq!(number("foreign_keys"), 1);
+    assert_eq!(number("cache_size"), -2048);
+    assert_eq!(number("application_id"), i64::from(APPLICATION_ID));
+    assert_eq!(number("user_version"), MIGRATIONS.len() as i64);
+}
+
+#[test]
+fn a_second_exporter_is_told_who_uses_the_file() {
+    let folder = folder();
+    let path = folder.path().join("state.db");
+    let link = folder.path().join("link.db");
+    let first = open(&path).unwrap();
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    for path in [&path, &link] {
+        let problem = problem(path);
+        let process = format!("another exporter (process {}) uses it", std::process::id());
+        assert!(problem.starts_with(&process), "{problem}");
+    }
+    first.close();
+    open(&link).unwrap();
+}
+
+#[test]
+fn an_operator_can_read_while_it_is_open() {
+    let folder = folder();
+    let path = folder.path().join("state.db");
+    let mut file = open(&path).unwrap();
+    let operator = Connection::open_with_flags(&path, OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
+    let sinks = || -> i64 {
+        operator
+            .query_row("SELECT count(*) FROM sink", [], |row| row.get(0))
+            .unwrap()
+    };
+    assert_eq!(sinks(), 0);
+    file.connection()
+        .execute_batch("INSERT INTO sink (name, position) VALUES ('s', 0)")
+        .unwrap();
+    assert_eq!(sinks(), 1);
+}
+
+#[test]
+fn a_place_that_cannot_be_is_explained() {
+    let folder = folder();
+    let folder = folder.path();
+    fs::write(folder.join("file"), "").unwrap();
+    let missing = problem(&folder.join("missing/state.db"));
+    let start = format!(
+        "its folder {} does not exist; create it",
+        folder.join("missing").display()
+    );
+    assert!(missing.starts_with(&start), "{missing}");
+    let file = problem(&folder.join("file/state.db"));
+    assert!(file.ends_with("is not a folder"), "{file}");
+    assert_eq!(problem(folder), "it is a folder; name a file in it");
+    let nothing = problem(&folder.join("missing/.."));
+    assert_eq!(nothing, "the path does not end in a file's name");
+}
+
+#[test]
+fn a_place_that_cannot_be_written_is_explained() {
+    let said = |errno: rustix::io::Errno| not_writable(Path::new("/x/state.db"), &errno.into());
+    let user = rustix::process::geteuid().as_raw();
+    assert_eq!(
+        said(rustix::io::Errno::ACCESS),
+        format!(
+            "/x/state.db cannot be written by user {user}; let it and its folder belong to that \
+             user"
+        )
+    );
+    assert!(said(rustix::io::Errno::ROFS).contains("mounted read-only"));
+    assert!(said(rustix::io::Errno::NOSPC).ends_with("; make room"));
+    assert!(said(rustix::io::Errno::IO).contains("cannot be opened for writing: "));
+}
+
+#[test]
+fn a_file_of_something_else_is_left_as_it_is() {
+    let folder = folder();
+    let path = folder.path().join("state.db");
+    type Make = fn(&Path);
+    let cases: [(&str, Make); 4] = [
+        ("it is not an SQLite database", |path| {
+            fs::write(path, "accounts:\n  - name: acme\n".repeat(200)).unwrap();
+        }),
+        ("it is the database of another program", |path| {
+            with(path, "CREATE TABLE bookmarks (url TEXT)");
+        }),
+        ("it is the database of another program", |path| {
+            with(path, "PRAGMA application_id = 252006675");
+        }),
+        ("it is the database of another program", |path| {
+            with(path, "PRAGMA user_version = 1");
+        }),
+    ];
+    for (expected, make) in cases {
+        fs::remove_file(&path).ok();
+        make(&path);
+        let before = fs::read(&path).unwrap();
+        let problem = problem(&path);
+        assert!(problem.starts_with(expected), "{problem}");
+        assert_eq!(fs::read(&path).unwrap(), before);
+    }
+}
+
+#[test]
+fn a_file_of_a_newer_version_names_both_versions() {
+    let folder = folder();
+    let path = folder.path().join("state.db");
+    open(&path).unwrap().close();
+    with(&path, "PRAGMA user_version = 7");
+    let problem = problem(&path);
+    let expected = format!(
+        "it was written by a newer version (its schema is 7, this version knows schemas up to {})",
+        MIGRATIONS.len()
+    );
+    assert!(problem.starts_with(&expected), "{problem}");
+}
+
+#[test]
+fn a_damaged_file_is_told_from_a_new_one() {
+    let folder = folder();
+    let path = folder.path().join("state.db");
+    open(&path).unwrap().close();
+    let whole = fs::read(&path).unwrap();
+    let cut = &whole[..whole.len() / 2];
+    let mut scribbled = whole.clone();
+    scribbled[100..4096].fill(0x5a);
+    for damaged in [cut, &scribbled] {
+        fs::write(&path, damaged).unwrap();
+        let problem = problem(&path);
+        assert!(
+            problem.starts_with("it is damaged; restore it"),
+            "{problem}"
+        );
+    }
+    // Where a crash came before the first byte was written, nothing is lost by starting anew.
+    fs::write(&path, "").unwrap();
+    open(&path).unwrap();
+}
+
+#[test]
+fn what_sqlite_says_is_told_with_advice() {
+    use rusqlite::ffi;
+    for (code, advice) in [
+        (
+            ffi::SQLITE_BUSY,
+            "another program, such as an sqlite3 shell, has locked it",
+        ),
+        (
+            ffi::SQLITE_LOCKED,
+            "another program, such as an sqlite3 shell, has locked it",
+        ),
+        (
+            ffi::SQLITE_READONLY_DIRECTORY,
+            "it, its folder or the files beside it",
+        ),
+        (
+            ffi::SQLITE_CANTOPEN,
+            "it, its folder or the files beside it",
+        ),
+        (ffi::SQLITE_PERM, "it, its folder or the files beside it"),
+        (ffi::SQLITE_FULL, "the disk is full"),
+        (ffi::SQLITE_IOERR_FSYNC, "reading or writing it failed"),
+        (ffi::SQLITE_MISMATCH, "Error code 20"),
+    ] {
+        let error = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+        let said = describe(&error);
+        assert!(said.starts_with(advice), "{said}");
+    }
+}
+
+#[test]
+fn migrations_lead_from_every_version_to_the_same_tables() {
+    let mut new = Connection::open_in_memory().unwrap();
+    migrate(&mut new, 0, &MIGRATIONS).unwrap();
+    for version in 1..=MIGRATIONS.len() {
+        let mut old = Connection::open_in_memory().unwrap();
+        migrate(&mut old, 0, &MIGRATIONS[..version]).unwrap();
+        migrate(&mut old, version, &MIGRATIONS).unwrap();
+        assert_eq!(schema(&old), schema(&new));
+    }
+    let strict: i64 = new
+        .query_row(
+            "SELECT count(*) FROM pragma_table_list
+             WHERE schema = 'main' AND NOT strict AND name NOT LIKE 'sqlite\\_%' ESCAPE '\\'",
+            [],
+            |row| row.get(0),
+        )
+        .unwrap();
+    assert_eq!(strict, 0);
+}
+
+#[test]
+fn migrations_are_done_all_or_none() {
+    let folder = folder();
+    let path = folder.path().join("state.db");
+    let mut connection = Connection::open(&path).unwrap();
+    let scripts = ["CREATE TABLE one (x INTEGER) STRICT", "CREATE TABLE"];
+    migrate(&mut connection, 0, &scripts).unwrap_err();
+    assert_eq!(schema(&connection), Vec::<String>::new());
+    assert!(matches!(version(&connection), Ok(Version::Ours(0))));
+    drop(connection);
+    open(&path).unwrap();
+}

@@ -1,0 +1,124 @@
+//! How much more may be stored before the disk is too full for delivery to go on.
+//!
+//! What is delivered must be acknowledged, or the journal never shrinks: a disk that the journal
+//! itself has filled would stay full for ever. So new alerts and events are refused while there is
+//! still room for acknowledgements, and for copying the write-ahead log into the file, after which
+//! the log's own pages can be used again.
+
+use std::{fs, path::Path};
+
+use rusqlite::Result;
+
+use super::open::StateFile;
+
+/// With so much more than is wanted, in bytes, nothing has to be reckoned.
+const PLENTY: u64 = 64 * 1024 * 1024;
+/// Kept for acknowledgements, in bytes; less on a very small disk.
+const RESERVE: u64 = 1024 * 1024;
+
+/// What can be written to, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+struct Room {
+    /// Free on the disk, for us.
+    free: u64,
+    /// Of that, what the log needs when it is copied into the file.
+    debt: u64,
+    /// Of the log's length, what is copied and can be used again.
+    log: u64,
+    /// Of the file's length, what holds nothing.
+    unused: u64,
+    /// What is kept for acknowledgements.
+    reserve: u64,
+}
+
+// === impl StateFile ===
+
+impl StateFile {
+    /// How many bytes may be stored now, where `wanted` are to be.
+    pub(super) fn room_for(&self, wanted: u64) -> u64 {
+        let Ok(disk) = rustix::fs::statvfs(self.path()) else {
+            // Where it cannot be told, writing shows it.
+            return u64::MAX;
+        };
+        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
+        if free > wanted.saturating_mul(2).saturating_add(PLENTY) {
+            return u64::MAX;
+        }
+        let size = disk.f_blocks.saturating_mul(disk.f_frsize);
+        let reserve = RESERVE.min(size / 16);
+        // A fault in between is found again by the write that this is asked for.
+        let before = self.room(free, reserve, false).unwrap_or_default();
+        if wanted <= before.bytes() {
+            return before.bytes();
+        }
+        let copied = self.reuse_log();
+        self.room(free, reserve, copied)
+            .map_or(0, |room| room.bytes())
+    }
+
+    fn room(&self, free: u64, reserve: u64, copied: bool) -> Result<Room> {
+        let number = |pragma| {
+            self.reader()
+                .pragma_query_value(None, pragma, |row| row.get::<_, u32>(0))
+                .map(u64::from)
+        };
+        let page = number("page_size")?;
+        let length = |path: &Path| fs::metadata(path).map_or(0, |file| file.len());
+        let debt = (number("page_count")? * page).saturating_sub(length(self.path()));
+        let (log, unused) = if copied {
+            let log = length(&self.beside("-wal"));
+            (log, number("freelist_count")? * page)
+        } else {
+            (0, 0)
+        };
+        Ok(Room {
+            free,
+            debt,
+            log,
+            unused,
+            reserve,
+        })
+    }
+}
+
+// === impl Room ===
+
+impl Room {
+    /// How many bytes may be stored. They are written twice, to the log and later to the file.
+    fn bytes(self) -> u64 {
+        let free = self.free.saturating_sub(self.debt);
+        let log = (self.log + free).saturating_sub(self.reserve);
+        let file = self.unused + free;
+        let both = (self.log + self.unused + free).saturating_sub(self.reserve) / 2;
+        log.min(file).min(both)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_stored_is_written_twice_and_leaves_the_reserve() {
+        let room = |free, debt, log, unused| {
+            let room = Room {
+                free,
+                debt,
+                log,
+                unused,
+                reserve: 10,
+            };
+            room.bytes()
+        };
+        assert_eq!(room(110, 0, 0, 0), 50);
+        assert_eq!(room(110, 60, 0, 0), 20);
+        assert_eq!(room(110, 111, 0, 0), 0);
+        assert_eq!(room(9, 0, 0, 0), 0);
+        // A disk that the journal filled, once it is delivered.
+        assert_eq!(room(0, 0, 50, 200), 40);
+        // The same before anything is delivered: the file cannot grow.
+        assert_eq!(room(0, 0, 50, 0), 0);
+        assert_eq!(room(0, 0, 50, 30), 30);
+        assert_eq!(room(20, 0, 50, 30), 45);
+    }
+}

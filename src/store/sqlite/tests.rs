@@ -1,0 +1,154 @@
+use std::{fs, path::PathBuf, time::Duration};
+
+use crate::{
+    secret::{Secret, SecretSource},
+    store::{
+        Commit, Error, Options, Store,
+        conformance::{self, alert, event, events, key, second},
+    },
+};
+
+fn fresh() -> (Options, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    (options(folder.path().join("state.db")), folder)
+}
+
+fn options(path: PathBuf) -> Options {
+    Options::Sqlite {
+        path,
+        journal_limit: 1000,
+    }
+}
+
+conformance::suite!(fresh);
+
+/// What a crash leaves of an open store: the file, and the first bytes of its log.
+struct Crash {
+    folder: tempfile::TempDir,
+    log: Vec<u8>,
+}
+
+impl Crash {
+    fn of(options: &Options) -> Self {
+        let Options::Sqlite { path, .. } = options else {
+            panic!("{options:?}");
+        };
+        let folder = tempfile::tempdir().unwrap();
+        fs::copy(path, folder.path().join("state.db")).unwrap();
+        let log = fs::read(path.with_extension("db-wal")).unwrap();
+        Self { folder, log }
+    }
+
+    /// The numbers of the alerts and those of the events that are found after it.
+    async fn recover(&self, log_bytes: usize) -> (Vec<u128>, Vec<u128>) {
+        let path = self.folder.path().join("state.db");
+        let once = tempfile::tempdir().unwrap();
+        let copy = once.path().join("state.db");
+        fs::copy(&path, &copy).unwrap();
+        fs::write(copy.with_extension("db-wal"), &self.log[..log_bytes]).unwrap();
+        let store = Store::open(&options(copy)).await.unwrap();
+        let key = key("acme", "client_1", "open");
+        let loaded = store.take_up(&key, second(9)).await.unwrap();
+        let ids = loaded.alerts.iter();
+        let mut alerts: Vec<u128> = ids.map(|alert| alert.id.parse().unwrap()).collect();
+        alerts.sort_unstable();
+        store.set_sinks(vec!["s".to_owned()]).await.unwrap();
+        let batch = store.pending("s", usize::MAX, usize::MAX).await.unwrap();
+        let events = batch.events.into_iter();
+        let events = events.map(|pending| pending.event.event_id.as_u128());
+        (alerts, events.collect())
+    }
+}
+
+fn opened(number: u128) -> Commit {
+    Commit {
+        upserts: vec![alert(&number.to_string(), 1, 1)],
+        ..events(number..number + 1)
+    }
+}
+
+#[tokio::test]
+async fn every_commit_that_was_answered_survives_a_crash() {
+    let (options, _folder) = fresh();
+    let store = Store::open(&options).await.unwrap();
+    let key = key("acme", "client_1", "open");
+    let held = store.take_up(&key, second(1)).await.unwrap().held;
+    store.set_sinks(vec!["s".to_owned()]).await.unwrap();
+    for number in 1..20 {
+        store.commit(held, opened(number), second(2)).await.unwrap();
+        let crash = Crash::of(&options);
+        let all: Vec<_> = (1..=number).collect();
+        let found = crash.recover(crash.log.len()).await;
+        assert_eq!(found, (all.clone(), all));
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_was_cut_anywhere_gives_whole_commits_from_the_first_on() {
+    let (options, _folder) = fresh();
+    let store = Store::open(&options).await.unwrap();
+    let key = key("acme", "client_1", "open");
+    let held = store.take_up(&key, second(1)).await.unwrap().held;
+    store.set_sinks(vec!["s".to_owned()]).await.unwrap();
+    let start = Crash::of(&options).log.len();
+    for number in 1..=6 {
+        store.commit(held, opened(number), second(2)).await.unwrap();
+    }
+    let crash = Crash::of(&options);
+    let mut longest = 0;
+    for log_bytes in (start..=crash.log.len()).step_by(1021) {
+        let (alerts, events) = crash.recover(log_bytes).await;
+        assert_eq!(alerts, events);
+        assert_eq!(alerts, (1..=alerts.len() as u128).collect::<Vec<_>>());
+        assert!(alerts.len() >= longest);
+        longest = alerts.len();
+    }
+    assert!(longest >= 5, "{longest}");
+    assert_eq!(crash.recover(crash.log.len()).await.0.len(), 6);
+}
+
+#[tokio::test]
+async fn a_store_that_is_dropped_finishes_what_it_was_given() {
+    let (options, _folder) = fresh();
+    let store = Store::open(&options).await.unwrap();
+    let key = key("acme", "client_1", "open");
+    let held = store.take_up(&key, second(1)).await.unwrap().held;
+    store.set_sinks(vec!["s".to_owned()]).await.unwrap();
+    // The caller goes away at once, the commit is on its way.
+    let commit = store.commit(held, opened(1), second(2));
+    tokio::time::timeout(Duration::ZERO, commit).await.ok();
+    drop(store);
+    let reopened = async {
+        loop {
+            match Store::open(&options).await {
+                Ok(store) => break store,
+                Err(Error::Open { problem, .. }) => {
+                    assert!(problem.starts_with("another exporter"), "{problem}");
+                    tokio::task::yield_now().await;
+                }
+                Err(error) => panic!("{error:?}"),
+            }
+        }
+    };
+    let store = tokio::time::timeout(Duration::from_secs(10), reopened)
+        .await
+        .unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(batch.events[0].event, event(1));
+    let loaded = store.take_up(&key, second(1)).await.unwrap();
+    assert_eq!(loaded.alerts, [alert("1", 1, 1)]);
+}
+
+#[tokio::test]
+async fn there_is_no_postgresql_store_in_this_build() {
+    let options = Options::Postgres {
+        url: SecretSource::Value(Secret::new("postgres://u:hunter2@db/x")),
+        lease: Duration::from_secs(15),
+        journal_limit: 1,
+    };
+    let error = Store::open(&options).await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "this build has no PostgreSQL store yet; use a state file (`state.path`)"
+    );
+}

@@ -1,0 +1,467 @@
+//! The thread that owns the state file: takes what waits in the queue as one group, does its
+//! writes in one transaction, and answers them once that is durable.
+//!
+//! Reads are answered at once. They come before the writes of their group, so that no sink ever
+//! sees an event that a crash could still take back.
+
+use std::{io, path::Path, sync::Arc, thread, time::Duration};
+
+use jiff::Timestamp;
+use rusqlite::{Connection, ErrorCode, Result, TransactionBehavior};
+use tokio::sync::{
+    mpsc::{self, error::TryRecvError},
+    oneshot, watch,
+};
+
+use super::{Holds, alerts, journal::Journal, open::StateFile, page::Page};
+use crate::{
+    identity::SearchKey,
+    store::{Backlog, Batch, Commit, Error, Held, Loaded, SinkState},
+};
+
+/// Commands in one group.
+const GROUP: usize = 128;
+/// A group takes no more commands in once it holds so many events.
+const GROUP_EVENTS: usize = 16 * 1024;
+
+/// How long acknowledgements wait for a commit whose transaction they can share.
+const LINGER: Duration = Duration::from_micros(500);
+
+/// What the thread is asked to do.
+#[derive(Debug)]
+pub(super) enum Command {
+    Write(Write),
+    Acknowledge {
+        sink: Box<str>,
+        position: i64,
+        mark: Option<Vec<u8>>,
+        reply: oneshot::Sender<Answer<()>>,
+    },
+    Read(Read),
+    Close(oneshot::Sender<()>),
+}
+
+/// What changes the file.
+#[derive(Debug)]
+pub(super) enum Write {
+    TakeUp(Job<(SearchKey, Timestamp), Loaded>),
+    Release(Job<Held, ()>),
+    Commit(Job<(Held, Commit, Timestamp), ()>),
+    SetSinks(Job<Vec<String>, Vec<SinkState>>),
+}
+
+/// What reads it only.
+#[derive(Debug)]
+pub(super) enum Read {
+    Departed {
+        held: Held,
+        ids: Vec<Box<str>>,
+        reply: oneshot::Sender<Answer<Ordinals>>,
+    },
+    Pending {
+        sink: Box<str>,
+        max_events: usize,
+        max_bytes: usize,
+        reply: oneshot::Sender<Answer<Batch>>,
+    },
+    Backlog {
+        sink: Box<str>,
+        reply: oneshot::Sender<Answer<Backlog>>,
+    },
+}
+
+type Ordinals = Vec<(Box<str>, u32)>;
+type Answer<A> = std::result::Result<A, Error>;
+type Failure = Arc<dyn std::error::Error + Send + Sync>;
+
+/// A write and its answer, which is held back until the transaction is durable.
+#[derive(Debug)]
+pub(super) struct Job<Q, A> {
+    request: Q,
+    answer: Answer<A>,
+    reply: oneshot::Sender<Answer<A>>,
+}
+
+/// What one transaction will do.
+#[derive(Debug, Default)]
+struct Group {
+    writes: Vec<Write>,
+    /// Who waits for the cursors to be stored.
+    acknowledged: Vec<oneshot::Sender<Answer<()>>>,
+    /// Commands taken in, reads included.
+    commands: usize,
+    events: usize,
+    /// Who waits for the store to be closed.
+    closing: Option<oneshot::Sender<()>>,
+}
+
+/// The connection that writes, and what is known without asking it.
+#[derive(Debug)]
+pub(super) struct Writer {
+    file: StateFile,
+    journal: Journal,
+    holds: Holds,
+    journalled: watch::Sender<i64>,
+}
+
+// === impl Writer ===
+
+impl Writer {
+    pub(super) fn open(path: &Path, journal_limit: u64, holds: Holds) -> Answer<Self> {
+        let (file, journal) =
+            StateFile::open(path, |connection| Journal::load(connection, journal_limit))?;
+        let (journalled, _) = watch::channel(journal.end());
+        Ok(Self {
+            file,
+            journal,
+            holds,
+            journalled,
+        })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        self.file.path()
+    }
+
+    pub(super) fn journalled(&self) -> watch::Receiver<i64> {
+        self.journalled.subscribe()
+    }
+
+    /// Serves commands until the queue is closed or [`Command::Close`] comes, then closes the file.
+    pub(super) fn run(mut self, mut queue: mpsc::Receiver<Command>, page: &Page) {
+        let mut closing = None;
+        while let Some(first) = self.next(&mut queue) {
+            let mut group = Group::default();
+            self.take(first, &mut group);
+            self.fill(&mut group, &mut queue);
+            if group.only_acknowledges() {
+                thread::sleep(LINGER);
+                self.fill(&mut group, &mut queue);
+            }
+            if let Some(reply) = group.closing.take() {
+                // What was sent before is still served; nothing more comes in.
+                queue.close();
+                closing = Some(reply);
+            }
+            self.write(group);
+        }
+        // Acknowledgements that could not be stored so far have a last chance. Where that fails
+        // too, their callers know: they were told.
+        self.transaction(&mut []).ok();
+        page.close();
+        self.file.close();
+        if let Some(reply) = closing {
+            reply.send(()).ok();
+        }
+    }
+
+    /// The next command. While none is there, the journal is pruned step by step.
+    fn next(&mut self, queue: &mut mpsc::Receiver<Command>) -> Option<Command> {
+        while self.journal.has_delivered() {
+            match queue.try_recv() {
+                Ok(command) => return Some(command),
+                Err(TryRecvError::Disconnected) => return None,
+                Err(TryRecvError::Empty) => {
+                    // A step that fails is tried again after the next command.
+                    if self.transaction(&mut []).is_err() {
+                        break;
+                    }
+                }
+            }
+        }
+        queue.blocking_recv()
+    }
+
+    fn fill(&mut self, group: &mut Group, queue: &mut mpsc::Receiver<Command>) {
+        while !group.is_full()
+            && let Ok(command) = queue.try_recv()
+        {
+            self.take(command, group);
+        }
+    }
+
+    fn take(&mut self, command: Command, group: &mut Group) {
+        group.commands += 1;
+        match command {
+            Command::Write(write) => {
+                group.events += write.events();
+                group.writes.push(write);
+            }
+            Command::Acknowledge {
+                sink,
+                position,
+                mark,
+                reply,
+            } => {
+                if self.journal.acknowledge(&sink, position, mark) {
+                    group.acknowledged.push(reply);
+                } else {
+                    reply.send(Err(unknown(&sink))).ok();
+                }
+            }
+            Command::Read(read) => self.read(read),
+            Command::Close(reply) => group.closing = Some(reply),
+        }
+    }
+
+    /// Does a group in one transaction and answers it. Where that fails each write is tried alone,
+    /// so that one cannot spoil the others.
+    fn write(&mut self, mut group: Group) {
+        self.refuse_what_has_no_room(&mut group);
+        if group.is_empty() {
+            return;
+        }
+        let before = self.journal.end();
+        match self.transaction(&mut group.writes) {
+            Ok(()) => group.settle(None),
+            Err(error) if is_busy(&error) => group.settle(Some(error)),
+            Err(error) => {
+                if error.sqlite_error_code() == Some(ErrorCode::DiskFull) {
+                    self.file.reuse_log();
+                }
+                for mut alone in group.split() {
+                    let failure = self.transaction(&mut alone.writes).err();
+                    alone.settle(failure);
+                }
+            }
+        }
+        if self.journal.end() != before {
+            self.journalled.send_replace(self.journal.end());
+        }
+    }
+
+    /// Answers the writes that the disk has no room for.
+    fn refuse_what_has_no_room(&self, group: &mut Group) {
+        let wanted: u64 = group.writes.iter().map(Write::bytes).sum();
+        let mut room = self.file.room_for(wanted);
+        if wanted <= room {
+            return;
+        }
+        let refused = group.writes.extract_if(.., |write| {
+            let taken = room.checked_sub(write.bytes());
+            room = taken.unwrap_or(room);
+            taken.is_none()
+        });
+        let failure: Failure = Arc::new(io::Error::new(
+            io::ErrorKind::StorageFull,
+            "the disk is nearly full; the rest is kept for what waits to be delivered",
+        ));
+        refused.for_each(|write| write.settle(Some(&failure)));
+    }
+
+    /// Stores the cursors, does `writes` and a step of pruning, durably. Where it fails, nothing
+    /// was done.
+    fn transaction(&mut self, writes: &mut [Write]) -> Result<()> {
+        let before = self.journal.clone();
+        let done = self.try_transaction(writes);
+        if done.is_err() {
+            self.journal = before;
+        }
+        done
+    }
+
+    fn try_transaction(&mut self, writes: &mut [Write]) -> Result<()> {
+        let transaction = self
+            .file
+            .connection()
+            .transaction_with_behavior(TransactionBehavior::Immediate)?;
+        self.journal.store_cursors(&transaction)?;
+        for write in writes {
+            write.apply(&transaction, &mut self.journal, &self.holds)?;
+        }
+        self.journal.prune(&transaction)?;
+        transaction.commit()
+    }
+
+    fn read(&mut self, read: Read) {
+        let connection = self.file.connection();
+        match read {
+            Read::Departed { held, ids, reply } => {
+                let found = alerts::departed(connection, held.row, ids);
+                reply.send(found.map_err(Error::backend)).ok();
+            }
+            Read::Pending {
+                sink,
+                max_events,
+                max_bytes,
+                reply,
+            } => {
+                let batch = self
+                    .journal
+                    .pending(connection, &sink, max_events, max_bytes);
+                reply.send(known(batch, &sink)).ok();
+            }
+            Read::Backlog { sink, reply } => {
+                let backlog = self.journal.backlog(connection, &sink);
+                reply.send(known(backlog, &sink)).ok();
+            }
+        }
+    }
+}
+
+// === impl Group ===
+
+impl Group {
+    fn is_full(&self) -> bool {
+        self.commands >= GROUP || self.events >= GROUP_EVENTS || self.closing.is_some()
+    }
+
+    fn is_empty(&self) -> bool {
+        self.writes.is_empty() && self.acknowledged.is_empty()
+    }
+
+    fn only_acknowledges(&self) -> bool {
+        self.writes.is_empty() && !self.acknowledged.is_empty() && self.closing.is_none()
+    }
+
+    /// The acknowledgements, which make room, and each write by itself.
+    fn split(self) -> impl Iterator<Item = Self> {
+        let acknowledged = Self {
+            acknowledged: self.acknowledged,
+            ..Self::default()
+        };
+        let writes = self.writes.into_iter().map(|write| Self {
+            writes: vec![write],
+            ..Self::default()
+        });
+        std::iter::once(acknowledged)
+            .filter(|group| !group.is_empty())
+            .chain(writes)
+    }
+
+    /// Answers: what was learned, or that the transaction failed. Whoever no longer waits does not
+    /// need it.
+    fn settle(self, failure: Option<rusqlite::Error>) {
+        let failure = failure.map(|error| -> Failure { Arc::new(error) });
+        for write in self.writes {
+            write.settle(failure.as_ref());
+        }
+        for reply in self.acknowledged {
+            let failure = failure.as_ref().map(Arc::clone);
+            let answer = failure.map_or(Ok(()), |failure| Err(Error::Backend(failure)));
+            reply.send(answer).ok();
+        }
+    }
+}
+
+// === impl Write ===
+
+impl Write {
+    fn events(&self) -> usize {
+        match self {
+            Self::Commit(job) => job.request.1.events.len(),
+            _ => 0,
+        }
+    }
+
+    /// About how many bytes it adds to the file and to its log. An alert can touch a page of its
+    /// table and one of its index.
+    fn bytes(&self) -> u64 {
+        const PAGES: usize = 2 * 4096;
+        let Self::Commit(job) = self else { return 0 };
+        let (_, commit, _) = &job.request;
+        let events = commit.events.iter();
+        let events: usize = events.map(|event| 128 + event.body.len() * 3 / 2).sum();
+        let alerts = commit.upserts.iter();
+        let alerts: usize = alerts.map(|alert| PAGES + alert.body.len()).sum();
+        (events + alerts + PAGES * commit.departures.len()) as u64
+    }
+
+    /// Does it within a transaction. An error spoils the transaction; a refusal does not, for it
+    /// comes before anything was written.
+    fn apply(
+        &mut self,
+        connection: &Connection,
+        journal: &mut Journal,
+        holds: &Holds,
+    ) -> Result<()> {
+        match self {
+            Self::TakeUp(job) => {
+                let (key, now) = &job.request;
+                let search = alerts::search(connection, key, *now)?;
+                let loaded = Loaded {
+                    has_departed: alerts::has_departed(connection, search.row)?,
+                    alerts: alerts::load(connection, search.row)?,
+                    held: holds.take(search.row),
+                    primed: search.primed,
+                    first_seen: search.first_seen,
+                };
+                job.answer = Ok(loaded);
+            }
+            Self::Release(job) => {
+                holds.give_back(job.request);
+                job.answer = Ok(());
+            }
+            Self::Commit(job) => {
+                let (held, commit, now) = &job.request;
+                job.answer = if !holds.is_held(*held) {
+                    Err(Error::LeaseLost)
+                } else if !commit.events.is_empty() && !journal.has_room(commit.events.len()) {
+                    Err(Error::JournalFull {
+                        limit: journal.limit(),
+                    })
+                } else {
+                    alerts::write(connection, held.row, commit, *now)?;
+                    journal.append(connection, &commit.events)?;
+                    Ok(())
+                };
+            }
+            Self::SetSinks(job) => {
+                job.answer = Ok(journal.set_sinks(connection, &job.request)?);
+            }
+        }
+        Ok(())
+    }
+
+    fn settle(self, failure: Option<&Failure>) {
+        match self {
+            Self::TakeUp(job) => job.settle(failure),
+            Self::Release(job) => job.settle(failure),
+            Self::Commit(job) => job.settle(failure),
+            Self::SetSinks(job) => job.settle(failure),
+        }
+    }
+}
+
+// === impl Job ===
+
+impl<Q, A> Job<Q, A> {
+    pub(super) fn new(request: Q, reply: oneshot::Sender<Answer<A>>) -> Self {
+        Self {
+            request,
+            answer: Err(Error::Closed),
+            reply,
+        }
+    }
+
+    fn settle(self, failure: Option<&Failure>) {
+        let answer = match failure {
+            None => self.answer,
+            Some(failure) => Err(Error::Backend(Arc::clone(failure))),
+        };
+        self.reply.send(answer).ok();
+    }
+}
+
+/// An answer about a sink, where there is one of that name.
+fn known<A>(answer: Result<Option<A>>, sink: &str) -> Answer<A> {
+    answer.map_err(Error::backend)?.ok_or_else(|| unknown(sink))
+}
+
+fn unknown(sink: &str) -> Error {
+    Error::UnknownSink {
+        name: sink.to_owned(),
+    }
+}
+
+/// Another program holds a lock and the wait for it was long enough: whoever else waits for the
+/// same lock shall not wait for it again.
+fn is_busy(error: &rusqlite::Error) -> bool {
+    matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked)
+    )
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,285 @@
+use std::path::PathBuf;
+
+use super::*;
+use crate::store::conformance::{alert, event, events, key, second};
+
+/// A writer without its thread, so that faults can be put into its connection.
+struct Bench {
+    writer: Writer,
+    held: Held,
+    path: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let mut writer = Writer::open(&path, 1_000_000, Holds::default()).unwrap();
+        let (take_up, loaded) = job(Write::TakeUp, (key("a", "t", "s"), second(1)));
+        let (sinks, _) = job(Write::SetSinks, vec!["s".to_owned()]);
+        writer.write(Group {
+            writes: vec![take_up, sinks],
+            ..Group::default()
+        });
+        let held = answer(loaded).unwrap().held;
+        Self {
+            writer,
+            held,
+            path,
+            _folder: folder,
+        }
+    }
+
+    fn sql(&mut self, sql: &str) {
+        let connection = self.writer.file.connection();
+        connection.execute_batch(sql).unwrap();
+    }
+
+    fn commit(&self, commit: Commit) -> (Write, oneshot::Receiver<Answer<()>>) {
+        job(Write::Commit, (self.held, commit, second(2)))
+    }
+
+    fn write(&mut self, commit: Commit) -> Answer<()> {
+        let (write, reply) = self.commit(commit);
+        self.write_all(vec![write]);
+        answer(reply)
+    }
+
+    fn write_all(&mut self, writes: Vec<Write>) {
+        self.writer.write(Group {
+            writes,
+            ..Group::default()
+        });
+    }
+
+    fn acknowledge(&mut self, position: i64) -> Answer<()> {
+        let (reply, acknowledged) = oneshot::channel();
+        let mut group = Group::default();
+        let command = Command::Acknowledge {
+            sink: "s".into(),
+            position,
+            mark: None,
+            reply,
+        };
+        self.writer.take(command, &mut group);
+        self.writer.write(group);
+        answer(acknowledged)
+    }
+
+    fn count(&mut self, table: &str) -> i64 {
+        self.writer
+            .file
+            .connection()
+            .query_row(&format!("SELECT count(*) FROM {table}"), [], |row| {
+                row.get(0)
+            })
+            .unwrap()
+    }
+
+    /// The numbers of the events that wait.
+    fn waiting(&mut self) -> Vec<u128> {
+        let (reply, batch) = oneshot::channel();
+        self.writer.read(Read::Pending {
+            sink: "s".into(),
+            max_events: usize::MAX,
+            max_bytes: usize::MAX,
+            reply,
+        });
+        let events = answer(batch).unwrap().events;
+        events
+            .iter()
+            .map(|pending| pending.event.event_id.as_u128())
+            .collect()
+    }
+}
+
+fn job<Q, A>(kind: fn(Job<Q, A>) -> Write, request: Q) -> (Write, oneshot::Receiver<Answer<A>>) {
+    let (reply, answer) = oneshot::channel();
+    (kind(Job::new(request, reply)), answer)
+}
+
+fn answer<A>(mut reply: oneshot::Receiver<Answer<A>>) -> Answer<A> {
+    reply.try_recv().unwrap()
+}
+
+/// A commit of one alert and one event.
+fn opened(number: u128) -> Commit {
+    Commit {
+        upserts: vec![alert(&number.to_string(), 1, 1)],
+        ..events(number..number + 1)
+    }
+}
+
+fn backend_error(answer: Answer<()>) -> ErrorCode {
+    match answer {
+        Err(Error::Backend(error)) => error
+            .downcast_ref::<rusqlite::Error>()
+            .unwrap()
+            .sqlite_error_code()
+            .unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_group_is_one_transaction() {
+    let mut bench = Bench::new();
+    let (writes, replies): (Vec<_>, Vec<_>) =
+        (1..=50).map(|number| bench.commit(opened(number))).unzip();
+    let before = log_bytes(&bench.path);
+    bench.write_all(writes);
+    let together = log_bytes(&bench.path) - before;
+    for reply in replies {
+        answer(reply).unwrap();
+    }
+    let before = log_bytes(&bench.path);
+    for number in 51..=100 {
+        bench.write(opened(number)).unwrap();
+    }
+    let alone = log_bytes(&bench.path) - before;
+    assert!(together * 10 < alone, "{together} {alone}");
+    assert_eq!(bench.waiting(), (1..=100).collect::<Vec<_>>());
+}
+
+fn log_bytes(path: &Path) -> u64 {
+    let log = path.with_extension("db-wal");
+    std::fs::metadata(log).unwrap().len()
+}
+
+#[test]
+fn one_write_that_fails_does_not_spoil_the_others_of_its_group() {
+    let mut bench = Bench::new();
+    bench.sql(
+        "CREATE TEMP TRIGGER fault BEFORE INSERT ON main.journal WHEN NEW.at = 1003000000
+         BEGIN SELECT RAISE(ABORT, 'a fault'); END",
+    );
+    assert_eq!(event(3).at, second(1003));
+    let (writes, replies): (Vec<_>, Vec<_>) =
+        (1..=5).map(|number| bench.commit(opened(number))).unzip();
+    bench.write_all(writes);
+    let failed: Vec<_> = replies
+        .into_iter()
+        .map(|reply| answer(reply).is_err())
+        .collect();
+    assert_eq!(failed, [false, false, true, false, false]);
+    assert_eq!(bench.waiting(), [1, 2, 4, 5]);
+    assert_eq!(bench.count("alert"), 4);
+    bench.sql("DROP TRIGGER fault");
+    bench.write(opened(3)).unwrap();
+    assert_eq!(bench.waiting(), [1, 2, 4, 5, 3]);
+}
+
+#[test]
+fn a_full_disk_takes_nothing_in_and_loses_nothing() {
+    let mut bench = Bench::new();
+    bench.write(opened(1)).unwrap();
+    let pages: i64 = bench
+        .writer
+        .file
+        .connection()
+        .pragma_query_value(None, "page_count", |row| row.get(0))
+        .unwrap();
+    bench.sql(&format!("PRAGMA max_page_count = {}", pages + 4));
+    let mut journalled = bench.writer.journalled();
+    journalled.mark_unchanged();
+    // The small one finds room although it shares a group with one that does not.
+    let (large, large_reply) = bench.commit(Commit {
+        upserts: vec![alert("large", 1, 1)],
+        ..events(100..3000)
+    });
+    let (small, small_reply) = bench.commit(opened(2));
+    bench.write_all(vec![large, small]);
+    assert_eq!(backend_error(answer(large_reply)), ErrorCode::DiskFull);
+    answer(small_reply).unwrap();
+    assert_eq!(bench.waiting(), [1, 2]);
+    assert_eq!(bench.count("alert"), 2);
+    assert_eq!(*journalled.borrow_and_update(), 2);
+
+    let refused = bench.write(events(100..3000));
+    assert_eq!(backend_error(refused), ErrorCode::DiskFull);
+    assert!(!journalled.has_changed().unwrap());
+    // Delivery goes on, and makes room.
+    bench.acknowledge(2).unwrap();
+    assert_eq!(bench.count("journal"), 0);
+
+    bench.sql("PRAGMA max_page_count = 1000000");
+    bench.write(events(100..3000)).unwrap();
+    assert_eq!(bench.waiting(), (100..3000).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_lock_of_another_program_fails_the_group_once_and_is_got_over() {
+    let mut bench = Bench::new();
+    bench.sql("PRAGMA busy_timeout = 10");
+    let operator = Connection::open(&bench.path).unwrap();
+    operator.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let (writes, replies): (Vec<_>, Vec<_>) =
+        (1..=3).map(|number| bench.commit(opened(number))).unzip();
+    bench.write_all(writes);
+    for reply in replies {
+        assert_eq!(backend_error(answer(reply)), ErrorCode::DatabaseBusy);
+    }
+    operator.execute_batch("ROLLBACK").unwrap();
+    bench.write(opened(1)).unwrap();
+    assert_eq!(bench.waiting(), [1]);
+}
+
+#[test]
+fn what_was_delivered_is_removed_step_by_step() {
+    let mut bench = Bench::new();
+    for number in 0..3 {
+        bench
+            .write(events(number * 10_000 + 1..(number + 1) * 10_000 + 1))
+            .unwrap();
+    }
+    bench.acknowledge(25_000).unwrap();
+    assert_eq!(bench.count("journal"), 30_000 - 8192);
+    assert_eq!(bench.waiting(), (25_001..=30_000).collect::<Vec<_>>());
+
+    // The rest goes while nothing else is to be done.
+    let (commands, mut queue) = mpsc::channel(1);
+    drop(commands);
+    while bench.writer.journal.has_delivered() {
+        bench.writer.transaction(&mut []).unwrap();
+    }
+    assert!(bench.writer.next(&mut queue).is_none());
+    assert_eq!(bench.count("journal"), 5_000);
+    assert_eq!(bench.waiting(), (25_001..=30_000).collect::<Vec<_>>());
+}
+
+#[test]
+fn an_acknowledgement_that_could_not_be_stored_counts_and_is_stored_with_the_next_write() {
+    let mut bench = Bench::new();
+    bench.write(events(1..4)).unwrap();
+    bench.sql("PRAGMA busy_timeout = 10");
+    let operator = Connection::open(&bench.path).unwrap();
+    operator.execute_batch("BEGIN IMMEDIATE").unwrap();
+    assert_eq!(backend_error(bench.acknowledge(2)), ErrorCode::DatabaseBusy);
+    // The sink has delivered them; it is not asked to do so again.
+    assert_eq!(bench.waiting(), [3]);
+    operator.execute_batch("ROLLBACK").unwrap();
+    bench.write(Commit::default()).unwrap();
+    let stored = |sql| -> i64 { operator.query_row(sql, [], |row| row.get(0)).unwrap() };
+    assert_eq!(stored("SELECT position FROM sink"), 2);
+    assert_eq!(stored("SELECT count(*) FROM journal"), 1);
+}
+
+#[test]
+fn a_read_is_answered_before_the_writes_that_it_waited_with() {
+    let mut bench = Bench::new();
+    let (commit, _reply) = bench.commit(opened(1));
+    let (reply, batch) = oneshot::channel();
+    let read = Read::Pending {
+        sink: "s".into(),
+        max_events: 9,
+        max_bytes: 9,
+        reply,
+    };
+    let mut group = Group::default();
+    bench.writer.take(Command::Write(commit), &mut group);
+    bench.writer.take(Command::Read(read), &mut group);
+    assert_eq!(answer(batch).unwrap().events, []);
+    bench.writer.write(group);
+    assert_eq!(bench.waiting(), [1]);
+}
