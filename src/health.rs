@@ -1,138 +1,144 @@
-//! Which loops of the process make progress.
+//! Whether the process works: its loops say when they make progress and when to expect the next.
 //!
-//! Each loop registers a heartbeat and beats it whenever it comes round. A loop that has not come
-//! round for longer than it promised hangs; that is about this process alone, never about whether
-//! OpsRamp or a sink can be reached.
+//! What `/-/healthy` answers, and what decides whether systemd's watchdog is fed.
 
 use std::{
     collections::BTreeMap,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
-/// All heartbeats of the process. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Health(Arc<Inner>);
+/// The loops of the process. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct Health(Arc<Mutex<State>>);
 
-#[derive(Debug)]
-struct Inner {
-    start: Instant,
-    next: AtomicU64,
-    beats: Mutex<BTreeMap<u64, Arc<Beat>>>,
-}
-
-#[derive(Debug)]
-struct Beat {
-    name: String,
-    deadline: Duration,
-    /// Milliseconds from the start of the process.
-    last: AtomicU64,
-}
-
-/// The heartbeat of one loop; dropping it says that the loop has ended.
+/// One loop's promise to make progress. When it is dropped, nothing is expected any more.
 #[derive(Debug)]
 pub struct Heartbeat {
-    inner: Arc<Inner>,
+    health: Health,
     id: u64,
-    beat: Arc<Beat>,
+    patience: Duration,
 }
 
-/// A loop that does not come round.
+/// A loop that has not made progress for longer than it said.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stuck {
-    /// The loop's name.
-    pub name: String,
-    /// How long ago it came round.
-    pub silent_for: Duration,
+pub struct Overdue {
+    /// The loop.
+    pub name: Arc<str>,
+    /// For how long it has been overdue.
+    pub by: Duration,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    next: u64,
+    loops: BTreeMap<u64, Loop>,
+    notices: BTreeMap<&'static str, String>,
+}
+
+#[derive(Debug)]
+struct Loop {
+    name: Arc<str>,
+    deadline: Instant,
 }
 
 // === impl Health ===
 
-impl Default for Health {
-    fn default() -> Self {
-        Self(Arc::new(Inner {
-            start: Instant::now(),
-            next: AtomicU64::new(0),
-            beats: Mutex::default(),
-        }))
-    }
-}
-
 impl Health {
-    /// Registers a loop that promises to come round at least every `deadline`.
+    /// Takes in a loop that makes progress at least every `patience`.
     #[must_use]
-    pub fn register(&self, name: impl Into<String>, deadline: Duration) -> Heartbeat {
-        let beat = Arc::new(Beat {
+    pub fn register(&self, name: impl Into<Arc<str>>, patience: Duration) -> Heartbeat {
+        let mut state = self.lock();
+        let id = state.next;
+        state.next += 1;
+        let entry = Loop {
             name: name.into(),
-            deadline,
-            last: AtomicU64::new(0),
-        });
-        let id = self.0.next.fetch_add(1, Ordering::Relaxed);
-        self.0.beats().insert(id, Arc::clone(&beat));
-        let heartbeat = Heartbeat {
-            inner: Arc::clone(&self.0),
-            id,
-            beat,
+            deadline: Instant::now() + patience,
         };
-        heartbeat.beat();
-        heartbeat
+        state.loops.insert(id, entry);
+        Heartbeat {
+            health: self.clone(),
+            id,
+            patience,
+        }
     }
 
-    /// The loops that hang.
+    /// The loops that hang, longest first. None: the process works.
     #[must_use]
-    pub fn stuck(&self) -> Vec<Stuck> {
-        let now = self.0.now();
-        let beats = self.0.beats();
-        beats
+    pub fn overdue(&self) -> Vec<Overdue> {
+        let now = Instant::now();
+        let mut overdue: Vec<Overdue> = self
+            .lock()
+            .loops
             .values()
-            .filter_map(|beat| {
-                let silent = now.saturating_sub(beat.last.load(Ordering::Relaxed));
-                let silent_for = Duration::from_millis(silent);
-                (silent_for > beat.deadline).then(|| Stuck {
-                    name: beat.name.clone(),
-                    silent_for,
-                })
+            .filter(|entry| entry.deadline < now)
+            .map(|entry| Overdue {
+                name: Arc::clone(&entry.name),
+                by: now.duration_since(entry.deadline),
             })
-            .collect()
-    }
-}
-
-// === impl Inner ===
-
-impl Inner {
-    fn now(&self) -> u64 {
-        u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX)
+            .collect();
+        overdue.sort_by_key(|entry| std::cmp::Reverse(entry.by));
+        overdue
     }
 
-    fn beats(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Arc<Beat>>> {
-        // The map is only added to and removed from, so a poisoned one is still whole.
-        self.beats.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Says something that an operator should know although the process works, such as a journal
+    /// that is full; it replaces what was said about the same topic.
+    pub fn notice(&self, topic: &'static str, text: impl Into<String>) {
+        self.lock().notices.insert(topic, text.into());
+    }
+
+    /// Takes back what was said about a topic.
+    pub fn withdraw(&self, topic: &str) {
+        self.lock().notices.remove(topic);
+    }
+
+    /// What an operator should know.
+    #[must_use]
+    pub fn notices(&self) -> Vec<String> {
+        self.lock().notices.values().cloned().collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that runs under this lock can panic half-way.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 // === impl Heartbeat ===
 
 impl Heartbeat {
-    /// Says that the loop has come round.
+    /// There was progress; more is expected within the loop's patience.
     pub fn beat(&self) {
-        self.beat.last.store(self.inner.now(), Ordering::Relaxed);
+        self.beat_for(self.patience);
     }
 
-    /// How often to come round, to be well within the promise.
-    #[must_use]
-    pub fn interval(&self) -> Duration {
-        self.beat.deadline / 4
+    /// There was progress; the loop now waits on purpose, for no longer than `patience`.
+    pub fn beat_for(&self, patience: Duration) {
+        if let Some(entry) = self.health.lock().loops.get_mut(&self.id) {
+            entry.deadline = Instant::now() + patience;
+        }
     }
 }
 
 impl Drop for Heartbeat {
     fn drop(&mut self) {
-        self.inner.beats().remove(&self.id);
+        self.health.lock().loops.remove(&self.id);
+    }
+}
+
+// === impl Overdue ===
+
+impl fmt::Display for Overdue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} should have made progress {} s ago",
+            self.name,
+            self.by.as_secs()
+        )
     }
 }
 
@@ -141,27 +147,38 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_loop_that_does_not_come_round_is_named() {
+    async fn a_loop_that_stops_beating_is_overdue_until_it_beats_or_ends() {
         let health = Health::default();
-        let quick = health.register("quick", Duration::from_secs(1));
-        let slow = health.register("slow", Duration::from_secs(60));
-        assert!(health.stuck().is_empty());
-        tokio::time::advance(Duration::from_secs(2)).await;
-        let silent_for = Duration::from_secs(2);
+        let slow = health.register("poll acme/retail/open", Duration::from_secs(60));
+        let fast = health.register("deliver file", Duration::from_secs(10));
+        assert_eq!(health.overdue(), []);
+
+        tokio::time::advance(Duration::from_secs(61)).await;
+        let names: Vec<_> = health.overdue().into_iter().map(|one| one.name).collect();
         assert_eq!(
-            health.stuck(),
-            [Stuck {
-                name: "quick".into(),
-                silent_for
-            }]
+            names,
+            ["deliver file".into(), "poll acme/retail/open".into()]
         );
-        quick.beat();
-        assert!(health.stuck().is_empty());
-        tokio::time::advance(Duration::from_secs(120)).await;
-        drop((quick, slow));
-        assert!(
-            health.stuck().is_empty(),
-            "loops that have ended do not hang"
+        assert_eq!(
+            health.overdue()[0].to_string(),
+            "deliver file should have made progress 51 s ago"
         );
+
+        slow.beat();
+        drop(fast);
+        assert_eq!(health.overdue(), []);
+        slow.beat_for(Duration::from_secs(300));
+        tokio::time::advance(Duration::from_secs(299)).await;
+        assert_eq!(health.overdue(), []);
+    }
+
+    #[test]
+    fn a_notice_stays_until_it_is_withdrawn() {
+        let health = Health::default();
+        health.notice("journal", "the journal is full");
+        health.notice("journal", "the journal is still full");
+        assert_eq!(health.notices(), ["the journal is still full"]);
+        health.withdraw("journal");
+        assert!(health.notices().is_empty());
     }
 }

@@ -1,19 +1,24 @@
 //! The record: one event of one alert, as it is journalled and delivered.
 //!
-//! Its keys and their order are a contract (README, "Log records"). The poller writes it into the
-//! journal as one line of JSON, which a JSON sink hands on byte for byte; other formats read it
-//! back. This module knows neither where an alert came from nor where a line goes.
+//! Its keys and their order are a contract (README, "Log records"), and [`Record::visit`] is the
+//! one place that spells them out. The poller writes a record into the journal as one line of
+//! JSON, which a JSON sink hands on byte for byte; other formats read it back. No text that an
+//! alert may hold can end the line or begin another one. This module knows neither where an alert
+//! came from nor where a line goes.
 
+use std::borrow::Cow;
+
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::identity::EventKind;
+use crate::identity::{EventKind, SearchKey};
 
-mod escape;
-mod wire;
+pub(crate) mod json;
 
-use wire::Wire;
+/// The namespace of event ids; see [`event_id`].
+pub const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0x89a8_578e_a6a0_4b56_a93b_b412_af7a_8396);
 
 /// What becomes of an event before it is journalled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,17 +98,17 @@ pub struct AlertFields {
     pub repeat_count: Option<u64>,
     /// `createdDate`, RFC 3339 in UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub created_at: Option<jiff::Timestamp>,
+    pub created_at: Option<Timestamp>,
     /// `updatedTime`, RFC 3339 in UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub updated_at: Option<jiff::Timestamp>,
+    pub updated_at: Option<Timestamp>,
 }
 
 /// One event of one alert.
 #[derive(Clone, Debug)]
 pub struct Record {
-    /// When the event was journalled.
-    pub timestamp: jiff::Timestamp,
+    /// When the event was journalled; a line shows milliseconds.
+    pub timestamp: Timestamp,
     /// What happened.
     pub event: EventKind,
     /// The same whenever and by whomever the event is delivered.
@@ -128,111 +133,698 @@ pub struct Record {
     pub alert: Option<Box<RawValue>>,
 }
 
-/// The namespace of event ids: the UUIDv5 of the DNS name `event.opsramp-exporter` in the DNS
-/// namespace. It never changes.
-pub const EVENT_NAMESPACE: Uuid = uuid::uuid!("56c23432-733d-5287-810b-6195cd5e97f1");
+/// An event as the poller tells it: what [`Record::new`] makes a record of.
+#[derive(Clone, Debug)]
+pub struct Happening<'a> {
+    /// What happened.
+    pub kind: EventKind,
+    /// The number of this event in the alert's life, from 1.
+    pub ordinal: u32,
+    /// `uniqueId`.
+    pub alert_id: &'a str,
+    /// The state before a `changed` or `left` event.
+    pub previous_state: Option<String>,
+    /// The status before a `changed` or `left` event.
+    pub previous_status: Option<String>,
+    /// Why the alert left.
+    pub reason: Option<String>,
+    /// The alert.
+    pub fields: AlertFields,
+    /// The alert as the API gave it, where it is at hand.
+    pub raw: Option<&'a RawValue>,
+}
 
-/// What is put behind a text that was cut, with the number of bytes that are missing.
-const CUT: (&str, &str) = ("… [", " bytes cut]");
+/// How grave an alert is, as log stores understand it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Level {
+    /// `Critical`.
+    Critical,
+    /// `Warning`.
+    Warning,
+    /// `Info` and `Ok`.
+    Info,
+    /// Any other state, or none.
+    Unknown,
+}
 
-/// The id of an event: UUIDv5 in [`EVENT_NAMESPACE`] of
-/// `account NUL tenant NUL search NUL alert_id NUL event NUL ordinal`, names as in the record and
-/// the ordinal in decimal. `ordinal` counts the events of the alert's life from 1, those that are
-/// not logged included; so the id is the same whoever computes it, whenever.
+/// The value of one key of a record.
+#[derive(Clone, Debug)]
+pub enum Value<'a> {
+    /// Text.
+    Text(Cow<'a, str>),
+    /// A whole number.
+    Number(u64),
+    /// JSON, without line breaks.
+    Json(&'a RawValue),
+}
+
+/// A record as it is read: the keys that can be derived from others are skipped.
+#[derive(Deserialize)]
+struct Line {
+    timestamp: Timestamp,
+    event: EventKind,
+    event_id: Uuid,
+    account: String,
+    tenant: String,
+    search: String,
+    alert_id: String,
+    previous_state: Option<String>,
+    previous_status: Option<String>,
+    reason: Option<String>,
+    alert: Option<Box<RawValue>>,
+    #[serde(flatten)]
+    fields: AlertFields,
+}
+
+/// The id of an event: the same for the same event, by whomever and however often it is
+/// computed.
+///
+/// It is the `UUIDv5`, in the namespace [`EVENT_NAMESPACE`], of six netstrings (length in bytes,
+/// colon, text, comma): account, tenant *id*, search, alert id, the kind's word, and the ordinal of
+/// the event in the alert's life. The tenant's id, because its name may change. In Python:
+///
+/// ```text
+/// uuid.uuid5(uuid.UUID("89a8578e-a6a0-4b56-a93b-b412af7a8396"),
+///            "".join(f"{len(s.encode())}:{s}," for s in
+///                    ["acme", "client_1234", "open", "8005", "opened", "1"]))
+/// # 0ea1643a-8f28-5c30-a21b-021a3740bfbf
+/// ```
 #[must_use]
 pub fn event_id(
     account: &str,
-    tenant: &str,
+    tenant_id: &str,
     search: &str,
     alert_id: &str,
-    event: EventKind,
+    kind: EventKind,
     ordinal: u32,
 ) -> Uuid {
     let ordinal = ordinal.to_string();
-    let parts = [account, tenant, search, alert_id, event.as_str(), &ordinal];
-    Uuid::new_v5(&EVENT_NAMESPACE, parts.join("\0").as_bytes())
+    let mut name = String::new();
+    for part in [
+        account,
+        tenant_id,
+        search,
+        alert_id,
+        kind.as_str(),
+        &ordinal,
+    ] {
+        name.push_str(&part.len().to_string());
+        name.push(':');
+        name.push_str(part);
+        name.push(',');
+    }
+    Uuid::new_v5(&EVENT_NAMESPACE, name.as_bytes())
 }
 
-/// Cuts a text to at most `max` bytes at a character border; a text that was cut ends with how
-/// many bytes are missing, within `max` where that has room.
+/// `text`, cut so that it has at most `max` bytes. What is cut is cut at a character border and
+/// followed by a mark that says how many bytes are missing, as long as there is room for one.
 #[must_use]
-pub fn truncate(mut text: String, max: usize) -> String {
+pub fn truncate(text: &str, max: usize) -> Cow<'_, str> {
     if text.len() <= max {
-        return text;
+        return Cow::Borrowed(text);
     }
-    let mark = |missing: usize| format!("{}{missing}{}", CUT.0, CUT.1);
-    let room = mark(text.len()).len();
-    let keep = (0..=max.saturating_sub(room))
-        .rev()
-        .find(|end| text.is_char_boundary(*end));
-    let keep = keep.unwrap_or(0);
-    let mark = mark(text.len() - keep);
-    text.truncate(keep);
-    if mark.len() <= max {
-        text.push_str(&mark);
+    let mark = |missing: usize| format!("…[truncated {missing} bytes]");
+    // No mark is longer than that of the whole text.
+    match max.checked_sub(mark(text.len()).len()) {
+        Some(room) => {
+            let kept = &text[..text.floor_char_boundary(room)];
+            Cow::Owned(format!("{kept}{}", mark(text.len() - kept.len())))
+        }
+        None => Cow::Borrowed(&text[..text.floor_char_boundary(max)]),
     }
-    text
 }
 
-/// Brings JSON onto one line: white space between tokens goes, and characters that some reader
-/// takes for a line break or a control character are escaped. Numbers and members stay as they
-/// are. `None` where it is no JSON.
+/// The same JSON on one line: no whitespace between its parts, and nothing in its strings that a
+/// reader could take for a line break. Numbers and the order of keys stay as they are.
 #[must_use]
-pub fn compact_raw(json: &str) -> Option<Box<RawValue>> {
-    let mut line = String::with_capacity(json.len());
-    let (mut in_string, mut escaped) = (false, false);
-    for c in json.chars() {
-        if in_string {
-            if escape::needed(c) {
-                escape::push(&mut line, c);
-            } else {
-                line.push(c);
-            }
-            in_string = escaped || c != '"';
-            escaped = !escaped && c == '\\';
-        } else if !c.is_ascii_whitespace() {
-            line.push(c);
-            in_string = c == '"';
-        }
-    }
-    RawValue::from_string(line).ok()
+pub fn compact_raw(raw: &RawValue) -> Box<RawValue> {
+    let mut out = Vec::with_capacity(raw.get().len());
+    json::push_compact(&mut out, raw.get());
+    String::from_utf8(out)
+        .ok()
+        .and_then(|text| RawValue::from_string(text).ok())
+        // Whitespace and escapes do not make valid JSON invalid.
+        .unwrap_or_else(|| raw.to_owned())
 }
 
 // === impl Record ===
 
 impl Record {
-    /// The level that log stores look at, from the state.
+    /// The record of an event that is journalled `now`.
     #[must_use]
-    pub fn level(&self) -> &'static str {
-        let state = self.fields.state.as_deref().unwrap_or_default().trim();
-        let known = [
-            ("critical", "critical"),
-            ("warning", "warning"),
-            ("info", "info"),
-            ("ok", "info"),
-        ];
-        known
-            .into_iter()
-            .find(|(word, _)| state.eq_ignore_ascii_case(word))
-            .map_or("unknown", |(_, level)| level)
+    pub fn new(
+        now: Timestamp,
+        search: &SearchKey,
+        happening: Happening<'_>,
+        options: &Options,
+    ) -> Self {
+        let Happening {
+            kind,
+            ordinal,
+            alert_id,
+            previous_state,
+            previous_status,
+            reason,
+            mut fields,
+            raw,
+        } = happening;
+        if let Some(description) = &mut fields.description
+            && description.len() > options.max_description_length
+        {
+            *description = truncate(description, options.max_description_length).into_owned();
+        }
+        Self {
+            timestamp: Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now),
+            event: kind,
+            event_id: event_id(
+                &search.account,
+                &search.tenant.id,
+                &search.search,
+                alert_id,
+                kind,
+                ordinal,
+            ),
+            account: search.account.to_string(),
+            tenant: search.tenant.name.to_string(),
+            search: search.search.to_string(),
+            alert_id: alert_id.to_owned(),
+            previous_state,
+            previous_status,
+            reason,
+            fields,
+            alert: raw.filter(|_| options.include_raw).map(compact_raw),
+        }
+    }
+
+    /// What the journal stores: the event's id, when it happened, and its line of JSON.
+    #[must_use]
+    pub fn journal_entry(&self) -> (Uuid, Timestamp, Vec<u8>) {
+        (self.event_id, self.timestamp, self.to_json())
     }
 
     /// The record as one line of JSON, without a line break.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
-        let mut line = Vec::with_capacity(768);
-        let mut serializer = serde_json::Serializer::with_formatter(&mut line, escape::OneLine);
-        Wire::from(self)
-            .serialize(&mut serializer)
-            .expect("a record has text keys, and writing to memory does not fail");
-        line
+        let mut out = Vec::with_capacity(1024);
+        self.visit(|key, value| {
+            out.push(if out.is_empty() { b'{' } else { b',' });
+            out.push(b'"');
+            out.extend_from_slice(key.as_bytes());
+            out.extend_from_slice(b"\":");
+            match value {
+                Value::Text(text) => json::push_string(&mut out, &text),
+                Value::Number(number) => out.extend_from_slice(number.to_string().as_bytes()),
+                Value::Json(raw) => json::push_compact(&mut out, raw.get()),
+            }
+        });
+        out.push(b'}');
+        out
     }
 
-    /// Reads what [`Record::to_json`] wrote.
+    /// Reads what [`Record::to_json`] wrote; keys that are not known are skipped.
     ///
     /// # Errors
-    /// Where it is something else.
+    /// Where `line` is not a record.
     pub fn from_json(line: &[u8]) -> Result<Self, serde_json::Error> {
-        serde_json::from_slice::<Wire<'_>>(line).map(Self::from)
+        let Line {
+            timestamp,
+            event,
+            event_id,
+            account,
+            tenant,
+            search,
+            alert_id,
+            previous_state,
+            previous_status,
+            reason,
+            alert,
+            mut fields,
+        } = serde_json::from_slice(line)?;
+        for always_there in [&mut fields.state, &mut fields.status, &mut fields.message] {
+            always_there.take_if(|value| value.is_empty());
+        }
+        Ok(Self {
+            timestamp,
+            event,
+            event_id,
+            account,
+            tenant,
+            search,
+            alert_id,
+            previous_state,
+            previous_status,
+            reason,
+            fields,
+            alert,
+        })
+    }
+
+    /// How grave the alert is, by its state.
+    #[must_use]
+    pub fn level(&self) -> Level {
+        Level::of_state(self.fields.state.as_deref().unwrap_or_default())
+    }
+
+    /// Calls `each` with every key that has a value, in the order of the contract. The keys up to
+    /// `message` always have one.
+    pub fn visit<'a>(&'a self, mut each: impl FnMut(&'static str, Value<'a>)) {
+        let fields = &self.fields;
+        let level = self.level().as_str();
+        each("timestamp", text(format!("{:.3}", self.timestamp)));
+        each("level", text(level));
+        each("severity", text(level));
+        each("event", text(self.event.as_str()));
+        each("event_id", text(self.event_id.to_string()));
+        each("account", text(&self.account));
+        each("tenant", text(&self.tenant));
+        each("search", text(&self.search));
+        each("alert_id", text(&self.alert_id));
+        for (key, value) in [
+            ("state", &fields.state),
+            ("status", &fields.status),
+            ("message", &fields.message),
+        ] {
+            each(key, text(value.as_deref().unwrap_or_default()));
+        }
+        for (key, value) in [
+            ("previous_state", &self.previous_state),
+            ("previous_status", &self.previous_status),
+            ("reason", &self.reason),
+            ("description", &fields.description),
+            ("metric", &fields.metric),
+            ("component", &fields.component),
+            ("problem_area", &fields.problem_area),
+            ("alert_type", &fields.alert_type),
+            ("event_type", &fields.event_type),
+            ("source", &fields.source),
+            ("priority", &fields.priority),
+            ("resource_id", &fields.resource_id),
+            ("resource_name", &fields.resource_name),
+            ("resource_type", &fields.resource_type),
+            ("resource_ip", &fields.resource_ip),
+            ("client_id", &fields.client_id),
+            ("client_name", &fields.client_name),
+            ("incident_id", &fields.incident_id),
+        ] {
+            if let Some(value) = value {
+                each(key, text(value));
+            }
+        }
+        for (key, value) in [
+            ("inference_id", fields.inference_id),
+            ("repeat_count", fields.repeat_count),
+        ] {
+            if let Some(number) = value {
+                each(key, Value::Number(number));
+            }
+        }
+        for (key, value) in [
+            ("created_at", fields.created_at),
+            ("updated_at", fields.updated_at),
+        ] {
+            if let Some(time) = value {
+                each(key, text(time.to_string()));
+            }
+        }
+        if let Some(alert) = &self.alert {
+            each("alert", Value::Json(alert));
+        }
+    }
+}
+
+fn text<'a>(value: impl Into<Cow<'a, str>>) -> Value<'a> {
+    Value::Text(value.into())
+}
+
+// === impl Level ===
+
+impl Level {
+    /// Every level.
+    pub const ALL: [Self; 4] = [Self::Critical, Self::Warning, Self::Info, Self::Unknown];
+
+    /// The level of a state, written in any case.
+    #[must_use]
+    pub fn of_state(state: &str) -> Self {
+        let is = |word: &str| state.eq_ignore_ascii_case(word);
+        if is("critical") {
+            Self::Critical
+        } else if is("warning") {
+            Self::Warning
+        } else if is("info") || is("ok") {
+            Self::Info
+        } else {
+            Self::Unknown
+        }
+    }
+
+    /// The word in a record.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Critical => "critical",
+            Self::Warning => "warning",
+            Self::Info => "info",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::sync::Arc;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::identity::Tenant;
+
+    pub(crate) const KEYS: [&str; 35] = [
+        "timestamp",
+        "level",
+        "severity",
+        "event",
+        "event_id",
+        "account",
+        "tenant",
+        "search",
+        "alert_id",
+        "state",
+        "status",
+        "message",
+        "previous_state",
+        "previous_status",
+        "reason",
+        "description",
+        "metric",
+        "component",
+        "problem_area",
+        "alert_type",
+        "event_type",
+        "source",
+        "priority",
+        "resource_id",
+        "resource_name",
+        "resource_type",
+        "resource_ip",
+        "client_id",
+        "client_name",
+        "incident_id",
+        "inference_id",
+        "repeat_count",
+        "created_at",
+        "updated_at",
+        "alert",
+    ];
+
+    const OPTIONS: Options = Options {
+        events: Vec::new(),
+        include_raw: true,
+        max_description_length: 4096,
+    };
+
+    fn key() -> SearchKey {
+        SearchKey {
+            account: Arc::from("acme"),
+            tenant: Tenant {
+                id: Arc::from("client_1234"),
+                name: Arc::from("retail"),
+            },
+            search: Arc::from("open"),
+        }
+    }
+
+    /// A record with a value for every key.
+    pub(crate) fn full() -> Record {
+        let some = |value: &str| Some(value.to_owned());
+        let raw =
+            RawValue::from_string("{ \"uniqueId\": \"8005\",\n \"n\": 1.10 }".into()).unwrap();
+        Record::new(
+            "2026-03-01T10:20:30.123987Z".parse().unwrap(),
+            &key(),
+            Happening {
+                kind: EventKind::Changed,
+                ordinal: 2,
+                alert_id: "8005",
+                previous_state: some("Warning"),
+                previous_status: some("New"),
+                reason: some("acknowledged"),
+                fields: AlertFields {
+                    state: some("Critical"),
+                    status: some("Ticketed"),
+                    message: some("CPU \"load\" = 99%\nnext line"),
+                    description: some("C:\\temp\tis full"),
+                    metric: some("system.cpu.load"),
+                    component: some("cpu0"),
+                    problem_area: some("CPU"),
+                    alert_type: some("Monitoring"),
+                    event_type: some("ALERT"),
+                    source: some("OPSRAMP"),
+                    priority: some("P1"),
+                    resource_id: some("r-1"),
+                    resource_name: some("web-01"),
+                    resource_type: some("Linux"),
+                    resource_ip: some("10.0.0.1"),
+                    client_id: some("client_14"),
+                    client_name: some("Rétail"),
+                    incident_id: some("INC-7"),
+                    inference_id: Some(42),
+                    repeat_count: Some(3),
+                    created_at: Some("2026-03-01T10:00:00Z".parse().unwrap()),
+                    updated_at: Some("2026-03-01T10:20:00.5Z".parse().unwrap()),
+                },
+                raw: Some(&raw),
+            },
+            &OPTIONS,
+        )
+    }
+
+    /// A record of which nothing is known that need not be.
+    pub(crate) fn bare() -> Record {
+        Record::new(
+            "2026-03-01T10:20:30Z".parse().unwrap(),
+            &key(),
+            Happening {
+                kind: EventKind::Opened,
+                ordinal: 1,
+                alert_id: "8005",
+                previous_state: None,
+                previous_status: None,
+                reason: None,
+                fields: AlertFields::default(),
+                raw: None,
+            },
+            &OPTIONS,
+        )
+    }
+
+    fn line(record: &Record) -> String {
+        String::from_utf8(record.to_json()).unwrap()
+    }
+
+    #[test]
+    fn a_full_record_has_every_key_in_the_order_of_the_contract() {
+        insta::assert_snapshot!(line(&full()), @r#"{"timestamp":"2026-03-01T10:20:30.123Z","level":"critical","severity":"critical","event":"changed","event_id":"3f643541-2328-5904-8305-86dd246f43ab","account":"acme","tenant":"retail","search":"open","alert_id":"8005","state":"Critical","status":"Ticketed","message":"CPU \"load\" = 99%\nnext line","previous_state":"Warning","previous_status":"New","reason":"acknowledged","description":"C:\\temp\tis full","metric":"system.cpu.load","component":"cpu0","problem_area":"CPU","alert_type":"Monitoring","event_type":"ALERT","source":"OPSRAMP","priority":"P1","resource_id":"r-1","resource_name":"web-01","resource_type":"Linux","resource_ip":"10.0.0.1","client_id":"client_14","client_name":"Rétail","incident_id":"INC-7","inference_id":42,"repeat_count":3,"created_at":"2026-03-01T10:00:00Z","updated_at":"2026-03-01T10:20:00.5Z","alert":{"uniqueId":"8005","n":1.10}}"#);
+        let mut keys = Vec::new();
+        full().visit(|key, _| keys.push(key));
+        assert_eq!(keys, KEYS);
+    }
+
+    #[test]
+    fn a_bare_record_has_the_keys_up_to_message_and_no_other() {
+        insta::assert_snapshot!(line(&bare()), @r#"{"timestamp":"2026-03-01T10:20:30.000Z","level":"unknown","severity":"unknown","event":"opened","event_id":"0ea1643a-8f28-5c30-a21b-021a3740bfbf","account":"acme","tenant":"retail","search":"open","alert_id":"8005","state":"","status":"","message":""}"#);
+    }
+
+    #[test]
+    fn the_level_is_that_of_the_state_in_any_case() {
+        for (state, level) in [
+            ("Critical", "critical"),
+            ("CRITICAL", "critical"),
+            ("warning", "warning"),
+            ("Info", "info"),
+            ("OK", "info"),
+            ("Observed", "unknown"),
+            ("", "unknown"),
+        ] {
+            assert_eq!(Level::of_state(state).as_str(), level, "{state}");
+        }
+    }
+
+    #[test]
+    fn an_event_id_is_what_the_published_formula_gives() {
+        // Computed with Python's uuid.uuid5, as the documentation shows.
+        let id = event_id("acme", "client_1234", "open", "8005", EventKind::Opened, 1);
+        assert_eq!(id.to_string(), "0ea1643a-8f28-5c30-a21b-021a3740bfbf");
+    }
+
+    #[test]
+    fn an_event_id_tells_apart_what_would_be_the_same_text_when_joined() {
+        let id = |account, tenant, ordinal| {
+            event_id(account, tenant, "s", "1", EventKind::Left, ordinal)
+        };
+        assert_ne!(id("ab", "c", 1), id("a", "bc", 1));
+        assert_ne!(id("a,", "c", 1), id("a", ",c", 1));
+        assert_ne!(id("a", "c", 1), id("a", "c", 2));
+    }
+
+    #[test]
+    fn a_renamed_tenant_keeps_its_event_ids() {
+        let mut renamed = key();
+        renamed.tenant.name = Arc::from("wholesale");
+        let happening = || Happening {
+            kind: EventKind::Left,
+            ordinal: 3,
+            alert_id: "1",
+            previous_state: None,
+            previous_status: None,
+            reason: None,
+            fields: AlertFields::default(),
+            raw: None,
+        };
+        let now = "2026-03-01T10:20:30Z".parse().unwrap();
+        assert_eq!(
+            Record::new(now, &key(), happening(), &OPTIONS).event_id,
+            Record::new(now, &renamed, happening(), &OPTIONS).event_id
+        );
+    }
+
+    #[test]
+    fn the_raw_alert_is_left_out_unless_it_is_asked_for() {
+        let raw = RawValue::from_string("{}".into()).unwrap();
+        let record = Record::new(
+            "2026-03-01T10:20:30Z".parse().unwrap(),
+            &key(),
+            Happening {
+                kind: EventKind::Opened,
+                ordinal: 1,
+                alert_id: "1",
+                previous_state: None,
+                previous_status: None,
+                reason: None,
+                fields: AlertFields::default(),
+                raw: Some(&raw),
+            },
+            &Options {
+                include_raw: false,
+                ..OPTIONS
+            },
+        );
+        assert!(record.alert.is_none());
+    }
+
+    #[test]
+    fn a_long_description_is_cut_at_a_character_border_and_marked() {
+        assert_eq!(truncate("short", 5), "short");
+        let cut = truncate("ääääääääääääääääääääääää", 40);
+        assert_eq!(cut, "ääääääää…[truncated 32 bytes]");
+        assert!(cut.len() <= 40);
+        assert_eq!(truncate("äää", 3), "ä");
+        assert_eq!(truncate("äää", 0), "");
+    }
+
+    #[test]
+    fn what_is_no_record_is_an_error() {
+        assert!(Record::from_json(b"{}").is_err());
+        assert!(Record::from_json(b"\xff").is_err());
+        assert!(Record::from_json(&full().to_json()[..100]).is_err());
+    }
+
+    /// Text that is likely to hold what breaks lines.
+    fn nasty() -> impl Strategy<Value = String> {
+        let character = prop_oneof![
+            any::<char>(),
+            prop::sample::select(
+                "\n\r\u{b}\u{c}\u{1c}\u{1d}\u{1e}\u{85}\u{2028}\u{2029}\u{0}\u{1b}\u{7f}\u{9b}\"\\= {}[],:"
+                    .chars()
+                    .collect::<Vec<_>>()
+            ),
+        ];
+        prop::collection::vec(character, 1..20).prop_map(|all| all.into_iter().collect())
+    }
+
+    prop_compose! {
+        /// A record of arbitrary text.
+        pub(crate) fn any_record()(
+            texts in prop::collection::vec(nasty(), 12),
+            optional in prop::collection::vec(prop::option::of(nasty()), 12),
+            numbers in (prop::option::of(any::<u64>()), prop::option::of(any::<u64>())),
+            kind in prop::sample::select(&EventKind::ALL[..]),
+            millisecond in 0..4_000_000_000_000_i64,
+            created in prop::option::of(0..4_000_000_000_i64),
+            id in any::<u128>(),
+            raw in prop::option::of(nasty()),
+        ) -> Record {
+            let mut optional = optional.into_iter();
+            let mut next = || optional.next().flatten();
+            Record {
+                timestamp: Timestamp::from_millisecond(millisecond).unwrap(),
+                event: kind,
+                event_id: Uuid::from_u128(id),
+                account: texts[0].clone(),
+                tenant: texts[1].clone(),
+                search: texts[2].clone(),
+                alert_id: texts[3].clone(),
+                previous_state: next(),
+                previous_status: next(),
+                reason: next(),
+                fields: AlertFields {
+                    state: next(),
+                    status: next(),
+                    message: next(),
+                    description: next(),
+                    metric: next(),
+                    resource_name: next(),
+                    client_name: next(),
+                    incident_id: next(),
+                    inference_id: numbers.0,
+                    repeat_count: numbers.1,
+                    created_at: created.map(|second| Timestamp::from_second(second).unwrap()),
+                    ..AlertFields::default()
+                },
+                // serde_json leaves U+2028 and the like unescaped, as the API would.
+                alert: raw.map(|text| {
+                    let json = serde_json::to_string_pretty(&[&text, &text]).unwrap();
+                    compact_raw(&RawValue::from_string(json).unwrap())
+                }),
+            }
+        }
+    }
+
+    /// Whether no reader sees more than one line, those included that know what Unicode and
+    /// Python's `str.splitlines` take for the end of one, and whether a terminal sees nothing but
+    /// text.
+    pub(crate) fn is_one_line(line: &str) -> bool {
+        !line
+            .chars()
+            .any(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}'))
+    }
+
+    proptest! {
+        #[test]
+        fn every_record_is_one_line_and_reads_back_equal(record in any_record()) {
+            let line = line(&record);
+            prop_assert!(is_one_line(&line), "{line:?}");
+            let back = Record::from_json(line.as_bytes()).unwrap();
+            prop_assert_eq!(format!("{record:?}"), format!("{back:?}"));
+            prop_assert_eq!(back.to_json(), line.as_bytes());
+        }
+
+        #[test]
+        fn serde_reads_the_same_texts_from_the_line(record in any_record()) {
+            let value: serde_json::Value = serde_json::from_slice(&record.to_json()).unwrap();
+            prop_assert_eq!(&value["account"], &record.account);
+            prop_assert_eq!(&value["message"], record.fields.message.as_deref().unwrap_or(""));
+            if let Some(raw) = &record.alert {
+                let raw: serde_json::Value = serde_json::from_str(raw.get()).unwrap();
+                prop_assert_eq!(&value["alert"], &raw);
+            }
+        }
+
+        #[test]
+        fn a_cut_text_fits_and_begins_as_the_whole(text in "\\PC{0,200}", max in 0..200_usize) {
+            let cut = truncate(&text, max);
+            prop_assert!(cut.len() <= max);
+            let kept = cut.split("…[").next().unwrap();
+            prop_assert!(text.starts_with(kept));
+        }
     }
 }

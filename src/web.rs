@@ -23,7 +23,12 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{clock, metrics::Metrics, status::Board};
+use crate::{
+    clock,
+    health::{Health, Overdue},
+    metrics::Metrics,
+    status::Board,
+};
 
 use alerts::AlertsError;
 use query::{Query, QueryError};
@@ -31,12 +36,10 @@ use view::{SearchFilter, StatusView};
 
 pub use alerts::{AlertSource, OpenAlert};
 pub use connections::Limits;
-pub use health::{Health, Heartbeat, Overdue};
 pub use listen::{BindError, bind};
 
 mod alerts;
 mod connections;
-mod health;
 mod listen;
 mod negotiate;
 mod page;

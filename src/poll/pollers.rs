@@ -117,7 +117,7 @@ const MAX_CLIENT_PAGES: u64 = 500;
 /// First polls of many searches are this far apart, but no further than their interval.
 const START_PACE: Duration = Duration::from_millis(20);
 /// A search's loop promises to come round so often.
-const HEARTBEAT: Duration = Duration::from_secs(120);
+pub(super) const HEARTBEAT: Duration = Duration::from_secs(120);
 
 // === impl Pollers ===
 

@@ -66,16 +66,14 @@ fn digest(alert: &Alert<'_>) -> u64 {
 }
 
 /// The fields of its record.
-pub(super) fn fields(alert: &Alert<'_>, max_description_length: usize) -> AlertFields {
+pub(super) fn fields(alert: &Alert<'_>) -> AlertFields {
     let resource = &alert.resource;
     let device = &alert.device;
-    let description = text(&alert.description)
-        .map(|description| crate::record::truncate(description, max_description_length));
     AlertFields {
         state: text(&alert.state),
         status: text(&alert.status),
         message: text(&alert.subject),
-        description,
+        description: text(&alert.description),
         metric: text(&alert.metric).or_else(|| text(&alert.service_name)),
         component: text(&alert.component),
         problem_area: text(&alert.problem_area),
@@ -169,7 +167,7 @@ mod tests {
 
     #[test]
     fn what_the_resource_lacks_comes_from_the_device() {
-        let fields = fields(&alert(), 100);
+        let fields = fields(&alert());
         assert_eq!(fields.resource_name.as_deref(), Some("fs3"));
         assert_eq!(fields.resource_type.as_deref(), Some("DEVICE"));
         assert_eq!(fields.resource_ip.as_deref(), Some("192.0.2.15"));
@@ -183,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_group_has_one_value_a_label_and_one_case_a_state() {
-        let fields = fields(&alert(), 100);
+        let fields = fields(&alert());
         let labels = [GroupLabel::State, GroupLabel::Priority];
         assert_eq!(group(&fields, &labels), ["Critical", ""]);
     }

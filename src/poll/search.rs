@@ -8,6 +8,7 @@ use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
+use serde_json::value::RawValue;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +25,7 @@ use crate::{
     identity::{EventKind, SearchKey},
     metrics::SearchMetrics,
     opsramp::{self, Answer, Client, SearchRequest, Urgency, alert::Alert},
-    record::{self, AlertFields, Record},
+    record::{self, AlertFields, Happening, Record},
     status::{Board, HISTORY, PollError, PollSummary, SearchResult, SearchStatus},
     store::{self, Commit, Held, JournalEvent, Store, StoredAlert},
     track::{Known, Sighting, Tracker},
@@ -250,7 +251,7 @@ impl Running {
             self.search.heartbeat.beat();
             let background_due = background_request.is_none() && self.engine.task().is_some();
             // Nothing waits longer than this, so that the heartbeat is seen.
-            let pulse = Instant::now() + self.search.heartbeat.interval();
+            let pulse = Instant::now() + super::pollers::HEARTBEAT / 4;
             tokio::select! {
                 () = stop.cancelled() => break,
                 () = tokio::time::sleep_until(self.next_poll), if poll_request.is_none() => {
@@ -537,14 +538,11 @@ impl Running {
                 .remove(id)
                 .and_then(|alert| serde_json::from_slice(&alert.body).ok())
                 .unwrap_or_default();
-            let max = self.search.shared.record.max_description_length;
             let mut raw = None;
             let (fields, reason) = match reason {
                 Reason::Found(answer) => match answer.alert() {
                     Ok(alert) => {
-                        if self.search.shared.record.include_raw {
-                            raw = Some(answer.text());
-                        }
+                        raw = serde_json::from_str::<&RawValue>(answer.text()).ok();
                         let moved = alert
                             .state
                             .as_deref()
@@ -552,7 +550,7 @@ impl Running {
                         let unchanged = if moved { "state_changed" } else { "unknown" };
                         let reason = alert.departure_reason();
                         (
-                            reading::fields(&alert, max),
+                            reading::fields(&alert),
                             reason.unwrap_or_else(|| unchanged.to_owned()),
                         )
                     }
@@ -561,12 +559,17 @@ impl Running {
                 Reason::NotFound => (last_known, "not_found".to_owned()),
                 Reason::Unknown => (last_known, "unknown".to_owned()),
             };
-            let mut record = self.record(now, EventKind::Left, ordinal, id, fields);
-            record.previous_state = Some(before.state.to_string());
-            record.previous_status = Some(before.status.to_string());
-            record.reason = Some(reason);
-            record.alert = raw.and_then(record::compact_raw);
-            commit.events.push(journal_event(&record));
+            let happening = Happening {
+                kind: EventKind::Left,
+                ordinal,
+                alert_id: id,
+                previous_state: Some(before.state.to_string()),
+                previous_status: Some(before.status.to_string()),
+                reason: Some(reason),
+                fields,
+                raw,
+            };
+            commit.events.push(self.journal_event(now, happening));
         }
         if left > 0 {
             self.search
@@ -733,11 +736,18 @@ impl Running {
                     delays.push(Duration::try_from(delay).unwrap_or_default());
                 }
                 if self.logs(kind) {
-                    let mut record = self.record(now, kind, ordinal, sighting.id, fields.clone());
-                    record.previous_state = before.map(|before| before.state.to_string());
-                    record.previous_status = before.map(|before| before.status.to_string());
-                    record.alert = page.raw.get(place).and_then(|raw| record::compact_raw(raw));
-                    commit.events.push(journal_event(&record));
+                    let raw = page.raw.get(place);
+                    let happening = Happening {
+                        kind,
+                        ordinal,
+                        alert_id: sighting.id,
+                        previous_state: before.map(|before| before.state.to_string()),
+                        previous_status: before.map(|before| before.status.to_string()),
+                        reason: None,
+                        fields: fields.clone(),
+                        raw: raw.and_then(|raw| serde_json::from_str(raw).ok()),
+                    };
+                    commit.events.push(self.journal_event(now, happening));
                 }
             }
             let stored = StoredAlert {
@@ -857,10 +867,9 @@ impl Running {
 
     /// The fields of an alert; what its own page has beyond them is added.
     fn fields(&self, alert: &Alert<'_>, detail: Option<&Alert<'_>>) -> AlertFields {
-        let max = self.search.shared.record.max_description_length;
-        let mut fields = reading::fields(alert, max);
+        let mut fields = reading::fields(alert);
         if let Some(detail) = detail {
-            let detail = reading::fields(detail, max);
+            let detail = reading::fields(detail);
             fields.description = detail.description.or(fields.description);
             fields.source = fields.source.or(detail.source);
             fields.incident_id = fields.incident_id.or(detail.incident_id);
@@ -881,32 +890,13 @@ impl Running {
         self.search.shared.record.events.contains(&kind)
     }
 
-    fn record(
-        &self,
-        now: Timestamp,
-        event: EventKind,
-        ordinal: u32,
-        alert_id: &str,
-        fields: AlertFields,
-    ) -> Record {
-        let SearchKey {
-            account,
-            tenant,
-            search,
-        } = &self.search.key;
-        Record {
-            timestamp: now,
-            event,
-            event_id: record::event_id(account, &tenant.name, search, alert_id, event, ordinal),
-            account: account.to_string(),
-            tenant: tenant.name.to_string(),
-            search: search.to_string(),
-            alert_id: alert_id.to_owned(),
-            previous_state: None,
-            previous_status: None,
-            reason: None,
-            fields,
-            alert: None,
+    fn journal_event(&self, now: Timestamp, happening: Happening<'_>) -> JournalEvent {
+        let record = Record::new(now, &self.search.key, happening, &self.search.shared.record);
+        let (event_id, at, body) = record.journal_entry();
+        JournalEvent {
+            event_id,
+            at,
+            body: body.into(),
         }
     }
 }
@@ -953,14 +943,6 @@ async fn ready(request: &mut Option<Request>) -> Reply {
     match request {
         Some(request) => request.await,
         None => std::future::pending().await,
-    }
-}
-
-fn journal_event(record: &Record) -> JournalEvent {
-    JournalEvent {
-        event_id: record.event_id,
-        at: record.timestamp,
-        body: record.to_json().into(),
     }
 }
 
