@@ -15,7 +15,7 @@ use super::{
     Account, Config, ListenAddress, State, Web,
     file::{self, File},
     overrides::Variables,
-    problem::{Inputs, Problems, shown},
+    problem::{Inputs, Problems, shown_key, shown_value},
     units::HumanDuration,
     url,
     yaml::nearest,
@@ -279,7 +279,7 @@ impl<'a> Resolver<'a> {
                         at("id"),
                         format!(
                             "\"{}\" is not a tenant's id; they look like client_1234, msp_1234 or a UUID",
-                            shown(&id)
+                            shown_value(&id)
                         ),
                     );
                 }
@@ -426,7 +426,7 @@ impl<'a> Resolver<'a> {
             };
             self.problems.add(
                 format!("{path}[{index}]"),
-                format!("\"{}\" {advice}", shown(id)),
+                format!("\"{}\" {advice}", shown_value(id)),
             );
         }
     }
@@ -502,7 +502,7 @@ impl<'a> Resolver<'a> {
                     let file = file.strip_prefix("./").unwrap_or(file);
                     if let Some(other) = taken.insert(file, &sink.name) {
                         let message =
-                            format!("is the file of the sink \"{}\" as well", shown(other));
+                            format!("is the file of the sink \"{}\" as well", shown_value(other));
                         self.problems.add(format!("{path}.path"), message);
                     }
                 }
@@ -590,7 +590,7 @@ impl<'a> Resolver<'a> {
         let mut seen = HashSet::new();
         let mut headers = BTreeMap::new();
         for (key, name, source) in values.chain(files) {
-            let at = format!("{path}.{key}.{}", shown(&name));
+            let at = format!("{path}.{key}.{}", shown_key(&name));
             let lower = name.to_ascii_lowercase();
             if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
                 self.problems.add(&at, "is not the name of a header");
@@ -677,7 +677,7 @@ impl<'a> Resolver<'a> {
         let problem = if !path.starts_with('/') {
             Some(format!(
                 "must start with a slash; write \"/{}\"",
-                shown(&path)
+                shown_value(&path)
             ))
         } else if !path.chars().all(is_plain) || path.contains("//") {
             Some("may hold letters, digits, single slashes and -._~ only".to_owned())
@@ -778,7 +778,7 @@ impl<'a> Resolver<'a> {
         let mut seen = HashSet::new();
         for (index, name) in names.enumerate() {
             if !name.is_empty() && !seen.insert(name) {
-                let message = format!("\"{}\" is {what} already", shown(name));
+                let message = format!("\"{}\" is {what} already", shown_value(name));
                 self.problems.add(path(index), message);
             }
         }
@@ -789,7 +789,7 @@ impl<'a> Resolver<'a> {
         for word in words {
             if !seen.insert(word) {
                 self.problems
-                    .add(path, format!("names \"{}\" twice", shown(word)));
+                    .add(path, format!("names \"{}\" twice", shown_value(word)));
             }
         }
     }

@@ -16,7 +16,7 @@ use serde::{
 };
 use serde_saphyr::Spanned;
 
-use super::problem::{KeyPath, Place, Problems, shown};
+use super::problem::{KeyPath, Place, Problems, first_word, shown, shown_key, shown_value};
 
 /// A value of the file.
 #[derive(Debug)]
@@ -295,7 +295,7 @@ impl Node {
                 entries
                     .iter()
                     .filter_map(|entry| {
-                        let key = shown(&entry.key);
+                        let key = shown_key(&entry.key);
                         let tail = path.strip_prefix(key.as_str())?;
                         (tail.is_empty() || tail.starts_with(['.', '[']))
                             .then_some((&entry.value, tail))
@@ -312,6 +312,16 @@ impl Node {
             Value::List(_) => "a list",
             Value::Map(_) => "a mapping",
         }
+    }
+}
+
+// === impl Entry ===
+
+impl Entry {
+    /// Whether messages may name the key. One without a value may itself be a value, of a key
+    /// whose colon was forgotten, and so a secret.
+    fn may_be_named(&self, known: &[&str]) -> bool {
+        !matches!(self.value.value, Value::Null) || nearest(first_word(&self.key), known).is_some()
     }
 }
 
@@ -332,7 +342,10 @@ impl<'a> Reader<'a> {
     fn number<T: std::str::FromStr>(&self) -> Result<T, Failed> {
         let text = &self.scalar("a whole number")?.text;
         text.parse().map_err(|_| {
-            Failed::Because(format!("must be a whole number, not \"{}\"", shown(text)))
+            Failed::Because(format!(
+                "must be a whole number, not \"{}\"",
+                shown_value(text)
+            ))
         })
     }
 
@@ -341,7 +354,7 @@ impl<'a> Reader<'a> {
             Value::List(items) => Ok(items),
             Value::Scalar(scalar) => Err(Failed::Because(format!(
                 "must be a list; write [{}]",
-                shown(&scalar.text)
+                shown_value(&scalar.text)
             ))),
             Value::Null | Value::Map(_) => Err(self.mismatch("a list")),
         }
@@ -361,20 +374,21 @@ impl<'a> Reader<'a> {
     fn checked_entries(&self, known: Option<&[&str]>) -> Result<Vec<&'a Entry>, Failed> {
         let mut seen: Vec<&'a Entry> = Vec::new();
         for entry in self.entries()? {
-            let path = KeyPath::Key(self.path, &entry.key);
-            if let Some(first) = seen.iter().find(|other| other.key == entry.key) {
-                let message = format!("is given twice, first in line {}", first.place.line);
-                self.problems.add_at(path, entry.place, message);
-            } else if known.is_some_and(|known| !known.contains(&entry.key.as_str())) {
-                let known = known.unwrap_or_default();
-                self.problems.add_at(
-                    KeyPath::Key(self.path, key_part(&entry.key)),
-                    entry.place,
-                    unknown_key(&entry.key, known),
-                );
+            let first = seen.iter().find(|other| other.key == entry.key);
+            let message = if let Some(first) = first {
+                format!("is given twice, first in line {}", first.place.line)
+            } else if let Some(known) = known.filter(|known| !known.contains(&entry.key.as_str())) {
+                unknown_key(&entry.key, known)
+            } else if known.is_none() && matches!(entry.value.value, Value::Null) {
+                "has no value".to_owned()
             } else {
                 seen.push(entry);
-            }
+                continue;
+            };
+            let may_be_named = entry.may_be_named(known.unwrap_or_default());
+            let key = if may_be_named { &entry.key } else { "…" };
+            self.problems
+                .add_at(KeyPath::Key(self.path, key), entry.place, message);
         }
         Ok(seen)
     }
@@ -407,17 +421,12 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// `client_secret:hunter2`, without the space, is one long key: only its first word may be shown.
-fn key_part(key: &str) -> &str {
-    key.split([':', '=']).next().unwrap_or(key)
-}
-
 fn unknown_key(key: &str, known: &[&str]) -> String {
-    let word = key_part(key);
-    if word.len() < key.len() {
-        return "needs a colon and a space before its value".to_owned();
-    }
+    let word = first_word(key);
     match nearest(word, known) {
+        Some(_) if word.len() < key.len() => {
+            "needs a colon and a space before its value".to_owned()
+        }
         Some(near) => format!("unknown key; did you mean \"{near}\"?"),
         None => format!("unknown key; the keys here are {}", known.join(", ")),
     }
@@ -428,9 +437,9 @@ fn unknown_word(word: &str, known: &[&str]) -> String {
     match nearest(word, known) {
         Some(near) => format!(
             "\"{}\" is not one of {known_words}; did you mean \"{near}\"?",
-            shown(word)
+            shown_value(word)
         ),
-        None => format!("\"{}\" is not one of {known_words}", shown(word)),
+        None => format!("\"{}\" is not one of {known_words}", shown_value(word)),
     }
 }
 
@@ -471,7 +480,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
             Some(value) => visitor.visit_bool(value),
             None => Err(Failed::Because(format!(
                 "must be true or false, not \"{}\"",
-                shown(&scalar.text)
+                shown_value(&scalar.text)
             ))),
         }
     }
