@@ -4,7 +4,7 @@
 //! Whoever writes something wrong learns where (file, line, column, key), what, and what to write
 //! instead, about every mistake at once. Secrets never get into a message.
 //!
-//! The file's keys are in [`file`], how YAML is read in [`yaml`], what is checked in [`resolve`].
+//! The file's keys are in `file`, how YAML is read in `yaml`, what is checked in `resolve`.
 
 use std::{
     path::{Path, PathBuf},
