@@ -674,6 +674,10 @@ fn a_file_that_cannot_be_read_is_named() {
     assert!(std::error::Error::source(&error).is_some());
     std::fs::write(&path, b"a: \xff").unwrap();
     assert!(matches!(load(&path), Err(ConfigError::Read { .. })));
+    for endless_or_none in ["/dev/zero", "/"] {
+        let error = load(Path::new(endless_or_none)).unwrap_err();
+        assert!(matches!(error, ConfigError::Read { .. }), "{error}");
+    }
 }
 
 // --- what is warned of ---
