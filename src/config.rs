@@ -4,9 +4,10 @@
 //! Whoever writes something wrong learns where (file, line, column, key), what, and what to write
 //! instead, about every mistake at once. Secrets never get into a message.
 //!
-//! The file's keys are in [`file`], how YAML is read in [`yaml`], what is checked in [`resolve`].
+//! The file's keys are in `file`, how YAML is read in `yaml`, what is checked in `resolve`.
 
 use std::{
+    io::{self, Read as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -122,6 +123,11 @@ pub struct Loaded {
 /// The variable that names the configuration file.
 const CONFIG_FILE: &str = "OPSRAMP_EXPORTER_CONFIG_FILE";
 
+/// No configuration that is meant is larger, and `/dev/zero` would never end.
+const LARGEST_FILE: u64 = 4 << 20;
+
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
 /// The state's file where systemd gives no folder.
 const STATE_FILE: &str = "opsramp-exporter.db";
 
@@ -217,11 +223,10 @@ impl Config {
         let mut resolver = Resolver::new(&problems, &inputs);
         let config = resolver.config(file, &variables);
         let mut warnings = resolver.into_warnings();
-        let covers_accounts = problems.covers("accounts");
         let locate = |path: &str| node.as_ref().and_then(|node| node.locate(path));
         let mut list = problems.into_list(name, locate, &inputs);
         list.extend(variables.into_problems());
-        if list.is_empty() && !has_account && !covers_accounts {
+        if list.is_empty() && !has_account {
             return Err(ConfigError::NoAccount);
         }
         if !list.is_empty() {
@@ -251,11 +256,20 @@ struct Source<'a> {
 }
 
 /// Reads the file; a byte order mark is not part of it.
-fn read(path: &Path) -> std::io::Result<String> {
-    let text = std::fs::read_to_string(path)?;
-    Ok(text
-        .strip_prefix('\u{feff}')
-        .map_or_else(|| text.clone(), str::to_owned))
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let file = std::fs::File::open(path)?;
+    file.take(LARGEST_FILE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > LARGEST_FILE {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            "it is larger than 4 MiB",
+        ));
+    }
+    if text.starts_with(BYTE_ORDER_MARK) {
+        text.remove(0);
+    }
+    Ok(text)
 }
 
 fn is_public(path: &Path) -> bool {

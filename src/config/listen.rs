@@ -5,7 +5,7 @@ use std::{borrow::Cow, fmt, net::Ipv6Addr, str::FromStr};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::problem::shown;
+use super::problem::shown_value;
 
 /// An address to listen on: `:10836` (every address, IPv4 and IPv6), `127.0.0.1:10836`,
 /// `[::1]:10836` or `localhost:10836`.
@@ -42,7 +42,7 @@ impl FromStr for ListenAddress {
     type Err = ListenAddressError;
 
     fn from_str(text: &str) -> Result<Self, ListenAddressError> {
-        let wrong = || ListenAddressError(shown(text));
+        let wrong = || ListenAddressError(shown_value(text));
         let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
         if port.is_empty() || !port.bytes().all(|b| b.is_ascii_digit()) {
             return Err(wrong());

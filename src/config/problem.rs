@@ -157,8 +157,8 @@ impl fmt::Display for KeyPath<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Root => Ok(()),
-            Self::Key(Self::Root, key) => f.write_str(&shown(key)),
-            Self::Key(parent, key) => write!(f, "{parent}.{}", shown(key)),
+            Self::Key(Self::Root, key) => f.write_str(&shown_key(key)),
+            Self::Key(parent, key) => write!(f, "{parent}.{}", shown_key(key)),
             Self::Index(parent, index) => write!(f, "{parent}[{index}]"),
         }
     }
@@ -179,6 +179,32 @@ pub(super) fn shown(text: &str) -> String {
         }
     }
     short
+}
+
+/// A value that is no secret by its key, fit to be shown. Where a line break was lost it may have
+/// run into the next, so only what is short and no URL with a password is.
+pub(super) fn shown_value(value: &str) -> String {
+    const LONGEST: usize = 40;
+    if value.contains('@') || value.len() > LONGEST {
+        "…".to_owned()
+    } else {
+        shown(value)
+    }
+}
+
+/// A key, fit to be shown. Where a colon or the space after it is missing, as in
+/// `client_secret:hunter2`, the value is part of the key: only the first word may be shown.
+pub(super) fn shown_key(key: &str) -> String {
+    let word = first_word(key);
+    let rest = if word.len() < key.len() { "…" } else { "" };
+    shown(word) + rest
+}
+
+/// The part of a key that can be one.
+pub(super) fn first_word(key: &str) -> &str {
+    key.split(|c: char| c.is_whitespace() || matches!(c, ':' | '='))
+        .next()
+        .unwrap_or_default()
 }
 
 /// Whether `path` is `outer` or a part of it.

@@ -365,7 +365,7 @@ web: {telemetry_path: metrics, listen_addresses: [10836]}
       config.yml:17:13: log.sinks[0].type: "stdot" is not one of stdout, file, journald, otlp; did you mean "stdout"?
       config.yml:18:6: log.sinks[1].path: is missing; name the file
       config.yml:18:27: log.sinks[1].format: must be one of json, logfmt, not a list
-      config.yml:21:21: log.sinks[2].headers.a b: is not the name of a header
+      config.yml:21:21: log.sinks[2].headers.a…: is not the name of a header
       config.yml:21:29: log.sinks[2].headers.Foo: must be text, not a list
       config.yml:22:23: web.telemetry_path: must start with a slash; write "/metrics"
       config.yml:22:51: web.listen_addresses[0]: "10836" is not an address; write one like :10836, 127.0.0.1:10836 or [::1]:10836
@@ -397,7 +397,7 @@ fn what_is_no_yaml_is_told_with_its_place() {
     config.yml:1:1: must be a mapping (key: value), not a single value
     config.yml:1:3: a key must be a word
     config.yml:3:1: holds several YAML documents; keep one
-    config.yml:1:2: a: needs a colon and a space before its value
+    config.yml:1:2: …: unknown key; the keys here are accounts, searches, log, state, web
     "#);
 }
 
@@ -616,7 +616,7 @@ fn wrong_log_settings_are_explained() {
     config.yml:6:66: log.sinks[1].path: is the file of the sink "x" as well
     config.yml:6:15: log.sinks[0].endpoint: is missing
     config.yml:6:38: log.sinks[0].endpoint: must not hold a user or a password
-    config.yml:6:68: log.sinks[0].headers.a b: is not the name of a header
+    config.yml:6:68: log.sinks[0].headers.a…: is not the name of a header
     config.yml:6:66: log.sinks[0].headers.A: holds characters that a header cannot
     config.yml:6:77: log.sinks[0].headers.Content-Type: is set by the exporter itself
     config.yml:6:89: log.sinks[0].headers_files.a: is given twice
@@ -674,6 +674,10 @@ fn a_file_that_cannot_be_read_is_named() {
     assert!(std::error::Error::source(&error).is_some());
     std::fs::write(&path, b"a: \xff").unwrap();
     assert!(matches!(load(&path), Err(ConfigError::Read { .. })));
+    for endless_or_none in ["/dev/zero", "/"] {
+        let error = load(Path::new(endless_or_none)).unwrap_err();
+        assert!(matches!(error, ConfigError::Read { .. }), "{error}");
+    }
 }
 
 // --- what is warned of ---
@@ -996,6 +1000,42 @@ fn yaml_like() -> impl Strategy<Value = String> {
     prop::collection::vec(word, 0..40).prop_map(|words| words.concat())
 }
 
+#[test]
+fn a_forgotten_colon_shows_no_secret() {
+    let all = [
+        "{client_secret:hunter2}",
+        "{client_secret hunter2}",
+        "{client_secret=hunter2: }",
+        "{hunter2}",
+        "{hunter2, hunter2}",
+        "{url: x, hunter2 }",
+    ]
+    .map(|account| errors(&format!("accounts: [{account}]")));
+    let otlp = "type: otlp, endpoint: 'http://loki'";
+    let headers = ["{Authorization hunter2}", "{hunter2}", "{A:hunter2}"].map(|headers| {
+        errors(&minimal_and(&format!(
+            "log: {{sinks: [{{{otlp}, headers: {headers}}}]}}"
+        )))
+    });
+    let all = format!("{}\n{}", all.join("\n"), headers.join("\n"));
+    assert!(!all.contains("hunter2"), "{all}");
+    let is_told = |line: &&str| !line.contains("is missing") && !line.starts_with("the ");
+    let told: Vec<&str> = all.lines().filter(is_told).collect();
+    assert_snapshot!(told.join("\n"), @r#"
+      config.yml:1:13: accounts[0].client_secret…: needs a colon and a space before its value
+      config.yml:1:13: accounts[0].client_secret…: needs a colon and a space before its value
+      config.yml:1:13: accounts[0].client_secret…: needs a colon and a space before its value
+      config.yml:1:13: accounts[0].…: unknown key; the keys here are name, url, token_url, client_id, client_id_file, client_secret, client_secret_file, tenants, discover_clients, timeout, connect_timeout, requests_per_minute, max_response_size, proxy_url, tls
+      config.yml:1:13: accounts[0].…: unknown key; the keys here are name, url, token_url, client_id, client_id_file, client_secret, client_secret_file, tenants, discover_clients, timeout, connect_timeout, requests_per_minute, max_response_size, proxy_url, tls
+      config.yml:1:22: accounts[0].…: unknown key; the keys here are name, url, token_url, client_id, client_id_file, client_secret, client_secret_file, tenants, discover_clients, timeout, connect_timeout, requests_per_minute, max_response_size, proxy_url, tls
+      config.yml:1:18: accounts[0].url: must start with https:// (or http://); write "https://x"
+      config.yml:1:21: accounts[0].…: unknown key; the keys here are name, url, token_url, client_id, client_id_file, client_secret, client_secret_file, tenants, discover_clients, timeout, connect_timeout, requests_per_minute, max_response_size, proxy_url, tls
+    config.yml:6:63: log.sinks[0].headers.…: has no value
+    config.yml:6:63: log.sinks[0].headers.…: has no value
+    config.yml:6:63: log.sinks[0].headers.…: has no value
+    "#);
+}
+
 proptest! {
     #[test]
     fn any_text_is_read_or_refused_without_a_panic(text in prop_oneof![any::<String>(), yaml_like()]) {
@@ -1013,7 +1053,7 @@ proptest! {
 
     /// Whatever a slip of the keyboard does to a file, its secrets are in no message.
     #[test]
-    fn no_message_shows_a_secret(at in 0..FULL.len(), cut in 0..12_usize, insert in yaml_like()) {
+    fn no_message_shows_a_secret(at in 0..FULL.len(), cut in 0..24_usize, insert in yaml_like()) {
         let secret = "hunter2";
         let full = FULL.replace("0755", secret).replace("OrgID: acme", "OrgID: hunter2");
         let mut text: Vec<char> = full.chars().collect();

@@ -5,7 +5,7 @@ use std::{borrow::Cow, fmt, str::FromStr, time::Duration};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::problem::shown;
+use super::problem::shown_value;
 
 /// A duration as humantime reads it: `30s`, `5m`, `1h 30m`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -44,19 +44,19 @@ impl FromStr for HumanDuration {
         if is_number && text != "0" {
             return Err(UnitError(format!(
                 "\"{0}\" has no unit; write \"{0}s\"",
-                shown(text)
+                shown_value(text)
             )));
         }
         let duration = humantime::parse_duration(text).map_err(|_| {
             UnitError(format!(
                 "\"{}\" is not a duration; write one like 30s, 5m or 1h 30m",
-                shown(text)
+                shown_value(text)
             ))
         })?;
         if duration > LONGEST {
             return Err(UnitError(format!(
                 "\"{}\" is longer than a year",
-                shown(text)
+                shown_value(text)
             )));
         }
         Ok(Self(duration))
@@ -122,10 +122,10 @@ impl FromStr for ByteSize {
             (Ok(number), Some(factor)) => number
                 .checked_mul(factor)
                 .map(Self)
-                .ok_or_else(|| UnitError(format!("\"{}\" is too large", shown(text)))),
+                .ok_or_else(|| UnitError(format!("\"{}\" is too large", shown_value(text)))),
             _ => Err(UnitError(format!(
                 "\"{}\" is not a size; write one like 64MiB, 64KB or a number of bytes",
-                shown(text)
+                shown_value(text)
             ))),
         }
     }

@@ -2,7 +2,7 @@
 
 use http::Uri;
 
-use super::problem::shown;
+use super::problem::shown_value;
 
 /// What is wrong with a URL, as the end of a sentence about its key.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
@@ -77,7 +77,7 @@ fn after_scheme(text: &str) -> Result<&str, UrlError> {
         }
         Some(_) => Err(UrlError::OtherScheme),
         None if text.contains('@') || text.contains(char::is_whitespace) => Err(UrlError::NotUrl),
-        None => Err(UrlError::NoScheme(shown(text))),
+        None => Err(UrlError::NoScheme(shown_value(text))),
     }
 }
 

@@ -1,0 +1,212 @@
+//! Accounts and their tenants.
+
+use std::{collections::HashSet, sync::Arc};
+
+use super::{Resolver, seconds};
+use crate::{
+    config::{Account, file, problem::shown_value, units::ByteSize, url},
+    identity::Tenant,
+    opsramp::{self, ProxyUrl, TlsOptions},
+    secret::{REDACTED, Secret},
+};
+
+const DEFAULT_NAME: &str = "default";
+const TOKEN_PATH: &str = "/auth/oauth/token";
+const SMALLEST_RESPONSE: u64 = 1024;
+
+impl Resolver<'_> {
+    pub(super) fn accounts(&mut self, accounts: Option<Vec<file::Account>>) -> Vec<Account> {
+        let accounts = accounts.unwrap_or_default();
+        let resolved: Vec<Account> = accounts
+            .into_iter()
+            .enumerate()
+            .map(|(index, account)| self.account(&format!("accounts[{index}]"), account))
+            .collect();
+        let names = resolved.iter().map(|account| &*account.options.name);
+        self.no_duplicates(
+            names,
+            |index| format!("accounts[{index}].name"),
+            "the name of an account",
+        );
+        resolved
+    }
+
+    fn account(&mut self, path: &str, account: file::Account) -> Account {
+        let at = |key: &str| format!("{path}.{key}");
+        let url = self.required(&at("url"), account.url);
+        let url = self.url(&at("url"), &url);
+        self.base_url(&at("url"), &url);
+        let token_url = match account.token_url {
+            Some(token_url) => self.url(&at("token_url"), &token_url),
+            None => format!("{url}{TOKEN_PATH}"),
+        };
+        for (key, url) in [("url", &url), ("token_url", &token_url)] {
+            if url::is_plain_http_to_elsewhere(url) {
+                self.warnings.push(format!(
+                    "{}: http:// sends the secret and the token unencrypted; use https://",
+                    at(key)
+                ));
+            }
+        }
+        let name = self.name(&at("name"), account.name, Some(DEFAULT_NAME));
+        let client_id = self.either(
+            path,
+            "client_id",
+            account.client_id.map(Secret::new),
+            account.client_id_file,
+        );
+        let client_secret = account.client_secret.map(|secret| secret.0);
+        if client_secret
+            .as_ref()
+            .is_some_and(|secret| secret.expose() == REDACTED)
+        {
+            self.warnings.push(format!(
+                "{}: \"{REDACTED}\" is what the effective configuration shows instead of a secret; write the secret itself",
+                at("client_secret")
+            ));
+        }
+        let client_secret = self.either(
+            path,
+            "client_secret",
+            client_secret,
+            account.client_secret_file,
+        );
+        let tls = self.tls(&at("tls"), account.tls.unwrap_or_default());
+        if tls.insecure_skip_verify {
+            self.warnings.push(format!(
+                "{}: any certificate is accepted; whoever sits in between can read the secret",
+                at("tls.insecure_skip_verify")
+            ));
+        }
+        Account {
+            tenants: self.tenants(&at("tenants"), account.tenants),
+            discover_clients: account.discover_clients.unwrap_or(false),
+            options: opsramp::Options {
+                name,
+                url,
+                token_url,
+                client_id,
+                client_secret,
+                timeout: self.duration(&at("timeout"), account.timeout, seconds(30)),
+                connect_timeout: self.duration(
+                    &at("connect_timeout"),
+                    account.connect_timeout,
+                    seconds(10),
+                ),
+                requests_per_minute: account.requests_per_minute.inspect(|limit| {
+                    if *limit == 0 {
+                        self.problems
+                            .add(at("requests_per_minute"), "must be at least 1");
+                    }
+                }),
+                max_response_size: self
+                    .response_size(&at("max_response_size"), account.max_response_size),
+                proxy_url: account
+                    .proxy_url
+                    .map(|proxy| self.proxy(&at("proxy_url"), proxy.0)),
+                tls,
+            },
+        }
+    }
+
+    /// People paste the URL of an endpoint where the base is meant.
+    fn base_url(&self, path: &str, url: &str) {
+        for ending in [TOKEN_PATH, "/api/v2"] {
+            if let Some(base) = url.strip_suffix(ending) {
+                self.problems.add(
+                    path,
+                    format!("ends in {ending}; write the base only: {base}"),
+                );
+            }
+        }
+    }
+
+    fn url(&self, path: &str, text: &str) -> String {
+        if text.is_empty() {
+            return String::new();
+        }
+        url::base(text).unwrap_or_else(|problem| {
+            self.problems.add(path, problem.to_string());
+            String::new()
+        })
+    }
+
+    fn proxy(&self, path: &str, proxy: Secret) -> ProxyUrl {
+        if let Err(problem) = url::proxy(proxy.expose()) {
+            self.problems.add(path, problem.to_string());
+        }
+        ProxyUrl(proxy)
+    }
+
+    fn response_size(&self, path: &str, size: Option<ByteSize>) -> u64 {
+        let size = size.map_or(64 << 20, |size| size.0);
+        if size < SMALLEST_RESPONSE {
+            self.problems.add(path, "must be at least 1KiB");
+        }
+        size
+    }
+
+    fn tls(&self, path: &str, tls: file::Tls) -> TlsOptions {
+        for (given, other, key, missing) in [
+            (&tls.cert_file, &tls.key_file, "cert_file", "key_file"),
+            (&tls.key_file, &tls.cert_file, "key_file", "cert_file"),
+        ] {
+            if given.is_some() && other.is_none() {
+                self.problems
+                    .add(format!("{path}.{key}"), format!("needs {missing} too"));
+            }
+        }
+        TlsOptions {
+            ca_file: tls.ca_file,
+            cert_file: tls.cert_file,
+            key_file: tls.key_file,
+            insecure_skip_verify: tls.insecure_skip_verify.unwrap_or(false),
+        }
+    }
+
+    fn tenants(&self, path: &str, tenants: Option<Vec<file::Tenant>>) -> Vec<Tenant> {
+        let tenants = tenants.unwrap_or_default();
+        if tenants.is_empty() && !self.problems.touches(path) {
+            self.problems
+                .add(path, "is missing; name at least one tenant");
+        }
+        let resolved: Vec<Tenant> = tenants
+            .into_iter()
+            .enumerate()
+            .map(|(index, tenant)| {
+                let at = |key: &str| format!("{path}[{index}].{key}");
+                let id: Arc<str> = self.required(&at("id"), tenant.id).into();
+                let is_segment = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+                if !id.chars().all(is_segment) || id.starts_with('.') {
+                    self.problems.add(
+                        at("id"),
+                        format!(
+                            "\"{}\" is not a tenant's id; they look like client_1234, msp_1234 or a UUID",
+                            shown_value(&id)
+                        ),
+                    );
+                }
+                let name = self.name(&at("name"), tenant.name, Some(&id));
+                Tenant { id, name }
+            })
+            .collect();
+        let ids = resolved.iter().map(|tenant| &*tenant.id);
+        self.no_duplicates(
+            ids,
+            |index| format!("{path}[{index}].id"),
+            "the id of a tenant",
+        );
+        // A tenant that is there twice has been told of.
+        let mut ids = HashSet::new();
+        let names = resolved.iter().map(|tenant| {
+            let is_first = ids.insert(&*tenant.id);
+            if is_first { &*tenant.name } else { "" }
+        });
+        self.no_duplicates(
+            names,
+            |index| format!("{path}[{index}].name"),
+            "the name of a tenant",
+        );
+        resolved
+    }
+}

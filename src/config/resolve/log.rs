@@ -1,0 +1,238 @@
+//! The alert log: events and sinks.
+
+use std::{
+    collections::{BTreeMap, HashMap, HashSet},
+    path::{Path, PathBuf},
+};
+
+use super::{Resolver, seconds};
+use crate::{
+    config::{
+        file,
+        problem::{shown_key, shown_value},
+        units::ByteSize,
+        url,
+    },
+    deliver::{Format, OtlpOptions, SinkOptions, Target},
+    identity::EventKind,
+    secret::SecretSource,
+};
+
+/// Headers that the OTLP sink sets itself.
+const OWN_HEADERS: [&str; 5] = [
+    "connection",
+    "content-encoding",
+    "content-length",
+    "content-type",
+    "host",
+];
+
+impl Resolver<'_> {
+    pub(super) fn events(&self, events: Option<Vec<file::Event>>) -> Vec<EventKind> {
+        let Some(events) = events else {
+            return vec![EventKind::Opened];
+        };
+        let path = "log.events";
+        let events: Vec<EventKind> = events.into_iter().map(Into::into).collect();
+        if events.is_empty() && !self.problems.touches(path) {
+            self.problems
+                .add(path, "is empty; write some of opened, changed, left");
+        }
+        self.no_repetitions(path, events.iter().map(|event| event.as_str()));
+        events
+    }
+
+    pub(super) fn description_length(&self, size: Option<ByteSize>) -> usize {
+        let size = size.map_or(4096, |size| size.0);
+        usize::try_from(size).unwrap_or(usize::MAX)
+    }
+
+    pub(super) fn sinks(&self, sinks: Option<Vec<file::Sink>>) -> Vec<SinkOptions> {
+        let sinks = sinks.unwrap_or_else(|| vec![file::Sink::stdout()]);
+        if sinks.is_empty() && !self.problems.touches("log.sinks") {
+            self.problems.add(
+                "log.sinks",
+                "is empty; leave it out for standard output, or write a sink",
+            );
+        }
+        let resolved: Vec<(String, Option<SinkOptions>)> = sinks
+            .into_iter()
+            .enumerate()
+            .map(|(index, sink)| {
+                let path = format!("log.sinks[{index}]");
+                let resolved = self.sink(&path, sink);
+                (path, resolved)
+            })
+            .collect();
+        self.no_shared_targets(&resolved);
+        let names = resolved
+            .iter()
+            .map(|(_, sink)| sink.as_ref().map_or("", |sink| &*sink.name));
+        self.no_duplicates(
+            names,
+            |index| format!("log.sinks[{index}].name"),
+            "the name of a sink",
+        );
+        resolved.into_iter().filter_map(|(_, sink)| sink).collect()
+    }
+
+    fn no_shared_targets(&self, sinks: &[(String, Option<SinkOptions>)]) {
+        let mut taken: HashMap<&Path, &str> = HashMap::new();
+        let (mut has_stdout, mut has_journald) = (false, false);
+        for (path, sink) in sinks {
+            let Some(sink) = sink else { continue };
+            match &sink.target {
+                Target::Stdout { .. } => {
+                    if std::mem::replace(&mut has_stdout, true) {
+                        self.problems.add(path, "a second sink on standard output");
+                    }
+                }
+                Target::Journald => {
+                    if std::mem::replace(&mut has_journald, true) {
+                        self.problems.add(path, "a second sink to the journal");
+                    }
+                }
+                Target::File { path: file, .. } => {
+                    // `./a` and `a` are one file, and paths compare by their components.
+                    let file = file.strip_prefix("./").unwrap_or(file);
+                    if let Some(other) = taken.insert(file, &sink.name) {
+                        let message =
+                            format!("is the file of the sink \"{}\" as well", shown_value(other));
+                        self.problems.add(format!("{path}.path"), message);
+                    }
+                }
+                Target::Otlp(_) => {}
+            }
+        }
+    }
+
+    fn sink(&self, path: &str, sink: file::Sink) -> Option<SinkOptions> {
+        let at = |key: &str| format!("{path}.{key}");
+        let Some(kind) = sink.kind else {
+            if !self.problems.covers(at("type")) {
+                self.problems.add(
+                    at("type"),
+                    "is missing; write stdout, file, journald or otlp",
+                );
+            }
+            return None;
+        };
+        self.only_its_own_keys(path, kind, &sink);
+        let format = match sink.format {
+            None | Some(file::Format::Json) => Format::Json,
+            Some(file::Format::Logfmt) => Format::Logfmt,
+        };
+        let target = match kind {
+            file::SinkType::Stdout => Target::Stdout { format },
+            file::SinkType::Journald => Target::Journald,
+            file::SinkType::File => {
+                let file = sink.path.unwrap_or_default();
+                if file.as_os_str().is_empty() && !self.problems.covers(at("path")) {
+                    self.problems.add(at("path"), "is missing; name the file");
+                }
+                Target::File { path: file, format }
+            }
+            file::SinkType::Otlp => {
+                let endpoint = self.required(&at("endpoint"), sink.endpoint);
+                if !endpoint.is_empty()
+                    && let Err(problem) = url::endpoint(&endpoint)
+                {
+                    self.problems.add(at("endpoint"), problem.to_string());
+                }
+                Target::Otlp(OtlpOptions {
+                    endpoint,
+                    headers: self.headers(path, sink.headers, sink.headers_files),
+                    gzip: sink.compression != Some(file::Compression::None),
+                    timeout: self.duration(&at("timeout"), sink.timeout, seconds(10)),
+                })
+            }
+        };
+        Some(SinkOptions {
+            name: self.name(&at("name"), sink.name, Some(kind.as_str())),
+            target,
+        })
+    }
+
+    fn only_its_own_keys(&self, path: &str, kind: file::SinkType, sink: &file::Sink) {
+        use file::SinkType::{File, Otlp, Stdout};
+        let given: [(&str, bool, &[file::SinkType]); 7] = [
+            ("format", sink.format.is_some(), &[Stdout, File]),
+            ("path", sink.path.is_some(), &[File]),
+            ("endpoint", sink.endpoint.is_some(), &[Otlp]),
+            ("headers", sink.headers.is_some(), &[Otlp]),
+            ("headers_files", sink.headers_files.is_some(), &[Otlp]),
+            ("compression", sink.compression.is_some(), &[Otlp]),
+            ("timeout", sink.timeout.is_some(), &[Otlp]),
+        ];
+        for (key, is_given, kinds) in given {
+            if is_given && !kinds.contains(&kind) {
+                let message = format!("a sink of type {} has no such key", kind.as_str());
+                self.problems.add(format!("{path}.{key}"), message);
+            }
+        }
+    }
+
+    fn headers(
+        &self,
+        path: &str,
+        values: Option<BTreeMap<String, file::SecretText>>,
+        files: Option<BTreeMap<String, PathBuf>>,
+    ) -> BTreeMap<String, SecretSource> {
+        let values = values.unwrap_or_default().into_iter();
+        let values = values.map(|(name, value)| ("headers", name, SecretSource::Value(value.0)));
+        let files = files.unwrap_or_default().into_iter();
+        let files = files.map(|(name, file)| ("headers_files", name, SecretSource::File(file)));
+        let mut seen = HashSet::new();
+        let mut headers = BTreeMap::new();
+        for (key, name, source) in values.chain(files) {
+            let at = format!("{path}.{key}.{}", shown_key(&name));
+            let lower = name.to_ascii_lowercase();
+            if http::HeaderName::from_bytes(name.as_bytes()).is_err() {
+                self.problems.add(&at, "is not the name of a header");
+            } else if OWN_HEADERS.contains(&lower.as_str()) {
+                self.problems.add(&at, "is set by the exporter itself");
+            } else if !seen.insert(lower) {
+                self.problems.add(&at, "is given twice");
+            }
+            if let SecretSource::Value(value) = &source
+                && http::HeaderValue::from_str(value.expose()).is_err()
+            {
+                self.problems
+                    .add(&at, "holds characters that a header cannot");
+            }
+            headers.insert(name, source);
+        }
+        headers
+    }
+}
+
+impl file::Sink {
+    /// The sink that is written to where none is configured.
+    fn stdout() -> Self {
+        Self {
+            kind: Some(file::SinkType::Stdout),
+            ..Self::default()
+        }
+    }
+}
+
+impl file::SinkType {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Stdout => "stdout",
+            Self::File => "file",
+            Self::Journald => "journald",
+            Self::Otlp => "otlp",
+        }
+    }
+}
+
+impl From<file::Event> for EventKind {
+    fn from(event: file::Event) -> Self {
+        match event {
+            file::Event::Opened => Self::Opened,
+            file::Event::Changed => Self::Changed,
+            file::Event::Left => Self::Left,
+        }
+    }
+}

@@ -1,0 +1,161 @@
+//! Searches, and which tenants they name.
+
+use super::{Resolver, seconds};
+use crate::{
+    config::{Account, file, problem::shown_value, units::HumanDuration, yaml::nearest},
+    identity::Tenant,
+    poll::{GroupLabel, SearchOptions},
+};
+
+const DEFAULT_NAME: &str = "open";
+const DEFAULT_QUERY: &str = "actions:OPEN";
+const LARGEST_PAGE: u32 = 1000;
+
+impl Resolver<'_> {
+    pub(super) fn searches(
+        &self,
+        searches: Option<Vec<file::Search>>,
+        accounts: &[Account],
+    ) -> Vec<SearchOptions> {
+        let searches = searches.unwrap_or_else(|| vec![file::Search::open()]);
+        if searches.is_empty() && !self.problems.touches("searches") {
+            self.problems.add(
+                "searches",
+                "is empty; leave it out for the default, or write a search",
+            );
+        }
+        let resolved: Vec<SearchOptions> = searches
+            .into_iter()
+            .enumerate()
+            .map(|(index, search)| self.search(&format!("searches[{index}]"), search, accounts))
+            .collect();
+        let names = resolved.iter().map(|search| &*search.name);
+        self.no_duplicates(
+            names,
+            |index| format!("searches[{index}].name"),
+            "the name of a search",
+        );
+        resolved
+    }
+
+    fn search(&self, path: &str, search: file::Search, accounts: &[Account]) -> SearchOptions {
+        let at = |key: &str| format!("{path}.{key}");
+        let query = search.query.unwrap_or_else(|| DEFAULT_QUERY.to_owned());
+        if query.trim().is_empty() {
+            self.problems.add(
+                at("query"),
+                format!("is empty; write {DEFAULT_QUERY} or another"),
+            );
+        } else if query.contains(char::is_control) {
+            self.problems.add(at("query"), "must be one line of text");
+        }
+        let interval = self.duration(&at("interval"), search.interval, seconds(30));
+        let default_stale_after = seconds(300).max(interval.saturating_mul(3));
+        let stale_after =
+            self.duration(&at("stale_after"), search.stale_after, default_stale_after);
+        if stale_after < interval && !self.problems.covers(at("interval")) {
+            self.problems.add(
+                at("stale_after"),
+                format!(
+                    "{} is less than the interval, {}: gauges would vanish between two polls",
+                    HumanDuration(stale_after),
+                    HumanDuration(interval)
+                ),
+            );
+        }
+        let page_size = search.page_size.unwrap_or(100);
+        if !(1..=LARGEST_PAGE).contains(&page_size) {
+            self.problems
+                .add(at("page_size"), format!("must be from 1 to {LARGEST_PAGE}"));
+        }
+        let max_groups = search.max_groups.unwrap_or(200);
+        if max_groups == 0 {
+            self.problems.add(at("max_groups"), "must be at least 1");
+        }
+        let group_by: Vec<GroupLabel> = search.group_by.map_or_else(
+            || vec![GroupLabel::State],
+            |words| words.into_iter().map(Into::into).collect(),
+        );
+        let words = group_by.iter().map(|label| label.as_str());
+        self.no_repetitions(&at("group_by"), words);
+        if let Some(tenants) = &search.tenants {
+            self.known_tenants(&at("tenants"), tenants, accounts);
+        }
+        SearchOptions {
+            name: self.name(&at("name"), search.name, None),
+            query,
+            interval,
+            tenants: search.tenants,
+            page_size,
+            full_read_interval: self.duration(
+                &at("full_read_interval"),
+                search.full_read_interval,
+                seconds(600).max(interval),
+            ),
+            stale_after,
+            group_by,
+            max_groups: usize::try_from(max_groups).unwrap_or(usize::MAX),
+        }
+    }
+
+    fn known_tenants(&self, path: &str, ids: &[String], accounts: &[Account]) {
+        if ids.is_empty() && !self.problems.touches(path) {
+            self.problems.add(
+                path,
+                "is empty; leave it out for every tenant, or name tenants",
+            );
+        }
+        self.no_repetitions(path, ids.iter().map(String::as_str));
+        // Clients that are yet to be discovered are not known here.
+        let any_unknown = accounts.iter().any(|account| account.discover_clients);
+        if any_unknown || self.problems.covers("accounts") {
+            return;
+        }
+        let tenants: Vec<&Tenant> = accounts
+            .iter()
+            .flat_map(|account| &account.tenants)
+            .collect();
+        let known: Vec<&str> = tenants.iter().map(|tenant| &*tenant.id).collect();
+        for (index, id) in ids.iter().enumerate() {
+            if known.contains(&id.as_str()) {
+                continue;
+            }
+            let advice = match tenants.iter().find(|tenant| *tenant.name == **id) {
+                Some(tenant) => format!("is a tenant's name; write its id, {}", tenant.id),
+                None => match nearest(id, &known) {
+                    Some(near) => format!("is no tenant of any account; did you mean \"{near}\"?"),
+                    None => "is no tenant of any account".to_owned(),
+                },
+            };
+            self.problems.add(
+                format!("{path}[{index}]"),
+                format!("\"{}\" {advice}", shown_value(id)),
+            );
+        }
+    }
+}
+
+impl file::Search {
+    /// The search that is run where none is configured.
+    pub(in crate::config) fn open() -> Self {
+        Self {
+            name: Some(DEFAULT_NAME.to_owned()),
+            ..Self::default()
+        }
+    }
+}
+
+impl From<file::GroupLabel> for GroupLabel {
+    fn from(label: file::GroupLabel) -> Self {
+        match label {
+            file::GroupLabel::State => Self::State,
+            file::GroupLabel::Status => Self::Status,
+            file::GroupLabel::Priority => Self::Priority,
+            file::GroupLabel::Source => Self::Source,
+            file::GroupLabel::AlertType => Self::AlertType,
+            file::GroupLabel::EventType => Self::EventType,
+            file::GroupLabel::ResourceType => Self::ResourceType,
+            file::GroupLabel::Client => Self::Client,
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Where the state is kept, and the web server.
+
+use std::path::{Path, PathBuf};
+
+use super::{Resolver, seconds};
+use crate::config::{ListenAddress, State, Web, file, overrides::Variables, problem::shown_value};
+
+const DEFAULT_TELEMETRY_PATH: &str = "/metrics";
+/// Paths of the web server that the metrics cannot take.
+const FIXED_PATHS: [&str; 2] = ["/-", "/api"];
+
+impl Resolver<'_> {
+    pub(super) fn state(&self, state: Option<file::State>, variables: &Variables<'_>) -> State {
+        let state = state.unwrap_or_default();
+        match (state.path, state.postgres) {
+            (Some(_), Some(_)) => {
+                self.problems
+                    .add("state", "has both path and postgres; keep one");
+                State::default()
+            }
+            (Some(path), None) => {
+                if path.as_os_str().is_empty() {
+                    self.problems.add("state.path", "is empty; name the file");
+                }
+                State::File { path }
+            }
+            (None, Some(postgres)) => State::Postgres {
+                url: self.either(
+                    "state.postgres",
+                    "url",
+                    postgres.url.map(|url| url.0),
+                    postgres.url_file,
+                ),
+                lease: self.duration("state.postgres.lease", postgres.lease, seconds(15)),
+            },
+            (None, None) => match variables.path("STATE_DIRECTORY") {
+                Some(folders) => State::File {
+                    path: first_of(&folders).join("state.db"),
+                },
+                None => State::default(),
+            },
+        }
+    }
+
+    pub(super) fn web(&self, web: Option<file::Web>) -> Web {
+        let web = web.unwrap_or_default();
+        let listen_addresses = web
+            .listen_addresses
+            .unwrap_or_else(|| vec![ListenAddress::default()]);
+        let path = "web.listen_addresses";
+        if listen_addresses.is_empty() && !self.problems.touches(path) {
+            self.problems.add(
+                path,
+                "is empty; leave it out for the default, or write an address",
+            );
+        }
+        let shown_addresses: Vec<String> = listen_addresses
+            .iter()
+            .filter(|address| address.port != 0)
+            .map(ToString::to_string)
+            .collect();
+        self.no_repetitions(path, shown_addresses.iter().map(String::as_str));
+        Web {
+            listen_addresses,
+            telemetry_path: self.telemetry_path(web.telemetry_path),
+            config_file: web.config_file,
+            enable_lifecycle: web.enable_lifecycle.unwrap_or(false),
+            systemd_socket: web.systemd_socket.unwrap_or(false),
+        }
+    }
+
+    fn telemetry_path(&self, path: Option<String>) -> String {
+        let path = path.unwrap_or_else(|| DEFAULT_TELEMETRY_PATH.to_owned());
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "/-._~".contains(c);
+        let problem = if !path.starts_with('/') {
+            Some(format!(
+                "must start with a slash; write \"/{}\"",
+                shown_value(&path)
+            ))
+        } else if !path.chars().all(is_plain) || path.contains("//") {
+            Some("may hold letters, digits, single slashes and -._~ only".to_owned())
+        } else if path == "/" {
+            Some("\"/\" is the status page; choose another path".to_owned())
+        } else {
+            FIXED_PATHS
+                .into_iter()
+                .find(|fixed| {
+                    path.strip_prefix(fixed)
+                        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                })
+                .map(|fixed| format!("paths below {fixed}/ are taken; choose another"))
+        };
+        if let Some(problem) = problem {
+            self.problems.add("web.telemetry_path", problem);
+        }
+        path
+    }
+}
+
+/// systemd separates several folders by colons.
+fn first_of(folders: &Path) -> PathBuf {
+    let first = std::env::split_paths(folders.as_os_str()).next();
+    first.unwrap_or_else(|| folders.to_path_buf())
+}
