@@ -186,7 +186,8 @@ mod tests {
             // What is replaced is replaced one by one; everything else comes back.
             prop_assert_eq!(back.chars().count(), text.chars().count());
             for (after, before) in back.chars().zip(text.chars()) {
-                prop_assert!(after == before || after == '\u{fffd}');
+                let kept = after == before || after == '\u{fffd}';
+                prop_assert!(kept, "{:?} became {:?}", before, after);
             }
         }
     }
