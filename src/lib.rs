@@ -7,11 +7,14 @@
 //! [`web`] and [`metrics`] show what the others report to [`status`]. `docs/architecture.md` has
 //! the picture.
 
+pub mod app;
 pub mod build_info;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod daemon;
 pub mod deliver;
+pub mod demo;
 pub mod health;
 pub mod identity;
 pub mod logging;
@@ -19,6 +22,7 @@ pub mod metrics;
 pub mod opsramp;
 pub mod poll;
 pub mod record;
+pub mod search_command;
 pub mod secret;
 pub mod simulator;
 pub mod status;

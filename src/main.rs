@@ -1,3 +1,7 @@
 //! The binary: hands over to the library at once.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    opsramp_exporter::app::run()
+}

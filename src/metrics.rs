@@ -19,6 +19,7 @@ use std::{
 use jiff::Timestamp;
 
 use crate::{
+    deliver,
     identity::{EventKind, SearchKey},
     opsramp::{self, Endpoint, RateLimit},
     status::Board,
@@ -261,6 +262,12 @@ impl Metrics {
         }
     }
 
+    fn sink(&self, name: &str) -> Option<SinkMetrics> {
+        let cells = Arc::clone(read(&self.0.sinks).get(name)?);
+        let metrics = self.clone();
+        Some(SinkMetrics { metrics, cells })
+    }
+
     /// Removes a sink's series, and what the board knows of it.
     pub fn remove_sink(&self, name: &str) {
         write(&self.0.sinks).remove(name);
@@ -300,6 +307,27 @@ impl Metrics {
 
     fn touch(&self) {
         self.0.changes.fetch_add(1, Ordering::AcqRel);
+    }
+}
+
+/// By name: a sink that is not registered counts into the void.
+impl deliver::Observer for Metrics {
+    fn sink_delivered(&self, sink: &str, events: u64) {
+        if let Some(sink) = self.sink(sink) {
+            sink.delivered(events);
+        }
+    }
+
+    fn sink_error(&self, sink: &str) {
+        if let Some(sink) = self.sink(sink) {
+            sink.error();
+        }
+    }
+
+    fn sink_rejected(&self, sink: &str, events: u64) {
+        if let Some(sink) = self.sink(sink) {
+            sink.rejected(events);
+        }
     }
 }
 

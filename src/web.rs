@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clock,
     health::{Health, Overdue},
-    metrics::Metrics,
+    metrics::{Metrics, Rendering},
     status::Board,
 };
 
@@ -112,6 +112,8 @@ struct Site {
     alerts: AlertSource,
     telemetry_path: String,
     lifecycle: Option<Lifecycle>,
+    /// Held by the one who waits for an exposition to be encoded.
+    encoding: tokio::sync::Mutex<()>,
 }
 
 /// An error as the JSON API tells it.
@@ -142,6 +144,7 @@ impl Server {
             alerts,
             telemetry_path: options.telemetry_path,
             lifecycle: options.lifecycle,
+            encoding: tokio::sync::Mutex::default(),
         });
         Ok(Self {
             router: router(&site),
@@ -229,22 +232,14 @@ async fn secure(request: Request, next: Next) -> Response {
 }
 
 async fn metrics(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
-    let rendering = match site.metrics.fresh_rendering() {
-        Some(rendering) => rendering,
-        // Thousands of series take some milliseconds, which nobody else shall wait for.
-        None => {
-            let metrics = site.metrics.clone();
-            let made = tokio::task::spawn_blocking(move || metrics.rendering(clock::now())).await;
-            match made {
-                Ok(rendering) => rendering,
-                Err(error) => {
-                    tracing::error!(%error, "cannot render the metrics");
-                    return text(
-                        StatusCode::INTERNAL_SERVER_ERROR,
-                        "cannot render the metrics\n",
-                    );
-                }
-            }
+    let rendering = match site.exposition().await {
+        Ok(rendering) => rendering,
+        Err(error) => {
+            tracing::error!(%error, "cannot render the metrics");
+            return text(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "cannot render the metrics\n",
+            );
         }
     };
     let mut response = if negotiate::accepts_gzip(&headers) {
@@ -395,6 +390,23 @@ fn parse(
 // === impl Site ===
 
 impl Site {
+    /// The exposition. Thousands of series take some milliseconds to encode: it is done off the
+    /// threads that serve others, by one at a time, while the others are given the last one.
+    async fn exposition(&self) -> Result<Arc<Rendering>, tokio::task::JoinError> {
+        if let Some(fresh) = self.metrics.fresh_rendering() {
+            return Ok(fresh);
+        }
+        let _encoding = match self.encoding.try_lock() {
+            Ok(turn) => turn,
+            Err(_) => match self.metrics.recent_rendering() {
+                Some(recent) => return Ok(recent),
+                None => self.encoding.lock().await,
+            },
+        };
+        let metrics = self.metrics.clone();
+        tokio::task::spawn_blocking(move || metrics.rendering(clock::now())).await
+    }
+
     /// Why the process is not ready yet, one reason a line. None: it is.
     fn waiting(&self) -> Vec<String> {
         let searches = self.board.searches();

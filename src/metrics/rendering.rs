@@ -65,29 +65,25 @@ impl Metrics {
         (unchanged || dear).then_some(cached.rendering)
     }
 
-    /// The exposition. It may take some milliseconds; while somebody else makes one, the last one
-    /// is given.
+    /// The last rendering, unless it is too old to be shown even while another one is made.
+    #[must_use]
+    pub fn recent_rendering(&self) -> Option<Arc<Rendering>> {
+        let cached = lock(&self.0.cache.latest).clone()?;
+        (cached.begun.elapsed() <= MAX_AGE_MEANWHILE).then_some(cached.rendering)
+    }
+
+    /// The exposition, made where no fresh one is there. That may take some milliseconds, and as
+    /// many more where somebody else is at it.
     #[must_use]
     pub fn rendering(&self, now: Timestamp) -> Arc<Rendering> {
-        let cache = &self.0.cache;
-        let _encoding = match cache.encoding.try_lock() {
-            Ok(guard) => guard,
-            Err(_) => {
-                let latest = lock(&cache.latest).clone();
-                let latest = latest.filter(|last| last.begun.elapsed() <= MAX_AGE_MEANWHILE);
-                if let Some(latest) = latest {
-                    return latest.rendering;
-                }
-                lock(&cache.encoding)
-            }
-        };
+        let _encoding = lock(&self.0.cache.encoding);
         // Somebody else may have made one while this call waited.
         if let Some(rendering) = self.fresh_rendering() {
             return rendering;
         }
         let begun = Instant::now();
         let version = self.version();
-        let size_hint = lock(&cache.latest)
+        let size_hint = lock(&self.0.cache.latest)
             .as_ref()
             .map_or(4096, |last| last.rendering.text.len() * 9 / 8);
         let text = render::render(self, now, size_hint);
@@ -95,7 +91,7 @@ impl Metrics {
             gzip: compress(text.as_bytes()),
             text: Bytes::from(text),
         });
-        *lock(&cache.latest) = Some(Cached {
+        *lock(&self.0.cache.latest) = Some(Cached {
             rendering: Arc::clone(&rendering),
             version,
             begun,

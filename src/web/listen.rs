@@ -4,7 +4,7 @@
 //! same port fails at once; they are served late, when there is something to show.
 
 use std::{
-    io,
+    fmt, io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _},
 };
 
@@ -49,10 +49,10 @@ pub enum BindError {
 ///
 /// # Errors
 /// Where an address is malformed, unknown or in use; then none is taken.
-pub fn bind(addresses: &[impl AsRef<str>]) -> Result<Vec<TcpListener>, BindError> {
+pub fn bind(addresses: &[impl fmt::Display]) -> Result<Vec<TcpListener>, BindError> {
     let mut listeners = Vec::new();
     for address in addresses {
-        listeners.push(bind_one(address.as_ref())?);
+        listeners.push(bind_one(&address.to_string())?);
     }
     Ok(listeners)
 }

@@ -3,7 +3,7 @@
 //! A pure function of what there is to see. Every value goes through [`Text`], which escapes it:
 //! subjects and host names are written by whoever can raise an alert.
 
-use std::fmt::{self, Write as _};
+use std::fmt;
 
 use jiff::Timestamp;
 
@@ -14,6 +14,10 @@ use super::{
         AccountView, ErrorView, GroupView, PollView, SearchState, SearchView, SinkView, StatusView,
     },
 };
+
+use show::{Span, Text, Thousands, When, utc};
+
+mod show;
 
 /// The page's whole style: it loads nothing.
 const STYLE: &str = include_str!("page.css");
@@ -29,21 +33,6 @@ pub(super) struct Page<'a> {
     pub(super) query: &'a Query,
     pub(super) telemetry_path: &'a str,
 }
-
-/// Text between tags or in a quoted attribute, escaped.
-struct Text<T>(T);
-
-/// A moment, seen from another: `3 min ago`, `in 12 s`.
-struct When {
-    at: Timestamp,
-    now: Timestamp,
-}
-
-/// A duration in at most two units.
-struct Span(f64);
-
-/// Escapes what is written through it.
-struct Escaper<'a, 'b>(&'a mut fmt::Formatter<'b>);
 
 // === impl Page ===
 
@@ -547,101 +536,5 @@ fn severity(state: &str) -> (u8, &'static str) {
         "info" => (2, "info"),
         "ok" => (3, "good"),
         _ => (4, ""),
-    }
-}
-
-fn utc(at: Timestamp) -> String {
-    at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
-}
-
-// === impl Text ===
-
-impl<T: fmt::Display> fmt::Display for Text<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(Escaper(f), "{}", self.0)
-    }
-}
-
-impl fmt::Write for Escaper<'_, '_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        for character in text.chars() {
-            match character {
-                '&' => self.0.write_str("&amp;")?,
-                '<' => self.0.write_str("&lt;")?,
-                '>' => self.0.write_str("&gt;")?,
-                '"' => self.0.write_str("&quot;")?,
-                '\'' => self.0.write_str("&#39;")?,
-                // Control characters are not allowed in HTML, and directional overrides can make
-                // a subject pass for something else.
-                '\0'..='\x08'
-                | '\x0b'..='\x1f'
-                | '\x7f'..='\u{9f}'
-                | '\u{202a}'..='\u{202e}'
-                | '\u{2066}'..='\u{2069}' => self.0.write_char('\u{fffd}')?,
-                other => self.0.write_char(other)?,
-            }
-        }
-        Ok(())
-    }
-}
-
-// === impl When ===
-
-impl fmt::Display for When {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = self.at.duration_since(self.now).as_secs_f64();
-        let shown = utc(self.at);
-        write!(f, "<time datetime=\"{}\" title=\"{shown}\">", self.at)?;
-        if seconds.abs() < 1.0 {
-            f.write_str("now")?;
-        } else if seconds < 0.0 {
-            write!(f, "{} ago", Span(-seconds))?;
-        } else {
-            write!(f, "in {}", Span(seconds))?;
-        }
-        f.write_str("</time>")
-    }
-}
-
-// === impl Span ===
-
-impl fmt::Display for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = self.0;
-        if seconds < 1.0 {
-            return write!(f, "{:.0} ms", seconds * 1000.0);
-        }
-        if seconds < 10.0 && seconds.fract() >= 0.05 {
-            return write!(f, "{seconds:.1} s");
-        }
-        let whole = seconds as u64;
-        let (first, second) = match whole {
-            0..60 => return write!(f, "{whole} s"),
-            60..3600 => ((whole / 60, "min"), (whole % 60, "s")),
-            3600..86400 => ((whole / 3600, "h"), (whole % 3600 / 60, "min")),
-            _ => ((whole / 86400, "d"), (whole % 86400 / 3600, "h")),
-        };
-        write!(f, "{} {}", first.0, first.1)?;
-        // The second unit says nothing where the first one is large.
-        if second.0 > 0 && first.0 < 10 {
-            write!(f, " {} {}", second.0, second.1)?;
-        }
-        Ok(())
-    }
-}
-
-/// A number with its digits in groups of three.
-struct Thousands(u64);
-
-impl fmt::Display for Thousands {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let digits = self.0.to_string();
-        for (place, digit) in digits.chars().enumerate() {
-            if place > 0 && (digits.len() - place).is_multiple_of(3) {
-                f.write_char(',')?;
-            }
-            f.write_char(digit)?;
-        }
-        Ok(())
     }
 }

@@ -1,0 +1,198 @@
+//! From the command line to an exit status: 0 done, 1 failed at run time, 2 wrong usage or
+//! configuration.
+
+use std::{
+    io::{self, Write as _},
+    process::ExitCode,
+};
+
+use tokio::runtime::Runtime;
+
+use crate::{
+    build_info,
+    cli::{self, Cli, Command},
+    config::{self, Config, ConfigError, Loaded},
+    daemon::{self, Daemon, Signals},
+    demo::Demo,
+    logging,
+    metrics::{BuildInfo, Metrics},
+    search_command,
+    status::Board,
+};
+
+const USAGE: u8 = 2;
+const FAILURE: u8 = 1;
+
+/// Worker threads: the work is small, and each costs memory.
+const WORKERS: usize = 2;
+
+/// Why the program ends with another status than 0.
+enum Failure {
+    /// The configuration is wrong.
+    Config(ConfigError),
+    /// Something failed.
+    Run(anyhow::Error),
+}
+
+type Outcome = Result<(), Failure>;
+
+/// Runs the program.
+#[must_use]
+pub fn run() -> ExitCode {
+    let cli = match Cli::parse() {
+        Ok(cli) => cli,
+        Err(status) => return status,
+    };
+    let (text, status) = match dispatch(&cli) {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Config(error)) => (format!("{error}"), USAGE),
+        Err(Failure::Run(error)) => (format!("{error:#}"), FAILURE),
+    };
+    say(&format!("opsramp-exporter: {text}\n"));
+    ExitCode::from(status)
+}
+
+fn dispatch(cli: &Cli) -> Outcome {
+    match &cli.command {
+        Command::Version => print(&format!("{}\n", cli::version())),
+        Command::Config { schema: true } => {
+            let schema = serde_json::to_string_pretty(&config::json_schema())?;
+            print(&format!("{schema}\n"))
+        }
+        Command::Config { schema: false } => print(&load(cli)?.config.to_yaml()),
+        Command::CheckConfig => {
+            let loaded = load(cli)?;
+            warn(&loaded);
+            let name = loaded.file.map_or("configuration".to_owned(), |file| {
+                file.display().to_string()
+            });
+            print(&format!("{name}: ok\n"))
+        }
+        Command::Search(search) => {
+            let loaded = load(cli)?;
+            warn(&loaded);
+            set_up_logging(cli, None)?;
+            let work = search_command::run(&loaded.config, search);
+            runtime()?.block_on(work).map_err(Failure::Run)
+        }
+        Command::Run => {
+            let loaded = load(cli)?;
+            run_daemon(cli, loaded)
+        }
+        Command::Demo { simulator } => run_demo(cli, *simulator),
+        Command::Check => Err(anyhow::anyhow!("TODO").into()),
+    }
+}
+
+fn run_daemon(cli: &Cli, loaded: Loaded) -> Outcome {
+    let (board, metrics) = observability();
+    set_up_logging(cli, Some(metrics.clone()))?;
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    tracing::info!(
+        version = build_info::VERSION,
+        revision = build_info::REVISION,
+        "starting opsramp-exporter"
+    );
+    tracing::debug!(config = %loaded.config.to_yaml(), "effective configuration");
+    let (config_file, overrides) = (cli.config_file.clone(), cli.overrides.clone());
+    let reload: daemon::LoadConfig = Box::new(move || {
+        let loaded = Config::load(config_file.as_deref(), &overrides, &environment);
+        loaded
+            .map(|loaded| loaded.config)
+            .map_err(|error| error.to_string())
+    });
+    runtime()?.block_on(async {
+        let signals = Signals::listen()?;
+        let listeners = daemon::bind(&loaded.config.web)?;
+        let daemon = Daemon::start(loaded.config, listeners, board, metrics).await?;
+        Ok(daemon.run(signals, reload).await?)
+    })
+}
+
+fn run_demo(cli: &Cli, simulator: std::net::SocketAddr) -> Outcome {
+    let (board, metrics) = observability();
+    set_up_logging(cli, Some(metrics.clone()))?;
+    runtime()?.block_on(async {
+        let signals = Signals::listen()?;
+        let demo = Demo::start(simulator, &cli.overrides.web).await?;
+        let config = demo.config.clone();
+        let listeners = daemon::bind(&config.web)?;
+        demo.announce(&listeners);
+        let reload: daemon::LoadConfig = {
+            let config = config.clone();
+            Box::new(move || Ok(config.clone()))
+        };
+        let daemon = Daemon::start(config, listeners, board, metrics).await?;
+        let outcome = daemon.run(signals, reload).await;
+        demo.stop().await;
+        Ok(outcome?)
+    })
+}
+
+fn observability() -> (Board, Metrics) {
+    let board = Board::default();
+    let build = BuildInfo {
+        version: build_info::VERSION,
+        revision: build_info::REVISION,
+        rustversion: build_info::RUST_VERSION,
+    };
+    let metrics = Metrics::new(board.clone(), build);
+    (board, metrics)
+}
+
+fn set_up_logging(cli: &Cli, metrics: Option<Metrics>) -> Outcome {
+    logging::init(cli.log_level, cli.log_format, move |level| {
+        if let Some(metrics) = &metrics {
+            metrics.log_message(*level);
+        }
+    })
+    .map_err(|error| Failure::Run(error.into()))
+}
+
+fn load(cli: &Cli) -> Result<Loaded, Failure> {
+    Config::load(cli.config_file.as_deref(), &cli.overrides, &environment).map_err(Failure::Config)
+}
+
+fn environment(name: &str) -> Option<std::ffi::OsString> {
+    std::env::var_os(name)
+}
+
+fn warn(loaded: &Loaded) {
+    for warning in &loaded.warnings {
+        say(&format!("opsramp-exporter: warning: {warning}\n"));
+    }
+}
+
+fn runtime() -> Result<Runtime, Failure> {
+    Ok(tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(WORKERS)
+        .enable_all()
+        .build()?)
+}
+
+/// Prints what was asked for. A reader that has seen enough is no failure.
+fn print(text: &str) -> Outcome {
+    match io::stdout().write_all(text.as_bytes()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => Ok(written?),
+    }
+}
+
+/// Says something on standard error; where that is closed, nobody can be told.
+fn say(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+// === impl Failure ===
+
+impl<E: Into<anyhow::Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        let error = error.into();
+        match error.downcast::<ConfigError>() {
+            Ok(error) => Self::Config(error),
+            Err(error) => Self::Run(error),
+        }
+    }
+}

@@ -1,0 +1,368 @@
+//! The daemon: wires the parts together, follows signals, reloads, drains and stops.
+//!
+//! It knows every part by its handle and none from within. What can fail at the start fails before
+//! anything is polled; what fails later is retried where it happens.
+
+use std::{sync::Arc, time::Duration};
+
+use futures_util::FutureExt as _;
+use tokio::{
+    net::TcpListener,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::mpsc,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    clock,
+    config::{self, Config},
+    deliver::Delivery,
+    health::Health,
+    metrics::Metrics,
+    poll::{self, Happening, Plan, Pollers},
+    status::Board,
+    store::{self, Store},
+    web::{self, AlertSource},
+};
+
+/// How long journalled events may take to be delivered at the end.
+const DRAIN: Duration = Duration::from_secs(10);
+/// The daemon's own loop promises to come round so often.
+const PULSE: Duration = Duration::from_secs(10);
+
+/// What a daemon is made of.
+#[derive(Debug)]
+pub struct Daemon {
+    config: Config,
+    metrics: Metrics,
+    board: Board,
+    health: Health,
+    store: Store,
+    pollers: Pollers,
+    delivery: Delivery,
+    server: tokio::task::JoinHandle<()>,
+    server_stop: CancellationToken,
+    quit: CancellationToken,
+    reloads: mpsc::Receiver<web::Reload>,
+}
+
+/// Loads the configuration again, for a reload. The error is for people.
+pub type LoadConfig = Box<dyn FnMut() -> Result<Config, String> + Send>;
+
+/// Why the daemon stops.
+enum Stop {
+    /// It was asked to.
+    Asked(&'static str),
+    /// It cannot go on.
+    Failed(anyhow::Error),
+}
+
+// === impl Daemon ===
+
+impl Daemon {
+    /// Sets everything up and begins to poll. `listeners` are bound already: where the port is
+    /// taken, nothing else shall have happened.
+    ///
+    /// # Errors
+    /// Where the store, a sink or an account's client cannot be set up.
+    pub async fn start(
+        config: Config,
+        listeners: Vec<TcpListener>,
+        board: Board,
+        metrics: Metrics,
+    ) -> anyhow::Result<Self> {
+        let health = Health::default();
+        let store = Store::open(&store_options(&config.state)).await?;
+        let quit = CancellationToken::new();
+        let server_stop = CancellationToken::new();
+        let (reload, reloads) = mpsc::channel(1);
+        let lifecycle = web::Lifecycle {
+            reload,
+            quit: quit.clone(),
+        };
+        let options = web::Options {
+            telemetry_path: config.web.telemetry_path.clone(),
+            limits: web::Limits::default(),
+            lifecycle: config.web.enable_lifecycle.then_some(lifecycle),
+        };
+        let server = web::Server::new(
+            metrics.clone(),
+            board.clone(),
+            health.clone(),
+            alert_source(&store),
+            options,
+        )?;
+        for sink in &config.sinks {
+            metrics.register_sink(&sink.name);
+        }
+        let delivery = Delivery::start(
+            store.clone(),
+            config.sinks.clone(),
+            board.clone(),
+            Arc::new(metrics.clone()),
+        )
+        .await?;
+        let mut pollers = Pollers::new(
+            store.clone(),
+            board.clone(),
+            metrics.clone(),
+            health.clone(),
+        );
+        pollers.apply(plan(&config)).await?;
+        metrics.config_loaded(clock::now());
+        let server = tokio::spawn(server.serve(listeners, server_stop.clone()));
+        Ok(Self {
+            config,
+            metrics,
+            board,
+            health,
+            store,
+            pollers,
+            delivery,
+            server,
+            server_stop,
+            quit,
+            reloads,
+        })
+    }
+
+    /// Runs until it is told to stop, or cannot go on. Then it delivers what is journalled.
+    ///
+    /// # Errors
+    /// Why it cannot go on.
+    pub async fn run(mut self, mut signals: Signals, mut load: LoadConfig) -> anyhow::Result<()> {
+        let heartbeat = self.health.register("daemon", PULSE * 3);
+        let stop = loop {
+            heartbeat.beat();
+            tokio::select! {
+                told = signals.next() => match told {
+                    Told::Stop(name) => break Stop::Asked(name),
+                    Told::Reload => {
+                        self.delivery.reopen();
+                        // It is logged; nobody waits for the answer.
+                        let _ = self.reload(&mut load).await;
+                    }
+                },
+                Some(reply) = self.reloads.recv() => {
+                    let outcome = self.reload(&mut load).await;
+                    // Whoever asked may have gone away.
+                    let _ = reply.send(outcome);
+                }
+                () = self.quit.cancelled() => break Stop::Asked("POST /-/quit"),
+                failed = self.delivery.failed() => break Stop::Failed(failed.into()),
+                happening = self.pollers.next() => match happening {
+                    Happening::LookedUp(look_up) => self.pollers.adopt(look_up).await,
+                    Happening::Failed(error) => break Stop::Failed(error),
+                },
+                ended = &mut self.server => break Stop::Failed(match ended {
+                    Ok(()) => anyhow::anyhow!("the web server has ended"),
+                    Err(error) => anyhow::Error::new(error).context("the web server has failed"),
+                }),
+                () = tokio::time::sleep(PULSE) => {}
+            }
+        };
+        drop(heartbeat);
+        let failure = match stop {
+            Stop::Asked(by) => {
+                tracing::info!(
+                    by,
+                    "stopping: polling ends, journalled events are delivered"
+                );
+                None
+            }
+            Stop::Failed(error) => {
+                tracing::error!(error = %format!("{error:#}"), "the daemon cannot go on; journalled events are delivered after the next start");
+                Some(error)
+            }
+        };
+        // A second signal means: at once.
+        tokio::select! {
+            () = Self::end(self.pollers, self.delivery, self.store) => {}
+            name = signals.stop() => tracing::warn!(by = name, "stopping at once; what is journalled is delivered after the next start"),
+        }
+        self.server_stop.cancel();
+        if !self.server.is_finished() {
+            // It bounds its own end, and how it ends no longer matters.
+            let _ = self.server.await;
+        }
+        match failure {
+            Some(error) => Err(error),
+            None => Ok(()),
+        }
+    }
+
+    async fn end(mut pollers: Pollers, delivery: Delivery, store: Store) {
+        pollers.stop().await;
+        delivery.drain(DRAIN).await;
+        store.close().await;
+    }
+
+    /// Changes to the configuration as it is now. A bad one changes nothing.
+    async fn reload(&mut self, load: &mut LoadConfig) -> Result<(), String> {
+        let outcome = match load() {
+            Ok(config) => self
+                .change_to(config)
+                .await
+                .map_err(|error| format!("{error:#}")),
+            Err(message) => Err(message),
+        };
+        match &outcome {
+            Ok(()) => {
+                self.metrics.config_loaded(clock::now());
+                tracing::info!("the configuration was loaded again");
+            }
+            Err(message) => {
+                self.metrics.config_rejected();
+                tracing::error!(error = %message, "the configuration cannot be loaded; the one before stays in force");
+            }
+        }
+        outcome
+    }
+
+    async fn change_to(&mut self, config: Config) -> anyhow::Result<()> {
+        if config.state != self.config.state || config.web != self.config.web {
+            tracing::warn!("changes of `state` and `web` take effect with the next start");
+        }
+        for sink in &config.sinks {
+            self.metrics.register_sink(&sink.name);
+        }
+        self.delivery.reload(config.sinks.clone()).await?;
+        if let Err(error) = self.pollers.apply(plan(&config)).await {
+            // All or nothing: the sinks go back to what they were.
+            self.delivery.reload(self.config.sinks.clone()).await?;
+            return Err(error.into());
+        }
+        let kept: Vec<_> = config.sinks.iter().map(|sink| &sink.name).collect();
+        for sink in self
+            .config
+            .sinks
+            .iter()
+            .filter(|sink| !kept.contains(&&sink.name))
+        {
+            self.metrics.remove_sink(&sink.name);
+        }
+        self.config = config;
+        Ok(())
+    }
+
+    /// The latest snapshots.
+    #[must_use]
+    pub fn board(&self) -> &Board {
+        &self.board
+    }
+}
+
+/// What a signal tells the daemon to do.
+enum Told {
+    Stop(&'static str),
+    Reload,
+}
+
+/// The signals that the daemon follows: TERM and INT stop it, HUP reloads.
+#[derive(Debug)]
+pub struct Signals {
+    term: Signal,
+    int: Signal,
+    hup: Signal,
+}
+
+// === impl Signals ===
+
+impl Signals {
+    /// Listens from now on.
+    ///
+    /// # Errors
+    /// Where the process cannot.
+    pub fn listen() -> std::io::Result<Self> {
+        Ok(Self {
+            term: signal(SignalKind::terminate())?,
+            int: signal(SignalKind::interrupt())?,
+            hup: signal(SignalKind::hangup())?,
+        })
+    }
+
+    /// The next signal. Cancel safe.
+    async fn next(&mut self) -> Told {
+        tokio::select! {
+            _ = self.term.recv() => Told::Stop("SIGTERM"),
+            _ = self.int.recv() => Told::Stop("SIGINT"),
+            _ = self.hup.recv() => Told::Reload,
+        }
+    }
+
+    /// The next signal that stops the daemon.
+    async fn stop(&mut self) -> &'static str {
+        loop {
+            if let Told::Stop(name) = self.next().await {
+                return name;
+            }
+        }
+    }
+}
+
+/// Takes the listening sockets, before anything else is done.
+///
+/// # Errors
+/// Where an address is taken or not ours.
+pub fn bind(web: &config::Web) -> Result<Vec<TcpListener>, web::BindError> {
+    let addresses: Vec<String> = web
+        .listen_addresses
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    web::bind(&addresses)
+}
+
+fn store_options(state: &config::State) -> store::Options {
+    let journal_limit = store::JOURNAL_LIMIT;
+    match state {
+        config::State::File { path } => store::Options::Sqlite {
+            path: path.clone(),
+            journal_limit,
+        },
+        config::State::Postgres { url, lease } => store::Options::Postgres {
+            url: url.clone(),
+            lease: *lease,
+            journal_limit,
+        },
+    }
+}
+
+fn plan(config: &Config) -> Plan {
+    let accounts = config.accounts.iter().map(|account| poll::Account {
+        options: account.options.clone(),
+        tenants: account.tenants.clone(),
+        discover_clients: account.discover_clients,
+    });
+    Plan {
+        accounts: accounts.collect(),
+        searches: config.searches.clone(),
+        record: config.record.clone(),
+        at_first_start: config.at_first_start,
+        fetch_details: config.fetch_details,
+    }
+}
+
+/// The page's view of the store.
+fn alert_source(store: &Store) -> AlertSource {
+    let store = store.clone();
+    AlertSource::new(move |filter| {
+        let store = store.clone();
+        async move {
+            let found = store.open_alerts(filter).await?;
+            Ok(found.into_iter().map(shown).collect())
+        }
+        .boxed()
+    })
+}
+
+fn shown(found: store::OpenAlert) -> web::OpenAlert {
+    web::OpenAlert {
+        account: found.account,
+        tenant: found.tenant_id,
+        search: found.search,
+        alert_id: found.alert.id.into(),
+        // What cannot be read is shown by its id alone.
+        fields: serde_json::from_slice(&found.alert.body).unwrap_or_default(),
+    }
+}

@@ -1,0 +1,133 @@
+//! The demo: the daemon and a simulated OpsRamp in one process. Nothing to configure; the state is
+//! in a temporary folder and gone afterwards.
+
+use std::{io::Write as _, net::SocketAddr, time::Duration};
+
+use anyhow::Context as _;
+
+use crate::{
+    config::{Account, Config, State, WebOverrides},
+    identity::Tenant,
+    opsramp,
+    secret::{Secret, SecretSource},
+    simulator::{DEMO_KEY, DEMO_SECRET, DEMO_TENANT, Options, Simulator},
+};
+
+/// Something should be seen within seconds.
+const INTERVAL: Duration = Duration::from_secs(2);
+
+/// What keeps a demo going, and its configuration.
+#[derive(Debug)]
+pub struct Demo {
+    /// The daemon's configuration.
+    pub config: Config,
+    simulator: Simulator,
+    folder: Folder,
+}
+
+/// A temporary folder, removed in the end.
+#[derive(Debug)]
+struct Folder(std::path::PathBuf);
+
+// === impl Demo ===
+
+impl Demo {
+    /// Starts the simulator.
+    ///
+    /// # Errors
+    /// Where its address is taken, a flag is wrong, or there is no temporary folder to be had.
+    pub async fn start(address: SocketAddr, web: &WebOverrides) -> anyhow::Result<Self> {
+        let simulator = Simulator::start(Options::demo(), address)
+            .await
+            .with_context(|| {
+                format!(
+                    "the simulator cannot listen on {address} \
+                 (choose another with --simulator.listen-address)"
+                )
+            })?;
+        let folder = Folder::create().context("cannot create a temporary folder for the state")?;
+        let url = simulator.url();
+        let account = Account {
+            options: opsramp::Options {
+                name: "default".into(),
+                token_url: format!("{url}/auth/oauth/token"),
+                url,
+                client_id: SecretSource::Value(Secret::new(DEMO_KEY)),
+                client_secret: SecretSource::Value(Secret::new(DEMO_SECRET)),
+                timeout: Duration::from_secs(30),
+                connect_timeout: Duration::from_secs(10),
+                requests_per_minute: None,
+                max_response_size: 64 << 20,
+                proxy_url: None,
+                tls: opsramp::TlsOptions::default(),
+            },
+            tenants: vec![Tenant {
+                id: DEMO_TENANT.into(),
+                name: DEMO_TENANT.into(),
+            }],
+            discover_clients: false,
+        };
+        let mut config = Config::for_account(account, web)?;
+        config.state = State::File {
+            path: folder.0.join("state.db"),
+        };
+        config.record.events = crate::identity::EventKind::ALL.to_vec();
+        for search in &mut config.searches {
+            search.interval = INTERVAL;
+        }
+        Ok(Self {
+            config,
+            simulator,
+            folder,
+        })
+    }
+
+    /// Says on standard error where to look, and how to talk to the simulator.
+    pub fn announce(&self, listeners: &[tokio::net::TcpListener]) {
+        let port = listeners
+            .first()
+            .and_then(|listener| listener.local_addr().ok());
+        let port = port.map_or(0, |address| address.port());
+        let text = format!(
+            "demo: alert lines go to standard output; stop with Ctrl-C\n\
+             demo: metrics    http://localhost:{port}{}\n\
+             demo: page       http://localhost:{port}/\n\
+             demo: simulator  {}  tenant {DEMO_TENANT}, key {DEMO_KEY}, secret {DEMO_SECRET}\n",
+            self.config.web.telemetry_path,
+            self.simulator.url(),
+        );
+        // Where nobody reads it, the demo runs all the same.
+        let _ = std::io::stderr().write_all(text.as_bytes());
+    }
+
+    /// Ends the simulator and removes the state.
+    pub async fn stop(self) {
+        self.simulator.stop().await;
+        drop(self.folder);
+    }
+}
+
+// === impl Folder ===
+
+impl Folder {
+    fn create() -> std::io::Result<Self> {
+        use std::os::unix::fs::DirBuilderExt as _;
+
+        let parent = std::env::temp_dir();
+        loop {
+            let path = parent.join(format!("opsramp-exporter-demo-{:016x}", fastrand::u64(..)));
+            match std::fs::DirBuilder::new().mode(0o700).create(&path) {
+                Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+                created => return created.map(|()| Self(path)),
+            }
+        }
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            tracing::warn!(folder = %self.0.display(), %error, "cannot remove the demo's state");
+        }
+    }
+}

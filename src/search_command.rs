@@ -1,0 +1,189 @@
+//! The command `search`: one search, all pages, results on standard output.
+
+use std::io::{self, IsTerminal as _, Write as _};
+
+use anyhow::Context as _;
+use serde_json::value::RawValue;
+
+use crate::{
+    cli::{Output, Search},
+    config::Config,
+    opsramp::{Client, Endpoint, Observer, Page, RateLimit, SearchRequest, Urgency, alert::Alert},
+};
+
+/// Nobody looks at what a command does on the wire.
+#[derive(Debug)]
+struct Unobserved;
+
+/// The widest column of the table.
+const MAX_WIDTH: usize = 60;
+
+/// Runs it. A search that is named in the configuration can be asked for by its name.
+///
+/// # Errors
+/// Where the API or standard output fails.
+pub async fn run(config: &Config, search: &Search) -> anyhow::Result<()> {
+    let asked = search.query.as_deref();
+    let named = config
+        .searches
+        .iter()
+        .find(|known| asked.is_none_or(|asked| *known.name == *asked));
+    let query = named.map_or(asked.unwrap_or_default(), |known| known.query.as_str());
+    let page_size = named.map_or(100, |known| known.page_size);
+    let mut output = Results::new(search);
+    let mut total = 0;
+    for account in &config.accounts {
+        let client = Client::new(account.options.clone(), std::sync::Arc::new(Unobserved))?;
+        for tenant in &account.tenants {
+            let mut next = Some(1);
+            while let Some(page_no) = next {
+                let request = SearchRequest {
+                    query: query.to_owned(),
+                    page: page_no,
+                    // A count needs no alerts, but a page of none is not documented.
+                    page_size: if search.count { 1 } else { page_size },
+                    sorted: true,
+                };
+                let answer = client.search(&tenant.id, &request, Urgency::Poll).await;
+                let answer = answer.map_err(|error| anyhow::anyhow!(error.chain()))?;
+                let page = answer.page(page_no, true)?;
+                if search.count {
+                    total += page.total_results;
+                    break;
+                }
+                output.add(&page)?;
+                next = page.next_page;
+            }
+        }
+    }
+    if search.count {
+        return print(&format!("{total}\n"));
+    }
+    output.end()
+}
+
+/// The results on their way out.
+struct Results {
+    output: Output,
+    /// Whether any was printed, so that the next needs a comma before it.
+    begun: bool,
+    rows: Vec<[String; 6]>,
+}
+
+// === impl Results ===
+
+impl Results {
+    fn new(search: &Search) -> Self {
+        let output = search.output.unwrap_or_else(|| {
+            if io::stdout().is_terminal() {
+                Output::Table
+            } else {
+                Output::Jsonl
+            }
+        });
+        Self {
+            output,
+            begun: false,
+            rows: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, page: &Page<'_>) -> anyhow::Result<()> {
+        if self.output == Output::Table {
+            self.rows.extend(page.alerts.iter().map(row));
+            return Ok(());
+        }
+        let mut text = String::new();
+        for raw in &page.raw {
+            let line = serde_json::from_str::<&RawValue>(raw).map(crate::record::compact_raw)?;
+            let before = match (self.output, self.begun) {
+                (Output::Json, false) => "[\n",
+                (Output::Json, true) => ",\n",
+                _ => "",
+            };
+            text.push_str(before);
+            text.push_str(line.get());
+            if self.output == Output::Jsonl {
+                text.push('\n');
+            }
+            self.begun = true;
+        }
+        print(&text)
+    }
+
+    fn end(self) -> anyhow::Result<()> {
+        match (self.output, self.begun) {
+            (Output::Json, true) => print("\n]\n"),
+            (Output::Json, false) => print("[]\n"),
+            (Output::Jsonl, _) => Ok(()),
+            (Output::Table, _) => print(&table(&self.rows)),
+        }
+    }
+}
+
+const HEADINGS: [&str; 6] = ["ID", "STATE", "STATUS", "CREATED", "RESOURCE", "SUBJECT"];
+
+fn row(alert: &Alert<'_>) -> [String; 6] {
+    let text = |text: Option<&str>| {
+        let plain = text.unwrap_or("-").replace(|c: char| c.is_control(), " ");
+        match plain.char_indices().nth(MAX_WIDTH) {
+            Some((end, _)) => format!("{}…", &plain[..end]),
+            None => plain,
+        }
+    };
+    let resource = alert
+        .resource
+        .best_name()
+        .or_else(|| alert.device.best_name());
+    let created = alert
+        .created_date
+        .as_deref()
+        .and_then(crate::opsramp::alert::parse_time);
+    [
+        text(Some(&alert.id)),
+        text(alert.state.as_deref()),
+        text(alert.status.as_deref()),
+        created.map_or_else(|| text(alert.created_date.as_deref()), |at| at.to_string()),
+        text(resource.map(AsRef::as_ref)),
+        text(alert.subject.as_deref()),
+    ]
+}
+
+fn table(rows: &[[String; 6]]) -> String {
+    let mut widths = HEADINGS.map(str::len);
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    let line = |cells: [&str; 6]| {
+        let padded: Vec<String> = cells
+            .iter()
+            .zip(widths)
+            .map(|(cell, width)| format!("{cell:width$}"))
+            .collect();
+        format!("{}\n", padded.join("  ").trim_end())
+    };
+    let head = line(HEADINGS);
+    rows.iter().fold(head, |text, row| {
+        text + &line(row.each_ref().map(String::as_str))
+    })
+}
+
+/// A reader that has seen enough ends the command.
+fn print(text: &str) -> anyhow::Result<()> {
+    io::stdout()
+        .write_all(text.as_bytes())
+        .context("cannot write to standard output")
+}
+
+// === impl Unobserved ===
+
+impl Observer for Unobserved {
+    fn request(&self, _: Endpoint, _: Option<u16>, _: std::time::Duration) {}
+    fn token_requested(&self) {}
+    fn token_obtained(&self, _: std::time::Duration, _: jiff::Timestamp) {}
+    fn token_failed(&self, _: &'static str) {}
+    fn rate_limit(&self, _: &str, _: RateLimit) {}
+    fn throttled(&self, _: &str, _: std::time::Duration) {}
+}
