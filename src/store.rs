@@ -70,9 +70,13 @@ pub struct Loaded {
     pub first_seen: Timestamp,
     /// Whether any alert has ever left, so that [`Store::departed`] is worth a call.
     pub has_departed: bool,
-    /// The alerts that were open when it was last written.
+    /// The alerts that were open when it was last written, in the order of their ids: the first
+    /// [`LOAD_PAGE`] of them; [`Store::load`] brings the others.
     pub alerts: Vec<StoredAlert>,
 }
+
+/// How many alerts are loaded at once: there may be a million.
+pub const LOAD_PAGE: usize = 4096;
 
 /// An alert as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -269,6 +273,14 @@ impl Store {
     ) -> Result<Vec<(Box<str>, u32)>, Error> {
         match self {
             Self::Sqlite(store) => store.departed(held, ids).await,
+        }
+    }
+
+    /// The next open alerts of a search, those behind the id `after`: at most [`LOAD_PAGE`], and
+    /// fewer only at the end.
+    pub async fn load(&self, held: Held, after: Box<str>) -> Result<Vec<StoredAlert>, Error> {
+        match self {
+            Self::Sqlite(store) => store.load(held, after).await,
         }
     }
 

@@ -58,6 +58,9 @@ pub enum Error {
         /// The beginning of the body, made harmless.
         excerpt: String,
     },
+    /// A token request failed a moment ago, and it is too early for another.
+    #[error(transparent)]
+    Echo(Arc<Self>),
     /// The answer is larger than allowed.
     #[error(
         "{endpoint} answered more than {limit} bytes; raise max_response_size if that is right"
@@ -95,7 +98,14 @@ impl Error {
             Self::Http { .. } => "http",
             Self::Decode { .. } => "decode",
             Self::TooLarge { .. } => "too_large",
+            Self::Echo(error) => error.reason(),
         }
+    }
+
+    /// Whether this is not the failure of a request of one's own.
+    #[must_use]
+    pub fn is_echo(&self) -> bool {
+        matches!(self, Self::Echo(_))
     }
 
     /// The status code, where the failure is one.

@@ -197,7 +197,7 @@ impl<I: Issuer> Tokens<I> {
                     if failure.credentials.as_ref() == credentials.as_ref().ok()
                         && Instant::now() < failure.until =>
                 {
-                    return Err(failure.error.clone());
+                    return Err(Error::Echo(Arc::new(failure.error.clone())));
                 }
                 Some(failure) => (failure.pause * 2).min(MAX_PAUSE),
                 None => FIRST_PAUSE,

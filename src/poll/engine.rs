@@ -94,6 +94,8 @@ pub struct Engine {
     total: Option<u64>,
     /// Whether the last reading was sound.
     sound: bool,
+    /// Items of the last reading that were no alerts: they count in the total.
+    unreadable: u64,
     /// How often the result was read whole by this process.
     reads: u64,
     due: Option<Instant>,
@@ -136,6 +138,7 @@ impl Engine {
             page_size: 0,
             total: None,
             sound: false,
+            unreadable: 0,
             reads: 0,
             due: None,
             rest_until: None,
@@ -266,7 +269,7 @@ impl Engine {
             self.tracker.adopt(known, page);
             self.remember_witness(page);
             self.reading = Reading::Idle;
-            self.finish_reading(true, facts.unreadable > 0, true, now);
+            self.finish_reading(true, facts.unreadable, true, now);
             return Next::Done;
         }
         let knew_nothing = self.tracker.is_empty();
@@ -283,7 +286,8 @@ impl Engine {
             self.remember_witness(page);
         }
         let news = !delta.opened.is_empty() || !delta.tail_unchanged;
-        let accounted = self.tracker.open() as u64 == facts.total && delta.tail_unchanged;
+        let open = self.tracker.open() as u64 + self.unreadable;
+        let accounted = open == facts.total && delta.tail_unchanged;
         if let Some(next) = facts.next
             && news
             && !accounted
@@ -304,7 +308,7 @@ impl Engine {
 
     /// Looks at the count at the end of a poll: has anything left, or is anything not known?
     fn compare_count(&mut self, facts: &Facts, delta: &Delta, now: Instant) {
-        let open = self.tracker.open() as u64;
+        let open = self.tracker.open() as u64 + self.unreadable;
         let quiet = facts.page == 1 && delta.opened.is_empty();
         let wanted = match facts.total.cmp(&open) {
             std::cmp::Ordering::Equal => {
@@ -348,7 +352,7 @@ impl Engine {
             Flow::Restart => self.begin_full_read(now),
             Flow::End { sound } => {
                 let took = now - *begun;
-                let unreadable = read.has_unreadable();
+                let unreadable = read.unreadable();
                 self.reading = Reading::Idle;
                 self.rest_until = Some(now + self.rest(sound, took));
                 self.finish_reading(sound, unreadable, false, now);
@@ -365,8 +369,9 @@ impl Engine {
     }
 
     /// The whole result has been read. `atomic`: by one answer, which cannot have missed anyone.
-    fn finish_reading(&mut self, sound: bool, unreadable: bool, atomic: bool, now: Instant) {
+    fn finish_reading(&mut self, sound: bool, unreadable: usize, atomic: bool, now: Instant) {
         self.sound = sound;
+        self.unreadable = unreadable as u64;
         self.due = Some(now + self.options.full_read_interval);
         if !sound {
             return;
@@ -375,7 +380,7 @@ impl Engine {
         let missing = self.tracker.missing();
         if missing.is_empty() {
             self.suspects.clear();
-        } else if atomic && !unreadable {
+        } else if atomic && unreadable == 0 {
             self.depart(missing);
         } else {
             self.confirm(missing.into());

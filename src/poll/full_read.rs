@@ -129,9 +129,9 @@ impl FullRead {
         }
     }
 
-    /// Whether anything on the pages could not be read, so that it is not known who that was.
-    pub(super) fn has_unreadable(&self) -> bool {
-        self.unreadable > 0
+    /// How many items on the pages could not be read, so that it is not known who they were.
+    pub(super) fn unreadable(&self) -> usize {
+        self.unreadable
     }
 }
 

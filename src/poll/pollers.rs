@@ -344,6 +344,7 @@ impl Pollers {
             shared: Shared {
                 store: self.store.clone(),
                 board: self.board.clone(),
+                health: self.health.clone(),
                 record: Arc::clone(&spec.record),
                 at_first_start: spec.at_first_start,
                 fetch_details: spec.fetch_details,

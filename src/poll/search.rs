@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     clock,
-    health::Heartbeat,
+    health::{Health, Heartbeat},
     identity::{EventKind, SearchKey},
     metrics::SearchMetrics,
     opsramp::{self, Answer, Client, SearchRequest, Urgency, alert::Alert},
@@ -45,6 +45,7 @@ const BACKGROUND_PAUSE: Duration = Duration::from_secs(2);
 pub(super) struct Shared {
     pub(super) store: Store,
     pub(super) board: Board,
+    pub(super) health: Health,
     pub(super) record: Arc<record::Options>,
     pub(super) at_first_start: AtFirstStart,
     pub(super) fetch_details: bool,
@@ -147,39 +148,40 @@ impl Search {
         let mut status = self.initial_status();
         let grid = Grid::new(&self.key, self.options.interval, Instant::now());
         let mut failures = 0;
-        let loaded = loop {
+        let mut loaded = loop {
             self.heartbeat.beat();
             match self.shared.store.take_up(&self.key, clock::now()).await {
                 Ok(loaded) => break loaded,
                 Err(error) => {
+                    self.cannot_load(&mut status, &error);
                     failures += 1;
-                    let message = chain(&error);
-                    tracing::error!(search = %self.key, error = %message, "cannot load the search's state; it is not polled until that works");
-                    self.metrics.poll_failed(STORE);
-                    status.last_error = Some(PollError {
-                        at: clock::now(),
-                        reason: STORE,
-                        message,
-                    });
-                    status.up = Some(false);
-                    status.tried = true;
-                    self.shared.board.set_search(status.clone());
-                    let again = grid.retry(Instant::now(), failures, fastrand::f64(), None);
-                    tokio::select! {
-                        () = tokio::time::sleep_until(again) => {}
-                        () = stop.cancelled() => return None,
-                    }
+                    self.pause(stop, &grid, failures).await?;
                 }
             }
         };
         let group_by: Arc<[_]> = self.options.group_by.clone().into();
         let mut tracker = Tracker::new(Arc::clone(&group_by), self.options.max_groups);
-        for alert in &loaded.alerts {
-            let fields: AlertFields = serde_json::from_slice(&alert.body).unwrap_or_else(|error| {
-                tracing::warn!(search = %self.key, alert = %alert.id, %error, "the stored form of an alert cannot be read; it is stored anew when it is next seen");
-                AlertFields::default()
-            });
-            tracker.load(known(alert, &fields, &group_by));
+        let mut page = std::mem::take(&mut loaded.alerts);
+        loop {
+            for alert in &page {
+                let fields = self.stored_fields(alert);
+                tracker.load(known(alert, &fields, &group_by));
+            }
+            let last = page.last().filter(|_| page.len() == store::LOAD_PAGE);
+            let Some(last) = last.map(|alert| alert.id.clone()) else {
+                break;
+            };
+            page = loop {
+                self.heartbeat.beat();
+                match self.shared.store.load(loaded.held, last.clone()).await {
+                    Ok(page) => break page,
+                    Err(error) => {
+                        self.cannot_load(&mut status, &error);
+                        failures += 1;
+                        self.pause(stop, &grid, failures).await?;
+                    }
+                }
+            };
         }
         let engine = Engine::new(
             Options {
@@ -211,6 +213,45 @@ impl Search {
         })
     }
 
+    fn cannot_load(&self, status: &mut SearchStatus, error: &store::Error) {
+        let message = chain(error);
+        tracing::error!(
+            search = %self.key,
+            error = %message,
+            "cannot load the search's state; it is not polled until that works"
+        );
+        self.metrics.poll_failed(STORE);
+        status.last_error = Some(PollError {
+            at: clock::now(),
+            reason: STORE,
+            message,
+        });
+        status.up = Some(false);
+        status.tried = true;
+        self.shared.board.set_search(status.clone());
+    }
+
+    /// Waits for the next try. `None`: it was told to stop.
+    async fn pause(&self, stop: &CancellationToken, grid: &Grid, failures: u32) -> Option<()> {
+        let again = grid.retry(Instant::now(), failures, fastrand::f64(), None);
+        tokio::select! {
+            () = tokio::time::sleep_until(again) => Some(()),
+            () = stop.cancelled() => None,
+        }
+    }
+
+    fn stored_fields(&self, alert: &StoredAlert) -> AlertFields {
+        serde_json::from_slice(&alert.body).unwrap_or_else(|error| {
+            tracing::warn!(
+                search = %self.key,
+                alert = %alert.id,
+                %error,
+                "the stored form of an alert cannot be read; it is stored anew when it is next seen"
+            );
+            AlertFields::default()
+        })
+    }
+
     /// The snapshot of a search that has not been polled yet.
     pub(super) fn initial_status(&self) -> SearchStatus {
         SearchStatus {
@@ -232,6 +273,9 @@ impl Search {
 
 /// Pages that a poll reads at most: half of a client's allowance of a minute.
 const MAX_POLL_PAGES: u64 = 25;
+
+/// The topic of what is said about a full journal.
+const JOURNAL: &str = "journal";
 
 /// The reason of failures that are not the API's.
 const STORE: &str = "store";
@@ -342,16 +386,22 @@ impl Running {
             message: failure.message(),
         };
         self.search.metrics.poll_failed(error.reason);
-        tracing::error!(
-            search = %self.search.key,
-            reason = error.reason,
-            error = %error.message,
-            "poll failed; gauges keep their last values until stale_after, new alerts are logged when it works again"
-        );
+        if failure.is_echo() {
+            tracing::debug!(search = %self.search.key, reason = error.reason, error = %error.message, "poll failed, as for others of the account");
+        } else {
+            tracing::error!(
+                search = %self.search.key,
+                reason = error.reason,
+                error = %error.message,
+                "poll failed; gauges keep their last values until stale_after, new alerts are logged when it works again"
+            );
+        }
         self.next_poll = match failure {
             // The token's own back-off keeps these cheap; a secret that was rotated on disk shall
             // be picked up at the next poll.
-            Failure::Api(opsramp::Error::Auth { .. }) => self.grid.next(now),
+            Failure::Api(error) if error.reason() == "auth" || error.is_echo() => {
+                self.grid.next(now)
+            }
             Failure::Api(opsramp::Error::Throttled { retry_after }) => {
                 let not_before =
                     retry_after.map(|wait| now + wait.min(super::schedule::MAX_BACK_OFF));
@@ -422,7 +472,12 @@ impl Running {
                 }
                 Some(self.page(Purpose::Confirm(question), 1))
             }
-            Task::Reasons(ids) => Some(self.reasons(ids)),
+            Task::Reasons(ids) if self.logs(EventKind::Left) => Some(self.reasons(ids)),
+            // Nobody would read them.
+            Task::Reasons(ids) => {
+                let unasked = ids.into_iter().map(|id| (id, Reason::Unknown)).collect();
+                Some(Box::pin(std::future::ready(Reply::Reasons(unasked))))
+            }
         }
     }
 
@@ -572,11 +627,7 @@ impl Running {
             commit.events.push(self.journal_event(now, happening));
         }
         if left > 0 {
-            self.search
-                .shared
-                .store
-                .commit(self.held, commit, now)
-                .await?;
+            self.commit(commit, now).await?;
             self.search.metrics.events(EventKind::Left, left);
             self.has_departed = true;
         }
@@ -772,11 +823,7 @@ impl Running {
             commit.upserts.push(stored);
         }
         if !commit.upserts.is_empty() {
-            self.search
-                .shared
-                .store
-                .commit(self.held, commit, now)
-                .await?;
+            self.commit(commit, now).await?;
         }
         for (kind, count) in [EventKind::Opened, EventKind::Changed]
             .into_iter()
@@ -798,6 +845,30 @@ impl Running {
         Ok((next, counts.iter().sum()))
     }
 
+    /// Stores what was learned. That the journal is full is said to everybody who asks for health.
+    async fn commit(&self, commit: Commit, now: Timestamp) -> Result<(), Failure> {
+        let health = &self.search.shared.health;
+        let has_events = !commit.events.is_empty();
+        let committed = self
+            .search
+            .shared
+            .store
+            .commit(self.held, commit, now)
+            .await;
+        match &committed {
+            Err(store::Error::JournalFull { limit }) => health.notice(
+                JOURNAL,
+                format!(
+                    "the journal is full: {limit} events wait for their sinks; \
+                     new alerts are taken in when there is room again"
+                ),
+            ),
+            Ok(()) if has_events => health.withdraw(JOURNAL),
+            _ => {}
+        }
+        Ok(committed?)
+    }
+
     /// Notes that the result has been read whole for the first time.
     async fn prime(&mut self) -> Result<(), Failure> {
         if !self.primed {
@@ -805,11 +876,7 @@ impl Running {
                 primed: true,
                 ..Commit::default()
             };
-            self.search
-                .shared
-                .store
-                .commit(self.held, commit, clock::now())
-                .await?;
+            self.commit(commit, clock::now()).await?;
             self.primed = true;
         }
         Ok(())
@@ -917,6 +984,11 @@ impl Failure {
             Self::Api(error) => error.reason(),
             Self::Store(_) => STORE,
         }
+    }
+
+    /// Whether it is the failure of a token request that another search made.
+    fn is_echo(&self) -> bool {
+        matches!(self, Self::Api(error) if error.is_echo())
     }
 
     fn message(&self) -> String {

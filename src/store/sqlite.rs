@@ -120,6 +120,15 @@ impl Sqlite {
             .await
     }
 
+    pub(super) async fn load(
+        &self,
+        held: Held,
+        after: Box<str>,
+    ) -> Result<Vec<StoredAlert>, Error> {
+        self.ask(|reply| Command::Read(Read::Load { held, after, reply }))
+            .await
+    }
+
     pub(super) async fn stored(
         &self,
         held: Held,

@@ -47,14 +47,20 @@ pub(super) fn search(connection: &Connection, key: &SearchKey, now: Timestamp) -
     find()
 }
 
-/// The alerts of a search that are open.
-pub(super) fn load(connection: &Connection, search: i64) -> Result<Vec<StoredAlert>> {
+/// Up to `limit` open alerts of a search, in the order of their ids, those behind `after`.
+pub(super) fn load(
+    connection: &Connection,
+    search: i64,
+    after: &str,
+    limit: usize,
+) -> Result<Vec<StoredAlert>> {
+    let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     connection
         .prepare_cached(
             "SELECT alert_id, ordinal, digest, created_at, state, body FROM alert
-             WHERE search_id = ?1",
+             WHERE search_id = ?1 AND alert_id > ?2 ORDER BY alert_id LIMIT ?3",
         )?
-        .query_map([search], |row| stored_alert(row, 0))?
+        .query_map(params![search, after, limit], |row| stored_alert(row, 0))?
         .collect()
 }
 

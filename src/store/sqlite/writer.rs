@@ -16,7 +16,7 @@ use tokio::sync::{
 use super::{Holds, alerts, journal::Journal, open::StateFile, page::Page};
 use crate::{
     identity::SearchKey,
-    store::{Backlog, Batch, Commit, Error, Held, Loaded, SinkState, StoredAlert},
+    store::{Backlog, Batch, Commit, Error, Held, LOAD_PAGE, Loaded, SinkState, StoredAlert},
 };
 
 /// Commands in one group.
@@ -57,6 +57,11 @@ pub(super) enum Read {
         held: Held,
         ids: Vec<Box<str>>,
         reply: oneshot::Sender<Answer<Ordinals>>,
+    },
+    Load {
+        held: Held,
+        after: Box<str>,
+        reply: oneshot::Sender<Answer<Vec<StoredAlert>>>,
     },
     Stored {
         held: Held,
@@ -216,9 +221,11 @@ impl Writer {
         if group.is_empty() {
             return;
         }
-        let before = self.journal.end();
         match self.transaction(&mut group.writes) {
-            Ok(()) => group.settle(None),
+            Ok(()) => {
+                self.tell_sinks();
+                group.settle(None);
+            }
             Err(error) if is_busy(&error) => group.settle(Some(error)),
             Err(error) => {
                 if error.sqlite_error_code() == Some(ErrorCode::DiskFull) {
@@ -226,13 +233,18 @@ impl Writer {
                 }
                 for mut alone in group.split() {
                     let failure = self.transaction(&mut alone.writes).err();
+                    self.tell_sinks();
                     alone.settle(failure);
                 }
             }
         }
-        if self.journal.end() != before {
-            self.journalled.send_replace(self.journal.end());
-        }
+    }
+
+    /// Before a commit is answered, so that whoever committed finds the sinks told.
+    fn tell_sinks(&self) {
+        let end = self.journal.end();
+        self.journalled
+            .send_if_modified(|told| std::mem::replace(told, end) != end);
     }
 
     /// Answers the writes that the disk has no room for.
@@ -283,6 +295,10 @@ impl Writer {
         match read {
             Read::Departed { held, ids, reply } => {
                 let found = alerts::departed(connection, held.row, ids);
+                reply.send(found.map_err(Error::backend)).ok();
+            }
+            Read::Load { held, after, reply } => {
+                let found = alerts::load(connection, held.row, &after, LOAD_PAGE);
                 reply.send(found.map_err(Error::backend)).ok();
             }
             Read::Stored { held, ids, reply } => {
@@ -390,7 +406,7 @@ impl Write {
                 let search = alerts::search(connection, key, *now)?;
                 let loaded = Loaded {
                     has_departed: alerts::has_departed(connection, search.row)?,
-                    alerts: alerts::load(connection, search.row)?,
+                    alerts: alerts::load(connection, search.row, "", LOAD_PAGE)?,
                     held: holds.take(search.row),
                     primed: search.primed,
                     first_seen: search.first_seen,
