@@ -1,6 +1,41 @@
 //! Delivery: reads the journal and hands records to the sinks, each at its own pace.
+//!
+//! Every sink has a worker with its own cursor, batches and retries, so that one that is down
+//! delays neither another nor the poll. An event is acknowledged after its sink has it: after a
+//! crash it is delivered again, by the file sink without a second line. This module knows nothing
+//! of polling; alert lines never pass through tracing, whose writers swallow errors.
 
-use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    fmt,
+    path::PathBuf,
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    task::JoinHandle,
+};
+
+use crate::{
+    status::{Board, SinkStatus},
+    store::{self, Store},
+};
+
+pub use self::sink::SinkError;
+use self::{
+    sink::Sink,
+    worker::{Order, Worker},
+};
+
+mod file;
+mod format;
+mod journald;
+mod otlp;
+mod sink;
+mod stdout;
+mod worker;
 
 /// One sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,5 +86,259 @@ pub struct OtlpOptions {
     /// Whether bodies are compressed with gzip.
     pub gzip: bool,
     /// For one request.
-    pub timeout: std::time::Duration,
+    pub timeout: Duration,
 }
+
+/// Is told what happens at the sinks. Calls come from many tasks and must not block.
+pub trait Observer: Send + Sync + fmt::Debug {
+    /// Events were delivered.
+    fn sink_delivered(&self, sink: &str, events: u64);
+    /// A try failed; it will be repeated.
+    fn sink_error(&self, sink: &str);
+    /// Events were refused for good.
+    fn sink_rejected(&self, sink: &str, events: u64);
+}
+
+/// The sinks at work.
+#[derive(Debug)]
+pub struct Delivery {
+    store: Store,
+    board: Board,
+    observer: Arc<dyn Observer>,
+    workers: BTreeMap<Arc<str>, Employed>,
+    /// Workers that were told to stop, and may still have a delivery under way.
+    leaving: HashMap<Arc<str>, JoinHandle<worker::Left>>,
+    failures: (
+        mpsc::UnboundedSender<Failed>,
+        mpsc::UnboundedReceiver<Failed>,
+    ),
+}
+
+#[derive(Debug)]
+struct Employed {
+    options: SinkOptions,
+    orders: watch::Sender<Order>,
+    reopen: Arc<Notify>,
+    task: JoinHandle<worker::Left>,
+}
+
+/// Delivery could not be set up. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A sink's options cannot work.
+    #[error("the sink {sink} cannot be set up")]
+    Sink {
+        /// Its name.
+        sink: Arc<str>,
+        /// Why.
+        #[source]
+        source: SinkError,
+    },
+    /// Two sinks have the same name.
+    #[error("two sinks are named {0}")]
+    SameName(Arc<str>),
+    /// The store did not take the list of sinks.
+    #[error("cannot tell the state store which sinks there are")]
+    Store(#[source] store::Error),
+}
+
+/// A sink that will not work again in this process: the daemon has to end. What it did not
+/// deliver is in the journal.
+#[derive(Debug, thiserror::Error)]
+#[error("the sink {sink} has failed for good")]
+pub struct Failed {
+    /// Its name.
+    pub sink: Arc<str>,
+    /// Why.
+    #[source]
+    pub source: SinkError,
+}
+
+// === impl Target ===
+
+impl Target {
+    /// The word in the configuration, and the status page's.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Stdout { .. } => "stdout",
+            Self::File { .. } => "file",
+            Self::Journald => "journald",
+            Self::Otlp(_) => "otlp",
+        }
+    }
+}
+
+// === impl Delivery ===
+
+impl Delivery {
+    /// Starts a worker for each sink. A sink that is new starts with the next event.
+    ///
+    /// # Errors
+    /// Where a sink can never work as it is configured, or the store fails. A sink that is merely
+    /// down is not an error: it is tried again.
+    pub async fn start(
+        store: Store,
+        sinks: Vec<SinkOptions>,
+        board: Board,
+        observer: Arc<dyn Observer>,
+    ) -> Result<Self, Error> {
+        let mut delivery = Self {
+            store,
+            board,
+            observer,
+            workers: BTreeMap::new(),
+            leaving: HashMap::new(),
+            failures: mpsc::unbounded_channel(),
+        };
+        delivery.reload(sinks).await?;
+        Ok(delivery)
+    }
+
+    /// Opens log files again, as after logrotate moved them, and has every sink that waits to
+    /// repeat a failed try do it now.
+    pub fn reopen(&self) {
+        for worker in self.workers.values() {
+            worker.reopen.notify_one();
+        }
+    }
+
+    /// Changes to these sinks. Those that are the same go on undisturbed; one that was changed goes
+    /// on where it was once its present delivery has ended; one that is gone is forgotten, with its
+    /// part of the journal.
+    ///
+    /// # Errors
+    /// As [`Delivery::start`]; then the sinks are those that were.
+    pub async fn reload(&mut self, sinks: Vec<SinkOptions>) -> Result<(), Error> {
+        let mut names: Vec<Arc<str>> = Vec::with_capacity(sinks.len());
+        let mut prepared = Vec::with_capacity(sinks.len());
+        for options in &sinks {
+            let name = &options.name;
+            if names.contains(name) {
+                return Err(Error::SameName(Arc::clone(name)));
+            }
+            names.push(Arc::clone(name));
+            let employed = self.workers.get(name);
+            prepared.push(if employed.is_some_and(|it| it.options == *options) {
+                None
+            } else {
+                Some(Sink::new(options).map_err(|source| Error::Sink {
+                    sink: Arc::clone(name),
+                    source,
+                })?)
+            });
+        }
+        let states = self
+            .store
+            .set_sinks(names.iter().map(ToString::to_string).collect())
+            .await
+            .map_err(Error::Store)?;
+
+        self.leaving.retain(|_, task| !task.is_finished());
+        let gone: Vec<_> = self.workers.keys().cloned().collect();
+        for name in gone.into_iter().filter(|name| !names.contains(name)) {
+            self.dismiss(&name);
+            self.board.remove_sink(&name);
+        }
+        for ((options, sink), state) in sinks.into_iter().zip(prepared).zip(states) {
+            if let Some(sink) = sink {
+                self.dismiss(&options.name);
+                self.employ(options, sink, state.mark);
+            }
+        }
+        Ok(())
+    }
+
+    /// The next sink that fails for good; pending while there is none.
+    pub async fn failed(&mut self) -> Failed {
+        match self.failures.1.recv().await {
+            Some(failed) => failed,
+            // Never: the sender is next to it.
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Delivers what is journalled, then stops; stops in any case after `within`. What is not
+    /// delivered by then stays in the journal. Returns whether everything was.
+    pub async fn drain(self, within: Duration) -> bool {
+        for worker in self.workers.values() {
+            worker.orders.send_replace(Order::Drain);
+        }
+        let deadline = tokio::time::Instant::now() + within;
+        let mut complete = true;
+        for (name, mut worker) in self.workers {
+            match tokio::time::timeout_at(deadline, &mut worker.task).await {
+                Ok(Ok(left)) => complete &= left.drained,
+                Ok(Err(_)) => complete = false,
+                Err(_) => {
+                    worker.task.abort();
+                    complete = false;
+                    tracing::warn!(
+                        sink = &*name,
+                        "not everything could be delivered in time; \
+                         what is left is delivered after the next start"
+                    );
+                }
+            }
+        }
+        complete
+    }
+
+    fn dismiss(&mut self, name: &Arc<str>) {
+        if let Some(worker) = self.workers.remove(name) {
+            worker.orders.send_replace(Order::Stop);
+            self.leaving.insert(Arc::clone(name), worker.task);
+        }
+    }
+
+    fn employ(&mut self, options: SinkOptions, sink: Sink, mark: Option<Vec<u8>>) {
+        let name = Arc::clone(&options.name);
+        let kind = options.target.kind();
+        self.board.update_sink(&name, |status| {
+            *status = SinkStatus {
+                kind,
+                delivered: status.delivered,
+                ..SinkStatus::default()
+            };
+        });
+        let (orders, orders_seen) = watch::channel(Order::Work);
+        let reopen = Arc::new(Notify::new());
+        let worker = Worker {
+            name: Arc::clone(&name),
+            store: self.store.clone(),
+            board: self.board.clone(),
+            observer: Arc::clone(&self.observer),
+            orders: orders_seen,
+            reopen: Arc::clone(&reopen),
+            failures: self.failures.0.clone(),
+            limits: worker::Limits::of(&options.target),
+        };
+        // Two may not write to the same place, nor acknowledge for the same sink.
+        let predecessor = self.leaving.remove(&name);
+        let task = tokio::spawn(worker.run(sink, mark, predecessor));
+        self.workers.insert(
+            name,
+            Employed {
+                options,
+                orders,
+                reopen,
+                task,
+            },
+        );
+    }
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

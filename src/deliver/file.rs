@@ -1,0 +1,408 @@
+//! A file that every line reaches exactly once, whatever crashes.
+//!
+//! The sink remembers up to where the file's content is known to be safe on the disk and
+//! acknowledged: `settled`, kept in the store as a [`Mark`]. Whatever stands behind it was written
+//! by a try that did not come to its end: because the process was killed, the disk was full or its
+//! cache could not be written back. So before anything is appended, what stands there is compared
+//! with the lines that wait: whole ones are not written again, a torn one is completed. In the
+//! ordinary case nothing stands there and nothing is read. One rule for every fault, in a running
+//! process and after a start.
+//!
+//! Lines are compared as a whole, never by a part of their content, so that no alert's text can
+//! pass for another alert's line. logrotate may move the file away (lines that are not settled are
+//! then looked for where it went); with `copytruncate` it loses what is written between its copy
+//! and its truncation, which no writer can help.
+
+use std::{
+    fs::{self, File, OpenOptions, TryLockError},
+    io::{self, Write as _},
+    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+    path::{Path, PathBuf},
+};
+
+use rustix::{fs::OFlags, io::Errno};
+
+use crate::store::Pending;
+
+use super::{
+    Format, chain,
+    format::Lines,
+    sink::{Progress, Writer},
+};
+
+use self::{
+    mark::Mark,
+    scan::{Missing, Scan, scan},
+};
+
+mod mark;
+mod scan;
+
+/// How much of a file is searched for waiting lines where no mark says where to begin. Everything
+/// that is not acknowledged stands at its end.
+const LOOK_BACK: u64 = 16 << 20;
+
+/// A file as a sink.
+#[derive(Debug)]
+pub(super) struct LogFile {
+    path: PathBuf,
+    format: Format,
+    /// Where a former process left off, until the file is open.
+    mark: Option<Mark>,
+    current: Option<Tail>,
+    /// Files that were moved away before everything in them was settled.
+    moved: Vec<Tail>,
+}
+
+/// The end of an open file.
+#[derive(Debug)]
+struct Tail {
+    file: File,
+    path: PathBuf,
+    /// Device and inode.
+    id: (u64, u64),
+    /// Up to here everything is acknowledged and safe on the disk.
+    settled: u64,
+    /// Whether `settled` may stand in the middle of a line.
+    inside_line: bool,
+    /// Whether the store knows the file, so that it is found again wherever it is moved.
+    known: bool,
+}
+
+/// The file could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file's folder does not exist.
+    #[error("cannot create {}: its folder does not exist", .0.display())]
+    NoFolder(PathBuf),
+    /// Something else has the file's name.
+    #[error("cannot write to {}: it is not a regular file", .0.display())]
+    NotAFile(PathBuf),
+    /// Another exporter, or another sink, writes to the file.
+    #[error("cannot write to {}: another process or sink is writing to it", .0.display())]
+    Locked(PathBuf),
+    /// An operation failed.
+    #[error("cannot {what} {}", path.display())]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+}
+
+// === impl LogFile ===
+
+impl LogFile {
+    /// The file is opened, and created where it is missing, with the first delivery.
+    pub(super) fn new(path: PathBuf, format: Format) -> Self {
+        Self {
+            path,
+            format,
+            mark: None,
+            current: None,
+            moved: Vec::new(),
+        }
+    }
+
+    /// Goes on where a former process left off with `mark`.
+    pub(super) fn after(mut self, mark: Option<&[u8]>) -> Self {
+        self.mark = mark.and_then(Mark::decode);
+        self
+    }
+
+    /// Sees to it that lines are in a file once. Returns how many are, from the first on, and where
+    /// that file is now settled. They are all there, except for a file that the store does not know
+    /// yet: nothing is written to it before it does.
+    fn write(&mut self, lines: &Lines) -> Result<(usize, Mark), Error> {
+        self.leave_if_moved()?;
+        let mut missing = Missing::new(lines);
+        let current = match &mut self.current {
+            Some(current) => current,
+            none => none.insert(begin(&self.path, &mut self.mark, &mut self.moved)?),
+        };
+        let mut searched = 0;
+        for moved in &mut self.moved {
+            match moved.settle_moved(&mut missing) {
+                Ok((scan, mark)) if !scan.at_end => {
+                    // Every line was found, and what follows belongs to later ones.
+                    moved.settled = scan.end;
+                    self.moved.drain(..searched);
+                    return Ok((lines.len(), mark));
+                }
+                Ok(_) => {}
+                // It must not hold up what comes after it.
+                Err(error) => tracing::warn!(
+                    error = chain(&error),
+                    "a log file that was moved away cannot be searched; \
+                     lines that are in it already may be written again"
+                ),
+            }
+            searched += 1;
+        }
+        if !current.known
+            && let Some(settled) = missing.first_of_an_unbroken_rest()
+        {
+            let mark = current.mark(current.settled)?;
+            current.known = true;
+            self.moved.drain(..searched);
+            return Ok((settled, mark));
+        }
+        let mark = current.settle(&mut missing)?;
+        current.known = true;
+        self.moved.drain(..searched);
+        Ok((lines.len(), mark))
+    }
+
+    /// Closes the file where its name is no longer its own.
+    fn leave_if_moved(&mut self) -> Result<(), Error> {
+        let Some(current) = &self.current else {
+            return Ok(());
+        };
+        match fs::metadata(&self.path) {
+            Ok(metadata) if id(&metadata) == current.id => return Ok(()),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::io("look at", &self.path)(error));
+            }
+            _ => {}
+        }
+        let unsettled = current.file.metadata().is_ok_and(|metadata| {
+            // With a file that was deleted, its lines are gone.
+            metadata.nlink() > 0 && metadata.size() != current.settled
+        });
+        if let Some(current) = self.current.take()
+            && unsettled
+        {
+            self.moved.push(current);
+        }
+        Ok(())
+    }
+}
+
+impl Writer for LogFile {
+    fn deliver(&mut self, events: &[Pending]) -> Progress {
+        let mut lines = Lines::render(self.format, events);
+        match self.write(&lines) {
+            Ok((settled, mark)) => Progress {
+                settled,
+                refused: lines.refused_among(settled),
+                mark: Some(mark.encode()),
+                error: None,
+            },
+            Err(error) => Progress::failed(error),
+        }
+    }
+
+    fn reopen(&mut self) {
+        if self.current.is_none() {
+            return;
+        }
+        let reopened = self.leave_if_moved().and_then(|()| {
+            if self.current.is_none() {
+                self.current = Some(begin(&self.path, &mut self.mark, &mut self.moved)?);
+            }
+            Ok(())
+        });
+        if let Err(error) = reopened {
+            tracing::warn!(
+                error = chain(&error),
+                "cannot reopen the log file; it is tried again with the next alert line"
+            );
+        }
+    }
+}
+
+/// Opens the file and finds out up to where it is settled.
+fn begin(path: &Path, mark: &mut Option<Mark>, moved: &mut Vec<Tail>) -> Result<Tail, Error> {
+    let mut tail = Tail::open(path)?;
+    tail.look_back(tail.size()?);
+    if let Some(mark) = mark.take() {
+        if mark.fits(&tail.file) {
+            tail.settled = mark.offset;
+            tail.inside_line = false;
+            tail.known = true;
+        } else if let Some(found) = mark.find_moved(path) {
+            tracing::info!(
+                file = %found.path.display(),
+                "the log file was moved away while nobody wrote to it; \
+                 lines that wait are looked for in it, too"
+            );
+            moved.push(found);
+        }
+    }
+    Ok(tail)
+}
+
+// === impl Tail ===
+
+impl Tail {
+    fn open(path: &Path) -> Result<Self, Error> {
+        let file = OpenOptions::new()
+            .read(true)
+            .append(true)
+            .create(true)
+            .mode(0o640)
+            .open(path)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound => Error::NoFolder(path.to_owned()),
+                io::ErrorKind::IsADirectory => Error::NotAFile(path.to_owned()),
+                _ => Error::io("open", path)(error),
+            })?;
+        let metadata = file.metadata().map_err(Error::io("look at", path))?;
+        if !metadata.is_file() {
+            return Err(Error::NotAFile(path.to_owned()));
+        }
+        file.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => Error::Locked(path.to_owned()),
+            TryLockError::Error(error) => Error::io("lock", path)(error),
+        })?;
+        sync_folder(path).map_err(Error::io("sync the folder of", path))?;
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            id: id(&metadata),
+            settled: 0,
+            inside_line: false,
+            known: false,
+        })
+    }
+
+    fn size(&self) -> Result<u64, Error> {
+        let metadata = self.file.metadata();
+        metadata
+            .map(|metadata| metadata.size())
+            .map_err(Error::io("look at", &self.path))
+    }
+
+    /// Trusts nothing that stands near the end.
+    fn look_back(&mut self, size: u64) {
+        self.settled = size.saturating_sub(LOOK_BACK);
+        self.inside_line = self.settled > 0;
+    }
+
+    fn scan(&self, missing: &Missing<'_>) -> Result<Scan, Error> {
+        scan(&self.file, self.settled, self.inside_line, missing)
+            .map_err(Error::io("read back", &self.path))
+    }
+
+    /// Writes the lines that are missing.
+    fn settle(&mut self, missing: &mut Missing<'_>) -> Result<Mark, Error> {
+        let size = self.size()?;
+        if size < self.settled {
+            tracing::info!(file = %self.path.display(), "the log file was truncated");
+            self.look_back(size);
+        }
+        let scan = self.scan(missing)?;
+        missing.found(&scan);
+        let settled = self.secure(&scan, missing, &missing.append_after(&scan.torn))?;
+        let mark = self.mark(settled)?;
+        self.settled = settled;
+        self.inside_line = false;
+        Ok(mark)
+    }
+
+    /// Finds lines in a file that was moved away, and completes one that is torn. The file stays
+    /// as unsettled as it was, in case the next one cannot be written.
+    fn settle_moved(&self, missing: &mut Missing<'_>) -> Result<(Scan, Mark), Error> {
+        let scan = self.scan(missing)?;
+        let mut after = missing.clone();
+        after.found(&scan);
+        let mut settled = None;
+        if let Some((index, rest)) = after.completion(&scan.torn) {
+            // On a full disk the line stays torn, and is written to the new file as a whole.
+            settled = self.secure(&scan, missing, rest).ok();
+            if settled.is_some() {
+                after.remove(index);
+            }
+        }
+        let settled = match settled {
+            Some(settled) => settled,
+            None => self.secure(&scan, missing, &[])?,
+        };
+        let mark = self.mark(settled)?;
+        *missing = after;
+        Ok((scan, mark))
+    }
+
+    /// Appends, and makes sure that this and the lines that were found are on the disk. Returns
+    /// where the file ends then.
+    fn secure(&self, scan: &Scan, missing: &Missing<'_>, append: &[u8]) -> Result<u64, Error> {
+        // After a sync that failed the kernel takes pages for clean that are not on the disk;
+        // writing them once more makes the next sync mean something.
+        if !scan.found.is_empty() {
+            self.rewrite(scan, missing)
+                .map_err(Error::io("write to", &self.path))?;
+        }
+        (&self.file)
+            .write_all(append)
+            .map_err(Error::io("write to", &self.path))?;
+        self.file
+            .sync_data()
+            .map_err(Error::io("sync", &self.path))?;
+        Ok(scan.end + append.len() as u64)
+    }
+
+    /// Writes the lines that were found where they stand.
+    fn rewrite(&self, scan: &Scan, missing: &Missing<'_>) -> io::Result<()> {
+        let flags = rustix::fs::fcntl_getfl(&self.file)?;
+        // With O_APPEND, Linux appends whatever the offset.
+        rustix::fs::fcntl_setfl(&self.file, flags - OFlags::APPEND)?;
+        let written = scan
+            .found
+            .iter()
+            .try_for_each(|&(index, at)| self.file.write_all_at(missing.line(index), at));
+        rustix::fs::fcntl_setfl(&self.file, flags)?;
+        written
+    }
+
+    fn mark(&self, settled: u64) -> Result<Mark, Error> {
+        Mark::of(&self.file, self.id, settled).map_err(Error::io("read back", &self.path))
+    }
+}
+
+fn id(metadata: &fs::Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+fn folder(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    }
+}
+
+/// Makes sure that the file's name is on the disk.
+fn sync_folder(path: &Path) -> io::Result<()> {
+    let synced = File::open(folder(path)).and_then(|folder| folder.sync_all());
+    match synced {
+        // Not every folder may be read, and not every file system can do it; syncing the file
+        // itself mostly does.
+        Err(error)
+            if matches!(
+                Errno::from_io_error(&error),
+                Some(Errno::ACCESS | Errno::INVAL | Errno::NOTSUP)
+            ) =>
+        {
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+// === impl Error ===
+
+impl Error {
+    fn io<'a>(what: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> Self + 'a {
+        move |source| Self::Io {
+            what,
+            path: path.to_owned(),
+            source,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,119 @@
+//! Where in a file the sink left off, in a form that survives in the store.
+//!
+//! Inodes are used again and device numbers change, so that neither proves that a file is the same
+//! one; what stands right before the offset does, since every line is unique.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::{DirEntryExt as _, FileExt as _, MetadataExt as _},
+    path::Path,
+};
+
+use xxhash_rust::xxh3::xxh3_64;
+
+use super::Tail;
+
+/// How much of what stands before the offset is hashed.
+const FINGERPRINT_LENGTH: u64 = 1024;
+
+const VERSION: u8 = 1;
+
+/// A place in a file: all before it is acknowledged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Mark {
+    device: u64,
+    pub(super) inode: u64,
+    pub(super) offset: u64,
+    /// The hash of the bytes right before `offset`.
+    fingerprint: u64,
+}
+
+// === impl Mark ===
+
+impl Mark {
+    pub(super) fn of(file: &File, (device, inode): (u64, u64), offset: u64) -> io::Result<Self> {
+        Ok(Self {
+            device,
+            inode,
+            offset,
+            fingerprint: fingerprint(file, offset)?,
+        })
+    }
+
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![VERSION];
+        for number in [self.device, self.inode, self.offset, self.fingerprint] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        bytes
+    }
+
+    /// `None` for what another version wrote: then the file's end is searched.
+    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+        let [VERSION, numbers @ ..] = bytes else {
+            return None;
+        };
+        let (numbers, []) = numbers.as_chunks::<8>() else {
+            return None;
+        };
+        let &[device, inode, offset, fingerprint] = numbers else {
+            return None;
+        };
+        Some(Self {
+            device: u64::from_le_bytes(device),
+            inode: u64::from_le_bytes(inode),
+            offset: u64::from_le_bytes(offset),
+            fingerprint: u64::from_le_bytes(fingerprint),
+        })
+    }
+
+    /// Whether `file` has the content that the mark was set in.
+    pub(super) fn fits(&self, file: &File) -> bool {
+        file.metadata().is_ok_and(|metadata| {
+            metadata.size() >= self.offset
+                && (self.offset > 0 || metadata.ino() == self.inode)
+                && fingerprint(file, self.offset).is_ok_and(|found| found == self.fingerprint)
+        })
+    }
+
+    /// The file that the mark was set in, if it is found under another name in the same folder:
+    /// logrotate's doing, or a copy that it made.
+    pub(super) fn find_moved(&self, path: &Path) -> Option<Tail> {
+        let mut others: Vec<_> = fs::read_dir(super::folder(path))
+            .ok()?
+            .filter_map(Result::ok)
+            .filter(|entry| Some(entry.file_name().as_os_str()) != path.file_name())
+            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))
+            .collect();
+        others.sort_by_key(|entry| entry.ino() != self.inode);
+        others.into_iter().find_map(|entry| {
+            let path = entry.path();
+            if entry.metadata().ok()?.size() < self.offset {
+                return None;
+            }
+            let file = OpenOptions::new()
+                .read(true)
+                .append(true)
+                .open(&path)
+                .ok()?;
+            let id = super::id(&file.metadata().ok()?);
+            self.fits(&file).then_some(Tail {
+                file,
+                path,
+                id,
+                settled: self.offset,
+                inside_line: false,
+                known: true,
+            })
+        })
+    }
+}
+
+fn fingerprint(file: &File, offset: u64) -> io::Result<u64> {
+    let mut before = [0; FINGERPRINT_LENGTH as usize];
+    let length = offset.min(FINGERPRINT_LENGTH);
+    let before = &mut before[..length as usize];
+    file.read_exact_at(before, offset - length)?;
+    Ok(xxh3_64(before))
+}

@@ -1,0 +1,175 @@
+//! Which of the lines that wait stand in a file already.
+
+use std::{collections::HashMap, fs::File, io, os::unix::fs::FileExt as _};
+
+use crate::deliver::format::Lines;
+
+/// The lines that are in no file yet, as far as is known.
+#[derive(Clone, Debug)]
+pub(super) struct Missing<'a> {
+    lines: &'a Lines,
+    missing: Vec<bool>,
+}
+
+/// What stands in a file behind what is settled.
+#[derive(Debug)]
+pub(super) struct Scan {
+    /// The lines that were found, and where they begin.
+    pub(super) found: Vec<(usize, u64)>,
+    /// Up to here the file was read: its end, or the end of the last line that was looked for.
+    pub(super) end: u64,
+    /// Whether `end` is the file's end.
+    pub(super) at_end: bool,
+    pub(super) torn: Torn,
+}
+
+/// What stands behind the last line break of a file.
+#[derive(Debug)]
+pub(super) enum Torn {
+    Nothing,
+    /// This piece of a line.
+    Piece(Vec<u8>),
+    /// More than any of the lines.
+    TooMuch,
+}
+
+/// Reads `file` from `from` on until every missing line is found. `inside_line` says that `from`
+/// may stand in the middle of a line.
+pub(super) fn scan(
+    file: &File,
+    from: u64,
+    inside_line: bool,
+    missing: &Missing<'_>,
+) -> io::Result<Scan> {
+    let mut scan = Scan {
+        found: Vec::new(),
+        end: from,
+        at_end: false,
+        torn: Torn::Nothing,
+    };
+    let mut chunk = Vec::new();
+    let mut line = Vec::new();
+    let mut too_long = inside_line;
+    let mut waiting = None;
+    if missing.is_empty() {
+        return Ok(scan);
+    }
+    loop {
+        chunk.resize(64 << 10, 0);
+        let length = match file.read_at(&mut chunk, scan.end) {
+            Ok(0) => break,
+            Ok(length) => length,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        };
+        let (waiting, longest) = waiting.get_or_insert_with(|| missing.index());
+        for piece in chunk[..length].split_inclusive(|&byte| byte == b'\n') {
+            scan.end += piece.len() as u64;
+            if !too_long {
+                line.extend_from_slice(piece);
+                too_long = line.len() > *longest;
+            }
+            if !piece.ends_with(b"\n") {
+                continue;
+            }
+            if !too_long && let Some(index) = waiting.remove(&line[..]) {
+                scan.found.push((index, scan.end - line.len() as u64));
+                if waiting.is_empty() {
+                    return Ok(scan);
+                }
+            }
+            too_long = false;
+            line.clear();
+        }
+    }
+    scan.at_end = true;
+    scan.torn = match (too_long, line.is_empty()) {
+        (true, _) => Torn::TooMuch,
+        (false, true) => Torn::Nothing,
+        (false, false) => Torn::Piece(line),
+    };
+    Ok(scan)
+}
+
+// === impl Missing ===
+
+impl<'a> Missing<'a> {
+    pub(super) fn new(lines: &'a Lines) -> Self {
+        Self {
+            lines,
+            // An event that has no line cannot be missing.
+            missing: (0..lines.len())
+                .map(|i| !lines.line(i).is_empty())
+                .collect(),
+        }
+    }
+
+    pub(super) fn line(&self, index: usize) -> &'a [u8] {
+        self.lines.line(index)
+    }
+
+    fn is_empty(&self) -> bool {
+        !self.missing.contains(&true)
+    }
+
+    fn indices(&self) -> impl Iterator<Item = usize> {
+        self.missing
+            .iter()
+            .enumerate()
+            .filter_map(|(index, &missing)| missing.then_some(index))
+    }
+
+    /// The first missing line, if every line behind it is missing, too.
+    pub(super) fn first_of_an_unbroken_rest(&self) -> Option<usize> {
+        let first = self.indices().next()?;
+        let there = |index: usize| !self.missing[index] && !self.line(index).is_empty();
+        (!(first..self.missing.len()).any(there)).then_some(first)
+    }
+
+    /// The missing lines by their content, and the length of the longest.
+    fn index(&self) -> (HashMap<&'a [u8], usize>, usize) {
+        let by_content: HashMap<_, _> = self.indices().map(|i| (self.line(i), i)).collect();
+        let longest = by_content.keys().map(|line| line.len()).max();
+        (by_content, longest.unwrap_or(0))
+    }
+
+    pub(super) fn remove(&mut self, index: usize) {
+        self.missing[index] = false;
+    }
+
+    pub(super) fn found(&mut self, scan: &Scan) {
+        for &(index, _) in &scan.found {
+            self.remove(index);
+        }
+    }
+
+    /// The line that `torn` is the beginning of, and what it lacks: never another one than the
+    /// first that is missing, since lines are written in order.
+    pub(super) fn completion(&self, torn: &Torn) -> Option<(usize, &'a [u8])> {
+        let Torn::Piece(piece) = torn else {
+            return None;
+        };
+        let first = self.indices().next()?;
+        let rest = self.line(first).strip_prefix(&piece[..])?;
+        Some((first, rest))
+    }
+
+    /// What has to follow `torn` so that all lines are there.
+    pub(super) fn append_after(&self, torn: &Torn) -> Vec<u8> {
+        let mut append = Vec::new();
+        let completed = self.completion(torn);
+        match (completed, torn) {
+            (Some((_, rest)), _) => append.extend_from_slice(rest),
+            (None, Torn::Nothing) => {}
+            // Somebody else's, or damaged: it becomes a line of its own.
+            (None, _) if !self.is_empty() => append.push(b'\n'),
+            (None, _) => {}
+        }
+        for index in self.indices() {
+            if completed.is_none_or(|(completed, _)| completed != index) {
+                append.extend_from_slice(self.line(index));
+            }
+        }
+        append
+    }
+}

@@ -1,0 +1,522 @@
+use std::{fs, io::Read as _, os::unix::fs::PermissionsExt as _};
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use proptest::prelude::*;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use super::*;
+use crate::store::JournalEvent;
+
+/// A file sink, the journal it reads, and a store that keeps what is saved across crashes.
+#[derive(Debug)]
+struct World {
+    folder: TempDir,
+    events: Vec<Pending>,
+    sink: LogFile,
+    /// What the running process knows …
+    cursor: usize,
+    mark: Option<Vec<u8>>,
+    /// … and what the store would tell the next one.
+    saved: (usize, Option<Vec<u8>>),
+    rotations: usize,
+}
+
+#[derive(Debug)]
+struct Before {
+    size: u64,
+    settled: Option<u64>,
+    cursor: usize,
+    mark: Option<Vec<u8>>,
+}
+
+impl World {
+    fn new(bodies: impl IntoIterator<Item = String>) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let sink = LogFile::new(folder.path().join("alerts.jsonl"), Format::Json);
+        Self {
+            folder,
+            events: bodies
+                .into_iter()
+                .zip(1..)
+                .map(|(body, position)| Pending {
+                    position,
+                    event: JournalEvent {
+                        event_id: Uuid::nil(),
+                        at: Timestamp::UNIX_EPOCH,
+                        body: Bytes::from(body),
+                    },
+                })
+                .collect(),
+            sink,
+            cursor: 0,
+            mark: None,
+            saved: (0, None),
+            rotations: 0,
+        }
+    }
+
+    /// Lines of different lengths.
+    fn with_events(count: usize) -> Self {
+        Self::new(
+            (0..count).map(|i| format!("{{\"event\":{i},\"x\":\"{}\"}}", "y".repeat(i * 7 % 40))),
+        )
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("alerts.jsonl")
+    }
+
+    /// Delivers until `count` events are out; returns how things were before the last try.
+    fn try_deliver(&mut self, count: usize) -> Result<Before, Error> {
+        let end = (self.cursor + count).min(self.events.len());
+        loop {
+            let before = Before {
+                size: self.size(),
+                settled: self.sink.current.as_ref().map(|current| current.settled),
+                cursor: self.cursor,
+                mark: self.mark.clone(),
+            };
+            let progress = self.sink.deliver(&self.events[self.cursor..end]);
+            match progress.error {
+                None => {}
+                Some(crate::deliver::SinkError::File(error)) => return Err(error),
+                Some(error) => panic!("{error}"),
+            }
+            self.cursor += progress.settled;
+            self.mark = progress.mark;
+            if self.cursor == end {
+                return Ok(before);
+            }
+            // It goes on after this was acknowledged.
+            self.save();
+        }
+    }
+
+    fn deliver(&mut self, count: usize) {
+        self.try_deliver(count).unwrap();
+        let inode = |mark: &Option<Vec<u8>>| Some(Mark::decode(mark.as_deref()?)?.inode);
+        if inode(&self.mark) != inode(&self.saved.1) {
+            // An acknowledgement is stored long before the next file comes.
+            self.save();
+        }
+    }
+
+    /// Delivers, but of what that appends only a part reaches the file.
+    fn deliver_part(&mut self, count: usize, keep: usize) -> Before {
+        let before = self.try_deliver(count).unwrap();
+        let appended = self.size() - before.size;
+        let file = OpenOptions::new().write(true).open(self.path()).unwrap();
+        file.set_len(before.size + keep as u64 % (appended + 1))
+            .unwrap();
+        before
+    }
+
+    fn size(&self) -> u64 {
+        fs::metadata(self.path()).map_or(0, |metadata| metadata.len())
+    }
+
+    fn save(&mut self) {
+        self.saved = (self.cursor, self.mark.clone());
+    }
+
+    fn crash(&mut self) {
+        let (cursor, mark) = self.saved.clone();
+        self.cursor = cursor;
+        self.mark.clone_from(&mark);
+        self.sink = LogFile::new(self.path(), Format::Json).after(mark.as_deref());
+    }
+
+    /// The bytes of the next lines, cut off somewhere.
+    fn torn(&self, count: usize, keep: usize) -> Vec<u8> {
+        let end = (self.cursor + count).min(self.events.len());
+        let mut bytes = Lines::render(Format::Json, &self.events[self.cursor..end])
+            .bytes()
+            .to_vec();
+        bytes.truncate(keep % (bytes.len() + 1));
+        bytes
+    }
+
+    fn rotate(&mut self) {
+        self.rotations += 1;
+        let to = self
+            .folder
+            .path()
+            .join(format!("alerts.jsonl.{}", self.rotations));
+        if self.path().exists() {
+            fs::rename(self.path(), to).unwrap();
+        }
+    }
+
+    /// All files' content, the oldest first.
+    fn content(&self) -> String {
+        let mut content = String::new();
+        let rotated = (1..=self.rotations).map(|i| format!("alerts.jsonl.{i}"));
+        for name in rotated.chain(["alerts.jsonl".to_owned()]) {
+            if let Ok(mut file) = File::open(self.folder.path().join(name)) {
+                file.read_to_string(&mut content).unwrap();
+                assert!(content.is_empty() || content.ends_with('\n'), "{content}");
+            }
+        }
+        content
+    }
+
+    fn expected(&self) -> String {
+        self.events
+            .iter()
+            .map(|event| format!("{}\n", str::from_utf8(&event.event.body).unwrap()))
+            .collect()
+    }
+
+    fn append(&self, bytes: &[u8]) {
+        OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(self.path())
+            .unwrap()
+            .write_all(bytes)
+            .unwrap();
+    }
+}
+
+#[test]
+fn lines_are_appended_to_a_file_that_only_its_owner_may_write() {
+    let mut world = World::with_events(5);
+    world.append(b"what was there\n");
+    fs::remove_file(world.path()).unwrap();
+    world.deliver(2);
+    world.deliver(3);
+    assert_eq!(world.content(), world.expected());
+    let mode = fs::metadata(world.path()).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777 & !0o640, 0, "{mode:o}");
+    assert_eq!(mode & 0o600, 0o600, "{mode:o}");
+}
+
+#[test]
+fn what_was_in_the_file_before_stays_and_an_unfinished_line_gets_its_end() {
+    let mut world = World::with_events(2);
+    world.append(b"somebody else's\nunfinished");
+    world.deliver(2);
+    assert_eq!(
+        world.content(),
+        format!("somebody else's\nunfinished\n{}", world.expected())
+    );
+}
+
+/// The heart of it: killed after any byte of a batch, with or without a batch before it.
+#[test]
+fn a_batch_torn_at_any_byte_is_completed_and_nothing_is_written_twice() {
+    for before in [0, 3] {
+        let length = World::with_events(before + 5).expected().len();
+        for keep in 0..=length {
+            let mut world = World::with_events(before + 5);
+            world.deliver(before);
+            world.save();
+            let torn = world.torn(5, keep);
+            world.append(&torn);
+            world.crash();
+            world.deliver(5);
+            assert_eq!(world.content(), world.expected(), "{before} {keep}");
+        }
+    }
+}
+
+#[test]
+fn a_batch_that_was_written_but_not_acknowledged_is_found_though_batches_are_smaller_now() {
+    let mut world = World::with_events(60);
+    world.deliver(5);
+    world.save();
+    world.deliver(20);
+    world.deliver(30);
+    world.crash();
+    while world.cursor < 60 {
+        world.deliver(7);
+    }
+    assert_eq!(world.content(), world.expected());
+}
+
+#[test]
+fn after_a_sync_that_failed_lines_are_not_appended_again() {
+    let mut world = World::with_events(6);
+    world.deliver(2);
+    let settled = world.sink.current.as_ref().unwrap().settled;
+    world.deliver(2);
+    // As if the sync of these two had failed: neither the sink nor the journal went on.
+    world.sink.current.as_mut().unwrap().settled = settled;
+    world.cursor = 2;
+    world.deliver(4);
+    assert_eq!(world.content(), world.expected());
+}
+
+#[test]
+fn lines_whose_bytes_a_power_cut_took_are_written_again_and_the_others_are_not() {
+    let mut world = World::with_events(6);
+    world.deliver(2);
+    world.save();
+    let from = fs::metadata(world.path()).unwrap().len();
+    world.deliver(4);
+    // The file got its length, but one block never reached the disk.
+    let file = OpenOptions::new().write(true).open(world.path()).unwrap();
+    file.write_all_at(&[0; 10], from + 5).unwrap();
+    world.crash();
+    world.deliver(4);
+    let content = fs::read_to_string(world.path()).unwrap();
+    for event in &world.events {
+        let line = str::from_utf8(&event.event.body).unwrap();
+        assert_eq!(content.lines().filter(|found| *found == line).count(), 1);
+    }
+    assert_eq!(content.lines().count(), 7);
+}
+
+#[test]
+fn a_file_that_was_moved_away_is_left_and_a_new_one_is_begun() {
+    let mut world = World::with_events(9);
+    world.deliver(3);
+    world.rotate();
+    world.deliver(3);
+    world.rotate();
+    world.sink.reopen();
+    assert!(world.path().exists(), "a reopened file is there at once");
+    world.deliver(3);
+    assert_eq!(world.content(), world.expected());
+    assert_eq!(fs::read_dir(world.folder.path()).unwrap().count(), 3);
+}
+
+#[test]
+fn a_line_torn_in_a_file_that_was_moved_away_is_completed_there() {
+    for moved_while_running in [true, false] {
+        let length = World::with_events(8).expected().len();
+        for keep in 0..length {
+            let mut world = World::with_events(9);
+            world.deliver(3);
+            world.save();
+            let torn = world.torn(5, keep);
+            world.append(&torn);
+            if moved_while_running {
+                world.rotate();
+            } else {
+                world.crash();
+                world.rotate();
+            }
+            world.deliver(5);
+            world.deliver(1);
+            assert_eq!(world.content(), world.expected(), "{keep}");
+            assert!(
+                world.sink.moved.is_empty(),
+                "it is closed once it is settled"
+            );
+        }
+    }
+}
+
+#[test]
+fn lines_of_a_file_that_was_deleted_before_they_were_safe_are_written_again() {
+    let mut world = World::with_events(6);
+    world.deliver(2);
+    let torn = world.torn(4, 60);
+    world.append(&torn);
+    fs::remove_file(world.path()).unwrap();
+    world.deliver(4);
+    let all = world.expected();
+    let expected: Vec<_> = all.lines().skip(2).collect();
+    assert_eq!(world.content().lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_file_that_was_truncated_goes_on_at_its_beginning() {
+    let mut world = World::with_events(6);
+    world.deliver(4);
+    File::options()
+        .write(true)
+        .open(world.path())
+        .unwrap()
+        .set_len(0)
+        .unwrap();
+    world.deliver(2);
+    let all = world.expected();
+    let expected: Vec<_> = all.lines().skip(4).collect();
+    assert_eq!(world.content().lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn lines_that_copytruncate_carried_away_while_nobody_ran_are_found_in_the_copy() {
+    let mut world = World::with_events(8);
+    world.deliver(3);
+    world.save();
+    world.deliver(3);
+    world.rotations = 1;
+    fs::copy(world.path(), world.folder.path().join("alerts.jsonl.1")).unwrap();
+    File::create(world.path()).unwrap();
+    world.crash();
+    world.deliver(5);
+    assert_eq!(world.content(), world.expected());
+}
+
+#[test]
+fn another_file_in_the_place_of_the_old_one_is_not_taken_for_it() {
+    let mut world = World::with_events(4);
+    world.deliver(2);
+    world.save();
+    // The same inode, and longer than the mark: only the content tells.
+    fs::write(world.path(), "other\n".repeat(100)).unwrap();
+    world.crash();
+    world.deliver(2);
+    let all = world.expected();
+    let expected: String = all
+        .lines()
+        .skip(2)
+        .map(|line| format!("{line}\n"))
+        .collect();
+    assert_eq!(world.content(), "other\n".repeat(100) + &expected);
+}
+
+#[test]
+fn a_foreign_line_in_between_neither_hides_nor_repeats_ours() {
+    let mut world = World::with_events(6);
+    world.deliver(2);
+    world.save();
+    world.append(b"a note by hand\n");
+    world.deliver(2);
+    world.append(b"another one, without its end");
+    world.crash();
+    world.deliver(4);
+    let ours: Vec<_> = world
+        .content()
+        .lines()
+        .filter(|line| line.starts_with('{'))
+        .map(str::to_owned)
+        .collect();
+    assert_eq!(ours.join("\n") + "\n", world.expected());
+}
+
+#[test]
+fn two_sinks_cannot_write_one_file() {
+    let mut world = World::with_events(2);
+    world.deliver(1);
+    let mut other = LogFile::new(world.path(), Format::Json);
+    let progress = other.deliver(&world.events[1..]);
+    assert_eq!(progress.settled, 0);
+    let error = progress.error.unwrap().to_string();
+    assert!(error.contains("another process or sink"), "{error}");
+    world.sink = LogFile::new(world.path(), Format::Json);
+    // First the store gets to know the file.
+    assert_eq!(other.deliver(&world.events[1..]).settled, 0);
+    assert_eq!(other.deliver(&world.events[1..]).settled, 1);
+    assert_eq!(world.content(), world.expected());
+}
+
+#[test]
+fn a_missing_folder_is_named_and_once_it_is_there_the_lines_are_written() {
+    let mut world = World::with_events(2);
+    let path = world.folder.path().join("missing").join("alerts.jsonl");
+    world.sink = LogFile::new(path.clone(), Format::Json);
+    let error = world.try_deliver(2).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .ends_with("alerts.jsonl: its folder does not exist"),
+        "{error}"
+    );
+    fs::create_dir(path.parent().unwrap()).unwrap();
+    world.deliver(2);
+    assert_eq!(fs::read_to_string(path).unwrap(), world.expected());
+}
+
+#[test]
+fn what_is_not_a_regular_file_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    for path in [
+        Path::new("/dev/full"),
+        Path::new("/dev/null"),
+        folder.path(),
+    ] {
+        let mut world = World::with_events(1);
+        world.sink = LogFile::new(path.to_owned(), Format::Json);
+        let error = world.try_deliver(1).unwrap_err();
+        assert!(matches!(error, Error::NotAFile(_)), "{error}");
+    }
+}
+
+#[test]
+fn a_mark_reads_back_and_rubbish_is_no_mark() {
+    let mut world = World::with_events(3);
+    world.deliver(3);
+    let bytes = world.mark.unwrap();
+    let mark = Mark::decode(&bytes).unwrap();
+    assert_eq!(mark.encode(), bytes);
+    assert_eq!(mark.offset, world.sink.current.unwrap().settled);
+    for rubbish in [&bytes[..bytes.len() - 1], &bytes[1..], b"", &[0; 33]] {
+        assert_eq!(Mark::decode(rubbish), None);
+    }
+}
+
+/// What may happen to a file and its writer.
+#[derive(Clone, Debug)]
+enum Step {
+    Deliver(usize),
+    /// The store notes what was acknowledged.
+    Save,
+    Kill,
+    /// Killed in the middle of a write.
+    KillWriting(usize, usize),
+    /// A write that fails in its middle, as on a full disk.
+    Fail(usize, usize),
+    Rotate,
+    Reopen,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        4 => (1..6_usize).prop_map(Step::Deliver),
+        3 => Just(Step::Save),
+        1 => Just(Step::Kill),
+        3 => (1..6_usize, any::<usize>()).prop_map(|(n, keep)| Step::KillWriting(n, keep)),
+        2 => (1..6_usize, any::<usize>()).prop_map(|(n, keep)| Step::Fail(n, keep)),
+        2 => Just(Step::Rotate),
+        1 => Just(Step::Reopen),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn whatever_happens_each_line_is_there_once_and_in_order(
+        steps in prop::collection::vec(step(), 1..40)
+    ) {
+        let mut world = World::with_events(60);
+        for step in steps {
+            match step {
+                Step::Deliver(count) => world.deliver(count),
+                Step::Save => world.save(),
+                Step::Kill => world.crash(),
+                Step::KillWriting(count, keep) => {
+                    world.deliver_part(count, keep);
+                    world.crash();
+                }
+                Step::Fail(count, keep) => {
+                    world.sink.reopen();
+                    if !world.sink.moved.is_empty() {
+                        // What was written to another file cannot be undone here.
+                        continue;
+                    }
+                    let before = world.deliver_part(count, keep);
+                    let (Some(current), Some(settled)) =
+                        (&mut world.sink.current, before.settled)
+                    else {
+                        world.crash();
+                        continue;
+                    };
+                    current.settled = settled;
+                    world.cursor = before.cursor;
+                    world.mark = before.mark;
+                }
+                Step::Rotate => world.rotate(),
+                Step::Reopen => world.sink.reopen(),
+            }
+        }
+        world.deliver(60);
+        prop_assert_eq!(world.content(), world.expected());
+    }
+}

@@ -1,0 +1,127 @@
+//! Records as OpenTelemetry's log records.
+//!
+//! Time and observed time are both the time when the event was journalled. It never lies far
+//! behind the receiver's clock, unlike the alert's creation, which receivers with an age limit
+//! would refuse when a late or first answer brings old alerts; that one is the attribute
+//! `opsramp.created_at`. And it is the same whenever a record is sent again, so that receivers can
+//! tell it for the same.
+
+use std::collections::BTreeMap;
+
+use opentelemetry_proto::tonic::{
+    collector::logs::v1::ExportLogsServiceRequest,
+    common::v1::{AnyValue, InstrumentationScope, KeyValue, any_value},
+    logs::v1::{LogRecord, ResourceLogs, ScopeLogs, SeverityNumber},
+    resource::v1::Resource,
+};
+
+use crate::record::{Record, Value};
+
+/// The request that delivers records, grouped by account and tenant.
+pub(super) fn request<'a>(
+    records: impl IntoIterator<Item = &'a Record>,
+) -> ExportLogsServiceRequest {
+    let mut groups: BTreeMap<(&str, &str), Vec<LogRecord>> = BTreeMap::new();
+    for record in records {
+        groups
+            .entry((&record.account, &record.tenant))
+            .or_default()
+            .push(log_record(record));
+    }
+    let resource_logs = groups
+        .into_iter()
+        .map(|((account, tenant), log_records)| ResourceLogs {
+            resource: Some(Resource {
+                attributes: vec![
+                    text("service.name", env!("CARGO_PKG_NAME")),
+                    text("service.version", env!("CARGO_PKG_VERSION")),
+                    text("opsramp.account", account),
+                    text("opsramp.tenant", tenant),
+                ],
+                ..Resource::default()
+            }),
+            scope_logs: vec![ScopeLogs {
+                scope: Some(InstrumentationScope {
+                    name: env!("CARGO_PKG_NAME").to_owned(),
+                    version: env!("CARGO_PKG_VERSION").to_owned(),
+                    ..InstrumentationScope::default()
+                }),
+                log_records,
+                schema_url: String::new(),
+            }],
+            schema_url: String::new(),
+        })
+        .collect();
+    ExportLogsServiceRequest { resource_logs }
+}
+
+fn log_record(record: &Record) -> LogRecord {
+    let state = record.fields.state.as_deref().unwrap_or_default();
+    let mut attributes = Vec::new();
+    record.visit(|key, value| {
+        let name = match key {
+            // They have fields of their own, in the record or in its resource.
+            "timestamp" | "message" | "account" | "tenant" | "level" => return,
+            "event_id" => "log.record.uid".to_owned(),
+            // Where it is missing, Loki derives a level from the number, and calls 18 an error.
+            "severity" => "severity".to_owned(),
+            key => format!("opsramp.{key}"),
+        };
+        let value = match value {
+            Value::Text(text) => any_value::Value::StringValue(text.into_owned()),
+            Value::Number(number) => match i64::try_from(number) {
+                Ok(number) => any_value::Value::IntValue(number),
+                Err(_) => any_value::Value::StringValue(number.to_string()),
+            },
+            Value::Json(raw) => any_value::Value::StringValue(raw.get().to_owned()),
+        };
+        attributes.push(attribute(name, value));
+    });
+    // No alert is from before 1970.
+    let time = u64::try_from(record.timestamp.as_nanosecond()).unwrap_or_default();
+    LogRecord {
+        time_unix_nano: time,
+        observed_time_unix_nano: time,
+        severity_number: severity_number(state).into(),
+        severity_text: state.to_owned(),
+        body: Some(AnyValue {
+            value: Some(any_value::Value::StringValue(
+                record.fields.message.clone().unwrap_or_default(),
+            )),
+        }),
+        attributes,
+        event_name: format!("opsramp.alert.{}", record.event.as_str()),
+        ..LogRecord::default()
+    }
+}
+
+/// The numbers let Critical be told from other errors, and Info from Ok.
+fn severity_number(state: &str) -> SeverityNumber {
+    let is = |word: &str| state.eq_ignore_ascii_case(word);
+    if is("critical") {
+        SeverityNumber::Error2
+    } else if is("warning") {
+        SeverityNumber::Warn
+    } else if is("info") {
+        SeverityNumber::Info2
+    } else if is("ok") {
+        SeverityNumber::Info
+    } else {
+        SeverityNumber::Unspecified
+    }
+}
+
+fn text(key: &str, value: &str) -> KeyValue {
+    attribute(
+        key.to_owned(),
+        any_value::Value::StringValue(value.to_owned()),
+    )
+}
+
+fn attribute(key: String, value: any_value::Value) -> KeyValue {
+    KeyValue {
+        key,
+        value: Some(AnyValue { value: Some(value) }),
+        ..KeyValue::default()
+    }
+}

@@ -1,0 +1,230 @@
+//! What a sink is to its worker: something that takes events in order and says how far it came.
+//!
+//! Standard output, files and journald block while they write, so each runs on a thread of its
+//! own: a stalled pipe or disk stops that thread and nothing else, and does not keep the process
+//! from ending.
+
+use std::{
+    io,
+    sync::{Arc, mpsc},
+    thread,
+};
+
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+use crate::store::Pending;
+
+use super::{SinkOptions, Target, file::LogFile, journald::Journald, otlp::Otlp, stdout::Stdout};
+
+/// A sink that is set up and has not begun.
+#[derive(Debug)]
+pub(super) enum Sink {
+    Stdout(Stdout),
+    File(LogFile),
+    Journald(Journald),
+    Otlp(Box<Otlp>),
+}
+
+/// A sink at work.
+#[derive(Debug)]
+pub(super) enum Running {
+    Thread(Thread),
+    Otlp(Box<Otlp>),
+}
+
+/// A sink that blocks while it writes.
+pub(super) trait Writer: Send + 'static {
+    /// Delivers events in order, as many as it can.
+    fn deliver(&mut self, events: &[Pending]) -> Progress;
+
+    /// Looks again at where it writes to.
+    fn reopen(&mut self) {}
+}
+
+/// A thread that does what a [`Writer`] is asked, one thing after the other.
+#[derive(Debug)]
+pub(super) struct Thread(mpsc::Sender<Request>);
+
+enum Request {
+    Deliver(Arc<[Pending]>, oneshot::Sender<Progress>),
+    Reopen,
+}
+
+/// How far a delivery came.
+#[derive(Debug, Default)]
+pub(super) struct Progress {
+    /// So many events, from the first on, are done with: delivered or refused for good.
+    pub(super) settled: usize,
+    /// What was refused among them.
+    pub(super) refused: Vec<Refusal>,
+    /// What the sink needs to find its place again after a crash.
+    pub(super) mark: Option<Vec<u8>>,
+    /// Why it came no further; without an error, it goes on when it is asked again.
+    pub(super) error: Option<SinkError>,
+}
+
+/// Events that will never be delivered.
+#[derive(Debug, Default)]
+pub(super) struct Refusal {
+    /// How many.
+    pub(super) events: u64,
+    /// Which one, where it is one and known.
+    pub(super) event_id: Option<Uuid>,
+    /// Why, for people.
+    pub(super) reason: String,
+}
+
+/// Why a sink could not deliver. Nothing is lost: what is not delivered stays in the journal.
+#[derive(Debug, thiserror::Error)]
+pub enum SinkError {
+    /// Standard output.
+    #[error(transparent)]
+    Stdout(#[from] super::stdout::Error),
+    /// A file.
+    #[error(transparent)]
+    File(#[from] super::file::Error),
+    /// systemd's journal.
+    #[error(transparent)]
+    Journald(#[from] super::journald::Error),
+    /// An OTLP receiver.
+    #[error(transparent)]
+    Otlp(#[from] super::otlp::Error),
+    /// The sink's thread could not be started.
+    #[error("cannot start the sink's thread")]
+    Start(#[source] io::Error),
+    /// The sink's thread ended, which it never should.
+    #[error("the sink's thread has ended unexpectedly")]
+    Ended,
+}
+
+// === impl Sink ===
+
+impl Sink {
+    /// Sets a sink up; nothing is opened yet.
+    ///
+    /// # Errors
+    /// Where the options cannot work, whatever happens outside.
+    pub(super) fn new(options: &SinkOptions) -> Result<Self, SinkError> {
+        Ok(match &options.target {
+            Target::Stdout { format } => Self::Stdout(Stdout::of_process(*format)?),
+            Target::File { path, format } => Self::File(LogFile::new(path.clone(), *format)),
+            Target::Journald => Self::Journald(Journald::new()),
+            Target::Otlp(options) => Self::Otlp(Box::new(Otlp::new(options)?)),
+        })
+    }
+
+    /// Begins to work, where the sink left off with `mark`.
+    pub(super) fn start(self, name: &str, mark: Option<&[u8]>) -> Result<Running, SinkError> {
+        match self {
+            Self::Stdout(sink) => Thread::start(name, sink).map(Running::Thread),
+            Self::File(sink) => Thread::start(name, sink.after(mark)).map(Running::Thread),
+            Self::Journald(sink) => Thread::start(name, sink).map(Running::Thread),
+            Self::Otlp(sink) => Ok(Running::Otlp(sink)),
+        }
+    }
+}
+
+// === impl Running ===
+
+impl Running {
+    pub(super) async fn deliver(&mut self, events: Arc<[Pending]>) -> Progress {
+        match self {
+            Self::Thread(thread) => thread.deliver(events).await,
+            Self::Otlp(otlp) => otlp.deliver(&events).await,
+        }
+    }
+
+    pub(super) fn reopen(&self) {
+        match self {
+            Self::Thread(thread) => thread.reopen(),
+            Self::Otlp(_) => {}
+        }
+    }
+}
+
+// === impl Thread ===
+
+impl Thread {
+    fn start(name: &str, mut writer: impl Writer) -> Result<Self, SinkError> {
+        let (sender, requests) = mpsc::channel();
+        thread::Builder::new()
+            .name(format!("sink-{name}"))
+            .spawn(move || {
+                for request in requests {
+                    match request {
+                        Request::Deliver(events, reply) => {
+                            let progress = writer.deliver(&events);
+                            // Nobody waits any longer when the process is about to end.
+                            drop(reply.send(progress));
+                        }
+                        Request::Reopen => writer.reopen(),
+                    }
+                }
+            })
+            .map_err(SinkError::Start)?;
+        Ok(Self(sender))
+    }
+
+    async fn deliver(&self, events: Arc<[Pending]>) -> Progress {
+        let (reply, progress) = oneshot::channel();
+        if self.0.send(Request::Deliver(events, reply)).is_err() {
+            return Progress::failed(SinkError::Ended);
+        }
+        progress
+            .await
+            .unwrap_or_else(|_| Progress::failed(SinkError::Ended))
+    }
+
+    fn reopen(&self) {
+        // A thread that has ended is noticed by the next delivery.
+        drop(self.0.send(Request::Reopen));
+    }
+}
+
+// === impl Progress ===
+
+impl Progress {
+    pub(super) fn failed(error: impl Into<SinkError>) -> Self {
+        Self {
+            error: Some(error.into()),
+            ..Self::default()
+        }
+    }
+}
+
+// === impl Refusal ===
+
+impl Refusal {
+    /// An event of the journal that this version cannot read.
+    pub(super) fn unreadable(event_id: Uuid, error: &serde_json::Error) -> Self {
+        Self {
+            events: 1,
+            event_id: Some(event_id),
+            reason: format!("its journalled form cannot be read: {error}"),
+        }
+    }
+}
+
+// === impl SinkError ===
+
+impl SinkError {
+    /// Whether trying again is of no use in this process.
+    #[must_use]
+    pub fn is_fatal(&self) -> bool {
+        match self {
+            Self::Stdout(error) => error.is_closed(),
+            Self::Start(_) | Self::Ended => true,
+            Self::File(_) | Self::Journald(_) | Self::Otlp(_) => false,
+        }
+    }
+
+    /// How long the receiver asked to be left alone.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<std::time::Duration> {
+        match self {
+            Self::Otlp(error) => error.retry_after(),
+            _ => None,
+        }
+    }
+}

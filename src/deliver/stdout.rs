@@ -1,0 +1,222 @@
+//! Standard output: whole lines, written with `write(2)` until the last byte is out.
+//!
+//! Rust's own `stdout` keeps a buffer, in which a line could be lost or written twice; here an
+//! error says exactly which bytes are out. It is delivered at least once: a reader that goes away
+//! may not have seen what was written last. Several sinks may share standard output, one batch at
+//! a time.
+
+use std::{
+    fs::File,
+    io::{self, IsTerminal as _},
+    os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    os::unix::fs::FileExt as _,
+    sync::{
+        Arc, LazyLock, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use rustix::{
+    event::{PollFd, PollFlags},
+    io::Errno,
+};
+
+use crate::store::Pending;
+
+use super::{
+    Format,
+    format::Lines,
+    sink::{Progress, Writer},
+};
+
+/// Standard output as a sink.
+#[derive(Debug)]
+pub(super) struct Stdout {
+    output: Arc<Mutex<Output>>,
+    format: Format,
+    /// Tells sinks that share an output apart.
+    writer: u64,
+}
+
+/// A file descriptor that lines are written to, and how its last line ended.
+#[derive(Debug)]
+pub(super) struct Output {
+    fd: OwnedFd,
+    end: End,
+}
+
+#[derive(Debug)]
+enum End {
+    /// Nothing was written by this process.
+    Unknown,
+    /// With a line break.
+    Whole,
+    /// After `written` bytes of the line of the event at `position`.
+    Torn {
+        writer: u64,
+        position: i64,
+        written: usize,
+    },
+}
+
+/// Standard output could not be written to.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Nobody will ever read it again.
+    #[error("standard output is closed")]
+    Closed(#[source] io::Error),
+    /// It may work again later.
+    #[error("cannot write to standard output")]
+    Write(#[source] io::Error),
+}
+
+// === impl Stdout ===
+
+impl Stdout {
+    /// The process's own standard output.
+    pub(super) fn of_process(format: Format) -> Result<Self, Error> {
+        static OUTPUT: LazyLock<io::Result<Arc<Mutex<Output>>>> = LazyLock::new(|| {
+            let fd = io::stdout().as_fd().try_clone_to_owned()?;
+            Ok(Arc::new(Mutex::new(Output::new(fd))))
+        });
+        match &*OUTPUT {
+            Ok(output) => Ok(Self::new(Arc::clone(output), format)),
+            Err(error) => Err(Error::Closed(io::Error::new(
+                error.kind(),
+                error.to_string(),
+            ))),
+        }
+    }
+
+    pub(super) fn new(output: Arc<Mutex<Output>>, format: Format) -> Self {
+        static WRITERS: AtomicU64 = AtomicU64::new(0);
+        Self {
+            output,
+            format,
+            writer: WRITERS.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+}
+
+impl Writer for Stdout {
+    fn deliver(&mut self, events: &[Pending]) -> Progress {
+        let mut lines = Lines::render(self.format, events);
+        // What a thread that panicked here had written is not known better than `end` says.
+        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+        let (settled, result) = output.write(self.writer, events, &lines);
+        Progress {
+            settled,
+            refused: lines.refused_among(settled),
+            mark: None,
+            error: result.err().map(Into::into),
+        }
+    }
+}
+
+// === impl Output ===
+
+impl Output {
+    pub(super) fn new(fd: OwnedFd) -> Self {
+        Self {
+            fd,
+            end: End::Unknown,
+        }
+    }
+
+    /// Writes lines; returns how many are out, and why not all are.
+    fn write(
+        &mut self,
+        writer: u64,
+        events: &[Pending],
+        lines: &Lines,
+    ) -> (usize, Result<(), Error>) {
+        let first = events.first().map(|event| event.position);
+        let mut written = 0;
+        let break_line = match self.end {
+            End::Whole => false,
+            End::Unknown => ends_torn(&self.fd),
+            End::Torn {
+                writer: torn_by,
+                position,
+                written: already,
+            } => {
+                let goes_on = torn_by == writer && Some(position) == first;
+                if goes_on {
+                    written = already;
+                }
+                !goes_on
+            }
+        };
+        if break_line && let Err(error) = write_all(&self.fd, b"\n", &mut 0) {
+            return (0, Err(Error::of(error, &self.fd)));
+        }
+        let result = write_all(&self.fd, lines.bytes(), &mut written);
+        let whole = lines.whole_within(written);
+        self.end = match events.get(whole) {
+            Some(torn) if written > lines.start(whole) => End::Torn {
+                writer,
+                position: torn.position,
+                written: written - lines.start(whole),
+            },
+            _ => End::Whole,
+        };
+        (whole, result.map_err(|error| Error::of(error, &self.fd)))
+    }
+}
+
+/// Writes what is missing of `bytes`, and counts what is out.
+fn write_all(fd: &OwnedFd, bytes: &[u8], written: &mut usize) -> Result<(), Errno> {
+    while *written < bytes.len() {
+        match rustix::io::write(fd, &bytes[*written..]) {
+            Ok(0) => return Err(Errno::IO),
+            Ok(count) => *written += count,
+            Err(Errno::INTR) => {}
+            // Somebody else may have made the pipe non-blocking.
+            Err(Errno::AGAIN) => {
+                match rustix::event::poll(&mut [PollFd::new(fd, PollFlags::OUT)], None) {
+                    Ok(_) | Err(Errno::INTR) => {}
+                    Err(error) => return Err(error),
+                }
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Whether standard output is a file that a former process left in the middle of a line.
+fn ends_torn(fd: &OwnedFd) -> bool {
+    let last_byte = || -> io::Result<Option<u8>> {
+        let stat = rustix::fs::fstat(fd)?;
+        if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() || stat.st_size == 0 {
+            return Ok(None);
+        }
+        // The descriptor itself is open for writing only.
+        let file = File::open(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+        let mut last = [0];
+        file.read_exact_at(&mut last, stat.st_size.unsigned_abs() - 1)?;
+        Ok(Some(last[0]))
+    };
+    // What cannot be read back is taken for whole: an empty line too many would be a lie.
+    matches!(last_byte(), Ok(Some(last)) if last != b'\n')
+}
+
+// === impl Error ===
+
+impl Error {
+    fn of(error: Errno, fd: &OwnedFd) -> Self {
+        match error {
+            Errno::PIPE | Errno::BADF | Errno::CONNRESET => Self::Closed(error.into()),
+            // A terminal that hung up does not come back; a disk may.
+            Errno::IO if fd.is_terminal() => Self::Closed(error.into()),
+            _ => Self::Write(error.into()),
+        }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        matches!(self, Self::Closed(_))
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,366 @@
+//! What each sink's worker does, over and over: read the journal, deliver, acknowledge.
+//!
+//! It knows no sink by its kind. A try that fails is repeated with a growing, random delay; what
+//! the store and the sink cannot do at present waits in the journal.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    sync::{Notify, mpsc, watch},
+    task::JoinHandle,
+    time::Instant,
+};
+
+use crate::{
+    status::Board,
+    store::{self, Pending, Store},
+};
+
+use super::{
+    Failed, Observer, Target, chain,
+    sink::{Progress, Refusal, Running, Sink, SinkError},
+};
+
+/// What is read from the journal at once, and synced at once in a file.
+const MAX_EVENTS: usize = 1000;
+const MAX_BYTES: usize = 1 << 20;
+
+/// The delay after the first failure.
+const FIRST_DELAY: Duration = Duration::from_millis(200);
+
+/// The longest delay for what is on this machine, where a try costs next to nothing.
+const LOCAL_MAX_DELAY: Duration = Duration::from_secs(5);
+
+/// The longest delay for a receiver elsewhere.
+const REMOTE_MAX_DELAY: Duration = Duration::from_secs(30);
+
+/// The longest time that a receiver may ask to be left alone.
+const MAX_RETRY_AFTER: Duration = Duration::from_secs(60 * 60);
+
+/// How often the backlog is looked up at most.
+const BACKLOG_INTERVAL: Duration = Duration::from_millis(500);
+
+/// One sink's worker.
+#[derive(Debug)]
+pub(super) struct Worker {
+    pub(super) name: Arc<str>,
+    pub(super) store: Store,
+    pub(super) board: Board,
+    pub(super) observer: Arc<dyn Observer>,
+    pub(super) orders: watch::Receiver<Order>,
+    pub(super) reopen: Arc<Notify>,
+    pub(super) failures: mpsc::UnboundedSender<Failed>,
+    pub(super) limits: Limits,
+}
+
+/// What a worker is told to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Order {
+    /// Deliver what comes.
+    Work,
+    /// Deliver what is journalled, then stop.
+    Drain,
+    /// Stop after the delivery under way.
+    Stop,
+}
+
+/// How a worker left.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    /// The last mark that was acknowledged.
+    pub(super) mark: Option<Vec<u8>>,
+    /// Whether nothing was left to deliver.
+    pub(super) drained: bool,
+}
+
+/// How patient a worker is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    max_delay: Duration,
+}
+
+/// Failures since the last success.
+#[derive(Debug, Default)]
+struct Trouble {
+    tries: u32,
+    since: Option<Instant>,
+    /// What was last logged.
+    logged: String,
+}
+
+// === impl Worker ===
+
+impl Worker {
+    /// Works until it is told to stop, or the sink or the store is gone for good. A predecessor
+    /// has to leave first.
+    pub(super) async fn run(
+        self,
+        sink: Sink,
+        mark: Option<Vec<u8>>,
+        predecessor: Option<JoinHandle<Left>>,
+    ) -> Left {
+        let mut left = Left {
+            mark,
+            drained: false,
+        };
+        if let Some(predecessor) = predecessor
+            && let Ok(Left {
+                mark: Some(mark), ..
+            }) = predecessor.await
+        {
+            left.mark = Some(mark);
+        }
+        match sink.start(&self.name, left.mark.as_deref()) {
+            Ok(running) => {
+                let acknowledged = Notify::new();
+                tokio::select! {
+                    () = self.work(running, &mut left, &acknowledged) => {}
+                    () = self.watch_backlog(&acknowledged) => {}
+                }
+            }
+            Err(error) => self.fail(error),
+        }
+        left
+    }
+
+    async fn work(&self, mut sink: Running, left: &mut Left, acknowledged: &Notify) {
+        let mut journalled = self.store.journalled();
+        let mut trouble = Trouble::default();
+        loop {
+            let order = *self.orders.borrow();
+            if order == Order::Stop {
+                return;
+            }
+            journalled.mark_unchanged();
+            let pending = self.store.pending(&self.name, MAX_EVENTS, MAX_BYTES).await;
+            let events: Arc<[Pending]> = match pending {
+                Ok(batch) => batch.events.into(),
+                Err(store::Error::Closed | store::Error::UnknownSink { .. }) => return,
+                Err(error) => {
+                    let delay = self.report(&mut trouble, &error, None);
+                    self.wait(delay, &sink).await;
+                    continue;
+                }
+            };
+            if events.is_empty() {
+                self.recovered(&mut trouble);
+                if order == Order::Drain {
+                    left.drained = true;
+                    return;
+                }
+                let mut orders = self.orders.clone();
+                tokio::select! {
+                    changed = journalled.changed() => if changed.is_err() { return },
+                    changed = orders.wait_for(|now| *now != order) => if changed.is_err() { return },
+                    () = self.reopen.notified() => sink.reopen(),
+                }
+                continue;
+            }
+            let Progress {
+                settled,
+                refused,
+                mark,
+                error,
+            } = sink.deliver(Arc::clone(&events)).await;
+            if settled > 0 || mark.is_some() {
+                left.mark.clone_from(&mark);
+                // A sink may have something to remember before it delivers anything.
+                let position = match settled.checked_sub(1) {
+                    Some(last) => events[last].position,
+                    None => events[0].position - 1,
+                };
+                match self.store.acknowledge(&self.name, position, mark).await {
+                    Ok(()) => {}
+                    Err(store::Error::Closed | store::Error::UnknownSink { .. }) => return,
+                    // It counts all the same, and is stored with the next write.
+                    Err(error) => tracing::warn!(
+                        sink = &*self.name,
+                        error = chain(&error),
+                        "the state store cannot note at present what was delivered"
+                    ),
+                }
+                self.count(settled, &refused);
+                acknowledged.notify_one();
+            }
+            match error {
+                None => self.recovered(&mut trouble),
+                Some(error) if error.is_fatal() => return self.fail(error),
+                Some(error) => {
+                    if settled > 0 {
+                        trouble.tries = 0;
+                    }
+                    let delay = self.report(&mut trouble, &error, error.retry_after());
+                    self.wait(delay, &sink).await;
+                }
+            }
+        }
+    }
+
+    /// Waits to repeat a failed try, unless something happens that makes it worth while now.
+    async fn wait(&self, delay: Duration, sink: &Running) {
+        let mut orders = self.orders.clone();
+        let order = *orders.borrow_and_update();
+        tokio::select! {
+            () = tokio::time::sleep(delay) => {}
+            // Without anybody to give orders, the process is about to end.
+            _ = orders.wait_for(|now| *now != order) => {}
+            () = self.reopen.notified() => sink.reopen(),
+        }
+    }
+
+    fn count(&self, settled: usize, refused: &[Refusal]) {
+        let rejected: u64 = refused.iter().map(|refusal| refusal.events).sum();
+        let delivered = (settled as u64).saturating_sub(rejected);
+        self.observer.sink_delivered(&self.name, delivered);
+        if rejected > 0 {
+            self.observer.sink_rejected(&self.name, rejected);
+        }
+        self.update(|status| status.delivered += delivered);
+        for Refusal {
+            events,
+            event_id,
+            reason,
+        } in refused
+        {
+            tracing::error!(
+                sink = &*self.name,
+                events,
+                event_id = event_id.map(tracing::field::display),
+                reason,
+                "refused for good; this sink will never get it"
+            );
+        }
+    }
+
+    /// Takes note of a failed try; returns when to repeat it.
+    fn report(
+        &self,
+        trouble: &mut Trouble,
+        error: &dyn std::error::Error,
+        retry_after: Option<Duration>,
+    ) -> Duration {
+        let text = chain(error);
+        trouble.since.get_or_insert_with(Instant::now);
+        if trouble.logged != text {
+            tracing::error!(
+                sink = &*self.name,
+                error = text,
+                "cannot deliver; events wait in the journal until it works again"
+            );
+            trouble.logged.clone_from(&text);
+        }
+        self.observer.sink_error(&self.name);
+        self.update(|status| status.error = Some(text));
+        let delay = delay(trouble.tries, self.limits.max_delay, fastrand::f64());
+        trouble.tries = trouble.tries.saturating_add(1);
+        delay.max(retry_after.unwrap_or_default().min(MAX_RETRY_AFTER))
+    }
+
+    fn recovered(&self, trouble: &mut Trouble) {
+        if let Some(since) = trouble.since {
+            tracing::info!(
+                sink = &*self.name,
+                after_seconds = since.elapsed().as_secs(),
+                "delivers again"
+            );
+            *trouble = Trouble::default();
+            self.update(|status| status.error = None);
+        }
+    }
+
+    fn fail(&self, source: SinkError) {
+        let text = chain(&source);
+        tracing::error!(
+            sink = &*self.name,
+            error = text,
+            "has failed for good; events wait in the journal for the next start"
+        );
+        self.observer.sink_error(&self.name);
+        self.update(|status| status.error = Some(text));
+        // Without anybody to tell, the process is about to end.
+        drop(self.failures.send(Failed {
+            sink: Arc::clone(&self.name),
+            source,
+        }));
+    }
+
+    /// Keeps the backlog up to date, also while a delivery does not come back.
+    async fn watch_backlog(&self, acknowledged: &Notify) {
+        let mut journalled = self.store.journalled();
+        loop {
+            journalled.mark_unchanged();
+            // Where the store fails, the worker says so.
+            if let Ok(backlog) = self.store.backlog(&self.name).await {
+                self.update(|status| {
+                    status.backlog = backlog.events;
+                    status.oldest_pending = backlog.oldest;
+                });
+            }
+            tokio::select! {
+                changed = journalled.changed() => if changed.is_err() {
+                    return std::future::pending().await;
+                },
+                () = acknowledged.notified() => {}
+            }
+            tokio::time::sleep(BACKLOG_INTERVAL).await;
+        }
+    }
+
+    fn update(&self, change: impl FnOnce(&mut crate::status::SinkStatus)) {
+        // A sink that is gone must not come back to the page.
+        if *self.orders.borrow() != Order::Stop {
+            self.board.update_sink(&self.name, change);
+        }
+    }
+}
+
+/// When to repeat a try that failed after so many failures before it: twice as late each time,
+/// by up to half of it earlier at random.
+fn delay(failures: u32, max: Duration, random: f64) -> Duration {
+    let full = FIRST_DELAY
+        .saturating_mul(1_u32.checked_shl(failures).unwrap_or(u32::MAX))
+        .min(max);
+    full.mul_f64(1.0 - random / 2.0)
+}
+
+// === impl Limits ===
+
+impl Limits {
+    pub(super) fn of(target: &Target) -> Self {
+        Self {
+            max_delay: match target {
+                Target::Stdout { .. } | Target::File { .. } | Target::Journald => LOCAL_MAX_DELAY,
+                Target::Otlp(_) => REMOTE_MAX_DELAY,
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn delays_double_up_to_their_limit() {
+        let delays: Vec<_> = [0, 1, 2, 7, 8, 31, 32, u32::MAX]
+            .map(|failures| delay(failures, REMOTE_MAX_DELAY, 0.0).as_millis())
+            .into();
+        assert_eq!(
+            delays,
+            [200, 400, 800, 25_600, 30_000, 30_000, 30_000, 30_000]
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn a_random_delay_is_never_shorter_than_half_of_the_full_one(
+            failures in 0..64_u32, random in 0.0..1.0_f64
+        ) {
+            let full = delay(failures, LOCAL_MAX_DELAY, 0.0);
+            let delay = delay(failures, LOCAL_MAX_DELAY, random);
+            prop_assert!(delay <= full && delay >= full / 2);
+        }
+    }
+}
