@@ -176,8 +176,8 @@ mod tests {
 
     #[test]
     fn logfmt_has_the_keys_of_the_contract_and_quotes_what_needs_it() {
-        insta::assert_snapshot!(logfmt(&full()), @"");
-        insta::assert_snapshot!(logfmt(&bare()), @"");
+        insta::assert_snapshot!(logfmt(&full()), @r##"timestamp=2026-03-01T10:20:30.123Z level=critical severity=critical event=changed event_id=3f643541-2328-5904-8305-86dd246f43ab account=acme tenant=retail search=open alert_id=8005 state=Critical status=Ticketed message="CPU \"load\" = 99%\nnext line" previous_state=Warning previous_status=New reason=acknowledged description="C:\\temp\tis full" metric=system.cpu.load component=cpu0 problem_area=CPU alert_type=Monitoring event_type=ALERT source=OPSRAMP priority=P1 resource_id=r-1 resource_name=web-01 resource_type=Linux resource_ip=10.0.0.1 client_id=client_14 client_name="Rétail" incident_id=INC-7 inference_id=42 repeat_count=3 created_at=2026-03-01T10:00:00Z updated_at=2026-03-01T10:20:00.5Z alert="{\"uniqueId\":\"8005\",\"n\":1.10}""##);
+        insta::assert_snapshot!(logfmt(&bare()), @r##"timestamp=2026-03-01T10:20:30.000Z level=unknown severity=unknown event=opened event_id=0ea1643a-8f28-5c30-a21b-021a3740bfbf account=acme tenant=retail search=open alert_id=8005 state="" status="" message="""##);
     }
 
     #[test]

@@ -158,7 +158,7 @@ impl Otlp {
             });
         }
         // Parts of the batch that are still to be sent, the first one last.
-        let mut parts = vec![0..records.len()];
+        let mut parts: Vec<_> = std::iter::once(0..records.len()).collect();
         while let Some(part) = parts.pop() {
             let readable = records[part.clone()].iter().flatten();
             if readable.clone().next().is_none() {

@@ -217,3 +217,6 @@ impl Error {
         matches!(self, Self::Closed(_))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,395 @@
+use std::{
+    collections::HashSet,
+    io::{self, Read as _},
+    os::fd::OwnedFd,
+    path::Path,
+    sync::{
+        Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
+use bytes::Bytes;
+use jiff::Timestamp;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+use super::*;
+use crate::{
+    identity::{EventKind, SearchKey, Tenant},
+    record::{self, AlertFields, Happening, Record},
+    store::{Commit, Held, JournalEvent},
+};
+
+#[derive(Debug, Default)]
+struct Counts {
+    delivered: AtomicU64,
+    errors: AtomicU64,
+    rejected: AtomicU64,
+}
+
+impl Observer for Counts {
+    fn sink_delivered(&self, _: &str, events: u64) {
+        self.delivered.fetch_add(events, Ordering::Relaxed);
+    }
+    fn sink_error(&self, _: &str) {
+        self.errors.fetch_add(1, Ordering::Relaxed);
+    }
+    fn sink_rejected(&self, _: &str, events: u64) {
+        self.rejected.fetch_add(events, Ordering::Relaxed);
+    }
+}
+
+/// A store with a search that journals events.
+struct Journal {
+    folder: TempDir,
+    store: Store,
+    held: Held,
+    board: Board,
+    counts: Arc<Counts>,
+    events: u32,
+}
+
+impl Journal {
+    async fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path()).await;
+        let loaded = store.take_up(&key(), now()).await.unwrap();
+        Self {
+            folder,
+            store,
+            held: loaded.held,
+            board: Board::default(),
+            counts: Arc::default(),
+            events: 0,
+        }
+    }
+
+    async fn start(&self, sinks: Vec<SinkOptions>) -> Delivery {
+        let observer = Arc::clone(&self.counts) as Arc<dyn Observer>;
+        Delivery::start(self.store.clone(), sinks, self.board.clone(), observer)
+            .await
+            .unwrap()
+    }
+
+    async fn journal(&mut self, count: u32) {
+        let events = (self.events..self.events + count).map(event).collect();
+        self.events += count;
+        let commit = Commit {
+            events,
+            ..Commit::default()
+        };
+        self.store.commit(self.held, commit, now()).await.unwrap();
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn file(&self, name: &str) -> SinkOptions {
+        file_sink(name, self.path(name))
+    }
+
+    fn lines(&self, name: &str) -> Vec<String> {
+        let content = std::fs::read_to_string(self.path(name)).unwrap_or_default();
+        content.lines().map(str::to_owned).collect()
+    }
+
+    /// The JSON lines of so many events from one on.
+    fn expected(from: u32, to: u32) -> Vec<String> {
+        (from..to)
+            .map(|number| String::from_utf8(event(number).body.to_vec()).unwrap())
+            .collect()
+    }
+
+    async fn until(&self, what: &str, done: impl Fn() -> bool) {
+        let waiting = async {
+            while !done() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        if tokio::time::timeout(Duration::from_secs(10), waiting)
+            .await
+            .is_err()
+        {
+            panic!("not in time: {what}; {:?}", self.board.sinks());
+        }
+    }
+
+    /// Waits until so many events wait for a sink, and the board says so.
+    async fn until_backlog(&self, sink: &str, backlog: u64) {
+        let waiting = async {
+            while self.store.backlog(sink).await.unwrap().events != backlog {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(10), waiting).await;
+        assert!(waited.is_ok(), "{sink} has no backlog of {backlog}");
+        self.until(&format!("a backlog of {backlog}"), || {
+            self.board.sinks()[sink].backlog == backlog
+        })
+        .await;
+    }
+}
+
+async fn open(folder: &Path) -> Store {
+    let options = store::Options::Sqlite {
+        path: folder.join("state.db"),
+        journal_limit: store::JOURNAL_LIMIT,
+    };
+    Store::open(&options).await.unwrap()
+}
+
+fn key() -> SearchKey {
+    SearchKey {
+        account: "acme".into(),
+        tenant: Tenant {
+            id: "client_1".into(),
+            name: "retail".into(),
+        },
+        search: "open".into(),
+    }
+}
+
+fn now() -> Timestamp {
+    Timestamp::from_second(1_800_000_000).unwrap()
+}
+
+fn event(number: u32) -> JournalEvent {
+    let options = record::Options {
+        events: EventKind::ALL.into(),
+        include_raw: false,
+        max_description_length: 4096,
+    };
+    let happening = Happening {
+        kind: EventKind::Opened,
+        ordinal: 1,
+        alert_id: &number.to_string(),
+        previous_state: None,
+        previous_status: None,
+        reason: None,
+        fields: AlertFields {
+            state: Some("Critical".to_owned()),
+            message: Some(format!("alert {number}")),
+            ..AlertFields::default()
+        },
+        raw: None,
+    };
+    let (event_id, at, body) = Record::new(now(), &key(), happening, &options).journal_entry();
+    JournalEvent {
+        event_id,
+        at,
+        body: Bytes::from(body),
+    }
+}
+
+fn file_sink(name: &str, path: PathBuf) -> SinkOptions {
+    SinkOptions {
+        name: name.into(),
+        target: Target::File {
+            path,
+            format: Format::Json,
+        },
+    }
+}
+
+/// Standard output, but written to `fd`.
+fn employ_pipe(delivery: &mut Delivery, name: &str, fd: impl Into<OwnedFd>) {
+    let output = Arc::new(Mutex::new(stdout::Output::new(fd.into())));
+    let options = SinkOptions {
+        name: name.into(),
+        target: Target::Stdout {
+            format: Format::Json,
+        },
+    };
+    let sink = Sink::Stdout(stdout::Stdout::new(output, Format::Json));
+    delivery.dismiss(&options.name);
+    delivery.employ(options, sink, None);
+}
+
+#[tokio::test]
+async fn each_sink_gets_every_event_once_and_in_order() {
+    let mut journal = Journal::new().await;
+    let logfmt = SinkOptions {
+        name: "logfmt".into(),
+        target: Target::File {
+            path: journal.path("logfmt"),
+            format: Format::Logfmt,
+        },
+    };
+    let delivery = journal.start(vec![journal.file("json"), logfmt]).await;
+    assert_eq!(journal.board.sinks()["json"].kind, "file");
+    journal.journal(1).await;
+    journal.journal(2500).await;
+    assert!(delivery.drain(Duration::from_secs(10)).await);
+
+    assert_eq!(journal.lines("json"), Journal::expected(0, 2501));
+    let logfmt = journal.lines("logfmt");
+    assert_eq!(logfmt.len(), 2501);
+    let id = format!("event_id={}", event(2500).event_id);
+    assert!(logfmt[2500].contains(&id), "{}", logfmt[2500]);
+    assert_eq!(journal.counts.delivered.load(Ordering::Relaxed), 5002);
+    assert_eq!(journal.board.sinks()["json"].delivered, 2501);
+    let backlog = journal.store.backlog("json").await.unwrap();
+    assert_eq!(backlog.events, 0);
+}
+
+#[tokio::test]
+async fn a_sink_that_is_down_delays_no_other_and_catches_up() {
+    let mut journal = Journal::new().await;
+    let down = file_sink("down", journal.path("missing").join("alerts.jsonl"));
+    let delivery = journal.start(vec![down, journal.file("up")]).await;
+    journal.journal(30).await;
+    journal
+        .until("thirty lines", || journal.lines("up").len() == 30)
+        .await;
+    journal.until_backlog("down", 30).await;
+    let status = journal.board.sinks()["down"].clone();
+    assert_eq!(status.oldest_pending, Some(now()));
+    let error = status.error.unwrap();
+    assert!(error.contains("its folder does not exist"), "{error}");
+    assert!(journal.counts.errors.load(Ordering::Relaxed) > 0);
+    journal.until_backlog("up", 0).await;
+
+    std::fs::create_dir(journal.path("missing")).unwrap();
+    delivery.reopen();
+    journal.until_backlog("down", 0).await;
+    assert_eq!(journal.board.sinks()["down"].error, None);
+    assert_eq!(
+        journal.lines("missing/alerts.jsonl"),
+        Journal::expected(0, 30)
+    );
+    assert!(delivery.drain(Duration::from_secs(10)).await);
+}
+
+#[tokio::test]
+async fn a_pipe_that_nobody_reads_delays_nobody_not_even_the_end() {
+    let mut journal = Journal::new().await;
+    let (reader, writer) = io::pipe().unwrap();
+    let mut delivery = journal
+        .start(vec![journal.file("up"), journal.file("stalled")])
+        .await;
+    employ_pipe(&mut delivery, "stalled", writer);
+    journal.journal(2000).await;
+    journal
+        .until("all lines", || journal.lines("up").len() == 2000)
+        .await;
+    journal.until_backlog("stalled", 2000).await;
+    let begun = tokio::time::Instant::now();
+    assert!(!delivery.drain(Duration::from_millis(50)).await);
+    assert!(begun.elapsed() < Duration::from_secs(5));
+    let left = journal.store.backlog("stalled").await.unwrap();
+    assert_eq!(left.events, 2000);
+    drop(reader);
+}
+
+#[tokio::test]
+async fn standard_output_that_is_closed_is_reported_as_the_end() {
+    let mut journal = Journal::new().await;
+    let (reader, writer) = io::pipe().unwrap();
+    let mut delivery = journal.start(vec![journal.file("out")]).await;
+    employ_pipe(&mut delivery, "out", writer);
+    drop(reader);
+    journal.journal(3).await;
+    let failed = tokio::time::timeout(Duration::from_secs(10), delivery.failed())
+        .await
+        .unwrap();
+    assert_eq!(&*failed.sink, "out");
+    assert!(failed.source.is_fatal());
+    let error = journal.board.sinks()["out"].error.clone().unwrap();
+    assert!(error.starts_with("standard output is closed"), "{error}");
+    // After the restart it goes on where it was.
+    assert_eq!(journal.store.backlog("out").await.unwrap().events, 3);
+}
+
+#[tokio::test]
+async fn after_a_crash_it_goes_on_where_it_was() {
+    let mut journal = Journal::new().await;
+    let delivery = journal.start(vec![journal.file("file")]).await;
+    journal.journal(10).await;
+    journal.until_backlog("file", 0).await;
+    // Nothing is finished, nothing is said.
+    for worker in delivery.workers.values() {
+        worker.task.abort();
+    }
+    drop(delivery);
+    journal.journal(10).await;
+    journal.store.close().await;
+
+    let store = open(journal.folder.path()).await;
+    let delivery = Delivery::start(
+        store,
+        vec![journal.file("file")],
+        journal.board.clone(),
+        Arc::clone(&journal.counts) as Arc<dyn Observer>,
+    )
+    .await
+    .unwrap();
+    assert!(delivery.drain(Duration::from_secs(10)).await);
+    assert_eq!(journal.lines("file"), Journal::expected(0, 20));
+}
+
+#[tokio::test]
+async fn a_reload_keeps_what_is_the_same_and_forgets_what_is_gone() {
+    let mut journal = Journal::new().await;
+    let (kept, gone) = (journal.file("kept"), journal.file("gone"));
+    let mut delivery = journal.start(vec![kept.clone(), gone]).await;
+    journal.journal(5).await;
+    journal.until_backlog("gone", 0).await;
+    journal.until_backlog("kept", 0).await;
+
+    let added = journal.file("added");
+    delivery.reload(vec![added, kept.clone()]).await.unwrap();
+    assert!(!journal.board.sinks().contains_key("gone"));
+    journal.journal(5).await;
+    journal.until_backlog("added", 0).await;
+
+    let moved = file_sink("kept", journal.path("elsewhere"));
+    delivery.reload(vec![moved]).await.unwrap();
+    journal.journal(5).await;
+    assert!(delivery.drain(Duration::from_secs(10)).await);
+
+    assert_eq!(journal.lines("gone"), Journal::expected(0, 5));
+    assert_eq!(journal.lines("added"), Journal::expected(5, 10));
+    assert_eq!(journal.lines("kept"), Journal::expected(0, 10));
+    assert_eq!(journal.lines("elsewhere"), Journal::expected(10, 15));
+}
+
+#[tokio::test]
+async fn a_changed_sink_waits_until_its_predecessor_has_written_the_last_byte() {
+    let mut journal = Journal::new().await;
+    let (mut reader, writer) = io::pipe().unwrap();
+    let second_writer = writer.try_clone().unwrap();
+    let mut delivery = journal.start(vec![journal.file("out")]).await;
+    employ_pipe(&mut delivery, "out", writer);
+    journal.journal(2000).await;
+    journal.until_backlog("out", 2000).await;
+    employ_pipe(&mut delivery, "out", second_writer);
+    let reading = std::thread::spawn(move || {
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        text
+    });
+    assert!(delivery.drain(Duration::from_secs(10)).await);
+    let text = reading.join().unwrap();
+    assert_eq!(text.lines().collect::<Vec<_>>(), Journal::expected(0, 2000));
+}
+
+#[tokio::test]
+async fn two_sinks_of_one_name_are_an_error_that_changes_nothing() {
+    let mut journal = Journal::new().await;
+    let mut delivery = journal.start(vec![journal.file("a")]).await;
+    let twice = vec![journal.file("b"), journal.file("b")];
+    let error = delivery.reload(twice).await.unwrap_err();
+    assert_eq!(error.to_string(), "two sinks are named b");
+    journal.journal(1).await;
+    assert!(delivery.drain(Duration::from_secs(10)).await);
+    assert_eq!(journal.lines("a").len(), 1);
+    assert!(!journal.path("b").exists());
+}
+
+#[test]
+fn events_of_tests_are_different_ones() {
+    let ids: HashSet<Uuid> = (0..100).map(|number| event(number).event_id).collect();
+    assert_eq!(ids.len(), 100);
+}

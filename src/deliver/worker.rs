@@ -289,13 +289,12 @@ impl Worker {
         let mut journalled = self.store.journalled();
         loop {
             journalled.mark_unchanged();
-            match self.store.backlog(&self.name).await {
-                Ok(backlog) => self.update(|status| {
+            // Where the store fails, the worker says so.
+            if let Ok(backlog) = self.store.backlog(&self.name).await {
+                self.update(|status| {
                     status.backlog = backlog.events;
                     status.oldest_pending = backlog.oldest;
-                }),
-                // The worker says so.
-                Err(_) => {}
+                });
             }
             tokio::select! {
                 changed = journalled.changed() => if changed.is_err() {

@@ -23,7 +23,7 @@ const VERSION: u8 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mark {
     device: u64,
-    inode: u64,
+    pub(super) inode: u64,
     pub(super) offset: u64,
     /// The hash of the bytes right before `offset`.
     fingerprint: u64,

@@ -1,0 +1,184 @@
+use std::{
+    io::{PipeReader, PipeWriter, Read as _, Write as _},
+    thread,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use rustix::fs::OFlags;
+use uuid::Uuid;
+
+use super::*;
+use crate::{deliver::SinkError, store::JournalEvent};
+
+/// More than a pipe holds.
+const MANY: i64 = 3000;
+
+fn events(from: i64, count: i64) -> Vec<Pending> {
+    (from..from + count)
+        .map(|position| Pending {
+            position,
+            event: JournalEvent {
+                event_id: Uuid::nil(),
+                at: jiff::Timestamp::UNIX_EPOCH,
+                body: Bytes::from(body(position)),
+            },
+        })
+        .collect()
+}
+
+fn body(position: i64) -> String {
+    format!("{{\"event\":{position},\"x\":\"{}\"}}", "y".repeat(60))
+}
+
+fn expected(from: i64, count: i64) -> String {
+    (from..from + count).map(|i| body(i) + "\n").collect()
+}
+
+fn sink(fd: impl Into<OwnedFd>) -> Stdout {
+    let output = Arc::new(Mutex::new(Output::new(fd.into())));
+    Stdout::new(output, Format::Json)
+}
+
+/// Reads slowly, and little at a time.
+fn read_slowly(mut reader: PipeReader) -> thread::JoinHandle<String> {
+    thread::spawn(move || {
+        let mut all = Vec::new();
+        let mut some = vec![0; 7001];
+        loop {
+            thread::sleep(Duration::from_millis(1));
+            match reader.read(&mut some).unwrap() {
+                0 => return String::from_utf8(all).unwrap(),
+                count => all.extend_from_slice(&some[..count]),
+            }
+        }
+    })
+}
+
+fn make_non_blocking(writer: &PipeWriter) {
+    let flags = rustix::fs::fcntl_getfl(writer).unwrap();
+    rustix::fs::fcntl_setfl(writer, flags | OFlags::NONBLOCK).unwrap();
+}
+
+#[test]
+fn every_line_gets_through_a_pipe_that_is_often_full() {
+    for non_blocking in [false, true] {
+        let (reader, writer) = io::pipe().unwrap();
+        if non_blocking {
+            make_non_blocking(&writer);
+        }
+        let reading = read_slowly(reader);
+        let mut sink = sink(writer);
+        let progress = sink.deliver(&events(1, MANY));
+        assert!(progress.error.is_none(), "{progress:?}");
+        assert_eq!(progress.settled, MANY as usize);
+        drop(sink);
+        assert_eq!(reading.join().unwrap(), expected(1, MANY));
+    }
+}
+
+#[test]
+fn a_pipe_that_nobody_reads_any_more_is_closed_for_good() {
+    let (reader, writer) = io::pipe().unwrap();
+    let mut sink = sink(writer);
+    drop(reader);
+    let progress = sink.deliver(&events(1, 3));
+    assert_eq!(progress.settled, 0);
+    let error = progress.error.unwrap();
+    assert!(error.is_fatal(), "{error:?}");
+    assert_eq!(error.to_string(), "standard output is closed");
+}
+
+#[test]
+fn a_full_disk_behind_standard_output_is_an_error_that_may_pass() {
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    let progress = sink(full).deliver(&events(1, 3));
+    assert_eq!(progress.settled, 0);
+    let error = progress.error.unwrap();
+    assert!(!error.is_fatal(), "{error:?}");
+    assert!(matches!(error, SinkError::Stdout(Error::Write(_))));
+}
+
+#[test]
+fn after_an_error_in_the_middle_of_a_line_the_same_sink_writes_the_rest_of_it() {
+    let (reader, writer) = io::pipe().unwrap();
+    let mut sink = sink(writer);
+    let first = expected(1, 1);
+    {
+        let mut output = sink.output.lock().unwrap();
+        let half = &first.as_bytes()[..20];
+        write_all(&output.fd, half, &mut 0).unwrap();
+        output.end = End::Torn {
+            writer: sink.writer,
+            position: 1,
+            written: half.len(),
+        };
+    }
+    let reading = read_slowly(reader);
+    assert_eq!(sink.deliver(&events(1, 2)).settled, 2);
+    drop(sink);
+    assert_eq!(reading.join().unwrap(), expected(1, 2));
+}
+
+#[test]
+fn a_line_that_another_sink_left_torn_is_ended_first() {
+    let (reader, writer) = io::pipe().unwrap();
+    let sink = sink(writer);
+    let mut other = Stdout::new(Arc::clone(&sink.output), Format::Json);
+    {
+        let mut output = sink.output.lock().unwrap();
+        write_all(&output.fd, b"{\"ev", &mut 0).unwrap();
+        output.end = End::Torn {
+            writer: sink.writer,
+            position: 1,
+            written: 4,
+        };
+    }
+    let reading = read_slowly(reader);
+    assert_eq!(other.deliver(&events(1, 1)).settled, 1);
+    drop((sink, other));
+    assert_eq!(
+        reading.join().unwrap(),
+        format!("{{\"ev\n{}", expected(1, 1))
+    );
+}
+
+#[test]
+fn a_file_that_a_former_process_left_in_the_middle_of_a_line_gets_a_line_break() {
+    for (before, between) in [("", ""), ("whole\n", ""), ("torn", "\n")] {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(before.as_bytes()).unwrap();
+        let output = File::options().append(true).open(file.path()).unwrap();
+        assert_eq!(sink(output).deliver(&events(1, 2)).settled, 2);
+        let content = std::fs::read_to_string(file.path()).unwrap();
+        assert_eq!(content, format!("{before}{between}{}", expected(1, 2)));
+    }
+}
+
+#[test]
+fn sinks_that_share_standard_output_do_not_mix_their_lines() {
+    let (reader, writer) = io::pipe().unwrap();
+    let one = sink(writer);
+    let two = Stdout::new(Arc::clone(&one.output), Format::Json);
+    let reading = read_slowly(reader);
+    let writing: Vec<_> = [(one, 1), (two, 1 + MANY)]
+        .into_iter()
+        .map(|(mut sink, from)| {
+            thread::spawn(move || {
+                for batch in events(from, MANY).chunks(500) {
+                    assert_eq!(sink.deliver(batch).settled, batch.len());
+                }
+            })
+        })
+        .collect();
+    for writer in writing {
+        writer.join().unwrap();
+    }
+    let text = reading.join().unwrap();
+    let mut lines: Vec<_> = text.lines().collect();
+    lines.sort_unstable();
+    let all = expected(1, 2 * MANY);
+    let mut all: Vec<_> = all.lines().collect();
+    all.sort_unstable();
+    assert_eq!(lines, all);
+}
