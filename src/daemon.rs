@@ -140,13 +140,13 @@ impl Daemon {
                     Told::Reload => {
                         self.delivery.reopen();
                         // It is logged; nobody waits for the answer.
-                        let _ = self.reload(&mut load).await;
+                        self.reload(&mut load).await.ok();
                     }
                 },
                 Some(reply) = self.reloads.recv() => {
                     let outcome = self.reload(&mut load).await;
                     // Whoever asked may have gone away.
-                    let _ = reply.send(outcome);
+                    reply.send(outcome).ok();
                 }
                 () = self.quit.cancelled() => break Stop::Asked("POST /-/quit"),
                 failed = self.delivery.failed() => break Stop::Failed(failed.into()),
@@ -183,7 +183,7 @@ impl Daemon {
         self.server_stop.cancel();
         if !self.server.is_finished() {
             // It bounds its own end, and how it ends no longer matters.
-            let _ = self.server.await;
+            self.server.await.ok();
         }
         match failure {
             Some(error) => Err(error),

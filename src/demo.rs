@@ -97,7 +97,7 @@ impl Demo {
             self.simulator.url(),
         );
         // Where nobody reads it, the demo runs all the same.
-        let _ = std::io::stderr().write_all(text.as_bytes());
+        std::io::stderr().write_all(text.as_bytes()).ok();
     }
 
     /// Ends the simulator and removes the state.

@@ -132,7 +132,9 @@ impl Client {
     /// Where a certificate, a key or the proxy is not usable.
     pub fn new(options: Options, observer: Arc<dyn Observer>) -> Result<Self, BuildError> {
         // A process has one; it does not matter who was first.
-        let _ = rustls::crypto::ring::default_provider().install_default();
+        rustls::crypto::ring::default_provider()
+            .install_default()
+            .ok();
         let client = http_client(&options)?;
         let requests_per_minute = options.requests_per_minute;
         let http = Http {

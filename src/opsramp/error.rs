@@ -129,7 +129,7 @@ impl Error {
             // Wrappers often repeat the text of what they wrap.
             if !line.ends_with(&text) {
                 // Writing to a string cannot fail.
-                let _ = write!(line, ": {text}");
+                write!(line, ": {text}").ok();
             }
             cause = error.source();
         }

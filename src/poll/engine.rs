@@ -436,10 +436,10 @@ impl Engine {
             return;
         }
         let shown: HashSet<&str> = page.iter().map(|sighting| sighting.id).collect();
-        let expected = |id: &&str| {
-            **id == *question.witness || question.suspects.iter().any(|suspect| **suspect == **id)
+        let expected = |id: &str| {
+            *id == *question.witness || question.suspects.iter().any(|suspect| **suspect == *id)
         };
-        if facts.next.is_some() || facts.unreadable > 0 || !shown.iter().all(|id| expected(&id)) {
+        if facts.next.is_some() || facts.unreadable > 0 || !shown.iter().all(|id| expected(id)) {
             self.confirmation_refused();
             return;
         }

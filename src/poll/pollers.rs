@@ -317,7 +317,7 @@ impl Pollers {
         }
         for (key, stopped) in stopping {
             // A sender that was dropped says the same: the task has ended.
-            let _ = stopped.await;
+            stopped.await.ok();
             if !wanted.contains_key(&key) {
                 self.metrics.remove_search(&key);
                 self.board.remove_search(&key);

@@ -490,7 +490,7 @@ impl Running {
                 answer,
             } => {
                 let refused = matches!(&answer, Err(opsramp::Error::Http { status: 400, .. }));
-                let learned = match answer {
+                match answer {
                     Err(error) if self.ask_more_modestly(&error, &request) => return,
                     Err(_) if refused && matches!(purpose, Purpose::Confirm(_)) => {
                         self.engine.confirmation_refused();
@@ -498,8 +498,7 @@ impl Running {
                     }
                     Ok(answer) => self.learn(&purpose, &request, &answer).await.map(|_| ()),
                     Err(error) => Err(error.into()),
-                };
-                learned
+                }
             }
             Reply::Reasons(reasons) => self.depart(reasons).await,
         };
