@@ -1,6 +1,6 @@
 //! Polling the simulator into a real store: what becomes an event, and what it costs.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on stops")]
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -366,7 +366,8 @@ async fn a_departure_from_a_long_result_is_noticed_and_explained() {
 /// However the server sorts, clamps and numbers, and whatever it shares seconds between.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_manner_of_paging_is_read_completely() {
-    let manners: [(&str, fn(&mut simulator::Options)); 7] = [
+    type Manner = (&'static str, fn(&mut simulator::Options));
+    let manners: [Manner; 7] = [
         ("sorted by updated time", |options| options.ts = Ts::Updated),
         ("pages clamped", |options| options.max_page_size = 30),
         ("large pages refused", |options| {

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Everything that is checked, with what it needs: the one command for tests, on a new machine and in CI.
+# A tool that cannot be installed is a failure, never a silent skip.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+say() { printf '\n== %s\n' "$*"; }
+
+# Installs Debian packages, unless their command is there: command=package …
+need() {
+    local missing=()
+    for pair in "$@"; do
+        command -v "${pair%%=*}" >/dev/null || missing+=("${pair##*=}")
+    done
+    [ ${#missing[@]} -eq 0 ] && return
+    local sudo=()
+    [ "$(id -u)" -eq 0 ] || sudo=(sudo)
+    say "installing ${missing[*]}"
+    # Packages of servers would start them: the tests start their own, on free ports.
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get update -q
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -qy --no-install-recommends "${missing[@]}"
+}
+
+need promtool=prometheus strace=strace systemd-analyze=systemd python3=python3
+python3 -c 'import venv, ensurepip' 2>/dev/null || need no-such-command=python3-venv
+
+# The clients that others wrote.
+export OPSRAMP_TEST_VENV="$PWD/target/test-venv"
+if [ ! -x "$OPSRAMP_TEST_VENV/bin/opcli" ]; then
+    say "installing opsrampcli and python-opsramp"
+    python3 -m venv "$OPSRAMP_TEST_VENV"
+    "$OPSRAMP_TEST_VENV/bin/pip" install -q 'opsrampcli==0.31' 'python-opsramp==3.5'
+fi
+
+say "format";       cargo fmt --check
+say "lints";        cargo clippy --locked --all-targets -- -D warnings
+say "documentation"; RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet
+say "tests";        cargo test --locked
+say "rules and dashboards"; dashboards/check.sh --live target/debug/opsramp-exporter
+say "systemd unit"; systemd/check.sh
+say "all is well"
