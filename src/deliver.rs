@@ -99,7 +99,7 @@ pub trait Observer: Send + Sync + fmt::Debug {
     fn sink_rejected(&self, sink: &str, events: u64);
 }
 
-/// The sinks at work.
+/// The sinks at work. Dropped, they stop after the delivery under way.
 #[derive(Debug)]
 pub struct Delivery {
     store: Store,

@@ -174,7 +174,10 @@ impl Otlp {
                         refused.push(Refusal {
                             events: rejected,
                             event_id: None,
-                            reason: message,
+                            reason: format!(
+                                "the receiver took a batch without some of its events{}",
+                                said(&message)
+                            ),
                         });
                     } else if !message.is_empty() {
                         tracing::warn!(message, "the receiver has taken the events with a warning");

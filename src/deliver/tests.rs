@@ -376,6 +376,22 @@ async fn a_changed_sink_waits_until_its_predecessor_has_written_the_last_byte() 
 }
 
 #[tokio::test]
+async fn without_a_delivery_no_worker_goes_on() {
+    let mut journal = Journal::new().await;
+    let down = file_sink("down", journal.path("missing").join("alerts.jsonl"));
+    let mut delivery = journal.start(vec![down, journal.file("idle")]).await;
+    journal.journal(1).await;
+    journal.until_backlog("idle", 0).await;
+    let workers = std::mem::take(&mut delivery.workers);
+    let tasks: Vec<_> = workers.into_values().map(|worker| worker.task).collect();
+    drop(delivery);
+    for task in tasks {
+        let ended = tokio::time::timeout(Duration::from_secs(10), task).await;
+        assert!(ended.is_ok(), "it works for nobody");
+    }
+}
+
+#[tokio::test]
 async fn two_sinks_of_one_name_are_an_error_that_changes_nothing() {
     let mut journal = Journal::new().await;
     let mut delivery = journal.start(vec![journal.file("a")]).await;

@@ -127,7 +127,7 @@ impl Worker {
         let mut journalled = self.store.journalled();
         let mut trouble = Trouble::default();
         loop {
-            let order = *self.orders.borrow();
+            let order = self.order();
             if order == Order::Stop {
                 return;
             }
@@ -202,7 +202,7 @@ impl Worker {
         let order = *orders.borrow_and_update();
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
-            // Without anybody to give orders, the process is about to end.
+            // An error, too: nobody is left to give orders.
             _ = orders.wait_for(|now| *now != order) => {}
             () = self.reopen.notified() => sink.reopen(),
         }
@@ -277,7 +277,7 @@ impl Worker {
         );
         self.observer.sink_error(&self.name);
         self.update(|status| status.error = Some(text));
-        // Without anybody to tell, the process is about to end.
+        // Without anybody to tell, delivery has ended anyway.
         drop(self.failures.send(Failed {
             sink: Arc::clone(&self.name),
             source,
@@ -306,9 +306,17 @@ impl Worker {
         }
     }
 
+    /// What to do; without anybody to give orders, nothing.
+    fn order(&self) -> Order {
+        match self.orders.has_changed() {
+            Ok(_) => *self.orders.borrow(),
+            Err(_) => Order::Stop,
+        }
+    }
+
     fn update(&self, change: impl FnOnce(&mut crate::status::SinkStatus)) {
         // A sink that is gone must not come back to the page.
-        if *self.orders.borrow() != Order::Stop {
+        if self.order() != Order::Stop {
             self.board.update_sink(&self.name, change);
         }
     }
