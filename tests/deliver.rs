@@ -66,7 +66,9 @@ fn inside(name: &str, unshare: &[&str], prepare: &str) -> Option<PathBuf> {
     match status {
         Ok(status) if status.success() => {}
         Ok(status) if status.code() != Some(99) && status.code() != Some(1) => panic!("{status}"),
-        other => eprintln!("skipped: nothing can be mounted here ({other:?})"),
+        other => {
+            panic!("nothing can be mounted here, which needs root or user namespaces: {other:?}")
+        }
     }
     None
 }
@@ -272,10 +274,10 @@ async fn receive(State(received): State<Received>, body: Bytes) -> StatusCode {
 #[tokio::test]
 async fn a_real_journald_gives_back_what_it_was_sent() {
     const JOURNALD: &str = "/lib/systemd/systemd-journald";
-    if !Path::new(JOURNALD).exists() {
-        eprintln!("skipped: there is no {JOURNALD}");
-        return;
-    }
+    assert!(
+        Path::new(JOURNALD).exists(),
+        "there is no {JOURNALD}: install systemd"
+    );
     let name = "a_real_journald_gives_back_what_it_was_sent";
     let prepare = "mount -t tmpfs none /run && mkdir -p /run/systemd/journal /run/log/journal \
                    && test -s /etc/machine-id";

@@ -1,6 +1,10 @@
 //! Polling the simulator into a real store: what becomes an event, and what it costs.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on stops")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on stops"
+)]
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
