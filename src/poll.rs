@@ -12,6 +12,7 @@ mod schedule;
 mod search;
 
 pub use pollers::{Account, Happening, LookUp, Plan, Pollers};
+pub use reading::sighting;
 
 /// One search, as it is run for each of its tenants.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -70,6 +70,12 @@ struct Envelope<T> {
 // === impl Answer ===
 
 impl Answer {
+    /// The answer of a search, from its body.
+    #[must_use]
+    pub fn of_search(body: Vec<u8>) -> Self {
+        Self::new("search", body)
+    }
+
     pub(super) fn new(endpoint: &'static str, body: Vec<u8>) -> Self {
         // Checked once here; a stray byte costs a replacement character, not the page.
         let text = String::from_utf8(body)

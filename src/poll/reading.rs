@@ -12,7 +12,8 @@ use crate::{
 };
 
 /// The alert as [`crate::track`] sees it. Its digest leaves out what changes on every answer.
-pub(super) fn sighting<'a>(alert: &'a Alert<'_>) -> Sighting<'a> {
+#[must_use]
+pub fn sighting<'a>(alert: &'a Alert<'_>) -> Sighting<'a> {
     Sighting {
         id: &alert.id,
         digest: digest(alert),
