@@ -44,7 +44,11 @@ pub(super) trait Writer: Send + 'static {
 
 /// A thread that does what a [`Writer`] is asked, one thing after the other.
 #[derive(Debug)]
-pub(super) struct Thread(mpsc::Sender<Request>);
+pub(super) struct Thread {
+    requests: mpsc::Sender<Request>,
+    /// Closed once the writer is gone.
+    ended: oneshot::Receiver<()>,
+}
 
 enum Request {
     Deliver(Arc<[Pending]>, oneshot::Sender<Progress>),
@@ -93,8 +97,8 @@ pub enum SinkError {
     /// The sink's thread could not be started.
     #[error("cannot start the sink's thread")]
     Start(#[source] io::Error),
-    /// The sink's thread ended, which it never should.
-    #[error("the sink's thread has ended unexpectedly")]
+    /// The sink's thread or worker ended, which it never should.
+    #[error("it has ended unexpectedly, which is a bug")]
     Ended,
 }
 
@@ -141,16 +145,29 @@ impl Running {
             Self::Otlp(_) => {}
         }
     }
+
+    /// Ends the sink's work, and waits until it holds nothing any more.
+    pub(super) async fn close(self) {
+        if let Self::Thread(Thread { requests, ended }) = self {
+            drop(requests);
+            // It is never sent: an error is the end.
+            drop(ended.await);
+        }
+    }
 }
 
 // === impl Thread ===
 
 impl Thread {
-    fn start(name: &str, mut writer: impl Writer) -> Result<Self, SinkError> {
+    fn start(name: &str, writer: impl Writer) -> Result<Self, SinkError> {
         let (sender, requests) = mpsc::channel();
+        let (end, ended) = oneshot::channel();
         thread::Builder::new()
             .name(format!("sink-{name}"))
             .spawn(move || {
+                // Dropped after the writer, which was there before it.
+                let _end: oneshot::Sender<()> = end;
+                let mut writer = writer;
                 for request in requests {
                     match request {
                         Request::Deliver(events, reply) => {
@@ -163,12 +180,15 @@ impl Thread {
                 }
             })
             .map_err(SinkError::Start)?;
-        Ok(Self(sender))
+        Ok(Self {
+            requests: sender,
+            ended,
+        })
     }
 
     async fn deliver(&self, events: Arc<[Pending]>) -> Progress {
         let (reply, progress) = oneshot::channel();
-        if self.0.send(Request::Deliver(events, reply)).is_err() {
+        if self.requests.send(Request::Deliver(events, reply)).is_err() {
             return Progress::failed(SinkError::Ended);
         }
         progress
@@ -178,7 +198,7 @@ impl Thread {
 
     fn reopen(&self) {
         // A thread that has ended is noticed by the next delivery.
-        drop(self.0.send(Request::Reopen));
+        drop(self.requests.send(Request::Reopen));
     }
 }
 

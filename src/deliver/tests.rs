@@ -376,6 +376,56 @@ async fn a_changed_sink_waits_until_its_predecessor_has_written_the_last_byte() 
 }
 
 #[tokio::test]
+async fn a_file_changes_its_format_without_a_failed_try() {
+    let mut journal = Journal::new().await;
+    let mut delivery = journal.start(vec![journal.file("file")]).await;
+    for (round, format) in (1..).zip([Format::Logfmt, Format::Json].repeat(10)) {
+        journal.journal(1).await;
+        journal.until_backlog("file", 0).await;
+        let path = journal.path("file");
+        delivery
+            .reload(vec![SinkOptions {
+                name: "file".into(),
+                target: Target::File { path, format },
+            }])
+            .await
+            .unwrap();
+        assert_eq!(journal.lines("file").len(), round);
+    }
+    assert_eq!(journal.counts.errors.load(Ordering::Relaxed), 0);
+    assert!(delivery.drain(Duration::from_secs(10)).await);
+}
+
+#[derive(Debug)]
+struct Panics;
+
+impl Observer for Panics {
+    fn sink_delivered(&self, _: &str, _: u64) {
+        panic!("as a bug would");
+    }
+    fn sink_error(&self, _: &str) {}
+    fn sink_rejected(&self, _: &str, _: u64) {}
+}
+
+#[tokio::test]
+async fn a_worker_that_panics_ends_the_daemon() {
+    let mut journal = Journal::new().await;
+    let mut delivery = Delivery::start(
+        journal.store.clone(),
+        vec![journal.file("file")],
+        journal.board.clone(),
+        Arc::new(Panics),
+    )
+    .await
+    .unwrap();
+    journal.journal(1).await;
+    let failed = tokio::time::timeout(Duration::from_secs(10), delivery.failed())
+        .await
+        .unwrap();
+    assert!(matches!(failed.source, SinkError::Ended));
+}
+
+#[tokio::test]
 async fn without_a_delivery_no_worker_goes_on() {
     let mut journal = Journal::new().await;
     let down = file_sink("down", journal.path("missing").join("alerts.jsonl"));

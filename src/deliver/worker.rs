@@ -88,6 +88,9 @@ struct Trouble {
     logged: String,
 }
 
+/// Reports a worker that panics.
+struct PanicReport<'a>(&'a Worker);
+
 // === impl Worker ===
 
 impl Worker {
@@ -99,6 +102,8 @@ impl Worker {
         mark: Option<Vec<u8>>,
         predecessor: Option<JoinHandle<Left>>,
     ) -> Left {
+        // Nobody else would notice.
+        let _panics = PanicReport(&self);
         let mut left = Left {
             mark,
             drained: false,
@@ -111,19 +116,20 @@ impl Worker {
             left.mark = Some(mark);
         }
         match sink.start(&self.name, left.mark.as_deref()) {
-            Ok(running) => {
+            Ok(mut running) => {
                 let acknowledged = Notify::new();
                 tokio::select! {
-                    () = self.work(running, &mut left, &acknowledged) => {}
+                    () = self.work(&mut running, &mut left, &acknowledged) => {}
                     () = self.watch_backlog(&acknowledged) => {}
                 }
+                running.close().await;
             }
             Err(error) => self.fail(error),
         }
         left
     }
 
-    async fn work(&self, mut sink: Running, left: &mut Left, acknowledged: &Notify) {
+    async fn work(&self, sink: &mut Running, left: &mut Left, acknowledged: &Notify) {
         let mut journalled = self.store.journalled();
         let mut trouble = Trouble::default();
         loop {
@@ -138,7 +144,7 @@ impl Worker {
                 Err(store::Error::Closed | store::Error::UnknownSink { .. }) => return,
                 Err(error) => {
                     let delay = self.report(&mut trouble, &error, None);
-                    self.wait(delay, &sink).await;
+                    self.wait(delay, sink).await;
                     continue;
                 }
             };
@@ -190,7 +196,7 @@ impl Worker {
                         trouble.tries = 0;
                     }
                     let delay = self.report(&mut trouble, &error, error.retry_after());
-                    self.wait(delay, &sink).await;
+                    self.wait(delay, sink).await;
                 }
             }
         }
@@ -329,6 +335,16 @@ fn delay(failures: u32, max: Duration, random: f64) -> Duration {
         .saturating_mul(1_u32.checked_shl(failures).unwrap_or(u32::MAX))
         .min(max);
     full.mul_f64(1.0 - random / 2.0)
+}
+
+// === impl PanicReport ===
+
+impl Drop for PanicReport<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail(SinkError::Ended);
+        }
+    }
 }
 
 // === impl Limits ===
