@@ -3,7 +3,6 @@
 //! The tests run themselves again where they may mount: in a mount namespace of their own.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
-#![expect(clippy::print_stderr, reason = "a test that is skipped says so")]
 #![expect(clippy::panic, reason = "so does one that waits in vain")]
 
 use std::{
