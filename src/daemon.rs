@@ -27,6 +27,8 @@ use crate::{
 
 /// How long journalled events may take to be delivered at the end.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How often the clients of a partner are looked up.
+const DISCOVERY_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// The daemon's own loop promises to come round so often.
 const PULSE: Duration = Duration::from_secs(10);
 
@@ -332,7 +334,7 @@ fn plan(config: &Config) -> Plan {
     let accounts = config.accounts.iter().map(|account| poll::Account {
         options: account.options.clone(),
         tenants: account.tenants.clone(),
-        discover_clients: account.discover_clients,
+        discovery: account.discover_clients.then_some(DISCOVERY_INTERVAL),
     });
     Plan {
         accounts: accounts.collect(),

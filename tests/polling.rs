@@ -18,7 +18,7 @@ use opsramp_exporter::{
     secret::{Secret, SecretSource},
     simulator::{
         self, Action, Allowance, DEMO_KEY, DEMO_SECRET, DEMO_TENANT, Endpoint, Fault, FaultRule,
-        Oversized, Simulator, State, TenantOptions, Ts,
+        Oversized, RetryAfter, Simulator, State, TenantOptions, Ts,
     },
     status::{Board, SearchStatus},
     store::{self, Store},
@@ -69,7 +69,7 @@ fn account(url: &str, tenants: &[&str]) -> Account {
                 name: format!("name of {id}").into(),
             })
             .collect(),
-        discover_clients: false,
+        discovery: None,
     }
 }
 
@@ -580,49 +580,46 @@ async fn a_rotated_secret_is_picked_up_from_its_file() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tenants_in_trouble_delay_nobody_else() {
-    let ids: Vec<String> = (0..100).map(|number| format!("client_{number}")).collect();
+    const INTERVAL: Duration = Duration::from_secs(3);
+    let ids: Vec<String> = (0..1000).map(|number| format!("client_{number}")).collect();
     let mut options = world(0);
-    options.tenants = ids.iter().map(|id| tenant(id, 2)).collect();
+    options.tenants = ids.iter().map(|id| tenant(id, 1)).collect();
     let simulator = start(options).await;
-    for hanging in &ids[..10] {
-        simulator.inject(
-            FaultRule::always(Fault::SlowHeaders {
-                seconds: Duration::from_secs(30),
-            })
-            .of(hanging),
-        );
+    for hanging in &ids[..3] {
+        simulator.inject(FaultRule::always(Fault::SlowHeaders { seconds: PATIENCE }).of(hanging));
     }
     let mut plan = plan(&simulator.url());
-    plan.accounts = vec![account(
-        &simulator.url(),
-        &ids.iter().map(String::as_str).collect::<Vec<_>>(),
-    )];
-    plan.searches[0].interval = Duration::from_millis(500);
+    let names: Vec<&str> = ids.iter().map(String::as_str).collect();
+    plan.accounts = vec![account(&simulator.url(), &names)];
+    plan.searches[0].interval = INTERVAL;
     let exporter = Exporter::start(plan).await;
-    let good = |exporter: &Exporter| {
-        exporter
-            .board
-            .searches()
+    let polled_twice = |exporter: &Exporter| {
+        let searches = exporter.board.searches();
+        searches
             .iter()
-            .filter(|status| status.up == Some(true))
+            .filter(|status| status.up == Some(true) && status.polls.len() >= 3)
             .count()
     };
-    eventually("the others are polled", || async { good(&exporter) == 90 }).await;
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let now = opsramp_exporter::clock::now();
-    let late = exporter
+    eventually("the others are polled", || async {
+        polled_twice(&exporter) == 997
+    })
+    .await;
+    // After the first poll each keeps to its grid.
+    for status in exporter
         .board
         .searches()
         .iter()
         .filter(|status| status.up == Some(true))
-        .filter(|status| now.duration_since(status.polls[0].started).as_secs_f64() > 1.2)
-        .count();
-    assert_eq!(late, 0);
-    assert_eq!(good(&exporter), 90);
+    {
+        let (last, before) = (&status.polls[0], &status.polls[1]);
+        let apart = last.started.duration_since(before.started).as_secs_f64();
+        let late = apart - INTERVAL.as_secs_f64();
+        assert!(late.abs() < 1.0, "{}: {late} s late", status.key);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_of_a_partner_are_found() {
+async fn clients_of_a_partner_appear_leave_and_come_back() {
     let mut options = world(0);
     let client = |id: &str| TenantOptions {
         partner: Some("msp_1".to_owned()),
@@ -635,30 +632,117 @@ async fn clients_of_a_partner_are_found() {
         client("client_3"),
     ];
     let simulator = start(options).await;
-    simulator
-        .world(|world, now| world.set_activated("client_3", false, now))
-        .unwrap();
+    let activate = |id: &str, activated| {
+        simulator
+            .world(|world, now| world.set_activated(id, activated, now))
+            .unwrap();
+    };
+    activate("client_3", false);
     let mut plan = plan(&simulator.url());
     plan.accounts = vec![account(&simulator.url(), &["msp_1"])];
-    plan.accounts[0].discover_clients = true;
+    plan.accounts[0].discovery = Some(Duration::from_millis(200));
     let exporter = Exporter::start(plan).await;
+    let polled = |exporter: &Exporter| -> Vec<String> {
+        let searches = exporter.board.searches();
+        let up = searches.iter().filter(|status| status.up == Some(true));
+        up.map(|status| status.key.tenant.id.to_string()).collect()
+    };
     eventually("both are polled", || async {
-        exporter
-            .board
-            .searches()
-            .iter()
-            .filter(|status| status.up == Some(true))
-            .count()
-            == 2
+        polled(&exporter) == ["client_1", "client_2"]
     })
     .await;
-    let ids: Vec<_> = exporter
-        .board
-        .searches()
-        .iter()
-        .map(|status| status.key.tenant.id.to_string())
-        .collect();
-    assert_eq!(ids, ["client_1", "client_2"]);
+    activate("client_3", true);
+    activate("client_2", false);
+    eventually("one comes, one goes", || async {
+        polled(&exporter) == ["client_1", "client_3"]
+    })
+    .await;
+    assert_eq!(
+        exporter.sample("opsramp_up{"),
+        2.0,
+        "the series of the one that is gone disappear"
+    );
+    activate("client_2", true);
+    eventually("it is back", || async { polled(&exporter).len() == 3 }).await;
+    exporter.wait_for_poll().await;
+    assert_eq!(exporter.count("opened").await, 6, "nothing is logged again");
+}
+
+/// With no ceiling of our own, and clocks an hour apart either way.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_servers_word_on_its_allowance_is_obeyed_whatever_its_clock() {
+    for (skew, retry_after, quoted) in [
+        (3600, RetryAfter::Seconds, false),
+        (-3600, RetryAfter::Date, true),
+        (0, RetryAfter::None, false),
+    ] {
+        let mut options = world(600);
+        options.allowance = Allowance {
+            client_paginated: 30,
+            window: Duration::from_secs(3),
+            ..Allowance::default()
+        };
+        options.clock_skew = skew;
+        options.retry_after = retry_after;
+        options.quoted_headers = quoted;
+        let simulator = start(options).await;
+        let mut plan = plan(&simulator.url());
+        plan.searches[0].page_size = 10;
+        plan.searches[0].interval = Duration::from_secs(1);
+        let exporter = Exporter::start(plan).await;
+        exporter.wait_until_complete().await;
+        let refused = simulator.requests().with_status(429);
+        assert_eq!(refused, 0, "{skew}: {refused} requests too many");
+        assert!(exporter.sample("opsramp_api_throttled_seconds_total{") > 1.0);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn searches_of_a_tenant_share_its_allowance_fairly() {
+    let simulator = start(world(2_000)).await;
+    let mut plan = plan(&simulator.url());
+    plan.accounts[0].options.requests_per_minute = Some(40);
+    plan.searches[0].interval = Duration::from_secs(5);
+    let other = SearchOptions {
+        name: "other".into(),
+        query: "actions:OPEN+states:Critical,Warning,Info,Ok".to_owned(),
+        ..plan.searches[0].clone()
+    };
+    plan.searches.push(other);
+    let exporter = Exporter::start(plan).await;
+    let tracked = |exporter: &Exporter| -> Vec<u64> {
+        let searches = exporter.board.searches();
+        searches
+            .iter()
+            .map(|status| status.result.as_ref().map_or(0, |it| it.tracked))
+            .collect()
+    };
+    eventually("both have begun", || async {
+        exporter.sample("opsramp_api_requests_total{") >= 10.0 && exporter.polls() >= 4.0
+    })
+    .await;
+    let tracked = tracked(&exporter);
+    let (least, most) = (tracked[0].min(tracked[1]), tracked[0].max(tracked[1]));
+    assert!(most - least <= 200 && least > 0, "{tracked:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn groups_are_bounded_and_items_that_are_no_alerts_are_skipped() {
+    let simulator = start(world(300)).await;
+    let mut plan = plan(&simulator.url());
+    plan.searches[0].group_by = vec![GroupLabel::Source, GroupLabel::Priority];
+    plan.searches[0].max_groups = 5;
+    let exporter = Exporter::start(plan).await;
+    exporter.wait_until_complete().await;
+    let groups = Arc::clone(&exporter.status().result.as_ref().unwrap().groups);
+    assert_eq!(groups.len(), 6, "five and the others");
+    assert_eq!(groups.iter().map(|(_, count)| count).sum::<u64>(), 300);
+    assert_eq!(exporter.sample("opsramp_open_alerts{"), 300.0);
+    simulator.inject(FaultRule::always(Fault::WrongItems).at(Endpoint::Search));
+    exporter.wait_for_poll().await;
+    exporter.wait_for_poll().await;
+    assert_eq!(exporter.sample("opsramp_up{"), 1.0);
+    assert_eq!(exporter.count("left").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -45,8 +45,9 @@ pub struct Account {
     pub options: opsramp::Options,
     /// Its tenants.
     pub tenants: Vec<Tenant>,
-    /// Whether every activated client of these (partner) tenants becomes a tenant.
-    pub discover_clients: bool,
+    /// How often to look up the clients of these (partner) tenants, each of which becomes a tenant
+    /// while it is activated; `None`: never.
+    pub discovery: Option<Duration>,
 }
 
 /// The tasks that run.
@@ -108,8 +109,6 @@ struct Spec {
     fetch_details: bool,
 }
 
-/// How often the clients of a partner are looked up.
-const DISCOVERY_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// The first pause after a look-up that failed.
 const DISCOVERY_PAUSE: Duration = Duration::from_secs(5);
 /// A partner's clients are read no further than so many pages of a hundred.
@@ -189,7 +188,7 @@ impl Pollers {
             self.clients.insert(Arc::clone(client.account()), account);
         }
         for account in &plan.accounts {
-            if !account.discover_clients
+            if account.discovery.is_none()
                 && let Some(client) = self.clients.get_mut(&account.options.name)
             {
                 client.discovered.clear();
@@ -250,7 +249,10 @@ impl Pollers {
                 account.tenants.iter().map(|tenant| &tenant.id).collect();
             // A partner whose clients are tenants of their own is none itself, or each alert
             // would be logged twice.
-            let own = account.tenants.iter().filter(|_| !account.discover_clients);
+            let own = account
+                .tenants
+                .iter()
+                .filter(|_| account.discovery.is_none());
             let discovered = client
                 .discovered
                 .iter()
@@ -374,11 +376,12 @@ impl Pollers {
 
     // --- clients of partners
 
-    fn discovering(&self) -> impl Iterator<Item = (&Account, &AccountClient)> {
+    fn discovering(&self) -> impl Iterator<Item = (&Account, Duration, &AccountClient)> {
         let accounts = self.plan.iter().flat_map(|plan| &plan.accounts);
-        accounts
-            .filter(|account| account.discover_clients)
-            .filter_map(|account| Some((account, self.clients.get(&account.options.name)?)))
+        accounts.filter_map(|account| {
+            let client = self.clients.get(&account.options.name)?;
+            Some((account, account.discovery?, client))
+        })
     }
 
     /// Begins the look-ups that are due. Brings when the next one is.
@@ -386,18 +389,20 @@ impl Pollers {
         let now = Instant::now();
         let due: Vec<_> = self
             .discovering()
-            .filter(|(_, client)| client.look_up_at <= now)
-            .map(|(account, client)| {
+            .filter(|(_, _, client)| client.look_up_at <= now)
+            .map(|(account, interval, client)| {
+                let name = Arc::clone(&account.options.name);
                 (
-                    Arc::clone(&account.options.name),
+                    name,
+                    interval,
                     client.client.clone(),
                     account.tenants.clone(),
                 )
             })
             .collect();
-        for (account, client, partners) in due {
+        for (account, interval, client, partners) in due {
             if let Some(known) = self.clients.get_mut(&account) {
-                known.look_up_at = now + DISCOVERY_INTERVAL;
+                known.look_up_at = now + interval;
             }
             self.look_ups.spawn(async move {
                 let found = clients_of(&client, &partners).await;
@@ -405,7 +410,7 @@ impl Pollers {
             });
         }
         self.discovering()
-            .map(|(_, client)| client.look_up_at)
+            .map(|(_, _, client)| client.look_up_at)
             .min()
     }
 
