@@ -77,8 +77,6 @@ pub(super) struct Allowance {
     window: Mutex<Window>,
     /// Thousandths of requests a minute that polls are expected to need; full reads leave them.
     reserved: AtomicU32,
-    /// What full reads leave beyond that, for a burst of new alerts.
-    burst: u32,
     polls: tokio::sync::Mutex<()>,
     background: tokio::sync::Mutex<()>,
 }
@@ -108,7 +106,8 @@ impl Window {
         }
     }
 
-    /// Takes a request out of the allowance, leaving `keep` of them; or says when to try again.
+    /// Takes a request out of the allowance, leaving `keep` of them to others; or says when to try
+    /// again.
     pub(super) fn take(&mut self, now: Instant, keep: u32) -> Result<(), Instant> {
         while self
             .answered
@@ -126,10 +125,7 @@ impl Window {
         if self.told.is_some_and(|told| told.resets_at <= now) {
             self.told = None;
         }
-        let limit = self
-            .told_limit
-            .map_or(self.ceiling, |told| told.min(self.ceiling))
-            .max(1);
+        let limit = self.limit();
         // However much polls need, full reads keep a tenth: they must come to an end.
         let keep = keep.min(limit - limit.div_ceil(10));
         let used = u32::try_from(self.answered.len()).unwrap_or(u32::MAX) + self.in_flight;
@@ -152,6 +148,13 @@ impl Window {
         }
         self.in_flight += 1;
         Ok(())
+    }
+
+    /// Requests a minute: our ceiling, or the server's where that is lower.
+    fn limit(&self) -> u32 {
+        self.told_limit
+            .map_or(self.ceiling, |told| told.min(self.ceiling))
+            .max(1)
     }
 
     /// A request was answered, or given up.
@@ -250,15 +253,25 @@ impl Allowance {
         Self {
             window: Mutex::new(Window::new(ceiling)),
             reserved: AtomicU32::new(0),
-            burst: ceiling / 5,
             polls: tokio::sync::Mutex::default(),
             background: tokio::sync::Mutex::default(),
         }
     }
 
-    /// Waits for a request to become free. Brings how long that took.
-    pub(super) async fn acquire(&self, urgency: Urgency) -> (Permit<'_>, Duration) {
-        let began = Instant::now();
+    /// Waits for a request to become free. `waited` is told of the time while it goes by.
+    pub(super) async fn acquire(
+        &self,
+        urgency: Urgency,
+        mut waited: impl FnMut(Duration),
+    ) -> Permit<'_> {
+        let mut told = Instant::now();
+        let mut tell = |now: Instant| {
+            let more = now - told;
+            if more > Duration::from_millis(1) {
+                waited(more);
+                told = now;
+            }
+        };
         let queue = match urgency {
             Urgency::Poll => &self.polls,
             Urgency::Background => &self.background,
@@ -266,14 +279,13 @@ impl Allowance {
         let _turn = queue.lock().await;
         loop {
             let keep = self.keep(urgency);
-            let tried = self.window().take(Instant::now(), keep);
+            let now = Instant::now();
+            tell(now);
+            let tried = self.window().take(now, keep);
             match tried {
-                Ok(()) => return (Permit(self), began.elapsed()),
+                Ok(()) => return Permit(self),
                 // What is known can change while waiting, so look again every now and then.
-                Err(at) => {
-                    let soon = Instant::now() + Duration::from_secs(1);
-                    tokio::time::sleep_until(at.min(soon)).await;
-                }
+                Err(at) => tokio::time::sleep_until(at.min(now + Duration::from_secs(1))).await,
             }
         }
     }
@@ -283,7 +295,9 @@ impl Allowance {
         match urgency {
             Urgency::Poll => 0,
             Urgency::Background => {
-                self.reserved.load(Ordering::Relaxed).div_ceil(1000) + self.burst
+                // What they need at their intervals, and a fifth for a burst of new alerts.
+                let burst = self.window().limit() / 5;
+                self.reserved.load(Ordering::Relaxed).div_ceil(1000) + burst
             }
         }
     }
@@ -436,14 +450,26 @@ mod tests {
         let allowance = Arc::new(Allowance::new(10));
         let _reservation = allowance.reserve(Duration::from_secs(30));
         for _ in 0..6 {
-            assert_eq!(
-                allowance.acquire(Urgency::Background).await.1,
-                Duration::ZERO
+            drop(
+                allowance
+                    .acquire(Urgency::Background, |_| panic!("there is room"))
+                    .await,
             );
         }
-        assert_eq!(allowance.acquire(Urgency::Poll).await.1, Duration::ZERO);
-        let (_, waited) = allowance.acquire(Urgency::Background).await;
+        drop(
+            allowance
+                .acquire(Urgency::Poll, |_| panic!("there is room"))
+                .await,
+        );
+        let mut naps = Vec::new();
+        drop(
+            allowance
+                .acquire(Urgency::Background, |nap| naps.push(nap))
+                .await,
+        );
+        let waited: Duration = naps.iter().sum();
         assert!(waited >= MINUTE - Duration::from_secs(1), "{waited:?}");
+        assert!(naps.len() > 50, "the time shows while it goes by: {naps:?}");
     }
 
     proptest! {

@@ -286,10 +286,10 @@ impl Client {
         urgency: Urgency,
         token: &Token,
     ) -> Result<Answer, Refused> {
-        let (_permit, waited) = allowance.acquire(urgency).await;
-        if waited > Duration::from_millis(1) {
-            self.0.observer.throttled(tenant, waited);
-        }
+        let observer = &self.0.observer;
+        let _permit = allowance
+            .acquire(urgency, |waited| observer.throttled(tenant, waited))
+            .await;
         // The semaphore is never closed.
         let _slot = self.0.in_flight.acquire().await;
         let http = &self.0.http;
