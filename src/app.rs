@@ -30,6 +30,8 @@ const WORKERS: usize = 2;
 enum Failure {
     /// The configuration is wrong.
     Config(ConfigError),
+    /// The configuration asks for what this version does not have.
+    Unsupported(&'static str),
     /// Something failed.
     Run(anyhow::Error),
 }
@@ -46,6 +48,7 @@ pub fn run() -> ExitCode {
     let (text, status) = match dispatch(&cli) {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Config(error)) => (format!("{error}"), USAGE),
+        Err(Failure::Unsupported(text)) => (text.to_owned(), USAGE),
         Err(Failure::Run(error)) => (format!("{error:#}"), FAILURE),
     };
     say(&format!("opsramp-exporter: {text}\n"));
@@ -77,6 +80,7 @@ fn dispatch(cli: &Cli) -> Outcome {
         }
         Command::Run => {
             let loaded = load(cli)?;
+            refuse_unsupported(&loaded.config.web)?;
             run_daemon(cli, loaded)
         }
         Command::Demo { simulator } => run_demo(cli, *simulator),
@@ -118,6 +122,7 @@ fn run_demo(cli: &Cli, simulator: std::net::SocketAddr) -> Outcome {
         let signals = Signals::listen()?;
         let demo = Demo::start(simulator, &cli.overrides.web).await?;
         let config = demo.config.clone();
+        refuse_unsupported(&config.web)?;
         let listeners = daemon::bind(&config.web)?;
         demo.announce(&listeners);
         let reload: daemon::LoadConfig = {
@@ -153,6 +158,23 @@ fn set_up_logging(cli: &Cli, metrics: Option<Metrics>) -> Outcome {
 
 fn load(cli: &Cli) -> Result<Loaded, Failure> {
     Config::load(cli.config_file.as_deref(), &cli.overrides, &environment).map_err(Failure::Config)
+}
+
+/// What can be configured and is not built yet: to go on without it would be worse than to stop.
+fn refuse_unsupported(web: &config::Web) -> Outcome {
+    if web.config_file.is_some() {
+        return Err(Failure::Unsupported(
+            "--web.config.file: this version has no TLS and no passwords of its own yet; \
+             leave it out, and listen on a trusted network or behind a proxy",
+        ));
+    }
+    if web.systemd_socket {
+        return Err(Failure::Unsupported(
+            "--web.systemd-socket: this version cannot take its socket from systemd yet; \
+             leave it out, and use --web.listen-address",
+        ));
+    }
+    Ok(())
 }
 
 fn environment(name: &str) -> Option<std::ffi::OsString> {
