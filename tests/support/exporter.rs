@@ -392,8 +392,8 @@ impl Exporter {
         .await;
     }
 
-    /// Memory in use, in bytes.
-    pub(crate) fn child_id(&self) -> u32 {
+    /// The process's number.
+    pub(crate) fn id(&self) -> u32 {
         self.pid.as_raw_nonzero().get().cast_unsigned()
     }
 }
