@@ -52,7 +52,8 @@ pub(crate) struct Exporter {
     pub(crate) url: String,
     pub(crate) stdout: Stream,
     pub(crate) stderr: Stream,
-    readers: Vec<JoinHandle<()>>,
+    /// Of standard output and standard error.
+    readers: [JoinHandle<()>; 2],
     secrets: Vec<String>,
     client: reqwest::Client,
 }
@@ -222,21 +223,26 @@ impl Place {
 
     /// Starts the daemon and does not wait.
     pub(crate) fn spawn(&self, mut command: Command) -> Exporter {
-        let mut child = command
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
+        command.stdout(Stdio::piped());
+        self.spawn_with_own_stdout(command)
+    }
+
+    /// The same with the standard output that the command has already.
+    pub(crate) fn spawn_with_own_stdout(&self, mut command: Command) -> Exporter {
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let pid = child.id().unwrap().cast_signed();
-        let (stdout, out) = Stream::read(child.stdout.take().unwrap());
-        let (stderr, err) = Stream::read(child.stderr.take().unwrap());
+        let (stdout, stdout_reader) = match child.stdout.take() {
+            Some(stdout) => Stream::read(stdout),
+            None => Stream::read(tokio::io::empty()),
+        };
+        let (stderr, stderr_reader) = Stream::read(child.stderr.take().unwrap());
         Exporter {
             child,
             pid: Pid::from_raw(pid).unwrap(),
             url: String::new(),
             stdout,
             stderr,
-            readers: vec![out, err],
+            readers: [stdout_reader, stderr_reader],
             secrets: self.secrets.clone(),
             client: http_client(),
         }
@@ -296,9 +302,8 @@ impl Exporter {
         let status = status
             .unwrap_or_else(|_| panic!("does not end: {:#?}", self.stderr.lines()))
             .unwrap();
-        for reader in std::mem::take(&mut self.readers) {
-            // One that was told to stop reading is cancelled.
-            reader.await.ok();
+        for reader in self.readers.iter_mut().filter(|it| !it.is_finished()) {
+            reader.await.unwrap();
         }
         let (stdout, stderr) = (self.stdout.lines(), self.stderr.lines());
         for line in stdout.iter().chain(&stderr) {
@@ -327,9 +332,12 @@ impl Exporter {
 
     /// Nobody reads its standard output any more.
     pub(crate) async fn close_stdout(&mut self) {
-        let reader = self.readers.remove(0);
-        reader.abort();
-        reader.await.ok();
+        close(&mut self.readers[0]).await;
+    }
+
+    /// Nobody reads its standard error any more.
+    pub(crate) async fn close_stderr(&mut self) {
+        close(&mut self.readers[1]).await;
     }
 
     /// The status and the text of an answer.
@@ -553,6 +561,11 @@ impl<'de> serde::Deserialize<'de> for Members {
 
         from.deserialize_map(Visitor)
     }
+}
+
+async fn close(reader: &mut JoinHandle<()>) {
+    reader.abort();
+    reader.await.ok();
 }
 
 /// Fails where a text holds a secret.
