@@ -7,6 +7,7 @@
 use std::{
     collections::BTreeMap,
     ffi::OsStr,
+    net::{Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::Arc,
@@ -106,6 +107,15 @@ pub(crate) async fn opsramp_with(
     alerts: usize,
     change: impl FnOnce(&mut simulator::Options),
 ) -> Simulator {
+    opsramp_at((Ipv4Addr::LOCALHOST, 0).into(), alerts, change).await
+}
+
+/// The same at a certain address.
+pub(crate) async fn opsramp_at(
+    address: SocketAddr,
+    alerts: usize,
+    change: impl FnOnce(&mut simulator::Options),
+) -> Simulator {
     let mut options = simulator::Options {
         allowance: Allowance::unlimited(),
         credentials: vec![Credential {
@@ -120,7 +130,7 @@ pub(crate) async fn opsramp_with(
         ..simulator::Options::default()
     };
     change(&mut options);
-    Simulator::start(options, "127.0.0.1:0").await.unwrap()
+    Simulator::start(options, address).await.unwrap()
 }
 
 /// Waits until something holds.
