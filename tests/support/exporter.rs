@@ -57,6 +57,7 @@ pub(crate) struct Exporter {
     readers: [JoinHandle<()>; 2],
     secrets: Vec<String>,
     client: reqwest::Client,
+    _folder: Arc<tempfile::TempDir>,
 }
 
 /// The whole lines that a stream has brought so far.
@@ -255,6 +256,7 @@ impl Place {
             readers: [stdout_reader, stderr_reader],
             secrets: self.secrets.clone(),
             client: http_client(),
+            _folder: Arc::clone(&self.folder),
         }
     }
 
