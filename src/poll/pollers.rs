@@ -94,6 +94,8 @@ struct AccountClient {
 #[derive(Debug)]
 struct RunningSearch {
     spec: Spec,
+    /// Tells it from a predecessor that is still being joined.
+    task: tokio::task::Id,
     stop: CancellationToken,
     stopped: tokio::sync::oneshot::Receiver<()>,
 }
@@ -206,8 +208,8 @@ impl Pollers {
         loop {
             let due = self.begin_look_ups();
             tokio::select! {
-                Some(ended) = self.tasks.join_next() => match ended {
-                    Ok(key) if self.searches.contains_key(&key) => {
+                Some(ended) = self.tasks.join_next_with_id() => match ended {
+                    Ok((task, key)) if self.searches.get(&key).is_some_and(|it| it.task == task) => {
                         return Happening::Failed(anyhow::anyhow!("the task of search {key} has ended"));
                     }
                     Ok(_) => {}
@@ -356,7 +358,7 @@ impl Pollers {
         self.board.set_search(search.initial_status());
         let token = stop.clone();
         let name = key.clone();
-        self.tasks.spawn(async move {
+        let task = self.tasks.spawn(async move {
             search.run(token).await;
             drop(ended);
             name
@@ -365,6 +367,7 @@ impl Pollers {
             key,
             RunningSearch {
                 spec,
+                task: task.id(),
                 stop,
                 stopped,
             },
