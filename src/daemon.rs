@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     clock,
     config::{self, Config},
-    deliver::Delivery,
+    deliver::{Delivery, SinkOptions},
     health::Health,
     metrics::Metrics,
     poll::{self, Happening, Plan, Pollers},
@@ -225,26 +225,29 @@ impl Daemon {
         if config.state != self.config.state || config.web != self.config.web {
             tracing::warn!("changes of `state` and `web` take effect with the next start");
         }
+        // A sink that was forgotten cannot be had back with its part of the journal: what else can
+        // fail comes first.
+        let prepared = self.pollers.prepare(plan(&config))?;
         for sink in &config.sinks {
             self.metrics.register_sink(&sink.name);
         }
-        self.delivery.reload(config.sinks.clone()).await?;
-        if let Err(error) = self.pollers.apply(plan(&config)).await {
-            // All or nothing: the sinks go back to what they were.
-            self.delivery.reload(self.config.sinks.clone()).await?;
+        if let Err(error) = self.delivery.reload(config.sinks.clone()).await {
+            self.remove_sinks(&config.sinks, &self.config.sinks);
             return Err(error.into());
         }
-        let kept: Vec<_> = config.sinks.iter().map(|sink| &sink.name).collect();
-        for sink in self
-            .config
-            .sinks
-            .iter()
-            .filter(|sink| !kept.contains(&&sink.name))
-        {
-            self.metrics.remove_sink(&sink.name);
-        }
+        self.remove_sinks(&self.config.sinks, &config.sinks);
+        self.pollers.follow(prepared).await;
         self.config = config;
         Ok(())
+    }
+
+    /// Removes the series of those sinks that are not among `kept`.
+    fn remove_sinks(&self, sinks: &[SinkOptions], kept: &[SinkOptions]) {
+        for SinkOptions { name, .. } in sinks {
+            if !kept.iter().any(|kept| kept.name == *name) {
+                self.metrics.remove_sink(name);
+            }
+        }
     }
 
     /// The latest snapshots.

@@ -11,7 +11,7 @@ mod reading;
 mod schedule;
 mod search;
 
-pub use pollers::{Account, Happening, LookUp, Plan, Pollers};
+pub use pollers::{Account, Happening, LookUp, Plan, Pollers, Prepared};
 pub use reading::sighting;
 
 /// One search, as it is run for each of its tenants.

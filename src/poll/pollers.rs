@@ -64,6 +64,14 @@ pub struct Pollers {
     look_ups: JoinSet<LookUp>,
 }
 
+/// A plan that can be followed: everything that could fail has been done.
+#[derive(Debug)]
+pub struct Prepared {
+    plan: Plan,
+    /// Of the accounts that are new or changed.
+    clients: Vec<Client>,
+}
+
 /// What the owner of [`Pollers`] must act on.
 #[derive(Debug)]
 pub enum Happening {
@@ -95,6 +103,8 @@ struct AccountClient {
 #[derive(Debug)]
 struct RunningSearch {
     spec: Spec,
+    /// Tells it from a predecessor that is still being joined.
+    task: tokio::task::Id,
     stop: CancellationToken,
     stopped: tokio::sync::oneshot::Receiver<()>,
 }
@@ -137,20 +147,46 @@ impl Pollers {
         }
     }
 
-    /// Makes the tasks follow a plan. Those that it does not change go on undisturbed; no state
-    /// is lost, whatever changes.
+    /// Sets up what a plan needs and changes nothing yet.
+    ///
+    /// # Errors
+    /// Where an account's client cannot be set up.
+    pub fn prepare(&self, plan: Plan) -> Result<Prepared, BuildError> {
+        let mut clients = Vec::new();
+        for account in &plan.accounts {
+            let name = &account.options.name;
+            let known = self.clients.get(name);
+            if known.is_some_and(|known| known.options == account.options) {
+                continue;
+            }
+            let metrics = self.metrics.register_account(name);
+            match Client::new(account.options.clone(), Arc::new(metrics)) {
+                Ok(client) => clients.push(client),
+                Err(error) => {
+                    let tried = clients.iter().map(Client::account).chain([name]);
+                    for name in tried.filter(|name| !self.clients.contains_key(*name)) {
+                        self.metrics.remove_account(name);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(Prepared { plan, clients })
+    }
+
+    /// Makes the tasks follow a plan, as [`Pollers::prepare`] and [`Pollers::follow`] do.
     ///
     /// # Errors
     /// Where an account's client cannot be set up. Then nothing has changed.
     pub async fn apply(&mut self, plan: Plan) -> Result<(), BuildError> {
-        let mut built = Vec::new();
-        for account in &plan.accounts {
-            let known = self.clients.get(&account.options.name);
-            if known.is_none_or(|known| known.options != account.options) {
-                let metrics = self.metrics.register_account(&account.options.name);
-                built.push(Client::new(account.options.clone(), Arc::new(metrics))?);
-            }
-        }
+        let prepared = self.prepare(plan)?;
+        self.follow(prepared).await;
+        Ok(())
+    }
+
+    /// Makes the tasks follow a plan. Those that it does not change go on undisturbed; no state
+    /// is lost, whatever changes.
+    pub async fn follow(&mut self, Prepared { plan, clients }: Prepared) {
         let names: BTreeSet<_> = plan
             .accounts
             .iter()
@@ -167,7 +203,7 @@ impl Pollers {
             self.metrics.remove_account(&name);
             self.board.remove_account(&name);
         }
-        for client in built {
+        for client in clients {
             let options = plan
                 .accounts
                 .iter()
@@ -197,7 +233,6 @@ impl Pollers {
         }
         self.plan = Some(plan);
         self.follow_plan().await;
-        Ok(())
     }
 
     /// Waits for something that must be acted on, looking up clients as they are due. Cancel safe.
@@ -205,8 +240,8 @@ impl Pollers {
         loop {
             let due = self.begin_look_ups();
             tokio::select! {
-                Some(ended) = self.tasks.join_next() => match ended {
-                    Ok(key) if self.searches.contains_key(&key) => {
+                Some(ended) = self.tasks.join_next_with_id() => match ended {
+                    Ok((task, key)) if self.searches.get(&key).is_some_and(|it| it.task == task) => {
                         return Happening::Failed(anyhow::anyhow!("the task of search {key} has ended"));
                     }
                     Ok(_) => {}
@@ -359,7 +394,7 @@ impl Pollers {
         self.board.set_search(search.initial_status());
         let token = stop.clone();
         let name = key.clone();
-        self.tasks.spawn(async move {
+        let task = self.tasks.spawn(async move {
             search.run(token).await;
             drop(ended);
             name
@@ -368,6 +403,7 @@ impl Pollers {
             key,
             RunningSearch {
                 spec,
+                task: task.id(),
                 stop,
                 stopped,
             },

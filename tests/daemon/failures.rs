@@ -1,0 +1,232 @@
+//! An OpsRamp that is wrong, away or broken: what the gauges, standard error and the page say, and
+//! that it heals without help.
+
+use std::net::{Ipv4Addr, TcpListener};
+
+use opsramp_exporter::simulator::{DEMO_KEY, DEMO_TENANT, Endpoint, Fault, FaultRule, Simulator};
+
+use crate::exporter::{
+    Exporter, Metrics, Place, SECRET, http_client, opsramp, opsramp_at, opsramp_with,
+};
+
+/// More than a page, so that there is more to fail than a poll.
+const ALERTS: usize = 250;
+
+/// Polls that fail before the lines are counted.
+const POLLS: f64 = 4.0;
+
+/// The token that every client of the key is given, to look out for.
+async fn token(opsramp: &Simulator) -> String {
+    let form = [
+        ("grant_type", "client_credentials"),
+        ("client_id", DEMO_KEY),
+        ("client_secret", SECRET),
+    ];
+    let url = format!("{}/auth/oauth/token", opsramp.url());
+    let request = http_client().post(url).form(&form);
+    let answer = request.send().await.unwrap().bytes().await.unwrap();
+    let granted: serde_json::Value = serde_json::from_slice(&answer).unwrap();
+    granted["access_token"].as_str().unwrap().to_owned()
+}
+
+/// The lines that tell of trouble.
+fn complaints(lines: &[String]) -> Vec<&String> {
+    let is_trouble = |line: &&String| !line.contains(" level=info ");
+    lines.iter().filter(is_trouble).collect()
+}
+
+/// Waits until some polls have failed, and checks what is said about it: nothing but this reason,
+/// in one line.
+async fn check_failing(name: &str, exporter: &Exporter, reason: &str) -> Metrics {
+    let failures = |metrics: &Metrics| metrics.sum("opsramp_poll_failures_total{");
+    let before = failures(&exporter.metrics().await);
+    let metrics = exporter
+        .wait_for(name, |metrics| failures(metrics) >= before + POLLS)
+        .await;
+    let of_reason = format!(
+        "opsramp_poll_failures_total{{account=\"default\",tenant=\"{DEMO_TENANT}\",\
+         search=\"open\",reason=\"{reason}\"}}"
+    );
+    assert_eq!(
+        metrics.one(&of_reason),
+        Some(failures(&metrics)),
+        "{name}: nothing but {reason}"
+    );
+    assert_eq!(metrics.one("opsramp_up{"), Some(0.0), "{name}");
+    let lines = exporter.stderr.lines();
+    let complaints = complaints(&lines);
+    let [complaint] = &complaints[..] else {
+        panic!("{name}: one line, not {complaints:#?}");
+    };
+    for part in [
+        " level=error ",
+        "default/client_1/open",
+        &format!("reason={reason}"),
+        " error=",
+        "poll failed; gauges keep their last values until stale_after",
+    ] {
+        assert!(complaint.contains(part), "{name}: no {part} in {complaint}");
+    }
+    // Each answer is searched for secrets.
+    let (_, page) = exporter.get("/").await;
+    assert!(page.contains(reason), "{name}: {page}");
+    for path in ["/api/v1/status", "/api/v1/alerts", "/-/ready", "/-/healthy"] {
+        assert_eq!(exporter.get(path).await.0, 200, "{name}: {path}");
+    }
+    metrics
+}
+
+/// Waits until polls work again by themselves, with every alert logged once.
+async fn check_healed(name: &str, exporter: Exporter, alerts: usize) {
+    exporter
+        .wait_for(name, |metrics| {
+            metrics.one("opsramp_up{") == Some(1.0)
+                && metrics.one("opsramp_search_complete{") == Some(1.0)
+        })
+        .await;
+    exporter
+        .stdout
+        .wait_for(name, |lines| lines.len() >= alerts)
+        .await;
+    exporter.wait_for_poll().await;
+    let lines = exporter.stderr.lines();
+    let healed = lines
+        .iter()
+        .filter(|line| line.contains(" level=info ") && line.contains("works again"));
+    assert_eq!(healed.count(), 1, "{name}: {lines:#?}");
+    let ended = exporter.stop().await;
+    assert_eq!(complaints(&ended.stderr).len(), 1, "{name}");
+    assert_eq!(ended.stdout.len(), alerts, "{name}");
+    let opened = |line: &&String| line.contains(r#""event":"opened""#);
+    assert_eq!(ended.stdout.iter().filter(opened).count(), alerts, "{name}");
+}
+
+fn faults() -> Vec<(&'static str, Fault, &'static str)> {
+    let status = |code| Fault::Status {
+        code,
+        body: None,
+        headers: Vec::new(),
+    };
+    vec![
+        ("a 500", status(500), "http"),
+        ("a 403", status(403), "auth"),
+        ("an HTML page with status 200", Fault::Html, "decode"),
+        ("a truncated body", Fault::Truncated, "decode"),
+        ("a result of null", Fault::NullResult, "decode"),
+        ("nothing", Fault::Empty, "decode"),
+        ("a connection that is reset", Fault::Reset, "connect"),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_broken_answer_is_told_once_with_its_reason_and_got_over() {
+    for (name, fault, reason) in faults() {
+        let opsramp = opsramp(ALERTS).await;
+        let mut place = Place::new(&opsramp.url());
+        place.secrets.push(token(&opsramp).await);
+        let exporter = place.start().await;
+        exporter.wait_until_complete().await;
+        opsramp.inject(FaultRule::always(fault).at(Endpoint::Search));
+        let metrics = check_failing(name, &exporter, reason).await;
+        assert_eq!(
+            metrics.one("opsramp_search_total_results{"),
+            Some(ALERTS as f64),
+            "{name}: kept until stale"
+        );
+        opsramp.clear_faults();
+        opsramp.open_many(DEMO_TENANT, 1).unwrap();
+        check_healed(name, exporter, ALERTS + 1).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_broken_from_the_start_on_is_told_once_and_got_over() {
+    for (name, fault, reason) in faults() {
+        let opsramp = opsramp(ALERTS).await;
+        opsramp.inject(FaultRule::always(fault).at(Endpoint::Search));
+        let place = Place::new(&opsramp.url());
+        let exporter = place.start().await;
+        let metrics = check_failing(name, &exporter, reason).await;
+        assert_eq!(
+            metrics.one("opsramp_search_total_results{"),
+            None,
+            "{name}: never a made-up 0"
+        );
+        opsramp.clear_faults();
+        check_healed(name, exporter, ALERTS).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_secret_is_told_and_a_right_one_is_picked_up_from_the_file() {
+    let name = "a wrong secret";
+    let wrong = "Wrong-but-still-nobodys-business-77";
+    let opsramp = opsramp(ALERTS).await;
+    let mut place = Place::new(&opsramp.url());
+    place.secrets.push(wrong.to_owned());
+    place.secrets.push(token(&opsramp).await);
+    std::fs::write(place.path("secret"), wrong).unwrap();
+    let exporter = place.start().await;
+    let metrics = check_failing(name, &exporter, "auth").await;
+    let rejected = r#"opsramp_auth_failures_total{account="default",reason="rejected"}"#;
+    assert!(metrics.one(rejected).unwrap() >= 1.0);
+    assert_eq!(
+        metrics.sum("opsramp_auth_failures_total{"),
+        metrics.one(rejected).unwrap()
+    );
+    std::fs::write(place.path("secret"), SECRET).unwrap();
+    check_healed(name, exporter, ALERTS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_endpoint_that_repeats_the_secret_does_not_make_us_repeat_it() {
+    let opsramp = opsramp_with(3, |options| options.credentials.clear()).await;
+    opsramp.inject(
+        FaultRule::always(Fault::Status {
+            code: 400,
+            body: Some(format!(
+                r#"{{"error":"bad secret {SECRET} for {DEMO_KEY}"}}"#
+            )),
+            headers: Vec::new(),
+        })
+        .at(Endpoint::Token),
+    );
+    let place = Place::new(&opsramp.url());
+    let exporter = place.start().await;
+    let lines = exporter
+        .stderr
+        .wait_for("a complaint", |lines| !complaints(lines).is_empty())
+        .await;
+    assert!(complaints(&lines)[0].contains("<secret>"), "{lines:#?}");
+    exporter.get("/").await;
+    exporter.get("/api/v1/status").await;
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_nobody_answers_for_is_told_and_found_when_it_is_there() {
+    let name = "an unreachable host";
+    let address = {
+        let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        free.local_addr().unwrap()
+    };
+    let place = Place::new(&format!("http://{address}"));
+    let exporter = place.start().await;
+    check_failing(name, &exporter, "connect").await;
+    let _opsramp = opsramp_at(address, ALERTS, |_| {}).await;
+    check_healed(name, exporter, ALERTS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_does_not_answer_in_time_is_told_and_got_over() {
+    let name = "a slow server";
+    let opsramp = opsramp(ALERTS).await;
+    let mut place = Place::new(&opsramp.url());
+    place.config["accounts"][0]["timeout"] = "200ms".into();
+    let exporter = place.start().await;
+    exporter.wait_until_complete().await;
+    opsramp.inject(FaultRule::always(Fault::Stall { bytes: 100 }).at(Endpoint::Search));
+    check_failing(name, &exporter, "timeout").await;
+    opsramp.clear_faults();
+    check_healed(name, exporter, ALERTS).await;
+}

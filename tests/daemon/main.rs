@@ -1,0 +1,14 @@
+//! The real binary, from its flags to its exit status, against a simulated OpsRamp.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+
+mod command_line;
+mod documents;
+mod events;
+#[path = "../support/exporter.rs"]
+mod exporter;
+mod failures;
+mod reload;
+mod starting;
+mod stopping;
+mod web;

@@ -1,0 +1,362 @@
+//! SIGHUP and `POST /-/reload`: everything changes, nothing is lost, no line is repeated.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use opsramp_exporter::simulator::{Action, DEMO_TENANT, Simulator, TenantOptions};
+use serde_json::json;
+
+use crate::{
+    events::check_record,
+    exporter::{Exporter, Members, Place, Signal, opsramp, opsramp_with},
+};
+
+const RELOADED: &str = "the configuration was loaded again";
+const SUCCESSFUL: &str = "opsramp_exporter_config_last_reload_successful";
+
+/// Has the daemon load its configuration again, which must work.
+async fn reload(exporter: &Exporter, place: &Place) {
+    let count = |lines: &[String]| lines.iter().filter(|line| line.contains(RELOADED)).count();
+    let before = count(&exporter.stderr.lines());
+    place.write();
+    exporter.signal(Signal::HUP);
+    exporter
+        .stderr
+        .wait_for("the reload", |lines| count(lines) > before)
+        .await;
+}
+
+async fn wait_for_lines(exporter: &Exporter, what: &str, count: usize) -> Vec<Members> {
+    let lines = exporter
+        .stdout
+        .wait_for(what, |lines| lines.len() >= count)
+        .await;
+    // A line too many would come with the next poll.
+    exporter.wait_for_poll().await;
+    assert_eq!(exporter.stdout.lines().len(), count, "{what}");
+    lines.iter().map(|line| check_record(line)).collect()
+}
+
+async fn two_tenants() -> Simulator {
+    opsramp_with(3, |options| {
+        options.tenants.push(TenantOptions {
+            id: "client_2".to_owned(),
+            alerts: 2,
+            ..TenantOptions::default()
+        });
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tenants_and_searches_come_and_go_without_a_line_lost_or_repeated() {
+    let opsramp = two_tenants().await;
+    let mut place = Place::new(&opsramp.url());
+    let exporter = place.start().await;
+    wait_for_lines(&exporter, "three of client_1", 3).await;
+
+    place.config["accounts"][0]["tenants"] =
+        json!([DEMO_TENANT, {"id": "client_2", "name": "other tenant"}]);
+    reload(&exporter, &place).await;
+    let records = wait_for_lines(&exporter, "two of client_2", 5).await;
+    assert!(
+        records[3..]
+            .iter()
+            .all(|it| it.text("tenant") == "other tenant")
+    );
+
+    place.config["searches"] = json!([
+        {"name": "open", "interval": "150ms", "group_by": ["priority"]},
+        {"name": "first", "interval": "100ms", "tenants": [DEMO_TENANT]},
+    ]);
+    reload(&exporter, &place).await;
+    let records = wait_for_lines(&exporter, "three of the other search", 8).await;
+    assert!(records[5..].iter().all(|it| it.text("search") == "first"));
+    exporter
+        .wait_for("grouped by priority", |metrics| {
+            let of = |label| metrics.mentions(&format!("search=\"open\",{label}=\""));
+            of("priority") > 0 && of("state") == 0
+        })
+        .await;
+
+    // Gone: its series go with it, its state does not.
+    place.config["accounts"][0]["tenants"] = json!([DEMO_TENANT]);
+    reload(&exporter, &place).await;
+    exporter
+        .wait_for("its series are gone", |metrics| {
+            metrics.mentions("\"other") == 0
+        })
+        .await;
+    let (_, status) = exporter.get("/api/v1/status").await;
+    assert!(!status.contains("client_2"), "{status}");
+    let (_, alerts) = exporter.get("/api/v1/alerts").await;
+    assert!(!alerts.contains("client_2"), "{alerts}");
+    opsramp.open_many("client_2", 1).unwrap();
+    let gone = opsramp.world(|world, _| world.open_alerts("client_2").unwrap()[0]);
+    opsramp.act(gone, Action::Close).unwrap();
+    opsramp.reset_requests();
+    wait_for_lines(&exporter, "nothing of client_2", 8).await;
+    assert_eq!(opsramp.requests().searches("client_2"), 0);
+
+    place.config["accounts"][0]["tenants"] = json!([DEMO_TENANT, "client_2"]);
+    place.config["searches"] = json!([{"name": "open", "interval": "100ms"}]);
+    reload(&exporter, &place).await;
+    let records = wait_for_lines(&exporter, "what happened meanwhile", 10).await;
+    let mut told: Vec<&str> = records[8..].iter().map(|it| it.text("event")).collect();
+    told.sort_unstable();
+    assert_eq!(told, ["left", "opened"]);
+    exporter
+        .wait_for("its series are gone", |metrics| {
+            metrics.mentions("\"first\"") == 0
+        })
+        .await;
+
+    let ended = exporter.stop().await;
+    let ids: BTreeSet<String> = ended
+        .stdout
+        .iter()
+        .map(|line| check_record(line).text("event_id").to_owned())
+        .collect();
+    assert_eq!(ids.len(), 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interval_that_changes_is_kept_from_then_on() {
+    let opsramp = opsramp(1).await;
+    let mut place = Place::new(&opsramp.url());
+    place.config["searches"][0]["interval"] = json!("1h");
+    let exporter = place.start().await;
+    exporter.wait_until_complete().await;
+    place.config["searches"][0]["interval"] = json!("100ms");
+    reload(&exporter, &place).await;
+    exporter.wait_for_poll().await;
+    exporter.wait_for_poll().await;
+    wait_for_lines(&exporter, "one, once", 1).await;
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sinks_come_and_go_and_each_keeps_its_place() {
+    let opsramp = opsramp(3).await;
+    let mut place = Place::new(&opsramp.url());
+    let stdout = json!({"name": "out", "type": "stdout"});
+    let file = |name: &str| json!({"name": name, "type": "file", "path": place.path(name)});
+    let (first, second) = (file("first"), file("other"));
+    place.config["log"]["sinks"] = json!([stdout, first]);
+    let exporter = place.start().await;
+    wait_for_lines(&exporter, "three", 3).await;
+
+    // A new one begins with the next event.
+    place.config["log"]["sinks"] = json!([stdout, first, second]);
+    reload(&exporter, &place).await;
+    opsramp.open_many(DEMO_TENANT, 2).unwrap();
+    wait_for_lines(&exporter, "two more", 5).await;
+    exporter
+        .wait_for("all are delivered", |metrics| {
+            metrics.one(r#"opsramp_sink_events_total{sink="first"}"#) == Some(5.0)
+                && metrics.one(r#"opsramp_sink_events_total{sink="other"}"#) == Some(2.0)
+        })
+        .await;
+
+    // One that is gone is forgotten; one that is changed goes on where it was.
+    let moved = json!({"name": "first", "type": "file", "path": place.path("third")});
+    place.config["log"]["sinks"] = json!([stdout, moved]);
+    reload(&exporter, &place).await;
+    exporter
+        .wait_for("its series are gone", |metrics| {
+            metrics.mentions("\"other") == 0
+        })
+        .await;
+    opsramp.open_many(DEMO_TENANT, 1).unwrap();
+    wait_for_lines(&exporter, "one more", 6).await;
+    exporter
+        .wait_for("it is delivered", |metrics| {
+            metrics.sum("opsramp_sink_backlog_events{") == 0.0
+        })
+        .await;
+    exporter.stop().await;
+    for (name, lines) in [("first", 5), ("other", 2), ("third", 1)] {
+        assert_eq!(place.lines_of(name).len(), lines, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_file_keeps_the_old_one_says_why_and_is_got_over() {
+    let opsramp = opsramp(1).await;
+    let mut place = Place::new(&opsramp.url());
+    place.config["web"]["enable_lifecycle"] = json!(true);
+    let exporter = place.start().await;
+    wait_for_lines(&exporter, "one", 1).await;
+    let success = "opsramp_exporter_config_last_reload_success_timestamp_seconds";
+    let started = exporter.metrics().await.one(success).unwrap();
+
+    std::fs::write(place.path("config.yml"), "searches:\n  - nmae: x\n").unwrap();
+    exporter.signal(Signal::HUP);
+    let told = exporter
+        .stderr
+        .line(|line| line.contains("the one before stays in force"))
+        .await;
+    let why = r#"config.yml:2:5: searches[0].nmae: unknown key; did you mean \"name\"?"#;
+    assert!(told.contains("level=error") && told.contains(why), "{told}");
+    exporter
+        .wait_for("the gauge", |metrics| metrics.one(SUCCESSFUL) == Some(0.0))
+        .await;
+    let (status, text) = exporter.post("/-/reload").await;
+    assert_eq!(status, 500);
+    assert!(text.contains(&why.replace('\\', "")), "{text}");
+    std::fs::remove_file(place.path("config.yml")).unwrap();
+    let (status, text) = exporter.post("/-/reload").await;
+    assert_eq!(status, 500);
+    assert!(text.contains("config.yml"), "{text}");
+    opsramp.open_many(DEMO_TENANT, 1).unwrap();
+    wait_for_lines(&exporter, "the old one works on", 2).await;
+    assert_eq!(exporter.metrics().await.one(success), Some(started));
+
+    place.write();
+    let (status, text) = exporter.post("/-/reload").await;
+    assert_eq!((status, text.as_str()), (200, "configuration reloaded\n"));
+    exporter
+        .wait_for("the gauge, and when", |metrics| {
+            metrics.one(SUCCESSFUL) == Some(1.0) && metrics.one(success) > Some(started)
+        })
+        .await;
+    wait_for_lines(&exporter, "nothing is repeated", 2).await;
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_that_cannot_be_carried_out_whole_changes_nothing() {
+    let opsramp = opsramp(3).await;
+    let mut place = Place::new(&opsramp.url());
+    place.config["web"]["enable_lifecycle"] = json!(true);
+    // A file that cannot be written yet: three events wait for it.
+    let late = place.path("folder/late");
+    let sinks = json!([
+        {"name": "out", "type": "stdout"},
+        {"name": "late", "type": "file", "path": late},
+    ]);
+    place.config["log"]["sinks"] = sinks.clone();
+    let exporter = place.start().await;
+    let backlog = r#"opsramp_sink_backlog_events{sink="late"}"#;
+    exporter
+        .wait_for("three wait", |metrics| metrics.one(backlog) == Some(3.0))
+        .await;
+
+    // No sink any more, and an authority that is not there.
+    let good = place.config.clone();
+    place.config["log"]["sinks"] = json!([{"name": "out", "type": "stdout", "format": "logfmt"}]);
+    place.config["accounts"][0]["url"] = json!("https://127.0.0.1:9");
+    place.config["accounts"][0]["tls"] = json!({"ca_file": place.path("missing.pem")});
+    place.write();
+    let (status, text) = exporter.post("/-/reload").await;
+    assert_eq!(status, 500, "{text}");
+    opsramp.open_many(DEMO_TENANT, 1).unwrap();
+    exporter
+        .wait_for("four wait", |metrics| metrics.one(backlog) == Some(4.0))
+        .await;
+    std::fs::create_dir(place.path("folder")).unwrap();
+    exporter
+        .wait_for("all are delivered", |metrics| {
+            metrics.one(backlog) == Some(0.0)
+        })
+        .await;
+    assert_eq!(place.lines_of("folder/late").len(), 4);
+    wait_for_lines(&exporter, "four, in JSON", 4).await;
+    place.config = good;
+    place.write();
+    assert_eq!(exporter.post("/-/reload").await.0, 200);
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_the_flag_nobody_reloads_or_quits_over_http() {
+    let opsramp = opsramp(1).await;
+    let place = Place::new(&opsramp.url());
+    let exporter = place.start().await;
+    for path in ["/-/reload", "/-/quit"] {
+        let (status, text) = exporter.post(path).await;
+        assert_eq!(status, 403, "{path}");
+        assert!(text.contains("--web.enable-lifecycle"), "{text}");
+    }
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hup_reopens_a_log_file_that_was_moved_away() {
+    let opsramp = opsramp(2).await;
+    let place = Place::new(&opsramp.url()).with_file_sink();
+    let exporter = place.start().await;
+    let delivered = |count: f64| {
+        move |metrics: &crate::exporter::Metrics| metrics.sum("opsramp_sink_events_total{") == count
+    };
+    exporter.wait_for("two lines", delivered(2.0)).await;
+    std::fs::rename(place.path("alerts.jsonl"), place.path("alerts.jsonl.1")).unwrap();
+    reload(&exporter, &place).await;
+    opsramp.open_many(DEMO_TENANT, 3).unwrap();
+    exporter.wait_for("three more", delivered(5.0)).await;
+    assert_eq!(place.lines_of("alerts.jsonl.1").len(), 2);
+    assert_eq!(place.lines_of("alerts.jsonl").len(), 3);
+    exporter.stop().await;
+}
+
+/// Reloads that each change something, while alerts open, change and leave.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_reloads_under_load_lose_and_repeat_nothing() {
+    const ROUNDS: usize = 40;
+    let opsramp = two_tenants().await;
+    let mut place = Place::new(&opsramp.url()).with_file_sink();
+    let exporter = place.start().await;
+    let mut left = BTreeSet::new();
+    for round in 0..ROUNDS {
+        let interval = format!("{}ms", 100 + round % 7);
+        place.config["searches"] = json!([{
+            "name": "open", "interval": interval, "page_size": 10 + round,
+            "group_by": if round % 2 == 0 { json!(["state"]) } else { json!(["priority"]) },
+        }]);
+        place.config["accounts"][0]["tenants"] = if round % 4 < 2 {
+            json!([DEMO_TENANT, "client_2"])
+        } else {
+            json!([DEMO_TENANT])
+        };
+        opsramp.open_many(DEMO_TENANT, 3).unwrap();
+        opsramp.open_many("client_2", 2).unwrap();
+        // Only one whose opening has been told is sure to have a line when it leaves.
+        let told = place.lines_of("alerts.jsonl");
+        let told: Vec<Members> = told.iter().map(|line| Members::parse(line)).collect();
+        if let Some(record) = told.iter().find(|it| !left.contains(it.text("alert_id"))) {
+            let id = record.text("alert_id");
+            let found = opsramp.world(|world, _| world.find(id).unwrap());
+            opsramp.act(found, Action::Suppress).unwrap();
+            left.insert(id.to_owned());
+        }
+        reload(&exporter, &place).await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    place.config["accounts"][0]["tenants"] = json!([DEMO_TENANT, "client_2"]);
+    reload(&exporter, &place).await;
+    let opened = 5 + 5 * ROUNDS;
+    let all = (opened + left.len()) as f64;
+    exporter
+        .wait_for("all is delivered", |metrics| {
+            metrics.sum("opsramp_sink_events_total{") >= all
+        })
+        .await;
+    exporter.wait_for_poll().await;
+    exporter.stop().await;
+    let mut told: BTreeMap<(String, String), usize> = BTreeMap::new();
+    for line in place.lines_of("alerts.jsonl") {
+        let record = check_record(&line);
+        let key = |key| record.text(key).to_owned();
+        *told.entry((key("event"), key("alert_id"))).or_default() += 1;
+    }
+    let repeated: Vec<_> = told.iter().filter(|(_, count)| **count > 1).collect();
+    assert_eq!(repeated, [], "told more than once");
+    let of = |event: &str| -> BTreeSet<String> {
+        let of_event = told.keys().filter(|(kind, _)| kind == event);
+        of_event.map(|(_, id)| id.clone()).collect()
+    };
+    assert_eq!(of("opened").len(), opened);
+    assert_eq!(of("left"), left);
+}

@@ -1,0 +1,133 @@
+//! The ways to start it, and what keeps it from starting.
+
+use std::net::{Ipv4Addr, TcpListener};
+
+use opsramp_exporter::simulator::{DEMO_KEY, DEMO_TENANT};
+use serde_json::json;
+use tokio::process::Command;
+
+use crate::exporter::{Place, SECRET, binary, command, opsramp};
+
+/// Starts it and waits for the lines of two alerts.
+async fn logs_two_alerts(place: &Place, command: Command) {
+    let exporter = place.start_as(command).await;
+    let lines = exporter
+        .stdout
+        .wait_for("two lines", |lines| lines.len() == 2)
+        .await;
+    assert!(lines.iter().all(|line| line.contains(r#""opened""#)));
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flags_are_enough() {
+    let opsramp = opsramp(2).await;
+    let place = Place::new(&opsramp.url());
+    let mut command = place.settle(command(binary()));
+    command
+        .args(["--opsramp.url", &opsramp.url()])
+        .args(["--opsramp.tenant", DEMO_TENANT])
+        .args(["--opsramp.client-id", DEMO_KEY])
+        .args(["--opsramp.client-secret-file", "secret"])
+        .args(["--search.interval", "1s"])
+        .args(["--state.path", "flags.db"])
+        .args(["--web.listen-address", "127.0.0.1:0"]);
+    logs_two_alerts(&place, command).await;
+    assert!(place.path("flags.db").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_environment_is_enough() {
+    let opsramp = opsramp(2).await;
+    let place = Place::new(&opsramp.url());
+    let mut command = place.settle(command(binary()));
+    command
+        .env("OPSRAMP_URL", opsramp.url())
+        .env("OPSRAMP_TENANT_ID", DEMO_TENANT)
+        .env("OPSRAMP_CLIENT_ID", DEMO_KEY)
+        .env("OPSRAMP_CLIENT_SECRET", SECRET)
+        .env("STATE_DIRECTORY", place.path(""))
+        // The addresses have no variable, and no test takes a fixed port.
+        .args(["--web.listen-address=127.0.0.1:0", "--search.interval=1s"]);
+    logs_two_alerts(&place, command).await;
+    assert!(place.path("state.db").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_file_may_be_named_by_the_environment() {
+    let opsramp = opsramp(2).await;
+    let place = Place::new(&opsramp.url());
+    place.write();
+    let mut command = place.settle(command(binary()));
+    command.env("OPSRAMP_EXPORTER_CONFIG_FILE", place.path("config.yml"));
+    logs_two_alerts(&place, command).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_on_one_state_file_the_second_ends_with_status_1() {
+    let opsramp = opsramp(1).await;
+    let place = Place::new(&opsramp.url());
+    let first = place.start().await;
+    first.wait_until_complete().await;
+    let second = place.run(place.command()).await;
+    assert_eq!(second.code(), Some(1));
+    let told = second.error();
+    let holder = format!("another exporter (process {}) uses it", first.id());
+    assert!(
+        told.contains("state.db") && told.contains(&holder),
+        "{told}"
+    );
+    assert_eq!(second.stdout.len(), 0);
+    opsramp.open_many(DEMO_TENANT, 1).unwrap();
+    first
+        .stdout
+        .wait_for("the first goes on", |lines| lines.len() == 2)
+        .await;
+    first.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_path_that_cannot_be_used_is_explained() {
+    let opsramp = opsramp(1).await;
+    for (path, told) in [
+        ("missing/state.db", "missing does not exist; create it"),
+        ("secret/state.db", "secret is not a folder"),
+        (".", "it is a folder; name a file in it"),
+        // Nobody may create files there, not even root.
+        ("/sys/state.db", "cannot be written by user"),
+        ("config.yml", "config.yml"),
+    ] {
+        let mut place = Place::new(&opsramp.url());
+        place.config["state"]["path"] = json!(path);
+        place.write();
+        let ended = place.run(place.command()).await;
+        assert_eq!(ended.code(), Some(1), "{path}: {}", ended.error());
+        let error = ended.stderr.last().unwrap();
+        assert!(
+            error.starts_with("opsramp-exporter: cannot open the state file ")
+                && error.contains(told),
+            "{path}: {error}"
+        );
+        assert!(!error.contains("panic"), "{path}: {error}");
+    }
+    assert_eq!(opsramp.requests().total, 0, "nothing was asked");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_that_is_taken_is_told_before_anything_else_happens() {
+    let opsramp = opsramp(1).await;
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let mut place = Place::new(&opsramp.url());
+    place.config["web"]["listen_addresses"] = json!([address]);
+    place.write();
+    let ended = place.run(place.command()).await;
+    assert_eq!(ended.code(), Some(1));
+    let error = ended.stderr.last().unwrap();
+    assert!(
+        error.contains(&address) && error.contains("in use"),
+        "{error}"
+    );
+    assert!(!place.path("state.db").exists());
+    assert_eq!(opsramp.requests().total, 0);
+}

@@ -1,0 +1,201 @@
+//! TERM, INT and the end of standard output: what is journalled is delivered, now or after the
+//! next start.
+
+use std::{
+    collections::BTreeSet,
+    io::{BufRead as _, BufReader, PipeReader},
+    process::Stdio,
+};
+
+use opsramp_exporter::simulator::{Action, DEMO_TENANT, Simulator};
+use tokio::time::{Duration, Instant};
+
+use crate::exporter::{Exporter, Members, PATIENCE, Place, Signal, opsramp};
+
+/// More lines than a pipe holds.
+const MANY: usize = 600;
+
+/// How long what is journalled may take to be delivered at the end.
+const DRAIN: Duration = Duration::from_secs(10);
+
+/// Starts it with a standard output that nobody reads yet, and waits until more is journalled than
+/// the pipe holds.
+async fn start_unread(place: &Place) -> (Exporter, PipeReader) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    place.write();
+    let mut command = place.command();
+    command.stdout(writer).stderr(Stdio::piped());
+    let mut exporter = place.spawn_with_own_stdout(command);
+    exporter.wait_until_it_listens().await;
+    exporter
+        .wait_for("all alerts are journalled", |metrics| {
+            metrics.sum("opsramp_alert_events_total{") == MANY as f64
+        })
+        .await;
+    (exporter, reader)
+}
+
+async fn read_to_end(reader: PipeReader) -> Vec<String> {
+    tokio::task::spawn_blocking(|| BufReader::new(reader).lines().map(Result::unwrap).collect())
+        .await
+        .unwrap()
+}
+
+fn alert_ids(lines: &[String]) -> BTreeSet<String> {
+    let ids = lines
+        .iter()
+        .map(|line| Members::parse(line).text("alert_id").to_owned());
+    ids.collect()
+}
+
+fn open_ids(opsramp: &Simulator) -> BTreeSet<String> {
+    opsramp.world(|world, _| {
+        let open = world.open_alerts(DEMO_TENANT).unwrap();
+        open.iter().map(|id| id.number().to_string()).collect()
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn term_and_int_deliver_what_is_journalled_and_end_with_status_0() {
+    for signal in [Signal::TERM, Signal::INT] {
+        let opsramp = opsramp(MANY).await;
+        let place = Place::new(&opsramp.url());
+        let (exporter, reader) = start_unread(&place).await;
+        exporter.signal(signal);
+        exporter
+            .stderr
+            .line(|line| line.contains("stopping: polling ends"))
+            .await;
+        opsramp.reset_requests();
+        let lines = read_to_end(reader).await;
+        let ended = exporter.end().await;
+        assert_eq!(ended.code(), Some(0), "{signal:?}: {}", ended.error());
+        assert_eq!(lines.len(), MANY, "{signal:?}");
+        assert_eq!(alert_ids(&lines), open_ids(&opsramp));
+        let requests = opsramp.requests().total;
+        assert!(requests <= 1, "{signal:?}: {requests} requests after it");
+        // Nothing is left for the next one.
+        let exporter = place.start().await;
+        exporter.wait_for_poll().await;
+        assert_eq!(exporter.stop().await.stdout.len(), 0, "{signal:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_signal_ends_it_at_once_and_the_rest_is_delivered_after_the_next_start() {
+    let opsramp = opsramp(MANY).await;
+    let place = Place::new(&opsramp.url());
+    let (exporter, reader) = start_unread(&place).await;
+    exporter.signal(Signal::TERM);
+    exporter
+        .stderr
+        .line(|line| line.contains("stopping: polling ends"))
+        .await;
+    let second = Instant::now();
+    exporter.signal(Signal::INT);
+    let ended = exporter.end().await;
+    assert!(second.elapsed() < DRAIN / 2, "{:?}", second.elapsed());
+    assert!(ended.error().contains("stopping at once"));
+    // What was in the pipe counts as delivered, but for a line that is not whole.
+    let mut lines = read_to_end(reader).await;
+    lines.retain(|line| line.ends_with('}'));
+    assert!((1..MANY).contains(&lines.len()), "{}", lines.len());
+    let exporter = place.start().await;
+    let all = open_ids(&opsramp);
+    exporter
+        .stdout
+        .wait_for("the rest", |rest| {
+            let mut seen = alert_ids(&lines);
+            seen.extend(alert_ids(rest));
+            seen == all
+        })
+        .await;
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_never_comes_back_cannot_keep_it_from_ending() {
+    let opsramp = opsramp(MANY).await;
+    let place = Place::new(&opsramp.url());
+    let (exporter, reader) = start_unread(&place).await;
+    let told = Instant::now();
+    exporter.signal(Signal::TERM);
+    let ended = exporter.end().await;
+    assert_eq!(ended.code(), Some(0));
+    let took = told.elapsed();
+    assert!(took >= DRAIN && took < DRAIN + DRAIN / 2, "{took:?}");
+    assert!(ended.error().contains("delivered after the next start"));
+    drop(reader);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standard_output_that_is_closed_ends_it_with_status_1_and_loses_nothing() {
+    let opsramp = opsramp(5).await;
+    let place = Place::new(&opsramp.url());
+    let mut exporter = place.start().await;
+    let before = exporter
+        .stdout
+        .wait_for("five lines", |lines| lines.len() == 5)
+        .await;
+    exporter.close_stdout().await;
+    let ids = opsramp.open_many(DEMO_TENANT, 20).unwrap();
+    let ended = exporter.end().await;
+    assert_eq!(ended.code(), Some(1));
+    let told = ended.error();
+    assert!(told.contains("standard output is closed"), "{told}");
+    assert!(told.contains("after the next start"), "{told}");
+    opsramp.act(ids[0], Action::Close).unwrap();
+
+    let exporter = place.start().await;
+    let after = exporter
+        .stdout
+        .wait_for("twenty opened and one left", |lines| lines.len() == 21)
+        .await;
+    exporter.wait_for_poll().await;
+    let ended = exporter.stop().await;
+    assert_eq!(ended.stdout.len(), 21);
+    let expected: BTreeSet<String> = ids.iter().map(|id| id.number().to_string()).collect();
+    assert_eq!(alert_ids(&after), expected);
+    assert!(alert_ids(&before).is_disjoint(&expected));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_opsramp_that_hangs_cannot_keep_it_from_ending() {
+    let opsramp = opsramp(1).await;
+    let place = Place::new(&opsramp.url());
+    let exporter = place.start().await;
+    exporter.wait_until_complete().await;
+    opsramp.set_options(|options| options.latency = PATIENCE);
+    let asked = opsramp.requests().in_flight;
+    assert_eq!(asked, 0);
+    crate::exporter::eventually("a request hangs", || async {
+        opsramp.requests().in_flight > 0
+    })
+    .await;
+    let told = Instant::now();
+    exporter.stop().await;
+    assert!(
+        told.elapsed() < Duration::from_secs(1),
+        "{:?}",
+        told.elapsed()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standard_error_that_is_closed_disturbs_nobody() {
+    let opsramp = opsramp(2).await;
+    let place = Place::new(&opsramp.url());
+    let mut exporter = place.start().await;
+    exporter
+        .stdout
+        .wait_for("two lines", |lines| lines.len() == 2)
+        .await;
+    exporter.close_stderr().await;
+    exporter.signal(Signal::HUP);
+    opsramp.open_many(DEMO_TENANT, 1).unwrap();
+    exporter
+        .stdout
+        .wait_for("one more", |lines| lines.len() == 3)
+        .await;
+    exporter.stop().await;
+}
