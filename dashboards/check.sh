@@ -1,0 +1,105 @@
+#!/usr/bin/env bash
+# Checks the dashboards and rules: the files themselves, the rules' tests, and every query in a real
+# Prometheus. With --live BINARY the queries are asked of a Prometheus that scrapes BINARY's demo.
+#
+#   dashboards/check.sh [--live BINARY]
+#
+# Needs prometheus, promtool and python3 with PyYAML (Debian: prometheus, python3-yaml). Listens on
+# free loopback ports only, and ends what it started.
+set -euo pipefail
+
+here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+# So long is the demo scraped, every second, before it is asked.
+readonly scraped_seconds=40
+
+binary=
+if [[ ${1-} == --live && $# -eq 2 ]]; then
+  binary=$2
+elif [[ $# -gt 0 ]]; then
+  echo "usage: ${0##*/} [--live BINARY]" >&2
+  exit 2
+fi
+
+for program in prometheus promtool python3; do
+  command -v "$program" >/dev/null || { echo "$program is missing" >&2; exit 1; }
+done
+python3 -c 'import yaml' 2>/dev/null || { echo "python3 has no yaml (PyYAML)" >&2; exit 1; }
+if [[ -n $binary && ! -x $binary ]]; then
+  echo "$binary is no program" >&2
+  exit 1
+fi
+
+work=$(mktemp -d)
+pids=()
+finish() {
+  local status=$?
+  for pid in "${pids[@]}"; do
+    kill "$pid" 2>/dev/null || true
+    wait "$pid" 2>/dev/null || true
+  done
+  rm -rf -- "$work"
+  exit "$status"
+}
+trap finish EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# wait_for PID FILE PATTERN: prints the first match of the pattern in the file.
+wait_for() {
+  local tries
+  for ((tries = 0; tries < 300; tries++)); do
+    if grep -oE -m 1 -- "$3" "$2" 2>/dev/null; then
+      return
+    fi
+    kill -0 "$1" 2>/dev/null || break
+    sleep 0.1
+  done
+  echo "it did not come up; it said:" >&2
+  cat -- "$2" >&2
+  return 1
+}
+
+echo "== rules"
+promtool check rules "$here"/rules/*.rules.yml
+promtool test rules "$here"/rules/tests/*.yml
+
+echo "== files"
+python3 "$here/check.py" files
+
+demo=
+if [[ -n $binary ]]; then
+  "$binary" demo --web.listen-address 127.0.0.1:0 --simulator.listen-address 127.0.0.1:0 \
+    >"$work/alerts.jsonl" 2>"$work/demo.log" &
+  pids+=($!)
+  demo=$(wait_for $! "$work/demo.log" 'demo: metrics +http://localhost:[0-9]+')
+  demo=127.0.0.1:${demo##*:}
+fi
+
+{
+  echo "global: {scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}"
+  echo "rule_files: ['$here/rules/*.rules.yml']"
+  echo "scrape_configs:"
+  if [[ -n $demo ]]; then
+    echo "  - {job_name: opsramp-exporter, static_configs: [{targets: ['$demo']}]}"
+  fi
+} >"$work/prometheus.yml"
+promtool check config "$work/prometheus.yml" >/dev/null
+prometheus --config.file="$work/prometheus.yml" --storage.tsdb.path="$work/data" \
+  --web.listen-address=127.0.0.1:0 >"$work/prometheus.log" 2>&1 &
+pids+=($!)
+address=$(wait_for $! "$work/prometheus.log" 'msg="?Listening on"? address=[0-9.]+:[0-9]+')
+address=http://${address##*=}
+wait_for $! "$work/prometheus.log" 'Server is ready to receive web requests' >/dev/null
+
+echo "== every query, parsed by Prometheus"
+python3 "$here/check.py" parse "$address"
+
+if [[ -n $demo ]]; then
+  echo "== the demo's metrics"
+  python3 -c 'import sys, urllib.request
+sys.stdout.write(urllib.request.urlopen(sys.argv[1], timeout=10).read().decode())' \
+    "http://$demo/metrics" | promtool check metrics
+  echo "== every query, asked of a Prometheus that scrapes the demo"
+  python3 "$here/check.py" live "$address" "$scraped_seconds"
+fi
+echo "all is well"
