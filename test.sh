@@ -21,7 +21,7 @@ need() {
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -qy --no-install-recommends "${missing[@]}"
 }
 
-need promtool=prometheus strace=strace systemd-analyze=systemd python3=python3
+need promtool=prometheus strace=strace systemd-analyze=systemd logrotate=logrotate python3=python3
 python3 -c 'import venv, ensurepip' 2>/dev/null || need no-such-command=python3-venv
 
 # The clients that others wrote.
@@ -37,5 +37,5 @@ say "lints";        cargo clippy --locked --all-targets -- -D warnings
 say "documentation"; RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet
 say "tests";        cargo test --locked
 say "rules and dashboards"; dashboards/check.sh --live target/debug/opsramp-exporter
-say "systemd unit"; systemd/check.sh
+say "systemd unit"; systemd/check.sh target/debug/opsramp-exporter
 say "all is well"
