@@ -163,8 +163,12 @@ impl Search {
         let mut tracker = Tracker::new(Arc::clone(&group_by), self.options.max_groups);
         let mut page = std::mem::take(&mut loaded.alerts);
         loop {
-            for alert in &page {
-                let fields = self.stored_fields(alert);
+            for alert in &mut page {
+                let fields = self.stored_fields(alert).unwrap_or_else(|| {
+                    // Not what will be seen next: so it is stored anew.
+                    alert.digest = !alert.digest;
+                    AlertFields::default()
+                });
                 tracker.load(known(alert, &fields, &group_by));
             }
             let last = page.last().filter(|_| page.len() == store::LOAD_PAGE);
@@ -234,22 +238,28 @@ impl Search {
     /// Waits for the next try. `None`: it was told to stop.
     async fn pause(&self, stop: &CancellationToken, grid: &Grid, failures: u32) -> Option<()> {
         let again = grid.retry(Instant::now(), failures, fastrand::f64(), None);
-        tokio::select! {
-            () = tokio::time::sleep_until(again) => Some(()),
-            () = stop.cancelled() => None,
+        while Instant::now() < again {
+            self.heartbeat.beat();
+            let pulse = Instant::now() + super::pollers::HEARTBEAT / 4;
+            tokio::select! {
+                () = tokio::time::sleep_until(again.min(pulse)) => {}
+                () = stop.cancelled() => return None,
+            }
         }
+        Some(())
     }
 
-    fn stored_fields(&self, alert: &StoredAlert) -> AlertFields {
-        serde_json::from_slice(&alert.body).unwrap_or_else(|error| {
-            tracing::warn!(
-                search = %self.key,
-                alert = %alert.id,
-                %error,
-                "the stored form of an alert cannot be read; it is stored anew when it is next seen"
-            );
-            AlertFields::default()
-        })
+    fn stored_fields(&self, alert: &StoredAlert) -> Option<AlertFields> {
+        serde_json::from_slice(&alert.body)
+            .inspect_err(|error| {
+                tracing::warn!(
+                    search = %self.key,
+                    alert = %alert.id,
+                    %error,
+                    "the stored form of an alert cannot be read; it is stored anew when it is next seen"
+                );
+            })
+            .ok()
     }
 
     /// The snapshot of a search that has not been polled yet.
