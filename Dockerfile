@@ -18,7 +18,7 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
 # The C library, CA certificates and a user without rights; no shell, no package manager.
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /out/usr/bin/opsramp-exporter /usr/bin/opsramp-exporter
-COPY --from=build --chown=65532:65532 --chmod=0700 /out/var/lib/opsramp-exporter /var/lib/opsramp-exporter
+COPY --from=build --chown=65532:65532 /out/var/lib/opsramp-exporter /var/lib/opsramp-exporter
 # Which alerts are known. The rest of the file system may be read-only; the demo alone writes to /tmp.
 VOLUME /var/lib/opsramp-exporter
 ENV STATE_DIRECTORY=/var/lib/opsramp-exporter
