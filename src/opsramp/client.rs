@@ -110,6 +110,14 @@ pub enum BuildError {
         #[source]
         source: std::io::Error,
     },
+    /// A file that should say whom to trust names nobody.
+    #[error("tls.ca_file of account {account} holds no certificate in PEM: {}", path.display())]
+    NoCertificate {
+        /// The file.
+        path: std::path::PathBuf,
+        /// The account's name.
+        account: Arc<str>,
+    },
     /// A certificate, key or proxy is not usable.
     #[error("{what} of account {account} is not usable")]
     Unusable {
@@ -714,6 +722,12 @@ fn http_client(options: &Options) -> Result<reqwest::Client, BuildError> {
     if let Some(path) = &options.tls.ca_file {
         let certificates =
             reqwest::Certificate::from_pem_bundle(&read(path)?).map_err(unusable("tls.ca_file"))?;
+        if certificates.is_empty() {
+            return Err(BuildError::NoCertificate {
+                path: path.clone(),
+                account: Arc::clone(&options.name),
+            });
+        }
         builder = builder.tls_certs_only(certificates);
     }
     if let (Some(certificate), Some(key)) = (&options.tls.cert_file, &options.tls.key_file) {

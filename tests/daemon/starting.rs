@@ -131,3 +131,19 @@ async fn a_port_that_is_taken_is_told_before_anything_else_happens() {
     assert!(!place.path("state.db").exists());
     assert_eq!(opsramp.requests().total, 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_should_say_whom_to_trust_and_does_not_is_told() {
+    let mut place = Place::new("https://127.0.0.1:9");
+    for (name, told) in [
+        ("missing.pem", "cannot read "),
+        ("secret", "holds no certificate"),
+    ] {
+        place.config["accounts"][0]["tls"] = json!({"ca_file": place.path(name)});
+        place.write();
+        let ended = place.run(place.command()).await;
+        assert_eq!(ended.code(), Some(1), "{name}");
+        let error = ended.stderr.last().unwrap();
+        assert!(error.contains(told) && error.contains(name), "{error}");
+    }
+}

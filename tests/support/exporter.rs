@@ -265,16 +265,20 @@ impl Place {
         self.spawn(command).end().await
     }
 
-    /// The lines of a file in the folder; a last one that is not whole counts as well. None where
-    /// there is no such file.
-    pub(crate) fn lines_of(&self, name: &str) -> Vec<String> {
+    /// A file in the folder; empty where it is not there.
+    pub(crate) fn text_of(&self, name: &str) -> String {
         let text = match std::fs::read(self.path(name)) {
             Ok(text) => String::from_utf8(text).unwrap(),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(error) => panic!("{error}"),
         };
         no_secret("the file", &text, &self.secrets);
-        text.lines().map(str::to_owned).collect()
+        text
+    }
+
+    /// Its lines; a last one that is not whole counts as well.
+    pub(crate) fn lines_of(&self, name: &str) -> Vec<String> {
+        self.text_of(name).lines().map(str::to_owned).collect()
     }
 }
 

@@ -1,0 +1,135 @@
+//! SIGKILL at random moments, over and over, while alerts open, change and leave.
+//!
+//! `OPSRAMP_TEST_KILLS` says how often (the acceptance run: 200), `OPSRAMP_TEST_SEED` repeats what
+//! a seed did to the alerts and when it killed.
+
+use fastrand::Rng;
+use opsramp_exporter::simulator::{Action, DEMO_TENANT, Simulator, State};
+use tokio::time::Duration;
+
+use crate::{
+    exporter::{Place, Signal, opsramp},
+    lines::{Reader, Story, wait_for_story},
+};
+
+/// Kills of a run that nobody asks more of.
+const KILLS: usize = 40;
+
+/// How many alerts are open, about.
+const OPEN: usize = 150;
+
+/// One step of what happens to the alerts.
+const STEP: Duration = Duration::from_millis(10);
+
+fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap())
+}
+
+/// Lets something happen to the alerts. Those that leave are among those whose opening has been
+/// told: else nobody could say what their lines must be.
+fn live(opsramp: &Simulator, reader: &mut Reader, rng: &mut Rng) {
+    match rng.u8(..100) {
+        0..40 => {
+            opsramp.open_many(DEMO_TENANT, rng.usize(1..5)).unwrap();
+        }
+        40 => {
+            // More than a page.
+            opsramp.open_many(DEMO_TENANT, 120).unwrap();
+        }
+        41..60 => {
+            let open = opsramp.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
+            if let Some(id) = rng.choice(open) {
+                let state = rng.choice(State::ALL).unwrap();
+                opsramp.set_state(id, *state).unwrap();
+            }
+        }
+        _ => {}
+    }
+    while reader.told.len() > OPEN {
+        let id = reader.told.swap_remove(rng.usize(..reader.told.len()));
+        let action = [Action::Acknowledge, Action::Close, Action::Ticket];
+        let action = *rng.choice(&action).unwrap();
+        let id = opsramp.world(|world, _| world.find(&id).unwrap());
+        opsramp.act(id, action).unwrap();
+    }
+}
+
+/// How long the next one may live: some are killed while they start, some after a few polls.
+fn life(rng: &mut Rng) -> Duration {
+    let millis = if rng.u8(..4) == 0 {
+        rng.u64(..60)
+    } else {
+        rng.u64(60..450)
+    };
+    Duration::from_millis(millis)
+}
+
+async fn survive(rotating: bool) {
+    let kills = number("OPSRAMP_TEST_KILLS").map_or(KILLS, |kills| kills as usize);
+    let seed = number("OPSRAMP_TEST_SEED").unwrap_or_else(|| fastrand::u64(..));
+    eprintln!("{kills} kills, OPSRAMP_TEST_SEED={seed}");
+    let mut rng = Rng::with_seed(seed);
+    let opsramp = opsramp(30).await;
+    let mut place = Place::new(&opsramp.url()).with_file_sink();
+    place.config["searches"][0]["full_read_interval"] = "500ms".into();
+    place.write();
+    let mut reader = Reader::default();
+    let mut busy = 0;
+    for _ in 0..kills {
+        let exporter = place.spawn(place.command());
+        let listens = || {
+            let lines = exporter.stderr.lines();
+            lines.iter().any(|line| line.contains("listening on"))
+        };
+        let before = reader.lines;
+        let mut left = life(&mut rng);
+        while !left.is_zero() {
+            let step = left.min(STEP);
+            tokio::time::sleep(step).await;
+            left -= step;
+            reader.read(&place);
+            live(&opsramp, &mut reader, &mut rng);
+            if rotating && rng.u8(..60) == 0 {
+                reader.rotate(&place);
+                // Sometimes nobody tells it.
+                if rng.bool() && listens() {
+                    exporter.signal(Signal::HUP);
+                }
+            }
+        }
+        let ended = exporter.kill().await;
+        assert_eq!(ended.code(), None, "ended by itself: {}", ended.error());
+        if rotating && rng.u8(..4) == 0 {
+            reader.rotate(&place);
+        }
+        reader.read(&place);
+        busy += usize::from(reader.lines > before);
+    }
+    let exporter = place.start().await;
+    let story = wait_for_story(&place, &reader.files(), &opsramp).await;
+    exporter.wait_for_poll().await;
+    exporter.stop().await;
+    Story::judge(&place, &reader.files(), &opsramp).unwrap();
+    eprintln!(
+        "{} opened, {} changed, {} left in {} files; {busy} were killed after they had written",
+        story.count("opened"),
+        story.count("changed"),
+        story.count("left"),
+        reader.files().len()
+    );
+    assert!(
+        busy * 3 > kills,
+        "most were killed before they did anything"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_line_is_lost_or_doubled_by_sigkill() {
+    survive(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_line_is_lost_or_doubled_by_sigkill_while_the_file_is_rotated() {
+    survive(true).await;
+}

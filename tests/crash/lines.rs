@@ -1,0 +1,187 @@
+//! The lines of the log file, read as they come and judged in the end.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::File,
+    os::unix::fs::FileExt as _,
+};
+
+use opsramp_exporter::simulator::{DEMO_TENANT, Simulator, Snapshot, Status, What};
+
+use tokio::time::{Duration, Instant};
+
+use crate::exporter::{Members, PATIENCE, Place};
+
+pub(crate) const FILE: &str = "alerts.jsonl";
+
+/// Reads the log file from where it left off.
+#[derive(Debug, Default)]
+pub(crate) struct Reader {
+    offset: u64,
+    rotated: usize,
+    /// The alerts whose opening has been told, until somebody takes them.
+    pub(crate) told: Vec<String>,
+    pub(crate) lines: usize,
+}
+
+/// What the files tell.
+#[derive(Debug)]
+pub(crate) struct Story {
+    /// By alert, in the order of the lines.
+    lines: BTreeMap<String, Vec<Members>>,
+}
+
+/// The rotated files, oldest first, and the present one.
+pub(crate) fn files(rotated: usize) -> Vec<String> {
+    let old = (1..=rotated).map(|number| format!("{FILE}.{number}"));
+    old.chain([FILE.to_owned()]).collect()
+}
+
+/// Waits until the files tell everything.
+pub(crate) async fn wait_for_story(place: &Place, files: &[String], opsramp: &Simulator) -> Story {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match Story::judge(place, files, opsramp) {
+            Ok(story) => return story,
+            Err(why) => assert!(Instant::now() < deadline, "{why}"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+// === impl Reader ===
+
+impl Reader {
+    /// Reads what is new, as far as it is whole.
+    pub(crate) fn read(&mut self, place: &Place) {
+        let Ok(file) = File::open(place.path(FILE)) else {
+            return;
+        };
+        let size = file.metadata().unwrap().len();
+        assert!(size >= self.offset, "the file has become shorter");
+        let mut new = vec![0; usize::try_from(size - self.offset).unwrap()];
+        file.read_exact_at(&mut new, self.offset).unwrap();
+        let whole = new.iter().rposition(|byte| *byte == b'\n');
+        let whole = whole.map_or(0, |last| last + 1);
+        for line in new[..whole].split(|byte| *byte == b'\n') {
+            if line.is_empty() {
+                continue;
+            }
+            let record = Members::parse(std::str::from_utf8(line).unwrap());
+            self.lines += 1;
+            if record.text("event") == "opened" {
+                self.told.push(record.text("alert_id").to_owned());
+            }
+        }
+        self.offset += whole as u64;
+    }
+
+    /// Moves the file away, as logrotate does. What is written there afterwards is not waited for.
+    pub(crate) fn rotate(&mut self, place: &Place) {
+        self.read(place);
+        let name = format!("{FILE}.{}", self.rotated + 1);
+        if std::fs::rename(place.path(FILE), place.path(&name)).is_ok() {
+            self.rotated += 1;
+            self.offset = 0;
+        }
+    }
+
+    pub(crate) fn files(&self) -> Vec<String> {
+        files(self.rotated)
+    }
+}
+
+// === impl Story ===
+
+impl Story {
+    /// Reads the files. No event may be told twice; a last line that is not whole yet is an error
+    /// for now.
+    fn read(place: &Place, files: &[String]) -> Result<Self, String> {
+        let mut lines: BTreeMap<String, Vec<Members>> = BTreeMap::new();
+        let mut ids = BTreeSet::new();
+        for name in files {
+            let told = place.text_of(name);
+            if !(told.is_empty() || told.ends_with('\n')) {
+                return Err(format!("{name} ends with a torn line"));
+            }
+            for line in told.lines() {
+                let record = Members::parse(line);
+                let id = record.text("event_id").to_owned();
+                assert!(ids.insert(id), "doubled in {name}: {line}");
+                let alert = record.text("alert_id").to_owned();
+                lines.entry(alert).or_default().push(record);
+            }
+        }
+        Ok(Self { lines })
+    }
+
+    pub(crate) fn count(&self, event: &str) -> usize {
+        let all = self.lines.values().flatten();
+        all.filter(|record| record.text("event") == event).count()
+    }
+
+    /// Reads the files and compares them with what happened, given that whoever left had been told
+    /// before: each alert has one line that opens it, a chain of changes that lacks no link, and
+    /// one line that ends it if it is not open any more.
+    ///
+    /// What is missing may still come, so that it is an error; what is wrong is a panic.
+    pub(crate) fn judge(
+        place: &Place,
+        files: &[String],
+        opsramp: &Simulator,
+    ) -> Result<Self, String> {
+        let story = Self::read(place, files)?;
+        let opened = ever_opened(opsramp);
+        let told: BTreeSet<String> = story.lines.keys().cloned().collect();
+        let made_up: Vec<_> = told.difference(&opened).collect();
+        assert!(made_up.is_empty(), "made up: {made_up:?}");
+        let lost: Vec<_> = opened.difference(&told).collect();
+        if !lost.is_empty() {
+            return Err(format!("{} lost: {lost:?}", lost.len()));
+        }
+        for (alert, lines) in &story.lines {
+            let now = opsramp.world(|world, _| {
+                let id = world.find(alert).unwrap();
+                world.snapshot(id).unwrap()
+            });
+            judge_alert(lines, &now).map_err(|why| format!("alert {alert}: {why}: {lines:#?}"))?;
+        }
+        Ok(story)
+    }
+}
+
+fn ever_opened(opsramp: &Simulator) -> BTreeSet<String> {
+    opsramp.world(|world, _| {
+        let all = world.happenings(0);
+        let opened = all.into_iter().filter(|it| it.what == What::Opened);
+        let open = world.open_alerts(DEMO_TENANT).unwrap();
+        // Those that are there from the start are in no record.
+        let open = open.into_iter().map(|id| world.snapshot(id).unwrap());
+        opened
+            .map(|it| it.alert_id)
+            .chain(open.map(|it| it.unique_id))
+            .collect()
+    })
+}
+
+fn judge_alert(lines: &[Members], now: &Snapshot) -> Result<(), &'static str> {
+    let events: Vec<&str> = lines.iter().map(|line| line.text("event")).collect();
+    let (first, later) = events.split_first().unwrap();
+    assert_eq!(*first, "opened", "{lines:#?}");
+    assert!(!later.contains(&"opened"), "{lines:#?}");
+    for pair in lines.windows(2) {
+        assert_ne!(pair[0].text("event"), "left", "{lines:#?}");
+        if pair[0].text("state") != pair[1].text("previous_state") {
+            return Err("a change is missing");
+        }
+    }
+    let last = lines.last().unwrap();
+    let is_open = now.status == Status::New;
+    if is_open == (last.text("event") == "left") {
+        return Err("it does not end as it should");
+    }
+    if last.text("state") != now.state.name() || last.text("status") != now.status.name() {
+        return Err("the last line is not the last word");
+    }
+    Ok(())
+}

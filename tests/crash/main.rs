@@ -1,0 +1,12 @@
+//! The real binary is killed, and what its disk answers goes wrong, while alerts open, change and
+//! leave. After each restart the lines of its log file are compared with what happened to the
+//! alerts: none is lost, none is doubled, none is torn.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+
+mod burst;
+#[path = "../support/exporter.rs"]
+mod exporter;
+mod inject;
+mod kills;
+mod lines;
