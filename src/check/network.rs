@@ -3,12 +3,7 @@
 //! It takes the way that the HTTP client takes: the same proxy rules, the same resolver, the same
 //! time limit. It knows nothing of TLS nor of what is asked there.
 
-use std::{
-    fmt,
-    future::Future,
-    net::SocketAddr,
-    time::Duration,
-};
+use std::{fmt, future::Future, net::SocketAddr, time::Duration};
 
 use http::Uri;
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
@@ -123,7 +118,11 @@ impl Proxy {
     }
 
     /// Asks the proxy for a tunnel to a server.
-    pub(super) async fn tunnel(&self, to: &Endpoint, mut through: Connection) -> Outcome<Connection> {
+    pub(super) async fn tunnel(
+        &self,
+        to: &Endpoint,
+        mut through: Connection,
+    ) -> Outcome<Connection> {
         let mut request = format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n");
         if let Some(Ok(password)) = self.intercept.basic_auth().map(|value| value.to_str()) {
             request.push_str(&format!("Proxy-Authorization: {password}\r\n"));
@@ -135,7 +134,10 @@ impl Proxy {
                 format!("ask the proxy's administrators whether it lets this host reach {to}"),
             )
         };
-        through.write_all(request.as_bytes()).await.map_err(broken)?;
+        through
+            .write_all(request.as_bytes())
+            .await
+            .map_err(broken)?;
         let mut answer = Vec::new();
         // Byte by byte: what follows the head is the server's.
         while !answer.ends_with(b"\r\n\r\n") && answer.len() < MAX_ANSWER {
@@ -230,7 +232,10 @@ pub(super) async fn within<T>(
 ) -> Result<T, String> {
     match tokio::time::timeout(limit, work).await {
         Ok(outcome) => outcome.map_err(|error| error.to_string()),
-        Err(_) => Err(format!("no answer within {}", humantime::format_duration(limit))),
+        Err(_) => Err(format!(
+            "no answer within {}",
+            humantime::format_duration(limit)
+        )),
     }
 }
 
@@ -246,8 +251,14 @@ mod tests {
     #[test]
     fn the_server_of_a_url_is_found() {
         let of = |url: &str| Endpoint::of(url).map(|one| (one.tls, one.to_string()));
-        assert_eq!(of("https://a.example"), Some((true, "a.example:443".into())));
-        assert_eq!(of("http://[::1]:8080/x"), Some((false, "[::1]:8080".into())));
+        assert_eq!(
+            of("https://a.example"),
+            Some((true, "a.example:443".into()))
+        );
+        assert_eq!(
+            of("http://[::1]:8080/x"),
+            Some((false, "[::1]:8080".into()))
+        );
         assert_eq!(of("socks5://a:1"), None);
         assert_eq!(of("a.example"), None);
         assert!(Endpoint::of("http://127.8.0.1").unwrap().is_local());
@@ -262,7 +273,10 @@ mod tests {
         });
         let to = Endpoint::of("https://api.example").unwrap();
         let proxy = Proxy::before(&to, &options).unwrap().ok().unwrap();
-        assert_eq!((proxy.endpoint.to_string().as_str(), proxy.from), ("127.0.0.1:9", "proxy_url"));
+        assert_eq!(
+            (proxy.endpoint.to_string().as_str(), proxy.from),
+            ("127.0.0.1:9", "proxy_url")
+        );
         for (answer, told) in [
             ("HTTP/1.1 200 Connection established\r\n\r\nrest", Ok(())),
             ("HTTP/1.1 407 X\r\n\r\n", Err("a user and a password (407)")),
