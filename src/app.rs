@@ -47,7 +47,7 @@ pub fn run() -> ExitCode {
     };
     let (text, status) = match dispatch(&cli) {
         Ok(()) => return ExitCode::SUCCESS,
-        Err(Failure::Config(error)) => (format!("{error}"), USAGE),
+        Err(Failure::Config(error)) => (format!("{:#}", anyhow::Error::new(error)), USAGE),
         Err(Failure::Run(error)) => (format!("{error:#}"), FAILURE),
         Err(Failure::Told(status)) => return ExitCode::from(status),
     };
@@ -118,8 +118,8 @@ fn run_check(cli: &Cli) -> Outcome {
     let mut out = io::stdout();
     let loaded = match load(cli) {
         Err(Failure::Config(error)) => {
-            check::refuse(&error, &mut out)?;
-            return Err(Failure::Config(error));
+            check::refuse(error, &mut out)?;
+            return Err(Failure::Told(USAGE));
         }
         loaded => loaded?,
     };

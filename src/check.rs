@@ -24,7 +24,9 @@ mod validity;
 /// Where `out` cannot be written to. One that is closed early is no error.
 pub async fn run(loaded: &Loaded, out: &mut dyn io::Write) -> io::Result<bool> {
     // A process has one; it does not matter who was first.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .ok();
     let config = &loaded.config;
     let mut report = Report::new(out);
     report
@@ -42,16 +44,13 @@ pub async fn run(loaded: &Loaded, out: &mut dyn io::Write) -> io::Result<bool> {
 ///
 /// # Errors
 /// Where `out` cannot be written to. One that is closed early is no error.
-pub fn refuse(error: &ConfigError, out: &mut dyn io::Write) -> io::Result<()> {
+pub fn refuse(error: ConfigError, out: &mut dyn io::Write) -> io::Result<()> {
     let mut report = Report::new(out);
-    let text = error.to_string();
-    let mut lines = text.lines();
-    let cause = lines.next().unwrap_or_default();
-    let mut chain = report.about("");
-    chain.taken::<()>(
-        "configuration",
-        Err(Trouble::new(cause, "correct it, and check again")),
+    let trouble = Trouble::new(
+        format!("{:#}", anyhow::Error::new(error)),
+        "correct it, and check again",
     );
+    report.about("").taken::<()>("configuration", Err(trouble));
     report.end().map(drop)
 }
 

@@ -246,8 +246,8 @@ impl Checked<'_> {
                     .to_owned()
             }
             Error::Http { .. } if matches!(status, Some(404 | 405)) => format!(
-                "token_url ({}) is not that of tokens: it ends in /auth/oauth/token, on some \
-                 instances in /tenancy/auth/oauth/token",
+                "look whether url is that of OpsRamp, and try another token_url than {}: it ends in \
+                 /auth/oauth/token, on some instances in /tenancy/auth/oauth/token",
                 self.account.options.token_url
             ),
             Error::Http { .. } if matches!(status, Some(300..=399)) => {

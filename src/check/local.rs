@@ -182,7 +182,7 @@ async fn postgres(url: &SecretSource) -> Outcome<()> {
     Ok(Passed::new(
         (),
         format!(
-            "PostgreSQL at {server} is reached at {}; the daemon logs in when it starts",
+            "PostgreSQL at {server}: {}; the daemon logs in when it starts",
             connected.found
         ),
     ))

@@ -205,7 +205,10 @@ pub(super) async fn connect(addresses: Vec<SocketAddr>, limit: Duration) -> Outc
         let began = Instant::now();
         match within(share, TcpStream::connect(address)).await {
             Ok(stream) => {
-                let found = format!("{address} in {}", milliseconds(began.elapsed()));
+                let found = format!(
+                    "connected to {address} in {}",
+                    milliseconds(began.elapsed())
+                );
                 let passed = Passed::new(Box::new(stream) as Connection, found);
                 return Ok(match failures.len() {
                     0 => passed,

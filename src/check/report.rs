@@ -21,7 +21,7 @@ pub(super) struct Passed<T> {
 /// A step that failed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Trouble {
-    /// Why.
+    /// Why; of several causes each on a line of its own.
     pub(super) cause: String,
     /// What to try next.
     pub(super) next: String,
@@ -132,7 +132,12 @@ impl<'out> Report<'out> {
             }
             Err(Trouble { cause, next }) => {
                 self.failed += 1;
-                self.line(&format!("FAILED   {step}: {cause}"));
+                let mut causes = cause.lines();
+                let first = causes.next().unwrap_or_default();
+                self.line(&format!("FAILED   {step}: {first}"));
+                for more in causes {
+                    self.line(&format!("         {}", more.trim_start()));
+                }
                 self.line(&format!("         next: {next}"));
                 None
             }

@@ -246,7 +246,8 @@ fn certificate_trouble(endpoint: &Endpoint, error: &CertificateError, now: Times
                 format!("{clock}; else its owner has to replace the certificate"),
             )
         }
-        CertificateError::UnknownIssuer => Trouble::new(
+        // The signature is bad where two authorities have one name, such as one that was renewed.
+        CertificateError::UnknownIssuer | CertificateError::BadSignature => Trouble::new(
             format!(
                 "the certificate of {} is from an issuer that is not trusted here",
                 endpoint.host
