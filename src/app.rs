@@ -201,7 +201,7 @@ fn print(text: &str) -> Outcome {
 
 /// Says something on standard error; where that is closed, nobody can be told.
 fn say(text: &str) {
-    let _ = io::stderr().write_all(text.as_bytes());
+    io::stderr().write_all(text.as_bytes()).ok();
 }
 
 // === impl Failure ===

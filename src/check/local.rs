@@ -16,7 +16,10 @@ use crate::{
     config::State,
     deliver::{OtlpOptions, SinkOptions, Target},
     secret::SecretSource,
-    store::sqlite::{Inspection, inspect},
+    store::{
+        self,
+        sqlite::{Inspection, inspect},
+    },
 };
 
 /// How long a server may take to answer the first word.
@@ -71,11 +74,15 @@ async fn aside(work: impl FnOnce() -> Outcome<()> + Send + 'static) -> Outcome<(
 
 fn state_file(path: &Path) -> Outcome<()> {
     let shown = path.display();
-    let found = inspect(path).map_err(|error| {
-        Trouble::new(
-            error.to_string(),
-            "do what the message says, and check again",
-        )
+    let found = inspect(path).map_err(|error| match error {
+        // Its messages end with what to do.
+        store::Error::Open { path, problem } => {
+            let (cause, next) = problem
+                .split_once("; ")
+                .unwrap_or((&problem, "choose another path, or look at the disk"));
+            Trouble::new(format!("{}: {cause}", path.display()), next)
+        }
+        other => Trouble::new(other.to_string(), "look at the state's path"),
     })?;
     match found {
         Inspection::InUse { by } => {
@@ -85,17 +92,17 @@ fn state_file(path: &Path) -> Outcome<()> {
         Inspection::New { folder } => {
             let free = probe(&folder)?;
             let what = format!("{shown} is new, its folder can be written to");
-            Ok(with_room(what, free))
+            Ok(as_whom(with_room(what, free)))
         }
         Inspection::Ready { size } => {
             let folder = path
                 .parent()
                 .filter(|folder| !folder.as_os_str().is_empty());
             let free = probe(folder.unwrap_or(Path::new(".")))?;
-            Ok(with_room(
+            Ok(as_whom(with_room(
                 format!("{shown} can be opened, {}", bytes(size)),
                 free,
-            ))
+            )))
         }
     }
 }
@@ -139,13 +146,19 @@ fn with_room(what: String, free: u64) -> Passed<()> {
     let passed = Passed::new((), what);
     if free < ROOM {
         passed.with_concern("the disk is nearly full; alerts wait until there is room")
-    } else if rustix::process::geteuid().is_root() {
-        passed.with_concern(
-            "root may write everywhere; check again as the user that the exporter runs as",
-        )
     } else {
         passed
     }
+}
+
+/// A check as root proves little of what another user may do.
+fn as_whom(passed: Passed<()>) -> Passed<()> {
+    if passed.concern.is_none() && rustix::process::geteuid().is_root() {
+        return passed.with_concern(
+            "root may write everywhere; check again as the user that the exporter runs as",
+        );
+    }
+    passed
 }
 
 fn bytes(n: u64) -> String {

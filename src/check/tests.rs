@@ -540,6 +540,20 @@ async fn a_daemon_that_runs_beside_is_no_failure() {
 }
 
 #[tokio::test]
+async fn a_state_that_cannot_be_opened_comes_with_advice() {
+    let simulator = simulator(|_| {}).await;
+    let mut setup = Setup::new(&simulator.url(), |_| {});
+    let path = setup.folder.path().join("no/state.db");
+    setup.config.state = State::File { path };
+    let (failed, next) = setup.failure().await;
+    assert!(
+        failed.ends_with("no/state.db: its folder FOLDER/no does not exist"),
+        "{failed}"
+    );
+    assert!(next.starts_with("next: create it"), "{next}");
+}
+
+#[tokio::test]
 async fn sinks_that_cannot_work_are_named() {
     let simulator = simulator(|_| {}).await;
     let mut setup = Setup::new(&simulator.url(), |_| {});

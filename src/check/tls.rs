@@ -32,6 +32,9 @@ use crate::opsramp::TlsOptions;
 /// A certificate that ends sooner is worth a word.
 const SOON: SignedDuration = SignedDuration::from_hours(14 * 24);
 
+/// Names of a certificate that are shown at most.
+const SHOWN: usize = 4;
+
 /// Verifies as another one does, and remembers what came of it.
 #[derive(Debug)]
 struct Watching {
@@ -258,7 +261,11 @@ fn certificate_trouble(endpoint: &Endpoint, error: &CertificateError, now: Times
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             let names = match error {
                 CertificateError::NotValidForNameContext { presented, .. } => {
-                    let names: Vec<&str> = presented.iter().map(|name| bare(name)).collect();
+                    let mut names: Vec<&str> = presented.iter().map(|name| bare(name)).collect();
+                    if names.len() > SHOWN {
+                        names.truncate(SHOWN);
+                        names.push("others");
+                    }
                     format!(", but for {}", names.join(", "))
                 }
                 _ => String::new(),
