@@ -9,7 +9,7 @@ use std::{
 use tokio::runtime::Runtime;
 
 use crate::{
-    build_info,
+    build_info, check,
     cli::{self, Cli, Command},
     config::{self, Config, ConfigError, Loaded},
     daemon::{self, Daemon, Signals},
@@ -34,6 +34,8 @@ enum Failure {
     Unsupported(&'static str),
     /// Something failed.
     Run(anyhow::Error),
+    /// Something failed and has been told; the status is left to say.
+    Told(u8),
 }
 
 type Outcome = Result<(), Failure>;
@@ -47,9 +49,10 @@ pub fn run() -> ExitCode {
     };
     let (text, status) = match dispatch(&cli) {
         Ok(()) => return ExitCode::SUCCESS,
-        Err(Failure::Config(error)) => (format!("{error}"), USAGE),
+        Err(Failure::Config(error)) => (format!("{:#}", anyhow::Error::new(error)), USAGE),
         Err(Failure::Unsupported(text)) => (text.to_owned(), USAGE),
         Err(Failure::Run(error)) => (format!("{error:#}"), FAILURE),
+        Err(Failure::Told(status)) => return ExitCode::from(status),
     };
     say(&format!("opsramp-exporter: {text}\n"));
     ExitCode::from(status)
@@ -84,7 +87,7 @@ fn dispatch(cli: &Cli) -> Outcome {
             run_daemon(cli, loaded)
         }
         Command::Demo { simulator } => run_demo(cli, *simulator),
-        Command::Check => Err(anyhow::anyhow!("TODO").into()),
+        Command::Check => run_check(cli),
     }
 }
 
@@ -113,6 +116,22 @@ fn run_daemon(cli: &Cli, loaded: Loaded) -> Outcome {
         let daemon = Daemon::start(loaded.config, listeners, board, metrics).await?;
         Ok(daemon.run(signals, reload).await?)
     })
+}
+
+fn run_check(cli: &Cli) -> Outcome {
+    let mut out = io::stdout();
+    let loaded = match load(cli) {
+        Err(Failure::Config(error)) => {
+            check::refuse(error, &mut out)?;
+            return Err(Failure::Told(USAGE));
+        }
+        loaded => loaded?,
+    };
+    set_up_logging(cli, None)?;
+    match runtime()?.block_on(check::run(&loaded, &mut out))? {
+        true => Ok(()),
+        false => Err(Failure::Told(FAILURE)),
+    }
 }
 
 fn run_demo(cli: &Cli, simulator: std::net::SocketAddr) -> Outcome {

@@ -9,6 +9,7 @@
 
 pub mod app;
 pub mod build_info;
+pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -2,9 +2,11 @@
 //!
 //! What the API said is not kept here: those gauges are a pure function of the latest snapshots on
 //! the [`Board`], computed when somebody asks, so that a failed poll cannot leave half of a result
-//! behind nor a search that is gone a ghost. What this program did is counted here, in cells that
-//! exist at 0 from the moment a search, account or sink is registered: a counter that is born at
-//! 1 is invisible to `increase()`. This module does not know who calls it.
+//! behind nor a search that is gone a ghost. What this program did is counted here, in counters
+//! that exist at 0 from the moment a search, account or sink is registered: one that is born at 1
+//! is invisible to `increase()`. What there is once an instance is in a registry (`instance`), what
+//! there is once a search or account in plain cells (`cells`). This module does not know who calls
+//! it.
 
 use std::{
     collections::BTreeMap,
@@ -27,11 +29,13 @@ use crate::{
 
 pub use catalog::reference;
 use cells::{Counter, Histogram, Seconds};
+use instance::{Instance, SinkCounters};
 pub use rendering::Rendering;
 
 mod catalog;
 mod cells;
 mod exposition;
+mod instance;
 mod process;
 mod render;
 mod rendering;
@@ -113,7 +117,7 @@ pub struct AccountMetrics {
 #[derive(Clone)]
 pub struct SinkMetrics {
     metrics: Metrics,
-    cells: Arc<SinkCells>,
+    counters: Arc<SinkCounters>,
 }
 
 #[derive(Debug)]
@@ -124,9 +128,8 @@ struct Inner {
     changes: AtomicU64,
     searches: RwLock<BTreeMap<SearchKey, Arc<SearchCells>>>,
     accounts: RwLock<BTreeMap<Arc<str>, Arc<AccountCells>>>,
-    sinks: RwLock<BTreeMap<Arc<str>, Arc<SinkCells>>>,
-    log_messages: [Counter; LEVELS.len()],
-    reload: Mutex<Reload>,
+    sinks: RwLock<BTreeMap<Arc<str>, Arc<SinkCounters>>>,
+    instance: Instance,
     cache: rendering::Cache,
 }
 
@@ -151,13 +154,6 @@ struct AccountCells {
     throttled: Mutex<BTreeMap<Box<str>, Arc<Seconds>>>,
 }
 
-#[derive(Debug, Default)]
-struct SinkCells {
-    delivered: Counter,
-    errors: Counter,
-    rejected: Counter,
-}
-
 /// Failures by reason.
 #[derive(Debug)]
 struct Reasons<const N: usize> {
@@ -165,12 +161,6 @@ struct Reasons<const N: usize> {
     counts: [Counter; N],
     /// A reason that nobody announced: a mistake of ours, which must not hide a failure.
     other: Counter,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Reload {
-    successful: bool,
-    succeeded_at: Option<Timestamp>,
 }
 
 // === impl Metrics ===
@@ -186,8 +176,7 @@ impl Metrics {
             searches: RwLock::default(),
             accounts: RwLock::default(),
             sinks: RwLock::default(),
-            log_messages: std::array::from_fn(|_| Counter::default()),
-            reload: Mutex::default(),
+            instance: Instance::new(build),
             cache: rendering::Cache::default(),
         }))
     }
@@ -254,48 +243,49 @@ impl Metrics {
 
     /// Creates a sink's series, unless they exist.
     pub fn register_sink(&self, name: &Arc<str>) -> SinkMetrics {
-        let cells = Arc::clone(write(&self.0.sinks).entry(Arc::clone(name)).or_default());
+        let counters = Arc::clone(
+            write(&self.0.sinks)
+                .entry(Arc::clone(name))
+                .or_insert_with(|| Arc::new(self.0.instance.sink(name))),
+        );
         self.touch();
         SinkMetrics {
             metrics: self.clone(),
-            cells,
+            counters,
         }
     }
 
     fn sink(&self, name: &str) -> Option<SinkMetrics> {
-        let cells = Arc::clone(read(&self.0.sinks).get(name)?);
+        let counters = Arc::clone(read(&self.0.sinks).get(name)?);
         let metrics = self.clone();
-        Some(SinkMetrics { metrics, cells })
+        Some(SinkMetrics { metrics, counters })
     }
 
     /// Removes a sink's series, and what the board knows of it.
     pub fn remove_sink(&self, name: &str) {
-        write(&self.0.sinks).remove(name);
+        let mut sinks = write(&self.0.sinks);
+        sinks.remove(name);
+        self.0.instance.remove_sink(name);
+        drop(sinks);
         self.0.board.remove_sink(name);
         self.touch();
     }
 
     /// Counts a message of our own diagnostics.
     pub fn log_message(&self, level: tracing::Level) {
-        let place = LEVELS.iter().position(|(known, _)| *known == level);
-        if let Some(counter) = place.and_then(|place| self.0.log_messages.get(place)) {
-            counter.add(1);
-        }
+        self.0.instance.log_message(level);
         self.touch();
     }
 
     /// The configuration was loaded, at the start or again.
     pub fn config_loaded(&self, at: Timestamp) {
-        *lock(&self.0.reload) = Reload {
-            successful: true,
-            succeeded_at: Some(at),
-        };
+        self.0.instance.config_loaded(at);
         self.touch();
     }
 
     /// The configuration could not be loaded again; the old one stays.
     pub fn config_rejected(&self) {
-        lock(&self.0.reload).successful = false;
+        self.0.instance.config_rejected();
         self.touch();
     }
 
@@ -444,26 +434,26 @@ impl fmt::Debug for AccountMetrics {
 impl SinkMetrics {
     /// `n` events were delivered.
     pub fn delivered(&self, n: u64) {
-        self.cells.delivered.add(n);
+        self.counters.delivered.inc_by(n);
         self.metrics.touch();
     }
 
     /// A try failed and will be repeated.
     pub fn error(&self) {
-        self.cells.errors.add(1);
+        self.counters.errors.inc();
         self.metrics.touch();
     }
 
     /// The receiver refused `n` events for good.
     pub fn rejected(&self, n: u64) {
-        self.cells.rejected.add(n);
+        self.counters.rejected.inc_by(n);
         self.metrics.touch();
     }
 }
 
 impl fmt::Debug for SinkMetrics {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("SinkMetrics").field(&self.cells).finish()
+        f.debug_tuple("SinkMetrics").field(&self.counters).finish()
     }
 }
 
@@ -540,6 +530,11 @@ fn place_of_endpoint(endpoint: Endpoint) -> usize {
         Endpoint::Alert => 2,
         Endpoint::Clients => 3,
     }
+}
+
+/// Unix time in seconds, to the millisecond.
+fn seconds(at: Timestamp) -> f64 {
+    at.as_millisecond() as f64 / 1e3
 }
 
 // Nothing that runs under these locks can panic half-way, so a poisoned one is still whole.

@@ -93,6 +93,8 @@ pub trait Observer: Send + Sync + std::fmt::Debug {
     fn rate_limit(&self, tenant: &str, seen: RateLimit);
     /// A request waited for the allowance of a tenant.
     fn throttled(&self, tenant: &str, waited: Duration);
+    /// An answer that came at `now`, on our clock, told the server's.
+    fn server_time(&self, _server: Timestamp, _now: Timestamp) {}
 }
 
 /// What the `X-RateLimit-*` headers of the last answer said.

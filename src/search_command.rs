@@ -21,8 +21,16 @@ const MAX_WIDTH: usize = 60;
 /// Runs it. A search that is named in the configuration can be asked for by its name.
 ///
 /// # Errors
-/// Where the API or standard output fails.
+/// Where the API or standard output fails. A reader that has seen enough ends it, and is no
+/// failure.
 pub async fn run(config: &Config, search: &Search) -> anyhow::Result<()> {
+    match read(config, search).await {
+        Err(error) if is_closed_pipe(&error) => Ok(()),
+        outcome => outcome,
+    }
+}
+
+async fn read(config: &Config, search: &Search) -> anyhow::Result<()> {
     let asked = search.query.as_deref();
     let named = config
         .searches
@@ -31,6 +39,7 @@ pub async fn run(config: &Config, search: &Search) -> anyhow::Result<()> {
     let query = named.map_or(asked.unwrap_or_default(), |known| known.query.as_str());
     let page_size = named.map_or(100, |known| known.page_size);
     let mut output = Results::new(search);
+    let mut progress = Progress::new(output.output);
     let mut total = 0;
     for account in &config.accounts {
         let client = Client::new(account.options.clone(), std::sync::Arc::new(Unobserved))?;
@@ -53,9 +62,11 @@ pub async fn run(config: &Config, search: &Search) -> anyhow::Result<()> {
                 }
                 output.add(&page)?;
                 next = page.next_page;
+                progress.show(&tenant.name, page_no, &page);
             }
         }
     }
+    drop(progress);
     if search.count {
         return print(&format!("{total}\n"));
     }
@@ -68,6 +79,13 @@ struct Results {
     /// Whether any was printed, so that the next needs a comma before it.
     begun: bool,
     rows: Vec<[String; 6]>,
+}
+
+/// How far a long read has come, on one line of standard error that is wiped in the end. Only for
+/// people: where standard error goes to a file, nothing is written.
+struct Progress {
+    wanted: bool,
+    shown: bool,
 }
 
 // === impl Results ===
@@ -121,11 +139,49 @@ impl Results {
     }
 }
 
+// === impl Progress ===
+
+impl Progress {
+    fn new(output: Output) -> Self {
+        // Results that run over the same terminal are progress enough.
+        let results_pass_by = output != Output::Table && io::stdout().is_terminal();
+        Self {
+            wanted: io::stderr().is_terminal() && !results_pass_by,
+            shown: false,
+        }
+    }
+
+    /// A page was read. A single one is no long read.
+    fn show(&mut self, tenant: &str, page_no: u64, page: &Page<'_>) {
+        if self.wanted && page.next_page.is_some() {
+            let tenant = plain(tenant);
+            let total = page.total_results;
+            self.write(&format!(
+                "\r\x1b[K{tenant}: page {page_no}, {total} alerts in all"
+            ));
+            self.shown = true;
+        }
+    }
+
+    fn write(&self, text: &str) {
+        // It is a courtesy; the results are what counts.
+        io::stderr().write_all(text.as_bytes()).ok();
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.shown {
+            self.write("\r\x1b[K");
+        }
+    }
+}
+
 const HEADINGS: [&str; 6] = ["ID", "STATE", "STATUS", "CREATED", "RESOURCE", "SUBJECT"];
 
 fn row(alert: &Alert<'_>) -> [String; 6] {
     let text = |text: Option<&str>| {
-        let plain = text.unwrap_or("-").replace(|c: char| c.is_control(), " ");
+        let plain = plain(text.unwrap_or("-"));
         match plain.char_indices().nth(MAX_WIDTH) {
             Some((end, _)) => format!("{}…", &plain[..end]),
             None => plain,
@@ -149,6 +205,10 @@ fn row(alert: &Alert<'_>) -> [String; 6] {
     ]
 }
 
+fn plain(text: &str) -> String {
+    text.replace(|c: char| c.is_control(), " ")
+}
+
 fn table(rows: &[[String; 6]]) -> String {
     let mut widths = HEADINGS.map(str::len);
     for row in rows {
@@ -170,11 +230,16 @@ fn table(rows: &[[String; 6]]) -> String {
     })
 }
 
-/// A reader that has seen enough ends the command.
 fn print(text: &str) -> anyhow::Result<()> {
-    io::stdout()
-        .write_all(text.as_bytes())
+    let mut out = io::stdout();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
         .context("cannot write to standard output")
+}
+
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    let cause = error.downcast_ref::<io::Error>();
+    cause.is_some_and(|cause| cause.kind() == io::ErrorKind::BrokenPipe)
 }
 
 // === impl Unobserved ===

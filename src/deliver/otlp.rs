@@ -130,6 +130,10 @@ impl Otlp {
                 _ => Err(Error::HeaderName(name.clone())),
             })
             .collect::<Result<_, _>>()?;
+        // A process has one; it does not matter who was first.
+        rustls::crypto::ring::default_provider()
+            .install_default()
+            .ok();
         let mut builder = reqwest::Client::builder()
             .user_agent(concat!(
                 env!("CARGO_PKG_NAME"),

@@ -5,6 +5,8 @@
 
 use std::fmt::{self, Write as _};
 
+use prometheus::{TextEncoder, proto::MetricFamily};
+
 use super::{
     catalog::{Family, Kind},
     cells::HistogramValue,
@@ -43,6 +45,13 @@ impl Exposition {
             family,
             begun: false,
         }
+    }
+
+    /// Writes a family that a registry has gathered.
+    pub(super) fn put_gathered(&mut self, family: MetricFamily) {
+        TextEncoder::new()
+            .encode_utf8(&[family], &mut self.text)
+            .expect("a gathered family has a name and samples");
     }
 
     pub(super) fn into_text(self) -> String {

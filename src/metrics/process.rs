@@ -6,10 +6,33 @@
 
 use std::fs;
 
-use super::{
-    catalog::{self, Family},
-    exposition::{Exposition, Labels},
+use prometheus::{
+    core::{Collector, Desc, Describer as _},
+    proto::{Counter, Gauge, Metric, MetricFamily, MetricType},
 };
+
+use super::{
+    catalog::{self, Family, Kind},
+    instance::{options, valid},
+};
+
+/// The families that are shown.
+static FAMILIES: [&Family; 7] = [
+    &catalog::PROCESS_CPU,
+    &catalog::PROCESS_OPEN_FDS,
+    &catalog::PROCESS_MAX_FDS,
+    &catalog::PROCESS_VIRTUAL_MEMORY,
+    &catalog::PROCESS_RESIDENT_MEMORY,
+    &catalog::PROCESS_START_TIME,
+    &catalog::PROCESS_THREADS,
+];
+
+/// Reads the `process_*` series when they are asked for. It keeps no values, so that what cannot
+/// be read is absent rather than old.
+#[derive(Clone, Debug)]
+pub(super) struct Process {
+    descriptions: Vec<Desc>,
+}
 
 /// What `/proc/self/stat` says, of what is shown.
 #[derive(Debug, PartialEq)]
@@ -21,45 +44,86 @@ struct Stat {
     resident_pages: u64,
 }
 
-/// Writes the `process_*` series.
-pub(super) fn write(exposition: &mut Exposition) {
-    let mut put = |family: &Family, value: f64| {
-        exposition.family(family).put(&Labels::default(), value);
-    };
+// === impl Process ===
+
+impl Process {
+    pub(super) fn new() -> Self {
+        let describe = |family: &&Family| valid(options(family).describe());
+        Self {
+            descriptions: FAMILIES.iter().map(describe).collect(),
+        }
+    }
+}
+
+impl Collector for Process {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descriptions.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        read()
+            .into_iter()
+            .map(|(family, value)| sampled(family, value))
+            .collect()
+    }
+}
+
+/// What can be read, with its value.
+fn read() -> Vec<(&'static Family, f64)> {
+    let mut values = Vec::with_capacity(FAMILIES.len());
     let stat = fs::read_to_string("/proc/self/stat")
         .ok()
         .and_then(|text| parse_stat(&text));
     if let Some(stat) = stat {
         let ticks = rustix::param::clock_ticks_per_second() as f64;
         let page = rustix::param::page_size() as f64;
-        put(&catalog::PROCESS_CPU, stat.cpu_ticks as f64 / ticks);
-        put(&catalog::PROCESS_THREADS, stat.threads as f64);
-        put(&catalog::PROCESS_VIRTUAL_MEMORY, stat.virtual_bytes as f64);
-        put(
-            &catalog::PROCESS_RESIDENT_MEMORY,
-            stat.resident_pages as f64 * page,
-        );
+        values.extend([
+            (&catalog::PROCESS_CPU, stat.cpu_ticks as f64 / ticks),
+            (&catalog::PROCESS_THREADS, stat.threads as f64),
+            (&catalog::PROCESS_VIRTUAL_MEMORY, stat.virtual_bytes as f64),
+            (
+                &catalog::PROCESS_RESIDENT_MEMORY,
+                stat.resident_pages as f64 * page,
+            ),
+        ]);
         let boot = fs::read_to_string("/proc/stat")
             .ok()
             .and_then(|text| parse_boot_time(&text));
         if let Some(boot) = boot {
-            put(
-                &catalog::PROCESS_START_TIME,
-                boot as f64 + stat.start_ticks as f64 / ticks,
-            );
+            let started = boot as f64 + stat.start_ticks as f64 / ticks;
+            values.push((&catalog::PROCESS_START_TIME, started));
         }
     }
     if let Ok(entries) = fs::read_dir("/proc/self/fd") {
         // The listing itself has one open.
-        put(
-            &catalog::PROCESS_OPEN_FDS,
-            entries.count().saturating_sub(1) as f64,
-        );
+        let open = entries.count().saturating_sub(1);
+        values.push((&catalog::PROCESS_OPEN_FDS, open as f64));
     }
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     if let Some(limit) = limit {
-        put(&catalog::PROCESS_MAX_FDS, limit as f64);
+        values.push((&catalog::PROCESS_MAX_FDS, limit as f64));
     }
+    values
+}
+
+fn sampled(family: &Family, value: f64) -> MetricFamily {
+    let mut sample = Metric::default();
+    let mut shown = MetricFamily::default();
+    if family.kind == Kind::Counter {
+        let mut counter = Counter::default();
+        counter.set_value(value);
+        sample.set_counter(counter);
+        shown.set_field_type(MetricType::COUNTER);
+    } else {
+        let mut gauge = Gauge::default();
+        gauge.set_value(value);
+        sample.set_gauge(gauge);
+        shown.set_field_type(MetricType::GAUGE);
+    }
+    shown.set_name(family.name.to_owned());
+    shown.set_help(family.help.to_owned());
+    shown.set_metric(vec![sample]);
+    shown
 }
 
 /// The fields are numbered as in `proc_pid_stat(5)`. The second is the program's name in
@@ -110,17 +174,22 @@ mod tests {
 
     #[test]
     fn this_process_is_shown() {
-        let mut exposition = Exposition::with_capacity(0);
-        write(&mut exposition);
-        let text = exposition.into_text();
-        for family in catalog::ALL {
-            if family.name.starts_with("process_") {
-                assert!(
-                    text.contains(&format!("\n{} ", family.name)),
-                    "{}\n{text}",
-                    family.name
-                );
-            }
+        let values = read();
+        for family in FAMILIES {
+            let shown = values.iter().filter(|(shown, _)| shown.name == family.name);
+            assert_eq!(shown.count(), 1, "{} in {values:?}", family.name);
         }
+        assert_eq!(Process::new().collect().len(), Process::new().desc().len());
+    }
+
+    #[test]
+    fn every_family_of_the_process_is_described() {
+        let announced = catalog::ALL.iter().map(|family| family.name);
+        let described = FAMILIES.iter().map(|family| family.name);
+        assert!(
+            announced
+                .filter(|name| name.starts_with("process_"))
+                .eq(described)
+        );
     }
 }

@@ -8,10 +8,9 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
-    AccountCells, LEVELS, Metrics, SearchCells, SinkCells,
-    catalog::{self, Family},
+    AccountCells, Metrics, SearchCells, catalog,
     exposition::{Exposition, Labels},
-    lock, process, read,
+    lock, read, seconds,
 };
 use crate::{
     identity::{EventKind, SearchKey, Tenant},
@@ -59,9 +58,7 @@ pub(super) fn render(metrics: &Metrics, now: Timestamp, size_hint: usize) -> Str
     write_accounts(&mut exposition, &accounts);
     write_allowances(&mut exposition, &accounts, &mut tenants);
     drop(accounts);
-    write_sinks(&mut exposition, metrics);
-    write_exporter(&mut exposition, metrics);
-    process::write(&mut exposition);
+    write_instance(&mut exposition, metrics);
     exposition.into_text()
 }
 
@@ -322,63 +319,39 @@ fn write_allowances(exposition: &mut Exposition, accounts: &[Account], tenants: 
     }
 }
 
+fn write_instance(exposition: &mut Exposition, metrics: &Metrics) {
+    let mut gathered = metrics.0.instance.gather();
+    // In the catalogue's order, which puts what the board knows of the sinks between them.
+    for family in catalog::ALL {
+        if let Some(gathered) = gathered.remove(family.name) {
+            exposition.put_gathered(gathered);
+        }
+        if *family.name == *catalog::SINK_REJECTED.name {
+            write_sinks(exposition, metrics);
+        }
+    }
+    debug_assert!(gathered.is_empty(), "not in the catalogue: {gathered:?}");
+}
+
 fn write_sinks(exposition: &mut Exposition, metrics: &Metrics) {
     let mut on_board = metrics.0.board.sinks();
-    let sinks: Vec<(Labels, SinkStatus, Arc<SinkCells>)> = read(&metrics.0.sinks)
-        .iter()
-        .map(|(name, cells)| {
+    let sinks: Vec<(Labels, SinkStatus)> = read(&metrics.0.sinks)
+        .keys()
+        .map(|name| {
             let status = on_board.remove(name).unwrap_or_default();
-            (Labels::new([("sink", &**name)]), status, Arc::clone(cells))
+            (Labels::new([("sink", &**name)]), status)
         })
         .collect();
-
-    let mut count = |family: &Family, of: fn(&SinkCells) -> u64| {
-        let mut samples = exposition.family(family);
-        for (labels, _, cells) in &sinks {
-            samples.put(labels, of(cells));
-        }
-    };
-    count(&catalog::SINK_EVENTS, |cells| cells.delivered.get());
-    count(&catalog::SINK_ERRORS, |cells| cells.errors.get());
-    count(&catalog::SINK_REJECTED, |cells| cells.rejected.get());
     let mut samples = exposition.family(&catalog::SINK_BACKLOG);
-    for (labels, status, _) in &sinks {
+    for (labels, status) in &sinks {
         samples.put(labels, status.backlog);
     }
     let mut samples = exposition.family(&catalog::SINK_OLDEST_PENDING);
-    for (labels, status, _) in &sinks {
+    for (labels, status) in &sinks {
         if let Some(oldest) = status.oldest_pending {
             samples.put(labels, seconds(oldest));
         }
     }
-}
-
-fn write_exporter(exposition: &mut Exposition, metrics: &Metrics) {
-    let mut samples = exposition.family(&catalog::LOG_MESSAGES);
-    for ((_, level), counter) in LEVELS.iter().zip(&metrics.0.log_messages) {
-        samples.put(&Labels::new([("level", *level)]), counter.get());
-    }
-    let build = metrics.0.build;
-    let labels = Labels::new([
-        ("version", build.version),
-        ("revision", build.revision),
-        ("rustversion", build.rustversion),
-    ]);
-    exposition.family(&catalog::BUILD_INFO).put(&labels, 1);
-    let reload = *lock(&metrics.0.reload);
-    exposition
-        .family(&catalog::CONFIG_RELOAD_SUCCESSFUL)
-        .put(&Labels::default(), u8::from(reload.successful));
-    if let Some(at) = reload.succeeded_at {
-        exposition
-            .family(&catalog::CONFIG_RELOAD_TIMESTAMP)
-            .put(&Labels::default(), seconds(at));
-    }
-}
-
-/// Unix time in seconds, to the millisecond.
-fn seconds(at: Timestamp) -> f64 {
-    at.as_millisecond() as f64 / 1e3
 }
 
 // === impl TenantNames ===

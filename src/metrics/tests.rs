@@ -449,12 +449,12 @@ fn sinks_the_log_and_the_configuration_are_shown() {
     opsramp_sink_backlog_events{sink="loki"} 3
     opsramp_sink_backlog_events{sink="stdout"} 0
     opsramp_sink_oldest_pending_timestamp_seconds{sink="loki"} 1795467600
-    opsramp_exporter_log_messages_total{level="error"} 0
-    opsramp_exporter_log_messages_total{level="warn"} 1
-    opsramp_exporter_log_messages_total{level="info"} 0
     opsramp_exporter_log_messages_total{level="debug"} 0
+    opsramp_exporter_log_messages_total{level="error"} 0
+    opsramp_exporter_log_messages_total{level="info"} 0
     opsramp_exporter_log_messages_total{level="trace"} 0
-    opsramp_exporter_build_info{version="1.2.3",revision="abc",rustversion="1.95.0"} 1
+    opsramp_exporter_log_messages_total{level="warn"} 1
+    opsramp_exporter_build_info{revision="abc",rustversion="1.95.0",version="1.2.3"} 1
     opsramp_exporter_config_last_reload_successful 0
     opsramp_exporter_config_last_reload_success_timestamp_seconds 1795467600
     "#);

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::{
     Endpoint, Observer, Options,
-    allowance::{Allowance, Hints, Reservation, Urgency},
+    allowance::{Allowance, Hints, Reservation, Urgency, http_date},
     error::{Error, excerpt},
     page::Answer,
     token::{Credentials, Grant, Issuer, Token, Tokens},
@@ -319,6 +319,7 @@ impl Client {
         self.0
             .observer
             .request(endpoint, Some(status.as_u16()), took);
+        Http::tell_time(&headers, &*self.0.observer);
         let hints = Hints::read(status.as_u16(), &headers, clock::now());
         allowance.learn(&hints);
         if endpoint == Endpoint::Search
@@ -498,6 +499,7 @@ impl TokenEndpoint {
             Ok(answer) => answer,
             Err((status, error)) => return (status, Err(error)),
         };
+        Http::tell_time(&headers, &*self.observer);
         let code = status.as_u16();
         let encoded = utf8_percent_encode(secret.expose(), ENCODED).to_string();
         let shown = || excerpt(&body, &[secret.expose(), &encoded, id.expose()]);
@@ -595,6 +597,15 @@ impl Http {
             body.extend_from_slice(&chunk);
         }
         Ok((status, std::mem::take(response.headers_mut()), body))
+    }
+
+    fn tell_time(headers: &header::HeaderMap, observer: &dyn Observer) {
+        let date = headers
+            .get(header::DATE)
+            .and_then(|value| value.to_str().ok());
+        if let Some(server) = date.and_then(http_date) {
+            observer.server_time(server, clock::now());
+        }
     }
 
     fn transport(&self, endpoint: Endpoint, error: reqwest::Error) -> Error {

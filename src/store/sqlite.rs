@@ -25,12 +25,14 @@ use super::{
 use crate::identity::SearchKey;
 
 mod alerts;
+mod inspect;
 mod journal;
 mod open;
 mod page;
 mod room;
 mod writer;
 
+pub use inspect::{Inspection, inspect};
 use page::Page;
 use writer::{Command, Job, Read, Write, Writer};
 

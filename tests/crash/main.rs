@@ -2,7 +2,11 @@
 //! leave. After each restart the lines of its log file are compared with what happened to the
 //! alerts: none is lost, none is doubled, none is torn.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on stops"
+)]
 
 mod burst;
 #[path = "../support/exporter.rs"]

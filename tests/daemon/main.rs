@@ -1,6 +1,10 @@
 //! The real binary, from its flags to its exit status, against a simulated OpsRamp.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on stops"
+)]
 
 mod command_line;
 mod documents;

@@ -116,14 +116,14 @@ impl StateFile {
     }
 }
 
-fn beside(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut beside = path.as_os_str().to_owned();
     beside.push(suffix);
     beside.into()
 }
 
 /// The file's own path, so that a link to it does not lead around its lock.
-fn resolve(path: &Path) -> std::result::Result<PathBuf, String> {
+pub(super) fn resolve(path: &Path) -> std::result::Result<PathBuf, String> {
     match path.canonicalize() {
         Ok(path) if path.is_dir() => Err("it is a folder; name a file in it".to_owned()),
         Ok(path) => Ok(path),
@@ -204,7 +204,7 @@ fn create(path: &Path) -> std::result::Result<(), String> {
         .map_err(|error| not_writable(path, &error))
 }
 
-fn not_writable(path: &Path, error: &io::Error) -> String {
+pub(super) fn not_writable(path: &Path, error: &io::Error) -> String {
     let path = path.display();
     match error.kind() {
         io::ErrorKind::PermissionDenied => format!(
@@ -238,19 +238,7 @@ fn connect(path: &Path) -> Result<Connection> {
 /// Makes sure that the file is ours and of this version, before anything in it is changed.
 fn prepare(connection: &mut Connection) -> std::result::Result<(), String> {
     let version = version(connection).map_err(|error| describe(&error))?;
-    let version = match version {
-        Version::Ours(version) => version,
-        Version::Foreign => {
-            return Err("it is the database of another program; choose another path".to_owned());
-        }
-    };
-    let known = MIGRATIONS.len();
-    if version > known {
-        return Err(format!(
-            "it was written by a newer version (its schema is {version}, this version knows \
-             schemas up to {known}); install that version again, or choose another path"
-        ));
-    }
+    let version = version.migrations_done()?;
     let mode = write_ahead(connection, version == 0).map_err(|error| describe(&error))?;
     if !mode.eq_ignore_ascii_case("wal") {
         return Err(format!(
@@ -261,24 +249,46 @@ fn prepare(connection: &mut Connection) -> std::result::Result<(), String> {
     migrate(connection, version, &MIGRATIONS).map_err(|error| describe(&error))
 }
 
-enum Version {
+pub(super) enum Version {
     /// So many migrations were done; 0 for a new file.
     Ours(usize),
     Foreign,
+}
+
+impl Version {
+    /// What a file's header says, of one that is not empty.
+    pub(super) fn of(application_id: i32, user_version: i32) -> Self {
+        match (application_id, usize::try_from(user_version)) {
+            (APPLICATION_ID, Ok(version)) => Self::Ours(version),
+            _ => Self::Foreign,
+        }
+    }
+
+    /// How many migrations were done to a file of ours that this version can open.
+    pub(super) fn migrations_done(self) -> std::result::Result<usize, String> {
+        let known = MIGRATIONS.len();
+        match self {
+            Self::Ours(version) if version <= known => Ok(version),
+            Self::Ours(version) => Err(format!(
+                "it was written by a newer version (its schema is {version}, this version knows \
+                 schemas up to {known}); install that version again, or choose another path"
+            )),
+            Self::Foreign => {
+                Err("it is the database of another program; choose another path".to_owned())
+            }
+        }
+    }
 }
 
 fn version(connection: &Connection) -> Result<Version> {
     let number = |pragma| connection.pragma_query_value(None, pragma, |row| row.get::<_, i32>(0));
     let tables: i64 =
         connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
-    let version = number("user_version")?;
-    Ok(
-        match (number("application_id")?, usize::try_from(version)) {
-            (APPLICATION_ID, Ok(version)) => Version::Ours(version),
-            (0, Ok(0)) if tables == 0 => Version::Ours(0),
-            _ => Version::Foreign,
-        },
-    )
+    let (application, version) = (number("application_id")?, number("user_version")?);
+    Ok(match (application, version) {
+        (0, 0) if tables == 0 => Version::Ours(0),
+        _ => Version::of(application, version),
+    })
 }
 
 fn write_ahead(connection: &Connection, new: bool) -> Result<String> {

@@ -1,0 +1,84 @@
+//! The command `check`: goes through the set-up step by step and says what works, and what to do
+//! about what does not.
+//!
+//! For the hour of the installation, and for the day when something no longer works. It asks what
+//! the daemon would ask, in the order in which things can fail, changes nothing, and shows no
+//! secret. A step that needs one that failed is skipped: its failure would say nothing new.
+
+use std::io;
+
+use crate::config::{ConfigError, Loaded};
+
+use self::report::{Outcome, Passed, Report, Trouble};
+
+mod account;
+mod local;
+mod network;
+mod report;
+mod tls;
+mod validity;
+
+/// Takes every step and tells each on `out`. Returns whether all passed.
+///
+/// # Errors
+/// Where `out` cannot be written to. One that is closed early is no error.
+pub async fn run(loaded: &Loaded, out: &mut dyn io::Write) -> io::Result<bool> {
+    // A process has one; it does not matter who was first.
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .ok();
+    let config = &loaded.config;
+    let mut report = Report::new(out);
+    report
+        .about("")
+        .taken("configuration", configuration(loaded));
+    for account in &config.accounts {
+        account::check(&mut report, account, &config.searches).await;
+    }
+    local::check_state(&mut report, &config.state).await;
+    local::check_sinks(&mut report, &config.sinks).await;
+    report.end()
+}
+
+/// Tells of a configuration that cannot be used, which leaves nothing else to check.
+///
+/// # Errors
+/// Where `out` cannot be written to. One that is closed early is no error.
+pub fn refuse(error: ConfigError, out: &mut dyn io::Write) -> io::Result<()> {
+    let mut report = Report::new(out);
+    let trouble = Trouble::new(
+        format!("{:#}", anyhow::Error::new(error)),
+        "correct it, and check again",
+    );
+    report.about("").taken::<()>("configuration", Err(trouble));
+    report.end().map(drop)
+}
+
+fn configuration(loaded: &Loaded) -> Outcome<()> {
+    let config = &loaded.config;
+    let source = loaded.file.as_ref().map_or_else(
+        || "from flags and the environment".to_owned(),
+        |file| file.display().to_string(),
+    );
+    let count = |n: usize, one: &str, more: &str| match n {
+        1 => format!("1 {one}"),
+        n => format!("{n} {more}"),
+    };
+    let tenants = config.accounts.iter().map(|account| account.tenants.len());
+    let found = [
+        source,
+        count(config.accounts.len(), "account", "accounts"),
+        count(tenants.sum(), "tenant", "tenants"),
+        count(config.searches.len(), "search", "searches"),
+        count(config.sinks.len(), "sink", "sinks"),
+    ];
+    let passed = Passed::new((), found.join(", "));
+    Ok(if loaded.warnings.is_empty() {
+        passed
+    } else {
+        passed.with_concern(loaded.warnings.join("; "))
+    })
+}
+
+#[cfg(test)]
+mod tests;

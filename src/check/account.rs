@@ -1,0 +1,467 @@
+//! One account: the way there, a token, the clock, a search for each tenant.
+//!
+//! Tokens and searches are asked for by the daemon's own client, so that what passes here works
+//! there. What it leaves out of its answers (statuses, allowances, dates) its observer tells.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use jiff::{SignedDuration, Timestamp};
+
+use super::{
+    network::{self, Connection, Endpoint, Proxy, milliseconds},
+    report::{Chain, Outcome, Passed, Report, Trouble},
+    tls,
+};
+use crate::{
+    clock,
+    config::Account,
+    identity::Tenant,
+    opsramp::{self, Client, Error, Observer, RateLimit, SearchRequest, TokenInfo, Urgency},
+    poll::SearchOptions,
+    secret::SecretSource,
+};
+
+/// Clocks that are further apart are worth a word.
+const SKEW: SignedDuration = SignedDuration::from_secs(30);
+/// Of the clients of a partner so many are searched; there may be a thousand.
+const CLIENTS_TRIED: usize = 5;
+/// A partner's clients are counted no further than so many pages of a hundred.
+const CLIENT_PAGES: u64 = 500;
+
+/// What the client does not return.
+#[derive(Debug, Default)]
+struct Seen(Mutex<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    answered: bool,
+    /// How far the server's clock is ahead.
+    ahead: Option<SignedDuration>,
+    last_status: Option<u16>,
+    rate_limits: HashMap<String, RateLimit>,
+}
+
+/// What the steps of one account share.
+struct Checked<'a> {
+    account: &'a Account,
+    searches: &'a [SearchOptions],
+    seen: Arc<Seen>,
+}
+
+/// Takes the steps of an account.
+pub(super) async fn check(report: &mut Report<'_>, account: &Account, searches: &[SearchOptions]) {
+    let options = &account.options;
+    let mut chain = report.about(format!("account {}, ", options.name));
+    let checked = Checked {
+        account,
+        searches,
+        seen: Arc::default(),
+    };
+    let client = chain.taken("credentials", checked.credentials());
+    let api = reach(&mut chain, options, &options.url).await;
+    let token_host = Endpoint::of(&options.token_url) != Endpoint::of(&options.url);
+    let token_endpoint = if token_host {
+        reach(&mut chain, options, &options.token_url).await
+    } else {
+        api
+    };
+    let client = client.zip(token_endpoint).map(|(client, ())| client);
+    let client = chain
+        .step("token", client, async |client| checked.token(client).await)
+        .await;
+    let answered = checked.seen.known().answered.then_some(());
+    chain
+        .step("clock", answered, async |()| checked.clock())
+        .await;
+    let client = client.zip(api).map(|(client, ())| client);
+    if account.discover_clients {
+        for partner in &account.tenants {
+            let name = format!("clients of {}", called(partner));
+            let found = chain
+                .step(&name, client.as_ref(), async |client| {
+                    checked.clients(client, partner).await
+                })
+                .await;
+            for tenant in found.iter().flatten().take(CLIENTS_TRIED) {
+                checked.search(&mut chain, client.as_ref(), tenant).await;
+            }
+        }
+    } else {
+        for tenant in &account.tenants {
+            checked.search(&mut chain, client.as_ref(), tenant).await;
+        }
+    }
+}
+
+/// The way to the server of a URL, up to an encrypted connection.
+async fn reach(chain: &mut Chain<'_, '_>, options: &opsramp::Options, url: &str) -> Option<()> {
+    let limit = options.connect_timeout;
+    let Some(target) = Endpoint::of(url) else {
+        let wrong = Trouble::new("it cannot be taken apart", "write it as https://host");
+        return chain.taken::<()>("URL", Err(wrong));
+    };
+    let proxy = match Proxy::before(&target, options) {
+        None => None,
+        Some(proxy) => Some(chain.taken("proxy", proxy.map(shown))?),
+    };
+    let first = proxy.as_ref().map_or(&target, |proxy| &proxy.endpoint);
+    let addresses = chain
+        .step(&format!("DNS of {}", first.host), Some(()), async |()| {
+            network::look_up(first, limit).await
+        })
+        .await;
+    let mut connection = chain
+        .step(&format!("TCP to {first}"), addresses, async |addresses| {
+            network::connect(addresses, limit).await
+        })
+        .await;
+    let shake = async |connection: Connection, with: &Endpoint| {
+        tls::shake_hands(with, connection, &options.tls, limit, clock::now()).await
+    };
+    if let Some(proxy) = &proxy {
+        if proxy.endpoint.tls {
+            let name = format!("TLS with the proxy {}", proxy.endpoint);
+            connection = chain
+                .step(&name, connection, async |plain| {
+                    shake(plain, &proxy.endpoint).await
+                })
+                .await;
+        }
+        if target.tls {
+            connection = chain
+                .step("tunnel", connection, async |through| {
+                    let opened = tokio::time::timeout(limit, proxy.tunnel(&target, through));
+                    opened.await.unwrap_or_else(|_| {
+                        Err(Trouble::new(
+                            format!(
+                                "no answer of the proxy within {}",
+                                humantime::format_duration(limit)
+                            ),
+                            "look whether the proxy works, and whether it can reach the host",
+                        ))
+                    })
+                })
+                .await;
+        }
+    }
+    let name = format!("TLS with {target}");
+    chain
+        .step(&name, connection, async |connection| {
+            if target.tls {
+                let shaken = shake(connection, &target).await?;
+                return Ok(Passed {
+                    value: (),
+                    found: shaken.found,
+                    concern: shaken.concern,
+                });
+            }
+            let passed = Passed::new((), "none, the URL starts with http://");
+            Ok(if target.is_local() {
+                passed
+            } else {
+                passed.with_concern("the secret and the alerts can be read on the way; use https")
+            })
+        })
+        .await
+}
+
+fn shown(proxy: Proxy) -> Passed<Proxy> {
+    let found = format!("{} (from {})", proxy.endpoint, proxy.from);
+    Passed::new(proxy, found)
+}
+
+/// A tenant by name and id.
+fn called(tenant: &Tenant) -> String {
+    if tenant.name == tenant.id {
+        tenant.id.to_string()
+    } else {
+        format!("{} ({})", tenant.name, tenant.id)
+    }
+}
+
+// === impl Checked ===
+
+impl Checked<'_> {
+    fn credentials(&self) -> Outcome<Client> {
+        let options = &self.account.options;
+        let mut found = Vec::new();
+        for (what, source) in [
+            ("key", &options.client_id),
+            ("secret", &options.client_secret),
+        ] {
+            source.read().map_err(|error| {
+                let cause = anyhow::Error::new(error);
+                Trouble::new(
+                    format!("{cause:#}"),
+                    "the file has to hold it and nothing else, and to be readable for the user \
+                     that the exporter runs as",
+                )
+            })?;
+            found.push(match source {
+                SecretSource::Value(_) => format!("the {what} is set"),
+                SecretSource::File(path) => format!("the {what} is in {}", path.display()),
+            });
+        }
+        let client =
+            Client::new(options.clone(), Arc::clone(&self.seen) as _).map_err(|error| {
+                Trouble::new(
+                    format!("{:#}", anyhow::Error::new(error)),
+                    "look at the account's tls and proxy_url",
+                )
+            })?;
+        Ok(Passed::new(client, found.join(", ")))
+    }
+
+    async fn token(&self, client: Client) -> Outcome<Client> {
+        let token = client
+            .token()
+            .await
+            .map_err(|error| self.token_trouble(&error))?;
+        let TokenInfo {
+            took,
+            remaining,
+            scope,
+        } = token;
+        let scope = scope.map_or(String::new(), |scope| format!(", scope {scope}"));
+        // To the second: what is behind it is the time since the answer.
+        let left = Duration::from_secs(remaining.as_secs_f64().round() as u64);
+        let found = format!(
+            "in {}, valid for {}{scope}",
+            milliseconds(took),
+            humantime::format_duration(left)
+        );
+        Ok(Passed::new(client, found))
+    }
+
+    fn token_trouble(&self, error: &Error) -> Trouble {
+        let status = self.seen.known().last_status;
+        let next = match error {
+            Error::Auth { .. } => {
+                "compare key and secret with the integration's (Setup > Integrations > Custom \
+                 Integration, OAUTH2; a key of one OpsRamp instance is none of another)"
+                    .to_owned()
+            }
+            Error::Http { .. } if matches!(status, Some(404 | 405)) => format!(
+                "look whether url is that of OpsRamp, and try another token_url than {}: it ends in \
+                 /auth/oauth/token, on some instances in /tenancy/auth/oauth/token",
+                self.account.options.token_url
+            ),
+            Error::Http { .. } if matches!(status, Some(300..=399)) => {
+                "set url to where the redirect leads, if that is OpsRamp".to_owned()
+            }
+            Error::Decode { .. } | Error::TooLarge { .. } => format!(
+                "something else than OpsRamp answers at {}, such as a login page; correct url \
+                 and token_url",
+                self.account.options.token_url
+            ),
+            other => self.common_advice(other),
+        };
+        Trouble::new(error.chain(), next)
+    }
+
+    /// What to do about failures that do not depend on what was asked.
+    fn common_advice(&self, error: &Error) -> String {
+        match error {
+            Error::Throttled { .. } => {
+                "wait a minute; who else uses this key or tenant uses the same allowance".to_owned()
+            }
+            Error::Timeout { .. } => {
+                "try again; where OpsRamp is slow, raise the account's timeout".to_owned()
+            }
+            Error::Connect { .. } => {
+                "try again; look whether a firewall or proxy cuts requests off, and whether the \
+                 server wants a certificate of ours (tls.cert_file)"
+                    .to_owned()
+            }
+            _ => {
+                "try again in some minutes; OpsRamp or a gateway before it is in trouble".to_owned()
+            }
+        }
+    }
+
+    fn clock(&self) -> Outcome<()> {
+        let Some(ahead) = self.seen.known().ahead else {
+            return Ok(Passed::new((), "the server does not tell its time"));
+        };
+        let apart = ahead.abs();
+        let seconds = apart.as_secs();
+        if apart <= SKEW {
+            let found = format!("{seconds} s apart from the server's");
+            return Ok(Passed::new((), found));
+        }
+        let side = if ahead.is_positive() {
+            "behind"
+        } else {
+            "ahead of"
+        };
+        let found = format!("{seconds} s {side} the server's");
+        Ok(Passed::new((), found)
+            .with_concern("set the clock, best by NTP: detection delays are measured against it"))
+    }
+
+    async fn clients(&self, client: &Client, partner: &Tenant) -> Outcome<Vec<Tenant>> {
+        let trouble = |error: Error| self.tenant_trouble(&error, partner, "clients");
+        let (mut all, mut activated) = (0, Vec::new());
+        let mut next = Some(1);
+        while let Some(page_no) = next.filter(|page| *page <= CLIENT_PAGES) {
+            let answer = client
+                .clients(&partner.id, page_no)
+                .await
+                .map_err(trouble)?;
+            let page = answer.clients(page_no).map_err(trouble)?;
+            all += page.clients.len();
+            let tenants = page.clients.into_iter().filter(|found| found.activated);
+            activated.extend(tenants.map(|found| Tenant {
+                id: found.id.into(),
+                name: found.name.into(),
+            }));
+            next = page.next_page;
+        }
+        let found = format!("{all}, {} of them activated", activated.len());
+        let (count, tried) = (activated.len(), CLIENTS_TRIED);
+        let passed = Passed::new(activated, found);
+        Ok(match count {
+            0 => passed.with_concern("no client is activated, so that nothing is searched"),
+            count if count > tried => {
+                let found = format!("{}; the first {tried} are searched here", passed.found);
+                Passed { found, ..passed }
+            }
+            _ => passed,
+        })
+    }
+
+    async fn search(&self, chain: &mut Chain<'_, '_>, client: Option<&Client>, tenant: &Tenant) {
+        let name = format!("tenant {}", called(tenant));
+        let asked = async |client| self.ask(client, tenant).await;
+        chain.step(&name, client, asked).await;
+    }
+
+    async fn ask(&self, client: &Client, tenant: &Tenant) -> Outcome<()> {
+        let runs = |search: &&SearchOptions| {
+            let tenants = search.tenants.as_ref();
+            tenants.is_none_or(|ids| ids.iter().any(|id| **id == *tenant.id))
+        };
+        let Some(search) = self.searches.iter().find(runs) else {
+            let passed = Passed::new((), "nothing is asked");
+            return Ok(passed.with_concern("no search of the configuration names this tenant"));
+        };
+        let trouble = |error: Error| self.tenant_trouble(&error, tenant, "search");
+        let request = SearchRequest {
+            query: search.query.clone(),
+            page: 1,
+            page_size: search.page_size,
+            sorted: true,
+        };
+        let answer = client
+            .search(&tenant.id, &request, Urgency::Poll)
+            .await
+            .map_err(trouble)?;
+        let page = answer.page(1, false).map_err(trouble)?;
+        let size = match page.page_size {
+            Some(size) if size != u64::from(search.page_size) => {
+                format!("{size} a page of the {} asked for", search.page_size)
+            }
+            _ => format!("{} a page", search.page_size),
+        };
+        let left = match self.seen.known().rate_limits.get(&*tenant.id) {
+            Some(seen) => format!(
+                "{} of {} requests a minute left",
+                seen.remaining, seen.limit
+            ),
+            None => "no rate limit told".to_owned(),
+        };
+        let total = page.total_results;
+        let alerts = if total == 1 { "alert" } else { "alerts" };
+        let found = format!("{total} {alerts} match {}, {size}, {left}", search.query);
+        let passed = Passed::new((), found);
+        Ok(match page.unreadable {
+            0 => passed,
+            n => passed.with_concern(format!("{n} of the page's alerts cannot be read")),
+        })
+    }
+
+    fn tenant_trouble(&self, error: &Error, tenant: &Tenant, what: &str) -> Trouble {
+        let known = self.seen.known();
+        let id = &tenant.id;
+        let mut next = match (error, known.last_status) {
+            (Error::Auth { .. }, Some(403)) => format!(
+                "give the integration a role that may view {} of {id}",
+                if what == "clients" {
+                    "clients"
+                } else {
+                    "alerts"
+                }
+            ),
+            (Error::Auth { .. }, _) => format!(
+                "look whether url and token_url are of the same OpsRamp instance, and whether \
+                 the key is good for {id}"
+            ),
+            (Error::Http { .. }, Some(404)) => format!(
+                "look whether there is a tenant {id} (the console shows it with the \
+                 integration's key), whether the key is good for it{}, and whether url is that \
+                 of the API",
+                if what == "clients" {
+                    ", whether it is a partner"
+                } else {
+                    ""
+                }
+            ),
+            (Error::Http { .. }, Some(410)) => format!(
+                "the tenant {id} is deactivated; activate it, or take it out of the configuration"
+            ),
+            (Error::Http { .. }, Some(400)) => {
+                "look at the search's query: key:value pairs that OpsRamp knows, joined by +"
+                    .to_owned()
+            }
+            (Error::Decode { .. }, _) => {
+                "something else than the API answers, such as a login page; correct url".to_owned()
+            }
+            (Error::TooLarge { .. }, _) => {
+                "lower the search's page_size, or raise the account's max_response_size".to_owned()
+            }
+            (other, _) => self.common_advice(other),
+        };
+        let ahead = known.ahead.filter(|ahead| ahead.abs() > SKEW);
+        if matches!(error, Error::Auth { .. }) && ahead.is_some() {
+            next.push_str("; and set the clock, which is wrong");
+        }
+        Trouble::new(error.chain(), next)
+    }
+}
+
+// === impl Seen ===
+
+impl Seen {
+    fn known(&self) -> MutexGuard<'_, Known> {
+        // Each change is a single assignment, so a poisoned one is still whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Observer for Seen {
+    fn request(&self, _: opsramp::Endpoint, status: Option<u16>, _: Duration) {
+        let mut known = self.known();
+        known.answered |= status.is_some();
+        known.last_status = status;
+    }
+
+    fn token_requested(&self) {}
+
+    fn token_obtained(&self, _: Duration, _: Timestamp) {}
+
+    fn token_failed(&self, _: &'static str) {}
+
+    fn rate_limit(&self, tenant: &str, seen: RateLimit) {
+        self.known().rate_limits.insert(tenant.to_owned(), seen);
+    }
+
+    fn throttled(&self, _: &str, _: Duration) {}
+
+    fn server_time(&self, server: Timestamp, now: Timestamp) {
+        self.known().ahead = Some(server.duration_since(now));
+    }
+}

@@ -1,0 +1,318 @@
+//! The way to a server: the proxy, if one applies, the name, the connection, the tunnel.
+//!
+//! It takes the way that the HTTP client takes: the same proxy rules, the same resolver, the same
+//! time limit. It knows nothing of TLS nor of what is asked there.
+
+use std::{fmt, future::Future, net::SocketAddr, time::Duration};
+
+use http::Uri;
+use hyper_util::client::proxy::matcher::{Intercept, Matcher};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
+    net::TcpStream,
+    time::Instant,
+};
+
+use super::report::{Outcome, Passed, Trouble};
+use crate::opsramp::Options;
+
+/// How much of a proxy's answer is read.
+const MAX_ANSWER: usize = 16 << 10;
+
+/// Address families take turns so fast that a client does not notice.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// Addresses that are shown at most.
+const SHOWN: usize = 4;
+
+/// A server to be reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Endpoint {
+    /// Whether TLS is spoken there.
+    pub(super) tls: bool,
+    /// The name or address, an IPv6 address without brackets.
+    pub(super) host: String,
+    /// The port.
+    pub(super) port: u16,
+}
+
+/// A proxy that applies.
+pub(super) struct Proxy {
+    pub(super) endpoint: Endpoint,
+    intercept: Intercept,
+    /// Where it is set.
+    pub(super) from: &'static str,
+}
+
+/// A connection, plain or inside of another one.
+pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
+
+/// A connection.
+pub(super) type Connection = Box<dyn Stream>;
+
+// === impl Endpoint ===
+
+impl Endpoint {
+    /// The server of a URL; `None` where it is no `http` or `https` URL.
+    pub(super) fn of(url: &str) -> Option<Self> {
+        let uri: Uri = url.parse().ok()?;
+        let tls = match uri.scheme_str()? {
+            "https" => true,
+            "http" => false,
+            _ => return None,
+        };
+        let host = uri.host()?;
+        let host = host.trim_start_matches('[').trim_end_matches(']');
+        Some(Self {
+            tls,
+            host: host.to_owned(),
+            port: uri.port_u16().unwrap_or(if tls { 443 } else { 80 }),
+        })
+    }
+
+    /// Whether it is on this machine.
+    pub(super) fn is_local(&self) -> bool {
+        let address = self.host.parse::<std::net::IpAddr>();
+        self.host == "localhost" || address.is_ok_and(|address| address.is_loopback())
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+// === impl Proxy ===
+
+impl Proxy {
+    /// The proxy that stands before a server, by the rules of the HTTP client.
+    pub(super) fn before(endpoint: &Endpoint, options: &Options) -> Option<Result<Self, Trouble>> {
+        let (matcher, from) = match &options.proxy_url {
+            Some(url) => {
+                let matcher = Matcher::builder().all(url.0.expose().to_owned()).build();
+                (matcher, "proxy_url")
+            }
+            None => (Matcher::from_system(), "the environment"),
+        };
+        let scheme = if endpoint.tls { "https" } else { "http" };
+        let target: Uri = format!("{scheme}://{endpoint}/").parse().ok()?;
+        let intercept = matcher.intercept(&target)?;
+        // It may hold a password, so that it is never shown as it is.
+        let uri = intercept.uri();
+        let scheme = uri.scheme_str().unwrap_or("http");
+        Some(match Endpoint::of(&uri.to_string()) {
+            Some(endpoint) => Ok(Self {
+                endpoint,
+                intercept,
+                from,
+            }),
+            None => Err(Trouble::new(
+                format!("{from} names a proxy of the kind {scheme}, which is not supported"),
+                "name one that starts with http:// or https://, or except this host in NO_PROXY",
+            )),
+        })
+    }
+
+    /// Asks the proxy for a tunnel to a server.
+    pub(super) async fn tunnel(
+        &self,
+        to: &Endpoint,
+        mut through: Connection,
+    ) -> Outcome<Connection> {
+        let mut request = format!("CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n");
+        if let Some(Ok(password)) = self.intercept.basic_auth().map(|value| value.to_str()) {
+            request.push_str(&format!("Proxy-Authorization: {password}\r\n"));
+        }
+        request.push_str("\r\n");
+        let broken = |error: std::io::Error| {
+            Trouble::new(
+                format!("the proxy breaks the connection off: {error}"),
+                format!("ask the proxy's administrators whether it lets this host reach {to}"),
+            )
+        };
+        through
+            .write_all(request.as_bytes())
+            .await
+            .map_err(broken)?;
+        let mut answer = Vec::new();
+        // Byte by byte: what follows the head is the server's.
+        while !answer.ends_with(b"\r\n\r\n") && answer.len() < MAX_ANSWER {
+            answer.push(through.read_u8().await.map_err(broken)?);
+        }
+        let head = String::from_utf8_lossy(&answer);
+        let status = head.split_ascii_whitespace().nth(1).unwrap_or_default();
+        match status {
+            "200" => Ok(Passed::new(through, format!("the proxy opens one to {to}"))),
+            "407" => Err(Trouble::new(
+                "the proxy asks for a user and a password (407)",
+                "write them into proxy_url, as http://user:password@host:port",
+            )),
+            "403" | "405" => Err(Trouble::new(
+                format!("the proxy forbids it ({status})"),
+                format!("ask the proxy's administrators to let this host reach {to}"),
+            )),
+            "" => Err(Trouble::new(
+                "the proxy answers with something that is not HTTP",
+                "look whether the address is that of an HTTP proxy",
+            )),
+            _ => Err(Trouble::new(
+                format!("the proxy answers {status}"),
+                format!("look whether the proxy itself can reach {to}"),
+            )),
+        }
+    }
+}
+
+/// Looks a server's name up.
+pub(super) async fn look_up(endpoint: &Endpoint, limit: Duration) -> Outcome<Vec<SocketAddr>> {
+    let Endpoint { host, port, .. } = endpoint;
+    let began = Instant::now();
+    let found = tokio::net::lookup_host((host.as_str(), *port));
+    let next = format!(
+        "look whether {host} is written as the console shows it, and whether this machine's name \
+         servers answer (getent hosts {host})"
+    );
+    let addresses: Vec<SocketAddr> = within(limit, found)
+        .await
+        .map_err(|why| Trouble::new(why, next.clone()))?
+        .collect();
+    if addresses.is_empty() {
+        return Err(Trouble::new("the name has no address", next));
+    }
+    let mut shown: Vec<String> = addresses.iter().map(|one| one.ip().to_string()).collect();
+    shown.truncate(SHOWN);
+    if addresses.len() > SHOWN {
+        shown.push(format!("and {} more", addresses.len() - SHOWN));
+    }
+    let shown = shown.join(", ");
+    let found = if host.parse::<std::net::IpAddr>().is_ok() {
+        "not needed, it is an address".to_owned()
+    } else {
+        format!("{shown} ({})", milliseconds(began.elapsed()))
+    };
+    Ok(Passed::new(addresses, found))
+}
+
+/// Connects to the first address that answers.
+pub(super) async fn connect(addresses: Vec<SocketAddr>, limit: Duration) -> Outcome<Connection> {
+    let mut failures = Vec::new();
+    let all_began = Instant::now();
+    let share = limit / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
+    for address in &addresses {
+        let began = Instant::now();
+        let lost = began.duration_since(all_began);
+        match within(share, TcpStream::connect(address)).await {
+            Ok(stream) => {
+                let found = format!(
+                    "connected to {address} in {}",
+                    milliseconds(began.elapsed())
+                );
+                let passed = Passed::new(Box::new(stream) as Connection, found);
+                return Ok(if lost < PATIENCE {
+                    passed
+                } else {
+                    passed.with_concern(format!(
+                        "other addresses do not answer, which costs time: {}",
+                        failures.join("; ")
+                    ))
+                });
+            }
+            Err(why) => failures.push(format!("{address}: {why}")),
+        }
+    }
+    Err(Trouble::new(
+        failures.join("; "),
+        "look whether host and port are right, and whether a firewall lets this machine out; \
+         where only a proxy may, set proxy_url or HTTPS_PROXY",
+    ))
+}
+
+/// Waits for an end no longer than `limit`. An error is told in words.
+pub(super) async fn within<T>(
+    limit: Duration,
+    work: impl Future<Output = std::io::Result<T>>,
+) -> Result<T, String> {
+    match tokio::time::timeout(limit, work).await {
+        Ok(outcome) => outcome.map_err(|error| error.to_string()),
+        Err(_) => Err(format!(
+            "no answer within {}",
+            humantime::format_duration(limit)
+        )),
+    }
+}
+
+/// A time as people read it.
+pub(super) fn milliseconds(took: Duration) -> String {
+    format!("{} ms", took.as_millis())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_server_of_a_url_is_found() {
+        let of = |url: &str| Endpoint::of(url).map(|one| (one.tls, one.to_string()));
+        assert_eq!(
+            of("https://a.example"),
+            Some((true, "a.example:443".into()))
+        );
+        assert_eq!(
+            of("http://[::1]:8080/x"),
+            Some((false, "[::1]:8080".into()))
+        );
+        assert_eq!(of("socks5://a:1"), None);
+        assert_eq!(of("a.example"), None);
+        assert!(Endpoint::of("http://127.8.0.1").unwrap().is_local());
+        assert!(!Endpoint::of("http://a.example").unwrap().is_local());
+    }
+
+    #[tokio::test]
+    async fn a_proxy_that_wants_a_password_or_forbids_the_way_says_so() {
+        let options = crate::check::tests::options("https://api.example", |options| {
+            let url = crate::secret::Secret::new("http://me:pass@127.0.0.1:9");
+            options.proxy_url = Some(crate::opsramp::ProxyUrl(url));
+        });
+        let to = Endpoint::of("https://api.example").unwrap();
+        let proxy = Proxy::before(&to, &options).unwrap().ok().unwrap();
+        assert_eq!(
+            (proxy.endpoint.to_string().as_str(), proxy.from),
+            ("127.0.0.1:9", "proxy_url")
+        );
+        for (answer, told) in [
+            ("HTTP/1.1 200 Connection established\r\n\r\nrest", Ok(())),
+            ("HTTP/1.1 407 X\r\n\r\n", Err("a user and a password (407)")),
+            ("HTTP/1.1 403 X\r\n\r\n", Err("forbids it (403)")),
+            ("HTTP/1.1 502 X\r\n\r\n", Err("answers 502")),
+            ("HTTP/1.1", Err("breaks the connection off")),
+        ] {
+            let (ours, mut theirs) = tokio::io::duplex(1024);
+            theirs.write_all(answer.as_bytes()).await.unwrap();
+            let request = async {
+                let mut request = vec![0; 200];
+                let length = theirs.read(&mut request).await.unwrap();
+                request.truncate(length);
+                drop(theirs);
+                String::from_utf8(request).unwrap()
+            };
+            let (outcome, request) = tokio::join!(proxy.tunnel(&to, Box::new(ours)), request);
+            assert_eq!(
+                request,
+                "CONNECT api.example:443 HTTP/1.1\r\nHost: api.example:443\r\n\
+                 Proxy-Authorization: Basic bWU6cGFzcw==\r\n\r\n"
+            );
+            match (outcome, told) {
+                (Ok(_), Ok(())) => {}
+                (Err(trouble), Err(told)) => assert!(trouble.cause.contains(told), "{trouble:?}"),
+                (outcome, _) => panic!("{answer}: {:?}", outcome.err()),
+            }
+        }
+    }
+}

@@ -1,0 +1,622 @@
+use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+
+use jiff::{SignedDuration, tz::TimeZone};
+use rcgen::{CertificateParams, Issuer, KeyPair};
+use rustls::pki_types::PrivateKeyDer;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
+
+use super::*;
+use crate::{
+    config::{Account, Config, State, WebOverrides},
+    deliver::{OtlpOptions, SinkOptions, Target},
+    identity::Tenant,
+    opsramp::{self, ProxyUrl},
+    secret::{Secret, SecretSource},
+    simulator::{
+        Allowance, DEMO_KEY, DEMO_SECRET, DEMO_TENANT, Endpoint, Fault, FaultRule, Options,
+        Simulator, TenantOptions,
+    },
+};
+
+/// An account's options, with a change.
+pub(super) fn options(url: &str, change: impl FnOnce(&mut opsramp::Options)) -> opsramp::Options {
+    let mut options = opsramp::Options {
+        name: "acme".into(),
+        url: url.to_owned(),
+        token_url: format!("{url}/auth/oauth/token"),
+        client_id: SecretSource::Value(Secret::new(DEMO_KEY)),
+        client_secret: SecretSource::Value(Secret::new(DEMO_SECRET)),
+        timeout: Duration::from_secs(5),
+        connect_timeout: Duration::from_secs(5),
+        requests_per_minute: None,
+        max_response_size: 1 << 20,
+        proxy_url: None,
+        tls: opsramp::TlsOptions::default(),
+    };
+    change(&mut options);
+    options
+}
+
+fn tenant(id: &str) -> Tenant {
+    Tenant {
+        id: id.into(),
+        name: id.into(),
+    }
+}
+
+/// A set-up with its state in a folder of its own.
+struct Setup {
+    config: Config,
+    folder: tempfile::TempDir,
+}
+
+impl Setup {
+    fn new(url: &str, change: impl FnOnce(&mut opsramp::Options)) -> Self {
+        let account = Account {
+            options: options(url, change),
+            tenants: vec![tenant(DEMO_TENANT)],
+            discover_clients: false,
+        };
+        let mut config = Config::for_account(account, &WebOverrides::default()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        config.state = State::File { path };
+        Self { config, folder }
+    }
+
+    /// Whether every step passed, and what was told, without what every machine tells otherwise.
+    async fn check(&self) -> (bool, String) {
+        let loaded = Loaded {
+            config: self.config.clone(),
+            file: None,
+            warnings: Vec::new(),
+        };
+        let mut out = Vec::new();
+        let passed = run(&loaded, &mut out).await.unwrap();
+        let text = String::from_utf8(out).unwrap();
+        assert!(!text.contains(DEMO_SECRET), "{text}");
+        let folder = self.folder.path().display().to_string();
+        let lines = text.replace(&folder, "FOLDER");
+        let lines = lines.lines().filter(|line| !line.contains("root may"));
+        (passed, lines.map(|line| format!("{line}\n")).collect())
+    }
+
+    /// The failed step with what to do next. Exactly one fails.
+    async fn failure(&self) -> (String, String) {
+        let (passed, text) = self.check().await;
+        assert!(!passed, "{text}");
+        let mut lines = text.lines().skip_while(|line| !line.starts_with("FAILED"));
+        let failed = lines.next().unwrap().to_owned();
+        let next = lines.next().unwrap().trim().to_owned();
+        assert_eq!(text.matches("FAILED").count(), 1, "{text}");
+        assert!(next.starts_with("next: "), "{text}");
+        (failed, next)
+    }
+}
+
+async fn simulator(change: impl FnOnce(&mut Options)) -> Simulator {
+    let mut options = Options {
+        life: None,
+        tenants: vec![world(DEMO_TENANT, None, 12)],
+        ..Options::default()
+    };
+    change(&mut options);
+    Simulator::start(options, "127.0.0.1:0").await.unwrap()
+}
+
+fn world(id: &str, partner: Option<&str>, alerts: usize) -> TenantOptions {
+    TenantOptions {
+        id: id.to_owned(),
+        name: None,
+        partner: partner.map(str::to_owned),
+        alerts,
+    }
+}
+
+fn rule(fault: Fault, endpoint: Endpoint) -> FaultRule {
+    FaultRule {
+        endpoint: Some(endpoint),
+        ..FaultRule::always(fault)
+    }
+}
+
+/// Every number is an N, and what is left of a token's life is one as well.
+fn without_numbers(text: &str) -> String {
+    let mut plain = String::new();
+    for character in text.chars() {
+        if !character.is_ascii_digit() {
+            plain.push(character);
+        } else if !plain.ends_with('N') {
+            plain.push('N');
+        }
+    }
+    plain
+        .replace("Nh Nm Ns", "Nh")
+        .replace("N.N.N.N", "ADDRESS")
+        .replace("GiB", "MiB")
+}
+
+#[tokio::test]
+async fn a_set_up_that_works_passes_every_step() {
+    let simulator = simulator(|_| {}).await;
+    let setup = Setup::new(&simulator.url(), |_| {});
+    let (passed, text) = setup.check().await;
+    insta::assert_snapshot!(without_numbers(&text), @r"
+    ok       configuration: from flags and the environment, N account, N tenant, N search, N sink
+    ok       account acme, credentials: the key is set, the secret is set
+    ok       account acme, DNS of ADDRESS: not needed, it is an address
+    ok       account acme, TCP to ADDRESS:N: connected to ADDRESS:N in N ms
+    ok       account acme, TLS with ADDRESS:N: none, the URL starts with http://
+    ok       account acme, token: in N ms, valid for Nh, scope global:manage
+    ok       account acme, clock: N s apart from the server's
+    ok       account acme, tenant client_N: N alerts match actions:OPEN, N a page, N of N requests a minute left
+    ok       state: FOLDER/state.db is new, its folder can be written to, N MiB free
+    ok       sink stdout: standard output
+    all N steps passed
+    ");
+    assert!(passed);
+    assert_eq!(simulator.requests().of(Endpoint::Search), 1);
+    assert_eq!(std::fs::read_dir(setup.folder.path()).unwrap().count(), 0);
+}
+
+/// A certificate authority of our own.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+impl Authority {
+    fn new(name: &str) -> Self {
+        let key = KeyPair::generate().unwrap();
+        let mut parameters = CertificateParams::new(Vec::new()).unwrap();
+        let names = &mut parameters.distinguished_name;
+        names.push(rcgen::DnType::CommonName, name);
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let pem = parameters.self_signed(&key).unwrap().pem();
+        Self {
+            issuer: Issuer::new(parameters, key),
+            pem,
+        }
+    }
+
+    fn file(&self, folder: &Path) -> Option<std::path::PathBuf> {
+        let path = folder.join("ca.pem");
+        std::fs::write(&path, &self.pem).unwrap();
+        Some(path)
+    }
+
+    /// A server that decrypts and passes on to `target`. Returns its URL.
+    async fn before(
+        &self,
+        target: SocketAddr,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> String {
+        let key = KeyPair::generate().unwrap();
+        let mut parameters = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        change(&mut parameters);
+        let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivateKeyDer::try_from(key.serialize_der()).unwrap(),
+            )
+            .unwrap();
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("https://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((plain, _)) = listener.accept().await {
+                let acceptor = acceptor.clone();
+                tokio::spawn(async move {
+                    if let Ok(mut client) = acceptor.accept(plain).await {
+                        let mut server = TcpStream::connect(target).await.unwrap();
+                        tokio::io::copy_bidirectional(&mut client, &mut server)
+                            .await
+                            .ok();
+                    }
+                });
+            }
+        });
+        url
+    }
+}
+
+/// A date so many days from now, as certificates are made with.
+fn days_from_now(days: i64) -> (i32, u8, u8) {
+    let at = crate::clock::now() + SignedDuration::from_hours(24 * days);
+    let date = TimeZone::UTC.to_datetime(at);
+    let (month, day) = (date.month().unsigned_abs(), date.day().unsigned_abs());
+    (i32::from(date.year()), month, day)
+}
+
+#[tokio::test]
+async fn tls_with_an_authority_of_the_company_passes() {
+    let simulator = simulator(|_| {}).await;
+    let authority = Authority::new("ours");
+    let url = authority.before(simulator.addr(), |_| {}).await;
+    let mut setup = Setup::new(&url, |_| {});
+    setup.config.accounts[0].options.tls.ca_file = authority.file(setup.folder.path());
+    let (passed, text) = setup.check().await;
+    assert!(passed, "{text}");
+    assert!(
+        text.contains(": TLS 1.3, HTTP/1.1, the certificate is valid for 7"),
+        "{text}"
+    );
+
+    let url = authority
+        .before(simulator.addr(), |parameters| {
+            let (year, month, day) = days_from_now(5);
+            parameters.not_after = rcgen::date_time_ymd(year, month, day);
+        })
+        .await;
+    let mut setup = Setup::new(&url, |_| {});
+    setup.config.accounts[0].options.tls.ca_file = authority.file(setup.folder.path());
+    let (passed, text) = setup.check().await;
+    assert!(passed && text.contains("valid for 4 days\n"), "{text}");
+    assert!(
+        text.contains("warning: the certificate ends soon"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn what_is_wrong_with_a_certificate_is_named() {
+    let simulator = simulator(|_| {}).await;
+    let (authority, stranger) = (Authority::new("ours"), Authority::new("theirs"));
+    let expired = |parameters: &mut CertificateParams| {
+        let (year, month, day) = days_from_now(-10);
+        parameters.not_after = rcgen::date_time_ymd(year, month, day);
+    };
+    let early = |parameters: &mut CertificateParams| {
+        let (year, month, day) = days_from_now(10);
+        parameters.not_before = rcgen::date_time_ymd(year, month, day);
+    };
+    let misnamed = |parameters: &mut CertificateParams| {
+        let other = CertificateParams::new(["other.example".to_owned()]).unwrap();
+        parameters.subject_alt_names = other.subject_alt_names;
+    };
+    let addr = simulator.addr();
+    let cases = [
+        (
+            authority.before(addr, expired).await,
+            "has expired 10 days ago",
+            "the clock here says",
+        ),
+        (
+            authority.before(addr, early).await,
+            "is not valid yet for another 9 days",
+            "the clock",
+        ),
+        (
+            authority.before(addr, misnamed).await,
+            "is not for 127.0.0.1, but for other.example",
+            "write the host in the URL as the certificate has it",
+        ),
+        (
+            stranger.before(addr, |_| {}).await,
+            "is from an issuer that is not trusted here",
+            "tls.ca_file",
+        ),
+    ];
+    for (url, told, advice) in cases {
+        let mut setup = Setup::new(&url, |_| {});
+        setup.config.accounts[0].options.tls.ca_file = authority.file(setup.folder.path());
+        let (failed, next) = setup.failure().await;
+        assert!(failed.contains(told), "{failed}");
+        assert!(next.contains(advice), "{next}");
+
+        setup.config.accounts[0].options.tls.insecure_skip_verify = true;
+        let (passed, text) = setup.check().await;
+        assert!(
+            passed && text.contains("the certificate is not checked"),
+            "{text}"
+        );
+        assert!(
+            text.contains("without insecure_skip_verify: ") && text.contains(told),
+            "{text}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn plain_http_where_https_is_expected_is_named() {
+    let simulator = simulator(|_| {}).await;
+    let url = simulator.url().replace("http://", "https://");
+    let setup = Setup::new(&url, |_| {});
+    let (failed, next) = setup.failure().await;
+    assert!(failed.ends_with("does not speak TLS at all"), "{failed}");
+    assert!(next.contains("http://"), "{next}");
+}
+
+#[tokio::test]
+async fn a_closed_port_is_named_and_the_rest_is_skipped() {
+    // Nobody listens on a port that was just let go of.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let setup = Setup::new(&format!("http://{address}"), |_| {});
+    let (passed, text) = setup.check().await;
+    assert!(!passed);
+    assert!(
+        text.contains(&format!("FAILED   account acme, TCP to {address}: ")),
+        "{text}"
+    );
+    for step in ["TLS", "token", "clock", "tenant"] {
+        let skipped = format!("skipped  account acme, {step}");
+        assert!(text.contains(&skipped), "{step}: {text}");
+    }
+    assert!(text.contains("ok       state: "), "{text}");
+    assert!(
+        text.ends_with("1 of 10 steps failed, 4 skipped\n"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn a_name_without_an_address_is_named() {
+    let setup = Setup::new("https://no-such-host.invalid", |_| {});
+    let (failed, next) = setup.failure().await;
+    assert!(
+        failed.starts_with("FAILED   account acme, DNS of no-such-host.invalid: "),
+        "{failed}"
+    );
+    assert!(next.contains("getent hosts no-such-host.invalid"), "{next}");
+}
+
+#[tokio::test]
+async fn why_there_is_no_token_is_told_apart() {
+    let simulator = simulator(|_| {}).await;
+    let wrong = Setup::new(&simulator.url(), |options| {
+        options.client_secret = SecretSource::Value(Secret::new("hush-hush"));
+    });
+    let (failed, next) = wrong.failure().await;
+    assert!(failed.contains("rejects the credentials (401)"), "{failed}");
+    assert!(!failed.contains("hush") && !next.contains("hush"));
+    assert!(next.contains("compare key and secret"), "{next}");
+
+    let missing = Setup::new(&simulator.url(), |options| {
+        options.client_secret = SecretSource::File("/no/such/secret".into());
+    });
+    let (failed, _) = missing.failure().await;
+    assert!(
+        failed.starts_with(
+            "FAILED   account acme, credentials: cannot read the secret file /no/such/secret: "
+        ),
+        "{failed}"
+    );
+
+    let elsewhere = Setup::new(&simulator.url(), |options| {
+        options.token_url.push_str("/nowhere");
+    });
+    let (failed, next) = elsewhere.failure().await;
+    assert!(failed.contains("token answered 404"), "{failed}");
+    assert!(next.contains("/tenancy/auth/oauth/token"), "{next}");
+
+    simulator.inject(rule(Fault::Html, Endpoint::Token));
+    let (failed, next) = Setup::new(&simulator.url(), |_| {}).failure().await;
+    assert!(failed.contains("no token answer"), "{failed}");
+    assert!(next.contains("a login page"), "{next}");
+}
+
+#[tokio::test]
+async fn a_tenant_that_is_unknown_deactivated_or_forbidden_is_told_apart() {
+    let simulator = simulator(|_| {}).await;
+    let mut setup = Setup::new(&simulator.url(), |_| {});
+    setup.config.accounts[0].tenants = vec![tenant("client_404"), tenant(DEMO_TENANT)];
+    let (failed, next) = setup.failure().await;
+    assert!(failed.starts_with("FAILED   account acme, tenant client_404: search answered 404"));
+    assert!(
+        next.contains("look whether there is a tenant client_404"),
+        "{next}"
+    );
+
+    setup.config.accounts[0].tenants = vec![tenant(DEMO_TENANT)];
+    for (code, advice) in [
+        (403, "give the integration a role that may view alerts"),
+        (410, "is deactivated"),
+        (400, "look at the search's query"),
+        (407, "of the same OpsRamp instance"),
+        (429, "wait a minute"),
+        (503, "try again in some minutes"),
+    ] {
+        let fault = Fault::Status {
+            code,
+            body: None,
+            headers: Vec::new(),
+        };
+        let number = simulator.inject(rule(fault, Endpoint::Search));
+        let (failed, next) = setup.failure().await;
+        assert!(failed.contains(&code.to_string()), "{failed}");
+        assert!(next.contains(advice), "{code}: {next}");
+        simulator.remove_fault(number);
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_is_off_is_a_warning() {
+    for (ahead, told) in [
+        (90, "s behind the server's"),
+        (-90, "s ahead of the server's"),
+    ] {
+        let simulator = simulator(|options| options.clock_skew = ahead).await;
+        let (passed, text) = Setup::new(&simulator.url(), |_| {}).check().await;
+        assert!(passed && text.contains(told), "{text}");
+        assert!(text.contains("warning: set the clock"), "{text}");
+    }
+}
+
+#[tokio::test]
+async fn the_clients_of_a_partner_are_counted_and_searched() {
+    let simulator = simulator(|options| {
+        options.tenants = vec![
+            world("msp_1", None, 0),
+            world("client_5", Some("msp_1"), 3),
+            world("client_6", Some("msp_1"), 4),
+        ];
+        options.allowance = Allowance::unlimited();
+    })
+    .await;
+    let mut setup = Setup::new(&simulator.url(), |_| {});
+    setup.config.accounts[0].tenants = vec![tenant("msp_1")];
+    setup.config.accounts[0].discover_clients = true;
+    let (passed, text) = setup.check().await;
+    assert!(passed, "{text}");
+    assert!(
+        text.contains("clients of msp_1: 2, 2 of them activated"),
+        "{text}"
+    );
+    assert!(
+        text.contains("(client_5): 3 alerts match actions:OPEN"),
+        "{text}"
+    );
+    assert!(
+        text.contains("(client_6): 4 alerts match actions:OPEN"),
+        "{text}"
+    );
+    assert!(!text.contains("tenant msp_1"), "{text}");
+}
+
+#[tokio::test]
+async fn a_proxy_is_gone_through_as_the_daemon_does() {
+    let simulator = simulator(|_| {}).await;
+    let authority = Authority::new("ours");
+    let url = authority.before(simulator.addr(), |_| {}).await;
+    let proxy = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = proxy.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((mut client, _)) = proxy.accept().await {
+            tokio::spawn(async move {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    head.push(client.read_u8().await.unwrap());
+                }
+                let head = String::from_utf8(head).unwrap();
+                let target = head.split(' ').nth(1).unwrap();
+                let mut server = TcpStream::connect(target).await.unwrap();
+                client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await.unwrap();
+                tokio::io::copy_bidirectional(&mut client, &mut server)
+                    .await
+                    .ok();
+            });
+        }
+    });
+    let mut setup = Setup::new(&url, |options| {
+        let proxy = Secret::new(format!("http://me:pass-word@{address}"));
+        options.proxy_url = Some(ProxyUrl(proxy));
+    });
+    setup.config.accounts[0].options.tls.ca_file = authority.file(setup.folder.path());
+    let (passed, text) = setup.check().await;
+    assert!(passed && !text.contains("pass-word"), "{text}");
+    assert!(
+        text.contains(&format!("proxy: {address} (from proxy_url)")),
+        "{text}"
+    );
+    assert!(
+        text.contains("tunnel: the proxy opens one to 127.0.0.1:"),
+        "{text}"
+    );
+}
+
+#[tokio::test]
+async fn a_daemon_that_runs_beside_is_no_failure() {
+    let simulator = simulator(|_| {}).await;
+    let setup = Setup::new(&simulator.url(), |_| {});
+    let options = crate::store::Options::Sqlite {
+        path: setup.folder.path().join("state.db"),
+        journal_limit: crate::store::JOURNAL_LIMIT,
+    };
+    let store = crate::store::Store::open(&options).await.unwrap();
+    let (passed, text) = setup.check().await;
+    let told = format!("state.db is in use by process {}\n", std::process::id());
+    assert!(passed && text.contains(&told), "{text}");
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_state_that_cannot_be_opened_comes_with_advice() {
+    let simulator = simulator(|_| {}).await;
+    let mut setup = Setup::new(&simulator.url(), |_| {});
+    let path = setup.folder.path().join("no/state.db");
+    setup.config.state = State::File { path };
+    let (failed, next) = setup.failure().await;
+    assert!(
+        failed.ends_with("no/state.db: its folder FOLDER/no does not exist"),
+        "{failed}"
+    );
+    assert!(next.starts_with("next: create it"), "{next}");
+}
+
+#[tokio::test]
+async fn sinks_that_cannot_work_are_named() {
+    let simulator = simulator(|_| {}).await;
+    let mut setup = Setup::new(&simulator.url(), |_| {});
+    let receiver = |endpoint: String| {
+        Target::Otlp(OtlpOptions {
+            endpoint,
+            headers: [(
+                "authorization".to_owned(),
+                SecretSource::Value(Secret::new("hush-hush")),
+            )]
+            .into(),
+            gzip: false,
+            timeout: Duration::from_secs(5),
+        })
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let closed = listener.local_addr().unwrap();
+    drop(listener);
+    let format = crate::deliver::Format::Json;
+    for (target, told, advice) in [
+        (
+            Target::File {
+                path: setup.folder.path().join("no/alerts.jsonl"),
+                format,
+            },
+            "cannot be written to",
+            "create the folder",
+        ),
+        (
+            receiver(format!("http://{closed}/v1/logs")),
+            "refused",
+            "look whether the receiver runs",
+        ),
+        (
+            receiver(format!("{}/v1/logs", simulator.url())),
+            "answers 404",
+            "the endpoint's path",
+        ),
+    ] {
+        setup.config.sinks = vec![SinkOptions {
+            name: "one".into(),
+            target,
+        }];
+        let (failed, next) = setup.failure().await;
+        assert!(
+            failed.starts_with("FAILED   sink one: ") && failed.contains(told),
+            "{failed}"
+        );
+        assert!(next.contains(advice) && !failed.contains("hush"), "{next}");
+    }
+}
+
+#[test]
+fn a_wrong_configuration_is_told_whole() {
+    let overrides = crate::config::Overrides {
+        url: Some("ftp://x".to_owned()),
+        ..crate::config::Overrides::default()
+    };
+    let error = Config::load(None, &overrides, &|_| None).unwrap_err();
+    let mut out = Vec::new();
+    refuse(error, &mut out).unwrap();
+    let text = String::from_utf8(out).unwrap();
+    assert!(text.starts_with("FAILED   configuration: "), "{text}");
+    assert!(text.contains("must start with https://"), "{text}");
+    assert!(text.ends_with("1 of 1 step failed, 0 skipped\n"), "{text}");
+}

@@ -1,0 +1,101 @@
+//! When a certificate ends. No more of X.509 is read than leads there (RFC 5280, 4.1): whether a
+//! certificate is good is for the TLS library to say.
+
+use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
+
+const SEQUENCE: u8 = 0x30;
+const UTC_TIME: u8 = 0x17;
+const GENERALIZED_TIME: u8 = 0x18;
+/// `[0]`, which tells the version where it is not the first.
+const VERSION: u8 = 0xa0;
+
+/// `notAfter` of a certificate in DER; `None` where it cannot be read.
+pub(super) fn not_after(certificate: &[u8]) -> Option<Timestamp> {
+    let (signed, _) = sequence(certificate)?;
+    let (mut fields, _) = sequence(signed)?;
+    if fields.first() == Some(&VERSION) {
+        fields = element(fields)?.rest;
+    }
+    // The serial number, the algorithm and the issuer.
+    for _ in 0..3 {
+        fields = element(fields)?.rest;
+    }
+    let (validity, _) = sequence(fields)?;
+    let end = element(element(validity)?.rest)?;
+    let digits = std::str::from_utf8(end.content).ok()?.strip_suffix('Z')?;
+    if !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let written = match (end.tag, digits.len()) {
+        // Two digits of the year: those below 50 are of this century.
+        (UTC_TIME, 12) if digits < "50" => format!("20{digits}"),
+        (UTC_TIME, 12) => format!("19{digits}"),
+        (GENERALIZED_TIME, 14) => digits.to_owned(),
+        _ => return None,
+    };
+    let time = DateTime::strptime("%Y%m%d%H%M%S", written).ok()?;
+    TimeZone::UTC.to_timestamp(time).ok()
+}
+
+struct Element<'a> {
+    tag: u8,
+    content: &'a [u8],
+    rest: &'a [u8],
+}
+
+fn sequence(der: &[u8]) -> Option<(&[u8], &[u8])> {
+    let element = element(der)?;
+    (element.tag == SEQUENCE).then_some((element.content, element.rest))
+}
+
+/// The first element: a tag of one byte, a length, so many bytes.
+fn element(der: &[u8]) -> Option<Element<'_>> {
+    let (&tag, der) = der.split_first()?;
+    let (&first, der) = der.split_first()?;
+    let (length, der) = match first {
+        0..=0x7f => (usize::from(first), der),
+        0x81..=0x84 => {
+            let (length, der) = der.split_at_checked(usize::from(first - 0x80))?;
+            let add = |sum: usize, byte: &u8| sum << 8 | usize::from(*byte);
+            (length.iter().fold(0, add), der)
+        }
+        _ => return None,
+    };
+    let (content, rest) = der.split_at_checked(length)?;
+    Some(Element { tag, content, rest })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn certificate(year: i32) -> Vec<u8> {
+        let mut parameters = rcgen::CertificateParams::new(["a.example".to_owned()]).unwrap();
+        parameters.not_after = rcgen::date_time_ymd(year, 3, 14);
+        let key = rcgen::KeyPair::generate().unwrap();
+        parameters.self_signed(&key).unwrap().der().to_vec()
+    }
+
+    #[test]
+    fn the_end_is_read_in_both_ways_to_write_it() {
+        for year in [1999, 2026, 2049, 2050, 3021] {
+            let expected: Timestamp = format!("{year}-03-14T00:00:00Z").parse().unwrap();
+            assert_eq!(not_after(&certificate(year)), Some(expected));
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn no_bytes_whatever_panic(bytes: Vec<u8>) {
+            not_after(&bytes);
+        }
+
+        #[test]
+        fn nor_does_a_broken_certificate(at in 0usize..300, byte: u8, end in 0usize..400) {
+            let mut bytes = certificate(2050);
+            bytes[at] = byte;
+            bytes.truncate(end);
+            not_after(&bytes);
+        }
+    }
+}

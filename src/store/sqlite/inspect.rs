@@ -1,0 +1,177 @@
+//! Looking at a state file without opening it: for a check before the start, and beside a daemon
+//! that runs.
+//!
+//! SQLite is left out of it, because even a reader leaves files behind, which would belong to
+//! whoever checks and not to whoever runs the exporter.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+};
+
+use rustix::fs::{FlockOperation, flock};
+
+use super::open::{Version, beside, not_writable, resolve};
+use crate::store::Error;
+
+/// What a state file is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Inspection {
+    /// An exporter has it open.
+    InUse {
+        /// The process's number, where it wrote it down.
+        by: Option<u32>,
+    },
+    /// There is none; it can be created.
+    New {
+        /// The folder that it will be in.
+        folder: PathBuf,
+    },
+    /// It can be opened.
+    Ready {
+        /// Its size in bytes.
+        size: u64,
+    },
+}
+
+/// The length of the header of an SQLite file.
+const HEADER: usize = 100;
+const MAGIC: &[u8] = b"SQLite format 3\0";
+
+/// Looks at a state file. It is neither created nor changed.
+///
+/// # Errors
+/// [`Error::Open`] where the daemon could not open it, as far as that can be seen.
+pub fn inspect(path: &Path) -> Result<Inspection, Error> {
+    look(path).map_err(|problem| Error::Open {
+        path: path.to_owned(),
+        problem,
+    })
+}
+
+fn look(path: &Path) -> Result<Inspection, String> {
+    let path = resolve(path)?;
+    let lock = beside(&path, ".lock");
+    if let Some(by) = holder(&lock).map_err(|error| not_writable(&lock, &error))? {
+        return Ok(Inspection::InUse { by });
+    }
+    let file = match OpenOptions::new().read(true).write(true).open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            let folder = path.parent().unwrap_or(Path::new("/")).to_owned();
+            return Ok(Inspection::New { folder });
+        }
+        Err(error) => return Err(not_writable(&path, &error)),
+    };
+    let size = file
+        .metadata()
+        .map_err(|error| format!("cannot be looked at: {error}"))?
+        .len();
+    let mut header = Vec::with_capacity(HEADER);
+    file.take(HEADER as u64)
+        .read_to_end(&mut header)
+        .map_err(|error| format!("cannot be read: {error}"))?;
+    // After a crash all that it holds can still be in the log beside it.
+    let has_log = beside(&path, "-wal")
+        .metadata()
+        .is_ok_and(|log| log.len() > 0);
+    if header.is_empty() || (has_log && number(&header, 68) == Some(0)) {
+        return Ok(Inspection::Ready { size });
+    }
+    if !header.starts_with(MAGIC) {
+        return Err(
+            "it is not an SQLite database; choose another path, or move the file away".to_owned(),
+        );
+    }
+    let (Some(version), Some(application)) = (number(&header, 60), number(&header, 68)) else {
+        return Err("it is damaged; restore it from a backup, or move it away".to_owned());
+    };
+    Version::of(application, version).migrations_done()?;
+    Ok(Inspection::Ready { size })
+}
+
+/// A number of the header, at its place by SQLite's documentation of the format.
+fn number(header: &[u8], at: usize) -> Option<i32> {
+    let bytes = header.get(at..at + 4)?;
+    Some(i32::from_be_bytes(bytes.try_into().ok()?))
+}
+
+/// Who holds the lock: nobody, or somebody with the number that they wrote down.
+fn holder(lock: &Path) -> io::Result<Option<Option<u32>>> {
+    let mut file = match File::open(lock) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    // Shared, and let go at once with the file.
+    match flock(&file, FlockOperation::NonBlockingLockShared) {
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut text = String::new();
+            file.read_to_string(&mut text)?;
+            Ok(Some(text.trim().parse().ok()))
+        }
+        Err(error) => Err(error.into()),
+        Ok(()) => Ok(None),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+    use crate::store::{JOURNAL_LIMIT, Options, Store};
+
+    fn problem(path: &Path) -> String {
+        match inspect(path) {
+            Err(Error::Open { problem, .. }) => problem,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_is_told_apart_by_who_has_it_and_nothing_is_left_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let files = || fs::read_dir(folder.path()).unwrap().count();
+        let new = Inspection::New {
+            folder: folder.path().canonicalize().unwrap(),
+        };
+        assert_eq!(inspect(&path).unwrap(), new);
+        assert_eq!(files(), 0);
+
+        let options = Options::Sqlite {
+            path: path.clone(),
+            journal_limit: JOURNAL_LIMIT,
+        };
+        let store = Store::open(&options).await.unwrap();
+        let by = Some(std::process::id());
+        assert_eq!(inspect(&path).unwrap(), Inspection::InUse { by });
+        store.close().await;
+        let before = files();
+        assert!(matches!(inspect(&path).unwrap(), Inspection::Ready { size } if size > 0));
+        assert_eq!(files(), before);
+        // It was let go of.
+        Store::open(&options).await.unwrap().close().await;
+    }
+
+    #[test]
+    fn what_could_not_be_opened_is_told_as_opening_would() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        fs::write(&path, "a text of somebody's that is surely no database").unwrap();
+        assert!(problem(&path).starts_with("it is not an SQLite database"));
+        assert!(problem(folder.path()).starts_with("it is a folder"));
+        assert!(problem(&folder.path().join("no/state.db")).contains("does not exist"));
+
+        fs::remove_file(&path).unwrap();
+        let sql = |sql: &str| {
+            let connection = rusqlite::Connection::open(&path).unwrap();
+            connection.execute_batch(sql).unwrap();
+        };
+        sql("CREATE TABLE theirs (x)");
+        assert!(problem(&path).starts_with("it is the database of another program"));
+        sql("PRAGMA application_id = 0x4f705278; PRAGMA user_version = 1000");
+        assert!(problem(&path).starts_with("it was written by a newer version"));
+    }
+}

@@ -1,0 +1,191 @@
+//! The program as a process: what `check` and `search` print, and with which status they end.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+
+use std::{
+    io::{BufRead as _, BufReader, Read as _},
+    process::{Command, Output, Stdio},
+    time::Duration,
+};
+
+use opsramp_exporter::simulator::{
+    Allowance, DEMO_KEY, DEMO_SECRET, DEMO_TENANT, Endpoint, Options, Simulator, TenantOptions,
+};
+use serde_json::Value;
+
+/// Alerts of the world: several pages of a hundred.
+const ALERTS: usize = 345;
+
+async fn simulator() -> Simulator {
+    let options = Options {
+        life: None,
+        allowance: Allowance::unlimited(),
+        tenants: vec![TenantOptions {
+            id: DEMO_TENANT.to_owned(),
+            alerts: ALERTS,
+            ..TenantOptions::default()
+        }],
+        ..Options::default()
+    };
+    Simulator::start(options, "127.0.0.1:0").await.unwrap()
+}
+
+fn program(simulator: &Simulator, folder: &tempfile::TempDir, arguments: &[&str]) -> Command {
+    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("opsramp-exporter"));
+    command
+        .env_clear()
+        .env("OPSRAMP_URL", simulator.url())
+        .env("OPSRAMP_TENANT_ID", DEMO_TENANT)
+        .env("OPSRAMP_CLIENT_ID", DEMO_KEY)
+        .env("OPSRAMP_CLIENT_SECRET", DEMO_SECRET)
+        .current_dir(folder)
+        .args(arguments);
+    command
+}
+
+/// Runs the program to its end, away from the simulator's threads.
+async fn output(mut command: Command) -> (Output, String, String) {
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap())
+        .await
+        .unwrap();
+    let stdout = String::from_utf8(output.stdout.clone()).unwrap();
+    let stderr = String::from_utf8(output.stderr.clone()).unwrap();
+    (output, stdout, stderr)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_ends_with_what_came_of_it() {
+    let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
+    let (done, stdout, stderr) = output(program(&simulator, &folder, &["check"])).await;
+    assert_eq!(done.status.code(), Some(0), "{stdout}{stderr}");
+    assert!(stdout.ends_with("all 10 steps passed\n"), "{stdout}");
+
+    let mut wrong = program(&simulator, &folder, &["check"]);
+    wrong.env("OPSRAMP_CLIENT_SECRET", "hush-hush");
+    let (done, stdout, stderr) = output(wrong).await;
+    assert_eq!(done.status.code(), Some(1), "{stdout}{stderr}");
+    assert!(
+        stdout.contains("FAILED   account default, token: "),
+        "{stdout}"
+    );
+    assert!(
+        !stdout.contains("hush") && !stderr.contains("hush"),
+        "{stdout}{stderr}"
+    );
+
+    let wrong = program(&simulator, &folder, &["check", "--opsramp.url", "ftp://x"]);
+    let (done, stdout, _) = output(wrong).await;
+    assert_eq!(done.status.code(), Some(2), "{stdout}");
+    assert!(
+        stdout.contains("--opsramp.url: must start with https://"),
+        "{stdout}"
+    );
+    assert_eq!(std::fs::read_dir(&folder).unwrap().count(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn search_reads_every_page_in_every_form() {
+    let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
+    let search = |form: &'static str| program(&simulator, &folder, &["search", "--output", form]);
+
+    let (done, json, stderr) = output(search("json")).await;
+    assert!(done.status.success() && stderr.is_empty(), "{stderr}");
+    let alerts: Vec<Value> = serde_json::from_str(&json).unwrap();
+    assert_eq!(alerts.len(), ALERTS);
+    assert_eq!(simulator.requests().of(Endpoint::Search), 4);
+
+    let (done, jsonl, stderr) = output(search("jsonl")).await;
+    assert!(done.status.success() && stderr.is_empty(), "{stderr}");
+    let lines: Vec<Value> = jsonl
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(lines, alerts);
+
+    let (done, table, stderr) = output(search("table")).await;
+    assert!(done.status.success() && stderr.is_empty(), "{stderr}");
+    assert_eq!(table.lines().count(), 1 + ALERTS);
+    assert!(table.starts_with("ID "), "{table}");
+    for (row, alert) in table.lines().skip(1).zip(&alerts) {
+        assert!(
+            row.starts_with(alert["uniqueId"].as_str().unwrap()),
+            "{row}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn search_without_results_is_an_empty_array() {
+    let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
+    let nothing = ["search", "--search.query=actions:CLOSED", "--output=json"];
+    let (done, json, stderr) = output(program(&simulator, &folder, &nothing)).await;
+    assert!(done.status.success(), "{stderr}");
+    assert_eq!(json, "[]\n");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_count_costs_one_request() {
+    let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
+    let count = program(&simulator, &folder, &["search", "--count"]);
+    let (done, stdout, stderr) = output(count).await;
+    assert!(done.status.success(), "{stderr}");
+    assert_eq!(stdout, format!("{ALERTS}\n"));
+    assert_eq!(simulator.requests().of(Endpoint::Search), 1);
+    assert_eq!(simulator.requests().total, 2, "and one for the token");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_that_has_seen_enough_ends_the_search_quietly() {
+    let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
+    let mut command = program(&simulator, &folder, &["search", "--output", "jsonl"]);
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let work = tokio::task::spawn_blocking(move || {
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        let mut reader = BufReader::new(child.stdout.take().unwrap());
+        reader.read_line(&mut line).unwrap();
+        drop(reader);
+        let status = child.wait().unwrap();
+        let mut stderr = String::new();
+        child.stderr.unwrap().read_to_string(&mut stderr).unwrap();
+        (status, line, stderr)
+    });
+    let (status, line, stderr) = work.await.unwrap();
+    assert_eq!((status.code(), stderr.as_str()), (Some(0), ""));
+    serde_json::from_str::<Value>(&line).unwrap();
+    assert!(
+        simulator.requests().of(Endpoint::Search) < 4,
+        "it was read to its end"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_with_an_otlp_sink_starts() {
+    let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
+    let config = "log: {sinks: [{name: loki, type: otlp, endpoint: 'http://127.0.0.1:9/v1/logs'}]}";
+    std::fs::write(folder.path().join("c.yml"), config).unwrap();
+    let arguments = ["--config.file=c.yml", "--web.listen-address=127.0.0.1:0"];
+    let mut command = program(&simulator, &folder, &arguments);
+    command.stderr(Stdio::piped());
+    let work = tokio::task::spawn_blocking(move || {
+        let mut child = command.spawn().unwrap();
+        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let lines = lines.map(Result::unwrap);
+        let told: Vec<String> = lines
+            .take(20)
+            .take_while(|line| !line.contains("listening on"))
+            .collect();
+        let running = child.try_wait().unwrap().is_none();
+        child.kill().ok();
+        child.wait().unwrap();
+        (running, told)
+    });
+    let (running, told) = tokio::time::timeout(Duration::from_secs(30), work)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(
+        running && told.iter().all(|line| !line.contains("panicked")),
+        "{told:?}"
+    );
+}
