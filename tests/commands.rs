@@ -31,7 +31,7 @@ async fn simulator() -> Simulator {
 }
 
 fn program(simulator: &Simulator, folder: &tempfile::TempDir, arguments: &[&str]) -> Command {
-    let mut command = Command::new(assert_cmd::cargo::cargo_bin!("opsramp-exporter"));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_opsramp-exporter"));
     command
         .env_clear()
         .env("OPSRAMP_URL", simulator.url())
