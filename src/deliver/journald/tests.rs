@@ -179,6 +179,32 @@ fn what_is_too_large_for_a_datagram_comes_as_a_sealed_file() {
 }
 
 #[test]
+fn what_journald_would_drop_in_silence_is_refused_and_the_others_are_sent() {
+    let receiver = Receiver::new();
+    let mut sink = receiver.sink();
+    let mut record = bare();
+    record.fields.description = Some(String::new());
+    let mut message = Vec::new();
+    push_message(&mut message, &record);
+    let room = MAX_MESSAGE - message.len();
+    record.fields.description = Some("x".repeat(room));
+    let largest = pending(&record);
+    record.fields.description = Some("x".repeat(room + 1));
+    let events = [pending(&record), largest, pending(&bare())];
+    let progress = sink.deliver(&events);
+    assert_eq!(progress.settled, 3);
+    assert!(progress.error.is_none());
+    assert_eq!(progress.refused.len(), 1);
+    assert_eq!(progress.refused[0].events, 1);
+    assert_eq!(progress.refused[0].event_id, Some(record.event_id));
+    let reason = &progress.refused[0].reason;
+    assert!(reason.starts_with("it has 33554433 bytes"), "{reason}");
+    assert_eq!(receiver.receive().0.len(), MAX_MESSAGE);
+    let next = parse(&receiver.receive().0);
+    assert!(!next.contains_key("OPSRAMP_DESCRIPTION"));
+}
+
+#[test]
 fn without_journald_the_error_says_so_and_once_it_is_back_messages_arrive() {
     let receiver = Receiver::new();
     let moved = receiver.path.with_file_name("moved");

@@ -14,6 +14,7 @@ use opentelemetry_proto::tonic::{
     logs::v1::{LogRecord, ResourceLogs, ScopeLogs, SeverityNumber},
     resource::v1::Resource,
 };
+use prost::Message as _;
 
 use crate::record::{Record, Value};
 
@@ -53,6 +54,11 @@ pub(super) fn request<'a>(
         })
         .collect();
     ExportLogsServiceRequest { resource_logs }
+}
+
+/// What a record adds to a request at most, in bytes: records that share a resource need less.
+pub(super) fn size(record: &Record) -> usize {
+    request([record]).encoded_len()
 }
 
 fn log_record(record: &Record) -> LogRecord {

@@ -1,33 +1,43 @@
 use std::{
     collections::{BTreeMap, VecDeque},
-    io::Read as _,
+    io::{self, Read as _},
     sync::{Arc, Mutex},
 };
 
 use axum::{
     Router,
     body::{Body, Bytes},
-    extract::State,
+    extract::{DefaultBodyLimit, State},
     response::{IntoResponse as _, Response},
 };
+use http::{
+    HeaderMap, StatusCode,
+    header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE, LOCATION, RETRY_AFTER},
+};
 use opentelemetry_proto::tonic::{
-    collector::logs::v1::{ExportLogsPartialSuccess, ExportLogsServiceRequest},
+    collector::logs::v1::{
+        ExportLogsPartialSuccess, ExportLogsServiceRequest, ExportLogsServiceResponse,
+    },
     common::v1::{KeyValue, any_value},
     logs::v1::LogRecord,
 };
-use tokio::net::TcpListener;
+use prost::Message as _;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpSocket, TcpStream},
+};
 
 use super::*;
 use crate::{
     deliver::SinkError,
     record::tests::{bare, full},
-    secret::Secret,
+    secret::{Secret, SecretSource},
     store::JournalEvent,
 };
 
 /// A receiver that answers as it is told, and takes what comes when it was told nothing.
 #[derive(Clone, Default)]
-struct Receiver(Arc<Mutex<Inner>>);
+struct Peer(Arc<Mutex<Inner>>);
 
 #[derive(Default)]
 struct Inner {
@@ -35,16 +45,21 @@ struct Inner {
     answers: VecDeque<Response>,
     /// Requests with an alert of this id are refused.
     bad: Option<(&'static str, StatusCode)>,
+    /// Requests with more records than this are answered with a page that says so.
+    most: Option<usize>,
 }
 
-impl Receiver {
+impl Peer {
     async fn start() -> (Self, OtlpOptions) {
         // Whoever else did it first is welcome.
         drop(rustls::crypto::ring::default_provider().install_default());
         let receiver = Self::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let router = Router::new().fallback(answer).with_state(receiver.clone());
+        let router = Router::new()
+            .fallback(answer)
+            .layer(DefaultBodyLimit::disable())
+            .with_state(receiver.clone());
         tokio::spawn(async move { axum::serve(listener, router).await });
         let options = OtlpOptions {
             endpoint: format!("http://{address}/otlp/v1/logs"),
@@ -67,12 +82,21 @@ impl Receiver {
         self.0.lock().unwrap().requests.len()
     }
 
+    /// How many records each request held.
+    fn counts(&self) -> Vec<usize> {
+        let inner = self.0.lock().unwrap();
+        let requests = inner.requests.iter();
+        requests
+            .map(|(_, request)| records(request).len())
+            .collect()
+    }
+
     fn request(&self, index: usize) -> ExportLogsServiceRequest {
         self.0.lock().unwrap().requests[index].1.clone()
     }
 }
 
-async fn answer(State(receiver): State<Receiver>, headers: HeaderMap, body: Bytes) -> Response {
+async fn answer(State(receiver): State<Peer>, headers: HeaderMap, body: Bytes) -> Response {
     let mut bytes = Vec::new();
     if headers.get(CONTENT_ENCODING).is_some_and(|it| it == "gzip") {
         flate2::read::GzDecoder::new(&body[..])
@@ -87,12 +111,21 @@ async fn answer(State(receiver): State<Receiver>, headers: HeaderMap, body: Byte
         let mut records = records(&request).into_iter();
         records.any(|record| attribute(&record.attributes, "opsramp.alert_id") == *bad)
     });
+    let page = inner.most.filter(|most| records(&request).len() > *most);
     inner.requests.push((headers, request));
+    if page.is_some() {
+        return page_of(StatusCode::PAYLOAD_TOO_LARGE);
+    }
     match (inner.answers.pop_front(), refused) {
         (Some(answer), _) => answer,
         (None, Some((_, status))) => (status, "\x00\x12\x09bad event").into_response(),
         (None, None) => StatusCode::NO_CONTENT.into_response(),
     }
+}
+
+fn page_of(status: StatusCode) -> Response {
+    let headers = [(CONTENT_TYPE, "text/html; charset=utf-8")];
+    (status, headers, "<html><h1>no</h1></html>").into_response()
 }
 
 fn records(request: &ExportLogsServiceRequest) -> Vec<&LogRecord> {
@@ -145,7 +178,7 @@ fn error(progress: Progress) -> Error {
 
 #[tokio::test]
 async fn a_record_arrives_with_everything_in_its_place() {
-    let (receiver, options) = Receiver::start().await;
+    let (receiver, options) = Peer::start().await;
     let mut elsewhere = bare();
     elsewhere.tenant = "other".to_owned();
     let mut otlp = Otlp::new(&options).unwrap();
@@ -212,7 +245,7 @@ fn severities_follow_the_state() {
 
 #[tokio::test]
 async fn headers_are_read_again_for_each_request() {
-    let (receiver, mut options) = Receiver::start().await;
+    let (receiver, mut options) = Peer::start().await;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("token");
     options.gzip = false;
@@ -241,7 +274,7 @@ async fn headers_are_read_again_for_each_request() {
 
 #[tokio::test]
 async fn a_header_that_cannot_be_sent_never_shows_its_value() {
-    let (_, mut options) = Receiver::start().await;
+    let (_, mut options) = Peer::start().await;
     let secret = SecretSource::Value(Secret::new("hunter2\nX-Forged: yes"));
     options.headers = BTreeMap::from([("authorization".to_owned(), secret.clone())]);
     let refused = error(Otlp::new(&options).unwrap().deliver(&alerts([1])).await);
@@ -255,7 +288,7 @@ async fn a_header_that_cannot_be_sent_never_shows_its_value() {
 
 #[tokio::test]
 async fn a_partial_success_is_counted_and_not_repeated() {
-    let (receiver, options) = Receiver::start().await;
+    let (receiver, options) = Peer::start().await;
     let partial = ExportLogsServiceResponse {
         partial_success: Some(ExportLogsPartialSuccess {
             rejected_log_records: 2,
@@ -278,7 +311,7 @@ async fn a_batch_that_is_refused_is_split_until_the_bad_event_is_found() {
         StatusCode::PAYLOAD_TOO_LARGE,
         StatusCode::UNPROCESSABLE_ENTITY,
     ] {
-        let (receiver, options) = Receiver::start().await;
+        let (receiver, options) = Peer::start().await;
         receiver.0.lock().unwrap().bad = Some(("37", status));
         let events = alerts(0..100);
         let progress = Otlp::new(&options).unwrap().deliver(&events).await;
@@ -317,7 +350,7 @@ async fn a_batch_that_is_refused_is_split_until_the_bad_event_is_found() {
 
 #[tokio::test]
 async fn an_error_in_the_middle_of_a_split_keeps_what_was_delivered_before_it() {
-    let (receiver, options) = Receiver::start().await;
+    let (receiver, options) = Peer::start().await;
     receiver.answer(StatusCode::BAD_REQUEST);
     receiver.answer(StatusCode::OK);
     receiver.answer(StatusCode::SERVICE_UNAVAILABLE);
@@ -333,7 +366,7 @@ async fn an_error_in_the_middle_of_a_split_keeps_what_was_delivered_before_it() 
 
 #[tokio::test]
 async fn what_may_be_a_fault_of_the_setup_never_costs_an_event() {
-    let (receiver, options) = Receiver::start().await;
+    let (receiver, options) = Peer::start().await;
     let mut otlp = Otlp::new(&options).unwrap();
     let statuses = [
         401, 403, 404, 405, 407, 408, 410, 415, 429, 500, 501, 502, 503, 504,
@@ -347,65 +380,46 @@ async fn what_may_be_a_fault_of_the_setup_never_costs_an_event() {
         let expected = format!("the receiver answered {status}: no luck");
         assert_eq!(error, expected);
     }
-    receiver.answer(([(CONTENT_TYPE, "text/html; charset=utf-8")], "<html>log in"));
-    let progress = otlp.deliver(&alerts(0..3)).await;
-    assert_eq!(progress.settled, 0);
-    assert!(matches!(error(progress), Error::NotOtlp(_)));
-    assert_eq!(receiver.requests(), statuses.len() + 1);
+    assert_eq!(receiver.requests(), statuses.len());
 }
 
 #[tokio::test]
 async fn a_redirect_is_never_followed() {
     for status in [301, 302, 303, 307, 308] {
-        let (receiver, options) = Receiver::start().await;
-        let (elsewhere, elsewhere_options) = Receiver::start().await;
+        let (receiver, options) = Peer::start().await;
+        let (elsewhere, elsewhere_options) = Peer::start().await;
         let status = StatusCode::from_u16(status).unwrap();
-        receiver.answer((status, [(LOCATION, elsewhere_options.endpoint.clone())]));
+        let location = format!("{}?token=hunter2", elsewhere_options.endpoint);
+        receiver.answer((status, [(LOCATION, location)]));
         let redirect = error(Otlp::new(&options).unwrap().deliver(&alerts([1])).await);
-        assert!(
-            redirect.to_string().contains(&elsewhere_options.endpoint),
-            "{redirect}"
+        let origin = elsewhere_options.endpoint.strip_suffix("/otlp/v1/logs");
+        let expected = format!(
+            "the receiver answered {status}, a redirect to {}, which is not followed; \
+             set the endpoint to where it leads",
+            origin.unwrap()
         );
+        assert_eq!(redirect.to_string(), expected);
         assert_eq!(elsewhere.requests(), 0);
     }
 }
 
 #[tokio::test]
 async fn a_receiver_is_left_alone_as_long_as_it_asks() {
-    let (receiver, options) = Receiver::start().await;
+    let (receiver, options) = Peer::start().await;
     receiver.answer((StatusCode::TOO_MANY_REQUESTS, [(RETRY_AFTER, "17")]));
     let error = error(Otlp::new(&options).unwrap().deliver(&alerts([1])).await);
     assert_eq!(error.retry_after(), Some(Duration::from_secs(17)));
 }
 
-#[test]
-fn retry_after_is_read_in_both_forms() {
-    let now = "2026-03-01T10:00:00Z".parse().unwrap();
-    let read = |value| read_retry_after(value, now);
-    assert_eq!(read("120"), Some(Duration::from_secs(120)));
-    assert_eq!(
-        read("Sun, 01 Mar 2026 10:00:30 GMT"),
-        Some(Duration::from_secs(30))
-    );
-    assert_eq!(
-        read("Sun, 01 Mar 2026 09:00:00 GMT"),
-        Some(Duration::ZERO),
-        "a time that has passed"
-    );
-    for nonsense in ["", "soon", "-5", "1.5"] {
-        assert_eq!(read(nonsense), None, "{nonsense}");
-    }
-}
-
 #[tokio::test]
 async fn an_endless_answer_is_not_read_to_its_end() {
-    let (receiver, options) = Receiver::start().await;
+    let (receiver, options) = Peer::start().await;
     let endless = futures_util::stream::repeat_with(|| Ok::<_, io::Error>(vec![b'x'; 4096]));
     receiver.answer((
         StatusCode::INTERNAL_SERVER_ERROR,
         Body::from_stream(endless),
     ));
-    let begun = tokio::time::Instant::now();
+    let begun = Instant::now();
     let error = error(Otlp::new(&options).unwrap().deliver(&alerts([1])).await);
     assert!(error.to_string().len() < 300, "{error}");
     assert!(begun.elapsed() < options.timeout);
@@ -455,11 +469,305 @@ fn what_is_no_url_is_an_error_at_once() {
 
 #[tokio::test]
 async fn an_event_that_cannot_be_read_is_refused_and_the_others_are_sent() {
-    let (receiver, options) = Receiver::start().await;
+    let (receiver, options) = Peer::start().await;
     let mut events = alerts(0..3);
     events[1].event.body = Bytes::from_static(b"{}");
     let progress = Otlp::new(&options).unwrap().deliver(&events).await;
     assert_eq!(progress.settled, 3);
     assert_eq!(progress.refused.len(), 1);
     assert_eq!(records(&receiver.request(0)).len(), 2);
+}
+
+#[tokio::test]
+async fn a_page_of_html_never_costs_an_event() {
+    for status in [400, 413, 422] {
+        let status = StatusCode::from_u16(status).unwrap();
+        let untyped = (status, " \r\n<!doctype html>no").into_response();
+        for page in [page_of(status), untyped] {
+            let (receiver, options) = Peer::start().await;
+            receiver.answer(page);
+            let mut otlp = Otlp::new(&options).unwrap();
+            let progress = otlp.deliver(&alerts([1])).await;
+            assert_eq!(progress.settled, 0);
+            assert!(progress.refused.is_empty());
+            let text = error(progress).to_string();
+            let expected = format!("the receiver answered {status} with a page of HTML");
+            assert!(text.starts_with(&expected), "{text}");
+            assert_eq!(otlp.deliver(&alerts([1])).await.settled, 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_proxy_calls_too_large_goes_through_in_parts_or_waits() {
+    let (receiver, options) = Peer::start().await;
+    receiver.0.lock().unwrap().most = Some(3);
+    let mut otlp = Otlp::new(&options).unwrap();
+    let progress = otlp.deliver(&alerts(0..10)).await;
+    assert_eq!(progress.settled, 10, "{progress:?}");
+    assert!(progress.refused.is_empty());
+
+    receiver.0.lock().unwrap().most = Some(0);
+    let progress = otlp.deliver(&alerts(0..10)).await;
+    assert_eq!(progress.settled, 0);
+    assert!(progress.refused.is_empty());
+    assert!(matches!(error(progress), Error::NotOtlp { .. }));
+}
+
+#[tokio::test]
+async fn plain_http_to_a_server_that_expects_tls_never_costs_an_event() {
+    let (receiver, options) = Peer::start().await;
+    let words = "Client sent an HTTP request to an HTTPS server.\n";
+    receiver.answer((StatusCode::BAD_REQUEST, words));
+    let progress = Otlp::new(&options).unwrap().deliver(&alerts([1])).await;
+    assert_eq!(progress.settled, 0);
+    assert!(error(progress).to_string().contains("to an HTTPS server"));
+}
+
+#[tokio::test]
+async fn a_success_that_no_receiver_gives_is_an_error_that_says_what_came() {
+    let typed = |content_type: &'static str, body: Vec<u8>| {
+        ([(CONTENT_TYPE, content_type)], body).into_response()
+    };
+    let json = |body: &str| typed("application/json", body.into());
+    for (answer, what) in [
+        (page_of(StatusCode::OK), "a page of HTML (text/html)"),
+        (
+            "ok".into_response(),
+            "neither protobuf nor JSON (text/plain)",
+        ),
+        (
+            Response::new(Body::from("{}")),
+            "a body that is neither protobuf nor JSON; is",
+        ),
+        (typed("text/plain", b"{}".into()), "JSON (text/plain)"),
+        (
+            typed(PROTOBUF, b"\x01\x02\x03".into()),
+            "not the protobuf it claims to be (application/x-protobuf)",
+        ),
+        (
+            typed(PROTOBUF, vec![0; 100 << 10]),
+            "a body that is too large",
+        ),
+        (json("{"), "no answer to an export"),
+        (json("[]"), "no answer to an export"),
+        (json("null"), "no answer to an export"),
+        (json(r#"{"error":"log in"}"#), r#"{"error":"log in"}"#),
+        (
+            json(r#"{"partialSuccess":{"rejectedLogRecords":"many"}}"#),
+            "no answer to an export (application/json)",
+        ),
+    ] {
+        let (receiver, options) = Peer::start().await;
+        receiver.answer(answer);
+        let mut otlp = Otlp::new(&options).unwrap();
+        let progress = otlp.deliver(&alerts(0..3)).await;
+        assert_eq!(progress.settled, 0);
+        let text = error(progress).to_string();
+        assert!(
+            text.starts_with("the receiver answered 200 OK with ") && text.contains(what),
+            "{text}"
+        );
+        assert_eq!(otlp.deliver(&alerts(0..3)).await.settled, 3);
+    }
+}
+
+#[tokio::test]
+async fn the_forms_that_a_success_takes_are_known() {
+    let json = |body: &'static str| {
+        let headers = [(CONTENT_TYPE, "Application/JSON; charset=utf-8")];
+        (headers, body).into_response()
+    };
+    let protobuf = ExportLogsServiceResponse::default().encode_to_vec();
+    for (answer, rejected) in [
+        (StatusCode::OK.into_response(), 0),
+        (StatusCode::ACCEPTED.into_response(), 0),
+        (StatusCode::NO_CONTENT.into_response(), 0),
+        (([(CONTENT_TYPE, PROTOBUF)], protobuf).into_response(), 0),
+        (json("{}"), 0),
+        (json(r#"{"partialSuccess":null}"#), 0),
+        (json(r#"{"partialSuccess":{}}"#), 0),
+        (
+            json(r#"{"partialSuccess":{"rejectedLogRecords":"2","errorMessage":"x"}}"#),
+            2,
+        ),
+        (json(r#"{"partialSuccess":{"rejectedLogRecords":1}}"#), 1),
+        (json(r#"{"partialSuccess":{"rejectedLogRecords":99}}"#), 3),
+    ] {
+        let (receiver, options) = Peer::start().await;
+        receiver.answer(answer);
+        let progress = Otlp::new(&options).unwrap().deliver(&alerts(0..3)).await;
+        assert_eq!(progress.settled, 3, "{progress:?}");
+        let refused: u64 = progress.refused.iter().map(|refusal| refusal.events).sum();
+        assert_eq!(refused, rejected);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_settles_nothing() {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    for status in ["200 OK", "400 Bad Request"] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let options = OtlpOptions {
+            endpoint: format!("http://{}/v1/logs", listener.local_addr().unwrap()),
+            headers: BTreeMap::new(),
+            gzip: true,
+            timeout: Duration::from_secs(5),
+        };
+        let server = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let received = stream.read(&mut [0; 4096]).await.unwrap();
+            assert!(received > 0);
+            let head = format!("HTTP/1.1 {status}\r\nContent-Length: 9\r\n\r\nbad");
+            stream.write_all(head.as_bytes()).await.unwrap();
+        };
+        let mut otlp = Otlp::new(&options).unwrap();
+        let events = alerts([1]);
+        let (progress, ()) = tokio::join!(otlp.deliver(&events), server);
+        assert_eq!(progress.settled, 0, "{status}");
+        assert!(matches!(error(progress), Error::Transport(_)), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn secrets_that_a_receiver_echoes_are_hidden_wherever_they_are_shown() {
+    let (receiver, mut options) = Peer::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("token");
+    std::fs::write(&path, "Bearer hunter2-token\n").unwrap();
+    options.headers = BTreeMap::from([
+        ("Authorization".to_owned(), SecretSource::File(path)),
+        (
+            "X-Api-Key".to_owned(),
+            SecretSource::Value(Secret::new("s3cret-key")),
+        ),
+    ]);
+    let mut otlp = Otlp::new(&options).unwrap();
+    let echo = "who is Bearer hunter2-token, hunter2-token or s3cret-key?";
+    let shown = "who is <secret>, <secret> or <secret>?";
+    let partial = ExportLogsServiceResponse {
+        partial_success: Some(ExportLogsPartialSuccess {
+            rejected_log_records: 1,
+            error_message: echo.to_owned(),
+        }),
+    };
+    receiver.answer((StatusCode::UNAUTHORIZED, echo));
+    receiver.answer((StatusCode::OK, echo));
+    receiver.answer((StatusCode::BAD_REQUEST, [(CONTENT_TYPE, "text/html")], echo));
+    receiver.answer((StatusCode::OK, [(CONTENT_TYPE, "s3cret-key")], "who"));
+    receiver.answer((StatusCode::BAD_REQUEST, echo));
+    receiver.answer(([(CONTENT_TYPE, PROTOBUF)], partial.encode_to_vec()));
+    for round in 0..6 {
+        let progress = otlp.deliver(&alerts([1])).await;
+        let debug = format!("{progress:?}");
+        assert!(
+            !debug.contains("hunter2") && !debug.contains("s3cret"),
+            "{debug}"
+        );
+        let text = match progress.refused.first() {
+            Some(refusal) => refusal.reason.clone(),
+            None => error(progress).to_string(),
+        };
+        let expected = if round == 3 { "JSON (<secret>)" } else { shown };
+        assert!(text.contains(expected), "{round}: {text}");
+    }
+    let inner = receiver.0.lock().unwrap();
+    assert_eq!(inner.requests[5].0[AUTHORIZATION], "Bearer hunter2-token");
+}
+
+#[tokio::test]
+async fn the_receivers_own_words_are_taken_from_its_status() {
+    // google.rpc.Status: code 14, and a message of 41 bytes.
+    let mut body = b"\x08\x0e\x12\x29".to_vec();
+    body.extend(b"the queue is full, as it was an hour ago!");
+    let (receiver, options) = Peer::start().await;
+    let headers = [(CONTENT_TYPE, PROTOBUF)];
+    receiver.answer((StatusCode::SERVICE_UNAVAILABLE, headers, body));
+    let error = error(Otlp::new(&options).unwrap().deliver(&alerts([1])).await);
+    assert_eq!(
+        error.to_string(),
+        "the receiver answered 503 Service Unavailable: \
+         the queue is full, as it was an hour ago!"
+    );
+}
+
+#[tokio::test]
+async fn a_host_that_takes_no_connection_is_given_up_before_the_whole_time_is_over() {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    // Once the queue is full, the kernel lets further ones wait.
+    let mut queue = Vec::new();
+    let limit = Duration::from_millis(200);
+    while let Ok(stream) = tokio::time::timeout(limit, TcpStream::connect(address)).await {
+        queue.push(stream.unwrap());
+        assert!(queue.len() < 100, "it takes every connection");
+    }
+    let options = OtlpOptions {
+        endpoint: format!("http://{address}/v1/logs"),
+        headers: BTreeMap::new(),
+        gzip: true,
+        timeout: Duration::from_secs(60),
+    };
+    let mut otlp = Otlp::new(&options).unwrap();
+    otlp.receiver = Receiver::connecting_within(limit, &options).unwrap();
+    let events = alerts([1]);
+    let delivery = tokio::time::timeout(Duration::from_secs(20), otlp.deliver(&events)).await;
+    let progress = delivery.expect("only the connection is waited for");
+    assert!(matches!(error(progress), Error::Transport(source) if source.is_connect()));
+}
+
+#[tokio::test]
+async fn requests_are_bounded_whatever_is_handed_in() {
+    let (receiver, options) = Peer::start().await;
+    let large = |id: u32, bytes: usize| {
+        let mut record = bare();
+        record.alert_id = id.to_string();
+        record.fields.description = Some("x".repeat(bytes));
+        pending(&record)
+    };
+    let mut events = alerts(0..1100);
+    // Three of these are more than a request may hold, and the last one is by itself.
+    events.extend((1100..1103).map(|id| large(id, 400 << 10)));
+    events.push(large(1103, MAX_BYTES + 1));
+    events.extend(alerts(1104..1106));
+    let progress = Otlp::new(&options).unwrap().deliver(&events).await;
+    assert_eq!(progress.settled, 1106, "{progress:?}");
+    assert_eq!(receiver.counts(), [512, 512, 78, 1, 1, 2]);
+    let inner = receiver.0.lock().unwrap();
+    let mut ids = Vec::new();
+    for (_, request) in &inner.requests {
+        let records = records(request);
+        assert!(request.encoded_len() <= MAX_BYTES || records.len() == 1);
+        ids.extend(
+            records
+                .iter()
+                .map(|it| attribute(&it.attributes, "opsramp.alert_id")),
+        );
+    }
+    let expected: Vec<_> = (0..1106).map(|id| id.to_string()).collect();
+    assert_eq!(ids, expected);
+}
+
+#[tokio::test]
+async fn a_slow_receivers_progress_is_told_before_everything_is_sent() {
+    let (receiver, options) = Peer::start().await;
+    receiver.0.lock().unwrap().bad = Some(("700", StatusCode::BAD_REQUEST));
+    let mut otlp = Otlp::new(&options).unwrap();
+    // Every answer takes longer than this.
+    otlp.turn = Duration::ZERO;
+    let events = alerts(0..1000);
+    let mut settled = Vec::new();
+    let mut refused = 0;
+    while settled.iter().sum::<usize>() < events.len() {
+        let progress = otlp.deliver(&events[settled.iter().sum()..]).await;
+        assert!(progress.error.is_none());
+        settled.push(progress.settled);
+        refused += progress.refused.len();
+    }
+    assert_eq!(settled[..2], [512, 122], "{settled:?}");
+    assert_eq!(refused, 1);
+    assert!(receiver.requests() < 60, "{}", receiver.requests());
 }

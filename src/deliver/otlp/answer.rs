@@ -1,0 +1,333 @@
+//! What a receiver's answer means for the events that it was sent.
+//!
+//! Only an answer that says that the *content* is bad lets go of an event, and only one that an
+//! OTLP receiver gives counts as a success. The specification has every 4xx but 429 drop the
+//! data; here whatever may be a fault of the set-up or of something on the way is worth another
+//! try. This module sends nothing and knows no event.
+
+use std::{borrow::Cow, time::Duration};
+
+use http::{
+    HeaderMap, HeaderName, StatusCode,
+    header::{CONTENT_TYPE, DATE, LOCATION, RETRY_AFTER},
+};
+use jiff::{Timestamp, fmt::rfc2822};
+use opentelemetry_proto::tonic::collector::logs::v1::{
+    ExportLogsPartialSuccess, ExportLogsServiceResponse,
+};
+use prost::Message as _;
+use serde_json::Value;
+
+use super::{Error, PROTOBUF, excerpt::Secrets};
+
+/// How much of an answer is read.
+const MAX_BODY: usize = 64 << 10;
+
+/// A receiver that asks to be left alone for longer is asked again after this time.
+const MAX_PAUSE: Duration = Duration::from_secs(5 * 60);
+
+/// How a server written in Go answers 400 where it expects TLS; it has not seen the content.
+const EXPECTS_TLS: &[u8] = b"Client sent an HTTP request to an HTTPS server";
+
+/// An answer, as much of it as is worth reading.
+#[derive(Debug)]
+pub(super) struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Vec<u8>,
+    /// Whether the body is longer than what was read.
+    cut: bool,
+}
+
+/// What became of a request.
+#[derive(Debug)]
+pub(super) enum Outcome {
+    /// The receiver has the events, all but so many, of which it says this.
+    Taken { rejected: u64, message: String },
+    /// It does not want them as they are.
+    Refused { why: String },
+    /// Something on the way does not let so much through. Less may get through, but this says
+    /// nothing against any event.
+    TooLarge(Error),
+}
+
+/// The body of an error in OTLP, as far as it is of use: `google.rpc.Status`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RpcStatus {
+    #[prost(string, tag = "2")]
+    message: String,
+}
+
+// === impl Answer ===
+
+impl Answer {
+    pub(super) async fn read(mut response: reqwest::Response) -> Result<Self, reqwest::Error> {
+        let mut answer = Self {
+            status: response.status(),
+            headers: std::mem::take(response.headers_mut()),
+            body: Vec::new(),
+            cut: false,
+        };
+        loop {
+            match response.chunk().await {
+                Ok(Some(chunk)) => {
+                    let room = MAX_BODY - answer.body.len();
+                    answer.cut = chunk.len() > room;
+                    answer
+                        .body
+                        .extend_from_slice(&chunk[..chunk.len().min(room)]);
+                    if answer.cut {
+                        return Ok(answer);
+                    }
+                }
+                Ok(None) => return Ok(answer),
+                // What becomes of the events must not depend on half a body.
+                Err(error) if answer.status.is_success() || answer.is_about_content() => {
+                    return Err(error);
+                }
+                Err(_) => {
+                    answer.body.clear();
+                    return Ok(answer);
+                }
+            }
+        }
+    }
+
+    /// What the answer means. `now` is the time where the receiver does not tell its own.
+    pub(super) fn judge(&self, secrets: &Secrets, now: Timestamp) -> Result<Outcome, Error> {
+        let status = self.status;
+        if status.is_success() {
+            return match self.partial_success() {
+                Ok(partial) => Ok(Outcome::Taken {
+                    rejected: u64::try_from(partial.rejected_log_records).unwrap_or_default(),
+                    message: secrets.excerpt(partial.error_message.as_bytes()),
+                }),
+                Err(what) => Err(self.not_otlp(what, secrets)),
+            };
+        }
+        if status.is_redirection() {
+            let location = self.header(LOCATION).map(origin);
+            return Err(Error::Redirect { status, location });
+        }
+        let excerpt = secrets.excerpt(&self.words());
+        if !self.is_about_content() {
+            return Err(Error::Status {
+                status,
+                excerpt,
+                retry_after: self.retry_after(now),
+            });
+        }
+        if self.is_page() {
+            let error = self.not_otlp("a page of HTML", secrets);
+            return if status == StatusCode::PAYLOAD_TOO_LARGE {
+                Ok(Outcome::TooLarge(error))
+            } else {
+                Err(error)
+            };
+        }
+        if self.body.starts_with(EXPECTS_TLS) {
+            return Err(Error::Status {
+                status,
+                excerpt,
+                retry_after: None,
+            });
+        }
+        Ok(Outcome::Refused {
+            why: format!("the receiver answered {status}{}", super::said(&excerpt)),
+        })
+    }
+
+    fn header(&self, name: HeaderName) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok().map(str::trim)
+    }
+
+    /// Without parameters, such as the character set.
+    fn content_type(&self) -> &str {
+        let value = self.header(CONTENT_TYPE).unwrap_or_default();
+        value.split(';').next().unwrap_or_default().trim()
+    }
+
+    fn is_of_type(&self, known: &str) -> bool {
+        self.content_type().eq_ignore_ascii_case(known)
+    }
+
+    /// Whether the same request can never succeed, because of what it holds, if it is the receiver
+    /// who says so. Every other status may be mended at the receiver, on the way, or in the
+    /// configuration.
+    fn is_about_content(&self) -> bool {
+        matches!(
+            self.status,
+            StatusCode::BAD_REQUEST
+                | StatusCode::PAYLOAD_TOO_LARGE
+                | StatusCode::UNPROCESSABLE_ENTITY
+        )
+    }
+
+    /// A page is for people: a proxy gives it, or another server, who know nothing of events.
+    fn is_page(&self) -> bool {
+        self.is_of_type("text/html") || self.body.trim_ascii_start().starts_with(b"<")
+    }
+
+    /// What a success says of events that were not taken, or what came instead.
+    fn partial_success(&self) -> Result<ExportLogsPartialSuccess, &'static str> {
+        if self.body.is_empty() {
+            return Ok(ExportLogsPartialSuccess::default());
+        }
+        if self.cut {
+            return Err("a body that is too large");
+        }
+        if self.is_of_type(PROTOBUF) {
+            return match ExportLogsServiceResponse::decode(&self.body[..]) {
+                Ok(answer) => Ok(answer.partial_success.unwrap_or_default()),
+                Err(_) => Err("a body that is not the protobuf it claims to be"),
+            };
+        }
+        if self.is_of_type("application/json") {
+            return read_json(&self.body).ok_or("JSON that is no answer to an export");
+        }
+        Err(if self.is_page() {
+            "a page of HTML"
+        } else {
+            "a body that is neither protobuf nor JSON"
+        })
+    }
+
+    /// What the receiver says about an error.
+    fn words(&self) -> Cow<'_, [u8]> {
+        if self.is_of_type(PROTOBUF)
+            && let Ok(status) = RpcStatus::decode(&self.body[..])
+        {
+            return Cow::Owned(status.message.into_bytes());
+        }
+        Cow::Borrowed(&self.body)
+    }
+
+    fn not_otlp(&self, what: &'static str, secrets: &Secrets) -> Error {
+        Error::NotOtlp {
+            status: self.status,
+            what,
+            content_type: secrets.excerpt(self.content_type().as_bytes()),
+            excerpt: secrets.excerpt(&self.body),
+        }
+    }
+
+    /// `Retry-After`: seconds, or a date by the server's clock, which may differ from ours.
+    fn retry_after(&self, now: Timestamp) -> Option<Duration> {
+        let value = self.header(RETRY_AFTER)?;
+        let wait = match value.parse() {
+            Ok(seconds) => Duration::from_secs(seconds),
+            Err(_) => {
+                let server_now = self.header(DATE).and_then(http_date).unwrap_or(now);
+                let wait = http_date(value)?.duration_since(server_now);
+                // A time that has passed is no wait.
+                Duration::try_from(wait).unwrap_or_default()
+            }
+        };
+        Some(wait.min(MAX_PAUSE))
+    }
+}
+
+/// Reads an answer in OTLP's JSON form, which some gateways give to protobuf, too. An object with
+/// anything else in it is somebody else's, such as `{"error": …}`.
+fn read_json(body: &[u8]) -> Option<ExportLogsPartialSuccess> {
+    let answer: serde_json::Map<String, Value> = serde_json::from_slice(body).ok()?;
+    if answer.keys().any(|key| key != "partialSuccess") {
+        return None;
+    }
+    let partial = match answer.get("partialSuccess") {
+        None | Some(Value::Null) => return Some(ExportLogsPartialSuccess::default()),
+        Some(partial) => partial.as_object()?,
+    };
+    Some(ExportLogsPartialSuccess {
+        rejected_log_records: match partial.get("rejectedLogRecords") {
+            None | Some(Value::Null) => 0,
+            // Protobuf's JSON writes 64-bit integers as texts.
+            Some(Value::String(text)) => text.parse().ok()?,
+            Some(number) => number.as_i64()?,
+        },
+        error_message: match partial.get("errorMessage") {
+            None | Some(Value::Null) => String::new(),
+            Some(message) => message.as_str()?.to_owned(),
+        },
+    })
+}
+
+/// Where a redirect leads. Its path and query can repeat what was sent.
+fn origin(location: &str) -> String {
+    match reqwest::Url::parse(location) {
+        Ok(url) if url.has_host() => url.origin().ascii_serialization(),
+        _ => "another path".to_owned(),
+    }
+}
+
+/// A date as HTTP writes it: `Sun, 06 Nov 1994 08:49:37 GMT`.
+fn http_date(text: &str) -> Option<Timestamp> {
+    rfc2822::DateTimeParser::new().parse_timestamp(text).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    fn retry_after(value: &'static str, date: Option<&'static str>) -> Option<Duration> {
+        let mut headers = HeaderMap::new();
+        headers.insert(RETRY_AFTER, HeaderValue::from_static(value));
+        headers.extend(date.map(|date| (DATE, HeaderValue::from_static(date))));
+        let answer = Answer {
+            status: StatusCode::TOO_MANY_REQUESTS,
+            headers,
+            body: Vec::new(),
+            cut: false,
+        };
+        answer.retry_after("2026-03-01T10:00:00Z".parse().unwrap())
+    }
+
+    #[test]
+    fn retry_after_is_read_in_both_forms() {
+        let seconds = |seconds| Some(Duration::from_secs(seconds));
+        assert_eq!(retry_after("120", None), seconds(120));
+        let half_past = "Sun, 01 Mar 2026 10:00:30 GMT";
+        assert_eq!(retry_after(half_past, None), seconds(30));
+        let passed = "Sun, 01 Mar 2026 09:00:00 GMT";
+        assert_eq!(retry_after(passed, None), seconds(0));
+        for nonsense in ["", "soon", "-5", "1.5"] {
+            assert_eq!(retry_after(nonsense, None), None, "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn a_date_to_retry_after_is_by_the_servers_clock() {
+        // It is a year behind ours.
+        let date = Some("Sat, 01 Mar 2025 10:00:00 GMT");
+        let wait = retry_after("Sat, 01 Mar 2025 10:00:42 GMT", date);
+        assert_eq!(wait, Some(Duration::from_secs(42)));
+        // What is no date is as good as none.
+        let wait = retry_after("Sun, 01 Mar 2026 10:00:42 GMT", Some("today"));
+        assert_eq!(wait, Some(Duration::from_secs(42)));
+    }
+
+    #[test]
+    fn nobody_is_left_alone_for_longer_than_five_minutes() {
+        for value in ["301", "86400", "18446744073709551615"] {
+            assert_eq!(retry_after(value, None), Some(MAX_PAUSE), "{value}");
+        }
+        let wait = retry_after("Mon, 01 Mar 2027 10:00:00 GMT", None);
+        assert_eq!(wait, Some(MAX_PAUSE));
+    }
+
+    #[test]
+    fn of_a_redirect_only_the_origin_is_named() {
+        for (location, named) in [
+            (
+                "https://user:hunter2@sso:8443/in?token=hunter2#x",
+                "https://sso:8443",
+            ),
+            ("/in?token=hunter2", "another path"),
+            ("hunter2:token", "another path"),
+        ] {
+            assert_eq!(origin(location), named);
+        }
+    }
+}

@@ -1,0 +1,122 @@
+//! What a receiver said, fit to be shown: on one short line, and without the secrets that it was
+//! sent and may echo. It knows neither HTTP nor what the words mean.
+
+use crate::secret::{REDACTED, Secret};
+
+/// How much is shown, in bytes.
+const MAX_EXCERPT: usize = 200;
+
+/// A shorter secret, such as the organisation `1`, is hidden only where it stands alone: anywhere
+/// else it is part of another word, and hiding it would only garble the message.
+const MIN_ANYWHERE: usize = 6;
+
+/// Secrets that must not be shown.
+#[derive(Debug)]
+pub(super) struct Secrets(Vec<Secret>);
+
+// === impl Secrets ===
+
+impl Secrets {
+    /// Values of headers. Of `Bearer …` and the like, what follows the scheme is secret by itself.
+    pub(super) fn of(values: Vec<Secret>) -> Self {
+        let mut secrets = values;
+        let alone: Vec<_> = secrets
+            .iter()
+            .flat_map(|secret| secret.expose().split_whitespace().skip(1))
+            .map(Secret::new)
+            .collect();
+        secrets.extend(alone);
+        secrets.retain(|secret| !secret.expose().trim().is_empty());
+        // One may be part of another.
+        secrets.sort_by_key(|secret| std::cmp::Reverse(secret.expose().len()));
+        Self(secrets)
+    }
+
+    /// The beginning of what was said, without control characters and secrets.
+    pub(super) fn excerpt(&self, said: &[u8]) -> String {
+        let mut text = String::from_utf8_lossy(said).into_owned();
+        for secret in &self.0 {
+            text = hide(&text, secret.expose().trim());
+        }
+        let text: String = text
+            .chars()
+            .map(|c| {
+                if c.is_control() || c == '\u{fffd}' {
+                    ' '
+                } else {
+                    c
+                }
+            })
+            .take(4 * MAX_EXCERPT)
+            .collect();
+        let words: Vec<_> = text.split_whitespace().collect();
+        crate::record::truncate(&words.join(" "), MAX_EXCERPT).into_owned()
+    }
+}
+
+fn hide(text: &str, secret: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(secret) {
+        let (before, after) = (&rest[..at], &rest[at + secret.len()..]);
+        shown.push_str(before);
+        let part_of_a_word =
+            shown.ends_with(char::is_alphanumeric) || after.starts_with(char::is_alphanumeric);
+        let hidden = secret.len() >= MIN_ANYWHERE || !part_of_a_word;
+        shown.push_str(if hidden { REDACTED } else { secret });
+        rest = after;
+    }
+    shown.push_str(rest);
+    shown
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn secrets(values: &[&str]) -> Secrets {
+        Secrets::of(values.iter().copied().map(Secret::new).collect())
+    }
+
+    #[test]
+    fn a_scheme_is_no_secret_and_what_follows_it_is_one_by_itself() {
+        let secrets = secrets(&["Bearer abcdefgh", "abcdef"]);
+        for (said, shown) in [
+            ("no \"Bearer abcdefgh\"", "no \"<secret>\""),
+            (
+                "token=abcdefgh; Bearer expected",
+                "token=<secret>; Bearer expected",
+            ),
+            ("xabcdefx", "x<secret>x"),
+        ] {
+            assert_eq!(secrets.excerpt(said.as_bytes()), shown);
+        }
+    }
+
+    #[test]
+    fn a_short_secret_is_hidden_where_it_stands_alone() {
+        let shown = secrets(&["12", ""]).excerpt(b"org 12: 4123 of 12, error 12a");
+        assert_eq!(shown, "org <secret>: 4123 of <secret>, error 12a");
+    }
+
+    #[test]
+    fn an_excerpt_is_one_short_line() {
+        let said = format!("\x00\r\n\x1b[31mno \u{fffd} luck {}", "x".repeat(1000));
+        let shown = secrets(&[]).excerpt(said.as_bytes());
+        assert!(shown.starts_with("[31mno luck xxx"), "{shown}");
+        assert!(shown.len() <= MAX_EXCERPT, "{shown}");
+    }
+
+    proptest! {
+        #[test]
+        fn a_secret_is_never_shown_not_even_in_part_at_the_end(
+            padding in 0..300_usize, repeats in 1..5_usize, secret in "[q-t]{6,80}"
+        ) {
+            let said = format!("{}{}", "x ".repeat(padding), secret.repeat(repeats));
+            let shown = secrets(&[&secret]).excerpt(said.as_bytes());
+            prop_assert!(!shown.contains(&secret[..6]), "{}", shown);
+        }
+    }
+}

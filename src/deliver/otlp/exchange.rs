@@ -1,0 +1,235 @@
+//! One export: the request, and the answer to it.
+//!
+//! The values of headers are secrets that are read again for each request. It knows nothing of
+//! events, nor of what is done about an answer.
+
+use std::{io, io::Write as _, time::Duration};
+
+use flate2::{Compression, write::GzEncoder};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, StatusCode,
+    header::{CONTENT_ENCODING, CONTENT_TYPE},
+};
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
+use prost::Message as _;
+
+use crate::{
+    clock,
+    deliver::OtlpOptions,
+    secret::{Secret, SecretError, SecretSource},
+};
+
+use super::{
+    PROTOBUF,
+    answer::{Answer, Outcome},
+    excerpt::Secrets,
+};
+
+/// For connecting, TLS included, where the whole request may take longer: a host that is gone is
+/// noticed sooner than a receiver that is slow.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A receiver, and how it is talked to.
+#[derive(Debug)]
+pub(super) struct Receiver {
+    client: reqwest::Client,
+    endpoint: reqwest::Url,
+    headers: Vec<(HeaderName, SecretSource)>,
+    gzip: bool,
+}
+
+/// The receiver did not take the events.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The endpoint is no URL.
+    #[error("the endpoint is not an http or https URL")]
+    Endpoint,
+    /// A header cannot be sent.
+    #[error("{0:?} is not the name of a header that can be set")]
+    HeaderName(String),
+    /// The HTTP client could not be set up.
+    #[error("cannot set up the HTTP client")]
+    Client(#[source] reqwest::Error),
+    /// The value of a header could not be read.
+    #[error("cannot read the header {name}")]
+    HeaderSource {
+        /// Its name.
+        name: HeaderName,
+        /// Why.
+        #[source]
+        source: SecretError,
+    },
+    /// The value of a header holds what no header may.
+    #[error("the value of the header {0} holds characters that cannot be sent")]
+    HeaderValue(HeaderName),
+    /// The body could not be compressed.
+    #[error("cannot compress the request")]
+    Compress(#[source] io::Error),
+    /// No whole answer came.
+    #[error("cannot reach the receiver")]
+    Transport(#[source] reqwest::Error),
+    /// The answer was a redirect; it might lead the headers' secrets anywhere.
+    #[error(
+        "the receiver answered {status}, a redirect{}, which is not followed; set the endpoint to where it leads",
+        to(location)
+    )]
+    Redirect {
+        /// The status.
+        status: StatusCode,
+        /// Where to: the origin alone.
+        location: Option<String>,
+    },
+    /// The answer was an error.
+    #[error("the receiver answered {status}{}", super::said(excerpt))]
+    Status {
+        /// The status.
+        status: StatusCode,
+        /// What it said, shortened.
+        excerpt: String,
+        /// How long it asks to be left alone; at most five minutes.
+        retry_after: Option<Duration>,
+    },
+    /// The answer was none that an OTLP receiver gives.
+    #[error(
+        "the receiver answered {status} with {what}{}; is the endpoint an OTLP receiver?{}",
+        of_type(content_type),
+        super::said(excerpt)
+    )]
+    NotOtlp {
+        /// The status.
+        status: StatusCode,
+        /// What came, as part of a sentence.
+        what: &'static str,
+        /// Which type it claims to have; may be empty.
+        content_type: String,
+        /// What it said, shortened.
+        excerpt: String,
+    },
+}
+
+// === impl Receiver ===
+
+impl Receiver {
+    pub(super) fn new(options: &OtlpOptions) -> Result<Self, Error> {
+        Self::connecting_within(CONNECT_TIMEOUT, options)
+    }
+
+    pub(super) fn connecting_within(limit: Duration, options: &OtlpOptions) -> Result<Self, Error> {
+        let endpoint = reqwest::Url::parse(&options.endpoint)
+            .ok()
+            .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
+            .ok_or(Error::Endpoint)?;
+        let headers = options
+            .headers
+            .iter()
+            .map(|(name, source)| match name.parse::<HeaderName>() {
+                Ok(parsed) if parsed != CONTENT_TYPE && parsed != CONTENT_ENCODING => {
+                    Ok((parsed, source.clone()))
+                }
+                _ => Err(Error::HeaderName(name.clone())),
+            })
+            .collect::<Result<_, _>>()?;
+        // A process has one; it does not matter who was first.
+        rustls::crypto::ring::default_provider()
+            .install_default()
+            .ok();
+        let mut builder = reqwest::Client::builder()
+            .user_agent(concat!(
+                env!("CARGO_PKG_NAME"),
+                "/",
+                env!("CARGO_PKG_VERSION")
+            ))
+            .redirect(reqwest::redirect::Policy::none())
+            // The worker repeats what failed.
+            .retry(reqwest::retry::never())
+            .connect_timeout(limit.min(options.timeout))
+            .timeout(options.timeout);
+        if endpoint.scheme() == "http" {
+            // A machine without CA certificates can talk plain HTTP all the same.
+            builder = builder.tls_certs_only([]);
+        }
+        let client = builder.build().map_err(Error::Client)?;
+        Ok(Self {
+            client,
+            endpoint,
+            headers,
+            gzip: options.gzip,
+        })
+    }
+
+    pub(super) async fn export(&self, request: ExportLogsServiceRequest) -> Result<Outcome, Error> {
+        let (mut headers, secrets) = self.read_headers().await?;
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(PROTOBUF));
+        let mut body = request.encode_to_vec();
+        if self.gzip {
+            body = compress(&body).map_err(Error::Compress)?;
+            headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        }
+        // The URL may hold a password.
+        let failed = |error: reqwest::Error| Error::Transport(error.without_url());
+        let request = self.client.post(self.endpoint.clone());
+        let response = request.headers(headers).body(body).send().await;
+        let answer = Answer::read(response.map_err(failed)?).await;
+        answer.map_err(failed)?.judge(&secrets, clock::now())
+    }
+
+    /// The headers as they are now, and what must not be shown of them.
+    async fn read_headers(&self) -> Result<(HeaderMap, Secrets), Error> {
+        let mut headers = HeaderMap::new();
+        let mut secrets = Vec::with_capacity(self.headers.len());
+        for (name, source) in &self.headers {
+            let read = match source {
+                SecretSource::Value(_) => source.read(),
+                SecretSource::File(_) => {
+                    let source = source.clone();
+                    // A file on a dead network disk must not hold up other sinks.
+                    match tokio::task::spawn_blocking(move || source.read()).await {
+                        Ok(read) => read,
+                        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
+                    }
+                }
+            };
+            let secret: Secret = read.map_err(|source| Error::HeaderSource {
+                name: name.clone(),
+                source,
+            })?;
+            let mut value = HeaderValue::from_str(secret.expose())
+                .map_err(|_| Error::HeaderValue(name.clone()))?;
+            value.set_sensitive(true);
+            headers.insert(name, value);
+            secrets.push(secret);
+        }
+        Ok((headers, Secrets::of(secrets)))
+    }
+}
+
+fn compress(body: &[u8]) -> io::Result<Vec<u8>> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+    encoder.write_all(body)?;
+    encoder.finish()
+}
+
+// === impl Error ===
+
+impl Error {
+    pub(in crate::deliver) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } => *retry_after,
+            _ => None,
+        }
+    }
+}
+
+fn to(location: &Option<String>) -> String {
+    location
+        .as_ref()
+        .map_or_else(String::new, |location| format!(" to {location}"))
+}
+
+fn of_type(content_type: &str) -> String {
+    if content_type.is_empty() {
+        String::new()
+    } else {
+        format!(" ({content_type})")
+    }
+}
