@@ -60,7 +60,7 @@ install -D -m 0755 /dev/stdin "$work/root/usr/local/bin/probe" <<'PROBE'
 # Inside: every step must succeed; the last line says so.
 set -eEuo pipefail
 exec >/probe/out 2>&1
-trap 'echo "failed: $BASH_COMMAND"; journalctl -u opsramp-exporter -o cat --no-pager | tail -n 20; systemctl --no-block poweroff' ERR
+trap 'echo "failed: $BASH_COMMAND"; diagnostics | tail -n 20; systemctl --no-block poweroff' ERR
 
 within() { # SECONDS COMMAND…: until the command succeeds
   local tries=$(($1 * 10))
@@ -130,6 +130,7 @@ ln -s ../probe.service "$work/root/etc/systemd/system/multi-user.target.wants/pr
 
 # In a mount namespace of its own: an overlay for the tree, and cgroup2 alone under /sys/fs/cgroup.
 export tree work
+# shellcheck disable=SC2016 # The inner shell expands them.
 timeout 240 unshare --mount bash -euc '
   mount --make-rprivate /
   mkdir "$work/space"
