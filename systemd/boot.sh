@@ -1,0 +1,149 @@
+#!/usr/bin/env bash
+# Runs the unit under a real systemd: boots Debian in systemd-nspawn, starts the service against the
+# simulator of BINARY's demo, reloads it, rotates its log, stops it, and gives it a configuration
+# that is wrong.
+#
+#   systemd/boot.sh BINARY TREE
+#
+# TREE is a folder with a Debian; where there is none, debootstrap makes it (it takes minutes). The
+# container is ephemeral and nothing of it stays. Needs root, systemd-nspawn (systemd-container),
+# debootstrap and the right to mount cgroup2.
+set -euo pipefail
+
+if [[ $# -ne 2 || ! -x $1 ]]; then
+  echo "usage: ${0##*/} BINARY TREE" >&2
+  exit 2
+fi
+here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+binary=$1
+tree=$2
+for program in systemd-nspawn debootstrap unshare; do
+  command -v "$program" >/dev/null || { echo "$program is missing" >&2; exit 1; }
+done
+if [[ ! -d $tree ]]; then
+  debootstrap --variant=minbase --include=systemd,systemd-sysv,dbus,ca-certificates,logrotate,procps \
+    bookworm "$tree.part" >/dev/null
+  mv -- "$tree.part" "$tree"
+fi
+
+work=$(mktemp -d)
+demo=
+finish() {
+  if [[ -n $demo ]]; then
+    kill "$demo" 2>/dev/null || true
+    wait "$demo" 2>/dev/null || true
+  fi
+  rm -rf -- "$work"
+}
+trap finish EXIT
+
+"$binary" demo --web.listen-address 127.0.0.1:0 --simulator.listen-address 127.0.0.1:0 \
+  >/dev/null 2>"$work/demo.log" &
+demo=$!
+for ((tries = 0; tries < 100; tries++)); do
+  grep -qs '^demo: simulator' "$work/demo.log" && break
+  sleep 0.1
+done
+simulator=$(sed -n 's/^demo: simulator *\(http[^ ]*\).*/\1/p' "$work/demo.log")
+
+# What is laid over the tree. The container shares our network, so the port is any that is free.
+install -D -m 0755 "$binary" "$work/root/usr/bin/opsramp-exporter"
+install -D -m 0644 "$here/opsramp-exporter.service" "$work/root/etc/systemd/system/opsramp-exporter.service"
+install -D -m 0644 "$here/logrotate" "$work/root/etc/logrotate.d/opsramp-exporter"
+install -D -m 0600 /dev/stdin "$work/root/etc/opsramp-exporter/client-secret" <<<demo-secret
+sed -e "s|https://acme.api.opsramp.com|$simulator|" -e 's/YOUR-KEY/demo-key/' -e 's/client_1234/client_1/' \
+  -e 's/127.0.0.1:10836/127.0.0.1:0/' "$here/config.yml" \
+  | install -D -m 0644 /dev/stdin "$work/root/etc/opsramp-exporter/config.yml"
+
+install -D -m 0755 /dev/stdin "$work/root/usr/local/bin/probe" <<'PROBE'
+#!/bin/bash
+# Inside: every step must succeed; the last line says so.
+set -eEuo pipefail
+exec >/probe/out 2>&1
+trap 'echo "failed: $BASH_COMMAND"; diagnostics | tail -n 20; systemctl --no-block poweroff' ERR
+
+within() { # SECONDS COMMAND…: until the command succeeds
+  local tries=$(($1 * 10))
+  shift
+  until "$@"; do
+    ((tries-- > 0)) || return 1
+    sleep 0.1
+  done
+}
+property() { systemctl show -P "$1" opsramp-exporter; }
+diagnostics() { journalctl -u opsramp-exporter -t opsramp-exporter -o cat --no-pager; }
+says() { diagnostics | grep -q -- "$1"; }
+metric() {
+  local port
+  port=$(diagnostics | sed -n 's/.*listening on http:\/\/127.0.0.1:\([0-9]*\)".*/\1/p' | tail -n 1)
+  exec 3<>"/dev/tcp/127.0.0.1/$port"
+  printf 'GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n' >&3
+  cat <&3 >/probe/metrics
+  grep -q -- "$1" /probe/metrics
+}
+readonly logs=/var/log/private/opsramp-exporter
+
+systemctl start opsramp-exporter
+within 10 metric '^opsramp_up{.*} 1$'
+metric '^process_start_time_seconds '
+within 10 grep -q '"event":"opened"' "$logs/alerts.jsonl"
+journalctl -t opsramp-alert -o cat --no-pager | grep -q .
+[[ -e /var/lib/private/opsramp-exporter/state.db ]]
+grep -q 'CapBnd:.*0000000000000000' "/proc/$(property MainPID)/status"
+systemd-analyze security --threshold=11 opsramp-exporter >/dev/null
+echo "started"
+
+systemctl reload opsramp-exporter
+within 5 says 'the configuration was loaded again'
+sed -i 's/^searches:/sarches:/' /etc/opsramp-exporter/config.yml
+systemctl reload opsramp-exporter
+within 5 metric '^opsramp_exporter_config_last_reload_successful 0$'
+metric '^opsramp_up{.*} 1$'
+echo "reloaded"
+
+logrotate --force /etc/logrotate.d/opsramp-exporter
+[[ -s $logs/alerts.jsonl.1 ]]
+within 90 test -s "$logs/alerts.jsonl"
+metric '^opsramp_sink_errors_total{sink="file"} 0$'
+echo "rotated"
+
+systemctl stop opsramp-exporter
+[[ $(property Result) == success && $(property ExecMainStatus) == 0 ]]
+echo "stopped"
+
+systemctl start opsramp-exporter
+within 5 test "$(systemctl show -P ActiveState opsramp-exporter)" != active
+within 5 says 'sarches: unknown key'
+sleep 6
+[[ $(property ExecMainStatus) == 2 && $(property NRestarts) == 0 ]]
+echo "all is well"
+systemctl --no-block poweroff
+PROBE
+install -D -m 0644 /dev/stdin "$work/root/etc/systemd/system/probe.service" <<'UNIT'
+[Unit]
+After=multi-user.target
+[Service]
+ExecStart=/usr/local/bin/probe
+UNIT
+install -d "$work/root/etc/systemd/system/multi-user.target.wants" "$work/probe"
+ln -s ../probe.service "$work/root/etc/systemd/system/multi-user.target.wants/probe.service"
+
+# In a mount namespace of its own: an overlay for the tree, and cgroup2 alone under /sys/fs/cgroup.
+export tree work
+# shellcheck disable=SC2016 # The inner shell expands them.
+timeout 240 unshare --mount bash -euc '
+  mount --make-rprivate /
+  mkdir "$work/space"
+  mount -t tmpfs tmpfs "$work/space"
+  mkdir "$work/space/upper" "$work/space/work" "$work/space/all"
+  cp -a "$work/root/." "$work/space/upper/"
+  mount -t overlay overlay -o "lowerdir=$tree,upperdir=$work/space/upper,workdir=$work/space/work" "$work/space/all"
+  if mountpoint -q /sys/fs/cgroup; then umount -R /sys/fs/cgroup; fi
+  mount -t cgroup2 none /sys/fs/cgroup
+  exec systemd-nspawn --quiet --directory="$work/space/all" --bind="$work/probe:/probe" \
+    --register=no --keep-unit --console=pipe --boot
+' </dev/null >"$work/nspawn.log" 2>&1 || {
+  cat "$work/nspawn.log" >&2
+}
+cat "$work/probe/out"
+grep -qx 'all is well' "$work/probe/out"
