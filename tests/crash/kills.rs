@@ -8,7 +8,7 @@ use opsramp_exporter::simulator::{Action, DEMO_TENANT, Simulator, State};
 use tokio::time::Duration;
 
 use crate::{
-    exporter::{Place, Signal, opsramp},
+    exporter::{Place, Signal, number, opsramp},
     lines::{Reader, Story, wait_for_story},
 };
 
@@ -20,11 +20,6 @@ const OPEN: usize = 150;
 
 /// One step of what happens to the alerts.
 const STEP: Duration = Duration::from_millis(10);
-
-fn number(variable: &str) -> Option<u64> {
-    let text = std::env::var(variable).ok()?;
-    Some(text.parse().unwrap())
-}
 
 /// Lets something happen to the alerts. Those that leave are among those whose opening has been
 /// told: else nobody could say what their lines must be.
@@ -111,6 +106,7 @@ async fn survive(rotating: bool) {
     exporter.wait_for_poll().await;
     exporter.stop().await;
     Story::judge(&place, &reader.files(), &opsramp).unwrap();
+    assert_eq!(story.unexplained(), 0);
     eprintln!(
         "{} opened, {} changed, {} left in {} files; {busy} were killed after they had written",
         story.count("opened"),

@@ -120,6 +120,13 @@ impl Story {
         all.filter(|record| record.text("event") == event).count()
     }
 
+    /// How many left without anybody knowing why.
+    pub(crate) fn unexplained(&self) -> usize {
+        let all = self.lines.values().flatten();
+        all.filter(|record| record.text("reason") == "unknown")
+            .count()
+    }
+
     /// Reads the files and compares them with what happened, given that whoever left had been told
     /// before: each alert has one line that opens it, a chain of changes that lacks no link, and
     /// one line that ends it if it is not open any more.
@@ -144,7 +151,10 @@ impl Story {
                 let id = world.find(alert).unwrap();
                 world.snapshot(id).unwrap()
             });
-            judge_alert(lines, &now).map_err(|why| format!("alert {alert}: {why}: {lines:#?}"))?;
+            judge_alert(lines, &now).map_err(|why| {
+                let lines: Vec<String> = lines.iter().map(brief).collect();
+                format!("alert {alert}: {why}: {lines:#?}")
+            })?;
         }
         Ok(story)
     }
@@ -180,8 +190,24 @@ fn judge_alert(lines: &[Members], now: &Snapshot) -> Result<(), &'static str> {
     if is_open == (last.text("event") == "left") {
         return Err("it does not end as it should");
     }
+    if last.text("reason") == "unknown" {
+        // Nobody could be asked what has become of it.
+        return Ok(());
+    }
     if last.text("state") != now.state.name() || last.text("status") != now.status.name() {
         return Err("the last line is not the last word");
     }
     Ok(())
+}
+
+fn brief(line: &Members) -> String {
+    let keys = [
+        "event",
+        "previous_state",
+        "state",
+        "previous_status",
+        "status",
+        "reason",
+    ];
+    keys.map(|key| line.text(key)).join(" ")
 }

@@ -584,6 +584,12 @@ async fn close(reader: &mut JoinHandle<()>) {
     reader.await.ok();
 }
 
+/// What a variable of the environment says, for tests that can be longer or repeated.
+pub(crate) fn number(variable: &str) -> Option<u64> {
+    let text = std::env::var(variable).ok()?;
+    Some(text.parse().unwrap())
+}
+
 /// Fails where a text holds a secret.
 pub(crate) fn no_secret(what: &str, text: &str, secrets: &[String]) {
     for secret in secrets {
