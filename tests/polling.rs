@@ -543,6 +543,49 @@ async fn a_revoked_token_is_replaced_at_once_and_one_that_comes_back_is_not_aske
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_redirect_is_never_followed_with_a_secret_or_a_token() {
+    for (endpoint, reason) in [
+        (
+            Endpoint::Token,
+            "opsramp_auth_failures_total{account=\"default\",reason=\"http\"}",
+        ),
+        (Endpoint::Search, "opsramp_poll_failures_total{"),
+    ] {
+        let elsewhere = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        elsewhere.set_nonblocking(true).unwrap();
+        let simulator = start(world(3)).await;
+        let location = format!("http://{}/auth?secret=1", elsewhere.local_addr().unwrap());
+        simulator.inject(
+            FaultRule::always(Fault::Redirect {
+                code: 307,
+                location,
+            })
+            .at(endpoint),
+        );
+        let exporter = Exporter::start(plan(&simulator.url())).await;
+        eventually("it is an error", || async {
+            exporter.sample(reason) >= 1.0
+        })
+        .await;
+        exporter.wait_for_poll().await;
+        let asked = elsewhere.accept();
+        assert!(asked.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock));
+        let message = exporter
+            .status()
+            .last_error
+            .as_ref()
+            .unwrap()
+            .message
+            .clone();
+        assert!(
+            message.contains("a redirect to http://127.0.0.1:"),
+            "{message}"
+        );
+        assert!(!message.contains("secret=1"), "{message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_rotated_secret_is_picked_up_from_its_file() {
     let simulator = start(world(3)).await;
     let folder = tempfile::tempdir().unwrap();
