@@ -16,7 +16,7 @@
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write as _},
-    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
 };
 
@@ -37,6 +37,9 @@ use self::{
 
 mod mark;
 mod scan;
+
+/// Readable for the group, for nobody else.
+const MODE: u32 = 0o640;
 
 /// How much of a file is searched for waiting lines where no mark says where to begin. Everything
 /// that is not acknowledged stands at its end.
@@ -236,21 +239,37 @@ fn begin(path: &Path, mark: &mut Option<Mark>, moved: &mut Vec<Tail>) -> Result<
     Ok(tail)
 }
 
+/// Opens the file to append to it. One that is created gets the mode 0640, whatever the umask: a
+/// log agent of the same group shall read it.
+fn open_or_create(path: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.read(true).append(true).mode(MODE);
+    match options.open(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        opened => return opened,
+    }
+    match options.create_new(true).open(path) {
+        // Somebody else, logrotate for one, was quicker.
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            options.create_new(false).open(path)
+        }
+        created => {
+            let file = created?;
+            file.set_permissions(fs::Permissions::from_mode(MODE))?;
+            Ok(file)
+        }
+    }
+}
+
 // === impl Tail ===
 
 impl Tail {
     fn open(path: &Path) -> Result<Self, Error> {
-        let file = OpenOptions::new()
-            .read(true)
-            .append(true)
-            .create(true)
-            .mode(0o640)
-            .open(path)
-            .map_err(|error| match error.kind() {
-                io::ErrorKind::NotFound => Error::NoFolder(path.to_owned()),
-                io::ErrorKind::IsADirectory => Error::NotAFile(path.to_owned()),
-                _ => Error::io("open", path)(error),
-            })?;
+        let file = open_or_create(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::NoFolder(path.to_owned()),
+            io::ErrorKind::IsADirectory => Error::NotAFile(path.to_owned()),
+            _ => Error::io("open", path)(error),
+        })?;
         let metadata = file.metadata().map_err(Error::io("look at", path))?;
         if !metadata.is_file() {
             return Err(Error::NotAFile(path.to_owned()));
