@@ -1,5 +1,5 @@
-//! Every single write and sync of a scripted run fails once: by SIGKILL before it happens, with an
-//! I/O error, on a full disk. `strace` does it.
+//! Every single write and sync of a scripted run fails: by SIGKILL before it happens, with an I/O
+//! error, on a full disk; once, or from then on until somebody kills the process. `strace` does it.
 //!
 //! A first run counts the system calls; then each of them is a point at which one run fails. There
 //! are hundreds, so that an ordinary run takes a sample, whose seed it prints
@@ -52,13 +52,24 @@ const TARGETS: [(&str, &[&str], &[&str]); 3] = [
             "fcntl",
         ],
     ),
-    ("the network", &[], &["writev", "sendto", "recvfrom"]),
+    ("the network", &[], &["writev", "sendto"]),
 ];
 
 const NETWORK: usize = 2;
 
-/// How a system call fails.
-const FAILURES: [&str; 3] = ["signal=SIGKILL", "error=EIO", "error=ENOSPC"];
+/// How a system call fails, and whether all later ones do as well.
+const FAILURES: [(&str, bool); 5] = [
+    (KILL, false),
+    ("error=EIO", false),
+    ("error=ENOSPC", false),
+    ("error=EIO", true),
+    ("error=ENOSPC", true),
+];
+
+const KILL: &str = "signal=SIGKILL";
+
+/// How long one whose calls go on failing may try.
+const TRIES: Duration = Duration::from_millis(600);
 
 /// A system call of the scripted run, and how it fails.
 #[derive(Clone, Copy, Debug)]
@@ -69,6 +80,7 @@ struct Point {
     /// Which of those calls of a thread, from 1.
     number: usize,
     failure: &'static str,
+    lasting: bool,
 }
 
 /// A scripted run.
@@ -77,6 +89,8 @@ struct Play {
     place: Place,
     /// None between an end and the next start.
     exporter: Option<Exporter>,
+    /// Whether it is to be killed where nothing comes of its tries.
+    hopeless: bool,
     rotated: usize,
 }
 
@@ -91,6 +105,7 @@ impl Play {
         place.write();
         let mut play = Self {
             exporter: Some(place.spawn(traced(&place, target, point))),
+            hopeless: point.is_some_and(|point| point.lasting),
             opsramp,
             place,
             rotated: 0,
@@ -132,14 +147,14 @@ impl Play {
 
     /// Waits until the files tell all that has happened; starts it again where it has ended.
     async fn wait_for_story(&mut self) {
-        let deadline = Instant::now() + PATIENCE;
+        let began = Instant::now();
         loop {
             let judged = Story::judge(&self.place, &files(self.rotated), &self.opsramp);
             let Err(why) = judged else {
                 return;
             };
             assert!(
-                Instant::now() < deadline,
+                began.elapsed() < PATIENCE,
                 "{why}; it said {:#?}",
                 self.exporter.as_ref().map(|it| it.stderr.lines())
             );
@@ -147,7 +162,11 @@ impl Play {
                 self.exporter = Some(self.place.spawn(self.place.command()));
                 continue;
             };
-            if exporter.has_ended() {
+            if self.hopeless && began.elapsed() > TRIES {
+                self.hopeless = false;
+                let ended = exporter.kill().await;
+                assert!(!ended.error().contains("panicked"), "{}", ended.error());
+            } else if exporter.has_ended() {
                 let ended = exporter.end().await;
                 assert!(!ended.error().contains("panicked"), "{}", ended.error());
                 assert_ne!(ended.code(), Some(0), "nobody asked: {}", ended.error());
@@ -174,7 +193,7 @@ impl Play {
 async fn check_end(point: Option<Point>, exporter: Exporter) {
     let ended = exporter.end().await;
     assert!(!ended.error().contains("panicked"), "{}", ended.error());
-    let killed = point.is_some_and(|point| point.failure == FAILURES[0]);
+    let killed = point.is_some_and(|point| point.failure == KILL);
     if !(killed && ended.code().is_none()) {
         assert_eq!(ended.code(), Some(0), "{}", ended.error());
     }
@@ -195,10 +214,15 @@ fn traced(place: &Place, target: usize, point: Option<Point>) -> Command {
         call,
         number,
         failure,
+        lasting,
         ..
     }) = point
     {
-        command.args(["-e", &format!("inject={call}:{failure}:when={number}")]);
+        let and_later = if lasting { "+" } else { "" };
+        command.args([
+            "-e",
+            &format!("inject={call}:{failure}:when={number}{and_later}"),
+        ]);
     }
     let daemon = place.command();
     let daemon = daemon.as_std();
@@ -239,11 +263,12 @@ async fn no_line_is_lost_or_doubled_wherever_a_system_call_fails() {
         eprintln!("{}: {counts:?}", TARGETS[target].0);
         for (call, count) in counts {
             for number in 1..=count {
-                points.extend(FAILURES.map(|failure| Point {
+                points.extend(FAILURES.map(|(failure, lasting)| Point {
                     target,
                     call,
                     number,
                     failure,
+                    lasting,
                 }));
             }
         }
