@@ -1,10 +1,14 @@
 //! Other people's clients of the API read the simulator: what serves them as well as us simulates
 //! the API and not our own client.
 //!
-//! They come from PyPI into a virtual environment: the one that `OPSRAMP_TEST_VENV` names, or one
+//! They come from `PyPI` into a virtual environment: the one that `OPSRAMP_TEST_VENV` names, or one
 //! in the target folder, made where it is missing.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on stops"
+)]
 
 use std::{
     collections::BTreeSet,

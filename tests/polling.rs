@@ -761,20 +761,22 @@ async fn searches_of_a_tenant_share_its_allowance_fairly() {
     };
     plan.searches.push(other);
     let exporter = Exporter::start(plan).await;
-    let tracked = |exporter: &Exporter| -> Vec<u64> {
-        let searches = exporter.board.searches();
-        searches
-            .iter()
-            .map(|status| status.result.as_ref().map_or(0, |it| it.tracked))
-            .collect()
-    };
-    eventually("both have begun", || async {
-        exporter.sample("opsramp_api_requests_total{") >= 10.0 && exporter.polls() >= 4.0
+    eventually("the allowance is used up", || async {
+        exporter.sample("opsramp_api_throttled_seconds_total{") > 1.0
     })
     .await;
-    let tracked = tracked(&exporter);
-    let (least, most) = (tracked[0].min(tracked[1]), tracked[0].max(tracked[1]));
-    assert!(most - least <= 200 && least > 0, "{tracked:?}");
+    let opened = |search: &str| {
+        let labels = "account=\"default\",tenant=\"name of client_1\"";
+        let series = "opsramp_alert_events_total";
+        exporter.sample(&format!(
+            "{series}{{{labels},search=\"{search}\",event=\"opened\"}}"
+        ))
+    };
+    let (one, other) = (opened("open"), opened("other"));
+    assert!(
+        (one - other).abs() <= 200.0 && one > 0.0,
+        "{one} and {other}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

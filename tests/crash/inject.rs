@@ -258,9 +258,9 @@ fn count(trace: &str) -> BTreeMap<&'static str, usize> {
 async fn no_line_is_lost_or_doubled_wherever_a_system_call_fails() {
     needed("strace", "strace");
     let mut points = Vec::new();
-    for target in 0..TARGETS.len() {
+    for (target, (name, ..)) in TARGETS.iter().enumerate() {
         let counts = count(&Play::run(None, target).await);
-        eprintln!("{}: {counts:?}", TARGETS[target].0);
+        eprintln!("{name}: {counts:?}");
         for (call, count) in counts {
             for number in 1..=count {
                 points.extend(FAILURES.map(|(failure, lasting)| Point {
