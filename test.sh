@@ -24,18 +24,18 @@ need() {
 need promtool=prometheus strace=strace systemd-analyze=systemd logrotate=logrotate python3=python3
 python3 -c 'import venv, ensurepip' 2>/dev/null || need no-such-command=python3-venv
 
-# The clients that others wrote.
+# The clients that others wrote, and what the check of the dashboards reads YAML with.
 export OPSRAMP_TEST_VENV="$PWD/target/test-venv"
-if [ ! -x "$OPSRAMP_TEST_VENV/bin/opcli" ]; then
-    say "installing opsrampcli and python-opsramp"
+if ! "$OPSRAMP_TEST_VENV/bin/python" -c 'import opsramp, yaml' 2>/dev/null || [ ! -x "$OPSRAMP_TEST_VENV/bin/opcli" ]; then
+    say "installing opsrampcli, python-opsramp and PyYAML"
     python3 -m venv "$OPSRAMP_TEST_VENV"
-    "$OPSRAMP_TEST_VENV/bin/pip" install -q 'opsrampcli==0.31' 'python-opsramp==3.5'
+    "$OPSRAMP_TEST_VENV/bin/pip" install -q 'opsrampcli==0.31' 'python-opsramp==3.5' PyYAML
 fi
 
 say "format";       cargo fmt --check
 say "lints";        cargo clippy --locked --all-targets -- -D warnings
 say "documentation"; RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet
 say "tests";        cargo test --locked
-say "rules and dashboards"; dashboards/check.sh --live target/debug/opsramp-exporter
+say "rules and dashboards"; PATH="$OPSRAMP_TEST_VENV/bin:$PATH" dashboards/check.sh --live target/debug/opsramp-exporter
 say "systemd unit"; systemd/check.sh target/debug/opsramp-exporter
 say "all is well"
