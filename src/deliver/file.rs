@@ -45,6 +45,10 @@ const MODE: u32 = 0o640;
 /// that is not acknowledged stands at its end.
 const LOOK_BACK: u64 = 16 << 20;
 
+/// How often a file that was moved away is tried to be settled: some five minutes, at the pace of
+/// the worker. Until then it holds up the lines that follow, since some of them may be in it.
+const MAX_FAILURES: u32 = 64;
+
 /// A file as a sink.
 #[derive(Debug)]
 pub(super) struct LogFile {
@@ -70,6 +74,8 @@ struct Tail {
     inside_line: bool,
     /// Whether the store knows the file, so that it is found again wherever it is moved.
     known: bool,
+    /// Since it was moved away.
+    failures: u32,
 }
 
 /// The file could not be written.
@@ -137,7 +143,8 @@ impl LogFile {
                     return Ok((lines.len(), mark));
                 }
                 Ok(_) => {}
-                // It must not hold up what comes after it.
+                Err(error) if moved.is_worth_another_try() => return Err(error),
+                // It must not hold up for ever what comes after it.
                 Err(error) => tracing::warn!(
                     error = chain(&error),
                     "a log file that was moved away cannot be searched; \
@@ -286,7 +293,14 @@ impl Tail {
             settled: 0,
             inside_line: false,
             known: false,
+            failures: 0,
         })
+    }
+
+    /// Counts a failure, and says whether to try again rather than to go on without.
+    fn is_worth_another_try(&mut self) -> bool {
+        self.failures += 1;
+        self.failures < MAX_FAILURES
     }
 
     fn size(&self) -> Result<u64, Error> {

@@ -105,6 +105,7 @@ impl Mark {
                 settled: self.offset,
                 inside_line: false,
                 known: true,
+                failures: 0,
             })
         })
     }
