@@ -114,7 +114,7 @@ _opsramp__exporter() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opsramp__subcmd__exporter__subcmd__check)
+        opsramp__exporter__subcmd__check)
             opts="-V -h --version --config.file --config.check --opsramp.url --opsramp.token-url --opsramp.tenant --opsramp.client-id --opsramp.client-secret-file --opsramp.insecure-skip-verify --search.query --search.interval --state.path --state.postgres-url-file --web.listen-address --web.telemetry-path --web.config.file --web.enable-lifecycle --web.systemd-socket --log.level --log.format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -188,7 +188,7 @@ _opsramp__exporter() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opsramp__subcmd__exporter__subcmd__config)
+        opsramp__exporter__subcmd__config)
             opts="-V -h --schema --version --config.file --config.check --opsramp.url --opsramp.token-url --opsramp.tenant --opsramp.client-id --opsramp.client-secret-file --opsramp.insecure-skip-verify --search.query --search.interval --state.path --state.postgres-url-file --web.listen-address --web.telemetry-path --web.config.file --web.enable-lifecycle --web.systemd-socket --log.level --log.format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -262,7 +262,7 @@ _opsramp__exporter() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opsramp__subcmd__exporter__subcmd__demo)
+        opsramp__exporter__subcmd__demo)
             opts="-V -h --simulator.listen-address --version --config.file --config.check --opsramp.url --opsramp.token-url --opsramp.tenant --opsramp.client-id --opsramp.client-secret-file --opsramp.insecure-skip-verify --search.query --search.interval --state.path --state.postgres-url-file --web.listen-address --web.telemetry-path --web.config.file --web.enable-lifecycle --web.systemd-socket --log.level --log.format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -340,7 +340,7 @@ _opsramp__exporter() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opsramp__subcmd__exporter__subcmd__healthcheck)
+        opsramp__exporter__subcmd__healthcheck)
             opts="-V -h --url --insecure --version --config.file --config.check --opsramp.token-url --opsramp.tenant --opsramp.client-id --opsramp.client-secret-file --opsramp.insecure-skip-verify --search.query --search.interval --state.path --state.postgres-url-file --web.listen-address --web.telemetry-path --web.config.file --web.enable-lifecycle --web.systemd-socket --log.level --log.format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -414,7 +414,7 @@ _opsramp__exporter() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opsramp__subcmd__exporter__subcmd__run)
+        opsramp__exporter__subcmd__run)
             opts="-V -h --version --config.file --config.check --opsramp.url --opsramp.token-url --opsramp.tenant --opsramp.client-id --opsramp.client-secret-file --opsramp.insecure-skip-verify --search.query --search.interval --state.path --state.postgres-url-file --web.listen-address --web.telemetry-path --web.config.file --web.enable-lifecycle --web.systemd-socket --log.level --log.format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
@@ -488,7 +488,7 @@ _opsramp__exporter() {
             COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
             return 0
             ;;
-        opsramp__subcmd__exporter__subcmd__search)
+        opsramp__exporter__subcmd__search)
             opts="-V -h --output --count --version --config.file --config.check --opsramp.url --opsramp.token-url --opsramp.tenant --opsramp.client-id --opsramp.client-secret-file --opsramp.insecure-skip-verify --search.query --search.interval --state.path --state.postgres-url-file --web.listen-address --web.telemetry-path --web.config.file --web.enable-lifecycle --web.systemd-socket --log.level --log.format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )

@@ -153,6 +153,10 @@ fn the_completions_are_current() {
     ] {
         let mut text = Vec::new();
         clap_complete::generate(shell, &mut Cli::definition(), "opsramp-exporter", &mut text);
-        assert_current(&format!("packaging/completions/{file}"), &text);
+        let text = String::from_utf8(text).unwrap();
+        // A program with a dash in its name is called one thing and another within the completion
+        // for bash, so that it would complete no command's flags (clap_complete 4.6.11).
+        let text = text.replace("opsramp__subcmd__exporter", "opsramp__exporter");
+        assert_current(&format!("packaging/completions/{file}"), text.as_bytes());
     }
 }
