@@ -22,6 +22,8 @@ need() {
 }
 
 need promtool=prometheus strace=strace systemd-analyze=systemd logrotate=logrotate python3=python3
+need systemd-nspawn=systemd-container debootstrap=debootstrap lintian=lintian mandoc=mandoc rpm=rpm rpm2cpio=rpm2cpio \
+    cpio=cpio zsh=zsh fish=fish
 python3 -c 'import venv, ensurepip' 2>/dev/null || need no-such-command=python3-venv
 
 # The clients that others wrote, and what the check of the dashboards reads YAML with.
@@ -32,10 +34,16 @@ if ! "$OPSRAMP_TEST_VENV/bin/python" -c 'import opsramp, yaml' 2>/dev/null || [ 
     "$OPSRAMP_TEST_VENV/bin/pip" install -q 'opsrampcli==0.31' 'python-opsramp==3.5' PyYAML
 fi
 
+# They make the packages. Not optimized: that would take longer than all that they are asked to do.
+export PATH="$PWD/target/tools/bin:$PATH"
+say "packaging tools"
+cargo install --quiet --locked --debug --root target/tools cargo-deb@3.8.0 cargo-generate-rpm@0.21.1
+
 say "format";       cargo fmt --check
 say "lints";        cargo clippy --locked --all-targets -- -D warnings
 say "documentation"; RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet
 say "tests";        cargo test --locked
 say "rules and dashboards"; PATH="$OPSRAMP_TEST_VENV/bin:$PATH" dashboards/check.sh --live target/debug/opsramp-exporter
 say "systemd unit"; systemd/check.sh target/debug/opsramp-exporter
+say "packages"; packaging/check.sh target/debug/opsramp-exporter target/debian-tree
 say "all is well"

@@ -14,7 +14,7 @@ use crate::{
     config::{self, Config, ConfigError, Loaded},
     daemon::{self, Daemon, Signals},
     demo::Demo,
-    logging,
+    healthcheck, logging,
     metrics::{BuildInfo, Metrics},
     search_command,
     status::Board,
@@ -80,6 +80,13 @@ fn dispatch(cli: &Cli) -> Outcome {
             set_up_logging(cli, None)?;
             let work = search_command::run(&loaded.config, search);
             runtime()?.block_on(work).map_err(Failure::Run)
+        }
+        Command::Healthcheck(healthcheck) => {
+            let web =
+                Config::load_web(cli.config_file.as_deref(), &cli.overrides.web, &environment)
+                    .map_err(Failure::Config)?;
+            let said = runtime()?.block_on(healthcheck::run(&web, healthcheck));
+            print(&said.map_err(Failure::Run)?)
         }
         Command::Run => {
             let loaded = load(cli)?;
