@@ -23,7 +23,8 @@ need() {
 
 need promtool=prometheus strace=strace systemd-analyze=systemd logrotate=logrotate python3=python3
 need systemd-nspawn=systemd-container debootstrap=debootstrap lintian=lintian mandoc=mandoc rpm=rpm rpm2cpio=rpm2cpio \
-    cpio=cpio zsh=zsh fish=fish chromium=chromium curl=curl kubectl=kubernetes-client
+    cpio=cpio zsh=zsh fish=fish chromium=chromium curl=curl kubectl=kubernetes-client buildah=buildah \
+    podman=podman crun=crun
 python3 -c 'import venv, ensurepip' 2>/dev/null || need no-such-command=python3-venv
 
 # The clients that others wrote, and what the checks of dashboards and manifests are written with.
@@ -48,4 +49,5 @@ say "page in a browser"; tests/page/check.sh target/debug/opsramp-exporter
 say "Kubernetes manifests"; PATH="$OPSRAMP_TEST_VENV/bin:$PATH" kubernetes/check.sh target/debug/opsramp-exporter
 say "systemd unit"; systemd/check.sh target/debug/opsramp-exporter
 say "packages"; packaging/check.sh target/debug/opsramp-exporter target/debian-tree
+say "container"; packaging/container-check.sh target/debug/opsramp-exporter
 say "all is well"
