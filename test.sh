@@ -23,7 +23,7 @@ need() {
 
 need promtool=prometheus strace=strace systemd-analyze=systemd logrotate=logrotate python3=python3
 need systemd-nspawn=systemd-container debootstrap=debootstrap lintian=lintian mandoc=mandoc rpm=rpm rpm2cpio=rpm2cpio \
-    cpio=cpio zsh=zsh fish=fish
+    cpio=cpio zsh=zsh fish=fish chromium=chromium curl=curl
 python3 -c 'import venv, ensurepip' 2>/dev/null || need no-such-command=python3-venv
 
 # The clients that others wrote, and what the check of the dashboards reads YAML with.
@@ -44,6 +44,7 @@ say "lints";        cargo clippy --locked --all-targets -- -D warnings
 say "documentation"; RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet
 say "tests";        cargo test --locked
 say "rules and dashboards"; PATH="$OPSRAMP_TEST_VENV/bin:$PATH" dashboards/check.sh --live target/debug/opsramp-exporter
+say "page in a browser"; tests/page/check.sh target/debug/opsramp-exporter
 say "systemd unit"; systemd/check.sh target/debug/opsramp-exporter
 say "packages"; packaging/check.sh target/debug/opsramp-exporter target/debian-tree
 say "all is well"
