@@ -25,6 +25,7 @@ need promtool=prometheus strace=strace systemd-analyze=systemd logrotate=logrota
 need systemd-nspawn=systemd-container debootstrap=debootstrap lintian=lintian mandoc=mandoc rpm=rpm rpm2cpio=rpm2cpio \
     cpio=cpio zsh=zsh fish=fish chromium=chromium curl=curl kubectl=kubernetes-client buildah=buildah \
     podman=podman crun=crun node=nodejs npm=npm
+ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || need no-such-command=postgresql
 python3 -c 'import venv, ensurepip' 2>/dev/null || need no-such-command=python3-venv
 
 # The clients that others wrote, and what the checks of dashboards and manifests are written with.

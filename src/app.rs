@@ -91,6 +91,12 @@ fn dispatch(cli: &Cli) -> Outcome {
         Command::Run => {
             let loaded = load(cli)?;
             refuse_unsupported(&loaded.config.web)?;
+            if matches!(loaded.config.state, config::State::Postgres { .. }) {
+                return Err(Failure::Unsupported(
+                    "state.postgres: this version does not share searches out among replicas yet; \
+                     use a state file (state.path)",
+                ));
+            }
             run_daemon(cli, loaded)
         }
         Command::Demo { simulator } => run_demo(cli, *simulator),
