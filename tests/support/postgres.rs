@@ -11,10 +11,7 @@ use std::{
     os::unix::{fs::chown, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{
-        OnceLock,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Mutex, OnceLock},
     time::Duration,
 };
 
@@ -28,6 +25,9 @@ pub(crate) const PASSWORD: &str = "pw-9Jd-not-to-be-seen-4Qe";
 
 /// Starting it takes a second or two on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Schemas are made so many at once: each run of `psql` takes a while.
+const AT_ONCE: usize = 50;
 
 /// Runs the server until nobody holds the other end of standard input any more. A word there
 /// keeps the data.
@@ -46,7 +46,8 @@ pub(crate) struct Cluster {
     port: u16,
     settings: Vec<&'static str>,
     watcher: Option<Child>,
-    schemas: AtomicUsize,
+    /// Names of empty schemas, and how many there have been.
+    schemas: Mutex<(Vec<String>, usize)>,
 }
 
 /// The server that all tests of this process share, each with tables of its own.
@@ -71,7 +72,7 @@ impl Cluster {
             port: 0,
             settings: settings.to_vec(),
             watcher: None,
-            schemas: AtomicUsize::new(0),
+            schemas: Mutex::default(),
         };
         let password = cluster.folder.join("password");
         fs::write(&password, PASSWORD).unwrap();
@@ -143,8 +144,15 @@ impl Cluster {
 
     /// The address of an empty database, or of what looks like one to those who use it.
     pub(crate) fn fresh(&self) -> String {
-        let schema = format!("fresh_{}", self.schemas.fetch_add(1, Ordering::Relaxed));
-        self.sql(&format!("CREATE SCHEMA {schema}"));
+        let mut schemas = self.schemas.lock().unwrap();
+        let (unused, made) = &mut *schemas;
+        if unused.is_empty() {
+            unused.extend((*made..*made + AT_ONCE).map(|number| format!("fresh_{number}")));
+            *made += AT_ONCE;
+            let create = unused.iter().map(|name| format!("CREATE SCHEMA {name};"));
+            self.sql(&create.collect::<String>());
+        }
+        let schema = unused.pop().unwrap();
         format!("{}?options=-csearch_path%3D{schema}", self.url())
     }
 
