@@ -487,6 +487,13 @@ impl Claim {
     pub fn holds(&self) -> bool {
         self.0.as_ref().is_none_or(|loan| loan.holds())
     }
+
+    /// Whether a former holder of a search may have delivered some of the events already, without
+    /// this sink's mark telling so.
+    #[must_use]
+    pub fn is_inherited(&self) -> bool {
+        self.0.as_ref().is_some_and(|loan| loan.is_inherited())
+    }
 }
 
 // === impl Error ===

@@ -38,6 +38,10 @@ pub(super) trait Writer: Send + 'static {
     /// Delivers events in order, as many as it can.
     fn deliver(&mut self, events: &[Pending]) -> Progress;
 
+    /// Is told that some of what it is given next may have been delivered by others who wrote to
+    /// the same place.
+    fn look_back(&mut self) {}
+
     /// Looks again at where it writes to.
     fn reopen(&mut self) {}
 }
@@ -175,6 +179,9 @@ impl Thread {
                         Request::Deliver(events, claim, reply) => {
                             // Right before: the process may have been stopped for a while.
                             let progress = if claim.holds() {
+                                if claim.is_inherited() {
+                                    writer.look_back();
+                                }
                                 writer.deliver(&events)
                             } else {
                                 Progress::default()

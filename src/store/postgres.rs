@@ -96,6 +96,7 @@ pub(super) struct Loan {
     sink: Box<str>,
     number: u64,
     leases: Vec<Held>,
+    inherited: bool,
 }
 
 /// A search that is being taken up.
@@ -452,6 +453,7 @@ impl Postgres {
                     sink: sink.into(),
                     number: state.journal.lend(sink, ranges.clone()),
                     leases: leases_of(state, &ranges),
+                    inherited: ranges.iter().any(|range| range.inherited),
                 };
                 Ok((ranges, loan))
             })?;
@@ -693,6 +695,11 @@ impl Loan {
             let mut leases = self.leases.iter();
             leases.all(|held| state.is_held(*held))
         })
+    }
+
+    /// Whether somebody else may have delivered some of it already.
+    pub(super) fn is_inherited(&self) -> bool {
+        self.inherited
     }
 }
 

@@ -5,6 +5,8 @@
 #![allow(dead_code, reason = "each test crate uses its own part")]
 
 use std::{
+    collections::BTreeSet,
+    ffi::OsString,
     fs,
     io::Write as _,
     net::{Ipv4Addr, TcpListener},
@@ -59,6 +61,11 @@ pub(crate) fn shared() -> &'static Cluster {
 impl Cluster {
     /// Starts one with some settings, and waits until it answers.
     pub(crate) fn start(settings: &[&'static str]) -> Self {
+        Self::start_with(settings, |_| {})
+    }
+
+    /// The same after something was put into its folder.
+    pub(crate) fn start_with(settings: &[&'static str], prepare: impl FnOnce(&Path)) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("opsramp-postgres-")
             .tempdir()
@@ -86,6 +93,14 @@ impl Cluster {
             .output()
             .unwrap();
         assert!(made.status.success(), "initdb: {made:?}");
+        let data = cluster.folder.join("data");
+        let found = names_in(&data);
+        prepare(&data);
+        if let Some((user, group)) = nobody() {
+            for new in names_in(&data).difference(&found) {
+                chown(data.join(new), Some(user), Some(group)).unwrap();
+            }
+        }
         // The port may be taken before the server takes it.
         for _ in 0..5 {
             let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -185,6 +200,13 @@ impl Cluster {
         String::from_utf8(done.stdout).unwrap().trim().to_owned()
     }
 
+    /// Turns away whoever comes without TLS, from now on.
+    pub(crate) fn require_tls(&self) {
+        let rule = "hostssl all all 127.0.0.1/32 scram-sha-256\n";
+        fs::write(self.folder.join("data/pg_hba.conf"), rule).unwrap();
+        self.sql("SELECT pg_reload_conf()");
+    }
+
     /// What the server says.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.join("log")).unwrap_or_default()
@@ -212,6 +234,11 @@ impl Drop for Cluster {
             fs::remove_dir_all(&self.folder).ok();
         }
     }
+}
+
+fn names_in(folder: &Path) -> BTreeSet<OsString> {
+    let entries = fs::read_dir(folder).unwrap();
+    entries.map(|entry| entry.unwrap().file_name()).collect()
 }
 
 /// Where Debian puts the server's programs: not on the search path.
