@@ -25,6 +25,8 @@ mod file;
 mod listen;
 mod overrides;
 mod problem;
+#[cfg(test)]
+mod reference;
 mod render;
 mod resolve;
 mod units;
