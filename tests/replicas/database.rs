@@ -1,7 +1,18 @@
 //! The database is not there, goes away, comes back.
 
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::watch,
+};
+
 use crate::{
-    exporter::{Exporter, Metrics, Place, eventually},
+    exporter::{Exporter, Members, Metrics, Place, eventually},
     opsramp,
     postgres::{self, Cluster},
     replica,
@@ -125,4 +136,111 @@ async fn a_url_that_is_none_is_a_mistake_of_the_configuration() {
         told.contains("the URL of the database cannot be read"),
         "{told}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_a_connection_left_is_waited_for() {
+    let cluster = tokio::task::spawn_blocking(|| Cluster::start(&["fsync=off"]))
+        .await
+        .unwrap();
+    let opsramp = opsramp(1).await;
+    let limited = cluster.fresh_for("limited");
+    let place = replica(&opsramp, 1, 1, &limited);
+    let exporter = place.start().await;
+    exporter.wait_for("it polls", all_is_well).await;
+    cluster.sql("ALTER ROLE limited CONNECTION LIMIT 0");
+    cluster.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'limited'");
+    opsramp.open_many(&crate::tenant(0), 3).unwrap();
+    let why = wait_until_not_ready(&exporter).await;
+    assert!(why.contains("too many connections"), "{why}");
+    cluster.sql("ALTER ROLE limited CONNECTION LIMIT -1");
+    wait_for_lines(&place, 5).await;
+    exporter.wait_for("it polls again", all_is_well).await;
+    exporter.stop().await;
+}
+
+/// Passes bytes on to a server, and at times none, without a word to either side.
+struct Cable {
+    port: u16,
+    cut: watch::Sender<bool>,
+}
+
+impl Cable {
+    async fn to(server: u16) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let cut = watch::Sender::new(false);
+        let watched = cut.subscribe();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let watched = watched.clone();
+                tokio::spawn(async move {
+                    let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, server)).await else {
+                        return;
+                    };
+                    let (from_client, to_client) = client.into_split();
+                    let (from_server, to_server) = server.into_split();
+                    tokio::join!(
+                        pass_on(from_client, to_server, watched.clone()),
+                        pass_on(from_server, to_client, watched),
+                    );
+                });
+            }
+        });
+        Self { port, cut }
+    }
+}
+
+async fn pass_on(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut cut: watch::Receiver<bool>) {
+    let mut bytes = vec![0; 16 << 10];
+    while let Ok(length @ 1..) = from.read(&mut bytes).await {
+        // It comes late, as packets do that are sent again.
+        if cut.wait_for(|cut| !cut).await.is_err() || to.write_all(&bytes[..length]).await.is_err()
+        {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_is_cut_off_is_replaced_and_comes_back() {
+    const SEARCHES: usize = 4;
+    let cluster = postgres::shared();
+    let opsramp = opsramp(1).await;
+    let cable = Cable::to(cluster.port()).await;
+    let database = cluster.fresh();
+    let own = format!(":{}/", cluster.port());
+    let by_cable = database.replace(&own, &format!(":{}/", cable.port));
+    let places = [
+        replica(&opsramp, 1, SEARCHES, &by_cable),
+        replica(&opsramp, 1, SEARCHES, &database),
+    ];
+    let (cut_off, other) = (places[0].start().await, places[1].start().await);
+    let holds =
+        |count: usize| move |metrics: &Metrics| metrics.sum("opsramp_lease_held{") == count as f64;
+    for replica in [&cut_off, &other] {
+        replica.wait_for("shares are even", holds(2)).await;
+    }
+    cable.cut.send_replace(true);
+    opsramp.open_many(&crate::tenant(0), 3).unwrap();
+    other.wait_for("it has taken over", holds(SEARCHES)).await;
+    cut_off.wait_for("it holds nothing", holds(0)).await;
+    let why = wait_until_not_ready(&cut_off).await;
+    assert!(why.contains("the database has not answered"), "{why}");
+    assert_eq!(cut_off.get("/-/healthy").await.0, 200);
+    cable.cut.send_replace(false);
+    for replica in [&cut_off, &other] {
+        replica.wait_for("shares are even again", holds(2)).await;
+    }
+    let told = || {
+        let lines = places
+            .iter()
+            .flat_map(|place| place.lines_of("alerts.jsonl"));
+        let ids = lines.map(|line| Members::parse(&line).text("event_id").to_owned());
+        ids.collect::<BTreeSet<String>>().len()
+    };
+    eventually("all is told", async || told() == 5 * SEARCHES).await;
+    for replica in [cut_off, other] {
+        replica.stop().await;
+    }
 }

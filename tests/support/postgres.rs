@@ -171,13 +171,18 @@ impl Cluster {
         format!("{}?options=-csearch_path%3D{schema}", self.url())
     }
 
-    /// The address of the server.
-    pub(crate) fn url(&self) -> String {
-        self.url_by_way_of(self.port)
+    /// The same for a user of its own, who may do nothing else.
+    pub(crate) fn fresh_for(&self, user: &str) -> String {
+        let url = self.fresh();
+        let (_, schema) = url.rsplit_once("%3D").unwrap();
+        self.sql(&format!("CREATE ROLE {user} LOGIN PASSWORD '{PASSWORD}'"));
+        self.sql(&format!("ALTER SCHEMA {schema} OWNER TO {user}"));
+        url.replace(&format!("//{USER}:"), &format!("//{user}:"))
     }
 
-    /// The same by way of a proxy on the loopback.
-    pub(crate) fn url_by_way_of(&self, port: u16) -> String {
+    /// The address of the server.
+    pub(crate) fn url(&self) -> String {
+        let port = self.port;
         format!("postgres://{USER}:{PASSWORD}@127.0.0.1:{port}/postgres")
     }
 
