@@ -49,13 +49,15 @@ pub(super) async fn keep(shared: &Shared) {
                 tokio::time::sleep(soon()).await;
             } => {}
         }
-        // The next renewal must not come too late because something else takes long.
-        let patience = every.clamp(SHORTEST_PATIENCE, PATIENCE);
-        let kept = async {
-            timeout(patience, renew(shared)).await??;
-            timeout(patience, share_out(shared)).await?
-        };
-        let kept: Result<(), Failure> = kept.await;
+        // Side by side and bounded, so that the next renewal does not come too late. A server that
+        // is slow gets as much time as there is: whoever gives up loses the connection, too.
+        let patience = (shared.lease / 2).clamp(SHORTEST_PATIENCE, PATIENCE);
+        let (renewed, shared_out) = tokio::join!(
+            timeout(patience, renew(shared)),
+            timeout(patience, share_out(shared))
+        );
+        let flat = |done: Result<Result<(), Failure>, _>| done.unwrap_or(Err(Failure::Timeout));
+        let kept = flat(renewed).and(flat(shared_out));
         shared.update(super::leases::State::expire);
         shared.tell(kept.err().as_ref());
     }
