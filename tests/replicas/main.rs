@@ -27,9 +27,6 @@ use crate::exporter::{Place, opsramp_with};
 /// Long enough for a busy machine, short enough for a test.
 const LEASE: Duration = Duration::from_secs(3);
 
-/// How often each search is polled.
-const INTERVAL: Duration = Duration::from_millis(500);
-
 /// An OpsRamp with so many tenants, each with a few open alerts.
 async fn opsramp(tenants: usize) -> Simulator {
     let tenants = (0..tenants).map(|number| TenantOptions {
@@ -51,11 +48,11 @@ fn replica(opsramp: &Simulator, tenants: usize, searches: usize, database: &str)
     place.secrets.push(postgres::PASSWORD.to_owned());
     let tenants: Vec<String> = (0..tenants).map(tenant).collect();
     place.config["accounts"][0]["tenants"] = json!(tenants);
-    let duration = |it: Duration| format!("{}ms", it.as_millis());
-    let searches = (0..searches)
-        .map(|number| json!({"name": number.to_string(), "interval": duration(INTERVAL)}));
+    let searches =
+        (0..searches).map(|number| json!({"name": number.to_string(), "interval": "500ms"}));
     place.config["searches"] = searches.collect();
     place.config["log"]["events"] = json!(["opened"]);
-    place.config["state"] = json!({"postgres": {"url": database, "lease": duration(LEASE)}});
+    place.config["state"] =
+        json!({"postgres": {"url": database, "lease": format!("{}s", LEASE.as_secs())}});
     place
 }

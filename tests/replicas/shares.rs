@@ -6,10 +6,11 @@
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use serde_json::json;
 use tokio::time::Instant;
 
 use crate::{
-    INTERVAL, LEASE,
+    LEASE,
     exporter::{Exporter, Metrics, PATIENCE, Place, eventually, number},
     opsramp, postgres, replica,
 };
@@ -121,13 +122,20 @@ async fn one_with_nothing_left_to_hold_is_ready_and_takes_over() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_searches_of_a_dead_replica_are_polled_within_a_lease_and_an_interval() {
+    const INTERVAL: Duration = Duration::from_secs(2);
     const TIMES: &str = "OPSRAMP_TEST_TAKE_OVERS";
     const ALL: f64 = (TENANTS * SEARCHES) as f64;
     let times = number(TIMES);
     let late = Duration::from_secs(if times.is_some() { 0 } else { 10 });
     let opsramp = opsramp(TENANTS).await;
     let database = postgres::shared().fresh();
-    let places = [(); 2].map(|()| replica(&opsramp, TENANTS, SEARCHES, &database));
+    let places = [(); 2].map(|()| {
+        let mut place = replica(&opsramp, TENANTS, SEARCHES, &database);
+        for search in place.config["searches"].as_array_mut().unwrap() {
+            search["interval"] = json!(format!("{}s", INTERVAL.as_secs()));
+        }
+        place
+    });
     let mut replicas = vec![places[0].start().await, places[1].start().await];
     let mut longest = Duration::ZERO;
     for round in 0..times.unwrap_or(1) {
