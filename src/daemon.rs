@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock,
-    config::{self, Config},
+    config::{self, Config, ConfigError, WebFile},
     deliver::{self, Delivery, SinkOptions},
     health::Health,
     metrics::Metrics,
@@ -91,6 +91,7 @@ impl Daemon {
         board: Board,
         metrics: Metrics,
     ) -> anyhow::Result<Self> {
+        let guard = guard(&config.web)?;
         let health = Health::default();
         let options = store_options(&config.state, &listeners);
         // Checked before anything is done.
@@ -105,6 +106,7 @@ impl Daemon {
         let web_options = web::Options {
             telemetry_path: config.web.telemetry_path.clone(),
             limits: web::Limits::default(),
+            guard,
             lifecycle: config.web.enable_lifecycle.then_some(lifecycle),
         };
         let opened = Arc::new(OnceLock::new());
@@ -398,11 +400,27 @@ impl Signals {
     }
 }
 
+/// What protects the web server, as its file says.
+fn guard(web: &config::Web) -> Result<web::Guard, ConfigError> {
+    let Some(path) = &web.config_file else {
+        return Ok(web::Guard::open());
+    };
+    let mut file = WebFile::new(path.clone());
+    let (security, warnings) = file.read_with_warnings()?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(web::Guard::watching(security, file.into_load()))
+}
+
 /// Takes the listening sockets, before anything else is done.
 ///
 /// # Errors
-/// Where an address is taken or not ours.
+/// Where an address is taken or not ours, and where systemd has handed over none that can be used.
 pub fn bind(web: &config::Web) -> Result<Vec<TcpListener>, web::BindError> {
+    if web.systemd_socket {
+        return web::take_from_systemd();
+    }
     let addresses: Vec<String> = web
         .listen_addresses
         .iter()

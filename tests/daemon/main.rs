@@ -13,6 +13,7 @@ mod events;
 mod exporter;
 mod failures;
 mod reload;
+mod secure;
 mod starting;
 mod stopping;
 mod web;
