@@ -51,6 +51,7 @@ say "dashboards against Grafana's schema"
 say "page in a browser"; tests/page/check.sh target/debug/opsramp-exporter
 say "Kubernetes manifests"; PATH="$OPSRAMP_TEST_VENV/bin:$PATH" kubernetes/check.sh target/debug/opsramp-exporter
 say "systemd unit"; systemd/check.sh target/debug/opsramp-exporter
+say "units under systemd"; systemd/boot.sh target/debug/opsramp-exporter target/debian-tree
 say "packages"; packaging/check.sh target/debug/opsramp-exporter target/debian-tree
 say "container"; packaging/container-check.sh target/debug/opsramp-exporter
 say "all is well"

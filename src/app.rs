@@ -17,6 +17,7 @@ use crate::{
     healthcheck, logging,
     metrics::{BuildInfo, Metrics},
     search_command,
+    service_manager::ServiceManager,
     status::Board,
     store::postgres::AddressError,
 };
@@ -123,8 +124,9 @@ fn run_daemon(cli: &Cli, loaded: Loaded) -> Outcome {
     runtime()?.block_on(async {
         let mut signals = Signals::listen()?;
         let listeners = daemon::bind(&loaded.config.web)?;
+        let manager = ServiceManager::of_environment();
         let daemon = tokio::select! {
-            started = Daemon::start(loaded.config, listeners, board, metrics) => started?,
+            started = Daemon::start(loaded.config, listeners, board, metrics, manager) => started?,
             name = signals.stop() => {
                 tracing::info!(by = name, "stopping before everything was set up");
                 return Ok(());
@@ -168,7 +170,8 @@ fn run_demo(cli: &Cli, simulator: std::net::SocketAddr) -> Outcome {
             let config = config.clone();
             Box::new(move || Ok(config.clone()))
         };
-        let daemon = Daemon::start(config, listeners, board, metrics).await?;
+        let manager = ServiceManager::of_environment();
+        let daemon = Daemon::start(config, listeners, board, metrics, manager).await?;
         let outcome = daemon.run(signals, reload).await;
         demo.stop().await;
         Ok(outcome?)

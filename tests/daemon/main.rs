@@ -14,6 +14,7 @@ mod exporter;
 mod failures;
 mod reload;
 mod secure;
+mod service_manager;
 mod starting;
 mod stopping;
 mod web;
