@@ -18,7 +18,7 @@ pub(crate) fn measure(runtime: &Runtime, report: &mut Report) {
     let server = runtime.block_on(Server::start(36));
     let folder = folder();
     let config = config(folder.path(), &server.url(), &["client_1".to_owned()]);
-    let daemon = Daemon::start(folder.path(), &config);
+    let mut daemon = Daemon::start(folder.path(), &config);
     daemon.wait_until(Duration::from_millis(100), |samples| {
         samples.sum("opsramp_search_complete{") == 1.0
             && samples.sum("opsramp_sink_backlog_events{") == 0.0

@@ -26,7 +26,7 @@ pub(crate) fn measure(runtime: &Runtime, report: &mut Report) {
         let mut config = config(folder.path(), &server.url(), &["client_1".to_owned()]);
         config["searches"][0]["interval"] = json!("100ms");
         config["log"]["at_first_start"] = json!("skip");
-        let daemon = Daemon::start(folder.path(), &config);
+        let mut daemon = Daemon::start(folder.path(), &config);
         daemon.wait_until(Duration::from_millis(100), |samples| {
             samples.sum("opsramp_search_complete{") == 1.0
         });

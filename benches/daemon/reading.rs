@@ -141,7 +141,7 @@ fn read(server: &Server, alerts: usize) -> Taken {
     server.reset(alerts);
     let folder = folder();
     let config = config(folder.path(), &server.url(), &["client_1".to_owned()]);
-    let daemon = Daemon::start(folder.path(), &config);
+    let mut daemon = Daemon::start(folder.path(), &config);
     let ended = wait_for_lines(&folder.path().join("alerts.jsonl"), alerts);
     let wall = server.first_search().map(|began| ended - began);
     daemon.wait_until(Duration::from_millis(20), |samples| {

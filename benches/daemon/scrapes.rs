@@ -64,7 +64,7 @@ fn start(server: &Server, tenants: usize) -> (Daemon, tempfile::TempDir) {
     let folder = folder();
     let tenants: Vec<String> = (1..=tenants).map(|n| format!("client_{n}")).collect();
     let config = config(folder.path(), &server.url(), &tenants);
-    let daemon = Daemon::start(folder.path(), &config);
+    let mut daemon = Daemon::start(folder.path(), &config);
     daemon.wait_until(Duration::from_millis(100), |samples| {
         samples.sum("opsramp_search_complete{") == tenants.len() as f64
             && samples.sum("opsramp_sink_backlog_events{") == 0.0

@@ -46,7 +46,7 @@ pub(crate) fn measure(runtime: &Runtime, report: &mut Report) {
     row(report, "the same with a state file, empty", times, 10.0);
 
     server.reset(ALERTS);
-    let daemon = Daemon::start(folder.path(), &config);
+    let mut daemon = Daemon::start(folder.path(), &config);
     daemon.wait_until(Duration::from_millis(50), |samples| {
         samples.sum("opsramp_search_complete{") == 1.0
             && samples.sum("opsramp_sink_backlog_events{") == 0.0

@@ -25,7 +25,7 @@ pub(crate) fn measure(runtime: &Runtime, report: &mut Report) {
     let tenants: Vec<String> = (1..=TENANTS).map(|n| format!("client_{n}")).collect();
     let mut config = config(folder.path(), &url, &tenants);
     config["accounts"][0]["tls"] = json!({"ca_file": authority});
-    let daemon = Daemon::start(folder.path(), &config);
+    let mut daemon = Daemon::start(folder.path(), &config);
     daemon.wait_until(Duration::from_millis(500), |samples| {
         samples.sum("opsramp_search_complete{") == TENANTS as f64
             && samples.sum("opsramp_sink_backlog_events{") == 0.0

@@ -105,13 +105,20 @@ impl Daemon {
     }
 
     pub(crate) fn scrape(&self) -> Samples {
-        let mut connection = Connection::open(self.address).unwrap();
+        let mut connection = Connection::open(self.address).unwrap_or_else(|error| {
+            panic!("it does not listen any more: {error}");
+        });
         let text = connection.get("/metrics", "").unwrap();
         Samples(String::from_utf8(text.to_vec()).unwrap())
     }
 
     /// Waits until a scrape shows it; looks every `pause`.
-    pub(crate) fn wait_until(&self, pause: Duration, holds: impl Fn(&Samples) -> bool) -> Samples {
+    pub(crate) fn wait_until(
+        &mut self,
+        pause: Duration,
+        holds: impl Fn(&Samples) -> bool,
+    ) -> Samples {
+        self.first_scrape();
         let began = Instant::now();
         loop {
             let samples = self.scrape();
