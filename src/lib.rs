@@ -17,6 +17,7 @@ pub mod daemon;
 pub mod deliver;
 pub mod demo;
 pub mod health;
+pub mod healthcheck;
 pub mod identity;
 pub mod logging;
 pub mod metrics;
