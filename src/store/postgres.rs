@@ -287,7 +287,7 @@ impl Postgres {
         self.wait_while(|state| is_held(state) && state.journal.is_lent(row))
             .await;
         if !self.shared.look(is_held) {
-            self.shared.update(|state| state.lose(held));
+            self.shared.update(|state| state.come_too_late(held));
             return Ok(());
         }
         let me = self.shared.number()?;
