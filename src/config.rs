@@ -31,6 +31,7 @@ mod render;
 mod resolve;
 mod units;
 mod url;
+mod web_file;
 mod yaml;
 
 use self::{
@@ -45,6 +46,7 @@ pub use self::{
     overrides::{Env, Overrides, WebOverrides},
     problem::{ConfigError, Origin, Place, Problem},
     units::{ByteSize, HumanDuration, UnitError},
+    web_file::WebFile,
 };
 
 /// A configuration that makes sense. Two are equal where a reload has nothing to do.
