@@ -16,7 +16,11 @@ pub mod config;
 pub mod daemon;
 pub mod deliver;
 pub mod demo;
+mod excerpt;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod health;
+mod http_date;
 pub mod identity;
 pub mod logging;
 pub mod metrics;

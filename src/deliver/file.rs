@@ -35,6 +35,8 @@ use self::{
     scan::{Missing, Scan, scan},
 };
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod mark;
 mod scan;
 
