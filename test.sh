@@ -22,20 +22,31 @@ need() {
 }
 
 need promtool=prometheus strace=strace systemd-analyze=systemd logrotate=logrotate python3=python3
+need systemd-nspawn=systemd-container debootstrap=debootstrap lintian=lintian mandoc=mandoc rpm=rpm rpm2cpio=rpm2cpio \
+    cpio=cpio zsh=zsh fish=fish chromium=chromium curl=curl kubectl=kubernetes-client
+ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || need no-such-command=postgresql
 python3 -c 'import venv, ensurepip' 2>/dev/null || need no-such-command=python3-venv
 
-# The clients that others wrote, and what the check of the dashboards reads YAML with.
+# The clients that others wrote, and what the checks of dashboards and manifests are written with.
 export OPSRAMP_TEST_VENV="$PWD/target/test-venv"
-if ! "$OPSRAMP_TEST_VENV/bin/python" -c 'import opsramp, yaml' 2>/dev/null || [ ! -x "$OPSRAMP_TEST_VENV/bin/opcli" ]; then
-    say "installing opsrampcli, python-opsramp and PyYAML"
+if ! "$OPSRAMP_TEST_VENV/bin/python" -c 'import opsramp, yaml, kubernetes_validate' 2>/dev/null || [ ! -x "$OPSRAMP_TEST_VENV/bin/opcli" ]; then
+    say "installing opsrampcli, python-opsramp, PyYAML and kubernetes-validate"
     python3 -m venv "$OPSRAMP_TEST_VENV"
-    "$OPSRAMP_TEST_VENV/bin/pip" install -q 'opsrampcli==0.31' 'python-opsramp==3.5' PyYAML
+    "$OPSRAMP_TEST_VENV/bin/pip" install -q 'opsrampcli==0.31' 'python-opsramp==3.5' PyYAML 'kubernetes-validate==1.37.0'
 fi
+
+# They make the packages. Not optimized: that would take longer than all that they are asked to do.
+export PATH="$PWD/target/tools/bin:$PATH"
+say "packaging tools"
+cargo install --quiet --locked --debug --root target/tools cargo-deb@3.8.0 cargo-generate-rpm@0.21.1
 
 say "format";       cargo fmt --check
 say "lints";        cargo clippy --locked --all-targets -- -D warnings
 say "documentation"; RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet
 say "tests";        cargo test --locked
 say "rules and dashboards"; PATH="$OPSRAMP_TEST_VENV/bin:$PATH" dashboards/check.sh --live target/debug/opsramp-exporter
+say "page in a browser"; tests/page/check.sh target/debug/opsramp-exporter
+say "Kubernetes manifests"; PATH="$OPSRAMP_TEST_VENV/bin:$PATH" kubernetes/check.sh target/debug/opsramp-exporter
 say "systemd unit"; systemd/check.sh target/debug/opsramp-exporter
+say "packages"; packaging/check.sh target/debug/opsramp-exporter target/debian-tree
 say "all is well"

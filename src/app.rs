@@ -14,7 +14,7 @@ use crate::{
     config::{self, Config, ConfigError, Loaded},
     daemon::{self, Daemon, Signals},
     demo::Demo,
-    logging,
+    healthcheck, logging,
     metrics::{BuildInfo, Metrics},
     search_command,
     status::Board,
@@ -81,9 +81,22 @@ fn dispatch(cli: &Cli) -> Outcome {
             let work = search_command::run(&loaded.config, search);
             runtime()?.block_on(work).map_err(Failure::Run)
         }
+        Command::Healthcheck(healthcheck) => {
+            let web =
+                Config::load_web(cli.config_file.as_deref(), &cli.overrides.web, &environment)
+                    .map_err(Failure::Config)?;
+            let said = runtime()?.block_on(healthcheck::run(&web, healthcheck));
+            print(&said.map_err(Failure::Run)?)
+        }
         Command::Run => {
             let loaded = load(cli)?;
             refuse_unsupported(&loaded.config.web)?;
+            if matches!(loaded.config.state, config::State::Postgres { .. }) {
+                return Err(Failure::Unsupported(
+                    "state.postgres: this version does not share searches out among replicas yet; \
+                     use a state file (state.path)",
+                ));
+            }
             run_daemon(cli, loaded)
         }
         Command::Demo { simulator } => run_demo(cli, *simulator),

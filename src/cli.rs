@@ -20,6 +20,8 @@ use crate::{
     reason = "these comments are help texts, which are shown without Markdown"
 )]
 mod arguments;
+#[cfg(test)]
+mod shipped;
 
 /// What the user asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,8 +59,19 @@ pub enum Command {
         /// Print the file's JSON Schema instead.
         schema: bool,
     },
+    /// Ask the running exporter whether it works.
+    Healthcheck(Healthcheck),
     /// Print [`version`].
     Version,
+}
+
+/// How to ask a running exporter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Healthcheck {
+    /// Its address; where none is given, the configuration tells.
+    pub url: Option<String>,
+    /// Whether any certificate will do.
+    pub insecure: bool,
 }
 
 /// A search from the command line.
@@ -124,6 +137,7 @@ impl Cli {
             ("check", &["Configuration", "OpsRamp", "Search"][..]),
             ("search", &["Configuration", "OpsRamp", "Search"]),
             ("demo", &["Web"]),
+            ("healthcheck", &["Configuration", "Web"]),
             (
                 "config",
                 &["Configuration", "OpsRamp", "Search", "State", "Web"],
@@ -153,6 +167,7 @@ fn hides(argument: &clap::Arg, command: &str, sections: &[&str]) -> bool {
     let section = heading.split(':').next().unwrap_or(heading);
     let is_of_no_use = match argument.get_id().as_str() {
         "config_check" => true,
+        "telemetry_path" | "enable_lifecycle" => command == "healthcheck",
         "interval" => command != "config",
         _ => false,
     };
@@ -221,6 +236,9 @@ impl Arguments {
                 Command::Demo { simulator }
             }
             Some(CommandArguments::Config { schema }) => Command::Config { schema },
+            Some(CommandArguments::Healthcheck { url, insecure }) => {
+                Command::Healthcheck(Healthcheck { url, insecure })
+            }
         };
         Ok(Cli {
             command,
@@ -296,6 +314,13 @@ mod tests {
             ("demo --simulator.listen-address [::1]:0", demo("[::1]:0")),
             ("config", Command::Config { schema: false }),
             ("config --schema", Command::Config { schema: true }),
+            (
+                "healthcheck --url https://a --insecure",
+                Command::Healthcheck(Healthcheck {
+                    url: Some("https://a".to_owned()),
+                    insecure: true,
+                }),
+            ),
             ("--version", Command::Version),
             ("demo -V", Command::Version),
         ] {
@@ -354,6 +379,7 @@ mod tests {
             "--opsramp.client-secret hunter2",
             "search --count --output json",
             "check --config.check",
+            "healthcheck --insecure",
             "--config.file a.yml demo",
             "demo --search.query x",
             "serch",
@@ -376,6 +402,8 @@ mod tests {
         error: unexpected argument '--opsramp.client-secret' found
         error: the argument '--count' cannot be used with '--output <FORMAT>'
         error: --config.check goes with `run` only
+        error: the following required arguments were not provided:
+          --url <URL>
         error: `demo` configures itself; it takes the --web.*, --log.* and --simulator.* flags only
         error: `demo` configures itself; it takes the --web.*, --log.* and --simulator.* flags only
         error: unrecognized subcommand 'serch'
@@ -431,6 +459,11 @@ mod tests {
             ("check", "--opsramp.url", "--web.listen-address"),
             ("search", "--search.query", "--search.interval"),
             ("config", "--state.path", "--config.check"),
+            (
+                "healthcheck",
+                "--web.listen-address",
+                "--web.telemetry-path",
+            ),
         ] {
             let help = help(command);
             assert!(help.contains(shown), "{help}");

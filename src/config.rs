@@ -27,6 +27,8 @@ pub(crate) mod fuzzing;
 mod listen;
 mod overrides;
 mod problem;
+#[cfg(test)]
+mod reference;
 mod render;
 mod resolve;
 mod units;
@@ -147,22 +149,52 @@ impl Config {
         overrides: &Overrides,
         env: Env<'_>,
     ) -> Result<Loaded, ConfigError> {
-        let path = path
-            .map(Path::to_path_buf)
-            .or_else(|| Variables::new(env).path(CONFIG_FILE));
-        let Some(path) = path else {
+        let Some(path) = path_of(path, env) else {
             return Self::parse(None, overrides, env);
         };
-        let text = read(&path).map_err(|source| ConfigError::Read {
-            path: path.clone(),
-            source,
-        })?;
+        let text = read(&path)?;
         let source = Source {
             name: &path,
             text: &text,
             is_public: is_public(&path),
         };
         Self::parse(Some(source), overrides, env)
+    }
+
+    /// What the same sources say about the web server, whatever is wrong or missing elsewhere:
+    /// who asks a running exporter has neither its secrets nor all of its flags.
+    ///
+    /// # Errors
+    /// Where the file cannot be read, and where it or a flag says something wrong about the web
+    /// server.
+    pub fn load_web(
+        path: Option<&Path>,
+        overrides: &WebOverrides,
+        env: Env<'_>,
+    ) -> Result<Web, ConfigError> {
+        let path = path_of(path, env);
+        let name = path.as_deref();
+        let node = match name {
+            Some(name) => Some(yaml_of(name, &read(name)?)?),
+            None => None,
+        };
+        // Of the file's other mistakes, `check` and the exporter itself tell.
+        let elsewhere = Problems::default();
+        let file = node.as_ref().map(|node| node.read::<File>(&elsewhere));
+        let mut file = file.unwrap_or_default();
+        let mut inputs = Inputs::new();
+        overrides.apply(&mut file, &mut inputs);
+        let problems = Problems::default();
+        let web = Resolver::new(&problems, &inputs).web(file.web);
+        let locate = |path: &str| node.as_ref().and_then(|node| node.locate(path));
+        let mut list = elsewhere.into_list(name, locate, &inputs);
+        list.retain(|problem| problem.path == "web" || problem.path.starts_with("web."));
+        list.extend(problems.into_list(name, locate, &inputs));
+        if list.is_empty() {
+            Ok(web)
+        } else {
+            Err(ConfigError::Invalid(list))
+        }
     }
 
     /// A configuration for one account with defaults for all else, but what the flags say about
@@ -199,16 +231,7 @@ impl Config {
     ) -> Result<Loaded, ConfigError> {
         let name = source.as_ref().map(|source| source.name);
         let node = match &source {
-            Some(source) => Some(yaml::parse(source.text).map_err(|error| {
-                ConfigError::Invalid(vec![Problem {
-                    origin: Origin::File {
-                        file: source.name.to_path_buf(),
-                        place: error.place,
-                    },
-                    path: String::new(),
-                    message: error.message,
-                }])
-            })?),
+            Some(source) => Some(yaml_of(source.name, source.text)?),
             None => None,
         };
         let problems = Problems::default();
@@ -257,8 +280,34 @@ struct Source<'a> {
     is_public: bool,
 }
 
-/// Reads the file; a byte order mark is not part of it.
-fn read(path: &Path) -> io::Result<String> {
+/// The file that is meant: `path`, else the one that the environment names, if any.
+fn path_of(path: Option<&Path>, env: Env<'_>) -> Option<PathBuf> {
+    path.map(Path::to_path_buf)
+        .or_else(|| Variables::new(env).path(CONFIG_FILE))
+}
+
+fn yaml_of(name: &Path, text: &str) -> Result<yaml::Node, ConfigError> {
+    yaml::parse(text).map_err(|error| {
+        ConfigError::Invalid(vec![Problem {
+            origin: Origin::File {
+                file: name.to_path_buf(),
+                place: error.place,
+            },
+            path: String::new(),
+            message: error.message,
+        }])
+    })
+}
+
+fn read(path: &Path) -> Result<String, ConfigError> {
+    text_of(path).map_err(|source| ConfigError::Read {
+        path: path.to_path_buf(),
+        source,
+    })
+}
+
+/// What the file holds; a byte order mark is not part of it.
+fn text_of(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     let file = std::fs::File::open(path)?;
     file.take(LARGEST_FILE + 1).read_to_string(&mut text)?;

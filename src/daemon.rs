@@ -74,7 +74,7 @@ impl Daemon {
         metrics: Metrics,
     ) -> anyhow::Result<Self> {
         let health = Health::default();
-        let store = Store::open(&store_options(&config.state)).await?;
+        let store = Store::open(&store_options(&config)).await?;
         let quit = CancellationToken::new();
         let server_stop = CancellationToken::new();
         let (reload, reloads) = mpsc::channel(1);
@@ -318,7 +318,7 @@ pub fn bind(web: &config::Web) -> Result<Vec<TcpListener>, web::BindError> {
     web::bind(&addresses)
 }
 
-fn store_options(state: &config::State) -> store::Options {
+fn store_options(Config { state, web, .. }: &Config) -> store::Options {
     let journal_limit = store::JOURNAL_LIMIT;
     match state {
         config::State::File { path } => store::Options::Sqlite {
@@ -328,9 +328,21 @@ fn store_options(state: &config::State) -> store::Options {
         config::State::Postgres { url, lease } => store::Options::Postgres {
             url: url.clone(),
             lease: *lease,
+            node: node(web),
             journal_limit,
         },
     }
+}
+
+/// A name that this replica keeps when it is started again, and that no other on the same host has.
+fn node(web: &config::Web) -> String {
+    let host = rustix::system::uname();
+    let addresses = web.listen_addresses.iter().map(ToString::to_string);
+    let parts: Vec<String> = [host.nodename().to_string_lossy().into_owned()]
+        .into_iter()
+        .chain(addresses)
+        .collect();
+    parts.join(" ")
 }
 
 fn plan(config: &Config) -> Plan {

@@ -20,6 +20,7 @@ mod excerpt;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod health;
+pub mod healthcheck;
 mod http_date;
 pub mod identity;
 pub mod logging;

@@ -15,6 +15,7 @@ use uuid::Uuid;
 use crate::identity::SearchKey;
 use crate::secret::SecretSource;
 
+pub mod postgres;
 pub mod sqlite;
 
 /// Where the state is kept.
@@ -33,6 +34,9 @@ pub enum Options {
         url: SecretSource,
         /// How long a search stays with a replica that does not renew its lease.
         lease: Duration,
+        /// This replica's name, which it keeps when it is started again and shares with no other:
+        /// its sinks find their place again by it.
+        node: String,
         /// Events the journal may hold before new ones are refused.
         journal_limit: u64,
     },
@@ -46,6 +50,8 @@ pub const JOURNAL_LIMIT: u64 = 1_000_000;
 pub enum Store {
     /// The embedded store.
     Sqlite(sqlite::Sqlite),
+    /// A PostgreSQL server.
+    Postgres(postgres::Postgres),
 }
 
 /// The right to write to a search: its row, and the fencing epoch of the lease on it. A commit
@@ -144,7 +150,14 @@ pub struct SinkState {
 pub struct Batch {
     /// The events.
     pub events: Vec<Pending>,
+    /// The right to deliver them. Keep it until they are acknowledged or given up.
+    pub claim: Claim,
 }
+
+/// The right to deliver some events. While it is kept, nobody else is given the searches that they
+/// are of, unless their leases end.
+#[derive(Clone, Debug, Default)]
+pub struct Claim(Option<Arc<postgres::Loan>>);
 
 /// How much waits for a sink.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -195,6 +208,9 @@ pub enum Error {
     /// Somebody else holds the search now.
     #[error("the lease on the search is lost")]
     LeaseLost,
+    /// Another replica holds the search.
+    #[error("another replica holds the search")]
+    HeldElsewhere,
     /// The state cannot be opened; the message says what to do.
     #[error("cannot open the state file {}: {problem}", path.display())]
     Open {
@@ -206,12 +222,6 @@ pub enum Error {
     /// Reading or writing failed.
     #[error("the state store failed")]
     Backend(#[source] Arc<dyn std::error::Error + Send + Sync>),
-    /// This build has no such store.
-    #[error("this build has no {backend} store yet; use a state file (`state.path`)")]
-    Unsupported {
-        /// What was asked for.
-        backend: &'static str,
-    },
     /// A sink that [`Store::set_sinks`] did not name.
     #[error("no sink named {name:?} is known to the state store")]
     UnknownSink {
@@ -230,7 +240,8 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Open`] where the file or its folder is missing, not writable, locked by another
-    /// process, corrupt, or written by a newer version.
+    /// process, corrupt, or written by a newer version. [`Error::Backend`] where the server cannot
+    /// be used.
     pub async fn open(options: &Options) -> Result<Self, Error> {
         match options {
             Options::Sqlite {
@@ -239,28 +250,76 @@ impl Store {
             } => Ok(Self::Sqlite(
                 sqlite::Sqlite::open(path, *journal_limit).await?,
             )),
-            Options::Postgres { .. } => Err(Error::Unsupported {
-                backend: "PostgreSQL",
-            }),
+            Options::Postgres {
+                url,
+                lease,
+                node,
+                journal_limit,
+            } => {
+                let opened =
+                    postgres::Postgres::open(url.clone(), *lease, node.clone(), *journal_limit);
+                Ok(Self::Postgres(opened.await?))
+            }
+        }
+    }
+
+    /// Says which searches this replica would poll, so that they are shared out among the replicas.
+    pub fn share_out(&self, keys: Vec<SearchKey>) {
+        match self {
+            Self::Sqlite(_) => {}
+            Self::Postgres(store) => store.share_out(keys),
+        }
+    }
+
+    /// Waits until it is this replica's turn to take a search up. Cancel safe.
+    pub async fn turn(&self, key: &SearchKey) {
+        match self {
+            Self::Sqlite(_) => {}
+            Self::Postgres(store) => store.turn(key).await,
+        }
+    }
+
+    /// Waits until a search must not be polled any longer, because the lease on it is lost or
+    /// because another replica shall have it: then it is to be [given back](Self::release).
+    /// Cancel safe.
+    pub async fn relieved(&self, held: Held) {
+        match self {
+            Self::Sqlite(_) => std::future::pending().await,
+            Self::Postgres(store) => store.relieved(held).await,
+        }
+    }
+
+    /// In what trouble the store is, for people; `None` while it works.
+    #[must_use]
+    pub fn trouble(&self) -> watch::Receiver<Option<String>> {
+        match self {
+            // What its errors say is all there is.
+            Self::Sqlite(_) => watch::channel(None).1,
+            Self::Postgres(store) => store.trouble(),
         }
     }
 
     /// Takes up a search and loads what is known about it; creates it where it is new. Whoever
-    /// held it before does so no longer.
+    /// held it before in this process does so no longer.
     ///
     /// # Errors
-    /// [`Error::Backend`], as everywhere: then nothing is held.
+    /// [`Error::HeldElsewhere`] where another replica holds it; [`Error::Backend`], as everywhere:
+    /// then nothing is held.
     pub async fn take_up(&self, key: &SearchKey, now: Timestamp) -> Result<Loaded, Error> {
         match self {
             Self::Sqlite(store) => store.take_up(key, now).await,
+            Self::Postgres(store) => store.take_up(key, now).await,
         }
     }
 
     /// Gives a search back: what its holder still tries to commit is refused, and its alerts are
-    /// no longer on the page. They are kept for the next who takes it up.
+    /// no longer on the page. They are kept for the next who takes it up. Where that may be another
+    /// replica, it waits a while until what is journalled is delivered, and what is being delivered
+    /// is acknowledged.
     pub async fn release(&self, held: Held) -> Result<(), Error> {
         match self {
             Self::Sqlite(store) => store.release(held).await,
+            Self::Postgres(store) => store.release(held).await,
         }
     }
 
@@ -273,6 +332,7 @@ impl Store {
     ) -> Result<Vec<(Box<str>, u32)>, Error> {
         match self {
             Self::Sqlite(store) => store.departed(held, ids).await,
+            Self::Postgres(store) => store.departed(held, ids).await,
         }
     }
 
@@ -281,6 +341,7 @@ impl Store {
     pub async fn load(&self, held: Held, after: Box<str>) -> Result<Vec<StoredAlert>, Error> {
         match self {
             Self::Sqlite(store) => store.load(held, after).await,
+            Self::Postgres(store) => store.load(held, after).await,
         }
     }
 
@@ -288,6 +349,7 @@ impl Store {
     pub async fn stored(&self, held: Held, ids: Vec<Box<str>>) -> Result<Vec<StoredAlert>, Error> {
         match self {
             Self::Sqlite(store) => store.stored(held, ids).await,
+            Self::Postgres(store) => store.stored(held, ids).await,
         }
     }
 
@@ -301,6 +363,7 @@ impl Store {
     pub async fn commit(&self, held: Held, commit: Commit, now: Timestamp) -> Result<(), Error> {
         match self {
             Self::Sqlite(store) => store.commit(held, commit, now).await,
+            Self::Postgres(store) => store.commit(held, commit, now).await,
         }
     }
 
@@ -309,6 +372,7 @@ impl Store {
     pub async fn open_alerts(&self, filter: AlertFilter) -> Result<Vec<OpenAlert>, Error> {
         match self {
             Self::Sqlite(store) => store.open_alerts(filter).await,
+            Self::Postgres(store) => store.open_alerts(filter).await,
         }
     }
 
@@ -318,6 +382,7 @@ impl Store {
     pub async fn set_sinks(&self, names: Vec<String>) -> Result<Vec<SinkState>, Error> {
         match self {
             Self::Sqlite(store) => store.set_sinks(names).await,
+            Self::Postgres(store) => store.set_sinks(names).await,
         }
     }
 
@@ -331,6 +396,7 @@ impl Store {
     ) -> Result<Batch, Error> {
         match self {
             Self::Sqlite(store) => store.pending(sink, max_events, max_bytes).await,
+            Self::Postgres(store) => store.pending(sink, max_events, max_bytes).await,
         }
     }
 
@@ -349,6 +415,7 @@ impl Store {
     ) -> Result<(), Error> {
         match self {
             Self::Sqlite(store) => store.acknowledge(sink, position, mark).await,
+            Self::Postgres(store) => store.acknowledge(sink, position, mark).await,
         }
     }
 
@@ -356,6 +423,7 @@ impl Store {
     pub async fn backlog(&self, sink: &str) -> Result<Backlog, Error> {
         match self {
             Self::Sqlite(store) => store.backlog(sink).await,
+            Self::Postgres(store) => store.backlog(sink).await,
         }
     }
 
@@ -364,6 +432,7 @@ impl Store {
     pub fn journalled(&self) -> watch::Receiver<i64> {
         match self {
             Self::Sqlite(store) => store.journalled(),
+            Self::Postgres(store) => store.journalled(),
         }
     }
 
@@ -371,13 +440,51 @@ impl Store {
     pub async fn close(&self) {
         match self {
             Self::Sqlite(store) => store.close().await,
+            Self::Postgres(store) => store.close().await,
         }
+    }
+}
+
+// === impl Claim ===
+
+impl Claim {
+    fn of(loan: postgres::Loan) -> Self {
+        Self(Some(Arc::new(loan)))
+    }
+
+    /// Whether the events may still be delivered. Ask right before.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        self.0.as_ref().is_none_or(|loan| loan.holds())
     }
 }
 
 // === impl Error ===
 
 impl Error {
+    /// Whether the server refused: then nothing was done for certain.
+    pub(crate) fn is_refusal(&self) -> bool {
+        self.of_server().is_some_and(postgres::Failure::is_refusal)
+    }
+
+    /// Whether trying to open the store again is of no use before its options are corrected.
+    #[must_use]
+    pub fn is_configuration(&self) -> bool {
+        match self {
+            Self::Backend(_) => self
+                .of_server()
+                .is_some_and(postgres::Failure::is_configuration),
+            _ => true,
+        }
+    }
+
+    fn of_server(&self) -> Option<&postgres::Failure> {
+        match self {
+            Self::Backend(error) => error.downcast_ref(),
+            _ => None,
+        }
+    }
+
     /// Wraps a backend's error.
     pub fn backend(error: impl std::error::Error + Send + Sync + 'static) -> Self {
         Self::Backend(Arc::new(error))

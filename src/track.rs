@@ -159,6 +159,12 @@ impl Tracker {
         self.find(id).is_some()
     }
 
+    /// How a known alert stands.
+    #[must_use]
+    pub fn standing(&self, id: &str) -> Option<Before> {
+        self.find(id).map(|entry| self.before(entry))
+    }
+
     /// What a page changes. An alert that a page shows twice counts once.
     #[must_use]
     pub fn compare(&self, page: &[Sighting<'_>]) -> Delta {

@@ -401,6 +401,27 @@ async fn why_an_alert_left_is_asked_again_where_that_may_help() {
     }
 }
 
+/// A server that cannot be asked by id: two full reads miss the alert, and then its page tells.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_departure_is_noticed_where_the_search_cannot_be_asked_by_id() {
+    let options = simulator::Options {
+        search_by_id: false,
+        ..world(1_000)
+    };
+    let simulator = start(options).await;
+    let mut plan = plan(&simulator.url());
+    plan.searches[0].full_read_interval = Duration::from_millis(100);
+    let exporter = Exporter::start(plan).await;
+    exporter.wait_until_complete().await;
+    let ids = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
+    simulator.act(ids[500], Action::Ticket).unwrap();
+    eventually("it has left", || async {
+        exporter.count("left").await == 1
+    })
+    .await;
+    exporter.wait_until_complete().await;
+}
+
 /// However the server sorts, clamps and numbers, and whatever it shares seconds between.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_manner_of_paging_is_read_completely() {
@@ -521,6 +542,34 @@ async fn every_fault_has_its_reason_and_heals() {
         assert_eq!(exporter.count("left").await, 0, "{name}");
         exporter.stop().await;
     }
+}
+
+/// Failures of the credentials are tried at every interval, and do not count for the back-off of
+/// the failure that comes after them.
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_of_the_credentials_do_not_stretch_the_interval() {
+    let simulator = start(world(3)).await;
+    let exporter = Exporter::start(plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    let failures = |reason| {
+        exporter.sample(&format!(
+            "opsramp_poll_failures_total{{account=\"default\",tenant=\"name of client_1\",search=\"open\",reason=\"{reason}\"}}"
+        ))
+    };
+    let status = |code| Fault::Status {
+        code,
+        body: None,
+        headers: Vec::new(),
+    };
+    simulator.inject(FaultRule::always(status(403)).at(Endpoint::Search));
+    eventually("many failures", || async { failures("auth") >= 15.0 }).await;
+    simulator.clear_faults();
+    simulator.inject(FaultRule::next(1, Endpoint::Search, status(500)));
+    eventually("another failure", || async { failures("http") >= 1.0 }).await;
+    eventually("recovery", || async {
+        exporter.sample("opsramp_up{") == 1.0
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

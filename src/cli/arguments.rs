@@ -85,6 +85,15 @@ pub(super) enum CommandArguments {
         #[arg(long)]
         schema: bool,
     },
+    /// Ask the running exporter whether it works; status 0 if it does
+    Healthcheck {
+        /// Its address, such as http://127.0.0.1:10836 [default: as the configuration says]
+        #[arg(long, value_name = "URL")]
+        url: Option<String>,
+        /// Accept any certificate of that address
+        #[arg(long, requires = "url")]
+        insecure: bool,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -5,7 +5,7 @@
 //! it missed are really gone, and why. The caller asks, stores, and then has the engine adopt.
 
 use std::{
-    collections::{HashSet, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -23,6 +23,12 @@ const REASONS: usize = 20;
 const PATIENCE: u32 = 3;
 /// Tries to ask with a witness that may itself have just left.
 const WITNESSES: u32 = 3;
+/// Full reads in a row that must miss an alert before its own page is looked at, where the search
+/// cannot be asked by id.
+const DOUBT: u32 = 2;
+/// Full reads in a row that must miss it where its page shows no change either: the query may be
+/// about something that the page does not tell, such as its age.
+const CERTAINTY: u32 = 8;
 
 /// What an engine needs to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,6 +68,8 @@ pub enum Task {
     Page(u64),
     /// A page of the search, restricted to some ids.
     Confirm(Arc<Question>),
+    /// The pages of alerts that full reads missed: has their status changed?
+    Verify(Vec<Box<str>>),
     /// The pages of alerts that left, for the reasons.
     Reasons(Vec<Box<str>>),
 }
@@ -85,8 +93,9 @@ pub struct Engine {
     departed: VecDeque<Box<str>>,
     /// The same ids, to look them up.
     in_departed: HashSet<Box<str>>,
-    /// Missed by the last sound full read, where the server cannot be asked by id.
-    suspects: HashSet<Box<str>>,
+    /// How many sound full reads in a row have missed an alert, where the server cannot be asked
+    /// by id.
+    suspects: HashMap<Box<str>, u32>,
     cannot_confirm: bool,
     witness: Option<Box<str>>,
     /// The size of a page, as the server has it.
@@ -118,6 +127,9 @@ enum Reading {
         asked: Arc<Question>,
         witnesses: u32,
     },
+    Verifying {
+        queue: VecDeque<Box<str>>,
+    },
 }
 
 // === impl Engine ===
@@ -132,7 +144,7 @@ impl Engine {
             reading: Reading::Idle,
             departed: VecDeque::new(),
             in_departed: HashSet::new(),
-            suspects: HashSet::new(),
+            suspects: HashMap::new(),
             cannot_confirm: false,
             witness: None,
             page_size: 0,
@@ -221,7 +233,23 @@ impl Engine {
             Reading::Idle => None,
             Reading::Pages { read, .. } => Some(Task::Page(read.page())),
             Reading::Confirming { asked, .. } => Some(Task::Confirm(Arc::clone(asked))),
+            Reading::Verifying { queue } => {
+                Some(Task::Verify(queue.iter().take(REASONS).cloned().collect()))
+            }
         }
+    }
+
+    /// Takes over what the pages of alerts said that full reads missed: of the `asked`, those that
+    /// are `gone`. About the others nothing is known; the next full read asks again.
+    pub fn adopt_verdicts(&mut self, asked: &[Box<str>], gone: &HashSet<Box<str>>) {
+        let Reading::Verifying { queue } = &mut self.reading else {
+            return;
+        };
+        queue.retain(|id| !asked.contains(id));
+        if queue.is_empty() {
+            self.reading = Reading::Idle;
+        }
+        self.depart_unseen(gone);
     }
 
     /// How a departed alert stood; `None` where it has come back in the meantime, so that it has
@@ -409,13 +437,26 @@ impl Engine {
         }
     }
 
-    /// Where nobody can be asked by id, an alert has left when two readings in a row missed it.
+    /// Where the search cannot be asked by id, a full read may miss an alert for the second time by
+    /// the same bad luck. Its own page decides, unless it has been missed too often for luck.
     fn suspect(&mut self, missing: Vec<Box<str>>) {
         let before = std::mem::take(&mut self.suspects);
-        let (twice, once): (Vec<_>, Vec<_>) =
-            missing.into_iter().partition(|id| before.contains(id));
-        self.suspects.extend(once);
-        self.depart(twice);
+        let (mut gone, mut queue) = (Vec::new(), VecDeque::new());
+        for id in missing {
+            let missed = before.get(&id).map_or(1, |missed| missed + 1);
+            if missed >= CERTAINTY {
+                gone.push(id);
+                continue;
+            }
+            if missed >= DOUBT {
+                queue.push_back(id.clone());
+            }
+            self.suspects.insert(id, missed);
+        }
+        if !queue.is_empty() {
+            self.reading = Reading::Verifying { queue };
+        }
+        self.depart(gone);
     }
 
     fn adopt_confirmation(
@@ -459,7 +500,7 @@ impl Engine {
             }
             return;
         }
-        let gone: Vec<Box<str>> = question
+        let gone: HashSet<Box<str>> = question
             .suspects
             .iter()
             .filter(|id| !shown.contains(&***id))
@@ -467,9 +508,7 @@ impl Engine {
             .collect();
         let queue = std::mem::take(queue);
         self.reading = Reading::Idle;
-        // Those that a poll has seen since are back.
-        let missing: HashSet<Box<str>> = self.tracker.missing().into_iter().collect();
-        self.depart(gone.into_iter().filter(|id| missing.contains(id)).collect());
+        self.depart_unseen(&gone);
         if !queue.is_empty() {
             self.confirm(queue);
         }
@@ -478,6 +517,16 @@ impl Engine {
     /// No witness could be found: the next full read tries again.
     fn confirmation_failed(&mut self) {
         self.reading = Reading::Idle;
+    }
+
+    /// Those that a poll has seen since the reading are back.
+    fn depart_unseen(&mut self, gone: &HashSet<Box<str>>) {
+        if gone.is_empty() {
+            return;
+        }
+        let mut missing = self.tracker.missing();
+        missing.retain(|id| gone.contains(id));
+        self.depart(missing);
     }
 
     fn depart(&mut self, ids: Vec<Box<str>>) {

@@ -85,6 +85,7 @@ enum Reply {
         answer: Result<Answer, opsramp::Error>,
     },
     Reasons(Vec<(Box<str>, Reason)>),
+    Verdicts(Vec<(Box<str>, Reason)>),
 }
 
 /// What an alert's own page said.
@@ -110,6 +111,9 @@ struct Running {
     background_failures: u32,
     status: SearchStatus,
     failures: u32,
+    /// Those among them that stretch the interval. Failures of the token do not: it has a back-off
+    /// of its own.
+    stretching: u32,
     failing_since: Option<Instant>,
 }
 
@@ -214,6 +218,7 @@ impl Search {
             background_failures: 0,
             status,
             failures: 0,
+            stretching: 0,
             failing_since: None,
             search: self,
         })
@@ -383,6 +388,7 @@ impl Running {
             tracing::info!(search = %self.search.key, failures = self.failures, %after, "polling works again");
         }
         self.failures = 0;
+        self.stretching = 0;
         self.next_poll = self.grid.next(Instant::now());
         self.status.up = Some(true);
         self.end_poll(Ok(events));
@@ -409,18 +415,20 @@ impl Running {
             );
         }
         self.next_poll = match failure {
-            // The token's own back-off keeps these cheap; a secret that was rotated on disk shall
-            // be picked up at the next poll.
+            // A secret that was rotated on disk shall be picked up at the next poll.
             Failure::Api(error) if error.reason() == "auth" || error.is_echo() => {
                 self.grid.next(now)
             }
-            Failure::Api(opsramp::Error::Throttled { retry_after }) => {
-                let not_before =
-                    retry_after.map(|wait| now + wait.min(super::schedule::MAX_BACK_OFF));
+            _ => {
+                self.stretching += 1;
+                let wait = match failure {
+                    Failure::Api(opsramp::Error::Throttled { retry_after }) => *retry_after,
+                    _ => None,
+                };
+                let not_before = wait.map(|wait| now + wait.min(super::schedule::MAX_BACK_OFF));
                 self.grid
-                    .retry(now, self.failures, fastrand::f64(), not_before)
+                    .retry(now, self.stretching, fastrand::f64(), not_before)
             }
-            _ => self.grid.retry(now, self.failures, fastrand::f64(), None),
         };
         self.status.up = Some(false);
         self.status.last_error = Some(error.clone());
@@ -484,7 +492,10 @@ impl Running {
                 }
                 Some(self.page(Purpose::Confirm(question), 1))
             }
-            Task::Reasons(ids) if self.logs(EventKind::Left) => Some(self.reasons(ids)),
+            Task::Verify(ids) => Some(self.own_pages(ids, Reply::Verdicts)),
+            Task::Reasons(ids) if self.logs(EventKind::Left) => {
+                Some(self.own_pages(ids, Reply::Reasons))
+            }
             // Nobody would read them.
             Task::Reasons(ids) => {
                 let unasked = ids.into_iter().map(|id| (id, Reason::Unknown)).collect();
@@ -513,6 +524,10 @@ impl Running {
                 }
             }
             Reply::Reasons(reasons) => self.depart(reasons).await,
+            Reply::Verdicts(verdicts) => {
+                self.judge(verdicts);
+                Ok(())
+            }
         };
         match worked {
             Ok(()) => {
@@ -545,8 +560,12 @@ impl Running {
         }
     }
 
-    /// Asks why alerts left.
-    fn reasons(&self, ids: Vec<Box<str>>) -> Request {
+    /// Asks for the pages of alerts that left, or may have.
+    fn own_pages(
+        &self,
+        ids: Vec<Box<str>>,
+        reply: fn(Vec<(Box<str>, Reason)>) -> Reply,
+    ) -> Request {
         let client = self.search.client.clone();
         let tenant = Arc::clone(&self.search.key.tenant.id);
         Box::pin(async move {
@@ -563,8 +582,31 @@ impl Running {
                 .buffered(DETAILS_AT_ONCE)
                 .collect()
                 .await;
-            Reply::Reasons(reasons)
+            reply(reasons)
         })
+    }
+
+    /// Tells the engine who is gone: whose page there is no more, or whose status is another one.
+    fn judge(&mut self, verdicts: Vec<(Box<str>, Reason)>) {
+        let has_left = |id: &str, page: &Reason| match page {
+            Reason::NotFound => true,
+            Reason::Unknown => false,
+            Reason::Found(answer) => {
+                let alert = answer.alert().ok();
+                let status = alert.as_ref().and_then(|alert| alert.status.as_deref());
+                let before = self.engine.tracker().standing(id);
+                status.zip(before).is_some_and(|(now, before)| {
+                    !now.trim().eq_ignore_ascii_case(before.status.trim())
+                })
+            }
+        };
+        let gone = verdicts
+            .iter()
+            .filter(|(id, page)| has_left(id, page))
+            .map(|(id, _)| id.clone())
+            .collect();
+        let asked: Vec<Box<str>> = verdicts.into_iter().map(|(id, _)| id).collect();
+        self.engine.adopt_verdicts(&asked, &gone);
     }
 
     /// Stores and logs departures.

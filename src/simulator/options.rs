@@ -46,6 +46,8 @@ pub struct Options {
     pub unstable_ties: bool,
     /// What becomes of a key in `queryString` that is not documented.
     pub unknown_key: UnknownKey,
+    /// Whether the key `uniqueId` of `queryString` has an effect.
+    pub search_by_id: bool,
     /// Whether `nextPageNo` comes along where `nextPage` is true.
     pub next_page_no: bool,
     /// Pages that end beyond this many results are refused, as search engines do.
@@ -197,6 +199,7 @@ impl Default for Options {
             ts: Ts::Created,
             unstable_ties: false,
             unknown_key: UnknownKey::Ignore,
+            search_by_id: true,
             next_page_no: true,
             result_window: None,
             allowance: Allowance::default(),

@@ -18,6 +18,8 @@ use crate::{
     store::AlertFilter,
 };
 
+mod schema;
+
 /// Nothing here takes longer than this unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(10);
 

@@ -6,7 +6,7 @@ use opsramp_exporter::simulator::{DEMO_TENANT, Endpoint, Fault, FaultRule, Tenan
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt as _, time::Duration};
 
-use crate::exporter::{Place, command, eventually, needed, opsramp, opsramp_with};
+use crate::exporter::{Place, binary, command, eventually, needed, opsramp, opsramp_with};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn promtool_has_nothing_to_say_about_the_metrics() {
@@ -200,4 +200,46 @@ async fn a_post_to_quit_drains_and_ends_with_status_0() {
     let ended = exporter.end().await;
     assert_eq!(ended.code(), Some(0));
     assert_eq!(ended.stdout.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_program_itself_can_ask_whether_it_is_healthy() {
+    let opsramp = opsramp(3).await;
+    let place = Place::new(&opsramp.url());
+    let exporter = place.start().await;
+    let address = exporter.url.trim_start_matches("http://").to_owned();
+    let asked = |arguments: Vec<String>| {
+        let mut healthcheck = command(binary());
+        healthcheck.current_dir(place.path("")).args(arguments);
+        place.run(healthcheck)
+    };
+    let by_url = vec!["healthcheck".to_owned(), format!("--url={}", exporter.url)];
+    let by_flag = vec![
+        "healthcheck".to_owned(),
+        format!("--web.listen-address={address}"),
+    ];
+    // Neither an account nor a secret is needed for it, nor that the file is right elsewhere.
+    std::fs::write(
+        place.path("part.yml"),
+        format!("sarches: []\nweb: {{listen_addresses: ['{address}']}}\n"),
+    )
+    .unwrap();
+    let by_file = vec![
+        "healthcheck".to_owned(),
+        "--config.file=part.yml".to_owned(),
+    ];
+    for arguments in [&by_url, &by_flag, &by_file] {
+        let ended = asked(arguments.clone()).await;
+        assert_eq!(ended.code(), Some(0), "{arguments:?} {ended:?}");
+        assert_eq!(ended.stdout, ["healthy"]);
+    }
+    let elsewhere = format!("{}/-/nowhere", exporter.url);
+    let ended = asked(vec!["healthcheck".to_owned(), format!("--url={elsewhere}")]).await;
+    assert_eq!(ended.code(), Some(1), "{ended:?}");
+    assert!(ended.error().contains("404"), "{ended:?}");
+
+    exporter.stop().await;
+    let ended = asked(by_url).await;
+    assert_eq!(ended.code(), Some(1), "{ended:?}");
+    assert!(ended.error().contains("does not answer"), "{ended:?}");
 }

@@ -42,7 +42,7 @@ impl Resolver<'_> {
         }
     }
 
-    pub(super) fn web(&self, web: Option<file::Web>) -> Web {
+    pub(in crate::config) fn web(&self, web: Option<file::Web>) -> Web {
         let web = web.unwrap_or_default();
         let listen_addresses = web
             .listen_addresses

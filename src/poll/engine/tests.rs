@@ -249,6 +249,12 @@ impl Run {
             Some(Task::Confirm(question)) => {
                 self.ask(&Purpose::Confirm(Arc::clone(question)), 1, store_fails);
             }
+            Some(Task::Verify(_)) if store_fails => {}
+            Some(Task::Verify(ids)) => {
+                let is_open = |id: &str| self.server.alerts[&id.parse().unwrap()].open;
+                let gone = ids.iter().filter(|id| !is_open(id)).cloned().collect();
+                self.engine.adopt_verdicts(ids, &gone);
+            }
             Some(Task::Reasons(_)) if store_fails => {}
             Some(Task::Reasons(ids)) => {
                 for id in ids {

@@ -179,7 +179,7 @@ impl World {
             && named(&query.client_ids, || {
                 Some(self.tenants[alert.tenant as usize].facts.id.clone())
             })
-            && named(&query.unique_ids, || Some(alert.unique_id()))
+            && (!self.options.search_by_id || named(&query.unique_ids, || Some(alert.unique_id())))
             && named(&query.ticket_ids, || alert.incident().map(str::to_owned))
             && named(&query.apps, || {
                 given(|s| &s.app).or_else(|| Some(scene().app().to_owned()))

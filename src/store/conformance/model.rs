@@ -54,8 +54,8 @@ struct Learned {
 struct Model {
     searches: BTreeMap<usize, Search>,
     sinks: BTreeMap<&'static str, Sink>,
-    /// The numbers of all events that were taken in.
-    journal: Vec<u128>,
+    /// Which search's each event is, by its number.
+    events: BTreeMap<u128, usize>,
 }
 
 #[derive(Debug, Default)]
@@ -67,8 +67,10 @@ struct Search {
 
 #[derive(Debug, Default)]
 struct Sink {
-    /// The number of the last event that was acknowledged.
-    cursor: u128,
+    /// The numbers of the events that wait for it.
+    waiting: Vec<u128>,
+    /// Where it was when it was last acknowledged.
+    position: i64,
     mark: Option<Vec<u8>>,
 }
 
@@ -78,7 +80,7 @@ struct Run {
     holds: BTreeMap<usize, Held>,
     stale: Vec<Held>,
     /// The last batch that each sink read.
-    batches: BTreeMap<&'static str, Vec<Pending>>,
+    batches: BTreeMap<&'static str, Batch>,
     events: u128,
 }
 
@@ -91,6 +93,7 @@ pub(in crate::store) fn a_random_history_leaves_what_the_model_says<K>(
         ..Config::default()
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
         .build()
         .unwrap();
     TestRunner::new(config)
@@ -145,7 +148,10 @@ async fn history(options: &Options, steps: Vec<Step>) {
     };
     for step in steps {
         match step {
-            Step::TakeUp { search } => run.take_up(&mut model, search).await,
+            Step::TakeUp { search } => {
+                run.take_up(&mut model, search).await;
+                run.learn_order(&mut model).await;
+            }
             Step::Commit {
                 search,
                 stale,
@@ -168,9 +174,7 @@ async fn history(options: &Options, steps: Vec<Step>) {
                 run.check(&mut model).await;
                 run.store.close().await;
                 run.store = Store::open(options).await.unwrap();
-                // A hold does not outlive the store that gave it.
-                run.holds.clear();
-                run.stale.clear();
+                run.open_again(&mut model).await;
             }
         }
     }
@@ -181,18 +185,8 @@ async fn history(options: &Options, steps: Vec<Step>) {
 // === impl Model ===
 
 impl Model {
-    fn end(&self) -> u128 {
-        self.journal.last().copied().unwrap_or(0)
-    }
-
-    fn waiting(&self, sink: &str) -> Vec<u128> {
-        let cursor = self.sinks[sink].cursor;
-        let numbers = self.journal.iter().copied();
-        numbers.filter(|number| *number > cursor).collect()
-    }
-
     fn is_full_with(&self, events: usize) -> bool {
-        let most = self.sinks.keys().map(|sink| self.waiting(sink).len()).max();
+        let most = self.sinks.values().map(|sink| sink.waiting.len()).max();
         events > 0 && most.is_some_and(|most| (most + events) as u64 > LIMIT)
     }
 }
@@ -200,6 +194,23 @@ impl Model {
 // === impl Run ===
 
 impl Run {
+    /// Neither holds nor batches outlive the store that gave them.
+    async fn open_again(&mut self, model: &mut Model) {
+        self.holds.clear();
+        self.stale.clear();
+        self.batches.clear();
+        let names: Vec<_> = model.sinks.keys().copied().collect();
+        for sink in model.sinks.values_mut() {
+            sink.position = 0;
+        }
+        self.set_sinks(model, &names).await;
+        let known: Vec<_> = model.searches.keys().copied().collect();
+        for search in known {
+            self.take_up(model, search).await;
+        }
+        self.learn_order(model).await;
+    }
+
     async fn take_up(&mut self, model: &mut Model, search: usize) {
         let key = key("acme", "client_1", &search.to_string());
         let loaded = self.store.take_up(&key, second(7)).await.unwrap();
@@ -218,6 +229,27 @@ impl Run {
         assert_eq!(BTreeMap::from_iter(departed), known.departed);
         if let Some(earlier) = self.holds.insert(search, loaded.held) {
             self.stale.push(earlier);
+        }
+    }
+
+    /// Whose search is taken up may have its events behind those of others. Those of one search
+    /// stay in order.
+    async fn learn_order(&mut self, model: &mut Model) {
+        self.batches.clear();
+        for (name, sink) in &mut model.sinks {
+            let batch = self.store.pending(name, usize::MAX, usize::MAX).await;
+            let found = numbers(&batch.unwrap());
+            let mut searches: BTreeMap<usize, Vec<u128>> = BTreeMap::new();
+            for number in &found {
+                let search = model.events[number];
+                searches.entry(search).or_default().push(*number);
+            }
+            for numbers in searches.values() {
+                assert!(numbers.is_sorted(), "{found:?}");
+            }
+            let sets = [&found, &sink.waiting].map(|it| it.iter().collect::<BTreeSet<_>>());
+            assert_eq!(sets[0], sets[1]);
+            sink.waiting = found;
         }
     }
 
@@ -267,20 +299,23 @@ impl Run {
                 known.alerts.remove(&id);
                 known.departed.insert(id, ordinal);
             }
-            if !model.sinks.is_empty() {
-                model.journal.extend(numbers);
+            for sink in model.sinks.values_mut() {
+                sink.waiting.extend(&numbers);
             }
+            model
+                .events
+                .extend(numbers.into_iter().map(|it| (it, search)));
         }
     }
 
     async fn set_sinks(&mut self, model: &mut Model, names: &[&'static str]) {
-        let end = model.end();
         model.sinks.retain(|name, _| names.contains(name));
+        let end = *self.store.journalled().borrow();
         let mut expected = Vec::new();
         for name in names {
             let sink = model.sinks.entry(name).or_insert_with(|| Sink {
-                cursor: end,
-                mark: None,
+                position: end,
+                ..Sink::default()
             });
             expected.push(SinkState {
                 mark: sink.mark.clone(),
@@ -303,7 +338,7 @@ impl Run {
         }
         let batch = batch.unwrap();
         let mut bytes = 0;
-        let mut expected = model.waiting(sink);
+        let mut expected = model.sinks[sink].waiting.clone();
         expected.truncate(max_events);
         let fitting = expected
             .iter()
@@ -314,7 +349,7 @@ impl Run {
             .count();
         expected.truncate(fitting.max(1));
         assert_eq!(numbers(&batch), expected);
-        self.batches.insert(sink, batch.events);
+        self.batches.insert(sink, batch);
     }
 
     async fn acknowledge(
@@ -324,7 +359,10 @@ impl Run {
         nth: usize,
         mark: Option<u8>,
     ) {
-        let Some(pending) = self.batches.get(sink).and_then(|batch| batch.get(nth)) else {
+        let Some(batch) = self.batches.get(sink) else {
+            return;
+        };
+        let Some(pending) = batch.events.get(nth) else {
             return;
         };
         let mark = mark.map(|mark| vec![mark]);
@@ -340,10 +378,12 @@ impl Run {
             return;
         };
         outcome.unwrap();
-        let number = pending.event.event_id.as_u128();
-        if number >= known.cursor {
-            known.cursor = number;
+        if pending.position >= known.position {
+            known.position = pending.position;
             known.mark = mark;
+            let delivered = batch.events[..=nth].iter();
+            let delivered: Vec<_> = delivered.map(|it| it.event.event_id.as_u128()).collect();
+            known.waiting.retain(|number| !delivered.contains(number));
         }
     }
 
@@ -353,7 +393,7 @@ impl Run {
         self.set_sinks(model, &names).await;
         for sink in names {
             self.read(model, sink, usize::MAX, usize::MAX).await;
-            let waiting = model.waiting(sink);
+            let waiting = &model.sinks[sink].waiting;
             let expected = Backlog {
                 events: waiting.len() as u64,
                 oldest: waiting.first().map(|number| event(*number).at),

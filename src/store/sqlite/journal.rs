@@ -12,7 +12,7 @@ use rusqlite::{Connection, OptionalExtension as _, Result, params};
 use uuid::Uuid;
 
 use super::Micros;
-use crate::store::{Backlog, Batch, JournalEvent, Pending, SinkState};
+use crate::store::{Backlog, Batch, Claim, JournalEvent, Pending, SinkState};
 
 /// Events that one transaction removes from the journal at most, so that none takes long.
 const PRUNE_STEP: i64 = 8192;
@@ -160,7 +160,10 @@ impl Journal {
                 }
             })
             .collect();
-        Ok(Some(Batch { events }))
+        Ok(Some(Batch {
+            events,
+            claim: Claim::default(),
+        }))
     }
 
     /// Moves a sink's cursor on; returns whether there is such a sink. It is stored with

@@ -1,11 +1,8 @@
 use std::{fs, path::PathBuf, time::Duration};
 
-use crate::{
-    secret::{Secret, SecretSource},
-    store::{
-        Commit, Error, Options, Store,
-        conformance::{self, alert, event, events, key, second},
-    },
+use crate::store::{
+    Commit, Error, Options, Store,
+    conformance::{self, alert, event, events, key, second},
 };
 
 fn fresh() -> (Options, tempfile::TempDir) {
@@ -137,18 +134,4 @@ async fn a_store_that_is_dropped_finishes_what_it_was_given() {
     assert_eq!(batch.events[0].event, event(1));
     let loaded = store.take_up(&key, second(1)).await.unwrap();
     assert_eq!(loaded.alerts, [alert("1", 1, 1)]);
-}
-
-#[tokio::test]
-async fn there_is_no_postgresql_store_in_this_build() {
-    let options = Options::Postgres {
-        url: SecretSource::Value(Secret::new("postgres://u:hunter2@db/x")),
-        lease: Duration::from_secs(15),
-        journal_limit: 1,
-    };
-    let error = Store::open(&options).await.unwrap_err();
-    assert_eq!(
-        error.to_string(),
-        "this build has no PostgreSQL store yet; use a state file (`state.path`)"
-    );
 }

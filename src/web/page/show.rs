@@ -84,7 +84,7 @@ impl fmt::Display for Span {
         if seconds < 1.0 {
             return write!(f, "{:.0} ms", seconds * 1000.0);
         }
-        if seconds < 10.0 && seconds.fract() >= 0.05 {
+        if seconds < 9.95 && seconds.fract() >= 0.05 {
             return write!(f, "{seconds:.1} s");
         }
         let whole = seconds as u64;
@@ -132,6 +132,7 @@ mod tests {
             (0.25, "250 ms"),
             (1.0, "1 s"),
             (2.5, "2.5 s"),
+            (9.97, "9 s"),
             (30.0, "30 s"),
             (59.9, "59 s"),
             (61.0, "1 min 1 s"),

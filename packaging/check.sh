@@ -1,0 +1,111 @@
+#!/usr/bin/env bash
+# Builds the .deb and the .rpm around BINARY and checks them: what they hold, what lintian says, and
+# that the .deb can be installed, started, removed and purged under a real systemd.
+#
+#   packaging/check.sh BINARY TREE
+#
+# TREE is a folder with a Debian, see systemd/nspawn.sh. Needs root, cargo-deb, cargo-generate-rpm,
+# bash, zsh and fish for their completions, and from Debian: lintian, mandoc, rpm, cpio, and what
+# systemd/nspawn.sh needs.
+set -euo pipefail
+
+if [[ $# -ne 2 || ! -x $1 ]]; then
+  echo "usage: ${0##*/} BINARY TREE" >&2
+  exit 2
+fi
+here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+binary=$(realpath -- "$1")
+tree=$(realpath -m -- "$2")
+for program in cargo-deb cargo-generate-rpm lintian mandoc rpm rpm2cpio cpio zsh fish; do
+  command -v "$program" >/dev/null || { echo "$program is missing" >&2; exit 1; }
+done
+work=$(mktemp -d)
+demo=
+finish() {
+  if [[ -n $demo ]]; then
+    kill "$demo" 2>/dev/null || true
+    wait "$demo" 2>/dev/null || true
+  fi
+  rm -rf -- "$work"
+}
+trap finish EXIT
+cd -- "$here/.."
+
+echo "== manual page and completions"
+# It knows .TH without a date, and groff's own definitions, as warnings only.
+mandoc -T lint -W error packaging/opsramp-exporter.1
+bash -n packaging/completions/opsramp-exporter.bash
+zsh -n packaging/completions/_opsramp-exporter
+fish --no-execute packaging/completions/opsramp-exporter.fish
+completed=$(bash -c '
+  source packaging/completions/opsramp-exporter.bash
+  COMP_WORDS=(opsramp-exporter demo --simulator.l) COMP_CWORD=2
+  function=$(complete -p opsramp-exporter | grep -oP "(?<=-F )\S+")
+  "$function" opsramp-exporter --simulator.l demo
+  echo "${COMPREPLY[*]}"')
+[[ $completed == --simulator.listen-address ]] || { echo "bash completes to: $completed" >&2; exit 1; }
+
+echo "== packages"
+# The tools look for the program where a release build puts it.
+mkdir -p "$work/target/release"
+strip -o "$work/target/release/opsramp-exporter" "$binary"
+CARGO_TARGET_DIR=$work/target cargo deb --quiet --locked --no-build --no-strip --fast --output "$work/opsramp-exporter.deb" >/dev/null
+cargo generate-rpm --target-dir "$work/target" --payload-compress gzip --output "$work/opsramp-exporter.rpm"
+
+# What both must hold, with its rights. zsh's folder is another one on each.
+cat >"$work/expected" <<'FILES'
+-rw-r--r-- /etc/logrotate.d/opsramp-exporter
+-rw------- /etc/opsramp-exporter/client-secret
+-rw-r--r-- /etc/opsramp-exporter/config.yml
+-rwxr-xr-x /usr/bin/opsramp-exporter
+-rw-r--r-- /usr/lib/systemd/system/opsramp-exporter.service
+-rw-r--r-- /usr/share/bash-completion/completions/opsramp-exporter
+-rw-r--r-- /usr/share/fish/vendor_completions.d/opsramp-exporter.fish
+-rw-r--r-- /usr/share/man/man1/opsramp-exporter.1
+-rw-r--r-- /usr/share/opsramp-exporter/config.schema.json
+-rw-r--r-- /usr/share/opsramp-exporter/dashboards/opsramp-exporter.json
+-rw-r--r-- /usr/share/opsramp-exporter/rules/opsramp-exporter.rules.yml
+FILES
+dpkg-deb --contents "$work/opsramp-exporter.deb" | awk '{ sub(/^\./, "", $6); sub(/\.gz$/, "", $6); print $1, $6 }' >"$work/deb"
+rpm -qplv "$work/opsramp-exporter.rpm" 2>/dev/null | awk '{ print $1, $NF }' >"$work/rpm"
+for package in deb rpm; do
+  if grep -vxFf "$work/$package" "$work/expected"; then
+    echo "is missing in the .$package" >&2
+    exit 1
+  fi
+done
+readonly configuration='/etc/logrotate.d/opsramp-exporter /etc/opsramp-exporter/client-secret /etc/opsramp-exporter/config.yml'
+conffiles=$(dpkg-deb --ctrl-tarfile "$work/opsramp-exporter.deb" | tar -xO ./conffiles | sort | xargs)
+config=$(rpm -qpc "$work/opsramp-exporter.rpm" 2>/dev/null | sort | xargs)
+[[ $conffiles == "$configuration" && $config == "$configuration" ]] || {
+  echo "configuration files are: $conffiles, and: $config" >&2
+  exit 1
+}
+# The changelog is ours, not in Debian's form. The secret is for nobody else to read.
+lintian --no-cfg --allow-root --fail-on error,warning \
+  --suppress-tags no-changelog,wrong-name-for-upstream-changelog,non-standard-file-perm "$work/opsramp-exporter.deb"
+
+echo "== the program in the .rpm"
+mkdir "$work/unpacked"
+# Its archive is whole and its status 1 all the same (rpm 4.18); cpio says whether something is missing.
+rpm2cpio "$work/opsramp-exporter.rpm" >"$work/opsramp-exporter.cpio" || true
+(cd "$work/unpacked" && cpio --quiet -idm <"$work/opsramp-exporter.cpio")
+"$work/unpacked/usr/bin/opsramp-exporter" --config.file="$work/unpacked/etc/opsramp-exporter/config.yml" --config.check
+rpm -qp --scripts "$work/opsramp-exporter.rpm" 2>/dev/null | sed '/scriptlet/d' | sh -n
+
+echo "== installing the .deb under systemd"
+"$binary" demo --web.listen-address 127.0.0.1:0 --simulator.listen-address 127.0.0.1:0 >/dev/null 2>"$work/demo.log" &
+demo=$!
+for ((tries = 0; tries < 300; tries++)); do
+  grep -qs '^demo: simulator' "$work/demo.log" && break
+  sleep 0.1
+done
+simulator=$(sed -n 's/^demo: simulator *\(http[^ ]*\).*/\1/p' "$work/demo.log")
+[[ -n $simulator ]] || { cat "$work/demo.log" >&2; exit 1; }
+install -D -m 0644 "$work/opsramp-exporter.deb" "$work/root/opt/opsramp-exporter.deb"
+install -D -m 0755 /dev/stdin "$work/root/usr/local/bin/probe" <<PROBE
+#!/bin/bash
+readonly simulator=$simulator
+$(cat "$here/probe.sh")
+PROBE
+systemd/nspawn.sh "$tree" "$work/root"

@@ -1,0 +1,162 @@
+//! The manual page and the shell completions under `packaging/`, made of the definition of the
+//! command line. They are files rather than commands, so that packages have them and the program
+//! carries no generator.
+
+use std::path::Path;
+
+use clap_complete::Shell;
+use clap_mangen::{
+    Man,
+    roff::{Roff, bold, roman},
+};
+
+use super::*;
+
+const MANUAL: &str = "packaging/opsramp-exporter.1";
+
+/// Without the day of its making, which would be another one at every test.
+const TITLE: &str = concat!(
+    ".TH OPSRAMP-EXPORTER 1 \"\" \"opsramp-exporter ",
+    env!("CARGO_PKG_VERSION"),
+    "\" \"User Commands\"\n"
+);
+
+/// What the flags do not tell.
+const REST: &str = r#".SH "EXIT STATUS"
+.TP
+\fB0\fR
+Done.
+.TP
+\fB1\fR
+Failed at run time.
+.TP
+\fB2\fR
+Wrong usage or configuration.
+.SH SIGNALS
+.TP
+\fBTERM\fR, \fBINT\fR
+Deliver what is journalled, and stop; the second one stops at once.
+.TP
+\fBHUP\fR
+Load the configuration again, and reopen log files.
+.SH FILES
+.TP
+\fI/etc/opsramp\-exporter/config.yml\fR
+The configuration that the systemd unit names.
+.TP
+\fI/etc/opsramp\-exporter/client\-secret\fR
+The secret that systemd hands to the service. Nobody but root may read it.
+.TP
+\fI/var/lib/opsramp\-exporter/state.db\fR
+Which alerts are known, and the lines that are still to be delivered.
+Without it, every open alert is logged again.
+.TP
+\fI/var/log/opsramp\-exporter/alerts.jsonl\fR
+Alert lines, where the packaged configuration puts them.
+.SH EXAMPLES
+.nf
+opsramp\-exporter demo
+opsramp\-exporter \-\-config.file=config.yml check
+opsramp\-exporter \-\-config.file=config.yml search \-\-count
+opsramp\-exporter config \-\-schema
+.fi
+.SH "SEE ALSO"
+\fBjournalctl\fR(1), \fBpromtool\fR(1), \fBsystemctl\fR(1)
+"#;
+
+/// Fails where a file is not what it should be; writes it with `UPDATE_SHIPPED=1`.
+fn assert_current(path: &str, current: &[u8]) {
+    let full = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    if std::env::var_os("UPDATE_SHIPPED").is_some() {
+        std::fs::create_dir_all(full.parent().unwrap()).unwrap();
+        std::fs::write(&full, current).unwrap();
+    }
+    assert!(
+        std::fs::read(&full).is_ok_and(|shipped| shipped == current),
+        "{path} is not current; run `UPDATE_SHIPPED=1 cargo test --lib shipped`"
+    );
+}
+
+fn manual() -> Vec<u8> {
+    let definition = Cli::definition();
+    let commands = commands(&definition);
+    let page = Man::new(definition.override_usage("opsramp-exporter [OPTIONS] [COMMAND]"));
+    let mut text = TITLE.as_bytes().to_vec();
+    page.render_name_section(&mut text).unwrap();
+    page.render_synopsis_section(&mut text).unwrap();
+    page.render_description_section(&mut text).unwrap();
+    text.extend(notes().as_bytes());
+    commands.to_writer(&mut text).unwrap();
+    page.render_options_section(&mut text).unwrap();
+    text.extend(REST.as_bytes());
+    text
+}
+
+/// The help's last words up to the exit status, which has a section of its own.
+fn notes() -> String {
+    let definition = Cli::definition();
+    let notes = definition
+        .get_after_help()
+        .expect("there is some")
+        .to_string();
+    let notes = notes.split("\n\n").next().unwrap_or_default().to_owned();
+    let mut roff = Roff::new();
+    roff.control("PP", []);
+    roff.text([roman(notes.replace('\n', " "))]);
+    roff.to_roff()
+}
+
+/// Each command, what it does, and the flags that it has alone.
+fn commands(definition: &clap::Command) -> Roff {
+    let mut roff = Roff::new();
+    roff.control("SH", ["COMMANDS"]);
+    for command in definition.get_subcommands() {
+        roff.control("TP", []);
+        roff.text([bold(command.get_name())]);
+        let about = command
+            .get_about()
+            .expect("every command says what it does");
+        roff.text([roman(format!("{about}."))]);
+        let own = command
+            .get_arguments()
+            .filter(|argument| !argument.is_global_set() && argument.get_long() != Some("help"));
+        for argument in own {
+            roff.control("RS", []);
+            roff.control("TP", []);
+            roff.text([bold(argument.to_string())]);
+            let help = argument.get_help().expect("every flag has help");
+            let values = argument.get_possible_values();
+            let values: Vec<&str> = values.iter().map(|value| value.get_name()).collect();
+            let choice = if values.is_empty() || !argument.get_action().takes_values() {
+                String::new()
+            } else {
+                format!(" [possible values: {}]", values.join(", "))
+            };
+            roff.text([roman(format!("{help}{choice}."))]);
+            roff.control("RE", []);
+        }
+    }
+    roff
+}
+
+#[test]
+fn the_manual_page_is_current() {
+    assert_current(MANUAL, &manual());
+}
+
+#[test]
+fn the_completions_are_current() {
+    for (shell, file) in [
+        (Shell::Bash, "opsramp-exporter.bash"),
+        (Shell::Zsh, "_opsramp-exporter"),
+        (Shell::Fish, "opsramp-exporter.fish"),
+    ] {
+        let mut text = Vec::new();
+        clap_complete::generate(shell, &mut Cli::definition(), "opsramp-exporter", &mut text);
+        let text = String::from_utf8(text).unwrap();
+        // A program with a dash in its name is called one thing and another within the completion
+        // for bash, so that it would complete no command's flags (clap_complete 4.6.11).
+        let text = text.replace("opsramp__subcmd__exporter", "opsramp__exporter");
+        assert_current(&format!("packaging/completions/{file}"), text.as_bytes());
+    }
+}

@@ -1,0 +1,692 @@
+//! The store for several replicas: a PostgreSQL server, or one that speaks its protocol and has
+//! ordinary transactions.
+//!
+//! A row per search is a lease with an epoch that only grows. Its holder polls the search and
+//! delivers its journal; every statement that writes is conditional on the epoch, so that a
+//! replica that slept through its lease can change nothing. What is in memory here is what a
+//! holder may rely on: its leases, and how far its sinks have come.
+//!
+//! A commit whose answer is lost may have been done or not. Then the search counts as lost, and
+//! whoever takes it up next, most likely this replica, finds out by reading what is there.
+
+use std::{
+    collections::{HashMap, HashSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use tokio::{
+    sync::{Notify, Semaphore, watch},
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+
+use super::{
+    AlertFilter, Backlog, Batch, Claim, Commit, Error, Held, Loaded, OpenAlert, SinkState,
+    StoredAlert,
+};
+use crate::{clock, identity::SearchKey, secret::SecretSource};
+
+use self::{
+    connection::{PATIENCE, Pool, Session, Tries},
+    journal::{Journal, Range},
+    leases::State,
+};
+
+mod address;
+mod alerts;
+mod connection;
+mod delivery;
+mod journal;
+mod keeper;
+mod leases;
+mod schema;
+mod shares;
+mod time;
+mod tls;
+
+pub use address::AddressError;
+pub use connection::Failure;
+
+/// Searches that are taken up at the same time: all at once would be a burden for the server when
+/// a replica has died.
+const TAKES_AT_ONCE: usize = 4;
+
+/// How long the events of a search that is given back may take to be delivered.
+const HAND_OVER: Duration = Duration::from_secs(5);
+
+/// The store, open. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Postgres {
+    shared: Arc<Shared>,
+}
+
+/// What the store and its loops share.
+#[derive(Debug)]
+struct Shared {
+    pool: Pool,
+    lease: Duration,
+    /// Tells the marks of this replica's sinks from those of others.
+    node: String,
+    state: Mutex<State>,
+    /// Which searches this replica would poll, until the keeper has looked them up.
+    wish: Mutex<Option<Vec<SearchKey>>>,
+    /// Grows with every change of `state`.
+    changed: watch::Sender<u64>,
+    journalled: watch::Sender<i64>,
+    trouble: watch::Sender<Option<String>>,
+    /// Has the keeper look at the shares soon.
+    wake: Notify,
+    /// Tells that something was delivered.
+    delivered: Notify,
+    takes: Semaphore,
+    /// One at a time tells the server how far a sink has come.
+    saving: Mutex<HashMap<Box<str>, Arc<tokio::sync::Mutex<()>>>>,
+    /// The loops; none once the store was closed.
+    loops: Mutex<Option<[JoinHandle<()>; 2]>>,
+}
+
+/// What a sink is delivering.
+#[derive(Debug)]
+pub(super) struct Loan {
+    shared: Arc<Shared>,
+    sink: Box<str>,
+    number: u64,
+    leases: Vec<Held>,
+}
+
+/// A search that is being taken up.
+struct Taking<'a> {
+    shared: &'a Shared,
+    key: &'a SearchKey,
+}
+
+// === impl Postgres ===
+
+impl Postgres {
+    /// Connects, creates or migrates the tables, and registers the replica.
+    pub(super) async fn open(
+        url: SecretSource,
+        lease: Duration,
+        node: String,
+        journal_limit: u64,
+    ) -> Result<Self, Error> {
+        let pool = Pool::new(url, lease);
+        // Places grow on from one process to the next.
+        let journal = Journal::new(journal_limit, clock::now().as_microsecond());
+        let shared = Arc::new(Shared {
+            pool,
+            lease,
+            node,
+            journalled: watch::Sender::new(journal.end()),
+            state: Mutex::new(State::new(journal)),
+            wish: Mutex::new(None),
+            changed: watch::Sender::new(0),
+            trouble: watch::Sender::new(None),
+            wake: Notify::new(),
+            delivered: Notify::new(),
+            takes: Semaphore::new(TAKES_AT_ONCE),
+            saving: Mutex::default(),
+            loops: Mutex::default(),
+        });
+        bounded(async {
+            schema::migrate(&shared.pool).await?;
+            keeper::join(&shared).await
+        })
+        .await?;
+        let (keeper, tidier) = (Arc::clone(&shared), Arc::clone(&shared));
+        let loops = [
+            tokio::spawn(async move { keeper::keep(&keeper).await }),
+            tokio::spawn(async move { keeper::tidy(&tidier).await }),
+        ];
+        *lock(&shared.loops) = Some(loops);
+        Ok(Self { shared })
+    }
+
+    /// Says which searches this replica would poll.
+    pub(super) fn share_out(&self, keys: Vec<SearchKey>) {
+        self.shared.wish_again(keys);
+        self.shared.wake.notify_one();
+    }
+
+    /// Waits until this replica may take a search up.
+    pub(super) async fn turn(&self, key: &SearchKey) {
+        let mut changed = self.shared.changed.subscribe();
+        while !self.shared.look(|state| state.granted.contains(key)) {
+            if changed.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    pub(super) async fn take_up(&self, key: &SearchKey, now: Timestamp) -> Result<Loaded, Error> {
+        self.check_open()?;
+        let _taking = Taking::new(&self.shared, key);
+        let taken = bounded(async {
+            let Ok(_turn) = self.shared.takes.acquire().await else {
+                return Err(Failure::Closed);
+            };
+            let mut tries = Tries::default();
+            loop {
+                match self.try_take_up(key, now).await {
+                    Err(failure) if tries.again(&failure).await => {}
+                    done => return done,
+                }
+            }
+        });
+        match taken.await {
+            Ok(Some(loaded)) => Ok(loaded),
+            Ok(None) => {
+                self.shared.wake.notify_one();
+                Err(Error::HeldElsewhere)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn try_take_up(
+        &self,
+        key: &SearchKey,
+        now: Timestamp,
+    ) -> Result<Option<Loaded>, Failure> {
+        let me = self.shared.number()?;
+        let lease = self.shared.lease_seconds();
+        let mut session = self.shared.pool.session().await?;
+        let mut asked = clock::since_boot();
+        let mut taken = alerts::take(&mut session, key, me, lease).await?;
+        if taken.is_none() {
+            alerts::create(&mut session, std::slice::from_ref(key), now).await?;
+            asked = clock::since_boot();
+            taken = alerts::take(&mut session, key, me, lease).await?;
+        }
+        let Some(taken) = taken else {
+            return Ok(None);
+        };
+        let row = taken.held.row;
+        let progress = delivery::progress(&mut session, row).await?;
+        let loaded = Loaded {
+            held: taken.held,
+            primed: taken.primed,
+            first_seen: taken.first_seen,
+            has_departed: alerts::has_departed(&mut session, row).await?,
+            alerts: alerts::load(&mut session, row, "").await?,
+        };
+        let until = self.shared.relied_on_until(asked);
+        let end = self.shared.update(|state| {
+            // A replica that has had to register anew holds nothing.
+            if state.replica != Some(me) {
+                return Err(Failure::NotJoined);
+            }
+            state.hold(taken.held, until);
+            state.journal.adopt(row, taken.journal_end, &progress);
+            Ok(state.journal.end())
+        })?;
+        self.shared.tell_sinks(end);
+        Ok(Some(loaded))
+    }
+
+    /// Waits until a search must not be polled any longer: because its lease is lost, or because
+    /// others shall have it.
+    pub(super) async fn relieved(&self, held: Held) {
+        let mut changed = self.shared.changed.subscribe();
+        loop {
+            let until = self.shared.look(|state| {
+                let until = state.until(held);
+                until.filter(|_| !state.is_unwanted(held))
+            });
+            let left = until.and_then(|until| until.checked_sub(clock::since_boot()));
+            let Some(left) = left.filter(|left| !left.is_zero()) else {
+                return;
+            };
+            // An error, too: the store is gone.
+            timeout(left, changed.changed()).await.ok();
+        }
+    }
+
+    pub(super) async fn release(&self, held: Held) -> Result<(), Error> {
+        self.check_open()?;
+        // What is journalled is delivered here, if that is possible soon; and nobody else shall
+        // write what is being written.
+        let row = held.row;
+        let is_held = |state: &State| state.is_held(held);
+        self.wait_while(|state| is_held(state) && state.journal.waits(row))
+            .await;
+        self.shared.update(|state| state.journal.drop_search(row));
+        self.wait_while(|state| is_held(state) && state.journal.is_lent(row))
+            .await;
+        if !self.shared.look(is_held) {
+            self.shared.update(|state| state.lose(held));
+            return Ok(());
+        }
+        let me = self.shared.number()?;
+        let given = bounded(async {
+            let mut session = self.shared.pool.session().await?;
+            keeper::give_back(&mut session, me, &[held]).await
+        });
+        let given = given.await;
+        self.shared.update(|state| state.lose(held));
+        given
+    }
+
+    async fn wait_while(&self, condition: impl Fn(&State) -> bool) {
+        let mut changed = self.shared.changed.subscribe();
+        let deadline = Instant::now() + HAND_OVER.min(self.shared.lease);
+        while self.shared.look(&condition) {
+            match tokio::time::timeout_at(deadline, changed.changed()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) | Err(_) => return,
+            }
+        }
+    }
+
+    pub(super) async fn departed(
+        &self,
+        held: Held,
+        ids: Vec<Box<str>>,
+    ) -> Result<Vec<(Box<str>, u32)>, Error> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.ask(async |session| alerts::departed(session, held.row, &ids).await)
+            .await
+    }
+
+    pub(super) async fn load(
+        &self,
+        held: Held,
+        after: Box<str>,
+    ) -> Result<Vec<StoredAlert>, Error> {
+        self.ask(async |session| alerts::load(session, held.row, &after).await)
+            .await
+    }
+
+    pub(super) async fn stored(
+        &self,
+        held: Held,
+        ids: Vec<Box<str>>,
+    ) -> Result<Vec<StoredAlert>, Error> {
+        self.ask(async |session| alerts::stored(session, held.row, &ids).await)
+            .await
+    }
+
+    pub(super) async fn commit(
+        &self,
+        held: Held,
+        commit: Commit,
+        now: Timestamp,
+    ) -> Result<(), Error> {
+        self.check_open()?;
+        let events = commit.events.len() as u64;
+        let kept = self.shared.update(|state| {
+            if !state.is_held(held) {
+                return Err(Error::LeaseLost);
+            }
+            if events > 0 && !state.journal.reserve(events) {
+                return Err(Error::JournalFull {
+                    limit: state.journal.limit(),
+                });
+            }
+            Ok(state.journal.keeps_events())
+        })?;
+        let done = bounded(async {
+            let mut tries = Tries::default();
+            loop {
+                match self.try_commit(held, &commit, kept, now).await {
+                    Err(failure) if tries.again(&failure).await => {}
+                    done => return done,
+                }
+            }
+        });
+        let done = done.await;
+        let refused = matches!(&done, Err(error) if error.is_refusal());
+        let end = self.shared.update(|state| {
+            state.journal.unreserve(events);
+            match &done {
+                // Between the answer and now somebody else may have taken the search up.
+                Ok(Some(end)) if kept && events > 0 && state.is_held(held) => {
+                    let count = i64::try_from(events).unwrap_or(i64::MAX);
+                    state.journal.append(held.row, end - count + 1, count);
+                }
+                Ok(Some(_)) => {}
+                Err(_) if refused => {}
+                // It may have been done all the same.
+                Ok(None) | Err(_) => state.lose(held),
+            }
+            state.journal.end()
+        });
+        match done {
+            Ok(Some(_)) => {
+                self.shared.tell_sinks(end);
+                Ok(())
+            }
+            Ok(None) => Err(Error::LeaseLost),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Brings the end of the search's journal. `None`: the lease is lost.
+    async fn try_commit(
+        &self,
+        held: Held,
+        commit: &Commit,
+        kept: bool,
+        now: Timestamp,
+    ) -> Result<Option<i64>, Failure> {
+        let me = self.shared.number()?;
+        let events: &[_] = if kept { &commit.events } else { &[] };
+        let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
+        let mut session = self.shared.pool.session().await?;
+        session.begin().await?;
+        let end = alerts::advance(&mut session, held, me, count, commit.primed).await?;
+        let Some(end) = end else {
+            session.roll_back().await?;
+            return Ok(None);
+        };
+        alerts::write(&mut session, held.row, commit, now).await?;
+        if count > 0 {
+            alerts::append(&mut session, held.row, end, events).await?;
+        }
+        session.commit().await?;
+        Ok(Some(end))
+    }
+
+    pub(super) async fn open_alerts(&self, filter: AlertFilter) -> Result<Vec<OpenAlert>, Error> {
+        let rows = self.shared.look(State::held_rows);
+        self.ask(async |session| alerts::newest(session, &rows, &filter).await)
+            .await
+    }
+
+    pub(super) async fn set_sinks(&self, names: Vec<String>) -> Result<Vec<SinkState>, Error> {
+        self.ask(async |session| delivery::set_sinks(&self.shared, session, &names).await)
+            .await?;
+        Ok(self.shared.look(|state| {
+            let state_of = |name: &String| SinkState {
+                mark: state.journal.mark(name),
+            };
+            names.iter().map(state_of).collect()
+        }))
+    }
+
+    pub(super) async fn pending(
+        &self,
+        sink: &str,
+        max_events: usize,
+        max_bytes: usize,
+    ) -> Result<Batch, Error> {
+        self.check_open()?;
+        loop {
+            let (ranges, loan) = self.shared.update(|state| {
+                state.expire();
+                if !state.journal.is_own(sink) {
+                    return Err(unknown(sink));
+                }
+                let ranges = state.journal.next(sink, max_events);
+                let loan = Loan {
+                    shared: Arc::clone(&self.shared),
+                    sink: sink.into(),
+                    number: state.journal.lend(sink, ranges.clone()),
+                    leases: leases_of(state, &ranges),
+                };
+                Ok((ranges, loan))
+            })?;
+            let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else {
+                return Ok(Batch::default());
+            };
+            let events = self
+                .ask(async |session| delivery::read(session, &ranges, max_bytes).await)
+                .await?;
+            if events.is_empty() {
+                // Somebody has removed them from the table.
+                tracing::error!(
+                    sink,
+                    events = last.place + last.count - first.place,
+                    "events are missing from the journal in the database; they are skipped"
+                );
+                self.shared.update(|state| {
+                    let mark = state.journal.mark(sink);
+                    let end = last.place + last.count - 1;
+                    state.journal.acknowledge(sink, end, mark);
+                });
+                continue;
+            }
+            let claim = Claim::of(loan);
+            return Ok(Batch { events, claim });
+        }
+    }
+
+    pub(super) async fn acknowledge(
+        &self,
+        sink: &str,
+        place: i64,
+        mark: Option<Vec<u8>>,
+    ) -> Result<(), Error> {
+        self.check_open()?;
+        self.shared.update(|state| {
+            if !state.journal.is_own(sink) {
+                return Err(unknown(sink));
+            }
+            state.journal.acknowledge(sink, place, mark);
+            Ok(())
+        })?;
+        self.shared.delivered.notify_one();
+        bounded(delivery::save(&self.shared, sink)).await
+    }
+
+    pub(super) async fn backlog(&self, sink: &str) -> Result<Backlog, Error> {
+        self.check_open()?;
+        let backlog = self.shared.look(|state| state.journal.backlog(sink));
+        let (events, first) = backlog.ok_or_else(|| unknown(sink))?;
+        let oldest = match first {
+            Some((row, position)) => {
+                self.ask(async |session| delivery::journalled_at(session, row, position).await)
+                    .await?
+            }
+            None => None,
+        };
+        Ok(Backlog { events, oldest })
+    }
+
+    pub(super) fn journalled(&self) -> watch::Receiver<i64> {
+        self.shared.journalled.subscribe()
+    }
+
+    pub(super) fn trouble(&self) -> watch::Receiver<Option<String>> {
+        self.shared.trouble.subscribe()
+    }
+
+    /// Gives everything back that is held.
+    pub(super) async fn close(&self) {
+        let Some(loops) = lock(&self.shared.loops).take() else {
+            return;
+        };
+        for it in &loops {
+            it.abort();
+        }
+        let left = timeout(self.shared.lease.min(PATIENCE), keeper::leave(&self.shared)).await;
+        if !matches!(left, Ok(Ok(()))) {
+            tracing::warn!(
+                "cannot take leave of the state database; others take the searches up \
+                 when the leases have ended"
+            );
+        }
+        self.shared.update(State::lose_all);
+        self.shared.pool.close();
+    }
+
+    fn check_open(&self) -> Result<(), Error> {
+        match *lock(&self.shared.loops) {
+            Some(_) => Ok(()),
+            None => Err(Error::Closed),
+        }
+    }
+
+    async fn ask<A>(
+        &self,
+        question: impl AsyncFnOnce(&mut Session) -> Result<A, Failure>,
+    ) -> Result<A, Error> {
+        self.check_open()?;
+        bounded(async {
+            let mut session = self.shared.pool.session().await?;
+            question(&mut session).await
+        })
+        .await
+    }
+}
+
+fn unknown(sink: &str) -> Error {
+    Error::UnknownSink {
+        name: sink.to_owned(),
+    }
+}
+
+/// The leases under which events are delivered.
+fn leases_of(state: &State, ranges: &[Range]) -> Vec<Held> {
+    let rows: HashSet<i64> = ranges.iter().map(|range| range.row).collect();
+    rows.into_iter()
+        .filter_map(|row| {
+            let epoch = state.epoch(row)?;
+            Some(Held { row, epoch })
+        })
+        .collect()
+}
+
+/// Nothing that is asked of the server takes for ever.
+async fn bounded<A>(work: impl Future<Output = Result<A, Failure>>) -> Result<A, Error> {
+    match timeout(PATIENCE, work).await {
+        Ok(done) => Ok(done?),
+        Err(_) => Err(Failure::Timeout.into()),
+    }
+}
+
+/// Nothing that runs under these locks can panic half-way.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+// === impl Shared ===
+
+impl Shared {
+    fn look<A>(&self, at: impl FnOnce(&State) -> A) -> A {
+        at(&lock(&self.state))
+    }
+
+    fn update<A>(&self, change: impl FnOnce(&mut State) -> A) -> A {
+        let answer = change(&mut lock(&self.state));
+        self.changed.send_modify(|version| *version += 1);
+        answer
+    }
+
+    fn number(&self) -> Result<i64, Failure> {
+        self.look(|state| state.replica).ok_or(Failure::NotJoined)
+    }
+
+    fn lease_seconds(&self) -> f64 {
+        self.lease.as_secs_f64()
+    }
+
+    /// Until when a lease can be relied on that was asked for then: a little less than the server
+    /// counts, for clocks do not run at the same speed.
+    fn relied_on_until(&self, asked: Duration) -> Duration {
+        asked + self.lease * 9 / 10
+    }
+
+    fn tell_sinks(&self, end: i64) {
+        self.journalled.send_if_modified(|told| {
+            let news = *told < end;
+            *told = end.max(*told);
+            news
+        });
+    }
+
+    /// Says in what trouble the server is, where that has changed.
+    fn tell(&self, failure: Option<&Failure>) {
+        let text = failure.map(chain);
+        let was = self.trouble.borrow().clone();
+        match (&was, &text) {
+            (None, Some(error)) => tracing::error!(
+                error,
+                "the state database cannot be used; polling pauses when the leases have ended, \
+                 and goes on by itself"
+            ),
+            (Some(_), None) => tracing::info!("the state database can be used again"),
+            _ => {}
+        }
+        if was != text {
+            self.trouble.send_replace(text);
+        }
+    }
+
+    fn take_wish(&self) -> Option<Vec<SearchKey>> {
+        lock(&self.wish).take()
+    }
+
+    /// Has the keeper look up searches, unless others have been wished for since.
+    fn wish_again(&self, keys: Vec<SearchKey>) {
+        lock(&self.wish).get_or_insert(keys);
+    }
+
+    fn saving(&self, sink: &str) -> Arc<tokio::sync::Mutex<()>> {
+        Arc::clone(lock(&self.saving).entry(sink.into()).or_default())
+    }
+}
+
+/// An error with its causes, on one line.
+fn chain(failure: &Failure) -> String {
+    let mut text = failure.to_string();
+    let mut cause = std::error::Error::source(failure);
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+impl From<tokio::time::error::Elapsed> for Failure {
+    fn from(_: tokio::time::error::Elapsed) -> Self {
+        Self::Timeout
+    }
+}
+
+// === impl Loan ===
+
+impl Loan {
+    /// Whether all leases can be relied on.
+    pub(super) fn holds(&self) -> bool {
+        self.shared.look(|state| {
+            let mut leases = self.leases.iter();
+            leases.all(|held| state.is_held(*held))
+        })
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        self.shared
+            .update(|state| state.journal.give_back(&self.sink, self.number));
+    }
+}
+
+// === impl Taking ===
+
+impl<'a> Taking<'a> {
+    fn new(shared: &'a Shared, key: &'a SearchKey) -> Self {
+        shared.update(|state| {
+            state.granted.remove(key);
+            state.taking.insert(key.clone());
+        });
+        Self { shared, key }
+    }
+}
+
+impl Drop for Taking<'_> {
+    fn drop(&mut self) {
+        self.shared.update(|state| {
+            state.taking.remove(self.key);
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests;

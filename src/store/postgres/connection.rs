@@ -1,0 +1,368 @@
+//! Connections to the server: a pool of them, their prepared statements, and what went wrong.
+//!
+//! A connection whose state is not known, because somebody gave up waiting for it or something on
+//! the way failed, is never used again. Everything is bounded in time, on both sides: whoever is
+//! cut off in the middle of a transaction must not keep its locks.
+
+use std::{collections::HashMap, time::Duration};
+
+use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult, Timeouts};
+use tokio::task::JoinHandle;
+use tokio_postgres::{Client, Row, Statement, error::SqlState, types::ToSql};
+
+use super::{
+    address::{Address, AddressError},
+    tls::Connector,
+};
+use crate::{
+    secret::{SecretError, SecretSource},
+    store,
+};
+
+/// Connections of one replica at most.
+const CONNECTIONS: usize = 8;
+
+/// How long anything may take, from asking for a connection to the last answer.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Tries of something that another transaction got in the way of.
+const TRIES: u32 = 5;
+
+/// Connections to the server. Cheap to clone.
+#[derive(Clone, Debug)]
+pub(super) struct Pool {
+    pool: managed::Pool<Manager>,
+    begin: std::sync::Arc<str>,
+}
+
+/// Opens connections.
+#[derive(Debug)]
+struct Manager {
+    /// Read again for each connection: a password may have been rotated.
+    url: SecretSource,
+}
+
+/// An open connection.
+#[derive(Debug)]
+struct Connection {
+    client: Client,
+    /// By their text.
+    statements: HashMap<&'static str, Statement>,
+    driver: JoinHandle<()>,
+}
+
+/// A connection for somebody's use. It goes back to the pool where nothing is under way on it.
+#[derive(Debug)]
+pub(super) struct Session {
+    connection: Option<Object<Manager>>,
+    begin: std::sync::Arc<str>,
+    under_way: bool,
+    in_transaction: bool,
+}
+
+/// The tries of one piece of work.
+#[derive(Debug, Default)]
+pub(super) struct Tries(u32);
+
+/// The server could not be asked, or did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The secret with the URL cannot be read.
+    #[error(transparent)]
+    Secret(#[from] SecretError),
+    /// The URL is not one.
+    #[error(transparent)]
+    Address(#[from] AddressError),
+    /// TLS cannot be set up.
+    #[error("TLS to the database cannot be set up: {0}")]
+    Tls(String),
+    /// There is no connection to be had.
+    #[error("cannot connect to the database")]
+    Connect(#[source] tokio_postgres::Error),
+    /// It took too long.
+    #[error("the database has not answered within {} s", PATIENCE.as_secs())]
+    Timeout,
+    /// The server refused, or the connection broke.
+    #[error("the database failed")]
+    Sql(#[from] tokio_postgres::Error),
+    /// The tables are a later version's.
+    #[error(
+        "the tables were written by a newer version of opsramp-exporter (schema {found}, \
+         this version knows {known}); use that version, or a database of its own"
+    )]
+    Newer {
+        /// The schema's number.
+        found: i32,
+        /// The last that this version knows.
+        known: i32,
+    },
+    /// The replica is not registered with the server, or no longer.
+    #[error("the database cannot be reached yet")]
+    NotJoined,
+    /// The store was closed.
+    #[error("the state store is closed")]
+    Closed,
+}
+
+// === impl Pool ===
+
+impl Pool {
+    /// Nothing is connected yet.
+    pub(super) fn new(url: SecretSource, lease: Duration) -> Self {
+        let timeouts = Timeouts {
+            wait: Some(PATIENCE),
+            create: Some(PATIENCE),
+            recycle: None,
+        };
+        let pool = managed::Pool::builder(Manager { url })
+            .max_size(CONNECTIONS)
+            .runtime(deadpool::Runtime::Tokio1)
+            .timeouts(timeouts)
+            .build();
+        // Whoever is cut off in a transaction holds up the others no longer than its lease.
+        let idle = (lease / 2).clamp(Duration::from_millis(500), PATIENCE);
+        let begin = format!(
+            "BEGIN; SET LOCAL idle_in_transaction_session_timeout = {}; \
+             SET LOCAL statement_timeout = {}",
+            idle.as_millis(),
+            PATIENCE.as_millis()
+        );
+        Self {
+            // It fails where timeouts are given without a runtime.
+            pool: pool.expect("a runtime is given"),
+            begin: begin.into(),
+        }
+    }
+
+    /// A connection. Waits while all of them are in use.
+    pub(super) async fn session(&self) -> Result<Session, Failure> {
+        let connection = self.pool.get().await.map_err(|error| match error {
+            PoolError::Backend(failure) => failure,
+            PoolError::Closed => Failure::Closed,
+            PoolError::Timeout(_)
+            | PoolError::NoRuntimeSpecified
+            | PoolError::PostCreateHook(_) => Failure::Timeout,
+        })?;
+        Ok(Session {
+            connection: Some(connection),
+            begin: std::sync::Arc::clone(&self.begin),
+            under_way: false,
+            in_transaction: false,
+        })
+    }
+
+    pub(super) fn close(&self) {
+        self.pool.close();
+    }
+}
+
+// === impl Manager ===
+
+impl managed::Manager for Manager {
+    type Type = Connection;
+    type Error = Failure;
+
+    async fn create(&self) -> Result<Connection, Failure> {
+        let address = Address::parse(self.url.read()?.expose())?;
+        let tls = Connector::new(&address.trust).map_err(Failure::Tls)?;
+        let connected = address.config.connect(tls).await;
+        let (client, connection) = connected.map_err(Failure::Connect)?;
+        let driver = tokio::spawn(async move {
+            // Whoever asks next on the client is told why it ended.
+            connection.await.ok();
+        });
+        Ok(Connection {
+            client,
+            statements: HashMap::new(),
+            driver,
+        })
+    }
+
+    async fn recycle(&self, connection: &mut Connection, _: &Metrics) -> RecycleResult<Failure> {
+        if connection.client.is_closed() {
+            return Err(RecycleError::message("the server closed it"));
+        }
+        Ok(())
+    }
+}
+
+// === impl Connection ===
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // It would wait for a server that may be gone.
+        self.driver.abort();
+    }
+}
+
+// === impl Session ===
+
+impl Session {
+    /// Begins a transaction. It ends with [`Self::commit`], or in nothing.
+    pub(super) async fn begin(&mut self) -> Result<(), Failure> {
+        let begin = std::sync::Arc::clone(&self.begin);
+        self.batch(&begin).await?;
+        self.in_transaction = true;
+        Ok(())
+    }
+
+    /// Makes what was done durable. After an error nobody knows whether it is, unless the server
+    /// said why.
+    pub(super) async fn commit(&mut self) -> Result<(), Failure> {
+        self.batch("COMMIT").await?;
+        self.in_transaction = false;
+        Ok(())
+    }
+
+    /// Takes back what was done.
+    pub(super) async fn roll_back(&mut self) -> Result<(), Failure> {
+        self.batch("ROLLBACK").await?;
+        self.in_transaction = false;
+        Ok(())
+    }
+
+    /// Statements without parameters.
+    pub(super) async fn batch(&mut self, sql: &str) -> Result<(), Failure> {
+        self.under_way = true;
+        let connection = self.connection.as_ref().ok_or(Failure::Closed)?;
+        let done = connection.client.batch_execute(sql).await;
+        self.settle(done)
+    }
+
+    pub(super) async fn query(
+        &mut self,
+        sql: &'static str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, Failure> {
+        self.under_way = true;
+        let statement = self.prepare(sql).await?;
+        let connection = self.connection.as_ref().ok_or(Failure::Closed)?;
+        let rows = connection.client.query(&statement, parameters).await;
+        self.settle(rows)
+    }
+
+    /// Brings how many rows were changed.
+    pub(super) async fn execute(
+        &mut self,
+        sql: &'static str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<u64, Failure> {
+        self.under_way = true;
+        let statement = self.prepare(sql).await?;
+        let connection = self.connection.as_ref().ok_or(Failure::Closed)?;
+        let rows = connection.client.execute(&statement, parameters).await;
+        self.settle(rows)
+    }
+
+    async fn prepare(&mut self, sql: &'static str) -> Result<Statement, Failure> {
+        let connection = self.connection.as_mut().ok_or(Failure::Closed)?;
+        if let Some(statement) = connection.statements.get(sql) {
+            return Ok(statement.clone());
+        }
+        let prepared = connection.client.prepare(sql).await;
+        let statement = self.settle(prepared)?;
+        self.under_way = true;
+        if let Some(connection) = &mut self.connection {
+            connection.statements.insert(sql, statement.clone());
+        }
+        Ok(statement)
+    }
+
+    /// Whether the connection can be used again.
+    fn settle<T>(&mut self, done: Result<T, tokio_postgres::Error>) -> Result<T, Failure> {
+        let failure = match done {
+            Ok(done) => {
+                self.under_way = false;
+                return Ok(done);
+            }
+            Err(error) => Failure::Sql(error),
+        };
+        self.under_way = !failure.is_of_the_statement();
+        Err(failure)
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take()
+            && (self.under_way || self.in_transaction)
+        {
+            drop(Object::take(connection));
+        }
+    }
+}
+
+// === impl Tries ===
+
+impl Tries {
+    /// Whether to try again, after a pause, what failed only because of others.
+    pub(super) async fn again(&mut self, failure: &Failure) -> bool {
+        failure.is_conflict() && self.again_in_any_case().await
+    }
+
+    /// Whether to try again, after a pause.
+    pub(super) async fn again_in_any_case(&mut self) -> bool {
+        self.0 += 1;
+        if self.0 >= TRIES {
+            return false;
+        }
+        let pause = Duration::from_millis(5 << self.0);
+        tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64())).await;
+        true
+    }
+}
+
+// === impl Failure ===
+
+impl Failure {
+    fn state(&self) -> Option<&SqlState> {
+        match self {
+            Self::Sql(error) | Self::Connect(error) => error.code(),
+            _ => None,
+        }
+    }
+
+    /// Whether another transaction got in the way: nothing was done, and the next try may succeed.
+    pub(super) fn is_conflict(&self) -> bool {
+        [
+            SqlState::T_R_SERIALIZATION_FAILURE,
+            SqlState::T_R_DEADLOCK_DETECTED,
+        ]
+        .iter()
+        .any(|state| self.state() == Some(state))
+    }
+
+    /// Whether the server said why: then nothing was done.
+    pub(in crate::store) fn is_refusal(&self) -> bool {
+        self.state().is_some()
+    }
+
+    /// Whether it is the URL's or its secret's fault, so that trying again is of no use.
+    #[must_use]
+    pub fn is_configuration(&self) -> bool {
+        matches!(self, Self::Address(_))
+    }
+
+    /// Whether the server refused one statement, and takes others on the same connection.
+    fn is_of_the_statement(&self) -> bool {
+        let Some(state) = self.state() else {
+            return false;
+        };
+        // Connections, resources, an operator's intervention, and a server that has become a
+        // standby.
+        let of_the_server = ["08", "53", "57", "58", "XX"];
+        !of_the_server
+            .iter()
+            .any(|class| state.code().starts_with(class))
+            && *state != SqlState::READ_ONLY_SQL_TRANSACTION
+    }
+}
+
+impl From<Failure> for store::Error {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Closed => Self::Closed,
+            failure => Self::backend(failure),
+        }
+    }
+}

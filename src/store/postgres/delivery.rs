@@ -1,0 +1,312 @@
+//! The sinks and the journals, in SQL.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use jiff::Timestamp;
+use uuid::Uuid;
+
+use super::{
+    Shared,
+    connection::{Failure, Session, Tries},
+    journal::Range,
+    time::Time,
+};
+use crate::store::{JournalEvent, Pending};
+
+/// Says which sinks this replica has, and takes note of all there are. One that no replica has is
+/// forgotten at once where this one is alone, else after a while.
+pub(super) async fn set_sinks(
+    shared: &Shared,
+    session: &mut Session,
+    names: &[String],
+) -> Result<(), Failure> {
+    let mut tries = Tries::default();
+    loop {
+        match try_set_sinks(shared, session, names).await {
+            Err(failure) if tries.again(&failure).await => session.roll_back().await?,
+            done => {
+                done?;
+                break;
+            }
+        }
+    }
+    let rows = session
+        .query(
+            "SELECT sink, mark FROM mark WHERE node = $1 AND sink = ANY($2)",
+            &[&shared.node, &names],
+        )
+        .await?;
+    let mut marks = HashMap::new();
+    for row in &rows {
+        marks.insert(row.try_get::<_, String>(0)?, row.try_get(1)?);
+    }
+    let known = shared.look(|state| state.journal.own_sinks());
+    shared.update(|state| state.sinks = Some(names.to_owned()));
+    learn_sinks(shared, session).await?;
+    shared.update(|state| {
+        // What this process remembers of a sink that it has already is newer.
+        let new = marks
+            .into_iter()
+            .filter(|(name, _)| !known.iter().any(|known| **known == **name));
+        for (name, mark) in new {
+            state.journal.set_mark(&name, mark);
+        }
+    });
+    Ok(())
+}
+
+async fn try_set_sinks(
+    shared: &Shared,
+    session: &mut Session,
+    names: &[String],
+) -> Result<(), Failure> {
+    let me = shared
+        .look(|state| state.replica)
+        .ok_or(Failure::NotJoined)?;
+    session.begin().await?;
+    session
+        .execute(
+            "UPDATE replica SET sinks = $2 WHERE id = $1",
+            &[&me, &names],
+        )
+        .await?;
+    session
+        .execute(
+            "DELETE FROM sink WHERE name <> ALL($2) AND NOT EXISTS (
+                SELECT 1 FROM replica WHERE id <> $1 AND alive_until > clock_timestamp())",
+            &[&me, &names],
+        )
+        .await?;
+    let mut sorted = names.to_owned();
+    sorted.sort_unstable();
+    let new = session
+        .query(
+            "INSERT INTO sink (name) SELECT name FROM unnest($1::text[]) AS new (name)
+             ON CONFLICT (name) DO NOTHING RETURNING name",
+            &[&sorted],
+        )
+        .await?;
+    let new: Vec<String> = new
+        .iter()
+        .map(|row| row.try_get(0))
+        .collect::<Result<_, _>>()?;
+    if !new.is_empty() {
+        // They begin with the next event.
+        session
+            .execute(
+                "INSERT INTO progress (sink, search_id, position)
+                 SELECT sink.name, search.id, search.journal_end
+                 FROM sink CROSS JOIN search WHERE sink.name = ANY($1)
+                 ORDER BY sink.name, search.id",
+                &[&new],
+            )
+            .await?;
+    }
+    session.commit().await
+}
+
+/// Takes note of all sinks there are.
+pub(super) async fn learn_sinks(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
+    let rows = session.query("SELECT name FROM sink", &[]).await?;
+    let mut all: Vec<String> = rows
+        .iter()
+        .map(|row| row.try_get(0))
+        .collect::<Result<_, _>>()?;
+    shared.update(|state| {
+        let own = state.sinks.clone().unwrap_or_default();
+        all.extend(
+            own.iter()
+                .filter(|name| !all.contains(name))
+                .cloned()
+                .collect::<Vec<_>>(),
+        );
+        state.journal.set_sinks(&own, &all);
+    });
+    Ok(())
+}
+
+/// How far each sink has come in the journal of a search.
+pub(super) async fn progress(
+    session: &mut Session,
+    search: i64,
+) -> Result<Vec<(String, i64)>, Failure> {
+    let rows = session
+        .query(
+            "SELECT sink.name, coalesce(progress.position, 0) FROM sink
+             LEFT JOIN progress ON progress.sink = sink.name AND progress.search_id = $1",
+            &[&search],
+        )
+        .await?;
+    rows.iter()
+        .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
+        .collect()
+}
+
+/// The events of `ranges`, and no more than `max_bytes` of bodies, but at least one where there is
+/// one.
+pub(super) async fn read(
+    session: &mut Session,
+    ranges: &[Range],
+    max_bytes: usize,
+) -> Result<Vec<Pending>, Failure> {
+    let rows: Vec<i64> = ranges.iter().map(|range| range.row).collect();
+    let firsts: Vec<i64> = ranges.iter().map(|range| range.first).collect();
+    let lasts: Vec<i64> = ranges.iter().map(|it| it.first + it.count - 1).collect();
+    let places: Vec<i64> = ranges.iter().map(|range| range.place).collect();
+    let max_bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX);
+    let found = session
+        .query(
+            "SELECT place, event_id, at, body FROM (
+                SELECT wanted.place + event.position - wanted.first AS place,
+                    event.event_id, event.at, event.body,
+                    sum(octet_length(event.body)) OVER line AS bytes,
+                    row_number() OVER line AS number
+                FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[])
+                    AS wanted (search_id, first, last, place)
+                CROSS JOIN LATERAL (
+                    SELECT position, event_id, at, body FROM journal
+                    WHERE journal.search_id = wanted.search_id
+                        AND journal.position BETWEEN wanted.first AND wanted.last) AS event
+                WINDOW line AS (ORDER BY wanted.place + event.position - wanted.first)) AS lined_up
+             WHERE bytes <= $5 OR number = 1 ORDER BY place",
+            &[&rows, &firsts, &lasts, &places, &max_bytes],
+        )
+        .await?;
+    let event = |row: &tokio_postgres::Row| {
+        Ok(Pending {
+            position: row.try_get(0)?,
+            event: JournalEvent {
+                event_id: row.try_get::<_, Uuid>(1)?,
+                at: row.try_get::<_, Time>(2)?.0,
+                body: Bytes::copy_from_slice(row.try_get(3)?),
+            },
+        })
+    };
+    found.iter().map(event).collect()
+}
+
+/// When an event was journalled.
+pub(super) async fn journalled_at(
+    session: &mut Session,
+    search: i64,
+    position: i64,
+) -> Result<Option<Timestamp>, Failure> {
+    let sql = "SELECT at FROM journal WHERE search_id = $1 AND position = $2";
+    let rows = session.query(sql, &[&search, &position]).await?;
+    let at = rows.first().map(|row| row.try_get::<_, Time>(0));
+    Ok(at.transpose()?.map(|at| at.0))
+}
+
+/// Tells the server how far a sink has come. Where a lease was lost, others say so: neither its
+/// position is stored, nor a mark that would stand for it.
+pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
+    // What is told must not overtake what was told before.
+    let turn = shared.saving(sink);
+    let _turn = turn.lock().await;
+    let (me, mut unsaved, epochs) = shared.look(|state| {
+        let mut unsaved = state.journal.unsaved(sink);
+        let lost = unsaved
+            .positions
+            .extract_if(.., |(row, _)| state.epoch(*row).is_none())
+            .count();
+        if lost > 0 {
+            unsaved.mark = None;
+        }
+        unsaved.positions.sort_unstable();
+        let epochs: Vec<i64> = unsaved
+            .positions
+            .iter()
+            .filter_map(|(row, _)| state.epoch(*row))
+            .collect();
+        (state.replica, unsaved, epochs)
+    });
+    if unsaved.positions.is_empty() && unsaved.mark.is_none() {
+        return Ok(());
+    }
+    let me = me.ok_or(Failure::NotJoined)?;
+    let rows: Vec<i64> = unsaved.positions.iter().map(|(row, _)| *row).collect();
+    let positions: Vec<i64> = unsaved.positions.iter().map(|(_, to)| *to).collect();
+    let mark = unsaved.mark.clone().flatten();
+    let mut tries = Tries::default();
+    let saved = loop {
+        let mut session = shared.pool.session().await?;
+        let saved = session
+            .query(
+                "WITH mine AS (
+                    SELECT search.id, come.position FROM search
+                    JOIN unnest($2::bigint[], $3::bigint[], $4::bigint[])
+                        AS come (id, epoch, position)
+                        ON search.id = come.id AND search.epoch = come.epoch
+                    WHERE search.owner = $5 AND search.lease_until > clock_timestamp()
+                    ORDER BY search.id FOR SHARE OF search),
+                 marked AS (
+                    INSERT INTO mark (sink, node, mark)
+                    SELECT $1, $6, $7::bytea
+                    WHERE $8 AND (SELECT count(*) FROM mine) = cardinality($2::bigint[])
+                    ON CONFLICT (sink, node) DO UPDATE SET mark = excluded.mark)
+                 INSERT INTO progress (sink, search_id, position)
+                 SELECT $1, id, position FROM mine
+                 ON CONFLICT (sink, search_id) DO UPDATE
+                    SET position = greatest(progress.position, excluded.position)
+                 RETURNING search_id",
+                &[
+                    &sink,
+                    &rows,
+                    &epochs,
+                    &positions,
+                    &me,
+                    &shared.node,
+                    &mark,
+                    &unsaved.mark.is_some(),
+                ],
+            )
+            .await;
+        match saved {
+            Err(failure) if tries.again(&failure).await => {}
+            saved => break saved?,
+        }
+    };
+    let saved: Vec<i64> = saved
+        .iter()
+        .map(|row| row.try_get(0))
+        .collect::<Result<_, _>>()?;
+    if saved.len() < rows.len() {
+        unsaved.mark = None;
+    }
+    unsaved.positions.retain(|(row, _)| saved.contains(row));
+    shared.update(|state| {
+        // Somebody else may hold them now.
+        for (row, epoch) in rows.iter().zip(&epochs) {
+            if !saved.contains(row) {
+                state.lose(crate::store::Held {
+                    row: *row,
+                    epoch: *epoch,
+                });
+            }
+        }
+        state.journal.saved(sink, &unsaved);
+    });
+    Ok(())
+}
+
+/// Removes the events that every sink has from the journals of the searches that are held.
+pub(super) async fn prune(shared: &Shared) -> Result<(), Failure> {
+    let rows = shared.look(super::leases::State::held_rows);
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let mut session = shared.pool.session().await?;
+    session
+        .execute(
+            "DELETE FROM journal USING (
+                SELECT search_id, min(position) AS position FROM progress
+                WHERE search_id = ANY($1) GROUP BY search_id
+                HAVING count(*) = (SELECT count(*) FROM sink)) AS delivered
+             WHERE journal.search_id = delivered.search_id
+                AND journal.position <= delivered.position",
+            &[&rows],
+        )
+        .await?;
+    Ok(())
+}

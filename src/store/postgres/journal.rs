@@ -1,0 +1,384 @@
+//! What this process knows of the journals of the searches that it holds: what waits for which
+//! sink, and how far each has come. No I/O.
+//!
+//! On the server each search has a journal of its own, whose positions are given under the lock on
+//! its row, so that they become visible in order. Here they are put in one line, in the order in
+//! which this process learned of them: [`Pending::position`](crate::store::Pending) is a place in
+//! that line. It is kept as ranges, since a commit's events follow one another.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+/// Some events of one search that follow one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Range {
+    /// The place of the first in this process's line.
+    pub(super) place: i64,
+    /// The search.
+    pub(super) row: i64,
+    /// The position of the first in the search's journal.
+    pub(super) first: i64,
+    /// How many.
+    pub(super) count: i64,
+}
+
+/// What this process knows.
+#[derive(Debug)]
+pub(super) struct Journal {
+    /// Events that may wait.
+    limit: u64,
+    /// The last place that was given.
+    end: i64,
+    /// Events that are being committed.
+    reserved: u64,
+    sinks: BTreeMap<Box<str>, Sink>,
+}
+
+/// What waits for a sink, and how far it has come.
+#[derive(Debug, Default)]
+struct Sink {
+    /// Whether it is this process's. Others' sinks are counted only: what waits for them takes up
+    /// room.
+    own: bool,
+    queue: VecDeque<Range>,
+    waiting: u64,
+    /// The last place that was acknowledged.
+    place: i64,
+    /// What is being delivered, also after its search was lost.
+    lent: Vec<Range>,
+    /// Tells one loan from the next.
+    loan: u64,
+    /// Searches that were lost and taken up again since something of them was lent.
+    taken_again: Vec<i64>,
+    /// How far it has come in each search's journal, as far as this process knows. It outlives a
+    /// lease: what was delivered is not delivered again by this process, even if the server never
+    /// heard of it.
+    delivered: HashMap<i64, i64>,
+    /// What the server has not heard of.
+    unsaved: HashMap<i64, i64>,
+    mark: Option<Vec<u8>>,
+    mark_unsaved: bool,
+}
+
+/// What the server is to be told of a sink.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Unsaved {
+    /// How far it has come, by search.
+    pub(super) positions: Vec<(i64, i64)>,
+    /// What it needs to find its place again, where that has changed.
+    pub(super) mark: Option<Option<Vec<u8>>>,
+}
+
+// === impl Journal ===
+
+impl Journal {
+    /// Places begin behind `start`.
+    pub(super) fn new(limit: u64, start: i64) -> Self {
+        Self {
+            limit,
+            end: start,
+            reserved: 0,
+            sinks: BTreeMap::new(),
+        }
+    }
+
+    pub(super) fn limit(&self) -> u64 {
+        self.limit
+    }
+
+    /// The last place that was given.
+    pub(super) fn end(&self) -> i64 {
+        self.end
+    }
+
+    /// Takes note of which sinks there are, `own` ones and those of others. Those that are new
+    /// begin with the next event.
+    pub(super) fn set_sinks(&mut self, own: &[String], all: &[String]) {
+        self.sinks
+            .retain(|name, _| all.iter().any(|known| **known == **name));
+        for name in all {
+            let sink = self.sinks.entry(name.as_str().into());
+            let sink = sink.or_insert_with(|| Sink {
+                place: self.end,
+                ..Sink::default()
+            });
+            sink.own = own.contains(name);
+        }
+    }
+
+    /// Sets a sink's mark as the server has it.
+    pub(super) fn set_mark(&mut self, sink: &str, mark: Option<Vec<u8>>) {
+        if let Some(sink) = self.sinks.get_mut(sink) {
+            sink.mark = mark;
+        }
+    }
+
+    pub(super) fn mark(&self, sink: &str) -> Option<Vec<u8>> {
+        self.sinks.get(sink)?.mark.clone()
+    }
+
+    /// This process's sinks.
+    pub(super) fn own_sinks(&self) -> Vec<Box<str>> {
+        let own = self.sinks.iter().filter(|(_, sink)| sink.own);
+        own.map(|(name, _)| name.clone()).collect()
+    }
+
+    pub(super) fn is_own(&self, sink: &str) -> bool {
+        self.sinks.get(sink).is_some_and(|sink| sink.own)
+    }
+
+    /// Whether events are kept: without a sink nobody would ever read or remove them.
+    pub(super) fn keeps_events(&self) -> bool {
+        !self.sinks.is_empty()
+    }
+
+    /// Sees to it that there is room for so many events until they are appended or
+    /// [taken back](Self::unreserve). Returns whether there is.
+    pub(super) fn reserve(&mut self, events: u64) -> bool {
+        let waiting = self.sinks.values().map(|sink| sink.waiting).max();
+        let wanted = waiting.unwrap_or(0) + self.reserved + events;
+        let fits = self.sinks.is_empty() || wanted <= self.limit;
+        if fits {
+            self.reserved += events;
+        }
+        fits
+    }
+
+    pub(super) fn unreserve(&mut self, events: u64) {
+        self.reserved = self.reserved.saturating_sub(events);
+    }
+
+    /// Appends events that were committed at positions from `first` on.
+    pub(super) fn append(&mut self, row: i64, first: i64, count: i64) {
+        let range = Range {
+            place: self.end + 1,
+            row,
+            first,
+            count,
+        };
+        self.end += count;
+        for sink in self.sinks.values_mut() {
+            sink.push(range);
+        }
+    }
+
+    /// Takes in what waits in the journal of a search that was taken up: up to and with `end`,
+    /// behind what each sink has come to.
+    pub(super) fn adopt(&mut self, row: i64, end: i64, progress: &[(String, i64)]) {
+        self.drop_search(row);
+        let mut starts = Vec::with_capacity(self.sinks.len());
+        for (name, sink) in &mut self.sinks {
+            let saved = progress
+                .iter()
+                .find(|(known, _)| **known == **name)
+                // It appeared since: it begins with the next event.
+                .map_or(end, |(_, position)| *position);
+            let delivered = sink.delivered.get(&row).copied().unwrap_or(0);
+            if delivered > saved {
+                sink.unsaved.insert(row, delivered);
+            } else {
+                sink.unsaved.remove(&row);
+                sink.delivered.insert(row, saved);
+            }
+            starts.push(saved.max(delivered).min(end));
+            if sink.lent.iter().any(|range| range.row == row) {
+                sink.taken_again.push(row);
+            }
+        }
+        let Some(start) = starts.iter().min().copied() else {
+            return;
+        };
+        let before = self.end;
+        self.end += end - start;
+        for (sink, from) in self.sinks.values_mut().zip(starts) {
+            sink.push(Range {
+                place: before + 1 + (from - start),
+                row,
+                first: from + 1,
+                count: end - from,
+            });
+        }
+    }
+
+    /// Forgets what waits in the journal of a search that is no longer held.
+    pub(super) fn drop_search(&mut self, row: i64) {
+        for sink in self.sinks.values_mut() {
+            sink.queue.retain(|range| {
+                let keep = range.row != row;
+                if !keep {
+                    sink.waiting -= range.count.unsigned_abs();
+                }
+                keep
+            });
+        }
+    }
+
+    /// Whether events of a search wait for one of this process's sinks.
+    pub(super) fn waits(&self, row: i64) -> bool {
+        let mut own = self.sinks.values().filter(|sink| sink.own);
+        own.any(|sink| sink.queue.iter().any(|range| range.row == row))
+    }
+
+    /// Whether events of a search are being delivered.
+    pub(super) fn is_lent(&self, row: i64) -> bool {
+        let mut lent = self.sinks.values().flat_map(|sink| &sink.lent);
+        lent.any(|range| range.row == row)
+    }
+
+    /// The next events for a sink, at most `max`.
+    pub(super) fn next(&self, sink: &str, max: usize) -> Vec<Range> {
+        let mut left = i64::try_from(max).unwrap_or(i64::MAX);
+        let mut ranges = Vec::new();
+        let queue = self.sinks.get(sink).into_iter().flat_map(|it| &it.queue);
+        for range in queue {
+            if left == 0 {
+                break;
+            }
+            let count = range.count.min(left);
+            left -= count;
+            ranges.push(Range { count, ..*range });
+        }
+        ranges
+    }
+
+    /// Takes note of what is being delivered. Brings the number of the loan.
+    pub(super) fn lend(&mut self, sink: &str, ranges: Vec<Range>) -> u64 {
+        let Some(sink) = self.sinks.get_mut(sink) else {
+            return 0;
+        };
+        sink.lent = ranges;
+        sink.taken_again.clear();
+        sink.loan += 1;
+        sink.loan
+    }
+
+    /// Takes note that it no longer is.
+    pub(super) fn give_back(&mut self, sink: &str, loan: u64) {
+        if let Some(sink) = self.sinks.get_mut(sink)
+            && sink.loan == loan
+        {
+            sink.lent.clear();
+            sink.taken_again.clear();
+        }
+    }
+
+    /// Moves a sink on to `place`. An earlier place than before changes nothing; beyond the end
+    /// there is nothing that could have been delivered.
+    pub(super) fn acknowledge(&mut self, sink: &str, place: i64, mark: Option<Vec<u8>>) {
+        let place = place.min(self.end);
+        let Some(sink) = self.sinks.get_mut(sink) else {
+            return;
+        };
+        if place < sink.place {
+            return;
+        }
+        sink.place = place;
+        sink.mark_unsaved |= sink.mark != mark;
+        sink.mark = mark;
+        // Of what was lost in the meantime, too.
+        for index in 0..sink.lent.len() {
+            let range = sink.lent[index];
+            sink.note(range, place);
+        }
+        for row in std::mem::take(&mut sink.taken_again) {
+            sink.skip_delivered(row);
+        }
+        while let Some(range) = sink.queue.front().copied() {
+            let count = (place - range.place + 1).clamp(0, range.count);
+            if count == 0 {
+                break;
+            }
+            sink.note(range, place);
+            sink.waiting -= count.unsigned_abs();
+            sink.queue.pop_front();
+            if count < range.count {
+                sink.queue.push_front(Range {
+                    place: range.place + count,
+                    first: range.first + count,
+                    count: range.count - count,
+                    ..range
+                });
+            }
+        }
+    }
+
+    /// How many events wait for a sink, and where the first of them is.
+    pub(super) fn backlog(&self, sink: &str) -> Option<(u64, Option<(i64, i64)>)> {
+        let sink = self.sinks.get(sink).filter(|sink| sink.own)?;
+        let first = sink.queue.front().map(|range| (range.row, range.first));
+        Some((sink.waiting, first))
+    }
+
+    /// What the server is to be told of a sink.
+    pub(super) fn unsaved(&self, sink: &str) -> Unsaved {
+        let Some(sink) = self.sinks.get(sink) else {
+            return Unsaved::default();
+        };
+        let positions = sink.unsaved.iter().map(|(row, position)| (*row, *position));
+        Unsaved {
+            positions: positions.collect(),
+            mark: sink.mark_unsaved.then(|| sink.mark.clone()),
+        }
+    }
+
+    /// Takes note of what the server was told.
+    pub(super) fn saved(&mut self, sink: &str, saved: &Unsaved) {
+        let Some(sink) = self.sinks.get_mut(sink) else {
+            return;
+        };
+        for (row, position) in &saved.positions {
+            if sink.unsaved.get(row) == Some(position) {
+                sink.unsaved.remove(row);
+            }
+        }
+        if saved.mark.as_ref() == Some(&sink.mark) {
+            sink.mark_unsaved = false;
+        }
+    }
+}
+
+// === impl Sink ===
+
+impl Sink {
+    fn push(&mut self, range: Range) {
+        if range.count == 0 {
+            return;
+        }
+        self.waiting += range.count.unsigned_abs();
+        if let Some(last) = self.queue.back_mut()
+            && last.row == range.row
+            && last.first + last.count == range.first
+            && last.place + last.count == range.place
+        {
+            last.count += range.count;
+        } else {
+            self.queue.push_back(range);
+        }
+    }
+
+    /// Removes what was delivered under an earlier lease.
+    fn skip_delivered(&mut self, row: i64) {
+        let delivered = self.delivered.get(&row).copied().unwrap_or(0);
+        for range in self.queue.iter_mut().filter(|range| range.row == row) {
+            let count = (delivered - range.first + 1).clamp(0, range.count);
+            range.place += count;
+            range.first += count;
+            range.count -= count;
+            self.waiting -= count.unsigned_abs();
+        }
+        self.queue.retain(|range| range.count > 0);
+    }
+
+    /// Takes note that a range was delivered as far as `place`.
+    fn note(&mut self, range: Range, place: i64) {
+        let count = (place - range.place + 1).clamp(0, range.count);
+        let position = range.first + count - 1;
+        let delivered = self.delivered.entry(range.row).or_default();
+        if count > 0 && *delivered < position {
+            *delivered = position;
+            self.unsaved.insert(range.row, position);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

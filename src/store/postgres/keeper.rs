@@ -1,0 +1,335 @@
+//! What goes on by itself: leases are renewed, shares kept even, what was delivered is removed.
+//!
+//! Two loops, so that nothing is renewed late because something else takes long.
+
+use std::{collections::HashSet, time::Duration};
+
+use tokio::time::timeout;
+
+use super::{
+    Shared,
+    connection::{Failure, PATIENCE, Session, Tries},
+    delivery,
+    shares::{self, Holder, Peer, Survey},
+};
+use crate::{clock, identity::SearchKey, store::Held};
+
+/// Leases are renewed so many times before they would end.
+const RENEWALS: u32 = 4;
+
+/// A replica that wants to do something at once waits for so much of a round.
+const EARLY: u32 = 8;
+
+/// What is delivered is removed this often, at most.
+const PRUNE_INTERVAL: Duration = Duration::from_millis(500);
+
+/// A sink that no replica names is forgotten after this many seconds: one that is changed may name
+/// it again.
+const FORGET_SINKS_AFTER: f64 = 600.0;
+
+/// A replica that died is forgotten after this many seconds.
+const FORGET_REPLICAS_AFTER: f64 = 3600.0;
+
+/// Renews the leases and keeps the shares even, until the store is closed.
+pub(super) async fn keep(shared: &Shared) {
+    let every = shared.lease / RENEWALS;
+    loop {
+        // Not all replicas at the same moment.
+        let pause = every.mul_f64(0.8 + 0.2 * fastrand::f64());
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = async {
+                shared.wake.notified().await;
+                tokio::time::sleep((every / EARLY).mul_f64(0.5 + fastrand::f64())).await;
+            } => {}
+        }
+        let kept = async {
+            timeout(every.max(Duration::from_secs(1)), renew(shared)).await??;
+            timeout(PATIENCE, share_out(shared)).await?
+        };
+        let kept: Result<(), Failure> = kept.await;
+        shared.update(super::leases::State::expire);
+        shared.tell(kept.err().as_ref());
+    }
+}
+
+/// Registers the replica.
+pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
+    let mut session = shared.pool.session().await?;
+    let sinks = shared.look(|state| state.sinks.clone());
+    let rows = session
+        .query(
+            "INSERT INTO replica (node, alive_until, sinks)
+             VALUES ($1, clock_timestamp() + $2 * interval '1 second', $3) RETURNING id",
+            &[
+                &shared.node,
+                &shared.lease_seconds(),
+                &sinks.clone().unwrap_or_default(),
+            ],
+        )
+        .await?;
+    let number: i64 = match rows.first() {
+        Some(row) => row.try_get(0)?,
+        None => return Err(Failure::NotJoined),
+    };
+    shared.update(|state| {
+        // What was held belonged to the number before.
+        state.lose_all();
+        state.replica = Some(number);
+    });
+    // They may have been forgotten together with the replica.
+    if let Some(sinks) = sinks {
+        delivery::set_sinks(shared, &mut session, &sinks).await?;
+    }
+    Ok(())
+}
+
+/// Says that the replica is alive, and renews its leases.
+async fn renew(shared: &Shared) -> Result<(), Failure> {
+    let (me, share, leases) = shared.look(|state| (state.replica, state.share, state.leases()));
+    let Some(me) = me else {
+        return join(shared).await;
+    };
+    let mut session = shared.pool.session().await?;
+    let share = i64::try_from(share).unwrap_or(i64::MAX);
+    let alive = session
+        .execute(
+            "UPDATE replica SET alive_until = clock_timestamp() + $2 * interval '1 second',
+                share = $3
+             WHERE id = $1",
+            &[&me, &shared.lease_seconds(), &share],
+        )
+        .await?;
+    if alive == 0 {
+        return join(shared).await;
+    }
+    if leases.is_empty() {
+        return Ok(());
+    }
+    let rows: Vec<i64> = leases.iter().map(|held| held.row).collect();
+    let epochs: Vec<i64> = leases.iter().map(|held| held.epoch).collect();
+    let mut tries = Tries::default();
+    let (asked, renewed) = loop {
+        let asked = clock::since_boot();
+        let renewed = session
+            .query(
+                "WITH mine AS (
+                    SELECT search.id FROM search
+                    JOIN unnest($1::bigint[], $2::bigint[]) AS held (id, epoch)
+                        ON search.id = held.id AND search.epoch = held.epoch
+                    WHERE search.owner = $3 AND search.lease_until > clock_timestamp()
+                    ORDER BY search.id FOR UPDATE OF search)
+                 UPDATE search SET lease_until = clock_timestamp() + $4 * interval '1 second'
+                 FROM mine WHERE search.id = mine.id RETURNING search.id",
+                &[&rows, &epochs, &me, &shared.lease_seconds()],
+            )
+            .await;
+        match renewed {
+            Err(failure) if tries.again(&failure).await => {}
+            renewed => break (asked, renewed?),
+        }
+    };
+    let renewed: HashSet<i64> = renewed
+        .iter()
+        .map(|row| row.try_get(0))
+        .collect::<Result<_, _>>()?;
+    let until = shared.relied_on_until(asked);
+    shared.update(|state| state.renewed(&leases, &renewed, until));
+    Ok(())
+}
+
+/// Looks at who holds what, and decides which searches to take up and to give back.
+async fn share_out(shared: &Shared) -> Result<(), Failure> {
+    let mut session = shared.pool.session().await?;
+    want(shared, &mut session).await?;
+    let (me, rows) = shared.look(|state| {
+        let rows: Vec<i64> = state.wanted.keys().copied().collect();
+        (state.replica, rows)
+    });
+    let me = me.ok_or(Failure::NotJoined)?;
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let peers = session
+        .query(
+            "SELECT replica.id, replica.share,
+                (SELECT count(*) FROM search
+                 WHERE owner = replica.id AND lease_until > clock_timestamp())
+             FROM replica WHERE alive_until > clock_timestamp() ORDER BY replica.id",
+            &[],
+        )
+        .await?;
+    let mut survey = Survey::default();
+    for row in &peers {
+        survey.replicas.push(Peer {
+            number: row.try_get(0)?,
+            share: usize::try_from(row.try_get::<_, i64>(1)?).unwrap_or(0),
+            held: usize::try_from(row.try_get::<_, i64>(2)?).unwrap_or(0),
+        });
+    }
+    let told = session
+        .query(
+            "SELECT id, owner, lease_until > clock_timestamp(),
+                extract(epoch FROM clock_timestamp() - lease_until)::float8
+             FROM search WHERE id = ANY($1)",
+            &[&rows],
+        )
+        .await?;
+    let mut owners = Vec::with_capacity(told.len());
+    for row in &told {
+        let (owner, leased): (Option<i64>, bool) = (row.try_get(1)?, row.try_get(2)?);
+        let free_for: f64 = row.try_get(3)?;
+        let holder = match owner {
+            Some(owner) if owner == me && leased => Holder::Me,
+            Some(_) if leased => Holder::Another,
+            _ => Holder::Nobody(Duration::try_from_secs_f64(free_for).unwrap_or_default()),
+        };
+        owners.push((row.try_get(0)?, holder));
+    }
+    shared.update(|state| {
+        state.survey(&mut survey, owners);
+        let decision = shares::decide(&survey, me, shared.lease * 2);
+        let keys = decision.take.iter().filter_map(|row| state.wanted.get(row));
+        state.granted = keys.cloned().collect();
+        state.share = decision.share;
+        state.give_back(decision.give_back);
+    });
+    Ok(())
+}
+
+/// Finds the rows of the searches that this replica would poll, where they have changed.
+async fn want(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
+    let Some(keys) = shared.take_wish() else {
+        return Ok(());
+    };
+    let done = async {
+        super::alerts::create(session, &keys, clock::now()).await?;
+        let rows = session
+            .query("SELECT id, account, tenant_id, name FROM search", &[])
+            .await?;
+        let mut known = std::collections::HashMap::with_capacity(rows.len());
+        for row in &rows {
+            let id: i64 = row.try_get(0)?;
+            let name: (&str, &str, &str) = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
+            known.insert(name, id);
+        }
+        let row = |key: &SearchKey| {
+            let name = (&*key.account, &*key.tenant.id, &*key.search);
+            Some((*known.get(&name)?, key.clone()))
+        };
+        Ok(keys.iter().filter_map(row).collect())
+    };
+    match done.await {
+        Ok(wanted) => {
+            shared.update(|state| state.wanted = wanted);
+            Ok(())
+        }
+        Err(failure) => {
+            shared.wish_again(keys);
+            Err(failure)
+        }
+    }
+}
+
+/// Tells the server what it has not heard of, removes what is delivered, and forgets sinks and
+/// replicas that are gone, until the store is closed.
+pub(super) async fn tidy(shared: &Shared) {
+    let mut forgotten = clock::since_boot();
+    loop {
+        // What fails is tried again; the keeper says so where the server is in trouble.
+        tokio::select! {
+            () = shared.delivered.notified() => {}
+            () = tokio::time::sleep(shared.lease) => {}
+        }
+        tokio::time::sleep(PRUNE_INTERVAL).await;
+        let work = async {
+            for sink in shared.look(|state| state.journal.own_sinks()) {
+                delivery::save(shared, &sink).await?;
+            }
+            delivery::prune(shared).await?;
+            if clock::since_boot().saturating_sub(forgotten) >= shared.lease {
+                forget(shared).await?;
+                forgotten = clock::since_boot();
+            }
+            Ok::<(), Failure>(())
+        };
+        match timeout(PATIENCE * 2, work).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "cannot tidy up in the state database"),
+            Err(_) => tracing::debug!("tidying up in the state database takes too long"),
+        }
+    }
+}
+
+async fn forget(shared: &Shared) -> Result<(), Failure> {
+    let mut session = shared.pool.session().await?;
+    session
+        .execute(
+            "UPDATE sink SET unnamed_since = CASE WHEN unnamed_since IS NULL
+                THEN clock_timestamp() END
+             WHERE (unnamed_since IS NULL) <> EXISTS (
+                SELECT 1 FROM replica
+                WHERE alive_until > clock_timestamp() AND sink.name = ANY(replica.sinks))",
+            &[],
+        )
+        .await?;
+    session
+        .execute(
+            "DELETE FROM sink WHERE unnamed_since < clock_timestamp() - $1 * interval '1 second'",
+            &[&FORGET_SINKS_AFTER],
+        )
+        .await?;
+    session
+        .execute(
+            "DELETE FROM replica WHERE alive_until < clock_timestamp() - $1 * interval '1 second'",
+            &[&FORGET_REPLICAS_AFTER],
+        )
+        .await?;
+    delivery::learn_sinks(shared, &mut session).await
+}
+
+/// Gives all leases back and takes leave.
+pub(super) async fn leave(shared: &Shared) -> Result<(), Failure> {
+    let Some(me) = shared.look(|state| state.replica) else {
+        return Ok(());
+    };
+    for sink in shared.look(|state| state.journal.own_sinks()) {
+        delivery::save(shared, &sink).await?;
+    }
+    let mut session = shared.pool.session().await?;
+    let leases = shared.look(super::leases::State::leases);
+    give_back(&mut session, me, &leases).await?;
+    session
+        .execute("DELETE FROM replica WHERE id = $1", &[&me])
+        .await?;
+    Ok(())
+}
+
+/// Gives leases back.
+pub(super) async fn give_back(
+    session: &mut Session,
+    me: i64,
+    leases: &[Held],
+) -> Result<(), Failure> {
+    let rows: Vec<i64> = leases.iter().map(|held| held.row).collect();
+    let epochs: Vec<i64> = leases.iter().map(|held| held.epoch).collect();
+    let mut tries = Tries::default();
+    loop {
+        let given = session
+            .execute(
+                "WITH mine AS (
+                    SELECT search.id FROM search
+                    JOIN unnest($1::bigint[], $2::bigint[]) AS held (id, epoch)
+                        ON search.id = held.id AND search.epoch = held.epoch
+                    WHERE search.owner = $3 ORDER BY search.id FOR UPDATE OF search)
+                 UPDATE search SET owner = NULL, lease_until = clock_timestamp()
+                 FROM mine WHERE search.id = mine.id",
+                &[&rows, &epochs, &me],
+            )
+            .await;
+        match given {
+            Err(failure) if tries.again(&failure).await => {}
+            given => return given.map(drop),
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! The tables: created and migrated by whichever replica comes first, while the others wait.
+
+use super::connection::{Failure, Pool, Tries};
+
+/// Each brings the tables from its place in the list to the next.
+const MIGRATIONS: &[&str] = &[include_str!(
+    "../../../migrations/postgres/0001_initial.sql"
+)];
+
+/// Where the schema's number is kept. Its only row is the lock: one of a transaction, since those
+/// of a session do not survive a pooler.
+const NUMBER: &str = "
+    CREATE TABLE IF NOT EXISTS opsramp_exporter_schema (
+        only_row BOOLEAN PRIMARY KEY CHECK (only_row),
+        version  INTEGER NOT NULL
+    );
+    INSERT INTO opsramp_exporter_schema VALUES (TRUE, 0) ON CONFLICT (only_row) DO NOTHING";
+
+/// Creates or migrates the tables, where that has not been done.
+pub(super) async fn migrate(pool: &Pool) -> Result<(), Failure> {
+    let mut tries = Tries::default();
+    loop {
+        match try_migrate(pool).await {
+            // Two that create the same table at once get in each other's way.
+            Err(failure) if failure.is_refusal() && tries.again_in_any_case().await => {}
+            done => return done,
+        }
+    }
+}
+
+async fn try_migrate(pool: &Pool) -> Result<(), Failure> {
+    let mut session = pool.session().await?;
+    session.batch(NUMBER).await?;
+    session.begin().await?;
+    let locked = "SELECT version FROM opsramp_exporter_schema FOR UPDATE";
+    let rows = session.query(locked, &[]).await?;
+    let found: i32 = match rows.first() {
+        Some(row) => row.try_get(0)?,
+        None => 0,
+    };
+    let known = i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX);
+    if found > known {
+        return Err(Failure::Newer { found, known });
+    }
+    let done = usize::try_from(found).unwrap_or(0);
+    for migration in &MIGRATIONS[done..] {
+        session.batch(migration).await?;
+    }
+    if found < known {
+        let update = "UPDATE opsramp_exporter_schema SET version = $1";
+        session.execute(update, &[&known]).await?;
+    }
+    session.commit().await
+}

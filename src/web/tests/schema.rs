@@ -1,0 +1,136 @@
+//! `docs/api.schema.json` says what the JSON API answers: neither more nor less.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use super::*;
+
+/// The published schema leaves room for keys to come; here there is none.
+fn schema() -> Value {
+    let mut schema: Value =
+        serde_json::from_str(include_str!("../../../docs/api.schema.json")).unwrap();
+    for definition in schema["$defs"].as_object_mut().unwrap().values_mut() {
+        if definition.get("additionalProperties").is_none() {
+            definition["additionalProperties"] = json!(false);
+        }
+    }
+    schema
+}
+
+#[track_caller]
+fn assert_valid(definition: &str, answer: &Value) {
+    let mut schema = schema();
+    let members = schema.as_object_mut().unwrap();
+    members.remove("oneOf");
+    members.insert("$ref".to_owned(), json!(format!("#/$defs/{definition}")));
+    let validator = jsonschema::options()
+        .should_validate_formats(true)
+        .build(&schema)
+        .unwrap();
+    let wrong: Vec<String> = validator
+        .iter_errors(answer)
+        .map(|error| format!("{}: {error}", error.instance_path()))
+        .collect();
+    assert!(wrong.is_empty(), "{wrong:#?}\n{answer:#}");
+}
+
+/// The account has a token, the sink an error, the searches every state.
+fn furnish(site: &Site) {
+    site.board.set_search(pending(key("client_1", "retail")));
+    site.board.set_search(up(key("client_2", "wholesale")));
+    let mut failed = failing(key("client_3", "repairs"), "no route");
+    failed.polls = VecDeque::from([PollSummary {
+        started: now(),
+        took: Duration::from_millis(20),
+        requests: 1,
+        outcome: Err(failed.last_error.clone().unwrap()),
+    }]);
+    site.board.set_search(failed);
+    let account = site.metrics.register_account(&"acme".into());
+    account.token_obtained(Duration::from_millis(143), now() + 2.hours());
+    let seen = RateLimit {
+        limit: 50,
+        remaining: 17,
+        reset_at: now() + 30.seconds(),
+    };
+    account.rate_limit("client_1", seen);
+    site.metrics.register_account(&"idle".into());
+    site.board.update_sink(&"file".into(), |sink| {
+        sink.kind = "file";
+        sink.error = Some("disk full".to_owned());
+    });
+}
+
+fn complete_alert() -> OpenAlert {
+    let text = || Some("text".to_owned());
+    OpenAlert {
+        account: "acme".to_owned(),
+        tenant: "retail".to_owned(),
+        search: "open".to_owned(),
+        alert_id: "1".to_owned(),
+        fields: AlertFields {
+            state: text(),
+            status: text(),
+            message: text(),
+            description: text(),
+            metric: text(),
+            component: text(),
+            problem_area: text(),
+            alert_type: text(),
+            event_type: text(),
+            source: text(),
+            priority: text(),
+            resource_id: text(),
+            resource_name: text(),
+            resource_type: text(),
+            resource_ip: text(),
+            client_id: text(),
+            client_name: text(),
+            incident_id: text(),
+            inference_id: Some(7),
+            repeat_count: Some(3),
+            created_at: Some(now()),
+            updated_at: Some(now()),
+        },
+    }
+}
+
+#[tokio::test]
+async fn answers_are_as_their_schema_says() {
+    let site = Site::open(Setup::default());
+    assert_valid("status", &site.get("/api/v1/status").await.json());
+    furnish(&site);
+    assert_valid("status", &site.get("/api/v1/status").await.json());
+    assert_valid("alerts", &site.get("/api/v1/alerts").await.json());
+    assert_valid("alert", &serde_json::to_value(complete_alert()).unwrap());
+    for path in ["/api/v1/status?limit=0", "/api/v1/alerts?colour=red"] {
+        assert_valid("error", &site.get(path).await.json());
+    }
+    let failing = Site::open(Setup {
+        alerts: Alerts::Fail,
+        ..Setup::default()
+    });
+    assert_valid("error", &failing.get("/api/v1/alerts").await.json());
+}
+
+#[tokio::test]
+async fn the_schema_says_nothing_that_is_not_answered() {
+    let site = Site::open(Setup::default());
+    furnish(&site);
+    let mut answered = Vec::new();
+    collect_keys(&site.get("/api/v1/status").await.json(), &mut answered);
+    collect_keys(&site.get("/api/v1/alerts").await.json(), &mut answered);
+    collect_keys(
+        &serde_json::to_value(complete_alert()).unwrap(),
+        &mut answered,
+    );
+    let answered: BTreeSet<String> = answered.into_iter().collect();
+    let schema = schema();
+    for (name, definition) in schema["$defs"].as_object().unwrap() {
+        for key in definition["properties"].as_object().unwrap().keys() {
+            let known = answered.contains(key) || name == "error";
+            assert!(known, "{name}.{key} is never answered");
+        }
+    }
+}

@@ -1,0 +1,237 @@
+//! A PostgreSQL server of a test's own: in a temporary folder, on a free port of the loopback,
+//! as a user without rights where the tests run as root. It ends with whoever started it, however
+//! that ends.
+
+#![allow(dead_code, reason = "each test crate uses its own part")]
+
+use std::{
+    fs,
+    io::Write as _,
+    net::{Ipv4Addr, TcpListener},
+    os::unix::{fs::chown, process::CommandExt as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+/// The user that the databases belong to. Nobody else knows the password.
+const USER: &str = "exporter";
+
+/// What must never be seen.
+pub(crate) const PASSWORD: &str = "pw-9Jd-not-to-be-seen-4Qe";
+
+/// Starting it takes a second or two on an idle machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs the server until nobody holds the other end of standard input any more. A word there
+/// keeps the data.
+const WATCH: &str = r#"
+    postgres=$1 folder=$2; shift 2
+    "$postgres" "$@" >>"$folder/log" 2>&1 &
+    read -r word
+    kill -QUIT $! && wait $!
+    [ "$word" = keep ] || rm -rf "$folder"
+"#;
+
+/// A server.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    folder: PathBuf,
+    port: u16,
+    settings: Vec<&'static str>,
+    watcher: Option<Child>,
+    schemas: AtomicUsize,
+}
+
+/// The server that all tests of this process share, each with tables of its own.
+pub(crate) fn shared() -> &'static Cluster {
+    static SHARED: OnceLock<Cluster> = OnceLock::new();
+    SHARED.get_or_init(|| Cluster::start(&["fsync=off"]))
+}
+
+impl Cluster {
+    /// Starts one with some settings, and waits until it answers.
+    pub(crate) fn start(settings: &[&'static str]) -> Self {
+        let folder = tempfile::Builder::new()
+            .prefix("opsramp-postgres-")
+            .tempdir()
+            .unwrap()
+            .keep();
+        if let Some((user, group)) = nobody() {
+            chown(&folder, Some(user), Some(group)).unwrap();
+        }
+        let mut cluster = Self {
+            folder,
+            port: 0,
+            settings: settings.to_vec(),
+            watcher: None,
+            schemas: AtomicUsize::new(0),
+        };
+        let password = cluster.folder.join("password");
+        fs::write(&password, PASSWORD).unwrap();
+        let made = cluster
+            .program("initdb")
+            .arg("--pgdata")
+            .arg(cluster.folder.join("data"))
+            .args(["--no-sync", "--auth=scram-sha-256", "--encoding=UTF8"])
+            .args(["--locale=C", "--username", USER, "--pwfile"])
+            .arg(&password)
+            .output()
+            .unwrap();
+        assert!(made.status.success(), "initdb: {made:?}");
+        // The port may be taken before the server takes it.
+        for _ in 0..5 {
+            let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            cluster.port = free.local_addr().unwrap().port();
+            drop(free);
+            if cluster.go_on() {
+                return cluster;
+            }
+        }
+        panic!("the server does not start:\n{}", cluster.log());
+    }
+
+    /// Starts the server again after [`Self::stop`]. Returns whether it answers.
+    pub(crate) fn go_on(&mut self) -> bool {
+        let mut server = self.as_nobody(Command::new("sh"));
+        server
+            .args(["-c", WATCH, "sh"])
+            .arg(programs().join("postgres"))
+            .arg(&self.folder)
+            .arg("-D")
+            .arg(self.folder.join("data"))
+            .args(["-p", &self.port.to_string()])
+            .args(["-c", "listen_addresses=127.0.0.1"])
+            .args(["-c", "unix_socket_directories="])
+            .args(["-c", "max_connections=300"]);
+        for setting in &self.settings {
+            server.args(["-c", setting]);
+        }
+        let pid_file = self.folder.join("data/postmaster.pid");
+        self.watcher = Some(server.stdin(Stdio::piped()).spawn().unwrap());
+        let started = Instant::now();
+        while started.elapsed() < PATIENCE {
+            // It writes its own state there, and removes the file when it ends.
+            let state = fs::read_to_string(&pid_file).unwrap_or_default();
+            if state.trim_end().ends_with("ready") {
+                return true;
+            }
+            if self.log().contains("could not create any TCP/IP sockets") {
+                self.stop();
+                fs::remove_file(self.folder.join("log")).unwrap();
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        false
+    }
+
+    /// Ends the server at once, as a power cut would; the data stay.
+    pub(crate) fn stop(&mut self) {
+        if let Some(mut watcher) = self.watcher.take() {
+            let mut input = watcher.stdin.take().unwrap();
+            input.write_all(b"keep\n").unwrap();
+            watcher.wait().unwrap();
+        }
+    }
+
+    /// The address of an empty database, or of what looks like one to those who use it.
+    pub(crate) fn fresh(&self) -> String {
+        let schema = format!("fresh_{}", self.schemas.fetch_add(1, Ordering::Relaxed));
+        self.sql(&format!("CREATE SCHEMA {schema}"));
+        format!("{}?options=-csearch_path%3D{schema}", self.url())
+    }
+
+    /// The address of the server.
+    pub(crate) fn url(&self) -> String {
+        self.url_by_way_of(self.port)
+    }
+
+    /// The same by way of a proxy on the loopback.
+    pub(crate) fn url_by_way_of(&self, port: u16) -> String {
+        format!("postgres://{USER}:{PASSWORD}@127.0.0.1:{port}/postgres")
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Runs statements; brings what they print, without headers.
+    pub(crate) fn sql(&self, sql: &str) -> String {
+        let done = Command::new(programs().join("psql"))
+            .args(["-XqtA", "-v", "ON_ERROR_STOP=1", "-c", sql])
+            .arg(self.url())
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{sql}: {done:?}");
+        String::from_utf8(done.stdout).unwrap().trim().to_owned()
+    }
+
+    /// What the server says.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(self.folder.join("log")).unwrap_or_default()
+    }
+
+    fn program(&self, name: &str) -> Command {
+        self.as_nobody(Command::new(programs().join(name)))
+    }
+
+    fn as_nobody(&self, mut command: Command) -> Command {
+        if let Some((user, group)) = nobody() {
+            command.uid(user).gid(group);
+        }
+        command.current_dir(&self.folder);
+        command
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        if let Some(mut watcher) = self.watcher.take() {
+            drop(watcher.stdin.take());
+            watcher.wait().ok();
+        } else {
+            fs::remove_dir_all(&self.folder).ok();
+        }
+    }
+}
+
+/// Where Debian puts the server's programs: not on the search path.
+fn programs() -> &'static Path {
+    static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAMS.get_or_init(|| {
+        let mut versions: Vec<(u32, PathBuf)> = fs::read_dir("/usr/lib/postgresql")
+            .expect("PostgreSQL is not installed: the package is called postgresql")
+            .map(|entry| entry.unwrap())
+            .filter_map(|entry| {
+                let version = entry.file_name().to_str()?.parse().ok()?;
+                let programs = entry.path().join("bin");
+                programs
+                    .join("initdb")
+                    .exists()
+                    .then_some((version, programs))
+            })
+            .collect();
+        versions.sort();
+        versions
+            .pop()
+            .expect("no version of PostgreSQL has initdb")
+            .1
+    })
+}
+
+/// The server refuses to run as root: then it runs as somebody who may do nothing else.
+fn nobody() -> Option<(u32, u32)> {
+    const NOBODY: (u32, u32) = (65534, 65534);
+    rustix::process::geteuid().is_root().then_some(NOBODY)
+}
