@@ -23,7 +23,8 @@ need() {
 
 need promtool=prometheus strace=strace systemd-analyze=systemd logrotate=logrotate python3=python3
 need systemd-nspawn=systemd-container debootstrap=debootstrap lintian=lintian mandoc=mandoc rpm=rpm rpm2cpio=rpm2cpio \
-    cpio=cpio zsh=zsh fish=fish chromium=chromium curl=curl kubectl=kubernetes-client
+    cpio=cpio zsh=zsh fish=fish chromium=chromium curl=curl kubectl=kubernetes-client buildah=buildah \
+    podman=podman crun=crun node=nodejs npm=npm
 ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || need no-such-command=postgresql
 python3 -c 'import venv, ensurepip' 2>/dev/null || need no-such-command=python3-venv
 
@@ -45,8 +46,11 @@ say "lints";        cargo clippy --locked --all-targets -- -D warnings
 say "documentation"; RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet
 say "tests";        cargo test --locked
 say "rules and dashboards"; PATH="$OPSRAMP_TEST_VENV/bin:$PATH" dashboards/check.sh --live target/debug/opsramp-exporter
+say "dashboards against Grafana's schema"
+(cd dashboards/typecheck && npm ci --silent --no-audit --no-fund && npm run --silent check)
 say "page in a browser"; tests/page/check.sh target/debug/opsramp-exporter
 say "Kubernetes manifests"; PATH="$OPSRAMP_TEST_VENV/bin:$PATH" kubernetes/check.sh target/debug/opsramp-exporter
 say "systemd unit"; systemd/check.sh target/debug/opsramp-exporter
 say "packages"; packaging/check.sh target/debug/opsramp-exporter target/debian-tree
+say "container"; packaging/container-check.sh target/debug/opsramp-exporter
 say "all is well"

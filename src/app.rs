@@ -18,6 +18,7 @@ use crate::{
     metrics::{BuildInfo, Metrics},
     search_command,
     status::Board,
+    store::postgres::AddressError,
 };
 
 const USAGE: u8 = 2;
@@ -30,6 +31,8 @@ const WORKERS: usize = 2;
 enum Failure {
     /// The configuration is wrong.
     Config(ConfigError),
+    /// The URL of the database is none.
+    Address(anyhow::Error),
     /// The configuration asks for what this version does not have.
     Unsupported(&'static str),
     /// Something failed.
@@ -50,6 +53,7 @@ pub fn run() -> ExitCode {
     let (text, status) = match dispatch(&cli) {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Config(error)) => (format!("{:#}", anyhow::Error::new(error)), USAGE),
+        Err(Failure::Address(error)) => (format!("{error:#}"), USAGE),
         Err(Failure::Unsupported(text)) => (text.to_owned(), USAGE),
         Err(Failure::Run(error)) => (format!("{error:#}"), FAILURE),
         Err(Failure::Told(status)) => return ExitCode::from(status),
@@ -91,12 +95,6 @@ fn dispatch(cli: &Cli) -> Outcome {
         Command::Run => {
             let loaded = load(cli)?;
             refuse_unsupported(&loaded.config.web)?;
-            if matches!(loaded.config.state, config::State::Postgres { .. }) {
-                return Err(Failure::Unsupported(
-                    "state.postgres: this version does not share searches out among replicas yet; \
-                     use a state file (state.path)",
-                ));
-            }
             run_daemon(cli, loaded)
         }
         Command::Demo { simulator } => run_demo(cli, *simulator),
@@ -124,9 +122,15 @@ fn run_daemon(cli: &Cli, loaded: Loaded) -> Outcome {
             .map_err(|error| error.to_string())
     });
     runtime()?.block_on(async {
-        let signals = Signals::listen()?;
+        let mut signals = Signals::listen()?;
         let listeners = daemon::bind(&loaded.config.web)?;
-        let daemon = Daemon::start(loaded.config, listeners, board, metrics).await?;
+        let daemon = tokio::select! {
+            started = Daemon::start(loaded.config, listeners, board, metrics) => started?,
+            name = signals.stop() => {
+                tracing::info!(by = name, "stopping before everything was set up");
+                return Ok(());
+            }
+        };
         Ok(daemon.run(signals, reload).await?)
     })
 }
@@ -246,6 +250,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
         let error = error.into();
         match error.downcast::<ConfigError>() {
             Ok(error) => Self::Config(error),
+            Err(error) if error.is::<AddressError>() => Self::Address(error),
             Err(error) => Self::Run(error),
         }
     }

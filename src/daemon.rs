@@ -3,20 +3,23 @@
 //! It knows every part by its handle and none from within. What can fail at the start fails before
 //! anything is polled; what fails later is retried where it happens.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use futures_util::FutureExt as _;
 use tokio::{
     net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
-    sync::mpsc,
+    sync::{mpsc, oneshot},
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     clock,
     config::{self, Config},
-    deliver::{Delivery, SinkOptions},
+    deliver::{self, Delivery, SinkOptions},
     health::Health,
     metrics::Metrics,
     poll::{self, Happening, Plan, Pollers},
@@ -31,6 +34,13 @@ const DRAIN: Duration = Duration::from_secs(10);
 const DISCOVERY_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// The daemon's own loop promises to come round so often.
 const PULSE: Duration = Duration::from_secs(10);
+
+/// The pause before a store that fails is opened again; it doubles.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// It becomes no longer than this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// The topic of what is said about a store in trouble.
+const STORE: &str = "store";
 
 /// What a daemon is made of.
 #[derive(Debug)]
@@ -51,6 +61,13 @@ pub struct Daemon {
 /// Loads the configuration again, for a reload. The error is for people.
 pub type LoadConfig = Box<dyn FnMut() -> Result<Config, String> + Send>;
 
+/// What must not keep the web server from telling that it goes on.
+struct Opening<'a> {
+    health: &'a Health,
+    /// Has the web server begin.
+    serve: Option<oneshot::Sender<()>>,
+}
+
 /// Why the daemon stops.
 enum Stop {
     /// It was asked to.
@@ -66,7 +83,8 @@ impl Daemon {
     /// taken, nothing else shall have happened.
     ///
     /// # Errors
-    /// Where the store, a sink or an account's client cannot be set up.
+    /// Where the store, a sink or an account's client cannot be set up. A database that is down is
+    /// waited for: then the web server says so.
     pub async fn start(
         config: Config,
         listeners: Vec<TcpListener>,
@@ -74,7 +92,9 @@ impl Daemon {
         metrics: Metrics,
     ) -> anyhow::Result<Self> {
         let health = Health::default();
-        let store = Store::open(&store_options(&config)).await?;
+        let options = store_options(&config.state, &listeners);
+        // Checked before anything is done.
+        options.check()?;
         let quit = CancellationToken::new();
         let server_stop = CancellationToken::new();
         let (reload, reloads) = mpsc::channel(1);
@@ -82,28 +102,46 @@ impl Daemon {
             reload,
             quit: quit.clone(),
         };
-        let options = web::Options {
+        let web_options = web::Options {
             telemetry_path: config.web.telemetry_path.clone(),
             limits: web::Limits::default(),
             lifecycle: config.web.enable_lifecycle.then_some(lifecycle),
         };
+        let opened = Arc::new(OnceLock::new());
         let server = web::Server::new(
             metrics.clone(),
             board.clone(),
             health.clone(),
-            alert_source(&store),
-            options,
+            alert_source(&opened),
+            web_options,
         )?;
         for sink in &config.sinks {
             metrics.register_sink(&sink.name);
         }
-        let delivery = Delivery::start(
-            store.clone(),
-            config.sinks.clone(),
-            board.clone(),
-            Arc::new(metrics.clone()),
-        )
-        .await?;
+        let (serve, told) = oneshot::channel();
+        let stop = server_stop.clone();
+        let server = tokio::spawn(async move {
+            if told.await.is_ok() {
+                server.serve(listeners, stop).await;
+            }
+        });
+        let mut opening = Opening {
+            health: &health,
+            serve: Some(serve),
+        };
+        let open = async || Store::open(&options).await;
+        let store = opening.wait_for(open, store::Error::is_passing).await?;
+        // It is set once.
+        opened.set(store.clone()).ok();
+        let deliver = async || {
+            let observer = Arc::new(metrics.clone());
+            Delivery::start(store.clone(), config.sinks.clone(), board.clone(), observer).await
+        };
+        let passing = |error: &deliver::Error| match error {
+            deliver::Error::Store(error) => error.is_passing(),
+            _ => false,
+        };
+        let delivery = opening.wait_for(deliver, passing).await?;
         let mut pollers = Pollers::new(
             store.clone(),
             board.clone(),
@@ -112,7 +150,8 @@ impl Daemon {
         );
         pollers.apply(plan(&config)).await?;
         metrics.config_loaded(clock::now());
-        let server = tokio::spawn(server.serve(listeners, server_stop.clone()));
+        // From the first scrape on, every series is there.
+        opening.serve();
         Ok(Self {
             config,
             metrics,
@@ -134,6 +173,7 @@ impl Daemon {
     /// Why it cannot go on.
     pub async fn run(mut self, mut signals: Signals, mut load: LoadConfig) -> anyhow::Result<()> {
         let heartbeat = self.health.register("daemon", PULSE * 3);
+        let mut trouble = self.store.trouble();
         let stop = loop {
             heartbeat.beat();
             tokio::select! {
@@ -149,6 +189,10 @@ impl Daemon {
                     let outcome = self.reload(&mut load).await;
                     // Whoever asked may have gone away.
                     reply.send(outcome).ok();
+                }
+                // Without anybody to tell, nothing changes.
+                Ok(()) = trouble.changed() => {
+                    self.health.hold_up(STORE, trouble.borrow_and_update().clone());
                 }
                 () = self.quit.cancelled() => break Stop::Asked("POST /-/quit"),
                 failed = self.delivery.failed() => break Stop::Failed(failed.into()),
@@ -257,6 +301,55 @@ impl Daemon {
     }
 }
 
+// === impl Opening ===
+
+impl Opening<'_> {
+    /// Does what needs the store, over and over while it fails for a reason that may pass.
+    async fn wait_for<A, E: std::error::Error>(
+        &mut self,
+        mut work: impl AsyncFnMut() -> Result<A, E>,
+        is_passing: impl Fn(&E) -> bool,
+    ) -> Result<A, E> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match work().await {
+                Err(error) if is_passing(&error) => {
+                    let error = chain(&error);
+                    tracing::error!(%error, "waiting for the state database; nothing is polled until it can be used");
+                    self.health.hold_up(STORE, Some(error));
+                    self.serve();
+                }
+                done => {
+                    self.health.hold_up(STORE, None);
+                    return done;
+                }
+            }
+            tokio::time::sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    /// Has the web server begin.
+    fn serve(&mut self) {
+        if let Some(serve) = self.serve.take() {
+            // It waits for nothing else.
+            serve.send(()).ok();
+        }
+    }
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
 /// What a signal tells the daemon to do.
 enum Told {
     Stop(&'static str),
@@ -296,7 +389,7 @@ impl Signals {
     }
 
     /// The next signal that stops the daemon.
-    async fn stop(&mut self) -> &'static str {
+    pub async fn stop(&mut self) -> &'static str {
         loop {
             if let Told::Stop(name) = self.next().await {
                 return name;
@@ -318,7 +411,7 @@ pub fn bind(web: &config::Web) -> Result<Vec<TcpListener>, web::BindError> {
     web::bind(&addresses)
 }
 
-fn store_options(Config { state, web, .. }: &Config) -> store::Options {
+fn store_options(state: &config::State, listeners: &[TcpListener]) -> store::Options {
     let journal_limit = store::JOURNAL_LIMIT;
     match state {
         config::State::File { path } => store::Options::Sqlite {
@@ -328,20 +421,18 @@ fn store_options(Config { state, web, .. }: &Config) -> store::Options {
         config::State::Postgres { url, lease } => store::Options::Postgres {
             url: url.clone(),
             lease: *lease,
-            node: node(web),
+            node: node(listeners),
             journal_limit,
         },
     }
 }
 
 /// A name that this replica keeps when it is started again, and that no other on the same host has.
-fn node(web: &config::Web) -> String {
+fn node(listeners: &[TcpListener]) -> String {
     let host = rustix::system::uname();
-    let addresses = web.listen_addresses.iter().map(ToString::to_string);
-    let parts: Vec<String> = [host.nodename().to_string_lossy().into_owned()]
-        .into_iter()
-        .chain(addresses)
-        .collect();
+    let addresses = listeners.iter().filter_map(|it| it.local_addr().ok());
+    let mut parts = vec![host.nodename().to_string_lossy().into_owned()];
+    parts.extend(addresses.map(|address| address.to_string()));
     parts.join(" ")
 }
 
@@ -360,12 +451,15 @@ fn plan(config: &Config) -> Plan {
     }
 }
 
-/// The page's view of the store.
-fn alert_source(store: &Store) -> AlertSource {
-    let store = store.clone();
+/// The page's view of the store: empty until that is open.
+fn alert_source(store: &Arc<OnceLock<Store>>) -> AlertSource {
+    let store = Arc::clone(store);
     AlertSource::new(move |filter| {
-        let store = store.clone();
+        let store = store.get().cloned();
         async move {
+            let Some(store) = store else {
+                return Ok(Vec::new());
+            };
             let found = store.open_alerts(filter).await?;
             Ok(found.into_iter().map(shown).collect())
         }

@@ -37,6 +37,7 @@ struct State {
     next: u64,
     loops: BTreeMap<u64, Loop>,
     notices: BTreeMap<&'static str, String>,
+    obstacles: BTreeMap<&'static str, String>,
 }
 
 #[derive(Debug)]
@@ -99,6 +100,22 @@ impl Health {
     #[must_use]
     pub fn notices(&self) -> Vec<String> {
         self.lock().notices.values().cloned().collect()
+    }
+
+    /// Says why the process cannot do its work at present although nothing hangs, such as a database
+    /// that is down; it replaces what was said about the same topic. `None` takes it back.
+    pub fn hold_up(&self, topic: &'static str, why: Option<String>) {
+        let obstacles = &mut self.lock().obstacles;
+        match why {
+            Some(why) => obstacles.insert(topic, why),
+            None => obstacles.remove(topic),
+        };
+    }
+
+    /// Why the process cannot do its work at present.
+    #[must_use]
+    pub fn obstacles(&self) -> Vec<String> {
+        self.lock().obstacles.values().cloned().collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -180,5 +197,16 @@ mod tests {
         assert_eq!(health.notices(), ["the journal is still full"]);
         health.withdraw("journal");
         assert!(health.notices().is_empty());
+    }
+
+    #[test]
+    fn an_obstacle_stays_until_it_is_taken_back() {
+        let health = Health::default();
+        health.hold_up("store", Some("the database is down".to_owned()));
+        health.hold_up("store", Some("the database is read-only".to_owned()));
+        assert_eq!(health.obstacles(), ["the database is read-only"]);
+        assert!(health.notices().is_empty());
+        health.hold_up("store", None);
+        assert!(health.obstacles().is_empty());
     }
 }

@@ -11,6 +11,10 @@ use crate::{
     opsramp::{Client, Endpoint, Observer, Page, RateLimit, SearchRequest, Urgency, alert::Alert},
 };
 
+use progress::Progress;
+
+mod progress;
+
 /// Nobody looks at what a command does on the wire.
 #[derive(Debug)]
 struct Unobserved;
@@ -44,6 +48,7 @@ async fn read(config: &Config, search: &Search) -> anyhow::Result<()> {
     for account in &config.accounts {
         let client = Client::new(account.options.clone(), std::sync::Arc::new(Unobserved))?;
         for tenant in &account.tenants {
+            progress.begin();
             let mut next = Some(1);
             while let Some(page_no) = next {
                 let request = SearchRequest {
@@ -62,7 +67,7 @@ async fn read(config: &Config, search: &Search) -> anyhow::Result<()> {
                 }
                 output.add(&page)?;
                 next = page.next_page;
-                progress.show(&tenant.name, page_no, &page);
+                progress.show(&tenant.name, &page);
             }
         }
     }
@@ -79,13 +84,6 @@ struct Results {
     /// Whether any was printed, so that the next needs a comma before it.
     begun: bool,
     rows: Vec<[String; 6]>,
-}
-
-/// How far a long read has come, on one line of standard error that is wiped in the end. Only for
-/// people: where standard error goes to a file, nothing is written.
-struct Progress {
-    wanted: bool,
-    shown: bool,
 }
 
 // === impl Results ===
@@ -135,44 +133,6 @@ impl Results {
             (Output::Json, false) => print("[]\n"),
             (Output::Jsonl, _) => Ok(()),
             (Output::Table, _) => print(&table(&self.rows)),
-        }
-    }
-}
-
-// === impl Progress ===
-
-impl Progress {
-    fn new(output: Output) -> Self {
-        // Results that run over the same terminal are progress enough.
-        let results_pass_by = output != Output::Table && io::stdout().is_terminal();
-        Self {
-            wanted: io::stderr().is_terminal() && !results_pass_by,
-            shown: false,
-        }
-    }
-
-    /// A page was read. A single one is no long read.
-    fn show(&mut self, tenant: &str, page_no: u64, page: &Page<'_>) {
-        if self.wanted && page.next_page.is_some() {
-            let tenant = plain(tenant);
-            let total = page.total_results;
-            self.write(&format!(
-                "\r\x1b[K{tenant}: page {page_no}, {total} alerts in all"
-            ));
-            self.shown = true;
-        }
-    }
-
-    fn write(&self, text: &str) {
-        // It is a courtesy; the results are what counts.
-        io::stderr().write_all(text.as_bytes()).ok();
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        if self.shown {
-            self.write("\r\x1b[K");
         }
     }
 }

@@ -233,6 +233,22 @@ pub enum Error {
     Closed,
 }
 
+// === impl Options ===
+
+impl Options {
+    /// Looks whether a store can be opened with them at all. Nothing is opened.
+    ///
+    /// # Errors
+    /// [`postgres::AddressError`] where the URL of the server is none. One that cannot be read
+    /// may be there later.
+    pub fn check(&self) -> Result<(), postgres::AddressError> {
+        match self {
+            Self::Sqlite { .. } => Ok(()),
+            Self::Postgres { url, .. } => postgres::check(url),
+        }
+    }
+}
+
 // === impl Store ===
 
 impl Store {
@@ -263,6 +279,12 @@ impl Store {
         }
     }
 
+    /// Whether other replicas may hold searches.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Postgres(_))
+    }
+
     /// Says which searches this replica would poll, so that they are shared out among the replicas.
     pub fn share_out(&self, keys: Vec<SearchKey>) {
         match self {
@@ -276,6 +298,14 @@ impl Store {
         match self {
             Self::Sqlite(_) => {}
             Self::Postgres(store) => store.turn(key).await,
+        }
+    }
+
+    /// Waits until another replica is seen to hold a search. Cancel safe.
+    pub async fn elsewhere(&self, key: &SearchKey) {
+        match self {
+            Self::Sqlite(_) => std::future::pending().await,
+            Self::Postgres(store) => store.elsewhere(key).await,
         }
     }
 
@@ -457,6 +487,13 @@ impl Claim {
     pub fn holds(&self) -> bool {
         self.0.as_ref().is_none_or(|loan| loan.holds())
     }
+
+    /// Whether a former holder of a search may have delivered some of the events already, without
+    /// this sink's mark telling so.
+    #[must_use]
+    pub fn is_inherited(&self) -> bool {
+        self.0.as_ref().is_some_and(|loan| loan.is_inherited())
+    }
 }
 
 // === impl Error ===
@@ -467,15 +504,10 @@ impl Error {
         self.of_server().is_some_and(postgres::Failure::is_refusal)
     }
 
-    /// Whether trying to open the store again is of no use before its options are corrected.
+    /// Whether the store may be opened later without a change of its options.
     #[must_use]
-    pub fn is_configuration(&self) -> bool {
-        match self {
-            Self::Backend(_) => self
-                .of_server()
-                .is_some_and(postgres::Failure::is_configuration),
-            _ => true,
-        }
+    pub fn is_passing(&self) -> bool {
+        self.of_server().is_some_and(postgres::Failure::is_passing)
     }
 
     fn of_server(&self) -> Option<&postgres::Failure> {

@@ -409,16 +409,18 @@ impl Site {
 
     /// Why the process is not ready yet, one reason a line. None: it is.
     fn waiting(&self) -> Vec<String> {
+        let mut reasons = self.health.obstacles();
         let searches = self.board.searches();
         if searches.is_empty() {
-            return vec!["no search is known yet".to_owned()];
+            reasons.push("no search is known yet".to_owned());
+            return reasons;
         }
         let mut waiting = searches.iter().filter(|status| !status.tried);
         let reason = |status: &Arc<crate::status::SearchStatus>| match &status.last_error {
             Some(error) => format!("{}: {}", status.key, error.message),
             None => format!("{}: the first poll has not ended", status.key),
         };
-        let mut reasons: Vec<String> = waiting.by_ref().take(REASONS_SHOWN).map(reason).collect();
+        reasons.extend(waiting.by_ref().take(REASONS_SHOWN).map(reason));
         let others = waiting.count();
         if others > 0 {
             reasons.push(format!("and {others} more searches"));

@@ -183,6 +183,26 @@ fn called(tenant: &Tenant) -> String {
     }
 }
 
+/// What to do where the key or the secret cannot be read.
+fn unreadable(what: &str, source: &SecretSource) -> String {
+    match source {
+        // The file is where the unit says, and nobody has done anything wrong.
+        SecretSource::File(path) if path.starts_with("/run/credentials") && !path.exists() => {
+            let variable = match what {
+                "secret" => "OPSRAMP_CLIENT_SECRET_FILE=/etc/opsramp-exporter/client-secret",
+                _ => "OPSRAMP_CLIENT_ID",
+            };
+            format!(
+                "systemd puts it there while the service runs, for root and the service alone; \
+                 to check before that, set {variable}"
+            )
+        }
+        _ => "the file has to hold it and nothing else, and to be readable for the user that the \
+              exporter runs as"
+            .to_owned(),
+    }
+}
+
 // === impl Checked ===
 
 impl Checked<'_> {
@@ -195,11 +215,7 @@ impl Checked<'_> {
         ] {
             source.read().map_err(|error| {
                 let cause = anyhow::Error::new(error);
-                Trouble::new(
-                    format!("{cause:#}"),
-                    "the file has to hold it and nothing else, and to be readable for the user \
-                     that the exporter runs as",
-                )
+                Trouble::new(format!("{cause:#}"), unreadable(what, source))
             })?;
             found.push(match source {
                 SecretSource::Value(_) => format!("the {what} is set"),

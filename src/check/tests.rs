@@ -283,7 +283,15 @@ async fn what_is_wrong_with_a_certificate_is_named() {
         parameters.subject_alt_names = other.subject_alt_names;
     };
     let addr = simulator.addr();
+    let self_signed = |parameters: &mut CertificateParams| {
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    };
     let cases = [
+        (
+            authority.before(addr, self_signed).await,
+            "is that of an authority, most likely self-signed",
+            "tls.ca_file",
+        ),
         (
             authority.before(addr, expired).await,
             "has expired 10 days ago",
@@ -391,6 +399,14 @@ async fn why_there_is_no_token_is_told_apart() {
         ),
         "{failed}"
     );
+
+    let unit = Setup::new(&simulator.url(), |options| {
+        let path = "/run/credentials/no-such.service/client-secret";
+        options.client_secret = SecretSource::File(path.into());
+    });
+    let (_, next) = unit.failure().await;
+    assert!(next.contains("while the service runs"), "{next}");
+    assert!(next.contains("OPSRAMP_CLIENT_SECRET_FILE"), "{next}");
 
     let elsewhere = Setup::new(&simulator.url(), |options| {
         options.token_url.push_str("/nowhere");

@@ -280,6 +280,18 @@ fn certificate_trouble(endpoint: &Endpoint, error: &CertificateError, now: Times
             format!("the certificate of {} was revoked", endpoint.host),
             "its owner has to replace it",
         ),
+        // What `openssl req -x509` makes by itself. The verifier's own error is not public, its name is.
+        CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
+            Trouble::new(
+                format!(
+                    "the certificate of {} is that of an authority, most likely self-signed",
+                    endpoint.host
+                ),
+                "let the server have one that an authority has signed, or one that is self-signed \
+                 but no authority (openssl req -x509 -addext basicConstraints=critical,CA:FALSE), \
+                 and name that in tls.ca_file",
+            )
+        }
         error => Trouble::new(
             format!(
                 "the certificate of {} is not usable: {error}",

@@ -6,7 +6,8 @@
 //! cache could not be written back. So before anything is appended, what stands there is compared
 //! with the lines that wait: whole ones are not written again, a torn one is completed. In the
 //! ordinary case nothing stands there and nothing is read. One rule for every fault, in a running
-//! process and after a start.
+//! process and after a start. Where searches pass from one replica to another, what waits may stand
+//! before that as well: then the end of the file is looked at.
 //!
 //! Lines are compared as a whole, never by a part of their content, so that no alert's text can
 //! pass for another alert's line. logrotate may move the file away (lines that are not settled are
@@ -59,6 +60,8 @@ pub(super) struct LogFile {
     /// Where a former process left off, until the file is open.
     mark: Option<Mark>,
     current: Option<Tail>,
+    /// Whether lines that wait may stand before what is settled.
+    look_back: bool,
     /// Files that were moved away before everything in them was settled.
     moved: Vec<Tail>,
 }
@@ -115,6 +118,7 @@ impl LogFile {
             format,
             mark: None,
             current: None,
+            look_back: false,
             moved: Vec::new(),
         }
     }
@@ -135,6 +139,10 @@ impl LogFile {
             Some(current) => current,
             none => none.insert(begin(&self.path, &mut self.mark, &mut self.moved)?),
         };
+        if self.look_back {
+            current.look_back(current.size()?);
+            self.look_back = false;
+        }
         let mut searched = 0;
         for moved in &mut self.moved {
             match moved.settle_moved(&mut missing) {
@@ -206,6 +214,10 @@ impl Writer for LogFile {
             },
             Err(error) => Progress::failed(error),
         }
+    }
+
+    fn look_back(&mut self) {
+        self.look_back = true;
     }
 
     fn reopen(&mut self) {

@@ -13,7 +13,7 @@ use std::{
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::store::Pending;
+use crate::store::{Claim, Pending};
 
 use super::{SinkOptions, Target, file::LogFile, journald::Journald, otlp::Otlp, stdout::Stdout};
 
@@ -38,6 +38,10 @@ pub(super) trait Writer: Send + 'static {
     /// Delivers events in order, as many as it can.
     fn deliver(&mut self, events: &[Pending]) -> Progress;
 
+    /// Is told that some of what it is given next may have been delivered by others who wrote to
+    /// the same place.
+    fn look_back(&mut self) {}
+
     /// Looks again at where it writes to.
     fn reopen(&mut self) {}
 }
@@ -51,7 +55,7 @@ pub(super) struct Thread {
 }
 
 enum Request {
-    Deliver(Arc<[Pending]>, oneshot::Sender<Progress>),
+    Deliver(Arc<[Pending]>, Claim, oneshot::Sender<Progress>),
     Reopen,
 }
 
@@ -132,9 +136,11 @@ impl Sink {
 // === impl Running ===
 
 impl Running {
-    pub(super) async fn deliver(&mut self, events: Arc<[Pending]>) -> Progress {
+    /// Delivers events as far as it can. Nothing where they are no longer this replica's to deliver.
+    pub(super) async fn deliver(&mut self, events: Arc<[Pending]>, claim: Claim) -> Progress {
         match self {
-            Self::Thread(thread) => thread.deliver(events).await,
+            Self::Thread(thread) => thread.deliver(events, claim).await,
+            Self::Otlp(_) if !claim.holds() => Progress::default(),
             Self::Otlp(otlp) => otlp.deliver(&events).await,
         }
     }
@@ -170,8 +176,16 @@ impl Thread {
                 let mut writer = writer;
                 for request in requests {
                     match request {
-                        Request::Deliver(events, reply) => {
-                            let progress = writer.deliver(&events);
+                        Request::Deliver(events, claim, reply) => {
+                            // Right before: the process may have been stopped for a while.
+                            let progress = if claim.holds() {
+                                if claim.is_inherited() {
+                                    writer.look_back();
+                                }
+                                writer.deliver(&events)
+                            } else {
+                                Progress::default()
+                            };
                             // Nobody waits any longer when the process is about to end.
                             drop(reply.send(progress));
                         }
@@ -186,9 +200,10 @@ impl Thread {
         })
     }
 
-    async fn deliver(&self, events: Arc<[Pending]>) -> Progress {
+    async fn deliver(&self, events: Arc<[Pending]>, claim: Claim) -> Progress {
         let (reply, progress) = oneshot::channel();
-        if self.requests.send(Request::Deliver(events, reply)).is_err() {
+        let request = Request::Deliver(events, claim, reply);
+        if self.requests.send(request).is_err() {
             return Progress::failed(SinkError::Ended);
         }
         progress

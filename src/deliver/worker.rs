@@ -139,8 +139,9 @@ impl Worker {
             }
             journalled.mark_unchanged();
             let pending = self.store.pending(&self.name, MAX_EVENTS, MAX_BYTES).await;
-            let events: Arc<[Pending]> = match pending {
-                Ok(batch) => batch.events.into(),
+            // Kept until what was delivered is acknowledged.
+            let (events, claim): (Arc<[Pending]>, _) = match pending {
+                Ok(batch) => (batch.events.into(), batch.claim),
                 Err(store::Error::Closed | store::Error::UnknownSink { .. }) => return,
                 Err(error) => {
                     let delay = self.report(&mut trouble, &error, None);
@@ -167,7 +168,7 @@ impl Worker {
                 refused,
                 mark,
                 error,
-            } = sink.deliver(Arc::clone(&events)).await;
+            } = sink.deliver(Arc::clone(&events), claim.clone()).await;
             if settled > 0 || mark.is_some() {
                 left.mark.clone_from(&mark);
                 // A sink may have something to remember before it delivers anything.
@@ -188,6 +189,7 @@ impl Worker {
                 self.count(settled, &refused);
                 acknowledged.notify_one();
             }
+            drop(claim);
             match error {
                 None => self.recovered(&mut trouble),
                 Some(error) if error.is_fatal() => return self.fail(error),

@@ -55,7 +55,7 @@ macro_rules! polled {
 
 catalog! {
     UP = Gauge "opsramp_up" SEARCH,
-        polled!("Whether the last poll of the search succeeded (1) or failed (0); 0 before the first one has ended.");
+        polled!("Whether the last poll of the search succeeded (1) or failed (0); 0 before the first one has ended, withheld where another replica polls the search.");
     SEARCH_TOTAL_RESULTS = Gauge "opsramp_search_total_results" SEARCH,
         polled!("Alerts that match the search, as totalResults of the last successful poll says; withheld while unknown or stale.");
     OPEN_ALERTS = Gauge "opsramp_open_alerts" SEARCH,
@@ -83,7 +83,7 @@ catalog! {
     DETECTION_DELAY = Histogram "opsramp_alert_detection_delay_seconds" SEARCH,
         "From the creation of an alert, on the server's clock, to the moment when a poll journalled it as opened.";
     LEASE_HELD = Gauge "opsramp_lease_held" SEARCH,
-        "Whether this replica polls the search (1) or another one does (0).";
+        "Whether this replica polls the search (1), or another one or none does (0).";
     AUTH_LATENCY = Gauge "opsramp_auth_latency_seconds" ACCOUNT,
         "How long the last successful token request took. Tokens are requested when they run out, not at the scrape.";
     AUTH_REQUESTS = Counter "opsramp_auth_requests_total" ACCOUNT,

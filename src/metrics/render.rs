@@ -47,6 +47,13 @@ struct TenantNames {
     taken: BTreeSet<(Arc<str>, Arc<str>)>,
 }
 
+impl Search {
+    /// Whether this replica polls it.
+    fn is_held(&self) -> bool {
+        self.status.as_ref().is_none_or(|status| status.lease_held)
+    }
+}
+
 pub(super) fn render(metrics: &Metrics, now: Timestamp, size_hint: usize) -> String {
     let mut exposition = Exposition::with_capacity(size_hint);
     let mut tenants = TenantNames::default();
@@ -106,7 +113,7 @@ fn accounts(metrics: &Metrics) -> Vec<Account> {
 /// What the API said: a pure function of the snapshots and the time.
 fn write_results(exposition: &mut Exposition, searches: &[Search], now: Timestamp) {
     let mut samples = exposition.family(&catalog::UP);
-    for search in searches {
+    for search in searches.iter().filter(|search| search.is_held()) {
         let up = search.status.as_ref().and_then(|status| status.up);
         samples.put(&search.labels, u8::from(up == Some(true)));
     }
@@ -201,12 +208,13 @@ fn write_polls(exposition: &mut Exposition, searches: &[Search]) {
     for (labels, cells) in cells() {
         samples.put_histogram(labels, &cells.duration.get());
     }
+    let held = || statuses().filter(|(_, status)| status.lease_held);
     let mut samples = exposition.family(&catalog::POLL_INTERVAL);
-    for (labels, status) in statuses() {
+    for (labels, status) in held() {
         samples.put(labels, status.interval.as_secs_f64());
     }
     let mut samples = exposition.family(&catalog::POLL_REQUESTS);
-    for (labels, status) in statuses() {
+    for (labels, status) in held() {
         samples.put(labels, status.last_requests);
     }
     let mut samples = exposition.family(&catalog::POLL_LAST_SUCCESS);

@@ -20,7 +20,7 @@ use crate::{
     opsramp::{self, BuildError, Client},
     record,
     status::Board,
-    store::Store,
+    store::{Held, Store},
 };
 
 /// What shall be polled.
@@ -106,7 +106,7 @@ struct RunningSearch {
     /// Tells it from a predecessor that is still being joined.
     task: tokio::task::Id,
     stop: CancellationToken,
-    stopped: tokio::sync::oneshot::Receiver<()>,
+    stopped: tokio::sync::oneshot::Receiver<Option<Held>>,
 }
 
 /// Everything a search's task depends on: where it differs, the task begins anew.
@@ -257,7 +257,7 @@ impl Pollers {
         }
     }
 
-    /// Stops all tasks.
+    /// Stops all tasks. What they hold is given back when the store is closed.
     pub async fn stop(&mut self) {
         for search in self.searches.values() {
             search.stop.cancel();
@@ -352,14 +352,19 @@ impl Pollers {
                 stopping.push((key, running.stopped));
             }
         }
+        let mut given_back = Vec::new();
         for (key, stopped) in stopping {
             // A sender that was dropped says the same: the task has ended.
-            stopped.await.ok();
+            let held = stopped.await.ok().flatten();
             if !wanted.contains_key(&key) {
                 self.metrics.remove_search(&key);
                 self.board.remove_search(&key);
+                // What goes on with other options stays ours in between.
+                given_back.extend(held.map(|held| self.give_back(key, held)));
             }
         }
+        futures_util::future::join_all(given_back).await;
+        self.store.share_out(wanted.keys().cloned().collect());
         let mut started = 0;
         for (key, (client, spec)) in wanted {
             if self.searches.contains_key(&key) {
@@ -368,6 +373,12 @@ impl Pollers {
             let pace = (START_PACE * started).min(spec.options.interval);
             started += 1;
             self.start(key, client, spec, Instant::now() + pace);
+        }
+    }
+
+    async fn give_back(&self, search: SearchKey, held: Held) {
+        if let Err(error) = self.store.release(held).await {
+            tracing::debug!(%search, %error, "could not release the search");
         }
     }
 
@@ -395,8 +406,9 @@ impl Pollers {
         let token = stop.clone();
         let name = key.clone();
         let task = self.tasks.spawn(async move {
-            search.run(token).await;
-            drop(ended);
+            let held = search.run(token).await;
+            // Nobody asks when all are stopped.
+            ended.send(held).ok();
             name
         });
         self.searches.insert(

@@ -66,6 +66,15 @@ pub(super) struct Search {
     pub(super) first_poll: Instant,
 }
 
+/// Why a search is no longer polled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ended {
+    /// It was told to stop.
+    Stopped,
+    /// It is no longer this replica's.
+    Relieved,
+}
+
 /// Why a poll failed.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
@@ -138,26 +147,66 @@ const SAFE_PAGE_SIZE: u32 = 100;
 // === impl Search ===
 
 impl Search {
-    /// Runs until `stop`.
-    pub(super) async fn run(self, stop: CancellationToken) {
-        let Some(mut running) = self.take_up(&stop).await else {
-            return;
-        };
-        running.run(&stop).await;
-        if let Err(error) = running.search.shared.store.release(running.held).await {
-            tracing::debug!(search = %running.search.key, error = %chain(&error), "could not release the search");
+    /// Runs until `stop`: polls whenever the search is this replica's. Brings what is still held.
+    pub(super) async fn run(self, stop: CancellationToken) -> Option<Held> {
+        let mut search = self;
+        loop {
+            let mut running = search.take_up(&stop).await?;
+            let held = running.held;
+            if running.run(&stop).await == Ended::Stopped {
+                return Some(held);
+            }
+            search = running.search;
+            search.stand_by();
+            search.give_back(held).await;
         }
     }
 
-    /// Loads what the store knows; tries again while the store fails.
+    /// Says that others poll the search.
+    fn stand_by(&self) {
+        self.shared.board.set_search(SearchStatus {
+            lease_held: false,
+            tried: true,
+            ..self.initial_status()
+        });
+    }
+
+    async fn give_back(&self, held: Held) {
+        if let Err(error) = self.shared.store.release(held).await {
+            tracing::debug!(search = %self.key, error = %chain(&error), "could not release the search");
+        }
+    }
+
+    /// Waits until it is this replica's turn. `None`: it was told to stop.
+    async fn turn(&self, stop: &CancellationToken) -> Option<()> {
+        let store = &self.shared.store;
+        let mut told = false;
+        loop {
+            self.heartbeat.beat();
+            tokio::select! {
+                () = store.turn(&self.key) => return Some(()),
+                () = store.elsewhere(&self.key), if !told => {
+                    told = true;
+                    self.stand_by();
+                }
+                () = stop.cancelled() => return None,
+                () = tokio::time::sleep(super::pollers::HEARTBEAT / 4) => {}
+            }
+        }
+    }
+
+    /// Loads what the store knows, once it is this replica's turn; tries again while the store
+    /// fails.
     async fn take_up(self, stop: &CancellationToken) -> Option<Running> {
         let mut status = self.initial_status();
         let grid = Grid::new(&self.key, self.options.interval, Instant::now());
         let mut failures = 0;
         let mut loaded = loop {
+            self.turn(stop).await?;
             self.heartbeat.beat();
             match self.shared.store.take_up(&self.key, clock::now()).await {
                 Ok(loaded) => break loaded,
+                Err(store::Error::HeldElsewhere) => self.stand_by(),
                 Err(error) => {
                     self.cannot_load(&mut status, &error);
                     failures += 1;
@@ -165,6 +214,7 @@ impl Search {
                 }
             }
         };
+        status.lease_held = true;
         let group_by: Arc<[_]> = self.options.group_by.clone().into();
         let mut tracker = Tracker::new(Arc::clone(&group_by), self.options.max_groups);
         let mut page = std::mem::take(&mut loaded.alerts);
@@ -282,7 +332,7 @@ impl Search {
             next_poll: None,
             polls: VecDeque::with_capacity(HISTORY),
             last_error: None,
-            lease_held: true,
+            lease_held: !self.shared.store.is_shared(),
             tried: false,
         }
     }
@@ -300,7 +350,10 @@ const STORE: &str = "store";
 // === impl Running ===
 
 impl Running {
-    async fn run(&mut self, stop: &CancellationToken) {
+    async fn run(&mut self, stop: &CancellationToken) -> Ended {
+        let store = self.search.shared.store.clone();
+        let relieved = store.relieved(self.held);
+        tokio::pin!(relieved);
         let reservation = self
             .search
             .client
@@ -308,13 +361,14 @@ impl Running {
         let mut poll_request: Option<Request> = None;
         let mut background_request: Option<Request> = None;
         self.announce_next_poll();
-        loop {
+        let ended = loop {
             self.search.heartbeat.beat();
             let background_due = background_request.is_none() && self.engine.task().is_some();
             // Nothing waits longer than this, so that the heartbeat is seen.
             let pulse = Instant::now() + super::pollers::HEARTBEAT / 4;
             tokio::select! {
-                () = stop.cancelled() => break,
+                () = stop.cancelled() => break Ended::Stopped,
+                () = &mut relieved => break Ended::Relieved,
                 () = tokio::time::sleep_until(self.next_poll), if poll_request.is_none() => {
                     self.begin_poll();
                     poll_request = Some(self.page(Purpose::Poll, 1));
@@ -331,8 +385,9 @@ impl Running {
                 }
                 () = tokio::time::sleep_until(pulse) => {}
             }
-        }
+        };
         drop(reservation);
+        ended
     }
 
     // --- polls

@@ -116,6 +116,19 @@ pub(super) fn with_limit(options: &Options, limit: u64) -> Options {
     options
 }
 
+/// Opens a store. One that was just closed may still be locked for a moment: a process that is
+/// being started elsewhere in these tests has its files as well until it runs.
+async fn open(options: &Options) -> Store {
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+    loop {
+        match Store::open(options).await {
+            Ok(store) => return store,
+            Err(error) => assert!(tokio::time::Instant::now() < deadline, "{error}"),
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 pub(super) async fn held(store: &Store) -> Held {
     let key = key("acme", "client_1", "open");
     store.take_up(&key, second(1)).await.unwrap().held
@@ -160,7 +173,7 @@ async fn acknowledge_all(store: &Store, sink: &str) {
 // === searches and alerts ===
 
 pub(super) async fn a_new_search_knows_nothing(options: Options) {
-    let store = Store::open(&options).await.unwrap();
+    let store = open(&options).await;
     let loaded = store
         .take_up(&key("acme", "client_1", "open"), second(5))
         .await
@@ -177,7 +190,7 @@ pub(super) async fn a_new_search_knows_nothing(options: Options) {
 }
 
 pub(super) async fn what_was_committed_is_there_after_reopening(options: Options) {
-    let store = Store::open(&options).await.unwrap();
+    let store = open(&options).await;
     let held = held(&store).await;
     let undated = StoredAlert {
         created_at: None,
@@ -200,7 +213,7 @@ pub(super) async fn what_was_committed_is_there_after_reopening(options: Options
         .unwrap();
     store.close().await;
 
-    let store = Store::open(&options).await.unwrap();
+    let store = open(&options).await;
     let renamed = SearchKey {
         tenant: Tenant {
             id: "client_1".into(),
@@ -216,7 +229,7 @@ pub(super) async fn what_was_committed_is_there_after_reopening(options: Options
 }
 
 pub(super) async fn an_alert_that_left_keeps_its_ordinal(options: Options) {
-    let store = Store::open(&options).await.unwrap();
+    let store = open(&options).await;
     let held = held(&store).await;
     let other = store
         .take_up(&key("acme", "client_1", "other"), second(1))
@@ -267,7 +280,7 @@ pub(super) async fn an_alert_that_left_keeps_its_ordinal(options: Options) {
 }
 
 pub(super) async fn a_later_take_up_refuses_what_the_earlier_holder_commits(options: Options) {
-    let store = Store::open(&options).await.unwrap();
+    let store = open(&options).await;
     sinks(&store, &["s"]).await;
     let earlier = held(&store).await;
     let later = held(&store).await;
@@ -280,7 +293,7 @@ pub(super) async fn a_later_take_up_refuses_what_the_earlier_holder_commits(opti
 }
 
 pub(super) async fn a_search_that_was_given_back_takes_no_commit(options: Options) {
-    let store = Store::open(&options).await.unwrap();
+    let store = open(&options).await;
     let first = held(&store).await;
     let second_hold = held(&store).await;
     // Too late: somebody else holds it.
@@ -305,7 +318,7 @@ pub(super) async fn a_search_that_was_given_back_takes_no_commit(options: Option
 // === journal and sinks ===
 
 pub(super) async fn a_new_sink_starts_with_the_next_event(options: Options) {
-    let store = Store::open(&options).await.unwrap();
+    let store = open(&options).await;
     let held = held(&store).await;
     assert_eq!(sinks(&store, &["s"]).await, [SinkState::default()]);
     store.commit(held, events(1..4), second(2)).await.unwrap();
@@ -319,7 +332,7 @@ pub(super) async fn a_new_sink_starts_with_the_next_event(options: Options) {
 }
 
 pub(super) async fn events_come_in_order_and_again_until_they_are_acknowledged(options: Options) {
-    let store = Store::open(&options).await.unwrap();
+    let store = open(&options).await;
     let held = held(&store).await;
     sinks(&store, &["s"]).await;
     store.commit(held, events(1..4), second(2)).await.unwrap();
@@ -333,7 +346,7 @@ pub(super) async fn events_come_in_order_and_again_until_they_are_acknowledged(o
     assert_eq!(waiting(&store, "s").await, [2, 3]);
     store.close().await;
 
-    let store = Store::open(&options).await.unwrap();
+    let store = open(&options).await;
     assert_eq!(sinks(&store, &["s"]).await, [SinkState::default()]);
     self::held(&store).await;
     assert_eq!(waiting(&store, "s").await, [2, 3]);
@@ -342,7 +355,7 @@ pub(super) async fn events_come_in_order_and_again_until_they_are_acknowledged(o
     store.close().await;
 
     // Positions grow on where nothing is left to tell the last one.
-    let store = Store::open(&options).await.unwrap();
+    let store = open(&options).await;
     sinks(&store, &["s"]).await;
     let held = self::held(&store).await;
     store.commit(held, events(4..5), second(2)).await.unwrap();
@@ -352,7 +365,7 @@ pub(super) async fn events_come_in_order_and_again_until_they_are_acknowledged(o
 }
 
 pub(super) async fn each_sink_has_its_own_cursor(options: Options) {
-    let store = Store::open(&options).await.unwrap();
+    let store = open(&options).await;
     let held = held(&store).await;
     sinks(&store, &["a", "b"]).await;
     store.commit(held, events(1..3), second(2)).await.unwrap();
@@ -362,7 +375,7 @@ pub(super) async fn each_sink_has_its_own_cursor(options: Options) {
 }
 
 pub(super) async fn a_mark_survives_and_the_last_one_counts(options: Options) {
-    let store = Store::open(&options).await.unwrap();
+    let store = open(&options).await;
     let held = held(&store).await;
     sinks(&store, &["s"]).await;
     store.commit(held, events(1..3), second(2)).await.unwrap();
@@ -374,7 +387,7 @@ pub(super) async fn a_mark_survives_and_the_last_one_counts(options: Options) {
             .unwrap();
     }
     store.close().await;
-    let store = Store::open(&options).await.unwrap();
+    let store = open(&options).await;
     let two = SinkState {
         mark: Some(b"two".to_vec()),
     };
@@ -390,7 +403,7 @@ pub(super) async fn a_mark_survives_and_the_last_one_counts(options: Options) {
 }
 
 pub(super) async fn an_old_acknowledgement_changes_nothing(options: Options) {
-    let store = Store::open(&options).await.unwrap();
+    let store = open(&options).await;
     let held = held(&store).await;
     sinks(&store, &["s"]).await;
     store.commit(held, events(1..4), second(2)).await.unwrap();
@@ -404,7 +417,7 @@ pub(super) async fn an_old_acknowledgement_changes_nothing(options: Options) {
 }
 
 pub(super) async fn an_acknowledgement_beyond_the_end_skips_nothing(options: Options) {
-    let store = Store::open(&options).await.unwrap();
+    let store = open(&options).await;
     let held = held(&store).await;
     sinks(&store, &["s"]).await;
     store.acknowledge("s", i64::MAX, None).await.unwrap();
@@ -413,7 +426,7 @@ pub(super) async fn an_acknowledgement_beyond_the_end_skips_nothing(options: Opt
 }
 
 pub(super) async fn a_batch_is_bounded_by_events_and_by_bytes(options: Options) {
-    let store = Store::open(&options).await.unwrap();
+    let store = open(&options).await;
     let held = held(&store).await;
     sinks(&store, &["s"]).await;
     store.commit(held, events(1..6), second(2)).await.unwrap();
@@ -433,7 +446,7 @@ pub(super) async fn a_batch_is_bounded_by_events_and_by_bytes(options: Options) 
 }
 
 pub(super) async fn a_sink_that_is_removed_is_forgotten_and_frees_the_journal(options: Options) {
-    let store = Store::open(&with_limit(&options, 3)).await.unwrap();
+    let store = open(&with_limit(&options, 3)).await;
     let held = held(&store).await;
     sinks(&store, &["fast", "dead"]).await;
     store.commit(held, events(1..4), second(2)).await.unwrap();
@@ -455,7 +468,7 @@ pub(super) async fn a_sink_that_is_removed_is_forgotten_and_frees_the_journal(op
 }
 
 pub(super) async fn an_unknown_sink_is_an_error(options: Options) {
-    let store = Store::open(&options).await.unwrap();
+    let store = open(&options).await;
     sinks(&store, &["s"]).await;
     let unknown = |error| matches!(error, Error::UnknownSink { name } if name == "x");
     assert!(unknown(store.pending("x", 1, 1).await.unwrap_err()));
@@ -464,7 +477,7 @@ pub(super) async fn an_unknown_sink_is_an_error(options: Options) {
 }
 
 pub(super) async fn without_a_sink_events_are_not_kept(options: Options) {
-    let store = Store::open(&with_limit(&options, 2)).await.unwrap();
+    let store = open(&with_limit(&options, 2)).await;
     let held = held(&store).await;
     let commit = Commit {
         events: events(1..9).events,
@@ -479,7 +492,7 @@ pub(super) async fn without_a_sink_events_are_not_kept(options: Options) {
 }
 
 pub(super) async fn a_full_journal_takes_alerts_but_no_events(options: Options) {
-    let store = Store::open(&with_limit(&options, 4)).await.unwrap();
+    let store = open(&with_limit(&options, 4)).await;
     let held = held(&store).await;
     sinks(&store, &["a", "b"]).await;
     store.commit(held, events(1..4), second(2)).await.unwrap();
@@ -517,7 +530,7 @@ pub(super) async fn a_full_journal_takes_alerts_but_no_events(options: Options) 
 }
 
 pub(super) async fn a_backlog_counts_and_dates_what_waits(options: Options) {
-    let store = Store::open(&options).await.unwrap();
+    let store = open(&options).await;
     let held = held(&store).await;
     sinks(&store, &["s"]).await;
     assert_eq!(store.backlog("s").await.unwrap(), Backlog::default());
@@ -542,7 +555,7 @@ pub(super) async fn a_backlog_counts_and_dates_what_waits(options: Options) {
 }
 
 pub(super) async fn the_watch_tells_the_last_position(options: Options) {
-    let store = Store::open(&options).await.unwrap();
+    let store = open(&options).await;
     let held = held(&store).await;
     sinks(&store, &["s"]).await;
     let mut journalled = store.journalled();
@@ -565,7 +578,7 @@ pub(super) async fn the_watch_tells_the_last_position(options: Options) {
 // === the page ===
 
 pub(super) async fn the_page_shows_the_newest_first_and_filters(options: Options) {
-    let store = Store::open(&options).await.unwrap();
+    let store = open(&options).await;
     let mut holds = Vec::new();
     for (account, tenant, search) in [
         ("acme", "client_1", "open"),
@@ -675,7 +688,7 @@ pub(super) async fn the_page_shows_only_searches_that_are_held(options: Options)
         limit: 9,
         ..AlertFilter::default()
     };
-    let store = Store::open(&options).await.unwrap();
+    let store = open(&options).await;
     let held = held(&store).await;
     store
         .commit(held, upserts([alert("a", 1, 1)]), second(2))
@@ -685,7 +698,7 @@ pub(super) async fn the_page_shows_only_searches_that_are_held(options: Options)
     store.release(held).await.unwrap();
     assert_eq!(store.open_alerts(filter.clone()).await.unwrap().len(), 0);
     store.close().await;
-    let store = Store::open(&options).await.unwrap();
+    let store = open(&options).await;
     assert_eq!(store.open_alerts(filter.clone()).await.unwrap().len(), 0);
     self::held(&store).await;
     assert_eq!(store.open_alerts(filter).await.unwrap().len(), 1);
@@ -698,7 +711,7 @@ pub(super) async fn callers_at_the_same_time_all_get_what_they_asked_for(options
     const ROUNDS: u128 = 5;
     // Half of the events find room, and every commit that is refused is refused alone.
     let limit = u64::try_from(CALLERS * ROUNDS / 2).unwrap();
-    let store = Store::open(&with_limit(&options, limit)).await.unwrap();
+    let store = open(&with_limit(&options, limit)).await;
     sinks(&store, &["s"]).await;
     let mut callers = tokio::task::JoinSet::new();
     for caller in 0..CALLERS {
@@ -739,7 +752,7 @@ pub(super) async fn callers_at_the_same_time_all_get_what_they_asked_for(options
 }
 
 pub(super) async fn a_closed_store_says_so(options: Options) {
-    let store = Store::open(&options).await.unwrap();
+    let store = open(&options).await;
     let held = held(&store).await;
     sinks(&store, &["s"]).await;
     let clone = store.clone();

@@ -72,8 +72,10 @@ struct Shared {
     state: Mutex<State>,
     /// Which searches this replica would poll, until the keeper has looked them up.
     wish: Mutex<Option<Vec<SearchKey>>>,
-    /// Grows with every change of `state`.
+    /// Grows with every change of the leases.
     changed: watch::Sender<u64>,
+    /// Grows with everything that happens to the journals.
+    worked: watch::Sender<u64>,
     journalled: watch::Sender<i64>,
     trouble: watch::Sender<Option<String>>,
     /// Has the keeper look at the shares soon.
@@ -94,12 +96,21 @@ pub(super) struct Loan {
     sink: Box<str>,
     number: u64,
     leases: Vec<Held>,
+    inherited: bool,
 }
 
 /// A search that is being taken up.
 struct Taking<'a> {
     shared: &'a Shared,
     key: &'a SearchKey,
+}
+
+/// Looks whether a URL is one, where it can be read.
+pub(super) fn check(url: &SecretSource) -> Result<(), AddressError> {
+    match url.read() {
+        Ok(url) => address::Address::parse(url.expose()).map(drop),
+        Err(_) => Ok(()),
+    }
 }
 
 // === impl Postgres ===
@@ -123,6 +134,7 @@ impl Postgres {
             state: Mutex::new(State::new(journal)),
             wish: Mutex::new(None),
             changed: watch::Sender::new(0),
+            worked: watch::Sender::new(0),
             trouble: watch::Sender::new(None),
             wake: Notify::new(),
             delivered: Notify::new(),
@@ -154,6 +166,16 @@ impl Postgres {
     pub(super) async fn turn(&self, key: &SearchKey) {
         let mut changed = self.shared.changed.subscribe();
         while !self.shared.look(|state| state.granted.contains(key)) {
+            if changed.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Waits until another replica is seen to hold a search.
+    pub(super) async fn elsewhere(&self, key: &SearchKey) {
+        let mut changed = self.shared.changed.subscribe();
+        while !self.shared.look(|state| state.elsewhere.contains(key)) {
             if changed.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
@@ -270,10 +292,10 @@ impl Postgres {
     }
 
     async fn wait_while(&self, condition: impl Fn(&State) -> bool) {
-        let mut changed = self.shared.changed.subscribe();
+        let mut worked = self.shared.worked.subscribe();
         let deadline = Instant::now() + HAND_OVER.min(self.shared.lease);
         while self.shared.look(&condition) {
-            match tokio::time::timeout_at(deadline, changed.changed()).await {
+            match tokio::time::timeout_at(deadline, worked.changed()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(_)) | Err(_) => return,
             }
@@ -318,7 +340,7 @@ impl Postgres {
     ) -> Result<(), Error> {
         self.check_open()?;
         let events = commit.events.len() as u64;
-        let kept = self.shared.update(|state| {
+        let kept = self.shared.work(|state| {
             if !state.is_held(held) {
                 return Err(Error::LeaseLost);
             }
@@ -340,21 +362,25 @@ impl Postgres {
         });
         let done = done.await;
         let refused = matches!(&done, Err(error) if error.is_refusal());
-        let end = self.shared.update(|state| {
+        let (end, lost) = self.shared.work(|state| {
             state.journal.unreserve(events);
-            match &done {
+            let lost = match &done {
                 // Between the answer and now somebody else may have taken the search up.
                 Ok(Some(end)) if kept && events > 0 && state.is_held(held) => {
                     let count = i64::try_from(events).unwrap_or(i64::MAX);
                     state.journal.append(held.row, end - count + 1, count);
+                    false
                 }
-                Ok(Some(_)) => {}
-                Err(_) if refused => {}
+                Ok(Some(_)) => false,
+                Err(_) if refused => false,
                 // It may have been done all the same.
-                Ok(None) | Err(_) => state.lose(held),
-            }
-            state.journal.end()
+                Ok(None) | Err(_) => true,
+            };
+            (state.journal.end(), lost)
         });
+        if lost {
+            self.shared.update(|state| state.lose(held));
+        }
         match done {
             Ok(Some(_)) => {
                 self.shared.tell_sinks(end);
@@ -416,7 +442,7 @@ impl Postgres {
     ) -> Result<Batch, Error> {
         self.check_open()?;
         loop {
-            let (ranges, loan) = self.shared.update(|state| {
+            let (ranges, loan) = self.shared.work(|state| {
                 state.expire();
                 if !state.journal.is_own(sink) {
                     return Err(unknown(sink));
@@ -427,6 +453,7 @@ impl Postgres {
                     sink: sink.into(),
                     number: state.journal.lend(sink, ranges.clone()),
                     leases: leases_of(state, &ranges),
+                    inherited: ranges.iter().any(|range| range.inherited),
                 };
                 Ok((ranges, loan))
             })?;
@@ -436,6 +463,9 @@ impl Postgres {
             let events = self
                 .ask(async |session| delivery::read(session, &ranges, max_bytes).await)
                 .await?;
+            if events.is_empty() && !loan.holds() {
+                continue;
+            }
             if events.is_empty() {
                 // Somebody has removed them from the table.
                 tracing::error!(
@@ -443,7 +473,7 @@ impl Postgres {
                     events = last.place + last.count - first.place,
                     "events are missing from the journal in the database; they are skipped"
                 );
-                self.shared.update(|state| {
+                self.shared.work(|state| {
                     let mark = state.journal.mark(sink);
                     let end = last.place + last.count - 1;
                     state.journal.acknowledge(sink, end, mark);
@@ -462,7 +492,7 @@ impl Postgres {
         mark: Option<Vec<u8>>,
     ) -> Result<(), Error> {
         self.check_open()?;
-        self.shared.update(|state| {
+        self.shared.work(|state| {
             if !state.journal.is_own(sink) {
                 return Err(unknown(sink));
             }
@@ -572,8 +602,15 @@ impl Shared {
     }
 
     fn update<A>(&self, change: impl FnOnce(&mut State) -> A) -> A {
-        let answer = change(&mut lock(&self.state));
+        let answer = self.work(change);
         self.changed.send_modify(|version| *version += 1);
+        answer
+    }
+
+    /// The same where no lease changes: all searches would look up.
+    fn work<A>(&self, change: impl FnOnce(&mut State) -> A) -> A {
+        let answer = change(&mut lock(&self.state));
+        self.worked.send_modify(|version| *version += 1);
         answer
     }
 
@@ -659,12 +696,17 @@ impl Loan {
             leases.all(|held| state.is_held(*held))
         })
     }
+
+    /// Whether somebody else may have delivered some of it already.
+    pub(super) fn is_inherited(&self) -> bool {
+        self.inherited
+    }
 }
 
 impl Drop for Loan {
     fn drop(&mut self) {
         self.shared
-            .update(|state| state.journal.give_back(&self.sink, self.number));
+            .work(|state| state.journal.give_back(&self.sink, self.number));
     }
 }
 

@@ -5,16 +5,15 @@
 #![allow(dead_code, reason = "each test crate uses its own part")]
 
 use std::{
+    collections::BTreeSet,
+    ffi::OsString,
     fs,
     io::Write as _,
     net::{Ipv4Addr, TcpListener},
     os::unix::{fs::chown, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{
-        OnceLock,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Mutex, OnceLock},
     time::Duration,
 };
 
@@ -28,6 +27,9 @@ pub(crate) const PASSWORD: &str = "pw-9Jd-not-to-be-seen-4Qe";
 
 /// Starting it takes a second or two on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Schemas are made so many at once: each run of `psql` takes a while.
+const AT_ONCE: usize = 50;
 
 /// Runs the server until nobody holds the other end of standard input any more. A word there
 /// keeps the data.
@@ -46,7 +48,8 @@ pub(crate) struct Cluster {
     port: u16,
     settings: Vec<&'static str>,
     watcher: Option<Child>,
-    schemas: AtomicUsize,
+    /// Names of empty schemas, and how many there have been.
+    schemas: Mutex<(Vec<String>, usize)>,
 }
 
 /// The server that all tests of this process share, each with tables of its own.
@@ -58,6 +61,11 @@ pub(crate) fn shared() -> &'static Cluster {
 impl Cluster {
     /// Starts one with some settings, and waits until it answers.
     pub(crate) fn start(settings: &[&'static str]) -> Self {
+        Self::start_with(settings, |_| {})
+    }
+
+    /// The same after something was put into its folder.
+    pub(crate) fn start_with(settings: &[&'static str], prepare: impl FnOnce(&Path)) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("opsramp-postgres-")
             .tempdir()
@@ -71,7 +79,7 @@ impl Cluster {
             port: 0,
             settings: settings.to_vec(),
             watcher: None,
-            schemas: AtomicUsize::new(0),
+            schemas: Mutex::default(),
         };
         let password = cluster.folder.join("password");
         fs::write(&password, PASSWORD).unwrap();
@@ -85,6 +93,14 @@ impl Cluster {
             .output()
             .unwrap();
         assert!(made.status.success(), "initdb: {made:?}");
+        let data = cluster.folder.join("data");
+        let found = names_in(&data);
+        prepare(&data);
+        if let Some((user, group)) = nobody() {
+            for new in names_in(&data).difference(&found) {
+                chown(data.join(new), Some(user), Some(group)).unwrap();
+            }
+        }
         // The port may be taken before the server takes it.
         for _ in 0..5 {
             let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
@@ -143,18 +159,30 @@ impl Cluster {
 
     /// The address of an empty database, or of what looks like one to those who use it.
     pub(crate) fn fresh(&self) -> String {
-        let schema = format!("fresh_{}", self.schemas.fetch_add(1, Ordering::Relaxed));
-        self.sql(&format!("CREATE SCHEMA {schema}"));
+        let mut schemas = self.schemas.lock().unwrap();
+        let (unused, made) = &mut *schemas;
+        if unused.is_empty() {
+            unused.extend((*made..*made + AT_ONCE).map(|number| format!("fresh_{number}")));
+            *made += AT_ONCE;
+            let create = unused.iter().map(|name| format!("CREATE SCHEMA {name};"));
+            self.sql(&create.collect::<String>());
+        }
+        let schema = unused.pop().unwrap();
         format!("{}?options=-csearch_path%3D{schema}", self.url())
+    }
+
+    /// The same for a user of its own, who may do nothing else.
+    pub(crate) fn fresh_for(&self, user: &str) -> String {
+        let url = self.fresh();
+        let (_, schema) = url.rsplit_once("%3D").unwrap();
+        self.sql(&format!("CREATE ROLE {user} LOGIN PASSWORD '{PASSWORD}'"));
+        self.sql(&format!("ALTER SCHEMA {schema} OWNER TO {user}"));
+        url.replace(&format!("//{USER}:"), &format!("//{user}:"))
     }
 
     /// The address of the server.
     pub(crate) fn url(&self) -> String {
-        self.url_by_way_of(self.port)
-    }
-
-    /// The same by way of a proxy on the loopback.
-    pub(crate) fn url_by_way_of(&self, port: u16) -> String {
+        let port = self.port;
         format!("postgres://{USER}:{PASSWORD}@127.0.0.1:{port}/postgres")
     }
 
@@ -175,6 +203,13 @@ impl Cluster {
             .unwrap();
         assert!(done.status.success(), "{sql}: {done:?}");
         String::from_utf8(done.stdout).unwrap().trim().to_owned()
+    }
+
+    /// Turns away whoever comes without TLS, from now on.
+    pub(crate) fn require_tls(&self) {
+        let rule = "hostssl all all 127.0.0.1/32 scram-sha-256\n";
+        fs::write(self.folder.join("data/pg_hba.conf"), rule).unwrap();
+        self.sql("SELECT pg_reload_conf()");
     }
 
     /// What the server says.
@@ -204,6 +239,11 @@ impl Drop for Cluster {
             fs::remove_dir_all(&self.folder).ok();
         }
     }
+}
+
+fn names_in(folder: &Path) -> BTreeSet<OsString> {
+    let entries = fs::read_dir(folder).unwrap();
+    entries.map(|entry| entry.unwrap().file_name()).collect()
 }
 
 /// Where Debian puts the server's programs: not on the search path.

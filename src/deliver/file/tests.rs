@@ -206,6 +206,17 @@ fn what_was_in_the_file_before_stays_and_an_unfinished_line_gets_its_end() {
     );
 }
 
+#[test]
+fn what_a_former_holder_may_have_written_is_looked_for_before_what_is_settled() {
+    let mut world = World::with_events(4);
+    world.deliver(3);
+    let waiting = [world.events[1].clone(), world.events[3].clone()];
+    world.sink.look_back();
+    let progress = world.sink.deliver(&waiting);
+    assert_eq!(progress.settled, 2);
+    assert_eq!(world.content(), world.expected());
+}
+
 /// The heart of it: killed after any byte of a batch, with or without a batch before it.
 #[test]
 fn a_batch_torn_at_any_byte_is_completed_and_nothing_is_written_twice() {

@@ -140,7 +140,7 @@ fn step() -> impl Strategy<Value = Step> {
 async fn history(options: &Options, steps: Vec<Step>) {
     let mut model = Model::default();
     let mut run = Run {
-        store: Store::open(options).await.unwrap(),
+        store: open(options).await,
         holds: BTreeMap::new(),
         stale: Vec::new(),
         batches: BTreeMap::new(),
@@ -173,7 +173,7 @@ async fn history(options: &Options, steps: Vec<Step>) {
             Step::Reopen => {
                 run.check(&mut model).await;
                 run.store.close().await;
-                run.store = Store::open(options).await.unwrap();
+                run.store = open(options).await;
                 run.open_again(&mut model).await;
             }
         }

@@ -337,10 +337,9 @@ impl Failure {
         self.state().is_some()
     }
 
-    /// Whether it is the URL's or its secret's fault, so that trying again is of no use.
-    #[must_use]
-    pub fn is_configuration(&self) -> bool {
-        matches!(self, Self::Address(_))
+    /// Whether it may go by itself, or with another secret.
+    pub(in crate::store) fn is_passing(&self) -> bool {
+        !matches!(self, Self::Address(_) | Self::Newer { .. } | Self::Closed)
     }
 
     /// Whether the server refused one statement, and takes others on the same connection.

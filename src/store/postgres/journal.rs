@@ -19,6 +19,9 @@ pub(super) struct Range {
     pub(super) first: i64,
     /// How many.
     pub(super) count: i64,
+    /// Whether they were there when the search was taken up: whoever held it before, an earlier
+    /// process in this one's place for instance, may have delivered them and not said so.
+    pub(super) inherited: bool,
 }
 
 /// What this process knows.
@@ -154,6 +157,7 @@ impl Journal {
             row,
             first,
             count,
+            inherited: false,
         };
         self.end += count;
         for sink in self.sinks.values_mut() {
@@ -195,6 +199,7 @@ impl Journal {
                 row,
                 first: from + 1,
                 count: end - from,
+                inherited: true,
             });
         }
     }
@@ -346,6 +351,7 @@ impl Sink {
         self.waiting += range.count.unsigned_abs();
         if let Some(last) = self.queue.back_mut()
             && last.row == range.row
+            && last.inherited == range.inherited
             && last.first + last.count == range.first
             && last.place + last.count == range.place
         {

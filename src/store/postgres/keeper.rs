@@ -187,6 +187,9 @@ async fn share_out(shared: &Shared) -> Result<(), Failure> {
         owners.push((row.try_get(0)?, holder));
     }
     shared.update(|state| {
+        let elsewhere = owners.iter().filter(|(_, it)| *it == Holder::Another);
+        let elsewhere = elsewhere.filter_map(|(row, _)| state.wanted.get(row));
+        state.elsewhere = elsewhere.cloned().collect();
         state.survey(&mut survey, owners);
         let decision = shares::decide(&survey, me, shared.lease * 2);
         let keys = decision.take.iter().filter_map(|row| state.wanted.get(row));

@@ -29,6 +29,8 @@ pub(super) struct State {
     pub(super) wanted: HashMap<i64, SearchKey>,
     /// Those that it may take up now.
     pub(super) granted: HashSet<SearchKey>,
+    /// Those that another replica holds.
+    pub(super) elsewhere: HashSet<SearchKey>,
     /// Those that it is taking up.
     pub(super) taking: HashSet<SearchKey>,
     holds: HashMap<i64, Hold>,
@@ -55,6 +57,7 @@ impl State {
             sinks: None,
             wanted: HashMap::new(),
             granted: HashSet::new(),
+            elsewhere: HashSet::new(),
             taking: HashSet::new(),
             holds: HashMap::new(),
             journal,

@@ -1,9 +1,14 @@
-use std::time::Duration;
+use std::{fs, os::unix::fs::PermissionsExt as _, time::Duration};
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
 use super::*;
 use crate::{
     secret::Secret,
-    store::{Options, conformance},
+    store::{
+        Options, Store,
+        conformance::{self, alert, event, events, key, second},
+    },
 };
 
 #[path = "../../../tests/support/postgres.rs"]
@@ -11,17 +16,285 @@ mod server;
 
 const LEASE: Duration = Duration::from_secs(15);
 
+/// Long enough for a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 fn fresh() -> (Options, ()) {
-    (options(&server::shared().fresh(), "node"), ())
+    (options(&server::shared().fresh(), "node", LEASE), ())
 }
 
-fn options(url: &str, node: &str) -> Options {
+fn options(url: &str, node: &str, lease: Duration) -> Options {
     Options::Postgres {
         url: SecretSource::Value(Secret::new(url)),
-        lease: LEASE,
+        lease,
         node: node.to_owned(),
         journal_limit: 1000,
     }
 }
 
 conformance::suite!(fresh);
+
+async fn open(url: &str, node: &str, lease: Duration) -> Store {
+    Store::open(&options(url, node, lease)).await.unwrap()
+}
+
+/// A store that behaves like one whose process is stopped: it renews nothing.
+async fn stalled(url: &str, lease: Duration) -> Store {
+    let store = open(url, "stalled", lease).await;
+    let Store::Postgres(postgres) = &store else {
+        panic!("{store:?}");
+    };
+    for it in lock(&postgres.shared.loops).iter().flatten() {
+        it.abort();
+    }
+    store
+}
+
+fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(ToString::to_string).collect()
+}
+
+fn a_search() -> SearchKey {
+    key("acme", "client_1", "open")
+}
+
+/// Takes a search up as soon as nobody else has it.
+async fn take_over(store: &Store) -> Loaded {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match store.take_up(&a_search(), second(9)).await {
+            Ok(loaded) => return loaded,
+            Err(Error::HeldElsewhere) => {}
+            Err(error) => panic!("{error:?}"),
+        }
+        assert!(Instant::now() < deadline, "it is never free");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn told(batch: &Batch) -> Vec<u128> {
+    let events = batch.events.iter();
+    events.map(|it| it.event.event_id.as_u128()).collect()
+}
+
+/// What went wrong, with its causes.
+fn text(error: &Error) -> String {
+    match error {
+        Error::Backend(error) => chain(error.downcast_ref::<Failure>().unwrap()),
+        error => error.to_string(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_that_start_at_once_make_the_tables_once() {
+    let url = server::shared().fresh();
+    let stores = (0..8).map(|number| {
+        let url = url.clone();
+        async move { open(&url, &number.to_string(), LEASE).await }
+    });
+    for store in futures_util::future::join_all(stores).await {
+        store.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_slept_past_its_lease_commits_and_delivers_nothing() {
+    let url = server::shared().fresh();
+    let lease = Duration::from_secs(1);
+    let first = stalled(&url, lease).await;
+    first.set_sinks(names(&["s"])).await.unwrap();
+    let slept = first.take_up(&a_search(), second(1)).await.unwrap().held;
+    first.commit(slept, events(1..3), second(2)).await.unwrap();
+    let batch = first.pending("s", 9, usize::MAX).await.unwrap();
+    assert!(batch.claim.holds());
+
+    let other = open(&url, "other", LEASE).await;
+    other.set_sinks(names(&["s"])).await.unwrap();
+    let loaded = take_over(&other).await;
+    assert!(loaded.held.epoch > slept.epoch);
+    other
+        .commit(loaded.held, events(3..4), second(3))
+        .await
+        .unwrap();
+
+    assert!(!batch.claim.holds());
+    let refused = first.commit(slept, events(4..5), second(3)).await;
+    assert!(matches!(refused, Err(Error::LeaseLost)), "{refused:?}");
+    let nothing = first.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&nothing), [0; 0]);
+    // What it says now of its delivery comes too late.
+    let last = batch.events.last().unwrap().position;
+    first.acknowledge("s", last, None).await.unwrap();
+    let taken_over = other.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&taken_over), [1, 2, 3]);
+    first.release(slept).await.unwrap();
+    other
+        .commit(loaded.held, events(5..6), second(3))
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_holder_goes_on_where_the_last_one_was() {
+    let url = server::shared().fresh();
+    let first = open(&url, "first", LEASE).await;
+    let second_replica = open(&url, "second", LEASE).await;
+    for store in [&first, &second_replica] {
+        store.set_sinks(names(&["s"])).await.unwrap();
+    }
+    let held = first.take_up(&a_search(), second(1)).await.unwrap().held;
+    let elsewhere = second_replica.take_up(&a_search(), second(1)).await;
+    assert!(
+        matches!(elsewhere, Err(Error::HeldElsewhere)),
+        "{elsewhere:?}"
+    );
+    let mut commit = events(1..4);
+    commit.upserts.push(alert("a", 1, 10));
+    first.commit(held, commit, second(2)).await.unwrap();
+    let batch = first.pending("s", 2, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [1, 2]);
+    let last = batch.events[1].position;
+    first.acknowledge("s", last, None).await.unwrap();
+    drop(batch);
+    // It leaves without ado: what it has not delivered is left to the other.
+    first.close().await;
+    let loaded = take_over(&second_replica).await;
+    assert_eq!(loaded.alerts, [alert("a", 1, 10)]);
+    let rest = second_replica.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&rest), [3]);
+    assert!(rest.claim.is_inherited());
+    assert_eq!(rest.events[0].event, event(3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_that_is_given_back_is_delivered_first() {
+    let (options, ()) = fresh();
+    let store = Store::open(&options).await.unwrap();
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+    let giving = tokio::spawn({
+        let store = store.clone();
+        async move { store.release(held).await }
+    });
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [1, 2]);
+    assert!(!giving.is_finished());
+    let last = batch.events[1].position;
+    store.acknowledge("s", last, None).await.unwrap();
+    drop(batch);
+    giving.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_another_replica_names_keeps_its_part_of_the_journal() {
+    let url = server::shared().fresh();
+    let old = open(&url, "old", LEASE).await;
+    let new = open(&url, "new", LEASE).await;
+    old.set_sinks(names(&["s"])).await.unwrap();
+    new.set_sinks(names(&["s", "t"])).await.unwrap();
+    let held = old.take_up(&a_search(), second(1)).await.unwrap().held;
+    old.commit(held, events(1..3), second(2)).await.unwrap();
+    let batch = old.pending("s", 9, usize::MAX).await.unwrap();
+    let last = batch.events[1].position;
+    old.acknowledge("s", last, None).await.unwrap();
+    drop(batch);
+    old.close().await;
+    take_over(&new).await;
+    let waiting = new.pending("t", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&waiting), [1, 2]);
+    let nothing = new.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&nothing), [0; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_server_refuses_is_told_without_the_password() {
+    let url = server::shared().fresh();
+    let wrong = url.replace(server::PASSWORD, "hunter2");
+    let error = Store::open(&options(&wrong, "node", LEASE))
+        .await
+        .unwrap_err();
+    let why = text(&error);
+    assert!(why.contains("password authentication failed"), "{why}");
+    assert!(!why.contains("hunter2") && error.is_passing(), "{why}");
+
+    let store = open(&url, "node", LEASE).await;
+    store.close().await;
+    let schema = url.rsplit_once("%3D").unwrap().1;
+    server::shared().sql(&format!(
+        "UPDATE {schema}.opsramp_exporter_schema SET version = 999"
+    ));
+    let newer = Store::open(&options(&url, "node", LEASE))
+        .await
+        .unwrap_err();
+    assert!(text(&newer).contains("schema 999"), "{newer:?}");
+    assert!(!newer.is_passing());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_is_as_strict_as_the_url_says() {
+    let authority = || {
+        let mut parameters = CertificateParams::new(Vec::new()).unwrap();
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let certificate = parameters.self_signed(&key).unwrap();
+        (certificate, Issuer::new(parameters, key))
+    };
+    let ((root, issuer), (other_root, _)) = (authority(), authority());
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(vec!["localhost".to_owned()])
+        .unwrap()
+        .signed_by(&key, &issuer)
+        .unwrap();
+    let cluster = tokio::task::spawn_blocking(move || {
+        server::Cluster::start_with(&["fsync=off", "ssl=on"], |data| {
+            for (name, pem) in [
+                ("server.crt", certificate.pem()),
+                ("server.key", key.serialize_pem()),
+            ] {
+                let path = data.join(name);
+                fs::write(&path, pem).unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            }
+        })
+    });
+    let cluster = cluster.await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let roots = |name: &str, pem: String| {
+        let path = folder.path().join(name);
+        fs::write(&path, pem).unwrap();
+        path.display().to_string()
+    };
+    let (root, other_root) = (roots("a.pem", root.pem()), roots("b.pem", other_root.pem()));
+    // Whoever comes without TLS is turned away.
+    cluster.require_tls();
+    let url = cluster.url();
+    let named = url.replace("127.0.0.1", "localhost");
+    for (url, expected) in [
+        (format!("{url}?sslmode=prefer"), Ok(())),
+        (format!("{url}?sslmode=require"), Ok(())),
+        (
+            format!("{named}?sslmode=verify-full&sslrootcert={root}"),
+            Ok(()),
+        ),
+        (format!("{url}?sslmode=disable"), Err("no encryption")),
+        (
+            format!("{url}?sslmode=verify-full&sslrootcert={root}"),
+            Err("not valid for name"),
+        ),
+        (
+            format!("{named}?sslmode=verify-full&sslrootcert={other_root}"),
+            Err("invalid peer certificate"),
+        ),
+        (format!("{named}?sslmode=verify-full"), Err("certificate")),
+    ] {
+        let opened = Store::open(&options(&url, "node", LEASE)).await;
+        match (opened, expected) {
+            (Ok(store), Ok(())) => store.close().await,
+            (Err(error), Err(why)) => {
+                assert!(text(&error).contains(why), "{url}: {}", text(&error));
+            }
+            (opened, expected) => panic!("{url}: {opened:?}, not {expected:?}"),
+        }
+    }
+}

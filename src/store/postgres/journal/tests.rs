@@ -16,6 +16,14 @@ fn range(place: i64, row: i64, first: i64, count: i64) -> Range {
         row,
         first,
         count,
+        inherited: false,
+    }
+}
+
+fn inherited(place: i64, row: i64, first: i64, count: i64) -> Range {
+    Range {
+        inherited: true,
+        ..range(place, row, first, count)
     }
 }
 
@@ -55,11 +63,12 @@ fn what_follows_is_one_range_and_a_batch_may_end_within_it() {
 fn a_search_is_taken_up_where_each_sink_has_come_to() {
     let mut journal = journal(&["fast", "slow"]);
     journal.adopt(A, 10, &progress(&[("fast", 9), ("slow", 4)]));
-    assert_eq!(journal.next("slow", 99), [range(1001, A, 5, 6)]);
+    assert_eq!(journal.next("slow", 99), [inherited(1001, A, 5, 6)]);
     // The same event has the same place for both.
-    assert_eq!(journal.next("fast", 99), [range(1006, A, 10, 1)]);
+    assert_eq!(journal.next("fast", 99), [inherited(1006, A, 10, 1)]);
     journal.append(A, 11, 1);
-    assert_eq!(journal.next("fast", 99), [range(1006, A, 10, 2)]);
+    let both = [inherited(1006, A, 10, 1), range(1007, A, 11, 1)];
+    assert_eq!(journal.next("fast", 99), both);
     assert_eq!(journal.end(), 1007);
 }
 
@@ -76,11 +85,11 @@ fn what_was_delivered_while_the_search_was_lost_is_not_delivered_again() {
     assert!(!journal.is_lent(A));
     // The server has not heard of it, and the search comes back.
     journal.adopt(A, 3, &progress(&[("s", 0)]));
-    assert_eq!(journal.next("s", 99), [range(1004, A, 3, 1)]);
+    assert_eq!(journal.next("s", 99), [inherited(1004, A, 3, 1)]);
     assert_eq!(journal.unsaved("s").positions, [(A, 2)]);
     // Others have come further since.
     journal.adopt(A, 9, &progress(&[("s", 8)]));
-    assert_eq!(journal.next("s", 99), [range(1005, A, 9, 1)]);
+    assert_eq!(journal.next("s", 99), [inherited(1005, A, 9, 1)]);
     assert_eq!(journal.unsaved("s").positions, []);
 }
 
@@ -132,7 +141,7 @@ fn what_is_being_delivered_while_the_search_is_taken_up_again_counts() {
     journal.give_back("s", loan + 1);
     assert!(journal.is_lent(A));
     journal.acknowledge("s", 1002, None);
-    let left = [range(1004, B, 1, 1), range(1007, A, 3, 1)];
+    let left = [range(1004, B, 1, 1), inherited(1007, A, 3, 1)];
     assert_eq!(journal.next("s", 99), left);
     assert_eq!(journal.backlog("s"), Some((2, Some((B, 1)))));
     journal.give_back("s", loan);

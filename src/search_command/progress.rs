@@ -1,0 +1,131 @@
+//! How far a long read has come: a bar on one line of standard error, wiped in the end.
+
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::plain;
+use crate::{cli::Output, opsramp::Page};
+
+/// Characters of the bar between its brackets.
+const WIDTH: u64 = 20;
+
+/// The longest name that is shown: the whole line stays below 80 columns, for one that wraps cannot
+/// be wiped.
+const MAX_NAME: usize = 16;
+
+/// Only for people: where standard error goes to a file, nothing is written.
+pub(super) struct Progress {
+    wanted: bool,
+    shown: bool,
+    /// Of the tenant's first request.
+    begun: Instant,
+    /// Alerts of the tenant so far.
+    read: u64,
+}
+
+// === impl Progress ===
+
+impl Progress {
+    pub(super) fn new(output: Output) -> Self {
+        // Results that run over the same terminal are progress enough.
+        let results_pass_by = output != Output::Table && io::stdout().is_terminal();
+        let is_dumb = std::env::var_os("TERM").is_none_or(|terminal| terminal == "dumb");
+        Self {
+            wanted: io::stderr().is_terminal() && !results_pass_by && !is_dumb,
+            shown: false,
+            begun: Instant::now(),
+            read: 0,
+        }
+    }
+
+    /// The next tenant is asked.
+    pub(super) fn begin(&mut self) {
+        self.begun = Instant::now();
+        self.read = 0;
+    }
+
+    /// A page was read. A single one is no long read.
+    pub(super) fn show(&mut self, tenant: &str, page: &Page<'_>) {
+        self.read += page.raw.len() as u64;
+        if self.wanted && page.next_page.is_some() {
+            let line = line(tenant, self.read, page.total_results, self.begun.elapsed());
+            write(&format!("\r\x1b[K{line}"));
+            self.shown = true;
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if self.shown {
+            write("\r\x1b[K");
+        }
+    }
+}
+
+fn line(tenant: &str, read: u64, total: u64, elapsed: Duration) -> String {
+    let mut name: String = plain(tenant).chars().take(MAX_NAME).collect();
+    if tenant.chars().count() > MAX_NAME {
+        name.pop();
+        name.push('…');
+    }
+    // Alerts that open meanwhile can make it more than there were.
+    let total = total.max(read).max(1);
+    let full = (read * WIDTH / total) as usize;
+    let bar = "#".repeat(full) + &"-".repeat(WIDTH as usize - full);
+    let mut line = format!("{name} [{bar}] {read} of {total}");
+    if read > 0 {
+        let left = elapsed.as_secs_f64() / read as f64 * (total - read) as f64;
+        // A guess: where the allowance is used up, the read rests for up to a minute.
+        match left as u64 {
+            0 => {}
+            seconds @ 1..100 => line.push_str(&format!(", about {seconds} s left")),
+            seconds => line.push_str(&format!(", about {} min left", seconds.div_ceil(60))),
+        }
+    }
+    line
+}
+
+fn write(text: &str) {
+    // It is a courtesy; the results are what counts.
+    io::stderr().write_all(text.as_bytes()).ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_bar_tells_how_far_it_is_and_how_long_it_takes() {
+        let seconds = Duration::from_secs;
+        assert_eq!(
+            line("retail", 250, 1_000, seconds(10)),
+            "retail [#####---------------] 250 of 1000, about 30 s left"
+        );
+        assert_eq!(
+            line("retail", 1_000, 100_000, seconds(5)),
+            "retail [--------------------] 1000 of 100000, about 9 min left"
+        );
+        assert_eq!(
+            line("re\x1btail", 7, 5, seconds(5)),
+            "re tail [####################] 7 of 7"
+        );
+        assert_eq!(
+            line("retail", 0, 0, seconds(0)),
+            "retail [--------------------] 0 of 1"
+        );
+    }
+
+    #[test]
+    fn it_does_not_wrap() {
+        let days = Duration::from_secs(1_000_000);
+        let line = line(&"tenant".repeat(9), 900_000, 1_000_000, days);
+        assert!(line.starts_with("tenanttenantten… ["), "{line}");
+        assert!(line.ends_with(", about 1852 min left"), "{line}");
+        assert!(line.chars().count() < 80, "{line}");
+    }
+}

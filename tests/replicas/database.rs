@@ -1,0 +1,246 @@
+//! The database is not there, goes away, comes back.
+
+use std::{collections::BTreeSet, net::Ipv4Addr};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{OwnedReadHalf, OwnedWriteHalf},
+    },
+    sync::watch,
+};
+
+use crate::{
+    exporter::{Exporter, Members, Metrics, Place, eventually},
+    opsramp,
+    postgres::{self, Cluster},
+    replica,
+};
+
+fn all_is_well(metrics: &Metrics) -> bool {
+    metrics.sum("opsramp_up{") == 1.0
+}
+
+async fn wait_for_lines(place: &Place, count: usize) {
+    eventually("the lines are there", async || {
+        place.lines_of("alerts.jsonl").len() == count
+    })
+    .await;
+}
+
+/// Waits until it says why it is not ready.
+async fn wait_until_not_ready(exporter: &Exporter) -> String {
+    eventually("it is not ready", async || {
+        exporter.get("/-/ready").await.0 == 503
+    })
+    .await;
+    exporter.get("/-/ready").await.1
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_goes_away_pauses_polling_and_loses_nothing() {
+    let mut cluster = tokio::task::spawn_blocking(|| Cluster::start(&["fsync=off"]))
+        .await
+        .unwrap();
+    let opsramp = opsramp(1).await;
+    let place = replica(&opsramp, 1, 1, &cluster.fresh());
+    let exporter = place.start().await;
+    exporter.wait_for("it polls", all_is_well).await;
+    wait_for_lines(&place, 2).await;
+
+    cluster.stop();
+    opsramp.open_many(&crate::tenant(0), 3).unwrap();
+    exporter
+        .wait_for("the lease has ended", |metrics| {
+            metrics.sum("opsramp_lease_held{") == 0.0
+        })
+        .await;
+    let why = wait_until_not_ready(&exporter).await;
+    assert!(why.contains("cannot connect to the database"), "{why}");
+    assert_eq!(exporter.get("/-/healthy").await.0, 200);
+    assert_eq!(place.lines_of("alerts.jsonl").len(), 2);
+
+    assert!(cluster.go_on());
+    exporter.wait_for("it polls again", all_is_well).await;
+    wait_for_lines(&place, 5).await;
+    eventually("it is ready", async || {
+        exporter.get("/-/ready").await.0 == 200
+    })
+    .await;
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_starts_without_the_database_and_waits() {
+    let mut cluster = tokio::task::spawn_blocking(|| Cluster::start(&["fsync=off"]))
+        .await
+        .unwrap();
+    let opsramp = opsramp(1).await;
+    let place = replica(&opsramp, 1, 1, &cluster.fresh());
+    cluster.stop();
+    let exporter = place.start().await;
+    assert_eq!(exporter.get("/-/healthy").await.0, 200);
+    exporter.metrics().await;
+    let (status, why) = exporter.get("/-/ready").await;
+    assert_eq!(status, 503);
+    assert!(why.contains("cannot connect to the database"), "{why}");
+    assert!(cluster.go_on());
+    exporter.wait_for("it polls", all_is_well).await;
+    wait_for_lines(&place, 2).await;
+    exporter.stop().await;
+
+    // Whoever waits can be stopped.
+    cluster.stop();
+    let waiting = place.start().await;
+    waiting.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_only_reads_is_named_and_recovered_from() {
+    let cluster = tokio::task::spawn_blocking(|| Cluster::start(&["fsync=off"]))
+        .await
+        .unwrap();
+    let opsramp = opsramp(1).await;
+    let place = replica(&opsramp, 1, 1, &cluster.fresh());
+    let exporter = place.start().await;
+    exporter.wait_for("it polls", all_is_well).await;
+    // As a standby, or a database whose disk is full.
+    cluster.sql("ALTER SYSTEM SET default_transaction_read_only = on");
+    cluster.sql("SELECT pg_reload_conf()");
+    opsramp.open_many(&crate::tenant(0), 3).unwrap();
+    exporter
+        .wait_for("the lease has ended", |metrics| {
+            metrics.sum("opsramp_lease_held{") == 0.0
+        })
+        .await;
+    let why = wait_until_not_ready(&exporter).await;
+    assert!(why.contains("does not allow writes"), "{why}");
+    cluster.sql("ALTER SYSTEM RESET default_transaction_read_only");
+    cluster.sql("SELECT pg_reload_conf()");
+    exporter.wait_for("it polls again", all_is_well).await;
+    wait_for_lines(&place, 5).await;
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_url_that_is_none_is_a_mistake_of_the_configuration() {
+    let opsramp = opsramp(1).await;
+    let url = format!("mysql://u:{}@h/d", postgres::PASSWORD);
+    let place = replica(&opsramp, 1, 1, &url);
+    place.write();
+    let ended = place.run(place.command()).await;
+    assert_eq!(ended.status.code(), Some(2));
+    let told = ended.stderr.join("\n");
+    assert!(
+        told.contains("the URL of the database cannot be read"),
+        "{told}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_without_a_connection_left_is_waited_for() {
+    let cluster = tokio::task::spawn_blocking(|| Cluster::start(&["fsync=off"]))
+        .await
+        .unwrap();
+    let opsramp = opsramp(1).await;
+    let limited = cluster.fresh_for("limited");
+    let place = replica(&opsramp, 1, 1, &limited);
+    let exporter = place.start().await;
+    exporter.wait_for("it polls", all_is_well).await;
+    cluster.sql("ALTER ROLE limited CONNECTION LIMIT 0");
+    cluster.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'limited'");
+    opsramp.open_many(&crate::tenant(0), 3).unwrap();
+    let why = wait_until_not_ready(&exporter).await;
+    assert!(why.contains("too many connections"), "{why}");
+    cluster.sql("ALTER ROLE limited CONNECTION LIMIT -1");
+    wait_for_lines(&place, 5).await;
+    exporter.wait_for("it polls again", all_is_well).await;
+    exporter.stop().await;
+}
+
+/// Passes bytes on to a server, and at times none, without a word to either side.
+struct Cable {
+    port: u16,
+    cut: watch::Sender<bool>,
+}
+
+impl Cable {
+    async fn to(server: u16) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let cut = watch::Sender::new(false);
+        let watched = cut.subscribe();
+        tokio::spawn(async move {
+            while let Ok((client, _)) = listener.accept().await {
+                let watched = watched.clone();
+                tokio::spawn(async move {
+                    let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, server)).await else {
+                        return;
+                    };
+                    let (from_client, to_client) = client.into_split();
+                    let (from_server, to_server) = server.into_split();
+                    tokio::join!(
+                        pass_on(from_client, to_server, watched.clone()),
+                        pass_on(from_server, to_client, watched),
+                    );
+                });
+            }
+        });
+        Self { port, cut }
+    }
+}
+
+async fn pass_on(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut cut: watch::Receiver<bool>) {
+    let mut bytes = vec![0; 16 << 10];
+    while let Ok(length @ 1..) = from.read(&mut bytes).await {
+        // It comes late, as packets do that are sent again.
+        if cut.wait_for(|cut| !cut).await.is_err() || to.write_all(&bytes[..length]).await.is_err()
+        {
+            return;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_is_cut_off_is_replaced_and_comes_back() {
+    const SEARCHES: usize = 4;
+    let cluster = postgres::shared();
+    let opsramp = opsramp(1).await;
+    let cable = Cable::to(cluster.port()).await;
+    let database = cluster.fresh();
+    let own = format!(":{}/", cluster.port());
+    let by_cable = database.replace(&own, &format!(":{}/", cable.port));
+    let places = [
+        replica(&opsramp, 1, SEARCHES, &by_cable),
+        replica(&opsramp, 1, SEARCHES, &database),
+    ];
+    let (cut_off, other) = (places[0].start().await, places[1].start().await);
+    let holds =
+        |count: usize| move |metrics: &Metrics| metrics.sum("opsramp_lease_held{") == count as f64;
+    for replica in [&cut_off, &other] {
+        replica.wait_for("shares are even", holds(2)).await;
+    }
+    cable.cut.send_replace(true);
+    opsramp.open_many(&crate::tenant(0), 3).unwrap();
+    other.wait_for("it has taken over", holds(SEARCHES)).await;
+    cut_off.wait_for("it holds nothing", holds(0)).await;
+    let why = wait_until_not_ready(&cut_off).await;
+    assert!(why.contains("the database has not answered"), "{why}");
+    assert_eq!(cut_off.get("/-/healthy").await.0, 200);
+    cable.cut.send_replace(false);
+    for replica in [&cut_off, &other] {
+        replica.wait_for("shares are even again", holds(2)).await;
+    }
+    let told = || {
+        let lines = places
+            .iter()
+            .flat_map(|place| place.lines_of("alerts.jsonl"));
+        let ids = lines.map(|line| Members::parse(&line).text("event_id").to_owned());
+        ids.collect::<BTreeSet<String>>().len()
+    };
+    eventually("all is told", async || told() == 5 * SEARCHES).await;
+    for replica in [cut_off, other] {
+        replica.stop().await;
+    }
+}

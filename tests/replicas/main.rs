@@ -1,0 +1,54 @@
+//! Several replicas of the real binary on a real PostgreSQL server: they share the searches out,
+//! die, sleep, lose the database, and no alert's line is lost.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test that cannot go on stops"
+)]
+
+mod database;
+#[path = "../support/exporter.rs"]
+mod exporter;
+#[path = "../support/postgres.rs"]
+mod postgres;
+mod shares;
+mod survive;
+
+use opsramp_exporter::simulator::{Simulator, TenantOptions};
+use serde_json::json;
+
+use crate::exporter::{Place, opsramp_with};
+
+/// Long enough for a busy machine, short enough for a test.
+const LEASE: &str = "3s";
+
+/// An OpsRamp with so many tenants, each with a few open alerts.
+async fn opsramp(tenants: usize) -> Simulator {
+    let tenants = (0..tenants).map(|number| TenantOptions {
+        id: tenant(number),
+        alerts: 2,
+        ..TenantOptions::default()
+    });
+    let tenants: Vec<_> = tenants.collect();
+    opsramp_with(0, |options| options.tenants = tenants).await
+}
+
+fn tenant(number: usize) -> String {
+    format!("client_{number}")
+}
+
+/// A replica's place: what differs from another's is its folder, with its log file.
+fn replica(opsramp: &Simulator, tenants: usize, searches: usize, database: &str) -> Place {
+    let mut place = Place::new(&opsramp.url()).with_file_sink();
+    place.secrets.push(postgres::PASSWORD.to_owned());
+    let tenants: Vec<String> = (0..tenants).map(tenant).collect();
+    place.config["accounts"][0]["tenants"] = json!(tenants);
+    let searches =
+        (0..searches).map(|number| json!({"name": number.to_string(), "interval": "500ms"}));
+    place.config["searches"] = searches.collect();
+    place.config["log"]["events"] = json!(["opened"]);
+    place.config["state"] = json!({"postgres": {"url": database, "lease": LEASE}});
+    place
+}

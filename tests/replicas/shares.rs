@@ -1,0 +1,103 @@
+//! Who polls how many searches.
+
+use futures_util::future::join_all;
+use tokio::time::Instant;
+
+use crate::{
+    exporter::{Exporter, PATIENCE, Place},
+    opsramp, postgres, replica,
+};
+
+const TENANTS: usize = 20;
+const SEARCHES: usize = 5;
+
+/// How many searches each replica says that it holds.
+async fn held(replicas: &[Exporter]) -> Vec<usize> {
+    let counts = replicas.iter().map(async |replica| {
+        let metrics = replica.metrics().await;
+        metrics
+            .with("opsramp_lease_held{")
+            .filter(|(_, held)| *held == 1.0)
+            .count()
+    });
+    join_all(counts).await
+}
+
+/// Waits until every search is held once and the shares are within one of even.
+async fn wait_until_even(replicas: &[Exporter]) {
+    let began = Instant::now();
+    let all = TENANTS * SEARCHES;
+    let floor = all / replicas.len();
+    loop {
+        let held = held(replicas).await;
+        let even = held.iter().all(|held| (floor..=floor + 1).contains(held));
+        if even && held.iter().sum::<usize>() == all {
+            eprintln!("{held:?} after {:?}", began.elapsed());
+            return;
+        }
+        assert!(
+            began.elapsed() < PATIENCE,
+            "still not even: {held:?}; the first said {:#?}",
+            replicas[0].stderr.lines()
+        );
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shares_are_even_whoever_comes_and_goes() {
+    let opsramp = opsramp(TENANTS).await;
+    let database = postgres::shared().fresh();
+    let places: Vec<Place> = (0..5)
+        .map(|_| replica(&opsramp, TENANTS, SEARCHES, &database))
+        .collect();
+    let mut replicas = join_all(places[..2].iter().map(Place::start)).await;
+    wait_until_even(&replicas).await;
+    replicas.extend(join_all(places[2..].iter().map(Place::start)).await);
+    wait_until_even(&replicas).await;
+
+    // One leaves, and one dies.
+    replicas.pop().unwrap().stop().await;
+    wait_until_even(&replicas).await;
+    replicas.pop().unwrap().kill().await;
+    wait_until_even(&replicas).await;
+
+    // Gauges of a search are its holder's alone, so that they sum up.
+    let mut polled = 0.0;
+    for replica in &replicas {
+        replica
+            .wait_for("every search that is held was polled", |metrics| {
+                let held = metrics.sum("opsramp_lease_held{");
+                held > 0.0 && metrics.sum("opsramp_up{") == held
+            })
+            .await;
+        polled += replica.metrics().await.sum("opsramp_search_total_results{");
+        assert_eq!(replica.get("/-/ready").await.0, 200);
+    }
+    assert_eq!(polled, (TENANTS * SEARCHES * 2) as f64);
+    for replica in replicas {
+        replica.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_with_nothing_left_to_hold_is_ready_and_takes_over() {
+    let opsramp = opsramp(1).await;
+    let database = postgres::shared().fresh();
+    let places = [(); 2].map(|()| replica(&opsramp, 1, 1, &database));
+    let first = places[0].start().await;
+    let holds = |metrics: &crate::exporter::Metrics| metrics.sum("opsramp_lease_held{") == 1.0;
+    first.wait_for("the first holds it", holds).await;
+    let second = places[1].start().await;
+    crate::exporter::eventually("the second is ready", async || {
+        second.get("/-/ready").await.0 == 200
+    })
+    .await;
+    let metrics = second.metrics().await;
+    assert_eq!(metrics.with("opsramp_lease_held{").count(), 1);
+    assert_eq!(metrics.sum("opsramp_lease_held{"), 0.0);
+    assert_eq!(metrics.with("opsramp_up{").count(), 0);
+    first.kill().await;
+    second.wait_for("the second holds it", holds).await;
+    second.stop().await;
+}

@@ -1,0 +1,163 @@
+//! Replicas are killed, and stopped past their leases and woken, while alerts open.
+//!
+//! `OPSRAMP_TEST_KILLS` and `OPSRAMP_TEST_STOPS` say how often (the acceptance run: 50 and 20),
+//! `OPSRAMP_TEST_SEED` repeats a run.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use fastrand::Rng;
+use opsramp_exporter::simulator::Simulator;
+use tokio::time::Instant;
+
+use crate::{
+    exporter::{Exporter, Members, PATIENCE, Place, Signal, number},
+    opsramp, postgres, replica, tenant,
+};
+
+const REPLICAS: usize = 3;
+const TENANTS: usize = 4;
+const SEARCHES: usize = 2;
+
+/// Longer than a lease.
+const SLEEP: Duration = Duration::from_secs(4);
+
+/// What the log files tell: how often each event, and of which alert of which search.
+#[derive(Debug, Default)]
+struct Told {
+    events: BTreeMap<String, usize>,
+    alerts: BTreeSet<(String, String)>,
+}
+
+impl Told {
+    /// Reads the files of all replicas. No file may tell an event twice.
+    fn read(places: &[Place]) -> Self {
+        let mut told = Self::default();
+        for place in places {
+            let mut own = BTreeSet::new();
+            let text = place.text_of("alerts.jsonl");
+            // A last line that is not whole yet is still being written, or its writer is dead.
+            let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+            for line in whole.lines() {
+                let record = Members::parse(line);
+                let id = record.text("event_id").to_owned();
+                let alert = record.text("alert_id").to_owned();
+                told.alerts
+                    .insert((alert, record.text("search").to_owned()));
+                assert!(own.insert(id.clone()), "doubled in one file: {line}");
+                *told.events.entry(id).or_default() += 1;
+            }
+        }
+        told
+    }
+
+    fn doubled(&self) -> usize {
+        self.events.values().map(|count| count - 1).sum()
+    }
+}
+
+/// What must be told: each alert by each search.
+fn expected(opsramp: &Simulator) -> BTreeSet<(String, String)> {
+    let mut expected = BTreeSet::new();
+    for tenant in (0..TENANTS).map(tenant) {
+        let alerts = opsramp.world(|world, _| {
+            let open = world.open_alerts(&tenant).unwrap();
+            let snapshots = open.into_iter().map(|id| world.snapshot(id).unwrap());
+            snapshots.map(|it| it.unique_id).collect::<Vec<_>>()
+        });
+        for alert in alerts {
+            expected.extend((0..SEARCHES).map(|search| (alert.clone(), search.to_string())));
+        }
+    }
+    expected
+}
+
+async fn wait_until_all_is_told(places: &[Place], opsramp: &Simulator) -> Told {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let (told, expected) = (Told::read(places), expected(opsramp));
+        let lost = expected.difference(&told.alerts).count();
+        if lost == 0 {
+            assert_eq!(told.alerts, expected);
+            return told;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "{lost} of {} are lost",
+            expected.len()
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Lets alerts open for a while.
+async fn live(opsramp: &Simulator, rng: &mut Rng, how_long: Duration) {
+    let until = Instant::now() + how_long;
+    while Instant::now() < until {
+        let tenant = tenant(rng.usize(..TENANTS));
+        opsramp.open_many(&tenant, rng.usize(1..4)).unwrap();
+        tokio::time::sleep(Duration::from_millis(rng.u64(20..120))).await;
+    }
+}
+
+async fn survive(
+    variable: &str,
+    ordinary: usize,
+    mut disturb: impl AsyncFnMut(&Place, Exporter, &Simulator, &mut Rng) -> Exporter,
+) {
+    let times = number(variable).map_or(ordinary, |times| usize::try_from(times).unwrap());
+    let seed = number("OPSRAMP_TEST_SEED").unwrap_or_else(|| fastrand::u64(..));
+    eprintln!("{times} times, OPSRAMP_TEST_SEED={seed}");
+    let mut rng = Rng::with_seed(seed);
+    let opsramp = opsramp(TENANTS).await;
+    let database = postgres::shared().fresh();
+    let places = [(); REPLICAS].map(|()| replica(&opsramp, TENANTS, SEARCHES, &database));
+    let mut replicas = Vec::new();
+    for place in &places {
+        replicas.push(place.start().await);
+    }
+    for _ in 0..times {
+        let pause = Duration::from_millis(rng.u64(200..2500));
+        live(&opsramp, &mut rng, pause).await;
+        let victim = rng.usize(..REPLICAS);
+        let replica = replicas.remove(victim);
+        let replica = disturb(&places[victim], replica, &opsramp, &mut rng).await;
+        replicas.insert(victim, replica);
+    }
+    wait_until_all_is_told(&places, &opsramp).await;
+    for replica in replicas {
+        replica.stop().await;
+    }
+    let told = Told::read(&places);
+    let doubled = told.doubled();
+    eprintln!(
+        "{} events, {doubled} told by two replicas",
+        told.events.len()
+    );
+    // What a replica was writing when it was disturbed is written again, and nothing else.
+    let most_at_once = TENANTS * SEARCHES * 20;
+    assert!(doubled <= times * most_at_once, "{doubled}");
+    assert_eq!(told.alerts.len(), told.events.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_when_replicas_are_killed() {
+    survive("OPSRAMP_TEST_KILLS", 6, async |place, replica, _, _| {
+        replica.kill().await;
+        place.start().await
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_lost_when_replicas_sleep_past_their_leases() {
+    survive("OPSRAMP_TEST_STOPS", 3, async |_, replica, opsramp, rng| {
+        replica.signal(Signal::STOP);
+        live(opsramp, rng, SLEEP).await;
+        replica.signal(Signal::CONT);
+        replica
+    })
+    .await;
+}
