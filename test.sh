@@ -21,7 +21,7 @@ need() {
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -qy --no-install-recommends "${missing[@]}"
 }
 
-need promtool=prometheus strace=strace systemd-analyze=systemd logrotate=logrotate python3=python3
+need prometheus=prometheus promtool=prometheus strace=strace systemd-analyze=systemd logrotate=logrotate python3=python3
 need systemd-nspawn=systemd-container debootstrap=debootstrap lintian=lintian mandoc=mandoc rpm=rpm rpm2cpio=rpm2cpio \
     cpio=cpio zsh=zsh fish=fish chromium=chromium curl=curl kubectl=kubernetes-client buildah=buildah \
     podman=podman crun=crun node=nodejs npm=npm
@@ -51,6 +51,7 @@ say "dashboards against Grafana's schema"
 say "page in a browser"; tests/page/check.sh target/debug/opsramp-exporter
 say "Kubernetes manifests"; PATH="$OPSRAMP_TEST_VENV/bin:$PATH" kubernetes/check.sh target/debug/opsramp-exporter
 say "systemd unit"; systemd/check.sh target/debug/opsramp-exporter
+say "units under systemd"; systemd/boot.sh target/debug/opsramp-exporter target/debian-tree
 say "packages"; packaging/check.sh target/debug/opsramp-exporter target/debian-tree
 say "container"; packaging/container-check.sh target/debug/opsramp-exporter
 say "all is well"

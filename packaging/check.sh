@@ -59,12 +59,14 @@ cat >"$work/expected" <<'FILES'
 -rw-r--r-- /etc/opsramp-exporter/config.yml
 -rwxr-xr-x /usr/bin/opsramp-exporter
 -rw-r--r-- /usr/lib/systemd/system/opsramp-exporter.service
+-rw-r--r-- /usr/lib/systemd/system/opsramp-exporter.socket
 -rw-r--r-- /usr/share/bash-completion/completions/opsramp-exporter
 -rw-r--r-- /usr/share/fish/vendor_completions.d/opsramp-exporter.fish
 -rw-r--r-- /usr/share/man/man1/opsramp-exporter.1
 -rw-r--r-- /usr/share/opsramp-exporter/config.schema.json
 -rw-r--r-- /usr/share/opsramp-exporter/dashboards/opsramp-exporter.json
 -rw-r--r-- /usr/share/opsramp-exporter/rules/opsramp-exporter.rules.yml
+-rw-r--r-- /usr/share/opsramp-exporter/systemd/opsramp-exporter.socket.conf
 FILES
 dpkg-deb --contents "$work/opsramp-exporter.deb" | awk '{ sub(/^\./, "", $6); sub(/\.gz$/, "", $6); print $1, $6 }' >"$work/deb"
 rpm -qplv "$work/opsramp-exporter.rpm" 2>/dev/null | awk '{ print $1, $NF }' >"$work/rpm"

@@ -11,12 +11,13 @@ use tokio::runtime::Runtime;
 use crate::{
     build_info, check,
     cli::{self, Cli, Command},
-    config::{self, Config, ConfigError, Loaded},
+    config::{self, Config, ConfigError, Loaded, WebFile},
     daemon::{self, Daemon, Signals},
     demo::Demo,
     healthcheck, logging,
     metrics::{BuildInfo, Metrics},
     search_command,
+    service_manager::ServiceManager,
     status::Board,
     store::postgres::AddressError,
 };
@@ -33,8 +34,6 @@ enum Failure {
     Config(ConfigError),
     /// The URL of the database is none.
     Address(anyhow::Error),
-    /// The configuration asks for what this version does not have.
-    Unsupported(&'static str),
     /// Something failed.
     Run(anyhow::Error),
     /// Something failed and has been told; the status is left to say.
@@ -54,7 +53,6 @@ pub fn run() -> ExitCode {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Config(error)) => (format!("{:#}", anyhow::Error::new(error)), USAGE),
         Err(Failure::Address(error)) => (format!("{error:#}"), USAGE),
-        Err(Failure::Unsupported(text)) => (text.to_owned(), USAGE),
         Err(Failure::Run(error)) => (format!("{error:#}"), FAILURE),
         Err(Failure::Told(status)) => return ExitCode::from(status),
     };
@@ -71,7 +69,8 @@ fn dispatch(cli: &Cli) -> Outcome {
         }
         Command::Config { schema: false } => print(&load(cli)?.config.to_yaml()),
         Command::CheckConfig => {
-            let loaded = load(cli)?;
+            let mut loaded = load(cli)?;
+            loaded.warnings.extend(check_web_file(&loaded.config)?);
             warn(&loaded);
             let name = loaded.file.map_or("configuration".to_owned(), |file| {
                 file.display().to_string()
@@ -94,7 +93,6 @@ fn dispatch(cli: &Cli) -> Outcome {
         }
         Command::Run => {
             let loaded = load(cli)?;
-            refuse_unsupported(&loaded.config.web)?;
             run_daemon(cli, loaded)
         }
         Command::Demo { simulator } => run_demo(cli, *simulator),
@@ -116,16 +114,19 @@ fn run_daemon(cli: &Cli, loaded: Loaded) -> Outcome {
     tracing::debug!(config = %loaded.config.to_yaml(), "effective configuration");
     let (config_file, overrides) = (cli.config_file.clone(), cli.overrides.clone());
     let reload: daemon::LoadConfig = Box::new(move || {
-        let loaded = Config::load(config_file.as_deref(), &overrides, &environment);
-        loaded
-            .map(|loaded| loaded.config)
-            .map_err(|error| error.to_string())
+        let load = || -> Result<Config, ConfigError> {
+            let loaded = Config::load(config_file.as_deref(), &overrides, &environment)?;
+            check_web_file(&loaded.config)?;
+            Ok(loaded.config)
+        };
+        load().map_err(|error| error.to_string())
     });
     runtime()?.block_on(async {
         let mut signals = Signals::listen()?;
         let listeners = daemon::bind(&loaded.config.web)?;
+        let manager = ServiceManager::of_environment();
         let daemon = tokio::select! {
-            started = Daemon::start(loaded.config, listeners, board, metrics) => started?,
+            started = Daemon::start(loaded.config, listeners, board, metrics, manager) => started?,
             name = signals.stop() => {
                 tracing::info!(by = name, "stopping before everything was set up");
                 return Ok(());
@@ -137,7 +138,12 @@ fn run_daemon(cli: &Cli, loaded: Loaded) -> Outcome {
 
 fn run_check(cli: &Cli) -> Outcome {
     let mut out = io::stdout();
-    let loaded = match load(cli) {
+    let loaded = load(cli).and_then(|mut loaded| {
+        let warnings = check_web_file(&loaded.config).map_err(Failure::Config)?;
+        loaded.warnings.extend(warnings);
+        Ok(loaded)
+    });
+    let loaded = match loaded {
         Err(Failure::Config(error)) => {
             check::refuse(error, &mut out)?;
             return Err(Failure::Told(USAGE));
@@ -158,14 +164,14 @@ fn run_demo(cli: &Cli, simulator: std::net::SocketAddr) -> Outcome {
         let signals = Signals::listen()?;
         let demo = Demo::start(simulator, &cli.overrides.web).await?;
         let config = demo.config.clone();
-        refuse_unsupported(&config.web)?;
         let listeners = daemon::bind(&config.web)?;
         demo.announce(&listeners);
         let reload: daemon::LoadConfig = {
             let config = config.clone();
             Box::new(move || Ok(config.clone()))
         };
-        let daemon = Daemon::start(config, listeners, board, metrics).await?;
+        let manager = ServiceManager::of_environment();
+        let daemon = Daemon::start(config, listeners, board, metrics, manager).await?;
         let outcome = daemon.run(signals, reload).await;
         demo.stop().await;
         Ok(outcome?)
@@ -196,21 +202,13 @@ fn load(cli: &Cli) -> Result<Loaded, Failure> {
     Config::load(cli.config_file.as_deref(), &cli.overrides, &environment).map_err(Failure::Config)
 }
 
-/// What can be configured and is not built yet: to go on without it would be worse than to stop.
-fn refuse_unsupported(web: &config::Web) -> Outcome {
-    if web.config_file.is_some() {
-        return Err(Failure::Unsupported(
-            "--web.config.file: this version has no TLS and no passwords of its own yet; \
-             leave it out, and listen on a trusted network or behind a proxy",
-        ));
-    }
-    if web.systemd_socket {
-        return Err(Failure::Unsupported(
-            "--web.systemd-socket: this version cannot take its socket from systemd yet; \
-             leave it out, and use --web.listen-address",
-        ));
-    }
-    Ok(())
+/// Looks whether the web configuration file can be used; returns what should be said about it.
+fn check_web_file(config: &Config) -> Result<Vec<String>, ConfigError> {
+    let Some(path) = &config.web.config_file else {
+        return Ok(Vec::new());
+    };
+    let (_, warnings) = WebFile::new(path.clone()).read_with_warnings()?;
+    Ok(warnings)
 }
 
 fn environment(name: &str) -> Option<std::ffi::OsString> {

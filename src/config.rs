@@ -33,6 +33,7 @@ mod render;
 mod resolve;
 mod units;
 mod url;
+mod web_file;
 mod yaml;
 
 use self::{
@@ -47,6 +48,7 @@ pub use self::{
     overrides::{Env, Overrides, WebOverrides},
     problem::{ConfigError, Origin, Place, Problem},
     units::{ByteSize, HumanDuration, UnitError},
+    web_file::WebFile,
 };
 
 /// A configuration that makes sense. Two are equal where a reload has nothing to do.

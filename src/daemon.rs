@@ -14,15 +14,16 @@ use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     clock,
-    config::{self, Config},
+    config::{self, Config, ConfigError, WebFile},
     deliver::{self, Delivery, SinkOptions},
     health::Health,
     metrics::Metrics,
     poll::{self, Happening, Plan, Pollers},
+    service_manager::ServiceManager,
     status::Board,
     store::{self, Store},
     web::{self, AlertSource},
@@ -41,6 +42,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// The topic of what is said about a store in trouble.
 const STORE: &str = "store";
+/// The topic of what is said about a configuration that cannot be loaded again.
+const CONFIGURATION: &str = "configuration";
+const REJECTED: &str =
+    "the configuration cannot be loaded again, the log says why; the one before stays in force";
 
 /// What a daemon is made of.
 #[derive(Debug)]
@@ -56,6 +61,9 @@ pub struct Daemon {
     server_stop: CancellationToken,
     quit: CancellationToken,
     reloads: mpsc::Receiver<web::Reload>,
+    manager: ServiceManager,
+    /// Tells the service manager how it goes.
+    attendant: AbortOnDropHandle<()>,
 }
 
 /// Loads the configuration again, for a reload. The error is for people.
@@ -64,6 +72,7 @@ pub type LoadConfig = Box<dyn FnMut() -> Result<Config, String> + Send>;
 /// What must not keep the web server from telling that it goes on.
 struct Opening<'a> {
     health: &'a Health,
+    manager: &'a ServiceManager,
     /// Has the web server begin.
     serve: Option<oneshot::Sender<()>>,
 }
@@ -90,7 +99,9 @@ impl Daemon {
         listeners: Vec<TcpListener>,
         board: Board,
         metrics: Metrics,
+        manager: ServiceManager,
     ) -> anyhow::Result<Self> {
+        let guard = guard(&config.web)?;
         let health = Health::default();
         let options = store_options(&config.state, &listeners);
         // Checked before anything is done.
@@ -105,6 +116,7 @@ impl Daemon {
         let web_options = web::Options {
             telemetry_path: config.web.telemetry_path.clone(),
             limits: web::Limits::default(),
+            guard,
             lifecycle: config.web.enable_lifecycle.then_some(lifecycle),
         };
         let opened = Arc::new(OnceLock::new());
@@ -125,8 +137,11 @@ impl Daemon {
                 server.serve(listeners, stop).await;
             }
         });
+        let attending = manager.clone().attend(health.clone(), board.clone());
+        let attendant = AbortOnDropHandle::new(tokio::spawn(attending));
         let mut opening = Opening {
             health: &health,
+            manager: &manager,
             serve: Some(serve),
         };
         let open = async || Store::open(&options).await;
@@ -164,6 +179,8 @@ impl Daemon {
             server_stop,
             quit,
             reloads,
+            manager,
+            attendant,
         })
     }
 
@@ -208,6 +225,8 @@ impl Daemon {
             }
         };
         drop(heartbeat);
+        drop(self.attendant);
+        self.manager.stopping();
         let failure = match stop {
             Stop::Asked(by) => {
                 tracing::info!(
@@ -245,6 +264,7 @@ impl Daemon {
 
     /// Changes to the configuration as it is now. A bad one changes nothing.
     async fn reload(&mut self, load: &mut LoadConfig) -> Result<(), String> {
+        self.manager.reloading();
         let outcome = match load() {
             Ok(config) => self
                 .change_to(config)
@@ -255,13 +275,16 @@ impl Daemon {
         match &outcome {
             Ok(()) => {
                 self.metrics.config_loaded(clock::now());
+                self.health.withdraw(CONFIGURATION);
                 tracing::info!("the configuration was loaded again");
             }
             Err(message) => {
                 self.metrics.config_rejected();
+                self.health.notice(CONFIGURATION, REJECTED);
                 tracing::error!(error = %message, "the configuration cannot be loaded; the one before stays in force");
             }
         }
+        self.manager.ready();
         outcome
     }
 
@@ -334,6 +357,7 @@ impl Opening<'_> {
         if let Some(serve) = self.serve.take() {
             // It waits for nothing else.
             serve.send(()).ok();
+            self.manager.ready();
         }
     }
 }
@@ -398,11 +422,27 @@ impl Signals {
     }
 }
 
+/// What protects the web server, as its file says.
+fn guard(web: &config::Web) -> Result<web::Guard, ConfigError> {
+    let Some(path) = &web.config_file else {
+        return Ok(web::Guard::open());
+    };
+    let mut file = WebFile::new(path.clone());
+    let (security, warnings) = file.read_with_warnings()?;
+    for warning in warnings {
+        tracing::warn!("{warning}");
+    }
+    Ok(web::Guard::watching(security, file.into_load()))
+}
+
 /// Takes the listening sockets, before anything else is done.
 ///
 /// # Errors
-/// Where an address is taken or not ours.
+/// Where an address is taken or not ours, and where systemd has handed over none that can be used.
 pub fn bind(web: &config::Web) -> Result<Vec<TcpListener>, web::BindError> {
+    if web.systemd_socket {
+        return web::take_from_systemd();
+    }
     let addresses: Vec<String> = web
         .listen_addresses
         .iter()

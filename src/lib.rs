@@ -30,6 +30,7 @@ pub mod poll;
 pub mod record;
 pub mod search_command;
 pub mod secret;
+pub mod service_manager;
 pub mod simulator;
 pub mod status;
 pub mod store;

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use axum::{
     Json, Router,
     body::Body,
-    extract::{Query as UrlQuery, Request, State, rejection::QueryRejection},
+    extract::{Query as UrlQuery, State, rejection::QueryRejection},
     http::{HeaderMap, HeaderValue, Method, StatusCode, header},
-    middleware::Next,
+    middleware::from_fn_with_state,
     response::{Html, IntoResponse, Response},
     routing::{get, post},
 };
@@ -36,14 +36,20 @@ use view::{SearchFilter, StatusView};
 
 pub use alerts::{AlertSource, OpenAlert};
 pub use connections::Limits;
-pub use listen::{BindError, bind};
+pub use listen::{BindError, bind, take_from_systemd};
+pub use security::{
+    CIPHER_SUITES, CURVES, ClientAuth, Guard, HashError, LoadSecurity, PasswordHash, RateLimit,
+    Security, SecurityOptions, TlsError, TlsOptions, TlsPart, TlsVersion,
+};
 
 mod alerts;
 mod connections;
 mod listen;
 mod negotiate;
 mod page;
+mod protect;
 mod query;
+mod security;
 mod view;
 
 /// Prometheus 3 refuses a scrape whose type it does not know.
@@ -51,12 +57,6 @@ const EXPOSITION_TYPE: HeaderValue =
     HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
 const TEXT_TYPE: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
-
-/// No script, no request to anywhere; the style stands in the page.
-const CONTENT_SECURITY_POLICY: HeaderValue = HeaderValue::from_static(
-    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; \
-     base-uri 'none'; frame-ancestors 'none'",
-);
 
 /// Reasons that `/-/ready` and the page give; the others are counted.
 const REASONS_SHOWN: usize = 20;
@@ -68,6 +68,8 @@ pub struct Options {
     pub telemetry_path: String,
     /// What one client may take.
     pub limits: Limits,
+    /// TLS and passwords.
+    pub guard: Guard,
     /// What `POST /-/reload` and `POST /-/quit` do; `None` where they are not enabled.
     pub lifecycle: Option<Lifecycle>,
 }
@@ -102,6 +104,7 @@ pub enum PathError {
 pub struct Server {
     router: Router,
     limits: Limits,
+    guard: Guard,
 }
 
 #[derive(Debug)]
@@ -110,6 +113,7 @@ struct Site {
     board: Board,
     health: Health,
     alerts: AlertSource,
+    guard: Guard,
     telemetry_path: String,
     lifecycle: Option<Lifecycle>,
     /// Held by the one who waits for an exposition to be encoded.
@@ -142,6 +146,7 @@ impl Server {
             board,
             health,
             alerts,
+            guard: options.guard.clone(),
             telemetry_path: options.telemetry_path,
             lifecycle: options.lifecycle,
             encoding: tokio::sync::Mutex::default(),
@@ -149,19 +154,24 @@ impl Server {
         Ok(Self {
             router: router(&site),
             limits: options.limits,
+            guard: options.guard,
         })
     }
 
     /// Serves until `shutdown` is cancelled; returns when what was under way has ended, after
     /// [`Limits::grace`] at the latest.
     pub async fn serve(self, listeners: Vec<TcpListener>, shutdown: CancellationToken) {
+        let scheme = match self.guard.current().await.tls() {
+            Some(_) => "https",
+            None => "http",
+        };
         for listener in &listeners {
             if let Ok(address) = listener.local_addr() {
                 // Tests that listen on port 0 read the address from this line.
-                tracing::info!("listening on http://{address}");
+                tracing::info!("listening on {scheme}://{address}");
             }
         }
-        connections::Connections::new(self.limits, self.router, shutdown)
+        connections::Connections::new(self.limits, self.router, self.guard, shutdown)
             .serve(listeners)
             .await;
     }
@@ -171,7 +181,8 @@ impl Server {
 fn router(site: &Arc<Site>) -> Router {
     let open = Router::new()
         .route("/-/healthy", get(healthy))
-        .route("/-/ready", get(ready));
+        .route("/-/ready", get(ready))
+        .method_not_allowed_fallback(method_not_allowed);
     let mut guarded = Router::new()
         .route("/api/v1/status", get(api_status))
         .route("/api/v1/alerts", get(api_alerts))
@@ -182,10 +193,11 @@ fn router(site: &Arc<Site>) -> Router {
         guarded = guarded.route("/", get(page));
     }
     guarded
-        .fallback(not_found)
-        .merge(open)
         .method_not_allowed_fallback(method_not_allowed)
-        .layer(axum::middleware::from_fn(secure))
+        .fallback(not_found)
+        .layer(from_fn_with_state(Arc::clone(site), protect::authorize))
+        .merge(open)
+        .layer(from_fn_with_state(Arc::clone(site), protect::secure))
         .with_state(Arc::clone(site))
 }
 
@@ -208,27 +220,6 @@ fn check_telemetry_path(path: &str) -> Result<(), PathError> {
         return Err(PathError::Taken(path.to_owned()));
     }
     Ok(())
-}
-
-/// Adds to every answer what keeps a browser from being used against us.
-async fn secure(request: Request, next: Next) -> Response {
-    let mut response = next.run(request).await;
-    let headers = response.headers_mut();
-    for (name, value) in [
-        (header::CONTENT_SECURITY_POLICY, CONTENT_SECURITY_POLICY),
-        (
-            header::X_CONTENT_TYPE_OPTIONS,
-            HeaderValue::from_static("nosniff"),
-        ),
-        (
-            header::REFERRER_POLICY,
-            HeaderValue::from_static("no-referrer"),
-        ),
-        (header::CACHE_CONTROL, HeaderValue::from_static("no-store")),
-    ] {
-        headers.insert(name, value);
-    }
-    response
 }
 
 async fn metrics(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs the unit under a real systemd: boots Debian in systemd-nspawn, starts the service against the
-# simulator of BINARY's demo, reloads it, rotates its log, stops it, and gives it a configuration
-# that is wrong.
+# Runs the units under a real systemd: boots Debian in systemd-nspawn, starts the service against the
+# simulator of BINARY's demo, reloads it, rotates its log, lets it hang, stops it, starts it by its
+# socket, and gives it a configuration that is wrong.
 #
 #   systemd/boot.sh BINARY TREE
 #
@@ -38,6 +38,11 @@ simulator=$(sed -n 's/^demo: simulator *\(http[^ ]*\).*/\1/p' "$work/demo.log")
 # What is laid over the tree. The container shares our network, so the port is any that is free.
 install -D -m 0755 "$binary" "$work/root/usr/bin/opsramp-exporter"
 install -D -m 0644 "$here/opsramp-exporter.service" "$work/root/etc/systemd/system/opsramp-exporter.service"
+install -D -m 0644 "$here/opsramp-exporter.socket" "$work/root/etc/systemd/system/opsramp-exporter.socket"
+# systemd wants to know the port.
+port=$(python3 -c 'import socket; it = socket.create_server(("127.0.0.1", 0)); print(it.getsockname()[1])')
+sed -i "s/^ListenStream=.*/ListenStream=127.0.0.1:$port/" "$work/root/etc/systemd/system/opsramp-exporter.socket"
+install -D -m 0644 "$here/opsramp-exporter.socket.conf" "$work/root/opt/socket.conf"
 install -D -m 0644 "$here/logrotate" "$work/root/etc/logrotate.d/opsramp-exporter"
 install -D -m 0600 /dev/stdin "$work/root/etc/opsramp-exporter/client-secret" <<<demo-secret
 sed -e "s|https://acme.api.opsramp.com|$simulator|" -e 's/YOUR-KEY/demo-key/' -e 's/client_1234/client_1/' \
@@ -58,23 +63,31 @@ within() { # SECONDS COMMAND…: until the command succeeds
     sleep 0.1
   done
 }
+status() { [[ $(property StatusText) == $1* ]]; }
 property() { systemctl show -P "$1" opsramp-exporter; }
 diagnostics() { journalctl -u opsramp-exporter -t opsramp-exporter -o cat --no-pager; }
 # grep reads to the end: with -q it would break the pipe, which counts as a failure.
 says() { diagnostics | grep -- "$1" >/dev/null; }
+was_restarted() { [[ $(property NRestarts) == 1 && $(property ActiveState) == active ]]; }
 has_failed() { [[ $(property ActiveState) == failed ]]; }
 metric() {
   local port
   port=$(diagnostics | sed -n 's/.*listening on http:\/\/127.0.0.1:\([0-9]*\)".*/\1/p' | tail -n 1)
-  exec 3<>"/dev/tcp/127.0.0.1/$port"
+  metric_at "$port" "$1"
+}
+metric_at() { # PORT PATTERN
+  exec 3<>"/dev/tcp/127.0.0.1/$1"
   printf 'GET /metrics HTTP/1.0\r\nHost: localhost\r\n\r\n' >&3
   cat <&3 >/tmp/metrics
-  grep -q -- "$1" /tmp/metrics
+  grep -q -- "$2" /tmp/metrics
 }
 readonly logs=/var/log/private/opsramp-exporter
 
+# It says itself that it is ready: then a scrape is answered.
 systemctl start opsramp-exporter
+metric '^opsramp_exporter_build_info'
 within 10 metric '^opsramp_up{.*} 1$'
+within 10 status 'polling 1 search'
 metric '^process_start_time_seconds '
 within 10 grep -q '"event":"opened"' "$logs/alerts.jsonl"
 journalctl -t opsramp-alert -o cat --no-pager | grep . >/dev/null
@@ -89,6 +102,8 @@ sed -i 's/^searches:/sarches:/' /etc/opsramp-exporter/config.yml
 systemctl reload opsramp-exporter
 within 5 metric '^opsramp_exporter_config_last_reload_successful 0$'
 metric '^opsramp_up{.*} 1$'
+within 10 status 'polling 1 search; the configuration cannot be loaded again'
+sed -i 's/^sarches:/searches:/' /etc/opsramp-exporter/config.yml
 echo "reloaded"
 
 logrotate --force /etc/logrotate.d/opsramp-exporter
@@ -97,11 +112,40 @@ within 90 test -s "$logs/alerts.jsonl"
 metric '^opsramp_sink_errors_total{sink="file"} 0$'
 echo "rotated"
 
+# One that hangs is ended and started again.
+printf '[Service]\nWatchdogSec=2s\nRestartSec=0\n' >/run/impatient.conf
+install -D -m 0644 /run/impatient.conf /run/systemd/system/opsramp-exporter.service.d/impatient.conf
+systemctl daemon-reload
+systemctl restart opsramp-exporter
+kill -STOP "$(property MainPID)"
+within 30 was_restarted
+within 10 metric '^opsramp_up{.*} 1$'
+rm -r /run/systemd/system/opsramp-exporter.service.d
+systemctl daemon-reload
+echo "ended by the watchdog"
+
 systemctl stop opsramp-exporter
 [[ $(property Result) == success && $(property ExecMainStatus) == 0 ]]
 echo "stopped"
 
-systemctl start opsramp-exporter
+install -D -m 0644 /opt/socket.conf /etc/systemd/system/opsramp-exporter.service.d/socket.conf
+systemctl daemon-reload
+systemctl start opsramp-exporter.socket
+[[ $(property ActiveState) == inactive ]]
+# The first scrape starts the service, and waits for it; one during a restart waits, too.
+readonly socket=$(systemctl show -P Listen opsramp-exporter.socket | sed 's/.*:\([0-9]*\) .*/\1/')
+metric_at "$socket" '^opsramp_exporter_build_info'
+systemctl restart --no-block opsramp-exporter
+metric_at "$socket" '^opsramp_exporter_build_info'
+within 10 metric '^opsramp_up{.*} 1$'
+systemctl stop opsramp-exporter.socket opsramp-exporter
+rm -r /etc/systemd/system/opsramp-exporter.service.d
+systemctl daemon-reload
+sed -i 's/^searches:/sarches:/' /etc/opsramp-exporter/config.yml
+echo "started by its socket"
+
+# Whoever starts it is told at once.
+if systemctl start opsramp-exporter 2>/dev/null; then false; fi
 within 5 has_failed
 within 5 says 'sarches: unknown key'
 sleep 6

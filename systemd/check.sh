@@ -10,7 +10,7 @@ set -euo pipefail
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 # In tenths: the floor for a unit that talks to the internet is about 1.0.
 readonly most_exposure=11
-readonly unit=opsramp-exporter.service
+readonly unit=opsramp-exporter.service socket=opsramp-exporter.socket
 
 binary=${1-}
 command -v systemd-analyze >/dev/null || { echo "systemd-analyze is missing" >&2; exit 1; }
@@ -24,14 +24,21 @@ if ! grep -q '^ExecStart=/bin/true ' "$work/$unit"; then
   echo "ExecStart is not what is expected" >&2
   exit 1
 fi
-# It exits with 0 for an unknown key, too.
-systemd-analyze verify --man=no --recursive-errors=no "$work/$unit" >"$work/verify" 2>&1 || {
-  cat "$work/verify" >&2
-  exit 1
+verify() {
+  systemd-analyze verify --man=no --recursive-errors=no "$@" >"$work/verify" 2>&1 || {
+    cat "$work/verify" >&2
+    exit 1
+  }
+  # It exits with 0 for an unknown key, too.
+  if grep -F opsramp-exporter "$work/verify" >&2; then
+    exit 1
+  fi
 }
-if grep -F "$unit" "$work/verify" >&2; then
-  exit 1
-fi
+verify "$work/$unit"
+cp "$here/$socket" "$work"
+mkdir "$work/$unit.d"
+sed 's|^ExecStart=/usr/bin/opsramp-exporter |ExecStart=/bin/true |' "$here/$socket.conf" >"$work/$unit.d/socket.conf"
+verify "$work/$unit" "$work/$socket"
 
 echo "== exposure"
 systemd-analyze security --offline=true --threshold="$most_exposure" "$here/$unit" >"$work/security" || {
@@ -46,6 +53,8 @@ credential=$(sed -n 's/^LoadCredential=\([^:]*\):.*/\1/p' "$here/$unit")
 logs=$(sed -n 's/^LogsDirectory=//p' "$here/$unit")
 grep -qF "client_secret_file: /run/credentials/$unit/$credential" "$here/config.yml"
 grep -qE "^ +path: /var/log/$logs/[a-z]+\.jsonl$" "$here/config.yml"
+# The drop-in changes nothing else about how the program is started.
+grep -qxF "$(grep '^ExecStart=.' "$here/$unit") --web.systemd-socket" "$here/$socket.conf"
 grep -qE "^/var/log/private/$logs/\*\.jsonl \{$" "$here/logrotate"
 
 echo "== example configuration"

@@ -9,6 +9,7 @@ use std::{
     collections::HashMap,
     convert::Infallible,
     io,
+    net::IpAddr,
     pin::{Pin, pin},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     task::{Context, Poll},
@@ -26,6 +27,8 @@ use tokio::{
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
+
+use super::{protect::Client, security::Guard};
 
 /// After a failed accept, for instance for lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -54,6 +57,7 @@ pub struct Limits {
 pub(super) struct Connections {
     table: Arc<Table>,
     router: Router,
+    guard: Guard,
     tracker: TaskTracker,
     shutdown: CancellationToken,
 }
@@ -133,13 +137,19 @@ impl Default for Limits {
 // === impl Connections ===
 
 impl Connections {
-    pub(super) fn new(limits: Limits, router: Router, shutdown: CancellationToken) -> Self {
+    pub(super) fn new(
+        limits: Limits,
+        router: Router,
+        guard: Guard,
+        shutdown: CancellationToken,
+    ) -> Self {
         Self {
             table: Arc::new(Table {
                 limits,
                 entries: Mutex::default(),
             }),
             router,
+            guard,
             tracker: TaskTracker::new(),
             shutdown,
         }
@@ -180,8 +190,8 @@ impl Connections {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((stream, _)) => {
-                    if self.admit(stream) {
+                Ok((stream, client)) => {
+                    if self.admit(stream, client.ip()) {
                         // Those that had to go close their sockets before the next one opens.
                         tokio::task::yield_now().await;
                     }
@@ -197,7 +207,7 @@ impl Connections {
     }
 
     /// Takes a connection in; says whether another one had to make room.
-    fn admit(&self, stream: TcpStream) -> bool {
+    fn admit(&self, stream: TcpStream, client: IpAddr) -> bool {
         // Answers are written in one piece, so that waiting to fill a packet only delays them.
         stream.set_nodelay(true).ok();
         let activity = Arc::new(Activity::new());
@@ -216,22 +226,40 @@ impl Connections {
             stream,
             activity: Arc::clone(&activity),
         };
-        let connection = self.clone().run(stream, Arc::clone(&activity), place);
+        let connection = self
+            .clone()
+            .run(stream, client, Arc::clone(&activity), place);
         // The table is locked: the task cannot leave it before it is in it.
         let task = self.tracker.spawn(connection).abort_handle();
         entries.open.insert(id, Entry { task, activity });
         full
     }
 
-    /// Serves one connection. Where TLS comes in, its stream goes around `stream`, so that the
-    /// handshake has to be done within the time for a head.
-    async fn run<S>(self, stream: S, activity: Arc<Activity>, _place: Place)
+    /// Serves one connection, which begins with a handshake where TLS is spoken: it has to be done
+    /// within the time for a head.
+    async fn run<S>(self, stream: S, client: IpAddr, activity: Arc<Activity>, _place: Place)
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let security = self.guard.current().await;
+        let Some(acceptor) = security.tls() else {
+            return self.answer(stream, client, activity).await;
+        };
+        match acceptor.accept(stream).await {
+            Ok(stream) => self.answer(stream, client, activity).await,
+            // Port scanners and probes would fill the log.
+            Err(error) => tracing::debug!(%client, %error, "a TLS handshake failed"),
+        }
+    }
+
+    async fn answer<S>(self, stream: S, client: IpAddr, activity: Arc<Activity>)
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let router = self.router;
-        let service = service_fn(|request: Request<Incoming>| {
+        let service = service_fn(|mut request: Request<Incoming>| {
             activity.enter(Phase::Working);
+            request.extensions_mut().insert(Client(client));
             let answer = router.clone().oneshot(request.map(Body::new));
             let activity = Arc::clone(&activity);
             async move {

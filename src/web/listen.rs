@@ -42,6 +42,56 @@ pub enum BindError {
         #[source]
         source: io::Error,
     },
+    /// systemd has handed over nothing.
+    #[error(
+        "systemd has handed over no socket; start it by its socket unit, or leave out \
+         --web.systemd-socket"
+    )]
+    NoSocket,
+    /// What systemd has handed over cannot be listened on.
+    #[error(
+        "the socket number {number} from systemd cannot be used: it must be a listening TCP socket \
+         (ListenStream= with a port, Accept=no)"
+    )]
+    WrongSocket {
+        /// Its number, from 1.
+        number: usize,
+        /// Why, where the system says so.
+        #[source]
+        source: Option<io::Error>,
+    },
+}
+
+/// Takes the sockets that systemd hands over, all that there are (`sd_listen_fds(3)`). To be called
+/// once, inside the runtime.
+///
+/// # Errors
+/// Where there is none, or one that is no listening TCP socket.
+pub fn take_from_systemd() -> Result<Vec<TcpListener>, BindError> {
+    let mut sockets = listenfd::ListenFd::from_env();
+    let mut listeners = Vec::new();
+    for index in 0..sockets.len() {
+        let wrong = |source| BindError::WrongSocket {
+            number: index + 1,
+            source,
+        };
+        let listener = sockets.take_tcp_listener(index);
+        let Some(listener) = listener.map_err(|error| wrong(Some(error)))? else {
+            continue;
+        };
+        let listens = rustix::net::sockopt::socket_acceptconn(&listener);
+        if !listens.map_err(|error| wrong(Some(error.into())))? {
+            return Err(wrong(None));
+        }
+        let listener = listener
+            .set_nonblocking(true)
+            .and_then(|()| TcpListener::from_std(listener));
+        listeners.push(listener.map_err(|error| wrong(Some(error)))?);
+    }
+    if listeners.is_empty() {
+        return Err(BindError::NoSocket);
+    }
+    Ok(listeners)
 }
 
 /// Takes every address: `host:port`, or `:port` for all addresses of the machine, IPv4 and IPv6

@@ -84,6 +84,7 @@ impl Site {
         let options = Options {
             telemetry_path: setup.telemetry_path.to_owned(),
             limits: setup.limits,
+            guard: Guard::open(),
             lifecycle: setup.lifecycle.then_some(lifecycle),
         };
         let listeners = bind(&["127.0.0.1:0"]).unwrap();

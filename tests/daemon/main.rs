@@ -13,6 +13,8 @@ mod events;
 mod exporter;
 mod failures;
 mod reload;
+mod secure;
+mod service_manager;
 mod starting;
 mod stopping;
 mod web;

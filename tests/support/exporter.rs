@@ -49,7 +49,7 @@ pub(crate) struct Place {
 pub(crate) struct Exporter {
     child: Child,
     pid: Pid,
-    /// `http://127.0.0.1:…`
+    /// `http://127.0.0.1:…`, or `https://`
     pub(crate) url: String,
     pub(crate) stdout: Stream,
     pub(crate) stderr: Stream,
@@ -292,7 +292,7 @@ impl Exporter {
 
     /// Waits for the line that says where it listens.
     pub(crate) async fn wait_until_it_listens(&mut self) {
-        const LISTENING: &str = "listening on http://";
+        const LISTENING: &str = "listening on http";
         let line = tokio::select! {
             line = self.stderr.line(|line| line.contains(LISTENING)) => line,
             status = self.child.wait() => {
@@ -304,8 +304,9 @@ impl Exporter {
             }
         };
         let (_, address) = line.split_once(LISTENING).unwrap();
+        // With its scheme.
         let address = address.split('"').next().unwrap();
-        self.url = format!("http://{address}");
+        self.url = format!("http{address}");
     }
 
     pub(crate) fn has_ended(&mut self) -> bool {

@@ -1,0 +1,196 @@
+//! The key `tls_server_config`.
+
+use std::path::PathBuf;
+
+use super::{
+    Resolver,
+    file::{self, ClientAuthType},
+};
+use crate::{
+    config::{is_public, problem::shown_value, text_of, yaml},
+    secret::Secret,
+    web::{CIPHER_SUITES, CURVES, ClientAuth, TlsOptions, TlsVersion},
+};
+
+const SECTION: &str = "tls_server_config";
+
+/// What the exporter-toolkit would speak and we do not.
+const OLD_VERSIONS: [&str; 2] = ["TLS10", "TLS11"];
+
+/// Cipher suites that cannot be chosen, because they are always there.
+const TLS13_SUITES: [&str; 3] = [
+    "TLS_AES_128_GCM_SHA256",
+    "TLS_AES_256_GCM_SHA384",
+    "TLS_CHACHA20_POLY1305_SHA256",
+];
+
+impl Resolver<'_> {
+    /// TLS; `None` where the section is empty, and where it is wrong.
+    pub(super) fn tls(&mut self, tls: file::Tls) -> Option<TlsOptions> {
+        if tls == file::Tls::default() {
+            return None;
+        }
+        let inline_key = tls.key.map(|key| key.expose().to_owned());
+        if let Some(path) = &tls.key_file {
+            let path = self.folder.join(path);
+            if is_public(&path) {
+                self.warnings.push(format!(
+                    "{}: is the key of the web server, and every user of this machine can read it; take the right away (chmod o-r)",
+                    path.display()
+                ));
+            }
+        }
+        let certificate = self.needed("cert", tls.cert, tls.cert_file);
+        let key = self.needed("key", inline_key, tls.key_file);
+        let client_ca = self.text("client_ca", tls.client_ca, tls.client_ca_file);
+        let client_auth = tls.client_auth_type.map(client_auth).unwrap_or_default();
+        self.check_clients(
+            client_auth,
+            client_ca.is_some(),
+            tls.client_allowed_sans.is_some(),
+        );
+        let (min_version, max_version) = self.versions(tls.min_version, tls.max_version);
+        let suites = tls.cipher_suites.unwrap_or_default();
+        let curves = tls.curve_preferences.unwrap_or_default();
+        let options = TlsOptions {
+            certificate: String::new(),
+            key: Secret::new(""),
+            client_auth,
+            client_ca: client_ca.filter(|_| client_auth.is_verified()),
+            client_allowed_sans: tls.client_allowed_sans,
+            min_version,
+            max_version,
+            cipher_suites: self.named("cipher_suites", &suites, &CIPHER_SUITES),
+            curves: self.named("curve_preferences", &curves, &CURVES),
+            prefer_server_cipher_suites: tls.prefer_server_cipher_suites.unwrap_or(true),
+        };
+        Some(TlsOptions {
+            certificate: certificate?,
+            key: Secret::new(key?),
+            ..options
+        })
+    }
+
+    /// A text that is given itself or by the name of a file (`key`, `key_file`), and must be.
+    fn needed(&self, key: &str, text: Option<String>, file: Option<PathBuf>) -> Option<String> {
+        let text = self.text(key, text, file);
+        let path = format!("{SECTION}.{key}");
+        let file_path = format!("{path}_file");
+        if text.is_none() && !self.problems.touches(&path) && !self.problems.touches(&file_path) {
+            let message = "is missing; TLS needs cert_file and key_file";
+            self.problems.add(file_path, message);
+        }
+        text
+    }
+
+    fn text(&self, key: &str, text: Option<String>, file: Option<PathBuf>) -> Option<String> {
+        let path = format!("{SECTION}.{key}");
+        match (text.filter(|text| !text.is_empty()), file) {
+            (Some(_), Some(_)) => {
+                let message = format!("cannot be given together with {key}_file");
+                self.problems.add(path, message);
+                None
+            }
+            (Some(text), None) => Some(text),
+            (None, Some(file)) => {
+                let file = self.folder.join(file);
+                text_of(&file)
+                    .map_err(|error| {
+                        let message = format!("cannot read {}: {error}", file.display());
+                        self.problems.add(format!("{path}_file"), message);
+                    })
+                    .ok()
+            }
+            (None, None) => None,
+        }
+    }
+
+    fn check_clients(&self, client_auth: ClientAuth, has_ca: bool, has_names: bool) {
+        let path = |key: &str| format!("{SECTION}.{key}");
+        let ca_is_wrong = ["client_ca", "client_ca_file"]
+            .into_iter()
+            .any(|key| self.problems.touches(&path(key)));
+        let type_is_wrong = self.problems.touches(&path("client_auth_type"));
+        if client_auth.is_verified() && !has_ca && !ca_is_wrong {
+            self.problems.add(
+                path("client_auth_type"),
+                "needs client_ca_file, the issuers whose certificates are taken",
+            );
+        }
+        if has_ca && client_auth == ClientAuth::None && !type_is_wrong {
+            self.problems.add(
+                path("client_ca_file"),
+                "has no effect without client_auth_type: RequireAndVerifyClientCert",
+            );
+        }
+        if has_names && !client_auth.is_mandatory() && !type_is_wrong {
+            self.problems.add(
+                path("client_allowed_sans"),
+                "needs client_auth_type RequireAndVerifyClientCert or RequireAnyClientCert",
+            );
+        }
+    }
+
+    fn versions(&self, min: Option<String>, max: Option<String>) -> (TlsVersion, TlsVersion) {
+        let version = |key: &str, word: Option<String>, default| match word.as_deref() {
+            None => default,
+            Some("TLS12") => TlsVersion::Tls12,
+            Some("TLS13") => TlsVersion::Tls13,
+            Some(word) => {
+                let message = if OLD_VERSIONS.contains(&word) {
+                    format!("{word} is not supported, it can be broken; use TLS12 or TLS13")
+                } else {
+                    format!("\"{}\" is not one of TLS12, TLS13", shown_value(word))
+                };
+                self.problems.add(format!("{SECTION}.{key}"), message);
+                default
+            }
+        };
+        let min = version("min_version", min, TlsVersion::Tls12);
+        let max = version("max_version", max, TlsVersion::Tls13);
+        if min > max {
+            self.problems.add(
+                format!("{SECTION}.max_version"),
+                "is older than min_version",
+            );
+        }
+        (min, max)
+    }
+
+    /// What the words of a list stand for.
+    fn named<T: Copy>(&self, key: &str, words: &[String], known: &[(&str, T)]) -> Vec<T> {
+        let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
+        let mut values = Vec::new();
+        for (index, word) in words.iter().enumerate() {
+            if let Some((_, value)) = known.iter().find(|(name, _)| name == word) {
+                values.push(*value);
+                continue;
+            }
+            // Those of TLS 1.3 are always there, so that a list with them is as good.
+            if key == "cipher_suites" && TLS13_SUITES.contains(&word.as_str()) {
+                continue;
+            }
+            let hint = match yaml::nearest(word, &names) {
+                Some(near) => format!("did you mean \"{near}\"? There are {}", names.join(", ")),
+                None => format!("there are {}", names.join(", ")),
+            };
+            self.problems.add(
+                format!("{SECTION}.{key}[{index}]"),
+                format!("\"{}\" is not supported; {hint}", shown_value(word)),
+            );
+        }
+        values
+    }
+}
+
+fn client_auth(word: ClientAuthType) -> ClientAuth {
+    match word {
+        ClientAuthType::NoClientCert => ClientAuth::None,
+        ClientAuthType::RequestClientCert => ClientAuth::Request,
+        ClientAuthType::RequireClientCert | ClientAuthType::RequireAnyClientCert => {
+            ClientAuth::RequireAny
+        }
+        ClientAuthType::VerifyClientCertIfGiven => ClientAuth::VerifyIfGiven,
+        ClientAuthType::RequireAndVerifyClientCert => ClientAuth::RequireAndVerify,
+    }
+}

@@ -1,0 +1,188 @@
+//! What the service manager is told (`sd_notify(3)`): that the daemon is ready, loads its
+//! configuration again or stops, in a sentence how it goes, and that it is alive.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use sd_notify::NotifyState;
+
+use crate::{health::Health, status::Board};
+
+/// How often it is looked whether the sentence has changed.
+const ROUND: Duration = Duration::from_secs(5);
+
+/// The service manager that started the process, if it wants to be told. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct ServiceManager(Option<Arc<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    /// It ends the process when it hears nothing for so long.
+    watchdog: Option<Duration>,
+    /// It could not be told. That is logged once.
+    has_failed: AtomicBool,
+}
+
+// === impl ServiceManager ===
+
+impl ServiceManager {
+    /// The one that the environment names (`NOTIFY_SOCKET`, `WATCHDOG_USEC`); without one, nothing
+    /// is told to anybody.
+    #[must_use]
+    pub fn of_environment() -> Self {
+        let wants = std::env::var_os("NOTIFY_SOCKET").is_some();
+        Self(wants.then(|| {
+            Arc::new(Inner {
+                watchdog: sd_notify::watchdog_enabled(),
+                has_failed: AtomicBool::new(false),
+            })
+        }))
+    }
+
+    /// The daemon serves, or has loaded its configuration again.
+    pub fn ready(&self) {
+        self.tell(&[NotifyState::Ready]);
+    }
+
+    /// The daemon loads its configuration again; [`Self::ready`] follows.
+    pub fn reloading(&self) {
+        // With Type=notify-reload the time is a must.
+        match NotifyState::monotonic_usec_now() {
+            Ok(now) => self.tell(&[NotifyState::Reloading, now]),
+            Err(error) => tracing::warn!(%error, "cannot read the monotonic clock"),
+        }
+    }
+
+    /// The daemon stops.
+    pub fn stopping(&self) {
+        let status = NotifyState::Status("stopping: delivering what is journalled");
+        self.tell(&[NotifyState::Stopping, status]);
+    }
+
+    /// Tells how it goes, and feeds the watchdog for as long as every loop makes progress. Never
+    /// returns; to be dropped when the daemon stops.
+    pub async fn attend(self, health: Health, board: Board) {
+        let Some(inner) = &self.0 else {
+            return std::future::pending().await;
+        };
+        // Half of its patience, as sd_watchdog_enabled(3) advises.
+        let round = inner
+            .watchdog
+            .map_or(ROUND, |patience| ROUND.min(patience / 2));
+        let mut told = String::new();
+        let mut was_alive = true;
+        loop {
+            let status = summary(&board, &health);
+            let news = (status != told).then(|| status.clone());
+            told = status;
+            let hangs = health.overdue();
+            let is_alive = hangs.is_empty();
+            if let Some(first) = hangs
+                .first()
+                .filter(|_| was_alive && inner.watchdog.is_some())
+            {
+                tracing::error!(hangs = %first, "the watchdog is not fed any more");
+            }
+            was_alive = is_alive;
+            let manager = self.clone();
+            // A service manager that does not read makes its sockets block.
+            let telling = tokio::task::spawn_blocking(move || {
+                let news = news.as_deref().map(NotifyState::Status);
+                let alive = is_alive.then_some(NotifyState::Watchdog);
+                let states: Vec<_> = news.into_iter().chain(alive).collect();
+                manager.tell(&states);
+            });
+            // It does not panic, and where the runtime ends there is nobody to tell.
+            telling.await.ok();
+            tokio::time::sleep(round).await;
+        }
+    }
+
+    fn tell(&self, states: &[NotifyState<'_>]) {
+        let Some(inner) = self.0.as_ref().filter(|_| !states.is_empty()) else {
+            return;
+        };
+        match sd_notify::notify(states) {
+            Ok(()) => inner.has_failed.store(false, Ordering::Relaxed),
+            Err(error) => {
+                if !inner.has_failed.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(%error, "cannot tell the service manager how it goes (NOTIFY_SOCKET)");
+                }
+            }
+        }
+    }
+}
+
+/// How it goes, in a sentence: what `systemctl status` shows.
+fn summary(board: &Board, health: &Health) -> String {
+    if let Some(obstacle) = health.obstacles().first() {
+        return one_line(&format!("waiting: {obstacle}"));
+    }
+    let searches = board.searches();
+    let held = searches.iter().filter(|search| search.lease_held);
+    let failing: Vec<_> = held
+        .clone()
+        .filter(|search| search.up == Some(false))
+        .collect();
+    let mut text = match held.count() {
+        1 => "polling 1 search".to_owned(),
+        count => format!("polling {count} searches"),
+    };
+    if let Some(first) = failing.first() {
+        let reason = first
+            .last_error
+            .as_ref()
+            .map_or("unknown", |error| error.reason);
+        text.push_str(&format!(
+            ", {} failing ({}: {reason})",
+            failing.len(),
+            first.key
+        ));
+    }
+    for notice in health.notices() {
+        text.push_str("; ");
+        text.push_str(&notice);
+    }
+    one_line(&text)
+}
+
+/// A line break would end the sentence and begin another message.
+fn one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_holds_the_process_up_comes_before_what_it_does() {
+        let (board, health) = (Board::default(), Health::default());
+        assert_eq!(summary(&board, &health), "polling 0 searches");
+        health.notice("journal", "the journal is full");
+        assert_eq!(
+            summary(&board, &health),
+            "polling 0 searches; the journal is full"
+        );
+        health.hold_up("store", Some("the database is down:\nREADY=1".to_owned()));
+        assert_eq!(
+            summary(&board, &health),
+            "waiting: the database is down: READY=1"
+        );
+    }
+
+    #[tokio::test]
+    async fn without_a_service_manager_nobody_is_told() {
+        let nobody = ServiceManager::default();
+        nobody.ready();
+        let attending = nobody.attend(Health::default(), Board::default());
+        tokio::time::timeout(Duration::from_millis(1), attending)
+            .await
+            .unwrap_err();
+    }
+}

@@ -1,0 +1,137 @@
+//! What protects the server now, and the changes of it.
+//!
+//! Whoever renews a certificate or changes a password only writes the file. So files are read again
+//! when somebody connects or asks, once a second at most, and compared by what they hold: that
+//! needs no notice from the file system, works with whatever replaces files, and costs an idle
+//! server nothing. What cannot be used changes nothing.
+
+use std::{
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::time::Instant;
+
+use super::Security;
+
+/// What was read is good for so long.
+const FRESH: Duration = Duration::from_secs(1);
+
+/// A disk that does not answer holds nobody up for longer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Reads what protects the server; the same one again while nothing has changed. The error is for
+/// people.
+pub type LoadSecurity = Box<dyn FnMut() -> Result<Arc<Security>, String> + Send>;
+
+/// Holds the [`Security`] in force. Cheap to clone.
+#[derive(Clone)]
+pub struct Guard {
+    state: Arc<Mutex<State>>,
+    load: Option<Arc<Mutex<LoadSecurity>>>,
+}
+
+struct State {
+    security: Arc<Security>,
+    /// When it was last looked for changes.
+    looked: Instant,
+    /// Why the files cannot be used at present.
+    problem: Option<String>,
+}
+
+// === impl Guard ===
+
+impl Guard {
+    /// No TLS, no passwords, for good.
+    #[must_use]
+    pub fn open() -> Self {
+        Self::new(Arc::new(Security::none()), None)
+    }
+
+    /// Begins with `security`, and has it loaded again.
+    #[must_use]
+    pub fn watching(security: Arc<Security>, load: LoadSecurity) -> Self {
+        Self::new(security, Some(Arc::new(Mutex::new(load))))
+    }
+
+    fn new(security: Arc<Security>, load: Option<Arc<Mutex<LoadSecurity>>>) -> Self {
+        Self {
+            state: Arc::new(Mutex::new(State {
+                security,
+                looked: Instant::now(),
+                problem: None,
+            })),
+            load,
+        }
+    }
+
+    /// The one in force, from files that were read a second ago at most.
+    pub(in crate::web) async fn current(&self) -> Arc<Security> {
+        if let Some(load) = self.load.as_ref().filter(|_| self.is_due()) {
+            let (guard, load) = (self.clone(), Arc::clone(load));
+            let look = tokio::task::spawn_blocking(move || guard.look(&load));
+            // A panic in it has been reported; a disk that hangs may answer later.
+            tokio::time::timeout(PATIENCE, look).await.ok();
+        }
+        Arc::clone(&self.lock().security)
+    }
+
+    /// Whether it is time to look, which the one who asks is then to do.
+    fn is_due(&self) -> bool {
+        let mut state = self.lock();
+        let due = state.looked.elapsed() >= FRESH;
+        if due {
+            state.looked = Instant::now();
+        }
+        due
+    }
+
+    fn look(&self, load: &Mutex<LoadSecurity>) {
+        // While one still waits for a disk, others need not.
+        let Ok(mut load) = load.try_lock() else {
+            return;
+        };
+        let loaded = load();
+        let mut state = self.lock();
+        match loaded.and_then(|new| no_weaker(new, &state.security)) {
+            Ok(new) => {
+                let changed = !Arc::ptr_eq(&new, &state.security);
+                if changed || state.problem.take().is_some() {
+                    tracing::info!("the web configuration and its certificates were read again");
+                }
+                state.security = new;
+                state.problem = None;
+            }
+            Err(problem) => {
+                if state.problem.as_ref() != Some(&problem) {
+                    tracing::error!(
+                        error = %problem,
+                        "the web configuration cannot be used; the one before stays in force"
+                    );
+                }
+                state.problem = Some(problem);
+            }
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that runs under this lock can panic half-way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn no_weaker(new: Arc<Security>, before: &Security) -> Result<Arc<Security>, String> {
+    match new.lacks(before) {
+        None => Ok(new),
+        Some(lost) => Err(format!(
+            "it no longer has {lost}; to do without takes a restart"
+        )),
+    }
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard").finish_non_exhaustive()
+    }
+}

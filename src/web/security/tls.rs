@@ -1,0 +1,269 @@
+//! TLS: from certificates, keys and wishes to what shakes hands.
+
+use std::sync::Arc;
+
+use rustls::{
+    CipherSuite, NamedGroup, RootCertStore, ServerConfig, SupportedProtocolVersion,
+    crypto::{CryptoProvider, ring},
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
+    version::{TLS12, TLS13},
+};
+use tokio_rustls::TlsAcceptor;
+
+use super::clients::{AllowedNames, AnyIssuer};
+use crate::secret::Secret;
+
+/// The cipher suites that can be chosen for TLS 1.2, by their names. Those of TLS 1.3 are always
+/// there.
+pub const CIPHER_SUITES: [(&str, CipherSuite); 6] = {
+    use CipherSuite as Suite;
+    [
+        (
+            "TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256",
+            Suite::TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256,
+        ),
+        (
+            "TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384",
+            Suite::TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+        ),
+        (
+            "TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256",
+            Suite::TLS_ECDHE_ECDSA_WITH_CHACHA20_POLY1305_SHA256,
+        ),
+        (
+            "TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256",
+            Suite::TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256,
+        ),
+        (
+            "TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384",
+            Suite::TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+        ),
+        (
+            "TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256",
+            Suite::TLS_ECDHE_RSA_WITH_CHACHA20_POLY1305_SHA256,
+        ),
+    ]
+};
+
+/// The curves that can be chosen, by the names that the exporter-toolkit has for them.
+pub const CURVES: [(&str, NamedGroup); 3] = [
+    ("X25519", NamedGroup::X25519),
+    ("CurveP256", NamedGroup::secp256r1),
+    ("CurveP384", NamedGroup::secp384r1),
+];
+
+/// TLS of the web server.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TlsOptions {
+    /// The certificate and its intermediates, PEM.
+    pub certificate: String,
+    /// Its key, PEM.
+    pub key: Secret,
+    /// Whether clients have certificates.
+    pub client_auth: ClientAuth,
+    /// Who issues them, PEM.
+    pub client_ca: Option<String>,
+    /// Alternative names of which a client's certificate must have one; `None`: any certificate.
+    pub client_allowed_sans: Option<Vec<String>>,
+    /// The oldest version.
+    pub min_version: TlsVersion,
+    /// The newest version.
+    pub max_version: TlsVersion,
+    /// Cipher suites for TLS 1.2 in the order of preference; none: all of [`CIPHER_SUITES`].
+    pub cipher_suites: Vec<CipherSuite>,
+    /// Curves in the order of preference; none: all of [`CURVES`].
+    pub curves: Vec<NamedGroup>,
+    /// Whether our order of cipher suites counts rather than the client's.
+    pub prefer_server_cipher_suites: bool,
+}
+
+/// A version of TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum TlsVersion {
+    /// 1.2
+    Tls12,
+    /// 1.3
+    Tls13,
+}
+
+/// Whether clients have certificates, and who looks at them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ClientAuth {
+    /// None is asked for.
+    #[default]
+    None,
+    /// One is asked for, and whatever comes is taken.
+    Request,
+    /// There must be one, from any issuer.
+    RequireAny,
+    /// Where there is one, its issuer must be known.
+    VerifyIfGiven,
+    /// There must be one, of a known issuer.
+    RequireAndVerify,
+}
+
+/// The part of [`TlsOptions`] that cannot be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TlsPart {
+    /// The certificate.
+    Certificate,
+    /// The key.
+    Key,
+    /// The issuers of client certificates.
+    ClientCa,
+    /// Versions, cipher suites and curves taken together.
+    CipherSuites,
+}
+
+/// TLS cannot be set up.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct TlsError {
+    /// What is wrong.
+    pub part: TlsPart,
+    /// What is wrong with it, as the end of a sentence.
+    pub message: String,
+}
+
+// === impl ClientAuth ===
+
+impl ClientAuth {
+    /// Whether a client without a certificate is turned away.
+    #[must_use]
+    pub fn is_mandatory(self) -> bool {
+        matches!(self, Self::RequireAny | Self::RequireAndVerify)
+    }
+
+    /// Whether the issuer is looked at.
+    #[must_use]
+    pub fn is_verified(self) -> bool {
+        matches!(self, Self::VerifyIfGiven | Self::RequireAndVerify)
+    }
+}
+
+// === impl TlsOptions ===
+
+impl TlsOptions {
+    pub(super) fn acceptor(&self) -> Result<TlsAcceptor, TlsError> {
+        let provider = Arc::new(self.provider());
+        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&self.versions())
+            .map_err(|error| failed(TlsPart::CipherSuites, error))?;
+        let builder = match self.verifier(provider)? {
+            Some(verifier) => builder.with_client_cert_verifier(verifier),
+            None => builder.with_no_client_auth(),
+        };
+        let certificates = certificates(&self.certificate, TlsPart::Certificate)?;
+        let key = PrivateKeyDer::from_pem_slice(self.key.expose().as_bytes()).map_err(|_| {
+            let message = "holds no private key; one in PEM without a passphrase is needed";
+            failed(TlsPart::Key, message)
+        })?;
+        let mut config =
+            builder
+                .with_single_cert(certificates, key)
+                .map_err(|error| match error {
+                    rustls::Error::InconsistentKeys(_) => {
+                        failed(TlsPart::Key, "does not belong to the certificate")
+                    }
+                    rustls::Error::InvalidCertificate(error) => failed(
+                        TlsPart::Certificate,
+                        format!("cannot be used: {}", rustls::Error::from(error)),
+                    ),
+                    other => failed(TlsPart::Key, format!("cannot be used: {other}")),
+                })?;
+        config.ignore_client_order = self.prefer_server_cipher_suites;
+        // Clients that would rather speak HTTP/2 have HTTP/1.1 as well.
+        config.alpn_protocols = vec![b"http/1.1".to_vec()];
+        Ok(TlsAcceptor::from(Arc::new(config)))
+    }
+
+    fn provider(&self) -> CryptoProvider {
+        let mut provider = ring::default_provider();
+        if !self.cipher_suites.is_empty() {
+            let all = std::mem::take(&mut provider.cipher_suites);
+            let of_tls13 = all.iter().filter(|suite| suite.tls13().is_some());
+            let chosen = self
+                .cipher_suites
+                .iter()
+                .filter_map(|wanted| all.iter().find(|suite| suite.suite() == *wanted));
+            provider.cipher_suites = of_tls13.chain(chosen).copied().collect();
+        }
+        if !self.curves.is_empty() {
+            let all = std::mem::take(&mut provider.kx_groups);
+            let chosen = self
+                .curves
+                .iter()
+                .filter_map(|wanted| all.iter().find(|group| group.name() == *wanted));
+            provider.kx_groups = chosen.copied().collect();
+        }
+        provider
+    }
+
+    fn versions(&self) -> Vec<&'static SupportedProtocolVersion> {
+        [(TlsVersion::Tls13, &TLS13), (TlsVersion::Tls12, &TLS12)]
+            .into_iter()
+            .filter(|(version, _)| (self.min_version..=self.max_version).contains(version))
+            .map(|(_, version)| version)
+            .collect()
+    }
+
+    fn verifier(
+        &self,
+        provider: Arc<CryptoProvider>,
+    ) -> Result<Option<Arc<dyn ClientCertVerifier>>, TlsError> {
+        let mandatory = self.client_auth.is_mandatory();
+        let verifier: Arc<dyn ClientCertVerifier> = match self.client_auth {
+            ClientAuth::None => return Ok(None),
+            ClientAuth::Request | ClientAuth::RequireAny => Arc::new(AnyIssuer {
+                mandatory,
+                provider,
+            }),
+            ClientAuth::VerifyIfGiven | ClientAuth::RequireAndVerify => {
+                let pem = self.client_ca.as_deref().unwrap_or_default();
+                let mut roots = RootCertStore::empty();
+                for certificate in certificates(pem, TlsPart::ClientCa)? {
+                    roots.add(certificate).map_err(|error| {
+                        failed(TlsPart::ClientCa, format!("cannot be used: {error}"))
+                    })?;
+                }
+                let builder =
+                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+                let builder = if mandatory {
+                    builder
+                } else {
+                    builder.allow_unauthenticated()
+                };
+                builder
+                    .build()
+                    .map_err(|error| failed(TlsPart::ClientCa, error))?
+            }
+        };
+        Ok(Some(match &self.client_allowed_sans {
+            None => verifier,
+            Some(names) => Arc::new(AllowedNames {
+                names: names.clone(),
+                verifier,
+            }),
+        }))
+    }
+}
+
+fn certificates(pem: &str, part: TlsPart) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem.as_bytes()).collect();
+    match certificates {
+        Ok(certificates) if !certificates.is_empty() => Ok(certificates),
+        Ok(_) => Err(failed(
+            part,
+            "holds no certificate; one in PEM (-----BEGIN CERTIFICATE-----) is needed",
+        )),
+        Err(error) => Err(failed(part, format!("is not good PEM: {error}"))),
+    }
+}
+
+fn failed(part: TlsPart, message: impl ToString) -> TlsError {
+    TlsError {
+        part,
+        message: message.to_string(),
+    }
+}

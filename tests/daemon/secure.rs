@@ -1,0 +1,365 @@
+//! TLS, passwords and headers of the web server, as clients see them.
+
+use std::{path::Path, process::Stdio};
+
+use opsramp_exporter::simulator::Simulator;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    SanType,
+};
+use reqwest::{Certificate, Identity};
+use tokio::{
+    io::AsyncWriteExt as _,
+    net::TcpStream,
+    time::{Duration, Instant},
+};
+
+use crate::exporter::{Exporter, PATIENCE, Place, command, eventually, needed, opsramp};
+
+const PASSWORD: &str = "correct horse";
+
+/// An authority that signs certificates for servers and clients alike.
+struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+}
+
+impl Authority {
+    fn new() -> Self {
+        let mut parameters = CertificateParams::new(Vec::new()).unwrap();
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let pem = parameters.self_signed(&key).unwrap().pem();
+        let issuer = Issuer::new(parameters, key);
+        Self { issuer, pem }
+    }
+
+    /// A certificate and its key, PEM.
+    fn sign(&self, name: &str) -> (String, String) {
+        let mut parameters = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        let loopback = SanType::IpAddress([127, 0, 0, 1].into());
+        parameters.subject_alt_names.push(loopback);
+        parameters.distinguished_name.push(DnType::CommonName, name);
+        parameters.extended_key_usages = vec![
+            ExtendedKeyUsagePurpose::ServerAuth,
+            ExtendedKeyUsagePurpose::ClientAuth,
+        ];
+        let key = KeyPair::generate().unwrap();
+        let certificate = parameters.signed_by(&key, &self.issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    /// A client that trusts this authority and nobody else.
+    fn client(&self, own: Option<(String, String)>) -> reqwest::Client {
+        rustls::crypto::ring::default_provider()
+            .install_default()
+            .ok();
+        let trusted = Certificate::from_pem(self.pem.as_bytes()).unwrap();
+        let mut builder = reqwest::Client::builder()
+            .no_proxy()
+            .timeout(PATIENCE)
+            .tls_certs_only([trusted]);
+        if let Some((certificate, key)) = own {
+            let identity = Identity::from_pem((certificate + &key).as_bytes()).unwrap();
+            builder = builder.identity(identity);
+        }
+        builder.build().unwrap()
+    }
+}
+
+fn write(place: &Place, name: &str, text: &str) {
+    std::fs::write(place.path(name), text).unwrap();
+}
+
+/// A place with a certificate, and a web configuration file that goes on with `more`.
+fn secure_place(opsramp: &Simulator, authority: &Authority, more: &str) -> Place {
+    let mut place = Place::new(&opsramp.url());
+    place.config["web"]["config_file"] = place.path("web.yml").to_str().unwrap().into();
+    let (certificate, key) = authority.sign("localhost");
+    write(&place, "server.crt", &certificate);
+    write(&place, "server.key", &key);
+    write(&place, "ca.crt", &authority.pem);
+    let tls = "tls_server_config:\n  cert_file: server.crt\n  key_file: server.key\n";
+    write(&place, "web.yml", &format!("{tls}{more}"));
+    place.secrets.push(PASSWORD.to_owned());
+    place
+}
+
+fn users() -> String {
+    let hash = bcrypt::hash(PASSWORD, 4).unwrap();
+    format!("basic_auth_users:\n  prometheus: {hash}\n")
+}
+
+async fn get(client: &reqwest::Client, exporter: &Exporter, path: &str) -> reqwest::Response {
+    let url = format!("{}{path}", exporter.url);
+    client.get(url).send().await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_but_health_takes_a_password() {
+    let opsramp = opsramp(3).await;
+    let authority = Authority::new();
+    let headers = "http_server_config:\n  headers:\n    Strict-Transport-Security: max-age=1\n    X-Content-Type-Options: ''\n    X-Frame-Options: deny\n";
+    let place = secure_place(&opsramp, &authority, &(users() + headers));
+    let exporter = place.start().await;
+    assert!(exporter.url.starts_with("https://"), "{}", exporter.url);
+    let client = authority.client(None);
+    for path in ["/-/healthy", "/-/ready"] {
+        let answer = get(&client, &exporter, path).await;
+        assert_ne!(answer.status(), 401, "{path}");
+        assert_eq!(answer.headers()["strict-transport-security"], "max-age=1");
+    }
+    for path in ["/", "/metrics", "/api/v1/status", "/api/v1/alerts", "/else"] {
+        let url = format!("{}{path}", exporter.url);
+        let refused = get(&client, &exporter, path).await;
+        assert_eq!(refused.status(), 401, "{path}");
+        let challenge = refused.headers()["www-authenticate"].to_str().unwrap();
+        assert!(challenge.starts_with("Basic realm="), "{challenge}");
+        for (user, password) in [("prometheus", "wrong"), ("nobody", PASSWORD)] {
+            let request = client.get(&url).basic_auth(user, Some(password));
+            let status = request.send().await.unwrap().status();
+            assert_eq!(status, 401, "{path} {user}");
+        }
+        let request = client.get(&url).basic_auth("prometheus", Some(PASSWORD));
+        let answer = request.send().await.unwrap();
+        let expected = if path == "/else" { 404 } else { 200 };
+        assert_eq!(answer.status(), expected, "{path}");
+        assert_eq!(answer.headers()["x-frame-options"], "deny");
+        assert!(!answer.headers().contains_key("x-content-type-options"));
+        assert!(answer.headers().contains_key("content-security-policy"));
+    }
+    let post = client.post(format!("{}/-/reload", exporter.url));
+    assert_eq!(post.send().await.unwrap().status(), 401);
+    let ended = exporter.stop().await;
+    let told = ended.stderr.iter().any(|line| line.contains("is wrong"));
+    assert!(told, "{:#?}", ended.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_and_passwords_are_read_again_and_bad_ones_change_nothing() {
+    let opsramp = opsramp(1).await;
+    let (old, new) = (Authority::new(), Authority::new());
+    let place = secure_place(&opsramp, &old, &users());
+    let exporter = place.start().await;
+    let reaches = async |authority: &Authority| {
+        // A client of its own has no connection yet.
+        let request = authority
+            .client(None)
+            .get(format!("{}/-/healthy", exporter.url));
+        request.send().await.is_ok()
+    };
+    assert!(reaches(&old).await && !reaches(&new).await);
+
+    let (certificate, key) = new.sign("localhost");
+    write(&place, "server.crt", &certificate);
+    eventually("the mismatch is told", async || {
+        assert!(reaches(&old).await);
+        let told = |line: &String| line.contains("does not belong to the certificate");
+        exporter.stderr.lines().iter().any(told)
+    })
+    .await;
+    write(&place, "server.key", &key);
+    eventually("the new certificate is in use", async || {
+        reaches(&new).await
+    })
+    .await;
+    assert!(!reaches(&old).await);
+
+    // An editor that has emptied the file opens nothing.
+    let text = place.text_of("web.yml");
+    write(&place, "web.yml", "");
+    eventually("the loss is told", async || {
+        assert!(reaches(&new).await);
+        let told = |line: &String| line.contains("no longer has tls_server_config");
+        exporter.stderr.lines().iter().any(told)
+    })
+    .await;
+    let other = bcrypt::hash("another", 4).unwrap();
+    let tls = text.split_once("basic_auth_users").unwrap().0;
+    write(
+        &place,
+        "web.yml",
+        &format!("{tls}basic_auth_users:\n  prometheus: {other}\n"),
+    );
+    let client = new.client(None);
+    eventually("the new password is in use", async || {
+        let request = client.get(format!("{}/metrics", exporter.url));
+        let answer = request
+            .basic_auth("prometheus", Some("another"))
+            .send()
+            .await;
+        answer.unwrap().status() == 200
+    })
+    .await;
+    let ended = exporter.stop().await;
+    let complaints = ended
+        .stderr
+        .iter()
+        .filter(|line| line.contains("does not belong"));
+    assert_eq!(complaints.count(), 1, "{:#?}", ended.stderr);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_kind_of_client_authentication_takes_whom_it_should() {
+    let opsramp = opsramp(1).await;
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let sans = "client_allowed_sans: [prometheus.example]";
+    // Whether a client without a certificate, with one of a stranger, and with one of ours, in
+    // another name and in the right one, is taken.
+    for (kind, more, taken) in [
+        ("NoClientCert", "", [true, true, true, true]),
+        ("RequestClientCert", "", [true, true, true, true]),
+        ("RequireAnyClientCert", "", [false, true, true, true]),
+        (
+            "VerifyClientCertIfGiven",
+            "client_ca_file: ca.crt",
+            [true, false, true, true],
+        ),
+        (
+            "RequireAndVerifyClientCert",
+            "client_ca_file: ca.crt",
+            [false, false, true, true],
+        ),
+        ("RequireAnyClientCert", sans, [false, false, false, true]),
+    ] {
+        let place = secure_place(&opsramp, &ours, "");
+        let text = place.text_of("web.yml");
+        let more = if more.is_empty() {
+            String::new()
+        } else {
+            format!("  {more}\n")
+        };
+        write(
+            &place,
+            "web.yml",
+            &format!("{text}  client_auth_type: {kind}\n{more}"),
+        );
+        let exporter = place.start().await;
+        let url = format!("{}/-/healthy", exporter.url);
+        let clients = [
+            None,
+            Some(theirs.sign("stranger.example")),
+            Some(ours.sign("other.example")),
+            Some(ours.sign("prometheus.example")),
+        ];
+        for (own, taken) in clients.into_iter().zip(taken) {
+            let answer = ours.client(own).get(&url).send().await;
+            assert_eq!(answer.is_ok(), taken, "{kind} {more}: {answer:?}");
+        }
+        exporter.stop().await;
+    }
+}
+
+async fn connect(exporter: &Exporter) -> TcpStream {
+    let address = exporter.url.strip_prefix("https://").unwrap();
+    TcpStream::connect(address).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handshakes_that_never_end_do_not_silence_the_metrics() {
+    let opsramp = opsramp(1).await;
+    let authority = Authority::new();
+    let place = secure_place(&opsramp, &authority, &users());
+    place.write();
+    let mut limited = command("/bin/sh");
+    limited
+        .args(["-c", "ulimit -n 512 && exec \"$@\"", "sh"])
+        .arg(crate::exporter::binary())
+        .arg("--config.file")
+        .arg(place.path("config.yml"));
+    let exporter = place.start_as(place.settle(limited)).await;
+    let mut halves = Vec::new();
+    for n in 0..600 {
+        let mut stream = connect(&exporter).await;
+        if n % 2 == 0 {
+            // The first bytes of a handshake. It may have had to make room already.
+            stream.write_all(b"\x16\x03\x01\x02\x00\x01").await.ok();
+        }
+        halves.push(stream);
+        if n % 100 == 99 {
+            let begun = Instant::now();
+            let request = authority
+                .client(None)
+                .get(format!("{}/metrics", exporter.url));
+            let request = request.basic_auth("prometheus", Some(PASSWORD));
+            assert_eq!(request.send().await.unwrap().status(), 200);
+            assert!(begun.elapsed() < Duration::from_secs(10));
+        }
+    }
+    drop(halves);
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prometheus_scrapes_it_over_tls_with_a_password() {
+    needed("prometheus", "prometheus");
+    let opsramp = opsramp(3).await;
+    let authority = Authority::new();
+    let place = secure_place(&opsramp, &authority, &users());
+    let exporter = place.start().await;
+    let target = exporter.url.strip_prefix("https://").unwrap();
+    write(
+        &place,
+        "prometheus.yml",
+        &format!(
+            "scrape_configs:
+  - job_name: opsramp
+    scheme: https
+    scrape_interval: 1s
+    tls_config: {{ca_file: ca.crt}}
+    basic_auth: {{username: prometheus, password: {PASSWORD}}}
+    static_configs: [{{targets: ['{target}']}}]
+"
+        ),
+    );
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = free.local_addr().unwrap();
+    drop(free);
+    let mut prometheus = place.settle(command("prometheus"));
+    prometheus
+        .arg("--config.file=prometheus.yml")
+        .arg("--storage.tsdb.path=tsdb")
+        .arg(format!("--web.listen-address={address}"))
+        .stdout(Stdio::null())
+        .stderr(std::fs::File::create(place.path("prometheus.log")).unwrap());
+    let mut prometheus = prometheus.spawn().unwrap();
+    let client = crate::exporter::http_client();
+    let url = format!("http://{address}/api/v1/query?query=opsramp_search_total_results");
+    let deadline = Instant::now() + PATIENCE;
+    let scraped = loop {
+        let text = match client.get(&url).send().await {
+            Ok(answer) => answer.text().await.unwrap(),
+            Err(error) => error.to_string(),
+        };
+        if text.contains("\"tenant\":\"client_1\"") {
+            break text;
+        }
+        let log = || log_of(&place.path("prometheus.log"));
+        assert!(Instant::now() < deadline, "{text}\n{}", log());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert!(scraped.contains("\"3\""), "{scraped}");
+    prometheus.kill().await.unwrap();
+    exporter.stop().await;
+}
+
+fn log_of(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_web_configuration_file_that_is_wrong_keeps_it_from_starting() {
+    let opsramp = opsramp(1).await;
+    let place = secure_place(&opsramp, &Authority::new(), "basic_auth_user: {}\n");
+    place.write();
+    for extra in [&[] as &[&str], &["--config.check"], &["check"]] {
+        let mut command = place.command();
+        command.args(extra);
+        let ended = place.run(command).await;
+        assert_eq!(ended.code(), Some(2), "{extra:?}");
+        let told = ended.stderr.join("\n") + &ended.stdout.join("\n");
+        let expected =
+            "web.yml:4:1: basic_auth_user: unknown key; did you mean \"basic_auth_users\"?";
+        assert!(told.contains(expected), "{told}");
+    }
+}
