@@ -6,11 +6,13 @@
 //! module: it is no part of the library.
 
 pub use crate::{
-    config::fuzzing::configuration,
+    config::fuzzing::{configuration, web_configuration},
     deliver::torn_file,
     opsramp::fuzzing::token_answer,
     poll::fuzzing::{query_string, search_answer},
 };
+
+use tempfile::TempDir;
 
 /// Bytes as a supply of choices. When they run out, every choice is the first one.
 #[derive(Debug)]
@@ -38,6 +40,14 @@ impl<'a> Choices<'a> {
         let length = length.min(self.0.len());
         self.0.split_off(..length).unwrap_or_default()
     }
+}
+
+/// A folder that is gone afterwards; in memory where there is such a disk, so that a sync costs
+/// nothing.
+pub(crate) fn folder() -> TempDir {
+    tempfile::tempdir_in("/dev/shm")
+        .or_else(|_| tempfile::tempdir())
+        .expect("there is room for a folder")
 }
 
 #[cfg(test)]
@@ -80,6 +90,11 @@ mod tests {
     #[test]
     fn configurations_that_fuzzing_found_do_no_harm() {
         replay("configuration", configuration);
+    }
+
+    #[test]
+    fn web_configurations_that_fuzzing_found_do_no_harm() {
+        replay("web_configuration", web_configuration);
     }
 
     #[test]

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use serde_json::{Value, value::RawValue};
+use serde::Deserialize;
+use serde_json::value::RawValue;
 
 use super::{
     engine::Question,
@@ -85,9 +86,10 @@ fn check_alert(alert: &Alert<'_>, raw: Option<&str>) {
 fn check_record(record: &Record) {
     let body = record.to_json();
     assert!(is_one_line(&body), "{}", String::from_utf8_lossy(&body));
-    let json: Value = serde_json::from_slice(&body).expect("a line is JSON");
-    assert_eq!(json["alert_id"], *record.alert_id);
-    assert_eq!(json["event_id"], record.event_id.to_string());
+    // Not as a `Value`, which cannot hold a number such as 1e999: `raw` is as the server sent it.
+    let json: Ids = serde_json::from_slice(&body).expect("a line is JSON");
+    assert_eq!(json.alert_id, *record.alert_id);
+    assert_eq!(json.event_id, record.event_id.to_string());
     let again = Record::from_json(&body).expect("a line reads back");
     assert_eq!(
         String::from_utf8_lossy(&again.to_json()),
@@ -98,6 +100,13 @@ fn check_record(record: &Record) {
         let text = line.strip_suffix(b"\n").expect("a line ends");
         assert!(is_one_line(text), "{}", String::from_utf8_lossy(text));
     }
+}
+
+/// What others find a line by.
+#[derive(Deserialize)]
+struct Ids {
+    alert_id: String,
+    event_id: String,
 }
 
 /// Nothing that some reader takes for the end of a line, and nothing that a terminal obeys.

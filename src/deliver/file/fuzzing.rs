@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use super::{LogFile, Mark};
 use crate::{
     deliver::{Format, fuzzing::pending, sink::Writer as _},
-    fuzzing::Choices,
+    fuzzing::{self, Choices},
     store::Pending,
 };
 
@@ -70,9 +70,7 @@ pub fn torn_file(data: &[u8]) {
 
 impl World {
     fn new(choices: &mut Choices<'_>) -> Self {
-        // In memory, where there is such a disk: a sync costs nothing there.
-        let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
-        let folder = folder.expect("there is room for a folder");
+        let folder = fuzzing::folder();
         let events = (1..5 + choices.below(16))
             .zip(1..)
             .map(|(number, position)| {
