@@ -19,12 +19,11 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
 use opsramp_exporter::{
     clock,
-    deliver::{Delivery, Format, Observer, SinkOptions, Target},
+    deliver::{Delivery, Observer},
     health::Health,
-    identity::{EventKind, SearchKey, Tenant},
+    identity::{EventKind, Tenant},
     metrics::{BuildInfo, Metrics},
     opsramp,
     poll::{Account, AtFirstStart, GroupLabel, Plan, Pollers, SearchOptions},
@@ -37,24 +36,17 @@ use opsramp_exporter::{
     store::{Commit, Held, JOURNAL_LIMIT, JournalEvent, Options, Store},
 };
 use tokio::time::Instant;
-use uuid::Uuid;
 
+#[path = "support/events.rs"]
+mod events;
 #[path = "support/report.rs"]
 mod report;
 
+use events::{LINE, Unobserved, event, file_sink, lines, search};
 use report::{Goal, Report, folder, milliseconds, quantile, quick, wanted};
 
 const EVENTS: usize = 100_000;
 const BATCH: usize = 2_000;
-const LINE: usize = 700;
-#[derive(Debug)]
-struct Unobserved;
-
-impl Observer for Unobserved {
-    fn sink_delivered(&self, _: &str, _: u64) {}
-    fn sink_error(&self, _: &str) {}
-    fn sink_rejected(&self, _: &str, _: u64) {}
-}
 
 /// Takes note of when something was delivered.
 #[derive(Debug, Default)]
@@ -79,20 +71,6 @@ impl Observer for Watch {
     fn sink_rejected(&self, _: &str, _: u64) {}
 }
 
-fn event(number: usize) -> JournalEvent {
-    let id = Uuid::from_u128(number as u128);
-    let mut body =
-        format!(r#"{{"timestamp":"2026-03-01T10:20:30.123Z","event_id":"{id}","message":""#);
-    let padding = LINE - body.len() - 2;
-    body.extend(std::iter::repeat_n('x', padding));
-    body.push_str("\"}");
-    JournalEvent {
-        event_id: id,
-        at: clock::now(),
-        body: Bytes::from(body),
-    }
-}
-
 fn rate(took: Duration) -> f64 {
     EVENTS as f64 / took.as_secs_f64()
 }
@@ -105,30 +83,13 @@ async fn open(folder: &Path) -> Store {
     Store::open(&options).await.unwrap()
 }
 
-fn file_sink(path: &Path) -> SinkOptions {
-    SinkOptions {
-        name: "file".into(),
-        target: Target::File {
-            path: path.to_owned(),
-            format: Format::Json,
-        },
-    }
-}
-
 /// Journalled and delivered, from the first commit to the last line in the file.
 async fn whole(folder: &Path) -> f64 {
     let store = open(folder).await;
-    let key = SearchKey {
-        account: "a".into(),
-        tenant: Tenant {
-            id: "t".into(),
-            name: "t".into(),
-        },
-        search: "s".into(),
-    };
+    let key = search("s");
     let held: Held = store.take_up(&key, clock::now()).await.unwrap().held;
-    let lines = folder.join("alerts.jsonl");
-    let sink = file_sink(&lines);
+    let path = folder.join("alerts.jsonl");
+    let sink = file_sink(&path);
     let board = Board::default();
     let observer = Arc::new(Unobserved);
     let delivery = Delivery::start(store.clone(), vec![sink], board, observer)
@@ -149,11 +110,7 @@ async fn whole(folder: &Path) -> f64 {
     assert!(delivery.drain(Duration::from_secs(60)).await);
     let took = began.elapsed();
     store.close().await;
-    let written = std::fs::read(&lines).unwrap();
-    assert_eq!(
-        written.iter().filter(|byte| **byte == b'\n').count(),
-        EVENTS
-    );
+    assert_eq!(lines(&path), EVENTS);
     rate(took)
 }
 

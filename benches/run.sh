@@ -27,6 +27,10 @@ if [ ${#quick[@]} -eq 0 ] && [ -z "${OPSRAMP_BENCH_BIN:-}" ]; then
 fi
 cargo bench --locked --no-run
 
+for marker in begin end; do
+    grep -q "^<!-- figures: $marker" docs/performance.md || { echo "docs/performance.md has lost its marker '$marker'" >&2; exit 1; }
+done
+
 tables=$(mktemp)
 rows=$(mktemp)
 trap 'rm -f "$tables" "$rows"' EXIT
@@ -56,7 +60,7 @@ measure() {
 }
 
 machine > "$tables"
-for bench in tracking exposition delivery daemon; do
+for bench in tracking exposition delivery postgres daemon; do
     measure "$bench"
 done
 

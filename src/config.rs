@@ -22,6 +22,8 @@ use crate::{
 };
 
 mod file;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod listen;
 mod overrides;
 mod problem;

@@ -23,6 +23,8 @@ use crate::{
     store::{self, Store},
 };
 
+#[cfg(any(test, fuzzing))]
+pub use self::file::fuzzing::torn_file;
 pub use self::sink::SinkError;
 use self::{
     sink::Sink,
@@ -31,6 +33,8 @@ use self::{
 
 mod file;
 mod format;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod journald;
 mod otlp;
 mod sink;

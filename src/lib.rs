@@ -16,8 +16,12 @@ pub mod config;
 pub mod daemon;
 pub mod deliver;
 pub mod demo;
+mod excerpt;
+#[cfg(any(test, fuzzing))]
+pub mod fuzzing;
 pub mod health;
 pub mod healthcheck;
+mod http_date;
 pub mod identity;
 pub mod logging;
 pub mod metrics;

@@ -179,7 +179,7 @@ where
         let body = line.body(self.format);
         let repeated = if line.level <= tracing::Level::WARN {
             let mut repeats = self.repeats.lock().unwrap_or_else(PoisonError::into_inner);
-            match repeats.see(&body, now) {
+            match repeats.see(&line.identity(), now) {
                 Verdict::Print { repeated } => repeated,
                 Verdict::Suppress => return,
             }
@@ -454,6 +454,38 @@ mod tests {
                 "ts=1970-01-01T00:00:00.000Z level=warn msg=no target=t\n",
                 "ts=1970-01-01T00:00:00.000Z level=warn msg=no repeated=2 target=t\n",
             ]
+        );
+    }
+
+    #[test]
+    fn an_error_that_quotes_another_request_each_time_is_a_repeated_one() {
+        let lines = Mutex::new(Vec::new());
+        let diagnostics = Diagnostics::new(
+            Format::Logfmt,
+            |_: &tracing::Level| {},
+            |line: &str| lines.lock().unwrap().push(line.to_owned()),
+        );
+        for (number, search) in [(1, "a"), (2, "a"), (3, "b"), (4, "a")] {
+            let message = Value::text(format_args!("poll failed"));
+            let mut line = Line::new(tracing::Level::WARN, message, "t");
+            let error = format_args!(r#"search answered 500: {{"request":"{number}"}}"#);
+            line.extend([
+                ("search", Value::text(format_args!("{search}"))),
+                ("error", Value::text(error)),
+            ]);
+            diagnostics.handle(&line, Timestamp::UNIX_EPOCH, Instant::now());
+        }
+        let lines = lines.lock().unwrap();
+        let [first, other] = &lines[..] else {
+            panic!("{lines:#?}")
+        };
+        assert!(
+            first.contains("search=a") && first.contains(r#"\"1\""#),
+            "{first}"
+        );
+        assert!(
+            other.contains("search=b") && other.contains(r#"\"3\""#),
+            "{other}"
         );
     }
 

@@ -13,6 +13,8 @@ pub mod alert;
 mod allowance;
 mod client;
 mod error;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod page;
 mod token;
 

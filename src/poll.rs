@@ -6,6 +6,8 @@ pub use crate::track::GroupLabel;
 
 pub mod engine;
 mod full_read;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod pollers;
 mod reading;
 mod schedule;

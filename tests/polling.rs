@@ -367,6 +367,40 @@ async fn a_departure_from_a_long_result_is_noticed_and_explained() {
     exporter.wait_until_complete().await;
 }
 
+/// A stumble of the API does not cost a departure its reason.
+#[tokio::test(flavor = "multi_thread")]
+async fn why_an_alert_left_is_asked_again_where_that_may_help() {
+    let status = |code| Fault::Status {
+        code,
+        body: None,
+        headers: Vec::new(),
+    };
+    for (fault, times, reason) in [
+        (status(503), 2, "acknowledged"),
+        (Fault::Reset, 1, "acknowledged"),
+        // Who may not ask once may not ask twice.
+        (status(403), 1, "unknown"),
+    ] {
+        let simulator = start(world(1)).await;
+        let exporter = Exporter::start(plan(&simulator.url())).await;
+        exporter.wait_until_complete().await;
+        let name = format!("{fault:?}");
+        simulator.inject(FaultRule::next(times, Endpoint::Alert, fault));
+        let ids = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
+        simulator.act(ids[0], Action::Acknowledge).unwrap();
+        eventually("it has left", || async {
+            exporter.count("left").await == 1
+        })
+        .await;
+        let events = exporter.events().await;
+        let left = events
+            .iter()
+            .find(|event| event["event"] == "left")
+            .unwrap();
+        assert_eq!(left["reason"], reason, "{name}");
+    }
+}
+
 /// A server that cannot be asked by id: two full reads miss the alert, and then its page tells.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_departure_is_noticed_where_the_search_cannot_be_asked_by_id() {

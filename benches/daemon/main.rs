@@ -29,7 +29,7 @@ mod tenants;
 #[path = "../support/tls.rs"]
 mod tls;
 
-use report::{Report, wanted};
+use report::{Goal, Report, wanted};
 
 type Measure = fn(&tokio::runtime::Runtime, &mut Report);
 
@@ -45,7 +45,11 @@ fn main() {
         .unwrap();
     let _entered = runtime.enter();
     let mut report = Report::new();
-    println!("of {}", daemon::binary().display());
+    let binary = daemon::binary();
+    println!("of {}", binary.display());
+    let size = std::fs::metadata(&binary).unwrap().len();
+    let size = size as f64 / 1e6;
+    report.row("the binary, stripped", size, " MB", Goal::AtMost(12.0));
     let parts: [(&str, Measure); 6] = [
         ("start", start::measure),
         ("idle", idle::measure),

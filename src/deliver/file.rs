@@ -36,6 +36,8 @@ use self::{
     scan::{Missing, Scan, scan},
 };
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzzing;
 mod mark;
 mod scan;
 

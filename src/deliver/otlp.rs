@@ -21,7 +21,6 @@ pub(super) use self::exchange::Error;
 use self::{answer::Outcome, exchange::Receiver};
 
 mod answer;
-mod excerpt;
 mod exchange;
 mod message;
 

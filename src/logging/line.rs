@@ -8,7 +8,7 @@ use std::fmt::{self, Write as _};
 use jiff::Timestamp;
 use tracing::Level;
 
-use super::Format;
+use super::{Format, repeats::gist};
 
 /// An event on its way to a line.
 #[derive(Debug)]
@@ -56,7 +56,27 @@ impl Line {
         }
     }
 
-    /// What makes the event the same as another: all but when it was, and how often.
+    /// What makes the event the same as another: all but when it was, how often, and what an error
+    /// says of this one time.
+    pub(super) fn identity(&self) -> String {
+        let mut identity = String::new();
+        let mut add = |text: &str| {
+            identity.push_str(text);
+            identity.push('\0');
+        };
+        add(self.level.as_str());
+        add(self.message.as_str());
+        for (key, value) in &self.fields {
+            add(key);
+            match value {
+                Value::Text(text) if *key == "error" => add(&gist(text)),
+                value => add(value.as_str()),
+            }
+        }
+        identity
+    }
+
+    /// All but when it was, and how often.
     pub(super) fn body(&self, format: Format) -> String {
         let mut out = String::new();
         let level = match self.level {
@@ -149,6 +169,12 @@ impl Value {
         // It fails where it is cut, or where a foreign `Display` gives up: what is there is kept.
         let _complete = cut.write_fmt(value);
         Self::Text(cut.0)
+    }
+
+    fn as_str(&self) -> &str {
+        match self {
+            Self::Text(text) | Self::Bare(text) => text,
+        }
     }
 }
 

@@ -1,5 +1,8 @@
 //! Which warnings and errors were printed a moment ago and need not be printed again.
 //!
+//! Two errors are the same where their gist is: what a server says of one time (ids of requests,
+//! times, a whole document) does not make another error of it.
+//!
 //! Pure: it is told the time. It remembers a bounded number of texts, by their hashes; where more
 //! repeat at once, the one that was printed longest ago is forgotten, and printed once more than
 //! need be.
@@ -37,6 +40,32 @@ const EVERY: Duration = Duration::from_secs(60);
 
 /// So many texts are remembered: 14 KiB.
 const LIMIT: usize = 256;
+
+/// What an error is about, without what differs from one time to the next: a document is as good
+/// as any other that begins alike, and so is a word with a digit in it. Statuses stay.
+pub(super) fn gist(error: &str) -> String {
+    let document = [": {", ": [", ": <"];
+    let end = document.iter().filter_map(|begin| error.find(begin)).min();
+    let told = match end {
+        // With the bracket that it begins with.
+        Some(end) => &error[..end + 3],
+        None => error,
+    };
+    let is_part_of_word = |c: char| c.is_alphanumeric() || c == '-' || c == '_';
+    let mut gist = String::with_capacity(told.len());
+    for piece in told.split_inclusive(|c| !is_part_of_word(c)) {
+        let word = piece.trim_end_matches(|c| !is_part_of_word(c));
+        let varies = word.contains(|c: char| c.is_ascii_digit()) && !is_status(word);
+        gist.push_str(if varies { "0" } else { word });
+        gist.push_str(&piece[word.len()..]);
+    }
+    gist
+}
+
+fn is_status(word: &str) -> bool {
+    word.parse()
+        .is_ok_and(|number: u16| (100..600).contains(&number))
+}
 
 impl Repeats {
     /// Says whether `text`, which comes up at `now`, is printed.
@@ -96,6 +125,41 @@ mod tests {
             Verdict::Print { repeated: 1 }
         );
         assert_eq!(repeats.see("a", after(start, 400)), FIRST);
+    }
+
+    #[test]
+    fn the_gist_of_an_error_is_the_same_each_time() {
+        let same = [
+            (
+                r#"search answered 500: {"requestId":"7f3a","at":"10:00:01"}"#,
+                r#"search answered 500: {"requestId":"91bc","at":"10:00:31"}"#,
+            ),
+            (
+                "search answered 503: upstream timed out, reference #18.2d3c1a17.1730541",
+                "search answered 503: upstream timed out, reference #18.9f0e2b44.1730599",
+            ),
+            (
+                "search answered no search result (EOF while parsing a string at line 1 column 8123): {\"a",
+                "search answered no search result (EOF while parsing a string at line 1 column 7901): {\"b",
+            ),
+            (
+                "cannot reach api: connection reset, request 123e4567-e89b-12d3-a456-426614174000",
+                "cannot reach api: connection reset, request 00000000-e89b-12d3-a456-426614174000",
+            ),
+        ];
+        for (one, other) in same {
+            assert_eq!(gist(one), gist(other));
+        }
+        let different = [
+            ("search answered 500: {}", "search answered 503: {}"),
+            ("search answered 500: {}", "search answered 500: <html>"),
+            ("search answered 500: {}", "token answered 500: {}"),
+            ("cannot reach api.a", "cannot reach api.b"),
+            ("forbidden (403): a", "forbidden (403): b"),
+        ];
+        for (one, other) in different {
+            assert_ne!(gist(one), gist(other));
+        }
     }
 
     #[test]

@@ -18,6 +18,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::RateLimit;
+use crate::http_date;
 
 /// The documented window.
 const MINUTE: Duration = Duration::from_secs(60);
@@ -209,7 +210,7 @@ impl Hints {
                 .map(|value| value.trim().trim_matches('"').trim())
         };
         let number = |name: &str| text(name)?.parse::<u32>().ok();
-        let server_now = text("date").and_then(http_date).unwrap_or(now);
+        let server_now = text("date").and_then(http_date::parse).unwrap_or(now);
         let until =
             |at: Timestamp| Duration::try_from(at.duration_since(server_now)).unwrap_or_default();
         let reset_at = text("x-ratelimit-reset")
@@ -217,7 +218,7 @@ impl Hints {
             .and_then(|seconds| Timestamp::from_second(seconds).ok());
         let retry_after = text("retry-after").and_then(|value| match value.parse::<u64>() {
             Ok(seconds) => Some(Duration::from_secs(seconds)),
-            Err(_) => http_date(value).map(until),
+            Err(_) => http_date::parse(value).map(until),
         });
         Self {
             limit: number("x-ratelimit-limit"),
@@ -237,13 +238,6 @@ impl Hints {
             reset_at: self.reset_at?,
         })
     }
-}
-
-/// A date as HTTP writes it: `Sun, 06 Nov 1994 08:49:37 GMT`.
-pub(super) fn http_date(text: &str) -> Option<Timestamp> {
-    jiff::fmt::rfc2822::DateTimeParser::new()
-        .parse_timestamp(text)
-        .ok()
 }
 
 // === impl Allowance ===

@@ -17,12 +17,12 @@ use tokio::time::Instant;
 
 use super::{
     Endpoint, Observer, Options,
-    allowance::{Allowance, Hints, Reservation, Urgency, http_date},
-    error::{Error, excerpt},
+    allowance::{Allowance, Hints, Reservation, Urgency},
+    error::Error,
     page::Answer,
     token::{Credentials, Grant, Issuer, Token, Tokens},
 };
-use crate::{clock, secret::Secret};
+use crate::{clock, excerpt::Secrets, http_date, secret::Secret};
 
 /// Everything but the characters that RFC 3986 leaves unreserved.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
@@ -192,18 +192,7 @@ impl Client {
         request: &SearchRequest,
         urgency: Urgency,
     ) -> Result<Answer, Error> {
-        let order = if request.sorted {
-            "&isDescendingOrder=true&sortName=ts"
-        } else {
-            ""
-        };
-        let url = format!(
-            "{}/alerts/search?pageNo={}&pageSize={}{order}&queryString={}",
-            self.tenant_url(tenant),
-            request.page,
-            request.page_size,
-            utf8_percent_encode(&request.query, ENCODED),
-        );
+        let url = search_url(&self.0.http.options.url, tenant, request);
         let allowance = &self.allowances(tenant).search;
         self.send(Endpoint::Search, tenant, url, allowance, urgency)
             .await
@@ -214,6 +203,10 @@ impl Client {
     /// # Errors
     /// As the API has it.
     pub async fn alert(&self, tenant: &str, id: &str) -> Result<Option<Answer>, Error> {
+        if matches!(id, "" | "." | "..") {
+            // A URL cannot name it, however it is written: these lead to another path.
+            return Ok(None);
+        }
         let id = utf8_percent_encode(id, ENCODED);
         let url = format!("{}/alerts/{id}", self.tenant_url(tenant));
         let allowance = &self.allowances(tenant).alert;
@@ -327,7 +320,7 @@ impl Client {
         {
             self.0.observer.rate_limit(tenant, seen);
         }
-        let shown = || excerpt(&body, &[token.secret.expose()]);
+        let shown = || Secrets::of(vec![token.secret.clone()]).excerpt(&body);
         match status.as_u16() {
             200..=299 => {
                 self.0.tokens.accepted(token);
@@ -358,8 +351,7 @@ impl Client {
     }
 
     fn tenant_url(&self, tenant: &str) -> String {
-        let tenant = utf8_percent_encode(tenant, ENCODED);
-        format!("{}/api/v2/tenants/{tenant}", self.0.http.options.url)
+        tenant_url(&self.0.http.options.url, tenant)
     }
 
     fn allowances(&self, tenant: &str) -> Arc<Allowances> {
@@ -383,6 +375,27 @@ impl Client {
         tenants.insert(Arc::from(tenant), Arc::clone(&made));
         made
     }
+}
+
+fn tenant_url(base: &str, tenant: &str) -> String {
+    let tenant = utf8_percent_encode(tenant, ENCODED);
+    format!("{base}/api/v2/tenants/{tenant}")
+}
+
+/// Where to ask for a page of a search.
+pub(super) fn search_url(base: &str, tenant: &str, request: &SearchRequest) -> String {
+    let order = if request.sorted {
+        "&isDescendingOrder=true&sortName=ts"
+    } else {
+        ""
+    };
+    format!(
+        "{}/alerts/search?pageNo={}&pageSize={}{order}&queryString={}",
+        tenant_url(base, tenant),
+        request.page,
+        request.page_size,
+        utf8_percent_encode(&request.query, ENCODED),
+    )
 }
 
 /// Why a single request brought nothing.
@@ -478,7 +491,7 @@ impl Issuer for TokenEndpoint {
     }
 }
 
-type Told = (Secret, Duration, Option<String>);
+pub(super) type Told = (Secret, Duration, Option<String>);
 
 impl TokenEndpoint {
     async fn ask(&self, credentials: &Credentials) -> (Option<u16>, Result<Told, Error>) {
@@ -502,7 +515,10 @@ impl TokenEndpoint {
         Http::tell_time(&headers, &*self.observer);
         let code = status.as_u16();
         let encoded = utf8_percent_encode(secret.expose(), ENCODED).to_string();
-        let shown = || excerpt(&body, &[secret.expose(), &encoded, id.expose()]);
+        let shown = || {
+            let sent = vec![secret.clone(), Secret::new(encoded.as_str()), id.clone()];
+            Secrets::of(sent).excerpt(&body)
+        };
         let result = match code {
             200..=299 => read_token(&body),
             400 | 401 | 403 => Err(Error::Auth {
@@ -528,7 +544,7 @@ impl TokenEndpoint {
     }
 }
 
-fn read_token(body: &[u8]) -> Result<Told, Error> {
+pub(super) fn read_token(body: &[u8]) -> Result<Told, Error> {
     // No excerpt: the body of a success holds the token, in whatever form.
     let problem = |what: &str| Error::Decode {
         endpoint: Endpoint::Token.as_str(),
@@ -603,7 +619,7 @@ impl Http {
         let date = headers
             .get(header::DATE)
             .and_then(|value| value.to_str().ok());
-        if let Some(server) = date.and_then(http_date) {
+        if let Some(server) = date.and_then(http_date::parse) {
             observer.server_time(server, clock::now());
         }
     }
@@ -681,7 +697,7 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     cause.to_string()
 }
 
-fn bearer(token: &Secret) -> header::HeaderValue {
+pub(super) fn bearer(token: &Secret) -> header::HeaderValue {
     let text = format!("Bearer {}", token.expose());
     let mut value = header::HeaderValue::try_from(text)
         .expect("a token is checked to fit a header when it is obtained");

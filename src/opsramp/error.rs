@@ -2,9 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-/// How many characters of an unexpected body are shown.
-const EXCERPT: usize = 160;
-
 /// Why a request failed. Cheap to clone, so that everyone who waited for one token request is
 /// told of its failure. Messages never hold a secret or a token.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -117,6 +114,20 @@ impl Error {
         }
     }
 
+    /// Whether the same request may succeed a moment later, with nobody having mended anything.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Auth { .. } | Self::TooLarge { .. } => false,
+            Self::Http { status, .. } => *status >= 500 || *status == 408,
+            Self::Throttled { .. }
+            | Self::Timeout { .. }
+            | Self::Connect { .. }
+            | Self::Decode { .. } => true,
+            Self::Echo(error) => error.may_pass(),
+        }
+    }
+
     /// The whole chain of causes on one line.
     #[must_use]
     pub fn chain(&self) -> String {
@@ -145,62 +156,9 @@ fn show_excerpt(excerpt: &str) -> String {
     }
 }
 
-/// The beginning of a body on one line, without control characters and without `secrets`.
-pub(super) fn excerpt(body: &[u8], secrets: &[&str]) -> String {
-    let longest = secrets.iter().map(|secret| secret.len()).max().unwrap_or(0);
-    let window = &body[..body.len().min(EXCERPT * 4 + longest)];
-    let mut text = String::from_utf8_lossy(window).into_owned();
-    for secret in secrets.iter().filter(|secret| !secret.is_empty()) {
-        text = text.replace(secret, crate::secret::REDACTED);
-    }
-    if window.len() < body.len() {
-        // What is left of a secret that goes on behind the window is shorter than the secret.
-        let end = (0..=text.len().saturating_sub(longest))
-            .rev()
-            .find(|at| text.is_char_boundary(*at));
-        text.truncate(end.unwrap_or(0));
-    }
-    let words: Vec<&str> = text
-        .split(|c: char| c.is_whitespace() || c.is_control())
-        .filter(|word| !word.is_empty())
-        .collect();
-    let line = words.join(" ");
-    match line.char_indices().nth(EXCERPT) {
-        Some((end, _)) => format!("{}…", &line[..end]),
-        None => line,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn an_excerpt_is_one_short_line_without_secrets() {
-        let body = format!("<html>\n\t\x1b[31mtoken=s3cret {}", "x".repeat(1000));
-        let shown = excerpt(body.as_bytes(), &["s3cret", ""]);
-        assert!(
-            shown.starts_with("<html> [31mtoken=<secret> xxx"),
-            "{shown}"
-        );
-        assert!(
-            shown.ends_with('…') && shown.chars().count() == EXCERPT + 1,
-            "{shown}"
-        );
-        assert_eq!(excerpt(b"", &[]), "");
-    }
-
-    #[test]
-    fn a_secret_at_the_end_of_the_excerpt_is_hidden_whole() {
-        let secret = "q".repeat(64);
-        for padding in 500..720 {
-            let body = format!("{}{secret}", " ".repeat(padding));
-            assert!(
-                !excerpt(body.as_bytes(), &[&secret]).contains('q'),
-                "{padding}"
-            );
-        }
-    }
 
     #[test]
     fn a_chain_names_every_cause_once() {

@@ -9,8 +9,9 @@ use serde_json::value::RawValue;
 
 use super::{
     alert::{Alert, Item, Key, Lenient},
-    error::{Error, excerpt},
+    error::Error,
 };
+use crate::excerpt::Secrets;
 
 /// The body of a successful answer.
 #[derive(Clone, Debug)]
@@ -190,7 +191,7 @@ impl Answer {
     }
 
     fn unexpected(&self, what: String) -> Error {
-        let excerpt = excerpt(self.text.as_bytes(), &[]);
+        let excerpt = Secrets::default().excerpt(self.text.as_bytes());
         Error::Decode {
             endpoint: self.endpoint,
             what,
@@ -236,11 +237,8 @@ impl<T> Envelope<T> {
             (None, None) => self.total_pages.is_some_and(|pages| pages > here),
         };
         // A number that does not lead onwards would be read for ever.
-        more.then(|| {
-            self.next_page_no
-                .filter(|next| *next > asked)
-                .unwrap_or(asked + 1)
-        })
+        let next = self.next_page_no.filter(|next| *next > asked);
+        next.or_else(|| asked.checked_add(1)).filter(|_| more)
     }
 }
 

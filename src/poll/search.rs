@@ -35,6 +35,8 @@ use crate::{
 const DETAILS_DEADLINE: Duration = Duration::from_secs(2);
 /// How long departures may wait for their reasons.
 const REASONS_DEADLINE: Duration = Duration::from_secs(10);
+/// The first pause before such a question is asked again; it doubles.
+const REASONS_PAUSE: Duration = Duration::from_millis(500);
 /// Single alerts that are asked for at the same time.
 const DETAILS_AT_ONCE: usize = 8;
 /// The first pause of the background after a failure; it doubles up to five minutes.
@@ -635,17 +637,9 @@ impl Running {
                 .map(|id| {
                     let (client, tenant) = (client.clone(), Arc::clone(&tenant));
                     async move {
-                        let asked = tokio::time::timeout_at(deadline, client.alert(&tenant, &id));
-                        let reason = match asked.await {
-                            Ok(Ok(Some(answer))) => Reason::Found(answer),
-                            Ok(Ok(None)) => Reason::NotFound,
-                            Ok(Err(error)) => {
-                                tracing::debug!(%tenant, alert = %id, error = %error.chain(), "cannot ask why an alert left");
-                                Reason::Unknown
-                            }
-                            Err(_) => Reason::Unknown,
-                        };
-                        (id, reason)
+                        let asked = reason(&client, &tenant, &id);
+                        let reason = tokio::time::timeout_at(deadline, asked).await;
+                        (id, reason.unwrap_or(Reason::Unknown))
                     }
                 })
                 .buffered(DETAILS_AT_ONCE)
@@ -1124,6 +1118,24 @@ fn chain(error: &dyn std::error::Error) -> String {
     line
 }
 
+/// Asks for an alert's own page until there is an answer, or a failure that will not pass.
+async fn reason(client: &Client, tenant: &str, id: &str) -> Reason {
+    let mut pause = REASONS_PAUSE;
+    loop {
+        let error = match client.alert(tenant, id).await {
+            Ok(Some(answer)) => return Reason::Found(answer),
+            Ok(None) => return Reason::NotFound,
+            Err(error) => error,
+        };
+        tracing::debug!(tenant, alert = id, error = %error.chain(), "cannot ask why an alert left");
+        if !error.may_pass() {
+            return Reason::Unknown;
+        }
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+    }
+}
+
 /// Waits for a request, if there is one.
 async fn ready(request: &mut Option<Request>) -> Reply {
     match request {
@@ -1152,7 +1164,7 @@ fn known<'a>(
 
 /// Ids that cannot be mistaken for a part of the query's grammar can be asked for, unless the
 /// query is about ids itself.
-fn can_be_asked_by_id(query: &str, question: &Question) -> bool {
+pub(super) fn can_be_asked_by_id(query: &str, question: &Question) -> bool {
     let plain = |id: &str| {
         !id.is_empty()
             && id
@@ -1167,7 +1179,7 @@ fn can_be_asked_by_id(query: &str, question: &Question) -> bool {
             .all(|id| plain(id))
 }
 
-fn query_by_id(query: &str, question: &Question) -> String {
+pub(super) fn query_by_id(query: &str, question: &Question) -> String {
     let ids: Vec<&str> = question
         .suspects
         .iter()

@@ -11,14 +11,15 @@ use http::{
     HeaderMap, HeaderName, StatusCode,
     header::{CONTENT_TYPE, DATE, LOCATION, RETRY_AFTER},
 };
-use jiff::{Timestamp, fmt::rfc2822};
+use jiff::Timestamp;
 use opentelemetry_proto::tonic::collector::logs::v1::{
     ExportLogsPartialSuccess, ExportLogsServiceResponse,
 };
 use prost::Message as _;
 use serde_json::Value;
 
-use super::{Error, PROTOBUF, excerpt::Secrets};
+use super::{Error, PROTOBUF};
+use crate::{excerpt::Secrets, http_date};
 
 /// How much of an answer is read.
 const MAX_BODY: usize = 64 << 10;
@@ -217,8 +218,8 @@ impl Answer {
         let wait = match value.parse() {
             Ok(seconds) => Duration::from_secs(seconds),
             Err(_) => {
-                let server_now = self.header(DATE).and_then(http_date).unwrap_or(now);
-                let wait = http_date(value)?.duration_since(server_now);
+                let server_now = self.header(DATE).and_then(http_date::parse).unwrap_or(now);
+                let wait = http_date::parse(value)?.duration_since(server_now);
                 // A time that has passed is no wait.
                 Duration::try_from(wait).unwrap_or_default()
             }
@@ -227,11 +228,13 @@ impl Answer {
     }
 }
 
-/// Reads an answer in OTLP's JSON form, which some gateways give to protobuf, too. An object with
-/// anything else in it is somebody else's, such as `{"error": …}`.
+/// Reads an answer in OTLP's JSON form, which some gateways give to protobuf, too. Members that
+/// are not known are ignored, as protobuf's JSON has it, unless they say that something failed: such
+/// an object, `{"error": …}`, is somebody else's.
 fn read_json(body: &[u8]) -> Option<ExportLogsPartialSuccess> {
     let answer: serde_json::Map<String, Value> = serde_json::from_slice(body).ok()?;
-    if answer.keys().any(|key| key != "partialSuccess") {
+    let failed = |key| answer.get(key).is_some_and(says_something);
+    if failed("error") || failed("errors") {
         return None;
     }
     let partial = match answer.get("partialSuccess") {
@@ -252,17 +255,23 @@ fn read_json(body: &[u8]) -> Option<ExportLogsPartialSuccess> {
     })
 }
 
+fn says_something(value: &Value) -> bool {
+    match value {
+        Value::Null | Value::Bool(false) => false,
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(members) => !members.is_empty(),
+        Value::Number(code) => code.as_f64() != Some(0.0),
+        Value::Bool(true) => true,
+    }
+}
+
 /// Where a redirect leads. Its path and query can repeat what was sent.
 fn origin(location: &str) -> String {
     match reqwest::Url::parse(location) {
         Ok(url) if url.has_host() => url.origin().ascii_serialization(),
         _ => "another path".to_owned(),
     }
-}
-
-/// A date as HTTP writes it: `Sun, 06 Nov 1994 08:49:37 GMT`.
-fn http_date(text: &str) -> Option<Timestamp> {
-    rfc2822::DateTimeParser::new().parse_timestamp(text).ok()
 }
 
 #[cfg(test)]

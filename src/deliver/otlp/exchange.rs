@@ -16,13 +16,13 @@ use prost::Message as _;
 use crate::{
     clock,
     deliver::OtlpOptions,
+    excerpt::Secrets,
     secret::{Secret, SecretError, SecretSource},
 };
 
 use super::{
     PROTOBUF,
     answer::{Answer, Outcome},
-    excerpt::Secrets,
 };
 
 /// For connecting, TLS included, where the whole request may take longer: a host that is gone is

@@ -585,6 +585,10 @@ async fn a_success_that_no_receiver_gives_is_an_error_that_says_what_came() {
         (json("null"), "no answer to an export"),
         (json(r#"{"error":"log in"}"#), r#"{"error":"log in"}"#),
         (
+            json(r#"{"partialSuccess":{},"errors":[1]}"#),
+            "no answer to an export",
+        ),
+        (
             json(r#"{"partialSuccess":{"rejectedLogRecords":"many"}}"#),
             "no answer to an export (application/json)",
         ),
@@ -623,6 +627,14 @@ async fn the_forms_that_a_success_takes_are_known() {
             2,
         ),
         (json(r#"{"partialSuccess":{"rejectedLogRecords":1}}"#), 1),
+        (
+            json(r#"{"status":"ok","took":3,"error":null,"errors":[]}"#),
+            0,
+        ),
+        (
+            json(r#"{"partialSuccess":{"rejectedLogRecords":1,"hint":{}},"requestId":"x"}"#),
+            1,
+        ),
         (json(r#"{"partialSuccess":{"rejectedLogRecords":99}}"#), 3),
     ] {
         let (receiver, options) = Peer::start().await;

@@ -1,24 +1,27 @@
-//! What a receiver said, fit to be shown: on one short line, and without the secrets that it was
+//! What a server said, fit to be shown: on one short line, and without the secrets that it was
 //! sent and may echo. It knows neither HTTP nor what the words mean.
 
 use crate::secret::{REDACTED, Secret};
 
-/// How much is shown, in bytes.
-const MAX_EXCERPT: usize = 200;
+/// How many characters are shown.
+const MAX_EXCERPT: usize = 160;
+
+/// How much is looked at, in bytes, however much was said: there may be much white space.
+const WINDOW: usize = 4 << 10;
 
 /// A shorter secret, such as the organisation `1`, is hidden only where it stands alone: anywhere
 /// else it is part of another word, and hiding it would only garble the message.
 const MIN_ANYWHERE: usize = 6;
 
 /// Secrets that must not be shown.
-#[derive(Debug)]
-pub(super) struct Secrets(Vec<Secret>);
+#[derive(Debug, Default)]
+pub(crate) struct Secrets(Vec<Secret>);
 
 // === impl Secrets ===
 
 impl Secrets {
     /// Values of headers. Of `Bearer …` and the like, what follows the scheme is secret by itself.
-    pub(super) fn of(values: Vec<Secret>) -> Self {
+    pub(crate) fn of(values: Vec<Secret>) -> Self {
         let mut secrets = values;
         let alone: Vec<_> = secrets
             .iter()
@@ -33,24 +36,27 @@ impl Secrets {
     }
 
     /// The beginning of what was said, without control characters and secrets.
-    pub(super) fn excerpt(&self, said: &[u8]) -> String {
-        let mut text = String::from_utf8_lossy(said).into_owned();
+    pub(crate) fn excerpt(&self, said: &[u8]) -> String {
+        // The first is the longest.
+        let longest = self.0.first().map_or(0, |secret| secret.expose().len());
+        let window = &said[..said.len().min(WINDOW + longest)];
+        let mut text = String::from_utf8_lossy(window).into_owned();
         for secret in &self.0 {
             text = hide(&text, secret.expose().trim());
         }
-        let text: String = text
-            .chars()
-            .map(|c| {
-                if c.is_control() || c == '\u{fffd}' {
-                    ' '
-                } else {
-                    c
-                }
-            })
-            .take(4 * MAX_EXCERPT)
+        if window.len() < said.len() {
+            // What is left of a secret that goes on behind the window is shorter than the secret.
+            text.truncate(text.floor_char_boundary(text.len().saturating_sub(longest)));
+        }
+        let words: Vec<_> = text
+            .split(|c: char| c.is_whitespace() || c.is_control() || c == '\u{fffd}')
+            .filter(|word| !word.is_empty())
             .collect();
-        let words: Vec<_> = text.split_whitespace().collect();
-        crate::record::truncate(&words.join(" "), MAX_EXCERPT).into_owned()
+        let line = words.join(" ");
+        match line.char_indices().nth(MAX_EXCERPT) {
+            Some((end, _)) => format!("{}…", &line[..end]),
+            None => line,
+        }
     }
 }
 
@@ -103,10 +109,24 @@ mod tests {
 
     #[test]
     fn an_excerpt_is_one_short_line() {
-        let said = format!("\x00\r\n\x1b[31mno \u{fffd} luck {}", "x".repeat(1000));
+        let said = format!("\x00\r\n\x1b[31mno \u{fffd} luck {}", "x".repeat(10_000));
         let shown = secrets(&[]).excerpt(said.as_bytes());
         assert!(shown.starts_with("[31mno luck xxx"), "{shown}");
-        assert!(shown.len() <= MAX_EXCERPT, "{shown}");
+        assert!(
+            shown.ends_with('…') && shown.chars().count() == MAX_EXCERPT + 1,
+            "{shown}"
+        );
+        assert_eq!(secrets(&[]).excerpt(b""), "");
+    }
+
+    #[test]
+    fn a_secret_at_the_end_of_what_is_looked_at_is_hidden_whole() {
+        let secret = "q".repeat(64);
+        for padding in WINDOW - 200..WINDOW + 200 {
+            let said = format!("{}{secret}", " ".repeat(padding));
+            let shown = secrets(&[&secret]).excerpt(said.as_bytes());
+            assert!(!shown.contains('q'), "{padding}");
+        }
     }
 
     proptest! {

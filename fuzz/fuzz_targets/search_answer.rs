@@ -1,0 +1,5 @@
+//! Runs `opsramp_exporter::fuzzing::search_answer` on whatever comes to mind.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| opsramp_exporter::fuzzing::search_answer(data));

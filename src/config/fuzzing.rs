@@ -1,0 +1,59 @@
+//! What must hold for any configuration file.
+
+use std::{fs, path::Path, sync::Arc};
+
+use super::{Config, ConfigError, Loaded, Source, WebFile, overrides::Overrides};
+
+fn load(text: &str) -> Result<Loaded, ConfigError> {
+    let source = Source {
+        name: Path::new("config.yml"),
+        text,
+        is_public: false,
+    };
+    Config::parse(Some(source), &Overrides::default(), &|_| None)
+}
+
+/// A text is refused with a reason, or it is a configuration that is printed as a file which
+/// means the same.
+///
+/// # Panics
+/// Where that does not hold.
+pub fn configuration(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else {
+        return;
+    };
+    let config = match load(text) {
+        Ok(loaded) => loaded.config,
+        Err(error) => {
+            assert!(!error.to_string().trim().is_empty(), "a reason is given");
+            return;
+        }
+    };
+    let printed = config.to_yaml();
+    let again = load(&printed).map(|loaded| loaded.config.to_yaml());
+    assert_eq!(again.map_err(|error| error.to_string()), Ok(printed));
+}
+
+/// A file is refused with a reason, each time the same, or it is taken; then nothing is made anew
+/// while nobody has changed it.
+///
+/// # Panics
+/// Where that does not hold.
+pub fn web_configuration(data: &[u8]) {
+    let folder = crate::fuzzing::folder();
+    let path = folder.path().join("web.yml");
+    fs::write(&path, data).expect("the file can be written");
+    let mut file = WebFile::new(path);
+    match file.read_with_warnings() {
+        Ok((security, warnings)) => {
+            let (again, repeated) = file.read_with_warnings().expect("it was taken before");
+            assert!(Arc::ptr_eq(&security, &again));
+            assert_eq!(warnings, repeated);
+        }
+        Err(error) => {
+            assert!(!error.to_string().trim().is_empty(), "a reason is given");
+            let again = file.read().expect_err("it was refused before");
+            assert_eq!(error.to_string(), again.to_string());
+        }
+    }
+}

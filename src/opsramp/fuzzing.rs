@@ -1,0 +1,33 @@
+//! What must hold for any answer of a token endpoint.
+
+use std::time::Duration;
+
+use super::{
+    SearchRequest,
+    client::{self, bearer, read_token},
+};
+
+/// Where a page of a search is asked for, as far as the API's server is concerned.
+pub(crate) fn search_url(tenant: &str, request: &SearchRequest) -> String {
+    client::search_url("https://api.example", tenant, request)
+}
+
+/// An answer is refused, or it is a token that a header can hold, with a life that makes sense.
+/// No message shows the answer, which may hold a token.
+///
+/// # Panics
+/// Where that does not hold.
+pub fn token_answer(data: &[u8]) {
+    match read_token(data) {
+        Ok((token, life, _)) => {
+            assert!(!token.expose().is_empty());
+            assert!(bearer(&token).is_sensitive());
+            let month = Duration::from_secs(30 * 24 * 60 * 60);
+            assert!((Duration::from_secs(1)..=month).contains(&life), "{life:?}");
+        }
+        Err(error) => {
+            assert_eq!(error.reason(), "decode");
+            assert!(error.chain().len() < 100, "{}", error.chain());
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! What must hold for any answer of a search, and for any query.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+
+use super::{
+    engine::Question,
+    reading,
+    search::{can_be_asked_by_id, query_by_id},
+};
+use crate::{
+    deliver::{Format, fuzzing::line},
+    identity::{EventKind, SearchKey, Tenant},
+    opsramp::{Answer, Page, SearchRequest, alert::Alert, fuzzing::search_url},
+    record::{self, AlertFields, Happening, Record},
+    simulator,
+};
+
+/// A page is refused or read, in both ways of reading the same, and whatever its alerts hold,
+/// each event of each is one line that reads back.
+///
+/// # Panics
+/// Where that does not hold.
+pub fn search_answer(data: &[u8]) {
+    let answer = Answer::of_search(data.to_vec());
+    for asked in [1, u64::MAX] {
+        let plain = answer.page(asked, false);
+        let with_raw = answer.page(asked, true);
+        let (Ok(plain), Ok(with_raw)) = (&plain, &with_raw) else {
+            assert!(
+                plain.is_err() && with_raw.is_err(),
+                "{plain:?} {with_raw:?}"
+            );
+            continue;
+        };
+        assert_eq!(plain.alerts, with_raw.alerts);
+        assert_eq!(plain.unreadable, with_raw.unreadable);
+        assert_eq!(plain.total_results, with_raw.total_results);
+        assert_eq!(plain.next_page, with_raw.next_page);
+        assert_eq!(with_raw.raw.len(), with_raw.alerts.len());
+        assert!(plain.next_page.is_none_or(|next| next > asked));
+        check_alerts(with_raw);
+    }
+    // The answer about one alert is read from bytes of the same kind.
+    if let Ok(alert) = answer.alert() {
+        check_alert(&alert, Some(answer.text()));
+    }
+}
+
+fn check_alerts(page: &Page<'_>) {
+    for (alert, raw) in page.alerts.iter().zip(&page.raw) {
+        check_alert(alert, Some(raw));
+    }
+}
+
+fn check_alert(alert: &Alert<'_>, raw: Option<&str>) {
+    assert_eq!(reading::sighting(alert), reading::sighting(alert));
+    let fields = reading::fields(alert);
+    let stored = serde_json::to_vec(&fields).expect("plain fields can be stored");
+    let again: AlertFields = serde_json::from_slice(&stored).expect("what is stored is read");
+    assert_eq!(again, fields);
+    let raw = raw.map(|raw| serde_json::from_str::<&RawValue>(raw).expect("it was read as JSON"));
+    for kind in EventKind::ALL {
+        let happening = Happening {
+            kind,
+            ordinal: 1,
+            alert_id: &alert.id,
+            previous_state: fields.state.clone(),
+            previous_status: fields.status.clone(),
+            reason: alert.departure_reason(),
+            fields: fields.clone(),
+            raw,
+        };
+        check_record(&Record::new(
+            Timestamp::UNIX_EPOCH,
+            &key(),
+            happening,
+            &OPTIONS,
+        ));
+    }
+}
+
+fn check_record(record: &Record) {
+    let body = record.to_json();
+    assert!(is_one_line(&body), "{}", String::from_utf8_lossy(&body));
+    // Not as a `Value`, which cannot hold a number such as 1e999: `raw` is as the server sent it.
+    let json: Ids = serde_json::from_slice(&body).expect("a line is JSON");
+    assert_eq!(json.alert_id, *record.alert_id);
+    assert_eq!(json.event_id, record.event_id.to_string());
+    let again = Record::from_json(&body).expect("a line reads back");
+    assert_eq!(
+        String::from_utf8_lossy(&again.to_json()),
+        String::from_utf8_lossy(&body)
+    );
+    for format in [Format::Json, Format::Logfmt] {
+        let line = line(format, &body);
+        let text = line.strip_suffix(b"\n").expect("a line ends");
+        assert!(is_one_line(text), "{}", String::from_utf8_lossy(text));
+    }
+}
+
+/// What others find a line by.
+#[derive(Deserialize)]
+struct Ids {
+    alert_id: String,
+    event_id: String,
+}
+
+/// Nothing that some reader takes for the end of a line, and nothing that a terminal obeys.
+fn is_one_line(line: &[u8]) -> bool {
+    let line = str::from_utf8(line).expect("a line is text");
+    !line
+        .chars()
+        .any(|c| c.is_control() || matches!(c, '\u{2028}' | '\u{2029}' | '\u{202e}'))
+}
+
+const OPTIONS: record::Options = record::Options {
+    events: Vec::new(),
+    include_raw: true,
+    max_description_length: 64,
+};
+
+fn key() -> SearchKey {
+    SearchKey {
+        account: Arc::from("acme"),
+        tenant: Tenant {
+            id: Arc::from("client_1234"),
+            name: Arc::from("retail"),
+        },
+        search: Arc::from("open"),
+    }
+}
+
+/// A query reaches the server as it was written, and so do ids that are added to it.
+///
+/// The bytes are the query and then ids, each after a zero.
+///
+/// # Panics
+/// Where that does not hold.
+pub fn query_string(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else {
+        return;
+    };
+    let mut parts = text.split('\0');
+    let query = parts.next().unwrap_or_default();
+    arrives(query);
+    let Some(witness) = parts.next() else {
+        return;
+    };
+    let question = Question {
+        suspects: parts.map(Box::from).collect(),
+        witness: Box::from(witness),
+    };
+    if can_be_asked_by_id(query, &question) {
+        let by_id = query_by_id(query, &question);
+        arrives(&by_id);
+        let (Ok(_), Ok(read)) = (parse(query), parse(&by_id)) else {
+            assert!(parse(query).is_err(), "{by_id} is refused, {query} is not");
+            return;
+        };
+        let asked = question.suspects.iter().chain([&question.witness]);
+        let asked: Vec<_> = asked.map(|id| id.to_ascii_lowercase()).collect();
+        assert_eq!(simulator::fuzzing::unique_ids(&read), Some(&asked[..]));
+    }
+}
+
+fn parse(query: &str) -> Result<simulator::Query, simulator::Refusal> {
+    simulator::Query::parse(query, simulator::UnknownKey::Ignore)
+}
+
+/// Checks what the server reads out of the request.
+fn arrives(query: &str) {
+    let request = SearchRequest {
+        query: query.to_owned(),
+        page: 3,
+        page_size: 100,
+        sorted: true,
+    };
+    let url = search_url("client 1/?&#%", &request);
+    let url = reqwest::Url::parse(&url).expect("it is a URL");
+    assert_eq!(
+        url.path(),
+        "/api/v2/tenants/client%201%2F%3F%26%23%25/alerts/search"
+    );
+    let pairs: Vec<(String, String)> = url.query_pairs().into_owned().collect();
+    let pair = |name: &str, value: &str| (name.to_owned(), value.to_owned());
+    assert_eq!(
+        pairs,
+        [
+            pair("pageNo", "3"),
+            pair("pageSize", "100"),
+            pair("isDescendingOrder", "true"),
+            pair("sortName", "ts"),
+            pair("queryString", query),
+        ]
+    );
+    let options = simulator::Options {
+        unknown_key: simulator::UnknownKey::Ignore,
+        ..simulator::Options::default()
+    };
+    let read = simulator::SearchParams::parse(&pairs, &options).ok();
+    assert_eq!(read.map(|read| read.query), parse(query).ok());
+}
