@@ -21,7 +21,7 @@ need() {
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -qy --no-install-recommends "${missing[@]}"
 }
 
-need prometheus=prometheus promtool=prometheus strace=strace systemd-analyze=systemd logrotate=logrotate python3=python3
+need prometheus=prometheus promtool=prometheus strace=strace faketime=faketime systemd-analyze=systemd logrotate=logrotate python3=python3
 need systemd-nspawn=systemd-container debootstrap=debootstrap lintian=lintian mandoc=mandoc rpm=rpm rpm2cpio=rpm2cpio \
     cpio=cpio zsh=zsh fish=fish chromium=chromium curl=curl kubectl=kubernetes-client buildah=buildah \
     podman=podman crun=crun node=nodejs npm=npm
