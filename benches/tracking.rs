@@ -1,14 +1,16 @@
-//! Reading a page against `serde_json` alone on the same bytes, and what a tracked alert costs in
-//! memory: `cargo bench --bench tracking`.
+//! Reading a page against `serde_json` alone on the same bytes, the same with the journal, and what
+//! a tracked alert costs in memory: `cargo bench --bench tracking`.
 
 #![expect(
     clippy::unwrap_used,
+    clippy::panic,
     clippy::print_stdout,
     reason = "a benchmark that cannot go on stops, and prints its figures"
 )]
 
-use std::{borrow::Cow, hint::black_box, sync::Arc, time::Duration};
+use std::{borrow::Cow, hint::black_box, sync::Arc};
 
+use criterion::{Criterion, Throughput};
 use opsramp_exporter::{
     clock,
     opsramp::Answer,
@@ -17,9 +19,14 @@ use opsramp_exporter::{
     track::{Known, Sighting, Tracker},
 };
 use serde::Deserialize;
-use tokio::time::Instant;
 
-const ROUNDS: usize = 9;
+#[path = "support/estimate.rs"]
+mod estimate;
+#[path = "support/report.rs"]
+mod report;
+
+use report::{Goal, Report, mebibytes};
+
 const PAGES: usize = 20;
 const TRACKED: u64 = 1_000_000;
 
@@ -63,17 +70,6 @@ struct PlainAlert<'a> {
     client_unique_id: Option<Cow<'a, str>>,
 }
 
-fn best(mut work: impl FnMut()) -> Duration {
-    (0..ROUNDS)
-        .map(|_| {
-            let began = Instant::now();
-            work();
-            began.elapsed()
-        })
-        .min()
-        .unwrap()
-}
-
 fn resident() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap();
     statm.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * rustix::param::page_size() as u64
@@ -109,67 +105,81 @@ fn pages() -> Vec<String> {
         .collect()
 }
 
-fn reading() {
+fn reading(criterion: &mut Criterion, report: &mut Report) {
     let pages = pages();
     let bytes: usize = pages.iter().map(String::len).sum();
-    let mut known = tracker();
-    for page in &pages {
-        let answer = Answer::of_search(page.clone().into_bytes());
-        let page = answer.page(1, false).unwrap();
-        let sightings: Vec<Sighting<'_>> = page.alerts.iter().map(sighting).collect();
-        for sighting in &sightings {
-            let group = vec![sighting.state.to_owned()];
-            known.load(Known {
-                sighting: *sighting,
-                ordinal: 1,
-                created_at: None,
-                group,
-            });
-        }
-    }
-    let plain = best(|| {
-        for page in &pages {
-            black_box(serde_json::from_str::<Plain<'_>>(page).unwrap());
-        }
-    });
-    let value = best(|| {
-        for page in &pages {
-            black_box(serde_json::from_str::<serde_json::Value>(page).unwrap());
-        }
-    });
-    let copies: Vec<Answer> = pages
+    let answers: Vec<Answer> = pages
         .iter()
         .map(|page| Answer::of_search(page.clone().into_bytes()))
         .collect();
-    let ours = best(|| {
-        for answer in &copies {
-            let page = answer.page(1, false).unwrap();
-            let sightings: Vec<Sighting<'_>> = page.alerts.iter().map(sighting).collect();
-            let delta = known.compare(&sightings);
-            assert!(delta.opened.is_empty());
-            known.adopt(Vec::new(), &sightings);
+    let mut known = tracker();
+    for answer in &answers {
+        let page = answer.page(1, false).unwrap();
+        for sighting in page.alerts.iter().map(sighting) {
+            known.load(Known {
+                sighting,
+                ordinal: 1,
+                created_at: None,
+                group: vec![sighting.state.to_owned()],
+            });
         }
+    }
+
+    let mut group = criterion.benchmark_group("reading");
+    group.throughput(Throughput::Bytes(bytes as u64));
+    group.sample_size(20);
+    group.bench_function("borrowed", |bencher| {
+        bencher.iter(|| {
+            for page in &pages {
+                black_box(serde_json::from_str::<Plain<'_>>(page).unwrap());
+            }
+        });
     });
-    let speed = |took: Duration| bytes as f64 / took.as_secs_f64() / 1e6;
-    println!(
-        "{} alerts in {PAGES} pages, {:.1} MB",
-        PAGES * 500,
-        bytes as f64 / 1e6
+    group.bench_function("value", |bencher| {
+        bencher.iter(|| {
+            for page in &pages {
+                black_box(serde_json::from_str::<serde_json::Value>(page).unwrap());
+            }
+        });
+    });
+    group.bench_function("tracked", |bencher| {
+        bencher.iter(|| {
+            for answer in &answers {
+                let page = answer.page(1, false).unwrap();
+                let sightings: Vec<Sighting<'_>> = page.alerts.iter().map(sighting).collect();
+                let delta = known.compare(&sightings);
+                assert!(delta.opened.is_empty());
+                known.adopt(Vec::new(), &sightings);
+            }
+        });
+    });
+    group.finish();
+
+    let [borrowed, value, tracked] = ["borrowed", "value", "tracked"]
+        .map(|name| estimate::median("reading", name).as_secs_f64());
+    let speed = |took: f64| bytes as f64 / took / 1e6;
+    report.row(
+        "`serde_json::from_str` into borrowed fields",
+        speed(borrowed),
+        " MB/s",
+        None,
     );
-    println!("serde_json, borrowed fields   {:7.0} MB/s", speed(plain));
-    println!(
-        "decode + track                {:7.0} MB/s   {:.2} of it",
-        speed(ours),
-        plain.as_secs_f64() / ours.as_secs_f64()
+    report.row("decode + track", speed(tracked), " MB/s", None);
+    report.row(
+        "the same, of `from_str` into borrowed fields",
+        borrowed / tracked,
+        "",
+        Goal::AtLeast(0.5),
     );
-    println!(
-        "serde_json::Value             {:7.0} MB/s   {:.2} of it",
-        speed(value),
-        plain.as_secs_f64() / value.as_secs_f64()
+    report.row(
+        "`serde_json::Value`, of `from_str` into borrowed fields",
+        borrowed / value,
+        "",
+        None,
     );
 }
 
-fn memory() {
+fn memory(report: &mut Report) {
     let before = resident();
     let mut tracker = tracker();
     for number in 0..TRACKED {
@@ -190,15 +200,26 @@ fn memory() {
         });
     }
     let used = resident() - before;
-    println!(
-        "{TRACKED} tracked alerts: {:.1} MiB, {:.0} bytes each",
-        used as f64 / 1048576.0,
-        used as f64 / TRACKED as f64
+    report.row(
+        "memory of 1,000,000 tracked alerts",
+        mebibytes(used),
+        " MiB",
+        Goal::AtMost(220.0),
+    );
+    report.row(
+        "the same, of each",
+        used as f64 / TRACKED as f64,
+        " bytes",
+        Goal::AtMost(200.0),
     );
     black_box(&tracker);
 }
 
 fn main() {
-    memory();
-    reading();
+    let mut report = Report::new();
+    // First, while the process is small.
+    memory(&mut report);
+    let mut criterion = estimate::criterion();
+    reading(&mut criterion, &mut report);
+    criterion.final_summary();
 }

@@ -98,8 +98,8 @@ def grafana_rules():
                     yield rule["title"], query["model"]["expr"].replace("$$", "$")
 
 
-def substitute(expr):
-    for name, value in VARIABLES.items():
+def substitute(expr, **chosen):
+    for name, value in {**VARIABLES, **chosen}.items():
         expr = re.sub(rf"\$(?:{name}\b|\{{{name}\}})", value, expr)
     return expr
 

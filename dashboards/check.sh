@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Checks the dashboards and rules: the files themselves, the rules' tests, and every query in a real
-# Prometheus. With --live BINARY the queries are asked of a Prometheus that scrapes BINARY's demo.
+# Prometheus, which must tell the same of one exporter and of two replicas. With --live BINARY the
+# queries are also asked of a Prometheus that scrapes BINARY's demo.
 #
 #   dashboards/check.sh [--live BINARY]
 #
@@ -84,8 +85,11 @@ fi
   fi
 } >"$work/prometheus.yml"
 promtool check config "$work/prometheus.yml" >/dev/null
+# The past of one exporter, and of two replicas: far enough back to be in nobody's way.
+python3 "$here/replicas.py" data >"$work/replicas.om"
+promtool tsdb create-blocks-from openmetrics "$work/replicas.om" "$work/data" >/dev/null
 prometheus --config.file="$work/prometheus.yml" --storage.tsdb.path="$work/data" \
-  --web.listen-address=127.0.0.1:0 >"$work/prometheus.log" 2>&1 &
+  --storage.tsdb.retention.time=100y --web.listen-address=127.0.0.1:0 >"$work/prometheus.log" 2>&1 &
 pids+=($!)
 address=$(wait_for $! "$work/prometheus.log" 'msg="?Listening on"? address=[0-9.]+:[0-9]+')
 address=http://${address##*=}
@@ -93,6 +97,9 @@ wait_for $! "$work/prometheus.log" 'Server is ready to receive web requests' >/d
 
 echo "== every query, parsed by Prometheus"
 python3 "$here/check.py" parse "$address"
+
+echo "== every query, asked about one exporter and about two replicas"
+python3 "$here/replicas.py" compare "$address"
 
 if [[ -n $demo ]]; then
   echo "== the demo's metrics"

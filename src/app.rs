@@ -167,7 +167,11 @@ fn run_demo(cli: &Cli, simulator: std::net::SocketAddr) -> Outcome {
         let demo = Demo::start(simulator, &cli.overrides.web).await?;
         let config = demo.config.clone();
         let listeners = daemon::bind(&config.web)?;
-        demo.announce(&listeners);
+        let scheme = match &config.web.config_file {
+            Some(path) => WebFile::new(path.clone()).read()?.scheme(),
+            None => "http",
+        };
+        demo.announce(&listeners, scheme);
         let reload: daemon::LoadConfig = {
             let config = config.clone();
             Box::new(move || Ok(config.clone()))

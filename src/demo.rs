@@ -83,15 +83,15 @@ impl Demo {
     }
 
     /// Says on standard error where to look, and how to talk to the simulator.
-    pub fn announce(&self, listeners: &[tokio::net::TcpListener]) {
+    pub fn announce(&self, listeners: &[tokio::net::TcpListener], scheme: &str) {
         let port = listeners
             .first()
             .and_then(|listener| listener.local_addr().ok());
         let port = port.map_or(0, |address| address.port());
         let text = format!(
             "demo: alert lines go to standard output; stop with Ctrl-C\n\
-             demo: metrics    http://localhost:{port}{}\n\
-             demo: page       http://localhost:{port}/\n\
+             demo: metrics    {scheme}://localhost:{port}{}\n\
+             demo: page       {scheme}://localhost:{port}/\n\
              demo: simulator  {}  tenant {DEMO_TENANT}, key {DEMO_KEY}, secret {DEMO_SECRET}\n",
             self.config.web.telemetry_path,
             self.simulator.url(),

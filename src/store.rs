@@ -499,9 +499,10 @@ impl Claim {
 // === impl Error ===
 
 impl Error {
-    /// Whether the server refused: then nothing was done for certain.
-    pub(crate) fn is_refusal(&self) -> bool {
-        self.of_server().is_some_and(postgres::Failure::is_refusal)
+    /// Whether it is certain that the server has done nothing.
+    pub(crate) fn is_without_effect(&self) -> bool {
+        let of_server = self.of_server();
+        of_server.is_some_and(postgres::Failure::is_without_effect)
     }
 
     /// Whether the store may be opened later without a change of its options.

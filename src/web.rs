@@ -161,10 +161,7 @@ impl Server {
     /// Serves until `shutdown` is cancelled; returns when what was under way has ended, after
     /// [`Limits::grace`] at the latest.
     pub async fn serve(self, listeners: Vec<TcpListener>, shutdown: CancellationToken) {
-        let scheme = match self.guard.current().await.tls() {
-            Some(_) => "https",
-            None => "http",
-        };
+        let scheme = self.guard.current().await.scheme();
         for listener in &listeners {
             if let Ok(address) = listener.local_addr() {
                 // Tests that listen on port 0 read the address from this line.

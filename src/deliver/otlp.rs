@@ -54,12 +54,18 @@ impl Otlp {
     }
 
     /// Delivers events in order: all of them, or what a slow receiver settles in a few seconds.
-    pub(super) async fn deliver(&mut self, events: &[Pending]) -> Progress {
+    /// Nothing is sent once they are no longer `ours`.
+    pub(super) async fn deliver(
+        &mut self,
+        events: &[Pending],
+        ours: impl Fn() -> bool,
+    ) -> Progress {
         let until = Instant::now() + self.turn;
         let mut progress = Progress::default();
-        while progress.settled < events.len() {
+        while progress.settled < events.len() && ours() {
             let batch = read_batch(&events[progress.settled..]);
-            if let Err(error) = self.deliver_batch(batch, until, &mut progress).await {
+            let delivered = self.deliver_batch(batch, until, &ours, &mut progress);
+            if let Err(error) = delivered.await {
                 progress.error = Some(error.into());
                 break;
             }
@@ -71,16 +77,19 @@ impl Otlp {
     }
 
     /// Delivers one request's worth of events, in parts where it is refused. After `until`, it
-    /// ends with the first part that is settled.
+    /// ends with the first part that is settled; at once when they are no longer `ours`.
     async fn deliver_batch(
         &self,
         mut records: Vec<Result<Record, Refusal>>,
         until: Instant,
+        ours: &impl Fn() -> bool,
         progress: &mut Progress,
     ) -> Result<(), Error> {
         // Parts of the batch that are still to be sent, the first one last.
         let mut parts: Vec<_> = std::iter::once(0..records.len()).collect();
-        while let Some(part) = parts.pop() {
+        while ours()
+            && let Some(part) = parts.pop()
+        {
             let readable = records[part.clone()].iter().flatten();
             if readable.clone().next().is_none() {
                 progress.settle(&part, take_refusals(&mut records[part.clone()]));

@@ -140,8 +140,7 @@ impl Running {
     pub(super) async fn deliver(&mut self, events: Arc<[Pending]>, claim: Claim) -> Progress {
         match self {
             Self::Thread(thread) => thread.deliver(events, claim).await,
-            Self::Otlp(_) if !claim.holds() => Progress::default(),
-            Self::Otlp(otlp) => otlp.deliver(&events).await,
+            Self::Otlp(otlp) => otlp.deliver(&events, || claim.holds()).await,
         }
     }
 

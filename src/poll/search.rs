@@ -238,7 +238,10 @@ impl Search {
                     Err(error) => {
                         self.cannot_load(&mut status, &error);
                         failures += 1;
-                        self.pause(stop, &grid, failures).await?;
+                        if self.pause(stop, &grid, failures).await.is_none() {
+                            self.give_back(loaded.held).await;
+                            return None;
+                        }
                     }
                 }
             };

@@ -56,6 +56,11 @@ const TAKES_AT_ONCE: usize = 4;
 /// How long the events of a search that is given back may take to be delivered.
 const HAND_OVER: Duration = Duration::from_secs(5);
 
+/// What is said where the server knows less than it did.
+const SET_BACK: &str = "the state database knows less of the search than before: it was restored from \
+    a copy, or a failover has lost its last transactions; what is missing is logged again, with the \
+    same event ids";
+
 /// The store, open. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Postgres {
@@ -235,15 +240,19 @@ impl Postgres {
             alerts: alerts::load(&mut session, row, "").await?,
         };
         let until = self.shared.relied_on_until(asked);
-        let end = self.shared.update(|state| {
+        let (end, knows_all) = self.shared.update(|state| {
             // A replica that has had to register anew holds nothing.
             if state.replica != Some(me) {
                 return Err(Failure::NotJoined);
             }
             state.hold(taken.held, until);
-            state.journal.adopt(row, taken.journal_end, &progress);
-            Ok(state.journal.end())
+            let end = taken.journal_end;
+            let knows_all = state.journal.adopt(taken.held, end, &progress);
+            Ok((state.journal.end(), knows_all))
         })?;
+        if !knows_all {
+            tracing::warn!(search = %key, "{SET_BACK}");
+        }
         self.shared.tell_sinks(end);
         Ok(Some(loaded))
     }
@@ -283,6 +292,10 @@ impl Postgres {
         }
         let me = self.shared.number()?;
         let given = bounded(async {
+            // Where the server could not be told right away, it would be delivered again.
+            for sink in self.shared.look(|state| state.journal.own_sinks()) {
+                delivery::save(&self.shared, &sink).await?;
+            }
             let mut session = self.shared.pool.session().await?;
             keeper::give_back(&mut session, me, &[held]).await
         });
@@ -361,18 +374,20 @@ impl Postgres {
             }
         });
         let done = done.await;
-        let refused = matches!(&done, Err(error) if error.is_refusal());
+        let nothing_done = matches!(&done, Err(error) if error.is_without_effect());
         let (end, lost) = self.shared.work(|state| {
             state.journal.unreserve(events);
             let lost = match &done {
-                // Between the answer and now somebody else may have taken the search up.
-                Ok(Some(end)) if kept && events > 0 && state.is_held(held) => {
+                Ok(Some(end)) if kept && events > 0 => {
                     let count = i64::try_from(events).unwrap_or(i64::MAX);
-                    state.journal.append(held.row, end - count + 1, count);
-                    false
+                    let follows = state.committed(held, *end, count);
+                    if !follows {
+                        tracing::warn!(row = held.row, "{SET_BACK}");
+                    }
+                    !follows
                 }
                 Ok(Some(_)) => false,
-                Err(_) if refused => false,
+                Err(_) if nothing_done => false,
                 // It may have been done all the same.
                 Ok(None) | Err(_) => true,
             };

@@ -85,6 +85,15 @@ impl Security {
         }
     }
 
+    /// The scheme of the server's URLs.
+    #[must_use]
+    pub fn scheme(&self) -> &'static str {
+        match self.tls {
+            Some(_) => "https",
+            None => "http",
+        }
+    }
+
     pub(super) fn tls(&self) -> Option<&TlsAcceptor> {
         self.tls.as_ref().map(|tls| &tls.acceptor)
     }

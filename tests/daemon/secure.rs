@@ -250,6 +250,18 @@ async fn each_kind_of_client_authentication_takes_whom_it_should() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn who_does_not_speak_tls_is_told() {
+    let opsramp = opsramp(1).await;
+    let place = secure_place(&opsramp, &Authority::new(), "");
+    let exporter = place.start().await;
+    let url = exporter.url.replace("https://", "http://");
+    let answer = reqwest::get(format!("{url}/metrics")).await.unwrap();
+    assert_eq!(answer.status(), 400);
+    assert!(answer.text().await.unwrap().contains("https://"));
+    exporter.stop().await;
+}
+
 async fn connect(exporter: &Exporter) -> TcpStream {
     let address = exporter.url.strip_prefix("https://").unwrap();
     TcpStream::connect(address).await.unwrap()

@@ -1,17 +1,9 @@
 //! The database is not there, goes away, comes back.
 
-use std::{collections::BTreeSet, net::Ipv4Addr};
-
-use tokio::{
-    io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::{
-        TcpListener, TcpStream,
-        tcp::{OwnedReadHalf, OwnedWriteHalf},
-    },
-    sync::watch,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use crate::{
+    cable::Cable,
     exporter::{Exporter, Members, Metrics, Place, eventually},
     opsramp,
     postgres::{self, Cluster},
@@ -27,6 +19,15 @@ async fn wait_for_lines(place: &Place, count: usize) {
         place.lines_of("alerts.jsonl").len() == count
     })
     .await;
+}
+
+/// How many different events are told in the files of all replicas.
+fn told(places: &[Place]) -> usize {
+    let lines = places
+        .iter()
+        .flat_map(|place| place.lines_of("alerts.jsonl"));
+    let ids = lines.map(|line| Members::parse(&line).text("event_id").to_owned());
+    ids.collect::<BTreeSet<String>>().len()
 }
 
 /// Waits until it says why it is not ready.
@@ -159,49 +160,6 @@ async fn a_server_without_a_connection_left_is_waited_for() {
     exporter.stop().await;
 }
 
-/// Passes bytes on to a server, and at times none, without a word to either side.
-struct Cable {
-    port: u16,
-    cut: watch::Sender<bool>,
-}
-
-impl Cable {
-    async fn to(server: u16) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let cut = watch::Sender::new(false);
-        let watched = cut.subscribe();
-        tokio::spawn(async move {
-            while let Ok((client, _)) = listener.accept().await {
-                let watched = watched.clone();
-                tokio::spawn(async move {
-                    let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, server)).await else {
-                        return;
-                    };
-                    let (from_client, to_client) = client.into_split();
-                    let (from_server, to_server) = server.into_split();
-                    tokio::join!(
-                        pass_on(from_client, to_server, watched.clone()),
-                        pass_on(from_server, to_client, watched),
-                    );
-                });
-            }
-        });
-        Self { port, cut }
-    }
-}
-
-async fn pass_on(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut cut: watch::Receiver<bool>) {
-    let mut bytes = vec![0; 16 << 10];
-    while let Ok(length @ 1..) = from.read(&mut bytes).await {
-        // It comes late, as packets do that are sent again.
-        if cut.wait_for(|cut| !cut).await.is_err() || to.write_all(&bytes[..length]).await.is_err()
-        {
-            return;
-        }
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_is_cut_off_is_replaced_and_comes_back() {
     const SEARCHES: usize = 4;
@@ -209,8 +167,7 @@ async fn a_replica_that_is_cut_off_is_replaced_and_comes_back() {
     let opsramp = opsramp(1).await;
     let cable = Cable::to(cluster.port()).await;
     let database = cluster.fresh();
-    let own = format!(":{}/", cluster.port());
-    let by_cable = database.replace(&own, &format!(":{}/", cable.port));
+    let by_cable = cable.lead(&database, cluster.port());
     let places = [
         replica(&opsramp, 1, SEARCHES, &by_cable),
         replica(&opsramp, 1, SEARCHES, &database),
@@ -221,26 +178,107 @@ async fn a_replica_that_is_cut_off_is_replaced_and_comes_back() {
     for replica in [&cut_off, &other] {
         replica.wait_for("shares are even", holds(2)).await;
     }
-    cable.cut.send_replace(true);
+    cable.cut();
     opsramp.open_many(&crate::tenant(0), 3).unwrap();
     other.wait_for("it has taken over", holds(SEARCHES)).await;
     cut_off.wait_for("it holds nothing", holds(0)).await;
     let why = wait_until_not_ready(&cut_off).await;
-    assert!(why.contains("the database has not answered"), "{why}");
+    assert!(
+        why.contains("the database has not answered in time"),
+        "{why}"
+    );
     assert_eq!(cut_off.get("/-/healthy").await.0, 200);
-    cable.cut.send_replace(false);
+    cable.mend();
     for replica in [&cut_off, &other] {
         replica.wait_for("shares are even again", holds(2)).await;
     }
-    let told = || {
-        let lines = places
-            .iter()
-            .flat_map(|place| place.lines_of("alerts.jsonl"));
-        let ids = lines.map(|line| Members::parse(&line).text("event_id").to_owned());
-        ids.collect::<BTreeSet<String>>().len()
-    };
-    eventually("all is told", async || told() == 5 * SEARCHES).await;
+    eventually("all is told", async || told(&places) == 5 * SEARCHES).await;
     for replica in [cut_off, other] {
+        replica.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_database_is_put_up_with_and_one_that_is_too_slow_is_named() {
+    let cluster = postgres::shared();
+    let opsramp = opsramp(1).await;
+    let cable = Cable::to(cluster.port()).await;
+    let place = replica(
+        &opsramp,
+        1,
+        1,
+        &cable.lead(&cluster.fresh(), cluster.port()),
+    );
+    let exporter = place.start().await;
+    exporter.wait_for("it polls", all_is_well).await;
+    wait_for_lines(&place, 2).await;
+    cable.slow_down(Duration::from_millis(50));
+    opsramp.open_many(&crate::tenant(0), 3).unwrap();
+    wait_for_lines(&place, 5).await;
+    assert_eq!(exporter.get("/-/ready").await.0, 200);
+
+    cable.slow_down(Duration::from_secs(5));
+    let why = wait_until_not_ready(&exporter).await;
+    assert!(why.contains("has not answered in time"), "{why}");
+    assert_eq!(exporter.get("/-/healthy").await.0, 200);
+    exporter
+        .wait_for("the lease has ended", |metrics| {
+            metrics.sum("opsramp_lease_held{") == 0.0
+        })
+        .await;
+    cable.mend();
+    opsramp.open_many(&crate::tenant(0), 3).unwrap();
+    wait_for_lines(&place, 8).await;
+    exporter.wait_for("it polls again", all_is_well).await;
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_server_or_a_firewall_closes_is_opened_again() {
+    let cluster = tokio::task::spawn_blocking(|| {
+        Cluster::start(&["fsync=off", "idle_session_timeout=150ms"])
+    });
+    let cluster = cluster.await.unwrap();
+    let opsramp = opsramp(1).await;
+    let place = replica(&opsramp, 1, 1, &cluster.fresh());
+    let exporter = place.start().await;
+    exporter.wait_for("it polls", all_is_well).await;
+    let mut lines = 2;
+    wait_for_lines(&place, lines).await;
+    for _ in 0..5 {
+        opsramp.open_many(&crate::tenant(0), 1).unwrap();
+        lines += 1;
+        wait_for_lines(&place, lines).await;
+    }
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_failover_the_server_that_can_be_written_to_is_used() {
+    const SEARCHES: usize = 2;
+    let clusters = tokio::task::spawn_blocking(|| {
+        let primary = Cluster::start(&["fsync=off"]);
+        let standby = primary.standby();
+        (primary, standby)
+    });
+    let (mut primary, standby) = clusters.await.unwrap();
+    let opsramp = opsramp(1).await;
+    let both = format!(":{},127.0.0.1:{}/", primary.port(), standby.port());
+    let database = primary.fresh();
+    let database = database.replace(&format!(":{}/", primary.port()), &both);
+    let places = [(); 2].map(|()| replica(&opsramp, 1, SEARCHES, &database));
+    let replicas = [places[0].start().await, places[1].start().await];
+    eventually("all is told", async || told(&places) == 2 * SEARCHES).await;
+    primary.wait_for_standby();
+    primary.stop();
+    opsramp.open_many(&crate::tenant(0), 3).unwrap();
+    for replica in &replicas {
+        wait_until_not_ready(replica).await;
+        assert_eq!(replica.get("/-/healthy").await.0, 200);
+    }
+    standby.promote();
+    eventually("all is told", async || told(&places) == 5 * SEARCHES).await;
+    for replica in replicas {
         replica.stop().await;
     }
 }

@@ -8,6 +8,7 @@
     reason = "a test that cannot go on stops"
 )]
 
+mod cable;
 mod database;
 #[path = "../support/exporter.rs"]
 mod exporter;
@@ -16,13 +17,15 @@ mod postgres;
 mod shares;
 mod survive;
 
+use std::time::Duration;
+
 use opsramp_exporter::simulator::{Simulator, TenantOptions};
 use serde_json::json;
 
 use crate::exporter::{Place, opsramp_with};
 
 /// Long enough for a busy machine, short enough for a test.
-const LEASE: &str = "3s";
+const LEASE: Duration = Duration::from_secs(3);
 
 /// An OpsRamp with so many tenants, each with a few open alerts.
 async fn opsramp(tenants: usize) -> Simulator {
@@ -49,6 +52,7 @@ fn replica(opsramp: &Simulator, tenants: usize, searches: usize, database: &str)
         (0..searches).map(|number| json!({"name": number.to_string(), "interval": "500ms"}));
     place.config["searches"] = searches.collect();
     place.config["log"]["events"] = json!(["opened"]);
-    place.config["state"] = json!({"postgres": {"url": database, "lease": LEASE}});
+    place.config["state"] =
+        json!({"postgres": {"url": database, "lease": format!("{}s", LEASE.as_secs())}});
     place
 }

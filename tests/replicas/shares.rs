@@ -1,10 +1,17 @@
-//! Who polls how many searches.
+//! Who polls how many searches, and how soon somebody else does.
+//!
+//! `OPSRAMP_TEST_TAKE_OVERS` says how often a replica is killed (the acceptance run: 20), and has
+//! the time be taken seriously: it is the machine's that is measured, which may be busy.
+
+use std::time::Duration;
 
 use futures_util::future::join_all;
+use serde_json::json;
 use tokio::time::Instant;
 
 use crate::{
-    exporter::{Exporter, PATIENCE, Place},
+    LEASE,
+    exporter::{Exporter, Metrics, PATIENCE, Place, eventually, number},
     opsramp, postgres, replica,
 };
 
@@ -40,14 +47,15 @@ async fn wait_until_even(replicas: &[Exporter]) {
             "still not even: {held:?}; the first said {:#?}",
             replicas[0].stderr.lines()
         );
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn shares_are_even_whoever_comes_and_goes() {
     let opsramp = opsramp(TENANTS).await;
-    let database = postgres::shared().fresh();
+    let cluster = postgres::shared();
+    let database = cluster.fresh();
     let places: Vec<Place> = (0..5)
         .map(|_| replica(&opsramp, TENANTS, SEARCHES, &database))
         .collect();
@@ -61,6 +69,10 @@ async fn shares_are_even_whoever_comes_and_goes() {
     wait_until_even(&replicas).await;
     replicas.pop().unwrap().kill().await;
     wait_until_even(&replicas).await;
+    let hand_overs = || {
+        let (_, schema) = database.rsplit_once("%3D").unwrap();
+        cluster.sql(&format!("SELECT sum(epoch) FROM {schema}.search"))
+    };
 
     // Gauges of a search are its holder's alone, so that they sum up.
     let mut polled = 0.0;
@@ -75,6 +87,12 @@ async fn shares_are_even_whoever_comes_and_goes() {
         assert_eq!(replica.get("/-/ready").await.0, 200);
     }
     assert_eq!(polled, (TENANTS * SEARCHES * 2) as f64);
+    eventually("nothing moves any more", async || {
+        let before = hand_overs();
+        tokio::time::sleep(LEASE).await;
+        hand_overs() == before
+    })
+    .await;
     for replica in replicas {
         replica.stop().await;
     }
@@ -86,10 +104,10 @@ async fn one_with_nothing_left_to_hold_is_ready_and_takes_over() {
     let database = postgres::shared().fresh();
     let places = [(); 2].map(|()| replica(&opsramp, 1, 1, &database));
     let first = places[0].start().await;
-    let holds = |metrics: &crate::exporter::Metrics| metrics.sum("opsramp_lease_held{") == 1.0;
+    let holds = |metrics: &Metrics| metrics.sum("opsramp_lease_held{") == 1.0;
     first.wait_for("the first holds it", holds).await;
     let second = places[1].start().await;
-    crate::exporter::eventually("the second is ready", async || {
+    eventually("the second is ready", async || {
         second.get("/-/ready").await.0 == 200
     })
     .await;
@@ -100,4 +118,39 @@ async fn one_with_nothing_left_to_hold_is_ready_and_takes_over() {
     first.kill().await;
     second.wait_for("the second holds it", holds).await;
     second.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_searches_of_a_dead_replica_are_polled_within_a_lease_and_an_interval() {
+    const INTERVAL: Duration = Duration::from_secs(2);
+    const TIMES: &str = "OPSRAMP_TEST_TAKE_OVERS";
+    const ALL: f64 = (TENANTS * SEARCHES) as f64;
+    let times = number(TIMES);
+    let late = Duration::from_secs(if times.is_some() { 0 } else { 10 });
+    let opsramp = opsramp(TENANTS).await;
+    let database = postgres::shared().fresh();
+    let places = [(); 2].map(|()| {
+        let mut place = replica(&opsramp, TENANTS, SEARCHES, &database);
+        for search in place.config["searches"].as_array_mut().unwrap() {
+            search["interval"] = json!(format!("{}s", INTERVAL.as_secs()));
+        }
+        place
+    });
+    let mut replicas = vec![places[0].start().await, places[1].start().await];
+    let mut longest = Duration::ZERO;
+    for round in 0..times.unwrap_or(1) {
+        wait_until_even(&replicas).await;
+        let victim = usize::from(round % 2 == 1);
+        let began = Instant::now();
+        replicas.remove(victim).kill().await;
+        let polls_all = |metrics: &Metrics| metrics.sum("opsramp_up{") == ALL;
+        replicas[0].wait_for("it polls all", polls_all).await;
+        longest = longest.max(began.elapsed());
+        eprintln!("taken over after {:?}", began.elapsed());
+        replicas.insert(victim, places[victim].start().await);
+    }
+    assert!(longest <= LEASE + INTERVAL + late, "{longest:?}");
+    for replica in replicas {
+        replica.stop().await;
+    }
 }

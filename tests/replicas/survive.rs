@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::Range,
     time::Duration,
 };
 
@@ -24,37 +25,62 @@ const SEARCHES: usize = 2;
 /// Longer than a lease.
 const SLEEP: Duration = Duration::from_secs(4);
 
-/// What the log files tell: how often each event, and of which alert of which search.
+/// More than is delivered at once here.
+const BATCH: usize = TENANTS * SEARCHES * 20;
+
+/// What the log files tell: of each event the places in them, and of which alert of which search.
 #[derive(Debug, Default)]
 struct Told {
-    events: BTreeMap<String, usize>,
+    events: BTreeMap<String, Vec<(usize, usize)>>,
     alerts: BTreeSet<(String, String)>,
+    /// How many lines each file has.
+    lines: Vec<usize>,
+}
+
+/// Which lines may be told by another replica as well: those of one file that were written around
+/// the moment in which its replica was disturbed.
+#[derive(Debug)]
+struct Excused {
+    file: usize,
+    lines: Range<usize>,
 }
 
 impl Told {
     /// Reads the files of all replicas. No file may tell an event twice.
     fn read(places: &[Place]) -> Self {
         let mut told = Self::default();
-        for place in places {
+        for (file, place) in places.iter().enumerate() {
             let mut own = BTreeSet::new();
             let text = place.text_of("alerts.jsonl");
             // A last line that is not whole yet is still being written, or its writer is dead.
             let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-            for line in whole.lines() {
+            told.lines.push(whole.lines().count());
+            for (number, line) in whole.lines().enumerate() {
                 let record = Members::parse(line);
                 let id = record.text("event_id").to_owned();
                 let alert = record.text("alert_id").to_owned();
                 told.alerts
                     .insert((alert, record.text("search").to_owned()));
                 assert!(own.insert(id.clone()), "doubled in one file: {line}");
-                *told.events.entry(id).or_default() += 1;
+                told.events.entry(id).or_default().push((file, number));
             }
         }
         told
     }
 
-    fn doubled(&self) -> usize {
-        self.events.values().map(|count| count - 1).sum()
+    /// How many lines there are too many, each of which must be excused.
+    fn doubled(&self, excused: &[Excused]) -> usize {
+        let mut doubled = 0;
+        for (id, places) in self.events.iter().filter(|(_, places)| places.len() > 1) {
+            let is_excused = |(file, line): &(usize, usize)| {
+                let mut all = excused.iter();
+                all.any(|it| it.file == *file && it.lines.contains(line))
+            };
+            let inexcusable = places.iter().filter(|place| !is_excused(place)).count();
+            assert!(inexcusable <= 1, "{id} at {places:?}, excused: {excused:?}");
+            doubled += places.len() - 1;
+        }
+        doubled
     }
 }
 
@@ -118,46 +144,51 @@ async fn survive(
     for place in &places {
         replicas.push(place.start().await);
     }
+    let mut excused = Vec::new();
     for _ in 0..times {
         let pause = Duration::from_millis(rng.u64(200..2500));
         live(&opsramp, &mut rng, pause).await;
         let victim = rng.usize(..REPLICAS);
         let replica = replicas.remove(victim);
+        let before = Told::read(&places).lines[victim];
         let replica = disturb(&places[victim], replica, &opsramp, &mut rng).await;
         replicas.insert(victim, replica);
+        excused.push(Excused {
+            file: victim,
+            // What it had begun with may come a little later.
+            lines: before.saturating_sub(BATCH)..before + BATCH,
+        });
     }
     wait_until_all_is_told(&places, &opsramp).await;
     for replica in replicas {
         replica.stop().await;
     }
     let told = Told::read(&places);
-    let doubled = told.doubled();
+    let doubled = told.doubled(&excused);
     eprintln!(
         "{} events, {doubled} told by two replicas",
         told.events.len()
     );
-    // What a replica was writing when it was disturbed is written again, and nothing else.
-    let most_at_once = TENANTS * SEARCHES * 20;
-    assert!(doubled <= times * most_at_once, "{doubled}");
+    // Whoever tells an alert again does so with the same event id.
     assert_eq!(told.alerts.len(), told.events.len());
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_when_replicas_are_killed() {
-    survive("OPSRAMP_TEST_KILLS", 6, async |place, replica, _, _| {
+    let kill = async |place: &Place, replica: Exporter, _: &Simulator, _: &mut Rng| {
         replica.kill().await;
         place.start().await
-    })
-    .await;
+    };
+    survive("OPSRAMP_TEST_KILLS", 6, kill).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_lost_when_replicas_sleep_past_their_leases() {
-    survive("OPSRAMP_TEST_STOPS", 3, async |_, replica, opsramp, rng| {
+    let stop = async |_: &Place, replica: Exporter, opsramp: &Simulator, rng: &mut Rng| {
         replica.signal(Signal::STOP);
         live(opsramp, rng, SLEEP).await;
         replica.signal(Signal::CONT);
         replica
-    })
-    .await;
+    };
+    survive("OPSRAMP_TEST_STOPS", 3, stop).await;
 }

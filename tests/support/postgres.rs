@@ -66,21 +66,7 @@ impl Cluster {
 
     /// The same after something was put into its folder.
     pub(crate) fn start_with(settings: &[&'static str], prepare: impl FnOnce(&Path)) -> Self {
-        let folder = tempfile::Builder::new()
-            .prefix("opsramp-postgres-")
-            .tempdir()
-            .unwrap()
-            .keep();
-        if let Some((user, group)) = nobody() {
-            chown(&folder, Some(user), Some(group)).unwrap();
-        }
-        let mut cluster = Self {
-            folder,
-            port: 0,
-            settings: settings.to_vec(),
-            watcher: None,
-            schemas: Mutex::default(),
-        };
+        let mut cluster = Self::new(settings);
         let password = cluster.folder.join("password");
         fs::write(&password, PASSWORD).unwrap();
         let made = cluster
@@ -101,16 +87,74 @@ impl Cluster {
                 chown(data.join(new), Some(user), Some(group)).unwrap();
             }
         }
+        cluster.find_a_port();
+        cluster
+    }
+
+    /// Starts a standby that follows this one, until it is [told](Self::promote) to take over.
+    pub(crate) fn standby(&self) -> Self {
+        let mut standby = Self::new(&self.settings);
+        let copied = standby
+            .program("pg_basebackup")
+            .args(["--checkpoint=fast", "--no-sync", "--write-recovery-conf"])
+            .arg("--pgdata")
+            .arg(standby.folder.join("data"))
+            .arg("--dbname")
+            .arg(self.url())
+            .output()
+            .unwrap();
+        assert!(copied.status.success(), "pg_basebackup: {copied:?}");
+        standby.find_a_port();
+        standby
+    }
+
+    /// Waits until its standby has all that was written.
+    pub(crate) fn wait_for_standby(&self) {
+        let started = Instant::now();
+        let behind = "SELECT count(*) FROM pg_stat_replication \
+            WHERE replay_lsn = pg_current_wal_flush_lsn()";
+        while self.sql(behind) != "1" {
+            assert!(started.elapsed() < PATIENCE, "the standby lags behind");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Has a standby take over.
+    pub(crate) fn promote(&self) {
+        assert_eq!(self.sql("SELECT pg_promote()"), "t");
+    }
+
+    /// None that runs, in a folder of its own.
+    fn new(settings: &[&'static str]) -> Self {
+        let folder = tempfile::Builder::new()
+            .prefix("opsramp-postgres-")
+            .tempdir()
+            .unwrap()
+            .keep();
+        if let Some((user, group)) = nobody() {
+            chown(&folder, Some(user), Some(group)).unwrap();
+        }
+        Self {
+            folder,
+            port: 0,
+            settings: settings.to_vec(),
+            watcher: None,
+            schemas: Mutex::default(),
+        }
+    }
+
+    /// Starts it for the first time.
+    fn find_a_port(&mut self) {
         // The port may be taken before the server takes it.
         for _ in 0..5 {
             let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-            cluster.port = free.local_addr().unwrap().port();
+            self.port = free.local_addr().unwrap().port();
             drop(free);
-            if cluster.go_on() {
-                return cluster;
+            if self.go_on() {
+                return;
             }
         }
-        panic!("the server does not start:\n{}", cluster.log());
+        panic!("the server does not start:\n{}", self.log());
     }
 
     /// Starts the server again after [`Self::stop`]. Returns whether it answers.
@@ -135,7 +179,10 @@ impl Cluster {
         while started.elapsed() < PATIENCE {
             // It writes its own state there, and removes the file when it ends.
             let state = fs::read_to_string(&pid_file).unwrap_or_default();
-            if state.trim_end().ends_with("ready") {
+            if ["ready", "standby"]
+                .iter()
+                .any(|it| state.trim_end().ends_with(it))
+            {
                 return true;
             }
             if self.log().contains("could not create any TCP/IP sockets") {

@@ -123,6 +123,11 @@ async fn answer(State(receiver): State<Peer>, headers: HeaderMap, body: Bytes) -
     }
 }
 
+/// Nobody else delivers them.
+fn ours() -> bool {
+    true
+}
+
 fn page_of(status: StatusCode) -> Response {
     let headers = [(CONTENT_TYPE, "text/html; charset=utf-8")];
     (status, headers, "<html><h1>no</h1></html>").into_response()
@@ -183,7 +188,7 @@ async fn a_record_arrives_with_everything_in_its_place() {
     elsewhere.tenant = "other".to_owned();
     let mut otlp = Otlp::new(&options).unwrap();
     let events = [pending(&full()), pending(&elsewhere), pending(&bare())];
-    let progress = otlp.deliver(&events).await;
+    let progress = otlp.deliver(&events, ours).await;
     assert_eq!(progress.settled, 3, "{progress:?}");
     assert!(progress.refused.is_empty());
 
@@ -257,11 +262,11 @@ async fn headers_are_read_again_for_each_request() {
         ),
     ]);
     let mut otlp = Otlp::new(&options).unwrap();
-    let missing = error(otlp.deliver(&alerts([1])).await);
+    let missing = error(otlp.deliver(&alerts([1]), ours).await);
     assert!(matches!(missing, Error::HeaderSource { .. }), "{missing}");
     for token in ["Bearer one", "Bearer two"] {
         std::fs::write(&path, token).unwrap();
-        assert_eq!(otlp.deliver(&alerts([1])).await.settled, 1);
+        assert_eq!(otlp.deliver(&alerts([1]), ours).await.settled, 1);
     }
     let inner = receiver.0.lock().unwrap();
     for ((headers, _), token) in inner.requests.iter().zip(["Bearer one", "Bearer two"]) {
@@ -277,7 +282,12 @@ async fn a_header_that_cannot_be_sent_never_shows_its_value() {
     let (_, mut options) = Peer::start().await;
     let secret = SecretSource::Value(Secret::new("hunter2\nX-Forged: yes"));
     options.headers = BTreeMap::from([("authorization".to_owned(), secret.clone())]);
-    let refused = error(Otlp::new(&options).unwrap().deliver(&alerts([1])).await);
+    let refused = error(
+        Otlp::new(&options)
+            .unwrap()
+            .deliver(&alerts([1]), ours)
+            .await,
+    );
     assert!(matches!(refused, Error::HeaderValue(_)));
     assert!(!format!("{refused:?} {refused}").contains("hunter2"));
     for name in ["content-type", "Content-Encoding", "no name"] {
@@ -296,7 +306,10 @@ async fn a_partial_success_is_counted_and_not_repeated() {
         }),
     };
     receiver.answer(([(CONTENT_TYPE, PROTOBUF)], partial.encode_to_vec()));
-    let progress = Otlp::new(&options).unwrap().deliver(&alerts(0..5)).await;
+    let progress = Otlp::new(&options)
+        .unwrap()
+        .deliver(&alerts(0..5), ours)
+        .await;
     assert_eq!(progress.settled, 5);
     assert_eq!(progress.refused.len(), 1);
     assert_eq!(progress.refused[0].events, 2);
@@ -314,7 +327,7 @@ async fn a_batch_that_is_refused_is_split_until_the_bad_event_is_found() {
         let (receiver, options) = Peer::start().await;
         receiver.0.lock().unwrap().bad = Some(("37", status));
         let events = alerts(0..100);
-        let progress = Otlp::new(&options).unwrap().deliver(&events).await;
+        let progress = Otlp::new(&options).unwrap().deliver(&events, ours).await;
         assert_eq!(progress.settled, 100, "{progress:?}");
         assert_eq!(progress.refused.len(), 1);
         assert_eq!(progress.refused[0].events, 1);
@@ -356,10 +369,10 @@ async fn an_error_in_the_middle_of_a_split_keeps_what_was_delivered_before_it() 
     receiver.answer(StatusCode::SERVICE_UNAVAILABLE);
     let mut otlp = Otlp::new(&options).unwrap();
     let events = alerts(0..10);
-    let progress = otlp.deliver(&events).await;
+    let progress = otlp.deliver(&events, ours).await;
     assert_eq!(progress.settled, 5);
     assert!(progress.error.is_some());
-    let progress = otlp.deliver(&events[5..]).await;
+    let progress = otlp.deliver(&events[5..], ours).await;
     assert_eq!(progress.settled, 5);
     assert_eq!(records(&receiver.request(3)).len(), 5);
 }
@@ -374,7 +387,7 @@ async fn what_may_be_a_fault_of_the_setup_never_costs_an_event() {
     for status in statuses {
         let status = StatusCode::from_u16(status).unwrap();
         receiver.answer((status, "no\r\nluck"));
-        let progress = otlp.deliver(&alerts(0..3)).await;
+        let progress = otlp.deliver(&alerts(0..3), ours).await;
         assert_eq!(progress.settled, 0);
         let error = error(progress).to_string();
         let expected = format!("the receiver answered {status}: no luck");
@@ -391,7 +404,12 @@ async fn a_redirect_is_never_followed() {
         let status = StatusCode::from_u16(status).unwrap();
         let location = format!("{}?token=hunter2", elsewhere_options.endpoint);
         receiver.answer((status, [(LOCATION, location)]));
-        let redirect = error(Otlp::new(&options).unwrap().deliver(&alerts([1])).await);
+        let redirect = error(
+            Otlp::new(&options)
+                .unwrap()
+                .deliver(&alerts([1]), ours)
+                .await,
+        );
         let origin = elsewhere_options.endpoint.strip_suffix("/otlp/v1/logs");
         let expected = format!(
             "the receiver answered {status}, a redirect to {}, which is not followed; \
@@ -407,7 +425,12 @@ async fn a_redirect_is_never_followed() {
 async fn a_receiver_is_left_alone_as_long_as_it_asks() {
     let (receiver, options) = Peer::start().await;
     receiver.answer((StatusCode::TOO_MANY_REQUESTS, [(RETRY_AFTER, "17")]));
-    let error = error(Otlp::new(&options).unwrap().deliver(&alerts([1])).await);
+    let error = error(
+        Otlp::new(&options)
+            .unwrap()
+            .deliver(&alerts([1]), ours)
+            .await,
+    );
     assert_eq!(error.retry_after(), Some(Duration::from_secs(17)));
 }
 
@@ -420,7 +443,12 @@ async fn an_endless_answer_is_not_read_to_its_end() {
         Body::from_stream(endless),
     ));
     let begun = Instant::now();
-    let error = error(Otlp::new(&options).unwrap().deliver(&alerts([1])).await);
+    let error = error(
+        Otlp::new(&options)
+            .unwrap()
+            .deliver(&alerts([1]), ours)
+            .await,
+    );
     assert!(error.to_string().len() < 300, "{error}");
     assert!(begun.elapsed() < options.timeout);
 }
@@ -439,7 +467,7 @@ async fn a_receiver_that_does_not_answer_is_a_passing_error_without_the_url() {
     let mut otlp = Otlp::new(&options).unwrap();
     // It accepts and says nothing; then it is gone.
     for _ in 0..2 {
-        let progress = otlp.deliver(&alerts([1])).await;
+        let progress = otlp.deliver(&alerts([1]), ours).await;
         assert_eq!(progress.settled, 0);
         let error = progress.error.unwrap();
         assert!(!error.is_fatal());
@@ -448,7 +476,7 @@ async fn a_receiver_that_does_not_answer_is_a_passing_error_without_the_url() {
         assert!(!text.contains("hunter2"), "{text}");
     }
     drop(listener);
-    assert!(otlp.deliver(&alerts([1])).await.error.is_some());
+    assert!(otlp.deliver(&alerts([1]), ours).await.error.is_some());
 }
 
 #[test]
@@ -472,7 +500,7 @@ async fn an_event_that_cannot_be_read_is_refused_and_the_others_are_sent() {
     let (receiver, options) = Peer::start().await;
     let mut events = alerts(0..3);
     events[1].event.body = Bytes::from_static(b"{}");
-    let progress = Otlp::new(&options).unwrap().deliver(&events).await;
+    let progress = Otlp::new(&options).unwrap().deliver(&events, ours).await;
     assert_eq!(progress.settled, 3);
     assert_eq!(progress.refused.len(), 1);
     assert_eq!(records(&receiver.request(0)).len(), 2);
@@ -487,13 +515,13 @@ async fn a_page_of_html_never_costs_an_event() {
             let (receiver, options) = Peer::start().await;
             receiver.answer(page);
             let mut otlp = Otlp::new(&options).unwrap();
-            let progress = otlp.deliver(&alerts([1])).await;
+            let progress = otlp.deliver(&alerts([1]), ours).await;
             assert_eq!(progress.settled, 0);
             assert!(progress.refused.is_empty());
             let text = error(progress).to_string();
             let expected = format!("the receiver answered {status} with a page of HTML");
             assert!(text.starts_with(&expected), "{text}");
-            assert_eq!(otlp.deliver(&alerts([1])).await.settled, 1);
+            assert_eq!(otlp.deliver(&alerts([1]), ours).await.settled, 1);
         }
     }
 }
@@ -503,12 +531,12 @@ async fn what_a_proxy_calls_too_large_goes_through_in_parts_or_waits() {
     let (receiver, options) = Peer::start().await;
     receiver.0.lock().unwrap().most = Some(3);
     let mut otlp = Otlp::new(&options).unwrap();
-    let progress = otlp.deliver(&alerts(0..10)).await;
+    let progress = otlp.deliver(&alerts(0..10), ours).await;
     assert_eq!(progress.settled, 10, "{progress:?}");
     assert!(progress.refused.is_empty());
 
     receiver.0.lock().unwrap().most = Some(0);
-    let progress = otlp.deliver(&alerts(0..10)).await;
+    let progress = otlp.deliver(&alerts(0..10), ours).await;
     assert_eq!(progress.settled, 0);
     assert!(progress.refused.is_empty());
     assert!(matches!(error(progress), Error::NotOtlp { .. }));
@@ -519,7 +547,10 @@ async fn plain_http_to_a_server_that_expects_tls_never_costs_an_event() {
     let (receiver, options) = Peer::start().await;
     let words = "Client sent an HTTP request to an HTTPS server.\n";
     receiver.answer((StatusCode::BAD_REQUEST, words));
-    let progress = Otlp::new(&options).unwrap().deliver(&alerts([1])).await;
+    let progress = Otlp::new(&options)
+        .unwrap()
+        .deliver(&alerts([1]), ours)
+        .await;
     assert_eq!(progress.settled, 0);
     assert!(error(progress).to_string().contains("to an HTTPS server"));
 }
@@ -565,14 +596,14 @@ async fn a_success_that_no_receiver_gives_is_an_error_that_says_what_came() {
         let (receiver, options) = Peer::start().await;
         receiver.answer(answer);
         let mut otlp = Otlp::new(&options).unwrap();
-        let progress = otlp.deliver(&alerts(0..3)).await;
+        let progress = otlp.deliver(&alerts(0..3), ours).await;
         assert_eq!(progress.settled, 0);
         let text = error(progress).to_string();
         assert!(
             text.starts_with("the receiver answered 200 OK with ") && text.contains(what),
             "{text}"
         );
-        assert_eq!(otlp.deliver(&alerts(0..3)).await.settled, 3);
+        assert_eq!(otlp.deliver(&alerts(0..3), ours).await.settled, 3);
     }
 }
 
@@ -608,7 +639,10 @@ async fn the_forms_that_a_success_takes_are_known() {
     ] {
         let (receiver, options) = Peer::start().await;
         receiver.answer(answer);
-        let progress = Otlp::new(&options).unwrap().deliver(&alerts(0..3)).await;
+        let progress = Otlp::new(&options)
+            .unwrap()
+            .deliver(&alerts(0..3), ours)
+            .await;
         assert_eq!(progress.settled, 3, "{progress:?}");
         let refused: u64 = progress.refused.iter().map(|refusal| refusal.events).sum();
         assert_eq!(refused, rejected);
@@ -635,7 +669,7 @@ async fn an_answer_that_breaks_off_settles_nothing() {
         };
         let mut otlp = Otlp::new(&options).unwrap();
         let events = alerts([1]);
-        let (progress, ()) = tokio::join!(otlp.deliver(&events), server);
+        let (progress, ()) = tokio::join!(otlp.deliver(&events, ours), server);
         assert_eq!(progress.settled, 0, "{status}");
         assert!(matches!(error(progress), Error::Transport(_)), "{status}");
     }
@@ -670,7 +704,7 @@ async fn secrets_that_a_receiver_echoes_are_hidden_wherever_they_are_shown() {
     receiver.answer((StatusCode::BAD_REQUEST, echo));
     receiver.answer(([(CONTENT_TYPE, PROTOBUF)], partial.encode_to_vec()));
     for round in 0..6 {
-        let progress = otlp.deliver(&alerts([1])).await;
+        let progress = otlp.deliver(&alerts([1]), ours).await;
         let debug = format!("{progress:?}");
         assert!(
             !debug.contains("hunter2") && !debug.contains("s3cret"),
@@ -695,7 +729,12 @@ async fn the_receivers_own_words_are_taken_from_its_status() {
     let (receiver, options) = Peer::start().await;
     let headers = [(CONTENT_TYPE, PROTOBUF)];
     receiver.answer((StatusCode::SERVICE_UNAVAILABLE, headers, body));
-    let error = error(Otlp::new(&options).unwrap().deliver(&alerts([1])).await);
+    let error = error(
+        Otlp::new(&options)
+            .unwrap()
+            .deliver(&alerts([1]), ours)
+            .await,
+    );
     assert_eq!(
         error.to_string(),
         "the receiver answered 503 Service Unavailable: \
@@ -726,7 +765,7 @@ async fn a_host_that_takes_no_connection_is_given_up_before_the_whole_time_is_ov
     let mut otlp = Otlp::new(&options).unwrap();
     otlp.receiver = Receiver::connecting_within(limit, &options).unwrap();
     let events = alerts([1]);
-    let delivery = tokio::time::timeout(Duration::from_secs(20), otlp.deliver(&events)).await;
+    let delivery = tokio::time::timeout(Duration::from_secs(20), otlp.deliver(&events, ours)).await;
     let progress = delivery.expect("only the connection is waited for");
     assert!(matches!(error(progress), Error::Transport(source) if source.is_connect()));
 }
@@ -745,7 +784,7 @@ async fn requests_are_bounded_whatever_is_handed_in() {
     events.extend((1100..1103).map(|id| large(id, 400 << 10)));
     events.push(large(1103, MAX_BYTES + 1));
     events.extend(alerts(1104..1106));
-    let progress = Otlp::new(&options).unwrap().deliver(&events).await;
+    let progress = Otlp::new(&options).unwrap().deliver(&events, ours).await;
     assert_eq!(progress.settled, 1106, "{progress:?}");
     assert_eq!(receiver.counts(), [512, 512, 78, 1, 1, 2]);
     let inner = receiver.0.lock().unwrap();
@@ -774,7 +813,7 @@ async fn a_slow_receivers_progress_is_told_before_everything_is_sent() {
     let mut settled = Vec::new();
     let mut refused = 0;
     while settled.iter().sum::<usize>() < events.len() {
-        let progress = otlp.deliver(&events[settled.iter().sum()..]).await;
+        let progress = otlp.deliver(&events[settled.iter().sum()..], ours).await;
         assert!(progress.error.is_none());
         settled.push(progress.settled);
         refused += progress.refused.len();
@@ -782,4 +821,18 @@ async fn a_slow_receivers_progress_is_told_before_everything_is_sent() {
     assert_eq!(settled[..2], [512, 122], "{settled:?}");
     assert_eq!(refused, 1);
     assert!(receiver.requests() < 60, "{}", receiver.requests());
+}
+
+#[tokio::test]
+async fn what_others_deliver_in_the_meantime_is_not_sent() {
+    let (receiver, options) = Peer::start().await;
+    let mut otlp = Otlp::new(&options).unwrap();
+    let events = alerts(0..600);
+    // The process was stopped for a while during the first request.
+    let seen = receiver.clone();
+    let progress = otlp.deliver(&events, move || seen.requests() == 0).await;
+    assert_eq!((progress.settled, receiver.counts()), (512, vec![512]));
+    assert!(progress.error.is_none());
+    let progress = otlp.deliver(&events, || false).await;
+    assert_eq!((progress.settled, receiver.requests()), (0, 1));
 }

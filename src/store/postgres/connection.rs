@@ -80,7 +80,7 @@ pub enum Failure {
     #[error("cannot connect to the database")]
     Connect(#[source] tokio_postgres::Error),
     /// It took too long.
-    #[error("the database has not answered within {} s", PATIENCE.as_secs())]
+    #[error("the database has not answered in time")]
     Timeout,
     /// The server refused, or the connection broke.
     #[error("the database failed")]
@@ -332,9 +332,29 @@ impl Failure {
         .any(|state| self.state() == Some(state))
     }
 
-    /// Whether the server said why: then nothing was done.
-    pub(in crate::store) fn is_refusal(&self) -> bool {
+    /// Whether the server said why.
+    pub(super) fn is_refusal(&self) -> bool {
         self.state().is_some()
+    }
+
+    /// Whether it is certain that nothing was done. Of a transaction whose end the connection did
+    /// not live to see, nobody knows.
+    pub(in crate::store) fn is_without_effect(&self) -> bool {
+        // Lost connections, operators and crashes may come right after the deed.
+        let of_the_end = ["08", "57P", "58", "XX"];
+        match self {
+            Self::Sql(error) => error.code().is_some_and(|state| {
+                *state != SqlState::T_R_STATEMENT_COMPLETION_UNKNOWN
+                    && !of_the_end.iter().any(|it| state.code().starts_with(it))
+            }),
+            Self::Timeout | Self::Closed => false,
+            Self::Secret(_)
+            | Self::Address(_)
+            | Self::Tls(_)
+            | Self::Connect(_)
+            | Self::Newer { .. }
+            | Self::NotJoined => true,
+        }
     }
 
     /// Whether it may go by itself, or with another secret.
@@ -347,9 +367,10 @@ impl Failure {
         let Some(state) = self.state() else {
             return false;
         };
-        // Connections, resources, an operator's intervention, and a server that has become a
-        // standby.
-        let of_the_server = ["08", "53", "57", "58", "XX"];
+        // Connections, prepared statements that are not there (a pooler has put another server
+        // behind the connection) or no longer fit (a later version has changed the tables),
+        // resources, an operator's intervention, and a server that has become a standby.
+        let of_the_server = ["08", "0A", "26", "53", "57", "58", "XX"];
         !of_the_server
             .iter()
             .any(|class| state.code().starts_with(class))

@@ -10,9 +10,10 @@ use super::{
     Shared,
     connection::{Failure, Session, Tries},
     journal::Range,
+    leases::State,
     time::Time,
 };
-use crate::store::{JournalEvent, Pending};
+use crate::store::{Held, JournalEvent, Pending};
 
 /// Says which sinks this replica has, and takes note of all there are. One that no replica has is
 /// forgotten at once where this one is alone, else after a while.
@@ -198,29 +199,14 @@ pub(super) async fn journalled_at(
     Ok(at.transpose()?.map(|at| at.0))
 }
 
-/// Tells the server how far a sink has come. Where a lease was lost, others say so: neither its
-/// position is stored, nor a mark that would stand for it.
+/// Tells the server how far a sink has come. Where a lease was lost, others say so: its position is
+/// not stored. A mark may stand for it all the same: whoever takes a search up looks for its lines
+/// before the mark, too.
 pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
     // What is told must not overtake what was told before.
     let turn = shared.saving(sink);
     let _turn = turn.lock().await;
-    let (me, mut unsaved, epochs) = shared.look(|state| {
-        let mut unsaved = state.journal.unsaved(sink);
-        let lost = unsaved
-            .positions
-            .extract_if(.., |(row, _)| state.epoch(*row).is_none())
-            .count();
-        if lost > 0 {
-            unsaved.mark = None;
-        }
-        unsaved.positions.sort_unstable();
-        let epochs: Vec<i64> = unsaved
-            .positions
-            .iter()
-            .filter_map(|(row, _)| state.epoch(*row))
-            .collect();
-        (state.replica, unsaved, epochs)
-    });
+    let (me, (mut unsaved, epochs)) = shared.work(|state| (state.replica, state.unsaved(sink)));
     if unsaved.positions.is_empty() && unsaved.mark.is_none() {
         return Ok(());
     }
@@ -238,6 +224,7 @@ pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
                     JOIN unnest($2::bigint[], $3::bigint[], $4::bigint[])
                         AS come (id, epoch, position)
                         ON search.id = come.id AND search.epoch = come.epoch
+                            AND search.journal_end >= come.position
                     WHERE search.owner = $5 AND search.lease_until > clock_timestamp()
                     ORDER BY search.id FOR SHARE OF search),
                  marked AS (
@@ -275,24 +262,30 @@ pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
         unsaved.mark = None;
     }
     unsaved.positions.retain(|(row, _)| saved.contains(row));
-    shared.update(|state| {
-        // Somebody else may hold them now.
+    let all = saved.len() == rows.len();
+    let settle = |state: &mut State| {
+        // Somebody else may hold them now, or the server was set back.
         for (row, epoch) in rows.iter().zip(&epochs) {
             if !saved.contains(row) {
-                state.lose(crate::store::Held {
+                state.lose(Held {
                     row: *row,
                     epoch: *epoch,
                 });
             }
         }
         state.journal.saved(sink, &unsaved);
-    });
+    };
+    if all {
+        shared.work(settle);
+    } else {
+        shared.update(settle);
+    }
     Ok(())
 }
 
 /// Removes the events that every sink has from the journals of the searches that are held.
 pub(super) async fn prune(shared: &Shared) -> Result<(), Failure> {
-    let rows = shared.look(super::leases::State::held_rows);
+    let rows = shared.look(State::held_rows);
     if rows.is_empty() {
         return Ok(());
     }

@@ -8,6 +8,8 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
+use crate::store::Held;
+
 /// Some events of one search that follow one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Range {
@@ -33,7 +35,18 @@ pub(super) struct Journal {
     end: i64,
     /// Events that are being committed.
     reserved: u64,
+    /// What the server last said of each search's journal. It outlives a lease.
+    told: HashMap<i64, Told>,
     sinks: BTreeMap<Box<str>, Sink>,
+}
+
+/// What the server last said of a search's journal.
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    /// Under which lease.
+    epoch: i64,
+    /// The last position that was given.
+    end: i64,
 }
 
 /// What waits for a sink, and how far it has come.
@@ -80,6 +93,7 @@ impl Journal {
             limit,
             end: start,
             reserved: 0,
+            told: HashMap::new(),
             sinks: BTreeMap::new(),
         }
     }
@@ -150,8 +164,18 @@ impl Journal {
         self.reserved = self.reserved.saturating_sub(events);
     }
 
-    /// Appends events that were committed at positions from `first` on.
-    pub(super) fn append(&mut self, row: i64, first: i64, count: i64) {
+    /// Appends events that were committed at positions from `first` on. Brings whether these follow
+    /// what this process knows of. Where they do not, the server was set back: what is remembered of
+    /// the search is forgotten, and it has to be taken up anew.
+    pub(super) fn append(&mut self, row: i64, first: i64, count: i64) -> bool {
+        match self.told.get_mut(&row) {
+            Some(told) if told.end + 1 == first => told.end += count,
+            _ => {
+                self.told.remove(&row);
+                self.forget(row);
+                return false;
+            }
+        }
         let range = Range {
             place: self.end + 1,
             row,
@@ -163,11 +187,24 @@ impl Journal {
         for sink in self.sinks.values_mut() {
             sink.push(range);
         }
+        true
     }
 
     /// Takes in what waits in the journal of a search that was taken up: up to and with `end`,
-    /// behind what each sink has come to.
-    pub(super) fn adopt(&mut self, row: i64, end: i64, progress: &[(String, i64)]) {
+    /// behind what each sink has come to. Brings whether the server still knows all that it once
+    /// said: it may have been restored from a copy, or replaced by one that lagged behind.
+    pub(super) fn adopt(&mut self, held: Held, end: i64, progress: &[(String, i64)]) -> bool {
+        let row = held.row;
+        let now = Told {
+            epoch: held.epoch,
+            end,
+        };
+        let before = self.told.insert(row, now);
+        let knows_all = before.is_none_or(|before| before.end <= end);
+        // Positions mean the same as before where nobody else can have given any.
+        if !knows_all || before.is_none_or(|before| before.epoch + 1 != held.epoch) {
+            self.forget(row);
+        }
         self.drop_search(row);
         let mut starts = Vec::with_capacity(self.sinks.len());
         for (name, sink) in &mut self.sinks {
@@ -189,7 +226,7 @@ impl Journal {
             }
         }
         let Some(start) = starts.iter().min().copied() else {
-            return;
+            return knows_all;
         };
         let before = self.end;
         self.end += end - start;
@@ -201,6 +238,16 @@ impl Journal {
                 count: end - from,
                 inherited: true,
             });
+        }
+        knows_all
+    }
+
+    /// Forgets what was delivered of a search: its positions may stand for other events now.
+    fn forget(&mut self, row: i64) {
+        for sink in self.sinks.values_mut() {
+            sink.delivered.remove(&row);
+            sink.unsaved.remove(&row);
+            sink.lent.retain(|range| range.row != row);
         }
     }
 
@@ -313,11 +360,13 @@ impl Journal {
         Some((sink.waiting, first))
     }
 
-    /// What the server is to be told of a sink.
-    pub(super) fn unsaved(&self, sink: &str) -> Unsaved {
-        let Some(sink) = self.sinks.get(sink) else {
+    /// What the server is to be told of a sink: of the searches that are `held`, since others say
+    /// so of the rest.
+    pub(super) fn unsaved(&mut self, sink: &str, held: impl Fn(i64) -> bool) -> Unsaved {
+        let Some(sink) = self.sinks.get_mut(sink) else {
             return Unsaved::default();
         };
+        sink.unsaved.retain(|row, _| held(*row));
         let positions = sink.unsaved.iter().map(|(row, position)| (*row, *position));
         Unsaved {
             positions: positions.collect(),

@@ -20,6 +20,9 @@ const RENEWALS: u32 = 4;
 /// A replica that wants to do something at once waits for so much of a round.
 const EARLY: u32 = 8;
 
+/// A server is given so much time for an answer, however short the lease is.
+const SHORTEST_PATIENCE: Duration = Duration::from_millis(500);
+
 /// What is delivered is removed this often, at most.
 const PRUNE_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -36,18 +39,25 @@ pub(super) async fn keep(shared: &Shared) {
     loop {
         // Not all replicas at the same moment.
         let pause = every.mul_f64(0.8 + 0.2 * fastrand::f64());
+        let soon = || (every / EARLY).mul_f64(0.5 + fastrand::f64());
+        let free = shared.work(|state| state.look_at.take());
+        let free = free.map(|at| at.saturating_sub(clock::since_boot()) + soon());
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            () = tokio::time::sleep(free.map_or(pause, |free| free.min(pause))) => {}
             () = async {
                 shared.wake.notified().await;
-                tokio::time::sleep((every / EARLY).mul_f64(0.5 + fastrand::f64())).await;
+                tokio::time::sleep(soon()).await;
             } => {}
         }
-        let kept = async {
-            timeout(every.max(Duration::from_secs(1)), renew(shared)).await??;
-            timeout(PATIENCE, share_out(shared)).await?
-        };
-        let kept: Result<(), Failure> = kept.await;
+        // Side by side and bounded, so that the next renewal does not come too late. A server that
+        // is slow gets as much time as there is: whoever gives up loses the connection, too.
+        let patience = (shared.lease / 2).clamp(SHORTEST_PATIENCE, PATIENCE);
+        let (renewed, shared_out) = tokio::join!(
+            timeout(patience, renew(shared)),
+            timeout(patience, share_out(shared))
+        );
+        let flat = |done: Result<Result<(), Failure>, _>| done.unwrap_or(Err(Failure::Timeout));
+        let kept = flat(renewed).and(flat(shared_out));
         shared.update(super::leases::State::expire);
         shared.tell(kept.err().as_ref());
     }
@@ -175,18 +185,25 @@ async fn share_out(shared: &Shared) -> Result<(), Failure> {
             &[&rows],
         )
         .await?;
+    let now = clock::since_boot();
+    let mut look_at: Option<Duration> = None;
     let mut owners = Vec::with_capacity(told.len());
     for row in &told {
         let (owner, leased): (Option<i64>, bool) = (row.try_get(1)?, row.try_get(2)?);
         let free_for: f64 = row.try_get(3)?;
         let holder = match owner {
             Some(owner) if owner == me && leased => Holder::Me,
-            Some(_) if leased => Holder::Another,
+            Some(_) if leased => {
+                let end = now + Duration::try_from_secs_f64(-free_for).unwrap_or_default();
+                look_at = Some(look_at.map_or(end, |it| it.min(end)));
+                Holder::Another
+            }
             _ => Holder::Nobody(Duration::try_from_secs_f64(free_for).unwrap_or_default()),
         };
         owners.push((row.try_get(0)?, holder));
     }
     shared.update(|state| {
+        state.look_at = look_at;
         let elsewhere = owners.iter().filter(|(_, it)| *it == Holder::Another);
         let elsewhere = elsewhere.filter_map(|(row, _)| state.wanted.get(row));
         state.elsewhere = elsewhere.cloned().collect();

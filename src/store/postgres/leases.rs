@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    journal::Journal,
+    journal::{Journal, Unsaved},
     shares::{Holder, Search, Survey},
 };
 use crate::{clock, identity::SearchKey, store::Held};
@@ -33,6 +33,9 @@ pub(super) struct State {
     pub(super) elsewhere: HashSet<SearchKey>,
     /// Those that it is taking up.
     pub(super) taking: HashSet<SearchKey>,
+    /// When the first lease of another replica ends that has not been renewed, since the machine's
+    /// start.
+    pub(super) look_at: Option<Duration>,
     holds: HashMap<i64, Hold>,
     pub(super) journal: Journal,
 }
@@ -59,6 +62,7 @@ impl State {
             granted: HashSet::new(),
             elsewhere: HashSet::new(),
             taking: HashSet::new(),
+            look_at: None,
             holds: HashMap::new(),
             journal,
         }
@@ -91,6 +95,31 @@ impl State {
         for held in self.leases() {
             self.lose(held);
         }
+    }
+
+    /// Takes note of events that were committed, at positions up to and with `end`. They wait to
+    /// be delivered here as long as nobody else is known to hold the search, even where the lease
+    /// cannot be relied on at this moment: it may be renewed yet. Brings whether all is well with
+    /// the search's journal; where it is not, the search is lost.
+    pub(super) fn committed(&mut self, held: Held, end: i64, count: i64) -> bool {
+        if self.epoch(held.row) != Some(held.epoch) {
+            return true;
+        }
+        let follows = self.journal.append(held.row, end - count + 1, count);
+        if !follows {
+            self.lose(held);
+        }
+        follows
+    }
+
+    /// What the server is to be told of a sink, and under which epochs.
+    pub(super) fn unsaved(&mut self, sink: &str) -> (Unsaved, Vec<i64>) {
+        let holds = &self.holds;
+        let mut unsaved = self.journal.unsaved(sink, |row| holds.contains_key(&row));
+        unsaved.positions.sort_unstable();
+        let rows = unsaved.positions.iter().map(|(row, _)| *row);
+        let epochs = rows.filter_map(|row| self.epoch(row)).collect();
+        (unsaved, epochs)
     }
 
     /// Whether a lease can be relied on.
@@ -167,10 +196,14 @@ impl State {
     }
 
     /// Adds the searches to a survey: those of `owners` by row, with who holds them. What is being
-    /// taken up counts as held.
+    /// taken up counts as held. What the server takes for ours and we do not, since the answer to a
+    /// commit was lost for instance, is free for us.
     pub(super) fn survey(&self, survey: &mut Survey, owners: Vec<(i64, Holder)>) {
         let holder = |row: i64, holder| match self.wanted.get(&row) {
             Some(key) if self.taking.contains(key) => Holder::Me,
+            _ if holder == Holder::Me && !self.holds.contains_key(&row) => {
+                Holder::Nobody(Duration::ZERO)
+            }
             _ => holder,
         };
         let searches = owners.into_iter().map(|(row, told)| Search {
@@ -189,6 +222,9 @@ mod tests {
         let mut journal = Journal::new(9, 0);
         let sinks = ["s".to_owned()];
         journal.set_sinks(&sinks, &sinks);
+        for row in [1, 2] {
+            journal.adopt(held(row, 5), 0, &[]);
+        }
         State::new(journal)
     }
 
@@ -210,6 +246,43 @@ mod tests {
         state.expire();
         assert_eq!(state.leases(), [held(1, 5)]);
         assert!(state.journal.waits(1) && !state.journal.waits(2));
+    }
+
+    #[test]
+    fn what_is_committed_while_a_lease_is_renewed_late_is_delivered() {
+        let mut state = state();
+        let now = clock::since_boot();
+        state.hold(held(1, 5), now);
+        assert!(!state.is_held(held(1, 5)) && state.committed(held(1, 5), 2, 2));
+        let later = now + Duration::from_secs(60);
+        state.renewed(&[held(1, 5)], &HashSet::from([1]), later);
+        assert!(state.is_held(held(1, 5)) && state.journal.waits(1));
+        // What somebody else holds by now is theirs to deliver.
+        assert!(state.committed(held(2, 5), 1, 1) && !state.journal.waits(2));
+        // Positions that have been given before: it has to be taken up anew.
+        assert!(!state.committed(held(1, 5), 1, 1));
+        assert_eq!(state.epoch(1), None);
+    }
+
+    #[test]
+    fn what_only_the_server_takes_for_ours_is_free_for_us() {
+        let mut state = state();
+        let key = |name: &str| SearchKey {
+            account: "a".into(),
+            tenant: crate::identity::Tenant {
+                id: "t".into(),
+                name: "t".into(),
+            },
+            search: name.into(),
+        };
+        state.wanted = HashMap::from([(1, key("1")), (2, key("2")), (3, key("3"))]);
+        state.hold(held(1, 5), Duration::MAX);
+        state.taking.insert(key("2"));
+        let mut survey = Survey::default();
+        state.survey(&mut survey, (1..=3).map(|row| (row, Holder::Me)).collect());
+        let holders: Vec<_> = survey.searches.iter().map(|it| it.holder).collect();
+        let free = Holder::Nobody(Duration::ZERO);
+        assert_eq!(holders, [Holder::Me, Holder::Me, free]);
     }
 
     #[test]

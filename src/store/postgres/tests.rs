@@ -298,3 +298,105 @@ async fn tls_is_as_strict_as_the_url_says() {
         }
     }
 }
+
+/// Runs statements on the tables behind a URL; brings what they print.
+fn sql(url: &str, statements: &str) -> String {
+    let schema = url.rsplit_once("%3D").unwrap().1;
+    server::shared().sql(&format!("SET search_path = {schema}; {statements}"))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_was_set_back_loses_no_event_that_follows() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..5), second(2)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    let last = batch.events[3].position;
+    store.acknowledge("s", last, None).await.unwrap();
+    drop(batch);
+    // A standby takes over that has not heard of the last two.
+    sql(
+        &url,
+        "UPDATE search SET journal_end = 2; UPDATE progress SET position = 2;
+         DELETE FROM journal WHERE position > 2",
+    );
+    store.commit(held, events(3..6), second(3)).await.unwrap();
+    let refused = store.commit(held, events(6..7), second(4)).await;
+    assert!(matches!(refused, Err(Error::LeaseLost)), "{refused:?}");
+    let held = store.take_up(&a_search(), second(5)).await.unwrap().held;
+    store.commit(held, events(6..7), second(6)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [3, 4, 5, 6]);
+    let last = batch.events[3].position;
+    store.acknowledge("s", last, None).await.unwrap();
+    drop(batch);
+    store.close().await;
+    assert_eq!(sql(&url, "SELECT position FROM progress"), "6");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_whose_statements_are_gone_is_given_up() {
+    let url = server::shared().fresh();
+    let pool = Pool::new(SecretSource::Value(Secret::new(&url)), LEASE);
+    let mut session = pool.session().await.unwrap();
+    session.query("SELECT 1", &[]).await.unwrap();
+    // A pooler may put another server behind a connection.
+    session.batch("DEALLOCATE ALL").await.unwrap();
+    drop(session);
+    let mut session = pool.session().await.unwrap();
+    session.query("SELECT 1", &[]).await.unwrap_err();
+    drop(session);
+    let mut session = pool.session().await.unwrap();
+    session.query("SELECT 1", &[]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_the_server_certainly_has_not_done_counts_as_not_done() {
+    let url = server::shared().fresh();
+    let pool = Pool::new(SecretSource::Value(Secret::new(&url)), LEASE);
+    for (state, undone) in [
+        ("40001", true),
+        ("53100", true),
+        ("57014", true),
+        // An ambiguous result, as distributed databases call it.
+        ("40003", false),
+        ("57P01", false),
+    ] {
+        let mut session = pool.session().await.unwrap();
+        let raise = format!("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{state}'; END $$");
+        let failure = session.batch(&raise).await.unwrap_err();
+        assert_eq!(failure.is_without_effect(), undone, "{state}");
+    }
+    assert!(!Failure::Timeout.is_without_effect());
+    let nobody = url.replace(&format!(":{}/", server::shared().port()), ":1/");
+    let pool = Pool::new(SecretSource::Value(Secret::new(&nobody)), LEASE);
+    assert!(pool.session().await.unwrap_err().is_without_effect());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_delivered_is_told_before_a_search_is_given_back() {
+    let url = server::shared().fresh();
+    let first = open(&url, "first", LEASE).await;
+    let other = open(&url, "other", LEASE).await;
+    for store in [&first, &other] {
+        store.set_sinks(names(&["s"])).await.unwrap();
+    }
+    let held = first.take_up(&a_search(), second(1)).await.unwrap().held;
+    first.commit(held, events(1..3), second(2)).await.unwrap();
+    let batch = first.pending("s", 9, usize::MAX).await.unwrap();
+    let Store::Postgres(postgres) = &first else {
+        panic!("{first:?}");
+    };
+    // The server could not be told at that moment.
+    let last = batch.events[1].position;
+    postgres
+        .shared
+        .work(|state| state.journal.acknowledge("s", last, None));
+    drop(batch);
+    first.release(held).await.unwrap();
+    take_over(&other).await;
+    let nothing = other.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&nothing), [0; 0]);
+}

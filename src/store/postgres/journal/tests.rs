@@ -7,7 +7,20 @@ fn journal(sinks: &[&str]) -> Journal {
     let mut journal = Journal::new(100, 1000);
     let names: Vec<String> = sinks.iter().map(ToString::to_string).collect();
     journal.set_sinks(&names, &names);
+    for row in [A, B] {
+        journal.adopt(held(row, 1), 0, &[]);
+    }
     journal
+}
+
+fn held(row: i64, epoch: i64) -> Held {
+    Held { row, epoch }
+}
+
+fn unsaved(journal: &mut Journal) -> Unsaved {
+    let mut unsaved = journal.unsaved("s", |_| true);
+    unsaved.positions.sort_unstable();
+    unsaved
 }
 
 fn range(place: i64, row: i64, first: i64, count: i64) -> Range {
@@ -52,17 +65,16 @@ fn what_follows_is_one_range_and_a_batch_may_end_within_it() {
     assert_eq!(journal.next("s", 4), [range(1003, A, 3, 3), all[1]]);
     assert_eq!(journal.backlog("s"), Some((5, Some((A, 3)))));
     journal.acknowledge("s", 1006, None);
-    let mut unsaved = journal.unsaved("s");
-    unsaved.positions.sort_unstable();
-    assert_eq!(unsaved.positions, [(A, 5), (B, 1)]);
-    journal.saved("s", &unsaved);
-    assert_eq!(journal.unsaved("s"), Unsaved::default());
+    let told = unsaved(&mut journal);
+    assert_eq!(told.positions, [(A, 5), (B, 1)]);
+    journal.saved("s", &told);
+    assert_eq!(unsaved(&mut journal), Unsaved::default());
 }
 
 #[test]
 fn a_search_is_taken_up_where_each_sink_has_come_to() {
     let mut journal = journal(&["fast", "slow"]);
-    journal.adopt(A, 10, &progress(&[("fast", 9), ("slow", 4)]));
+    journal.adopt(held(A, 2), 10, &progress(&[("fast", 9), ("slow", 4)]));
     assert_eq!(journal.next("slow", 99), [inherited(1001, A, 5, 6)]);
     // The same event has the same place for both.
     assert_eq!(journal.next("fast", 99), [inherited(1006, A, 10, 1)]);
@@ -84,13 +96,56 @@ fn what_was_delivered_while_the_search_was_lost_is_not_delivered_again() {
     journal.give_back("s", loan);
     assert!(!journal.is_lent(A));
     // The server has not heard of it, and the search comes back.
-    journal.adopt(A, 3, &progress(&[("s", 0)]));
+    journal.adopt(held(A, 2), 3, &progress(&[("s", 0)]));
     assert_eq!(journal.next("s", 99), [inherited(1004, A, 3, 1)]);
-    assert_eq!(journal.unsaved("s").positions, [(A, 2)]);
+    assert_eq!(unsaved(&mut journal).positions, [(A, 2)]);
     // Others have come further since.
-    journal.adopt(A, 9, &progress(&[("s", 8)]));
+    journal.adopt(held(A, 4), 9, &progress(&[("s", 8)]));
     assert_eq!(journal.next("s", 99), [inherited(1005, A, 9, 1)]);
-    assert_eq!(journal.unsaved("s").positions, []);
+    assert_eq!(unsaved(&mut journal).positions, []);
+}
+
+#[test]
+fn a_position_of_a_search_that_is_lost_is_others_to_tell_and_holds_up_no_mark() {
+    let mut journal = journal(&["s"]);
+    journal.append(A, 1, 1);
+    journal.append(B, 1, 1);
+    journal.acknowledge("s", 1002, Some(b"mark".to_vec()));
+    let told = journal.unsaved("s", |row| row == B);
+    assert_eq!(told.positions, [(B, 1)]);
+    assert_eq!(told.mark, Some(Some(b"mark".to_vec())));
+    journal.saved("s", &told);
+    assert_eq!(unsaved(&mut journal), Unsaved::default());
+}
+
+#[test]
+fn what_others_may_have_delivered_since_counts_by_their_word_alone() {
+    let mut journal = journal(&["s"]);
+    journal.append(A, 1, 3);
+    journal.acknowledge("s", 1003, None);
+    // Somebody else held it in between.
+    assert!(journal.adopt(held(A, 3), 5, &progress(&[("s", 2)])));
+    assert_eq!(journal.next("s", 99), [inherited(1004, A, 3, 3)]);
+}
+
+#[test]
+fn a_server_that_was_set_back_gives_positions_again_and_their_events_are_delivered() {
+    let mut journal = journal(&["s"]);
+    journal.append(A, 1, 5);
+    journal.acknowledge("s", 1004, None);
+    // It has forgotten three events, and the holder does not know.
+    assert!(!journal.append(A, 3, 2));
+    assert!(journal.adopt(held(A, 2), 4, &progress(&[("s", 2)])));
+    assert_eq!(journal.next("s", 99), [inherited(1006, A, 3, 2)]);
+    assert_eq!(unsaved(&mut journal).positions, []);
+
+    // The same where the search was taken up anew since, in the middle of a delivery.
+    let loan = journal.lend("s", journal.next("s", 99));
+    assert!(!journal.adopt(held(A, 3), 2, &progress(&[("s", 2)])));
+    assert!(journal.append(A, 3, 1));
+    journal.acknowledge("s", 1007, None);
+    journal.give_back("s", loan);
+    assert_eq!(journal.next("s", 99), [range(1008, A, 3, 1)]);
 }
 
 #[test]
@@ -98,6 +153,7 @@ fn what_waits_for_others_sinks_takes_up_room() {
     let mut journal = Journal::new(4, 0);
     let name = |name: &str| name.to_owned();
     journal.set_sinks(&[name("own")], &[name("own"), name("others")]);
+    journal.adopt(held(A, 1), 0, &[]);
     assert_eq!(journal.own_sinks(), ["own".into()]);
     assert!(journal.reserve(3));
     assert!(!journal.reserve(2));
@@ -119,12 +175,12 @@ fn an_old_place_changes_nothing_and_a_mark_is_told_once() {
     journal.append(A, 1, 3);
     journal.acknowledge("s", 1002, Some(b"new".to_vec()));
     journal.acknowledge("s", 1001, Some(b"old".to_vec()));
-    let unsaved = journal.unsaved("s");
-    assert_eq!(unsaved.mark, Some(Some(b"new".to_vec())));
+    let told = unsaved(&mut journal);
+    assert_eq!(told.mark, Some(Some(b"new".to_vec())));
     journal.acknowledge("s", 1002, None);
     // What was told is not what is to be told now.
-    journal.saved("s", &unsaved);
-    assert_eq!(journal.unsaved("s").mark, Some(None));
+    journal.saved("s", &told);
+    assert_eq!(unsaved(&mut journal).mark, Some(None));
     // Nothing can have been delivered beyond the end.
     journal.acknowledge("s", i64::MAX, None);
     journal.append(A, 4, 1);
@@ -137,7 +193,7 @@ fn what_is_being_delivered_while_the_search_is_taken_up_again_counts() {
     journal.append(A, 1, 3);
     journal.append(B, 1, 1);
     let loan = journal.lend("s", journal.next("s", 2));
-    journal.adopt(A, 3, &progress(&[("s", 0)]));
+    journal.adopt(held(A, 2), 3, &progress(&[("s", 0)]));
     journal.give_back("s", loan + 1);
     assert!(journal.is_lent(A));
     journal.acknowledge("s", 1002, None);

@@ -1,0 +1,226 @@
+//! A full read, everything on, against the least that anybody could write.
+
+use std::{
+    borrow::Cow,
+    fs::File,
+    io::{BufRead as _, BufWriter, Write as _},
+    path::Path,
+    thread::sleep,
+    time::Duration,
+};
+
+use serde::{Deserialize, Serialize};
+use tokio::{runtime::Runtime, time::Instant};
+
+use crate::{
+    daemon::{Daemon, config},
+    others,
+    report::{Goal, Report, folder, mebibytes, quick},
+    server::{PAGE_SIZE, Server},
+};
+
+const ALERTS: usize = 100_000;
+const MANY: usize = 1_000_000;
+/// What `cargo bench --bench tracking` finds, rounded up.
+const BYTES_PER_ALERT: u64 = 110;
+
+/// What the bare loop reads and writes: borrowed.
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Page<'a> {
+    #[serde(borrow)]
+    results: Vec<Alert<'a>>,
+    next_page: bool,
+}
+
+#[derive(Deserialize, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Alert<'a> {
+    #[serde(borrow)]
+    unique_id: Cow<'a, str>,
+    #[serde(borrow, default)]
+    subject: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    description: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    current_state: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    status: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    service_name: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    component: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    priority: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    created_date: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    updated_time: Option<Cow<'a, str>>,
+}
+
+/// What a full read took.
+#[derive(Debug)]
+struct Taken {
+    wall: Duration,
+    cpu: Duration,
+    resident: u64,
+    peak: u64,
+}
+
+pub(crate) fn measure(runtime: &Runtime, report: &mut Report) {
+    let rounds = if quick() { 2 } else { 5 };
+    let server = runtime.block_on(Server::start(ALERTS));
+    let empty = read(&server, 0);
+
+    let (mut bare_best, mut ours_best) = (Duration::MAX, Duration::MAX);
+    let (mut ratios, mut peak) = (Vec::new(), 0);
+    for _ in 0..rounds {
+        let folder = folder();
+        let bare = bare(&server, ALERTS, folder.path());
+        let ours = read(&server, ALERTS);
+        ratios.push(ours.wall.as_secs_f64() / bare.as_secs_f64());
+        bare_best = bare_best.min(bare);
+        ours_best = ours_best.min(ours.wall);
+        peak = peak.max(ours.peak);
+    }
+    ratios.sort_unstable_by(f64::total_cmp);
+    let megabytes = bytes(&server) as f64 / 1e6;
+    let what = format!(
+        "full read of 100,000 alerts ({megabytes:.0} MB, 500 a page) until every line is synced, \
+         against a bare reqwest + serde_json loop that writes a file ({:.2} s): median of {rounds}",
+        bare_best.as_secs_f64()
+    );
+    let median = ratios[ratios.len() / 2];
+    report.row(&what, median, " ×", Goal::AtMost(2.0));
+    let rate = ALERTS as f64 / ours_best.as_secs_f64();
+    report.row(
+        "the same: alerts decoded, tracked, journalled and delivered",
+        rate,
+        " a second",
+        None,
+    );
+    let tracked = ALERTS as u64 * BYTES_PER_ALERT;
+    let beyond = peak.saturating_sub(empty.peak).saturating_sub(tracked);
+    let what = "its peak memory beyond an idle daemon's and the tracked alerts";
+    report.row(what, mebibytes(beyond), " MiB", Goal::AtMost(16.0));
+    for (name, took) in others::read(&server, ALERTS) {
+        match took {
+            Some(took) => {
+                let ratio = took.as_secs_f64() / bare_best.as_secs_f64();
+                report.row(&format!("the same by {name}"), ratio, " ×", None);
+            }
+            None => report.text(&format!("the same by {name}"), "not installed"),
+        }
+    }
+    if !quick() {
+        let many = read(&server, MANY);
+        let what = "1,000,000 alerts decoded, tracked, journalled and delivered";
+        report.row(what, many.wall.as_secs_f64(), " s", None);
+        report.row("its CPU time", many.cpu.as_secs_f64(), " s", None);
+        let what = "the whole daemon with 1,000,000 tracked alerts, resident";
+        report.row(what, mebibytes(many.resident), " MiB", Goal::AtMost(220.0));
+        report.row(
+            "its peak while it read them",
+            mebibytes(many.peak),
+            " MiB",
+            None,
+        );
+    }
+}
+
+/// The size of all pages.
+fn bytes(server: &Server) -> usize {
+    let pages = ALERTS.div_ceil(PAGE_SIZE) as u64;
+    (1..=pages)
+        .map(|page| server.page(page, PAGE_SIZE as u64).len())
+        .sum()
+}
+
+/// The daemon, from the first search to the last line in its file.
+fn read(server: &Server, alerts: usize) -> Taken {
+    server.reset(alerts);
+    let folder = folder();
+    let config = config(folder.path(), &server.url(), &["client_1".to_owned()]);
+    let mut daemon = Daemon::start(folder.path(), &config);
+    let ended = wait_for_lines(&folder.path().join("alerts.jsonl"), alerts);
+    let wall = server.first_search().map(|began| ended - began);
+    daemon.wait_until(Duration::from_millis(20), |samples| {
+        samples.sum("opsramp_search_complete{") == 1.0
+            && samples.sum("opsramp_sink_backlog_events{") == 0.0
+    });
+    let cpu = daemon.cpu();
+    sleep(Duration::from_secs(1));
+    let taken = Taken {
+        wall: wall.unwrap_or_default(),
+        cpu,
+        resident: daemon.resident(),
+        peak: daemon.peak(),
+    };
+    daemon.stop();
+    taken
+}
+
+/// Waits until a file has so many lines. It is read only as it grows.
+fn wait_for_lines(path: &Path, wanted: usize) -> Instant {
+    let began = Instant::now();
+    let mut file = None;
+    let mut lines = 0;
+    while lines < wanted {
+        assert!(began.elapsed() < Duration::from_secs(300), "{lines} lines");
+        match &mut file {
+            None => {
+                file = File::open(path)
+                    .ok()
+                    .map(|file| std::io::BufReader::with_capacity(1 << 20, file))
+            }
+            Some(file) => loop {
+                let new = file.fill_buf().unwrap();
+                if new.is_empty() {
+                    break;
+                }
+                lines += new.iter().filter(|byte| **byte == b'\n').count();
+                let length = new.len();
+                file.consume(length);
+            },
+        }
+        sleep(Duration::from_millis(2));
+    }
+    Instant::now()
+}
+
+/// The bare loop, on a thread of its own.
+fn bare(server: &Server, alerts: usize, folder: &Path) -> Duration {
+    server.reset(alerts);
+    let url = server.url();
+    let path = folder.join("bare.jsonl");
+    let loops = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async {
+            let client = reqwest::Client::builder().no_proxy().build().unwrap();
+            let mut file = BufWriter::new(File::create(path).unwrap());
+            let began = Instant::now();
+            for page in 1.. {
+                let url = format!(
+                    "{url}/api/v2/tenants/client_1/alerts/search?pageNo={page}&pageSize={PAGE_SIZE}\
+                     &queryString=actions:OPEN"
+                );
+                let body = client.get(url).send().await.unwrap().bytes().await.unwrap();
+                let text = std::str::from_utf8(&body).unwrap();
+                let page: Page<'_> = serde_json::from_str(text).unwrap();
+                for alert in &page.results {
+                    serde_json::to_writer(&mut file, alert).unwrap();
+                    file.write_all(b"\n").unwrap();
+                }
+                if !page.next_page {
+                    break;
+                }
+            }
+            file.flush().unwrap();
+            began.elapsed()
+        })
+    });
+    loops.join().unwrap()
+}

@@ -1,0 +1,207 @@
+//! The daemon as a process of its own: started, asked, weighed.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    net::{Ipv4Addr, SocketAddr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    time::Duration,
+};
+
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use crate::http::Connection;
+
+/// Longer than anything here takes.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// A daemon that runs. It ends when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Daemon {
+    child: Child,
+    pub(crate) address: SocketAddr,
+    pub(crate) spawned: Instant,
+}
+
+/// A scrape.
+#[derive(Clone, Debug)]
+pub(crate) struct Samples(String);
+
+/// The binary to measure: as it was built for the benchmarks, or the one that the variable names.
+pub(crate) fn binary() -> PathBuf {
+    std::env::var_os("OPSRAMP_BENCH_BIN").map_or_else(
+        || env!("CARGO_BIN_EXE_opsramp-exporter").into(),
+        PathBuf::from,
+    )
+}
+
+/// A configuration with everything in `folder`: one search a tenant, lines to a file.
+pub(crate) fn config(folder: &Path, url: &str, tenants: &[String]) -> Value {
+    std::fs::write(folder.join("secret"), "demo-secret").unwrap();
+    json!({
+        "accounts": [{
+            "url": url,
+            "client_id": "demo-key",
+            "client_secret_file": folder.join("secret"),
+            "tenants": tenants,
+            "requests_per_minute": 1_000_000,
+        }],
+        "searches": [{"name": "open", "interval": "30s", "page_size": 500}],
+        "log": {
+            "events": ["opened", "changed", "left"],
+            "sinks": [{"name": "file", "type": "file", "path": folder.join("alerts.jsonl")}],
+        },
+        "state": {"path": folder.join("state.db")},
+    })
+}
+
+// === impl Daemon ===
+
+impl Daemon {
+    /// Starts it in `folder`; it listens within milliseconds. Its diagnostics go to `stderr` there.
+    pub(crate) fn start(folder: &Path, config: &Value) -> Self {
+        // Free a moment ago; on a machine that measures, nobody else takes it meanwhile.
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let path = folder.join("config.yml");
+        // JSON is YAML.
+        std::fs::write(&path, config.to_string()).unwrap();
+        let stderr = std::fs::File::create(folder.join("stderr")).unwrap();
+        let mut command = Command::new(binary());
+        command
+            .arg("--config.file")
+            .arg(&path)
+            .arg(format!("--web.listen-address={address}"))
+            .env_clear()
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr);
+        let spawned = Instant::now();
+        let child = command.spawn().unwrap();
+        Self {
+            child,
+            address,
+            spawned,
+        }
+    }
+
+    /// Asks as soon as it listens, and says how long after its start the answer was there.
+    pub(crate) fn first_scrape(&mut self) -> Duration {
+        loop {
+            if let Ok(mut connection) = Connection::open(self.address) {
+                connection.get("/metrics", "").unwrap();
+                return self.spawned.elapsed();
+            }
+            assert!(
+                self.child.try_wait().unwrap().is_none() && self.spawned.elapsed() < PATIENCE,
+                "it does not listen"
+            );
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+
+    pub(crate) fn scrape(&self) -> Samples {
+        let mut connection = Connection::open(self.address).unwrap_or_else(|error| {
+            panic!("it does not listen any more: {error}");
+        });
+        let text = connection.get("/metrics", "").unwrap();
+        Samples(String::from_utf8(text.to_vec()).unwrap())
+    }
+
+    /// Waits until a scrape shows it; looks every `pause`.
+    pub(crate) fn wait_until(
+        &mut self,
+        pause: Duration,
+        holds: impl Fn(&Samples) -> bool,
+    ) -> Samples {
+        self.first_scrape();
+        let began = Instant::now();
+        loop {
+            let samples = self.scrape();
+            if holds(&samples) {
+                return samples;
+            }
+            assert!(began.elapsed() < PATIENCE, "still not so: {}", samples.0);
+            std::thread::sleep(pause);
+        }
+    }
+
+    /// Bytes in memory.
+    pub(crate) fn resident(&self) -> u64 {
+        self.memory("VmRSS:")
+    }
+
+    /// The most bytes that were in memory at any time.
+    pub(crate) fn peak(&self) -> u64 {
+        self.memory("VmHWM:")
+    }
+
+    fn memory(&self, key: &str) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = BufReader::new(std::fs::File::open(path).unwrap());
+        let line = status.lines().map(Result::unwrap);
+        let line = line.into_iter().find(|line| line.starts_with(key)).unwrap();
+        let kibibytes = line.split_ascii_whitespace().nth(1).unwrap();
+        kibibytes.parse::<u64>().unwrap() * 1024
+    }
+
+    /// The time on a processor that its present threads have had, to the nanosecond.
+    pub(crate) fn cpu(&self) -> Duration {
+        let folder = format!("/proc/{}/task", self.child.id());
+        let tasks = std::fs::read_dir(folder).unwrap();
+        let times = tasks.filter_map(|task| {
+            // A thread that has ended in between has no time any more.
+            let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+            text.split(' ').next()?.parse::<u64>().ok()
+        });
+        Duration::from_nanos(times.sum())
+    }
+
+    /// Has it stop the ordinary way.
+    pub(crate) fn stop(mut self) {
+        self.signal(Signal::TERM);
+        let status = self.child.wait().unwrap();
+        assert!(status.success(), "it ended with {status}");
+    }
+
+    fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id().cast_signed()).unwrap();
+        // While nobody has waited for the child, its number cannot be anybody else's.
+        kill_process(pid, signal).unwrap();
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.child.kill().ok();
+            self.child.wait().ok();
+        }
+    }
+}
+
+// === impl Samples ===
+
+impl Samples {
+    /// The sum of the samples whose line begins so.
+    pub(crate) fn sum(&self, prefix: &str) -> f64 {
+        self.values(prefix).sum()
+    }
+
+    /// The samples whose line begins so.
+    pub(crate) fn values(&self, prefix: &str) -> impl Iterator<Item = f64> {
+        let lines = self.0.lines().filter(move |line| line.starts_with(prefix));
+        lines.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap())
+    }
+
+    /// How many series there are.
+    pub(crate) fn series(&self) -> usize {
+        let lines = self.0.lines();
+        lines.filter(|line| !line.starts_with('#')).count()
+    }
+}

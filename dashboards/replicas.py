@@ -1,0 +1,186 @@
+"""Whether the dashboard and the rules tell the same of two replicas as of one.
+
+    replicas.py data                  the series of both worlds, for promtool tsdb create-blocks-from
+    replicas.py compare PROMETHEUS    every query, asked of a Prometheus that has them
+
+The job "one" is a single exporter, the job "many" the same work done by two: each holds some of the
+searches, and one search is just moving. Every metric of docs/metrics.md is there. What comes from a query
+must be equal, but for what is told of each instance.
+
+Needs Python 3.9 and PyYAML. Exits with 1 and a line for every fault.
+"""
+
+import hashlib
+import itertools
+import math
+import re
+import sys
+
+import check
+
+END = 1_760_000_000
+STEP = 15
+SCRAPES = 120
+# One search moves right before the last scrape: then both replicas seem to have its gauges.
+MOVED = SCRAPES - 1
+
+LABELS = {
+    "account": ["acme"],
+    "tenant": ["bank", "retail"],
+    "search": ["critical", "open"],
+    "state": ["Critical", "Warning"],
+    "event": ["left", "opened"],
+    "reason": ["timeout"],
+    "endpoint": ["search"],
+    "code": ["200"],
+    "sink": ["file"],
+    "level": ["error", "info"],
+}
+BUCKETS = {"0.1": 0.25, "1": 0.5, "+Inf": 1.0}
+MOVING = ("bank", "open")
+# Of the gauges, these are of the replica, or of what it asks and delivers, not of a search.
+SUMMED = {"opsramp_sink_backlog_events"}
+EARLIEST = {"opsramp_sink_oldest_pending_timestamp_seconds"}
+
+
+def metrics():
+    """Every metric, its kind and its labels, as docs/metrics.md has them."""
+    table = (check.ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
+    for name, kind, labels in re.findall(r"^\| `(\w+)` \| (\w+) \| ([^|]*) \|", table, re.M):
+        labels = re.findall(r"\w+", labels.replace("and those of `group_by`", "state"))
+        yield name, kind, labels
+
+
+def number(*words):
+    """Some number that is the same each time, from 1 to 100."""
+    return 1 + int(hashlib.sha256("/".join(words).encode()).hexdigest(), 16) % 100
+
+
+def holder(labels, scrape):
+    search = labels["tenant"], labels["search"]
+    if search == MOVING:
+        return "b" if scrape >= MOVED else "a"
+    return "a" if labels["tenant"] == "retail" else "b"
+
+
+def values(name, kind, labels, scrape):
+    """What the instances say: of one exporter, then of each of two replicas; None where nothing."""
+    own = number(name, *labels.values())
+    if kind != "gauge":
+        grown = own * scrape
+        if "search" not in labels:
+            return grown, grown // 3, grown - grown // 3
+        of_a = sum(holder(labels, it) == "a" for it in range(scrape)) * own
+        return grown, of_a, grown - of_a
+    if name.endswith("_timestamp_seconds"):
+        own = END - own
+    if name in ("opsramp_up", "opsramp_search_complete"):
+        own = 1
+    if name == "opsramp_lease_held":
+        return 1, float(holder(labels, scrape) == "a"), float(holder(labels, scrape) == "b")
+    if name == "opsramp_poll_interval_seconds":
+        return own, own, own
+    if "search" in labels:
+        return own, *(own if holder(labels, scrape) == it else None for it in "ab")
+    if name in SUMMED:
+        return own, own // 3, own - own // 3
+    if name in EARLIEST:
+        return own, own + 5, own
+    return own, own, own
+
+
+def samples(name, kind, labels):
+    """The series of a metric by suffix and further labels, each with its part of the value."""
+    if kind == "histogram":
+        for bound, part in BUCKETS.items():
+            yield f"{name}_bucket", {**labels, "le": bound}, part
+        yield f"{name}_count", labels, 1.0
+        yield f"{name}_sum", labels, 0.3
+    else:
+        yield name, labels, 1.0
+
+
+def write_data():
+    for name, kind, names in metrics():
+        print(f"# TYPE {name.removesuffix('_total')} {kind}")
+        for chosen in itertools.product(*(LABELS.get(it, ["x"]) for it in names)):
+            labels = dict(zip(names, chosen))
+            for series, more, part in samples(name, kind, labels):
+                for index, (job, instance) in enumerate([("one", "x"), ("many", "a"), ("many", "b")]):
+                    told = ",".join(
+                        f'{key}="{value}"'
+                        for key, value in {**more, "job": job, "instance": instance}.items()
+                    )
+                    for scrape in range(SCRAPES):
+                        value = values(name, kind, labels, scrape)[index]
+                        if value is not None:
+                            at = END - (SCRAPES - 1 - scrape) * STEP
+                            print(f"{series}{{{told}}} {value * part} {at}")
+    print("# EOF")
+
+
+def found(base, expr):
+    """What a query brings, by labels without those of the target; and from which instances."""
+    answer = check.ask(base, "/api/v1/query", query=expr, time=END)
+    if answer["status"] != "success":
+        return None, answer["error"]
+    series, instances = {}, set()
+    for result in answer["data"]["result"]:
+        labels = dict(result["metric"])
+        labels.pop("job", None)
+        instances.add(labels.pop("instance", None))
+        series.setdefault(tuple(sorted(labels.items())), []).append(float(result["value"][1]))
+    return series, instances
+
+
+def equal(one, many):
+    return one.keys() == many.keys() and all(
+        len(one[key]) == len(many[key]) == 1 and math.isclose(one[key][0], many[key][0], rel_tol=1e-9)
+        for key in one
+    )
+
+
+def of_job(expr):
+    """A rule's expression, of one job alone."""
+    expr = re.sub(r"\b(opsramp_\w+)\{", r'\1{job=~"$job", ', expr)
+    return re.sub(r"\b(opsramp_\w+)(?![\w{:])", r'\1{job=~"$job"}', expr)
+
+
+def compare(base):
+    compared = of_instances = 0
+    everything = [
+        (f"{name}: {what} {ref}".rstrip(), expr)
+        for name, what, ref, expr, _ in check.queries("prometheus")
+        if not what.startswith(("variable", "annotation"))
+    ]
+    everything += [(f"rule {name}", of_job(expr)) for name, expr, rule in check.rules() if "record" in rule]
+    for where, expr in everything:
+        (one, _), (many, instances) = (
+            found(base, check.substitute(expr, job=job)) for job in ("one", "many")
+        )
+        if one is None or many is None:
+            check.fault(f"{where}: cannot be asked")
+        elif not one:
+            check.fault(f"{where}: no data")
+        elif instances - {None}:
+            of_instances += 1
+        elif not equal(one, many):
+            check.fault(f"{where}: {one} with one replica, {many} with two")
+        else:
+            compared += 1
+    print(f"replicas: {compared} queries tell the same of one and of two, {of_instances} tell of each")
+
+
+def main(arguments):
+    if arguments == ["data"]:
+        write_data()
+    elif len(arguments) == 2 and arguments[0] == "compare":
+        compare(arguments[1])
+    else:
+        print(__doc__, file=sys.stderr)
+        return 2
+    return 1 if check.faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,272 @@
+//! The endpoint under load: hundreds of scrapers, among clients that are slow, silent or gone.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on stops"
+)]
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use opsramp_exporter::simulator::{Endpoint, Fault, FaultRule};
+use serde_json::json;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+    process::Command,
+    task::JoinSet,
+    time::Instant,
+};
+
+use exporter::{Exporter, Place, binary, command, eventually, opsramp};
+
+#[path = "support/exporter.rs"]
+mod exporter;
+
+const SCRAPERS: usize = 200;
+const SCRAPES: usize = 10;
+
+/// Of each kind of bad client.
+const BAD: usize = 100;
+
+/// What the daemon may have open; half of them may be connections, fewer than there are clients.
+const DESCRIPTORS: usize = 512;
+
+/// Far longer than a scrape takes on a busy machine, far shorter than the API hangs here.
+const SOON: Duration = Duration::from_secs(20);
+const HANGS: Duration = Duration::from_secs(120);
+
+const INTERVAL: Duration = Duration::from_secs(1);
+
+const REQUEST: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\n\r\n";
+
+/// One request on a connection that is kept; the body's length.
+async fn scrape(stream: &mut TcpStream) -> io::Result<usize> {
+    stream.write_all(REQUEST).await?;
+    read_answer(stream).await
+}
+
+async fn read_answer(stream: &mut TcpStream) -> io::Result<usize> {
+    let mut bytes = Vec::with_capacity(64 * 1024);
+    loop {
+        if stream.read_buf(&mut bytes).await? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let Some(end) = bytes.windows(4).position(|four| four == b"\r\n\r\n") else {
+            continue;
+        };
+        let head = String::from_utf8_lossy(&bytes[..end]).to_ascii_lowercase();
+        assert!(head.starts_with("http/1.1 200 "), "{head}");
+        assert!(head.contains("content-encoding: gzip"), "{head}");
+        let length = head
+            .lines()
+            .find_map(|line| line.strip_prefix("content-length: "));
+        let length: usize = length.unwrap().parse().unwrap();
+        while bytes.len() < end + 4 + length {
+            if stream.read_buf(&mut bytes).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        return Ok(length);
+    }
+}
+
+/// Scrapes over one connection; where that is lost, over a new one, as Prometheus does. Returns the
+/// longest time that a scrape took, its lost connections included.
+async fn scraper(address: SocketAddr) -> Duration {
+    let mut longest = Duration::ZERO;
+    let mut stream = None;
+    for _ in 0..SCRAPES {
+        let asked = Instant::now();
+        let answered = async {
+            loop {
+                let mut open = match stream.take() {
+                    Some(open) => open,
+                    None => match TcpStream::connect(address).await {
+                        Ok(open) => open,
+                        Err(_) => continue,
+                    },
+                };
+                if scrape(&mut open).await.is_ok_and(|length| length > 0) {
+                    stream = Some(open);
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(SOON, answered)
+            .await
+            .unwrap_or_else(|_| panic!("a scrape waits for longer than {SOON:?}"));
+        longest = longest.max(asked.elapsed());
+        // A little apart, so that the others come in between.
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    longest
+}
+
+/// What a bad client does with its connection until it is thrown out.
+#[derive(Clone, Copy, Debug)]
+enum Bad {
+    /// Sends nothing, ever.
+    Silent,
+    /// Sends a request a byte at a time.
+    Slow,
+    /// Asks and does not take the answer.
+    Deaf,
+    /// Sends half a request and closes its half.
+    HalfClosed,
+}
+
+/// Comes again whenever it was thrown out.
+async fn bad_client(address: SocketAddr, kind: Bad) {
+    loop {
+        // Whatever happens to it, it begins anew.
+        misbehave(address, kind).await.ok();
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+async fn misbehave(address: SocketAddr, kind: Bad) -> io::Result<()> {
+    let mut stream = TcpStream::connect(address).await?;
+    match kind {
+        Bad::Silent => {}
+        Bad::Slow => {
+            for byte in REQUEST {
+                stream.write_all(&[*byte]).await?;
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        }
+        Bad::Deaf => {
+            stream.write_all(REQUEST).await?;
+            return std::future::pending().await;
+        }
+        Bad::HalfClosed => {
+            stream.write_all(&REQUEST[..20]).await?;
+            stream.shutdown().await?;
+        }
+    }
+    stream.read(&mut [0; 1024]).await.map(drop)
+}
+
+/// The daemon with few file descriptors.
+fn with_few_descriptors(place: &Place) -> Command {
+    let mut command = command("sh");
+    command
+        .arg("-c")
+        .arg(format!("ulimit -n {DESCRIPTORS} && exec \"$0\" \"$@\""))
+        .arg(binary())
+        .arg("--config.file")
+        .arg(place.path("config.yml"));
+    place.settle(command)
+}
+
+fn peak(exporter: &Exporter) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", exporter.id())).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    let kibibytes = line.unwrap().trim().trim_end_matches(" kB");
+    kibibytes.parse::<u64>().unwrap() * 1024
+}
+
+fn address(exporter: &Exporter) -> SocketAddr {
+    let address = exporter.url.strip_prefix("http://").unwrap();
+    address.parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hundreds_of_clients_good_and_bad_keep_neither_a_scrape_nor_a_poll_waiting() {
+    let (good, hanging) = (opsramp(50).await, opsramp(0).await);
+    hanging.inject(FaultRule::always(Fault::SlowHeaders { seconds: HANGS }).at(Endpoint::Search));
+    let mut place = Place::new(&good.url()).with_file_sink();
+    let mut account = place.config["accounts"][0].clone();
+    account["name"] = json!("hanging");
+    account["url"] = json!(hanging.url());
+    account["timeout"] = json!("120s");
+    place.config["accounts"]
+        .as_array_mut()
+        .unwrap()
+        .push(account);
+    place.config["accounts"][0]["timeout"] = json!("20s");
+    place.config["searches"][0]["interval"] = json!("1s");
+    place.write();
+    let exporter = place.start_as(with_few_descriptors(&place)).await;
+    exporter.wait_until_complete().await;
+    let address = address(&exporter);
+
+    let (before, peak_before) = (exporter.metrics().await, peak(&exporter));
+    let began = Instant::now();
+    let mut bad = JoinSet::new();
+    for _ in 0..BAD {
+        for kind in [Bad::Silent, Bad::Slow, Bad::Deaf, Bad::HalfClosed] {
+            bad.spawn(bad_client(address, kind));
+        }
+    }
+    let mut scrapers = JoinSet::new();
+    for _ in 0..SCRAPERS {
+        scrapers.spawn(scraper(address));
+    }
+    let longest = scrapers.join_all().await.into_iter().max().unwrap();
+    // Long enough to tell whether polling keeps its interval.
+    tokio::time::sleep((INTERVAL * 5).saturating_sub(began.elapsed())).await;
+    let after = exporter.metrics().await;
+    let elapsed = began.elapsed();
+    bad.abort_all();
+
+    let polls = r#"opsramp_poll_duration_seconds_count{account="default""#;
+    let made = after.sum(polls) - before.sum(polls);
+    let due = elapsed.as_secs_f64() / INTERVAL.as_secs_f64();
+    assert!(made >= due / 2.0 - 1.0, "{made} polls in {elapsed:?}");
+    assert_eq!(after.sum(r#"opsramp_up{account="default""#), 1.0);
+    assert_eq!(after.sum(r#"opsramp_up{account="hanging""#), 0.0);
+    let grown = peak(&exporter) - peak_before;
+    assert!(
+        grown < 64 << 20,
+        "{grown} bytes more; longest scrape {longest:?}"
+    );
+
+    // Nobody's file descriptors stay behind.
+    eventually("the clients' descriptors are closed", async || {
+        exporter.metrics().await.sum("process_open_fds") < 60.0
+    })
+    .await;
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_closes_its_half_after_it_has_asked_is_answered() {
+    let opsramp = opsramp(3).await;
+    let place = Place::new(&opsramp.url());
+    let exporter = place.start().await;
+    let mut stream = TcpStream::connect(address(&exporter)).await.unwrap();
+    stream.write_all(REQUEST).await.unwrap();
+    stream.shutdown().await.unwrap();
+    assert!(read_answer(&mut stream).await.unwrap() > 0);
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scrape_does_not_wait_for_a_store_that_is_locked() {
+    let opsramp = opsramp(3).await;
+    let place = Place::new(&opsramp.url());
+    let exporter = place.start().await;
+    exporter.wait_until_complete().await;
+    let somebody_else = rusqlite::Connection::open(place.path("state.db")).unwrap();
+    somebody_else.execute_batch("BEGIN IMMEDIATE").unwrap();
+    opsramp.open_many("client_1", 5).unwrap();
+    let address = address(&exporter);
+    // Polls have found the new alerts and wait to store them.
+    exporter
+        .wait_for("a poll has begun", |metrics| {
+            metrics.sum("opsramp_polls_total{") > 1.0
+        })
+        .await;
+    for _ in 0..3 {
+        let longest = tokio::time::timeout(SOON, scraper(address)).await;
+        // SQLite waits for five seconds for the lock.
+        assert!(longest.unwrap() < Duration::from_secs(4));
+    }
+    somebody_else.execute_batch("ROLLBACK").unwrap();
+    exporter
+        .stdout
+        .wait_for("all eight lines", |lines| lines.len() == 8)
+        .await;
+    exporter.stop().await;
+}
