@@ -63,6 +63,7 @@ fn metrics(searches: usize, now: Timestamp) -> Metrics {
             up: Some(true),
             result: Some(SearchResult {
                 at: now,
+                at_since_boot: clock::since_boot(),
                 total_results: 4936,
                 tracked: 4936,
                 complete: true,

@@ -4,9 +4,8 @@
 use std::{
     io::{self, Write as _},
     process::ExitCode,
+    time::Duration,
 };
-
-use tokio::runtime::Runtime;
 
 use crate::{
     build_info, check,
@@ -27,6 +26,9 @@ const FAILURE: u8 = 1;
 
 /// Worker threads: the work is small, and each costs memory.
 const WORKERS: usize = 2;
+
+/// How long the end waits for threads that are still busy.
+const LAST_THREADS: Duration = Duration::from_secs(1);
 
 /// Why the program ends with another status than 0.
 enum Failure {
@@ -82,13 +84,13 @@ fn dispatch(cli: &Cli) -> Outcome {
             warn(&loaded);
             set_up_logging(cli, None)?;
             let work = search_command::run(&loaded.config, search);
-            runtime()?.block_on(work).map_err(Failure::Run)
+            block_on(work)?.map_err(Failure::Run)
         }
         Command::Healthcheck(healthcheck) => {
             let web =
                 Config::load_web(cli.config_file.as_deref(), &cli.overrides.web, &environment)
                     .map_err(Failure::Config)?;
-            let said = runtime()?.block_on(healthcheck::run(&web, healthcheck));
+            let said = block_on(healthcheck::run(&web, healthcheck))?;
             print(&said.map_err(Failure::Run)?)
         }
         Command::Run => {
@@ -121,7 +123,7 @@ fn run_daemon(cli: &Cli, loaded: Loaded) -> Outcome {
         };
         load().map_err(|error| error.to_string())
     });
-    runtime()?.block_on(async {
+    block_on(async {
         let mut signals = Signals::listen()?;
         let listeners = daemon::bind(&loaded.config.web)?;
         let manager = ServiceManager::of_environment();
@@ -133,7 +135,7 @@ fn run_daemon(cli: &Cli, loaded: Loaded) -> Outcome {
             }
         };
         Ok(daemon.run(signals, reload).await?)
-    })
+    })?
 }
 
 fn run_check(cli: &Cli) -> Outcome {
@@ -151,7 +153,7 @@ fn run_check(cli: &Cli) -> Outcome {
         loaded => loaded?,
     };
     set_up_logging(cli, None)?;
-    match runtime()?.block_on(check::run(&loaded, &mut out))? {
+    match block_on(check::run(&loaded, &mut out))?? {
         true => Ok(()),
         false => Err(Failure::Told(FAILURE)),
     }
@@ -160,7 +162,7 @@ fn run_check(cli: &Cli) -> Outcome {
 fn run_demo(cli: &Cli, simulator: std::net::SocketAddr) -> Outcome {
     let (board, metrics) = observability();
     set_up_logging(cli, Some(metrics.clone()))?;
-    runtime()?.block_on(async {
+    block_on(async {
         let signals = Signals::listen()?;
         let demo = Demo::start(simulator, &cli.overrides.web).await?;
         let config = demo.config.clone();
@@ -179,7 +181,7 @@ fn run_demo(cli: &Cli, simulator: std::net::SocketAddr) -> Outcome {
         let outcome = daemon.run(signals, reload).await;
         demo.stop().await;
         Ok(outcome?)
-    })
+    })?
 }
 
 fn observability() -> (Board, Metrics) {
@@ -225,11 +227,16 @@ fn warn(loaded: &Loaded) {
     }
 }
 
-fn runtime() -> Result<Runtime, Failure> {
-    Ok(tokio::runtime::Builder::new_multi_thread()
+/// Runs something to its end, with threads of its own.
+fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(WORKERS)
         .enable_all()
-        .build()?)
+        .build()?;
+    let outcome = runtime.block_on(work);
+    // Not for ever: a thread may be waiting for a resolver that does not answer.
+    runtime.shutdown_timeout(LAST_THREADS);
+    Ok(outcome)
 }
 
 /// Prints what was asked for. A reader that has seen enough is no failure.

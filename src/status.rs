@@ -12,7 +12,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use crate::{identity::SearchKey, opsramp::RateLimit, poll::GroupLabel};
+use crate::{clock, identity::SearchKey, opsramp::RateLimit, poll::GroupLabel};
 
 /// How many polls a search's history keeps.
 pub const HISTORY: usize = 10;
@@ -63,6 +63,8 @@ pub struct SearchStatus {
 pub struct SearchResult {
     /// When the poll ended.
     pub at: Timestamp,
+    /// The same on [`clock::since_boot`], which nobody sets back.
+    pub at_since_boot: Duration,
     /// `totalResults`.
     pub total_results: u64,
     /// How many alerts are tracked.
@@ -214,9 +216,10 @@ impl SearchStatus {
     #[must_use]
     pub fn fresh_result(&self, now: Timestamp) -> Option<&SearchResult> {
         self.result.as_ref().filter(|result| {
-            // A clock that was set back makes ages negative: then the result is fresh.
             let age = Duration::try_from(now.duration_since(result.at)).unwrap_or_default();
-            age <= self.stale_after
+            // Where the clock was set back, the age on it is nothing for as long.
+            let passed = clock::since_boot().saturating_sub(result.at_since_boot);
+            age.max(passed) <= self.stale_after
         })
     }
 }

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    clock,
     identity::Tenant,
     opsramp::Observer as _,
     poll::GroupLabel,
@@ -56,6 +57,7 @@ fn status(key: &SearchKey) -> SearchStatus {
 fn result() -> SearchResult {
     SearchResult {
         at: now(),
+        at_since_boot: clock::since_boot(),
         total_results: 7,
         tracked: 7,
         complete: true,

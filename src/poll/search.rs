@@ -520,10 +520,17 @@ impl Running {
     /// Swaps in a new snapshot. `polled_at`: a poll has just succeeded; else the result keeps its
     /// age.
     fn publish(&mut self, polled_at: Option<Timestamp>) {
-        let at = polled_at.or_else(|| self.status.result.as_ref().map(|result| result.at));
-        if let (Some(at), Some(total_results)) = (at, self.engine.total()) {
+        let at = match polled_at {
+            Some(at) => Some((at, clock::since_boot())),
+            None => {
+                let last = self.status.result.as_ref();
+                last.map(|result| (result.at, result.at_since_boot))
+            }
+        };
+        if let (Some((at, at_since_boot)), Some(total_results)) = (at, self.engine.total()) {
             self.status.result = Some(SearchResult {
                 at,
+                at_since_boot,
                 total_results,
                 tracked: self.engine.tracker().open() as u64,
                 complete: self.engine.is_complete(),

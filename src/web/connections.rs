@@ -20,7 +20,7 @@ use axum::{Router, body::Body, http::Request};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::{
-    io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf},
+    io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader, ReadBuf},
     net::{TcpListener, TcpStream},
     task::AbortHandle,
     time::Instant,
@@ -30,6 +30,10 @@ use tower::ServiceExt as _;
 
 use super::{protect::Client, security::Guard};
 
+/// The first byte of a connection that speaks TLS: a handshake comes (RFC 8446, 5.1).
+const TLS_HANDSHAKE: u8 = 22;
+/// A client hello fits more often than not; what does not is passed on.
+const PEEKED: usize = 1024;
 /// What a client hears that does not speak TLS where TLS is spoken.
 const SPEAK_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
     Connection: close\r\n\r\nthis port speaks TLS: ask with https://\n";
@@ -249,16 +253,21 @@ impl Connections {
         let Some(acceptor) = security.tls() else {
             return self.answer(stream, client, activity).await;
         };
-        match acceptor.accept(stream).into_fallible().await {
-            Ok(stream) => self.answer(stream, client, activity).await,
-            Err((error, mut stream)) => {
-                // Port scanners and probes would fill the log.
-                tracing::debug!(%client, %error, "a TLS handshake failed");
-                if is_not_tls(&error) {
-                    // Whoever does not read it has gone already.
-                    stream.write_all(SPEAK_TLS).await.ok();
-                }
+        // It holds what was looked at, and passes the rest on.
+        let mut stream = BufReader::with_capacity(PEEKED, stream);
+        match stream.fill_buf().await {
+            Ok([TLS_HANDSHAKE, ..]) => {}
+            Ok([_, ..]) => {
+                // Whoever does not read it has gone already.
+                stream.write_all(SPEAK_TLS).await.ok();
+                return;
             }
+            Ok([]) | Err(_) => return,
+        }
+        match acceptor.accept(stream).await {
+            Ok(stream) => self.answer(stream, client, activity).await,
+            // Port scanners and probes would fill the log.
+            Err(error) => tracing::debug!(%client, %error, "a TLS handshake failed"),
         }
     }
 
@@ -298,17 +307,6 @@ impl Connections {
 }
 
 /// Whether a failed accept says something about the connection rather than about us.
-/// Whether a handshake failed because something else than TLS came.
-fn is_not_tls(error: &io::Error) -> bool {
-    let error = error.get_ref().and_then(|error| error.downcast_ref());
-    matches!(
-        error,
-        Some(rustls::Error::InvalidMessage(
-            rustls::InvalidMessage::InvalidContentType
-        ))
-    )
-}
-
 fn concerns_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),

@@ -245,6 +245,7 @@ fn up(key: SearchKey) -> SearchStatus {
         tried: true,
         result: Some(SearchResult {
             at: now(),
+            at_since_boot: clock::since_boot(),
             total_results: 1234,
             tracked: 1234,
             complete: true,

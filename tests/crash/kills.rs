@@ -4,51 +4,19 @@
 //! a seed did to the alerts and when it killed.
 
 use fastrand::Rng;
-use opsramp_exporter::simulator::{Action, DEMO_TENANT, Simulator, State};
 use tokio::time::Duration;
 
 use crate::{
     exporter::{Place, Signal, number, opsramp},
+    life::live,
     lines::{Reader, Story, wait_for_story},
 };
 
 /// Kills of a run that nobody asks more of.
 const KILLS: usize = 40;
 
-/// How many alerts are open, about.
-const OPEN: usize = 150;
-
 /// One step of what happens to the alerts.
 const STEP: Duration = Duration::from_millis(10);
-
-/// Lets something happen to the alerts. Those that leave are among those whose opening has been
-/// told: else nobody could say what their lines must be.
-fn live(opsramp: &Simulator, reader: &mut Reader, rng: &mut Rng) {
-    match rng.u8(..100) {
-        0..40 => {
-            opsramp.open_many(DEMO_TENANT, rng.usize(1..5)).unwrap();
-        }
-        40 => {
-            // More than a page.
-            opsramp.open_many(DEMO_TENANT, 120).unwrap();
-        }
-        41..60 => {
-            let open = opsramp.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
-            if let Some(id) = rng.choice(open) {
-                let state = rng.choice(State::ALL).unwrap();
-                opsramp.set_state(id, *state).unwrap();
-            }
-        }
-        _ => {}
-    }
-    while reader.told.len() > OPEN {
-        let id = reader.told.swap_remove(rng.usize(..reader.told.len()));
-        let action = [Action::Acknowledge, Action::Close, Action::Ticket];
-        let action = *rng.choice(&action).unwrap();
-        let id = opsramp.world(|world, _| world.find(&id).unwrap());
-        opsramp.act(id, action).unwrap();
-    }
-}
 
 /// How long the next one may live: some are killed while they start, some after a few polls.
 fn life(rng: &mut Rng) -> Duration {

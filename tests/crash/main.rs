@@ -14,4 +14,7 @@ mod burst;
 mod exporter;
 mod inject;
 mod kills;
+#[path = "../support/life.rs"]
+mod life;
+#[path = "../support/lines.rs"]
 mod lines;

@@ -154,9 +154,14 @@ impl World {
             .create(true)
             .open(self.path())
             .expect("the file can be opened");
-        file.write_all(b"#")
-            .and_then(|()| file.write_all(bytes))
-            .expect("the file can be written");
+        let mut written = vec![b'#'];
+        for byte in bytes {
+            written.push(*byte);
+            if *byte == b'\n' {
+                written.push(b'#');
+            }
+        }
+        file.write_all(&written).expect("the file can be written");
     }
 
     fn check(&self) {

@@ -1,5 +1,7 @@
 //! The lines of the log file, read as they come and judged in the end.
 
+#![allow(dead_code, reason = "each test crate uses its own part")]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::File,

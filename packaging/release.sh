@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Builds what a release consists of: the program, its packages, its bill of materials, checksums.
+#
+#   packaging/release.sh FOLDER
+#
+# The program is the same to the byte for everybody who builds the same revision with the same Rust
+# for the same target, whatever the folders are called: compare FOLDER/SHA256SUMS.
+set -euo pipefail
+
+if [[ $# -ne 1 ]]; then
+  echo "usage: ${0##*/} FOLDER" >&2
+  exit 2
+fi
+mkdir -p -- "$1"
+out=$(realpath -- "$1")
+cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
+export PATH="$PWD/target/tools/bin:$PATH"
+cargo install --quiet --locked --debug --root target/tools \
+    cargo-deb@3.8.0 cargo-generate-rpm@0.21.1 cargo-cyclonedx@0.5.9
+
+# Panics tell where they come from: that shall not be a folder of whoever has built it.
+export RUSTFLAGS="--remap-path-prefix=$PWD=/src --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
+OPSRAMP_EXPORTER_REVISION=$(git rev-parse --short=12 HEAD)
+SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
+export OPSRAMP_EXPORTER_REVISION SOURCE_DATE_EPOCH
+[[ -z $(git status --porcelain) ]] || { echo "there are changes that are not committed" >&2; exit 1; }
+
+cargo build --release --locked
+cp target/release/opsramp-exporter "$out/"
+cargo deb --locked --no-build --no-strip --output "$out/"
+cargo generate-rpm --output "$out/"
+# What was built in, with versions, licences and checksums of the sources; no tools, no tests.
+cargo cyclonedx --format json --spec-version 1.5 --no-build-deps --override-filename opsramp-exporter.cdx
+sed "s|file://$PWD|file:///src|g" opsramp-exporter.cdx.json >"$out/opsramp-exporter.cdx.json"
+rm opsramp-exporter.cdx.json
+cd -- "$out"
+sha256sum -- opsramp-exporter *.deb *.rpm opsramp-exporter.cdx.json >SHA256SUMS

@@ -1,0 +1,125 @@
+//! The wall clock jumps, as it does where a machine wakes up or finds its time server.
+
+use std::{path::PathBuf, time::Duration};
+
+use opsramp_exporter::simulator::Simulator;
+use tokio::process::Command;
+
+use crate::{
+    ALERTS, check_recovery,
+    exporter::{Exporter, Metrics, Place, opsramp},
+    lines::{FILE, Story, files},
+    proxy::{Proxy, Weather},
+    shows_results, wait_until_it_fails,
+};
+
+const DAY: f64 = 86_400.0;
+
+/// How long polls are counted.
+const COUNTED: Duration = Duration::from_secs(2);
+
+/// Debian's faketime: the library alone, so that the process is the one that we started.
+fn library() -> PathBuf {
+    let found = std::fs::read_dir("/usr/lib").unwrap().find_map(|folder| {
+        let path = folder.unwrap().path().join("faketime/libfaketimeMT.so.1");
+        path.is_file().then_some(path)
+    });
+    found.expect("this test needs libfaketime; install the package faketime")
+}
+
+/// The daemon, whose wall clock is ahead by what the file says; nothing else is changed.
+fn daemon(place: &Place) -> Command {
+    let mut command = place.command();
+    command
+        .env("LD_PRELOAD", library())
+        .env("FAKETIME_TIMESTAMP_FILE", place.path("clock"))
+        .env("FAKETIME_NO_CACHE", "1")
+        .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+        .env("FAKETIME_DISABLE_SHM", "1")
+        .env("NO_FAKE_STAT", "1");
+    command
+}
+
+/// Sets the clock so many days ahead of the true time. The file is replaced in one piece.
+fn set(place: &Place, days: f64) {
+    let new = place.path("clock.new");
+    std::fs::write(&new, format!("{:+.0}\n", days * DAY)).unwrap();
+    std::fs::rename(new, place.path("clock")).unwrap();
+}
+
+fn polls(metrics: &Metrics) -> f64 {
+    metrics.sum("opsramp_polls_total{")
+}
+
+/// Days that the exporter's clock is ahead of ours.
+fn ahead(metrics: &Metrics) -> f64 {
+    let told = metrics
+        .one("opsramp_poll_last_success_timestamp_seconds{")
+        .unwrap();
+    let now = opsramp_exporter::clock::now().as_second() as f64;
+    (told - now) / DAY
+}
+
+/// Polls go on as they did, about ten a second, and none of what was missed is made up for.
+async fn check_pace(exporter: &Exporter) {
+    let before = polls(&exporter.metrics().await);
+    tokio::time::sleep(COUNTED).await;
+    let made = polls(&exporter.metrics().await) - before;
+    assert!((1.0..=40.0).contains(&made), "{made} polls");
+}
+
+/// After a jump to so many days ahead.
+async fn check_jump(exporter: &Exporter, place: &Place, opsramp: &Simulator, days: f64) {
+    set(place, days);
+    exporter
+        .wait_for("polls tell the new time", |metrics| {
+            (ahead(metrics) - days).abs() < 0.5
+        })
+        .await;
+    check_pace(exporter).await;
+    let metrics = check_recovery(exporter, place, opsramp).await;
+    assert!(shows_results(&metrics));
+    assert!(metrics.sum("opsramp_alert_detection_delay_seconds_sum{") >= 0.0);
+    assert_eq!(metrics.sum("opsramp_poll_failures_total{"), 0.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_jumps_disturbs_neither_polls_nor_lines() {
+    let opsramp = opsramp(ALERTS).await;
+    let proxy = Proxy::start(opsramp.addr()).await;
+    let mut place = Place::new(&proxy.url()).with_file_sink();
+    place.config["accounts"][0]["timeout"] = "2s".into();
+    place.config["searches"][0]["stale_after"] = "2s".into();
+    place.write();
+    set(&place, 0.0);
+    let exporter = place.start_as(daemon(&place)).await;
+    exporter.wait_until_complete().await;
+    for days in [10.0, -20.0, 400.0, 0.0] {
+        check_jump(&exporter, &place, &opsramp, days).await;
+    }
+
+    // Set back in the middle of an outage: what is stale does not become fresh for a day.
+    let before = exporter.metrics().await;
+    proxy.set(Weather::Silent);
+    wait_until_it_fails(&exporter, "timeout", &before).await;
+    set(&place, -1.0);
+    exporter
+        .wait_for("stale results are withheld", |metrics| {
+            !shows_results(metrics)
+        })
+        .await;
+    proxy.set(Weather::Fair);
+    check_recovery(&exporter, &place, &opsramp).await;
+    exporter.stop().await;
+
+    // A start before the time of the last end.
+    set(&place, -30.0);
+    let exporter = place.start_as(daemon(&place)).await;
+    exporter.wait_until_complete().await;
+    check_recovery(&exporter, &place, &opsramp).await;
+    exporter.wait_for_poll().await;
+    exporter.stop().await;
+    let story = Story::judge(&place, &files(0), &opsramp).unwrap();
+    assert_eq!(story.count("left"), 0);
+    assert_eq!(story.count("opened"), place.lines_of(FILE).len());
+}

@@ -1,0 +1,122 @@
+//! Names that nobody knows, that move, and a resolver that never answers.
+//!
+//! The exporter runs with a hosts file of its own, in a mount namespace, so that no name server is
+//! asked and nothing leaves this machine.
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use rustix::fs::{CWD, FileType, Mode, mknodat};
+use tokio::{process::Command, time::Instant};
+
+use crate::{
+    ALERTS, check_recovery,
+    exporter::{Place, command, needed, opsramp, opsramp_at},
+    wait_until_it_fails,
+};
+
+/// Nobody's, for ever (RFC 6761).
+const NAME: &str = "opsramp.invalid";
+
+/// Puts two files in the place of the system's and starts what follows, as the same process.
+const IN_THEIR_PLACE: &str = r#"mount --bind "$1" /etc/hosts &&
+mount --bind "$2" /etc/nsswitch.conf && shift 2 && exec "$@""#;
+
+/// How long an exporter may take to stop while a resolver hangs: its last deliveries, a second for
+/// threads that are still busy, and a busy machine.
+const END: Duration = Duration::from_secs(15);
+
+fn place(port: u16, timeout: &str) -> Place {
+    let mut place = Place::new(&format!("http://{NAME}:{port}")).with_file_sink();
+    place.config["accounts"][0]["timeout"] = timeout.into();
+    std::fs::write(place.path("nsswitch.conf"), "hosts: files\n").unwrap();
+    place.write();
+    place
+}
+
+/// The daemon, with the files of the place.
+fn daemon(place: &Place) -> Command {
+    needed("unshare", "util-linux");
+    let mut command = command("unshare");
+    command
+        .args([
+            "--mount",
+            "--map-root-user",
+            "sh",
+            "-c",
+            IN_THEIR_PLACE,
+            "sh",
+        ])
+        .args([place.path("hosts"), place.path("nsswitch.conf")]);
+    let daemon = place.command();
+    let daemon = daemon.as_std();
+    command.arg(daemon.get_program()).args(daemon.get_args());
+    place.settle(command)
+}
+
+/// Who has the name now; nobody where it is `None`. The file stays the same one, which is mounted.
+fn assign(place: &Place, address: Option<Ipv4Addr>) {
+    let line = address.map(|address| format!("{address} {NAME}\n"));
+    std::fs::write(place.path("hosts"), line.unwrap_or_default()).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_vanishes_is_told_and_where_it_appears_again_it_is_followed() {
+    let first = opsramp(ALERTS).await;
+    let port = first.addr().port();
+    let place = place(port, "5s");
+    assign(&place, None);
+    let exporter = place.start_as(daemon(&place)).await;
+    let before = exporter.metrics().await;
+    wait_until_it_fails(&exporter, "connect", &before).await;
+    let line = exporter
+        .stderr
+        .line(|line| line.contains("poll failed"))
+        .await;
+    assert!(line.contains("dns error"), "{line}");
+    assign(&place, Some(Ipv4Addr::LOCALHOST));
+    check_recovery(&exporter, &place, &first).await;
+
+    // It moves to another address: the same alerts, as it were, and nobody at the old one.
+    assign(&place, None);
+    let before = exporter.metrics().await;
+    first.stop().await;
+    wait_until_it_fails(&exporter, "connect", &before).await;
+    let there = SocketAddr::from((Ipv4Addr::new(127, 0, 0, 2), port));
+    let second = opsramp_at(there, ALERTS + 1, |_| {}).await;
+    assign(&place, Some(Ipv4Addr::new(127, 0, 0, 2)));
+    exporter
+        .wait_for("it follows the name", |metrics| {
+            metrics.one("opsramp_up{") == Some(1.0)
+        })
+        .await;
+    second.stop().await;
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resolver_that_never_answers_delays_neither_scrapes_nor_the_end() {
+    let opsramp = opsramp(ALERTS).await;
+    let place = place(opsramp.addr().port(), "500ms");
+    // Whoever opens it to read waits for somebody who writes.
+    mknodat(
+        CWD,
+        place.path("hosts"),
+        FileType::Fifo,
+        Mode::RUSR | Mode::WUSR,
+        0,
+    )
+    .unwrap();
+    let exporter = place.start_as(daemon(&place)).await;
+    let before = exporter.metrics().await;
+    let metrics = wait_until_it_fails(&exporter, "timeout", &before).await;
+    assert!(metrics.one("process_threads").unwrap() < 40.0);
+    for path in ["/", "/-/healthy", "/metrics"] {
+        assert_eq!(exporter.get(path).await.0, 200, "{path}");
+    }
+    let began = Instant::now();
+    exporter.stop().await;
+    assert!(began.elapsed() < END, "{:?}", began.elapsed());
+}

@@ -1,0 +1,172 @@
+//! A stretch of network between the exporter and the server that it asks: it delays, cuts,
+//! throttles, resets, or swallows what passes, as the weather is.
+
+#![allow(dead_code, reason = "each test crate uses its own part")]
+
+use std::{
+    future::pending,
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{
+        TcpListener, TcpStream,
+        tcp::{ReadHalf, WriteHalf},
+    },
+    sync::watch,
+    task::{AbortHandle, JoinSet},
+};
+
+/// What becomes of connections, those that are there already included.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Weather {
+    /// Everything passes.
+    Fair,
+    /// So late, each way, and so many bytes a second.
+    Slow {
+        delay: Duration,
+        bytes_per_second: f64,
+    },
+    /// Each connection ends somewhere in the first so many bytes of its answers.
+    Cut { within: usize, end: End },
+    /// All are reset at once.
+    Reset,
+    /// Nothing passes, and nobody is told. It waits for other weather.
+    Silent,
+}
+
+/// How a connection ends.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum End {
+    /// As if the peer had said all it wanted to say.
+    Closed,
+    Reset,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Way {
+    There,
+    Back,
+}
+
+/// It ends with the test.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    pub(crate) address: SocketAddr,
+    weather: watch::Sender<Weather>,
+    task: AbortHandle,
+}
+
+// === impl Proxy ===
+
+impl Proxy {
+    /// In front of a server, on any address of this machine.
+    pub(crate) async fn start(server: SocketAddr) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (weather, receiver) = watch::channel(Weather::Fair);
+        let task = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (client, _) = listener.accept().await.unwrap();
+                connections.spawn(relay(client, server, receiver.clone()));
+                while connections.try_join_next().is_some() {}
+            }
+        });
+        Self {
+            address,
+            weather,
+            task: task.abort_handle(),
+        }
+    }
+
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}", self.address)
+    }
+
+    pub(crate) fn set(&self, weather: Weather) {
+        self.weather.send_replace(weather);
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Passes on what a connection brings, until one side or the weather ends it.
+async fn relay(mut client: TcpStream, server: SocketAddr, weather: watch::Receiver<Weather>) {
+    let Ok(mut server) = TcpStream::connect(server).await else {
+        return;
+    };
+    let end = {
+        let (from_client, to_client) = client.split();
+        let (from_server, to_server) = server.split();
+        let there = pass(from_client, to_server, weather.clone(), Way::There);
+        let back = pass(from_server, to_client, weather.clone(), Way::Back);
+        tokio::select! {
+            passed = async { tokio::try_join!(there, back) } => passed.err().unwrap_or(End::Closed),
+            end = storm(weather) => end,
+        }
+    };
+    if end == End::Reset {
+        client.set_zero_linger().unwrap();
+        server.set_zero_linger().unwrap();
+    }
+}
+
+/// The end of every connection, once the weather is so.
+async fn storm(mut weather: watch::Receiver<Weather>) -> End {
+    let storm = weather.wait_for(|weather| *weather == Weather::Reset);
+    if storm.await.is_ok() {
+        return End::Reset;
+    }
+    // The proxy is no more, and neither is this.
+    pending().await
+}
+
+/// Passes on what comes one way; brings how the connection is to end where it is cut.
+async fn pass(
+    mut from: ReadHalf<'_>,
+    mut to: WriteHalf<'_>,
+    mut weather: watch::Receiver<Weather>,
+    way: Way,
+) -> Result<(), End> {
+    let mut buffer = [0; 1024];
+    let mut left = None;
+    loop {
+        let length = from.read(&mut buffer).await.map_err(|_| End::Reset)?;
+        if length == 0 {
+            return to.shutdown().await.map_err(|_| End::Reset);
+        }
+        let now = weather
+            .wait_for(|weather| *weather != Weather::Silent)
+            .await;
+        // Where there is no proxy any more, the test has ended.
+        let now = *now.map_err(|_| End::Reset)?;
+        let mut piece = &buffer[..length];
+        match now {
+            Weather::Slow {
+                delay,
+                bytes_per_second,
+            } => {
+                let time = Duration::from_secs_f64(length as f64 / bytes_per_second);
+                tokio::time::sleep(delay + time).await;
+            }
+            Weather::Cut { within, end } if way == Way::Back => {
+                let budget = left.get_or_insert_with(|| fastrand::usize(..within));
+                if length > *budget {
+                    piece = &piece[..*budget];
+                    to.write_all(piece).await.map_err(|_| End::Reset)?;
+                    return Err(end);
+                }
+                *budget -= length;
+            }
+            _ => {}
+        }
+        to.write_all(piece).await.map_err(|_| End::Reset)?;
+    }
+}
