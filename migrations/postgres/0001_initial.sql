@@ -33,7 +33,7 @@ CREATE TABLE search (
 -- The alerts that are open.
 CREATE TABLE alert (
     search_id  BIGINT NOT NULL REFERENCES search (id) ON DELETE CASCADE,
-    alert_id   TEXT   COLLATE "C" NOT NULL,
+    alert_id   TEXT   NOT NULL,
     ordinal    BIGINT NOT NULL,
     digest     BIGINT NOT NULL,
     created_at TIMESTAMPTZ,
@@ -47,7 +47,7 @@ CREATE INDEX alert_by_age ON alert (created_at DESC NULLS LAST);
 -- The ordinals that alerts had reached when they left.
 CREATE TABLE departed (
     search_id BIGINT      NOT NULL REFERENCES search (id) ON DELETE CASCADE,
-    alert_id  TEXT        COLLATE "C" NOT NULL,
+    alert_id  TEXT        NOT NULL,
     ordinal   BIGINT      NOT NULL,
     left_at   TIMESTAMPTZ NOT NULL,
     PRIMARY KEY (search_id, alert_id)
