@@ -1,5 +1,5 @@
-//! Events a second through the journal and a file sink, on PostgreSQL and on SQLite, in one run
-//! on the same disk: `cargo bench --bench postgres`.
+//! Events a second through the journal and a file sink, each of a new alert that is stored as well,
+//! on PostgreSQL and on SQLite, in one run on the same disk: `cargo bench --bench postgres`.
 
 #![expect(
     clippy::panic,
@@ -15,7 +15,7 @@ use opsramp_exporter::{
     deliver::Delivery,
     secret::{Secret, SecretSource},
     status::Board,
-    store::{Commit, JOURNAL_LIMIT, JournalEvent, Options, Store},
+    store::{Commit, JOURNAL_LIMIT, JournalEvent, Options, Store, StoredAlert},
 };
 use tokio::time::{Instant, sleep};
 
@@ -34,6 +34,18 @@ const EVENTS: usize = 40_000;
 const BATCH: usize = 500;
 /// How many searches commit at the same time.
 const SEARCHES: [usize; 2] = [1, 8];
+
+/// The alert that an event tells of.
+fn alert(event: &JournalEvent) -> StoredAlert {
+    StoredAlert {
+        id: event.event_id.to_string().into(),
+        ordinal: 1,
+        digest: 1,
+        created_at: Some(event.at),
+        state: "Critical".into(),
+        body: event.body.clone(),
+    }
+}
 
 /// Journalled and delivered, from the first commit to the last line in the file.
 async fn rate(options: &Options, searches: usize, folder: &Path) -> f64 {
@@ -58,6 +70,7 @@ async fn rate(options: &Options, searches: usize, folder: &Path) -> f64 {
         committing.spawn(async move {
             for events in events.chunks(BATCH) {
                 let commit = Commit {
+                    upserts: events.iter().map(alert).collect(),
                     events: events.to_vec(),
                     ..Commit::default()
                 };

@@ -329,6 +329,15 @@ impl Store {
         }
     }
 
+    /// Whether [`Store::trouble`] has been told, and logged: then what fails of it is no news.
+    #[must_use]
+    pub fn is_in_trouble(&self) -> bool {
+        match self {
+            Self::Sqlite(_) => false,
+            Self::Postgres(store) => store.trouble().borrow().is_some(),
+        }
+    }
+
     /// Takes up a search and loads what is known about it; creates it where it is new. Whoever
     /// held it before in this process does so no longer.
     ///

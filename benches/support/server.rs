@@ -113,10 +113,13 @@ impl Server {
         let mut page = Vec::with_capacity(template.results.len() + 256);
         page.extend_from_slice(b"{\"results\":[");
         let begin = page.len();
-        let end = template.ids.get(here).copied();
-        // The last one ends before the comma, which stands before the next one's brace.
-        let end = end.map_or(template.results.len(), |id| template.start_of(id) - 1);
-        page.extend_from_slice(&template.results[..if here == 0 { 0 } else { end }]);
+        let end = match template.ids.get(here) {
+            _ if here == 0 => 0,
+            // It ends before the comma, which stands before the next one's brace.
+            Some(next) => template.start_of(*next) - 1,
+            None => template.results.len(),
+        };
+        page.extend_from_slice(&template.results[..end]);
         for (place, id) in template.ids.iter().take(here).enumerate() {
             // The newest come first, and have the highest ids.
             let number = FIRST_ID + alerts - first - place as u64;

@@ -279,11 +279,15 @@ impl Search {
 
     fn cannot_load(&self, status: &mut SearchStatus, error: &store::Error) {
         let message = chain(error);
-        tracing::error!(
-            search = %self.key,
-            error = %message,
-            "cannot load the search's state; it is not polled until that works"
-        );
+        if self.shared.store.is_in_trouble() {
+            tracing::debug!(search = %self.key, error = %message, "cannot load the search's state, as it is for others");
+        } else {
+            tracing::error!(
+                search = %self.key,
+                error = %message,
+                "cannot load the search's state; it is not polled until that works"
+            );
+        }
         self.metrics.poll_failed(STORE);
         status.last_error = Some(PollError {
             at: clock::now(),
@@ -462,8 +466,9 @@ impl Running {
             message: failure.message(),
         };
         self.search.metrics.poll_failed(error.reason);
-        if failure.is_echo() {
-            tracing::debug!(search = %self.search.key, reason = error.reason, error = %error.message, "poll failed, as for others of the account");
+        let of_the_store = matches!(failure, Failure::Store(_));
+        if failure.is_echo() || of_the_store && self.search.shared.store.is_in_trouble() {
+            tracing::debug!(search = %self.search.key, reason = error.reason, error = %error.message, "poll failed, as others did");
         } else {
             tracing::error!(
                 search = %self.search.key,

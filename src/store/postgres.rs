@@ -10,15 +10,14 @@
 //! whoever takes it up next, most likely this replica, finds out by reading what is there.
 
 use std::{
-    collections::{HashMap, HashSet},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    collections::HashSet,
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
 use jiff::Timestamp;
 use tokio::{
     sync::{Notify, Semaphore, watch},
-    task::JoinHandle,
     time::{Instant, timeout},
 };
 
@@ -32,6 +31,7 @@ use self::{
     connection::{PATIENCE, Pool, Session, Tries},
     journal::{Journal, Range},
     leases::State,
+    shared::{Shared, Taking, lock},
 };
 
 mod address;
@@ -42,12 +42,14 @@ mod journal;
 mod keeper;
 mod leases;
 mod schema;
+mod shared;
 mod shares;
 mod time;
 mod tls;
 
 pub use address::AddressError;
 pub use connection::Failure;
+pub(super) use shared::Loan;
 
 /// Searches that are taken up at the same time: all at once would be a burden for the server when
 /// a replica has died.
@@ -65,49 +67,6 @@ const SET_BACK: &str = "the state database knows less of the search than before:
 #[derive(Clone, Debug)]
 pub struct Postgres {
     shared: Arc<Shared>,
-}
-
-/// What the store and its loops share.
-#[derive(Debug)]
-struct Shared {
-    pool: Pool,
-    lease: Duration,
-    /// Tells the marks of this replica's sinks from those of others.
-    node: String,
-    state: Mutex<State>,
-    /// Which searches this replica would poll, until the keeper has looked them up.
-    wish: Mutex<Option<Vec<SearchKey>>>,
-    /// Grows with every change of the leases.
-    changed: watch::Sender<u64>,
-    /// Grows with everything that happens to the journals.
-    worked: watch::Sender<u64>,
-    journalled: watch::Sender<i64>,
-    trouble: watch::Sender<Option<String>>,
-    /// Has the keeper look at the shares soon.
-    wake: Notify,
-    /// Tells that something was delivered.
-    delivered: Notify,
-    takes: Semaphore,
-    /// One at a time tells the server how far a sink has come.
-    saving: Mutex<HashMap<Box<str>, Arc<tokio::sync::Mutex<()>>>>,
-    /// The loops; none once the store was closed.
-    loops: Mutex<Option<[JoinHandle<()>; 2]>>,
-}
-
-/// What a sink is delivering.
-#[derive(Debug)]
-pub(super) struct Loan {
-    shared: Arc<Shared>,
-    sink: Box<str>,
-    number: u64,
-    leases: Vec<Held>,
-    inherited: bool,
-}
-
-/// A search that is being taken up.
-struct Taking<'a> {
-    shared: &'a Shared,
-    key: &'a SearchKey,
 }
 
 /// Looks whether a URL is one, where it can be read.
@@ -287,7 +246,7 @@ impl Postgres {
         self.wait_while(|state| is_held(state) && state.journal.is_lent(row))
             .await;
         if !self.shared.look(is_held) {
-            self.shared.update(|state| state.lose(held));
+            self.shared.update(|state| state.come_too_late(held));
             return Ok(());
         }
         let me = self.shared.number()?;
@@ -601,147 +560,6 @@ async fn bounded<A>(work: impl Future<Output = Result<A, Failure>>) -> Result<A,
     match timeout(PATIENCE, work).await {
         Ok(done) => Ok(done?),
         Err(_) => Err(Failure::Timeout.into()),
-    }
-}
-
-/// Nothing that runs under these locks can panic half-way.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-// === impl Shared ===
-
-impl Shared {
-    fn look<A>(&self, at: impl FnOnce(&State) -> A) -> A {
-        at(&lock(&self.state))
-    }
-
-    fn update<A>(&self, change: impl FnOnce(&mut State) -> A) -> A {
-        let answer = self.work(change);
-        self.changed.send_modify(|version| *version += 1);
-        answer
-    }
-
-    /// The same where no lease changes: all searches would look up.
-    fn work<A>(&self, change: impl FnOnce(&mut State) -> A) -> A {
-        let answer = change(&mut lock(&self.state));
-        self.worked.send_modify(|version| *version += 1);
-        answer
-    }
-
-    fn number(&self) -> Result<i64, Failure> {
-        self.look(|state| state.replica).ok_or(Failure::NotJoined)
-    }
-
-    fn lease_seconds(&self) -> f64 {
-        self.lease.as_secs_f64()
-    }
-
-    /// Until when a lease can be relied on that was asked for then: a little less than the server
-    /// counts, for clocks do not run at the same speed.
-    fn relied_on_until(&self, asked: Duration) -> Duration {
-        asked + self.lease * 9 / 10
-    }
-
-    fn tell_sinks(&self, end: i64) {
-        self.journalled.send_if_modified(|told| {
-            let news = *told < end;
-            *told = end.max(*told);
-            news
-        });
-    }
-
-    /// Says in what trouble the server is, where that has changed.
-    fn tell(&self, failure: Option<&Failure>) {
-        let text = failure.map(chain);
-        let was = self.trouble.borrow().clone();
-        match (&was, &text) {
-            (None, Some(error)) => tracing::error!(
-                error,
-                "the state database cannot be used; polling pauses when the leases have ended, \
-                 and goes on by itself"
-            ),
-            (Some(_), None) => tracing::info!("the state database can be used again"),
-            _ => {}
-        }
-        if was != text {
-            self.trouble.send_replace(text);
-        }
-    }
-
-    fn take_wish(&self) -> Option<Vec<SearchKey>> {
-        lock(&self.wish).take()
-    }
-
-    /// Has the keeper look up searches, unless others have been wished for since.
-    fn wish_again(&self, keys: Vec<SearchKey>) {
-        lock(&self.wish).get_or_insert(keys);
-    }
-
-    fn saving(&self, sink: &str) -> Arc<tokio::sync::Mutex<()>> {
-        Arc::clone(lock(&self.saving).entry(sink.into()).or_default())
-    }
-}
-
-/// An error with its causes, on one line.
-fn chain(failure: &Failure) -> String {
-    let mut text = failure.to_string();
-    let mut cause = std::error::Error::source(failure);
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
-}
-
-impl From<tokio::time::error::Elapsed> for Failure {
-    fn from(_: tokio::time::error::Elapsed) -> Self {
-        Self::Timeout
-    }
-}
-
-// === impl Loan ===
-
-impl Loan {
-    /// Whether all leases can be relied on.
-    pub(super) fn holds(&self) -> bool {
-        self.shared.look(|state| {
-            let mut leases = self.leases.iter();
-            leases.all(|held| state.is_held(*held))
-        })
-    }
-
-    /// Whether somebody else may have delivered some of it already.
-    pub(super) fn is_inherited(&self) -> bool {
-        self.inherited
-    }
-}
-
-impl Drop for Loan {
-    fn drop(&mut self) {
-        self.shared
-            .work(|state| state.journal.give_back(&self.sink, self.number));
-    }
-}
-
-// === impl Taking ===
-
-impl<'a> Taking<'a> {
-    fn new(shared: &'a Shared, key: &'a SearchKey) -> Self {
-        shared.update(|state| {
-            state.granted.remove(key);
-            state.taking.insert(key.clone());
-        });
-        Self { shared, key }
-    }
-}
-
-impl Drop for Taking<'_> {
-    fn drop(&mut self) {
-        self.shared.update(|state| {
-            state.taking.remove(self.key);
-        });
     }
 }
 

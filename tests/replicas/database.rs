@@ -215,7 +215,10 @@ async fn a_slow_database_is_put_up_with_and_one_that_is_too_slow_is_named() {
     cable.slow_down(Duration::from_millis(50));
     opsramp.open_many(&crate::tenant(0), 3).unwrap();
     wait_for_lines(&place, 5).await;
-    assert_eq!(exporter.get("/-/ready").await.0, 200);
+    eventually("it is ready", async || {
+        exporter.get("/-/ready").await.0 == 200
+    })
+    .await;
 
     cable.slow_down(Duration::from_secs(5));
     let why = wait_until_not_ready(&exporter).await;

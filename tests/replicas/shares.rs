@@ -84,7 +84,10 @@ async fn shares_are_even_whoever_comes_and_goes() {
             })
             .await;
         polled += replica.metrics().await.sum("opsramp_search_total_results{");
-        assert_eq!(replica.get("/-/ready").await.0, 200);
+        eventually("it is ready", async || {
+            replica.get("/-/ready").await.0 == 200
+        })
+        .await;
     }
     assert_eq!(polled, (TENANTS * SEARCHES * 2) as f64);
     eventually("nothing moves any more", async || {

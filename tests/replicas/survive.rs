@@ -179,7 +179,7 @@ async fn nothing_is_lost_when_replicas_are_killed() {
         replica.kill().await;
         place.start().await
     };
-    survive("OPSRAMP_TEST_KILLS", 6, kill).await;
+    survive("OPSRAMP_TEST_KILLS", 4, kill).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -190,5 +190,5 @@ async fn nothing_is_lost_when_replicas_sleep_past_their_leases() {
         replica.signal(Signal::CONT);
         replica
     };
-    survive("OPSRAMP_TEST_STOPS", 3, stop).await;
+    survive("OPSRAMP_TEST_STOPS", 2, stop).await;
 }

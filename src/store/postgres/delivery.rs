@@ -267,7 +267,7 @@ pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
         // Somebody else may hold them now, or the server was set back.
         for (row, epoch) in rows.iter().zip(&epochs) {
             if !saved.contains(row) {
-                state.lose(Held {
+                state.come_too_late(Held {
                     row: *row,
                     epoch: *epoch,
                 });

@@ -58,7 +58,16 @@ pub(super) async fn keep(shared: &Shared) {
         );
         let flat = |done: Result<Result<(), Failure>, _>| done.unwrap_or(Err(Failure::Timeout));
         let kept = flat(renewed).and(flat(shared_out));
-        shared.update(super::leases::State::expire);
+        let lost = shared.update(|state| {
+            state.expire();
+            state.take_lost()
+        });
+        if lost > 0 {
+            tracing::warn!(
+                searches = lost,
+                "leases were not renewed in time; other replicas may poll these searches now"
+            );
+        }
         shared.tell(kept.err().as_ref());
     }
 }
@@ -211,8 +220,20 @@ async fn share_out(shared: &Shared) -> Result<(), Failure> {
         let decision = shares::decide(&survey, me, shared.lease * 2);
         let keys = decision.take.iter().filter_map(|row| state.wanted.get(row));
         state.granted = keys.cloned().collect();
-        state.share = decision.share;
         state.give_back(decision.give_back);
+        // The first look may come before others see this replica.
+        let replicas = peers.len();
+        let is_seen = survey.replicas.iter().any(|peer| peer.number == me);
+        if is_seen && (state.replicas, state.share) != (replicas, decision.share) {
+            state.replicas = replicas;
+            tracing::info!(
+                replicas,
+                share = decision.share,
+                searches = rows.len(),
+                "this replica's share of the searches has changed"
+            );
+        }
+        state.share = decision.share;
     });
     Ok(())
 }

@@ -23,6 +23,8 @@ pub(super) struct State {
     pub(super) replica: Option<i64>,
     /// How many searches it wants.
     pub(super) share: usize,
+    /// How many replicas there were when that was last told.
+    pub(super) replicas: usize,
     /// Its sinks, once it was told.
     pub(super) sinks: Option<Vec<String>>,
     /// The searches that it would poll, by row.
@@ -37,6 +39,8 @@ pub(super) struct State {
     /// start.
     pub(super) look_at: Option<Duration>,
     holds: HashMap<i64, Hold>,
+    /// Leases that were not renewed in time, and of which nothing has been said yet.
+    lost: usize,
     pub(super) journal: Journal,
 }
 
@@ -57,6 +61,7 @@ impl State {
         Self {
             replica: None,
             share: 0,
+            replicas: 0,
             sinks: None,
             wanted: HashMap::new(),
             granted: HashSet::new(),
@@ -64,6 +69,7 @@ impl State {
             taking: HashSet::new(),
             look_at: None,
             holds: HashMap::new(),
+            lost: 0,
             journal,
         }
     }
@@ -79,15 +85,24 @@ impl State {
     }
 
     /// Takes note that a search is no longer held, and that its events are others' to deliver.
-    pub(super) fn lose(&mut self, held: Held) {
-        if self
-            .holds
-            .get(&held.row)
-            .is_some_and(|it| it.epoch == held.epoch)
-        {
+    /// Brings whether it was.
+    pub(super) fn lose(&mut self, held: Held) -> bool {
+        let was_held = self.epoch(held.row) == Some(held.epoch);
+        if was_held {
             self.holds.remove(&held.row);
             self.journal.drop_search(held.row);
         }
+        was_held
+    }
+
+    /// The same where it was not given back, but not renewed in time.
+    pub(super) fn come_too_late(&mut self, held: Held) {
+        self.lost += usize::from(self.lose(held));
+    }
+
+    /// How many searches were lost so since this was last asked.
+    pub(super) fn take_lost(&mut self) -> usize {
+        std::mem::take(&mut self.lost)
     }
 
     /// Takes note that nothing is held.
@@ -165,10 +180,10 @@ impl State {
     /// Forgets the leases whose time is over, with what waits to be delivered.
     pub(super) fn expire(&mut self) {
         let now = clock::since_boot();
-        for held in self.leases() {
-            if self.until(held).is_some_and(|until| until <= now) {
-                self.lose(held);
-            }
+        let mut over = self.leases();
+        over.retain(|held| self.until(*held).is_some_and(|until| until <= now));
+        for held in over {
+            self.come_too_late(held);
         }
     }
 
@@ -176,7 +191,7 @@ impl State {
     pub(super) fn renewed(&mut self, asked: &[Held], renewed: &HashSet<i64>, until: Duration) {
         for held in asked {
             if !renewed.contains(&held.row) {
-                self.lose(*held);
+                self.come_too_late(*held);
             } else if let Some(hold) = self.holds.get_mut(&held.row)
                 && hold.epoch == held.epoch
             {
@@ -245,6 +260,7 @@ mod tests {
         assert_eq!(state.held_rows(), [1]);
         state.expire();
         assert_eq!(state.leases(), [held(1, 5)]);
+        assert_eq!((state.take_lost(), state.take_lost()), (1, 0));
         assert!(state.journal.waits(1) && !state.journal.waits(2));
     }
 

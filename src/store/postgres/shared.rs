@@ -1,0 +1,203 @@
+//! What the store and its loops share: the connections, what is known of leases and journals, and
+//! who is told when that changes.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, Semaphore, watch},
+    task::JoinHandle,
+};
+
+use super::{
+    connection::{Failure, Pool},
+    leases::State,
+};
+use crate::{identity::SearchKey, store::Held};
+
+/// What the store and its loops share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) pool: Pool,
+    pub(super) lease: Duration,
+    /// Tells the marks of this replica's sinks from those of others.
+    pub(super) node: String,
+    pub(super) state: Mutex<State>,
+    /// Which searches this replica would poll, until the keeper has looked them up.
+    pub(super) wish: Mutex<Option<Vec<SearchKey>>>,
+    /// Grows with every change of the leases.
+    pub(super) changed: watch::Sender<u64>,
+    /// Grows with everything that happens to the journals.
+    pub(super) worked: watch::Sender<u64>,
+    pub(super) journalled: watch::Sender<i64>,
+    pub(super) trouble: watch::Sender<Option<String>>,
+    /// Has the keeper look at the shares soon.
+    pub(super) wake: Notify,
+    /// Tells that something was delivered.
+    pub(super) delivered: Notify,
+    pub(super) takes: Semaphore,
+    /// One at a time tells the server how far a sink has come.
+    pub(super) saving: Mutex<HashMap<Box<str>, Arc<tokio::sync::Mutex<()>>>>,
+    /// The loops; none once the store was closed.
+    pub(super) loops: Mutex<Option<[JoinHandle<()>; 2]>>,
+}
+
+/// What a sink is delivering.
+#[derive(Debug)]
+pub(in crate::store) struct Loan {
+    pub(super) shared: Arc<Shared>,
+    pub(super) sink: Box<str>,
+    pub(super) number: u64,
+    pub(super) leases: Vec<Held>,
+    pub(super) inherited: bool,
+}
+
+/// A search that is being taken up.
+pub(super) struct Taking<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) key: &'a SearchKey,
+}
+
+// === impl Shared ===
+
+impl Shared {
+    pub(super) fn look<A>(&self, at: impl FnOnce(&State) -> A) -> A {
+        at(&lock(&self.state))
+    }
+
+    pub(super) fn update<A>(&self, change: impl FnOnce(&mut State) -> A) -> A {
+        let answer = self.work(change);
+        self.changed.send_modify(|version| *version += 1);
+        answer
+    }
+
+    /// The same where no lease changes: all searches would look up.
+    pub(super) fn work<A>(&self, change: impl FnOnce(&mut State) -> A) -> A {
+        let answer = change(&mut lock(&self.state));
+        self.worked.send_modify(|version| *version += 1);
+        answer
+    }
+
+    pub(super) fn number(&self) -> Result<i64, Failure> {
+        self.look(|state| state.replica).ok_or(Failure::NotJoined)
+    }
+
+    pub(super) fn lease_seconds(&self) -> f64 {
+        self.lease.as_secs_f64()
+    }
+
+    /// Until when a lease can be relied on that was asked for then: a little less than the server
+    /// counts, for clocks do not run at the same speed.
+    pub(super) fn relied_on_until(&self, asked: Duration) -> Duration {
+        asked + self.lease * 9 / 10
+    }
+
+    pub(super) fn tell_sinks(&self, end: i64) {
+        self.journalled.send_if_modified(|told| {
+            let news = *told < end;
+            *told = end.max(*told);
+            news
+        });
+    }
+
+    /// Says in what trouble the server is, where that has changed.
+    pub(super) fn tell(&self, failure: Option<&Failure>) {
+        let text = failure.map(chain);
+        let was = self.trouble.borrow().clone();
+        match (&was, &text) {
+            (None, Some(error)) => tracing::error!(
+                error,
+                "the state database cannot be used; polling pauses when the leases have ended, \
+                 and goes on by itself"
+            ),
+            (Some(_), None) => tracing::info!("the state database can be used again"),
+            _ => {}
+        }
+        if was != text {
+            self.trouble.send_replace(text);
+        }
+    }
+
+    pub(super) fn take_wish(&self) -> Option<Vec<SearchKey>> {
+        lock(&self.wish).take()
+    }
+
+    /// Has the keeper look up searches, unless others have been wished for since.
+    pub(super) fn wish_again(&self, keys: Vec<SearchKey>) {
+        lock(&self.wish).get_or_insert(keys);
+    }
+
+    pub(super) fn saving(&self, sink: &str) -> Arc<tokio::sync::Mutex<()>> {
+        Arc::clone(lock(&self.saving).entry(sink.into()).or_default())
+    }
+}
+
+/// An error with its causes, on one line.
+pub(super) fn chain(failure: &Failure) -> String {
+    let mut text = failure.to_string();
+    let mut cause = std::error::Error::source(failure);
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+impl From<tokio::time::error::Elapsed> for Failure {
+    fn from(_: tokio::time::error::Elapsed) -> Self {
+        Self::Timeout
+    }
+}
+
+// === impl Loan ===
+
+impl Loan {
+    /// Whether all leases can be relied on.
+    pub(in crate::store) fn holds(&self) -> bool {
+        self.shared.look(|state| {
+            let mut leases = self.leases.iter();
+            leases.all(|held| state.is_held(*held))
+        })
+    }
+
+    /// Whether somebody else may have delivered some of it already.
+    pub(in crate::store) fn is_inherited(&self) -> bool {
+        self.inherited
+    }
+}
+
+impl Drop for Loan {
+    fn drop(&mut self) {
+        self.shared
+            .work(|state| state.journal.give_back(&self.sink, self.number));
+    }
+}
+
+// === impl Taking ===
+
+impl<'a> Taking<'a> {
+    pub(super) fn new(shared: &'a Shared, key: &'a SearchKey) -> Self {
+        shared.update(|state| {
+            state.granted.remove(key);
+            state.taking.insert(key.clone());
+        });
+        Self { shared, key }
+    }
+}
+
+impl Drop for Taking<'_> {
+    fn drop(&mut self) {
+        self.shared.update(|state| {
+            state.taking.remove(self.key);
+        });
+    }
+}
+
+/// Nothing that runs under these locks can panic half-way.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
