@@ -28,7 +28,7 @@ export OPSRAMP_EXPORTER_REVISION SOURCE_DATE_EPOCH
 cargo build --release --locked
 cp target/release/opsramp-exporter "$out/"
 cargo deb --locked --no-build --no-strip --output "$out/"
-cargo generate-rpm --output "$out/"
+cargo generate-rpm --payload-compress gzip --output "$out/"
 # What was built in, with versions, licences and checksums of the sources; no tools, no tests.
 cargo cyclonedx --format json --spec-version 1.5 --no-build-deps --override-filename opsramp-exporter.cdx
 sed "s|file://$PWD|file:///src|g" opsramp-exporter.cdx.json >"$out/opsramp-exporter.cdx.json"

@@ -44,7 +44,7 @@ const STEP: Duration = Duration::from_millis(50);
 
 /// Steps between two turns of life: so fewer alerts leave than a minute's allowance of 500 requests
 /// for their reasons has room for, and nothing piles up.
-const LIFE: usize = 8;
+const LIFE: usize = 16;
 
 /// Steps between two looks at what the process uses.
 const LOOK: usize = 20;
@@ -56,6 +56,10 @@ const TOKEN: Duration = Duration::from_secs(2);
 const SLACK: f64 = 4.0 * MIB;
 
 const MIB: f64 = 1024.0 * 1024.0;
+
+/// How long it may take until everything is told: the back-off of what failed last, and the reasons
+/// of those that left, as far as the allowance for them is used up.
+const SETTLING: Duration = Duration::from_secs(90);
 
 /// Connections that may be kept for the next requests, beyond those of the first third.
 const IDLE: f64 = 16.0;
@@ -166,6 +170,8 @@ impl Soak {
                 }
                 41..43 => self.reload(),
                 43..45 => self.rotate(),
+                // Else they would pile up while the token's back-off grows.
+                45..50 => self.opsramp.clear_faults(),
                 _ => {}
             }
             if step % LOOK == 0 {
@@ -265,13 +271,21 @@ impl Soak {
     async fn settle(&mut self) -> Story {
         self.proxy.set(Weather::Fair);
         self.opsramp.clear_faults();
-        self.exporter
-            .wait_for("it works, with nothing left to be delivered", |metrics| {
-                metrics.one("opsramp_up{") == Some(1.0)
-                    && metrics.one("opsramp_search_complete{") == Some(1.0)
-                    && metrics.sum("opsramp_sink_backlog_events{") == 0.0
-            })
-            .await;
+        let deadline = Instant::now() + SETTLING;
+        loop {
+            let metrics = self.exporter.metrics().await;
+            let works = metrics.one("opsramp_up{") == Some(1.0);
+            let complete = metrics.one("opsramp_search_complete{") == Some(1.0);
+            let backlog = metrics.sum("opsramp_sink_backlog_events{");
+            if works && complete && backlog == 0.0 {
+                break;
+            }
+            assert!(
+                Instant::now() < deadline,
+                "works: {works}, complete: {complete}, backlog: {backlog}, {metrics:#?}"
+            );
+            tokio::time::sleep(STEP).await;
+        }
         wait_for_story(&self.place, &self.reader.files(), &self.opsramp).await
     }
 }
