@@ -85,6 +85,8 @@ readonly logs=/var/log/private/opsramp-exporter
 
 # It says itself that it is ready: then a scrape is answered.
 systemctl start opsramp-exporter
+# The journal may be a moment behind with the line that names the port.
+within 5 says 'listening on'
 metric '^opsramp_exporter_build_info'
 within 10 metric '^opsramp_up{.*} 1$'
 within 10 status 'polling 1 search'
@@ -132,10 +134,10 @@ install -D -m 0644 /opt/socket.conf /etc/systemd/system/opsramp-exporter.service
 systemctl daemon-reload
 systemctl start opsramp-exporter.socket
 [[ $(property ActiveState) == inactive ]]
-# The first scrape starts the service, and waits for it; one during a restart waits, too.
+# The first scrape starts the service, and waits for it; so does one that comes while it is stopped.
 readonly socket=$(systemctl show -P Listen opsramp-exporter.socket | sed 's/.*:\([0-9]*\) .*/\1/')
 metric_at "$socket" '^opsramp_exporter_build_info'
-systemctl restart --no-block opsramp-exporter
+systemctl stop opsramp-exporter 2>/dev/null
 metric_at "$socket" '^opsramp_exporter_build_info'
 within 10 metric '^opsramp_up{.*} 1$'
 systemctl stop opsramp-exporter.socket opsramp-exporter
