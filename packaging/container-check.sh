@@ -69,7 +69,10 @@ readonly limits=(--ulimit "nofile=$(ulimit -n):$(ulimit -n)" --ulimit nproc=1024
 # What docs/installation.md says, and what a machine without systemd asks for.
 readonly options=(--cgroups=disabled --log-driver k8s-file "${limits[@]}" --read-only --read-only-tmpfs=false
   --cap-drop ALL --security-opt no-new-privileges)
-end() { podman rm --all --force --time 1 >/dev/null 2>&1 || true; }
+# First the one that has its network from the other.
+end() {
+  for name in exporter demo; do podman rm --force --ignore --time 1 "$name" >/dev/null 2>>"$work/podman.log" || true; done
+}
 trap end EXIT
 quietly() { "$@" 2>>"$work/podman.log" || { cat "$work/podman.log" >&2; return 1; }; }
 fail() {
