@@ -20,6 +20,7 @@ use crate::{
     clock,
     config::{self, Config, ConfigError, WebFile},
     deliver::{self, Delivery, SinkOptions},
+    error_chain::chain,
     health::Health,
     metrics::Metrics,
     poll::{self, Happening, Plan, Pollers},
@@ -360,18 +361,6 @@ impl Opening<'_> {
             self.manager.ready();
         }
     }
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 /// What a signal tells the daemon to do.

@@ -16,6 +16,7 @@ pub mod config;
 pub mod daemon;
 pub mod deliver;
 pub mod demo;
+mod error_chain;
 mod excerpt;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;

@@ -34,7 +34,7 @@ use self::{
     line::{Line, Value},
     repeats::{Repeats, Verdict},
 };
-use crate::clock;
+use crate::{clock, error_chain::chain};
 
 mod line;
 mod repeats;
@@ -268,13 +268,7 @@ impl Visit for Fields {
     }
 
     fn record_error(&mut self, field: &Field, value: &(dyn Error + 'static)) {
-        let mut text = value.to_string();
-        let mut cause = value.source();
-        while let Some(error) = cause {
-            text.push_str(": ");
-            text.push_str(&error.to_string());
-            cause = error.source();
-        }
+        let text = chain(value);
         self.push(field, Value::text(format_args!("{text}")));
     }
 

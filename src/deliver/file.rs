@@ -23,10 +23,10 @@ use std::{
 
 use rustix::{fs::OFlags, io::Errno};
 
-use crate::store::Pending;
+use crate::{error_chain::chain, store::Pending};
 
 use super::{
-    Format, chain,
+    Format,
     format::Lines,
     sink::{Progress, Writer},
 };

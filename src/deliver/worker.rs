@@ -12,12 +12,13 @@ use tokio::{
 };
 
 use crate::{
+    error_chain::chain,
     status::Board,
     store::{self, Pending, Store},
 };
 
 use super::{
-    Failed, Observer, Target, chain,
+    Failed, Observer, Target,
     sink::{Progress, Refusal, Running, Sink, SinkError},
 };
 

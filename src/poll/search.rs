@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     clock,
+    error_chain::chain,
     health::{Health, Heartbeat},
     identity::{EventKind, SearchKey},
     metrics::SearchMetrics,
@@ -1112,17 +1113,6 @@ impl Failure {
             Self::Store(error) => chain(error),
         }
     }
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line = format!("{line}: {error}");
-        cause = error.source();
-    }
-    line
 }
 
 /// Asks for an alert's own page until there is an answer, or a failure that will not pass.

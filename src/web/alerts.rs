@@ -8,6 +8,7 @@ use tokio::sync::Semaphore;
 
 use super::query::Query;
 use crate::{
+    error_chain::chain,
     record::AlertFields,
     status::Board,
     store::{self, AlertFilter},
@@ -157,10 +158,4 @@ fn name_tenants(board: &Board, alerts: &mut [OpenAlert]) {
             None => id.1,
         };
     }
-}
-
-/// An error with its causes, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |cause| cause.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

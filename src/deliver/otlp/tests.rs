@@ -471,7 +471,7 @@ async fn a_receiver_that_does_not_answer_is_a_passing_error_without_the_url() {
         assert_eq!(progress.settled, 0);
         let error = progress.error.unwrap();
         assert!(!error.is_fatal());
-        let text = crate::deliver::chain(&error);
+        let text = crate::error_chain::chain(&error);
         assert!(text.starts_with("cannot reach the receiver: "), "{text}");
         assert!(!text.contains("hunter2"), "{text}");
     }

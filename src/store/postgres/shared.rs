@@ -16,7 +16,7 @@ use super::{
     connection::{Failure, Pool},
     leases::State,
 };
-use crate::{identity::SearchKey, store::Held};
+use crate::{error_chain::chain, identity::SearchKey, store::Held};
 
 /// What the store and its loops share.
 #[derive(Debug)]
@@ -105,7 +105,7 @@ impl Shared {
 
     /// Says in what trouble the server is, where that has changed.
     pub(super) fn tell(&self, failure: Option<&Failure>) {
-        let text = failure.map(chain);
+        let text = failure.map(|failure| chain(failure));
         let was = self.trouble.borrow().clone();
         match (&was, &text) {
             (None, Some(error)) => tracing::error!(
@@ -133,18 +133,6 @@ impl Shared {
     pub(super) fn saving(&self, sink: &str) -> Arc<tokio::sync::Mutex<()>> {
         Arc::clone(lock(&self.saving).entry(sink.into()).or_default())
     }
-}
-
-/// An error with its causes, on one line.
-pub(super) fn chain(failure: &Failure) -> String {
-    let mut text = failure.to_string();
-    let mut cause = std::error::Error::source(failure);
-    while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        cause = error.source();
-    }
-    text
 }
 
 impl From<tokio::time::error::Elapsed> for Failure {

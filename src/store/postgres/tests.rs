@@ -4,6 +4,7 @@ use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 
 use super::*;
 use crate::{
+    error_chain::chain,
     secret::Secret,
     store::{
         Options, Store,
@@ -80,7 +81,7 @@ fn told(batch: &Batch) -> Vec<u128> {
 /// What went wrong, with its causes.
 fn text(error: &Error) -> String {
     match error {
-        Error::Backend(error) => shared::chain(error.downcast_ref::<Failure>().unwrap()),
+        Error::Backend(error) => chain(error.downcast_ref::<Failure>().unwrap()),
         error => error.to_string(),
     }
 }

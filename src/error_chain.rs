@@ -1,0 +1,48 @@
+//! Errors as people read them.
+
+use std::error::Error;
+
+/// An error with its causes, on one line.
+pub(crate) fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{what}")]
+    struct Wrapped {
+        what: &'static str,
+        #[source]
+        source: Box<dyn Error>,
+    }
+
+    #[test]
+    fn causes_follow_from_the_outermost_to_the_first() {
+        let first = io::Error::other("the disk is full");
+        assert_eq!(chain(&first), "the disk is full");
+        let inner = Wrapped {
+            what: "cannot write",
+            source: first.into(),
+        };
+        let outer = Wrapped {
+            what: "the state store failed",
+            source: inner.into(),
+        };
+        assert_eq!(
+            chain(&outer),
+            "the state store failed: cannot write: the disk is full"
+        );
+    }
+}
