@@ -6,11 +6,12 @@
 
 use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
 use serde_json::value::RawValue;
-use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tokio::{task::JoinError, time::Instant};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use super::{
     AtFirstStart, SearchOptions,
@@ -119,6 +120,8 @@ struct Running {
     poll: Option<Poll>,
     background_at: Instant,
     background_failures: u32,
+    /// The page that the background wants next, asked for while the last one is worked off.
+    ahead: Option<(u64, AbortOnDropHandle<Reply>)>,
     status: SearchStatus,
     failures: u32,
     /// Those among them that stretch the interval. Failures of the token do not: it has a back-off
@@ -270,6 +273,7 @@ impl Search {
             poll: None,
             background_at: Instant::now(),
             background_failures: 0,
+            ahead: None,
             status,
             failures: 0,
             stretching: 0,
@@ -388,8 +392,8 @@ impl Running {
                     background_request = self.background();
                 }
                 reply = ready(&mut background_request) => {
-                    background_request = None;
                     self.background_answered(reply).await;
+                    background_request = self.asked_ahead();
                 }
                 () = tokio::time::sleep_until(pulse) => {}
             }
@@ -575,6 +579,13 @@ impl Running {
         }
     }
 
+    /// The request for what the background wants next, where it is on its way already.
+    fn asked_ahead(&mut self) -> Option<Request> {
+        let (page, request) = self.ahead.take()?;
+        let wanted = self.engine.task() == Some(Task::Page(page));
+        wanted.then(|| -> Request { Box::pin(answered(request)) })
+    }
+
     async fn background_answered(&mut self, reply: Reply) {
         let reads_before = self.engine.reads();
         let worked = match reply {
@@ -609,6 +620,8 @@ impl Running {
                 }
             }
             Err(failure) => {
+                // The same page comes first again, and not at once.
+                self.ahead = None;
                 let doublings = self.background_failures.min(10);
                 self.background_failures += 1;
                 let pause =
@@ -845,6 +858,10 @@ impl Running {
             page_size: page.page_size.unwrap_or(request.page_size.into()),
             next: page.next_page,
         };
+        if let Some(next) = self.engine.foresees(purpose, &facts) {
+            let request = tokio::spawn(self.page(Purpose::FullRead, next));
+            self.ahead = Some((next, AbortOnDropHandle::new(request)));
+        }
         let delta = self.engine.compare(&sightings);
         let ordinals = self.ordinals(&delta.opened, &sightings).await?;
         let details = self.details(&delta.opened, &page.alerts).await;
@@ -886,13 +903,27 @@ impl Running {
             let alert = &page.alerts[place];
             let sighting = sightings[place];
             let detail = details.get(&place).and_then(|answer| answer.alert().ok());
-            let fields = self.fields(alert, detail.as_ref());
+            let mut fields = self.fields(alert, detail.as_ref());
             let silent = kind == Some(EventKind::Opened) && self.is_before_our_time(&fields);
             let happened = u32::from(kind.is_some());
             let ordinal = match before {
                 Some(before) => before.ordinal + happened,
                 None => ordinals.get(sighting.id).copied().unwrap_or(0) + happened,
             };
+            adopted.push(Known {
+                sighting,
+                ordinal,
+                created_at: fields.created_at.map(Timestamp::as_second),
+                group: reading::group(&fields, &group_by),
+            });
+            commit.upserts.push(StoredAlert {
+                id: sighting.id.into(),
+                ordinal,
+                digest: sighting.digest,
+                created_at: fields.created_at,
+                state: sighting.state.into(),
+                body: body(&mut fields).map_err(store::Error::backend)?,
+            });
             if let Some(kind) = kind.filter(|_| !silent) {
                 counts[usize::from(kind == EventKind::Changed)] += 1;
                 if kind == EventKind::Opened
@@ -911,32 +942,12 @@ impl Running {
                         previous_state: before.map(|before| before.state.to_string()),
                         previous_status: before.map(|before| before.status.to_string()),
                         reason: None,
-                        fields: fields.clone(),
+                        fields,
                         raw: raw.and_then(|raw| serde_json::from_str(raw).ok()),
                     };
                     commit.events.push(self.journal_event(now, happening));
                 }
             }
-            let stored = StoredAlert {
-                id: sighting.id.into(),
-                ordinal,
-                digest: sighting.digest,
-                created_at: fields.created_at,
-                state: sighting.state.into(),
-                body: serde_json::to_vec(&AlertFields {
-                    description: None,
-                    ..fields.clone()
-                })
-                .map_err(store::Error::backend)?
-                .into(),
-            };
-            adopted.push(Known {
-                sighting,
-                ordinal,
-                created_at: fields.created_at.map(Timestamp::as_second),
-                group: reading::group(&fields, &group_by),
-            });
-            commit.upserts.push(stored);
         }
         if !commit.upserts.is_empty() {
             self.commit(commit, now).await?;
@@ -1115,6 +1126,14 @@ impl Failure {
     }
 }
 
+/// An alert's stored form. Its description is the longest part, and nobody reads it from there.
+fn body(fields: &mut AlertFields) -> Result<Bytes, serde_json::Error> {
+    let description = fields.description.take();
+    let body = serde_json::to_vec(fields);
+    fields.description = description;
+    body.map(Bytes::from)
+}
+
 /// Asks for an alert's own page until there is an answer, or a failure that will not pass.
 async fn reason(client: &Client, tenant: &str, id: &str) -> Reason {
     let mut pause = REASONS_PAUSE;
@@ -1130,6 +1149,16 @@ async fn reason(client: &Client, tenant: &str, id: &str) -> Reason {
         }
         tokio::time::sleep(pause).await;
         pause *= 2;
+    }
+}
+
+/// Waits for a request that runs on its own.
+async fn answered(request: AbortOnDropHandle<Reply>) -> Reply {
+    match request.await.map_err(JoinError::try_into_panic) {
+        Ok(reply) => reply,
+        Err(Ok(panic)) => std::panic::resume_unwind(panic),
+        // The runtime ends, and with it whoever waits.
+        Err(Err(_)) => std::future::pending().await,
     }
 }
 

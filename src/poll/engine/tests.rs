@@ -225,8 +225,14 @@ impl Run {
         for (id, _) in &shown {
             self.seen_at.insert(*id, self.server.clock);
         }
-        self.engine
-            .adopt(purpose, &facts, &page, &delta, known, self.now)
+        let foreseen = self.engine.foresees(purpose, &facts);
+        let next = self
+            .engine
+            .adopt(purpose, &facts, &page, &delta, known, self.now);
+        if let Some(page) = foreseen {
+            assert_eq!(self.engine.task(), Some(Task::Page(page)), "foreseen");
+        }
+        next
     }
 
     fn poll(&mut self, store_fails: bool) {
