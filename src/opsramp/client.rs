@@ -598,7 +598,9 @@ impl Http {
             .map_err(|error| (None, self.transport(endpoint, error)))?;
         let status = response.status();
         let failed = |error| (Some(status.as_u16()), error);
-        let mut body = Vec::new();
+        // As long as the answer says it is, so that a page does not take up to twice its size.
+        let told = response.content_length().filter(|told| *told <= limit);
+        let mut body = Vec::with_capacity(usize::try_from(told.unwrap_or(0)).unwrap_or(0));
         while let Some(chunk) = response
             .chunk()
             .await

@@ -1090,7 +1090,7 @@ impl Running {
         JournalEvent {
             event_id,
             at,
-            body: body.into(),
+            body: Bytes::copy_from_slice(&body),
         }
     }
 }
@@ -1131,7 +1131,8 @@ fn body(fields: &mut AlertFields) -> Result<Bytes, serde_json::Error> {
     let description = fields.description.take();
     let body = serde_json::to_vec(fields);
     fields.description = description;
-    body.map(Bytes::from)
+    // A page of them waits for the store: none shall keep the room that it grew into.
+    body.map(|body| Bytes::copy_from_slice(&body))
 }
 
 /// Asks for an alert's own page until there is an answer, or a failure that will not pass.
