@@ -221,18 +221,6 @@ impl Engine {
         }
     }
 
-    /// The page that the background will ask for once this one is adopted, where that is sure: it
-    /// may be asked for at once.
-    #[must_use]
-    pub fn foresees(&self, purpose: &Purpose, facts: &Facts) -> Option<u64> {
-        match (&self.reading, purpose) {
-            (Reading::Pages { read, .. }, Purpose::FullRead) if self.departed.is_empty() => {
-                read.foresees(facts)
-            }
-            _ => None,
-        }
-    }
-
     /// What the background wants to ask next.
     #[must_use]
     pub fn task(&self) -> Option<Task> {

@@ -10,8 +10,8 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
 use serde_json::value::RawValue;
-use tokio::{task::JoinError, time::Instant};
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::{
     AtFirstStart, SearchOptions,
@@ -120,8 +120,6 @@ struct Running {
     poll: Option<Poll>,
     background_at: Instant,
     background_failures: u32,
-    /// The page that the background wants next, asked for while the last one is worked off.
-    ahead: Option<(u64, AbortOnDropHandle<Reply>)>,
     status: SearchStatus,
     failures: u32,
     /// Those among them that stretch the interval. Failures of the token do not: it has a back-off
@@ -273,7 +271,6 @@ impl Search {
             poll: None,
             background_at: Instant::now(),
             background_failures: 0,
-            ahead: None,
             status,
             failures: 0,
             stretching: 0,
@@ -392,8 +389,8 @@ impl Running {
                     background_request = self.background();
                 }
                 reply = ready(&mut background_request) => {
+                    background_request = None;
                     self.background_answered(reply).await;
-                    background_request = self.asked_ahead();
                 }
                 () = tokio::time::sleep_until(pulse) => {}
             }
@@ -579,13 +576,6 @@ impl Running {
         }
     }
 
-    /// The request for what the background wants next, where it is on its way already.
-    fn asked_ahead(&mut self) -> Option<Request> {
-        let (page, request) = self.ahead.take()?;
-        let wanted = self.engine.task() == Some(Task::Page(page));
-        wanted.then(|| -> Request { Box::pin(answered(request)) })
-    }
-
     async fn background_answered(&mut self, reply: Reply) {
         let reads_before = self.engine.reads();
         let worked = match reply {
@@ -620,8 +610,6 @@ impl Running {
                 }
             }
             Err(failure) => {
-                // The same page comes first again, and not at once.
-                self.ahead = None;
                 let doublings = self.background_failures.min(10);
                 self.background_failures += 1;
                 let pause =
@@ -858,10 +846,6 @@ impl Running {
             page_size: page.page_size.unwrap_or(request.page_size.into()),
             next: page.next_page,
         };
-        if let Some(next) = self.engine.foresees(purpose, &facts) {
-            let request = tokio::spawn(self.page(Purpose::FullRead, next));
-            self.ahead = Some((next, AbortOnDropHandle::new(request)));
-        }
         let delta = self.engine.compare(&sightings);
         let ordinals = self.ordinals(&delta.opened, &sightings).await?;
         let details = self.details(&delta.opened, &page.alerts).await;
@@ -1150,16 +1134,6 @@ async fn reason(client: &Client, tenant: &str, id: &str) -> Reason {
         }
         tokio::time::sleep(pause).await;
         pause *= 2;
-    }
-}
-
-/// Waits for a request that runs on its own.
-async fn answered(request: AbortOnDropHandle<Reply>) -> Reply {
-    match request.await.map_err(JoinError::try_into_panic) {
-        Ok(reply) => reply,
-        Err(Ok(panic)) => std::panic::resume_unwind(panic),
-        // The runtime ends, and with it whoever waits.
-        Err(Err(_)) => std::future::pending().await,
     }
 }
 

@@ -225,14 +225,8 @@ impl Run {
         for (id, _) in &shown {
             self.seen_at.insert(*id, self.server.clock);
         }
-        let foreseen = self.engine.foresees(purpose, &facts);
-        let next = self
-            .engine
-            .adopt(purpose, &facts, &page, &delta, known, self.now);
-        if let Some(page) = foreseen {
-            assert_eq!(self.engine.task(), Some(Task::Page(page)), "foreseen");
-        }
-        next
+        self.engine
+            .adopt(purpose, &facts, &page, &delta, known, self.now)
     }
 
     fn poll(&mut self, store_fails: bool) {
