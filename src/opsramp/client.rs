@@ -5,7 +5,6 @@
 
 use std::{
     collections::HashMap,
-    error::Error as _,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -22,7 +21,7 @@ use super::{
     page::Answer,
     token::{Credentials, Grant, Issuer, Token, Tokens},
 };
-use crate::{clock, excerpt::Secrets, http_date, secret::Secret};
+use crate::{clock, error_chain::chain, excerpt::Secrets, http_date, secret::Secret};
 
 /// Everything but the characters that RFC 3986 leaves unreserved.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
@@ -446,14 +445,8 @@ impl Issuer for TokenEndpoint {
     fn credentials(&self) -> Result<Credentials, Error> {
         let options = &self.http.options;
         let read = |source: &crate::secret::SecretSource| {
-            source.read().map_err(|error| {
-                let cause = error
-                    .source()
-                    .map(|cause| format!(": {cause}"))
-                    .unwrap_or_default();
-                Error::Auth {
-                    what: format!("{error}{cause}"),
-                }
+            source.read().map_err(|error| Error::Auth {
+                what: chain(&error),
             })
         };
         Ok(Credentials {

@@ -467,7 +467,6 @@ impl Running {
             reason: failure.reason(),
             message: failure.message(),
         };
-        self.search.metrics.poll_failed(error.reason);
         let of_the_store = matches!(failure, Failure::Store(_));
         if failure.is_echo() || of_the_store && self.search.shared.store.is_in_trouble() {
             tracing::debug!(search = %self.search.key, reason = error.reason, error = %error.message, "poll failed, as others did");
@@ -496,8 +495,11 @@ impl Running {
             }
         };
         self.status.up = Some(false);
+        let reason = error.reason;
         self.status.last_error = Some(error.clone());
         self.end_poll(Err(error));
+        // Whoever sees the count shall see what it says of `up`, too.
+        self.search.metrics.poll_failed(reason);
     }
 
     fn end_poll(&mut self, outcome: Result<u64, PollError>) {
