@@ -6,7 +6,7 @@
 //! alert may hold can end the line or begin another one. This module knows neither where an alert
 //! came from nor where a line goes.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, fmt::Write as _};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -35,61 +35,61 @@ pub struct Options {
 /// Values are as the API gave them; what it did not give is left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
-pub struct AlertFields {
+pub struct AlertFields<'a> {
     /// `currentState`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub state: Option<String>,
+    pub state: Option<Cow<'a, str>>,
     /// `status`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub status: Option<String>,
+    pub status: Option<Cow<'a, str>>,
     /// `subject`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub message: Option<String>,
+    pub message: Option<Cow<'a, str>>,
     /// `description`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub description: Option<String>,
+    pub description: Option<Cow<'a, str>>,
     /// `metric`, else `serviceName`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub metric: Option<String>,
+    pub metric: Option<Cow<'a, str>>,
     /// `component`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub component: Option<String>,
+    pub component: Option<Cow<'a, str>>,
     /// `problemArea`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub problem_area: Option<String>,
+    pub problem_area: Option<Cow<'a, str>>,
     /// `alertType`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub alert_type: Option<String>,
+    pub alert_type: Option<Cow<'a, str>>,
     /// `eventType`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub event_type: Option<String>,
+    pub event_type: Option<Cow<'a, str>>,
     /// `app`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub source: Option<String>,
+    pub source: Option<Cow<'a, str>>,
     /// `priority`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub priority: Option<String>,
+    pub priority: Option<Cow<'a, str>>,
     /// `resource.id`, else `device.id`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub resource_id: Option<String>,
+    pub resource_id: Option<Cow<'a, str>>,
     /// `resource.name`, else `device.name`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub resource_name: Option<String>,
+    pub resource_name: Option<Cow<'a, str>>,
     /// `resource.resourceType`, else `type`, else of `device`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub resource_type: Option<String>,
+    pub resource_type: Option<Cow<'a, str>>,
     /// `resource.ipAddress`, else `device.ipAddress`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub resource_ip: Option<String>,
+    pub resource_ip: Option<Cow<'a, str>>,
     /// `clientUniqueId`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub client_id: Option<String>,
+    pub client_id: Option<Cow<'a, str>>,
     /// `tenantName`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub client_name: Option<String>,
+    pub client_name: Option<Cow<'a, str>>,
     /// `incidentId`.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub incident_id: Option<String>,
+    pub incident_id: Option<Cow<'a, str>>,
     /// `inferenceId`; 0 means none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub inference_id: Option<u64>,
@@ -106,7 +106,7 @@ pub struct AlertFields {
 
 /// One event of one alert.
 #[derive(Clone, Debug)]
-pub struct Record {
+pub struct Record<'a> {
     /// When the event was journalled; a line shows milliseconds.
     pub timestamp: Timestamp,
     /// What happened.
@@ -114,21 +114,21 @@ pub struct Record {
     /// The same whenever and by whomever the event is delivered.
     pub event_id: Uuid,
     /// The account's name.
-    pub account: String,
+    pub account: Cow<'a, str>,
     /// The tenant's name.
-    pub tenant: String,
+    pub tenant: Cow<'a, str>,
     /// The search's name.
-    pub search: String,
+    pub search: Cow<'a, str>,
     /// `uniqueId`.
-    pub alert_id: String,
+    pub alert_id: Cow<'a, str>,
     /// The state before a `changed` or `left` event.
-    pub previous_state: Option<String>,
+    pub previous_state: Option<Cow<'a, str>>,
     /// The status before a `changed` or `left` event.
-    pub previous_status: Option<String>,
+    pub previous_status: Option<Cow<'a, str>>,
     /// Why the alert left.
-    pub reason: Option<String>,
+    pub reason: Option<Cow<'a, str>>,
     /// The alert.
-    pub fields: AlertFields,
+    pub fields: AlertFields<'a>,
     /// The alert as the API gave it.
     pub alert: Option<Box<RawValue>>,
 }
@@ -143,13 +143,13 @@ pub struct Happening<'a> {
     /// `uniqueId`.
     pub alert_id: &'a str,
     /// The state before a `changed` or `left` event.
-    pub previous_state: Option<String>,
+    pub previous_state: Option<Cow<'a, str>>,
     /// The status before a `changed` or `left` event.
-    pub previous_status: Option<String>,
+    pub previous_status: Option<Cow<'a, str>>,
     /// Why the alert left.
-    pub reason: Option<String>,
+    pub reason: Option<Cow<'a, str>>,
     /// The alert.
-    pub fields: AlertFields,
+    pub fields: AlertFields<'a>,
     /// The alert as the API gave it, where it is at hand.
     pub raw: Option<&'a RawValue>,
 }
@@ -184,16 +184,16 @@ struct Line {
     timestamp: Timestamp,
     event: EventKind,
     event_id: Uuid,
-    account: String,
-    tenant: String,
-    search: String,
-    alert_id: String,
-    previous_state: Option<String>,
-    previous_status: Option<String>,
-    reason: Option<String>,
+    account: Cow<'static, str>,
+    tenant: Cow<'static, str>,
+    search: Cow<'static, str>,
+    alert_id: Cow<'static, str>,
+    previous_state: Option<Cow<'static, str>>,
+    previous_status: Option<Cow<'static, str>>,
+    reason: Option<Cow<'static, str>>,
     alert: Option<Box<RawValue>>,
     #[serde(flatten)]
-    fields: AlertFields,
+    fields: AlertFields<'static>,
 }
 
 /// The id of an event: the same for the same event, by whomever and however often it is
@@ -219,19 +219,18 @@ pub fn event_id(
     ordinal: u32,
 ) -> Uuid {
     let ordinal = ordinal.to_string();
-    let mut name = String::new();
-    for part in [
+    let parts = [
         account,
         tenant_id,
         search,
         alert_id,
         kind.as_str(),
         &ordinal,
-    ] {
-        name.push_str(&part.len().to_string());
-        name.push(':');
-        name.push_str(part);
-        name.push(',');
+    ];
+    let mut name = String::with_capacity(256);
+    for part in parts {
+        // A text takes whatever is written.
+        write!(name, "{}:{part},", part.len()).ok();
     }
     Uuid::new_v5(&EVENT_NAMESPACE, name.as_bytes())
 }
@@ -269,13 +268,13 @@ pub fn compact_raw(raw: &RawValue) -> Box<RawValue> {
 
 // === impl Record ===
 
-impl Record {
+impl<'a> Record<'a> {
     /// The record of an event that is journalled `now`.
     #[must_use]
     pub fn new(
         now: Timestamp,
-        search: &SearchKey,
-        happening: Happening<'_>,
+        search: &'a SearchKey,
+        happening: Happening<'a>,
         options: &Options,
     ) -> Self {
         let Happening {
@@ -291,7 +290,9 @@ impl Record {
         if let Some(description) = &mut fields.description
             && description.len() > options.max_description_length
         {
-            *description = truncate(description, options.max_description_length).into_owned();
+            *description = truncate(description, options.max_description_length)
+                .into_owned()
+                .into();
         }
         Self {
             timestamp: Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now),
@@ -304,10 +305,10 @@ impl Record {
                 kind,
                 ordinal,
             ),
-            account: search.account.to_string(),
-            tenant: search.tenant.name.to_string(),
-            search: search.search.to_string(),
-            alert_id: alert_id.to_owned(),
+            account: Cow::Borrowed(&search.account),
+            tenant: Cow::Borrowed(&search.tenant.name),
+            search: Cow::Borrowed(&search.search),
+            alert_id: Cow::Borrowed(alert_id),
             previous_state,
             previous_status,
             reason,
@@ -341,44 +342,6 @@ impl Record {
         out
     }
 
-    /// Reads what [`Record::to_json`] wrote; keys that are not known are skipped.
-    ///
-    /// # Errors
-    /// Where `line` is not a record.
-    pub fn from_json(line: &[u8]) -> Result<Self, serde_json::Error> {
-        let Line {
-            timestamp,
-            event,
-            event_id,
-            account,
-            tenant,
-            search,
-            alert_id,
-            previous_state,
-            previous_status,
-            reason,
-            alert,
-            mut fields,
-        } = serde_json::from_slice(line)?;
-        for always_there in [&mut fields.state, &mut fields.status, &mut fields.message] {
-            always_there.take_if(|value| value.is_empty());
-        }
-        Ok(Self {
-            timestamp,
-            event,
-            event_id,
-            account,
-            tenant,
-            search,
-            alert_id,
-            previous_state,
-            previous_status,
-            reason,
-            fields,
-            alert,
-        })
-    }
-
     /// How grave the alert is, by its state.
     #[must_use]
     pub fn level(&self) -> Level {
@@ -387,7 +350,7 @@ impl Record {
 
     /// Calls `each` with every key that has a value, in the order of the contract. The keys up to
     /// `message` always have one.
-    pub fn visit<'a>(&'a self, mut each: impl FnMut(&'static str, Value<'a>)) {
+    pub fn visit<'v>(&'v self, mut each: impl FnMut(&'static str, Value<'v>)) {
         let fields = &self.fields;
         let level = self.level().as_str();
         each("timestamp", text(format!("{:.3}", self.timestamp)));
@@ -395,10 +358,10 @@ impl Record {
         each("severity", text(level));
         each("event", text(self.event.as_str()));
         each("event_id", text(self.event_id.to_string()));
-        each("account", text(&self.account));
-        each("tenant", text(&self.tenant));
-        each("search", text(&self.search));
-        each("alert_id", text(&self.alert_id));
+        each("account", text(&*self.account));
+        each("tenant", text(&*self.tenant));
+        each("search", text(&*self.search));
+        each("alert_id", text(&*self.alert_id));
         for (key, value) in [
             ("state", &fields.state),
             ("status", &fields.status),
@@ -427,7 +390,7 @@ impl Record {
             ("incident_id", &fields.incident_id),
         ] {
             if let Some(value) = value {
-                each(key, text(value));
+                each(key, text(&**value));
             }
         }
         for (key, value) in [
@@ -449,6 +412,46 @@ impl Record {
         if let Some(alert) = &self.alert {
             each("alert", Value::Json(alert));
         }
+    }
+}
+
+impl Record<'static> {
+    /// Reads what [`Record::to_json`] wrote; keys that are not known are skipped.
+    ///
+    /// # Errors
+    /// Where `line` is not a record.
+    pub fn from_json(line: &[u8]) -> Result<Self, serde_json::Error> {
+        let Line {
+            timestamp,
+            event,
+            event_id,
+            account,
+            tenant,
+            search,
+            alert_id,
+            previous_state,
+            previous_status,
+            reason,
+            alert,
+            mut fields,
+        } = serde_json::from_slice(line)?;
+        for always_there in [&mut fields.state, &mut fields.status, &mut fields.message] {
+            always_there.take_if(|text| text.is_empty());
+        }
+        Ok(Self {
+            timestamp,
+            event,
+            event_id,
+            account,
+            tenant,
+            search,
+            alert_id,
+            previous_state,
+            previous_status,
+            reason,
+            fields,
+            alert,
+        })
     }
 }
 
@@ -491,7 +494,7 @@ impl Level {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::sync::Arc;
+    use std::sync::{Arc, LazyLock};
 
     use proptest::prelude::*;
 
@@ -542,25 +545,23 @@ pub(crate) mod tests {
         max_description_length: 4096,
     };
 
-    fn key() -> SearchKey {
-        SearchKey {
-            account: Arc::from("acme"),
-            tenant: Tenant {
-                id: Arc::from("client_1234"),
-                name: Arc::from("retail"),
-            },
-            search: Arc::from("open"),
-        }
-    }
+    static KEY: LazyLock<SearchKey> = LazyLock::new(|| SearchKey {
+        account: Arc::from("acme"),
+        tenant: Tenant {
+            id: Arc::from("client_1234"),
+            name: Arc::from("retail"),
+        },
+        search: Arc::from("open"),
+    });
 
     /// A record with a value for every key.
-    pub(crate) fn full() -> Record {
-        let some = |value: &str| Some(value.to_owned());
-        let raw =
-            RawValue::from_string("{ \"uniqueId\": \"8005\",\n \"n\": 1.10 }".into()).unwrap();
+    pub(crate) fn full() -> Record<'static> {
+        let some = |value: &'static str| Some(Cow::from(value));
+        let raw = "{ \"uniqueId\": \"8005\",\n \"n\": 1.10 }";
+        let raw: &RawValue = serde_json::from_str(raw).unwrap();
         Record::new(
             "2026-03-01T10:20:30.123987Z".parse().unwrap(),
-            &key(),
+            &KEY,
             Happening {
                 kind: EventKind::Changed,
                 ordinal: 2,
@@ -592,17 +593,17 @@ pub(crate) mod tests {
                     created_at: Some("2026-03-01T10:00:00Z".parse().unwrap()),
                     updated_at: Some("2026-03-01T10:20:00.5Z".parse().unwrap()),
                 },
-                raw: Some(&raw),
+                raw: Some(raw),
             },
             &OPTIONS,
         )
     }
 
     /// A record of which nothing is known that need not be.
-    pub(crate) fn bare() -> Record {
+    pub(crate) fn bare() -> Record<'static> {
         Record::new(
             "2026-03-01T10:20:30Z".parse().unwrap(),
-            &key(),
+            &KEY,
             Happening {
                 kind: EventKind::Opened,
                 ordinal: 1,
@@ -617,7 +618,7 @@ pub(crate) mod tests {
         )
     }
 
-    fn line(record: &Record) -> String {
+    fn line(record: &Record<'_>) -> String {
         String::from_utf8(record.to_json()).unwrap()
     }
 
@@ -668,7 +669,7 @@ pub(crate) mod tests {
 
     #[test]
     fn a_renamed_tenant_keeps_its_event_ids() {
-        let mut renamed = key();
+        let mut renamed = KEY.clone();
         renamed.tenant.name = Arc::from("wholesale");
         let happening = || Happening {
             kind: EventKind::Left,
@@ -682,7 +683,7 @@ pub(crate) mod tests {
         };
         let now = "2026-03-01T10:20:30Z".parse().unwrap();
         assert_eq!(
-            Record::new(now, &key(), happening(), &OPTIONS).event_id,
+            Record::new(now, &KEY, happening(), &OPTIONS).event_id,
             Record::new(now, &renamed, happening(), &OPTIONS).event_id
         );
     }
@@ -692,7 +693,7 @@ pub(crate) mod tests {
         let raw = RawValue::from_string("{}".into()).unwrap();
         let record = Record::new(
             "2026-03-01T10:20:30Z".parse().unwrap(),
-            &key(),
+            &KEY,
             Happening {
                 kind: EventKind::Opened,
                 ordinal: 1,
@@ -752,17 +753,17 @@ pub(crate) mod tests {
             created in prop::option::of(0..4_000_000_000_i64),
             id in any::<u128>(),
             raw in prop::option::of(nasty()),
-        ) -> Record {
+        ) -> Record<'static> {
             let mut optional = optional.into_iter();
-            let mut next = || optional.next().flatten();
+            let mut next = || optional.next().flatten().map(Cow::from);
             Record {
                 timestamp: Timestamp::from_millisecond(millisecond).unwrap(),
                 event: kind,
                 event_id: Uuid::from_u128(id),
-                account: texts[0].clone(),
-                tenant: texts[1].clone(),
-                search: texts[2].clone(),
-                alert_id: texts[3].clone(),
+                account: texts[0].clone().into(),
+                tenant: texts[1].clone().into(),
+                search: texts[2].clone().into(),
+                alert_id: texts[3].clone().into(),
                 previous_state: next(),
                 previous_status: next(),
                 reason: next(),
@@ -811,7 +812,7 @@ pub(crate) mod tests {
         #[test]
         fn serde_reads_the_same_texts_from_the_line(record in any_record()) {
             let value: serde_json::Value = serde_json::from_slice(&record.to_json()).unwrap();
-            prop_assert_eq!(&value["account"], &record.account);
+            prop_assert_eq!(&value["account"], &*record.account);
             prop_assert_eq!(&value["message"], record.fields.message.as_deref().unwrap_or(""));
             if let Some(raw) = &record.alert {
                 let raw: serde_json::Value = serde_json::from_str(raw.get()).unwrap();

@@ -83,13 +83,13 @@ fn event(number: u32) -> JournalEvent {
         previous_status: None,
         reason: None,
         fields: AlertFields {
-            state: Some("Critical".to_owned()),
-            message: Some(format!("alert {number}\nPRIORITY=0")),
-            description: Some("too large for a datagram ".repeat(if number == 7 {
-                400_000
-            } else {
-                1
-            })),
+            state: Some("Critical".into()),
+            message: Some(format!("alert {number}\nPRIORITY=0").into()),
+            description: Some(
+                "too large for a datagram "
+                    .repeat(if number == 7 { 400_000 } else { 1 })
+                    .into(),
+            ),
             ..AlertFields::default()
         },
         raw: None,

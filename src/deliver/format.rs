@@ -88,7 +88,7 @@ impl Lines {
 }
 
 /// Appends a record in logfmt, without a line break.
-fn push_logfmt(out: &mut Vec<u8>, record: &Record) {
+fn push_logfmt(out: &mut Vec<u8>, record: &Record<'_>) {
     let begin = out.len();
     record.visit(|key, value| {
         if out.len() > begin {
@@ -124,7 +124,7 @@ mod tests {
         store::JournalEvent,
     };
 
-    fn pending(record: &Record) -> Pending {
+    fn pending(record: &Record<'_>) -> Pending {
         Pending {
             position: 1,
             event: JournalEvent {
@@ -135,7 +135,7 @@ mod tests {
         }
     }
 
-    fn logfmt(record: &Record) -> String {
+    fn logfmt(record: &Record<'_>) -> String {
         let mut out = Vec::new();
         push_logfmt(&mut out, record);
         String::from_utf8(out).unwrap()
@@ -161,7 +161,7 @@ mod tests {
         pairs
     }
 
-    fn pairs(record: &Record) -> Vec<(String, String)> {
+    fn pairs(record: &Record<'_>) -> Vec<(String, String)> {
         let mut pairs = Vec::new();
         record.visit(|key, value| {
             let value = match value {

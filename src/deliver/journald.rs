@@ -222,7 +222,7 @@ fn send_as_file(socket: &UnixDatagram, path: &Path, message: &[u8]) -> io::Resul
 }
 
 /// Appends a record in the native protocol's form.
-fn push_message(out: &mut Vec<u8>, record: &Record) {
+fn push_message(out: &mut Vec<u8>, record: &Record<'_>) {
     let message = record.fields.message.as_deref().unwrap_or_default();
     push_field(out, "MESSAGE", message.as_bytes());
     let priority = match record.level() {

@@ -80,7 +80,7 @@ impl Otlp {
     /// ends with the first part that is settled; at once when they are no longer `ours`.
     async fn deliver_batch(
         &self,
-        mut records: Vec<Result<Record, Refusal>>,
+        mut records: Vec<Result<Record<'static>, Refusal>>,
         until: Instant,
         ours: &impl Fn() -> bool,
         progress: &mut Progress,
@@ -148,7 +148,7 @@ impl Progress {
 }
 
 /// The records of one request: as many from the front as it may hold, at least one.
-fn read_batch(events: &[Pending]) -> Vec<Result<Record, Refusal>> {
+fn read_batch(events: &[Pending]) -> Vec<Result<Record<'static>, Refusal>> {
     let mut records = Vec::with_capacity(events.len().min(MAX_EVENTS));
     let mut bytes = 0;
     for Pending { event, .. } in events.iter().take(MAX_EVENTS) {
@@ -163,7 +163,7 @@ fn read_batch(events: &[Pending]) -> Vec<Result<Record, Refusal>> {
     records
 }
 
-fn take_refusals(records: &mut [Result<Record, Refusal>]) -> Vec<Refusal> {
+fn take_refusals(records: &mut [Result<Record<'static>, Refusal>]) -> Vec<Refusal> {
     let mut refusals = Vec::new();
     for record in records {
         if let Err(refusal) = record {

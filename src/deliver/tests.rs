@@ -169,8 +169,8 @@ fn event(number: u32) -> JournalEvent {
         previous_status: None,
         reason: None,
         fields: AlertFields {
-            state: Some("Critical".to_owned()),
-            message: Some(format!("alert {number}")),
+            state: Some("Critical".into()),
+            message: Some(format!("alert {number}").into()),
             ..AlertFields::default()
         },
         raw: None,

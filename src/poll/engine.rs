@@ -83,6 +83,14 @@ pub enum Next {
     Done,
 }
 
+/// A page that was taken over before its changes were stored, to be given back if that fails.
+#[derive(Debug)]
+pub struct Ahead {
+    /// The full read, as it was before the page.
+    read: FullRead,
+    opened: Vec<Box<str>>,
+}
+
 /// The engine of one search.
 #[derive(Debug)]
 pub struct Engine {
@@ -188,7 +196,8 @@ impl Engine {
         self.reads
     }
 
-    /// What a page changes. Store what follows, then [`Engine::adopt`] it.
+    /// What a page changes. Store what follows, then [`Engine::adopt`] it; or the other way round,
+    /// where [`Engine::ahead`] allows it.
     #[must_use]
     pub fn compare(&self, page: &[Sighting<'_>]) -> Delta {
         self.tracker.compare(page)
@@ -218,6 +227,43 @@ impl Engine {
                 self.adopt_confirmation(question, facts, page);
                 Next::Done
             }
+        }
+    }
+
+    /// Whether a page can be [adopted](Engine::adopt) before its changes are stored, so that the next
+    /// one can be asked for and worked off meanwhile: what is needed to [take it
+    /// back](Engine::take_back), where that is possible. Only one page may be ahead at a time.
+    #[must_use]
+    pub fn ahead(
+        &self,
+        purpose: &Purpose,
+        facts: &Facts,
+        page: &[Sighting<'_>],
+        delta: &Delta,
+    ) -> Option<Ahead> {
+        let Reading::Pages { read, .. } = &self.reading else {
+            return None;
+        };
+        let only_opens = delta.changed.is_empty() && delta.refreshed.is_empty();
+        let possible = *purpose == Purpose::FullRead && only_opens && read.goes_on(facts);
+        possible.then(|| Ahead {
+            read: read.clone(),
+            opened: delta
+                .opened
+                .iter()
+                .map(|place| page[*place].id.into())
+                .collect(),
+        })
+    }
+
+    /// Takes back a page whose changes could not be stored: its alerts are not known after all, and
+    /// it is read again. Nothing may have been adopted since.
+    pub fn take_back(&mut self, ahead: Ahead) {
+        for id in &ahead.opened {
+            self.tracker.forget(id);
+        }
+        if let Reading::Pages { read, .. } = &mut self.reading {
+            *read = ahead.read;
         }
     }
 
@@ -375,6 +421,10 @@ impl Engine {
         let Reading::Pages { read, begun } = &mut self.reading else {
             return;
         };
+        if facts.page != read.page() {
+            // The answer to a question that has been overtaken.
+            return;
+        }
         match read.read(facts, seen) {
             Flow::Continue => {}
             Flow::Restart => self.begin_full_read(now),

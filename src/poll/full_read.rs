@@ -26,7 +26,7 @@ pub struct Facts {
 }
 
 /// A reading under way.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct FullRead {
     next: u64,
     /// Where to go on once the pages that are read again have been: at a page, or nowhere.
@@ -127,6 +127,11 @@ impl FullRead {
                 }
             }
         }
+    }
+
+    /// Whether it goes on after that answer, whatever has been seen by then.
+    pub(super) fn goes_on(&self, facts: &Facts) -> bool {
+        facts.page == self.next && self.clone().read(facts, 0) == Flow::Continue
     }
 
     /// How many items on the pages could not be read, so that it is not known who they were.

@@ -60,7 +60,7 @@ fn check_alert(alert: &Alert<'_>, raw: Option<&str>) {
     assert_eq!(reading::sighting(alert), reading::sighting(alert));
     let fields = reading::fields(alert);
     let stored = serde_json::to_vec(&fields).expect("plain fields can be stored");
-    let again: AlertFields = serde_json::from_slice(&stored).expect("what is stored is read");
+    let again: AlertFields<'_> = serde_json::from_slice(&stored).expect("what is stored is read");
     assert_eq!(again, fields);
     let raw = raw.map(|raw| serde_json::from_str::<&RawValue>(raw).expect("it was read as JSON"));
     for kind in EventKind::ALL {
@@ -70,7 +70,7 @@ fn check_alert(alert: &Alert<'_>, raw: Option<&str>) {
             alert_id: &alert.id,
             previous_state: fields.state.clone(),
             previous_status: fields.status.clone(),
-            reason: alert.departure_reason(),
+            reason: alert.departure_reason().map(Into::into),
             fields: fields.clone(),
             raw,
         };
@@ -83,7 +83,7 @@ fn check_alert(alert: &Alert<'_>, raw: Option<&str>) {
     }
 }
 
-fn check_record(record: &Record) {
+fn check_record(record: &Record<'_>) {
     let body = record.to_json();
     assert!(is_one_line(&body), "{}", String::from_utf8_lossy(&body));
     // Not as a `Value`, which cannot hold a number such as 1e999: `raw` is as the server sent it.

@@ -67,7 +67,7 @@ fn digest(alert: &Alert<'_>) -> u64 {
 }
 
 /// The fields of its record.
-pub(super) fn fields(alert: &Alert<'_>) -> AlertFields {
+pub(super) fn fields<'a>(alert: &'a Alert<'_>) -> AlertFields<'a> {
     let resource = &alert.resource;
     let device = &alert.device;
     AlertFields {
@@ -83,8 +83,8 @@ pub(super) fn fields(alert: &Alert<'_>) -> AlertFields {
         source: text(&alert.app),
         priority: text(&alert.priority),
         resource_id: text(&resource.id).or_else(|| text(&device.id)),
-        resource_name: owned(resource.best_name()).or_else(|| owned(device.best_name())),
-        resource_type: owned(resource.best_type()).or_else(|| owned(device.best_type())),
+        resource_name: borrowed(resource.best_name()).or_else(|| borrowed(device.best_name())),
+        resource_type: borrowed(resource.best_type()).or_else(|| borrowed(device.best_type())),
         resource_ip: text(&resource.ip_address).or_else(|| text(&device.ip_address)),
         client_id: text(&alert.client_id),
         client_name: text(&alert.client_name),
@@ -97,7 +97,7 @@ pub(super) fn fields(alert: &Alert<'_>) -> AlertFields {
 }
 
 /// Its value for each label; empty where it has none.
-pub(super) fn group(fields: &AlertFields, labels: &[GroupLabel]) -> Vec<String> {
+pub(super) fn group(fields: &AlertFields<'_>, labels: &[GroupLabel]) -> Vec<String> {
     let value = |label: &GroupLabel| match label {
         GroupLabel::State => fields.state.as_deref().map(known_state),
         GroupLabel::Status => fields.status.as_deref(),
@@ -131,12 +131,12 @@ fn word<'a>(text: &'a Text<'_>) -> &'a str {
     text.as_deref().unwrap_or_default()
 }
 
-fn text(text: &Text<'_>) -> Option<String> {
-    owned(text.as_ref())
+fn text<'a>(text: &'a Text<'_>) -> Option<Cow<'a, str>> {
+    borrowed(text.as_ref())
 }
 
-fn owned(text: Option<&Cow<'_, str>>) -> Option<String> {
-    text.map(|text| text.clone().into_owned())
+fn borrowed<'a>(text: Option<&'a Cow<'_, str>>) -> Option<Cow<'a, str>> {
+    text.map(|text| Cow::Borrowed(&**text))
 }
 
 fn number(text: &Text<'_>) -> Option<u64> {
@@ -168,7 +168,8 @@ mod tests {
 
     #[test]
     fn what_the_resource_lacks_comes_from_the_device() {
-        let fields = fields(&alert());
+        let alert = alert();
+        let fields = fields(&alert);
         assert_eq!(fields.resource_name.as_deref(), Some("fs3"));
         assert_eq!(fields.resource_type.as_deref(), Some("DEVICE"));
         assert_eq!(fields.resource_ip.as_deref(), Some("192.0.2.15"));
@@ -182,7 +183,8 @@ mod tests {
 
     #[test]
     fn a_group_has_one_value_a_label_and_one_case_a_state() {
-        let fields = fields(&alert());
+        let alert = alert();
+        let fields = fields(&alert);
         let labels = [GroupLabel::State, GroupLabel::Priority];
         assert_eq!(group(&fields, &labels), ["Critical", ""]);
     }

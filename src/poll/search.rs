@@ -4,18 +4,17 @@
 //! full read that hangs never makes a poll late. All state belongs to this task; answers are
 //! worked off one after the other.
 
-use std::{collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
-use serde_json::value::RawValue;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{
     AtFirstStart, SearchOptions,
-    engine::{Engine, Next, Options, Purpose, Question, Task},
+    engine::{Ahead, Engine, Next, Options, Purpose, Question, Task},
     full_read::Facts,
     reading,
     schedule::Grid,
@@ -87,6 +86,7 @@ enum Failure {
 }
 
 type Request = Pin<Box<dyn Future<Output = Reply> + Send>>;
+type Committing = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
 
 /// What a request brought.
 enum Reply {
@@ -106,6 +106,22 @@ enum Reason {
     Unknown,
 }
 
+/// A page that the engine knows already, while its changes are being stored.
+struct UnderWay {
+    ahead: Ahead,
+    committing: Committing,
+    told: Told,
+}
+
+/// What the metrics are told once changes are stored.
+#[derive(Default)]
+struct Told {
+    opened: u64,
+    changed: u64,
+    /// How long after their creation alerts were found.
+    delays: Vec<Duration>,
+}
+
 /// A search that has been taken up.
 struct Running {
     search: Search,
@@ -114,6 +130,7 @@ struct Running {
     first_seen: Timestamp,
     has_departed: bool,
     engine: Engine,
+    under_way: Option<UnderWay>,
     asking: Asking,
     grid: Grid,
     next_poll: Instant,
@@ -262,6 +279,7 @@ impl Search {
             first_seen: loaded.first_seen,
             has_departed: loaded.has_departed,
             engine,
+            under_way: None,
             asking: Asking {
                 page_size: self.options.page_size,
                 sorted: true,
@@ -315,7 +333,7 @@ impl Search {
         Some(())
     }
 
-    fn stored_fields(&self, alert: &StoredAlert) -> Option<AlertFields> {
+    fn stored_fields(&self, alert: &StoredAlert) -> Option<AlertFields<'static>> {
         serde_json::from_slice(&alert.body)
             .inspect_err(|error| {
                 tracing::warn!(
@@ -326,6 +344,60 @@ impl Search {
                 );
             })
             .ok()
+    }
+
+    /// The ordinals that alerts had reached when they left before.
+    async fn ordinals(
+        &self,
+        held: Held,
+        opened: &[usize],
+        sightings: &[Sighting<'_>],
+    ) -> Result<std::collections::HashMap<Box<str>, u32>, Failure> {
+        if opened.is_empty() {
+            return Ok(std::collections::HashMap::new());
+        }
+        let ids = opened
+            .iter()
+            .map(|place| sightings[*place].id.into())
+            .collect();
+        Ok(self
+            .shared
+            .store
+            .departed(held, ids)
+            .await?
+            .into_iter()
+            .collect())
+    }
+
+    /// The pages of new alerts, as far as they come in time.
+    async fn details(
+        &self,
+        opened: &[usize],
+        alerts: &[Alert<'_>],
+    ) -> std::collections::HashMap<usize, Answer> {
+        if !self.shared.fetch_details || !self.logs(EventKind::Opened) {
+            return std::collections::HashMap::new();
+        }
+        let deadline = Instant::now() + DETAILS_DEADLINE;
+        let asked: Vec<(usize, String)> = opened
+            .iter()
+            .map(|place| (*place, alerts[*place].id.clone().into_owned()))
+            .collect();
+        let client = &self.client;
+        let tenant = &self.key.tenant.id;
+        stream::iter(asked)
+            .map(|(place, id)| async move {
+                let answer = tokio::time::timeout_at(deadline, client.alert(tenant, &id)).await;
+                Some((place, answer.ok()?.ok()??))
+            })
+            .buffer_unordered(DETAILS_AT_ONCE)
+            .filter_map(std::future::ready)
+            .collect()
+            .await
+    }
+
+    fn logs(&self, kind: EventKind) -> bool {
+        self.shared.record.events.contains(&kind)
     }
 
     /// The snapshot of a search that has not been polled yet.
@@ -392,10 +464,16 @@ impl Running {
                     background_request = None;
                     self.background_answered(reply).await;
                 }
+                stored = stored(&mut self.under_way) => {
+                    if let Err(failure) = self.has_stored(stored) {
+                        self.background_failed(&failure);
+                    }
+                }
                 () = tokio::time::sleep_until(pulse) => {}
             }
         };
         drop(reservation);
+        self.finish_storing().await;
         ended
     }
 
@@ -421,6 +499,7 @@ impl Running {
         else {
             return None;
         };
+        self.finish_storing().await;
         if let Some(poll) = &mut self.poll {
             poll.requests += 1;
         }
@@ -567,7 +646,7 @@ impl Running {
                 Some(self.page(Purpose::Confirm(question), 1))
             }
             Task::Verify(ids) => Some(self.own_pages(ids, Reply::Verdicts)),
-            Task::Reasons(ids) if self.logs(EventKind::Left) => {
+            Task::Reasons(ids) if self.search.logs(EventKind::Left) => {
                 Some(self.own_pages(ids, Reply::Reasons))
             }
             // Nobody would read them.
@@ -579,6 +658,17 @@ impl Running {
     }
 
     async fn background_answered(&mut self, reply: Reply) {
+        let goes_on = matches!(
+            reply,
+            Reply::Page {
+                purpose: Purpose::FullRead,
+                answer: Ok(_),
+                ..
+            }
+        );
+        if !goes_on {
+            self.finish_storing().await;
+        }
         let reads_before = self.engine.reads();
         let worked = match reply {
             Reply::Page {
@@ -612,26 +702,30 @@ impl Running {
                 }
             }
             Err(failure) => {
-                let doublings = self.background_failures.min(10);
-                self.background_failures += 1;
-                let pause =
-                    (BACKGROUND_PAUSE * (1 << doublings)).min(super::schedule::MAX_BACK_OFF);
-                self.background_at = Instant::now() + pause.mul_f64(0.8 + 0.2 * fastrand::f64());
-                let error = PollError {
-                    at: clock::now(),
-                    reason: failure.reason(),
-                    message: failure.message(),
-                };
-                tracing::warn!(
-                    search = %self.search.key,
-                    reason = error.reason,
-                    error = %error.message,
-                    "reading the whole result is held up; what has left is noticed when it works again"
-                );
-                self.status.last_error = Some(error);
-                self.publish(None);
+                self.finish_storing().await;
+                self.background_failed(&failure);
             }
         }
+    }
+
+    fn background_failed(&mut self, failure: &Failure) {
+        let doublings = self.background_failures.min(10);
+        self.background_failures += 1;
+        let pause = (BACKGROUND_PAUSE * (1 << doublings)).min(super::schedule::MAX_BACK_OFF);
+        self.background_at = Instant::now() + pause.mul_f64(0.8 + 0.2 * fastrand::f64());
+        let error = PollError {
+            at: clock::now(),
+            reason: failure.reason(),
+            message: failure.message(),
+        };
+        tracing::warn!(
+            search = %self.search.key,
+            reason = error.reason,
+            error = %error.message,
+            "reading the whole result is held up; what has left is noticed when it works again"
+        );
+        self.status.last_error = Some(error);
+        self.publish(None);
     }
 
     /// Asks for the pages of alerts that left, or may have.
@@ -705,43 +799,41 @@ impl Running {
             let ordinal = before.ordinal + 1;
             commit.departures.push((id.clone(), ordinal));
             left += 1;
-            if !self.logs(EventKind::Left) {
+            if !self.search.logs(EventKind::Left) {
                 continue;
             }
             let last_known = stored
                 .remove(id)
                 .and_then(|alert| serde_json::from_slice(&alert.body).ok())
                 .unwrap_or_default();
-            let mut raw = None;
-            let (fields, reason) = match reason {
-                Reason::Found(answer) => match answer.alert() {
-                    Ok(alert) => {
-                        raw = serde_json::from_str::<&RawValue>(answer.text()).ok();
-                        let moved = alert
-                            .state
-                            .as_deref()
-                            .is_some_and(|state| !state.eq_ignore_ascii_case(&before.state));
-                        let unchanged = if moved { "state_changed" } else { "unknown" };
-                        let reason = alert.departure_reason();
-                        (
-                            reading::fields(&alert),
-                            reason.unwrap_or_else(|| unchanged.to_owned()),
-                        )
-                    }
-                    Err(_) => (last_known, "unknown".to_owned()),
-                },
-                Reason::NotFound => (last_known, "not_found".to_owned()),
-                Reason::Unknown => (last_known, "unknown".to_owned()),
+            let (page, raw) = match reason {
+                Reason::Found(answer) => (answer.alert().ok(), Some(answer.text())),
+                Reason::NotFound | Reason::Unknown => (None, None),
+            };
+            let raw = raw.filter(|_| page.is_some());
+            let (fields, reason) = match (&page, reason) {
+                (Some(alert), _) => {
+                    let moved = alert
+                        .state
+                        .as_deref()
+                        .is_some_and(|state| !state.eq_ignore_ascii_case(&before.state));
+                    let unchanged = if moved { "state_changed" } else { "unknown" };
+                    let reason = alert.departure_reason();
+                    let reason = reason.unwrap_or_else(|| unchanged.to_owned());
+                    (reading::fields(alert), reason)
+                }
+                (None, Reason::NotFound) => (last_known, "not_found".to_owned()),
+                (None, _) => (last_known, "unknown".to_owned()),
             };
             let happening = Happening {
                 kind: EventKind::Left,
                 ordinal,
                 alert_id: id,
-                previous_state: Some(before.state.to_string()),
-                previous_status: Some(before.status.to_string()),
-                reason: Some(reason),
+                previous_state: Some(Cow::Borrowed(&before.state)),
+                previous_status: Some(Cow::Borrowed(&before.status)),
+                reason: Some(reason.into()),
                 fields,
-                raw,
+                raw: raw.and_then(|raw| serde_json::from_str(raw).ok()),
             };
             commit.events.push(self.journal_event(now, happening));
         }
@@ -849,8 +941,15 @@ impl Running {
             next: page.next_page,
         };
         let delta = self.engine.compare(&sightings);
-        let ordinals = self.ordinals(&delta.opened, &sightings).await?;
-        let details = self.details(&delta.opened, &page.alerts).await;
+        let ordinals = if self.has_departed {
+            let search = &self.search;
+            search
+                .ordinals(self.held, &delta.opened, &sightings)
+                .await?
+        } else {
+            std::collections::HashMap::new()
+        };
+        let details = self.search.details(&delta.opened, &page.alerts).await;
 
         // Oldest first: the API gives the newest first, and lines shall read in order.
         let mut changes: Vec<Change<'_>> = delta
@@ -878,8 +977,7 @@ impl Running {
         let group_by = Arc::clone(self.engine.tracker().group_by());
         let mut commit = Commit::default();
         let mut adopted = Vec::with_capacity(changes.len());
-        let mut counts = [0u64; 2];
-        let mut delays = Vec::new();
+        let mut told = Told::default();
         for Change {
             place,
             kind,
@@ -889,7 +987,7 @@ impl Running {
             let alert = &page.alerts[place];
             let sighting = sightings[place];
             let detail = details.get(&place).and_then(|answer| answer.alert().ok());
-            let mut fields = self.fields(alert, detail.as_ref());
+            let mut fields = Self::fields(alert, detail.as_ref());
             let silent = kind == Some(EventKind::Opened) && self.is_before_our_time(&fields);
             let happened = u32::from(kind.is_some());
             let ordinal = match before {
@@ -911,22 +1009,26 @@ impl Running {
                 body: body(&mut fields).map_err(store::Error::backend)?,
             });
             if let Some(kind) = kind.filter(|_| !silent) {
-                counts[usize::from(kind == EventKind::Changed)] += 1;
-                if kind == EventKind::Opened
-                    && self.primed
-                    && let Some(created_at) = fields.created_at
-                {
-                    let delay = now.duration_since(created_at);
-                    delays.push(Duration::try_from(delay).unwrap_or_default());
+                if kind == EventKind::Changed {
+                    told.changed += 1;
+                } else {
+                    told.opened += 1;
+                    if self.primed
+                        && let Some(created_at) = fields.created_at
+                    {
+                        let delay = now.duration_since(created_at);
+                        let delay = Duration::try_from(delay).unwrap_or_default();
+                        told.delays.push(delay);
+                    }
                 }
-                if self.logs(kind) {
+                if self.search.logs(kind) {
                     let raw = page.raw.get(place);
                     let happening = Happening {
                         kind,
                         ordinal,
                         alert_id: sighting.id,
-                        previous_state: before.map(|before| before.state.to_string()),
-                        previous_status: before.map(|before| before.status.to_string()),
+                        previous_state: before.map(|before| Cow::Borrowed(&*before.state)),
+                        previous_status: before.map(|before| Cow::Borrowed(&*before.status)),
                         reason: None,
                         fields,
                         raw: raw.and_then(|raw| serde_json::from_str(raw).ok()),
@@ -935,17 +1037,25 @@ impl Running {
                 }
             }
         }
-        if !commit.upserts.is_empty() {
-            self.commit(commit, now).await?;
-        }
-        for (kind, count) in [EventKind::Opened, EventKind::Changed]
-            .into_iter()
-            .zip(counts)
-        {
-            self.search.metrics.events(kind, count);
-        }
-        for delay in delays {
-            self.search.metrics.detection_delay(delay);
+        let events = told.opened + told.changed;
+        let has_changes = !commit.upserts.is_empty();
+        // Only now: what has been done so far did not have to wait for the page before.
+        self.stored().await?;
+        let ahead = self.engine.ahead(purpose, &facts, &sightings, &delta);
+        match ahead.filter(|_| has_changes) {
+            Some(ahead) => {
+                self.under_way = Some(UnderWay {
+                    ahead,
+                    committing: Box::pin(self.commit(commit, now)),
+                    told,
+                });
+            }
+            None => {
+                if has_changes {
+                    self.commit(commit, now).await?;
+                }
+                self.tell(told);
+            }
         }
         let reads_before = self.engine.reads();
         let next = self
@@ -955,31 +1065,71 @@ impl Running {
             self.status.last_full_read = Some(clock::now());
             self.prime().await?;
         }
-        Ok((next, counts.iter().sum()))
+        Ok((next, events))
+    }
+
+    /// Waits until what is under way is stored.
+    async fn stored(&mut self) -> Result<(), Failure> {
+        match &self.under_way {
+            Some(_) => {
+                let stored = stored(&mut self.under_way).await;
+                self.has_stored(stored)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The same, for those who need not care whether that failed: the background has.
+    async fn finish_storing(&mut self) {
+        if let Err(failure) = self.stored().await {
+            self.background_failed(&failure);
+        }
+    }
+
+    /// The end of what was under way.
+    fn has_stored(&mut self, stored: Result<(), Failure>) -> Result<(), Failure> {
+        if let Some(UnderWay { ahead, told, .. }) = self.under_way.take() {
+            match &stored {
+                Ok(()) => self.tell(told),
+                Err(_) => self.engine.take_back(ahead),
+            }
+        }
+        stored
+    }
+
+    fn tell(&self, told: Told) {
+        let metrics = &self.search.metrics;
+        metrics.events(EventKind::Opened, told.opened);
+        metrics.events(EventKind::Changed, told.changed);
+        for delay in told.delays {
+            metrics.detection_delay(delay);
+        }
     }
 
     /// Stores what was learned. That the journal is full is said to everybody who asks for health.
-    async fn commit(&self, commit: Commit, now: Timestamp) -> Result<(), Failure> {
-        let health = &self.search.shared.health;
-        let has_events = !commit.events.is_empty();
-        let committed = self
-            .search
-            .shared
-            .store
-            .commit(self.held, commit, now)
-            .await;
-        match &committed {
-            Err(store::Error::JournalFull { limit }) => health.notice(
-                JOURNAL,
-                format!(
-                    "the journal is full: {limit} events wait for their sinks; \
-                     new alerts are taken in when there is room again"
+    fn commit(
+        &self,
+        commit: Commit,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<(), Failure>> + Send + use<> {
+        let Shared { store, health, .. } = self.search.shared.clone();
+        let held = self.held;
+        async move {
+            let has_events = !commit.events.is_empty();
+            let committed = store.commit(held, commit, now).await;
+            match &committed {
+                Err(store::Error::JournalFull { limit }) => health.notice(
+                    JOURNAL,
+                    format!(
+                        "the journal is full: {limit} events wait for their sinks; \
+                         new alerts are taken in when there is room again"
+                    ),
                 ),
-            ),
-            Ok(()) if has_events => health.withdraw(JOURNAL),
-            _ => {}
+                Ok(()) if has_events => health.withdraw(JOURNAL),
+                _ => {}
+            }
+            Ok(committed?)
         }
-        Ok(committed?)
     }
 
     /// Notes that the result has been read whole for the first time.
@@ -995,58 +1145,8 @@ impl Running {
         Ok(())
     }
 
-    /// The ordinals that alerts had reached when they left before.
-    async fn ordinals(
-        &self,
-        opened: &[usize],
-        sightings: &[Sighting<'_>],
-    ) -> Result<std::collections::HashMap<Box<str>, u32>, Failure> {
-        if opened.is_empty() || !self.has_departed {
-            return Ok(std::collections::HashMap::new());
-        }
-        let ids = opened
-            .iter()
-            .map(|place| sightings[*place].id.into())
-            .collect();
-        Ok(self
-            .search
-            .shared
-            .store
-            .departed(self.held, ids)
-            .await?
-            .into_iter()
-            .collect())
-    }
-
-    /// The pages of new alerts, as far as they come in time.
-    async fn details(
-        &self,
-        opened: &[usize],
-        alerts: &[Alert<'_>],
-    ) -> std::collections::HashMap<usize, Answer> {
-        if !self.search.shared.fetch_details || !self.logs(EventKind::Opened) {
-            return std::collections::HashMap::new();
-        }
-        let deadline = Instant::now() + DETAILS_DEADLINE;
-        let asked: Vec<(usize, String)> = opened
-            .iter()
-            .map(|place| (*place, alerts[*place].id.clone().into_owned()))
-            .collect();
-        let client = &self.search.client;
-        let tenant = &self.search.key.tenant.id;
-        stream::iter(asked)
-            .map(|(place, id)| async move {
-                let answer = tokio::time::timeout_at(deadline, client.alert(tenant, &id)).await;
-                Some((place, answer.ok()?.ok()??))
-            })
-            .buffer_unordered(DETAILS_AT_ONCE)
-            .filter_map(std::future::ready)
-            .collect()
-            .await
-    }
-
     /// The fields of an alert; what its own page has beyond them is added.
-    fn fields(&self, alert: &Alert<'_>, detail: Option<&Alert<'_>>) -> AlertFields {
+    fn fields<'a>(alert: &'a Alert<'_>, detail: Option<&'a Alert<'_>>) -> AlertFields<'a> {
         let mut fields = reading::fields(alert);
         if let Some(detail) = detail {
             let detail = reading::fields(detail);
@@ -1060,14 +1160,10 @@ impl Running {
     }
 
     /// With `at_first_start: skip`, alerts that were there before us are taken note of in silence.
-    fn is_before_our_time(&self, fields: &AlertFields) -> bool {
+    fn is_before_our_time(&self, fields: &AlertFields<'_>) -> bool {
         !self.primed
             && self.search.shared.at_first_start == AtFirstStart::Skip
             && fields.created_at.is_none_or(|at| at <= self.first_seen)
-    }
-
-    fn logs(&self, kind: EventKind) -> bool {
-        self.search.shared.record.events.contains(&kind)
     }
 
     fn journal_event(&self, now: Timestamp, happening: Happening<'_>) -> JournalEvent {
@@ -1113,7 +1209,7 @@ impl Failure {
 }
 
 /// An alert's stored form. Its description is the longest part, and nobody reads it from there.
-fn body(fields: &mut AlertFields) -> Result<Bytes, serde_json::Error> {
+fn body(fields: &mut AlertFields<'_>) -> Result<Bytes, serde_json::Error> {
     let description = fields.description.take();
     let body = serde_json::to_vec(fields);
     fields.description = description;
@@ -1139,6 +1235,14 @@ async fn reason(client: &Client, tenant: &str, id: &str) -> Reason {
     }
 }
 
+/// Waits until a page is stored, if one is under way.
+async fn stored(under_way: &mut Option<UnderWay>) -> Result<(), Failure> {
+    match under_way {
+        Some(under_way) => under_way.committing.as_mut().await,
+        None => std::future::pending().await,
+    }
+}
+
 /// Waits for a request, if there is one.
 async fn ready(request: &mut Option<Request>) -> Reply {
     match request {
@@ -1149,7 +1253,7 @@ async fn ready(request: &mut Option<Request>) -> Reply {
 
 fn known<'a>(
     alert: &'a StoredAlert,
-    fields: &'a AlertFields,
+    fields: &'a AlertFields<'a>,
     group_by: &[crate::track::GroupLabel],
 ) -> Known<'a> {
     Known {

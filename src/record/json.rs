@@ -5,13 +5,34 @@
 //! are escaped, and so are the controls that turn the writing direction, with which a line can be
 //! made to look like another one. Every escape is plain JSON: what is read back is what was given.
 
+/// The bytes that may have to be escaped, or begin a character that may have to be.
+const SUSPECT: [bool; 256] = {
+    let mut suspect = [false; 256];
+    let mut control = 0;
+    while control < 0x20 {
+        suspect[control] = true;
+        control += 1;
+    }
+    let [quote, backslash, delete] = [b'"' as usize, b'\\' as usize, 0x7f];
+    suspect[quote] = true;
+    suspect[backslash] = true;
+    suspect[delete] = true;
+    suspect[0xc2] = true;
+    suspect[0xe2] = true;
+    suspect
+};
+
 /// Appends `text` as a JSON string, quotes included.
 pub(crate) fn push_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
     let bytes = text.as_bytes();
     let mut copied = 0;
     let mut at = 0;
-    while at < bytes.len() {
+    while let Some(plain) = bytes[at..]
+        .iter()
+        .position(|byte| SUSPECT[usize::from(*byte)])
+    {
+        at += plain;
         let short: Option<&[u8]> = match bytes[at] {
             b'"' => Some(b"\\\""),
             b'\\' => Some(b"\\\\"),

@@ -44,7 +44,7 @@ pub struct OpenAlert {
     pub alert_id: String,
     /// The alert.
     #[serde(flatten)]
-    pub fields: AlertFields,
+    pub fields: AlertFields<'static>,
 }
 
 /// The alerts cannot be shown.

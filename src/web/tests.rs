@@ -194,8 +194,8 @@ fn some_alerts() -> Vec<OpenAlert> {
         search: "open".to_owned(),
         alert_id: id.to_owned(),
         fields: AlertFields {
-            state: Some("Critical".to_owned()),
-            message: Some(message.to_owned()),
+            state: Some("Critical".into()),
+            message: Some(message.to_owned().into()),
             created_at,
             ..AlertFields::default()
         },

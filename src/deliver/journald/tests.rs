@@ -66,7 +66,7 @@ impl Receiver {
     }
 }
 
-fn pending(record: &Record) -> Pending {
+fn pending(record: &Record<'_>) -> Pending {
     Pending {
         position: 1,
         event: JournalEvent {
@@ -139,7 +139,7 @@ fn priorities_follow_the_state() {
         ("Ok", "6"),
     ] {
         let mut record = bare();
-        record.fields.state = Some(state.to_owned());
+        record.fields.state = Some(state.into());
         let mut message = Vec::new();
         push_message(&mut message, &record);
         assert_eq!(parse(&message)["PRIORITY"], priority);
@@ -149,7 +149,7 @@ fn priorities_follow_the_state() {
 #[test]
 fn no_text_can_pass_for_another_field() {
     let mut record = bare();
-    record.fields.message = Some("x\nPRIORITY=0\nOPSRAMP_FORGED=yes\n".to_owned());
+    record.fields.message = Some("x\nPRIORITY=0\nOPSRAMP_FORGED=yes\n".into());
     let mut message = Vec::new();
     push_message(&mut message, &record);
     let fields = parse(&message);
@@ -166,14 +166,14 @@ fn what_is_too_large_for_a_datagram_comes_as_a_sealed_file() {
     rustix::net::sockopt::set_socket_send_buffer_size(&socket, 4096).unwrap();
     sink.socket = Some(socket);
     let mut record = full();
-    record.fields.description = Some("ä\n".repeat(300_000));
+    record.fields.description = Some("ä\n".repeat(300_000).into());
     let progress = sink.deliver(&[pending(&record), pending(&bare())]);
     assert_eq!(progress.settled, 2, "{progress:?}");
     let (message, as_file) = receiver.receive();
     assert!(as_file);
     assert_eq!(
-        Some(&parse(&message)["OPSRAMP_DESCRIPTION"]),
-        record.fields.description.as_ref()
+        Some(&*parse(&message)["OPSRAMP_DESCRIPTION"]),
+        record.fields.description.as_deref()
     );
     assert!(!receiver.receive().1);
 }
@@ -183,13 +183,13 @@ fn what_journald_would_drop_in_silence_is_refused_and_the_others_are_sent() {
     let receiver = Receiver::new();
     let mut sink = receiver.sink();
     let mut record = bare();
-    record.fields.description = Some(String::new());
+    record.fields.description = Some("".into());
     let mut message = Vec::new();
     push_message(&mut message, &record);
     let room = MAX_MESSAGE - message.len();
-    record.fields.description = Some("x".repeat(room));
+    record.fields.description = Some("x".repeat(room).into());
     let largest = pending(&record);
-    record.fields.description = Some("x".repeat(room + 1));
+    record.fields.description = Some("x".repeat(room + 1).into());
     let events = [pending(&record), largest, pending(&bare())];
     let progress = sink.deliver(&events);
     assert_eq!(progress.settled, 3);

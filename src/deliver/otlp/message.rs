@@ -20,7 +20,7 @@ use crate::record::{Record, Value};
 
 /// The request that delivers records, grouped by account and tenant.
 pub(super) fn request<'a>(
-    records: impl IntoIterator<Item = &'a Record>,
+    records: impl IntoIterator<Item = &'a Record<'a>>,
 ) -> ExportLogsServiceRequest {
     let mut groups: BTreeMap<(&str, &str), Vec<LogRecord>> = BTreeMap::new();
     for record in records {
@@ -57,11 +57,11 @@ pub(super) fn request<'a>(
 }
 
 /// What a record adds to a request at most, in bytes: records that share a resource need less.
-pub(super) fn size(record: &Record) -> usize {
+pub(super) fn size(record: &Record<'_>) -> usize {
     request([record]).encoded_len()
 }
 
-fn log_record(record: &Record) -> LogRecord {
+fn log_record(record: &Record<'_>) -> LogRecord {
     let state = record.fields.state.as_deref().unwrap_or_default();
     let mut attributes = Vec::new();
     record.visit(|key, value| {
@@ -92,7 +92,12 @@ fn log_record(record: &Record) -> LogRecord {
         severity_text: state.to_owned(),
         body: Some(AnyValue {
             value: Some(any_value::Value::StringValue(
-                record.fields.message.clone().unwrap_or_default(),
+                record
+                    .fields
+                    .message
+                    .as_deref()
+                    .unwrap_or_default()
+                    .to_owned(),
             )),
         }),
         attributes,

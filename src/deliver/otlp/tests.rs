@@ -153,7 +153,7 @@ fn attribute(attributes: &[KeyValue], key: &str) -> String {
     }
 }
 
-fn pending(record: &Record) -> Pending {
+fn pending(record: &Record<'_>) -> Pending {
     Pending {
         position: 1,
         event: JournalEvent {
@@ -168,7 +168,7 @@ fn alerts(ids: impl IntoIterator<Item = u32>) -> Vec<Pending> {
     ids.into_iter()
         .map(|id| {
             let mut record = bare();
-            record.alert_id = id.to_string();
+            record.alert_id = id.to_string().into();
             pending(&record)
         })
         .collect()
@@ -185,7 +185,7 @@ fn error(progress: Progress) -> Error {
 async fn a_record_arrives_with_everything_in_its_place() {
     let (receiver, options) = Peer::start().await;
     let mut elsewhere = bare();
-    elsewhere.tenant = "other".to_owned();
+    elsewhere.tenant = "other".into();
     let mut otlp = Otlp::new(&options).unwrap();
     let events = [pending(&full()), pending(&elsewhere), pending(&bare())];
     let progress = otlp.deliver(&events, ours).await;
@@ -241,7 +241,7 @@ fn severities_follow_the_state() {
         ("Observed", 0),
     ] {
         let mut record = bare();
-        record.fields.state = Some(state.to_owned());
+        record.fields.state = Some(state.into());
         let request = message::request([&record]);
         assert_eq!(records(&request)[0].severity_number, number);
         assert_eq!(records(&request)[0].severity_text, state);
@@ -775,8 +775,8 @@ async fn requests_are_bounded_whatever_is_handed_in() {
     let (receiver, options) = Peer::start().await;
     let large = |id: u32, bytes: usize| {
         let mut record = bare();
-        record.alert_id = id.to_string();
-        record.fields.description = Some("x".repeat(bytes));
+        record.alert_id = id.to_string().into();
+        record.fields.description = Some("x".repeat(bytes).into());
         pending(&record)
     };
     let mut events = alerts(0..1100);

@@ -63,7 +63,7 @@ fn furnish(site: &Site) {
 }
 
 fn complete_alert() -> OpenAlert {
-    let text = || Some("text".to_owned());
+    let text = || Some("text".into());
     OpenAlert {
         account: "acme".to_owned(),
         tenant: "retail".to_owned(),
