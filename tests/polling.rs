@@ -113,10 +113,14 @@ impl Exporter {
     }
 
     async fn start_in(folder: Arc<tempfile::TempDir>, plan: Plan) -> Self {
+        Self::start_with(folder, plan, store::JOURNAL_LIMIT).await
+    }
+
+    async fn start_with(folder: Arc<tempfile::TempDir>, plan: Plan, journal_limit: u64) -> Self {
         let path = folder.path().join("state.db");
         let options = store::Options::Sqlite {
             path,
-            journal_limit: store::JOURNAL_LIMIT,
+            journal_limit,
         };
         let store = Store::open(&options).await.unwrap();
         store.set_sinks(vec![SINK.to_owned()]).await.unwrap();
@@ -299,6 +303,52 @@ async fn a_restart_repeats_nothing_and_misses_nothing() {
     exporter.wait_for_poll().await;
     assert_eq!(exporter.count("opened").await, 250 + 119);
     assert_eq!(exporter.count("changed").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_read_that_cannot_be_stored_goes_on_where_it_stopped() {
+    let simulator = start(world(1_500)).await;
+    let mut plan = plan(&simulator.url());
+    plan.searches[0].interval = Duration::from_secs(30);
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    // Four pages fill the journal; nobody makes room before that has failed.
+    let exporter = Exporter::start_with(folder, plan, 450).await;
+    let mut ids = Vec::new();
+    let mut failures = 0;
+    while ids.len() < 1_500 {
+        let last_failure = || exporter.status().last_error.as_ref().map(|error| error.at);
+        let before = last_failure();
+        let is_complete = || exporter.is_complete();
+        eventually("the journal is full, or all is read", || async {
+            last_failure() != before || is_complete()
+        })
+        .await;
+        failures += u32::from(last_failure() != before);
+        let batch = exporter
+            .store
+            .pending(SINK, 1_000, usize::MAX)
+            .await
+            .unwrap();
+        let last = batch.events.last().expect("what filled it").position;
+        ids.extend(batch.events.iter().map(|pending| {
+            let record: serde_json::Value = serde_json::from_slice(&pending.event.body).unwrap();
+            record["alert_id"].as_str().unwrap().to_owned()
+        }));
+        exporter.store.acknowledge(SINK, last, None).await.unwrap();
+    }
+    exporter.wait_until_complete().await;
+    let lines = ids.len();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!((ids.len(), lines), (1_500, 1_500));
+    assert_eq!(failures, 3);
+    assert_eq!(
+        exporter.status().last_error.as_ref().unwrap().reason,
+        "store"
+    );
+    assert_eq!(exporter.sample("opsramp_alert_events_total{"), 1_500.0);
+    let requests = simulator.requests().searches(DEMO_TENANT);
+    assert!(requests <= 15 + 2 * 3, "{requests} requests");
 }
 
 #[tokio::test(flavor = "multi_thread")]
