@@ -4,6 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 pub use crate::track::GroupLabel;
 
+mod bodies;
 pub mod engine;
 mod full_read;
 #[cfg(any(test, fuzzing))]

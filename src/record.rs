@@ -317,29 +317,30 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// What the journal stores: the event's id, when it happened, and its line of JSON.
-    #[must_use]
-    pub fn journal_entry(&self) -> (Uuid, Timestamp, Vec<u8>) {
-        (self.event_id, self.timestamp, self.to_json())
-    }
-
     /// The record as one line of JSON, without a line break.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(1024);
+        self.write_json(&mut out);
+        out
+    }
+
+    /// Appends what [`Record::to_json`] gives.
+    pub fn write_json(&self, out: &mut Vec<u8>) {
+        let mut separator = b'{';
         self.visit(|key, value| {
-            out.push(if out.is_empty() { b'{' } else { b',' });
+            out.push(separator);
+            separator = b',';
             out.push(b'"');
             out.extend_from_slice(key.as_bytes());
             out.extend_from_slice(b"\":");
             match value {
-                Value::Text(text) => json::push_string(&mut out, &text),
+                Value::Text(text) => json::push_string(out, &text),
                 Value::Number(number) => out.extend_from_slice(number.to_string().as_bytes()),
-                Value::Json(raw) => json::push_compact(&mut out, raw.get()),
+                Value::Json(raw) => json::push_compact(out, raw.get()),
             }
         });
         out.push(b'}');
-        out
     }
 
     /// How grave the alert is, by its state.

@@ -100,9 +100,12 @@ fn event(number: u32) -> JournalEvent {
         max_description_length: usize::MAX,
     };
     let now = Timestamp::from_second(1_800_000_000).unwrap();
-    let (event_id, at, body) = Record::new(now, &key, happening, &options).journal_entry();
-    let body = Bytes::from(body);
-    JournalEvent { event_id, at, body }
+    let record = Record::new(now, &key, happening, &options);
+    JournalEvent {
+        event_id: record.event_id,
+        at: record.timestamp,
+        body: Bytes::from(record.to_json()),
+    }
 }
 
 fn key() -> SearchKey {

@@ -175,11 +175,12 @@ fn event(number: u32) -> JournalEvent {
         },
         raw: None,
     };
-    let (event_id, at, body) = Record::new(now(), &key(), happening, &options).journal_entry();
+    let key = key();
+    let record = Record::new(now(), &key, happening, &options);
     JournalEvent {
-        event_id,
-        at,
-        body: Bytes::from(body),
+        event_id: record.event_id,
+        at: record.timestamp,
+        body: Bytes::from(record.to_json()),
     }
 }
 

@@ -4,7 +4,9 @@
 //! full read that hangs never makes a poll late. All state belongs to this task; answers are
 //! worked off one after the other.
 
-use std::{borrow::Cow, collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow, collections::VecDeque, convert::Infallible, pin::Pin, sync::Arc, time::Duration,
+};
 
 use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
@@ -14,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     AtFirstStart, SearchOptions,
+    bodies::Bodies,
     engine::{Ahead, Engine, Next, Options, Purpose, Question, Task},
     full_read::Facts,
     reading,
@@ -790,6 +793,7 @@ impl Running {
             .into_iter()
             .map(|alert| (alert.id.clone(), alert))
             .collect();
+        let mut bodies = Bodies::default();
         let mut commit = Commit::default();
         let mut left = 0;
         for (id, reason) in &reasons {
@@ -835,7 +839,9 @@ impl Running {
                 fields,
                 raw: raw.and_then(|raw| serde_json::from_str(raw).ok()),
             };
-            commit.events.push(self.journal_event(now, happening));
+            commit
+                .events
+                .push(self.journal_event(&mut bodies, now, happening));
         }
         if left > 0 {
             self.commit(commit, now).await?;
@@ -975,6 +981,7 @@ impl Running {
 
         let now = clock::now();
         let group_by = Arc::clone(self.engine.tracker().group_by());
+        let mut bodies = Bodies::default();
         let mut commit = Commit::default();
         let mut adopted = Vec::with_capacity(changes.len());
         let mut told = Told::default();
@@ -1006,7 +1013,7 @@ impl Running {
                 digest: sighting.digest,
                 created_at: fields.created_at,
                 state: sighting.state.into(),
-                body: body(&mut fields).map_err(store::Error::backend)?,
+                body: stored_form(&mut bodies, &mut fields).map_err(store::Error::backend)?,
             });
             if let Some(kind) = kind.filter(|_| !silent) {
                 if kind == EventKind::Changed {
@@ -1033,7 +1040,9 @@ impl Running {
                         fields,
                         raw: raw.and_then(|raw| serde_json::from_str(raw).ok()),
                     };
-                    commit.events.push(self.journal_event(now, happening));
+                    commit
+                        .events
+                        .push(self.journal_event(&mut bodies, now, happening));
                 }
             }
         }
@@ -1166,13 +1175,21 @@ impl Running {
             && fields.created_at.is_none_or(|at| at <= self.first_seen)
     }
 
-    fn journal_event(&self, now: Timestamp, happening: Happening<'_>) -> JournalEvent {
+    fn journal_event(
+        &self,
+        bodies: &mut Bodies,
+        now: Timestamp,
+        happening: Happening<'_>,
+    ) -> JournalEvent {
         let record = Record::new(now, &self.search.key, happening, &self.search.shared.record);
-        let (event_id, at, body) = record.journal_entry();
+        let Ok(body) = bodies.body(|out| {
+            record.write_json(out);
+            Ok::<_, Infallible>(())
+        });
         JournalEvent {
-            event_id,
-            at,
-            body: Bytes::copy_from_slice(&body),
+            event_id: record.event_id,
+            at: record.timestamp,
+            body,
         }
     }
 }
@@ -1209,12 +1226,14 @@ impl Failure {
 }
 
 /// An alert's stored form. Its description is the longest part, and nobody reads it from there.
-fn body(fields: &mut AlertFields<'_>) -> Result<Bytes, serde_json::Error> {
+fn stored_form(
+    bodies: &mut Bodies,
+    fields: &mut AlertFields<'_>,
+) -> Result<Bytes, serde_json::Error> {
     let description = fields.description.take();
-    let body = serde_json::to_vec(fields);
+    let body = bodies.body(|out| serde_json::to_writer(out, fields));
     fields.description = description;
-    // A page of them waits for the store: none shall keep the room that it grew into.
-    body.map(|body| Bytes::copy_from_slice(&body))
+    body
 }
 
 /// Asks for an alert's own page until there is an answer, or a failure that will not pass.
