@@ -38,12 +38,14 @@ CREATE TABLE departed (
 
 CREATE INDEX departed_by_age ON departed (left_at);
 
--- Events that wait for a sink. Positions have no gaps and are never given twice.
+-- Events that wait for a sink, neighbours together. Positions have no gaps and are never given twice.
 CREATE TABLE journal (
-    position INTEGER PRIMARY KEY AUTOINCREMENT,
-    event_id BLOB    NOT NULL,
-    at       INTEGER NOT NULL,
-    body     BLOB    NOT NULL
+    -- The position of the row's last event.
+    last   INTEGER PRIMARY KEY AUTOINCREMENT,
+    at     INTEGER NOT NULL,
+    -- Of each event its id, 16 bytes, and the length of its body, 4 bytes, the highest first.
+    heads  BLOB    NOT NULL,
+    bodies BLOB    NOT NULL
 ) STRICT;
 
 -- How far each sink has come.

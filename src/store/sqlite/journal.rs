@@ -1,5 +1,8 @@
 //! The journal of events and the sinks' cursors.
 //!
+//! Events that are appended together share rows, for a row each would cost more than the events
+//! themselves. A row goes once every sink has all of it.
+//!
 //! Where it begins, where it ends and how far each sink has come is kept in memory, so that a
 //! backlog costs no counting: positions have no gaps. An acknowledgement counts at once and is
 //! stored with the next transaction, so that a fault of the disk never has a sink read again what
@@ -9,10 +12,12 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension as _, Result, params};
-use uuid::Uuid;
 
 use super::Micros;
 use crate::store::{Backlog, Batch, Claim, JournalEvent, Pending, SinkState};
+use row::{Entries, Rows};
+
+mod row;
 
 /// Events that one transaction removes from the journal at most, so that none takes long.
 const PRUNE_STEP: i64 = 8192;
@@ -22,7 +27,7 @@ const PRUNE_STEP: i64 = 8192;
 pub(super) struct Journal {
     /// Events that may wait.
     limit: u64,
-    /// Events up to here are gone.
+    /// Events up to here are gone, or go with the row that they are in.
     start: i64,
     /// The last position that was given.
     end: i64,
@@ -50,8 +55,13 @@ impl Journal {
             )
             .optional()?
             .unwrap_or(0);
-        let first: Option<i64> =
-            connection.query_row("SELECT min(position) FROM journal", [], |row| row.get(0))?;
+        let start = connection
+            .query_row(
+                "SELECT last, heads FROM journal ORDER BY last LIMIT 1",
+                [],
+                |row| Ok(row.get::<_, i64>(0)? - row::count(row.get_ref(1)?.as_blob()?)),
+            )
+            .optional()?;
         let cursors = connection
             .prepare("SELECT name, position, mark FROM sink")?
             .query_map([], |row| {
@@ -65,7 +75,7 @@ impl Journal {
             .collect::<Result<_>>()?;
         Ok(Self {
             limit,
-            start: first.map_or(end, |first| first - 1),
+            start: start.unwrap_or(end),
             end,
             cursors,
         })
@@ -96,16 +106,11 @@ impl Journal {
             return Ok(());
         }
         let mut insert = connection.prepare_cached(
-            "INSERT INTO journal (position, event_id, at, body) VALUES (?1, ?2, ?3, ?4)",
+            "INSERT INTO journal (last, at, heads, bodies) VALUES (?1, ?2, ?3, ?4)",
         )?;
-        for event in events {
-            insert.execute(params![
-                self.end + 1,
-                event.event_id.as_bytes(),
-                Micros(event.at),
-                &event.body[..],
-            ])?;
-            self.end += 1;
+        for row in Rows::of(events) {
+            self.end += row.count();
+            insert.execute(params![self.end, Micros(row.at), row.heads, row.bodies])?;
         }
         Ok(())
     }
@@ -125,33 +130,30 @@ impl Journal {
             return Ok(Some(Batch::default()));
         }
         let mut select = connection.prepare_cached(
-            "SELECT position, event_id, at, body FROM journal
-             WHERE position > ?1 ORDER BY position LIMIT ?2",
+            "SELECT last, at, heads, bodies FROM journal WHERE last > ?1 ORDER BY last",
         )?;
-        let limit = i64::try_from(max_events).unwrap_or(i64::MAX);
-        let mut rows = select.query(params![position, limit])?;
+        let mut rows = select.query([position])?;
         // A batch comes and goes as a whole, so that its bodies can share one allocation.
         let mut bodies = Vec::new();
         let mut heads = Vec::new();
-        while let Some(row) = rows.next()? {
-            let body = row.get_ref(3)?.as_blob()?;
-            if !heads.is_empty() && bodies.len() + body.len() > max_bytes {
-                break;
+        'full: while let Some(row) = rows.next()? {
+            let Micros(at) = row.get(1)?;
+            let entries = Entries::of(row)?;
+            for entry in entries.skip_while(|entry| entry.position <= position) {
+                if heads.len() == max_events
+                    || !heads.is_empty() && bodies.len() + entry.body.len() > max_bytes
+                {
+                    break 'full;
+                }
+                bodies.extend_from_slice(entry.body);
+                heads.push((entry.position, entry.event_id, at, bodies.len()));
             }
-            bodies.extend_from_slice(body);
-            let event_id = Uuid::from_bytes(row.get(1)?);
-            heads.push((
-                row.get(0)?,
-                event_id,
-                row.get::<_, Micros>(2)?,
-                bodies.len(),
-            ));
         }
         let bodies = Bytes::from(bodies);
         let mut from = 0;
         let events = heads
             .into_iter()
-            .map(|(position, event_id, Micros(at), to)| {
+            .map(|(position, event_id, at, to)| {
                 let body = bodies.slice(from..to);
                 from = to;
                 Pending {
@@ -205,8 +207,8 @@ impl Journal {
         };
         let oldest = if position < self.end {
             connection
-                .prepare_cached("SELECT at FROM journal WHERE position = ?1")?
-                .query_row([position + 1], |row| row.get::<_, Micros>(0))
+                .prepare_cached("SELECT at FROM journal WHERE last > ?1 ORDER BY last LIMIT 1")?
+                .query_row([position], |row| row.get::<_, Micros>(0))
                 .optional()?
                 .map(|Micros(at)| at)
         } else {
@@ -267,7 +269,7 @@ impl Journal {
         let through = self.delivered().min(self.start.saturating_add(PRUNE_STEP));
         if self.start < through {
             connection
-                .prepare_cached("DELETE FROM journal WHERE position <= ?1")?
+                .prepare_cached("DELETE FROM journal WHERE last <= ?1")?
                 .execute([through])?;
             self.start = through;
         }
