@@ -104,8 +104,9 @@ pub struct AlertFields<'a> {
     pub updated_at: Option<Timestamp>,
 }
 
-/// One event of one alert.
-#[derive(Clone, Debug)]
+/// One event of one alert. What is deserialized are the keys that cannot be derived from others: it
+/// is [`Record::from_json`] that reads a line.
+#[derive(Clone, Debug, Deserialize)]
 pub struct Record<'a> {
     /// When the event was journalled; a line shows milliseconds.
     pub timestamp: Timestamp,
@@ -128,6 +129,7 @@ pub struct Record<'a> {
     /// Why the alert left.
     pub reason: Option<Cow<'a, str>>,
     /// The alert.
+    #[serde(flatten)]
     pub fields: AlertFields<'a>,
     /// The alert as the API gave it.
     pub alert: Option<Box<RawValue>>,
@@ -176,24 +178,6 @@ pub enum Value<'a> {
     Number(u64),
     /// JSON, without line breaks.
     Json(&'a RawValue),
-}
-
-/// A record as it is read: the keys that can be derived from others are skipped.
-#[derive(Deserialize)]
-struct Line {
-    timestamp: Timestamp,
-    event: EventKind,
-    event_id: Uuid,
-    account: Cow<'static, str>,
-    tenant: Cow<'static, str>,
-    search: Cow<'static, str>,
-    alert_id: Cow<'static, str>,
-    previous_state: Option<Cow<'static, str>>,
-    previous_status: Option<Cow<'static, str>>,
-    reason: Option<Cow<'static, str>>,
-    alert: Option<Box<RawValue>>,
-    #[serde(flatten)]
-    fields: AlertFields<'static>,
 }
 
 /// The id of an event: the same for the same event, by whomever and however often it is
@@ -422,37 +406,12 @@ impl Record<'static> {
     /// # Errors
     /// Where `line` is not a record.
     pub fn from_json(line: &[u8]) -> Result<Self, serde_json::Error> {
-        let Line {
-            timestamp,
-            event,
-            event_id,
-            account,
-            tenant,
-            search,
-            alert_id,
-            previous_state,
-            previous_status,
-            reason,
-            alert,
-            mut fields,
-        } = serde_json::from_slice(line)?;
+        let mut record: Self = serde_json::from_slice(line)?;
+        let fields = &mut record.fields;
         for always_there in [&mut fields.state, &mut fields.status, &mut fields.message] {
             always_there.take_if(|text| text.is_empty());
         }
-        Ok(Self {
-            timestamp,
-            event,
-            event_id,
-            account,
-            tenant,
-            search,
-            alert_id,
-            previous_state,
-            previous_status,
-            reason,
-            fields,
-            alert,
-        })
+        Ok(record)
     }
 }
 

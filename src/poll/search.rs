@@ -88,8 +88,8 @@ enum Failure {
     Store(#[from] store::Error),
 }
 
-type Request = Pin<Box<dyn Future<Output = Reply> + Send>>;
-type Committing = Pin<Box<dyn Future<Output = Result<(), Failure>> + Send>>;
+type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+type Request = Pending<Reply>;
 
 /// What a request brought.
 enum Reply {
@@ -112,7 +112,7 @@ enum Reason {
 /// A page that the engine knows already, while its changes are being stored.
 struct UnderWay {
     ahead: Ahead,
-    committing: Committing,
+    committing: Pending<Result<(), Failure>>,
     told: Told,
 }
 
@@ -356,9 +356,6 @@ impl Search {
         opened: &[usize],
         sightings: &[Sighting<'_>],
     ) -> Result<std::collections::HashMap<Box<str>, u32>, Failure> {
-        if opened.is_empty() {
-            return Ok(std::collections::HashMap::new());
-        }
         let ids = opened
             .iter()
             .map(|place| sightings[*place].id.into())
@@ -457,17 +454,17 @@ impl Running {
                     self.begin_poll();
                     poll_request = Some(self.page(Purpose::Poll, 1));
                 }
-                reply = ready(&mut poll_request) => {
+                reply = ready(poll_request.as_mut()) => {
                     poll_request = self.poll_answered(reply).await;
                 }
                 () = tokio::time::sleep_until(self.background_at), if background_due => {
                     background_request = self.background();
                 }
-                reply = ready(&mut background_request) => {
+                reply = ready(background_request.as_mut()) => {
                     background_request = None;
                     self.background_answered(reply).await;
                 }
-                stored = stored(&mut self.under_way) => {
+                stored = ready(committing(&mut self.under_way)) => {
                     if let Err(failure) = self.has_stored(stored) {
                         self.background_failed(&failure);
                     }
@@ -947,7 +944,7 @@ impl Running {
             next: page.next_page,
         };
         let delta = self.engine.compare(&sightings);
-        let ordinals = if self.has_departed {
+        let ordinals = if self.has_departed && !delta.opened.is_empty() {
             let search = &self.search;
             search
                 .ordinals(self.held, &delta.opened, &sightings)
@@ -1079,9 +1076,9 @@ impl Running {
 
     /// Waits until what is under way is stored.
     async fn stored(&mut self) -> Result<(), Failure> {
-        match &self.under_way {
-            Some(_) => {
-                let stored = stored(&mut self.under_way).await;
+        match committing(&mut self.under_way) {
+            Some(committing) => {
+                let stored = committing.await;
                 self.has_stored(stored)
             }
             None => Ok(()),
@@ -1254,20 +1251,16 @@ async fn reason(client: &Client, tenant: &str, id: &str) -> Reason {
     }
 }
 
-/// Waits until a page is stored, if one is under way.
-async fn stored(under_way: &mut Option<UnderWay>) -> Result<(), Failure> {
-    match under_way {
-        Some(under_way) => under_way.committing.as_mut().await,
+/// Waits for a request or a commit, if there is one.
+async fn ready<T>(pending: Option<&mut Pending<T>>) -> T {
+    match pending {
+        Some(pending) => pending.await,
         None => std::future::pending().await,
     }
 }
 
-/// Waits for a request, if there is one.
-async fn ready(request: &mut Option<Request>) -> Reply {
-    match request {
-        Some(request) => request.await,
-        None => std::future::pending().await,
-    }
+fn committing(under_way: &mut Option<UnderWay>) -> Option<&mut Pending<Result<(), Failure>>> {
+    Some(&mut under_way.as_mut()?.committing)
 }
 
 fn known<'a>(
