@@ -550,6 +550,8 @@ async fn every_fault_has_its_reason_and_heals() {
         (Fault::Huge { bytes: 80 << 20 }, "too_large"),
         (Fault::GzipBomb { bytes: 80 << 20 }, "too_large"),
         (Fault::Reset, "connect"),
+        (Fault::ResetMidBody, "connect"),
+        (Fault::Stall { bytes: 100 }, "timeout"),
         (
             Fault::SlowHeaders {
                 seconds: Duration::from_secs(30),

@@ -633,6 +633,7 @@ impl Http {
             .unwrap_or_else(|| self.options.url.clone());
         let error = error.without_url();
         let cut_short = cut_short(&error);
+        let undecodable = error.is_decode() && !error.is_connect() && !is_broken_connection(&error);
         if error.is_timeout() {
             let limit = if error.is_connect() {
                 self.options.connect_timeout
@@ -640,13 +641,16 @@ impl Http {
                 self.options.timeout
             };
             Error::Timeout { host, limit }
-        } else if cut_short || (error.is_decode() && !error.is_connect()) {
+        } else if cut_short || undecodable {
             let what = if cut_short {
                 "with a body that ends too early".to_owned()
             } else {
                 format!(
                     "with a body that cannot be decompressed ({})",
-                    root_cause(&error)
+                    causes(&error)
+                        .last()
+                        .map(ToString::to_string)
+                        .unwrap_or_default()
                 )
             };
             Error::Decode {
@@ -665,31 +669,29 @@ impl Http {
 
 /// Whether the connection ended in good order before the announced length was reached.
 fn cut_short(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut cause = Some(error);
-    while let Some(error) = cause {
-        if error
+    causes(error).any(|error| {
+        error
             .downcast_ref::<hyper::Error>()
             .is_some_and(hyper::Error::is_incomplete_message)
-        {
-            return true;
-        }
-        if error
-            .downcast_ref::<std::io::Error>()
-            .is_some_and(|error| error.kind() == std::io::ErrorKind::UnexpectedEof)
-        {
-            return true;
-        }
-        cause = error.source();
-    }
-    false
+            || error
+                .downcast_ref::<std::io::Error>()
+                .is_some_and(|error| error.kind() == std::io::ErrorKind::UnexpectedEof)
+    })
 }
 
-fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut cause = error;
-    while let Some(next) = cause.source() {
-        cause = next;
-    }
-    cause.to_string()
+/// Whether the system failed the connection. What decompresses a body hands that on as an error of
+/// its own.
+fn is_broken_connection(error: &(dyn std::error::Error + 'static)) -> bool {
+    causes(error)
+        .filter_map(|error| error.downcast_ref::<std::io::Error>())
+        .any(|error| error.raw_os_error().is_some())
+}
+
+/// An error and what is behind it, the outermost first.
+fn causes<'a>(
+    error: &'a (dyn std::error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
+    std::iter::successors(Some(error), |error| error.source())
 }
 
 pub(super) fn bearer(token: &Secret) -> header::HeaderValue {
