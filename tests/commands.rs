@@ -40,6 +40,10 @@ fn program(simulator: &Simulator, folder: &tempfile::TempDir, arguments: &[&str]
         .env("OPSRAMP_CLIENT_SECRET", DEMO_SECRET)
         .current_dir(folder)
         .args(arguments);
+    // Where coverage is written to while that is measured.
+    if let Some(file) = std::env::var_os("LLVM_PROFILE_FILE") {
+        command.env("LLVM_PROFILE_FILE", file);
+    }
     command
 }
 

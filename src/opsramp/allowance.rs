@@ -436,7 +436,49 @@ mod tests {
             ..Hints::default()
         };
         window.learn(&hints, start);
-        assert_eq!(window.take(start, 0), Err(start + MAX_PAUSE));
+        assert_eq!(
+            window.take(start, 0),
+            Err(start + Duration::from_secs(5 * 60))
+        );
+    }
+
+    #[test]
+    fn a_wait_ends_when_the_request_that_is_in_the_way_is_a_minute_old() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut window = Window::new(3);
+        window.take(start, 0).unwrap();
+        assert_eq!(
+            window.take(start, 2),
+            Err(at(0) + Duration::from_millis(100))
+        );
+        window.give_back(start);
+        for seconds in [10, 20] {
+            window.take(at(seconds), 0).unwrap();
+            window.give_back(at(seconds));
+        }
+        assert_eq!(window.take(at(30), 0), Err(at(60)));
+        assert_eq!(window.take(at(30), 1), Err(at(70)));
+        assert_eq!(window.take(at(30), 2), Err(at(80)));
+        assert_eq!(window.take(at(60), 0), Ok(()));
+        assert_eq!(window.take(at(61), 0), Err(at(70)), "one is in flight");
+    }
+
+    #[test]
+    fn of_what_the_server_has_left_less_is_kept_as_the_reset_comes_near() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut window = Window::new(500);
+        let hints = Hints {
+            remaining: Some(20),
+            resets_in: Some(Duration::from_secs(30)),
+            ..Hints::default()
+        };
+        window.learn(&hints, start);
+        let mut takes = |now| std::iter::from_fn(|| window.take(now, 20).ok()).count();
+        assert_eq!(takes(start), 10);
+        assert_eq!(takes(at(15)), 5);
+        assert_eq!(window.take(at(15), 20), Err(at(30)));
     }
 
     #[tokio::test(start_paused = true)]

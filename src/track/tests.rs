@@ -20,9 +20,14 @@ fn known(sighting: Sighting<'_>, ordinal: u32) -> Known<'_> {
     Known {
         sighting,
         ordinal,
-        created_at: Some(i64::from(ordinal)),
+        created_at: Some(created_at(sighting.id, sighting.digest)),
         group: vec![sighting.state.into()],
     }
+}
+
+/// A date that differs from alert to alert, and between the forms of one.
+fn created_at(id: &str, digest: u64) -> i64 {
+    (id.len() as u64 * 31 + id.bytes().map(u64::from).sum::<u64>() * 7 + digest * 50) as i64 % 90
 }
 
 fn adopt_all(tracker: &mut Tracker, page: &[Sighting<'_>]) -> Delta {
@@ -104,6 +109,31 @@ fn ids_that_look_alike_are_different_alerts() {
     tracker.begin_reading();
     let missing: BTreeSet<_> = tracker.missing().into_iter().map(String::from).collect();
     assert_eq!(missing, ids.iter().map(ToString::to_string).collect());
+}
+
+#[test]
+fn ids_that_differ_are_found_without_looking_at_others() {
+    let hashes: BTreeSet<u64> = (0..100)
+        .flat_map(|number| [number.to_string(), format!("alert-{number}")])
+        .map(|id| Id::new(&id).hash())
+        .collect();
+    assert_eq!(hashes.len(), 200);
+}
+
+#[test]
+fn what_a_store_knew_is_known_and_yet_to_be_seen() {
+    let mut tracker = tracker();
+    tracker.load(known(sighting("1", "Critical", 1), 4));
+    assert!(tracker.knows("1") && !tracker.knows("2"));
+    let standing = tracker.standing("1").unwrap();
+    assert_eq!(standing.ordinal, 4);
+    assert_eq!((&*standing.state, &*standing.status), ("Critical", "New"));
+    assert_eq!(tracker.standing("2"), None);
+    assert_eq!((tracker.len(), tracker.open(), tracker.seen()), (1, 1, 0));
+    assert_eq!(tracker.missing(), [Box::from("1")]);
+    let delta = adopt_all(&mut tracker, &[sighting("1", "Critical", 1)]);
+    assert!(delta.opened.is_empty() && delta.tail_unchanged);
+    assert!(tracker.missing().is_empty());
 }
 
 #[test]
@@ -253,7 +283,8 @@ proptest! {
                 .collect();
             prop_assert_eq!(missing, expected);
             prop_assert_eq!(tracker.groups().iter().map(|(_, n)| *n).sum::<u64>(), model.len() as u64);
-            prop_assert_eq!(tracker.oldest(), (!model.is_empty()).then_some(1));
+            let dates = model.iter().map(|(id, state)| created_at(id, u64::from(*state)));
+            prop_assert_eq!(tracker.oldest(), dates.min());
         }
     }
 }

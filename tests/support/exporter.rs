@@ -88,12 +88,15 @@ pub(crate) fn binary() -> PathBuf {
     }
 }
 
-/// A command with nothing of this process's environment but the search path.
+/// A command with nothing of this process's environment but the search path, and where coverage
+/// is written to while that is measured.
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.env_clear().kill_on_drop(true).stdin(Stdio::null());
-    if let Some(path) = std::env::var_os("PATH") {
-        command.env("PATH", path);
+    for name in ["PATH", "LLVM_PROFILE_FILE"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
     }
     command
 }
