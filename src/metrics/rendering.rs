@@ -13,7 +13,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use flate2::{Compression, Crc, write::DeflateEncoder};
+use flate2::{Compression, write::GzEncoder};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
@@ -41,13 +41,8 @@ pub struct Rendering {
 pub(super) struct Cache {
     latest: Mutex<Option<Cached>>,
     /// Held by the one who encodes.
-    encoding: Mutex<Gzip>,
+    encoding: Mutex<()>,
 }
-
-/// Compresses one text after the other with the same working memory: a third of a MiB, which
-/// would else be asked for, and left behind in pieces, on every thread that encodes.
-#[derive(Debug, Default)]
-struct Gzip(Option<DeflateEncoder<Vec<u8>>>);
 
 #[derive(Clone, Debug)]
 struct Cached {
@@ -81,7 +76,7 @@ impl Metrics {
     /// many more where somebody else is at it.
     #[must_use]
     pub fn rendering(&self, now: Timestamp) -> Arc<Rendering> {
-        let mut gzip = lock(&self.0.cache.encoding);
+        let _encoding = lock(&self.0.cache.encoding);
         // Somebody else may have made one while this call waited.
         if let Some(rendering) = self.fresh_rendering() {
             return rendering;
@@ -93,7 +88,7 @@ impl Metrics {
             .map_or(4096, |last| last.rendering.text.len() * 9 / 8);
         let text = render::render(self, now, size_hint);
         let rendering = Arc::new(Rendering {
-            gzip: gzip.compress(text.as_bytes()),
+            gzip: compress(text.as_bytes()),
             text: Bytes::from(text),
         });
         *lock(&self.0.cache.latest) = Some(Cached {
@@ -111,50 +106,11 @@ impl Metrics {
     }
 }
 
-// === impl Gzip ===
-
-impl Gzip {
-    /// RFC 1952: deflated, no flags, no time, compressed fast, by an unknown system.
-    const HEADER: [u8; 10] = [0x1f, 0x8b, 8, 0, 0, 0, 0, 0, 4, 255];
-
-    fn compress(&mut self, text: &[u8]) -> Bytes {
-        let mut out = Vec::with_capacity(text.len() / 16);
-        out.extend_from_slice(&Self::HEADER);
-        let encoder = self
-            .0
-            .get_or_insert_with(|| DeflateEncoder::new(Vec::new(), Compression::fast()));
-        let mut out = encoder
-            .reset(out)
-            .and_then(|_| encoder.write_all(text))
-            .and_then(|()| encoder.reset(Vec::new()))
-            .expect("writing to a vector does not fail");
-        let mut crc = Crc::new();
-        crc.update(text);
-        out.extend_from_slice(&crc.sum().to_le_bytes());
-        out.extend_from_slice(&crc.amount().to_le_bytes());
-        out.into()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::io::Read as _;
-
-    use flate2::read::GzDecoder;
-
-    use super::*;
-
-    #[test]
-    fn texts_that_are_compressed_one_after_the_other_are_read_back() {
-        let texts = ["", "opsramp_up 1\n", &"a line\n".repeat(50_000), "x", ""];
-        let mut gzip = Gzip::default();
-        for text in texts {
-            let compressed = gzip.compress(text.as_bytes());
-            let mut decoder = GzDecoder::new(&*compressed);
-            let mut read = String::new();
-            decoder.read_to_string(&mut read).unwrap();
-            assert_eq!(read, text);
-            assert!(decoder.into_inner().is_empty(), "nothing follows");
-        }
-    }
+fn compress(text: &[u8]) -> Bytes {
+    let mut encoder = GzEncoder::new(Vec::with_capacity(text.len() / 16), Compression::fast());
+    encoder
+        .write_all(text)
+        .and_then(|()| encoder.finish())
+        .expect("writing to a vector does not fail")
+        .into()
 }

@@ -465,6 +465,115 @@ mod tests {
     }
 
     #[test]
+    fn within_a_window_of_the_server_the_lowest_count_is_true() {
+        let start = Instant::now();
+        let told = |remaining, seconds| Hints {
+            remaining: Some(remaining),
+            resets_in: Some(Duration::from_secs(seconds)),
+            ..Hints::default()
+        };
+        let mut window = Window::new(50);
+        let mut left = |hints: &Hints, now| {
+            window.learn(hints, now);
+            let left = window.told.unwrap();
+            (left.remaining, left.resets_at - start)
+        };
+        let seconds = Duration::from_secs;
+        assert_eq!(left(&told(9, 20), start), (9, seconds(20)));
+        assert_eq!(left(&told(12, 21), start), (9, seconds(21)), "overtaken");
+        assert_eq!(left(&told(7, 20), start), (7, seconds(21)));
+        assert_eq!(left(&told(40, 50), start), (7, seconds(50)), "29 s apart");
+        assert_eq!(
+            left(&told(40, 80), start),
+            (40, seconds(80)),
+            "a new window"
+        );
+    }
+
+    #[test]
+    fn the_lower_of_two_limits_counts_and_none_of_zero() {
+        let mut window = Window::new(50);
+        let mut limit = |told| {
+            let hints = Hints {
+                limit: Some(told),
+                ..Hints::default()
+            };
+            window.learn(&hints, Instant::now());
+            window.limit()
+        };
+        assert_eq!(limit(100), 50);
+        assert_eq!(limit(20), 20);
+        assert_eq!(limit(0), 20);
+        assert_eq!(limit(1), 1);
+    }
+
+    #[test]
+    fn a_refusal_without_a_wait_is_waited_out_until_the_reset() {
+        let start = Instant::now();
+        let waits = |resets_in| {
+            let mut window = Window::new(50);
+            let hints = Hints {
+                resets_in,
+                throttled: true,
+                ..Hints::default()
+            };
+            window.learn(&hints, start);
+            window.take(start, 0).unwrap_err() - start
+        };
+        assert_eq!(
+            waits(Some(Duration::from_secs(40))),
+            Duration::from_secs(40)
+        );
+        assert_eq!(waits(Some(Duration::ZERO)), UNTOLD_PAUSE);
+        assert_eq!(waits(None), UNTOLD_PAUSE);
+    }
+
+    #[test]
+    fn a_rate_limit_is_shown_where_all_of_it_was_told() {
+        let hints = Hints {
+            limit: Some(50),
+            remaining: Some(7),
+            reset_at: Some(Timestamp::UNIX_EPOCH),
+            ..Hints::default()
+        };
+        let shown = hints.rate_limit().unwrap();
+        assert_eq!((shown.limit, shown.remaining), (50, 7));
+        assert_eq!(shown.reset_at, Timestamp::UNIX_EPOCH);
+        let part = Hints {
+            remaining: None,
+            ..hints
+        };
+        assert_eq!(part.rate_limit(), None);
+    }
+
+    #[test]
+    fn full_reads_leave_what_polls_need_and_a_fifth() {
+        let allowance = Arc::new(Allowance::new(50));
+        assert_eq!(allowance.keep(Urgency::Poll), 0);
+        assert_eq!(allowance.keep(Urgency::Background), 10);
+        let every_half_minute = allowance.reserve(Duration::from_secs(30));
+        let every_two_minutes = allowance.reserve(Duration::from_secs(120));
+        assert_eq!(allowance.keep(Urgency::Background), 3 + 10);
+        drop(every_half_minute);
+        assert_eq!(allowance.keep(Urgency::Background), 1 + 10);
+        drop(every_two_minutes);
+        assert_eq!(allowance.keep(Urgency::Background), 10);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_an_answer_says_counts_for_everyone_who_asks() {
+        let allowance = Allowance::new(50);
+        allowance.learn(&Hints {
+            throttled: true,
+            retry_after: Some(Duration::from_secs(7)),
+            ..Hints::default()
+        });
+        let began = Instant::now();
+        drop(allowance.acquire(Urgency::Poll, |_| {}).await);
+        assert_eq!(began.elapsed().as_secs(), 7);
+    }
+
+    #[test]
     fn of_what_the_server_has_left_less_is_kept_as_the_reset_comes_near() {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);

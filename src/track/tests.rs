@@ -198,6 +198,40 @@ fn groups_beyond_the_bound_are_counted_as_other_and_make_room_again() {
 }
 
 #[test]
+fn a_group_that_is_called_other_is_counted_together_with_those_without_room() {
+    let count = |page: &[Sighting<'_>]| -> Vec<(String, u64)> {
+        let mut tracker = tracker();
+        adopt_all(&mut tracker, page);
+        let groups = tracker.groups().into_iter();
+        groups
+            .map(|(values, n)| (values[0].to_string(), n))
+            .collect()
+    };
+    let page = [
+        sighting("1", OTHER, 1),
+        sighting("2", OTHER, 1),
+        sighting("3", "b", 1),
+        sighting("4", "c", 1),
+        sighting("5", "d", 1),
+        sighting("6", "e", 1),
+        sighting("7", "f", 1),
+    ];
+    let named = |name: &str, n| (name.to_owned(), n);
+    assert_eq!(
+        count(&page),
+        [named("b", 1), named("c", 1), named(OTHER, 5)]
+    );
+    assert_eq!(count(&page[2..4]), [named("b", 1), named("c", 1)]);
+}
+
+#[test]
+fn labels_are_called_as_the_configuration_has_them() {
+    let names: Vec<_> = GroupLabel::ALL.iter().map(|label| label.as_str()).collect();
+    let expected = "state status priority source alert_type event_type resource_type client";
+    assert_eq!(names.join(" "), expected);
+}
+
+#[test]
 fn a_server_that_invents_words_is_bounded() {
     let mut tracker = tracker();
     for number in 0..2000 {
