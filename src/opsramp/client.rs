@@ -32,6 +32,9 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
 /// Requests that an account has in flight at most. A tenant has two at a time (a poll and its
 /// full read), so that many tenants must hang before others wait.
 const MAX_IN_FLIGHT: usize = 128;
+/// How often a request is sent whose connection ends before an answer. There can be more than one
+/// that was closed meanwhile.
+const MAX_SENDS: usize = 3;
 /// The largest answer of the token endpoint.
 const MAX_TOKEN_ANSWER: u64 = 64 * 1024;
 /// The documented ceilings, requests a minute, of a client and of a partner.
@@ -577,16 +580,16 @@ impl Http {
             .timeout(self.options.timeout)
     }
 
-    /// Sends a request and reads its body, no further than `limit`. An error comes with the
-    /// status, where there was one.
+    /// Sends a request and reads the answer's body, no further than `limit`. An error comes with
+    /// the status, where there was one.
     async fn exchange(
         &self,
         endpoint: Endpoint,
         request: reqwest::RequestBuilder,
         limit: u64,
     ) -> Result<Exchanged, (Option<u16>, Error)> {
-        let mut response = request
-            .send()
+        let mut response = self
+            .send(endpoint, request)
             .await
             .map_err(|error| (None, self.transport(endpoint, error)))?;
         let status = response.status();
@@ -608,6 +611,28 @@ impl Http {
             body.extend_from_slice(&chunk);
         }
         Ok((status, std::mem::take(response.headers_mut()), body))
+    }
+
+    /// Sends a request, and again where the connection ends before there is an answer: a server
+    /// closes an idle connection whenever it likes, also at the moment when it is used again. Not
+    /// that for a token, which changes something; all together take no longer than one may.
+    async fn send(
+        &self,
+        endpoint: Endpoint,
+        mut request: reqwest::RequestBuilder,
+    ) -> reqwest::Result<reqwest::Response> {
+        let began = Instant::now();
+        for _ in 1..MAX_SENDS {
+            let again = request.try_clone().filter(|_| endpoint != Endpoint::Token);
+            match (request.send().await, again) {
+                (Err(error), Some(again)) if is_hang_up(&error) => {
+                    let left = self.options.timeout.saturating_sub(began.elapsed());
+                    request = again.timeout(left);
+                }
+                (sent, _) => return sent,
+            }
+        }
+        request.send().await
     }
 
     fn tell_time(headers: &header::HeaderMap, observer: &dyn Observer) {
@@ -632,7 +657,8 @@ impl Http {
             })
             .unwrap_or_else(|| self.options.url.clone());
         let error = error.without_url();
-        let cut_short = cut_short(&error);
+        // Before an answer began, none was cut short.
+        let cut_short = !error.is_request() && cut_short(&error);
         let undecodable = error.is_decode() && !error.is_connect() && !is_broken_connection(&error);
         if error.is_timeout() {
             let limit = if error.is_connect() {
@@ -665,6 +691,23 @@ impl Http {
             }
         }
     }
+}
+
+/// Whether the connection ended, in good order or not, before anything of an answer had come.
+fn is_hang_up(error: &reqwest::Error) -> bool {
+    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+
+    let ended = |error: &(dyn std::error::Error + 'static)| {
+        let io = error.downcast_ref::<std::io::Error>();
+        let kind = io.map(std::io::Error::kind);
+        let hyper = error.downcast_ref::<hyper::Error>();
+        hyper.is_some_and(hyper::Error::is_incomplete_message)
+            || matches!(
+                kind,
+                Some(BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+            )
+    };
+    error.is_request() && !error.is_connect() && !error.is_timeout() && causes(error).any(ended)
 }
 
 /// Whether the connection ended in good order before the announced length was reached.

@@ -117,6 +117,21 @@ async fn connections_that_are_reset_all_together_are_made_anew() {
     exporter.stop().await;
 }
 
+/// As servers and balancers do with those that were idle for long enough.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_closed_just_as_it_is_used_again_costs_no_poll() {
+    for end in [End::Closed, End::Reset] {
+        let (opsramp, proxy, place, exporter) = start(|_| {}).await;
+        proxy.set(Weather::UsedOnce { end });
+        for _ in 0..5 {
+            exporter.wait_for_poll().await;
+        }
+        let metrics = check_recovery(&exporter, &place, &opsramp).await;
+        assert_eq!(metrics.sum("opsramp_poll_failures_total{"), 0.0, "{end:?}");
+        exporter.stop().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_slow_line_is_no_failure_and_one_that_is_too_slow_is_a_timeout() {
     let (opsramp, proxy, place, exporter) = start(|place| {

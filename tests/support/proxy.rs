@@ -6,6 +6,7 @@
 use std::{
     future::pending,
     net::{Ipv4Addr, SocketAddr},
+    sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
 
@@ -31,6 +32,8 @@ pub(crate) enum Weather {
     },
     /// Each connection ends somewhere in the first so many bytes of its answers.
     Cut { within: usize, end: End },
+    /// Each connection ends as soon as it is used after an answer.
+    UsedOnce { end: End },
     /// All are reset at once.
     Reset,
     /// Nothing passes, and nobody is told. It waits for other weather.
@@ -105,8 +108,21 @@ async fn relay(mut client: TcpStream, server: SocketAddr, weather: watch::Receiv
     let end = {
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
-        let there = pass(from_client, to_server, weather.clone(), Way::There);
-        let back = pass(from_server, to_client, weather.clone(), Way::Back);
+        let answered = AtomicBool::new(false);
+        let there = pass(
+            from_client,
+            to_server,
+            weather.clone(),
+            Way::There,
+            &answered,
+        );
+        let back = pass(
+            from_server,
+            to_client,
+            weather.clone(),
+            Way::Back,
+            &answered,
+        );
         tokio::select! {
             passed = async { tokio::try_join!(there, back) } => passed.err().unwrap_or(End::Closed),
             end = storm(weather) => end,
@@ -134,6 +150,7 @@ async fn pass(
     mut to: WriteHalf<'_>,
     mut weather: watch::Receiver<Weather>,
     way: Way,
+    answered: &AtomicBool,
 ) -> Result<(), End> {
     let mut buffer = [0; 1024];
     let mut left = None;
@@ -148,7 +165,13 @@ async fn pass(
         // Where there is no proxy any more, the test has ended.
         let now = *now.map_err(|_| End::Reset)?;
         let mut piece = &buffer[..length];
+        if way == Way::Back {
+            answered.store(true, Ordering::Relaxed);
+        }
         match now {
+            Weather::UsedOnce { end } if way == Way::There && answered.load(Ordering::Relaxed) => {
+                return Err(end);
+            }
             Weather::Slow {
                 delay,
                 bytes_per_second,
