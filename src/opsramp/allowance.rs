@@ -551,10 +551,10 @@ mod tests {
         let allowance = Arc::new(Allowance::new(50));
         assert_eq!(allowance.keep(Urgency::Poll), 0);
         assert_eq!(allowance.keep(Urgency::Background), 10);
-        let every_half_minute = allowance.reserve(Duration::from_secs(30));
+        let every_ten_seconds = allowance.reserve(Duration::from_secs(10));
         let every_two_minutes = allowance.reserve(Duration::from_secs(120));
-        assert_eq!(allowance.keep(Urgency::Background), 3 + 10);
-        drop(every_half_minute);
+        assert_eq!(allowance.keep(Urgency::Background), 7 + 10);
+        drop(every_ten_seconds);
         assert_eq!(allowance.keep(Urgency::Background), 1 + 10);
         drop(every_two_minutes);
         assert_eq!(allowance.keep(Urgency::Background), 10);
