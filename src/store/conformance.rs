@@ -17,6 +17,7 @@ macro_rules! suite {
         $crate::store::conformance::suite! { @tests $fresh;
             a_new_search_knows_nothing,
             what_was_committed_is_there_after_reopening,
+            more_alerts_than_a_page_holds_are_loaded_page_by_page,
             an_alert_that_left_keeps_its_ordinal,
             a_later_take_up_refuses_what_the_earlier_holder_commits,
             a_search_that_was_given_back_takes_no_commit,
@@ -226,6 +227,31 @@ pub(super) async fn what_was_committed_is_there_after_reopening(options: Options
     assert_eq!(loaded.first_seen, second(1));
     loaded.alerts.sort_by(|a, b| a.id.cmp(&b.id));
     assert_eq!(loaded.alerts, [alert("a", 1, 10), changed, undated]);
+}
+
+pub(super) async fn more_alerts_than_a_page_holds_are_loaded_page_by_page(options: Options) {
+    let store = open(&options).await;
+    let held = held(&store).await;
+    let of = |numbers: std::ops::Range<usize>| -> Vec<StoredAlert> {
+        numbers.map(|n| alert(&format!("{n:05}"), 1, 10)).collect()
+    };
+    let all = of(0..2 * LOAD_PAGE + 3);
+    store
+        .commit(held, upserts(all.clone()), second(2))
+        .await
+        .unwrap();
+    let loaded = store
+        .take_up(&key("acme", "client_1", "open"), second(3))
+        .await
+        .unwrap();
+    assert!(loaded.alerts == all[..LOAD_PAGE], "the first page");
+    let mut after = loaded.alerts[LOAD_PAGE - 1].id.clone();
+    for page in [&all[LOAD_PAGE..2 * LOAD_PAGE], &all[2 * LOAD_PAGE..]] {
+        let next = store.load(loaded.held, after).await.unwrap();
+        assert!(next == page, "{} alerts", next.len());
+        after = next[next.len() - 1].id.clone();
+    }
+    assert_eq!(store.load(loaded.held, after).await.unwrap(), []);
 }
 
 pub(super) async fn an_alert_that_left_keeps_its_ordinal(options: Options) {
