@@ -18,6 +18,7 @@ macro_rules! suite {
             a_new_search_knows_nothing,
             what_was_committed_is_there_after_reopening,
             more_alerts_than_a_page_holds_are_loaded_page_by_page,
+            open_alerts_are_found_by_their_ids,
             an_alert_that_left_keeps_its_ordinal,
             a_later_take_up_refuses_what_the_earlier_holder_commits,
             a_search_that_was_given_back_takes_no_commit,
@@ -252,6 +253,26 @@ pub(super) async fn more_alerts_than_a_page_holds_are_loaded_page_by_page(option
         after = next[next.len() - 1].id.clone();
     }
     assert_eq!(store.load(loaded.held, after).await.unwrap(), []);
+}
+
+pub(super) async fn open_alerts_are_found_by_their_ids(options: Options) {
+    let store = open(&options).await;
+    let held = held(&store).await;
+    let alerts = ["a", "b", "c"].map(|id| alert(id, 1, 10));
+    store
+        .commit(held, upserts(alerts.clone()), second(2))
+        .await
+        .unwrap();
+    let gone = Commit {
+        departures: vec![("c".into(), 2)],
+        ..Commit::default()
+    };
+    store.commit(held, gone, second(3)).await.unwrap();
+    let ids = ["b", "c", "d", "a"].map(Box::from).to_vec();
+    let mut found = store.stored(held, ids).await.unwrap();
+    found.sort_by(|a, b| a.id.cmp(&b.id));
+    assert_eq!(found, alerts[..2]);
+    assert_eq!(store.stored(held, Vec::new()).await.unwrap(), []);
 }
 
 pub(super) async fn an_alert_that_left_keeps_its_ordinal(options: Options) {
