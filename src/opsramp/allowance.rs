@@ -344,6 +344,15 @@ mod tests {
             .collect()
     }
 
+    /// What the server says is left, and in how many seconds it starts anew.
+    fn told(remaining: u32, seconds: u64) -> Hints {
+        Hints {
+            remaining: Some(remaining),
+            resets_in: Some(Duration::from_secs(seconds)),
+            ..Hints::default()
+        }
+    }
+
     #[test]
     fn headers_are_read_by_the_servers_own_clock() {
         // Our clock is an hour ahead of the server's.
@@ -411,15 +420,13 @@ mod tests {
     fn what_others_used_is_respected() {
         let start = Instant::now();
         let mut window = Window::new(50);
-        let told = |remaining| Hints {
+        let hints = Hints {
             limit: Some(50),
-            remaining: Some(remaining),
-            resets_in: Some(Duration::from_secs(30)),
-            ..Hints::default()
+            ..told(2, 30)
         };
         window.take(start, 0).unwrap();
         window.give_back(start);
-        window.learn(&told(2), start);
+        window.learn(&hints, start);
         assert_eq!(window.take(start, 0), Ok(()));
         assert_eq!(window.take(start, 0), Ok(()));
         assert_eq!(window.take(start, 0), Err(start + Duration::from_secs(30)));
@@ -430,12 +437,7 @@ mod tests {
     fn a_reset_that_never_comes_does_not_stop_us_for_long() {
         let start = Instant::now();
         let mut window = Window::new(50);
-        let hints = Hints {
-            remaining: Some(0),
-            resets_in: Some(Duration::from_secs(1_000_000)),
-            ..Hints::default()
-        };
-        window.learn(&hints, start);
+        window.learn(&told(0, 1_000_000), start);
         assert_eq!(
             window.take(start, 0),
             Err(start + Duration::from_secs(5 * 60))
@@ -467,11 +469,6 @@ mod tests {
     #[test]
     fn within_a_window_of_the_server_the_lowest_count_is_true() {
         let start = Instant::now();
-        let told = |remaining, seconds| Hints {
-            remaining: Some(remaining),
-            resets_in: Some(Duration::from_secs(seconds)),
-            ..Hints::default()
-        };
         let mut window = Window::new(50);
         let mut left = |hints: &Hints, now| {
             window.learn(hints, now);
@@ -578,12 +575,7 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut window = Window::new(500);
-        let hints = Hints {
-            remaining: Some(20),
-            resets_in: Some(Duration::from_secs(30)),
-            ..Hints::default()
-        };
-        window.learn(&hints, start);
+        window.learn(&told(20, 30), start);
         let mut takes = |now| std::iter::from_fn(|| window.take(now, 20).ok()).count();
         assert_eq!(takes(start), 10);
         assert_eq!(takes(at(15)), 5);

@@ -5,10 +5,12 @@
 
 use std::{
     collections::HashMap,
+    io,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
+use anyhow::Chain;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, StatusCode, header};
 use serde::Deserialize;
@@ -110,7 +112,7 @@ pub enum BuildError {
         path: std::path::PathBuf,
         /// Why.
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
     /// A file that should say whom to trust names nobody.
     #[error("tls.ca_file of account {account} holds no certificate in PEM: {}", path.display())]
@@ -658,7 +660,7 @@ impl Http {
             .unwrap_or_else(|| self.options.url.clone());
         let error = error.without_url();
         // Before an answer began, none was cut short.
-        let cut_short = !error.is_request() && cut_short(&error);
+        let cut_short = !error.is_request() && ends_early(&error);
         let undecodable = error.is_decode() && !error.is_connect() && !is_broken_connection(&error);
         if error.is_timeout() {
             let limit = if error.is_connect() {
@@ -673,7 +675,7 @@ impl Http {
             } else {
                 format!(
                     "with a body that cannot be decompressed ({})",
-                    causes(&error)
+                    Chain::new(&error)
                         .last()
                         .map(ToString::to_string)
                         .unwrap_or_default()
@@ -695,46 +697,33 @@ impl Http {
 
 /// Whether the connection ended, in good order or not, before anything of an answer had come.
 fn is_hang_up(error: &reqwest::Error) -> bool {
-    use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
 
-    let ended = |error: &(dyn std::error::Error + 'static)| {
-        let io = error.downcast_ref::<std::io::Error>();
-        let kind = io.map(std::io::Error::kind);
-        let hyper = error.downcast_ref::<hyper::Error>();
-        hyper.is_some_and(hyper::Error::is_incomplete_message)
-            || matches!(
-                kind,
-                Some(BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
-            )
+    let reset = |error: &io::Error| {
+        matches!(
+            error.kind(),
+            BrokenPipe | ConnectionAborted | ConnectionReset
+        )
     };
-    error.is_request() && !error.is_connect() && !error.is_timeout() && causes(error).any(ended)
+    let unanswered = error.is_request() && !error.is_connect() && !error.is_timeout();
+    unanswered && (ends_early(error) || io_errors(error).any(reset))
 }
 
-/// Whether the connection ended in good order before the announced length was reached.
-fn cut_short(error: &(dyn std::error::Error + 'static)) -> bool {
-    causes(error).any(|error| {
-        error
-            .downcast_ref::<hyper::Error>()
-            .is_some_and(hyper::Error::is_incomplete_message)
-            || error
-                .downcast_ref::<std::io::Error>()
-                .is_some_and(|error| error.kind() == std::io::ErrorKind::UnexpectedEof)
-    })
+/// Whether the connection ended in good order before an answer was complete.
+fn ends_early(error: &reqwest::Error) -> bool {
+    let mut of_hyper = Chain::new(error).filter_map(|error| error.downcast_ref());
+    of_hyper.any(hyper::Error::is_incomplete_message)
+        || io_errors(error).any(|error| error.kind() == io::ErrorKind::UnexpectedEof)
 }
 
 /// Whether the system failed the connection. What decompresses a body hands that on as an error of
 /// its own.
-fn is_broken_connection(error: &(dyn std::error::Error + 'static)) -> bool {
-    causes(error)
-        .filter_map(|error| error.downcast_ref::<std::io::Error>())
-        .any(|error| error.raw_os_error().is_some())
+fn is_broken_connection(error: &reqwest::Error) -> bool {
+    io_errors(error).any(|error| error.raw_os_error().is_some())
 }
 
-/// An error and what is behind it, the outermost first.
-fn causes<'a>(
-    error: &'a (dyn std::error::Error + 'static),
-) -> impl Iterator<Item = &'a (dyn std::error::Error + 'static)> {
-    std::iter::successors(Some(error), |error| error.source())
+fn io_errors(error: &reqwest::Error) -> impl Iterator<Item = &io::Error> {
+    Chain::new(error).filter_map(|error| error.downcast_ref())
 }
 
 pub(super) fn bearer(token: &Secret) -> header::HeaderValue {

@@ -131,18 +131,16 @@ impl Error {
     /// The whole chain of causes on one line.
     #[must_use]
     pub fn chain(&self) -> String {
-        use std::{error::Error as _, fmt::Write as _};
+        use std::fmt::Write as _;
 
         let mut line = self.to_string();
-        let mut cause = self.source();
-        while let Some(error) = cause {
-            let text = error.to_string();
+        for cause in anyhow::Chain::new(self).skip(1) {
+            let text = cause.to_string();
             // Wrappers often repeat the text of what they wrap.
             if !line.ends_with(&text) {
                 // Writing to a string cannot fail.
                 write!(line, ": {text}").ok();
             }
-            cause = error.source();
         }
         line
     }

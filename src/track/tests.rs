@@ -44,6 +44,20 @@ fn adopt_all(tracker: &mut Tracker, page: &[Sighting<'_>]) -> Delta {
     delta
 }
 
+/// The groups by their only label.
+fn counts(tracker: &Tracker) -> Vec<(String, u64)> {
+    let groups = tracker.groups().into_iter();
+    groups
+        .map(|(values, n)| (values[0].to_string(), n))
+        .collect()
+}
+
+fn pairs(list: &[(&str, u64)]) -> Vec<(String, u64)> {
+    list.iter()
+        .map(|(value, n)| ((*value).to_owned(), *n))
+        .collect()
+}
+
 #[test]
 fn a_known_alert_costs_less_than_fifty_bytes_in_place() {
     assert!(size_of::<Entry>() <= 48, "{}", size_of::<Entry>());
@@ -169,18 +183,6 @@ fn groups_beyond_the_bound_are_counted_as_other_and_make_room_again() {
     .map(|(id, state)| sighting(id, state, 1))
     .collect();
     adopt_all(&mut tracker, &page);
-    let counts = |tracker: &Tracker| -> Vec<(String, u64)> {
-        tracker
-            .groups()
-            .into_iter()
-            .map(|(values, n)| (values[0].to_string(), n))
-            .collect()
-    };
-    let pairs = |list: &[(&str, u64)]| -> Vec<(String, u64)> {
-        list.iter()
-            .map(|(value, n)| ((*value).to_owned(), *n))
-            .collect()
-    };
     assert_eq!(
         counts(&tracker),
         pairs(&[("a", 2), ("b", 1), ("c", 1), ("other", 2)])
@@ -199,13 +201,10 @@ fn groups_beyond_the_bound_are_counted_as_other_and_make_room_again() {
 
 #[test]
 fn a_group_that_is_called_other_is_counted_together_with_those_without_room() {
-    let count = |page: &[Sighting<'_>]| -> Vec<(String, u64)> {
+    let count = |page: &[Sighting<'_>]| {
         let mut tracker = tracker();
         adopt_all(&mut tracker, page);
-        let groups = tracker.groups().into_iter();
-        groups
-            .map(|(values, n)| (values[0].to_string(), n))
-            .collect()
+        counts(&tracker)
     };
     let page = [
         sighting("1", OTHER, 1),
@@ -216,12 +215,8 @@ fn a_group_that_is_called_other_is_counted_together_with_those_without_room() {
         sighting("6", "e", 1),
         sighting("7", "f", 1),
     ];
-    let named = |name: &str, n| (name.to_owned(), n);
-    assert_eq!(
-        count(&page),
-        [named("b", 1), named("c", 1), named(OTHER, 5)]
-    );
-    assert_eq!(count(&page[2..4]), [named("b", 1), named("c", 1)]);
+    assert_eq!(count(&page), pairs(&[("b", 1), ("c", 1), (OTHER, 5)]));
+    assert_eq!(count(&page[2..4]), pairs(&[("b", 1), ("c", 1)]));
 }
 
 #[test]
