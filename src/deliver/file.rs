@@ -19,6 +19,8 @@ use std::{
     io::{self, Write as _},
     os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
 use rustix::{fs::OFlags, io::Errno};
@@ -47,6 +49,9 @@ const MODE: u32 = 0o640;
 /// How much of a file is searched for waiting lines where no mark says where to begin. Everything
 /// that is not acknowledged stands at its end.
 const LOOK_BACK: u64 = 16 << 20;
+
+/// How long a file that somebody else has locked is waited for.
+const LOCK_PATIENCE: Duration = Duration::from_millis(100);
 
 /// How often a file that was moved away is tried to be settled: some five minutes, at the pace of
 /// the worker. Until then it holds up the lines that follow, since some of them may be in it.
@@ -295,7 +300,7 @@ impl Tail {
         if !metadata.is_file() {
             return Err(Error::NotAFile(path.to_owned()));
         }
-        file.try_lock().map_err(|error| match error {
+        lock(&file).map_err(|error| match error {
             TryLockError::WouldBlock => Error::Locked(path.to_owned()),
             TryLockError::Error(error) => Error::io("lock", path)(error),
         })?;
@@ -407,6 +412,20 @@ impl Tail {
 
     fn mark(&self, settled: u64) -> Result<Mark, Error> {
         Mark::of(&self.file, self.id, settled).map_err(Error::io("read back", &self.path))
+    }
+}
+
+/// Locks a file. One that was just closed can be locked for a moment still: by a process that was
+/// forked meanwhile and is about to become another program, and by whoever looks through `/proc`.
+fn lock(file: &File) -> Result<(), TryLockError> {
+    let deadline = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                thread::sleep(LOCK_PATIENCE / 20);
+            }
+            locked => return locked,
+        }
     }
 }
 

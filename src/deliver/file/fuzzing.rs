@@ -4,25 +4,16 @@ use std::{
     fs::{self, OpenOptions},
     io::Write as _,
     path::PathBuf,
-    time::Duration,
 };
 
 use tempfile::TempDir;
 
-use super::{Error, LogFile, Mark};
+use super::{LogFile, Mark};
 use crate::{
-    deliver::{
-        Format,
-        fuzzing::pending,
-        sink::{SinkError, Writer as _},
-    },
+    deliver::{Format, fuzzing::pending, sink::Writer as _},
     fuzzing::{self, Choices},
     store::Pending,
 };
-
-/// How often a file may be found locked: whoever looks through `/proc` at that moment holds what
-/// was just closed a little longer.
-const MAX_LOCKED: u32 = 1000;
 
 /// A sink, the journal it reads, and a store that keeps what is saved across crashes.
 struct World {
@@ -130,16 +121,8 @@ impl World {
 
     fn deliver_unsaved(&mut self, count: usize) {
         let end = self.at.cursor.saturating_add(count).min(self.events.len());
-        let mut locked = 0;
         loop {
             let progress = self.sink.deliver(&self.events[self.at.cursor..end]);
-            if let Some(SinkError::File(Error::Locked(_))) = progress.error
-                && locked < MAX_LOCKED
-            {
-                locked += 1;
-                std::thread::sleep(Duration::from_millis(1));
-                continue;
-            }
             assert!(progress.error.is_none(), "{:?}", progress.error);
             self.at.cursor += progress.settled;
             self.at.mark = progress.mark;

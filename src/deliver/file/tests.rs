@@ -420,6 +420,21 @@ fn two_sinks_cannot_write_one_file() {
 }
 
 #[test]
+fn a_file_that_is_let_go_at_once_is_waited_for() {
+    let mut world = World::with_events(1);
+    let holder = File::create(world.path()).unwrap();
+    holder.lock().unwrap();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            std::thread::sleep(LOCK_PATIENCE / 10);
+            drop(holder);
+        });
+        world.deliver(1);
+    });
+    assert_eq!(world.content(), world.expected());
+}
+
+#[test]
 fn a_missing_folder_is_named_and_once_it_is_there_the_lines_are_written() {
     let mut world = World::with_events(2);
     let path = world.folder.path().join("missing").join("alerts.jsonl");
