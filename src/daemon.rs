@@ -24,6 +24,7 @@ use crate::{
     health::Health,
     metrics::Metrics,
     poll::{self, Happening, Plan, Pollers},
+    record::AlertFields,
     service_manager::ServiceManager,
     status::Board,
     store::{self, Store},
@@ -503,6 +504,6 @@ fn shown(found: store::OpenAlert) -> web::OpenAlert {
         search: found.search,
         alert_id: found.alert.id.into(),
         // What cannot be read is shown by its id alone.
-        fields: serde_json::from_slice(&found.alert.body).unwrap_or_default(),
+        fields: AlertFields::from_stored(&found.alert.body).unwrap_or_default(),
     }
 }

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use crate::identity::{EventKind, SearchKey};
 
 pub(crate) mod json;
+mod stored;
 
 /// The namespace of event ids; see [`event_id`].
 pub const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0x89a8_578e_a6a0_4b56_a93b_b412_af7a_8396);

@@ -14,6 +14,7 @@ CREATE TABLE search (
 
 -- The alerts that are open.
 CREATE TABLE alert (
+    id         INTEGER PRIMARY KEY,
     search_id  INTEGER NOT NULL REFERENCES search (id) ON DELETE CASCADE,
     alert_id   TEXT    NOT NULL,
     ordinal    INTEGER NOT NULL,
@@ -21,11 +22,11 @@ CREATE TABLE alert (
     created_at INTEGER,
     state      TEXT    NOT NULL COLLATE NOCASE,
     body       BLOB    NOT NULL,
-    PRIMARY KEY (search_id, alert_id)
-) STRICT, WITHOUT ROWID;
+    UNIQUE (search_id, alert_id)
+) STRICT;
 
 -- The page of open alerts reads nothing but this index until it knows which rows it shows.
-CREATE INDEX alert_by_age ON alert (created_at DESC, state);
+CREATE INDEX alert_by_age ON alert (created_at DESC, state, search_id);
 
 -- The ordinals that alerts had reached when they left.
 CREATE TABLE departed (

@@ -4,11 +4,8 @@
 //! full read that hangs never makes a poll late. All state belongs to this task; answers are
 //! worked off one after the other.
 
-use std::{
-    borrow::Cow, collections::VecDeque, convert::Infallible, pin::Pin, sync::Arc, time::Duration,
-};
+use std::{borrow::Cow, collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -337,7 +334,7 @@ impl Search {
     }
 
     fn stored_fields(&self, alert: &StoredAlert) -> Option<AlertFields<'static>> {
-        serde_json::from_slice(&alert.body)
+        AlertFields::from_stored(&alert.body)
             .inspect_err(|error| {
                 tracing::warn!(
                     search = %self.key,
@@ -805,7 +802,7 @@ impl Running {
             }
             let last_known = stored
                 .remove(id)
-                .and_then(|alert| serde_json::from_slice(&alert.body).ok())
+                .and_then(|alert| AlertFields::from_stored(&alert.body).ok())
                 .unwrap_or_default();
             let (page, raw) = match reason {
                 Reason::Found(answer) => (answer.alert().ok(), Some(answer.text())),
@@ -991,7 +988,7 @@ impl Running {
             let alert = &page.alerts[place];
             let sighting = sightings[place];
             let detail = details.get(&place).and_then(|answer| answer.alert().ok());
-            let mut fields = Self::fields(alert, detail.as_ref());
+            let fields = Self::fields(alert, detail.as_ref());
             let silent = kind == Some(EventKind::Opened) && self.is_before_our_time(&fields);
             let happened = u32::from(kind.is_some());
             let ordinal = match before {
@@ -1010,7 +1007,7 @@ impl Running {
                 digest: sighting.digest,
                 created_at: fields.created_at,
                 state: sighting.state.into(),
-                body: stored_form(&mut bodies, &mut fields).map_err(store::Error::backend)?,
+                body: bodies.body(|out| fields.write_stored(out)),
             });
             if let Some(kind) = kind.filter(|_| !silent) {
                 if kind == EventKind::Changed {
@@ -1179,14 +1176,10 @@ impl Running {
         happening: Happening<'_>,
     ) -> JournalEvent {
         let record = Record::new(now, &self.search.key, happening, &self.search.shared.record);
-        let Ok(body) = bodies.body(|out| {
-            record.write_json(out);
-            Ok::<_, Infallible>(())
-        });
         JournalEvent {
             event_id: record.event_id,
             at: record.timestamp,
-            body,
+            body: bodies.body(|out| record.write_json(out)),
         }
     }
 }
@@ -1220,17 +1213,6 @@ impl Failure {
             Self::Store(error) => chain(error),
         }
     }
-}
-
-/// An alert's stored form. Its description is the longest part, and nobody reads it from there.
-fn stored_form(
-    bodies: &mut Bodies,
-    fields: &mut AlertFields<'_>,
-) -> Result<Bytes, serde_json::Error> {
-    let description = fields.description.take();
-    let body = bodies.body(|out| serde_json::to_writer(out, fields));
-    fields.description = description;
-    body
 }
 
 /// Asks for an alert's own page until there is an answer, or a failure that will not pass.

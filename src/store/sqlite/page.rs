@@ -19,10 +19,10 @@ const CACHE_KIB: i64 = 512;
 pub(super) const NEWEST: &str = "
     SELECT search.account, search.tenant_id, search.name, alert.alert_id, alert.ordinal,
            alert.digest, alert.created_at, alert.state, alert.body
-    FROM (SELECT search_id, alert_id, created_at FROM alert
+    FROM (SELECT id, created_at FROM alert
           WHERE +search_id IN (SELECT value FROM json_each(?1)) AND (?2 IS NULL OR +state = ?2)
           ORDER BY created_at DESC LIMIT ?3) AS newest
-    CROSS JOIN alert USING (search_id, alert_id)
+    CROSS JOIN alert USING (id)
     CROSS JOIN search ON search.id = alert.search_id
     ORDER BY newest.created_at DESC";
 
