@@ -20,7 +20,7 @@ use std::{
     os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use rustix::{fs::OFlags, io::Errno};
@@ -50,8 +50,9 @@ const MODE: u32 = 0o640;
 /// that is not acknowledged stands at its end.
 const LOOK_BACK: u64 = 16 << 20;
 
-/// How long a file that somebody else has locked is waited for.
-const LOCK_PATIENCE: Duration = Duration::from_millis(100);
+/// How often it is tried to lock a file that somebody else has locked, with a pause after each try.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
 /// How often a file that was moved away is tried to be settled: some five minutes, at the pace of
 /// the worker. Until then it holds up the lines that follow, since some of them may be in it.
@@ -418,15 +419,13 @@ impl Tail {
 /// Locks a file. One that was just closed can be locked for a moment still: by a process that was
 /// forked meanwhile and is about to become another program, and by whoever looks through `/proc`.
 fn lock(file: &File) -> Result<(), TryLockError> {
-    let deadline = Instant::now() + LOCK_PATIENCE;
-    loop {
+    for _ in 1..LOCK_TRIES {
         match file.try_lock() {
-            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
-                thread::sleep(LOCK_PATIENCE / 20);
-            }
+            Err(TryLockError::WouldBlock) => thread::sleep(LOCK_PAUSE),
             locked => return locked,
         }
     }
+    file.try_lock()
 }
 
 fn id(metadata: &fs::Metadata) -> (u64, u64) {

@@ -424,9 +424,9 @@ fn a_file_that_is_let_go_at_once_is_waited_for() {
     let mut world = World::with_events(1);
     let holder = File::create(world.path()).unwrap();
     holder.lock().unwrap();
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         scope.spawn(move || {
-            std::thread::sleep(LOCK_PATIENCE / 10);
+            thread::sleep(2 * LOCK_PAUSE);
             drop(holder);
         });
         world.deliver(1);
