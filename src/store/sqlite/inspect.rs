@@ -162,6 +162,9 @@ mod tests {
         fs::write(&path, "a text of somebody's that is surely no database").unwrap();
         assert!(problem(&path).starts_with("it is not an SQLite database"));
         assert!(problem(folder.path()).starts_with("it is a folder"));
+        let socket = folder.path().join("socket");
+        std::os::unix::net::UnixListener::bind(&socket).unwrap();
+        assert!(problem(&socket).contains("socket cannot be opened for writing"));
         assert!(problem(&folder.path().join("no/state.db")).contains("does not exist"));
 
         fs::remove_file(&path).unwrap();
