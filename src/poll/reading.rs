@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use jiff::Timestamp;
-use xxhash_rust::xxh3::Xxh3Default;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     opsramp::alert::{Alert, Text, parse_time},
@@ -22,8 +22,10 @@ pub fn sighting<'a>(alert: &'a Alert<'_>) -> Sighting<'a> {
     }
 }
 
+/// Room for the texts of most alerts, in bytes.
+const STRUNG: usize = 2048;
+
 fn digest(alert: &Alert<'_>) -> u64 {
-    let mut hash = Xxh3Default::new();
     let resource = [&alert.resource, &alert.device];
     let texts = [
         &alert.subject,
@@ -57,13 +59,14 @@ fn digest(alert: &Alert<'_>) -> u64 {
             &resource.resource_type,
         ]
     });
+    let mut strung = Vec::with_capacity(STRUNG);
     for text in texts.into_iter().chain(of_resources) {
         let text = word(text);
         // The lengths keep apart texts that read the same when they are strung together.
-        hash.update(&(text.len() as u64).to_le_bytes());
-        hash.update(text.as_bytes());
+        strung.extend_from_slice(&(text.len() as u64).to_le_bytes());
+        strung.extend_from_slice(text.as_bytes());
     }
-    hash.digest()
+    xxh3_64(&strung)
 }
 
 /// The fields of its record.

@@ -31,6 +31,13 @@ impl Bench {
         }
     }
 
+    /// As another process would find it.
+    fn reopen(mut self) -> Self {
+        drop(self.writer);
+        self.writer = Writer::open(&self.path, 1_000_000, Holds::default()).unwrap();
+        self
+    }
+
     fn sql(&mut self, sql: &str) {
         let connection = self.writer.file.connection();
         connection.execute_batch(sql).unwrap();
@@ -246,6 +253,31 @@ fn what_was_delivered_is_removed_step_by_step() {
     assert!(bench.writer.next(&mut queue).is_none());
     assert_eq!(bench.count("journal"), 5_000);
     assert_eq!(bench.waiting(), (25_001..=30_000).collect::<Vec<_>>());
+}
+
+#[test]
+fn without_a_sink_nothing_is_journalled() {
+    let mut bench = Bench::new();
+    let (sinks, _reply) = job(Write::SetSinks, Vec::new());
+    bench.write_all(vec![sinks]);
+    let mut journalled = bench.writer.journalled();
+    journalled.mark_unchanged();
+    bench.write(opened(1)).unwrap();
+    assert_eq!(bench.count("alert"), 1);
+    assert!(!journalled.has_changed().unwrap());
+}
+
+#[test]
+fn what_is_delivered_after_a_restart_is_removed() {
+    let mut bench = Bench::new();
+    for number in 1..=4 {
+        bench.write(events(number..number + 1)).unwrap();
+    }
+    bench.acknowledge(2).unwrap();
+    let mut bench = bench.reopen();
+    bench.acknowledge(3).unwrap();
+    assert_eq!(bench.count("journal"), 1);
+    assert_eq!(bench.waiting(), [4]);
 }
 
 #[test]
