@@ -36,7 +36,8 @@ while [ -n "$page" ]; do
 done
 "#;
 
-/// How long each takes to read a result and write it to a file; `None` where it is not installed.
+/// How long each takes to read a result and write it to a file; `None` where it is not
+/// installed, or fails.
 pub(crate) fn read(server: &Server, alerts: usize) -> Vec<(&'static str, Option<Duration>)> {
     let (url, size) = (server.url(), PAGE_SIZE.to_string());
     let opcli = std::env::var_os("OPSRAMP_TEST_VENV").map_or_else(

@@ -109,7 +109,10 @@ pub(crate) fn measure(runtime: &Runtime, report: &mut Report) {
                 let ratio = took.as_secs_f64() / bare_best.as_secs_f64();
                 report.row(&format!("the same by {name}"), ratio, " ×", None);
             }
-            None => report.text(&format!("the same by {name}"), "not installed"),
+            None => report.text(
+                &format!("the same by {name}"),
+                "not installed, or it failed",
+            ),
         }
     }
     if !quick() {

@@ -128,10 +128,11 @@ impl Server {
         }
         let more = first + (here as u64) < alerts;
         let pages = alerts.div_ceil(size);
+        let next = if more { number + 1 } else { 0 };
         page.extend_from_slice(
             format!(
                 "],\"totalResults\":{alerts},\"pageNo\":{number},\"pageSize\":{size},\
-                 \"totalPages\":{pages},\"nextPage\":{more}}}"
+                 \"totalPages\":{pages},\"nextPage\":{more},\"nextPageNo\":{next}}}"
             )
             .as_bytes(),
         );
