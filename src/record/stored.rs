@@ -5,77 +5,39 @@ use std::io::Write as _;
 
 use super::{AlertFields, json};
 
-const NONE: &[u8] = b"null";
-
 impl AlertFields<'_> {
     /// Appends the form in which they are stored: the values in the order in which the fields are
     /// declared. The description, the longest part, is left out: nobody reads it from there.
     pub fn write_stored(&self, out: &mut Vec<u8>) {
-        let Self {
-            state,
-            status,
-            message,
-            description: _,
-            metric,
-            component,
-            problem_area,
-            alert_type,
-            event_type,
-            source,
-            priority,
-            resource_id,
-            resource_name,
-            resource_type,
-            resource_ip,
-            client_id,
-            client_name,
-            incident_id,
-            inference_id,
-            repeat_count,
-            created_at,
-            updated_at,
-        } = self;
         out.push(b'[');
         for text in [
-            state,
-            status,
-            message,
+            &self.state,
+            &self.status,
+            &self.message,
             &None,
-            metric,
-            component,
-            problem_area,
-            alert_type,
-            event_type,
-            source,
-            priority,
-            resource_id,
-            resource_name,
-            resource_type,
-            resource_ip,
-            client_id,
-            client_name,
-            incident_id,
+            &self.metric,
+            &self.component,
+            &self.problem_area,
+            &self.alert_type,
+            &self.event_type,
+            &self.source,
+            &self.priority,
+            &self.resource_id,
+            &self.resource_name,
+            &self.resource_type,
+            &self.resource_ip,
+            &self.client_id,
+            &self.client_name,
+            &self.incident_id,
         ] {
-            match text {
-                Some(text) => json::push_string(out, text),
-                None => out.extend_from_slice(NONE),
-            }
-            out.push(b',');
+            push(out, text.as_ref(), |out, text| json::push_string(out, text));
         }
         // A vector takes whatever is written.
-        for number in [inference_id, repeat_count] {
-            match number {
-                Some(number) => drop(write!(out, "{number}")),
-                None => out.extend_from_slice(NONE),
-            }
-            out.push(b',');
+        for number in [self.inference_id, self.repeat_count] {
+            push(out, number, |out, number| drop(write!(out, "{number}")));
         }
-        for time in [created_at, updated_at] {
-            match time {
-                Some(time) => drop(write!(out, "\"{time}\"")),
-                None => out.extend_from_slice(NONE),
-            }
-            out.push(b',');
+        for time in [self.created_at, self.updated_at] {
+            push(out, time, |out, time| drop(write!(out, "\"{time}\"")));
         }
         out.pop();
         out.push(b']');
@@ -90,6 +52,15 @@ impl AlertFields<'static> {
     pub fn from_stored(stored: &[u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(stored)
     }
+}
+
+/// Appends a value and a comma.
+fn push<T>(out: &mut Vec<u8>, value: Option<T>, write: impl FnOnce(&mut Vec<u8>, T)) {
+    match value {
+        Some(value) => write(out, value),
+        None => out.extend_from_slice(b"null"),
+    }
+    out.push(b',');
 }
 
 #[cfg(test)]
