@@ -246,7 +246,7 @@ async fn tls_with_an_authority_of_the_company_passes() {
     let (passed, text) = setup.check().await;
     assert!(passed, "{text}");
     assert!(
-        text.contains(": TLS 1.3, HTTP/1.1, the certificate is valid for 7"),
+        text.contains(": TLS 1.3, the certificate is valid for 7"),
         "{text}"
     );
 

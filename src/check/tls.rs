@@ -87,10 +87,6 @@ pub(super) async fn shake_hands(
         Some(rustls::ProtocolVersion::TLSv1_2) => "TLS 1.2",
         _ => "TLS",
     };
-    let http = match session.alpn_protocol() {
-        Some(b"h2") => "HTTP/2",
-        _ => "HTTP/1.1",
-    };
     let mut seen = watching.seen.lock().unwrap_or_else(PoisonError::into_inner);
     let (refusal, not_after) = (seen.refusal.take(), seen.not_after);
     drop(seen);
@@ -101,7 +97,7 @@ pub(super) async fn shake_hands(
     };
     let connection: Connection = Box::new(stream);
     if options.insecure_skip_verify {
-        let found = format!("{version}, {http}, the certificate is not checked");
+        let found = format!("{version}, the certificate is not checked");
         return Ok(Passed::new(connection, found).with_concern(match refusal {
             Some(refusal) => format!(
                 "anybody could answer in the server's place; without insecure_skip_verify: {}",
@@ -110,7 +106,7 @@ pub(super) async fn shake_hands(
             None => "the certificate is good: take insecure_skip_verify away".to_owned(),
         }));
     }
-    let passed = Passed::new(connection, format!("{version}, {http}, {validity}"));
+    let passed = Passed::new(connection, format!("{version}, {validity}"));
     Ok(match left {
         Some(left) if left < SOON => {
             passed.with_concern("the certificate ends soon; its owner has to renew it")
@@ -172,7 +168,7 @@ fn config(options: &TlsOptions, watching: Arc<Watching>) -> Result<ClientConfig,
         }
         _ => builder.with_no_client_auth(),
     };
-    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }
 
