@@ -3,7 +3,8 @@
 //! One thread owns the connection that writes; whoever calls sends it a command and awaits the
 //! answer. The thread takes everything that waits in its queue into one transaction, so that many
 //! callers share one fsync (group commit), and answers after it. The page of open alerts has a
-//! read-only connection of its own and never delays a commit.
+//! read-only connection of its own and never delays a commit, and neither does copying the
+//! write-ahead log into the file.
 //!
 //! While the store is open it holds a lock on a file beside the state file (`….lock`), which
 //! keeps a second exporter away but lets an operator read with `sqlite3` at any time.
@@ -25,6 +26,7 @@ use super::{
 use crate::identity::SearchKey;
 
 mod alerts;
+mod checkpoint;
 mod inspect;
 mod journal;
 mod open;

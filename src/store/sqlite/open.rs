@@ -12,6 +12,7 @@ use std::{
 use rusqlite::{Connection, ErrorCode, OpenFlags, Result, TransactionBehavior};
 use rustix::fs::{FlockOperation, flock};
 
+use super::checkpoint::Checkpoint;
 use crate::store::Error;
 
 /// How long another program's lock, such as that of an `sqlite3` shell, is waited for.
@@ -29,9 +30,10 @@ const MIGRATIONS: [&str; 1] = [include_str!(concat!(
 
 /// Memory for pages of the file, in KiB.
 const CACHE_KIB: i64 = 2048;
-/// Pages that the write-ahead log gathers before they are copied into the file. At four times
-/// SQLite's default fewer than one small commit in a hundred has to wait for the copying.
-const CHECKPOINT_PAGES: i64 = 4000;
+/// Pages that the write-ahead log gathers before they are copied into the file, while commits go on.
+const LOG_PAGES: i64 = 4000;
+/// Pages from which on a commit copies them itself, so that the log does not outgrow the copying.
+const LOG_PAGES_AT_MOST: i64 = 4 * LOG_PAGES;
 /// A longer log is cut back to this length, in bytes, once it was copied.
 const LOG_BYTES: i64 = 16 * 1024 * 1024;
 /// Statements that stay prepared; there are fewer.
@@ -44,6 +46,7 @@ const MODE: u32 = 0o600;
 pub(super) struct StateFile {
     // Closed in this order: the lock is let go last.
     connection: Connection,
+    checkpoint: Checkpoint,
     path: PathBuf,
     _lock: File,
 }
@@ -65,6 +68,7 @@ impl StateFile {
             let loaded = load(&connection).map_err(|error| describe(&error))?;
             let file = Self {
                 connection,
+                checkpoint: Checkpoint::default(),
                 path,
                 _lock: lock,
             };
@@ -94,19 +98,42 @@ impl StateFile {
         beside(&self.path, suffix)
     }
 
+    /// Has the write-ahead log copied into the file, beside what goes on here, once it is long.
+    pub(super) fn copy_long_log(&mut self) {
+        if self.checkpoint.is_under_way() {
+            return;
+        }
+        // What cannot be told now is asked again after the next commit.
+        if let Ok(pages) = self.log_pages()
+            && pages >= LOG_PAGES
+        {
+            self.checkpoint.start(&self.path);
+        }
+    }
+
+    /// How many pages of the write-ahead log are not copied yet.
+    fn log_pages(&self) -> Result<i64> {
+        let mut statement = self
+            .connection
+            .prepare_cached("PRAGMA wal_checkpoint(NOOP)")?;
+        statement.query_row([], |row| {
+            Ok(row.get::<_, i64>("log")? - row.get::<_, i64>("checkpointed")?)
+        })
+    }
+
     /// Copies the write-ahead log into the file, so that the log is written from its start again:
     /// on a full disk that may be all the room there is. Returns whether it was copied whole.
     pub(super) fn reuse_log(&self) -> bool {
-        self.checkpoint("RESTART")
+        self.checkpoint_now("RESTART")
     }
 
     /// Leaves one file without a log behind, where nobody else is reading it.
     pub(super) fn close(self) {
-        self.checkpoint("TRUNCATE");
+        self.checkpoint_now("TRUNCATE");
     }
 
     /// A checkpoint is tidying up: where it fails, the log keeps what it holds.
-    fn checkpoint(&self, mode: &str) -> bool {
+    fn checkpoint_now(&self, mode: &str) -> bool {
         let failed =
             self.connection
                 .query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
@@ -299,7 +326,7 @@ fn write_ahead(connection: &Connection, new: bool) -> Result<String> {
     }
     let mode = connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
     connection.pragma_update(None, "synchronous", "full")?;
-    connection.pragma_update(None, "wal_autocheckpoint", CHECKPOINT_PAGES)?;
+    connection.pragma_update(None, "wal_autocheckpoint", LOG_PAGES_AT_MOST)?;
     connection.pragma_update(None, "journal_size_limit", LOG_BYTES)?;
     Ok(mode)
 }

@@ -11,8 +11,9 @@ use rusqlite::Result;
 
 use super::open::StateFile;
 
-/// With so much more than is wanted, in bytes, nothing has to be reckoned.
-const PLENTY: u64 = 64 * 1024 * 1024;
+/// With so much more than is wanted, in bytes, nothing has to be reckoned: more than twice what the
+/// log holds at most.
+const PLENTY: u64 = 128 * 1024 * 1024;
 /// Kept for acknowledgements, in bytes; less on a very small disk.
 const RESERVE: u64 = 1024 * 1024;
 

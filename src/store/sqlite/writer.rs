@@ -271,8 +271,9 @@ impl Writer {
     fn transaction(&mut self, writes: &mut [Write]) -> Result<()> {
         let before = self.journal.clone();
         let done = self.try_transaction(writes);
-        if done.is_err() {
-            self.journal = before;
+        match done {
+            Ok(()) => self.file.copy_long_log(),
+            Err(_) => self.journal = before,
         }
         done
     }

@@ -1,7 +1,10 @@
 use std::path::PathBuf;
 
 use super::*;
-use crate::store::conformance::{alert, event, events, key, second};
+use crate::store::{
+    JournalEvent,
+    conformance::{alert, event, events, key, second},
+};
 
 /// A writer without its thread, so that faults can be put into its connection.
 struct Bench {
@@ -152,6 +155,36 @@ fn a_group_is_one_transaction() {
 fn log_bytes(path: &Path) -> u64 {
     let log = path.with_extension("db-wal");
     std::fs::metadata(log).unwrap().len()
+}
+
+#[test]
+fn a_long_log_is_copied_while_commits_go_on() {
+    let mut bench = Bench::new();
+    let large = |number| {
+        let body = vec![b'x'; 1024 * 1024].into();
+        let event = JournalEvent {
+            body,
+            ..event(number)
+        };
+        Commit {
+            events: vec![event],
+            ..Commit::default()
+        }
+    };
+    let length = |bench: &Bench| std::fs::metadata(&bench.path).unwrap().len();
+    for number in 1..=10 {
+        bench.write(large(number)).unwrap();
+    }
+    assert_eq!(length(&bench), 4096, "ten MiB are no reason yet");
+    for number in 11..=20 {
+        bench.write(large(number)).unwrap();
+    }
+    let copied = || {
+        thread::sleep(Duration::from_millis(1));
+        length(&bench) >= 15 * 1024 * 1024
+    };
+    assert!((0..10_000).any(|_| copied()), "{}", length(&bench));
+    assert_eq!(bench.waiting(), (1..=20).collect::<Vec<_>>());
 }
 
 #[test]
