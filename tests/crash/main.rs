@@ -18,3 +18,4 @@ mod kills;
 mod life;
 #[path = "../support/lines.rs"]
 mod lines;
+mod power;

@@ -143,15 +143,14 @@ impl<'a> Missing<'a> {
         }
     }
 
-    /// The line that `torn` is the beginning of, and what it lacks: never another one than the
-    /// first that is missing, since lines are written in order.
+    /// The missing line that `torn` is the beginning of, and what it lacks. Lines are written in
+    /// order, so that it is the first one, unless a power cut took bytes of those before it.
     pub(super) fn completion(&self, torn: &Torn) -> Option<(usize, &'a [u8])> {
         let Torn::Piece(piece) = torn else {
             return None;
         };
-        let first = self.indices().next()?;
-        let rest = self.line(first).strip_prefix(&piece[..])?;
-        Some((first, rest))
+        self.indices()
+            .find_map(|index| Some((index, self.line(index).strip_prefix(&piece[..])?)))
     }
 
     /// What has to follow `torn` so that all lines are there.

@@ -283,6 +283,26 @@ fn lines_whose_bytes_a_power_cut_took_are_written_again_and_the_others_are_not()
 }
 
 #[test]
+fn a_torn_line_behind_one_that_lost_bytes_is_completed() {
+    let mut world = World::with_events(6);
+    world.deliver(2);
+    world.save();
+    let from = fs::metadata(world.path()).unwrap().len();
+    world.deliver(3);
+    let torn = world.torn(5, 300);
+    world.append(&torn);
+    let file = OpenOptions::new().write(true).open(world.path()).unwrap();
+    file.write_all_at(&[0; 10], from + 5).unwrap();
+    world.crash();
+    world.deliver(4);
+    let content = fs::read_to_string(world.path()).unwrap();
+    let (garbled, whole): (Vec<_>, _) = content.lines().partition(|line| line.contains('\0'));
+    let order = [0, 1, 3, 4, 5, 2].map(|index: usize| &world.events[index]);
+    let expected = order.map(|event| str::from_utf8(&event.event.body).unwrap());
+    assert_eq!((garbled.len(), whole), (1, expected.to_vec()));
+}
+
+#[test]
 fn a_file_that_was_moved_away_is_left_and_a_new_one_is_begun() {
     let mut world = World::with_events(9);
     world.deliver(3);

@@ -1,0 +1,483 @@
+//! Power cuts: SIGKILL at random moments, after which everything is taken from the files that was
+//! not synced, or some sectors of it, as a disk may have kept any part of that. `strace` tells what
+//! was written and what was synced.
+//!
+//! `OPSRAMP_TEST_KILLS` says how often, `OPSRAMP_TEST_SEED` repeats what a seed did.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, OpenOptions},
+    io::Write as _,
+    time::Duration,
+};
+
+use fastrand::Rng;
+use opsramp_exporter::simulator::{DEMO_TENANT, Simulator};
+use tokio::{process::Command, time::Instant};
+
+use crate::{
+    exporter::{Members, PATIENCE, Place, command, needed, number, opsramp},
+    life::live,
+    lines::{FILE, Reader, Story},
+};
+
+/// Cuts of a run that nobody asks more of.
+const CUTS: usize = 25;
+
+/// One step of what happens to the alerts: so many leave at most as can be asked for within the
+/// allowance of the last life.
+const STEP: Duration = Duration::from_millis(30);
+
+/// Cuts while the write-ahead log is copied into the state file, each after so many alerts that the
+/// log is long enough.
+const CUTS_OF_CHECKPOINTS: usize = 3;
+const ALERTS_OF_A_LONG_LOG: usize = 9000;
+
+/// What a disk writes whole or not at all, in bytes.
+const SECTOR: usize = 512;
+
+const STATE: &str = "state.db";
+
+/// What has to outlive a power cut.
+const FILES: [&str; 3] = [STATE, "state.db-wal", FILE];
+
+/// Whatever the processors share through it is worth nothing after a power cut.
+const SHARED_MEMORY: &str = "state.db-shm";
+
+/// Where the log file stands without the lines that lost bytes: only those hold zeros.
+const CLEAN: &str = "clean.jsonl";
+
+/// What is on the disk, and what is in memory only.
+#[derive(Debug, Default)]
+struct Disk {
+    files: BTreeMap<&'static str, Kept>,
+    changes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    /// Whether the folder's entry is synced.
+    named: bool,
+    synced: Vec<u8>,
+    /// What came after that, each with its number.
+    unsynced: Vec<(usize, Change)>,
+    /// With what is not synced.
+    length: usize,
+}
+
+#[derive(Debug)]
+enum Change {
+    Write { at: usize, bytes: Vec<u8> },
+    Length(usize),
+}
+
+/// A system call that was begun.
+#[derive(Debug)]
+enum Call {
+    Open(&'static str),
+    Sync { name: &'static str, changes: usize },
+    SyncFolder(Vec<&'static str>),
+    Other,
+}
+
+// === impl Disk ===
+
+impl Disk {
+    /// The files as they are, all of it synced.
+    fn of(place: &Place) -> Self {
+        let mut disk = Self::default();
+        for name in FILES {
+            if let Ok(synced) = fs::read(place.path(name)) {
+                let length = synced.len();
+                let kept = Kept {
+                    named: true,
+                    synced,
+                    length,
+                    ..Kept::default()
+                };
+                disk.files.insert(name, kept);
+            }
+        }
+        disk
+    }
+
+    /// Does what a trace tells.
+    fn replay(&mut self, place: &Place, trace: &str) {
+        let folder = place.path("");
+        let folder = folder.to_str().unwrap().trim_end_matches('/');
+        let mut begun: BTreeMap<&str, Call> = BTreeMap::new();
+        for line in trace.lines() {
+            let (thread, rest) = line.split_once(' ').unwrap();
+            let rest = rest.trim_start();
+            if rest.starts_with("+++") || rest.starts_with("---") {
+                continue;
+            }
+            if !rest.starts_with("<...") {
+                begun.insert(thread, self.begin(folder, rest));
+            }
+            if let Some((_, result)) = rest.rsplit_once(" = ")
+                && let Some(call) = begun.remove(thread)
+                && !result.starts_with('-')
+            {
+                self.end(call);
+            }
+        }
+    }
+
+    fn begin(&mut self, folder: &str, line: &str) -> Call {
+        let (call, arguments) = line.split_once('(').unwrap();
+        let texts = || arguments.split('"').skip(1).step_by(2).map(unescape);
+        let descriptor = || {
+            let path = arguments.split_once('<').unwrap().1;
+            unescape(path.split_once('>').unwrap().0)
+        };
+        let numbers = || {
+            let numbers = arguments.split(") = ").next().unwrap();
+            let numbers = numbers.trim_end_matches(" <unfinished ...>");
+            numbers
+                .trim_end_matches(')')
+                .rsplit(", ")
+                .map_while(|number| number.parse::<usize>().ok())
+        };
+        let ours = |path: &[u8]| {
+            let name = path.strip_prefix(folder.as_bytes())?.strip_prefix(b"/")?;
+            FILES.into_iter().find(|known| known.as_bytes() == name)
+        };
+        match call {
+            "openat" if arguments.contains("O_CREAT") => {
+                let path = texts().next().unwrap();
+                ours(&path).map_or(Call::Other, Call::Open)
+            }
+            "write" | "pwrite64" => {
+                if let Some(name) = ours(&descriptor()) {
+                    let bytes = texts().next().unwrap();
+                    let mut numbers = numbers();
+                    let at = (call == "pwrite64").then(|| numbers.next().unwrap());
+                    assert_eq!(numbers.next(), Some(bytes.len()), "{line:.300}");
+                    let kept = self.files.get_mut(name).unwrap();
+                    let at = at.unwrap_or(kept.length);
+                    kept.length = kept.length.max(at + bytes.len());
+                    self.changes += 1;
+                    let change = Change::Write { at, bytes };
+                    kept.unsynced.push((self.changes, change));
+                }
+                Call::Other
+            }
+            "ftruncate" => {
+                if let Some(name) = ours(&descriptor()) {
+                    let length = numbers().next().unwrap();
+                    let kept = self.files.get_mut(name).unwrap();
+                    kept.length = length;
+                    self.changes += 1;
+                    kept.unsynced.push((self.changes, Change::Length(length)));
+                }
+                Call::Other
+            }
+            "fsync" | "fdatasync" => {
+                let path = descriptor();
+                if path == folder.as_bytes() {
+                    return Call::SyncFolder(self.files.keys().copied().collect());
+                }
+                ours(&path).map_or(Call::Other, |name| Call::Sync {
+                    name,
+                    changes: self.changes,
+                })
+            }
+            "unlink" | "unlinkat" | "rename" => {
+                let path = texts().next().unwrap();
+                assert_eq!(ours(&path), None, "{line}");
+                Call::Other
+            }
+            _ => Call::Other,
+        }
+    }
+
+    fn end(&mut self, call: Call) {
+        match call {
+            Call::Open(name) => {
+                self.files.entry(name).or_default();
+            }
+            Call::Sync { name, changes } => {
+                let kept = self.files.get_mut(name).unwrap();
+                let later = kept.unsynced.partition_point(|(n, _)| *n <= changes);
+                for (_, change) in kept.unsynced.drain(..later) {
+                    change.apply(&mut kept.synced, || true);
+                }
+            }
+            Call::SyncFolder(names) => {
+                for name in names {
+                    self.files.get_mut(name).unwrap().named = true;
+                }
+            }
+            Call::Other => {}
+        }
+    }
+
+    /// Leaves in the files what is synced, and of the rest nothing, a part or all. They stay the
+    /// same files. Returns how many changes had not been synced.
+    fn cut(self, place: &Place, rng: &mut Rng) -> usize {
+        let mut unsynced = 0;
+        for (name, kept) in self.files {
+            if !kept.named && rng.bool() {
+                fs::remove_file(place.path(name)).unwrap();
+                continue;
+            }
+            unsynced += kept.unsynced.len();
+            let luck = *rng.choice(&[0.0, 0.5, 0.9, 1.0]).unwrap();
+            let mut content = kept.synced;
+            for (_, change) in kept.unsynced {
+                change.apply(&mut content, || rng.f64() < luck);
+            }
+            overwrite(place, name, &content);
+        }
+        let shared = fs::metadata(place.path(SHARED_MEMORY)).map_or(0, |file| file.len());
+        let noise: Vec<u8> = (0..shared).map(|_| rng.u8(..)).collect();
+        overwrite(place, SHARED_MEMORY, &noise);
+        unsynced
+    }
+}
+
+fn overwrite(place: &Place, name: &str, content: &[u8]) {
+    let file = OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(place.path(name));
+    file.unwrap().write_all(content).unwrap();
+}
+
+// === impl Change ===
+
+impl Change {
+    /// Does it to a file's content, each sector only where that is `kept`.
+    fn apply(self, content: &mut Vec<u8>, mut kept: impl FnMut() -> bool) {
+        match self {
+            Self::Write { mut at, bytes } => {
+                let mut rest = &bytes[..];
+                while !rest.is_empty() {
+                    let size = (SECTOR - at % SECTOR).min(rest.len());
+                    let (sector, others) = rest.split_at(size);
+                    if kept() {
+                        if content.len() < at + size {
+                            content.resize(at + size, 0);
+                        }
+                        content[at..at + size].copy_from_slice(sector);
+                    }
+                    at += size;
+                    rest = others;
+                }
+            }
+            Self::Length(length) => {
+                if kept() {
+                    content.resize(length, 0);
+                }
+            }
+        }
+    }
+}
+
+/// The bytes of a string that `strace -xx` wrote.
+fn unescape(text: &str) -> Vec<u8> {
+    let bytes = text.split("\\x").skip(1);
+    bytes
+        .map(|byte| u8::from_str_radix(byte, 16).unwrap())
+        .collect()
+}
+
+/// The daemon under a tracer that is nobody's parent.
+fn traced(place: &Place) -> Command {
+    let mut command = command("strace");
+    command
+        .args(["-D", "-f", "-q", "-y", "-xx", "-s", "100000000", "-o"])
+        .arg(place.path("trace"));
+    for name in FILES.iter().chain(&[""]) {
+        command.arg("-P").arg(place.path(name));
+    }
+    let calls = "trace=openat,write,pwrite64,ftruncate,fsync,fdatasync,unlink,unlinkat,rename";
+    command.args(["-e", calls]);
+    let daemon = place.command();
+    let daemon = daemon.as_std();
+    command.arg(daemon.get_program()).args(daemon.get_args());
+    place.settle(command)
+}
+
+/// The daemon's life under a tracer, until the power is cut.
+struct Life<'a> {
+    place: &'a Place,
+    disk: Disk,
+    exporter: crate::exporter::Exporter,
+}
+
+// === impl Life ===
+
+impl<'a> Life<'a> {
+    fn begin(place: &'a Place) -> Self {
+        Self {
+            place,
+            disk: Disk::of(place),
+            exporter: place.spawn(traced(place)),
+        }
+    }
+
+    /// Returns how many changes of the files had not been synced.
+    async fn cut(mut self, rng: &mut Rng) -> usize {
+        let pid = self.exporter.id().to_string();
+        let ended = self.exporter.kill().await;
+        assert_eq!(ended.code(), None, "ended by itself: {}", ended.error());
+        // The tracer outlives it by a moment; its last word is about the first thread.
+        let deadline = Instant::now() + PATIENCE;
+        let trace = loop {
+            let trace = self.place.text_of("trace");
+            let last = trace.lines().last().unwrap_or_default();
+            if last.split_once(' ').is_some_and(|(thread, end)| {
+                thread == pid && end.trim_start().starts_with("+++ killed")
+            }) {
+                break trace;
+            }
+            assert!(Instant::now() < deadline, "the trace has no end");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        };
+        self.disk.replay(self.place, &trace);
+        fs::remove_file(self.place.path("trace")).unwrap();
+        self.disk.cut(self.place, rng)
+    }
+}
+
+/// The log file without the lines that lost bytes.
+fn clean(place: &Place) -> String {
+    let text = place.text_of(FILE);
+    let whole = text.split_inclusive('\n');
+    whole.filter(|line| !line.contains('\0')).collect()
+}
+
+/// Who reads the log file while it is written, and again from its start after a power cut.
+#[derive(Default)]
+struct Follower {
+    offset: usize,
+    known: BTreeSet<String>,
+    reader: Reader,
+}
+
+// === impl Follower ===
+
+impl Follower {
+    /// Notes whose opening is told for the first time.
+    fn follow(&mut self, place: &Place) {
+        let text = place.text_of(FILE);
+        for line in text[self.offset..].split_inclusive('\n') {
+            if !line.ends_with('\n') {
+                break;
+            }
+            self.offset += line.len();
+            if line.contains('\0') {
+                continue;
+            }
+            let record = Members::parse(line);
+            let alert = record.text("alert_id").to_owned();
+            if record.text("event") == "opened" && self.known.insert(alert.clone()) {
+                self.reader.told.push(alert);
+            }
+        }
+    }
+
+    fn begin_anew(&mut self) {
+        self.offset = 0;
+    }
+}
+
+/// Waits until somebody writes to a file.
+async fn wait_until_written(place: &Place, name: &str) {
+    let modified = || fs::metadata(place.path(name)).map(|file| file.modified().unwrap());
+    let before = modified().ok();
+    let deadline = Instant::now() + PATIENCE;
+    while modified().ok() == before {
+        assert!(Instant::now() < deadline, "nobody writes to {name}");
+        // Asleep it would miss the moment.
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Starts it a last time and waits until the file tells all that has happened.
+async fn judge(place: &Place, opsramp: &Simulator) -> Story {
+    let exporter = place.start().await;
+    let deadline = Instant::now() + PATIENCE;
+    let look = || {
+        fs::write(place.path(CLEAN), clean(place)).unwrap();
+        Story::judge(place, &[CLEAN.to_owned()], opsramp)
+    };
+    while let Err(why) = look() {
+        assert!(Instant::now() < deadline, "{why}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    exporter.wait_for_poll().await;
+    exporter.stop().await;
+    look().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_line_is_lost_or_doubled_by_power_cuts() {
+    needed("strace", "strace");
+    let cuts = number("OPSRAMP_TEST_KILLS").map_or(CUTS, |cuts| cuts as usize);
+    let seed = number("OPSRAMP_TEST_SEED").unwrap_or_else(|| fastrand::u64(..));
+    eprintln!("{cuts} power cuts, OPSRAMP_TEST_SEED={seed}");
+    let mut rng = Rng::with_seed(seed);
+    let opsramp = opsramp(30).await;
+    let mut place = Place::new(&opsramp.url()).with_file_sink();
+    place.config["searches"][0]["full_read_interval"] = "500ms".into();
+    place.write();
+    let mut follower = Follower::default();
+    let mut unsynced = 0;
+    for _ in 0..cuts {
+        let life = Life::begin(&place);
+        for _ in 0..rng.u8(2..20) {
+            tokio::time::sleep(STEP).await;
+            follower.follow(&place);
+            live(&opsramp, &mut follower.reader, &mut rng);
+        }
+        // Often at the moment between a write and its sync.
+        if let Some(name) = rng
+            .choice(&[None, Some(FILE), Some("state.db-wal")])
+            .unwrap()
+        {
+            opsramp.open_many(DEMO_TENANT, 20).unwrap();
+            wait_until_written(&place, name).await;
+        }
+        unsynced += life.cut(&mut rng).await;
+        follower.begin_anew();
+    }
+    let story = judge(&place, &opsramp).await;
+    assert_eq!(story.unexplained(), 0);
+    let garbled = place.text_of(FILE).lines().count() - place.text_of(CLEAN).lines().count();
+    eprintln!(
+        "{} opened, {} changed, {} left; {unsynced} changes were not synced, {garbled} lines lost bytes",
+        story.count("opened"),
+        story.count("changed"),
+        story.count("left"),
+    );
+    assert!(unsynced > 0, "nothing was cut off");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_power_cut_while_the_log_is_copied_harms_nothing() {
+    needed("strace", "strace");
+    let seed = number("OPSRAMP_TEST_SEED").unwrap_or_else(|| fastrand::u64(..));
+    eprintln!("OPSRAMP_TEST_SEED={seed}");
+    let mut rng = Rng::with_seed(seed);
+    let opsramp = opsramp(0).await;
+    let place = Place::new(&opsramp.url()).with_file_sink();
+    place.start().await.stop().await;
+    for _ in 0..CUTS_OF_CHECKPOINTS {
+        opsramp
+            .open_many(DEMO_TENANT, ALERTS_OF_A_LONG_LOG)
+            .unwrap();
+        let life = Life::begin(&place);
+        wait_until_written(&place, STATE).await;
+        tokio::time::sleep(Duration::from_millis(rng.u64(..150))).await;
+        life.cut(&mut rng).await;
+    }
+    let story = judge(&place, &opsramp).await;
+    assert_eq!(
+        story.count("opened"),
+        CUTS_OF_CHECKPOINTS * ALERTS_OF_A_LONG_LOG
+    );
+}
