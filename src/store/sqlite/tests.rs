@@ -105,6 +105,25 @@ async fn a_log_that_was_cut_anywhere_gives_whole_commits_from_the_first_on() {
 }
 
 #[tokio::test]
+async fn a_closed_store_is_in_one_file_though_others_have_it_open() {
+    let (options, folder) = fresh();
+    let store = Store::open(&options).await.unwrap();
+    let path = folder.path().join("state.db");
+    let shell = rusqlite::Connection::open(&path).unwrap();
+    let count = |shell: &rusqlite::Connection| {
+        shell.query_row("SELECT count(*) FROM alert", [], |row| row.get::<_, i64>(0))
+    };
+    assert_eq!(count(&shell), Ok(0));
+    let key = key("acme", "client_1", "open");
+    let held = store.take_up(&key, second(1)).await.unwrap().held;
+    store.commit(held, opened(1), second(2)).await.unwrap();
+    store.close().await;
+    let log = fs::metadata(path.with_extension("db-wal")).unwrap();
+    assert_eq!(log.len(), 0);
+    assert_eq!(count(&shell), Ok(1));
+}
+
+#[tokio::test]
 async fn a_store_that_is_dropped_finishes_what_it_was_given() {
     let (options, _folder) = fresh();
     let store = Store::open(&options).await.unwrap();
