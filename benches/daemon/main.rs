@@ -13,6 +13,7 @@
 
 #[path = "../support/daemon.rs"]
 mod daemon;
+mod delay;
 #[path = "../support/http.rs"]
 mod http;
 mod idle;
@@ -50,13 +51,14 @@ fn main() {
     let size = std::fs::metadata(&binary).unwrap().len();
     let size = size as f64 / 1e6;
     report.row("the binary, stripped", size, " MB", Goal::AtMost(12.0));
-    let parts: [(&str, Measure); 6] = [
+    let parts: [(&str, Measure); 7] = [
         ("start", start::measure),
         ("idle", idle::measure),
         ("reading", reading::measure),
         ("quiet", quiet::measure),
         ("scrapes", scrapes::measure),
         ("tenants", tenants::measure),
+        ("delay", delay::measure),
     ];
     for (name, measure) in parts {
         if wanted(name) {
