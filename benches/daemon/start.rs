@@ -54,6 +54,19 @@ pub(crate) fn measure(runtime: &Runtime, report: &mut Report) {
     daemon.stop();
     let times = (0..rounds).map(|_| again()).collect();
     row(report, "the same with 100,000 alerts in it", times, 150.0);
+
+    let folder = crate::report::folder();
+    let config = crate::daemon::config(folder.path(), &server.url(), &tenants);
+    let mut daemon = Daemon::start(folder.path(), &config);
+    daemon.wait_until(Duration::from_millis(5), |samples| {
+        samples.sum("opsramp_sink_events_total{") > ALERTS as f64 / 2.0
+    });
+    // SIGKILL, in the midst of it.
+    drop(daemon);
+    let again = || Daemon::start(folder.path(), &config).first_scrape();
+    let times = (0..rounds).map(|_| again()).collect();
+    let what = "the same after a SIGKILL amidst the reading of 100,000";
+    row(report, what, times, 1000.0);
 }
 
 fn row(report: &mut Report, what: &str, mut times: Vec<Duration>, goal: f64) {

@@ -1,7 +1,7 @@
 use std::{fs, path::PathBuf, time::Duration};
 
 use crate::store::{
-    Commit, Error, Options, Store,
+    AlertFilter, Commit, Error, Options, Store,
     conformance::{self, alert, event, events, key, second},
 };
 
@@ -102,6 +102,23 @@ async fn a_log_that_was_cut_anywhere_gives_whole_commits_from_the_first_on() {
     }
     assert!(longest >= 5, "{longest}");
     assert_eq!(crash.recover(crash.log.len()).await.0.len(), 6);
+}
+
+#[tokio::test]
+async fn a_closed_store_leaves_no_log_though_its_page_was_read() {
+    let (options, folder) = fresh();
+    let store = Store::open(&options).await.unwrap();
+    let key = key("acme", "client_1", "open");
+    let held = store.take_up(&key, second(1)).await.unwrap().held;
+    store.commit(held, opened(1), second(2)).await.unwrap();
+    let all = AlertFilter {
+        limit: 9,
+        ..AlertFilter::default()
+    };
+    assert_eq!(store.open_alerts(all).await.unwrap().len(), 1);
+    store.close().await;
+    let log = folder.path().join("state.db-wal");
+    assert!(!log.exists());
 }
 
 #[tokio::test]
