@@ -739,6 +739,36 @@ mod tests {
     }
 
     #[test]
+    fn where_polls_need_everything_full_reads_have_a_tenth() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut window = Window::new(50);
+        for _ in 0..40 {
+            window.take(start, Urgency::Poll, 0).unwrap();
+            window.give_back(start, Urgency::Poll);
+        }
+        let mut background = |now| window.take(now, Urgency::Background, 46);
+        for _ in 0..5 {
+            assert_eq!(background(at(10)), Ok(()));
+        }
+        assert_eq!(background(at(10)), Err(at(10) + Duration::from_millis(100)));
+        for seconds in 11..=15 {
+            window.give_back(at(seconds), Urgency::Background);
+        }
+        let mut background = |now| window.take(now, Urgency::Background, 46);
+        assert_eq!(
+            background(at(61)),
+            Err(at(71)),
+            "polls are forgotten, its own are not"
+        );
+        assert_eq!(background(at(71)), Ok(()));
+        assert_eq!(background(at(71)), Err(at(72)));
+        // With what polls leave it may do as it likes.
+        assert_eq!(window.take(at(71), Urgency::Background, 44), Ok(()));
+        assert_eq!(window.take(at(71), Urgency::Background, 44), Err(at(72)));
+    }
+
+    #[test]
     fn polls_keep_apart_where_they_want_more_than_there_is() {
         let start = Instant::now();
         let mut window = Window::new(50);

@@ -185,6 +185,11 @@ fn a_long_log_is_copied_while_commits_go_on() {
     };
     assert!((0..10_000).any(|_| copied()), "{}", length(&bench));
     assert_eq!(bench.waiting(), (1..=20).collect::<Vec<_>>());
+    // Once all of it is copied the log begins anew, and gives back what it seldom needs.
+    assert!(log_bytes(&bench.path) > 20 * 1024 * 1024);
+    assert!(bench.writer.file.reuse_log());
+    bench.write(opened(21)).unwrap();
+    assert_eq!(log_bytes(&bench.path), 16 * 1024 * 1024);
 }
 
 #[test]
