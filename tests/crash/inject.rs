@@ -13,8 +13,9 @@ use opsramp_exporter::simulator::{Action, DEMO_TENANT, Simulator, State};
 use tokio::{process::Command, time::Instant};
 
 use crate::{
-    exporter::{Exporter, PATIENCE, Place, Signal, command, needed, number, opsramp},
+    exporter::{Exporter, PATIENCE, Place, Signal, needed, opsramp, seed},
     lines::{FILE, Story, files},
+    trace,
 };
 
 /// Runs of a sample.
@@ -155,7 +156,7 @@ impl Play {
         assert_eq!(told, [7, 1, 1]);
         // Why it left is asked for once; where that request fails, nobody knows.
         assert!(target == NETWORK || story.unexplained() == 0);
-        play.place.text_of("trace")
+        play.place.text_of(trace::TRACE)
     }
 
     /// Waits until the files tell all that has happened; starts it again where it has ended.
@@ -212,35 +213,21 @@ async fn check_end(point: Option<Point>, exporter: Exporter) {
     }
 }
 
-/// The daemon under a tracer that is nobody's parent: the process is ours, as without it.
+/// The daemon under a tracer that lets a call fail.
 fn traced(place: &Place, target: usize, point: Option<Point>) -> Command {
-    let (_, paths, calls) = TARGETS[target];
-    let mut command = command("strace");
-    command
-        .args(["-D", "-f", "-q", "-o"])
-        .arg(place.path("trace"));
-    for path in paths {
-        command.arg("-P").arg(place.path(path));
-    }
-    command.args(["-e", &format!("trace={}", calls.join(","))]);
-    if let Some(Point {
-        call,
-        number,
-        failure,
-        lasting,
-        ..
-    }) = point
-    {
-        let and_later = if lasting { "+" } else { "" };
-        command.args([
-            "-e",
-            &format!("inject={call}:{failure}:when={number}{and_later}"),
-        ]);
-    }
-    let daemon = place.command();
-    let daemon = daemon.as_std();
-    command.arg(daemon.get_program()).args(daemon.get_args());
-    place.settle(command)
+    let (_, names, calls) = TARGETS[target];
+    let injection = point.map(|point| {
+        let and_later = if point.lasting { "+" } else { "" };
+        let Point {
+            call,
+            number,
+            failure,
+            ..
+        } = point;
+        format!("inject={call}:{failure}:when={number}{and_later}")
+    });
+    let options = injection.iter().flat_map(|it| ["-e", it]);
+    trace::traced(place, names, calls, options)
 }
 
 /// How many of each call the busiest thread made.
@@ -288,7 +275,7 @@ async fn no_line_is_lost_or_doubled_wherever_a_system_call_fails() {
     }
     let total = points.len();
     if std::env::var("OPSRAMP_TEST_INJECT").as_deref() != Ok("all") {
-        let seed = number("OPSRAMP_TEST_SEED").unwrap_or_else(|| fastrand::u64(..));
+        let seed = seed();
         eprintln!("{SAMPLE} of {total} points, OPSRAMP_TEST_SEED={seed}");
         Rng::with_seed(seed).shuffle(&mut points);
         points.truncate(SAMPLE);

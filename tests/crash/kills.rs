@@ -7,7 +7,7 @@ use fastrand::Rng;
 use tokio::time::Duration;
 
 use crate::{
-    exporter::{Place, Signal, number, opsramp},
+    exporter::{Place, Signal, number, opsramp, seed},
     life::live,
     lines::{Reader, Story, wait_for_story},
 };
@@ -30,7 +30,7 @@ fn life(rng: &mut Rng) -> Duration {
 
 async fn survive(rotating: bool) {
     let kills = number("OPSRAMP_TEST_KILLS").map_or(KILLS, |kills| kills as usize);
-    let seed = number("OPSRAMP_TEST_SEED").unwrap_or_else(|| fastrand::u64(..));
+    let seed = seed();
     eprintln!("{kills} kills, OPSRAMP_TEST_SEED={seed}");
     let mut rng = Rng::with_seed(seed);
     let opsramp = opsramp(30).await;
@@ -52,7 +52,7 @@ async fn survive(rotating: bool) {
             tokio::time::sleep(step).await;
             left -= step;
             reader.read(&place);
-            live(&opsramp, &mut reader, &mut rng);
+            live(&opsramp, &mut reader.told, &mut rng);
             if rotating && rng.u8(..60) == 0 {
                 reader.rotate(&place);
                 // Sometimes nobody tells it.

@@ -19,3 +19,4 @@ mod life;
 #[path = "../support/lines.rs"]
 mod lines;
 mod power;
+mod trace;

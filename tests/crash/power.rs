@@ -16,9 +16,10 @@ use opsramp_exporter::simulator::{DEMO_TENANT, Simulator};
 use tokio::{process::Command, time::Instant};
 
 use crate::{
-    exporter::{Members, PATIENCE, Place, command, needed, number, opsramp},
+    exporter::{Exporter, Members, PATIENCE, Place, needed, number, opsramp, seed},
     life::live,
-    lines::{FILE, Reader, Story},
+    lines::{FILE, Story, wait_until_told},
+    trace::{self, TRACE},
 };
 
 /// Cuts of a run that nobody asks more of.
@@ -154,22 +155,14 @@ impl Disk {
                     let mut numbers = numbers();
                     let at = (call == "pwrite64").then(|| numbers.next().unwrap());
                     assert_eq!(numbers.next(), Some(bytes.len()), "{line:.300}");
-                    let kept = self.files.get_mut(name).unwrap();
-                    let at = at.unwrap_or(kept.length);
-                    kept.length = kept.length.max(at + bytes.len());
-                    self.changes += 1;
-                    let change = Change::Write { at, bytes };
-                    kept.unsynced.push((self.changes, change));
+                    let at = at.unwrap_or(self.files[name].length);
+                    self.change(name, Change::Write { at, bytes });
                 }
                 Call::Other
             }
             "ftruncate" => {
                 if let Some(name) = ours(&descriptor()) {
-                    let length = numbers().next().unwrap();
-                    let kept = self.files.get_mut(name).unwrap();
-                    kept.length = length;
-                    self.changes += 1;
-                    kept.unsynced.push((self.changes, Change::Length(length)));
+                    self.change(name, Change::Length(numbers().next().unwrap()));
                 }
                 Call::Other
             }
@@ -190,6 +183,16 @@ impl Disk {
             }
             _ => Call::Other,
         }
+    }
+
+    fn change(&mut self, name: &str, change: Change) {
+        self.changes += 1;
+        let kept = self.files.get_mut(name).unwrap();
+        kept.length = match &change {
+            Change::Write { at, bytes } => kept.length.max(at + bytes.len()),
+            Change::Length(length) => *length,
+        };
+        kept.unsynced.push((self.changes, change));
     }
 
     fn end(&mut self, call: Call) {
@@ -284,28 +287,30 @@ fn unescape(text: &str) -> Vec<u8> {
         .collect()
 }
 
-/// The daemon under a tracer that is nobody's parent.
+/// The daemon under a tracer that tells what is written, byte by byte, and what is synced.
 fn traced(place: &Place) -> Command {
-    let mut command = command("strace");
-    command
-        .args(["-D", "-f", "-q", "-y", "-xx", "-s", "100000000", "-o"])
-        .arg(place.path("trace"));
-    for name in FILES.iter().chain(&[""]) {
-        command.arg("-P").arg(place.path(name));
-    }
-    let calls = "trace=openat,write,pwrite64,ftruncate,fsync,fdatasync,unlink,unlinkat,rename";
-    command.args(["-e", calls]);
-    let daemon = place.command();
-    let daemon = daemon.as_std();
-    command.arg(daemon.get_program()).args(daemon.get_args());
-    place.settle(command)
+    let [state, log, lines] = FILES;
+    let calls = [
+        "openat",
+        "write",
+        "pwrite64",
+        "ftruncate",
+        "fsync",
+        "fdatasync",
+        "unlink",
+        "unlinkat",
+        "rename",
+    ];
+    let options = ["-y", "-xx", "-s", "100000000"];
+    // The folder is synced, too.
+    trace::traced(place, &[state, log, lines, ""], &calls, options)
 }
 
 /// The daemon's life under a tracer, until the power is cut.
 struct Life<'a> {
     place: &'a Place,
     disk: Disk,
-    exporter: crate::exporter::Exporter,
+    exporter: Exporter,
 }
 
 // === impl Life ===
@@ -327,7 +332,7 @@ impl<'a> Life<'a> {
         // The tracer outlives it by a moment; its last word is about the first thread.
         let deadline = Instant::now() + PATIENCE;
         let trace = loop {
-            let trace = self.place.text_of("trace");
+            let trace = self.place.text_of(TRACE);
             let last = trace.lines().last().unwrap_or_default();
             if last.split_once(' ').is_some_and(|(thread, end)| {
                 thread == pid && end.trim_start().starts_with("+++ killed")
@@ -338,7 +343,7 @@ impl<'a> Life<'a> {
             tokio::time::sleep(Duration::from_millis(5)).await;
         };
         self.disk.replay(self.place, &trace);
-        fs::remove_file(self.place.path("trace")).unwrap();
+        fs::remove_file(self.place.path(TRACE)).unwrap();
         self.disk.cut(self.place, rng)
     }
 }
@@ -361,7 +366,7 @@ fn clean(place: &Place) -> String {
 struct Follower {
     offset: usize,
     known: BTreeSet<String>,
-    reader: Reader,
+    told: Vec<String>,
 }
 
 // === impl Follower ===
@@ -381,7 +386,7 @@ impl Follower {
             let record = Members::parse(line);
             let alert = record.text("alert_id").to_owned();
             if record.text("event") == "opened" && self.known.insert(alert.clone()) {
-                self.reader.told.push(alert);
+                self.told.push(alert);
             }
         }
     }
@@ -406,15 +411,11 @@ async fn wait_until_written(place: &Place, name: &str) {
 /// Starts it a last time and waits until the file tells all that has happened.
 async fn judge(place: &Place, opsramp: &Simulator) -> Story {
     let exporter = place.start().await;
-    let deadline = Instant::now() + PATIENCE;
     let look = || {
         fs::write(place.path(CLEAN), clean(place)).unwrap();
         Story::judge(place, &[CLEAN.to_owned()], opsramp)
     };
-    while let Err(why) = look() {
-        assert!(Instant::now() < deadline, "{why}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    wait_until_told(look).await;
     exporter.wait_for_poll().await;
     exporter.stop().await;
     look().unwrap()
@@ -424,7 +425,7 @@ async fn judge(place: &Place, opsramp: &Simulator) -> Story {
 async fn no_line_is_lost_or_doubled_by_power_cuts() {
     needed("strace", "strace");
     let cuts = number("OPSRAMP_TEST_KILLS").map_or(CUTS, |cuts| cuts as usize);
-    let seed = number("OPSRAMP_TEST_SEED").unwrap_or_else(|| fastrand::u64(..));
+    let seed = seed();
     eprintln!("{cuts} power cuts, OPSRAMP_TEST_SEED={seed}");
     let mut rng = Rng::with_seed(seed);
     let opsramp = opsramp(30).await;
@@ -438,7 +439,7 @@ async fn no_line_is_lost_or_doubled_by_power_cuts() {
         for _ in 0..rng.u8(2..20) {
             tokio::time::sleep(STEP).await;
             follower.follow(&place);
-            live(&opsramp, &mut follower.reader, &mut rng);
+            live(&opsramp, &mut follower.told, &mut rng);
         }
         // Often at the moment between a write and its sync.
         if let Some(name) = rng
@@ -466,7 +467,7 @@ async fn no_line_is_lost_or_doubled_by_power_cuts() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_power_cut_while_the_log_is_copied_harms_nothing() {
     needed("strace", "strace");
-    let seed = number("OPSRAMP_TEST_SEED").unwrap_or_else(|| fastrand::u64(..));
+    let seed = seed();
     eprintln!("OPSRAMP_TEST_SEED={seed}");
     let mut rng = Rng::with_seed(seed);
     let opsramp = opsramp(0).await;

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::{
     ALERTS, check_recovery,
-    exporter::{Exporter, Place, number, opsramp},
+    exporter::{Exporter, Place, opsramp, seed},
     failures,
     life::live,
     lines::{Reader, Story, files, wait_for_story},
@@ -42,7 +42,7 @@ fn timeouts(place: &mut Place) {
 #[tokio::test(flavor = "multi_thread")]
 async fn wherever_a_connection_ends_no_line_is_lost_or_doubled() {
     for end in [End::Closed, End::Reset] {
-        let seed = number("OPSRAMP_TEST_SEED").unwrap_or_else(|| fastrand::u64(..));
+        let seed = seed();
         let mut rng = Rng::with_seed(seed);
         let (opsramp, proxy, place, exporter) = start(|place| {
             place.config["searches"][0]["full_read_interval"] = "500ms".into();
@@ -56,7 +56,7 @@ async fn wherever_a_connection_ends_no_line_is_lost_or_doubled() {
         let began = Instant::now();
         while began.elapsed() < CUTTING {
             reader.read(&place);
-            live(&opsramp, &mut reader, &mut rng);
+            live(&opsramp, &mut reader.told, &mut rng);
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         let metrics = exporter.metrics().await;

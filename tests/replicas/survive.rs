@@ -14,7 +14,7 @@ use opsramp_exporter::simulator::Simulator;
 use tokio::time::Instant;
 
 use crate::{
-    exporter::{Exporter, Members, PATIENCE, Place, Signal, number},
+    exporter::{Exporter, Members, PATIENCE, Place, Signal, number, seed},
     opsramp, postgres, replica, tenant,
 };
 
@@ -134,7 +134,7 @@ async fn survive(
     mut disturb: impl AsyncFnMut(&Place, Exporter, &Simulator, &mut Rng) -> Exporter,
 ) {
     let times = number(variable).map_or(ordinary, |times| usize::try_from(times).unwrap());
-    let seed = number("OPSRAMP_TEST_SEED").unwrap_or_else(|| fastrand::u64(..));
+    let seed = seed();
     eprintln!("{times} times, OPSRAMP_TEST_SEED={seed}");
     let mut rng = Rng::with_seed(seed);
     let opsramp = opsramp(TENANTS).await;

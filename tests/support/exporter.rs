@@ -594,6 +594,11 @@ pub(crate) fn number(variable: &str) -> Option<u64> {
     Some(text.parse().unwrap())
 }
 
+/// What lots are drawn with: the variable repeats what a run did.
+pub(crate) fn seed() -> u64 {
+    number("OPSRAMP_TEST_SEED").unwrap_or_else(|| fastrand::u64(..))
+}
+
 /// Fails where a text holds a secret.
 pub(crate) fn no_secret(what: &str, text: &str, secrets: &[String]) {
     for secret in secrets {

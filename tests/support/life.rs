@@ -5,14 +5,12 @@
 use fastrand::Rng;
 use opsramp_exporter::simulator::{Action, DEMO_TENANT, Simulator, State};
 
-use crate::lines::Reader;
-
 /// How many alerts are open, about.
 const OPEN: usize = 150;
 
-/// Lets something happen to the alerts. Those that leave are among those whose opening has been
+/// Lets something happen to the alerts. Those that leave are taken from those whose opening has been
 /// told: else nobody could say what their lines must be.
-pub(crate) fn live(opsramp: &Simulator, reader: &mut Reader, rng: &mut Rng) {
+pub(crate) fn live(opsramp: &Simulator, told: &mut Vec<String>, rng: &mut Rng) {
     match rng.u8(..100) {
         0..40 => {
             opsramp.open_many(DEMO_TENANT, rng.usize(1..5)).unwrap();
@@ -30,8 +28,8 @@ pub(crate) fn live(opsramp: &Simulator, reader: &mut Reader, rng: &mut Rng) {
         }
         _ => {}
     }
-    while reader.told.len() > OPEN {
-        let id = reader.told.swap_remove(rng.usize(..reader.told.len()));
+    while told.len() > OPEN {
+        let id = told.swap_remove(rng.usize(..told.len()));
         let action = [Action::Acknowledge, Action::Close, Action::Ticket];
         let action = *rng.choice(&action).unwrap();
         let id = opsramp.world(|world, _| world.find(&id).unwrap());

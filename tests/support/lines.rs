@@ -41,9 +41,14 @@ pub(crate) fn files(rotated: usize) -> Vec<String> {
 
 /// Waits until the files tell everything.
 pub(crate) async fn wait_for_story(place: &Place, files: &[String], opsramp: &Simulator) -> Story {
+    wait_until_told(|| Story::judge(place, files, opsramp)).await
+}
+
+/// Waits until a look at the files finds everything told.
+pub(crate) async fn wait_until_told(look: impl Fn() -> Result<Story, String>) -> Story {
     let deadline = Instant::now() + PATIENCE;
     loop {
-        match Story::judge(place, files, opsramp) {
+        match look() {
             Ok(story) => return story,
             Err(why) => assert!(Instant::now() < deadline, "{why}"),
         }
