@@ -46,5 +46,27 @@ fn copy(path: &Path) -> Result<()> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.pragma_update(None, "synchronous", "full")?;
-    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))
+    checkpoint(&connection, "PASSIVE").map(drop)
+}
+
+/// How the write-ahead log stands after a checkpoint.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Log {
+    /// Somebody was in the way of it.
+    pub(super) busy: bool,
+    pub(super) pages: i64,
+    /// Of these, how many are in the file.
+    pub(super) copied: i64,
+}
+
+/// Does a checkpoint, in one of SQLite's modes; `NOOP` only looks.
+pub(super) fn checkpoint(connection: &Connection, mode: &str) -> Result<Log> {
+    let mut statement = connection.prepare_cached(&format!("PRAGMA wal_checkpoint({mode})"))?;
+    statement.query_row([], |row| {
+        Ok(Log {
+            busy: row.get("busy")?,
+            pages: row.get("log")?,
+            copied: row.get("checkpointed")?,
+        })
+    })
 }

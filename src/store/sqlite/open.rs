@@ -12,7 +12,7 @@ use std::{
 use rusqlite::{Connection, ErrorCode, OpenFlags, Result, TransactionBehavior};
 use rustix::fs::{FlockOperation, flock};
 
-use super::checkpoint::Checkpoint;
+use super::checkpoint::{Checkpoint, checkpoint};
 use crate::store::Error;
 
 /// How long another program's lock, such as that of an `sqlite3` shell, is waited for.
@@ -104,42 +104,23 @@ impl StateFile {
             return;
         }
         // What cannot be told now is asked again after the next commit.
-        if let Ok(pages) = self.log_pages()
-            && pages >= LOG_PAGES
+        if let Ok(log) = checkpoint(&self.connection, "NOOP")
+            && log.pages - log.copied >= LOG_PAGES
         {
             self.checkpoint.start(&self.path);
         }
     }
 
-    /// How many pages of the write-ahead log are not copied yet.
-    fn log_pages(&self) -> Result<i64> {
-        let mut statement = self
-            .connection
-            .prepare_cached("PRAGMA wal_checkpoint(NOOP)")?;
-        statement.query_row([], |row| {
-            Ok(row.get::<_, i64>("log")? - row.get::<_, i64>("checkpointed")?)
-        })
-    }
-
     /// Copies the write-ahead log into the file, so that the log is written from its start again:
     /// on a full disk that may be all the room there is. Returns whether it was copied whole.
     pub(super) fn reuse_log(&self) -> bool {
-        self.checkpoint_now("RESTART")
+        // A checkpoint is tidying up: where it fails, the log keeps what it holds.
+        checkpoint(&self.connection, "RESTART").is_ok_and(|log| !log.busy)
     }
 
     /// Leaves one file without a log behind, where nobody else is reading it.
     pub(super) fn close(self) {
-        self.checkpoint_now("TRUNCATE");
-    }
-
-    /// A checkpoint is tidying up: where it fails, the log keeps what it holds.
-    fn checkpoint_now(&self, mode: &str) -> bool {
-        let failed =
-            self.connection
-                .query_row(&format!("PRAGMA wal_checkpoint({mode})"), [], |row| {
-                    row.get(0)
-                });
-        matches!(failed, Ok(false))
+        checkpoint(&self.connection, "TRUNCATE").ok();
     }
 }
 
