@@ -49,6 +49,7 @@ pub(super) struct Window {
     answered: VecDeque<(Instant, Urgency)>,
     polls_in_flight: u32,
     background_in_flight: u32,
+    last_poll: Option<Instant>,
     /// What the server said is left, and until when.
     told: Option<Told>,
     /// No request before this, because the server said so.
@@ -81,15 +82,10 @@ pub(super) struct Allowance {
     window: Mutex<Window>,
     /// Thousandths of requests a minute that polls are expected to need; full reads leave them.
     reserved: AtomicU32,
-    /// Who is next, and when the last one had its turn.
-    polls: tokio::sync::Mutex<Option<Instant>>,
-    background: tokio::sync::Mutex<Option<Instant>>,
-    /// How many wait for a turn in the background.
-    background_waiting: AtomicU32,
+    /// Held by whoever is next.
+    polls: tokio::sync::Mutex<()>,
+    background: tokio::sync::Mutex<()>,
 }
-
-/// Somebody who waits, until it is dropped.
-struct Waiting<'a>(&'a AtomicU32);
 
 /// Keeps requests a minute free for polls, until it is dropped.
 #[derive(Debug)]
@@ -115,6 +111,7 @@ impl Window {
             answered: VecDeque::new(),
             polls_in_flight: 0,
             background_in_flight: 0,
+            last_poll: None,
             told: None,
             paused_until: None,
         }
@@ -173,7 +170,18 @@ impl Window {
             told.remaining -= 1;
         }
         *self.in_flight_of(urgency) += 1;
+        if urgency == Urgency::Poll {
+            self.last_poll = Some(now);
+        }
         Ok(())
+    }
+
+    /// Whether a poll keeps its distance from the one before; else says when it does.
+    fn pace(&self, now: Instant, wanted: f64, shared: bool) -> Result<(), Instant> {
+        let due = self
+            .last_poll
+            .map(|last| last + self.spacing(now, wanted, shared));
+        due.filter(|due| *due > now).map_or(Ok(()), Err)
     }
 
     /// How far apart polls are to be where they want more than there is, at `wanted` a minute:
@@ -321,7 +329,6 @@ impl Allowance {
             reserved: AtomicU32::new(0),
             polls: tokio::sync::Mutex::default(),
             background: tokio::sync::Mutex::default(),
-            background_waiting: AtomicU32::new(0),
         }
     }
 
@@ -343,21 +350,12 @@ impl Allowance {
             Urgency::Poll => &self.polls,
             Urgency::Background => &self.background,
         };
-        let _waiting =
-            (urgency == Urgency::Background).then(|| Waiting::new(&self.background_waiting));
-        let mut last = queue.lock().await;
+        let _turn = queue.lock().await;
         loop {
-            let keep = self.keep(urgency);
             let now = Instant::now();
             tell(now);
-            let paced = last.map(|last| last + self.spacing(urgency, now));
-            let tried = match paced {
-                Some(at) if at > now => Err(at),
-                _ => self.window().take(now, urgency, keep),
-            };
-            match tried {
+            match self.take(now, urgency) {
                 Ok(()) => {
-                    *last = Some(now);
                     return Permit {
                         allowance: self,
                         urgency,
@@ -369,16 +367,16 @@ impl Allowance {
         }
     }
 
-    /// How long after the last one the next may have its turn.
-    fn spacing(&self, urgency: Urgency, now: Instant) -> Duration {
-        match urgency {
-            Urgency::Poll => {
-                let wanted = f64::from(self.reserved.load(Ordering::Relaxed)) / 1000.0;
-                let shared = self.background_waiting.load(Ordering::Relaxed) > 0;
-                self.window().spacing(now, wanted, shared)
-            }
-            Urgency::Background => Duration::ZERO,
+    fn take(&self, now: Instant, urgency: Urgency) -> Result<(), Instant> {
+        let keep = self.keep(urgency);
+        let mut window = self.window();
+        if urgency == Urgency::Poll {
+            let wanted = f64::from(self.reserved.load(Ordering::Relaxed)) / 1000.0;
+            // Whoever waits in the background holds its turn.
+            let shared = self.background.try_lock().is_err();
+            window.pace(now, wanted, shared)?;
         }
+        window.take(now, urgency, keep)
     }
 
     /// How many requests full reads leave to polls.
@@ -411,19 +409,6 @@ impl Allowance {
     fn window(&self) -> std::sync::MutexGuard<'_, Window> {
         // The rule does not panic half-way, so a poisoned window is still whole.
         self.window.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<'a> Waiting<'a> {
-    fn new(waiting: &'a AtomicU32) -> Self {
-        waiting.fetch_add(1, Ordering::Relaxed);
-        Self(waiting)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
