@@ -73,10 +73,14 @@ pub(super) struct Passwords {
     decoy: PasswordHash,
     check: Check,
     key: hmac::Key,
-    right: Mutex<VecDeque<hmac::Tag>>,
+    right: Arc<Remembered>,
     turn: Arc<Semaphore>,
     queue: Arc<Mutex<HashMap<IpAddr, usize>>>,
 }
+
+/// The pairs that were right, the oldest first.
+#[derive(Default)]
+struct Remembered(Mutex<VecDeque<hmac::Tag>>);
 
 /// Whether a password belongs to a hash; slow.
 type Check = Arc<dyn Fn(&Secret, &PasswordHash) -> bool + Send + Sync>;
@@ -105,7 +109,7 @@ impl Passwords {
             check,
             key: hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
                 .expect("a system without randomness has no TLS either"),
-            right: Mutex::default(),
+            right: Arc::default(),
             turn: Arc::new(Semaphore::new(1)),
             queue: Arc::default(),
         }
@@ -122,7 +126,7 @@ impl Passwords {
         let known = self.users.get(&user);
         let hash = known.unwrap_or(&self.decoy);
         let tag = self.tag(&user, hash, &password);
-        if self.is_remembered(&tag) {
+        if self.right.contains(&tag) {
             return Verdict::Welcome;
         }
         let Some(_place) = self.queue_up(client) else {
@@ -133,15 +137,20 @@ impl Passwords {
             return Verdict::Busy;
         };
         // While we waited, somebody else may have come with the same.
-        if self.is_remembered(&tag) {
+        if self.right.contains(&tag) {
             return Verdict::Welcome;
         }
         let (tell, told) = oneshot::channel();
-        let (check, hash) = (Arc::clone(&self.check), hash.clone());
-        // The turn is the check's own: a client that leaves does not make room for another one.
+        let (check, hash, known) = (Arc::clone(&self.check), hash.clone(), known.is_some());
+        let remembered = Arc::clone(&self.right);
+        // The turn is the check's own: a client that leaves does not make room for another one. And
+        // what it found is remembered before whoever comes next looks for it.
         tokio::task::spawn_blocking(move || {
             let begun = Instant::now();
-            let right = check(&password, &hash);
+            let right = check(&password, &hash) && known;
+            if right {
+                remembered.add(tag);
+            }
             // Who asked may have left.
             tell.send(right).ok();
             if !right {
@@ -149,8 +158,7 @@ impl Passwords {
             }
             drop(turn);
         });
-        if told.await == Ok(true) && known.is_some() {
-            self.remember(tag);
+        if told.await == Ok(true) {
             Verdict::Welcome
         } else {
             tracing::warn!(%client, "a client was refused: its user name or password is wrong");
@@ -165,19 +173,6 @@ impl Passwords {
             context.update(part.as_bytes());
         }
         context.sign()
-    }
-
-    fn is_remembered(&self, tag: &hmac::Tag) -> bool {
-        let right = lock(&self.right);
-        right.iter().any(|other| other.as_ref() == tag.as_ref())
-    }
-
-    fn remember(&self, tag: hmac::Tag) {
-        let mut right = lock(&self.right);
-        if right.len() >= REMEMBERED {
-            right.pop_front();
-        }
-        right.push_back(tag);
     }
 
     fn queue_up(&self, client: IpAddr) -> Option<Place> {
@@ -225,6 +220,23 @@ fn network(client: IpAddr) -> IpAddr {
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Nothing that runs under these locks can panic half-way.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+// === impl Remembered ===
+
+impl Remembered {
+    fn contains(&self, tag: &hmac::Tag) -> bool {
+        let tags = lock(&self.0);
+        tags.iter().any(|other| other.as_ref() == tag.as_ref())
+    }
+
+    fn add(&self, tag: hmac::Tag) {
+        let mut tags = lock(&self.0);
+        if tags.len() >= REMEMBERED {
+            tags.pop_front();
+        }
+        tags.push_back(tag);
+    }
 }
 
 // === impl Place ===

@@ -3,6 +3,8 @@ use std::{
     time::Duration,
 };
 
+use futures_util::FutureExt;
+
 use super::*;
 
 /// With the lowest cost.
@@ -98,6 +100,18 @@ async fn those_who_come_at_once_with_the_same_password_cost_one_check() {
     assert_eq!(checks.load(Ordering::SeqCst), 1);
 }
 
+#[tokio::test]
+async fn a_right_password_is_remembered_before_the_next_one_has_its_turn() {
+    let (passwords, checks) = counted();
+    let mut first = Box::pin(admit(&passwords, "ann", "right"));
+    // It begins, and is not looked at any more.
+    let _ = (&mut first).now_or_never();
+    let turn = passwords.turn.acquire().await.unwrap();
+    drop(turn);
+    assert_eq!(admit(&passwords, "ann", "right").await, Verdict::Welcome);
+    assert_eq!(checks.load(Ordering::SeqCst), 1);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flood_is_checked_one_at_a_time_and_keeps_nobody_out_for_long() {
     let at_once = Arc::new(AtomicUsize::new(0));
@@ -167,10 +181,10 @@ async fn only_so_many_pairs_are_remembered_and_none_in_clear() {
     let hash = hash_of("right");
     for n in 0..REMEMBERED + 10 {
         let tag = passwords.tag("ann", &hash, &Secret::new(format!("password {n}")));
-        passwords.remember(tag);
+        passwords.right.add(tag);
     }
-    assert_eq!(lock(&passwords.right).len(), REMEMBERED);
-    let remembered = format!("{:?}", lock(&passwords.right));
+    assert_eq!(lock(&passwords.right.0).len(), REMEMBERED);
+    let remembered = format!("{:?}", lock(&passwords.right.0));
     assert!(!remembered.contains("password"), "{remembered}");
     // No two pairs run into one another.
     let tag = |user: &str, password: &str| passwords.tag(user, &hash, &Secret::new(password));
