@@ -460,6 +460,46 @@ async fn why_an_alert_left_is_asked_again_where_that_may_help() {
     }
 }
 
+/// However many leave at once, their lines wait for reasons that do not come only once.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_departures_wait_for_their_reasons_no_longer_than_one() {
+    let simulator = start(world(100)).await;
+    let exporter = Exporter::start(plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    simulator.inject(
+        FaultRule::always(Fault::SlowHeaders {
+            seconds: Duration::from_secs(30),
+        })
+        .at(Endpoint::Alert),
+    );
+    let ids = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
+    for id in &ids {
+        simulator.act(*id, Action::Close).unwrap();
+    }
+    eventually("all have left", || async {
+        exporter.count("left").await == ids.len()
+    })
+    .await;
+    simulator.clear_faults();
+    let id = simulator.open_many(DEMO_TENANT, 1).unwrap()[0];
+    eventually("opened", || async {
+        exporter.count("opened").await == ids.len() + 1
+    })
+    .await;
+    simulator.act(id, Action::Close).unwrap();
+    eventually("it has left, too", || async {
+        exporter.count("left").await == ids.len() + 1
+    })
+    .await;
+    let events = exporter.events().await;
+    let mut reasons = events
+        .iter()
+        .filter(|event| event["event"] == "left")
+        .map(|event| event["reason"].as_str().unwrap());
+    assert_eq!(reasons.next_back(), Some("closed"), "the next is asked for");
+    assert!(reasons.all(|reason| reason == "unknown"));
+}
+
 /// A server that cannot be asked by id: two full reads miss the alert, and then its page tells.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_departure_is_noticed_where_the_search_cannot_be_asked_by_id() {

@@ -270,7 +270,7 @@ impl Engine {
     /// What the background wants to ask next.
     #[must_use]
     pub fn task(&self) -> Option<Task> {
-        if !self.departed.is_empty() {
+        if self.has_departures() {
             return Some(Task::Reasons(
                 self.departed.iter().take(REASONS).cloned().collect(),
             ));
@@ -305,7 +305,14 @@ impl Engine {
         self.tracker.leaving(id)
     }
 
-    /// Takes over departures that have been stored, or that came to nothing.
+    /// Whether there are departures that have not been taken over.
+    #[must_use]
+    pub fn has_departures(&self) -> bool {
+        !self.departed.is_empty()
+    }
+
+    /// Takes over departures that have been stored, or that came to nothing: those of
+    /// [`Task::Reasons`].
     pub fn adopt_departures(&mut self, ids: &[Box<str>]) {
         for id in ids {
             if self.tracker.leaving(id).is_some() {
@@ -315,7 +322,11 @@ impl Engine {
         for id in ids {
             self.in_departed.remove(id);
         }
-        self.departed.retain(|id| self.in_departed.contains(id));
+        while let Some(id) = self.departed.front()
+            && !self.in_departed.contains(id)
+        {
+            self.departed.pop_front();
+        }
     }
 
     /// The server refused to be asked by id.

@@ -104,6 +104,8 @@ enum Reason {
     Found(Answer),
     NotFound,
     Unknown,
+    /// There was no answer in time, be it for want of allowance.
+    Late,
 }
 
 /// A page that the engine knows already, while its changes are being stored.
@@ -129,6 +131,9 @@ struct Running {
     primed: bool,
     first_seen: Timestamp,
     has_departed: bool,
+    /// Departures waited in vain for their reasons: the others that are known already do not wait
+    /// as long again.
+    waited_in_vain: bool,
     engine: Engine,
     under_way: Option<UnderWay>,
     asking: Asking,
@@ -278,6 +283,7 @@ impl Search {
             primed: loaded.primed,
             first_seen: loaded.first_seen,
             has_departed: loaded.has_departed,
+            waited_in_vain: false,
             engine,
             under_way: None,
             asking: Asking {
@@ -643,10 +649,10 @@ impl Running {
                 Some(self.page(Purpose::Confirm(question), 1))
             }
             Task::Verify(ids) => Some(self.own_pages(ids, Reply::Verdicts)),
-            Task::Reasons(ids) if self.search.logs(EventKind::Left) => {
+            Task::Reasons(ids) if self.search.logs(EventKind::Left) && !self.waited_in_vain => {
                 Some(self.own_pages(ids, Reply::Reasons))
             }
-            // Nobody would read them.
+            // Nobody would read them, or they would come too late.
             Task::Reasons(ids) => {
                 let unasked = ids.into_iter().map(|id| (id, Reason::Unknown)).collect();
                 Some(Box::pin(std::future::ready(Reply::Reasons(unasked))))
@@ -684,7 +690,13 @@ impl Running {
                     Err(error) => Err(error.into()),
                 }
             }
-            Reply::Reasons(reasons) => self.depart(reasons).await,
+            Reply::Reasons(reasons) => {
+                let late = |(_, reason): &(_, Reason)| matches!(reason, Reason::Late);
+                self.waited_in_vain |= reasons.iter().any(late);
+                let departed = self.depart(reasons).await;
+                self.waited_in_vain &= self.engine.has_departures();
+                departed
+            }
             Reply::Verdicts(verdicts) => {
                 self.judge(verdicts);
                 Ok(())
@@ -741,7 +753,7 @@ impl Running {
                     async move {
                         let asked = reason(&client, &tenant, &id);
                         let reason = tokio::time::timeout_at(deadline, asked).await;
-                        (id, reason.unwrap_or(Reason::Unknown))
+                        (id, reason.unwrap_or(Reason::Late))
                     }
                 })
                 .buffered(DETAILS_AT_ONCE)
@@ -755,7 +767,7 @@ impl Running {
     fn judge(&mut self, verdicts: Vec<(Box<str>, Reason)>) {
         let has_left = |id: &str, page: &Reason| match page {
             Reason::NotFound => true,
-            Reason::Unknown => false,
+            Reason::Unknown | Reason::Late => false,
             Reason::Found(answer) => {
                 let alert = answer.alert().ok();
                 let status = alert.as_ref().and_then(|alert| alert.status.as_deref());
@@ -806,7 +818,7 @@ impl Running {
                 .unwrap_or_default();
             let (page, raw) = match reason {
                 Reason::Found(answer) => (answer.alert().ok(), Some(answer.text())),
-                Reason::NotFound | Reason::Unknown => (None, None),
+                Reason::NotFound | Reason::Unknown | Reason::Late => (None, None),
             };
             let raw = raw.filter(|_| page.is_some());
             let (fields, reason) = match (&page, reason) {
