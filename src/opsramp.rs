@@ -110,6 +110,16 @@ pub struct RateLimit {
     pub reset_at: Timestamp,
 }
 
+// === impl Options ===
+
+impl Options {
+    /// Searches that a tenant may make in a minute, as long as the server says nothing else.
+    #[must_use]
+    pub fn searches_per_minute(&self, tenant: &str) -> u32 {
+        client::paginated(self.requests_per_minute, tenant)
+    }
+}
+
 // === impl Endpoint ===
 
 impl Endpoint {

@@ -48,3 +48,14 @@ pub enum AtFirstStart {
     /// They are taken note of, without a line.
     Skip,
 }
+
+// === impl SearchOptions ===
+
+impl SearchOptions {
+    /// Whether it runs for this tenant.
+    #[must_use]
+    pub fn is_for(&self, tenant: &str) -> bool {
+        let named = |ids: &Vec<String>| ids.iter().any(|id| id == tenant);
+        self.tenants.as_ref().is_none_or(named)
+    }
+}

@@ -52,7 +52,9 @@ impl<'a> Resolver<'a> {
     /// The configuration; of use only where no problem was noted.
     pub(super) fn config(&mut self, mut file: File, variables: &Variables<'_>) -> Config {
         let accounts = self.accounts(file.accounts.take());
-        self.config_of(accounts, file, variables)
+        let config = self.config_of(accounts, file, variables);
+        self.warn_of_too_many_polls(&config);
+        config
     }
 
     /// The configuration around accounts that are known to make sense.

@@ -697,6 +697,31 @@ fn what_should_not_stay_so_is_warned_of() {
 }
 
 #[test]
+fn searches_that_want_more_polls_than_there_are_are_warned_of() {
+    let just_enough = MINIMAL.replace("[client_1]", "[client_1, msp_1, client_2, client_3]")
+        + "\
+searches:
+  - {name: fast, interval: 1500ms}
+  - {name: slow, interval: 6s}
+";
+    let one_more = format!("{just_enough}  - {{name: more, interval: 10s, tenants: [client_2]}}\n");
+    let faster = one_more.replace("6s", "5s");
+    let account =
+        |key: &str, text: &str| text.replace("    tenants:", &format!("    {key}\n    tenants:"));
+    let enough_for_it = account("requests_per_minute: 56", &one_more);
+    let clients = account("discover_clients: true", &faster);
+    let warnings = |text: &str| load(text).unwrap().warnings.join("\n");
+    assert_eq!(warnings(&just_enough), "");
+    assert_eq!(warnings(&enough_for_it), "");
+    assert_eq!(warnings(&account("discover_clients: true", &one_more)), "");
+    assert_snapshot!([one_more, faster, clients].map(|text| warnings(&text)).join("\n"), @"
+    accounts[0].tenants[2]: searches want 56 polls a minute of a tenant that may make 50: they are polled less often than their intervals say; lengthen these, or have fewer searches
+    accounts[0].tenants[2]: searches want 58 polls a minute of a tenant that may make 50, and of 2 others: they are polled less often than their intervals say; lengthen these, or have fewer searches
+    accounts[0].discover_clients: searches want 52 polls a minute of a tenant that may make 50: they are polled less often than their intervals say; lengthen these, or have fewer searches
+    ");
+}
+
+#[test]
 fn a_file_with_a_secret_is_for_its_owner_and_group_only() {
     use std::os::unix::fs::PermissionsExt as _;
 

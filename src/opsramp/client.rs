@@ -368,16 +368,27 @@ impl Client {
         if let Some(known) = tenants.get(tenant) {
             return Arc::clone(known);
         }
-        let partner = tenant.starts_with("msp_");
-        let pick = |(client, msp)| if partner { msp } else { client };
-        let paginated = self.0.requests_per_minute.unwrap_or(pick(PAGINATED));
+        let paginated = paginated(self.0.requests_per_minute, tenant);
         let made = Arc::new(Allowances {
             search: Arc::new(Allowance::new(paginated)),
-            alert: Arc::new(Allowance::new(pick(NON_PAGINATED))),
+            alert: Arc::new(Allowance::new(ceiling(NON_PAGINATED, tenant))),
             clients: Arc::new(Allowance::new(paginated)),
         });
         tenants.insert(Arc::from(tenant), Arc::clone(&made));
         made
+    }
+}
+
+/// Paginated requests that a tenant may make in a minute: our own ceiling, or the documented one.
+pub(super) fn paginated(own: Option<u32>, tenant: &str) -> u32 {
+    own.unwrap_or(ceiling(PAGINATED, tenant))
+}
+
+fn ceiling((client, partner): (u32, u32), tenant: &str) -> u32 {
+    if tenant.starts_with("msp_") {
+        partner
+    } else {
+        client
     }
 }
 

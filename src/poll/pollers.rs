@@ -310,8 +310,7 @@ impl Pollers {
                     name: Arc::clone(name),
                 };
                 for options in &searches {
-                    let named = |ids: &Vec<String>| ids.iter().any(|id| **id == *tenant.id);
-                    if !options.tenants.as_ref().is_none_or(named) {
+                    if !options.is_for(&tenant.id) {
                         continue;
                     }
                     let key = SearchKey {

@@ -2,7 +2,7 @@
 
 use super::{Resolver, seconds};
 use crate::{
-    config::{Account, file, problem::shown_value, units::HumanDuration, yaml::nearest},
+    config::{Account, Config, file, problem::shown_value, units::HumanDuration, yaml::nearest},
     identity::Tenant,
     poll::{GroupLabel, SearchOptions},
 };
@@ -10,6 +10,14 @@ use crate::{
 const DEFAULT_NAME: &str = "open";
 const DEFAULT_QUERY: &str = "actions:OPEN";
 const LARGEST_PAGE: u32 = 1000;
+/// Stands for those that are yet to be discovered: only searches for every tenant are theirs.
+const ANY_CLIENT: &str = "client";
+
+/// More polls a minute than a tenant may make.
+struct Excess {
+    wanted: f64,
+    allowed: u32,
+}
 
 impl Resolver<'_> {
     pub(super) fn searches(
@@ -98,6 +106,40 @@ impl Resolver<'_> {
         }
     }
 
+    /// Warns, once for each account, of searches that want more polls than a tenant may make.
+    pub(super) fn warn_of_too_many_polls(&mut self, config: &Config) {
+        for (index, account) in config.accounts.iter().enumerate() {
+            let path = format!("accounts[{index}]");
+            let tenants: Vec<(String, &str)> = if account.discover_clients {
+                vec![(format!("{path}.discover_clients"), ANY_CLIENT)]
+            } else {
+                let tenants = account.tenants.iter().enumerate();
+                tenants
+                    .map(|(n, tenant)| (format!("{path}.tenants[{n}]"), &*tenant.id))
+                    .collect()
+            };
+            let over: Vec<(&str, Excess)> = tenants
+                .iter()
+                .filter_map(|(path, id)| Some((&**path, excess(account, &config.searches, id)?)))
+                .collect();
+            let share = |(_, excess): &&(_, Excess)| excess.wanted / f64::from(excess.allowed);
+            let worst = over.iter().max_by(|a, b| share(a).total_cmp(&share(b)));
+            let Some((path, Excess { wanted, allowed })) = worst else {
+                continue;
+            };
+            let others = match over.len() - 1 {
+                0 => String::new(),
+                1 => ", and of another one".to_owned(),
+                others => format!(", and of {others} others"),
+            };
+            self.warnings.push(format!(
+                "{path}: searches want {} polls a minute of a tenant that may make {allowed}{others}: \
+                 they are polled less often than their intervals say; lengthen these, or have fewer searches",
+                wanted.ceil()
+            ));
+        }
+    }
+
     fn known_tenants(&self, path: &str, ids: &[String], accounts: &[Account]) {
         if ids.is_empty() && !self.problems.touches(path) {
             self.problems.add(
@@ -158,4 +200,14 @@ impl From<file::GroupLabel> for GroupLabel {
             file::GroupLabel::Client => Self::Client,
         }
     }
+}
+
+fn excess(account: &Account, searches: &[SearchOptions], tenant: &str) -> Option<Excess> {
+    let wanted = searches
+        .iter()
+        .filter(|search| search.is_for(tenant))
+        .map(|search| 60.0 / search.interval.as_secs_f64())
+        .sum();
+    let allowed = account.options.searches_per_minute(tenant);
+    (wanted > f64::from(allowed)).then_some(Excess { wanted, allowed })
 }
