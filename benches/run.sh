@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs every benchmark and writes their figures into docs/performance.md, between its markers.
 #
-#   benches/run.sh            everything: about half an hour, and the release build before it
+#   benches/run.sh            everything: about forty minutes, and the release build before it
 #   benches/run.sh --quick    fewer and smaller rounds: some minutes; prints, and writes nothing
 #   benches/run.sh --print    everything, but prints instead of writing
 #

@@ -4,7 +4,6 @@
 use std::{
     io::{self, Write as _},
     process::ExitCode,
-    time::Duration,
 };
 
 use crate::{
@@ -15,6 +14,7 @@ use crate::{
     demo::Demo,
     healthcheck, logging,
     metrics::{BuildInfo, Metrics},
+    runtime::block_on,
     search_command,
     service_manager::ServiceManager,
     status::Board,
@@ -23,12 +23,6 @@ use crate::{
 
 const USAGE: u8 = 2;
 const FAILURE: u8 = 1;
-
-/// Worker threads: the work is small, and each costs memory.
-const WORKERS: usize = 2;
-
-/// How long the end waits for threads that are still busy.
-const LAST_THREADS: Duration = Duration::from_secs(1);
 
 /// Why the program ends with another status than 0.
 enum Failure {
@@ -225,18 +219,6 @@ fn warn(loaded: &Loaded) {
     for warning in &loaded.warnings {
         say(&format!("opsramp-exporter: warning: {warning}\n"));
     }
-}
-
-/// Runs something to its end, with threads of its own.
-fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(WORKERS)
-        .enable_all()
-        .build()?;
-    let outcome = runtime.block_on(work);
-    // Not for ever: a thread may be waiting for a resolver that does not answer.
-    runtime.shutdown_timeout(LAST_THREADS);
-    Ok(outcome)
 }
 
 /// Prints what was asked for. A reader that has seen enough is no failure.

@@ -4,17 +4,21 @@
 //! anything is polled; what fails later is retried where it happens.
 
 use std::{
+    io,
+    net::TcpListener,
     sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use futures_util::FutureExt as _;
 use tokio::{
-    net::TcpListener,
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
 };
-use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+use tokio_util::{
+    sync::{CancellationToken, DropGuard},
+    task::AbortOnDropHandle,
+};
 
 use crate::{
     clock,
@@ -25,6 +29,7 @@ use crate::{
     metrics::Metrics,
     poll::{self, Happening, Plan, Pollers},
     record::AlertFields,
+    runtime::block_on,
     service_manager::ServiceManager,
     status::Board,
     store::{self, Store},
@@ -59,8 +64,8 @@ pub struct Daemon {
     store: Store,
     pollers: Pollers,
     delivery: Delivery,
-    server: tokio::task::JoinHandle<()>,
-    server_stop: CancellationToken,
+    server: tokio::task::JoinHandle<io::Result<()>>,
+    server_stop: DropGuard,
     quit: CancellationToken,
     reloads: mpsc::Receiver<web::Reload>,
     manager: ServiceManager,
@@ -134,11 +139,15 @@ impl Daemon {
         }
         let (serve, told) = oneshot::channel();
         let stop = server_stop.clone();
-        let server = tokio::spawn(async move {
-            if told.await.is_ok() {
-                server.serve(listeners, stop).await;
+        let serving = async move {
+            match told.await {
+                Ok(()) => server.serve(listeners, stop).await,
+                Err(_) => Ok(()),
             }
-        });
+        };
+        // Scrapes shall not wait while a page of the API is worked off.
+        let server = tokio::task::spawn_blocking(|| block_on(serving)?);
+        let server_stop = server_stop.drop_guard();
         let attending = manager.clone().attend(health.clone(), board.clone());
         let attendant = AbortOnDropHandle::new(tokio::spawn(attending));
         let mut opening = Opening {
@@ -220,7 +229,8 @@ impl Daemon {
                     Happening::Failed(error) => break Stop::Failed(error),
                 },
                 ended = &mut self.server => break Stop::Failed(match ended {
-                    Ok(()) => anyhow::anyhow!("the web server has ended"),
+                    Ok(Ok(())) => anyhow::anyhow!("the web server has ended"),
+                    Ok(Err(error)) => anyhow::Error::new(error).context("the web server cannot serve"),
                     Err(error) => anyhow::Error::new(error).context("the web server has failed"),
                 }),
                 () = tokio::time::sleep(PULSE) => {}
@@ -247,7 +257,7 @@ impl Daemon {
             () = Self::end(self.pollers, self.delivery, self.store) => {}
             name = signals.stop() => tracing::warn!(by = name, "stopping at once; what is journalled is delivered after the next start"),
         }
-        self.server_stop.cancel();
+        drop(self.server_stop);
         if !self.server.is_finished() {
             // It bounds its own end, and how it ends no longer matters.
             self.server.await.ok();
@@ -385,7 +395,7 @@ impl Signals {
     ///
     /// # Errors
     /// Where the process cannot.
-    pub fn listen() -> std::io::Result<Self> {
+    pub fn listen() -> io::Result<Self> {
         Ok(Self {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,

@@ -83,7 +83,7 @@ impl Demo {
     }
 
     /// Says on standard error where to look, and how to talk to the simulator.
-    pub fn announce(&self, listeners: &[tokio::net::TcpListener], scheme: &str) {
+    pub fn announce(&self, listeners: &[std::net::TcpListener], scheme: &str) {
         let port = listeners
             .first()
             .and_then(|listener| listener.local_addr().ok());

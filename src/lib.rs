@@ -29,6 +29,7 @@ pub mod metrics;
 pub mod opsramp;
 pub mod poll;
 pub mod record;
+mod runtime;
 pub mod search_command;
 pub mod secret;
 pub mod service_manager;

@@ -4,7 +4,7 @@
 //! the store, but the open alerts, and those only for a moment. It does not know how polling or
 //! delivery work. The listening sockets are taken early and served late (see [`bind`]).
 
-use std::sync::Arc;
+use std::{io, net::TcpListener, sync::Arc};
 
 use axum::{
     Json, Router,
@@ -17,10 +17,7 @@ use axum::{
 };
 use jiff::Timestamp;
 use serde::Serialize;
-use tokio::{
-    net::TcpListener,
-    sync::{mpsc, oneshot},
-};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -159,8 +156,19 @@ impl Server {
     }
 
     /// Serves until `shutdown` is cancelled; returns when what was under way has ended, after
-    /// [`Limits::grace`] at the latest.
-    pub async fn serve(self, listeners: Vec<TcpListener>, shutdown: CancellationToken) {
+    /// [`Limits::grace`] at the latest. To be called inside a runtime.
+    ///
+    /// # Errors
+    /// Where the runtime cannot wait for the sockets.
+    pub async fn serve(
+        self,
+        listeners: Vec<TcpListener>,
+        shutdown: CancellationToken,
+    ) -> io::Result<()> {
+        let listeners = listeners
+            .into_iter()
+            .map(tokio::net::TcpListener::from_std)
+            .collect::<io::Result<Vec<_>>>()?;
         let scheme = self.guard.current().await.scheme();
         for listener in &listeners {
             if let Ok(address) = listener.local_addr() {
@@ -171,6 +179,7 @@ impl Server {
         connections::Connections::new(self.limits, self.router, self.guard, shutdown)
             .serve(listeners)
             .await;
+        Ok(())
     }
 }
 

@@ -31,7 +31,7 @@ pub(crate) fn measure(runtime: &Runtime, report: &mut Report) {
     daemon.stop();
 
     let (daemon, _folder) = start(&url, &authority, MANY);
-    let intervals = if quick() { 1 } else { 5 };
+    let intervals = if quick() { 1 } else { 20 };
     let before = polls(&daemon.scrape());
     let (began, cpu) = (Instant::now(), daemon.cpu());
     sleep(INTERVAL * intervals);

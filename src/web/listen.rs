@@ -5,10 +5,10 @@
 
 use std::{
     fmt, io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _},
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, ToSocketAddrs as _},
 };
 
-use tokio::net::{TcpListener, TcpSocket};
+use tokio::net::TcpSocket;
 
 /// Connections that the kernel holds ready until they are accepted.
 const BACKLOG: u32 = 1024;
@@ -63,7 +63,7 @@ pub enum BindError {
 }
 
 /// Takes the sockets that systemd hands over, all that there are (`sd_listen_fds(3)`). To be called
-/// once, inside the runtime.
+/// once. They do not block.
 ///
 /// # Errors
 /// Where there is none, or one that is no listening TCP socket.
@@ -83,10 +83,9 @@ pub fn take_from_systemd() -> Result<Vec<TcpListener>, BindError> {
         if !listens.map_err(|error| wrong(Some(error.into())))? {
             return Err(wrong(None));
         }
-        let listener = listener
-            .set_nonblocking(true)
-            .and_then(|()| TcpListener::from_std(listener));
-        listeners.push(listener.map_err(|error| wrong(Some(error)))?);
+        let set = listener.set_nonblocking(true);
+        set.map_err(|error| wrong(Some(error)))?;
+        listeners.push(listener);
     }
     if listeners.is_empty() {
         return Err(BindError::NoSocket);
@@ -95,7 +94,8 @@ pub fn take_from_systemd() -> Result<Vec<TcpListener>, BindError> {
 }
 
 /// Takes every address: `host:port`, or `:port` for all addresses of the machine, IPv4 and IPv6
-/// alike. Port 0 takes a free one. To be called inside the runtime.
+/// alike. Port 0 takes a free one. To be called inside a runtime; the sockets do not block, and may be
+/// served by another one.
 ///
 /// # Errors
 /// Where an address is malformed, unknown or in use; then none is taken.
@@ -167,7 +167,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         rustix::net::sockopt::set_ipv6_v6only(&socket, false)?;
     }
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    socket.listen(BACKLOG)?.into_std()
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ struct Site {
     reloads: mpsc::Receiver<Reload>,
     quit: CancellationToken,
     shutdown: CancellationToken,
-    serving: tokio::task::JoinHandle<()>,
+    serving: tokio::task::JoinHandle<io::Result<()>>,
 }
 
 /// How a site differs from the usual one.
@@ -142,6 +142,7 @@ impl Site {
         self.shutdown.cancel();
         tokio::time::timeout(PATIENCE, self.serving)
             .await
+            .unwrap()
             .unwrap()
             .unwrap();
     }
@@ -322,7 +323,7 @@ async fn a_scrape_has_exactly_the_type_that_prometheus_asks_for() {
     );
     let mut text = String::new();
     let bytes = compressed.bytes().await.unwrap();
-    std::io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&*bytes), &mut text).unwrap();
+    io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&*bytes), &mut text).unwrap();
     assert!(text.contains("# TYPE opsramp_up gauge\n"));
 
     let head = site
