@@ -710,13 +710,15 @@ searches:
         |key: &str, text: &str| text.replace("    tenants:", &format!("    {key}\n    tenants:"));
     let enough_for_it = account("requests_per_minute: 56", &one_more);
     let clients = account("discover_clients: true", &faster);
+    let alike = faster.replace("client_2]", "msp_1]");
     let warnings = |text: &str| load(text).unwrap().warnings.join("\n");
     assert_eq!(warnings(&just_enough), "");
     assert_eq!(warnings(&enough_for_it), "");
     assert_eq!(warnings(&account("discover_clients: true", &one_more)), "");
-    assert_snapshot!([one_more, faster, clients].map(|text| warnings(&text)).join("\n"), @"
+    assert_snapshot!([one_more, faster, alike, clients].map(|text| warnings(&text)).join("\n"), @"
     accounts[0].tenants[2]: searches want 56 polls a minute of a tenant that may make 50: they are polled less often than their intervals say; lengthen these, or have fewer searches
     accounts[0].tenants[2]: searches want 58 polls a minute of a tenant that may make 50, and of 2 others: they are polled less often than their intervals say; lengthen these, or have fewer searches
+    accounts[0].tenants[0]: searches want 52 polls a minute of a tenant that may make 50, and of 2 others: they are polled less often than their intervals say; lengthen these, or have fewer searches
     accounts[0].discover_clients: searches want 52 polls a minute of a tenant that may make 50: they are polled less often than their intervals say; lengthen these, or have fewer searches
     ");
 }

@@ -122,8 +122,12 @@ impl Resolver<'_> {
                 .iter()
                 .filter_map(|(path, id)| Some((&**path, excess(account, &config.searches, id)?)))
                 .collect();
+            // Of several for whom it is as bad, the first.
             let share = |(_, excess): &&(_, Excess)| excess.wanted / f64::from(excess.allowed);
-            let worst = over.iter().max_by(|a, b| share(a).total_cmp(&share(b)));
+            let worst = over
+                .iter()
+                .rev()
+                .max_by(|a, b| share(a).total_cmp(&share(b)));
             let Some((path, Excess { wanted, allowed })) = worst else {
                 continue;
             };
