@@ -14,7 +14,7 @@ use criterion::{Criterion, Throughput};
 use opsramp_exporter::{
     clock,
     opsramp::Answer,
-    poll::{GroupLabel, sighting},
+    poll::{GroupLabel, sightings},
     simulator::{self, SearchParams, World},
     track::{Known, Sighting, Tracker},
 };
@@ -115,12 +115,12 @@ fn reading(criterion: &mut Criterion, report: &mut Report) {
     let mut known = tracker();
     for answer in &answers {
         let page = answer.page(1, false).unwrap();
-        for sighting in page.alerts.iter().map(sighting) {
+        for sighting in sightings(&page.alerts) {
             known.load(Known {
                 sighting,
                 ordinal: 1,
                 created_at: None,
-                group: vec![sighting.state.to_owned()],
+                group: vec![sighting.state.into()],
             });
         }
     }
@@ -146,7 +146,7 @@ fn reading(criterion: &mut Criterion, report: &mut Report) {
         bencher.iter(|| {
             for answer in &answers {
                 let page = answer.page(1, false).unwrap();
-                let sightings: Vec<Sighting<'_>> = page.alerts.iter().map(sighting).collect();
+                let sightings = sightings(&page.alerts);
                 let delta = known.compare(&sightings);
                 assert!(delta.opened.is_empty());
                 known.adopt(Vec::new(), &sightings);
@@ -191,7 +191,7 @@ fn memory(report: &mut Report) {
             state,
             status: "New",
         };
-        let group = vec![state.to_owned()];
+        let group = vec![state.into()];
         tracker.load(Known {
             sighting,
             ordinal: 1,

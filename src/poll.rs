@@ -15,7 +15,7 @@ mod schedule;
 mod search;
 
 pub use pollers::{Account, Happening, LookUp, Plan, Pollers, Prepared};
-pub use reading::sighting;
+pub use reading::sightings;
 
 /// One search, as it is run for each of its tenants.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -6,9 +6,9 @@
 //! alert may hold can end the line or begin another one. This module knows neither where an alert
 //! came from nor where a line goes.
 
-use std::{borrow::Cow, fmt::Write as _};
+use std::borrow::Cow;
 
-use jiff::Timestamp;
+use jiff::{Timestamp, fmt::temporal::DateTimePrinter};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -20,6 +20,10 @@ mod stored;
 
 /// The namespace of event ids; see [`event_id`].
 pub const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0x89a8_578e_a6a0_4b56_a93b_b412_af7a_8396);
+
+/// Times as RFC 3339 in UTC, with as many decimals as they need.
+static RFC_3339: DateTimePrinter = DateTimePrinter::new();
+static MILLISECONDS: DateTimePrinter = DateTimePrinter::new().precision(Some(3));
 
 /// What becomes of an event before it is journalled.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -171,10 +175,10 @@ pub enum Level {
 }
 
 /// The value of one key of a record.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub enum Value<'a> {
     /// Text.
-    Text(Cow<'a, str>),
+    Text(&'a str),
     /// A whole number.
     Number(u64),
     /// JSON, without line breaks.
@@ -203,21 +207,23 @@ pub fn event_id(
     kind: EventKind,
     ordinal: u32,
 ) -> Uuid {
-    let ordinal = ordinal.to_string();
+    let mut digits = itoa::Buffer::new();
     let parts = [
         account,
         tenant_id,
         search,
         alert_id,
         kind.as_str(),
-        &ordinal,
+        digits.format(ordinal),
     ];
-    let mut name = String::with_capacity(256);
+    let mut name = Vec::with_capacity(256);
     for part in parts {
-        // A text takes whatever is written.
-        write!(name, "{}:{part},", part.len()).ok();
+        json::push_number(&mut name, part.len() as u64);
+        name.push(b':');
+        name.extend_from_slice(part.as_bytes());
+        name.push(b',');
     }
-    Uuid::new_v5(&EVENT_NAMESPACE, name.as_bytes())
+    Uuid::new_v5(&EVENT_NAMESPACE, &name)
 }
 
 /// `text`, cut so that it has at most `max` bytes. What is cut is cut at a character border and
@@ -318,10 +324,11 @@ impl<'a> Record<'a> {
             separator = b',';
             out.push(b'"');
             out.extend_from_slice(key.as_bytes());
-            out.extend_from_slice(b"\":");
+            out.push(b'"');
+            out.push(b':');
             match value {
-                Value::Text(text) => json::push_string(out, &text),
-                Value::Number(number) => out.extend_from_slice(number.to_string().as_bytes()),
+                Value::Text(text) => json::push_string(out, text),
+                Value::Number(number) => json::push_number(out, number),
                 Value::Json(raw) => json::push_compact(out, raw.get()),
             }
         });
@@ -336,24 +343,29 @@ impl<'a> Record<'a> {
 
     /// Calls `each` with every key that has a value, in the order of the contract. The keys up to
     /// `message` always have one.
-    pub fn visit<'v>(&'v self, mut each: impl FnMut(&'static str, Value<'v>)) {
+    pub fn visit(&self, mut each: impl FnMut(&'static str, Value<'_>)) {
         let fields = &self.fields;
         let level = self.level().as_str();
-        each("timestamp", text(format!("{:.3}", self.timestamp)));
-        each("level", text(level));
-        each("severity", text(level));
-        each("event", text(self.event.as_str()));
-        each("event_id", text(self.event_id.to_string()));
-        each("account", text(&*self.account));
-        each("tenant", text(&*self.tenant));
-        each("search", text(&*self.search));
-        each("alert_id", text(&*self.alert_id));
+        let mut text = String::with_capacity(40);
+        // A text takes whatever is written.
+        MILLISECONDS.print_timestamp(&self.timestamp, &mut text).ok();
+        each("timestamp", Value::Text(&text));
+        each("level", Value::Text(level));
+        each("severity", Value::Text(level));
+        each("event", Value::Text(self.event.as_str()));
+        let mut id = Uuid::encode_buffer();
+        let id = self.event_id.as_hyphenated().encode_lower(&mut id);
+        each("event_id", Value::Text(id));
+        each("account", Value::Text(&self.account));
+        each("tenant", Value::Text(&self.tenant));
+        each("search", Value::Text(&self.search));
+        each("alert_id", Value::Text(&self.alert_id));
         for (key, value) in [
             ("state", &fields.state),
             ("status", &fields.status),
             ("message", &fields.message),
         ] {
-            each(key, text(value.as_deref().unwrap_or_default()));
+            each(key, Value::Text(value.as_deref().unwrap_or_default()));
         }
         for (key, value) in [
             ("previous_state", &self.previous_state),
@@ -376,7 +388,7 @@ impl<'a> Record<'a> {
             ("incident_id", &fields.incident_id),
         ] {
             if let Some(value) = value {
-                each(key, text(&**value));
+                each(key, Value::Text(value));
             }
         }
         for (key, value) in [
@@ -392,7 +404,9 @@ impl<'a> Record<'a> {
             ("updated_at", fields.updated_at),
         ] {
             if let Some(time) = value {
-                each(key, text(time.to_string()));
+                text.clear();
+                RFC_3339.print_timestamp(&time, &mut text).ok();
+                each(key, Value::Text(&text));
             }
         }
         if let Some(alert) = &self.alert {
@@ -414,10 +428,6 @@ impl Record<'static> {
         }
         Ok(record)
     }
-}
-
-fn text<'a>(value: impl Into<Cow<'a, str>>) -> Value<'a> {
-    Value::Text(value.into())
 }
 
 // === impl Level ===

@@ -5,7 +5,7 @@
 //! ([`Tracker::adopt`]). A *reading* is one pass over the whole result: what it does not bring is
 //! missing ([`Tracker::missing`]). An alert costs about a hundred bytes.
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use hashbrown::{HashTable, hash_table};
 use xxhash_rust::xxh3::xxh3_64;
@@ -39,7 +39,7 @@ pub struct Known<'a> {
     /// When it was created, in seconds since the epoch.
     pub created_at: Option<i64>,
     /// Its value for each of the tracker's labels.
-    pub group: Vec<String>,
+    pub group: Vec<Cow<'a, str>>,
 }
 
 /// What a page changes, as places in the list of sightings.

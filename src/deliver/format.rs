@@ -97,9 +97,9 @@ fn push_logfmt(out: &mut Vec<u8>, record: &Record<'_>) {
         out.extend_from_slice(key.as_bytes());
         out.push(b'=');
         match value {
-            Value::Text(text) if is_bare(&text) => out.extend_from_slice(text.as_bytes()),
-            Value::Text(text) => json::push_string(out, &text),
-            Value::Number(number) => out.extend_from_slice(number.to_string().as_bytes()),
+            Value::Text(text) if is_bare(text) => out.extend_from_slice(text.as_bytes()),
+            Value::Text(text) => json::push_string(out, text),
+            Value::Number(number) => json::push_number(out, number),
             Value::Json(raw) => json::push_string(out, raw.get()),
         }
     });
@@ -165,7 +165,7 @@ mod tests {
         let mut pairs = Vec::new();
         record.visit(|key, value| {
             let value = match value {
-                Value::Text(text) => text.into_owned(),
+                Value::Text(text) => text.to_owned(),
                 Value::Number(number) => number.to_string(),
                 Value::Json(raw) => raw.get().to_owned(),
             };

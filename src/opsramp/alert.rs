@@ -6,7 +6,9 @@
 use std::{borrow::Cow, fmt};
 
 use jiff::Timestamp;
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
 
 /// An alert as the API gives it. Texts are `None` where the API gave nothing or an empty text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -88,14 +90,6 @@ pub struct Resource<'a> {
 /// booleans are read as texts.
 pub type Text<'a> = Option<Cow<'a, str>>;
 
-/// An element of `results`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Item<'a> {
-    Alert(Box<Alert<'a>>),
-    /// No object, or one without `uniqueId`.
-    Unreadable,
-}
-
 /// Reads a date of the API: `2016-02-24T01:15:00+0000` with any offset, RFC 3339, or
 /// milliseconds since the epoch.
 #[must_use]
@@ -141,23 +135,36 @@ impl Alert<'_> {
     }
 }
 
-impl<'de> Deserialize<'de> for Item<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(ItemVisitor)
+/// Reads an alert. `None` where the JSON is none.
+pub(super) fn read(json: &str) -> Result<Option<Alert<'_>>, serde_json::Error> {
+    let mut alert = Alert::default();
+    let mut deserializer = serde_json::Deserializer::from_str(json);
+    let readable = Item(&mut alert).deserialize(&mut deserializer)?;
+    deserializer.end()?;
+    Ok(readable.then_some(alert))
+}
+
+/// Reads an element of `results` into an alert that is empty, and brings whether it was one: an object
+/// with a `uniqueId`.
+pub(super) struct Item<'s, 'a>(pub(super) &'s mut Alert<'a>);
+
+impl<'de> DeserializeSeed<'de> for Item<'_, 'de> {
+    type Value = bool;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<bool, D::Error> {
+        deserializer.deserialize_any(self)
     }
 }
 
-struct ItemVisitor;
-
-impl<'de> Visitor<'de> for ItemVisitor {
-    type Value = Item<'de>;
+impl<'de> Visitor<'de> for Item<'_, 'de> {
+    type Value = bool;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an alert")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut alert = Box::<Alert<'de>>::default();
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<bool, A::Error> {
+        let Self(alert) = self;
         while let Some(Key(key)) = map.next_key()? {
             match &*key {
                 "uniqueId" => alert.id = text(&mut map)?.unwrap_or_default(),
@@ -191,39 +198,36 @@ impl<'de> Visitor<'de> for ItemVisitor {
                 }
             }
         }
-        Ok(if alert.id.is_empty() {
-            Item::Unreadable
-        } else {
-            Item::Alert(alert)
-        })
+        Ok(!alert.id.is_empty())
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<bool, A::Error> {
         while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Item::Unreadable)
+        Ok(false)
     }
 
-    fn visit_unit<E>(self) -> Result<Self::Value, E> {
-        Ok(Item::Unreadable)
+    fn visit_unit<E>(self) -> Result<bool, E> {
+        Ok(false)
     }
-    fn visit_bool<E>(self, _: bool) -> Result<Self::Value, E> {
-        Ok(Item::Unreadable)
+    fn visit_bool<E>(self, _: bool) -> Result<bool, E> {
+        Ok(false)
     }
-    fn visit_u64<E>(self, _: u64) -> Result<Self::Value, E> {
-        Ok(Item::Unreadable)
+    fn visit_u64<E>(self, _: u64) -> Result<bool, E> {
+        Ok(false)
     }
-    fn visit_i64<E>(self, _: i64) -> Result<Self::Value, E> {
-        Ok(Item::Unreadable)
+    fn visit_i64<E>(self, _: i64) -> Result<bool, E> {
+        Ok(false)
     }
-    fn visit_f64<E>(self, _: f64) -> Result<Self::Value, E> {
-        Ok(Item::Unreadable)
+    fn visit_f64<E>(self, _: f64) -> Result<bool, E> {
+        Ok(false)
     }
-    fn visit_str<E>(self, _: &str) -> Result<Self::Value, E> {
-        Ok(Item::Unreadable)
+    fn visit_str<E>(self, _: &str) -> Result<bool, E> {
+        Ok(false)
     }
 }
 
-fn text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Text<'de>, A::Error> {
+/// The value of a member, as a text.
+pub(super) fn text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Text<'de>, A::Error> {
     map.next_value::<Lenient<'de>>().map(|Lenient(text)| text)
 }
 
@@ -254,7 +258,7 @@ impl<'de> Deserialize<'de> for Key<'de> {
 }
 
 /// A [`Text`], whatever stands in its place.
-pub(super) struct Lenient<'a>(pub(super) Text<'a>);
+struct Lenient<'a>(Text<'a>);
 
 impl<'de> Deserialize<'de> for Lenient<'de> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -392,15 +396,8 @@ impl<'a> Resource<'a> {
 mod tests {
     use super::*;
 
-    fn read(json: &str) -> Item<'_> {
-        serde_json::from_str(json).unwrap()
-    }
-
     fn alert(json: &str) -> Alert<'_> {
-        match read(json) {
-            Item::Alert(alert) => *alert,
-            Item::Unreadable => panic!("unreadable: {json}"),
-        }
+        read(json).unwrap().unwrap()
     }
 
     #[test]
@@ -418,7 +415,7 @@ mod tests {
             "[[1], 2]",
             r#"{"uniqueId": ""}"#,
         ] {
-            assert_eq!(read(json), Item::Unreadable, "{json}");
+            assert_eq!(read(json).unwrap(), None, "{json}");
         }
     }
 

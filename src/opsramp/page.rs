@@ -2,13 +2,14 @@
 //!
 //! An answer owns its text; what is read from it borrows from there.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
-use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
+use memchr::memmem;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::{
-    alert::{Alert, Item, Key, Lenient},
+    alert::{self, Alert, Item, Key, Text},
     error::Error,
 };
 use crate::excerpt::Secrets;
@@ -57,9 +58,13 @@ pub struct ClientsPage {
     pub next_page: Option<u64>,
 }
 
+/// Results that a page has at most, ten times as many as may be asked for: what is longer is no page,
+/// and the smallest alert takes a thousand bytes of memory.
+const MAX_RESULTS: usize = 10_000;
+
 /// The envelope that all paged answers share.
-struct Envelope<T> {
-    results: Option<Vec<T>>,
+struct Envelope<R> {
+    results: Option<R>,
     total_results: Option<u64>,
     page_no: Option<u64>,
     page_size: Option<u64>,
@@ -81,11 +86,11 @@ impl Answer {
         // Checked once here; a stray byte costs a replacement character, not the page.
         let text = String::from_utf8(body)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
-        let surrogates = text.contains("\\ud") || text.contains("\\uD");
-        let text = surrogates
-            .then(|| mend_surrogates(&text))
-            .flatten()
-            .unwrap_or(text);
+        let text = if may_have_surrogates(text.as_bytes()) {
+            mend_surrogates(&text).unwrap_or(text)
+        } else {
+            text
+        };
         Self { endpoint, text }
     }
 
@@ -94,25 +99,18 @@ impl Answer {
     /// # Errors
     /// [`Error::Decode`] where it is not JSON, or has no `results` or no `totalResults`.
     pub fn page(&self, asked: u64, keep_raw: bool) -> Result<Page<'_>, Error> {
-        if !keep_raw && let Ok(envelope) = self.envelope::<Item<'_>>() {
+        if !keep_raw && let Ok(envelope) = self.envelope::<Alerts<'_>>() {
             let next_page = envelope.next_page(asked);
-            let (results, total_results) =
+            let (Alerts { alerts, unreadable }, total_results) =
                 self.required(envelope.results, envelope.total_results)?;
-            let count = results.len();
-            let alerts: Vec<_> = results
-                .into_iter()
-                .filter_map(|item| match item {
-                    Item::Alert(alert) => Some(*alert),
-                    Item::Unreadable => None,
-                })
-                .collect();
+            let is_empty = alerts.is_empty() && unreadable == 0;
             return Ok(Page {
-                unreadable: count - alerts.len(),
+                unreadable,
                 raw: Vec::new(),
                 alerts,
                 total_results,
                 page_size: envelope.page_size,
-                next_page: next_page.filter(|_| count > 0),
+                next_page: next_page.filter(|_| !is_empty),
             });
         }
         self.page_item_by_item(asked, keep_raw)
@@ -120,15 +118,16 @@ impl Answer {
 
     /// Reads each item by itself: slower, and one that cannot be read costs only itself.
     fn page_item_by_item(&self, asked: u64, keep_raw: bool) -> Result<Page<'_>, Error> {
-        let envelope = self.envelope::<&RawValue>()?;
+        let envelope = self.envelope::<Items<'_>>()?;
         let next_page = envelope.next_page(asked);
-        let (results, total_results) = self.required(envelope.results, envelope.total_results)?;
+        let (Items(results), total_results) =
+            self.required(envelope.results, envelope.total_results)?;
         let count = results.len();
         let mut alerts = Vec::with_capacity(count);
         let mut raw = Vec::new();
         for item in results {
-            if let Ok(Item::Alert(alert)) = serde_json::from_str::<Item<'_>>(item.get()) {
-                alerts.push(*alert);
+            if let Ok(Some(alert)) = alert::read(item.get()) {
+                alerts.push(alert);
                 if keep_raw {
                     raw.push(item.get());
                 }
@@ -149,9 +148,9 @@ impl Answer {
     /// # Errors
     /// [`Error::Decode`] where it is none.
     pub fn alert(&self) -> Result<Alert<'_>, Error> {
-        match serde_json::from_str::<Item<'_>>(&self.text) {
-            Ok(Item::Alert(alert)) => Ok(*alert),
-            Ok(Item::Unreadable) => Err(self.unexpected("no alert".to_owned())),
+        match alert::read(&self.text) {
+            Ok(Some(alert)) => Ok(alert),
+            Ok(None) => Err(self.unexpected("no alert".to_owned())),
             Err(error) => Err(self.unexpected(format!("no JSON ({error})"))),
         }
     }
@@ -167,18 +166,21 @@ impl Answer {
     /// # Errors
     /// [`Error::Decode`] where it is none.
     pub fn clients(&self, asked: u64) -> Result<ClientsPage, Error> {
-        let envelope = self.envelope::<serde_json::Value>()?;
+        let envelope = self.envelope::<Items<'_>>()?;
         let next_page = envelope.next_page(asked);
-        let Some(results) = envelope.results else {
+        let Some(Items(results)) = envelope.results else {
             return Err(self.unexpected("no results".to_owned()));
         };
         let next_page = next_page.filter(|_| !results.is_empty());
-        let clients = results.iter().filter_map(ClientInfo::read).collect();
+        let clients = results
+            .iter()
+            .filter_map(|item| ClientInfo::read(item.get()))
+            .collect();
         Ok(ClientsPage { clients, next_page })
     }
 
-    fn envelope<'de, T: Deserialize<'de>>(&'de self) -> Result<Envelope<T>, Error> {
-        serde_json::from_str::<Envelope<T>>(&self.text)
+    fn envelope<'de, R: Deserialize<'de>>(&'de self) -> Result<Envelope<R>, Error> {
+        serde_json::from_str::<Envelope<R>>(&self.text)
             .map_err(|error| self.unexpected(format!("no search result ({error})")))
     }
 
@@ -203,30 +205,26 @@ impl Answer {
 // === impl ClientInfo ===
 
 impl ClientInfo {
-    fn read(item: &serde_json::Value) -> Option<Self> {
-        let text = |name: &str| match &item[name] {
-            serde_json::Value::String(text) if !text.trim().is_empty() => Some(text.clone()),
-            serde_json::Value::Number(number) => Some(number.to_string()),
-            _ => None,
+    fn read(item: &str) -> Option<Self> {
+        let fields: ClientFields<'_> = serde_json::from_str(item).ok()?;
+        let text = |text: Text<'_>| {
+            let text = text.filter(|text| !text.trim().is_empty());
+            text.map(Cow::into_owned)
         };
-        let id = text("uniqueId")?;
-        let name = text("name").unwrap_or_else(|| id.clone());
-        let activated = match &item["activated"] {
-            serde_json::Value::Bool(activated) => *activated,
-            serde_json::Value::String(word) => !word.eq_ignore_ascii_case("false"),
-            _ => true,
-        };
+        let id = text(fields.id)?;
+        let name = text(fields.name).unwrap_or_else(|| id.clone());
+        let is_no = |word: Cow<'_, str>| word.eq_ignore_ascii_case("false");
         Some(Self {
             id,
             name,
-            activated,
+            activated: !fields.activated.is_some_and(is_no),
         })
     }
 }
 
 // === impl Envelope ===
 
-impl<T> Envelope<T> {
+impl<R> Envelope<R> {
     /// What the answer says follows `asked`: `nextPage` decides, and `nextPageNo` names it where
     /// it makes sense. Where the answer says nothing, the number of pages decides.
     fn next_page(&self, asked: u64) -> Option<u64> {
@@ -242,16 +240,16 @@ impl<T> Envelope<T> {
     }
 }
 
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Envelope<T> {
+impl<'de, R: Deserialize<'de>> Deserialize<'de> for Envelope<R> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         deserializer.deserialize_map(EnvelopeVisitor(std::marker::PhantomData))
     }
 }
 
-struct EnvelopeVisitor<T>(std::marker::PhantomData<T>);
+struct EnvelopeVisitor<R>(std::marker::PhantomData<R>);
 
-impl<'de, T: Deserialize<'de>> Visitor<'de> for EnvelopeVisitor<T> {
-    type Value = Envelope<T>;
+impl<'de, R: Deserialize<'de>> Visitor<'de> for EnvelopeVisitor<R> {
+    type Value = Envelope<R>;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object with results and totalResults")
@@ -269,14 +267,13 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for EnvelopeVisitor<T> {
         };
         while let Some(Key(key)) = map.next_key()? {
             match &*key {
-                "results" => envelope.results = map.next_value::<Option<Vec<T>>>()?,
+                "results" => envelope.results = map.next_value()?,
                 "totalResults" => envelope.total_results = number(&mut map)?,
                 "pageNo" => envelope.page_no = number(&mut map)?,
                 "pageSize" => envelope.page_size = number(&mut map)?.filter(|size| *size > 0),
                 "totalPages" => envelope.total_pages = number(&mut map)?,
                 "nextPage" => {
-                    let Lenient(text) = map.next_value()?;
-                    envelope.next_page = match text.as_deref() {
+                    envelope.next_page = match alert::text(&mut map)?.as_deref() {
                         Some("true") => Some(true),
                         Some("false") => Some(false),
                         _ => None,
@@ -292,9 +289,134 @@ impl<'de, T: Deserialize<'de>> Visitor<'de> for EnvelopeVisitor<T> {
     }
 }
 
+/// The alerts among the results.
+#[derive(Default)]
+struct Alerts<'a> {
+    alerts: Vec<Alert<'a>>,
+    /// Results that are none.
+    unreadable: usize,
+}
+
+impl<'de> Deserialize<'de> for Alerts<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AlertsVisitor;
+
+        impl<'de> Visitor<'de> for AlertsVisitor {
+            type Value = Alerts<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("alerts")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut read = Alerts::default();
+                loop {
+                    // Each is read where it stays.
+                    let place = read.alerts.len();
+                    read.alerts.push(Alert::default());
+                    match seq.next_element_seed(Item(&mut read.alerts[place]))? {
+                        Some(true) => {}
+                        Some(false) => {
+                            read.alerts.truncate(place);
+                            read.unreadable += 1;
+                        }
+                        None => {
+                            read.alerts.truncate(place);
+                            return Ok(read);
+                        }
+                    }
+                    no_more_than_a_page(read.alerts.len() + read.unreadable)?;
+                }
+            }
+        }
+
+        deserializer.deserialize_seq(AlertsVisitor)
+    }
+}
+
+/// The results, unread.
+struct Items<'a>(Vec<&'a RawValue>);
+
+impl<'de> Deserialize<'de> for Items<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ItemsVisitor;
+
+        impl<'de> Visitor<'de> for ItemsVisitor {
+            type Value = Items<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("results")
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+                let mut items = Vec::new();
+                while let Some(item) = seq.next_element()? {
+                    items.push(item);
+                    no_more_than_a_page(items.len())?;
+                }
+                Ok(Items(items))
+            }
+        }
+
+        deserializer.deserialize_seq(ItemsVisitor)
+    }
+}
+
+/// What is read of a client.
+#[derive(Default)]
+struct ClientFields<'a> {
+    id: Text<'a>,
+    name: Text<'a>,
+    activated: Text<'a>,
+}
+
+impl<'de> Deserialize<'de> for ClientFields<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct ClientVisitor;
+
+        impl<'de> Visitor<'de> for ClientVisitor {
+            type Value = ClientFields<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a client")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut fields = ClientFields::default();
+                while let Some(Key(key)) = map.next_key()? {
+                    match &*key {
+                        "uniqueId" => fields.id = alert::text(&mut map)?,
+                        "name" => fields.name = alert::text(&mut map)?,
+                        "activated" => fields.activated = alert::text(&mut map)?,
+                        _ => {
+                            map.next_value::<IgnoredAny>()?;
+                        }
+                    }
+                }
+                Ok(fields)
+            }
+        }
+
+        deserializer.deserialize_map(ClientVisitor)
+    }
+}
+
+fn no_more_than_a_page<E: serde::de::Error>(results: usize) -> Result<(), E> {
+    if results > MAX_RESULTS {
+        return Err(E::custom(format_args!(
+            "more than {MAX_RESULTS} results on one page"
+        )));
+    }
+    Ok(())
+}
+
 fn number<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<u64>, A::Error> {
-    let Lenient(text) = map.next_value()?;
-    Ok(text.and_then(|text| text.trim().parse().ok()))
+    Ok(alert::text(map)?.and_then(|text| text.trim().parse().ok()))
+}
+
+/// Whether it has what looks like the escape of a surrogate.
+fn may_have_surrogates(json: &[u8]) -> bool {
+    memmem::find_iter(json, "\\u").any(|at| matches!(json.get(at + 2), Some(b'd' | b'D')))
 }
 
 /// Replaces `\u` escapes of lone surrogates, which no UTF-8 text can hold. `None` where there
@@ -447,6 +569,26 @@ mod tests {
             (page.alerts.len(), page.unreadable, page.total_results),
             (1, 1, 2)
         );
+    }
+
+    #[test]
+    fn a_page_has_no_more_results_than_memory_is_meant_for() {
+        for item in [r#"{"uniqueId":"1"}"#, "1"] {
+            let text = |count| {
+                let items = vec![item; count].join(",");
+                format!(r#"{{"results":[{items}],"totalResults":1}}"#)
+            };
+            let (most, too_many) = (answer(&text(MAX_RESULTS)), answer(&text(MAX_RESULTS + 1)));
+            for keep_raw in [false, true] {
+                let page = most.page(1, keep_raw).unwrap();
+                assert_eq!(page.alerts.len() + page.unreadable, MAX_RESULTS);
+                let problem = too_many.page(1, keep_raw).unwrap_err().to_string();
+                let expected = "(more than 10000 results on one page at";
+                assert!(problem.contains(expected), "{problem}");
+            }
+            assert!(most.clients(1).is_ok());
+            assert!(too_many.clients(1).is_err());
+        }
     }
 
     #[test]

@@ -57,7 +57,8 @@ fn check_alerts(page: &Page<'_>) {
 }
 
 fn check_alert(alert: &Alert<'_>, raw: Option<&str>) {
-    assert_eq!(reading::sighting(alert), reading::sighting(alert));
+    let sighting = || reading::sightings(std::slice::from_ref(alert));
+    assert_eq!(sighting(), sighting());
     let fields = reading::fields(alert);
     let mut stored = Vec::new();
     fields.write_stored(&mut stored);

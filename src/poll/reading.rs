@@ -11,21 +11,21 @@ use crate::{
     track::{GroupLabel, Sighting},
 };
 
-/// The alert as [`crate::track`] sees it. Its digest leaves out what changes on every answer.
+/// The alerts as [`crate::track`] sees them. A digest leaves out what changes on every answer.
 #[must_use]
-pub fn sighting<'a>(alert: &'a Alert<'_>) -> Sighting<'a> {
-    Sighting {
+pub fn sightings<'a>(alerts: &'a [Alert<'_>]) -> Vec<Sighting<'a>> {
+    let mut strung = Vec::new();
+    let sighting = |alert: &'a Alert<'_>| Sighting {
         id: &alert.id,
-        digest: digest(alert),
+        digest: digest(alert, &mut strung),
         state: word(&alert.state),
         status: word(&alert.status),
-    }
+    };
+    alerts.iter().map(sighting).collect()
 }
 
-/// Room for the texts of most alerts, in bytes.
-const STRUNG: usize = 2048;
-
-fn digest(alert: &Alert<'_>) -> u64 {
+/// A hash of the alert's texts, which are strung together in `strung`.
+fn digest(alert: &Alert<'_>, strung: &mut Vec<u8>) -> u64 {
     let resource = [&alert.resource, &alert.device];
     let texts = [
         &alert.subject,
@@ -59,14 +59,14 @@ fn digest(alert: &Alert<'_>) -> u64 {
             &resource.resource_type,
         ]
     });
-    let mut strung = Vec::with_capacity(STRUNG);
+    strung.clear();
     for text in texts.into_iter().chain(of_resources) {
         let text = word(text);
         // The lengths keep apart texts that read the same when they are strung together.
         strung.extend_from_slice(&(text.len() as u64).to_le_bytes());
         strung.extend_from_slice(text.as_bytes());
     }
-    xxh3_64(&strung)
+    xxh3_64(strung)
 }
 
 /// The fields of its record.
@@ -100,21 +100,32 @@ pub(super) fn fields<'a>(alert: &'a Alert<'_>) -> AlertFields<'a> {
 }
 
 /// Its value for each label; empty where it has none.
-pub(super) fn group(fields: &AlertFields<'_>, labels: &[GroupLabel]) -> Vec<String> {
-    let value = |label: &GroupLabel| match label {
-        GroupLabel::State => fields.state.as_deref().map(known_state),
-        GroupLabel::Status => fields.status.as_deref(),
-        GroupLabel::Priority => fields.priority.as_deref(),
-        GroupLabel::Source => fields.source.as_deref(),
-        GroupLabel::AlertType => fields.alert_type.as_deref(),
-        GroupLabel::EventType => fields.event_type.as_deref(),
-        GroupLabel::ResourceType => fields.resource_type.as_deref(),
-        GroupLabel::Client => fields.client_id.as_deref(),
+pub(super) fn group<'a>(fields: &AlertFields<'a>, labels: &[GroupLabel]) -> Vec<Cow<'a, str>> {
+    let value = |label: &GroupLabel| {
+        let text = match label {
+            GroupLabel::State => &fields.state,
+            GroupLabel::Status => &fields.status,
+            GroupLabel::Priority => &fields.priority,
+            GroupLabel::Source => &fields.source,
+            GroupLabel::AlertType => &fields.alert_type,
+            GroupLabel::EventType => &fields.event_type,
+            GroupLabel::ResourceType => &fields.resource_type,
+            GroupLabel::Client => &fields.client_id,
+        };
+        let text = trim(text.clone().unwrap_or_default());
+        match label {
+            GroupLabel::State => known_state(text),
+            _ => text,
+        }
     };
-    labels
-        .iter()
-        .map(|label| value(label).unwrap_or_default().trim().to_owned())
-        .collect()
+    labels.iter().map(value).collect()
+}
+
+fn trim(text: Cow<'_, str>) -> Cow<'_, str> {
+    match text {
+        Cow::Borrowed(text) => Cow::Borrowed(text.trim()),
+        Cow::Owned(text) => Cow::Owned(text.trim().to_owned()),
+    }
 }
 
 /// When it was created.
@@ -123,11 +134,11 @@ pub(super) fn time(text: &Text<'_>) -> Option<Timestamp> {
 }
 
 /// The API writes states in any case; a series has one.
-fn known_state(state: &str) -> &str {
+fn known_state(state: Cow<'_, str>) -> Cow<'_, str> {
     ["Critical", "Warning", "Info", "Ok"]
         .into_iter()
-        .find(|known| known.eq_ignore_ascii_case(state.trim()))
-        .unwrap_or(state)
+        .find(|known| known.eq_ignore_ascii_case(&state))
+        .map_or(state, Cow::Borrowed)
 }
 
 fn word<'a>(text: &'a Text<'_>) -> &'a str {
@@ -204,7 +215,11 @@ mod tests {
             description: Some("bc".into()),
             ..alert()
         };
-        assert_ne!(sighting(&one).digest, sighting(&other).digest);
-        assert_eq!(sighting(&one).digest, sighting(&one.clone()).digest);
+        let alerts = [one.clone(), other, one];
+        let [one, other, again] = sightings(&alerts)[..] else {
+            panic!("three alerts");
+        };
+        assert_ne!(one.digest, other.digest);
+        assert_eq!(one, again);
     }
 }

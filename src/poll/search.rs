@@ -4,7 +4,13 @@
 //! full read that hangs never makes a poll late. All state belongs to this task; answers are
 //! worked off one after the other.
 
-use std::{borrow::Cow, collections::VecDeque, pin::Pin, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::{HashMap, VecDeque},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
@@ -358,7 +364,7 @@ impl Search {
         held: Held,
         opened: &[usize],
         sightings: &[Sighting<'_>],
-    ) -> Result<std::collections::HashMap<Box<str>, u32>, Failure> {
+    ) -> Result<HashMap<Box<str>, u32>, Failure> {
         let ids = opened
             .iter()
             .map(|place| sightings[*place].id.into())
@@ -377,9 +383,9 @@ impl Search {
         &self,
         opened: &[usize],
         alerts: &[Alert<'_>],
-    ) -> std::collections::HashMap<usize, Answer> {
+    ) -> HashMap<usize, Answer> {
         if !self.shared.fetch_details || !self.logs(EventKind::Opened) {
-            return std::collections::HashMap::new();
+            return HashMap::new();
         }
         let deadline = Instant::now() + DETAILS_DEADLINE;
         let asked: Vec<(usize, String)> = opened
@@ -790,7 +796,7 @@ impl Running {
     async fn depart(&mut self, reasons: Vec<(Box<str>, Reason)>) -> Result<(), Failure> {
         let now = clock::now();
         let ids: Vec<Box<str>> = reasons.iter().map(|(id, _)| id.clone()).collect();
-        let mut stored: std::collections::HashMap<Box<str>, StoredAlert> = self
+        let mut stored: HashMap<Box<str>, StoredAlert> = self
             .search
             .shared
             .store
@@ -943,7 +949,7 @@ impl Running {
                 "some items of the result are no alerts (no uniqueId); they are skipped"
             );
         }
-        let sightings: Vec<Sighting<'_>> = page.alerts.iter().map(reading::sighting).collect();
+        let sightings = reading::sightings(&page.alerts);
         let facts = Facts {
             page: request.page,
             shown: page.alerts.len() + page.unreadable,
@@ -959,9 +965,13 @@ impl Running {
                 .ordinals(self.held, &delta.opened, &sightings)
                 .await?
         } else {
-            std::collections::HashMap::new()
+            HashMap::new()
         };
         let details = self.search.details(&delta.opened, &page.alerts).await;
+        let details: HashMap<usize, Alert<'_>> = details
+            .iter()
+            .filter_map(|(place, answer)| Some((*place, answer.alert().ok()?)))
+            .collect();
 
         // Oldest first: the API gives the newest first, and lines shall read in order.
         let mut changes: Vec<Change<'_>> = delta
@@ -999,8 +1009,7 @@ impl Running {
         {
             let alert = &page.alerts[place];
             let sighting = sightings[place];
-            let detail = details.get(&place).and_then(|answer| answer.alert().ok());
-            let fields = Self::fields(alert, detail.as_ref());
+            let fields = Self::fields(alert, details.get(&place));
             let silent = kind == Some(EventKind::Opened) && self.is_before_our_time(&fields);
             let happened = u32::from(kind.is_some());
             let ordinal = match before {

@@ -1,9 +1,7 @@
 //! An alert's fields as a state store keeps them: a JSON array of their values. Their names would be
 //! nearly half of it.
 
-use std::io::Write as _;
-
-use super::{AlertFields, json};
+use super::{AlertFields, RFC_3339, json};
 
 impl AlertFields<'_> {
     /// Appends the form in which they are stored: the values in the order in which the fields are
@@ -32,12 +30,16 @@ impl AlertFields<'_> {
         ] {
             push(out, text.as_ref(), |out, text| json::push_string(out, text));
         }
-        // A vector takes whatever is written.
         for number in [self.inference_id, self.repeat_count] {
-            push(out, number, |out, number| drop(write!(out, "{number}")));
+            push(out, number, json::push_number);
         }
         for time in [self.created_at, self.updated_at] {
-            push(out, time, |out, time| drop(write!(out, "\"{time}\"")));
+            push(out, time, |out, time| {
+                out.push(b'"');
+                // A vector takes whatever is written.
+                RFC_3339.print_timestamp(&time, &mut *out).ok();
+                out.push(b'"');
+            });
         }
         out.pop();
         out.push(b']');

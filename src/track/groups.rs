@@ -1,8 +1,12 @@
 //! Counting alerts by their values for some labels, within a bound.
 
-use std::sync::Arc;
+use std::{
+    borrow::Cow,
+    hash::{Hash, Hasher},
+    sync::Arc,
+};
 
-use hashbrown::HashMap;
+use hashbrown::{Equivalent, HashMap};
 
 /// The value under which alerts are counted for which there was no room.
 pub const OTHER: &str = "other";
@@ -39,13 +43,20 @@ pub(super) type GroupId = u32;
 pub(super) struct Groups {
     labels: Arc<[GroupLabel]>,
     max: usize,
-    places: HashMap<Box<[Arc<str>]>, GroupId>,
+    places: HashMap<Group, GroupId>,
     /// Groups by place, the first for all that found no room; those without alerts are free.
     counts: Vec<u64>,
     free: Vec<GroupId>,
 }
 
 const OVERFLOW: GroupId = 0;
+
+/// The values of a group, one for each label.
+#[derive(Debug, PartialEq, Eq)]
+struct Group(Box<[Arc<str>]>);
+
+/// The values of an alert, by which its group is found without copying them.
+struct Values<'a>(&'a [Cow<'a, str>]);
 
 // === impl GroupLabel ===
 
@@ -78,6 +89,35 @@ impl GroupLabel {
     }
 }
 
+// === impl Group ===
+
+impl Hash for Group {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.iter().for_each(|value| value.hash(state));
+    }
+}
+
+// === impl Values ===
+
+impl Values<'_> {
+    fn iter(&self) -> impl Iterator<Item = &str> {
+        let values = self.0.iter().map(|value| &**value);
+        values.map(|value| if value.is_empty() { NONE } else { value })
+    }
+}
+
+impl Hash for Values<'_> {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.iter().for_each(|value| value.hash(state));
+    }
+}
+
+impl Equivalent<Group> for Values<'_> {
+    fn equivalent(&self, group: &Group) -> bool {
+        self.iter().eq(group.0.iter().map(|value| &**value))
+    }
+}
+
 // === impl Groups ===
 
 impl Groups {
@@ -96,25 +136,17 @@ impl Groups {
     }
 
     /// Counts an alert, and says where.
-    pub(super) fn add(&mut self, values: &[String]) -> GroupId {
-        let key: Box<[Arc<str>]> = values
-            .iter()
-            .map(|value| {
-                Arc::from(if value.is_empty() {
-                    NONE
-                } else {
-                    value.as_str()
-                })
-            })
-            .collect();
-        let place = match self.places.get(&key) {
+    pub(super) fn add(&mut self, values: &[Cow<'_, str>]) -> GroupId {
+        let values = Values(values);
+        let place = match self.places.get(&values) {
             Some(place) => *place,
             None if self.places.len() < self.max => {
                 let place = self.free.pop().unwrap_or_else(|| {
                     self.counts.push(0);
                     GroupId::try_from(self.counts.len() - 1).unwrap_or(OVERFLOW)
                 });
-                self.places.insert(key, place);
+                let group = Group(values.iter().map(Arc::from).collect());
+                self.places.insert(group, place);
                 place
             }
             None => OVERFLOW,
@@ -138,7 +170,7 @@ impl Groups {
         let mut groups: Vec<_> = self
             .places
             .iter()
-            .map(|(values, place)| (values.to_vec(), self.counts[*place as usize]))
+            .map(|(group, place)| (group.0.to_vec(), self.counts[*place as usize]))
             .collect();
         let overflow = self.counts[OVERFLOW as usize];
         if overflow > 0 {

@@ -74,7 +74,7 @@ fn log_record(record: &Record<'_>) -> LogRecord {
             key => format!("opsramp.{key}"),
         };
         let value = match value {
-            Value::Text(text) => any_value::Value::StringValue(text.into_owned()),
+            Value::Text(text) => any_value::Value::StringValue(text.to_owned()),
             Value::Number(number) => match i64::try_from(number) {
                 Ok(number) => any_value::Value::IntValue(number),
                 Err(_) => any_value::Value::StringValue(number.to_string()),

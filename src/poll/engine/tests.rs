@@ -253,7 +253,7 @@ impl Run {
                 sighting: page[place],
                 ordinal: 1,
                 created_at: None,
-                group: vec![String::new()],
+                group: vec!["".into()],
             })
             .collect();
         let opened: Vec<u32> = delta.opened.iter().map(|place| shown[*place].0).collect();
