@@ -1,6 +1,8 @@
 //! What a server said, fit to be shown: on one short line, and without the secrets that it was
 //! sent and may echo. It knows neither HTTP nor what the words mean.
 
+use std::borrow::Cow;
+
 use crate::secret::{REDACTED, Secret};
 
 /// How many characters are shown.
@@ -76,6 +78,23 @@ fn hide(text: &str, secret: &str) -> String {
     shown
 }
 
+/// `text`, cut so that it has at most `max` bytes. What is cut is cut at a character border and
+/// followed by a mark that says how many bytes are missing, as long as there is room for one.
+pub(crate) fn truncate(text: &str, max: usize) -> Cow<'_, str> {
+    if text.len() <= max {
+        return Cow::Borrowed(text);
+    }
+    let mark = |missing: usize| format!("…[truncated {missing} bytes]");
+    // No mark is longer than that of the whole text.
+    match max.checked_sub(mark(text.len()).len()) {
+        Some(room) => {
+            let kept = &text[..text.floor_char_boundary(room)];
+            Cow::Owned(format!("{kept}{}", mark(text.len() - kept.len())))
+        }
+        None => Cow::Borrowed(&text[..text.floor_char_boundary(max)]),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -84,6 +103,16 @@ mod tests {
 
     fn secrets(values: &[&str]) -> Secrets {
         Secrets::of(values.iter().copied().map(Secret::new).collect())
+    }
+
+    #[test]
+    fn a_long_text_is_cut_at_a_character_border_and_marked() {
+        assert_eq!(truncate("short", 5), "short");
+        let cut = truncate("ääääääääääääääääääääääää", 40);
+        assert_eq!(cut, "ääääääää…[truncated 32 bytes]");
+        assert!(cut.len() <= 40);
+        assert_eq!(truncate("äää", 3), "ä");
+        assert_eq!(truncate("äää", 0), "");
     }
 
     #[test]
@@ -130,6 +159,14 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_cut_text_fits_and_begins_as_the_whole(text in "\\PC{0,200}", max in 0..200_usize) {
+            let cut = truncate(&text, max);
+            prop_assert!(cut.len() <= max);
+            let kept = cut.split("…[").next().unwrap();
+            prop_assert!(text.starts_with(kept));
+        }
+
         #[test]
         fn a_secret_is_never_shown_not_even_in_part_at_the_end(
             padding in 0..300_usize, repeats in 1..5_usize, secret in "[q-t]{6,80}"

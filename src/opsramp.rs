@@ -16,6 +16,7 @@ mod error;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod page;
+mod room;
 mod token;
 
 pub use allowance::{Reservation, Urgency};

@@ -13,13 +13,19 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-use crate::identity::{EventKind, SearchKey};
+use crate::{
+    excerpt::truncate,
+    identity::{EventKind, SearchKey},
+};
 
 pub(crate) mod json;
 mod stored;
 
 /// The namespace of event ids; see [`event_id`].
 pub const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0x89a8_578e_a6a0_4b56_a93b_b412_af7a_8396);
+
+/// The longest alert that is added as the API gave it, in bytes: it cannot be cut.
+const MAX_RAW: usize = 1024 * 1024;
 
 /// Times as RFC 3339 in UTC, with as many decimals as they need.
 static RFC_3339: DateTimePrinter = DateTimePrinter::new();
@@ -226,24 +232,6 @@ pub fn event_id(
     Uuid::new_v5(&EVENT_NAMESPACE, &name)
 }
 
-/// `text`, cut so that it has at most `max` bytes. What is cut is cut at a character border and
-/// followed by a mark that says how many bytes are missing, as long as there is room for one.
-#[must_use]
-pub fn truncate(text: &str, max: usize) -> Cow<'_, str> {
-    if text.len() <= max {
-        return Cow::Borrowed(text);
-    }
-    let mark = |missing: usize| format!("…[truncated {missing} bytes]");
-    // No mark is longer than that of the whole text.
-    match max.checked_sub(mark(text.len()).len()) {
-        Some(room) => {
-            let kept = &text[..text.floor_char_boundary(room)];
-            Cow::Owned(format!("{kept}{}", mark(text.len() - kept.len())))
-        }
-        None => Cow::Borrowed(&text[..text.floor_char_boundary(max)]),
-    }
-}
-
 /// The same JSON on one line: no whitespace between its parts, and nothing in its strings that a
 /// reader could take for a line break. Numbers and the order of keys stay as they are.
 #[must_use]
@@ -304,7 +292,9 @@ impl<'a> Record<'a> {
             previous_status,
             reason,
             fields,
-            alert: raw.filter(|_| options.include_raw).map(compact_raw),
+            alert: raw
+                .filter(|raw| options.include_raw && raw.get().len() <= MAX_RAW)
+                .map(compact_raw),
         }
     }
 
@@ -348,7 +338,9 @@ impl<'a> Record<'a> {
         let level = self.level().as_str();
         let mut text = String::with_capacity(40);
         // A text takes whatever is written.
-        MILLISECONDS.print_timestamp(&self.timestamp, &mut text).ok();
+        MILLISECONDS
+            .print_timestamp(&self.timestamp, &mut text)
+            .ok();
         each("timestamp", Value::Text(&text));
         each("level", Value::Text(level));
         each("severity", Value::Text(level));
@@ -660,12 +652,11 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_raw_alert_is_left_out_unless_it_is_asked_for() {
-        let raw = RawValue::from_string("{}".into()).unwrap();
-        let record = Record::new(
-            "2026-03-01T10:20:30Z".parse().unwrap(),
-            &KEY,
-            Happening {
+    fn the_raw_alert_is_left_out_unless_it_is_asked_for_and_not_too_long() {
+        let has_raw = |include_raw, length: usize| {
+            let text = "x".repeat(length - 2);
+            let raw = RawValue::from_string(format!("\"{text}\"")).unwrap();
+            let happening = Happening {
                 kind: EventKind::Opened,
                 ordinal: 1,
                 alert_id: "1",
@@ -674,23 +665,18 @@ pub(crate) mod tests {
                 reason: None,
                 fields: AlertFields::default(),
                 raw: Some(&raw),
-            },
-            &Options {
-                include_raw: false,
+            };
+            let options = Options {
+                include_raw,
                 ..OPTIONS
-            },
-        );
-        assert!(record.alert.is_none());
-    }
-
-    #[test]
-    fn a_long_description_is_cut_at_a_character_border_and_marked() {
-        assert_eq!(truncate("short", 5), "short");
-        let cut = truncate("ääääääääääääääääääääääää", 40);
-        assert_eq!(cut, "ääääääää…[truncated 32 bytes]");
-        assert!(cut.len() <= 40);
-        assert_eq!(truncate("äää", 3), "ä");
-        assert_eq!(truncate("äää", 0), "");
+            };
+            let now = "2026-03-01T10:20:30Z".parse().unwrap();
+            Record::new(now, &KEY, happening, &options).alert.is_some()
+        };
+        assert!(!has_raw(false, 10));
+        assert!(has_raw(true, 10));
+        assert!(has_raw(true, MAX_RAW));
+        assert!(!has_raw(true, MAX_RAW + 1));
     }
 
     #[test]
@@ -789,14 +775,6 @@ pub(crate) mod tests {
                 let raw: serde_json::Value = serde_json::from_str(raw.get()).unwrap();
                 prop_assert_eq!(&value["alert"], &raw);
             }
-        }
-
-        #[test]
-        fn a_cut_text_fits_and_begins_as_the_whole(text in "\\PC{0,200}", max in 0..200_usize) {
-            let cut = truncate(&text, max);
-            prop_assert!(cut.len() <= max);
-            let kept = cut.split("…[").next().unwrap();
-            prop_assert!(text.starts_with(kept));
         }
     }
 }

@@ -18,7 +18,7 @@ use tokio::{
     time::Instant,
 };
 
-use exporter::{Exporter, Place, binary, command, eventually, opsramp};
+use exporter::{Exporter, Members, Place, binary, command, eventually, opsramp};
 
 #[path = "support/exporter.rs"]
 mod exporter;
@@ -268,5 +268,44 @@ async fn a_scrape_does_not_wait_for_a_store_that_is_locked() {
         .stdout
         .wait_for("all eight lines", |lines| lines.len() == 8)
         .await;
+    exporter.stop().await;
+}
+
+/// Answers within the limit that would become a multiple of their size: of nothing but results, and
+/// of nothing but characters that have to be escaped.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_does_not_swell_in_memory() {
+    const SIZE: usize = 24 << 20;
+    let opsramp = opsramp(3).await;
+    let place = Place::new(&opsramp.url());
+    let exporter = place.start().await;
+    exporter.wait_until_complete().await;
+    let before = peak(&exporter);
+    let answer = |text| FaultRule::always(Fault::Body { text }).at(Endpoint::Search);
+
+    let result = r#"{"uniqueId":"1"}"#;
+    let results = vec![result; SIZE / result.len()].join(",");
+    let crowd = format!(r#"{{"totalResults":1,"nextPage":false,"results":[{results}]}}"#);
+    opsramp.inject(answer(crowd));
+    exporter
+        .wait_for("a crowd is no page", |metrics| {
+            let failures = metrics.with("opsramp_poll_failures_total{");
+            let mut decode = failures.filter(|(series, _)| series.contains(r#"reason="decode""#));
+            decode.any(|(_, count)| count >= 1.0)
+        })
+        .await;
+
+    opsramp.clear_faults();
+    let subject = "\u{7f}".repeat(SIZE);
+    let monster = format!(r#"{{"uniqueId":"monster","subject":"{subject}"}}"#);
+    let page = format!(r#"{{"totalResults":1,"nextPage":false,"results":[{monster}]}}"#);
+    opsramp.inject(answer(page));
+    let line = exporter.stdout.line(|line| line.contains("monster")).await;
+    let message = Members::parse(&line).text("message").to_owned();
+    assert!(message.ends_with(" bytes]") && message.len() <= 16 * 1024);
+
+    // The body once, and once more while the one before grows to take it.
+    let grown = peak(&exporter) - before;
+    assert!(grown < 4 * SIZE as u64, "{grown} bytes more");
     exporter.stop().await;
 }

@@ -219,7 +219,7 @@ pub(super) struct Log {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = false))]
     pub(super) fetch_details: Option<bool>,
-    /// Add the alert as the API gave it, under `alert`.
+    /// Add the alert as the API gave it, under `alert`, unless it is longer than 1 MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = false))]
     pub(super) include_raw: Option<bool>,

@@ -10,6 +10,8 @@ use serde::de::{
     Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
 };
 
+use crate::excerpt::truncate;
+
 /// An alert as the API gives it. Texts are `None` where the API gave nothing or an empty text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Alert<'a> {
@@ -90,6 +92,14 @@ pub struct Resource<'a> {
 /// booleans are read as texts.
 pub type Text<'a> = Option<Cow<'a, str>>;
 
+/// The longest `uniqueId`, in bytes: they are numbers or UUIDs.
+const MAX_ID: usize = 512;
+/// The longest text, in bytes; a longer one is cut and marked. The description has a limit of its
+/// own, which can be configured.
+const MAX_TEXT: usize = 16 * 1024;
+/// The same of a state or status: each is kept, and becomes a label.
+const MAX_WORD: usize = 256;
+
 /// Reads a date of the API: `2016-02-24T01:15:00+0000` with any offset, RFC 3339, or
 /// milliseconds since the epoch.
 #[must_use]
@@ -145,7 +155,7 @@ pub(super) fn read(json: &str) -> Result<Option<Alert<'_>>, serde_json::Error> {
 }
 
 /// Reads an element of `results` into an alert that is empty, and brings whether it was one: an object
-/// with a `uniqueId`.
+/// with a usable `uniqueId`.
 pub(super) struct Item<'s, 'a>(pub(super) &'s mut Alert<'a>);
 
 impl<'de> DeserializeSeed<'de> for Item<'_, 'de> {
@@ -169,9 +179,9 @@ impl<'de> Visitor<'de> for Item<'_, 'de> {
             match &*key {
                 "uniqueId" => alert.id = text(&mut map)?.unwrap_or_default(),
                 "subject" => alert.subject = text(&mut map)?,
-                "description" => alert.description = text(&mut map)?,
-                "currentState" => alert.state = text(&mut map)?,
-                "status" => alert.status = text(&mut map)?,
+                "description" => alert.description = whole_text(&mut map)?,
+                "currentState" => alert.state = cut_text(&mut map, MAX_WORD)?,
+                "status" => alert.status = cut_text(&mut map, MAX_WORD)?,
                 "serviceName" => alert.service_name = text(&mut map)?,
                 "metric" => alert.metric = text(&mut map)?,
                 "component" => alert.component = text(&mut map)?,
@@ -198,7 +208,7 @@ impl<'de> Visitor<'de> for Item<'_, 'de> {
                 }
             }
         }
-        Ok(!alert.id.is_empty())
+        Ok((1..=MAX_ID).contains(&alert.id.len()))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<bool, A::Error> {
@@ -228,6 +238,18 @@ impl<'de> Visitor<'de> for Item<'_, 'de> {
 
 /// The value of a member, as a text.
 pub(super) fn text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Text<'de>, A::Error> {
+    cut_text(map, MAX_TEXT)
+}
+
+fn cut_text<'de, A: MapAccess<'de>>(map: &mut A, max: usize) -> Result<Text<'de>, A::Error> {
+    Ok(whole_text(map)?.map(|text| match text {
+        Cow::Borrowed(text) => truncate(text, max),
+        Cow::Owned(text) if text.len() <= max => Cow::Owned(text),
+        Cow::Owned(text) => Cow::Owned(truncate(&text, max).into_owned()),
+    }))
+}
+
+fn whole_text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Text<'de>, A::Error> {
     map.next_value::<Lenient<'de>>().map(|Lenient(text)| text)
 }
 
@@ -365,7 +387,7 @@ impl<'de> Visitor<'de> for ResourceVisitor {
         Ok(MaybeResource(Resource::default()))
     }
     fn visit_str<E>(self, name: &str) -> Result<Self::Value, E> {
-        let name = (!name.is_empty()).then(|| Cow::Owned(name.to_owned()));
+        let name = (!name.is_empty()).then(|| Cow::Owned(truncate(name, MAX_TEXT).into_owned()));
         Ok(MaybeResource(Resource {
             name,
             ..Resource::default()
@@ -451,6 +473,36 @@ mod tests {
                 assert_eq!(alert(&json).id, "7", "{json}");
             }
         }
+    }
+
+    #[test]
+    fn no_text_is_longer_than_what_is_kept_of_it() {
+        let long = |length| "é".repeat(length / 2);
+        let json = |name: &str, length| {
+            let text = long(length);
+            format!(r#"{{"{name}": "{text}", "uniqueId": "7"}}"#)
+        };
+        let subject = |length| alert(&json("subject", length)).subject.unwrap().len();
+        assert_eq!(subject(MAX_TEXT), MAX_TEXT);
+        assert!(subject(MAX_TEXT + 2) <= MAX_TEXT);
+        let subject = json("subject", 60_000);
+        let escaped = subject.replacen('é', "\\n", 1);
+        for json in [subject, escaped, json("device", 60_000)] {
+            let alert = alert(&json);
+            let text = alert.subject.or(alert.device.name).unwrap();
+            assert!(
+                text.len() <= MAX_TEXT && text.ends_with(" bytes]"),
+                "{text}"
+            );
+        }
+        let long_word = json("currentState", MAX_WORD + 2);
+        assert!(alert(&long_word).state.unwrap().len() <= MAX_WORD);
+        let description = json("description", 60_000);
+        assert_eq!(alert(&description).description.unwrap().len(), 60_000);
+
+        let id = |length| format!(r#"{{"uniqueId": "{}"}}"#, "7".repeat(length));
+        assert!(read(&id(MAX_ID)).unwrap().is_some());
+        assert!(read(&id(MAX_ID + 1)).unwrap().is_none());
     }
 
     #[test]

@@ -21,6 +21,7 @@ use super::{
     allowance::{Allowance, Hints, Reservation, Urgency},
     error::Error,
     page::Answer,
+    room::Room,
     token::{Credentials, Grant, Issuer, Token, Tokens},
 };
 use crate::{clock, error_chain::chain, excerpt::Secrets, http_date, secret::Secret};
@@ -39,6 +40,8 @@ const MAX_IN_FLIGHT: usize = 128;
 const MAX_SENDS: usize = 3;
 /// The largest answer of the token endpoint.
 const MAX_TOKEN_ANSWER: u64 = 64 * 1024;
+/// The largest page of one alert. Many of them may be kept at the same time.
+const MAX_ALERT_ANSWER: u64 = 1024 * 1024;
 /// The documented ceilings, requests a minute, of a client and of a partner.
 const PAGINATED: (u32, u32) = (50, 150);
 const NON_PAGINATED: (u32, u32) = (500, 1500);
@@ -302,11 +305,13 @@ impl Client {
             .request(Method::GET, url)
             .header(header::AUTHORIZATION, bearer(&token.secret));
         let began = Instant::now();
-        let answer = http
-            .exchange(endpoint, request, http.options.max_response_size)
-            .await;
+        let limit = match endpoint {
+            Endpoint::Alert => http.options.max_response_size.min(MAX_ALERT_ANSWER),
+            _ => http.options.max_response_size,
+        };
+        let answer = http.exchange(endpoint, request, limit).await;
         let took = began.elapsed();
-        let (status, headers, body) = match answer {
+        let (status, headers, body, room) = match answer {
             Ok(answer) => answer,
             Err((status, error)) => {
                 self.0.observer.request(endpoint, status, took);
@@ -328,7 +333,7 @@ impl Client {
         match status.as_u16() {
             200..=299 => {
                 self.0.tokens.accepted(token);
-                Ok(Answer::new(endpoint.as_str(), body))
+                Ok(Answer::new(endpoint.as_str(), body, room))
             }
             401 | 407 => Err(Refused::Token {
                 status: status.as_u16(),
@@ -513,7 +518,7 @@ impl TokenEndpoint {
                 ("client_id", id.expose()),
                 ("client_secret", secret.expose()),
             ]);
-        let (status, headers, body) = match self
+        let (status, headers, body, _room) = match self
             .http
             .exchange(Endpoint::Token, request, MAX_TOKEN_ANSWER)
             .await
@@ -583,7 +588,7 @@ pub(super) fn read_token(body: &[u8]) -> Result<Told, Error> {
 
 // === impl Http ===
 
-type Exchanged = (StatusCode, header::HeaderMap, Vec<u8>);
+type Exchanged = (StatusCode, header::HeaderMap, Vec<u8>, Room);
 
 impl Http {
     fn request(&self, method: Method, url: &str) -> reqwest::RequestBuilder {
@@ -610,6 +615,7 @@ impl Http {
         // As long as the answer says it is, so that a page does not take up to twice its size.
         let told = response.content_length().filter(|told| *told <= limit);
         let mut body = Vec::with_capacity(usize::try_from(told.unwrap_or(0)).unwrap_or(0));
+        let mut room = Room::default();
         while let Some(chunk) = response
             .chunk()
             .await
@@ -619,11 +625,14 @@ impl Http {
                 return Err(failed(Error::TooLarge {
                     endpoint: endpoint.as_str(),
                     limit,
+                    configured: limit == self.options.max_response_size,
                 }));
             }
+            room.grow_to(body.len() + chunk.len()).await;
             body.extend_from_slice(&chunk);
         }
-        Ok((status, std::mem::take(response.headers_mut()), body))
+        let headers = std::mem::take(response.headers_mut());
+        Ok((status, headers, body, room))
     }
 
     /// Sends a request, and again where the connection ends before there is an answer: a server

@@ -60,13 +60,16 @@ pub enum Error {
     Echo(Arc<Self>),
     /// The answer is larger than allowed.
     #[error(
-        "{endpoint} answered more than {limit} bytes; raise max_response_size if that is right"
+        "{endpoint} answered more than {limit} bytes{}",
+        if *.configured { "; raise max_response_size if that is right" } else { "" }
     )]
     TooLarge {
         /// What was asked.
         endpoint: &'static str,
         /// The limit, in bytes after decompression.
         limit: u64,
+        /// Whether it is the one of the configuration.
+        configured: bool,
     },
 }
 

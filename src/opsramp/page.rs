@@ -11,14 +11,16 @@ use serde_json::value::RawValue;
 use super::{
     alert::{self, Alert, Item, Key, Text},
     error::Error,
+    room::Room,
 };
 use crate::excerpt::Secrets;
 
 /// The body of a successful answer.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Answer {
     endpoint: &'static str,
     text: String,
+    _room: Room,
 }
 
 /// A page of a search.
@@ -79,10 +81,10 @@ impl Answer {
     /// The answer of a search, from its body.
     #[must_use]
     pub fn of_search(body: Vec<u8>) -> Self {
-        Self::new("search", body)
+        Self::new("search", body, Room::default())
     }
 
-    pub(super) fn new(endpoint: &'static str, body: Vec<u8>) -> Self {
+    pub(super) fn new(endpoint: &'static str, body: Vec<u8>, room: Room) -> Self {
         // Checked once here; a stray byte costs a replacement character, not the page.
         let text = String::from_utf8(body)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
@@ -91,7 +93,11 @@ impl Answer {
         } else {
             text
         };
-        Self { endpoint, text }
+        Self {
+            endpoint,
+            text,
+            _room: room,
+        }
     }
 
     /// Reads a page of a search; `asked` is the page that was asked for.
@@ -458,7 +464,7 @@ mod tests {
     use super::*;
 
     fn answer(text: &str) -> Answer {
-        Answer::new("search", text.as_bytes().to_vec())
+        Answer::of_search(text.as_bytes().to_vec())
     }
 
     fn problem(text: &str) -> String {
@@ -554,7 +560,7 @@ mod tests {
         let mut body = br#"{"results":[{"uniqueId":"1","subject":"caf"#.to_vec();
         body.extend([0xe9]);
         body.extend(br#""}],"totalResults":1}"#);
-        let answer = Answer::new("search", body);
+        let answer = Answer::of_search(body);
         let page = answer.page(1, false).unwrap();
         assert_eq!(page.alerts[0].subject.as_deref(), Some("caf\u{fffd}"));
     }
@@ -632,7 +638,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn no_body_whatever_panics(body: Vec<u8>) {
-            let answer = Answer::new("search", body);
+            let answer = Answer::of_search(body);
             answer.page(1, true).ok();
             answer.alert().ok();
             answer.clients(1).ok();

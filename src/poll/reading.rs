@@ -11,6 +11,9 @@ use crate::{
     track::{GroupLabel, Sighting},
 };
 
+/// The longest value of a label, in bytes; a longer one is cut.
+const MAX_LABEL: usize = 256;
+
 /// The alerts as [`crate::track`] sees them. A digest leaves out what changes on every answer.
 #[must_use]
 pub fn sightings<'a>(alerts: &'a [Alert<'_>]) -> Vec<Sighting<'a>> {
@@ -121,10 +124,15 @@ pub(super) fn group<'a>(fields: &AlertFields<'a>, labels: &[GroupLabel]) -> Vec<
     labels.iter().map(value).collect()
 }
 
+/// The text as a label has it.
 fn trim(text: Cow<'_, str>) -> Cow<'_, str> {
+    fn trim(text: &str) -> &str {
+        let text = text.trim();
+        &text[..text.floor_char_boundary(MAX_LABEL)]
+    }
     match text {
-        Cow::Borrowed(text) => Cow::Borrowed(text.trim()),
-        Cow::Owned(text) => Cow::Owned(text.trim().to_owned()),
+        Cow::Borrowed(text) => Cow::Borrowed(trim(text)),
+        Cow::Owned(text) => Cow::Owned(trim(&text).to_owned()),
     }
 }
 
@@ -201,6 +209,12 @@ mod tests {
         let fields = fields(&alert);
         let labels = [GroupLabel::State, GroupLabel::Priority];
         assert_eq!(group(&fields, &labels), ["Critical", ""]);
+        let alert = Alert {
+            app: Some("é".repeat(1000).into()),
+            ..alert
+        };
+        let values = group(&super::fields(&alert), &[GroupLabel::Source]);
+        assert_eq!(values, ["é".repeat(MAX_LABEL / 2)]);
     }
 
     #[test]

@@ -40,6 +40,8 @@ use crate::{
 
 /// How long the lines of new alerts may wait for details.
 const DETAILS_DEADLINE: Duration = Duration::from_secs(2);
+/// Details that are kept for the lines of one page, in bytes.
+const DETAILS_BYTES: usize = 16 * 1024 * 1024;
 /// How long departures may wait for their reasons.
 const REASONS_DEADLINE: Duration = Duration::from_secs(10);
 /// The first pause before such a question is asked again; it doubles.
@@ -379,11 +381,7 @@ impl Search {
     }
 
     /// The pages of new alerts, as far as they come in time.
-    async fn details(
-        &self,
-        opened: &[usize],
-        alerts: &[Alert<'_>],
-    ) -> HashMap<usize, Answer> {
+    async fn details(&self, opened: &[usize], alerts: &[Alert<'_>]) -> HashMap<usize, Answer> {
         if !self.shared.fetch_details || !self.logs(EventKind::Opened) {
             return HashMap::new();
         }
@@ -401,6 +399,10 @@ impl Search {
             })
             .buffer_unordered(DETAILS_AT_ONCE)
             .filter_map(std::future::ready)
+            .scan(0, |bytes, (place, answer)| {
+                *bytes += answer.text().len();
+                std::future::ready((*bytes <= DETAILS_BYTES).then_some((place, answer)))
+            })
             .collect()
             .await
     }
@@ -946,7 +948,7 @@ impl Running {
                 search = %self.search.key,
                 page = request.page,
                 unreadable = page.unreadable,
-                "some items of the result are no alerts (no uniqueId); they are skipped"
+                "some items of the result are no alerts (no usable uniqueId); they are skipped"
             );
         }
         let sightings = reading::sightings(&page.alerts);

@@ -97,6 +97,9 @@ pub(crate) fn push_compact(out: &mut Vec<u8>, json: &str) {
 fn next_suspect(bytes: &[u8]) -> Option<usize> {
     let (words, _) = bytes.as_chunks();
     let plain = words.iter().take_while(|word| is_plain(**word)).count();
+    if plain == words.len() && bytes.last_chunk().is_some_and(|last| is_plain(*last)) {
+        return None;
+    }
     let passed = plain * size_of::<u64>();
     let suspect = |byte: &u8| SUSPECT[usize::from(*byte)];
     let found = bytes[passed..].iter().position(suspect)?;
