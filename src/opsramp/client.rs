@@ -616,6 +616,7 @@ impl Http {
         let told = response.content_length().filter(|told| *told <= limit);
         let mut body = Vec::with_capacity(usize::try_from(told.unwrap_or(0)).unwrap_or(0));
         let mut room = Room::default();
+        let deadline = Instant::now() + self.options.timeout;
         while let Some(chunk) = response
             .chunk()
             .await
@@ -628,7 +629,13 @@ impl Http {
                     configured: limit == self.options.max_response_size,
                 }));
             }
-            room.grow_to(body.len() + chunk.len()).await;
+            let room = room.grow_to(body.len() + chunk.len());
+            if tokio::time::timeout_at(deadline, room).await.is_err() {
+                return Err(failed(Error::Timeout {
+                    host: self.host(Some(response.url())),
+                    limit: self.options.timeout,
+                }));
+            }
             body.extend_from_slice(&chunk);
         }
         let headers = std::mem::take(response.headers_mut());
@@ -666,18 +673,17 @@ impl Http {
         }
     }
 
+    /// Who was asked: whatever a URL holds beyond that, a message need not.
+    fn host(&self, url: Option<&reqwest::Url>) -> String {
+        url.and_then(|url| {
+            let port = url.port().map(|port| format!(":{port}"));
+            Some(format!("{}{}", url.host_str()?, port.unwrap_or_default()))
+        })
+        .unwrap_or_else(|| self.options.url.clone())
+    }
+
     fn transport(&self, endpoint: Endpoint, error: reqwest::Error) -> Error {
-        // Whatever a URL holds, a message need not.
-        let host = error
-            .url()
-            .and_then(|url| {
-                let port = url
-                    .port()
-                    .map(|port| format!(":{port}"))
-                    .unwrap_or_default();
-                Some(format!("{}{port}", url.host_str()?))
-            })
-            .unwrap_or_else(|| self.options.url.clone());
+        let host = self.host(error.url());
         let error = error.without_url();
         // Before an answer began, none was cut short.
         let cut_short = !error.is_request() && ends_early(&error);
