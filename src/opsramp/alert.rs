@@ -100,6 +100,11 @@ const MAX_TEXT: usize = 16 * 1024;
 /// The same of a state or status: each is kept, and becomes a label.
 const MAX_WORD: usize = 256;
 
+/// Whether it can be an id. One with U+0000 could not be stored everywhere.
+pub(super) fn is_id(text: &str) -> bool {
+    (1..=MAX_ID).contains(&text.len()) && !text.contains('\0')
+}
+
 /// Reads a date of the API: `2016-02-24T01:15:00+0000` with any offset, RFC 3339, or
 /// milliseconds since the epoch.
 #[must_use]
@@ -208,7 +213,7 @@ impl<'de> Visitor<'de> for Item<'_, 'de> {
                 }
             }
         }
-        Ok((1..=MAX_ID).contains(&alert.id.len()))
+        Ok(is_id(&alert.id))
     }
 
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<bool, A::Error> {
@@ -436,6 +441,7 @@ mod tests {
             "\"7\"",
             "[[1], 2]",
             r#"{"uniqueId": ""}"#,
+            r#"{"uniqueId": "7\u0000"}"#,
         ] {
             assert_eq!(read(json).unwrap(), None, "{json}");
         }

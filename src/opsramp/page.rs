@@ -217,7 +217,7 @@ impl ClientInfo {
             let text = text.filter(|text| !text.trim().is_empty());
             text.map(Cow::into_owned)
         };
-        let id = text(fields.id)?;
+        let id = text(fields.id).filter(|id| alert::is_id(id))?;
         let name = text(fields.name).unwrap_or_else(|| id.clone());
         let is_no = |word: Cow<'_, str>| word.eq_ignore_ascii_case("false");
         Some(Self {

@@ -37,6 +37,7 @@ macro_rules! suite {
             the_watch_tells_the_last_position,
             the_page_shows_the_newest_first_and_filters,
             the_page_shows_only_searches_that_are_held,
+            a_state_of_whatever_characters_is_stored_and_sought,
             callers_at_the_same_time_all_get_what_they_asked_for,
             a_closed_store_says_so,
         }
@@ -728,6 +729,25 @@ pub(super) async fn the_page_shows_the_newest_first_and_filters(options: Options
     assert_eq!(shown[0].tenant_id, "client_1");
     assert_eq!(shown[0].search, "all");
     assert_eq!(shown[0].alert, warning(alert("b", 1, 20)));
+}
+
+pub(super) async fn a_state_of_whatever_characters_is_stored_and_sought(options: Options) {
+    let store = open(&options).await;
+    let held = held(&store).await;
+    let state: String = (0..=0x2ff).filter_map(char::from_u32).collect();
+    let odd = StoredAlert {
+        state: state.as_str().into(),
+        ..alert("odd", 1, 10)
+    };
+    store.commit(held, upserts([odd]), second(2)).await.unwrap();
+    let found = store.stored(held, vec!["odd".into()]).await.unwrap();
+    assert_eq!(found[0].body, "body of odd 1");
+    let filter = AlertFilter {
+        state: Some(state),
+        limit: 9,
+        ..AlertFilter::default()
+    };
+    assert_eq!(store.open_alerts(filter).await.unwrap().len(), 1);
 }
 
 pub(super) async fn the_page_shows_only_searches_that_are_held(options: Options) {

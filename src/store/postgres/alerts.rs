@@ -1,6 +1,6 @@
 //! The searches and what is known about their alerts, in SQL.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -154,6 +154,7 @@ pub(super) async fn newest(
     filter: &AlertFilter,
 ) -> Result<Vec<OpenAlert>, Failure> {
     let limit = i64::try_from(filter.limit).unwrap_or(i64::MAX);
+    let word = |word| Option::as_deref(word).map(writable);
     let rows = session
         .query(
             "SELECT search.account, search.tenant_id, search.name, alert.alert_id, alert.ordinal,
@@ -167,10 +168,10 @@ pub(super) async fn newest(
              ORDER BY alert.created_at DESC NULLS LAST LIMIT $6",
             &[
                 &searches,
-                &filter.account,
-                &filter.tenant,
-                &filter.search,
-                &filter.state,
+                &word(&filter.account),
+                &word(&filter.tenant),
+                &word(&filter.search),
+                &word(&filter.state),
                 &limit,
             ],
         )
@@ -232,7 +233,7 @@ pub(super) async fn write(
         let ordinals: Vec<i64> = alerts().map(|alert| alert.ordinal.into()).collect();
         let digests: Vec<i64> = alerts().map(|alert| alert.digest.cast_signed()).collect();
         let created: Vec<Option<Time>> = alerts().map(|it| it.created_at.map(Time)).collect();
-        let states: Vec<&str> = alerts().map(|alert| &*alert.state).collect();
+        let states: Vec<Cow<'_, str>> = alerts().map(|alert| writable(&alert.state)).collect();
         let bodies: Vec<&[u8]> = alerts().map(|alert| &*alert.body).collect();
         session
             .execute(
@@ -316,6 +317,15 @@ async fn forget_departed(
         )
         .await?;
     Ok(())
+}
+
+/// The text without U+0000, the only character that the server cannot write.
+fn writable(text: &str) -> Cow<'_, str> {
+    if text.contains('\0') {
+        Cow::Owned(text.replace('\0', "\u{fffd}"))
+    } else {
+        Cow::Borrowed(text)
+    }
 }
 
 /// Reads the columns `alert_id, ordinal, digest, created_at, state, body`, from `first` on.

@@ -96,6 +96,12 @@ pub enum Failure {
         /// The last that this version knows.
         known: i32,
     },
+    /// The database cannot hold every text.
+    #[error(
+        "the database's encoding is {0}, in which not every text can be written; use one that \
+         was made with ENCODING 'UTF8'"
+    )]
+    Encoding(String),
     /// The replica is not registered with the server, or no longer.
     #[error("the database cannot be reached yet")]
     NotJoined,
@@ -353,13 +359,17 @@ impl Failure {
             | Self::Tls(_)
             | Self::Connect(_)
             | Self::Newer { .. }
+            | Self::Encoding(_)
             | Self::NotJoined => true,
         }
     }
 
     /// Whether it may go by itself, or with another secret.
     pub(in crate::store) fn is_passing(&self) -> bool {
-        !matches!(self, Self::Address(_) | Self::Newer { .. } | Self::Closed)
+        !matches!(
+            self,
+            Self::Address(_) | Self::Newer { .. } | Self::Encoding(_) | Self::Closed
+        )
     }
 
     /// Whether the server refused one statement, and takes others on the same connection.

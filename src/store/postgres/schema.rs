@@ -30,6 +30,13 @@ pub(super) async fn migrate(pool: &Pool) -> Result<(), Failure> {
 
 async fn try_migrate(pool: &Pool) -> Result<(), Failure> {
     let mut session = pool.session().await?;
+    let rows = session
+        .query("SELECT current_setting('server_encoding')", &[])
+        .await?;
+    let encoding = rows.first().map(|row| row.try_get(0)).transpose()?;
+    if let Some(other) = encoding.filter(|encoding| encoding != "UTF8") {
+        return Err(Failure::Encoding(other));
+    }
     session.batch(NUMBER).await?;
     session.begin().await?;
     let locked = "SELECT version FROM opsramp_exporter_schema FOR UPDATE";

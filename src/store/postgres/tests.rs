@@ -230,6 +230,16 @@ async fn what_the_server_refuses_is_told_without_the_password() {
         .unwrap_err();
     assert!(text(&newer).contains("schema 999"), "{newer:?}");
     assert!(!newer.is_passing());
+
+    server::shared().sql(
+        "CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'",
+    );
+    let url = server::shared().url().replace("/postgres", "/latin");
+    let latin = Store::open(&options(&url, "node", LEASE))
+        .await
+        .unwrap_err();
+    assert!(text(&latin).contains("encoding is LATIN1"), "{latin:?}");
+    assert!(!latin.is_passing());
 }
 
 #[tokio::test(flavor = "multi_thread")]
