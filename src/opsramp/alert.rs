@@ -97,7 +97,7 @@ const MAX_ID: usize = 512;
 /// The longest text, in bytes; a longer one is cut and marked. The description has a limit of its
 /// own, which can be configured.
 const MAX_TEXT: usize = 16 * 1024;
-/// The same of a state or status: each is kept, and becomes a label.
+/// The same of a state, a status or a client's name: each is kept, and becomes a label.
 const MAX_WORD: usize = 256;
 
 /// Whether it can be an id. One with U+0000 could not be stored everywhere.
@@ -185,8 +185,8 @@ impl<'de> Visitor<'de> for Item<'_, 'de> {
                 "uniqueId" => alert.id = text(&mut map)?.unwrap_or_default(),
                 "subject" => alert.subject = text(&mut map)?,
                 "description" => alert.description = whole_text(&mut map)?,
-                "currentState" => alert.state = cut_text(&mut map, MAX_WORD)?,
-                "status" => alert.status = cut_text(&mut map, MAX_WORD)?,
+                "currentState" => alert.state = word(&mut map)?,
+                "status" => alert.status = word(&mut map)?,
                 "serviceName" => alert.service_name = text(&mut map)?,
                 "metric" => alert.metric = text(&mut map)?,
                 "component" => alert.component = text(&mut map)?,
@@ -244,6 +244,11 @@ impl<'de> Visitor<'de> for Item<'_, 'de> {
 /// The value of a member, as a text.
 pub(super) fn text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Text<'de>, A::Error> {
     cut_text(map, MAX_TEXT)
+}
+
+/// The same of what becomes a label.
+pub(super) fn word<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Text<'de>, A::Error> {
+    cut_text(map, MAX_WORD)
 }
 
 fn cut_text<'de, A: MapAccess<'de>>(map: &mut A, max: usize) -> Result<Text<'de>, A::Error> {

@@ -392,7 +392,7 @@ impl<'de> Deserialize<'de> for ClientFields<'de> {
                 while let Some(Key(key)) = map.next_key()? {
                     match &*key {
                         "uniqueId" => fields.id = alert::text(&mut map)?,
-                        "name" => fields.name = alert::text(&mut map)?,
+                        "name" => fields.name = alert::word(&mut map)?,
                         "activated" => fields.activated = alert::text(&mut map)?,
                         _ => {
                             map.next_value::<IgnoredAny>()?;

@@ -123,6 +123,8 @@ struct Spec {
 const DISCOVERY_PAUSE: Duration = Duration::from_secs(5);
 /// A partner's clients are read no further than so many pages of a hundred.
 const MAX_CLIENT_PAGES: u64 = 500;
+/// Clients of an account that are polled at most. One takes some 40 kB of memory.
+const MAX_CLIENTS: usize = 10_000;
 /// First polls of many searches are this far apart, but no further than their interval.
 const START_PACE: Duration = Duration::from_millis(20);
 /// A search's loop promises to come round so often.
@@ -507,6 +509,13 @@ async fn clients_of(
                 .await?
                 .clients(page_no)?;
             for found in page.clients.into_iter().filter(|found| found.activated) {
+                if tenants.len() == MAX_CLIENTS {
+                    tracing::warn!(
+                        account = %client.account(),
+                        "the account has more than {MAX_CLIENTS} clients; the others are not polled"
+                    );
+                    return Ok(tenants);
+                }
                 // Paging over a living list can show a client twice.
                 if ids.insert(found.id.clone()) {
                     tenants.insert(Tenant {
