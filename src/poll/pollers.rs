@@ -509,6 +509,10 @@ async fn clients_of(
                 .await?
                 .clients(page_no)?;
             for found in page.clients.into_iter().filter(|found| found.activated) {
+                // Paging over a living list can show a client twice.
+                if !ids.insert(found.id.clone()) {
+                    continue;
+                }
                 if tenants.len() == MAX_CLIENTS {
                     tracing::warn!(
                         account = %client.account(),
@@ -516,13 +520,10 @@ async fn clients_of(
                     );
                     return Ok(tenants);
                 }
-                // Paging over a living list can show a client twice.
-                if ids.insert(found.id.clone()) {
-                    tenants.insert(Tenant {
-                        id: found.id.into(),
-                        name: found.name.into(),
-                    });
-                }
+                tenants.insert(Tenant {
+                    id: found.id.into(),
+                    name: found.name.into(),
+                });
             }
             next = page.next_page;
         }
