@@ -80,9 +80,10 @@ fn hide(text: &str, secret: &str) -> String {
 
 /// `text`, cut so that it has at most `max` bytes. What is cut is cut at a character border and
 /// followed by a mark that says how many bytes are missing, as long as there is room for one.
-pub(crate) fn truncate(text: &str, max: usize) -> Cow<'_, str> {
+pub(crate) fn truncate<'a>(text: impl Into<Cow<'a, str>>, max: usize) -> Cow<'a, str> {
+    let text = text.into();
     if text.len() <= max {
-        return Cow::Borrowed(text);
+        return text;
     }
     let mark = |missing: usize| format!("…[truncated {missing} bytes]");
     // No mark is longer than that of the whole text.
@@ -91,7 +92,7 @@ pub(crate) fn truncate(text: &str, max: usize) -> Cow<'_, str> {
             let kept = &text[..text.floor_char_boundary(room)];
             Cow::Owned(format!("{kept}{}", mark(text.len() - kept.len())))
         }
-        None => Cow::Borrowed(&text[..text.floor_char_boundary(max)]),
+        None => Cow::Owned(text[..text.floor_char_boundary(max)].to_owned()),
     }
 }
 
@@ -161,7 +162,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_cut_text_fits_and_begins_as_the_whole(text in "\\PC{0,200}", max in 0..200_usize) {
-            let cut = truncate(&text, max);
+            let cut = truncate(&*text, max);
             prop_assert!(cut.len() <= max);
             let kept = cut.split("…[").next().unwrap();
             prop_assert!(text.starts_with(kept));

@@ -266,13 +266,9 @@ impl<'a> Record<'a> {
             mut fields,
             raw,
         } = happening;
-        if let Some(description) = &mut fields.description
-            && description.len() > options.max_description_length
-        {
-            *description = truncate(description, options.max_description_length)
-                .into_owned()
-                .into();
-        }
+        fields.description = fields
+            .description
+            .map(|text| truncate(text, options.max_description_length));
         Self {
             timestamp: Timestamp::from_millisecond(now.as_millisecond()).unwrap_or(now),
             event: kind,

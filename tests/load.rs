@@ -281,12 +281,13 @@ async fn an_answer_does_not_swell_in_memory() {
     let exporter = place.start().await;
     exporter.wait_until_complete().await;
     let before = peak(&exporter);
-    let answer = |text| FaultRule::always(Fault::Body { text }).at(Endpoint::Search);
+    let page_of = |results: String| {
+        let text = format!(r#"{{"totalResults":1,"nextPage":false,"results":[{results}]}}"#);
+        FaultRule::always(Fault::Body { text }).at(Endpoint::Search)
+    };
 
     let result = r#"{"uniqueId":"1"}"#;
-    let results = vec![result; SIZE / result.len()].join(",");
-    let crowd = format!(r#"{{"totalResults":1,"nextPage":false,"results":[{results}]}}"#);
-    opsramp.inject(answer(crowd));
+    opsramp.inject(page_of(vec![result; SIZE / result.len()].join(",")));
     exporter
         .wait_for("a crowd is no page", |metrics| {
             let failures = metrics.with("opsramp_poll_failures_total{");
@@ -297,9 +298,9 @@ async fn an_answer_does_not_swell_in_memory() {
 
     opsramp.clear_faults();
     let subject = "\u{7f}".repeat(SIZE);
-    let monster = format!(r#"{{"uniqueId":"monster","subject":"{subject}"}}"#);
-    let page = format!(r#"{{"totalResults":1,"nextPage":false,"results":[{monster}]}}"#);
-    opsramp.inject(answer(page));
+    opsramp.inject(page_of(format!(
+        r#"{{"uniqueId":"monster","subject":"{subject}"}}"#
+    )));
     let line = exporter.stdout.line(|line| line.contains("monster")).await;
     let message = Members::parse(&line).text("message").to_owned();
     assert!(message.ends_with(" bytes]") && message.len() <= 16 * 1024);

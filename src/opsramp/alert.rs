@@ -252,11 +252,7 @@ pub(super) fn word<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Text<'de>, A::
 }
 
 fn cut_text<'de, A: MapAccess<'de>>(map: &mut A, max: usize) -> Result<Text<'de>, A::Error> {
-    Ok(whole_text(map)?.map(|text| match text {
-        Cow::Borrowed(text) => truncate(text, max),
-        Cow::Owned(text) if text.len() <= max => Cow::Owned(text),
-        Cow::Owned(text) => Cow::Owned(truncate(&text, max).into_owned()),
-    }))
+    Ok(whole_text(map)?.map(|text| truncate(text, max)))
 }
 
 fn whole_text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Text<'de>, A::Error> {

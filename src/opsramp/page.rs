@@ -88,11 +88,7 @@ impl Answer {
         // Checked once here; a stray byte costs a replacement character, not the page.
         let text = String::from_utf8(body)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
-        let text = if may_have_surrogates(text.as_bytes()) {
-            mend_surrogates(&text).unwrap_or(text)
-        } else {
-            text
-        };
+        let text = mend_surrogates(&text).unwrap_or(text);
         Self {
             endpoint,
             text,
@@ -420,15 +416,15 @@ fn number<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<u64>, A::Error> 
     Ok(alert::text(map)?.and_then(|text| text.trim().parse().ok()))
 }
 
-/// Whether it has what looks like the escape of a surrogate.
-fn may_have_surrogates(json: &[u8]) -> bool {
-    memmem::find_iter(json, "\\u").any(|at| matches!(json.get(at + 2), Some(b'd' | b'D')))
-}
-
 /// Replaces `\u` escapes of lone surrogates, which no UTF-8 text can hold. `None` where there
 /// are none.
 fn mend_surrogates(json: &str) -> Option<String> {
     let bytes = json.as_bytes();
+    // What most answers lack altogether is sought faster than escapes are told apart.
+    let is_suspect = |at| matches!(bytes.get(at + 2), Some(b'd' | b'D'));
+    if !memmem::find_iter(bytes, "\\u").any(is_suspect) {
+        return None;
+    }
     let unit = |at: usize| -> Option<u16> {
         let escape = json.get(at..at + 6)?.strip_prefix("\\u")?;
         u16::from_str_radix(escape, 16).ok()

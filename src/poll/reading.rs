@@ -115,7 +115,7 @@ pub(super) fn group<'a>(fields: &AlertFields<'a>, labels: &[GroupLabel]) -> Vec<
             GroupLabel::ResourceType => &fields.resource_type,
             GroupLabel::Client => &fields.client_id,
         };
-        let text = trim(text.clone().unwrap_or_default());
+        let text = text.as_ref().map(trim).unwrap_or_default();
         match label {
             GroupLabel::State => known_state(text),
             _ => text,
@@ -125,14 +125,14 @@ pub(super) fn group<'a>(fields: &AlertFields<'a>, labels: &[GroupLabel]) -> Vec<
 }
 
 /// The text as a label has it.
-fn trim(text: Cow<'_, str>) -> Cow<'_, str> {
+fn trim<'a>(text: &Cow<'a, str>) -> Cow<'a, str> {
     fn trim(text: &str) -> &str {
         let text = text.trim();
         &text[..text.floor_char_boundary(MAX_LABEL)]
     }
     match text {
         Cow::Borrowed(text) => Cow::Borrowed(trim(text)),
-        Cow::Owned(text) => Cow::Owned(trim(&text).to_owned()),
+        Cow::Owned(text) => Cow::Owned(trim(text).to_owned()),
     }
 }
 

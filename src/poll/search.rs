@@ -381,9 +381,9 @@ impl Search {
     }
 
     /// The pages of new alerts, as far as they come in time.
-    async fn details(&self, opened: &[usize], alerts: &[Alert<'_>]) -> HashMap<usize, Answer> {
+    async fn details(&self, opened: &[usize], alerts: &[Alert<'_>]) -> Vec<(usize, Answer)> {
         if !self.shared.fetch_details || !self.logs(EventKind::Opened) {
-            return HashMap::new();
+            return Vec::new();
         }
         let deadline = Instant::now() + DETAILS_DEADLINE;
         let asked: Vec<(usize, String)> = opened
