@@ -29,7 +29,7 @@ use crate::{
     metrics::Metrics,
     poll::{self, Happening, Plan, Pollers},
     record::AlertFields,
-    runtime::block_on,
+    runtime::block_on_with_thread,
     service_manager::ServiceManager,
     status::Board,
     store::{self, Store},
@@ -146,7 +146,7 @@ impl Daemon {
             }
         };
         // Scrapes shall not wait while a page of the API is worked off.
-        let server = tokio::task::spawn_blocking(|| block_on(serving)?);
+        let server = tokio::task::spawn_blocking(|| block_on_with_thread(serving)?);
         let server_stop = server_stop.drop_guard();
         let attending = manager.clone().attend(health.clone(), board.clone());
         let attendant = AbortOnDropHandle::new(tokio::spawn(attending));
@@ -386,7 +386,11 @@ pub struct Signals {
     term: Signal,
     int: Signal,
     hup: Signal,
+    _file_size: Signal,
 }
+
+/// A file would exceed the limit of files' sizes.
+const FILE_SIZE: SignalKind = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
 
 // === impl Signals ===
 
@@ -400,6 +404,8 @@ impl Signals {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,
             hup: signal(SignalKind::hangup())?,
+            // Whoever wrote is told, as of a full disk, where by default the process is killed.
+            _file_size: signal(FILE_SIZE)?,
         })
     }
 

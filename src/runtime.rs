@@ -5,6 +5,8 @@
 
 use std::{io, time::Duration};
 
+use tokio::runtime::{Builder, Runtime};
+
 /// How long the end waits for threads that are still busy.
 const LAST_THREADS: Duration = Duration::from_secs(1);
 
@@ -13,11 +15,31 @@ const LAST_THREADS: Duration = Duration::from_secs(1);
 /// # Errors
 /// Where the system has nothing left to wait with.
 pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    Ok(run(runtime, work))
+}
+
+/// As [`block_on`]; and there is a thread for what blocks from the start to the end. One that was to
+/// be started when it is needed might not be had then: tokio panics, and what the thread was to do
+/// keeps what it holds.
+///
+/// # Errors
+/// As [`block_on`].
+///
+/// # Panics
+/// Where the system gives no thread.
+pub(crate) fn block_on_with_thread<T>(work: impl Future<Output = T>) -> io::Result<T> {
+    let runtime = Builder::new_current_thread()
         .enable_all()
+        .thread_keep_alive(Duration::MAX)
         .build()?;
+    drop(runtime.spawn_blocking(|| ()));
+    Ok(run(runtime, work))
+}
+
+fn run<T>(runtime: Runtime, work: impl Future<Output = T>) -> T {
     let outcome = runtime.block_on(work);
     // Not for ever: a thread may be waiting for a resolver that does not answer.
     runtime.shutdown_timeout(LAST_THREADS);
-    Ok(outcome)
+    outcome
 }

@@ -6,7 +6,7 @@
     reason = "a test that cannot go on stops"
 )]
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::{io, net::SocketAddr, os::unix::fs::chown, time::Duration};
 
 use opsramp_exporter::simulator::{Endpoint, Fault, FaultRule};
 use serde_json::json;
@@ -18,7 +18,7 @@ use tokio::{
     time::Instant,
 };
 
-use exporter::{Exporter, Members, Place, binary, command, eventually, opsramp};
+use exporter::{Exporter, Members, Place, binary, command, eventually, needed, opsramp};
 
 #[path = "support/exporter.rs"]
 mod exporter;
@@ -37,6 +37,9 @@ const SOON: Duration = Duration::from_secs(20);
 const HANGS: Duration = Duration::from_secs(120);
 
 const INTERVAL: Duration = Duration::from_secs(1);
+
+/// A user who has no other process.
+const SOMEBODY: u32 = 64_999;
 
 const REQUEST: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\n\r\n";
 
@@ -268,6 +271,48 @@ async fn a_scrape_does_not_wait_for_a_store_that_is_locked() {
         .stdout
         .wait_for("all eight lines", |lines| lines.len() == 8)
         .await;
+    exporter.stop().await;
+}
+
+/// The command as somebody who may have few threads: root may always have more.
+fn as_somebody(mut command: Command) -> Command {
+    if rustix::process::geteuid().is_root() {
+        command.uid(SOMEBODY).gid(SOMEBODY);
+    }
+    command
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn threads_that_cannot_be_had_cost_neither_a_scrape_nor_the_end() {
+    let opsramp = opsramp(3).await;
+    let place = Place::new(&opsramp.url());
+    place.write();
+    // The folder of the build may be closed to others. A copy that is written here could be open
+    // still, in a process that another test is about to start, when it is to be run.
+    let program = place.path("opsramp-exporter");
+    let mut copy = command("cp");
+    copy.arg(binary()).arg(&program);
+    assert!(copy.status().await.unwrap().success());
+    let mut daemon = command(program);
+    daemon.args(place.command().as_std().get_args());
+    if rustix::process::geteuid().is_root() {
+        for file in [".", "config.yml"] {
+            chown(place.path(file), Some(SOMEBODY), None).unwrap();
+        }
+    }
+    let exporter = place.start_as(as_somebody(place.settle(daemon))).await;
+    exporter
+        .stdout
+        .wait_for("its threads have worked", |lines| lines.len() == 3)
+        .await;
+    needed("prlimit", "util-linux");
+    let pid = exporter.id().to_string();
+    let mut limit = as_somebody(command("prlimit"));
+    limit.args(["--nproc=1:1", "--pid", &pid]);
+    assert!(limit.status().await.unwrap().success());
+    exporter.wait_until_complete().await;
+    let (status, alerts) = exporter.get("/api/v1/alerts").await;
+    assert_eq!(status, 200, "{alerts}");
     exporter.stop().await;
 }
 

@@ -6,7 +6,8 @@ use std::net::{Ipv4Addr, TcpListener};
 use opsramp_exporter::simulator::{DEMO_KEY, DEMO_TENANT, Endpoint, Fault, FaultRule, Simulator};
 
 use crate::exporter::{
-    Exporter, Metrics, Place, SECRET, http_client, opsramp, opsramp_at, opsramp_with,
+    Exporter, Metrics, Place, SECRET, binary, command, http_client, needed, opsramp, opsramp_at,
+    opsramp_with,
 };
 
 /// More than a page, so that there is more to fail than a poll.
@@ -228,5 +229,26 @@ async fn a_server_that_does_not_answer_in_time_is_told_and_got_over() {
     opsramp.inject(FaultRule::always(Fault::Stall { bytes: 100 }).at(Endpoint::Search));
     check_failing(name, &exporter, "timeout").await;
     opsramp.clear_faults();
+    check_healed(name, exporter, ALERTS).await;
+}
+
+/// By default the system kills whoever would write more.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_of_the_length_of_files_is_told_and_got_over() {
+    let name = "a limit of the length of files";
+    needed("prlimit", "util-linux");
+    let opsramp = opsramp(ALERTS).await;
+    let place = Place::new(&opsramp.url());
+    place.write();
+    let daemon = place.command();
+    let mut limited = command("prlimit");
+    // Enough for an empty state, too little for a page of alerts.
+    limited.arg("--fsize=80000:").arg(binary());
+    limited.args(daemon.as_std().get_args());
+    let exporter = place.start_as(place.settle(limited)).await;
+    check_failing(name, &exporter, "store").await;
+    let mut unlimited = command("prlimit");
+    unlimited.args(["--fsize=unlimited:", "--pid", &exporter.id().to_string()]);
+    assert!(unlimited.status().await.unwrap().success());
     check_healed(name, exporter, ALERTS).await;
 }
