@@ -252,3 +252,25 @@ async fn a_limit_of_the_length_of_files_is_told_and_got_over() {
     assert!(unlimited.status().await.unwrap().success());
     check_healed(name, exporter, ALERTS).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_file_that_is_removed_while_it_is_in_use_is_told_once() {
+    let opsramp = opsramp(3).await;
+    let place = Place::new(&opsramp.url());
+    let exporter = place.start().await;
+    exporter.wait_until_complete().await;
+    assert!(complaints(&exporter.stderr.lines()).is_empty());
+    std::fs::remove_file(place.path("state.db")).unwrap();
+    for lines in 4..=6 {
+        opsramp.open_many(DEMO_TENANT, 1).unwrap();
+        exporter
+            .stdout
+            .wait_for("it works on", |all| all.len() == lines)
+            .await;
+    }
+    let ended = exporter.stop().await;
+    let [told] = &complaints(&ended.stderr)[..] else {
+        panic!("one line, not {:#?}", ended.stderr);
+    };
+    assert!(told.contains("was removed or replaced"), "{told}");
+}

@@ -4,7 +4,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -48,8 +48,13 @@ pub(super) struct StateFile {
     connection: Connection,
     checkpoint: Checkpoint,
     path: PathBuf,
+    /// What was opened under the path; `None` once it was told that it is there no longer.
+    identity: Option<Identity>,
     _lock: File,
 }
+
+/// A file, by its device and its number there.
+type Identity = (u64, u64);
 
 // === impl StateFile ===
 
@@ -63,6 +68,7 @@ impl StateFile {
             let path = resolve(path)?;
             let lock = lock(&path)?;
             create(&path)?;
+            let identity = identity(&path).map_err(|error| not_writable(&path, &error))?;
             let mut connection = connect(&path).map_err(|error| describe(&error))?;
             prepare(&mut connection)?;
             let loaded = load(&connection).map_err(|error| describe(&error))?;
@@ -70,6 +76,7 @@ impl StateFile {
                 connection,
                 checkpoint: Checkpoint::default(),
                 path,
+                identity: Some(identity),
                 _lock: lock,
             };
             Ok((file, loaded))
@@ -96,6 +103,18 @@ impl StateFile {
     /// A file beside it.
     pub(super) fn beside(&self, suffix: &str) -> PathBuf {
         beside(&self.path, suffix)
+    }
+
+    /// Says, once, that the file was removed or replaced: it works on, and nobody finds it again.
+    pub(super) fn tell_if_gone(&mut self) {
+        if self.identity.is_some() && self.identity != identity(&self.path).ok() {
+            self.identity = None;
+            tracing::error!(
+                path = %self.path.display(),
+                "the state file was removed or replaced while in use; the next start will not know what \
+                 is stored now, and logs every open alert again"
+            );
+        }
     }
 
     /// Has the write-ahead log copied into the file, beside what goes on here, once it is long.
@@ -210,6 +229,11 @@ fn create(path: &Path) -> std::result::Result<(), String> {
         .open(path)
         .map(drop)
         .map_err(|error| not_writable(path, &error))
+}
+
+fn identity(path: &Path) -> io::Result<Identity> {
+    let metadata = path.metadata()?;
+    Ok((metadata.dev(), metadata.ino()))
 }
 
 pub(super) fn not_writable(path: &Path, error: &io::Error) -> String {

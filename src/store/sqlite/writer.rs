@@ -272,7 +272,10 @@ impl Writer {
         let before = self.journal.clone();
         let done = self.try_transaction(writes);
         match done {
-            Ok(()) => self.file.copy_long_log(),
+            Ok(()) => {
+                self.file.copy_long_log();
+                self.file.tell_if_gone();
+            }
             Err(_) => self.journal = before,
         }
         done
