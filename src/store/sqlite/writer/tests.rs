@@ -1,4 +1,7 @@
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicUsize, Ordering},
+};
 
 use super::*;
 use crate::store::{
@@ -64,17 +67,20 @@ impl Bench {
     }
 
     fn acknowledge(&mut self, position: i64) -> Answer<()> {
-        let (reply, acknowledged) = oneshot::channel();
         let mut group = Group::default();
-        let command = Command::Acknowledge {
-            sink: "s".into(),
-            position,
-            mark: None,
-            reply,
-        };
-        self.writer.take(command, &mut group);
+        let acknowledged = self.take_acknowledgement(position, &mut group);
         self.writer.write(group);
         answer(acknowledged)
+    }
+
+    fn take_acknowledgement(
+        &mut self,
+        position: i64,
+        group: &mut Group,
+    ) -> oneshot::Receiver<Answer<()>> {
+        let (command, acknowledged) = acknowledgement(position);
+        self.writer.take(command, group);
+        acknowledged
     }
 
     fn count(&mut self, table: &str) -> i64 {
@@ -107,6 +113,17 @@ impl Bench {
 fn job<Q, A>(kind: fn(Job<Q, A>) -> Write, request: Q) -> (Write, oneshot::Receiver<Answer<A>>) {
     let (reply, answer) = oneshot::channel();
     (kind(Job::new(request, reply)), answer)
+}
+
+fn acknowledgement(position: i64) -> (Command, oneshot::Receiver<Answer<()>>) {
+    let (reply, acknowledged) = oneshot::channel();
+    let command = Command::Acknowledge {
+        sink: "s".into(),
+        position,
+        mark: None,
+        reply,
+    };
+    (command, acknowledged)
 }
 
 fn answer<A>(mut reply: oneshot::Receiver<Answer<A>>) -> Answer<A> {
@@ -158,6 +175,109 @@ fn log_bytes(path: &Path) -> u64 {
 }
 
 #[test]
+fn a_group_takes_in_so_many_commands_or_events_and_nothing_behind_the_end() {
+    let mut bench = Bench::new();
+    let writes_of = |bench: &mut Bench, commits: Vec<Command>| {
+        let (commands, mut queue) = mpsc::channel(commits.len());
+        for command in commits {
+            commands.try_send(command).unwrap();
+        }
+        let mut group = Group::default();
+        bench.writer.fill(&mut group, &mut queue);
+        group.writes.len()
+    };
+    let commit = |bench: &Bench, commit| Command::Write(bench.commit(commit).0);
+    let of_events = |bench: &Bench, count, events: u128| -> Vec<_> {
+        let some = || Commit {
+            events: (0..events).map(event).collect(),
+            ..Commit::default()
+        };
+        (0..count).map(|_| commit(bench, some())).collect()
+    };
+    let few = of_events(&bench, 100, 1);
+    assert_eq!(writes_of(&mut bench, few), 100);
+    let many = of_events(&bench, 200, 1);
+    assert_eq!(writes_of(&mut bench, many), 128);
+    let large = of_events(&bench, 6, 4096);
+    assert_eq!(writes_of(&mut bench, large), 4);
+    let mut ending = of_events(&bench, 3, 1);
+    ending.insert(2, Command::Close(oneshot::channel().0));
+    assert_eq!(writes_of(&mut bench, ending), 2);
+}
+
+#[test]
+fn only_acknowledgements_wait_for_company() {
+    let mut bench = Bench::new();
+    bench.write(events(1..4)).unwrap();
+    assert!(!Group::default().only_acknowledges());
+    let mut group = Group::default();
+    let _acknowledged = bench.take_acknowledgement(1, &mut group);
+    assert!(group.only_acknowledges());
+    group.closing = Some(oneshot::channel().0);
+    assert!(!group.only_acknowledges());
+    group.closing = None;
+    group.writes.push(bench.commit(opened(4)).0);
+    assert!(!group.only_acknowledges());
+}
+
+#[test]
+fn what_a_commit_adds_to_the_log_is_not_underestimated() {
+    let text = |length| bytes::Bytes::from(vec![b'x'; length]);
+    let of_alerts = |numbers: std::ops::Range<u32>, length| Commit {
+        upserts: numbers
+            .map(|number| StoredAlert {
+                body: text(length),
+                ..alert(&number.to_string(), 1, 1)
+            })
+            .collect(),
+        ..Commit::default()
+    };
+    let of_events = |count, length| Commit {
+        events: (0..count)
+            .map(|number| JournalEvent {
+                body: text(length),
+                ..event(number)
+            })
+            .collect(),
+        ..Commit::default()
+    };
+    let departures = Commit {
+        departures: (0..900)
+            .step_by(30)
+            .map(|n| (n.to_string().into(), 2))
+            .collect(),
+        ..Commit::default()
+    };
+    let mut bench = Bench::new();
+    for commit in [
+        of_alerts(0..500, 200),
+        of_alerts(500..900, 3000),
+        departures,
+        of_events(500, 700),
+        of_events(3, 100_000),
+        of_events(4000, 0),
+    ] {
+        let shape = [
+            commit.upserts.len(),
+            commit.departures.len(),
+            commit.events.len(),
+        ];
+        let (write, reply) = bench.commit(commit);
+        let estimate = write.bytes();
+        let before = log_bytes(&bench.path);
+        bench.write_all(vec![write]);
+        answer(reply).unwrap();
+        let added = log_bytes(&bench.path) - before;
+        assert!(
+            (added..30 * added).contains(&estimate),
+            "{shape:?}: {added} of {estimate}"
+        );
+    }
+    let (release, _) = job(Write::Release, bench.held);
+    assert_eq!(release.bytes(), 0);
+}
+
+#[test]
 fn a_long_log_is_copied_while_commits_go_on() {
     let mut bench = Bench::new();
     let large = |number| {
@@ -200,16 +320,23 @@ fn one_write_that_fails_does_not_spoil_the_others_of_its_group() {
          BEGIN SELECT RAISE(ABORT, 'a fault'); END",
     );
     assert_eq!(event(3).at, second(1003));
+    bench.write(opened(0)).unwrap();
     let (writes, replies): (Vec<_>, Vec<_>) =
         (1..=5).map(|number| bench.commit(opened(number))).unzip();
-    bench.write_all(writes);
+    let mut group = Group {
+        writes,
+        ..Group::default()
+    };
+    let acknowledged = bench.take_acknowledgement(1, &mut group);
+    bench.writer.write(group);
+    answer(acknowledged).unwrap();
     let failed: Vec<_> = replies
         .into_iter()
         .map(|reply| answer(reply).is_err())
         .collect();
     assert_eq!(failed, [false, false, true, false, false]);
     assert_eq!(bench.waiting(), [1, 2, 4, 5]);
-    assert_eq!(bench.count("alert"), 4);
+    assert_eq!(bench.count("alert"), 5);
     bench.sql("DROP TRIGGER fault");
     bench.write(opened(3)).unwrap();
     assert_eq!(bench.waiting(), [1, 2, 4, 5, 3]);
@@ -256,7 +383,18 @@ fn a_full_disk_takes_nothing_in_and_loses_nothing() {
 #[test]
 fn a_lock_of_another_program_fails_the_group_once_and_is_got_over() {
     let mut bench = Bench::new();
-    bench.sql("PRAGMA busy_timeout = 10");
+    let waits = Arc::new(AtomicUsize::new(0));
+    let waited = Arc::clone(&waits);
+    let give_up = move |_| {
+        waited.fetch_add(1, Ordering::Relaxed);
+        false
+    };
+    bench
+        .writer
+        .file
+        .connection()
+        .busy_handler(Some(give_up))
+        .unwrap();
     let operator = Connection::open(&bench.path).unwrap();
     operator.execute_batch("BEGIN IMMEDIATE").unwrap();
     let (writes, replies): (Vec<_>, Vec<_>) =
@@ -265,6 +403,10 @@ fn a_lock_of_another_program_fails_the_group_once_and_is_got_over() {
     for reply in replies {
         assert_eq!(backend_error(answer(reply)), ErrorCode::DatabaseBusy);
     }
+    assert_eq!(waits.load(Ordering::Relaxed), 1);
+    // Where nothing is to be written, nobody waits for the lock.
+    bench.write_all(Vec::new());
+    assert_eq!(waits.load(Ordering::Relaxed), 1);
     operator.execute_batch("ROLLBACK").unwrap();
     bench.write(opened(1)).unwrap();
     assert_eq!(bench.waiting(), [1]);
