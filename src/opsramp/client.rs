@@ -675,11 +675,14 @@ impl Http {
 
     /// Who was asked: whatever a URL holds beyond that, a message need not.
     fn host(&self, url: Option<&reqwest::Url>) -> String {
-        url.and_then(|url| {
-            let port = url.port().map(|port| format!(":{port}"));
-            Some(format!("{}{}", url.host_str()?, port.unwrap_or_default()))
-        })
-        .unwrap_or_else(|| self.options.url.clone())
+        // Of a body that breaks off, the error does not tell.
+        let base = reqwest::Url::parse(&self.options.url).ok();
+        url.or(base.as_ref())
+            .and_then(|url| {
+                let port = url.port().map(|port| format!(":{port}"));
+                Some(format!("{}{}", url.host_str()?, port.unwrap_or_default()))
+            })
+            .unwrap_or_else(|| self.options.url.clone())
     }
 
     fn transport(&self, endpoint: Endpoint, error: reqwest::Error) -> Error {
@@ -700,7 +703,7 @@ impl Http {
                 "with a body that ends too early".to_owned()
             } else {
                 format!(
-                    "with a body that cannot be decompressed ({})",
+                    "with a body that cannot be decoded ({})",
                     Chain::new(&error)
                         .last()
                         .map(ToString::to_string)

@@ -17,7 +17,7 @@ use crate::{
     health::Health,
     identity::{SearchKey, Tenant},
     metrics::Metrics,
-    opsramp::{self, BuildError, Client},
+    opsramp::{self, BuildError, Client, ClientInfo},
     record,
     status::Board,
     store::{Held, Store},
@@ -499,8 +499,7 @@ async fn clients_of(
     client: &Client,
     partners: &[Tenant],
 ) -> Result<BTreeSet<Tenant>, opsramp::Error> {
-    let mut tenants = BTreeSet::new();
-    let mut ids = BTreeSet::new();
+    let mut found = Clients::default();
     for partner in partners {
         let mut next = Some(1);
         while let Some(page_no) = next.filter(|page| *page <= MAX_CLIENT_PAGES) {
@@ -508,25 +507,78 @@ async fn clients_of(
                 .clients(&partner.id, page_no)
                 .await?
                 .clients(page_no)?;
-            for found in page.clients.into_iter().filter(|found| found.activated) {
-                // Paging over a living list can show a client twice.
-                if !ids.insert(found.id.clone()) {
-                    continue;
-                }
-                if tenants.len() == MAX_CLIENTS {
-                    tracing::warn!(
-                        account = %client.account(),
-                        "the account has more than {MAX_CLIENTS} clients; the others are not polled"
-                    );
-                    return Ok(tenants);
-                }
-                tenants.insert(Tenant {
-                    id: found.id.into(),
-                    name: found.name.into(),
-                });
+            if !found.take_in(page.clients) {
+                tracing::warn!(
+                    account = %client.account(),
+                    "the account has more than {MAX_CLIENTS} clients; the others are not polled"
+                );
+                return Ok(found.tenants);
             }
             next = page.next_page;
         }
     }
-    Ok(tenants)
+    Ok(found.tenants)
+}
+
+/// Clients that look-ups have found.
+#[derive(Debug, Default)]
+struct Clients {
+    tenants: BTreeSet<Tenant>,
+    ids: BTreeSet<String>,
+}
+
+impl Clients {
+    /// Takes in a page's clients that are activated. Returns whether there was room for all.
+    fn take_in(&mut self, page: Vec<ClientInfo>) -> bool {
+        for found in page.into_iter().filter(|found| found.activated) {
+            // Paging over a living list can show a client twice.
+            if !self.ids.insert(found.id.clone()) {
+                continue;
+            }
+            if self.tenants.len() == MAX_CLIENTS {
+                return false;
+            }
+            self.tenants.insert(Tenant {
+                id: found.id.into(),
+                name: found.name.into(),
+            });
+        }
+        true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn page(numbers: std::ops::Range<usize>) -> Vec<ClientInfo> {
+        numbers
+            .map(|number| ClientInfo {
+                id: format!("client_{number}"),
+                name: format!("Client {number}"),
+                activated: true,
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_client_that_two_pages_show_counts_once_and_one_that_is_not_activated_does_not() {
+        let mut found = Clients::default();
+        let mut renamed_and_off = page(1..3);
+        renamed_and_off[0].name = "Another".to_owned();
+        renamed_and_off[1].activated = false;
+        assert!(found.take_in(page(0..2)));
+        assert!(found.take_in(renamed_and_off));
+        let names: Vec<_> = found.tenants.iter().map(|tenant| &*tenant.name).collect();
+        assert_eq!(names, ["Client 0", "Client 1"]);
+    }
+
+    #[test]
+    fn there_is_room_for_so_many_clients_and_for_seeing_them_again() {
+        let mut found = Clients::default();
+        assert!(found.take_in(page(0..MAX_CLIENTS)));
+        assert!(found.take_in(page(MAX_CLIENTS - 100..MAX_CLIENTS)));
+        assert!(!found.take_in(page(MAX_CLIENTS - 1..MAX_CLIENTS + 1)));
+        assert_eq!(found.tenants.len(), MAX_CLIENTS);
+    }
 }
