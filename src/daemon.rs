@@ -146,7 +146,11 @@ impl Daemon {
             }
         };
         // Scrapes shall not wait while a page of the API is worked off.
-        let server = tokio::task::spawn_blocking(|| block_on_with_thread(serving)?);
+        let server = tokio::task::spawn_blocking(|| {
+            // Only for those who look at threads.
+            rustix::thread::set_name(c"web").ok();
+            block_on_with_thread(serving)?
+        });
         let server_stop = server_stop.drop_guard();
         let attending = manager.clone().attend(health.clone(), board.clone());
         let attendant = AbortOnDropHandle::new(tokio::spawn(attending));

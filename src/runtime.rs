@@ -15,7 +15,10 @@ const LAST_THREADS: Duration = Duration::from_secs(1);
 /// # Errors
 /// Where the system has nothing left to wait with.
 pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {
-    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let runtime = Builder::new_current_thread()
+        .enable_all()
+        .thread_name("blocking")
+        .build()?;
     Ok(run(runtime, work))
 }
 
@@ -31,6 +34,7 @@ pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {
 pub(crate) fn block_on_with_thread<T>(work: impl Future<Output = T>) -> io::Result<T> {
     let runtime = Builder::new_current_thread()
         .enable_all()
+        .thread_name("blocking")
         .thread_keep_alive(Duration::MAX)
         .build()?;
     drop(runtime.spawn_blocking(|| ()));
