@@ -390,7 +390,6 @@ pub struct Signals {
     term: Signal,
     int: Signal,
     hup: Signal,
-    _file_size: Signal,
 }
 
 /// A file would exceed the limit of files' sizes.
@@ -404,12 +403,13 @@ impl Signals {
     /// # Errors
     /// Where the process cannot.
     pub fn listen() -> io::Result<Self> {
+        // Listening once replaces the default for good: whoever writes is told, as of a full disk,
+        // where the process would be killed.
+        drop(signal(FILE_SIZE)?);
         Ok(Self {
             term: signal(SignalKind::terminate())?,
             int: signal(SignalKind::interrupt())?,
             hup: signal(SignalKind::hangup())?,
-            // Whoever wrote is told, as of a full disk, where by default the process is killed.
-            _file_size: signal(FILE_SIZE)?,
         })
     }
 

@@ -18,6 +18,7 @@ pub mod deliver;
 pub mod demo;
 mod error_chain;
 mod excerpt;
+mod file_id;
 #[cfg(any(test, fuzzing))]
 pub mod fuzzing;
 pub mod health;

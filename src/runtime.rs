@@ -15,11 +15,7 @@ const LAST_THREADS: Duration = Duration::from_secs(1);
 /// # Errors
 /// Where the system has nothing left to wait with.
 pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {
-    let runtime = Builder::new_current_thread()
-        .enable_all()
-        .thread_name("blocking")
-        .build()?;
-    Ok(run(runtime, work))
+    Ok(run(builder().build()?, work))
 }
 
 /// As [`block_on`]; and there is a thread for what blocks from the start to the end. One that was to
@@ -32,13 +28,15 @@ pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {
 /// # Panics
 /// Where the system gives no thread.
 pub(crate) fn block_on_with_thread<T>(work: impl Future<Output = T>) -> io::Result<T> {
-    let runtime = Builder::new_current_thread()
-        .enable_all()
-        .thread_name("blocking")
-        .thread_keep_alive(Duration::MAX)
-        .build()?;
+    let runtime = builder().thread_keep_alive(Duration::MAX).build()?;
     drop(runtime.spawn_blocking(|| ()));
     Ok(run(runtime, work))
+}
+
+fn builder() -> Builder {
+    let mut builder = Builder::new_current_thread();
+    builder.enable_all().thread_name("blocking");
+    builder
 }
 
 fn run<T>(runtime: Runtime, work: impl Future<Output = T>) -> T {

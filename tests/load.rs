@@ -38,9 +38,6 @@ const HANGS: Duration = Duration::from_secs(120);
 
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// A user who has no other process.
-const SOMEBODY: u32 = 64_999;
-
 const REQUEST: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\n\r\n";
 
 /// One request on a connection that is kept; the body's length.
@@ -274,10 +271,14 @@ async fn a_scrape_does_not_wait_for_a_store_that_is_locked() {
     exporter.stop().await;
 }
 
-/// The command as somebody who may have few threads: root may always have more.
+/// Where we are root, who may always have more threads: a user who has no other process.
+fn somebody() -> Option<u32> {
+    rustix::process::geteuid().is_root().then_some(64_999)
+}
+
 fn as_somebody(mut command: Command) -> Command {
-    if rustix::process::geteuid().is_root() {
-        command.uid(SOMEBODY).gid(SOMEBODY);
+    if let Some(user) = somebody() {
+        command.uid(user).gid(user);
     }
     command
 }
@@ -295,10 +296,8 @@ async fn threads_that_cannot_be_had_cost_neither_a_scrape_nor_the_end() {
     assert!(copy.status().await.unwrap().success());
     let mut daemon = command(program);
     daemon.args(place.command().as_std().get_args());
-    if rustix::process::geteuid().is_root() {
-        for file in [".", "config.yml"] {
-            chown(place.path(file), Some(SOMEBODY), None).unwrap();
-        }
+    for file in [".", "config.yml"] {
+        chown(place.path(file), somebody(), None).unwrap();
     }
     let exporter = place.start_as(as_somebody(place.settle(daemon))).await;
     exporter

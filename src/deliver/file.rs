@@ -25,7 +25,11 @@ use std::{
 
 use rustix::{fs::OFlags, io::Errno};
 
-use crate::{error_chain::chain, store::Pending};
+use crate::{
+    error_chain::chain,
+    file_id::{FileId, file_id},
+    store::Pending,
+};
 
 use super::{
     Format,
@@ -77,8 +81,7 @@ pub(super) struct LogFile {
 struct Tail {
     file: File,
     path: PathBuf,
-    /// Device and inode.
-    id: (u64, u64),
+    id: FileId,
     /// Up to here everything is acknowledged and safe on the disk.
     settled: u64,
     /// Whether `settled` may stand in the middle of a line.
@@ -189,7 +192,7 @@ impl LogFile {
             return Ok(());
         };
         match fs::metadata(&self.path) {
-            Ok(metadata) if id(&metadata) == current.id => return Ok(()),
+            Ok(metadata) if file_id(&metadata) == current.id => return Ok(()),
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 return Err(Error::io("look at", &self.path)(error));
             }
@@ -309,7 +312,7 @@ impl Tail {
         Ok(Self {
             file,
             path: path.to_owned(),
-            id: id(&metadata),
+            id: file_id(&metadata),
             settled: 0,
             inside_line: false,
             known: false,
@@ -426,10 +429,6 @@ fn lock(file: &File) -> Result<(), TryLockError> {
         }
     }
     file.try_lock()
-}
-
-fn id(metadata: &fs::Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
 }
 
 fn folder(path: &Path) -> &Path {

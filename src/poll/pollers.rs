@@ -1,7 +1,7 @@
 //! All searches of all tenants of all accounts: which tasks run, and how that changes.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry},
     sync::Arc,
     time::Duration,
 };
@@ -512,38 +512,41 @@ async fn clients_of(
                     account = %client.account(),
                     "the account has more than {MAX_CLIENTS} clients; the others are not polled"
                 );
-                return Ok(found.tenants);
+                return Ok(found.into_tenants());
             }
             next = page.next_page;
         }
     }
-    Ok(found.tenants)
+    Ok(found.into_tenants())
 }
 
-/// Clients that look-ups have found.
+/// Clients that look-ups have found: their names, by their ids.
 #[derive(Debug, Default)]
-struct Clients {
-    tenants: BTreeSet<Tenant>,
-    ids: BTreeSet<String>,
-}
+struct Clients(BTreeMap<String, String>);
 
 impl Clients {
     /// Takes in a page's clients that are activated. Returns whether there was room for all.
     fn take_in(&mut self, page: Vec<ClientInfo>) -> bool {
         for found in page.into_iter().filter(|found| found.activated) {
-            // Paging over a living list can show a client twice.
-            if !self.ids.insert(found.id.clone()) {
-                continue;
+            let full = self.0.len() == MAX_CLIENTS;
+            match self.0.entry(found.id) {
+                // Paging over a living list can show a client twice.
+                Entry::Occupied(_) => {}
+                Entry::Vacant(_) if full => return false,
+                Entry::Vacant(place) => {
+                    place.insert(found.name);
+                }
             }
-            if self.tenants.len() == MAX_CLIENTS {
-                return false;
-            }
-            self.tenants.insert(Tenant {
-                id: found.id.into(),
-                name: found.name.into(),
-            });
         }
         true
+    }
+
+    fn into_tenants(self) -> BTreeSet<Tenant> {
+        let tenant = |(id, name): (String, String)| Tenant {
+            id: id.into(),
+            name: name.into(),
+        };
+        self.0.into_iter().map(tenant).collect()
     }
 }
 
@@ -569,7 +572,8 @@ mod tests {
         renamed_and_off[1].activated = false;
         assert!(found.take_in(page(0..2)));
         assert!(found.take_in(renamed_and_off));
-        let names: Vec<_> = found.tenants.iter().map(|tenant| &*tenant.name).collect();
+        let tenants = found.into_tenants();
+        let names: Vec<_> = tenants.iter().map(|tenant| &*tenant.name).collect();
         assert_eq!(names, ["Client 0", "Client 1"]);
     }
 
@@ -579,6 +583,6 @@ mod tests {
         assert!(found.take_in(page(0..MAX_CLIENTS)));
         assert!(found.take_in(page(MAX_CLIENTS - 100..MAX_CLIENTS)));
         assert!(!found.take_in(page(MAX_CLIENTS - 1..MAX_CLIENTS + 1)));
-        assert_eq!(found.tenants.len(), MAX_CLIENTS);
+        assert_eq!(found.into_tenants().len(), MAX_CLIENTS);
     }
 }

@@ -13,6 +13,7 @@ use std::{
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::Tail;
+use crate::file_id::{FileId, file_id};
 
 /// How much of what stands before the offset is hashed.
 const FINGERPRINT_LENGTH: u64 = 1024;
@@ -32,7 +33,7 @@ pub(super) struct Mark {
 // === impl Mark ===
 
 impl Mark {
-    pub(super) fn of(file: &File, (device, inode): (u64, u64), offset: u64) -> io::Result<Self> {
+    pub(super) fn of(file: &File, (device, inode): FileId, offset: u64) -> io::Result<Self> {
         Ok(Self {
             device,
             inode,
@@ -97,7 +98,7 @@ impl Mark {
                 .append(true)
                 .open(&path)
                 .ok()?;
-            let id = super::id(&file.metadata().ok()?);
+            let id = file_id(&file.metadata().ok()?);
             self.fits(&file).then_some(Tail {
                 file,
                 path,

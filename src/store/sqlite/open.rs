@@ -4,7 +4,7 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, Read as _, Write as _},
-    os::unix::fs::{MetadataExt as _, OpenOptionsExt as _},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -13,7 +13,10 @@ use rusqlite::{Connection, ErrorCode, OpenFlags, Result, TransactionBehavior};
 use rustix::fs::{FlockOperation, flock};
 
 use super::checkpoint::{Checkpoint, checkpoint};
-use crate::store::Error;
+use crate::{
+    file_id::{FileId, file_id},
+    store::Error,
+};
 
 /// How long another program's lock, such as that of an `sqlite3` shell, is waited for.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,13 +51,10 @@ pub(super) struct StateFile {
     connection: Connection,
     checkpoint: Checkpoint,
     path: PathBuf,
-    /// What was opened under the path; `None` once it was told that it is there no longer.
-    identity: Option<Identity>,
+    /// Which file was opened; `None` once it was told that it is gone.
+    id: Option<FileId>,
     _lock: File,
 }
-
-/// A file, by its device and its number there.
-type Identity = (u64, u64);
 
 // === impl StateFile ===
 
@@ -67,8 +67,7 @@ impl StateFile {
         let opened = || {
             let path = resolve(path)?;
             let lock = lock(&path)?;
-            create(&path)?;
-            let identity = identity(&path).map_err(|error| not_writable(&path, &error))?;
+            let id = create(&path)?;
             let mut connection = connect(&path).map_err(|error| describe(&error))?;
             prepare(&mut connection)?;
             let loaded = load(&connection).map_err(|error| describe(&error))?;
@@ -76,7 +75,7 @@ impl StateFile {
                 connection,
                 checkpoint: Checkpoint::default(),
                 path,
-                identity: Some(identity),
+                id: Some(id),
                 _lock: lock,
             };
             Ok((file, loaded))
@@ -107,8 +106,9 @@ impl StateFile {
 
     /// Says, once, that the file was removed or replaced: it works on, and nobody finds it again.
     pub(super) fn tell_if_gone(&mut self) {
-        if self.identity.is_some() && self.identity != identity(&self.path).ok() {
-            self.identity = None;
+        let found = || self.path.metadata().ok().as_ref().map(file_id);
+        if self.id.is_some() && self.id != found() {
+            self.id = None;
             tracing::error!(
                 path = %self.path.display(),
                 "the state file was removed or replaced while in use; the next start will not know what \
@@ -218,8 +218,8 @@ fn lock(path: &Path) -> std::result::Result<File, String> {
 }
 
 /// Creates the file where it is missing, so that SQLite gives its mode to the files beside it too,
-/// and finds out whether it can be written.
-fn create(path: &Path) -> std::result::Result<(), String> {
+/// and finds out whether it can be written, and which one it is.
+fn create(path: &Path) -> std::result::Result<FileId, String> {
     OpenOptions::new()
         .read(true)
         .write(true)
@@ -227,13 +227,9 @@ fn create(path: &Path) -> std::result::Result<(), String> {
         .truncate(false)
         .mode(MODE)
         .open(path)
-        .map(drop)
+        .and_then(|file| file.metadata())
+        .map(|metadata| file_id(&metadata))
         .map_err(|error| not_writable(path, &error))
-}
-
-fn identity(path: &Path) -> io::Result<Identity> {
-    let metadata = path.metadata()?;
-    Ok((metadata.dev(), metadata.ino()))
 }
 
 pub(super) fn not_writable(path: &Path, error: &io::Error) -> String {

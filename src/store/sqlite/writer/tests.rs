@@ -78,7 +78,13 @@ impl Bench {
         position: i64,
         group: &mut Group,
     ) -> oneshot::Receiver<Answer<()>> {
-        let (command, acknowledged) = acknowledgement(position);
+        let (reply, acknowledged) = oneshot::channel();
+        let command = Command::Acknowledge {
+            sink: "s".into(),
+            position,
+            mark: None,
+            reply,
+        };
         self.writer.take(command, group);
         acknowledged
     }
@@ -113,17 +119,6 @@ impl Bench {
 fn job<Q, A>(kind: fn(Job<Q, A>) -> Write, request: Q) -> (Write, oneshot::Receiver<Answer<A>>) {
     let (reply, answer) = oneshot::channel();
     (kind(Job::new(request, reply)), answer)
-}
-
-fn acknowledgement(position: i64) -> (Command, oneshot::Receiver<Answer<()>>) {
-    let (reply, acknowledged) = oneshot::channel();
-    let command = Command::Acknowledge {
-        sink: "s".into(),
-        position,
-        mark: None,
-        reply,
-    };
-    (command, acknowledged)
 }
 
 fn answer<A>(mut reply: oneshot::Receiver<Answer<A>>) -> Answer<A> {
