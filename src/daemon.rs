@@ -28,7 +28,6 @@ use crate::{
     health::Health,
     metrics::Metrics,
     poll::{self, Happening, Plan, Pollers},
-    record::AlertFields,
     runtime::block_on_with_thread,
     service_manager::ServiceManager,
     status::Board,
@@ -507,23 +506,11 @@ fn alert_source(store: &Arc<OnceLock<Store>>) -> AlertSource {
     AlertSource::new(move |filter| {
         let store = store.get().cloned();
         async move {
-            let Some(store) = store else {
-                return Ok(Vec::new());
-            };
-            let found = store.open_alerts(filter).await?;
-            Ok(found.into_iter().map(shown).collect())
+            match store {
+                Some(store) => store.open_alerts(filter).await,
+                None => Ok(Vec::new()),
+            }
         }
         .boxed()
     })
-}
-
-fn shown(found: store::OpenAlert) -> web::OpenAlert {
-    web::OpenAlert {
-        account: found.account,
-        tenant: found.tenant_id,
-        search: found.search,
-        alert_id: found.alert.id.into(),
-        // What cannot be read is shown by its id alone.
-        fields: AlertFields::from_stored(&found.alert.body).unwrap_or_default(),
-    }
 }

@@ -27,11 +27,11 @@ use crate::{
     status::Board,
 };
 
-use alerts::AlertsError;
+use alerts::{AlertsError, OpenAlert};
 use query::{Query, QueryError};
 use view::{SearchFilter, StatusView};
 
-pub use alerts::{AlertSource, OpenAlert};
+pub use alerts::AlertSource;
 pub use connections::Limits;
 pub use listen::{BindError, bind, take_from_systemd};
 pub use security::{
@@ -231,13 +231,7 @@ fn check_telemetry_path(path: &str) -> Result<(), PathError> {
 async fn metrics(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
     let rendering = match site.exposition().await {
         Ok(rendering) => rendering,
-        Err(error) => {
-            tracing::error!(%error, "cannot render the metrics");
-            return text(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "cannot render the metrics\n",
-            );
-        }
+        Err(error) => return broken(&error),
     };
     let mut response = if negotiate::accepts_gzip(&headers) {
         let mut response = Body::from(rendering.gzip.clone()).into_response();
@@ -283,14 +277,21 @@ async fn page(
         Ok(query) => query,
         Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
     };
-    let alerts = site.alerts.find(&site.board, &query).await;
-    let page = page::Page {
-        status: &site.status(&query.page_filter(), clock::now()),
-        alerts: &alerts,
-        query: &query,
-        telemetry_path: &site.telemetry_path,
-    };
-    Html(page.to_string()).into_response()
+    let mut found = site.alerts.find(&site.board, &query).await;
+    make(move || {
+        let alerts = match &mut found {
+            Ok(found) => Ok(found.read(&site.board)),
+            Err(error) => Err(&*error),
+        };
+        let page = page::Page {
+            status: &site.status(&query.page_filter(), clock::now()),
+            alerts: &alerts,
+            query: &query,
+            telemetry_path: &site.telemetry_path,
+        };
+        Html(page.to_string()).into_response()
+    })
+    .await
 }
 
 async fn api_status(
@@ -298,7 +299,7 @@ async fn api_status(
     query: Result<UrlQuery<Vec<(String, String)>>, QueryRejection>,
 ) -> Response {
     match parse(query).and_then(|query| query.status_filter()) {
-        Ok(filter) => Json(site.status(&filter, clock::now())).into_response(),
+        Ok(filter) => make(move || Json(site.status(&filter, clock::now())).into_response()).await,
         Err(error) => api_error(StatusCode::BAD_REQUEST, &error),
     }
 }
@@ -318,9 +319,13 @@ async fn api_alerts(
         Err(error) => return api_error(StatusCode::BAD_REQUEST, &error),
     };
     match site.alerts.find(&site.board, &query).await {
-        Ok(alerts) => {
-            let now = clock::now();
-            Json(Alerts { now, alerts }).into_response()
+        Ok(mut found) => {
+            make(move || {
+                let now = clock::now();
+                let alerts = found.read(&site.board);
+                Json(Alerts { now, alerts }).into_response()
+            })
+            .await
         }
         Err(error @ AlertsError::Late) => api_error(StatusCode::SERVICE_UNAVAILABLE, &error),
         Err(error @ AlertsError::Store(_)) => api_error(StatusCode::INTERNAL_SERVER_ERROR, &error),
@@ -370,6 +375,23 @@ async fn method_not_allowed(method: Method) -> Response {
 
 fn text(status: StatusCode, body: impl Into<Body>) -> Response {
     (status, [(header::CONTENT_TYPE, TEXT_TYPE)], body.into()).into_response()
+}
+
+/// Makes an answer that may be long. Others are served meanwhile.
+async fn make(answer: impl FnOnce() -> Response + Send + 'static) -> Response {
+    match tokio::task::spawn_blocking(answer).await {
+        Ok(answer) => answer,
+        Err(error) => broken(&error),
+    }
+}
+
+/// What was to be shown could not be made.
+fn broken(error: &tokio::task::JoinError) -> Response {
+    tracing::error!(%error, "cannot make an answer");
+    text(
+        StatusCode::INTERNAL_SERVER_ERROR,
+        "the answer could not be made\n",
+    )
 }
 
 fn api_error(status: StatusCode, error: &dyn std::error::Error) -> Response {

@@ -1,16 +1,16 @@
 //! The open alerts, asked of whoever keeps them, with patience that ends.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use futures_util::future::BoxFuture;
 use serde::Serialize;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::query::Query;
 use crate::{
     error_chain::chain,
     record::AlertFields,
-    status::Board,
+    status::{Board, SearchStatus},
     store::{self, AlertFilter},
 };
 
@@ -28,23 +28,32 @@ pub struct AlertSource {
 }
 
 /// Finds open alerts, newest first.
-type Find =
-    dyn Fn(AlertFilter) -> BoxFuture<'static, Result<Vec<OpenAlert>, store::Error>> + Send + Sync;
+type Find = dyn Fn(AlertFilter) -> BoxFuture<'static, Result<Found, store::Error>> + Send + Sync;
+
+type Found = Vec<store::OpenAlert>;
+
+/// The alerts that were asked for, as the store keeps them.
+#[derive(Debug)]
+pub(super) struct Answer {
+    found: Found,
+    /// Kept until they are shown: to read and write ten thousand is work as well.
+    _turn: Option<OwnedSemaphorePermit>,
+}
 
 /// An open alert.
-#[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct OpenAlert {
+#[derive(Debug, Serialize)]
+pub(super) struct OpenAlert {
     /// The account's name.
-    pub account: String,
-    /// The tenant's name; what `find` gives here is its id.
-    pub tenant: String,
+    pub(super) account: String,
+    /// The tenant's name.
+    pub(super) tenant: String,
     /// The search's name.
-    pub search: String,
+    pub(super) search: String,
     /// OpsRamp's `uniqueId`.
-    pub alert_id: String,
+    pub(super) alert_id: Box<str>,
     /// The alert.
     #[serde(flatten)]
-    pub fields: AlertFields<'static>,
+    pub(super) fields: AlertFields<'static>,
 }
 
 /// The alerts cannot be shown.
@@ -61,10 +70,10 @@ pub(super) enum AlertsError {
 // === impl AlertSource ===
 
 impl AlertSource {
-    /// A source that asks `find`. Alerts name their tenant by its id, as the store does.
+    /// A source that asks `find`.
     pub fn new<F>(find: F) -> Self
     where
-        F: Fn(AlertFilter) -> BoxFuture<'static, Result<Vec<OpenAlert>, store::Error>>
+        F: Fn(AlertFilter) -> BoxFuture<'static, Result<Found, store::Error>>
             + Send
             + Sync
             + 'static,
@@ -75,29 +84,49 @@ impl AlertSource {
         }
     }
 
-    /// The alerts that were asked for, newest first, with their tenants' names.
-    pub(super) async fn find(
-        &self,
-        board: &Board,
-        query: &Query,
-    ) -> Result<Vec<OpenAlert>, AlertsError> {
+    /// Asks for the alerts.
+    pub(super) async fn find(&self, board: &Board, query: &Query) -> Result<Answer, AlertsError> {
         let ask = async {
-            let _permit = self.asking.acquire().await;
+            let turn = Arc::clone(&self.asking).acquire_owned().await.ok();
             let mut found = Vec::new();
             for filter in filters(board, query) {
                 let alerts = (self.find)(filter).await;
                 found.extend(alerts.map_err(|error| AlertsError::Store(chain(&error)))?);
             }
-            Ok(found)
+            // Each answer is in order already; those without a date come last.
+            found.sort_by_key(|found| std::cmp::Reverse(found.alert.created_at));
+            found.truncate(query.limit());
+            Ok(Answer { found, _turn: turn })
         };
-        let mut found = tokio::time::timeout(PATIENCE, ask)
+        tokio::time::timeout(PATIENCE, ask)
             .await
-            .map_err(|_| AlertsError::Late)??;
-        // Each answer is in order already; those without a date come last.
-        found.sort_by_key(|alert| std::cmp::Reverse(alert.fields.created_at));
-        found.truncate(query.limit());
-        name_tenants(board, &mut found);
-        Ok(found)
+            .map_err(|_| AlertsError::Late)?
+    }
+}
+
+// === impl Answer ===
+
+impl Answer {
+    /// Takes the alerts out of it, newest first, with their tenants' names.
+    pub(super) fn read(&mut self, board: &Board) -> Vec<OpenAlert> {
+        let names = tenant_names(board);
+        let read = |found: store::OpenAlert| {
+            let id = (found.account, found.tenant_id);
+            let name = names.get(&id).map(|name| name.to_string());
+            let (account, id) = id;
+            OpenAlert {
+                account,
+                tenant: name.unwrap_or(id),
+                search: found.search,
+                alert_id: found.alert.id,
+                // What cannot be read is shown by its id alone.
+                fields: AlertFields::from_stored(&found.alert.body).unwrap_or_default(),
+            }
+        };
+        std::mem::take(&mut self.found)
+            .into_iter()
+            .map(read)
+            .collect()
     }
 }
 
@@ -141,21 +170,12 @@ fn filters(board: &Board, query: &Query) -> Vec<AlertFilter> {
         .collect()
 }
 
-fn name_tenants(board: &Board, alerts: &mut [OpenAlert]) {
-    let names: std::collections::HashMap<(String, String), Arc<str>> = board
-        .searches()
-        .iter()
-        .map(|status| {
-            let key = &status.key;
-            let id = (key.account.to_string(), key.tenant.id.to_string());
-            (id, Arc::clone(&key.tenant.name))
-        })
-        .collect();
-    for alert in alerts {
-        let id = (alert.account.clone(), std::mem::take(&mut alert.tenant));
-        alert.tenant = match names.get(&id) {
-            Some(name) => name.to_string(),
-            None => id.1,
-        };
-    }
+/// The names of the tenants, by account and id.
+fn tenant_names(board: &Board) -> HashMap<(String, String), Arc<str>> {
+    let name = |status: &Arc<SearchStatus>| {
+        let key = &status.key;
+        let id = (key.account.to_string(), key.tenant.id.to_string());
+        (id, Arc::clone(&key.tenant.name))
+    };
+    board.searches().iter().map(name).collect()
 }

@@ -15,7 +15,7 @@ use crate::{
     poll::GroupLabel,
     record::AlertFields,
     status::{PollError, PollSummary, SearchResult, SearchStatus},
-    store::AlertFilter,
+    store::{AlertFilter, OpenAlert, StoredAlert},
 };
 
 mod schema;
@@ -48,6 +48,7 @@ struct Setup {
 #[derive(Clone, Copy, PartialEq)]
 enum Alerts {
     Some,
+    Complete,
     Fail,
     Hang,
 }
@@ -181,6 +182,7 @@ fn source(alerts: Alerts, asked: Arc<Mutex<Vec<AlertFilter>>>) -> AlertSource {
             match alerts {
                 Alerts::Hang => std::future::pending().await,
                 Alerts::Fail => Err(crate::store::Error::Closed),
+                Alerts::Complete => Ok(vec![schema::complete_alert()]),
                 Alerts::Some => Ok(some_alerts().into_iter().take(filter.limit).collect()),
             }
         }
@@ -189,23 +191,39 @@ fn source(alerts: Alerts, asked: Arc<Mutex<Vec<AlertFilter>>>) -> AlertSource {
 }
 
 fn some_alerts() -> Vec<OpenAlert> {
-    let alert = |id: &str, message: &str, created_at| OpenAlert {
-        account: "acme".to_owned(),
-        tenant: "client_1".to_owned(),
-        search: "open".to_owned(),
-        alert_id: id.to_owned(),
-        fields: AlertFields {
+    let alert = |id: &str, message: &str, created_at| {
+        let fields = AlertFields {
             state: Some("Critical".into()),
             message: Some(message.to_owned().into()),
             created_at,
             ..AlertFields::default()
-        },
+        };
+        kept(id, &fields)
     };
     vec![
         alert("2", "<script>alert('x')</script>", Some(now() - 1.minute())),
         alert("1", "plain", Some(now() - 1.hour())),
         alert("3", "undated", None),
     ]
+}
+
+/// An alert of `client_1` as the store keeps it.
+fn kept(id: &str, fields: &AlertFields<'_>) -> OpenAlert {
+    let mut body = Vec::new();
+    fields.write_stored(&mut body);
+    OpenAlert {
+        account: "acme".to_owned(),
+        tenant_id: "client_1".to_owned(),
+        search: "open".to_owned(),
+        alert: StoredAlert {
+            id: id.into(),
+            ordinal: 1,
+            digest: 0,
+            created_at: fields.created_at,
+            state: fields.state.as_deref().unwrap_or_default().into(),
+            body: body.into(),
+        },
+    }
 }
 
 fn now() -> Timestamp {
@@ -513,6 +531,23 @@ async fn the_page_does_not_wait_for_a_store_that_hangs_nor_hides_one_that_fails(
         assert_eq!(json.status, status);
         assert_eq!(json.json()["error"], message);
     }
+}
+
+#[tokio::test]
+async fn an_answer_that_takes_long_to_make_holds_nobody_up() {
+    let (go_on, wait) = std::sync::mpsc::channel();
+    let long = make(move || {
+        wait.recv_timeout(PATIENCE).unwrap();
+        text(StatusCode::OK, "made")
+    });
+    let (long, _) = tokio::join!(long, async { go_on.send(()).unwrap() });
+    assert_eq!(long.status(), 200);
+}
+
+#[tokio::test]
+async fn an_answer_that_cannot_be_made_is_told() {
+    let answer = make(|| panic!("on purpose")).await;
+    assert_eq!(answer.status(), 500);
 }
 
 #[tokio::test]
