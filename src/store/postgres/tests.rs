@@ -209,6 +209,42 @@ async fn a_sink_that_another_replica_names_keeps_its_part_of_the_journal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_every_sink_has_is_removed_from_the_server() {
+    let (options, ()) = fresh();
+    let store = Store::open(&options).await.unwrap();
+    store.set_sinks(names(&["s", "t"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..4), second(2)).await.unwrap();
+    for (sink, delivered, left) in [("s", 3, 3), ("t", 2, 1), ("t", 1, 0)] {
+        let batch = store.pending(sink, delivered, usize::MAX).await.unwrap();
+        let last = batch.events.last().unwrap().position;
+        store.acknowledge(sink, last, None).await.unwrap();
+        drop(batch);
+        wait_for_journal(&store, left).await;
+    }
+}
+
+/// Waits until the server keeps so many events, and no fewer.
+async fn wait_for_journal(store: &Store, events: i64) {
+    let Store::Postgres(postgres) = store else {
+        panic!("{store:?}");
+    };
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut session = postgres.shared.pool.session().await.unwrap();
+        let sql = "SELECT count(*) FROM journal";
+        let rows = session.query(sql, &[]).await.unwrap();
+        let kept: i64 = rows[0].get(0);
+        if kept == events {
+            return;
+        }
+        assert!(kept > events && Instant::now() < deadline, "{kept} events");
+        drop(session);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_the_server_refuses_is_told_without_the_password() {
     let url = server::shared().fresh();
     let wrong = url.replace(server::PASSWORD, "hunter2");
