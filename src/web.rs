@@ -277,12 +277,9 @@ async fn page(
         Ok(query) => query,
         Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
     };
-    let mut found = site.alerts.find(&site.board, &query).await;
+    let found = site.alerts.find(&site.board, &query).await;
     make(move || {
-        let alerts = match &mut found {
-            Ok(found) => Ok(found.read(&site.board)),
-            Err(error) => Err(&*error),
-        };
+        let alerts = found.as_ref().map(|found| found.read(&site.board));
         let page = page::Page {
             status: &site.status(&query.page_filter(), clock::now()),
             alerts: &alerts,
@@ -309,9 +306,9 @@ async fn api_alerts(
     query: Result<UrlQuery<Vec<(String, String)>>, QueryRejection>,
 ) -> Response {
     #[derive(Serialize)]
-    struct Alerts {
+    struct Alerts<'a> {
         now: Timestamp,
-        alerts: Vec<OpenAlert>,
+        alerts: Vec<OpenAlert<'a>>,
     }
 
     let query = match parse(query) {
@@ -319,7 +316,7 @@ async fn api_alerts(
         Err(error) => return api_error(StatusCode::BAD_REQUEST, &error),
     };
     match site.alerts.find(&site.board, &query).await {
-        Ok(mut found) => {
+        Ok(found) => {
             make(move || {
                 let now = clock::now();
                 let alerts = found.read(&site.board);

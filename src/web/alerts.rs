@@ -10,7 +10,7 @@ use super::query::Query;
 use crate::{
     error_chain::chain,
     record::AlertFields,
-    status::{Board, SearchStatus},
+    status::Board,
     store::{self, AlertFilter},
 };
 
@@ -42,15 +42,15 @@ pub(super) struct Answer {
 
 /// An open alert.
 #[derive(Debug, Serialize)]
-pub(super) struct OpenAlert {
+pub(super) struct OpenAlert<'a> {
     /// The account's name.
-    pub(super) account: String,
+    pub(super) account: &'a str,
     /// The tenant's name.
-    pub(super) tenant: String,
+    pub(super) tenant: Arc<str>,
     /// The search's name.
-    pub(super) search: String,
+    pub(super) search: &'a str,
     /// OpsRamp's `uniqueId`.
-    pub(super) alert_id: Box<str>,
+    pub(super) alert_id: &'a str,
     /// The alert.
     #[serde(flatten)]
     pub(super) fields: AlertFields<'static>,
@@ -107,25 +107,27 @@ impl AlertSource {
 // === impl Answer ===
 
 impl Answer {
-    /// Takes the alerts out of it, newest first, with their tenants' names.
-    pub(super) fn read(&mut self, board: &Board) -> Vec<OpenAlert> {
-        let names = tenant_names(board);
-        let read = |found: store::OpenAlert| {
-            let id = (found.account, found.tenant_id);
-            let name = names.get(&id).map(|name| name.to_string());
-            let (account, id) = id;
-            OpenAlert {
-                account,
-                tenant: name.unwrap_or(id),
-                search: found.search,
-                alert_id: found.alert.id,
+    /// The alerts, newest first, with their tenants' names.
+    pub(super) fn read(&self, board: &Board) -> Vec<OpenAlert<'_>> {
+        let searches = board.searches();
+        let names: HashMap<(&str, &str), &Arc<str>> = searches
+            .iter()
+            .map(|status| &status.key)
+            .map(|key| ((&*key.account, &*key.tenant.id), &key.tenant.name))
+            .collect();
+        self.found
+            .iter()
+            .map(|found| OpenAlert {
+                account: &found.account,
+                tenant: match names.get(&(&*found.account, &*found.tenant_id)) {
+                    Some(name) => Arc::clone(name),
+                    None => found.tenant_id.as_str().into(),
+                },
+                search: &found.search,
+                alert_id: &found.alert.id,
                 // What cannot be read is shown by its id alone.
                 fields: AlertFields::from_stored(&found.alert.body).unwrap_or_default(),
-            }
-        };
-        std::mem::take(&mut self.found)
-            .into_iter()
-            .map(read)
+            })
             .collect()
     }
 }
@@ -168,14 +170,4 @@ fn filters(board: &Board, query: &Query) -> Vec<AlertFilter> {
         .into_iter()
         .map(|(account, id)| filter(Some(account), Some(id)))
         .collect()
-}
-
-/// The names of the tenants, by account and id.
-fn tenant_names(board: &Board) -> HashMap<(String, String), Arc<str>> {
-    let name = |status: &Arc<SearchStatus>| {
-        let key = &status.key;
-        let id = (key.account.to_string(), key.tenant.id.to_string());
-        (id, Arc::clone(&key.tenant.name))
-    };
-    board.searches().iter().map(name).collect()
 }

@@ -29,7 +29,7 @@ const ALLOWANCES_SHOWN: usize = 8;
 #[derive(Debug)]
 pub(super) struct Page<'a> {
     pub(super) status: &'a StatusView,
-    pub(super) alerts: &'a Result<Vec<OpenAlert>, &'a AlertsError>,
+    pub(super) alerts: &'a Result<Vec<OpenAlert<'a>>, &'a AlertsError>,
     pub(super) query: &'a Query,
     pub(super) telemetry_path: &'a str,
 }

@@ -35,7 +35,7 @@ impl Page<'_> {
         f.write_str("</section>\n")
     }
 
-    fn table(&self, f: &mut fmt::Formatter<'_>, alerts: &[OpenAlert]) -> fmt::Result {
+    fn table(&self, f: &mut fmt::Formatter<'_>, alerts: &[OpenAlert<'_>]) -> fmt::Result {
         f.write_str(
             "<div class=\"scroll\"><table class=\"stack\"><thead><tr><th>state</th><th>alert</th>\
              <th>resource</th><th>search</th><th>status</th><th>created</th></tr></thead><tbody>\n",
@@ -46,7 +46,7 @@ impl Page<'_> {
         f.write_str("</tbody></table></div>\n")
     }
 
-    fn alert(&self, f: &mut fmt::Formatter<'_>, alert: &OpenAlert) -> fmt::Result {
+    fn alert(&self, f: &mut fmt::Formatter<'_>, alert: &OpenAlert<'_>) -> fmt::Result {
         let fields = &alert.fields;
         let state = fields.state.as_deref().unwrap_or("unknown");
         let subject = fields.message.as_deref().unwrap_or("(no subject)");

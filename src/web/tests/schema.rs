@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::record::tests::full;
 
 /// The published schema leaves room for keys to come; here there is none.
 fn schema() -> Value {
@@ -64,32 +65,7 @@ fn furnish(site: &Site) {
 
 /// An alert of which the API gave everything that is kept.
 pub(super) fn complete_alert() -> OpenAlert {
-    let text = || Some("text".into());
-    let fields = AlertFields {
-        state: text(),
-        status: text(),
-        message: text(),
-        description: text(),
-        metric: text(),
-        component: text(),
-        problem_area: text(),
-        alert_type: text(),
-        event_type: text(),
-        source: text(),
-        priority: text(),
-        resource_id: text(),
-        resource_name: text(),
-        resource_type: text(),
-        resource_ip: text(),
-        client_id: text(),
-        client_name: text(),
-        incident_id: text(),
-        inference_id: Some(7),
-        repeat_count: Some(3),
-        created_at: Some(now()),
-        updated_at: Some(now()),
-    };
-    kept("1", &fields)
+    kept("1", &full().fields)
 }
 
 fn with_complete_alert() -> Site {
