@@ -345,6 +345,8 @@ async fn many_reloads_under_load_lose_and_repeat_nothing() {
         .await;
     exporter.wait_for_poll().await;
     exporter.stop().await;
+    let text = place.text_of("alerts.jsonl");
+    assert!(text.ends_with('\n'), "the last line is torn");
     let mut told: BTreeMap<(String, String), usize> = BTreeMap::new();
     for line in place.lines_of("alerts.jsonl") {
         let record = check_record(&line);

@@ -268,20 +268,30 @@ impl Place {
         self.spawn(command).end().await
     }
 
-    /// A file in the folder; empty where it is not there.
+    /// A file in the folder; empty where it is not there. Of one that is being written, as much is
+    /// seen as is there, which may end anywhere.
     pub(crate) fn text_of(&self, name: &str) -> String {
-        let text = match std::fs::read(self.path(name)) {
-            Ok(text) => String::from_utf8(text).unwrap(),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+        let mut bytes = match std::fs::read(self.path(name)) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(error) => panic!("{error}"),
         };
+        if let Err(error) = std::str::from_utf8(&bytes)
+            && error.error_len().is_none()
+        {
+            bytes.truncate(error.valid_up_to());
+        }
+        let text = String::from_utf8(bytes).unwrap();
         no_secret("the file", &text, &self.secrets);
         text
     }
 
-    /// Its lines; a last one that is not whole counts as well.
+    /// Its lines, without a last one that has no end: it is still being written, or its writer is
+    /// dead.
     pub(crate) fn lines_of(&self, name: &str) -> Vec<String> {
-        self.text_of(name).lines().map(str::to_owned).collect()
+        let text = self.text_of(name);
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().map(str::to_owned).collect()
     }
 }
 
