@@ -280,14 +280,24 @@ fn throughput(runtime: &tokio::runtime::Runtime, report: &mut Report) {
 }
 
 fn latency(runtime: &tokio::runtime::Runtime, report: &mut Report) {
-    let folder = folder();
-    let wanted = if quick() { 50 } else { 300 };
-    let mut delays = runtime.block_on(delays(folder.path(), wanted));
-    let what = "from the request whose answer shows an alert to its line, synced: p50";
-    let p50 = milliseconds(quantile(&mut delays, 0.5));
-    report.row(what, p50, " ms", Goal::AtMost(10.0));
-    let p99 = milliseconds(quantile(&mut delays, 0.99));
-    report.row("the same: p99", p99, " ms", Goal::AtMost(25.0));
+    let (rounds, wanted) = if quick() { (1, 50) } else { (5, 300) };
+    let (mut middle, mut worst) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        let folder = folder();
+        let mut delays = runtime.block_on(delays(folder.path(), wanted));
+        middle.push(quantile(&mut delays, 0.5));
+        worst.push(quantile(&mut delays, 0.99));
+    }
+    // A disk that pauses once is not what is measured.
+    let typical = |of_rounds: &mut Vec<Duration>| milliseconds(quantile(of_rounds, 0.5));
+    let what = format!(
+        "from the request whose answer shows an alert to its line, synced: p50, median of {rounds} \
+         rounds of {wanted}"
+    );
+    report.row(&what, typical(&mut middle), " ms", Goal::AtMost(10.0));
+    let (p99, most) = (typical(&mut worst), milliseconds(quantile(&mut worst, 1.0)));
+    let what = format!("the same: p99, median (of the worst round: {most:.1} ms)");
+    report.row(&what, p99, " ms", Goal::AtMost(25.0));
 }
 
 fn main() {

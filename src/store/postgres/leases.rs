@@ -321,6 +321,18 @@ mod tests {
     }
 
     #[test]
+    fn where_nothing_is_held_any_more_nothing_waits_and_none_came_too_late() {
+        let mut state = state();
+        for row in [1, 2] {
+            state.hold(held(row, 5), Duration::MAX);
+            assert!(state.committed(held(row, 5), 1, 1));
+        }
+        state.lose_all();
+        assert_eq!((state.leases(), state.take_lost()), (Vec::new(), 0));
+        assert!(!state.journal.waits(1) && !state.journal.waits(2));
+    }
+
+    #[test]
     fn no_more_is_given_back_than_is_asked_for_in_all() {
         let mut state = state();
         let soon = clock::since_boot() + Duration::from_secs(5);

@@ -224,6 +224,41 @@ async fn what_every_sink_has_is_removed_from_the_server() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_the_server_has_forgotten_registers_anew_and_goes_on() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", Duration::from_secs(3)).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let forgotten = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store
+        .commit(forgotten, events(1..3), second(2))
+        .await
+        .unwrap();
+    let number = || {
+        let Store::Postgres(postgres) = &store else {
+            panic!("{store:?}");
+        };
+        postgres.shared.look(|state| state.replica)
+    };
+    let before = number();
+    sql(&url, "DELETE FROM replica");
+    let deadline = Instant::now() + PATIENCE;
+    while number() == before {
+        assert!(Instant::now() < deadline, "it does not register anew");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(sql(&url, "SELECT sinks FROM replica"), "{s}");
+    let held = take_over(&store).await.held;
+    assert!(held.epoch > forgotten.epoch);
+    let refused = store.commit(forgotten, events(3..4), second(3)).await;
+    assert!(matches!(refused, Err(Error::LeaseLost)), "{refused:?}");
+    store.commit(held, events(3..4), second(3)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [1, 2, 3]);
+    drop(batch);
+    store.close().await;
+}
+
 /// Waits until the server keeps so many events, and no fewer.
 async fn wait_for_journal(store: &Store, events: i64) {
     let Store::Postgres(postgres) = store else {

@@ -188,6 +188,20 @@ fn an_old_place_changes_nothing_and_a_mark_is_told_once() {
 }
 
 #[test]
+fn what_is_told_of_a_sink_that_is_gone_is_not_taken_for_the_next_one_of_its_name() {
+    let mut journal = journal(&["s"]);
+    let names = ["s".to_owned()];
+    journal.append(A, 1, 3);
+    journal.set_sinks(&[], &[]);
+    journal.set_sinks(&names, &names);
+    assert_eq!(journal.next("s", 99), []);
+    journal.acknowledge("s", 1002, Some(b"old".to_vec()));
+    assert_eq!(unsaved(&mut journal), Unsaved::default());
+    journal.append(A, 4, 1);
+    assert_eq!(journal.next("s", 99), [range(1004, A, 4, 1)]);
+}
+
+#[test]
 fn what_is_being_delivered_while_the_search_is_taken_up_again_counts() {
     let mut journal = journal(&["s"]);
     journal.append(A, 1, 3);

@@ -1,0 +1,175 @@
+//! Alerts that are no longer found: whether they have left and why, and the lines about that.
+
+use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
+
+use futures_util::{StreamExt as _, stream};
+use tokio::time::Instant;
+
+use super::{Failure, Reply, Request, Running};
+use crate::{
+    clock,
+    identity::EventKind,
+    opsramp::{Answer, Client},
+    poll::{bodies::Bodies, reading},
+    record::{AlertFields, Happening},
+    store::{Commit, StoredAlert},
+};
+
+/// How long departures may wait for their reasons.
+const REASONS_DEADLINE: Duration = Duration::from_secs(10);
+/// The first pause before such a question is asked again; it doubles.
+const REASONS_PAUSE: Duration = Duration::from_millis(500);
+/// Single alerts that are asked for at the same time.
+const PAGES_AT_ONCE: usize = 8;
+
+/// What an alert's own page said.
+pub(super) enum Reason {
+    Found(Answer),
+    NotFound,
+    Unknown,
+    /// There was no answer in time, be it for want of allowance.
+    Late,
+}
+
+// === impl Running ===
+
+impl Running {
+    /// Asks for the pages of alerts that left, or may have.
+    pub(super) fn own_pages(
+        &self,
+        ids: Vec<Box<str>>,
+        reply: fn(Vec<(Box<str>, Reason)>) -> Reply,
+    ) -> Request {
+        let client = self.search.client.clone();
+        let tenant = Arc::clone(&self.search.key.tenant.id);
+        Box::pin(async move {
+            let deadline = Instant::now() + REASONS_DEADLINE;
+            let reasons = stream::iter(ids)
+                .map(|id| {
+                    let (client, tenant) = (client.clone(), Arc::clone(&tenant));
+                    async move {
+                        let asked = reason(&client, &tenant, &id);
+                        let reason = tokio::time::timeout_at(deadline, asked).await;
+                        (id, reason.unwrap_or(Reason::Late))
+                    }
+                })
+                .buffered(PAGES_AT_ONCE)
+                .collect()
+                .await;
+            reply(reasons)
+        })
+    }
+
+    /// Tells the engine who is gone: whose page there is no more, or whose status is another one.
+    pub(super) fn judge(&mut self, verdicts: Vec<(Box<str>, Reason)>) {
+        let has_left = |id: &str, page: &Reason| match page {
+            Reason::NotFound => true,
+            Reason::Unknown | Reason::Late => false,
+            Reason::Found(answer) => {
+                let alert = answer.alert().ok();
+                let status = alert.as_ref().and_then(|alert| alert.status.as_deref());
+                let before = self.engine.tracker().standing(id);
+                status.zip(before).is_some_and(|(now, before)| {
+                    !now.trim().eq_ignore_ascii_case(before.status.trim())
+                })
+            }
+        };
+        let gone = verdicts
+            .iter()
+            .filter(|(id, page)| has_left(id, page))
+            .map(|(id, _)| id.clone())
+            .collect();
+        let asked: Vec<Box<str>> = verdicts.into_iter().map(|(id, _)| id).collect();
+        self.engine.adopt_verdicts(&asked, &gone);
+    }
+
+    /// Stores and logs departures.
+    pub(super) async fn depart(&mut self, reasons: Vec<(Box<str>, Reason)>) -> Result<(), Failure> {
+        let now = clock::now();
+        let ids: Vec<Box<str>> = reasons.iter().map(|(id, _)| id.clone()).collect();
+        let mut stored: HashMap<Box<str>, StoredAlert> = self
+            .search
+            .shared
+            .store
+            .stored(self.held, ids.clone())
+            .await?
+            .into_iter()
+            .map(|alert| (alert.id.clone(), alert))
+            .collect();
+        let mut bodies = Bodies::default();
+        let mut commit = Commit::default();
+        let mut left = 0;
+        for (id, reason) in &reasons {
+            let Some(before) = self.engine.departing(id) else {
+                continue;
+            };
+            let ordinal = before.ordinal + 1;
+            commit.departures.push((id.clone(), ordinal));
+            left += 1;
+            if !self.search.logs(EventKind::Left) {
+                continue;
+            }
+            let last_known = stored
+                .remove(id)
+                .and_then(|alert| AlertFields::from_stored(&alert.body).ok())
+                .unwrap_or_default();
+            let (page, raw) = match reason {
+                Reason::Found(answer) => (answer.alert().ok(), Some(answer.text())),
+                Reason::NotFound | Reason::Unknown | Reason::Late => (None, None),
+            };
+            let raw = raw.filter(|_| page.is_some());
+            let (fields, reason) = match (&page, reason) {
+                (Some(alert), _) => {
+                    let moved = alert
+                        .state
+                        .as_deref()
+                        .is_some_and(|state| !state.eq_ignore_ascii_case(&before.state));
+                    let unchanged = if moved { "state_changed" } else { "unknown" };
+                    let reason = alert.departure_reason();
+                    let reason = reason.unwrap_or_else(|| unchanged.to_owned());
+                    (reading::fields(alert), reason)
+                }
+                (None, Reason::NotFound) => (last_known, "not_found".to_owned()),
+                (None, _) => (last_known, "unknown".to_owned()),
+            };
+            let happening = Happening {
+                kind: EventKind::Left,
+                ordinal,
+                alert_id: id,
+                previous_state: Some(Cow::Borrowed(&before.state)),
+                previous_status: Some(Cow::Borrowed(&before.status)),
+                reason: Some(reason.into()),
+                fields,
+                raw: raw.and_then(|raw| serde_json::from_str(raw).ok()),
+            };
+            commit
+                .events
+                .push(self.journal_event(&mut bodies, now, happening));
+        }
+        if left > 0 {
+            self.commit(commit, now).await?;
+            self.search.metrics.events(EventKind::Left, left);
+            self.has_departed = true;
+        }
+        self.engine.adopt_departures(&ids);
+        Ok(())
+    }
+}
+
+/// Asks for an alert's own page until there is an answer, or a failure that will not pass.
+async fn reason(client: &Client, tenant: &str, id: &str) -> Reason {
+    let mut pause = REASONS_PAUSE;
+    loop {
+        let error = match client.alert(tenant, id).await {
+            Ok(Some(answer)) => return Reason::Found(answer),
+            Ok(None) => return Reason::NotFound,
+            Err(error) => error,
+        };
+        tracing::debug!(tenant, alert = id, error = %error.chain(), "cannot ask why an alert left");
+        if !error.may_pass() {
+            return Reason::Unknown;
+        }
+        tokio::time::sleep(pause).await;
+        pause *= 2;
+    }
+}

@@ -1,0 +1,431 @@
+//! What an answer tells: which alerts are new or have changed, the lines about them, and that both
+//! are stored before anybody is told.
+
+use std::{borrow::Cow, collections::HashMap, time::Duration};
+
+use futures_util::{StreamExt as _, stream};
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::{Failure, JOURNAL, Pending, Running, Search, Shared};
+use crate::{
+    clock,
+    identity::EventKind,
+    opsramp::{Answer, Page, SearchRequest, alert::Alert},
+    poll::{
+        AtFirstStart,
+        bodies::Bodies,
+        engine::{Ahead, Next, Purpose},
+        full_read::Facts,
+        reading,
+    },
+    record::{AlertFields, Happening, Record},
+    store::{self, Commit, Held, JournalEvent, StoredAlert},
+    track::{Before, Delta, Known, Sighting},
+};
+
+/// How long the lines of new alerts may wait for details.
+const DETAILS_DEADLINE: Duration = Duration::from_secs(2);
+/// Details that are kept for the lines of one page, in bytes.
+const DETAILS_BYTES: usize = 16 * 1024 * 1024;
+/// Single alerts that are asked for at the same time.
+const DETAILS_AT_ONCE: usize = 8;
+
+/// A page that the engine knows already, while its changes are being stored.
+pub(super) struct UnderWay {
+    ahead: Ahead,
+    committing: Pending<Result<(), Failure>>,
+    told: Told,
+}
+
+/// What the metrics are told once changes are stored.
+#[derive(Default)]
+struct Told {
+    opened: u64,
+    changed: u64,
+    /// How long after their creation alerts were found.
+    delays: Vec<Duration>,
+}
+
+/// A page, and what else is known of its alerts.
+struct Found<'a> {
+    page: &'a Page<'a>,
+    /// One for each alert.
+    sightings: &'a [Sighting<'a>],
+    /// The ordinals that alerts had reached when they left before.
+    ordinals: &'a HashMap<Box<str>, u32>,
+    /// What alerts' own pages say, by their places.
+    details: &'a HashMap<usize, Alert<'a>>,
+}
+
+/// A change of a page.
+struct Change<'a> {
+    /// Of the alert, on the page.
+    place: usize,
+    /// `None`: worth storing, but no event.
+    kind: Option<EventKind>,
+    before: Option<&'a Before>,
+}
+
+/// What follows from the changes of a page.
+struct News<'a> {
+    commit: Commit,
+    adopted: Vec<Known<'a>>,
+    told: Told,
+}
+
+// === impl Running ===
+
+impl Running {
+    /// Stores and adopts what an answer tells. Brings whether a poll goes on, and how many events
+    /// there were.
+    pub(super) async fn learn(
+        &mut self,
+        purpose: &Purpose,
+        request: &SearchRequest,
+        answer: &Answer,
+    ) -> Result<(Next, u64), Failure> {
+        let include_raw = self.search.shared.record.include_raw;
+        let page = answer.page(request.page, include_raw)?;
+        if page.unreadable > 0 {
+            tracing::warn!(
+                search = %self.search.key,
+                page = request.page,
+                unreadable = page.unreadable,
+                "some items of the result are no alerts (no usable uniqueId); they are skipped"
+            );
+        }
+        let sightings = reading::sightings(&page.alerts);
+        let facts = Facts {
+            page: request.page,
+            shown: page.alerts.len() + page.unreadable,
+            unreadable: page.unreadable,
+            total: page.total_results,
+            page_size: page.page_size.unwrap_or(request.page_size.into()),
+            next: page.next_page,
+        };
+        let delta = self.engine.compare(&sightings);
+        let ordinals = if self.has_departed && !delta.opened.is_empty() {
+            let search = &self.search;
+            search
+                .ordinals(self.held, &delta.opened, &sightings)
+                .await?
+        } else {
+            HashMap::new()
+        };
+        let details = self.search.details(&delta.opened, &page.alerts).await;
+        let details: HashMap<usize, Alert<'_>> = details
+            .iter()
+            .filter_map(|(place, answer)| Some((*place, answer.alert().ok()?)))
+            .collect();
+
+        let now = clock::now();
+        let found = Found {
+            page: &page,
+            sightings: &sightings,
+            ordinals: &ordinals,
+            details: &details,
+        };
+        let News {
+            commit,
+            adopted,
+            told,
+        } = self.news(&found, changes(&delta), now);
+        let events = told.opened + told.changed;
+        let has_changes = !commit.upserts.is_empty();
+        // Only now: what has been done so far did not have to wait for the page before.
+        self.stored().await?;
+        let ahead = self.engine.ahead(purpose, &facts, &sightings, &delta);
+        match ahead.filter(|_| has_changes) {
+            Some(ahead) => {
+                self.under_way = Some(UnderWay {
+                    ahead,
+                    committing: Box::pin(self.commit(commit, now)),
+                    told,
+                });
+            }
+            None => {
+                if has_changes {
+                    self.commit(commit, now).await?;
+                }
+                self.tell(told);
+            }
+        }
+        let reads_before = self.engine.reads();
+        let next = self
+            .engine
+            .adopt(purpose, &facts, &sightings, &delta, adopted, Instant::now());
+        if self.engine.reads() != reads_before {
+            self.status.last_full_read = Some(clock::now());
+            self.prime().await?;
+        }
+        Ok((next, events))
+    }
+
+    /// Makes of each change what is to be stored, told and remembered of it.
+    fn news<'a>(&self, found: &Found<'a>, changes: Vec<Change<'_>>, now: Timestamp) -> News<'a> {
+        let group_by = self.engine.tracker().group_by();
+        let mut bodies = Bodies::default();
+        let mut commit = Commit::default();
+        let mut adopted = Vec::with_capacity(changes.len());
+        let mut told = Told::default();
+        for Change {
+            place,
+            kind,
+            before,
+        } in changes
+        {
+            let sighting = found.sightings[place];
+            let fields = fields_of(&found.page.alerts[place], found.details.get(&place));
+            let silent = kind == Some(EventKind::Opened) && self.is_before_our_time(&fields);
+            let happened = u32::from(kind.is_some());
+            let ordinal = match before {
+                Some(before) => before.ordinal + happened,
+                None => found.ordinals.get(sighting.id).copied().unwrap_or(0) + happened,
+            };
+            adopted.push(Known {
+                sighting,
+                ordinal,
+                created_at: fields.created_at.map(Timestamp::as_second),
+                group: reading::group(&fields, group_by),
+            });
+            commit.upserts.push(StoredAlert {
+                id: sighting.id.into(),
+                ordinal,
+                digest: sighting.digest,
+                created_at: fields.created_at,
+                state: sighting.state.into(),
+                body: bodies.body(|out| fields.write_stored(out)),
+            });
+            let Some(kind) = kind.filter(|_| !silent) else {
+                continue;
+            };
+            if kind == EventKind::Changed {
+                told.changed += 1;
+            } else {
+                told.opened += 1;
+                if self.primed
+                    && let Some(created_at) = fields.created_at
+                {
+                    let delay = now.duration_since(created_at);
+                    let delay = Duration::try_from(delay).unwrap_or_default();
+                    told.delays.push(delay);
+                }
+            }
+            if self.search.logs(kind) {
+                let raw = found.page.raw.get(place);
+                let happening = Happening {
+                    kind,
+                    ordinal,
+                    alert_id: sighting.id,
+                    previous_state: before.map(|before| Cow::Borrowed(&*before.state)),
+                    previous_status: before.map(|before| Cow::Borrowed(&*before.status)),
+                    reason: None,
+                    fields,
+                    raw: raw.and_then(|raw| serde_json::from_str(raw).ok()),
+                };
+                commit
+                    .events
+                    .push(self.journal_event(&mut bodies, now, happening));
+            }
+        }
+        News {
+            commit,
+            adopted,
+            told,
+        }
+    }
+
+    /// Waits until what is under way is stored.
+    pub(super) async fn stored(&mut self) -> Result<(), Failure> {
+        match committing(&mut self.under_way) {
+            Some(committing) => {
+                let stored = committing.await;
+                self.has_stored(stored)
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// The same, for those who need not care whether that failed: the background has.
+    pub(super) async fn finish_storing(&mut self) {
+        if let Err(failure) = self.stored().await {
+            self.background_failed(&failure);
+        }
+    }
+
+    /// The end of what was under way.
+    pub(super) fn has_stored(&mut self, stored: Result<(), Failure>) -> Result<(), Failure> {
+        if let Some(UnderWay { ahead, told, .. }) = self.under_way.take() {
+            match &stored {
+                Ok(()) => self.tell(told),
+                Err(_) => self.engine.take_back(ahead),
+            }
+        }
+        stored
+    }
+
+    fn tell(&self, told: Told) {
+        let metrics = &self.search.metrics;
+        metrics.events(EventKind::Opened, told.opened);
+        metrics.events(EventKind::Changed, told.changed);
+        for delay in told.delays {
+            metrics.detection_delay(delay);
+        }
+    }
+
+    /// Stores what was learned. That the journal is full is said to everybody who asks for health.
+    pub(super) fn commit(
+        &self,
+        commit: Commit,
+        now: Timestamp,
+    ) -> impl Future<Output = Result<(), Failure>> + Send + use<> {
+        let Shared { store, health, .. } = self.search.shared.clone();
+        let held = self.held;
+        async move {
+            let has_events = !commit.events.is_empty();
+            let committed = store.commit(held, commit, now).await;
+            match &committed {
+                Err(store::Error::JournalFull { limit }) => health.notice(
+                    JOURNAL,
+                    format!(
+                        "the journal is full: {limit} events wait for their sinks; \
+                         new alerts are taken in when there is room again"
+                    ),
+                ),
+                Ok(()) if has_events => health.withdraw(JOURNAL),
+                _ => {}
+            }
+            Ok(committed?)
+        }
+    }
+
+    /// Notes that the result has been read whole for the first time.
+    async fn prime(&mut self) -> Result<(), Failure> {
+        if !self.primed {
+            let commit = Commit {
+                primed: true,
+                ..Commit::default()
+            };
+            self.commit(commit, clock::now()).await?;
+            self.primed = true;
+        }
+        Ok(())
+    }
+
+    /// With `at_first_start: skip`, alerts that were there before us are taken note of in silence.
+    fn is_before_our_time(&self, fields: &AlertFields<'_>) -> bool {
+        !self.primed
+            && self.search.shared.at_first_start == AtFirstStart::Skip
+            && fields.created_at.is_none_or(|at| at <= self.first_seen)
+    }
+
+    pub(super) fn journal_event(
+        &self,
+        bodies: &mut Bodies,
+        now: Timestamp,
+        happening: Happening<'_>,
+    ) -> JournalEvent {
+        let record = Record::new(now, &self.search.key, happening, &self.search.shared.record);
+        JournalEvent {
+            event_id: record.event_id,
+            at: record.timestamp,
+            body: bodies.body(|out| record.write_json(out)),
+        }
+    }
+}
+
+// === impl Search ===
+
+impl Search {
+    /// The ordinals that alerts had reached when they left before.
+    async fn ordinals(
+        &self,
+        held: Held,
+        opened: &[usize],
+        sightings: &[Sighting<'_>],
+    ) -> Result<HashMap<Box<str>, u32>, Failure> {
+        let ids = opened
+            .iter()
+            .map(|place| sightings[*place].id.into())
+            .collect();
+        Ok(self
+            .shared
+            .store
+            .departed(held, ids)
+            .await?
+            .into_iter()
+            .collect())
+    }
+
+    /// The pages of new alerts, as far as they come in time.
+    async fn details(&self, opened: &[usize], alerts: &[Alert<'_>]) -> Vec<(usize, Answer)> {
+        if !self.shared.fetch_details || !self.logs(EventKind::Opened) {
+            return Vec::new();
+        }
+        let deadline = Instant::now() + DETAILS_DEADLINE;
+        let asked: Vec<(usize, String)> = opened
+            .iter()
+            .map(|place| (*place, alerts[*place].id.clone().into_owned()))
+            .collect();
+        let client = &self.client;
+        let tenant = &self.key.tenant.id;
+        stream::iter(asked)
+            .map(|(place, id)| async move {
+                let answer = tokio::time::timeout_at(deadline, client.alert(tenant, &id)).await;
+                Some((place, answer.ok()?.ok()??))
+            })
+            .buffer_unordered(DETAILS_AT_ONCE)
+            .filter_map(std::future::ready)
+            .scan(0, |bytes, (place, answer)| {
+                *bytes += answer.text().len();
+                std::future::ready((*bytes <= DETAILS_BYTES).then_some((place, answer)))
+            })
+            .collect()
+            .await
+    }
+}
+
+/// What is being stored, if anything is.
+pub(super) fn committing(
+    under_way: &mut Option<UnderWay>,
+) -> Option<&mut Pending<Result<(), Failure>>> {
+    Some(&mut under_way.as_mut()?.committing)
+}
+
+/// The changes of a page, oldest first: the API gives the newest first, and lines shall read in
+/// order.
+fn changes(delta: &Delta) -> Vec<Change<'_>> {
+    let opened = delta.opened.iter().map(|place| Change {
+        place: *place,
+        kind: Some(EventKind::Opened),
+        before: None,
+    });
+    let changed = delta.changed.iter().map(|(place, before)| Change {
+        place: *place,
+        kind: Some(EventKind::Changed),
+        before: Some(before),
+    });
+    let refreshed = delta.refreshed.iter().map(|(place, before)| Change {
+        place: *place,
+        kind: None,
+        before: Some(before),
+    });
+    let mut changes: Vec<_> = opened.chain(changed).chain(refreshed).collect();
+    changes.sort_unstable_by_key(|change| std::cmp::Reverse(change.place));
+    changes
+}
+
+/// The fields of an alert; what its own page has beyond them is added.
+fn fields_of<'a>(alert: &'a Alert<'_>, detail: Option<&'a Alert<'_>>) -> AlertFields<'a> {
+    let mut fields = reading::fields(alert);
+    if let Some(detail) = detail {
+        let detail = reading::fields(detail);
+        fields.description = detail.description.or(fields.description);
+        fields.source = fields.source.or(detail.source);
+        fields.incident_id = fields.incident_id.or(detail.incident_id);
+        fields.component = fields.component.or(detail.component);
+        fields.problem_area = fields.problem_area.or(detail.problem_area);
+    }
+    fields
+}

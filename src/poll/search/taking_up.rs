@@ -1,0 +1,243 @@
+//! Taking a search up: waits for its turn, loads what the store knows of it, and gives it back.
+
+use std::{collections::VecDeque, sync::Arc};
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{Asking, Ended, MAX_POLL_PAGES, Running, STORE, Search};
+use crate::{
+    clock,
+    error_chain::chain,
+    poll::{
+        engine::{Engine, Options},
+        pollers, reading,
+        schedule::Grid,
+    },
+    record::AlertFields,
+    status::{HISTORY, PollError, SearchStatus},
+    store::{self, Held, StoredAlert},
+    track::{GroupLabel, Known, Sighting, Tracker},
+};
+
+// === impl Search ===
+
+impl Search {
+    /// Runs until `stop`: polls whenever the search is this replica's. Brings what is still held.
+    pub(in crate::poll) async fn run(self, stop: CancellationToken) -> Option<Held> {
+        let mut search = self;
+        loop {
+            let mut running = search.take_up(&stop).await?;
+            let held = running.held;
+            if running.run(&stop).await == Ended::Stopped {
+                return Some(held);
+            }
+            search = running.search;
+            search.stand_by();
+            search.give_back(held).await;
+        }
+    }
+
+    /// Says that others poll the search.
+    fn stand_by(&self) {
+        self.shared.board.set_search(SearchStatus {
+            lease_held: false,
+            tried: true,
+            ..self.initial_status()
+        });
+    }
+
+    async fn give_back(&self, held: Held) {
+        if let Err(error) = self.shared.store.release(held).await {
+            tracing::debug!(search = %self.key, error = %chain(&error), "could not release the search");
+        }
+    }
+
+    /// Waits until it is this replica's turn. `None`: it was told to stop.
+    async fn turn(&self, stop: &CancellationToken) -> Option<()> {
+        let store = &self.shared.store;
+        let mut told = false;
+        loop {
+            self.heartbeat.beat();
+            tokio::select! {
+                () = store.turn(&self.key) => return Some(()),
+                () = store.elsewhere(&self.key), if !told => {
+                    told = true;
+                    self.stand_by();
+                }
+                () = stop.cancelled() => return None,
+                () = tokio::time::sleep(pollers::HEARTBEAT / 4) => {}
+            }
+        }
+    }
+
+    /// Loads what the store knows, once it is this replica's turn; tries again while the store
+    /// fails.
+    async fn take_up(self, stop: &CancellationToken) -> Option<Running> {
+        let mut status = self.initial_status();
+        let grid = Grid::new(&self.key, self.options.interval, Instant::now());
+        let mut failures = 0;
+        let mut loaded = loop {
+            self.turn(stop).await?;
+            self.heartbeat.beat();
+            match self.shared.store.take_up(&self.key, clock::now()).await {
+                Ok(loaded) => break loaded,
+                Err(store::Error::HeldElsewhere) => self.stand_by(),
+                Err(error) => {
+                    self.cannot_load(&mut status, &error);
+                    failures += 1;
+                    self.pause(stop, &grid, failures).await?;
+                }
+            }
+        };
+        status.lease_held = true;
+        let group_by: Arc<[_]> = self.options.group_by.clone().into();
+        let mut tracker = Tracker::new(Arc::clone(&group_by), self.options.max_groups);
+        let mut page = std::mem::take(&mut loaded.alerts);
+        loop {
+            for alert in &mut page {
+                let fields = self.stored_fields(alert).unwrap_or_else(|| {
+                    // Not what will be seen next: so it is stored anew.
+                    alert.digest = !alert.digest;
+                    AlertFields::default()
+                });
+                tracker.load(known(alert, &fields, &group_by));
+            }
+            let last = page.last().filter(|_| page.len() == store::LOAD_PAGE);
+            let Some(last) = last.map(|alert| alert.id.clone()) else {
+                break;
+            };
+            page = loop {
+                self.heartbeat.beat();
+                match self.shared.store.load(loaded.held, last.clone()).await {
+                    Ok(page) => break page,
+                    Err(error) => {
+                        self.cannot_load(&mut status, &error);
+                        failures += 1;
+                        if self.pause(stop, &grid, failures).await.is_none() {
+                            self.give_back(loaded.held).await;
+                            return None;
+                        }
+                    }
+                }
+            };
+        }
+        let engine = Engine::new(
+            Options {
+                full_read_interval: self.options.full_read_interval,
+                interval: self.options.interval,
+                max_poll_pages: MAX_POLL_PAGES,
+            },
+            tracker,
+        );
+        Some(Running {
+            held: loaded.held,
+            primed: loaded.primed,
+            first_seen: loaded.first_seen,
+            has_departed: loaded.has_departed,
+            waited_in_vain: false,
+            engine,
+            under_way: None,
+            asking: Asking {
+                page_size: self.options.page_size,
+                sorted: true,
+            },
+            grid,
+            next_poll: self.first_poll.max(Instant::now()),
+            poll: None,
+            background_at: Instant::now(),
+            background_failures: 0,
+            status,
+            failures: 0,
+            stretching: 0,
+            failing_since: None,
+            search: self,
+        })
+    }
+
+    fn cannot_load(&self, status: &mut SearchStatus, error: &store::Error) {
+        let message = chain(error);
+        if self.shared.store.is_in_trouble() {
+            tracing::debug!(search = %self.key, error = %message, "cannot load the search's state, as it is for others");
+        } else {
+            tracing::error!(
+                search = %self.key,
+                error = %message,
+                "cannot load the search's state; it is not polled until that works"
+            );
+        }
+        self.metrics.poll_failed(STORE);
+        status.last_error = Some(PollError {
+            at: clock::now(),
+            reason: STORE,
+            message,
+        });
+        status.up = Some(false);
+        status.tried = true;
+        self.shared.board.set_search(status.clone());
+    }
+
+    /// Waits for the next try. `None`: it was told to stop.
+    async fn pause(&self, stop: &CancellationToken, grid: &Grid, failures: u32) -> Option<()> {
+        let again = grid.retry(Instant::now(), failures, fastrand::f64(), None);
+        while Instant::now() < again {
+            self.heartbeat.beat();
+            let pulse = Instant::now() + pollers::HEARTBEAT / 4;
+            tokio::select! {
+                () = tokio::time::sleep_until(again.min(pulse)) => {}
+                () = stop.cancelled() => return None,
+            }
+        }
+        Some(())
+    }
+
+    fn stored_fields(&self, alert: &StoredAlert) -> Option<AlertFields<'static>> {
+        AlertFields::from_stored(&alert.body)
+            .inspect_err(|error| {
+                tracing::warn!(
+                    search = %self.key,
+                    alert = %alert.id,
+                    %error,
+                    "the stored form of an alert cannot be read; it is stored anew when it is next seen"
+                );
+            })
+            .ok()
+    }
+
+    /// The snapshot of a search that has not been polled yet.
+    pub(in crate::poll) fn initial_status(&self) -> SearchStatus {
+        SearchStatus {
+            key: self.key.clone(),
+            interval: self.options.interval,
+            stale_after: self.options.stale_after,
+            up: None,
+            result: None,
+            last_requests: 0,
+            last_full_read: None,
+            next_poll: None,
+            polls: VecDeque::with_capacity(HISTORY),
+            last_error: None,
+            lease_held: !self.shared.store.is_shared(),
+            tried: false,
+        }
+    }
+}
+
+fn known<'a>(
+    alert: &'a StoredAlert,
+    fields: &'a AlertFields<'a>,
+    group_by: &[GroupLabel],
+) -> Known<'a> {
+    Known {
+        sighting: Sighting {
+            id: &alert.id,
+            digest: alert.digest,
+            state: fields.state.as_deref().unwrap_or_default(),
+            status: fields.status.as_deref().unwrap_or_default(),
+        },
+        ordinal: alert.ordinal,
+        created_at: alert.created_at.map(Timestamp::as_second),
+        group: reading::group(fields, group_by),
+    }
+}
