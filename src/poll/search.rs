@@ -38,6 +38,8 @@ use crate::{
 
 /// The first pause of the background after a failure; it doubles up to five minutes.
 const BACKGROUND_PAUSE: Duration = Duration::from_secs(2);
+/// Alerts' own pages that are asked for at the same time.
+const PAGES_AT_ONCE: usize = 8;
 
 /// What all searches share.
 #[derive(Clone, Debug)]
@@ -138,12 +140,6 @@ struct Asking {
 
 /// The page size that every documented example works with.
 const SAFE_PAGE_SIZE: u32 = 100;
-
-/// Pages that a poll reads at most: half of a client's allowance of a minute.
-const MAX_POLL_PAGES: u64 = 25;
-
-/// The topic of what is said about a full journal.
-const JOURNAL: &str = "journal";
 
 /// The reason of failures that are not the API's.
 const STORE: &str = "store";

@@ -5,7 +5,7 @@ use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
 use futures_util::{StreamExt as _, stream};
 use tokio::time::Instant;
 
-use super::{Failure, Reply, Request, Running};
+use super::{Failure, PAGES_AT_ONCE, Reply, Request, Running};
 use crate::{
     clock,
     identity::EventKind,
@@ -19,8 +19,6 @@ use crate::{
 const REASONS_DEADLINE: Duration = Duration::from_secs(10);
 /// The first pause before such a question is asked again; it doubles.
 const REASONS_PAUSE: Duration = Duration::from_millis(500);
-/// Single alerts that are asked for at the same time.
-const PAGES_AT_ONCE: usize = 8;
 
 /// What an alert's own page said.
 pub(super) enum Reason {

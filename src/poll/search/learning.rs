@@ -7,7 +7,7 @@ use futures_util::{StreamExt as _, stream};
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Failure, JOURNAL, Pending, Running, Search, Shared};
+use super::{Failure, PAGES_AT_ONCE, Pending, Running, Search, Shared};
 use crate::{
     clock,
     identity::EventKind,
@@ -28,8 +28,8 @@ use crate::{
 const DETAILS_DEADLINE: Duration = Duration::from_secs(2);
 /// Details that are kept for the lines of one page, in bytes.
 const DETAILS_BYTES: usize = 16 * 1024 * 1024;
-/// Single alerts that are asked for at the same time.
-const DETAILS_AT_ONCE: usize = 8;
+/// The topic of what is said about a full journal.
+const JOURNAL: &str = "journal";
 
 /// A page that the engine knows already, while its changes are being stored.
 pub(super) struct UnderWay {
@@ -237,7 +237,7 @@ impl Running {
     }
 
     /// Waits until what is under way is stored.
-    pub(super) async fn stored(&mut self) -> Result<(), Failure> {
+    async fn stored(&mut self) -> Result<(), Failure> {
         match committing(&mut self.under_way) {
             Some(committing) => {
                 let stored = committing.await;
@@ -375,7 +375,7 @@ impl Search {
                 let answer = tokio::time::timeout_at(deadline, client.alert(tenant, &id)).await;
                 Some((place, answer.ok()?.ok()??))
             })
-            .buffer_unordered(DETAILS_AT_ONCE)
+            .buffer_unordered(PAGES_AT_ONCE)
             .filter_map(std::future::ready)
             .scan(0, |bytes, (place, answer)| {
                 *bytes += answer.text().len();

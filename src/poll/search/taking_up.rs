@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Asking, Ended, MAX_POLL_PAGES, Running, STORE, Search};
+use super::{Asking, Ended, Running, STORE, Search};
 use crate::{
     clock,
     error_chain::chain,
@@ -20,6 +20,9 @@ use crate::{
     store::{self, Held, StoredAlert},
     track::{GroupLabel, Known, Sighting, Tracker},
 };
+
+/// Pages that a poll reads at most: half of a client's allowance of a minute.
+const MAX_POLL_PAGES: u64 = 25;
 
 // === impl Search ===
 

@@ -39,13 +39,17 @@ async fn open(url: &str, node: &str, lease: Duration) -> Store {
     Store::open(&options(url, node, lease)).await.unwrap()
 }
 
+fn shared(store: &Store) -> &Shared {
+    match store {
+        Store::Postgres(postgres) => &postgres.shared,
+        Store::Sqlite(_) => panic!("{store:?}"),
+    }
+}
+
 /// A store that behaves like one whose process is stopped: it renews nothing.
 async fn stalled(url: &str, lease: Duration) -> Store {
     let store = open(url, "stalled", lease).await;
-    let Store::Postgres(postgres) = &store else {
-        panic!("{store:?}");
-    };
-    for it in lock(&postgres.shared.loops).iter().flatten() {
+    for it in lock(&shared(&store).loops).iter().flatten() {
         it.abort();
     }
     store
@@ -234,12 +238,7 @@ async fn a_replica_that_the_server_has_forgotten_registers_anew_and_goes_on() {
         .commit(forgotten, events(1..3), second(2))
         .await
         .unwrap();
-    let number = || {
-        let Store::Postgres(postgres) = &store else {
-            panic!("{store:?}");
-        };
-        postgres.shared.look(|state| state.replica)
-    };
+    let number = || shared(&store).look(|state| state.replica);
     let before = number();
     sql(&url, "DELETE FROM replica");
     let deadline = Instant::now() + PATIENCE;
@@ -261,12 +260,9 @@ async fn a_replica_that_the_server_has_forgotten_registers_anew_and_goes_on() {
 
 /// Waits until the server keeps so many events, and no fewer.
 async fn wait_for_journal(store: &Store, events: i64) {
-    let Store::Postgres(postgres) = store else {
-        panic!("{store:?}");
-    };
     let deadline = Instant::now() + PATIENCE;
     loop {
-        let mut session = postgres.shared.pool.session().await.unwrap();
+        let mut session = shared(store).pool.session().await.unwrap();
         let sql = "SELECT count(*) FROM journal";
         let rows = session.query(sql, &[]).await.unwrap();
         let kept: i64 = rows[0].get(0);
@@ -468,14 +464,9 @@ async fn what_was_delivered_is_told_before_a_search_is_given_back() {
     let held = first.take_up(&a_search(), second(1)).await.unwrap().held;
     first.commit(held, events(1..3), second(2)).await.unwrap();
     let batch = first.pending("s", 9, usize::MAX).await.unwrap();
-    let Store::Postgres(postgres) = &first else {
-        panic!("{first:?}");
-    };
     // The server could not be told at that moment.
     let last = batch.events[1].position;
-    postgres
-        .shared
-        .work(|state| state.journal.acknowledge("s", last, None));
+    shared(&first).work(|state| state.journal.acknowledge("s", last, None));
     drop(batch);
     first.release(held).await.unwrap();
     take_over(&other).await;
