@@ -5,7 +5,7 @@
 //! `OPSRAMP_TEST_KILLS` says how often, `OPSRAMP_TEST_SEED` repeats what a seed did.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     fs::{self, OpenOptions},
     io::Write as _,
     time::Duration,
@@ -17,7 +17,7 @@ use tokio::{process::Command, time::Instant};
 
 use crate::{
     exporter::{Exporter, Members, PATIENCE, Place, needed, number, opsramp, seed},
-    life::live,
+    life::{Told, live},
     lines::{FILE, Story, wait_until_told},
     trace::{self, TRACE},
 };
@@ -365,14 +365,13 @@ fn clean(place: &Place) -> String {
 #[derive(Default)]
 struct Follower {
     offset: usize,
-    known: BTreeSet<String>,
-    told: Vec<String>,
+    told: Told,
 }
 
 // === impl Follower ===
 
 impl Follower {
-    /// Notes whose opening is told for the first time.
+    /// Notes what is told since the last look.
     fn follow(&mut self, place: &Place) {
         let text = text(place);
         for line in text[self.offset..].split_inclusive('\n') {
@@ -383,11 +382,7 @@ impl Follower {
             if line.contains('\0') {
                 continue;
             }
-            let record = Members::parse(line);
-            let alert = record.text("alert_id").to_owned();
-            if record.text("event") == "opened" && self.known.insert(alert.clone()) {
-                self.told.push(alert);
-            }
+            self.told.note(&Members::parse(line));
         }
     }
 
@@ -453,7 +448,7 @@ async fn no_line_is_lost_or_doubled_by_power_cuts() {
         follower.begin_anew();
     }
     let story = judge(&place, &opsramp).await;
-    assert_eq!(story.unexplained(), 0);
+    story.expect_reasons();
     let garbled = text(&place).lines().count() - place.text_of(CLEAN).lines().count();
     eprintln!(
         "{} opened, {} changed, {} left; {unsynced} changes were not synced, {garbled} lines lost bytes",

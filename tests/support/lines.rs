@@ -12,17 +12,21 @@ use opsramp_exporter::simulator::{DEMO_TENANT, Simulator, Snapshot, Status, What
 
 use tokio::time::{Duration, Instant};
 
-use crate::exporter::{Members, PATIENCE, Place};
+use crate::{
+    exporter::{Members, PATIENCE, Place},
+    life::Told,
+};
 
 pub(crate) const FILE: &str = "alerts.jsonl";
 
-/// Reads the log file from where it left off.
+/// Reads the log file from where it left off, and the one that was last moved away: a line that was
+/// under way then is written there.
 #[derive(Debug, Default)]
 pub(crate) struct Reader {
     offset: u64,
+    offset_before: u64,
     rotated: usize,
-    /// The alerts whose opening has been told, until somebody takes them.
-    pub(crate) told: Vec<String>,
+    pub(crate) told: Told,
     pub(crate) lines: usize,
 }
 
@@ -61,34 +65,42 @@ pub(crate) async fn wait_until_told(look: impl Fn() -> Result<Story, String>) ->
 impl Reader {
     /// Reads what is new, as far as it is whole.
     pub(crate) fn read(&mut self, place: &Place) {
-        let Ok(file) = File::open(place.path(FILE)) else {
-            return;
+        if self.rotated > 0 {
+            let before = format!("{FILE}.{}", self.rotated);
+            self.offset_before = self.read_from(place, &before, self.offset_before);
+        }
+        self.offset = self.read_from(place, FILE, self.offset);
+    }
+
+    /// Brings how far it is read now.
+    fn read_from(&mut self, place: &Place, name: &str, offset: u64) -> u64 {
+        let Ok(file) = File::open(place.path(name)) else {
+            return offset;
         };
         let size = file.metadata().unwrap().len();
-        assert!(size >= self.offset, "the file has become shorter");
-        let mut new = vec![0; usize::try_from(size - self.offset).unwrap()];
-        file.read_exact_at(&mut new, self.offset).unwrap();
+        assert!(size >= offset, "{name} has become shorter");
+        let mut new = vec![0; usize::try_from(size - offset).unwrap()];
+        file.read_exact_at(&mut new, offset).unwrap();
         let whole = new.iter().rposition(|byte| *byte == b'\n');
         let whole = whole.map_or(0, |last| last + 1);
         for line in new[..whole].split(|byte| *byte == b'\n') {
             if line.is_empty() {
                 continue;
             }
-            let record = Members::parse(std::str::from_utf8(line).unwrap());
             self.lines += 1;
-            if record.text("event") == "opened" {
-                self.told.push(record.text("alert_id").to_owned());
-            }
+            let line = std::str::from_utf8(line).unwrap();
+            self.told.note(&Members::parse(line));
         }
-        self.offset += whole as u64;
+        offset + whole as u64
     }
 
-    /// Moves the file away, as logrotate does. What is written there afterwards is not waited for.
+    /// Moves the file away, as logrotate does.
     pub(crate) fn rotate(&mut self, place: &Place) {
         self.read(place);
         let name = format!("{FILE}.{}", self.rotated + 1);
         if std::fs::rename(place.path(FILE), place.path(&name)).is_ok() {
             self.rotated += 1;
+            self.offset_before = self.offset;
             self.offset = 0;
         }
     }
@@ -127,11 +139,13 @@ impl Story {
         all.filter(|record| record.text("event") == event).count()
     }
 
-    /// How many left without anybody knowing why.
-    pub(crate) fn unexplained(&self) -> usize {
+    /// Nobody left without a reason.
+    pub(crate) fn expect_reasons(&self) {
         let all = self.lines.values().flatten();
-        all.filter(|record| record.text("reason") == "unknown")
-            .count()
+        let unexplained: Vec<_> = all
+            .filter(|record| record.text("reason") == "unknown")
+            .collect();
+        assert!(unexplained.is_empty(), "{unexplained:#?}");
     }
 
     /// Reads the files and compares them with what happened, given that whoever left had been told
