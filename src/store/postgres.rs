@@ -103,6 +103,7 @@ impl Postgres {
             wake: Notify::new(),
             delivered: Notify::new(),
             takes: Semaphore::new(TAKES_AT_ONCE),
+            naming: tokio::sync::Mutex::default(),
             saving: Mutex::default(),
             loops: Mutex::default(),
         });

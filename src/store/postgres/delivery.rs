@@ -22,9 +22,27 @@ pub(super) async fn set_sinks(
     session: &mut Session,
     names: &[String],
 ) -> Result<(), Failure> {
+    let _turn = shared.naming.lock().await;
+    name_sinks(shared, session, names).await
+}
+
+/// Says so once more to a server that has forgotten it.
+pub(super) async fn set_sinks_again(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
+    let _turn = shared.naming.lock().await;
+    match shared.look(|state| state.sinks.clone()) {
+        Some(names) => name_sinks(shared, session, &names).await,
+        None => Ok(()),
+    }
+}
+
+async fn name_sinks(
+    shared: &Shared,
+    session: &mut Session,
+    names: &[String],
+) -> Result<(), Failure> {
     let mut tries = Tries::default();
     loop {
-        match try_set_sinks(shared, session, names).await {
+        match try_name_sinks(shared, session, names).await {
             Err(failure) if tries.again(&failure).await => session.roll_back().await?,
             done => {
                 done?;
@@ -57,7 +75,7 @@ pub(super) async fn set_sinks(
     Ok(())
 }
 
-async fn try_set_sinks(
+async fn try_name_sinks(
     shared: &Shared,
     session: &mut Session,
     names: &[String],

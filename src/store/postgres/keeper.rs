@@ -83,7 +83,7 @@ pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
             &[
                 &shared.node,
                 &shared.lease_seconds(),
-                &sinks.clone().unwrap_or_default(),
+                &sinks.unwrap_or_default(),
             ],
         )
         .await?;
@@ -97,10 +97,7 @@ pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
         state.replica = Some(number);
     });
     // They may have been forgotten together with the replica.
-    if let Some(sinks) = sinks {
-        delivery::set_sinks(shared, &mut session, &sinks).await?;
-    }
-    Ok(())
+    delivery::set_sinks_again(shared, &mut session).await
 }
 
 /// Says that the replica is alive, and renews its leases.
@@ -112,15 +109,20 @@ async fn renew(shared: &Shared) -> Result<(), Failure> {
     let mut session = shared.pool.session().await?;
     let share = i64::try_from(share).unwrap_or(i64::MAX);
     let alive = session
-        .execute(
+        .query(
             "UPDATE replica SET alive_until = clock_timestamp() + $2 * interval '1 second',
                 share = $3
-             WHERE id = $1",
+             WHERE id = $1
+             RETURNING sinks <@ ARRAY(SELECT name FROM sink)",
             &[&me, &shared.lease_seconds(), &share],
         )
         .await?;
-    if alive == 0 {
+    let Some(alive) = alive.first() else {
         return join(shared).await;
+    };
+    if !alive.try_get(0)? {
+        // Others have removed a sink that only this one names, while it was not heard of.
+        delivery::set_sinks_again(shared, &mut session).await?;
     }
     if leases.is_empty() {
         return Ok(());

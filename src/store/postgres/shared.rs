@@ -39,6 +39,8 @@ pub(super) struct Shared {
     /// Tells that something was delivered.
     pub(super) delivered: Notify,
     pub(super) takes: Semaphore,
+    /// One at a time says which sinks this replica has.
+    pub(super) naming: tokio::sync::Mutex<()>,
     /// One at a time tells the server how far a sink has come.
     pub(super) saving: Mutex<HashMap<Box<str>, Arc<tokio::sync::Mutex<()>>>>,
     /// The loops; none once the store was closed.

@@ -453,6 +453,207 @@ async fn only_what_the_server_certainly_has_not_done_counts_as_not_done() {
     assert!(pool.session().await.unwrap_err().is_without_effect());
 }
 
+/// Has the next writes to a table fail, so many of them, as where another transaction gets in the
+/// way.
+fn get_in_the_way(url: &str, table: &str, writes: u32) {
+    let statements = format!(
+        "CREATE SEQUENCE IF NOT EXISTS writes_to_{table};
+         CREATE OR REPLACE FUNCTION refuse_{table}() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             IF nextval('writes_to_{table}') <= {writes} THEN
+                 RAISE EXCEPTION USING ERRCODE = '40001';
+             END IF;
+             RETURN NULL;
+         END $$;
+         CREATE OR REPLACE TRIGGER refuse BEFORE INSERT OR UPDATE OR DELETE ON {table}
+             FOR EACH STATEMENT EXECUTE FUNCTION refuse_{table}();
+         ALTER SEQUENCE writes_to_{table} RESTART"
+    );
+    sql(url, &statements);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_transaction_gets_in_the_way_of_is_done_again() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", LEASE).await;
+    get_in_the_way(&url, "sink", 2);
+    store.set_sinks(names(&["s"])).await.unwrap();
+    get_in_the_way(&url, "search", 2);
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    get_in_the_way(&url, "journal", 2);
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [1, 2]);
+    get_in_the_way(&url, "progress", 2);
+    let last = batch.events[1].position;
+    store.acknowledge("s", last, None).await.unwrap();
+    drop(batch);
+    assert_eq!(sql(&url, "SELECT position FROM progress"), "2");
+    get_in_the_way(&url, "search", 2);
+    store.release(held).await.unwrap();
+    assert_eq!(sql(&url, "SELECT owner IS NULL FROM search"), "t");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_never_cease_to_get_in_the_way_of_fails() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    let always = 10_000;
+    get_in_the_way(&url, "sink", always);
+    store.set_sinks(names(&["s"])).await.unwrap_err();
+    get_in_the_way(&url, "sink", 0);
+    store.set_sinks(names(&["s"])).await.unwrap();
+    get_in_the_way(&url, "search", always);
+    let refused = store.take_up(&a_search(), second(1)).await.unwrap_err();
+    assert!(!matches!(refused, Error::HeldElsewhere), "{refused:?}");
+    get_in_the_way(&url, "search", 0);
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    get_in_the_way(&url, "journal", always);
+    let refused = store.commit(held, events(1..3), second(2)).await;
+    assert!(!matches!(refused, Ok(()) | Err(Error::LeaseLost)));
+    get_in_the_way(&url, "journal", 0);
+    // Nothing of it was done, and the lease is not lost by it.
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [1, 2]);
+    get_in_the_way(&url, "progress", always);
+    let last = batch.events[1].position;
+    store.acknowledge("s", last, None).await.unwrap_err();
+    drop(batch);
+    let nothing = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&nothing), [0; 0]);
+    // It is told with the next one.
+    get_in_the_way(&url, "progress", 0);
+    store.acknowledge("s", last, None).await.unwrap();
+    assert_eq!(sql(&url, "SELECT position FROM progress"), "2");
+    get_in_the_way(&url, "search", always);
+    store.release(held).await.unwrap_err();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewal_that_others_get_in_the_way_of_is_done_in_time() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", Duration::from_secs(4)).await;
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let mut trouble = store.trouble();
+    let writes = async |wanted: u32| {
+        let deadline = Instant::now() + PATIENCE;
+        let last = || sql(&url, "SELECT last_value FROM writes_to_search");
+        while last().parse::<u32>().unwrap() < wanted {
+            assert!(Instant::now() < deadline, "the lease is not renewed");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    get_in_the_way(&url, "search", 2);
+    // The third has succeeded, and so has the round that it belongs to.
+    writes(4).await;
+    assert_eq!(*trouble.borrow_and_update(), None);
+    assert!(!trouble.has_changed().unwrap());
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mark_is_stored_only_with_every_place_that_it_stands_for() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let other = key("acme", "client_1", "other");
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let lost = store.take_up(&other, second(1)).await.unwrap().held;
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+    store.commit(lost, events(3..5), second(2)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [1, 2, 3, 4]);
+    // Somebody else takes it up.
+    sql(
+        &url,
+        "UPDATE search SET epoch = epoch + 1 WHERE name = 'other'",
+    );
+    let acknowledged = async || {
+        let last = batch.events[3].position;
+        let mark = Some(b"four".to_vec());
+        store.acknowledge("s", last, mark).await.unwrap();
+    };
+    let told_of = async || {
+        let told = timeout(LEASE / 2, store.relieved(lost)).await;
+        told.expect("whoever polls the search is told at once");
+    };
+    tokio::join!(told_of(), acknowledged());
+    let stored = "SELECT position FROM progress JOIN search ON id = search_id WHERE name = 'open'";
+    assert_eq!(sql(&url, stored), "2");
+    let mark = "SELECT encode(mark, 'escape') FROM mark";
+    assert_eq!(sql(&url, mark), "");
+    acknowledged().await;
+    assert_eq!(sql(&url, mark), "four");
+    let unsaved = || shared(&store).work(|state| state.unsaved("s").0);
+    assert_eq!(unsaved(), journal::Unsaved::default());
+    // All that was told at once counts as told.
+    store.commit(held, events(5..6), second(3)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    let last = batch.events[0].position;
+    let mark = Some(b"five".to_vec());
+    store.acknowledge("s", last, mark).await.unwrap();
+    assert_eq!(unsaved(), journal::Unsaved::default());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_sink_that_is_there_already_the_mark_in_memory_counts() {
+    let url = server::shared().fresh();
+    // It keeps the sinks from being forgotten.
+    let other = open(&url, "other", LEASE).await;
+    let first = open(&url, "node", LEASE).await;
+    first.set_sinks(names(&["s", "t"])).await.unwrap();
+    for (sink, mark) in [("s", "s 1"), ("t", "t 1")] {
+        let end = shared(&first).look(|state| state.journal.end());
+        let mark = Some(mark.as_bytes().to_vec());
+        first.acknowledge(sink, end, mark).await.unwrap();
+    }
+    first.close().await;
+
+    let next = open(&url, "node", LEASE).await;
+    let marks = async |sinks: &[&str]| {
+        let states = next.set_sinks(names(sinks)).await.unwrap();
+        let marks = states.into_iter().map(|state| state.mark.unwrap());
+        marks
+            .map(|mark| String::from_utf8(mark).unwrap())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(marks(&["s"]).await, ["s 1"]);
+    // The server could not be told at that moment.
+    shared(&next).work(|state| {
+        let end = state.journal.end();
+        state.journal.acknowledge("s", end, Some(b"s 2".to_vec()));
+    });
+    assert_eq!(marks(&["s", "t"]).await, ["s 2", "t 1"]);
+    other.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_others_have_removed_is_named_again() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", Duration::from_secs(3)).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    sql(&url, "DELETE FROM sink");
+    // It may be told of that by others, before it comes to say so itself.
+    let mut session = shared(&store).pool.session().await.unwrap();
+    delivery::learn_sinks(shared(&store), &mut session)
+        .await
+        .unwrap();
+    drop(session);
+    let deadline = Instant::now() + PATIENCE;
+    while sql(&url, "SELECT name FROM sink") != "s" {
+        assert!(Instant::now() < deadline, "it is never named again");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [1, 2]);
+    let last = batch.events[1].position;
+    store.acknowledge("s", last, None).await.unwrap();
+    drop(batch);
+    wait_for_journal(&store, 0).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_delivered_is_told_before_a_search_is_given_back() {
     let url = server::shared().fresh();
