@@ -7,8 +7,12 @@ pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
+        let told = error.to_string();
+        // Wrappers often repeat the text of what they wrap.
+        if !text.ends_with(&told) {
+            text.push_str(": ");
+            text.push_str(&told);
+        }
         cause = error.source();
     }
     text
@@ -44,5 +48,14 @@ mod tests {
             chain(&outer),
             "the state store failed: cannot write: the disk is full"
         );
+    }
+
+    #[test]
+    fn what_a_wrapper_repeats_is_told_once() {
+        let wrapper = Wrapped {
+            what: "cannot write: the disk is full",
+            source: io::Error::other("the disk is full").into(),
+        };
+        assert_eq!(chain(&wrapper), "cannot write: the disk is full");
     }
 }

@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use crate::error_chain::chain;
+
 /// Why a request failed. Cheap to clone, so that everyone who waited for one token request is
 /// told of its failure. Messages never hold a secret or a token.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -134,18 +136,7 @@ impl Error {
     /// The whole chain of causes on one line.
     #[must_use]
     pub fn chain(&self) -> String {
-        use std::fmt::Write as _;
-
-        let mut line = self.to_string();
-        for cause in anyhow::Chain::new(self).skip(1) {
-            let text = cause.to_string();
-            // Wrappers often repeat the text of what they wrap.
-            if !line.ends_with(&text) {
-                // Writing to a string cannot fail.
-                write!(line, ": {text}").ok();
-            }
-        }
-        line
+        chain(self)
     }
 }
 
