@@ -30,35 +30,7 @@ if [[ -n $binary && ! -x $binary ]]; then
   exit 1
 fi
 
-work=$(mktemp -d)
-pids=()
-finish() {
-  local status=$?
-  for pid in "${pids[@]}"; do
-    kill "$pid" 2>/dev/null || true
-    wait "$pid" 2>/dev/null || true
-  done
-  rm -rf -- "$work"
-  exit "$status"
-}
-trap finish EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM
-
-# wait_for PID FILE PATTERN: prints the first match of the pattern in the file.
-wait_for() {
-  local tries
-  for ((tries = 0; tries < 300; tries++)); do
-    if grep -oE -m 1 -- "$3" "$2" 2>/dev/null; then
-      return
-    fi
-    kill -0 "$1" 2>/dev/null || break
-    sleep 0.1
-  done
-  echo "it did not come up; it said:" >&2
-  cat -- "$2" >&2
-  return 1
-}
+. "$here/../tests/support/processes.sh"
 
 echo "== rules"
 promtool check rules "$here"/rules/*.rules.yml
@@ -69,11 +41,8 @@ python3 "$here/check.py" files
 
 demo=
 if [[ -n $binary ]]; then
-  "$binary" demo --web.listen-address 127.0.0.1:0 --simulator.listen-address 127.0.0.1:0 \
-    >"$work/alerts.jsonl" 2>"$work/demo.log" &
-  pids+=($!)
-  demo=$(wait_for $! "$work/demo.log" 'demo: metrics +http://localhost:[0-9]+')
-  demo=127.0.0.1:${demo##*:}
+  start_demo "$binary"
+  demo=127.0.0.1:$(find_in "$work/demo.log" '^demo: metrics +http://localhost:([0-9]+).*')
 fi
 
 {
@@ -90,10 +59,9 @@ python3 "$here/replicas.py" data >"$work/replicas.om"
 promtool tsdb create-blocks-from openmetrics "$work/replicas.om" "$work/data" >/dev/null
 prometheus --config.file="$work/prometheus.yml" --storage.tsdb.path="$work/data" \
   --storage.tsdb.retention.time=100y --web.listen-address=127.0.0.1:0 >"$work/prometheus.log" 2>&1 &
-pids+=($!)
-address=$(wait_for $! "$work/prometheus.log" 'msg="?Listening on"? address=[0-9.]+:[0-9]+')
-address=http://${address##*=}
-wait_for $! "$work/prometheus.log" 'Server is ready to receive web requests' >/dev/null
+started+=($!)
+address=http://$(find_in "$work/prometheus.log" '.*msg="?Listening on"? address=([0-9.]+:[0-9]+).*')
+find_in "$work/prometheus.log" '.*(Server is ready to receive web requests).*' >/dev/null
 
 echo "== every query, parsed by Prometheus"
 python3 "$here/check.py" parse "$address"

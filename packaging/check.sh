@@ -19,16 +19,7 @@ tree=$(realpath -m -- "$2")
 for program in cargo-deb cargo-generate-rpm lintian mandoc rpm rpm2cpio cpio zsh fish; do
   command -v "$program" >/dev/null || { echo "$program is missing" >&2; exit 1; }
 done
-work=$(mktemp -d)
-demo=
-finish() {
-  if [[ -n $demo ]]; then
-    kill "$demo" 2>/dev/null || true
-    wait "$demo" 2>/dev/null || true
-  fi
-  rm -rf -- "$work"
-}
-trap finish EXIT
+. "$here/../tests/support/processes.sh"
 cd -- "$here/.."
 
 echo "== manual page and completions"
@@ -96,14 +87,8 @@ rpm2cpio "$work/opsramp-exporter.rpm" >"$work/opsramp-exporter.cpio" || true
 rpm -qp --scripts "$work/opsramp-exporter.rpm" 2>/dev/null | sed '/scriptlet/d' | sh -n
 
 echo "== installing the .deb under systemd"
-"$binary" demo --web.listen-address 127.0.0.1:0 --simulator.listen-address 127.0.0.1:0 >/dev/null 2>"$work/demo.log" &
-demo=$!
-for ((tries = 0; tries < 300; tries++)); do
-  grep -qs '^demo: simulator' "$work/demo.log" && break
-  sleep 0.1
-done
-simulator=$(sed -n 's/^demo: simulator *\(http[^ ]*\).*/\1/p' "$work/demo.log")
-[[ -n $simulator ]] || { cat "$work/demo.log" >&2; exit 1; }
+start_demo "$binary"
+simulator=$(find_in "$work/demo.log" '^demo: simulator *(http[^ ]*).*')
 install -D -m 0644 "$work/opsramp-exporter.deb" "$work/root/opt/opsramp-exporter.deb"
 install -D -m 0755 /dev/stdin "$work/root/usr/local/bin/probe" <<PROBE
 #!/bin/bash

@@ -15,25 +15,10 @@ fi
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 binary=$1
 tree=$2
-work=$(mktemp -d)
-demo=
-finish() {
-  if [[ -n $demo ]]; then
-    kill "$demo" 2>/dev/null || true
-    wait "$demo" 2>/dev/null || true
-  fi
-  rm -rf -- "$work"
-}
-trap finish EXIT
+. "$here/../tests/support/processes.sh"
 
-"$binary" demo --web.listen-address 127.0.0.1:0 --simulator.listen-address 127.0.0.1:0 \
-  >/dev/null 2>"$work/demo.log" &
-demo=$!
-for ((tries = 0; tries < 100; tries++)); do
-  grep -qs '^demo: simulator' "$work/demo.log" && break
-  sleep 0.1
-done
-simulator=$(sed -n 's/^demo: simulator *\(http[^ ]*\).*/\1/p' "$work/demo.log")
+start_demo "$binary"
+simulator=$(find_in "$work/demo.log" '^demo: simulator *(http[^ ]*).*')
 
 # What is laid over the tree. The container shares our network, so the port is any that is free.
 install -D -m 0755 "$binary" "$work/root/usr/bin/opsramp-exporter"

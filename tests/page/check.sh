@@ -13,32 +13,10 @@ if [[ $# -lt 1 || ! -x $1 ]]; then
 fi
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 binary=$(realpath -- "$1")
-work=$(mktemp -d)
-started=()
-finish() {
-  for pid in "${started[@]}"; do
-    kill "$pid" 2>/dev/null || true
-    wait "$pid" 2>/dev/null || true
-  done
-  rm -rf -- "$work"
-}
-trap finish EXIT
+. "$here/../support/processes.sh"
 
-# Waits until FILE has a line that PATTERN (sed, one group) matches, and prints the group.
-find_in() {
-  local tries found
-  for ((tries = 0; tries < 600; tries++)); do
-    found=$(sed -n "s|$2|\1|p" "$1" | head -n 1)
-    [[ -z $found ]] || { echo "$found"; return; }
-    sleep 0.1
-  done
-  cat "$1" >&2
-  return 1
-}
-
-"$binary" demo --web.listen-address 127.0.0.1:0 --simulator.listen-address 127.0.0.1:0 >/dev/null 2>"$work/demo.log" &
-started+=($!)
-simulator=$(find_in "$work/demo.log" '^demo: simulator *\(http[^ ]*\).*')
+start_demo "$binary"
+simulator=$(find_in "$work/demo.log" '^demo: simulator *(http[^ ]*).*')
 
 control() { curl -sSf --output /dev/null -d "$2" "$simulator/simulator/$1"; }
 readonly hostile='<script>document.title = 1</script><img src=x onerror=alert(1)>" onmouseover="alert(2)'
@@ -72,8 +50,8 @@ web: { listen_addresses: ["127.0.0.1:0"] }
 CONFIG
 "$binary" --config.file="$work/config.yml" >"$work/lines" 2>"$work/log" &
 started+=($!)
-page=$(find_in "$work/log" '.*listening on \(http://[0-9.:]*\)".*')
-find_in "$work/lines" ".*\\($long\\).*" >/dev/null
+page=$(find_in "$work/log" '.*listening on (http://[0-9.:]*)".*')
+find_in "$work/lines" ".*($long).*" >/dev/null
 # Both accounts have been tried.
 for ((tries = 0; tries < 600; tries++)); do
   ! curl -sSf --output /dev/null "$page/-/ready" 2>/dev/null || break
