@@ -28,10 +28,10 @@ pub(super) struct Shared {
     pub(super) state: Mutex<State>,
     /// Which searches this replica would poll, until the keeper has looked them up.
     pub(super) wish: Mutex<Option<Vec<SearchKey>>>,
-    /// Grows with every change of the leases.
-    pub(super) changed: watch::Sender<u64>,
-    /// Grows with everything that happens to the journals.
-    pub(super) worked: watch::Sender<u64>,
+    /// Tells of every change of the leases.
+    pub(super) changed: watch::Sender<()>,
+    /// Tells of everything that happens to the journals.
+    pub(super) worked: watch::Sender<()>,
     pub(super) journalled: watch::Sender<i64>,
     pub(super) trouble: watch::Sender<Option<String>>,
     /// Has the keeper look at the shares soon.
@@ -72,14 +72,14 @@ impl Shared {
 
     pub(super) fn update<A>(&self, change: impl FnOnce(&mut State) -> A) -> A {
         let answer = self.work(change);
-        self.changed.send_modify(|version| *version += 1);
+        self.changed.send_replace(());
         answer
     }
 
     /// The same where no lease changes: all searches would look up.
     pub(super) fn work<A>(&self, change: impl FnOnce(&mut State) -> A) -> A {
         let answer = change(&mut lock(&self.state));
-        self.worked.send_modify(|version| *version += 1);
+        self.worked.send_replace(());
         answer
     }
 

@@ -103,6 +103,29 @@ async fn replicas_that_start_at_once_make_the_tables_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_comes_while_another_makes_the_tables_waits_for_them() {
+    let url = server::shared().fresh();
+    let other = std::thread::spawn({
+        let url = url.clone();
+        // One transaction.
+        let statements = "CREATE TABLE opsramp_exporter_schema
+                (only_row BOOLEAN PRIMARY KEY, version INTEGER NOT NULL);
+             SELECT pg_sleep(0.5)";
+        move || sql(&url, statements)
+    });
+    let sleeps = "SELECT count(*) FROM pg_stat_activity
+         WHERE wait_event = 'PgSleep' AND query LIKE '%' || current_schema || '%'";
+    let deadline = Instant::now() + PATIENCE;
+    while sql(&url, sleeps) != "1" && !other.is_finished() {
+        assert!(Instant::now() < deadline, "nobody makes them");
+    }
+    let store = open(&url, "node", LEASE).await;
+    other.join().unwrap();
+    store.set_sinks(names(&["s"])).await.unwrap();
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn whoever_slept_past_its_lease_commits_and_delivers_nothing() {
     let url = server::shared().fresh();
     let lease = Duration::from_secs(1);
@@ -640,6 +663,8 @@ async fn a_sink_that_others_have_removed_is_named_again() {
         .await
         .unwrap();
     drop(session);
+    let own = shared(&store).look(|state| state.journal.own_sinks());
+    assert_eq!(own, ["s".into()]);
     let deadline = Instant::now() + PATIENCE;
     while sql(&url, "SELECT name FROM sink") != "s" {
         assert!(Instant::now() < deadline, "it is never named again");
