@@ -12,7 +12,7 @@ use reqwest::{Client, Response};
 use serde_json::{Value, json};
 
 /// Longer than anything here takes, shorter than anybody's patience.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Reads a whole document.
 trait Document {

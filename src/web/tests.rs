@@ -21,7 +21,7 @@ use crate::{
 mod schema;
 
 /// Nothing here takes longer than this unless it hangs.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A server on a free port, with everything it shows.
 struct Site {

@@ -123,7 +123,7 @@ async fn a_reader_that_never_comes_back_cannot_keep_it_from_ending() {
     let ended = exporter.end().await;
     assert_eq!(ended.code(), Some(0));
     let took = told.elapsed();
-    assert!(took >= DRAIN && took < DRAIN + DRAIN / 2, "{took:?}");
+    assert!(took >= DRAIN && took < DRAIN * 2, "{took:?}");
     assert!(ended.error().contains("delivered after the next start"));
     drop(reader);
 }
@@ -162,7 +162,8 @@ async fn a_standard_output_that_is_closed_ends_it_with_status_1_and_loses_nothin
 #[tokio::test(flavor = "multi_thread")]
 async fn an_opsramp_that_hangs_cannot_keep_it_from_ending() {
     let opsramp = opsramp(1).await;
-    let place = Place::new(&opsramp.url());
+    let mut place = Place::new(&opsramp.url());
+    place.config["accounts"][0]["timeout"] = "1m".into();
     let exporter = place.start().await;
     exporter.wait_until_complete().await;
     opsramp.set_options(|options| options.latency = PATIENCE);
@@ -175,7 +176,7 @@ async fn an_opsramp_that_hangs_cannot_keep_it_from_ending() {
     let told = Instant::now();
     exporter.stop().await;
     assert!(
-        told.elapsed() < Duration::from_secs(1),
+        told.elapsed() < Duration::from_secs(20),
         "{:?}",
         told.elapsed()
     );

@@ -15,6 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use crate::{
     ALERTS, check_recovery,
     exporter::{Place, opsramp},
+    failures,
     proxy::{End, Proxy, Weather},
     wait_until_it_fails,
 };
@@ -180,8 +181,14 @@ async fn what_is_wrong_with_tls_is_told_and_got_over_and_nothing_secret_goes_the
             .wait_for(name, |metrics| metrics.one("opsramp_up{") == Some(0.0))
             .await;
         let before = exporter.metrics().await;
+        let before = wait_until_it_fails(&exporter, reason, &before).await;
+        // By now the server has seen what was on its way.
         let asked = opsramp.requests().total;
-        wait_until_it_fails(&exporter, reason, &before).await;
+        exporter
+            .wait_for("the next poll fails", |metrics| {
+                failures(metrics, reason) > failures(&before, reason)
+            })
+            .await;
         assert_eq!(
             opsramp.requests().total,
             asked,

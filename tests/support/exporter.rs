@@ -29,7 +29,7 @@ use tokio::{
 };
 
 /// Longer than anything here takes, shorter than anybody's patience.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Nothing but this test knows it, so that a search for it finds nothing by chance.
 pub(crate) const SECRET: &str = "Xq7-not-to-be-seen-anywhere-K2m";

@@ -18,7 +18,7 @@ mod server;
 const LEASE: Duration = Duration::from_secs(15);
 
 /// Long enough for a busy machine.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn fresh() -> (Options, ()) {
     (options(&server::shared().fresh(), "node", LEASE), ())
