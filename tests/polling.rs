@@ -27,6 +27,9 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(120);
+/// Well above any page here, and so little that a debug build on a busy machine has read past it
+/// before a request's time is up.
+const MAX_RESPONSE_SIZE: u64 = 4 << 20;
 const SINK: &str = "test";
 
 /// A world without allowance or life, with so many open alerts.
@@ -58,7 +61,7 @@ fn account(url: &str, tenants: &[&str]) -> Account {
             timeout: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(1),
             requests_per_minute: Some(1_000_000),
-            max_response_size: 64 << 20,
+            max_response_size: MAX_RESPONSE_SIZE,
             proxy_url: None,
             tls: opsramp::TlsOptions::default(),
         },
@@ -584,6 +587,7 @@ async fn every_fault_has_its_reason_and_heals() {
         body: None,
         headers: Vec::new(),
     };
+    let too_large = MAX_RESPONSE_SIZE + (1 << 20);
     let faults: Vec<(Fault, &str)> = vec![
         (status(500), "http"),
         (status(503), "http"),
@@ -602,8 +606,8 @@ async fn every_fault_has_its_reason_and_heals() {
             },
             "decode",
         ),
-        (Fault::Huge { bytes: 5 << 20 }, "too_large"),
-        (Fault::GzipBomb { bytes: 5 << 20 }, "too_large"),
+        (Fault::Huge { bytes: too_large }, "too_large"),
+        (Fault::GzipBomb { bytes: too_large }, "too_large"),
         (Fault::Reset, "connect"),
         (Fault::ResetMidBody, "connect"),
         (Fault::Stall { bytes: 100 }, "timeout"),
@@ -624,10 +628,7 @@ async fn every_fault_has_its_reason_and_heals() {
     for (fault, reason) in faults {
         let name = format!("{fault:?}");
         let simulator = start(world(3)).await;
-        let mut plan = plan(&simulator.url());
-        // So little that it is passed well before the request's time is up, however slow the machine.
-        plan.accounts[0].options.max_response_size = 4 << 20;
-        let exporter = Exporter::start(plan).await;
+        let exporter = Exporter::start(plan(&simulator.url())).await;
         exporter.wait_until_complete().await;
         simulator.inject(FaultRule::always(fault).at(Endpoint::Search));
         let series = format!(
