@@ -50,6 +50,7 @@ async fn read(config: &Config, search: &Search) -> anyhow::Result<()> {
         for tenant in &account.tenants {
             progress.begin();
             let mut next = Some(1);
+            let mut before = Vec::new();
             while let Some(page_no) = next {
                 let request = SearchRequest {
                     query: query.to_owned(),
@@ -65,6 +66,17 @@ async fn read(config: &Config, search: &Search) -> anyhow::Result<()> {
                     total += page.total_results;
                     break;
                 }
+                let ids: Vec<_> = page
+                    .alerts
+                    .iter()
+                    .map(|alert| alert.id.clone().into_owned())
+                    .collect();
+                let size = page.page_size.unwrap_or(page_size.into());
+                // Whatever it says of a next page: a server may repeat its last one for ever.
+                if (page_no - 1).saturating_mul(size) >= page.total_results && ids == before {
+                    break;
+                }
+                before = ids;
                 output.add(&page)?;
                 next = page.next_page;
                 progress.show(&tenant.name, &page);

@@ -119,6 +119,17 @@ async fn search_reads_every_page_in_every_form() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn search_ends_where_the_server_repeats_its_last_page_for_ever() {
+    let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
+    simulator.set_options(|options| options.repeats_last_page = true);
+    let search = program(&simulator, &folder, &["search", "--output=jsonl"]);
+    let (done, lines, stderr) = output(search).await;
+    assert!(done.status.success(), "{stderr}");
+    assert_eq!(lines.lines().count(), ALERTS);
+    assert_eq!(simulator.requests().of(Endpoint::Search), 5);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn search_without_results_is_an_empty_array() {
     let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
     let nothing = ["search", "--search.query=actions:CLOSED", "--output=json"];

@@ -38,6 +38,8 @@ pub(super) struct FullRead {
     patience: u64,
     unreadable: usize,
     sound: bool,
+    /// How many alerts had been seen by the answer before.
+    seen: usize,
 }
 
 /// What comes next.
@@ -58,6 +60,11 @@ impl Facts {
     pub(super) fn is_whole(&self) -> bool {
         self.page == 1 && self.next.is_none() && self.shown as u64 >= self.total
     }
+
+    /// Whether the page lies behind the whole result, going by its size and the total.
+    fn is_behind(&self) -> bool {
+        self.page.saturating_sub(1).saturating_mul(self.page_size) >= self.total
+    }
 }
 
 // === impl FullRead ===
@@ -74,6 +81,7 @@ impl FullRead {
             patience: 0,
             unreadable: 0,
             sound: true,
+            seen: 0,
         }
     }
 
@@ -97,6 +105,8 @@ impl FullRead {
             .last_total
             .map_or(0, |total| total.saturating_sub(facts.total));
         self.last_total = Some(facts.total);
+        let has_news = seen > self.seen;
+        self.seen = seen;
         self.again.remove(&facts.page);
         if fell > 0 && facts.page > 1 {
             let pages = fell.div_ceil(facts.page_size.max(1));
@@ -109,13 +119,16 @@ impl FullRead {
                 self.again.insert(page);
             }
         }
+        let is_again = self.resume.is_some();
         let onwards = self.resume.take().unwrap_or(facts.next);
         if let Some(page) = self.again.first().copied() {
             self.resume = Some(onwards);
             self.next = page;
             return Flow::Continue;
         }
-        match onwards {
+        // Whatever it says of a next page: a server may repeat its last one for ever.
+        let is_repeated = facts.is_behind() && !has_news && !is_again;
+        match onwards.filter(|_| !is_repeated) {
             Some(page) => {
                 self.next = page;
                 Flow::Continue
@@ -129,9 +142,9 @@ impl FullRead {
         }
     }
 
-    /// Whether it goes on after that answer, whatever has been seen by then.
+    /// Whether it goes on after that answer, which brings news.
     pub(super) fn goes_on(&self, facts: &Facts) -> bool {
-        facts.page == self.next && self.clone().read(facts, 0) == Flow::Continue
+        facts.page == self.next && self.clone().read(facts, self.seen + 1) == Flow::Continue
     }
 
     /// How many items on the pages could not be read, so that it is not known who they were.
@@ -194,6 +207,39 @@ mod tests {
             pages(&[50, 50, 49, 48, 48, 48, 48], 5).0,
             [1, 2, 3, 2, 1, 4, 5]
         );
+    }
+
+    /// Reads answers of which each names a next page, until that is enough. `seen` alerts have been seen with
+    /// each page.
+    fn without_end(total: u64, seen: impl Fn(u64) -> usize) -> (u64, Flow) {
+        let mut read = FullRead::new();
+        let mut ended = (1..).map(|page| {
+            let facts = facts(page, total, u64::MAX);
+            (page, read.read(&facts, seen(page)))
+        });
+        ended
+            .find(|(_, flow)| *flow != Flow::Continue)
+            .expect("pages do not end")
+    }
+
+    #[test]
+    fn a_last_page_that_is_repeated_for_ever_is_the_end() {
+        let end = |sound| (5, Flow::End { sound });
+        assert_eq!(
+            without_end(35, |page| 35.min(page as usize * 10)),
+            end(true)
+        );
+        assert_eq!(
+            without_end(36, |page| 35.min(page as usize * 10)),
+            end(false)
+        );
+        // Not before it: a page may show nothing but what others have brought.
+        assert_eq!(
+            without_end(35, |page| if page == 2 { 10 } else { 35 }),
+            end(true)
+        );
+        // A server that looks at no page number.
+        assert_eq!(without_end(35, |_| 10), end(false));
     }
 
     #[test]

@@ -50,6 +50,8 @@ pub struct Options {
     pub search_by_id: bool,
     /// Whether `nextPageNo` comes along where `nextPage` is true.
     pub next_page_no: bool,
+    /// `nextPage` is always true, and behind its last page a search shows that one again.
+    pub repeats_last_page: bool,
     /// Pages that end beyond this many results are refused, as search engines do.
     pub result_window: Option<usize>,
     /// How many requests a tenant may make.
@@ -201,6 +203,7 @@ impl Default for Options {
             unknown_key: UnknownKey::Ignore,
             search_by_id: true,
             next_page_no: true,
+            repeats_last_page: false,
             result_window: None,
             allowance: Allowance::default(),
             quoted_headers: false,

@@ -13,6 +13,8 @@ struct Server {
     by_updated: bool,
     page_size: usize,
     answers_by_id: bool,
+    /// Behind its last page it shows that one again, and says of each that there is a next one.
+    repeats: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -205,7 +207,13 @@ impl Run {
             result.retain(|(id, _)| wanted.contains(&*id.to_string()));
         }
         let size = self.server.page_size;
-        let from = (page_no as usize - 1) * size;
+        let repeats = self.server.repeats;
+        let from = if repeats {
+            let last = result.len().div_ceil(size).max(1);
+            ((page_no as usize).min(last) - 1) * size
+        } else {
+            (page_no as usize - 1) * size
+        };
         let shown: Vec<_> = result.iter().skip(from).take(size).copied().collect();
         let facts = Facts {
             page: page_no,
@@ -213,7 +221,8 @@ impl Run {
             unreadable: 0,
             total: result.len() as u64,
             page_size: size as u64,
-            next: (from + shown.len() < result.len() && !shown.is_empty()).then_some(page_no + 1),
+            next: ((repeats || from + shown.len() < result.len()) && !shown.is_empty())
+                .then_some(page_no + 1),
         };
         let texts: Vec<_> = shown
             .iter()
@@ -396,8 +405,10 @@ proptest! {
         page_size in 2usize..9,
         start in 0u8..60,
         turns in proptest::collection::vec(turn(), 0..120),
+        repeats in proptest::bool::weighted(0.2),
     ) {
         let mut run = Run::new(by_updated, page_size, answers_by_id);
+        run.server.repeats = repeats;
         run.server.act(&Act::Open(start));
         for turn in turns {
             for act in &turn.acts {

@@ -60,6 +60,14 @@ impl World {
             };
             (slots, all.len())
         };
+        let last_page = total.div_ceil(params.page_size).max(1);
+        if self.options.repeats_last_page && params.page_no > last_page {
+            let last = SearchParams {
+                page_no: last_page,
+                ..params.clone()
+            };
+            return self.search(tenant, &last, now);
+        }
         let order_by = match params.sort {
             Sort::Ts => "ts",
             Sort::Id => "id",
@@ -213,7 +221,7 @@ impl World {
         descending: bool,
         total: usize,
     ) -> Envelope {
-        let next_page = page_no.saturating_mul(page_size) < total;
+        let next_page = self.options.repeats_last_page || page_no.saturating_mul(page_size) < total;
         Envelope {
             total_results: total,
             order_by: (total > 0).then_some(order_by),

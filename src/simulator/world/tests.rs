@@ -452,6 +452,27 @@ fn the_number_of_the_next_page_can_be_left_out() {
 }
 
 #[test]
+fn the_last_page_can_come_again_and_again() {
+    let mut world = world();
+    world
+        .open_many("client_1", 3, &Spec::default(), at(0))
+        .unwrap();
+    let mut options = world.options().clone();
+    options.repeats_last_page = true;
+    world.set_options(options, at(0));
+    let mut page = |number| {
+        let query = format!("pageNo={number}&pageSize=2&queryString=actions:OPEN");
+        json(&search(&mut world, &query))
+    };
+    let last = page(2);
+    assert_eq!(
+        (&last["nextPage"], &last["pageNo"]),
+        (&true.into(), &2.into())
+    );
+    assert_eq!((page(3), page(1000)), (last.clone(), last));
+}
+
+#[test]
 fn old_alerts_at_the_start_share_seconds_but_not_ids() {
     let mut options = Options::default();
     options.tenants[0].alerts = 1000;
