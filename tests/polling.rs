@@ -534,7 +534,7 @@ async fn a_departure_is_noticed_where_the_search_cannot_be_asked_by_id() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_manner_of_paging_is_read_completely() {
     type Manner = (&'static str, fn(&mut simulator::Options));
-    let manners: [Manner; 8] = [
+    let manners: [Manner; 9] = [
         ("sorted by updated time", |options| options.ts = Ts::Updated),
         ("pages clamped", |options| options.max_page_size = 30),
         ("large pages refused", |options| {
@@ -544,6 +544,10 @@ async fn every_manner_of_paging_is_read_completely() {
         ("no nextPageNo", |options| options.next_page_no = false),
         ("a last page without end", |options| {
             options.repeats_last_page = true
+        }),
+        ("page sizes as shown", |options| {
+            options.max_page_size = 100;
+            options.page_size_as_shown = true;
         }),
         ("ties in any order", |options| options.unstable_ties = true),
         ("another offset", |options| options.offset_minutes = 330),

@@ -419,12 +419,13 @@ impl Engine {
     }
 
     fn begin_full_read(&mut self, now: Instant) {
+        self.begin(FullRead::new(), now);
+    }
+
+    fn begin(&mut self, read: FullRead, now: Instant) {
         self.tracker.begin_reading();
         self.surplus_in_a_row = 0;
-        self.reading = Reading::Pages {
-            read: FullRead::new(),
-            begun: now,
-        };
+        self.reading = Reading::Pages { read, begun: now };
     }
 
     fn adopt_full(&mut self, facts: &Facts, now: Instant) {
@@ -438,7 +439,10 @@ impl Engine {
         }
         match read.read(facts, seen) {
             Flow::Continue => {}
-            Flow::Restart => self.begin_full_read(now),
+            Flow::Restart => {
+                let read = read.again();
+                self.begin(read, now);
+            }
             Flow::End { sound } => {
                 let took = now - *begun;
                 let unreadable = read.unreadable();

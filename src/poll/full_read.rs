@@ -33,7 +33,10 @@ pub(super) struct FullRead {
     resume: Option<Option<u64>>,
     again: BTreeSet<u64>,
     last_total: Option<u64>,
+    /// The size of the page before.
     page_size: Option<u64>,
+    /// How often it was begun again.
+    restarts: u32,
     /// How many more pages may be read again.
     patience: u64,
     unreadable: usize,
@@ -42,12 +45,15 @@ pub(super) struct FullRead {
     seen: usize,
 }
 
+/// How often a reading begins again, before it makes do with pages whose sizes go up and down.
+const RESTARTS: u32 = 3;
+
 /// What comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Flow {
     /// Another page.
     Continue,
-    /// Begin again: pages have another size now, so their numbers mean something else.
+    /// Begin again: pages are larger now, so that the next ones begin behind what was read.
     Restart,
     /// The end of the result. `sound`: as far as the totals tell, nothing slipped through.
     End { sound: bool },
@@ -72,12 +78,22 @@ impl Facts {
 impl FullRead {
     /// Begins at the first page.
     pub(super) fn new() -> Self {
+        Self::begun_again(0)
+    }
+
+    /// The same, after [`Flow::Restart`].
+    pub(super) fn again(&self) -> Self {
+        Self::begun_again(self.restarts + 1)
+    }
+
+    fn begun_again(restarts: u32) -> Self {
         Self {
             next: 1,
             resume: None,
             again: BTreeSet::new(),
             last_total: None,
             page_size: None,
+            restarts,
             patience: 0,
             unreadable: 0,
             sound: true,
@@ -92,13 +108,19 @@ impl FullRead {
 
     /// Takes note of an answer to [`FullRead::page`]; `seen` alerts have been seen so far.
     pub(super) fn read(&mut self, facts: &Facts, seen: usize) -> Flow {
-        if self.page_size.is_some_and(|size| size != facts.page_size) {
-            return Flow::Restart;
+        if self.page_size.is_some_and(|size| size < facts.page_size) {
+            if self.restarts < RESTARTS {
+                return Flow::Restart;
+            }
+            self.sound = false;
         }
         if self.page_size.is_none() {
-            self.page_size = Some(facts.page_size);
             // As many again as there are pages, and a few for short results.
             self.patience = facts.total.div_ceil(facts.page_size.max(1)) + 8;
+        }
+        // Some servers tell as the size how many results they show: of the last page, that is no size.
+        if facts.next.is_some() || self.page_size.is_none() {
+            self.page_size = Some(facts.page_size);
         }
         self.unreadable += facts.unreadable;
         let fell = self
@@ -260,14 +282,45 @@ mod tests {
         assert_eq!(read.read(&facts(1, 40, 1), 39), Flow::End { sound: false });
     }
 
+    /// Reads pages of these sizes, the last of which is the last, and tells what came of each.
+    fn sizes<const N: usize>(read: &mut FullRead, sizes: [u64; N]) -> [Flow; N] {
+        let mut page = 0;
+        sizes.map(|page_size| {
+            page += 1;
+            let facts = Facts {
+                page_size,
+                ..facts(page, 40, N as u64)
+            };
+            read.read(&facts, 40)
+        })
+    }
+
     #[test]
-    fn another_page_size_means_to_begin_again() {
+    fn larger_pages_mean_to_begin_again_and_smaller_ones_do_not() {
+        let (on, again, end) = (Flow::Continue, Flow::Restart, Flow::End { sound: true });
+        let first = FullRead::new;
+        assert_eq!(sizes(&mut first(), [10, 20]), [on, again]);
+        assert_eq!(sizes(&mut first(), [10, 10, 5, 5]), [on, on, on, end]);
+        assert_eq!(sizes(&mut first(), [10, 5, 10]), [on, on, again]);
+        // How many the last page shows is no size, for the page that is read again after it.
+        let mut read = first();
+        assert_eq!(sizes(&mut read, [10, 10, 3]), [on, on, end]);
+        assert_eq!(read.page_size, Some(10));
+    }
+
+    #[test]
+    fn sizes_that_go_up_and_down_are_borne_in_the_end() {
         let mut read = FullRead::new();
-        assert_eq!(read.read(&facts(1, 40, 4), 10), Flow::Continue);
-        let clamped = Facts {
-            page_size: 5,
-            ..facts(2, 40, 8)
-        };
-        assert_eq!(read.read(&clamped, 15), Flow::Restart);
+        let mut restarts = 0;
+        loop {
+            match sizes(&mut read, [8, 9, 8]) {
+                [_, Flow::Restart, _] => read = read.again(),
+                [.., end] => {
+                    assert_eq!((restarts, end), (RESTARTS, Flow::End { sound: false }));
+                    break;
+                }
+            }
+            restarts += 1;
+        }
     }
 }

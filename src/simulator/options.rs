@@ -52,6 +52,8 @@ pub struct Options {
     pub next_page_no: bool,
     /// `nextPage` is always true, and behind its last page a search shows that one again.
     pub repeats_last_page: bool,
+    /// `pageSize` tells how many results the page shows, rather than how many it could.
+    pub page_size_as_shown: bool,
     /// Pages that end beyond this many results are refused, as search engines do.
     pub result_window: Option<usize>,
     /// How many requests a tenant may make.
@@ -204,6 +206,7 @@ impl Default for Options {
             search_by_id: true,
             next_page_no: true,
             repeats_last_page: false,
+            page_size_as_shown: false,
             result_window: None,
             allowance: Allowance::default(),
             quoted_headers: false,

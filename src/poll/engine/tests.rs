@@ -15,6 +15,8 @@ struct Server {
     answers_by_id: bool,
     /// Behind its last page it shows that one again, and says of each that there is a next one.
     repeats: bool,
+    /// It says of each page that its size is what it shows.
+    size_as_shown: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -220,7 +222,11 @@ impl Run {
             shown: shown.len(),
             unreadable: 0,
             total: result.len() as u64,
-            page_size: size as u64,
+            page_size: if self.server.size_as_shown {
+                shown.len() as u64
+            } else {
+                size as u64
+            },
             next: ((repeats || from + shown.len() < result.len()) && !shown.is_empty())
                 .then_some(page_no + 1),
         };
@@ -406,9 +412,11 @@ proptest! {
         start in 0u8..60,
         turns in proptest::collection::vec(turn(), 0..120),
         repeats in proptest::bool::weighted(0.2),
+        size_as_shown in proptest::bool::weighted(0.2),
     ) {
         let mut run = Run::new(by_updated, page_size, answers_by_id);
         run.server.repeats = repeats;
+        run.server.size_as_shown = size_as_shown;
         run.server.act(&Act::Open(start));
         for turn in turns {
             for act in &turn.acts {

@@ -72,15 +72,19 @@ impl World {
             Sort::Ts => "ts",
             Sort::Id => "id",
         };
+        let mut envelope = self.envelope(
+            order_by,
+            params.page_no,
+            params.page_size,
+            params.descending,
+            total,
+        );
+        if self.options.page_size_as_shown {
+            envelope.page_size = slots.len();
+        }
         Ok(Page {
             items: slots.into_iter().map(|slot| self.item(slot)).collect(),
-            envelope: self.envelope(
-                order_by,
-                params.page_no,
-                params.page_size,
-                params.descending,
-                total,
-            ),
+            envelope,
             offset_minutes: self.options.offset_minutes,
             padding: self.options.padding,
         })

@@ -473,6 +473,25 @@ fn the_last_page_can_come_again_and_again() {
 }
 
 #[test]
+fn the_size_of_a_page_can_be_what_it_shows() {
+    let mut world = world();
+    world
+        .open_many("client_1", 3, &Spec::default(), at(0))
+        .unwrap();
+    let mut options = world.options().clone();
+    options.page_size_as_shown = true;
+    world.set_options(options, at(0));
+    let size = |world: &mut World, number| {
+        let query = format!("pageNo={number}&pageSize=2&queryString=actions:OPEN");
+        json(&search(world, &query))["pageSize"].clone()
+    };
+    assert_eq!(
+        (size(&mut world, 1), size(&mut world, 2)),
+        (2.into(), 1.into())
+    );
+}
+
+#[test]
 fn old_alerts_at_the_start_share_seconds_but_not_ids() {
     let mut options = Options::default();
     options.tenants[0].alerts = 1000;
