@@ -48,6 +48,9 @@ pub(super) struct FullRead {
 /// How often a reading begins again, before it makes do with pages whose sizes go up and down.
 const RESTARTS: u32 = 3;
 
+/// Pages that are read again at most: those of a million alerts, a hundred a page. A total may be any number.
+const MAX_PATIENCE: u64 = 10_000;
+
 /// What comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Flow {
@@ -116,7 +119,8 @@ impl FullRead {
         }
         if self.page_size.is_none() {
             // As many again as there are pages, and a few for short results.
-            self.patience = facts.total.div_ceil(facts.page_size.max(1)) + 8;
+            let pages = facts.total.div_ceil(facts.page_size.max(1));
+            self.patience = pages.min(MAX_PATIENCE) + 8;
         }
         // Some servers tell as the size how many results they show: of the last page, that is no size.
         if facts.next.is_some() || self.page_size.is_none() {
@@ -132,7 +136,9 @@ impl FullRead {
         self.again.remove(&facts.page);
         if fell > 0 && facts.page > 1 {
             let pages = fell.div_ceil(facts.page_size.max(1));
-            for page in facts.page.saturating_sub(pages).max(1)..facts.page {
+            let last = facts.total.div_ceil(facts.page_size.max(1));
+            let end = facts.page.min(last.saturating_add(1));
+            for page in facts.page.saturating_sub(pages).max(1)..end {
                 if self.patience == 0 {
                     self.sound = false;
                     break;
@@ -219,8 +225,9 @@ mod tests {
         assert_eq!(pages(&totals, 4).0, [1, 2, 3, 2, 4]);
         // At the last page, too.
         assert_eq!(pages(&[40, 40, 40, 39, 39], 4).0, [1, 2, 3, 4, 3]);
-        // More than a page left at once: as many pages back.
+        // More than a page left at once: as many pages back, as far as there still are as many.
         assert_eq!(pages(&[40, 40, 40, 25, 25, 25], 4).0, [1, 2, 3, 4, 2, 3]);
+        assert_eq!(pages(&[40, 40, 40, 5, 5], 4).0, [1, 2, 3, 4, 1]);
     }
 
     #[test]
@@ -306,6 +313,24 @@ mod tests {
         let mut read = first();
         assert_eq!(sizes(&mut read, [10, 10, 3]), [on, on, end]);
         assert_eq!(read.page_size, Some(10));
+    }
+
+    #[test]
+    fn a_total_that_falls_from_the_sky_does_not_have_countless_pages_read_again() {
+        let mut read = FullRead::new();
+        let high = Facts {
+            page_size: 1,
+            next: Some(u64::MAX / 4),
+            ..facts(1, u64::MAX, 1)
+        };
+        assert_eq!(read.read(&high, 1), Flow::Continue);
+        let low = Facts {
+            page_size: 1,
+            ..facts(u64::MAX / 4, u64::MAX / 2, 1)
+        };
+        assert_eq!(read.read(&low, 2), Flow::Continue);
+        assert_eq!(read.again.len() as u64, MAX_PATIENCE + 8);
+        assert!(!read.sound);
     }
 
     #[test]
