@@ -43,10 +43,16 @@ pub(super) struct FullRead {
     sound: bool,
     /// How many alerts had been seen by the answer before.
     seen: usize,
+    /// Pages in a row that brought no news.
+    without_news: u32,
 }
 
 /// How often a reading begins again, before it makes do with pages whose sizes go up and down.
 const RESTARTS: u32 = 3;
+
+/// Pages in a row without news after which a reading ends: twice as many as a poll reads, whose pages are
+/// no news when their turn comes.
+const WITHOUT_NEWS: u32 = 50;
 
 /// Pages that are read again at most: those of a million alerts, a hundred a page. A total may be any number.
 const MAX_PATIENCE: u64 = 10_000;
@@ -101,6 +107,7 @@ impl FullRead {
             unreadable: 0,
             sound: true,
             seen: 0,
+            without_news: 0,
         }
     }
 
@@ -154,8 +161,14 @@ impl FullRead {
             self.next = page;
             return Flow::Continue;
         }
-        // Whatever it says of a next page: a server may repeat its last one for ever.
-        let is_repeated = facts.is_behind() && !has_news && !is_again;
+        self.without_news = match (has_news, is_again) {
+            (true, _) => 0,
+            (false, true) => self.without_news,
+            (false, false) => self.without_news + 1,
+        };
+        // Whatever it says of a next page: a server may repeat its last one for ever, or look at no page number.
+        let is_repeated =
+            self.without_news > 0 && facts.is_behind() || self.without_news > WITHOUT_NEWS;
         match onwards.filter(|_| !is_repeated) {
             Some(page) => {
                 self.next = page;
@@ -269,6 +282,8 @@ mod tests {
         );
         // A server that looks at no page number.
         assert_eq!(without_end(35, |_| 10), end(false));
+        let (page, flow) = without_end(1_000_000, |_| 10);
+        assert_eq!((page, flow), (52, Flow::End { sound: false }));
     }
 
     #[test]
