@@ -141,10 +141,15 @@ impl FullRead {
         let has_news = seen > self.seen;
         self.seen = seen;
         self.again.remove(&facts.page);
+        // Pages from here on show nothing any more.
+        let end = facts
+            .total
+            .div_ceil(facts.page_size.max(1))
+            .saturating_add(1);
+        self.again.retain(|page| *page < end);
         if fell > 0 && facts.page > 1 {
             let pages = fell.div_ceil(facts.page_size.max(1));
-            let last = facts.total.div_ceil(facts.page_size.max(1));
-            let end = facts.page.min(last.saturating_add(1));
+            let end = facts.page.min(end);
             for page in facts.page.saturating_sub(pages).max(1)..end {
                 if self.patience == 0 {
                     self.sound = false;
@@ -241,6 +246,7 @@ mod tests {
         // More than a page left at once: as many pages back, as far as there still are as many.
         assert_eq!(pages(&[40, 40, 40, 25, 25, 25], 4).0, [1, 2, 3, 4, 2, 3]);
         assert_eq!(pages(&[40, 40, 40, 5, 5], 4).0, [1, 2, 3, 4, 1]);
+        assert_eq!(pages(&[40, 40, 40, 25, 5, 5], 4).0, [1, 2, 3, 4, 2, 1]);
     }
 
     #[test]

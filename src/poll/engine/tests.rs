@@ -39,6 +39,17 @@ enum Act {
     Bump(u16),
 }
 
+/// An answer that has nothing to do with what there is.
+#[derive(Clone, Debug)]
+struct Lie {
+    /// Which alerts it shows.
+    shown: Vec<prop::sample::Index>,
+    total: u64,
+    page_size: u64,
+    next: Option<u64>,
+    unreadable: usize,
+}
+
 /// What happens until and at one request.
 #[derive(Clone, Debug)]
 struct Turn {
@@ -58,6 +69,10 @@ struct Run {
     seen_at: BTreeMap<u32, u64>,
     requests: usize,
     poll_page: Option<u64>,
+    /// What the server says instead of the truth, next.
+    lie: Option<Lie>,
+    /// Whether it has ever lied: then alerts may be declared gone that are not.
+    lied: bool,
     /// A page that the engine knows already, while it is being stored.
     under_way: Option<UnderWay>,
 }
@@ -163,6 +178,8 @@ impl Run {
             seen_at: BTreeMap::new(),
             requests: 0,
             poll_page: None,
+            lie: None,
+            lied: false,
             under_way: None,
         }
     }
@@ -214,10 +231,12 @@ impl Run {
             let last = result.len().div_ceil(size).max(1);
             ((page_no as usize).min(last) - 1) * size
         } else {
-            (page_no as usize - 1) * size
+            (page_no as usize - 1)
+                .saturating_mul(size)
+                .min(result.len())
         };
-        let shown: Vec<_> = result.iter().skip(from).take(size).copied().collect();
-        let facts = Facts {
+        let mut shown: Vec<_> = result.iter().skip(from).take(size).copied().collect();
+        let mut facts = Facts {
             page: page_no,
             shown: shown.len(),
             unreadable: 0,
@@ -227,9 +246,28 @@ impl Run {
             } else {
                 size as u64
             },
-            next: ((repeats || from + shown.len() < result.len()) && !shown.is_empty())
-                .then_some(page_no + 1),
+            next: page_no
+                .checked_add(1)
+                .filter(|_| (repeats || from + shown.len() < result.len()) && !shown.is_empty()),
         };
+        if let Some(lie) = self.lie.take() {
+            self.lied = true;
+            let all: Vec<_> = self.server.alerts.iter().collect();
+            let pick = |index: &prop::sample::Index| {
+                let (id, alert) = index.get(&all);
+                (**id, **alert)
+            };
+            shown = lie.shown.iter().map(pick).collect();
+            facts = Facts {
+                page: page_no,
+                shown: shown.len() + lie.unreadable,
+                unreadable: lie.unreadable,
+                total: lie.total,
+                page_size: lie.page_size,
+                // What does not lead onwards does not come this far.
+                next: lie.next.filter(|next| *next > page_no),
+            };
+        }
         let texts: Vec<_> = shown
             .iter()
             .map(|(id, alert)| (id.to_string(), alert.state.to_string()))
@@ -325,7 +363,7 @@ impl Run {
                     if self.engine.departing(id).is_some() {
                         let alert = self.server.alerts[&number];
                         assert!(
-                            !alert.open || alert.away > self.seen_at[&number],
+                            self.lied || !alert.open || alert.away > self.seen_at[&number],
                             "{id} was declared gone and has been open since it was last seen"
                         );
                         assert!(
@@ -435,6 +473,53 @@ proptest! {
                 run.background(turn.store_fails);
             }
         }
+        run.settle();
+        run.assert_agreement();
+        prop_assert!(run.engine.is_complete());
+    }
+}
+
+fn lie() -> impl Strategy<Value = Lie> {
+    fn number() -> impl Strategy<Value = u64> {
+        prop_oneof![0..60u64, 0..10_000u64, any::<u64>(), Just(u64::MAX)]
+    }
+    (
+        proptest::collection::vec(any::<prop::sample::Index>(), 0..6),
+        number(),
+        number().prop_map(|size| size.max(1)),
+        proptest::option::weighted(0.7, number()),
+        0..3usize,
+    )
+        .prop_map(|(shown, total, page_size, next, unreadable)| Lie {
+            shown,
+            total,
+            page_size,
+            next,
+            unreadable,
+        })
+}
+
+proptest! {
+    /// Whatever nonsense a server has told: once it tells the truth again, so do we.
+    #[test]
+    fn lies_do_not_last(
+        start in 1u8..60,
+        closed in 0u8..20,
+        lies in proptest::collection::vec((any::<bool>(), lie()), 0..100),
+    ) {
+        let mut run = Run::new(false, 7, true);
+        run.server.act(&Act::Open(start));
+        run.server.act(&Act::CloseMany(0, closed));
+        for (poll, lie) in lies {
+            run.lie = Some(lie);
+            if poll || run.poll_page.is_some() {
+                run.poll(false);
+            } else {
+                run.background(false);
+            }
+            run.lie = None;
+        }
+        run.settle();
         run.settle();
         run.assert_agreement();
         prop_assert!(run.engine.is_complete());
