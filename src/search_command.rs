@@ -9,6 +9,7 @@ use crate::{
     cli::{Output, Search},
     config::Config,
     opsramp::{Client, Endpoint, Observer, Page, RateLimit, SearchRequest, Urgency, alert::Alert},
+    poll::Facts,
 };
 
 use progress::Progress;
@@ -71,9 +72,8 @@ async fn read(config: &Config, search: &Search) -> anyhow::Result<()> {
                     .iter()
                     .map(|alert| alert.id.clone().into_owned())
                     .collect();
-                let size = page.page_size.unwrap_or(page_size.into());
                 // Whatever it says of a next page: a server may repeat its last one for ever.
-                if (page_no - 1).saturating_mul(size) >= page.total_results && ids == before {
+                if Facts::of(&request, &page).is_behind() && ids == before {
                     break;
                 }
                 before = ids;

@@ -440,7 +440,7 @@ impl Engine {
         match read.read(facts, seen) {
             Flow::Continue => {}
             Flow::Restart => {
-                let read = read.again();
+                let read = read.restarted();
                 self.begin(read, now);
             }
             Flow::End { sound } => {

@@ -8,6 +8,8 @@
 
 use std::collections::BTreeSet;
 
+use crate::opsramp::{Page, SearchRequest};
+
 /// What an answer tells about itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Facts {
@@ -71,14 +73,31 @@ pub(super) enum Flow {
 // === impl Facts ===
 
 impl Facts {
+    /// What the answer to a request tells.
+    pub(crate) fn of(request: &SearchRequest, page: &Page<'_>) -> Self {
+        Self {
+            page: request.page,
+            shown: page.alerts.len() + page.unreadable,
+            unreadable: page.unreadable,
+            total: page.total_results,
+            page_size: page.page_size.unwrap_or(request.page_size.into()),
+            next: page.next_page,
+        }
+    }
+
     /// Whether this one answer is the whole result.
     pub(super) fn is_whole(&self) -> bool {
         self.page == 1 && self.next.is_none() && self.shown as u64 >= self.total
     }
 
     /// Whether the page lies behind the whole result, going by its size and the total.
-    fn is_behind(&self) -> bool {
-        self.page.saturating_sub(1).saturating_mul(self.page_size) >= self.total
+    pub(crate) fn is_behind(&self) -> bool {
+        self.page > self.pages()
+    }
+
+    /// How many pages the result has.
+    fn pages(&self) -> u64 {
+        self.total.div_ceil(self.page_size.max(1))
     }
 }
 
@@ -87,27 +106,26 @@ impl Facts {
 impl FullRead {
     /// Begins at the first page.
     pub(super) fn new() -> Self {
-        Self::begun_again(0)
-    }
-
-    /// The same, after [`Flow::Restart`].
-    pub(super) fn again(&self) -> Self {
-        Self::begun_again(self.restarts + 1)
-    }
-
-    fn begun_again(restarts: u32) -> Self {
         Self {
             next: 1,
             resume: None,
             again: BTreeSet::new(),
             last_total: None,
             page_size: None,
-            restarts,
+            restarts: 0,
             patience: 0,
             unreadable: 0,
             sound: true,
             seen: 0,
             without_news: 0,
+        }
+    }
+
+    /// The same, after [`Flow::Restart`].
+    pub(super) fn restarted(&self) -> Self {
+        Self {
+            restarts: self.restarts + 1,
+            ..Self::new()
         }
     }
 
@@ -126,11 +144,10 @@ impl FullRead {
         }
         if self.page_size.is_none() {
             // As many again as there are pages, and a few for short results.
-            let pages = facts.total.div_ceil(facts.page_size.max(1));
-            self.patience = pages.min(MAX_PATIENCE) + 8;
+            self.patience = facts.pages().min(MAX_PATIENCE) + 8;
         }
         // Some servers tell as the size how many results they show: of the last page, that is no size.
-        if facts.next.is_some() || self.page_size.is_none() {
+        if facts.next.is_some() {
             self.page_size = Some(facts.page_size);
         }
         self.unreadable += facts.unreadable;
@@ -141,16 +158,13 @@ impl FullRead {
         let has_news = seen > self.seen;
         self.seen = seen;
         self.again.remove(&facts.page);
-        // Pages from here on show nothing any more.
-        let end = facts
-            .total
-            .div_ceil(facts.page_size.max(1))
-            .saturating_add(1);
-        self.again.retain(|page| *page < end);
+        // What lies behind the last page shows nothing any more.
+        let last = facts.pages();
+        self.again.retain(|page| *page <= last);
         if fell > 0 && facts.page > 1 {
             let pages = fell.div_ceil(facts.page_size.max(1));
-            let end = facts.page.min(end);
-            for page in facts.page.saturating_sub(pages).max(1)..end {
+            let before = facts.page - 1;
+            for page in facts.page.saturating_sub(pages).max(1)..=before.min(last) {
                 if self.patience == 0 {
                     self.sound = false;
                     break;
@@ -166,11 +180,11 @@ impl FullRead {
             self.next = page;
             return Flow::Continue;
         }
-        self.without_news = match (has_news, is_again) {
-            (true, _) => 0,
-            (false, true) => self.without_news,
-            (false, false) => self.without_news + 1,
-        };
+        if has_news {
+            self.without_news = 0;
+        } else if !is_again {
+            self.without_news += 1;
+        }
         // Whatever it says of a next page: a server may repeat its last one for ever, or look at no page number.
         let is_repeated =
             self.without_news > 0 && facts.is_behind() || self.without_news > WITHOUT_NEWS;
@@ -360,7 +374,7 @@ mod tests {
         let mut restarts = 0;
         loop {
             match sizes(&mut read, [8, 9, 8]) {
-                [_, Flow::Restart, _] => read = read.again(),
+                [_, Flow::Restart, _] => read = read.restarted(),
                 [.., end] => {
                     assert_eq!((restarts, end), (RESTARTS, Flow::End { sound: false }));
                     break;

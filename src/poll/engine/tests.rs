@@ -227,14 +227,13 @@ impl Run {
         }
         let size = self.server.page_size;
         let repeats = self.server.repeats;
-        let from = if repeats {
-            let last = result.len().div_ceil(size).max(1);
-            ((page_no as usize).min(last) - 1) * size
+        let last = result.len().div_ceil(size).max(1);
+        let page = if repeats {
+            last.min(page_no as usize)
         } else {
-            (page_no as usize - 1)
-                .saturating_mul(size)
-                .min(result.len())
+            page_no as usize
         };
+        let from = (page - 1).saturating_mul(size).min(result.len());
         let mut shown: Vec<_> = result.iter().skip(from).take(size).copied().collect();
         let mut facts = Facts {
             page: page_no,
@@ -378,6 +377,15 @@ impl Run {
         task.is_some()
     }
 
+    /// One request, if there is one to make: of a poll that is asked for or under way, else of the background.
+    fn go_on(&mut self, poll: bool, store_fails: bool) {
+        if poll || self.poll_page.is_some() {
+            self.poll(store_fails);
+        } else {
+            self.background(store_fails);
+        }
+    }
+
     fn settle(&mut self) {
         for _ in 0..4 {
             self.now += Duration::from_secs(600);
@@ -467,11 +475,7 @@ proptest! {
                 run.poll_page = None;
                 continue;
             }
-            if turn.poll || run.poll_page.is_some() {
-                run.poll(turn.store_fails);
-            } else {
-                run.background(turn.store_fails);
-            }
+            run.go_on(turn.poll, turn.store_fails);
         }
         run.settle();
         run.assert_agreement();
@@ -512,11 +516,7 @@ proptest! {
         run.server.act(&Act::CloseMany(0, closed));
         for (poll, lie) in lies {
             run.lie = Some(lie);
-            if poll || run.poll_page.is_some() {
-                run.poll(false);
-            } else {
-                run.background(false);
-            }
+            run.go_on(poll, false);
             run.lie = None;
         }
         run.settle();

@@ -96,14 +96,7 @@ impl Running {
             );
         }
         let sightings = reading::sightings(&page.alerts);
-        let facts = Facts {
-            page: request.page,
-            shown: page.alerts.len() + page.unreadable,
-            unreadable: page.unreadable,
-            total: page.total_results,
-            page_size: page.page_size.unwrap_or(request.page_size.into()),
-            next: page.next_page,
-        };
+        let facts = Facts::of(request, &page);
         let delta = self.engine.compare(&sightings);
         let ordinals = if self.has_departed && !delta.opened.is_empty() {
             let search = &self.search;

@@ -18,6 +18,22 @@ fn world() -> World {
     World::new(Options::default(), at(0))
 }
 
+fn change(world: &mut World, change: impl FnOnce(&mut Options)) {
+    let mut options = world.options().clone();
+    change(&mut options);
+    world.set_options(options, at(0));
+}
+
+/// A world with three open alerts, and another option.
+fn three_alerts(option: impl FnOnce(&mut Options)) -> World {
+    let mut world = world();
+    world
+        .open_many("client_1", 3, &Spec::default(), at(0))
+        .unwrap();
+    change(&mut world, option);
+    world
+}
+
 fn params(text: &str) -> SearchParams {
     let pairs: Vec<(String, String)> = text
         .split('&')
@@ -342,9 +358,7 @@ fn an_own_id_is_found_and_not_given_twice() {
 #[test]
 fn a_page_beyond_the_result_window_is_refused() {
     let mut world = world();
-    let mut options = world.options().clone();
-    options.result_window = Some(10);
-    world.set_options(options, at(0));
+    change(&mut world, |options| options.result_window = Some(10));
     let at_the_edge = world.search("client_1", &params("pageSize=5&pageNo=2"), at(0));
     assert!(at_the_edge.is_ok());
     let beyond = world.search("client_1", &params("pageSize=5&pageNo=3"), at(0));
@@ -366,9 +380,9 @@ fn partners_have_an_allowance_of_their_own() {
     assert_eq!(limit(&mut world, "client_1", Meter::Alerts), 500);
     assert_eq!(limit(&mut world, "msp_3", Meter::OtherPages), 150);
     assert_eq!(limit(&mut world, "msp_3", Meter::Others), 1500);
-    let mut options = world.options().clone();
-    options.allowance = Allowance::unlimited();
-    world.set_options(options, at(0));
+    change(&mut world, |options| {
+        options.allowance = Allowance::unlimited()
+    });
     assert_eq!(world.spend("client_1", Meter::AlertPages, at(0)), Ok(None));
 }
 
@@ -428,9 +442,7 @@ fn padding_makes_alerts_as_large_as_real_ones() {
             .len()
     };
     let before = size(&mut world);
-    let mut options = world.options().clone();
-    options.padding = 700;
-    world.set_options(options, at(0));
+    change(&mut world, |options| options.padding = 700);
     assert_eq!(
         size(&mut world),
         before + 10 * (700 + r#","padding":"""#.len())
@@ -439,13 +451,7 @@ fn padding_makes_alerts_as_large_as_real_ones() {
 
 #[test]
 fn the_number_of_the_next_page_can_be_left_out() {
-    let mut world = world();
-    world
-        .open_many("client_1", 3, &Spec::default(), at(0))
-        .unwrap();
-    let mut options = world.options().clone();
-    options.next_page_no = false;
-    world.set_options(options, at(0));
+    let mut world = three_alerts(|options| options.next_page_no = false);
     let page = json(&search(&mut world, "pageSize=2&queryString=actions:OPEN"));
     assert_eq!(page["nextPage"], true);
     assert!(page.get("nextPageNo").is_none());
@@ -453,13 +459,7 @@ fn the_number_of_the_next_page_can_be_left_out() {
 
 #[test]
 fn the_last_page_can_come_again_and_again() {
-    let mut world = world();
-    world
-        .open_many("client_1", 3, &Spec::default(), at(0))
-        .unwrap();
-    let mut options = world.options().clone();
-    options.repeats_last_page = true;
-    world.set_options(options, at(0));
+    let mut world = three_alerts(|options| options.repeats_last_page = true);
     let mut page = |number| {
         let query = format!("pageNo={number}&pageSize=2&queryString=actions:OPEN");
         json(&search(&mut world, &query))
@@ -474,13 +474,7 @@ fn the_last_page_can_come_again_and_again() {
 
 #[test]
 fn the_size_of_a_page_can_be_what_it_shows() {
-    let mut world = world();
-    world
-        .open_many("client_1", 3, &Spec::default(), at(0))
-        .unwrap();
-    let mut options = world.options().clone();
-    options.page_size_as_shown = true;
-    world.set_options(options, at(0));
+    let mut world = three_alerts(|options| options.page_size_as_shown = true);
     let size = |world: &mut World, number| {
         let query = format!("pageNo={number}&pageSize=2&queryString=actions:OPEN");
         json(&search(world, &query))["pageSize"].clone()
