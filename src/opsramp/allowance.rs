@@ -2,8 +2,8 @@
 //!
 //! Three things feed it: our own ceiling, the `X-RateLimit-*` headers, and 429 with
 //! `Retry-After`. [`Window`] is the pure rule; [`Allowance`] lets callers wait for it, first come
-//! first served, polls before full reads, and evenly spread where polls alone want more than there
-//! is. Points in time that the server tells are turned into
+//! first served, polls before their further pages and full reads, and evenly spread where polls alone
+//! want more than there is. Points in time that the server tells are turned into
 //! durations by the server's own `Date`, so that clocks may differ.
 
 use std::{
@@ -25,6 +25,8 @@ use crate::http_date;
 const MINUTE: Duration = Duration::from_secs(60);
 /// A server that asks for a longer pause is asked again after this one.
 const MAX_PAUSE: Duration = Duration::from_secs(5 * 60);
+/// By how much the reset of one window differs from answer to answer: it is told in whole seconds.
+const JITTER: Duration = Duration::from_secs(2);
 /// The pause after a 429 that does not say how long.
 const UNTOLD_PAUSE: Duration = Duration::from_secs(15);
 
@@ -33,6 +35,8 @@ const UNTOLD_PAUSE: Duration = Duration::from_secs(15);
 pub enum Urgency {
     /// A poll: new alerts wait for it.
     Poll,
+    /// A poll's further pages: the news of one search leave the polls of the others what they need.
+    News,
     /// A full read or what follows from it: takes what polls leave.
     Background,
 }
@@ -47,8 +51,8 @@ pub(super) struct Window {
     /// counts a request when it arrives, which is before that: so a minute after the answer it is
     /// surely forgotten.
     answered: VecDeque<(Instant, Urgency)>,
-    polls_in_flight: u32,
-    background_in_flight: u32,
+    /// Requests that are not answered yet, by what they are for.
+    in_flight: [u32; 3],
     last_poll: Option<Instant>,
     /// What the server said is left, and until when.
     told: Option<Told>,
@@ -84,6 +88,7 @@ pub(super) struct Allowance {
     reserved: AtomicU32,
     /// Held by whoever is next.
     polls: tokio::sync::Mutex<()>,
+    news: tokio::sync::Mutex<()>,
     background: tokio::sync::Mutex<()>,
 }
 
@@ -109,21 +114,20 @@ impl Window {
             ceiling: ceiling.max(1),
             told_limit: None,
             answered: VecDeque::new(),
-            polls_in_flight: 0,
-            background_in_flight: 0,
+            in_flight: [0; 3],
             last_poll: None,
             told: None,
             paused_until: None,
         }
     }
 
-    /// Takes a request out of the allowance, leaving `keep` of them to others; or says when to try
+    /// Takes a request out of the allowance, of which polls need `polls` a minute; or says when to try
     /// again.
     pub(super) fn take(
         &mut self,
         now: Instant,
         urgency: Urgency,
-        keep: u32,
+        polls: u32,
     ) -> Result<(), Instant> {
         while self
             .answered
@@ -142,24 +146,12 @@ impl Window {
             self.told = None;
         }
         let limit = self.limit();
-        let used = count(self.answered.len()) + self.in_flight();
-        let keep = if keep <= limit - self.tenth() {
-            keep
-        } else {
-            // However much polls need, full reads have a tenth: they must come to an end.
-            let ours = |of: &&(Instant, Urgency)| of.1 == urgency;
-            let answered = count(self.answered.iter().filter(ours).count());
-            let over = (answered + self.background_in_flight).checked_sub(self.tenth());
-            if let Some(over) = over {
-                let frees = self.answered.iter().filter(ours).nth(over as usize);
-                return Err(later(frees, now));
-            }
-            0
-        };
-        if used + keep >= limit {
-            let frees = self.answered.get((used + keep - limit) as usize);
+        let used = count(self.answered.len()) + self.all_in_flight();
+        if used >= limit {
+            let frees = self.answered.get((used - limit) as usize);
             return Err(later(frees, now));
         }
+        let keep = self.within_part(urgency, polls, now)?;
         if let Some(told) = &mut self.told {
             // What others used shows in the server's count; near the reset less must be kept.
             let left = told.resets_at - now;
@@ -169,11 +161,45 @@ impl Window {
             }
             told.remaining -= 1;
         }
-        *self.in_flight_of(urgency) += 1;
+        self.in_flight[urgency as usize] += 1;
         if urgency == Urgency::Poll {
             self.last_poll = Some(now);
         }
         Ok(())
+    }
+
+    /// Whether there is a request left in the part of those who are less urgent than polls; and how many
+    /// a minute they are to leave.
+    fn within_part(&self, urgency: Urgency, polls: u32, now: Instant) -> Result<u32, Instant> {
+        let limit = self.limit();
+        // However much polls need, a burst of new alerts has a quarter, and full reads have a tenth:
+        // both must come to an end. Full reads leave a fifth for such a burst.
+        let (others, burst, least): (&[Urgency], u32, u32) = match urgency {
+            Urgency::Poll => return Ok(0),
+            Urgency::News => (&[Urgency::Poll], self.tenth(), limit.div_ceil(4)),
+            Urgency::Background => (&[Urgency::Poll, Urgency::News], limit / 5, self.tenth()),
+        };
+        let had = self.used_for(urgency);
+        if had < least {
+            return Ok(if polls + least <= limit { polls } else { 0 });
+        }
+        let keep = polls.saturating_add(burst);
+        // What polls have had is a part of what is kept for them.
+        let theirs: u32 = others.iter().map(|other| self.used_for(*other)).sum();
+        let part = limit.saturating_sub(theirs.max(keep)).max(least);
+        match had.checked_sub(part) {
+            None => Ok(keep),
+            Some(over) => Err(later(self.answered_for(urgency).nth(over as usize), now)),
+        }
+    }
+
+    /// Requests of the last minute that were for that, those in flight included.
+    fn used_for(&self, urgency: Urgency) -> u32 {
+        count(self.answered_for(urgency).count()) + self.in_flight[urgency as usize]
+    }
+
+    fn answered_for(&self, urgency: Urgency) -> impl Iterator<Item = &(Instant, Urgency)> {
+        self.answered.iter().filter(move |of| of.1 == urgency)
     }
 
     /// Whether a poll keeps its distance from the one before; else says when it does.
@@ -205,15 +231,8 @@ impl Window {
         spacing
     }
 
-    fn in_flight(&self) -> u32 {
-        self.polls_in_flight + self.background_in_flight
-    }
-
-    fn in_flight_of(&mut self, urgency: Urgency) -> &mut u32 {
-        match urgency {
-            Urgency::Poll => &mut self.polls_in_flight,
-            Urgency::Background => &mut self.background_in_flight,
-        }
+    fn all_in_flight(&self) -> u32 {
+        self.in_flight.iter().sum()
     }
 
     fn tenth(&self) -> u32 {
@@ -229,7 +248,7 @@ impl Window {
 
     /// A request was answered, or given up.
     pub(super) fn give_back(&mut self, now: Instant, urgency: Urgency) {
-        let in_flight = self.in_flight_of(urgency);
+        let in_flight = &mut self.in_flight[urgency as usize];
         *in_flight = in_flight.saturating_sub(1);
         self.answered.push_back((now, urgency));
     }
@@ -241,11 +260,12 @@ impl Window {
         }
         let resets_in = hints.resets_in.map(|wait| wait.min(MAX_PAUSE));
         if let (Some(remaining), Some(wait)) = (hints.remaining, resets_in) {
-            let remaining = remaining.saturating_sub(self.in_flight().saturating_sub(1));
+            let remaining = remaining.saturating_sub(self.all_in_flight().saturating_sub(1));
             let resets_at = now + wait;
-            // Answers overtake each other: within one window only the lowest count is true.
+            // Answers overtake each other: within one window only the lowest count is true. Where the
+            // reset moves on, it is another window, or one that slides.
             let same_window = |told: &Told| {
-                told.resets_at.max(resets_at) - told.resets_at.min(resets_at) < MINUTE / 2
+                resets_at < told.resets_at + JITTER && told.resets_at < resets_at + MINUTE / 2
             };
             self.told = Some(match self.told {
                 Some(told) if same_window(&told) => Told {
@@ -328,6 +348,7 @@ impl Allowance {
             window: Mutex::new(Window::new(ceiling)),
             reserved: AtomicU32::new(0),
             polls: tokio::sync::Mutex::default(),
+            news: tokio::sync::Mutex::default(),
             background: tokio::sync::Mutex::default(),
         }
     }
@@ -348,6 +369,7 @@ impl Allowance {
         };
         let queue = match urgency {
             Urgency::Poll => &self.polls,
+            Urgency::News => &self.news,
             Urgency::Background => &self.background,
         };
         let _turn = queue.lock().await;
@@ -368,27 +390,15 @@ impl Allowance {
     }
 
     fn take(&self, now: Instant, urgency: Urgency) -> Result<(), Instant> {
-        let keep = self.keep(urgency);
+        let reserved = self.reserved.load(Ordering::Relaxed);
         let mut window = self.window();
         if urgency == Urgency::Poll {
-            let wanted = f64::from(self.reserved.load(Ordering::Relaxed)) / 1000.0;
+            let wanted = f64::from(reserved) / 1000.0;
             // Whoever waits in the background holds its turn.
             let shared = self.background.try_lock().is_err();
             window.pace(now, wanted, shared)?;
         }
-        window.take(now, urgency, keep)
-    }
-
-    /// How many requests full reads leave to polls.
-    fn keep(&self, urgency: Urgency) -> u32 {
-        match urgency {
-            Urgency::Poll => 0,
-            Urgency::Background => {
-                // What they need at their intervals, and a fifth for a burst of new alerts.
-                let burst = self.window().limit() / 5;
-                self.reserved.load(Ordering::Relaxed).div_ceil(1000) + burst
-            }
-        }
+        window.take(now, urgency, reserved.div_ceil(1000))
     }
 
     pub(super) fn learn(&self, hints: &Hints) {
@@ -558,19 +568,17 @@ mod tests {
         let start = Instant::now();
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut window = Window::new(3);
-        window.take(start, Urgency::Poll, 0).unwrap();
+        window.take(start, Urgency::Background, 2).unwrap();
         assert_eq!(
             window.take(start, Urgency::Background, 2),
             Err(at(0) + Duration::from_millis(100))
         );
-        window.give_back(start, Urgency::Poll);
+        window.give_back(start, Urgency::Background);
         for seconds in [10, 20] {
             window.take(at(seconds), Urgency::Poll, 0).unwrap();
             window.give_back(at(seconds), Urgency::Poll);
         }
         assert_eq!(window.take(at(30), Urgency::Poll, 0), Err(at(60)));
-        assert_eq!(window.take(at(30), Urgency::Background, 1), Err(at(70)));
-        assert_eq!(window.take(at(30), Urgency::Background, 2), Err(at(80)));
         assert_eq!(window.take(at(60), Urgency::Poll, 0), Ok(()));
         assert_eq!(
             window.take(at(61), Urgency::Poll, 0),
@@ -592,12 +600,29 @@ mod tests {
         assert_eq!(left(&told(9, 20), start), (9, seconds(20)));
         assert_eq!(left(&told(12, 21), start), (9, seconds(21)), "overtaken");
         assert_eq!(left(&told(7, 20), start), (7, seconds(21)));
-        assert_eq!(left(&told(40, 50), start), (7, seconds(50)), "29 s apart");
+        assert_eq!(
+            left(&told(40, 0), start),
+            (7, seconds(21)),
+            "long overtaken"
+        );
+        assert_eq!(left(&told(30, 23), start), (30, seconds(23)), "it slides");
         assert_eq!(
             left(&told(40, 80), start),
             (40, seconds(80)),
             "a new window"
         );
+    }
+
+    #[test]
+    fn a_window_that_slides_does_not_run_out() {
+        let start = Instant::now();
+        let mut window = Window::new(50);
+        for seconds in (0..600).step_by(5) {
+            let now = start + Duration::from_secs(seconds);
+            assert_eq!(window.take(now, Urgency::Poll, 12), Ok(()), "{seconds}");
+            window.give_back(now, Urgency::Poll);
+            window.learn(&told(49, 60), now);
+        }
     }
 
     #[test]
@@ -656,18 +681,75 @@ mod tests {
         assert_eq!(part.rate_limit(), None);
     }
 
+    /// How many requests there are at once.
+    fn at_once(window: &mut Window, now: Instant, urgency: Urgency, polls: u32) -> usize {
+        std::iter::from_fn(|| window.take(now, urgency, polls).ok()).count()
+    }
+
     #[test]
     fn full_reads_leave_what_polls_need_and_a_fifth() {
+        let now = Instant::now();
+        for (polls, left) in [(0, 40), (7, 33), (20, 20), (34, 6), (36, 5), (60, 5)] {
+            let mut window = Window::new(50);
+            let background = Urgency::Background;
+            assert_eq!(
+                at_once(&mut window, now, background, polls),
+                left,
+                "{polls}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_news_of_one_search_leave_the_polls_of_the_others_what_they_need() {
+        let now = Instant::now();
+        for (polls, left) in [(0, 45), (12, 33), (32, 13), (33, 13), (100, 13)] {
+            let mut window = Window::new(50);
+            assert_eq!(
+                at_once(&mut window, now, Urgency::News, polls),
+                left,
+                "{polls}"
+            );
+            let rest = at_once(&mut window, now, Urgency::Poll, 0);
+            assert_eq!(rest, 50 - left, "{polls}");
+        }
+    }
+
+    #[test]
+    fn polls_that_were_made_are_part_of_what_is_kept_for_them() {
+        let start = Instant::now();
+        for polls in [1, 10, 20, 30, 35, 45, 60] {
+            let mut window = Window::new(50);
+            let mut background = 0;
+            for tenth in 0..3000 {
+                let now = start + Duration::from_millis(100 * tenth);
+                if tenth % (600 / polls) == 0 && window.take(now, Urgency::Poll, 0).is_ok() {
+                    window.give_back(now, Urgency::Poll);
+                }
+                if window.take(now, Urgency::Background, polls as u32).is_ok() {
+                    window.give_back(now, Urgency::Background);
+                    background += 1;
+                }
+            }
+            let part = 40u64.saturating_sub(polls).max(5);
+            assert!(
+                (5 * part - 1..=6 * part).contains(&background),
+                "{polls}: {background}"
+            );
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_search_is_reserved_as_long_as_it_is_polled() {
         let allowance = Arc::new(Allowance::new(50));
-        assert_eq!(allowance.keep(Urgency::Poll), 0);
-        assert_eq!(allowance.keep(Urgency::Background), 10);
+        let reserved = || allowance.reserved.load(Ordering::Relaxed);
         let every_ten_seconds = allowance.reserve(Duration::from_secs(10));
         let every_two_minutes = allowance.reserve(Duration::from_secs(120));
-        assert_eq!(allowance.keep(Urgency::Background), 7 + 10);
+        assert_eq!(reserved(), 6_500);
         drop(every_ten_seconds);
-        assert_eq!(allowance.keep(Urgency::Background), 1 + 10);
+        assert_eq!(reserved(), 500);
         drop(every_two_minutes);
-        assert_eq!(allowance.keep(Urgency::Background), 10);
+        assert_eq!(reserved(), 0);
     }
 
     #[tokio::test(start_paused = true)]
@@ -689,10 +771,8 @@ mod tests {
         let at = |seconds| start + Duration::from_secs(seconds);
         let mut window = Window::new(500);
         window.learn(&told(20, 30), start);
-        let mut takes =
-            |now| std::iter::from_fn(|| window.take(now, Urgency::Background, 20).ok()).count();
-        assert_eq!(takes(start), 10);
-        assert_eq!(takes(at(15)), 5);
+        assert_eq!(at_once(&mut window, start, Urgency::Background, 20), 10);
+        assert_eq!(at_once(&mut window, at(15), Urgency::Background, 20), 5);
         assert_eq!(window.take(at(15), Urgency::Background, 20), Err(at(30)));
     }
 
@@ -749,8 +829,8 @@ mod tests {
         assert_eq!(background(at(71)), Ok(()));
         assert_eq!(background(at(71)), Err(at(72)));
         // With what polls leave it may do as it likes.
-        assert_eq!(window.take(at(71), Urgency::Background, 44), Ok(()));
-        assert_eq!(window.take(at(71), Urgency::Background, 44), Err(at(72)));
+        assert_eq!(window.take(at(71), Urgency::Background, 34), Ok(()));
+        assert_eq!(window.take(at(71), Urgency::Background, 34), Err(at(72)));
     }
 
     #[test]
@@ -840,16 +920,15 @@ mod tests {
         #[test]
         fn no_minute_holds_more_than_the_limit(
             limit in 1u32..60,
-            steps in proptest::collection::vec((0u64..3_000, 0u64..2_000, 0u32..80), 1..400),
+            steps in proptest::collection::vec((0u64..3_000, 0u64..2_000, 0usize..3, 0u32..60), 1..400),
         ) {
             let mut now = Instant::now();
             let mut window = Window::new(limit);
             let mut arrivals = Vec::new();
-            for (pause, latency, keep) in steps {
+            for (pause, latency, urgency, polls) in steps {
                 now += Duration::from_millis(pause);
-                let urgency = if keep < 20 { Urgency::Poll } else { Urgency::Background };
-                let keep = keep.saturating_sub(20);
-                match window.take(now, urgency, keep) {
+                let urgency = [Urgency::Poll, Urgency::News, Urgency::Background][urgency];
+                match window.take(now, urgency, polls) {
                     Ok(()) => {
                         // The earliest and the latest moment that the server may have counted it.
                         arrivals.push(now + Duration::from_millis(latency / 2));
@@ -866,16 +945,12 @@ mod tests {
         }
 
         #[test]
-        fn full_reads_leave_polls_their_part_and_come_to_an_end(limit in 1u32..200, keep in 0u32..400) {
+        fn full_reads_leave_polls_their_part_and_come_to_an_end(limit in 1u32..200, polls in 0u32..400) {
             let now = Instant::now();
             let mut window = Window::new(limit);
-            let mut background = 0;
-            while window.take(now, Urgency::Background, keep).is_ok() {
-                background += 1;
-            }
-            prop_assert!(background >= 1);
-            prop_assert!(background >= limit.saturating_sub(keep));
-            prop_assert!(background <= limit.saturating_sub(keep).max(limit.div_ceil(10)));
+            let background = at_once(&mut window, now, Urgency::Background, polls);
+            let left = limit.saturating_sub(polls + limit / 5).max(limit.div_ceil(10));
+            prop_assert_eq!(background, left as usize);
         }
     }
 }

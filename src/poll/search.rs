@@ -467,7 +467,8 @@ impl Running {
             Purpose::Confirm(question) => query_by_id(&self.search.options.query, question),
         };
         let urgency = match &purpose {
-            Purpose::Poll => Urgency::Poll,
+            Purpose::Poll if page == 1 => Urgency::Poll,
+            Purpose::Poll => Urgency::News,
             Purpose::FullRead | Purpose::Confirm(_) => Urgency::Background,
         };
         let Asking { page_size, sorted } = self.asking;
