@@ -165,32 +165,41 @@ impl Tracker {
         self.find(id).map(|entry| self.before(entry))
     }
 
-    /// What a page changes. An alert that a page shows twice counts once.
+    /// What a page changes. Of an alert that a page shows twice, the first form counts, which is the
+    /// newer one; those that are `overtaken` by other answers change nothing.
     #[must_use]
-    pub fn compare(&self, page: &[Sighting<'_>]) -> Delta {
+    pub fn compare(&self, page: &[Sighting<'_>], overtaken: impl Fn(&str) -> bool) -> Delta {
         let mut delta = Delta::default();
-        let mut new = hashbrown::HashSet::<&str>::new();
+        // Made only where something differs.
+        let mut firsts: Option<hashbrown::HashMap<&str, usize>> = None;
+        let mut is_first = |place: usize| {
+            let firsts = firsts.get_or_insert_with(|| {
+                let places = page.iter().enumerate().rev();
+                places.map(|(place, first)| (first.id, place)).collect()
+            });
+            firsts.get(page[place].id) == Some(&place)
+        };
         for (place, sighting) in page.iter().enumerate() {
-            let last = place + 1 == page.len();
-            match self.find(sighting.id) {
-                None if new.insert(sighting.id) => delta.opened.push(place),
-                None => {}
-                Some(entry) if entry.digest == sighting.digest => delta.tail_unchanged = last,
-                Some(entry) => {
-                    let before = self.before(entry);
-                    let same = before.state.eq_ignore_ascii_case(sighting.state)
-                        && before.status.eq_ignore_ascii_case(sighting.status);
-                    // Of two forms of one alert on one page, the first is the newer.
-                    if new.insert(sighting.id) {
-                        let list = if same {
-                            &mut delta.refreshed
-                        } else {
-                            &mut delta.changed
-                        };
-                        list.push((place, before));
-                    }
-                }
+            let known = self.find(sighting.id);
+            if known.is_some_and(|entry| entry.digest == sighting.digest) {
+                delta.tail_unchanged = place + 1 == page.len();
+                continue;
             }
+            if !is_first(place) || overtaken(sighting.id) {
+                continue;
+            }
+            let Some(entry) = known else {
+                delta.opened.push(place);
+                continue;
+            };
+            let same = self.words.is(entry.state, sighting.state)
+                && self.words.is(entry.status, sighting.status);
+            let list = if same {
+                &mut delta.refreshed
+            } else {
+                &mut delta.changed
+            };
+            list.push((place, self.before(entry)));
         }
         delta
     }
@@ -208,6 +217,7 @@ impl Tracker {
             let entry = entry.get_mut();
             if entry.is_leaving() {
                 self.leaving -= 1;
+                self.groups.show(entry.group);
             }
             if entry.seen_in != reading {
                 self.seen += 1;
@@ -228,10 +238,11 @@ impl Tracker {
             return;
         };
         let (entry, _) = found.remove();
-        self.groups.remove(entry.group);
         if entry.is_leaving() {
             self.leaving -= 1;
+            self.groups.show(entry.group);
         }
+        self.groups.remove(entry.group);
         if entry.seen_in == self.reading {
             self.seen -= 1;
         }
@@ -279,6 +290,7 @@ impl Tracker {
             }
             entry.seen_in |= LEAVING;
             self.leaving += 1;
+            self.groups.hide(entry.group);
         }
     }
 
@@ -290,7 +302,7 @@ impl Tracker {
             .map(|entry| self.before(entry))
     }
 
-    /// The known alerts by group, in the order of the groups' values.
+    /// The open alerts by group, in the order of the groups' values.
     #[must_use]
     pub fn groups(&self) -> Vec<(Vec<Arc<str>>, u64)> {
         self.groups.counts()
@@ -343,6 +355,10 @@ impl Tracker {
             hash_table::Entry::Occupied(mut place) => {
                 let old = std::mem::replace(place.get_mut(), entry);
                 place.get_mut().seen_in = old.seen_in;
+                if old.is_leaving() {
+                    self.groups.show(old.group);
+                    self.groups.hide(place.get().group);
+                }
                 self.groups.remove(old.group);
                 if self.oldest == Oldest::Known(Some(old.created_at)) {
                     self.oldest = Oldest::Stale;
@@ -420,6 +436,17 @@ impl Words {
             self.0.len() - 1
         });
         WordId::try_from(place).unwrap_or(WordId::MAX)
+    }
+
+    /// Whether a word, in whatever case, is the one that is meant; of those for which there was no room
+    /// nobody can tell.
+    fn is(&self, known: WordId, word: &str) -> bool {
+        let known = usize::from(known);
+        known >= MAX_WORDS
+            || self
+                .0
+                .get(known)
+                .is_some_and(|known| known.eq_ignore_ascii_case(word))
     }
 
     fn get(&self, word: WordId) -> Arc<str> {

@@ -157,6 +157,12 @@ impl Answer {
         }
     }
 
+    /// Reads the alert that was asked for by its id; `None` where the answer is about another one.
+    #[must_use]
+    pub fn alert_with(&self, id: &str) -> Option<Alert<'_>> {
+        self.alert().ok().filter(|alert| *alert.id == *id)
+    }
+
     /// The text of the answer.
     #[must_use]
     pub fn text(&self) -> &str {

@@ -5,12 +5,14 @@
 //! it missed are really gone, and why. The caller asks, stores, and then has the engine adopt.
 
 use std::{
+    borrow::Cow,
     collections::{HashMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
 
 use tokio::time::Instant;
+use xxhash_rust::xxh3::xxh3_64;
 
 use super::full_read::{Facts, Flow, FullRead};
 use crate::track::{Before, Delta, Known, Sighting, Tracker};
@@ -23,6 +25,14 @@ const REASONS: usize = 20;
 const PATIENCE: u32 = 3;
 /// Tries to ask with a witness that may itself have just left.
 const WITNESSES: u32 = 3;
+/// Questions in a row whose answers lack every witness before the search is held to be one that cannot
+/// be asked by id.
+const UNWITNESSED: u32 = 2;
+/// A server that cannot be asked by id is tried again after so long: perhaps it was a passing fault.
+const CONFIRM_AGAIN: Duration = Duration::from_secs(60 * 60);
+/// Alerts of which an answer may lack most before a second one must agree: a mass closing is rarer than
+/// a server that shows nothing for a moment.
+const SUDDEN: usize = 20;
 /// Full reads in a row that must miss an alert before its own page is looked at, where the search
 /// cannot be asked by id.
 const DOUBT: u32 = 2;
@@ -83,6 +93,16 @@ pub enum Next {
     Done,
 }
 
+/// What was learned from others' answers since a request was sent: of these alerts its own answer may
+/// tell what is over.
+#[derive(Debug, Default)]
+struct Overtaken {
+    /// Hashes of the ids of alerts that opened, changed or left.
+    ids: HashSet<u64>,
+    /// Whether there was another answer.
+    answered: bool,
+}
+
 /// A page that was taken over before its changes were stored, to be given back if that fails.
 #[derive(Debug)]
 pub struct Ahead {
@@ -104,7 +124,13 @@ pub struct Engine {
     /// How many sound full reads in a row have missed an alert, where the server cannot be asked
     /// by id.
     suspects: HashMap<Box<str>, u32>,
-    cannot_confirm: bool,
+    /// When the server may be asked by id again; `None` where it can be.
+    confirm_again: Option<Instant>,
+    unwitnessed_in_a_row: u32,
+    /// What has overtaken the requests under way: of a poll, and of the background.
+    overtaken: [Option<Overtaken>; 2],
+    /// Whether the last poll lacked most of what there was, so that the next one must agree.
+    sudden: bool,
     witness: Option<Box<str>>,
     /// The size of a page, as the server has it.
     page_size: u64,
@@ -118,7 +144,8 @@ pub struct Engine {
     due: Option<Instant>,
     /// A full read that only the count asks for waits until then.
     rest_until: Option<Instant>,
-    unsound_in_a_row: u32,
+    /// Full reads in a row after which the totals did not add up.
+    vain_in_a_row: u32,
     surplus_in_a_row: u32,
 }
 
@@ -153,7 +180,10 @@ impl Engine {
             departed: VecDeque::new(),
             in_departed: HashSet::new(),
             suspects: HashMap::new(),
-            cannot_confirm: false,
+            confirm_again: None,
+            unwitnessed_in_a_row: 0,
+            overtaken: [None, None],
+            sudden: false,
             witness: None,
             page_size: 0,
             total: None,
@@ -162,7 +192,7 @@ impl Engine {
             reads: 0,
             due: None,
             rest_until: None,
-            unsound_in_a_row: 0,
+            vain_in_a_row: 0,
             surplus_in_a_row: 0,
         }
     }
@@ -196,11 +226,19 @@ impl Engine {
         self.reads
     }
 
+    /// Notes that a request is sent. What is learned from other answers before its own comes is newer.
+    pub fn asked(&mut self, purpose: &Purpose) {
+        self.overtaken[purpose.side()] = Some(Overtaken::default());
+    }
+
     /// What a page changes. Store what follows, then [`Engine::adopt`] it; or the other way round,
     /// where [`Engine::ahead`] allows it.
     #[must_use]
-    pub fn compare(&self, page: &[Sighting<'_>]) -> Delta {
-        self.tracker.compare(page)
+    pub fn compare(&self, purpose: &Purpose, page: &[Sighting<'_>]) -> Delta {
+        let overtaken = self.overtaken[purpose.side()].as_ref();
+        self.tracker.compare(page, |id| {
+            overtaken.is_some_and(|overtaken| overtaken.has(id))
+        })
     }
 
     /// Takes over a page whose changes have been stored.
@@ -214,17 +252,34 @@ impl Engine {
         now: Instant,
     ) -> Next {
         self.page_size = facts.page_size;
+        let side = purpose.side();
+        let overtaken = self.overtaken[side].take().unwrap_or_default();
+        if let Some(other) = &mut self.overtaken[1 - side] {
+            other.answered = true;
+            let known = known.iter().map(|known| known.sighting.id);
+            other.ids.extend(known.map(|id| xxh3_64(id.as_bytes())));
+        }
+        // One that has been found gone since is not brought back by an answer from before.
+        let is_gone = |sighting: &Sighting<'_>| {
+            overtaken.has(sighting.id) && self.tracker.leaving(sighting.id).is_some()
+        };
+        let mut current = Cow::Borrowed(page);
+        if page.iter().any(is_gone) {
+            current.to_mut().retain(|sighting| !is_gone(sighting));
+        }
         match purpose {
-            Purpose::Poll => self.adopt_poll(facts, page, delta, known, now),
+            Purpose::Poll => self.adopt_poll(facts, &current, delta, known, &overtaken, now),
             Purpose::FullRead => {
-                self.total = Some(facts.total);
-                self.tracker.adopt(known, page);
+                if !overtaken.answered {
+                    self.total = Some(facts.total);
+                }
+                self.tracker.adopt(known, &current);
                 self.adopt_full(facts, now);
                 Next::Done
             }
             Purpose::Confirm(question) => {
-                self.tracker.adopt(known, page);
-                self.adopt_confirmation(question, facts, page);
+                self.tracker.adopt(known, &current);
+                self.adopt_confirmation(question, facts, page, now);
                 Next::Done
             }
         }
@@ -287,12 +342,15 @@ impl Engine {
 
     /// Takes over what the pages of alerts said that full reads missed: of the `asked`, those that
     /// are `gone`. About the others nothing is known; the next full read asks again.
-    pub fn adopt_verdicts(&mut self, asked: &[Box<str>], gone: &HashSet<Box<str>>) {
+    ///
+    /// `in_vain`: there was no answer about any. Then the next full read asks again about all of them,
+    /// so that it does not have to wait for them.
+    pub fn adopt_verdicts(&mut self, asked: &[Box<str>], gone: &HashSet<Box<str>>, in_vain: bool) {
         let Reading::Verifying { queue } = &mut self.reading else {
             return;
         };
         queue.retain(|id| !asked.contains(id));
-        if queue.is_empty() {
+        if queue.is_empty() || in_vain {
             self.reading = Reading::Idle;
         }
         self.depart_unseen(gone);
@@ -329,9 +387,10 @@ impl Engine {
         }
     }
 
-    /// The server refused to be asked by id.
-    pub fn confirmation_refused(&mut self) {
-        self.cannot_confirm = true;
+    /// The server refused to be asked by id. It is asked so again after an hour.
+    pub fn confirmation_refused(&mut self, now: Instant) {
+        self.confirm_again = Some(now + CONFIRM_AGAIN);
+        self.unwitnessed_in_a_row = 0;
         if let Reading::Confirming { queue, asked, .. } =
             std::mem::replace(&mut self.reading, Reading::Idle)
         {
@@ -346,6 +405,7 @@ impl Engine {
         page: &[Sighting<'_>],
         delta: &Delta,
         known: Vec<Known<'_>>,
+        overtaken: &Overtaken,
         now: Instant,
     ) -> Next {
         self.total = Some(facts.total);
@@ -354,9 +414,12 @@ impl Engine {
             self.tracker.adopt(known, page);
             self.remember_witness(page);
             self.reading = Reading::Idle;
-            self.finish_reading(true, facts.unreadable, true, now);
+            // One that is shown twice stands in another one's place.
+            let sound = (self.tracker.seen() + facts.unreadable) as u64 >= facts.total;
+            self.finish_reading(sound, facts.unreadable, Some(overtaken), now);
             return Next::Done;
         }
+        self.sudden = false;
         let knew_nothing = self.tracker.is_empty();
         let idle = matches!(self.reading, Reading::Idle);
         if facts.page == 1 && idle && (knew_nothing || self.is_due(now)) {
@@ -447,22 +510,32 @@ impl Engine {
                 let took = now - *begun;
                 let unreadable = read.unreadable();
                 self.reading = Reading::Idle;
-                self.rest_until = Some(now + self.rest(sound, took));
-                self.finish_reading(sound, unreadable, false, now);
+                let nothing_is_missing = self.tracker.seen() == self.tracker.open();
+                let adds_up = (self.tracker.open() + unreadable) as u64 == facts.total;
+                let in_vain = !sound || nothing_is_missing && !adds_up;
+                self.rest_until = Some(now + self.rest(in_vain, took));
+                self.finish_reading(sound, unreadable, None, now);
             }
         }
     }
 
     /// How long to leave the allowance alone after a full read: as long as it took, and longer
     /// each time that the totals did not add up.
-    fn rest(&mut self, sound: bool, took: Duration) -> Duration {
-        self.unsound_in_a_row = if sound { 0 } else { self.unsound_in_a_row + 1 };
-        let factor = 1u32 << self.unsound_in_a_row.min(10);
+    fn rest(&mut self, in_vain: bool, took: Duration) -> Duration {
+        self.vain_in_a_row = if in_vain { self.vain_in_a_row + 1 } else { 0 };
+        let factor = 1u32 << self.vain_in_a_row.min(10);
         (took.max(self.options.interval) * factor).min(self.options.full_read_interval)
     }
 
-    /// The whole result has been read. `atomic`: by one answer, which cannot have missed anyone.
-    fn finish_reading(&mut self, sound: bool, unreadable: usize, atomic: bool, now: Instant) {
+    /// The whole result has been read. `poll`: by one answer, which cannot have missed anyone, and what
+    /// has overtaken it.
+    fn finish_reading(
+        &mut self,
+        sound: bool,
+        unreadable: usize,
+        poll: Option<&Overtaken>,
+        now: Instant,
+    ) {
         self.sound = sound;
         self.unreadable = unreadable as u64;
         self.due = Some(now + self.options.full_read_interval);
@@ -470,23 +543,29 @@ impl Engine {
             return;
         }
         self.reads += 1;
-        let missing = self.tracker.missing();
-        if missing.is_empty() {
-            self.suspects.clear();
-        } else if atomic && unreadable == 0 {
-            self.depart(missing);
-        } else {
-            self.confirm(missing.into());
+        let mut missing = self.tracker.missing();
+        let was_sudden = std::mem::take(&mut self.sudden);
+        match poll {
+            _ if missing.is_empty() => self.suspects.clear(),
+            Some(overtaken) if unreadable == 0 => {
+                self.sudden = missing.len() > SUDDEN.max(self.tracker.seen()) && !was_sudden;
+                if !self.sudden {
+                    missing.retain(|id| !overtaken.has(id));
+                    self.depart(missing);
+                }
+            }
+            _ => self.confirm(missing.into(), now),
         }
     }
 
-    fn confirm(&mut self, mut queue: VecDeque<Box<str>>) {
+    fn confirm(&mut self, mut queue: VecDeque<Box<str>>, now: Instant) {
+        let can_confirm = self.confirm_again.is_none_or(|at| now >= at);
         // The answer must fit on one page, with the witness.
         let room = usize::try_from(self.page_size.saturating_sub(1))
             .unwrap_or(CONFIRM)
             .min(CONFIRM);
         match &self.witness {
-            Some(witness) if !self.cannot_confirm && room > 0 => {
+            Some(witness) if can_confirm && room > 0 => {
                 let suspects: Vec<_> = queue.drain(..queue.len().min(room)).collect();
                 let asked = Arc::new(Question {
                     suspects,
@@ -529,6 +608,7 @@ impl Engine {
         question: &Arc<Question>,
         facts: &Facts,
         page: &[Sighting<'_>],
+        now: Instant,
     ) {
         let Reading::Confirming {
             queue,
@@ -546,7 +626,7 @@ impl Engine {
             *id == *question.witness || question.suspects.iter().any(|suspect| **suspect == *id)
         };
         if facts.next.is_some() || facts.unreadable > 0 || !shown.iter().all(|id| expected(id)) {
-            self.confirmation_refused();
+            self.confirmation_refused(now);
             return;
         }
         if !shown.contains(&*question.witness) {
@@ -561,10 +641,11 @@ impl Engine {
                     let suspects = question.suspects.clone();
                     *asked = Arc::new(Question { suspects, witness });
                 }
-                _ => self.confirmation_failed(),
+                _ => self.confirmation_failed(now),
             }
             return;
         }
+        self.unwitnessed_in_a_row = 0;
         let gone: HashSet<Box<str>> = question
             .suspects
             .iter()
@@ -575,13 +656,18 @@ impl Engine {
         self.reading = Reading::Idle;
         self.depart_unseen(&gone);
         if !queue.is_empty() {
-            self.confirm(queue);
+            self.confirm(queue, now);
         }
     }
 
-    /// No witness could be found: the next full read tries again.
-    fn confirmation_failed(&mut self) {
-        self.reading = Reading::Idle;
+    /// No witness could be found: the next full read tries again, but not for ever.
+    fn confirmation_failed(&mut self, now: Instant) {
+        self.unwitnessed_in_a_row += 1;
+        if self.unwitnessed_in_a_row >= UNWITNESSED {
+            self.confirmation_refused(now);
+        } else {
+            self.reading = Reading::Idle;
+        }
     }
 
     /// Those that a poll has seen since the reading are back.
@@ -596,6 +682,9 @@ impl Engine {
 
     fn depart(&mut self, ids: Vec<Box<str>>) {
         for id in ids {
+            for request in self.overtaken.iter_mut().flatten() {
+                request.ids.insert(xxh3_64(id.as_bytes()));
+            }
             self.tracker.set_leaving(&id);
             // One that came back and left again may still wait for its first departure.
             if self.in_departed.insert(id.clone()) {
@@ -607,6 +696,23 @@ impl Engine {
     /// The last alert of the first page: in the result, and not likely to be the next to leave it.
     fn remember_witness(&mut self, page: &[Sighting<'_>]) {
         self.witness = page.last().map(|sighting| sighting.id.into());
+    }
+}
+
+// === impl Purpose ===
+
+impl Purpose {
+    /// Who asks: each of the two has at most one request under way.
+    fn side(&self) -> usize {
+        usize::from(*self != Self::Poll)
+    }
+}
+
+// === impl Overtaken ===
+
+impl Overtaken {
+    fn has(&self, id: &str) -> bool {
+        !self.ids.is_empty() && self.ids.contains(&xxh3_64(id.as_bytes()))
     }
 }
 

@@ -21,8 +21,8 @@ pub fn sightings<'a>(alerts: &'a [Alert<'_>]) -> Vec<Sighting<'a>> {
     let sighting = |alert: &'a Alert<'_>| Sighting {
         id: &alert.id,
         digest: digest(alert, &mut strung),
-        state: word(&alert.state),
-        status: word(&alert.status),
+        state: word(&alert.state).trim(),
+        status: word(&alert.status).trim(),
     };
     alerts.iter().map(sighting).collect()
 }

@@ -110,6 +110,9 @@ struct Running {
     engine: Engine,
     under_way: Option<UnderWay>,
     asking: Asking,
+    /// Where less is asked for than is wanted: when a poll tries that again.
+    ask_fully_at: Option<Instant>,
+    confirm_failures: u32,
     grid: Grid,
     next_poll: Instant,
     poll: Option<Poll>,
@@ -129,10 +132,12 @@ struct Poll {
     began: Instant,
     requests: u64,
     events: u64,
+    /// Whether a refused request was repeated as it was.
+    repeated: bool,
 }
 
 /// How to ask, as far as the server has taught us.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Asking {
     page_size: u32,
     sorted: bool,
@@ -140,6 +145,10 @@ struct Asking {
 
 /// The page size that every documented example works with.
 const SAFE_PAGE_SIZE: u32 = 100;
+
+/// Questions by id that fail in a row, though the server answers, before the search is held to be one
+/// that cannot be asked so.
+const CONFIRM_PATIENCE: u32 = 3;
 
 /// The reason of failures that are not the API's.
 const STORE: &str = "store";
@@ -150,6 +159,14 @@ impl Search {
     /// Whether lines are written of such events.
     fn logs(&self, kind: EventKind) -> bool {
         self.shared.record.events.contains(&kind)
+    }
+
+    /// How it is asked, where the server does not refuse that.
+    fn wanted(&self) -> Asking {
+        Asking {
+            page_size: self.options.page_size,
+            sorted: true,
+        }
     }
 }
 
@@ -176,8 +193,7 @@ impl Running {
                 () = stop.cancelled() => break Ended::Stopped,
                 () = &mut relieved => break Ended::Relieved,
                 () = tokio::time::sleep_until(self.next_poll), if poll_request.is_none() => {
-                    self.begin_poll();
-                    poll_request = Some(self.page(Purpose::Poll, 1));
+                    poll_request = Some(self.begin_poll());
                 }
                 reply = ready(poll_request.as_mut()) => {
                     poll_request = self.poll_answered(reply).await;
@@ -204,14 +220,21 @@ impl Running {
 
     // --- polls
 
-    fn begin_poll(&mut self) {
+    fn begin_poll(&mut self) -> Request {
         self.search.metrics.poll_begun();
+        let now = Instant::now();
         self.poll = Some(Poll {
             started: clock::now(),
-            began: Instant::now(),
+            began: now,
             requests: 0,
             events: 0,
+            repeated: false,
         });
+        let asking = match self.ask_fully_at {
+            Some(at) if now >= at => self.search.wanted(),
+            _ => self.asking,
+        };
+        self.ask(Purpose::Poll, 1, asking)
     }
 
     /// Works off an answer of a poll. Brings the next request, where the poll goes on.
@@ -229,9 +252,15 @@ impl Running {
             poll.requests += 1;
         }
         if let Err(error) = &answer
-            && self.ask_more_modestly(error, &request)
+            && let Some(asking) = self.ask_otherwise(error, &request)
         {
-            return Some(self.page(purpose, request.page));
+            return Some(self.ask(purpose, request.page, asking));
+        }
+        if answer.is_ok() {
+            self.asking = Asking::of(&request);
+            if self.asking == self.search.wanted() {
+                self.ask_fully_at = None;
+            }
         }
         let learned = match answer {
             Ok(answer) => self.learn(&purpose, &request, &answer).await,
@@ -365,7 +394,7 @@ impl Running {
             Task::Page(page) => Some(self.page(Purpose::FullRead, page)),
             Task::Confirm(question) => {
                 if !can_be_asked_by_id(&self.search.options.query, &question) {
-                    self.engine.confirmation_refused();
+                    self.engine.confirmation_refused(Instant::now());
                     return None;
                 }
                 Some(self.page(Purpose::Confirm(question), 1))
@@ -401,11 +430,11 @@ impl Running {
                 request,
                 answer,
             } => {
-                let refused = matches!(&answer, Err(opsramp::Error::Http { status: 400, .. }));
+                let confirms = matches!(purpose, Purpose::Confirm(_));
                 match answer {
-                    Err(error) if self.ask_more_modestly(&error, &request) => return,
-                    Err(_) if refused && matches!(purpose, Purpose::Confirm(_)) => {
-                        self.engine.confirmation_refused();
+                    Err(error) if confirms && self.cannot_confirm(&error) => {
+                        self.confirm_failures = 0;
+                        self.engine.confirmation_refused(Instant::now());
                         return;
                     }
                     Ok(answer) => self.learn(&purpose, &request, &answer).await.map(|_| ()),
@@ -426,6 +455,7 @@ impl Running {
         };
         match worked {
             Ok(()) => {
+                self.confirm_failures = 0;
                 self.background_failures = 0;
                 self.background_at = Instant::now();
                 if self.engine.reads() != reads_before || self.engine.task().is_none() {
@@ -461,7 +491,12 @@ impl Running {
 
     // --- asking
 
-    fn page(&self, purpose: Purpose, page: u64) -> Request {
+    fn page(&mut self, purpose: Purpose, page: u64) -> Request {
+        self.ask(purpose, page, self.asking)
+    }
+
+    fn ask(&mut self, purpose: Purpose, page: u64, asking: Asking) -> Request {
+        self.engine.asked(&purpose);
         let query = match &purpose {
             Purpose::Poll | Purpose::FullRead => self.search.options.query.clone(),
             Purpose::Confirm(question) => query_by_id(&self.search.options.query, question),
@@ -471,7 +506,7 @@ impl Running {
             Purpose::Poll => Urgency::News,
             Purpose::FullRead | Purpose::Confirm(_) => Urgency::Background,
         };
-        let Asking { page_size, sorted } = self.asking;
+        let Asking { page_size, sorted } = asking;
         let request = SearchRequest {
             query,
             page,
@@ -490,29 +525,40 @@ impl Running {
         })
     }
 
-    /// After a 400: neither the largest page nor the names of sort keys are documented, so ask
-    /// for less before giving up. Brings whether there is less to ask for.
-    fn ask_more_modestly(&mut self, error: &opsramp::Error, request: &SearchRequest) -> bool {
-        if error.status() != Some(400) {
-            return false;
+    /// After a 400 for the first page of a poll: neither the largest page nor the names of sort keys are
+    /// documented, so ask for less before giving up. It may have been a passing fault, as the
+    /// documentation of 400 has it: so the same is asked once more, and again after a while.
+    /// Brings how to ask instead, if there is another way.
+    fn ask_otherwise(&mut self, error: &opsramp::Error, request: &SearchRequest) -> Option<Asking> {
+        // What is refused of a further page is its number.
+        if error.status() != Some(400) || request.page != 1 {
+            return None;
         }
-        let modest = if request.page_size > SAFE_PAGE_SIZE {
+        let (asked, wanted) = (Asking::of(request), self.search.wanted());
+        let try_again = Some(Instant::now() + self.search.options.full_read_interval);
+        if asked != self.asking {
+            self.ask_fully_at = try_again;
+            return Some(self.asking);
+        }
+        if let Some(poll) = &mut self.poll
+            && !std::mem::replace(&mut poll.repeated, true)
+        {
+            return Some(asked);
+        }
+        let modest = if asked.page_size > SAFE_PAGE_SIZE {
             Asking {
                 page_size: SAFE_PAGE_SIZE,
-                ..self.asking
+                ..asked
             }
-        } else if request.sorted {
+        } else if asked.sorted {
             Asking {
                 sorted: false,
-                ..self.asking
+                ..asked
             }
         } else {
-            // Perhaps it was a passing fault, as the documentation of 400 has it.
-            self.asking = Asking {
-                page_size: self.search.options.page_size,
-                sorted: true,
-            };
-            return false;
+            self.asking = wanted;
+            self.ask_fully_at = None;
+            return None;
         };
         tracing::warn!(
             search = %self.search.key,
@@ -522,7 +568,34 @@ impl Running {
             "the server refuses the search's paging; asking for less"
         );
         self.asking = modest;
-        true
+        self.ask_fully_at = try_again;
+        Some(modest)
+    }
+
+    /// Whether a question by id failed because the server will not be asked so.
+    fn cannot_confirm(&mut self, error: &opsramp::Error) -> bool {
+        match error {
+            opsramp::Error::Http {
+                status: 400 | 404 | 405 | 413 | 414 | 422 | 501,
+                ..
+            } => true,
+            opsramp::Error::Http { .. } | opsramp::Error::Decode { .. } => {
+                self.confirm_failures += 1;
+                self.confirm_failures >= CONFIRM_PATIENCE
+            }
+            _ => false,
+        }
+    }
+}
+
+// === impl Asking ===
+
+impl Asking {
+    fn of(request: &SearchRequest) -> Self {
+        Self {
+            page_size: request.page_size,
+            sorted: request.sorted,
+        }
     }
 }
 

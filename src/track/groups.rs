@@ -45,8 +45,16 @@ pub(super) struct Groups {
     max: usize,
     places: HashMap<Group, GroupId>,
     /// Groups by place, the first for all that found no room; those without alerts are free.
-    counts: Vec<u64>,
+    counts: Vec<Count>,
     free: Vec<GroupId>,
+}
+
+/// The alerts of a group.
+#[derive(Clone, Copy, Debug, Default)]
+struct Count {
+    known: u64,
+    /// Those among them that do not show.
+    hidden: u64,
 }
 
 const OVERFLOW: GroupId = 0;
@@ -118,6 +126,14 @@ impl Equivalent<Group> for Values<'_> {
     }
 }
 
+// === impl Count ===
+
+impl Count {
+    fn shown(self) -> u64 {
+        self.known - self.hidden
+    }
+}
+
 // === impl Groups ===
 
 impl Groups {
@@ -126,7 +142,7 @@ impl Groups {
             labels,
             max,
             places: HashMap::new(),
-            counts: vec![0],
+            counts: vec![Count::default()],
             free: Vec::new(),
         }
     }
@@ -142,7 +158,7 @@ impl Groups {
             Some(place) => *place,
             None if self.places.len() < self.max => {
                 let place = self.free.pop().unwrap_or_else(|| {
-                    self.counts.push(0);
+                    self.counts.push(Count::default());
                     GroupId::try_from(self.counts.len() - 1).unwrap_or(OVERFLOW)
                 });
                 let group = Group(values.iter().map(Arc::from).collect());
@@ -151,28 +167,40 @@ impl Groups {
             }
             None => OVERFLOW,
         };
-        self.counts[place as usize] += 1;
+        self.counts[place as usize].known += 1;
         place
     }
 
     /// No longer counts an alert.
     pub(super) fn remove(&mut self, place: GroupId) {
         let count = &mut self.counts[place as usize];
-        *count -= 1;
-        if *count == 0 && place != OVERFLOW {
+        count.known -= 1;
+        if count.known == 0 && place != OVERFLOW {
             self.places.retain(|_, other| *other != place);
             self.free.push(place);
         }
     }
 
-    /// The groups that have alerts, in the order of their values.
+    /// Leaves an alert out of what shows, though it is still known.
+    pub(super) fn hide(&mut self, place: GroupId) {
+        self.counts[place as usize].hidden += 1;
+    }
+
+    /// Takes back [`Groups::hide`].
+    pub(super) fn show(&mut self, place: GroupId) {
+        self.counts[place as usize].hidden -= 1;
+    }
+
+    /// The groups that have alerts that show, in the order of their values.
     pub(super) fn counts(&self) -> Vec<(Vec<Arc<str>>, u64)> {
         let mut groups: Vec<_> = self
             .places
             .iter()
-            .map(|(group, place)| (group.0.to_vec(), self.counts[*place as usize]))
+            .map(|(group, place)| (group, self.counts[*place as usize].shown()))
+            .filter(|(_, shown)| *shown > 0)
+            .map(|(group, shown)| (group.0.to_vec(), shown))
             .collect();
-        let overflow = self.counts[OVERFLOW as usize];
+        let overflow = self.counts[OVERFLOW as usize].shown();
         if overflow > 0 {
             let values: Vec<Arc<str>> = self.labels.iter().map(|_| Arc::from(OTHER)).collect();
             // A value that is literally "other" must not make a second series of the same name.

@@ -31,7 +31,7 @@ fn created_at(id: &str, digest: u64) -> i64 {
 }
 
 fn adopt_all(tracker: &mut Tracker, page: &[Sighting<'_>]) -> Delta {
-    let delta = tracker.compare(page);
+    let delta = tracker.compare(page, |_| false);
     let places = delta.opened.iter().copied();
     let places = places.chain(
         delta
@@ -100,7 +100,17 @@ fn a_page_that_shows_an_alert_twice_opens_it_once() {
         sighting("2", "Ok", 1),
         sighting("1", "Critical", 2),
     ];
-    assert_eq!(tracker().compare(&page).opened, [0, 1]);
+    assert_eq!(tracker().compare(&page, |_| false).opened, [0, 1]);
+}
+
+#[test]
+fn of_two_forms_on_a_page_the_first_counts_whichever_was_known() {
+    let mut tracker = tracker();
+    let page = [sighting("1", "Critical", 2), sighting("1", "Ok", 1)];
+    adopt_all(&mut tracker, &page[1..]);
+    assert_eq!(adopt_all(&mut tracker, &page).changed.len(), 1);
+    let delta = adopt_all(&mut tracker, &page);
+    assert_eq!((delta.changed.len(), delta.refreshed.len()), (0, 0));
 }
 
 #[test]
@@ -234,8 +244,39 @@ fn a_server_that_invents_words_is_bounded() {
         adopt_all(&mut tracker, &[sighting(&id, &word, 1)]);
     }
     assert_eq!(tracker.words.0.len(), MAX_WORDS + 1);
-    let delta = tracker.compare(&[sighting("1999", "x", 2)]);
-    assert_eq!(&*delta.changed[0].1.state, OTHER);
+    // Of a word for which there was no room nobody can tell whether it has changed.
+    let delta = tracker.compare(&[sighting("1999", "x", 2)], |_| false);
+    assert_eq!(&*delta.refreshed[0].1.state, OTHER);
+    let delta = tracker.compare(&[sighting("7", "x", 2)], |_| false);
+    assert_eq!(&*delta.changed[0].1.state, "word 7");
+}
+
+#[test]
+fn what_other_answers_have_overtaken_changes_nothing() {
+    let mut tracker = tracker();
+    adopt_all(&mut tracker, &[sighting("1", "Ok", 1)]);
+    let page = [sighting("1", "Critical", 2), sighting("2", "Ok", 1)];
+    assert_eq!(tracker.compare(&page, |_| true), Delta::default());
+    assert_eq!(tracker.compare(&page, |id| id == "1").opened, [1]);
+}
+
+#[test]
+fn alerts_on_their_way_out_do_not_show_in_their_groups() {
+    let mut tracker = tracker();
+    let page = [
+        sighting("1", "Ok", 1),
+        sighting("2", "Ok", 1),
+        sighting("3", "Critical", 1),
+    ];
+    adopt_all(&mut tracker, &page);
+    tracker.set_leaving("1");
+    tracker.set_leaving("3");
+    assert_eq!(counts(&tracker), pairs(&[("Ok", 1)]));
+    adopt_all(&mut tracker, &[sighting("1", "Critical", 2)]);
+    assert_eq!(counts(&tracker), pairs(&[("Critical", 1), ("Ok", 1)]));
+    tracker.forget("3");
+    tracker.forget("1");
+    assert_eq!(counts(&tracker), pairs(&[("Ok", 1)]));
 }
 
 #[derive(Clone, Debug)]
@@ -277,12 +318,11 @@ proptest! {
                     let mut opened = Vec::new();
                     for (place, sighting) in page.iter().enumerate() {
                         let state: u8 = sighting.state.parse().unwrap();
-                        let old = model.get(sighting.id).copied();
-                        if old.is_none() { opened.push(place); }
-                        // The first form on the page that differs from what was known counts.
-                        if old.is_none() || (old != Some(state) && !first.contains(sighting.id)) {
-                            model.insert(sighting.id.to_owned(), state);
-                            first.insert(sighting.id.to_owned());
+                        // The first form on the page counts.
+                        if first.insert(sighting.id.to_owned())
+                            && model.insert(sighting.id.to_owned(), state).is_none()
+                        {
+                            opened.push(place);
                         }
                         seen.insert(sighting.id.to_owned());
                         leaving.remove(sighting.id);
@@ -311,7 +351,7 @@ proptest! {
                 .cloned()
                 .collect();
             prop_assert_eq!(missing, expected);
-            prop_assert_eq!(tracker.groups().iter().map(|(_, n)| *n).sum::<u64>(), model.len() as u64);
+            prop_assert_eq!(tracker.groups().iter().map(|(_, n)| *n).sum::<u64>(), tracker.open() as u64);
             let dates = model.iter().map(|(id, state)| created_at(id, u64::from(*state)));
             prop_assert_eq!(tracker.oldest(), dates.min());
         }

@@ -281,7 +281,7 @@ impl Run {
                 status: "New",
             })
             .collect();
-        let delta = self.engine.compare(&page);
+        let delta = self.engine.compare(purpose, &page);
         // Whatever is under way is stored while a full read's page is worked off.
         if is_full_read && !self.stored() {
             return Next::Done;
@@ -353,7 +353,7 @@ impl Run {
             Some(Task::Verify(ids)) => {
                 let is_open = |id: &str| self.server.alerts[&id.parse().unwrap()].open;
                 let gone = ids.iter().filter(|id| !is_open(id)).cloned().collect();
-                self.engine.adopt_verdicts(ids, &gone);
+                self.engine.adopt_verdicts(ids, &gone, false);
             }
             Some(Task::Reasons(_)) if store_fails => {}
             Some(Task::Reasons(ids)) => {

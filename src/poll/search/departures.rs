@@ -64,7 +64,7 @@ impl Running {
             Reason::NotFound => true,
             Reason::Unknown | Reason::Late => false,
             Reason::Found(answer) => {
-                let alert = answer.alert().ok();
+                let alert = answer.alert_with(id);
                 let status = alert.as_ref().and_then(|alert| alert.status.as_deref());
                 let before = self.engine.tracker().standing(id);
                 status.zip(before).is_some_and(|(now, before)| {
@@ -77,8 +77,11 @@ impl Running {
             .filter(|(id, page)| has_left(id, page))
             .map(|(id, _)| id.clone())
             .collect();
+        let in_vain = verdicts
+            .iter()
+            .all(|(_, page)| matches!(page, Reason::Late));
         let asked: Vec<Box<str>> = verdicts.into_iter().map(|(id, _)| id).collect();
-        self.engine.adopt_verdicts(&asked, &gone);
+        self.engine.adopt_verdicts(&asked, &gone, in_vain);
     }
 
     /// Stores and logs departures.
@@ -112,7 +115,7 @@ impl Running {
                 .and_then(|alert| AlertFields::from_stored(&alert.body).ok())
                 .unwrap_or_default();
             let (page, raw) = match reason {
-                Reason::Found(answer) => (answer.alert().ok(), Some(answer.text())),
+                Reason::Found(answer) => (answer.alert_with(id), Some(answer.text())),
                 Reason::NotFound | Reason::Unknown | Reason::Late => (None, None),
             };
             let raw = raw.filter(|_| page.is_some());

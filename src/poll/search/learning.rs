@@ -97,7 +97,7 @@ impl Running {
         }
         let sightings = reading::sightings(&page.alerts);
         let facts = Facts::of(request, &page);
-        let delta = self.engine.compare(&sightings);
+        let delta = self.engine.compare(purpose, &sightings);
         let ordinals = if self.has_departed && !delta.opened.is_empty() {
             let search = &self.search;
             search
@@ -109,7 +109,10 @@ impl Running {
         let details = self.search.details(&delta.opened, &page.alerts).await;
         let details: HashMap<usize, Alert<'_>> = details
             .iter()
-            .filter_map(|(place, answer)| Some((*place, answer.alert().ok()?)))
+            .filter_map(|(place, answer)| {
+                let id = &page.alerts[*place].id;
+                Some((*place, answer.alert_with(id)?))
+            })
             .collect();
 
         let now = clock::now();

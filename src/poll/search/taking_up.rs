@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Asking, Ended, Running, STORE, Search};
+use super::{Ended, Running, STORE, Search};
 use crate::{
     clock,
     error_chain::chain,
@@ -142,10 +142,9 @@ impl Search {
             waited_in_vain: false,
             engine,
             under_way: None,
-            asking: Asking {
-                page_size: self.options.page_size,
-                sorted: true,
-            },
+            asking: self.wanted(),
+            ask_fully_at: None,
+            confirm_failures: 0,
             grid,
             next_poll: self.first_poll.max(Instant::now()),
             poll: None,
