@@ -99,6 +99,10 @@ const MAX_ID: usize = 512;
 const MAX_TEXT: usize = 16 * 1024;
 /// The same of a state, a status or a client's name: each is kept, and becomes a label.
 const MAX_WORD: usize = 256;
+/// The number from which on an `f64` leaves out integers.
+const MAX_EXACT: f64 = (1u64 << f64::MANTISSA_DIGITS) as f64;
+/// The number from which on a date counts milliseconds, not seconds: as these it is in the year 5138.
+const MIN_MILLISECONDS: i64 = 100_000_000_000;
 
 /// Whether it can be an id. One with U+0000 could not be stored everywhere.
 pub(super) fn is_id(text: &str) -> bool {
@@ -106,12 +110,17 @@ pub(super) fn is_id(text: &str) -> bool {
 }
 
 /// Reads a date of the API: `2016-02-24T01:15:00+0000` with any offset, RFC 3339, or
-/// milliseconds since the epoch.
+/// milliseconds or seconds since the epoch.
 #[must_use]
 pub fn parse_time(text: &str) -> Option<Timestamp> {
     let text = text.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return Timestamp::from_millisecond(text.parse().ok()?).ok();
+        let number = text.parse().ok()?;
+        return if number < MIN_MILLISECONDS {
+            Timestamp::from_second(number).ok()
+        } else {
+            Timestamp::from_millisecond(number).ok()
+        };
     }
     text.parse().ok()
 }
@@ -311,7 +320,9 @@ impl<'de> Deserialize<'de> for Lenient<'de> {
                 Ok(Lenient(Some(Cow::Owned(number.to_string()))))
             }
             fn visit_f64<E>(self, number: f64) -> Result<Self::Value, E> {
-                Ok(Lenient(Some(Cow::Owned(number.to_string()))))
+                // From there on not every number is one: two ids would become the same.
+                let is_exact = number.abs() < MAX_EXACT;
+                Ok(Lenient(is_exact.then(|| Cow::Owned(number.to_string()))))
             }
             fn visit_bool<E>(self, value: bool) -> Result<Self::Value, E> {
                 Ok(Lenient(Some(Cow::Borrowed(if value {
@@ -519,6 +530,20 @@ mod tests {
     }
 
     #[test]
+    fn a_number_that_is_not_exact_is_no_id() {
+        for (number, expected) in [
+            ("18446744073709551615", Some("18446744073709551615")),
+            ("18446744073709551616", None),
+            ("1e19", None),
+            ("7.0", Some("7")),
+        ] {
+            let json = format!(r#"{{"uniqueId": {number}}}"#);
+            let alert = read(&json).unwrap();
+            assert_eq!(alert.as_ref().map(|alert| &*alert.id), expected, "{number}");
+        }
+    }
+
+    #[test]
     fn dates_are_read_in_every_form_that_the_api_uses() {
         let expected: Timestamp = "2016-02-24T01:15:00Z".parse().unwrap();
         for text in [
@@ -528,6 +553,7 @@ mod tests {
             "2016-02-24T06:45:00+05:30",
             " 2016-02-24T01:15:00.000+0000 ",
             "1456276500000",
+            "1456276500",
         ] {
             assert_eq!(parse_time(text), Some(expected), "{text}");
         }

@@ -274,7 +274,12 @@ impl Client {
             return first.map_err(Refused::into_error);
         };
         // 407 is the documented answer to a token that ran out or was revoked.
-        match self.0.tokens.replace(&token).await? {
+        match self
+            .0
+            .tokens
+            .replace(&token, (endpoint.as_str(), tenant.into()))
+            .await?
+        {
             Some(token) => {
                 tracing::debug!(account = %self.account(), "the API refused the token; trying a new one once");
                 self.send_once(endpoint, tenant, &url, allowance, urgency, &token)
@@ -332,7 +337,7 @@ impl Client {
         let shown = || Secrets::of(vec![token.secret.clone()]).excerpt(&body);
         match status.as_u16() {
             200..=299 => {
-                self.0.tokens.accepted(token);
+                self.0.tokens.accepted(token, endpoint.as_str(), tenant);
                 Ok(Answer::new(endpoint.as_str(), body, room))
             }
             401 | 407 => Err(Refused::Token {
@@ -340,7 +345,7 @@ impl Client {
                 excerpt: shown(),
             }),
             403 => {
-                self.0.tokens.accepted(token);
+                self.0.tokens.accepted(token, endpoint.as_str(), tenant);
                 let what = format!(
                     "{} of tenant {tenant} is forbidden (403): the key lacks the permission: {}",
                     endpoint.as_str(),

@@ -56,6 +56,10 @@ pub struct ClientInfo {
 pub struct ClientsPage {
     /// The clients that could be read.
     pub clients: Vec<ClientInfo>,
+    /// Items on it, those that could not be read included.
+    pub shown: usize,
+    /// `totalResults`, where the answer tells.
+    pub total: Option<u64>,
     /// The number of the next page, where there is one.
     pub next_page: Option<u64>,
 }
@@ -184,7 +188,12 @@ impl Answer {
             .iter()
             .filter_map(|item| ClientInfo::read(item.get()))
             .collect();
-        Ok(ClientsPage { clients, next_page })
+        Ok(ClientsPage {
+            clients,
+            shown: results.len(),
+            total: envelope.total_results,
+            next_page,
+        })
     }
 
     fn envelope<'de, R: Deserialize<'de>>(&'de self) -> Result<Envelope<R>, Error> {

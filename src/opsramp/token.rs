@@ -6,6 +6,7 @@
 //! again until it has run out.
 
 use std::{
+    collections::HashMap,
     future::Future,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
@@ -28,6 +29,9 @@ const FIRST_PAUSE: Duration = Duration::from_secs(1);
 const MAX_PAUSE: Duration = Duration::from_secs(5 * 60);
 /// A token that was refused although it is new is not replaced sooner.
 const REFUSAL_PAUSE: Duration = Duration::from_secs(30);
+
+/// The same for whom a new token did not help, while others have it accepted: they lack a right.
+const RIGHTS_PAUSE: Duration = Duration::from_secs(10 * 60);
 
 /// What the token endpoint answered.
 #[derive(Clone, Debug)]
@@ -87,7 +91,14 @@ struct State {
     unchanged: Option<(Secret, Credentials)>,
     /// When a refused token was last replaced, unless its successor has been accepted since.
     replaced_at: Option<Instant>,
+    /// The same by who had refused it, unless they have accepted one since.
+    replaced_for: HashMap<Refuser, Instant>,
+    /// Whether the current token has been accepted.
+    is_accepted: bool,
 }
+
+/// Who refuses a token: an endpoint, for a tenant.
+pub(super) type Refuser = (&'static str, Box<str>);
 
 #[derive(Debug)]
 struct Failure {
@@ -135,7 +146,11 @@ impl<I: Issuer> Tokens<I> {
 
     /// Says that the API refused `token`. Brings another one to try once, or `None` where there
     /// is none to be had.
-    pub(super) async fn replace(&self, token: &Token) -> Result<Option<Token>, Error> {
+    pub(super) async fn replace(
+        &self,
+        token: &Token,
+        refuser: Refuser,
+    ) -> Result<Option<Token>, Error> {
         let _turn = self.turn.lock().await;
         let credentials = self.issuer.credentials()?;
         {
@@ -161,9 +176,19 @@ impl<I: Issuer> Tokens<I> {
             {
                 return Ok(None);
             }
+            let pause = if state.is_accepted {
+                RIGHTS_PAUSE
+            } else {
+                REFUSAL_PAUSE
+            };
+            let last = state.replaced_for.get(&refuser);
+            if last.is_some_and(|at| at.elapsed() < pause) {
+                return Ok(None);
+            }
         }
         let next = self.request_unless_failing().await?;
         let mut state = self.state();
+        state.replaced_for.insert(refuser, Instant::now());
         if next.secret == token.secret {
             state.unchanged = Some((next.secret, credentials));
             return Ok(None);
@@ -173,16 +198,20 @@ impl<I: Issuer> Tokens<I> {
         Ok(Some(next))
     }
 
-    /// Says that the API accepted `token`.
-    pub(super) fn accepted(&self, token: &Token) {
+    /// Says that the API accepted `token`, though it might have been a refuser.
+    pub(super) fn accepted(&self, token: &Token, endpoint: &'static str, tenant: &str) {
         let mut state = self.state();
-        if state.replaced_at.is_some()
+        if !state.replaced_for.is_empty() {
+            state.replaced_for.remove(&(endpoint, tenant.into()));
+        }
+        if (state.replaced_at.is_some() || !state.is_accepted)
             && state
                 .current
                 .as_ref()
                 .is_some_and(|current| current.secret == token.secret)
         {
             state.replaced_at = None;
+            state.is_accepted = true;
         }
     }
 
@@ -217,6 +246,7 @@ impl<I: Issuer> Tokens<I> {
                     .is_some_and(|current| current.secret == grant.token);
                 let token = Token::new(grant, unchanged, now);
                 state.current = Some(token.clone());
+                state.is_accepted &= unchanged;
                 state.failure = None;
                 Ok(token)
             }
@@ -278,5 +308,73 @@ impl Token {
     /// Its scope, where the endpoint told.
     pub(super) fn scope(&self) -> Option<&str> {
         self.scope.as_deref()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use super::*;
+
+    /// Every token is another one.
+    #[derive(Debug, Default)]
+    struct Counter(AtomicU64);
+
+    impl Issuer for &Counter {
+        fn credentials(&self) -> Result<Credentials, Error> {
+            Ok(Credentials {
+                id: Secret::new("key".to_owned()),
+                secret: Secret::new("secret".to_owned()),
+            })
+        }
+
+        async fn request(&self, _: &Credentials) -> Result<Grant, Error> {
+            let number = self.0.fetch_add(1, Ordering::Relaxed);
+            Ok(Grant {
+                token: Secret::new(format!("token {number}")),
+                life: Duration::from_secs(7200),
+                scope: None,
+                took: Duration::ZERO,
+            })
+        }
+    }
+
+    /// Asks for a tenant, and once more where a new token is to be had; `Err` where both are refused.
+    async fn ask(tokens: &Tokens<&Counter>, tenant: &str, may: bool) {
+        let token = tokens.get().await.unwrap();
+        if may {
+            tokens.accepted(&token, "search", tenant);
+        } else {
+            let refuser = ("search", tenant.into());
+            tokens.replace(&token, refuser).await.unwrap();
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tenant_that_is_refused_whatever_the_token_costs_the_others_none() {
+        let issuer = Counter::default();
+        let tokens = Tokens::new(&issuer);
+        for _ in 0..100 {
+            ask(&tokens, "client_1", true).await;
+            ask(&tokens, "client_2", false).await;
+            tokio::time::advance(Duration::from_secs(5)).await;
+        }
+        assert_eq!(issuer.0.load(Ordering::Relaxed), 2);
+        // Where the others are refused as well, it is the token.
+        ask(&tokens, "client_1", false).await;
+        assert_eq!(issuer.0.load(Ordering::Relaxed), 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_is_refused_alone_has_the_token_replaced_now_and_then() {
+        let issuer = Counter::default();
+        let tokens = Tokens::new(&issuer);
+        for _ in 0..100 {
+            ask(&tokens, "client_1", false).await;
+            tokio::time::advance(Duration::from_secs(5)).await;
+        }
+        let asked = issuer.0.load(Ordering::Relaxed);
+        assert!((15..=18).contains(&asked), "{asked}");
     }
 }

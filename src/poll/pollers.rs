@@ -85,7 +85,7 @@ pub enum Happening {
 #[derive(Debug)]
 pub struct LookUp {
     account: Arc<str>,
-    found: Result<BTreeSet<Tenant>, opsramp::Error>,
+    found: Result<Clients, opsramp::Error>,
 }
 
 #[derive(Debug)]
@@ -469,8 +469,24 @@ impl Pollers {
             return;
         };
         match found {
-            Ok(tenants) => {
-                client.failures = 0;
+            Ok(found) => {
+                let is_short = found.is_short;
+                let mut tenants = found.into_tenants();
+                if is_short {
+                    // Whoever is not shown need not have gone.
+                    let ids: BTreeSet<_> = tenants.iter().map(|tenant| &tenant.id).collect();
+                    let unseen = client.discovered.iter();
+                    let unseen = unseen.filter(|tenant| !ids.contains(&tenant.id));
+                    let unseen: Vec<_> = unseen.cloned().collect();
+                    tenants.extend(unseen);
+                    client.look_up_again();
+                    tracing::warn!(
+                        %account,
+                        "the server counts more clients of the partner than it shows; they are looked up again soon"
+                    );
+                } else {
+                    client.failures = 0;
+                }
                 if client.discovered != tenants {
                     let new = tenants.difference(&client.discovered).count();
                     let gone = client.discovered.difference(&tenants).count();
@@ -480,9 +496,7 @@ impl Pollers {
                 }
             }
             Err(error) => {
-                let pause = DISCOVERY_PAUSE * (1 << client.failures.min(6));
-                client.failures += 1;
-                client.look_up_at = Instant::now() + pause.mul_f64(0.8 + 0.2 * fastrand::f64());
+                client.look_up_again();
                 tracing::error!(
                     %account,
                     reason = error.reason(),
@@ -495,41 +509,57 @@ impl Pollers {
 }
 
 /// The activated clients of some partners.
-async fn clients_of(
-    client: &Client,
-    partners: &[Tenant],
-) -> Result<BTreeSet<Tenant>, opsramp::Error> {
+async fn clients_of(client: &Client, partners: &[Tenant]) -> Result<Clients, opsramp::Error> {
     let mut found = Clients::default();
     for partner in partners {
-        let mut next = Some(1);
+        let (mut next, mut shown, mut total) = (Some(1), 0, 0);
         while let Some(page_no) = next.filter(|page| *page <= MAX_CLIENT_PAGES) {
             let page = client
                 .clients(&partner.id, page_no)
                 .await?
                 .clients(page_no)?;
+            shown += page.shown as u64;
+            total = page.total.unwrap_or(total);
             if !found.take_in(page.clients) {
                 tracing::warn!(
                     account = %client.account(),
                     "the account has more than {MAX_CLIENTS} clients; the others are not polled"
                 );
-                return Ok(found.into_tenants());
+                return Ok(found);
             }
             next = page.next_page;
         }
+        found.is_short |= shown < total;
     }
-    Ok(found.into_tenants())
+    Ok(found)
 }
 
-/// Clients that look-ups have found: their names, by their ids.
+/// Clients that look-ups have found.
 #[derive(Debug, Default)]
-struct Clients(BTreeMap<String, String>);
+struct Clients {
+    /// Their names, by their ids.
+    names: BTreeMap<String, String>,
+    /// Whether the server showed fewer than it counts.
+    is_short: bool,
+}
+
+// === impl AccountClient ===
+
+impl AccountClient {
+    /// Has the clients looked up sooner than usual, and less soon each time in a row.
+    fn look_up_again(&mut self) {
+        let pause = DISCOVERY_PAUSE * (1 << self.failures.min(6));
+        self.failures += 1;
+        self.look_up_at = Instant::now() + pause.mul_f64(0.8 + 0.2 * fastrand::f64());
+    }
+}
 
 impl Clients {
     /// Takes in a page's clients that are activated. Returns whether there was room for all.
     fn take_in(&mut self, page: Vec<ClientInfo>) -> bool {
         for found in page.into_iter().filter(|found| found.activated) {
-            let full = self.0.len() == MAX_CLIENTS;
-            match self.0.entry(found.id) {
+            let full = self.names.len() == MAX_CLIENTS;
+            match self.names.entry(found.id) {
                 // Paging over a living list can show a client twice.
                 Entry::Occupied(_) => {}
                 Entry::Vacant(_) if full => return false,
@@ -546,7 +576,7 @@ impl Clients {
             id: id.into(),
             name: name.into(),
         };
-        self.0.into_iter().map(tenant).collect()
+        self.names.into_iter().map(tenant).collect()
     }
 }
 

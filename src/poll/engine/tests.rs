@@ -57,7 +57,17 @@ struct Turn {
     poll: bool,
     fails: bool,
     store_fails: bool,
+    /// The answer takes its time: others come before it.
+    is_slow: bool,
     page_size: Option<usize>,
+}
+
+/// An answer under way: how things stood when it was made.
+struct Sent {
+    purpose: Purpose,
+    facts: Facts,
+    shown: Vec<(u32, Alert)>,
+    clock: u64,
 }
 
 struct Run {
@@ -67,6 +77,10 @@ struct Run {
     /// Openings that were logged and not yet followed by a departure.
     logged_open: BTreeSet<u32>,
     seen_at: BTreeMap<u32, u64>,
+    /// How old the answer was that an event was last made from.
+    told_at: BTreeMap<u32, u64>,
+    /// Slow answers, to a poll and to the background.
+    under_way_to: [Option<Sent>; 2],
     requests: usize,
     poll_page: Option<u64>,
     /// What the server says instead of the truth, next.
@@ -176,6 +190,8 @@ impl Run {
             now: Instant::now(),
             logged_open: BTreeSet::new(),
             seen_at: BTreeMap::new(),
+            told_at: BTreeMap::new(),
+            under_way_to: [None, None],
             requests: 0,
             poll_page: None,
             lie: None,
@@ -207,12 +223,9 @@ impl Run {
         }
     }
 
-    fn ask(&mut self, purpose: &Purpose, page_no: u64, store_fails: bool) -> Next {
+    fn ask(&mut self, purpose: &Purpose, page_no: u64) -> Sent {
         self.requests += 1;
-        let is_full_read = *purpose == Purpose::FullRead;
-        if !is_full_read {
-            self.stored();
-        }
+        self.engine.asked(purpose);
         let mut result = self.server.result();
         if let Purpose::Confirm(question) = purpose
             && self.server.answers_by_id
@@ -267,6 +280,25 @@ impl Run {
                 next: lie.next.filter(|next| *next > page_no),
             };
         }
+        Sent {
+            purpose: purpose.clone(),
+            facts,
+            shown,
+            clock: self.server.clock,
+        }
+    }
+
+    fn answer(&mut self, sent: &Sent, store_fails: bool) -> Next {
+        let Sent {
+            purpose,
+            facts,
+            shown,
+            clock,
+        } = sent;
+        let is_full_read = *purpose == Purpose::FullRead;
+        if !is_full_read {
+            self.stored();
+        }
         let texts: Vec<_> = shown
             .iter()
             .map(|(id, alert)| (id.to_string(), alert.state.to_string()))
@@ -286,7 +318,7 @@ impl Run {
         if is_full_read && !self.stored() {
             return Next::Done;
         }
-        let ahead = self.engine.ahead(purpose, &facts, &page, &delta);
+        let ahead = self.engine.ahead(purpose, facts, &page, &delta);
         if store_fails && ahead.is_none() {
             return Next::Done;
         }
@@ -308,6 +340,12 @@ impl Run {
                 group: vec!["".into()],
             })
             .collect();
+        let changed = delta.changed.iter().map(|(place, _)| place);
+        for place in delta.opened.iter().chain(changed) {
+            let (id, _) = shown[*place];
+            let before = self.told_at.insert(id, *clock);
+            assert!(before <= Some(*clock), "{id} is told as it stood before");
+        }
         let opened: Vec<u32> = delta.opened.iter().map(|place| shown[*place].0).collect();
         match ahead {
             Some(ahead) => {
@@ -319,24 +357,48 @@ impl Run {
             }
             None => self.log_opened(opened),
         }
-        for (id, _) in &shown {
-            self.seen_at.insert(*id, self.server.clock);
+        for (id, _) in shown {
+            let seen_at = self.seen_at.entry(*id).or_default();
+            *seen_at = (*seen_at).max(*clock);
         }
         self.engine
-            .adopt(purpose, &facts, &page, &delta, known, self.now)
+            .adopt(purpose, facts, &page, &delta, known, self.now)
     }
 
     fn poll(&mut self, store_fails: bool) {
         let page = self.poll_page.take().unwrap_or(1);
-        if let Next::Page(next) = self.ask(&Purpose::Poll, page, store_fails) {
+        let sent = match self.under_way_to[0].take() {
+            Some(sent) => sent,
+            None => self.ask(&Purpose::Poll, page),
+        };
+        if let Next::Page(next) = self.answer(&sent, store_fails) {
             self.poll_page = Some(next);
         } else {
             self.now += Duration::from_secs(30);
         }
     }
 
+    /// Sends a request whose answer comes later: of a poll, or of the background where it asks for a page.
+    fn send(&mut self, poll: bool) {
+        if poll && self.under_way_to[0].is_none() {
+            let page = self.poll_page.unwrap_or(1);
+            self.under_way_to[0] = Some(self.ask(&Purpose::Poll, page));
+        } else if !poll && self.under_way_to[1].is_none() {
+            let (purpose, page) = match self.engine.task() {
+                Some(Task::Page(page)) => (Purpose::FullRead, page),
+                Some(Task::Confirm(question)) => (Purpose::Confirm(question), 1),
+                _ => return,
+            };
+            self.under_way_to[1] = Some(self.ask(&purpose, page));
+        }
+    }
+
     /// One request of the background. Brings whether there was one to make.
     fn background(&mut self, store_fails: bool) -> bool {
+        if let Some(sent) = self.under_way_to[1].take() {
+            self.answer(&sent, store_fails);
+            return true;
+        }
         let task = self.engine.task();
         if !matches!(task, Some(Task::Page(_))) {
             self.stored();
@@ -344,10 +406,12 @@ impl Run {
         match &task {
             None => {}
             Some(Task::Page(page)) => {
-                self.ask(&Purpose::FullRead, *page, store_fails);
+                let sent = self.ask(&Purpose::FullRead, *page);
+                self.answer(&sent, store_fails);
             }
             Some(Task::Confirm(question)) => {
-                self.ask(&Purpose::Confirm(Arc::clone(question)), 1, store_fails);
+                let sent = self.ask(&Purpose::Confirm(Arc::clone(question)), 1);
+                self.answer(&sent, store_fails);
             }
             Some(Task::Verify(_)) if store_fails => {}
             Some(Task::Verify(ids)) => {
@@ -379,7 +443,7 @@ impl Run {
 
     /// One request, if there is one to make: of a poll that is asked for or under way, else of the background.
     fn go_on(&mut self, poll: bool, store_fails: bool) {
-        if poll || self.poll_page.is_some() {
+        if poll || self.poll_page.is_some() && self.under_way_to[0].is_none() {
             self.poll(store_fails);
         } else {
             self.background(store_fails);
@@ -434,15 +498,19 @@ fn turn() -> impl Strategy<Value = Turn> {
         proptest::bool::weighted(0.4),
         proptest::bool::weighted(0.1),
         proptest::bool::weighted(0.1),
+        proptest::bool::weighted(0.2),
         proptest::option::weighted(0.02, 2usize..9),
     )
-        .prop_map(|(acts, poll, fails, store_fails, page_size)| Turn {
-            acts,
-            poll,
-            fails,
-            store_fails,
-            page_size,
-        })
+        .prop_map(
+            |(acts, poll, fails, store_fails, is_slow, page_size)| Turn {
+                acts,
+                poll,
+                fails,
+                store_fails,
+                is_slow,
+                page_size,
+            },
+        )
 }
 
 proptest! {
@@ -473,6 +541,11 @@ proptest! {
             }
             if turn.fails {
                 run.poll_page = None;
+                run.under_way_to[0] = None;
+                continue;
+            }
+            if turn.is_slow {
+                run.send(turn.poll);
                 continue;
             }
             run.go_on(turn.poll, turn.store_fails);
@@ -524,6 +597,76 @@ proptest! {
         run.assert_agreement();
         prop_assert!(run.engine.is_complete());
     }
+}
+
+#[test]
+fn an_answer_that_was_overtaken_brings_nobody_back() {
+    let mut run = run_with(1000, 100);
+    run.send(true);
+    run.server.act(&Act::Close(990));
+    let slow = run.under_way_to[0].take();
+    run.poll(false);
+    while run.background(false) {
+        // The background goes on while the poll's answer is waited for.
+    }
+    assert_eq!(run.logged_open.len(), 999);
+    run.under_way_to[0] = slow;
+    run.poll(false);
+    while run.background(false) {}
+    run.settle();
+    run.assert_agreement();
+}
+
+#[test]
+fn an_answer_that_lacks_most_of_what_there_was_stands_alone_until_the_next() {
+    let mut run = run_with(100, 200);
+    let nothing = Lie {
+        shown: Vec::new(),
+        total: 0,
+        page_size: 200,
+        next: None,
+        unreadable: 0,
+    };
+    run.lie = Some(nothing);
+    run.poll(false);
+    assert_eq!((run.engine.task(), run.engine.total()), (None, Some(0)));
+    assert!(!run.engine.is_complete());
+    run.poll(false);
+    assert_eq!(run.engine.task(), None);
+    assert!(run.engine.is_complete());
+
+    run.server.act(&Act::CloseMany(0, 90));
+    run.poll(false);
+    assert_eq!(run.engine.task(), None);
+    run.poll(false);
+    while run.background(false) {}
+    run.assert_agreement();
+}
+
+#[test]
+fn a_search_whose_answers_by_id_show_no_witness_is_not_asked_so_for_ever() {
+    let mut run = run_with(300, 100);
+    run.server.act(&Act::Close(5));
+    let mut questions = 0;
+    for _ in 0..10 {
+        run.now += Duration::from_secs(600);
+        run.poll(false);
+        while let Some(task) = run.engine.task() {
+            if matches!(task, Task::Confirm(_)) {
+                questions += 1;
+                run.lie = Some(Lie {
+                    shown: Vec::new(),
+                    total: 0,
+                    page_size: 100,
+                    next: None,
+                    unreadable: 0,
+                });
+            }
+            run.background(false);
+        }
+    }
+    run.assert_agreement();
+    assert!((2..9).contains(&questions), "{questions}");
 }
 
 fn run_with(open: u16, page_size: usize) -> Run {
