@@ -587,6 +587,41 @@ async fn every_manner_of_paging_is_read_completely() {
     }
 }
 
+/// The documentation of 400 has it that it may be a passing fault.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_was_refused_is_asked_for_again_as_it_was() {
+    let simulator = start(world(450)).await;
+    let mut plan = plan(&simulator.url());
+    plan.searches[0].page_size = 500;
+    plan.searches[0].full_read_interval = Duration::from_secs(1);
+    let exporter = Exporter::start(plan).await;
+    exporter.wait_until_complete().await;
+    // One page shows them all, as long as it may be as large as it is asked for.
+    let further_pages = || async {
+        let polls = exporter.polls();
+        simulator.reset_requests();
+        eventually("five polls", || async { exporter.polls() >= polls + 5.0 }).await;
+        let requests = simulator.requests();
+        requests.log.iter().any(|request| request.page > Some(1))
+    };
+    let refuse = |times| {
+        let refused = Fault::Status {
+            code: 400,
+            body: None,
+            headers: Vec::new(),
+        };
+        simulator.inject(FaultRule::next(times, Endpoint::Search, refused));
+    };
+    refuse(1);
+    assert!(!further_pages().await);
+    refuse(2);
+    let ids = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
+    simulator.act(ids[300], Action::Suppress).unwrap();
+    eventually("less is asked for", &further_pages).await;
+    eventually("as much as ever", || async { !further_pages().await }).await;
+    assert_eq!(exporter.sample("opsramp_poll_failures_total{"), 0.0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_fault_has_its_reason_and_heals() {
     let status = |code| Fault::Status {
