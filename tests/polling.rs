@@ -622,6 +622,29 @@ async fn a_page_that_was_refused_is_asked_for_again_as_it_was() {
     assert_eq!(exporter.sample("opsramp_poll_failures_total{"), 0.0);
 }
 
+/// Servers that search show no more than the first so many results. What came in sight is followed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_departure_is_noticed_where_the_server_does_not_show_the_whole_result() {
+    let mut options = world(250);
+    options.result_window = Some(300);
+    let simulator = start(options).await;
+    let exporter = Exporter::start(plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    let oldest = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap()[0]);
+    simulator.open_many(DEMO_TENANT, 200).unwrap();
+    eventually("all are known", || async {
+        exporter.count("opened").await == 450
+    })
+    .await;
+    simulator.act(oldest, Action::Ticket).unwrap();
+    eventually("it has left", || async {
+        exporter.count("left").await == 1
+    })
+    .await;
+    assert_eq!(exporter.sample("opsramp_search_complete{"), 0.0);
+    assert_eq!(exporter.sample("opsramp_up{"), 1.0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_fault_has_its_reason_and_heals() {
     let status = |code| Fault::Status {

@@ -19,6 +19,8 @@ use crate::track::{Before, Delta, Known, Sighting, Tracker};
 
 /// Ids that are asked for in one request.
 const CONFIRM: usize = 50;
+/// Alerts that are asked for by id at most after a full read that could not go on.
+const UNSEEN: usize = 5_000;
 /// Departures whose reasons are asked for together.
 const REASONS: usize = 20;
 /// Polls in a row that see more alerts than are known before the whole result is read.
@@ -399,6 +401,22 @@ impl Engine {
         }
     }
 
+    /// The server refuses the page of a full read that comes next, whenever it is asked for it: it shows no
+    /// more of a result than so much. What is known and was not seen is asked for by id.
+    pub fn page_refused(&mut self, now: Instant) {
+        let Reading::Pages { begun, .. } = self.reading else {
+            return;
+        };
+        self.reading = Reading::Idle;
+        self.rest_until = Some(now + self.rest(true, now - begun));
+        self.finish_reading(false, 0, None, now);
+        let mut unseen = self.tracker.missing();
+        unseen.truncate(UNSEEN);
+        if !unseen.is_empty() && self.can_confirm(now) {
+            self.confirm(unseen.into(), now);
+        }
+    }
+
     fn adopt_poll(
         &mut self,
         facts: &Facts,
@@ -558,14 +576,17 @@ impl Engine {
         }
     }
 
+    fn can_confirm(&self, now: Instant) -> bool {
+        self.witness.is_some() && self.confirm_again.is_none_or(|at| now >= at)
+    }
+
     fn confirm(&mut self, mut queue: VecDeque<Box<str>>, now: Instant) {
-        let can_confirm = self.confirm_again.is_none_or(|at| now >= at);
         // The answer must fit on one page, with the witness.
         let room = usize::try_from(self.page_size.saturating_sub(1))
             .unwrap_or(CONFIRM)
             .min(CONFIRM);
         match &self.witness {
-            Some(witness) if can_confirm && room > 0 => {
+            Some(witness) if self.can_confirm(now) && room > 0 => {
                 let suspects: Vec<_> = queue.drain(..queue.len().min(room)).collect();
                 let asked = Arc::new(Question {
                     suspects,

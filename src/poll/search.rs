@@ -146,6 +146,10 @@ struct Asking {
 /// The page size that every documented example works with.
 const SAFE_PAGE_SIZE: u32 = 100;
 
+/// How often in a row a full read fails, before a page that the server refuses ends it, …
+const REFUSED_PATIENCE: u32 = 2;
+/// … and before one at which the server fails does: some half an hour.
+const FAILED_PATIENCE: u32 = 12;
 /// Questions by id that fail in a row, though the server answers, before the search is held to be one
 /// that cannot be asked so.
 const CONFIRM_PATIENCE: u32 = 3;
@@ -432,6 +436,17 @@ impl Running {
             } => {
                 let confirms = matches!(purpose, Purpose::Confirm(_));
                 match answer {
+                    Err(error) if !confirms && request.page > 1 && self.cannot_go_on(&error) => {
+                        tracing::warn!(
+                            search = %self.search.key,
+                            page = request.page,
+                            error = %error,
+                            "the server refuses a further page of the result; what lies behind it is not seen"
+                        );
+                        self.background_failures = 0;
+                        self.engine.page_refused(Instant::now());
+                        return;
+                    }
                     Err(error) if confirms && self.cannot_confirm(&error) => {
                         self.confirm_failures = 0;
                         self.engine.confirmation_refused(Instant::now());
@@ -570,6 +585,17 @@ impl Running {
         self.asking = modest;
         self.ask_fully_at = try_again;
         Some(modest)
+    }
+
+    /// Whether a full read's page failed so often that it will go on failing.
+    fn cannot_go_on(&self, error: &opsramp::Error) -> bool {
+        let patience = match error.status() {
+            // Too many results, most likely: servers that search do not show all of them.
+            Some(400..=499) => REFUSED_PATIENCE,
+            Some(_) => FAILED_PATIENCE,
+            None => return false,
+        };
+        self.background_failures >= patience
     }
 
     /// Whether a question by id failed because the server will not be asked so.
