@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Watches OpsRamp: open alerts as Prometheus metrics, and every new alert as one structured log
-/// line, exactly once.
+/// line, in a file exactly once.
 #[derive(Debug, Parser)]
 #[command(
     name = "opsramp-exporter",
