@@ -635,6 +635,9 @@ fn wrong_state_and_web_settings_are_explained() {
         wrong("state: {postgres: {}}"),
         wrong("state: {postgres: {url: 'postgres://user:hunter2@db', url_file: x}}"),
         wrong("state: {postgres: {url_file: x, lease: 1ms}}"),
+        wrong("state: {postgres: {url: 'http://user:hunter2@db'}}"),
+        wrong("state: {postgres: {url: 'postgres://user:hunter2@db?sslmode=allow'}}"),
+        wrong("state: {postgres: {url: 'postgres://user:hunter2@db?bogus=1'}}"),
         wrong("web: {telemetry_path: metrics}"),
         wrong("web: {telemetry_path: /}"),
         wrong("web: {telemetry_path: /-/healthy}"),
@@ -650,6 +653,9 @@ fn wrong_state_and_web_settings_are_explained() {
     config.yml:6:19: state.postgres.url: is missing; write url or url_file
     config.yml:6:25: state.postgres.url: cannot be given together with url_file
     config.yml:6:40: state.postgres.lease: must be at least 100ms
+    config.yml:6:25: state.postgres.url: the URL of the database cannot be read; write it as postgres://user:password@host:5432/database
+    config.yml:6:25: state.postgres.url: the URL's sslmode must be disable, prefer, require or verify-full
+    config.yml:6:25: state.postgres.url: the URL of the database cannot be read; write it as postgres://user:password@host:5432/database
     config.yml:6:23: web.telemetry_path: must start with a slash; write "/metrics"
     config.yml:6:23: web.telemetry_path: "/" is the status page; choose another path
     config.yml:6:23: web.telemetry_path: paths below /-/ are taken; choose another
