@@ -627,6 +627,55 @@ fn wrong_log_settings_are_explained() {
 }
 
 #[test]
+fn no_sink_writes_to_a_file_that_is_something_else_already() {
+    let otlp = "{type: otlp, endpoint: 'http://a', headers_files: {a: header}}";
+    let wrong = |path: &str| {
+        let sinks = format!("[{otlp}, {{type: file, path: {path}}}]");
+        let text = minimal_and(&format!(
+            "    tls: {{ca_file: ca.pem}}\nstate: {{path: ./state.db}}\nweb: {{config_file: web.yml}}\n\
+             log: {{sinks: {sinks}}}"
+        ));
+        let told = errors(&text);
+        told.split_once("log.sinks[1].path: ").unwrap().1.to_owned()
+    };
+    let all = [
+        "config.yml",
+        "./config.yml",
+        "web.yml",
+        "state.db",
+        "state.db-wal",
+        "state.db-shm",
+        "state.db.lock",
+        "/run/secret",
+        "ca.pem",
+        "header",
+    ]
+    .map(wrong);
+    assert_snapshot!(all.join("\n"), @"
+    is the configuration file; name a file of its own
+    is the configuration file; name a file of its own
+    is the web configuration file; name a file of its own
+    is the state file, state.path; name a file of its own
+    is a file that stands beside the state file, state.path; name a file of its own
+    is a file that stands beside the state file, state.path; name a file of its own
+    is a file that stands beside the state file, state.path; name a file of its own
+    is the file of accounts[0].client_secret_file; name a file of its own
+    is the file of accounts[0].tls.ca_file; name a file of its own
+    is a file of log.sinks[0].headers_files; name a file of its own
+    ");
+    let postgres = "state: {postgres: {url_file: /run/url}}";
+    let sink = "log: {sinks: [{type: file, path: /run/url}]}";
+    let told = errors(&minimal_and(&format!("{postgres}\n{sink}")));
+    assert!(
+        told.contains("is the file of state.postgres.url_file; name"),
+        "{told}"
+    );
+    config(&minimal_and(
+        "state: {path: a}\nlog: {sinks: [{type: file, path: b/a}]}",
+    ));
+}
+
+#[test]
 fn wrong_state_and_web_settings_are_explained() {
     let wrong = |text: &str| errors(&minimal_and(text));
     let all = [
