@@ -153,6 +153,67 @@ async fn a_count_costs_one_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn search_asks_the_tenants_that_a_search_names_and_counts_them_together() {
+    let tenant = |id: &str, alerts| TenantOptions {
+        id: id.to_owned(),
+        alerts,
+        ..TenantOptions::default()
+    };
+    let options = Options {
+        life: None,
+        allowance: Allowance::unlimited(),
+        tenants: vec![
+            tenant("client_1", 5),
+            tenant("client_2", 7),
+            tenant("client_3", 11),
+        ],
+        ..Options::default()
+    };
+    let simulator = Simulator::start(options, "127.0.0.1:0").await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let config = "searches:
+  - { name: first, tenants: [client_1] }
+  - { name: two, tenants: [client_1, client_2] }
+  - { name: all, query: actions:OPEN }
+";
+    std::fs::write(folder.path().join("c.yml"), config).unwrap();
+    for (arguments, count, requests, told) in [
+        (&[][..], "5\n", 1, "the first of 3 searches, first;"),
+        (&["--search.query=two"], "12\n", 2, ""),
+        (&["--search.query=all"], "23\n", 3, ""),
+        (&["--search.query=actions:OPEN"], "23\n", 3, ""),
+        (
+            &["--search.query=two", "--opsramp.tenant=client_2"],
+            "7\n",
+            1,
+            "",
+        ),
+        (
+            &["--search.query=two", "--opsramp.tenant=client_3"],
+            "",
+            0,
+            "the search names none of the configured tenants",
+        ),
+    ] {
+        let before = simulator.requests().of(Endpoint::Search);
+        let all = [&["--config.file=c.yml", "search", "--count"][..], arguments].concat();
+        let mut command = program(&simulator, &folder, &all);
+        command.env("OPSRAMP_TENANT_ID", "client_1,client_2,client_3");
+        let (done, stdout, stderr) = output(command).await;
+        assert_eq!(done.status.success(), !count.is_empty(), "{stderr}");
+        assert_eq!(stdout, count, "{arguments:?}");
+        assert!(stderr.contains(told), "{arguments:?}: {stderr}");
+        assert_eq!(
+            stderr.is_empty(),
+            told.is_empty(),
+            "{arguments:?}: {stderr}"
+        );
+        let asked = simulator.requests().of(Endpoint::Search) - before;
+        assert_eq!(asked, requests, "{arguments:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_url_of_the_database_with_which_no_daemon_starts_is_a_mistake_of_the_configuration() {
     let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
     let file = folder.path().join("url");

@@ -563,6 +563,21 @@ fn a_search_names_tenants_by_their_ids_and_may_name_those_yet_to_be_discovered()
 }
 
 #[test]
+fn a_flag_that_picks_tenants_may_leave_out_those_that_a_search_names() {
+    let text = minimal_and("searches: [{name: a, tenants: [client_1]}]");
+    let flags = Overrides {
+        tenants: vec!["client_2".to_owned()],
+        ..Overrides::default()
+    };
+    let loaded = load_with(Some(&text), &[], &flags).unwrap();
+    assert!(!loaded.config.searches[0].is_for("client_2"));
+    // The environment is the daemon's, which would poll nothing.
+    let variables = [("OPSRAMP_TENANT_ID", "client_2")];
+    let error = load_with(Some(&text), &variables, &Overrides::default()).unwrap_err();
+    assert!(error.to_string().contains("is no tenant of any account"));
+}
+
+#[test]
 fn wrong_log_settings_are_explained() {
     let wrong = |log: &str| errors(&minimal_and(&format!("log: {{{log}}}")));
     let otlp = "type: otlp, endpoint: 'http://loki'";
