@@ -145,7 +145,15 @@ def check_files():
             if f"### {heading}\n" not in sections.get(name, ""):
                 fault(f"docs/runbook.md, {name}, has no {heading}")
     check_tests(set(alerts))
-    for name in sections.keys() - alerts.keys():
+    of_grafana = set()
+    for group in yaml.safe_load(ALERTING.read_text(encoding="utf-8"))["groups"]:
+        for rule in group["rules"]:
+            of_grafana.add(rule["title"])
+            if rule["annotations"]["runbook_url"] != f"docs/runbook.md#{rule['title'].lower()}":
+                fault(f"Grafana's rule {rule['title']} does not lead to its section of the runbook")
+            if rule["title"] not in sections:
+                fault(f"docs/runbook.md has no section {rule['title']}")
+    for name in sections.keys() - alerts.keys() - of_grafana:
         if name.startswith("OpsRamp"):
             fault(f"docs/runbook.md has a section {name}, but there is no such alert")
     print(f"files: {len(everything)} queries, {len(used)} metrics, {len(alerts)} alerts")
