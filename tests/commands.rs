@@ -1,6 +1,10 @@
 //! The program as a process: what `check` and `search` print, and with which status they end.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on stops"
+)]
 
 #[path = "support/postgres.rs"]
 mod postgres;
