@@ -141,7 +141,10 @@ def equal(one, many):
 
 
 def of_job(expr):
-    """A rule's expression, of one job alone."""
+    """A rule's expression, of one job alone; what it takes from a rule before it is worked out."""
+    for name, recorded, rule in check.rules():
+        if "record" in rule:
+            expr = re.sub(rf"(?<![\w:]){name}(?![\w:[])", lambda _: f"({recorded})", expr)
     expr = re.sub(r"\b(opsramp_\w+)\{", r'\1{job=~"$job", ', expr)
     return re.sub(r"\b(opsramp_\w+)(?![\w{:])", r'\1{job=~"$job"}', expr)
 

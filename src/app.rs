@@ -9,16 +9,17 @@ use std::{
 use crate::{
     build_info, check,
     cli::{self, Cli, Command},
-    config::{self, Config, ConfigError, Loaded, WebFile},
+    config::{self, Config, ConfigError, Loaded, Web, WebFile},
     daemon::{self, Daemon, Signals},
     demo::Demo,
     healthcheck, logging,
     metrics::{BuildInfo, Metrics},
     runtime::block_on,
     search_command,
+    secret::SecretSource,
     service_manager::ServiceManager,
     status::Board,
-    store::postgres::AddressError,
+    store::postgres::{self, AddressError},
 };
 
 const USAGE: u8 = 2;
@@ -65,8 +66,9 @@ fn dispatch(cli: &Cli) -> Outcome {
         }
         Command::Config { schema: false } => print(&load(cli)?.config.to_yaml()),
         Command::CheckConfig => {
-            let mut loaded = load(cli)?;
-            loaded.warnings.extend(check_web_file(&loaded.config)?);
+            let mut loaded = load(cli).inspect_err(|_| tell_of_web_file(cli))?;
+            loaded.warnings.extend(check_web_file(&loaded.config.web)?);
+            check_database_url(&loaded.config.state)?;
             warn(&loaded);
             let name = loaded.file.map_or("configuration".to_owned(), |file| {
                 file.display().to_string()
@@ -112,7 +114,7 @@ fn run_daemon(cli: &Cli, loaded: Loaded) -> Outcome {
     let reload: daemon::LoadConfig = Box::new(move || {
         let load = || -> Result<Config, ConfigError> {
             let loaded = Config::load(config_file.as_deref(), &overrides, &environment)?;
-            check_web_file(&loaded.config)?;
+            check_web_file(&loaded.config.web)?;
             Ok(loaded.config)
         };
         load().map_err(|error| error.to_string())
@@ -135,7 +137,7 @@ fn run_daemon(cli: &Cli, loaded: Loaded) -> Outcome {
 fn run_check(cli: &Cli) -> Outcome {
     let mut out = io::stdout();
     let loaded = load(cli).and_then(|mut loaded| {
-        let warnings = check_web_file(&loaded.config).map_err(Failure::Config)?;
+        let warnings = check_web_file(&loaded.config.web).map_err(Failure::Config)?;
         loaded.warnings.extend(warnings);
         Ok(loaded)
     });
@@ -203,12 +205,41 @@ fn load(cli: &Cli) -> Result<Loaded, Failure> {
 }
 
 /// Looks whether the web configuration file can be used; returns what should be said about it.
-fn check_web_file(config: &Config) -> Result<Vec<String>, ConfigError> {
-    let Some(path) = &config.web.config_file else {
+fn check_web_file(web: &Web) -> Result<Vec<String>, ConfigError> {
+    let Some(path) = &web.config_file else {
         return Ok(Vec::new());
     };
     let (_, warnings) = WebFile::new(path.clone()).read_with_warnings()?;
     Ok(warnings)
+}
+
+/// Says what is wrong with the web configuration file, where the rest of the configuration cannot
+/// be used either: it is a file of its own, which somebody may be writing alone.
+fn tell_of_web_file(cli: &Cli) {
+    let web = Config::load_web(cli.config_file.as_deref(), &cli.overrides.web, &environment);
+    // What is wrong with the keys that say so is told with the rest.
+    if let Ok(web) = web
+        && let Err(error) = check_web_file(&web)
+    {
+        say(&format!(
+            "opsramp-exporter: {:#}\n",
+            anyhow::Error::new(error)
+        ));
+    }
+}
+
+/// Looks whether the URL of the database is one, where a file has it that can be read here.
+fn check_database_url(state: &config::State) -> Outcome {
+    if let config::State::Postgres { url, .. } = state
+        && let Err(error) = postgres::check(url)
+    {
+        let error = anyhow::Error::new(error);
+        return Err(Failure::Address(match url {
+            SecretSource::File(path) => error.context(path.display().to_string()),
+            SecretSource::Value(_) => error,
+        }));
+    }
+    Ok(())
 }
 
 fn environment(name: &str) -> Option<std::ffi::OsString> {

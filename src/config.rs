@@ -249,6 +249,7 @@ impl Config {
 
         let mut resolver = Resolver::new(&problems, &inputs);
         let config = resolver.config(file, &variables);
+        resolver.no_sink_on_other_files(&config, name);
         let mut warnings = resolver.into_warnings();
         let locate = |path: &str| node.as_ref().and_then(|node| node.locate(path));
         let mut list = problems.into_list(name, locate, &inputs);

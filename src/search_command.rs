@@ -8,6 +8,7 @@ use serde_json::value::RawValue;
 use crate::{
     cli::{Output, Search},
     config::Config,
+    identity::Tenant,
     opsramp::{Client, Endpoint, Observer, Page, RateLimit, SearchRequest, Urgency, alert::Alert},
     poll::Facts,
 };
@@ -23,7 +24,8 @@ struct Unobserved;
 /// The widest column of the table.
 const MAX_WIDTH: usize = 60;
 
-/// Runs it. A search that is named in the configuration can be asked for by its name.
+/// Runs it: the search that is asked for by its name or the first one, for the tenants that it
+/// names; any other query, for every tenant.
 ///
 /// # Errors
 /// Where the API or standard output fails. A reader that has seen enough ends it, and is no
@@ -41,6 +43,18 @@ async fn read(config: &Config, search: &Search) -> anyhow::Result<()> {
         .searches
         .iter()
         .find(|known| asked.is_none_or(|asked| *known.name == *asked));
+    if let (None, Some(first), 2..) = (asked, named, config.searches.len()) {
+        progress::write(&format!(
+            "opsramp-exporter: this is the first of {} searches, {}; ask for another with --search.query NAME\n",
+            config.searches.len(),
+            plain(&first.name)
+        ));
+    }
+    let asks = |tenant: &Tenant| named.is_none_or(|named| named.is_for(&tenant.id));
+    let tenants = config.accounts.iter().flat_map(|account| &account.tenants);
+    if !tenants.clone().any(asks) {
+        anyhow::bail!("the search names none of the configured tenants");
+    }
     let query = named.map_or(asked.unwrap_or_default(), |known| known.query.as_str());
     let page_size = named.map_or(100, |known| known.page_size);
     let mut output = Results::new(search);
@@ -48,7 +62,7 @@ async fn read(config: &Config, search: &Search) -> anyhow::Result<()> {
     let mut total = 0;
     for account in &config.accounts {
         let client = Client::new(account.options.clone(), std::sync::Arc::new(Unobserved))?;
-        for tenant in &account.tenants {
+        for tenant in account.tenants.iter().filter(|tenant| asks(tenant)) {
             progress.begin();
             let mut next = Some(1);
             let mut before = Vec::new();

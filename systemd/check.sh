@@ -69,7 +69,7 @@ if PATH=$PATH:/usr/sbin command -v logrotate >/dev/null; then
   mkdir "$work/logs"
   echo line >"$work/logs/alerts.jsonl"
   # Run by a user that is not root, "su" is refused; the signal is for a service that is not here.
-  sed -e "s|^/var/log/private/$logs/|$work/logs/|" -e '/^    su /d' -e 's|systemctl kill .*|touch '"$work"'/signalled|' \
+  sed -e "s|^/var/log/private/$logs/|$work/logs/|" -e '/^    su /d' -e 's|systemctl reload .*|touch '"$work"'/signalled|' \
     "$here/logrotate" >"$work/logrotate.conf"
   chmod 0644 "$work/logrotate.conf"
   PATH=$PATH:/usr/sbin logrotate --force --state "$work/state" "$work/logrotate.conf"

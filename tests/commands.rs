@@ -1,6 +1,13 @@
 //! The program as a process: what `check` and `search` print, and with which status they end.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on stops"
+)]
+
+#[path = "support/postgres.rs"]
+mod postgres;
 
 use std::{
     io::{BufRead as _, BufReader, Read as _},
@@ -147,6 +154,173 @@ async fn a_count_costs_one_request() {
     assert_eq!(stdout, format!("{ALERTS}\n"));
     assert_eq!(simulator.requests().of(Endpoint::Search), 1);
     assert_eq!(simulator.requests().total, 2, "and one for the token");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn search_asks_the_tenants_that_a_search_names_and_counts_them_together() {
+    let tenant = |id: &str, alerts| TenantOptions {
+        id: id.to_owned(),
+        alerts,
+        ..TenantOptions::default()
+    };
+    let options = Options {
+        life: None,
+        allowance: Allowance::unlimited(),
+        tenants: vec![
+            tenant("client_1", 5),
+            tenant("client_2", 7),
+            tenant("client_3", 11),
+        ],
+        ..Options::default()
+    };
+    let simulator = Simulator::start(options, "127.0.0.1:0").await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let config = "searches:
+  - { name: first, tenants: [client_1] }
+  - { name: two, tenants: [client_1, client_2] }
+  - { name: all, query: actions:OPEN }
+";
+    std::fs::write(folder.path().join("c.yml"), config).unwrap();
+    for (arguments, count, requests, told) in [
+        (&[][..], "5\n", 1, "the first of 3 searches, first;"),
+        (&["--search.query=two"], "12\n", 2, ""),
+        (&["--search.query=all"], "23\n", 3, ""),
+        (&["--search.query=actions:OPEN"], "23\n", 3, ""),
+        (
+            &["--search.query=two", "--opsramp.tenant=client_2"],
+            "7\n",
+            1,
+            "",
+        ),
+        (
+            &["--search.query=two", "--opsramp.tenant=client_3"],
+            "",
+            0,
+            "the search names none of the configured tenants",
+        ),
+    ] {
+        let before = simulator.requests().of(Endpoint::Search);
+        let all = [&["--config.file=c.yml", "search", "--count"][..], arguments].concat();
+        let mut command = program(&simulator, &folder, &all);
+        command.env("OPSRAMP_TENANT_ID", "client_1,client_2,client_3");
+        let (done, stdout, stderr) = output(command).await;
+        assert_eq!(done.status.success(), !count.is_empty(), "{stderr}");
+        assert_eq!(stdout, count, "{arguments:?}");
+        assert!(stderr.contains(told), "{arguments:?}: {stderr}");
+        assert_eq!(
+            stderr.is_empty(),
+            told.is_empty(),
+            "{arguments:?}: {stderr}"
+        );
+        let asked = simulator.requests().of(Endpoint::Search) - before;
+        assert_eq!(asked, requests, "{arguments:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_url_of_the_database_with_which_no_daemon_starts_is_a_mistake_of_the_configuration() {
+    let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
+    let file = folder.path().join("url");
+    for (url, told) in [
+        ("http://u:hush-hush@h", "cannot be read; write it as"),
+        (
+            "postgres://u:hush-hush@h/d?sslmode=verify-ca",
+            "sslmode must be",
+        ),
+        ("postgres://u:hush-hush@h/d?bogus=1", "cannot be read"),
+    ] {
+        std::fs::write(&file, url).unwrap();
+        let arguments = ["--config.check", "--state.postgres-url-file=url"];
+        let (done, _, stderr) = output(program(&simulator, &folder, &arguments)).await;
+        assert_eq!(done.status.code(), Some(2), "{stderr}");
+        assert!(
+            stderr.starts_with("opsramp-exporter: url: the URL"),
+            "{stderr}"
+        );
+        assert!(
+            stderr.contains(told) && !stderr.contains("hush"),
+            "{stderr}"
+        );
+
+        let mut command = program(&simulator, &folder, &["--config.check"]);
+        command.env("OPSRAMP_EXPORTER_POSTGRES_URL", url);
+        let (done, _, stderr) = output(command).await;
+        assert_eq!(done.status.code(), Some(2), "{stderr}");
+        let input = "opsramp-exporter: OPSRAMP_EXPORTER_POSTGRES_URL: the URL";
+        assert!(stderr.starts_with(input), "{stderr}");
+        assert!(
+            stderr.contains(told) && !stderr.contains("hush"),
+            "{stderr}"
+        );
+    }
+    // It may be there when the daemon starts.
+    let arguments = ["--config.check", "--state.postgres-url-file=no"];
+    let (done, _, stderr) = output(program(&simulator, &folder, &arguments)).await;
+    assert_eq!(done.status.code(), Some(0), "{stderr}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_logs_in_to_the_database() {
+    let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
+    let database = postgres::shared();
+    let url = database.fresh();
+    let other_password = url.replace(postgres::PASSWORD, "wrong");
+    let (server, _) = url.rsplit_once('?').unwrap();
+    let of_nobody = database.fresh_for("somebody").replace("fresh_", "no_");
+    for (url, status, told) in [
+        (
+            url.as_str(),
+            0,
+            "ok       state: logged in to the database postgres as exporter, the tables are made at",
+        ),
+        (&other_password, 1, "next: look at user and password"),
+        (
+            &server.replace("/postgres", "/nowhere"),
+            1,
+            "next: create the database",
+        ),
+        (
+            &of_nobody,
+            1,
+            "the user somebody may not create tables in the database postgres",
+        ),
+        (
+            "postgres://u:p@127.0.0.1:1,127.0.0.1:2/d",
+            1,
+            "next: look whether host and port are right",
+        ),
+    ] {
+        let mut command = program(&simulator, &folder, &["check"]);
+        command.env("OPSRAMP_EXPORTER_POSTGRES_URL", url);
+        let (done, stdout, stderr) = output(command).await;
+        assert_eq!(done.status.code(), Some(status), "{stdout}{stderr}");
+        assert!(stdout.contains(told), "{told}: {stdout}");
+        assert!(!stdout.contains(postgres::PASSWORD), "{stdout}");
+    }
+    let tables = "SELECT count(*) FROM pg_tables WHERE tablename LIKE 'opsramp%'";
+    assert_eq!(database.sql(tables), "0", "it has created something");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_web_file_is_looked_at_whatever_else_is_missing() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("web.yml"), "basic_auth_users: {a: b}").unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_opsramp-exporter"));
+    command
+        .env_clear()
+        .current_dir(&folder)
+        .args(["--web.config.file=web.yml", "--config.check"]);
+    let (done, _, stderr) = output(command).await;
+    assert_eq!(done.status.code(), Some(2), "{stderr}");
+    let (first, rest) = stderr.split_once('\n').unwrap();
+    assert!(
+        first.starts_with("opsramp-exporter: web.yml:1:23: basic_auth_users.a: "),
+        "{stderr}"
+    );
+    assert!(
+        rest.starts_with("opsramp-exporter: no OpsRamp account is configured"),
+        "{stderr}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

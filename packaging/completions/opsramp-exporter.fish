@@ -30,7 +30,7 @@ complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l opsra
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l opsramp.tenant -d 'A tenant\'s id; may be repeated [env: OPSRAMP_TENANT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l opsramp.client-id -d 'The OAuth2 key [env: OPSRAMP_CLIENT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l opsramp.client-secret-file -d 'A file with the OAuth2 secret [env: OPSRAMP_CLIENT_SECRET_FILE, or OPSRAMP_CLIENT_SECRET with the secret itself]' -r -F
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l search.query -d 'OpsRamp\'s query string [default: actions:OPEN]' -r
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l search.query -d 'OpsRamp\'s query string; to `search` also the name of a configured search, without it the first one [default: actions:OPEN]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l search.interval -d 'Time between two polls [default: 30s]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l state.path -d 'The file of the embedded store [env: OPSRAMP_EXPORTER_STATE_PATH] [default: $STATE_DIRECTORY/state.db, else ./opsramp-exporter.db]' -r -F
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_needs_command" -l state.postgres-url-file -d 'A file with the URL of a PostgreSQL server, for several replicas [env: OPSRAMP_EXPORTER_POSTGRES_URL with the URL itself]' -r -F
@@ -61,7 +61,7 @@ complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -l opsramp.tenant -d 'A tenant\'s id; may be repeated [env: OPSRAMP_TENANT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -l opsramp.client-id -d 'The OAuth2 key [env: OPSRAMP_CLIENT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -l opsramp.client-secret-file -d 'A file with the OAuth2 secret [env: OPSRAMP_CLIENT_SECRET_FILE, or OPSRAMP_CLIENT_SECRET with the secret itself]' -r -F
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -l search.query -d 'OpsRamp\'s query string [default: actions:OPEN]' -r
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -l search.query -d 'OpsRamp\'s query string; to `search` also the name of a configured search, without it the first one [default: actions:OPEN]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -l search.interval -d 'Time between two polls [default: 30s]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -l state.path -d 'The file of the embedded store [env: OPSRAMP_EXPORTER_STATE_PATH] [default: $STATE_DIRECTORY/state.db, else ./opsramp-exporter.db]' -r -F
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand run" -l state.postgres-url-file -d 'A file with the URL of a PostgreSQL server, for several replicas [env: OPSRAMP_EXPORTER_POSTGRES_URL with the URL itself]' -r -F
@@ -86,7 +86,7 @@ complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check"
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check" -l opsramp.tenant -d 'A tenant\'s id; may be repeated [env: OPSRAMP_TENANT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check" -l opsramp.client-id -d 'The OAuth2 key [env: OPSRAMP_CLIENT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check" -l opsramp.client-secret-file -d 'A file with the OAuth2 secret [env: OPSRAMP_CLIENT_SECRET_FILE, or OPSRAMP_CLIENT_SECRET with the secret itself]' -r -F
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check" -l search.query -d 'OpsRamp\'s query string [default: actions:OPEN]' -r
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check" -l search.query -d 'OpsRamp\'s query string; to `search` also the name of a configured search, without it the first one [default: actions:OPEN]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check" -l search.interval -d 'Time between two polls [default: 30s]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check" -l state.path -d 'The file of the embedded store [env: OPSRAMP_EXPORTER_STATE_PATH] [default: $STATE_DIRECTORY/state.db, else ./opsramp-exporter.db]' -r -F
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand check" -l state.postgres-url-file -d 'A file with the URL of a PostgreSQL server, for several replicas [env: OPSRAMP_EXPORTER_POSTGRES_URL with the URL itself]' -r -F
@@ -114,7 +114,7 @@ complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l opsramp.tenant -d 'A tenant\'s id; may be repeated [env: OPSRAMP_TENANT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l opsramp.client-id -d 'The OAuth2 key [env: OPSRAMP_CLIENT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l opsramp.client-secret-file -d 'A file with the OAuth2 secret [env: OPSRAMP_CLIENT_SECRET_FILE, or OPSRAMP_CLIENT_SECRET with the secret itself]' -r -F
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l search.query -d 'OpsRamp\'s query string [default: actions:OPEN]' -r
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l search.query -d 'OpsRamp\'s query string; to `search` also the name of a configured search, without it the first one [default: actions:OPEN]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l search.interval -d 'Time between two polls [default: 30s]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l state.path -d 'The file of the embedded store [env: OPSRAMP_EXPORTER_STATE_PATH] [default: $STATE_DIRECTORY/state.db, else ./opsramp-exporter.db]' -r -F
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l state.postgres-url-file -d 'A file with the URL of a PostgreSQL server, for several replicas [env: OPSRAMP_EXPORTER_POSTGRES_URL with the URL itself]' -r -F
@@ -127,7 +127,7 @@ warn\t''
 error\t''"
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l log.format -d 'How they look' -r -f -a "logfmt\t''
 json\t''"
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l count -d 'Print the number of alerts only, at the cost of one request'
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l count -d 'Print the number of alerts only, of all tenants together, at the cost of one request a tenant'
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -s V -l version -d 'Print version, revision and compiler'
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l config.check -d 'Validate the configuration and exit'
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand search" -l opsramp.insecure-skip-verify -d 'Accept any certificate: whoever sits in between can then read the secret'
@@ -141,7 +141,7 @@ complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" 
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -l opsramp.tenant -d 'A tenant\'s id; may be repeated [env: OPSRAMP_TENANT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -l opsramp.client-id -d 'The OAuth2 key [env: OPSRAMP_CLIENT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -l opsramp.client-secret-file -d 'A file with the OAuth2 secret [env: OPSRAMP_CLIENT_SECRET_FILE, or OPSRAMP_CLIENT_SECRET with the secret itself]' -r -F
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -l search.query -d 'OpsRamp\'s query string [default: actions:OPEN]' -r
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -l search.query -d 'OpsRamp\'s query string; to `search` also the name of a configured search, without it the first one [default: actions:OPEN]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -l search.interval -d 'Time between two polls [default: 30s]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -l state.path -d 'The file of the embedded store [env: OPSRAMP_EXPORTER_STATE_PATH] [default: $STATE_DIRECTORY/state.db, else ./opsramp-exporter.db]' -r -F
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -l state.postgres-url-file -d 'A file with the URL of a PostgreSQL server, for several replicas [env: OPSRAMP_EXPORTER_POSTGRES_URL with the URL itself]' -r -F
@@ -166,7 +166,7 @@ complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand health
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l opsramp.tenant -d 'A tenant\'s id; may be repeated [env: OPSRAMP_TENANT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l opsramp.client-id -d 'The OAuth2 key [env: OPSRAMP_CLIENT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l opsramp.client-secret-file -d 'A file with the OAuth2 secret [env: OPSRAMP_CLIENT_SECRET_FILE, or OPSRAMP_CLIENT_SECRET with the secret itself]' -r -F
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l search.query -d 'OpsRamp\'s query string [default: actions:OPEN]' -r
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l search.query -d 'OpsRamp\'s query string; to `search` also the name of a configured search, without it the first one [default: actions:OPEN]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l search.interval -d 'Time between two polls [default: 30s]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l state.path -d 'The file of the embedded store [env: OPSRAMP_EXPORTER_STATE_PATH] [default: $STATE_DIRECTORY/state.db, else ./opsramp-exporter.db]' -r -F
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l state.postgres-url-file -d 'A file with the URL of a PostgreSQL server, for several replicas [env: OPSRAMP_EXPORTER_POSTGRES_URL with the URL itself]' -r -F
@@ -192,7 +192,7 @@ complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config" -l opsramp.tenant -d 'A tenant\'s id; may be repeated [env: OPSRAMP_TENANT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config" -l opsramp.client-id -d 'The OAuth2 key [env: OPSRAMP_CLIENT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config" -l opsramp.client-secret-file -d 'A file with the OAuth2 secret [env: OPSRAMP_CLIENT_SECRET_FILE, or OPSRAMP_CLIENT_SECRET with the secret itself]' -r -F
-complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config" -l search.query -d 'OpsRamp\'s query string [default: actions:OPEN]' -r
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config" -l search.query -d 'OpsRamp\'s query string; to `search` also the name of a configured search, without it the first one [default: actions:OPEN]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config" -l search.interval -d 'Time between two polls [default: 30s]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config" -l state.path -d 'The file of the embedded store [env: OPSRAMP_EXPORTER_STATE_PATH] [default: $STATE_DIRECTORY/state.db, else ./opsramp-exporter.db]' -r -F
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand config" -l state.postgres-url-file -d 'A file with the URL of a PostgreSQL server, for several replicas [env: OPSRAMP_EXPORTER_POSTGRES_URL with the URL itself]' -r -F

@@ -8,8 +8,10 @@ use std::{
     time::Duration,
 };
 
+use tokio_postgres::error::SqlState;
+
 use super::{
-    network::{self, Endpoint},
+    network::Endpoint,
     report::{Outcome, Passed, Report, Trouble},
 };
 use crate::{
@@ -18,6 +20,7 @@ use crate::{
     secret::SecretSource,
     store::{
         self,
+        postgres::{AddressError, Failure, Pool},
         sqlite::{Inspection, inspect},
     },
 };
@@ -26,8 +29,6 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(10);
 /// Less room than this is worth a word.
 const ROOM: u64 = 256 << 20;
-/// The port of PostgreSQL.
-const POSTGRES: u16 = 5432;
 const JOURNAL: &str = "/run/systemd/journal/socket";
 
 /// Takes the state's step.
@@ -37,7 +38,7 @@ pub(super) async fn check_state(report: &mut Report<'_>, state: &State) {
             let path = path.clone();
             aside(move || state_file(&path)).await
         }
-        State::Postgres { url, .. } => postgres(url).await,
+        State::Postgres { url, lease } => postgres(url, *lease).await,
     };
     report.about("").taken("state", outcome);
 }
@@ -173,32 +174,75 @@ fn bytes(n: u64) -> String {
     format!("{value:.0} {shown}")
 }
 
-async fn postgres(url: &SecretSource) -> Outcome<()> {
-    const NEXT: &str = "write the URL as postgres://user:password@host:5432/database";
-    let url = url
-        .read()
-        .map_err(|error| Trouble::new(format!("{:#}", anyhow::Error::new(error)), NEXT))?;
-    // Nothing of the URL is shown but the server: the rest may hold the password.
-    let parsed = reqwest::Url::parse(url.expose())
-        .map_err(|_| Trouble::new("the URL of the database cannot be read", NEXT))?;
-    let host = parsed
-        .host_str()
-        .filter(|host| !host.is_empty())
-        .ok_or_else(|| Trouble::new("the URL of the database names no host", NEXT))?;
-    let server = Endpoint {
-        tls: false,
-        host: host.trim_matches(['[', ']']).to_owned(),
-        port: parsed.port().unwrap_or(POSTGRES),
+/// Logs in as the daemon does, and creates no table.
+async fn postgres(url: &SecretSource, lease: Duration) -> Outcome<()> {
+    const WHO: &str = "SELECT current_user::text, current_database()::text, \
+        current_setting('server_encoding'), to_regclass('opsramp_exporter_schema') IS NOT NULL, \
+        coalesce(has_schema_privilege(current_schema(), 'CREATE'), FALSE)";
+    let pool = Pool::new(url.clone(), lease);
+    let asked = async {
+        let mut session = pool.session().await?;
+        let rows = session.query(WHO, &[]).await?;
+        let row = rows.first().ok_or(Failure::Closed)?;
+        let name = |column: usize| row.try_get::<_, String>(column);
+        let is = |column: usize| row.try_get::<_, bool>(column);
+        Ok::<_, Failure>((name(0)?, name(1)?, name(2)?, is(3)?, is(4)?))
     };
-    let addresses = network::look_up(&server, LIMIT).await?.value;
-    let connected = network::connect(addresses, LIMIT).await?;
-    Ok(Passed::new(
-        (),
-        format!(
-            "PostgreSQL at {server}: {}; the daemon logs in when it starts",
-            connected.found
-        ),
-    ))
+    let answered = tokio::time::timeout(LIMIT, asked).await;
+    let (user, database, encoding, has_tables, may_create) = answered
+        .unwrap_or(Err(Failure::Timeout))
+        .map_err(|failure| {
+            let next = database_advice(&failure);
+            Trouble::new(format!("{:#}", anyhow::Error::new(failure)), next)
+        })?;
+    if encoding != "UTF8" {
+        return Err(Trouble::new(
+            Failure::Encoding(encoding).to_string(),
+            "make a database as docs/high-availability.md says, and name it in the URL",
+        ));
+    }
+    if !has_tables && !may_create {
+        return Err(Trouble::new(
+            format!("the user {user} may not create tables in the database {database}"),
+            format!("let the database, or a schema of it, belong to {user}"),
+        ));
+    }
+    let tables = if has_tables {
+        "it has the tables"
+    } else {
+        "the tables are made at the first start"
+    };
+    let found = format!("logged in to the database {database} as {user}, {tables}");
+    Ok(Passed::new((), found))
+}
+
+fn database_advice(failure: &Failure) -> &'static str {
+    const URL: &str = "write the URL as postgres://user:password@host:5432/database";
+    let refused = match failure {
+        Failure::Connect(error) | Failure::Sql(error) => error.code(),
+        _ => None,
+    };
+    match (failure, refused.map(SqlState::code)) {
+        (Failure::Secret(_), _) => "put the URL into the file that url_file names",
+        (Failure::Address(AddressError::Unreadable), _) => {
+            "look at every part of it: a password may need percent-encoding, and an option may be \
+             one that there is not"
+        }
+        (Failure::Address(_), _) => URL,
+        (Failure::Tls(_), _) => "look at sslmode and sslrootcert in the URL",
+        (_, Some("28000" | "28P01")) => {
+            "look at user and password in the URL, and whether pg_hba.conf lets this host in"
+        }
+        (_, Some("3D000")) => "create the database, or correct its name in the URL",
+        (_, Some(code)) if code.starts_with("53") => {
+            "let the server take more connections: each replica needs up to 8"
+        }
+        (_, Some(_)) => "look at the server's own log",
+        _ => {
+            "look whether host and port are right, whether the server runs and can be written to, \
+             and whether a firewall lets this machine reach it"
+        }
+    }
 }
 
 fn log_file(path: &Path) -> Outcome<()> {

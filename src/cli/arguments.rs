@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Watches OpsRamp: open alerts as Prometheus metrics, and every new alert as one structured log
-/// line, exactly once.
+/// line, in a file exactly once.
 #[derive(Debug, Parser)]
 #[command(
     name = "opsramp-exporter",
@@ -65,7 +65,8 @@ pub(super) enum CommandArguments {
         /// How to print alerts [default: table on a terminal, else jsonl]
         #[arg(long, value_name = "FORMAT", value_enum, conflicts_with = "count")]
         output: Option<Output>,
-        /// Print the number of alerts only, at the cost of one request
+        /// Print the number of alerts only, of all tenants together, at the cost of one request a
+        /// tenant
         #[arg(long)]
         count: bool,
     },
@@ -145,7 +146,8 @@ pub(super) struct AccountArguments {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Search: over the file's only search")]
 pub(super) struct SearchArguments {
-    /// OpsRamp's query string [default: actions:OPEN]
+    /// OpsRamp's query string; to `search` also the name of a configured search, without it the
+    /// first one [default: actions:OPEN]
     #[arg(long = "search.query", value_name = "QUERY", global = true)]
     pub(super) query: Option<String>,
     /// Time between two polls [default: 30s]

@@ -168,7 +168,8 @@ pub(super) struct Search {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000), extend("default" = 100))]
     pub(super) page_size: Option<u32>,
-    /// How often a result too large to read at every poll is read whole.
+    /// How often a result too large to read at every poll is read whole. Default: 10m, or the
+    /// interval where that is longer.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = "10m"))]
     pub(super) full_read_interval: Option<HumanDuration>,

@@ -20,6 +20,7 @@ use crate::{
 };
 
 mod account;
+mod files;
 mod log;
 mod search;
 mod web;

@@ -563,6 +563,21 @@ fn a_search_names_tenants_by_their_ids_and_may_name_those_yet_to_be_discovered()
 }
 
 #[test]
+fn a_flag_that_picks_tenants_may_leave_out_those_that_a_search_names() {
+    let text = minimal_and("searches: [{name: a, tenants: [client_1]}]");
+    let flags = Overrides {
+        tenants: vec!["client_2".to_owned()],
+        ..Overrides::default()
+    };
+    let loaded = load_with(Some(&text), &[], &flags).unwrap();
+    assert!(!loaded.config.searches[0].is_for("client_2"));
+    // The environment is the daemon's, which would poll nothing.
+    let variables = [("OPSRAMP_TENANT_ID", "client_2")];
+    let error = load_with(Some(&text), &variables, &Overrides::default()).unwrap_err();
+    assert!(error.to_string().contains("is no tenant of any account"));
+}
+
+#[test]
 fn wrong_log_settings_are_explained() {
     let wrong = |log: &str| errors(&minimal_and(&format!("log: {{{log}}}")));
     let otlp = "type: otlp, endpoint: 'http://loki'";
@@ -627,6 +642,55 @@ fn wrong_log_settings_are_explained() {
 }
 
 #[test]
+fn no_sink_writes_to_a_file_that_is_something_else_already() {
+    let otlp = "{type: otlp, endpoint: 'http://a', headers_files: {a: header}}";
+    let wrong = |path: &str| {
+        let sinks = format!("[{otlp}, {{type: file, path: {path}}}]");
+        let text = minimal_and(&format!(
+            "    tls: {{ca_file: ca.pem}}\nstate: {{path: ./state.db}}\nweb: {{config_file: web.yml}}\n\
+             log: {{sinks: {sinks}}}"
+        ));
+        let told = errors(&text);
+        told.split_once("log.sinks[1].path: ").unwrap().1.to_owned()
+    };
+    let all = [
+        "config.yml",
+        "./config.yml",
+        "web.yml",
+        "state.db",
+        "state.db-wal",
+        "state.db-shm",
+        "state.db.lock",
+        "/run/secret",
+        "ca.pem",
+        "header",
+    ]
+    .map(wrong);
+    assert_snapshot!(all.join("\n"), @"
+    is the configuration file; name a file of its own
+    is the configuration file; name a file of its own
+    is the web configuration file; name a file of its own
+    is the state file, state.path; name a file of its own
+    is a file that stands beside the state file, state.path; name a file of its own
+    is a file that stands beside the state file, state.path; name a file of its own
+    is a file that stands beside the state file, state.path; name a file of its own
+    is the file of accounts[0].client_secret_file; name a file of its own
+    is the file of accounts[0].tls.ca_file; name a file of its own
+    is a file of log.sinks[0].headers_files; name a file of its own
+    ");
+    let postgres = "state: {postgres: {url_file: /run/url}}";
+    let sink = "log: {sinks: [{type: file, path: /run/url}]}";
+    let told = errors(&minimal_and(&format!("{postgres}\n{sink}")));
+    assert!(
+        told.contains("is the file of state.postgres.url_file; name"),
+        "{told}"
+    );
+    config(&minimal_and(
+        "state: {path: a}\nlog: {sinks: [{type: file, path: b/a}]}",
+    ));
+}
+
+#[test]
 fn wrong_state_and_web_settings_are_explained() {
     let wrong = |text: &str| errors(&minimal_and(text));
     let all = [
@@ -635,6 +699,9 @@ fn wrong_state_and_web_settings_are_explained() {
         wrong("state: {postgres: {}}"),
         wrong("state: {postgres: {url: 'postgres://user:hunter2@db', url_file: x}}"),
         wrong("state: {postgres: {url_file: x, lease: 1ms}}"),
+        wrong("state: {postgres: {url: 'http://user:hunter2@db'}}"),
+        wrong("state: {postgres: {url: 'postgres://user:hunter2@db?sslmode=allow'}}"),
+        wrong("state: {postgres: {url: 'postgres://user:hunter2@db?bogus=1'}}"),
         wrong("web: {telemetry_path: metrics}"),
         wrong("web: {telemetry_path: /}"),
         wrong("web: {telemetry_path: /-/healthy}"),
@@ -650,6 +717,9 @@ fn wrong_state_and_web_settings_are_explained() {
     config.yml:6:19: state.postgres.url: is missing; write url or url_file
     config.yml:6:25: state.postgres.url: cannot be given together with url_file
     config.yml:6:40: state.postgres.lease: must be at least 100ms
+    config.yml:6:25: state.postgres.url: the URL of the database cannot be read; write it as postgres://user:password@host:5432/database
+    config.yml:6:25: state.postgres.url: the URL's sslmode must be disable, prefer, require or verify-full
+    config.yml:6:25: state.postgres.url: the URL of the database cannot be read; write it as postgres://user:password@host:5432/database
     config.yml:6:23: web.telemetry_path: must start with a slash; write "/metrics"
     config.yml:6:23: web.telemetry_path: "/" is the status page; choose another path
     config.yml:6:23: web.telemetry_path: paths below /-/ are taken; choose another

@@ -102,7 +102,7 @@ impl WebFile {
         let mut warnings = resolver.warnings;
         if (!options.users.is_empty() || keys.has_inline_key) && is_public(path) {
             warnings.push(format!(
-                "{}: holds password hashes or a key, and every user of this machine can read it; take the right away (chmod o-r)",
+                "{}: holds password hashes or a key, and every user of this machine can read it; take the right away (chmod o-r), and hand it to a systemd service with LoadCredential= (docs/security.md)",
                 path.display()
             ));
         }

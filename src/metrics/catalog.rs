@@ -81,7 +81,7 @@ catalog! {
     ALERT_EVENTS = Counter "opsramp_alert_events_total" &["account", "tenant", "search", "event"],
         "Alerts that polls found opened, changed, or left.";
     DETECTION_DELAY = Histogram "opsramp_alert_detection_delay_seconds" SEARCH,
-        "From the creation of an alert, on the server's clock, to the moment when a poll journalled it as opened.";
+        "From the creation of an alert, on the server's clock, to the moment when a poll journalled it as opened; without alerts found before the result was first read as a whole.";
     LEASE_HELD = Gauge "opsramp_lease_held" SEARCH,
         "Whether this replica polls the search (1), or another one or none does (0).";
     AUTH_LATENCY = Gauge "opsramp_auth_latency_seconds" ACCOUNT,

@@ -90,7 +90,7 @@ fn line(tenant: &str, read: u64, total: u64, elapsed: Duration) -> String {
     line
 }
 
-fn write(text: &str) {
+pub(super) fn write(text: &str) {
     // It is a courtesy; the results are what counts.
     io::stderr().write_all(text.as_bytes()).ok();
 }

@@ -28,7 +28,7 @@ use super::{
 use crate::{clock, identity::SearchKey, secret::SecretSource};
 
 use self::{
-    connection::{PATIENCE, Pool, Session, Tries},
+    connection::{PATIENCE, Session, Tries},
     journal::{Journal, Range},
     leases::State,
     shared::{Shared, Taking, lock},
@@ -49,6 +49,7 @@ mod tls;
 
 pub use address::AddressError;
 pub use connection::Failure;
+pub(crate) use connection::Pool;
 pub(super) use shared::Loan;
 
 /// Searches that are taken up at the same time: all at once would be a burden for the server when
@@ -70,7 +71,7 @@ pub struct Postgres {
 }
 
 /// Looks whether a URL is one, where it can be read.
-pub(super) fn check(url: &SecretSource) -> Result<(), AddressError> {
+pub(crate) fn check(url: &SecretSource) -> Result<(), AddressError> {
     match url.read() {
         Ok(url) => address::Address::parse(url.expose()).map(drop),
         Err(_) => Ok(()),

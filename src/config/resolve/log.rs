@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Resolver, seconds};
+use super::{Resolver, files::without_dot, seconds};
 use crate::{
     config::{
         file,
@@ -93,9 +93,7 @@ impl Resolver<'_> {
                     }
                 }
                 Target::File { path: file, .. } => {
-                    // `./a` and `a` are one file, and paths compare by their components.
-                    let file = file.strip_prefix("./").unwrap_or(file);
-                    if let Some(other) = taken.insert(file, &sink.name) {
+                    if let Some(other) = taken.insert(without_dot(file), &sink.name) {
                         let message =
                             format!("is the file of the sink \"{}\" as well", shown_value(other));
                         self.problems.add(format!("{path}.path"), message);

@@ -152,8 +152,10 @@ impl Resolver<'_> {
             );
         }
         self.no_repetitions(path, ids.iter().map(String::as_str));
-        // Clients that are yet to be discovered are not known here.
-        let any_unknown = accounts.iter().any(|account| account.discover_clients);
+        // Clients that are yet to be discovered are not known here, and whoever picks tenants by a
+        // flag means fewer than the file has.
+        let any_unknown = accounts.iter().any(|account| account.discover_clients)
+            || self.inputs.get("accounts[0].tenants") == Some(&"--opsramp.tenant");
         if any_unknown || self.problems.covers("accounts") {
             return;
         }

@@ -3,7 +3,11 @@
 use std::path::{Path, PathBuf};
 
 use super::{Resolver, seconds};
-use crate::config::{ListenAddress, State, Web, file, overrides::Variables, problem::shown_value};
+use crate::{
+    config::{ListenAddress, State, Web, file, overrides::Variables, problem::shown_value},
+    secret::SecretSource,
+    store::postgres,
+};
 
 const DEFAULT_TELEMETRY_PATH: &str = "/metrics";
 /// Paths of the web server that the metrics cannot take.
@@ -25,12 +29,12 @@ impl Resolver<'_> {
                 State::File { path }
             }
             (None, Some(postgres)) => State::Postgres {
-                url: self.either(
+                url: self.database_url(self.either(
                     "state.postgres",
                     "url",
                     postgres.url.map(|url| url.0),
                     postgres.url_file,
-                ),
+                )),
                 lease: self.duration("state.postgres.lease", postgres.lease, seconds(15)),
             },
             (None, None) => match variables.path("STATE_DIRECTORY") {
@@ -40,6 +44,19 @@ impl Resolver<'_> {
                 None => State::default(),
             },
         }
+    }
+
+    /// A URL that is here is looked at; one in a file may be there later, or be another one then.
+    fn database_url(&self, source: SecretSource) -> SecretSource {
+        let path = "state.postgres.url";
+        if matches!(source, SecretSource::Value(_))
+            && !self.problems.covers(path)
+            && !self.problems.covers("state.postgres.url_file")
+            && let Err(error) = postgres::check(&source)
+        {
+            self.problems.add(path, error.to_string());
+        }
+        source
     }
 
     pub(in crate::config) fn web(&self, web: Option<file::Web>) -> Web {

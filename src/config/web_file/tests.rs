@@ -158,7 +158,9 @@ fn what_others_can_read_and_passwords_in_clear_are_warned_of() {
     }
     let (_, warnings) = place.file().read_with_warnings().unwrap();
     assert_eq!(warnings.len(), 2, "{warnings:?}");
-    assert!(warnings.iter().all(|text| text.contains("chmod o-r")));
+    assert!(warnings.iter().all(|text| {
+        text.contains("(chmod o-r), and hand it to a systemd service with LoadCredential=")
+    }));
     let place = Place::new(&format!("basic_auth_users:\n  ann: {HASH}\n"));
     let (_, warnings) = place.file().read_with_warnings().unwrap();
     assert_eq!(warnings.len(), 1, "{warnings:?}");

@@ -35,7 +35,7 @@ impl Resolver<'_> {
             let path = self.folder.join(path);
             if is_public(&path) {
                 self.warnings.push(format!(
-                    "{}: is the key of the web server, and every user of this machine can read it; take the right away (chmod o-r)",
+                    "{}: is the key of the web server, and every user of this machine can read it; take the right away (chmod o-r), and hand it to a systemd service with LoadCredential= (docs/security.md)",
                     path.display()
                 ));
             }

@@ -30,7 +30,7 @@ const TRIES: u32 = 5;
 
 /// Connections to the server. Cheap to clone.
 #[derive(Clone, Debug)]
-pub(super) struct Pool {
+pub(crate) struct Pool {
     pool: managed::Pool<Manager>,
     begin: std::sync::Arc<str>,
 }
@@ -53,7 +53,7 @@ struct Connection {
 
 /// A connection for somebody's use. It goes back to the pool where nothing is under way on it.
 #[derive(Debug)]
-pub(super) struct Session {
+pub(crate) struct Session {
     connection: Option<Object<Manager>>,
     begin: std::sync::Arc<str>,
     under_way: bool,
@@ -114,7 +114,7 @@ pub enum Failure {
 
 impl Pool {
     /// Nothing is connected yet.
-    pub(super) fn new(url: SecretSource, lease: Duration) -> Self {
+    pub(crate) fn new(url: SecretSource, lease: Duration) -> Self {
         let timeouts = Timeouts {
             wait: Some(PATIENCE),
             create: Some(PATIENCE),
@@ -141,7 +141,7 @@ impl Pool {
     }
 
     /// A connection. Waits while all of them are in use.
-    pub(super) async fn session(&self) -> Result<Session, Failure> {
+    pub(crate) async fn session(&self) -> Result<Session, Failure> {
         let connection = self.pool.get().await.map_err(|error| match error {
             PoolError::Backend(failure) => failure,
             PoolError::Closed => Failure::Closed,
@@ -235,7 +235,7 @@ impl Session {
         self.settle(done)
     }
 
-    pub(super) async fn query(
+    pub(crate) async fn query(
         &mut self,
         sql: &'static str,
         parameters: &[&(dyn ToSql + Sync)],

@@ -1,0 +1,113 @@
+//! Files that are already something else: no sink may append its lines to them.
+
+use std::path::{Path, PathBuf};
+
+use super::Resolver;
+use crate::{
+    config::{Config, State},
+    deliver::Target,
+    secret::SecretSource,
+};
+
+/// What SQLite and the exporter keep beside the state file, by the ends of their names.
+const BESIDE_STATE: [&str; 4] = ["-wal", "-shm", "-journal", ".lock"];
+
+/// The files of a configuration, each with what it is.
+struct Taken(Vec<(PathBuf, String)>);
+
+impl Resolver<'_> {
+    /// Notes sinks whose file the exporter reads, or keeps its state in. `file` is the file that
+    /// the configuration was read from.
+    pub(in crate::config) fn no_sink_on_other_files(&self, config: &Config, file: Option<&Path>) {
+        // A sink that is wrong is not in the list, so that the others have moved up.
+        if self.problems.touches("log.sinks") {
+            return;
+        }
+        let taken = Taken::by(config, file);
+        for (index, sink) in config.sinks.iter().enumerate() {
+            if let Target::File { path, .. } = &sink.target
+                && let Some(what) = taken.what(path)
+            {
+                let message = format!("is {what}; name a file of its own");
+                self.problems
+                    .add(format!("log.sinks[{index}].path"), message);
+            }
+        }
+    }
+}
+
+impl Taken {
+    fn by(config: &Config, file: Option<&Path>) -> Self {
+        let mut taken = Self(Vec::new());
+        let own = [
+            (file, "the configuration file"),
+            (
+                config.web.config_file.as_deref(),
+                "the web configuration file",
+            ),
+        ];
+        for (path, what) in own {
+            taken.add(path, what);
+        }
+        match &config.state {
+            State::File { path } => {
+                taken.add(Some(path), "the state file, state.path");
+                for end in BESIDE_STATE {
+                    let mut beside = path.clone().into_os_string();
+                    beside.push(end);
+                    taken.add(
+                        Some(Path::new(&beside)),
+                        "a file that stands beside the state file, state.path",
+                    );
+                }
+            }
+            State::Postgres { url, .. } => {
+                taken.add_secret(url, "the file of state.postgres.url_file");
+            }
+        }
+        for (index, account) in config.accounts.iter().enumerate() {
+            let of = |key: &str| format!("the file of accounts[{index}].{key}");
+            let options = &account.options;
+            taken.add_secret(&options.client_id, &of("client_id_file"));
+            taken.add_secret(&options.client_secret, &of("client_secret_file"));
+            let tls = &options.tls;
+            taken.add(tls.ca_file.as_deref(), &of("tls.ca_file"));
+            taken.add(tls.cert_file.as_deref(), &of("tls.cert_file"));
+            taken.add(tls.key_file.as_deref(), &of("tls.key_file"));
+        }
+        for (index, sink) in config.sinks.iter().enumerate() {
+            if let Target::Otlp(options) = &sink.target {
+                for source in options.headers.values() {
+                    let what = format!("a file of log.sinks[{index}].headers_files");
+                    taken.add_secret(source, &what);
+                }
+            }
+        }
+        taken
+    }
+
+    fn add(&mut self, path: Option<&Path>, what: &str) {
+        if let Some(path) = path {
+            self.0.push((path.to_path_buf(), what.to_owned()));
+        }
+    }
+
+    fn add_secret(&mut self, source: &SecretSource, what: &str) {
+        if let SecretSource::File(path) = source {
+            self.add(Some(path), what);
+        }
+    }
+
+    fn what(&self, path: &Path) -> Option<&str> {
+        let found = self
+            .0
+            .iter()
+            .find(|(taken, _)| without_dot(taken) == without_dot(path));
+        found.map(|(_, what)| what.as_str())
+    }
+}
+
+/// `./a` and `a` are one file, and paths compare by their components.
+pub(super) fn without_dot(path: &Path) -> &Path {
+    path.strip_prefix("./").unwrap_or(path)
+}
