@@ -172,23 +172,22 @@ impl Window {
     /// a minute they are to leave.
     fn within_part(&self, urgency: Urgency, polls: u32, now: Instant) -> Result<u32, Instant> {
         let limit = self.limit();
-        // However much polls need, a burst of new alerts has a quarter, and full reads have a tenth:
-        // both must come to an end. Full reads leave a fifth for such a burst.
-        let (others, burst, least): (&[Urgency], u32, u32) = match urgency {
+        // What is kept for others, beside what polls need. However much that is, a burst of new alerts has
+        // a quarter, and full reads have a tenth: both must come to an end.
+        let (other, kept, least) = match urgency {
             Urgency::Poll => return Ok(0),
-            Urgency::News => (&[Urgency::Poll], self.tenth(), limit.div_ceil(4)),
-            Urgency::Background => (&[Urgency::Poll, Urgency::News], limit / 5, self.tenth()),
+            Urgency::News => (Urgency::Background, self.tenth(), limit.div_ceil(4)),
+            Urgency::Background => (Urgency::News, limit / 5, self.tenth()),
         };
         let had = self.used_for(urgency);
         if had < least {
             return Ok(if polls + least <= limit { polls } else { 0 });
         }
-        let keep = polls.saturating_add(burst);
-        // What polls have had is a part of what is kept for them.
-        let theirs: u32 = others.iter().map(|other| self.used_for(*other)).sum();
-        let part = limit.saturating_sub(theirs.max(keep)).max(least);
+        // What others have had is a part of what is kept for them.
+        let theirs = polls.max(self.used_for(Urgency::Poll)) + kept.max(self.used_for(other));
+        let part = limit.saturating_sub(theirs).max(least);
         match had.checked_sub(part) {
-            None => Ok(keep),
+            None => Ok(polls + kept),
             Some(over) => Err(later(self.answered_for(urgency).nth(over as usize), now)),
         }
     }
@@ -713,6 +712,15 @@ mod tests {
             let rest = at_once(&mut window, now, Urgency::Poll, 0);
             assert_eq!(rest, 50 - left, "{polls}");
         }
+    }
+
+    #[test]
+    fn what_full_reads_had_is_no_longer_there_for_news() {
+        let now = Instant::now();
+        let mut window = Window::new(50);
+        assert_eq!(at_once(&mut window, now, Urgency::Background, 12), 28);
+        assert_eq!(at_once(&mut window, now, Urgency::News, 12), 13);
+        assert_eq!(at_once(&mut window, now, Urgency::Poll, 12), 9);
     }
 
     #[test]
