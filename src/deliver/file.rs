@@ -67,6 +67,8 @@ const MAX_FAILURES: u32 = 64;
 pub(super) struct LogFile {
     path: PathBuf,
     format: Format,
+    /// Files that other sinks write to.
+    others: Vec<PathBuf>,
     /// Where a former process left off, until the file is open.
     mark: Option<Mark>,
     current: Option<Tail>,
@@ -125,11 +127,18 @@ impl LogFile {
         Self {
             path,
             format,
+            others: Vec::new(),
             mark: None,
             current: None,
             look_back: false,
             moved: Vec::new(),
         }
+    }
+
+    /// Tells it which files other sinks write to.
+    pub(super) fn beside(mut self, others: Vec<PathBuf>) -> Self {
+        self.others = others;
+        self
     }
 
     /// Goes on where a former process left off with `mark`.
@@ -146,7 +155,12 @@ impl LogFile {
         let mut missing = Missing::new(lines);
         let current = match &mut self.current {
             Some(current) => current,
-            none => none.insert(begin(&self.path, &mut self.mark, &mut self.moved)?),
+            none => none.insert(begin(
+                &self.path,
+                &self.others,
+                &mut self.mark,
+                &mut self.moved,
+            )?),
         };
         if self.look_back {
             current.look_back(current.size()?);
@@ -235,7 +249,12 @@ impl Writer for LogFile {
         }
         let reopened = self.leave_if_moved().and_then(|()| {
             if self.current.is_none() {
-                self.current = Some(begin(&self.path, &mut self.mark, &mut self.moved)?);
+                self.current = Some(begin(
+                    &self.path,
+                    &self.others,
+                    &mut self.mark,
+                    &mut self.moved,
+                )?);
             }
             Ok(())
         });
@@ -249,7 +268,12 @@ impl Writer for LogFile {
 }
 
 /// Opens the file and finds out up to where it is settled.
-fn begin(path: &Path, mark: &mut Option<Mark>, moved: &mut Vec<Tail>) -> Result<Tail, Error> {
+fn begin(
+    path: &Path,
+    others: &[PathBuf],
+    mark: &mut Option<Mark>,
+    moved: &mut Vec<Tail>,
+) -> Result<Tail, Error> {
     let mut tail = Tail::open(path)?;
     tail.look_back(tail.size()?);
     if let Some(mark) = mark.take() {
@@ -257,7 +281,7 @@ fn begin(path: &Path, mark: &mut Option<Mark>, moved: &mut Vec<Tail>) -> Result<
             tail.settled = mark.offset;
             tail.inside_line = false;
             tail.known = true;
-        } else if let Some(found) = mark.find_moved(path) {
+        } else if let Some(found) = mark.find_moved(path, others) {
             tracing::info!(
                 file = %found.path.display(),
                 "the log file was moved away while nobody wrote to it; \

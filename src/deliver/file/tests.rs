@@ -386,6 +386,66 @@ fn lines_that_copytruncate_carried_away_while_nobody_ran_are_found_in_the_copy()
     assert_eq!(world.content(), world.expected());
 }
 
+/// Two sinks that write the same lines beside one another, and one of the files is gone when five
+/// lines more stand in the other.
+fn twin(name: &str) -> (World, PathBuf) {
+    let mut world = World::with_events(9);
+    world.deliver(4);
+    world.save();
+    let other = world.folder.path().join(name);
+    fs::write(&other, world.expected()).unwrap();
+    fs::remove_file(world.path()).unwrap();
+    world.crash();
+    (world, other)
+}
+
+fn expect_waiting_lines_in_a_new_file(world: &mut World, other: &Path) {
+    world.deliver(5);
+    let all = world.expected();
+    let expected: Vec<_> = all.lines().skip(4).collect();
+    assert_eq!(world.content().lines().collect::<Vec<_>>(), expected);
+    assert_eq!(fs::read_to_string(other).unwrap(), all);
+}
+
+#[test]
+fn the_file_of_a_sink_that_writes_the_same_lines_is_not_taken_for_ones_own() {
+    let (mut world, other) = twin("others.jsonl");
+    expect_waiting_lines_in_a_new_file(&mut world, &other);
+    let (mut world, other) = twin("alerts-2.jsonl");
+    world.sink = world.sink.beside(vec![other.clone()]);
+    expect_waiting_lines_in_a_new_file(&mut world, &other);
+}
+
+#[test]
+fn a_file_that_somebody_writes_to_is_not_taken_for_one_that_was_moved_away() {
+    let (mut world, other) = twin("alerts.jsonl.1");
+    let writer = File::open(&other).unwrap();
+    writer.lock().unwrap();
+    expect_waiting_lines_in_a_new_file(&mut world, &other);
+}
+
+#[test]
+fn a_copy_is_told_by_its_number_or_date() {
+    let [yes, no] = [
+        [
+            "a.jsonl.1",
+            "a.jsonl-20260101",
+            "a.1.jsonl",
+            "a-20260101-1767225600.jsonl",
+        ]
+        .as_slice(),
+        &["b.jsonl", "ab.jsonl", "a.jsonl2", "a.jsonl.gz", "a.json.1"],
+    ];
+    for path in ["a.jsonl", "/var/log/a.jsonl"] {
+        for (names, is_copy) in [(yes, true), (no, false)] {
+            for name in names {
+                let found = mark::is_numbered(name.as_ref(), path.as_ref());
+                assert_eq!(found, is_copy, "{name} of {path}");
+            }
+        }
+    }
+}
+
 #[test]
 fn another_file_in_the_place_of_the_old_one_is_not_taken_for_it() {
     let mut world = World::with_events(4);
