@@ -293,6 +293,12 @@ fn begin(
     Ok(tail)
 }
 
+/// Where a symbolic link leads to.
+fn link_target(path: &Path) -> Option<PathBuf> {
+    let target = fs::read_link(path).ok()?;
+    Some(folder(path).join(target))
+}
+
 /// Opens the file to append to it. One that is created gets the mode 0640, whatever the umask: a
 /// log agent of the same group shall read it.
 fn open_or_create(path: &Path) -> io::Result<File> {
@@ -303,10 +309,11 @@ fn open_or_create(path: &Path) -> io::Result<File> {
         opened => return opened,
     }
     match options.create_new(true).open(path) {
-        // Somebody else, logrotate for one, was quicker.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            options.create_new(false).open(path)
-        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match link_target(path) {
+            Some(target) => open_or_create(&target),
+            // Somebody else, logrotate for one, was quicker.
+            None => options.create_new(false).open(path),
+        },
         created => {
             let file = created?;
             file.set_permissions(fs::Permissions::from_mode(MODE))?;
@@ -320,7 +327,9 @@ fn open_or_create(path: &Path) -> io::Result<File> {
 impl Tail {
     fn open(path: &Path) -> Result<Self, Error> {
         let file = open_or_create(path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Error::NoFolder(path.to_owned()),
+            io::ErrorKind::NotFound => {
+                Error::NoFolder(link_target(path).unwrap_or_else(|| path.to_owned()))
+            }
             io::ErrorKind::IsADirectory => Error::NotAFile(path.to_owned()),
             _ => Error::io("open", path)(error),
         })?;
@@ -464,7 +473,9 @@ fn folder(path: &Path) -> &Path {
 
 /// Makes sure that the file's name is on the disk.
 fn sync_folder(path: &Path) -> io::Result<()> {
-    let synced = File::open(folder(path)).and_then(|folder| folder.sync_all());
+    let synced = fs::canonicalize(path)
+        .and_then(|path| File::open(folder(&path)))
+        .and_then(|folder| folder.sync_all());
     match synced {
         // Not every folder may be read, and not every file system can do it; syncing the file
         // itself mostly does.

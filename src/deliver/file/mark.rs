@@ -83,6 +83,8 @@ impl Mark {
     /// logrotate's doing, or a copy that it made. A copy is told by its name, too, for sinks beside
     /// this one write the same lines to their files; `others` are these, which are never meant.
     pub(super) fn find_moved(&self, path: &Path, others: &[PathBuf]) -> Option<Tail> {
+        // It is what a link leads to that is moved.
+        let path = &fs::canonicalize(path).ok()?;
         let others: Vec<_> = others
             .iter()
             .filter_map(|other| fs::metadata(other).ok())

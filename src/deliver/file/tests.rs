@@ -1,4 +1,8 @@
-use std::{fs, io::Read as _, os::unix::fs::PermissionsExt as _};
+use std::{
+    fs,
+    io::Read as _,
+    os::unix::fs::{PermissionsExt as _, symlink},
+};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -529,6 +533,45 @@ fn a_missing_folder_is_named_and_once_it_is_there_the_lines_are_written() {
     fs::create_dir(path.parent().unwrap()).unwrap();
     world.deliver(2);
     assert_eq!(fs::read_to_string(path).unwrap(), world.expected());
+}
+
+#[test]
+fn what_a_link_leads_to_is_created() {
+    let mut world = World::with_events(3);
+    let folder = world.folder.path().to_owned();
+    let target = folder.join("data/alerts.jsonl");
+    symlink(&target, world.path()).unwrap();
+    let error = world.try_deliver(1).unwrap_err();
+    let expected = format!("{}: its folder", target.display());
+    assert!(error.to_string().contains(&expected), "{error}");
+    fs::create_dir(folder.join("data")).unwrap();
+    fs::rename(world.path(), folder.join("link")).unwrap();
+    symlink("link", world.path()).unwrap();
+    world.deliver(2);
+    fs::remove_file(&target).unwrap();
+    world.cursor = 0;
+    world.deliver(3);
+    assert_eq!(world.content(), world.expected());
+    let metadata = fs::symlink_metadata(&target).unwrap();
+    assert!(metadata.is_file());
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o640);
+}
+
+#[test]
+fn lines_of_a_file_that_was_moved_away_where_a_link_leads_to_are_found() {
+    let mut world = World::with_events(8);
+    let data = world.folder.path().join("data");
+    fs::create_dir(&data).unwrap();
+    symlink(data.join("alerts.jsonl"), world.path()).unwrap();
+    world.deliver(3);
+    world.save();
+    world.deliver(3);
+    let moved = data.join("alerts.jsonl.1");
+    fs::rename(data.join("alerts.jsonl"), &moved).unwrap();
+    world.crash();
+    world.deliver(5);
+    let content = fs::read_to_string(moved).unwrap() + &world.content();
+    assert_eq!(content, world.expected());
 }
 
 #[test]
