@@ -23,7 +23,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::{fs::OFlags, io::Errno};
+use rustix::{
+    fs::{Advice, OFlags, fadvise},
+    io::Errno,
+};
 
 use crate::{
     error_chain::chain,
@@ -377,6 +380,29 @@ impl Tail {
             .map_err(Error::io("read back", &self.path))
     }
 
+    /// What stands behind what is settled. The lines among it are written once more where they
+    /// stand: after a sync that failed the kernel takes pages for clean that are not on the disk,
+    /// and only so does the next sync mean something.
+    fn find(&self, missing: &Missing<'_>) -> Result<Scan, Error> {
+        let scan = self.scan(missing)?;
+        if scan.found.is_empty() {
+            return Ok(scan);
+        }
+        match self.rewrite(&scan, missing) {
+            // The file may only be appended to (`chattr +a`). What is on the disk is read back.
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::PERM) => {
+                self.sync()?;
+                fadvise(&self.file, 0, None, Advice::DontNeed)
+                    .map_err(io::Error::from)
+                    .map_err(Error::io("read back", &self.path))?;
+                self.scan(missing)
+            }
+            written => written
+                .map(|()| scan)
+                .map_err(Error::io("write to", &self.path)),
+        }
+    }
+
     /// Writes the lines that are missing.
     fn settle(&mut self, missing: &mut Missing<'_>) -> Result<Mark, Error> {
         let size = self.size()?;
@@ -384,9 +410,9 @@ impl Tail {
             tracing::info!(file = %self.path.display(), "the log file was truncated");
             self.look_back(size);
         }
-        let scan = self.scan(missing)?;
+        let scan = self.find(missing)?;
         missing.found(&scan);
-        let settled = self.secure(&scan, missing, &missing.append_after(&scan.torn))?;
+        let settled = self.secure(&scan, &missing.append_after(&scan.torn))?;
         let mark = self.mark(settled)?;
         self.settled = settled;
         self.inside_line = false;
@@ -396,42 +422,38 @@ impl Tail {
     /// Finds lines in a file that was moved away, and completes one that is torn. The file stays
     /// as unsettled as it was, in case the next one cannot be written.
     fn settle_moved(&self, missing: &mut Missing<'_>) -> Result<(Scan, Mark), Error> {
-        let scan = self.scan(missing)?;
+        let scan = self.find(missing)?;
         let mut after = missing.clone();
         after.found(&scan);
         let mut settled = None;
         if let Some((index, rest)) = after.completion(&scan.torn) {
             // On a full disk the line stays torn, and is written to the new file as a whole.
-            settled = self.secure(&scan, missing, rest).ok();
+            settled = self.secure(&scan, rest).ok();
             if settled.is_some() {
                 after.remove(index);
             }
         }
         let settled = match settled {
             Some(settled) => settled,
-            None => self.secure(&scan, missing, &[])?,
+            None => self.secure(&scan, &[])?,
         };
         let mark = self.mark(settled)?;
         *missing = after;
         Ok((scan, mark))
     }
 
-    /// Appends, and makes sure that this and the lines that were found are on the disk. Returns
-    /// where the file ends then.
-    fn secure(&self, scan: &Scan, missing: &Missing<'_>, append: &[u8]) -> Result<u64, Error> {
-        // After a sync that failed the kernel takes pages for clean that are not on the disk;
-        // writing them once more makes the next sync mean something.
-        if !scan.found.is_empty() {
-            self.rewrite(scan, missing)
-                .map_err(Error::io("write to", &self.path))?;
-        }
+    /// Appends, and makes sure that this and what was found are on the disk. Returns where the file
+    /// ends then.
+    fn secure(&self, scan: &Scan, append: &[u8]) -> Result<u64, Error> {
         (&self.file)
             .write_all(append)
             .map_err(Error::io("write to", &self.path))?;
-        self.file
-            .sync_data()
-            .map_err(Error::io("sync", &self.path))?;
+        self.sync()?;
         Ok(scan.end + append.len() as u64)
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        self.file.sync_data().map_err(Error::io("sync", &self.path))
     }
 
     /// Writes the lines that were found where they stand.

@@ -7,6 +7,7 @@ use std::{
 use bytes::Bytes;
 use jiff::Timestamp;
 use proptest::prelude::*;
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -264,6 +265,29 @@ fn after_a_sync_that_failed_lines_are_not_appended_again() {
     world.cursor = 2;
     world.deliver(4);
     assert_eq!(world.content(), world.expected());
+}
+
+#[test]
+fn a_torn_batch_is_completed_in_a_file_that_may_only_be_appended_to() {
+    let length = World::with_events(5).expected().len();
+    for keep in (0..=length).step_by(11) {
+        let mut world = World::with_events(9);
+        world.deliver(3);
+        world.save();
+        let torn = world.torn(5, keep);
+        world.append(&torn);
+        world.crash();
+        let file = File::open(world.path()).unwrap();
+        let flags = ioctl_getflags(&file).unwrap();
+        if let Err(error) = ioctl_setflags(&file, flags | IFlags::APPEND) {
+            eprintln!("only root may do that, and not on every file system: {error}");
+            return;
+        }
+        let delivered = world.try_deliver(6);
+        ioctl_setflags(&file, flags).unwrap();
+        delivered.unwrap();
+        assert_eq!(world.content(), world.expected(), "{keep}");
+    }
 }
 
 #[test]
