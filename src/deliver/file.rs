@@ -277,6 +277,17 @@ fn begin(
     mark: &mut Option<Mark>,
     moved: &mut Vec<Tail>,
 ) -> Result<Tail, Error> {
+    if let Ok(metadata) = fs::metadata(path)
+        && let Some(index) = moved.iter().position(|it| it.id == file_id(&metadata))
+    {
+        // It was moved back, and is still locked.
+        let tail = moved.remove(index);
+        return Ok(Tail {
+            path: path.to_owned(),
+            failures: 0,
+            ..tail
+        });
+    }
     let mut tail = Tail::open(path)?;
     tail.look_back(tail.size()?);
     if let Some(mark) = mark.take() {

@@ -345,6 +345,20 @@ fn a_file_that_was_moved_away_is_left_and_a_new_one_is_begun() {
 }
 
 #[test]
+fn a_file_that_is_moved_back_is_gone_on_with() {
+    let mut world = World::with_events(9);
+    world.deliver(3);
+    let torn = world.torn(2, 60);
+    world.append(&torn);
+    world.rotate();
+    world.sink.reopen();
+    fs::rename(world.folder.path().join("alerts.jsonl.1"), world.path()).unwrap();
+    world.deliver(6);
+    assert_eq!(world.content(), world.expected());
+    assert!(world.sink.moved.is_empty());
+}
+
+#[test]
 fn a_line_torn_in_a_file_that_was_moved_away_is_completed_there() {
     for moved_while_running in [true, false] {
         let length = World::with_events(8).expected().len();
