@@ -97,6 +97,17 @@ struct Tail {
     failures: u32,
 }
 
+/// How far lines are safe.
+#[derive(Debug)]
+struct Settled {
+    /// So many of them, from the first on.
+    lines: usize,
+    /// Where the file is settled.
+    mark: Mark,
+    /// Why no more of them could be written.
+    error: Option<Error>,
+}
+
 /// The file could not be written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -150,10 +161,9 @@ impl LogFile {
         self
     }
 
-    /// Sees to it that lines are in a file once. Returns how many are, from the first on, and where
-    /// that file is now settled. They are all there, except for a file that the store does not know
-    /// yet: nothing is written to it before it does.
-    fn write(&mut self, lines: &Lines) -> Result<(usize, Mark), Error> {
+    /// Sees to it that lines are in a file once. Without an error they are all there, except for a
+    /// file that the store does not know yet: nothing is written to it before it does.
+    fn write(&mut self, lines: &Lines) -> Result<Settled, Error> {
         self.leave_if_moved()?;
         let mut missing = Missing::new(lines);
         let current = match &mut self.current {
@@ -176,7 +186,11 @@ impl LogFile {
                     // Every line was found, and what follows belongs to later ones.
                     moved.settled = scan.end;
                     self.moved.drain(..searched);
-                    return Ok((lines.len(), mark));
+                    return Ok(Settled {
+                        lines: lines.len(),
+                        mark,
+                        error: None,
+                    });
                 }
                 Ok(_) => {}
                 Err(error) if moved.is_worth_another_try() => return Err(error),
@@ -190,17 +204,21 @@ impl LogFile {
             searched += 1;
         }
         if !current.known
-            && let Some(settled) = missing.first_of_an_unbroken_rest()
+            && let Some(lines) = missing.first_of_an_unbroken_rest()
         {
             let mark = current.mark(current.settled)?;
             current.known = true;
             self.moved.drain(..searched);
-            return Ok((settled, mark));
+            return Ok(Settled {
+                lines,
+                mark,
+                error: None,
+            });
         }
-        let mark = current.settle(&mut missing)?;
+        let settled = current.settle(&mut missing)?;
         current.known = true;
         self.moved.drain(..searched);
-        Ok((lines.len(), mark))
+        Ok(settled)
     }
 
     /// Closes the file where its name is no longer its own.
@@ -232,11 +250,11 @@ impl Writer for LogFile {
     fn deliver(&mut self, events: &[Pending]) -> Progress {
         let mut lines = Lines::render(self.format, events);
         match self.write(&lines) {
-            Ok((settled, mark)) => Progress {
-                settled,
-                refused: lines.refused_among(settled),
-                mark: Some(mark.encode()),
-                error: None,
+            Ok(settled) => Progress {
+                settled: settled.lines,
+                refused: lines.refused_among(settled.lines),
+                mark: Some(settled.mark.encode()),
+                error: settled.error.map(Into::into),
             },
             Err(error) => Progress::failed(error),
         }
@@ -414,8 +432,10 @@ impl Tail {
         }
     }
 
-    /// Writes the lines that are missing.
-    fn settle(&mut self, missing: &mut Missing<'_>) -> Result<Mark, Error> {
+    /// Writes the lines that are missing. Where not all can be written, as on a full disk, those
+    /// that are whole are settled: nothing but a piece of a line is left open, whatever happens to
+    /// the file until there is room.
+    fn settle(&mut self, missing: &mut Missing<'_>) -> Result<Settled, Error> {
         let size = self.size()?;
         if size < self.settled {
             tracing::info!(file = %self.path.display(), "the log file was truncated");
@@ -423,11 +443,23 @@ impl Tail {
         }
         let scan = self.find(missing)?;
         missing.found(&scan);
-        let settled = self.secure(&scan, &missing.append_after(&scan.torn))?;
+        let append = missing.append_after(&scan.torn);
+        let (lines, settled, error) = match self.append(&append) {
+            Ok(()) => (missing.len(), scan.end + append.len() as u64, None),
+            Err(error) => {
+                let scan = self.scan(missing)?;
+                missing.found(&scan);
+                match missing.first_of_an_unbroken_rest() {
+                    Some(lines @ 1..) => (lines, scan.whole, Some(error)),
+                    _ => return Err(error),
+                }
+            }
+        };
+        self.sync()?;
         let mark = self.mark(settled)?;
+        self.inside_line &= settled == self.settled;
         self.settled = settled;
-        self.inside_line = false;
-        Ok(mark)
+        Ok(Settled { lines, mark, error })
     }
 
     /// Finds lines in a file that was moved away, and completes one that is torn. The file stays
@@ -456,11 +488,15 @@ impl Tail {
     /// Appends, and makes sure that this and what was found are on the disk. Returns where the file
     /// ends then.
     fn secure(&self, scan: &Scan, append: &[u8]) -> Result<u64, Error> {
-        (&self.file)
-            .write_all(append)
-            .map_err(Error::io("write to", &self.path))?;
+        self.append(append)?;
         self.sync()?;
         Ok(scan.end + append.len() as u64)
+    }
+
+    fn append(&self, bytes: &[u8]) -> Result<(), Error> {
+        (&self.file)
+            .write_all(bytes)
+            .map_err(Error::io("write to", &self.path))
     }
 
     fn sync(&self) -> Result<(), Error> {
