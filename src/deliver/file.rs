@@ -11,8 +11,8 @@
 //!
 //! Lines are compared as a whole, never by a part of their content, so that no alert's text can
 //! pass for another alert's line. logrotate may move the file away (lines that are not settled are
-//! then looked for where it went); with `copytruncate` it loses what is written between its copy
-//! and its truncation, which no writer can help.
+//! then looked for where it went); with `copytruncate`, which copies it first, they are looked for in
+//! the copy, and what is written between copy and truncation is lost, which no writer can help.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -91,8 +91,9 @@ struct Tail {
     settled: u64,
     /// Whether `settled` may stand in the middle of a line.
     inside_line: bool,
-    /// Whether the store knows the file, so that it is found again wherever it is moved.
-    known: bool,
+    /// What the store knows the file by, so that it is found again wherever it is moved; `None`
+    /// where it does not know it yet.
+    mark: Option<Mark>,
     /// Since it was moved away.
     failures: u32,
 }
@@ -175,6 +176,7 @@ impl LogFile {
                 &mut self.moved,
             )?),
         };
+        self.moved.extend(current.leave_if_truncated(&self.others)?);
         if self.look_back {
             current.look_back(current.size()?);
             self.look_back = false;
@@ -203,11 +205,11 @@ impl LogFile {
             }
             searched += 1;
         }
-        if !current.known
+        if current.mark.is_none()
             && let Some(lines) = missing.first_of_an_unbroken_rest()
         {
-            let mark = current.mark(current.settled)?;
-            current.known = true;
+            let mark = current.mark_at(current.settled)?;
+            current.mark = Some(mark);
             self.moved.drain(..searched);
             return Ok(Settled {
                 lines,
@@ -216,7 +218,6 @@ impl LogFile {
             });
         }
         let settled = current.settle(&mut missing)?;
-        current.known = true;
         self.moved.drain(..searched);
         Ok(settled)
     }
@@ -312,7 +313,7 @@ fn begin(
         if mark.fits(&tail.file) {
             tail.settled = mark.offset;
             tail.inside_line = false;
-            tail.known = true;
+            tail.mark = Some(mark);
         } else if let Some(found) = mark.find_moved(path, others) {
             tracing::info!(
                 file = %found.path.display(),
@@ -380,7 +381,7 @@ impl Tail {
             id: file_id(&metadata),
             settled: 0,
             inside_line: false,
-            known: false,
+            mark: None,
             failures: 0,
         })
     }
@@ -402,6 +403,23 @@ impl Tail {
     fn look_back(&mut self, size: u64) {
         self.settled = size.saturating_sub(LOOK_BACK);
         self.inside_line = self.settled > 0;
+    }
+
+    /// Begins anew in a file that was truncated. Returns the copy that was made before, if it is
+    /// there: it may hold what was written and not settled.
+    fn leave_if_truncated(&mut self, others: &[PathBuf]) -> Result<Option<Self>, Error> {
+        let size = self.size()?;
+        let is_the_same = match &self.mark {
+            Some(mark) => size == self.settled || mark.fits(&self.file),
+            None => size >= self.settled,
+        };
+        if is_the_same {
+            return Ok(None);
+        }
+        tracing::info!(file = %self.path.display(), "the log file was truncated");
+        self.look_back(size);
+        let mark = self.mark.take();
+        Ok(mark.and_then(|mark| mark.find_moved(&self.path, others)))
     }
 
     fn scan(&self, missing: &Missing<'_>) -> Result<Scan, Error> {
@@ -436,11 +454,6 @@ impl Tail {
     /// that are whole are settled: nothing but a piece of a line is left open, whatever happens to
     /// the file until there is room.
     fn settle(&mut self, missing: &mut Missing<'_>) -> Result<Settled, Error> {
-        let size = self.size()?;
-        if size < self.settled {
-            tracing::info!(file = %self.path.display(), "the log file was truncated");
-            self.look_back(size);
-        }
         let scan = self.find(missing)?;
         missing.found(&scan);
         let append = missing.append_after(&scan.torn);
@@ -456,7 +469,8 @@ impl Tail {
             }
         };
         self.sync()?;
-        let mark = self.mark(settled)?;
+        let mark = self.mark_at(settled)?;
+        self.mark = Some(mark);
         self.inside_line &= settled == self.settled;
         self.settled = settled;
         Ok(Settled { lines, mark, error })
@@ -480,7 +494,7 @@ impl Tail {
             Some(settled) => settled,
             None => self.secure(&scan, &[])?,
         };
-        let mark = self.mark(settled)?;
+        let mark = self.mark_at(settled)?;
         *missing = after;
         Ok((scan, mark))
     }
@@ -516,7 +530,7 @@ impl Tail {
         written
     }
 
-    fn mark(&self, settled: u64) -> Result<Mark, Error> {
+    fn mark_at(&self, settled: u64) -> Result<Mark, Error> {
         Mark::of(&self.file, self.id, settled).map_err(Error::io("read back", &self.path))
     }
 }

@@ -120,7 +120,7 @@ impl Mark {
                 id,
                 settled: self.offset,
                 inside_line: false,
-                known: true,
+                mark: Some(*self),
                 failures: 0,
             })
         })

@@ -258,10 +258,12 @@ fn a_batch_that_was_written_but_not_acknowledged_is_found_though_batches_are_sma
 fn after_a_sync_that_failed_lines_are_not_appended_again() {
     let mut world = World::with_events(6);
     world.deliver(2);
-    let settled = world.sink.current.as_ref().unwrap().settled;
+    let mark = world.sink.current.as_ref().unwrap().mark.unwrap();
     world.deliver(2);
     // As if the sync of these two had failed: neither the sink nor the journal went on.
-    world.sink.current.as_mut().unwrap().settled = settled;
+    let current = world.sink.current.as_mut().unwrap();
+    current.settled = mark.offset;
+    current.mark = Some(mark);
     world.cursor = 2;
     world.deliver(4);
     assert_eq!(world.content(), world.expected());
@@ -489,6 +491,38 @@ fn a_copy_is_told_by_its_number_or_date() {
 }
 
 #[test]
+fn lines_that_copytruncate_carried_away_during_their_sync_are_found_in_the_copy() {
+    let length = World::with_events(8).expected().len();
+    for keep in 0..length {
+        let mut world = World::with_events(9);
+        world.deliver(3);
+        // As if they were being written when logrotate came.
+        let torn = world.torn(5, keep);
+        world.append(&torn);
+        world.rotations = 1;
+        fs::copy(world.path(), world.folder.path().join("alerts.jsonl.1")).unwrap();
+        File::create(world.path()).unwrap();
+        world.deliver(5);
+        world.deliver(1);
+        assert_eq!(world.content(), world.expected(), "{keep}");
+        assert!(world.sink.moved.is_empty());
+    }
+}
+
+#[test]
+fn lines_that_were_written_while_copytruncate_was_at_work_are_not_written_again() {
+    let mut world = World::with_events(9);
+    world.deliver(1);
+    world.rotations = 1;
+    fs::copy(world.path(), world.folder.path().join("alerts.jsonl.1")).unwrap();
+    // More than was there before, and its end was not acknowledged.
+    let written = world.torn(8, 300);
+    fs::write(world.path(), written).unwrap();
+    world.deliver(8);
+    assert_eq!(world.content(), world.expected());
+}
+
+#[test]
 fn another_file_in_the_place_of_the_old_one_is_not_taken_for_it() {
     let mut world = World::with_events(4);
     world.deliver(2);
@@ -698,6 +732,7 @@ proptest! {
                         continue;
                     };
                     current.settled = settled;
+                    current.mark = before.mark.as_deref().and_then(Mark::decode);
                     world.cursor = before.cursor;
                     world.mark = before.mark;
                 }
