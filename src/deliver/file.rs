@@ -89,6 +89,8 @@ struct Tail {
     id: FileId,
     /// Up to here everything is acknowledged and safe on the disk.
     settled: u64,
+    /// It was written up to here at least, be it safe or not.
+    end: u64,
     /// Whether `settled` may stand in the middle of a line.
     inside_line: bool,
     /// What the store knows the file by, so that it is found again wherever it is moved; `None`
@@ -234,13 +236,17 @@ impl LogFile {
             }
             _ => {}
         }
+        let Some(mut current) = self.current.take() else {
+            return Ok(());
+        };
+        // Where even that fails, the file is searched as it is.
+        let copy = current.leave_if_truncated(&self.others).ok().flatten();
+        self.moved.extend(copy);
         let unsettled = current.file.metadata().is_ok_and(|metadata| {
             // With a file that was deleted, its lines are gone.
             metadata.nlink() > 0 && metadata.size() != current.settled
         });
-        if let Some(current) = self.current.take()
-            && unsettled
-        {
+        if unsettled {
             self.moved.push(current);
         }
         Ok(())
@@ -380,6 +386,7 @@ impl Tail {
             path: path.to_owned(),
             id: file_id(&metadata),
             settled: 0,
+            end: 0,
             inside_line: false,
             mark: None,
             failures: 0,
@@ -401,6 +408,7 @@ impl Tail {
 
     /// Trusts nothing that stands near the end.
     fn look_back(&mut self, size: u64) {
+        self.end = size;
         self.settled = size.saturating_sub(LOOK_BACK);
         self.inside_line = self.settled > 0;
     }
@@ -409,11 +417,9 @@ impl Tail {
     /// there: it may hold what was written and not settled.
     fn leave_if_truncated(&mut self, others: &[PathBuf]) -> Result<Option<Self>, Error> {
         let size = self.size()?;
-        let is_the_same = match &self.mark {
-            Some(mark) => size == self.settled || mark.fits(&self.file),
-            None => size >= self.settled,
-        };
-        if is_the_same {
+        // What stands at `settled` may be something else by now, behind a truncation.
+        let is_the_same = |mark: &Mark| size == self.settled || mark.fits(&self.file);
+        if size >= self.end && self.mark.as_ref().is_none_or(is_the_same) {
             return Ok(None);
         }
         tracing::info!(file = %self.path.display(), "the log file was truncated");
@@ -456,9 +462,13 @@ impl Tail {
     fn settle(&mut self, missing: &mut Missing<'_>) -> Result<Settled, Error> {
         let scan = self.find(missing)?;
         missing.found(&scan);
+        self.end = scan.end;
         let append = missing.append_after(&scan.torn);
         let (lines, settled, error) = match self.append(&append) {
-            Ok(()) => (missing.len(), scan.end + append.len() as u64, None),
+            Ok(()) => {
+                self.end += append.len() as u64;
+                (missing.len(), self.end, None)
+            }
             Err(error) => {
                 let scan = self.scan(missing)?;
                 missing.found(&scan);

@@ -4,6 +4,7 @@
 //! one; what stands right before the offset does, since every line is unique.
 
 use std::{
+    cmp::Reverse,
     ffi::OsStr,
     fs::{self, File, OpenOptions},
     io,
@@ -104,7 +105,11 @@ impl Mark {
                     && !others.contains(&file_id(metadata))
             })
             .collect();
-        candidates.sort_by_key(|(_, metadata)| metadata.ino() != self.inode);
+        // Of copies the newest first: an offset of 0 tells none from another.
+        candidates.sort_by_key(|(_, metadata)| {
+            let modified = (metadata.mtime(), metadata.mtime_nsec());
+            (metadata.ino() != self.inode, Reverse(modified))
+        });
         candidates.into_iter().find_map(|(name, _)| {
             let path = path.with_file_name(name);
             let file = OpenOptions::new()
@@ -112,17 +117,26 @@ impl Mark {
                 .append(true)
                 .open(&path)
                 .ok()?;
-            let id = file_id(&file.metadata().ok()?);
+            let metadata = file.metadata().ok()?;
+            let fits = self.fits(&file);
             // Whoever has locked it writes to it, so that it was not left behind.
-            (self.fits(&file) && super::lock(&file).is_ok()).then_some(Tail {
+            if !(fits || self.offset == 0) || super::lock(&file).is_err() {
+                return None;
+            }
+            let mut tail = Tail {
                 file,
                 path,
-                id,
+                id: file_id(&metadata),
                 settled: self.offset,
+                end: self.offset,
                 inside_line: false,
-                mark: Some(*self),
+                mark: fits.then_some(*self),
                 failures: 0,
-            })
+            };
+            if !fits {
+                tail.look_back(metadata.size());
+            }
+            Some(tail)
         })
     }
 }

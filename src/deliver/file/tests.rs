@@ -509,6 +509,48 @@ fn lines_that_copytruncate_carried_away_during_their_sync_are_found_in_the_copy(
     }
 }
 
+/// Each time the file begins with the batch that is being synced.
+#[test]
+fn batch_after_batch_that_copytruncate_carries_away_during_its_sync_is_found() {
+    let mut world = World::with_events(30);
+    for _ in 0..5 {
+        let events = &world.events[world.cursor..world.cursor + 5];
+        // First the store gets to know the file.
+        assert_eq!(world.sink.deliver(events).settled, 0);
+        let batch = Lines::render(Format::Json, events);
+        world.append(batch.bytes());
+        world.sink.current.as_mut().unwrap().end = batch.bytes().len() as u64;
+        for number in (1..=world.rotations).rev() {
+            let name = |number| world.folder.path().join(format!("alerts.jsonl.{number}"));
+            fs::rename(name(number), name(number + 1)).unwrap();
+        }
+        world.rotations += 1;
+        fs::copy(world.path(), world.folder.path().join("alerts.jsonl.1")).unwrap();
+        File::create(world.path()).unwrap();
+        world.deliver(5);
+    }
+    world.deliver(30);
+    let mut content = String::new();
+    for number in (1..=world.rotations).rev() {
+        let name = format!("alerts.jsonl.{number}");
+        content += &fs::read_to_string(world.folder.path().join(name)).unwrap();
+    }
+    content += &fs::read_to_string(world.path()).unwrap();
+    assert_eq!(content, world.expected());
+}
+
+#[test]
+fn a_file_that_was_truncated_and_then_moved_away_holds_nothing_up() {
+    let mut world = World::with_events(6);
+    world.deliver(4);
+    File::create(world.path()).unwrap();
+    world.rotate();
+    world.deliver(2);
+    let all = world.expected();
+    let expected: Vec<_> = all.lines().skip(4).collect();
+    assert_eq!(world.content().lines().collect::<Vec<_>>(), expected);
+}
+
 #[test]
 fn lines_that_were_written_while_copytruncate_was_at_work_are_not_written_again() {
     let mut world = World::with_events(9);
@@ -732,6 +774,7 @@ proptest! {
                         continue;
                     };
                     current.settled = settled;
+                    current.end = fs::metadata(&current.path).unwrap().len();
                     current.mark = before.mark.as_deref().and_then(Mark::decode);
                     world.cursor = before.cursor;
                     world.mark = before.mark;
