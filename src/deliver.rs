@@ -226,7 +226,7 @@ impl Delivery {
             prepared.push(if employed.is_some_and(|it| it.options == *options) {
                 None
             } else {
-                Some(Sink::new(options).map_err(|source| Error::Sink {
+                Some(Sink::new(options, &sinks).map_err(|source| Error::Sink {
                     sink: Arc::clone(name),
                     source,
                 })?)

@@ -257,6 +257,54 @@ async fn full_disk(disk: &Path) {
     assert_eq!(*received.lock().unwrap(), ids);
 }
 
+#[tokio::test]
+async fn a_file_that_is_moved_off_a_full_disk_takes_no_line_along_twice() {
+    let name = "a_file_that_is_moved_off_a_full_disk_takes_no_line_along_twice";
+    let unshare = ["--user", "--map-root-user", "--mount"];
+    let prepare = "mount -t tmpfs -o size=256k none \"$1\"";
+    if let Some(disk) = inside(name, &unshare, prepare) {
+        moved_off_a_full_disk(&disk.join("alerts.jsonl")).await;
+    }
+}
+
+async fn moved_off_a_full_disk(path: &Path) {
+    let elsewhere = tempfile::tempdir().unwrap();
+    let moved = elsewhere.path().join("alerts.jsonl");
+    let board = Board::default();
+    let store = open(elsewhere.path()).await;
+    let sinks = vec![file("full", path.to_owned())];
+    let delivery = Delivery::start(store.clone(), sinks, board.clone(), Arc::new(Nobody))
+        .await
+        .unwrap();
+    let mut numbers = 10..;
+    let mut journalled = 0;
+    // Until the disk is full, and a batch is torn.
+    while board.sinks()["full"].error.is_none() {
+        journal(&store, numbers.by_ref().take(100)).await;
+        journalled += 100;
+        until(&board, "it is tried", || {
+            let sink = &board.sinks()["full"];
+            sink.delivered == journalled || sink.error.is_some()
+        })
+        .await;
+    }
+    std::fs::copy(path, &moved).unwrap();
+    std::fs::remove_file(path).unwrap();
+    delivery.reopen();
+    assert!(delivery.drain(Duration::from_secs(10)).await);
+
+    let [moved, new] = [&moved, path].map(|path| std::fs::read_to_string(path).unwrap());
+    let whole = moved
+        .split_inclusive('\n')
+        .filter(|line| line.ends_with('\n'));
+    let lines: Vec<_> = whole.chain(new.split_inclusive('\n')).collect();
+    let expected = (10..).take(lines.len()).map(event);
+    assert_eq!(lines.len() as u64, journalled);
+    for (line, event) in lines.iter().zip(expected) {
+        assert_eq!(line.trim_end().as_bytes(), &event.body[..]);
+    }
+}
+
 type Received = Arc<Mutex<BTreeSet<String>>>;
 
 async fn receive(State(received): State<Received>, body: Bytes) -> StatusCode {

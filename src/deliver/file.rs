@@ -11,8 +11,8 @@
 //!
 //! Lines are compared as a whole, never by a part of their content, so that no alert's text can
 //! pass for another alert's line. logrotate may move the file away (lines that are not settled are
-//! then looked for where it went); with `copytruncate` it loses what is written between its copy
-//! and its truncation, which no writer can help.
+//! then looked for where it went); with `copytruncate`, which copies it first, they are looked for in
+//! the copy, and what is written between copy and truncation is lost, which no writer can help.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -23,7 +23,10 @@ use std::{
     time::Duration,
 };
 
-use rustix::{fs::OFlags, io::Errno};
+use rustix::{
+    fs::{Advice, OFlags, fadvise},
+    io::Errno,
+};
 
 use crate::{
     error_chain::chain,
@@ -67,6 +70,8 @@ const MAX_FAILURES: u32 = 64;
 pub(super) struct LogFile {
     path: PathBuf,
     format: Format,
+    /// Files that other sinks write to.
+    others: Vec<PathBuf>,
     /// Where a former process left off, until the file is open.
     mark: Option<Mark>,
     current: Option<Tail>,
@@ -84,12 +89,26 @@ struct Tail {
     id: FileId,
     /// Up to here everything is acknowledged and safe on the disk.
     settled: u64,
+    /// It was written up to here at least, be it safe or not.
+    end: u64,
     /// Whether `settled` may stand in the middle of a line.
     inside_line: bool,
-    /// Whether the store knows the file, so that it is found again wherever it is moved.
-    known: bool,
+    /// What the store knows the file by, so that it is found again wherever it is moved; `None`
+    /// where it does not know it yet.
+    mark: Option<Mark>,
     /// Since it was moved away.
     failures: u32,
+}
+
+/// How far lines are safe.
+#[derive(Debug)]
+struct Settled {
+    /// So many of them, from the first on.
+    lines: usize,
+    /// Where the file is settled.
+    mark: Mark,
+    /// Why no more of them could be written.
+    error: Option<Error>,
 }
 
 /// The file could not be written.
@@ -125,11 +144,18 @@ impl LogFile {
         Self {
             path,
             format,
+            others: Vec::new(),
             mark: None,
             current: None,
             look_back: false,
             moved: Vec::new(),
         }
+    }
+
+    /// Tells it which files other sinks write to.
+    pub(super) fn beside(mut self, others: Vec<PathBuf>) -> Self {
+        self.others = others;
+        self
     }
 
     /// Goes on where a former process left off with `mark`.
@@ -138,16 +164,21 @@ impl LogFile {
         self
     }
 
-    /// Sees to it that lines are in a file once. Returns how many are, from the first on, and where
-    /// that file is now settled. They are all there, except for a file that the store does not know
-    /// yet: nothing is written to it before it does.
-    fn write(&mut self, lines: &Lines) -> Result<(usize, Mark), Error> {
+    /// Sees to it that lines are in a file once. Without an error they are all there, except for a
+    /// file that the store does not know yet: nothing is written to it before it does.
+    fn write(&mut self, lines: &Lines) -> Result<Settled, Error> {
         self.leave_if_moved()?;
         let mut missing = Missing::new(lines);
         let current = match &mut self.current {
             Some(current) => current,
-            none => none.insert(begin(&self.path, &mut self.mark, &mut self.moved)?),
+            none => none.insert(begin(
+                &self.path,
+                &self.others,
+                &mut self.mark,
+                &mut self.moved,
+            )?),
         };
+        self.moved.extend(current.leave_if_truncated(&self.others)?);
         if self.look_back {
             current.look_back(current.size()?);
             self.look_back = false;
@@ -159,7 +190,11 @@ impl LogFile {
                     // Every line was found, and what follows belongs to later ones.
                     moved.settled = scan.end;
                     self.moved.drain(..searched);
-                    return Ok((lines.len(), mark));
+                    return Ok(Settled {
+                        lines: lines.len(),
+                        mark,
+                        error: None,
+                    });
                 }
                 Ok(_) => {}
                 Err(error) if moved.is_worth_another_try() => return Err(error),
@@ -172,18 +207,21 @@ impl LogFile {
             }
             searched += 1;
         }
-        if !current.known
-            && let Some(settled) = missing.first_of_an_unbroken_rest()
+        if current.mark.is_none()
+            && let Some(lines) = missing.first_of_an_unbroken_rest()
         {
-            let mark = current.mark(current.settled)?;
-            current.known = true;
+            let mark = current.mark_at(current.settled)?;
+            current.mark = Some(mark);
             self.moved.drain(..searched);
-            return Ok((settled, mark));
+            return Ok(Settled {
+                lines,
+                mark,
+                error: None,
+            });
         }
-        let mark = current.settle(&mut missing)?;
-        current.known = true;
+        let settled = current.settle(&mut missing)?;
         self.moved.drain(..searched);
-        Ok((lines.len(), mark))
+        Ok(settled)
     }
 
     /// Closes the file where its name is no longer its own.
@@ -198,13 +236,17 @@ impl LogFile {
             }
             _ => {}
         }
+        let Some(mut current) = self.current.take() else {
+            return Ok(());
+        };
+        // Where even that fails, the file is searched as it is.
+        let copy = current.leave_if_truncated(&self.others).ok().flatten();
+        self.moved.extend(copy);
         let unsettled = current.file.metadata().is_ok_and(|metadata| {
             // With a file that was deleted, its lines are gone.
             metadata.nlink() > 0 && metadata.size() != current.settled
         });
-        if let Some(current) = self.current.take()
-            && unsettled
-        {
+        if unsettled {
             self.moved.push(current);
         }
         Ok(())
@@ -215,11 +257,11 @@ impl Writer for LogFile {
     fn deliver(&mut self, events: &[Pending]) -> Progress {
         let mut lines = Lines::render(self.format, events);
         match self.write(&lines) {
-            Ok((settled, mark)) => Progress {
-                settled,
-                refused: lines.refused_among(settled),
-                mark: Some(mark.encode()),
-                error: None,
+            Ok(settled) => Progress {
+                settled: settled.lines,
+                refused: lines.refused_among(settled.lines),
+                mark: Some(settled.mark.encode()),
+                error: settled.error.map(Into::into),
             },
             Err(error) => Progress::failed(error),
         }
@@ -235,7 +277,12 @@ impl Writer for LogFile {
         }
         let reopened = self.leave_if_moved().and_then(|()| {
             if self.current.is_none() {
-                self.current = Some(begin(&self.path, &mut self.mark, &mut self.moved)?);
+                self.current = Some(begin(
+                    &self.path,
+                    &self.others,
+                    &mut self.mark,
+                    &mut self.moved,
+                )?);
             }
             Ok(())
         });
@@ -249,15 +296,31 @@ impl Writer for LogFile {
 }
 
 /// Opens the file and finds out up to where it is settled.
-fn begin(path: &Path, mark: &mut Option<Mark>, moved: &mut Vec<Tail>) -> Result<Tail, Error> {
+fn begin(
+    path: &Path,
+    others: &[PathBuf],
+    mark: &mut Option<Mark>,
+    moved: &mut Vec<Tail>,
+) -> Result<Tail, Error> {
+    if let Ok(metadata) = fs::metadata(path)
+        && let Some(index) = moved.iter().position(|it| it.id == file_id(&metadata))
+    {
+        // It was moved back, and is still locked.
+        let tail = moved.remove(index);
+        return Ok(Tail {
+            path: path.to_owned(),
+            failures: 0,
+            ..tail
+        });
+    }
     let mut tail = Tail::open(path)?;
     tail.look_back(tail.size()?);
     if let Some(mark) = mark.take() {
         if mark.fits(&tail.file) {
             tail.settled = mark.offset;
             tail.inside_line = false;
-            tail.known = true;
-        } else if let Some(found) = mark.find_moved(path) {
+            tail.mark = Some(mark);
+        } else if let Some(found) = mark.find_moved(path, others) {
             tracing::info!(
                 file = %found.path.display(),
                 "the log file was moved away while nobody wrote to it; \
@@ -267,6 +330,12 @@ fn begin(path: &Path, mark: &mut Option<Mark>, moved: &mut Vec<Tail>) -> Result<
         }
     }
     Ok(tail)
+}
+
+/// Where a symbolic link leads to.
+fn link_target(path: &Path) -> Option<PathBuf> {
+    let target = fs::read_link(path).ok()?;
+    Some(folder(path).join(target))
 }
 
 /// Opens the file to append to it. One that is created gets the mode 0640, whatever the umask: a
@@ -279,10 +348,11 @@ fn open_or_create(path: &Path) -> io::Result<File> {
         opened => return opened,
     }
     match options.create_new(true).open(path) {
-        // Somebody else, logrotate for one, was quicker.
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            options.create_new(false).open(path)
-        }
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match link_target(path) {
+            Some(target) => open_or_create(&target),
+            // Somebody else, logrotate for one, was quicker.
+            None => options.create_new(false).open(path),
+        },
         created => {
             let file = created?;
             file.set_permissions(fs::Permissions::from_mode(MODE))?;
@@ -296,7 +366,9 @@ fn open_or_create(path: &Path) -> io::Result<File> {
 impl Tail {
     fn open(path: &Path) -> Result<Self, Error> {
         let file = open_or_create(path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Error::NoFolder(path.to_owned()),
+            io::ErrorKind::NotFound => {
+                Error::NoFolder(link_target(path).unwrap_or_else(|| path.to_owned()))
+            }
             io::ErrorKind::IsADirectory => Error::NotAFile(path.to_owned()),
             _ => Error::io("open", path)(error),
         })?;
@@ -314,8 +386,9 @@ impl Tail {
             path: path.to_owned(),
             id: file_id(&metadata),
             settled: 0,
+            end: 0,
             inside_line: false,
-            known: false,
+            mark: None,
             failures: 0,
         })
     }
@@ -335,8 +408,24 @@ impl Tail {
 
     /// Trusts nothing that stands near the end.
     fn look_back(&mut self, size: u64) {
+        self.end = size;
         self.settled = size.saturating_sub(LOOK_BACK);
         self.inside_line = self.settled > 0;
+    }
+
+    /// Begins anew in a file that was truncated. Returns the copy that was made before, if it is
+    /// there: it may hold what was written and not settled.
+    fn leave_if_truncated(&mut self, others: &[PathBuf]) -> Result<Option<Self>, Error> {
+        let size = self.size()?;
+        // What stands at `settled` may be something else by now, behind a truncation.
+        let is_the_same = |mark: &Mark| size == self.settled || mark.fits(&self.file);
+        if size >= self.end && self.mark.as_ref().is_none_or(is_the_same) {
+            return Ok(None);
+        }
+        tracing::info!(file = %self.path.display(), "the log file was truncated");
+        self.look_back(size);
+        let mark = self.mark.take();
+        Ok(mark.and_then(|mark| mark.find_moved(&self.path, others)))
     }
 
     fn scan(&self, missing: &Missing<'_>) -> Result<Scan, Error> {
@@ -344,61 +433,98 @@ impl Tail {
             .map_err(Error::io("read back", &self.path))
     }
 
-    /// Writes the lines that are missing.
-    fn settle(&mut self, missing: &mut Missing<'_>) -> Result<Mark, Error> {
-        let size = self.size()?;
-        if size < self.settled {
-            tracing::info!(file = %self.path.display(), "the log file was truncated");
-            self.look_back(size);
-        }
+    /// What stands behind what is settled. The lines among it are written once more where they
+    /// stand: after a sync that failed the kernel takes pages for clean that are not on the disk,
+    /// and only so does the next sync mean something.
+    fn find(&self, missing: &Missing<'_>) -> Result<Scan, Error> {
         let scan = self.scan(missing)?;
+        if scan.found.is_empty() {
+            return Ok(scan);
+        }
+        match self.rewrite(&scan, missing) {
+            // The file may only be appended to (`chattr +a`). What is on the disk is read back.
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::PERM) => {
+                self.sync()?;
+                fadvise(&self.file, 0, None, Advice::DontNeed)
+                    .map_err(io::Error::from)
+                    .map_err(Error::io("read back", &self.path))?;
+                self.scan(missing)
+            }
+            written => written
+                .map(|()| scan)
+                .map_err(Error::io("write to", &self.path)),
+        }
+    }
+
+    /// Writes the lines that are missing. Where not all can be written, as on a full disk, those
+    /// that are whole are settled: nothing but a piece of a line is left open, whatever happens to
+    /// the file until there is room.
+    fn settle(&mut self, missing: &mut Missing<'_>) -> Result<Settled, Error> {
+        let scan = self.find(missing)?;
         missing.found(&scan);
-        let settled = self.secure(&scan, missing, &missing.append_after(&scan.torn))?;
-        let mark = self.mark(settled)?;
+        self.end = scan.end;
+        let append = missing.append_after(&scan.torn);
+        let (lines, settled, error) = match self.append(&append) {
+            Ok(()) => {
+                self.end += append.len() as u64;
+                (missing.len(), self.end, None)
+            }
+            Err(error) => {
+                let scan = self.scan(missing)?;
+                missing.found(&scan);
+                match missing.first_of_an_unbroken_rest() {
+                    Some(lines @ 1..) => (lines, scan.whole, Some(error)),
+                    _ => return Err(error),
+                }
+            }
+        };
+        self.sync()?;
+        let mark = self.mark_at(settled)?;
+        self.mark = Some(mark);
+        self.inside_line &= settled == self.settled;
         self.settled = settled;
-        self.inside_line = false;
-        Ok(mark)
+        Ok(Settled { lines, mark, error })
     }
 
     /// Finds lines in a file that was moved away, and completes one that is torn. The file stays
     /// as unsettled as it was, in case the next one cannot be written.
     fn settle_moved(&self, missing: &mut Missing<'_>) -> Result<(Scan, Mark), Error> {
-        let scan = self.scan(missing)?;
+        let scan = self.find(missing)?;
         let mut after = missing.clone();
         after.found(&scan);
         let mut settled = None;
         if let Some((index, rest)) = after.completion(&scan.torn) {
             // On a full disk the line stays torn, and is written to the new file as a whole.
-            settled = self.secure(&scan, missing, rest).ok();
+            settled = self.secure(&scan, rest).ok();
             if settled.is_some() {
                 after.remove(index);
             }
         }
         let settled = match settled {
             Some(settled) => settled,
-            None => self.secure(&scan, missing, &[])?,
+            None => self.secure(&scan, &[])?,
         };
-        let mark = self.mark(settled)?;
+        let mark = self.mark_at(settled)?;
         *missing = after;
         Ok((scan, mark))
     }
 
-    /// Appends, and makes sure that this and the lines that were found are on the disk. Returns
-    /// where the file ends then.
-    fn secure(&self, scan: &Scan, missing: &Missing<'_>, append: &[u8]) -> Result<u64, Error> {
-        // After a sync that failed the kernel takes pages for clean that are not on the disk;
-        // writing them once more makes the next sync mean something.
-        if !scan.found.is_empty() {
-            self.rewrite(scan, missing)
-                .map_err(Error::io("write to", &self.path))?;
-        }
-        (&self.file)
-            .write_all(append)
-            .map_err(Error::io("write to", &self.path))?;
-        self.file
-            .sync_data()
-            .map_err(Error::io("sync", &self.path))?;
+    /// Appends, and makes sure that this and what was found are on the disk. Returns where the file
+    /// ends then.
+    fn secure(&self, scan: &Scan, append: &[u8]) -> Result<u64, Error> {
+        self.append(append)?;
+        self.sync()?;
         Ok(scan.end + append.len() as u64)
+    }
+
+    fn append(&self, bytes: &[u8]) -> Result<(), Error> {
+        (&self.file)
+            .write_all(bytes)
+            .map_err(Error::io("write to", &self.path))
+    }
+
+    fn sync(&self) -> Result<(), Error> {
+        self.file.sync_data().map_err(Error::io("sync", &self.path))
     }
 
     /// Writes the lines that were found where they stand.
@@ -414,7 +540,7 @@ impl Tail {
         written
     }
 
-    fn mark(&self, settled: u64) -> Result<Mark, Error> {
+    fn mark_at(&self, settled: u64) -> Result<Mark, Error> {
         Mark::of(&self.file, self.id, settled).map_err(Error::io("read back", &self.path))
     }
 }
@@ -440,7 +566,9 @@ fn folder(path: &Path) -> &Path {
 
 /// Makes sure that the file's name is on the disk.
 fn sync_folder(path: &Path) -> io::Result<()> {
-    let synced = File::open(folder(path)).and_then(|folder| folder.sync_all());
+    let synced = fs::canonicalize(path)
+        .and_then(|path| File::open(folder(&path)))
+        .and_then(|folder| folder.sync_all());
     match synced {
         // Not every folder may be read, and not every file system can do it; syncing the file
         // itself mostly does.

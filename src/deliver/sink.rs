@@ -109,14 +109,20 @@ pub enum SinkError {
 // === impl Sink ===
 
 impl Sink {
-    /// Sets a sink up; nothing is opened yet.
+    /// Sets one of these `sinks` up; nothing is opened yet.
     ///
     /// # Errors
     /// Where the options cannot work, whatever happens outside.
-    pub(super) fn new(options: &SinkOptions) -> Result<Self, SinkError> {
+    pub(super) fn new(options: &SinkOptions, sinks: &[SinkOptions]) -> Result<Self, SinkError> {
         Ok(match &options.target {
             Target::Stdout { format } => Self::Stdout(Stdout::of_process(*format)?),
-            Target::File { path, format } => Self::File(LogFile::new(path.clone(), *format)),
+            Target::File { path, format } => {
+                let others = sinks.iter().filter_map(|sink| match &sink.target {
+                    Target::File { path, .. } if sink.name != options.name => Some(path.clone()),
+                    _ => None,
+                });
+                Self::File(LogFile::new(path.clone(), *format).beside(others.collect()))
+            }
             Target::Journald => Self::Journald(Journald::new()),
             Target::Otlp(options) => Self::Otlp(Box::new(Otlp::new(options)?)),
         })

@@ -366,6 +366,9 @@ async fn a_changed_sink_waits_until_its_predecessor_has_written_the_last_byte() 
     journal.journal(2000).await;
     journal.until_backlog("out", 2000).await;
     employ_pipe(&mut delivery, "out", second_writer);
+    // What waits is told all the while.
+    journal.until_backlog("out", 2000).await;
+    assert_eq!(journal.board.sinks()["out"].oldest_pending, Some(now()));
     let reading = std::thread::spawn(move || {
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();

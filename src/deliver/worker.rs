@@ -109,6 +109,22 @@ impl Worker {
             mark,
             drained: false,
         };
+        let acknowledged = Notify::new();
+        tokio::select! {
+            () = self.take_over(sink, predecessor, &mut left, &acknowledged) => {}
+            () = self.watch_backlog(&acknowledged) => {}
+        }
+        left
+    }
+
+    /// Works once the predecessor has left.
+    async fn take_over(
+        &self,
+        sink: Sink,
+        predecessor: Option<JoinHandle<Left>>,
+        left: &mut Left,
+        acknowledged: &Notify,
+    ) {
         if let Some(predecessor) = predecessor
             && let Ok(Left {
                 mark: Some(mark), ..
@@ -118,16 +134,11 @@ impl Worker {
         }
         match sink.start(&self.name, left.mark.as_deref()) {
             Ok(mut running) => {
-                let acknowledged = Notify::new();
-                tokio::select! {
-                    () = self.work(&mut running, &mut left, &acknowledged) => {}
-                    () = self.watch_backlog(&acknowledged) => {}
-                }
+                self.work(&mut running, left, acknowledged).await;
                 running.close().await;
             }
             Err(error) => self.fail(error),
         }
-        left
     }
 
     async fn work(&self, sink: &mut Running, left: &mut Left, acknowledged: &Notify) {
@@ -293,7 +304,8 @@ impl Worker {
         }));
     }
 
-    /// Keeps the backlog up to date, also while a delivery does not come back.
+    /// Keeps the backlog up to date, also while a delivery does not come back, be it the
+    /// predecessor's.
     async fn watch_backlog(&self, acknowledged: &Notify) {
         let mut journalled = self.store.journalled();
         loop {

@@ -79,7 +79,7 @@ impl Sqlite {
                 let holds = Holds::default();
                 match Writer::open(&thread_path, journal_limit, holds.clone()) {
                     Ok(writer) => {
-                        let page = Page::new(writer.path().to_owned(), holds);
+                        let page = Page::new(writer.files().clone(), holds);
                         let journalled = writer.journalled();
                         // A caller that gave up waiting has dropped the queue's sender as well:
                         // the thread then ends by itself.

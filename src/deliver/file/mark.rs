@@ -4,10 +4,12 @@
 //! one; what stands right before the offset does, since every line is unique.
 
 use std::{
+    cmp::Reverse,
+    ffi::OsStr,
     fs::{self, File, OpenOptions},
     io,
-    os::unix::fs::{DirEntryExt as _, FileExt as _, MetadataExt as _},
-    path::Path,
+    os::unix::fs::{FileExt as _, MetadataExt as _},
+    path::{Path, PathBuf},
 };
 
 use xxhash_rust::xxh3::xxh3_64;
@@ -79,37 +81,78 @@ impl Mark {
     }
 
     /// The file that the mark was set in, if it is found under another name in the same folder:
-    /// logrotate's doing, or a copy that it made.
-    pub(super) fn find_moved(&self, path: &Path) -> Option<Tail> {
-        let mut others: Vec<_> = fs::read_dir(super::folder(path))
-            .ok()?
-            .filter_map(Result::ok)
-            .filter(|entry| Some(entry.file_name().as_os_str()) != path.file_name())
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_file()))
+    /// logrotate's doing, or a copy that it made. A copy is told by its name, too, for sinks beside
+    /// this one write the same lines to their files; `others` are these, which are never meant.
+    pub(super) fn find_moved(&self, path: &Path, others: &[PathBuf]) -> Option<Tail> {
+        // It is what a link leads to that is moved.
+        let path = &fs::canonicalize(path).ok()?;
+        let others: Vec<_> = others
+            .iter()
+            .filter_map(|other| fs::metadata(other).ok())
+            .map(|metadata| file_id(&metadata))
             .collect();
-        others.sort_by_key(|entry| entry.ino() != self.inode);
-        others.into_iter().find_map(|entry| {
-            let path = entry.path();
-            if entry.metadata().ok()?.size() < self.offset {
-                return None;
-            }
+        let mut candidates: Vec<_> = fs::read_dir(super::folder(path))
+            .ok()?
+            .filter_map(|entry| {
+                let entry = entry.ok()?;
+                Some((entry.file_name(), entry.metadata().ok()?))
+            })
+            .filter(|(name, metadata)| {
+                Some(&**name) != path.file_name()
+                    && metadata.is_file()
+                    && metadata.size() >= self.offset
+                    && (metadata.ino() == self.inode || is_numbered(name, path))
+                    && !others.contains(&file_id(metadata))
+            })
+            .collect();
+        // Of copies the newest first: an offset of 0 tells none from another.
+        candidates.sort_by_key(|(_, metadata)| {
+            let modified = (metadata.mtime(), metadata.mtime_nsec());
+            (metadata.ino() != self.inode, Reverse(modified))
+        });
+        candidates.into_iter().find_map(|(name, _)| {
+            let path = path.with_file_name(name);
             let file = OpenOptions::new()
                 .read(true)
                 .append(true)
                 .open(&path)
                 .ok()?;
-            let id = file_id(&file.metadata().ok()?);
-            self.fits(&file).then_some(Tail {
+            let metadata = file.metadata().ok()?;
+            let fits = self.fits(&file);
+            // Whoever has locked it writes to it, so that it was not left behind.
+            if !(fits || self.offset == 0) || super::lock(&file).is_err() {
+                return None;
+            }
+            let mut tail = Tail {
                 file,
                 path,
-                id,
+                id: file_id(&metadata),
                 settled: self.offset,
+                end: self.offset,
                 inside_line: false,
-                known: true,
+                mark: fits.then_some(*self),
                 failures: 0,
-            })
+            };
+            if !fits {
+                tail.look_back(metadata.size());
+            }
+            Some(tail)
         })
     }
+}
+
+/// Whether `name` is the one of `path` with a number or a date, as logrotate sets it behind all or,
+/// with `extension`, before that.
+pub(super) fn is_numbered(name: &OsStr, path: &Path) -> bool {
+    let name = name.as_encoded_bytes();
+    let [whole, stem] = [path.file_name(), path.file_stem()]
+        .map(|part| part.unwrap_or_default().as_encoded_bytes());
+    let is_number = |rest: &[u8]| matches!(rest, [sign, digit, ..] if sign.is_ascii_punctuation() && digit.is_ascii_digit());
+    let before_extension = || {
+        let rest = name.strip_prefix(stem)?;
+        rest.strip_suffix(&whole[stem.len()..])
+    };
+    name.strip_prefix(whole).is_some_and(is_number) || before_extension().is_some_and(is_number)
 }
 
 fn fingerprint(file: &File, offset: u64) -> io::Result<u64> {

@@ -18,6 +18,8 @@ pub(super) struct Scan {
     pub(super) found: Vec<(usize, u64)>,
     /// Up to here the file was read: its end, or the end of the last line that was looked for.
     pub(super) end: u64,
+    /// Behind the last line break before that, or where it was read from if there is none.
+    pub(super) whole: u64,
     /// Whether `end` is the file's end.
     pub(super) at_end: bool,
     pub(super) torn: Torn,
@@ -44,6 +46,7 @@ pub(super) fn scan(
     let mut scan = Scan {
         found: Vec::new(),
         end: from,
+        whole: from,
         at_end: false,
         torn: Torn::Nothing,
     };
@@ -72,6 +75,7 @@ pub(super) fn scan(
             if !piece.ends_with(b"\n") {
                 continue;
             }
+            scan.whole = scan.end;
             if !too_long && let Some(index) = waiting.remove(&line[..]) {
                 scan.found.push((index, scan.end - line.len() as u64));
                 if waiting.is_empty() {
@@ -106,6 +110,11 @@ impl<'a> Missing<'a> {
 
     pub(super) fn line(&self, index: usize) -> &'a [u8] {
         self.lines.line(index)
+    }
+
+    /// How many lines there are, whether they are missing or not.
+    pub(super) fn len(&self) -> usize {
+        self.lines.len()
     }
 
     fn is_empty(&self) -> bool {

@@ -1,8 +1,13 @@
-use std::{fs, io::Read as _, os::unix::fs::PermissionsExt as _};
+use std::{
+    fs,
+    io::Read as _,
+    os::unix::fs::{PermissionsExt as _, symlink},
+};
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use proptest::prelude::*;
+use rustix::fs::{IFlags, ioctl_getflags, ioctl_setflags};
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -253,13 +258,38 @@ fn a_batch_that_was_written_but_not_acknowledged_is_found_though_batches_are_sma
 fn after_a_sync_that_failed_lines_are_not_appended_again() {
     let mut world = World::with_events(6);
     world.deliver(2);
-    let settled = world.sink.current.as_ref().unwrap().settled;
+    let mark = world.sink.current.as_ref().unwrap().mark.unwrap();
     world.deliver(2);
     // As if the sync of these two had failed: neither the sink nor the journal went on.
-    world.sink.current.as_mut().unwrap().settled = settled;
+    let current = world.sink.current.as_mut().unwrap();
+    current.settled = mark.offset;
+    current.mark = Some(mark);
     world.cursor = 2;
     world.deliver(4);
     assert_eq!(world.content(), world.expected());
+}
+
+#[test]
+fn a_torn_batch_is_completed_in_a_file_that_may_only_be_appended_to() {
+    let length = World::with_events(5).expected().len();
+    for keep in (0..=length).step_by(11) {
+        let mut world = World::with_events(9);
+        world.deliver(3);
+        world.save();
+        let torn = world.torn(5, keep);
+        world.append(&torn);
+        world.crash();
+        let file = File::open(world.path()).unwrap();
+        let flags = ioctl_getflags(&file).unwrap();
+        if let Err(error) = ioctl_setflags(&file, flags | IFlags::APPEND) {
+            eprintln!("only root may do that, and not on every file system: {error}");
+            return;
+        }
+        let delivered = world.try_deliver(6);
+        ioctl_setflags(&file, flags).unwrap();
+        delivered.unwrap();
+        assert_eq!(world.content(), world.expected(), "{keep}");
+    }
 }
 
 #[test]
@@ -314,6 +344,20 @@ fn a_file_that_was_moved_away_is_left_and_a_new_one_is_begun() {
     world.deliver(3);
     assert_eq!(world.content(), world.expected());
     assert_eq!(fs::read_dir(world.folder.path()).unwrap().count(), 3);
+}
+
+#[test]
+fn a_file_that_is_moved_back_is_gone_on_with() {
+    let mut world = World::with_events(9);
+    world.deliver(3);
+    let torn = world.torn(2, 60);
+    world.append(&torn);
+    world.rotate();
+    world.sink.reopen();
+    fs::rename(world.folder.path().join("alerts.jsonl.1"), world.path()).unwrap();
+    world.deliver(6);
+    assert_eq!(world.content(), world.expected());
+    assert!(world.sink.moved.is_empty());
 }
 
 #[test]
@@ -383,6 +427,140 @@ fn lines_that_copytruncate_carried_away_while_nobody_ran_are_found_in_the_copy()
     File::create(world.path()).unwrap();
     world.crash();
     world.deliver(5);
+    assert_eq!(world.content(), world.expected());
+}
+
+/// Two sinks that write the same lines beside one another, and one of the files is gone when five
+/// lines more stand in the other.
+fn twin(name: &str) -> (World, PathBuf) {
+    let mut world = World::with_events(9);
+    world.deliver(4);
+    world.save();
+    let other = world.folder.path().join(name);
+    fs::write(&other, world.expected()).unwrap();
+    fs::remove_file(world.path()).unwrap();
+    world.crash();
+    (world, other)
+}
+
+fn expect_waiting_lines_in_a_new_file(world: &mut World, other: &Path) {
+    world.deliver(5);
+    let all = world.expected();
+    let expected: Vec<_> = all.lines().skip(4).collect();
+    assert_eq!(world.content().lines().collect::<Vec<_>>(), expected);
+    assert_eq!(fs::read_to_string(other).unwrap(), all);
+}
+
+#[test]
+fn the_file_of_a_sink_that_writes_the_same_lines_is_not_taken_for_ones_own() {
+    let (mut world, other) = twin("others.jsonl");
+    expect_waiting_lines_in_a_new_file(&mut world, &other);
+    let (mut world, other) = twin("alerts-2.jsonl");
+    world.sink = world.sink.beside(vec![other.clone()]);
+    expect_waiting_lines_in_a_new_file(&mut world, &other);
+}
+
+#[test]
+fn a_file_that_somebody_writes_to_is_not_taken_for_one_that_was_moved_away() {
+    let (mut world, other) = twin("alerts.jsonl.1");
+    let writer = File::open(&other).unwrap();
+    writer.lock().unwrap();
+    expect_waiting_lines_in_a_new_file(&mut world, &other);
+}
+
+#[test]
+fn a_copy_is_told_by_its_number_or_date() {
+    let [yes, no] = [
+        [
+            "a.jsonl.1",
+            "a.jsonl-20260101",
+            "a.1.jsonl",
+            "a-20260101-1767225600.jsonl",
+        ]
+        .as_slice(),
+        &["b.jsonl", "ab.jsonl", "a.jsonl2", "a.jsonl.gz", "a.json.1"],
+    ];
+    for path in ["a.jsonl", "/var/log/a.jsonl"] {
+        for (names, is_copy) in [(yes, true), (no, false)] {
+            for name in names {
+                let found = mark::is_numbered(name.as_ref(), path.as_ref());
+                assert_eq!(found, is_copy, "{name} of {path}");
+            }
+        }
+    }
+}
+
+#[test]
+fn lines_that_copytruncate_carried_away_during_their_sync_are_found_in_the_copy() {
+    let length = World::with_events(8).expected().len();
+    for keep in 0..length {
+        let mut world = World::with_events(9);
+        world.deliver(3);
+        // As if they were being written when logrotate came.
+        let torn = world.torn(5, keep);
+        world.append(&torn);
+        world.rotations = 1;
+        fs::copy(world.path(), world.folder.path().join("alerts.jsonl.1")).unwrap();
+        File::create(world.path()).unwrap();
+        world.deliver(5);
+        world.deliver(1);
+        assert_eq!(world.content(), world.expected(), "{keep}");
+        assert!(world.sink.moved.is_empty());
+    }
+}
+
+/// Each time the file begins with the batch that is being synced.
+#[test]
+fn batch_after_batch_that_copytruncate_carries_away_during_its_sync_is_found() {
+    let mut world = World::with_events(30);
+    for _ in 0..5 {
+        let events = &world.events[world.cursor..world.cursor + 5];
+        // First the store gets to know the file.
+        assert_eq!(world.sink.deliver(events).settled, 0);
+        let batch = Lines::render(Format::Json, events);
+        world.append(batch.bytes());
+        world.sink.current.as_mut().unwrap().end = batch.bytes().len() as u64;
+        for number in (1..=world.rotations).rev() {
+            let name = |number| world.folder.path().join(format!("alerts.jsonl.{number}"));
+            fs::rename(name(number), name(number + 1)).unwrap();
+        }
+        world.rotations += 1;
+        fs::copy(world.path(), world.folder.path().join("alerts.jsonl.1")).unwrap();
+        File::create(world.path()).unwrap();
+        world.deliver(5);
+    }
+    world.deliver(30);
+    let mut content = String::new();
+    for number in (1..=world.rotations).rev() {
+        let name = format!("alerts.jsonl.{number}");
+        content += &fs::read_to_string(world.folder.path().join(name)).unwrap();
+    }
+    content += &fs::read_to_string(world.path()).unwrap();
+    assert_eq!(content, world.expected());
+}
+
+#[test]
+fn a_file_that_was_truncated_and_then_moved_away_holds_nothing_up() {
+    let mut world = World::with_events(6);
+    world.deliver(4);
+    File::create(world.path()).unwrap();
+    world.rotate();
+    world.deliver(2);
+    let all = world.expected();
+    let expected: Vec<_> = all.lines().skip(4).collect();
+    assert_eq!(world.content().lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn lines_that_were_written_while_copytruncate_was_at_work_are_not_written_again() {
+    let mut world = World::with_events(9);
+    world.deliver(1);
+    world.rotations = 1;
+    fs::copy(world.path(), world.folder.path().join("alerts.jsonl.1")).unwrap();
+    // More than was there before, and its end was not acknowledged.
+    let written = world.torn(8, 300);
+    fs::write(world.path(), written).unwrap();
+    world.deliver(8);
     assert_eq!(world.content(), world.expected());
 }
 
@@ -472,6 +650,45 @@ fn a_missing_folder_is_named_and_once_it_is_there_the_lines_are_written() {
 }
 
 #[test]
+fn what_a_link_leads_to_is_created() {
+    let mut world = World::with_events(3);
+    let folder = world.folder.path().to_owned();
+    let target = folder.join("data/alerts.jsonl");
+    symlink(&target, world.path()).unwrap();
+    let error = world.try_deliver(1).unwrap_err();
+    let expected = format!("{}: its folder", target.display());
+    assert!(error.to_string().contains(&expected), "{error}");
+    fs::create_dir(folder.join("data")).unwrap();
+    fs::rename(world.path(), folder.join("link")).unwrap();
+    symlink("link", world.path()).unwrap();
+    world.deliver(2);
+    fs::remove_file(&target).unwrap();
+    world.cursor = 0;
+    world.deliver(3);
+    assert_eq!(world.content(), world.expected());
+    let metadata = fs::symlink_metadata(&target).unwrap();
+    assert!(metadata.is_file());
+    assert_eq!(metadata.permissions().mode() & 0o777, 0o640);
+}
+
+#[test]
+fn lines_of_a_file_that_was_moved_away_where_a_link_leads_to_are_found() {
+    let mut world = World::with_events(8);
+    let data = world.folder.path().join("data");
+    fs::create_dir(&data).unwrap();
+    symlink(data.join("alerts.jsonl"), world.path()).unwrap();
+    world.deliver(3);
+    world.save();
+    world.deliver(3);
+    let moved = data.join("alerts.jsonl.1");
+    fs::rename(data.join("alerts.jsonl"), &moved).unwrap();
+    world.crash();
+    world.deliver(5);
+    let content = fs::read_to_string(moved).unwrap() + &world.content();
+    assert_eq!(content, world.expected());
+}
+
+#[test]
 fn what_is_not_a_regular_file_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     for path in [
@@ -557,6 +774,8 @@ proptest! {
                         continue;
                     };
                     current.settled = settled;
+                    current.end = fs::metadata(&current.path).unwrap().len();
+                    current.mark = before.mark.as_deref().and_then(Mark::decode);
                     world.cursor = before.cursor;
                     world.mark = before.mark;
                 }

@@ -61,8 +61,9 @@ impl Journal {
                 [],
                 |row| Ok(row.get::<_, i64>(0)? - row::count(row.get_ref(1)?.as_blob()?)),
             )
-            .optional()?;
-        let cursors = connection
+            .optional()?
+            .unwrap_or(end);
+        let mut cursors: BTreeMap<Box<str>, Cursor> = connection
             .prepare("SELECT name, position, mark FROM sink")?
             .query_map([], |row| {
                 let cursor = Cursor {
@@ -73,9 +74,25 @@ impl Journal {
                 Ok((row.get(0)?, cursor))
             })?
             .collect::<Result<_>>()?;
+        for (name, cursor) in &mut cursors {
+            if !(start..=end).contains(&cursor.position) {
+                tracing::error!(
+                    sink = &**name,
+                    position = cursor.position,
+                    "the sink's place in the journal is damaged; what is in the journal is delivered, \
+                     of which it may have some already"
+                );
+                // Without a mark a file is searched for them.
+                *cursor = Cursor {
+                    position: start,
+                    mark: None,
+                    stored: false,
+                };
+            }
+        }
         Ok(Self {
             limit,
-            start: start.unwrap_or(end),
+            start,
             end,
             cursors,
         })

@@ -50,10 +50,45 @@ pub(super) struct StateFile {
     // Closed in this order: the lock is let go last.
     connection: Connection,
     checkpoint: Checkpoint,
+    files: Files,
+    /// What was last told to be gone.
+    told: Option<&'static str>,
+    lock: File,
+}
+
+/// The files that the state is in. SQLite takes for its own whatever has their names, and would mix
+/// what does not belong together: nothing may be opened by name where another file has one.
+#[derive(Clone, Debug)]
+pub(super) struct Files {
     path: PathBuf,
-    /// Which file was opened; `None` once it was told that it is gone.
-    id: Option<FileId>,
-    _lock: File,
+    /// Which ones were opened, by what they end in.
+    ids: [(&'static str, FileId); 3],
+}
+
+// === impl Files ===
+
+impl Files {
+    /// Those of a state file that is open and was read.
+    fn of(path: PathBuf) -> io::Result<Self> {
+        let id = |suffix| -> io::Result<_> {
+            let metadata = beside(&path, suffix).metadata()?;
+            Ok((suffix, file_id(&metadata)))
+        };
+        let ids = [id("")?, id("-wal")?, id("-shm")?];
+        Ok(Self { path, ids })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What the first of them ends in that was removed or replaced.
+    pub(super) fn gone(&self) -> Option<&'static str> {
+        self.ids.iter().find_map(|&(suffix, id)| {
+            let found = beside(&self.path, suffix).metadata();
+            (found.ok().as_ref().map(file_id) != Some(id)).then_some(suffix)
+        })
+    }
 }
 
 // === impl StateFile ===
@@ -67,16 +102,18 @@ impl StateFile {
         let opened = || {
             let path = resolve(path)?;
             let lock = lock(&path)?;
-            let id = create(&path)?;
+            create(&path)?;
             let mut connection = connect(&path).map_err(|error| describe(&error))?;
             prepare(&mut connection)?;
             let loaded = load(&connection).map_err(|error| describe(&error))?;
+            let files =
+                Files::of(path).map_err(|error| format!("it cannot be looked at: {error}"))?;
             let file = Self {
                 connection,
                 checkpoint: Checkpoint::default(),
-                path,
-                id: Some(id),
-                _lock: lock,
+                files,
+                told: None,
+                lock,
             };
             Ok((file, loaded))
         };
@@ -87,7 +124,11 @@ impl StateFile {
     }
 
     pub(super) fn path(&self) -> &Path {
-        &self.path
+        self.files.path()
+    }
+
+    pub(super) fn files(&self) -> &Files {
+        &self.files
     }
 
     pub(super) fn connection(&mut self) -> &mut Connection {
@@ -101,19 +142,46 @@ impl StateFile {
 
     /// A file beside it.
     pub(super) fn beside(&self, suffix: &str) -> PathBuf {
-        beside(&self.path, suffix)
+        beside(self.path(), suffix)
     }
 
-    /// Says, once, that the file was removed or replaced: it works on, and nobody finds it again.
+    /// Says, once, that the file or one beside it was removed or replaced: it works on, and nobody
+    /// finds it again.
     pub(super) fn tell_if_gone(&mut self) {
-        let found = || self.path.metadata().ok().as_ref().map(file_id);
-        if self.id.is_some() && self.id != found() {
-            self.id = None;
-            tracing::error!(
-                path = %self.path.display(),
+        let gone = self.files.gone();
+        if gone == self.told {
+            return;
+        }
+        self.told = gone;
+        match gone {
+            None => {}
+            Some("") => tracing::error!(
+                path = %self.path().display(),
                 "the state file was removed or replaced while in use; the next start will not know what \
                  is stored now, and logs every open alert again"
-            );
+            ),
+            Some(suffix) => tracing::error!(
+                path = %self.beside(suffix).display(),
+                "a file that belongs to the state file was removed or replaced while in use; stop the \
+                 exporter and start it again, for a crash would lose what is stored until then"
+            ),
+        }
+    }
+
+    /// Takes the lock again where its file was removed, for else a second exporter could start.
+    pub(super) fn keep_lock(&mut self) {
+        let held = self.lock.metadata().ok().as_ref().map(file_id);
+        let found = self.beside(".lock").metadata().ok().as_ref().map(file_id);
+        if held == found {
+            return;
+        }
+        match lock(self.path()) {
+            Ok(lock) => self.lock = lock,
+            Err(problem) => tracing::error!(
+                path = %self.path().display(),
+                problem,
+                "the state file's lock was removed while in use, and cannot be taken again"
+            ),
         }
     }
 
@@ -125,8 +193,9 @@ impl StateFile {
         // What cannot be told now is asked again after the next commit.
         if let Ok(log) = checkpoint(&self.connection, "NOOP")
             && log.pages - log.copied >= LOG_PAGES
+            && self.files.gone().is_none()
         {
-            self.checkpoint.start(&self.path);
+            self.checkpoint.start(self.files.path());
         }
     }
 
@@ -218,8 +287,8 @@ fn lock(path: &Path) -> std::result::Result<File, String> {
 }
 
 /// Creates the file where it is missing, so that SQLite gives its mode to the files beside it too,
-/// and finds out whether it can be written, and which one it is.
-fn create(path: &Path) -> std::result::Result<FileId, String> {
+/// and finds out whether it can be written.
+fn create(path: &Path) -> std::result::Result<(), String> {
     OpenOptions::new()
         .read(true)
         .write(true)
@@ -227,8 +296,7 @@ fn create(path: &Path) -> std::result::Result<FileId, String> {
         .truncate(false)
         .mode(MODE)
         .open(path)
-        .and_then(|file| file.metadata())
-        .map(|metadata| file_id(&metadata))
+        .map(drop)
         .map_err(|error| not_writable(path, &error))
 }
 

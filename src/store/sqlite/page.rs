@@ -3,12 +3,12 @@
 //! It is opened with the first look at the page. One query runs at a time: a crowd before the page
 //! waits for its turn instead of taking memory.
 
-use std::{path::PathBuf, sync::Arc};
+use std::{io, sync::Arc};
 
 use rusqlite::{Connection, OpenFlags, params};
 use tokio::{sync::Mutex, task};
 
-use super::{Holds, alerts::stored_alert};
+use super::{Holds, alerts::stored_alert, open::Files};
 use crate::store::{AlertFilter, Error, OpenAlert};
 
 /// Memory for pages of the file, in KiB.
@@ -29,7 +29,7 @@ pub(super) const NEWEST: &str = "
 /// Reads for the page of open alerts. Cheap to clone.
 #[derive(Clone, Debug)]
 pub(super) struct Page {
-    path: Arc<PathBuf>,
+    files: Arc<Files>,
     holds: Holds,
     connection: Arc<Mutex<Option<Connection>>>,
 }
@@ -37,9 +37,9 @@ pub(super) struct Page {
 // === impl Page ===
 
 impl Page {
-    pub(super) fn new(path: PathBuf, holds: Holds) -> Self {
+    pub(super) fn new(files: Files, holds: Holds) -> Self {
         Self {
-            path: Arc::new(path),
+            files: Arc::new(files),
             holds,
             connection: Arc::default(),
         }
@@ -60,14 +60,11 @@ impl Page {
         let read = move || {
             let connection = match &mut *connection {
                 Some(connection) => connection,
-                none => none.insert(open(&page.path)?),
+                none => none.insert(open(&page.files)?),
             };
-            newest(connection, &page.holds, &filter)
+            newest(connection, &page.holds, &filter).map_err(Error::backend)
         };
-        task::spawn_blocking(read)
-            .await
-            .map_err(Error::backend)?
-            .map_err(Error::backend)
+        task::spawn_blocking(read).await.map_err(Error::backend)?
     }
 
     /// Waits for a query that is under way and closes the connection.
@@ -76,13 +73,20 @@ impl Page {
     }
 }
 
-fn open(path: &std::path::Path) -> rusqlite::Result<Connection> {
-    let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let connection = Connection::open_with_flags(path, flags)?;
-    connection.busy_timeout(super::open::BUSY_TIMEOUT)?;
-    connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
-    connection.pragma_update(None, "temp_store", "memory")?;
-    Ok(connection)
+fn open(files: &Files) -> Result<Connection, Error> {
+    if files.gone().is_some() {
+        let problem = "the state file was removed or replaced while in use";
+        return Err(Error::backend(io::Error::other(problem)));
+    }
+    let opened = || {
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+        let connection = Connection::open_with_flags(files.path(), flags)?;
+        connection.busy_timeout(super::open::BUSY_TIMEOUT)?;
+        connection.pragma_update(None, "cache_size", -CACHE_KIB)?;
+        connection.pragma_update(None, "temp_store", "memory")?;
+        Ok(connection)
+    };
+    opened().map_err(|error: rusqlite::Error| Error::backend(error))
 }
 
 fn newest(

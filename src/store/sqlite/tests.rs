@@ -171,3 +171,36 @@ async fn a_store_that_is_dropped_finishes_what_it_was_given() {
     let loaded = store.take_up(&key, second(1)).await.unwrap();
     assert_eq!(loaded.alerts, [alert("1", 1, 1)]);
 }
+
+/// As when an operator restores a copy without stopping the exporter.
+#[tokio::test]
+async fn another_file_in_the_place_of_the_state_is_not_touched_and_the_open_one_works_on() {
+    let (options, folder) = fresh();
+    let store = Store::open(&options).await.unwrap();
+    let path = folder.path().join("state.db");
+    let key = key("acme", "client_1", "open");
+    let held = store.take_up(&key, second(1)).await.unwrap().held;
+    store.set_sinks(vec!["s".to_owned()]).await.unwrap();
+    let copy = folder.path().join("copy.db");
+    let shell = rusqlite::Connection::open(&path).unwrap();
+    let into = format!("VACUUM INTO '{}'", copy.display());
+    shell.execute_batch(&into).unwrap();
+    drop(shell);
+    store.commit(held, opened(1), second(2)).await.unwrap();
+    fs::rename(&copy, &path).unwrap();
+    let before = fs::read(&path).unwrap();
+
+    let error = store.open_alerts(AlertFilter::default()).await.unwrap_err();
+    assert!(matches!(error, Error::Backend(_)), "{error:?}");
+    // Enough for the log to be copied into the file.
+    for number in 1..=4 {
+        let mut commit = events(number * 1000..(number + 1) * 1000);
+        for event in &mut commit.events {
+            event.body = vec![b'x'; 16 * 1024].into();
+        }
+        store.acknowledge("s", i64::MAX, None).await.unwrap();
+        store.commit(held, commit, second(2)).await.unwrap();
+    }
+    store.close().await;
+    assert!(fs::read(&path).unwrap() == before, "it was written to");
+}

@@ -13,7 +13,12 @@ use tokio::sync::{
     oneshot, watch,
 };
 
-use super::{Holds, alerts, journal::Journal, open::StateFile, page::Page};
+use super::{
+    Holds, alerts,
+    journal::Journal,
+    open::{Files, StateFile},
+    page::Page,
+};
 use crate::{
     identity::SearchKey,
     store::{Backlog, Batch, Commit, Error, Held, LOAD_PAGE, Loaded, SinkState, StoredAlert},
@@ -129,8 +134,8 @@ impl Writer {
         })
     }
 
-    pub(super) fn path(&self) -> &Path {
-        self.file.path()
+    pub(super) fn files(&self) -> &Files {
+        self.file.files()
     }
 
     pub(super) fn journalled(&self) -> watch::Receiver<i64> {
@@ -275,6 +280,7 @@ impl Writer {
             Ok(()) => {
                 self.file.copy_long_log();
                 self.file.tell_if_gone();
+                self.file.keep_lock();
             }
             Err(_) => self.journal = before,
         }

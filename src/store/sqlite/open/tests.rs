@@ -282,3 +282,33 @@ fn migrations_are_done_all_or_none() {
     drop(connection);
     open(&path).unwrap();
 }
+
+#[test]
+fn a_file_of_the_state_that_is_gone_is_noticed_and_one_that_came_back_too() {
+    let folder = folder();
+    let path = folder.path().join("state.db");
+    let file = open(&path).unwrap();
+    assert_eq!(file.files().gone(), None);
+    for suffix in ["-shm", "-wal", ""] {
+        let (name, aside) = (beside(&path, suffix), folder.path().join("aside"));
+        fs::rename(&name, &aside).unwrap();
+        assert_eq!(file.files().gone(), Some(suffix));
+        fs::copy(&aside, &name).unwrap();
+        assert_eq!(file.files().gone(), Some(suffix));
+        fs::rename(&aside, &name).unwrap();
+        assert_eq!(file.files().gone(), None);
+    }
+}
+
+#[test]
+fn a_lock_whose_file_was_removed_is_taken_again() {
+    let folder = folder();
+    let path = folder.path().join("state.db");
+    let mut file = open(&path).unwrap();
+    fs::remove_file(beside(&path, ".lock")).unwrap();
+    file.keep_lock();
+    let problem = problem(&path);
+    assert!(problem.starts_with("another exporter"), "{problem}");
+    file.close();
+    open(&path).unwrap();
+}

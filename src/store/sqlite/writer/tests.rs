@@ -493,3 +493,21 @@ fn a_read_is_answered_before_the_writes_that_it_waited_with() {
     bench.writer.write(group);
     assert_eq!(bench.waiting(), [1]);
 }
+
+#[test]
+fn a_sink_whose_place_is_damaged_gets_all_that_is_in_the_journal() {
+    for damaged in ["4098", "-4098"] {
+        let mut bench = Bench::new();
+        bench.write(events(1..4)).unwrap();
+        bench.sql(&format!(
+            "UPDATE sink SET position = {damaged}, mark = x'01'"
+        ));
+        let mut bench = bench.reopen();
+        assert_eq!(bench.waiting(), [1, 2, 3]);
+        let (sinks, states) = job(Write::SetSinks, vec!["s".to_owned()]);
+        bench.write_all(vec![sinks]);
+        assert_eq!(answer(states).unwrap(), [SinkState { mark: None }]);
+        bench.acknowledge(3).unwrap();
+        assert_eq!(bench.reopen().waiting(), [0; 0]);
+    }
+}
