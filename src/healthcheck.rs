@@ -1,15 +1,14 @@
 //! The command `healthcheck`: asks the exporter that runs on this machine whether it works. A
 //! container image, which has no shell and no curl, can ask with the one program that it holds.
 
-use std::{path::Path, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use reqwest::{StatusCode, Url};
-use serde::{Deserialize, de::IgnoredAny};
 
 use crate::{
     cli::Healthcheck,
-    config::{ListenAddress, Web},
+    config::{ListenAddress, Web, WebFile},
 };
 
 /// Who has not answered by then hangs. Shorter than what container runtimes grant.
@@ -21,12 +20,6 @@ const PATH: &str = "/-/healthy";
 struct Target {
     url: Url,
     verify: bool,
-}
-
-/// The one part of a web configuration file that decides how to ask.
-#[derive(Debug, Deserialize)]
-struct WebFile {
-    tls_server_config: Option<IgnoredAny>,
 }
 
 /// Asks, and returns what the exporter says of itself: a line or more.
@@ -95,8 +88,8 @@ fn own(web: &Web) -> anyhow::Result<Target> {
         "the configuration does not say which port the exporter listens on; name its address: --url",
     )?;
     let scheme = match &web.config_file {
-        Some(file) if serves_tls(file)? => "https",
-        _ => "http",
+        Some(file) => WebFile::scheme(file)?,
+        None => "http",
     };
     let reachable = ListenAddress {
         host: Some(match address.host.as_deref() {
@@ -110,14 +103,6 @@ fn own(web: &Web) -> anyhow::Result<Target> {
         url: Url::parse(&format!("{scheme}://{reachable}{PATH}"))?,
         verify: false,
     })
-}
-
-fn serves_tls(path: &Path) -> anyhow::Result<bool> {
-    let name = || format!("cannot read {}", path.display());
-    let text = std::fs::read_to_string(path).with_context(name)?;
-    // An empty file is valid, and says nothing.
-    let file: Option<WebFile> = serde_saphyr::from_str(&text).with_context(name)?;
-    Ok(file.is_some_and(|file| file.tls_server_config.is_some()))
 }
 
 #[cfg(test)]
@@ -170,6 +155,25 @@ mod tests {
         let tls = "tls_server_config:\n  cert_file: a.pem\n  key_file: b.pem\n";
         assert_eq!(scheme(tls).unwrap(), "https");
         assert!(scheme("[").is_err());
+    }
+
+    #[test]
+    fn a_web_configuration_file_that_is_broken_is_not_shown() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let hash = "$2b$12$not.to.be.seen";
+        for text in [
+            format!("basic_auth_users:\n  a: \"{hash}\n"),
+            format!("tls_server_config:\n  key: |\n    {hash}\n  key: |\n    {hash}\n"),
+        ] {
+            std::fs::write(file.path(), &text).unwrap();
+            let web = Web {
+                config_file: Some(file.path().to_owned()),
+                ..web(&[":10836"])
+            };
+            let error = format!("{:#}", own(&web).unwrap_err());
+            let name = file.path().display().to_string();
+            assert!(error.contains(&name) && !error.contains(hash), "{error}");
+        }
     }
 
     #[test]
