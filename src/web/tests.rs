@@ -489,6 +489,25 @@ async fn the_page_shows_everything_and_escapes_it() {
 }
 
 #[tokio::test]
+async fn all_is_well_only_where_sinks_work_and_no_search_is_in_trouble_shown_or_not() {
+    let site = Site::open(Setup::default());
+    site.board.set_search(up(key("client_1", "retail")));
+    assert!(site.get("/").await.body.contains("all well"));
+    site.board.update_sink(&"file".into(), |sink| {
+        sink.error = Some("disk full".to_owned());
+    });
+    site.board.update_sink(&"out".into(), |_| {});
+    let body = site.get("/").await.body;
+    assert!(body.contains("1 of 2 sinks failing"), "{body}");
+    assert!(body.contains("<title>(1) ") && !body.contains("all well"));
+    for id in ["client_2", "client_3", "client_4"] {
+        site.board.set_search(failing(key(id, id), "no route"));
+    }
+    let body = site.get("/?limit=1").await.body;
+    assert!(body.contains("3 of 4 searches in trouble"), "{body}");
+}
+
+#[tokio::test]
 async fn the_page_and_the_errors_cannot_be_used_against_their_reader() {
     let site = Site::open(Setup::default());
     for path in ["/", "/nowhere", "/?limit=x", "/api/v1/alerts"] {
