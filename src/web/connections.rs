@@ -54,6 +54,8 @@ pub struct Limits {
     pub idle_time: Duration,
     /// For a request to be worked on.
     pub work_time: Duration,
+    /// For the turn to come of a request whose answer may be long.
+    pub turn_time: Duration,
     /// For an answer to be taken.
     pub answer_time: Duration,
     /// For what is under way to end after a shutdown was asked for.
@@ -136,6 +138,7 @@ impl Default for Limits {
             head_time: Duration::from_secs(10),
             idle_time: Duration::from_secs(150),
             work_time: Duration::from_secs(60),
+            turn_time: Duration::from_secs(5),
             answer_time: Duration::from_secs(30),
             grace: Duration::from_secs(3),
         }
