@@ -371,11 +371,12 @@ impl TenantNames {
             return Arc::clone(known);
         }
         let Tenant { id, name } = tenant;
-        let candidates = [Arc::clone(name), Arc::clone(id)];
-        let free = candidates
-            .into_iter()
-            .find(|name| self.taken.insert((Arc::clone(account), Arc::clone(name))));
-        let shown = free.unwrap_or_else(|| format!("{name} ({id})").into());
+        // Names are the API's to give: each that is taken is followed by a longer one.
+        let (mut shown, mut next) = (Arc::clone(name), Arc::clone(id));
+        while !self.taken.insert((Arc::clone(account), Arc::clone(&shown))) {
+            let longer = format!("{name} ({next})").into();
+            shown = std::mem::replace(&mut next, longer);
+        }
         self.names.insert(key, Arc::clone(&shown));
         shown
     }

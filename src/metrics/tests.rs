@@ -595,3 +595,25 @@ proptest! {
         prop_assert_eq!(shown, distinct.len());
     }
 }
+
+#[test]
+fn no_name_that_the_api_gives_makes_two_series_with_the_same_labels() {
+    let metrics = Metrics::new(Board::default(), BUILD);
+    for (id, name) in [
+        ("a", "b"),
+        ("b", "b"),
+        ("c", "b"),
+        ("d", "b (b)"),
+        ("e", "c"),
+        ("f", "b (b)"),
+    ] {
+        metrics.register_search(&key("acme", id, name, "open"));
+    }
+    let text = render(&metrics, now());
+    let samples = text.lines().filter(|line| !line.starts_with('#'));
+    let mut names: Vec<_> = samples.filter_map(|line| line.rsplit_once(' ')).collect();
+    let count = names.len();
+    names.sort_unstable();
+    names.dedup_by_key(|(name, _)| *name);
+    assert_eq!(names.len(), count);
+}
