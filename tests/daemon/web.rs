@@ -243,3 +243,30 @@ async fn the_program_itself_can_ask_whether_it_is_healthy() {
     assert_eq!(ended.code(), Some(1), "{ended:?}");
     assert!(ended.error().contains("does not answer"), "{ended:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_few_descriptors_are_enough_for_scrapes_among_connections_that_say_nothing() {
+    let opsramp = opsramp(1).await;
+    let place = Place::new(&opsramp.url());
+    place.write();
+    let mut limited = command("/bin/sh");
+    limited
+        .args(["-c", "ulimit -n 32 && exec \"$@\"", "sh"])
+        .arg(binary())
+        .arg("--config.file")
+        .arg(place.path("config.yml"));
+    let exporter = place.start_as(place.settle(limited)).await;
+    exporter.wait_until_complete().await;
+    let address = exporter.url.strip_prefix("http://").unwrap().to_owned();
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        silent.push(tokio::net::TcpStream::connect(&address).await.unwrap());
+    }
+    for _ in 0..5 {
+        let asked = std::time::Instant::now();
+        exporter.metrics().await;
+        assert!(asked.elapsed() < std::time::Duration::from_secs(5));
+    }
+    exporter.wait_for_poll().await;
+    exporter.stop().await;
+}
