@@ -45,14 +45,20 @@ pub fn run() -> ExitCode {
         Ok(cli) => cli,
         Err(status) => return status,
     };
-    let (text, status) = match dispatch(&cli) {
+    let status = run_command(&cli);
+    logging::flush();
+    status
+}
+
+fn run_command(cli: &Cli) -> ExitCode {
+    let (text, status) = match dispatch(cli) {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Config(error)) => (format!("{:#}", anyhow::Error::new(error)), USAGE),
         Err(Failure::Address(error)) => (format!("{error:#}"), USAGE),
         Err(Failure::Run(error)) => (format!("{error:#}"), FAILURE),
         Err(Failure::Told(status)) => return ExitCode::from(status),
     };
-    say(&format!("opsramp-exporter: {text}\n"));
+    logging::say(&format!("opsramp-exporter: {text}\n"));
     ExitCode::from(status)
 }
 
@@ -217,7 +223,7 @@ fn environment(name: &str) -> Option<std::ffi::OsString> {
 
 fn warn(loaded: &Loaded) {
     for warning in &loaded.warnings {
-        say(&format!("opsramp-exporter: warning: {warning}\n"));
+        logging::say(&format!("opsramp-exporter: warning: {warning}\n"));
     }
 }
 
@@ -227,11 +233,6 @@ fn print(text: &str) -> Outcome {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => Ok(written?),
     }
-}
-
-/// Says something on standard error; where that is closed, nobody can be told.
-fn say(text: &str) {
-    io::stderr().write_all(text.as_bytes()).ok();
 }
 
 // === impl Failure ===
