@@ -6,7 +6,10 @@
 use std::{
     collections::HashMap,
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -55,6 +58,8 @@ struct Inner {
     http: Http,
     tokens: Tokens<TokenEndpoint>,
     observer: Arc<dyn Observer>,
+    /// The observer was told that there is none.
+    token_lost: AtomicBool,
     in_flight: tokio::sync::Semaphore,
     requests_per_minute: Option<u32>,
     tenants: Mutex<HashMap<Arc<str>, Arc<Allowances>>>,
@@ -164,6 +169,7 @@ impl Client {
             http,
             tokens,
             observer,
+            token_lost: AtomicBool::new(false),
             in_flight: tokio::sync::Semaphore::new(MAX_IN_FLIGHT),
             requests_per_minute,
             tenants: Mutex::default(),
@@ -274,14 +280,19 @@ impl Client {
             return first.map_err(Refused::into_error);
         };
         // 407 is the documented answer to a token that ran out or was revoked.
-        match self.0.tokens.replace(&token).await? {
-            Some(token) => {
+        match self.0.tokens.replace(&token).await {
+            Ok(Some(token)) => {
                 tracing::debug!(account = %self.account(), "the API refused the token; trying a new one once");
                 self.send_once(endpoint, tenant, &url, allowance, urgency, &token)
                     .await
                     .map_err(Refused::into_error)
             }
-            None => first.map_err(Refused::into_error),
+            Ok(None) => first.map_err(Refused::into_error),
+            Err(error) => {
+                self.0.token_lost.store(true, Ordering::Relaxed);
+                self.0.observer.token_lost();
+                Err(error)
+            }
         }
     }
 
@@ -332,7 +343,7 @@ impl Client {
         let shown = || Secrets::of(vec![token.secret.clone()]).excerpt(&body);
         match status.as_u16() {
             200..=299 => {
-                self.0.tokens.accepted(token);
+                self.accepted(token);
                 Ok(Answer::new(endpoint.as_str(), body, room))
             }
             401 | 407 => Err(Refused::Token {
@@ -340,7 +351,7 @@ impl Client {
                 excerpt: shown(),
             }),
             403 => {
-                self.0.tokens.accepted(token);
+                self.accepted(token);
                 let what = format!(
                     "{} of tenant {tenant} is forbidden (403): the key lacks the permission: {}",
                     endpoint.as_str(),
@@ -356,6 +367,15 @@ impl Client {
                 status: code,
                 excerpt: redirect_or(&headers, shown),
             })),
+        }
+    }
+
+    fn accepted(&self, token: &Token) {
+        self.0.tokens.accepted(token);
+        // The API may take it again that it refused.
+        if self.0.token_lost.swap(false, Ordering::Relaxed) {
+            let expires_at = clock::now() + token.remaining();
+            self.0.observer.token_obtained(token.took(), expires_at);
         }
     }
 

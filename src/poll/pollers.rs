@@ -215,6 +215,10 @@ impl Pollers {
                 continue;
             };
             let old = self.clients.remove(client.account());
+            if old.is_some() {
+                // Its token and allowances were another client's.
+                self.board.remove_account(client.account());
+            }
             let account = AccountClient {
                 options,
                 client: client.clone(),
