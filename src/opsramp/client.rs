@@ -17,7 +17,10 @@ use anyhow::Chain;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, StatusCode, header};
 use serde::Deserialize;
-use tokio::time::Instant;
+use tokio::{
+    task::{JoinHandle, spawn_blocking},
+    time::Instant,
+};
 
 use super::{
     Endpoint, Observer, Options,
@@ -41,6 +44,8 @@ const MAX_IN_FLIGHT: usize = 128;
 /// How often a request is sent whose connection ends before an answer. There can be more than one
 /// that was closed meanwhile.
 const MAX_SENDS: usize = 3;
+/// How long the files of the credentials may take to be read.
+const READING: Duration = Duration::from_secs(5);
 /// The largest answer of the token endpoint.
 const MAX_TOKEN_ANSWER: u64 = 64 * 1024;
 /// The largest page of one alert. Many of them may be kept at the same time.
@@ -84,6 +89,8 @@ struct Allowances {
 struct TokenEndpoint {
     http: Http,
     observer: Arc<dyn Observer>,
+    /// A reading of the credentials that has not ended.
+    reading: tokio::sync::Mutex<Option<JoinHandle<Result<Credentials, Error>>>>,
 }
 
 /// A page of a search, to be asked for.
@@ -164,6 +171,7 @@ impl Client {
         let tokens = Tokens::new(TokenEndpoint {
             http: http.clone(),
             observer: observer.clone(),
+            reading: tokio::sync::Mutex::default(),
         });
         Ok(Self(Arc::new(Inner {
             http,
@@ -483,17 +491,25 @@ const MIN_LIFE: Duration = Duration::from_secs(1);
 const MAX_LIFE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 impl Issuer for TokenEndpoint {
-    fn credentials(&self) -> Result<Credentials, Error> {
-        let options = &self.http.options;
-        let read = |source: &crate::secret::SecretSource| {
-            source.read().map_err(|error| Error::Auth {
-                what: chain(&error),
-            })
+    /// Files can be pipes, or lie on a server that hangs: they are read off the thread, and one that
+    /// does not answer is not asked again before it has.
+    async fn credentials(&self) -> Result<Credentials, Error> {
+        let mut reading = self.reading.lock().await;
+        let options = Arc::clone(&self.http.options);
+        let under_way =
+            reading.get_or_insert_with(|| spawn_blocking(move || read_credentials(&options)));
+        let read = match tokio::time::timeout(READING, under_way).await {
+            Ok(read) => read,
+            Err(_) => {
+                let what = format!(
+                    "the files of client_id and client_secret could not be read within {} s",
+                    READING.as_secs()
+                );
+                return Err(Error::Auth { what });
+            }
         };
-        Ok(Credentials {
-            id: read(&options.client_id)?,
-            secret: read(&options.client_secret)?,
-        })
+        *reading = None;
+        read.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
     }
 
     async fn request(&self, credentials: &Credentials) -> Result<Grant, Error> {
@@ -523,6 +539,18 @@ impl Issuer for TokenEndpoint {
             }
         }
     }
+}
+
+fn read_credentials(options: &Options) -> Result<Credentials, Error> {
+    let read = |source: &crate::secret::SecretSource| {
+        source.read().map_err(|error| Error::Auth {
+            what: chain(&error),
+        })
+    };
+    Ok(Credentials {
+        id: read(&options.client_id)?,
+        secret: read(&options.client_secret)?,
+    })
 }
 
 pub(super) type Told = (Secret, Duration, Option<String>);

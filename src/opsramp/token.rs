@@ -51,7 +51,7 @@ pub(super) struct Credentials {
 /// Asks for tokens: reads the credentials, and makes the request.
 pub(super) trait Issuer: Send + Sync {
     /// The credentials as they are now.
-    fn credentials(&self) -> Result<Credentials, Error>;
+    fn credentials(&self) -> impl Future<Output = Result<Credentials, Error>> + Send;
     /// One request.
     fn request(
         &self,
@@ -137,7 +137,7 @@ impl<I: Issuer> Tokens<I> {
     /// is none to be had.
     pub(super) async fn replace(&self, token: &Token) -> Result<Option<Token>, Error> {
         let _turn = self.turn.lock().await;
-        let credentials = self.issuer.credentials()?;
+        let credentials = self.issuer.credentials().await?;
         {
             let state = self.state();
             if let Some(current) = &state.current
@@ -188,7 +188,7 @@ impl<I: Issuer> Tokens<I> {
 
     /// Makes a request, unless the last one failed too short a time ago. Called with the turn held.
     async fn request_unless_failing(&self) -> Result<Token, Error> {
-        let credentials = self.issuer.credentials();
+        let credentials = self.issuer.credentials().await;
         let pause = {
             let state = self.state();
             match &state.failure {
