@@ -369,7 +369,10 @@ async fn reload(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
             StatusCode::INTERNAL_SERVER_ERROR,
             format!("the configuration was not reloaded: {problem}\n"),
         ),
-        Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
+        Err(_) => text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "starting or stopping; nothing was reloaded\n",
+        ),
     }
 }
 

@@ -343,11 +343,12 @@ fn write_instance(exposition: &mut Exposition, metrics: &Metrics) {
 
 fn write_sinks(exposition: &mut Exposition, metrics: &Metrics) {
     let mut on_board = metrics.0.board.sinks();
+    // Before the store is open, nobody knows what waits for them.
     let sinks: Vec<(Labels, SinkStatus)> = read(&metrics.0.sinks)
         .keys()
-        .map(|name| {
-            let status = on_board.remove(name).unwrap_or_default();
-            (Labels::new([("sink", &**name)]), status)
+        .filter_map(|name| {
+            let status = on_board.remove(name)?;
+            Some((Labels::new([("sink", &**name)]), status))
         })
         .collect();
     let mut samples = exposition.family(&catalog::SINK_BACKLOG);

@@ -449,7 +449,6 @@ fn sinks_the_log_and_the_configuration_are_shown() {
     opsramp_sink_rejected_events_total{sink="loki"} 2
     opsramp_sink_rejected_events_total{sink="stdout"} 0
     opsramp_sink_backlog_events{sink="loki"} 3
-    opsramp_sink_backlog_events{sink="stdout"} 0
     opsramp_sink_oldest_pending_timestamp_seconds{sink="loki"} 1795467600
     opsramp_exporter_log_messages_total{level="debug"} 0
     opsramp_exporter_log_messages_total{level="error"} 0

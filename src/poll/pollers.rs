@@ -165,15 +165,24 @@ impl Pollers {
             match Client::new(account.options.clone(), Arc::new(metrics)) {
                 Ok(client) => clients.push(client),
                 Err(error) => {
-                    let tried = clients.iter().map(Client::account).chain([name]);
-                    for name in tried.filter(|name| !self.clients.contains_key(*name)) {
-                        self.metrics.remove_account(name);
-                    }
+                    self.forget(clients.iter().map(Client::account).chain([name]));
                     return Err(error);
                 }
             }
         }
         Ok(Prepared { plan, clients })
+    }
+
+    /// Undoes what [`Pollers::prepare`] has done for a plan that is not followed after all.
+    pub fn discard(&self, Prepared { clients, .. }: &Prepared) {
+        self.forget(clients.iter().map(Client::account));
+    }
+
+    /// Removes the series of those accounts that would have been new.
+    fn forget<'a>(&self, accounts: impl Iterator<Item = &'a Arc<str>>) {
+        for name in accounts.filter(|name| !self.clients.contains_key(*name)) {
+            self.metrics.remove_account(name);
+        }
     }
 
     /// Makes the tasks follow a plan, as [`Pollers::prepare`] and [`Pollers::follow`] do.
