@@ -278,7 +278,7 @@ async fn handshakes_that_never_end_do_not_silence_the_metrics() {
     let mut limited = command("/bin/sh");
     limited
         .args(["-c", "ulimit -n 512 && exec \"$@\"", "sh"])
-        .arg(crate::exporter::binary())
+        .arg(binary())
         .arg("--config.file")
         .arg(place.path("config.yml"));
     let exporter = place.start_as(place.settle(limited)).await;
