@@ -118,7 +118,7 @@ impl ServiceManager {
     }
 }
 
-/// Half of its patience, as sd_watchdog_enabled(3) advises.
+/// Half of its patience, as `sd_watchdog_enabled(3)` advises.
 fn round(watchdog: Option<Duration>) -> Duration {
     watchdog.map_or(ROUND, |patience| {
         (patience / 2).clamp(SHORTEST_ROUND, ROUND)

@@ -321,7 +321,7 @@ async fn a_secret_that_does_not_come_holds_up_nothing_but_its_account() {
         .unwrap()
         .unwrap();
     exporter.wait_until_complete().await;
-    let told = std::time::Instant::now();
+    let told = tokio::time::Instant::now();
     exporter.stop().await;
     assert!(told.elapsed() < std::time::Duration::from_secs(10));
 }
