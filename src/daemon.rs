@@ -13,6 +13,7 @@ use std::{
 
 use futures_util::FutureExt as _;
 use tokio::{
+    runtime::Handle,
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
     time::Instant,
@@ -139,7 +140,7 @@ impl Daemon {
             metrics.clone(),
             board.clone(),
             health.clone(),
-            alert_source(&opened),
+            alert_source(&opened, &config.state),
             web_options,
         )?;
         for sink in &config.sinks {
@@ -597,14 +598,27 @@ fn plan(config: &Config) -> Plan {
 }
 
 /// The page's view of the store: empty until that is open.
-fn alert_source(store: &Arc<OnceLock<Store>>) -> AlertSource {
+fn alert_source(store: &Arc<OnceLock<Store>>, state: &config::State) -> AlertSource {
     let store = Arc::clone(store);
+    // Connections to a server belong here, and threads that wait for a resolver are not to be taken
+    // from the web server, which has few.
+    let runtime = match state {
+        config::State::File { .. } => None,
+        config::State::Postgres { .. } => Some(Handle::current()),
+    };
     AlertSource::new(move |filter| {
-        let store = store.get().cloned();
+        let (store, runtime) = (store.get().cloned(), runtime.clone());
         async move {
-            match store {
-                Some(store) => store.open_alerts(filter).await,
-                None => Ok(Vec::new()),
+            let Some(store) = store else {
+                return Ok(Vec::new());
+            };
+            let ask = async move { store.open_alerts(filter).await };
+            match runtime {
+                Some(runtime) => AbortOnDropHandle::new(runtime.spawn(ask))
+                    .await
+                    // A panic in it has been reported.
+                    .unwrap_or(Err(store::Error::Closed)),
+                None => ask.await,
             }
         }
         .boxed()
