@@ -4,14 +4,17 @@
 use std::{
     io::{self, Write as _},
     process::ExitCode,
+    sync::{Arc, Mutex},
 };
 
 use crate::{
     build_info, check,
     cli::{self, Cli, Command},
+    clock,
     config::{self, Config, ConfigError, Loaded, Web, WebFile},
     daemon::{self, Daemon, Signals},
     demo::Demo,
+    error_chain::chain,
     healthcheck, logging,
     metrics::{BuildInfo, Metrics},
     runtime::block_on,
@@ -46,14 +49,20 @@ pub fn run() -> ExitCode {
         Ok(cli) => cli,
         Err(status) => return status,
     };
-    let (text, status) = match dispatch(&cli) {
+    let status = run_command(&cli);
+    logging::flush();
+    status
+}
+
+fn run_command(cli: &Cli) -> ExitCode {
+    let (text, status) = match dispatch(cli) {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Config(error)) => (format!("{:#}", anyhow::Error::new(error)), USAGE),
         Err(Failure::Address(error)) => (format!("{error:#}"), USAGE),
         Err(Failure::Run(error)) => (format!("{error:#}"), FAILURE),
         Err(Failure::Told(status)) => return ExitCode::from(status),
     };
-    say(&format!("opsramp-exporter: {text}\n"));
+    logging::say(&format!("opsramp-exporter: {text}\n"));
     ExitCode::from(status)
 }
 
@@ -89,17 +98,17 @@ fn dispatch(cli: &Cli) -> Outcome {
             let said = block_on(healthcheck::run(&web, healthcheck))?;
             print(&said.map_err(Failure::Run)?)
         }
-        Command::Run => {
-            let loaded = load(cli)?;
-            run_daemon(cli, loaded)
-        }
+        Command::Run => run_daemon(cli),
         Command::Demo { simulator } => run_demo(cli, *simulator),
         Command::Check => run_check(cli),
     }
 }
 
-fn run_daemon(cli: &Cli, loaded: Loaded) -> Outcome {
+fn run_daemon(cli: &Cli) -> Outcome {
     let (board, metrics) = observability();
+    let read_at = clock::now();
+    let loaded = load(cli)?;
+    metrics.config_loaded(read_at);
     set_up_logging(cli, Some(metrics.clone()))?;
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
@@ -111,14 +120,14 @@ fn run_daemon(cli: &Cli, loaded: Loaded) -> Outcome {
     );
     tracing::debug!(config = %loaded.config.to_yaml(), "effective configuration");
     let (config_file, overrides) = (cli.config_file.clone(), cli.overrides.clone());
-    let reload: daemon::LoadConfig = Box::new(move || {
-        let load = || -> Result<Config, ConfigError> {
-            let loaded = Config::load(config_file.as_deref(), &overrides, &environment)?;
-            check_web_file(&loaded.config.web)?;
-            Ok(loaded.config)
+    let reload: daemon::LoadConfig = Arc::new(Mutex::new(move || {
+        let load = || -> Result<Loaded, ConfigError> {
+            let mut loaded = Config::load(config_file.as_deref(), &overrides, &environment)?;
+            loaded.warnings.extend(check_web_file(&loaded.config.web)?);
+            Ok(loaded)
         };
-        load().map_err(|error| error.to_string())
-    });
+        load().map_err(|error| chain(&error))
+    }));
     block_on(async {
         let mut signals = Signals::listen()?;
         let listeners = daemon::bind(&loaded.config.web)?;
@@ -127,10 +136,13 @@ fn run_daemon(cli: &Cli, loaded: Loaded) -> Outcome {
             started = Daemon::start(loaded.config, listeners, board, metrics, manager) => started?,
             name = signals.stop() => {
                 tracing::info!(by = name, "stopping before everything was set up");
-                return Ok(());
+                None
             }
         };
-        Ok(daemon.run(signals, reload).await?)
+        match daemon {
+            Some(daemon) => Ok(daemon.run(signals, reload).await?),
+            None => Ok(()),
+        }
     })?
 }
 
@@ -169,12 +181,20 @@ fn run_demo(cli: &Cli, simulator: std::net::SocketAddr) -> Outcome {
         };
         demo.announce(&listeners, scheme);
         let reload: daemon::LoadConfig = {
-            let config = config.clone();
-            Box::new(move || Ok(config.clone()))
+            let loaded = Loaded {
+                config: config.clone(),
+                file: None,
+                warnings: Vec::new(),
+            };
+            Arc::new(Mutex::new(move || Ok(loaded.clone())))
         };
+        metrics.config_loaded(clock::now());
         let manager = ServiceManager::of_environment();
         let daemon = Daemon::start(config, listeners, board, metrics, manager).await?;
-        let outcome = daemon.run(signals, reload).await;
+        let outcome = match daemon {
+            Some(daemon) => daemon.run(signals, reload).await,
+            None => Ok(()),
+        };
         demo.stop().await;
         Ok(outcome?)
     })?
@@ -221,7 +241,7 @@ fn tell_of_web_file(cli: &Cli) {
     if let Ok(web) = web
         && let Err(error) = check_web_file(&web)
     {
-        say(&format!(
+        logging::say(&format!(
             "opsramp-exporter: {:#}\n",
             anyhow::Error::new(error)
         ));
@@ -248,7 +268,7 @@ fn environment(name: &str) -> Option<std::ffi::OsString> {
 
 fn warn(loaded: &Loaded) {
     for warning in &loaded.warnings {
-        say(&format!("opsramp-exporter: warning: {warning}\n"));
+        logging::say(&format!("opsramp-exporter: warning: {warning}\n"));
     }
 }
 
@@ -258,11 +278,6 @@ fn print(text: &str) -> Outcome {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         written => Ok(written?),
     }
-}
-
-/// Says something on standard error; where that is closed, nobody can be told.
-fn say(text: &str) {
-    io::stderr().write_all(text.as_bytes()).ok();
 }
 
 // === impl Failure ===

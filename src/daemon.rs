@@ -6,14 +6,17 @@
 use std::{
     io,
     net::TcpListener,
-    sync::{Arc, OnceLock},
+    pin::pin,
+    sync::{Arc, Mutex, OnceLock, TryLockError},
     time::Duration,
 };
 
 use futures_util::FutureExt as _;
 use tokio::{
+    runtime::Handle,
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
+    time::Instant,
 };
 use tokio_util::{
     sync::{CancellationToken, DropGuard},
@@ -22,7 +25,7 @@ use tokio_util::{
 
 use crate::{
     clock,
-    config::{self, Config, ConfigError, WebFile},
+    config::{self, Config, ConfigError, Loaded, WebFile},
     deliver::{self, Delivery, SinkOptions},
     error_chain::chain,
     health::Health,
@@ -35,8 +38,14 @@ use crate::{
     web::{self, AlertSource},
 };
 
-/// How long journalled events may take to be delivered at the end.
+/// How long polls may take to end, and journalled events to be delivered, at the end.
 const DRAIN: Duration = Duration::from_secs(10);
+/// How long the store may take to close after that.
+const LAST_WORD: Duration = Duration::from_secs(5);
+/// Some send the same signal twice, to a process and its group. That means once.
+const ECHO: Duration = Duration::from_secs(1);
+/// The configuration and the files that it names can lie on a server that hangs.
+const READING: Duration = Duration::from_secs(10);
 /// How often the clients of a partner are looked up.
 const DISCOVERY_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// The daemon's own loop promises to come round so often.
@@ -50,6 +59,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 const STORE: &str = "store";
 /// The topic of what is said about a configuration that cannot be loaded again.
 const CONFIGURATION: &str = "configuration";
+const QUIT: &str = "POST /-/quit";
 const REJECTED: &str =
     "the configuration cannot be loaded again, the log says why; the one before stays in force";
 
@@ -73,7 +83,7 @@ pub struct Daemon {
 }
 
 /// Loads the configuration again, for a reload. The error is for people.
-pub type LoadConfig = Box<dyn FnMut() -> Result<Config, String> + Send>;
+pub type LoadConfig = Arc<Mutex<dyn FnMut() -> Result<Loaded, String> + Send>>;
 
 /// What must not keep the web server from telling that it goes on.
 struct Opening<'a> {
@@ -95,7 +105,7 @@ enum Stop {
 
 impl Daemon {
     /// Sets everything up and begins to poll. `listeners` are bound already: where the port is
-    /// taken, nothing else shall have happened.
+    /// taken, nothing else shall have happened. `None`: somebody wants it to stop before that.
     ///
     /// # Errors
     /// Where the store, a sink or an account's client cannot be set up. A database that is down is
@@ -106,7 +116,7 @@ impl Daemon {
         board: Board,
         metrics: Metrics,
         manager: ServiceManager,
-    ) -> anyhow::Result<Self> {
+    ) -> anyhow::Result<Option<Self>> {
         let guard = guard(&config.web)?;
         let health = Health::default();
         let options = store_options(&config.state, &listeners);
@@ -114,7 +124,7 @@ impl Daemon {
         options.check()?;
         let quit = CancellationToken::new();
         let server_stop = CancellationToken::new();
-        let (reload, reloads) = mpsc::channel(1);
+        let (reload, mut reloads) = mpsc::channel(1);
         let lifecycle = web::Lifecycle {
             reload,
             quit: quit.clone(),
@@ -130,7 +140,7 @@ impl Daemon {
             metrics.clone(),
             board.clone(),
             health.clone(),
-            alert_source(&opened),
+            alert_source(&opened, &config.state),
             web_options,
         )?;
         for sink in &config.sinks {
@@ -153,35 +163,51 @@ impl Daemon {
         let server_stop = server_stop.drop_guard();
         let attending = manager.clone().attend(health.clone(), board.clone());
         let attendant = AbortOnDropHandle::new(tokio::spawn(attending));
-        let mut opening = Opening {
-            health: &health,
-            manager: &manager,
-            serve: Some(serve),
+        let open = async {
+            let mut opening = Opening {
+                health: &health,
+                manager: &manager,
+                serve: Some(serve),
+            };
+            let open = async || Store::open(&options).await;
+            let store = opening.wait_for(open, store::Error::is_passing).await?;
+            // It is set once.
+            opened.set(store.clone()).ok();
+            let deliver = async || {
+                let observer = Arc::new(metrics.clone());
+                Delivery::start(store.clone(), config.sinks.clone(), board.clone(), observer).await
+            };
+            let passing = |error: &deliver::Error| match error {
+                deliver::Error::Store(error) => error.is_passing(),
+                _ => false,
+            };
+            let delivery = opening.wait_for(deliver, passing).await?;
+            let mut pollers = Pollers::new(
+                store.clone(),
+                board.clone(),
+                metrics.clone(),
+                health.clone(),
+            );
+            pollers.apply(plan(&config)).await?;
+            // From the first scrape on, every series is there.
+            opening.serve();
+            Ok::<_, anyhow::Error>((store, delivery, pollers))
         };
-        let open = async || Store::open(&options).await;
-        let store = opening.wait_for(open, store::Error::is_passing).await?;
-        // It is set once.
-        opened.set(store.clone()).ok();
-        let deliver = async || {
-            let observer = Arc::new(metrics.clone());
-            Delivery::start(store.clone(), config.sinks.clone(), board.clone(), observer).await
+        let (store, delivery, pollers) = {
+            let mut open = pin!(open);
+            loop {
+                tokio::select! {
+                    opened = open.as_mut() => break opened?,
+                    () = quit.cancelled() => {
+                        tracing::info!(by = QUIT, "stopping before everything was set up");
+                        return Ok(None);
+                    }
+                    // Without an answer, whoever asked is told that nothing was loaded.
+                    Some(reply) = reloads.recv() => drop(reply),
+                }
+            }
         };
-        let passing = |error: &deliver::Error| match error {
-            deliver::Error::Store(error) => error.is_passing(),
-            _ => false,
-        };
-        let delivery = opening.wait_for(deliver, passing).await?;
-        let mut pollers = Pollers::new(
-            store.clone(),
-            board.clone(),
-            metrics.clone(),
-            health.clone(),
-        );
-        pollers.apply(plan(&config)).await?;
-        metrics.config_loaded(clock::now());
-        // From the first scrape on, every series is there.
-        opening.serve();
-        Ok(Self {
+        Ok(Some(Self {
             config,
             metrics,
             board,
@@ -195,14 +221,14 @@ impl Daemon {
             reloads,
             manager,
             attendant,
-        })
+        }))
     }
 
     /// Runs until it is told to stop, or cannot go on. Then it delivers what is journalled.
     ///
     /// # Errors
     /// Why it cannot go on.
-    pub async fn run(mut self, mut signals: Signals, mut load: LoadConfig) -> anyhow::Result<()> {
+    pub async fn run(mut self, mut signals: Signals, load: LoadConfig) -> anyhow::Result<()> {
         let heartbeat = self.health.register("daemon", PULSE * 3);
         let mut trouble = self.store.trouble();
         let stop = loop {
@@ -213,19 +239,23 @@ impl Daemon {
                     Told::Reload => {
                         self.delivery.reopen();
                         // It is logged; nobody waits for the answer.
-                        self.reload(&mut load).await.ok();
+                        if let Err(stop) = self.reload_or_stop(&load, &mut signals).await {
+                            break stop;
+                        }
                     }
                 },
                 Some(reply) = self.reloads.recv() => {
-                    let outcome = self.reload(&mut load).await;
-                    // Whoever asked may have gone away.
-                    reply.send(outcome).ok();
+                    match self.reload_or_stop(&load, &mut signals).await {
+                        // Whoever asked may have gone away.
+                        Ok(outcome) => reply.send(outcome).ok(),
+                        Err(stop) => break stop,
+                    };
                 }
                 // Without anybody to tell, nothing changes.
                 Ok(()) = trouble.changed() => {
                     self.health.hold_up(STORE, trouble.borrow_and_update().clone());
                 }
-                () = self.quit.cancelled() => break Stop::Asked("POST /-/quit"),
+                () = self.quit.cancelled() => break Stop::Asked(QUIT),
                 failed = self.delivery.failed() => break Stop::Failed(failed.into()),
                 happening = self.pollers.next() => match happening {
                     Happening::LookedUp(look_up) => self.pollers.adopt(look_up).await,
@@ -242,23 +272,23 @@ impl Daemon {
         drop(heartbeat);
         drop(self.attendant);
         self.manager.stopping();
-        let failure = match stop {
+        let (first, failure) = match stop {
             Stop::Asked(by) => {
                 tracing::info!(
                     by,
                     "stopping: polling ends, journalled events are delivered"
                 );
-                None
+                (by, None)
             }
             Stop::Failed(error) => {
                 tracing::error!(error = %format!("{error:#}"), "the daemon cannot go on; journalled events are delivered after the next start");
-                Some(error)
+                ("", Some(error))
             }
         };
         // A second signal means: at once.
         tokio::select! {
             () = Self::end(self.pollers, self.delivery, self.store) => {}
-            name = signals.stop() => tracing::warn!(by = name, "stopping at once; what is journalled is delivered after the next start"),
+            name = signals.stop_at_once(first) => tracing::warn!(by = name, "stopping at once; what is journalled is delivered after the next start"),
         }
         drop(self.server_stop);
         if !self.server.is_finished() {
@@ -271,25 +301,55 @@ impl Daemon {
         }
     }
 
+    /// A store that hangs holds up all of them: the time is for them together.
     async fn end(mut pollers: Pollers, delivery: Delivery, store: Store) {
-        pollers.stop().await;
-        delivery.drain(DRAIN).await;
-        store.close().await;
+        let until = Instant::now() + DRAIN;
+        // Those that do not end in time are cut off, as by a crash.
+        tokio::time::timeout_at(until, pollers.stop()).await.ok();
+        drop(pollers);
+        delivery
+            .drain(until.saturating_duration_since(Instant::now()))
+            .await;
+        if tokio::time::timeout(LAST_WORD, store.close())
+            .await
+            .is_err()
+        {
+            tracing::warn!("the state database does not answer; it is not waited for");
+        }
+    }
+
+    /// Reloads, unless it is told to stop meanwhile.
+    async fn reload_or_stop(
+        &mut self,
+        load: &LoadConfig,
+        signals: &mut Signals,
+    ) -> Result<Result<(), String>, Stop> {
+        let quit = self.quit.clone();
+        tokio::select! {
+            outcome = self.reload(load) => Ok(outcome),
+            name = signals.stop() => Err(Stop::Asked(name)),
+            () = quit.cancelled() => Err(Stop::Asked(QUIT)),
+        }
     }
 
     /// Changes to the configuration as it is now. A bad one changes nothing.
-    async fn reload(&mut self, load: &mut LoadConfig) -> Result<(), String> {
+    async fn reload(&mut self, load: &LoadConfig) -> Result<(), String> {
         self.manager.reloading();
-        let outcome = match load() {
-            Ok(config) => self
-                .change_to(config)
-                .await
-                .map_err(|error| format!("{error:#}")),
+        let read_at = clock::now();
+        let outcome = match read(load).await {
+            Ok(loaded) => {
+                for warning in &loaded.warnings {
+                    tracing::warn!("{warning}");
+                }
+                self.change_to(loaded.config)
+                    .await
+                    .map_err(|error| format!("{error:#}"))
+            }
             Err(message) => Err(message),
         };
         match &outcome {
             Ok(()) => {
-                self.metrics.config_loaded(clock::now());
+                self.metrics.config_loaded(read_at);
                 self.health.withdraw(CONFIGURATION);
                 tracing::info!("the configuration was loaded again");
             }
@@ -315,11 +375,18 @@ impl Daemon {
         }
         if let Err(error) = self.delivery.reload(config.sinks.clone()).await {
             self.remove_sinks(&config.sinks, &self.config.sinks);
+            self.pollers.discard(&prepared);
             return Err(error.into());
         }
         self.remove_sinks(&self.config.sinks, &config.sinks);
         self.pollers.follow(prepared).await;
-        self.config = config;
+        // What is in force is what the next one is compared with.
+        let Config { state, web, .. } = self.config.clone();
+        self.config = Config {
+            state,
+            web,
+            ..config
+        };
         Ok(())
     }
 
@@ -421,13 +488,43 @@ impl Signals {
         }
     }
 
-    /// The next signal that stops the daemon.
+    /// The next signal that stops the daemon. One that reloads is kept for [`Self::next`].
     pub async fn stop(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.term.recv() => "SIGTERM",
+            _ = self.int.recv() => "SIGINT",
+        }
+    }
+
+    /// The next one that stops it after `first` has, and does not merely repeat that.
+    async fn stop_at_once(&mut self, first: &str) -> &'static str {
+        let begun = Instant::now();
         loop {
-            if let Told::Stop(name) = self.next().await {
+            let name = self.stop().await;
+            if name != first || begun.elapsed() >= ECHO {
                 return name;
             }
         }
+    }
+}
+
+/// Reads the configuration and the files that it names, off the thread that follows signals.
+async fn read(load: &LoadConfig) -> Result<Loaded, String> {
+    let load = Arc::clone(load);
+    let reading = tokio::task::spawn_blocking(move || match load.try_lock() {
+        Ok(mut load) => load(),
+        Err(TryLockError::Poisoned(load)) => load.into_inner()(),
+        Err(TryLockError::WouldBlock) => {
+            Err("the files are still being read for the reload before".to_owned())
+        }
+    });
+    match tokio::time::timeout(READING, reading).await {
+        Ok(Ok(outcome)) => outcome,
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err(format!(
+            "the configuration and the files that it names could not be read within {} s",
+            READING.as_secs()
+        )),
     }
 }
 
@@ -501,16 +598,55 @@ fn plan(config: &Config) -> Plan {
 }
 
 /// The page's view of the store: empty until that is open.
-fn alert_source(store: &Arc<OnceLock<Store>>) -> AlertSource {
+fn alert_source(store: &Arc<OnceLock<Store>>, state: &config::State) -> AlertSource {
     let store = Arc::clone(store);
+    // Connections to a server belong here, and threads that wait for a resolver are not to be taken
+    // from the web server, which has few.
+    let runtime = match state {
+        config::State::File { .. } => None,
+        config::State::Postgres { .. } => Some(Handle::current()),
+    };
     AlertSource::new(move |filter| {
-        let store = store.get().cloned();
+        let (store, runtime) = (store.get().cloned(), runtime.clone());
         async move {
-            match store {
-                Some(store) => store.open_alerts(filter).await,
-                None => Ok(Vec::new()),
+            let Some(store) = store else {
+                return Ok(Vec::new());
+            };
+            let ask = async move { store.open_alerts(filter).await };
+            match runtime {
+                Some(runtime) => AbortOnDropHandle::new(runtime.spawn(ask))
+                    .await
+                    // A panic in it has been reported.
+                    .unwrap_or(Err(store::Error::Closed)),
+                None => ask.await,
             }
         }
         .boxed()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::{Signal as Number, getpid, kill_process};
+
+    use super::*;
+
+    /// One test, for signals are for the whole process.
+    #[tokio::test]
+    async fn a_reload_is_kept_while_stops_are_waited_for_and_an_echo_is_no_second_stop() {
+        let moment = Duration::from_millis(100);
+        let mut signals = Signals::listen().unwrap();
+        let send = |signal| kill_process(getpid(), signal).unwrap();
+        send(Number::HUP);
+        tokio::time::timeout(moment, signals.stop())
+            .await
+            .unwrap_err();
+        assert!(matches!(signals.next().await, Told::Reload));
+
+        send(Number::TERM);
+        let echo = signals.stop_at_once("SIGTERM");
+        tokio::time::timeout(moment, echo).await.unwrap_err();
+        send(Number::INT);
+        assert_eq!(signals.stop_at_once("SIGTERM").await, "SIGINT");
+    }
 }

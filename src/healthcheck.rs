@@ -1,15 +1,14 @@
 //! The command `healthcheck`: asks the exporter that runs on this machine whether it works. A
 //! container image, which has no shell and no curl, can ask with the one program that it holds.
 
-use std::{path::Path, time::Duration};
+use std::{io, time::Duration};
 
 use anyhow::{Context as _, bail};
 use reqwest::{StatusCode, Url};
-use serde::{Deserialize, de::IgnoredAny};
 
 use crate::{
     cli::Healthcheck,
-    config::{ListenAddress, Web},
+    config::{ListenAddress, Web, WebFile},
 };
 
 /// Who has not answered by then hangs. Shorter than what container runtimes grant.
@@ -23,28 +22,49 @@ struct Target {
     verify: bool,
 }
 
-/// The one part of a web configuration file that decides how to ask.
-#[derive(Debug, Deserialize)]
-struct WebFile {
-    tls_server_config: Option<IgnoredAny>,
-}
+/// What an exporter is that wants to see a certificate.
+const ALIVE: &str =
+    "it answers only clients with a certificate, so that more than that it is alive is not known\n";
 
 /// Asks, and returns what the exporter says of itself: a line or more.
 ///
 /// # Errors
 /// Where it does not answer, and where it says that it does not work.
 pub async fn run(web: &Web, healthcheck: &Healthcheck) -> anyhow::Result<String> {
-    let target = match &healthcheck.url {
-        Some(url) => Target {
-            url: named(url)?,
-            verify: !healthcheck.insecure,
-        },
-        None => own(web)?,
+    if let Some(url) = &healthcheck.url {
+        let verify = !healthcheck.insecure;
+        let url = named(url)?;
+        return check(&Target { url, verify }).await;
+    }
+    let address = own(web)?;
+    let scheme = match &web.config_file {
+        Some(file) => WebFile::scheme(file),
+        None => Ok("http"),
     };
-    ask(target).await
+    match scheme {
+        Ok(scheme) => check(&target(&address, scheme)?).await,
+        // The exporter goes on as the file was when it could be read.
+        Err(unread) => {
+            let https = target(&address, "https")?;
+            match ask(&https).await {
+                Err(error) if !error.is_timeout() => {}
+                answer => return verdict(&https, answer),
+            }
+            check(&target(&address, "http")?).await.with_context(|| {
+                format!(
+                    "{:#}, so that https and http were tried",
+                    anyhow::Error::new(unread)
+                )
+            })
+        }
+    }
 }
 
-async fn ask(Target { url, verify }: Target) -> anyhow::Result<String> {
+async fn check(target: &Target) -> anyhow::Result<String> {
+    verdict(target, ask(target).await)
+}
+
+async fn ask(Target { url, verify }: &Target) -> reqwest::Result<(StatusCode, String)> {
     // A process has one; it does not matter who was first.
     rustls::crypto::ring::default_provider()
         .install_default()
@@ -60,64 +80,83 @@ async fn ask(Target { url, verify }: Target) -> anyhow::Result<String> {
             .tls_certs_only([])
             .tls_danger_accept_invalid_certs(true);
     }
-    let answer = builder.build()?.get(url.clone()).send().await;
-    let answer = answer
+    match builder.build()?.get(url.clone()).send().await {
+        Err(error) if wants_certificate(&error) => Ok((StatusCode::OK, ALIVE.to_owned())),
+        answer => {
+            let answer = answer?;
+            let status = answer.status();
+            Ok((status, answer.text().await.unwrap_or_default()))
+        }
+    }
+}
+
+fn verdict(
+    Target { url, .. }: &Target,
+    answer: reqwest::Result<(StatusCode, String)>,
+) -> anyhow::Result<String> {
+    // A password is nobody's business.
+    let mut url = url.clone();
+    url.set_username("").ok();
+    url.set_password(None).ok();
+    let (status, said) = answer
         .map_err(reqwest::Error::without_url)
         .with_context(|| format!("{url} does not answer"))?;
-    let status = answer.status();
-    let said = answer.text().await.unwrap_or_default();
     if status != StatusCode::OK {
         bail!("{url} answers {status}: {}", said.trim_end());
     }
     Ok(said)
 }
 
+/// Whether a server of TLS has refused us for lack of a certificate: it works.
+fn wants_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
+    // An I/O error does not name what is in it as its source.
+    let within = error
+        .downcast_ref::<io::Error>()
+        .and_then(io::Error::get_ref);
+    let within = within.map(|error| error as &(dyn std::error::Error + 'static));
+    let refusal = rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired);
+    error.downcast_ref::<rustls::Error>() == Some(&refusal)
+        || within
+            .or_else(|| error.source())
+            .is_some_and(wants_certificate)
+}
+
 /// An address that the user named; its path may be left out.
 fn named(text: &str) -> anyhow::Result<Url> {
     let url = Url::parse(text).ok();
     let url = url.filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-    let mut url = url.with_context(|| {
-        format!("--url: {text:?} is not a URL; write one like http://127.0.0.1:10836")
-    })?;
+    // It is not repeated: it may hold a password.
+    let mut url = url.context("--url: is not a URL; write one like http://127.0.0.1:10836")?;
     if url.path() == "/" {
         url.set_path(PATH);
     }
     Ok(url)
 }
 
-/// The first address that the configuration lets the exporter listen on. Its certificate is made
-/// for the name that others know it by, so on the way to ourselves it is not verified; nothing
-/// secret goes there.
-fn own(web: &Web) -> anyhow::Result<Target> {
+/// The first address that the configuration lets the exporter listen on.
+fn own(web: &Web) -> anyhow::Result<ListenAddress> {
     let address = web.listen_addresses.first();
     let address = address.filter(|address| !web.systemd_socket && address.port != 0);
     let address = address.context(
         "the configuration does not say which port the exporter listens on; name its address: --url",
     )?;
-    let scheme = match &web.config_file {
-        Some(file) if serves_tls(file)? => "https",
-        _ => "http",
-    };
-    let reachable = ListenAddress {
+    Ok(ListenAddress {
         host: Some(match address.host.as_deref() {
             None | Some("0.0.0.0") => "127.0.0.1".to_owned(),
             Some("::") => "::1".to_owned(),
             Some(host) => host.to_owned(),
         }),
         port: address.port,
-    };
-    Ok(Target {
-        url: Url::parse(&format!("{scheme}://{reachable}{PATH}"))?,
-        verify: false,
     })
 }
 
-fn serves_tls(path: &Path) -> anyhow::Result<bool> {
-    let name = || format!("cannot read {}", path.display());
-    let text = std::fs::read_to_string(path).with_context(name)?;
-    // An empty file is valid, and says nothing.
-    let file: Option<WebFile> = serde_saphyr::from_str(&text).with_context(name)?;
-    Ok(file.is_some_and(|file| file.tls_server_config.is_some()))
+/// Its certificate is made for the name that others know it by, so on the way to ourselves it is
+/// not verified; nothing secret goes there.
+fn target(address: &ListenAddress, scheme: &str) -> anyhow::Result<Target> {
+    Ok(Target {
+        url: Url::parse(&format!("{scheme}://{address}{PATH}"))?,
+        verify: false,
+    })
 }
 
 #[cfg(test)]
@@ -143,7 +182,8 @@ mod tests {
             ("192.0.2.7:1", "http://192.0.2.7:1/-/healthy"),
             ("localhost:1", "http://localhost:1/-/healthy"),
         ] {
-            assert_eq!(own(&web(&[address, ":2"])).unwrap().url.as_str(), url);
+            let own = own(&web(&[address, ":2"])).unwrap();
+            assert_eq!(target(&own, "http").unwrap().url.as_str(), url);
         }
         let from_systemd = Web {
             systemd_socket: true,
@@ -152,24 +192,6 @@ mod tests {
         for unknown in [web(&[":0"]), web(&[]), from_systemd] {
             assert!(own(&unknown).unwrap_err().to_string().contains("--url"));
         }
-    }
-
-    #[test]
-    fn the_web_configuration_file_decides_about_tls() {
-        let file = tempfile::NamedTempFile::new().unwrap();
-        let scheme = |text: &str| {
-            std::fs::write(file.path(), text).unwrap();
-            let web = Web {
-                config_file: Some(file.path().to_owned()),
-                ..web(&[":10836"])
-            };
-            own(&web).map(|target| target.url.scheme().to_owned())
-        };
-        assert_eq!(scheme("").unwrap(), "http");
-        assert_eq!(scheme("basic_auth_users: {a: b}\n").unwrap(), "http");
-        let tls = "tls_server_config:\n  cert_file: a.pem\n  key_file: b.pem\n";
-        assert_eq!(scheme(tls).unwrap(), "https");
-        assert!(scheme("[").is_err());
     }
 
     #[test]

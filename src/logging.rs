@@ -3,15 +3,15 @@
 //!
 //! One event is one line, whatever its text holds, in an order of keys that does not change:
 //! `ts level msg`, its fields, those of the spans around it, `target`. A warning or an error that
-//! repeats is printed once a minute. Nothing here can fail: where standard error is closed, the
-//! daemon runs on without a word.
+//! repeats is printed once a minute. Nothing here can fail or hold anybody up: where standard error
+//! is closed, or nobody reads it, the daemon runs on without a word.
 
 use std::{
     error::Error,
     fmt,
-    io::Write as _,
     str::FromStr,
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, OnceLock, PoisonError},
+    time::Duration,
 };
 
 use jiff::Timestamp;
@@ -32,11 +32,13 @@ use tracing_subscriber::{
 
 use self::{
     line::{Line, Value},
+    queue::Queue,
     repeats::{Repeats, Verdict},
 };
 use crate::{clock, error_chain::chain};
 
 mod line;
+mod queue;
 mod repeats;
 
 /// How verbose the diagnostics are.
@@ -88,6 +90,12 @@ struct Fields {
     others: Vec<(&'static str, Value)>,
 }
 
+/// What is to be written on standard error, once the diagnostics are set up.
+static QUEUE: OnceLock<Queue> = OnceLock::new();
+
+/// How long the end waits for a reader of standard error.
+const LAST_LINES: Duration = Duration::from_secs(2);
+
 /// Our own events; those of other crates are shown from `warn` on.
 const OWN_TARGET: &str = "opsramp_exporter";
 
@@ -101,14 +109,48 @@ pub fn init(
     format: Format,
     count: impl Fn(&tracing::Level) + Send + Sync + 'static,
 ) -> Result<(), AlreadyInitialised> {
-    let diagnostics = Diagnostics::new(format, count, |line: &str| {
-        // Where diagnostics cannot be written there is nowhere to say so.
-        let _written = std::io::stderr().lock().write_all(line.as_bytes());
-    });
+    let diagnostics = Diagnostics::new(format, count, say);
     tracing::subscriber::set_global_default(
         Registry::default().with(diagnostics.with_filter(filter(level))),
     )
-    .map_err(AlreadyInitialised)
+    .map_err(AlreadyInitialised)?;
+    let loss = match format {
+        Format::Logfmt => |lost| loss(Format::Logfmt, lost),
+        Format::Json => |lost| loss(Format::Json, lost),
+    };
+    // Without a thread, whoever has something to say writes it.
+    if let Ok(queue) = Queue::start(loss, queue::write) {
+        // Nobody else sets it: the diagnostics are set up once.
+        QUEUE.set(queue).ok();
+    }
+    Ok(())
+}
+
+/// Writes a line on standard error, as soon as its reader takes it.
+pub fn say(line: &str) {
+    match QUEUE.get() {
+        Some(queue) => queue.push(line),
+        None => queue::write(line),
+    }
+}
+
+/// Waits a moment for what was said to be written. To be called at the end.
+pub fn flush() {
+    if let Some(queue) = QUEUE.get() {
+        queue.flush(LAST_LINES);
+    }
+}
+
+/// The line that says that so many were lost.
+fn loss(format: Format, lost: u64) -> String {
+    let message = "lines are missing here: nobody read standard error";
+    let mut line = Line::new(
+        tracing::Level::WARN,
+        Value::text(format_args!("{message}")),
+        OWN_TARGET,
+    );
+    line.extend([("lines", Value::Bare(lost.to_string()))]);
+    line.finish(format, &line.body(format), clock::now(), 0)
 }
 
 fn filter(level: Level) -> Targets {
@@ -279,7 +321,7 @@ impl Visit for Fields {
 
 #[cfg(test)]
 mod tests {
-    use std::{sync::Arc, time::Duration};
+    use std::sync::Arc;
 
     use super::*;
 
@@ -492,6 +534,7 @@ mod tests {
         for number in 0..5_000 {
             tracing::error!(number, "nobody reads this");
         }
+        flush();
         println!("alive");
     }
 
@@ -512,5 +555,16 @@ mod tests {
         assert!(output.status.success(), "{output:?}");
         let output = String::from_utf8_lossy(&output.stdout).into_owned();
         assert!(output.contains("alive"), "{output}");
+    }
+
+    #[test]
+    fn a_loss_is_told_as_everything_is() {
+        let line = loss(Format::Logfmt, 7);
+        assert!(
+            after_timestamp(&line).starts_with("level=warn msg=\"lines are missing here")
+                && line.ends_with(" lines=7 target=opsramp_exporter\n"),
+            "{line}"
+        );
+        serde_json::from_str::<serde_json::Value>(&loss(Format::Json, 7)).unwrap();
     }
 }

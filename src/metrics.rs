@@ -399,6 +399,10 @@ impl opsramp::Observer for AccountMetrics {
         });
     }
 
+    fn token_lost(&self) {
+        self.report(|account| account.token_expires = None);
+    }
+
     fn token_failed(&self, reason: &'static str) {
         self.cells.auth_failures.add(reason);
         self.metrics.touch();

@@ -89,6 +89,8 @@ pub trait Observer: Send + Sync + std::fmt::Debug {
     fn token_requested(&self);
     /// A token was obtained; it expires at `expires_at`.
     fn token_obtained(&self, took: Duration, expires_at: Timestamp);
+    /// The API refuses the token, and there is no other one to be had.
+    fn token_lost(&self) {}
     /// A token request failed; the reason is one of `rejected`, `throttled`, `timeout`,
     /// `connect`, `http`, `decode`.
     fn token_failed(&self, reason: &'static str);

@@ -7,6 +7,9 @@ use std::{io, time::Duration};
 
 use tokio::runtime::{Builder, Runtime};
 
+/// Threads for what blocks, of a runtime that keeps them. More tasks wait for their turn: a crowd
+/// of clients shall not take the threads, and their memory, that others need.
+const KEPT_THREADS: usize = 8;
 /// How long the end waits for threads that are still busy.
 const LAST_THREADS: Duration = Duration::from_secs(1);
 
@@ -28,7 +31,10 @@ pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {
 /// # Panics
 /// Where the system gives no thread.
 pub(crate) fn block_on_with_thread<T>(work: impl Future<Output = T>) -> io::Result<T> {
-    let runtime = builder().thread_keep_alive(Duration::MAX).build()?;
+    let runtime = builder()
+        .max_blocking_threads(KEPT_THREADS)
+        .thread_keep_alive(Duration::MAX)
+        .build()?;
     drop(runtime.spawn_blocking(|| ()));
     Ok(run(runtime, work))
 }

@@ -3,12 +3,20 @@
 //! A secret in a file is read again every time it is used, so that a rotated one is picked up
 //! without a restart.
 
-use std::{fmt, io, path::PathBuf};
+use std::{
+    fmt,
+    fs::File,
+    io::{self, Read as _},
+    path::PathBuf,
+};
 
 use secrecy::{ExposeSecret as _, SecretString};
 
 /// What is shown instead of a secret, in `Debug`, in logs and in the effective configuration.
 pub const REDACTED: &str = "<secret>";
+
+/// No secret that is meant is larger, and `/dev/zero` would never end.
+const LARGEST_FILE: u64 = 64 << 10;
 
 /// A token, password or client secret. It is wiped when dropped; `Debug` shows `<secret>`.
 #[derive(Clone)]
@@ -19,7 +27,7 @@ pub struct Secret(SecretString);
 pub enum SecretSource {
     /// The value itself, from the environment or the configuration file.
     Value(Secret),
-    /// A file, read again at every use; one trailing line break is not part of the secret.
+    /// A file, read again at every use; [`Secret::trimmed`].
     File(PathBuf),
 }
 
@@ -52,6 +60,15 @@ impl Secret {
     #[must_use]
     pub fn new(value: impl Into<String>) -> Self {
         Self(SecretString::from(value.into()))
+    }
+
+    /// A secret that an editor or a shell has written: neither a line break at its end nor a byte
+    /// order mark is part of it.
+    #[must_use]
+    pub fn trimmed(text: &str) -> Self {
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let text = text.strip_suffix('\n').unwrap_or(text);
+        Self::new(text.strip_suffix('\r').unwrap_or(text))
     }
 
     /// The secret itself. Call it where it is sent, nowhere else.
@@ -92,21 +109,26 @@ impl SecretSource {
         match self {
             Self::Value(secret) => Ok(secret.clone()),
             Self::File(path) => {
-                let bytes = std::fs::read(path).map_err(|source| SecretError::Read {
-                    path: path.clone(),
-                    source,
-                })?;
+                let mut bytes = Vec::new();
+                File::open(path)
+                    .and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut bytes))
+                    .map_err(|source| SecretError::Read {
+                        path: path.clone(),
+                        source,
+                    })?;
                 let unusable = |problem| SecretError::Unusable {
                     path: path.clone(),
                     problem,
                 };
+                if bytes.len() as u64 > LARGEST_FILE {
+                    return Err(unusable("is larger than 64 KiB"));
+                }
                 let text = String::from_utf8(bytes).map_err(|_| unusable("is not UTF-8 text"))?;
-                let trimmed = text.strip_suffix('\n').unwrap_or(&text);
-                let trimmed = trimmed.strip_suffix('\r').unwrap_or(trimmed);
-                if trimmed.is_empty() {
+                let secret = Secret::trimmed(&text);
+                if secret.expose().is_empty() {
                     return Err(unusable("is empty"));
                 }
-                Ok(Secret::new(trimmed))
+                Ok(secret)
             }
         }
     }
@@ -141,6 +163,16 @@ mod tests {
         assert_eq!(source.read().unwrap().expose(), "first");
         std::fs::write(&path, "second\r\n").unwrap();
         assert_eq!(source.read().unwrap().expose(), "second");
+        // As some editors begin a file.
+        std::fs::write(&path, "\u{feff}third").unwrap();
+        assert_eq!(source.read().unwrap().expose(), "third");
+    }
+
+    #[test]
+    fn a_secret_file_that_never_ends_is_not_read_to_its_end() {
+        let endless = SecretSource::File("/dev/zero".into());
+        let error = endless.read().unwrap_err().to_string();
+        assert!(error.ends_with("is larger than 64 KiB"), "{error}");
     }
 
     #[test]

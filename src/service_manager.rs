@@ -15,6 +15,8 @@ use crate::{health::Health, status::Board};
 
 /// How often it is looked whether the sentence has changed.
 const ROUND: Duration = Duration::from_secs(5);
+/// No watchdog is fed more often.
+const SHORTEST_ROUND: Duration = Duration::from_millis(10);
 
 /// The service manager that started the process, if it wants to be told. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -38,7 +40,8 @@ impl ServiceManager {
         let wants = std::env::var_os("NOTIFY_SOCKET").is_some();
         Self(wants.then(|| {
             Arc::new(Inner {
-                watchdog: sd_notify::watchdog_enabled(),
+                // As sd_watchdog_enabled(3) has it, nothing is none.
+                watchdog: sd_notify::watchdog_enabled().filter(|patience| !patience.is_zero()),
                 has_failed: AtomicBool::new(false),
             })
         }))
@@ -70,10 +73,7 @@ impl ServiceManager {
         let Some(inner) = &self.0 else {
             return std::future::pending().await;
         };
-        // Half of its patience, as sd_watchdog_enabled(3) advises.
-        let round = inner
-            .watchdog
-            .map_or(ROUND, |patience| ROUND.min(patience / 2));
+        let round = round(inner.watchdog);
         let mut told = String::new();
         let mut was_alive = true;
         loop {
@@ -116,6 +116,13 @@ impl ServiceManager {
             }
         }
     }
+}
+
+/// Half of its patience, as `sd_watchdog_enabled(3)` advises.
+fn round(watchdog: Option<Duration>) -> Duration {
+    watchdog.map_or(ROUND, |patience| {
+        (patience / 2).clamp(SHORTEST_ROUND, ROUND)
+    })
 }
 
 /// How it goes, in a sentence: what `systemctl status` shows.
@@ -174,6 +181,19 @@ mod tests {
             summary(&board, &health),
             "waiting: the database is down: READY=1"
         );
+    }
+
+    #[test]
+    fn a_watchdog_is_fed_twice_as_often_as_it_wants_but_not_without_end() {
+        for (watchdog, expected) in [
+            (None, 5_000),
+            (Some(60_000_000), 5_000),
+            (Some(100_000), 50),
+            (Some(1), 10),
+        ] {
+            let expected = Duration::from_millis(expected);
+            assert_eq!(round(watchdog.map(Duration::from_micros)), expected);
+        }
     }
 
     #[tokio::test]

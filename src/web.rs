@@ -28,6 +28,7 @@ use crate::{
 };
 
 use alerts::{AlertsError, OpenAlert};
+use long::Turns;
 use query::{Query, QueryError};
 use view::{SearchFilter, StatusView};
 
@@ -42,6 +43,7 @@ pub use security::{
 mod alerts;
 mod connections;
 mod listen;
+mod long;
 mod negotiate;
 mod page;
 mod protect;
@@ -115,6 +117,8 @@ struct Site {
     lifecycle: Option<Lifecycle>,
     /// Held by the one who waits for an exposition to be encoded.
     encoding: tokio::sync::Mutex<()>,
+    /// Of those who are given all else that may be long.
+    turns: Turns,
 }
 
 /// An error as the JSON API tells it.
@@ -147,6 +151,7 @@ impl Server {
             telemetry_path: options.telemetry_path,
             lifecycle: options.lifecycle,
             encoding: tokio::sync::Mutex::default(),
+            turns: Turns::new(options.limits.turn_time),
         });
         Ok(Self {
             router: router(&site),
@@ -231,7 +236,7 @@ fn check_telemetry_path(path: &str) -> Result<(), PathError> {
 async fn metrics(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
     let rendering = match site.exposition().await {
         Ok(rendering) => rendering,
-        Err(error) => return broken(&error),
+        Err(error) => return long::broken(&error),
     };
     let mut response = if negotiate::accepts_gzip(&headers) {
         let mut response = Body::from(rendering.gzip.clone()).into_response();
@@ -277,8 +282,14 @@ async fn page(
         Ok(query) => query,
         Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
     };
+    let turn = match site.turns.next().await {
+        Ok(turn) => turn,
+        Err(error) => {
+            return busy(text(StatusCode::SERVICE_UNAVAILABLE, format!("{error}\n")));
+        }
+    };
     let found = site.alerts.find(&site.board, &query).await;
-    make(move || {
+    turn.make(move || {
         let alerts = found.as_ref().map(|found| found.read(&site.board));
         let page = page::Page {
             status: &site.status(&query.page_filter(), clock::now()),
@@ -295,9 +306,16 @@ async fn api_status(
     State(site): State<Arc<Site>>,
     query: Result<UrlQuery<Vec<(String, String)>>, QueryRejection>,
 ) -> Response {
-    match parse(query).and_then(|query| query.status_filter()) {
-        Ok(filter) => make(move || Json(site.status(&filter, clock::now())).into_response()).await,
-        Err(error) => api_error(StatusCode::BAD_REQUEST, &error),
+    let filter = match parse(query).and_then(|query| query.status_filter()) {
+        Ok(filter) => filter,
+        Err(error) => return api_error(StatusCode::BAD_REQUEST, &error),
+    };
+    match site.turns.next().await {
+        Ok(turn) => {
+            turn.make(move || Json(site.status(&filter, clock::now())).into_response())
+                .await
+        }
+        Err(error) => busy(api_error(StatusCode::SERVICE_UNAVAILABLE, &error)),
     }
 }
 
@@ -315,9 +333,13 @@ async fn api_alerts(
         Ok(query) => query,
         Err(error) => return api_error(StatusCode::BAD_REQUEST, &error),
     };
+    let turn = match site.turns.next().await {
+        Ok(turn) => turn,
+        Err(error) => return busy(api_error(StatusCode::SERVICE_UNAVAILABLE, &error)),
+    };
     match site.alerts.find(&site.board, &query).await {
         Ok(found) => {
-            make(move || {
+            turn.make(move || {
                 let now = clock::now();
                 let alerts = found.read(&site.board);
                 Json(Alerts { now, alerts }).into_response()
@@ -336,7 +358,10 @@ async fn reload(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
     };
     let (reply, answer) = oneshot::channel();
     if lifecycle.reload.send(reply).await.is_err() {
-        return text(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n");
+        return text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "starting or stopping; nothing was reloaded\n",
+        );
     }
     match answer.await {
         Ok(Ok(())) => text(StatusCode::OK, "configuration reloaded\n"),
@@ -344,7 +369,10 @@ async fn reload(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
             StatusCode::INTERNAL_SERVER_ERROR,
             format!("the configuration was not reloaded: {problem}\n"),
         ),
-        Err(_) => text(StatusCode::SERVICE_UNAVAILABLE, "shutting down\n"),
+        Err(_) => text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "starting or stopping; nothing was reloaded\n",
+        ),
     }
 }
 
@@ -374,21 +402,10 @@ fn text(status: StatusCode, body: impl Into<Body>) -> Response {
     (status, [(header::CONTENT_TYPE, TEXT_TYPE)], body.into()).into_response()
 }
 
-/// Makes an answer that may be long. Others are served meanwhile.
-async fn make(answer: impl FnOnce() -> Response + Send + 'static) -> Response {
-    match tokio::task::spawn_blocking(answer).await {
-        Ok(answer) => answer,
-        Err(error) => broken(&error),
-    }
-}
-
-/// What was to be shown could not be made.
-fn broken(error: &tokio::task::JoinError) -> Response {
-    tracing::error!(%error, "cannot make an answer");
-    text(
-        StatusCode::INTERNAL_SERVER_ERROR,
-        "the answer could not be made\n",
-    )
+/// Whoever asks shall come again.
+fn busy(refusal: Response) -> Response {
+    let later = HeaderValue::from_static("5");
+    ([(header::RETRY_AFTER, later)], refusal).into_response()
 }
 
 fn api_error(status: StatusCode, error: &dyn std::error::Error) -> Response {

@@ -233,7 +233,7 @@ impl Overrides {
             account.client_secret = None;
             came_by("client_secret_file", input);
         } else if let Some(Given { value, input }) = secret {
-            account.client_secret = Some(SecretText(Secret::new(value)));
+            account.client_secret = Some(SecretText(Secret::trimmed(&value)));
             account.client_secret_file = None;
             came_by("client_secret", input);
         }
@@ -310,7 +310,7 @@ impl Overrides {
                     file.state = Some(at_path(path));
                     came_by("state.path", "OPSRAMP_EXPORTER_STATE_PATH");
                 } else if let Some(url) = variables.text("OPSRAMP_EXPORTER_POSTGRES_URL") {
-                    let secret = SecretText(Secret::new(url.value));
+                    let secret = SecretText(Secret::trimmed(&url.value));
                     file.state = Some(at_server(Some(secret), None));
                     came_by("state.postgres.url", "OPSRAMP_EXPORTER_POSTGRES_URL");
                 }

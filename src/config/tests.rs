@@ -826,7 +826,7 @@ const ACCOUNT_ENV: [(&str, &str); 4] = [
     ("OPSRAMP_URL", "https://env.example.com/"),
     ("OPSRAMP_TENANT_ID", "client_1, client_2"),
     ("OPSRAMP_CLIENT_ID", "ENV"),
-    ("OPSRAMP_CLIENT_SECRET", "hunter2"),
+    ("OPSRAMP_CLIENT_SECRET", "hunter2\n"),
 ];
 
 fn env_and(more: &[(&'static str, &'static str)]) -> Vec<(&'static str, &'static str)> {

@@ -110,6 +110,26 @@ impl WebFile {
         Ok((security, warnings))
     }
 
+    /// How to speak to a server that has this file. What the file names is not read.
+    ///
+    /// # Errors
+    /// Where the file cannot be read, and where a key or value in it is wrong.
+    pub fn scheme(path: &Path) -> Result<&'static str, ConfigError> {
+        let node = yaml_of(path, &read(path)?)?;
+        let problems = Problems::default();
+        let file: File = node.read(&problems);
+        let list = problems.into_list(Some(path), |key| node.locate(key), &Inputs::new());
+        if !list.is_empty() {
+            return Err(ConfigError::Invalid(list));
+        }
+        let tls = file.tls_server_config.unwrap_or_default();
+        Ok(if tls == file::Tls::default() {
+            "http"
+        } else {
+            "https"
+        })
+    }
+
     /// Turns it into what reads it again and again.
     #[must_use]
     pub fn into_load(mut self) -> LoadSecurity {

@@ -343,11 +343,12 @@ fn write_instance(exposition: &mut Exposition, metrics: &Metrics) {
 
 fn write_sinks(exposition: &mut Exposition, metrics: &Metrics) {
     let mut on_board = metrics.0.board.sinks();
+    // Before the store is open, nobody knows what waits for them.
     let sinks: Vec<(Labels, SinkStatus)> = read(&metrics.0.sinks)
         .keys()
-        .map(|name| {
-            let status = on_board.remove(name).unwrap_or_default();
-            (Labels::new([("sink", &**name)]), status)
+        .filter_map(|name| {
+            let status = on_board.remove(name)?;
+            Some((Labels::new([("sink", &**name)]), status))
         })
         .collect();
     let mut samples = exposition.family(&catalog::SINK_BACKLOG);
@@ -371,11 +372,12 @@ impl TenantNames {
             return Arc::clone(known);
         }
         let Tenant { id, name } = tenant;
-        let candidates = [Arc::clone(name), Arc::clone(id)];
-        let free = candidates
-            .into_iter()
-            .find(|name| self.taken.insert((Arc::clone(account), Arc::clone(name))));
-        let shown = free.unwrap_or_else(|| format!("{name} ({id})").into());
+        // Names are the API's to give: each that is taken is followed by a longer one.
+        let (mut shown, mut next) = (Arc::clone(name), Arc::clone(id));
+        while !self.taken.insert((Arc::clone(account), Arc::clone(&shown))) {
+            let longer = format!("{name} ({next})").into();
+            shown = std::mem::replace(&mut next, longer);
+        }
         self.names.insert(key, Arc::clone(&shown));
         shown
     }

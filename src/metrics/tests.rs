@@ -449,7 +449,6 @@ fn sinks_the_log_and_the_configuration_are_shown() {
     opsramp_sink_rejected_events_total{sink="loki"} 2
     opsramp_sink_rejected_events_total{sink="stdout"} 0
     opsramp_sink_backlog_events{sink="loki"} 3
-    opsramp_sink_backlog_events{sink="stdout"} 0
     opsramp_sink_oldest_pending_timestamp_seconds{sink="loki"} 1795467600
     opsramp_exporter_log_messages_total{level="debug"} 0
     opsramp_exporter_log_messages_total{level="error"} 0
@@ -594,4 +593,26 @@ proptest! {
         let shown = samples.keys().filter(|sample| sample.starts_with("opsramp_up{")).count();
         prop_assert_eq!(shown, distinct.len());
     }
+}
+
+#[test]
+fn no_name_that_the_api_gives_makes_two_series_with_the_same_labels() {
+    let metrics = Metrics::new(Board::default(), BUILD);
+    for (id, name) in [
+        ("a", "b"),
+        ("b", "b"),
+        ("c", "b"),
+        ("d", "b (b)"),
+        ("e", "c"),
+        ("f", "b (b)"),
+    ] {
+        metrics.register_search(&key("acme", id, name, "open"));
+    }
+    let text = render(&metrics, now());
+    let samples = text.lines().filter(|line| !line.starts_with('#'));
+    let mut names: Vec<_> = samples.filter_map(|line| line.rsplit_once(' ')).collect();
+    let count = names.len();
+    names.sort_unstable();
+    names.dedup_by_key(|(name, _)| *name);
+    assert_eq!(names.len(), count);
 }

@@ -6,7 +6,10 @@
 use std::{
     collections::HashMap,
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -14,7 +17,10 @@ use anyhow::Chain;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, StatusCode, header};
 use serde::Deserialize;
-use tokio::time::Instant;
+use tokio::{
+    task::{JoinHandle, spawn_blocking},
+    time::Instant,
+};
 
 use super::{
     Endpoint, Observer, Options,
@@ -38,6 +44,8 @@ const MAX_IN_FLIGHT: usize = 128;
 /// How often a request is sent whose connection ends before an answer. There can be more than one
 /// that was closed meanwhile.
 const MAX_SENDS: usize = 3;
+/// How long the files of the credentials may take to be read.
+const READING: Duration = Duration::from_secs(5);
 /// The largest answer of the token endpoint.
 const MAX_TOKEN_ANSWER: u64 = 64 * 1024;
 /// The largest page of one alert. Many of them may be kept at the same time.
@@ -55,6 +63,8 @@ struct Inner {
     http: Http,
     tokens: Tokens<TokenEndpoint>,
     observer: Arc<dyn Observer>,
+    /// The observer was told that there is none.
+    token_lost: AtomicBool,
     in_flight: tokio::sync::Semaphore,
     requests_per_minute: Option<u32>,
     tenants: Mutex<HashMap<Arc<str>, Arc<Allowances>>>,
@@ -79,6 +89,8 @@ struct Allowances {
 struct TokenEndpoint {
     http: Http,
     observer: Arc<dyn Observer>,
+    /// A reading of the credentials that has not ended.
+    reading: tokio::sync::Mutex<Option<JoinHandle<Result<Credentials, Error>>>>,
 }
 
 /// A page of a search, to be asked for.
@@ -159,11 +171,13 @@ impl Client {
         let tokens = Tokens::new(TokenEndpoint {
             http: http.clone(),
             observer: observer.clone(),
+            reading: tokio::sync::Mutex::default(),
         });
         Ok(Self(Arc::new(Inner {
             http,
             tokens,
             observer,
+            token_lost: AtomicBool::new(false),
             in_flight: tokio::sync::Semaphore::new(MAX_IN_FLIGHT),
             requests_per_minute,
             tenants: Mutex::default(),
@@ -274,19 +288,20 @@ impl Client {
             return first.map_err(Refused::into_error);
         };
         // 407 is the documented answer to a token that ran out or was revoked.
-        match self
-            .0
-            .tokens
-            .replace(&token, (endpoint.as_str(), tenant.into()))
-            .await?
-        {
-            Some(token) => {
+        let refuser = (endpoint.as_str(), tenant.into());
+        match self.0.tokens.replace(&token, refuser).await {
+            Ok(Some(token)) => {
                 tracing::debug!(account = %self.account(), "the API refused the token; trying a new one once");
                 self.send_once(endpoint, tenant, &url, allowance, urgency, &token)
                     .await
                     .map_err(Refused::into_error)
             }
-            None => first.map_err(Refused::into_error),
+            Ok(None) => first.map_err(Refused::into_error),
+            Err(error) => {
+                self.0.token_lost.store(true, Ordering::Relaxed);
+                self.0.observer.token_lost();
+                Err(error)
+            }
         }
     }
 
@@ -337,7 +352,7 @@ impl Client {
         let shown = || Secrets::of(vec![token.secret.clone()]).excerpt(&body);
         match status.as_u16() {
             200..=299 => {
-                self.0.tokens.accepted(token, endpoint.as_str(), tenant);
+                self.accepted(token, endpoint, tenant);
                 Ok(Answer::new(endpoint.as_str(), body, room))
             }
             401 | 407 => Err(Refused::Token {
@@ -345,7 +360,7 @@ impl Client {
                 excerpt: shown(),
             }),
             403 => {
-                self.0.tokens.accepted(token, endpoint.as_str(), tenant);
+                self.accepted(token, endpoint, tenant);
                 let what = format!(
                     "{} of tenant {tenant} is forbidden (403): the key lacks the permission: {}",
                     endpoint.as_str(),
@@ -361,6 +376,15 @@ impl Client {
                 status: code,
                 excerpt: redirect_or(&headers, shown),
             })),
+        }
+    }
+
+    fn accepted(&self, token: &Token, endpoint: Endpoint, tenant: &str) {
+        self.0.tokens.accepted(token, endpoint.as_str(), tenant);
+        // The API may take it again that it refused.
+        if self.0.token_lost.swap(false, Ordering::Relaxed) {
+            let expires_at = clock::now() + token.remaining();
+            self.0.observer.token_obtained(token.took(), expires_at);
         }
     }
 
@@ -468,17 +492,25 @@ const MIN_LIFE: Duration = Duration::from_secs(1);
 const MAX_LIFE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 impl Issuer for TokenEndpoint {
-    fn credentials(&self) -> Result<Credentials, Error> {
-        let options = &self.http.options;
-        let read = |source: &crate::secret::SecretSource| {
-            source.read().map_err(|error| Error::Auth {
-                what: chain(&error),
-            })
+    /// Files can be pipes, or lie on a server that hangs: they are read off the thread, and one that
+    /// does not answer is not asked again before it has.
+    async fn credentials(&self) -> Result<Credentials, Error> {
+        let mut reading = self.reading.lock().await;
+        let options = Arc::clone(&self.http.options);
+        let under_way =
+            reading.get_or_insert_with(|| spawn_blocking(move || read_credentials(&options)));
+        let read = match tokio::time::timeout(READING, under_way).await {
+            Ok(read) => read,
+            Err(_) => {
+                let what = format!(
+                    "the files of client_id and client_secret could not be read within {} s",
+                    READING.as_secs()
+                );
+                return Err(Error::Auth { what });
+            }
         };
-        Ok(Credentials {
-            id: read(&options.client_id)?,
-            secret: read(&options.client_secret)?,
-        })
+        *reading = None;
+        read.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
     }
 
     async fn request(&self, credentials: &Credentials) -> Result<Grant, Error> {
@@ -508,6 +540,18 @@ impl Issuer for TokenEndpoint {
             }
         }
     }
+}
+
+fn read_credentials(options: &Options) -> Result<Credentials, Error> {
+    let read = |source: &crate::secret::SecretSource| {
+        source.read().map_err(|error| Error::Auth {
+            what: chain(&error),
+        })
+    };
+    Ok(Credentials {
+        id: read(&options.client_id)?,
+        secret: read(&options.client_secret)?,
+    })
 }
 
 pub(super) type Told = (Secret, Duration, Option<String>);

@@ -55,7 +55,7 @@ pub(super) struct Credentials {
 /// Asks for tokens: reads the credentials, and makes the request.
 pub(super) trait Issuer: Send + Sync {
     /// The credentials as they are now.
-    fn credentials(&self) -> Result<Credentials, Error>;
+    fn credentials(&self) -> impl Future<Output = Result<Credentials, Error>> + Send;
     /// One request.
     fn request(
         &self,
@@ -152,7 +152,7 @@ impl<I: Issuer> Tokens<I> {
         refuser: Refuser,
     ) -> Result<Option<Token>, Error> {
         let _turn = self.turn.lock().await;
-        let credentials = self.issuer.credentials()?;
+        let credentials = self.issuer.credentials().await?;
         {
             let state = self.state();
             if let Some(current) = &state.current
@@ -217,7 +217,7 @@ impl<I: Issuer> Tokens<I> {
 
     /// Makes a request, unless the last one failed too short a time ago. Called with the turn held.
     async fn request_unless_failing(&self) -> Result<Token, Error> {
-        let credentials = self.issuer.credentials();
+        let credentials = self.issuer.credentials().await;
         let pause = {
             let state = self.state();
             match &state.failure {
@@ -322,7 +322,7 @@ mod tests {
     struct Counter(AtomicU64);
 
     impl Issuer for &Counter {
-        fn credentials(&self) -> Result<Credentials, Error> {
+        async fn credentials(&self) -> Result<Credentials, Error> {
             Ok(Credentials {
                 id: Secret::new("key".to_owned()),
                 secret: Secret::new("secret".to_owned()),

@@ -1,7 +1,7 @@
 //! All searches of all tenants of all accounts: which tasks run, and how that changes.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, btree_map::Entry},
     sync::Arc,
     time::Duration,
 };
@@ -165,15 +165,24 @@ impl Pollers {
             match Client::new(account.options.clone(), Arc::new(metrics)) {
                 Ok(client) => clients.push(client),
                 Err(error) => {
-                    let tried = clients.iter().map(Client::account).chain([name]);
-                    for name in tried.filter(|name| !self.clients.contains_key(*name)) {
-                        self.metrics.remove_account(name);
-                    }
+                    self.forget(clients.iter().map(Client::account).chain([name]));
                     return Err(error);
                 }
             }
         }
         Ok(Prepared { plan, clients })
+    }
+
+    /// Undoes what [`Pollers::prepare`] has done for a plan that is not followed after all.
+    pub fn discard(&self, Prepared { clients, .. }: &Prepared) {
+        self.forget(clients.iter().map(Client::account));
+    }
+
+    /// Removes the series of those accounts that would have been new.
+    fn forget<'a>(&self, accounts: impl Iterator<Item = &'a Arc<str>>) {
+        for name in accounts.filter(|name| !self.clients.contains_key(*name)) {
+            self.metrics.remove_account(name);
+        }
     }
 
     /// Makes the tasks follow a plan, as [`Pollers::prepare`] and [`Pollers::follow`] do.
@@ -215,6 +224,10 @@ impl Pollers {
                 continue;
             };
             let old = self.clients.remove(client.account());
+            if old.is_some() {
+                // Its token and allowances were another client's.
+                self.board.remove_account(client.account());
+            }
             let account = AccountClient {
                 options,
                 client: client.clone(),
@@ -294,23 +307,7 @@ impl Pollers {
                 .discovered
                 .iter()
                 .filter(|tenant| !configured.contains(&tenant.id));
-            let tenants: Vec<&Tenant> = own.chain(discovered).collect();
-            for tenant in &tenants {
-                // Two series must not share their labels: of tenants with one name, each is
-                // called by its id.
-                let namesakes = tenants
-                    .iter()
-                    .filter(|other| other.name == tenant.name)
-                    .count();
-                let name = if namesakes > 1 {
-                    &tenant.id
-                } else {
-                    &tenant.name
-                };
-                let tenant = Tenant {
-                    id: Arc::clone(&tenant.id),
-                    name: Arc::clone(name),
-                };
+            for tenant in told_apart(&own.chain(discovered).collect::<Vec<_>>()) {
                 for options in &searches {
                     if !options.is_for(&tenant.id) {
                         continue;
@@ -508,6 +505,29 @@ impl Pollers {
     }
 }
 
+/// Tenants as they are called: two series must not share their labels. Of those with one name, each
+/// is called by its id, and none by that of another one.
+fn told_apart(tenants: &[&Tenant]) -> Vec<Tenant> {
+    let ids: HashSet<&str> = tenants.iter().map(|tenant| &*tenant.id).collect();
+    let mut bearers: HashMap<&str, usize> = HashMap::new();
+    for tenant in tenants {
+        *bearers.entry(&tenant.name).or_default() += 1;
+    }
+    let called = |tenant: &&Tenant| {
+        let Tenant { id, name } = tenant;
+        let name = if bearers.get(&**name).is_some_and(|bearers| *bearers > 1) {
+            Arc::clone(id)
+        } else if name != id && ids.contains(&**name) {
+            format!("{name} ({id})").into()
+        } else {
+            Arc::clone(name)
+        };
+        let id = Arc::clone(id);
+        Tenant { id, name }
+    };
+    tenants.iter().map(called).collect()
+}
+
 /// The activated clients of some partners.
 async fn clients_of(client: &Client, partners: &[Tenant]) -> Result<Clients, opsramp::Error> {
     let mut found = Clients::default();
@@ -605,6 +625,34 @@ mod tests {
         let tenants = found.into_tenants();
         let names: Vec<_> = tenants.iter().map(|tenant| &*tenant.name).collect();
         assert_eq!(names, ["Client 0", "Client 1"]);
+    }
+
+    #[test]
+    fn tenants_are_told_apart_whatever_names_the_api_gives_them() {
+        let tenant = |(id, name): (&str, &str)| Tenant {
+            id: id.into(),
+            name: name.into(),
+        };
+        let tenants = [
+            ("client_1", "one"),
+            ("client_2", "same"),
+            ("client_3", "same"),
+            ("client_4", "client_2"),
+            ("client_5", "client_5"),
+        ]
+        .map(tenant);
+        let called = told_apart(&tenants.iter().collect::<Vec<_>>());
+        let names: Vec<_> = called.iter().map(|tenant| &*tenant.name).collect();
+        assert_eq!(
+            names,
+            [
+                "one",
+                "client_2",
+                "client_3",
+                "client_2 (client_4)",
+                "client_5"
+            ]
+        );
     }
 
     #[test]

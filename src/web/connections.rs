@@ -38,8 +38,13 @@ const PEEKED: usize = 1024;
 const SPEAK_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
     Connection: close\r\n\r\nthis port speaks TLS: ask with https://\n";
 
-/// After a failed accept, for instance for lack of file descriptors.
+/// After a failed accept, for instance for lack of file descriptors, where nothing made room.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// What the process has open besides, while it works.
+const OTHER_DESCRIPTORS: u64 = 24;
+const FEWEST_CONNECTIONS: usize = 4;
+const MOST_CONNECTIONS: usize = 1024;
 
 /// What one client may take.
 #[derive(Clone, Copy, Debug)]
@@ -54,6 +59,8 @@ pub struct Limits {
     pub idle_time: Duration,
     /// For a request to be worked on.
     pub work_time: Duration,
+    /// For the turn to come of a request whose answer may be long.
+    pub turn_time: Duration,
     /// For an answer to be taken.
     pub answer_time: Duration,
     /// For what is under way to end after a shutdown was asked for.
@@ -122,24 +129,29 @@ struct Place {
 // === impl Limits ===
 
 impl Default for Limits {
-    /// Half of the file descriptors that the process may have, for the store, the sinks and the
-    /// requests to the API need theirs; and times that suit Prometheus, which asks every 15 or 60
+    /// Half of the file descriptors that the process may have, and some less where that is few, for
+    /// the store, the sinks and the requests to the API need theirs; and times that suit Prometheus, which asks every 15 or 60
     /// seconds on a connection that it keeps.
     fn default() -> Self {
         let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-        let half = descriptors.map_or(usize::MAX, |limit| {
-            usize::try_from(limit / 2).unwrap_or(usize::MAX)
-        });
         Self {
-            connections: half.clamp(8, 1024),
+            connections: descriptors.map_or(MOST_CONNECTIONS, connections),
             head_size: 16 * 1024,
             head_time: Duration::from_secs(10),
             idle_time: Duration::from_secs(150),
             work_time: Duration::from_secs(60),
+            turn_time: Duration::from_secs(5),
             answer_time: Duration::from_secs(30),
             grace: Duration::from_secs(3),
         }
     }
+}
+
+/// Connections at a time where there may be so many file descriptors.
+fn connections(descriptors: u64) -> usize {
+    let spare = descriptors.saturating_sub(OTHER_DESCRIPTORS);
+    let connections = usize::try_from(spare.min(descriptors / 2)).unwrap_or(usize::MAX);
+    connections.clamp(FEWEST_CONNECTIONS, MOST_CONNECTIONS)
 }
 
 // === impl Connections ===
@@ -207,8 +219,12 @@ impl Connections {
                 Err(error) if concerns_one_connection(&error) => {}
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
-                    self.table.drop_first();
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    if self.table.drop_first() {
+                        // It closes its socket before the next one opens.
+                        tokio::task::yield_now().await;
+                    } else {
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
                 }
             }
         }
@@ -325,8 +341,8 @@ impl Table {
         self.entries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn drop_first(&self) {
-        self.lock().drop_first();
+    fn drop_first(&self) -> bool {
+        self.lock().drop_first()
     }
 
     fn drop_overdue(&self) {
@@ -354,17 +370,19 @@ impl Table {
 // === impl Entries ===
 
 impl Entries {
-    /// Drops the connection that is least likely to be missed.
-    fn drop_first(&mut self) {
+    /// Drops the connection that is least likely to be missed; says whether there was one.
+    fn drop_first(&mut self) -> bool {
         let first = self
             .open
             .iter()
             .min_by_key(|(id, entry)| (entry.activity.get(), **id))
             .map(|(id, _)| *id);
         // Its place is free at once, though its socket is closed a moment later.
-        if let Some(entry) = first.and_then(|id| self.open.remove(&id)) {
+        let entry = first.and_then(|id| self.open.remove(&id));
+        if let Some(entry) = &entry {
             entry.task.abort();
         }
+        entry.is_some()
     }
 }
 
@@ -475,5 +493,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 impl Drop for Place {
     fn drop(&mut self) {
         self.table.lock().open.remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_leave_descriptors_for_all_else() {
+        for (descriptors, expected) in [(10, 4), (32, 8), (256, 128), (1 << 20, 1024)] {
+            assert_eq!(connections(descriptors), expected, "{descriptors}");
+        }
     }
 }

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::{
     alerts::{AlertsError, OpenAlert},
     query::Query,
-    view::{AccountView, SearchState, SearchView, SinkView, StatusView},
+    view::{AccountView, SinkView, StatusView},
 };
 
 use show::{Span, Text, Thousands, When, utc};
@@ -44,9 +44,9 @@ impl fmt::Display for Page<'_> {
              <meta name=\"color-scheme\" content=\"light dark\">\n\
              <link rel=\"icon\" href=\"data:,\">\n<title>",
         )?;
-        let troubled = self.troubled();
-        if troubled > 0 {
-            write!(f, "({troubled}) ")?;
+        let troubles = self.status.troubled + self.failing_sinks();
+        if troubles > 0 {
+            write!(f, "({troubles}) ")?;
         }
         write!(
             f,
@@ -69,11 +69,9 @@ impl fmt::Display for Page<'_> {
 }
 
 impl Page<'_> {
-    fn troubled(&self) -> usize {
-        let troubled = |search: &&SearchView| {
-            matches!(search.state, SearchState::Stale | SearchState::Failing)
-        };
-        self.status.searches.iter().filter(troubled).count()
+    fn failing_sinks(&self) -> usize {
+        let failing = |sink: &&SinkView| sink.error.is_some();
+        self.status.sinks.iter().filter(failing).count()
     }
 
     fn header(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -83,14 +81,21 @@ impl Page<'_> {
             "<header>\n<h1>opsramp-exporter</h1> <span class=\"muted\">{}</span>\n",
             Text(status.version)
         )?;
-        let troubled = self.troubled();
-        if troubled > 0 {
-            let total = status.searches_total;
-            writeln!(
-                f,
-                "<span class=\"badge critical\">{troubled} of {total} searches in trouble</span>"
-            )?;
-        } else if status.problems.is_empty() {
+        let searches = (
+            status.troubled,
+            status.searches_total,
+            "searches in trouble",
+        );
+        let sinks = (self.failing_sinks(), status.sinks.len(), "sinks failing");
+        for (count, total, what) in [searches, sinks] {
+            if count > 0 {
+                writeln!(
+                    f,
+                    "<span class=\"badge critical\">{count} of {total} {what}</span>"
+                )?;
+            }
+        }
+        if searches.0 + sinks.0 == 0 && status.problems.is_empty() {
             writeln!(f, "<span class=\"badge good\">all well</span>")?;
         }
         write!(

@@ -489,6 +489,25 @@ async fn the_page_shows_everything_and_escapes_it() {
 }
 
 #[tokio::test]
+async fn all_is_well_only_where_sinks_work_and_no_search_is_in_trouble_shown_or_not() {
+    let site = Site::open(Setup::default());
+    site.board.set_search(up(key("client_1", "retail")));
+    assert!(site.get("/").await.body.contains("all well"));
+    site.board.update_sink(&"file".into(), |sink| {
+        sink.error = Some("disk full".to_owned());
+    });
+    site.board.update_sink(&"out".into(), |_| {});
+    let body = site.get("/").await.body;
+    assert!(body.contains("1 of 2 sinks failing"), "{body}");
+    assert!(body.contains("<title>(1) ") && !body.contains("all well"));
+    for id in ["client_2", "client_3", "client_4"] {
+        site.board.set_search(failing(key(id, id), "no route"));
+    }
+    let body = site.get("/?limit=1").await.body;
+    assert!(body.contains("3 of 4 searches in trouble"), "{body}");
+}
+
+#[tokio::test]
 async fn the_page_and_the_errors_cannot_be_used_against_their_reader() {
     let site = Site::open(Setup::default());
     for path in ["/", "/nowhere", "/?limit=x", "/api/v1/alerts"] {
@@ -536,7 +555,8 @@ async fn the_page_does_not_wait_for_a_store_that_hangs_nor_hides_one_that_fails(
 #[tokio::test]
 async fn an_answer_that_takes_long_to_make_holds_nobody_up() {
     let (go_on, wait) = std::sync::mpsc::channel();
-    let long = make(move || {
+    let turn = Turns::new(PATIENCE).next().await.unwrap();
+    let long = turn.make(move || {
         wait.recv_timeout(PATIENCE).unwrap();
         text(StatusCode::OK, "made")
     });
@@ -546,8 +566,49 @@ async fn an_answer_that_takes_long_to_make_holds_nobody_up() {
 
 #[tokio::test]
 async fn an_answer_that_cannot_be_made_is_told() {
-    let answer = make(|| panic!("on purpose")).await;
+    let turn = Turns::new(PATIENCE).next().await.unwrap();
+    let answer = turn.make(|| panic!("on purpose")).await;
     assert_eq!(answer.status(), 500);
+}
+
+#[tokio::test]
+async fn long_answers_that_nobody_reads_are_few_and_hold_up_no_scrape() {
+    let site = Site::open(Setup {
+        limits: Limits {
+            turn_time: Duration::from_millis(200),
+            ..Limits::default()
+        },
+        ..Setup::default()
+    });
+    // More than sockets keep.
+    for n in 0..400 {
+        let message = "x".repeat(100_000);
+        site.board
+            .set_search(failing(key(&format!("client_{n}"), "same"), &message));
+    }
+    let mut unread = Vec::new();
+    for _ in 0..20 {
+        let mut stream = site.connect().await;
+        let request = b"GET /api/v1/status HTTP/1.1\r\nhost: a\r\n\r\n";
+        stream.write_all(request).await.unwrap();
+        unread.push(stream);
+    }
+    let mut refused = None;
+    while refused.is_none() {
+        for path in ["/", "/api/v1/status", "/api/v1/alerts"] {
+            refused = Some(site.get(path).await).filter(|answer| answer.status == 503);
+        }
+    }
+    assert_eq!(refused.unwrap().header("retry-after"), "5");
+    assert_eq!(site.get("/metrics").await.status, 200);
+    assert_eq!(site.get("/-/healthy").await.status, 200);
+    assert_eq!(site.get("/-/ready").await.status, 200);
+    drop(unread);
+    tokio::time::timeout(PATIENCE, async {
+        while site.get("/api/v1/status").await.status != 200 {}
+    })
+    .await
+    .unwrap();
 }
 
 #[tokio::test]

@@ -23,6 +23,9 @@ pub(super) struct StatusView {
     pub(super) searches: Vec<SearchView>,
     /// How many searches match, of which `searches` may show fewer.
     pub(super) searches_total: usize,
+    /// How many of those are in trouble, shown or not.
+    #[serde(skip)]
+    pub(super) troubled: usize,
     pub(super) accounts: Vec<AccountView>,
     pub(super) sinks: Vec<SinkView>,
 }
@@ -151,6 +154,10 @@ impl StatusView {
             .filter(|(state, status)| filter.admits(*state, status))
             .collect();
         let searches_total = matching.len();
+        let troubled = |(state, _): &&(SearchState, _)| {
+            matches!(state, SearchState::Stale | SearchState::Failing)
+        };
+        let troubled = matching.iter().filter(troubled).count();
         // Trouble first; the sort is stable, so that each kind stays in the order of the keys.
         matching.sort_by_key(|(state, _)| *state);
         matching.truncate(filter.limit.unwrap_or(usize::MAX));
@@ -164,6 +171,7 @@ impl StatusView {
                 .map(|(state, status)| SearchView::new(status, state, now))
                 .collect(),
             searches_total,
+            troubled,
             accounts: accounts(board, &tenants, filter),
             sinks: sinks(board),
         }

@@ -274,3 +274,54 @@ async fn a_state_file_that_is_removed_while_it_is_in_use_is_told_once() {
     };
     assert!(told.contains("was removed or replaced"), "{told}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_is_refused_and_cannot_be_replaced_has_no_expiry() {
+    let opsramp = opsramp(1).await;
+    let place = Place::new(&opsramp.url());
+    let exporter = place.start().await;
+    exporter.wait_until_complete().await;
+    let expiry = "opsramp_token_expiry_timestamp_seconds";
+    assert!(exporter.metrics().await.one(expiry).is_some());
+    std::fs::write(place.path("secret"), "wrong").unwrap();
+    let revoke = format!("{}/simulator/tokens/revoke", opsramp.url());
+    let answer = http_client().post(revoke).send().await.unwrap();
+    assert!(answer.status().is_success());
+    exporter
+        .wait_for("there is none", |metrics| metrics.one(expiry).is_none())
+        .await;
+    std::fs::write(place.path("secret"), SECRET).unwrap();
+    exporter
+        .wait_for("there is one again", |metrics| {
+            metrics.one(expiry).is_some() && metrics.one("opsramp_up{") == Some(1.0)
+        })
+        .await;
+    exporter.stop().await;
+}
+
+/// As a pipe that nobody writes to, or a file on a server that hangs.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_that_does_not_come_holds_up_nothing_but_its_account() {
+    let opsramp = opsramp(1).await;
+    let place = Place::new(&opsramp.url());
+    std::fs::remove_file(place.path("secret")).unwrap();
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    let pipe = rustix::fs::FileType::Fifo;
+    rustix::fs::mknodat(rustix::fs::CWD, place.path("secret"), pipe, mode, 0).unwrap();
+    let exporter = place.start().await;
+    exporter
+        .stderr
+        .line(|line| line.contains("could not be read within"))
+        .await;
+    exporter.metrics().await;
+    // It is read once it comes.
+    let secret = place.path("secret");
+    tokio::task::spawn_blocking(move || std::fs::write(secret, SECRET))
+        .await
+        .unwrap()
+        .unwrap();
+    exporter.wait_until_complete().await;
+    let told = tokio::time::Instant::now();
+    exporter.stop().await;
+    assert!(told.elapsed() < std::time::Duration::from_secs(10));
+}

@@ -209,7 +209,10 @@ async fn a_bad_file_keeps_the_old_one_says_why_and_is_got_over() {
     std::fs::remove_file(place.path("config.yml")).unwrap();
     let (status, text) = exporter.post("/-/reload").await;
     assert_eq!(status, 500);
-    assert!(text.contains("config.yml"), "{text}");
+    assert!(
+        text.contains("config.yml: No such file or directory"),
+        "{text}"
+    );
     opsramp.open_many(DEMO_TENANT, 1).unwrap();
     wait_for_lines(&exporter, "the old one works on", 2).await;
     assert_eq!(exporter.metrics().await.one(success), Some(started));
@@ -361,4 +364,44 @@ async fn many_reloads_under_load_lose_and_repeat_nothing() {
     };
     assert_eq!(of("opened").len(), opened);
     assert_eq!(of("left"), left);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_reload_cannot_change_and_what_should_not_stay_so_is_told_every_time() {
+    let opsramp = opsramp(1).await;
+    let mut place = Place::new(&opsramp.url());
+    let exporter = place.start().await;
+    let warned = |metrics: &crate::exporter::Metrics| {
+        metrics.one(r#"opsramp_exporter_log_messages_total{level="warn"}"#)
+    };
+    let before = warned(&exporter.metrics().await).unwrap();
+    place.config["state"]["path"] = json!("elsewhere.db");
+    place.config["accounts"][0]["tls"] = json!({"insecure_skip_verify": true});
+    for count in [2.0, 4.0] {
+        reload(&exporter, &place).await;
+        exporter
+            .wait_for("both are told", |metrics| {
+                warned(metrics) == Some(before + count)
+            })
+            .await;
+    }
+    for told in ["take effect with the next start", "insecure_skip_verify"] {
+        exporter.stderr.line(|line| line.contains(told)).await;
+    }
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_is_replaced_takes_what_was_known_of_its_token_along() {
+    let opsramp = opsramp(1).await;
+    let mut place = Place::new(&opsramp.url());
+    let exporter = place.start().await;
+    exporter.wait_until_complete().await;
+    let expiry = "opsramp_token_expiry_timestamp_seconds";
+    assert!(exporter.metrics().await.one(expiry).is_some());
+    place.config["accounts"][0]["client_id"] = json!("another");
+    reload(&exporter, &place).await;
+    exporter.wait_for_poll().await;
+    assert_eq!(exporter.metrics().await.one(expiry), None);
+    exporter.stop().await;
 }

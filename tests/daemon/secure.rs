@@ -14,7 +14,9 @@ use tokio::{
     time::{Duration, Instant},
 };
 
-use crate::exporter::{Exporter, PATIENCE, Place, command, eventually, needed, opsramp};
+use crate::exporter::{
+    Ended, Exporter, PATIENCE, Place, binary, command, eventually, needed, opsramp,
+};
 
 const PASSWORD: &str = "correct horse";
 
@@ -276,7 +278,7 @@ async fn handshakes_that_never_end_do_not_silence_the_metrics() {
     let mut limited = command("/bin/sh");
     limited
         .args(["-c", "ulimit -n 512 && exec \"$@\"", "sh"])
-        .arg(crate::exporter::binary())
+        .arg(binary())
         .arg("--config.file")
         .arg(place.path("config.yml"));
     let exporter = place.start_as(place.settle(limited)).await;
@@ -374,4 +376,69 @@ async fn a_web_configuration_file_that_is_wrong_keeps_it_from_starting() {
             "web.yml:4:1: basic_auth_user: unknown key; did you mean \"basic_auth_users\"?";
         assert!(told.contains(expected), "{told}");
     }
+}
+
+/// The command `healthcheck` for what listens there, with the web configuration file.
+async fn healthcheck(place: &Place, exporter: &Exporter) -> Ended {
+    let (_, address) = exporter.url.split_once("://").unwrap();
+    let mut healthcheck = place.settle(command(binary()));
+    healthcheck
+        .args(["healthcheck", "--web.config.file", "web.yml"])
+        .arg(format!("--web.listen-address={address}"));
+    place.run(healthcheck).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_healthcheck_finds_one_that_works_whatever_its_file_says_now() {
+    let opsramp = opsramp(1).await;
+    let authority = Authority::new();
+    let more = "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: ca.crt\n";
+    let place = secure_place(&opsramp, &authority, more);
+    let exporter = place.start().await;
+    for _ in 0..10 {
+        let ended = healthcheck(&place, &exporter).await;
+        assert_eq!(ended.code(), Some(0), "{ended:?}");
+        assert!(ended.stdout[0].contains("certificate"), "{ended:?}");
+    }
+    exporter.stop().await;
+
+    let mut place = secure_place(&opsramp, &authority, &users());
+    let hash = place
+        .text_of("web.yml")
+        .split_once("prometheus: ")
+        .unwrap()
+        .1
+        .trim()
+        .to_owned();
+    let secure = place.text_of("web.yml");
+    place.secrets.push(hash.clone());
+    for (right, wrong) in [
+        (
+            secure,
+            format!("basic_auth_users:\n  prometheus: \"{hash}\n"),
+        ),
+        ("tls_server_config: {}\n".to_owned(), "[".to_owned()),
+    ] {
+        write(&place, "web.yml", &right);
+        let exporter = place.start().await;
+        for text in [&right, &wrong] {
+            write(&place, "web.yml", text);
+            let ended = healthcheck(&place, &exporter).await;
+            assert_eq!(ended.stdout, ["healthy"], "{ended:?}");
+        }
+        std::fs::remove_file(place.path("web.yml")).unwrap();
+        let ended = healthcheck(&place, &exporter).await;
+        assert_eq!(ended.stdout, ["healthy"], "{ended:?}");
+        write(&place, "web.yml", &wrong);
+        let url = exporter.url.clone();
+        exporter.stop().await;
+        // The configuration file and the password of a URL are as secret where nobody answers.
+        let url = url.replace("://", &format!("://user:{hash}@"));
+        let mut named = place.settle(command(binary()));
+        named.args(["healthcheck", "--url", &url]);
+        assert_eq!(place.run(named).await.code(), Some(1));
+    }
+    let mut named = place.settle(command(binary()));
+    named.args(["healthcheck", "--url", &format!("user:{hash}@localhost")]);
+    assert_eq!(place.run(named).await.code(), Some(1));
 }

@@ -3,12 +3,16 @@
 
 use std::{
     collections::BTreeSet,
-    io::{BufRead as _, BufReader, PipeReader},
+    io::{BufRead as _, BufReader, PipeReader, Write as _},
     process::Stdio,
 };
 
 use opsramp_exporter::simulator::{Action, DEMO_TENANT, Simulator};
-use tokio::time::{Duration, Instant};
+use rustix::process::{Pid, kill_process};
+use tokio::{
+    io::AsyncBufReadExt as _,
+    time::{Duration, Instant},
+};
 
 use crate::exporter::{Exporter, Members, PATIENCE, Place, Signal, opsramp};
 
@@ -199,4 +203,33 @@ async fn a_standard_error_that_is_closed_disturbs_nobody() {
         .wait_for("one more", |lines| lines.len() == 3)
         .await;
     exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standard_error_that_nobody_reads_holds_nothing_up() {
+    let opsramp = opsramp(2).await;
+    let place = Place::new(&opsramp.url());
+    place.write();
+    // A pipe that is full from the start on.
+    let (reader, mut writer) = std::io::pipe().unwrap();
+    rustix::io::ioctl_fionbio(&writer, true).unwrap();
+    while writer.write(&[b' '; 4096]).is_ok() {}
+    rustix::io::ioctl_fionbio(&writer, false).unwrap();
+    let mut daemon = place.command();
+    daemon.stdout(Stdio::piped()).stderr(writer);
+    let mut daemon = daemon.spawn().unwrap();
+    let mut lines = tokio::io::BufReader::new(daemon.stdout.take().unwrap()).lines();
+    let mut next = async || {
+        let next = tokio::time::timeout(PATIENCE, lines.next_line());
+        next.await.unwrap().unwrap().unwrap()
+    };
+    next().await;
+    next().await;
+    opsramp.open_many(DEMO_TENANT, 1).unwrap();
+    next().await;
+    let pid = Pid::from_raw(daemon.id().unwrap().cast_signed()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    let status = tokio::time::timeout(DRAIN, daemon.wait()).await;
+    assert_eq!(status.unwrap().unwrap().code(), Some(0));
+    drop(reader);
 }

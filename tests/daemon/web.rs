@@ -6,7 +6,9 @@ use opsramp_exporter::simulator::{DEMO_TENANT, Endpoint, Fault, FaultRule, Tenan
 use serde_json::{Value, json};
 use tokio::{io::AsyncWriteExt as _, time::Duration};
 
-use crate::exporter::{Place, binary, command, eventually, needed, opsramp, opsramp_with};
+use crate::exporter::{
+    Place, binary, command, eventually, http_client, needed, opsramp, opsramp_with,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn promtool_has_nothing_to_say_about_the_metrics() {
@@ -242,4 +244,33 @@ async fn the_program_itself_can_ask_whether_it_is_healthy() {
     let ended = asked(by_url).await;
     assert_eq!(ended.code(), Some(1), "{ended:?}");
     assert!(ended.error().contains("does not answer"), "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_few_descriptors_are_enough_for_scrapes_among_connections_that_say_nothing() {
+    let opsramp = opsramp(1).await;
+    let place = Place::new(&opsramp.url());
+    place.write();
+    let mut limited = command("/bin/sh");
+    limited
+        .args(["-c", "ulimit -n 28 && exec \"$@\"", "sh"])
+        .arg(binary())
+        .arg("--config.file")
+        .arg(place.path("config.yml"));
+    let exporter = place.start_as(place.settle(limited)).await;
+    exporter.wait_until_complete().await;
+    let address = exporter.url.strip_prefix("http://").unwrap().to_owned();
+    let mut silent = Vec::new();
+    for _ in 0..200 {
+        silent.push(tokio::net::TcpStream::connect(&address).await.unwrap());
+    }
+    for _ in 0..5 {
+        // By a connection of its own, which comes after all those.
+        let asked = tokio::time::Instant::now();
+        let scrape = http_client().get(format!("{}/metrics", exporter.url));
+        assert_eq!(scrape.send().await.unwrap().status(), 200);
+        assert!(asked.elapsed() < Duration::from_secs(5));
+    }
+    exporter.wait_for_poll().await;
+    exporter.stop().await;
 }

@@ -2,9 +2,12 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use serde_json::json;
+use tokio::time::Instant;
+
 use crate::{
     cable::Cable,
-    exporter::{Exporter, Members, Metrics, Place, eventually},
+    exporter::{Exporter, Members, Metrics, Place, Signal, eventually},
     opsramp,
     postgres::{self, Cluster},
     replica,
@@ -284,4 +287,95 @@ async fn after_a_failover_the_server_that_can_be_written_to_is_used() {
     for replica in replicas {
         replica.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_waits_for_the_database_tells_the_truth_and_does_what_it_is_told() {
+    let mut cluster = tokio::task::spawn_blocking(|| Cluster::start(&["fsync=off"]))
+        .await
+        .unwrap();
+    let opsramp = opsramp(1).await;
+    let mut place = replica(&opsramp, 1, 1, &cluster.fresh());
+    place.config["web"]["enable_lifecycle"] = json!(true);
+    cluster.stop();
+    let exporter = place.start().await;
+    let metrics = exporter.metrics().await;
+    let reload = "opsramp_exporter_config_last_reload_success";
+    assert_eq!(metrics.one(&format!("{reload}ful")), Some(1.0));
+    let read_at = metrics.one(&format!("{reload}_timestamp_seconds"));
+    assert!(read_at.is_some());
+    // Nobody knows it yet.
+    assert_eq!(metrics.mentions("opsramp_sink_backlog_events"), 0);
+    let (status, text) = exporter.post("/-/reload").await;
+    assert!(
+        status == 503 && text.contains("starting"),
+        "{status} {text}"
+    );
+
+    place.config["searches"] = json!([{"name": "another", "interval": "500ms"}]);
+    place.write();
+    exporter.signal(Signal::HUP);
+    assert!(cluster.go_on());
+    exporter
+        .wait_for("it has loaded the file again", |metrics| {
+            metrics.mentions("search=\"another\"") > 0
+                && metrics.one(&format!("{reload}_timestamp_seconds")) > read_at
+        })
+        .await;
+    exporter.stop().await;
+
+    cluster.stop();
+    let waiting = place.start().await;
+    assert_eq!(waiting.post("/-/quit").await.0, 200);
+    assert_eq!(waiting.end().await.code(), Some(0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_that_the_database_fails_leaves_nothing_behind_and_one_that_hangs_can_be_ended() {
+    let mut cluster = tokio::task::spawn_blocking(|| Cluster::start(&["fsync=off"]))
+        .await
+        .unwrap();
+    let opsramp = opsramp(1).await;
+    let cable = Cable::to(cluster.port()).await;
+    let database = cable.lead(&cluster.fresh(), cluster.port());
+    let mut place = replica(&opsramp, 1, 1, &database);
+    place.config["web"]["enable_lifecycle"] = json!(true);
+    let exporter = place.start().await;
+    exporter.wait_for("it polls", all_is_well).await;
+
+    let mut account = place.config["accounts"][0].clone();
+    account["name"] = json!("newcomer");
+    place.config["accounts"]
+        .as_array_mut()
+        .unwrap()
+        .push(account);
+    let file = json!({"name": "second", "type": "file", "path": place.path("second")});
+    place.config["log"]["sinks"]
+        .as_array_mut()
+        .unwrap()
+        .push(file);
+    place.write();
+    cluster.stop();
+    let (status, text) = exporter.post("/-/reload").await;
+    assert_eq!(status, 500, "{text}");
+    // Longer than an exposition is given to others.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let metrics = exporter.metrics().await;
+    assert_eq!(
+        metrics.mentions("newcomer") + metrics.mentions("\"second\""),
+        0
+    );
+
+    assert!(cluster.go_on());
+    exporter.wait_for("it polls again", all_is_well).await;
+    cable.cut();
+    exporter.signal(Signal::HUP);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let told = Instant::now();
+    exporter.stop().await;
+    assert!(
+        told.elapsed() < Duration::from_secs(22),
+        "{:?}",
+        told.elapsed()
+    );
 }

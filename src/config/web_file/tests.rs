@@ -277,3 +277,27 @@ fn no_message_holds_a_hash_or_a_key() {
         assert!(!errors.contains("hunter2"), "{errors}");
     }
 }
+
+#[test]
+fn how_to_speak_to_the_server_is_told_and_a_broken_file_is_not_shown() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let scheme = |text: &str| {
+        fs::write(file.path(), text).unwrap();
+        WebFile::scheme(file.path())
+    };
+    for text in ["", "basic_auth_users: {a: b}\n", "tls_server_config: {}\n"] {
+        assert_eq!(scheme(text).unwrap(), "http", "{text}");
+    }
+    // It is not looked whether they are there.
+    let tls = "tls_server_config:\n  cert_file: a.pem\n  key_file: b.pem\n";
+    assert_eq!(scheme(tls).unwrap(), "https");
+    let hash = "$2b$12$not.to.be.seen";
+    for text in [
+        format!("basic_auth_users:\n  a: \"{hash}\n"),
+        format!("tls_server_config:\n  key: |\n    {hash}\n  key: |\n    {hash}\n"),
+    ] {
+        let error = scheme(&text).unwrap_err().to_string();
+        let name = file.path().display().to_string();
+        assert!(error.contains(&name) && !error.contains(hash), "{error}");
+    }
+}

@@ -1,0 +1,167 @@
+//! Between those who have something to say and standard error, whose reader may sleep.
+//!
+//! Nobody waits for that reader: a thread of its own does, and what comes while the queue is full
+//! is counted instead.
+
+use std::{
+    collections::VecDeque,
+    io::{self, Write as _},
+    mem,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread,
+    time::Duration,
+};
+
+/// Lines that wait at a time.
+const LENGTH: usize = 1000;
+
+/// Lines for standard error. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Queue(Arc<Inner>);
+
+struct Inner {
+    state: Mutex<State>,
+    /// A line has come, or was written.
+    changed: Condvar,
+    /// Says that so many were lost.
+    loss: fn(u64) -> String,
+}
+
+#[derive(Default)]
+struct State {
+    lines: VecDeque<String>,
+    lost: u64,
+    is_writing: bool,
+}
+
+// === impl Queue ===
+
+impl Queue {
+    /// A queue whose lines a thread hands to `write`.
+    ///
+    /// # Errors
+    /// Where the system gives no thread.
+    pub(super) fn start(
+        loss: fn(u64) -> String,
+        write: impl FnMut(&str) + Send + 'static,
+    ) -> io::Result<Self> {
+        let queue = Self(Arc::new(Inner {
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            loss,
+        }));
+        let inner = Arc::clone(&queue.0);
+        thread::Builder::new()
+            .name("diagnostics".to_owned())
+            .spawn(move || inner.write_all(write))?;
+        Ok(queue)
+    }
+
+    pub(super) fn push(&self, line: &str) {
+        let mut state = self.0.lock();
+        if state.lines.len() >= LENGTH {
+            state.lost += 1;
+            return;
+        }
+        self.0.tell_loss(&mut state);
+        state.lines.push_back(line.to_owned());
+        self.0.changed.notify_all();
+    }
+
+    /// Waits until everything is written, but no longer than `patience`.
+    pub(super) fn flush(&self, patience: Duration) {
+        let is_busy = |state: &mut State| state.is_writing || !state.lines.is_empty();
+        let state = self.0.lock();
+        drop(
+            self.0
+                .changed
+                .wait_timeout_while(state, patience, is_busy)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that runs under this lock can panic half-way.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn tell_loss(&self, state: &mut State) {
+        match mem::take(&mut state.lost) {
+            0 => {}
+            lost => state.lines.push_back((self.loss)(lost)),
+        }
+    }
+
+    fn write_all(&self, mut write: impl FnMut(&str)) {
+        let mut state = self.lock();
+        loop {
+            if state.lines.is_empty() {
+                self.tell_loss(&mut state);
+            }
+            match state.lines.pop_front() {
+                Some(line) => {
+                    state.is_writing = true;
+                    drop(state);
+                    write(&line);
+                    state = self.lock();
+                    state.is_writing = false;
+                    self.changed.notify_all();
+                }
+                None => {
+                    state = self
+                        .changed
+                        .wait(state)
+                        .unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
+    }
+}
+
+/// Writes to standard error. Where that is closed, there is nowhere to say so.
+pub(super) fn write(line: &str) {
+    io::stderr().lock().write_all(line.as_bytes()).ok();
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    fn loss(lost: u64) -> String {
+        format!("{lost} lost")
+    }
+
+    #[test]
+    fn nobody_waits_for_a_reader_that_sleeps_and_what_is_lost_is_told_in_its_place() {
+        let (go_on, wait) = mpsc::channel::<()>();
+        let (written, lines) = mpsc::channel();
+        let queue = Queue::start(loss, move |line| {
+            // Whoever wakes it up lets all through.
+            wait.recv().ok();
+            written.send(line.to_owned()).unwrap();
+        })
+        .unwrap();
+        queue.push("first");
+        while !queue.0.lock().is_writing {
+            thread::yield_now();
+        }
+        for n in 0..LENGTH + 7 {
+            queue.push(&n.to_string());
+        }
+        queue.flush(Duration::from_millis(1));
+        drop(go_on);
+        queue.flush(Duration::MAX);
+        queue.push("last");
+        queue.flush(Duration::MAX);
+        let lines: Vec<String> = lines.try_iter().collect();
+        assert_eq!(lines[0], "first");
+        assert_eq!(lines[LENGTH], (LENGTH - 1).to_string());
+        assert_eq!(lines[LENGTH + 1..], ["7 lost", "last"]);
+    }
+}
