@@ -96,7 +96,6 @@ impl Postgres {
             node,
             journalled: watch::Sender::new(journal.end()),
             state: Mutex::new(State::new(journal)),
-            wish: Mutex::new(None),
             changed: watch::Sender::new(()),
             worked: watch::Sender::new(()),
             trouble: watch::Sender::new(None),
@@ -123,14 +122,14 @@ impl Postgres {
 
     /// Says which searches this replica would poll.
     pub(super) fn share_out(&self, keys: Vec<SearchKey>) {
-        self.shared.wish_again(keys);
+        self.shared.work(|state| state.want(keys));
         self.shared.wake.notify_one();
     }
 
-    /// Waits until this replica may take a search up.
+    /// Waits until this replica may take a search up: at once where it holds it already.
     pub(super) async fn turn(&self, key: &SearchKey) {
         let mut changed = self.shared.changed.subscribe();
-        while !self.shared.look(|state| state.granted.contains(key)) {
+        while !self.shared.look(|state| state.may_take_up(key)) {
             if changed.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
@@ -165,6 +164,9 @@ impl Postgres {
         match taken.await {
             Ok(Some(loaded)) => Ok(loaded),
             Ok(None) => {
+                // What was held until now, the server says otherwise of.
+                self.shared
+                    .update(|state| state.lease_on(key).map(|held| state.lose(held)));
                 self.shared.wake.notify_one();
                 Err(Error::HeldElsewhere)
             }

@@ -2,7 +2,10 @@
 //!
 //! Two loops, so that nothing is renewed late because something else takes long.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use tokio::time::timeout;
 
@@ -10,6 +13,7 @@ use super::{
     Shared,
     connection::{Failure, PATIENCE, Session, Tries},
     delivery,
+    leases::State,
     shares::{self, Holder, Peer, Survey},
 };
 use crate::{clock, identity::SearchKey, store::Held};
@@ -164,7 +168,7 @@ async fn share_out(shared: &Shared) -> Result<(), Failure> {
     let mut session = shared.pool.session().await?;
     want(shared, &mut session).await?;
     let (me, rows) = shared.look(|state| {
-        let rows: Vec<i64> = state.wanted.keys().copied().collect();
+        let rows: Vec<i64> = state.wanted.values().copied().collect();
         (state.replica, rows)
     });
     let me = me.ok_or(Failure::NotJoined)?;
@@ -198,7 +202,7 @@ async fn share_out(shared: &Shared) -> Result<(), Failure> {
         .await?;
     let now = clock::since_boot();
     let mut look_at: Option<Duration> = None;
-    let mut owners = Vec::with_capacity(told.len());
+    let mut owners = HashMap::with_capacity(told.len());
     for row in &told {
         let (owner, leased): (Option<i64>, bool) = (row.try_get(1)?, row.try_get(2)?);
         let free_for: f64 = row.try_get(3)?;
@@ -211,17 +215,14 @@ async fn share_out(shared: &Shared) -> Result<(), Failure> {
             }
             _ => Holder::Nobody(Duration::try_from_secs_f64(free_for).unwrap_or_default()),
         };
-        owners.push((row.try_get(0)?, holder));
+        owners.insert(row.try_get(0)?, holder);
     }
     shared.update(|state| {
         state.look_at = look_at;
-        let elsewhere = owners.iter().filter(|(_, it)| *it == Holder::Another);
-        let elsewhere = elsewhere.filter_map(|(row, _)| state.wanted.get(row));
-        state.elsewhere = elsewhere.cloned().collect();
-        state.survey(&mut survey, owners);
+        state.elsewhere = state.keys_of(|row| owners.get(&row) == Some(&Holder::Another));
+        state.survey(&mut survey, &owners);
         let decision = shares::decide(&survey, me, shared.lease * 2);
-        let keys = decision.take.iter().filter_map(|row| state.wanted.get(row));
-        state.granted = keys.cloned().collect();
+        state.granted = state.keys_of(|row| decision.take.contains(&row));
         state.give_back(decision.give_back);
         // The first look may come before others see this replica.
         let replicas = peers.len();
@@ -240,38 +241,28 @@ async fn share_out(shared: &Shared) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Finds the rows of the searches that this replica would poll, where they have changed.
+/// Finds the rows of the searches that this replica would poll, where that is wished.
 async fn want(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
-    let Some(keys) = shared.take_wish() else {
+    let Some((wish, keys)) = shared.look(State::wish) else {
         return Ok(());
     };
-    let done = async {
-        super::alerts::create(session, &keys, clock::now()).await?;
-        let rows = session
-            .query("SELECT id, account, tenant_id, name FROM search", &[])
-            .await?;
-        let mut known = std::collections::HashMap::with_capacity(rows.len());
-        for row in &rows {
-            let id: i64 = row.try_get(0)?;
-            let name: (&str, &str, &str) = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
-            known.insert(name, id);
-        }
-        let row = |key: &SearchKey| {
-            let name = (&*key.account, &*key.tenant.id, &*key.search);
-            Some((*known.get(&name)?, key.clone()))
-        };
-        Ok(keys.iter().filter_map(row).collect())
-    };
-    match done.await {
-        Ok(wanted) => {
-            shared.update(|state| state.wanted = wanted);
-            Ok(())
-        }
-        Err(failure) => {
-            shared.wish_again(keys);
-            Err(failure)
-        }
+    super::alerts::create(session, &keys, clock::now()).await?;
+    let rows = session
+        .query("SELECT id, account, tenant_id, name FROM search", &[])
+        .await?;
+    let mut known = HashMap::with_capacity(rows.len());
+    for row in &rows {
+        let id: i64 = row.try_get(0)?;
+        let name: (&str, &str, &str) = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
+        known.insert(name, id);
     }
+    let row = |key: &SearchKey| {
+        let name = (&*key.account, &*key.tenant.id, &*key.search);
+        Some((key.clone(), *known.get(&name)?))
+    };
+    let wanted = keys.iter().filter_map(row).collect();
+    shared.update(|state| state.fulfil(wish, wanted));
+    Ok(())
 }
 
 /// Tells the server what it has not heard of, removes what is delivered, and forgets sinks and
@@ -340,7 +331,7 @@ pub(super) async fn leave(shared: &Shared) -> Result<(), Failure> {
         delivery::save(shared, &sink).await?;
     }
     let mut session = shared.pool.session().await?;
-    let leases = shared.look(super::leases::State::leases);
+    let leases = shared.look(State::leases);
     give_back(&mut session, me, &leases).await?;
     session
         .execute("DELETE FROM replica WHERE id = $1", &[&me])

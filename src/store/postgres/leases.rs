@@ -7,6 +7,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    sync::Arc,
     time::Duration,
 };
 
@@ -27,8 +28,13 @@ pub(super) struct State {
     pub(super) replicas: usize,
     /// Its sinks, once it was told.
     pub(super) sinks: Option<Vec<String>>,
-    /// The searches that it would poll, by row.
-    pub(super) wanted: HashMap<i64, SearchKey>,
+    /// The searches that it would poll.
+    keys: Arc<[SearchKey]>,
+    /// How often their rows were to be looked up, and which time it was when they last were.
+    wish: u64,
+    fulfilled: u64,
+    /// Their rows, as they were found then.
+    pub(super) wanted: HashMap<SearchKey, i64>,
     /// Those that it may take up now.
     pub(super) granted: HashSet<SearchKey>,
     /// Those that another replica holds.
@@ -63,6 +69,9 @@ impl State {
             share: 0,
             replicas: 0,
             sinks: None,
+            keys: Arc::default(),
+            wish: 0,
+            fulfilled: 0,
             wanted: HashMap::new(),
             granted: HashSet::new(),
             elsewhere: HashSet::new(),
@@ -72,6 +81,24 @@ impl State {
             lost: 0,
             journal,
         }
+    }
+
+    /// Takes note of which searches it would poll.
+    pub(super) fn want(&mut self, keys: Vec<SearchKey>) {
+        self.keys = keys.into();
+        self.wish += 1;
+    }
+
+    /// The searches whose rows are to be looked up, and which wish that is. It stays one until it
+    /// [is fulfilled](Self::fulfil), whatever becomes of the look-up: one may fail, or be given up.
+    pub(super) fn wish(&self) -> Option<(u64, Arc<[SearchKey]>)> {
+        (self.wish != self.fulfilled).then(|| (self.wish, Arc::clone(&self.keys)))
+    }
+
+    /// Takes note of the rows that were found. Another wish may have come since.
+    pub(super) fn fulfil(&mut self, wish: u64, wanted: HashMap<SearchKey, i64>) {
+        self.fulfilled = wish;
+        self.wanted = wanted;
     }
 
     /// Takes note of a lease.
@@ -213,19 +240,39 @@ impl State {
     /// Adds the searches to a survey: those of `owners` by row, with who holds them. What is being
     /// taken up counts as held. What the server takes for ours and we do not, since the answer to a
     /// commit was lost for instance, is free for us.
-    pub(super) fn survey(&self, survey: &mut Survey, owners: Vec<(i64, Holder)>) {
-        let holder = |row: i64, holder| match self.wanted.get(&row) {
-            Some(key) if self.taking.contains(key) => Holder::Me,
-            _ if holder == Holder::Me && !self.holds.contains_key(&row) => {
-                Holder::Nobody(Duration::ZERO)
-            }
-            _ => holder,
+    pub(super) fn survey(&self, survey: &mut Survey, owners: &HashMap<i64, Holder>) {
+        let holder = |key: &SearchKey, row: i64| {
+            let told = *owners.get(&row)?;
+            Some(match told {
+                _ if self.taking.contains(key) => Holder::Me,
+                Holder::Me if !self.holds.contains_key(&row) => Holder::Nobody(Duration::ZERO),
+                told => told,
+            })
         };
-        let searches = owners.into_iter().map(|(row, told)| Search {
-            row,
-            holder: holder(row, told),
+        let searches = self.wanted.iter().filter_map(|(key, &row)| {
+            let holder = holder(key, row)?;
+            Some(Search { row, holder })
         });
         survey.searches.extend(searches);
+    }
+
+    /// Those among the searches whose rows are like that.
+    pub(super) fn keys_of(&self, is_it: impl Fn(i64) -> bool) -> HashSet<SearchKey> {
+        let those = self.wanted.iter().filter(|(_, row)| is_it(**row));
+        those.map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Whether it may take a search up: now is its turn, or it holds it already. Whoever polled it
+    /// with other options leaves it to be polled on.
+    pub(super) fn may_take_up(&self, key: &SearchKey) -> bool {
+        self.granted.contains(key) || self.lease_on(key).is_some()
+    }
+
+    /// The lease on a search.
+    pub(super) fn lease_on(&self, key: &SearchKey) -> Option<Held> {
+        let row = *self.wanted.get(key)?;
+        let epoch = self.epoch(row)?;
+        Some(Held { row, epoch })
     }
 }
 
@@ -245,6 +292,10 @@ mod tests {
 
     fn held(row: i64, epoch: i64) -> Held {
         Held { row, epoch }
+    }
+
+    fn key(name: &str) -> SearchKey {
+        crate::store::conformance::key("a", "t", name)
     }
 
     #[test]
@@ -283,22 +334,43 @@ mod tests {
     #[test]
     fn what_only_the_server_takes_for_ours_is_free_for_us() {
         let mut state = state();
-        let key = |name: &str| SearchKey {
-            account: "a".into(),
-            tenant: crate::identity::Tenant {
-                id: "t".into(),
-                name: "t".into(),
-            },
-            search: name.into(),
-        };
-        state.wanted = HashMap::from([(1, key("1")), (2, key("2")), (3, key("3"))]);
+        state.wanted = HashMap::from([(key("1"), 1), (key("2"), 2), (key("3"), 3)]);
         state.hold(held(1, 5), Duration::MAX);
         state.taking.insert(key("2"));
         let mut survey = Survey::default();
-        state.survey(&mut survey, (1..=3).map(|row| (row, Holder::Me)).collect());
+        state.survey(&mut survey, &(1..=3).map(|row| (row, Holder::Me)).collect());
+        survey.searches.sort_unstable_by_key(|search| search.row);
         let holders: Vec<_> = survey.searches.iter().map(|it| it.holder).collect();
         let free = Holder::Nobody(Duration::ZERO);
         assert_eq!(holders, [Holder::Me, Holder::Me, free]);
+    }
+
+    #[test]
+    fn the_last_wish_counts_and_one_that_was_not_fulfilled_stays() {
+        let mut state = state();
+        let wished = |state: &State| state.wish().map(|(_, keys)| keys.to_vec());
+        assert_eq!(wished(&state), None);
+        state.want(vec![key("1")]);
+        let (first, _) = state.wish().unwrap();
+        state.want(vec![key("2")]);
+        state.fulfil(first, HashMap::from([(key("1"), 1)]));
+        assert_eq!(wished(&state), Some(vec![key("2")]));
+        let (second, _) = state.wish().unwrap();
+        state.fulfil(second, HashMap::from([(key("2"), 2)]));
+        assert_eq!(wished(&state), None);
+        assert_eq!(state.wanted, HashMap::from([(key("2"), 2)]));
+    }
+
+    #[test]
+    fn what_is_held_may_be_taken_up_again_without_waiting_for_a_turn() {
+        let mut state = state();
+        state.wanted = HashMap::from([(key("1"), 1), (key("2"), 2)]);
+        state.granted.insert(key("2"));
+        assert!(!state.may_take_up(&key("1")) && state.may_take_up(&key("2")));
+        state.hold(held(1, 5), Duration::MAX);
+        assert!(state.may_take_up(&key("1")));
+        state.lose(held(1, 5));
+        assert!(!state.may_take_up(&key("1")));
     }
 
     #[test]
