@@ -99,6 +99,8 @@ pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
         // What was held belonged to the number before.
         state.lose_all();
         state.replica = Some(number);
+        // A server that has forgotten the replica may have forgotten its searches.
+        state.want_again();
     });
     // They may have been forgotten together with the replica.
     delivery::set_sinks_again(shared, &mut session).await
@@ -195,7 +197,8 @@ async fn share_out(shared: &Shared) -> Result<(), Failure> {
     let told = session
         .query(
             "SELECT id, owner, lease_until > clock_timestamp(),
-                extract(epoch FROM clock_timestamp() - lease_until)::float8
+                extract(epoch FROM clock_timestamp() - lease_until)::float8,
+                account, tenant_id, name
              FROM search WHERE id = ANY($1)",
             &[&rows],
         )
@@ -203,7 +206,10 @@ async fn share_out(shared: &Shared) -> Result<(), Failure> {
     let now = clock::since_boot();
     let mut look_at: Option<Duration> = None;
     let mut owners = HashMap::with_capacity(told.len());
+    let mut names: HashMap<i64, Name<'_>> = HashMap::with_capacity(told.len());
     for row in &told {
+        let name = (row.try_get(4)?, row.try_get(5)?, row.try_get(6)?);
+        names.insert(row.try_get(0)?, name);
         let (owner, leased): (Option<i64>, bool) = (row.try_get(1)?, row.try_get(2)?);
         let free_for: f64 = row.try_get(3)?;
         let holder = match owner {
@@ -218,6 +224,12 @@ async fn share_out(shared: &Shared) -> Result<(), Failure> {
         owners.insert(row.try_get(0)?, holder);
     }
     shared.update(|state| {
+        // A database that was restored has fewer rows, and gives their numbers again.
+        let is_there = |(key, row): (&SearchKey, &i64)| names.get(row) == Some(&name(key));
+        if !state.wanted.iter().all(is_there) {
+            state.want_again();
+            shared.wake.notify_one();
+        }
         state.look_at = look_at;
         state.elsewhere = state.keys_of(|row| owners.get(&row) == Some(&Holder::Another));
         state.survey(&mut survey, &owners);
@@ -253,16 +265,20 @@ async fn want(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
     let mut known = HashMap::with_capacity(rows.len());
     for row in &rows {
         let id: i64 = row.try_get(0)?;
-        let name: (&str, &str, &str) = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
+        let name: Name<'_> = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
         known.insert(name, id);
     }
-    let row = |key: &SearchKey| {
-        let name = (&*key.account, &*key.tenant.id, &*key.search);
-        Some((key.clone(), *known.get(&name)?))
-    };
+    let row = |key: &SearchKey| Some((key.clone(), *known.get(&name(key))?));
     let wanted = keys.iter().filter_map(row).collect();
     shared.update(|state| state.fulfil(wish, wanted));
     Ok(())
+}
+
+/// The account, the tenant and the search: what a row is known by.
+type Name<'a> = (&'a str, &'a str, &'a str);
+
+fn name(key: &SearchKey) -> Name<'_> {
+    (&key.account, &key.tenant.id, &key.search)
 }
 
 /// Tells the server what it has not heard of, removes what is delivered, and forgets sinks and

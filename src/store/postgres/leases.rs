@@ -86,6 +86,11 @@ impl State {
     /// Takes note of which searches it would poll.
     pub(super) fn want(&mut self, keys: Vec<SearchKey>) {
         self.keys = keys.into();
+        self.want_again();
+    }
+
+    /// Has their rows looked up once more.
+    pub(super) fn want_again(&mut self) {
         self.wish += 1;
     }
 

@@ -281,6 +281,48 @@ async fn a_replica_that_the_server_has_forgotten_registers_anew_and_goes_on() {
     store.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn searches_that_the_server_has_forgotten_are_looked_up_again() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", Duration::from_secs(3)).await;
+    let keys = ["a", "b"].map(|name| key("acme", "client_1", name));
+    store.share_out(keys.to_vec());
+    for statements in [
+        "SELECT 1",
+        "DELETE FROM search",
+        // The number of one is another's now.
+        "DELETE FROM search WHERE name = 'a';
+         INSERT INTO search (account, tenant_id, name, first_seen) VALUES
+            ('acme', 'client_1', 'a', now());
+         UPDATE search SET name = 'c' WHERE name = 'b'",
+    ] {
+        sql(&url, statements);
+        let rows = || shared(&store).look(|state| state.wanted.clone());
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let rows = rows();
+            let numbers = keys.iter().filter_map(|key| {
+                let name = &key.search;
+                let number = sql(
+                    &url,
+                    &format!("SELECT id FROM search WHERE name = '{name}'"),
+                );
+                Some(rows.get(key)?.to_string() == number)
+            });
+            if numbers.filter(|is_right| *is_right).count() == keys.len() {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{rows:?} after {statements}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        for key in &keys {
+            timeout(PATIENCE, store.turn(key)).await.unwrap();
+            store.take_up(key, second(1)).await.unwrap();
+        }
+    }
+    store.close().await;
+}
+
 /// Waits until the server keeps so many events, and no fewer.
 async fn wait_for_journal(store: &Store, events: i64) {
     let deadline = Instant::now() + PATIENCE;
