@@ -76,14 +76,17 @@ pub(super) async fn keep(shared: &Shared) {
     }
 }
 
-/// Registers the replica.
+/// Registers the replica under a number of its own. It is drawn: one that was counted would be given
+/// again by a database that was restored, and two that take each other's leases for their own would
+/// both poll and deliver.
 pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
     let mut session = shared.pool.session().await?;
     let sinks = shared.look(|state| state.sinks.clone());
     let rows = session
         .query(
-            "INSERT INTO replica (node, alive_until, sinks)
-             VALUES ($1, clock_timestamp() + $2 * interval '1 second', $3) RETURNING id",
+            "INSERT INTO replica (id, node, alive_until, sinks)
+             VALUES (trunc(random() * 9007199254740992)::bigint, $1,
+                clock_timestamp() + $2 * interval '1 second', $3) RETURNING id",
             &[
                 &shared.node,
                 &shared.lease_seconds(),

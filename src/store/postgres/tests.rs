@@ -282,6 +282,26 @@ async fn a_replica_that_the_server_has_forgotten_registers_anew_and_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_replicas_number_is_never_anothers_even_where_the_database_was_set_back() {
+    let url = server::shared().fresh();
+    let lease = Duration::from_secs(4);
+    let slept = stalled(&url, lease).await;
+    let other = open(&url, "other", lease).await;
+    let number = |store: &Store| shared(store).look(|state| state.replica);
+    let before = number(&other);
+    sql(&url, "TRUNCATE replica RESTART IDENTITY");
+    let deadline = Instant::now() + PATIENCE;
+    while number(&other) == before {
+        assert!(Instant::now() < deadline, "it does not register anew");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_ne!(number(&other), number(&slept));
+    other.take_up(&a_search(), second(1)).await.unwrap();
+    let refused = slept.take_up(&a_search(), second(1)).await;
+    assert!(matches!(refused, Err(Error::HeldElsewhere)), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn searches_that_the_server_has_forgotten_are_looked_up_again() {
     let url = server::shared().fresh();
     let store = open(&url, "node", Duration::from_secs(3)).await;
