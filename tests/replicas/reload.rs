@@ -109,3 +109,35 @@ async fn clients_that_are_discovered_are_polled() {
     wait_for_lines(&[place], "alerts.jsonl", CLIENTS).await;
     exporter.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_is_added_to_one_replica_after_the_other_misses_nothing() {
+    const SEARCHES: usize = 4;
+    let opsramp = opsramp(1).await;
+    let database = postgres::shared().fresh();
+    let mut places = [(); 2].map(|()| replica(&opsramp, 1, SEARCHES, &database));
+    for place in &mut places {
+        // What others say of sinks is not heard of meanwhile.
+        place.config["state"]["postgres"]["lease"] = json!("20s");
+    }
+    let first = places[0].start().await;
+    first.wait_for("all are held", holds(SEARCHES)).await;
+    let second = places[1].start().await;
+    wait_for_lines(&places, "alerts.jsonl", 2 * SEARCHES).await;
+    for place in &mut places {
+        let path = place.path("new.jsonl");
+        let sinks = place.config["log"]["sinks"].as_array_mut().unwrap();
+        sinks.push(json!({"name": "new", "type": "file", "path": path}));
+    }
+    let mut lines = 2;
+    for (place, replica) in [(&places[1], &second), (&places[0], &first)] {
+        reload(place, replica).await;
+        opsramp.open_many(&tenant(0), 3).unwrap();
+        lines += 3;
+        wait_for_lines(&places, "alerts.jsonl", lines * SEARCHES).await;
+    }
+    wait_for_lines(&places, "new.jsonl", 6 * SEARCHES).await;
+    for replica in [first, second] {
+        replica.stop().await;
+    }
+}

@@ -338,7 +338,7 @@ async fn forget(shared: &Shared) -> Result<(), Failure> {
             &[&FORGET_REPLICAS_AFTER],
         )
         .await?;
-    delivery::learn_sinks(shared, &mut session).await
+    delivery::hear_of_sinks(shared, &mut session).await
 }
 
 /// Gives all leases back and takes leave.

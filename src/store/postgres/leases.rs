@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    journal::{Journal, Unsaved},
+    journal::{Journal, Position, Unsaved},
     shares::{Holder, Search, Survey},
 };
 use crate::{clock, identity::SearchKey, store::Held};
@@ -159,6 +159,29 @@ impl State {
         follows
     }
 
+    /// Takes note of all sinks that the server knows; of those that are new here, `positions` were
+    /// read under these `leases`. Brings whether that could be: not where a search was taken up
+    /// since, of which there is no position.
+    pub(super) fn learn_sinks(
+        &mut self,
+        mut all: Vec<String>,
+        leases: &[Held],
+        positions: &[Position],
+    ) -> bool {
+        let own = self.sinks.clone().unwrap_or_default();
+        let forgotten = own.iter().filter(|name| !all.contains(name)).cloned();
+        all.extend(forgotten.collect::<Vec<_>>());
+        let read: HashSet<&Held> = leases.iter().collect();
+        let is_complete = all.iter().all(|name| self.journal.knows(name))
+            || self.leases().iter().all(|held| read.contains(held));
+        if is_complete {
+            let held = |it: &&Position| self.holds.contains_key(&it.row);
+            let positions: Vec<_> = positions.iter().filter(held).cloned().collect();
+            self.journal.set_sinks(&own, &all, &positions);
+        }
+        is_complete
+    }
+
     /// What the server is to be told of a sink, and under which epochs.
     pub(super) fn unsaved(&mut self, sink: &str) -> (Unsaved, Vec<i64>) {
         let holds = &self.holds;
@@ -288,7 +311,7 @@ mod tests {
     fn state() -> State {
         let mut journal = Journal::new(9, 0);
         let sinks = ["s".to_owned()];
-        journal.set_sinks(&sinks, &sinks);
+        journal.set_sinks(&sinks, &sinks, &[]);
         for row in [1, 2] {
             journal.adopt(held(row, 5), 0, &[]);
         }
@@ -348,6 +371,30 @@ mod tests {
         let holders: Vec<_> = survey.searches.iter().map(|it| it.holder).collect();
         let free = Holder::Nobody(Duration::ZERO);
         assert_eq!(holders, [Holder::Me, Holder::Me, free]);
+    }
+
+    #[test]
+    fn a_sink_is_not_taken_note_of_without_its_place_in_every_search_that_is_held() {
+        let mut state = state();
+        state.hold(held(1, 5), Duration::MAX);
+        assert!(state.committed(held(1, 5), 2, 2));
+        let leases = state.leases();
+        let all = || vec!["s".to_owned(), "t".to_owned()];
+        let positions = [(1, 1), (2, 0)].map(|(row, position)| Position {
+            sink: "t".to_owned(),
+            row,
+            position,
+        });
+        state.hold(held(2, 5), Duration::MAX);
+        assert!(!state.learn_sinks(all(), &leases, &positions));
+        assert!(!state.journal.knows("t"));
+        // One that was lost since is others' to deliver.
+        let leases = state.leases();
+        assert!(state.committed(held(2, 5), 1, 1) && state.lose(held(2, 5)));
+        assert!(state.learn_sinks(all(), &leases, &positions));
+        let rows = state.journal.next("t", 9);
+        let rows: Vec<_> = rows.iter().map(|it| (it.row, it.first, it.count)).collect();
+        assert_eq!(rows, [(1, 2, 1)]);
     }
 
     #[test]

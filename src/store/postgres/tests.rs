@@ -236,6 +236,27 @@ async fn a_sink_that_another_replica_names_keeps_its_part_of_the_journal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_another_replica_named_first_misses_nothing() {
+    let url = server::shared().fresh();
+    let old = open(&url, "old", LEASE).await;
+    let new = open(&url, "new", LEASE).await;
+    old.set_sinks(names(&["s"])).await.unwrap();
+    let held = old.take_up(&a_search(), second(1)).await.unwrap().held;
+    old.commit(held, events(1..2), second(2)).await.unwrap();
+    new.set_sinks(names(&["s", "t"])).await.unwrap();
+    old.commit(held, events(2..4), second(2)).await.unwrap();
+    old.set_sinks(names(&["s", "t"])).await.unwrap();
+    old.commit(held, events(4..5), second(2)).await.unwrap();
+    for (sink, expected) in [("t", &[2, 3, 4][..]), ("s", &[1, 2, 3, 4])] {
+        let batch = old.pending(sink, 9, usize::MAX).await.unwrap();
+        assert_eq!(told(&batch), expected);
+        let last = batch.events.last().unwrap().position;
+        old.acknowledge(sink, last, None).await.unwrap();
+    }
+    wait_for_journal(&old, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_every_sink_has_is_removed_from_the_server() {
     let (options, ()) = fresh();
     let store = Store::open(&options).await.unwrap();
@@ -721,7 +742,7 @@ async fn a_sink_that_others_have_removed_is_named_again() {
     sql(&url, "DELETE FROM sink");
     // It may be told of that by others, before it comes to say so itself.
     let mut session = shared(&store).pool.session().await.unwrap();
-    delivery::learn_sinks(shared(&store), &mut session)
+    delivery::hear_of_sinks(shared(&store), &mut session)
         .await
         .unwrap();
     drop(session);
