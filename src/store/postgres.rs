@@ -55,6 +55,10 @@ pub(super) use shared::Loan;
 /// a replica has died.
 const TAKES_AT_ONCE: usize = 4;
 
+/// How long a search waits for others to be taken up before it waits for its turn anew: no longer
+/// than its task may be silent.
+const TAKE_PATIENCE: Duration = Duration::from_secs(60);
+
 /// How long the events of a search that is given back may take to be delivered.
 const HAND_OVER: Duration = Duration::from_secs(5);
 
@@ -149,10 +153,13 @@ impl Postgres {
     pub(super) async fn take_up(&self, key: &SearchKey, now: Timestamp) -> Result<Loaded, Error> {
         self.check_open()?;
         let _taking = Taking::new(&self.shared, key);
+        // Others that are before it say nothing of the server.
+        let Ok(turn) = timeout(TAKE_PATIENCE, self.shared.takes.acquire()).await else {
+            self.shared.wake.notify_one();
+            return Err(Error::HeldElsewhere);
+        };
+        let _turn = turn.map_err(|_| Error::Closed)?;
         let taken = bounded(async {
-            let Ok(_turn) = self.shared.takes.acquire().await else {
-                return Err(Failure::Closed);
-            };
             let mut tries = Tries::default();
             loop {
                 match self.try_take_up(key, now).await {

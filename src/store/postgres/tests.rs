@@ -763,6 +763,22 @@ async fn a_sink_that_others_have_removed_is_named_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_waits_for_others_to_be_taken_up_does_not_blame_the_server() {
+    let (options, ()) = fresh();
+    let store = Store::open(&options).await.unwrap();
+    let others = shared(&store).takes.acquire_many(4).await.unwrap();
+    let search = a_search();
+    let taking = store.take_up(&search, second(1));
+    tokio::pin!(taking);
+    let waits = Duration::from_millis(500);
+    timeout(connection::PATIENCE + waits, &mut taking)
+        .await
+        .unwrap_err();
+    drop(others);
+    taking.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_delivered_is_told_before_a_search_is_given_back() {
     let url = server::shared().fresh();
     let first = open(&url, "first", LEASE).await;
