@@ -314,7 +314,10 @@ pub(super) async fn tidy(shared: &Shared) {
     }
 }
 
-async fn forget(shared: &Shared) -> Result<(), Failure> {
+/// Forgets sinks that nobody names and replicas that are gone, as long as the server takes this one
+/// for alive: whoever has slept would take its own sinks, and those of others, for gone.
+pub(super) async fn forget(shared: &Shared) -> Result<(), Failure> {
+    let me = shared.number()?;
     let mut session = shared.pool.session().await?;
     session
         .execute(
@@ -322,20 +325,25 @@ async fn forget(shared: &Shared) -> Result<(), Failure> {
                 THEN clock_timestamp() END
              WHERE (unnamed_since IS NULL) <> EXISTS (
                 SELECT 1 FROM replica
-                WHERE alive_until > clock_timestamp() AND sink.name = ANY(replica.sinks))",
-            &[],
+                WHERE alive_until > clock_timestamp() AND sink.name = ANY(replica.sinks))
+                AND EXISTS (
+                    SELECT 1 FROM replica WHERE id = $1 AND alive_until > clock_timestamp())",
+            &[&me],
         )
         .await?;
     session
         .execute(
-            "DELETE FROM sink WHERE unnamed_since < clock_timestamp() - $1 * interval '1 second'",
-            &[&FORGET_SINKS_AFTER],
+            "DELETE FROM sink WHERE unnamed_since < clock_timestamp() - $1 * interval '1 second'
+                AND EXISTS (
+                    SELECT 1 FROM replica WHERE id = $2 AND alive_until > clock_timestamp())",
+            &[&FORGET_SINKS_AFTER, &me],
         )
         .await?;
     session
         .execute(
-            "DELETE FROM replica WHERE alive_until < clock_timestamp() - $1 * interval '1 second'",
-            &[&FORGET_REPLICAS_AFTER],
+            "DELETE FROM replica WHERE alive_until < clock_timestamp() - $1 * interval '1 second'
+                AND id <> $2",
+            &[&FORGET_REPLICAS_AFTER, &me],
         )
         .await?;
     delivery::hear_of_sinks(shared, &mut session).await

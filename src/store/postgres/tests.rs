@@ -763,6 +763,29 @@ async fn a_sink_that_others_have_removed_is_named_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_wakes_up_takes_nobodys_sinks_for_gone() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    sql(
+        &url,
+        "INSERT INTO sink (name) VALUES ('t');
+         UPDATE replica SET alive_until = now() - interval '2 hours';
+         UPDATE sink SET unnamed_since = now() - interval '1 hour' WHERE name = 's'",
+    );
+    keeper::forget(shared(&store)).await.unwrap();
+    let known = "SELECT name, unnamed_since IS NULL FROM sink ORDER BY name";
+    assert_eq!(sql(&url, known), "s|f\nt|t");
+    // As soon as it is known to be alive, its own is named and that of others is not.
+    sql(
+        &url,
+        "UPDATE replica SET alive_until = now() + interval '2 hours'",
+    );
+    keeper::forget(shared(&store)).await.unwrap();
+    assert_eq!(sql(&url, known), "s|t\nt|f");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn whoever_waits_for_others_to_be_taken_up_does_not_blame_the_server() {
     let (options, ()) = fresh();
     let store = Store::open(&options).await.unwrap();
