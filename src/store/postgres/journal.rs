@@ -35,6 +35,8 @@ pub(super) struct Journal {
     end: i64,
     /// Events that are being committed.
     reserved: u64,
+    /// Grows whenever something that waited is forgotten.
+    dropped: u64,
     /// What the server last said of each search's journal. It outlives a lease.
     told: HashMap<i64, Told>,
     sinks: BTreeMap<Box<str>, Sink>,
@@ -101,6 +103,7 @@ impl Journal {
             limit,
             end: start,
             reserved: 0,
+            dropped: 0,
             told: HashMap::new(),
             sinks: BTreeMap::new(),
         }
@@ -294,10 +297,16 @@ impl Journal {
                 let keep = range.row != row;
                 if !keep {
                     sink.waiting -= range.count.unsigned_abs();
+                    self.dropped += 1;
                 }
                 keep
             });
         }
+    }
+
+    /// Differs once less waits without having been acknowledged.
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped
     }
 
     /// Whether events of a search wait for one of this process's sinks.

@@ -76,7 +76,16 @@ impl Shared {
 
     /// The same where no lease changes: all searches would look up.
     pub(super) fn work<A>(&self, change: impl FnOnce(&mut State) -> A) -> A {
-        let answer = change(&mut lock(&self.state));
+        let (answer, dropped) = {
+            let mut state = lock(&self.state);
+            let before = state.journal.dropped();
+            let answer = change(&mut state);
+            (answer, state.journal.dropped() != before)
+        };
+        if dropped {
+            // Sinks have a smaller backlog.
+            self.journalled.send_modify(|_| {});
+        }
         self.worked.send_replace(());
         answer
     }

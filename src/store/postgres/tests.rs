@@ -786,6 +786,20 @@ async fn whoever_wakes_up_takes_nobodys_sinks_for_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sinks_hear_of_it_when_what_waits_is_lost() {
+    let (options, ()) = fresh();
+    let store = Store::open(&options).await.unwrap();
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+    let mut journalled = store.journalled();
+    journalled.mark_unchanged();
+    shared(&store).update(|state| state.lose(held));
+    assert!(journalled.has_changed().unwrap());
+    assert_eq!(store.backlog("s").await.unwrap(), Backlog::default());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn whoever_waits_for_others_to_be_taken_up_does_not_blame_the_server() {
     let (options, ()) = fresh();
     let store = Store::open(&options).await.unwrap();
