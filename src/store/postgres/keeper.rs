@@ -238,7 +238,9 @@ async fn share_out(shared: &Shared) -> Result<(), Failure> {
         state.survey(&mut survey, &owners);
         let decision = shares::decide(&survey, me, shared.lease * 2);
         state.granted = state.keys_of(|row| decision.take.contains(&row));
-        state.give_back(decision.give_back);
+        let others = survey.replicas.iter().filter(|peer| peer.number != me);
+        let others = others.map(|peer| (peer.number, peer.share)).collect();
+        state.give_back(decision.give_back, others, &owners);
         // The first look may come before others see this replica.
         let replicas = peers.len();
         let is_seen = survey.replicas.iter().any(|peer| peer.number == me);

@@ -44,6 +44,10 @@ pub(super) struct State {
     /// When the first lease of another replica ends that has not been renewed, since the machine's
     /// start.
     pub(super) look_at: Option<Duration>,
+    /// Searches that it gave back and nobody else has taken, and who the others with their shares
+    /// were at that time.
+    unclaimed: HashSet<i64>,
+    others: Vec<(i64, usize)>,
     holds: HashMap<i64, Hold>,
     /// Leases that were not renewed in time, and of which nothing has been said yet.
     lost: usize,
@@ -77,6 +81,8 @@ impl State {
             elsewhere: HashSet::new(),
             taking: HashSet::new(),
             look_at: None,
+            unclaimed: HashSet::new(),
+            others: Vec::new(),
             holds: HashMap::new(),
             lost: 0,
             journal,
@@ -255,14 +261,34 @@ impl State {
         }
     }
 
-    /// Marks so many searches to be given back, those that are marked already among them.
-    pub(super) fn give_back(&mut self, count: usize) {
-        let marked = self.holds.values().filter(|hold| hold.unwanted).count();
-        let mut others: Vec<_> = self.holds.values_mut().filter(|it| !it.unwanted).collect();
-        fastrand::shuffle(&mut others);
-        for hold in others.into_iter().take(count.saturating_sub(marked)) {
-            hold.unwanted = true;
+    /// Marks so many searches to be given back, those that are marked already among them. Not again
+    /// one that nobody else has taken since, as long as the `others` are the same and want as many:
+    /// they may be configured differently, and nobody polls it in between.
+    pub(super) fn give_back(
+        &mut self,
+        count: usize,
+        others: Vec<(i64, usize)>,
+        owners: &HashMap<i64, Holder>,
+    ) {
+        if self.others != others {
+            self.others = others;
+            self.unclaimed.clear();
         }
+        self.unclaimed
+            .retain(|row| owners.get(row) != Some(&Holder::Another));
+        let marked = self.holds.values().filter(|hold| hold.unwanted).count();
+        let unclaimed = &self.unclaimed;
+        let wanted = |(row, hold): &(&i64, &mut Hold)| !hold.unwanted && !unclaimed.contains(row);
+        let mut wanted: Vec<_> = self.holds.iter_mut().filter(wanted).collect();
+        fastrand::shuffle(&mut wanted);
+        let given = wanted.into_iter().take(count.saturating_sub(marked));
+        let given: Vec<i64> = given
+            .map(|(row, hold)| {
+                hold.unwanted = true;
+                *row
+            })
+            .collect();
+        self.unclaimed.extend(given);
     }
 
     /// Adds the searches to a survey: those of `owners` by row, with who holds them. What is being
@@ -468,11 +494,37 @@ mod tests {
             let unwanted = leases.iter().filter(|held| state.is_unwanted(**held));
             unwanted.count()
         };
-        state.give_back(2);
+        let give_back = |state: &mut State, count| {
+            state.give_back(count, Vec::new(), &HashMap::new());
+        };
+        give_back(&mut state, 2);
         assert_eq!(unwanted(&state), 2);
-        state.give_back(3);
+        give_back(&mut state, 3);
         assert_eq!(unwanted(&state), 3);
-        state.give_back(1);
+        give_back(&mut state, 1);
         assert_eq!(unwanted(&state), 3);
+    }
+
+    #[test]
+    fn what_is_given_back_and_nobody_takes_is_not_given_back_again() {
+        let mut state = state();
+        state.hold(held(1, 1), Duration::MAX);
+        let (others, me) = (|share| vec![(7, share)], HashMap::from([(1, Holder::Me)]));
+        let retaken = |state: &mut State, epoch| {
+            assert!(state.is_unwanted(held(1, epoch - 1)));
+            state.hold(held(1, epoch), Duration::MAX);
+        };
+        state.give_back(1, others(1), &me);
+        retaken(&mut state, 2);
+        state.give_back(1, others(1), &me);
+        assert!(!state.is_unwanted(held(1, 2)));
+        // The other has been changed.
+        state.give_back(1, others(2), &me);
+        retaken(&mut state, 3);
+        // It took it, and has given it back itself.
+        let other = HashMap::from([(1, Holder::Another)]);
+        state.give_back(0, others(2), &other);
+        state.give_back(1, others(2), &me);
+        assert!(state.is_unwanted(held(1, 3)));
     }
 }
