@@ -4,10 +4,10 @@
 //! the way failed, is never used again. Everything is bounded in time, on both sides: whoever is
 //! cut off in the middle of a transaction must not keep its locks.
 
-use std::{collections::HashMap, time::Duration};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult, Timeouts};
-use tokio::task::JoinHandle;
+use tokio::{runtime::Handle, sync::Semaphore, task::JoinHandle, time::timeout};
 use tokio_postgres::{Client, Row, Statement, error::SqlState, types::ToSql};
 
 use super::{
@@ -25,6 +25,9 @@ const CONNECTIONS: usize = 8;
 /// How long anything may take, from asking for a connection to the last answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a server may take to hear that nobody waits for an answer any more.
+const CANCELLING: Duration = Duration::from_secs(5);
+
 /// Tries of something that another transaction got in the way of.
 const TRIES: u32 = 5;
 
@@ -32,7 +35,8 @@ const TRIES: u32 = 5;
 #[derive(Clone, Debug)]
 pub(super) struct Pool {
     pool: managed::Pool<Manager>,
-    begin: std::sync::Arc<str>,
+    begin: Arc<str>,
+    cancels: Arc<Semaphore>,
 }
 
 /// Opens connections.
@@ -48,6 +52,7 @@ struct Connection {
     client: Client,
     /// By their text.
     statements: HashMap<&'static str, Statement>,
+    tls: Connector,
     driver: JoinHandle<()>,
 }
 
@@ -55,7 +60,8 @@ struct Connection {
 #[derive(Debug)]
 pub(super) struct Session {
     connection: Option<Object<Manager>>,
-    begin: std::sync::Arc<str>,
+    begin: Arc<str>,
+    cancels: Arc<Semaphore>,
     under_way: bool,
     in_transaction: bool,
 }
@@ -137,6 +143,7 @@ impl Pool {
             // It fails where timeouts are given without a runtime.
             pool: pool.expect("a runtime is given"),
             begin: begin.into(),
+            cancels: Arc::new(Semaphore::new(CONNECTIONS)),
         }
     }
 
@@ -151,7 +158,8 @@ impl Pool {
         })?;
         Ok(Session {
             connection: Some(connection),
-            begin: std::sync::Arc::clone(&self.begin),
+            begin: Arc::clone(&self.begin),
+            cancels: Arc::clone(&self.cancels),
             under_way: false,
             in_transaction: false,
         })
@@ -171,7 +179,7 @@ impl managed::Manager for Manager {
     async fn create(&self) -> Result<Connection, Failure> {
         let address = Address::parse(self.url.read()?.expose())?;
         let tls = Connector::new(&address.trust).map_err(Failure::Tls)?;
-        let connected = address.config.connect(tls).await;
+        let connected = address.config.connect(tls.clone()).await;
         let (client, connection) = connected.map_err(Failure::Connect)?;
         let driver = tokio::spawn(async move {
             // Whoever asks next on the client is told why it ended.
@@ -180,6 +188,7 @@ impl managed::Manager for Manager {
         Ok(Connection {
             client,
             statements: HashMap::new(),
+            tls,
             driver,
         })
     }
@@ -194,6 +203,25 @@ impl managed::Manager for Manager {
 
 // === impl Connection ===
 
+impl Connection {
+    /// Has the server leave what nobody waits for any more, and closes the connection: one that
+    /// waits for a lock, or for a standby, does not notice that its client is gone, and would keep
+    /// one of its places for as long as that takes.
+    fn give_up(self, cancels: &Arc<Semaphore>) {
+        let turn = Arc::clone(cancels).try_acquire_owned();
+        if let (Ok(turn), Ok(runtime)) = (turn, Handle::try_current()) {
+            runtime.spawn(async move {
+                let cancel = self.client.cancel_token();
+                let told = timeout(CANCELLING, cancel.cancel_query(self.tls.clone())).await;
+                if !matches!(told, Ok(Ok(()))) {
+                    tracing::debug!("cannot tell the database that nobody waits for an answer");
+                }
+                drop((self, turn));
+            });
+        }
+    }
+}
+
 impl Drop for Connection {
     fn drop(&mut self) {
         // It would wait for a server that may be gone.
@@ -206,7 +234,7 @@ impl Drop for Connection {
 impl Session {
     /// Begins a transaction. It ends with [`Self::commit`], or in nothing.
     pub(super) async fn begin(&mut self) -> Result<(), Failure> {
-        let begin = std::sync::Arc::clone(&self.begin);
+        let begin = Arc::clone(&self.begin);
         self.batch(&begin).await?;
         self.in_transaction = true;
         Ok(())
@@ -293,7 +321,10 @@ impl Drop for Session {
         if let Some(connection) = self.connection.take()
             && (self.under_way || self.in_transaction)
         {
-            drop(Object::take(connection));
+            let connection = Object::take(connection);
+            if self.under_way {
+                connection.give_up(&self.cancels);
+            }
         }
     }
 }

@@ -537,6 +537,36 @@ async fn a_connection_whose_statements_are_gone_is_given_up() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_given_up_keeps_no_place_on_the_server() {
+    let url = server::shared().fresh();
+    open(&url, "node", LEASE).await.close().await;
+    let name = url.rsplit_once("%3D").unwrap().1;
+    let url = format!("{url}&application_name={name}");
+    let pool = Pool::new(SecretSource::Value(Secret::new(&url)), LEASE);
+    let mut other = pool.session().await.unwrap();
+    other.batch("BEGIN; LOCK TABLE search").await.unwrap();
+    let waiting = || {
+        server::shared().sql(&format!(
+            "SELECT count(*) FROM pg_stat_activity
+             WHERE application_name = '{name}' AND wait_event_type = 'Lock'"
+        ))
+    };
+    for _ in 0..3 {
+        let mut session = pool.session().await.unwrap();
+        let count = session.query("SELECT count(*) FROM search", &[]);
+        timeout(Duration::from_millis(300), count)
+            .await
+            .unwrap_err();
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while waiting() != "0" {
+        assert!(Instant::now() < deadline, "{} wait", waiting());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    other.batch("ROLLBACK").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_what_the_server_certainly_has_not_done_counts_as_not_done() {
     let url = server::shared().fresh();
     let pool = Pool::new(SecretSource::Value(Secret::new(&url)), LEASE);
