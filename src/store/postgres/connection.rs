@@ -4,11 +4,20 @@
 //! the way failed, is never used again. Everything is bounded in time, on both sides: whoever is
 //! cut off in the middle of a transaction must not keep its locks.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult, Timeouts};
+use futures_util::future::join_all;
 use tokio::{runtime::Handle, sync::Semaphore, task::JoinHandle, time::timeout};
-use tokio_postgres::{Client, Row, Statement, error::SqlState, types::ToSql};
+use tokio_postgres::{Client, Config, Row, Statement, config::Host, error::SqlState, types::ToSql};
 
 use super::{
     address::{Address, AddressError},
@@ -44,6 +53,8 @@ pub(super) struct Pool {
 struct Manager {
     /// Read again for each connection: a password may have been rotated.
     url: SecretSource,
+    /// Which of the servers is tried first.
+    first: AtomicUsize,
 }
 
 /// An open connection.
@@ -85,6 +96,9 @@ pub enum Failure {
     /// There is no connection to be had.
     #[error("cannot connect to the database")]
     Connect(#[source] tokio_postgres::Error),
+    /// A host takes a connection, and says nothing.
+    #[error("cannot connect to the database: the host has not answered in time")]
+    NoAnswer,
     /// It took too long.
     #[error("the database has not answered in time")]
     Timeout,
@@ -126,7 +140,8 @@ impl Pool {
             create: Some(PATIENCE),
             recycle: None,
         };
-        let pool = managed::Pool::builder(Manager { url })
+        let first = AtomicUsize::new(0);
+        let pool = managed::Pool::builder(Manager { url, first })
             .max_size(CONNECTIONS)
             .runtime(deadpool::Runtime::Tokio1)
             .timeouts(timeouts)
@@ -179,18 +194,24 @@ impl managed::Manager for Manager {
     async fn create(&self) -> Result<Connection, Failure> {
         let address = Address::parse(self.url.read()?.expose())?;
         let tls = Connector::new(&address.trust).map_err(Failure::Tls)?;
-        let connected = address.config.connect(tls.clone()).await;
-        let (client, connection) = connected.map_err(Failure::Connect)?;
-        let driver = tokio::spawn(async move {
-            // Whoever asks next on the client is told why it ended.
-            connection.await.ok();
-        });
-        Ok(Connection {
-            client,
-            statements: HashMap::new(),
-            tls,
-            driver,
-        })
+        let servers = join_all(address.hosts.iter().map(servers_of))
+            .await
+            .concat();
+        let first = self.first.load(Ordering::Relaxed);
+        let mut failure = Failure::NoAnswer;
+        for index in first..first + servers.len() {
+            // Whoever is in a hurry may give up before a server that hangs is passed over: the next
+            // try shall not begin with it again.
+            self.first.store(index + 1, Ordering::Relaxed);
+            match connect(&servers[index % servers.len()], &tls).await {
+                Ok(connection) => {
+                    self.first.store(index, Ordering::Relaxed);
+                    return Ok(connection);
+                }
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
     }
 
     async fn recycle(&self, connection: &mut Connection, _: &Metrics) -> RecycleResult<Failure> {
@@ -199,6 +220,41 @@ impl managed::Manager for Manager {
         }
         Ok(())
     }
+}
+
+/// The servers that bear a host's name: each of its addresses by itself, since any of them may hang.
+async fn servers_of(host: &Config) -> Vec<Config> {
+    let (Some(Host::Tcp(name)), []) = (host.get_hosts().first(), host.get_hostaddrs()) else {
+        return vec![host.clone()];
+    };
+    let found = timeout(patience_of(host), tokio::net::lookup_host((&**name, 0))).await;
+    // Where there is none, the driver says so.
+    let Ok(Ok(addresses)) = found else {
+        return vec![host.clone()];
+    };
+    let server = |address: SocketAddr| host.clone().hostaddr(address.ip()).clone();
+    addresses.map(server).collect()
+}
+
+async fn connect(server: &Config, tls: &Connector) -> Result<Connection, Failure> {
+    // The driver's own limit is one for the network alone.
+    let connected = timeout(patience_of(server), server.connect(tls.clone())).await;
+    let connected = connected.map_err(|_| Failure::NoAnswer)?;
+    let (client, connection) = connected.map_err(Failure::Connect)?;
+    let driver = tokio::spawn(async move {
+        // Whoever asks next on the client is told why it ended.
+        connection.await.ok();
+    });
+    Ok(Connection {
+        client,
+        statements: HashMap::new(),
+        tls: tls.clone(),
+        driver,
+    })
+}
+
+fn patience_of(server: &Config) -> Duration {
+    server.get_connect_timeout().copied().unwrap_or(PATIENCE)
 }
 
 // === impl Connection ===
@@ -389,6 +445,7 @@ impl Failure {
             | Self::Address(_)
             | Self::Tls(_)
             | Self::Connect(_)
+            | Self::NoAnswer
             | Self::Newer { .. }
             | Self::Encoding(_)
             | Self::NotJoined => true,

@@ -567,6 +567,35 @@ async fn what_is_given_up_keeps_no_place_on_the_server() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_hangs_is_passed_over() {
+    // The system takes the connections, and nobody ever reads from them.
+    let hangs = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let hosts = format!(
+        "127.0.0.1:{},127.0.0.1:{}",
+        hangs.local_addr().unwrap().port(),
+        server::shared().port()
+    );
+    let one = format!("127.0.0.1:{}", server::shared().port());
+    let url = server::shared().fresh().replace(&one, &hosts);
+    let pool = Pool::new(SecretSource::Value(Secret::new(&url)), LEASE);
+    // Whoever gives up before its time is over does not meet it again.
+    timeout(Duration::from_millis(300), pool.session())
+        .await
+        .unwrap_err();
+    let sessions = [pool.session().await, pool.session().await];
+    assert!(sessions.iter().all(Result::is_ok), "{sessions:?}");
+
+    let url = format!("{url}&connect_timeout=1");
+    let pool = Pool::new(SecretSource::Value(Secret::new(&url)), LEASE);
+    pool.session().await.unwrap();
+    let alone = url.replace(&format!(",{one}"), "");
+    let pool = Pool::new(SecretSource::Value(Secret::new(&alone)), LEASE);
+    let failure = pool.session().await.unwrap_err();
+    assert!(matches!(failure, Failure::NoAnswer), "{failure:?}");
+    assert!(failure.is_without_effect());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_what_the_server_certainly_has_not_done_counts_as_not_done() {
     let url = server::shared().fresh();
     let pool = Pool::new(SecretSource::Value(Secret::new(&url)), LEASE);
