@@ -14,6 +14,32 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 /// After so long without an answer to what was sent, a connection is dead.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
 
+/// Parameters of libpq that the driver does not know.
+const UNSUPPORTED: &[&str] = &[
+    "client_encoding",
+    "fallback_application_name",
+    "gssdelegation",
+    "gssencmode",
+    "gsslib",
+    "krbsrvname",
+    "passfile",
+    "replication",
+    "require_auth",
+    "requirepeer",
+    "requiressl",
+    "service",
+    "ssl_max_protocol_version",
+    "ssl_min_protocol_version",
+    "sslcert",
+    "sslcertmode",
+    "sslcompression",
+    "sslcrl",
+    "sslcrldir",
+    "sslkey",
+    "sslpassword",
+    "sslsni",
+];
+
 /// Where the server is.
 #[derive(Clone, Debug)]
 pub(super) struct Address {
@@ -48,6 +74,9 @@ pub enum AddressError {
     /// It does not say where.
     #[error("the URL of the database names no host")]
     NoHost,
+    /// What others understand, and the driver does not.
+    #[error("the URL's parameter {0} is not supported")]
+    Unsupported(&'static str),
     /// An `sslmode` that there is not.
     #[error("the URL's sslmode must be disable, prefer, require or verify-full")]
     SslMode,
@@ -78,7 +107,10 @@ impl Address {
                     roots = Some(PathBuf::from(&*path));
                 }
                 "host" | "hostaddr" | "port" => places.push(pair),
-                _ => others.push(pair),
+                _ => match UNSUPPORTED.iter().find(|unsupported| **unsupported == name) {
+                    Some(unsupported) => return Err(AddressError::Unsupported(unsupported)),
+                    None => others.push(pair),
+                },
             }
         }
         let parse = |place: &str, pairs: &[&str]| {
@@ -228,6 +260,10 @@ mod tests {
                 AddressError::Unreadable,
             ),
             ("postgres:///d?password=hunter2", AddressError::NoHost),
+            (
+                "postgres://u:hunter2@h/d?sslmode=require&sslcert=hunter2",
+                AddressError::Unsupported("sslcert"),
+            ),
             (
                 "postgres://u:hunter2@h?sslmode=verify-ca",
                 AddressError::SslMode,
