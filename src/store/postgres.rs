@@ -252,7 +252,12 @@ impl Postgres {
         let is_held = |state: &State| state.is_held(held);
         self.wait_while(|state| is_held(state) && state.journal.waits(row))
             .await;
-        self.shared.update(|state| state.journal.drop_search(row));
+        // Of somebody who has taken it up since, nothing is dropped.
+        self.shared.update(|state| {
+            if is_held(state) {
+                state.journal.drop_search(row);
+            }
+        });
         self.wait_while(|state| is_held(state) && state.journal.is_lent(row))
             .await;
         if !self.shared.look(is_held) {

@@ -290,6 +290,15 @@ impl Journal {
         }
     }
 
+    /// Forgets what is remembered of all searches but those.
+    pub(super) fn forget_unless(&mut self, is_kept: impl Fn(i64) -> bool) {
+        let rows: Vec<i64> = self.told.keys().copied().collect();
+        for row in rows.into_iter().filter(|row| !is_kept(*row)) {
+            self.told.remove(&row);
+            self.forget(row);
+        }
+    }
+
     /// Forgets what waits in the journal of a search that is no longer held.
     pub(super) fn drop_search(&mut self, row: i64) {
         for sink in self.sinks.values_mut() {

@@ -228,9 +228,11 @@ async fn share_out(shared: &Shared) -> Result<(), Failure> {
     }
     shared.update(|state| {
         // A database that was restored has fewer rows, and gives their numbers again.
-        let is_there = |(key, row): (&SearchKey, &i64)| names.get(row) == Some(&name(key));
-        if !state.wanted.iter().all(is_there) {
-            state.want_again();
+        let wanted = state.wanted.iter();
+        let others = wanted.filter(|(key, row)| names.get(row) != Some(&name(key)));
+        let others: Vec<i64> = others.map(|(_, row)| *row).collect();
+        if !others.is_empty() {
+            state.forget_rows(&others);
             shared.wake.notify_one();
         }
         state.look_at = look_at;

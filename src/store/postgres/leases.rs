@@ -112,6 +112,19 @@ impl State {
         self.wanted = wanted;
     }
 
+    /// Takes note that rows are gone, or stand for other searches than before. So may those of which
+    /// only a memory is left; what is held beside them is not concerned.
+    pub(super) fn forget_rows(&mut self, rows: &[i64]) {
+        for row in rows {
+            if let Some(epoch) = self.epoch(*row) {
+                self.come_too_late(Held { row: *row, epoch });
+            }
+        }
+        let holds = &self.holds;
+        self.journal.forget_unless(|row| holds.contains_key(&row));
+        self.want_again();
+    }
+
     /// Takes note of a lease.
     pub(super) fn hold(&mut self, held: Held, until: Duration) {
         let hold = Hold {

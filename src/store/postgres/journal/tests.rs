@@ -72,6 +72,20 @@ fn what_follows_is_one_range_and_a_batch_may_end_within_it() {
 }
 
 #[test]
+fn a_row_that_stands_for_another_search_is_delivered_from_its_beginning() {
+    let mut journal = journal(&["s"]);
+    journal.append(A, 1, 3);
+    journal.append(B, 1, 1);
+    journal.acknowledge("s", 1003, None);
+    journal.drop_search(A);
+    journal.forget_unless(|row| row == B);
+    assert_eq!(journal.next("s", 99), [range(1004, B, 1, 1)]);
+    assert!(journal.append(B, 2, 1) && !journal.append(A, 4, 1));
+    assert!(journal.adopt(held(A, 2), 4, &progress(&[("s", 0)])));
+    assert_eq!(journal.next("s", 99)[1..], [inherited(1006, A, 1, 4)]);
+}
+
+#[test]
 fn a_sink_that_others_have_named_a_while_ago_begins_where_the_server_says() {
     let mut journal = journal(&["s"]);
     journal.append(A, 1, 3);
