@@ -162,7 +162,7 @@ impl Worker {
                 }
             };
             if events.is_empty() {
-                self.recovered(&mut trouble);
+                self.recovered(&mut trouble, "nothing waits for delivery any more");
                 if order == Order::Drain {
                     left.drained = true;
                     return;
@@ -203,7 +203,7 @@ impl Worker {
             }
             drop(claim);
             match error {
-                None => self.recovered(&mut trouble),
+                None => self.recovered(&mut trouble, "delivers again"),
                 Some(error) if error.is_fatal() => return self.fail(error),
                 Some(error) => {
                     if settled > 0 {
@@ -276,12 +276,12 @@ impl Worker {
         delay.max(retry_after.unwrap_or_default().min(MAX_RETRY_AFTER))
     }
 
-    fn recovered(&self, trouble: &mut Trouble) {
+    fn recovered(&self, trouble: &mut Trouble, how: &str) {
         if let Some(since) = trouble.since {
             tracing::info!(
                 sink = &*self.name,
                 after_seconds = since.elapsed().as_secs(),
-                "delivers again"
+                "{how}"
             );
             *trouble = Trouble::default();
             self.update(|status| status.error = None);

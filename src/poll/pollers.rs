@@ -351,13 +351,16 @@ impl Pollers {
             }
         }
         let mut given_back = Vec::new();
+        // What goes on with other options stays ours in between.
+        let mut kept = HashMap::new();
         for (key, stopped) in stopping {
             // A sender that was dropped says the same: the task has ended.
             let held = stopped.await.ok().flatten();
-            if !wanted.contains_key(&key) {
+            if wanted.contains_key(&key) {
+                kept.extend(held.map(|held| (key, held)));
+            } else {
                 self.metrics.remove_search(&key);
                 self.board.remove_search(&key);
-                // What goes on with other options stays ours in between.
                 given_back.extend(held.map(|held| self.give_back(key, held)));
             }
         }
@@ -370,7 +373,8 @@ impl Pollers {
             }
             let pace = (START_PACE * started).min(spec.options.interval);
             started += 1;
-            self.start(key, client, spec, Instant::now() + pace);
+            let held = kept.remove(&key);
+            self.start(key, client, spec, held, Instant::now() + pace);
         }
     }
 
@@ -380,7 +384,14 @@ impl Pollers {
         }
     }
 
-    fn start(&mut self, key: SearchKey, client: Client, spec: Spec, first_poll: Instant) {
+    fn start(
+        &mut self,
+        key: SearchKey,
+        client: Client,
+        spec: Spec,
+        kept: Option<Held>,
+        first_poll: Instant,
+    ) {
         let stop = CancellationToken::new();
         let (ended, stopped) = tokio::sync::oneshot::channel();
         let search = Search {
@@ -404,7 +415,8 @@ impl Pollers {
         let token = stop.clone();
         let name = key.clone();
         let task = self.tasks.spawn(async move {
-            let held = search.run(token).await;
+            // One that is stopped before it has taken the search up leaves it as it found it.
+            let held = search.run(token).await.or(kept);
             // Nobody asks when all are stopped.
             ended.send(held).ok();
             name

@@ -22,6 +22,7 @@ macro_rules! suite {
             an_alert_that_left_keeps_its_ordinal,
             a_later_take_up_refuses_what_the_earlier_holder_commits,
             a_search_that_was_given_back_takes_no_commit,
+            an_earlier_holder_gives_nothing_back_of_the_later_ones,
             a_new_sink_starts_with_the_next_event,
             events_come_in_order_and_again_until_they_are_acknowledged,
             each_sink_has_its_own_cursor,
@@ -364,6 +365,17 @@ pub(super) async fn a_search_that_was_given_back_takes_no_commit(options: Option
 }
 
 // === journal and sinks ===
+
+pub(super) async fn an_earlier_holder_gives_nothing_back_of_the_later_ones(options: Options) {
+    let store = open(&options).await;
+    sinks(&store, &["s"]).await;
+    let (earlier, later) = (held(&store).await, held(&store).await);
+    store.commit(later, events(1..3), second(1)).await.unwrap();
+    store.release(earlier).await.unwrap();
+    assert_eq!(waiting(&store, "s").await, [1, 2]);
+    store.commit(later, events(3..4), second(1)).await.unwrap();
+    store.close().await;
+}
 
 pub(super) async fn a_new_sink_starts_with_the_next_event(options: Options) {
     let store = open(&options).await;

@@ -56,6 +56,10 @@ pub(super) use shared::Loan;
 /// a replica has died.
 const TAKES_AT_ONCE: usize = 4;
 
+/// How long a search waits for others to be taken up before it waits for its turn anew: no longer
+/// than its task may be silent.
+const TAKE_PATIENCE: Duration = Duration::from_secs(60);
+
 /// How long the events of a search that is given back may take to be delivered.
 const HAND_OVER: Duration = Duration::from_secs(5);
 
@@ -97,7 +101,6 @@ impl Postgres {
             node,
             journalled: watch::Sender::new(journal.end()),
             state: Mutex::new(State::new(journal)),
-            wish: Mutex::new(None),
             changed: watch::Sender::new(()),
             worked: watch::Sender::new(()),
             trouble: watch::Sender::new(None),
@@ -124,14 +127,14 @@ impl Postgres {
 
     /// Says which searches this replica would poll.
     pub(super) fn share_out(&self, keys: Vec<SearchKey>) {
-        self.shared.wish_again(keys);
+        self.shared.work(|state| state.want(keys));
         self.shared.wake.notify_one();
     }
 
-    /// Waits until this replica may take a search up.
+    /// Waits until this replica may take a search up: at once where it holds it already.
     pub(super) async fn turn(&self, key: &SearchKey) {
         let mut changed = self.shared.changed.subscribe();
-        while !self.shared.look(|state| state.granted.contains(key)) {
+        while !self.shared.look(|state| state.may_take_up(key)) {
             if changed.changed().await.is_err() {
                 std::future::pending::<()>().await;
             }
@@ -151,10 +154,13 @@ impl Postgres {
     pub(super) async fn take_up(&self, key: &SearchKey, now: Timestamp) -> Result<Loaded, Error> {
         self.check_open()?;
         let _taking = Taking::new(&self.shared, key);
+        // Others that are before it say nothing of the server.
+        let Ok(turn) = timeout(TAKE_PATIENCE, self.shared.takes.acquire()).await else {
+            self.shared.wake.notify_one();
+            return Err(Error::HeldElsewhere);
+        };
+        let _turn = turn.map_err(|_| Error::Closed)?;
         let taken = bounded(async {
-            let Ok(_turn) = self.shared.takes.acquire().await else {
-                return Err(Failure::Closed);
-            };
             let mut tries = Tries::default();
             loop {
                 match self.try_take_up(key, now).await {
@@ -166,6 +172,9 @@ impl Postgres {
         match taken.await {
             Ok(Some(loaded)) => Ok(loaded),
             Ok(None) => {
+                // What was held until now, the server says otherwise of.
+                self.shared
+                    .update(|state| state.lease_on(key).map(|held| state.lose(held)));
                 self.shared.wake.notify_one();
                 Err(Error::HeldElsewhere)
             }
@@ -244,7 +253,12 @@ impl Postgres {
         let is_held = |state: &State| state.is_held(held);
         self.wait_while(|state| is_held(state) && state.journal.waits(row))
             .await;
-        self.shared.update(|state| state.journal.drop_search(row));
+        // Of somebody who has taken it up since, nothing is dropped.
+        self.shared.update(|state| {
+            if is_held(state) {
+                state.journal.drop_search(row);
+            }
+        });
         self.wait_while(|state| is_held(state) && state.journal.is_lent(row))
             .await;
         if !self.shared.look(is_held) {

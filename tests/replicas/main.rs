@@ -14,6 +14,7 @@ mod database;
 mod exporter;
 #[path = "../support/postgres.rs"]
 mod postgres;
+mod reload;
 mod shares;
 mod survive;
 

@@ -2,7 +2,10 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use tokio_postgres::config::{SslMode, TargetSessionAttrs};
+use tokio_postgres::{
+    Config,
+    config::{Host, SslMode, TargetSessionAttrs},
+};
 
 /// What a URL without a limit of its own waits for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -11,11 +14,38 @@ const KEEPALIVE: Duration = Duration::from_secs(15);
 /// After so long without an answer to what was sent, a connection is dead.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
 
+/// Parameters of libpq that the driver does not know.
+const UNSUPPORTED: &[&str] = &[
+    "client_encoding",
+    "fallback_application_name",
+    "gssdelegation",
+    "gssencmode",
+    "gsslib",
+    "krbsrvname",
+    "passfile",
+    "replication",
+    "require_auth",
+    "requirepeer",
+    "requiressl",
+    "service",
+    "ssl_max_protocol_version",
+    "ssl_min_protocol_version",
+    "sslcert",
+    "sslcertmode",
+    "sslcompression",
+    "sslcrl",
+    "sslcrldir",
+    "sslkey",
+    "sslpassword",
+    "sslsni",
+];
+
 /// Where the server is.
 #[derive(Clone, Debug)]
 pub(super) struct Address {
-    /// What the driver needs. Its `Debug` leaves the password out.
-    pub(super) config: tokio_postgres::Config,
+    /// What the driver needs for each of the hosts, of which one can be written to. Its `Debug`
+    /// leaves the password out.
+    pub(super) hosts: Vec<Config>,
     /// Whose certificate is believed.
     pub(super) trust: Trust,
 }
@@ -44,6 +74,9 @@ pub enum AddressError {
     /// It does not say where.
     #[error("the URL of the database names no host")]
     NoHost,
+    /// What others understand, and the driver does not.
+    #[error("the URL's parameter {0} is not supported")]
+    Unsupported(&'static str),
     /// An `sslmode` that there is not.
     #[error("the URL's sslmode must be disable, prefer, require or verify-full")]
     SslMode,
@@ -62,24 +95,34 @@ impl Address {
             return Err(AddressError::Unreadable);
         }
         let (place, query) = url.split_once('?').unwrap_or((url, ""));
-        let (mut mode, mut roots, mut others) = (None, None, Vec::new());
+        let (mut mode, mut roots) = (None, None);
+        let (mut places, mut others) = (Vec::new(), Vec::new());
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
-            match pair.split_once('=') {
-                Some(("sslmode", value)) => mode = Some(value),
-                Some(("sslrootcert", value)) => {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            match name {
+                "sslmode" => mode = Some(value),
+                "sslrootcert" => {
                     let path = percent_encoding::percent_decode_str(value).decode_utf8();
                     let path = path.map_err(|_| AddressError::Unreadable)?;
                     roots = Some(PathBuf::from(&*path));
                 }
-                _ => others.push(pair),
+                "host" | "hostaddr" | "port" => places.push(pair),
+                _ => match UNSUPPORTED.iter().find(|unsupported| **unsupported == name) {
+                    Some(unsupported) => return Err(AddressError::Unsupported(unsupported)),
+                    None => others.push(pair),
+                },
             }
         }
-        let rest = format!("{place}?{}", others.join("&"));
-        let parsed = rest.trim_end_matches('?').parse();
-        let mut config: tokio_postgres::Config = parsed.map_err(|_| AddressError::Unreadable)?;
-        if config.get_hosts().is_empty() {
+        let parse = |place: &str, pairs: &[&str]| {
+            let url = format!("{place}?{}", pairs.join("&"));
+            let parsed = url.trim_end_matches('?').parse::<Config>();
+            parsed.map_err(|_| AddressError::Unreadable)
+        };
+        let all = parse(place, &[&others[..], &places].concat())?;
+        if all.get_hosts().is_empty() {
             return Err(AddressError::NoHost);
         }
+        let mut config = parse(&without_hosts(place), &others)?;
         let (mode, trust) = match mode.unwrap_or("prefer") {
             "disable" => (SslMode::Disable, Trust::Anybody),
             "prefer" => (SslMode::Prefer, Trust::Anybody),
@@ -107,8 +150,39 @@ impl Address {
         if config.get_application_name().is_none() {
             config.application_name(env!("CARGO_PKG_NAME"));
         }
-        Ok(Self { config, trust })
+        Ok(Self {
+            hosts: one_by_one(&config, &all),
+            trust,
+        })
     }
+}
+
+/// The part of a URL before its parameters, without what stands between the user and the database.
+fn without_hosts(place: &str) -> String {
+    let (scheme, rest) = place.split_once("://").unwrap_or((place, ""));
+    let (user, rest) = rest.split_at(rest.find('@').map_or(0, |at| at + 1));
+    let (_, database) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+    format!("{scheme}://{user}{database}")
+}
+
+/// The same for each of the hosts.
+fn one_by_one(config: &Config, hosts: &Config) -> Vec<Config> {
+    let ports = hosts.get_ports();
+    let host = |(index, host): (usize, &Host)| {
+        let mut config = config.clone();
+        match host {
+            Host::Tcp(name) => config.host(name),
+            Host::Unix(path) => config.host_path(path),
+        };
+        if let Some(address) = hosts.get_hostaddrs().get(index) {
+            config.hostaddr(*address);
+        }
+        if let Some(port) = ports.get(index).or(ports.first()) {
+            config.port(*port);
+        }
+        config
+    };
+    hosts.get_hosts().iter().enumerate().map(host).collect()
 }
 
 #[cfg(test)]
@@ -123,7 +197,7 @@ mod tests {
     fn the_mode_says_how_much_of_tls_is_asked_for() {
         let modes = ["disable", "prefer", "require", "verify-full"];
         let parsed = modes.map(|mode| parse(&format!("postgres://u@h/d?sslmode={mode}")));
-        let modes = parsed.each_ref().map(|it| it.config.get_ssl_mode());
+        let modes = parsed.each_ref().map(|it| it.hosts[0].get_ssl_mode());
         let expected = [
             SslMode::Disable,
             SslMode::Prefer,
@@ -138,18 +212,41 @@ mod tests {
         );
         let roots = Some("/a b.pem".into());
         assert_eq!(own.trust, Trust::Verified { roots });
-        let timeout = own.config.get_connect_timeout();
+        let timeout = own.hosts[0].get_connect_timeout();
         assert_eq!(timeout, Some(&Duration::from_secs(9)));
-        assert_eq!(parse("postgres://h").config.get_ssl_mode(), SslMode::Prefer);
+        assert_eq!(
+            parse("postgres://h").hosts[0].get_ssl_mode(),
+            SslMode::Prefer
+        );
     }
 
     #[test]
     fn several_hosts_are_tried_for_the_one_that_can_be_written_to() {
-        let several = parse("postgres://u:p@a:1,b:2/d?application_name=mine");
-        assert_eq!(several.config.get_hosts().len(), 2);
-        assert_eq!(several.config.get_application_name(), Some("mine"));
-        let attributes = several.config.get_target_session_attrs();
-        assert_eq!(attributes, TargetSessionAttrs::ReadWrite);
+        let tcp = |name: &str| Host::Tcp(name.to_owned());
+        let several = parse("postgres://u:p%40@a:1,b:2,c/d?application_name=mine");
+        let hosts = several.hosts.iter();
+        let places: Vec<_> = hosts.map(|it| (it.get_hosts(), it.get_ports())).collect();
+        let expected = [(tcp("a"), 1), (tcp("b"), 2), (tcp("c"), 5432)];
+        for ((hosts, ports), (host, port)) in places.into_iter().zip(expected) {
+            assert_eq!((hosts, ports), (&[host][..], &[port][..]));
+        }
+        assert_eq!(several.hosts.len(), 3);
+        for host in &several.hosts {
+            assert_eq!(host.get_user(), Some("u"));
+            assert_eq!(host.get_password(), Some(&b"p@"[..]));
+            assert_eq!(host.get_dbname(), Some("d"));
+            assert_eq!(host.get_application_name(), Some("mine"));
+            let attributes = host.get_target_session_attrs();
+            assert_eq!(attributes, TargetSessionAttrs::ReadWrite);
+        }
+        let by_parameters = "postgres://a,b/d?hostaddr=10.0.0.1,10.0.0.2";
+        let hosts = parse(by_parameters).hosts;
+        assert_eq!(hosts[1].get_hosts(), [tcp("b")]);
+        let address: std::net::IpAddr = "10.0.0.2".parse().unwrap();
+        assert_eq!(hosts[1].get_hostaddrs(), [address]);
+        let socket = &parse("postgres:///d?host=/run/pg&port=7").hosts[0];
+        assert_eq!(socket.get_hosts(), [Host::Unix("/run/pg".into())]);
+        assert_eq!(socket.get_ports(), [7]);
     }
 
     #[test]
@@ -163,6 +260,10 @@ mod tests {
                 AddressError::Unreadable,
             ),
             ("postgres:///d?password=hunter2", AddressError::NoHost),
+            (
+                "postgres://u:hunter2@h/d?sslmode=require&sslcert=hunter2",
+                AddressError::Unsupported("sslcert"),
+            ),
             (
                 "postgres://u:hunter2@h?sslmode=verify-ca",
                 AddressError::SslMode,

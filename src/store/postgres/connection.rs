@@ -4,11 +4,20 @@
 //! the way failed, is never used again. Everything is bounded in time, on both sides: whoever is
 //! cut off in the middle of a transaction must not keep its locks.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult, Timeouts};
-use tokio::task::JoinHandle;
-use tokio_postgres::{Client, Row, Statement, error::SqlState, types::ToSql};
+use futures_util::future::join_all;
+use tokio::{runtime::Handle, sync::Semaphore, task::JoinHandle, time::timeout};
+use tokio_postgres::{Client, Config, Row, Statement, config::Host, error::SqlState, types::ToSql};
 
 use super::{
     address::{Address, AddressError},
@@ -25,6 +34,9 @@ const CONNECTIONS: usize = 8;
 /// How long anything may take, from asking for a connection to the last answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
+/// How long a server may take to hear that nobody waits for an answer any more.
+const CANCELLING: Duration = Duration::from_secs(5);
+
 /// Tries of something that another transaction got in the way of.
 const TRIES: u32 = 5;
 
@@ -32,7 +44,8 @@ const TRIES: u32 = 5;
 #[derive(Clone, Debug)]
 pub(crate) struct Pool {
     pool: managed::Pool<Manager>,
-    begin: std::sync::Arc<str>,
+    begin: Arc<str>,
+    cancels: Arc<Semaphore>,
 }
 
 /// Opens connections.
@@ -40,6 +53,8 @@ pub(crate) struct Pool {
 struct Manager {
     /// Read again for each connection: a password may have been rotated.
     url: SecretSource,
+    /// Which of the servers is tried first.
+    first: AtomicUsize,
 }
 
 /// An open connection.
@@ -48,6 +63,7 @@ struct Connection {
     client: Client,
     /// By their text.
     statements: HashMap<&'static str, Statement>,
+    tls: Connector,
     driver: JoinHandle<()>,
 }
 
@@ -55,7 +71,8 @@ struct Connection {
 #[derive(Debug)]
 pub(crate) struct Session {
     connection: Option<Object<Manager>>,
-    begin: std::sync::Arc<str>,
+    begin: Arc<str>,
+    cancels: Arc<Semaphore>,
     under_way: bool,
     in_transaction: bool,
 }
@@ -79,6 +96,9 @@ pub enum Failure {
     /// There is no connection to be had.
     #[error("cannot connect to the database")]
     Connect(#[source] tokio_postgres::Error),
+    /// A host takes a connection, and says nothing.
+    #[error("cannot connect to the database: the host has not answered in time")]
+    NoAnswer,
     /// It took too long.
     #[error("the database has not answered in time")]
     Timeout,
@@ -120,7 +140,8 @@ impl Pool {
             create: Some(PATIENCE),
             recycle: None,
         };
-        let pool = managed::Pool::builder(Manager { url })
+        let first = AtomicUsize::new(0);
+        let pool = managed::Pool::builder(Manager { url, first })
             .max_size(CONNECTIONS)
             .runtime(deadpool::Runtime::Tokio1)
             .timeouts(timeouts)
@@ -137,6 +158,7 @@ impl Pool {
             // It fails where timeouts are given without a runtime.
             pool: pool.expect("a runtime is given"),
             begin: begin.into(),
+            cancels: Arc::new(Semaphore::new(CONNECTIONS)),
         }
     }
 
@@ -151,7 +173,8 @@ impl Pool {
         })?;
         Ok(Session {
             connection: Some(connection),
-            begin: std::sync::Arc::clone(&self.begin),
+            begin: Arc::clone(&self.begin),
+            cancels: Arc::clone(&self.cancels),
             under_way: false,
             in_transaction: false,
         })
@@ -171,17 +194,24 @@ impl managed::Manager for Manager {
     async fn create(&self) -> Result<Connection, Failure> {
         let address = Address::parse(self.url.read()?.expose())?;
         let tls = Connector::new(&address.trust).map_err(Failure::Tls)?;
-        let connected = address.config.connect(tls).await;
-        let (client, connection) = connected.map_err(Failure::Connect)?;
-        let driver = tokio::spawn(async move {
-            // Whoever asks next on the client is told why it ended.
-            connection.await.ok();
-        });
-        Ok(Connection {
-            client,
-            statements: HashMap::new(),
-            driver,
-        })
+        let servers = join_all(address.hosts.iter().map(servers_of))
+            .await
+            .concat();
+        let first = self.first.load(Ordering::Relaxed);
+        let mut failure = Failure::NoAnswer;
+        for index in first..first + servers.len() {
+            // Whoever is in a hurry may give up before a server that hangs is passed over: the next
+            // try shall not begin with it again.
+            self.first.store(index + 1, Ordering::Relaxed);
+            match connect(&servers[index % servers.len()], &tls).await {
+                Ok(connection) => {
+                    self.first.store(index, Ordering::Relaxed);
+                    return Ok(connection);
+                }
+                Err(error) => failure = error,
+            }
+        }
+        Err(failure)
     }
 
     async fn recycle(&self, connection: &mut Connection, _: &Metrics) -> RecycleResult<Failure> {
@@ -192,7 +222,61 @@ impl managed::Manager for Manager {
     }
 }
 
+/// The servers that bear a host's name: each of its addresses by itself, since any of them may hang.
+async fn servers_of(host: &Config) -> Vec<Config> {
+    let (Some(Host::Tcp(name)), []) = (host.get_hosts().first(), host.get_hostaddrs()) else {
+        return vec![host.clone()];
+    };
+    let found = timeout(patience_of(host), tokio::net::lookup_host((&**name, 0))).await;
+    // Where there is none, the driver says so.
+    let Ok(Ok(addresses)) = found else {
+        return vec![host.clone()];
+    };
+    let server = |address: SocketAddr| host.clone().hostaddr(address.ip()).clone();
+    addresses.map(server).collect()
+}
+
+async fn connect(server: &Config, tls: &Connector) -> Result<Connection, Failure> {
+    // The driver's own limit is one for the network alone.
+    let connected = timeout(patience_of(server), server.connect(tls.clone())).await;
+    let connected = connected.map_err(|_| Failure::NoAnswer)?;
+    let (client, connection) = connected.map_err(Failure::Connect)?;
+    let driver = tokio::spawn(async move {
+        // Whoever asks next on the client is told why it ended.
+        connection.await.ok();
+    });
+    Ok(Connection {
+        client,
+        statements: HashMap::new(),
+        tls: tls.clone(),
+        driver,
+    })
+}
+
+fn patience_of(server: &Config) -> Duration {
+    server.get_connect_timeout().copied().unwrap_or(PATIENCE)
+}
+
 // === impl Connection ===
+
+impl Connection {
+    /// Has the server leave what nobody waits for any more, and closes the connection: one that
+    /// waits for a lock, or for a standby, does not notice that its client is gone, and would keep
+    /// one of its places for as long as that takes.
+    fn give_up(self, cancels: &Arc<Semaphore>) {
+        let turn = Arc::clone(cancels).try_acquire_owned();
+        if let (Ok(turn), Ok(runtime)) = (turn, Handle::try_current()) {
+            runtime.spawn(async move {
+                let cancel = self.client.cancel_token();
+                let told = timeout(CANCELLING, cancel.cancel_query(self.tls.clone())).await;
+                if !matches!(told, Ok(Ok(()))) {
+                    tracing::debug!("cannot tell the database that nobody waits for an answer");
+                }
+                drop((self, turn));
+            });
+        }
+    }
+}
 
 impl Drop for Connection {
     fn drop(&mut self) {
@@ -206,7 +290,7 @@ impl Drop for Connection {
 impl Session {
     /// Begins a transaction. It ends with [`Self::commit`], or in nothing.
     pub(super) async fn begin(&mut self) -> Result<(), Failure> {
-        let begin = std::sync::Arc::clone(&self.begin);
+        let begin = Arc::clone(&self.begin);
         self.batch(&begin).await?;
         self.in_transaction = true;
         Ok(())
@@ -293,7 +377,10 @@ impl Drop for Session {
         if let Some(connection) = self.connection.take()
             && (self.under_way || self.in_transaction)
         {
-            drop(Object::take(connection));
+            let connection = Object::take(connection);
+            if self.under_way {
+                connection.give_up(&self.cancels);
+            }
         }
     }
 }
@@ -358,6 +445,7 @@ impl Failure {
             | Self::Address(_)
             | Self::Tls(_)
             | Self::Connect(_)
+            | Self::NoAnswer
             | Self::Newer { .. }
             | Self::Encoding(_)
             | Self::NotJoined => true,

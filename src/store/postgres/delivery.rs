@@ -9,7 +9,7 @@ use uuid::Uuid;
 use super::{
     Shared,
     connection::{Failure, Session, Tries},
-    journal::Range,
+    journal::{Position, Range},
     leases::State,
     time::Time,
 };
@@ -125,24 +125,63 @@ async fn try_name_sinks(
     session.commit().await
 }
 
-/// Takes note of all sinks there are.
-pub(super) async fn learn_sinks(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
-    let rows = session.query("SELECT name FROM sink", &[]).await?;
-    let mut all: Vec<String> = rows
-        .iter()
-        .map(|row| row.try_get(0))
-        .collect::<Result<_, _>>()?;
-    shared.update(|state| {
-        let own = state.sinks.clone().unwrap_or_default();
-        all.extend(
-            own.iter()
-                .filter(|name| !all.contains(name))
-                .cloned()
-                .collect::<Vec<_>>(),
-        );
-        state.journal.set_sinks(&own, &all);
-    });
-    Ok(())
+/// Takes note of all sinks there are, as long as nobody says which this replica has.
+pub(super) async fn hear_of_sinks(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
+    let _turn = shared.naming.lock().await;
+    learn_sinks(shared, session).await
+}
+
+async fn learn_sinks(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
+    loop {
+        let rows = session.query("SELECT name FROM sink", &[]).await?;
+        let all: Vec<String> = rows
+            .iter()
+            .map(|row| row.try_get(0))
+            .collect::<Result<_, _>>()?;
+        let (new, leases) = shared.look(|state| {
+            let new = all.iter().filter(|name| !state.journal.knows(name));
+            (new.cloned().collect::<Vec<_>>(), state.leases())
+        });
+        let positions = if new.is_empty() {
+            Vec::new()
+        } else {
+            positions(session, &new, &leases).await?
+        };
+        let (done, end) = shared.update(|state| {
+            let done = state.learn_sinks(all, &leases, &positions);
+            (done, state.journal.end())
+        });
+        if done {
+            shared.tell_sinks(end);
+            return Ok(());
+        }
+    }
+}
+
+/// How far some sinks have come in the journals of the searches that are held.
+async fn positions(
+    session: &mut Session,
+    sinks: &[String],
+    leases: &[Held],
+) -> Result<Vec<Position>, Failure> {
+    let rows: Vec<i64> = leases.iter().map(|held| held.row).collect();
+    let rows = session
+        .query(
+            "SELECT sink.name, held.id, coalesce(progress.position, 0)
+             FROM sink CROSS JOIN unnest($2::bigint[]) AS held (id)
+             LEFT JOIN progress ON progress.sink = sink.name AND progress.search_id = held.id
+             WHERE sink.name = ANY($1)",
+            &[&sinks, &rows],
+        )
+        .await?;
+    let position = |row: &tokio_postgres::Row| {
+        Ok(Position {
+            sink: row.try_get(0)?,
+            row: row.try_get(1)?,
+            position: row.try_get(2)?,
+        })
+    };
+    rows.iter().map(position).collect()
 }
 
 /// How far each sink has come in the journal of a search.

@@ -35,9 +35,19 @@ pub(super) struct Journal {
     end: i64,
     /// Events that are being committed.
     reserved: u64,
+    /// Grows whenever something that waited is forgotten.
+    dropped: u64,
     /// What the server last said of each search's journal. It outlives a lease.
     told: HashMap<i64, Told>,
     sinks: BTreeMap<Box<str>, Sink>,
+}
+
+/// How far a sink has come in the journal of a search, as the server has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Position {
+    pub(super) sink: String,
+    pub(super) row: i64,
+    pub(super) position: i64,
 }
 
 /// What the server last said of a search's journal.
@@ -93,6 +103,7 @@ impl Journal {
             limit,
             end: start,
             reserved: 0,
+            dropped: 0,
             told: HashMap::new(),
             sinks: BTreeMap::new(),
         }
@@ -107,19 +118,47 @@ impl Journal {
         self.end
     }
 
-    /// Takes note of which sinks there are, `own` ones and those of others. Those that are new
-    /// begin with the next event.
-    pub(super) fn set_sinks(&mut self, own: &[String], all: &[String]) {
+    /// Takes note of which sinks there are, `own` ones and those of others. For those that are new
+    /// here waits what is journalled behind their `positions` in the searches that are held: others
+    /// may have named them a while ago.
+    pub(super) fn set_sinks(&mut self, own: &[String], all: &[String], positions: &[Position]) {
         self.sinks
             .retain(|name, _| all.iter().any(|known| **known == **name));
         for name in all {
-            let sink = self.sinks.entry(name.as_str().into());
-            let sink = sink.or_insert_with(|| Sink {
-                place: self.end,
-                ..Sink::default()
-            });
-            sink.own = own.contains(name);
+            if !self.knows(name) {
+                self.add_sink(name, positions);
+            }
+            if let Some(sink) = self.sinks.get_mut(name.as_str()) {
+                sink.own = own.contains(name);
+            }
         }
+    }
+
+    fn add_sink(&mut self, name: &str, positions: &[Position]) {
+        let mut sink = Sink {
+            place: self.end,
+            ..Sink::default()
+        };
+        for position in positions.iter().filter(|it| it.sink == name) {
+            let Some(told) = self.told.get(&position.row) else {
+                continue;
+            };
+            let count = (told.end - position.position).max(0);
+            sink.delivered.insert(position.row, position.position);
+            sink.push(Range {
+                place: self.end + 1,
+                row: position.row,
+                first: position.position + 1,
+                count,
+                inherited: true,
+            });
+            self.end += count;
+        }
+        self.sinks.insert(name.into(), sink);
+    }
+
+    pub(super) fn knows(&self, sink: &str) -> bool {
+        self.sinks.contains_key(sink)
     }
 
     /// Sets a sink's mark as the server has it.
@@ -251,6 +290,15 @@ impl Journal {
         }
     }
 
+    /// Forgets what is remembered of all searches but those.
+    pub(super) fn forget_unless(&mut self, is_kept: impl Fn(i64) -> bool) {
+        let rows: Vec<i64> = self.told.keys().copied().collect();
+        for row in rows.into_iter().filter(|row| !is_kept(*row)) {
+            self.told.remove(&row);
+            self.forget(row);
+        }
+    }
+
     /// Forgets what waits in the journal of a search that is no longer held.
     pub(super) fn drop_search(&mut self, row: i64) {
         for sink in self.sinks.values_mut() {
@@ -258,10 +306,16 @@ impl Journal {
                 let keep = range.row != row;
                 if !keep {
                     sink.waiting -= range.count.unsigned_abs();
+                    self.dropped += 1;
                 }
                 keep
             });
         }
+    }
+
+    /// Differs once less waits without having been acknowledged.
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped
     }
 
     /// Whether events of a search wait for one of this process's sinks.

@@ -2,7 +2,10 @@
 //!
 //! Two loops, so that nothing is renewed late because something else takes long.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use tokio::time::timeout;
 
@@ -10,6 +13,7 @@ use super::{
     Shared,
     connection::{Failure, PATIENCE, Session, Tries},
     delivery,
+    leases::State,
     shares::{self, Holder, Peer, Survey},
 };
 use crate::{clock, identity::SearchKey, store::Held};
@@ -72,14 +76,17 @@ pub(super) async fn keep(shared: &Shared) {
     }
 }
 
-/// Registers the replica.
+/// Registers the replica under a number of its own. It is drawn: one that was counted would be given
+/// again by a database that was restored, and two that take each other's leases for their own would
+/// both poll and deliver.
 pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
     let mut session = shared.pool.session().await?;
     let sinks = shared.look(|state| state.sinks.clone());
     let rows = session
         .query(
-            "INSERT INTO replica (node, alive_until, sinks)
-             VALUES ($1, clock_timestamp() + $2 * interval '1 second', $3) RETURNING id",
+            "INSERT INTO replica (id, node, alive_until, sinks)
+             VALUES (trunc(random() * 9007199254740992)::bigint, $1,
+                clock_timestamp() + $2 * interval '1 second', $3) RETURNING id",
             &[
                 &shared.node,
                 &shared.lease_seconds(),
@@ -95,6 +102,8 @@ pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
         // What was held belonged to the number before.
         state.lose_all();
         state.replica = Some(number);
+        // A server that has forgotten the replica may have forgotten its searches.
+        state.want_again();
     });
     // They may have been forgotten together with the replica.
     delivery::set_sinks_again(shared, &mut session).await
@@ -164,7 +173,7 @@ async fn share_out(shared: &Shared) -> Result<(), Failure> {
     let mut session = shared.pool.session().await?;
     want(shared, &mut session).await?;
     let (me, rows) = shared.look(|state| {
-        let rows: Vec<i64> = state.wanted.keys().copied().collect();
+        let rows: Vec<i64> = state.wanted.values().copied().collect();
         (state.replica, rows)
     });
     let me = me.ok_or(Failure::NotJoined)?;
@@ -191,15 +200,19 @@ async fn share_out(shared: &Shared) -> Result<(), Failure> {
     let told = session
         .query(
             "SELECT id, owner, lease_until > clock_timestamp(),
-                extract(epoch FROM clock_timestamp() - lease_until)::float8
+                extract(epoch FROM clock_timestamp() - lease_until)::float8,
+                account, tenant_id, name
              FROM search WHERE id = ANY($1)",
             &[&rows],
         )
         .await?;
     let now = clock::since_boot();
     let mut look_at: Option<Duration> = None;
-    let mut owners = Vec::with_capacity(told.len());
+    let mut owners = HashMap::with_capacity(told.len());
+    let mut names: HashMap<i64, Name<'_>> = HashMap::with_capacity(told.len());
     for row in &told {
+        let name = (row.try_get(4)?, row.try_get(5)?, row.try_get(6)?);
+        names.insert(row.try_get(0)?, name);
         let (owner, leased): (Option<i64>, bool) = (row.try_get(1)?, row.try_get(2)?);
         let free_for: f64 = row.try_get(3)?;
         let holder = match owner {
@@ -211,18 +224,25 @@ async fn share_out(shared: &Shared) -> Result<(), Failure> {
             }
             _ => Holder::Nobody(Duration::try_from_secs_f64(free_for).unwrap_or_default()),
         };
-        owners.push((row.try_get(0)?, holder));
+        owners.insert(row.try_get(0)?, holder);
     }
     shared.update(|state| {
+        // A database that was restored has fewer rows, and gives their numbers again.
+        let wanted = state.wanted.iter();
+        let others = wanted.filter(|(key, row)| names.get(row) != Some(&name(key)));
+        let others: Vec<i64> = others.map(|(_, row)| *row).collect();
+        if !others.is_empty() {
+            state.forget_rows(&others);
+            shared.wake.notify_one();
+        }
         state.look_at = look_at;
-        let elsewhere = owners.iter().filter(|(_, it)| *it == Holder::Another);
-        let elsewhere = elsewhere.filter_map(|(row, _)| state.wanted.get(row));
-        state.elsewhere = elsewhere.cloned().collect();
-        state.survey(&mut survey, owners);
+        state.elsewhere = state.keys_of(|row| owners.get(&row) == Some(&Holder::Another));
+        state.survey(&mut survey, &owners);
         let decision = shares::decide(&survey, me, shared.lease * 2);
-        let keys = decision.take.iter().filter_map(|row| state.wanted.get(row));
-        state.granted = keys.cloned().collect();
-        state.give_back(decision.give_back);
+        state.granted = state.keys_of(|row| decision.take.contains(&row));
+        let others = survey.replicas.iter().filter(|peer| peer.number != me);
+        let others = others.map(|peer| (peer.number, peer.share)).collect();
+        state.give_back(decision.give_back, others, &owners);
         // The first look may come before others see this replica.
         let replicas = peers.len();
         let is_seen = survey.replicas.iter().any(|peer| peer.number == me);
@@ -240,38 +260,32 @@ async fn share_out(shared: &Shared) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Finds the rows of the searches that this replica would poll, where they have changed.
+/// Finds the rows of the searches that this replica would poll, where that is wished.
 async fn want(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
-    let Some(keys) = shared.take_wish() else {
+    let Some((wish, keys)) = shared.look(State::wish) else {
         return Ok(());
     };
-    let done = async {
-        super::alerts::create(session, &keys, clock::now()).await?;
-        let rows = session
-            .query("SELECT id, account, tenant_id, name FROM search", &[])
-            .await?;
-        let mut known = std::collections::HashMap::with_capacity(rows.len());
-        for row in &rows {
-            let id: i64 = row.try_get(0)?;
-            let name: (&str, &str, &str) = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
-            known.insert(name, id);
-        }
-        let row = |key: &SearchKey| {
-            let name = (&*key.account, &*key.tenant.id, &*key.search);
-            Some((*known.get(&name)?, key.clone()))
-        };
-        Ok(keys.iter().filter_map(row).collect())
-    };
-    match done.await {
-        Ok(wanted) => {
-            shared.update(|state| state.wanted = wanted);
-            Ok(())
-        }
-        Err(failure) => {
-            shared.wish_again(keys);
-            Err(failure)
-        }
+    super::alerts::create(session, &keys, clock::now()).await?;
+    let rows = session
+        .query("SELECT id, account, tenant_id, name FROM search", &[])
+        .await?;
+    let mut known = HashMap::with_capacity(rows.len());
+    for row in &rows {
+        let id: i64 = row.try_get(0)?;
+        let name: Name<'_> = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
+        known.insert(name, id);
     }
+    let row = |key: &SearchKey| Some((key.clone(), *known.get(&name(key))?));
+    let wanted = keys.iter().filter_map(row).collect();
+    shared.update(|state| state.fulfil(wish, wanted));
+    Ok(())
+}
+
+/// The account, the tenant and the search: what a row is known by.
+type Name<'a> = (&'a str, &'a str, &'a str);
+
+fn name(key: &SearchKey) -> Name<'_> {
+    (&key.account, &key.tenant.id, &key.search)
 }
 
 /// Tells the server what it has not heard of, removes what is delivered, and forgets sinks and
@@ -304,7 +318,10 @@ pub(super) async fn tidy(shared: &Shared) {
     }
 }
 
-async fn forget(shared: &Shared) -> Result<(), Failure> {
+/// Forgets sinks that nobody names and replicas that are gone, as long as the server takes this one
+/// for alive: whoever has slept would take its own sinks, and those of others, for gone.
+pub(super) async fn forget(shared: &Shared) -> Result<(), Failure> {
+    let me = shared.number()?;
     let mut session = shared.pool.session().await?;
     session
         .execute(
@@ -312,23 +329,28 @@ async fn forget(shared: &Shared) -> Result<(), Failure> {
                 THEN clock_timestamp() END
              WHERE (unnamed_since IS NULL) <> EXISTS (
                 SELECT 1 FROM replica
-                WHERE alive_until > clock_timestamp() AND sink.name = ANY(replica.sinks))",
-            &[],
+                WHERE alive_until > clock_timestamp() AND sink.name = ANY(replica.sinks))
+                AND EXISTS (
+                    SELECT 1 FROM replica WHERE id = $1 AND alive_until > clock_timestamp())",
+            &[&me],
         )
         .await?;
     session
         .execute(
-            "DELETE FROM sink WHERE unnamed_since < clock_timestamp() - $1 * interval '1 second'",
-            &[&FORGET_SINKS_AFTER],
+            "DELETE FROM sink WHERE unnamed_since < clock_timestamp() - $1 * interval '1 second'
+                AND EXISTS (
+                    SELECT 1 FROM replica WHERE id = $2 AND alive_until > clock_timestamp())",
+            &[&FORGET_SINKS_AFTER, &me],
         )
         .await?;
     session
         .execute(
-            "DELETE FROM replica WHERE alive_until < clock_timestamp() - $1 * interval '1 second'",
-            &[&FORGET_REPLICAS_AFTER],
+            "DELETE FROM replica WHERE alive_until < clock_timestamp() - $1 * interval '1 second'
+                AND id <> $2",
+            &[&FORGET_REPLICAS_AFTER, &me],
         )
         .await?;
-    delivery::learn_sinks(shared, &mut session).await
+    delivery::hear_of_sinks(shared, &mut session).await
 }
 
 /// Gives all leases back and takes leave.
@@ -340,7 +362,7 @@ pub(super) async fn leave(shared: &Shared) -> Result<(), Failure> {
         delivery::save(shared, &sink).await?;
     }
     let mut session = shared.pool.session().await?;
-    let leases = shared.look(super::leases::State::leases);
+    let leases = shared.look(State::leases);
     give_back(&mut session, me, &leases).await?;
     session
         .execute("DELETE FROM replica WHERE id = $1", &[&me])

@@ -7,11 +7,12 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    sync::Arc,
     time::Duration,
 };
 
 use super::{
-    journal::{Journal, Unsaved},
+    journal::{Journal, Position, Unsaved},
     shares::{Holder, Search, Survey},
 };
 use crate::{clock, identity::SearchKey, store::Held};
@@ -27,8 +28,13 @@ pub(super) struct State {
     pub(super) replicas: usize,
     /// Its sinks, once it was told.
     pub(super) sinks: Option<Vec<String>>,
-    /// The searches that it would poll, by row.
-    pub(super) wanted: HashMap<i64, SearchKey>,
+    /// The searches that it would poll.
+    keys: Arc<[SearchKey]>,
+    /// How often their rows were to be looked up, and which time it was when they last were.
+    wish: u64,
+    fulfilled: u64,
+    /// Their rows, as they were found then.
+    pub(super) wanted: HashMap<SearchKey, i64>,
     /// Those that it may take up now.
     pub(super) granted: HashSet<SearchKey>,
     /// Those that another replica holds.
@@ -38,6 +44,10 @@ pub(super) struct State {
     /// When the first lease of another replica ends that has not been renewed, since the machine's
     /// start.
     pub(super) look_at: Option<Duration>,
+    /// Searches that it gave back and nobody else has taken, and who the others with their shares
+    /// were at that time.
+    unclaimed: HashSet<i64>,
+    others: Vec<(i64, usize)>,
     holds: HashMap<i64, Hold>,
     /// Leases that were not renewed in time, and of which nothing has been said yet.
     lost: usize,
@@ -63,15 +73,56 @@ impl State {
             share: 0,
             replicas: 0,
             sinks: None,
+            keys: Arc::default(),
+            wish: 0,
+            fulfilled: 0,
             wanted: HashMap::new(),
             granted: HashSet::new(),
             elsewhere: HashSet::new(),
             taking: HashSet::new(),
             look_at: None,
+            unclaimed: HashSet::new(),
+            others: Vec::new(),
             holds: HashMap::new(),
             lost: 0,
             journal,
         }
+    }
+
+    /// Takes note of which searches it would poll.
+    pub(super) fn want(&mut self, keys: Vec<SearchKey>) {
+        self.keys = keys.into();
+        self.want_again();
+    }
+
+    /// Has their rows looked up once more.
+    pub(super) fn want_again(&mut self) {
+        self.wish += 1;
+    }
+
+    /// The searches whose rows are to be looked up, and which wish that is. It stays one until it
+    /// [is fulfilled](Self::fulfil), whatever becomes of the look-up: one may fail, or be given up.
+    pub(super) fn wish(&self) -> Option<(u64, Arc<[SearchKey]>)> {
+        (self.wish != self.fulfilled).then(|| (self.wish, Arc::clone(&self.keys)))
+    }
+
+    /// Takes note of the rows that were found. Another wish may have come since.
+    pub(super) fn fulfil(&mut self, wish: u64, wanted: HashMap<SearchKey, i64>) {
+        self.fulfilled = wish;
+        self.wanted = wanted;
+    }
+
+    /// Takes note that rows are gone, or stand for other searches than before. So may those of which
+    /// only a memory is left; what is held beside them is not concerned.
+    pub(super) fn forget_rows(&mut self, rows: &[i64]) {
+        for row in rows {
+            if let Some(epoch) = self.epoch(*row) {
+                self.come_too_late(Held { row: *row, epoch });
+            }
+        }
+        let holds = &self.holds;
+        self.journal.forget_unless(|row| holds.contains_key(&row));
+        self.want_again();
     }
 
     /// Takes note of a lease.
@@ -125,6 +176,29 @@ impl State {
             self.lose(held);
         }
         follows
+    }
+
+    /// Takes note of all sinks that the server knows; of those that are new here, `positions` were
+    /// read under these `leases`. Brings whether that could be: not where a search was taken up
+    /// since, of which there is no position.
+    pub(super) fn learn_sinks(
+        &mut self,
+        mut all: Vec<String>,
+        leases: &[Held],
+        positions: &[Position],
+    ) -> bool {
+        let own = self.sinks.clone().unwrap_or_default();
+        let forgotten = own.iter().filter(|name| !all.contains(name)).cloned();
+        all.extend(forgotten.collect::<Vec<_>>());
+        let read: HashSet<&Held> = leases.iter().collect();
+        let is_complete = all.iter().all(|name| self.journal.knows(name))
+            || self.leases().iter().all(|held| read.contains(held));
+        if is_complete {
+            let held = |it: &&Position| self.holds.contains_key(&it.row);
+            let positions: Vec<_> = positions.iter().filter(held).cloned().collect();
+            self.journal.set_sinks(&own, &all, &positions);
+        }
+        is_complete
     }
 
     /// What the server is to be told of a sink, and under which epochs.
@@ -200,32 +274,72 @@ impl State {
         }
     }
 
-    /// Marks so many searches to be given back, those that are marked already among them.
-    pub(super) fn give_back(&mut self, count: usize) {
-        let marked = self.holds.values().filter(|hold| hold.unwanted).count();
-        let mut others: Vec<_> = self.holds.values_mut().filter(|it| !it.unwanted).collect();
-        fastrand::shuffle(&mut others);
-        for hold in others.into_iter().take(count.saturating_sub(marked)) {
-            hold.unwanted = true;
+    /// Marks so many searches to be given back, those that are marked already among them. Not again
+    /// one that nobody else has taken since, as long as the `others` are the same and want as many:
+    /// they may be configured differently, and nobody polls it in between.
+    pub(super) fn give_back(
+        &mut self,
+        count: usize,
+        others: Vec<(i64, usize)>,
+        owners: &HashMap<i64, Holder>,
+    ) {
+        if self.others != others {
+            self.others = others;
+            self.unclaimed.clear();
         }
+        self.unclaimed
+            .retain(|row| owners.get(row) != Some(&Holder::Another));
+        let marked = self.holds.values().filter(|hold| hold.unwanted).count();
+        let unclaimed = &self.unclaimed;
+        let wanted = |(row, hold): &(&i64, &mut Hold)| !hold.unwanted && !unclaimed.contains(row);
+        let mut wanted: Vec<_> = self.holds.iter_mut().filter(wanted).collect();
+        fastrand::shuffle(&mut wanted);
+        let given = wanted.into_iter().take(count.saturating_sub(marked));
+        let given: Vec<i64> = given
+            .map(|(row, hold)| {
+                hold.unwanted = true;
+                *row
+            })
+            .collect();
+        self.unclaimed.extend(given);
     }
 
     /// Adds the searches to a survey: those of `owners` by row, with who holds them. What is being
     /// taken up counts as held. What the server takes for ours and we do not, since the answer to a
     /// commit was lost for instance, is free for us.
-    pub(super) fn survey(&self, survey: &mut Survey, owners: Vec<(i64, Holder)>) {
-        let holder = |row: i64, holder| match self.wanted.get(&row) {
-            Some(key) if self.taking.contains(key) => Holder::Me,
-            _ if holder == Holder::Me && !self.holds.contains_key(&row) => {
-                Holder::Nobody(Duration::ZERO)
-            }
-            _ => holder,
+    pub(super) fn survey(&self, survey: &mut Survey, owners: &HashMap<i64, Holder>) {
+        let holder = |key: &SearchKey, row: i64| {
+            let told = *owners.get(&row)?;
+            Some(match told {
+                _ if self.taking.contains(key) => Holder::Me,
+                Holder::Me if !self.holds.contains_key(&row) => Holder::Nobody(Duration::ZERO),
+                told => told,
+            })
         };
-        let searches = owners.into_iter().map(|(row, told)| Search {
-            row,
-            holder: holder(row, told),
+        let searches = self.wanted.iter().filter_map(|(key, &row)| {
+            let holder = holder(key, row)?;
+            Some(Search { row, holder })
         });
         survey.searches.extend(searches);
+    }
+
+    /// Those among the searches whose rows are like that.
+    pub(super) fn keys_of(&self, is_it: impl Fn(i64) -> bool) -> HashSet<SearchKey> {
+        let those = self.wanted.iter().filter(|(_, row)| is_it(**row));
+        those.map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Whether it may take a search up: now is its turn, or it holds it already. Whoever polled it
+    /// with other options leaves it to be polled on.
+    pub(super) fn may_take_up(&self, key: &SearchKey) -> bool {
+        self.granted.contains(key) || self.lease_on(key).is_some()
+    }
+
+    /// The lease on a search.
+    pub(super) fn lease_on(&self, key: &SearchKey) -> Option<Held> {
+        let row = *self.wanted.get(key)?;
+        let epoch = self.epoch(row)?;
+        Some(Held { row, epoch })
     }
 }
 
@@ -236,7 +350,7 @@ mod tests {
     fn state() -> State {
         let mut journal = Journal::new(9, 0);
         let sinks = ["s".to_owned()];
-        journal.set_sinks(&sinks, &sinks);
+        journal.set_sinks(&sinks, &sinks, &[]);
         for row in [1, 2] {
             journal.adopt(held(row, 5), 0, &[]);
         }
@@ -245,6 +359,10 @@ mod tests {
 
     fn held(row: i64, epoch: i64) -> Held {
         Held { row, epoch }
+    }
+
+    fn key(name: &str) -> SearchKey {
+        crate::store::conformance::key("a", "t", name)
     }
 
     #[test]
@@ -283,22 +401,67 @@ mod tests {
     #[test]
     fn what_only_the_server_takes_for_ours_is_free_for_us() {
         let mut state = state();
-        let key = |name: &str| SearchKey {
-            account: "a".into(),
-            tenant: crate::identity::Tenant {
-                id: "t".into(),
-                name: "t".into(),
-            },
-            search: name.into(),
-        };
-        state.wanted = HashMap::from([(1, key("1")), (2, key("2")), (3, key("3"))]);
+        state.wanted = HashMap::from([(key("1"), 1), (key("2"), 2), (key("3"), 3)]);
         state.hold(held(1, 5), Duration::MAX);
         state.taking.insert(key("2"));
         let mut survey = Survey::default();
-        state.survey(&mut survey, (1..=3).map(|row| (row, Holder::Me)).collect());
+        state.survey(&mut survey, &(1..=3).map(|row| (row, Holder::Me)).collect());
+        survey.searches.sort_unstable_by_key(|search| search.row);
         let holders: Vec<_> = survey.searches.iter().map(|it| it.holder).collect();
         let free = Holder::Nobody(Duration::ZERO);
         assert_eq!(holders, [Holder::Me, Holder::Me, free]);
+    }
+
+    #[test]
+    fn a_sink_is_not_taken_note_of_without_its_place_in_every_search_that_is_held() {
+        let mut state = state();
+        state.hold(held(1, 5), Duration::MAX);
+        assert!(state.committed(held(1, 5), 2, 2));
+        let leases = state.leases();
+        let all = || vec!["s".to_owned(), "t".to_owned()];
+        let positions = [(1, 1), (2, 0)].map(|(row, position)| Position {
+            sink: "t".to_owned(),
+            row,
+            position,
+        });
+        state.hold(held(2, 5), Duration::MAX);
+        assert!(!state.learn_sinks(all(), &leases, &positions));
+        assert!(!state.journal.knows("t"));
+        // One that was lost since is others' to deliver.
+        let leases = state.leases();
+        assert!(state.committed(held(2, 5), 1, 1) && state.lose(held(2, 5)));
+        assert!(state.learn_sinks(all(), &leases, &positions));
+        let rows = state.journal.next("t", 9);
+        let rows: Vec<_> = rows.iter().map(|it| (it.row, it.first, it.count)).collect();
+        assert_eq!(rows, [(1, 2, 1)]);
+    }
+
+    #[test]
+    fn the_last_wish_counts_and_one_that_was_not_fulfilled_stays() {
+        let mut state = state();
+        let wished = |state: &State| state.wish().map(|(_, keys)| keys.to_vec());
+        assert_eq!(wished(&state), None);
+        state.want(vec![key("1")]);
+        let (first, _) = state.wish().unwrap();
+        state.want(vec![key("2")]);
+        state.fulfil(first, HashMap::from([(key("1"), 1)]));
+        assert_eq!(wished(&state), Some(vec![key("2")]));
+        let (second, _) = state.wish().unwrap();
+        state.fulfil(second, HashMap::from([(key("2"), 2)]));
+        assert_eq!(wished(&state), None);
+        assert_eq!(state.wanted, HashMap::from([(key("2"), 2)]));
+    }
+
+    #[test]
+    fn what_is_held_may_be_taken_up_again_without_waiting_for_a_turn() {
+        let mut state = state();
+        state.wanted = HashMap::from([(key("1"), 1), (key("2"), 2)]);
+        state.granted.insert(key("2"));
+        assert!(!state.may_take_up(&key("1")) && state.may_take_up(&key("2")));
+        state.hold(held(1, 5), Duration::MAX);
+        assert!(state.may_take_up(&key("1")));
+        state.lose(held(1, 5));
+        assert!(!state.may_take_up(&key("1")));
     }
 
     #[test]
@@ -344,11 +507,37 @@ mod tests {
             let unwanted = leases.iter().filter(|held| state.is_unwanted(**held));
             unwanted.count()
         };
-        state.give_back(2);
+        let give_back = |state: &mut State, count| {
+            state.give_back(count, Vec::new(), &HashMap::new());
+        };
+        give_back(&mut state, 2);
         assert_eq!(unwanted(&state), 2);
-        state.give_back(3);
+        give_back(&mut state, 3);
         assert_eq!(unwanted(&state), 3);
-        state.give_back(1);
+        give_back(&mut state, 1);
         assert_eq!(unwanted(&state), 3);
+    }
+
+    #[test]
+    fn what_is_given_back_and_nobody_takes_is_not_given_back_again() {
+        let mut state = state();
+        state.hold(held(1, 1), Duration::MAX);
+        let (others, me) = (|share| vec![(7, share)], HashMap::from([(1, Holder::Me)]));
+        let retaken = |state: &mut State, epoch| {
+            assert!(state.is_unwanted(held(1, epoch - 1)));
+            state.hold(held(1, epoch), Duration::MAX);
+        };
+        state.give_back(1, others(1), &me);
+        retaken(&mut state, 2);
+        state.give_back(1, others(1), &me);
+        assert!(!state.is_unwanted(held(1, 2)));
+        // The other has been changed.
+        state.give_back(1, others(2), &me);
+        retaken(&mut state, 3);
+        // It took it, and has given it back itself.
+        let other = HashMap::from([(1, Holder::Another)]);
+        state.give_back(0, others(2), &other);
+        state.give_back(1, others(2), &me);
+        assert!(state.is_unwanted(held(1, 3)));
     }
 }

@@ -26,8 +26,6 @@ pub(super) struct Shared {
     /// Tells the marks of this replica's sinks from those of others.
     pub(super) node: String,
     pub(super) state: Mutex<State>,
-    /// Which searches this replica would poll, until the keeper has looked them up.
-    pub(super) wish: Mutex<Option<Vec<SearchKey>>>,
     /// Tells of every change of the leases.
     pub(super) changed: watch::Sender<()>,
     /// Tells of everything that happens to the journals.
@@ -78,7 +76,16 @@ impl Shared {
 
     /// The same where no lease changes: all searches would look up.
     pub(super) fn work<A>(&self, change: impl FnOnce(&mut State) -> A) -> A {
-        let answer = change(&mut lock(&self.state));
+        let (answer, dropped) = {
+            let mut state = lock(&self.state);
+            let before = state.journal.dropped();
+            let answer = change(&mut state);
+            (answer, state.journal.dropped() != before)
+        };
+        if dropped {
+            // Sinks have a smaller backlog.
+            self.journalled.send_modify(|_| {});
+        }
         self.worked.send_replace(());
         answer
     }
@@ -121,15 +128,6 @@ impl Shared {
         if was != text {
             self.trouble.send_replace(text);
         }
-    }
-
-    pub(super) fn take_wish(&self) -> Option<Vec<SearchKey>> {
-        lock(&self.wish).take()
-    }
-
-    /// Has the keeper look up searches, unless others have been wished for since.
-    pub(super) fn wish_again(&self, keys: Vec<SearchKey>) {
-        lock(&self.wish).get_or_insert(keys);
     }
 
     pub(super) fn saving(&self, sink: &str) -> Arc<tokio::sync::Mutex<()>> {

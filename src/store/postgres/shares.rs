@@ -6,7 +6,7 @@
 //! gives back what it has beyond it only as fast as others lack it, so that nothing is polled by
 //! nobody for longer than a hand-over takes, and nothing moves once the shares are even.
 
-use std::time::Duration;
+use std::{collections::HashSet, time::Duration};
 
 /// What the server shows.
 #[derive(Debug, Default)]
@@ -49,7 +49,7 @@ pub(super) struct Decision {
     /// How many searches it wants.
     pub(super) share: usize,
     /// Those that it may take now.
-    pub(super) take: Vec<i64>,
+    pub(super) take: HashSet<i64>,
     /// How many it shall give back now.
     pub(super) give_back: usize,
 }
@@ -232,7 +232,7 @@ mod tests {
             &[(1, 1, 1), (2, 2, 2)],
             vec![Holder::Me, Holder::Me, long, free],
         );
-        assert_eq!(decide(&told, 2, PATIENCE).take, [2]);
+        assert_eq!(decide(&told, 2, PATIENCE).take, HashSet::from([2]));
         let more = survey(&[(1, 1, 1), (2, 2, 3)], vec![Holder::Me; 3]);
         assert_eq!(decide(&more, 2, PATIENCE).give_back, 0);
     }

@@ -236,6 +236,27 @@ async fn a_sink_that_another_replica_names_keeps_its_part_of_the_journal() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_another_replica_named_first_misses_nothing() {
+    let url = server::shared().fresh();
+    let old = open(&url, "old", LEASE).await;
+    let new = open(&url, "new", LEASE).await;
+    old.set_sinks(names(&["s"])).await.unwrap();
+    let held = old.take_up(&a_search(), second(1)).await.unwrap().held;
+    old.commit(held, events(1..2), second(2)).await.unwrap();
+    new.set_sinks(names(&["s", "t"])).await.unwrap();
+    old.commit(held, events(2..4), second(2)).await.unwrap();
+    old.set_sinks(names(&["s", "t"])).await.unwrap();
+    old.commit(held, events(4..5), second(2)).await.unwrap();
+    for (sink, expected) in [("t", &[2, 3, 4][..]), ("s", &[1, 2, 3, 4])] {
+        let batch = old.pending(sink, 9, usize::MAX).await.unwrap();
+        assert_eq!(told(&batch), expected);
+        let last = batch.events.last().unwrap().position;
+        old.acknowledge(sink, last, None).await.unwrap();
+    }
+    wait_for_journal(&old, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_every_sink_has_is_removed_from_the_server() {
     let (options, ()) = fresh();
     let store = Store::open(&options).await.unwrap();
@@ -278,6 +299,68 @@ async fn a_replica_that_the_server_has_forgotten_registers_anew_and_goes_on() {
     let batch = store.pending("s", 9, usize::MAX).await.unwrap();
     assert_eq!(told(&batch), [1, 2, 3]);
     drop(batch);
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replicas_number_is_never_anothers_even_where_the_database_was_set_back() {
+    let url = server::shared().fresh();
+    let lease = Duration::from_secs(4);
+    let slept = stalled(&url, lease).await;
+    let other = open(&url, "other", lease).await;
+    let number = |store: &Store| shared(store).look(|state| state.replica);
+    let before = number(&other);
+    sql(&url, "TRUNCATE replica RESTART IDENTITY");
+    let deadline = Instant::now() + PATIENCE;
+    while number(&other) == before {
+        assert!(Instant::now() < deadline, "it does not register anew");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_ne!(number(&other), number(&slept));
+    other.take_up(&a_search(), second(1)).await.unwrap();
+    let refused = slept.take_up(&a_search(), second(1)).await;
+    assert!(matches!(refused, Err(Error::HeldElsewhere)), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn searches_that_the_server_has_forgotten_are_looked_up_again() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", Duration::from_secs(3)).await;
+    let keys = ["a", "b"].map(|name| key("acme", "client_1", name));
+    store.share_out(keys.to_vec());
+    for statements in [
+        "SELECT 1",
+        "DELETE FROM search",
+        // The number of one is another's now.
+        "DELETE FROM search WHERE name = 'a';
+         INSERT INTO search (account, tenant_id, name, first_seen) VALUES
+            ('acme', 'client_1', 'a', now());
+         UPDATE search SET name = 'c' WHERE name = 'b'",
+    ] {
+        sql(&url, statements);
+        let rows = || shared(&store).look(|state| state.wanted.clone());
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let rows = rows();
+            let numbers = keys.iter().filter_map(|key| {
+                let name = &key.search;
+                let number = sql(
+                    &url,
+                    &format!("SELECT id FROM search WHERE name = '{name}'"),
+                );
+                Some(rows.get(key)?.to_string() == number)
+            });
+            if numbers.filter(|is_right| *is_right).count() == keys.len() {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{rows:?} after {statements}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        for key in &keys {
+            timeout(PATIENCE, store.turn(key)).await.unwrap();
+            store.take_up(key, second(1)).await.unwrap();
+        }
+    }
     store.close().await;
 }
 
@@ -451,6 +534,65 @@ async fn a_connection_whose_statements_are_gone_is_given_up() {
     drop(session);
     let mut session = pool.session().await.unwrap();
     session.query("SELECT 1", &[]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_given_up_keeps_no_place_on_the_server() {
+    let url = server::shared().fresh();
+    open(&url, "node", LEASE).await.close().await;
+    let name = url.rsplit_once("%3D").unwrap().1;
+    let url = format!("{url}&application_name={name}");
+    let pool = Pool::new(SecretSource::Value(Secret::new(&url)), LEASE);
+    let mut other = pool.session().await.unwrap();
+    other.batch("BEGIN; LOCK TABLE search").await.unwrap();
+    let waiting = || {
+        server::shared().sql(&format!(
+            "SELECT count(*) FROM pg_stat_activity
+             WHERE application_name = '{name}' AND wait_event_type = 'Lock'"
+        ))
+    };
+    for _ in 0..3 {
+        let mut session = pool.session().await.unwrap();
+        let count = session.query("SELECT count(*) FROM search", &[]);
+        timeout(Duration::from_millis(300), count)
+            .await
+            .unwrap_err();
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while waiting() != "0" {
+        assert!(Instant::now() < deadline, "{} wait", waiting());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    other.batch("ROLLBACK").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_hangs_is_passed_over() {
+    // The system takes the connections, and nobody ever reads from them.
+    let hangs = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let hosts = format!(
+        "127.0.0.1:{},127.0.0.1:{}",
+        hangs.local_addr().unwrap().port(),
+        server::shared().port()
+    );
+    let one = format!("127.0.0.1:{}", server::shared().port());
+    let url = server::shared().fresh().replace(&one, &hosts);
+    let pool = Pool::new(SecretSource::Value(Secret::new(&url)), LEASE);
+    // Whoever gives up before its time is over does not meet it again.
+    timeout(Duration::from_millis(300), pool.session())
+        .await
+        .unwrap_err();
+    let sessions = [pool.session().await, pool.session().await];
+    assert!(sessions.iter().all(Result::is_ok), "{sessions:?}");
+
+    let url = format!("{url}&connect_timeout=1");
+    let pool = Pool::new(SecretSource::Value(Secret::new(&url)), LEASE);
+    pool.session().await.unwrap();
+    let alone = url.replace(&format!(",{one}"), "");
+    let pool = Pool::new(SecretSource::Value(Secret::new(&alone)), LEASE);
+    let failure = pool.session().await.unwrap_err();
+    assert!(matches!(failure, Failure::NoAnswer), "{failure:?}");
+    assert!(failure.is_without_effect());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -659,7 +801,7 @@ async fn a_sink_that_others_have_removed_is_named_again() {
     sql(&url, "DELETE FROM sink");
     // It may be told of that by others, before it comes to say so itself.
     let mut session = shared(&store).pool.session().await.unwrap();
-    delivery::learn_sinks(shared(&store), &mut session)
+    delivery::hear_of_sinks(shared(&store), &mut session)
         .await
         .unwrap();
     drop(session);
@@ -677,6 +819,59 @@ async fn a_sink_that_others_have_removed_is_named_again() {
     store.acknowledge("s", last, None).await.unwrap();
     drop(batch);
     wait_for_journal(&store, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_wakes_up_takes_nobodys_sinks_for_gone() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    sql(
+        &url,
+        "INSERT INTO sink (name) VALUES ('t');
+         UPDATE replica SET alive_until = now() - interval '2 hours';
+         UPDATE sink SET unnamed_since = now() - interval '1 hour' WHERE name = 's'",
+    );
+    keeper::forget(shared(&store)).await.unwrap();
+    let known = "SELECT name, unnamed_since IS NULL FROM sink ORDER BY name";
+    assert_eq!(sql(&url, known), "s|f\nt|t");
+    // As soon as it is known to be alive, its own is named and that of others is not.
+    sql(
+        &url,
+        "UPDATE replica SET alive_until = now() + interval '2 hours'",
+    );
+    keeper::forget(shared(&store)).await.unwrap();
+    assert_eq!(sql(&url, known), "s|t\nt|f");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sinks_hear_of_it_when_what_waits_is_lost() {
+    let (options, ()) = fresh();
+    let store = Store::open(&options).await.unwrap();
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+    let mut journalled = store.journalled();
+    journalled.mark_unchanged();
+    shared(&store).update(|state| state.lose(held));
+    assert!(journalled.has_changed().unwrap());
+    assert_eq!(store.backlog("s").await.unwrap(), Backlog::default());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_waits_for_others_to_be_taken_up_does_not_blame_the_server() {
+    let (options, ()) = fresh();
+    let store = Store::open(&options).await.unwrap();
+    let others = shared(&store).takes.acquire_many(4).await.unwrap();
+    let search = a_search();
+    let taking = store.take_up(&search, second(1));
+    tokio::pin!(taking);
+    let waits = Duration::from_millis(500);
+    timeout(connection::PATIENCE + waits, &mut taking)
+        .await
+        .unwrap_err();
+    drop(others);
+    taking.await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

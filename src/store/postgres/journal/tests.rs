@@ -6,7 +6,7 @@ const B: i64 = 9;
 fn journal(sinks: &[&str]) -> Journal {
     let mut journal = Journal::new(100, 1000);
     let names: Vec<String> = sinks.iter().map(ToString::to_string).collect();
-    journal.set_sinks(&names, &names);
+    journal.set_sinks(&names, &names, &[]);
     for row in [A, B] {
         journal.adopt(held(row, 1), 0, &[]);
     }
@@ -69,6 +69,44 @@ fn what_follows_is_one_range_and_a_batch_may_end_within_it() {
     assert_eq!(told.positions, [(A, 5), (B, 1)]);
     journal.saved("s", &told);
     assert_eq!(unsaved(&mut journal), Unsaved::default());
+}
+
+#[test]
+fn a_row_that_stands_for_another_search_is_delivered_from_its_beginning() {
+    let mut journal = journal(&["s"]);
+    journal.append(A, 1, 3);
+    journal.append(B, 1, 1);
+    journal.acknowledge("s", 1003, None);
+    journal.drop_search(A);
+    journal.forget_unless(|row| row == B);
+    assert_eq!(journal.next("s", 99), [range(1004, B, 1, 1)]);
+    assert!(journal.append(B, 2, 1) && !journal.append(A, 4, 1));
+    assert!(journal.adopt(held(A, 2), 4, &progress(&[("s", 0)])));
+    assert_eq!(journal.next("s", 99)[1..], [inherited(1006, A, 1, 4)]);
+}
+
+#[test]
+fn a_sink_that_others_have_named_a_while_ago_begins_where_the_server_says() {
+    let mut journal = journal(&["s"]);
+    journal.append(A, 1, 3);
+    journal.append(B, 1, 1);
+    let own = ["s", "t", "u"].map(str::to_owned);
+    let at = |sink: &str, row, position| Position {
+        sink: sink.to_owned(),
+        row,
+        position,
+    };
+    // It knows all of one search, and of another nothing is held.
+    let positions = [at("t", A, 1), at("t", B, 1), at("t", 99, 0), at("u", A, 2)];
+    journal.set_sinks(&own, &own, &positions);
+    journal.append(A, 4, 1);
+    let next = [inherited(1005, A, 2, 2), range(1008, A, 4, 1)];
+    assert_eq!(journal.next("t", 99), next);
+    let next = [inherited(1007, A, 3, 1), range(1008, A, 4, 1)];
+    assert_eq!(journal.next("u", 99), next);
+    journal.acknowledge("t", 1008, None);
+    let told = journal.unsaved("t", |_| true);
+    assert_eq!(told.positions, [(A, 4)]);
 }
 
 #[test]
@@ -152,7 +190,7 @@ fn a_server_that_was_set_back_gives_positions_again_and_their_events_are_deliver
 fn what_waits_for_others_sinks_takes_up_room() {
     let mut journal = Journal::new(4, 0);
     let name = |name: &str| name.to_owned();
-    journal.set_sinks(&[name("own")], &[name("own"), name("others")]);
+    journal.set_sinks(&[name("own")], &[name("own"), name("others")], &[]);
     journal.adopt(held(A, 1), 0, &[]);
     assert_eq!(journal.own_sinks(), ["own".into()]);
     assert!(journal.reserve(3));
@@ -161,11 +199,11 @@ fn what_waits_for_others_sinks_takes_up_room() {
     journal.unreserve(3);
     journal.acknowledge("own", 3, None);
     assert!(!journal.reserve(2));
-    journal.set_sinks(&[name("own")], &[name("own")]);
+    journal.set_sinks(&[name("own")], &[name("own")], &[]);
     assert!(journal.reserve(4));
     assert!(!journal.reserve(1));
     // Without any sink nothing is kept.
-    journal.set_sinks(&[], &[]);
+    journal.set_sinks(&[], &[], &[]);
     assert!(!journal.keeps_events() && journal.reserve(99));
 }
 
@@ -192,8 +230,8 @@ fn what_is_told_of_a_sink_that_is_gone_is_not_taken_for_the_next_one_of_its_name
     let mut journal = journal(&["s"]);
     let names = ["s".to_owned()];
     journal.append(A, 1, 3);
-    journal.set_sinks(&[], &[]);
-    journal.set_sinks(&names, &names);
+    journal.set_sinks(&[], &[], &[]);
+    journal.set_sinks(&names, &names, &[]);
     assert_eq!(journal.next("s", 99), []);
     journal.acknowledge("s", 1002, Some(b"old".to_vec()));
     assert_eq!(unsaved(&mut journal), Unsaved::default());

@@ -1,0 +1,143 @@
+//! Replicas whose configurations change while they run: one after the other, as in operation.
+
+use opsramp_exporter::simulator::TenantOptions;
+use serde_json::json;
+
+use crate::{
+    exporter::{Exporter, Members, Metrics, Place, Signal, eventually, opsramp_with},
+    opsramp, postgres, replica, tenant,
+};
+
+const RELOADED: &str = "the configuration was loaded again";
+
+/// Has a replica load its configuration again, which must work.
+async fn reload(place: &Place, replica: &Exporter) {
+    let count = |lines: &[String]| lines.iter().filter(|line| line.contains(RELOADED)).count();
+    let before = count(&replica.stderr.lines());
+    place.write();
+    replica.signal(Signal::HUP);
+    replica
+        .stderr
+        .wait_for("the reload", |lines| count(lines) > before)
+        .await;
+}
+
+/// Waits until the files of that name tell so many lines in all, each of another event.
+async fn wait_for_lines(places: &[Place], file: &str, count: usize) {
+    let ids = || {
+        let lines = places.iter().flat_map(|place| place.lines_of(file));
+        let mut ids: Vec<_> = lines
+            .map(|line| Members::parse(&line).text("event_id").to_owned())
+            .collect();
+        ids.sort_unstable();
+        ids
+    };
+    eventually("all is told", async || ids().len() >= count).await;
+    let mut ids = ids();
+    assert_eq!(ids.len(), count);
+    ids.dedup();
+    assert_eq!(ids.len(), count, "lines are doubled");
+}
+
+fn holds(count: usize) -> impl Fn(&Metrics) -> bool {
+    move |metrics| metrics.sum("opsramp_lease_held{") == count as f64
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn searches_whose_options_change_are_polled_on() {
+    const SEARCHES: usize = 4;
+    let opsramp = opsramp(1).await;
+    let database = postgres::shared().fresh();
+    let mut places = [(); 2].map(|()| replica(&opsramp, 1, SEARCHES, &database));
+    let replicas = [places[0].start().await, places[1].start().await];
+    for replica in &replicas {
+        replica.wait_for("shares are even", holds(2)).await;
+    }
+    let mut lines = 2 * SEARCHES;
+    for (interval, changed) in [("400ms", 0..1), ("300ms", 0..2), ("500ms", 0..2)] {
+        for (place, replica) in places[changed.clone()].iter_mut().zip(&replicas[changed]) {
+            for search in place.config["searches"].as_array_mut().unwrap() {
+                search["interval"] = json!(interval);
+            }
+            reload(place, replica).await;
+        }
+        opsramp.open_many(&tenant(0), 3).unwrap();
+        lines += 3 * SEARCHES;
+        wait_for_lines(&places, "alerts.jsonl", lines).await;
+    }
+    for replica in replicas {
+        replica.wait_for("nothing has moved", holds(2)).await;
+        replica.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_of_two_reloads_right_after_each_other_counts() {
+    let opsramp = opsramp(3).await;
+    let mut place = replica(&opsramp, 1, 1, &postgres::shared().fresh());
+    // Far longer than the two take.
+    place.config["state"]["postgres"]["lease"] = json!("60s");
+    let exporter = place.start().await;
+    exporter.wait_for("one is held", holds(1)).await;
+    for tenants in [2, 3] {
+        let tenants: Vec<String> = (0..tenants).map(tenant).collect();
+        place.config["accounts"][0]["tenants"] = json!(tenants);
+        reload(&place, &exporter).await;
+    }
+    exporter.wait_for("all are held", holds(3)).await;
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_are_discovered_are_polled() {
+    const CLIENTS: usize = 3;
+    let opsramp = opsramp_with(0, |options| {
+        let client = |number| TenantOptions {
+            id: tenant(number),
+            partner: Some("msp_1".to_owned()),
+            alerts: 1,
+            ..TenantOptions::default()
+        };
+        options.tenants = (0..CLIENTS).map(client).collect();
+    })
+    .await;
+    let mut place = replica(&opsramp, 1, 1, &postgres::shared().fresh());
+    place.config["accounts"][0]["tenants"] = json!(["msp_1"]);
+    place.config["accounts"][0]["discover_clients"] = json!(true);
+    let exporter = place.start().await;
+    exporter.wait_for("all are held", holds(CLIENTS)).await;
+    wait_for_lines(&[place], "alerts.jsonl", CLIENTS).await;
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_is_added_to_one_replica_after_the_other_misses_nothing() {
+    const SEARCHES: usize = 4;
+    let opsramp = opsramp(1).await;
+    let database = postgres::shared().fresh();
+    let mut places = [(); 2].map(|()| replica(&opsramp, 1, SEARCHES, &database));
+    for place in &mut places {
+        // What others say of sinks is not heard of meanwhile.
+        place.config["state"]["postgres"]["lease"] = json!("20s");
+    }
+    let first = places[0].start().await;
+    first.wait_for("all are held", holds(SEARCHES)).await;
+    let second = places[1].start().await;
+    wait_for_lines(&places, "alerts.jsonl", 2 * SEARCHES).await;
+    for place in &mut places {
+        let path = place.path("new.jsonl");
+        let sinks = place.config["log"]["sinks"].as_array_mut().unwrap();
+        sinks.push(json!({"name": "new", "type": "file", "path": path}));
+    }
+    let mut lines = 2;
+    for (place, replica) in [(&places[1], &second), (&places[0], &first)] {
+        reload(place, replica).await;
+        opsramp.open_many(&tenant(0), 3).unwrap();
+        lines += 3;
+        wait_for_lines(&places, "alerts.jsonl", lines * SEARCHES).await;
+    }
+    wait_for_lines(&places, "new.jsonl", 6 * SEARCHES).await;
+    for replica in [first, second] {
+        replica.stop().await;
+    }
+}
