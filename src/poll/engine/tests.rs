@@ -358,8 +358,12 @@ impl Run {
             None => self.log_opened(opened),
         }
         for (id, _) in shown {
-            let seen_at = self.seen_at.entry(*id).or_default();
-            *seen_at = (*seen_at).max(*clock);
+            // What others have overtaken is not seen.
+            let overtaken = self.engine.overtaken[purpose.side()].as_ref();
+            if !overtaken.is_some_and(|overtaken| overtaken.has(&id.to_string())) {
+                let seen_at = self.seen_at.entry(*id).or_default();
+                *seen_at = (*seen_at).max(*clock);
+            }
         }
         self.engine
             .adopt(purpose, facts, &page, &delta, known, self.now)
