@@ -488,7 +488,7 @@ impl Signals {
         }
     }
 
-    /// The next signal that stops the daemon. One that reloads is kept for [`Self::next`].
+    /// The next signal that stops the daemon. One that reloads is kept for later.
     pub async fn stop(&mut self) -> &'static str {
         tokio::select! {
             _ = self.term.recv() => "SIGTERM",
