@@ -248,16 +248,15 @@ fn tell_of_web_file(cli: &Cli) {
     }
 }
 
-/// Looks whether the URL of the database is one, where a file has it that can be read here.
+/// Looks whether the URL of the database is one, where a file has it that can be read here. One that
+/// is in the configuration itself was looked at with that.
 fn check_database_url(state: &config::State) -> Outcome {
     if let config::State::Postgres { url, .. } = state
+        && let SecretSource::File(path) = url
         && let Err(error) = postgres::check(url)
     {
-        let error = anyhow::Error::new(error);
-        return Err(Failure::Address(match url {
-            SecretSource::File(path) => error.context(path.display().to_string()),
-            SecretSource::Value(_) => error,
-        }));
+        let error = anyhow::Error::new(error).context(path.display().to_string());
+        return Err(Failure::Address(error));
     }
     Ok(())
 }

@@ -1,14 +1,14 @@
 //! The demo: the daemon and a simulated OpsRamp in one process. Nothing to configure; the state is
 //! in a temporary folder and gone afterwards.
 
-use std::{io::Write as _, net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::Context as _;
 
 use crate::{
     config::{Account, Config, State, WebOverrides},
     identity::Tenant,
-    opsramp,
+    logging, opsramp,
     secret::{Secret, SecretSource},
     simulator::{DEMO_KEY, DEMO_SECRET, DEMO_TENANT, Options, Simulator},
 };
@@ -97,7 +97,7 @@ impl Demo {
             self.simulator.url(),
         );
         // Where nobody reads it, the demo runs all the same.
-        std::io::stderr().write_all(text.as_bytes()).ok();
+        logging::write(&text);
     }
 
     /// Ends the simulator and removes the state.

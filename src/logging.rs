@@ -41,6 +41,8 @@ mod line;
 mod queue;
 mod repeats;
 
+pub(crate) use queue::write;
+
 /// How verbose the diagnostics are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Level {
@@ -119,7 +121,7 @@ pub fn init(
         Format::Json => |lost| loss(Format::Json, lost),
     };
     // Without a thread, whoever has something to say writes it.
-    if let Ok(queue) = Queue::start(loss, queue::write) {
+    if let Ok(queue) = Queue::start(loss, write) {
         // Nobody else sets it: the diagnostics are set up once.
         QUEUE.set(queue).ok();
     }
@@ -130,7 +132,7 @@ pub fn init(
 pub fn say(line: &str) {
     match QUEUE.get() {
         Some(queue) => queue.push(line),
-        None => queue::write(line),
+        None => write(line),
     }
 }
 

@@ -9,6 +9,7 @@ use crate::{
     cli::{Output, Search},
     config::Config,
     identity::Tenant,
+    logging,
     opsramp::{Client, Endpoint, Observer, Page, RateLimit, SearchRequest, Urgency, alert::Alert},
     poll::Facts,
 };
@@ -44,7 +45,7 @@ async fn read(config: &Config, search: &Search) -> anyhow::Result<()> {
         .iter()
         .find(|known| asked.is_none_or(|asked| *known.name == *asked));
     if let (None, Some(first), 2..) = (asked, named, config.searches.len()) {
-        progress::write(&format!(
+        logging::write(&format!(
             "opsramp-exporter: this is the first of {} searches, {}; ask for another with --search.query NAME\n",
             config.searches.len(),
             plain(&first.name)

@@ -357,12 +357,8 @@ async fn reload(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
         Err(refusal) => return text(StatusCode::FORBIDDEN, refusal),
     };
     let (reply, answer) = oneshot::channel();
-    if lifecycle.reload.send(reply).await.is_err() {
-        return text(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "starting or stopping; nothing was reloaded\n",
-        );
-    }
+    // Where it is not taken, the reply is dropped, and there is no answer.
+    lifecycle.reload.send(reply).await.ok();
     match answer.await {
         Ok(Ok(())) => text(StatusCode::OK, "configuration reloaded\n"),
         Ok(Err(problem)) => text(

@@ -30,7 +30,7 @@ const SCRAPES: usize = 10;
 const BAD: usize = 100;
 
 /// What the daemon may have open; half of them may be connections, fewer than there are clients.
-const DESCRIPTORS: usize = 512;
+const DESCRIPTORS: u32 = 512;
 
 /// Far longer than a scrape takes on a busy machine, far shorter than the API hangs here.
 const SOON: Duration = Duration::from_secs(20);
@@ -147,18 +147,6 @@ async fn misbehave(address: SocketAddr, kind: Bad) -> io::Result<()> {
     stream.read(&mut [0; 1024]).await.map(drop)
 }
 
-/// The daemon with few file descriptors.
-fn with_few_descriptors(place: &Place) -> Command {
-    let mut command = command("sh");
-    command
-        .arg("-c")
-        .arg(format!("ulimit -n {DESCRIPTORS} && exec \"$0\" \"$@\""))
-        .arg(binary())
-        .arg("--config.file")
-        .arg(place.path("config.yml"));
-    place.settle(command)
-}
-
 fn peak(exporter: &Exporter) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", exporter.id())).unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -186,8 +174,7 @@ async fn hundreds_of_clients_good_and_bad_keep_neither_a_scrape_nor_a_poll_waiti
         .push(account);
     place.config["accounts"][0]["timeout"] = json!("20s");
     place.config["searches"][0]["interval"] = json!("1s");
-    place.write();
-    let exporter = place.start_as(with_few_descriptors(&place)).await;
+    let exporter = place.start_with_descriptors(DESCRIPTORS).await;
     exporter.wait_until_complete().await;
     let address = address(&exporter);
 

@@ -101,10 +101,7 @@ impl WebFile {
         };
         let mut warnings = resolver.warnings;
         if (!options.users.is_empty() || keys.has_inline_key) && is_public(path) {
-            warnings.push(format!(
-                "{}: holds password hashes or a key, and every user of this machine can read it; take the right away (chmod o-r), and hand it to a systemd service with LoadCredential= (docs/security.md)",
-                path.display()
-            ));
+            warnings.push(exposed(path, "holds password hashes or a key"));
         }
         self.last = Some((options, Arc::clone(&security)));
         Ok((security, warnings))
@@ -286,6 +283,14 @@ impl Resolver<'_> {
         }
         Some(RateLimit { interval, burst })
     }
+}
+
+/// What is said of a file that others than its owner and group can read.
+fn exposed(path: &Path, what: &str) -> String {
+    format!(
+        "{}: {what}, and every user of this machine can read it; take the right away (chmod o-r), and hand it to a systemd service with LoadCredential= (docs/security.md)",
+        path.display()
+    )
 }
 
 #[cfg(test)]

@@ -123,7 +123,7 @@ impl Inner {
 }
 
 /// Writes to standard error. Where that is closed, there is nowhere to say so.
-pub(super) fn write(line: &str) {
+pub(crate) fn write(line: &str) {
     io::stderr().lock().write_all(line.as_bytes()).ok();
 }
 

@@ -258,8 +258,9 @@ impl Engine {
         let overtaken = self.overtaken[side].take().unwrap_or_default();
         if let Some(other) = &mut self.overtaken[1 - side] {
             other.answered = true;
-            let known = known.iter().map(|known| known.sighting.id);
-            other.ids.extend(known.map(|id| xxh3_64(id.as_bytes())));
+            for alert in &known {
+                other.note(alert.sighting.id);
+            }
         }
         // One that has been found gone since is not brought back by an answer from before.
         let is_gone = |sighting: &Sighting<'_>| {
@@ -704,7 +705,7 @@ impl Engine {
     fn depart(&mut self, ids: Vec<Box<str>>) {
         for id in ids {
             for request in self.overtaken.iter_mut().flatten() {
-                request.ids.insert(xxh3_64(id.as_bytes()));
+                request.note(&id);
             }
             self.tracker.set_leaving(&id);
             // One that came back and left again may still wait for its first departure.
@@ -732,6 +733,10 @@ impl Purpose {
 // === impl Overtaken ===
 
 impl Overtaken {
+    fn note(&mut self, id: &str) {
+        self.ids.insert(xxh3_64(id.as_bytes()));
+    }
+
     fn has(&self, id: &str) -> bool {
         !self.ids.is_empty() && self.ids.contains(&xxh3_64(id.as_bytes()))
     }

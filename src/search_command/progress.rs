@@ -1,14 +1,14 @@
 //! How far a long read has come: a bar on one line of standard error, wiped in the end.
 
 use std::{
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, IsTerminal as _},
     time::Duration,
 };
 
 use tokio::time::Instant;
 
 use super::plain;
-use crate::{cli::Output, opsramp::Page};
+use crate::{cli::Output, logging::write, opsramp::Page};
 
 /// Characters of the bar between its brackets.
 const WIDTH: u64 = 20;
@@ -88,11 +88,6 @@ fn line(tenant: &str, read: u64, total: u64, elapsed: Duration) -> String {
         }
     }
     line
-}
-
-pub(super) fn write(text: &str) {
-    // It is a courtesy; the results are what counts.
-    io::stderr().write_all(text.as_bytes()).ok();
 }
 
 #[cfg(test)]

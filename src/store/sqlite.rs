@@ -35,6 +35,7 @@ mod room;
 mod writer;
 
 pub use inspect::{Inspection, inspect};
+pub(crate) use open::beside;
 use page::Page;
 use writer::{Command, Job, Read, Write, Writer};
 

@@ -13,20 +13,7 @@ use crate::{
     exporter::{Exporter, Members, Place, Signal, opsramp, opsramp_with},
 };
 
-const RELOADED: &str = "the configuration was loaded again";
 const SUCCESSFUL: &str = "opsramp_exporter_config_last_reload_successful";
-
-/// Has the daemon load its configuration again, which must work.
-async fn reload(exporter: &Exporter, place: &Place) {
-    let count = |lines: &[String]| lines.iter().filter(|line| line.contains(RELOADED)).count();
-    let before = count(&exporter.stderr.lines());
-    place.write();
-    exporter.signal(Signal::HUP);
-    exporter
-        .stderr
-        .wait_for("the reload", |lines| count(lines) > before)
-        .await;
-}
 
 async fn wait_for_lines(exporter: &Exporter, what: &str, count: usize) -> Vec<Members> {
     let lines = exporter
@@ -59,7 +46,7 @@ async fn tenants_and_searches_come_and_go_without_a_line_lost_or_repeated() {
 
     place.config["accounts"][0]["tenants"] =
         json!([DEMO_TENANT, {"id": "client_2", "name": "other tenant"}]);
-    reload(&exporter, &place).await;
+    exporter.reload(&place).await;
     let records = wait_for_lines(&exporter, "two of client_2", 5).await;
     assert!(
         records[3..]
@@ -71,7 +58,7 @@ async fn tenants_and_searches_come_and_go_without_a_line_lost_or_repeated() {
         {"name": "open", "interval": "150ms", "group_by": ["priority"]},
         {"name": "first", "interval": "100ms", "tenants": [DEMO_TENANT]},
     ]);
-    reload(&exporter, &place).await;
+    exporter.reload(&place).await;
     let records = wait_for_lines(&exporter, "three of the other search", 8).await;
     assert!(records[5..].iter().all(|it| it.text("search") == "first"));
     exporter
@@ -83,7 +70,7 @@ async fn tenants_and_searches_come_and_go_without_a_line_lost_or_repeated() {
 
     // Gone: its series go with it, its state does not.
     place.config["accounts"][0]["tenants"] = json!([DEMO_TENANT]);
-    reload(&exporter, &place).await;
+    exporter.reload(&place).await;
     exporter
         .wait_for("its series are gone", |metrics| {
             metrics.mentions("\"other") == 0
@@ -102,7 +89,7 @@ async fn tenants_and_searches_come_and_go_without_a_line_lost_or_repeated() {
 
     place.config["accounts"][0]["tenants"] = json!([DEMO_TENANT, "client_2"]);
     place.config["searches"] = json!([{"name": "open", "interval": "100ms"}]);
-    reload(&exporter, &place).await;
+    exporter.reload(&place).await;
     let records = wait_for_lines(&exporter, "what happened meanwhile", 10).await;
     let mut told: Vec<&str> = records[8..].iter().map(|it| it.text("event")).collect();
     told.sort_unstable();
@@ -130,7 +117,7 @@ async fn an_interval_that_changes_is_kept_from_then_on() {
     let exporter = place.start().await;
     exporter.wait_until_complete().await;
     place.config["searches"][0]["interval"] = json!("100ms");
-    reload(&exporter, &place).await;
+    exporter.reload(&place).await;
     exporter.wait_for_poll().await;
     exporter.wait_for_poll().await;
     wait_for_lines(&exporter, "one, once", 1).await;
@@ -150,7 +137,7 @@ async fn sinks_come_and_go_and_each_keeps_its_place() {
 
     // A new one begins with the next event.
     place.config["log"]["sinks"] = json!([stdout, first, second]);
-    reload(&exporter, &place).await;
+    exporter.reload(&place).await;
     opsramp.open_many(DEMO_TENANT, 2).unwrap();
     wait_for_lines(&exporter, "two more", 5).await;
     exporter
@@ -163,7 +150,7 @@ async fn sinks_come_and_go_and_each_keeps_its_place() {
     // One that is gone is forgotten; one that is changed goes on where it was.
     let moved = json!({"name": "first", "type": "file", "path": place.path("third")});
     place.config["log"]["sinks"] = json!([stdout, moved]);
-    reload(&exporter, &place).await;
+    exporter.reload(&place).await;
     exporter
         .wait_for("its series are gone", |metrics| {
             metrics.mentions("\"other") == 0
@@ -296,7 +283,7 @@ async fn hup_reopens_a_log_file_that_was_moved_away() {
     };
     exporter.wait_for("two lines", delivered(2.0)).await;
     std::fs::rename(place.path("alerts.jsonl"), place.path("alerts.jsonl.1")).unwrap();
-    reload(&exporter, &place).await;
+    exporter.reload(&place).await;
     opsramp.open_many(DEMO_TENANT, 3).unwrap();
     exporter.wait_for("three more", delivered(5.0)).await;
     assert_eq!(place.lines_of("alerts.jsonl.1").len(), 2);
@@ -334,11 +321,11 @@ async fn many_reloads_under_load_lose_and_repeat_nothing() {
             opsramp.act(found, Action::Suppress).unwrap();
             left.insert(id.to_owned());
         }
-        reload(&exporter, &place).await;
+        exporter.reload(&place).await;
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     place.config["accounts"][0]["tenants"] = json!([DEMO_TENANT, "client_2"]);
-    reload(&exporter, &place).await;
+    exporter.reload(&place).await;
     let opened = 5 + 5 * ROUNDS;
     let all = (opened + left.len()) as f64;
     exporter
@@ -378,7 +365,7 @@ async fn what_a_reload_cannot_change_and_what_should_not_stay_so_is_told_every_t
     place.config["state"]["path"] = json!("elsewhere.db");
     place.config["accounts"][0]["tls"] = json!({"insecure_skip_verify": true});
     for count in [2.0, 4.0] {
-        reload(&exporter, &place).await;
+        exporter.reload(&place).await;
         exporter
             .wait_for("both are told", |metrics| {
                 warned(metrics) == Some(before + count)
@@ -400,7 +387,7 @@ async fn a_client_that_is_replaced_takes_what_was_known_of_its_token_along() {
     let expiry = "opsramp_token_expiry_timestamp_seconds";
     assert!(exporter.metrics().await.one(expiry).is_some());
     place.config["accounts"][0]["client_id"] = json!("another");
-    reload(&exporter, &place).await;
+    exporter.reload(&place).await;
     exporter.wait_for_poll().await;
     assert_eq!(exporter.metrics().await.one(expiry), None);
     exporter.stop().await;

@@ -274,14 +274,7 @@ async fn handshakes_that_never_end_do_not_silence_the_metrics() {
     let opsramp = opsramp(1).await;
     let authority = Authority::new();
     let place = secure_place(&opsramp, &authority, &users());
-    place.write();
-    let mut limited = command("/bin/sh");
-    limited
-        .args(["-c", "ulimit -n 512 && exec \"$@\"", "sh"])
-        .arg(binary())
-        .arg("--config.file")
-        .arg(place.path("config.yml"));
-    let exporter = place.start_as(place.settle(limited)).await;
+    let exporter = place.start_with_descriptors(512).await;
     let mut halves = Vec::new();
     for n in 0..600 {
         let mut stream = connect(&exporter).await;

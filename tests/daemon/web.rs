@@ -250,14 +250,7 @@ async fn the_program_itself_can_ask_whether_it_is_healthy() {
 async fn a_few_descriptors_are_enough_for_scrapes_among_connections_that_say_nothing() {
     let opsramp = opsramp(1).await;
     let place = Place::new(&opsramp.url());
-    place.write();
-    let mut limited = command("/bin/sh");
-    limited
-        .args(["-c", "ulimit -n 28 && exec \"$@\"", "sh"])
-        .arg(binary())
-        .arg("--config.file")
-        .arg(place.path("config.yml"));
-    let exporter = place.start_as(place.settle(limited)).await;
+    let exporter = place.start_with_descriptors(28).await;
     exporter.wait_until_complete().await;
     let address = exporter.url.strip_prefix("http://").unwrap().to_owned();
     let mut silent = Vec::new();

@@ -33,6 +33,13 @@ fn told(places: &[Place]) -> usize {
     ids.collect::<BTreeSet<String>>().len()
 }
 
+/// A server that a test has for itself.
+async fn own_cluster() -> Cluster {
+    tokio::task::spawn_blocking(|| Cluster::start(&["fsync=off"]))
+        .await
+        .unwrap()
+}
+
 /// Waits until it says why it is not ready.
 async fn wait_until_not_ready(exporter: &Exporter) -> String {
     eventually("it is not ready", async || {
@@ -44,9 +51,7 @@ async fn wait_until_not_ready(exporter: &Exporter) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_goes_away_pauses_polling_and_loses_nothing() {
-    let mut cluster = tokio::task::spawn_blocking(|| Cluster::start(&["fsync=off"]))
-        .await
-        .unwrap();
+    let mut cluster = own_cluster().await;
     let opsramp = opsramp(1).await;
     let place = replica(&opsramp, 1, 1, &cluster.fresh());
     let exporter = place.start().await;
@@ -77,9 +82,7 @@ async fn a_database_that_goes_away_pauses_polling_and_loses_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn it_starts_without_the_database_and_waits() {
-    let mut cluster = tokio::task::spawn_blocking(|| Cluster::start(&["fsync=off"]))
-        .await
-        .unwrap();
+    let mut cluster = own_cluster().await;
     let opsramp = opsramp(1).await;
     let place = replica(&opsramp, 1, 1, &cluster.fresh());
     cluster.stop();
@@ -102,9 +105,7 @@ async fn it_starts_without_the_database_and_waits() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_only_reads_is_named_and_recovered_from() {
-    let cluster = tokio::task::spawn_blocking(|| Cluster::start(&["fsync=off"]))
-        .await
-        .unwrap();
+    let cluster = own_cluster().await;
     let opsramp = opsramp(1).await;
     let place = replica(&opsramp, 1, 1, &cluster.fresh());
     let exporter = place.start().await;
@@ -144,9 +145,7 @@ async fn a_url_that_is_none_is_a_mistake_of_the_configuration() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_without_a_connection_left_is_waited_for() {
-    let cluster = tokio::task::spawn_blocking(|| Cluster::start(&["fsync=off"]))
-        .await
-        .unwrap();
+    let cluster = own_cluster().await;
     let opsramp = opsramp(1).await;
     let limited = cluster.fresh_for("limited");
     let place = replica(&opsramp, 1, 1, &limited);
@@ -291,9 +290,7 @@ async fn after_a_failover_the_server_that_can_be_written_to_is_used() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_that_waits_for_the_database_tells_the_truth_and_does_what_it_is_told() {
-    let mut cluster = tokio::task::spawn_blocking(|| Cluster::start(&["fsync=off"]))
-        .await
-        .unwrap();
+    let mut cluster = own_cluster().await;
     let opsramp = opsramp(1).await;
     let mut place = replica(&opsramp, 1, 1, &cluster.fresh());
     place.config["web"]["enable_lifecycle"] = json!(true);
@@ -332,9 +329,7 @@ async fn a_start_that_waits_for_the_database_tells_the_truth_and_does_what_it_is
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_that_the_database_fails_leaves_nothing_behind_and_one_that_hangs_can_be_ended() {
-    let mut cluster = tokio::task::spawn_blocking(|| Cluster::start(&["fsync=off"]))
-        .await
-        .unwrap();
+    let mut cluster = own_cluster().await;
     let opsramp = opsramp(1).await;
     let cable = Cable::to(cluster.port()).await;
     let database = cable.lead(&cluster.fresh(), cluster.port());

@@ -4,23 +4,9 @@ use opsramp_exporter::simulator::TenantOptions;
 use serde_json::json;
 
 use crate::{
-    exporter::{Exporter, Members, Metrics, Place, Signal, eventually, opsramp_with},
+    exporter::{Members, Metrics, Place, eventually, opsramp_with},
     opsramp, postgres, replica, tenant,
 };
-
-const RELOADED: &str = "the configuration was loaded again";
-
-/// Has a replica load its configuration again, which must work.
-async fn reload(place: &Place, replica: &Exporter) {
-    let count = |lines: &[String]| lines.iter().filter(|line| line.contains(RELOADED)).count();
-    let before = count(&replica.stderr.lines());
-    place.write();
-    replica.signal(Signal::HUP);
-    replica
-        .stderr
-        .wait_for("the reload", |lines| count(lines) > before)
-        .await;
-}
 
 /// Waits until the files of that name tell so many lines in all, each of another event.
 async fn wait_for_lines(places: &[Place], file: &str, count: usize) {
@@ -59,7 +45,7 @@ async fn searches_whose_options_change_are_polled_on() {
             for search in place.config["searches"].as_array_mut().unwrap() {
                 search["interval"] = json!(interval);
             }
-            reload(place, replica).await;
+            replica.reload(place).await;
         }
         opsramp.open_many(&tenant(0), 3).unwrap();
         lines += 3 * SEARCHES;
@@ -82,7 +68,7 @@ async fn the_last_of_two_reloads_right_after_each_other_counts() {
     for tenants in [2, 3] {
         let tenants: Vec<String> = (0..tenants).map(tenant).collect();
         place.config["accounts"][0]["tenants"] = json!(tenants);
-        reload(&place, &exporter).await;
+        exporter.reload(&place).await;
     }
     exporter.wait_for("all are held", holds(3)).await;
     exporter.stop().await;
@@ -131,7 +117,7 @@ async fn a_sink_that_is_added_to_one_replica_after_the_other_misses_nothing() {
     }
     let mut lines = 2;
     for (place, replica) in [(&places[1], &second), (&places[0], &first)] {
-        reload(place, replica).await;
+        replica.reload(place).await;
         opsramp.open_many(&tenant(0), 3).unwrap();
         lines += 3;
         wait_for_lines(&places, "alerts.jsonl", lines * SEARCHES).await;

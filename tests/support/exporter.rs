@@ -235,6 +235,19 @@ impl Place {
         exporter
     }
 
+    /// The same with so many file descriptors.
+    pub(crate) async fn start_with_descriptors(&self, descriptors: u32) -> Exporter {
+        self.write();
+        let mut limited = command("/bin/sh");
+        limited
+            .arg("-c")
+            .arg(format!("ulimit -n {descriptors} && exec \"$0\" \"$@\""))
+            .arg(binary())
+            .arg("--config.file")
+            .arg(self.path("config.yml"));
+        self.start_as(self.settle(limited)).await
+    }
+
     /// Starts the daemon and does not wait.
     pub(crate) fn spawn(&self, mut command: Command) -> Exporter {
         command.stdout(Stdio::piped());
@@ -301,6 +314,18 @@ impl Exporter {
     pub(crate) fn signal(&self, signal: Signal) {
         // While nobody has waited for the child, its number cannot be anybody else's.
         kill_process(self.pid, signal).unwrap();
+    }
+
+    /// Has it load its configuration again, as the place has it now. That must work.
+    pub(crate) async fn reload(&self, place: &Place) {
+        const RELOADED: &str = "the configuration was loaded again";
+        let count = |lines: &[String]| lines.iter().filter(|line| line.contains(RELOADED)).count();
+        let before = count(&self.stderr.lines());
+        place.write();
+        self.signal(Signal::HUP);
+        self.stderr
+            .wait_for("the reload", |lines| count(lines) > before)
+            .await;
     }
 
     /// Waits for the line that says where it listens.

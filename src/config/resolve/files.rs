@@ -7,6 +7,7 @@ use crate::{
     config::{Config, State},
     deliver::Target,
     secret::SecretSource,
+    store::sqlite::beside,
 };
 
 /// What SQLite and the exporter keep beside the state file, by the ends of their names.
@@ -53,10 +54,8 @@ impl Taken {
             State::File { path } => {
                 taken.add(Some(path), "the state file, state.path");
                 for end in BESIDE_STATE {
-                    let mut beside = path.clone().into_os_string();
-                    beside.push(end);
                     taken.add(
-                        Some(Path::new(&beside)),
+                        Some(&beside(path, end)),
                         "a file that stands beside the state file, state.path",
                     );
                 }

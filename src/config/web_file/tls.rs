@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use super::{
-    Resolver,
+    Resolver, exposed,
     file::{self, ClientAuthType},
 };
 use crate::{
@@ -34,10 +34,8 @@ impl Resolver<'_> {
         if let Some(path) = &tls.key_file {
             let path = self.folder.join(path);
             if is_public(&path) {
-                self.warnings.push(format!(
-                    "{}: is the key of the web server, and every user of this machine can read it; take the right away (chmod o-r), and hand it to a systemd service with LoadCredential= (docs/security.md)",
-                    path.display()
-                ));
+                self.warnings
+                    .push(exposed(&path, "is the key of the web server"));
             }
         }
         let certificate = self.needed("cert", tls.cert, tls.cert_file);

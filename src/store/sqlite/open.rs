@@ -212,7 +212,8 @@ impl StateFile {
     }
 }
 
-pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+/// The file of that name with a suffix.
+pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut beside = path.as_os_str().to_owned();
     beside.push(suffix);
     beside.into()
