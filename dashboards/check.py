@@ -1,7 +1,7 @@
 """The checks of check.sh that look into the files: JSON, names, queries.
 
     check.py files                       what needs nothing but the files
-    check.py grafana                     the rules with what Grafana's own rule asks in the original's place
+    check.py grafana                     the rules with what Grafana's own rules ask, for Prometheus
     check.py parse PROMETHEUS            every PromQL query, parsed by a Prometheus
     check.py live PROMETHEUS SECONDS     every PromQL query, asked of a Prometheus that scrapes the demo
 
@@ -105,14 +105,29 @@ def substitute(expr, **chosen):
     return expr
 
 
-def grafana_as_recorded():
-    """The rules, where the last known number of alerts is what Grafana asks for itself."""
-    asked = dict(grafana_rules())["OpsRampOpenAlertsHigh"]
+def grafana_as_rules():
+    """The rules, where the last known number of alerts is what Grafana asks for itself, and with the
+    alert that only Grafana has: what it asks is recorded as grafana:not_watched."""
+    asked = dict(grafana_rules())
     rules_file = yaml.safe_load(RULES.read_text(encoding="utf-8"))
     for group in rules_file["groups"]:
         for rule in group["rules"]:
             if rule.get("record") == "job_account_tenant_search:opsramp_search_total_results:last_known":
-                rule["expr"] = asked
+                rule["expr"] = asked["OpsRampOpenAlertsHigh"]
+    for group in yaml.safe_load(ALERTING.read_text(encoding="utf-8"))["groups"]:
+        for rule in group["rules"]:
+            if rule["title"] == "OpsRampNotWatched":
+                recorded = {"record": "grafana:not_watched", "expr": asked[rule["title"]]}
+                alert = {
+                    "alert": rule["title"],
+                    "expr": "grafana:not_watched > 0",
+                    "for": rule["for"],
+                    "labels": rule["labels"],
+                    "annotations": {
+                        name: text.replace("$$", "$") for name, text in rule["annotations"].items()
+                    },
+                }
+                rules_file["groups"].append({"name": "grafana", "rules": [recorded, alert]})
     return yaml.safe_dump(rules_file)
 
 
@@ -321,7 +336,7 @@ def main(arguments):
     if arguments == ["files"]:
         check_files()
     elif arguments == ["grafana"]:
-        print(grafana_as_recorded())
+        print(grafana_as_rules())
     elif len(arguments) == 2 and arguments[0] == "parse":
         check_parse(arguments[1])
     elif len(arguments) == 3 and arguments[0] == "live":
