@@ -40,6 +40,10 @@ BUCKETS = {"0.1": 0.25, "1": 0.5, "+Inf": 1.0}
 MOVING = ("bank", "open")
 # Of the gauges, these are of the replica, or of what it asks and delivers, not of a search.
 SUMMED = {"opsramp_sink_backlog_events"}
+# A replica that gave the tenant away had used all of its allowance up, long ago.
+ALLOWANCE = "opsramp_api_rate_limit_limit"
+ALLOWANCE_LEFT = "opsramp_api_rate_limit_remaining"
+ALLOWANCE_RENEWED = "opsramp_api_rate_limit_reset_timestamp_seconds"
 EARLIEST = {"opsramp_sink_oldest_pending_timestamp_seconds"}
 
 
@@ -57,7 +61,7 @@ def number(*words):
 
 
 def holder(labels, scrape):
-    search = labels["tenant"], labels["search"]
+    search = labels["tenant"], labels.get("search")
     if search == MOVING:
         return "b" if scrape >= MOVED else "a"
     return "a" if labels["tenant"] == "retail" else "b"
@@ -72,6 +76,12 @@ def values(name, kind, labels, scrape):
             return grown, grown // 3, grown - grown // 3
         of_a = sum(holder(labels, it) == "a" for it in range(scrape)) * own
         return grown, of_a, grown - of_a
+    if name == ALLOWANCE:
+        own = 100
+    if name == ALLOWANCE_LEFT:
+        return own, *(own if holder(labels, scrape) == it else 0 for it in "ab")
+    if name == ALLOWANCE_RENEWED:
+        return END + own, *(END + own if holder(labels, scrape) == it else END - own for it in "ab")
     if name.endswith("_timestamp_seconds"):
         own = END - own
     if name in ("opsramp_up", "opsramp_search_complete"):
@@ -157,6 +167,7 @@ def compare(base):
         if not what.startswith(("variable", "annotation"))
     ]
     everything += [(f"rule {name}", of_job(expr)) for name, expr, rule in check.rules() if "record" in rule]
+    everything += [(f"Grafana's rule {name}", of_job(expr)) for name, expr in check.grafana_rules()]
     for where, expr in everything:
         (one, _), (many, instances) = (
             found(base, check.substitute(expr, job=job)) for job in ("one", "many")
