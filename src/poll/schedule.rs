@@ -50,8 +50,8 @@ impl Grid {
     }
 
     /// The point at which to try again after `failures` in a row (from 1): the interval doubles
-    /// after the second, up to [`MAX_BACK_OFF`]. `random` from 0 to 1 spreads those that failed
-    /// together. Never sooner than `not_before`.
+    /// after the second, up to [`MAX_BACK_OFF`]; one that is longer is not waited out. `random` from
+    /// 0 to 1 spreads those that failed together. Never sooner than `not_before`.
     #[must_use]
     pub(super) fn retry(
         &self,
@@ -65,10 +65,13 @@ impl Grid {
             .interval
             .saturating_mul(1 << doublings)
             .min(MAX_BACK_OFF);
-        let at = if doublings == 0 || pause <= self.interval {
+        let jittered = now + pause.mul_f64(0.8 + 0.2 * random.clamp(0.0, 1.0));
+        let at = if self.interval > MAX_BACK_OFF {
+            jittered.min(self.next(now))
+        } else if doublings == 0 || pause <= self.interval {
             self.next(now)
         } else {
-            now + pause.mul_f64(0.8 + 0.2 * random.clamp(0.0, 1.0))
+            jittered
         };
         not_before.map_or(at, |bound| at.max(bound))
     }
@@ -132,6 +135,20 @@ mod tests {
             if failures > 10 {
                 prop_assert!(at >= now + Duration::from_secs(240));
             }
+        }
+
+        #[test]
+        fn no_failure_is_waited_out_for_longer_than_the_longest_pause(
+            interval in 1u64..100_000, elapsed in 0u64..1_000_000, failures in 1u32..100,
+            random in 0.0f64..1.0,
+        ) {
+            let origin = Instant::now();
+            let grid = Grid { origin, interval: Duration::from_secs(interval) };
+            let now = origin + Duration::from_secs(elapsed);
+            let at = grid.retry(now, failures, random, None);
+            prop_assert!(at > now && at <= now + MAX_BACK_OFF);
+            // Nor is it tried more often than at the plain interval, or after four minutes.
+            prop_assert!(at >= grid.next(now).min(now + Duration::from_secs(240)));
         }
     }
 }
