@@ -52,6 +52,8 @@ echo "removed"
 dpkg --install /opt/opsramp-exporter.deb >/dev/null
 is ActiveState inactive
 is UnitFileState enabled
+# What the documents tell people to put there goes as well: no key stays behind.
+touch "$etc/web.yml" "$etc/server.key"
 dpkg --purge opsramp-exporter >/dev/null
 left=$(find /etc /usr /var/lib /var/log -path /var/lib/dpkg -prune -o -name '*opsramp*' -print)
 [[ -z $left ]] || { echo "$left"; false; }
