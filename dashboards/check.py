@@ -172,6 +172,7 @@ def check_files():
             if f"### {heading}\n" not in sections.get(name, ""):
                 fault(f"docs/runbook.md, {name}, has no {heading}")
     check_tests(set(alerts))
+    check_regular_expressions()
     of_grafana = set()
     for group in yaml.safe_load(ALERTING.read_text(encoding="utf-8"))["groups"]:
         for rule in group["rules"]:
@@ -226,6 +227,27 @@ def check_dashboards():
                     fault(f"{where}: does not use the chosen data source")
                 if re.search(r"\b(rate|increase)\(", target["expr"]) and "$__rate_interval]" not in target["expr"]:
                     fault(f"{where}: a rate over something else than $__rate_interval")
+
+
+def check_regular_expressions():
+    """What people type as a regular expression reaches Loki as it is: between double quotes a
+    backslash means something else, and Grafana puts some before apostrophes. Links hand names on as
+    text: between \\Q and \\E."""
+    typed = {
+        variable["name"]
+        for _, dashboard in dashboards()
+        for variable in dashboard["templating"]["list"]
+        if variable["type"] == "textbox"
+    }
+    for file, what, ref, expr, _ in queries("loki"):
+        for name in typed:
+            rest = re.sub(rf"`[^`]*\$\{{{name}:raw\}}`", "", expr)
+            if re.search(rf"\$\{{?{name}\b", rest):
+                fault(f"{file}: {what} {ref}: {name} does not reach Loki as it was typed")
+    for path, _ in dashboards():
+        for name, value in re.findall(r"[?&]var-(\w+)=([^&\"]+)", path.read_text(encoding="utf-8")):
+            if name in typed and not re.fullmatch(r"%5CQ\$\{[\w.]+:percentencode\}%5CE", value):
+                fault(f"{path.name}: a link hands {value} on as a regular expression for {name}")
 
 
 def check_tests(alerts):

@@ -4,7 +4,7 @@ import { readFileSync, readdirSync } from 'node:fs';
 import { parser } from '@grafana/lezer-logql';
 
 const here = new URL('../', import.meta.url);
-const variables = { __auto: '1m', __range: '5m', contains: 'disk' };
+const variables = { __auto: '1m', __range: '5m', contains: "what's full", tenant: '\\QAcme (EU) & "Sons"\\E' };
 let count = 0;
 let faults = 0;
 
@@ -12,7 +12,10 @@ for (const file of readdirSync(here).filter((name) => name.endsWith('.json'))) {
   const dashboard = JSON.parse(readFileSync(new URL(file, here), 'utf8'));
   for (const panel of dashboard.panels) {
     for (const target of (panel.targets ?? []).filter(({ datasource }) => datasource.type === 'loki')) {
-      const query = target.expr.replaceAll(/\$(\w+)/g, (_, name) => variables[name] ?? '.+');
+      const query = target.expr.replaceAll(
+        /\$(?:\{(\w+):raw\}|(\w+))/g,
+        (_, raw, name) => variables[raw ?? name] ?? '.+',
+      );
       count += 1;
       let at = -1;
       parser.parse(query).iterate({
