@@ -113,6 +113,9 @@ pub struct Commit {
     pub events: Vec<JournalEvent>,
     /// Set once the result has been read whole for the first time.
     pub primed: bool,
+    /// Whether the clock can be believed about long times, so that ordinals may be forgotten whose
+    /// time is over.
+    pub may_forget: bool,
 }
 
 /// How long the ordinal of an alert that left is remembered.

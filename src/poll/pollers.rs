@@ -14,6 +14,7 @@ use super::{
     search::{Search, Shared},
 };
 use crate::{
+    clock::Steadiness,
     health::Health,
     identity::{SearchKey, Tenant},
     metrics::Metrics,
@@ -62,6 +63,7 @@ pub struct Pollers {
     searches: HashMap<SearchKey, RunningSearch>,
     tasks: JoinSet<SearchKey>,
     look_ups: JoinSet<LookUp>,
+    steadiness: Arc<Steadiness>,
 }
 
 /// A plan that can be followed: everything that could fail has been done.
@@ -146,6 +148,7 @@ impl Pollers {
             searches: HashMap::new(),
             tasks: JoinSet::new(),
             look_ups: JoinSet::new(),
+            steadiness: Arc::default(),
         }
     }
 
@@ -405,6 +408,7 @@ impl Pollers {
                 record: Arc::clone(&spec.record),
                 at_first_start: spec.at_first_start,
                 fetch_details: spec.fetch_details,
+                steadiness: Arc::clone(&self.steadiness),
             },
             metrics: self.metrics.register_search(&key),
             heartbeat: self.health.register(format!("search {key}"), HEARTBEAT),

@@ -25,7 +25,7 @@ use super::{
     schedule::{self, Grid},
 };
 use crate::{
-    clock,
+    clock::{self, Steadiness},
     error_chain::chain,
     health::{Health, Heartbeat},
     identity::{EventKind, SearchKey},
@@ -50,6 +50,7 @@ pub(super) struct Shared {
     pub(super) record: Arc<record::Options>,
     pub(super) at_first_start: AtFirstStart,
     pub(super) fetch_details: bool,
+    pub(super) steadiness: Arc<Steadiness>,
 }
 
 /// The task of one search.

@@ -316,16 +316,22 @@ pub(super) async fn an_alert_that_left_keeps_its_ordinal(options: Options) {
     assert_eq!(loaded.alerts, [alert("b", 1, 1)]);
     let held = loaded.held;
 
-    store
-        .commit(held, Commit::default(), second(4 + 90 * day))
-        .await
-        .unwrap();
-    assert_eq!(store.departed(held, ids()).await.unwrap().len(), 1);
-    store
-        .commit(held, Commit::default(), second(5 + 90 * day))
-        .await
-        .unwrap();
-    assert_eq!(store.departed(held, ids()).await.unwrap(), []);
+    for (may_forget, now, remembered) in [
+        (true, second(4 + 90 * day), 1),
+        (false, second(5 + 90 * day), 1),
+        (true, second(5 + 90 * day), 0),
+    ] {
+        let commit = Commit {
+            may_forget,
+            ..Commit::default()
+        };
+        store.commit(held, commit, now).await.unwrap();
+        assert_eq!(
+            store.departed(held, ids()).await.unwrap().len(),
+            remembered,
+            "{may_forget}"
+        );
+    }
 }
 
 pub(super) async fn a_later_take_up_refuses_what_the_earlier_holder_commits(options: Options) {

@@ -11,13 +11,14 @@
 
 use std::{
     collections::HashMap,
+    fmt,
     path::Path,
     sync::{Arc, PoisonError, RwLock},
     thread,
 };
 
 use jiff::Timestamp;
-use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
+use rusqlite::types::{FromSql, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::{
@@ -36,6 +37,7 @@ mod writer;
 
 pub use inspect::{Inspection, inspect};
 pub(crate) use open::beside;
+use open::describe;
 use page::Page;
 use writer::{Command, Job, Read, Write, Writer};
 
@@ -64,6 +66,20 @@ struct Hold {
 /// A time as it is stored: microseconds since 1970, as PostgreSQL has them.
 #[derive(Clone, Copy)]
 struct Micros(Timestamp);
+
+/// Reading or writing failed; says what to do.
+#[derive(Debug)]
+struct Failed(rusqlite::Error);
+
+// === impl Failed ===
+
+impl std::error::Error for Failed {}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&describe(&self.0))
+    }
+}
 
 // === impl Sqlite ===
 
@@ -279,9 +295,13 @@ impl ToSql for Micros {
 impl FromSql for Micros {
     fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
         let micros = value.as_i64()?;
-        Timestamp::from_microsecond(micros)
-            .map(Self)
-            .map_err(|_| FromSqlError::OutOfRange(micros))
+        // The last hours that a date can tell are no moments that are calculated with.
+        let far = if micros < 0 {
+            Timestamp::MIN
+        } else {
+            Timestamp::MAX
+        };
+        Ok(Self(Timestamp::from_microsecond(micros).unwrap_or(far)))
     }
 }
 

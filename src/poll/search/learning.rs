@@ -273,10 +273,16 @@ impl Running {
     /// Stores what was learned. That the journal is full is said to everybody who asks for health.
     pub(super) fn commit(
         &self,
-        commit: Commit,
+        mut commit: Commit,
         now: Timestamp,
     ) -> impl Future<Output = Result<(), Failure>> + Send + use<> {
-        let Shared { store, health, .. } = self.search.shared.clone();
+        let Shared {
+            store,
+            health,
+            steadiness,
+            ..
+        } = self.search.shared.clone();
+        commit.may_forget = steadiness.is_steady(now);
         let held = self.held;
         async move {
             let has_events = !commit.events.is_empty();

@@ -281,6 +281,7 @@ impl Run {
                 .collect(),
             events: numbers.iter().copied().map(event).collect(),
             primed: learned.primed,
+            may_forget: true,
         };
         let outcome = self.store.commit(held, commit.clone(), second(8)).await;
         if stale {

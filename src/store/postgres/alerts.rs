@@ -272,7 +272,10 @@ pub(super) async fn write(
             )
             .await?;
     }
-    forget_departed(session, search, now).await
+    if commit.may_forget {
+        forget_departed(session, search, now).await?;
+    }
+    Ok(())
 }
 
 /// Appends events to the journal of a search: those that end with the position `end`.

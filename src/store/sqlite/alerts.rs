@@ -123,7 +123,10 @@ pub(super) fn write(
             .prepare_cached("UPDATE search SET primed = 1 WHERE id = ?1 AND primed = 0")?
             .execute([search])?;
     }
-    forget_departed(connection, now)
+    if commit.may_forget {
+        forget_departed(connection, now)?;
+    }
+    Ok(())
 }
 
 /// Whether any alert of the search is remembered after it left.

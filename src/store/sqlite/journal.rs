@@ -11,6 +11,7 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
+use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Result, params};
 
 use super::Micros;
@@ -43,6 +44,15 @@ struct Cursor {
     stored: bool,
 }
 
+// === impl Cursor ===
+
+impl Cursor {
+    fn skip_to(&mut self, position: i64) {
+        self.position = position;
+        self.stored = false;
+    }
+}
+
 // === impl Journal ===
 
 impl Journal {
@@ -63,6 +73,8 @@ impl Journal {
             )
             .optional()?
             .unwrap_or(end);
+        let last: Option<i64> =
+            connection.query_row("SELECT max(last) FROM journal", [], |row| row.get(0))?;
         let mut cursors: BTreeMap<Box<str>, Cursor> = connection
             .prepare("SELECT name, position, mark FROM sink")?
             .query_map([], |row| {
@@ -75,7 +87,12 @@ impl Journal {
             })?
             .collect::<Result<_>>()?;
         for (name, cursor) in &mut cursors {
-            if !(start..=end).contains(&cursor.position) {
+            if (0..end).contains(&cursor.position)
+                && last.is_none_or(|last| last <= cursor.position)
+            {
+                // Somebody has removed what was left for it, such as a damaged row.
+                cursor.skip_to(end);
+            } else if !(start..=end).contains(&cursor.position) {
                 tracing::error!(
                     sink = &**name,
                     position = cursor.position,
@@ -83,11 +100,8 @@ impl Journal {
                      of which it may have some already"
                 );
                 // Without a mark a file is searched for them.
-                *cursor = Cursor {
-                    position: start,
-                    mark: None,
-                    stored: false,
-                };
+                cursor.mark = None;
+                cursor.skip_to(start);
             }
         }
         Ok(Self {
@@ -134,15 +148,16 @@ impl Journal {
 
     /// The next events for a sink; `None` where there is no such sink.
     pub(super) fn pending(
-        &self,
+        &mut self,
         connection: &Connection,
         sink: &str,
         max_events: usize,
         max_bytes: usize,
     ) -> Result<Option<Batch>> {
-        let Some(&Cursor { position, .. }) = self.cursors.get(sink) else {
+        let Some(cursor) = self.cursors.get_mut(sink) else {
             return Ok(None);
         };
+        let position = cursor.position;
         if position == self.end || max_events == 0 {
             return Ok(Some(Batch::default()));
         }
@@ -153,18 +168,28 @@ impl Journal {
         // A batch comes and goes as a whole, so that its bodies can share one allocation.
         let mut bodies = Vec::new();
         let mut heads = Vec::new();
-        'full: while let Some(row) = rows.next()? {
-            let Micros(at) = row.get(1)?;
-            let entries = Entries::of(row)?;
-            for entry in entries.skip_while(|entry| entry.position <= position) {
-                if heads.len() == max_events
-                    || !heads.is_empty() && bodies.len() + entry.body.len() > max_bytes
-                {
-                    break 'full;
+        let mut read = || -> Result<()> {
+            while let Some(row) = rows.next()? {
+                let Micros(at) = row.get(1)?;
+                let entries = Entries::of(row)?;
+                for entry in entries.skip_while(|entry| entry.position <= position) {
+                    if heads.len() == max_events
+                        || !heads.is_empty() && bodies.len() + entry.body.len() > max_bytes
+                    {
+                        return Ok(());
+                    }
+                    bodies.extend_from_slice(entry.body);
+                    heads.push((entry.position, entry.event_id, at, bodies.len()));
                 }
-                bodies.extend_from_slice(entry.body);
-                heads.push((entry.position, entry.event_id, at, bodies.len()));
             }
+            Ok(())
+        };
+        match read() {
+            // What cannot be read holds up only what comes behind it.
+            Err(error) if heads.is_empty() => return Err(error),
+            // Somebody has removed what was left for it, such as a damaged row.
+            Ok(()) if heads.is_empty() => cursor.skip_to(self.end),
+            _ => {}
         }
         let bodies = Bytes::from(bodies);
         let mut from = 0;
@@ -218,23 +243,18 @@ impl Journal {
     }
 
     /// How much waits for a sink; `None` where there is no such sink.
-    pub(super) fn backlog(&self, connection: &Connection, sink: &str) -> Result<Option<Backlog>> {
-        let Some(&Cursor { position, .. }) = self.cursors.get(sink) else {
-            return Ok(None);
-        };
+    pub(super) fn backlog(&self, connection: &Connection, sink: &str) -> Option<Backlog> {
+        let &Cursor { position, .. } = self.cursors.get(sink)?;
+        // A row that cannot be read waits all the same.
         let oldest = if position < self.end {
-            connection
-                .prepare_cached("SELECT at FROM journal WHERE last > ?1 ORDER BY last LIMIT 1")?
-                .query_row([position], |row| row.get::<_, Micros>(0))
-                .optional()?
-                .map(|Micros(at)| at)
+            oldest(connection, position).unwrap_or_default()
         } else {
             None
         };
-        Ok(Some(Backlog {
+        Some(Backlog {
             events: self.end.abs_diff(position),
             oldest,
-        }))
+        })
     }
 
     /// Adds sinks that are new, forgets those that are not named, and returns all states.
@@ -298,4 +318,12 @@ impl Journal {
         let positions = self.cursors.values().map(|cursor| cursor.position);
         positions.min().unwrap_or(self.end)
     }
+}
+
+/// When the oldest event behind `position` was journalled.
+fn oldest(connection: &Connection, position: i64) -> Result<Option<Timestamp>> {
+    connection
+        .prepare_cached("SELECT at FROM journal WHERE last > ?1 ORDER BY last LIMIT 1")?
+        .query_row([position], |row| row.get(0).map(|Micros(at)| at))
+        .optional()
 }

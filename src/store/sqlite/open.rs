@@ -416,7 +416,7 @@ fn migrate(connection: &mut Connection, version: usize, migrations: &[&str]) -> 
 }
 
 /// What SQLite's error means for whoever runs the exporter.
-fn describe(error: &rusqlite::Error) -> String {
+pub(super) fn describe(error: &rusqlite::Error) -> String {
     let advice = match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => {
             "it is not an SQLite database; choose another path, or move the file away"

@@ -14,7 +14,7 @@ use tokio::sync::{
 };
 
 use super::{
-    Holds, alerts,
+    Failed, Holds, alerts,
     journal::Journal,
     open::{Files, StateFile},
     page::Page,
@@ -305,15 +305,15 @@ impl Writer {
         match read {
             Read::Departed { held, ids, reply } => {
                 let found = alerts::departed(connection, held.row, ids);
-                reply.send(found.map_err(Error::backend)).ok();
+                reply.send(found.map_err(failed)).ok();
             }
             Read::Load { held, after, reply } => {
                 let found = alerts::load(connection, held.row, &after, LOAD_PAGE);
-                reply.send(found.map_err(Error::backend)).ok();
+                reply.send(found.map_err(failed)).ok();
             }
             Read::Stored { held, ids, reply } => {
                 let found = alerts::stored(connection, held.row, &ids);
-                reply.send(found.map_err(Error::backend)).ok();
+                reply.send(found.map_err(failed)).ok();
             }
             Read::Pending {
                 sink,
@@ -328,7 +328,7 @@ impl Writer {
             }
             Read::Backlog { sink, reply } => {
                 let backlog = self.journal.backlog(connection, &sink);
-                reply.send(known(backlog, &sink)).ok();
+                reply.send(backlog.ok_or_else(|| unknown(&sink))).ok();
             }
         }
     }
@@ -367,7 +367,7 @@ impl Group {
     /// Answers: what was learned, or that the transaction failed. Whoever no longer waits does not
     /// need it.
     fn settle(self, failure: Option<rusqlite::Error>) {
-        let failure = failure.map(|error| -> Failure { Arc::new(error) });
+        let failure = failure.map(|error| -> Failure { Arc::new(Failed(error)) });
         for write in self.writes {
             write.settle(failure.as_ref());
         }
@@ -478,9 +478,13 @@ impl<Q, A> Job<Q, A> {
     }
 }
 
+fn failed(error: rusqlite::Error) -> Error {
+    Error::backend(Failed(error))
+}
+
 /// An answer about a sink, where there is one of that name.
 fn known<A>(answer: Result<Option<A>>, sink: &str) -> Answer<A> {
-    answer.map_err(Error::backend)?.ok_or_else(|| unknown(sink))
+    answer.map_err(failed)?.ok_or_else(|| unknown(sink))
 }
 
 fn unknown(sink: &str) -> Error {

@@ -136,8 +136,9 @@ fn opened(number: u128) -> Commit {
 fn backend_error(answer: Answer<()>) -> ErrorCode {
     match answer {
         Err(Error::Backend(error)) => error
-            .downcast_ref::<rusqlite::Error>()
+            .downcast_ref::<Failed>()
             .unwrap()
+            .0
             .sqlite_error_code()
             .unwrap(),
         other => panic!("{other:?}"),
