@@ -814,6 +814,33 @@ async fn a_revoked_token_is_replaced_at_once_and_one_that_comes_back_is_not_aske
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_runs_out_while_a_request_waits_for_its_turn_costs_no_request() {
+    let mut options = world(3);
+    options.token_lifetime = Duration::from_secs(1);
+    let simulator = start(options).await;
+    let options = account(&simulator.url(), &[DEMO_TENANT]).options;
+    let metrics = metrics(&Board::default()).register_account(&options.name);
+    let client = opsramp::Client::new(options, Arc::new(metrics)).unwrap();
+    let request = opsramp::SearchRequest {
+        query: "actions:OPEN".to_owned(),
+        page: 1,
+        page_size: 100,
+        sorted: true,
+    };
+    let ask = || client.search(DEMO_TENANT, &request, opsramp::Urgency::Background);
+    let wait = Fault::Status {
+        code: 429,
+        body: None,
+        headers: vec![("Retry-After".to_owned(), "2".to_owned())],
+    };
+    simulator.inject(FaultRule::next(1, Endpoint::Search, wait));
+    ask().await.unwrap_err();
+    ask().await.unwrap();
+    assert_eq!(simulator.requests().with_status(407), 0);
+    assert_eq!(simulator.requests().of(Endpoint::Token), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_redirect_is_never_followed_with_a_secret_or_a_token() {
     for (endpoint, reason) in [
         (
