@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     AtFirstStart, SearchOptions,
-    search::{Search, Shared},
+    search::{self, Search, Shared},
 };
 use crate::{
     health::Health,
@@ -22,7 +22,7 @@ use crate::{
     metrics::Metrics,
     opsramp::{self, BuildError, Client, ClientInfo},
     record,
-    status::Board,
+    status::{Board, SearchStatus},
     store::{Held, Store},
 };
 
@@ -120,6 +120,14 @@ struct RunningSearch {
     task: task::Id,
     stop: CancellationToken,
     stopped: tokio::sync::oneshot::Receiver<Option<Held>>,
+}
+
+/// What a search's task leaves to the one that goes on with other options.
+#[derive(Debug, Default)]
+struct Kept {
+    held: Option<Held>,
+    /// What was known, where the same is asked.
+    status: Option<Arc<SearchStatus>>,
 }
 
 /// Everything a search's task depends on: where it differs, the task begins anew.
@@ -372,17 +380,19 @@ impl Pollers {
         for key in outdated {
             if let Some(running) = self.searches.remove(&key) {
                 running.stop.cancel();
-                stopping.push((key, running.stopped));
+                stopping.push((key, running));
             }
         }
         let mut given_back = Vec::new();
         // What goes on with other options stays ours in between.
         let mut kept = HashMap::new();
-        for (key, stopped) in stopping {
+        for (key, running) in stopping {
             // A sender that was dropped says the same: the task has ended.
-            let held = stopped.await.ok().flatten();
-            if wanted.contains_key(&key) {
-                kept.extend(held.map(|held| (key, held)));
+            let held = running.stopped.await.ok().flatten();
+            if let Some((_, spec)) = wanted.get(&key) {
+                let is_same = spec.options.query == running.spec.options.query;
+                let status = self.board.search(&key).filter(|_| is_same);
+                kept.insert(key, Kept { held, status });
             } else {
                 self.metrics.remove_search(&key);
                 self.board.remove_search(&key);
@@ -398,8 +408,8 @@ impl Pollers {
             }
             let pace = (START_PACE * started).min(spec.options.interval);
             started += 1;
-            let held = kept.remove(&key);
-            self.start(key, client, spec, held, Instant::now() + pace);
+            let kept = kept.remove(&key).unwrap_or_default();
+            self.start(key, client, spec, kept, Instant::now() + pace);
         }
     }
 
@@ -414,9 +424,22 @@ impl Pollers {
         key: SearchKey,
         client: Client,
         spec: Spec,
-        kept: Option<Held>,
+        kept: Kept,
         first_poll: Instant,
     ) {
+        let unknown = search::unknown(&key, &spec.options, &self.store);
+        let status = match kept.status {
+            Some(status) => SearchStatus {
+                interval: unknown.interval,
+                stale_after: unknown.stale_after,
+                next_poll: None,
+                lease_held: unknown.lease_held || kept.held.is_some(),
+                ..(*status).clone()
+            },
+            None => unknown,
+        };
+        // From the first scrape on, and before anybody asks whether all are ready.
+        self.board.set_search(status.clone());
         let stop = CancellationToken::new();
         let (ended, stopped) = tokio::sync::oneshot::channel();
         let search = Search {
@@ -434,14 +457,13 @@ impl Pollers {
             metrics: self.metrics.register_search(&key),
             heartbeat: self.health.register(format!("search {key}"), HEARTBEAT),
             first_poll,
+            status,
         };
-        // From the first scrape on, and before anybody asks whether all are ready.
-        self.board.set_search(search.initial_status());
         let token = stop.clone();
         let name = key.clone();
         let task = self.tasks.spawn(async move {
             // One that is stopped before it has taken the search up leaves it as it found it.
-            let held = search.run(token).await.or(kept);
+            let held = search.run(token).await.or(kept.held);
             // Nobody asks when all are stopped.
             ended.send(held).ok();
             name
