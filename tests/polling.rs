@@ -731,6 +731,34 @@ async fn every_fault_has_its_reason_and_heals() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poll_that_fails_at_a_further_page_shows_nothing_of_the_first() {
+    let simulator = start(world(250)).await;
+    let mut plan = plan(&simulator.url());
+    // The next one knows the first page and succeeds.
+    plan.searches[0].interval = Duration::from_secs(2);
+    let exporter = Exporter::start(plan).await;
+    exporter.wait_until_complete().await;
+    let failed = Fault::Status {
+        code: 500,
+        body: None,
+        headers: Vec::new(),
+    };
+    simulator.inject(FaultRule {
+        page: Some(2),
+        ..FaultRule::always(failed).at(Endpoint::Search)
+    });
+    simulator.open_many(DEMO_TENANT, 150).unwrap();
+    let mut status = exporter.status();
+    eventually("a poll fails", || {
+        status = exporter.status();
+        std::future::ready(status.up == Some(false))
+    })
+    .await;
+    let result = status.result.as_ref().unwrap();
+    assert_eq!((result.total_results, result.tracked), (250, 250));
+}
+
 /// Failures of the credentials are tried at every interval, and do not count for the back-off of
 /// the failure that comes after them.
 #[tokio::test(flavor = "multi_thread")]

@@ -346,6 +346,7 @@ impl Running {
         self.search.metrics.poll_failed(reason);
     }
 
+    /// One that failed has learned nothing to be shown, however many of its pages came.
     fn end_poll(&mut self, outcome: Result<u64, PollError>) {
         let Some(poll) = self.poll.take() else { return };
         let took = poll.began.elapsed();
@@ -361,7 +362,9 @@ impl Running {
         });
         self.search.status.tried = true;
         self.announce_next_poll();
-        self.publish(succeeded.then(clock::now));
+        if succeeded {
+            self.publish(Some(clock::now()));
+        }
     }
 
     fn announce_next_poll(&mut self) {
@@ -508,7 +511,7 @@ impl Running {
             "reading the whole result is held up; what has left is noticed when it works again"
         );
         self.search.status.last_error = Some(error);
-        self.publish(None);
+        self.search.report();
     }
 
     // --- asking
