@@ -258,7 +258,13 @@ impl Daemon {
                 () = self.quit.cancelled() => break Stop::Asked(QUIT),
                 failed = self.delivery.failed() => break Stop::Failed(failed.into()),
                 happening = self.pollers.next() => match happening {
-                    Happening::LookedUp(look_up) => self.pollers.adopt(look_up).await,
+                    // A store that hangs holds it up.
+                    Happening::LookedUp(look_up) => {
+                        let adopted = self.pollers.adopt(look_up);
+                        if let Err(stop) = unless_stopped(adopted, &mut signals, &self.quit).await {
+                            break stop;
+                        }
+                    }
                     Happening::Failed(error) => break Stop::Failed(error),
                 },
                 ended = &mut self.server => break Stop::Failed(match ended {
@@ -325,11 +331,7 @@ impl Daemon {
         signals: &mut Signals,
     ) -> Result<Result<(), String>, Stop> {
         let quit = self.quit.clone();
-        tokio::select! {
-            outcome = self.reload(load) => Ok(outcome),
-            name = signals.stop() => Err(Stop::Asked(name)),
-            () = quit.cancelled() => Err(Stop::Asked(QUIT)),
-        }
+        unless_stopped(self.reload(load), signals, &quit).await
     }
 
     /// Changes to the configuration as it is now. A bad one changes nothing.
@@ -505,6 +507,19 @@ impl Signals {
                 return name;
             }
         }
+    }
+}
+
+/// Does what may take long, unless it is told to stop meanwhile.
+async fn unless_stopped<T>(
+    work: impl Future<Output = T>,
+    signals: &mut Signals,
+    quit: &CancellationToken,
+) -> Result<T, Stop> {
+    tokio::select! {
+        done = work => Ok(done),
+        name = signals.stop() => Err(Stop::Asked(name)),
+        () = quit.cancelled() => Err(Stop::Asked(QUIT)),
     }
 }
 

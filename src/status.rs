@@ -139,6 +139,12 @@ impl Board {
         self.touch();
     }
 
+    /// A search's snapshot.
+    #[must_use]
+    pub fn search(&self, key: &SearchKey) -> Option<Arc<SearchStatus>> {
+        read(&self.0.searches).get(key).cloned()
+    }
+
     /// Forgets a search, with all its series.
     pub fn remove_search(&self, key: &SearchKey) {
         write(&self.0.searches).remove(key);

@@ -13,7 +13,7 @@ use opsramp_exporter::{
     identity::{EventKind, Tenant},
     metrics::{BuildInfo, Metrics},
     opsramp,
-    poll::{Account, AtFirstStart, GroupLabel, Happening, Plan, Pollers, SearchOptions},
+    poll::{Account, AtFirstStart, GroupLabel, Happening, LookUp, Plan, Pollers, SearchOptions},
     record,
     secret::{Secret, SecretSource},
     simulator::{
@@ -100,6 +100,28 @@ fn plan(url: &str) -> Plan {
     }
 }
 
+fn metrics(board: &Board) -> Metrics {
+    let build = BuildInfo {
+        version: "0",
+        revision: "0",
+        rustversion: "0",
+    };
+    Metrics::new(board.clone(), build)
+}
+
+/// Pollers, and what they report to.
+fn pollers(store: &Store) -> (Pollers, Board, Metrics) {
+    let board = Board::default();
+    let metrics = metrics(&board);
+    let pollers = Pollers::new(
+        store.clone(),
+        board.clone(),
+        metrics.clone(),
+        Health::default(),
+    );
+    (pollers, board, metrics)
+}
+
 /// The exporter's polling half.
 struct Exporter {
     store: Store,
@@ -127,19 +149,7 @@ impl Exporter {
         };
         let store = Store::open(&options).await.unwrap();
         store.set_sinks(vec![SINK.to_owned()]).await.unwrap();
-        let board = Board::default();
-        let build = BuildInfo {
-            version: "0",
-            revision: "0",
-            rustversion: "0",
-        };
-        let metrics = Metrics::new(board.clone(), build);
-        let mut pollers = Pollers::new(
-            store.clone(),
-            board.clone(),
-            metrics.clone(),
-            Health::default(),
-        );
+        let (mut pollers, board, metrics) = pollers(&store);
         pollers.apply(plan).await.unwrap();
         let stop = CancellationToken::new();
         let stopped = stop.clone();
@@ -721,6 +731,34 @@ async fn every_fault_has_its_reason_and_heals() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poll_that_fails_at_a_further_page_shows_nothing_of_the_first() {
+    let simulator = start(world(250)).await;
+    let mut plan = plan(&simulator.url());
+    // The next one knows the first page and succeeds.
+    plan.searches[0].interval = Duration::from_secs(2);
+    let exporter = Exporter::start(plan).await;
+    exporter.wait_until_complete().await;
+    let failed = Fault::Status {
+        code: 500,
+        body: None,
+        headers: Vec::new(),
+    };
+    simulator.inject(FaultRule {
+        page: Some(2),
+        ..FaultRule::always(failed).at(Endpoint::Search)
+    });
+    simulator.open_many(DEMO_TENANT, 150).unwrap();
+    let mut status = exporter.status();
+    eventually("a poll fails", || {
+        status = exporter.status();
+        std::future::ready(status.up == Some(false))
+    })
+    .await;
+    let result = status.result.as_ref().unwrap();
+    assert_eq!((result.total_results, result.tracked), (250, 250));
+}
+
 /// Failures of the credentials are tried at every interval, and do not count for the back-off of
 /// the failure that comes after them.
 #[tokio::test(flavor = "multi_thread")]
@@ -801,6 +839,33 @@ async fn a_revoked_token_is_replaced_at_once_and_one_that_comes_back_is_not_aske
     exporter.wait_for_poll().await;
     exporter.wait_for_poll().await;
     assert_eq!(simulator.requests().of(Endpoint::Token), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_runs_out_while_a_request_waits_for_its_turn_costs_no_request() {
+    let mut options = world(3);
+    options.token_lifetime = Duration::from_secs(1);
+    let simulator = start(options).await;
+    let options = account(&simulator.url(), &[DEMO_TENANT]).options;
+    let metrics = metrics(&Board::default()).register_account(&options.name);
+    let client = opsramp::Client::new(options, Arc::new(metrics)).unwrap();
+    let request = opsramp::SearchRequest {
+        query: "actions:OPEN".to_owned(),
+        page: 1,
+        page_size: 100,
+        sorted: true,
+    };
+    let ask = || client.search(DEMO_TENANT, &request, opsramp::Urgency::Background);
+    let wait = Fault::Status {
+        code: 429,
+        body: None,
+        headers: vec![("Retry-After".to_owned(), "2".to_owned())],
+    };
+    simulator.inject(FaultRule::next(1, Endpoint::Search, wait));
+    ask().await.unwrap_err();
+    ask().await.unwrap();
+    assert_eq!(simulator.requests().with_status(407), 0);
+    assert_eq!(simulator.requests().of(Endpoint::Token), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -971,6 +1036,140 @@ async fn clients_of_a_partner_appear_leave_and_come_back() {
     eventually("it is back", || async { polled(&exporter).len() == 3 }).await;
     exporter.wait_for_poll().await;
     assert_eq!(exporter.count("opened").await, 6, "nothing is logged again");
+}
+
+/// Two partners, of two clients and of one.
+async fn partners() -> Simulator {
+    let client = |id: &str, partner: &str| TenantOptions {
+        partner: Some(partner.to_owned()),
+        ..tenant(id, 1)
+    };
+    let mut options = world(0);
+    options.tenants = vec![
+        tenant("msp_1", 0),
+        tenant("msp_2", 0),
+        client("client_1", "msp_1"),
+        client("client_2", "msp_1"),
+        client("client_3", "msp_2"),
+    ];
+    start(options).await
+}
+
+/// Pollers that are told to follow one plan after the other.
+struct Reloading {
+    pollers: Pollers,
+    board: Board,
+    plan: Plan,
+    _folder: tempfile::TempDir,
+}
+
+impl Reloading {
+    /// None is followed yet.
+    async fn new(plan: Plan) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let options = store::Options::Sqlite {
+            path: folder.path().join("state.db"),
+            journal_limit: store::JOURNAL_LIMIT,
+        };
+        let (pollers, board, _) = pollers(&Store::open(&options).await.unwrap());
+        Self {
+            pollers,
+            board,
+            plan,
+            _folder: folder,
+        }
+    }
+
+    async fn reload(&mut self, change: impl FnOnce(&mut Account)) {
+        change(&mut self.plan.accounts[0]);
+        self.pollers.apply(self.plan.clone()).await.unwrap();
+    }
+
+    /// A look-up that is due.
+    async fn look_up(&mut self) -> LookUp {
+        let next = tokio::time::timeout(PATIENCE, self.pollers.next());
+        match next.await.expect("a look-up is due") {
+            Happening::LookedUp(look_up) => look_up,
+            Happening::Failed(error) => panic!("{error:#}"),
+        }
+    }
+
+    /// The tenants that are polled.
+    fn polled(&self) -> Vec<String> {
+        let searches = self.board.searches();
+        let tenants = searches.iter().map(|status| &status.key.tenant.id);
+        tenants.map(ToString::to_string).collect()
+    }
+}
+
+/// Of an account whose clients are looked up once.
+fn discovering(url: &str, partners: &[&str]) -> Account {
+    Account {
+        discovery: Some(PATIENCE * 10),
+        ..account(url, partners)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_up_of_clients_that_outlives_a_reload_changes_nothing() {
+    let simulator = partners().await;
+    let url = simulator.url();
+    let mut exporter = Reloading::new(plan(&url)).await;
+    exporter
+        .reload(|account| *account = discovering(&url, &["msp_1"]))
+        .await;
+    let late = exporter.look_up().await;
+    exporter.reload(|account| account.discovery = None).await;
+    exporter.pollers.adopt(late).await;
+    assert_eq!(exporter.polled(), ["msp_1"], "else alerts come twice");
+
+    exporter
+        .reload(|account| *account = discovering(&url, &["msp_1"]))
+        .await;
+    let late = exporter.look_up().await;
+    exporter
+        .reload(|account| *account = discovering(&url, &["msp_2"]))
+        .await;
+    exporter.pollers.adopt(late).await;
+    assert_eq!(exporter.polled(), [""; 0], "of another partner");
+    let late = exporter.look_up().await;
+
+    let other = partners().await;
+    exporter
+        .reload(|account| *account = discovering(&other.url(), &["msp_2"]))
+        .await;
+    exporter.pollers.adopt(late).await;
+    assert_eq!(exporter.polled(), [""; 0], "of another server");
+    let look_up = exporter.look_up().await;
+    exporter.pollers.adopt(look_up).await;
+    assert_eq!(exporter.polled(), ["client_3"]);
+    exporter.pollers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_of_other_partners_are_looked_up_at_once_and_those_that_stay_are_polled_on() {
+    let simulator = partners().await;
+    let url = simulator.url();
+    let mut exporter = Reloading::new(plan(&url)).await;
+    let stages: [(&[&str], &[&str], &[&str]); 3] = [
+        (&["msp_1"], &[], &["client_1", "client_2"]),
+        (
+            &["msp_1", "msp_2"],
+            &["client_1", "client_2"],
+            &["client_1", "client_2", "client_3"],
+        ),
+        (&["msp_2"], &["client_3"], &["client_3"]),
+    ];
+    for (partners, meanwhile, then) in stages {
+        exporter
+            .reload(|account| *account = discovering(&url, partners))
+            .await;
+        assert_eq!(exporter.polled(), meanwhile);
+        let look_up = exporter.look_up().await;
+        exporter.pollers.adopt(look_up).await;
+        assert_eq!(exporter.polled(), then);
+    }
+    exporter.pollers.stop().await;
 }
 
 /// With no ceiling of our own, and clocks an hour apart either way.

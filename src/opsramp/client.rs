@@ -282,17 +282,17 @@ impl Client {
     ) -> Result<Answer, Error> {
         let token = self.0.tokens.get().await?;
         let first = self
-            .send_once(endpoint, tenant, &url, allowance, urgency, &token)
+            .send_once(endpoint, tenant, &url, allowance, urgency, token)
             .await;
-        let Err(Refused::Token { .. }) = first else {
+        let Err(Refused::Token { token, .. }) = &first else {
             return first.map_err(Refused::into_error);
         };
         // 407 is the documented answer to a token that ran out or was revoked.
         let refuser = (endpoint.as_str(), tenant.into());
-        match self.0.tokens.replace(&token, refuser).await {
+        match self.0.tokens.replace(token, refuser).await {
             Ok(Some(token)) => {
                 tracing::debug!(account = %self.account(), "the API refused the token; trying a new one once");
-                self.send_once(endpoint, tenant, &url, allowance, urgency, &token)
+                self.send_once(endpoint, tenant, &url, allowance, urgency, token)
                     .await
                     .map_err(Refused::into_error)
             }
@@ -312,7 +312,7 @@ impl Client {
         url: &str,
         allowance: &Allowance,
         urgency: Urgency,
-        token: &Token,
+        mut token: Token,
     ) -> Result<Answer, Refused> {
         let observer = &self.0.observer;
         let _permit = allowance
@@ -320,6 +320,10 @@ impl Client {
             .await;
         // The semaphore is never closed.
         let _slot = self.0.in_flight.acquire().await;
+        // That can have taken minutes.
+        if token.remaining().is_zero() {
+            token = self.0.tokens.get().await.map_err(Refused::Other)?;
+        }
         let http = &self.0.http;
         let request = http
             .request(Method::GET, url)
@@ -352,15 +356,16 @@ impl Client {
         let shown = || Secrets::of(vec![token.secret.clone()]).excerpt(&body);
         match status.as_u16() {
             200..=299 => {
-                self.accepted(token, endpoint, tenant);
+                self.accepted(&token, endpoint, tenant);
                 Ok(Answer::new(endpoint.as_str(), body, room))
             }
             401 | 407 => Err(Refused::Token {
                 status: status.as_u16(),
                 excerpt: shown(),
+                token,
             }),
             403 => {
-                self.accepted(token, endpoint, tenant);
+                self.accepted(&token, endpoint, tenant);
                 let what = format!(
                     "{} of tenant {tenant} is forbidden (403): the key lacks the permission: {}",
                     endpoint.as_str(),
@@ -453,6 +458,7 @@ enum Refused {
     Token {
         status: u16,
         excerpt: String,
+        token: Token,
     },
     Other(Error),
 }
@@ -462,7 +468,9 @@ enum Refused {
 impl Refused {
     fn into_error(self) -> Error {
         match self {
-            Self::Token { status, excerpt } => {
+            Self::Token {
+                status, excerpt, ..
+            } => {
                 let what =
                     format!("the API refuses the token, also a new one ({status}): {excerpt}");
                 Error::Auth { what }

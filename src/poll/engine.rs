@@ -199,6 +199,15 @@ impl Engine {
         }
     }
 
+    /// Takes over that another engine read the whole result so long `ago`, and that what the store knew
+    /// is what its polls have counted since.
+    pub fn resume(&mut self, total: u64, ago: Duration, now: Instant) {
+        self.total = Some(total);
+        self.sound = true;
+        self.reads = 1;
+        self.due = Some(now + self.options.full_read_interval.saturating_sub(ago));
+    }
+
     /// The known alerts.
     #[must_use]
     pub fn tracker(&self) -> &Tracker {

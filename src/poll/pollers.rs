@@ -6,12 +6,15 @@ use std::{
     time::Duration,
 };
 
-use tokio::{task::JoinSet, time::Instant};
+use tokio::{
+    task::{self, AbortHandle, JoinSet},
+    time::Instant,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     AtFirstStart, SearchOptions,
-    search::{Search, Shared},
+    search::{self, Search, Shared},
 };
 use crate::{
     clock::Steadiness,
@@ -20,7 +23,7 @@ use crate::{
     metrics::Metrics,
     opsramp::{self, BuildError, Client, ClientInfo},
     record,
-    status::Board,
+    status::{Board, SearchStatus},
     store::{Held, Store},
 };
 
@@ -62,7 +65,7 @@ pub struct Pollers {
     clients: BTreeMap<Arc<str>, AccountClient>,
     searches: HashMap<SearchKey, RunningSearch>,
     tasks: JoinSet<SearchKey>,
-    look_ups: JoinSet<LookUp>,
+    look_ups: JoinSet<(Arc<str>, Result<Clients, opsramp::Error>)>,
     steadiness: Arc<Steadiness>,
 }
 
@@ -86,6 +89,8 @@ pub enum Happening {
 /// The outcome of looking up the clients of an account's partners.
 #[derive(Debug)]
 pub struct LookUp {
+    /// Tells it from one that another plan has made void.
+    task: task::Id,
     account: Arc<str>,
     found: Result<Clients, opsramp::Error>,
 }
@@ -96,19 +101,35 @@ struct AccountClient {
     client: Client,
     /// Changes when the client does, so that searches notice.
     generation: u64,
-    discovered: BTreeSet<Tenant>,
-    /// When clients are to be looked up next.
+    /// Whose clients are looked up; none without discovery.
+    partners: Vec<Arc<str>>,
+    /// The clients that were found, with the partner of each.
+    discovered: BTreeMap<Tenant, Arc<str>>,
+    look_up: Option<UnderWay>,
+    /// When clients are to be looked up next, unless they are being looked up.
     look_up_at: Instant,
     failures: u32,
 }
+
+/// A look-up under way. Dropping it ends it, and makes its outcome void.
+#[derive(Debug)]
+struct UnderWay(AbortHandle);
 
 #[derive(Debug)]
 struct RunningSearch {
     spec: Spec,
     /// Tells it from a predecessor that is still being joined.
-    task: tokio::task::Id,
+    task: task::Id,
     stop: CancellationToken,
     stopped: tokio::sync::oneshot::Receiver<Option<Held>>,
+}
+
+/// What a search's task leaves to the one that goes on with other options.
+#[derive(Debug, Default)]
+struct Kept {
+    held: Option<Held>,
+    /// What was known, where the same is asked.
+    status: Option<Arc<SearchStatus>>,
 }
 
 /// Everything a search's task depends on: where it differs, the task begins anew.
@@ -231,22 +252,25 @@ impl Pollers {
                 // Its token and allowances were another client's.
                 self.board.remove_account(client.account());
             }
+            let generation = old.as_ref().map_or(0, |old| old.generation + 1);
+            let (partners, discovered) = old
+                .map(|old| (old.partners, old.discovered))
+                .unwrap_or_default();
             let account = AccountClient {
                 options,
                 client: client.clone(),
-                generation: old.as_ref().map_or(0, |old| old.generation + 1),
-                discovered: old.map(|old| old.discovered).unwrap_or_default(),
+                generation,
+                partners,
+                discovered,
+                look_up: None,
                 look_up_at: Instant::now(),
                 failures: 0,
             };
             self.clients.insert(Arc::clone(client.account()), account);
         }
         for account in &plan.accounts {
-            if account.discovery.is_none()
-                && let Some(client) = self.clients.get_mut(&account.options.name)
-            {
-                client.discovered.clear();
-                client.look_up_at = Instant::now();
+            if let Some(client) = self.clients.get_mut(&account.options.name) {
+                client.look_up_clients_of(account.partners());
             }
         }
         self.plan = Some(plan);
@@ -268,7 +292,16 @@ impl Pollers {
                         return Happening::Failed(error);
                     }
                 },
-                Some(Ok(look_up)) = self.look_ups.join_next() => return Happening::LookedUp(look_up),
+                Some(ended) = self.look_ups.join_next_with_id() => match ended {
+                    Ok((task, (account, found))) => {
+                        return Happening::LookedUp(LookUp { task, account, found });
+                    }
+                    Err(error) if error.is_cancelled() => {}
+                    Err(error) => {
+                        let error = anyhow::Error::new(error).context("a look-up of clients failed");
+                        return Happening::Failed(error);
+                    }
+                },
                 () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
                 else => std::future::pending().await,
             }
@@ -308,7 +341,7 @@ impl Pollers {
                 .filter(|_| account.discovery.is_none());
             let discovered = client
                 .discovered
-                .iter()
+                .keys()
                 .filter(|tenant| !configured.contains(&tenant.id));
             for tenant in told_apart(&own.chain(discovered).collect::<Vec<_>>()) {
                 for options in &searches {
@@ -350,17 +383,19 @@ impl Pollers {
         for key in outdated {
             if let Some(running) = self.searches.remove(&key) {
                 running.stop.cancel();
-                stopping.push((key, running.stopped));
+                stopping.push((key, running));
             }
         }
         let mut given_back = Vec::new();
         // What goes on with other options stays ours in between.
         let mut kept = HashMap::new();
-        for (key, stopped) in stopping {
+        for (key, running) in stopping {
             // A sender that was dropped says the same: the task has ended.
-            let held = stopped.await.ok().flatten();
-            if wanted.contains_key(&key) {
-                kept.extend(held.map(|held| (key, held)));
+            let held = running.stopped.await.ok().flatten();
+            if let Some((_, spec)) = wanted.get(&key) {
+                let is_same = spec.options.query == running.spec.options.query;
+                let status = self.board.search(&key).filter(|_| is_same);
+                kept.insert(key, Kept { held, status });
             } else {
                 self.metrics.remove_search(&key);
                 self.board.remove_search(&key);
@@ -376,8 +411,8 @@ impl Pollers {
             }
             let pace = (START_PACE * started).min(spec.options.interval);
             started += 1;
-            let held = kept.remove(&key);
-            self.start(key, client, spec, held, Instant::now() + pace);
+            let kept = kept.remove(&key).unwrap_or_default();
+            self.start(key, client, spec, kept, Instant::now() + pace);
         }
     }
 
@@ -392,9 +427,22 @@ impl Pollers {
         key: SearchKey,
         client: Client,
         spec: Spec,
-        kept: Option<Held>,
+        kept: Kept,
         first_poll: Instant,
     ) {
+        let unknown = search::unknown(&key, &spec.options, &self.store);
+        let status = match kept.status {
+            Some(status) => SearchStatus {
+                interval: unknown.interval,
+                stale_after: unknown.stale_after,
+                next_poll: None,
+                lease_held: unknown.lease_held || kept.held.is_some(),
+                ..(*status).clone()
+            },
+            None => unknown,
+        };
+        // From the first scrape on, and before anybody asks whether all are ready.
+        self.board.set_search(status.clone());
         let stop = CancellationToken::new();
         let (ended, stopped) = tokio::sync::oneshot::channel();
         let search = Search {
@@ -413,14 +461,13 @@ impl Pollers {
             metrics: self.metrics.register_search(&key),
             heartbeat: self.health.register(format!("search {key}"), HEARTBEAT),
             first_poll,
+            status,
         };
-        // From the first scrape on, and before anybody asks whether all are ready.
-        self.board.set_search(search.initial_status());
         let token = stop.clone();
         let name = key.clone();
         let task = self.tasks.spawn(async move {
             // One that is stopped before it has taken the search up leaves it as it found it.
-            let held = search.run(token).await.or(kept);
+            let held = search.run(token).await.or(kept.held);
             // Nobody asks when all are stopped.
             ended.send(held).ok();
             name
@@ -438,11 +485,13 @@ impl Pollers {
 
     // --- clients of partners
 
-    fn discovering(&self) -> impl Iterator<Item = (&Account, Duration, &AccountClient)> {
+    /// The accounts whose clients are looked up, with how often; those that are waited for left out.
+    fn discovering(&self) -> impl Iterator<Item = (&Arc<str>, Duration, &AccountClient)> {
         let accounts = self.plan.iter().flat_map(|plan| &plan.accounts);
         accounts.filter_map(|account| {
-            let client = self.clients.get(&account.options.name)?;
-            Some((account, account.discovery?, client))
+            let name = &account.options.name;
+            let client = self.clients.get(name)?;
+            Some((name, account.discovery?, client)).filter(|_| client.look_up.is_none())
         })
     }
 
@@ -452,45 +501,53 @@ impl Pollers {
         let due: Vec<_> = self
             .discovering()
             .filter(|(_, _, client)| client.look_up_at <= now)
-            .map(|(account, interval, client)| {
-                let name = Arc::clone(&account.options.name);
-                (
-                    name,
-                    interval,
-                    client.client.clone(),
-                    account.tenants.clone(),
-                )
-            })
+            .map(|(name, interval, _)| (Arc::clone(name), interval))
             .collect();
-        for (account, interval, client, partners) in due {
-            if let Some(known) = self.clients.get_mut(&account) {
-                known.look_up_at = now + interval;
-            }
-            self.look_ups.spawn(async move {
+        for (account, interval) in due {
+            let Some(known) = self.clients.get_mut(&account) else {
+                continue;
+            };
+            let (client, partners) = (known.client.clone(), known.partners.clone());
+            let look_up = self.look_ups.spawn(async move {
                 let found = clients_of(&client, &partners).await;
-                LookUp { account, found }
+                (account, found)
             });
+            known.look_up = Some(UnderWay(look_up));
+            known.look_up_at = now + interval;
         }
         self.discovering()
             .map(|(_, _, client)| client.look_up_at)
             .min()
     }
 
-    /// Makes the tenants of an account follow a look-up of its clients.
-    pub async fn adopt(&mut self, LookUp { account, found }: LookUp) {
-        let Some(client) = self.clients.get_mut(&account) else {
+    /// Makes the tenants of an account follow a look-up of its clients, unless another plan has
+    /// changed what was asked.
+    pub async fn adopt(&mut self, look_up: LookUp) {
+        let LookUp {
+            task,
+            account,
+            found,
+        } = look_up;
+        let is_awaited = |client: &&mut AccountClient| {
+            let under_way = client.look_up.as_ref();
+            under_way.is_some_and(|UnderWay(it)| it.id() == task)
+        };
+        let Some(client) = self.clients.get_mut(&account).filter(is_awaited) else {
             return;
         };
+        client.look_up = None;
         match found {
             Ok(found) => {
                 let is_short = found.is_short;
                 let mut tenants = found.into_tenants();
                 if is_short {
                     // Whoever is not shown need not have gone.
-                    let ids: BTreeSet<_> = tenants.iter().map(|tenant| &tenant.id).collect();
+                    let ids: BTreeSet<_> = tenants.keys().map(|tenant| &tenant.id).collect();
                     let unseen = client.discovered.iter();
-                    let unseen = unseen.filter(|tenant| !ids.contains(&tenant.id));
-                    let unseen: Vec<_> = unseen.cloned().collect();
+                    let unseen = unseen.filter(|(tenant, _)| !ids.contains(&tenant.id));
+                    let unseen: Vec<_> = unseen
+                        .map(|(tenant, partner)| (tenant.clone(), Arc::clone(partner)))
+                        .collect();
                     tenants.extend(unseen);
                     client.look_up_again();
                     tracing::warn!(
@@ -501,8 +558,11 @@ impl Pollers {
                     client.failures = 0;
                 }
                 if client.discovered != tenants {
-                    let new = tenants.difference(&client.discovered).count();
-                    let gone = client.discovered.difference(&tenants).count();
+                    let not_in = |one: &BTreeMap<Tenant, _>, other: &BTreeMap<Tenant, _>| {
+                        one.keys().filter(|it| !other.contains_key(*it)).count()
+                    };
+                    let new = not_in(&tenants, &client.discovered);
+                    let gone = not_in(&client.discovered, &tenants);
                     tracing::info!(%account, clients = tenants.len(), new, gone, "looked up the clients of the partner");
                     client.discovered = tenants;
                     self.follow_plan().await;
@@ -545,18 +605,15 @@ fn told_apart(tenants: &[&Tenant]) -> Vec<Tenant> {
 }
 
 /// The activated clients of some partners.
-async fn clients_of(client: &Client, partners: &[Tenant]) -> Result<Clients, opsramp::Error> {
+async fn clients_of(client: &Client, partners: &[Arc<str>]) -> Result<Clients, opsramp::Error> {
     let mut found = Clients::default();
     for partner in partners {
         let (mut next, mut shown, mut total) = (Some(1), 0, 0);
         while let Some(page_no) = next.filter(|page| *page <= MAX_CLIENT_PAGES) {
-            let page = client
-                .clients(&partner.id, page_no)
-                .await?
-                .clients(page_no)?;
+            let page = client.clients(partner, page_no).await?.clients(page_no)?;
             shown += page.shown as u64;
             total = page.total.unwrap_or(total);
-            if !found.take_in(page.clients) {
+            if !found.take_in(page.clients, partner) {
                 tracing::warn!(
                     account = %client.account(),
                     "the account has more than {MAX_CLIENTS} clients; the others are not polled"
@@ -573,15 +630,47 @@ async fn clients_of(client: &Client, partners: &[Tenant]) -> Result<Clients, ops
 /// Clients that look-ups have found.
 #[derive(Debug, Default)]
 struct Clients {
-    /// Their names, by their ids.
-    names: BTreeMap<String, String>,
+    /// Their names and partners, by their ids.
+    known: BTreeMap<String, (String, Arc<str>)>,
     /// Whether the server showed fewer than it counts.
     is_short: bool,
+}
+
+// === impl Account ===
+
+impl Account {
+    /// The ids of the partners whose clients are looked up.
+    fn partners(&self) -> Vec<Arc<str>> {
+        let tenants = self.tenants.iter().filter(|_| self.discovery.is_some());
+        tenants.map(|tenant| Arc::clone(&tenant.id)).collect()
+    }
+}
+
+// === impl UnderWay ===
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 // === impl AccountClient ===
 
 impl AccountClient {
+    /// Has the clients of these partners looked up from now on, at once where they are others than
+    /// before. Known clients of a partner that is still among them are polled on meanwhile.
+    fn look_up_clients_of(&mut self, partners: Vec<Arc<str>>) {
+        if self.partners == partners {
+            return;
+        }
+        self.discovered
+            .retain(|_, partner| partners.contains(partner));
+        self.partners = partners;
+        self.look_up = None;
+        self.look_up_at = Instant::now();
+        self.failures = 0;
+    }
+
     /// Has the clients looked up sooner than usual, and less soon each time in a row.
     fn look_up_again(&mut self) {
         let pause = DISCOVERY_PAUSE * (1 << self.failures.min(6));
@@ -592,33 +681,34 @@ impl AccountClient {
 
 impl Clients {
     /// Takes in a page's clients that are activated. Returns whether there was room for all.
-    fn take_in(&mut self, page: Vec<ClientInfo>) -> bool {
+    fn take_in(&mut self, page: Vec<ClientInfo>, partner: &Arc<str>) -> bool {
         for found in page.into_iter().filter(|found| found.activated) {
-            let full = self.names.len() == MAX_CLIENTS;
-            match self.names.entry(found.id) {
+            let full = self.known.len() == MAX_CLIENTS;
+            match self.known.entry(found.id) {
                 // Paging over a living list can show a client twice.
                 Entry::Occupied(_) => {}
                 Entry::Vacant(_) if full => return false,
                 Entry::Vacant(place) => {
-                    place.insert(found.name);
+                    place.insert((found.name, Arc::clone(partner)));
                 }
             }
         }
         true
     }
 
-    fn into_tenants(self) -> BTreeSet<Tenant> {
-        let tenant = |(id, name): (String, String)| Tenant {
-            id: id.into(),
-            name: name.into(),
+    fn into_tenants(self) -> BTreeMap<Tenant, Arc<str>> {
+        let tenant = |(id, (name, partner)): (String, (String, _))| {
+            let (id, name) = (id.into(), name.into());
+            (Tenant { id, name }, partner)
         };
-        self.names.into_iter().map(tenant).collect()
+        self.known.into_iter().map(tenant).collect()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{metrics::BuildInfo, store};
 
     fn page(numbers: std::ops::Range<usize>) -> Vec<ClientInfo> {
         numbers
@@ -636,11 +726,40 @@ mod tests {
         let mut renamed_and_off = page(1..3);
         renamed_and_off[0].name = "Another".to_owned();
         renamed_and_off[1].activated = false;
-        assert!(found.take_in(page(0..2)));
-        assert!(found.take_in(renamed_and_off));
+        let partner = "msp_1".into();
+        assert!(found.take_in(page(0..2), &partner));
+        assert!(found.take_in(renamed_and_off, &partner));
         let tenants = found.into_tenants();
-        let names: Vec<_> = tenants.iter().map(|tenant| &*tenant.name).collect();
+        let names: Vec<_> = tenants.keys().map(|tenant| &*tenant.name).collect();
         assert_eq!(names, ["Client 0", "Client 1"]);
+    }
+
+    #[tokio::test]
+    async fn a_look_up_that_panics_is_no_look_up_that_found_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = store::Options::Sqlite {
+            path: folder.path().join("state.db"),
+            journal_limit: store::JOURNAL_LIMIT,
+        };
+        let store = Store::open(&options).await.unwrap();
+        let board = Board::default();
+        let build = BuildInfo {
+            version: "0",
+            revision: "0",
+            rustversion: "0",
+        };
+        let metrics = Metrics::new(board.clone(), build);
+        let mut pollers = Pollers::new(store, board, metrics, Health::default());
+        // One that nobody waits for any more is none either.
+        pollers.look_ups.spawn(std::future::pending()).abort();
+        pollers
+            .look_ups
+            .spawn(async { panic!("a mistake of ours") });
+        let happening = tokio::time::timeout(Duration::from_secs(60), pollers.next()).await;
+        assert!(
+            matches!(happening, Ok(Happening::Failed(_))),
+            "{happening:?}"
+        );
     }
 
     #[test]
@@ -674,9 +793,10 @@ mod tests {
     #[test]
     fn there_is_room_for_so_many_clients_and_for_seeing_them_again() {
         let mut found = Clients::default();
-        assert!(found.take_in(page(0..MAX_CLIENTS)));
-        assert!(found.take_in(page(MAX_CLIENTS - 100..MAX_CLIENTS)));
-        assert!(!found.take_in(page(MAX_CLIENTS - 1..MAX_CLIENTS + 1)));
+        let partner = "msp_1".into();
+        assert!(found.take_in(page(0..MAX_CLIENTS), &partner));
+        assert!(found.take_in(page(MAX_CLIENTS - 100..MAX_CLIENTS), &partner));
+        assert!(!found.take_in(page(MAX_CLIENTS - 1..MAX_CLIENTS + 1), &partner));
         assert_eq!(found.into_tenants().len(), MAX_CLIENTS);
     }
 }

@@ -14,6 +14,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::taking_up::unknown;
 use self::{
     departures::Reason,
     learning::{UnderWay, committing},
@@ -64,6 +65,8 @@ pub(super) struct Search {
     pub(super) heartbeat: Heartbeat,
     /// When the first poll is due.
     pub(super) first_poll: Instant,
+    /// Its snapshot: as it was left, where the search is gone on with.
+    pub(super) status: SearchStatus,
 }
 
 /// Why a search is no longer polled.
@@ -119,7 +122,6 @@ struct Running {
     poll: Option<Poll>,
     background_at: Instant,
     background_failures: u32,
-    status: SearchStatus,
     failures: u32,
     /// Those among them that stretch the interval. Failures of the token do not: it has a back-off
     /// of its own.
@@ -164,6 +166,11 @@ impl Search {
     /// Whether lines are written of such events.
     fn logs(&self, kind: EventKind) -> bool {
         self.shared.record.events.contains(&kind)
+    }
+
+    /// Has its snapshot seen.
+    fn report(&self) {
+        self.shared.board.set_search(self.status.clone());
     }
 
     /// How it is asked, where the server does not refuse that.
@@ -292,7 +299,7 @@ impl Running {
         self.failures = 0;
         self.stretching = 0;
         self.next_poll = self.grid.next(Instant::now());
-        self.status.up = Some(true);
+        self.search.status.up = Some(true);
         self.end_poll(Ok(events));
     }
 
@@ -319,7 +326,7 @@ impl Running {
         self.next_poll = match failure {
             // A secret that was rotated on disk shall be picked up at the next poll.
             Failure::Api(error) if error.reason() == "auth" || error.is_echo() => {
-                self.grid.next(now)
+                self.grid.retry(now, 1, fastrand::f64(), None)
             }
             _ => {
                 self.stretching += 1;
@@ -332,36 +339,39 @@ impl Running {
                     .retry(now, self.stretching, fastrand::f64(), not_before)
             }
         };
-        self.status.up = Some(false);
+        self.search.status.up = Some(false);
         let reason = error.reason;
-        self.status.last_error = Some(error.clone());
+        self.search.status.last_error = Some(error.clone());
         self.end_poll(Err(error));
         // Whoever sees the count shall see what it says of `up`, too.
         self.search.metrics.poll_failed(reason);
     }
 
+    /// One that failed has learned nothing to be shown, however many of its pages came.
     fn end_poll(&mut self, outcome: Result<u64, PollError>) {
         let Some(poll) = self.poll.take() else { return };
         let took = poll.began.elapsed();
         self.search.metrics.poll_ended(took);
         let succeeded = outcome.is_ok();
-        self.status.last_requests = poll.requests;
-        self.status.polls.truncate(HISTORY - 1);
-        self.status.polls.push_front(PollSummary {
+        self.search.status.last_requests = poll.requests;
+        self.search.status.polls.truncate(HISTORY - 1);
+        self.search.status.polls.push_front(PollSummary {
             started: poll.started,
             took,
             requests: poll.requests,
             outcome: outcome.map(|events| events + poll.events),
         });
-        self.status.tried = true;
+        self.search.status.tried = true;
         self.announce_next_poll();
-        self.publish(succeeded.then(clock::now));
+        if succeeded {
+            self.publish(Some(clock::now()));
+        }
     }
 
     fn announce_next_poll(&mut self) {
         let wait = self.next_poll.saturating_duration_since(Instant::now());
-        self.status.next_poll = Some(clock::now() + wait);
-        self.search.shared.board.set_search(self.status.clone());
+        self.search.status.next_poll = Some(clock::now() + wait);
+        self.search.report();
     }
 
     /// Swaps in a new snapshot. `polled_at`: a poll has just succeeded; else the result keeps its
@@ -370,12 +380,12 @@ impl Running {
         let at = match polled_at {
             Some(at) => Some((at, clock::since_boot())),
             None => {
-                let last = self.status.result.as_ref();
+                let last = self.search.status.result.as_ref();
                 last.map(|result| (result.at, result.at_since_boot))
             }
         };
         if let (Some((at, at_since_boot)), Some(total_results)) = (at, self.engine.total()) {
-            self.status.result = Some(SearchResult {
+            self.search.status.result = Some(SearchResult {
                 at,
                 at_since_boot,
                 total_results,
@@ -389,7 +399,7 @@ impl Running {
                     .and_then(|at| Timestamp::from_second(at).ok()),
             });
         }
-        self.search.shared.board.set_search(self.status.clone());
+        self.search.report();
     }
 
     // --- the background
@@ -501,8 +511,8 @@ impl Running {
             error = %error.message,
             "reading the whole result is held up; what has left is noticed when it works again"
         );
-        self.status.last_error = Some(error);
-        self.publish(None);
+        self.search.status.last_error = Some(error);
+        self.search.report();
     }
 
     // --- asking

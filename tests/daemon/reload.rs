@@ -5,7 +5,9 @@ use std::{
     time::Duration,
 };
 
-use opsramp_exporter::simulator::{Action, DEMO_TENANT, Simulator, TenantOptions};
+use opsramp_exporter::simulator::{
+    Action, DEMO_TENANT, Endpoint, Fault, FaultRule, Simulator, TenantOptions,
+};
 use serde_json::json;
 
 use crate::{
@@ -121,6 +123,68 @@ async fn an_interval_that_changes_is_kept_from_then_on() {
     exporter.wait_for_poll().await;
     exporter.wait_for_poll().await;
     wait_for_lines(&exporter, "one, once", 1).await;
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_known_of_a_search_outlives_a_reload_that_asks_the_same() {
+    const TOTAL: &str = "opsramp_search_total_results{";
+    const COMPLETE: &str = "opsramp_search_complete{";
+    const POLLED: &str = "opsramp_poll_last_success_timestamp_seconds{";
+    const READ: &str = "opsramp_full_read_last_success_timestamp_seconds{";
+    let opsramp = opsramp(1_000).await;
+    let mut place = Place::new(&opsramp.url());
+    // Polls are those of the start and of reloads.
+    place.config["searches"][0]["interval"] = json!("1h");
+    let exporter = place.start().await;
+    exporter.wait_until_complete().await;
+    let started = exporter.metrics().await.one(POLLED);
+
+    place.config["log"]["events"] = json!(["opened"]);
+    opsramp.reset_requests();
+    exporter.reload(&place).await;
+    let known = exporter
+        .wait_for("it is polled again", |metrics| {
+            metrics.one(POLLED) > started
+        })
+        .await;
+    assert_eq!(known.one(COMPLETE), Some(1.0));
+    assert_eq!(opsramp.requests().searches(DEMO_TENANT), 1, "no full read");
+
+    let refused = Fault::Status {
+        code: 503,
+        body: None,
+        headers: Vec::new(),
+    };
+    opsramp.inject(FaultRule::always(refused).at(Endpoint::Search));
+    place.config["searches"][0]["group_by"] = json!(["priority"]);
+    exporter.reload(&place).await;
+    assert_eq!(exporter.get("/-/ready").await.0, 200);
+    let down = exporter
+        .wait_for("a poll fails", |metrics| {
+            metrics.one("opsramp_up{") == Some(0.0)
+        })
+        .await;
+    for name in [TOTAL, COMPLETE, POLLED, READ] {
+        assert!(known.one(name).is_some(), "{name}");
+        assert_eq!(down.one(name), known.one(name), "{name}");
+    }
+    let open = |label: &str| {
+        let series = format!(
+            r#"opsramp_open_alerts{{account="default",tenant="client_1",search="open",{label}="#
+        );
+        down.sum(&series)
+    };
+    assert_eq!((open("priority"), open("state")), (1_000.0, 0.0));
+
+    // Another question has another answer.
+    place.config["searches"][0]["query"] = json!("actions:OPEN+states:Critical");
+    exporter.reload(&place).await;
+    exporter
+        .wait_for("nothing is known", |metrics| {
+            (metrics.one(TOTAL), metrics.one(POLLED)) == (None, None)
+        })
+        .await;
     exporter.stop().await;
 }
 

@@ -2,12 +2,13 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
+use opsramp_exporter::simulator::{Endpoint, Fault, FaultRule, TenantOptions};
 use serde_json::json;
 use tokio::time::Instant;
 
 use crate::{
     cable::Cable,
-    exporter::{Exporter, Members, Metrics, Place, Signal, eventually},
+    exporter::{Exporter, Members, Metrics, Place, Signal, eventually, opsramp_with},
     opsramp,
     postgres::{self, Cluster},
     replica,
@@ -198,6 +199,63 @@ async fn a_replica_that_is_cut_off_is_replaced_and_comes_back() {
     for replica in [cut_off, other] {
         replica.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_is_followed_while_a_client_that_has_gone_cannot_be_given_back() {
+    let clients = [0, 1].map(crate::tenant);
+    let opsramp = opsramp_with(0, |options| {
+        let client = |id: &String| TenantOptions {
+            id: id.clone(),
+            partner: Some("msp_1".to_owned()),
+            ..TenantOptions::default()
+        };
+        options.tenants = clients.iter().map(client).collect();
+    })
+    .await;
+    let cluster = postgres::shared();
+    let cable = Cable::to(cluster.port()).await;
+    let by_cable = cable.lead(&cluster.fresh(), cluster.port());
+    let mut place = replica(&opsramp, 1, 1, &by_cable);
+    // Far longer than this takes: who holds nothing has nothing to give back.
+    place.config["state"]["postgres"]["lease"] = json!("60s");
+    place.config["accounts"][0]["tenants"] = json!(["msp_1"]);
+    place.config["accounts"][0]["discover_clients"] = json!(true);
+    let exporter = place.start().await;
+    exporter
+        .wait_for("both are held", |metrics| {
+            metrics.sum("opsramp_lease_held{") == 2.0
+        })
+        .await;
+
+    opsramp
+        .world(|world, now| world.set_activated(&clients[1], false, now))
+        .unwrap();
+    let slow = Fault::SlowHeaders {
+        seconds: Duration::from_secs(1),
+    };
+    opsramp.inject(FaultRule::always(slow).at(Endpoint::Clients));
+    // Has the clients looked up.
+    place.config["accounts"][0]["timeout"] = json!("3s");
+    exporter.reload(&place).await;
+    cable.cut();
+    exporter
+        .stderr
+        .line(|line| line.contains("looked up the clients") && line.contains("gone=1"))
+        .await;
+    exporter.signal(Signal::TERM);
+    let asked = Instant::now();
+    exporter
+        .stderr
+        .line(|line| line.contains("stopping: polling ends"))
+        .await;
+    assert!(
+        asked.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        asked.elapsed()
+    );
+    exporter.signal(Signal::INT);
+    assert_eq!(exporter.end().await.code(), Some(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

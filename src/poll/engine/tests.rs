@@ -200,6 +200,33 @@ impl Run {
         }
     }
 
+    /// Another engine goes on with what is stored, as after a reload.
+    fn reload(&mut self) {
+        self.stored();
+        self.under_way_to = [None, None];
+        self.poll_page = None;
+        let mut tracker = Tracker::new(Arc::new([GroupLabel::State]), 10);
+        for id in &self.logged_open {
+            let alert = self.server.alerts[id];
+            let (id, state) = (id.to_string(), alert.state.to_string());
+            tracker.load(Known {
+                sighting: sighting(&id, &state, &alert),
+                ordinal: 1,
+                created_at: None,
+                group: vec!["".into()],
+            });
+        }
+        let open = tracker.open();
+        let engine = Engine::new(self.engine.options, tracker);
+        let before = std::mem::replace(&mut self.engine, engine);
+        if let Some(total) = before.total()
+            && before.is_complete()
+            && before.tracker().open() == open
+        {
+            self.engine.resume(total, Duration::ZERO, self.now);
+        }
+    }
+
     fn log_opened(&mut self, opened: Vec<u32>) {
         for id in opened {
             assert!(self.logged_open.insert(id), "opened twice: {id}");
@@ -306,12 +333,7 @@ impl Run {
         let page: Vec<_> = shown
             .iter()
             .zip(&texts)
-            .map(|((_, alert), (id, state))| Sighting {
-                id,
-                digest: u64::from(alert.state) | alert.updated << 8,
-                state,
-                status: "New",
-            })
+            .map(|((_, alert), (id, state))| sighting(id, state, alert))
             .collect();
         let delta = self.engine.compare(purpose, &page);
         // Whatever is under way is stored while a full read's page is worked off.
@@ -485,6 +507,15 @@ impl Run {
     }
 }
 
+fn sighting<'a>(id: &'a str, state: &'a str, alert: &Alert) -> Sighting<'a> {
+    Sighting {
+        id,
+        digest: u64::from(alert.state) | alert.updated << 8,
+        state,
+        status: "New",
+    }
+}
+
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         4 => (1u8..6).prop_map(Act::Open),
@@ -531,12 +562,16 @@ proptest! {
         turns in proptest::collection::vec(turn(), 0..120),
         repeats in proptest::bool::weighted(0.2),
         size_as_shown in proptest::bool::weighted(0.2),
+        reloads in proptest::collection::btree_set(0usize..120, 0..4),
     ) {
         let mut run = Run::new(by_updated, page_size, answers_by_id);
         run.server.repeats = repeats;
         run.server.size_as_shown = size_as_shown;
         run.server.act(&Act::Open(start));
-        for turn in turns {
+        for (number, turn) in turns.into_iter().enumerate() {
+            if reloads.contains(&number) {
+                run.reload();
+            }
             for act in &turn.acts {
                 run.server.act(act);
             }
@@ -694,6 +729,36 @@ fn a_quiet_poll_costs_one_request() {
     }
     assert_eq!(run.requests, 10);
     assert!(run.engine.is_complete());
+}
+
+#[test]
+fn a_reload_costs_no_full_read_before_it_is_due() {
+    let mut run = run_with(1000, 100);
+    run.poll(false);
+    run.reload();
+    run.poll(false);
+    assert!(run.engine.is_complete());
+    assert!(!run.background(false));
+    assert_eq!(run.requests, 2);
+    run.now += Duration::from_secs(600);
+    run.poll(false);
+    while run.background(false) {}
+    assert_eq!(run.requests, 12);
+}
+
+#[test]
+fn a_reload_while_something_is_on_its_way_out_has_all_read_again() {
+    let mut run = run_with(1000, 100);
+    run.server.act(&Act::Close(5));
+    run.poll(false);
+    while !run.engine.has_departures() {
+        assert!(run.background(false));
+    }
+    run.reload();
+    assert!(!run.engine.is_complete());
+    run.poll(false);
+    while run.background(false) {}
+    run.assert_agreement();
 }
 
 #[test]

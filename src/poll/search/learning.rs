@@ -152,7 +152,7 @@ impl Running {
             .engine
             .adopt(purpose, &facts, &sightings, &delta, adopted, Instant::now());
         if self.engine.reads() != reads_before {
-            self.status.last_full_read = Some(clock::now());
+            self.search.status.last_full_read = Some(clock::now());
             self.prime().await?;
         }
         Ok((next, events))

@@ -1,6 +1,6 @@
 //! Taking a search up: waits for its turn, loads what the store knows of it, and gives it back.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -10,14 +10,16 @@ use super::{Ended, Running, STORE, Search};
 use crate::{
     clock,
     error_chain::chain,
+    identity::SearchKey,
     poll::{
+        SearchOptions,
         engine::{Engine, Options},
         pollers, reading,
         schedule::Grid,
     },
     record::AlertFields,
     status::{HISTORY, PollError, SearchStatus},
-    store::{self, Held, StoredAlert},
+    store::{self, Held, Store, StoredAlert},
     track::{GroupLabel, Known, Sighting, Tracker},
 };
 
@@ -43,12 +45,13 @@ impl Search {
     }
 
     /// Says that others poll the search.
-    fn stand_by(&self) {
-        self.shared.board.set_search(SearchStatus {
+    fn stand_by(&mut self) {
+        self.status = SearchStatus {
             lease_held: false,
             tried: true,
-            ..self.initial_status()
-        });
+            ..unknown(&self.key, &self.options, &self.shared.store)
+        };
+        self.report();
     }
 
     async fn give_back(&self, held: Held) {
@@ -58,8 +61,8 @@ impl Search {
     }
 
     /// Waits until it is this replica's turn. `None`: it was told to stop.
-    async fn turn(&self, stop: &CancellationToken) -> Option<()> {
-        let store = &self.shared.store;
+    async fn turn(&mut self, stop: &CancellationToken) -> Option<()> {
+        let store = self.shared.store.clone();
         let mut told = false;
         loop {
             self.heartbeat.beat();
@@ -77,8 +80,7 @@ impl Search {
 
     /// Loads what the store knows, once it is this replica's turn; tries again while the store
     /// fails.
-    async fn take_up(self, stop: &CancellationToken) -> Option<Running> {
-        let mut status = self.initial_status();
+    async fn take_up(mut self, stop: &CancellationToken) -> Option<Running> {
         let grid = Grid::new(&self.key, self.options.interval, Instant::now());
         let mut failures = 0;
         let mut loaded = loop {
@@ -88,13 +90,17 @@ impl Search {
                 Ok(loaded) => break loaded,
                 Err(store::Error::HeldElsewhere) => self.stand_by(),
                 Err(error) => {
-                    self.cannot_load(&mut status, &error);
+                    if self.shared.store.is_shared() {
+                        // Others may hold it by now.
+                        self.status = unknown(&self.key, &self.options, &self.shared.store);
+                    }
+                    self.cannot_load(&error);
                     failures += 1;
                     self.pause(stop, &grid, failures).await?;
                 }
             }
         };
-        status.lease_held = true;
+        self.status.lease_held = true;
         let group_by: Arc<[_]> = self.options.group_by.clone().into();
         let mut tracker = Tracker::new(Arc::clone(&group_by), self.options.max_groups);
         let mut page = std::mem::take(&mut loaded.alerts);
@@ -116,7 +122,7 @@ impl Search {
                 match self.shared.store.load(loaded.held, last.clone()).await {
                     Ok(page) => break page,
                     Err(error) => {
-                        self.cannot_load(&mut status, &error);
+                        self.cannot_load(&error);
                         failures += 1;
                         if self.pause(stop, &grid, failures).await.is_none() {
                             self.give_back(loaded.held).await;
@@ -126,7 +132,7 @@ impl Search {
                 }
             };
         }
-        let engine = Engine::new(
+        let mut engine = Engine::new(
             Options {
                 full_read_interval: self.options.full_read_interval,
                 interval: self.options.interval,
@@ -134,6 +140,7 @@ impl Search {
             },
             tracker,
         );
+        self.resume(&mut engine);
         Some(Running {
             held: loaded.held,
             primed: loaded.primed,
@@ -150,7 +157,6 @@ impl Search {
             poll: None,
             background_at: Instant::now(),
             background_failures: 0,
-            status,
             failures: 0,
             stretching: 0,
             failing_since: None,
@@ -158,7 +164,28 @@ impl Search {
         })
     }
 
-    fn cannot_load(&self, status: &mut SearchStatus, error: &store::Error) {
+    /// Goes on with what the snapshot tells of before, if it does.
+    fn resume(&mut self, engine: &mut Engine) {
+        let status = &mut self.status;
+        let Some(result) = &mut status.result else {
+            return;
+        };
+        let tracker = engine.tracker();
+        if result.group_by != *tracker.group_by() {
+            result.group_by = Arc::clone(tracker.group_by());
+            result.groups = tracker.groups().into();
+        }
+        // Else some of what was known is not stored, such as who is on the way out.
+        if result.complete
+            && result.tracked == tracker.open() as u64
+            && let Some(read_at) = status.last_full_read
+        {
+            let ago = Duration::try_from(clock::now().duration_since(read_at)).unwrap_or_default();
+            engine.resume(result.total_results, ago, Instant::now());
+        }
+    }
+
+    fn cannot_load(&mut self, error: &store::Error) {
         let message = chain(error);
         if self.shared.store.is_in_trouble() {
             tracing::debug!(search = %self.key, error = %message, "cannot load the search's state, as it is for others");
@@ -170,14 +197,14 @@ impl Search {
             );
         }
         self.metrics.poll_failed(STORE);
-        status.last_error = Some(PollError {
+        self.status.last_error = Some(PollError {
             at: clock::now(),
             reason: STORE,
             message,
         });
-        status.up = Some(false);
-        status.tried = true;
-        self.shared.board.set_search(status.clone());
+        self.status.up = Some(false);
+        self.status.tried = true;
+        self.report();
     }
 
     /// Waits for the next try. `None`: it was told to stop.
@@ -206,23 +233,27 @@ impl Search {
             })
             .ok()
     }
+}
 
-    /// The snapshot of a search that has not been polled yet.
-    pub(in crate::poll) fn initial_status(&self) -> SearchStatus {
-        SearchStatus {
-            key: self.key.clone(),
-            interval: self.options.interval,
-            stale_after: self.options.stale_after,
-            up: None,
-            result: None,
-            last_requests: 0,
-            last_full_read: None,
-            next_poll: None,
-            polls: VecDeque::with_capacity(HISTORY),
-            last_error: None,
-            lease_held: !self.shared.store.is_shared(),
-            tried: false,
-        }
+/// The snapshot of a search of which nothing is known yet.
+pub(in crate::poll) fn unknown(
+    key: &SearchKey,
+    options: &SearchOptions,
+    store: &Store,
+) -> SearchStatus {
+    SearchStatus {
+        key: key.clone(),
+        interval: options.interval,
+        stale_after: options.stale_after,
+        up: None,
+        result: None,
+        last_requests: 0,
+        last_full_read: None,
+        next_poll: None,
+        polls: VecDeque::with_capacity(HISTORY),
+        last_error: None,
+        lease_held: !store.is_shared(),
+        tried: false,
     }
 }
 
