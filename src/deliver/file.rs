@@ -299,6 +299,7 @@ impl Writer for LogFile {
                 refused: lines.refused_among(settled.lines),
                 mark: Some(settled.mark.encode()),
                 error: settled.error.map(Into::into),
+                ..Progress::default()
             },
             Err(error) => Progress::failed(error),
         }

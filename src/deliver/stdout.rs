@@ -107,8 +107,8 @@ impl Writer for Stdout {
         Progress {
             settled,
             refused: lines.refused_among(settled),
-            mark: None,
             error: result.err().map(Into::into),
+            ..Progress::default()
         }
     }
 }

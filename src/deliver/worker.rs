@@ -178,6 +178,7 @@ impl Worker {
             let Progress {
                 settled,
                 refused,
+                warnings,
                 mark,
                 error,
             } = sink.deliver(Arc::clone(&events), claim.clone()).await;
@@ -199,6 +200,7 @@ impl Worker {
                     ),
                 }
                 self.count(settled, &refused);
+                self.pass_on(&warnings);
                 acknowledged.notify_one();
             }
             drop(claim);
@@ -248,6 +250,17 @@ impl Worker {
                 event_id = event_id.map(tracing::field::display),
                 reason,
                 "refused for good; this sink will never get it"
+            );
+        }
+    }
+
+    /// Tells what the receiver said of events that it took.
+    fn pass_on(&self, warnings: &[String]) {
+        for warning in warnings {
+            tracing::warn!(
+                sink = &*self.name,
+                warning,
+                "the receiver has taken the events with a warning"
             );
         }
     }

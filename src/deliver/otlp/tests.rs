@@ -318,6 +318,25 @@ async fn a_partial_success_is_counted_and_not_repeated() {
 }
 
 #[tokio::test]
+async fn what_a_receiver_says_of_events_that_it_took_is_passed_on() {
+    let (receiver, options) = Peer::start().await;
+    let partial = ExportLogsServiceResponse {
+        partial_success: Some(ExportLogsPartialSuccess {
+            rejected_log_records: 0,
+            error_message: "two attributes were cut".to_owned(),
+        }),
+    };
+    receiver.answer(([(CONTENT_TYPE, PROTOBUF)], partial.encode_to_vec()));
+    let progress = Otlp::new(&options)
+        .unwrap()
+        .deliver(&alerts([1]), ours)
+        .await;
+    assert_eq!(progress.settled, 1);
+    assert!(progress.refused.is_empty());
+    assert_eq!(progress.warnings, ["two attributes were cut"]);
+}
+
+#[tokio::test]
 async fn a_batch_that_is_refused_is_split_until_the_bad_event_is_found() {
     for status in [
         StatusCode::BAD_REQUEST,
