@@ -611,6 +611,16 @@ async fn a_success_that_no_receiver_gives_is_an_error_that_says_what_came() {
             json(r#"{"partialSuccess":{"rejectedLogRecords":"many"}}"#),
             "no answer to an export (application/json)",
         ),
+        (
+            json(r#"{"code":8,"message":"resource exhausted"}"#),
+            "resource exhausted",
+        ),
+        (json(r#"{"code":401}"#), "no answer to an export"),
+        (json(r#"{"success":false}"#), "no answer to an export"),
+        (
+            json(r#"{"status":"Error","message":"log in"}"#),
+            "no answer to an export",
+        ),
     ] {
         let (receiver, options) = Peer::start().await;
         receiver.answer(answer);
@@ -655,6 +665,15 @@ async fn the_forms_that_a_success_takes_are_known() {
             1,
         ),
         (json(r#"{"partialSuccess":{"rejectedLogRecords":99}}"#), 3),
+        (
+            json(r#"{"partial_success":{"rejected_log_records":"2","error_message":"x"}}"#),
+            2,
+        ),
+        (
+            json(r#"{"code":0,"message":"ok","success":true,"status":"success"}"#),
+            0,
+        ),
+        (json(r#"{"code":200,"status":200}"#), 0),
     ] {
         let (receiver, options) = Peer::start().await;
         receiver.answer(answer);
