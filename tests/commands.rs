@@ -10,7 +10,12 @@
 mod postgres;
 
 use std::{
+    fs::Permissions,
     io::{BufRead as _, BufReader, Read as _},
+    os::unix::{
+        fs::{PermissionsExt as _, chown},
+        process::CommandExt as _,
+    },
     process::{Command, Output, Stdio},
     time::Duration,
 };
@@ -346,6 +351,68 @@ async fn a_reader_that_has_seen_enough_ends_the_search_quietly() {
         simulator.requests().of(Endpoint::Search) < 4,
         "it was read to its end"
     );
+}
+
+/// Where we are root, who may write everywhere: somebody who may not.
+fn somebody() -> Option<u32> {
+    rustix::process::geteuid().is_root().then_some(65534)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_tells_of_log_files_what_the_user_of_the_sink_may_do() {
+    let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
+    let at = |name: &str| folder.path().join(name);
+    std::fs::create_dir(at("others")).unwrap();
+    let config = "log: {sinks: [{type: file, name: own, path: others/alerts.jsonl}, \
+                   {type: file, name: unread, path: unread.jsonl}]}";
+    for (file, text) in [
+        ("c.yml", config),
+        ("others/alerts.jsonl", ""),
+        ("unread.jsonl", ""),
+    ] {
+        std::fs::write(at(file), text).unwrap();
+        chown(at(file), somebody(), None).unwrap();
+    }
+    // The folder of the build may be closed to others.
+    let copied = Command::new("cp")
+        .arg(env!("CARGO_BIN_EXE_opsramp-exporter"))
+        .arg(at("program"))
+        .status();
+    assert!(copied.unwrap().success());
+    chown(&folder, somebody(), None).unwrap();
+    let allow = |name: &str, mode| {
+        std::fs::set_permissions(at(name), Permissions::from_mode(mode)).unwrap();
+    };
+    allow("unread.jsonl", 0o200);
+    allow("others", 0o555);
+    let mut command = Command::new(at("program"));
+    let arguments = ["--config.file=c.yml", "check"];
+    let same = program(&simulator, &folder, &arguments);
+    command.env_clear().current_dir(&folder).args(arguments);
+    for (name, value) in same.get_envs() {
+        command.env(name, value.unwrap());
+    }
+    if let Some(user) = somebody() {
+        command.uid(user).gid(user);
+    }
+    let (_, told, stderr) = output(command).await;
+    allow("others", 0o755);
+    let of = |sink: &str| {
+        let mut lines = told.lines().skip_while(|line| !line.contains(sink));
+        [lines.next(), lines.next()].map(|line| line.unwrap_or(&stderr).to_owned())
+    };
+    let [own, concern] = of("sink own: ");
+    assert!(
+        own.starts_with("ok ") && own.contains("alerts.jsonl can be written"),
+        "{told}"
+    );
+    assert!(concern.contains("has to create the next one"), "{told}");
+    let [unread, next] = of("sink unread: ");
+    assert!(
+        unread.starts_with("FAILED ") && unread.contains("cannot be read and appended to"),
+        "{told}"
+    );
+    assert!(next.contains("both writes and reads it"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

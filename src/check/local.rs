@@ -2,12 +2,17 @@
 //! beside notices nothing.
 
 use std::{
+    fs::{self, OpenOptions, TryLockError},
     io,
-    os::unix::net::UnixDatagram,
+    os::unix::{
+        fs::{FileTypeExt as _, OpenOptionsExt as _},
+        net::UnixDatagram,
+    },
     path::{Path, PathBuf},
     time::Duration,
 };
 
+use rustix::fs::OFlags;
 use tokio_postgres::error::SqlState;
 
 use super::{
@@ -96,10 +101,7 @@ fn state_file(path: &Path) -> Outcome<()> {
             Ok(as_whom(with_room(what, free)))
         }
         Inspection::Ready { size } => {
-            let folder = path
-                .parent()
-                .filter(|folder| !folder.as_os_str().is_empty());
-            let free = probe(folder.unwrap_or(Path::new(".")))?;
+            let free = probe(folder_of(path))?;
             Ok(as_whom(with_room(
                 format!("{shown} can be opened, {}", bytes(size)),
                 free,
@@ -112,10 +114,10 @@ fn state_file(path: &Path) -> Outcome<()> {
 fn probe(folder: &Path) -> Result<u64, Trouble> {
     let name = format!(".opsramp-exporter-check-{:016x}", fastrand::u64(..));
     let path: PathBuf = folder.join(name);
-    let written = std::fs::write(&path, "check").and_then(|()| std::fs::remove_file(&path));
+    let written = fs::write(&path, "check").and_then(|()| fs::remove_file(&path));
     if let Err(error) = written {
         // Where it could not be written it need not be removed.
-        std::fs::remove_file(&path).ok();
+        fs::remove_file(&path).ok();
         return Err(Trouble::new(
             format!(
                 "the folder {} cannot be written to: {error}",
@@ -133,10 +135,14 @@ fn probe(folder: &Path) -> Result<u64, Trouble> {
             },
         ));
     }
-    let room = rustix::fs::statvfs(folder).map_or(u64::MAX, |file_system| {
+    Ok(room(folder))
+}
+
+/// The room that is left; the greatest number where it is not known.
+fn room(folder: &Path) -> u64 {
+    rustix::fs::statvfs(folder).map_or(u64::MAX, |file_system| {
         file_system.f_bavail.saturating_mul(file_system.f_frsize)
-    });
-    Ok(room)
+    })
 }
 
 fn with_room(what: String, free: u64) -> Passed<()> {
@@ -245,24 +251,82 @@ fn database_advice(failure: &Failure) -> &'static str {
     }
 }
 
+/// Tells of what the sink would find, without a line in it.
 fn log_file(path: &Path) -> Outcome<()> {
     let shown = path.display();
-    if path.exists() {
-        std::fs::OpenOptions::new()
-            .append(true)
-            .open(path)
-            .map_err(|error| {
-                Trouble::new(
-                    format!("{shown} cannot be appended to: {error}"),
-                    "let it belong to the user that the exporter runs as",
-                )
-            })?;
+    let kind = match fs::metadata(path) {
+        Ok(metadata) => metadata.file_type(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return new_log_file(path),
+        Err(error) => {
+            return Err(Trouble::new(
+                format!("{shown} cannot be looked at: {error}"),
+                "look at its links, and whether its folders may be entered",
+            ));
+        }
+    };
+    if !kind.is_file() {
+        let what = if kind.is_dir() {
+            "a folder"
+        } else if kind.is_fifo() {
+            "a named pipe"
+        } else if kind.is_socket() {
+            "a socket"
+        } else {
+            "a device"
+        };
+        return Err(Trouble::new(
+            format!("{shown} is {what}, not a regular file"),
+            "name a file; for anything else there is standard output",
+        ));
     }
-    let folder = path
-        .parent()
-        .filter(|folder| !folder.as_os_str().is_empty());
-    let free = probe(folder.unwrap_or(Path::new(".")))?;
-    Ok(with_room(format!("{shown} can be written"), free))
+    let file = OpenOptions::new()
+        .read(true)
+        .append(true)
+        // Should it have become a pipe meanwhile.
+        .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
+        .open(path)
+        .map_err(|error| {
+            Trouble::new(
+                format!("{shown} cannot be read and appended to: {error}"),
+                "let it belong to the user that the exporter runs as, who both writes and reads it",
+            )
+        })?;
+    // Shared, and for no longer than this: a sink that comes at this moment tries again.
+    let in_use = matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
+    drop(file);
+    let found = format!(
+        "{shown} can be written{}",
+        if in_use {
+            ", as another process does"
+        } else {
+            ""
+        }
+    );
+    let folder = folder_of(path);
+    Ok(match probe(folder) {
+        Ok(free) => with_room(found, free),
+        Err(trouble) => with_room(found, room(folder)).with_concern(format!(
+            "{}; once the file is moved away, somebody else has to create the next one",
+            trouble.cause
+        )),
+    })
+}
+
+/// A file that is to be created yet: where a link leads to, if it is one.
+fn new_log_file(path: &Path) -> Outcome<()> {
+    let shown = path.display();
+    if let Ok(target) = fs::read_link(path) {
+        return new_log_file(&folder_of(path).join(target));
+    }
+    let free = probe(folder_of(path))?;
+    Ok(with_room(format!("{shown} can be created"), free))
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    }
 }
 
 fn journal(path: &Path) -> Outcome<()> {
@@ -327,6 +391,10 @@ async fn receiver(options: &OtlpOptions) -> Outcome<()> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::symlink;
+
+    use rustix::fs::{CWD, Mode};
+
     use super::*;
 
     #[test]
@@ -342,7 +410,43 @@ mod tests {
         let trouble = log_file(&folder.path().join("no/alerts.jsonl")).unwrap_err();
         assert!(trouble.next.starts_with("create the folder"), "{trouble:?}");
         assert!(log_file(&folder.path().join("alerts.jsonl")).is_ok());
-        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn of_a_log_file_is_told_what_a_sink_would_find() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let passed = |name: &str| {
+            let passed = log_file(&at(name)).unwrap();
+            assert!(passed.found.contains(name), "{}", passed.found);
+            passed.found
+        };
+        let failed = |path: &Path| log_file(path).unwrap_err().cause;
+
+        fs::write(at("there"), "a line\n").unwrap();
+        assert!(passed("there").contains("can be written, "));
+        let writer = fs::File::open(at("there")).unwrap();
+        writer.lock().unwrap();
+        assert!(passed("there").contains("as another process does"));
+        assert_eq!(fs::read(at("there")).unwrap(), b"a line\n");
+
+        symlink("there", at("link")).unwrap();
+        assert!(passed("link").contains("can be written"));
+        symlink("new", at("leads to new")).unwrap();
+        let created = log_file(&at("leads to new")).unwrap().found;
+        assert!(created.contains("/new can be created"), "{created}");
+        assert!(!at("new").exists());
+        symlink("no/alerts", at("leads nowhere")).unwrap();
+        let trouble = log_file(&at("leads nowhere")).unwrap_err();
+        assert!(trouble.next.starts_with("create the folder"), "{trouble:?}");
+        symlink("loop", at("loop")).unwrap();
+        assert!(failed(&at("loop")).contains("cannot be looked at"));
+
+        rustix::fs::mkfifoat(CWD, at("pipe"), Mode::RWXU).unwrap();
+        assert!(failed(&at("pipe")).ends_with("is a named pipe, not a regular file"));
+        assert!(failed(folder.path()).contains("is a folder"));
+        assert!(failed(Path::new("/dev/full")).contains("is a device"));
     }
 
     #[test]

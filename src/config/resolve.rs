@@ -1,7 +1,7 @@
 //! From the file as it is written to a configuration that is known to make sense: defaults are
 //! filled in, values are checked, alone and against each other.
 //!
-//! Pure: what it needs of the outside (the environment) is handed in. Every problem is noted and
+//! Pure, but for where links lead: what it needs of the outside (the environment) is handed in. Every problem is noted and
 //! gone past, so that one run tells all of them.
 
 use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};

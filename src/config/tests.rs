@@ -1,7 +1,7 @@
 //! Tests of the configuration as a whole: files, environments and flags in, configurations and
 //! messages out.
 
-use std::{collections::BTreeMap, ffi::OsString, sync::Arc};
+use std::{collections::BTreeMap, ffi::OsString, os::unix::fs::symlink, sync::Arc};
 
 use insta::assert_snapshot;
 use proptest::prelude::*;
@@ -596,7 +596,9 @@ fn wrong_log_settings_are_explained() {
         wrong("sinks: [{type: journald, format: json}]"),
         wrong("sinks: [{type: stdout, path: x}]"),
         wrong("sinks: [{type: file}]"),
-        wrong("sinks: [{type: file, path: a, name: x}, {type: file, path: ./a, name: y}]"),
+        wrong("sinks: [{type: file, path: a, name: x}, {type: file, path: b/.././a, name: y}]"),
+        wrong("sinks: [{type: file, path: \"a\\0b\"}]"),
+        wrong("sinks: [{type: file, path: log/}, {type: file, path: log/.., name: y}]"),
         wrong("sinks: [{type: otlp}]"),
         wrong("sinks: [{type: otlp, endpoint: 'http://user:hunter2@loki'}]"),
         wrong(&format!("sinks: [{{{otlp}, headers: {{a b: hunter2}}}}]")),
@@ -629,6 +631,10 @@ fn wrong_log_settings_are_explained() {
     config.yml:6:36: log.sinks[0].path: a sink of type stdout has no such key
     config.yml:6:15: log.sinks[0].path: is missing; name the file
     config.yml:6:66: log.sinks[1].path: is the file of the sink "x" as well
+    config.yml:6:34: log.sinks[0].path: holds a NUL, which no path can
+    the configuration has 2 problems:
+      config.yml:6:34: log.sinks[0].path: is the path of a folder; name a file in it
+      config.yml:6:60: log.sinks[1].path: is the path of a folder; name a file in it
     config.yml:6:15: log.sinks[0].endpoint: is missing
     config.yml:6:38: log.sinks[0].endpoint: must not hold a user or a password
     config.yml:6:68: log.sinks[0].headers.a…: is not the name of a header
@@ -653,6 +659,7 @@ fn no_sink_writes_to_a_file_that_is_something_else_already() {
         let told = errors(&text);
         told.split_once("log.sinks[1].path: ").unwrap().1.to_owned()
     };
+    let absolute = std::path::absolute("state.db-shm").unwrap();
     let all = [
         "config.yml",
         "./config.yml",
@@ -664,6 +671,9 @@ fn no_sink_writes_to_a_file_that_is_something_else_already() {
         "/run/secret",
         "ca.pem",
         "header",
+        "log/../state.db",
+        "/run/../run/./secret",
+        absolute.to_str().unwrap(),
     ]
     .map(wrong);
     assert_snapshot!(all.join("\n"), @"
@@ -677,6 +687,9 @@ fn no_sink_writes_to_a_file_that_is_something_else_already() {
     is the file of accounts[0].client_secret_file; name a file of its own
     is the file of accounts[0].tls.ca_file; name a file of its own
     is a file of log.sinks[0].headers_files; name a file of its own
+    is the state file, state.path; name a file of its own
+    is the file of accounts[0].client_secret_file; name a file of its own
+    is a file that stands beside the state file, state.path; name a file of its own
     ");
     let postgres = "state: {postgres: {url_file: /run/url}}";
     let sink = "log: {sinks: [{type: file, path: /run/url}]}";
@@ -688,6 +701,47 @@ fn no_sink_writes_to_a_file_that_is_something_else_already() {
     config(&minimal_and(
         "state: {path: a}\nlog: {sinks: [{type: file, path: b/a}]}",
     ));
+}
+
+#[test]
+fn no_sink_writes_through_a_link_to_a_file_that_is_something_else_already() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = folder.path().canonicalize().unwrap();
+    let at = |name: &str| root.join(name).display().to_string();
+    let link = |target: &str, name: &str| symlink(at(target), at(name)).unwrap();
+    std::fs::create_dir(at("real")).unwrap();
+    link("real", "folder");
+    // The state is to be created yet.
+    link("real/database", "state.db");
+    let what = |path: &str| {
+        let text = format!(
+            "    tls: {{ca_file: {}}}\nstate: {{path: {}}}\nlog: {{sinks: [{{type: file, path: {}}}]}}",
+            at("real/ca.pem"),
+            at("state.db"),
+            at(path),
+        );
+        load(&minimal_and(&text)).err().map(|error| {
+            let told = error.to_string();
+            let (_, told) = told.split_once("log.sinks[0].path: ").unwrap();
+            told.split_once(';').unwrap().0.to_owned()
+        })
+    };
+    assert_eq!(what("folder/alerts"), None);
+    let state = "is the state file, state.path";
+    std::fs::write(at("real/database"), "").unwrap();
+    for path in ["folder/database", "real/database", "state.db"] {
+        assert_eq!(what(path).as_deref(), Some(state), "{path}");
+    }
+    let beside = "is a file that stands beside the state file, state.path";
+    for path in ["folder/database-wal", "real/database.lock", "state.db-shm"] {
+        assert_eq!(what(path).as_deref(), Some(beside), "{path}");
+    }
+    link("folder/ca.pem", "alerts");
+    std::fs::write(at("real/ca.pem"), "").unwrap();
+    let ca = "is the file of accounts[0].tls.ca_file";
+    for path in ["folder/ca.pem", "alerts"] {
+        assert_eq!(what(path).as_deref(), Some(ca), "{path}");
+    }
 }
 
 #[test]

@@ -167,17 +167,14 @@ impl LogFile {
     /// Sees to it that lines are in a file once. Without an error they are all there, except for a
     /// file that the store does not know yet: nothing is written to it before it does.
     fn write(&mut self, lines: &Lines) -> Result<Settled, Error> {
-        self.leave_if_moved()?;
+        let mut current = self.follow_name()?;
+        let written = self.write_to(&mut current, lines);
+        self.current = Some(current);
+        written
+    }
+
+    fn write_to(&mut self, current: &mut Tail, lines: &Lines) -> Result<Settled, Error> {
         let mut missing = Missing::new(lines);
-        let current = match &mut self.current {
-            Some(current) => current,
-            none => none.insert(begin(
-                &self.path,
-                &self.others,
-                &mut self.mark,
-                &mut self.moved,
-            )?),
-        };
         self.moved.extend(current.leave_if_truncated(&self.others)?);
         if self.look_back {
             current.look_back(current.size()?);
@@ -224,6 +221,50 @@ impl LogFile {
         Ok(settled)
     }
 
+    /// Takes the file that has the name now.
+    fn follow_name(&mut self) -> Result<Tail, Error> {
+        self.leave_if_moved()?;
+        // With a file that was deleted, or compressed, its lines are gone: what would complete a
+        // torn one there, nobody would ever read.
+        self.moved.retain(|moved| !moved.is_deleted());
+        match self.current.take() {
+            Some(current) => Ok(current),
+            None => self.begin(),
+        }
+    }
+
+    /// Opens the file and finds out up to where it is settled.
+    fn begin(&mut self) -> Result<Tail, Error> {
+        if let Ok(metadata) = fs::metadata(&self.path)
+            && let Some(index) = self.moved.iter().position(|it| it.id == file_id(&metadata))
+        {
+            // It was moved back, and is still locked.
+            let tail = self.moved.remove(index);
+            return Ok(Tail {
+                path: self.path.clone(),
+                failures: 0,
+                ..tail
+            });
+        }
+        let mut tail = Tail::open(&self.path)?;
+        tail.look_back(tail.size()?);
+        if let Some(mark) = self.mark.take() {
+            if mark.fits(&tail.file) {
+                tail.settled = mark.offset;
+                tail.inside_line = false;
+                tail.mark = Some(mark);
+            } else if let Some(found) = mark.find_moved(&self.path, &self.others) {
+                tracing::info!(
+                    file = %found.path.display(),
+                    "the log file was moved away while nobody wrote to it; \
+                     lines that wait are looked for in it, too"
+                );
+                self.moved.push(found);
+            }
+        }
+        Ok(tail)
+    }
+
     /// Closes the file where its name is no longer its own.
     fn leave_if_moved(&mut self) -> Result<(), Error> {
         let Some(current) = &self.current else {
@@ -242,11 +283,7 @@ impl LogFile {
         // Where even that fails, the file is searched as it is.
         let copy = current.leave_if_truncated(&self.others).ok().flatten();
         self.moved.extend(copy);
-        let unsettled = current.file.metadata().is_ok_and(|metadata| {
-            // With a file that was deleted, its lines are gone.
-            metadata.nlink() > 0 && metadata.size() != current.settled
-        });
-        if unsettled {
+        if current.size().is_ok_and(|size| size != current.settled) {
             self.moved.push(current);
         }
         Ok(())
@@ -262,6 +299,7 @@ impl Writer for LogFile {
                 refused: lines.refused_among(settled.lines),
                 mark: Some(settled.mark.encode()),
                 error: settled.error.map(Into::into),
+                ..Progress::default()
             },
             Err(error) => Progress::failed(error),
         }
@@ -275,61 +313,14 @@ impl Writer for LogFile {
         if self.current.is_none() {
             return;
         }
-        let reopened = self.leave_if_moved().and_then(|()| {
-            if self.current.is_none() {
-                self.current = Some(begin(
-                    &self.path,
-                    &self.others,
-                    &mut self.mark,
-                    &mut self.moved,
-                )?);
-            }
-            Ok(())
-        });
-        if let Err(error) = reopened {
-            tracing::warn!(
+        match self.follow_name() {
+            Ok(current) => self.current = Some(current),
+            Err(error) => tracing::warn!(
                 error = chain(&error),
                 "cannot reopen the log file; it is tried again with the next alert line"
-            );
+            ),
         }
     }
-}
-
-/// Opens the file and finds out up to where it is settled.
-fn begin(
-    path: &Path,
-    others: &[PathBuf],
-    mark: &mut Option<Mark>,
-    moved: &mut Vec<Tail>,
-) -> Result<Tail, Error> {
-    if let Ok(metadata) = fs::metadata(path)
-        && let Some(index) = moved.iter().position(|it| it.id == file_id(&metadata))
-    {
-        // It was moved back, and is still locked.
-        let tail = moved.remove(index);
-        return Ok(Tail {
-            path: path.to_owned(),
-            failures: 0,
-            ..tail
-        });
-    }
-    let mut tail = Tail::open(path)?;
-    tail.look_back(tail.size()?);
-    if let Some(mark) = mark.take() {
-        if mark.fits(&tail.file) {
-            tail.settled = mark.offset;
-            tail.inside_line = false;
-            tail.mark = Some(mark);
-        } else if let Some(found) = mark.find_moved(path, others) {
-            tracing::info!(
-                file = %found.path.display(),
-                "the log file was moved away while nobody wrote to it; \
-                 lines that wait are looked for in it, too"
-            );
-            moved.push(found);
-        }
-    }
-    Ok(tail)
 }
 
 /// Where a symbolic link leads to.
@@ -397,6 +388,12 @@ impl Tail {
     fn is_worth_another_try(&mut self) -> bool {
         self.failures += 1;
         self.failures < MAX_FAILURES
+    }
+
+    /// Whether it is in no folder any more.
+    fn is_deleted(&self) -> bool {
+        let metadata = self.file.metadata();
+        metadata.is_ok_and(|metadata| metadata.nlink() == 0)
     }
 
     fn size(&self) -> Result<u64, Error> {

@@ -110,7 +110,7 @@ impl Otlp {
                             ),
                         });
                     } else if !message.is_empty() {
-                        tracing::warn!(message, "the receiver has taken the events with a warning");
+                        progress.warnings.push(message);
                     }
                     refused.extend(take_refusals(&mut records[part.clone()]));
                     progress.settle(&part, refused);

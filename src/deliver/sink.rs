@@ -66,6 +66,8 @@ pub(super) struct Progress {
     pub(super) settled: usize,
     /// What was refused among them.
     pub(super) refused: Vec<Refusal>,
+    /// What the receiver had to say although it took them.
+    pub(super) warnings: Vec<String>,
     /// What the sink needs to find its place again after a crash.
     pub(super) mark: Option<Vec<u8>>,
     /// Why it came no further; without an error, it goes on when it is asked again.

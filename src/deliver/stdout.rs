@@ -18,6 +18,7 @@ use std::{
 
 use rustix::{
     event::{PollFd, PollFlags},
+    fs::{FileType, major, minor},
     io::Errno,
 };
 
@@ -77,6 +78,12 @@ impl Stdout {
     pub(super) fn of_process(format: Format) -> Result<Self, Error> {
         static OUTPUT: LazyLock<io::Result<Arc<Mutex<Output>>>> = LazyLock::new(|| {
             let fd = io::stdout().as_fd().try_clone_to_owned()?;
+            if is_null_device(&fd) {
+                tracing::warn!(
+                    "standard output is closed or leads to /dev/null: nobody sees the alert lines \
+                     of a sink of type stdout, and they count as delivered"
+                );
+            }
             Ok(Arc::new(Mutex::new(Output::new(fd))))
         });
         match &*OUTPUT {
@@ -107,8 +114,8 @@ impl Writer for Stdout {
         Progress {
             settled,
             refused: lines.refused_among(settled),
-            mark: None,
             error: result.err().map(Into::into),
+            ..Progress::default()
         }
     }
 }
@@ -184,11 +191,23 @@ fn write_all(fd: &OwnedFd, bytes: &[u8], written: &mut usize) -> Result<(), Errn
     Ok(())
 }
 
+/// Whether what is written there vanishes. Of a standard output that was closed at the start this is
+/// all that can be seen: Rust's runtime opens `/dev/null` in its place, lest a file that is opened
+/// later get its number.
+fn is_null_device(fd: &OwnedFd) -> bool {
+    let Ok(stat) = rustix::fs::fstat(fd) else {
+        return false;
+    };
+    // The number is Linux's own, the same on every machine.
+    FileType::from_raw_mode(stat.st_mode).is_char_device()
+        && (major(stat.st_rdev), minor(stat.st_rdev)) == (1, 3)
+}
+
 /// Whether standard output is a file that a former process left in the middle of a line.
 fn ends_torn(fd: &OwnedFd) -> bool {
     let last_byte = || -> io::Result<Option<u8>> {
         let stat = rustix::fs::fstat(fd)?;
-        if !rustix::fs::FileType::from_raw_mode(stat.st_mode).is_file() || stat.st_size == 0 {
+        if !FileType::from_raw_mode(stat.st_mode).is_file() || stat.st_size == 0 {
             return Ok(None);
         }
         // The descriptor itself is open for writing only.

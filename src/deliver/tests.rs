@@ -12,6 +12,10 @@ use std::{
 use bytes::Bytes;
 use jiff::Timestamp;
 use tempfile::TempDir;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
 use uuid::Uuid;
 
 use super::*;
@@ -282,6 +286,52 @@ async fn a_pipe_that_nobody_reads_delays_nobody_not_even_the_end() {
     let left = journal.store.backlog("stalled").await.unwrap();
     assert_eq!(left.events, 2000);
     drop(reader);
+}
+
+/// A receiver that wants to be left alone when the first request comes, at the end, and takes
+/// what comes then.
+#[tokio::test]
+async fn what_fails_as_the_end_begins_is_tried_again_before_it() {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sink = SinkOptions {
+        name: "remote".into(),
+        target: Target::Otlp(OtlpOptions {
+            endpoint: format!("http://{}/v1/logs", listener.local_addr().unwrap()),
+            headers: BTreeMap::new(),
+            gzip: true,
+            timeout: Duration::from_secs(5),
+        }),
+    };
+    let mut journal = Journal::new().await;
+    let delivery = journal.start(vec![sink]).await;
+    journal.journal(3).await;
+    let (mut first, _) = listener.accept().await.unwrap();
+    let draining = delivery.drain(Duration::from_secs(10));
+    let receiver = async {
+        // Orders were given before this was polled.
+        let busy = "503 Busy\r\nRetry-After: 60\r\nConnection: close";
+        answer(&mut first, busy).await;
+        let (mut second, _) = listener.accept().await.unwrap();
+        answer(&mut second, "200 OK").await;
+        // Closed before its client has read everything, a connection is reset.
+        (first, second)
+    };
+    let both = async { tokio::join!(biased; draining, receiver) };
+    let (drained, _) = tokio::time::timeout(Duration::from_secs(20), both)
+        .await
+        .expect("the receiver hears of it again");
+    assert!(drained);
+    assert_eq!(journal.counts.errors.load(Ordering::Relaxed), 1);
+    assert_eq!(journal.counts.delivered.load(Ordering::Relaxed), 3);
+}
+
+/// Reads one request, which is small, and answers it.
+async fn answer(stream: &mut TcpStream, answer: &str) {
+    let mut request = vec![0; 64 << 10];
+    assert!(stream.read(&mut request).await.unwrap() > 0);
+    let answer = format!("HTTP/1.1 {answer}\r\nContent-Length: 0\r\n\r\n");
+    stream.write_all(answer.as_bytes()).await.unwrap();
 }
 
 #[tokio::test]

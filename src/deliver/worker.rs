@@ -35,8 +35,8 @@ const LOCAL_MAX_DELAY: Duration = Duration::from_secs(5);
 /// The longest delay for a receiver elsewhere.
 const REMOTE_MAX_DELAY: Duration = Duration::from_secs(30);
 
-/// The longest time that a receiver may ask to be left alone.
-const MAX_RETRY_AFTER: Duration = Duration::from_secs(60 * 60);
+/// The longest delay while everything ends: there is little time left to try again.
+const LAST_MAX_DELAY: Duration = Duration::from_secs(1);
 
 /// How often the backlog is looked up at most.
 const BACKLOG_INTERVAL: Duration = Duration::from_millis(500);
@@ -156,8 +156,8 @@ impl Worker {
                 Ok(batch) => (batch.events.into(), batch.claim),
                 Err(store::Error::Closed | store::Error::UnknownSink { .. }) => return,
                 Err(error) => {
-                    let delay = self.report(&mut trouble, &error, None);
-                    self.wait(delay, sink).await;
+                    let delay = self.report(&mut trouble, &error, None, order);
+                    self.wait(delay, sink, order).await;
                     continue;
                 }
             };
@@ -178,6 +178,7 @@ impl Worker {
             let Progress {
                 settled,
                 refused,
+                warnings,
                 mark,
                 error,
             } = sink.deliver(Arc::clone(&events), claim.clone()).await;
@@ -199,6 +200,7 @@ impl Worker {
                     ),
                 }
                 self.count(settled, &refused);
+                self.pass_on(&warnings);
                 acknowledged.notify_one();
             }
             drop(claim);
@@ -209,17 +211,17 @@ impl Worker {
                     if settled > 0 {
                         trouble.tries = 0;
                     }
-                    let delay = self.report(&mut trouble, &error, error.retry_after());
-                    self.wait(delay, sink).await;
+                    let delay = self.report(&mut trouble, &error, error.retry_after(), order);
+                    self.wait(delay, sink, order).await;
                 }
             }
         }
     }
 
-    /// Waits to repeat a failed try, unless something happens that makes it worth while now.
-    async fn wait(&self, delay: Duration, sink: &Running) {
+    /// Waits to repeat a failed try, unless something happens that makes it worth while now. The
+    /// try was made under `order`: another one may have come while it was under way.
+    async fn wait(&self, delay: Duration, sink: &Running, order: Order) {
         let mut orders = self.orders.clone();
-        let order = *orders.borrow_and_update();
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
             // An error, too: nobody is left to give orders.
@@ -252,12 +254,24 @@ impl Worker {
         }
     }
 
+    /// Tells what the receiver said of events that it took.
+    fn pass_on(&self, warnings: &[String]) {
+        for warning in warnings {
+            tracing::warn!(
+                sink = &*self.name,
+                warning,
+                "the receiver has taken the events with a warning"
+            );
+        }
+    }
+
     /// Takes note of a failed try; returns when to repeat it.
     fn report(
         &self,
         trouble: &mut Trouble,
         error: &dyn std::error::Error,
         retry_after: Option<Duration>,
+        order: Order,
     ) -> Duration {
         let text = chain(error);
         trouble.since.get_or_insert_with(Instant::now);
@@ -271,9 +285,9 @@ impl Worker {
         }
         self.observer.sink_error(&self.name);
         self.update(|status| status.error = Some(text));
-        let delay = delay(trouble.tries, self.limits.max_delay, fastrand::f64());
+        let delay = delay(trouble.tries, self.limits.under(order), fastrand::f64());
         trouble.tries = trouble.tries.saturating_add(1);
-        delay.max(retry_after.unwrap_or_default().min(MAX_RETRY_AFTER))
+        delay.max(retry_after.unwrap_or_default())
     }
 
     fn recovered(&self, trouble: &mut Trouble, how: &str) {
@@ -373,6 +387,14 @@ impl Limits {
             },
         }
     }
+
+    /// The longest delay while it has this order.
+    fn under(self, order: Order) -> Duration {
+        match order {
+            Order::Drain => self.max_delay.min(LAST_MAX_DELAY),
+            Order::Work | Order::Stop => self.max_delay,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -390,6 +412,15 @@ mod tests {
             delays,
             [200, 400, 800, 25_600, 30_000, 30_000, 30_000, 30_000]
         );
+    }
+
+    #[test]
+    fn while_everything_ends_no_delay_takes_the_time_that_is_left() {
+        for max_delay in [LOCAL_MAX_DELAY, REMOTE_MAX_DELAY] {
+            let limits = Limits { max_delay };
+            assert_eq!(limits.under(Order::Work), max_delay);
+            assert_eq!(limits.under(Order::Drain), Duration::from_secs(1));
+        }
     }
 
     proptest! {

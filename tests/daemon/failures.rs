@@ -325,3 +325,27 @@ async fn a_secret_that_does_not_come_holds_up_nothing_but_its_account() {
     exporter.stop().await;
     assert!(told.elapsed() < std::time::Duration::from_secs(10));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_receiver_says_of_lines_that_it_takes_is_told_as_its_words() {
+    const WORDS: &str = "level=error the disk is on fire";
+    let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .unwrap();
+    let endpoint = format!("http://{}/v1/logs", listener.local_addr().unwrap());
+    let answer = serde_json::json!({"partialSuccess": {"errorMessage": WORDS}});
+    let router = axum::Router::new().fallback(async move || axum::Json(answer.clone()));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    let opsramp = opsramp(1).await;
+    let mut place = Place::new(&opsramp.url());
+    place.config["log"]["sinks"] =
+        serde_json::json!([{"name": "loki", "type": "otlp", "endpoint": endpoint}]);
+    let exporter = place.start().await;
+    let line = exporter.stderr.line(|line| line.contains(WORDS)).await;
+    let expected = format!(
+        "level=warn msg=\"the receiver has taken the events with a warning\" sink=loki \
+         warning=\"{WORDS}\" "
+    );
+    assert!(line.contains(&expected), "{line}");
+    exporter.stop().await;
+}

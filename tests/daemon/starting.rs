@@ -147,3 +147,26 @@ async fn a_file_that_should_say_whom_to_trust_and_does_not_is_told() {
         assert!(error.contains(told) && error.contains(name), "{error}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standard_output_that_leads_nowhere_is_told_once_at_the_start() {
+    const TOLD: &str = "standard output is closed or leads to /dev/null";
+    let opsramp = opsramp(1).await;
+    for (redirection, warnings) in [(">&-", 1), (">/dev/null", 1), (">lines", 0)] {
+        let place = Place::new(&opsramp.url());
+        place.write();
+        let mut shell = command("/bin/sh");
+        shell
+            .arg("-c")
+            .arg(format!("exec \"$0\" \"$@\" {redirection}"))
+            .arg(binary())
+            .arg("--config.file")
+            .arg(place.path("config.yml"));
+        let exporter = place.start_as(place.settle(shell)).await;
+        exporter.wait_until_complete().await;
+        exporter.reload(&place).await;
+        let ended = exporter.stop().await;
+        let told = ended.stderr.iter().filter(|line| line.contains(TOLD));
+        assert_eq!(told.count(), warnings, "{redirection}: {:#?}", ended.stderr);
+    }
+}

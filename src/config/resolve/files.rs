@@ -1,6 +1,10 @@
 //! Files that are already something else: no sink may append its lines to them.
+//!
+//! They are told by their paths, however these are written, and where a link leads, by where it
+//! leads. Nothing is asked about files of secrets: one that does not answer must not hold up a
+//! reload.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use super::Resolver;
 use crate::{
@@ -49,15 +53,19 @@ impl Taken {
         ];
         for (path, what) in own {
             taken.add(path, what);
+            taken.add(path.map(real).as_deref(), what);
         }
         match &config.state {
             State::File { path } => {
-                taken.add(Some(path), "the state file, state.path");
-                for end in BESIDE_STATE {
-                    taken.add(
-                        Some(&beside(path, end)),
-                        "a file that stands beside the state file, state.path",
-                    );
+                // SQLite follows links before it names what stands beside.
+                for path in [path.clone(), real(path)] {
+                    taken.add(Some(&path), "the state file, state.path");
+                    for end in BESIDE_STATE {
+                        taken.add(
+                            Some(&beside(&path, end)),
+                            "a file that stands beside the state file, state.path",
+                        );
+                    }
                 }
             }
             State::Postgres { url, .. } => {
@@ -87,7 +95,7 @@ impl Taken {
 
     fn add(&mut self, path: Option<&Path>, what: &str) {
         if let Some(path) = path {
-            self.0.push((path.to_path_buf(), what.to_owned()));
+            self.0.push((plain(path), what.to_owned()));
         }
     }
 
@@ -98,15 +106,35 @@ impl Taken {
     }
 
     fn what(&self, path: &Path) -> Option<&str> {
-        let found = self
-            .0
-            .iter()
-            .find(|(taken, _)| without_dot(taken) == without_dot(path));
+        let names = [plain(path), real(path)];
+        let found = self.0.iter().find(|(taken, _)| names.contains(taken));
         found.map(|(_, what)| what.as_str())
     }
 }
 
-/// `./a` and `a` are one file, and paths compare by their components.
-pub(super) fn without_dot(path: &Path) -> &Path {
-    path.strip_prefix("./").unwrap_or(path)
+/// The one way to write a path: from the root on, without `.` and `..`.
+pub(super) fn plain(path: &Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+    let mut plain = PathBuf::new();
+    for component in absolute.components() {
+        match component {
+            Component::ParentDir => {
+                plain.pop();
+            }
+            component => plain.push(component),
+        }
+    }
+    plain
+}
+
+/// Where the file is, or would be, once all links are followed.
+fn real(path: &Path) -> PathBuf {
+    path.canonicalize().unwrap_or_else(|_| {
+        let path = plain(path);
+        let folder = path.parent().and_then(|folder| folder.canonicalize().ok());
+        match (folder, path.file_name()) {
+            (Some(folder), Some(name)) => folder.join(name),
+            _ => path,
+        }
+    })
 }

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Resolver, files::without_dot, seconds};
+use super::{Resolver, files::plain, seconds};
 use crate::{
     config::{
         file,
@@ -77,7 +77,7 @@ impl Resolver<'_> {
     }
 
     fn no_shared_targets(&self, sinks: &[(String, Option<SinkOptions>)]) {
-        let mut taken: HashMap<&Path, &str> = HashMap::new();
+        let mut taken: HashMap<PathBuf, &str> = HashMap::new();
         let (mut has_stdout, mut has_journald) = (false, false);
         for (path, sink) in sinks {
             let Some(sink) = sink else { continue };
@@ -93,7 +93,7 @@ impl Resolver<'_> {
                     }
                 }
                 Target::File { path: file, .. } => {
-                    if let Some(other) = taken.insert(without_dot(file), &sink.name) {
+                    if let Some(other) = taken.insert(plain(file), &sink.name) {
                         let message =
                             format!("is the file of the sink \"{}\" as well", shown_value(other));
                         self.problems.add(format!("{path}.path"), message);
@@ -125,8 +125,12 @@ impl Resolver<'_> {
             file::SinkType::Journald => Target::Journald,
             file::SinkType::File => {
                 let file = sink.path.unwrap_or_default();
-                if file.as_os_str().is_empty() && !self.problems.covers(at("path")) {
-                    self.problems.add(at("path"), "is missing; name the file");
+                if file.as_os_str().is_empty() {
+                    if !self.problems.covers(at("path")) {
+                        self.problems.add(at("path"), "is missing; name the file");
+                    }
+                } else if let Some(problem) = no_file(&file) {
+                    self.problems.add(at("path"), problem);
                 }
                 Target::File { path: file, format }
             }
@@ -201,6 +205,19 @@ impl Resolver<'_> {
             headers.insert(name, source);
         }
         headers
+    }
+}
+
+/// Why a path can be no file's, whatever is there.
+fn no_file(path: &Path) -> Option<&'static str> {
+    let path = path.as_os_str().as_encoded_bytes();
+    let name = path.rsplit(|&byte| byte == b'/').next();
+    if path.contains(&0) {
+        Some("holds a NUL, which no path can")
+    } else if matches!(name, Some(b"" | b"." | b"..")) {
+        Some("is the path of a folder; name a file in it")
+    } else {
+        None
     }
 }
 

@@ -401,6 +401,32 @@ fn lines_of_a_file_that_was_deleted_before_they_were_safe_are_written_again() {
 }
 
 #[test]
+fn a_line_torn_in_a_file_that_was_compressed_before_the_next_try_is_written_as_a_whole() {
+    for keep in [30, 60] {
+        let mut world = World::with_events(9);
+        world.deliver(3);
+        // What a full disk left, with nothing but a piece of a line behind what is settled.
+        let torn = world.torn(1, keep);
+        world.append(&torn);
+        world.rotate();
+        let moved = world.folder.path().join("alerts.jsonl.1");
+        // Nothing can be created yet, when the sink is told that the file was moved away.
+        fs::create_dir(world.path()).unwrap();
+        world.sink.reopen();
+        world.try_deliver(1).unwrap_err();
+        let compressed = fs::read_to_string(&moved).unwrap();
+        fs::remove_file(moved).unwrap();
+        fs::remove_dir(world.path()).unwrap();
+        world.deliver(6);
+        let content = world.content();
+        let lines = compressed.lines().take(3).chain(content.lines());
+        let lines: String = lines.map(|line| format!("{line}\n")).collect();
+        assert_eq!(lines, world.expected(), "{keep}");
+        assert!(world.sink.moved.is_empty());
+    }
+}
+
+#[test]
 fn a_file_that_was_truncated_goes_on_at_its_beginning() {
     let mut world = World::with_events(6);
     world.deliver(4);

@@ -233,26 +233,57 @@ impl Answer {
 /// an object, `{"error": …}`, is somebody else's.
 fn read_json(body: &[u8]) -> Option<ExportLogsPartialSuccess> {
     let answer: serde_json::Map<String, Value> = serde_json::from_slice(body).ok()?;
-    let failed = |key| answer.get(key).is_some_and(says_something);
-    if failed("error") || failed("errors") {
+    if says_failure(&answer) {
         return None;
     }
-    let partial = match answer.get("partialSuccess") {
-        None | Some(Value::Null) => return Some(ExportLogsPartialSuccess::default()),
-        Some(partial) => partial.as_object()?,
+    let Some(partial) = member(&answer, "partialSuccess", "partial_success") else {
+        return Some(ExportLogsPartialSuccess::default());
     };
+    let partial = partial.as_object()?;
     Some(ExportLogsPartialSuccess {
-        rejected_log_records: match partial.get("rejectedLogRecords") {
-            None | Some(Value::Null) => 0,
+        rejected_log_records: match member(partial, "rejectedLogRecords", "rejected_log_records") {
+            None => 0,
             // Protobuf's JSON writes 64-bit integers as texts.
             Some(Value::String(text)) => text.parse().ok()?,
             Some(number) => number.as_i64()?,
         },
-        error_message: match partial.get("errorMessage") {
-            None | Some(Value::Null) => String::new(),
+        error_message: match member(partial, "errorMessage", "error_message") {
+            None => String::new(),
             Some(message) => message.as_str()?.to_owned(),
         },
     })
+}
+
+/// A member by its name in JSON or the one that it has in protobuf: either may be written.
+fn member<'a>(
+    object: &'a serde_json::Map<String, Value>,
+    name: &str,
+    in_protobuf: &str,
+) -> Option<&'a Value> {
+    let mut given = [name, in_protobuf]
+        .into_iter()
+        .filter_map(|name| object.get(name));
+    given.find(|value| !value.is_null())
+}
+
+/// Whether an answer says that the request failed, in one of the ways that are usual: with an
+/// error, with a code (`google.rpc.Status`, or one of HTTP), or with a word.
+fn says_failure(answer: &serde_json::Map<String, Value>) -> bool {
+    let is = |key, failed: fn(&Value) -> bool| answer.get(key).is_some_and(failed);
+    is("error", says_something)
+        || is("errors", says_something)
+        || is("success", |value| value == &Value::Bool(false))
+        || is("code", |value| {
+            value
+                .as_i64()
+                .is_some_and(|code| code != 0 && !(200..300).contains(&code))
+        })
+        || is("status", |value| {
+            let status = value.as_str().unwrap_or_default();
+            ["error", "fail", "failed", "failure"]
+                .iter()
+                .any(|word| status.eq_ignore_ascii_case(word))
+        })
 }
 
 fn says_something(value: &Value) -> bool {

@@ -318,6 +318,25 @@ async fn a_partial_success_is_counted_and_not_repeated() {
 }
 
 #[tokio::test]
+async fn what_a_receiver_says_of_events_that_it_took_is_passed_on() {
+    let (receiver, options) = Peer::start().await;
+    let partial = ExportLogsServiceResponse {
+        partial_success: Some(ExportLogsPartialSuccess {
+            rejected_log_records: 0,
+            error_message: "two attributes were cut".to_owned(),
+        }),
+    };
+    receiver.answer(([(CONTENT_TYPE, PROTOBUF)], partial.encode_to_vec()));
+    let progress = Otlp::new(&options)
+        .unwrap()
+        .deliver(&alerts([1]), ours)
+        .await;
+    assert_eq!(progress.settled, 1);
+    assert!(progress.refused.is_empty());
+    assert_eq!(progress.warnings, ["two attributes were cut"]);
+}
+
+#[tokio::test]
 async fn a_batch_that_is_refused_is_split_until_the_bad_event_is_found() {
     for status in [
         StatusCode::BAD_REQUEST,
@@ -592,6 +611,16 @@ async fn a_success_that_no_receiver_gives_is_an_error_that_says_what_came() {
             json(r#"{"partialSuccess":{"rejectedLogRecords":"many"}}"#),
             "no answer to an export (application/json)",
         ),
+        (
+            json(r#"{"code":8,"message":"resource exhausted"}"#),
+            "resource exhausted",
+        ),
+        (json(r#"{"code":401}"#), "no answer to an export"),
+        (json(r#"{"success":false}"#), "no answer to an export"),
+        (
+            json(r#"{"status":"Error","message":"log in"}"#),
+            "no answer to an export",
+        ),
     ] {
         let (receiver, options) = Peer::start().await;
         receiver.answer(answer);
@@ -636,6 +665,15 @@ async fn the_forms_that_a_success_takes_are_known() {
             1,
         ),
         (json(r#"{"partialSuccess":{"rejectedLogRecords":99}}"#), 3),
+        (
+            json(r#"{"partial_success":{"rejected_log_records":"2","error_message":"x"}}"#),
+            2,
+        ),
+        (
+            json(r#"{"code":0,"message":"ok","success":true,"status":"success"}"#),
+            0,
+        ),
+        (json(r#"{"code":200,"status":200}"#), 0),
     ] {
         let (receiver, options) = Peer::start().await;
         receiver.answer(answer);

@@ -182,3 +182,12 @@ fn sinks_that_share_standard_output_do_not_mix_their_lines() {
     all.sort_unstable();
     assert_eq!(lines, all);
 }
+
+#[test]
+fn of_all_devices_only_the_null_device_swallows_what_is_written() {
+    let is_null = |path: &str| is_null_device(&File::open(path).unwrap().into());
+    assert!(is_null("/dev/null"));
+    for other in ["/dev/zero", "/dev/full", "/dev", "/proc/self/status"] {
+        assert!(!is_null(other), "{other}");
+    }
+}
