@@ -217,7 +217,8 @@ impl Postgres {
             }
             state.hold(taken.held, until);
             let end = taken.journal_end;
-            let knows_all = state.journal.adopt(taken.held, end, &progress);
+            let (held, before) = (taken.held, taken.before);
+            let knows_all = state.journal.adopt(held, before, end, &progress);
             Ok((state.journal.end(), knows_all))
         })?;
         if !knows_all {

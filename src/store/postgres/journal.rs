@@ -229,10 +229,17 @@ impl Journal {
         true
     }
 
-    /// Takes in what waits in the journal of a search that was taken up: up to and with `end`,
-    /// behind what each sink has come to. Brings whether the server still knows all that it once
-    /// said: it may have been restored from a copy, or replaced by one that lagged behind.
-    pub(super) fn adopt(&mut self, held: Held, end: i64, progress: &[(String, i64)]) -> bool {
+    /// Takes in what waits in the journal of a search that was taken up after the lease `last`: up
+    /// to and with `end`, behind what each sink has come to. Brings whether the server still knows
+    /// all that it once said: it may have been restored from a copy, or replaced by one that lagged
+    /// behind.
+    pub(super) fn adopt(
+        &mut self,
+        held: Held,
+        last: i64,
+        end: i64,
+        progress: &[(String, i64)],
+    ) -> bool {
         let row = held.row;
         let now = Told {
             epoch: held.epoch,
@@ -241,7 +248,7 @@ impl Journal {
         let before = self.told.insert(row, now);
         let knows_all = before.is_none_or(|before| before.end <= end);
         // Positions mean the same as before where nobody else can have given any.
-        if !knows_all || before.is_none_or(|before| before.epoch + 1 != held.epoch) {
+        if !knows_all || before.is_none_or(|before| before.epoch != last) {
             self.forget(row);
         }
         self.drop_search(row);

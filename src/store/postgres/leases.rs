@@ -352,7 +352,7 @@ mod tests {
         let sinks = ["s".to_owned()];
         journal.set_sinks(&sinks, &sinks, &[]);
         for row in [1, 2] {
-            journal.adopt(held(row, 5), 0, &[]);
+            journal.adopt(held(row, 5), 4, 0, &[]);
         }
         State::new(journal)
     }

@@ -521,6 +521,35 @@ async fn a_database_that_was_set_back_loses_no_event_that_follows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn after_a_restore_no_lease_is_taken_for_one_that_was_undone() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", LEASE).await;
+    let other = open(&url, "other", LEASE).await;
+    for store in [&store, &other] {
+        store.set_sinks(names(&["s"])).await.unwrap();
+    }
+    let undone = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(undone, events(1..3), second(2)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    let last = batch.events[1].position;
+    store.acknowledge("s", last, None).await.unwrap();
+    drop(batch);
+    sql(
+        &url,
+        "UPDATE search SET owner = NULL, epoch = 0, journal_end = 0; DELETE FROM journal;
+         UPDATE progress SET position = 0",
+    );
+    // Somebody else is the first to take it up, and delivers nothing.
+    let held = other.take_up(&a_search(), second(3)).await.unwrap().held;
+    other.commit(held, events(3..5), second(4)).await.unwrap();
+    other.close().await;
+    assert_ne!(held, undone);
+    take_over(&store).await;
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [3, 4]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_connection_whose_statements_are_gone_is_given_up() {
     let url = server::shared().fresh();
     let pool = Pool::new(SecretSource::Value(Secret::new(&url)), LEASE);
