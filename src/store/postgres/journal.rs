@@ -128,9 +128,14 @@ impl Journal {
             if !self.knows(name) {
                 self.add_sink(name, positions);
             }
-            if let Some(sink) = self.sinks.get_mut(name.as_str()) {
-                sink.own = own.contains(name);
-            }
+        }
+        self.set_own_sinks(own);
+    }
+
+    /// Takes note of which sinks are this process's.
+    pub(super) fn set_own_sinks(&mut self, own: &[String]) {
+        for (name, sink) in &mut self.sinks {
+            sink.own = own.iter().any(|own| **own == **name);
         }
     }
 

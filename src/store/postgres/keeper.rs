@@ -111,7 +111,10 @@ pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
 
 /// Says that the replica is alive, and renews its leases.
 async fn renew(shared: &Shared) -> Result<(), Failure> {
-    let (me, share, leases) = shared.look(|state| (state.replica, state.share, state.leases()));
+    let (me, share, leases, sinks) = shared.look(|state| {
+        let sinks = state.sinks.clone().unwrap_or_default();
+        (state.replica, state.share, state.leases(), sinks)
+    });
     let Some(me) = me else {
         return join(shared).await;
     };
@@ -122,20 +125,31 @@ async fn renew(shared: &Shared) -> Result<(), Failure> {
             "UPDATE replica SET alive_until = clock_timestamp() + $2 * interval '1 second',
                 share = $3
              WHERE id = $1
-             RETURNING sinks <@ ARRAY(SELECT name FROM sink)",
-            &[&me, &shared.lease_seconds(), &share],
+             RETURNING sinks = $4 AND sinks <@ ARRAY(SELECT name FROM sink)",
+            &[&me, &shared.lease_seconds(), &share, &sinks],
         )
         .await?;
     let Some(alive) = alive.first() else {
         return join(shared).await;
     };
-    if !alive.try_get(0)? {
-        // Others have removed a sink that only this one names, while it was not heard of.
+    let is_named: bool = alive.try_get(0)?;
+    if !leases.is_empty() {
+        renew_leases(shared, &mut session, me, &leases).await?;
+    }
+    if !is_named {
+        // The answer to a reload was lost, or others have removed a sink that only this one names,
+        // while it was not heard of.
         delivery::set_sinks_again(shared, &mut session).await?;
     }
-    if leases.is_empty() {
-        return Ok(());
-    }
+    Ok(())
+}
+
+async fn renew_leases(
+    shared: &Shared,
+    session: &mut Session,
+    me: i64,
+    leases: &[Held],
+) -> Result<(), Failure> {
     let rows: Vec<i64> = leases.iter().map(|held| held.row).collect();
     let epochs: Vec<i64> = leases.iter().map(|held| held.epoch).collect();
     let mut tries = Tries::default();
@@ -164,7 +178,7 @@ async fn renew(shared: &Shared) -> Result<(), Failure> {
         .map(|row| row.try_get(0))
         .collect::<Result<_, _>>()?;
     let until = shared.relied_on_until(asked);
-    shared.update(|state| state.renewed(&leases, &renewed, until));
+    shared.update(|state| state.renewed(leases, &renewed, until));
     Ok(())
 }
 

@@ -15,6 +15,9 @@ use crate::{
 #[path = "../../../tests/support/postgres.rs"]
 mod server;
 
+#[path = "../../../tests/support/proxy.rs"]
+mod proxy;
+
 const LEASE: Duration = Duration::from_secs(15);
 
 /// Long enough for a busy machine.
@@ -885,6 +888,39 @@ async fn sinks_hear_of_it_when_what_waits_is_lost() {
     shared(&store).update(|state| state.lose(held));
     assert!(journalled.has_changed().unwrap());
     assert_eq!(store.backlog("s").await.unwrap(), Backlog::default());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sinks_whose_change_was_not_answered_are_those_that_were() {
+    let url = server::shared().fresh();
+    let server = format!("127.0.0.1:{}", server::shared().port());
+    let proxy = proxy::Proxy::start(server.parse().unwrap()).await;
+    let by_proxy = url.replace(&server, &proxy.address.to_string());
+    let store = open(&by_proxy, "node", Duration::from_secs(4)).await;
+    store.set_sinks(names(&["s", "t"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+    for changed in [&["s"][..], &["s", "t", "u"]] {
+        proxy.set(proxy::Weather::Unanswered { question: "COMMIT" });
+        store.set_sinks(names(changed)).await.unwrap_err();
+        proxy.set(proxy::Weather::Fair);
+        let known = "SELECT replica.sinks, array_agg(sink.name ORDER BY sink.name)
+             FROM replica, sink GROUP BY replica.sinks";
+        let deadline = Instant::now() + PATIENCE;
+        while sql(&url, known) != "{s,t}|{s,t}" {
+            assert!(Instant::now() < deadline, "{}", sql(&url, known));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    // Nothing was lost, and nothing is kept for one that is none.
+    take_over(&store).await;
+    for sink in ["s", "t"] {
+        let batch = store.pending(sink, 9, usize::MAX).await.unwrap();
+        assert_eq!(told(&batch), [1, 2], "{sink}");
+        let last = batch.events[1].position;
+        store.acknowledge(sink, last, None).await.unwrap();
+    }
+    wait_for_journal(&store, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
