@@ -14,6 +14,7 @@ use super::{
     connection::{Failure, PATIENCE, Session, Tries},
     delivery,
     leases::State,
+    schema,
     shares::{self, Holder, Peer, Survey},
 };
 use crate::{clock, identity::SearchKey, store::Held};
@@ -26,6 +27,9 @@ const EARLY: u32 = 8;
 
 /// A server is given so much time for an answer, however short the lease is.
 const SHORTEST_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Tables that are gone are made anew after so many leases: somebody may be about to restore them.
+const MISSED_FOR: u32 = 4;
 
 /// What is delivered is removed this often, at most.
 const PRUNE_INTERVAL: Duration = Duration::from_millis(500);
@@ -40,6 +44,7 @@ const FORGET_REPLICAS_AFTER: f64 = 3600.0;
 /// Renews the leases and keeps the shares even, until the store is closed.
 pub(super) async fn keep(shared: &Shared) {
     let every = shared.lease / RENEWALS;
+    let mut missed_since = None;
     loop {
         // Not all replicas at the same moment.
         let pause = every.mul_f64(0.8 + 0.2 * fastrand::f64());
@@ -61,7 +66,16 @@ pub(super) async fn keep(shared: &Shared) {
             timeout(patience, share_out(shared))
         );
         let flat = |done: Result<Result<(), Failure>, _>| done.unwrap_or(Err(Failure::Timeout));
-        let kept = flat(renewed).and(flat(shared_out));
+        let mut kept = flat(renewed).and(flat(shared_out));
+        if kept.as_ref().is_err_and(Failure::is_of_a_missing_table) {
+            let since = *missed_since.get_or_insert_with(clock::since_boot);
+            if clock::since_boot().saturating_sub(since) >= shared.lease * MISSED_FOR {
+                let made = timeout(PATIENCE, make_tables(shared)).await;
+                kept = made.unwrap_or(Err(Failure::Timeout)).and(kept);
+            }
+        } else {
+            missed_since = None;
+        }
         let lost = shared.update(|state| {
             state.expire();
             state.take_lost()
@@ -74,6 +88,18 @@ pub(super) async fn keep(shared: &Shared) {
         }
         shared.tell(kept.err().as_ref());
     }
+}
+
+/// Makes the tables anew that somebody has removed, with the database for instance.
+async fn make_tables(shared: &Shared) -> Result<(), Failure> {
+    if schema::migrate(&shared.pool).await? {
+        tracing::warn!(
+            "the tables of the state database were gone and nobody has restored them; they are made \
+             anew, and every search begins as at its first start"
+        );
+        shared.wake.notify_one();
+    }
+    Ok(())
 }
 
 /// Registers the replica under a number of its own. It is drawn: one that was counted would be given

@@ -367,6 +367,38 @@ async fn searches_that_the_server_has_forgotten_are_looked_up_again() {
     store.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_are_gone_and_not_restored_are_made_anew() {
+    let url = server::shared().fresh();
+    let lease = Duration::from_secs(1);
+    let store = open(&url, "node", lease).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let before = store.take_up(&a_search(), second(1)).await.unwrap();
+    sql(
+        &url,
+        "DROP TABLE progress, mark, sink, journal, departed, alert, search, replica,
+            opsramp_exporter_schema",
+    );
+    let gone = Instant::now();
+    let take_up_and_commit = async || {
+        let loaded = store.take_up(&a_search(), second(3)).await?;
+        store.commit(loaded.held, events(1..3), second(4)).await?;
+        Ok::<_, Error>(loaded.held)
+    };
+    let held = loop {
+        match take_up_and_commit().await {
+            Ok(held) => break held,
+            Err(error) => assert!(gone.elapsed() < PATIENCE, "{}", text(&error)),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(gone.elapsed() >= lease * 4, "nobody can restore them");
+    assert_ne!(held, before.held);
+    assert_eq!(sql(&url, "SELECT journal_end FROM search"), "2");
+    assert_eq!(sql(&url, "SELECT name FROM sink"), "s");
+    store.close().await;
+}
+
 /// Waits until the server keeps so many events, and no fewer.
 async fn wait_for_journal(store: &Store, events: i64) {
     let deadline = Instant::now() + PATIENCE;
