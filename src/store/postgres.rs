@@ -228,6 +228,11 @@ impl Postgres {
         Ok(Some(loaded))
     }
 
+    /// Whether the lease on a search can be relied on.
+    pub(super) fn is_held(&self, held: Held) -> bool {
+        self.shared.look(|state| state.is_held(held))
+    }
+
     /// Waits until a search must not be polled any longer: because its lease is lost, or because
     /// others shall have it.
     pub(super) async fn relieved(&self, held: Held) {

@@ -44,11 +44,8 @@ impl Search {
 
     /// Says that others poll the search.
     fn stand_by(&self) {
-        self.shared.board.set_search(SearchStatus {
-            lease_held: false,
-            tried: true,
-            ..self.initial_status()
-        });
+        let status = self.initial_status().elsewhere();
+        self.shared.board.set_search(status);
     }
 
     async fn give_back(&self, held: Held) {
@@ -95,6 +92,7 @@ impl Search {
             }
         };
         status.lease_held = true;
+        status.lease = Some(self.shared.store.lease(loaded.held));
         let group_by: Arc<[_]> = self.options.group_by.clone().into();
         let mut tracker = Tracker::new(Arc::clone(&group_by), self.options.max_groups);
         let mut page = std::mem::take(&mut loaded.alerts);
@@ -221,6 +219,7 @@ impl Search {
             polls: VecDeque::with_capacity(HISTORY),
             last_error: None,
             lease_held: !self.shared.store.is_shared(),
+            lease: None,
             tried: false,
         }
     }
