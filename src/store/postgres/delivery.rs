@@ -97,10 +97,18 @@ async fn try_name_sinks(
     session: &mut Session,
     names: &[String],
 ) -> Result<(), Failure> {
-    let me = shared
-        .look(|state| state.replica)
-        .ok_or(Failure::NotJoined)?;
+    let me = shared.number()?;
     session.begin().await?;
+    write_sinks(session, me, names).await?;
+    session.commit().await
+}
+
+/// Writes which sinks the replica `me` has.
+pub(super) async fn write_sinks(
+    session: &mut Session,
+    me: i64,
+    names: &[String],
+) -> Result<(), Failure> {
     session
         .execute(
             "UPDATE replica SET sinks = $2 WHERE id = $1",
@@ -139,7 +147,7 @@ async fn try_name_sinks(
             )
             .await?;
     }
-    session.commit().await
+    Ok(())
 }
 
 /// Takes note of all sinks there are, as long as nobody says which this replica has.

@@ -107,22 +107,14 @@ async fn make_tables(shared: &Shared) -> Result<(), Failure> {
 /// both poll and deliver.
 pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
     let mut session = shared.pool.session().await?;
+    let _turn = shared.naming.lock().await;
     let sinks = shared.look(|state| state.sinks.clone());
-    let rows = session
-        .query(
-            "INSERT INTO replica (id, node, alive_until, sinks)
-             VALUES (trunc(random() * 9007199254740992)::bigint, $1,
-                clock_timestamp() + $2 * interval '1 second', $3) RETURNING id",
-            &[
-                &shared.node,
-                &shared.lease_seconds(),
-                &sinks.unwrap_or_default(),
-            ],
-        )
-        .await?;
-    let number: i64 = match rows.first() {
-        Some(row) => row.try_get(0)?,
-        None => return Err(Failure::NotJoined),
+    let mut tries = Tries::default();
+    let number = loop {
+        match try_join(shared, &mut session, sinks.as_deref()).await {
+            Err(failure) if tries.again(&failure).await => session.roll_back().await?,
+            done => break done?,
+        }
     };
     shared.update(|state| {
         // What was held belonged to the number before.
@@ -131,8 +123,34 @@ pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
         // A server that has forgotten the replica may have forgotten its searches.
         state.want_again();
     });
-    // They may have been forgotten together with the replica.
-    delivery::set_sinks_again(shared, &mut session).await
+    Ok(())
+}
+
+async fn try_join(
+    shared: &Shared,
+    session: &mut Session,
+    sinks: Option<&[String]>,
+) -> Result<i64, Failure> {
+    session.begin().await?;
+    let rows = session
+        .query(
+            "INSERT INTO replica (id, node, alive_until)
+             VALUES (trunc(random() * 9007199254740992)::bigint, $1,
+                clock_timestamp() + $2 * interval '1 second') RETURNING id",
+            &[&shared.node, &shared.lease_seconds()],
+        )
+        .await?;
+    let number: i64 = match rows.first() {
+        Some(row) => row.try_get(0)?,
+        None => return Err(Failure::NotJoined),
+    };
+    // They may have been forgotten together with the replica. They are there before anything is
+    // journalled for them.
+    if let Some(sinks) = sinks {
+        delivery::write_sinks(session, number, sinks).await?;
+    }
+    session.commit().await?;
+    Ok(number)
 }
 
 /// Says that the replica is alive, and renews its leases.
