@@ -77,6 +77,7 @@ fn metrics(searches: usize, now: Timestamp) -> Metrics {
             polls: std::collections::VecDeque::new(),
             last_error: None,
             lease_held: true,
+            lease: None,
             tried: true,
         });
     }

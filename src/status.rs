@@ -12,7 +12,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use crate::{clock, identity::SearchKey, opsramp::RateLimit, poll::GroupLabel};
+use crate::{clock, identity::SearchKey, opsramp::RateLimit, poll::GroupLabel, store::Lease};
 
 /// How many polls a search's history keeps.
 pub const HISTORY: usize = 10;
@@ -54,6 +54,8 @@ pub struct SearchStatus {
     pub last_error: Option<PollError>,
     /// Whether this replica polls the search.
     pub lease_held: bool,
+    /// The lease under which it does. `None`: there is none, or none that could end.
+    pub lease: Option<Lease>,
     /// The first poll has succeeded, or has failed after trying everything it could.
     pub tried: bool,
 }
@@ -151,10 +153,17 @@ impl Board {
         self.touch();
     }
 
-    /// Every search's snapshot, in the order of their keys.
+    /// Every search's snapshot, in the order of their keys. Of those whose lease is over it says
+    /// nothing any more, even before whoever polled them does: others may show them by now.
     #[must_use]
     pub fn searches(&self) -> Vec<Arc<SearchStatus>> {
-        read(&self.0.searches).values().cloned().collect()
+        let mut searches: Vec<_> = read(&self.0.searches).values().cloned().collect();
+        for status in &mut searches {
+            if status.lease.as_ref().is_some_and(|lease| !lease.holds()) {
+                *status = Arc::new(status.elsewhere());
+            }
+        }
+        searches
     }
 
     /// Changes what is known of an account.
@@ -218,6 +227,26 @@ fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
 // === impl SearchStatus ===
 
 impl SearchStatus {
+    /// The snapshot of a search that others poll.
+    #[must_use]
+    pub fn elsewhere(&self) -> Self {
+        Self {
+            key: self.key.clone(),
+            interval: self.interval,
+            stale_after: self.stale_after,
+            up: None,
+            result: None,
+            last_requests: 0,
+            last_full_read: None,
+            next_poll: None,
+            polls: VecDeque::new(),
+            last_error: None,
+            lease_held: false,
+            lease: None,
+            tried: true,
+        }
+    }
+
     /// What the last successful poll learned, while it is fresh enough to be shown at `now`.
     #[must_use]
     pub fn fresh_result(&self, now: Timestamp) -> Option<&SearchResult> {

@@ -162,6 +162,14 @@ pub struct Batch {
 #[derive(Clone, Debug, Default)]
 pub struct Claim(Option<Arc<postgres::Loan>>);
 
+/// What tells whether a search is still held, at any moment: whoever polls it may be waiting for the
+/// store when its lease ends.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    store: Store,
+    held: Held,
+}
+
 /// How much waits for a sink.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
@@ -322,6 +330,15 @@ impl Store {
         match self {
             Self::Sqlite(_) => std::future::pending().await,
             Self::Postgres(store) => Box::pin(store.relieved(held)).await,
+        }
+    }
+
+    /// The lease under which a search is held.
+    #[must_use]
+    pub fn lease(&self, held: Held) -> Lease {
+        Lease {
+            store: self.clone(),
+            held,
         }
     }
 
@@ -508,6 +525,19 @@ impl Claim {
     #[must_use]
     pub fn is_inherited(&self) -> bool {
         self.0.as_ref().is_some_and(|loan| loan.is_inherited())
+    }
+}
+
+// === impl Lease ===
+
+impl Lease {
+    /// Whether it can still be relied on.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        match &self.store {
+            Store::Sqlite(_) => true,
+            Store::Postgres(store) => store.is_held(self.held),
+        }
     }
 }
 

@@ -21,7 +21,8 @@ CREATE TABLE search (
     first_seen  TIMESTAMPTZ NOT NULL,
     primed      BOOLEAN     NOT NULL DEFAULT FALSE,
     -- Grows whenever somebody takes the search up: what an earlier holder still tries to write is
-    -- refused.
+    -- refused. The upper half counts; the lower half is drawn, so that none is given twice, not even
+    -- after a restore.
     epoch       BIGINT      NOT NULL DEFAULT 0,
     -- The replica that holds it until lease_until; where there is none, since when.
     owner       BIGINT,

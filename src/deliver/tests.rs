@@ -480,6 +480,39 @@ async fn a_worker_that_panics_ends_the_daemon() {
 }
 
 #[tokio::test]
+async fn a_sink_that_the_store_has_forgotten_says_so_and_goes_on_when_it_is_known_again() {
+    let journal = Journal::new().await;
+    let delivery = journal.start(vec![journal.file("file")]).await;
+    let set_sinks = async |name: &str| {
+        let sinks = vec![name.to_owned()];
+        journal.store.set_sinks(sinks).await.unwrap();
+    };
+    let error = || journal.board.sinks()["file"].error.clone();
+    let commit = async |number| {
+        let events = vec![event(number)];
+        let commit = Commit {
+            events,
+            ..Commit::default()
+        };
+        journal
+            .store
+            .commit(journal.held, commit, now())
+            .await
+            .unwrap();
+    };
+    set_sinks("other").await;
+    commit(0).await;
+    let is_unknown = || error().is_some_and(|error| error.contains("no sink named"));
+    journal.until("it says so", is_unknown).await;
+    set_sinks("file").await;
+    commit(1).await;
+    let goes_on = || journal.lines("file") == Journal::expected(1, 2);
+    journal.until("it goes on", goes_on).await;
+    journal.until("it says so", || error().is_none()).await;
+    assert!(delivery.drain(Duration::from_secs(10)).await);
+}
+
+#[tokio::test]
 async fn without_a_delivery_no_worker_goes_on() {
     let mut journal = Journal::new().await;
     let down = file_sink("down", journal.path("missing").join("alerts.jsonl"));

@@ -38,6 +38,9 @@ const REMOTE_MAX_DELAY: Duration = Duration::from_secs(30);
 /// The longest delay while everything ends: there is little time left to try again.
 const LAST_MAX_DELAY: Duration = Duration::from_secs(1);
 
+/// How long after the store has forgotten a sink its worker is told so, at most.
+const DISMISSAL: Duration = Duration::from_millis(500);
+
 /// How often the backlog is looked up at most.
 const BACKLOG_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -154,8 +157,13 @@ impl Worker {
             // Kept until what was delivered is acknowledged.
             let (events, claim): (Arc<[Pending]>, _) = match pending {
                 Ok(batch) => (batch.events.into(), batch.claim),
-                Err(store::Error::Closed | store::Error::UnknownSink { .. }) => return,
+                Err(store::Error::Closed) => return,
                 Err(error) => {
+                    if matches!(error, store::Error::UnknownSink { .. })
+                        && self.is_dismissed().await
+                    {
+                        return;
+                    }
                     let delay = self.report(&mut trouble, &error, None, order);
                     self.wait(delay, sink, order).await;
                     continue;
@@ -190,8 +198,9 @@ impl Worker {
                     None => events[0].position - 1,
                 };
                 match self.store.acknowledge(&self.name, position, mark).await {
-                    Ok(()) => {}
-                    Err(store::Error::Closed | store::Error::UnknownSink { .. }) => return,
+                    // Whether a sink that is unknown is wanted, the next look at the journal tells.
+                    Ok(()) | Err(store::Error::UnknownSink { .. }) => {}
+                    Err(store::Error::Closed) => return,
                     // It counts all the same, and is stored with the next write.
                     Err(error) => tracing::warn!(
                         sink = &*self.name,
@@ -216,6 +225,13 @@ impl Worker {
                 }
             }
         }
+    }
+
+    /// Whether it is not wanted any more, as a reload is about to tell it.
+    async fn is_dismissed(&self) -> bool {
+        let mut orders = self.orders.clone();
+        let dismissed = orders.wait_for(|order| *order != Order::Work);
+        tokio::time::timeout(DISMISSAL, dismissed).await.is_ok()
     }
 
     /// Waits to repeat a failed try, unless something happens that makes it worth while now. The

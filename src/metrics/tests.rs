@@ -50,6 +50,7 @@ fn status(key: &SearchKey) -> SearchStatus {
         polls: std::collections::VecDeque::new(),
         last_error: None,
         lease_held: true,
+        lease: None,
         tried: false,
     }
 }

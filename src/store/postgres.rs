@@ -25,7 +25,7 @@ use super::{
     AlertFilter, Backlog, Batch, Claim, Commit, Error, Held, Loaded, OpenAlert, SinkState,
     StoredAlert,
 };
-use crate::{clock, identity::SearchKey, secret::SecretSource};
+use crate::{clock, error_chain::chain, identity::SearchKey, secret::SecretSource};
 
 use self::{
     connection::{PATIENCE, Session, Tries},
@@ -217,7 +217,8 @@ impl Postgres {
             }
             state.hold(taken.held, until);
             let end = taken.journal_end;
-            let knows_all = state.journal.adopt(taken.held, end, &progress);
+            let (held, before) = (taken.held, taken.before);
+            let knows_all = state.journal.adopt(held, before, end, &progress);
             Ok((state.journal.end(), knows_all))
         })?;
         if !knows_all {
@@ -225,6 +226,11 @@ impl Postgres {
         }
         self.shared.tell_sinks(end);
         Ok(Some(loaded))
+    }
+
+    /// Whether the lease on a search can be relied on.
+    pub(super) fn is_held(&self, held: Held) -> bool {
+        self.shared.look(|state| state.is_held(held))
     }
 
     /// Waits until a search must not be polled any longer: because its lease is lost, or because
@@ -414,8 +420,23 @@ impl Postgres {
     }
 
     pub(super) async fn set_sinks(&self, names: Vec<String>) -> Result<Vec<SinkState>, Error> {
-        self.ask(async |session| delivery::set_sinks(&self.shared, session, &names).await)
+        self.check_open()?;
+        let _turn = bounded(async { Ok(self.shared.naming.lock().await) }).await?;
+        let others = self
+            .ask(async |session| delivery::add_sinks(&self.shared, session, &names).await)
             .await?;
+        // They are in force: what fails from here on the keeper repeats.
+        if others {
+            let forget = async |session: &mut Session| {
+                delivery::forget_sinks(&self.shared, session, &names).await
+            };
+            if let Err(error) = self.ask(forget).await {
+                let error = chain(&error);
+                tracing::debug!(error, "the state database does not forget a sink yet");
+            }
+            self.shared
+                .update(|state| state.journal.set_own_sinks(&names));
+        }
         Ok(self.shared.look(|state| {
             let state_of = |name: &String| SinkState {
                 mark: state.journal.mark(name),

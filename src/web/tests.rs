@@ -254,6 +254,7 @@ fn pending(key: SearchKey) -> SearchStatus {
         polls: VecDeque::new(),
         last_error: None,
         lease_held: true,
+        lease: None,
         tried: false,
     }
 }

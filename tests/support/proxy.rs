@@ -34,6 +34,8 @@ pub(crate) enum Weather {
     Cut { within: usize, end: End },
     /// Each connection ends as soon as it is used after an answer.
     UsedOnce { end: End },
+    /// Each connection on which this is asked ends in place of the answer.
+    Unanswered { question: &'static str },
     /// All are reset at once.
     Reset,
     /// Nothing passes, and nobody is told. It waits for other weather.
@@ -46,6 +48,13 @@ pub(crate) enum End {
     /// As if the peer had said all it wanted to say.
     Closed,
     Reset,
+}
+
+/// What has passed on a connection.
+#[derive(Debug, Default)]
+struct Seen {
+    question: AtomicBool,
+    answer: AtomicBool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -108,21 +117,9 @@ async fn relay(mut client: TcpStream, server: SocketAddr, weather: watch::Receiv
     let end = {
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
-        let answered = AtomicBool::new(false);
-        let there = pass(
-            from_client,
-            to_server,
-            weather.clone(),
-            Way::There,
-            &answered,
-        );
-        let back = pass(
-            from_server,
-            to_client,
-            weather.clone(),
-            Way::Back,
-            &answered,
-        );
+        let seen = Seen::default();
+        let there = pass(from_client, to_server, weather.clone(), Way::There, &seen);
+        let back = pass(from_server, to_client, weather.clone(), Way::Back, &seen);
         tokio::select! {
             passed = async { tokio::try_join!(there, back) } => passed.err().unwrap_or(End::Closed),
             end = storm(weather) => end,
@@ -150,7 +147,7 @@ async fn pass(
     mut to: WriteHalf<'_>,
     mut weather: watch::Receiver<Weather>,
     way: Way,
-    answered: &AtomicBool,
+    seen: &Seen,
 ) -> Result<(), End> {
     let mut buffer = [0; 1024];
     let mut left = None;
@@ -166,11 +163,22 @@ async fn pass(
         let now = *now.map_err(|_| End::Reset)?;
         let mut piece = &buffer[..length];
         if way == Way::Back {
-            answered.store(true, Ordering::Relaxed);
+            seen.answer.store(true, Ordering::Relaxed);
         }
         match now {
-            Weather::UsedOnce { end } if way == Way::There && answered.load(Ordering::Relaxed) => {
+            Weather::UsedOnce { end }
+                if way == Way::There && seen.answer.load(Ordering::Relaxed) =>
+            {
                 return Err(end);
+            }
+            Weather::Unanswered { question } if way == Way::There => {
+                let mut windows = piece.windows(question.len());
+                if windows.any(|window| window == question.as_bytes()) {
+                    seen.question.store(true, Ordering::Relaxed);
+                }
+            }
+            Weather::Unanswered { .. } if seen.question.load(Ordering::Relaxed) => {
+                return Err(End::Closed);
             }
             Weather::Slow {
                 delay,

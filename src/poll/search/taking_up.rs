@@ -46,11 +46,7 @@ impl Search {
 
     /// Says that others poll the search.
     fn stand_by(&mut self) {
-        self.status = SearchStatus {
-            lease_held: false,
-            tried: true,
-            ..unknown(&self.key, &self.options, &self.shared.store)
-        };
+        self.status = self.status.elsewhere();
         self.report();
     }
 
@@ -101,6 +97,9 @@ impl Search {
             }
         };
         self.status.lease_held = true;
+        self.status.lease = Some(self.shared.store.lease(loaded.held));
+        // What is known from before a reload was known under a lease that has passed.
+        self.report();
         let group_by: Arc<[_]> = self.options.group_by.clone().into();
         let mut tracker = Tracker::new(Arc::clone(&group_by), self.options.max_groups);
         let mut page = std::mem::take(&mut loaded.alerts);
@@ -253,6 +252,7 @@ pub(in crate::poll) fn unknown(
         polls: VecDeque::with_capacity(HISTORY),
         last_error: None,
         lease_held: !store.is_shared(),
+        lease: None,
         tried: false,
     }
 }

@@ -25,13 +25,17 @@ const FORGET_STEP: i64 = 256;
 /// A search that was taken.
 pub(super) struct Taken {
     pub(super) held: Held,
+    /// The epoch before: that of whoever held it last.
+    pub(super) before: i64,
     pub(super) primed: bool,
     pub(super) first_seen: Timestamp,
     /// The last position of its journal.
     pub(super) journal_end: i64,
 }
 
-/// Takes the lease on a search for the replica `me`, unless another one has it.
+/// Takes the lease on a search for the replica `me`, unless another one has it. The epoch grows by
+/// its upper half; the lower half is drawn, so that none is given twice: a database that was
+/// restored counts on from an earlier one.
 pub(super) async fn take(
     session: &mut Session,
     key: &SearchKey,
@@ -40,11 +44,16 @@ pub(super) async fn take(
 ) -> Result<Option<Taken>, Failure> {
     let rows = session
         .query(
-            "UPDATE search SET epoch = epoch + 1, owner = $4,
+            "WITH free AS (
+                SELECT id, epoch FROM search
+                WHERE account = $1 AND tenant_id = $2 AND name = $3
+                    AND (owner IS NULL OR owner = $4 OR lease_until <= clock_timestamp())
+                FOR UPDATE)
+             UPDATE search SET owner = $4,
+                epoch = (((free.epoch >> 32) + 1) << 32) | trunc(random() * 4294967296)::bigint,
                 lease_until = clock_timestamp() + $5 * interval '1 second'
-             WHERE account = $1 AND tenant_id = $2 AND name = $3
-                AND (owner IS NULL OR owner = $4 OR lease_until <= clock_timestamp())
-             RETURNING id, epoch, primed, first_seen, journal_end",
+             FROM free WHERE search.id = free.id
+             RETURNING search.id, search.epoch, free.epoch, primed, first_seen, journal_end",
             &[&&*key.account, &&*key.tenant.id, &&*key.search, &me, &lease],
         )
         .await?;
@@ -54,9 +63,10 @@ pub(super) async fn take(
                 row: row.try_get(0)?,
                 epoch: row.try_get(1)?,
             },
-            primed: row.try_get(2)?,
-            first_seen: row.try_get::<_, Time>(3)?.0,
-            journal_end: row.try_get(4)?,
+            before: row.try_get(2)?,
+            primed: row.try_get(3)?,
+            first_seen: row.try_get::<_, Time>(4)?.0,
+            journal_end: row.try_get(5)?,
         })
     });
     taken.transpose()

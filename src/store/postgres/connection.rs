@@ -425,6 +425,11 @@ impl Failure {
         .any(|state| self.state() == Some(state))
     }
 
+    /// Whether a table is not there.
+    pub(super) fn is_of_a_missing_table(&self) -> bool {
+        self.state() == Some(&SqlState::UNDEFINED_TABLE)
+    }
+
     /// Whether the server said why.
     pub(super) fn is_refusal(&self) -> bool {
         self.state().is_some()

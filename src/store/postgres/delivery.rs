@@ -15,22 +15,65 @@ use super::{
 };
 use crate::store::{Held, JournalEvent, Pending};
 
-/// Says which sinks this replica has, and takes note of all there are. One that no replica has is
-/// forgotten at once where this one is alone, else after a while.
-pub(super) async fn set_sinks(
+/// Says which sinks this replica has, and takes note of all there are. What fails changes nothing
+/// here; what the server has of it all the same the keeper takes back. Those that it had stay until
+/// they are [forgotten](forget_sinks): what is forgotten cannot be had back. Brings whether there are
+/// such.
+pub(super) async fn add_sinks(
+    shared: &Shared,
+    session: &mut Session,
+    names: &[String],
+) -> Result<bool, Failure> {
+    let rows = session
+        .query(
+            "SELECT sink, mark FROM mark WHERE node = $1 AND sink = ANY($2)",
+            &[&shared.node, &names],
+        )
+        .await?;
+    let mut marks = HashMap::new();
+    for row in &rows {
+        marks.insert(row.try_get::<_, String>(0)?, row.try_get(1)?);
+    }
+    let (before, known) = shared.look(|state| {
+        let before = state.sinks.clone().unwrap_or_default();
+        (before, state.journal.own_sinks())
+    });
+    let mut all = names.to_owned();
+    all.extend(before.into_iter().filter(|name| !names.contains(name)));
+    name_sinks(shared, session, &all).await?;
+    learn_sinks(shared, session, &all).await?;
+    shared.update(|state| {
+        state.sinks = Some(names.to_owned());
+        // What this process remembers of a sink that it has already is newer.
+        let new = marks
+            .into_iter()
+            .filter(|(name, _)| !known.iter().any(|known| **known == **name));
+        for (name, mark) in new {
+            state.journal.set_mark(&name, mark);
+        }
+    });
+    Ok(all.len() > names.len())
+}
+
+/// Has the server forget the other sinks of this replica: at once where it is alone, else after a
+/// while.
+pub(super) async fn forget_sinks(
     shared: &Shared,
     session: &mut Session,
     names: &[String],
 ) -> Result<(), Failure> {
-    let _turn = shared.naming.lock().await;
-    name_sinks(shared, session, names).await
+    name_sinks(shared, session, names).await?;
+    learn_sinks(shared, session, names).await
 }
 
-/// Says so once more to a server that has forgotten it.
+/// Says which sinks this replica has to a server that says otherwise.
 pub(super) async fn set_sinks_again(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
-    let _turn = shared.naming.lock().await;
+    // Whoever is at it says what counts.
+    let Ok(_turn) = shared.naming.try_lock() else {
+        return Ok(());
+    };
     match shared.look(|state| state.sinks.clone()) {
-        Some(names) => name_sinks(shared, session, &names).await,
+        Some(names) => forget_sinks(shared, session, &names).await,
         None => Ok(()),
     }
 }
@@ -44,35 +87,9 @@ async fn name_sinks(
     loop {
         match try_name_sinks(shared, session, names).await {
             Err(failure) if tries.again(&failure).await => session.roll_back().await?,
-            done => {
-                done?;
-                break;
-            }
+            done => return done,
         }
     }
-    let rows = session
-        .query(
-            "SELECT sink, mark FROM mark WHERE node = $1 AND sink = ANY($2)",
-            &[&shared.node, &names],
-        )
-        .await?;
-    let mut marks = HashMap::new();
-    for row in &rows {
-        marks.insert(row.try_get::<_, String>(0)?, row.try_get(1)?);
-    }
-    let known = shared.look(|state| state.journal.own_sinks());
-    shared.update(|state| state.sinks = Some(names.to_owned()));
-    learn_sinks(shared, session).await?;
-    shared.update(|state| {
-        // What this process remembers of a sink that it has already is newer.
-        let new = marks
-            .into_iter()
-            .filter(|(name, _)| !known.iter().any(|known| **known == **name));
-        for (name, mark) in new {
-            state.journal.set_mark(&name, mark);
-        }
-    });
-    Ok(())
 }
 
 async fn try_name_sinks(
@@ -80,10 +97,18 @@ async fn try_name_sinks(
     session: &mut Session,
     names: &[String],
 ) -> Result<(), Failure> {
-    let me = shared
-        .look(|state| state.replica)
-        .ok_or(Failure::NotJoined)?;
+    let me = shared.number()?;
     session.begin().await?;
+    write_sinks(session, me, names).await?;
+    session.commit().await
+}
+
+/// Writes which sinks the replica `me` has.
+pub(super) async fn write_sinks(
+    session: &mut Session,
+    me: i64,
+    names: &[String],
+) -> Result<(), Failure> {
     session
         .execute(
             "UPDATE replica SET sinks = $2 WHERE id = $1",
@@ -122,16 +147,22 @@ async fn try_name_sinks(
             )
             .await?;
     }
-    session.commit().await
+    Ok(())
 }
 
 /// Takes note of all sinks there are, as long as nobody says which this replica has.
 pub(super) async fn hear_of_sinks(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
     let _turn = shared.naming.lock().await;
-    learn_sinks(shared, session).await
+    let own = shared.look(|state| state.sinks.clone());
+    learn_sinks(shared, session, &own.unwrap_or_default()).await
 }
 
-async fn learn_sinks(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
+/// Takes note of all sinks there are, and which of them this replica delivers to.
+async fn learn_sinks(
+    shared: &Shared,
+    session: &mut Session,
+    own: &[String],
+) -> Result<(), Failure> {
     loop {
         let rows = session.query("SELECT name FROM sink", &[]).await?;
         let all: Vec<String> = rows
@@ -148,7 +179,7 @@ async fn learn_sinks(shared: &Shared, session: &mut Session) -> Result<(), Failu
             positions(session, &new, &leases).await?
         };
         let (done, end) = shared.update(|state| {
-            let done = state.learn_sinks(all, &leases, &positions);
+            let done = state.learn_sinks(own, all, &leases, &positions);
             (done, state.journal.end())
         });
         if done {

@@ -128,9 +128,14 @@ impl Journal {
             if !self.knows(name) {
                 self.add_sink(name, positions);
             }
-            if let Some(sink) = self.sinks.get_mut(name.as_str()) {
-                sink.own = own.contains(name);
-            }
+        }
+        self.set_own_sinks(own);
+    }
+
+    /// Takes note of which sinks are this process's.
+    pub(super) fn set_own_sinks(&mut self, own: &[String]) {
+        for (name, sink) in &mut self.sinks {
+            sink.own = own.iter().any(|own| **own == **name);
         }
     }
 
@@ -229,10 +234,17 @@ impl Journal {
         true
     }
 
-    /// Takes in what waits in the journal of a search that was taken up: up to and with `end`,
-    /// behind what each sink has come to. Brings whether the server still knows all that it once
-    /// said: it may have been restored from a copy, or replaced by one that lagged behind.
-    pub(super) fn adopt(&mut self, held: Held, end: i64, progress: &[(String, i64)]) -> bool {
+    /// Takes in what waits in the journal of a search that was taken up after the lease `last`: up
+    /// to and with `end`, behind what each sink has come to. Brings whether the server still knows
+    /// all that it once said: it may have been restored from a copy, or replaced by one that lagged
+    /// behind.
+    pub(super) fn adopt(
+        &mut self,
+        held: Held,
+        last: i64,
+        end: i64,
+        progress: &[(String, i64)],
+    ) -> bool {
         let row = held.row;
         let now = Told {
             epoch: held.epoch,
@@ -241,7 +253,7 @@ impl Journal {
         let before = self.told.insert(row, now);
         let knows_all = before.is_none_or(|before| before.end <= end);
         // Positions mean the same as before where nobody else can have given any.
-        if !knows_all || before.is_none_or(|before| before.epoch + 1 != held.epoch) {
+        if !knows_all || before.is_none_or(|before| before.epoch != last) {
             self.forget(row);
         }
         self.drop_search(row);

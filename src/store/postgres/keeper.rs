@@ -14,6 +14,7 @@ use super::{
     connection::{Failure, PATIENCE, Session, Tries},
     delivery,
     leases::State,
+    schema,
     shares::{self, Holder, Peer, Survey},
 };
 use crate::{clock, identity::SearchKey, store::Held};
@@ -26,6 +27,9 @@ const EARLY: u32 = 8;
 
 /// A server is given so much time for an answer, however short the lease is.
 const SHORTEST_PATIENCE: Duration = Duration::from_millis(500);
+
+/// Tables that are gone are made anew after so many leases: somebody may be about to restore them.
+const MISSED_FOR: u32 = 4;
 
 /// What is delivered is removed this often, at most.
 const PRUNE_INTERVAL: Duration = Duration::from_millis(500);
@@ -40,6 +44,7 @@ const FORGET_REPLICAS_AFTER: f64 = 3600.0;
 /// Renews the leases and keeps the shares even, until the store is closed.
 pub(super) async fn keep(shared: &Shared) {
     let every = shared.lease / RENEWALS;
+    let mut missed_since = None;
     loop {
         // Not all replicas at the same moment.
         let pause = every.mul_f64(0.8 + 0.2 * fastrand::f64());
@@ -61,7 +66,16 @@ pub(super) async fn keep(shared: &Shared) {
             timeout(patience, share_out(shared))
         );
         let flat = |done: Result<Result<(), Failure>, _>| done.unwrap_or(Err(Failure::Timeout));
-        let kept = flat(renewed).and(flat(shared_out));
+        let mut kept = flat(renewed).and(flat(shared_out));
+        if kept.as_ref().is_err_and(Failure::is_of_a_missing_table) {
+            let since = *missed_since.get_or_insert_with(clock::since_boot);
+            if clock::since_boot().saturating_sub(since) >= shared.lease * MISSED_FOR {
+                let made = timeout(PATIENCE, make_tables(shared)).await;
+                kept = made.unwrap_or(Err(Failure::Timeout)).and(kept);
+            }
+        } else {
+            missed_since = None;
+        }
         let lost = shared.update(|state| {
             state.expire();
             state.take_lost()
@@ -76,27 +90,31 @@ pub(super) async fn keep(shared: &Shared) {
     }
 }
 
+/// Makes the tables anew that somebody has removed, with the database for instance.
+async fn make_tables(shared: &Shared) -> Result<(), Failure> {
+    if schema::migrate(&shared.pool).await? {
+        tracing::warn!(
+            "the tables of the state database were gone and nobody has restored them; they are made \
+             anew, and every search begins as at its first start"
+        );
+        shared.wake.notify_one();
+    }
+    Ok(())
+}
+
 /// Registers the replica under a number of its own. It is drawn: one that was counted would be given
 /// again by a database that was restored, and two that take each other's leases for their own would
 /// both poll and deliver.
 pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
     let mut session = shared.pool.session().await?;
+    let _turn = shared.naming.lock().await;
     let sinks = shared.look(|state| state.sinks.clone());
-    let rows = session
-        .query(
-            "INSERT INTO replica (id, node, alive_until, sinks)
-             VALUES (trunc(random() * 9007199254740992)::bigint, $1,
-                clock_timestamp() + $2 * interval '1 second', $3) RETURNING id",
-            &[
-                &shared.node,
-                &shared.lease_seconds(),
-                &sinks.unwrap_or_default(),
-            ],
-        )
-        .await?;
-    let number: i64 = match rows.first() {
-        Some(row) => row.try_get(0)?,
-        None => return Err(Failure::NotJoined),
+    let mut tries = Tries::default();
+    let number = loop {
+        match try_join(shared, &mut session, sinks.as_deref()).await {
+            Err(failure) if tries.again(&failure).await => session.roll_back().await?,
+            done => break done?,
+        }
     };
     shared.update(|state| {
         // What was held belonged to the number before.
@@ -105,13 +123,42 @@ pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
         // A server that has forgotten the replica may have forgotten its searches.
         state.want_again();
     });
-    // They may have been forgotten together with the replica.
-    delivery::set_sinks_again(shared, &mut session).await
+    Ok(())
+}
+
+async fn try_join(
+    shared: &Shared,
+    session: &mut Session,
+    sinks: Option<&[String]>,
+) -> Result<i64, Failure> {
+    session.begin().await?;
+    let rows = session
+        .query(
+            "INSERT INTO replica (id, node, alive_until)
+             VALUES (trunc(random() * 9007199254740992)::bigint, $1,
+                clock_timestamp() + $2 * interval '1 second') RETURNING id",
+            &[&shared.node, &shared.lease_seconds()],
+        )
+        .await?;
+    let number: i64 = match rows.first() {
+        Some(row) => row.try_get(0)?,
+        None => return Err(Failure::NotJoined),
+    };
+    // They may have been forgotten together with the replica. They are there before anything is
+    // journalled for them.
+    if let Some(sinks) = sinks {
+        delivery::write_sinks(session, number, sinks).await?;
+    }
+    session.commit().await?;
+    Ok(number)
 }
 
 /// Says that the replica is alive, and renews its leases.
 async fn renew(shared: &Shared) -> Result<(), Failure> {
-    let (me, share, leases) = shared.look(|state| (state.replica, state.share, state.leases()));
+    let (me, share, leases, sinks) = shared.look(|state| {
+        let sinks = state.sinks.clone().unwrap_or_default();
+        (state.replica, state.share, state.leases(), sinks)
+    });
     let Some(me) = me else {
         return join(shared).await;
     };
@@ -122,20 +169,31 @@ async fn renew(shared: &Shared) -> Result<(), Failure> {
             "UPDATE replica SET alive_until = clock_timestamp() + $2 * interval '1 second',
                 share = $3
              WHERE id = $1
-             RETURNING sinks <@ ARRAY(SELECT name FROM sink)",
-            &[&me, &shared.lease_seconds(), &share],
+             RETURNING sinks = $4 AND sinks <@ ARRAY(SELECT name FROM sink)",
+            &[&me, &shared.lease_seconds(), &share, &sinks],
         )
         .await?;
     let Some(alive) = alive.first() else {
         return join(shared).await;
     };
-    if !alive.try_get(0)? {
-        // Others have removed a sink that only this one names, while it was not heard of.
+    let is_named: bool = alive.try_get(0)?;
+    if !leases.is_empty() {
+        renew_leases(shared, &mut session, me, &leases).await?;
+    }
+    if !is_named {
+        // The answer to a reload was lost, or others have removed a sink that only this one names,
+        // while it was not heard of.
         delivery::set_sinks_again(shared, &mut session).await?;
     }
-    if leases.is_empty() {
-        return Ok(());
-    }
+    Ok(())
+}
+
+async fn renew_leases(
+    shared: &Shared,
+    session: &mut Session,
+    me: i64,
+    leases: &[Held],
+) -> Result<(), Failure> {
     let rows: Vec<i64> = leases.iter().map(|held| held.row).collect();
     let epochs: Vec<i64> = leases.iter().map(|held| held.epoch).collect();
     let mut tries = Tries::default();
@@ -164,7 +222,7 @@ async fn renew(shared: &Shared) -> Result<(), Failure> {
         .map(|row| row.try_get(0))
         .collect::<Result<_, _>>()?;
     let until = shared.relied_on_until(asked);
-    shared.update(|state| state.renewed(&leases, &renewed, until));
+    shared.update(|state| state.renewed(leases, &renewed, until));
     Ok(())
 }
 

@@ -26,7 +26,7 @@ pub(super) struct State {
     pub(super) share: usize,
     /// How many replicas there were when that was last told.
     pub(super) replicas: usize,
-    /// Its sinks, once it was told.
+    /// The sinks that it shall have, once it was told.
     pub(super) sinks: Option<Vec<String>>,
     /// The searches that it would poll.
     keys: Arc<[SearchKey]>,
@@ -178,16 +178,16 @@ impl State {
         follows
     }
 
-    /// Takes note of all sinks that the server knows; of those that are new here, `positions` were
-    /// read under these `leases`. Brings whether that could be: not where a search was taken up
+    /// Takes note of all sinks that the server knows, and of its `own`; of those that are new here,
+    /// `positions` were read under these `leases`. Brings whether that could be: not where a search was taken up
     /// since, of which there is no position.
     pub(super) fn learn_sinks(
         &mut self,
+        own: &[String],
         mut all: Vec<String>,
         leases: &[Held],
         positions: &[Position],
     ) -> bool {
-        let own = self.sinks.clone().unwrap_or_default();
         let forgotten = own.iter().filter(|name| !all.contains(name)).cloned();
         all.extend(forgotten.collect::<Vec<_>>());
         let read: HashSet<&Held> = leases.iter().collect();
@@ -196,7 +196,7 @@ impl State {
         if is_complete {
             let held = |it: &&Position| self.holds.contains_key(&it.row);
             let positions: Vec<_> = positions.iter().filter(held).cloned().collect();
-            self.journal.set_sinks(&own, &all, &positions);
+            self.journal.set_sinks(own, &all, &positions);
         }
         is_complete
     }
@@ -352,7 +352,7 @@ mod tests {
         let sinks = ["s".to_owned()];
         journal.set_sinks(&sinks, &sinks, &[]);
         for row in [1, 2] {
-            journal.adopt(held(row, 5), 0, &[]);
+            journal.adopt(held(row, 5), 4, 0, &[]);
         }
         State::new(journal)
     }
@@ -425,12 +425,12 @@ mod tests {
             position,
         });
         state.hold(held(2, 5), Duration::MAX);
-        assert!(!state.learn_sinks(all(), &leases, &positions));
+        assert!(!state.learn_sinks(&[], all(), &leases, &positions));
         assert!(!state.journal.knows("t"));
         // One that was lost since is others' to deliver.
         let leases = state.leases();
         assert!(state.committed(held(2, 5), 1, 1) && state.lose(held(2, 5)));
-        assert!(state.learn_sinks(all(), &leases, &positions));
+        assert!(state.learn_sinks(&[], all(), &leases, &positions));
         let rows = state.journal.next("t", 9);
         let rows: Vec<_> = rows.iter().map(|it| (it.row, it.first, it.count)).collect();
         assert_eq!(rows, [(1, 2, 1)]);

@@ -16,8 +16,8 @@ const NUMBER: &str = "
     );
     INSERT INTO opsramp_exporter_schema VALUES (TRUE, 0) ON CONFLICT (only_row) DO NOTHING";
 
-/// Creates or migrates the tables, where that has not been done.
-pub(super) async fn migrate(pool: &Pool) -> Result<(), Failure> {
+/// Creates or migrates the tables, where that has not been done. Brings whether it was.
+pub(super) async fn migrate(pool: &Pool) -> Result<bool, Failure> {
     let mut tries = Tries::default();
     loop {
         match try_migrate(pool).await {
@@ -28,7 +28,7 @@ pub(super) async fn migrate(pool: &Pool) -> Result<(), Failure> {
     }
 }
 
-async fn try_migrate(pool: &Pool) -> Result<(), Failure> {
+async fn try_migrate(pool: &Pool) -> Result<bool, Failure> {
     let mut session = pool.session().await?;
     let rows = session
         .query("SELECT current_setting('server_encoding')", &[])
@@ -57,5 +57,6 @@ async fn try_migrate(pool: &Pool) -> Result<(), Failure> {
         let update = "UPDATE opsramp_exporter_schema SET version = $1";
         session.execute(update, &[&known]).await?;
     }
-    session.commit().await
+    session.commit().await?;
+    Ok(found < known)
 }

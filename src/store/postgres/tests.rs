@@ -15,6 +15,9 @@ use crate::{
 #[path = "../../../tests/support/postgres.rs"]
 mod server;
 
+#[path = "../../../tests/support/proxy.rs"]
+mod proxy;
+
 const LEASE: Duration = Duration::from_secs(15);
 
 /// Long enough for a busy machine.
@@ -364,6 +367,38 @@ async fn searches_that_the_server_has_forgotten_are_looked_up_again() {
     store.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_are_gone_and_not_restored_are_made_anew() {
+    let url = server::shared().fresh();
+    let lease = Duration::from_secs(1);
+    let store = open(&url, "node", lease).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let before = store.take_up(&a_search(), second(1)).await.unwrap();
+    sql(
+        &url,
+        "DROP TABLE progress, mark, sink, journal, departed, alert, search, replica,
+            opsramp_exporter_schema",
+    );
+    let gone = Instant::now();
+    let take_up_and_commit = async || {
+        let loaded = store.take_up(&a_search(), second(3)).await?;
+        store.commit(loaded.held, events(1..3), second(4)).await?;
+        Ok::<_, Error>(loaded.held)
+    };
+    let held = loop {
+        match take_up_and_commit().await {
+            Ok(held) => break held,
+            Err(error) => assert!(gone.elapsed() < PATIENCE, "{}", text(&error)),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(gone.elapsed() >= lease * 4, "nobody can restore them");
+    assert_ne!(held, before.held);
+    assert_eq!(sql(&url, "SELECT journal_end FROM search"), "2");
+    assert_eq!(sql(&url, "SELECT name FROM sink"), "s");
+    store.close().await;
+}
+
 /// Waits until the server keeps so many events, and no fewer.
 async fn wait_for_journal(store: &Store, events: i64) {
     let deadline = Instant::now() + PATIENCE;
@@ -518,6 +553,35 @@ async fn a_database_that_was_set_back_loses_no_event_that_follows() {
     drop(batch);
     store.close().await;
     assert_eq!(sql(&url, "SELECT position FROM progress"), "6");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_restore_no_lease_is_taken_for_one_that_was_undone() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", LEASE).await;
+    let other = open(&url, "other", LEASE).await;
+    for store in [&store, &other] {
+        store.set_sinks(names(&["s"])).await.unwrap();
+    }
+    let undone = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(undone, events(1..3), second(2)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    let last = batch.events[1].position;
+    store.acknowledge("s", last, None).await.unwrap();
+    drop(batch);
+    sql(
+        &url,
+        "UPDATE search SET owner = NULL, epoch = 0, journal_end = 0; DELETE FROM journal;
+         UPDATE progress SET position = 0",
+    );
+    // Somebody else is the first to take it up, and delivers nothing.
+    let held = other.take_up(&a_search(), second(3)).await.unwrap().held;
+    other.commit(held, events(3..5), second(4)).await.unwrap();
+    other.close().await;
+    assert_ne!(held, undone);
+    take_over(&store).await;
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [3, 4]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -856,6 +920,39 @@ async fn sinks_hear_of_it_when_what_waits_is_lost() {
     shared(&store).update(|state| state.lose(held));
     assert!(journalled.has_changed().unwrap());
     assert_eq!(store.backlog("s").await.unwrap(), Backlog::default());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sinks_whose_change_was_not_answered_are_those_that_were() {
+    let url = server::shared().fresh();
+    let server = format!("127.0.0.1:{}", server::shared().port());
+    let proxy = proxy::Proxy::start(server.parse().unwrap()).await;
+    let by_proxy = url.replace(&server, &proxy.address.to_string());
+    let store = open(&by_proxy, "node", Duration::from_secs(4)).await;
+    store.set_sinks(names(&["s", "t"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+    for changed in [&["s"][..], &["s", "t", "u"]] {
+        proxy.set(proxy::Weather::Unanswered { question: "COMMIT" });
+        store.set_sinks(names(changed)).await.unwrap_err();
+        proxy.set(proxy::Weather::Fair);
+        let known = "SELECT replica.sinks, array_agg(sink.name ORDER BY sink.name)
+             FROM replica, sink GROUP BY replica.sinks";
+        let deadline = Instant::now() + PATIENCE;
+        while sql(&url, known) != "{s,t}|{s,t}" {
+            assert!(Instant::now() < deadline, "{}", sql(&url, known));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    // Nothing was lost, and nothing is kept for one that is none.
+    take_over(&store).await;
+    for sink in ["s", "t"] {
+        let batch = store.pending(sink, 9, usize::MAX).await.unwrap();
+        assert_eq!(told(&batch), [1, 2], "{sink}");
+        let last = batch.events[1].position;
+        store.acknowledge(sink, last, None).await.unwrap();
+    }
+    wait_for_journal(&store, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

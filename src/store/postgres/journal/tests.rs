@@ -8,7 +8,7 @@ fn journal(sinks: &[&str]) -> Journal {
     let names: Vec<String> = sinks.iter().map(ToString::to_string).collect();
     journal.set_sinks(&names, &names, &[]);
     for row in [A, B] {
-        journal.adopt(held(row, 1), 0, &[]);
+        journal.adopt(held(row, 1), 0, 0, &[]);
     }
     journal
 }
@@ -81,7 +81,7 @@ fn a_row_that_stands_for_another_search_is_delivered_from_its_beginning() {
     journal.forget_unless(|row| row == B);
     assert_eq!(journal.next("s", 99), [range(1004, B, 1, 1)]);
     assert!(journal.append(B, 2, 1) && !journal.append(A, 4, 1));
-    assert!(journal.adopt(held(A, 2), 4, &progress(&[("s", 0)])));
+    assert!(journal.adopt(held(A, 2), 1, 4, &progress(&[("s", 0)])));
     assert_eq!(journal.next("s", 99)[1..], [inherited(1006, A, 1, 4)]);
 }
 
@@ -112,7 +112,7 @@ fn a_sink_that_others_have_named_a_while_ago_begins_where_the_server_says() {
 #[test]
 fn a_search_is_taken_up_where_each_sink_has_come_to() {
     let mut journal = journal(&["fast", "slow"]);
-    journal.adopt(held(A, 2), 10, &progress(&[("fast", 9), ("slow", 4)]));
+    journal.adopt(held(A, 2), 1, 10, &progress(&[("fast", 9), ("slow", 4)]));
     assert_eq!(journal.next("slow", 99), [inherited(1001, A, 5, 6)]);
     // The same event has the same place for both.
     assert_eq!(journal.next("fast", 99), [inherited(1006, A, 10, 1)]);
@@ -134,11 +134,11 @@ fn what_was_delivered_while_the_search_was_lost_is_not_delivered_again() {
     journal.give_back("s", loan);
     assert!(!journal.is_lent(A));
     // The server has not heard of it, and the search comes back.
-    journal.adopt(held(A, 2), 3, &progress(&[("s", 0)]));
+    journal.adopt(held(A, 2), 1, 3, &progress(&[("s", 0)]));
     assert_eq!(journal.next("s", 99), [inherited(1004, A, 3, 1)]);
     assert_eq!(unsaved(&mut journal).positions, [(A, 2)]);
     // Others have come further since.
-    journal.adopt(held(A, 4), 9, &progress(&[("s", 8)]));
+    journal.adopt(held(A, 4), 3, 9, &progress(&[("s", 8)]));
     assert_eq!(journal.next("s", 99), [inherited(1005, A, 9, 1)]);
     assert_eq!(unsaved(&mut journal).positions, []);
 }
@@ -162,7 +162,7 @@ fn what_others_may_have_delivered_since_counts_by_their_word_alone() {
     journal.append(A, 1, 3);
     journal.acknowledge("s", 1003, None);
     // Somebody else held it in between.
-    assert!(journal.adopt(held(A, 3), 5, &progress(&[("s", 2)])));
+    assert!(journal.adopt(held(A, 3), 2, 5, &progress(&[("s", 2)])));
     assert_eq!(journal.next("s", 99), [inherited(1004, A, 3, 3)]);
 }
 
@@ -173,13 +173,13 @@ fn a_server_that_was_set_back_gives_positions_again_and_their_events_are_deliver
     journal.acknowledge("s", 1004, None);
     // It has forgotten three events, and the holder does not know.
     assert!(!journal.append(A, 3, 2));
-    assert!(journal.adopt(held(A, 2), 4, &progress(&[("s", 2)])));
+    assert!(journal.adopt(held(A, 2), 1, 4, &progress(&[("s", 2)])));
     assert_eq!(journal.next("s", 99), [inherited(1006, A, 3, 2)]);
     assert_eq!(unsaved(&mut journal).positions, []);
 
     // The same where the search was taken up anew since, in the middle of a delivery.
     let loan = journal.lend("s", journal.next("s", 99));
-    assert!(!journal.adopt(held(A, 3), 2, &progress(&[("s", 2)])));
+    assert!(!journal.adopt(held(A, 3), 2, 2, &progress(&[("s", 2)])));
     assert!(journal.append(A, 3, 1));
     journal.acknowledge("s", 1007, None);
     journal.give_back("s", loan);
@@ -191,7 +191,7 @@ fn what_waits_for_others_sinks_takes_up_room() {
     let mut journal = Journal::new(4, 0);
     let name = |name: &str| name.to_owned();
     journal.set_sinks(&[name("own")], &[name("own"), name("others")], &[]);
-    journal.adopt(held(A, 1), 0, &[]);
+    journal.adopt(held(A, 1), 0, 0, &[]);
     assert_eq!(journal.own_sinks(), ["own".into()]);
     assert!(journal.reserve(3));
     assert!(!journal.reserve(2));
@@ -245,7 +245,7 @@ fn what_is_being_delivered_while_the_search_is_taken_up_again_counts() {
     journal.append(A, 1, 3);
     journal.append(B, 1, 1);
     let loan = journal.lend("s", journal.next("s", 2));
-    journal.adopt(held(A, 2), 3, &progress(&[("s", 0)]));
+    journal.adopt(held(A, 2), 1, 3, &progress(&[("s", 0)]));
     journal.give_back("s", loan + 1);
     assert!(journal.is_lent(A));
     journal.acknowledge("s", 1002, None);
