@@ -30,7 +30,7 @@ use super::{
     room::Room,
     token::{Credentials, Grant, Issuer, Token, Tokens},
 };
-use crate::{clock, error_chain::chain, excerpt::Secrets, http_date, secret::Secret};
+use crate::{clock, error_chain::chain, excerpt::Secrets, http_date, proxy, secret::Secret};
 
 /// Everything but the characters that RFC 3986 leaves unreserved.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
@@ -75,6 +75,8 @@ struct Inner {
 struct Http {
     client: reqwest::Client,
     options: Arc<Options>,
+    /// What proxies on the way are sent to prove who asks.
+    proxies: Arc<[Secret]>,
 }
 
 /// A tenant's allowances, one a category.
@@ -164,9 +166,14 @@ impl Client {
             .ok();
         let client = http_client(&options)?;
         let requests_per_minute = options.requests_per_minute;
+        let proxies = proxy::authorizations(
+            options.proxy_url.as_ref().map(|url| &url.0),
+            [options.url.as_str(), &options.token_url],
+        );
         let http = Http {
             client,
             options: Arc::new(options),
+            proxies: proxies.into(),
         };
         let tokens = Tokens::new(TokenEndpoint {
             http: http.clone(),
@@ -349,11 +356,12 @@ impl Client {
         {
             self.0.observer.rate_limit(tenant, seen);
         }
-        let shown = || Secrets::of(vec![token.secret.clone()]).excerpt(&body);
+        let sent = || http.sent([&token.secret]);
+        let shown = || Secrets::of(sent()).excerpt(&body);
         match status.as_u16() {
             200..=299 => {
                 self.accepted(token, endpoint, tenant);
-                Ok(Answer::new(endpoint.as_str(), body, room))
+                Ok(Answer::new(endpoint.as_str(), body, room, sent()))
             }
             401 | 407 => Err(Refused::Token {
                 status: status.as_u16(),
@@ -577,11 +585,7 @@ impl TokenEndpoint {
         };
         Http::tell_time(&headers, &*self.observer);
         let code = status.as_u16();
-        let encoded = utf8_percent_encode(secret.expose(), ENCODED).to_string();
-        let shown = || {
-            let sent = vec![secret.clone(), Secret::new(encoded.as_str()), id.clone()];
-            Secrets::of(sent).excerpt(&body)
-        };
+        let shown = || Secrets::of(self.http.sent([secret, id])).excerpt(&body);
         let result = match code {
             200..=299 => read_token(&body),
             400 | 401 | 403 => Err(Error::Auth {
@@ -645,6 +649,15 @@ impl Http {
             .request(method, url)
             .header(header::ACCEPT, "application/json")
             .timeout(self.options.timeout)
+    }
+
+    /// What goes out with a request and must not be shown, though an answer may repeat it.
+    fn sent<const N: usize>(&self, secrets: [&Secret; N]) -> Vec<Secret> {
+        secrets
+            .into_iter()
+            .chain(self.proxies.iter())
+            .cloned()
+            .collect()
     }
 
     /// Sends a request and reads the answer's body, no further than `limit`. An error comes with
