@@ -18,9 +18,11 @@ const WINDOW: usize = 4 << 10;
 /// else it is part of another word, and hiding it would only garble the message.
 const MIN_ANYWHERE: usize = 6;
 
-/// So many letters and digits of a secret tell too much of it. Fewer in a row are in other words as
-/// well.
-const TELLING: usize = 8;
+/// So many bytes of a secret in a row tell too much of it, …
+const TELLING: usize = 12;
+
+/// … and so many of its letters and digits. Fewer are in other words as well.
+const TELLING_LETTERS: usize = 8;
 
 /// Escapes within escapes: a form's body in a text of JSON in a page of HTML.
 const MAX_DEPTH: usize = 3;
@@ -79,12 +81,15 @@ impl Secrets {
         let secrets: Vec<_> = self.0.iter().map(|secret| secret.expose().trim()).collect();
         layers(text).iter().any(|layer| {
             let (whole, letters) = (spaced(layer), bare(layer));
-            let told: HashSet<_> = letters.as_bytes().windows(TELLING).collect();
+            let whole_parts: HashSet<_> = whole.as_bytes().windows(TELLING).collect();
+            let letter_parts: HashSet<_> = letters.as_bytes().windows(TELLING_LETTERS).collect();
             secrets.iter().any(|secret| {
-                let letters = bare(secret);
-                let mut parts = letters.as_bytes().windows(TELLING);
-                parts.any(|part| told.contains(part))
-                    || secret.len() >= MIN_ANYWHERE && whole.contains(&spaced(secret))
+                let (secret, letters) = (spaced(secret), bare(secret));
+                let mut parts = secret.as_bytes().windows(TELLING);
+                let mut parts_of_letters = letters.as_bytes().windows(TELLING_LETTERS);
+                parts_of_letters.any(|part| letter_parts.contains(part))
+                    || parts.any(|part| whole_parts.contains(part))
+                    || secret.len() >= MIN_ANYWHERE && whole.contains(&secret)
             })
         })
     }
@@ -284,7 +289,11 @@ mod tests {
             &form[..30],
         ] {
             let said = format!("400 for client_secret={said}&x=1");
-            assert_eq!(secrets(&[secret]).excerpt(said.as_bytes()), WITHHELD, "{said}");
+            assert_eq!(
+                secrets(&[secret]).excerpt(said.as_bytes()),
+                WITHHELD,
+                "{said}"
+            );
         }
         let other = r#"{"error":"it\u2019s \"pW\" &amp; no more, 100%25","k":"Q'uN"}"#;
         assert_eq!(secrets(&[secret]).excerpt(other.as_bytes()), other);
@@ -303,10 +312,11 @@ mod tests {
 
     #[test]
     fn much_of_a_long_secret_is_not_shown_either() {
-        let secrets = secrets(&["abcdefghijklmnop"]);
+        let secrets = secrets(&["abcdefghijklmnop", "p~~q~~r~~s~~t~~u"]);
         for (said, shown) in [
             ("token abcdefgh... is unknown", WITHHELD),
             ("token a-b-c-d-e-f-g-h", WITHHELD),
+            ("token p~~q~~r~~s~~", WITHHELD),
             ("token ...jklmnop is unknown", "token ...jklmnop is unknown"),
         ] {
             assert_eq!(secrets.excerpt(said.as_bytes()), shown);

@@ -46,9 +46,15 @@ mod tests {
         let values = |url: &str| -> Vec<_> {
             let servers = ["http://a.example", "https://b.example/token"];
             let values = authorizations(Some(&Secret::new(url)), servers);
-            values.iter().map(|value| value.expose().to_owned()).collect()
+            values
+                .iter()
+                .map(|value| value.expose().to_owned())
+                .collect()
         };
-        assert_eq!(values("http://me:p%40ss@proxy:3128"), ["Basic bWU6cEBzcw=="]);
+        assert_eq!(
+            values("http://me:p%40ss@proxy:3128"),
+            ["Basic bWU6cEBzcw=="]
+        );
         assert!(values("http://proxy:3128").is_empty());
     }
 }
