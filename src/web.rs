@@ -36,8 +36,9 @@ pub use alerts::AlertSource;
 pub use connections::Limits;
 pub use listen::{BindError, bind, take_from_systemd};
 pub use security::{
-    CIPHER_SUITES, CURVES, ClientAuth, Guard, HashError, LoadSecurity, PasswordHash, RateLimit,
-    Security, SecurityOptions, TlsError, TlsOptions, TlsPart, TlsVersion,
+    CIPHER_SUITES, CURVES, ClientAuth, Guard, HashError, LoadSecurity, PasswordHash,
+    PasswordMemory, RateLimit, Security, SecurityOptions, TlsError, TlsOptions, TlsPart,
+    TlsVersion,
 };
 
 mod alerts;

@@ -17,7 +17,8 @@ use super::{
     read, yaml_of,
 };
 use crate::web::{
-    LoadSecurity, PasswordHash, RateLimit, Security, SecurityOptions, TlsError, TlsPart,
+    LoadSecurity, PasswordHash, PasswordMemory, RateLimit, Security, SecurityOptions, TlsError,
+    TlsPart,
 };
 
 use self::file::File;
@@ -33,6 +34,8 @@ const FRAME_OPTIONS: [&str; 3] = ["deny", "sameorigin", ""];
 pub struct WebFile {
     path: PathBuf,
     last: Option<(SecurityOptions, Arc<Security>)>,
+    /// Whoever changes a header or a certificate makes no client unknown.
+    memory: PasswordMemory,
 }
 
 /// Reads what the file says and what it names.
@@ -49,7 +52,11 @@ impl WebFile {
     /// The file at `path`; it is not read yet.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
-        Self { path, last: None }
+        Self {
+            path,
+            last: None,
+            memory: PasswordMemory::default(),
+        }
     }
 
     /// Reads the file and the certificates that it names; the same [`Security`] again where both
@@ -94,7 +101,7 @@ impl WebFile {
         }
         let security = match self.last.take() {
             Some((last, security)) if last == options => security,
-            _ => Arc::new(Security::new(&options).map_err(|error| {
+            _ => Arc::new(Security::new(&options, &self.memory).map_err(|error| {
                 let key = keys.name(&error);
                 ConfigError::Invalid(vec![problem(locate(key), key, error.message)])
             })?),
