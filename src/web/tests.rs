@@ -878,6 +878,22 @@ async fn a_kept_connection_is_served_again_and_closed_when_idle_for_long() {
 }
 
 #[tokio::test]
+async fn half_a_head_behind_a_request_must_be_whole_in_time_as_well() {
+    let site = Site::open(Setup {
+        limits: Limits {
+            idle_time: PATIENCE * 10,
+            ..tight()
+        },
+        ..Setup::default()
+    });
+    let mut slow = site.connect().await;
+    slow.write_all(b"GET /-/healthy HTTP/1.1\r\nhost: a\r\n\r\nGET /-/hea")
+        .await
+        .unwrap();
+    assert!(drain(&mut slow).await.starts_with(b"HTTP/1.1 200 "));
+}
+
+#[tokio::test]
 async fn a_client_that_does_not_read_is_dropped() {
     let site = Site::open(Setup {
         limits: tight(),
