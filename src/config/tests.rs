@@ -436,7 +436,7 @@ fn wrong_accounts_are_explained() {
             "{account}'https://acme', client_secret: hunter2}}"
         )),
         wrong(&format!(
-            "{account}'https://acme', timeout: 0s, connect_timeout: 2years}}"
+            "{account}'https://acme', timeout: 0s, connect_timeout: 800days}}"
         )),
         wrong(&format!(
             "{account}'https://acme', requests_per_minute: 0}}"
@@ -473,7 +473,7 @@ fn wrong_accounts_are_explained() {
     config.yml:2:95: accounts[0].client_secret: cannot be given together with client_secret_file
     the configuration has 2 problems:
       config.yml:2:89: accounts[0].timeout: must be at least 100ms
-      config.yml:2:110: accounts[0].connect_timeout: "2years" is longer than a year
+      config.yml:2:110: accounts[0].connect_timeout: "800days" is longer than a year
     config.yml:2:101: accounts[0].requests_per_minute: must be at least 1
     config.yml:2:101: accounts[0].requests_per_minute: must be a whole number, not "-1"
     config.yml:2:99: accounts[0].max_response_size: must be at least 1KiB
