@@ -710,6 +710,7 @@ fn wrong_state_and_web_settings_are_explained() {
         wrong("web: {listen_addresses: []}"),
         wrong("web: {listen_addresses: [':1', ':1']}"),
         wrong("web: {listen_addresses: ['localhost']}"),
+        wrong("web: {config_file: ''}"),
     ];
     assert_snapshot!(all.join("\n"), @r#"
     config.yml:6:8: state: has both path and postgres; keep one
@@ -728,6 +729,7 @@ fn wrong_state_and_web_settings_are_explained() {
     config.yml:6:25: web.listen_addresses: is empty; leave it out for the default, or write an address
     config.yml:6:25: web.listen_addresses: names ":1" twice
     config.yml:6:26: web.listen_addresses[0]: "localhost" is not an address; write one like :10836, 127.0.0.1:10836 or [::1]:10836
+    config.yml:6:20: web.config_file: is empty; leave it out, or name the file
     "#);
 }
 

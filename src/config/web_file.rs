@@ -26,6 +26,9 @@ use self::file::File;
 mod file;
 mod tls;
 
+/// Where a file that cannot be read was named.
+const WHAT: &str = "web configuration file (web.config_file, --web.config.file)";
+
 /// Values of `X-Frame-Options`; none: the header is not set.
 const FRAME_OPTIONS: [&str; 3] = ["deny", "sameorigin", ""];
 
@@ -74,7 +77,7 @@ impl WebFile {
     /// As with [`Self::read`].
     pub fn read_with_warnings(&mut self) -> Result<(Arc<Security>, Vec<String>), ConfigError> {
         let path = self.path.as_path();
-        let node = yaml_of(path, &read(path)?)?;
+        let node = yaml_of(path, &read(WHAT, path)?)?;
         let problem = |place, path: &str, message| Problem {
             origin: Origin::File {
                 file: self.path.clone(),
@@ -119,7 +122,7 @@ impl WebFile {
     /// # Errors
     /// Where the file cannot be read, and where a key or value in it is wrong.
     pub fn scheme(path: &Path) -> Result<&'static str, ConfigError> {
-        let node = yaml_of(path, &read(path)?)?;
+        let node = yaml_of(path, &read(WHAT, path)?)?;
         let problems = Problems::default();
         let file: File = node.read(&problems);
         let list = problems.into_list(Some(path), |key| node.locate(key), &Inputs::new());

@@ -123,8 +123,12 @@ pub struct TokenInfo {
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// A certificate or key cannot be read.
-    #[error("cannot read {}", path.display())]
+    #[error("cannot read {what} of account {account}: {}", path.display())]
     Read {
+        /// What.
+        what: &'static str,
+        /// The account's name.
+        account: Arc<str>,
         /// The file.
         path: std::path::PathBuf,
         /// Why.
@@ -851,8 +855,10 @@ fn http_client(options: &Options) -> Result<reqwest::Client, BuildError> {
             source: source.without_url(),
         }
     };
-    let read = |path: &std::path::PathBuf| {
+    let read = |what, path: &std::path::PathBuf| {
         std::fs::read(path).map_err(|source| BuildError::Read {
+            what,
+            account: Arc::clone(&options.name),
             path: path.clone(),
             source,
         })
@@ -867,8 +873,9 @@ fn http_client(options: &Options) -> Result<reqwest::Client, BuildError> {
         .pool_max_idle_per_host(16)
         .tls_danger_accept_invalid_certs(options.tls.insecure_skip_verify);
     if let Some(path) = &options.tls.ca_file {
+        let pem = read("tls.ca_file", path)?;
         let certificates =
-            reqwest::Certificate::from_pem_bundle(&read(path)?).map_err(unusable("tls.ca_file"))?;
+            reqwest::Certificate::from_pem_bundle(&pem).map_err(unusable("tls.ca_file"))?;
         if certificates.is_empty() {
             return Err(BuildError::NoCertificate {
                 path: path.clone(),
@@ -878,9 +885,9 @@ fn http_client(options: &Options) -> Result<reqwest::Client, BuildError> {
         builder = builder.tls_certs_only(certificates);
     }
     if let (Some(certificate), Some(key)) = (&options.tls.cert_file, &options.tls.key_file) {
-        let mut pem = read(key)?;
+        let mut pem = read("tls.key_file", key)?;
         pem.push(b'\n');
-        pem.extend(read(certificate)?);
+        pem.extend(read("tls.cert_file", certificate)?);
         let identity = reqwest::Identity::from_pem(&pem).map_err(unusable("tls.cert_file"))?;
         builder = builder.identity(identity);
     }
@@ -899,4 +906,36 @@ fn http_client(options: &Options) -> Result<reqwest::Client, BuildError> {
     builder.build().map_err(unusable(
         "the TLS set-up (are CA certificates installed? else name some with tls.ca_file)",
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::SecretSource;
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named_with_its_key_and_account() {
+        let none = SecretSource::Value(Secret::new("none"));
+        let options = Options {
+            name: "acme".into(),
+            url: "https://api.example".to_owned(),
+            token_url: "https://api.example/token".to_owned(),
+            client_id: none.clone(),
+            client_secret: none,
+            timeout: Duration::from_secs(1),
+            connect_timeout: Duration::from_secs(1),
+            requests_per_minute: None,
+            max_response_size: 1 << 20,
+            proxy_url: None,
+            tls: crate::opsramp::TlsOptions {
+                ca_file: Some("/nowhere/ca.pem".into()),
+                ..Default::default()
+            },
+        };
+        let error = http_client(&options).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "cannot read tls.ca_file of account acme: /nowhere/ca.pem"
+        );
+    }
 }

@@ -652,6 +652,10 @@ async fn a_bad_query_is_refused_with_a_reason() {
         ),
         ("/api/v1/status?tenat=a", "unknown parameter \"tenat\""),
         ("/?limit=x", "limit is \"x\""),
+        (
+            "/api/v1/alerts?account=%ff",
+            "the query is not a list of name=value pairs in UTF-8",
+        ),
     ] {
         let answer = site.get(path).await;
         assert_eq!(answer.status, 400, "{path}");
