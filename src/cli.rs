@@ -4,7 +4,7 @@
 //! environment is [`crate::config`]'s to say; variables of the environment are named in the help
 //! and read there, so that `--help` cannot show a secret.
 
-use std::{ffi::OsString, net::SocketAddr, path::PathBuf, process::ExitCode};
+use std::{ffi::OsString, io, net::SocketAddr, path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory as _, FromArgMatches as _, ValueEnum, error::ErrorKind};
 
@@ -12,7 +12,7 @@ use self::arguments::{Arguments, CommandArguments};
 use crate::{
     build_info,
     config::{Overrides, WebOverrides},
-    logging,
+    healthcheck, logging,
 };
 
 #[expect(
@@ -68,8 +68,8 @@ pub enum Command {
 /// How to ask a running exporter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Healthcheck {
-    /// Its address; where none is given, the configuration tells.
-    pub url: Option<String>,
+    /// What to ask for; where nothing is given, the configuration tells.
+    pub url: Option<reqwest::Url>,
     /// Whether any certificate will do.
     pub insecure: bool,
 }
@@ -102,13 +102,16 @@ impl Cli {
     /// Parses the process's arguments. Help is printed, as is what is wrong.
     ///
     /// # Errors
-    /// The status to exit with where there is nothing more to do: 0 after help, 2 after wrong
-    /// usage.
+    /// The status to exit with where there is nothing more to do: 0 after help, 1 where that cannot
+    /// be written, 2 after wrong usage.
     pub fn parse() -> Result<Self, ExitCode> {
-        Self::try_parse_from(std::env::args_os()).map_err(|error| {
-            // Where neither stream can be written to, nobody can be told.
-            let _printed = error.print();
-            u8::try_from(error.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from)
+        Self::try_parse_from(std::env::args_os()).map_err(|answer| match answer.print() {
+            // A reader that has seen enough is no failure. Of wrong usage, nobody can be told.
+            Err(error) if !answer.use_stderr() && error.kind() != io::ErrorKind::BrokenPipe => {
+                logging::say(&format!("opsramp-exporter: {error}\n"));
+                ExitCode::FAILURE
+            }
+            _ => u8::try_from(answer.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from),
         })
     }
 
@@ -237,6 +240,10 @@ impl Arguments {
             }
             Some(CommandArguments::Config { schema }) => Command::Config { schema },
             Some(CommandArguments::Healthcheck { url, insecure }) => {
+                // A parser of clap's would repeat the value, which may hold a password.
+                let url = url.map(|url| healthcheck::named(&url)).transpose();
+                let url =
+                    url.map_err(|error| Self::command().error(ErrorKind::ValueValidation, error))?;
                 Command::Healthcheck(Healthcheck { url, insecure })
             }
         };
@@ -317,7 +324,7 @@ mod tests {
             (
                 "healthcheck --url https://a --insecure",
                 Command::Healthcheck(Healthcheck {
-                    url: Some("https://a".to_owned()),
+                    url: Some("https://a/-/healthy".parse().unwrap()),
                     insecure: true,
                 }),
             ),
@@ -372,6 +379,7 @@ mod tests {
     fn wrong_usage_is_explained_and_ends_with_status_2() {
         let told: Vec<String> = [
             "--search.interval 5",
+            "--search.interval 5M",
             "--search.intervall 5s",
             "--web.listen-address 10836",
             "--log.level loud",
@@ -380,6 +388,8 @@ mod tests {
             "search --count --output json",
             "check --config.check",
             "healthcheck --insecure",
+            "healthcheck --url=",
+            "healthcheck --url user:hunter2@host",
             "--config.file a.yml demo",
             "demo --search.query x",
             "serch",
@@ -394,6 +404,7 @@ mod tests {
         .collect();
         assert_snapshot!(told.join("\n"), @r#"
         error: invalid value '5' for '--search.interval <DURATION>': "5" has no unit; write "5s"
+        error: invalid value '5M' for '--search.interval <DURATION>': "5M" is in months or years; write minutes as 5m, and long times in days, as 30d
         error: unexpected argument '--search.intervall' found
         error: invalid value '10836' for '--web.listen-address <ADDRESS>': "10836" is not an address; write one like :10836, 127.0.0.1:10836 or [::1]:10836
         error: invalid value 'loud' for '--log.level <LEVEL>'
@@ -404,6 +415,8 @@ mod tests {
         error: --config.check goes with `run` only
         error: the following required arguments were not provided:
           --url <URL>
+        error: --url: is not a URL; write one like http://127.0.0.1:10836
+        error: --url: is not a URL; write one like http://127.0.0.1:10836
         error: `demo` configures itself; it takes the --web.*, --log.* and --simulator.* flags only
         error: `demo` configures itself; it takes the --web.*, --log.* and --simulator.* flags only
         error: unrecognized subcommand 'serch'

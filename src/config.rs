@@ -126,6 +126,9 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
+/// What a file is that cannot be read.
+const CONFIGURATION: &str = "configuration file";
+
 /// The variable that names the configuration file.
 const CONFIG_FILE: &str = "OPSRAMP_EXPORTER_CONFIG_FILE";
 
@@ -154,7 +157,7 @@ impl Config {
         let Some(path) = path_of(path, env) else {
             return Self::parse(None, overrides, env);
         };
-        let text = read(&path)?;
+        let text = read(CONFIGURATION, &path)?;
         let source = Source {
             name: &path,
             text: &text,
@@ -177,7 +180,7 @@ impl Config {
         let path = path_of(path, env);
         let name = path.as_deref();
         let node = match name {
-            Some(name) => Some(yaml_of(name, &read(name)?)?),
+            Some(name) => Some(yaml_of(name, &read(CONFIGURATION, name)?)?),
             None => None,
         };
         // Of the file's other mistakes, `check` and the exporter itself tell.
@@ -302,8 +305,9 @@ fn yaml_of(name: &Path, text: &str) -> Result<yaml::Node, ConfigError> {
     })
 }
 
-fn read(path: &Path) -> Result<String, ConfigError> {
+fn read(what: &'static str, path: &Path) -> Result<String, ConfigError> {
     text_of(path).map_err(|source| ConfigError::Read {
+        what,
         path: path.to_path_buf(),
         source,
     })

@@ -1,7 +1,10 @@
 //! What a server said, fit to be shown: on one short line, and without the secrets that it was
-//! sent and may echo. It knows neither HTTP nor what the words mean.
+//! sent and may echo, in whatever form. It knows neither HTTP nor what the words mean.
 
-use std::borrow::Cow;
+use std::{borrow::Cow, collections::HashSet};
+
+use base64::{Engine as _, prelude::BASE64_STANDARD};
+use percent_encoding::percent_decode_str;
 
 use crate::secret::{REDACTED, Secret};
 
@@ -15,6 +18,18 @@ const WINDOW: usize = 4 << 10;
 /// else it is part of another word, and hiding it would only garble the message.
 const MIN_ANYWHERE: usize = 6;
 
+/// So many bytes of a secret in a row tell too much of it, …
+const TELLING: usize = 12;
+
+/// … and so many of its letters and digits. Fewer are in other words as well.
+const TELLING_LETTERS: usize = 8;
+
+/// Escapes within escapes: a form's body in a text of JSON in a page of HTML.
+const MAX_DEPTH: usize = 3;
+
+/// Shown instead of an excerpt that would tell of a secret.
+const WITHHELD: &str = "(not shown, for it repeats a secret)";
+
 /// Secrets that must not be shown.
 #[derive(Debug, Default)]
 pub(crate) struct Secrets(Vec<Secret>);
@@ -22,15 +37,12 @@ pub(crate) struct Secrets(Vec<Secret>);
 // === impl Secrets ===
 
 impl Secrets {
-    /// Values of headers. Of `Bearer …` and the like, what follows the scheme is secret by itself.
+    /// Values of headers, or others. Of `Bearer …` and the like, what follows the scheme is secret by
+    /// itself; of `Basic …`, so is what is encoded there, and the password in it.
     pub(crate) fn of(values: Vec<Secret>) -> Self {
         let mut secrets = values;
-        let alone: Vec<_> = secrets
-            .iter()
-            .flat_map(|secret| secret.expose().split_whitespace().skip(1))
-            .map(Secret::new)
-            .collect();
-        secrets.extend(alone);
+        let parts: Vec<_> = secrets.iter().flat_map(parts).collect();
+        secrets.extend(parts);
         secrets.retain(|secret| !secret.expose().trim().is_empty());
         // One may be part of another.
         secrets.sort_by_key(|secret| std::cmp::Reverse(secret.expose().len()));
@@ -43,8 +55,20 @@ impl Secrets {
         let longest = self.0.first().map_or(0, |secret| secret.expose().len());
         let window = &said[..said.len().min(WINDOW + longest)];
         let mut text = String::from_utf8_lossy(window).into_owned();
-        for secret in &self.0 {
-            text = hide(&text, secret.expose().trim());
+        let (long, short): (Vec<_>, Vec<_>) = self
+            .0
+            .iter()
+            .map(|secret| secret.expose().trim())
+            .partition(|secret| secret.len() >= MIN_ANYWHERE);
+        for secret in &long {
+            text = hide(&text, secret);
+        }
+        // Before a short one is hidden, which may be part of a longer one.
+        if are_told_by(&text, &long) {
+            return WITHHELD.to_owned();
+        }
+        for secret in short {
+            text = hide(&text, secret);
         }
         if window.len() < said.len() {
             // What is left of a secret that goes on behind the window is shorter than the secret.
@@ -60,6 +84,122 @@ impl Secrets {
             None => line,
         }
     }
+}
+
+/// Whether a text in which these secrets were hidden still has one, or much of one: in escapes, or
+/// cut.
+fn are_told_by(text: &str, secrets: &[&str]) -> bool {
+    layers(text).iter().any(|layer| {
+        let (whole, letters) = (spaced(layer), bare(layer));
+        let whole_parts: HashSet<_> = whole.as_bytes().windows(TELLING).collect();
+        let letter_parts: HashSet<_> = letters.as_bytes().windows(TELLING_LETTERS).collect();
+        secrets.iter().any(|secret| {
+            let (secret, letters) = (spaced(secret), bare(secret));
+            let mut parts = secret.as_bytes().windows(TELLING);
+            let mut parts_of_letters = letters.as_bytes().windows(TELLING_LETTERS);
+            whole.contains(&secret)
+                || parts.any(|part| whole_parts.contains(part))
+                || parts_of_letters.any(|part| letter_parts.contains(part))
+        })
+    })
+}
+
+/// What is secret by itself of the value of a header.
+fn parts(value: &Secret) -> Vec<Secret> {
+    let mut words = value.expose().split_whitespace();
+    let scheme = words.next().unwrap_or_default();
+    let mut parts: Vec<_> = words.clone().map(Secret::new).collect();
+    if scheme.eq_ignore_ascii_case("basic")
+        && let Some(Ok(decoded)) = words.next().map(|word| BASE64_STANDARD.decode(word))
+        && let Ok(pair) = String::from_utf8(decoded)
+    {
+        let (_, password) = pair.split_once(':').unwrap_or_default();
+        parts.extend([Secret::new(password), Secret::new(pair)]);
+    }
+    parts
+}
+
+/// Letters and digits alone: how a text is broken, quoted or joined does not matter.
+fn bare(text: &str) -> String {
+    text.chars().filter(|c| c.is_alphanumeric()).collect()
+}
+
+/// In a form, a plus is a space; elsewhere it is a plus.
+fn spaced(text: &str) -> String {
+    text.replace('+', " ")
+}
+
+/// The text, and what it is without its escapes, whichever of them are undone first.
+fn layers(text: &str) -> Vec<String> {
+    let decoders: [fn(&str) -> String; 3] = [from_url, from_json, from_html];
+    let mut layers = vec![text.to_owned()];
+    let mut seen = 0;
+    for _ in 0..MAX_DEPTH {
+        let outer = seen..layers.len();
+        seen = layers.len();
+        for (outer, decode) in outer.flat_map(|outer| decoders.map(|decode| (outer, decode))) {
+            let inner = decode(&layers[outer]);
+            if !layers.contains(&inner) {
+                layers.push(inner);
+            }
+        }
+    }
+    layers
+}
+
+fn from_url(text: &str) -> String {
+    percent_decode_str(text).decode_utf8_lossy().into_owned()
+}
+
+fn from_json(text: &str) -> String {
+    decode(text, '\\', |after| {
+        let escaped = after.chars().next()?;
+        let behind = &after[escaped.len_utf8()..];
+        if escaped == 'u' {
+            let code = u32::from_str_radix(behind.get(..4)?, 16).ok()?;
+            // Half of a pair is no character, and no letter.
+            let c = char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER);
+            return Some((c, &behind[4..]));
+        }
+        let is_white = matches!(escaped, 'b' | 'f' | 'n' | 'r' | 't');
+        Some((if is_white { ' ' } else { escaped }, behind))
+    })
+}
+
+fn from_html(text: &str) -> String {
+    decode(text, '&', |after| {
+        let (name, behind) = after.split_once(';')?;
+        let c = match name {
+            "amp" => '&',
+            "lt" => '<',
+            "gt" => '>',
+            "quot" => '"',
+            "apos" => '\'',
+            _ => {
+                let digits = name.strip_prefix('#')?;
+                let code = match digits.strip_prefix(['x', 'X']) {
+                    Some(digits) => u32::from_str_radix(digits, 16),
+                    None => digits.parse(),
+                };
+                char::from_u32(code.ok()?)?
+            }
+        };
+        Some((c, behind))
+    })
+}
+
+/// Replaces what begins with a mark by the character that it stands for. Of what is behind a mark,
+/// `undo` returns that character, and what follows.
+fn decode(text: &str, mark: char, undo: impl Fn(&str) -> Option<(char, &str)>) -> String {
+    let mut plain = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((before, after)) = rest.split_once(mark) {
+        plain.push_str(before);
+        let (c, behind) = undo(after).unwrap_or((mark, after));
+        plain.push(c);
+        rest = behind;
+    }
+    plain + rest
 }
 
 fn hide(text: &str, secret: &str) -> String {
@@ -135,6 +275,61 @@ mod tests {
     fn a_short_secret_is_hidden_where_it_stands_alone() {
         let shown = secrets(&["12", ""]).excerpt(b"org 12: 4123 of 12, error 12a");
         assert_eq!(shown, "org <secret>: 4123 of <secret>, error 12a");
+    }
+
+    #[test]
+    fn a_secret_is_not_shown_whatever_it_is_escaped_for() {
+        let secret = "pW&9\"x\\k<Zq>/7+L~m*=T%Q'uN \u{e4}";
+        let json = serde_json::to_string(secret).unwrap();
+        let form = "pW%269%22x%5Ck%3CZq%3E%2F7%2BL%7Em*%3DT%25Q%27uN+%C3%A4";
+        let html = "pW&amp;9&quot;x\\k&lt;Zq&gt;/7+L~m*=T%Q&#39;uN &#xE4;";
+        for said in [
+            json.as_str(),
+            &json.replace('/', "\\/").replace('\u{e4}', "\\u00e4"),
+            form,
+            "pW%269%22x%5ck%3cZq%3e%2f7%2bL%7em%2a%3dT%25Q%27uN+%c3%a4",
+            &form.replace('+', "%20"),
+            &form.replace('%', "%25"),
+            &json.replace('&', "\\u0026").replace('<', "\\u003C"),
+            html,
+            &serde_json::to_string(html).unwrap(),
+            &serde_json::to_string(&json).unwrap(),
+            // As far as another one had read.
+            &form[..30],
+        ] {
+            let said = format!("400 for client_secret={said}&x=1");
+            assert_eq!(
+                secrets(&[secret]).excerpt(said.as_bytes()),
+                WITHHELD,
+                "{said}"
+            );
+        }
+        let other = r#"{"error":"it\u2019s \"pW\" &amp; no more, 100%25","k":"Q'uN"}"#;
+        assert_eq!(secrets(&[secret]).excerpt(other.as_bytes()), other);
+    }
+
+    #[test]
+    fn the_password_of_basic_authentication_is_a_secret_in_clear_as_well() {
+        // me:hunter2
+        let secrets = secrets(&["Basic bWU6aHVudGVyMg=="]);
+        for said in ["Basic bWU6aHVudGVyMg==", "bWU6aHVudGVyMg==", "me:hunter2"] {
+            assert_eq!(secrets.excerpt(said.as_bytes()), REDACTED, "{said}");
+        }
+        let shown = secrets.excerpt(b"no user me with hunter2; Basic realm=x");
+        assert_eq!(shown, "no user me with <secret>; Basic realm=x");
+    }
+
+    #[test]
+    fn much_of_a_long_secret_is_not_shown_either() {
+        let secrets = secrets(&["abcdefghijklmnop", "p~~q~~r~~s~~t~~u", "q"]);
+        for (said, shown) in [
+            ("token abcdefgh... is unknown", WITHHELD),
+            ("token a-b-c-d-e-f-g-h", WITHHELD),
+            ("token p~~q~~r~~s~~", WITHHELD),
+            ("token ...jklmnop is unknown", "token ...jklmnop is unknown"),
+        ] {
+            assert_eq!(secrets.excerpt(said.as_bytes()), shown);
+        }
     }
 
     #[test]

@@ -31,9 +31,8 @@ const ALIVE: &str =
 /// # Errors
 /// Where it does not answer, and where it says that it does not work.
 pub async fn run(web: &Web, healthcheck: &Healthcheck) -> anyhow::Result<String> {
-    if let Some(url) = &healthcheck.url {
+    if let Some(url) = healthcheck.url.clone() {
         let verify = !healthcheck.insecure;
-        let url = named(url)?;
         return check(&Target { url, verify }).await;
     }
     let address = own(web)?;
@@ -122,7 +121,10 @@ fn wants_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
 }
 
 /// An address that the user named; its path may be left out.
-fn named(text: &str) -> anyhow::Result<Url> {
+///
+/// # Errors
+/// Where it is none.
+pub fn named(text: &str) -> anyhow::Result<Url> {
     let url = Url::parse(text).ok();
     let url = url.filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
     // It is not repeated: it may hold a password.

@@ -29,6 +29,7 @@ pub mod logging;
 pub mod metrics;
 pub mod opsramp;
 pub mod poll;
+mod proxy;
 pub mod record;
 mod runtime;
 pub mod search_command;

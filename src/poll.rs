@@ -14,7 +14,7 @@ mod reading;
 mod schedule;
 mod search;
 
-pub(crate) use full_read::Facts;
+pub(crate) use full_read::{Facts, WITHOUT_NEWS};
 pub use pollers::{Account, Happening, LookUp, Plan, Pollers, Prepared};
 pub use reading::sightings;
 

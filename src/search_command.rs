@@ -1,9 +1,13 @@
 //! The command `search`: one search, all pages, results on standard output.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::{
+    collections::HashSet,
+    io::{self, IsTerminal as _, Write as _},
+};
 
 use anyhow::Context as _;
 use serde_json::value::RawValue;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::{
     cli::{Output, Search},
@@ -11,7 +15,7 @@ use crate::{
     identity::Tenant,
     logging,
     opsramp::{Client, Endpoint, Observer, Page, RateLimit, SearchRequest, Urgency, alert::Alert},
-    poll::Facts,
+    poll::{Facts, WITHOUT_NEWS},
 };
 
 use progress::Progress;
@@ -66,7 +70,9 @@ async fn read(config: &Config, search: &Search) -> anyhow::Result<()> {
         for tenant in account.tenants.iter().filter(|tenant| asks(tenant)) {
             progress.begin();
             let mut next = Some(1);
-            let mut before = Vec::new();
+            // Hashes of ids.
+            let mut seen = HashSet::new();
+            let mut without_news = 0;
             while let Some(page_no) = next {
                 let request = SearchRequest {
                     query: query.to_owned(),
@@ -79,20 +85,22 @@ async fn read(config: &Config, search: &Search) -> anyhow::Result<()> {
                 let answer = answer.map_err(|error| anyhow::anyhow!(error.chain()))?;
                 let page = answer.page(page_no, true)?;
                 if search.count {
-                    total += page.total_results;
+                    total = u64::checked_add(total, page.total_results)
+                        .context("the tenants' totals add up to more than any result can hold")?;
                     break;
                 }
-                let ids: Vec<_> = page
-                    .alerts
-                    .iter()
-                    .map(|alert| alert.id.clone().into_owned())
-                    .collect();
-                // Whatever it says of a next page: a server may repeat its last one for ever.
-                if Facts::of(&request, &page).is_behind() && ids == before {
-                    break;
+                let known = seen.len();
+                seen.extend(page.alerts.iter().map(|alert| xxh3_64(alert.id.as_bytes())));
+                if seen.len() > known {
+                    without_news = 0;
+                    output.add(&page)?;
+                } else {
+                    without_news += 1;
+                    // As a full read does, whatever the answer says of a next page.
+                    if Facts::of(&request, &page).is_behind() || without_news > WITHOUT_NEWS {
+                        break;
+                    }
                 }
-                before = ids;
-                output.add(&page)?;
                 next = page.next_page;
                 progress.show(&tenant.name, &page);
             }

@@ -1,9 +1,22 @@
 //! What the service manager is told (`sd_notify(3)`): that the daemon is ready, loads its
 //! configuration again or stops, in a sentence how it goes, and that it is alive.
+//!
+//! Nothing waits for one that does not read. What it must not miss is told when it reads again.
 
 use std::{
+    collections::VecDeque,
+    ffi::{OsStr, OsString},
+    fmt::Write as _,
+    io,
+    os::{
+        linux::net::SocketAddrExt as _,
+        unix::{
+            ffi::OsStrExt as _,
+            net::{SocketAddr, UnixDatagram},
+        },
+    },
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -17,6 +30,9 @@ use crate::{health::Health, status::Board};
 const ROUND: Duration = Duration::from_secs(5);
 /// No watchdog is fed more often.
 const SHORTEST_ROUND: Duration = Duration::from_millis(10);
+/// So much waits at most for one that does not read. A start or a reload that it has not heard of is
+/// told by the newest as well.
+const MOST_UNTOLD: usize = 16;
 
 /// The service manager that started the process, if it wants to be told. Cheap to clone.
 #[derive(Clone, Debug, Default)]
@@ -24,10 +40,14 @@ pub struct ServiceManager(Option<Arc<Inner>>);
 
 #[derive(Debug)]
 struct Inner {
+    /// The name of its socket.
+    name: OsString,
     /// It ends the process when it hears nothing for so long.
     watchdog: Option<Duration>,
     /// It could not be told. That is logged once.
     has_failed: AtomicBool,
+    /// What it has yet to hear, the oldest first: it did not read at that time.
+    untold: Mutex<VecDeque<String>>,
 }
 
 // === impl ServiceManager ===
@@ -37,12 +57,13 @@ impl ServiceManager {
     /// is told to anybody.
     #[must_use]
     pub fn of_environment() -> Self {
-        let wants = std::env::var_os("NOTIFY_SOCKET").is_some();
-        Self(wants.then(|| {
+        Self(std::env::var_os("NOTIFY_SOCKET").map(|name| {
             Arc::new(Inner {
+                name,
                 // As sd_watchdog_enabled(3) has it, nothing is none.
                 watchdog: sd_notify::watchdog_enabled().filter(|patience| !patience.is_zero()),
                 has_failed: AtomicBool::new(false),
+                untold: Mutex::default(),
             })
         }))
     }
@@ -78,8 +99,6 @@ impl ServiceManager {
         let mut was_alive = true;
         loop {
             let status = summary(&board, &health);
-            let news = (status != told).then(|| status.clone());
-            told = status;
             let hangs = health.overdue();
             let is_alive = hangs.is_empty();
             if let Some(first) = hangs
@@ -89,33 +108,92 @@ impl ServiceManager {
                 tracing::error!(hangs = %first, "the watchdog is not fed any more");
             }
             was_alive = is_alive;
-            let manager = self.clone();
-            // A service manager that does not read makes its sockets block.
-            let telling = tokio::task::spawn_blocking(move || {
-                let news = news.as_deref().map(NotifyState::Status);
+            if inner.tell_the_untold() {
+                let news = (status != told).then_some(NotifyState::Status(&status));
                 let alive = is_alive.then_some(NotifyState::Watchdog);
                 let states: Vec<_> = news.into_iter().chain(alive).collect();
-                manager.tell(&states);
-            });
-            // It does not panic, and where the runtime ends there is nobody to tell.
-            telling.await.ok();
+                if states.is_empty() || inner.send(&message(&states)).is_ok() {
+                    told = status;
+                }
+            }
             tokio::time::sleep(round).await;
         }
     }
 
+    /// Tells it now, or as soon as it reads.
     fn tell(&self, states: &[NotifyState<'_>]) {
-        let Some(inner) = self.0.as_ref().filter(|_| !states.is_empty()) else {
+        let Some(inner) = &self.0 else {
             return;
         };
-        match sd_notify::notify(states) {
-            Ok(()) => inner.has_failed.store(false, Ordering::Relaxed),
+        let mut untold = inner.untold();
+        if untold.len() == MOST_UNTOLD {
+            untold.pop_front();
+        }
+        untold.push_back(message(states));
+        drop(untold);
+        inner.tell_the_untold();
+    }
+}
+
+// === impl Inner ===
+
+impl Inner {
+    /// Tells what it has yet to hear; says whether there is nothing left of that.
+    fn tell_the_untold(&self) -> bool {
+        let mut untold = self.untold();
+        while let Some(message) = untold.front() {
+            match self.send(message) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                // Where there is nobody, nothing is kept.
+                _ => untold.pop_front(),
+            };
+        }
+        true
+    }
+
+    /// Sends a message, unless the socket is full.
+    fn send(&self, message: &str) -> io::Result<()> {
+        let send = || {
+            let socket = UnixDatagram::unbound()?;
+            // Whoever does not read must not hold up polling, reloads and the end.
+            socket.set_nonblocking(true)?;
+            socket.send_to_addr(message.as_bytes(), &address(&self.name)?)
+        };
+        match send() {
+            Ok(_) => {
+                self.has_failed.store(false, Ordering::Relaxed);
+                Ok(())
+            }
             Err(error) => {
-                if !inner.has_failed.swap(true, Ordering::Relaxed) {
+                if !self.has_failed.swap(true, Ordering::Relaxed) {
                     tracing::warn!(%error, "cannot tell the service manager how it goes (NOTIFY_SOCKET)");
                 }
+                Err(error)
             }
         }
     }
+
+    fn untold(&self) -> MutexGuard<'_, VecDeque<String>> {
+        // Nothing that runs under this lock can panic half-way.
+        self.untold.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Where it listens. A name that begins with `@` is no path but an abstract one.
+fn address(name: &OsStr) -> io::Result<SocketAddr> {
+    match name.as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
+        _ => SocketAddr::from_pathname(name),
+    }
+}
+
+/// One line for each.
+fn message(states: &[NotifyState<'_>]) -> String {
+    states.iter().fold(String::new(), |mut message, state| {
+        // A text has room.
+        writeln!(message, "{state}").ok();
+        message
+    })
 }
 
 /// Half of its patience, as `sd_watchdog_enabled(3)` advises.
@@ -194,6 +272,13 @@ mod tests {
             let expected = Duration::from_millis(expected);
             assert_eq!(round(watchdog.map(Duration::from_micros)), expected);
         }
+    }
+
+    #[test]
+    fn a_name_that_begins_with_an_at_sign_is_an_abstract_one() {
+        let address = |name| address(OsStr::new(name)).unwrap();
+        assert_eq!(address("@a/b").as_abstract_name(), Some(&b"a/b"[..]));
+        assert_eq!(address("/a/b").as_pathname(), Some("/a/b".as_ref()));
     }
 
     #[tokio::test]

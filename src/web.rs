@@ -9,13 +9,14 @@ use std::{io, net::TcpListener, sync::Arc};
 use axum::{
     Json, Router,
     body::Body,
-    extract::{Query as UrlQuery, State, rejection::QueryRejection},
-    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    extract::{Query as UrlQuery, State},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header},
     middleware::from_fn_with_state,
     response::{Html, IntoResponse, Response},
     routing::{get, post},
 };
 use jiff::Timestamp;
+use percent_encoding::percent_decode_str;
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
@@ -36,8 +37,9 @@ pub use alerts::AlertSource;
 pub use connections::Limits;
 pub use listen::{BindError, bind, take_from_systemd};
 pub use security::{
-    CIPHER_SUITES, CURVES, ClientAuth, Guard, HashError, LoadSecurity, PasswordHash, RateLimit,
-    Security, SecurityOptions, TlsError, TlsOptions, TlsPart, TlsVersion,
+    CIPHER_SUITES, CURVES, ClientAuth, Guard, HashError, LoadSecurity, PasswordHash,
+    PasswordMemory, RateLimit, Security, SecurityOptions, TlsError, TlsOptions, TlsPart,
+    TlsVersion,
 };
 
 mod alerts;
@@ -274,11 +276,8 @@ async fn ready(State(site): State<Arc<Site>>) -> Response {
     text(StatusCode::SERVICE_UNAVAILABLE, waiting.join("\n") + "\n")
 }
 
-async fn page(
-    State(site): State<Arc<Site>>,
-    query: Result<UrlQuery<Vec<(String, String)>>, QueryRejection>,
-) -> Response {
-    let query = match parse(query) {
+async fn page(State(site): State<Arc<Site>>, uri: Uri) -> Response {
+    let query = match parse(&uri) {
         Ok(query) => query,
         Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
     };
@@ -302,11 +301,8 @@ async fn page(
     .await
 }
 
-async fn api_status(
-    State(site): State<Arc<Site>>,
-    query: Result<UrlQuery<Vec<(String, String)>>, QueryRejection>,
-) -> Response {
-    let filter = match parse(query).and_then(|query| query.status_filter()) {
+async fn api_status(State(site): State<Arc<Site>>, uri: Uri) -> Response {
+    let filter = match parse(&uri).and_then(|query| query.status_filter()) {
         Ok(filter) => filter,
         Err(error) => return api_error(StatusCode::BAD_REQUEST, &error),
     };
@@ -319,17 +315,14 @@ async fn api_status(
     }
 }
 
-async fn api_alerts(
-    State(site): State<Arc<Site>>,
-    query: Result<UrlQuery<Vec<(String, String)>>, QueryRejection>,
-) -> Response {
+async fn api_alerts(State(site): State<Arc<Site>>, uri: Uri) -> Response {
     #[derive(Serialize)]
     struct Alerts<'a> {
         now: Timestamp,
         alerts: Vec<OpenAlert<'a>>,
     }
 
-    let query = match parse(query) {
+    let query = match parse(&uri) {
         Ok(query) => query,
         Err(error) => return api_error(StatusCode::BAD_REQUEST, &error),
     };
@@ -409,10 +402,12 @@ fn api_error(status: StatusCode, error: &dyn std::error::Error) -> Response {
     (status, Json(ApiError { error })).into_response()
 }
 
-fn parse(
-    query: Result<UrlQuery<Vec<(String, String)>>, QueryRejection>,
-) -> Result<Query, QueryError> {
-    let UrlQuery(pairs) = query.map_err(|_| QueryError::Malformed)?;
+fn parse(uri: &Uri) -> Result<Query, QueryError> {
+    // What is not UTF-8 would be taken for what nobody has asked for.
+    percent_decode_str(uri.query().unwrap_or_default())
+        .decode_utf8()
+        .map_err(|_| QueryError::Malformed)?;
+    let UrlQuery(pairs) = UrlQuery::try_from_uri(uri).map_err(|_| QueryError::Malformed)?;
     Query::parse(pairs)
 }
 

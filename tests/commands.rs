@@ -17,6 +17,10 @@ use std::{
         process::CommandExt as _,
     },
     process::{Command, Output, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -43,10 +47,14 @@ async fn simulator() -> Simulator {
 }
 
 fn program(simulator: &Simulator, folder: &tempfile::TempDir, arguments: &[&str]) -> Command {
+    program_for(&simulator.url(), folder, arguments)
+}
+
+fn program_for(url: &str, folder: &tempfile::TempDir, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_opsramp-exporter"));
     command
         .env_clear()
-        .env("OPSRAMP_URL", simulator.url())
+        .env("OPSRAMP_URL", url)
         .env("OPSRAMP_TENANT_ID", DEMO_TENANT)
         .env("OPSRAMP_CLIENT_ID", DEMO_KEY)
         .env("OPSRAMP_CLIENT_SECRET", DEMO_SECRET)
@@ -139,6 +147,59 @@ async fn search_ends_where_the_server_repeats_its_last_page_for_ever() {
     assert!(done.status.success(), "{stderr}");
     assert_eq!(lines.lines().count(), ALERTS);
     assert_eq!(simulator.requests().of(Endpoint::Search), 5);
+}
+
+/// An OpsRamp that answers every search the same, whatever is asked for; and how often it did.
+async fn stubborn(answer: Value) -> (String, Arc<AtomicUsize>) {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let searches = Arc::new(AtomicUsize::new(0));
+    let counter = Arc::clone(&searches);
+    let reply = move |uri: http::Uri| {
+        let token = uri.path().ends_with("/token");
+        counter.fetch_add(usize::from(!token), Ordering::Relaxed);
+        let answer = if token {
+            serde_json::json!({"access_token": "t", "expires_in": 7200})
+        } else {
+            answer.clone()
+        };
+        async move { answer.to_string() }
+    };
+    let router = axum::Router::new().fallback(reply);
+    tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+    (url, searches)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn search_ends_where_the_server_looks_at_no_page_number_and_counts_too_many() {
+    let folder = tempfile::tempdir().unwrap();
+    let (url, searches) = stubborn(serde_json::json!({
+        "results": [{"uniqueId": "1"}, {"uniqueId": "2"}],
+        "totalResults": 1_000_000_000_000_u64, "nextPage": true,
+    }))
+    .await;
+    let config = "accounts: [{requests_per_minute: 1000000}]";
+    std::fs::write(folder.path().join("c.yml"), config).unwrap();
+    let arguments = ["search", "--output=jsonl", "--config.file=c.yml"];
+    let search = program_for(&url, &folder, &arguments);
+    let (done, lines, stderr) = output(search).await;
+    assert!(done.status.success(), "{stderr}");
+    assert_eq!(lines.lines().count(), 2, "each alert once");
+    assert_eq!(searches.load(Ordering::Relaxed), 52);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn totals_that_no_result_can_have_are_no_count() {
+    let folder = tempfile::tempdir().unwrap();
+    let (url, _) = stubborn(serde_json::json!({"results": [], "totalResults": u64::MAX})).await;
+    let mut count = program_for(&url, &folder, &["search", "--count"]);
+    count.env("OPSRAMP_TENANT_ID", "client_1,client_2");
+    let (done, stdout, stderr) = output(count).await;
+    assert_eq!(done.status.code(), Some(1), "{stdout}");
+    assert!(
+        stderr.contains("the tenants' totals add up to more"),
+        "{stderr}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

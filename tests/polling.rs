@@ -6,7 +6,7 @@
     reason = "a test that cannot go on stops"
 )]
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, future::IntoFuture as _, sync::Arc, time::Duration};
 
 use opsramp_exporter::{
     health::Health,
@@ -908,6 +908,43 @@ async fn a_redirect_is_never_followed_with_a_secret_or_a_token() {
             "{message}"
         );
         assert!(!message.contains("secret=1"), "{message}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_secret_is_shown_that_a_server_or_a_proxy_repeats() {
+    const TOKEN: &str = r#"{"access_token":"token-0123456789","expires_in":7200}"#;
+    for grants in [false, true] {
+        // A proxy that answers in the server's name, with what it was sent.
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let proxy = format!("me:hunter2~proxy@{}", listener.local_addr().unwrap());
+        let answer = async move |uri: http::Uri, headers: http::HeaderMap, body: String| {
+            let echo = serde_json::json!(format!("{headers:?} {body}")).to_string();
+            match (grants, uri.path()) {
+                (true, "/auth/oauth/token") => (http::StatusCode::OK, TOKEN.to_owned()),
+                (true, _) => (http::StatusCode::OK, echo),
+                (false, _) => (http::StatusCode::BAD_REQUEST, echo),
+            }
+        };
+        let proxying = axum::serve(listener, axum::Router::new().fallback(answer)).into_future();
+        let proxying = tokio::spawn(proxying);
+        let mut plan = plan("http://api.example");
+        let options = &mut plan.accounts[0].options;
+        options.client_secret = SecretSource::Value(Secret::new("form~se*cret"));
+        options.proxy_url = Some(opsramp::ProxyUrl(Secret::new(format!("http://{proxy}"))));
+        let exporter = Exporter::start(plan).await;
+        eventually("a poll fails", || async {
+            exporter.status().last_error.is_some()
+        })
+        .await;
+        let message = exporter.status().last_error.clone().unwrap().message;
+        let told = if grants { "no search result" } else { "(400)" };
+        assert!(message.contains(told), "{message}");
+        // "me:hunter2~proxy" by itself, and as it was sent.
+        for secret in ["hunter2", "bWU6aHVudGVyMn5wcm94eQ", "form", "0123456789"] {
+            assert!(!message.contains(secret), "{message}");
+        }
+        proxying.abort();
     }
 }
 

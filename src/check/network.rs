@@ -6,7 +6,7 @@
 use std::{fmt, future::Future, net::SocketAddr, time::Duration};
 
 use http::Uri;
-use hyper_util::client::proxy::matcher::{Intercept, Matcher};
+use hyper_util::client::proxy::matcher::Intercept;
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _},
     net::TcpStream,
@@ -14,7 +14,7 @@ use tokio::{
 };
 
 use super::report::{Outcome, Passed, Trouble};
-use crate::opsramp::Options;
+use crate::{opsramp::Options, proxy};
 
 /// How much of a proxy's answer is read.
 const MAX_ANSWER: usize = 16 << 10;
@@ -94,16 +94,14 @@ impl fmt::Display for Endpoint {
 impl Proxy {
     /// The proxy that stands before a server, by the rules of the HTTP client.
     pub(super) fn before(endpoint: &Endpoint, options: &Options) -> Option<Result<Self, Trouble>> {
-        let (matcher, from) = match &options.proxy_url {
-            Some(url) => {
-                let matcher = Matcher::builder().all(url.0.expose().to_owned()).build();
-                (matcher, "proxy_url")
-            }
-            None => (Matcher::from_system(), "the environment"),
+        let from = match &options.proxy_url {
+            Some(_) => "proxy_url",
+            None => "the environment",
         };
         let scheme = if endpoint.tls { "https" } else { "http" };
         let target: Uri = format!("{scheme}://{endpoint}/").parse().ok()?;
-        let intercept = matcher.intercept(&target)?;
+        let rules = proxy::rules(options.proxy_url.as_ref().map(|url| &url.0));
+        let intercept = rules.intercept(&target)?;
         // It may hold a password, so that it is never shown as it is.
         let uri = intercept.uri();
         let scheme = uri.scheme_str().unwrap_or("http");

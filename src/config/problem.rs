@@ -9,8 +9,10 @@ use std::{cell::RefCell, collections::BTreeMap, fmt, io, path::PathBuf};
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration file {}", path.display())]
+    #[error("cannot read the {what} {}", path.display())]
     Read {
+        /// What it is.
+        what: &'static str,
         /// The file.
         path: PathBuf,
         /// Why.

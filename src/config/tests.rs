@@ -436,7 +436,7 @@ fn wrong_accounts_are_explained() {
             "{account}'https://acme', client_secret: hunter2}}"
         )),
         wrong(&format!(
-            "{account}'https://acme', timeout: 0s, connect_timeout: 2years}}"
+            "{account}'https://acme', timeout: 0s, connect_timeout: 800days}}"
         )),
         wrong(&format!(
             "{account}'https://acme', requests_per_minute: 0}}"
@@ -473,7 +473,7 @@ fn wrong_accounts_are_explained() {
     config.yml:2:95: accounts[0].client_secret: cannot be given together with client_secret_file
     the configuration has 2 problems:
       config.yml:2:89: accounts[0].timeout: must be at least 100ms
-      config.yml:2:110: accounts[0].connect_timeout: "2years" is longer than a year
+      config.yml:2:110: accounts[0].connect_timeout: "800days" is longer than a year
     config.yml:2:101: accounts[0].requests_per_minute: must be at least 1
     config.yml:2:101: accounts[0].requests_per_minute: must be a whole number, not "-1"
     config.yml:2:99: accounts[0].max_response_size: must be at least 1KiB
@@ -764,6 +764,7 @@ fn wrong_state_and_web_settings_are_explained() {
         wrong("web: {listen_addresses: []}"),
         wrong("web: {listen_addresses: [':1', ':1']}"),
         wrong("web: {listen_addresses: ['localhost']}"),
+        wrong("web: {config_file: ''}"),
     ];
     assert_snapshot!(all.join("\n"), @r#"
     config.yml:6:8: state: has both path and postgres; keep one
@@ -782,6 +783,7 @@ fn wrong_state_and_web_settings_are_explained() {
     config.yml:6:25: web.listen_addresses: is empty; leave it out for the default, or write an address
     config.yml:6:25: web.listen_addresses: names ":1" twice
     config.yml:6:26: web.listen_addresses[0]: "localhost" is not an address; write one like :10836, 127.0.0.1:10836 or [::1]:10836
+    config.yml:6:20: web.config_file: is empty; leave it out, or name the file
     "#);
 }
 

@@ -7,7 +7,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::problem::shown_value;
 
-/// A duration as humantime reads it: `30s`, `5m`, `1h 30m`.
+/// A duration as humantime reads it: `30s`, `5m`, `1h 30m`. Not in months, whose `M` is meant as
+/// minutes more often than not, nor in years.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HumanDuration(pub Duration);
 
@@ -22,6 +23,10 @@ pub struct UnitError(String);
 
 /// Longer durations are mistakes, and would overflow clocks.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
+
+const MONTHS_AND_YEARS: [&str; 8] = ["M", "month", "months", "y", "yr", "yrs", "year", "years"];
+
+const A_DAY: u64 = 24 * 60 * 60;
 
 const UNITS: [(&str, u64); 7] = [
     ("GiB", 1 << 30),
@@ -53,6 +58,13 @@ impl FromStr for HumanDuration {
                 shown_value(text)
             ))
         })?;
+        let mut units = text.split(|c: char| !c.is_alphabetic());
+        if units.any(|unit| MONTHS_AND_YEARS.contains(&unit)) {
+            return Err(UnitError(format!(
+                "\"{}\" is in months or years; write minutes as 5m, and long times in days, as 30d",
+                shown_value(text)
+            )));
+        }
         if duration > LONGEST {
             return Err(UnitError(format!(
                 "\"{}\" is longer than a year",
@@ -65,7 +77,13 @@ impl FromStr for HumanDuration {
 
 impl fmt::Display for HumanDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        humantime::format_duration(self.0).fmt(f)
+        let days = self.0.as_secs() / A_DAY;
+        let rest = self.0 - Duration::from_secs(days * A_DAY);
+        match (days, rest) {
+            (0, rest) => humantime::format_duration(rest).fmt(f),
+            (days, Duration::ZERO) => write!(f, "{days}d"),
+            (days, rest) => write!(f, "{days}d {}", humantime::format_duration(rest)),
+        }
     }
 }
 
@@ -202,9 +220,16 @@ mod tests {
             "\"soon\" is not a duration; write one like 30s, 5m or 1h 30m"
         );
         assert_eq!(
-            duration_error("99999years"),
-            "\"99999years\" is longer than a year"
+            duration_error("99999days"),
+            "\"99999days\" is longer than a year"
         );
+        for text in ["5M", "1h 5M", "1.5 months", "1y", "2h1yr"] {
+            let error = duration_error(text);
+            assert!(
+                error.contains("is in months or years; write minutes as 5m"),
+                "{error}"
+            );
+        }
         assert!(duration_error("").contains("is not a duration"));
         assert!(duration_error("-5s").contains("is not a duration"));
     }

@@ -17,13 +17,17 @@ use super::{
     read, yaml_of,
 };
 use crate::web::{
-    LoadSecurity, PasswordHash, RateLimit, Security, SecurityOptions, TlsError, TlsPart,
+    LoadSecurity, PasswordHash, PasswordMemory, RateLimit, Security, SecurityOptions, TlsError,
+    TlsPart,
 };
 
 use self::file::File;
 
 mod file;
 mod tls;
+
+/// Where a file that cannot be read was named.
+const WHAT: &str = "web configuration file (web.config_file, --web.config.file)";
 
 /// Values of `X-Frame-Options`; none: the header is not set.
 const FRAME_OPTIONS: [&str; 3] = ["deny", "sameorigin", ""];
@@ -33,6 +37,8 @@ const FRAME_OPTIONS: [&str; 3] = ["deny", "sameorigin", ""];
 pub struct WebFile {
     path: PathBuf,
     last: Option<(SecurityOptions, Arc<Security>)>,
+    /// Whoever changes a header or a certificate makes no client unknown.
+    memory: PasswordMemory,
 }
 
 /// Reads what the file says and what it names.
@@ -49,7 +55,11 @@ impl WebFile {
     /// The file at `path`; it is not read yet.
     #[must_use]
     pub fn new(path: PathBuf) -> Self {
-        Self { path, last: None }
+        Self {
+            path,
+            last: None,
+            memory: PasswordMemory::default(),
+        }
     }
 
     /// Reads the file and the certificates that it names; the same [`Security`] again where both
@@ -67,7 +77,7 @@ impl WebFile {
     /// As with [`Self::read`].
     pub fn read_with_warnings(&mut self) -> Result<(Arc<Security>, Vec<String>), ConfigError> {
         let path = self.path.as_path();
-        let node = yaml_of(path, &read(path)?)?;
+        let node = yaml_of(path, &read(WHAT, path)?)?;
         let problem = |place, path: &str, message| Problem {
             origin: Origin::File {
                 file: self.path.clone(),
@@ -94,7 +104,7 @@ impl WebFile {
         }
         let security = match self.last.take() {
             Some((last, security)) if last == options => security,
-            _ => Arc::new(Security::new(&options).map_err(|error| {
+            _ => Arc::new(Security::new(&options, &self.memory).map_err(|error| {
                 let key = keys.name(&error);
                 ConfigError::Invalid(vec![problem(locate(key), key, error.message)])
             })?),
@@ -112,7 +122,7 @@ impl WebFile {
     /// # Errors
     /// Where the file cannot be read, and where a key or value in it is wrong.
     pub fn scheme(path: &Path) -> Result<&'static str, ConfigError> {
-        let node = yaml_of(path, &read(path)?)?;
+        let node = yaml_of(path, &read(WHAT, path)?)?;
         let problems = Problems::default();
         let file: File = node.read(&problems);
         let list = problems.into_list(Some(path), |key| node.locate(key), &Inputs::new());

@@ -30,7 +30,7 @@ use super::{
     room::Room,
     token::{Credentials, Grant, Issuer, Token, Tokens},
 };
-use crate::{clock, error_chain::chain, excerpt::Secrets, http_date, secret::Secret};
+use crate::{clock, error_chain::chain, excerpt::Secrets, http_date, proxy, secret::Secret};
 
 /// Everything but the characters that RFC 3986 leaves unreserved.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
@@ -75,6 +75,8 @@ struct Inner {
 struct Http {
     client: reqwest::Client,
     options: Arc<Options>,
+    /// What proxies on the way are sent to prove who asks.
+    proxies: Arc<[Secret]>,
 }
 
 /// A tenant's allowances, one a category.
@@ -121,8 +123,12 @@ pub struct TokenInfo {
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// A certificate or key cannot be read.
-    #[error("cannot read {}", path.display())]
+    #[error("cannot read {what} of account {account}: {}", path.display())]
     Read {
+        /// What.
+        what: &'static str,
+        /// The account's name.
+        account: Arc<str>,
         /// The file.
         path: std::path::PathBuf,
         /// Why.
@@ -164,9 +170,14 @@ impl Client {
             .ok();
         let client = http_client(&options)?;
         let requests_per_minute = options.requests_per_minute;
+        let proxies = proxy::authorizations(
+            options.proxy_url.as_ref().map(|url| &url.0),
+            [options.url.as_str(), &options.token_url],
+        );
         let http = Http {
             client,
             options: Arc::new(options),
+            proxies: proxies.into(),
         };
         let tokens = Tokens::new(TokenEndpoint {
             http: http.clone(),
@@ -353,11 +364,12 @@ impl Client {
         {
             self.0.observer.rate_limit(tenant, seen);
         }
-        let shown = || Secrets::of(vec![token.secret.clone()]).excerpt(&body);
+        let sent = || http.sent([&token.secret]);
+        let shown = || Secrets::of(sent()).excerpt(&body);
         match status.as_u16() {
             200..=299 => {
                 self.accepted(&token, endpoint, tenant);
-                Ok(Answer::new(endpoint.as_str(), body, room))
+                Ok(Answer::new(endpoint.as_str(), body, room, sent()))
             }
             401 | 407 => Err(Refused::Token {
                 status: status.as_u16(),
@@ -585,11 +597,7 @@ impl TokenEndpoint {
         };
         Http::tell_time(&headers, &*self.observer);
         let code = status.as_u16();
-        let encoded = utf8_percent_encode(secret.expose(), ENCODED).to_string();
-        let shown = || {
-            let sent = vec![secret.clone(), Secret::new(encoded.as_str()), id.clone()];
-            Secrets::of(sent).excerpt(&body)
-        };
+        let shown = || Secrets::of(self.http.sent([secret, id])).excerpt(&body);
         let result = match code {
             200..=299 => read_token(&body),
             400 | 401 | 403 => Err(Error::Auth {
@@ -653,6 +661,15 @@ impl Http {
             .request(method, url)
             .header(header::ACCEPT, "application/json")
             .timeout(self.options.timeout)
+    }
+
+    /// What goes out with a request and must not be shown, though an answer may repeat it.
+    fn sent<const N: usize>(&self, secrets: [&Secret; N]) -> Vec<Secret> {
+        secrets
+            .into_iter()
+            .chain(self.proxies.iter())
+            .cloned()
+            .collect()
     }
 
     /// Sends a request and reads the answer's body, no further than `limit`. An error comes with
@@ -846,8 +863,10 @@ fn http_client(options: &Options) -> Result<reqwest::Client, BuildError> {
             source: source.without_url(),
         }
     };
-    let read = |path: &std::path::PathBuf| {
+    let read = |what, path: &std::path::PathBuf| {
         std::fs::read(path).map_err(|source| BuildError::Read {
+            what,
+            account: Arc::clone(&options.name),
             path: path.clone(),
             source,
         })
@@ -862,8 +881,9 @@ fn http_client(options: &Options) -> Result<reqwest::Client, BuildError> {
         .pool_max_idle_per_host(16)
         .tls_danger_accept_invalid_certs(options.tls.insecure_skip_verify);
     if let Some(path) = &options.tls.ca_file {
+        let pem = read("tls.ca_file", path)?;
         let certificates =
-            reqwest::Certificate::from_pem_bundle(&read(path)?).map_err(unusable("tls.ca_file"))?;
+            reqwest::Certificate::from_pem_bundle(&pem).map_err(unusable("tls.ca_file"))?;
         if certificates.is_empty() {
             return Err(BuildError::NoCertificate {
                 path: path.clone(),
@@ -873,9 +893,9 @@ fn http_client(options: &Options) -> Result<reqwest::Client, BuildError> {
         builder = builder.tls_certs_only(certificates);
     }
     if let (Some(certificate), Some(key)) = (&options.tls.cert_file, &options.tls.key_file) {
-        let mut pem = read(key)?;
+        let mut pem = read("tls.key_file", key)?;
         pem.push(b'\n');
-        pem.extend(read(certificate)?);
+        pem.extend(read("tls.cert_file", certificate)?);
         let identity = reqwest::Identity::from_pem(&pem).map_err(unusable("tls.cert_file"))?;
         builder = builder.identity(identity);
     }
@@ -894,4 +914,36 @@ fn http_client(options: &Options) -> Result<reqwest::Client, BuildError> {
     builder.build().map_err(unusable(
         "the TLS set-up (are CA certificates installed? else name some with tls.ca_file)",
     ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::SecretSource;
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named_with_its_key_and_account() {
+        let none = SecretSource::Value(Secret::new("none"));
+        let options = Options {
+            name: "acme".into(),
+            url: "https://api.example".to_owned(),
+            token_url: "https://api.example/token".to_owned(),
+            client_id: none.clone(),
+            client_secret: none,
+            timeout: Duration::from_secs(1),
+            connect_timeout: Duration::from_secs(1),
+            requests_per_minute: None,
+            max_response_size: 1 << 20,
+            proxy_url: None,
+            tls: crate::opsramp::TlsOptions {
+                ca_file: Some("/nowhere/ca.pem".into()),
+                ..Default::default()
+            },
+        };
+        let error = http_client(&options).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "cannot read tls.ca_file of account acme: /nowhere/ca.pem"
+        );
+    }
 }

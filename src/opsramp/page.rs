@@ -13,13 +13,15 @@ use super::{
     error::Error,
     room::Room,
 };
-use crate::excerpt::Secrets;
+use crate::{excerpt::Secrets, secret::Secret};
 
 /// The body of a successful answer.
 #[derive(Debug)]
 pub struct Answer {
     endpoint: &'static str,
     text: String,
+    /// What was sent for it and must not be shown.
+    sent: Vec<Secret>,
     _room: Room,
 }
 
@@ -85,10 +87,15 @@ impl Answer {
     /// The answer of a search, from its body.
     #[must_use]
     pub fn of_search(body: Vec<u8>) -> Self {
-        Self::new("search", body, Room::default())
+        Self::new("search", body, Room::default(), Vec::new())
     }
 
-    pub(super) fn new(endpoint: &'static str, body: Vec<u8>, room: Room) -> Self {
+    pub(super) fn new(
+        endpoint: &'static str,
+        body: Vec<u8>,
+        room: Room,
+        sent: Vec<Secret>,
+    ) -> Self {
         // Checked once here; a stray byte costs a replacement character, not the page.
         let text = String::from_utf8(body)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
@@ -96,6 +103,7 @@ impl Answer {
         Self {
             endpoint,
             text,
+            sent,
             _room: room,
         }
     }
@@ -210,11 +218,12 @@ impl Answer {
     }
 
     fn unexpected(&self, what: String) -> Error {
-        let excerpt = Secrets::default().excerpt(self.text.as_bytes());
+        let secrets = Secrets::of(self.sent.clone());
         Error::Decode {
             endpoint: self.endpoint,
-            what,
-            excerpt,
+            // Why it cannot be read may quote a value.
+            what: secrets.excerpt(what.as_bytes()),
+            excerpt: secrets.excerpt(self.text.as_bytes()),
         }
     }
 }

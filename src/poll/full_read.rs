@@ -54,7 +54,7 @@ const RESTARTS: u32 = 3;
 
 /// Pages in a row without news after which a reading ends: twice as many as a poll reads, whose pages are
 /// no news when their turn comes.
-const WITHOUT_NEWS: u32 = 50;
+pub(crate) const WITHOUT_NEWS: u32 = 50;
 
 /// Pages that are read again at most: those of a million alerts, a hundred a page. A total may be any number.
 const MAX_PATIENCE: u64 = 10_000;

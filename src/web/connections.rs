@@ -11,7 +11,10 @@ use std::{
     io,
     net::IpAddr,
     pin::{Pin, pin},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     task::{Context, Poll},
     time::Duration,
 };
@@ -97,7 +100,11 @@ struct Entry {
 
 /// What a connection does at present.
 #[derive(Debug)]
-struct Activity(Mutex<(Phase, Instant)>);
+struct Activity {
+    phase: Mutex<(Phase, Instant)>,
+    /// Part of another request has come already, behind the one before.
+    has_more: AtomicBool,
+}
 
 /// In the order in which connections make room for others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -117,6 +124,8 @@ enum Phase {
 struct Watched<S> {
     stream: S,
     activity: Arc<Activity>,
+    /// The last bytes that were read, where they are those of requests: not inside of TLS.
+    end: Option<[u8; 3]>,
 }
 
 /// Removes a connection from the table when its task ends, however it ends.
@@ -249,6 +258,7 @@ impl Connections {
         let stream = Watched {
             stream,
             activity: Arc::clone(&activity),
+            end: None,
         };
         let connection = self
             .clone()
@@ -291,6 +301,11 @@ impl Connections {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        let stream = Watched {
+            stream,
+            activity: Arc::clone(&activity),
+            end: Some([0; 3]),
+        };
         let router = self.router;
         let service = service_fn(|mut request: Request<Incoming>| {
             activity.enter(Phase::Working);
@@ -418,15 +433,28 @@ impl Limits {
 
 impl Activity {
     fn new() -> Self {
-        Self(Mutex::new((Phase::Receiving, Instant::now())))
+        Self {
+            phase: Mutex::new((Phase::Receiving, Instant::now())),
+            has_more: AtomicBool::new(false),
+        }
     }
 
     fn get(&self) -> (Phase, Instant) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn enter(&self, phase: Phase) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (phase, Instant::now());
+        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = (phase, Instant::now());
+    }
+
+    /// An answer is out.
+    fn answered(&self) {
+        let next = if self.has_more.load(Ordering::Relaxed) {
+            Phase::Receiving
+        } else {
+            Phase::Idle
+        };
+        self.follow(Phase::Answering, next);
     }
 
     fn follow(&self, from: Phase, to: Phase) {
@@ -444,10 +472,21 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        let this = &mut *self;
         let before = buffer.filled().len();
-        let result = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let result = Pin::new(&mut this.stream).poll_read(context, buffer);
         if buffer.filled().len() > before {
-            self.activity.follow(Phase::Idle, Phase::Receiving);
+            this.activity.follow(Phase::Idle, Phase::Receiving);
+            if let Some(end) = &mut this.end {
+                let new = &buffer.filled()[before..];
+                for byte in &new[new.len().saturating_sub(end.len())..] {
+                    *end = [end[1], end[2], *byte];
+                }
+                // An empty line ends a head. What ends in a body counts as half of a request as
+                // well: nobody needs to keep such a connection.
+                let is_whole = end.ends_with(b"\n\n") || end == b"\n\r\n";
+                this.activity.has_more.store(!is_whole, Ordering::Relaxed);
+            }
         }
         result
     }
@@ -478,7 +517,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
         // The HTTP layer flushes when it has nothing left to write: the answer is out.
         let result = Pin::new(&mut self.stream).poll_flush(context);
         if matches!(result, Poll::Ready(Ok(()))) {
-            self.activity.follow(Phase::Answering, Phase::Idle);
+            self.activity.answered();
         }
         result
     }

@@ -38,7 +38,7 @@ pub(super) enum QueryError {
     #[error("state is {0:?}, but a search is stale, failing, pending, up or elsewhere")]
     SearchState(String),
     /// It is not a query at all.
-    #[error("the query is not a list of name=value pairs")]
+    #[error("the query is not a list of name=value pairs in UTF-8")]
     Malformed,
 }
 

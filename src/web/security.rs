@@ -13,7 +13,7 @@ use self::passwords::Passwords;
 
 pub use self::{
     guard::{Guard, LoadSecurity},
-    passwords::{HashError, PasswordHash},
+    passwords::{HashError, PasswordHash, PasswordMemory},
     rate::RateLimit,
     tls::{CIPHER_SUITES, CURVES, ClientAuth, TlsError, TlsOptions, TlsPart, TlsVersion},
 };
@@ -55,11 +55,11 @@ struct Tls {
 // === impl Security ===
 
 impl Security {
-    /// Makes ready what the options ask for.
+    /// Makes ready what the options ask for. The memory is that of the one before, if any.
     ///
     /// # Errors
     /// Where certificates and keys cannot be used.
-    pub fn new(options: &SecurityOptions) -> Result<Self, TlsError> {
+    pub fn new(options: &SecurityOptions, memory: &PasswordMemory) -> Result<Self, TlsError> {
         let tls = options.tls.as_ref().map(|tls| {
             Ok(Tls {
                 acceptor: tls.acceptor()?,
@@ -69,7 +69,8 @@ impl Security {
         Ok(Self {
             tls: tls.transpose()?,
             headers: options.headers.clone(),
-            passwords: (!options.users.is_empty()).then(|| Passwords::new(options.users.clone())),
+            passwords: (!options.users.is_empty())
+                .then(|| Passwords::new(options.users.clone(), memory.clone())),
             bucket: options.rate_limit.map(rate::Bucket::new),
         })
     }

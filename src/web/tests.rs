@@ -653,6 +653,10 @@ async fn a_bad_query_is_refused_with_a_reason() {
         ),
         ("/api/v1/status?tenat=a", "unknown parameter \"tenat\""),
         ("/?limit=x", "limit is \"x\""),
+        (
+            "/api/v1/alerts?account=%ff",
+            "the query is not a list of name=value pairs in UTF-8",
+        ),
     ] {
         let answer = site.get(path).await;
         assert_eq!(answer.status, 400, "{path}");
@@ -876,6 +880,22 @@ async fn a_kept_connection_is_served_again_and_closed_when_idle_for_long() {
         assert!(answer[..length].starts_with(b"HTTP/1.1 200 "));
     }
     assert_eq!(drain(&mut kept).await, b"");
+}
+
+#[tokio::test]
+async fn half_a_head_behind_a_request_must_be_whole_in_time_as_well() {
+    let site = Site::open(Setup {
+        limits: Limits {
+            idle_time: PATIENCE * 10,
+            ..tight()
+        },
+        ..Setup::default()
+    });
+    let mut slow = site.connect().await;
+    slow.write_all(b"GET /-/healthy HTTP/1.1\r\nhost: a\r\n\r\nGET /-/hea")
+        .await
+        .unwrap();
+    assert!(drain(&mut slow).await.starts_with(b"HTTP/1.1 200 "));
 }
 
 #[tokio::test]

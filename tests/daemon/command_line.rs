@@ -132,6 +132,19 @@ async fn the_version_is_one_line() {
 }
 
 #[tokio::test]
+async fn what_cannot_be_written_is_a_failure() {
+    let place = Place::new(NOWHERE);
+    for argument in ["--help", "--version"] {
+        let mut command = place.settle(command(binary()));
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full");
+        command.arg(argument).stdout(full.unwrap());
+        let ended = place.spawn_with_own_stdout(command).end().await;
+        assert_eq!(ended.code(), Some(1), "{argument}: {}", ended.error());
+        assert!(ended.error().contains("No space left"), "{}", ended.error());
+    }
+}
+
+#[tokio::test]
 async fn help_goes_to_standard_output() {
     let place = Place::new(NOWHERE);
     let ended = run(&place, &["--help"]).await;

@@ -37,6 +37,14 @@ impl Manager {
         }
     }
 
+    /// Lets no further message in, as one that does not read.
+    fn stop_up(&self) {
+        let address = self.socket.local_addr().unwrap();
+        let other = std::os::unix::net::UnixDatagram::unbound().unwrap();
+        other.set_nonblocking(true).unwrap();
+        while (other.send_to(b"X=1\n", address.as_pathname().unwrap())).is_ok() {}
+    }
+
     /// What was heard so far does not count for what comes.
     fn forget(&mut self) {
         self.heard.clear();
@@ -44,13 +52,18 @@ impl Manager {
 }
 
 async fn start(place: &Place, watchdog: &str) -> (Manager, Exporter) {
-    let path = place.path("notify");
-    let manager = Manager::at(&path);
+    let manager = Manager::at(&place.path("notify"));
+    let exporter = start_under(&manager, place, watchdog).await;
+    (manager, exporter)
+}
+
+async fn start_under(manager: &Manager, place: &Place, watchdog: &str) -> Exporter {
+    let address = manager.socket.local_addr().unwrap();
     place.write();
     let mut command = place.command();
-    command.env("NOTIFY_SOCKET", path);
+    command.env("NOTIFY_SOCKET", address.as_pathname().unwrap());
     command.env("WATCHDOG_USEC", watchdog);
-    (manager, place.start_as(command).await)
+    place.start_as(command).await
 }
 
 #[tokio::test]
@@ -117,4 +130,26 @@ async fn one_that_is_not_there_changes_nothing() {
         told.filter(|line| line.contains("NOTIFY_SOCKET")).count(),
         1
     );
+}
+
+#[tokio::test]
+async fn one_that_does_not_read_holds_up_nothing_and_hears_later_what_it_missed() {
+    let opsramp = opsramp(1).await;
+    let place = Place::new(&opsramp.url());
+    let mut manager = Manager::at(&place.path("notify"));
+    manager.stop_up();
+    let exporter = start_under(&manager, &place, "100000").await;
+    exporter.wait_for_poll().await;
+    exporter.reload(&place).await;
+    exporter.wait_for_poll().await;
+
+    manager.hears(|line| line == "WATCHDOG=1").await;
+    let heard = manager.heard.iter().flat_map(|message| message.lines());
+    let states: Vec<_> = heard
+        .filter(|line| matches!(*line, "READY=1" | "RELOADING=1"))
+        .collect();
+    assert_eq!(states, ["READY=1", "RELOADING=1", "READY=1"]);
+
+    manager.stop_up();
+    exporter.stop().await;
 }

@@ -77,6 +77,14 @@ impl Resolver<'_> {
             .map(ToString::to_string)
             .collect();
         self.no_repetitions(path, shown_addresses.iter().map(String::as_str));
+        if web
+            .config_file
+            .as_ref()
+            .is_some_and(|file| file.as_os_str().is_empty())
+        {
+            let message = "is empty; leave it out, or name the file";
+            self.problems.add("web.config_file", message);
+        }
         Web {
             listen_addresses,
             telemetry_path: self.telemetry_path(web.telemetry_path),

@@ -171,7 +171,7 @@ fn what_others_can_read_and_passwords_in_clear_are_warned_of() {
 fn a_missing_file_is_named() {
     let place = Place::new("");
     fs::remove_file(place.path("web.yml")).unwrap();
-    assert_snapshot!(place.errors(), @r#"cannot read the configuration file web.yml: No such file or directory (os error 2)"#);
+    assert_snapshot!(place.errors(), @r#"cannot read the web configuration file (web.config_file, --web.config.file) web.yml: No such file or directory (os error 2)"#);
 }
 
 #[test]

@@ -17,6 +17,7 @@ use crate::{
     clock,
     deliver::OtlpOptions,
     excerpt::Secrets,
+    proxy,
     secret::{Secret, SecretError, SecretSource},
 };
 
@@ -35,6 +36,8 @@ pub(super) struct Receiver {
     client: reqwest::Client,
     endpoint: reqwest::Url,
     headers: Vec<(HeaderName, SecretSource)>,
+    /// What a proxy on the way is sent to prove who asks.
+    proxies: Vec<Secret>,
     gzip: bool,
 }
 
@@ -151,6 +154,7 @@ impl Receiver {
         let client = builder.build().map_err(Error::Client)?;
         Ok(Self {
             client,
+            proxies: proxy::authorizations(None, [endpoint.as_str()]),
             endpoint,
             headers,
             gzip: options.gzip,
@@ -176,7 +180,7 @@ impl Receiver {
     /// The headers as they are now, and what must not be shown of them.
     async fn read_headers(&self) -> Result<(HeaderMap, Secrets), Error> {
         let mut headers = HeaderMap::new();
-        let mut secrets = Vec::with_capacity(self.headers.len());
+        let mut secrets = self.proxies.clone();
         for (name, source) in &self.headers {
             let read = match source {
                 SecretSource::Value(_) => source.read(),

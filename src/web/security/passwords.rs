@@ -4,7 +4,7 @@
 //! were right are remembered, by a keyed hash that dies with the process; all others are checked
 //! one at a time off the threads that serve, each wrong one followed by a rest, with a bounded
 //! queue of which one client gets a part only. Whoever guesses passwords takes half a core at most,
-//! and does not keep those out who know theirs.
+//! and gives way to those who have guessed less, or have been right before.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -17,20 +17,22 @@ use std::{
 use axum::http::HeaderValue;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use ring::{hmac, rand::SystemRandom};
-use tokio::{
-    sync::{Semaphore, oneshot},
-    time::Instant,
-};
+use tokio::{sync::oneshot, time::Instant};
 
 use crate::secret::{REDACTED, Secret};
 
 /// Pairs that are remembered: bcrypt looks at the first 72 bytes alone, so that a user may have
 /// more than one.
 const REMEMBERED: usize = 64;
-/// Checks that wait at a time, the one under way included.
+/// Checks that wait at a time for the one under way.
 const WAITING: usize = 16;
 /// Of these, those of one client.
 const WAITING_OF_ONE: usize = 4;
+/// A client that was right may be wrong so often before it is as good as a new one.
+const CREDIT: i32 = 10;
+/// Clients of whom it is known how they did. Above that, those are forgotten who are most like new
+/// ones.
+const KNOWN_CLIENTS: usize = 1024;
 /// A check with this cost takes about five seconds; each more doubles it.
 const HIGHEST_COST: u32 = 16;
 
@@ -72,10 +74,18 @@ pub(super) struct Passwords {
     /// Checked where the user is unknown, so that the time does not tell.
     decoy: PasswordHash,
     check: Check,
+    memory: PasswordMemory,
+}
+
+/// The passwords that were right, and how clients did, whatever becomes of the users meanwhile: a
+/// pair is remembered with its hash. Cheap to clone.
+#[derive(Clone)]
+pub struct PasswordMemory(Arc<Memory>);
+
+struct Memory {
     key: hmac::Key,
-    right: Arc<Remembered>,
-    turn: Arc<Semaphore>,
-    queue: Arc<Mutex<HashMap<IpAddr, usize>>>,
+    right: Remembered,
+    queue: Mutex<Queue>,
 }
 
 /// The pairs that were right, the oldest first.
@@ -85,33 +95,46 @@ struct Remembered(Mutex<VecDeque<hmac::Tag>>);
 /// Whether a password belongs to a hash; slow.
 type Check = Arc<dyn Fn(&Secret, &PasswordHash) -> bool + Send + Sync>;
 
-/// A place in the queue.
-struct Place {
-    queue: Arc<Mutex<HashMap<IpAddr, usize>>>,
-    client: IpAddr,
+/// Who waits for a check, the first that came first.
+#[derive(Default)]
+struct Queue {
+    /// A check is under way.
+    is_busy: bool,
+    waiting: Vec<Waiting>,
+    /// How often each client was wrong since it was right, less the credit for that. Others: 0.
+    wrongs: HashMap<IpAddr, i32>,
 }
+
+struct Waiting {
+    client: IpAddr,
+    /// Where it is dropped, another one has taken the place.
+    turn: oneshot::Sender<Turn>,
+}
+
+/// The one check that may be under way. It passes on to the next when it is dropped.
+struct Turn(Arc<Memory>);
 
 // === impl Passwords ===
 
 impl Passwords {
-    pub(super) fn new(users: BTreeMap<String, PasswordHash>) -> Self {
+    pub(super) fn new(users: BTreeMap<String, PasswordHash>, memory: PasswordMemory) -> Self {
         let check = |password: &Secret, hash: &PasswordHash| {
             bcrypt::verify(password.expose(), &hash.text).unwrap_or(false)
         };
-        Self::checked_by(users, Arc::new(check))
+        Self::checked_by(users, Arc::new(check), memory)
     }
 
-    fn checked_by(users: BTreeMap<String, PasswordHash>, check: Check) -> Self {
+    fn checked_by(
+        users: BTreeMap<String, PasswordHash>,
+        check: Check,
+        memory: PasswordMemory,
+    ) -> Self {
         let cost = users.values().map(|hash| hash.cost).max().unwrap_or(10);
         Self {
             users,
             decoy: PasswordHash::decoy(cost),
             check,
-            key: hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
-                .expect("a system without randomness has no TLS either"),
-            right: Arc::default(),
-            turn: Arc::new(Semaphore::new(1)),
-            queue: Arc::default(),
+            memory,
         }
     }
 
@@ -126,31 +149,32 @@ impl Passwords {
         let known = self.users.get(&user);
         let hash = known.unwrap_or(&self.decoy);
         let tag = self.tag(&user, hash, &password);
-        if self.right.contains(&tag) {
+        let memory = &self.memory.0;
+        if memory.right.contains(&tag) {
             return Verdict::Welcome;
         }
-        let Some(_place) = self.queue_up(client) else {
+        let who = network(client);
+        let Some(turn) = memory.queue_up(who) else {
             return Verdict::Busy;
         };
-        // It is never closed.
-        let Ok(turn) = Arc::clone(&self.turn).acquire_owned().await else {
+        let Ok(turn) = turn.await else {
             return Verdict::Busy;
         };
         // While we waited, somebody else may have come with the same.
-        if self.right.contains(&tag) {
+        if memory.right.contains(&tag) {
             return Verdict::Welcome;
         }
         let (tell, told) = oneshot::channel();
         let (check, hash, known) = (Arc::clone(&self.check), hash.clone(), known.is_some());
-        let remembered = Arc::clone(&self.right);
         // The turn is the check's own: a client that leaves does not make room for another one. And
         // what it found is remembered before whoever comes next looks for it.
         tokio::task::spawn_blocking(move || {
             let begun = Instant::now();
             let right = check(&password, &hash) && known;
             if right {
-                remembered.add(tag);
+                turn.0.right.add(tag);
             }
+            lock(&turn.0.queue).take_note(who, right);
             // Who asked may have left.
             tell.send(right).ok();
             if !right {
@@ -167,30 +191,109 @@ impl Passwords {
     }
 
     fn tag(&self, user: &str, hash: &PasswordHash, password: &Secret) -> hmac::Tag {
-        let mut context = hmac::Context::with_key(&self.key);
+        let mut context = hmac::Context::with_key(&self.memory.0.key);
         for part in [user, &hash.text, password.expose()] {
             context.update(&part.len().to_be_bytes());
             context.update(part.as_bytes());
         }
         context.sign()
     }
+}
 
-    fn queue_up(&self, client: IpAddr) -> Option<Place> {
-        let client = network(client);
+// === impl PasswordMemory ===
+
+impl Default for PasswordMemory {
+    fn default() -> Self {
+        Self(Arc::new(Memory {
+            key: hmac::Key::generate(hmac::HMAC_SHA256, &SystemRandom::new())
+                .expect("a system without randomness has no TLS either"),
+            right: Remembered::default(),
+            queue: Mutex::default(),
+        }))
+    }
+}
+
+impl fmt::Debug for PasswordMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PasswordMemory").finish_non_exhaustive()
+    }
+}
+
+// === impl Memory ===
+
+impl Memory {
+    /// Where the turn of a client will come, unless it has to make room for another one; `None`
+    /// where there is no place for it.
+    fn queue_up(self: &Arc<Self>, client: IpAddr) -> Option<oneshot::Receiver<Turn>> {
+        let (turn, coming) = oneshot::channel();
         let mut queue = lock(&self.queue);
-        let all: usize = queue.values().sum();
-        let own = queue.entry(client).or_default();
-        if all >= WAITING || *own >= WAITING_OF_ONE {
-            if *own == 0 {
-                queue.remove(&client);
-            }
+        if !queue.is_busy {
+            queue.is_busy = true;
+            drop(queue);
+            // It is received in any case: we have the other end.
+            turn.send(Turn(Arc::clone(self))).ok();
+            return Some(coming);
+        }
+        queue.waiting.retain(|other| !other.turn.is_closed());
+        let own = queue.waiting.iter().filter(|it| it.client == client);
+        if own.count() >= WAITING_OF_ONE {
             return None;
         }
-        *own += 1;
-        Some(Place {
-            queue: Arc::clone(&self.queue),
-            client,
-        })
+        if queue.waiting.len() >= WAITING {
+            let wrongs = |queue: &Queue, at: usize| queue.wrongs_of(queue.waiting[at].client);
+            let worst = (0..WAITING).max_by_key(|&at| wrongs(&queue, at))?;
+            if queue.wrongs_of(client) >= wrongs(&queue, worst) {
+                return None;
+            }
+            queue.waiting.remove(worst);
+        }
+        queue.waiting.push(Waiting { client, turn });
+        Some(coming)
+    }
+}
+
+// === impl Queue ===
+
+impl Queue {
+    fn wrongs_of(&self, client: IpAddr) -> i32 {
+        self.wrongs.get(&client).copied().unwrap_or_default()
+    }
+
+    /// The one whose turn is next: of those who were wrong the least, the first.
+    fn next(&mut self) -> Option<Waiting> {
+        let next =
+            (0..self.waiting.len()).min_by_key(|&at| self.wrongs_of(self.waiting[at].client))?;
+        Some(self.waiting.remove(next))
+    }
+
+    fn take_note(&mut self, client: IpAddr, right: bool) {
+        let wrongs = self.wrongs.entry(client).or_default();
+        *wrongs = if right {
+            -CREDIT
+        } else {
+            wrongs.saturating_add(1)
+        };
+        if self.wrongs.len() > KNOWN_CLIENTS {
+            let plainest = self.wrongs.iter().min_by_key(|(_, wrongs)| wrongs.abs());
+            if let Some(client) = plainest.map(|(client, _)| *client) {
+                self.wrongs.remove(&client);
+            }
+        }
+    }
+}
+
+// === impl Turn ===
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut queue = lock(&self.0.queue);
+        let next = queue.next();
+        queue.is_busy = next.is_some();
+        drop(queue);
+        if let Some(next) = next {
+            // One that has left hands it on when it is dropped.
+            next.turn.send(Self(Arc::clone(&self.0))).ok();
+        }
     }
 }
 
@@ -236,20 +339,6 @@ impl Remembered {
             tags.pop_front();
         }
         tags.push_back(tag);
-    }
-}
-
-// === impl Place ===
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut queue = lock(&self.queue);
-        if let Some(own) = queue.get_mut(&self.client) {
-            *own -= 1;
-            if *own == 0 {
-                queue.remove(&self.client);
-            }
-        }
     }
 }
 

@@ -31,7 +31,11 @@ fn counted() -> (Arc<Passwords>, Arc<AtomicUsize>) {
     };
     let users = BTreeMap::from([("ann".to_owned(), hash_of("right"))]);
     (
-        Arc::new(Passwords::checked_by(users, Arc::new(check))),
+        Arc::new(Passwords::checked_by(
+            users,
+            Arc::new(check),
+            PasswordMemory::default(),
+        )),
         checks,
     )
 }
@@ -106,8 +110,8 @@ async fn a_right_password_is_remembered_before_the_next_one_has_its_turn() {
     let mut first = Box::pin(admit(&passwords, "ann", "right"));
     // It begins, and is not looked at any more.
     let _ = (&mut first).now_or_never();
-    let turn = passwords.turn.acquire().await.unwrap();
-    drop(turn);
+    let turn = passwords.memory.0.queue_up(client(2)).unwrap();
+    drop(turn.await);
     assert_eq!(admit(&passwords, "ann", "right").await, Verdict::Welcome);
     assert_eq!(checks.load(Ordering::SeqCst), 1);
 }
@@ -123,7 +127,8 @@ async fn a_flood_is_checked_one_at_a_time_and_keeps_nobody_out_for_long() {
         password.expose() == "right"
     };
     let users = BTreeMap::from([("ann".to_owned(), hash_of("right"))]);
-    let passwords = Arc::new(Passwords::checked_by(users, Arc::new(check)));
+    let memory = PasswordMemory::default();
+    let passwords = Arc::new(Passwords::checked_by(users, Arc::new(check), memory));
     let guesses: Vec<_> = (0..100)
         .map(|n| {
             let passwords = Arc::clone(&passwords);
@@ -144,26 +149,97 @@ async fn a_flood_is_checked_one_at_a_time_and_keeps_nobody_out_for_long() {
         }
     }
     assert!(busy > 0, "the queue of one client is bounded");
-    assert!(lock(&passwords.queue).is_empty());
+    assert!(lock(&passwords.memory.0.queue).waiting.is_empty());
+}
+
+/// A queue in which a check is under way.
+fn queue() -> (Arc<Memory>, Turn) {
+    let memory = PasswordMemory::default().0;
+    let turn = memory.queue_up(client(0)).unwrap();
+    (memory, turn.now_or_never().unwrap().unwrap())
+}
+
+#[test]
+fn one_client_cannot_fill_the_queue_nor_many_overfill_it() {
+    let (memory, turn) = queue();
+    let mut all: Vec<_> = (0..WAITING_OF_ONE)
+        .map(|_| memory.queue_up(client(1)).unwrap())
+        .collect();
+    assert!(memory.queue_up(client(1)).is_none());
+    all.extend((2..).map_while(|n| memory.queue_up(client(n))));
+    assert_eq!(all.len(), WAITING);
+    // Those who have left take no place.
+    all.truncate(WAITING - 1);
+    assert!(memory.queue_up(client(99)).is_some());
+    drop((all, turn));
+    let queue = lock(&memory.queue);
+    assert!(queue.waiting.is_empty() && !queue.is_busy);
+}
+
+#[test]
+fn who_has_guessed_gives_way_to_who_has_not_and_all_to_who_was_right() {
+    let (memory, turn) = queue();
+    let (worst, new, known) = (client(1), client(20), client(30));
+    for client in (1..=4).map(client).chain([worst]) {
+        lock(&memory.queue).take_note(client, false);
+    }
+    lock(&memory.queue).take_note(known, true);
+    let mut guesses: Vec<_> = (0..WAITING)
+        .map(|n| {
+            memory
+                .queue_up(client(1 + (n / WAITING_OF_ONE) as u8))
+                .unwrap()
+        })
+        .collect();
+
+    let mut new = memory.queue_up(new).unwrap();
+    let mut known = memory.queue_up(known).unwrap();
+    assert!(memory.queue_up(worst).is_none());
+    let mut has_gone = |n: usize| {
+        let turn = guesses[n].try_recv();
+        matches!(turn, Err(oneshot::error::TryRecvError::Closed))
+    };
+    // Of the places of the worst, the last ones.
+    let gone: Vec<_> = (0..WAITING).filter(|n| has_gone(*n)).collect();
+    assert_eq!(gone, [2, 3]);
+
+    drop(turn);
+    let turn = known.try_recv().unwrap();
+    assert!(new.try_recv().is_err());
+    drop(turn);
+    new.try_recv().unwrap();
+}
+
+#[test]
+fn a_client_that_was_right_is_not_forgotten_for_many_that_were_wrong() {
+    let mut queue = Queue::default();
+    queue.take_note(client(1), true);
+    for n in 0..=u16::MAX {
+        queue.take_note(IpAddr::from([10, 0, (n >> 8) as u8, n as u8]), false);
+    }
+    assert_eq!(queue.wrongs.len(), KNOWN_CLIENTS);
+    assert_eq!(queue.wrongs_of(client(1)), -CREDIT);
 }
 
 #[tokio::test]
-async fn one_client_cannot_fill_the_queue_nor_many_overfill_it() {
-    let (passwords, _) = counted();
-    let own: Vec<_> = (0..WAITING_OF_ONE)
-        .map(|_| passwords.queue_up(client(1)).unwrap())
-        .collect();
-    assert!(passwords.queue_up(client(1)).is_none());
-    let mut all = own;
-    for n in 2.. {
-        match passwords.queue_up(client(n)) {
-            Some(place) => all.push(place),
-            None => break,
-        }
-    }
-    assert_eq!(all.len(), WAITING);
-    drop(all);
-    assert!(lock(&passwords.queue).is_empty());
+async fn a_right_password_stays_known_when_the_file_changes_and_an_old_one_does_not() {
+    let (before, checks) = counted();
+    assert_eq!(admit(&before, "ann", "right").await, Verdict::Welcome);
+    let after = |password: &str| {
+        let users = match password {
+            "" => BTreeMap::new(),
+            "right" => before.users.clone(),
+            _ => BTreeMap::from([("ann".to_owned(), hash_of(password))]),
+        };
+        Passwords::checked_by(users, Arc::clone(&before.check), before.memory.clone())
+    };
+    assert_eq!(
+        admit(&after("right"), "ann", "right").await,
+        Verdict::Welcome
+    );
+    assert_eq!(checks.load(Ordering::SeqCst), 1);
+    assert_eq!(admit(&after("new"), "ann", "right").await, Verdict::Refused);
+    assert_eq!(admit(&after(""), "ann", "right").await, Verdict::Refused);
 }
 
 #[test]
@@ -181,10 +257,10 @@ async fn only_so_many_pairs_are_remembered_and_none_in_clear() {
     let hash = hash_of("right");
     for n in 0..REMEMBERED + 10 {
         let tag = passwords.tag("ann", &hash, &Secret::new(format!("password {n}")));
-        passwords.right.add(tag);
+        passwords.memory.0.right.add(tag);
     }
-    assert_eq!(lock(&passwords.right.0).len(), REMEMBERED);
-    let remembered = format!("{:?}", lock(&passwords.right.0));
+    assert_eq!(lock(&passwords.memory.0.right.0).len(), REMEMBERED);
+    let remembered = format!("{:?}", lock(&passwords.memory.0.right.0));
     assert!(!remembered.contains("password"), "{remembered}");
     // No two pairs run into one another.
     let tag = |user: &str, password: &str| passwords.tag(user, &hash, &Secret::new(password));
