@@ -41,6 +41,7 @@ mod delivery;
 mod journal;
 mod keeper;
 mod leases;
+mod left_over;
 mod schema;
 mod shared;
 mod shares;
@@ -116,10 +117,15 @@ impl Postgres {
             keeper::join(&shared).await
         })
         .await?;
-        let (keeper, tidier) = (Arc::clone(&shared), Arc::clone(&shared));
+        let (keeper, tidier, deliverer) = (
+            Arc::clone(&shared),
+            Arc::clone(&shared),
+            Arc::clone(&shared),
+        );
         let loops = [
             tokio::spawn(async move { keeper::keep(&keeper).await }),
             tokio::spawn(async move { keeper::tidy(&tidier).await }),
+            tokio::spawn(async move { left_over::deliver(&deliverer).await }),
         ];
         *lock(&shared.loops) = Some(loops);
         Ok(Self { shared })
@@ -247,47 +253,7 @@ impl Postgres {
 
     pub(super) async fn release(&self, held: Held) -> Result<(), Error> {
         self.check_open()?;
-        // What is journalled is delivered here, if that is possible soon; and nobody else shall
-        // write what is being written.
-        let row = held.row;
-        let is_held = |state: &State| state.is_held(held);
-        self.wait_while(|state| is_held(state) && state.journal.waits(row))
-            .await;
-        // Of somebody who has taken it up since, nothing is dropped.
-        self.shared.update(|state| {
-            if is_held(state) {
-                state.journal.drop_search(row);
-            }
-        });
-        self.wait_while(|state| is_held(state) && state.journal.is_lent(row))
-            .await;
-        if !self.shared.look(is_held) {
-            self.shared.update(|state| state.come_too_late(held));
-            return Ok(());
-        }
-        let me = self.shared.number()?;
-        let given = bounded(async {
-            // Where the server could not be told right away, it would be delivered again.
-            for sink in self.shared.look(|state| state.journal.own_sinks()) {
-                delivery::save(&self.shared, &sink).await?;
-            }
-            let mut session = self.shared.pool.session().await?;
-            keeper::give_back(&mut session, me, &[held]).await
-        });
-        let given = given.await;
-        self.shared.update(|state| state.lose(held));
-        given
-    }
-
-    async fn wait_while(&self, condition: impl Fn(&State) -> bool) {
-        let mut worked = self.shared.worked.subscribe();
-        let deadline = Instant::now() + HAND_OVER.min(self.shared.lease);
-        while self.shared.look(&condition) {
-            match tokio::time::timeout_at(deadline, worked.changed()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) | Err(_) => return,
-            }
-        }
+        release(&self.shared, &[held]).await
     }
 
     pub(super) async fn departed(
@@ -408,7 +374,7 @@ impl Postgres {
     }
 
     pub(super) async fn open_alerts(&self, filter: AlertFilter) -> Result<Vec<OpenAlert>, Error> {
-        let rows = self.shared.look(State::held_rows);
+        let rows = self.shared.look(State::polled_rows);
         self.ask(async |session| alerts::newest(session, &rows, &filter).await)
             .await
     }
@@ -551,6 +517,65 @@ impl Postgres {
             question(&mut session).await
         })
         .await
+    }
+}
+
+/// Gives searches back.
+async fn release(shared: &Shared, leases: &[Held]) -> Result<(), Error> {
+    let still = |state: &State| {
+        let held = leases.iter().filter(|held| state.is_held(**held));
+        held.copied().collect::<Vec<_>>()
+    };
+    let any = |state: &State, is_it: fn(&Journal, i64) -> bool| {
+        let mut held = still(state).into_iter();
+        held.any(|held| is_it(&state.journal, held.row))
+    };
+    // What is journalled is delivered here, if that is possible soon; and nobody else shall
+    // write what is being written.
+    wait_while(shared, |state| any(state, Journal::waits)).await;
+    // Of somebody who has taken it up since, nothing is dropped.
+    shared.update(|state| {
+        for held in still(state) {
+            state.journal.drop_search(held.row);
+        }
+    });
+    wait_while(shared, |state| any(state, Journal::is_lent)).await;
+    let held = shared.update(|state| {
+        let held = still(state);
+        for late in leases.iter().filter(|it| !held.contains(it)) {
+            state.come_too_late(*late);
+        }
+        held
+    });
+    if held.is_empty() {
+        return Ok(());
+    }
+    let me = shared.number()?;
+    let given = bounded(async {
+        // Where the server could not be told right away, it would be delivered again.
+        for sink in shared.look(|state| state.journal.own_sinks()) {
+            delivery::save(shared, &sink).await?;
+        }
+        let mut session = shared.pool.session().await?;
+        keeper::give_back(&mut session, me, &held).await
+    });
+    let given = given.await;
+    shared.update(|state| {
+        for held in held {
+            state.lose(held);
+        }
+    });
+    given
+}
+
+async fn wait_while(shared: &Shared, condition: impl Fn(&State) -> bool) {
+    let mut worked = shared.worked.subscribe();
+    let deadline = Instant::now() + HAND_OVER.min(shared.lease);
+    while shared.look(&condition) {
+        match tokio::time::timeout_at(deadline, worked.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(_) => return,
+        }
     }
 }
 

@@ -3,9 +3,10 @@
 use super::connection::{Failure, Pool, Tries};
 
 /// Each brings the tables from its place in the list to the next.
-const MIGRATIONS: &[&str] = &[include_str!(
-    "../../../migrations/postgres/0001_initial.sql"
-)];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../../../migrations/postgres/0001_initial.sql"),
+    include_str!("../../../migrations/postgres/0002_wants.sql"),
+];
 
 /// Where the schema's number is kept. Its only row is the lock: one of a transaction, since those
 /// of a session do not survive a pooler.
