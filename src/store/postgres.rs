@@ -11,6 +11,7 @@
 
 use std::{
     collections::HashSet,
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -25,10 +26,14 @@ use super::{
     AlertFilter, Backlog, Batch, Claim, Commit, Error, Held, Loaded, OpenAlert, SinkState,
     StoredAlert,
 };
-use crate::{clock, identity::SearchKey, secret::SecretSource};
+use crate::{
+    clock,
+    identity::SearchKey,
+    secret::{SecretError, SecretSource},
+};
 
 use self::{
-    connection::{PATIENCE, Session, Tries},
+    connection::{PATIENCE, Pool, Session, Tries},
     journal::{Journal, Range},
     leases::State,
     shared::{Shared, Taking, lock},
@@ -38,6 +43,7 @@ mod address;
 mod alerts;
 mod connection;
 mod delivery;
+mod inspect;
 mod journal;
 mod keeper;
 mod leases;
@@ -50,7 +56,7 @@ mod tls;
 
 pub use address::AddressError;
 pub use connection::Failure;
-pub(crate) use connection::Pool;
+pub(crate) use inspect::{Tables, Unfit, inspect};
 pub(super) use shared::Loan;
 
 /// Searches that are taken up at the same time: all at once would be a burden for the server when
@@ -75,12 +81,37 @@ pub struct Postgres {
     shared: Arc<Shared>,
 }
 
-/// Looks whether a URL is one, where it can be read.
-pub(crate) fn check(url: &SecretSource) -> Result<(), AddressError> {
-    match url.read() {
-        Ok(url) => address::Address::parse(url.expose()).map(drop),
-        Err(_) => Ok(()),
-    }
+/// What is wrong with a URL, and in which file.
+#[derive(Debug, thiserror::Error)]
+pub enum UrlError {
+    /// It is none.
+    #[error("{}{problem}", file.iter().map(|path| format!("{}: ", path.display())).collect::<String>())]
+    Address {
+        /// Where it stands, if not in the configuration itself.
+        file: Option<PathBuf>,
+        /// What is wrong.
+        problem: AddressError,
+    },
+    /// Its file holds nothing that could be one.
+    #[error("the URL of the database cannot be used: {0}")]
+    Secret(SecretError),
+}
+
+/// Looks whether a URL is one. A file that is not there may be there later.
+pub(crate) fn check(url: &SecretSource) -> Result<(), UrlError> {
+    let text = match url.read() {
+        Ok(text) => text,
+        Err(SecretError::Read { .. }) => return Ok(()),
+        Err(unusable @ SecretError::Unusable { .. }) => return Err(UrlError::Secret(unusable)),
+    };
+    let parsed = address::Address::parse(text.expose());
+    parsed.map(drop).map_err(|problem| {
+        let file = match url {
+            SecretSource::File(path) => Some(path.clone()),
+            SecretSource::Value(_) => None,
+        };
+        UrlError::Address { file, problem }
+    })
 }
 
 // === impl Postgres ===

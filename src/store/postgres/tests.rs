@@ -473,6 +473,11 @@ async fn tls_is_as_strict_as_the_url_says() {
         (format!("{named}?sslmode=verify-full"), Err("certificate")),
     ] {
         let opened = Store::open(&options(&url, "node", LEASE)).await;
+        if let Err(Error::Backend(error)) = &opened {
+            let failure: &Failure = error.downcast_ref().unwrap();
+            let disabled = url.contains("disable");
+            assert_eq!(failure.of_tls().is_none(), disabled, "{failure:?}");
+        }
         match (opened, expected) {
             (Ok(store), Ok(())) => store.close().await,
             (Err(error), Err(why)) => {
@@ -1031,4 +1036,74 @@ async fn a_search_that_comes_back_is_polled_at_once_by_whoever_delivers_it() {
     drop(batch);
     let rest = store.pending("s", 9, usize::MAX).await.unwrap();
     assert_eq!(told(&rest), [2, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whether_a_start_will_find_its_tables_is_seen_before_it() {
+    let url = server::shared().fresh_for("careful");
+    let look = async || {
+        let url = SecretSource::Value(Secret::new(&url));
+        inspect(&url, LEASE).await.map(|found| found.tables)
+    };
+    let all = |names: &[&[&str]]| names.concat().iter().map(ToString::to_string).collect();
+    assert_eq!(look().await.unwrap(), Ok(Tables::New));
+    let in_the_way = "CREATE TABLE search (); CREATE TYPE mark AS ENUM ()";
+    sql(&url, in_the_way);
+    let taken = names(&["search", "mark"]);
+    assert_eq!(look().await.unwrap(), Err(Unfit::Taken(taken)));
+    sql(&url, "DROP TABLE search; DROP TYPE mark");
+
+    open(&url, "node", LEASE).await.close().await;
+    assert_eq!(look().await.unwrap(), Ok(Tables::Ready));
+    let made = "SELECT string_agg(relname, ' ' ORDER BY relname) FROM pg_class
+         WHERE relnamespace = current_schema()::regnamespace AND relname !~ '_(pkey|key|seq)$'";
+    let mut known: Vec<String> = all(&[&[schema::NUMBER_TABLE], schema::TABLES, schema::INDEXES]);
+    known.sort_unstable();
+    assert_eq!(sql(&url, made), known.join(" "));
+
+    let version = |version: usize| {
+        sql(
+            &url,
+            &format!("UPDATE opsramp_exporter_schema SET version = {version}"),
+        );
+    };
+    version(schema::MIGRATIONS.len() - 1);
+    assert_eq!(look().await.unwrap(), Ok(Tables::Earlier));
+    sql(
+        &url,
+        "ALTER TABLE alert OWNER TO CURRENT_USER; GRANT ALL ON alert TO careful",
+    );
+    let of_others = Unfit::NotOwned(names(&["alert"]));
+    assert_eq!(look().await.unwrap(), Err(of_others));
+    version(schema::MIGRATIONS.len());
+    assert_eq!(look().await.unwrap(), Ok(Tables::Ready));
+    version(999);
+    let newer = look().await;
+    assert!(
+        matches!(newer, Err(Failure::Newer { found: 999, .. })),
+        "{newer:?}"
+    );
+    version(schema::MIGRATIONS.len());
+
+    for table in ["alert", "opsramp_exporter_schema"] {
+        sql(&url, &format!("REVOKE DELETE ON {table} FROM careful"));
+        let forbidden = Unfit::Forbidden(names(&[table]));
+        assert_eq!(look().await.unwrap(), Err(forbidden));
+    }
+    sql(
+        &url,
+        "GRANT ALL ON opsramp_exporter_schema TO careful; DROP TABLE alert",
+    );
+    assert_eq!(
+        look().await.unwrap(),
+        Err(Unfit::Missing(names(&["alert"])))
+    );
+    let (_, schema) = url.rsplit_once("%3D").unwrap();
+    sql(
+        &url,
+        &format!(
+            "ALTER SCHEMA {schema} OWNER TO CURRENT_USER; GRANT USAGE ON SCHEMA {schema} TO careful"
+        ),
+    );
+    assert_eq!(look().await.unwrap(), Err(Unfit::MayNotCreate));
 }
