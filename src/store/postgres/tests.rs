@@ -929,13 +929,7 @@ async fn what_is_left_of_a_search_that_nobody_wants_is_delivered_and_removed() {
     store.set_sinks(names(&["s"])).await.unwrap();
     let was = left(&store, &url, "open").await;
     let held = take_left_over(&store).await;
-    assert_eq!(
-        held,
-        [Held {
-            epoch: was.epoch + 1,
-            ..was
-        }]
-    );
+    assert!(held.len() == 1 && held[0].row == was.row && held[0].epoch > was.epoch);
     assert_eq!(store.backlog("s").await.unwrap().events, 2);
     // It is polled by nobody.
     let filter = AlertFilter {
