@@ -22,7 +22,7 @@ use crate::{
     secret::SecretSource,
     service_manager::ServiceManager,
     status::Board,
-    store::postgres::{self, AddressError},
+    store::postgres::{self, UrlError},
 };
 
 const USAGE: u8 = 2;
@@ -252,11 +252,9 @@ fn tell_of_web_file(cli: &Cli) {
 /// is in the configuration itself was looked at with that.
 fn check_database_url(state: &config::State) -> Outcome {
     if let config::State::Postgres { url, .. } = state
-        && let SecretSource::File(path) = url
-        && let Err(error) = postgres::check(url)
+        && matches!(url, SecretSource::File(_))
     {
-        let error = anyhow::Error::new(error).context(path.display().to_string());
-        return Err(Failure::Address(error));
+        postgres::check(url)?;
     }
     Ok(())
 }
@@ -286,7 +284,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
         let error = error.into();
         match error.downcast::<ConfigError>() {
             Ok(error) => Self::Config(error),
-            Err(error) if error.is::<AddressError>() => Self::Address(error),
+            Err(error) if error.is::<UrlError>() => Self::Address(error),
             Err(error) => Self::Run(error),
         }
     }

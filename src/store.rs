@@ -250,9 +250,9 @@ impl Options {
     /// Looks whether a store can be opened with them at all. Nothing is opened.
     ///
     /// # Errors
-    /// [`postgres::AddressError`] where the URL of the server is none. One that cannot be read
+    /// [`postgres::UrlError`] where the URL of the server is none. One that cannot be read
     /// may be there later.
-    pub fn check(&self) -> Result<(), postgres::AddressError> {
+    pub fn check(&self) -> Result<(), postgres::UrlError> {
         match self {
             Self::Sqlite { .. } => Ok(()),
             Self::Postgres { url, .. } => postgres::check(url),

@@ -294,6 +294,11 @@ async fn a_url_of_the_database_with_which_no_daemon_starts_is_a_mistake_of_the_c
             "sslmode must be",
         ),
         ("postgres://u:hush-hush@h/d?bogus=1", "cannot be read"),
+        (
+            "postgres://u:hush-hush@h/d?channel_binding=require",
+            "parameter channel_binding=require is not supported",
+        ),
+        ("postgres://u:hush@hush@h/d", "write those"),
     ] {
         std::fs::write(&file, url).unwrap();
         let arguments = ["--config.check", "--state.postgres-url-file=url"];
@@ -319,6 +324,15 @@ async fn a_url_of_the_database_with_which_no_daemon_starts_is_a_mistake_of_the_c
             "{stderr}"
         );
     }
+    std::fs::write(&file, "\n").unwrap();
+    for arguments in [
+        &["--config.check", "--state.postgres-url-file=url"][..],
+        &["--state.postgres-url-file=url"],
+    ] {
+        let (done, _, stderr) = output(program(&simulator, &folder, arguments)).await;
+        assert_eq!(done.status.code(), Some(2), "{stderr}");
+        assert!(stderr.contains("the secret file url is empty"), "{stderr}");
+    }
     // It may be there when the daemon starts.
     let arguments = ["--config.check", "--state.postgres-url-file=no"];
     let (done, _, stderr) = output(program(&simulator, &folder, &arguments)).await;
@@ -326,12 +340,21 @@ async fn a_url_of_the_database_with_which_no_daemon_starts_is_a_mistake_of_the_c
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_logs_in_to_the_database() {
+async fn check_says_whether_a_daemon_can_use_the_database() {
     let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
     let database = postgres::shared();
     let url = database.fresh();
     let other_password = url.replace(postgres::PASSWORD, "wrong");
     let (server, _) = url.rsplit_once('?').unwrap();
+    let taken = database.fresh();
+    let (_, schema) = taken.rsplit_once("%3D").unwrap();
+    database.sql(&format!("CREATE TABLE {schema}.search ()"));
+    let newer = database.fresh();
+    let (_, schema) = newer.rsplit_once("%3D").unwrap();
+    database.sql(&format!(
+        "CREATE TABLE {schema}.opsramp_exporter_schema AS SELECT TRUE AS only_row, 99 AS version"
+    ));
+    let with_tls = format!("{url}&sslmode=verify-full");
     let of_nobody = database.fresh_for("somebody").replace("fresh_", "no_");
     for (url, status, told) in [
         (
@@ -350,6 +373,14 @@ async fn check_logs_in_to_the_database() {
             1,
             "the user somebody may not create tables in the database postgres",
         ),
+        (&taken, 1, "else bears the names of tables: search\n"),
+        (&newer, 1, "(schema 99, this version knows"),
+        (
+            &newer,
+            1,
+            "next: use that version, or a database of its own",
+        ),
+        (&with_tls, 1, "next: let the server speak TLS"),
         (
             "postgres://u:p@127.0.0.1:1,127.0.0.1:2/d",
             1,
@@ -364,7 +395,7 @@ async fn check_logs_in_to_the_database() {
         assert!(!stdout.contains(postgres::PASSWORD), "{stdout}");
     }
     let tables = "SELECT count(*) FROM pg_tables WHERE tablename LIKE 'opsramp%'";
-    assert_eq!(database.sql(tables), "0", "it has created something");
+    assert_eq!(database.sql(tables), "1", "it has created something");
 }
 
 #[tokio::test(flavor = "multi_thread")]

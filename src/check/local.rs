@@ -2,6 +2,7 @@
 //! beside notices nothing.
 
 use std::{
+    error::Error as _,
     fs::{self, OpenOptions, TryLockError},
     io,
     os::unix::{
@@ -13,6 +14,7 @@ use std::{
 };
 
 use rustix::fs::OFlags;
+use rustls::CertificateError;
 use tokio_postgres::error::SqlState;
 
 use super::{
@@ -25,7 +27,7 @@ use crate::{
     secret::SecretSource,
     store::{
         self,
-        postgres::{AddressError, Failure, Pool},
+        postgres::{self, AddressError, Failure, Tables, Unfit},
         sqlite::{Inspection, inspect},
     },
 };
@@ -43,7 +45,7 @@ pub(super) async fn check_state(report: &mut Report<'_>, state: &State) {
             let path = path.clone();
             aside(move || state_file(&path)).await
         }
-        State::Postgres { url, lease } => postgres(url, *lease).await,
+        State::Postgres { url, lease } => database(url, *lease).await,
     };
     report.about("").taken("state", outcome);
 }
@@ -181,58 +183,90 @@ fn bytes(n: u64) -> String {
 }
 
 /// Logs in as the daemon does, and creates no table.
-async fn postgres(url: &SecretSource, lease: Duration) -> Outcome<()> {
-    const WHO: &str = "SELECT current_user::text, current_database()::text, \
-        current_setting('server_encoding'), to_regclass('opsramp_exporter_schema') IS NOT NULL, \
-        coalesce(has_schema_privilege(current_schema(), 'CREATE'), FALSE)";
-    let pool = Pool::new(url.clone(), lease);
-    let asked = async {
-        let mut session = pool.session().await?;
-        let rows = session.query(WHO, &[]).await?;
-        let row = rows.first().ok_or(Failure::Closed)?;
-        let name = |column: usize| row.try_get::<_, String>(column);
-        let is = |column: usize| row.try_get::<_, bool>(column);
-        Ok::<_, Failure>((name(0)?, name(1)?, name(2)?, is(3)?, is(4)?))
-    };
-    let answered = tokio::time::timeout(LIMIT, asked).await;
-    let (user, database, encoding, has_tables, may_create) = answered
-        .unwrap_or(Err(Failure::Timeout))
-        .map_err(|failure| {
-            let next = database_advice(&failure);
-            Trouble::new(format!("{:#}", anyhow::Error::new(failure)), next)
-        })?;
-    if encoding != "UTF8" {
-        return Err(Trouble::new(
-            Failure::Encoding(encoding).to_string(),
-            "make a database as docs/high-availability.md says, and name it in the URL",
-        ));
-    }
-    if !has_tables && !may_create {
-        return Err(Trouble::new(
-            format!("the user {user} may not create tables in the database {database}"),
-            format!("let the database, or a schema of it, belong to {user}"),
-        ));
-    }
-    let tables = if has_tables {
-        "it has the tables"
-    } else {
-        "the tables are made at the first start"
+async fn database(url: &SecretSource, lease: Duration) -> Outcome<()> {
+    let asked = tokio::time::timeout(LIMIT, postgres::inspect(url, lease)).await;
+    let found = asked.unwrap_or(Err(Failure::Timeout)).map_err(|failure| {
+        let advice = database_advice(&failure);
+        let text = format!("{:#}", anyhow::Error::new(failure));
+        match (advice, text.split_once("; ")) {
+            (None, Some((cause, next))) => Trouble::new(cause, next),
+            _ => Trouble::new(
+                text.as_str(),
+                advice.unwrap_or("look at the server's own log"),
+            ),
+        }
+    })?;
+    let (user, database) = (&found.user, &found.database);
+    let tables = match found.tables {
+        Ok(Tables::New) => "the tables are made at the first start",
+        Ok(Tables::Ready) => "it has the tables",
+        Ok(Tables::Earlier) => {
+            "it has an earlier version's tables, which the next start brings to this one's"
+        }
+        Err(unfit) => return Err(unfit_database(&unfit, user, database)),
     };
     let found = format!("logged in to the database {database} as {user}, {tables}");
     Ok(Passed::new((), found))
 }
 
-fn database_advice(failure: &Failure) -> &'static str {
+fn unfit_database(unfit: &Unfit, user: &str, database: &str) -> Trouble {
+    let owner = format!("let the database, or a schema of it, belong to {user}");
+    match unfit {
+        Unfit::MayNotCreate => Trouble::new(
+            format!("the user {user} may not create tables in the database {database}"),
+            owner,
+        ),
+        Unfit::Taken(names) => Trouble::new(
+            format!(
+                "in the database {database} something else bears the names of tables: {}",
+                names.join(", ")
+            ),
+            "use a database, or a schema, of its own",
+        ),
+        Unfit::Missing(names) => Trouble::new(
+            format!(
+                "of the tables in the database {database} some are missing: {}",
+                names.join(", ")
+            ),
+            "restore them from a backup, or use an empty database",
+        ),
+        Unfit::Forbidden(names) => Trouble::new(
+            format!(
+                "the user {user} may not read and write tables in the database {database}: {}",
+                names.join(", ")
+            ),
+            format!("let them belong to {user}, or grant SELECT, INSERT, UPDATE and DELETE"),
+        ),
+        Unfit::NotOwned(names) => Trouble::new(
+            format!(
+                "the tables in the database {database} are an earlier version's, and the user \
+                 {user} may not change those that belong to somebody else: {}",
+                names.join(", ")
+            ),
+            format!("let them belong to {user}"),
+        ),
+    }
+}
+
+/// What to do; `None` where the failure says so itself, behind a semicolon.
+fn database_advice(failure: &Failure) -> Option<&'static str> {
     const URL: &str = "write the URL as postgres://user:password@host:5432/database";
     let refused = match failure {
         Failure::Connect(error) | Failure::Sql(error) => error.code(),
         _ => None,
     };
-    match (failure, refused.map(SqlState::code)) {
+    let next = match (failure, refused.map(SqlState::code)) {
+        (Failure::Newer { .. }, _) => return None,
+        (Failure::Encoding(_), _) => {
+            "make a database as docs/high-availability.md says, and name it in the URL"
+        }
         (Failure::Secret(_), _) => "put the URL into the file that url_file names",
         (Failure::Address(AddressError::Unreadable), _) => {
             "look at every part of it: a password may need percent-encoding, and an option may be \
              one that there is not"
+        }
+        (Failure::Address(AddressError::Unsupported(_)), _) => {
+            "take it out of the URL; docs/high-availability.md says what there is in its place"
         }
         (Failure::Address(_), _) => URL,
         (Failure::Tls(_), _) => "look at sslmode and sslrootcert in the URL",
@@ -244,9 +278,42 @@ fn database_advice(failure: &Failure) -> &'static str {
             "let the server take more connections: each replica needs up to 8"
         }
         (_, Some(_)) => "look at the server's own log",
+        (Failure::Connect(error), _) if refuses_tls(error) => {
+            "let the server speak TLS (ssl = on), or ask for less of it by the URL's sslmode"
+        }
         _ => {
             "look whether host and port are right, whether the server runs and can be written to, \
              and whether a firewall lets this machine reach it"
+        }
+    };
+    Some(failure.of_tls().map_or(next, tls_advice))
+}
+
+/// The driver tells it by its text alone.
+fn refuses_tls(error: &tokio_postgres::Error) -> bool {
+    let why = error.source();
+    why.is_some_and(|why| why.to_string() == "server does not support TLS")
+}
+
+fn tls_advice(error: &rustls::Error) -> &'static str {
+    let rustls::Error::InvalidCertificate(error) = error else {
+        return "look whether the server speaks TLS 1.2 or 1.3, and what stands between here and \
+                there";
+    };
+    match error {
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            "write the host in the URL as the certificate has it, and look whether the name leads \
+             to the right server"
+        }
+        CertificateError::Expired
+        | CertificateError::ExpiredContext { .. }
+        | CertificateError::NotValidYet
+        | CertificateError::NotValidYetContext { .. } => {
+            "look whether the clock here is right; else let the server have another certificate"
+        }
+        _ => {
+            "name the file with the certificate of the authority that signed the server's as \
+             sslrootcert=FILE in the URL; without it the system's authorities count"
         }
     }
 }
@@ -447,6 +514,21 @@ mod tests {
         assert!(failed(&at("pipe")).ends_with("is a named pipe, not a regular file"));
         assert!(failed(folder.path()).contains("is a folder"));
         assert!(failed(Path::new("/dev/full")).contains("is a device"));
+    }
+
+    #[test]
+    fn whose_certificate_is_not_believed_is_told_what_the_url_lacks() {
+        use rustls::Error;
+        for (error, advice) in [
+            (CertificateError::UnknownIssuer, "as sslrootcert=FILE in"),
+            (CertificateError::BadEncoding, "as sslrootcert=FILE in"),
+            (CertificateError::NotValidForName, "write the host in the"),
+            (CertificateError::Expired, "whether the clock here is right"),
+        ] {
+            let told = tls_advice(&Error::InvalidCertificate(error));
+            assert!(told.contains(advice), "{told}");
+        }
+        assert!(tls_advice(&Error::DecryptError).contains("TLS 1.2 or 1.3"));
     }
 
     #[test]

@@ -11,6 +11,7 @@
 
 use std::{
     collections::HashSet,
+    path::PathBuf,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -25,10 +26,15 @@ use super::{
     AlertFilter, Backlog, Batch, Claim, Commit, Error, Held, Loaded, OpenAlert, SinkState,
     StoredAlert,
 };
-use crate::{clock, error_chain::chain, identity::SearchKey, secret::SecretSource};
+use crate::{
+    clock,
+    error_chain::chain,
+    identity::SearchKey,
+    secret::{SecretError, SecretSource},
+};
 
 use self::{
-    connection::{PATIENCE, Session, Tries},
+    connection::{PATIENCE, Pool, Session, Tries},
     journal::{Journal, Range},
     leases::State,
     shared::{Shared, Taking, lock},
@@ -38,9 +44,11 @@ mod address;
 mod alerts;
 mod connection;
 mod delivery;
+mod inspect;
 mod journal;
 mod keeper;
 mod leases;
+mod left_over;
 mod schema;
 mod shared;
 mod shares;
@@ -49,7 +57,7 @@ mod tls;
 
 pub use address::AddressError;
 pub use connection::Failure;
-pub(crate) use connection::Pool;
+pub(crate) use inspect::{Tables, Unfit, inspect};
 pub(super) use shared::Loan;
 
 /// Searches that are taken up at the same time: all at once would be a burden for the server when
@@ -74,12 +82,37 @@ pub struct Postgres {
     shared: Arc<Shared>,
 }
 
-/// Looks whether a URL is one, where it can be read.
-pub(crate) fn check(url: &SecretSource) -> Result<(), AddressError> {
-    match url.read() {
-        Ok(url) => address::Address::parse(url.expose()).map(drop),
-        Err(_) => Ok(()),
-    }
+/// What is wrong with a URL, and in which file.
+#[derive(Debug, thiserror::Error)]
+pub enum UrlError {
+    /// It is none.
+    #[error("{}{problem}", file.iter().map(|path| format!("{}: ", path.display())).collect::<String>())]
+    Address {
+        /// Where it stands, if not in the configuration itself.
+        file: Option<PathBuf>,
+        /// What is wrong.
+        problem: AddressError,
+    },
+    /// Its file holds nothing that could be one.
+    #[error("the URL of the database cannot be used: {0}")]
+    Secret(SecretError),
+}
+
+/// Looks whether a URL is one. A file that is not there may be there later.
+pub(crate) fn check(url: &SecretSource) -> Result<(), UrlError> {
+    let text = match url.read() {
+        Ok(text) => text,
+        Err(SecretError::Read { .. }) => return Ok(()),
+        Err(unusable @ SecretError::Unusable { .. }) => return Err(UrlError::Secret(unusable)),
+    };
+    let parsed = address::Address::parse(text.expose());
+    parsed.map(drop).map_err(|problem| {
+        let file = match url {
+            SecretSource::File(path) => Some(path.clone()),
+            SecretSource::Value(_) => None,
+        };
+        UrlError::Address { file, problem }
+    })
 }
 
 // === impl Postgres ===
@@ -116,10 +149,15 @@ impl Postgres {
             keeper::join(&shared).await
         })
         .await?;
-        let (keeper, tidier) = (Arc::clone(&shared), Arc::clone(&shared));
+        let (keeper, tidier, deliverer) = (
+            Arc::clone(&shared),
+            Arc::clone(&shared),
+            Arc::clone(&shared),
+        );
         let loops = [
             tokio::spawn(async move { keeper::keep(&keeper).await }),
             tokio::spawn(async move { keeper::tidy(&tidier).await }),
+            tokio::spawn(async move { left_over::deliver(&deliverer).await }),
         ];
         *lock(&shared.loops) = Some(loops);
         Ok(Self { shared })
@@ -253,47 +291,7 @@ impl Postgres {
 
     pub(super) async fn release(&self, held: Held) -> Result<(), Error> {
         self.check_open()?;
-        // What is journalled is delivered here, if that is possible soon; and nobody else shall
-        // write what is being written.
-        let row = held.row;
-        let is_held = |state: &State| state.is_held(held);
-        self.wait_while(|state| is_held(state) && state.journal.waits(row))
-            .await;
-        // Of somebody who has taken it up since, nothing is dropped.
-        self.shared.update(|state| {
-            if is_held(state) {
-                state.journal.drop_search(row);
-            }
-        });
-        self.wait_while(|state| is_held(state) && state.journal.is_lent(row))
-            .await;
-        if !self.shared.look(is_held) {
-            self.shared.update(|state| state.come_too_late(held));
-            return Ok(());
-        }
-        let me = self.shared.number()?;
-        let given = bounded(async {
-            // Where the server could not be told right away, it would be delivered again.
-            for sink in self.shared.look(|state| state.journal.own_sinks()) {
-                delivery::save(&self.shared, &sink).await?;
-            }
-            let mut session = self.shared.pool.session().await?;
-            keeper::give_back(&mut session, me, &[held]).await
-        });
-        let given = given.await;
-        self.shared.update(|state| state.lose(held));
-        given
-    }
-
-    async fn wait_while(&self, condition: impl Fn(&State) -> bool) {
-        let mut worked = self.shared.worked.subscribe();
-        let deadline = Instant::now() + HAND_OVER.min(self.shared.lease);
-        while self.shared.look(&condition) {
-            match tokio::time::timeout_at(deadline, worked.changed()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(_)) | Err(_) => return,
-            }
-        }
+        release(&self.shared, &[held]).await
     }
 
     pub(super) async fn departed(
@@ -414,7 +412,7 @@ impl Postgres {
     }
 
     pub(super) async fn open_alerts(&self, filter: AlertFilter) -> Result<Vec<OpenAlert>, Error> {
-        let rows = self.shared.look(State::held_rows);
+        let rows = self.shared.look(State::polled_rows);
         self.ask(async |session| alerts::newest(session, &rows, &filter).await)
             .await
     }
@@ -572,6 +570,65 @@ impl Postgres {
             question(&mut session).await
         })
         .await
+    }
+}
+
+/// Gives searches back.
+async fn release(shared: &Shared, leases: &[Held]) -> Result<(), Error> {
+    let still = |state: &State| {
+        let held = leases.iter().filter(|held| state.is_held(**held));
+        held.copied().collect::<Vec<_>>()
+    };
+    let any = |state: &State, is_it: fn(&Journal, i64) -> bool| {
+        let mut held = still(state).into_iter();
+        held.any(|held| is_it(&state.journal, held.row))
+    };
+    // What is journalled is delivered here, if that is possible soon; and nobody else shall
+    // write what is being written.
+    wait_while(shared, |state| any(state, Journal::waits)).await;
+    // Of somebody who has taken it up since, nothing is dropped.
+    shared.update(|state| {
+        for held in still(state) {
+            state.journal.drop_search(held.row);
+        }
+    });
+    wait_while(shared, |state| any(state, Journal::is_lent)).await;
+    let held = shared.update(|state| {
+        let held = still(state);
+        for late in leases.iter().filter(|it| !held.contains(it)) {
+            state.come_too_late(*late);
+        }
+        held
+    });
+    if held.is_empty() {
+        return Ok(());
+    }
+    let me = shared.number()?;
+    let given = bounded(async {
+        // Where the server could not be told right away, it would be delivered again.
+        for sink in shared.look(|state| state.journal.own_sinks()) {
+            delivery::save(shared, &sink).await?;
+        }
+        let mut session = shared.pool.session().await?;
+        keeper::give_back(&mut session, me, &held).await
+    });
+    let given = given.await;
+    shared.update(|state| {
+        for held in held {
+            state.lose(held);
+        }
+    });
+    given
+}
+
+async fn wait_while(shared: &Shared, condition: impl Fn(&State) -> bool) {
+    let mut worked = shared.worked.subscribe();
+    let deadline = Instant::now() + HAND_OVER.min(shared.lease);
+    while shared.look(&condition) {
+        match tokio::time::timeout_at(deadline, worked.changed()).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) | Err(_) => return,
+        }
     }
 }
 

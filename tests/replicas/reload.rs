@@ -127,3 +127,50 @@ async fn a_sink_that_is_added_to_one_replica_after_the_other_misses_nothing() {
         replica.stop().await;
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_search_has_journalled_is_delivered_when_it_has_left_the_configuration() {
+    let opsramp = opsramp(1).await;
+    let database = postgres::shared().fresh();
+    let mut places = [(); 2].map(|()| replica(&opsramp, 1, 2, &database));
+    for place in &mut places {
+        let path = place.path("late/late.jsonl");
+        let sinks = place.config["log"]["sinks"].as_array_mut().unwrap();
+        sinks.push(json!({"name": "late", "type": "file", "path": path}));
+    }
+    let replicas = [places[0].start().await, places[1].start().await];
+    for replica in &replicas {
+        replica.wait_for("shares are even", holds(1)).await;
+    }
+    wait_for_lines(&places, "alerts.jsonl", 4).await;
+    for (place, replica) in places.iter_mut().zip(&replicas) {
+        place.config["searches"].as_array_mut().unwrap().pop();
+        replica.reload(place).await;
+    }
+    let backlog = async || {
+        let mut backlog = 0.0;
+        for replica in &replicas {
+            let metrics = replica.metrics().await;
+            assert_eq!(metrics.with("opsramp_lease_held{").count(), 1);
+            backlog += metrics.sum("opsramp_sink_backlog_events{sink=\"late\"");
+        }
+        backlog
+    };
+    eventually("it is part of the backlog again", async || {
+        backlog().await == 4.0
+    })
+    .await;
+    for place in &places {
+        std::fs::create_dir(place.path("late")).unwrap();
+    }
+    wait_for_lines(&places, "late/late.jsonl", 4).await;
+    let (_, schema) = database.rsplit_once("%3D").unwrap();
+    let left = format!("SELECT count(*) FROM {schema}.journal");
+    eventually("nothing is left of it", async || {
+        postgres::shared().sql(&left) == "0"
+    })
+    .await;
+    for replica in replicas {
+        replica.stop().await;
+    }
+}

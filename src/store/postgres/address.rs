@@ -71,6 +71,12 @@ pub enum AddressError {
          write it as postgres://user:password@host:5432/database"
     )]
     Unreadable,
+    /// A password that reaches into the host.
+    #[error(
+        "the URL of the database has one @ too many before the host; \
+         write those of the user and the password as %40"
+    )]
+    AtSign,
     /// It does not say where.
     #[error("the URL of the database names no host")]
     NoHost,
@@ -94,7 +100,7 @@ impl Address {
         if !scheme.iter().any(|scheme| url.starts_with(scheme)) {
             return Err(AddressError::Unreadable);
         }
-        let (place, query) = url.split_once('?').unwrap_or((url, ""));
+        let (place, query) = split(url)?;
         let (mut mode, mut roots) = (None, None);
         let (mut places, mut others) = (Vec::new(), Vec::new());
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
@@ -107,6 +113,10 @@ impl Address {
                     roots = Some(PathBuf::from(&*path));
                 }
                 "host" | "hostaddr" | "port" => places.push(pair),
+                // The driver has it, our TLS does not.
+                "channel_binding" if value == "require" => {
+                    return Err(AddressError::Unsupported("channel_binding=require"));
+                }
                 _ => match UNSUPPORTED.iter().find(|unsupported| **unsupported == name) {
                     Some(unsupported) => return Err(AddressError::Unsupported(unsupported)),
                     None => others.push(pair),
@@ -114,7 +124,9 @@ impl Address {
             }
         }
         let parse = |place: &str, pairs: &[&str]| {
-            let url = format!("{place}?{}", pairs.join("&"));
+            // The driver takes the first one, wherever it is, for the end of the password.
+            let query = pairs.join("&").replace('@', "%40");
+            let url = format!("{place}?{query}");
             let parsed = url.trim_end_matches('?').parse::<Config>();
             parsed.map_err(|_| AddressError::Unreadable)
         };
@@ -157,6 +169,27 @@ impl Address {
     }
 }
 
+/// The part of a URL before its parameters, and these. A password may have a `?`, as others take it,
+/// and a `/`, as the driver does.
+fn split(url: &str) -> Result<(&str, &str), AddressError> {
+    let start = url.find("://").map_or(0, |at| at + "://".len());
+    let host = match url[start..].split_once('@') {
+        Some((user, _)) if !is_path_with_query(user) => start + user.len() + 1,
+        _ => start,
+    };
+    let end = url[host..].find('?').map_or(url.len(), |at| host + at);
+    let hosts = url[host..end].split('/').next().unwrap_or_default();
+    if hosts.contains('@') {
+        return Err(AddressError::AtSign);
+    }
+    Ok((&url[..end], url[end..].trim_start_matches('?')))
+}
+
+fn is_path_with_query(text: &str) -> bool {
+    let path = text.split_once('/').map(|(_, path)| path);
+    path.is_some_and(|path| path.contains('?'))
+}
+
 /// The part of a URL before its parameters, without what stands between the user and the database.
 fn without_hosts(place: &str) -> String {
     let (scheme, rest) = place.split_once("://").unwrap_or((place, ""));
@@ -172,7 +205,8 @@ fn one_by_one(config: &Config, hosts: &Config) -> Vec<Config> {
         let mut config = config.clone();
         match host {
             Host::Tcp(name) => config.host(name),
-            Host::Unix(path) => config.host_path(path),
+            // There is no TLS, whatever is asked for: nobody else can listen.
+            Host::Unix(path) => config.host_path(path).ssl_mode(SslMode::Disable),
         };
         if let Some(address) = hosts.get_hostaddrs().get(index) {
             config.hostaddr(*address);
@@ -250,6 +284,44 @@ mod tests {
     }
 
     #[test]
+    fn a_socket_of_this_machine_needs_no_tls_whatever_is_asked_for() {
+        let both = parse("postgres://u@a,%2Frun%2Fpg/d?sslmode=verify-full");
+        let modes = both.hosts.iter().map(Config::get_ssl_mode);
+        assert_eq!(
+            modes.collect::<Vec<_>>(),
+            [SslMode::Require, SslMode::Disable]
+        );
+    }
+
+    #[test]
+    fn a_password_is_taken_as_it_is_written() {
+        for (url, password) in [
+            ("postgres://u:a?b@h:1/d?sslmode=require", "a?b"),
+            ("postgres://u:a?b=c&d@h:1/d?sslmode=require", "a?b=c&d"),
+            ("postgres://u:a/b#c:d e@h:1/d?sslmode=require", "a/b#c:d e"),
+            ("postgres://u:%40%3F@h:1/d?sslmode=require", "@?"),
+            (
+                "postgres://h:1/d?user=u&password=a@b&sslmode=require",
+                "a@b",
+            ),
+            (
+                "postgres:///d?host=h&port=1&user=u&password=a@b&sslmode=require",
+                "a@b",
+            ),
+        ] {
+            let address = parse(url);
+            let [host] = &address.hosts[..] else {
+                panic!("{url}: {address:?}");
+            };
+            assert_eq!(host.get_hosts(), [Host::Tcp("h".to_owned())], "{url}");
+            assert_eq!(host.get_password(), Some(password.as_bytes()), "{url}");
+            let rest = (host.get_user(), host.get_dbname(), host.get_ports());
+            assert_eq!(rest, (Some("u"), Some("d"), &[1][..]), "{url}");
+            assert_eq!(host.get_ssl_mode(), SslMode::Require, "{url}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_is_told_without_the_password() {
         for (url, expected) in [
             ("mysql://u:hunter2@h/d", AddressError::Unreadable),
@@ -259,7 +331,14 @@ mod tests {
                 "postgres://u:hunter2@h/d?hunter2=1",
                 AddressError::Unreadable,
             ),
+            ("postgres://u:hunter2@2@h/d", AddressError::AtSign),
+            ("postgres://u:h/unter?2@h/d", AddressError::Unreadable),
+            ("", AddressError::Unreadable),
             ("postgres:///d?password=hunter2", AddressError::NoHost),
+            (
+                "postgres://u:hunter2@h/d?sslmode=require&channel_binding=require",
+                AddressError::Unsupported("channel_binding=require"),
+            ),
             (
                 "postgres://u:hunter2@h/d?sslmode=require&sslcert=hunter2",
                 AddressError::Unsupported("sslcert"),

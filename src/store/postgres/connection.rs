@@ -6,6 +6,8 @@
 
 use std::{
     collections::HashMap,
+    error::Error as _,
+    io,
     net::SocketAddr,
     sync::{
         Arc,
@@ -408,6 +410,16 @@ impl Tries {
 // === impl Failure ===
 
 impl Failure {
+    /// What TLS had to object.
+    pub(crate) fn of_tls(&self) -> Option<&rustls::Error> {
+        let Self::Connect(error) = self else {
+            return None;
+        };
+        // An I/O error does not name what is in it as its source.
+        let within = error.source()?.downcast_ref::<io::Error>()?.get_ref()?;
+        within.downcast_ref()
+    }
+
     fn state(&self) -> Option<&SqlState> {
         match self {
             Self::Sql(error) | Self::Connect(error) => error.code(),

@@ -323,6 +323,7 @@ async fn want(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
     let Some((wish, keys)) = shared.look(State::wish) else {
         return Ok(());
     };
+    let me = shared.number()?;
     super::alerts::create(session, &keys, clock::now()).await?;
     let rows = session
         .query("SELECT id, account, tenant_id, name FROM search", &[])
@@ -334,7 +335,16 @@ async fn want(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
         known.insert(name, id);
     }
     let row = |key: &SearchKey| Some((key.clone(), *known.get(&name(key))?));
-    let wanted = keys.iter().filter_map(row).collect();
+    let wanted: HashMap<SearchKey, i64> = keys.iter().filter_map(row).collect();
+    // Others leave these alone, whatever is left to deliver of them.
+    let mut wants: Vec<i64> = wanted.values().copied().collect();
+    wants.sort_unstable();
+    session
+        .execute(
+            "UPDATE replica SET wants = $2 WHERE id = $1",
+            &[&me, &wants],
+        )
+        .await?;
     shared.update(|state| state.fulfil(wish, wanted));
     Ok(())
 }

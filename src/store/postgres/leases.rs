@@ -28,13 +28,15 @@ pub(super) struct State {
     pub(super) replicas: usize,
     /// The sinks that it shall have, once it was told.
     pub(super) sinks: Option<Vec<String>>,
-    /// The searches that it would poll.
-    keys: Arc<[SearchKey]>,
+    /// The searches that it would poll, once it was told.
+    keys: Option<Arc<[SearchKey]>>,
     /// How often their rows were to be looked up, and which time it was when they last were.
     wish: u64,
     fulfilled: u64,
     /// Their rows, as they were found then.
     pub(super) wanted: HashMap<SearchKey, i64>,
+    /// When that was, since the machine's start.
+    pub(super) wanted_since: Option<Duration>,
     /// Those that it may take up now.
     pub(super) granted: HashSet<SearchKey>,
     /// Those that another replica holds.
@@ -62,6 +64,8 @@ struct Hold {
     until: Duration,
     /// Whether others shall have it.
     unwanted: bool,
+    /// Whether nobody polls the search, and it is held to deliver what is left of it.
+    left_over: bool,
 }
 
 // === impl State ===
@@ -73,10 +77,11 @@ impl State {
             share: 0,
             replicas: 0,
             sinks: None,
-            keys: Arc::default(),
+            keys: None,
             wish: 0,
             fulfilled: 0,
             wanted: HashMap::new(),
+            wanted_since: None,
             granted: HashSet::new(),
             elsewhere: HashSet::new(),
             taking: HashSet::new(),
@@ -91,7 +96,7 @@ impl State {
 
     /// Takes note of which searches it would poll.
     pub(super) fn want(&mut self, keys: Vec<SearchKey>) {
-        self.keys = keys.into();
+        self.keys = Some(keys.into());
         self.want_again();
     }
 
@@ -103,13 +108,15 @@ impl State {
     /// The searches whose rows are to be looked up, and which wish that is. It stays one until it
     /// [is fulfilled](Self::fulfil), whatever becomes of the look-up: one may fail, or be given up.
     pub(super) fn wish(&self) -> Option<(u64, Arc<[SearchKey]>)> {
-        (self.wish != self.fulfilled).then(|| (self.wish, Arc::clone(&self.keys)))
+        let keys = self.keys.as_ref().filter(|_| self.wish != self.fulfilled)?;
+        Some((self.wish, Arc::clone(keys)))
     }
 
     /// Takes note of the rows that were found. Another wish may have come since.
     pub(super) fn fulfil(&mut self, wish: u64, wanted: HashMap<SearchKey, i64>) {
         self.fulfilled = wish;
         self.wanted = wanted;
+        self.wanted_since = Some(clock::since_boot());
     }
 
     /// Takes note that rows are gone, or stand for other searches than before. So may those of which
@@ -131,8 +138,33 @@ impl State {
             epoch: held.epoch,
             until,
             unwanted: false,
+            left_over: false,
         };
         self.holds.insert(held.row, hold);
+    }
+
+    /// Takes note of a lease on a search that is only delivered. Brings whether it counts: not where
+    /// the search was taken up to be polled since.
+    pub(super) fn hold_left_over(&mut self, held: Held, until: Duration) -> bool {
+        let counts = self.epoch(held.row).is_none_or(|epoch| epoch < held.epoch);
+        if counts {
+            self.hold(held, until);
+        }
+        if counts && let Some(hold) = self.holds.get_mut(&held.row) {
+            hold.left_over = true;
+        }
+        counts
+    }
+
+    /// The leases on searches that are only delivered.
+    pub(super) fn left_over(&self) -> Vec<Held> {
+        let mut leases = self.leases();
+        leases.retain(|held| self.is_left_over(held.row));
+        leases
+    }
+
+    fn is_left_over(&self, row: i64) -> bool {
+        self.holds.get(&row).is_some_and(|hold| hold.left_over)
     }
 
     /// Takes note that a search is no longer held, and that its events are others' to deliver.
@@ -251,6 +283,13 @@ impl State {
         holds.map(|(row, _)| *row).collect()
     }
 
+    /// Those of them that are polled.
+    pub(super) fn polled_rows(&self) -> Vec<i64> {
+        let mut rows = self.held_rows();
+        rows.retain(|row| !self.is_left_over(*row));
+        rows
+    }
+
     /// Forgets the leases whose time is over, with what waits to be delivered.
     pub(super) fn expire(&mut self) {
         let now = clock::since_boot();
@@ -291,7 +330,9 @@ impl State {
             .retain(|row| owners.get(row) != Some(&Holder::Another));
         let marked = self.holds.values().filter(|hold| hold.unwanted).count();
         let unclaimed = &self.unclaimed;
-        let wanted = |(row, hold): &(&i64, &mut Hold)| !hold.unwanted && !unclaimed.contains(row);
+        let wanted = |(row, hold): &(&i64, &mut Hold)| {
+            !hold.unwanted && !hold.left_over && !unclaimed.contains(row)
+        };
         let mut wanted: Vec<_> = self.holds.iter_mut().filter(wanted).collect();
         fastrand::shuffle(&mut wanted);
         let given = wanted.into_iter().take(count.saturating_sub(marked));
@@ -437,9 +478,25 @@ mod tests {
     }
 
     #[test]
+    fn what_is_left_over_is_neither_shown_nor_anothers_share_and_makes_way_for_polls() {
+        let mut state = state();
+        assert!(state.hold_left_over(held(1, 5), Duration::MAX));
+        state.hold(held(2, 5), Duration::MAX);
+        assert_eq!(state.left_over(), [held(1, 5)]);
+        assert_eq!(state.polled_rows(), [2]);
+        state.give_back(2, Vec::new(), &HashMap::new());
+        assert!(!state.is_unwanted(held(1, 5)) && state.is_unwanted(held(2, 5)));
+        state.hold(held(1, 6), Duration::MAX);
+        assert!(!state.hold_left_over(held(1, 5), Duration::MAX));
+        assert_eq!((state.epoch(1), state.left_over()), (Some(6), Vec::new()));
+    }
+
+    #[test]
     fn the_last_wish_counts_and_one_that_was_not_fulfilled_stays() {
         let mut state = state();
         let wished = |state: &State| state.wish().map(|(_, keys)| keys.to_vec());
+        // Before it is told anything, it does not say that it wants nothing.
+        state.want_again();
         assert_eq!(wished(&state), None);
         state.want(vec![key("1")]);
         let (first, _) = state.wish().unwrap();

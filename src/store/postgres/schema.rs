@@ -3,11 +3,21 @@
 use super::connection::{Failure, Pool, Tries};
 
 /// Each brings the tables from its place in the list to the next.
-const MIGRATIONS: &[&str] = &[include_str!(
-    "../../../migrations/postgres/0001_initial.sql"
-)];
+pub(super) const MIGRATIONS: &[&str] = &[
+    include_str!("../../../migrations/postgres/0001_initial.sql"),
+    include_str!("../../../migrations/postgres/0002_wants.sql"),
+];
 
-/// Where the schema's number is kept. Its only row is the lock: one of a transaction, since those
+/// What they make, besides the indexes whose names the server finds.
+pub(super) const TABLES: &[&str] = &[
+    "replica", "search", "alert", "departed", "journal", "sink", "progress", "mark",
+];
+pub(super) const INDEXES: &[&str] = &["alert_by_age", "departed_by_age", "progress_by_search"];
+
+/// Where the schema's number is kept.
+pub(super) const NUMBER_TABLE: &str = "opsramp_exporter_schema";
+
+/// Makes that table. Its only row is the lock: one of a transaction, since those
 /// of a session do not survive a pooler.
 const NUMBER: &str = "
     CREATE TABLE IF NOT EXISTS opsramp_exporter_schema (

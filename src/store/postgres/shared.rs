@@ -42,7 +42,7 @@ pub(super) struct Shared {
     /// One at a time tells the server how far a sink has come.
     pub(super) saving: Mutex<HashMap<Box<str>, Arc<tokio::sync::Mutex<()>>>>,
     /// The loops; none once the store was closed.
-    pub(super) loops: Mutex<Option<[JoinHandle<()>; 2]>>,
+    pub(super) loops: Mutex<Option<[JoinHandle<()>; 3]>>,
 }
 
 /// What a sink is delivering.

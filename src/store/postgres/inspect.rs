@@ -1,0 +1,154 @@
+//! Looking at a database before the daemon uses it. Nothing is made or changed.
+
+use std::{collections::HashMap, time::Duration};
+
+use super::{
+    connection::{Failure, Pool},
+    schema::{INDEXES, MIGRATIONS, NUMBER_TABLE, TABLES},
+};
+use crate::secret::SecretSource;
+
+/// What a database is to whoever logs in to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Inspection {
+    /// Who that is.
+    pub(crate) user: String,
+    /// The database's name.
+    pub(crate) database: String,
+    /// What can be found there.
+    pub(crate) tables: Result<Tables, Unfit>,
+}
+
+/// The tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tables {
+    /// There are none, and they can be made.
+    New,
+    /// They can be used.
+    Ready,
+    /// They are an earlier version's, and can be brought to this one's.
+    Earlier,
+}
+
+/// Why no daemon can start with a database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Unfit {
+    /// No table can be made, which every start tries.
+    MayNotCreate,
+    /// These names belong to something else.
+    Taken(Vec<String>),
+    /// These are not there, and others are.
+    Missing(Vec<String>),
+    /// These may not be read and written.
+    Forbidden(Vec<String>),
+    /// They are an earlier version's, and these belong to somebody else, who alone may change them.
+    NotOwned(Vec<String>),
+}
+
+/// A table that was found.
+struct Found {
+    may_be_used: bool,
+    is_owned: bool,
+}
+
+/// Logs in as the daemon does, and looks around.
+///
+/// # Errors
+/// Where the server cannot be asked, or the daemon could not use the database whatever the rights.
+pub(crate) async fn inspect(url: &SecretSource, lease: Duration) -> Result<Inspection, Failure> {
+    let pool = Pool::new(url.clone(), lease);
+    let mut session = pool.session().await?;
+    let rows = session
+        .query(
+            "SELECT current_user::text, current_database()::text,
+                current_setting('server_encoding'),
+                coalesce(has_schema_privilege(current_schema(), 'CREATE'), FALSE)",
+            &[],
+        )
+        .await?;
+    let row = rows.first().ok_or(Failure::Closed)?;
+    let (user, database): (String, String) = (row.try_get(0)?, row.try_get(1)?);
+    let (encoding, may_create): (String, bool) = (row.try_get(2)?, row.try_get(3)?);
+    if encoding != "UTF8" {
+        return Err(Failure::Encoding(encoding));
+    }
+    let of = |tables| Inspection {
+        user,
+        database,
+        tables,
+    };
+    let names: Vec<&str> = [NUMBER_TABLE]
+        .iter()
+        .chain(TABLES)
+        .chain(INDEXES)
+        .copied()
+        .collect();
+    let rows = session
+        .query(
+            // A type of that name is in a table's way as well.
+            "SELECT relname::text, relkind IN ('r', 'p') AND has_table_privilege(oid, 'SELECT')
+                AND has_table_privilege(oid, 'INSERT') AND has_table_privilege(oid, 'UPDATE')
+                AND has_table_privilege(oid, 'DELETE'), pg_has_role(relowner, 'USAGE')
+             FROM pg_class WHERE relname = ANY($1) AND relnamespace =
+                (SELECT oid FROM pg_namespace WHERE nspname = current_schema())
+             UNION ALL SELECT typname::text, FALSE, FALSE
+             FROM pg_type WHERE typname = ANY($1) AND typrelid = 0 AND typnamespace =
+                (SELECT oid FROM pg_namespace WHERE nspname = current_schema())",
+            &[&names],
+        )
+        .await?;
+    let mut found: HashMap<&str, Found> = HashMap::new();
+    for row in &rows {
+        let it = Found {
+            may_be_used: row.try_get(1)?,
+            is_owned: row.try_get(2)?,
+        };
+        found.insert(row.try_get(0)?, it);
+    }
+    let those = |names: &[&str], is_it: &dyn Fn(Option<&Found>) -> bool| {
+        let those = names.iter().filter(|name| is_it(found.get(**name)));
+        those.map(|name| (*name).to_owned()).collect::<Vec<_>>()
+    };
+    if !may_create {
+        return Ok(of(Err(Unfit::MayNotCreate)));
+    }
+    let version = match found.get(NUMBER_TABLE) {
+        None => 0,
+        Some(number) if !number.may_be_used => {
+            return Ok(of(Err(Unfit::Forbidden(vec![NUMBER_TABLE.to_owned()]))));
+        }
+        Some(_) => {
+            let version = "SELECT version FROM opsramp_exporter_schema";
+            let rows = session.query(version, &[]).await?;
+            rows.first().map_or(Ok(0), |row| row.try_get::<_, i32>(0))?
+        }
+    };
+    let known = i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX);
+    if version > known {
+        return Err(Failure::Newer {
+            found: version,
+            known,
+        });
+    }
+    if version == 0 {
+        let taken = those(&names[1..], &|it| it.is_some());
+        return Ok(of(match taken.is_empty() {
+            true => Ok(Tables::New),
+            false => Err(Unfit::Taken(taken)),
+        }));
+    }
+    let missing = those(TABLES, &|it| it.is_none());
+    let forbidden = those(TABLES, &|it| it.is_some_and(|it| !it.may_be_used));
+    let not_owned = those(TABLES, &|it| it.is_some_and(|it| !it.is_owned));
+    Ok(of(if !missing.is_empty() {
+        Err(Unfit::Missing(missing))
+    } else if !forbidden.is_empty() {
+        Err(Unfit::Forbidden(forbidden))
+    } else if version == known {
+        Ok(Tables::Ready)
+    } else if not_owned.is_empty() {
+        Ok(Tables::Earlier)
+    } else {
+        Err(Unfit::NotOwned(not_owned))
+    }))
+}

@@ -1,0 +1,184 @@
+//! Searches that nobody polls any more and whose events wait all the same: one that left the
+//! configuration while a sink was down, for instance. Whoever has such a sink holds them without
+//! polling them until they are delivered, and leaves them to a replica that wants to poll them.
+
+use std::{collections::HashSet, time::Duration};
+
+use super::{
+    Failure, SET_BACK, Shared, alerts, bounded, connection::Session, delivery, leases::State,
+    release,
+};
+use crate::{
+    clock,
+    identity::{SearchKey, Tenant},
+    store::{Error, Held},
+};
+
+/// How many are taken at once: other replicas shall have theirs.
+const AT_ONCE: i64 = 64;
+
+/// Delivers what is left over, until the store is closed.
+pub(super) async fn deliver(shared: &Shared) {
+    // Whoever is started again, or reads its configuration again, has said by then what it wants.
+    let patience = shared.lease * 2;
+    loop {
+        // Others may wait for what is held.
+        let holds_any = shared.look(|state| !state.left_over().is_empty());
+        let pause = shared.lease / if holds_any { 4 } else { 1 };
+        tokio::time::sleep(pause.mul_f64(0.8 + 0.2 * fastrand::f64())).await;
+        let since = shared.look(|state| state.wanted_since);
+        let known_for = since.map(|since| clock::since_boot().saturating_sub(since));
+        let round = async {
+            give_back(shared).await?;
+            if known_for > Some(patience) {
+                bounded(take(shared, patience)).await?;
+            }
+            Ok::<(), Error>(())
+        };
+        // The keeper says so where the server is in trouble.
+        if let Err(error) = round.await {
+            tracing::debug!(%error, "cannot look for events of searches that nobody polls");
+        }
+    }
+}
+
+/// Takes searches that nobody has held for so long, and that are [left over](find).
+pub(super) async fn take(shared: &Shared, patience: Duration) -> Result<(), Failure> {
+    let me = shared.number()?;
+    let mut session = shared.pool.session().await?;
+    let mut taken_now = 0_usize;
+    for (row, search) in find(shared, &mut session, patience).await? {
+        let is_wanted = |state: &State| state.wanted.values().any(|wanted| *wanted == row);
+        if shared.look(|state| is_wanted(state) || state.epoch(row).is_some()) {
+            continue;
+        }
+        let asked = clock::since_boot();
+        let lease = shared.lease_seconds();
+        let Some(taken) = alerts::take(&mut session, &search, me, lease).await? else {
+            continue;
+        };
+        let progress = delivery::progress(&mut session, row).await?;
+        let until = shared.relied_on_until(asked);
+        let (end, knows_all) = shared.update(|state| {
+            // A replica that has had to register anew holds nothing.
+            if state.replica != Some(me) || !state.hold_left_over(taken.held, until) {
+                return (state.journal.end(), true);
+            }
+            let end = taken.journal_end;
+            let knows_all = state.journal.adopt(taken.held, taken.before, end, &progress);
+            (state.journal.end(), knows_all)
+        });
+        if !knows_all {
+            tracing::warn!(%search, "{SET_BACK}");
+        }
+        shared.tell_sinks(end);
+        taken_now += 1;
+    }
+    if taken_now > 0 {
+        tracing::info!(
+            searches = taken_now,
+            "delivering what is left of searches that no replica polls any more"
+        );
+    }
+    Ok(())
+}
+
+/// Searches that no replica wants and nobody has held for so long, and of whose journals one of this
+/// replica's sinks lacks something, or none lacks anything and all can be removed.
+async fn find(
+    shared: &Shared,
+    session: &mut Session,
+    patience: Duration,
+) -> Result<Vec<(i64, SearchKey)>, Failure> {
+    let rows = waiting(session, patience).await?;
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let own = shared.look(|state| state.journal.own_sinks());
+    let own: Vec<&str> = own.iter().map(|name| &**name).collect();
+    let found = session
+        .query(
+            "SELECT id, account, tenant_id, name FROM search
+             WHERE id = ANY($1)
+                AND NOT EXISTS (
+                    SELECT 1 FROM replica WHERE alive_until > clock_timestamp() AND wants IS NULL)
+                AND id NOT IN (
+                    SELECT unnest(wants) FROM replica WHERE alive_until > clock_timestamp())
+                AND (SELECT bool_or(own AND behind) OR NOT bool_or(behind) FROM (
+                    SELECT sink.name = ANY($2) AS own,
+                        coalesce(progress.position, 0) < search.journal_end AS behind
+                    FROM sink LEFT JOIN progress
+                        ON progress.sink = sink.name AND progress.search_id = search.id) AS sinks)
+             ORDER BY random() LIMIT $3",
+            &[&rows, &own, &AT_ONCE],
+        )
+        .await?;
+    let search = |row: &tokio_postgres::Row| {
+        let id: &str = row.try_get(2)?;
+        let key = SearchKey {
+            account: row.try_get::<_, &str>(1)?.into(),
+            tenant: Tenant {
+                id: id.into(),
+                name: id.into(),
+            },
+            search: row.try_get::<_, &str>(3)?.into(),
+        };
+        Ok((row.try_get(0)?, key))
+    };
+    found.iter().map(search).collect()
+}
+
+/// Searches that nobody has held for so long, and that have something in their journals: mostly
+/// none. The journal is looked into once for each that is free, and not read as a whole.
+async fn waiting(session: &mut Session, patience: Duration) -> Result<Vec<i64>, Failure> {
+    let rows = session
+        .query(
+            "SELECT id FROM search
+             WHERE lease_until < clock_timestamp() - $1 * interval '1 second'
+                AND (SELECT TRUE FROM journal WHERE search_id = search.id LIMIT 1)",
+            &[&patience.as_secs_f64()],
+        )
+        .await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
+/// Gives back what this replica's sinks have, and what others want to poll.
+pub(super) async fn give_back(shared: &Shared) -> Result<(), Error> {
+    let held = shared.look(State::left_over);
+    if held.is_empty() {
+        return Ok(());
+    }
+    let wanted = bounded(wanted_elsewhere(shared, &held)).await?;
+    let over = shared.look(|state| {
+        let is_over = |held: &&Held| wanted.contains(&held.row) || !state.journal.waits(held.row);
+        held.iter().filter(is_over).copied().collect::<Vec<_>>()
+    });
+    if over.is_empty() {
+        return Ok(());
+    }
+    // Nobody else comes to remove what every sink has.
+    bounded(async {
+        for sink in shared.look(|state| state.journal.own_sinks()) {
+            delivery::save(shared, &sink).await?;
+        }
+        delivery::prune(shared).await
+    })
+    .await?;
+    release(shared, &over).await
+}
+
+/// Which of the searches that are held here another replica would poll.
+async fn wanted_elsewhere(shared: &Shared, held: &[Held]) -> Result<HashSet<i64>, Failure> {
+    let me = shared.number()?;
+    let rows: Vec<i64> = held.iter().map(|held| held.row).collect();
+    let mut session = shared.pool.session().await?;
+    let wanted = session
+        .query(
+            "SELECT wanted FROM replica CROSS JOIN unnest(wants) AS wanted
+             WHERE id <> $1 AND alive_until > clock_timestamp() AND wanted = ANY($2)",
+            &[&me, &rows],
+        )
+        .await?;
+    let wanted = wanted.iter().map(|row| Ok(row.try_get(0)?));
+    wanted.collect()
+}
