@@ -27,6 +27,7 @@ pub(crate) mod fuzzing;
 mod listen;
 mod overrides;
 mod problem;
+mod proxies;
 #[cfg(test)]
 mod reference;
 mod render;
@@ -257,6 +258,7 @@ impl Config {
         let locate = |path: &str| node.as_ref().and_then(|node| node.locate(path));
         let mut list = problems.into_list(name, locate, &inputs);
         list.extend(variables.into_problems());
+        list.extend(proxies::problems(&config, env));
         if list.is_empty() && !has_account {
             return Err(ConfigError::NoAccount);
         }

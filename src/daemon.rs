@@ -371,7 +371,7 @@ impl Daemon {
         }
         // A sink that was forgotten cannot be had back with its part of the journal: what else can
         // fail comes first.
-        let prepared = self.pollers.prepare(plan(&config))?;
+        let prepared = self.pollers.prepare(plan(&config)).await?;
         for sink in &config.sinks {
             self.metrics.register_sink(&sink.name);
         }

@@ -11,6 +11,7 @@ use crate::secret::{Secret, SecretSource};
 
 pub mod alert;
 mod allowance;
+mod body;
 mod client;
 mod error;
 #[cfg(any(test, fuzzing))]
@@ -120,6 +121,17 @@ impl Options {
     #[must_use]
     pub fn searches_per_minute(&self, tenant: &str) -> u32 {
         client::paginated(self.requests_per_minute, tenant)
+    }
+}
+
+// === impl TlsOptions ===
+
+impl TlsOptions {
+    /// The files that it names.
+    fn files(&self) -> impl Iterator<Item = &std::path::PathBuf> {
+        [&self.ca_file, &self.cert_file, &self.key_file]
+            .into_iter()
+            .flatten()
     }
 }
 

@@ -7,10 +7,10 @@ use std::{
     fmt,
     fs::File,
     io::{self, Read as _},
-    path::PathBuf,
+    path::{Path, PathBuf},
 };
 
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::{ExposeSecret as _, SecretString, zeroize::Zeroizing};
 
 /// What is shown instead of a secret, in `Debug`, in logs and in the effective configuration.
 pub const REDACTED: &str = "<secret>";
@@ -109,13 +109,10 @@ impl SecretSource {
         match self {
             Self::Value(secret) => Ok(secret.clone()),
             Self::File(path) => {
-                let mut bytes = Vec::new();
-                File::open(path)
-                    .and_then(|file| file.take(LARGEST_FILE + 1).read_to_end(&mut bytes))
-                    .map_err(|source| SecretError::Read {
-                        path: path.clone(),
-                        source,
-                    })?;
+                let bytes = read(path).map_err(|source| SecretError::Read {
+                    path: path.clone(),
+                    source,
+                })?;
                 let unusable = |problem| SecretError::Unusable {
                     path: path.clone(),
                     problem,
@@ -123,8 +120,8 @@ impl SecretSource {
                 if bytes.len() as u64 > LARGEST_FILE {
                     return Err(unusable("is larger than 64 KiB"));
                 }
-                let text = String::from_utf8(bytes).map_err(|_| unusable("is not UTF-8 text"))?;
-                let secret = Secret::trimmed(&text);
+                let text = str::from_utf8(&bytes).map_err(|_| unusable("is not UTF-8 text"))?;
+                let secret = Secret::trimmed(text);
                 if secret.expose().is_empty() {
                     return Err(unusable("is empty"));
                 }
@@ -132,6 +129,15 @@ impl SecretSource {
             }
         }
     }
+}
+
+/// What the file holds, as much of it as a secret can be; wiped when it is dropped.
+fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
+    // A vector that had to grow would leave copies behind, and hardly a secret is as long.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(4096));
+    let file = File::open(path)?;
+    file.take(LARGEST_FILE + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 impl fmt::Debug for SecretSource {

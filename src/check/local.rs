@@ -24,6 +24,7 @@ use super::{
 use crate::{
     config::State,
     deliver::{OtlpOptions, SinkOptions, Target},
+    http_client,
     secret::SecretSource,
     store::{
         self,
@@ -415,8 +416,7 @@ async fn receiver(options: &OtlpOptions) -> Outcome<()> {
     let unusable = |cause: String| Trouble::new(cause, "look at the sink's endpoint and headers");
     let shown = Endpoint::of(&options.endpoint)
         .ok_or_else(|| unusable("the endpoint is not an http or https URL".to_owned()))?;
-    let client = reqwest::Client::builder()
-        .redirect(reqwest::redirect::Policy::none())
+    let client = http_client::builder(&[&options.endpoint])
         .timeout(options.timeout)
         .build()
         .map_err(|error| unusable(error.to_string()))?;

@@ -1005,6 +1005,26 @@ fn the_environment_names_the_file_where_the_flag_does_not() {
 }
 
 #[test]
+fn a_proxy_of_the_environment_that_would_be_left_out_ends_the_start_and_is_not_shown() {
+    let none = Overrides::default();
+    let load = |text: &str, variable| {
+        let env = [(variable, "htpp://me:hunter2@proxy:3128")];
+        load_with(Some(text), &env, &none).map_err(|error| error.to_string())
+    };
+    assert_snapshot!(load(MINIMAL, "HTTPS_PROXY").unwrap_err(), @"HTTPS_PROXY: is not the URL of an HTTP proxy; write it as http://host:port, name the hosts that are reached without one in NO_PROXY, or unset it");
+    // What is meant for others.
+    load(MINIMAL, "HTTP_PROXY").unwrap();
+    let of_its_own = MINIMAL.replace(
+        "    client_id:",
+        "    proxy_url: http://proxy\n    client_id:",
+    );
+    load(&of_its_own, "HTTPS_PROXY").unwrap();
+    let sink = "log:\n  sinks:\n    - { type: otlp, endpoint: 'http://loki/v1/logs' }\n";
+    let told = load(&minimal_and(sink), "HTTP_PROXY").unwrap_err();
+    assert!(told.starts_with("HTTP_PROXY: is not"), "{told}");
+}
+
+#[test]
 fn nothing_at_all_is_answered_with_every_way_to_go_on() {
     let nothing = load_with(None, &[], &Overrides::default()).unwrap_err();
     assert_snapshot!(nothing, @r#"

@@ -19,12 +19,12 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 
 use super::RateLimit;
-use crate::http_date;
+use crate::http_date::{self, MAX_PAUSE};
 
 /// The documented window.
 const MINUTE: Duration = Duration::from_secs(60);
-/// A server that asks for a longer pause is asked again after this one.
-const MAX_PAUSE: Duration = Duration::from_secs(5 * 60);
+/// A limit that no answer has told again for so long counts no more.
+const LIMIT_LASTS: Duration = Duration::from_secs(5 * 60);
 /// By how much the reset of one window differs from answer to answer: it is told in whole seconds.
 const JITTER: Duration = Duration::from_secs(2);
 /// The pause after a 429 that does not say how long.
@@ -45,8 +45,8 @@ pub enum Urgency {
 #[derive(Debug)]
 pub(super) struct Window {
     ceiling: u32,
-    /// The server's limit, where it is below ours.
-    told_limit: Option<u32>,
+    /// The server's limit, and until when it counts.
+    told_limit: Option<(u32, Instant)>,
     /// When the requests of the last minute were answered, and what they were for. The server
     /// counts a request when it arrives, which is before that: so a minute after the answer it is
     /// surely forgotten.
@@ -75,7 +75,7 @@ pub(super) struct Hints {
     pub(super) resets_in: Option<Duration>,
     /// The same as the server told it, for the metrics.
     pub(super) reset_at: Option<Timestamp>,
-    /// `Retry-After`, in either form.
+    /// `Retry-After`, in either form; at most five minutes.
     pub(super) retry_after: Option<Duration>,
     pub(super) throttled: bool,
 }
@@ -144,6 +144,9 @@ impl Window {
         }
         if self.told.is_some_and(|told| told.resets_at <= now) {
             self.told = None;
+        }
+        if self.told_limit.is_some_and(|(_, until)| until <= now) {
+            self.told_limit = None;
         }
         let limit = self.limit();
         let used = count(self.answered.len()) + self.all_in_flight();
@@ -241,7 +244,7 @@ impl Window {
     /// Requests a minute: our ceiling, or the server's where that is lower.
     fn limit(&self) -> u32 {
         self.told_limit
-            .map_or(self.ceiling, |told| told.min(self.ceiling))
+            .map_or(self.ceiling, |(told, _)| told.min(self.ceiling))
             .max(1)
     }
 
@@ -255,7 +258,7 @@ impl Window {
     /// What an answer said.
     pub(super) fn learn(&mut self, hints: &Hints, now: Instant) {
         if let Some(limit) = hints.limit.filter(|limit| *limit > 0) {
-            self.told_limit = Some(limit);
+            self.told_limit = Some((limit, now + LIMIT_LASTS));
         }
         let resets_in = hints.resets_in.map(|wait| wait.min(MAX_PAUSE));
         if let (Some(remaining), Some(wait)) = (hints.remaining, resets_in) {
@@ -281,7 +284,7 @@ impl Window {
             let wait = hints
                 .retry_after
                 .or(resets_in.filter(|wait| !wait.is_zero()));
-            let until = now + wait.unwrap_or(UNTOLD_PAUSE).min(MAX_PAUSE);
+            let until = now + wait.unwrap_or(UNTOLD_PAUSE);
             self.paused_until = Some(self.paused_until.map_or(until, |known| known.max(until)));
         }
     }
@@ -308,17 +311,17 @@ impl Hints {
                 .ok()
                 .map(|value| value.trim().trim_matches('"').trim())
         };
-        let number = |name: &str| text(name)?.parse::<u32>().ok();
+        // What is in trouble itself, or a gateway before the API, may speak of an allowance of its own.
+        let told = |name: &str| text(name).filter(|_| status < 500);
+        let number = |name: &str| told(name)?.parse::<u32>().ok();
         let server_now = text("date").and_then(http_date::parse).unwrap_or(now);
         let until =
             |at: Timestamp| Duration::try_from(at.duration_since(server_now)).unwrap_or_default();
-        let reset_at = text("x-ratelimit-reset")
+        let reset_at = told("x-ratelimit-reset")
             .and_then(|value| value.parse().ok())
             .and_then(|seconds| Timestamp::from_second(seconds).ok());
-        let retry_after = text("retry-after").and_then(|value| match value.parse::<u64>() {
-            Ok(seconds) => Some(Duration::from_secs(seconds)),
-            Err(_) => http_date::parse(value).map(until),
-        });
+        let retry_after =
+            text("retry-after").and_then(|value| http_date::retry_after(value, server_now));
         Self {
             limit: number("x-ratelimit-limit"),
             remaining: number("x-ratelimit-remaining"),
@@ -494,13 +497,40 @@ mod tests {
     }
 
     #[test]
-    fn a_retry_after_in_the_past_is_no_wait() {
-        let headers = headers(&[("retry-after", "Sun, 01 Mar 2026 10:00:30 GMT")]);
-        let now = "2026-03-02T00:00:00Z".parse().unwrap();
-        assert_eq!(
-            Hints::read(429, &headers, now).retry_after,
-            Some(Duration::ZERO)
-        );
+    fn whatever_the_server_asks_for_nobody_waits_longer_than_five_minutes() {
+        for asked in ["301", "86400", "18446744073709551615"] {
+            let hints = Hints::read(429, &headers(&[("retry-after", asked)]), Timestamp::MIN);
+            assert_eq!(hints.retry_after, Some(MAX_PAUSE), "{asked}");
+        }
+    }
+
+    #[test]
+    fn a_server_in_trouble_tells_nothing_of_the_allowance() {
+        let headers = headers(&[
+            ("x-ratelimit-limit", "1"),
+            ("x-ratelimit-remaining", "0"),
+            ("x-ratelimit-reset", "1772359220"),
+        ]);
+        let now = "2026-03-01T10:00:00Z".parse().unwrap();
+        assert_eq!(Hints::read(503, &headers, now), Hints::default());
+        assert_eq!(Hints::read(404, &headers, now).limit, Some(1));
+    }
+
+    #[test]
+    fn a_limit_that_is_not_told_again_lapses() {
+        let start = Instant::now();
+        let mut window = Window::new(50);
+        let hints = Hints {
+            limit: Some(1),
+            ..Hints::default()
+        };
+        window.learn(&hints, start);
+        assert_eq!(at_once(&mut window, start, Urgency::Poll, 0), 1);
+        window.learn(&hints, start + MINUTE);
+        let last = start + MINUTE + LIMIT_LASTS;
+        let just_before = last - Duration::from_millis(1);
+        assert_eq!(at_once(&mut window, just_before, Urgency::Poll, 0), 0);
+        assert_eq!(at_once(&mut window, last, Urgency::Poll, 0), 49);
     }
 
     #[test]

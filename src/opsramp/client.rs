@@ -6,8 +6,9 @@
 use std::{
     collections::HashMap,
     io,
+    path::PathBuf,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -16,15 +17,18 @@ use std::{
 use anyhow::Chain;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, StatusCode, header};
+use secrecy::zeroize::Zeroizing;
 use serde::Deserialize;
 use tokio::{
     task::{JoinHandle, spawn_blocking},
     time::Instant,
 };
+use xxhash_rust::xxh3::Xxh3;
 
 use super::{
-    Endpoint, Observer, Options,
+    Endpoint, Observer, Options, TlsOptions,
     allowance::{Allowance, Hints, Reservation, Urgency},
+    body::{Body, Unusable},
     error::Error,
     page::Answer,
     room::Room,
@@ -44,8 +48,10 @@ const MAX_IN_FLIGHT: usize = 128;
 /// How often a request is sent whose connection ends before an answer. There can be more than one
 /// that was closed meanwhile.
 const MAX_SENDS: usize = 3;
-/// How long the files of the credentials may take to be read.
+/// How long the files of the credentials, or of TLS, may take to be read.
 const READING: Duration = Duration::from_secs(5);
+/// The files of TLS are not looked at more often by themselves.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// The largest answer of the token endpoint.
 const MAX_TOKEN_ANSWER: u64 = 64 * 1024;
 /// The largest page of one alert. Many of them may be kept at the same time.
@@ -73,11 +79,36 @@ struct Inner {
 /// How requests are made, shared with the token endpoint.
 #[derive(Clone, Debug)]
 struct Http {
-    client: reqwest::Client,
     options: Arc<Options>,
     /// What proxies on the way are sent to prove who asks.
     proxies: Arc<[Secret]>,
+    current: Arc<Mutex<Current>>,
+    /// Of the files of TLS.
+    reading: Arc<Reading<Result<Option<Current>, BuildError>>>,
 }
+
+/// The HTTP client in use.
+#[derive(Clone, Debug)]
+struct Current {
+    client: reqwest::Client,
+    /// Of the files that it was made of.
+    fingerprint: u64,
+    looked_at: Instant,
+}
+
+/// The files that an HTTP client is made of.
+#[derive(Default)]
+struct TlsFiles {
+    /// Whom to trust.
+    authorities: Option<Vec<u8>>,
+    /// Our own certificate and its key.
+    identity: Option<Zeroizing<Vec<u8>>>,
+}
+
+/// Files can be pipes, or lie on a server that hangs: they are read off the thread, and those that
+/// are not read in time are not asked for again before they are.
+#[derive(Debug)]
+struct Reading<T>(tokio::sync::Mutex<Option<JoinHandle<T>>>);
 
 /// A tenant's allowances, one a category.
 #[derive(Debug)]
@@ -91,8 +122,7 @@ struct Allowances {
 struct TokenEndpoint {
     http: Http,
     observer: Arc<dyn Observer>,
-    /// A reading of the credentials that has not ended.
-    reading: tokio::sync::Mutex<Option<JoinHandle<Result<Credentials, Error>>>>,
+    reading: Reading<Result<Credentials, Error>>,
 }
 
 /// A page of a search, to be asked for.
@@ -130,7 +160,7 @@ pub enum BuildError {
         /// The account's name.
         account: Arc<str>,
         /// The file.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// Why.
         #[source]
         source: io::Error,
@@ -139,7 +169,7 @@ pub enum BuildError {
     #[error("tls.ca_file of account {account} holds no certificate in PEM: {}", path.display())]
     NoCertificate {
         /// The file.
-        path: std::path::PathBuf,
+        path: PathBuf,
         /// The account's name.
         account: Arc<str>,
     },
@@ -164,25 +194,22 @@ impl Client {
     /// # Errors
     /// Where a certificate, a key or the proxy is not usable.
     pub fn new(options: Options, observer: Arc<dyn Observer>) -> Result<Self, BuildError> {
-        // A process has one; it does not matter who was first.
-        rustls::crypto::ring::default_provider()
-            .install_default()
-            .ok();
-        let client = http_client(&options)?;
+        let current = Current::new(&options, TlsFiles::read(&options.name, &options.tls)?)?;
         let requests_per_minute = options.requests_per_minute;
         let proxies = proxy::authorizations(
             options.proxy_url.as_ref().map(|url| &url.0),
             [options.url.as_str(), &options.token_url],
         );
         let http = Http {
-            client,
             options: Arc::new(options),
             proxies: proxies.into(),
+            current: Arc::new(Mutex::new(current)),
+            reading: Arc::default(),
         };
         let tokens = Tokens::new(TokenEndpoint {
             http: http.clone(),
             observer: observer.clone(),
-            reading: tokio::sync::Mutex::default(),
+            reading: Reading::default(),
         });
         Ok(Self(Arc::new(Inner {
             http,
@@ -199,6 +226,15 @@ impl Client {
     #[must_use]
     pub fn account(&self) -> &Arc<str> {
         &self.0.http.options.name
+    }
+
+    /// Reads the files of TLS again, and connects as they say from now on. It does so by itself before
+    /// it asks for a token, and where a connection failed.
+    ///
+    /// # Errors
+    /// Where they are not usable; then those before stay in use.
+    pub async fn read_files_again(&self) -> Result<(), BuildError> {
+        self.0.http.read_files_again().await
     }
 
     /// Makes sure that there is a token.
@@ -291,9 +327,10 @@ impl Client {
         allowance: &Allowance,
         urgency: Urgency,
     ) -> Result<Answer, Error> {
-        let token = self.0.tokens.get().await?;
+        // Without a token nothing of the allowance is taken.
+        self.0.tokens.get().await?;
         let first = self
-            .send_once(endpoint, tenant, &url, allowance, urgency, token)
+            .send_once(endpoint, tenant, &url, allowance, urgency)
             .await;
         let Err(Refused::Token { token, .. }) = &first else {
             return first.map_err(Refused::into_error);
@@ -301,9 +338,9 @@ impl Client {
         // 407 is the documented answer to a token that ran out or was revoked.
         let refuser = (endpoint.as_str(), tenant.into());
         match self.0.tokens.replace(token, refuser).await {
-            Ok(Some(token)) => {
+            Ok(Some(_)) => {
                 tracing::debug!(account = %self.account(), "the API refused the token; trying a new one once");
-                self.send_once(endpoint, tenant, &url, allowance, urgency, token)
+                self.send_once(endpoint, tenant, &url, allowance, urgency)
                     .await
                     .map_err(Refused::into_error)
             }
@@ -323,7 +360,6 @@ impl Client {
         url: &str,
         allowance: &Allowance,
         urgency: Urgency,
-        mut token: Token,
     ) -> Result<Answer, Refused> {
         let observer = &self.0.observer;
         let _permit = allowance
@@ -331,10 +367,8 @@ impl Client {
             .await;
         // The semaphore is never closed.
         let _slot = self.0.in_flight.acquire().await;
-        // That can have taken minutes.
-        if token.remaining().is_zero() {
-            token = self.0.tokens.get().await.map_err(Refused::Other)?;
-        }
+        // Waiting can take minutes, and the token may have run out by now.
+        let token = self.0.tokens.get().await.map_err(Refused::Other)?;
         let http = &self.0.http;
         let request = http
             .request(Method::GET, url)
@@ -350,6 +384,11 @@ impl Client {
             Ok(answer) => answer,
             Err((status, error)) => {
                 self.0.observer.request(endpoint, status, took);
+                if matches!(error, Error::Connect { .. }) {
+                    // They may be why. Whoever asks next need not wait for it.
+                    let http = http.clone();
+                    tokio::spawn(async move { http.look_at_files().await });
+                }
                 return Err(Refused::Other(error));
             }
         };
@@ -512,28 +551,20 @@ const MIN_LIFE: Duration = Duration::from_secs(1);
 const MAX_LIFE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
 impl Issuer for TokenEndpoint {
-    /// Files can be pipes, or lie on a server that hangs: they are read off the thread, and one that
-    /// does not answer is not asked again before it has.
     async fn credentials(&self) -> Result<Credentials, Error> {
-        let mut reading = self.reading.lock().await;
         let options = Arc::clone(&self.http.options);
-        let under_way =
-            reading.get_or_insert_with(|| spawn_blocking(move || read_credentials(&options)));
-        let read = match tokio::time::timeout(READING, under_way).await {
-            Ok(read) => read,
-            Err(_) => {
-                let what = format!(
-                    "the files of client_id and client_secret could not be read within {} s",
-                    READING.as_secs()
-                );
-                return Err(Error::Auth { what });
-            }
-        };
-        *reading = None;
-        read.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
+        let read = self.reading.of(move || read_credentials(&options)).await;
+        read.unwrap_or_else(|| {
+            let what = format!(
+                "the files of client_id and client_secret could not be read within {} s",
+                READING.as_secs()
+            );
+            Err(Error::Auth { what })
+        })
     }
 
     async fn request(&self, credentials: &Credentials) -> Result<Grant, Error> {
+        self.http.look_at_files().await;
         self.observer.token_requested();
         let began = Instant::now();
         let asked = self.ask(credentials).await;
@@ -642,9 +673,12 @@ pub(super) fn read_token(body: &[u8]) -> Result<Told, Error> {
         _ => None,
     };
     let life = life
-        .and_then(|seconds: f64| Duration::try_from_secs_f64(seconds.max(0.0)).ok())
-        .unwrap_or(UNTOLD_LIFE)
-        .clamp(MIN_LIFE, MAX_LIFE);
+        // `NaN` can be written as a text, and where -1 means for ever nobody can tell.
+        .filter(|seconds: &f64| seconds.is_finite() && *seconds >= 0.0)
+        .map_or(UNTOLD_LIFE, |seconds| {
+            Duration::from_secs_f64(seconds.min(MAX_LIFE.as_secs_f64()))
+        })
+        .max(MIN_LIFE);
     let scope = answer
         .scope
         .and_then(|scope| scope.as_str().map(str::to_owned));
@@ -657,9 +691,11 @@ type Exchanged = (StatusCode, header::HeaderMap, Vec<u8>, Room);
 
 impl Http {
     fn request(&self, method: Method, url: &str) -> reqwest::RequestBuilder {
-        self.client
+        let client = self.current().client.clone();
+        client
             .request(method, url)
             .header(header::ACCEPT, "application/json")
+            .header(header::ACCEPT_ENCODING, "gzip")
             .timeout(self.options.timeout)
     }
 
@@ -670,6 +706,57 @@ impl Http {
             .chain(self.proxies.iter())
             .cloned()
             .collect()
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        // The lock is held for plain assignments only, so what it guards is still whole.
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`Self::read_files_again`], once a second at most. What is wrong with them is logged.
+    async fn look_at_files(&self) {
+        if self.current().looked_at.elapsed() < LOOK_AGAIN {
+            return;
+        }
+        if let Err(error) = self.read_files_again().await {
+            tracing::warn!(
+                account = %self.options.name,
+                error = %chain(&error),
+                "the files of tls cannot be used; connections are made with those before"
+            );
+        }
+    }
+
+    async fn read_files_again(&self) -> Result<(), BuildError> {
+        let Some(path) = self.options.tls.files().next().cloned() else {
+            return Ok(());
+        };
+        let fingerprint = {
+            let mut current = self.current();
+            current.looked_at = Instant::now();
+            current.fingerprint
+        };
+        let options = Arc::clone(&self.options);
+        let read = move || {
+            let files = TlsFiles::read(&options.name, &options.tls)?;
+            if files.fingerprint() == fingerprint {
+                return Ok(None);
+            }
+            Current::new(&options, files).map(Some)
+        };
+        let read = self.reading.of(read).await.unwrap_or_else(|| {
+            Err(BuildError::Read {
+                what: "the files of tls",
+                account: Arc::clone(&self.options.name),
+                path,
+                source: io::ErrorKind::TimedOut.into(),
+            })
+        });
+        if let Some(new) = read? {
+            *self.current() = new;
+            tracing::info!(account = %self.options.name, "the files of tls were read again");
+        }
+        Ok(())
     }
 
     /// Sends a request and reads the answer's body, no further than `limit`. An error comes with
@@ -686,32 +773,33 @@ impl Http {
             .map_err(|error| (None, self.transport(endpoint, error)))?;
         let status = response.status();
         let failed = |error| (Some(status.as_u16()), error);
-        // As long as the answer says it is, so that a page does not take up to twice its size.
-        let told = response.content_length().filter(|told| *told <= limit);
-        let mut body = Vec::with_capacity(usize::try_from(told.unwrap_or(0)).unwrap_or(0));
-        let mut room = Room::default();
+        let unusable = |why| match why {
+            Unusable::TooLarge => Error::TooLarge {
+                endpoint: endpoint.as_str(),
+                limit,
+                configured: limit == self.options.max_response_size,
+            },
+            Unusable::Corrupt(error) => undecodable(endpoint, &error),
+        };
+        let told = response.content_length();
+        let mut body = Body::after(response.headers(), told, limit);
         let deadline = Instant::now() + self.options.timeout;
         while let Some(chunk) = response
             .chunk()
             .await
             .map_err(|error| failed(self.transport(endpoint, error)))?
         {
-            if (body.len() + chunk.len()) as u64 > limit {
-                return Err(failed(Error::TooLarge {
-                    endpoint: endpoint.as_str(),
-                    limit,
-                    configured: limit == self.options.max_response_size,
-                }));
+            match tokio::time::timeout_at(deadline, body.take(&chunk)).await {
+                Ok(taken) => taken.map_err(unusable).map_err(failed)?,
+                Err(_) => {
+                    return Err(failed(Error::Timeout {
+                        host: self.host(Some(response.url())),
+                        limit: self.options.timeout,
+                    }));
+                }
             }
-            let room = room.grow_to(body.len() + chunk.len());
-            if tokio::time::timeout_at(deadline, room).await.is_err() {
-                return Err(failed(Error::Timeout {
-                    host: self.host(Some(response.url())),
-                    limit: self.options.timeout,
-                }));
-            }
-            body.extend_from_slice(&chunk);
         }
+        let (body, room) = body.finish().map_err(unusable).map_err(failed)?;
         let headers = std::mem::take(response.headers_mut());
         Ok((status, headers, body, room))
     }
@@ -762,9 +850,7 @@ impl Http {
     fn transport(&self, endpoint: Endpoint, error: reqwest::Error) -> Error {
         let host = self.host(error.url());
         let error = error.without_url();
-        // Before an answer began, none was cut short.
-        let cut_short = !error.is_request() && ends_early(&error);
-        let undecodable = error.is_decode() && !error.is_connect() && !is_broken_connection(&error);
+        let began = !error.is_request();
         if error.is_timeout() {
             let limit = if error.is_connect() {
                 self.options.connect_timeout
@@ -772,21 +858,20 @@ impl Http {
                 self.options.timeout
             };
             Error::Timeout { host, limit }
-        } else if cut_short || undecodable {
-            let what = if cut_short {
-                "with a body that ends too early".to_owned()
-            } else {
-                format!(
-                    "with a body that cannot be decoded ({})",
-                    Chain::new(&error)
-                        .last()
-                        .map(ToString::to_string)
-                        .unwrap_or_default()
-                )
-            };
+        } else if began && ends_early(&error) {
             Error::Decode {
                 endpoint: endpoint.as_str(),
-                what,
+                what: "with a body that ends too early".to_owned(),
+                excerpt: String::new(),
+            }
+        } else if error.is_decode() && !is_broken_connection(&error) {
+            undecodable(endpoint, &error)
+        } else if !error.is_connect() && is_no_http(&error) {
+            // Somebody was reached, and it is somebody else.
+            let cause = root(&error);
+            Error::Decode {
+                endpoint: endpoint.as_str(),
+                what: format!("with something that is no HTTP answer ({cause})"),
                 excerpt: String::new(),
             }
         } else {
@@ -796,6 +881,20 @@ impl Http {
             }
         }
     }
+}
+
+fn undecodable(endpoint: Endpoint, error: &(dyn std::error::Error + 'static)) -> Error {
+    Error::Decode {
+        endpoint: endpoint.as_str(),
+        what: format!("with a body that cannot be decoded ({})", root(error)),
+        excerpt: String::new(),
+    }
+}
+
+/// The last cause.
+fn root(error: &(dyn std::error::Error + 'static)) -> String {
+    let last = Chain::new(error).last();
+    last.map(ToString::to_string).unwrap_or_default()
 }
 
 /// Whether the connection ended, in good order or not, before anything of an answer had come.
@@ -814,15 +913,22 @@ fn is_hang_up(error: &reqwest::Error) -> bool {
 
 /// Whether the connection ended in good order before an answer was complete.
 fn ends_early(error: &reqwest::Error) -> bool {
-    let mut of_hyper = Chain::new(error).filter_map(|error| error.downcast_ref());
-    of_hyper.any(hyper::Error::is_incomplete_message)
+    of_hyper(error).any(hyper::Error::is_incomplete_message)
         || io_errors(error).any(|error| error.kind() == io::ErrorKind::UnexpectedEof)
 }
 
-/// Whether the system failed the connection. What decompresses a body hands that on as an error of
-/// its own.
+/// Whether what came cannot be the beginning of an answer.
+fn is_no_http(error: &reqwest::Error) -> bool {
+    of_hyper(error).any(hyper::Error::is_parse)
+}
+
+/// Whether the system failed the connection.
 fn is_broken_connection(error: &reqwest::Error) -> bool {
     io_errors(error).any(|error| error.raw_os_error().is_some())
+}
+
+fn of_hyper(error: &reqwest::Error) -> impl Iterator<Item = &hyper::Error> {
+    Chain::new(error).filter_map(|error| error.downcast_ref())
 }
 
 fn io_errors(error: &reqwest::Error) -> impl Iterator<Item = &io::Error> {
@@ -854,7 +960,19 @@ fn redirect_or(headers: &header::HeaderMap, shown: impl FnOnce() -> String) -> S
     }
 }
 
-fn http_client(options: &Options) -> Result<reqwest::Client, BuildError> {
+// === impl Current ===
+
+impl Current {
+    fn new(options: &Options, files: TlsFiles) -> Result<Self, BuildError> {
+        Ok(Self {
+            fingerprint: files.fingerprint(),
+            client: http_client(options, files)?,
+            looked_at: Instant::now(),
+        })
+    }
+}
+
+fn http_client(options: &Options, files: TlsFiles) -> Result<reqwest::Client, BuildError> {
     let unusable = |what| {
         let account = Arc::clone(&options.name);
         move |source: reqwest::Error| BuildError::Unusable {
@@ -863,25 +981,16 @@ fn http_client(options: &Options) -> Result<reqwest::Client, BuildError> {
             source: source.without_url(),
         }
     };
-    let read = |what, path: &std::path::PathBuf| {
-        std::fs::read(path).map_err(|source| BuildError::Read {
-            what,
-            account: Arc::clone(&options.name),
-            path: path.clone(),
-            source,
-        })
-    };
-    let mut builder = reqwest::Client::builder()
-        .user_agent(concat!("opsramp-exporter/", env!("CARGO_PKG_VERSION")))
-        .redirect(reqwest::redirect::Policy::none())
-        // Retries happen by polling again.
-        .retry(reqwest::retry::never())
+    let proxy = options.proxy_url.as_ref().map(|proxy| proxy.0.expose());
+    let urls = [options.url.as_str(), &options.token_url];
+    let urls: Vec<&str> = urls.into_iter().chain(proxy).collect();
+    // What fails is repeated by polling again.
+    let mut builder = crate::http_client::builder(&urls)
         .connect_timeout(options.connect_timeout)
         .pool_idle_timeout(Duration::from_secs(90))
         .pool_max_idle_per_host(16)
         .tls_danger_accept_invalid_certs(options.tls.insecure_skip_verify);
-    if let Some(path) = &options.tls.ca_file {
-        let pem = read("tls.ca_file", path)?;
+    if let (Some(path), Some(pem)) = (&options.tls.ca_file, files.authorities) {
         let certificates =
             reqwest::Certificate::from_pem_bundle(&pem).map_err(unusable("tls.ca_file"))?;
         if certificates.is_empty() {
@@ -892,58 +1001,252 @@ fn http_client(options: &Options) -> Result<reqwest::Client, BuildError> {
         }
         builder = builder.tls_certs_only(certificates);
     }
-    if let (Some(certificate), Some(key)) = (&options.tls.cert_file, &options.tls.key_file) {
-        let mut pem = read("tls.key_file", key)?;
-        pem.push(b'\n');
-        pem.extend(read("tls.cert_file", certificate)?);
+    if let Some(pem) = files.identity {
         let identity = reqwest::Identity::from_pem(&pem).map_err(unusable("tls.cert_file"))?;
         builder = builder.identity(identity);
     }
-    if let Some(proxy) = &options.proxy_url {
-        let proxy = reqwest::Proxy::all(proxy.0.expose()).map_err(unusable("proxy_url"))?;
+    if let Some(proxy) = proxy {
+        let proxy = reqwest::Proxy::all(proxy).map_err(unusable("proxy_url"))?;
         builder = builder.proxy(proxy);
-    }
-    let uses_tls = [&options.url, &options.token_url]
-        .iter()
-        .any(|url| url.starts_with("https:"))
-        || options.proxy_url.is_some();
-    if !uses_tls {
-        // A machine without CA certificates can talk plain HTTP all the same.
-        builder = builder.tls_certs_only([]);
     }
     builder.build().map_err(unusable(
         "the TLS set-up (are CA certificates installed? else name some with tls.ca_file)",
     ))
 }
 
+// === impl TlsFiles ===
+
+impl TlsFiles {
+    fn read(account: &Arc<str>, options: &TlsOptions) -> Result<Self, BuildError> {
+        let read = |what, path: &PathBuf| {
+            std::fs::read(path).map_err(|source| BuildError::Read {
+                what,
+                account: Arc::clone(account),
+                path: path.clone(),
+                source,
+            })
+        };
+        let mut files = Self::default();
+        if let Some(path) = &options.ca_file {
+            files.authorities = Some(read("tls.ca_file", path)?);
+        }
+        if let (Some(certificate), Some(key)) = (&options.cert_file, &options.key_file) {
+            let mut pem = Zeroizing::new(read("tls.key_file", key)?);
+            pem.push(b'\n');
+            pem.extend(read("tls.cert_file", certificate)?);
+            files.identity = Some(pem);
+        }
+        Ok(files)
+    }
+
+    fn fingerprint(&self) -> u64 {
+        let mut hash = Xxh3::new();
+        for part in [
+            self.authorities.as_deref(),
+            self.identity.as_ref().map(|pem| &***pem),
+        ] {
+            hash.update(&[u8::from(part.is_some())]);
+            hash.update(part.unwrap_or_default());
+        }
+        hash.digest()
+    }
+}
+
+// === impl Reading ===
+
+impl<T> Default for Reading<T> {
+    fn default() -> Self {
+        Self(tokio::sync::Mutex::new(None))
+    }
+}
+
+impl<T: Send + 'static> Reading<T> {
+    /// What `read` brings, or what it brought that was not read in time before; `None` where that takes
+    /// too long.
+    async fn of(&self, read: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let mut reading = self.0.lock().await;
+        let under_way = reading.get_or_insert_with(|| spawn_blocking(read));
+        let read = tokio::time::timeout(READING, under_way).await.ok()?;
+        *reading = None;
+        Some(read.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic())))
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::secret::SecretSource;
+    use std::{io::Write as _, sync::atomic::AtomicUsize};
 
-    #[test]
-    fn a_file_that_cannot_be_read_is_named_with_its_key_and_account() {
-        let none = SecretSource::Value(Secret::new("none"));
+    use flate2::{Compression, write::GzEncoder};
+    use jiff::Timestamp;
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+    use crate::{opsramp::RateLimit, secret::SecretSource};
+
+    /// Whoever does not care what happens on the wire.
+    #[derive(Debug)]
+    struct Nobody;
+
+    impl Observer for Nobody {
+        fn request(&self, _: Endpoint, _: Option<u16>, _: Duration) {}
+        fn token_requested(&self) {}
+        fn token_obtained(&self, _: Duration, _: Timestamp) {}
+        fn token_failed(&self, _: &'static str) {}
+        fn rate_limit(&self, _: &str, _: RateLimit) {}
+        fn throttled(&self, _: &str, _: Duration) {}
+    }
+
+    /// A server that answers whatever it is asked with these bytes, for a request's head and body, and
+    /// hangs up. A client of it.
+    async fn client_of(answer: impl Fn(&str) -> Vec<u8> + Send + 'static) -> Client {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = String::new();
+                let mut buffer = [0; 4096];
+                // A form is known by its end.
+                while !request.ends_with("\r\n\r\n") && !request.contains("client_secret=") {
+                    let read = stream.read(&mut buffer).await.unwrap();
+                    assert!(read > 0, "{request}");
+                    request.push_str(str::from_utf8(&buffer[..read]).unwrap());
+                }
+                stream.write_all(&answer(&request)).await.unwrap();
+            }
+        });
         let options = Options {
             name: "acme".into(),
-            url: "https://api.example".to_owned(),
-            token_url: "https://api.example/token".to_owned(),
-            client_id: none.clone(),
-            client_secret: none,
-            timeout: Duration::from_secs(1),
-            connect_timeout: Duration::from_secs(1),
+            token_url: format!("{url}/auth/oauth/token"),
+            url,
+            client_id: SecretSource::Value(Secret::new("key")),
+            client_secret: SecretSource::Value(Secret::new("secret")),
+            timeout: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(30),
             requests_per_minute: None,
             max_response_size: 1 << 20,
             proxy_url: None,
-            tls: crate::opsramp::TlsOptions {
-                ca_file: Some("/nowhere/ca.pem".into()),
-                ..Default::default()
-            },
+            tls: TlsOptions::default(),
         };
-        let error = http_client(&options).unwrap_err();
+        Client::new(options, Arc::new(Nobody)).unwrap()
+    }
+
+    fn response(head: &str, body: &[u8]) -> Vec<u8> {
+        let length = body.len();
+        let head =
+            format!("HTTP/1.1 {head}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+        [head.as_bytes(), body].concat()
+    }
+
+    fn token(text: &str, seconds: u64) -> Vec<u8> {
+        let answer = format!(r#"{{"access_token":"{text}","expires_in":{seconds}}}"#);
+        response("200 OK", answer.as_bytes())
+    }
+
+    async fn search(client: &Client) -> Result<Answer, Error> {
+        let request = SearchRequest {
+            query: "actions:OPEN".to_owned(),
+            page: 1,
+            page_size: 100,
+            sorted: false,
+        };
+        client.search("client_1", &request, Urgency::Poll).await
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_is_no_http_does_not_count_as_a_server_that_cannot_be_reached() {
+        for answer in [
+            &b"SSH-2.0-OpenSSH_9.2\r\n"[..],
+            b"\x15\x03\x01\x00\x02\x02\x16",
+        ] {
+            let client = client_of(move |request| {
+                if request.starts_with("POST") {
+                    token("a", 7200)
+                } else {
+                    answer.to_vec()
+                }
+            });
+            let error = search(&client.await).await.unwrap_err();
+            assert_eq!(error.reason(), "decode");
+            let told = error.chain();
+            let begin = "search answered with something that is no HTTP answer (";
+            assert!(told.starts_with(begin), "{told}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_is_decompressed_whatever_case_its_coding_is_written_in() {
+        let compressed = |text: &str| {
+            let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+            encoder.write_all(text.as_bytes()).unwrap();
+            encoder.finish().unwrap()
+        };
+        let body = [compressed(r#"{"results":"#), compressed("[]}")].concat();
+        let client = client_of(move |request| {
+            if request.starts_with("POST") {
+                return token("a", 7200);
+            }
+            assert!(request.contains("accept-encoding: gzip\r\n"), "{request}");
+            response("200 OK\r\nContent-Encoding: GZIP", &body)
+        });
+        let answer = search(&client.await).await.unwrap();
+        assert_eq!(answer.text(), r#"{"results":[]}"#);
+    }
+
+    #[tokio::test]
+    async fn a_request_that_waited_for_the_allowance_is_made_with_a_token_that_lives() {
+        let (tokens, searches) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let client = client_of(move |request| {
+            if request.starts_with("POST") {
+                let number = tokens.fetch_add(1, Ordering::Relaxed);
+                return token(&format!("token{number}"), 1);
+            }
+            match searches.fetch_add(1, Ordering::Relaxed) {
+                0 => response("429 Too Many Requests\r\nRetry-After: 2", b""),
+                _ if request.contains("authorization: Bearer token0\r\n") => {
+                    response("400 Bad Request", b"it has run out")
+                }
+                _ => response("200 OK", b"{}"),
+            }
+        });
+        let client = client.await;
+        assert_eq!(search(&client).await.unwrap_err().reason(), "throttled");
+        search(&client).await.unwrap();
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named_with_its_key_and_account() {
+        let options = TlsOptions {
+            ca_file: Some("/nowhere/ca.pem".into()),
+            ..TlsOptions::default()
+        };
+        let error = TlsFiles::read(&"acme".into(), &options).err().unwrap();
         assert_eq!(
             error.to_string(),
             "cannot read tls.ca_file of account acme: /nowhere/ca.pem"
         );
+    }
+
+    #[test]
+    fn a_life_that_nobody_can_read_is_as_one_that_is_not_told() {
+        let life = |told: &str| {
+            let answer = format!(r#"{{"access_token":"a"{told}}}"#);
+            read_token(answer.as_bytes()).unwrap().1
+        };
+        for told in [
+            "",
+            r#","expires_in":"NaN""#,
+            r#","expires_in":"inf""#,
+            r#","expires_in":"soon""#,
+            r#","expires_in":-1"#,
+            r#","expires_in":null"#,
+        ] {
+            assert_eq!(life(told), UNTOLD_LIFE, "{told}");
+        }
+        assert_eq!(life(r#","expires_in":0"#), MIN_LIFE);
+        assert_eq!(life(r#","expires_in":" 7199 ""#).as_secs(), 7199);
+        assert_eq!(life(r#","expires_in":1e300"#), MAX_LIFE);
     }
 }

@@ -40,6 +40,13 @@ impl Room {
             self.0.push(turn);
         }
     }
+
+    /// How long a body may become before it waits for another turn.
+    pub(super) fn limit(&self) -> usize {
+        STEPS
+            .get(self.0.len())
+            .map_or(usize::MAX, |step| step.above)
+    }
 }
 
 #[cfg(test)]

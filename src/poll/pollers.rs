@@ -173,21 +173,25 @@ impl Pollers {
         }
     }
 
-    /// Sets up what a plan needs and changes nothing yet.
+    /// Sets up what a plan needs and changes nothing yet, but that files are read again.
     ///
     /// # Errors
     /// Where an account's client cannot be set up.
-    pub fn prepare(&self, plan: Plan) -> Result<Prepared, BuildError> {
+    pub async fn prepare(&self, plan: Plan) -> Result<Prepared, BuildError> {
         let mut clients = Vec::new();
         for account in &plan.accounts {
             let name = &account.options.name;
-            let known = self.clients.get(name);
-            if known.is_some_and(|known| known.options == account.options) {
-                continue;
-            }
-            let metrics = self.metrics.register_account(name);
-            match Client::new(account.options.clone(), Arc::new(metrics)) {
-                Ok(client) => clients.push(client),
+            let made = match self.clients.get(name) {
+                Some(known) if known.options == account.options => {
+                    known.client.read_files_again().await.map(|()| None)
+                }
+                _ => {
+                    let metrics = self.metrics.register_account(name);
+                    Client::new(account.options.clone(), Arc::new(metrics)).map(Some)
+                }
+            };
+            match made {
+                Ok(client) => clients.extend(client),
                 Err(error) => {
                     self.forget(clients.iter().map(Client::account).chain([name]));
                     return Err(error);
@@ -214,7 +218,7 @@ impl Pollers {
     /// # Errors
     /// Where an account's client cannot be set up. Then nothing has changed.
     pub async fn apply(&mut self, plan: Plan) -> Result<(), BuildError> {
-        let prepared = self.prepare(plan)?;
+        let prepared = self.prepare(plan).await?;
         self.follow(prepared).await;
         Ok(())
     }

@@ -120,3 +120,41 @@ async fn a_resolver_that_never_answers_delays_neither_scrapes_nor_the_end() {
     exporter.stop().await;
     assert!(began.elapsed() < END, "{:?}", began.elapsed());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_hangs_takes_a_thread_and_not_those_of_its_neighbours() {
+    const TENANTS: usize = 100;
+    let opsramp = opsramp(ALERTS).await;
+    let mut place = place(opsramp.addr().port(), "500ms");
+    let neighbour = {
+        let mut account = place.config["accounts"][0].clone();
+        account["name"] = "neighbour".into();
+        account["url"] = opsramp.url().into();
+        account
+    };
+    let account = &mut place.config["accounts"][0];
+    // Who has a token asks for each tenant by itself.
+    account["token_url"] = format!("{}/auth/oauth/token", opsramp.url()).into();
+    let tenants = (0..TENANTS).map(|number| format!("client_{number}"));
+    account["tenants"] = tenants.collect::<Vec<_>>().into();
+    let accounts = place.config["accounts"].as_array_mut().unwrap();
+    accounts.push(neighbour);
+    place.write();
+    let hosts = place.path("hosts");
+    mknodat(CWD, hosts, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let exporter = place.start_as(daemon(&place)).await;
+    let metrics = exporter
+        .wait_for("every tenant of the name has failed twice", |metrics| {
+            metrics.sum("opsramp_poll_failures_total{account=\"default\"") >= 2.0 * TENANTS as f64
+        })
+        .await;
+    assert!(metrics.one("process_threads").unwrap() < 40.0);
+    let before = metrics.sum("opsramp_polls_total{account=\"neighbour\"");
+    exporter
+        .wait_for("the neighbour is polled", |metrics| {
+            metrics.sum("opsramp_polls_total{account=\"neighbour\"") >= before + 2.0
+                && metrics.one("opsramp_up{account=\"neighbour\"") == Some(1.0)
+        })
+        .await;
+    exporter.stop().await;
+}

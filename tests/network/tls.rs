@@ -14,7 +14,7 @@ use tokio_rustls::TlsAcceptor;
 
 use crate::{
     ALERTS, check_recovery,
-    exporter::{Place, opsramp},
+    exporter::{Place, Signal, opsramp},
     failures,
     proxy::{End, Proxy, Weather},
     wait_until_it_fails,
@@ -198,5 +198,35 @@ async fn what_is_wrong_with_tls_is_told_and_got_over_and_nothing_secret_goes_the
         terminator.show(Some(authority.good()));
         check_recovery(&exporter, &place, &opsramp).await;
     }
+    exporter.stop().await;
+}
+
+/// As when an authority is replaced, and its certificate with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_authority_that_was_replaced_on_disk_is_trusted_without_a_restart() {
+    let opsramp = opsramp(ALERTS).await;
+    let terminator = Terminator::start(opsramp.addr()).await;
+    let (first, second) = (Authority::new(), Authority::new());
+    terminator.show(Some(first.good()));
+    let mut place = Place::new(&format!("https://{}", terminator.address)).with_file_sink();
+    std::fs::write(place.path("ca.pem"), &first.pem).unwrap();
+    place.config["accounts"][0]["tls"]["ca_file"] = "ca.pem".into();
+    let exporter = place.start().await;
+    exporter.wait_until_complete().await;
+
+    let before = exporter.metrics().await;
+    terminator.show(Some(second.good()));
+    wait_until_it_fails(&exporter, "connect", &before).await;
+    std::fs::write(place.path("ca.pem"), &second.pem).unwrap();
+    check_recovery(&exporter, &place, &opsramp).await;
+
+    // Whoever has the configuration loaded again hears whether the file is any good.
+    std::fs::write(place.path("ca.pem"), "").unwrap();
+    exporter.signal(Signal::HUP);
+    let refused = "tls.ca_file of account default holds no certificate";
+    exporter.stderr.line(|line| line.contains(refused)).await;
+    check_recovery(&exporter, &place, &opsramp).await;
+    std::fs::write(place.path("ca.pem"), &second.pem).unwrap();
+    exporter.reload(&place).await;
     exporter.stop().await;
 }

@@ -17,7 +17,7 @@ use crate::{
     clock,
     deliver::OtlpOptions,
     excerpt::Secrets,
-    proxy,
+    http_client, proxy,
     secret::{Secret, SecretError, SecretSource},
 };
 
@@ -132,26 +132,12 @@ impl Receiver {
                 _ => Err(Error::HeaderName(name.clone())),
             })
             .collect::<Result<_, _>>()?;
-        // A process has one; it does not matter who was first.
-        rustls::crypto::ring::default_provider()
-            .install_default()
-            .ok();
-        let mut builder = reqwest::Client::builder()
-            .user_agent(concat!(
-                env!("CARGO_PKG_NAME"),
-                "/",
-                env!("CARGO_PKG_VERSION")
-            ))
-            .redirect(reqwest::redirect::Policy::none())
-            // The worker repeats what failed.
-            .retry(reqwest::retry::never())
+        // The worker repeats what failed.
+        let client = http_client::builder(&[endpoint.as_str()])
             .connect_timeout(limit.min(options.timeout))
-            .timeout(options.timeout);
-        if endpoint.scheme() == "http" {
-            // A machine without CA certificates can talk plain HTTP all the same.
-            builder = builder.tls_certs_only([]);
-        }
-        let client = builder.build().map_err(Error::Client)?;
+            .timeout(options.timeout)
+            .build()
+            .map_err(Error::Client)?;
         Ok(Self {
             client,
             proxies: proxy::authorizations(None, [endpoint.as_str()]),

@@ -26,6 +26,7 @@ use super::{
     tls::Connector,
 };
 use crate::{
+    names,
     secret::{SecretError, SecretSource},
     store,
 };
@@ -229,13 +230,14 @@ async fn servers_of(host: &Config) -> Vec<Config> {
     let (Some(Host::Tcp(name)), []) = (host.get_hosts().first(), host.get_hostaddrs()) else {
         return vec![host.clone()];
     };
-    let found = timeout(patience_of(host), tokio::net::lookup_host((&**name, 0))).await;
-    // Where there is none, the driver says so.
-    let Ok(Ok(addresses)) = found else {
-        return vec![host.clone()];
-    };
-    let server = |address: SocketAddr| host.clone().hostaddr(address.ip()).clone();
-    addresses.map(server).collect()
+    let server = |address: &SocketAddr| host.clone().hostaddr(address.ip()).clone();
+    match timeout(patience_of(host), names::look_up(name)).await {
+        Ok(Ok(addresses)) => addresses.iter().map(server).collect(),
+        // Where there is none, the driver says so.
+        Ok(Err(_)) => vec![host.clone()],
+        // It would hang as well.
+        Err(_) => Vec::new(),
+    }
 }
 
 async fn connect(server: &Config, tls: &Connector) -> Result<Connection, Failure> {

@@ -1,0 +1,205 @@
+//! The body of an answer as it comes in: decompressed, no longer than it may be, and of no more memory
+//! than it has its turn for.
+
+use std::io::{self, Write as _};
+
+use flate2::write::MultiGzDecoder;
+use reqwest::header::{CONTENT_ENCODING, HeaderMap};
+use tokio::task::coop::consume_budget;
+
+use super::room::Room;
+
+/// What decompresses hands on no more than this at a time.
+const STEP: usize = 32 * 1024;
+
+/// A body of which more may come.
+pub(super) struct Body {
+    /// What there is of it.
+    coding: Coding,
+    /// How long it may become.
+    limit: u64,
+    /// How long it will be, as far as the server told.
+    told: usize,
+    /// Whether anything has come.
+    begun: bool,
+    room: Room,
+}
+
+enum Coding {
+    Plain(Vec<u8>),
+    Gzip(Box<MultiGzDecoder<Vec<u8>>>),
+}
+
+/// Why a body is of no use.
+#[derive(Debug)]
+pub(super) enum Unusable {
+    /// It is longer than it may be.
+    TooLarge,
+    /// It cannot be decompressed.
+    Corrupt(io::Error),
+}
+
+// === impl Body ===
+
+impl Body {
+    /// The body that follows these headers; `told` is how long it is on the wire, where they say.
+    pub(super) fn after(headers: &HeaderMap, told: Option<u64>, limit: u64) -> Self {
+        let told = told.filter(|told| *told <= limit);
+        Self {
+            coding: if is_gzip(headers) {
+                Coding::Gzip(Box::new(MultiGzDecoder::new(Vec::new())))
+            } else {
+                Coding::Plain(Vec::new())
+            },
+            limit,
+            told: told.and_then(|told| told.try_into().ok()).unwrap_or(0),
+            begun: false,
+            room: Room::default(),
+        }
+    }
+
+    /// Takes in what has come. It waits where there is no room for it yet.
+    pub(super) async fn take(&mut self, mut chunk: &[u8]) -> Result<(), Unusable> {
+        self.begun |= !chunk.is_empty();
+        match &mut self.coding {
+            Coding::Plain(bytes) => {
+                let needed = bytes.len() + chunk.len();
+                if needed as u64 > self.limit {
+                    return Err(Unusable::TooLarge);
+                }
+                self.room.grow_to(needed).await;
+                if bytes.capacity() < needed && needed <= self.told {
+                    // As long as the server says it is, so that a page does not take up to twice its
+                    // size; but no longer than there is room for.
+                    let so_far = self.told.min(self.room.limit());
+                    bytes.reserve_exact(so_far - bytes.len());
+                }
+                bytes.extend_from_slice(chunk);
+            }
+            Coding::Gzip(decoder) => {
+                while !chunk.is_empty() {
+                    let length = decoder.get_ref().len();
+                    self.room.grow_to(length + STEP).await;
+                    let taken = decoder.write(chunk).map_err(Unusable::Corrupt)?;
+                    chunk = chunk.get(taken..).unwrap_or_default();
+                    if decoder.get_ref().len() as u64 > self.limit {
+                        return Err(Unusable::TooLarge);
+                    }
+                    // A thousandfold may be in it: others shall have their turn meanwhile.
+                    consume_budget().await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The whole body, and the room that it takes. Nothing more comes.
+    pub(super) fn finish(self) -> Result<(Vec<u8>, Room), Unusable> {
+        let bytes = match self.coding {
+            Coding::Plain(bytes) => bytes,
+            // Without a body there is nothing that could be compressed.
+            Coding::Gzip(_) if !self.begun => Vec::new(),
+            Coding::Gzip(decoder) => decoder.finish().map_err(Unusable::Corrupt)?,
+        };
+        if bytes.len() as u64 > self.limit {
+            return Err(Unusable::TooLarge);
+        }
+        Ok((bytes, self.room))
+    }
+}
+
+/// Whether the body is compressed: the names of codings have no case, and the old one means the same.
+fn is_gzip(headers: &HeaderMap) -> bool {
+    let coding = headers.get(CONTENT_ENCODING).map(|value| value.as_bytes());
+    let coding = coding.unwrap_or_default().trim_ascii();
+    [b"gzip".as_slice(), b"x-gzip"]
+        .iter()
+        .any(|name| coding.eq_ignore_ascii_case(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use flate2::{Compression, write::GzEncoder};
+    use reqwest::header::HeaderValue;
+
+    use super::*;
+
+    const LIMIT: u64 = 1024 * 1024;
+
+    fn compressed(text: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
+        encoder.write_all(text).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// A body of this coding that comes in pieces of so many bytes.
+    async fn read(coding: &'static str, body: &[u8], piece: usize) -> Result<Vec<u8>, Unusable> {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding));
+        let mut taken = Body::after(&headers, Some(body.len() as u64), LIMIT);
+        for chunk in body.chunks(piece) {
+            taken.take(chunk).await?;
+        }
+        Ok(taken.finish()?.0)
+    }
+
+    #[tokio::test]
+    async fn a_compressed_body_is_read_however_its_coding_is_written_and_in_all_its_members() {
+        let text = b"[1, 2, 3]".repeat(10_000);
+        let (first, second) = text.split_at(1000);
+        let members = [compressed(first), compressed(&[]), compressed(second)].concat();
+        for coding in ["gzip", "GZIP", "x-gzip", " X-GZip "] {
+            for piece in [1, 7, 4096, usize::MAX] {
+                let read = read(coding, &members, piece).await.unwrap();
+                assert!(read == text, "{coding} in pieces of {piece}");
+            }
+        }
+        for coding in ["identity", "br", ""] {
+            assert_eq!(read(coding, b"plain", 2).await.unwrap(), b"plain");
+        }
+        assert_eq!(read("gzip", b"", 1).await.unwrap(), b"");
+    }
+
+    #[tokio::test]
+    async fn a_compressed_body_that_is_cut_off_or_damaged_is_not_taken_for_a_whole_one() {
+        let whole = compressed(&b"[1, 2, 3]".repeat(10_000));
+        let mut damaged = whole.clone();
+        damaged[whole.len() / 2] ^= 0x10;
+        let trailing = [&whole[..], b"more"].concat();
+        let short = &whole[..whole.len() - 1];
+        for body in [short, &whole[..5], &damaged, &trailing, b"no gzip at all"] {
+            for piece in [1, usize::MAX] {
+                let read = read("gzip", body, piece).await;
+                assert!(matches!(read, Err(Unusable::Corrupt(_))), "{read:?}");
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_may_be_as_long_as_the_limit_and_no_longer() {
+        let longest = vec![b' '; LIMIT as usize];
+        let longer = vec![b' '; LIMIT as usize + 1];
+        let far_too_long = vec![b' '; 20 * LIMIT as usize];
+        assert!(read("gzip", &compressed(&longest), 100).await.unwrap() == longest);
+        assert!(read("", &longest, 10_000).await.unwrap() == longest);
+        for (coding, body) in [
+            ("gzip", compressed(&longer)),
+            ("gzip", compressed(&far_too_long)),
+            ("", longer),
+        ] {
+            let read = read(coding, &body, 10_000).await;
+            assert!(matches!(read, Err(Unusable::TooLarge)), "{coding}");
+        }
+    }
+
+    #[tokio::test]
+    async fn memory_is_not_taken_before_there_is_a_turn_for_it() {
+        let headers = HeaderMap::new();
+        let mut body = Body::after(&headers, Some(64 << 20), 64 << 20);
+        body.take(b"[").await.unwrap();
+        let Coding::Plain(bytes) = &body.coding else {
+            panic!("it is not compressed");
+        };
+        assert!(bytes.capacity() <= 1024 * 1024, "{}", bytes.capacity());
+    }
+}
