@@ -447,14 +447,12 @@ impl Running {
                             error = %error,
                             "the server refuses a further page of the result; what lies behind it is not seen"
                         );
-                        self.background_failures = 0;
                         self.engine.page_refused(Instant::now());
-                        return;
+                        self.prime().await
                     }
                     Err(error) if confirms && self.cannot_confirm(&error) => {
-                        self.confirm_failures = 0;
                         self.engine.confirmation_refused(Instant::now());
-                        return;
+                        Ok(())
                     }
                     Ok(answer) => self.learn(&purpose, &request, &answer).await.map(|_| ()),
                     Err(error) => Err(error.into()),
