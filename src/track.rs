@@ -264,18 +264,23 @@ impl Tracker {
         self.seen
     }
 
-    /// The alerts that the present reading has not seen and that are not on their way out yet.
+    /// The alerts that the present reading has not seen and that are not on their way out yet: first
+    /// those that have not been seen for longest.
     #[must_use]
     pub fn missing(&self) -> Vec<Box<str>> {
         if self.seen + self.leaving == self.alerts.len() {
             return Vec::new();
         }
-        let unseen = |entry: &&Entry| entry.seen_in != self.reading && !entry.is_leaving();
-        self.alerts
-            .iter()
-            .filter(unseen)
-            .map(|entry| entry.id.to_text())
-            .collect()
+        let alerts = self.alerts.iter();
+        let mut missing: Vec<_> = alerts.filter(|entry| self.misses(entry)).collect();
+        missing.sort_unstable_by_key(|entry| entry.seen_in);
+        missing.iter().map(|entry| entry.id.to_text()).collect()
+    }
+
+    /// Whether an alert is among the [missing](Tracker::missing).
+    #[must_use]
+    pub fn is_missing(&self, id: &str) -> bool {
+        self.find(id).is_some_and(|entry| self.misses(entry))
     }
 
     /// Notes that an alert is on its way out: it no longer counts as open. Seeing it again brings
@@ -375,6 +380,10 @@ impl Tracker {
     fn find(&self, id: &str) -> Option<&Entry> {
         let id = Id::new(id);
         self.alerts.find(id.hash(), |entry| entry.id == id)
+    }
+
+    fn misses(&self, entry: &Entry) -> bool {
+        entry.seen_in != self.reading && !entry.is_leaving()
     }
 
     fn before(&self, entry: &Entry) -> Before {

@@ -15,6 +15,7 @@ use std::{
 };
 
 use anyhow::Chain;
+use jiff::SignedDuration;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, StatusCode, header};
 use secrecy::zeroize::Zeroizing;
@@ -395,7 +396,7 @@ impl Client {
         self.0
             .observer
             .request(endpoint, Some(status.as_u16()), took);
-        Http::tell_time(&headers, &*self.0.observer);
+        let clock_ahead = Http::tell_time(&headers, &*self.0.observer);
         let hints = Hints::read(status.as_u16(), &headers, clock::now());
         allowance.learn(&hints);
         if endpoint == Endpoint::Search
@@ -408,7 +409,7 @@ impl Client {
         match status.as_u16() {
             200..=299 => {
                 self.accepted(&token, endpoint, tenant);
-                Ok(Answer::new(endpoint.as_str(), body, room, sent()))
+                Ok(Answer::new(endpoint.as_str(), body, room, sent()).with_clock_ahead(clock_ahead))
             }
             401 | 407 => Err(Refused::Token {
                 status: status.as_u16(),
@@ -826,13 +827,12 @@ impl Http {
         request.send().await
     }
 
-    fn tell_time(headers: &header::HeaderMap, observer: &dyn Observer) {
-        let date = headers
-            .get(header::DATE)
-            .and_then(|value| value.to_str().ok());
-        if let Some(server) = date.and_then(http_date::parse) {
-            observer.server_time(server, clock::now());
-        }
+    /// Tells the observer, and how far the server's clock is ahead of ours.
+    fn tell_time(headers: &header::HeaderMap, observer: &dyn Observer) -> Option<SignedDuration> {
+        let date = headers.get(header::DATE)?.to_str().ok()?;
+        let (server, now) = (http_date::parse(date)?, clock::now());
+        observer.server_time(server, now);
+        Some(server.duration_since(now))
     }
 
     /// Who was asked: whatever a URL holds beyond that, a message need not.

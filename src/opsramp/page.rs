@@ -4,6 +4,7 @@
 
 use std::{borrow::Cow, fmt};
 
+use jiff::SignedDuration;
 use memchr::memmem;
 use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
@@ -22,6 +23,7 @@ pub struct Answer {
     text: String,
     /// What was sent for it and must not be shown.
     sent: Vec<Secret>,
+    clock_ahead: Option<SignedDuration>,
     _room: Room,
 }
 
@@ -104,8 +106,22 @@ impl Answer {
             endpoint,
             text,
             sent,
+            clock_ahead: None,
             _room: room,
         }
+    }
+
+    pub(super) fn with_clock_ahead(self, clock_ahead: Option<SignedDuration>) -> Self {
+        Self {
+            clock_ahead,
+            ..self
+        }
+    }
+
+    /// How far the server's clock was ahead of ours, where the answer told.
+    #[must_use]
+    pub fn clock_ahead(&self) -> Option<SignedDuration> {
+        self.clock_ahead
     }
 
     /// Reads a page of a search; `asked` is the page that was asked for.

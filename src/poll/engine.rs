@@ -6,7 +6,7 @@
 
 use std::{
     borrow::Cow,
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -19,7 +19,7 @@ use crate::track::{Before, Delta, Known, Sighting, Tracker};
 
 /// Ids that are asked for in one request.
 const CONFIRM: usize = 50;
-/// Alerts that are asked for by id at most after a full read that could not go on.
+/// Alerts that are asked for by id at most after a reading that did not show everything.
 const UNSEEN: usize = 5_000;
 /// Departures whose reasons are asked for together.
 const REASONS: usize = 20;
@@ -35,8 +35,8 @@ const CONFIRM_AGAIN: Duration = Duration::from_secs(60 * 60);
 /// Alerts of which an answer may lack most before a second one must agree: a mass closing is rarer than
 /// a server that shows nothing for a moment.
 const SUDDEN: usize = 20;
-/// Full reads in a row that must miss an alert before its own page is looked at, where the search
-/// cannot be asked by id.
+/// Full reads in a row that must miss an alert before its own page is looked at, where asking by id
+/// does not tell that it is gone.
 const DOUBT: u32 = 2;
 /// Full reads in a row that must miss it where its page shows no change either: the query may be
 /// about something that the page does not tell, such as its age.
@@ -124,18 +124,21 @@ pub struct Engine {
     /// The same ids, to look them up.
     in_departed: HashSet<Box<str>>,
     /// How many sound full reads in a row have missed an alert, where the server cannot be asked
-    /// by id.
-    suspects: HashMap<Box<str>, u32>,
+    /// by id, or shows it when it is.
+    suspects: BTreeMap<Box<str>, u32>,
     /// When the server may be asked by id again; `None` where it can be.
     confirm_again: Option<Instant>,
     unwitnessed_in_a_row: u32,
     /// What has overtaken the requests under way: of a poll, and of the background.
     overtaken: [Option<Overtaken>; 2],
-    /// Whether the last poll lacked most of what there was, so that the next one must agree.
-    sudden: bool,
+    /// What the last poll lacked, if that was most of what there was: about each of them the next one
+    /// must agree.
+    sudden: HashSet<Box<str>>,
     witness: Option<Box<str>>,
     /// The size of a page, as the server has it.
     page_size: u64,
+    /// The page that the last full read was refused, if it was refused one.
+    refused: Option<u64>,
     total: Option<u64>,
     /// Whether the last reading was sound.
     sound: bool,
@@ -143,6 +146,9 @@ pub struct Engine {
     unreadable: u64,
     /// How often the result was read whole by this process.
     reads: u64,
+    /// How often it was gone through, whether or not that showed everything.
+    passes: u64,
+    has_gone_through: bool,
     due: Option<Instant>,
     /// A full read that only the count asks for waits until then.
     rest_until: Option<Instant>,
@@ -181,17 +187,20 @@ impl Engine {
             reading: Reading::Idle,
             departed: VecDeque::new(),
             in_departed: HashSet::new(),
-            suspects: HashMap::new(),
+            suspects: BTreeMap::new(),
             confirm_again: None,
             unwitnessed_in_a_row: 0,
             overtaken: [None, None],
-            sudden: false,
+            sudden: HashSet::new(),
             witness: None,
             page_size: 0,
+            refused: None,
             total: None,
             sound: false,
             unreadable: 0,
             reads: 0,
+            passes: 0,
+            has_gone_through: false,
             due: None,
             rest_until: None,
             vain_in_a_row: 0,
@@ -237,6 +246,13 @@ impl Engine {
         self.reads
     }
 
+    /// Whether what there is now has been in sight, as far as it ever will be: the result was read
+    /// whole, or gone through twice where it showed nothing, or less than it counts.
+    #[must_use]
+    pub fn has_gone_through(&self) -> bool {
+        self.has_gone_through
+    }
+
     /// Notes that a request is sent. What is learned from other answers before its own comes is newer.
     pub fn asked(&mut self, purpose: &Purpose) {
         self.overtaken[purpose.side()] = Some(Overtaken::default());
@@ -247,9 +263,15 @@ impl Engine {
     #[must_use]
     pub fn compare(&self, purpose: &Purpose, page: &[Sighting<'_>]) -> Delta {
         let overtaken = self.overtaken[purpose.side()].as_ref();
-        self.tracker.compare(page, |id| {
+        let mut delta = self.tracker.compare(page, |id| {
             overtaken.is_some_and(|overtaken| overtaken.has(id))
-        })
+        });
+        if self.sound && matches!(purpose, Purpose::Confirm(_)) {
+            // A server may look at nothing but the ids: then a change is how one looks that has left.
+            delta.opened.clear();
+            delta.changed.clear();
+        }
+        delta
     }
 
     /// Takes over a page whose changes have been stored.
@@ -262,7 +284,11 @@ impl Engine {
         known: Vec<Known<'_>>,
         now: Instant,
     ) -> Next {
-        self.page_size = facts.page_size;
+        // Some servers tell as the size how many results they show: of the last page, that is no size.
+        self.page_size = match facts.next {
+            Some(_) => facts.page_size,
+            None => self.page_size.max(facts.page_size),
+        };
         let side = purpose.side();
         let overtaken = self.overtaken[side].take().unwrap_or_default();
         if let Some(other) = &mut self.overtaken[1 - side] {
@@ -290,7 +316,9 @@ impl Engine {
                 Next::Done
             }
             Purpose::Confirm(question) => {
-                self.tracker.adopt(known, &current);
+                // What a sound reading missed, only a reading can bring back into sight.
+                let seen = if self.sound { &[] } else { &*current };
+                self.tracker.adopt(known, seen);
                 self.adopt_confirmation(question, facts, page, now);
                 Next::Done
             }
@@ -365,7 +393,17 @@ impl Engine {
         if queue.is_empty() || in_vain {
             self.reading = Reading::Idle;
         }
-        self.depart_unseen(gone);
+        let gone = asked.iter().filter(|id| gone.contains(*id));
+        self.depart_unseen(gone.cloned().collect());
+    }
+
+    /// Whether it is still being asked who has left.
+    #[must_use]
+    pub fn is_asking_who_left(&self) -> bool {
+        matches!(
+            self.reading,
+            Reading::Confirming { .. } | Reading::Verifying { .. }
+        )
     }
 
     /// How a departed alert stood; `None` where it has come back in the meantime, so that it has
@@ -408,23 +446,21 @@ impl Engine {
         {
             let rest = asked.suspects.iter().cloned().chain(queue).collect();
             self.suspect(rest);
+            self.verify();
         }
     }
 
     /// The server refuses the page of a full read that comes next, whenever it is asked for it: it shows no
-    /// more of a result than so much. What is known and was not seen is asked for by id.
+    /// more of a result than so much. Polls do not ask for it until a full read gets there.
     pub fn page_refused(&mut self, now: Instant) {
-        let Reading::Pages { begun, .. } = self.reading else {
+        let Reading::Pages { read, begun } = &self.reading else {
             return;
         };
+        self.refused = Some(read.page());
+        let took = now - *begun;
         self.reading = Reading::Idle;
-        self.rest_until = Some(now + self.rest(true, now - begun));
+        self.rest_until = Some(now + self.rest(true, took));
         self.finish_reading(false, 0, None, now);
-        let mut unseen = self.tracker.missing();
-        unseen.truncate(UNSEEN);
-        if !unseen.is_empty() && self.can_confirm(now) {
-            self.confirm(unseen.into(), now);
-        }
     }
 
     fn adopt_poll(
@@ -447,7 +483,7 @@ impl Engine {
             self.finish_reading(sound, facts.unreadable, Some(overtaken), now);
             return Next::Done;
         }
-        self.sudden = false;
+        self.sudden.clear();
         let knew_nothing = self.tracker.is_empty();
         let idle = matches!(self.reading, Reading::Idle);
         if facts.page == 1 && idle && (knew_nothing || self.is_due(now)) {
@@ -464,7 +500,8 @@ impl Engine {
         let news = !delta.opened.is_empty() || !delta.tail_unchanged;
         let open = self.tracker.open() as u64 + self.unreadable;
         let accounted = open == facts.total && delta.tail_unchanged;
-        if let Some(next) = facts.next
+        let is_shown = |page: &u64| self.refused.is_none_or(|refused| *page < refused);
+        if let Some(next) = facts.next.filter(is_shown)
             && news
             && !accounted
             && !knew_nothing
@@ -528,6 +565,9 @@ impl Engine {
             // The answer to a question that has been overtaken.
             return;
         }
+        if self.refused.is_some_and(|refused| facts.page >= refused) {
+            self.refused = None;
+        }
         match read.read(facts, seen) {
             Flow::Continue => {}
             Flow::Restart => {
@@ -555,8 +595,8 @@ impl Engine {
         (took.max(self.options.interval) * factor).min(self.options.full_read_interval)
     }
 
-    /// The whole result has been read. `poll`: by one answer, which cannot have missed anyone, and what
-    /// has overtaken it.
+    /// The result has been gone through. `sound`: what has not been seen is not in it, as far as the
+    /// totals tell. `poll`: by one answer, which cannot have missed anyone, and what has overtaken it.
     fn finish_reading(
         &mut self,
         sound: bool,
@@ -567,27 +607,29 @@ impl Engine {
         self.sound = sound;
         self.unreadable = unreadable as u64;
         self.due = Some(now + self.options.full_read_interval);
+        self.passes += 1;
+        self.has_gone_through |= sound && self.tracker.seen() > 0 || self.passes > 1;
+        let mut missing = self.tracker.missing();
         if !sound {
+            missing.truncate(UNSEEN);
+            self.confirm(missing.into(), now);
             return;
         }
         self.reads += 1;
-        let mut missing = self.tracker.missing();
-        let was_sudden = std::mem::take(&mut self.sudden);
+        let tracker = &self.tracker;
+        self.suspects.retain(|id, _| tracker.is_missing(id));
+        let sudden = std::mem::take(&mut self.sudden);
         match poll {
-            _ if missing.is_empty() => self.suspects.clear(),
             Some(overtaken) if unreadable == 0 => {
-                self.sudden = missing.len() > SUDDEN.max(self.tracker.seen()) && !was_sudden;
-                if !self.sudden {
-                    missing.retain(|id| !overtaken.has(id));
-                    self.depart(missing);
+                if missing.len() > SUDDEN.max(self.tracker.seen()) {
+                    self.sudden = missing.iter().cloned().collect();
+                    missing.retain(|id| sudden.contains(id));
                 }
+                missing.retain(|id| !overtaken.has(id));
+                self.depart(missing);
             }
             _ => self.confirm(missing.into(), now),
         }
-    }
-
-    fn can_confirm(&self, now: Instant) -> bool {
-        self.witness.is_some() && self.confirm_again.is_none_or(|at| now >= at)
     }
 
     fn confirm(&mut self, mut queue: VecDeque<Box<str>>, now: Instant) {
@@ -596,7 +638,7 @@ impl Engine {
             .unwrap_or(CONFIRM)
             .min(CONFIRM);
         match &self.witness {
-            Some(witness) if self.can_confirm(now) && room > 0 => {
+            Some(witness) if !queue.is_empty() && self.can_confirm(now) && room > 0 => {
                 let suspects: Vec<_> = queue.drain(..queue.len().min(room)).collect();
                 let asked = Arc::new(Question {
                     suspects,
@@ -608,30 +650,51 @@ impl Engine {
                     witnesses: 0,
                 };
             }
-            _ => self.suspect(queue.into()),
+            _ => {
+                self.suspect(queue.into());
+                self.verify();
+            }
         }
     }
 
-    /// Where the search cannot be asked by id, a full read may miss an alert for the second time by
-    /// the same bad luck. Its own page decides, unless it has been missed too often for luck.
+    fn can_confirm(&self, now: Instant) -> bool {
+        self.witness.is_some() && self.confirm_again.is_none_or(|at| now >= at)
+    }
+
+    /// Notes that a full read has missed these alerts, and that asking by id did not tell that they are
+    /// gone. One that has been missed too often for luck is.
     fn suspect(&mut self, missing: Vec<Box<str>>) {
-        let before = std::mem::take(&mut self.suspects);
-        let (mut gone, mut queue) = (Vec::new(), VecDeque::new());
+        if !self.sound {
+            // It may be where the reading did not come.
+            return;
+        }
+        let mut gone = Vec::new();
         for id in missing {
-            let missed = before.get(&id).map_or(1, |missed| missed + 1);
-            if missed >= CERTAINTY {
-                gone.push(id);
+            if !self.tracker.is_missing(&id) {
+                // A poll has seen it since.
                 continue;
             }
-            if missed >= DOUBT {
-                queue.push_back(id.clone());
+            let missed = self.suspects.get(&id).map_or(1, |missed| missed + 1);
+            // What could not be read may be any of them.
+            if missed >= CERTAINTY && self.unreadable == 0 {
+                gone.push(id);
+            } else {
+                self.suspects.insert(id, missed.min(CERTAINTY));
             }
-            self.suspects.insert(id, missed);
         }
+        self.depart(gone);
+    }
+
+    /// A full read may miss an alert for the second time by the same bad luck: its own page decides.
+    fn verify(&mut self) {
+        let suspects = self.suspects.iter();
+        let doubted = suspects.filter(|(id, missed)| {
+            (DOUBT..CERTAINTY).contains(*missed) && self.tracker.is_missing(id)
+        });
+        let queue: VecDeque<_> = doubted.map(|(id, _)| id.clone()).collect();
         if !queue.is_empty() {
             self.reading = Reading::Verifying { queue };
         }
-        self.depart(gone);
     }
 
     fn adopt_confirmation(
@@ -677,18 +740,14 @@ impl Engine {
             return;
         }
         self.unwitnessed_in_a_row = 0;
-        let gone: HashSet<Box<str>> = question
-            .suspects
-            .iter()
-            .filter(|id| !shown.contains(&***id))
-            .cloned()
-            .collect();
+        let suspects = question.suspects.iter().cloned();
+        let (there, gone): (Vec<_>, _) = suspects.partition(|id| shown.contains(&**id));
         let queue = std::mem::take(queue);
         self.reading = Reading::Idle;
-        self.depart_unseen(&gone);
-        if !queue.is_empty() {
-            self.confirm(queue, now);
-        }
+        self.depart_unseen(gone);
+        // A server that looks at nothing but the ids shows what has left as well.
+        self.suspect(there);
+        self.confirm(queue, now);
     }
 
     /// No witness could be found: the next full read tries again, but not for ever.
@@ -702,13 +761,9 @@ impl Engine {
     }
 
     /// Those that a poll has seen since the reading are back.
-    fn depart_unseen(&mut self, gone: &HashSet<Box<str>>) {
-        if gone.is_empty() {
-            return;
-        }
-        let mut missing = self.tracker.missing();
-        missing.retain(|id| gone.contains(id));
-        self.depart(missing);
+    fn depart_unseen(&mut self, mut gone: Vec<Box<str>>) {
+        gone.retain(|id| self.tracker.is_missing(id));
+        self.depart(gone);
     }
 
     fn depart(&mut self, ids: Vec<Box<str>>) {

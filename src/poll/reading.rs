@@ -21,10 +21,15 @@ pub fn sightings<'a>(alerts: &'a [Alert<'_>]) -> Vec<Sighting<'a>> {
     let sighting = |alert: &'a Alert<'_>| Sighting {
         id: &alert.id,
         digest: digest(alert, &mut strung),
-        state: word(&alert.state).trim(),
-        status: word(&alert.status).trim(),
+        state: compared(&alert.state),
+        status: compared(&alert.status),
     };
     alerts.iter().map(sighting).collect()
+}
+
+/// A state or a status as it is compared, whether it comes from an answer or from the store.
+pub(super) fn compared<'a>(text: &'a Text<'_>) -> &'a str {
+    word(text).trim()
 }
 
 /// A hash of the alert's texts, which are strung together in `strung`.

@@ -108,8 +108,8 @@ struct Running {
     primed: bool,
     first_seen: Timestamp,
     has_departed: bool,
-    /// Departures waited in vain for their reasons: the others that are known already do not wait
-    /// as long again.
+    /// Departures waited in vain for their reasons: the others that left with them do not wait as long
+    /// again.
     waited_in_vain: bool,
     engine: Engine,
     under_way: Option<UnderWay>,
@@ -234,6 +234,8 @@ impl Running {
 
     fn begin_poll(&mut self) -> Request {
         self.search.metrics.poll_begun();
+        // Who is found gone by what comes now did not leave with those before.
+        self.waited_in_vain &= self.engine.has_departures() || self.engine.is_asking_who_left();
         let now = Instant::now();
         self.poll = Some(Poll {
             started: clock::now(),
@@ -276,6 +278,8 @@ impl Running {
         }
         let learned = match answer {
             Ok(answer) => self.learn(&purpose, &request, &answer).await,
+            // How far the server shows the result is the background's to find out.
+            Err(error) if request.page > 1 && is_refusal(&error) => Ok((Next::Done, 0)),
             Err(error) => Err(error.into()),
         };
         match learned {
@@ -454,14 +458,12 @@ impl Running {
                             error = %error,
                             "the server refuses a further page of the result; what lies behind it is not seen"
                         );
-                        self.background_failures = 0;
                         self.engine.page_refused(Instant::now());
-                        return;
+                        self.prime().await
                     }
                     Err(error) if confirms && self.cannot_confirm(&error) => {
-                        self.confirm_failures = 0;
                         self.engine.confirmation_refused(Instant::now());
-                        return;
+                        Ok(())
                     }
                     Ok(answer) => self.learn(&purpose, &request, &answer).await.map(|_| ()),
                     Err(error) => Err(error.into()),
@@ -470,9 +472,7 @@ impl Running {
             Reply::Reasons(reasons) => {
                 let late = |(_, reason): &(_, Reason)| matches!(reason, Reason::Late);
                 self.waited_in_vain |= reasons.iter().any(late);
-                let departed = self.depart(reasons).await;
-                self.waited_in_vain &= self.engine.has_departures();
-                departed
+                self.depart(reasons).await
             }
             Reply::Verdicts(verdicts) => {
                 self.judge(verdicts);
@@ -602,7 +602,7 @@ impl Running {
     fn cannot_go_on(&self, error: &opsramp::Error) -> bool {
         let patience = match error.status() {
             // Too many results, most likely: servers that search do not show all of them.
-            Some(400..=499) => REFUSED_PATIENCE,
+            Some(_) if is_refusal(error) => REFUSED_PATIENCE,
             Some(_) => FAILED_PATIENCE,
             None => return false,
         };
@@ -657,6 +657,11 @@ impl Failure {
             Self::Store(error) => chain(error),
         }
     }
+}
+
+/// Whether the server does not want to answer that, rather than cannot.
+fn is_refusal(error: &opsramp::Error) -> bool {
+    matches!(error.status(), Some(400..=499))
 }
 
 /// Waits until then. A timer would take a millisecond for what is due already: with the next page

@@ -65,10 +65,10 @@ impl Running {
             Reason::Unknown | Reason::Late => false,
             Reason::Found(answer) => {
                 let alert = answer.alert_with(id);
-                let status = alert.as_ref().and_then(|alert| alert.status.as_deref());
                 let before = self.engine.tracker().standing(id);
-                status.zip(before).is_some_and(|(now, before)| {
-                    !now.trim().eq_ignore_ascii_case(before.status.trim())
+                alert.zip(before).is_some_and(|(now, before)| {
+                    now.status.is_some()
+                        && !reading::compared(&now.status).eq_ignore_ascii_case(&before.status)
                 })
             }
         };
@@ -121,10 +121,8 @@ impl Running {
             let raw = raw.filter(|_| page.is_some());
             let (fields, reason) = match (&page, reason) {
                 (Some(alert), _) => {
-                    let moved = alert
-                        .state
-                        .as_deref()
-                        .is_some_and(|state| !state.eq_ignore_ascii_case(&before.state));
+                    let moved = alert.state.is_some()
+                        && !reading::compared(&alert.state).eq_ignore_ascii_case(&before.state);
                     let unchanged = if moved { "state_changed" } else { "unknown" };
                     let reason = alert.departure_reason();
                     let reason = reason.unwrap_or_else(|| unchanged.to_owned());

@@ -4,7 +4,7 @@
 use std::{borrow::Cow, collections::HashMap, time::Duration};
 
 use futures_util::{StreamExt as _, stream};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
 use super::{Failure, PAGES_AT_ONCE, Pending, Running, Search, Shared};
@@ -54,8 +54,9 @@ struct Found<'a> {
     sightings: &'a [Sighting<'a>],
     /// The ordinals that alerts had reached when they left before.
     ordinals: &'a HashMap<Box<str>, u32>,
-    /// What alerts' own pages say, by their places.
-    details: &'a HashMap<usize, Alert<'a>>,
+    /// What alerts' own pages say, or said when they were new, by their places.
+    further: &'a HashMap<usize, AlertFields<'a>>,
+    clock_ahead: SignedDuration,
 }
 
 /// A change of a page.
@@ -114,13 +115,18 @@ impl Running {
                 Some((*place, answer.alert_with(id)?))
             })
             .collect();
+        let search = &self.search;
+        let mut further = search.stored_details(self.held, &delta, &sightings).await?;
+        let new = details.iter();
+        further.extend(new.map(|(place, alert)| (*place, reading::fields(alert))));
 
         let now = clock::now();
         let found = Found {
             page: &page,
             sightings: &sightings,
             ordinals: &ordinals,
-            details: &details,
+            further: &further,
+            clock_ahead: answer.clock_ahead().filter(is_credible).unwrap_or_default(),
         };
         let News {
             commit,
@@ -153,8 +159,8 @@ impl Running {
             .adopt(purpose, &facts, &sightings, &delta, adopted, Instant::now());
         if self.engine.reads() != reads_before {
             self.search.status.last_full_read = Some(clock::now());
-            self.prime().await?;
         }
+        self.prime().await?;
         Ok((next, events))
     }
 
@@ -172,8 +178,9 @@ impl Running {
         } in changes
         {
             let sighting = found.sightings[place];
-            let fields = fields_of(&found.page.alerts[place], found.details.get(&place));
-            let silent = kind == Some(EventKind::Opened) && self.is_before_our_time(&fields);
+            let fields = fields_of(&found.page.alerts[place], found.further.get(&place));
+            let silent = kind == Some(EventKind::Opened)
+                && self.is_before_our_time(&fields, found.clock_ahead);
             let happened = u32::from(kind.is_some());
             let ordinal = match before {
                 Some(before) => before.ordinal + happened,
@@ -302,9 +309,9 @@ impl Running {
         }
     }
 
-    /// Notes that the result has been read whole for the first time.
-    async fn prime(&mut self) -> Result<(), Failure> {
-        if !self.primed {
+    /// Notes it once what was there before us has been in sight.
+    pub(super) async fn prime(&mut self) -> Result<(), Failure> {
+        if !self.primed && self.engine.has_gone_through() {
             let commit = Commit {
                 primed: true,
                 ..Commit::default()
@@ -316,10 +323,14 @@ impl Running {
     }
 
     /// With `at_first_start: skip`, alerts that were there before us are taken note of in silence.
-    fn is_before_our_time(&self, fields: &AlertFields<'_>) -> bool {
+    fn is_before_our_time(&self, fields: &AlertFields<'_>, clock_ahead: SignedDuration) -> bool {
+        // The API dates alerts by its own clock, and to the second.
+        let first_seen = self.first_seen.as_second() + clock_ahead.as_secs();
         !self.primed
             && self.search.shared.at_first_start == AtFirstStart::Skip
-            && fields.created_at.is_none_or(|at| at <= self.first_seen)
+            && fields
+                .created_at
+                .is_none_or(|at| at.as_second() < first_seen)
     }
 
     pub(super) fn journal_event(
@@ -358,6 +369,29 @@ impl Search {
             .await?
             .into_iter()
             .collect())
+    }
+
+    /// What is stored of alerts that have changed: the details that came when they were new.
+    async fn stored_details(
+        &self,
+        held: Held,
+        delta: &Delta,
+        sightings: &[Sighting<'_>],
+    ) -> Result<HashMap<usize, AlertFields<'static>>, Failure> {
+        let changed = delta.changed.iter().chain(&delta.refreshed);
+        let places: HashMap<&str, usize> = changed
+            .map(|(place, _)| (sightings[*place].id, *place))
+            .collect();
+        if !self.shared.fetch_details || places.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let ids = places.keys().map(|id| Box::from(*id)).collect();
+        let stored = self.shared.store.stored(held, ids).await?;
+        let fields = stored.iter().filter_map(|alert| {
+            let fields = AlertFields::from_stored(&alert.body).ok()?;
+            Some((*places.get(&*alert.id)?, fields))
+        });
+        Ok(fields.collect())
     }
 
     /// The pages of new alerts, as far as they come in time.
@@ -419,15 +453,19 @@ fn changes(delta: &Delta) -> Vec<Change<'_>> {
 }
 
 /// The fields of an alert; what its own page has beyond them is added.
-fn fields_of<'a>(alert: &'a Alert<'_>, detail: Option<&'a Alert<'_>>) -> AlertFields<'a> {
+fn fields_of<'a>(alert: &'a Alert<'_>, further: Option<&AlertFields<'a>>) -> AlertFields<'a> {
     let mut fields = reading::fields(alert);
-    if let Some(detail) = detail {
-        let detail = reading::fields(detail);
-        fields.description = detail.description.or(fields.description);
-        fields.source = fields.source.or(detail.source);
-        fields.incident_id = fields.incident_id.or(detail.incident_id);
-        fields.component = fields.component.or(detail.component);
-        fields.problem_area = fields.problem_area.or(detail.problem_area);
+    if let Some(further) = further.cloned() {
+        fields.description = further.description.or(fields.description);
+        fields.source = fields.source.or(further.source);
+        fields.incident_id = fields.incident_id.or(further.incident_id);
+        fields.component = fields.component.or(further.component);
+        fields.problem_area = fields.problem_area.or(further.problem_area);
     }
     fields
+}
+
+/// Whether a clock may go so wrong; else it is the header that does.
+fn is_credible(clock_ahead: &SignedDuration) -> bool {
+    clock_ahead.as_hours().abs() < 24
 }

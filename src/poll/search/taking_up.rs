@@ -266,8 +266,8 @@ fn known<'a>(
         sighting: Sighting {
             id: &alert.id,
             digest: alert.digest,
-            state: fields.state.as_deref().unwrap_or_default(),
-            status: fields.status.as_deref().unwrap_or_default(),
+            state: reading::compared(&fields.state),
+            status: reading::compared(&fields.status),
         },
         ordinal: alert.ordinal,
         created_at: alert.created_at.map(Timestamp::as_second),
