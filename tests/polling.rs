@@ -110,14 +110,14 @@ fn metrics(board: &Board) -> Metrics {
 }
 
 /// Pollers, and what they report to.
-fn pollers(store: &Store) -> (Pollers, Board, Metrics) {
+fn pollers(store: &Store, health: &Health) -> (Pollers, Board, Metrics) {
     let board = Board::default();
     let metrics = metrics(&board);
     let pollers = Pollers::new(
         store.clone(),
         board.clone(),
         metrics.clone(),
-        Health::default(),
+        health.clone(),
     );
     (pollers, board, metrics)
 }
@@ -127,6 +127,7 @@ struct Exporter {
     store: Store,
     board: Board,
     metrics: Metrics,
+    health: Health,
     stop: CancellationToken,
     task: tokio::task::JoinHandle<()>,
     folder: Arc<tempfile::TempDir>,
@@ -149,7 +150,8 @@ impl Exporter {
         };
         let store = Store::open(&options).await.unwrap();
         store.set_sinks(vec![SINK.to_owned()]).await.unwrap();
-        let (mut pollers, board, metrics) = pollers(&store);
+        let health = Health::default();
+        let (mut pollers, board, metrics) = pollers(&store, &health);
         pollers.apply(plan).await.unwrap();
         let stop = CancellationToken::new();
         let stopped = stop.clone();
@@ -169,6 +171,7 @@ impl Exporter {
             store,
             board,
             metrics,
+            health,
             stop,
             task,
             folder,
@@ -410,6 +413,32 @@ async fn a_full_read_that_cannot_be_stored_goes_on_where_it_stopped() {
     assert_eq!(exporter.sample("opsramp_alert_events_total{"), 1_500.0);
     let requests = simulator.requests().searches(DEMO_TENANT);
     assert!(requests <= 15 + 2 * 3, "{requests} requests");
+}
+
+/// Nobody may ever again commit anything that there is room for.
+#[tokio::test(flavor = "multi_thread")]
+async fn that_the_journal_is_full_is_said_until_nothing_waits_any_more() {
+    let simulator = start(world(0)).await;
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    let exporter = Exporter::start_with(folder, plan(&simulator.url()), 1).await;
+    let waiting = |events| {
+        exporter
+            .board
+            .update_sink(&SINK.into(), |sink| sink.backlog = events)
+    };
+    exporter.wait_until_complete().await;
+    waiting(1);
+    let new = simulator.open_many(DEMO_TENANT, 2).unwrap();
+    let is_full = || !exporter.health.notices().is_empty();
+    eventually("the journal is full", || async { is_full() }).await;
+    for id in new {
+        simulator.act(id, Action::Close).unwrap();
+    }
+    eventually("a poll succeeds", || async { exporter.is_complete() }).await;
+    exporter.wait_for_poll().await;
+    assert!(is_full());
+    waiting(0);
+    eventually("it is not full any more", || async { !is_full() }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1166,7 +1195,8 @@ impl Reloading {
             path: folder.path().join("state.db"),
             journal_limit: store::JOURNAL_LIMIT,
         };
-        let (pollers, board, _) = pollers(&Store::open(&options).await.unwrap());
+        let (pollers, board, _) =
+            pollers(&Store::open(&options).await.unwrap(), &Health::default());
         Self {
             pollers,
             board,
@@ -1474,4 +1504,42 @@ async fn details_bring_the_description() {
         "{:?}",
         began.elapsed()
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_clients_that_is_empty_for_a_moment_or_never_ends_stops_nobody() {
+    let simulator = partners().await;
+    let url = simulator.url();
+    let mut exporter = Reloading::new(plan(&url)).await;
+    let clients = |shown: serde_json::Value, next_page: bool| Fault::Body {
+        text: serde_json::json!({ "results": shown, "nextPage": next_page }).to_string(),
+    };
+    let two = serde_json::json!([
+        { "uniqueId": "client_1", "name": "one", "activated": true },
+        { "uniqueId": "client_2", "name": "two", "activated": true },
+    ]);
+    let endless = FaultRule::always(clients(two, true)).at(Endpoint::Clients);
+    let endless = simulator.inject(endless);
+    exporter
+        .reload(|account| {
+            *account = Account {
+                discovery: Some(Duration::from_millis(1)),
+                ..discovering(&url, &["msp_1"])
+            };
+        })
+        .await;
+    let look_up = exporter.look_up().await;
+    exporter.pollers.adopt(look_up).await;
+    assert_eq!(exporter.polled(), ["client_1", "client_2"]);
+
+    let empty = clients(serde_json::json!([]), false);
+    simulator.inject(FaultRule::always(empty).at(Endpoint::Clients));
+    simulator.remove_fault(endless);
+    let look_up = exporter.look_up().await;
+    exporter.pollers.adopt(look_up).await;
+    assert_eq!(exporter.polled(), ["client_1", "client_2"]);
+    let look_up = exporter.look_up().await;
+    exporter.pollers.adopt(look_up).await;
+    assert_eq!(exporter.polled(), [""; 0], "the next one agreed");
+    exporter.pollers.stop().await;
 }

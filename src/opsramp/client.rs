@@ -409,7 +409,10 @@ impl Client {
         match status.as_u16() {
             200..=299 => {
                 self.accepted(&token, endpoint, tenant);
-                Ok(Answer::new(endpoint.as_str(), body, room, sent()).with_clock_ahead(clock_ahead))
+                Ok(
+                    Answer::new(endpoint.as_str(), body, room, sent())
+                        .with_clock_ahead(clock_ahead),
+                )
             }
             401 | 407 => Err(Refused::Token {
                 status: status.as_u16(),

@@ -109,6 +109,8 @@ struct AccountClient {
     /// When clients are to be looked up next, unless they are being looked up.
     look_up_at: Instant,
     failures: u32,
+    /// Whether the last look-up lacked most of the clients that are known.
+    is_doubted: bool,
 }
 
 /// A look-up under way. Dropping it ends it, and makes its outcome void.
@@ -269,6 +271,7 @@ impl Pollers {
                 look_up: None,
                 look_up_at: Instant::now(),
                 failures: 0,
+                is_doubted: false,
             };
             self.clients.insert(Arc::clone(client.account()), account);
         }
@@ -544,7 +547,12 @@ impl Pollers {
             Ok(found) => {
                 let is_short = found.is_short;
                 let mut tenants = found.into_tenants();
-                if is_short {
+                let known = &client.discovered;
+                let missing = known.keys().filter(|it| !tenants.contains_key(it)).count();
+                // An empty list for a moment would stop all of them until the next look-up.
+                let is_doubted = 2 * missing > known.len() && !client.is_doubted;
+                client.is_doubted = is_doubted;
+                if is_short || is_doubted {
                     // Whoever is not shown need not have gone.
                     let ids: BTreeSet<_> = tenants.keys().map(|tenant| &tenant.id).collect();
                     let unseen = client.discovered.iter();
@@ -554,10 +562,12 @@ impl Pollers {
                         .collect();
                     tenants.extend(unseen);
                     client.look_up_again();
-                    tracing::warn!(
-                        %account,
-                        "the server counts more clients of the partner than it shows; they are looked up again soon"
-                    );
+                    let why = if is_short {
+                        "the server counts more clients of the partner than it shows"
+                    } else {
+                        "the server shows few of the clients of the partner that are known"
+                    };
+                    tracing::warn!(%account, missing, "{why}; they are looked up again soon");
                 } else {
                     client.failures = 0;
                 }
@@ -613,9 +623,14 @@ async fn clients_of(client: &Client, partners: &[Arc<str>]) -> Result<Clients, o
     let mut found = Clients::default();
     for partner in partners {
         let (mut next, mut shown, mut total) = (Some(1), 0, 0);
+        let mut ids = HashSet::new();
         while let Some(page_no) = next.filter(|page| *page <= MAX_CLIENT_PAGES) {
             let page = client.clients(partner, page_no).await?.clients(page_no)?;
-            shown += page.shown as u64;
+            // Paging over a living list can show a client twice, and some servers never end.
+            let of_page = page.clients.len();
+            let new = page.clients.iter().filter(|it| ids.insert(it.id.clone()));
+            let repeated = of_page - new.count();
+            shown += (page.shown - repeated) as u64;
             total = page.total.unwrap_or(total);
             if !found.take_in(page.clients, partner) {
                 tracing::warn!(
@@ -624,7 +639,8 @@ async fn clients_of(client: &Client, partners: &[Arc<str>]) -> Result<Clients, o
                 );
                 return Ok(found);
             }
-            next = page.next_page;
+            let is_behind = repeated == of_page && shown >= total;
+            next = page.next_page.filter(|_| !is_behind);
         }
         found.is_short |= shown < total;
     }
@@ -673,6 +689,7 @@ impl AccountClient {
         self.look_up = None;
         self.look_up_at = Instant::now();
         self.failures = 0;
+        self.is_doubted = false;
     }
 
     /// Has the clients looked up sooner than usual, and less soon each time in a row.
@@ -689,7 +706,6 @@ impl Clients {
         for found in page.into_iter().filter(|found| found.activated) {
             let full = self.known.len() == MAX_CLIENTS;
             match self.known.entry(found.id) {
-                // Paging over a living list can show a client twice.
                 Entry::Occupied(_) => {}
                 Entry::Vacant(_) if full => return false,
                 Entry::Vacant(place) => {

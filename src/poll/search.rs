@@ -368,6 +368,7 @@ impl Running {
         self.search.status.tried = true;
         self.announce_next_poll();
         if succeeded {
+            self.look_at_journal();
             self.publish(Some(clock::now()));
         }
     }

@@ -309,6 +309,14 @@ impl Running {
         }
     }
 
+    /// What found no room may be gone again, so that no commit would ever tell that there is room.
+    pub(super) fn look_at_journal(&self) {
+        let Shared { board, health, .. } = &self.search.shared;
+        if board.sinks().values().all(|sink| sink.backlog == 0) {
+            health.withdraw(JOURNAL);
+        }
+    }
+
     /// Notes it once what was there before us has been in sight.
     pub(super) async fn prime(&mut self) -> Result<(), Failure> {
         if !self.primed && self.engine.has_gone_through() {

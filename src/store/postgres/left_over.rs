@@ -65,7 +65,9 @@ pub(super) async fn take(shared: &Shared, patience: Duration) -> Result<(), Fail
                 return (state.journal.end(), true);
             }
             let end = taken.journal_end;
-            let knows_all = state.journal.adopt(taken.held, taken.before, end, &progress);
+            let knows_all = state
+                .journal
+                .adopt(taken.held, taken.before, end, &progress);
             (state.journal.end(), knows_all)
         });
         if !knows_all {
