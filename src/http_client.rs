@@ -4,7 +4,7 @@ use http::Uri;
 use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::{ClientBuilder, redirect, retry};
 
-use crate::names::Resolver;
+use crate::{names::Resolver, proxy};
 
 /// A client that is for these URLs, the proxy's among them where one is configured. Who repeats what
 /// failed, and whether, is for its user; a redirect might lead secrets anywhere.
@@ -22,7 +22,7 @@ pub(crate) fn builder(urls: &[&str]) -> ClientBuilder {
         .redirect(redirect::Policy::none())
         .retry(retry::never())
         .dns_resolver(Resolver);
-    let environment = Matcher::from_system();
+    let environment = proxy::rules(None);
     if urls.iter().any(|url| needs_tls(url, &environment)) {
         builder
     } else {

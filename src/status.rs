@@ -227,13 +227,13 @@ fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
 // === impl SearchStatus ===
 
 impl SearchStatus {
-    /// The snapshot of a search that others poll.
+    /// The snapshot of a search of which nothing is known.
     #[must_use]
-    pub fn elsewhere(&self) -> Self {
+    pub fn unknown(key: SearchKey, interval: Duration, stale_after: Duration) -> Self {
         Self {
-            key: self.key.clone(),
-            interval: self.interval,
-            stale_after: self.stale_after,
+            key,
+            interval,
+            stale_after,
             up: None,
             result: None,
             last_requests: 0,
@@ -243,7 +243,16 @@ impl SearchStatus {
             last_error: None,
             lease_held: false,
             lease: None,
+            tried: false,
+        }
+    }
+
+    /// The snapshot of a search that others poll.
+    #[must_use]
+    pub fn elsewhere(&self) -> Self {
+        Self {
             tried: true,
+            ..Self::unknown(self.key.clone(), self.interval, self.stale_after)
         }
     }
 

@@ -38,20 +38,10 @@ fn retail() -> SearchKey {
 }
 
 fn status(key: &SearchKey) -> SearchStatus {
+    let (interval, stale_after) = (Duration::from_secs(30), Duration::from_secs(300));
     SearchStatus {
-        key: key.clone(),
-        interval: Duration::from_secs(30),
-        stale_after: Duration::from_secs(300),
-        up: None,
-        result: None,
-        last_requests: 0,
-        last_full_read: None,
-        next_poll: None,
-        polls: std::collections::VecDeque::new(),
-        last_error: None,
         lease_held: true,
-        lease: None,
-        tried: false,
+        ..SearchStatus::unknown(key.clone(), interval, stale_after)
     }
 }
 

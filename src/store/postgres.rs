@@ -248,21 +248,13 @@ impl Postgres {
             alerts: alerts::load(&mut session, row, "").await?,
         };
         let until = self.shared.relied_on_until(asked);
-        let (end, knows_all) = self.shared.update(|state| {
-            // A replica that has had to register anew holds nothing.
-            if state.replica != Some(me) {
-                return Err(Failure::NotJoined);
-            }
+        let hold = |state: &mut State| {
             state.hold(taken.held, until);
-            let end = taken.journal_end;
-            let (held, before) = (taken.held, taken.before);
-            let knows_all = state.journal.adopt(held, before, end, &progress);
-            Ok((state.journal.end(), knows_all))
-        })?;
-        if !knows_all {
-            tracing::warn!(search = %key, "{SET_BACK}");
+            true
+        };
+        if !adopt(&self.shared, me, key, &taken, &progress, hold) {
+            return Err(Failure::NotJoined);
         }
-        self.shared.tell_sinks(end);
         Ok(Some(loaded))
     }
 
@@ -571,6 +563,35 @@ impl Postgres {
         })
         .await
     }
+}
+
+/// Takes in what waits in the journal of a search that the replica `me` has taken, once `hold` has noted
+/// it; `progress` is how far each sink has come. Brings whether the search is held.
+fn adopt(
+    shared: &Shared,
+    me: i64,
+    search: &SearchKey,
+    taken: &alerts::Taken,
+    progress: &[(String, i64)],
+    hold: impl FnOnce(&mut State) -> bool,
+) -> bool {
+    let adopted = shared.update(|state| {
+        // A replica that has had to register anew holds nothing.
+        if state.replica != Some(me) || !hold(state) {
+            return None;
+        }
+        let (held, end) = (taken.held, taken.journal_end);
+        let knows_all = state.journal.adopt(held, taken.before, end, progress);
+        Some((state.journal.end(), knows_all))
+    });
+    let Some((end, knows_all)) = adopted else {
+        return false;
+    };
+    if !knows_all {
+        tracing::warn!(%search, "{SET_BACK}");
+    }
+    shared.tell_sinks(end);
+    true
 }
 
 /// Gives searches back.

@@ -242,20 +242,10 @@ fn key(id: &str, tenant: &str) -> SearchKey {
 }
 
 fn pending(key: SearchKey) -> SearchStatus {
+    let (interval, stale_after) = (Duration::from_secs(30), Duration::from_secs(300));
     SearchStatus {
-        key,
-        interval: Duration::from_secs(30),
-        stale_after: Duration::from_secs(300),
-        up: None,
-        result: None,
-        last_requests: 0,
-        last_full_read: None,
-        next_poll: None,
-        polls: VecDeque::new(),
-        last_error: None,
         lease_held: true,
-        lease: None,
-        tried: false,
+        ..SearchStatus::unknown(key, interval, stale_after)
     }
 }
 

@@ -155,14 +155,8 @@ async fn a_standard_output_that_leads_nowhere_is_told_once_at_the_start() {
     for (redirection, warnings) in [(">&-", 1), (">/dev/null", 1), (">lines", 0)] {
         let place = Place::new(&opsramp.url());
         place.write();
-        let mut shell = command("/bin/sh");
-        shell
-            .arg("-c")
-            .arg(format!("exec \"$0\" \"$@\" {redirection}"))
-            .arg(binary())
-            .arg("--config.file")
-            .arg(place.path("config.yml"));
-        let exporter = place.start_as(place.settle(shell)).await;
+        let shell = place.by_shell(&format!("exec \"$0\" \"$@\" {redirection}"));
+        let exporter = place.start_as(shell).await;
         exporter.wait_until_complete().await;
         exporter.reload(&place).await;
         let ended = exporter.stop().await;

@@ -238,14 +238,20 @@ impl Place {
     /// The same with so many file descriptors.
     pub(crate) async fn start_with_descriptors(&self, descriptors: u32) -> Exporter {
         self.write();
-        let mut limited = command("/bin/sh");
-        limited
+        let script = format!("ulimit -n {descriptors} && exec \"$0\" \"$@\"");
+        self.start_as(self.by_shell(&script)).await
+    }
+
+    /// A shell that starts the daemon, as `"$0" "$@"`.
+    pub(crate) fn by_shell(&self, script: &str) -> Command {
+        let mut shell = command("/bin/sh");
+        shell
             .arg("-c")
-            .arg(format!("ulimit -n {descriptors} && exec \"$0\" \"$@\""))
+            .arg(script)
             .arg(binary())
             .arg("--config.file")
             .arg(self.path("config.yml"));
-        self.start_as(self.settle(limited)).await
+        self.settle(shell)
     }
 
     /// Starts the daemon and does not wait.

@@ -241,19 +241,9 @@ pub(in crate::poll) fn unknown(
     store: &Store,
 ) -> SearchStatus {
     SearchStatus {
-        key: key.clone(),
-        interval: options.interval,
-        stale_after: options.stale_after,
-        up: None,
-        result: None,
-        last_requests: 0,
-        last_full_read: None,
-        next_poll: None,
         polls: VecDeque::with_capacity(HISTORY),
-        last_error: None,
         lease_held: !store.is_shared(),
-        lease: None,
-        tried: false,
+        ..SearchStatus::unknown(key.clone(), options.interval, options.stale_after)
     }
 }
 

@@ -5,8 +5,7 @@
 use std::{collections::HashSet, time::Duration};
 
 use super::{
-    Failure, SET_BACK, Shared, alerts, bounded, connection::Session, delivery, leases::State,
-    release,
+    Failure, Shared, adopt, alerts, bounded, connection::Session, delivery, leases::State, release,
 };
 use crate::{
     clock,
@@ -59,21 +58,8 @@ pub(super) async fn take(shared: &Shared, patience: Duration) -> Result<(), Fail
         };
         let progress = delivery::progress(&mut session, row).await?;
         let until = shared.relied_on_until(asked);
-        let (end, knows_all) = shared.update(|state| {
-            // A replica that has had to register anew holds nothing.
-            if state.replica != Some(me) || !state.hold_left_over(taken.held, until) {
-                return (state.journal.end(), true);
-            }
-            let end = taken.journal_end;
-            let knows_all = state
-                .journal
-                .adopt(taken.held, taken.before, end, &progress);
-            (state.journal.end(), knows_all)
-        });
-        if !knows_all {
-            tracing::warn!(%search, "{SET_BACK}");
-        }
-        shared.tell_sinks(end);
+        let hold = |state: &mut State| state.hold_left_over(taken.held, until);
+        adopt(shared, me, &search, &taken, &progress, hold);
         taken_now += 1;
     }
     if taken_now > 0 {

@@ -93,6 +93,16 @@ fn text(error: &Error) -> String {
     }
 }
 
+/// Two that deliver to a sink each, of one name.
+async fn two_replicas(url: &str) -> (Store, Store) {
+    let first = open(url, "first", LEASE).await;
+    let other = open(url, "other", LEASE).await;
+    for store in [&first, &other] {
+        store.set_sinks(names(&["s"])).await.unwrap();
+    }
+    (first, other)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_that_start_at_once_make_the_tables_once() {
     let url = server::shared().fresh();
@@ -563,11 +573,7 @@ async fn a_database_that_was_set_back_loses_no_event_that_follows() {
 #[tokio::test(flavor = "multi_thread")]
 async fn after_a_restore_no_lease_is_taken_for_one_that_was_undone() {
     let url = server::shared().fresh();
-    let store = open(&url, "node", LEASE).await;
-    let other = open(&url, "other", LEASE).await;
-    for store in [&store, &other] {
-        store.set_sinks(names(&["s"])).await.unwrap();
-    }
+    let (store, other) = two_replicas(&url).await;
     let undone = store.take_up(&a_search(), second(1)).await.unwrap().held;
     store.commit(undone, events(1..3), second(2)).await.unwrap();
     let batch = store.pending("s", 9, usize::MAX).await.unwrap();
@@ -979,11 +985,7 @@ async fn whoever_waits_for_others_to_be_taken_up_does_not_blame_the_server() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_delivered_is_told_before_a_search_is_given_back() {
     let url = server::shared().fresh();
-    let first = open(&url, "first", LEASE).await;
-    let other = open(&url, "other", LEASE).await;
-    for store in [&first, &other] {
-        store.set_sinks(names(&["s"])).await.unwrap();
-    }
+    let (first, other) = two_replicas(&url).await;
     let held = first.take_up(&a_search(), second(1)).await.unwrap().held;
     first.commit(held, events(1..3), second(2)).await.unwrap();
     let batch = first.pending("s", 9, usize::MAX).await.unwrap();

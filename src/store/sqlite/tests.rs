@@ -205,30 +205,28 @@ async fn another_file_in_the_place_of_the_state_is_not_touched_and_the_open_one_
     assert!(fs::read(&path).unwrap() == before, "it was written to");
 }
 
-/// What a hand, or a broken disk, does to a state while nobody has it open.
-fn damage(folder: &tempfile::TempDir, sql: &str) {
-    let shell = rusqlite::Connection::open(folder.path().join("state.db")).unwrap();
-    assert!(shell.execute(sql, []).unwrap() > 0, "{sql}");
-}
-
-/// A journal of four events, in a row each.
-async fn four_events(options: &Options) {
-    let store = Store::open(options).await.unwrap();
+/// A store whose journal had four events, in a row each, until a hand, or a broken disk, did this to
+/// it while nobody had it open.
+async fn damaged(sql: &str) -> (Store, Options, tempfile::TempDir) {
+    let (options, folder) = fresh();
+    let store = Store::open(&options).await.unwrap();
     let key = key("acme", "client_1", "open");
     let held = store.take_up(&key, second(1)).await.unwrap().held;
     store.set_sinks(vec!["s".to_owned()]).await.unwrap();
-    store.commit(held, events(1..3), second(2)).await.unwrap();
-    store.commit(held, events(3..5), second(3)).await.unwrap();
+    store.commit(held, events(1..5), second(2)).await.unwrap();
     store.close().await;
+    let shell = rusqlite::Connection::open(folder.path().join("state.db")).unwrap();
+    assert!(shell.execute(sql, []).unwrap() > 0, "{sql}");
+    drop(shell);
+    let store = Store::open(&options).await.unwrap();
+    store.set_sinks(vec!["s".to_owned()]).await.unwrap();
+    (store, options, folder)
 }
 
 #[tokio::test]
 async fn a_damaged_row_holds_up_only_what_is_behind_it_and_waits_all_the_same() {
-    let (options, folder) = fresh();
-    four_events(&options).await;
-    damage(&folder, "UPDATE journal SET heads = x'00' WHERE last > 2");
-    let store = Store::open(&options).await.unwrap();
-    store.set_sinks(vec!["s".to_owned()]).await.unwrap();
+    let (store, _options, _folder) =
+        damaged("UPDATE journal SET heads = x'00' WHERE last > 2").await;
     let batch = store.pending("s", 9, usize::MAX).await.unwrap();
     let found: Vec<_> = batch.events.iter().map(|it| it.event.clone()).collect();
     assert_eq!(found, [event(1), event(2)]);
@@ -240,11 +238,7 @@ async fn a_damaged_row_holds_up_only_what_is_behind_it_and_waits_all_the_same() 
 
 #[tokio::test]
 async fn rows_that_somebody_removed_wait_no_longer() {
-    let (options, folder) = fresh();
-    four_events(&options).await;
-    damage(&folder, "DELETE FROM journal WHERE last > 2");
-    let store = Store::open(&options).await.unwrap();
-    store.set_sinks(vec!["s".to_owned()]).await.unwrap();
+    let (store, options, _folder) = damaged("DELETE FROM journal WHERE last > 2").await;
     let batch = store.pending("s", 9, usize::MAX).await.unwrap();
     assert_eq!(batch.events.len(), 2);
     store
