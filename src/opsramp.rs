@@ -16,14 +16,19 @@ mod client;
 mod error;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
+mod http;
 mod page;
+mod reading;
 mod room;
+mod tls;
 mod token;
+mod token_endpoint;
 
 pub use allowance::{Reservation, Urgency};
-pub use client::{BuildError, Client, SearchRequest, TokenInfo};
+pub use client::{Client, SearchRequest, TokenInfo};
 pub use error::Error;
 pub use page::{Answer, ClientInfo, ClientsPage, Page};
+pub use tls::BuildError;
 
 /// How to reach one account.
 #[derive(Clone, Debug, PartialEq, Eq)]

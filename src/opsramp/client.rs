@@ -1,41 +1,29 @@
 //! The client of one account: requests, their errors, and what is learned from the headers.
-//!
-//! The interface to reqwest is localized here. Redirects are never followed: one of the token
-//! endpoint would hand the secret to whoever it names.
 
 use std::{
     collections::HashMap,
-    io,
-    path::PathBuf,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
-use anyhow::Chain;
-use jiff::SignedDuration;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
-use reqwest::{Method, StatusCode, header};
-use secrecy::zeroize::Zeroizing;
-use serde::Deserialize;
-use tokio::{
-    task::{JoinHandle, spawn_blocking},
-    time::Instant,
-};
-use xxhash_rust::xxh3::Xxh3;
+use reqwest::{Method, header};
+use tokio::time::Instant;
 
 use super::{
-    Endpoint, Observer, Options, TlsOptions,
+    Endpoint, Observer, Options,
     allowance::{Allowance, Hints, Reservation, Urgency},
-    body::{Body, Unusable},
     error::Error,
+    http::{Http, bearer, redirect_or},
     page::Answer,
-    room::Room,
-    token::{Credentials, Grant, Issuer, Token, Tokens},
+    tls::BuildError,
+    token::{Token, Tokens},
+    token_endpoint::TokenEndpoint,
 };
-use crate::{clock, error_chain::chain, excerpt::Secrets, http_date, proxy, secret::Secret};
+use crate::{clock, excerpt::Secrets};
 
 /// Everything but the characters that RFC 3986 leaves unreserved.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
@@ -46,15 +34,6 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
 /// Requests that an account has in flight at most. A tenant has two at a time (a poll and its
 /// full read), so that many tenants must hang before others wait.
 const MAX_IN_FLIGHT: usize = 128;
-/// How often a request is sent whose connection ends before an answer. There can be more than one
-/// that was closed meanwhile.
-const MAX_SENDS: usize = 3;
-/// How long the files of the credentials, or of TLS, may take to be read.
-const READING: Duration = Duration::from_secs(5);
-/// The files of TLS are not looked at more often by themselves.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// The largest answer of the token endpoint.
-const MAX_TOKEN_ANSWER: u64 = 64 * 1024;
 /// The largest page of one alert. Many of them may be kept at the same time.
 const MAX_ALERT_ANSWER: u64 = 1024 * 1024;
 /// The documented ceilings, requests a minute, of a client and of a partner.
@@ -77,53 +56,12 @@ struct Inner {
     tenants: Mutex<HashMap<Arc<str>, Arc<Allowances>>>,
 }
 
-/// How requests are made, shared with the token endpoint.
-#[derive(Clone, Debug)]
-struct Http {
-    options: Arc<Options>,
-    /// What proxies on the way are sent to prove who asks.
-    proxies: Arc<[Secret]>,
-    current: Arc<Mutex<Current>>,
-    /// Of the files of TLS.
-    reading: Arc<Reading<Result<Option<Current>, BuildError>>>,
-}
-
-/// The HTTP client in use.
-#[derive(Clone, Debug)]
-struct Current {
-    client: reqwest::Client,
-    /// Of the files that it was made of.
-    fingerprint: u64,
-    looked_at: Instant,
-}
-
-/// The files that an HTTP client is made of.
-#[derive(Default)]
-struct TlsFiles {
-    /// Whom to trust.
-    authorities: Option<Vec<u8>>,
-    /// Our own certificate and its key.
-    identity: Option<Zeroizing<Vec<u8>>>,
-}
-
-/// Files can be pipes, or lie on a server that hangs: they are read off the thread, and those that
-/// are not read in time are not asked for again before they are.
-#[derive(Debug)]
-struct Reading<T>(tokio::sync::Mutex<Option<JoinHandle<T>>>);
-
 /// A tenant's allowances, one a category.
 #[derive(Debug)]
 struct Allowances {
     search: Arc<Allowance>,
     alert: Arc<Allowance>,
     clients: Arc<Allowance>,
-}
-
-#[derive(Debug)]
-struct TokenEndpoint {
-    http: Http,
-    observer: Arc<dyn Observer>,
-    reading: Reading<Result<Credentials, Error>>,
 }
 
 /// A page of a search, to be asked for.
@@ -150,43 +88,6 @@ pub struct TokenInfo {
     pub scope: Option<String>,
 }
 
-/// The client could not be set up.
-#[derive(Debug, thiserror::Error)]
-pub enum BuildError {
-    /// A certificate or key cannot be read.
-    #[error("cannot read {what} of account {account}: {}", path.display())]
-    Read {
-        /// What.
-        what: &'static str,
-        /// The account's name.
-        account: Arc<str>,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// A file that should say whom to trust names nobody.
-    #[error("tls.ca_file of account {account} holds no certificate in PEM: {}", path.display())]
-    NoCertificate {
-        /// The file.
-        path: PathBuf,
-        /// The account's name.
-        account: Arc<str>,
-    },
-    /// A certificate, key or proxy is not usable.
-    #[error("{what} of account {account} is not usable")]
-    Unusable {
-        /// What.
-        what: &'static str,
-        /// The account's name.
-        account: Arc<str>,
-        /// Why.
-        #[source]
-        source: reqwest::Error,
-    },
-}
-
 // === impl Client ===
 
 impl Client {
@@ -195,23 +96,9 @@ impl Client {
     /// # Errors
     /// Where a certificate, a key or the proxy is not usable.
     pub fn new(options: Options, observer: Arc<dyn Observer>) -> Result<Self, BuildError> {
-        let current = Current::new(&options, TlsFiles::read(&options.name, &options.tls)?)?;
         let requests_per_minute = options.requests_per_minute;
-        let proxies = proxy::authorizations(
-            options.proxy_url.as_ref().map(|url| &url.0),
-            [options.url.as_str(), &options.token_url],
-        );
-        let http = Http {
-            options: Arc::new(options),
-            proxies: proxies.into(),
-            current: Arc::new(Mutex::new(current)),
-            reading: Arc::default(),
-        };
-        let tokens = Tokens::new(TokenEndpoint {
-            http: http.clone(),
-            observer: observer.clone(),
-            reading: Reading::default(),
-        });
+        let http = Http::new(options)?;
+        let tokens = Tokens::new(TokenEndpoint::new(http.clone(), observer.clone()));
         Ok(Self(Arc::new(Inner {
             http,
             tokens,
@@ -535,546 +422,6 @@ impl Refused {
     }
 }
 
-// === impl TokenEndpoint ===
-
-/// A token answer. `expires_in` is a number in the guide and a text in the OpenAPI file.
-#[derive(Deserialize)]
-struct TokenAnswer {
-    access_token: Secret,
-    #[serde(default)]
-    expires_in: Option<serde_json::Value>,
-    #[serde(default)]
-    scope: Option<serde_json::Value>,
-}
-
-/// A token whose answer does not tell its life is used for so long.
-const UNTOLD_LIFE: Duration = Duration::from_secs(300);
-/// No token is asked for more often than this, however short its life.
-const MIN_LIFE: Duration = Duration::from_secs(1);
-/// No life is believed to be longer.
-const MAX_LIFE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
-
-impl Issuer for TokenEndpoint {
-    async fn credentials(&self) -> Result<Credentials, Error> {
-        let options = Arc::clone(&self.http.options);
-        let read = self.reading.of(move || read_credentials(&options)).await;
-        read.unwrap_or_else(|| {
-            let what = format!(
-                "the files of client_id and client_secret could not be read within {} s",
-                READING.as_secs()
-            );
-            Err(Error::Auth { what })
-        })
-    }
-
-    async fn request(&self, credentials: &Credentials) -> Result<Grant, Error> {
-        self.http.look_at_files().await;
-        self.observer.token_requested();
-        let began = Instant::now();
-        let asked = self.ask(credentials).await;
-        let took = began.elapsed();
-        self.observer.request(Endpoint::Token, asked.0, took);
-        match asked.1 {
-            Ok((token, life, scope)) => {
-                self.observer.token_obtained(took, clock::now() + life);
-                Ok(Grant {
-                    token,
-                    life,
-                    scope,
-                    took,
-                })
-            }
-            Err(error) => {
-                let reason = match error.reason() {
-                    "auth" => "rejected",
-                    "too_large" => "decode",
-                    reason => reason,
-                };
-                self.observer.token_failed(reason);
-                Err(error)
-            }
-        }
-    }
-}
-
-fn read_credentials(options: &Options) -> Result<Credentials, Error> {
-    let read = |source: &crate::secret::SecretSource| {
-        source.read().map_err(|error| Error::Auth {
-            what: chain(&error),
-        })
-    };
-    Ok(Credentials {
-        id: read(&options.client_id)?,
-        secret: read(&options.client_secret)?,
-    })
-}
-
-pub(super) type Told = (Secret, Duration, Option<String>);
-
-impl TokenEndpoint {
-    async fn ask(&self, credentials: &Credentials) -> (Option<u16>, Result<Told, Error>) {
-        let Credentials { id, secret } = credentials;
-        let request = self
-            .http
-            .request(Method::POST, &self.http.options.token_url)
-            .form(&[
-                ("grant_type", "client_credentials"),
-                ("client_id", id.expose()),
-                ("client_secret", secret.expose()),
-            ]);
-        let (status, headers, body, _room) = match self
-            .http
-            .exchange(Endpoint::Token, request, MAX_TOKEN_ANSWER)
-            .await
-        {
-            Ok(answer) => answer,
-            Err((status, error)) => return (status, Err(error)),
-        };
-        Http::tell_time(&headers, &*self.observer);
-        let code = status.as_u16();
-        let shown = || Secrets::of(self.http.sent([secret, id])).excerpt(&body);
-        let result = match code {
-            200..=299 => read_token(&body),
-            400 | 401 | 403 => Err(Error::Auth {
-                what: format!(
-                    "the token endpoint rejects the credentials ({code}): {}",
-                    shown()
-                ),
-            }),
-            429 => {
-                let retry_after = Hints::read(code, &headers, clock::now()).retry_after;
-                Err(Error::Throttled { retry_after })
-            }
-            _ => {
-                let excerpt = redirect_or(&headers, shown);
-                Err(Error::Http {
-                    endpoint: Endpoint::Token.as_str(),
-                    status: code,
-                    excerpt,
-                })
-            }
-        };
-        (Some(code), result)
-    }
-}
-
-pub(super) fn read_token(body: &[u8]) -> Result<Told, Error> {
-    // No excerpt: the body of a success holds the token, in whatever form.
-    let problem = |what: &str| Error::Decode {
-        endpoint: Endpoint::Token.as_str(),
-        what: what.to_owned(),
-        excerpt: String::new(),
-    };
-    let answer: TokenAnswer = serde_json::from_slice(body)
-        .map_err(|_| problem("200 with something that is no token answer"))?;
-    let text = answer.access_token.expose();
-    if text.is_empty() || header::HeaderValue::from_str(text).is_err() {
-        return Err(problem("200 with an access_token that no header can hold"));
-    }
-    let life = match answer.expires_in {
-        Some(serde_json::Value::Number(number)) => number.as_f64(),
-        Some(serde_json::Value::String(text)) => text.trim().parse().ok(),
-        _ => None,
-    };
-    let life = life
-        // `NaN` can be written as a text, and where -1 means for ever nobody can tell.
-        .filter(|seconds: &f64| seconds.is_finite() && *seconds >= 0.0)
-        .map_or(UNTOLD_LIFE, |seconds| {
-            Duration::from_secs_f64(seconds.min(MAX_LIFE.as_secs_f64()))
-        })
-        .max(MIN_LIFE);
-    let scope = answer
-        .scope
-        .and_then(|scope| scope.as_str().map(str::to_owned));
-    Ok((answer.access_token, life, scope))
-}
-
-// === impl Http ===
-
-type Exchanged = (StatusCode, header::HeaderMap, Vec<u8>, Room);
-
-impl Http {
-    fn request(&self, method: Method, url: &str) -> reqwest::RequestBuilder {
-        let client = self.current().client.clone();
-        client
-            .request(method, url)
-            .header(header::ACCEPT, "application/json")
-            .header(header::ACCEPT_ENCODING, "gzip")
-            .timeout(self.options.timeout)
-    }
-
-    /// What goes out with a request and must not be shown, though an answer may repeat it.
-    fn sent<const N: usize>(&self, secrets: [&Secret; N]) -> Vec<Secret> {
-        secrets
-            .into_iter()
-            .chain(self.proxies.iter())
-            .cloned()
-            .collect()
-    }
-
-    fn current(&self) -> MutexGuard<'_, Current> {
-        // The lock is held for plain assignments only, so what it guards is still whole.
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// As [`Self::read_files_again`], once a second at most. What is wrong with them is logged.
-    async fn look_at_files(&self) {
-        if self.current().looked_at.elapsed() < LOOK_AGAIN {
-            return;
-        }
-        if let Err(error) = self.read_files_again().await {
-            tracing::warn!(
-                account = %self.options.name,
-                error = %chain(&error),
-                "the files of tls cannot be used; connections are made with those before"
-            );
-        }
-    }
-
-    async fn read_files_again(&self) -> Result<(), BuildError> {
-        let Some(path) = self.options.tls.files().next().cloned() else {
-            return Ok(());
-        };
-        let fingerprint = {
-            let mut current = self.current();
-            current.looked_at = Instant::now();
-            current.fingerprint
-        };
-        let options = Arc::clone(&self.options);
-        let read = move || {
-            let files = TlsFiles::read(&options.name, &options.tls)?;
-            if files.fingerprint() == fingerprint {
-                return Ok(None);
-            }
-            Current::new(&options, files).map(Some)
-        };
-        let read = self.reading.of(read).await.unwrap_or_else(|| {
-            Err(BuildError::Read {
-                what: "the files of tls",
-                account: Arc::clone(&self.options.name),
-                path,
-                source: io::ErrorKind::TimedOut.into(),
-            })
-        });
-        if let Some(new) = read? {
-            *self.current() = new;
-            tracing::info!(account = %self.options.name, "the files of tls were read again");
-        }
-        Ok(())
-    }
-
-    /// Sends a request and reads the answer's body, no further than `limit`. An error comes with
-    /// the status, where there was one.
-    async fn exchange(
-        &self,
-        endpoint: Endpoint,
-        request: reqwest::RequestBuilder,
-        limit: u64,
-    ) -> Result<Exchanged, (Option<u16>, Error)> {
-        let mut response = self
-            .send(endpoint, request)
-            .await
-            .map_err(|error| (None, self.transport(endpoint, error)))?;
-        let status = response.status();
-        let failed = |error| (Some(status.as_u16()), error);
-        let unusable = |why| match why {
-            Unusable::TooLarge => Error::TooLarge {
-                endpoint: endpoint.as_str(),
-                limit,
-                configured: limit == self.options.max_response_size,
-            },
-            Unusable::Corrupt(error) => undecodable(endpoint, &error),
-        };
-        let told = response.content_length();
-        let mut body = Body::after(response.headers(), told, limit);
-        let deadline = Instant::now() + self.options.timeout;
-        while let Some(chunk) = response
-            .chunk()
-            .await
-            .map_err(|error| failed(self.transport(endpoint, error)))?
-        {
-            match tokio::time::timeout_at(deadline, body.take(&chunk)).await {
-                Ok(taken) => taken.map_err(unusable).map_err(failed)?,
-                Err(_) => {
-                    return Err(failed(Error::Timeout {
-                        host: self.host(Some(response.url())),
-                        limit: self.options.timeout,
-                    }));
-                }
-            }
-        }
-        let (body, room) = body.finish().map_err(unusable).map_err(failed)?;
-        let headers = std::mem::take(response.headers_mut());
-        Ok((status, headers, body, room))
-    }
-
-    /// Sends a request, and again where the connection ends before there is an answer: a server
-    /// closes an idle connection whenever it likes, also at the moment when it is used again. Not
-    /// that for a token, which changes something; all together take no longer than one may.
-    async fn send(
-        &self,
-        endpoint: Endpoint,
-        mut request: reqwest::RequestBuilder,
-    ) -> reqwest::Result<reqwest::Response> {
-        let began = Instant::now();
-        for _ in 1..MAX_SENDS {
-            let again = request.try_clone().filter(|_| endpoint != Endpoint::Token);
-            match (request.send().await, again) {
-                (Err(error), Some(again)) if is_hang_up(&error) => {
-                    let left = self.options.timeout.saturating_sub(began.elapsed());
-                    request = again.timeout(left);
-                }
-                (sent, _) => return sent,
-            }
-        }
-        request.send().await
-    }
-
-    /// Tells the observer, and how far the server's clock is ahead of ours.
-    fn tell_time(headers: &header::HeaderMap, observer: &dyn Observer) -> Option<SignedDuration> {
-        let date = headers.get(header::DATE)?.to_str().ok()?;
-        let (server, now) = (http_date::parse(date)?, clock::now());
-        observer.server_time(server, now);
-        Some(server.duration_since(now))
-    }
-
-    /// Who was asked: whatever a URL holds beyond that, a message need not.
-    fn host(&self, url: Option<&reqwest::Url>) -> String {
-        // Of a body that breaks off, the error does not tell.
-        let base = reqwest::Url::parse(&self.options.url).ok();
-        url.or(base.as_ref())
-            .and_then(|url| {
-                let port = url.port().map(|port| format!(":{port}"));
-                Some(format!("{}{}", url.host_str()?, port.unwrap_or_default()))
-            })
-            .unwrap_or_else(|| self.options.url.clone())
-    }
-
-    fn transport(&self, endpoint: Endpoint, error: reqwest::Error) -> Error {
-        let host = self.host(error.url());
-        let error = error.without_url();
-        let began = !error.is_request();
-        if error.is_timeout() {
-            let limit = if error.is_connect() {
-                self.options.connect_timeout
-            } else {
-                self.options.timeout
-            };
-            Error::Timeout { host, limit }
-        } else if began && ends_early(&error) {
-            Error::Decode {
-                endpoint: endpoint.as_str(),
-                what: "with a body that ends too early".to_owned(),
-                excerpt: String::new(),
-            }
-        } else if error.is_decode() && !is_broken_connection(&error) {
-            undecodable(endpoint, &error)
-        } else if !error.is_connect() && is_no_http(&error) {
-            // Somebody was reached, and it is somebody else.
-            let cause = root(&error);
-            Error::Decode {
-                endpoint: endpoint.as_str(),
-                what: format!("with something that is no HTTP answer ({cause})"),
-                excerpt: String::new(),
-            }
-        } else {
-            Error::Connect {
-                host,
-                source: Arc::new(error),
-            }
-        }
-    }
-}
-
-fn undecodable(endpoint: Endpoint, error: &(dyn std::error::Error + 'static)) -> Error {
-    Error::Decode {
-        endpoint: endpoint.as_str(),
-        what: format!("with a body that cannot be decoded ({})", root(error)),
-        excerpt: String::new(),
-    }
-}
-
-/// The last cause.
-fn root(error: &(dyn std::error::Error + 'static)) -> String {
-    let last = Chain::new(error).last();
-    last.map(ToString::to_string).unwrap_or_default()
-}
-
-/// Whether the connection ended, in good order or not, before anything of an answer had come.
-fn is_hang_up(error: &reqwest::Error) -> bool {
-    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
-
-    let reset = |error: &io::Error| {
-        matches!(
-            error.kind(),
-            BrokenPipe | ConnectionAborted | ConnectionReset
-        )
-    };
-    let unanswered = error.is_request() && !error.is_connect() && !error.is_timeout();
-    unanswered && (ends_early(error) || io_errors(error).any(reset))
-}
-
-/// Whether the connection ended in good order before an answer was complete.
-fn ends_early(error: &reqwest::Error) -> bool {
-    of_hyper(error).any(hyper::Error::is_incomplete_message)
-        || io_errors(error).any(|error| error.kind() == io::ErrorKind::UnexpectedEof)
-}
-
-/// Whether what came cannot be the beginning of an answer.
-fn is_no_http(error: &reqwest::Error) -> bool {
-    of_hyper(error).any(hyper::Error::is_parse)
-}
-
-/// Whether the system failed the connection.
-fn is_broken_connection(error: &reqwest::Error) -> bool {
-    io_errors(error).any(|error| error.raw_os_error().is_some())
-}
-
-fn of_hyper(error: &reqwest::Error) -> impl Iterator<Item = &hyper::Error> {
-    Chain::new(error).filter_map(|error| error.downcast_ref())
-}
-
-fn io_errors(error: &reqwest::Error) -> impl Iterator<Item = &io::Error> {
-    Chain::new(error).filter_map(|error| error.downcast_ref())
-}
-
-pub(super) fn bearer(token: &Secret) -> header::HeaderValue {
-    let text = format!("Bearer {}", token.expose());
-    let mut value = header::HeaderValue::try_from(text)
-        .expect("a token is checked to fit a header when it is obtained");
-    value.set_sensitive(true);
-    value
-}
-
-/// What to show of an answer: where a redirect leads, else the beginning of the body.
-fn redirect_or(headers: &header::HeaderMap, shown: impl FnOnce() -> String) -> String {
-    let location = headers
-        .get(header::LOCATION)
-        .and_then(|value| value.to_str().ok());
-    match location {
-        Some(location) => {
-            // The path and query of a redirect can repeat what was sent.
-            let origin = reqwest::Url::parse(location)
-                .map(|url| url.origin().ascii_serialization())
-                .unwrap_or_else(|_| "another path".to_owned());
-            format!("a redirect to {origin}, which is not followed")
-        }
-        None => shown(),
-    }
-}
-
-// === impl Current ===
-
-impl Current {
-    fn new(options: &Options, files: TlsFiles) -> Result<Self, BuildError> {
-        Ok(Self {
-            fingerprint: files.fingerprint(),
-            client: http_client(options, files)?,
-            looked_at: Instant::now(),
-        })
-    }
-}
-
-fn http_client(options: &Options, files: TlsFiles) -> Result<reqwest::Client, BuildError> {
-    let unusable = |what| {
-        let account = Arc::clone(&options.name);
-        move |source: reqwest::Error| BuildError::Unusable {
-            what,
-            account,
-            source: source.without_url(),
-        }
-    };
-    let proxy = options.proxy_url.as_ref().map(|proxy| proxy.0.expose());
-    let urls = [options.url.as_str(), &options.token_url];
-    let urls: Vec<&str> = urls.into_iter().chain(proxy).collect();
-    // What fails is repeated by polling again.
-    let mut builder = crate::http_client::builder(&urls)
-        .connect_timeout(options.connect_timeout)
-        .pool_idle_timeout(Duration::from_secs(90))
-        .pool_max_idle_per_host(16)
-        .tls_danger_accept_invalid_certs(options.tls.insecure_skip_verify);
-    if let (Some(path), Some(pem)) = (&options.tls.ca_file, files.authorities) {
-        let certificates =
-            reqwest::Certificate::from_pem_bundle(&pem).map_err(unusable("tls.ca_file"))?;
-        if certificates.is_empty() {
-            return Err(BuildError::NoCertificate {
-                path: path.clone(),
-                account: Arc::clone(&options.name),
-            });
-        }
-        builder = builder.tls_certs_only(certificates);
-    }
-    if let Some(pem) = files.identity {
-        let identity = reqwest::Identity::from_pem(&pem).map_err(unusable("tls.cert_file"))?;
-        builder = builder.identity(identity);
-    }
-    if let Some(proxy) = proxy {
-        let proxy = reqwest::Proxy::all(proxy).map_err(unusable("proxy_url"))?;
-        builder = builder.proxy(proxy);
-    }
-    builder.build().map_err(unusable(
-        "the TLS set-up (are CA certificates installed? else name some with tls.ca_file)",
-    ))
-}
-
-// === impl TlsFiles ===
-
-impl TlsFiles {
-    fn read(account: &Arc<str>, options: &TlsOptions) -> Result<Self, BuildError> {
-        let read = |what, path: &PathBuf| {
-            std::fs::read(path).map_err(|source| BuildError::Read {
-                what,
-                account: Arc::clone(account),
-                path: path.clone(),
-                source,
-            })
-        };
-        let mut files = Self::default();
-        if let Some(path) = &options.ca_file {
-            files.authorities = Some(read("tls.ca_file", path)?);
-        }
-        if let (Some(certificate), Some(key)) = (&options.cert_file, &options.key_file) {
-            let mut pem = Zeroizing::new(read("tls.key_file", key)?);
-            pem.push(b'\n');
-            pem.extend(read("tls.cert_file", certificate)?);
-            files.identity = Some(pem);
-        }
-        Ok(files)
-    }
-
-    fn fingerprint(&self) -> u64 {
-        let mut hash = Xxh3::new();
-        for part in [
-            self.authorities.as_deref(),
-            self.identity.as_ref().map(|pem| &***pem),
-        ] {
-            hash.update(&[u8::from(part.is_some())]);
-            hash.update(part.unwrap_or_default());
-        }
-        hash.digest()
-    }
-}
-
-// === impl Reading ===
-
-impl<T> Default for Reading<T> {
-    fn default() -> Self {
-        Self(tokio::sync::Mutex::new(None))
-    }
-}
-
-impl<T: Send + 'static> Reading<T> {
-    /// What `read` brings, or what it brought that was not read in time before; `None` where that takes
-    /// too long.
-    async fn of(&self, read: impl FnOnce() -> T + Send + 'static) -> Option<T> {
-        let mut reading = self.0.lock().await;
-        let under_way = reading.get_or_insert_with(|| spawn_blocking(read));
-        let read = tokio::time::timeout(READING, under_way).await.ok()?;
-        *reading = None;
-        Some(read.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic())))
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::{io::Write as _, sync::atomic::AtomicUsize};
@@ -1087,7 +434,10 @@ mod tests {
     };
 
     use super::*;
-    use crate::{opsramp::RateLimit, secret::SecretSource};
+    use crate::{
+        opsramp::{RateLimit, TlsOptions},
+        secret::{Secret, SecretSource},
+    };
 
     /// Whoever does not care what happens on the wire.
     #[derive(Debug)]
@@ -1217,39 +567,5 @@ mod tests {
         let client = client.await;
         assert_eq!(search(&client).await.unwrap_err().reason(), "throttled");
         search(&client).await.unwrap();
-    }
-
-    #[test]
-    fn a_file_that_cannot_be_read_is_named_with_its_key_and_account() {
-        let options = TlsOptions {
-            ca_file: Some("/nowhere/ca.pem".into()),
-            ..TlsOptions::default()
-        };
-        let error = TlsFiles::read(&"acme".into(), &options).err().unwrap();
-        assert_eq!(
-            error.to_string(),
-            "cannot read tls.ca_file of account acme: /nowhere/ca.pem"
-        );
-    }
-
-    #[test]
-    fn a_life_that_nobody_can_read_is_as_one_that_is_not_told() {
-        let life = |told: &str| {
-            let answer = format!(r#"{{"access_token":"a"{told}}}"#);
-            read_token(answer.as_bytes()).unwrap().1
-        };
-        for told in [
-            "",
-            r#","expires_in":"NaN""#,
-            r#","expires_in":"inf""#,
-            r#","expires_in":"soon""#,
-            r#","expires_in":-1"#,
-            r#","expires_in":null"#,
-        ] {
-            assert_eq!(life(told), UNTOLD_LIFE, "{told}");
-        }
-        assert_eq!(life(r#","expires_in":0"#), MIN_LIFE);
-        assert_eq!(life(r#","expires_in":" 7199 ""#).as_secs(), 7199);
-        assert_eq!(life(r#","expires_in":1e300"#), MAX_LIFE);
     }
 }

@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use super::{
-    SearchRequest,
-    client::{self, bearer, read_token},
-};
+use super::{SearchRequest, client, http::bearer, token_endpoint::read_token};
 
 /// Where a page of a search is asked for, as far as the API's server is concerned.
 pub(crate) fn search_url(tenant: &str, request: &SearchRequest) -> String {

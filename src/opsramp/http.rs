@@ -1,0 +1,338 @@
+//! One request and its answer, over whatever connection.
+//!
+//! Redirects are never followed: one of the token endpoint would hand the secret to whoever it
+//! names.
+
+use std::{
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Chain;
+use jiff::SignedDuration;
+use reqwest::{Method, StatusCode, header};
+use tokio::time::Instant;
+
+use super::{
+    Endpoint, Observer, Options,
+    body::{Body, Unusable},
+    error::Error,
+    reading::Reading,
+    room::Room,
+    tls::{BuildError, Current, TlsFiles},
+};
+use crate::{clock, error_chain::chain, http_date, proxy, secret::Secret};
+
+/// How often a request is sent whose connection ends before an answer. There can be more than one
+/// that was closed meanwhile.
+const MAX_SENDS: usize = 3;
+/// The files of TLS are not looked at more often by themselves.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
+/// How requests are made, shared with the token endpoint.
+#[derive(Clone, Debug)]
+pub(super) struct Http {
+    pub(super) options: Arc<Options>,
+    /// What proxies on the way are sent to prove who asks.
+    proxies: Arc<[Secret]>,
+    current: Arc<Mutex<Current>>,
+    /// Of the files of TLS.
+    reading: Arc<Reading<Result<Option<Current>, BuildError>>>,
+}
+
+/// An answer, whole, and the room that its body takes up.
+pub(super) type Exchanged = (StatusCode, header::HeaderMap, Vec<u8>, Room);
+
+// === impl Http ===
+
+impl Http {
+    /// Reads the files of TLS; nothing is sent yet.
+    ///
+    /// # Errors
+    /// Where a certificate, a key or the proxy is not usable.
+    pub(super) fn new(options: Options) -> Result<Self, BuildError> {
+        let current = Current::new(&options, TlsFiles::read(&options.name, &options.tls)?)?;
+        let proxies = proxy::authorizations(
+            options.proxy_url.as_ref().map(|url| &url.0),
+            [options.url.as_str(), &options.token_url],
+        );
+        Ok(Self {
+            options: Arc::new(options),
+            proxies: proxies.into(),
+            current: Arc::new(Mutex::new(current)),
+            reading: Arc::default(),
+        })
+    }
+
+    pub(super) fn request(&self, method: Method, url: &str) -> reqwest::RequestBuilder {
+        let client = self.current().client.clone();
+        client
+            .request(method, url)
+            .header(header::ACCEPT, "application/json")
+            .header(header::ACCEPT_ENCODING, "gzip")
+            .timeout(self.options.timeout)
+    }
+
+    /// What goes out with a request and must not be shown, though an answer may repeat it.
+    pub(super) fn sent<const N: usize>(&self, secrets: [&Secret; N]) -> Vec<Secret> {
+        secrets
+            .into_iter()
+            .chain(self.proxies.iter())
+            .cloned()
+            .collect()
+    }
+
+    fn current(&self) -> MutexGuard<'_, Current> {
+        // The lock is held for plain assignments only, so what it guards is still whole.
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// As [`Self::read_files_again`], once a second at most. What is wrong with them is logged.
+    pub(super) async fn look_at_files(&self) {
+        if self.current().looked_at.elapsed() < LOOK_AGAIN {
+            return;
+        }
+        if let Err(error) = self.read_files_again().await {
+            tracing::warn!(
+                account = %self.options.name,
+                error = %chain(&error),
+                "the files of tls cannot be used; connections are made with those before"
+            );
+        }
+    }
+
+    pub(super) async fn read_files_again(&self) -> Result<(), BuildError> {
+        let Some(path) = self.options.tls.files().next().cloned() else {
+            return Ok(());
+        };
+        let fingerprint = {
+            let mut current = self.current();
+            current.looked_at = Instant::now();
+            current.fingerprint
+        };
+        let options = Arc::clone(&self.options);
+        let read = move || {
+            let files = TlsFiles::read(&options.name, &options.tls)?;
+            if files.fingerprint() == fingerprint {
+                return Ok(None);
+            }
+            Current::new(&options, files).map(Some)
+        };
+        let read = self.reading.of(read).await.unwrap_or_else(|| {
+            Err(BuildError::Read {
+                what: "the files of tls",
+                account: Arc::clone(&self.options.name),
+                path,
+                source: io::ErrorKind::TimedOut.into(),
+            })
+        });
+        if let Some(new) = read? {
+            *self.current() = new;
+            tracing::info!(account = %self.options.name, "the files of tls were read again");
+        }
+        Ok(())
+    }
+
+    /// Sends a request and reads the answer's body, no further than `limit`. An error comes with
+    /// the status, where there was one.
+    pub(super) async fn exchange(
+        &self,
+        endpoint: Endpoint,
+        request: reqwest::RequestBuilder,
+        limit: u64,
+    ) -> Result<Exchanged, (Option<u16>, Error)> {
+        let mut response = self
+            .send(endpoint, request)
+            .await
+            .map_err(|error| (None, self.transport(endpoint, error)))?;
+        let status = response.status();
+        let failed = |error| (Some(status.as_u16()), error);
+        let unusable = |why| match why {
+            Unusable::TooLarge => Error::TooLarge {
+                endpoint: endpoint.as_str(),
+                limit,
+                configured: limit == self.options.max_response_size,
+            },
+            Unusable::Corrupt(error) => undecodable(endpoint, &error),
+        };
+        let told = response.content_length();
+        let mut body = Body::after(response.headers(), told, limit);
+        let deadline = Instant::now() + self.options.timeout;
+        while let Some(chunk) = response
+            .chunk()
+            .await
+            .map_err(|error| failed(self.transport(endpoint, error)))?
+        {
+            match tokio::time::timeout_at(deadline, body.take(&chunk)).await {
+                Ok(taken) => taken.map_err(unusable).map_err(failed)?,
+                Err(_) => {
+                    return Err(failed(Error::Timeout {
+                        host: self.host(Some(response.url())),
+                        limit: self.options.timeout,
+                    }));
+                }
+            }
+        }
+        let (body, room) = body.finish().map_err(unusable).map_err(failed)?;
+        let headers = std::mem::take(response.headers_mut());
+        Ok((status, headers, body, room))
+    }
+
+    /// Sends a request, and again where the connection ends before there is an answer: a server
+    /// closes an idle connection whenever it likes, also at the moment when it is used again. Not
+    /// that for a token, which changes something; all together take no longer than one may.
+    async fn send(
+        &self,
+        endpoint: Endpoint,
+        mut request: reqwest::RequestBuilder,
+    ) -> reqwest::Result<reqwest::Response> {
+        let began = Instant::now();
+        for _ in 1..MAX_SENDS {
+            let again = request.try_clone().filter(|_| endpoint != Endpoint::Token);
+            match (request.send().await, again) {
+                (Err(error), Some(again)) if is_hang_up(&error) => {
+                    let left = self.options.timeout.saturating_sub(began.elapsed());
+                    request = again.timeout(left);
+                }
+                (sent, _) => return sent,
+            }
+        }
+        request.send().await
+    }
+
+    /// Tells the observer, and how far the server's clock is ahead of ours.
+    pub(super) fn tell_time(
+        headers: &header::HeaderMap,
+        observer: &dyn Observer,
+    ) -> Option<SignedDuration> {
+        let date = headers.get(header::DATE)?.to_str().ok()?;
+        let (server, now) = (http_date::parse(date)?, clock::now());
+        observer.server_time(server, now);
+        Some(server.duration_since(now))
+    }
+
+    /// Who was asked: whatever a URL holds beyond that, a message need not.
+    fn host(&self, url: Option<&reqwest::Url>) -> String {
+        // Of a body that breaks off, the error does not tell.
+        let base = reqwest::Url::parse(&self.options.url).ok();
+        url.or(base.as_ref())
+            .and_then(|url| {
+                let port = url.port().map(|port| format!(":{port}"));
+                Some(format!("{}{}", url.host_str()?, port.unwrap_or_default()))
+            })
+            .unwrap_or_else(|| self.options.url.clone())
+    }
+
+    fn transport(&self, endpoint: Endpoint, error: reqwest::Error) -> Error {
+        let host = self.host(error.url());
+        let error = error.without_url();
+        let began = !error.is_request();
+        if error.is_timeout() {
+            let limit = if error.is_connect() {
+                self.options.connect_timeout
+            } else {
+                self.options.timeout
+            };
+            Error::Timeout { host, limit }
+        } else if began && ends_early(&error) {
+            Error::Decode {
+                endpoint: endpoint.as_str(),
+                what: "with a body that ends too early".to_owned(),
+                excerpt: String::new(),
+            }
+        } else if error.is_decode() && !is_broken_connection(&error) {
+            undecodable(endpoint, &error)
+        } else if !error.is_connect() && is_no_http(&error) {
+            // Somebody was reached, and it is somebody else.
+            let cause = root(&error);
+            Error::Decode {
+                endpoint: endpoint.as_str(),
+                what: format!("with something that is no HTTP answer ({cause})"),
+                excerpt: String::new(),
+            }
+        } else {
+            Error::Connect {
+                host,
+                source: Arc::new(error),
+            }
+        }
+    }
+}
+
+fn undecodable(endpoint: Endpoint, error: &(dyn std::error::Error + 'static)) -> Error {
+    Error::Decode {
+        endpoint: endpoint.as_str(),
+        what: format!("with a body that cannot be decoded ({})", root(error)),
+        excerpt: String::new(),
+    }
+}
+
+/// The last cause.
+fn root(error: &(dyn std::error::Error + 'static)) -> String {
+    let last = Chain::new(error).last();
+    last.map(ToString::to_string).unwrap_or_default()
+}
+
+/// Whether the connection ended, in good order or not, before anything of an answer had come.
+fn is_hang_up(error: &reqwest::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+
+    let reset = |error: &io::Error| {
+        matches!(
+            error.kind(),
+            BrokenPipe | ConnectionAborted | ConnectionReset
+        )
+    };
+    let unanswered = error.is_request() && !error.is_connect() && !error.is_timeout();
+    unanswered && (ends_early(error) || io_errors(error).any(reset))
+}
+
+/// Whether the connection ended in good order before an answer was complete.
+fn ends_early(error: &reqwest::Error) -> bool {
+    of_hyper(error).any(hyper::Error::is_incomplete_message)
+        || io_errors(error).any(|error| error.kind() == io::ErrorKind::UnexpectedEof)
+}
+
+/// Whether what came cannot be the beginning of an answer.
+fn is_no_http(error: &reqwest::Error) -> bool {
+    of_hyper(error).any(hyper::Error::is_parse)
+}
+
+/// Whether the system failed the connection.
+fn is_broken_connection(error: &reqwest::Error) -> bool {
+    io_errors(error).any(|error| error.raw_os_error().is_some())
+}
+
+fn of_hyper(error: &reqwest::Error) -> impl Iterator<Item = &hyper::Error> {
+    Chain::new(error).filter_map(|error| error.downcast_ref())
+}
+
+fn io_errors(error: &reqwest::Error) -> impl Iterator<Item = &io::Error> {
+    Chain::new(error).filter_map(|error| error.downcast_ref())
+}
+
+pub(super) fn bearer(token: &Secret) -> header::HeaderValue {
+    let text = format!("Bearer {}", token.expose());
+    let mut value = header::HeaderValue::try_from(text)
+        .expect("a token is checked to fit a header when it is obtained");
+    value.set_sensitive(true);
+    value
+}
+
+/// What to show of an answer: where a redirect leads, else the beginning of the body.
+pub(super) fn redirect_or(headers: &header::HeaderMap, shown: impl FnOnce() -> String) -> String {
+    let location = headers
+        .get(header::LOCATION)
+        .and_then(|value| value.to_str().ok());
+    match location {
+        Some(location) => {
+            // The path and query of a redirect can repeat what was sent.
+            let origin = reqwest::Url::parse(location)
+                .map(|url| url.origin().ascii_serialization())
+                .unwrap_or_else(|_| "another path".to_owned());
+            format!("a redirect to {origin}, which is not followed")
+        }
+        None => shown(),
+    }
+}

@@ -1,0 +1,174 @@
+//! The HTTP client of an account, and the files of TLS that it is made of.
+
+use std::{io, path::PathBuf, sync::Arc, time::Duration};
+
+use secrecy::zeroize::Zeroizing;
+use tokio::time::Instant;
+use xxhash_rust::xxh3::Xxh3;
+
+use super::{Options, TlsOptions};
+
+/// The HTTP client in use.
+#[derive(Clone, Debug)]
+pub(super) struct Current {
+    pub(super) client: reqwest::Client,
+    /// Of the files that it was made of.
+    pub(super) fingerprint: u64,
+    pub(super) looked_at: Instant,
+}
+
+/// The files that an HTTP client is made of.
+#[derive(Default)]
+pub(super) struct TlsFiles {
+    /// Whom to trust.
+    authorities: Option<Vec<u8>>,
+    /// Our own certificate and its key.
+    identity: Option<Zeroizing<Vec<u8>>>,
+}
+
+/// The client could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// A certificate or key cannot be read.
+    #[error("cannot read {what} of account {account}: {}", path.display())]
+    Read {
+        /// What.
+        what: &'static str,
+        /// The account's name.
+        account: Arc<str>,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A file that should say whom to trust names nobody.
+    #[error("tls.ca_file of account {account} holds no certificate in PEM: {}", path.display())]
+    NoCertificate {
+        /// The file.
+        path: PathBuf,
+        /// The account's name.
+        account: Arc<str>,
+    },
+    /// A certificate, key or proxy is not usable.
+    #[error("{what} of account {account} is not usable")]
+    Unusable {
+        /// What.
+        what: &'static str,
+        /// The account's name.
+        account: Arc<str>,
+        /// Why.
+        #[source]
+        source: reqwest::Error,
+    },
+}
+
+// === impl Current ===
+
+impl Current {
+    pub(super) fn new(options: &Options, files: TlsFiles) -> Result<Self, BuildError> {
+        Ok(Self {
+            fingerprint: files.fingerprint(),
+            client: http_client(options, files)?,
+            looked_at: Instant::now(),
+        })
+    }
+}
+
+fn http_client(options: &Options, files: TlsFiles) -> Result<reqwest::Client, BuildError> {
+    let unusable = |what| {
+        let account = Arc::clone(&options.name);
+        move |source: reqwest::Error| BuildError::Unusable {
+            what,
+            account,
+            source: source.without_url(),
+        }
+    };
+    let proxy = options.proxy_url.as_ref().map(|proxy| proxy.0.expose());
+    let urls = [options.url.as_str(), &options.token_url];
+    let urls: Vec<&str> = urls.into_iter().chain(proxy).collect();
+    // What fails is repeated by polling again.
+    let mut builder = crate::http_client::builder(&urls)
+        .connect_timeout(options.connect_timeout)
+        .pool_idle_timeout(Duration::from_secs(90))
+        .pool_max_idle_per_host(16)
+        .tls_danger_accept_invalid_certs(options.tls.insecure_skip_verify);
+    if let (Some(path), Some(pem)) = (&options.tls.ca_file, files.authorities) {
+        let certificates =
+            reqwest::Certificate::from_pem_bundle(&pem).map_err(unusable("tls.ca_file"))?;
+        if certificates.is_empty() {
+            return Err(BuildError::NoCertificate {
+                path: path.clone(),
+                account: Arc::clone(&options.name),
+            });
+        }
+        builder = builder.tls_certs_only(certificates);
+    }
+    if let Some(pem) = files.identity {
+        let identity = reqwest::Identity::from_pem(&pem).map_err(unusable("tls.cert_file"))?;
+        builder = builder.identity(identity);
+    }
+    if let Some(proxy) = proxy {
+        let proxy = reqwest::Proxy::all(proxy).map_err(unusable("proxy_url"))?;
+        builder = builder.proxy(proxy);
+    }
+    builder.build().map_err(unusable(
+        "the TLS set-up (are CA certificates installed? else name some with tls.ca_file)",
+    ))
+}
+
+// === impl TlsFiles ===
+
+impl TlsFiles {
+    pub(super) fn read(account: &Arc<str>, options: &TlsOptions) -> Result<Self, BuildError> {
+        let read = |what, path: &PathBuf| {
+            std::fs::read(path).map_err(|source| BuildError::Read {
+                what,
+                account: Arc::clone(account),
+                path: path.clone(),
+                source,
+            })
+        };
+        let mut files = Self::default();
+        if let Some(path) = &options.ca_file {
+            files.authorities = Some(read("tls.ca_file", path)?);
+        }
+        if let (Some(certificate), Some(key)) = (&options.cert_file, &options.key_file) {
+            let mut pem = Zeroizing::new(read("tls.key_file", key)?);
+            pem.push(b'\n');
+            pem.extend(read("tls.cert_file", certificate)?);
+            files.identity = Some(pem);
+        }
+        Ok(files)
+    }
+
+    pub(super) fn fingerprint(&self) -> u64 {
+        let mut hash = Xxh3::new();
+        for part in [
+            self.authorities.as_deref(),
+            self.identity.as_ref().map(|pem| &***pem),
+        ] {
+            hash.update(&[u8::from(part.is_some())]);
+            hash.update(part.unwrap_or_default());
+        }
+        hash.digest()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_that_cannot_be_read_is_named_with_its_key_and_account() {
+        let options = TlsOptions {
+            ca_file: Some("/nowhere/ca.pem".into()),
+            ..TlsOptions::default()
+        };
+        let error = TlsFiles::read(&"acme".into(), &options).err().unwrap();
+        assert_eq!(
+            error.to_string(),
+            "cannot read tls.ca_file of account acme: /nowhere/ca.pem"
+        );
+    }
+}

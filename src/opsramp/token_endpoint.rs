@@ -1,0 +1,221 @@
+//! The token endpoint: what it is asked, and what its answers mean.
+
+use std::{sync::Arc, time::Duration};
+
+use reqwest::{Method, header};
+use serde::Deserialize;
+use tokio::time::Instant;
+
+use super::{
+    Endpoint, Observer, Options,
+    allowance::Hints,
+    error::Error,
+    http::{Http, redirect_or},
+    reading::{self, Reading},
+    token::{Credentials, Grant, Issuer},
+};
+use crate::{
+    clock,
+    error_chain::chain,
+    excerpt::Secrets,
+    secret::{Secret, SecretSource},
+};
+
+/// The largest answer of the token endpoint.
+const MAX_TOKEN_ANSWER: u64 = 64 * 1024;
+/// A token whose answer does not tell its life is used for so long.
+const UNTOLD_LIFE: Duration = Duration::from_secs(300);
+/// No token is asked for more often than this, however short its life.
+const MIN_LIFE: Duration = Duration::from_secs(1);
+/// No life is believed to be longer.
+const MAX_LIFE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
+/// Where tokens come from, asked over HTTP.
+#[derive(Debug)]
+pub(super) struct TokenEndpoint {
+    http: Http,
+    observer: Arc<dyn Observer>,
+    reading: Reading<Result<Credentials, Error>>,
+}
+
+/// A token answer. `expires_in` is a number in the guide and a text in the OpenAPI file.
+#[derive(Deserialize)]
+struct TokenAnswer {
+    access_token: Secret,
+    #[serde(default)]
+    expires_in: Option<serde_json::Value>,
+    #[serde(default)]
+    scope: Option<serde_json::Value>,
+}
+
+/// A token, its life, and its scope where the endpoint told.
+pub(super) type Told = (Secret, Duration, Option<String>);
+
+// === impl TokenEndpoint ===
+
+impl Issuer for TokenEndpoint {
+    async fn credentials(&self) -> Result<Credentials, Error> {
+        let options = Arc::clone(&self.http.options);
+        let read = self.reading.of(move || read_credentials(&options)).await;
+        read.unwrap_or_else(|| {
+            let what = format!(
+                "the files of client_id and client_secret could not be read within {} s",
+                reading::LIMIT.as_secs()
+            );
+            Err(Error::Auth { what })
+        })
+    }
+
+    async fn request(&self, credentials: &Credentials) -> Result<Grant, Error> {
+        self.http.look_at_files().await;
+        self.observer.token_requested();
+        let began = Instant::now();
+        let asked = self.ask(credentials).await;
+        let took = began.elapsed();
+        self.observer.request(Endpoint::Token, asked.0, took);
+        match asked.1 {
+            Ok((token, life, scope)) => {
+                self.observer.token_obtained(took, clock::now() + life);
+                Ok(Grant {
+                    token,
+                    life,
+                    scope,
+                    took,
+                })
+            }
+            Err(error) => {
+                let reason = match error.reason() {
+                    "auth" => "rejected",
+                    "too_large" => "decode",
+                    reason => reason,
+                };
+                self.observer.token_failed(reason);
+                Err(error)
+            }
+        }
+    }
+}
+
+fn read_credentials(options: &Options) -> Result<Credentials, Error> {
+    let read = |source: &SecretSource| {
+        source.read().map_err(|error| Error::Auth {
+            what: chain(&error),
+        })
+    };
+    Ok(Credentials {
+        id: read(&options.client_id)?,
+        secret: read(&options.client_secret)?,
+    })
+}
+
+impl TokenEndpoint {
+    pub(super) fn new(http: Http, observer: Arc<dyn Observer>) -> Self {
+        Self {
+            http,
+            observer,
+            reading: Reading::default(),
+        }
+    }
+
+    async fn ask(&self, credentials: &Credentials) -> (Option<u16>, Result<Told, Error>) {
+        let Credentials { id, secret } = credentials;
+        let request = self
+            .http
+            .request(Method::POST, &self.http.options.token_url)
+            .form(&[
+                ("grant_type", "client_credentials"),
+                ("client_id", id.expose()),
+                ("client_secret", secret.expose()),
+            ]);
+        let (status, headers, body, _room) = match self
+            .http
+            .exchange(Endpoint::Token, request, MAX_TOKEN_ANSWER)
+            .await
+        {
+            Ok(answer) => answer,
+            Err((status, error)) => return (status, Err(error)),
+        };
+        Http::tell_time(&headers, &*self.observer);
+        let code = status.as_u16();
+        let shown = || Secrets::of(self.http.sent([secret, id])).excerpt(&body);
+        let result = match code {
+            200..=299 => read_token(&body),
+            400 | 401 | 403 => Err(Error::Auth {
+                what: format!(
+                    "the token endpoint rejects the credentials ({code}): {}",
+                    shown()
+                ),
+            }),
+            429 => {
+                let retry_after = Hints::read(code, &headers, clock::now()).retry_after;
+                Err(Error::Throttled { retry_after })
+            }
+            _ => {
+                let excerpt = redirect_or(&headers, shown);
+                Err(Error::Http {
+                    endpoint: Endpoint::Token.as_str(),
+                    status: code,
+                    excerpt,
+                })
+            }
+        };
+        (Some(code), result)
+    }
+}
+
+pub(super) fn read_token(body: &[u8]) -> Result<Told, Error> {
+    // No excerpt: the body of a success holds the token, in whatever form.
+    let problem = |what: &str| Error::Decode {
+        endpoint: Endpoint::Token.as_str(),
+        what: what.to_owned(),
+        excerpt: String::new(),
+    };
+    let answer: TokenAnswer = serde_json::from_slice(body)
+        .map_err(|_| problem("200 with something that is no token answer"))?;
+    let text = answer.access_token.expose();
+    if text.is_empty() || header::HeaderValue::from_str(text).is_err() {
+        return Err(problem("200 with an access_token that no header can hold"));
+    }
+    let life = match answer.expires_in {
+        Some(serde_json::Value::Number(number)) => number.as_f64(),
+        Some(serde_json::Value::String(text)) => text.trim().parse().ok(),
+        _ => None,
+    };
+    let life = life
+        // `NaN` can be written as a text, and where -1 means for ever nobody can tell.
+        .filter(|seconds: &f64| seconds.is_finite() && *seconds >= 0.0)
+        .map_or(UNTOLD_LIFE, |seconds| {
+            Duration::from_secs_f64(seconds.min(MAX_LIFE.as_secs_f64()))
+        })
+        .max(MIN_LIFE);
+    let scope = answer
+        .scope
+        .and_then(|scope| scope.as_str().map(str::to_owned));
+    Ok((answer.access_token, life, scope))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_life_that_nobody_can_read_is_as_one_that_is_not_told() {
+        let life = |told: &str| {
+            let answer = format!(r#"{{"access_token":"a"{told}}}"#);
+            read_token(answer.as_bytes()).unwrap().1
+        };
+        for told in [
+            "",
+            r#","expires_in":"NaN""#,
+            r#","expires_in":"inf""#,
+            r#","expires_in":"soon""#,
+            r#","expires_in":-1"#,
+            r#","expires_in":null"#,
+        ] {
+            assert_eq!(life(told), UNTOLD_LIFE, "{told}");
+        }
+        assert_eq!(life(r#","expires_in":0"#), MIN_LIFE);
+        assert_eq!(life(r#","expires_in":" 7199 ""#).as_secs(), 7199);
+        assert_eq!(life(r#","expires_in":1e300"#), MAX_LIFE);
+    }
+}
