@@ -12,7 +12,7 @@ use crate::{
     cli::{self, Cli, Command},
     clock,
     config::{self, Config, ConfigError, Loaded, Web, WebFile},
-    daemon::{self, Daemon, Signals},
+    daemon::{self, Daemon},
     demo::Demo,
     error_chain::chain,
     healthcheck, logging,
@@ -21,6 +21,7 @@ use crate::{
     search_command,
     secret::SecretSource,
     service_manager::ServiceManager,
+    signals::Signals,
     status::Board,
     store::postgres::{self, UrlError},
 };

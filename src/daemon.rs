@@ -14,7 +14,6 @@ use std::{
 use futures_util::FutureExt as _;
 use tokio::{
     runtime::Handle,
-    signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, oneshot},
     time::Instant,
 };
@@ -33,6 +32,7 @@ use crate::{
     poll::{self, Happening, Plan, Pollers},
     runtime::block_on_with_thread,
     service_manager::ServiceManager,
+    signals::{Signals, Told},
     status::Board,
     store::{self, Store},
     web::{self, AlertSource},
@@ -42,8 +42,6 @@ use crate::{
 const DRAIN: Duration = Duration::from_secs(10);
 /// How long the store may take to close after that.
 const LAST_WORD: Duration = Duration::from_secs(5);
-/// Some send the same signal twice, to a process and its group. That means once.
-const ECHO: Duration = Duration::from_secs(1);
 /// The configuration and the files that it names can lie on a server that hangs.
 const READING: Duration = Duration::from_secs(10);
 /// How often the clients of a partner are looked up.
@@ -85,8 +83,12 @@ pub struct Daemon {
 /// Loads the configuration again, for a reload. The error is for people.
 pub type LoadConfig = Arc<Mutex<dyn FnMut() -> Result<Loaded, String> + Send>>;
 
-/// What must not keep the web server from telling that it goes on.
+/// The setting up of what needs the store, which must not keep the web server from telling that it
+/// goes on.
 struct Opening<'a> {
+    config: &'a Config,
+    board: &'a Board,
+    metrics: &'a Metrics,
     health: &'a Health,
     manager: &'a ServiceManager,
     /// Has the web server begin.
@@ -163,38 +165,16 @@ impl Daemon {
         let server_stop = server_stop.drop_guard();
         let attending = manager.clone().attend(health.clone(), board.clone());
         let attendant = AbortOnDropHandle::new(tokio::spawn(attending));
-        let open = async {
-            let mut opening = Opening {
-                health: &health,
-                manager: &manager,
-                serve: Some(serve),
-            };
-            let open = async || Store::open(&options).await;
-            let store = opening.wait_for(open, store::Error::is_passing).await?;
-            // It is set once.
-            opened.set(store.clone()).ok();
-            let deliver = async || {
-                let observer = Arc::new(metrics.clone());
-                Delivery::start(store.clone(), config.sinks.clone(), board.clone(), observer).await
-            };
-            let passing = |error: &deliver::Error| match error {
-                deliver::Error::Store(error) => error.is_passing(),
-                _ => false,
-            };
-            let delivery = opening.wait_for(deliver, passing).await?;
-            let mut pollers = Pollers::new(
-                store.clone(),
-                board.clone(),
-                metrics.clone(),
-                health.clone(),
-            );
-            pollers.apply(plan(&config)).await?;
-            // From the first scrape on, every series is there.
-            opening.serve();
-            Ok::<_, anyhow::Error>((store, delivery, pollers))
+        let opening = Opening {
+            config: &config,
+            board: &board,
+            metrics: &metrics,
+            health: &health,
+            manager: &manager,
+            serve: Some(serve),
         };
         let (store, delivery, pollers) = {
-            let mut open = pin!(open);
+            let mut open = pin!(opening.open(options, &opened));
             loop {
                 tokio::select! {
                     opened = open.as_mut() => break opened?,
@@ -411,6 +391,38 @@ impl Daemon {
 // === impl Opening ===
 
 impl Opening<'_> {
+    /// Opens the store, delivers from it and begins to poll. `opened` is set as soon as there is one.
+    async fn open(
+        mut self,
+        options: store::Options,
+        opened: &OnceLock<Store>,
+    ) -> anyhow::Result<(Store, Delivery, Pollers)> {
+        let open = async || Store::open(&options).await;
+        let store = self.wait_for(open, store::Error::is_passing).await?;
+        // It is set once.
+        opened.set(store.clone()).ok();
+        let (sinks, board, metrics) = (&self.config.sinks, self.board, self.metrics);
+        let deliver = async || {
+            let observer = Arc::new(metrics.clone());
+            Delivery::start(store.clone(), sinks.clone(), board.clone(), observer).await
+        };
+        let passing = |error: &deliver::Error| match error {
+            deliver::Error::Store(error) => error.is_passing(),
+            _ => false,
+        };
+        let delivery = self.wait_for(deliver, passing).await?;
+        let mut pollers = Pollers::new(
+            store.clone(),
+            board.clone(),
+            metrics.clone(),
+            self.health.clone(),
+        );
+        pollers.apply(plan(self.config)).await?;
+        // From the first scrape on, every series is there.
+        self.serve();
+        Ok((store, delivery, pollers))
+    }
+
     /// Does what needs the store, over and over while it fails for a reason that may pass.
     async fn wait_for<A, E: std::error::Error>(
         &mut self,
@@ -442,70 +454,6 @@ impl Opening<'_> {
             // It waits for nothing else.
             serve.send(()).ok();
             self.manager.ready();
-        }
-    }
-}
-
-/// What a signal tells the daemon to do.
-enum Told {
-    Stop(&'static str),
-    Reload,
-}
-
-/// The signals that the daemon follows: TERM and INT stop it, HUP reloads.
-#[derive(Debug)]
-pub struct Signals {
-    term: Signal,
-    int: Signal,
-    hup: Signal,
-}
-
-/// A file would exceed the limit of files' sizes.
-const FILE_SIZE: SignalKind = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
-
-// === impl Signals ===
-
-impl Signals {
-    /// Listens from now on.
-    ///
-    /// # Errors
-    /// Where the process cannot.
-    pub fn listen() -> io::Result<Self> {
-        // Listening once replaces the default for good: whoever writes is told, as of a full disk,
-        // where the process would be killed.
-        drop(signal(FILE_SIZE)?);
-        Ok(Self {
-            term: signal(SignalKind::terminate())?,
-            int: signal(SignalKind::interrupt())?,
-            hup: signal(SignalKind::hangup())?,
-        })
-    }
-
-    /// The next signal. Cancel safe.
-    async fn next(&mut self) -> Told {
-        tokio::select! {
-            _ = self.term.recv() => Told::Stop("SIGTERM"),
-            _ = self.int.recv() => Told::Stop("SIGINT"),
-            _ = self.hup.recv() => Told::Reload,
-        }
-    }
-
-    /// The next signal that stops the daemon. One that reloads is kept for later.
-    pub async fn stop(&mut self) -> &'static str {
-        tokio::select! {
-            _ = self.term.recv() => "SIGTERM",
-            _ = self.int.recv() => "SIGINT",
-        }
-    }
-
-    /// The next one that stops it after `first` has, and does not merely repeat that.
-    async fn stop_at_once(&mut self, first: &str) -> &'static str {
-        let begun = Instant::now();
-        loop {
-            let name = self.stop().await;
-            if name != first || begun.elapsed() >= ECHO {
-                return name;
-            }
         }
     }
 }
@@ -638,30 +586,4 @@ fn alert_source(store: &Arc<OnceLock<Store>>, state: &config::State) -> AlertSou
         }
         .boxed()
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use rustix::process::{Signal as Number, getpid, kill_process};
-
-    use super::*;
-
-    /// One test, for signals are for the whole process.
-    #[tokio::test]
-    async fn a_reload_is_kept_while_stops_are_waited_for_and_an_echo_is_no_second_stop() {
-        let moment = Duration::from_millis(100);
-        let mut signals = Signals::listen().unwrap();
-        let send = |signal| kill_process(getpid(), signal).unwrap();
-        send(Number::HUP);
-        tokio::time::timeout(moment, signals.stop())
-            .await
-            .unwrap_err();
-        assert!(matches!(signals.next().await, Told::Reload));
-
-        send(Number::TERM);
-        let echo = signals.stop_at_once("SIGTERM");
-        tokio::time::timeout(moment, echo).await.unwrap_err();
-        send(Number::INT);
-        assert_eq!(signals.stop_at_once("SIGTERM").await, "SIGINT");
-    }
 }

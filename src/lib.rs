@@ -37,6 +37,7 @@ mod runtime;
 pub mod search_command;
 pub mod secret;
 pub mod service_manager;
+pub mod signals;
 pub mod simulator;
 pub mod status;
 pub mod store;
