@@ -65,6 +65,16 @@ struct Given<T> {
     input: &'static str,
 }
 
+/// What flags and variables say of the account.
+struct GivenAccount {
+    url: Option<Given<String>>,
+    token_url: Option<Given<String>>,
+    tenants: Option<Given<String>>,
+    client_id: Option<Given<String>>,
+    secret_file: Option<Given<PathBuf>>,
+    secret: Option<Given<String>>,
+}
+
 /// The environment, with problems of its own.
 pub(super) struct Variables<'a> {
     env: Env<'a>,
@@ -130,6 +140,53 @@ impl<'a> Variables<'a> {
     }
 }
 
+// === impl GivenAccount ===
+
+impl GivenAccount {
+    /// The input that messages name.
+    fn first_input(&self) -> Option<&'static str> {
+        input_of(self.url.as_ref())
+            .or(input_of(self.token_url.as_ref()))
+            .or(input_of(self.tenants.as_ref()))
+            .or(input_of(self.client_id.as_ref()))
+            .or(input_of(self.secret_file.as_ref()))
+            .or(input_of(self.secret.as_ref()))
+    }
+
+    /// Replaces what the file says, and notes in `inputs` where each value came from.
+    fn write_into(self, account: &mut Account, inputs: &mut Inputs) {
+        let mut came_by = |path: &str, input| inputs.insert(format!("accounts[0].{path}"), input);
+        if let Some(Given { value, input }) = self.url {
+            account.url = Some(value);
+            came_by("url", input);
+        }
+        if let Some(Given { value, input }) = self.token_url {
+            account.token_url = Some(value);
+            came_by("token_url", input);
+        }
+        if let Some(Given { value, input }) = self.tenants {
+            let known = account.tenants.take().unwrap_or_default();
+            let ids = value.split(',').map(str::trim).filter(|id| !id.is_empty());
+            account.tenants = Some(ids.map(|id| tenant(id, &known)).collect());
+            came_by("tenants", input);
+        }
+        if let Some(Given { value, input }) = self.client_id {
+            account.client_id = Some(value);
+            account.client_id_file = None;
+            came_by("client_id", input);
+        }
+        if let Some(Given { value, input }) = self.secret_file {
+            account.client_secret_file = Some(value);
+            account.client_secret = None;
+            came_by("client_secret_file", input);
+        } else if let Some(Given { value, input }) = self.secret {
+            account.client_secret = Some(SecretText(Secret::trimmed(&value)));
+            account.client_secret_file = None;
+            came_by("client_secret", input);
+        }
+    }
+}
+
 // === impl Overrides ===
 
 impl Overrides {
@@ -147,18 +204,44 @@ impl Overrides {
     }
 
     fn apply_account(&self, file: &mut File, variables: &mut Variables<'_>, inputs: &mut Inputs) {
-        let url =
-            flag(self.url.as_ref(), "--opsramp.url").or_else(|| variables.text("OPSRAMP_URL"));
-        let token_url = flag(self.token_url.as_ref(), "--opsramp.token-url")
-            .or_else(|| variables.text("OPSRAMP_TOKEN_URL"));
-        let tenants = (!self.tenants.is_empty())
-            .then(|| Given {
-                value: self.tenants.join(","),
-                input: "--opsramp.tenant",
-            })
-            .or_else(|| variables.text("OPSRAMP_TENANT_ID"));
-        let client_id = flag(self.client_id.as_ref(), "--opsramp.client-id")
-            .or_else(|| variables.text("OPSRAMP_CLIENT_ID"));
+        let given = self.given_account(variables);
+        let insecure = self
+            .insecure_skip_verify
+            .then_some("--opsramp.insecure-skip-verify");
+        let Some(first) = given.first_input().or(insecure) else {
+            return;
+        };
+        let accounts = file.accounts.get_or_insert_default();
+        // What only loosens TLS makes no account.
+        if accounts.is_empty() && given.first_input().is_some() {
+            accounts.push(Account::default());
+            inputs.extend(ACCOUNT_INPUTS.map(|(path, input)| (path.to_owned(), input)));
+        }
+        match accounts.as_mut_slice() {
+            [] => {}
+            [account] => {
+                given.write_into(account, inputs);
+                if self.insecure_skip_verify {
+                    let tls = account.tls.get_or_insert_with(Tls::default);
+                    tls.insecure_skip_verify = Some(true);
+                }
+            }
+            [_, _, ..] => {
+                let message = format!(
+                    "is meant for one account, and the configuration file has {}; change it there",
+                    accounts.len()
+                );
+                variables.problems.push(Problem::of_input(first, message));
+            }
+        }
+    }
+
+    /// What flags say of the account, and where they say nothing, variables.
+    fn given_account(&self, variables: &mut Variables<'_>) -> GivenAccount {
+        let tenants = (!self.tenants.is_empty()).then(|| Given {
+            value: self.tenants.join(","),
+            input: "--opsramp.tenant",
+        });
         let secret_file = flag(
             self.client_secret_file.as_ref(),
             "--opsramp.client-secret-file",
@@ -175,73 +258,15 @@ impl Overrides {
                 });
             (secret_file, variables.text("OPSRAMP_CLIENT_SECRET"))
         };
-        let given = [
-            input_of(url.as_ref()),
-            input_of(token_url.as_ref()),
-            input_of(tenants.as_ref()),
-            input_of(client_id.as_ref()),
-            input_of(secret_file.as_ref()),
-            input_of(secret.as_ref()),
-            self.insecure_skip_verify
-                .then_some("--opsramp.insecure-skip-verify"),
-        ];
-        let Some(first) = given.into_iter().flatten().next() else {
-            return;
-        };
-        let accounts = file.accounts.get_or_insert_default();
-        if let [_, _, ..] = accounts.as_slice() {
-            let message = format!(
-                "is meant for one account, and the configuration file has {}; change it there",
-                accounts.len()
-            );
-            variables.problems.push(Problem::of_input(first, message));
-            return;
-        }
-        if accounts.is_empty() {
-            if first == "--opsramp.insecure-skip-verify" {
-                return;
-            }
-            accounts.push(Account::default());
-            inputs.extend(ACCOUNT_INPUTS.map(|(path, input)| (path.to_owned(), input)));
-        }
-        let Some(account) = accounts.first_mut() else {
-            return;
-        };
-
-        let mut came_by = |path: &str, input| inputs.insert(format!("accounts[0].{path}"), input);
-        if let Some(Given { value, input }) = url {
-            account.url = Some(value);
-            came_by("url", input);
-        }
-        if let Some(Given { value, input }) = token_url {
-            account.token_url = Some(value);
-            came_by("token_url", input);
-        }
-        if let Some(Given { value, input }) = tenants {
-            let known = account.tenants.take().unwrap_or_default();
-            let ids = value.split(',').map(str::trim).filter(|id| !id.is_empty());
-            account.tenants = Some(ids.map(|id| tenant(id, &known)).collect());
-            came_by("tenants", input);
-        }
-        if let Some(Given { value, input }) = client_id {
-            account.client_id = Some(value);
-            account.client_id_file = None;
-            came_by("client_id", input);
-        }
-        if let Some(Given { value, input }) = secret_file {
-            account.client_secret_file = Some(value);
-            account.client_secret = None;
-            came_by("client_secret_file", input);
-        } else if let Some(Given { value, input }) = secret {
-            account.client_secret = Some(SecretText(Secret::trimmed(&value)));
-            account.client_secret_file = None;
-            came_by("client_secret", input);
-        }
-        if self.insecure_skip_verify {
-            account
-                .tls
-                .get_or_insert_with(Tls::default)
-                .insecure_skip_verify = Some(true);
+        GivenAccount {
+            url: flag(self.url.as_ref(), "--opsramp.url").or_else(|| variables.text("OPSRAMP_URL")),
+            token_url: flag(self.token_url.as_ref(), "--opsramp.token-url")
+                .or_else(|| variables.text("OPSRAMP_TOKEN_URL")),
+            tenants: tenants.or_else(|| variables.text("OPSRAMP_TENANT_ID")),
+            client_id: flag(self.client_id.as_ref(), "--opsramp.client-id")
+                .or_else(|| variables.text("OPSRAMP_CLIENT_ID")),
+            secret_file,
+            secret,
         }
     }
 

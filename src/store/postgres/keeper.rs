@@ -8,6 +8,7 @@ use std::{
 };
 
 use tokio::time::timeout;
+use tokio_postgres::Row;
 
 use super::{
     Shared,
@@ -238,23 +239,10 @@ async fn share_out(shared: &Shared) -> Result<(), Failure> {
     if rows.is_empty() {
         return Ok(());
     }
-    let peers = session
-        .query(
-            "SELECT replica.id, replica.share,
-                (SELECT count(*) FROM search
-                 WHERE owner = replica.id AND lease_until > clock_timestamp())
-             FROM replica WHERE alive_until > clock_timestamp() ORDER BY replica.id",
-            &[],
-        )
-        .await?;
-    let mut survey = Survey::default();
-    for row in &peers {
-        survey.replicas.push(Peer {
-            number: row.try_get(0)?,
-            share: usize::try_from(row.try_get::<_, i64>(1)?).unwrap_or(0),
-            held: usize::try_from(row.try_get::<_, i64>(2)?).unwrap_or(0),
-        });
-    }
+    let mut survey = Survey {
+        replicas: peers(&mut session).await?,
+        ..Survey::default()
+    };
     let told = session
         .query(
             "SELECT id, owner, lease_until > clock_timestamp(),
@@ -264,45 +252,27 @@ async fn share_out(shared: &Shared) -> Result<(), Failure> {
             &[&rows],
         )
         .await?;
-    let now = clock::since_boot();
-    let mut look_at: Option<Duration> = None;
-    let mut owners = HashMap::with_capacity(told.len());
-    let mut names: HashMap<i64, Name<'_>> = HashMap::with_capacity(told.len());
-    for row in &told {
-        let name = (row.try_get(4)?, row.try_get(5)?, row.try_get(6)?);
-        names.insert(row.try_get(0)?, name);
-        let (owner, leased): (Option<i64>, bool) = (row.try_get(1)?, row.try_get(2)?);
-        let free_for: f64 = row.try_get(3)?;
-        let holder = match owner {
-            Some(owner) if owner == me && leased => Holder::Me,
-            Some(_) if leased => {
-                let end = now + Duration::try_from_secs_f64(-free_for).unwrap_or_default();
-                look_at = Some(look_at.map_or(end, |it| it.min(end)));
-                Holder::Another
-            }
-            _ => Holder::Nobody(Duration::try_from_secs_f64(free_for).unwrap_or_default()),
-        };
-        owners.insert(row.try_get(0)?, holder);
-    }
+    let holdings = Holdings::read(&told, me)?;
     shared.update(|state| {
         // A database that was restored has fewer rows, and gives their numbers again.
         let wanted = state.wanted.iter();
-        let others = wanted.filter(|(key, row)| names.get(row) != Some(&name(key)));
+        let others = wanted.filter(|(key, row)| holdings.names.get(row) != Some(&name(key)));
         let others: Vec<i64> = others.map(|(_, row)| *row).collect();
         if !others.is_empty() {
             state.forget_rows(&others);
             shared.wake.notify_one();
         }
-        state.look_at = look_at;
+        state.look_at = holdings.look_at;
+        let owners = &holdings.owners;
         state.elsewhere = state.keys_of(|row| owners.get(&row) == Some(&Holder::Another));
-        state.survey(&mut survey, &owners);
+        state.survey(&mut survey, owners);
         let decision = shares::decide(&survey, me, shared.lease * 2);
         state.granted = state.keys_of(|row| decision.take.contains(&row));
         let others = survey.replicas.iter().filter(|peer| peer.number != me);
         let others = others.map(|peer| (peer.number, peer.share)).collect();
-        state.give_back(decision.give_back, others, &owners);
+        state.give_back(decision.give_back, others, owners);
         // The first look may come before others see this replica.
-        let replicas = peers.len();
+        let replicas = survey.replicas.len();
         let is_seen = survey.replicas.iter().any(|peer| peer.number == me);
         if is_seen && (state.replicas, state.share) != (replicas, decision.share) {
             state.replicas = replicas;
@@ -316,6 +286,68 @@ async fn share_out(shared: &Shared) -> Result<(), Failure> {
         state.share = decision.share;
     });
     Ok(())
+}
+
+/// The replicas that are alive, in the order of their numbers.
+async fn peers(session: &mut Session) -> Result<Vec<Peer>, Failure> {
+    let rows = session
+        .query(
+            "SELECT replica.id, replica.share,
+                (SELECT count(*) FROM search
+                 WHERE owner = replica.id AND lease_until > clock_timestamp())
+             FROM replica WHERE alive_until > clock_timestamp() ORDER BY replica.id",
+            &[],
+        )
+        .await?;
+    let mut peers = Vec::with_capacity(rows.len());
+    for row in &rows {
+        peers.push(Peer {
+            number: row.try_get(0)?,
+            share: usize::try_from(row.try_get::<_, i64>(1)?).unwrap_or(0),
+            held: usize::try_from(row.try_get::<_, i64>(2)?).unwrap_or(0),
+        });
+    }
+    Ok(peers)
+}
+
+/// Who holds the searches that this replica would poll, by their rows.
+struct Holdings<'a> {
+    owners: HashMap<i64, Holder>,
+    /// By what name the server knows them.
+    names: HashMap<i64, Name<'a>>,
+    /// When the first lease of another replica ends, on the clock since boot.
+    look_at: Option<Duration>,
+}
+
+// === impl Holdings ===
+
+impl<'a> Holdings<'a> {
+    fn read(told: &'a [Row], me: i64) -> Result<Self, Failure> {
+        let now = clock::since_boot();
+        let mut holdings = Self {
+            owners: HashMap::with_capacity(told.len()),
+            names: HashMap::with_capacity(told.len()),
+            look_at: None,
+        };
+        for row in told {
+            let id = row.try_get(0)?;
+            let name = (row.try_get(4)?, row.try_get(5)?, row.try_get(6)?);
+            holdings.names.insert(id, name);
+            let (owner, leased): (Option<i64>, bool) = (row.try_get(1)?, row.try_get(2)?);
+            let free_for: f64 = row.try_get(3)?;
+            let holder = match owner {
+                Some(owner) if owner == me && leased => Holder::Me,
+                Some(_) if leased => {
+                    let end = now + Duration::try_from_secs_f64(-free_for).unwrap_or_default();
+                    holdings.look_at = Some(holdings.look_at.map_or(end, |it| it.min(end)));
+                    Holder::Another
+                }
+                _ => Holder::Nobody(Duration::try_from_secs_f64(free_for).unwrap_or_default()),
+            };
+            holdings.owners.insert(id, holder);
+        }
+        Ok(holdings)
+    }
 }
 
 /// Finds the rows of the searches that this replica would poll, where that is wished.
