@@ -546,20 +546,19 @@ impl Pollers {
         match found {
             Ok(found) => {
                 let is_short = found.is_short;
-                let mut tenants = found.into_tenants();
                 let known = &client.discovered;
-                let missing = known.keys().filter(|it| !tenants.contains_key(it)).count();
+                let unseen: Vec<_> = known
+                    .iter()
+                    .filter(|(tenant, _)| !found.shows(&tenant.id))
+                    .map(|(tenant, partner)| (tenant.clone(), Arc::clone(partner)))
+                    .collect();
+                let missing = unseen.len();
+                let mut tenants = found.into_tenants();
                 // An empty list for a moment would stop all of them until the next look-up.
                 let is_doubted = 2 * missing > known.len() && !client.is_doubted;
                 client.is_doubted = is_doubted;
                 if is_short || is_doubted {
                     // Whoever is not shown need not have gone.
-                    let ids: BTreeSet<_> = tenants.keys().map(|tenant| &tenant.id).collect();
-                    let unseen = client.discovered.iter();
-                    let unseen = unseen.filter(|(tenant, _)| !ids.contains(&tenant.id));
-                    let unseen: Vec<_> = unseen
-                        .map(|(tenant, partner)| (tenant.clone(), Arc::clone(partner)))
-                        .collect();
                     tenants.extend(unseen);
                     client.look_up_again();
                     let why = if is_short {
@@ -618,7 +617,7 @@ fn told_apart(tenants: &[&Tenant]) -> Vec<Tenant> {
     tenants.iter().map(called).collect()
 }
 
-/// The activated clients of some partners.
+/// The clients of some partners.
 async fn clients_of(client: &Client, partners: &[Arc<str>]) -> Result<Clients, opsramp::Error> {
     let mut found = Clients::default();
     for partner in partners {
@@ -650,8 +649,10 @@ async fn clients_of(client: &Client, partners: &[Arc<str>]) -> Result<Clients, o
 /// Clients that look-ups have found.
 #[derive(Debug, Default)]
 struct Clients {
-    /// Their names and partners, by their ids.
-    known: BTreeMap<String, (String, Arc<str>)>,
+    /// Names and partners of those that are activated, by their ids.
+    activated: BTreeMap<String, (String, Arc<str>)>,
+    /// The ids of the others.
+    deactivated: HashSet<String>,
     /// Whether the server showed fewer than it counts.
     is_short: bool,
 }
@@ -701,11 +702,15 @@ impl AccountClient {
 }
 
 impl Clients {
-    /// Takes in a page's clients that are activated. Returns whether there was room for all.
+    /// Takes in a page's clients. Returns whether there was room for all that are activated.
     fn take_in(&mut self, page: Vec<ClientInfo>, partner: &Arc<str>) -> bool {
-        for found in page.into_iter().filter(|found| found.activated) {
-            let full = self.known.len() == MAX_CLIENTS;
-            match self.known.entry(found.id) {
+        for found in page {
+            if !found.activated {
+                self.deactivated.insert(found.id);
+                continue;
+            }
+            let full = self.activated.len() == MAX_CLIENTS;
+            match self.activated.entry(found.id) {
                 Entry::Occupied(_) => {}
                 Entry::Vacant(_) if full => return false,
                 Entry::Vacant(place) => {
@@ -716,12 +721,17 @@ impl Clients {
         true
     }
 
+    /// Whether a look-up has shown the client, activated or not.
+    fn shows(&self, id: &str) -> bool {
+        self.activated.contains_key(id) || self.deactivated.contains(id)
+    }
+
     fn into_tenants(self) -> BTreeMap<Tenant, Arc<str>> {
         let tenant = |(id, (name, partner)): (String, (String, _))| {
             let (id, name) = (id.into(), name.into());
             (Tenant { id, name }, partner)
         };
-        self.known.into_iter().map(tenant).collect()
+        self.activated.into_iter().map(tenant).collect()
     }
 }
 
