@@ -1298,7 +1298,8 @@ async fn clients_of_other_partners_are_looked_up_at_once_and_those_that_stay_are
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_a_list_that_is_short_a_client_that_is_deactivated_goes_and_one_that_is_not_shown_stays() {
+async fn of_a_list_that_is_short_a_client_that_is_deactivated_goes_and_one_that_is_not_shown_stays()
+{
     let simulator = partners().await;
     let url = simulator.url();
     let mut exporter = Reloading::new(plan(&url)).await;
