@@ -125,11 +125,13 @@ impl Postgres {
         node: String,
         journal_limit: u64,
     ) -> Result<Self, Error> {
-        let pool = Pool::new(url, lease);
+        let pool = Pool::new(url.clone(), lease);
+        let keeper_pool = Pool::of_one(url, lease);
         // Places grow on from one process to the next.
         let journal = Journal::new(journal_limit, clock::now().as_microsecond());
         let shared = Arc::new(Shared {
             pool,
+            keeper_pool,
             lease,
             node,
             journalled: watch::Sender::new(journal.end()),
@@ -543,6 +545,7 @@ impl Postgres {
         }
         self.shared.update(State::lose_all);
         self.shared.pool.close();
+        self.shared.keeper_pool.close();
     }
 
     fn check_open(&self) -> Result<(), Error> {

@@ -291,7 +291,8 @@ pub(super) async fn journalled_at(
 /// not stored. A mark may stand for it all the same: whoever takes a search up looks for its lines
 /// before the mark, too.
 pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
-    // What is told must not overtake what was told before.
+    // What is told must not overtake what was told before. Whoever would take a search up waits
+    // until this is done; its renewal does not.
     let turn = shared.saving(sink);
     let _turn = turn.lock().await;
     let (me, (mut unsaved, epochs)) = shared.work(|state| (state.replica, state.unsaved(sink)));
@@ -314,7 +315,7 @@ pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
                         ON search.id = come.id AND search.epoch = come.epoch
                             AND search.journal_end >= come.position
                     WHERE search.owner = $5 AND search.lease_until > clock_timestamp()
-                    ORDER BY search.id FOR SHARE OF search),
+                    ORDER BY search.id FOR KEY SHARE OF search),
                  marked AS (
                     INSERT INTO mark (sink, node, mark)
                     SELECT $1, $6, $7::bytea

@@ -22,6 +22,8 @@ use crate::{error_chain::chain, identity::SearchKey, store::Held};
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) pool: Pool,
+    /// The connection on which leases are renewed: commits that are slow may take all others.
+    pub(super) keeper_pool: Pool,
     pub(super) lease: Duration,
     /// Tells the marks of this replica's sinks from those of others.
     pub(super) node: String,

@@ -792,6 +792,42 @@ async fn a_renewal_that_others_get_in_the_way_of_is_done_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_somebody_has_locked_costs_its_own_lease_alone() {
+    let url = server::shared().fresh();
+    let lease = Duration::from_secs(3);
+    let store = open(&url, "node", lease).await;
+    let locked = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let other = key("acme", "client_1", "other");
+    let other = store.take_up(&other, second(1)).await.unwrap().held;
+    let mut session = shared(&store).pool.session().await.unwrap();
+    let lock = "BEGIN; SELECT FROM search WHERE name = 'open' FOR UPDATE";
+    session.batch(lock).await.unwrap();
+    timeout(PATIENCE, store.relieved(locked)).await.unwrap();
+    // Unrenewed, the other one would end at the same time.
+    timeout(lease / 2, store.relieved(other)).await.unwrap_err();
+    assert_eq!(*store.trouble().borrow(), None);
+    session.batch("ROLLBACK").await.unwrap();
+    store.commit(other, events(1..3), second(2)).await.unwrap();
+    store.take_up(&a_search(), second(2)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_are_renewed_though_all_other_connections_are_in_use() {
+    let url = server::shared().fresh();
+    let lease = Duration::from_secs(2);
+    let store = open(&url, "node", lease).await;
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let pool = &shared(&store).pool;
+    let mut in_use = Vec::new();
+    while let Ok(session) = timeout(lease / 2, pool.session()).await {
+        in_use.push(session.unwrap());
+    }
+    timeout(lease, store.relieved(held)).await.unwrap_err();
+    drop(in_use);
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_mark_is_stored_only_with_every_place_that_it_stands_for() {
     let url = server::shared().fresh();
     let store = stalled(&url, LEASE).await;
