@@ -207,7 +207,9 @@ pub struct OpenAlert {
     pub alert: StoredAlert,
 }
 
-/// The store could not do what it was asked. Nothing was written.
+/// The store could not do what it was asked. Nothing was written, with two exceptions: what ends in
+/// [`Error::Backend`] may have been done all the same, as where a server's answer was lost; and what
+/// is [acknowledged](Store::acknowledge) counts whatever becomes of it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The journal holds as many events as it may; no event was taken in. Delivery makes room.
@@ -415,7 +417,8 @@ impl Store {
         }
     }
 
-    /// Writes what a poll learned, durably, as a whole or not at all. An alert that is both among
+    /// Writes what a poll learned, durably, as a whole or not at all. Where an error leaves open
+    /// which, the search is to be taken up anew: so it is known. An alert that is both among
     /// the upserts and the departures has left. Where there are no sinks, events are not kept.
     ///
     /// # Errors

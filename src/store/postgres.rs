@@ -167,7 +167,7 @@ impl Postgres {
 
     /// Says which searches this replica would poll.
     pub(super) fn share_out(&self, keys: Vec<SearchKey>) {
-        self.shared.work(|state| state.want(keys));
+        self.shared.change_journals(|state| state.want(keys));
         self.shared.wake.notify_one();
     }
 
@@ -214,7 +214,7 @@ impl Postgres {
             Ok(None) => {
                 // What was held until now, the server says otherwise of.
                 self.shared
-                    .update(|state| state.lease_on(key).map(|held| state.lose(held)));
+                    .change_leases(|state| state.lease_on(key).map(|held| state.lose(held)));
                 self.shared.wake.notify_one();
                 Err(Error::HeldElsewhere)
             }
@@ -326,7 +326,7 @@ impl Postgres {
     ) -> Result<(), Error> {
         self.check_open()?;
         let events = commit.events.len() as u64;
-        let kept = self.shared.work(|state| {
+        let kept = self.shared.change_journals(|state| {
             if !state.is_held(held) {
                 return Err(Error::LeaseLost);
             }
@@ -348,11 +348,12 @@ impl Postgres {
         });
         let done = done.await;
         let nothing_done = matches!(&done, Err(error) if error.is_without_effect());
-        let (end, lost) = self.shared.work(|state| {
+        let (end, lost) = self.shared.change_journals(|state| {
             state.journal.unreserve(events);
             let lost = match &done {
                 Ok(Some(end)) if kept && events > 0 => {
                     let count = i64::try_from(events).unwrap_or(i64::MAX);
+                    // Where that loses the search, all are told below.
                     let follows = state.committed(held, *end, count);
                     if !follows {
                         tracing::warn!(row = held.row, "{SET_BACK}");
@@ -367,7 +368,7 @@ impl Postgres {
             (state.journal.end(), lost)
         });
         if lost {
-            self.shared.update(|state| state.lose(held));
+            self.shared.change_leases(|state| state.lose(held));
         }
         match done {
             Ok(Some(_)) => {
@@ -427,7 +428,7 @@ impl Postgres {
                 tracing::debug!(error, "the state database does not forget a sink yet");
             }
             self.shared
-                .update(|state| state.journal.set_own_sinks(&names));
+                .change_leases(|state| state.journal.set_own_sinks(&names));
         }
         Ok(self.shared.look(|state| {
             let state_of = |name: &String| SinkState {
@@ -445,8 +446,8 @@ impl Postgres {
     ) -> Result<Batch, Error> {
         self.check_open()?;
         loop {
-            let (ranges, loan) = self.shared.work(|state| {
-                state.expire();
+            self.shared.expire();
+            let (ranges, loan) = self.shared.change_journals(|state| {
                 if !state.journal.is_own(sink) {
                     return Err(unknown(sink));
                 }
@@ -476,7 +477,7 @@ impl Postgres {
                     events = last.place + last.count - first.place,
                     "events are missing from the journal in the database; they are skipped"
                 );
-                self.shared.work(|state| {
+                self.shared.change_journals(|state| {
                     let mark = state.journal.mark(sink);
                     let end = last.place + last.count - 1;
                     state.journal.acknowledge(sink, end, mark);
@@ -495,7 +496,7 @@ impl Postgres {
         mark: Option<Vec<u8>>,
     ) -> Result<(), Error> {
         self.check_open()?;
-        self.shared.work(|state| {
+        self.shared.change_journals(|state| {
             if !state.journal.is_own(sink) {
                 return Err(unknown(sink));
             }
@@ -543,7 +544,7 @@ impl Postgres {
                  when the leases have ended"
             );
         }
-        self.shared.update(State::lose_all);
+        self.shared.change_leases(State::lose_all);
         self.shared.pool.close();
         self.shared.keeper_pool.close();
     }
@@ -578,7 +579,7 @@ fn adopt(
     progress: &[(String, i64)],
     hold: impl FnOnce(&mut State) -> bool,
 ) -> bool {
-    let adopted = shared.update(|state| {
+    let adopted = shared.change_leases(|state| {
         // A replica that has had to register anew holds nothing.
         if state.replica != Some(me) || !hold(state) {
             return None;
@@ -611,13 +612,13 @@ async fn release(shared: &Shared, leases: &[Held]) -> Result<(), Error> {
     // write what is being written.
     wait_while(shared, |state| any(state, Journal::waits)).await;
     // Of somebody who has taken it up since, nothing is dropped.
-    shared.update(|state| {
+    shared.change_leases(|state| {
         for held in still(state) {
             state.journal.drop_search(held.row);
         }
     });
     wait_while(shared, |state| any(state, Journal::is_lent)).await;
-    let held = shared.update(|state| {
+    let held = shared.change_leases(|state| {
         let held = still(state);
         for late in leases.iter().filter(|it| !held.contains(it)) {
             state.come_too_late(*late);
@@ -637,7 +638,7 @@ async fn release(shared: &Shared, leases: &[Held]) -> Result<(), Error> {
         keeper::give_back(&mut session, me, &held).await
     });
     let given = given.await;
-    shared.update(|state| {
+    shared.change_leases(|state| {
         for held in held {
             state.lose(held);
         }

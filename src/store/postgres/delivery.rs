@@ -42,7 +42,7 @@ pub(super) async fn add_sinks(
     all.extend(before.into_iter().filter(|name| !names.contains(name)));
     name_sinks(shared, session, &all).await?;
     learn_sinks(shared, session, &all).await?;
-    shared.update(|state| {
+    shared.change_leases(|state| {
         state.sinks = Some(names.to_owned());
         // What this process remembers of a sink that it has already is newer.
         let new = marks
@@ -178,7 +178,7 @@ async fn learn_sinks(
         } else {
             positions(session, &new, &leases).await?
         };
-        let (done, end) = shared.update(|state| {
+        let (done, end) = shared.change_leases(|state| {
             let done = state.learn_sinks(own, all, &leases, &positions);
             (done, state.journal.end())
         });
@@ -295,7 +295,8 @@ pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
     // until this is done; its renewal does not.
     let turn = shared.saving(sink);
     let _turn = turn.lock().await;
-    let (me, (mut unsaved, epochs)) = shared.work(|state| (state.replica, state.unsaved(sink)));
+    let (me, (mut unsaved, epochs)) =
+        shared.change_journals(|state| (state.replica, state.unsaved(sink)));
     if unsaved.positions.is_empty() && unsaved.mark.is_none() {
         return Ok(());
     }
@@ -365,9 +366,9 @@ pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
         state.journal.saved(sink, &unsaved);
     };
     if all {
-        shared.work(settle);
+        shared.change_journals(settle);
     } else {
-        shared.update(settle);
+        shared.change_leases(settle);
     }
     Ok(())
 }

@@ -55,7 +55,7 @@ pub(super) async fn keep(shared: &Shared) {
         // Not all replicas at the same moment.
         let pause = every.mul_f64(0.8 + 0.2 * fastrand::f64());
         let soon = || (every / EARLY).mul_f64(0.5 + fastrand::f64());
-        let free = shared.work(|state| state.look_at.take());
+        let free = shared.change_journals(|state| state.look_at.take());
         let free = free.map(|at| at.saturating_sub(clock::since_boot()) + soon());
         tokio::select! {
             () = tokio::time::sleep(free.map_or(pause, |free| free.min(pause))) => {}
@@ -82,7 +82,7 @@ pub(super) async fn keep(shared: &Shared) {
         } else {
             missed_since = None;
         }
-        let lost = shared.update(|state| {
+        let lost = shared.change_leases(|state| {
             state.expire();
             state.take_lost()
         });
@@ -122,7 +122,7 @@ pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
             done => break done?,
         }
     };
-    shared.update(|state| {
+    shared.change_leases(|state| {
         // What was held belonged to the number before.
         state.lose_all();
         state.replica = Some(number);
@@ -254,7 +254,7 @@ async fn renew_leases(
         rows.insert(row.try_get(0)?);
     }
     let until = shared.relied_on_until(asked);
-    shared.update(|state| state.renewed(leases, &renewed, &locked, until));
+    shared.change_leases(|state| state.renewed(leases, &renewed, &locked, until));
     let mut left = leases.to_vec();
     left.retain(|held| locked.contains(&held.row));
     Ok(left)
@@ -286,7 +286,7 @@ async fn share_out(shared: &Shared) -> Result<(), Failure> {
         )
         .await?;
     let holdings = Holdings::read(&told, me)?;
-    shared.update(|state| {
+    shared.change_leases(|state| {
         // A database that was restored has fewer rows, and gives their numbers again.
         let wanted = state.wanted.iter();
         let others = wanted.filter(|(key, row)| holdings.names.get(row) != Some(&name(key)));
@@ -410,7 +410,7 @@ async fn want(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
             &[&me, &wants],
         )
         .await?;
-    shared.update(|state| state.fulfil(wish, wanted));
+    shared.change_leases(|state| state.fulfil(wish, wanted));
     Ok(())
 }
 

@@ -290,6 +290,12 @@ impl State {
         rows
     }
 
+    /// Whether the time of any lease is over.
+    pub(super) fn is_any_over(&self) -> bool {
+        let now = clock::since_boot();
+        self.holds.values().any(|hold| hold.until <= now)
+    }
+
     /// Forgets the leases whose time is over, with what waits to be delivered.
     pub(super) fn expire(&mut self) {
         let now = clock::since_boot();

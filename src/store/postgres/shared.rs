@@ -70,14 +70,15 @@ impl Shared {
         at(&lock(&self.state))
     }
 
-    pub(super) fn update<A>(&self, change: impl FnOnce(&mut State) -> A) -> A {
-        let answer = self.work(change);
+    /// Changes leases, and whatever belongs to them: all searches look up.
+    pub(super) fn change_leases<A>(&self, change: impl FnOnce(&mut State) -> A) -> A {
+        let answer = self.change_journals(change);
         self.changed.send_replace(());
         answer
     }
 
-    /// The same where no lease changes: all searches would look up.
-    pub(super) fn work<A>(&self, change: impl FnOnce(&mut State) -> A) -> A {
+    /// Changes what no search waits for, the journals above all: no lease begins, changes or ends.
+    pub(super) fn change_journals<A>(&self, change: impl FnOnce(&mut State) -> A) -> A {
         let (answer, dropped) = {
             let mut state = lock(&self.state);
             let before = state.journal.dropped();
@@ -90,6 +91,13 @@ impl Shared {
         }
         self.worked.send_replace(());
         answer
+    }
+
+    /// Forgets the leases whose time is over. Mostly there are none, and nobody is told.
+    pub(super) fn expire(&self) {
+        if self.look(State::is_any_over) {
+            self.change_leases(State::expire);
+        }
     }
 
     pub(super) fn number(&self) -> Result<i64, Failure> {
@@ -163,7 +171,7 @@ impl Loan {
 impl Drop for Loan {
     fn drop(&mut self) {
         self.shared
-            .work(|state| state.journal.give_back(&self.sink, self.number));
+            .change_journals(|state| state.journal.give_back(&self.sink, self.number));
     }
 }
 
@@ -171,7 +179,7 @@ impl Drop for Loan {
 
 impl<'a> Taking<'a> {
     pub(super) fn new(shared: &'a Shared, key: &'a SearchKey) -> Self {
-        shared.update(|state| {
+        shared.change_leases(|state| {
             state.granted.remove(key);
             state.taking.insert(key.clone());
         });
@@ -181,7 +189,7 @@ impl<'a> Taking<'a> {
 
 impl Drop for Taking<'_> {
     fn drop(&mut self) {
-        self.shared.update(|state| {
+        self.shared.change_leases(|state| {
             state.taking.remove(self.key);
         });
     }

@@ -161,8 +161,10 @@ async fn whoever_slept_past_its_lease_commits_and_delivers_nothing() {
     assert!(!batch.claim.holds());
     let refused = first.commit(slept, events(4..5), second(3)).await;
     assert!(matches!(refused, Err(Error::LeaseLost)), "{refused:?}");
+    let changed = shared(&first).changed.subscribe();
     let nothing = first.pending("s", 9, usize::MAX).await.unwrap();
     assert_eq!(told(&nothing), [0; 0]);
+    assert!(changed.has_changed().unwrap(), "all hear of a lease's end");
     // What it says now of its delivery comes too late.
     let last = batch.events.last().unwrap().position;
     first.acknowledge("s", last, None).await.unwrap();
@@ -860,7 +862,7 @@ async fn a_mark_is_stored_only_with_every_place_that_it_stands_for() {
     assert_eq!(sql(&url, mark), "");
     acknowledged().await;
     assert_eq!(sql(&url, mark), "four");
-    let unsaved = || shared(&store).work(|state| state.unsaved("s").0);
+    let unsaved = || shared(&store).change_journals(|state| state.unsaved("s").0);
     assert_eq!(unsaved(), journal::Unsaved::default());
     // All that was told at once counts as told.
     store.commit(held, events(5..6), second(3)).await.unwrap();
@@ -895,7 +897,7 @@ async fn of_a_sink_that_is_there_already_the_mark_in_memory_counts() {
     };
     assert_eq!(marks(&["s"]).await, ["s 1"]);
     // The server could not be told at that moment.
-    shared(&next).work(|state| {
+    shared(&next).change_journals(|state| {
         let end = state.journal.end();
         state.journal.acknowledge("s", end, Some(b"s 2".to_vec()));
     });
@@ -964,7 +966,7 @@ async fn sinks_hear_of_it_when_what_waits_is_lost() {
     store.commit(held, events(1..3), second(2)).await.unwrap();
     let mut journalled = store.journalled();
     journalled.mark_unchanged();
-    shared(&store).update(|state| state.lose(held));
+    shared(&store).change_leases(|state| state.lose(held));
     assert!(journalled.has_changed().unwrap());
     assert_eq!(store.backlog("s").await.unwrap(), Backlog::default());
 }
@@ -1027,7 +1029,7 @@ async fn what_was_delivered_is_told_before_a_search_is_given_back() {
     let batch = first.pending("s", 9, usize::MAX).await.unwrap();
     // The server could not be told at that moment.
     let last = batch.events[1].position;
-    shared(&first).work(|state| state.journal.acknowledge("s", last, None));
+    shared(&first).change_journals(|state| state.journal.acknowledge("s", last, None));
     drop(batch);
     first.release(held).await.unwrap();
     take_over(&other).await;
@@ -1043,7 +1045,7 @@ async fn left(store: &Store, url: &str, name: &str) -> Held {
     let mut commit = events(1..3);
     commit.upserts.push(alert("a", 1, 10));
     store.commit(held, commit, second(2)).await.unwrap();
-    shared(store).update(|state| state.lose(held));
+    shared(store).change_leases(|state| state.lose(held));
     let hour_ago = "UPDATE search SET owner = NULL, lease_until = now() - interval '1 hour'";
     sql(
         url,
@@ -1136,7 +1138,7 @@ async fn what_others_want_or_deliver_is_left_to_them() {
         assert_eq!(held.len(), 1, "not for that: {why}");
         let hour_ago = "UPDATE search SET owner = NULL, lease_until = now() - interval '1 hour'";
         sql(&url, hour_ago);
-        shared(&store).update(|state| state.lose(held[0]));
+        shared(&store).change_leases(|state| state.lose(held[0]));
     }
     // Whoever wants it later is given it.
     assert_eq!(take_left_over(&store).await.len(), 1);
