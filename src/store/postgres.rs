@@ -457,7 +457,7 @@ impl Postgres {
                     sink: sink.into(),
                     number: state.journal.lend(sink, ranges.clone()),
                     leases: leases_of(state, &ranges),
-                    inherited: ranges.iter().any(|range| range.inherited),
+                    past: state.journal.past(sink, &ranges),
                 };
                 Ok((ranges, loan))
             })?;

@@ -16,7 +16,11 @@ use super::{
     connection::{Failure, Pool},
     leases::State,
 };
-use crate::{error_chain::chain, identity::SearchKey, store::Held};
+use crate::{
+    error_chain::chain,
+    identity::SearchKey,
+    store::{Held, Past},
+};
 
 /// What the store and its loops share.
 #[derive(Debug)]
@@ -54,7 +58,7 @@ pub(in crate::store) struct Loan {
     pub(super) sink: Box<str>,
     pub(super) number: u64,
     pub(super) leases: Vec<Held>,
-    pub(super) inherited: bool,
+    pub(super) past: Past,
 }
 
 /// A search that is being taken up.
@@ -162,9 +166,8 @@ impl Loan {
         })
     }
 
-    /// Whether somebody else may have delivered some of it already.
-    pub(in crate::store) fn is_inherited(&self) -> bool {
-        self.inherited
+    pub(in crate::store) fn past(&self) -> Past {
+        self.past
     }
 }
 

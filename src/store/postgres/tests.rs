@@ -205,7 +205,7 @@ async fn the_next_holder_goes_on_where_the_last_one_was() {
     assert_eq!(loaded.alerts, [alert("a", 1, 10)]);
     let rest = second_replica.pending("s", 9, usize::MAX).await.unwrap();
     assert_eq!(told(&rest), [3]);
-    assert!(rest.claim.is_inherited());
+    assert!(rest.claim.past().unwrap().is_inherited);
     assert_eq!(rest.events[0].event, event(3));
 }
 
