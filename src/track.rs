@@ -307,6 +307,16 @@ impl Tracker {
             .map(|entry| self.before(entry))
     }
 
+    /// Whether an alert is on its way out and was created at another time than that: who is shown so has
+    /// opened since. Where a time is not known, it is taken to be the same.
+    #[must_use]
+    pub fn left_before(&self, id: &str, created_at: Option<i64>) -> bool {
+        let entry = self.find(id).filter(|entry| entry.is_leaving());
+        entry.zip(created_at).is_some_and(|(entry, created_at)| {
+            entry.created_at != NO_DATE && entry.created_at != created_at
+        })
+    }
+
     /// The open alerts by group, in the order of the groups' values.
     #[must_use]
     pub fn groups(&self) -> Vec<(Vec<Arc<str>>, u64)> {

@@ -547,6 +547,60 @@ async fn why_an_alert_left_is_asked_again_where_that_may_help() {
     }
 }
 
+/// Nobody is lost where one alert of an id goes and the next one comes while it is asked why.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alert_that_opens_anew_while_its_reason_is_waited_for_has_left_and_opened() {
+    let simulator = start(world(1)).await;
+    let exporter = Exporter::start(plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    simulator.inject(
+        FaultRule::always(Fault::SlowHeaders {
+            seconds: Duration::from_secs(30),
+        })
+        .at(Endpoint::Alert),
+    );
+    let id = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap())[0];
+    simulator.act(id, Action::Close).unwrap();
+    eventually("it is on its way out", || async {
+        exporter.sample("opsramp_open_alerts{") == 0.0
+    })
+    .await;
+    simulator.world(|world, now| {
+        let members = serde_json::json!({
+            "createdDate": "2026-03-01T10:40:47+0000",
+            "subject": "second",
+        });
+        let members = members.as_object().unwrap().clone();
+        world.set_members(id, members, now).unwrap();
+        world.act(id, Action::Reopen, now).unwrap();
+    });
+    eventually("left and opened", || async {
+        exporter.events().await.len() == 3
+    })
+    .await;
+    // A start goes on where this one stopped.
+    let exporter = Exporter::start_in(exporter.stop().await, plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    simulator.clear_faults();
+    simulator.act(id, Action::Close).unwrap();
+    eventually("it has left", || async {
+        exporter.count("left").await == 2
+    })
+    .await;
+    let events = exporter.events().await;
+    let told: Vec<_> = events.iter().map(|event| &event["event"]).collect();
+    assert_eq!(told, ["opened", "left", "opened", "left"]);
+    let reasons = [&events[1]["reason"], &events[3]["reason"]];
+    assert_eq!(reasons, ["unknown", "closed"]);
+    assert_eq!(events[1]["message"], events[0]["message"]);
+    assert_eq!(events[2]["message"], "second");
+    let ids: std::collections::BTreeSet<_> = events
+        .iter()
+        .map(|event| event["event_id"].as_str().unwrap())
+        .collect();
+    assert_eq!(ids.len(), events.len());
+}
+
 /// However many leave at once, their lines wait for reasons that do not come only once.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_departures_wait_for_their_reasons_no_longer_than_one() {

@@ -304,6 +304,24 @@ impl Engine {
         delta
     }
 
+    /// The alerts of a page that left and have opened anew since, before their departures were stored:
+    /// these come first ([`Engine::adopt_departures`]), and then the page is compared again. `created_at`
+    /// tells of a place on the page when its alert was created.
+    #[must_use]
+    pub fn opened_anew(
+        &self,
+        page: &[Sighting<'_>],
+        delta: &Delta,
+        created_at: impl Fn(usize) -> Option<i64>,
+    ) -> Vec<Box<str>> {
+        let known = delta.changed.iter().chain(&delta.refreshed);
+        known
+            .map(|(place, _)| (page[*place].id, *place))
+            .filter(|(id, place)| self.tracker.left_before(id, created_at(*place)))
+            .map(|(id, _)| id.into())
+            .collect()
+    }
+
     /// Takes over a page whose changes have been stored.
     pub fn adopt(
         &mut self,
@@ -439,7 +457,8 @@ impl Engine {
     }
 
     /// How a departed alert stood; `None` where it has come back in the meantime, so that it has
-    /// not left after all.
+    /// not left after all, or where its departure was stored because it [opened
+    /// anew](Engine::opened_anew).
     #[must_use]
     pub fn departing(&self, id: &str) -> Option<Before> {
         self.tracker.leaving(id)
@@ -452,7 +471,7 @@ impl Engine {
     }
 
     /// Takes over departures that have been stored, or that came to nothing: those of
-    /// [`Task::Reasons`].
+    /// [`Task::Reasons`] or of [`Engine::opened_anew`].
     pub fn adopt_departures(&mut self, ids: &[Box<str>]) {
         for id in ids {
             if self.tracker.leaving(id).is_some() {
@@ -466,6 +485,10 @@ impl Engine {
             && !self.in_departed.contains(id)
         {
             self.departed.pop_front();
+        }
+        if self.departed.len() > self.in_departed.len() {
+            // Some were not the next.
+            self.departed.retain(|id| self.in_departed.contains(id));
         }
     }
 

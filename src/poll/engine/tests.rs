@@ -37,6 +37,8 @@ struct Alert {
 enum Act {
     Open(u8),
     Reopen(u16),
+    /// It opens as another alert of the same id.
+    OpenAnew(u16),
     Close(u16),
     CloseMany(u16, u8),
     Change(u16),
@@ -128,10 +130,13 @@ impl Server {
                     self.alerts.insert(id, alert);
                 }
             }
-            Act::Reopen(choice) => {
+            Act::Reopen(choice) | Act::OpenAnew(choice) => {
                 if let Some(id) = pick(&self.alerts, false, *choice) {
                     let alert = self.alerts.get_mut(&id).unwrap();
                     (alert.open, alert.updated) = (true, second);
+                    if matches!(act, Act::OpenAnew(_)) {
+                        alert.created = second;
+                    }
                 }
             }
             Act::Close(choice) => {
@@ -220,7 +225,7 @@ impl Run {
             tracker.load(Known {
                 sighting: sighting(&id, &state, &alert),
                 ordinal: 1,
-                created_at: None,
+                created_at: Some(alert.created as i64),
                 group: vec!["".into()],
             });
         }
@@ -351,7 +356,16 @@ impl Run {
             .zip(&texts)
             .map(|((_, alert), (id, state))| sighting(id, state, alert))
             .collect();
-        let delta = self.engine.compare(purpose, &page);
+        let mut delta = self.engine.compare(purpose, &page);
+        let created_at = |place: usize| Some(shown[place].1.created as i64);
+        let opened_anew = self.engine.opened_anew(&page, &delta, created_at);
+        if !opened_anew.is_empty() {
+            if !self.stored() || store_fails {
+                return Next::Done;
+            }
+            self.depart(&opened_anew);
+            delta = self.engine.compare(purpose, &page);
+        }
         // Whatever is under way is stored while a full read's page is worked off.
         if is_full_read && !self.stored() {
             return Next::Done;
@@ -374,7 +388,7 @@ impl Run {
             .map(|place| Known {
                 sighting: page[place],
                 ordinal: 1,
-                created_at: None,
+                created_at: Some(shown[place].1.created as i64),
                 group: vec!["".into()],
             })
             .collect();
@@ -462,25 +476,27 @@ impl Run {
                 self.engine.adopt_verdicts(ids, &gone, false);
             }
             Some(Task::Reasons(_)) if store_fails => {}
-            Some(Task::Reasons(ids)) => {
-                for id in ids {
-                    let number: u32 = id.parse().unwrap();
-                    if self.engine.departing(id).is_some() {
-                        let alert = self.server.alerts[&number];
-                        assert!(
-                            self.lied || !alert.open || alert.away > self.seen_at[&number],
-                            "{id} was declared gone and has been open since it was last seen"
-                        );
-                        assert!(
-                            self.logged_open.remove(&number),
-                            "{id} left without being open"
-                        );
-                    }
-                }
-                self.engine.adopt_departures(ids);
-            }
+            Some(Task::Reasons(ids)) => self.depart(ids),
         }
         task.is_some()
+    }
+
+    fn depart(&mut self, ids: &[Box<str>]) {
+        for id in ids {
+            let number: u32 = id.parse().unwrap();
+            if self.engine.departing(id).is_some() {
+                let alert = self.server.alerts[&number];
+                assert!(
+                    self.lied || !alert.open || alert.away > self.seen_at[&number],
+                    "{id} was declared gone and has been open since it was last seen"
+                );
+                assert!(
+                    self.logged_open.remove(&number),
+                    "{id} left without being open"
+                );
+            }
+        }
+        self.engine.adopt_departures(ids);
     }
 
     /// One request, if there is one to make: of a poll that is asked for or under way, else of the background.
@@ -538,6 +554,7 @@ fn act() -> impl Strategy<Value = Act> {
         3 => any::<u16>().prop_map(Act::Close),
         1 => (any::<u16>(), 1u8..20).prop_map(|(choice, count)| Act::CloseMany(choice, count)),
         2 => any::<u16>().prop_map(Act::Reopen),
+        1 => any::<u16>().prop_map(Act::OpenAnew),
         1 => any::<u16>().prop_map(Act::Change),
         1 => any::<u16>().prop_map(Act::Bump),
     ]
@@ -1042,6 +1059,42 @@ fn a_result_of_one_page_shows_departures_at_once() {
     run.background(false);
     run.assert_agreement();
     assert_eq!(run.requests, 1);
+}
+
+#[test]
+fn one_that_opens_anew_while_its_departure_waits_has_left_and_one_that_comes_back_has_not() {
+    for act in [Act::OpenAnew(1), Act::Reopen(1)] {
+        let mut run = run_with(50, 100);
+        let told = run.told_at.clone();
+        run.server.act(&Act::CloseMany(7, 3));
+        run.poll(false);
+        let Some(Task::Reasons(waiting)) = run.engine.task() else {
+            panic!("three have left");
+        };
+        run.server.act(&act);
+        run.poll(false);
+        let returned = run.open_on_server();
+        let returned = waiting
+            .iter()
+            .find(|id| returned.contains(&id.parse().unwrap()));
+        let id: u32 = returned.unwrap().parse().unwrap();
+        let is_told = run.told_at[&id] > told[&id];
+        assert_eq!(is_told, matches!(act, Act::OpenAnew(_)));
+        assert!(run.logged_open.contains(&id));
+        // It may leave once more before anything is known of the others.
+        run.server.alerts.get_mut(&id).unwrap().open = false;
+        run.poll(false);
+        let Some(Task::Reasons(mut left)) = run.engine.task() else {
+            panic!("three have left");
+        };
+        left.sort();
+        let mut all = waiting.clone();
+        all.sort();
+        assert_eq!(left, all, "each once");
+        run.lied = true;
+        while run.background(false) {}
+        run.assert_agreement();
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@ use futures_util::{StreamExt as _, stream};
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
-use super::{Failure, PAGES_AT_ONCE, Pending, Running, Search, Shared};
+use super::{Failure, PAGES_AT_ONCE, Pending, Running, Search, Shared, departures::Reason};
 use crate::{
     clock,
     identity::EventKind,
@@ -98,7 +98,19 @@ impl Running {
         }
         let sightings = reading::sightings(&page.alerts);
         let facts = Facts::of(request, &page);
-        let delta = self.engine.compare(purpose, &sightings);
+        let mut delta = self.engine.compare(purpose, &sightings);
+        let opened_anew = self.engine.opened_anew(&sightings, &delta, |place| {
+            let created_at = reading::time(&page.alerts[place].created_date)?;
+            Some(created_at.as_second())
+        });
+        if !opened_anew.is_empty() {
+            // What lies under way could not be taken back any more.
+            self.stored().await?;
+            // Their own pages tell of the alerts that there are now.
+            let left = opened_anew.into_iter().map(|id| (id, Reason::Unknown));
+            self.depart(left.collect()).await?;
+            delta = self.engine.compare(purpose, &sightings);
+        }
         let ordinals = if self.has_departed && !delta.opened.is_empty() {
             let search = &self.search;
             search
