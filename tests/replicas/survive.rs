@@ -198,7 +198,11 @@ async fn what_a_replica_wrote_before_it_died_is_not_written_again_though_its_fil
     let opsramp = opsramp(TENANTS).await;
     let database = postgres::shared().fresh();
     let (_, schema) = database.rsplit_once("%3D").unwrap();
-    let place = replica(&opsramp, TENANTS, 1, &database);
+    let mut place = replica(&opsramp, TENANTS, 1, &database);
+    let exporter = place.start().await;
+    // By its address the one that is started again is known to be the same.
+    let (_, address) = exporter.url.split_once("://").unwrap();
+    place.config["web"]["listen_addresses"] = serde_json::json!([address]);
     let ids = || {
         let files = ["alerts.jsonl.1", "alerts.jsonl"];
         let lines = files.iter().flat_map(|file| place.lines_of(file));
@@ -216,7 +220,6 @@ async fn what_a_replica_wrote_before_it_died_is_not_written_again_though_its_fil
             opsramp.open_many(&tenant(number), 1).unwrap();
         }
     };
-    let exporter = place.start().await;
     wait_for_lines(2).await;
     // What it writes from now on it cannot acknowledge.
     postgres::shared().sql(&format!(
