@@ -225,7 +225,16 @@ impl Http {
     }
 
     fn transport(&self, endpoint: Endpoint, error: reqwest::Error) -> Error {
-        let host = self.host(error.url());
+        let mut host = self.host(error.url());
+        if error.is_connect()
+            && let Some(url) = error.url()
+        {
+            // It may be the proxy that cannot be reached.
+            let proxy_url = self.options.proxy_url.as_ref().map(|url| &url.0);
+            if let Some(proxy) = proxy::before(proxy_url, url.as_str()) {
+                host = format!("{host} through the proxy {proxy}");
+            }
+        }
         let error = error.without_url();
         let began = !error.is_request();
         if error.is_timeout() {
