@@ -226,8 +226,10 @@ async fn a_count_costs_one_request() {
 async fn a_proxy_of_the_environment_is_named_where_it_fails_and_a_star_switches_it_off() {
     let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
     // Nobody listens there any more.
-    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let gone = gone.local_addr().unwrap();
+    let gone = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
     let count = || {
         let mut count = program(&simulator, &folder, &["search", "--count"]);
         count.env("HTTP_PROXY", format!("http://me:hunter2@{gone}"));
