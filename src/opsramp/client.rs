@@ -530,6 +530,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_refusal_counts_whatever_becomes_of_its_body() {
+        let cut_off =
+            |head: &str| format!("HTTP/1.1 {head}\r\nContent-Length: 9\r\n\r\nno").into_bytes();
+        let no_gzip =
+            |head: &str| response(&format!("{head}\r\nContent-Encoding: gzip"), b"<html>");
+        let too_long = |head: &str| response(head, &[b'x'; 2 << 20]);
+        let forms: [fn(&dyn Fn(&str) -> Vec<u8>) -> Vec<u8>; 3] = [
+            |of| of("429 Too Many Requests\r\nRetry-After: 60"),
+            |of| of("503 Service Unavailable"),
+            |of| of("401 Unauthorized"),
+        ];
+        for (form, reason) in forms.into_iter().zip(["throttled", "http", "auth"]) {
+            for of in [&cut_off as &dyn Fn(&str) -> Vec<u8>, &no_gzip, &too_long] {
+                let answer = form(of);
+                let client = client_of(move |request| {
+                    if request.starts_with("POST") {
+                        return token("a", 7200);
+                    }
+                    answer.clone()
+                });
+                let error = search(&client.await).await.unwrap_err();
+                assert_eq!(error.reason(), reason, "{}", error.chain());
+            }
+        }
+    }
+
+    #[tokio::test]
     async fn a_body_is_decompressed_whatever_case_its_coding_is_written_in() {
         let compressed = |text: &str| {
             let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
