@@ -32,7 +32,7 @@ use crate::{
     poll::{self, Happening, Plan, Pollers},
     runtime::block_on_with_thread,
     service_manager::ServiceManager,
-    signals::{Signals, Told},
+    signals::{Command, Signals},
     status::Board,
     store::{self, Store},
     web::{self, AlertSource},
@@ -215,8 +215,8 @@ impl Daemon {
             heartbeat.beat();
             tokio::select! {
                 told = signals.next() => match told {
-                    Told::Stop(name) => break Stop::Asked(name),
-                    Told::Reload => {
+                    Command::Stop(name) => break Stop::Asked(name),
+                    Command::Reload => {
                         self.delivery.reopen();
                         // It is logged; nobody waits for the answer.
                         if let Err(stop) = self.reload_or_stop(&load, &mut signals).await {

@@ -49,7 +49,7 @@ struct TokenAnswer {
 }
 
 /// A token, its life, and its scope where the endpoint told.
-pub(super) type Told = (Secret, Duration, Option<String>);
+pub(super) type IssuedToken = (Secret, Duration, Option<String>);
 
 // === impl TokenEndpoint ===
 
@@ -117,7 +117,7 @@ impl TokenEndpoint {
         }
     }
 
-    async fn ask(&self, credentials: &Credentials) -> (Option<u16>, Result<Told, Error>) {
+    async fn ask(&self, credentials: &Credentials) -> (Option<u16>, Result<IssuedToken, Error>) {
         let Credentials { id, secret } = credentials;
         let request = self
             .http
@@ -164,7 +164,7 @@ impl TokenEndpoint {
     }
 }
 
-pub(super) fn read_token(body: &[u8]) -> Result<Told, Error> {
+pub(super) fn read_token(body: &[u8]) -> Result<IssuedToken, Error> {
     // No excerpt: the body of a success holds the token, in whatever form.
     let problem = |what: &str| Error::Decode {
         endpoint: Endpoint::Token.as_str(),
