@@ -392,7 +392,7 @@ impl Run {
         }
         for (id, _) in shown.iter().filter(|(_, alert)| alert.open) {
             // What others have overtaken is not seen.
-            let overtaken = self.engine.requests.overtaken(&purpose);
+            let overtaken = self.engine.requests.overtaken(purpose);
             if !overtaken.is_some_and(|overtaken| overtaken.has(&id.to_string())) {
                 let seen_at = self.seen_at.entry(*id).or_default();
                 *seen_at = (*seen_at).max(*clock);
