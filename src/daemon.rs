@@ -267,7 +267,7 @@ impl Daemon {
                 (by, None)
             }
             Stop::Failed(error) => {
-                tracing::error!(error = %format!("{error:#}"), "the daemon cannot go on; journalled events are delivered after the next start");
+                tracing::error!(error = %chain(error.as_ref()), "the daemon cannot go on; journalled events are delivered after the next start");
                 ("", Some(error))
             }
         };
@@ -325,7 +325,7 @@ impl Daemon {
                 }
                 self.change_to(loaded.config)
                     .await
-                    .map_err(|error| format!("{error:#}"))
+                    .map_err(|error| chain(error.as_ref()))
             }
             Err(message) => Err(message),
         };

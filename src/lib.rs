@@ -33,6 +33,7 @@ pub mod opsramp;
 pub mod poll;
 mod proxy;
 pub mod record;
+mod redirect;
 mod runtime;
 pub mod search_command;
 pub mod secret;

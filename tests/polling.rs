@@ -908,7 +908,7 @@ async fn a_long_result_under_the_allowance_never_delays_a_new_alert() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_token_is_replaced_at_once_and_one_that_comes_back_is_not_asked_for_again() {
+async fn a_revoked_token_is_replaced_at_once_and_one_that_comes_back_is_not_asked_for_again_soon() {
     let simulator = start(world(3)).await;
     let exporter = Exporter::start(plan(&simulator.url())).await;
     exporter.wait_until_complete().await;

@@ -10,7 +10,7 @@ use super::{
     Endpoint, Observer, Options,
     allowance::Hints,
     error::Error,
-    http::{Http, redirect_or},
+    http::{Http, redirect_or_excerpt},
     reading::{self, Reading},
     token::{Credentials, Grant, Issuer},
 };
@@ -137,7 +137,8 @@ impl TokenEndpoint {
         };
         Http::tell_time(&headers, &*self.observer);
         let code = status.as_u16();
-        let shown = || Secrets::of(self.http.sent([secret, id])).excerpt(&body);
+        let secrets = || Secrets::of(self.http.sent([secret, id]));
+        let shown = || secrets().excerpt(&body);
         let result = match code {
             200..=299 => read_token(&body),
             400 | 401 | 403 => Err(Error::Auth {
@@ -151,7 +152,7 @@ impl TokenEndpoint {
                 Err(Error::Throttled { retry_after })
             }
             _ => {
-                let excerpt = redirect_or(&headers, shown);
+                let excerpt = redirect_or_excerpt(status, &headers, &body, &secrets());
                 Err(Error::Http {
                     endpoint: Endpoint::Token.as_str(),
                     status: code,
