@@ -66,7 +66,7 @@ async fn read(config: &Config, search: &Search) -> anyhow::Result<()> {
     let mut progress = Progress::new(output.output);
     let mut total = 0;
     for account in &config.accounts {
-        let client = Client::new(account.options.clone(), std::sync::Arc::new(Unobserved))?;
+        let client = Client::new(account.options.clone(), std::sync::Arc::new(Unobserved)).await?;
         for tenant in account.tenants.iter().filter(|tenant| asks(tenant)) {
             progress.begin();
             let mut next = Some(1);

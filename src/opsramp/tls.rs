@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{Options, TlsOptions};
+use crate::reading;
 
 /// The HTTP client in use.
 #[derive(Clone, Debug)]
@@ -41,6 +42,18 @@ pub enum BuildError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// Certificates and keys cannot be read for now: one of the files does not answer.
+    #[error(
+        "the files of tls of account {account} could not be read within {} s: {}",
+        reading::LIMIT.as_secs(),
+        paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    )]
+    Unread {
+        /// The account's name.
+        account: Arc<str>,
+        /// The files.
+        paths: Vec<PathBuf>,
     },
     /// A file that should say whom to trust names nobody.
     #[error("tls.ca_file of account {account} holds no certificate in PEM: {}", path.display())]
