@@ -284,6 +284,24 @@ async fn search_asks_the_tenants_that_a_search_names_and_counts_them_together() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn search_names_the_tenant_that_fails_shows_what_the_others_have_and_sums_up_nothing() {
+    let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
+    let tenants = format!("--opsramp.tenant=client_9,{DEMO_TENANT}");
+    let jsonl = ["search", "--output=jsonl", &tenants];
+    let (done, stdout, stderr) = output(program(&simulator, &folder, &jsonl)).await;
+    assert!(!done.status.success());
+    assert_eq!(stdout.lines().count(), ALERTS);
+    let told = "opsramp-exporter: account default, tenant client_9: search answered 404";
+    assert!(stderr.starts_with(told), "{stderr}");
+
+    let count = ["search", "--count", &tenants];
+    let (done, stdout, stderr) = output(program(&simulator, &folder, &count)).await;
+    assert!(!done.status.success());
+    assert_eq!(stdout, "");
+    assert!(stderr.starts_with(told), "{stderr}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_url_of_the_database_with_which_no_daemon_starts_is_a_mistake_of_the_configuration() {
     let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
     let file = folder.path().join("url");

@@ -38,6 +38,12 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// thread for as long as they do not, and others need some, too.
 static PLACES: Semaphore = Semaphore::const_new(16);
 
+/// The longest body of a refusal that is looked at, and how long it may take to come.
+const MAX_REFUSAL: u64 = 256 * 1024;
+const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
+/// What stands for one that cannot be read. Of one that is cut off, the end could be a part of a secret.
+const UNREADABLE: &[u8] = b"(its body cannot be read)";
+
 /// How requests are made, shared with the token endpoint.
 #[derive(Clone, Debug)]
 pub(super) struct Http {
@@ -150,7 +156,8 @@ impl Http {
     }
 
     /// Sends a request and reads the answer's body, no further than `limit`. An error comes with
-    /// the status, where there was one.
+    /// the status, where there was one. The body of a refusal is for people only: where it cannot be
+    /// read, status and headers count all the same, for they say who is refused, and for how long.
     pub(super) async fn exchange(
         &self,
         endpoint: Endpoint,
@@ -162,7 +169,28 @@ impl Http {
             .await
             .map_err(|error| (None, self.transport(endpoint, error)))?;
         let status = response.status();
-        let failed = |error| (Some(status.as_u16()), error);
+        let body = if status.is_success() {
+            self.read_body(endpoint, &mut response, limit, self.options.timeout)
+                .await
+                .map_err(|error| (Some(status.as_u16()), error))?
+        } else {
+            let limit = limit.min(MAX_REFUSAL);
+            let patience = self.options.timeout.min(REFUSAL_PATIENCE);
+            self.read_body(endpoint, &mut response, limit, patience)
+                .await
+                .unwrap_or_else(|_| (UNREADABLE.to_vec(), Room::default()))
+        };
+        let headers = std::mem::take(response.headers_mut());
+        Ok((status, headers, body.0, body.1))
+    }
+
+    async fn read_body(
+        &self,
+        endpoint: Endpoint,
+        response: &mut reqwest::Response,
+        limit: u64,
+        patience: Duration,
+    ) -> Result<(Vec<u8>, Room), Error> {
         let unusable = |why| match why {
             Unusable::TooLarge => Error::TooLarge {
                 endpoint: endpoint.as_str(),
@@ -171,27 +199,25 @@ impl Http {
             },
             Unusable::Corrupt(error) => undecodable(endpoint, &error),
         };
-        let told = response.content_length();
-        let mut body = Body::after(response.headers(), told, limit);
-        let deadline = Instant::now() + self.options.timeout;
-        while let Some(chunk) = response
-            .chunk()
-            .await
-            .map_err(|error| failed(self.transport(endpoint, error)))?
-        {
-            match tokio::time::timeout_at(deadline, body.take(&chunk)).await {
-                Ok(taken) => taken.map_err(unusable).map_err(failed)?,
-                Err(_) => {
-                    return Err(failed(Error::Timeout {
-                        host: self.host(Some(response.url())),
-                        limit: self.options.timeout,
-                    }));
-                }
+        let url = response.url().clone();
+        let mut body = Body::after(response.headers(), response.content_length(), limit);
+        let read = async {
+            while let Some(chunk) = response
+                .chunk()
+                .await
+                .map_err(|error| self.transport(endpoint, error))?
+            {
+                body.take(&chunk).await.map_err(unusable)?;
             }
-        }
-        let (body, room) = body.finish().map_err(unusable).map_err(failed)?;
-        let headers = std::mem::take(response.headers_mut());
-        Ok((status, headers, body, room))
+            body.finish().map_err(unusable)
+        };
+        let timed_out = |_| Error::Timeout {
+            host: self.host(Some(&url)),
+            limit: patience,
+        };
+        tokio::time::timeout(patience, read)
+            .await
+            .map_err(timed_out)?
     }
 
     /// Sends a request, and again where the connection ends before there is an answer: a server

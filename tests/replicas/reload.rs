@@ -193,8 +193,9 @@ async fn a_reload_does_not_wait_for_searches_that_the_database_keeps_from_being_
     let (_, schema) = url.rsplit_once("%3D").unwrap();
     let lock = format!(
         "BEGIN; LOCK TABLE {schema}.departed;
-         DO $$ BEGIN WHILE to_regclass('{schema}.let_go') IS NULL LOOP
-            PERFORM pg_sleep(0.05); END LOOP; END $$;
+         DO $$ BEGIN WHILE NOT EXISTS (SELECT FROM pg_class
+            WHERE relname = 'let_go' AND relnamespace = '{schema}'::regnamespace)
+            LOOP PERFORM pg_sleep(0.05); END LOOP; END $$;
          COMMIT"
     );
     let locking = tokio::task::spawn_blocking(move || cluster.sql(&lock));

@@ -392,7 +392,7 @@ impl Run {
         }
         for (id, _) in shown.iter().filter(|(_, alert)| alert.open) {
             // What others have overtaken is not seen.
-            let overtaken = self.engine.overtaken[purpose.side()].as_ref();
+            let overtaken = self.engine.requests.overtaken(&purpose);
             if !overtaken.is_some_and(|overtaken| overtaken.has(&id.to_string())) {
                 let seen_at = self.seen_at.entry(*id).or_default();
                 *seen_at = (*seen_at).max(*clock);
@@ -1070,4 +1070,41 @@ fn a_count_that_never_adds_up_is_not_chased_without_rest() {
         run.now += options.interval;
     }
     assert!((2..12).contains(&reads), "{reads} full reads in 50 minutes");
+}
+
+#[test]
+fn what_could_not_be_read_before_a_refused_page_is_not_looked_for_again() {
+    let mut run = run_with(100, 100);
+    let ids: Vec<String> = (1..=100).map(|id| id.to_string()).collect();
+    let sighting = |id| Sighting {
+        id,
+        digest: 0,
+        state: "",
+        status: "",
+    };
+    let page: Vec<_> = ids.iter().map(|id| sighting(id)).collect();
+    let delta = Delta {
+        tail_unchanged: true,
+        ..Delta::default()
+    };
+    let facts = Facts {
+        page: 1,
+        shown: 103,
+        unreadable: 3,
+        total: 103,
+        page_size: 103,
+        next: Some(2),
+    };
+    run.now += run.engine.options.full_read_interval;
+    let poll = |run: &mut Run| {
+        run.engine
+            .adopt(&Purpose::Poll, &facts, &page, &delta, Vec::new(), run.now);
+        run.engine.task()
+    };
+    assert_eq!(poll(&mut run), Some(Task::Page(2)));
+    run.engine.page_refused(run.now);
+    for _ in 0..10 {
+        run.now += run.engine.options.interval;
+        assert_eq!(poll(&mut run), None, "all that is counted is known");
+    }
 }

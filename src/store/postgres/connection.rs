@@ -33,7 +33,7 @@ use crate::{
     store,
 };
 
-/// Connections of one replica at most.
+/// Connections of one replica at most, with the one of the [keeper](Pool::of_one).
 const CONNECTIONS: usize = 8;
 
 /// How long anything may take, from asking for a connection to the last answer.
@@ -151,6 +151,15 @@ pub enum Failure {
 impl Pool {
     /// Nothing is connected yet.
     pub(crate) fn new(url: SecretSource, lease: Duration) -> Self {
+        Self::of(CONNECTIONS - 1, url, lease)
+    }
+
+    /// A single connection, beside those of a pool.
+    pub(super) fn of_one(url: SecretSource, lease: Duration) -> Self {
+        Self::of(1, url, lease)
+    }
+
+    fn of(connections: usize, url: SecretSource, lease: Duration) -> Self {
         let timeouts = Timeouts {
             wait: Some(PATIENCE),
             create: Some(PATIENCE),
@@ -163,7 +172,7 @@ impl Pool {
             first: AtomicUsize::new(0),
         };
         let pool = managed::Pool::builder(manager)
-            .max_size(CONNECTIONS)
+            .max_size(connections)
             .runtime(deadpool::Runtime::Tokio1)
             .timeouts(timeouts)
             .build();
@@ -179,7 +188,7 @@ impl Pool {
             // It fails where timeouts are given without a runtime.
             pool: pool.expect("a runtime is given"),
             begin: begin.into(),
-            cancels: Arc::new(Semaphore::new(CONNECTIONS)),
+            cancels: Arc::new(Semaphore::new(connections)),
         }
     }
 
