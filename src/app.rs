@@ -177,7 +177,7 @@ fn run_demo(cli: &Cli, simulator: std::net::SocketAddr) -> Outcome {
         let config = demo.config.clone();
         let listeners = daemon::bind(&config.web)?;
         let scheme = match &config.web.config_file {
-            Some(path) => WebFile::new(path.clone()).read()?.scheme(),
+            Some(path) => daemon::read_web_file(path).await?.1.scheme(),
             None => "http",
         };
         demo.announce(&listeners, scheme);

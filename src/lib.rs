@@ -32,6 +32,7 @@ mod names;
 pub mod opsramp;
 pub mod poll;
 mod proxy;
+mod reading;
 pub mod record;
 mod redirect;
 mod runtime;

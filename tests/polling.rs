@@ -935,7 +935,9 @@ async fn a_token_that_runs_out_while_a_request_waits_for_its_turn_costs_no_reque
     let simulator = start(options).await;
     let options = account(&simulator.url(), &[DEMO_TENANT]).options;
     let metrics = metrics(&Board::default()).register_account(&options.name);
-    let client = opsramp::Client::new(options, Arc::new(metrics)).unwrap();
+    let client = opsramp::Client::new(options, Arc::new(metrics))
+        .await
+        .unwrap();
     let request = opsramp::SearchRequest {
         query: "actions:OPEN".to_owned(),
         page: 1,

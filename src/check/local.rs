@@ -37,6 +37,8 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(10);
 /// Less room than this is worth a word.
 const ROOM: u64 = 256 << 20;
+/// What to do about a file that does not answer.
+const SILENT_FILE: &str = "look whether the file system answers; a local one is best";
 const JOURNAL: &str = "/run/systemd/journal/socket";
 
 /// Takes the state's step.
@@ -76,7 +78,7 @@ async fn aside(work: impl FnOnce() -> Outcome<()> + Send + 'static) -> Outcome<(
         Ok(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
         Err(_) => Err(Trouble::new(
             format!("no answer within {}", humantime::format_duration(LIMIT)),
-            "look whether the file system answers; a local one is best",
+            SILENT_FILE,
         )),
     }
 }
@@ -261,6 +263,7 @@ fn database_advice(failure: &Failure) -> Option<&'static str> {
         (Failure::Encoding(_), _) => {
             "make a database as docs/high-availability.md says, and name it in the URL"
         }
+        (Failure::Unread { .. }, _) => SILENT_FILE,
         (Failure::Secret(_), _) => "put the URL into the file that url_file names",
         (Failure::Address(AddressError::Unreadable), _) => {
             "look at every part of it: a password may need percent-encoding, and an option may be \

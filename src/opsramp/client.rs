@@ -94,10 +94,10 @@ impl Client {
     /// Sets up the client; nothing is sent yet.
     ///
     /// # Errors
-    /// Where a certificate, a key or the proxy is not usable.
-    pub fn new(options: Options, observer: Arc<dyn Observer>) -> Result<Self, BuildError> {
+    /// Where a certificate, a key or the proxy is not usable, or a file does not answer.
+    pub async fn new(options: Options, observer: Arc<dyn Observer>) -> Result<Self, BuildError> {
         let requests_per_minute = options.requests_per_minute;
-        let http = Http::new(options)?;
+        let http = Http::new(options).await?;
         let issuer = TokenEndpoint::new(http.clone(), observer.clone());
         let tokens = Tokens::new(Arc::clone(&http.options.name), issuer);
         Ok(Self(Arc::new(Inner {
@@ -486,7 +486,7 @@ mod tests {
             proxy_url: None,
             tls: TlsOptions::default(),
         };
-        Client::new(options, Arc::new(Nobody)).unwrap()
+        Client::new(options, Arc::new(Nobody)).await.unwrap()
     }
 
     fn response(head: &str, body: &[u8]) -> Vec<u8> {

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{Options, TlsOptions};
+use crate::reading;
 
 /// What may be wrong where no client can be made.
 const SET_UP: &str = "the TLS set-up (are CA certificates installed, and can as many files be opened? \
@@ -49,6 +50,18 @@ pub enum BuildError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// Certificates and keys cannot be read for now: one of the files does not answer.
+    #[error(
+        "the files of tls of account {account} could not be read within {} s: {}",
+        reading::LIMIT.as_secs(),
+        paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    )]
+    Unread {
+        /// The account's name.
+        account: Arc<str>,
+        /// The files.
+        paths: Vec<PathBuf>,
     },
     /// A file that should say whom to trust names nobody.
     #[error("tls.ca_file of account {account} holds no certificate in PEM: {}", path.display())]

@@ -11,13 +11,13 @@ use super::{
     allowance::Hints,
     error::Error,
     http::{Http, redirect_or_excerpt},
-    reading::{self, Reading},
     token::{Credentials, Grant, Issuer},
 };
 use crate::{
     clock,
     error_chain::chain,
     excerpt::Secrets,
+    reading::{self, Reading},
     secret::{Secret, SecretSource},
 };
 

@@ -162,7 +162,8 @@ impl Pollers {
                 }
                 _ => {
                     let metrics = self.metrics.register_account(name);
-                    Client::new(account.options.clone(), Arc::new(metrics)).map(Some)
+                    let made = Client::new(account.options.clone(), Arc::new(metrics));
+                    made.await.map(Some)
                 }
             };
             match made {

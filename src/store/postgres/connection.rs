@@ -9,6 +9,7 @@ use std::{
     error::Error as _,
     io,
     net::SocketAddr,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -22,13 +23,14 @@ use tokio::{runtime::Handle, sync::Semaphore, task::JoinHandle, time::timeout};
 use tokio_postgres::{Client, Config, Row, Statement, config::Host, error::SqlState, types::ToSql};
 
 use super::{
-    address::{Address, AddressError},
+    address::{Address, AddressError, Trust},
     tls::Connector,
 };
 use crate::{
     error_chain::chain,
     excerpt::Secrets,
     names,
+    reading::{self, Reading},
     secret::{Secret, SecretError, SecretSource},
     store,
 };
@@ -61,6 +63,9 @@ pub(crate) struct Pool {
 struct Manager {
     /// Read again for each connection: a password may have been rotated.
     url: SecretSource,
+    of_url: Reading<Result<Secret, SecretError>>,
+    /// Whose roots these are, too: those that come late can be of an earlier URL.
+    of_roots: Reading<(Trust, Result<Connector, String>)>,
     /// Which of the servers is tried first.
     first: AtomicUsize,
 }
@@ -97,6 +102,14 @@ pub enum Failure {
     /// The secret with the URL cannot be read.
     #[error(transparent)]
     Secret(#[from] SecretError),
+    /// A file does not answer.
+    #[error("{what} could not be read within {} s: {}", reading::LIMIT.as_secs(), path.display())]
+    Unread {
+        /// What it holds.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
     /// The URL is not one.
     #[error(transparent)]
     Address(#[from] AddressError),
@@ -167,8 +180,13 @@ impl Pool {
             create: Some(PATIENCE),
             recycle: None,
         };
-        let first = AtomicUsize::new(0);
-        let pool = managed::Pool::builder(Manager { url, first })
+        let manager = Manager {
+            url,
+            of_url: Reading::default(),
+            of_roots: Reading::default(),
+            first: AtomicUsize::new(0),
+        };
+        let pool = managed::Pool::builder(manager)
             .max_size(connections)
             .runtime(deadpool::Runtime::Tokio1)
             .timeouts(timeouts)
@@ -219,8 +237,8 @@ impl managed::Manager for Manager {
     type Error = Failure;
 
     async fn create(&self) -> Result<Connection, Failure> {
-        let address = Address::parse(self.url.read()?.expose())?;
-        let tls = Connector::new(&address.trust).map_err(Failure::Tls)?;
+        let address = Address::parse(self.url().await?.expose())?;
+        let tls = self.connector(&address.trust).await?;
         let servers = join_all(address.hosts.iter().map(servers_of))
             .await
             .concat();
@@ -246,6 +264,40 @@ impl managed::Manager for Manager {
             return Err(RecycleError::message("the server closed it"));
         }
         Ok(())
+    }
+}
+
+impl Manager {
+    async fn url(&self) -> Result<Secret, Failure> {
+        let SecretSource::File(path) = &self.url else {
+            return Ok(self.url.read()?);
+        };
+        let url = self.url.clone();
+        let read = self.of_url.of(move || url.read()).await;
+        Ok(read.ok_or_else(|| Failure::Unread {
+            what: "the URL of the database",
+            path: path.clone(),
+        })??)
+    }
+
+    async fn connector(&self, trust: &Trust) -> Result<Connector, Failure> {
+        let Trust::Verified { roots: Some(path) } = trust else {
+            return Connector::new(trust).map_err(Failure::Tls);
+        };
+        loop {
+            let wanted = trust.clone();
+            let read = self.of_roots.of(move || {
+                let connector = Connector::new(&wanted);
+                (wanted, connector)
+            });
+            let (of, connector) = read.await.ok_or_else(|| Failure::Unread {
+                what: "the certificates of sslrootcert",
+                path: path.clone(),
+            })?;
+            if of == *trust {
+                return connector.map_err(Failure::Tls);
+            }
+        }
     }
 }
 
@@ -530,6 +582,7 @@ impl Failure {
             }),
             Self::Timeout | Self::Closed => false,
             Self::Secret(_)
+            | Self::Unread { .. }
             | Self::Address(_)
             | Self::Tls(_)
             | Self::Connect(_)
