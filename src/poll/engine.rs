@@ -6,7 +6,7 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -67,7 +67,7 @@ pub enum Purpose {
 /// Which alerts are asked for by id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// Those that a full read missed.
+    /// Those that a full read missed; none, where it is about how the server counts.
     pub suspects: Vec<Box<str>>,
     /// One that was in the result a moment ago: where the answer lacks it, it says nothing.
     pub witness: Box<str>,
@@ -187,10 +187,23 @@ enum Reading {
         queue: VecDeque<Box<str>>,
         asked: Arc<Question>,
         witnesses: u32,
+        /// The answer before, if it counted more than it showed: it is now asked for the witness alone.
+        short: Option<Short>,
+        /// Those that answers may have kept back.
+        doubted: Vec<Box<str>>,
     },
     Verifying {
         queue: VecDeque<Box<str>>,
     },
+}
+
+/// An answer by id that counted more alerts than it showed.
+#[derive(Debug)]
+struct Short {
+    /// How many more.
+    by: u64,
+    /// Those that it was asked for and did not show.
+    lacking: Vec<Box<str>>,
 }
 
 // === impl Engine ===
@@ -460,12 +473,18 @@ impl Engine {
     pub fn confirmation_refused(&mut self, now: Instant) {
         self.confirm_again = Some(now + CONFIRM_AGAIN);
         self.unwitnessed_in_a_row = 0;
-        if let Reading::Confirming { queue, asked, .. } =
-            std::mem::replace(&mut self.reading, Reading::Idle)
+        if let Reading::Confirming {
+            queue,
+            asked,
+            short,
+            doubted,
+            ..
+        } = std::mem::replace(&mut self.reading, Reading::Idle)
         {
-            let rest = asked.suspects.iter().cloned().chain(queue).collect();
-            self.suspect(rest);
-            self.verify();
+            let asked = asked.suspects.iter().cloned();
+            let lacking = short.into_iter().flat_map(|short| short.lacking);
+            self.suspect(asked.chain(lacking).chain(queue).collect());
+            self.verify(doubted);
         }
     }
 
@@ -633,7 +652,7 @@ impl Engine {
         let mut missing = self.tracker.missing();
         if !sound {
             missing.truncate(UNSEEN);
-            self.confirm(missing.into(), now);
+            self.confirm(missing.into(), Vec::new(), now);
             return;
         }
         let tracker = &self.tracker;
@@ -648,11 +667,12 @@ impl Engine {
                 missing.retain(|id| !overtaken.has(id));
                 self.depart(missing);
             }
-            _ => self.confirm(missing.into(), now),
+            _ => self.confirm(missing.into(), Vec::new(), now),
         }
     }
 
-    fn confirm(&mut self, mut queue: VecDeque<Box<str>>, now: Instant) {
+    /// Asks for those in the `queue` by id, and at the end for the pages of the `doubted`.
+    fn confirm(&mut self, mut queue: VecDeque<Box<str>>, doubted: Vec<Box<str>>, now: Instant) {
         // The answer must fit on one page, with the witness.
         let room = usize::try_from(self.page_size.saturating_sub(1))
             .unwrap_or(CONFIRM)
@@ -668,11 +688,13 @@ impl Engine {
                     queue,
                     asked,
                     witnesses: 0,
+                    short: None,
+                    doubted,
                 };
             }
             _ => {
                 self.suspect(queue.into());
-                self.verify();
+                self.verify(doubted);
             }
         }
     }
@@ -705,14 +727,16 @@ impl Engine {
         self.depart(gone);
     }
 
-    /// A full read may miss an alert for the second time by the same bad luck: its own page decides.
-    fn verify(&mut self) {
+    /// A full read may miss an alert for the second time by the same bad luck: its own page decides. So
+    /// it does about the `doubted`.
+    fn verify(&mut self, doubted: Vec<Box<str>>) {
         let suspects = self.suspects.iter();
-        let doubted = suspects.filter(|(id, missed)| {
-            (DOUBT..CERTAINTY).contains(*missed) && self.tracker.is_missing(id)
-        });
-        let queue: VecDeque<_> = doubted.map(|(id, _)| id.clone()).collect();
-        if !queue.is_empty() {
+        let missed_again = suspects.filter(|(_, missed)| (DOUBT..CERTAINTY).contains(*missed));
+        let mut asked: BTreeSet<Box<str>> = missed_again.map(|(id, _)| id.clone()).collect();
+        asked.extend(doubted);
+        asked.retain(|id| self.tracker.is_missing(id));
+        if !asked.is_empty() {
+            let queue = asked.into_iter().collect();
             self.reading = Reading::Verifying { queue };
         }
     }
@@ -728,6 +752,8 @@ impl Engine {
             queue,
             asked,
             witnesses,
+            short,
+            doubted,
         } = &mut self.reading
         else {
             return;
@@ -761,13 +787,37 @@ impl Engine {
         }
         self.unwitnessed_in_a_row = 0;
         let suspects = question.suspects.iter().cloned();
-        let (there, gone): (Vec<_>, _) = suspects.partition(|id| shown.contains(&**id));
-        let queue = std::mem::take(queue);
+        let (there, mut gone): (Vec<_>, Vec<_>) = suspects.partition(|id| shown.contains(&**id));
+        let surplus = facts.total.saturating_sub(shown.len() as u64);
+        let mut kept_back = Vec::new();
+        match short.take() {
+            None if surplus > 0 && !gone.is_empty() => {
+                // Either it counts too many whatever it is asked, or it keeps back some of those that it
+                // was asked for: about one that is surely there, only the former counts too many.
+                *short = Some(Short {
+                    by: surplus,
+                    lacking: gone,
+                });
+                *witnesses = 0;
+                *asked = Arc::new(Question {
+                    suspects: Vec::new(),
+                    witness: question.witness.clone(),
+                });
+                self.suspect(there);
+                return;
+            }
+            None => {}
+            Some(short) if surplus >= short.by => gone = short.lacking,
+            Some(short) => kept_back = short.lacking,
+        }
+        let (queue, mut doubted) = (std::mem::take(queue), std::mem::take(doubted));
         self.reading = Reading::Idle;
         self.depart_unseen(gone);
+        doubted.extend_from_slice(&kept_back);
+        self.suspect(kept_back);
         // A server that looks at nothing but the ids shows what has left as well.
         self.suspect(there);
-        self.confirm(queue, now);
+        self.confirm(queue, doubted, now);
     }
 
     /// No witness could be found: the next full read tries again, but not for ever.

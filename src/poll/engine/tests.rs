@@ -1,5 +1,3 @@
-use std::collections::{BTreeMap, BTreeSet};
-
 use proptest::prelude::*;
 
 use super::*;
@@ -15,6 +13,8 @@ struct Server {
     answers_by_id: bool,
     /// Asked by id, it looks at nothing else of the query.
     ids_override: bool,
+    /// Asked by id, it shows the first alert once more in place of the last.
+    shows_twice: bool,
     /// How many more it counts than it shows.
     surplus: u64,
     /// Behind its last page it shows that one again, and says of each that there is a next one.
@@ -275,6 +275,11 @@ impl Run {
                 result = self.server.find(|_| true);
             }
             result.retain(|(id, _)| wanted.contains(&*id.to_string()));
+            if self.server.shows_twice
+                && let [first, .., last] = &mut result[..]
+            {
+                *last = *first;
+            }
         }
         let size = self.server.page_size;
         let repeats = self.server.repeats;
@@ -576,11 +581,13 @@ proptest! {
         reloads in proptest::collection::btree_set(0usize..120, 0..4),
         ids_override in proptest::bool::weighted(0.2),
         surplus in 0u64..6,
+        shows_twice in proptest::bool::weighted(0.2),
     ) {
         let mut run = Run::new(by_updated, page_size, answers_by_id);
         run.server.ids_override = ids_override;
         // Where the total tells nothing, all depends on what is asked by id.
-        let is_told = answers_by_id && !ids_override && !repeats;
+        let is_told = answers_by_id && !ids_override && !repeats && !shows_twice;
+        run.server.shows_twice = shows_twice && !ids_override;
         run.server.surplus = if is_told { surplus / 5 } else { 0 };
         run.server.repeats = repeats;
         run.server.size_as_shown = size_as_shown;
@@ -850,6 +857,37 @@ fn what_is_shown_by_id_though_it_has_left_is_told_by_its_page() {
     );
     run.poll(false);
     assert!(!run.background(false));
+}
+
+#[test]
+fn whom_an_answer_by_id_counts_and_does_not_show_has_not_left_unless_its_page_says_so() {
+    // Read whole, and with a total that leaves nothing to be concluded from not being seen.
+    for surplus in [0, 1] {
+        let mut run = run_with(1_000, 100);
+        run.server.shows_twice = true;
+        run.server.surplus = surplus;
+        run.server.act(&Act::CloseMany(500, 9));
+        let closed: Vec<u32> = run
+            .logged_open
+            .difference(&run.open_on_server())
+            .copied()
+            .collect();
+        run.poll(false);
+        while !matches!(run.engine.task(), Some(Task::Confirm(_))) {
+            assert!(run.background(false));
+        }
+        // Pages that shift have hidden all but one of them.
+        for id in &closed[1..] {
+            run.server.alerts.get_mut(id).unwrap().open = true;
+        }
+        run.requests = 0;
+        let told = run.told_at.clone();
+        while run.background(false) {}
+        assert_eq!(run.requests, 2, "one question, and what the witness counts");
+        run.assert_agreement();
+        run.settle();
+        assert_eq!(run.told_at, told, "nobody is told anew");
+    }
 }
 
 #[test]
