@@ -26,10 +26,16 @@ const APPLICATION_ID: i32 = 0x4f70_5278;
 
 /// Brings a file from version n to n + 1, as a script for each n. Never change one that was
 /// released: add one.
-const MIGRATIONS: [&str; 1] = [include_str!(concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/migrations/sqlite/0001_initial.sql"
-))];
+const MIGRATIONS: [&str; 2] = [
+    include_str!(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/migrations/sqlite/0001_initial.sql"
+    )),
+    include_str!(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/migrations/sqlite/0002_checksum.sql"
+    )),
+];
 
 /// Memory for pages of the file, in KiB.
 const CACHE_KIB: i64 = 2048;
