@@ -37,6 +37,10 @@ impl<T: Send + 'static> Reading<T> {
     /// too long. Cancel safe.
     pub(crate) async fn of(&self, read: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         let mut reading = self.0.lock().await;
+        if reading.is_some() {
+            // Where no thread could be had for it, the runtime asks for one only when something comes.
+            drop(spawn_blocking(|| ()));
+        }
         let under_way = reading.get_or_insert_with(|| UnderWay {
             until: Instant::now() + LIMIT,
             // Where no thread can be had, that costs no more than the task.

@@ -63,6 +63,7 @@ fn account(url: &str, tenants: &[&str]) -> Account {
             requests_per_minute: Some(1_000_000),
             max_response_size: MAX_RESPONSE_SIZE,
             proxy_url: None,
+            environment_proxies: true,
             tls: opsramp::TlsOptions::default(),
         },
         tenants: tenants

@@ -484,6 +484,7 @@ mod tests {
             requests_per_minute: None,
             max_response_size: 1 << 20,
             proxy_url: None,
+            environment_proxies: true,
             tls: TlsOptions::default(),
         };
         Client::new(options, Arc::new(Nobody)).await.unwrap()

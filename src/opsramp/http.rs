@@ -274,7 +274,8 @@ impl Http {
         {
             // It may be the proxy that cannot be reached.
             let proxy_url = self.options.proxy_url.as_ref().map(|url| &url.0);
-            if let Some(proxy) = proxy::before(proxy_url, url.as_str()) {
+            let any = proxy_url.is_some() || self.options.environment_proxies;
+            if let Some(proxy) = proxy::before(proxy_url, url.as_str()).filter(|_| any) {
                 host = format!("{host} through the proxy {proxy}");
             }
         }

@@ -114,6 +114,9 @@ fn http_client(options: &Options, files: TlsFiles) -> Result<reqwest::Client, Bu
         .pool_idle_timeout(Duration::from_secs(90))
         .pool_max_idle_per_host(16)
         .tls_danger_accept_invalid_certs(options.tls.insecure_skip_verify);
+    if !options.environment_proxies {
+        builder = builder.no_proxy();
+    }
     if let (Some(path), Some(pem)) = (&options.tls.ca_file, files.authorities) {
         let nothing = || BuildError::NoCertificate {
             path: path.clone(),
@@ -201,6 +204,7 @@ mod tests {
             requests_per_minute: None,
             max_response_size: 1 << 20,
             proxy_url: None,
+            environment_proxies: true,
             tls: TlsOptions::default(),
         };
         let key = rcgen::KeyPair::generate().unwrap();
