@@ -60,7 +60,7 @@ fn run_command(cli: &Cli) -> ExitCode {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Config(error)) => (format!("{:#}", anyhow::Error::new(error)), USAGE),
         Err(Failure::Address(error)) => (format!("{error:#}"), USAGE),
-        Err(Failure::Run(error)) => (format!("{error:#}"), FAILURE),
+        Err(Failure::Run(error)) => (chain(error.as_ref()), FAILURE),
         Err(Failure::Told(status)) => return ExitCode::from(status),
     };
     logging::say(&format!("opsramp-exporter: {text}\n"));

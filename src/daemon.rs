@@ -34,7 +34,7 @@ use crate::{
     reading,
     runtime::block_on_with_thread,
     service_manager::ServiceManager,
-    signals::{Signals, Told},
+    signals::{Command, Signals},
     status::Board,
     store::{self, Store},
     web::{self, AlertSource},
@@ -220,8 +220,8 @@ impl Daemon {
             heartbeat.beat();
             tokio::select! {
                 told = signals.next() => match told {
-                    Told::Stop(name) => break Stop::Asked(name),
-                    Told::Reload => {
+                    Command::Stop(name) => break Stop::Asked(name),
+                    Command::Reload => {
                         self.delivery.reopen();
                         // It is logged; nobody waits for the answer.
                         let reloaded = self.reload_or_stop(&load, &mut signals, &heartbeat);
@@ -274,7 +274,7 @@ impl Daemon {
                 (by, None)
             }
             Stop::Failed(error) => {
-                tracing::error!(error = %format!("{error:#}"), "the daemon cannot go on; journalled events are delivered after the next start");
+                tracing::error!(error = %chain(error.as_ref()), "the daemon cannot go on; journalled events are delivered after the next start");
                 ("", Some(error))
             }
         };
@@ -334,7 +334,7 @@ impl Daemon {
                 }
                 self.change_to(loaded.config)
                     .await
-                    .map_err(|error| format!("{error:#}"))
+                    .map_err(|error| chain(error.as_ref()))
             }
             Err(message) => Err(message),
         };

@@ -34,6 +34,7 @@ pub mod poll;
 mod proxy;
 mod reading;
 pub mod record;
+mod redirect;
 mod runtime;
 pub mod search_command;
 pub mod secret;

@@ -17,7 +17,7 @@ use super::{
     Endpoint, Observer, Options,
     allowance::{Allowance, Hints, Reservation, Urgency},
     error::Error,
-    http::{Http, bearer, redirect_or},
+    http::{Http, bearer, redirect_or_excerpt},
     page::Answer,
     tls::BuildError,
     token::{Token, Tokens},
@@ -293,7 +293,8 @@ impl Client {
             self.0.observer.rate_limit(tenant, seen);
         }
         let sent = || http.sent([&token.secret]);
-        let shown = || Secrets::of(sent()).excerpt(&body);
+        let secrets = || Secrets::of(sent());
+        let shown = || secrets().excerpt(&body);
         match status.as_u16() {
             200..=299 => {
                 self.accepted(&token, endpoint, tenant);
@@ -322,7 +323,7 @@ impl Client {
             code => Err(Refused::Other(Error::Http {
                 endpoint: endpoint.as_str(),
                 status: code,
-                excerpt: redirect_or(&headers, shown),
+                excerpt: redirect_or_excerpt(status, &headers, &body, &secrets()),
             })),
         }
     }

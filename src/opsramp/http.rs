@@ -24,8 +24,10 @@ use super::{
 use crate::{
     clock,
     error_chain::chain,
+    excerpt::Secrets,
     http_date, proxy,
     reading::{self, Reading},
+    redirect,
     secret::Secret,
 };
 
@@ -266,7 +268,16 @@ impl Http {
     }
 
     fn transport(&self, endpoint: Endpoint, error: reqwest::Error) -> Error {
-        let host = self.host(error.url());
+        let mut host = self.host(error.url());
+        if error.is_connect()
+            && let Some(url) = error.url()
+        {
+            // It may be the proxy that cannot be reached.
+            let proxy_url = self.options.proxy_url.as_ref().map(|url| &url.0);
+            if let Some(proxy) = proxy::before(proxy_url, url.as_str()) {
+                host = format!("{host} through the proxy {proxy}");
+            }
+        }
         let error = error.without_url();
         let began = !error.is_request();
         if error.is_timeout() {
@@ -370,18 +381,46 @@ pub(super) fn bearer(token: &Secret) -> header::HeaderValue {
 }
 
 /// What to show of an answer: where a redirect leads, else the beginning of the body.
-pub(super) fn redirect_or(headers: &header::HeaderMap, shown: impl FnOnce() -> String) -> String {
+pub(super) fn redirect_or_excerpt(
+    status: StatusCode,
+    headers: &header::HeaderMap,
+    body: &[u8],
+    secrets: &Secrets,
+) -> String {
+    // Other answers may name a place as well, and their bodies say why they are not what was asked for.
     let location = headers
         .get(header::LOCATION)
+        .filter(|_| status.is_redirection())
         .and_then(|value| value.to_str().ok());
     match location {
-        Some(location) => {
-            // The path and query of a redirect can repeat what was sent.
-            let origin = reqwest::Url::parse(location)
-                .map(|url| url.origin().ascii_serialization())
-                .unwrap_or_else(|_| "another path".to_owned());
-            format!("a redirect to {origin}, which is not followed")
+        Some(location) => format!(
+            "a redirect to {}, which is not followed",
+            redirect::origin(location, secrets)
+        ),
+        None => secrets.excerpt(body),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_names_a_place_is_a_redirect_only_where_its_status_says_so() {
+        let mut headers = header::HeaderMap::new();
+        let place = header::HeaderValue::from_static("https://sso.example/in?token=x");
+        headers.insert(header::LOCATION, place);
+        for (status, shown) in [
+            (
+                302,
+                "a redirect to https://sso.example, which is not followed",
+            ),
+            (400, "no such query"),
+        ] {
+            let status = StatusCode::from_u16(status).unwrap();
+            let secrets = Secrets::default();
+            let told = redirect_or_excerpt(status, &headers, b"no such query", &secrets);
+            assert_eq!(told, shown);
         }
-        None => shown(),
     }
 }

@@ -238,7 +238,12 @@ impl Pollers {
         }
         for account in &plan.accounts {
             if let Some(client) = self.clients.get_mut(&account.options.name) {
+                let was_known = client.found().is_some();
                 client.look_up_clients_of(account.partners());
+                if was_known && client.found().is_none() {
+                    self.board
+                        .update_account(&account.options.name, |status| status.clients = None);
+                }
             }
         }
         self.plan = Some(plan);
@@ -498,8 +503,17 @@ impl Pollers {
         let Some(client) = self.clients.get_mut(&account) else {
             return;
         };
-        if client.awaits(task) && client.take_over(found) {
+        if !client.awaits(task) {
+            return;
+        }
+        if client.take_over(found) {
             self.follow_plan().await;
+        }
+        // Only now: as long as their searches are not on the board, they would be missed there.
+        let found = self.clients.get(&account).and_then(AccountClient::found);
+        if found.is_some() {
+            self.board
+                .update_account(&account, |status| status.clients = found);
         }
     }
 }

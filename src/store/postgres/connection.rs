@@ -27,6 +27,8 @@ use super::{
     tls::Connector,
 };
 use crate::{
+    error_chain::chain,
+    excerpt::Secrets,
     names,
     reading::{self, Reading},
     secret::{Secret, SecretError, SecretSource},
@@ -38,6 +40,9 @@ const CONNECTIONS: usize = 8;
 
 /// How long anything may take, from asking for a connection to the last answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How much is shown of what the server says, in characters: it has details and hints, too.
+const MAX_TOLD: usize = 400;
 
 /// How long a server may take to hear that nobody waits for an answer any more.
 const CANCELLING: Duration = Duration::from_secs(5);
@@ -73,6 +78,8 @@ struct Connection {
     statements: HashMap<&'static str, Statement>,
     tls: Connector,
     driver: JoinHandle<()>,
+    /// What was sent, and is not to be shown where the server repeats it.
+    secrets: Secrets,
 }
 
 /// A connection for somebody's use. It goes back to the pool where nothing is under way on it.
@@ -111,7 +118,7 @@ pub enum Failure {
     Tls(String),
     /// There is no connection to be had.
     #[error("cannot connect to the database")]
-    Connect(#[source] tokio_postgres::Error),
+    Connect(#[source] Told),
     /// A host takes a connection, and says nothing.
     #[error("cannot connect to the database: the host has not answered in time")]
     NoAnswer,
@@ -120,7 +127,7 @@ pub enum Failure {
     Timeout,
     /// The server refused, or the connection broke.
     #[error("the database failed")]
-    Sql(#[from] tokio_postgres::Error),
+    Sql(#[source] Told),
     /// The tables are a later version's.
     #[error(
         "the tables were written by a newer version of opsramp-exporter (schema {found}, \
@@ -144,6 +151,14 @@ pub enum Failure {
     /// The store was closed.
     #[error("the state store is closed")]
     Closed,
+}
+
+/// What the driver says went wrong, fit to be shown: a server may say anything, the password as well.
+#[derive(Debug, thiserror::Error)]
+#[error("{shown}")]
+pub struct Told {
+    error: tokio_postgres::Error,
+    shown: String,
 }
 
 // === impl Pool ===
@@ -305,7 +320,9 @@ async fn connect(server: &Config, tls: &Connector) -> Result<Connection, Failure
     // The driver's own limit is one for the network alone.
     let connected = timeout(patience_of(server), server.connect(tls.clone())).await;
     let connected = connected.map_err(|_| Failure::NoAnswer)?;
-    let (client, connection) = connected.map_err(Failure::Connect)?;
+    let secrets = secrets_of(server);
+    let (client, connection) =
+        connected.map_err(|error| Failure::Connect(Told::of(error, &secrets)))?;
     let driver = tokio::spawn(async move {
         // Whoever asks next on the client is told why it ended.
         connection.await.ok();
@@ -315,7 +332,16 @@ async fn connect(server: &Config, tls: &Connector) -> Result<Connection, Failure
         statements: HashMap::new(),
         tls: tls.clone(),
         driver,
+        secrets,
     })
+}
+
+fn secrets_of(server: &Config) -> Secrets {
+    let password = String::from_utf8_lossy(server.get_password().unwrap_or_default());
+    // Hidden in the place of a name, it would only be told.
+    let is_name = [server.get_user(), server.get_dbname()].contains(&Some(&password));
+    let password = (!is_name).then(|| Secret::new(password));
+    Secrets::of(password.into_iter().collect())
 }
 
 fn patience_of(server: &Config) -> Duration {
@@ -423,6 +449,14 @@ impl Session {
         Ok(statement)
     }
 
+    /// What the server says, fit to be shown.
+    pub(super) fn excerpt(&self, said: &str) -> String {
+        match &self.connection {
+            Some(connection) => connection.secrets.excerpt(said.as_bytes()),
+            None => String::new(),
+        }
+    }
+
     /// Whether the connection can be used again.
     fn settle<T>(&mut self, done: Result<T, tokio_postgres::Error>) -> Result<T, Failure> {
         let failure = match done {
@@ -430,8 +464,10 @@ impl Session {
                 self.under_way = false;
                 return Ok(done);
             }
-            Err(error) => Failure::Sql(error),
+            Err(error) => error,
         };
+        let connection = self.connection.as_ref().ok_or(Failure::Closed)?;
+        let failure = Failure::Sql(Told::of(failure, &connection.secrets));
         self.under_way = !failure.is_of_the_statement();
         Err(failure)
     }
@@ -447,6 +483,26 @@ impl Drop for Session {
                 connection.give_up(&self.cancels);
             }
         }
+    }
+}
+
+// === impl Told ===
+
+impl Told {
+    fn of(error: tokio_postgres::Error, secrets: &Secrets) -> Self {
+        let shown = secrets.line(chain(&error).as_bytes(), MAX_TOLD);
+        Self { error, shown }
+    }
+
+    /// Why the server refused, where it did.
+    pub(crate) fn code(&self) -> Option<&SqlState> {
+        self.error.code()
+    }
+
+    /// Whether TLS is wanted, and the server has none. The driver tells it by its text alone.
+    pub(crate) fn is_without_tls(&self) -> bool {
+        let why = self.error.source();
+        why.is_some_and(|why| why.to_string() == "server does not support TLS")
     }
 }
 
@@ -479,7 +535,11 @@ impl Failure {
             return None;
         };
         // An I/O error does not name what is in it as its source.
-        let within = error.source()?.downcast_ref::<io::Error>()?.get_ref()?;
+        let within = error
+            .error
+            .source()?
+            .downcast_ref::<io::Error>()?
+            .get_ref()?;
         within.downcast_ref()
     }
 
@@ -557,11 +617,87 @@ impl Failure {
     }
 }
 
+/// Of a row that does not hold what it should.
+impl From<tokio_postgres::Error> for Failure {
+    fn from(error: tokio_postgres::Error) -> Self {
+        // The cause names types as the server calls them.
+        let shown = error.to_string();
+        Self::Sql(Told { error, shown })
+    }
+}
+
 impl From<Failure> for store::Error {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Closed => Self::Closed,
             failure => Self::backend(failure),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    const PASSWORD: &str = "Zq7w/Rt93kLmX@vB2";
+
+    /// Why nobody is let in by a server that has the password sent in clear, and says this about it.
+    async fn refusal(said: String) -> Failure {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let length = stream.read_u32().await.unwrap() as usize;
+            let mut message = vec![0; length - 4];
+            stream.read_exact(&mut message).await.unwrap();
+            stream.write_all(b"R\0\0\0\x08\0\0\0\x03").await.unwrap();
+            assert_eq!(stream.read_u8().await.unwrap(), b'p');
+            let length = stream.read_u32().await.unwrap() as usize;
+            let mut message = vec![0; length - 4];
+            stream.read_exact(&mut message).await.unwrap();
+            assert_eq!(message, format!("{PASSWORD}\0").as_bytes());
+            let fields = format!("SFATAL\0VFATAL\0C28P01\0M{said}\0D{said}\0\0");
+            let length = u32::try_from(fields.len() + 4).unwrap();
+            stream.write_u8(b'E').await.unwrap();
+            stream.write_u32(length).await.unwrap();
+            // It may have seen enough.
+            stream.write_all(fields.as_bytes()).await.ok();
+        });
+        let url = format!("postgres://u:Zq7w%2FRt93kLmX%40vB2@127.0.0.1:{port}/d?sslmode=disable");
+        let url = SecretSource::Value(Secret::new(url));
+        let pool = Pool::new(url, Duration::from_secs(10));
+        pool.session().await.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn what_a_server_says_is_shown_without_the_password_and_on_one_short_line() {
+        for said in [
+            format!("password \"{PASSWORD}\" is wrong"),
+            "password \"Zq7w%2FRt93kLmX%40vB2\" is wrong".to_owned(),
+            "password \"Zq7w/Rt93k\"... is wrong".to_owned(),
+            "no\x1b[2J\r\nok  all is well\x07".to_owned(),
+            "x".repeat(1 << 20),
+        ] {
+            let failure = refusal(said).await;
+            assert!(failure.is_refusal());
+            let text = chain(&failure);
+            let begin = "cannot connect to the database: ";
+            assert!(text.starts_with(begin), "{text}");
+            assert!(text.len() < 500, "{}", text.len());
+            assert!(!text.contains(char::is_control), "{text:?}");
+            for secret in [&PASSWORD[..8], "LmX"] {
+                assert!(!text.contains(secret), "{text}");
+            }
+        }
+        let text = chain(&refusal("no entry for host".to_owned()).await);
+        assert!(
+            text.ends_with("db error: FATAL: no entry for host DETAIL: no entry for host"),
+            "{text}"
+        );
     }
 }

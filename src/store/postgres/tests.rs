@@ -93,6 +93,16 @@ fn text(error: &Error) -> String {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_database_says_of_a_statement_is_shown_without_the_password() {
+    let url = SecretSource::Value(Secret::new(server::shared().fresh()));
+    let mut session = Pool::new(url, LEASE).session().await.unwrap();
+    let no_number = format!("SELECT '{}'::int", server::PASSWORD);
+    let told = chain(&session.batch(&no_number).await.unwrap_err());
+    assert!(told.contains("invalid input syntax"), "{told}");
+    assert!(told.contains("\"<secret>\""), "{told}");
+}
+
 /// Two that deliver to a sink each, of one name.
 async fn two_replicas(url: &str) -> (Store, Store) {
     let first = open(url, "first", LEASE).await;
