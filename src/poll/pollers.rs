@@ -372,7 +372,7 @@ impl Pollers {
             } else {
                 self.metrics.remove_search(&key);
                 self.board.remove_search(&key);
-                given_back.extend(held.map(|held| self.give_back(key, held)));
+                given_back.extend(held.map(|held| search::give_back(&self.store, key, held)));
             }
         }
         futures_util::future::join_all(given_back).await;
@@ -386,12 +386,6 @@ impl Pollers {
             started += 1;
             let kept = kept.remove(&key).unwrap_or_default();
             self.start(key, client, spec, kept, Instant::now() + pace);
-        }
-    }
-
-    async fn give_back(&self, search: SearchKey, held: Held) {
-        if let Err(error) = self.store.release(held).await {
-            tracing::debug!(%search, %error, "could not release the search");
         }
     }
 
