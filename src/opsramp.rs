@@ -18,7 +18,6 @@ mod error;
 pub(crate) mod fuzzing;
 mod http;
 mod page;
-mod reading;
 mod room;
 mod tls;
 mod token;

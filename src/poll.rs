@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 pub use crate::track::GroupLabel;
 
 mod bodies;
+mod discovery;
 pub mod engine;
 mod full_read;
 #[cfg(any(test, fuzzing))]

@@ -14,7 +14,9 @@ use crate::{
     config::Config,
     identity::Tenant,
     logging,
-    opsramp::{Client, Endpoint, Observer, Page, RateLimit, SearchRequest, Urgency, alert::Alert},
+    opsramp::{
+        Client, Endpoint, Error, Observer, Page, RateLimit, SearchRequest, Urgency, alert::Alert,
+    },
     poll::{Facts, WITHOUT_NEWS},
 };
 
@@ -60,57 +62,101 @@ async fn read(config: &Config, search: &Search) -> anyhow::Result<()> {
     if !tenants.clone().any(asks) {
         anyhow::bail!("the search names none of the configured tenants");
     }
-    let query = named.map_or(asked.unwrap_or_default(), |known| known.query.as_str());
-    let page_size = named.map_or(100, |known| known.page_size);
+    let request = SearchRequest {
+        query: named
+            .map_or(asked.unwrap_or_default(), |known| known.query.as_str())
+            .to_owned(),
+        page: 1,
+        // A count needs no alerts, but a page of none is not documented.
+        page_size: match (search.count, named) {
+            (true, _) => 1,
+            (false, Some(known)) => known.page_size,
+            (false, None) => 100,
+        },
+        sorted: true,
+    };
     let mut output = Results::new(search);
     let mut progress = Progress::new(output.output);
     let mut total = 0;
+    let mut failed = Vec::new();
     for account in &config.accounts {
-        let client = Client::new(account.options.clone(), std::sync::Arc::new(Unobserved))?;
+        let client = Client::new(account.options.clone(), std::sync::Arc::new(Unobserved)).await?;
         for tenant in account.tenants.iter().filter(|tenant| asks(tenant)) {
             progress.begin();
-            let mut next = Some(1);
-            // Hashes of ids.
-            let mut seen = HashSet::new();
-            let mut without_news = 0;
-            while let Some(page_no) = next {
-                let request = SearchRequest {
-                    query: query.to_owned(),
-                    page: page_no,
-                    // A count needs no alerts, but a page of none is not documented.
-                    page_size: if search.count { 1 } else { page_size },
-                    sorted: true,
-                };
-                let answer = client.search(&tenant.id, &request, Urgency::Poll).await;
-                let answer = answer.map_err(|error| anyhow::anyhow!(error.chain()))?;
-                let page = answer.page(page_no, true)?;
-                if search.count {
-                    total = u64::checked_add(total, page.total_results)
+            let read = if search.count {
+                count(&client, tenant, &request).await.map(|count| {
+                    total = u64::checked_add(total, count)
                         .context("the tenants' totals add up to more than any result can hold")?;
-                    break;
-                }
-                let known = seen.len();
-                seen.extend(page.alerts.iter().map(|alert| xxh3_64(alert.id.as_bytes())));
-                if seen.len() > known {
-                    without_news = 0;
-                    output.add(&page)?;
-                } else {
-                    without_news += 1;
-                    // As a full read does, whatever the answer says of a next page.
-                    if Facts::of(&request, &page).is_behind() || without_news > WITHOUT_NEWS {
-                        break;
-                    }
-                }
-                next = page.next_page;
-                progress.show(&tenant.name, &page);
+                    Ok(())
+                })
+            } else {
+                read_all(&client, tenant, request.clone(), &mut output, &mut progress).await
+            };
+            match read {
+                Ok(printed) => printed?,
+                Err(error) => failed.push(format!(
+                    "account {}, tenant {}: {}",
+                    plain(&account.options.name),
+                    plain(&tenant.name),
+                    error.chain()
+                )),
             }
         }
     }
     drop(progress);
-    if search.count {
-        return print(&format!("{total}\n"));
+    if !search.count {
+        output.end()?;
+    } else if failed.is_empty() {
+        print(&format!("{total}\n"))?;
     }
-    output.end()
+    // What the other tenants have is shown all the same; a sum would lack something.
+    if failed.is_empty() {
+        Ok(())
+    } else {
+        anyhow::bail!(failed.join("\n"))
+    }
+}
+
+/// How many a tenant has, as the API counts them.
+async fn count(client: &Client, tenant: &Tenant, request: &SearchRequest) -> Result<u64, Error> {
+    let answer = client.search(&tenant.id, request, Urgency::Poll).await?;
+    Ok(answer.page(request.page, false)?.total_results)
+}
+
+/// Prints what a tenant has, page by page. The error within is standard output's.
+async fn read_all(
+    client: &Client,
+    tenant: &Tenant,
+    mut request: SearchRequest,
+    output: &mut Results,
+    progress: &mut Progress,
+) -> Result<anyhow::Result<()>, Error> {
+    // Hashes of ids.
+    let mut seen = HashSet::new();
+    let mut without_news = 0;
+    loop {
+        let answer = client.search(&tenant.id, &request, Urgency::Poll).await?;
+        let page = answer.page(request.page, true)?;
+        let known = seen.len();
+        seen.extend(page.alerts.iter().map(|alert| xxh3_64(alert.id.as_bytes())));
+        if seen.len() > known {
+            without_news = 0;
+            if let Err(error) = output.add(&page) {
+                return Ok(Err(error));
+            }
+        } else {
+            without_news += 1;
+            // As a full read does, whatever the answer says of a next page.
+            if Facts::of(&request, &page).is_behind() || without_news > WITHOUT_NEWS {
+                return Ok(Ok(()));
+            }
+        }
+        progress.show(&tenant.name, &page);
+        match page.next_page {
+            Some(next) => request.page = next,
+            None => return Ok(Ok(())),
+        }
+    }
 }
 
 /// The results on their way out.

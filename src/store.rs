@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::identity::SearchKey;
+use crate::reading;
 use crate::secret::SecretSource;
 
 pub mod postgres;
@@ -162,6 +163,20 @@ pub struct Batch {
 #[derive(Clone, Debug, Default)]
 pub struct Claim(Option<Arc<postgres::Loan>>);
 
+/// What is known of what a sink has delivered before, where replicas share the searches: what a file
+/// has of it need not stand at its end.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Past {
+    /// Whether a former holder of a search, an earlier process in this one's place for instance, may
+    /// have delivered some of the events already, without this sink's mark telling so.
+    pub is_inherited: bool,
+    /// Whether the server had been told of all that was acknowledged before.
+    pub is_stored: bool,
+    /// Grows when searches were lost before the server was told what was delivered of them: whoever
+    /// has them next is given that again.
+    pub losses: u64,
+}
+
 /// What tells whether a search is still held, at any moment: whoever polls it may be waiting for the
 /// store when its lease ends.
 #[derive(Clone, Debug)]
@@ -207,7 +222,9 @@ pub struct OpenAlert {
     pub alert: StoredAlert,
 }
 
-/// The store could not do what it was asked. Nothing was written.
+/// The store could not do what it was asked. Nothing was written, with two exceptions: what ends in
+/// [`Error::Backend`] may have been done all the same, as where a server's answer was lost; and what
+/// is [acknowledged](Store::acknowledge) counts whatever becomes of it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The journal holds as many events as it may; no event was taken in. Delivery makes room.
@@ -250,12 +267,16 @@ impl Options {
     /// Looks whether a store can be opened with them at all. Nothing is opened.
     ///
     /// # Errors
-    /// [`postgres::UrlError`] where the URL of the server is none. One that cannot be read
-    /// may be there later.
-    pub fn check(&self) -> Result<(), postgres::UrlError> {
+    /// [`postgres::UrlError`] where the URL of the server is none. One that cannot be read, or not in
+    /// time, may be there later.
+    pub async fn check(&self) -> Result<(), postgres::UrlError> {
         match self {
             Self::Sqlite { .. } => Ok(()),
-            Self::Postgres { url, .. } => postgres::check(url),
+            Self::Postgres { url, .. } => {
+                let url = url.clone();
+                let checked = reading::once(move || postgres::check(&url));
+                checked.await.unwrap_or(Ok(()))
+            }
         }
     }
 }
@@ -415,7 +436,8 @@ impl Store {
         }
     }
 
-    /// Writes what a poll learned, durably, as a whole or not at all. An alert that is both among
+    /// Writes what a poll learned, durably, as a whole or not at all. Where an error leaves open
+    /// which, the search is to be taken up anew: so it is known. An alert that is both among
     /// the upserts and the departures has left. Where there are no sinks, events are not kept.
     ///
     /// # Errors
@@ -520,11 +542,11 @@ impl Claim {
         self.0.as_ref().is_none_or(|loan| loan.holds())
     }
 
-    /// Whether a former holder of a search may have delivered some of the events already, without
-    /// this sink's mark telling so.
+    /// What was before. `None` where nobody else ever holds a search: then all that is not
+    /// acknowledged is given again, in order and before anything else.
     #[must_use]
-    pub fn is_inherited(&self) -> bool {
-        self.0.as_ref().is_some_and(|loan| loan.is_inherited())
+    pub fn past(&self) -> Option<Past> {
+        self.0.as_ref().map(|loan| loan.past())
     }
 }
 

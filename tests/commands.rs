@@ -223,6 +223,33 @@ async fn a_count_costs_one_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_of_the_environment_is_named_where_it_fails_and_a_star_switches_it_off() {
+    let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
+    // Nobody listens there any more.
+    let gone = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let count = || {
+        let mut count = program(&simulator, &folder, &["search", "--count"]);
+        count.env("HTTP_PROXY", format!("http://me:hunter2@{gone}"));
+        count
+    };
+    let (done, _, stderr) = output(count()).await;
+    assert_eq!(done.status.code(), Some(1));
+    let told = format!("through the proxy {gone}: ");
+    assert!(stderr.contains(&told), "{stderr}");
+    assert!(!stderr.contains("hunter2"), "{stderr}");
+    for (name, exceptions) in [("NO_PROXY", "*"), ("no_proxy", "other.example, *")] {
+        let mut count = count();
+        // The simulator's URL has an address.
+        count.env(name, exceptions);
+        let (_, stdout, stderr) = output(count).await;
+        assert_eq!(stdout, format!("{ALERTS}\n"), "{name}: {stderr}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn search_asks_the_tenants_that_a_search_names_and_counts_them_together() {
     let tenant = |id: &str, alerts| TenantOptions {
         id: id.to_owned(),
@@ -281,6 +308,24 @@ async fn search_asks_the_tenants_that_a_search_names_and_counts_them_together() 
         let asked = simulator.requests().of(Endpoint::Search) - before;
         assert_eq!(asked, requests, "{arguments:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn search_names_the_tenant_that_fails_shows_what_the_others_have_and_sums_up_nothing() {
+    let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
+    let tenants = format!("--opsramp.tenant=client_9,{DEMO_TENANT}");
+    let jsonl = ["search", "--output=jsonl", &tenants];
+    let (done, stdout, stderr) = output(program(&simulator, &folder, &jsonl)).await;
+    assert!(!done.status.success());
+    assert_eq!(stdout.lines().count(), ALERTS);
+    let told = "opsramp-exporter: account default, tenant client_9: search answered 404";
+    assert!(stderr.starts_with(told), "{stderr}");
+
+    let count = ["search", "--count", &tenants];
+    let (done, stdout, stderr) = output(program(&simulator, &folder, &count)).await;
+    assert!(!done.status.success());
+    assert_eq!(stdout, "");
+    assert!(stderr.starts_with(told), "{stderr}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -908,7 +908,7 @@ async fn a_long_result_under_the_allowance_never_delays_a_new_alert() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_token_is_replaced_at_once_and_one_that_comes_back_is_not_asked_for_again() {
+async fn a_revoked_token_is_replaced_at_once_and_one_that_comes_back_is_not_asked_for_again_soon() {
     let simulator = start(world(3)).await;
     let exporter = Exporter::start(plan(&simulator.url())).await;
     exporter.wait_until_complete().await;
@@ -935,7 +935,9 @@ async fn a_token_that_runs_out_while_a_request_waits_for_its_turn_costs_no_reque
     let simulator = start(options).await;
     let options = account(&simulator.url(), &[DEMO_TENANT]).options;
     let metrics = metrics(&Board::default()).register_account(&options.name);
-    let client = opsramp::Client::new(options, Arc::new(metrics)).unwrap();
+    let client = opsramp::Client::new(options, Arc::new(metrics))
+        .await
+        .unwrap();
     let request = opsramp::SearchRequest {
         query: "actions:OPEN".to_owned(),
         page: 1,
@@ -1294,6 +1296,36 @@ async fn clients_of_other_partners_are_looked_up_at_once_and_those_that_stay_are
         exporter.pollers.adopt(look_up).await;
         assert_eq!(exporter.polled(), then);
     }
+    exporter.pollers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_list_that_is_short_a_client_that_is_deactivated_goes_and_one_that_is_not_shown_stays()
+{
+    let simulator = partners().await;
+    let url = simulator.url();
+    let mut exporter = Reloading::new(plan(&url)).await;
+    exporter
+        .reload(|account| {
+            *account = Account {
+                discovery: Some(Duration::from_millis(1)),
+                ..discovering(&url, &["msp_1", "msp_2"])
+            };
+        })
+        .await;
+    let look_up = exporter.look_up().await;
+    exporter.pollers.adopt(look_up).await;
+    assert_eq!(exporter.polled(), ["client_1", "client_2", "client_3"]);
+
+    let short = serde_json::json!({
+        "results": [{ "uniqueId": "client_1", "name": "one", "activated": false }],
+        "totalResults": 2,
+    });
+    let text = short.to_string();
+    simulator.inject(FaultRule::always(Fault::Body { text }).at(Endpoint::Clients));
+    let look_up = exporter.look_up().await;
+    exporter.pollers.adopt(look_up).await;
+    assert_eq!(exporter.polled(), ["client_2", "client_3"]);
     exporter.pollers.stop().await;
 }
 

@@ -6,8 +6,13 @@
 //! cache could not be written back. So before anything is appended, what stands there is compared
 //! with the lines that wait: whole ones are not written again, a torn one is completed. In the
 //! ordinary case nothing stands there and nothing is read. One rule for every fault, in a running
-//! process and after a start. Where searches pass from one replica to another, what waits may stand
-//! before that as well: then the end of the file is looked at.
+//! process and after a start.
+//!
+//! Where replicas share the searches, what waits may stand before that as well: searches come one by
+//! one after a start, and one that was lost may come back much later. So the sink remembers which
+//! parts of its files are doubtful: what a try has left that did not come to its end, and what was
+//! written of which the server had not heard when a search was lost. Events that another holder may
+//! have delivered are looked for there, and at the file's end, however much was written since.
 //!
 //! Lines are compared as a whole, never by a part of their content, so that no alert's text can
 //! pass for another alert's line. logrotate may move the file away (lines that are not settled are
@@ -17,6 +22,7 @@
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write as _},
+    ops::Range,
     os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     thread,
@@ -31,7 +37,7 @@ use rustix::{
 use crate::{
     error_chain::chain,
     file_id::{FileId, file_id},
-    store::Pending,
+    store::{Past, Pending},
 };
 
 use super::{
@@ -53,9 +59,17 @@ mod scan;
 /// Readable for the group, for nobody else.
 const MODE: u32 = 0o640;
 
-/// How much of a file is searched for waiting lines where no mark says where to begin. Everything
-/// that is not acknowledged stands at its end.
+/// How much of a file's end is searched for waiting lines where no mark says where to begin, and
+/// where replicas share the searches: for what a process has left that was not the last one, of
+/// which nothing is remembered. Where nobody else ever holds a search, all that is not acknowledged
+/// stands there.
 const LOOK_BACK: u64 = 16 << 20;
+
+/// Doubtful parts of one file that are remembered apart; those beyond become one with the last.
+const MAX_DOUBTFUL: usize = 64;
+
+/// Files that were moved away with doubtful parts and are kept, at most.
+const MAX_FORMER: usize = 16;
 
 /// How often it is tried to lock a file that somebody else has locked, with a pause after each try.
 const LOCK_TRIES: u32 = 20;
@@ -72,13 +86,16 @@ pub(super) struct LogFile {
     format: Format,
     /// Files that other sinks write to.
     others: Vec<PathBuf>,
-    /// Where a former process left off, until the file is open.
-    mark: Option<Mark>,
+    /// Where a former process left off, and what it left in doubt, until the file is open.
+    mark: Option<(Mark, Vec<Range<u64>>)>,
     current: Option<Tail>,
-    /// Whether lines that wait may stand before what is settled.
-    look_back: bool,
+    /// What was last heard of the past, where replicas share the searches.
+    past: Option<Past>,
     /// Files that were moved away before everything in them was settled.
     moved: Vec<Tail>,
+    /// Files that were moved away, are settled, and have doubtful parts. They are closed when they
+    /// are deleted.
+    former: Vec<Tail>,
 }
 
 /// The end of an open file.
@@ -93,6 +110,11 @@ struct Tail {
     end: u64,
     /// Whether `settled` may stand in the middle of a line.
     inside_line: bool,
+    /// From here on to what is settled, the server may not have heard of it yet.
+    unstored: u64,
+    /// Where lines may stand that are given again: of what others deliver after a search was lost,
+    /// nobody says so here.
+    doubtful: Vec<Range<u64>>,
     /// What the store knows the file by, so that it is found again wherever it is moved; `None`
     /// where it does not know it yet.
     mark: Option<Mark>,
@@ -105,8 +127,8 @@ struct Tail {
 struct Settled {
     /// So many of them, from the first on.
     lines: usize,
-    /// Where the file is settled.
-    mark: Mark,
+    /// Where the file is settled, for the store.
+    mark: Vec<u8>,
     /// Why no more of them could be written.
     error: Option<Error>,
 }
@@ -147,8 +169,9 @@ impl LogFile {
             others: Vec::new(),
             mark: None,
             current: None,
-            look_back: false,
+            past: None,
             moved: Vec::new(),
+            former: Vec::new(),
         }
     }
 
@@ -176,9 +199,10 @@ impl LogFile {
     fn write_to(&mut self, current: &mut Tail, lines: &Lines) -> Result<Settled, Error> {
         let mut missing = Missing::new(lines);
         self.moved.extend(current.leave_if_truncated(&self.others)?);
-        if self.look_back {
-            current.look_back(current.size()?);
-            self.look_back = false;
+        if self.past.is_some() {
+            for tail in self.moved.iter_mut().chain([&mut *current]) {
+                tail.doubt_unsettled()?;
+            }
         }
         let mut searched = 0;
         for moved in &mut self.moved {
@@ -186,7 +210,8 @@ impl LogFile {
                 Ok((scan, mark)) if !scan.at_end => {
                     // Every line was found, and what follows belongs to later ones.
                     moved.settled = scan.end;
-                    self.moved.drain(..searched);
+                    let mark = mark.encode(&moved.doubtful);
+                    self.retire(searched);
                     return Ok(Settled {
                         lines: lines.len(),
                         mark,
@@ -196,29 +221,61 @@ impl LogFile {
                 Ok(_) => {}
                 Err(error) if moved.is_worth_another_try() => return Err(error),
                 // It must not hold up for ever what comes after it.
-                Err(error) => tracing::warn!(
-                    error = chain(&error),
-                    "a log file that was moved away cannot be searched; \
-                     lines that are in it already may be written again"
-                ),
+                Err(error) => warn_of_unsearched(&error),
             }
             searched += 1;
+        }
+        if self.past.is_some_and(|past| past.is_inherited) {
+            self.find_doubtful(current, &mut missing)?;
         }
         if current.mark.is_none()
             && let Some(lines) = missing.first_of_an_unbroken_rest()
         {
             let mark = current.mark_at(current.settled)?;
             current.mark = Some(mark);
-            self.moved.drain(..searched);
+            self.retire(searched);
             return Ok(Settled {
                 lines,
-                mark,
+                mark: mark.encode(&current.doubtful),
                 error: None,
             });
         }
         let settled = current.settle(&mut missing)?;
-        self.moved.drain(..searched);
+        self.retire(searched);
         Ok(settled)
+    }
+
+    /// Looks for lines that were written before their search was lost.
+    fn find_doubtful(&mut self, current: &Tail, missing: &mut Missing<'_>) -> Result<(), Error> {
+        for tail in self.former.iter_mut().chain(&mut self.moved) {
+            match tail.find_in(&tail.doubtful, missing) {
+                Ok(()) => {}
+                Err(error) if tail.is_worth_another_try() => return Err(error),
+                Err(error) => {
+                    warn_of_unsearched(&error);
+                    tail.doubtful.clear();
+                }
+            }
+        }
+        current.find_in(&current.doubtful, missing)?;
+        let end = current.settled.saturating_sub(LOOK_BACK)..current.settled;
+        current.find_in(&[end], missing)
+    }
+
+    /// Lets go of so many files that were moved away and are settled by now.
+    fn retire(&mut self, count: usize) {
+        let settled: Vec<_> = self.moved.drain(..count).collect();
+        self.keep_doubtful(settled);
+    }
+
+    fn keep_doubtful(&mut self, settled: impl IntoIterator<Item = Tail>) {
+        if self.past.is_none() {
+            return;
+        }
+        let doubtful = settled.into_iter().filter(Tail::is_in_doubt);
+        self.former.extend(doubtful);
+        let excess = self.former.len().saturating_sub(MAX_FORMER);
+        self.former.drain(..excess);
     }
 
     /// Takes the file that has the name now.
@@ -227,6 +284,7 @@ impl LogFile {
         // With a file that was deleted, or compressed, its lines are gone: what would complete a
         // torn one there, nobody would ever read.
         self.moved.retain(|moved| !moved.is_deleted());
+        self.former.retain(|former| !former.is_deleted());
         match self.current.take() {
             Some(current) => Ok(current),
             None => self.begin(),
@@ -235,33 +293,41 @@ impl LogFile {
 
     /// Opens the file and finds out up to where it is settled.
     fn begin(&mut self) -> Result<Tail, Error> {
-        if let Ok(metadata) = fs::metadata(&self.path)
-            && let Some(index) = self.moved.iter().position(|it| it.id == file_id(&metadata))
-        {
+        if let Ok(metadata) = fs::metadata(&self.path) {
+            let id = file_id(&metadata);
+            let mut back = self.moved.extract_if(.., |it| it.id == id);
+            let mut former = self.former.extract_if(.., |it| it.id == id);
             // It was moved back, and is still locked.
-            let tail = self.moved.remove(index);
-            return Ok(Tail {
-                path: self.path.clone(),
-                failures: 0,
-                ..tail
-            });
+            if let Some(tail) = back.next().or_else(|| former.next()) {
+                return Ok(Tail {
+                    path: self.path.clone(),
+                    failures: 0,
+                    ..tail
+                });
+            }
         }
         let mut tail = Tail::open(&self.path)?;
         tail.look_back(tail.size()?);
-        if let Some(mark) = self.mark.take() {
+        if let Some((mark, doubtful)) = self.mark.take() {
             if mark.fits(&tail.file) {
                 tail.settled = mark.offset;
                 tail.inside_line = false;
                 tail.mark = Some(mark);
+                tail.doubtful = doubtful;
             } else if let Some(found) = mark.find_moved(&self.path, &self.others) {
                 tracing::info!(
                     file = %found.path.display(),
                     "the log file was moved away while nobody wrote to it; \
                      lines that wait are looked for in it, too"
                 );
+                let mut found = Tail { doubtful, ..found };
+                // As much as of the file that is written to.
+                found.doubt(found.settled.saturating_sub(LOOK_BACK)..found.settled);
                 self.moved.push(found);
             }
         }
+        // A former worker of this process may have written what the server has not heard of.
+        tail.unstored = tail.settled.saturating_sub(LOOK_BACK);
         Ok(tail)
     }
 
@@ -285,6 +351,8 @@ impl LogFile {
         self.moved.extend(copy);
         if current.size().is_ok_and(|size| size != current.settled) {
             self.moved.push(current);
+        } else {
+            self.keep_doubtful([current]);
         }
         Ok(())
     }
@@ -297,7 +365,7 @@ impl Writer for LogFile {
             Ok(settled) => Progress {
                 settled: settled.lines,
                 refused: lines.refused_among(settled.lines),
-                mark: Some(settled.mark.encode()),
+                mark: Some(settled.mark),
                 error: settled.error.map(Into::into),
                 ..Progress::default()
             },
@@ -305,8 +373,19 @@ impl Writer for LogFile {
         }
     }
 
-    fn look_back(&mut self) {
-        self.look_back = true;
+    fn hear(&mut self, past: Past) {
+        let lost = self.past.is_some_and(|before| before.losses != past.losses);
+        let others = self.moved.iter_mut().chain(&mut self.former);
+        for tail in others.chain(&mut self.current) {
+            if lost {
+                tail.doubt(tail.unstored..tail.settled);
+            }
+            if lost || past.is_stored {
+                tail.unstored = tail.settled;
+            }
+        }
+        self.former.retain(Tail::is_in_doubt);
+        self.past = Some(past);
     }
 
     fn reopen(&mut self) {
@@ -321,6 +400,14 @@ impl Writer for LogFile {
             ),
         }
     }
+}
+
+fn warn_of_unsearched(error: &Error) {
+    tracing::warn!(
+        error = chain(error),
+        "a log file that was moved away cannot be searched; \
+         lines that are in it already may be written again"
+    );
 }
 
 /// Where a symbolic link leads to.
@@ -379,6 +466,8 @@ impl Tail {
             settled: 0,
             end: 0,
             inside_line: false,
+            unstored: 0,
+            doubtful: Vec::new(),
             mark: None,
             failures: 0,
         })
@@ -421,20 +510,92 @@ impl Tail {
         }
         tracing::info!(file = %self.path.display(), "the log file was truncated");
         self.look_back(size);
+        let unstored = std::mem::replace(&mut self.unstored, self.settled);
+        let doubtful = std::mem::take(&mut self.doubtful);
         let mark = self.mark.take();
-        Ok(mark.and_then(|mark| mark.find_moved(&self.path, others)))
+        let copy = mark.and_then(|mark| mark.find_moved(&self.path, others));
+        Ok(copy.map(|copy| Self {
+            unstored,
+            doubtful,
+            ..copy
+        }))
     }
 
-    fn scan(&self, missing: &Missing<'_>) -> Result<Scan, Error> {
-        scan(&self.file, self.settled, self.inside_line, missing)
+    /// Whether lines that are given again may stand in what is settled.
+    fn is_in_doubt(&self) -> bool {
+        self.unstored < self.settled || !self.doubtful.is_empty()
+    }
+
+    /// Takes note that lines that stand there may be given again.
+    fn doubt(&mut self, part: Range<u64>) {
+        if part.is_empty() {
+            return;
+        }
+        let is_full = self.doubtful.len() >= MAX_DOUBTFUL;
+        match self.doubtful.last_mut() {
+            Some(last) if is_full || part.start <= last.end => {
+                last.start = last.start.min(part.start);
+                last.end = last.end.max(part.end);
+            }
+            _ => self.doubtful.push(part),
+        }
+    }
+
+    /// Doubts what tries have left that did not come to their end: not all of it need be among what
+    /// waits now.
+    fn doubt_unsettled(&mut self) -> Result<(), Error> {
+        self.doubt(self.settled..self.size()?);
+        Ok(())
+    }
+
+    /// Finds lines that stand there, and makes sure that they are on the disk.
+    fn find_in(&self, parts: &[Range<u64>], missing: &mut Missing<'_>) -> Result<(), Error> {
+        let mut found_any = false;
+        for part in parts {
+            let inside_line = self.is_inside_line(part.start)?;
+            let scan = self.find(part.clone(), inside_line, missing)?;
+            missing.found(&scan);
+            found_any |= !scan.found.is_empty();
+        }
+        if found_any { self.sync() } else { Ok(()) }
+    }
+
+    fn is_inside_line(&self, at: u64) -> Result<bool, Error> {
+        let Some(before) = at.checked_sub(1) else {
+            return Ok(false);
+        };
+        let mut byte = *b"\n";
+        self.file
+            .read_at(&mut byte, before)
+            .map_err(Error::io("read back", &self.path))?;
+        Ok(byte != *b"\n")
+    }
+
+    /// What stands behind what is settled.
+    fn find_unsettled(&self, missing: &Missing<'_>) -> Result<Scan, Error> {
+        self.find(self.settled..u64::MAX, self.inside_line, missing)
+    }
+
+    fn scan(
+        &self,
+        part: Range<u64>,
+        inside_line: bool,
+        missing: &Missing<'_>,
+    ) -> Result<Scan, Error> {
+        scan(&self.file, part.start, part.end, inside_line, missing)
             .map_err(Error::io("read back", &self.path))
     }
 
-    /// What stands behind what is settled. The lines among it are written once more where they
-    /// stand: after a sync that failed the kernel takes pages for clean that are not on the disk,
-    /// and only so does the next sync mean something.
-    fn find(&self, missing: &Missing<'_>) -> Result<Scan, Error> {
-        let scan = self.scan(missing)?;
+    /// What stands there. The lines among it are written once more where they stand: after a sync
+    /// that failed the kernel takes pages for clean that are not on the disk, and only so does the
+    /// next sync mean something.
+    fn find(
+        &self,
+        part: Range<u64>,
+        inside_line: bool,
+        missing: &Missing<'_>,
+    ) -> Result<Scan, Error> {
+        let scan = self.scan(part.clone(), inside_line, missing)?;
         if scan.found.is_empty() {
             return Ok(scan);
         }
@@ -445,7 +606,7 @@ impl Tail {
                 fadvise(&self.file, 0, None, Advice::DontNeed)
                     .map_err(io::Error::from)
                     .map_err(Error::io("read back", &self.path))?;
-                self.scan(missing)
+                self.scan(part, inside_line, missing)
             }
             written => written
                 .map(|()| scan)
@@ -457,7 +618,7 @@ impl Tail {
     /// that are whole are settled: nothing but a piece of a line is left open, whatever happens to
     /// the file until there is room.
     fn settle(&mut self, missing: &mut Missing<'_>) -> Result<Settled, Error> {
-        let scan = self.find(missing)?;
+        let scan = self.find_unsettled(missing)?;
         missing.found(&scan);
         self.end = scan.end;
         let append = missing.append_after(&scan.torn);
@@ -467,7 +628,7 @@ impl Tail {
                 (missing.len(), self.end, None)
             }
             Err(error) => {
-                let scan = self.scan(missing)?;
+                let scan = self.scan(self.settled..u64::MAX, self.inside_line, missing)?;
                 missing.found(&scan);
                 match missing.first_of_an_unbroken_rest() {
                     Some(lines @ 1..) => (lines, scan.whole, Some(error)),
@@ -480,13 +641,17 @@ impl Tail {
         self.mark = Some(mark);
         self.inside_line &= settled == self.settled;
         self.settled = settled;
-        Ok(Settled { lines, mark, error })
+        Ok(Settled {
+            lines,
+            mark: mark.encode(&self.doubtful),
+            error,
+        })
     }
 
     /// Finds lines in a file that was moved away, and completes one that is torn. The file stays
     /// as unsettled as it was, in case the next one cannot be written.
     fn settle_moved(&self, missing: &mut Missing<'_>) -> Result<(Scan, Mark), Error> {
-        let scan = self.find(missing)?;
+        let scan = self.find_unsettled(missing)?;
         let mut after = missing.clone();
         after.found(&scan);
         let mut settled = None;

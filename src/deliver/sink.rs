@@ -13,7 +13,7 @@ use std::{
 use tokio::sync::oneshot;
 use uuid::Uuid;
 
-use crate::store::{Claim, Pending};
+use crate::store::{Claim, Past, Pending};
 
 use super::{SinkOptions, Target, file::LogFile, journald::Journald, otlp::Otlp, stdout::Stdout};
 
@@ -21,7 +21,7 @@ use super::{SinkOptions, Target, file::LogFile, journald::Journald, otlp::Otlp, 
 #[derive(Debug)]
 pub(super) enum Sink {
     Stdout(Stdout),
-    File(LogFile),
+    File(Box<LogFile>),
     Journald(Journald),
     Otlp(Box<Otlp>),
 }
@@ -38,9 +38,8 @@ pub(super) trait Writer: Send + 'static {
     /// Delivers events in order, as many as it can.
     fn deliver(&mut self, events: &[Pending]) -> Progress;
 
-    /// Is told that some of what it is given next may have been delivered by others who wrote to
-    /// the same place.
-    fn look_back(&mut self) {}
+    /// Is told, where replicas share the searches, what was before the events that it is given next.
+    fn hear(&mut self, _past: Past) {}
 
     /// Looks again at where it writes to.
     fn reopen(&mut self) {}
@@ -123,7 +122,8 @@ impl Sink {
                     Target::File { path, .. } if sink.name != options.name => Some(path.clone()),
                     _ => None,
                 });
-                Self::File(LogFile::new(path.clone(), *format).beside(others.collect()))
+                let file = LogFile::new(path.clone(), *format).beside(others.collect());
+                Self::File(Box::new(file))
             }
             Target::Journald => Self::Journald(Journald::new()),
             Target::Otlp(options) => Self::Otlp(Box::new(Otlp::new(options)?)),
@@ -186,8 +186,8 @@ impl Thread {
                         Request::Deliver(events, claim, reply) => {
                             // Right before: the process may have been stopped for a while.
                             let progress = if claim.holds() {
-                                if claim.is_inherited() {
-                                    writer.look_back();
+                                if let Some(past) = claim.past() {
+                                    writer.hear(past);
                                 }
                                 writer.deliver(&events)
                             } else {

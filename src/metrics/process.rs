@@ -4,7 +4,7 @@
 //! program that is nearly idle seems to do nothing for hours and then to jump. Where there is no
 //! `/proc` the series are left out.
 
-use std::fs;
+use std::{fs, sync::LazyLock};
 
 use prometheus::{
     core::{Collector, Desc, Describer as _},
@@ -26,6 +26,13 @@ static FAMILIES: [&Family; 7] = [
     &catalog::PROCESS_START_TIME,
     &catalog::PROCESS_THREADS,
 ];
+
+/// Read once: the system reckons it from its clock, and one that is set anew would seem to start the
+/// process again.
+static BOOT_TIME: LazyLock<Option<u64>> = LazyLock::new(|| {
+    let text = fs::read_to_string("/proc/stat").ok()?;
+    parse_boot_time(&text)
+});
 
 /// Reads the `process_*` series when they are asked for. It keeps no values, so that what cannot
 /// be read is absent rather than old.
@@ -86,10 +93,7 @@ fn read() -> Vec<(&'static Family, f64)> {
                 stat.resident_pages as f64 * page,
             ),
         ]);
-        let boot = fs::read_to_string("/proc/stat")
-            .ok()
-            .and_then(|text| parse_boot_time(&text));
-        if let Some(boot) = boot {
+        if let Some(boot) = *BOOT_TIME {
             let started = boot as f64 + stat.start_ticks as f64 / ticks;
             values.push((&catalog::PROCESS_START_TIME, started));
         }

@@ -6,7 +6,7 @@
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashSet, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
@@ -67,7 +67,7 @@ pub enum Purpose {
 /// Which alerts are asked for by id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// Those that a full read missed.
+    /// Those that a full read missed; none, where it is about how the server counts.
     pub suspects: Vec<Box<str>>,
     /// One that was in the result a moment ago: where the answer lacks it, it says nothing.
     pub witness: Box<str>,
@@ -105,6 +105,34 @@ struct Overtaken {
     answered: bool,
 }
 
+/// The requests under way, of a poll and of the background: what has overtaken each.
+#[derive(Debug, Default)]
+struct Requests {
+    poll: Option<Overtaken>,
+    background: Option<Overtaken>,
+}
+
+/// What the readings of the result have told so far.
+#[derive(Debug, Default)]
+struct Readings {
+    last: Option<LastReading>,
+    /// How many of them were sound.
+    whole: u64,
+    count: u64,
+    has_gone_through: bool,
+}
+
+/// How the last reading ended.
+#[derive(Debug)]
+struct LastReading {
+    /// Whether what it has not shown is not in the result, as far as the totals tell.
+    sound: bool,
+    /// Items that were no alerts: they count in the total.
+    unreadable: u64,
+    /// When the result is to be read anew.
+    next_due: Instant,
+}
+
 /// A page that was taken over before its changes were stored, to be given back if that fails.
 #[derive(Debug)]
 pub struct Ahead {
@@ -129,8 +157,7 @@ pub struct Engine {
     /// When the server may be asked by id again; `None` where it can be.
     confirm_again: Option<Instant>,
     unwitnessed_in_a_row: u32,
-    /// What has overtaken the requests under way: of a poll, and of the background.
-    overtaken: [Option<Overtaken>; 2],
+    requests: Requests,
     /// What the last poll lacked, if that was most of what there was: about each of them the next one
     /// must agree.
     sudden: HashSet<Box<str>>,
@@ -140,16 +167,7 @@ pub struct Engine {
     /// The page that the last full read was refused, if it was refused one.
     refused: Option<u64>,
     total: Option<u64>,
-    /// Whether the last reading was sound.
-    sound: bool,
-    /// Items of the last reading that were no alerts: they count in the total.
-    unreadable: u64,
-    /// How often the result was read whole by this process.
-    reads: u64,
-    /// How often it was gone through, whether or not that showed everything.
-    passes: u64,
-    has_gone_through: bool,
-    due: Option<Instant>,
+    readings: Readings,
     /// A full read that only the count asks for waits until then.
     rest_until: Option<Instant>,
     /// Full reads in a row after which the totals did not add up.
@@ -169,10 +187,23 @@ enum Reading {
         queue: VecDeque<Box<str>>,
         asked: Arc<Question>,
         witnesses: u32,
+        /// The answer before, if it counted more than it showed: it is now asked for the witness alone.
+        short: Option<Short>,
+        /// Those that answers may have kept back.
+        doubted: Vec<Box<str>>,
     },
     Verifying {
         queue: VecDeque<Box<str>>,
     },
+}
+
+/// An answer by id that counted more alerts than it showed.
+#[derive(Debug)]
+struct Short {
+    /// How many more.
+    by: u64,
+    /// Those that it was asked for and did not show.
+    lacking: Vec<Box<str>>,
 }
 
 // === impl Engine ===
@@ -190,18 +221,13 @@ impl Engine {
             suspects: BTreeMap::new(),
             confirm_again: None,
             unwitnessed_in_a_row: 0,
-            overtaken: [None, None],
+            requests: Requests::default(),
             sudden: HashSet::new(),
             witness: None,
             page_size: 0,
             refused: None,
             total: None,
-            sound: false,
-            unreadable: 0,
-            reads: 0,
-            passes: 0,
-            has_gone_through: false,
-            due: None,
+            readings: Readings::default(),
             rest_until: None,
             vain_in_a_row: 0,
             surplus_in_a_row: 0,
@@ -212,9 +238,13 @@ impl Engine {
     /// is what its polls have counted since.
     pub fn resume(&mut self, total: u64, ago: Duration, now: Instant) {
         self.total = Some(total);
-        self.sound = true;
-        self.reads = 1;
-        self.due = Some(now + self.options.full_read_interval.saturating_sub(ago));
+        let last = LastReading {
+            sound: true,
+            // One that counted some has not been complete.
+            unreadable: 0,
+            next_due: now + self.options.full_read_interval.saturating_sub(ago),
+        };
+        self.readings.add(last, self.tracker.open());
     }
 
     /// The known alerts.
@@ -237,36 +267,36 @@ impl Engine {
     /// Whether the known alerts are the whole result, as far as anybody can tell.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.reads > 0 && self.sound && self.total == Some(self.tracker.open() as u64)
+        self.readings.is_sound() && self.total == Some(self.tracker.open() as u64)
     }
 
     /// How often the whole result has been read.
     #[must_use]
     pub fn reads(&self) -> u64 {
-        self.reads
+        self.readings.whole
     }
 
     /// Whether what there is now has been in sight, as far as it ever will be: the result was read
     /// whole, or gone through twice where it showed nothing, or less than it counts.
     #[must_use]
     pub fn has_gone_through(&self) -> bool {
-        self.has_gone_through
+        self.readings.has_gone_through
     }
 
     /// Notes that a request is sent. What is learned from other answers before its own comes is newer.
     pub fn asked(&mut self, purpose: &Purpose) {
-        self.overtaken[purpose.side()] = Some(Overtaken::default());
+        self.requests.begin(purpose);
     }
 
     /// What a page changes. Store what follows, then [`Engine::adopt`] it; or the other way round,
     /// where [`Engine::ahead`] allows it.
     #[must_use]
     pub fn compare(&self, purpose: &Purpose, page: &[Sighting<'_>]) -> Delta {
-        let overtaken = self.overtaken[purpose.side()].as_ref();
+        let overtaken = self.requests.overtaken(purpose);
         let mut delta = self.tracker.compare(page, |id| {
             overtaken.is_some_and(|overtaken| overtaken.has(id))
         });
-        if self.sound && matches!(purpose, Purpose::Confirm(_)) {
+        if self.readings.is_sound() && matches!(purpose, Purpose::Confirm(_)) {
             // A server may look at nothing but the ids: then a change is how one looks that has left.
             delta.opened.clear();
             delta.changed.clear();
@@ -289,9 +319,8 @@ impl Engine {
             Some(_) => facts.page_size,
             None => self.page_size.max(facts.page_size),
         };
-        let side = purpose.side();
-        let overtaken = self.overtaken[side].take().unwrap_or_default();
-        if let Some(other) = &mut self.overtaken[1 - side] {
+        let (overtaken, other) = self.requests.end(purpose);
+        if let Some(other) = other {
             other.answered = true;
             for alert in &known {
                 other.note(alert.sighting.id);
@@ -317,7 +346,10 @@ impl Engine {
             }
             Purpose::Confirm(question) => {
                 // What a sound reading missed, only a reading can bring back into sight.
-                let seen = if self.sound { &[] } else { &*current };
+                let seen = match self.readings.is_sound() {
+                    true => &[],
+                    false => &*current,
+                };
                 self.tracker.adopt(known, seen);
                 self.adopt_confirmation(question, facts, page, now);
                 Next::Done
@@ -441,12 +473,18 @@ impl Engine {
     pub fn confirmation_refused(&mut self, now: Instant) {
         self.confirm_again = Some(now + CONFIRM_AGAIN);
         self.unwitnessed_in_a_row = 0;
-        if let Reading::Confirming { queue, asked, .. } =
-            std::mem::replace(&mut self.reading, Reading::Idle)
+        if let Reading::Confirming {
+            queue,
+            asked,
+            short,
+            doubted,
+            ..
+        } = std::mem::replace(&mut self.reading, Reading::Idle)
         {
-            let rest = asked.suspects.iter().cloned().chain(queue).collect();
-            self.suspect(rest);
-            self.verify();
+            let asked = asked.suspects.iter().cloned();
+            let lacking = short.into_iter().flat_map(|short| short.lacking);
+            self.suspect(asked.chain(lacking).chain(queue).collect());
+            self.verify(doubted);
         }
     }
 
@@ -457,10 +495,10 @@ impl Engine {
             return;
         };
         self.refused = Some(read.page());
-        let took = now - *begun;
+        let (took, unreadable) = (now - *begun, read.unreadable());
         self.reading = Reading::Idle;
         self.rest_until = Some(now + self.rest(true, took));
-        self.finish_reading(false, 0, None, now);
+        self.finish_reading(false, unreadable, None, now);
     }
 
     fn adopt_poll(
@@ -498,7 +536,7 @@ impl Engine {
             self.remember_witness(page);
         }
         let news = !delta.opened.is_empty() || !delta.tail_unchanged;
-        let open = self.tracker.open() as u64 + self.unreadable;
+        let open = self.tracker.open() as u64 + self.readings.unreadable();
         let accounted = open == facts.total && delta.tail_unchanged;
         let is_shown = |page: &u64| self.refused.is_none_or(|refused| *page < refused);
         if let Some(next) = facts.next.filter(is_shown)
@@ -521,7 +559,7 @@ impl Engine {
 
     /// Looks at the count at the end of a poll: has anything left, or is anything not known?
     fn compare_count(&mut self, facts: &Facts, delta: &Delta, now: Instant) {
-        let open = self.tracker.open() as u64 + self.unreadable;
+        let open = self.tracker.open() as u64 + self.readings.unreadable();
         let quiet = facts.page == 1 && delta.opened.is_empty();
         let wanted = match facts.total.cmp(&open) {
             std::cmp::Ordering::Equal => {
@@ -543,7 +581,8 @@ impl Engine {
     }
 
     fn is_due(&self, now: Instant) -> bool {
-        self.due.is_none_or(|due| now >= due)
+        let last = self.readings.last.as_ref();
+        last.is_none_or(|last| now >= last.next_due)
     }
 
     fn begin_full_read(&mut self, now: Instant) {
@@ -604,18 +643,18 @@ impl Engine {
         poll: Option<&Overtaken>,
         now: Instant,
     ) {
-        self.sound = sound;
-        self.unreadable = unreadable as u64;
-        self.due = Some(now + self.options.full_read_interval);
-        self.passes += 1;
-        self.has_gone_through |= sound && self.tracker.seen() > 0 || self.passes > 1;
+        let last = LastReading {
+            sound,
+            unreadable: unreadable as u64,
+            next_due: now + self.options.full_read_interval,
+        };
+        self.readings.add(last, self.tracker.seen());
         let mut missing = self.tracker.missing();
         if !sound {
             missing.truncate(UNSEEN);
-            self.confirm(missing.into(), now);
+            self.confirm(missing.into(), Vec::new(), now);
             return;
         }
-        self.reads += 1;
         let tracker = &self.tracker;
         self.suspects.retain(|id, _| tracker.is_missing(id));
         let sudden = std::mem::take(&mut self.sudden);
@@ -628,11 +667,12 @@ impl Engine {
                 missing.retain(|id| !overtaken.has(id));
                 self.depart(missing);
             }
-            _ => self.confirm(missing.into(), now),
+            _ => self.confirm(missing.into(), Vec::new(), now),
         }
     }
 
-    fn confirm(&mut self, mut queue: VecDeque<Box<str>>, now: Instant) {
+    /// Asks for those in the `queue` by id, and at the end for the pages of the `doubted`.
+    fn confirm(&mut self, mut queue: VecDeque<Box<str>>, doubted: Vec<Box<str>>, now: Instant) {
         // The answer must fit on one page, with the witness.
         let room = usize::try_from(self.page_size.saturating_sub(1))
             .unwrap_or(CONFIRM)
@@ -648,11 +688,13 @@ impl Engine {
                     queue,
                     asked,
                     witnesses: 0,
+                    short: None,
+                    doubted,
                 };
             }
             _ => {
                 self.suspect(queue.into());
-                self.verify();
+                self.verify(doubted);
             }
         }
     }
@@ -664,7 +706,7 @@ impl Engine {
     /// Notes that a full read has missed these alerts, and that asking by id did not tell that they are
     /// gone. One that has been missed too often for luck is.
     fn suspect(&mut self, missing: Vec<Box<str>>) {
-        if !self.sound {
+        if !self.readings.is_sound() {
             // It may be where the reading did not come.
             return;
         }
@@ -676,7 +718,7 @@ impl Engine {
             }
             let missed = self.suspects.get(&id).map_or(1, |missed| missed + 1);
             // What could not be read may be any of them.
-            if missed >= CERTAINTY && self.unreadable == 0 {
+            if missed >= CERTAINTY && self.readings.unreadable() == 0 {
                 gone.push(id);
             } else {
                 self.suspects.insert(id, missed.min(CERTAINTY));
@@ -685,14 +727,16 @@ impl Engine {
         self.depart(gone);
     }
 
-    /// A full read may miss an alert for the second time by the same bad luck: its own page decides.
-    fn verify(&mut self) {
+    /// A full read may miss an alert for the second time by the same bad luck: its own page decides. So
+    /// it does about the `doubted`.
+    fn verify(&mut self, doubted: Vec<Box<str>>) {
         let suspects = self.suspects.iter();
-        let doubted = suspects.filter(|(id, missed)| {
-            (DOUBT..CERTAINTY).contains(*missed) && self.tracker.is_missing(id)
-        });
-        let queue: VecDeque<_> = doubted.map(|(id, _)| id.clone()).collect();
-        if !queue.is_empty() {
+        let missed_again = suspects.filter(|(_, missed)| (DOUBT..CERTAINTY).contains(*missed));
+        let mut asked: BTreeSet<Box<str>> = missed_again.map(|(id, _)| id.clone()).collect();
+        asked.extend(doubted);
+        asked.retain(|id| self.tracker.is_missing(id));
+        if !asked.is_empty() {
+            let queue = asked.into_iter().collect();
             self.reading = Reading::Verifying { queue };
         }
     }
@@ -708,6 +752,8 @@ impl Engine {
             queue,
             asked,
             witnesses,
+            short,
+            doubted,
         } = &mut self.reading
         else {
             return;
@@ -741,13 +787,37 @@ impl Engine {
         }
         self.unwitnessed_in_a_row = 0;
         let suspects = question.suspects.iter().cloned();
-        let (there, gone): (Vec<_>, _) = suspects.partition(|id| shown.contains(&**id));
-        let queue = std::mem::take(queue);
+        let (there, mut gone): (Vec<_>, Vec<_>) = suspects.partition(|id| shown.contains(&**id));
+        let surplus = facts.total.saturating_sub(shown.len() as u64);
+        let mut kept_back = Vec::new();
+        match short.take() {
+            None if surplus > 0 && !gone.is_empty() => {
+                // Either it counts too many whatever it is asked, or it keeps back some of those that it
+                // was asked for: about one that is surely there, only the former counts too many.
+                *short = Some(Short {
+                    by: surplus,
+                    lacking: gone,
+                });
+                *witnesses = 0;
+                *asked = Arc::new(Question {
+                    suspects: Vec::new(),
+                    witness: question.witness.clone(),
+                });
+                self.suspect(there);
+                return;
+            }
+            None => {}
+            Some(short) if surplus >= short.by => gone = short.lacking,
+            Some(short) => kept_back = short.lacking,
+        }
+        let (queue, mut doubted) = (std::mem::take(queue), std::mem::take(doubted));
         self.reading = Reading::Idle;
         self.depart_unseen(gone);
+        doubted.extend_from_slice(&kept_back);
+        self.suspect(kept_back);
         // A server that looks at nothing but the ids shows what has left as well.
         self.suspect(there);
-        self.confirm(queue, now);
+        self.confirm(queue, doubted, now);
     }
 
     /// No witness could be found: the next full read tries again, but not for ever.
@@ -768,9 +838,7 @@ impl Engine {
 
     fn depart(&mut self, ids: Vec<Box<str>>) {
         for id in ids {
-            for request in self.overtaken.iter_mut().flatten() {
-                request.note(&id);
-            }
+            self.requests.note(&id);
             self.tracker.set_leaving(&id);
             // One that came back and left again may still wait for its first departure.
             if self.in_departed.insert(id.clone()) {
@@ -785,12 +853,59 @@ impl Engine {
     }
 }
 
-// === impl Purpose ===
+// === impl Requests ===
 
-impl Purpose {
-    /// Who asks: each of the two has at most one request under way.
-    fn side(&self) -> usize {
-        usize::from(*self != Self::Poll)
+impl Requests {
+    fn begin(&mut self, purpose: &Purpose) {
+        let begun = Some(Overtaken::default());
+        match purpose {
+            Purpose::Poll => self.poll = begun,
+            Purpose::FullRead | Purpose::Confirm(_) => self.background = begun,
+        }
+    }
+
+    fn overtaken(&self, purpose: &Purpose) -> Option<&Overtaken> {
+        match purpose {
+            Purpose::Poll => self.poll.as_ref(),
+            Purpose::FullRead | Purpose::Confirm(_) => self.background.as_ref(),
+        }
+    }
+
+    /// Ends a request. Brings what has overtaken it, and what will have overtaken the other one.
+    fn end(&mut self, purpose: &Purpose) -> (Overtaken, Option<&mut Overtaken>) {
+        let (ended, other) = match purpose {
+            Purpose::Poll => (&mut self.poll, &mut self.background),
+            Purpose::FullRead | Purpose::Confirm(_) => (&mut self.background, &mut self.poll),
+        };
+        (ended.take().unwrap_or_default(), other.as_mut())
+    }
+
+    /// Notes that something was learned of an alert.
+    fn note(&mut self, id: &str) {
+        for overtaken in [&mut self.poll, &mut self.background].into_iter().flatten() {
+            overtaken.note(id);
+        }
+    }
+}
+
+// === impl Readings ===
+
+impl Readings {
+    /// Adds one that has ended, and has shown so many alerts.
+    fn add(&mut self, last: LastReading, shown: usize) {
+        self.count += 1;
+        self.whole += u64::from(last.sound);
+        self.has_gone_through |= last.sound && shown > 0 || self.count > 1;
+        self.last = Some(last);
+    }
+
+    /// Whether there was one, and the last one was sound.
+    fn is_sound(&self) -> bool {
+        self.last.as_ref().is_some_and(|last| last.sound)
+    }
+
+    fn unreadable(&self) -> u64 {
+        self.last.as_ref().map_or(0, |last| last.unreadable)
     }
 }
 

@@ -1,19 +1,20 @@
 //! All searches of all tenants of all accounts: which tasks run, and how that changes.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
     time::Duration,
 };
 
 use tokio::{
-    task::{self, AbortHandle, JoinSet},
+    task::{self, JoinSet},
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
 
 use super::{
     AtFirstStart, SearchOptions,
+    discovery::{AccountClient, Clients, clients_of, told_apart},
     search::{self, Search, Shared},
 };
 use crate::{
@@ -21,7 +22,7 @@ use crate::{
     health::Health,
     identity::{SearchKey, Tenant},
     metrics::Metrics,
-    opsramp::{self, BuildError, Client, ClientInfo},
+    opsramp::{self, BuildError, Client},
     record,
     status::{Board, SearchStatus},
     store::{Held, Store},
@@ -96,28 +97,6 @@ pub struct LookUp {
 }
 
 #[derive(Debug)]
-struct AccountClient {
-    options: opsramp::Options,
-    client: Client,
-    /// Changes when the client does, so that searches notice.
-    generation: u64,
-    /// Whose clients are looked up; none without discovery.
-    partners: Vec<Arc<str>>,
-    /// The clients that were found, with the partner of each.
-    discovered: BTreeMap<Tenant, Arc<str>>,
-    look_up: Option<UnderWay>,
-    /// When clients are to be looked up next, unless they are being looked up.
-    look_up_at: Instant,
-    failures: u32,
-    /// Whether the last look-up lacked most of the clients that are known.
-    is_doubted: bool,
-}
-
-/// A look-up under way. Dropping it ends it, and makes its outcome void.
-#[derive(Debug)]
-struct UnderWay(AbortHandle);
-
-#[derive(Debug)]
 struct RunningSearch {
     spec: Spec,
     /// Tells it from a predecessor that is still being joined.
@@ -144,12 +123,6 @@ struct Spec {
     fetch_details: bool,
 }
 
-/// The first pause after a look-up that failed.
-const DISCOVERY_PAUSE: Duration = Duration::from_secs(5);
-/// A partner's clients are read no further than so many pages of a hundred.
-const MAX_CLIENT_PAGES: u64 = 500;
-/// Clients of an account that are polled at most. One takes some 40 kB of memory.
-const MAX_CLIENTS: usize = 10_000;
 /// First polls of many searches are this far apart, but no further than their interval.
 const START_PACE: Duration = Duration::from_millis(20);
 /// A search's loop promises to come round so often.
@@ -189,7 +162,8 @@ impl Pollers {
                 }
                 _ => {
                     let metrics = self.metrics.register_account(name);
-                    Client::new(account.options.clone(), Arc::new(metrics)).map(Some)
+                    let made = Client::new(account.options.clone(), Arc::new(metrics));
+                    made.await.map(Some)
                 }
             };
             match made {
@@ -258,26 +232,18 @@ impl Pollers {
                 // Its token and allowances were another client's.
                 self.board.remove_account(client.account());
             }
-            let generation = old.as_ref().map_or(0, |old| old.generation + 1);
-            let (partners, discovered) = old
-                .map(|old| (old.partners, old.discovered))
-                .unwrap_or_default();
-            let account = AccountClient {
-                options,
-                client: client.clone(),
-                generation,
-                partners,
-                discovered,
-                look_up: None,
-                look_up_at: Instant::now(),
-                failures: 0,
-                is_doubted: false,
-            };
-            self.clients.insert(Arc::clone(client.account()), account);
+            let name = Arc::clone(client.account());
+            self.clients
+                .insert(name, AccountClient::new(options, client, old));
         }
         for account in &plan.accounts {
             if let Some(client) = self.clients.get_mut(&account.options.name) {
+                let was_known = client.found().is_some();
                 client.look_up_clients_of(account.partners());
+                if was_known && client.found().is_none() {
+                    self.board
+                        .update_account(&account.options.name, |status| status.clients = None);
+                }
             }
         }
         self.plan = Some(plan);
@@ -498,7 +464,7 @@ impl Pollers {
         accounts.filter_map(|account| {
             let name = &account.options.name;
             let client = self.clients.get(name)?;
-            Some((name, account.discovery?, client)).filter(|_| client.look_up.is_none())
+            Some((name, account.discovery?, client)).filter(|_| !client.is_looking_up())
         })
     }
 
@@ -519,8 +485,7 @@ impl Pollers {
                 let found = clients_of(&client, &partners).await;
                 (account, found)
             });
-            known.look_up = Some(UnderWay(look_up));
-            known.look_up_at = now + interval;
+            known.look_up_begun(look_up, now + interval);
         }
         self.discovering()
             .map(|(_, _, client)| client.look_up_at)
@@ -535,125 +500,22 @@ impl Pollers {
             account,
             found,
         } = look_up;
-        let is_awaited = |client: &&mut AccountClient| {
-            let under_way = client.look_up.as_ref();
-            under_way.is_some_and(|UnderWay(it)| it.id() == task)
-        };
-        let Some(client) = self.clients.get_mut(&account).filter(is_awaited) else {
+        let Some(client) = self.clients.get_mut(&account) else {
             return;
         };
-        client.look_up = None;
-        match found {
-            Ok(found) => {
-                let is_short = found.is_short;
-                let mut tenants = found.into_tenants();
-                let known = &client.discovered;
-                let missing = known.keys().filter(|it| !tenants.contains_key(it)).count();
-                // An empty list for a moment would stop all of them until the next look-up.
-                let is_doubted = 2 * missing > known.len() && !client.is_doubted;
-                client.is_doubted = is_doubted;
-                if is_short || is_doubted {
-                    // Whoever is not shown need not have gone.
-                    let ids: BTreeSet<_> = tenants.keys().map(|tenant| &tenant.id).collect();
-                    let unseen = client.discovered.iter();
-                    let unseen = unseen.filter(|(tenant, _)| !ids.contains(&tenant.id));
-                    let unseen: Vec<_> = unseen
-                        .map(|(tenant, partner)| (tenant.clone(), Arc::clone(partner)))
-                        .collect();
-                    tenants.extend(unseen);
-                    client.look_up_again();
-                    let why = if is_short {
-                        "the server counts more clients of the partner than it shows"
-                    } else {
-                        "the server shows few of the clients of the partner that are known"
-                    };
-                    tracing::warn!(%account, missing, "{why}; they are looked up again soon");
-                } else {
-                    client.failures = 0;
-                }
-                if client.discovered != tenants {
-                    let not_in = |one: &BTreeMap<Tenant, _>, other: &BTreeMap<Tenant, _>| {
-                        one.keys().filter(|it| !other.contains_key(*it)).count()
-                    };
-                    let new = not_in(&tenants, &client.discovered);
-                    let gone = not_in(&client.discovered, &tenants);
-                    tracing::info!(%account, clients = tenants.len(), new, gone, "looked up the clients of the partner");
-                    client.discovered = tenants;
-                    self.follow_plan().await;
-                }
-            }
-            Err(error) => {
-                client.look_up_again();
-                tracing::error!(
-                    %account,
-                    reason = error.reason(),
-                    error = %error.chain(),
-                    "cannot look up the clients of the partner; those known are polled on"
-                );
-            }
+        if !client.awaits(task) {
+            return;
+        }
+        if client.take_over(found) {
+            self.follow_plan().await;
+        }
+        // Only now: as long as their searches are not on the board, they would be missed there.
+        let found = self.clients.get(&account).and_then(AccountClient::found);
+        if found.is_some() {
+            self.board
+                .update_account(&account, |status| status.clients = found);
         }
     }
-}
-
-/// Tenants as they are called: two series must not share their labels. Of those with one name, each
-/// is called by its id, and none by that of another one.
-fn told_apart(tenants: &[&Tenant]) -> Vec<Tenant> {
-    let ids: HashSet<&str> = tenants.iter().map(|tenant| &*tenant.id).collect();
-    let mut bearers: HashMap<&str, usize> = HashMap::new();
-    for tenant in tenants {
-        *bearers.entry(&tenant.name).or_default() += 1;
-    }
-    let called = |tenant: &&Tenant| {
-        let Tenant { id, name } = tenant;
-        let name = if bearers.get(&**name).is_some_and(|bearers| *bearers > 1) {
-            Arc::clone(id)
-        } else if name != id && ids.contains(&**name) {
-            format!("{name} ({id})").into()
-        } else {
-            Arc::clone(name)
-        };
-        let id = Arc::clone(id);
-        Tenant { id, name }
-    };
-    tenants.iter().map(called).collect()
-}
-
-/// The activated clients of some partners.
-async fn clients_of(client: &Client, partners: &[Arc<str>]) -> Result<Clients, opsramp::Error> {
-    let mut found = Clients::default();
-    for partner in partners {
-        let (mut next, mut shown, mut total) = (Some(1), 0, 0);
-        let mut ids = HashSet::new();
-        while let Some(page_no) = next.filter(|page| *page <= MAX_CLIENT_PAGES) {
-            let page = client.clients(partner, page_no).await?.clients(page_no)?;
-            // Paging over a living list can show a client twice, and some servers never end.
-            let of_page = page.clients.len();
-            let new = page.clients.iter().filter(|it| ids.insert(it.id.clone()));
-            let repeated = of_page - new.count();
-            shown += (page.shown - repeated) as u64;
-            total = page.total.unwrap_or(total);
-            if !found.take_in(page.clients, partner) {
-                tracing::warn!(
-                    account = %client.account(),
-                    "the account has more than {MAX_CLIENTS} clients; the others are not polled"
-                );
-                return Ok(found);
-            }
-            let is_behind = repeated == of_page && shown >= total;
-            next = page.next_page.filter(|_| !is_behind);
-        }
-        found.is_short |= shown < total;
-    }
-    Ok(found)
-}
-
-/// Clients that look-ups have found.
-#[derive(Debug, Default)]
-struct Clients {
-    /// Their names and partners, by their ids.
-    known: BTreeMap<String, (String, Arc<str>)>,
-    /// Whether the server showed fewer than it counts.
-    is_short: bool,
 }
 
 // === impl Account ===
@@ -666,93 +528,10 @@ impl Account {
     }
 }
 
-// === impl UnderWay ===
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
-}
-
-// === impl AccountClient ===
-
-impl AccountClient {
-    /// Has the clients of these partners looked up from now on, at once where they are others than
-    /// before. Known clients of a partner that is still among them are polled on meanwhile.
-    fn look_up_clients_of(&mut self, partners: Vec<Arc<str>>) {
-        if self.partners == partners {
-            return;
-        }
-        self.discovered
-            .retain(|_, partner| partners.contains(partner));
-        self.partners = partners;
-        self.look_up = None;
-        self.look_up_at = Instant::now();
-        self.failures = 0;
-        self.is_doubted = false;
-    }
-
-    /// Has the clients looked up sooner than usual, and less soon each time in a row.
-    fn look_up_again(&mut self) {
-        let pause = DISCOVERY_PAUSE * (1 << self.failures.min(6));
-        self.failures += 1;
-        self.look_up_at = Instant::now() + pause.mul_f64(0.8 + 0.2 * fastrand::f64());
-    }
-}
-
-impl Clients {
-    /// Takes in a page's clients that are activated. Returns whether there was room for all.
-    fn take_in(&mut self, page: Vec<ClientInfo>, partner: &Arc<str>) -> bool {
-        for found in page.into_iter().filter(|found| found.activated) {
-            let full = self.known.len() == MAX_CLIENTS;
-            match self.known.entry(found.id) {
-                Entry::Occupied(_) => {}
-                Entry::Vacant(_) if full => return false,
-                Entry::Vacant(place) => {
-                    place.insert((found.name, Arc::clone(partner)));
-                }
-            }
-        }
-        true
-    }
-
-    fn into_tenants(self) -> BTreeMap<Tenant, Arc<str>> {
-        let tenant = |(id, (name, partner)): (String, (String, _))| {
-            let (id, name) = (id.into(), name.into());
-            (Tenant { id, name }, partner)
-        };
-        self.known.into_iter().map(tenant).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{metrics::BuildInfo, store};
-
-    fn page(numbers: std::ops::Range<usize>) -> Vec<ClientInfo> {
-        numbers
-            .map(|number| ClientInfo {
-                id: format!("client_{number}"),
-                name: format!("Client {number}"),
-                activated: true,
-            })
-            .collect()
-    }
-
-    #[test]
-    fn a_client_that_two_pages_show_counts_once_and_one_that_is_not_activated_does_not() {
-        let mut found = Clients::default();
-        let mut renamed_and_off = page(1..3);
-        renamed_and_off[0].name = "Another".to_owned();
-        renamed_and_off[1].activated = false;
-        let partner = "msp_1".into();
-        assert!(found.take_in(page(0..2), &partner));
-        assert!(found.take_in(renamed_and_off, &partner));
-        let tenants = found.into_tenants();
-        let names: Vec<_> = tenants.keys().map(|tenant| &*tenant.name).collect();
-        assert_eq!(names, ["Client 0", "Client 1"]);
-    }
 
     #[tokio::test]
     async fn a_look_up_that_panics_is_no_look_up_that_found_nobody() {
@@ -780,43 +559,5 @@ mod tests {
             matches!(happening, Ok(Happening::Failed(_))),
             "{happening:?}"
         );
-    }
-
-    #[test]
-    fn tenants_are_told_apart_whatever_names_the_api_gives_them() {
-        let tenant = |(id, name): (&str, &str)| Tenant {
-            id: id.into(),
-            name: name.into(),
-        };
-        let tenants = [
-            ("client_1", "one"),
-            ("client_2", "same"),
-            ("client_3", "same"),
-            ("client_4", "client_2"),
-            ("client_5", "client_5"),
-        ]
-        .map(tenant);
-        let called = told_apart(&tenants.iter().collect::<Vec<_>>());
-        let names: Vec<_> = called.iter().map(|tenant| &*tenant.name).collect();
-        assert_eq!(
-            names,
-            [
-                "one",
-                "client_2",
-                "client_3",
-                "client_2 (client_4)",
-                "client_5"
-            ]
-        );
-    }
-
-    #[test]
-    fn there_is_room_for_so_many_clients_and_for_seeing_them_again() {
-        let mut found = Clients::default();
-        let partner = "msp_1".into();
-        assert!(found.take_in(page(0..MAX_CLIENTS), &partner));
-        assert!(found.take_in(page(MAX_CLIENTS - 100..MAX_CLIENTS), &partner));
-        assert!(!found.take_in(page(MAX_CLIENTS - 1..MAX_CLIENTS + 1), &partner));
-        assert_eq!(found.into_tenants().len(), MAX_CLIENTS);
     }
 }

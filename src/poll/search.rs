@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 pub(super) use self::taking_up::unknown;
 use self::{
     departures::Reason,
-    learning::{UnderWay, committing},
+    learning::{PendingCommit, committing},
 };
 use super::{
     AtFirstStart, SearchOptions,
@@ -112,7 +112,7 @@ struct Running {
     /// again.
     waited_in_vain: bool,
     engine: Engine,
-    under_way: Option<UnderWay>,
+    under_way: Option<PendingCommit>,
     asking: Asking,
     /// Where less is asked for than is wanted: when a poll tries that again.
     ask_fully_at: Option<Instant>,

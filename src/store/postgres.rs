@@ -125,11 +125,13 @@ impl Postgres {
         node: String,
         journal_limit: u64,
     ) -> Result<Self, Error> {
-        let pool = Pool::new(url, lease);
+        let pool = Pool::new(url.clone(), lease);
+        let keeper_pool = Pool::of_one(url, lease);
         // Places grow on from one process to the next.
         let journal = Journal::new(journal_limit, clock::now().as_microsecond());
         let shared = Arc::new(Shared {
             pool,
+            keeper_pool,
             lease,
             node,
             journalled: watch::Sender::new(journal.end()),
@@ -165,7 +167,7 @@ impl Postgres {
 
     /// Says which searches this replica would poll.
     pub(super) fn share_out(&self, keys: Vec<SearchKey>) {
-        self.shared.work(|state| state.want(keys));
+        self.shared.change_journals(|state| state.want(keys));
         self.shared.wake.notify_one();
     }
 
@@ -212,7 +214,7 @@ impl Postgres {
             Ok(None) => {
                 // What was held until now, the server says otherwise of.
                 self.shared
-                    .update(|state| state.lease_on(key).map(|held| state.lose(held)));
+                    .change_leases(|state| state.lease_on(key).map(|held| state.lose(held)));
                 self.shared.wake.notify_one();
                 Err(Error::HeldElsewhere)
             }
@@ -324,7 +326,7 @@ impl Postgres {
     ) -> Result<(), Error> {
         self.check_open()?;
         let events = commit.events.len() as u64;
-        let kept = self.shared.work(|state| {
+        let kept = self.shared.change_journals(|state| {
             if !state.is_held(held) {
                 return Err(Error::LeaseLost);
             }
@@ -346,11 +348,12 @@ impl Postgres {
         });
         let done = done.await;
         let nothing_done = matches!(&done, Err(error) if error.is_without_effect());
-        let (end, lost) = self.shared.work(|state| {
+        let (end, lost) = self.shared.change_journals(|state| {
             state.journal.unreserve(events);
             let lost = match &done {
                 Ok(Some(end)) if kept && events > 0 => {
                     let count = i64::try_from(events).unwrap_or(i64::MAX);
+                    // Where that loses the search, all are told below.
                     let follows = state.committed(held, *end, count);
                     if !follows {
                         tracing::warn!(row = held.row, "{SET_BACK}");
@@ -365,7 +368,7 @@ impl Postgres {
             (state.journal.end(), lost)
         });
         if lost {
-            self.shared.update(|state| state.lose(held));
+            self.shared.change_leases(|state| state.lose(held));
         }
         match done {
             Ok(Some(_)) => {
@@ -425,7 +428,7 @@ impl Postgres {
                 tracing::debug!(error, "the state database does not forget a sink yet");
             }
             self.shared
-                .update(|state| state.journal.set_own_sinks(&names));
+                .change_leases(|state| state.journal.set_own_sinks(&names));
         }
         Ok(self.shared.look(|state| {
             let state_of = |name: &String| SinkState {
@@ -443,8 +446,8 @@ impl Postgres {
     ) -> Result<Batch, Error> {
         self.check_open()?;
         loop {
-            let (ranges, loan) = self.shared.work(|state| {
-                state.expire();
+            self.shared.expire();
+            let (ranges, loan) = self.shared.change_journals(|state| {
                 if !state.journal.is_own(sink) {
                     return Err(unknown(sink));
                 }
@@ -454,7 +457,7 @@ impl Postgres {
                     sink: sink.into(),
                     number: state.journal.lend(sink, ranges.clone()),
                     leases: leases_of(state, &ranges),
-                    inherited: ranges.iter().any(|range| range.inherited),
+                    past: state.journal.past(sink, &ranges),
                 };
                 Ok((ranges, loan))
             })?;
@@ -474,7 +477,7 @@ impl Postgres {
                     events = last.place + last.count - first.place,
                     "events are missing from the journal in the database; they are skipped"
                 );
-                self.shared.work(|state| {
+                self.shared.change_journals(|state| {
                     let mark = state.journal.mark(sink);
                     let end = last.place + last.count - 1;
                     state.journal.acknowledge(sink, end, mark);
@@ -493,7 +496,7 @@ impl Postgres {
         mark: Option<Vec<u8>>,
     ) -> Result<(), Error> {
         self.check_open()?;
-        self.shared.work(|state| {
+        self.shared.change_journals(|state| {
             if !state.journal.is_own(sink) {
                 return Err(unknown(sink));
             }
@@ -541,8 +544,9 @@ impl Postgres {
                  when the leases have ended"
             );
         }
-        self.shared.update(State::lose_all);
+        self.shared.change_leases(State::lose_all);
         self.shared.pool.close();
+        self.shared.keeper_pool.close();
     }
 
     fn check_open(&self) -> Result<(), Error> {
@@ -575,7 +579,7 @@ fn adopt(
     progress: &[(String, i64)],
     hold: impl FnOnce(&mut State) -> bool,
 ) -> bool {
-    let adopted = shared.update(|state| {
+    let adopted = shared.change_leases(|state| {
         // A replica that has had to register anew holds nothing.
         if state.replica != Some(me) || !hold(state) {
             return None;
@@ -608,13 +612,13 @@ async fn release(shared: &Shared, leases: &[Held]) -> Result<(), Error> {
     // write what is being written.
     wait_while(shared, |state| any(state, Journal::waits)).await;
     // Of somebody who has taken it up since, nothing is dropped.
-    shared.update(|state| {
+    shared.change_leases(|state| {
         for held in still(state) {
             state.journal.drop_search(held.row);
         }
     });
     wait_while(shared, |state| any(state, Journal::is_lent)).await;
-    let held = shared.update(|state| {
+    let held = shared.change_leases(|state| {
         let held = still(state);
         for late in leases.iter().filter(|it| !held.contains(it)) {
             state.come_too_late(*late);
@@ -634,7 +638,7 @@ async fn release(shared: &Shared, leases: &[Held]) -> Result<(), Error> {
         keeper::give_back(&mut session, me, &held).await
     });
     let given = given.await;
-    shared.update(|state| {
+    shared.change_leases(|state| {
         for held in held {
             state.lose(held);
         }

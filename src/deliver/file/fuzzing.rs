@@ -112,7 +112,7 @@ impl World {
 
     fn deliver(&mut self, count: usize) {
         self.deliver_unsaved(count);
-        let inode = |place: &Place| Some(Mark::decode(place.mark.as_deref()?)?.inode);
+        let inode = |place: &Place| Some(Mark::decode(place.mark.as_deref()?)?.0.inode);
         if inode(&self.at) != inode(&self.saved) {
             // An acknowledgement is stored long before the next file comes.
             self.saved = self.at.clone();

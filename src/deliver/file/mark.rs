@@ -8,6 +8,7 @@ use std::{
     ffi::OsStr,
     fs::{self, File, OpenOptions},
     io,
+    ops::Range,
     os::unix::fs::{FileExt as _, MetadataExt as _},
     path::{Path, PathBuf},
 };
@@ -44,31 +45,37 @@ impl Mark {
         })
     }
 
-    pub(super) fn encode(&self) -> Vec<u8> {
-        let mut bytes = vec![VERSION];
-        for number in [self.device, self.inode, self.offset, self.fingerprint] {
-            bytes.extend_from_slice(&number.to_le_bytes());
-        }
-        bytes
+    /// With the doubtful parts of the file.
+    pub(super) fn encode(&self, doubtful: &[Range<u64>]) -> Vec<u8> {
+        let place = [self.device, self.inode, self.offset, self.fingerprint];
+        let parts = doubtful.iter().flat_map(|part| [part.start, part.end]);
+        let numbers = place.into_iter().chain(parts);
+        let numbers = numbers.flat_map(u64::to_le_bytes);
+        [VERSION].into_iter().chain(numbers).collect()
     }
 
     /// `None` for what another version wrote: then the file's end is searched.
-    pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
+    pub(super) fn decode(bytes: &[u8]) -> Option<(Self, Vec<Range<u64>>)> {
         let [VERSION, numbers @ ..] = bytes else {
             return None;
         };
         let (numbers, []) = numbers.as_chunks::<8>() else {
             return None;
         };
-        let &[device, inode, offset, fingerprint] = numbers else {
+        let numbers: Vec<u64> = numbers.iter().map(|it| u64::from_le_bytes(*it)).collect();
+        let &[device, inode, offset, fingerprint, ref parts @ ..] = &numbers[..] else {
             return None;
         };
-        Some(Self {
-            device: u64::from_le_bytes(device),
-            inode: u64::from_le_bytes(inode),
-            offset: u64::from_le_bytes(offset),
-            fingerprint: u64::from_le_bytes(fingerprint),
-        })
+        let (parts, []) = parts.as_chunks::<2>() else {
+            return None;
+        };
+        let mark = Self {
+            device,
+            inode,
+            offset,
+            fingerprint,
+        };
+        Some((mark, parts.iter().map(|&[start, end]| start..end).collect()))
     }
 
     /// Whether `file` has the content that the mark was set in.
@@ -131,6 +138,8 @@ impl Mark {
                 end: self.offset,
                 inside_line: false,
                 mark: fits.then_some(*self),
+                unstored: self.offset,
+                doubtful: Vec::new(),
                 failures: 0,
             };
             if !fits {

@@ -35,11 +35,12 @@ pub(super) enum Torn {
     TooMuch,
 }
 
-/// Reads `file` from `from` on until every missing line is found. `inside_line` says that `from`
-/// may stand in the middle of a line.
+/// Reads `file` from `from` on until every missing line is found, or the line that `to` stands in is
+/// read. `inside_line` says that `from` may stand in the middle of a line.
 pub(super) fn scan(
     file: &File,
     from: u64,
+    to: u64,
     inside_line: bool,
     missing: &Missing<'_>,
 ) -> io::Result<Scan> {
@@ -81,6 +82,9 @@ pub(super) fn scan(
                 if waiting.is_empty() {
                     return Ok(scan);
                 }
+            }
+            if scan.end >= to {
+                return Ok(scan);
             }
             too_long = false;
             line.clear();

@@ -103,7 +103,7 @@ impl World {
 
     fn deliver(&mut self, count: usize) {
         self.try_deliver(count).unwrap();
-        let inode = |mark: &Option<Vec<u8>>| Some(Mark::decode(mark.as_deref()?)?.inode);
+        let inode = |mark: &Option<Vec<u8>>| Some(Mark::decode(mark.as_deref()?)?.0.inode);
         if inode(&self.mark) != inode(&self.saved.1) {
             // An acknowledgement is stored long before the next file comes.
             self.save();
@@ -133,6 +133,19 @@ impl World {
         self.cursor = cursor;
         self.mark.clone_from(&mark);
         self.sink = LogFile::new(self.path(), Format::Json).after(mark.as_deref());
+    }
+
+    /// Delivers some events as a batch of a store that several replicas share.
+    fn hand(&mut self, past: Past, which: &[usize]) {
+        let events: Vec<_> = which.iter().map(|&it| self.events[it].clone()).collect();
+        let mut rest = &events[..];
+        self.sink.hear(past);
+        while !rest.is_empty() {
+            let progress = self.sink.deliver(rest);
+            assert!(progress.error.is_none(), "{:?}", progress.error);
+            rest = &rest[progress.settled..];
+            self.mark = progress.mark;
+        }
     }
 
     /// The bytes of the next lines, cut off somewhere.
@@ -211,14 +224,125 @@ fn what_was_in_the_file_before_stays_and_an_unfinished_line_gets_its_end() {
     );
 }
 
+/// What was before events of this process's own.
+const OWN: Past = Past {
+    is_inherited: false,
+    is_stored: true,
+    losses: 0,
+};
+
+/// What was before events that others may have delivered.
+const INHERITED: Past = Past {
+    is_inherited: true,
+    ..OWN
+};
+
 #[test]
 fn what_a_former_holder_may_have_written_is_looked_for_before_what_is_settled() {
     let mut world = World::with_events(4);
     world.deliver(3);
-    let waiting = [world.events[1].clone(), world.events[3].clone()];
-    world.sink.look_back();
-    let progress = world.sink.deliver(&waiting);
-    assert_eq!(progress.settled, 2);
+    world.hand(INHERITED, &[1, 3]);
+    assert_eq!(world.content(), world.expected());
+}
+
+#[test]
+fn lines_of_searches_that_come_one_by_one_are_found_where_the_file_was_moved_to() {
+    let mut world = World::with_events(9);
+    world.deliver(2);
+    world.save();
+    world.deliver(5);
+    world.crash();
+    world.rotate();
+    world.hand(OWN, &[7]);
+    for came in [&[5, 6][..], &[2], &[3, 4]] {
+        world.hand(INHERITED, came);
+    }
+    world.rotate();
+    world.hand(OWN, &[8]);
+    // Another replica has held it until now.
+    world.hand(INHERITED, &[4]);
+    assert_eq!(world.content(), world.expected());
+}
+
+#[test]
+fn what_was_never_acknowledged_is_found_however_much_was_written_since() {
+    let long = (4..22).map(|number| format!("{number}{}", "x".repeat(1 << 20)));
+    let short = (0..4).map(|number| format!("{number}"));
+    let mut world = World::new(short.chain(long));
+    world.deliver(1);
+    world.save();
+    world.deliver(3);
+    world.crash();
+    world.hand(INHERITED, &[2]);
+    for number in 4..21 {
+        world.hand(OWN, &[number]);
+    }
+    world.hand(INHERITED, &[1]);
+    // The next process knows of it as well.
+    world.save();
+    world.crash();
+    world.hand(INHERITED, &[3]);
+    world.hand(OWN, &[21]);
+    assert!(world.content() == world.expected(), "each once");
+}
+
+#[test]
+fn what_the_store_had_not_heard_of_when_a_search_was_lost_is_found_when_it_comes_back() {
+    let mut world = World::with_events(5);
+    world.hand(OWN, &[0]);
+    world.hand(OWN, &[1]);
+    let unheard = Past {
+        is_stored: false,
+        ..OWN
+    };
+    world.hand(unheard, &[2]);
+    let losses = 1;
+    world.hand(Past { losses, ..OWN }, &[3]);
+    world.rotate();
+    world.hand(Past { losses, ..OWN }, &[4]);
+    world.hand(Past { losses, ..OWN }, &[]);
+    assert_eq!(world.sink.former.len(), 1);
+    world.hand(
+        Past {
+            losses,
+            ..INHERITED
+        },
+        &[1],
+    );
+    assert_eq!(world.content(), world.expected());
+    fs::remove_file(world.folder.path().join("alerts.jsonl.1")).unwrap();
+    world.sink.reopen();
+    assert!(
+        world.sink.former.is_empty(),
+        "it frees the room on the disk"
+    );
+}
+
+#[test]
+fn a_file_that_was_moved_away_is_closed_once_the_store_has_heard_of_all_in_it() {
+    let mut world = World::with_events(3);
+    for number in 0..2 {
+        world.hand(OWN, &[number]);
+    }
+    world.rotate();
+    // Whether it has heard of the last one is not known at that moment.
+    world.sink.reopen();
+    assert_eq!(world.sink.former.len(), 1);
+    world.hand(OWN, &[2]);
+    assert!(world.sink.former.is_empty());
+    assert_eq!(world.content(), world.expected());
+}
+
+#[test]
+fn a_doubtful_file_that_is_moved_back_is_gone_on_with() {
+    let mut world = World::with_events(3);
+    for number in 0..2 {
+        world.hand(OWN, &[number]);
+    }
+    world.rotate();
+    world.sink.reopen();
+    fs::rename(world.folder.path().join("alerts.jsonl.1"), world.path()).unwrap();
+    world.hand(OWN, &[2]);
     assert_eq!(world.content(), world.expected());
 }
 
@@ -734,10 +858,14 @@ fn a_mark_reads_back_and_rubbish_is_no_mark() {
     let mut world = World::with_events(3);
     world.deliver(3);
     let bytes = world.mark.unwrap();
-    let mark = Mark::decode(&bytes).unwrap();
-    assert_eq!(mark.encode(), bytes);
+    let (mark, doubtful) = Mark::decode(&bytes).unwrap();
+    assert_eq!((mark.encode(&doubtful), doubtful), (bytes.clone(), vec![]));
+    let parts = vec![1..2, 5..9];
+    let with_parts = mark.encode(&parts);
+    assert_eq!(Mark::decode(&with_parts), Some((mark, parts)));
     assert_eq!(mark.offset, world.sink.current.unwrap().settled);
-    for rubbish in [&bytes[..bytes.len() - 1], &bytes[1..], b"", &[0; 33]] {
+    let (short, odd) = (&bytes[..bytes.len() - 1], &with_parts[..41]);
+    for rubbish in [short, odd, &bytes[1..], b"", &[0; 33]] {
         assert_eq!(Mark::decode(rubbish), None);
     }
 }
@@ -801,7 +929,7 @@ proptest! {
                     };
                     current.settled = settled;
                     current.end = fs::metadata(&current.path).unwrap().len();
-                    current.mark = before.mark.as_deref().and_then(Mark::decode);
+                    current.mark = before.mark.as_deref().and_then(Mark::decode).map(|it| it.0);
                     world.cursor = before.cursor;
                     world.mark = before.mark;
                 }
@@ -811,5 +939,74 @@ proptest! {
         }
         world.deliver(60);
         prop_assert_eq!(world.content(), world.expected());
+    }
+}
+
+/// What may happen to a sink whose searches come and go.
+#[derive(Clone, Debug)]
+enum Turn {
+    /// So many events of a search.
+    Deliver(usize, usize),
+    Save,
+    /// What was delivered of the search and not saved is given again.
+    Lose(usize),
+    Rotate,
+    Reopen,
+}
+
+const SEARCHES: usize = 3;
+
+fn turn() -> impl Strategy<Value = Turn> {
+    prop_oneof![
+        6 => (0..SEARCHES, 1..4_usize).prop_map(|(search, n)| Turn::Deliver(search, n)),
+        1 => Just(Turn::Save),
+        3 => (0..SEARCHES).prop_map(Turn::Lose),
+        2 => Just(Turn::Rotate),
+        1 => Just(Turn::Reopen),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn whichever_searches_come_and_go_each_line_is_there_once(
+        turns in prop::collection::vec(turn(), 1..40)
+    ) {
+        const EVENTS: usize = 20;
+        let mut world = World::with_events(SEARCHES * EVENTS);
+        let (mut given, mut saved, mut written) = ([0; SEARCHES], [0; SEARCHES], [0; SEARCHES]);
+        let mut losses = 0;
+        let rest = (0..SEARCHES).map(|search| Turn::Deliver(search, EVENTS));
+        for turn in turns.into_iter().chain(rest) {
+            match turn {
+                Turn::Deliver(search, count) => {
+                    let from = given[search];
+                    let to = (from + count).min(EVENTS);
+                    let past = Past {
+                        is_inherited: from < written[search],
+                        is_stored: given == saved,
+                        losses,
+                    };
+                    let which: Vec<_> = (from..to).map(|it| it * SEARCHES + search).collect();
+                    world.hand(past, &which);
+                    given[search] = to;
+                    written[search] = written[search].max(to);
+                }
+                Turn::Save => saved = given,
+                Turn::Lose(search) => {
+                    losses += u64::from(given[search] > saved[search]);
+                    given[search] = saved[search];
+                }
+                Turn::Rotate => world.rotate(),
+                Turn::Reopen => world.sink.reopen(),
+            }
+        }
+        let sorted = |text: String| {
+            let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+            lines.sort_unstable();
+            lines
+        };
+        prop_assert_eq!(sorted(world.content()), sorted(world.expected()));
     }
 }

@@ -1,5 +1,3 @@
-use std::collections::{BTreeMap, BTreeSet};
-
 use proptest::prelude::*;
 
 use super::*;
@@ -15,6 +13,8 @@ struct Server {
     answers_by_id: bool,
     /// Asked by id, it looks at nothing else of the query.
     ids_override: bool,
+    /// Asked by id, it shows the first alert once more in place of the last.
+    shows_twice: bool,
     /// How many more it counts than it shows.
     surplus: u64,
     /// Behind its last page it shows that one again, and says of each that there is a next one.
@@ -92,10 +92,10 @@ struct Run {
     /// Whether it has ever lied: then alerts may be declared gone that are not.
     lied: bool,
     /// A page that the engine knows already, while it is being stored.
-    under_way: Option<UnderWay>,
+    under_way: Option<PendingCommit>,
 }
 
-struct UnderWay {
+struct PendingCommit {
     ahead: Ahead,
     opened: Vec<u32>,
     fails: bool,
@@ -244,13 +244,13 @@ impl Run {
     /// The end of what is under way. Brings whether it was stored.
     fn stored(&mut self) -> bool {
         match self.under_way.take() {
-            Some(UnderWay {
+            Some(PendingCommit {
                 ahead, fails: true, ..
             }) => {
                 self.engine.take_back(ahead);
                 false
             }
-            Some(UnderWay { opened, .. }) => {
+            Some(PendingCommit { opened, .. }) => {
                 self.log_opened(opened);
                 true
             }
@@ -275,6 +275,11 @@ impl Run {
                 result = self.server.find(|_| true);
             }
             result.retain(|(id, _)| wanted.contains(&*id.to_string()));
+            if self.server.shows_twice
+                && let [first, .., last] = &mut result[..]
+            {
+                *last = *first;
+            }
         }
         let size = self.server.page_size;
         let repeats = self.server.repeats;
@@ -382,7 +387,7 @@ impl Run {
         let opened: Vec<u32> = delta.opened.iter().map(|place| shown[*place].0).collect();
         match ahead {
             Some(ahead) => {
-                self.under_way = Some(UnderWay {
+                self.under_way = Some(PendingCommit {
                     ahead,
                     opened,
                     fails: store_fails,
@@ -392,7 +397,7 @@ impl Run {
         }
         for (id, _) in shown.iter().filter(|(_, alert)| alert.open) {
             // What others have overtaken is not seen.
-            let overtaken = self.engine.overtaken[purpose.side()].as_ref();
+            let overtaken = self.engine.requests.overtaken(purpose);
             if !overtaken.is_some_and(|overtaken| overtaken.has(&id.to_string())) {
                 let seen_at = self.seen_at.entry(*id).or_default();
                 *seen_at = (*seen_at).max(*clock);
@@ -576,11 +581,13 @@ proptest! {
         reloads in proptest::collection::btree_set(0usize..120, 0..4),
         ids_override in proptest::bool::weighted(0.2),
         surplus in 0u64..6,
+        shows_twice in proptest::bool::weighted(0.2),
     ) {
         let mut run = Run::new(by_updated, page_size, answers_by_id);
         run.server.ids_override = ids_override;
         // Where the total tells nothing, all depends on what is asked by id.
-        let is_told = answers_by_id && !ids_override && !repeats;
+        let is_told = answers_by_id && !ids_override && !repeats && !shows_twice;
+        run.server.shows_twice = shows_twice && !ids_override;
         run.server.surplus = if is_told { surplus / 5 } else { 0 };
         run.server.repeats = repeats;
         run.server.size_as_shown = size_as_shown;
@@ -853,6 +860,37 @@ fn what_is_shown_by_id_though_it_has_left_is_told_by_its_page() {
 }
 
 #[test]
+fn whom_an_answer_by_id_counts_and_does_not_show_has_not_left_unless_its_page_says_so() {
+    // Read whole, and with a total that leaves nothing to be concluded from not being seen.
+    for surplus in [0, 1] {
+        let mut run = run_with(1_000, 100);
+        run.server.shows_twice = true;
+        run.server.surplus = surplus;
+        run.server.act(&Act::CloseMany(500, 9));
+        let closed: Vec<u32> = run
+            .logged_open
+            .difference(&run.open_on_server())
+            .copied()
+            .collect();
+        run.poll(false);
+        while !matches!(run.engine.task(), Some(Task::Confirm(_))) {
+            assert!(run.background(false));
+        }
+        // Pages that shift have hidden all but one of them.
+        for id in &closed[1..] {
+            run.server.alerts.get_mut(id).unwrap().open = true;
+        }
+        run.requests = 0;
+        let told = run.told_at.clone();
+        while run.background(false) {}
+        assert_eq!(run.requests, 2, "one question, and what the witness counts");
+        run.assert_agreement();
+        run.settle();
+        assert_eq!(run.told_at, told, "nobody is told anew");
+    }
+}
+
+#[test]
 fn as_many_are_asked_for_at_once_however_short_the_last_page_is() {
     let mut run = Run::new(false, 100, true);
     run.server.size_as_shown = true;
@@ -1070,4 +1108,41 @@ fn a_count_that_never_adds_up_is_not_chased_without_rest() {
         run.now += options.interval;
     }
     assert!((2..12).contains(&reads), "{reads} full reads in 50 minutes");
+}
+
+#[test]
+fn what_could_not_be_read_before_a_refused_page_is_not_looked_for_again() {
+    let mut run = run_with(100, 100);
+    let ids: Vec<String> = (1..=100).map(|id| id.to_string()).collect();
+    let sighting = |id| Sighting {
+        id,
+        digest: 0,
+        state: "",
+        status: "",
+    };
+    let page: Vec<_> = ids.iter().map(|id| sighting(id)).collect();
+    let delta = Delta {
+        tail_unchanged: true,
+        ..Delta::default()
+    };
+    let facts = Facts {
+        page: 1,
+        shown: 103,
+        unreadable: 3,
+        total: 103,
+        page_size: 103,
+        next: Some(2),
+    };
+    run.now += run.engine.options.full_read_interval;
+    let poll = |run: &mut Run| {
+        run.engine
+            .adopt(&Purpose::Poll, &facts, &page, &delta, Vec::new(), run.now);
+        run.engine.task()
+    };
+    assert_eq!(poll(&mut run), Some(Task::Page(2)));
+    run.engine.page_refused(run.now);
+    for _ in 0..10 {
+        run.now += run.engine.options.interval;
+        assert_eq!(poll(&mut run), None, "all that is counted is known");
+    }
 }

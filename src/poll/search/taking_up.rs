@@ -33,7 +33,10 @@ impl Search {
     pub(in crate::poll) async fn run(self, stop: CancellationToken) -> Option<Held> {
         let mut search = self;
         loop {
-            let mut running = search.take_up(&stop).await?;
+            let mut running = match search.take_up(&stop).await {
+                Ok(running) => running,
+                Err(held) => return held,
+            };
             let held = running.held;
             if running.run(&stop).await == Ended::Stopped {
                 return Some(held);
@@ -75,14 +78,20 @@ impl Search {
     }
 
     /// Loads what the store knows, once it is this replica's turn; tries again while the store
-    /// fails.
-    async fn take_up(mut self, stop: &CancellationToken) -> Option<Running> {
+    /// fails. Where it was told to stop, brings what is held by then.
+    async fn take_up(mut self, stop: &CancellationToken) -> Result<Running, Option<Held>> {
         let grid = Grid::new(&self.key, self.options.interval, Instant::now());
         let mut failures = 0;
         let mut loaded = loop {
-            self.turn(stop).await?;
+            self.turn(stop).await.ok_or(None)?;
             self.heartbeat.beat();
-            match self.shared.store.take_up(&self.key, clock::now()).await {
+            let store = &self.shared.store;
+            let taken = tokio::select! {
+                taken = store.take_up(&self.key, clock::now()) => taken,
+                // A database may not answer. The thread of a state file would hold it for nobody.
+                () = stop.cancelled(), if store.is_shared() => return Err(None),
+            };
+            match taken {
                 Ok(loaded) => break loaded,
                 Err(store::Error::HeldElsewhere) => self.stand_by(),
                 Err(error) => {
@@ -92,7 +101,7 @@ impl Search {
                     }
                     self.cannot_load(&error);
                     failures += 1;
-                    self.pause(stop, &grid, failures).await?;
+                    self.pause(stop, &grid, failures).await.ok_or(None)?;
                 }
             }
         };
@@ -118,15 +127,18 @@ impl Search {
             };
             page = loop {
                 self.heartbeat.beat();
-                match self.shared.store.load(loaded.held, last.clone()).await {
+                let loading = self.shared.store.load(loaded.held, last.clone());
+                let read = tokio::select! {
+                    read = loading => read,
+                    () = stop.cancelled() => return Err(Some(loaded.held)),
+                };
+                match read {
                     Ok(page) => break page,
                     Err(error) => {
                         self.cannot_load(&error);
                         failures += 1;
-                        if self.pause(stop, &grid, failures).await.is_none() {
-                            self.give_back(loaded.held).await;
-                            return None;
-                        }
+                        let pause = self.pause(stop, &grid, failures).await;
+                        pause.ok_or(Some(loaded.held))?;
                     }
                 }
             };
@@ -140,7 +152,7 @@ impl Search {
             tracker,
         );
         self.resume(&mut engine);
-        Some(Running {
+        Ok(Running {
             held: loaded.held,
             primed: loaded.primed,
             first_seen: loaded.first_seen,

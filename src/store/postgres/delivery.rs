@@ -42,7 +42,7 @@ pub(super) async fn add_sinks(
     all.extend(before.into_iter().filter(|name| !names.contains(name)));
     name_sinks(shared, session, &all).await?;
     learn_sinks(shared, session, &all).await?;
-    shared.update(|state| {
+    shared.change_leases(|state| {
         state.sinks = Some(names.to_owned());
         // What this process remembers of a sink that it has already is newer.
         let new = marks
@@ -178,7 +178,7 @@ async fn learn_sinks(
         } else {
             positions(session, &new, &leases).await?
         };
-        let (done, end) = shared.update(|state| {
+        let (done, end) = shared.change_leases(|state| {
             let done = state.learn_sinks(own, all, &leases, &positions);
             (done, state.journal.end())
         });
@@ -291,10 +291,12 @@ pub(super) async fn journalled_at(
 /// not stored. A mark may stand for it all the same: whoever takes a search up looks for its lines
 /// before the mark, too.
 pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
-    // What is told must not overtake what was told before.
+    // What is told must not overtake what was told before. Whoever would take a search up waits
+    // until this is done; its renewal does not.
     let turn = shared.saving(sink);
     let _turn = turn.lock().await;
-    let (me, (mut unsaved, epochs)) = shared.work(|state| (state.replica, state.unsaved(sink)));
+    let (me, (mut unsaved, epochs)) =
+        shared.change_journals(|state| (state.replica, state.unsaved(sink)));
     if unsaved.positions.is_empty() && unsaved.mark.is_none() {
         return Ok(());
     }
@@ -314,7 +316,7 @@ pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
                         ON search.id = come.id AND search.epoch = come.epoch
                             AND search.journal_end >= come.position
                     WHERE search.owner = $5 AND search.lease_until > clock_timestamp()
-                    ORDER BY search.id FOR SHARE OF search),
+                    ORDER BY search.id FOR KEY SHARE OF search),
                  marked AS (
                     INSERT INTO mark (sink, node, mark)
                     SELECT $1, $6, $7::bytea
@@ -364,9 +366,9 @@ pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
         state.journal.saved(sink, &unsaved);
     };
     if all {
-        shared.work(settle);
+        shared.change_journals(settle);
     } else {
-        shared.update(settle);
+        shared.change_leases(settle);
     }
     Ok(())
 }

@@ -8,7 +8,7 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use crate::store::Held;
+use crate::store::{Held, Past};
 
 /// Some events of one search that follow one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +81,8 @@ struct Sink {
     delivered: HashMap<i64, i64>,
     /// What the server has not heard of.
     unsaved: HashMap<i64, i64>,
+    /// Grows when something is forgotten of which the server has not heard.
+    losses: u64,
     mark: Option<Vec<u8>>,
     mark_unsaved: bool,
 }
@@ -297,8 +299,11 @@ impl Journal {
     fn forget(&mut self, row: i64) {
         for sink in self.sinks.values_mut() {
             sink.delivered.remove(&row);
-            sink.unsaved.remove(&row);
+            let lent = sink.lent.len();
             sink.lent.retain(|range| range.row != row);
+            if sink.unsaved.remove(&row).is_some() || sink.lent.len() < lent {
+                sink.losses += 1;
+            }
         }
     }
 
@@ -356,6 +361,16 @@ impl Journal {
             ranges.push(Range { count, ..*range });
         }
         ranges
+    }
+
+    /// What was before some events of a sink.
+    pub(super) fn past(&self, sink: &str, ranges: &[Range]) -> Past {
+        let sink = self.sinks.get(sink);
+        Past {
+            is_inherited: ranges.iter().any(|range| range.inherited),
+            is_stored: sink.is_none_or(|sink| sink.unsaved.is_empty()),
+            losses: sink.map_or(0, |sink| sink.losses),
+        }
     }
 
     /// Takes note of what is being delivered. Brings the number of the loan.
@@ -432,7 +447,9 @@ impl Journal {
         let Some(sink) = self.sinks.get_mut(sink) else {
             return Unsaved::default();
         };
+        let known = sink.unsaved.len();
         sink.unsaved.retain(|row, _| held(*row));
+        sink.losses += u64::from(sink.unsaved.len() < known);
         let positions = sink.unsaved.iter().map(|(row, position)| (*row, *position));
         Unsaved {
             positions: positions.collect(),

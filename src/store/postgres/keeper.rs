@@ -29,6 +29,11 @@ const EARLY: u32 = 8;
 /// A server is given so much time for an answer, however short the lease is.
 const SHORTEST_PATIENCE: Duration = Duration::from_millis(500);
 
+/// A lease whose row is locked is tried so often in a round, with so much of a lease between tries:
+/// most locks are held for as long as a commit takes.
+const LOCKED_TRIES: u32 = 4;
+const LOCKED_PAUSE: u32 = 64;
+
 /// Tables that are gone are made anew after so many leases: somebody may be about to restore them.
 const MISSED_FOR: u32 = 4;
 
@@ -50,7 +55,7 @@ pub(super) async fn keep(shared: &Shared) {
         // Not all replicas at the same moment.
         let pause = every.mul_f64(0.8 + 0.2 * fastrand::f64());
         let soon = || (every / EARLY).mul_f64(0.5 + fastrand::f64());
-        let free = shared.work(|state| state.look_at.take());
+        let free = shared.change_journals(|state| state.look_at.take());
         let free = free.map(|at| at.saturating_sub(clock::since_boot()) + soon());
         tokio::select! {
             () = tokio::time::sleep(free.map_or(pause, |free| free.min(pause))) => {}
@@ -77,7 +82,7 @@ pub(super) async fn keep(shared: &Shared) {
         } else {
             missed_since = None;
         }
-        let lost = shared.update(|state| {
+        let lost = shared.change_leases(|state| {
             state.expire();
             state.take_lost()
         });
@@ -117,7 +122,7 @@ pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
             done => break done?,
         }
     };
-    shared.update(|state| {
+    shared.change_leases(|state| {
         // What was held belonged to the number before.
         state.lose_all();
         state.replica = Some(number);
@@ -163,7 +168,7 @@ async fn renew(shared: &Shared) -> Result<(), Failure> {
     let Some(me) = me else {
         return join(shared).await;
     };
-    let mut session = shared.pool.session().await?;
+    let mut session = shared.keeper_pool.session().await?;
     let share = i64::try_from(share).unwrap_or(i64::MAX);
     let alive = session
         .query(
@@ -178,8 +183,15 @@ async fn renew(shared: &Shared) -> Result<(), Failure> {
         return join(shared).await;
     };
     let is_named: bool = alive.try_get(0)?;
-    if !leases.is_empty() {
-        renew_leases(shared, &mut session, me, &leases).await?;
+    let mut left = leases;
+    for tries in 0..LOCKED_TRIES {
+        if left.is_empty() {
+            break;
+        }
+        if tries > 0 {
+            tokio::time::sleep(shared.lease / LOCKED_PAUSE).await;
+        }
+        left = renew_leases(shared, &mut session, me, &left).await?;
     }
     if !is_named {
         // The answer to a reload was lost, or others have removed a sink that only this one names,
@@ -189,42 +201,63 @@ async fn renew(shared: &Shared) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Renews leases, but for those whose rows somebody has locked, be it a commit of our own: waiting
+/// for one would cost all. Brings these: they end when their time is over, unless a later try
+/// renews them.
 async fn renew_leases(
     shared: &Shared,
     session: &mut Session,
     me: i64,
     leases: &[Held],
-) -> Result<(), Failure> {
+) -> Result<Vec<Held>, Failure> {
     let rows: Vec<i64> = leases.iter().map(|held| held.row).collect();
     let epochs: Vec<i64> = leases.iter().map(|held| held.epoch).collect();
     let mut tries = Tries::default();
-    let (asked, renewed) = loop {
+    let (asked, told) = loop {
         let asked = clock::since_boot();
-        let renewed = session
+        let told = session
             .query(
-                "WITH mine AS (
+                "WITH ours AS (
+                    SELECT search.id FROM search
+                    JOIN unnest($1::bigint[], $2::bigint[]) AS held (id, epoch)
+                        ON search.id = held.id AND search.epoch = held.epoch
+                    WHERE search.owner = $3 AND search.lease_until > clock_timestamp()),
+                 unlocked AS (
                     SELECT search.id FROM search
                     JOIN unnest($1::bigint[], $2::bigint[]) AS held (id, epoch)
                         ON search.id = held.id AND search.epoch = held.epoch
                     WHERE search.owner = $3 AND search.lease_until > clock_timestamp()
-                    ORDER BY search.id FOR UPDATE OF search)
-                 UPDATE search SET lease_until = clock_timestamp() + $4 * interval '1 second'
-                 FROM mine WHERE search.id = mine.id RETURNING search.id",
+                    FOR NO KEY UPDATE OF search SKIP LOCKED),
+                 renewed AS (
+                    UPDATE search SET lease_until = clock_timestamp() + $4 * interval '1 second'
+                    FROM unlocked WHERE search.id = unlocked.id RETURNING search.id)
+                 SELECT id, TRUE FROM renewed
+                 UNION ALL
+                 SELECT id, FALSE FROM ours WHERE id NOT IN (SELECT id FROM renewed)",
                 &[&rows, &epochs, &me, &shared.lease_seconds()],
             )
             .await;
-        match renewed {
+        match told {
             Err(failure) if tries.again(&failure).await => {}
-            renewed => break (asked, renewed?),
+            told => break (asked, told?),
         }
     };
-    let renewed: HashSet<i64> = renewed
-        .iter()
-        .map(|row| row.try_get(0))
-        .collect::<Result<_, _>>()?;
+    let mut renewed = HashSet::new();
+    let mut locked = HashSet::new();
+    for row in &told {
+        let is_renewed: bool = row.try_get(1)?;
+        let rows = if is_renewed {
+            &mut renewed
+        } else {
+            &mut locked
+        };
+        rows.insert(row.try_get(0)?);
+    }
     let until = shared.relied_on_until(asked);
-    shared.update(|state| state.renewed(leases, &renewed, until));
-    Ok(())
+    shared.change_leases(|state| state.renewed(leases, &renewed, &locked, until));
+    let mut left = leases.to_vec();
+    left.retain(|held| locked.contains(&held.row));
+    Ok(left)
 }
 
 /// Looks at who holds what, and decides which searches to take up and to give back.
@@ -253,7 +286,7 @@ async fn share_out(shared: &Shared) -> Result<(), Failure> {
         )
         .await?;
     let holdings = Holdings::read(&told, me)?;
-    shared.update(|state| {
+    shared.change_leases(|state| {
         // A database that was restored has fewer rows, and gives their numbers again.
         let wanted = state.wanted.iter();
         let others = wanted.filter(|(key, row)| holdings.names.get(row) != Some(&name(key)));
@@ -377,7 +410,7 @@ async fn want(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
             &[&me, &wants],
         )
         .await?;
-    shared.update(|state| state.fulfil(wish, wanted));
+    shared.change_leases(|state| state.fulfil(wish, wanted));
     Ok(())
 }
 

@@ -290,6 +290,12 @@ impl State {
         rows
     }
 
+    /// Whether the time of any lease is over.
+    pub(super) fn is_any_over(&self) -> bool {
+        let now = clock::since_boot();
+        self.holds.values().any(|hold| hold.until <= now)
+    }
+
     /// Forgets the leases whose time is over, with what waits to be delivered.
     pub(super) fn expire(&mut self) {
         let now = clock::since_boot();
@@ -300,15 +306,24 @@ impl State {
         }
     }
 
-    /// Takes note of which of the leases that were `asked` for the server has renewed.
-    pub(super) fn renewed(&mut self, asked: &[Held], renewed: &HashSet<i64>, until: Duration) {
+    /// Takes note of which of the leases that were `asked` for the server has renewed. One whose row
+    /// was `locked` is ours still: it ends when its time is over, as if nobody had asked.
+    pub(super) fn renewed(
+        &mut self,
+        asked: &[Held],
+        renewed: &HashSet<i64>,
+        locked: &HashSet<i64>,
+        until: Duration,
+    ) {
         for held in asked {
-            if !renewed.contains(&held.row) {
+            if renewed.contains(&held.row) {
+                if let Some(hold) = self.holds.get_mut(&held.row)
+                    && hold.epoch == held.epoch
+                {
+                    hold.until = hold.until.max(until);
+                }
+            } else if !locked.contains(&held.row) {
                 self.come_too_late(*held);
-            } else if let Some(hold) = self.holds.get_mut(&held.row)
-                && hold.epoch == held.epoch
-            {
-                hold.until = hold.until.max(until);
             }
         }
     }
@@ -430,7 +445,7 @@ mod tests {
         state.hold(held(1, 5), now);
         assert!(!state.is_held(held(1, 5)) && state.committed(held(1, 5), 2, 2));
         let later = now + Duration::from_secs(60);
-        state.renewed(&[held(1, 5)], &HashSet::from([1]), later);
+        state.renewed(&[held(1, 5)], &HashSet::from([1]), &HashSet::new(), later);
         assert!(state.is_held(held(1, 5)) && state.journal.waits(1));
         // What somebody else holds by now is theirs to deliver.
         assert!(state.committed(held(2, 5), 1, 1) && !state.journal.waits(2));
@@ -525,18 +540,21 @@ mod tests {
     fn what_is_not_renewed_is_lost_unless_it_was_taken_up_again_since() {
         let mut state = state();
         let soon = clock::since_boot() + Duration::from_secs(5);
-        for row in 1..=3 {
+        for row in 1..=4 {
             state.hold(held(row, 1), soon);
         }
         let asked = state.leases();
         state.hold(held(2, 2), soon);
         let later = soon + Duration::from_secs(5);
-        state.renewed(&asked, &HashSet::from([3]), later);
+        let (renewed, locked) = (HashSet::from([3]), HashSet::from([4]));
+        state.renewed(&asked, &renewed, &locked, later);
         assert_eq!(state.epoch(1), None);
         assert_eq!(state.until(held(2, 2)), Some(soon));
         assert_eq!(state.until(held(3, 1)), Some(later));
+        // What could not be asked for is neither renewed nor lost.
+        assert_eq!(state.until(held(4, 1)), Some(soon));
         // An answer that comes late does not shorten it.
-        state.renewed(&[held(3, 1)], &HashSet::from([3]), soon);
+        state.renewed(&[held(3, 1)], &renewed, &locked, soon);
         assert_eq!(state.until(held(3, 1)), Some(later));
     }
 

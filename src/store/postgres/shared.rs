@@ -16,12 +16,18 @@ use super::{
     connection::{Failure, Pool},
     leases::State,
 };
-use crate::{error_chain::chain, identity::SearchKey, store::Held};
+use crate::{
+    error_chain::chain,
+    identity::SearchKey,
+    store::{Held, Past},
+};
 
 /// What the store and its loops share.
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) pool: Pool,
+    /// The connection on which leases are renewed: commits that are slow may take all others.
+    pub(super) keeper_pool: Pool,
     pub(super) lease: Duration,
     /// Tells the marks of this replica's sinks from those of others.
     pub(super) node: String,
@@ -52,7 +58,7 @@ pub(in crate::store) struct Loan {
     pub(super) sink: Box<str>,
     pub(super) number: u64,
     pub(super) leases: Vec<Held>,
-    pub(super) inherited: bool,
+    pub(super) past: Past,
 }
 
 /// A search that is being taken up.
@@ -68,14 +74,15 @@ impl Shared {
         at(&lock(&self.state))
     }
 
-    pub(super) fn update<A>(&self, change: impl FnOnce(&mut State) -> A) -> A {
-        let answer = self.work(change);
+    /// Changes leases, and whatever belongs to them: all searches look up.
+    pub(super) fn change_leases<A>(&self, change: impl FnOnce(&mut State) -> A) -> A {
+        let answer = self.change_journals(change);
         self.changed.send_replace(());
         answer
     }
 
-    /// The same where no lease changes: all searches would look up.
-    pub(super) fn work<A>(&self, change: impl FnOnce(&mut State) -> A) -> A {
+    /// Changes what no search waits for, the journals above all: no lease begins, changes or ends.
+    pub(super) fn change_journals<A>(&self, change: impl FnOnce(&mut State) -> A) -> A {
         let (answer, dropped) = {
             let mut state = lock(&self.state);
             let before = state.journal.dropped();
@@ -88,6 +95,13 @@ impl Shared {
         }
         self.worked.send_replace(());
         answer
+    }
+
+    /// Forgets the leases whose time is over. Mostly there are none, and nobody is told.
+    pub(super) fn expire(&self) {
+        if self.look(State::is_any_over) {
+            self.change_leases(State::expire);
+        }
     }
 
     pub(super) fn number(&self) -> Result<i64, Failure> {
@@ -152,16 +166,15 @@ impl Loan {
         })
     }
 
-    /// Whether somebody else may have delivered some of it already.
-    pub(in crate::store) fn is_inherited(&self) -> bool {
-        self.inherited
+    pub(in crate::store) fn past(&self) -> Past {
+        self.past
     }
 }
 
 impl Drop for Loan {
     fn drop(&mut self) {
         self.shared
-            .work(|state| state.journal.give_back(&self.sink, self.number));
+            .change_journals(|state| state.journal.give_back(&self.sink, self.number));
     }
 }
 
@@ -169,7 +182,7 @@ impl Drop for Loan {
 
 impl<'a> Taking<'a> {
     pub(super) fn new(shared: &'a Shared, key: &'a SearchKey) -> Self {
-        shared.update(|state| {
+        shared.change_leases(|state| {
             state.granted.remove(key);
             state.taking.insert(key.clone());
         });
@@ -179,7 +192,7 @@ impl<'a> Taking<'a> {
 
 impl Drop for Taking<'_> {
     fn drop(&mut self) {
-        self.shared.update(|state| {
+        self.shared.change_leases(|state| {
             state.taking.remove(self.key);
         });
     }

@@ -93,6 +93,16 @@ fn text(error: &Error) -> String {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_database_says_of_a_statement_is_shown_without_the_password() {
+    let url = SecretSource::Value(Secret::new(server::shared().fresh()));
+    let mut session = Pool::new(url, LEASE).session().await.unwrap();
+    let no_number = format!("SELECT '{}'::int", server::PASSWORD);
+    let told = chain(&session.batch(&no_number).await.unwrap_err());
+    assert!(told.contains("invalid input syntax"), "{told}");
+    assert!(told.contains("\"<secret>\""), "{told}");
+}
+
 /// Two that deliver to a sink each, of one name.
 async fn two_replicas(url: &str) -> (Store, Store) {
     let first = open(url, "first", LEASE).await;
@@ -161,8 +171,10 @@ async fn whoever_slept_past_its_lease_commits_and_delivers_nothing() {
     assert!(!batch.claim.holds());
     let refused = first.commit(slept, events(4..5), second(3)).await;
     assert!(matches!(refused, Err(Error::LeaseLost)), "{refused:?}");
+    let changed = shared(&first).changed.subscribe();
     let nothing = first.pending("s", 9, usize::MAX).await.unwrap();
     assert_eq!(told(&nothing), [0; 0]);
+    assert!(changed.has_changed().unwrap(), "all hear of a lease's end");
     // What it says now of its delivery comes too late.
     let last = batch.events.last().unwrap().position;
     first.acknowledge("s", last, None).await.unwrap();
@@ -203,7 +215,7 @@ async fn the_next_holder_goes_on_where_the_last_one_was() {
     assert_eq!(loaded.alerts, [alert("a", 1, 10)]);
     let rest = second_replica.pending("s", 9, usize::MAX).await.unwrap();
     assert_eq!(told(&rest), [3]);
-    assert!(rest.claim.is_inherited());
+    assert!(rest.claim.past().unwrap().is_inherited);
     assert_eq!(rest.events[0].event, event(3));
 }
 
@@ -792,6 +804,42 @@ async fn a_renewal_that_others_get_in_the_way_of_is_done_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_somebody_has_locked_costs_its_own_lease_alone() {
+    let url = server::shared().fresh();
+    let lease = Duration::from_secs(3);
+    let store = open(&url, "node", lease).await;
+    let locked = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let other = key("acme", "client_1", "other");
+    let other = store.take_up(&other, second(1)).await.unwrap().held;
+    let mut session = shared(&store).pool.session().await.unwrap();
+    let lock = "BEGIN; SELECT FROM search WHERE name = 'open' FOR UPDATE";
+    session.batch(lock).await.unwrap();
+    timeout(PATIENCE, store.relieved(locked)).await.unwrap();
+    // Unrenewed, the other one would end at the same time.
+    timeout(lease / 2, store.relieved(other)).await.unwrap_err();
+    assert_eq!(*store.trouble().borrow(), None);
+    session.batch("ROLLBACK").await.unwrap();
+    store.commit(other, events(1..3), second(2)).await.unwrap();
+    store.take_up(&a_search(), second(2)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_are_renewed_though_all_other_connections_are_in_use() {
+    let url = server::shared().fresh();
+    let lease = Duration::from_secs(2);
+    let store = open(&url, "node", lease).await;
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let pool = &shared(&store).pool;
+    let mut in_use = Vec::new();
+    while let Ok(session) = timeout(lease / 2, pool.session()).await {
+        in_use.push(session.unwrap());
+    }
+    timeout(lease, store.relieved(held)).await.unwrap_err();
+    drop(in_use);
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_mark_is_stored_only_with_every_place_that_it_stands_for() {
     let url = server::shared().fresh();
     let store = stalled(&url, LEASE).await;
@@ -824,7 +872,7 @@ async fn a_mark_is_stored_only_with_every_place_that_it_stands_for() {
     assert_eq!(sql(&url, mark), "");
     acknowledged().await;
     assert_eq!(sql(&url, mark), "four");
-    let unsaved = || shared(&store).work(|state| state.unsaved("s").0);
+    let unsaved = || shared(&store).change_journals(|state| state.unsaved("s").0);
     assert_eq!(unsaved(), journal::Unsaved::default());
     // All that was told at once counts as told.
     store.commit(held, events(5..6), second(3)).await.unwrap();
@@ -859,7 +907,7 @@ async fn of_a_sink_that_is_there_already_the_mark_in_memory_counts() {
     };
     assert_eq!(marks(&["s"]).await, ["s 1"]);
     // The server could not be told at that moment.
-    shared(&next).work(|state| {
+    shared(&next).change_journals(|state| {
         let end = state.journal.end();
         state.journal.acknowledge("s", end, Some(b"s 2".to_vec()));
     });
@@ -928,7 +976,7 @@ async fn sinks_hear_of_it_when_what_waits_is_lost() {
     store.commit(held, events(1..3), second(2)).await.unwrap();
     let mut journalled = store.journalled();
     journalled.mark_unchanged();
-    shared(&store).update(|state| state.lose(held));
+    shared(&store).change_leases(|state| state.lose(held));
     assert!(journalled.has_changed().unwrap());
     assert_eq!(store.backlog("s").await.unwrap(), Backlog::default());
 }
@@ -966,6 +1014,34 @@ async fn sinks_whose_change_was_not_answered_are_those_that_were() {
     wait_for_journal(&store, 0).await;
 }
 
+#[tokio::test]
+async fn roots_that_do_not_answer_are_named_and_hold_up_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("roots.pem");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
+    let url = format!(
+        "postgres://u:p@127.0.0.1:9/d?sslmode=verify-full&sslrootcert={}",
+        path.display()
+    );
+    let url = SecretSource::Value(Secret::new(url));
+    let pool = Pool::new(url, Duration::from_secs(3));
+    // Whoever is in a hurry hears of nothing else, either.
+    timeout(Duration::from_millis(1), pool.session())
+        .await
+        .unwrap_err();
+    let failure = pool.session().await.unwrap_err();
+    let told = format!("could not be read within 5 s: {}", path.display());
+    assert!(failure.to_string().ends_with(&told), "{failure}");
+    // The runtime waits for its threads.
+    drop(
+        fs::File::options()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .unwrap(),
+    );
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_waits_for_others_to_be_taken_up_does_not_blame_the_server() {
     let (options, ()) = fresh();
@@ -991,7 +1067,7 @@ async fn what_was_delivered_is_told_before_a_search_is_given_back() {
     let batch = first.pending("s", 9, usize::MAX).await.unwrap();
     // The server could not be told at that moment.
     let last = batch.events[1].position;
-    shared(&first).work(|state| state.journal.acknowledge("s", last, None));
+    shared(&first).change_journals(|state| state.journal.acknowledge("s", last, None));
     drop(batch);
     first.release(held).await.unwrap();
     take_over(&other).await;
@@ -1007,7 +1083,7 @@ async fn left(store: &Store, url: &str, name: &str) -> Held {
     let mut commit = events(1..3);
     commit.upserts.push(alert("a", 1, 10));
     store.commit(held, commit, second(2)).await.unwrap();
-    shared(store).update(|state| state.lose(held));
+    shared(store).change_leases(|state| state.lose(held));
     let hour_ago = "UPDATE search SET owner = NULL, lease_until = now() - interval '1 hour'";
     sql(
         url,
@@ -1100,7 +1176,7 @@ async fn what_others_want_or_deliver_is_left_to_them() {
         assert_eq!(held.len(), 1, "not for that: {why}");
         let hour_ago = "UPDATE search SET owner = NULL, lease_until = now() - interval '1 hour'";
         sql(&url, hour_ago);
-        shared(&store).update(|state| state.lose(held[0]));
+        shared(&store).change_leases(|state| state.lose(held[0]));
     }
     // Whoever wants it later is given it.
     assert_eq!(take_left_over(&store).await.len(), 1);

@@ -157,6 +157,28 @@ fn a_position_of_a_search_that_is_lost_is_others_to_tell_and_holds_up_no_mark() 
 }
 
 #[test]
+fn a_search_that_is_lost_before_the_server_has_heard_of_its_deliveries_is_a_loss() {
+    let mut journal = journal(&["s"]);
+    let past = |journal: &Journal| {
+        let past = journal.past("s", &[]);
+        (past.is_stored, past.losses)
+    };
+    journal.append(A, 1, 1);
+    journal.append(B, 1, 1);
+    journal.acknowledge("s", 1002, None);
+    assert_eq!(past(&journal), (false, 0));
+    let told = journal.unsaved("s", |row| row == B);
+    assert_eq!(past(&journal), (false, 1));
+    journal.saved("s", &told);
+    assert_eq!(past(&journal), (true, 1));
+    // Others had it while it was being delivered here.
+    journal.append(B, 2, 1);
+    journal.lend("s", journal.next("s", 9));
+    journal.adopt(held(B, 9), 8, 2, &progress(&[("s", 1)]));
+    assert_eq!(past(&journal), (true, 2));
+}
+
+#[test]
 fn what_others_may_have_delivered_since_counts_by_their_word_alone() {
     let mut journal = journal(&["s"]);
     journal.append(A, 1, 3);
