@@ -224,6 +224,7 @@ fn plan(url: &str) -> Plan {
                 requests_per_minute: Some(1_000_000),
                 max_response_size: 64 << 20,
                 proxy_url: None,
+                environment_proxies: true,
                 tls: opsramp::TlsOptions::default(),
             },
             tenants: vec![Tenant {

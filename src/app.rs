@@ -60,7 +60,7 @@ fn run_command(cli: &Cli) -> ExitCode {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Config(error)) => (format!("{:#}", anyhow::Error::new(error)), USAGE),
         Err(Failure::Address(error)) => (format!("{error:#}"), USAGE),
-        Err(Failure::Run(error)) => (format!("{error:#}"), FAILURE),
+        Err(Failure::Run(error)) => (chain(error.as_ref()), FAILURE),
         Err(Failure::Told(status)) => return ExitCode::from(status),
     };
     logging::say(&format!("opsramp-exporter: {text}\n"));
@@ -177,7 +177,7 @@ fn run_demo(cli: &Cli, simulator: std::net::SocketAddr) -> Outcome {
         let config = demo.config.clone();
         let listeners = daemon::bind(&config.web)?;
         let scheme = match &config.web.config_file {
-            Some(path) => WebFile::new(path.clone()).read()?.scheme(),
+            Some(path) => daemon::read_web_file(path).await?.1.scheme(),
             None => "http",
         };
         demo.announce(&listeners, scheme);

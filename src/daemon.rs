@@ -6,8 +6,9 @@
 use std::{
     io,
     net::TcpListener,
+    path::Path,
     pin::pin,
-    sync::{Arc, Mutex, OnceLock, TryLockError},
+    sync::{Arc, Mutex, OnceLock},
     time::Duration,
 };
 
@@ -24,15 +25,16 @@ use tokio_util::{
 
 use crate::{
     clock,
-    config::{self, Config, ConfigError, Loaded, WebFile},
+    config::{self, Config, Loaded, WebFile},
     deliver::{self, Delivery, SinkOptions},
     error_chain::chain,
-    health::Health,
+    health::{Health, Heartbeat},
     metrics::Metrics,
     poll::{self, Happening, Plan, Pollers},
+    reading,
     runtime::block_on_with_thread,
     service_manager::ServiceManager,
-    signals::{Signals, Told},
+    signals::{Command, Signals},
     status::Board,
     store::{self, Store},
     web::{self, AlertSource},
@@ -48,6 +50,9 @@ const READING: Duration = Duration::from_secs(10);
 const DISCOVERY_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// The daemon's own loop promises to come round so often.
 const PULSE: Duration = Duration::from_secs(10);
+/// But for reloads and the like, which have limits for everything that they wait for: files, the database,
+/// searches that end. All of it takes no longer.
+const LONGEST_CHANGE: Duration = Duration::from_secs(5 * 60);
 
 /// The pause before a store that fails is opened again; it doubles.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -119,11 +124,11 @@ impl Daemon {
         metrics: Metrics,
         manager: ServiceManager,
     ) -> anyhow::Result<Option<Self>> {
-        let guard = guard(&config.web)?;
+        let guard = guard(&config.web).await?;
         let health = Health::default();
         let options = store_options(&config.state, &listeners);
         // Checked before anything is done.
-        options.check()?;
+        options.check().await?;
         let quit = CancellationToken::new();
         let server_stop = CancellationToken::new();
         let (reload, mut reloads) = mpsc::channel(1);
@@ -215,17 +220,18 @@ impl Daemon {
             heartbeat.beat();
             tokio::select! {
                 told = signals.next() => match told {
-                    Told::Stop(name) => break Stop::Asked(name),
-                    Told::Reload => {
+                    Command::Stop(name) => break Stop::Asked(name),
+                    Command::Reload => {
                         self.delivery.reopen();
                         // It is logged; nobody waits for the answer.
-                        if let Err(stop) = self.reload_or_stop(&load, &mut signals).await {
+                        let reloaded = self.reload_or_stop(&load, &mut signals, &heartbeat);
+                        if let Err(stop) = reloaded.await {
                             break stop;
                         }
                     }
                 },
                 Some(reply) = self.reloads.recv() => {
-                    match self.reload_or_stop(&load, &mut signals).await {
+                    match self.reload_or_stop(&load, &mut signals, &heartbeat).await {
                         // Whoever asked may have gone away.
                         Ok(outcome) => reply.send(outcome).ok(),
                         Err(stop) => break stop,
@@ -241,6 +247,7 @@ impl Daemon {
                     // A store that hangs holds it up.
                     Happening::LookedUp(look_up) => {
                         let adopted = self.pollers.adopt(look_up);
+                        heartbeat.beat_for(LONGEST_CHANGE);
                         if let Err(stop) = unless_stopped(adopted, &mut signals, &self.quit).await {
                             break stop;
                         }
@@ -267,7 +274,7 @@ impl Daemon {
                 (by, None)
             }
             Stop::Failed(error) => {
-                tracing::error!(error = %format!("{error:#}"), "the daemon cannot go on; journalled events are delivered after the next start");
+                tracing::error!(error = %chain(error.as_ref()), "the daemon cannot go on; journalled events are delivered after the next start");
                 ("", Some(error))
             }
         };
@@ -309,8 +316,10 @@ impl Daemon {
         &mut self,
         load: &LoadConfig,
         signals: &mut Signals,
+        heartbeat: &Heartbeat,
     ) -> Result<Result<(), String>, Stop> {
         let quit = self.quit.clone();
+        heartbeat.beat_for(LONGEST_CHANGE);
         unless_stopped(self.reload(load), signals, &quit).await
     }
 
@@ -325,7 +334,7 @@ impl Daemon {
                 }
                 self.change_to(loaded.config)
                     .await
-                    .map_err(|error| format!("{error:#}"))
+                    .map_err(|error| chain(error.as_ref()))
             }
             Err(message) => Err(message),
         };
@@ -474,12 +483,9 @@ async fn unless_stopped<T>(
 /// Reads the configuration and the files that it names, off the thread that follows signals.
 async fn read(load: &LoadConfig) -> Result<Loaded, String> {
     let load = Arc::clone(load);
-    let reading = tokio::task::spawn_blocking(move || match load.try_lock() {
-        Ok(mut load) => load(),
-        Err(TryLockError::Poisoned(load)) => load.into_inner()(),
-        Err(TryLockError::WouldBlock) => {
-            Err("the files are still being read for the reload before".to_owned())
-        }
+    let reading = tokio::task::spawn_blocking(move || match reading::turn(&load) {
+        Some(mut load) => load(),
+        None => Err("the files are still being read for the reload before".to_owned()),
     });
     match tokio::time::timeout(READING, reading).await {
         Ok(Ok(outcome)) => outcome,
@@ -492,16 +498,33 @@ async fn read(load: &LoadConfig) -> Result<Loaded, String> {
 }
 
 /// What protects the web server, as its file says.
-fn guard(web: &config::Web) -> Result<web::Guard, ConfigError> {
+async fn guard(web: &config::Web) -> anyhow::Result<web::Guard> {
     let Some(path) = &web.config_file else {
         return Ok(web::Guard::open());
     };
-    let mut file = WebFile::new(path.clone());
-    let (security, warnings) = file.read_with_warnings()?;
+    let (file, security, warnings) = read_web_file(path).await?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }
     Ok(web::Guard::watching(security, file.into_load()))
+}
+
+/// Reads the web configuration file, off the thread that follows signals.
+pub(crate) async fn read_web_file(
+    path: &Path,
+) -> anyhow::Result<(WebFile, Arc<web::Security>, Vec<String>)> {
+    let mut file = WebFile::new(path.to_owned());
+    let read = reading::once(move || (file.read_with_warnings(), file));
+    let Some((read, file)) = read.await else {
+        // It is not wrong: the next start may find it.
+        anyhow::bail!(
+            "the web configuration file, or one that it names, could not be read within {} s: {}",
+            reading::LIMIT.as_secs(),
+            path.display()
+        );
+    };
+    let (security, warnings) = read?;
+    Ok((file, security, warnings))
 }
 
 /// Takes the listening sockets, before anything else is done.

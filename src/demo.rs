@@ -59,6 +59,8 @@ impl Demo {
                 requests_per_minute: None,
                 max_response_size: 64 << 20,
                 proxy_url: None,
+                // The simulator is a part of this process: a proxy would not find it.
+                environment_proxies: false,
                 tls: opsramp::TlsOptions::default(),
             },
             tenants: vec![Tenant {

@@ -2,7 +2,13 @@
 
 use std::error::Error;
 
-/// An error with its causes, on one line.
+use crate::excerpt::truncate;
+
+/// How long such a text is at most, in bytes. A certificate with a thousand names is told with each of
+/// them, a database says what it likes, and what is shown of an error is also kept.
+const MAX: usize = 1 << 10;
+
+/// An error with its causes, on one line that is not too long.
 pub(crate) fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -15,7 +21,7 @@ pub(crate) fn chain(error: &dyn Error) -> String {
         }
         cause = error.source();
     }
-    text
+    truncate(text, MAX).into_owned()
 }
 
 #[cfg(test)]
@@ -57,5 +63,17 @@ mod tests {
             source: io::Error::other("the disk is full").into(),
         };
         assert_eq!(chain(&wrapper), "cannot write: the disk is full");
+    }
+
+    #[test]
+    fn however_much_an_error_says_its_text_is_short() {
+        let wrapper = Wrapped {
+            what: "cannot connect",
+            source: io::Error::other("\u{e4}".repeat(1 << 20)).into(),
+        };
+        let text = chain(&wrapper);
+        assert!(text.len() <= MAX, "{}", text.len());
+        assert!(text.starts_with("cannot connect: \u{e4}"), "{text}");
+        assert!(text.ends_with(" bytes]"), "{text}");
     }
 }

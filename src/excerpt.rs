@@ -3,7 +3,10 @@
 
 use std::{borrow::Cow, collections::HashSet};
 
-use base64::{Engine as _, prelude::BASE64_STANDARD};
+use base64::{
+    Engine as _,
+    prelude::{BASE64_STANDARD, BASE64_STANDARD_NO_PAD, BASE64_URL_SAFE_NO_PAD},
+};
 use percent_encoding::percent_decode_str;
 
 use crate::secret::{REDACTED, Secret};
@@ -51,6 +54,11 @@ impl Secrets {
 
     /// The beginning of what was said, without control characters and secrets.
     pub(crate) fn excerpt(&self, said: &[u8]) -> String {
+        self.line(said, MAX_EXCERPT)
+    }
+
+    /// The same, of so many characters at most.
+    pub(crate) fn line(&self, said: &[u8], most: usize) -> String {
         // The first is the longest.
         let longest = self.0.first().map_or(0, |secret| secret.expose().len());
         let window = &said[..said.len().min(WINDOW + longest)];
@@ -79,29 +87,73 @@ impl Secrets {
             .filter(|word| !word.is_empty())
             .collect();
         let line = words.join(" ");
-        match line.char_indices().nth(MAX_EXCERPT) {
+        match line.char_indices().nth(most) {
             Some((end, _)) => format!("{}…", &line[..end]),
             None => line,
         }
     }
 }
 
-/// Whether a text in which these secrets were hidden still has one, or much of one: in escapes, or
-/// cut.
+/// Whether a text in which these secrets were hidden still has one, or much of one: in escapes, in
+/// another form, or cut.
 fn are_told_by(text: &str, secrets: &[&str]) -> bool {
+    let forms = secrets.iter().flat_map(|secret| forms(secret));
+    let forms: Vec<_> = forms.map(|form| Folded::of(&form)).collect();
+    let (mut parts, mut parts_of_letters) = (HashSet::new(), HashSet::new());
+    for form in &forms {
+        parts.extend(form.whole.as_bytes().windows(TELLING));
+        parts_of_letters.extend(form.letters.as_bytes().windows(TELLING_LETTERS));
+    }
+    // Longer ones are known by their parts.
+    let short: Vec<_> = forms
+        .iter()
+        .map(|form| form.whole.as_str())
+        .filter(|form| form.len() < TELLING)
+        .collect();
     layers(text).iter().any(|layer| {
-        let (whole, letters) = (spaced(layer), bare(layer));
-        let whole_parts: HashSet<_> = whole.as_bytes().windows(TELLING).collect();
-        let letter_parts: HashSet<_> = letters.as_bytes().windows(TELLING_LETTERS).collect();
-        secrets.iter().any(|secret| {
-            let (secret, letters) = (spaced(secret), bare(secret));
-            let mut parts = secret.as_bytes().windows(TELLING);
-            let mut parts_of_letters = letters.as_bytes().windows(TELLING_LETTERS);
-            whole.contains(&secret)
-                || parts.any(|part| whole_parts.contains(part))
-                || parts_of_letters.any(|part| letter_parts.contains(part))
-        })
+        let Folded { whole, letters } = Folded::of(layer);
+        let mut told = whole.as_bytes().windows(TELLING);
+        let mut told_letters = letters.as_bytes().windows(TELLING_LETTERS);
+        told.any(|part| parts.contains(part))
+            || told_letters.any(|part| parts_of_letters.contains(part))
+            || short.iter().any(|form| whole.contains(form))
     })
+}
+
+/// A secret, and what it is in base64, also as a part of something else, and in hexadecimal digits.
+fn forms(secret: &str) -> Vec<String> {
+    let mut forms = vec![secret.to_owned()];
+    for before in 0..3 {
+        let bytes = [&[0; 3][..before], secret.as_bytes()].concat();
+        // Six bits are a character. The first and the last may have bits of the neighbours.
+        let own = (before * 8).div_ceil(6)..bytes.len() * 8 / 6;
+        for alphabet in [&BASE64_STANDARD_NO_PAD, &BASE64_URL_SAFE_NO_PAD] {
+            let form = alphabet.encode(&bytes)[own.clone()].to_owned();
+            if !forms.contains(&form) {
+                forms.push(form);
+            }
+        }
+    }
+    forms.push(secret.bytes().map(|byte| format!("{byte:02x}")).collect());
+    forms
+}
+
+/// A text as it is compared: its case does not matter, for servers change it, as that of a host.
+struct Folded {
+    /// In a form, a plus is a space; elsewhere it is a plus.
+    whole: String,
+    /// Letters and digits alone: how a text is broken, quoted or joined does not matter.
+    letters: String,
+}
+
+impl Folded {
+    fn of(text: &str) -> Self {
+        let folded = text.to_lowercase();
+        Self {
+            whole: folded.replace('+', " "),
+            letters: folded.chars().filter(|c| c.is_alphanumeric()).collect(),
+        }
+    }
 }
 
 /// What is secret by itself of the value of a header.
@@ -117,16 +169,6 @@ fn parts(value: &Secret) -> Vec<Secret> {
         parts.extend([Secret::new(password), Secret::new(pair)]);
     }
     parts
-}
-
-/// Letters and digits alone: how a text is broken, quoted or joined does not matter.
-fn bare(text: &str) -> String {
-    text.chars().filter(|c| c.is_alphanumeric()).collect()
-}
-
-/// In a form, a plus is a space; elsewhere it is a plus.
-fn spaced(text: &str) -> String {
-    text.replace('+', " ")
 }
 
 /// The text, and what it is without its escapes, whichever of them are undone first.
@@ -155,11 +197,17 @@ fn from_json(text: &str) -> String {
     decode(text, '\\', |after| {
         let escaped = after.chars().next()?;
         let behind = &after[escaped.len_utf8()..];
-        if escaped == 'u' {
-            let code = u32::from_str_radix(behind.get(..4)?, 16).ok()?;
+        // The second is that of other languages.
+        let digits = match escaped {
+            'u' => 4,
+            'x' => 2,
+            _ => 0,
+        };
+        if digits > 0 {
+            let code = u32::from_str_radix(behind.get(..digits)?, 16).ok()?;
             // Half of a pair is no character, and no letter.
             let c = char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER);
-            return Some((c, &behind[4..]));
+            return Some((c, &behind[digits..]));
         }
         let is_white = matches!(escaped, 'b' | 'f' | 'n' | 'r' | 't');
         Some((if is_white { ' ' } else { escaped }, behind))
@@ -204,14 +252,17 @@ fn decode(text: &str, mark: char, undo: impl Fn(&str) -> Option<(char, &str)>) -
 
 fn hide(text: &str, secret: &str) -> String {
     let mut shown = String::with_capacity(text.len());
+    // It has the same length, and the same borders of characters.
+    let (folded, folded_secret) = (text.to_ascii_lowercase(), secret.to_ascii_lowercase());
     let mut rest = text;
-    while let Some(at) = rest.find(secret) {
-        let (before, after) = (&rest[..at], &rest[at + secret.len()..]);
+    while let Some(at) = folded[text.len() - rest.len()..].find(&folded_secret) {
+        let (before, found) = rest.split_at(at);
+        let (found, after) = found.split_at(secret.len());
         shown.push_str(before);
         let part_of_a_word =
             shown.ends_with(char::is_alphanumeric) || after.starts_with(char::is_alphanumeric);
         let hidden = secret.len() >= MIN_ANYWHERE || !part_of_a_word;
-        shown.push_str(if hidden { REDACTED } else { secret });
+        shown.push_str(if hidden { REDACTED } else { found });
         rest = after;
     }
     shown.push_str(rest);
@@ -283,8 +334,14 @@ mod tests {
         let json = serde_json::to_string(secret).unwrap();
         let form = "pW%269%22x%5Ck%3CZq%3E%2F7%2BL%7Em*%3DT%25Q%27uN+%C3%A4";
         let html = "pW&amp;9&quot;x\\k&lt;Zq&gt;/7+L~m*=T%Q&#39;uN &#xE4;";
+        let ascii: String = secret
+            .chars()
+            .filter(char::is_ascii)
+            .map(|c| format!("\\x{:02x}", u32::from(c)))
+            .collect();
         for said in [
             json.as_str(),
+            &ascii,
             &json.replace('/', "\\/").replace('\u{e4}', "\\u00e4"),
             form,
             "pW%269%22x%5ck%3cZq%3e%2f7%2bL%7em%2a%3dT%25Q%27uN+%c3%a4",
@@ -306,6 +363,37 @@ mod tests {
         }
         let other = r#"{"error":"it\u2019s \"pW\" &amp; no more, 100%25","k":"Q'uN"}"#;
         assert_eq!(secrets(&[secret]).excerpt(other.as_bytes()), other);
+    }
+
+    #[test]
+    fn a_secret_is_not_shown_in_base64_nor_in_hexadecimal_digits() {
+        for secret in ["Zq7wRt93kLmX!vB2", "pw~\u{e4}?>\u{ff}\u{fe}", "abc123"] {
+            for before in ["", "x", "me:"] {
+                let text = format!("{before}{secret}&x=1");
+                for said in [
+                    BASE64_STANDARD.encode(&text),
+                    BASE64_URL_SAFE_NO_PAD.encode(&text),
+                    text.bytes().map(|byte| format!("{byte:02X}")).collect(),
+                ] {
+                    let said = format!("400 for {said}");
+                    let shown = secrets(&[secret]).excerpt(said.as_bytes());
+                    assert_eq!(shown, WITHHELD, "{said}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_secret_is_not_shown_in_another_case_either() {
+        let secrets = secrets(&["Bearer Abc\u{c4}defghijk", "Hunter2"]);
+        for (said, shown) in [
+            ("no HUNTER2, hunter2", "no <secret>, <secret>"),
+            ("http://abcdefghijk.example", WITHHELD),
+            ("ABC\u{e4}DEFGHIJK", WITHHELD),
+            ("\u{c4}rger", "\u{c4}rger"),
+        ] {
+            assert_eq!(secrets.excerpt(said.as_bytes()), shown);
+        }
     }
 
     #[test]

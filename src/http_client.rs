@@ -22,6 +22,11 @@ pub(crate) fn builder(urls: &[&str]) -> ClientBuilder {
         .redirect(redirect::Policy::none())
         .retry(retry::never())
         .dns_resolver(Resolver);
+    let builder = if proxy::are_switched_off() {
+        builder.no_proxy()
+    } else {
+        builder
+    };
     let environment = proxy::rules(None);
     if urls.iter().any(|url| needs_tls(url, &environment)) {
         builder

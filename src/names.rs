@@ -52,7 +52,7 @@ struct Asked {
 
 struct Waiting {
     tell: oneshot::Sender<Answer>,
-    told: Told,
+    told: Promise,
     /// Until then nobody begins another look-up.
     again_at: Instant,
 }
@@ -64,7 +64,7 @@ struct LookUp {
 }
 
 pub(crate) type Answer = Result<Arc<[SocketAddr]>, Failure>;
-type Told = Shared<oneshot::Receiver<Answer>>;
+type Promise = Shared<oneshot::Receiver<Answer>>;
 
 /// Why a name was not found, for each of those who asked.
 #[derive(Clone, Debug)]
@@ -92,7 +92,7 @@ pub(crate) async fn look_up(name: &str) -> Answer {
     answer(NAMES.ask(name)).await
 }
 
-async fn answer(told: Told) -> Answer {
+async fn answer(told: Promise) -> Answer {
     // Nobody tells where the process is about to end.
     told.await
         .unwrap_or_else(|_| Err(Failure(Arc::new(io::ErrorKind::Interrupted.into()))))
@@ -110,7 +110,7 @@ impl Names {
     }
 
     /// What a look-up brings that is under way, or begins.
-    fn ask(&'static self, name: &str) -> Told {
+    fn ask(&'static self, name: &str) -> Promise {
         let now = Instant::now();
         let name: Arc<str> = name.into();
         let mut all = self.asked();
@@ -260,7 +260,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn a_name_that_hangs_takes_one_thread_however_many_ask_and_no_other_names_place() {
         let world = World::new(2);
-        let told: Vec<Told> = (0..1000).map(|_| world.names.ask("hangs")).collect();
+        let told: Vec<Promise> = (0..1000).map(|_| world.names.ask("hangs")).collect();
         assert_eq!(world.begun(), "hangs");
         for _ in 0..3 {
             assert!(world.find("other").await.is_ok());

@@ -18,7 +18,6 @@ mod error;
 pub(crate) mod fuzzing;
 mod http;
 mod page;
-mod reading;
 mod room;
 mod tls;
 mod token;
@@ -51,8 +50,10 @@ pub struct Options {
     pub requests_per_minute: Option<u32>,
     /// The largest answer that is read, in bytes after decompression.
     pub max_response_size: u64,
-    /// The proxy; by default what `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say.
+    /// The proxy.
     pub proxy_url: Option<ProxyUrl>,
+    /// Whether without one `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say which it is.
+    pub environment_proxies: bool,
     /// TLS settings.
     pub tls: TlsOptions,
 }

@@ -80,7 +80,7 @@ async fn read(config: &Config, search: &Search) -> anyhow::Result<()> {
     let mut total = 0;
     let mut failed = Vec::new();
     for account in &config.accounts {
-        let client = Client::new(account.options.clone(), std::sync::Arc::new(Unobserved))?;
+        let client = Client::new(account.options.clone(), std::sync::Arc::new(Unobserved)).await?;
         for tenant in account.tenants.iter().filter(|tenant| asks(tenant)) {
             progress.begin();
             let read = if search.count {

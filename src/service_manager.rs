@@ -35,7 +35,7 @@ const SHORTEST_ROUND: Duration = Duration::from_millis(10);
 const MOST_UNTOLD: usize = 16;
 
 /// The service manager that started the process, if it wants to be told. Cheap to clone.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct ServiceManager(Option<Arc<Inner>>);
 
 #[derive(Debug)]
@@ -279,15 +279,5 @@ mod tests {
         let address = |name| address(OsStr::new(name)).unwrap();
         assert_eq!(address("@a/b").as_abstract_name(), Some(&b"a/b"[..]));
         assert_eq!(address("/a/b").as_pathname(), Some("/a/b".as_ref()));
-    }
-
-    #[tokio::test]
-    async fn without_a_service_manager_nobody_is_told() {
-        let nobody = ServiceManager::default();
-        nobody.ready();
-        let attending = nobody.attend(Health::default(), Board::default());
-        tokio::time::timeout(Duration::from_millis(1), attending)
-            .await
-            .unwrap_err();
     }
 }

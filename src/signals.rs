@@ -13,7 +13,7 @@ const ECHO: Duration = Duration::from_secs(1);
 const FILE_SIZE: SignalKind = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
 
 /// What a signal tells the daemon to do.
-pub(crate) enum Told {
+pub(crate) enum Command {
     Stop(&'static str),
     Reload,
 }
@@ -45,11 +45,11 @@ impl Signals {
     }
 
     /// The next signal. Cancel safe.
-    pub(crate) async fn next(&mut self) -> Told {
+    pub(crate) async fn next(&mut self) -> Command {
         tokio::select! {
-            _ = self.term.recv() => Told::Stop("SIGTERM"),
-            _ = self.int.recv() => Told::Stop("SIGINT"),
-            _ = self.hup.recv() => Told::Reload,
+            _ = self.term.recv() => Command::Stop("SIGTERM"),
+            _ = self.int.recv() => Command::Stop("SIGINT"),
+            _ = self.hup.recv() => Command::Reload,
         }
     }
 
@@ -89,7 +89,7 @@ mod tests {
         tokio::time::timeout(moment, signals.stop())
             .await
             .unwrap_err();
-        assert!(matches!(signals.next().await, Told::Reload));
+        assert!(matches!(signals.next().await, Command::Reload));
 
         send(Number::TERM);
         let echo = signals.stop_at_once("SIGTERM");

@@ -114,6 +114,9 @@ pub struct AccountStatus {
     pub token_expires: Option<Timestamp>,
     /// The last rate limit seen, by tenant id.
     pub rate_limits: BTreeMap<String, RateLimit>,
+    /// How many activated clients its partners have, as far as the last look-up tells; `None`: they have
+    /// not been looked up, or are not to be.
+    pub clients: Option<usize>,
 }
 
 /// What is known of a sink.

@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::identity::SearchKey;
+use crate::reading;
 use crate::secret::SecretSource;
 
 pub mod postgres;
@@ -266,12 +267,16 @@ impl Options {
     /// Looks whether a store can be opened with them at all. Nothing is opened.
     ///
     /// # Errors
-    /// [`postgres::UrlError`] where the URL of the server is none. One that cannot be read
-    /// may be there later.
-    pub fn check(&self) -> Result<(), postgres::UrlError> {
+    /// [`postgres::UrlError`] where the URL of the server is none. One that cannot be read, or not in
+    /// time, may be there later.
+    pub async fn check(&self) -> Result<(), postgres::UrlError> {
         match self {
             Self::Sqlite { .. } => Ok(()),
-            Self::Postgres { url, .. } => postgres::check(url),
+            Self::Postgres { url, .. } => {
+                let url = url.clone();
+                let checked = reading::once(move || postgres::check(&url));
+                checked.await.unwrap_or(Ok(()))
+            }
         }
     }
 }

@@ -25,7 +25,7 @@ use crate::{
     clock,
     health::{Health, Overdue},
     metrics::{Metrics, Rendering},
-    status::Board,
+    status::{AccountStatus, Board},
 };
 
 use alerts::{AlertsError, OpenAlert};
@@ -436,7 +436,11 @@ impl Site {
         let mut reasons = self.health.obstacles();
         let searches = self.board.searches();
         if searches.is_empty() {
-            reasons.push("no search is known yet".to_owned());
+            let unsearched = self.unsearched();
+            if unsearched.is_empty() {
+                reasons.push("no search is known yet".to_owned());
+            }
+            reasons.extend(unsearched);
             return reasons;
         }
         let mut waiting = searches.iter().filter(|status| !status.tried);
@@ -452,11 +456,32 @@ impl Site {
         reasons
     }
 
+    /// The accounts of which nothing is searched although the clients of their partners are known, and
+    /// why.
+    fn unsearched(&self) -> Vec<String> {
+        let searches = self.board.searches();
+        let is_searched = |account: &Arc<str>| searches.iter().any(|it| it.key.account == *account);
+        let why = |(account, status): (Arc<str>, AccountStatus)| {
+            let clients = status.clients.filter(|_| !is_searched(&account))?;
+            Some(match clients {
+                0 => format!(
+                    "account {account}: the server shows no activated client of the partner, so that nothing is searched"
+                ),
+                _ => format!(
+                    "account {account}: no search is for a client of the partner ({clients} are activated)"
+                ),
+            })
+        };
+        self.board.accounts().into_iter().filter_map(why).collect()
+    }
+
     fn status(&self, filter: &SearchFilter, now: Timestamp) -> StatusView {
         let overdue = self.health.overdue();
         let hangs = overdue.iter().take(REASONS_SHOWN).map(Overdue::to_string);
         let mut problems: Vec<String> = hangs.chain(self.health.notices()).collect();
         let waiting = self.waiting();
+        let told = |problem: &String| !waiting.contains(problem);
+        problems.extend(self.unsearched().into_iter().filter(told));
         if !waiting.is_empty() {
             problems.push(format!("not ready: {}", waiting.join("; ")));
         }

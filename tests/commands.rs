@@ -27,6 +27,7 @@ use std::{
 use opsramp_exporter::simulator::{
     Allowance, DEMO_KEY, DEMO_SECRET, DEMO_TENANT, Endpoint, Options, Simulator, TenantOptions,
 };
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
 /// Alerts of the world: several pages of a hundred.
@@ -220,6 +221,33 @@ async fn a_count_costs_one_request() {
     assert_eq!(stdout, format!("{ALERTS}\n"));
     assert_eq!(simulator.requests().of(Endpoint::Search), 1);
     assert_eq!(simulator.requests().total, 2, "and one for the token");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_of_the_environment_is_named_where_it_fails_and_a_star_switches_it_off() {
+    let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
+    // Nobody listens there any more.
+    let gone = std::net::TcpListener::bind("127.0.0.1:0")
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    let count = || {
+        let mut count = program(&simulator, &folder, &["search", "--count"]);
+        count.env("HTTP_PROXY", format!("http://me:hunter2@{gone}"));
+        count
+    };
+    let (done, _, stderr) = output(count()).await;
+    assert_eq!(done.status.code(), Some(1));
+    let told = format!("through the proxy {gone}: ");
+    assert!(stderr.contains(&told), "{stderr}");
+    assert!(!stderr.contains("hunter2"), "{stderr}");
+    for (name, exceptions) in [("NO_PROXY", "*"), ("no_proxy", "other.example, *")] {
+        let mut count = count();
+        // The simulator's URL has an address.
+        count.env(name, exceptions);
+        let (_, stdout, stderr) = output(count).await;
+        assert_eq!(stdout, format!("{ALERTS}\n"), "{name}: {stderr}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -554,4 +582,28 @@ async fn a_daemon_with_an_otlp_sink_starts() {
         running && told.iter().all(|line| !line.contains("panicked")),
         "{told:?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_demo_finds_its_simulator_whatever_proxies_the_environment_names() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_opsramp-exporter"));
+    command
+        .env("HTTP_PROXY", "http://127.0.0.1:9")
+        .args(["demo", "--web.listen-address=127.0.0.1:0"])
+        .arg("--simulator.listen-address=127.0.0.1:0")
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    let work = tokio::task::spawn_blocking(move || {
+        let mut child = command.spawn().unwrap();
+        let mut line = String::new();
+        let read = BufReader::new(child.stdout.take().unwrap()).read_line(&mut line);
+        // In good order, so that it takes its folder away.
+        rustix::process::kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
+        child.wait().unwrap();
+        read.unwrap();
+        line
+    });
+    let line = tokio::time::timeout(Duration::from_secs(60), work).await;
+    let event: Value = serde_json::from_str(&line.unwrap().unwrap()).unwrap();
+    assert_eq!(event["event"], "opened");
 }

@@ -63,6 +63,7 @@ fn account(url: &str, tenants: &[&str]) -> Account {
             requests_per_minute: Some(1_000_000),
             max_response_size: MAX_RESPONSE_SIZE,
             proxy_url: None,
+            environment_proxies: true,
             tls: opsramp::TlsOptions::default(),
         },
         tenants: tenants
@@ -962,7 +963,7 @@ async fn a_long_result_under_the_allowance_never_delays_a_new_alert() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_revoked_token_is_replaced_at_once_and_one_that_comes_back_is_not_asked_for_again() {
+async fn a_revoked_token_is_replaced_at_once_and_one_that_comes_back_is_not_asked_for_again_soon() {
     let simulator = start(world(3)).await;
     let exporter = Exporter::start(plan(&simulator.url())).await;
     exporter.wait_until_complete().await;
@@ -989,7 +990,9 @@ async fn a_token_that_runs_out_while_a_request_waits_for_its_turn_costs_no_reque
     let simulator = start(options).await;
     let options = account(&simulator.url(), &[DEMO_TENANT]).options;
     let metrics = metrics(&Board::default()).register_account(&options.name);
-    let client = opsramp::Client::new(options, Arc::new(metrics)).unwrap();
+    let client = opsramp::Client::new(options, Arc::new(metrics))
+        .await
+        .unwrap();
     let request = opsramp::SearchRequest {
         query: "actions:OPEN".to_owned(),
         page: 1,

@@ -1,6 +1,8 @@
-//! The embedded store on a disk that its own journal fills.
+//! The embedded store where there is no more room: on a disk that its own journal fills, and where
+//! its log alone is at an end.
 //!
-//! The test runs itself again where it may mount a small disk: in a user namespace of its own.
+//! The tests run themselves again: where a small disk may be mounted, in a user namespace of its
+//! own, and where files may not be long.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -51,6 +53,46 @@ async fn a_disk_that_the_journal_has_filled_is_got_over_by_delivering() {
     }
 }
 
+const SHORT: &str = "OPSRAMP_EXPORTER_TEST_SHORT_FILES";
+const SHORT_NAME: &str = "a_limit_that_is_no_full_disk_but_ends_the_log_is_got_over";
+
+/// As under a quota, writes fail with another error than that of a full disk.
+#[tokio::test]
+async fn a_limit_that_is_no_full_disk_but_ends_the_log_is_got_over() {
+    if let Ok(folder) = std::env::var(SHORT) {
+        return deliver_at_once(Path::new(&folder)).await;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    // Two MiB a file, in blocks of 512 bytes.
+    let inside = "trap '' XFSZ; ulimit -f 4096; exec \"$1\" --exact \"$2\"";
+    let status = Command::new("sh")
+        .args(["-c", inside, "sh"])
+        .arg(std::env::current_exe().unwrap())
+        .arg(SHORT_NAME)
+        .env(SHORT, folder.path())
+        .status();
+    assert!(status.unwrap().success());
+}
+
+/// What is delivered at once leaves a file that stays small, and a log that would become long.
+async fn deliver_at_once(folder: &Path) {
+    let options = Options::Sqlite {
+        path: folder.join("state.db"),
+        journal_limit: 1_000_000,
+    };
+    let store = Store::open(&options).await.unwrap();
+    store.set_sinks(vec!["s".to_owned()]).await.unwrap();
+    let held = store.take_up(&key(), second(1)).await.unwrap().held;
+    for round in 0..200 {
+        commit(&store, held, round * 20).await.unwrap();
+        let batch = store.pending("s", 30, usize::MAX).await.unwrap();
+        assert_eq!(batch.events.len(), 20, "{round}");
+        let last = batch.events[19].position;
+        store.acknowledge("s", last, None).await.unwrap();
+    }
+    store.close().await;
+}
+
 async fn fill_and_deliver(disk: &Path, round: u128) {
     let options = Options::Sqlite {
         path: disk.join("state.db"),
@@ -58,15 +100,7 @@ async fn fill_and_deliver(disk: &Path, round: u128) {
     };
     let store = Store::open(&options).await.unwrap();
     store.set_sinks(vec!["s".to_owned()]).await.unwrap();
-    let key = SearchKey {
-        account: "acme".into(),
-        tenant: Tenant {
-            id: "client_1".into(),
-            name: "client_1".into(),
-        },
-        search: "open".into(),
-    };
-    let held = store.take_up(&key, second(1)).await.unwrap().held;
+    let held = store.take_up(&key(), second(1)).await.unwrap().held;
 
     let mut taken = 0;
     let full = loop {
@@ -125,6 +159,17 @@ async fn commit(store: &Store, held: Held, first: u128) -> Result<(), Error> {
         ..Commit::default()
     };
     store.commit(held, commit, second(2)).await
+}
+
+fn key() -> SearchKey {
+    SearchKey {
+        account: "acme".into(),
+        tenant: Tenant {
+            id: "client_1".into(),
+            name: "client_1".into(),
+        },
+        search: "open".into(),
+    }
 }
 
 fn second(second: i64) -> Timestamp {

@@ -61,7 +61,7 @@ pub(super) async fn check(report: &mut Report<'_>, account: &Account, searches: 
         searches,
         seen: Arc::default(),
     };
-    let client = chain.taken("credentials", checked.credentials());
+    let client = chain.taken("credentials", checked.credentials().await);
     let api = reach(&mut chain, options, &options.url).await;
     let token_host = Endpoint::of(&options.token_url) != Endpoint::of(&options.url);
     let token_endpoint = if token_host {
@@ -206,7 +206,7 @@ fn unreadable(what: &str, source: &SecretSource) -> String {
 // === impl Checked ===
 
 impl Checked<'_> {
-    fn credentials(&self) -> Outcome<Client> {
+    async fn credentials(&self) -> Outcome<Client> {
         let options = &self.account.options;
         let mut found = Vec::new();
         for (what, source) in [
@@ -222,8 +222,9 @@ impl Checked<'_> {
                 SecretSource::File(path) => format!("the {what} is in {}", path.display()),
             });
         }
-        let client =
-            Client::new(options.clone(), Arc::clone(&self.seen) as _).map_err(|error| {
+        let client = Client::new(options.clone(), Arc::clone(&self.seen) as _)
+            .await
+            .map_err(|error| {
                 Trouble::new(
                     format!("{:#}", anyhow::Error::new(error)),
                     "look at the account's tls and proxy_url",

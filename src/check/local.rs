@@ -2,7 +2,6 @@
 //! beside notices nothing.
 
 use std::{
-    error::Error as _,
     fs::{self, OpenOptions, TryLockError},
     io,
     os::unix::{
@@ -24,6 +23,7 @@ use super::{
 use crate::{
     config::State,
     deliver::{OtlpOptions, SinkOptions, Target},
+    error_chain::chain,
     http_client,
     secret::SecretSource,
     store::{
@@ -37,6 +37,8 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(10);
 /// Less room than this is worth a word.
 const ROOM: u64 = 256 << 20;
+/// What to do about a file that does not answer.
+const SILENT_FILE: &str = "look whether the file system answers; a local one is best";
 const JOURNAL: &str = "/run/systemd/journal/socket";
 
 /// Takes the state's step.
@@ -76,7 +78,7 @@ async fn aside(work: impl FnOnce() -> Outcome<()> + Send + 'static) -> Outcome<(
         Ok(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),
         Err(_) => Err(Trouble::new(
             format!("no answer within {}", humantime::format_duration(LIMIT)),
-            "look whether the file system answers; a local one is best",
+            SILENT_FILE,
         )),
     }
 }
@@ -188,7 +190,7 @@ async fn database(url: &SecretSource, lease: Duration) -> Outcome<()> {
     let asked = tokio::time::timeout(LIMIT, postgres::inspect(url, lease)).await;
     let found = asked.unwrap_or(Err(Failure::Timeout)).map_err(|failure| {
         let advice = database_advice(&failure);
-        let text = format!("{:#}", anyhow::Error::new(failure));
+        let text = chain(&failure);
         match (advice, text.split_once("; ")) {
             (None, Some((cause, next))) => Trouble::new(cause, next),
             _ => Trouble::new(
@@ -261,6 +263,7 @@ fn database_advice(failure: &Failure) -> Option<&'static str> {
         (Failure::Encoding(_), _) => {
             "make a database as docs/high-availability.md says, and name it in the URL"
         }
+        (Failure::Unread { .. }, _) => SILENT_FILE,
         (Failure::Secret(_), _) => "put the URL into the file that url_file names",
         (Failure::Address(AddressError::Unreadable), _) => {
             "look at every part of it: a password may need percent-encoding, and an option may be \
@@ -279,7 +282,7 @@ fn database_advice(failure: &Failure) -> Option<&'static str> {
             "let the server take more connections: each replica needs up to 8"
         }
         (_, Some(_)) => "look at the server's own log",
-        (Failure::Connect(error), _) if refuses_tls(error) => {
+        (Failure::Connect(error), _) if error.is_without_tls() => {
             "let the server speak TLS (ssl = on), or ask for less of it by the URL's sslmode"
         }
         _ => {
@@ -288,12 +291,6 @@ fn database_advice(failure: &Failure) -> Option<&'static str> {
         }
     };
     Some(failure.of_tls().map_or(next, tls_advice))
-}
-
-/// The driver tells it by its text alone.
-fn refuses_tls(error: &tokio_postgres::Error) -> bool {
-    let why = error.source();
-    why.is_some_and(|why| why.to_string() == "server does not support TLS")
 }
 
 fn tls_advice(error: &rustls::Error) -> &'static str {
@@ -424,9 +421,7 @@ async fn receiver(options: &OtlpOptions) -> Outcome<()> {
         .post(&options.endpoint)
         .header(http::header::CONTENT_TYPE, "application/x-protobuf");
     for (name, source) in &options.headers {
-        let value = source
-            .read()
-            .map_err(|error| unusable(format!("{:#}", anyhow::Error::new(error))))?;
+        let value = source.read().map_err(|error| unusable(chain(&error)))?;
         let mut value = http::HeaderValue::from_str(value.expose())
             .map_err(|_| unusable(format!("the header {name} cannot be sent")))?;
         value.set_sensitive(true);
@@ -434,7 +429,7 @@ async fn receiver(options: &OtlpOptions) -> Outcome<()> {
     }
     let answer = request.send().await.map_err(|error| {
         Trouble::new(
-            format!("{shown}: {:#}", anyhow::Error::new(error.without_url())),
+            format!("{shown}: {}", chain(&error.without_url())),
             "look whether the receiver runs, and whether a firewall lets this machine reach it",
         )
     })?;

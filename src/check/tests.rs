@@ -34,6 +34,7 @@ pub(super) fn options(url: &str, change: impl FnOnce(&mut opsramp::Options)) -> 
         requests_per_minute: None,
         max_response_size: 1 << 20,
         proxy_url: None,
+        environment_proxies: true,
         tls: opsramp::TlsOptions::default(),
     };
     change(&mut options);

@@ -10,14 +10,13 @@ use http::Uri;
 use hyper_util::client::proxy::matcher::Matcher;
 
 use super::{Config, Env, problem::Problem, url};
-use crate::deliver::Target;
+use crate::{deliver::Target, proxy};
 
 /// The variables, by the scheme of the URL; the first one that is set counts.
 const HTTPS: [&str; 2] = ["HTTPS_PROXY", "https_proxy"];
 const HTTP: [&str; 2] = ["HTTP_PROXY", "http_proxy"];
 /// They count where those are not set.
 const ALL: [&str; 2] = ["ALL_PROXY", "all_proxy"];
-const NO: [&str; 2] = ["NO_PROXY", "no_proxy"];
 
 /// What is wrong with the variables, each told once.
 pub(super) fn problems(config: &Config, env: Env<'_>) -> Vec<Problem> {
@@ -48,10 +47,14 @@ pub(super) fn problems(config: &Config, env: Env<'_>) -> Vec<Problem> {
 /// The variable that says how to reach this URL, and makes no sense.
 fn unusable(url: &str, env: Env<'_>) -> Option<&'static str> {
     let uri: Uri = url.parse().ok()?;
-    let (_, exceptions) = first(NO, env).unwrap_or_default();
+    let (_, exceptions) = first(proxy::EXCEPTIONS, env).unwrap_or_default();
+    let exceptions = exceptions.into_string().unwrap_or_default();
+    if proxy::excepts_all(&exceptions) {
+        return None;
+    }
     let exceptions = Matcher::builder()
         .all("http://proxy")
-        .no(exceptions.into_string().unwrap_or_default())
+        .no(exceptions)
         .build();
     exceptions.intercept(&uri)?;
     let by_scheme = match uri.scheme_str() {
@@ -157,5 +160,7 @@ mod tests {
             wrong("http://127.0.0.1:4318/v1/logs", &[("HTTP_PROXY", bad)]),
             Some("HTTP_PROXY")
         );
+        let off = [("HTTP_PROXY", bad), ("NO_PROXY", "*")];
+        assert_eq!(wrong("http://127.0.0.1:4318/v1/logs", &off), None);
     }
 }

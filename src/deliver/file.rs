@@ -320,7 +320,10 @@ impl LogFile {
                     "the log file was moved away while nobody wrote to it; \
                      lines that wait are looked for in it, too"
                 );
-                self.moved.push(Tail { doubtful, ..found });
+                let mut found = Tail { doubtful, ..found };
+                // As much as of the file that is written to.
+                found.doubt(found.settled.saturating_sub(LOOK_BACK)..found.settled);
+                self.moved.push(found);
             }
         }
         // A former worker of this process may have written what the server has not heard of.

@@ -21,7 +21,7 @@ use super::{SinkOptions, Target, file::LogFile, journald::Journald, otlp::Otlp, 
 #[derive(Debug)]
 pub(super) enum Sink {
     Stdout(Stdout),
-    File(LogFile),
+    File(Box<LogFile>),
     Journald(Journald),
     Otlp(Box<Otlp>),
 }
@@ -122,7 +122,8 @@ impl Sink {
                     Target::File { path, .. } if sink.name != options.name => Some(path.clone()),
                     _ => None,
                 });
-                Self::File(LogFile::new(path.clone(), *format).beside(others.collect()))
+                let file = LogFile::new(path.clone(), *format).beside(others.collect());
+                Self::File(Box::new(file))
             }
             Target::Journald => Self::Journald(Journald::new()),
             Target::Otlp(options) => Self::Otlp(Box::new(Otlp::new(options)?)),

@@ -1,5 +1,4 @@
 use std::{
-    collections::HashSet,
     io::{self, Read as _},
     os::fd::OwnedFd,
     path::Path,
@@ -16,7 +15,6 @@ use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
 };
-use uuid::Uuid;
 
 use super::*;
 use crate::{
@@ -539,10 +537,4 @@ async fn two_sinks_of_one_name_are_an_error_that_changes_nothing() {
     assert!(delivery.drain(Duration::from_secs(10)).await);
     assert_eq!(journal.lines("a").len(), 1);
     assert!(!journal.path("b").exists());
-}
-
-#[test]
-fn events_of_tests_are_different_ones() {
-    let ids: HashSet<Uuid> = (0..100).map(|number| event(number).event_id).collect();
-    assert_eq!(ids.len(), 100);
 }

@@ -55,13 +55,13 @@ pub(super) struct Window {
     in_flight: [u32; 3],
     last_poll: Option<Instant>,
     /// What the server said is left, and until when.
-    told: Option<Told>,
+    told: Option<Balance>,
     /// No request before this, because the server said so.
     paused_until: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
-struct Told {
+struct Balance {
     remaining: u32,
     resets_at: Instant,
 }
@@ -266,15 +266,15 @@ impl Window {
             let resets_at = now + wait;
             // Answers overtake each other: within one window only the lowest count is true. Where the
             // reset moves on, it is another window, or one that slides.
-            let same_window = |told: &Told| {
+            let same_window = |told: &Balance| {
                 resets_at < told.resets_at + JITTER && told.resets_at < resets_at + MINUTE / 2
             };
             self.told = Some(match self.told {
-                Some(told) if same_window(&told) => Told {
+                Some(told) if same_window(&told) => Balance {
                     remaining: told.remaining.min(remaining),
                     resets_at: told.resets_at.max(resets_at),
                 },
-                _ => Told {
+                _ => Balance {
                     remaining,
                     resets_at,
                 },

@@ -17,7 +17,7 @@ use super::{
     Endpoint, Observer, Options,
     allowance::{Allowance, Hints, Reservation, Urgency},
     error::Error,
-    http::{Http, bearer, redirect_or},
+    http::{Http, bearer, redirect_or_excerpt},
     page::Answer,
     tls::BuildError,
     token::{Token, Tokens},
@@ -94,11 +94,12 @@ impl Client {
     /// Sets up the client; nothing is sent yet.
     ///
     /// # Errors
-    /// Where a certificate, a key or the proxy is not usable.
-    pub fn new(options: Options, observer: Arc<dyn Observer>) -> Result<Self, BuildError> {
+    /// Where a certificate, a key or the proxy is not usable, or a file does not answer.
+    pub async fn new(options: Options, observer: Arc<dyn Observer>) -> Result<Self, BuildError> {
         let requests_per_minute = options.requests_per_minute;
-        let http = Http::new(options)?;
-        let tokens = Tokens::new(TokenEndpoint::new(http.clone(), observer.clone()));
+        let http = Http::new(options).await?;
+        let issuer = TokenEndpoint::new(http.clone(), observer.clone());
+        let tokens = Tokens::new(Arc::clone(&http.options.name), issuer);
         Ok(Self(Arc::new(Inner {
             http,
             tokens,
@@ -221,7 +222,7 @@ impl Client {
             .send_once(endpoint, tenant, &url, allowance, urgency)
             .await;
         let Err(Refused::Token { token, .. }) = &first else {
-            return first.map_err(Refused::into_error);
+            return first.map_err(|refused| refused.into_error(false));
         };
         // 407 is the documented answer to a token that ran out or was revoked.
         let refuser = (endpoint.as_str(), tenant.into());
@@ -230,9 +231,9 @@ impl Client {
                 tracing::debug!(account = %self.account(), "the API refused the token; trying a new one once");
                 self.send_once(endpoint, tenant, &url, allowance, urgency)
                     .await
-                    .map_err(Refused::into_error)
+                    .map_err(|refused| refused.into_error(true))
             }
-            Ok(None) => first.map_err(Refused::into_error),
+            Ok(None) => first.map_err(|refused| refused.into_error(false)),
             Err(error) => {
                 self.0.token_lost.store(true, Ordering::Relaxed);
                 self.0.observer.token_lost();
@@ -292,7 +293,8 @@ impl Client {
             self.0.observer.rate_limit(tenant, seen);
         }
         let sent = || http.sent([&token.secret]);
-        let shown = || Secrets::of(sent()).excerpt(&body);
+        let secrets = || Secrets::of(sent());
+        let shown = || secrets().excerpt(&body);
         match status.as_u16() {
             200..=299 => {
                 self.accepted(&token, endpoint, tenant);
@@ -321,7 +323,7 @@ impl Client {
             code => Err(Refused::Other(Error::Http {
                 endpoint: endpoint.as_str(),
                 status: code,
-                excerpt: redirect_or(&headers, shown),
+                excerpt: redirect_or_excerpt(status, &headers, &body, &secrets()),
             })),
         }
     }
@@ -408,13 +410,14 @@ enum Refused {
 // === impl Refused ===
 
 impl Refused {
-    fn into_error(self) -> Error {
+    /// For whoever asked; `replaced` where the token is another than the first that was refused.
+    fn into_error(self, replaced: bool) -> Error {
         match self {
             Self::Token {
                 status, excerpt, ..
             } => {
-                let what =
-                    format!("the API refuses the token, also a new one ({status}): {excerpt}");
+                let also = if replaced { ", also a new one" } else { "" };
+                let what = format!("the API refuses the token{also} ({status}): {excerpt}");
                 Error::Auth { what }
             }
             Self::Other(error) => error,
@@ -481,9 +484,10 @@ mod tests {
             requests_per_minute: None,
             max_response_size: 1 << 20,
             proxy_url: None,
+            environment_proxies: true,
             tls: TlsOptions::default(),
         };
-        Client::new(options, Arc::new(Nobody)).unwrap()
+        Client::new(options, Arc::new(Nobody)).await.unwrap()
     }
 
     fn response(head: &str, body: &[u8]) -> Vec<u8> {
@@ -531,19 +535,19 @@ mod tests {
 
     #[tokio::test]
     async fn a_refusal_counts_whatever_becomes_of_its_body() {
-        let cut_off =
-            |head: &str| format!("HTTP/1.1 {head}\r\nContent-Length: 9\r\n\r\nno").into_bytes();
+        let cut_off = |head: &str| {
+            let head = format!("HTTP/1.1 {head}\r\nContent-Length: 9\r\n\r\n");
+            [head.as_bytes(), b"no"].concat()
+        };
         let no_gzip =
             |head: &str| response(&format!("{head}\r\nContent-Encoding: gzip"), b"<html>");
         let too_long = |head: &str| response(head, &[b'x'; 2 << 20]);
-        let forms: [fn(&dyn Fn(&str) -> Vec<u8>) -> Vec<u8>; 3] = [
-            |of| of("429 Too Many Requests\r\nRetry-After: 60"),
-            |of| of("503 Service Unavailable"),
-            |of| of("401 Unauthorized"),
-        ];
-        for (form, reason) in forms.into_iter().zip(["throttled", "http", "auth"]) {
-            for of in [&cut_off as &dyn Fn(&str) -> Vec<u8>, &no_gzip, &too_long] {
-                let answer = form(of);
+        for (head, reason) in [
+            ("429 Too Many Requests\r\nRetry-After: 60", "throttled"),
+            ("503 Service Unavailable", "http"),
+            ("401 Unauthorized", "auth"),
+        ] {
+            for answer in [cut_off(head), no_gzip(head), too_long(head)] {
                 let client = client_of(move |request| {
                     if request.starts_with("POST") {
                         return token("a", 7200);
@@ -573,6 +577,28 @@ mod tests {
         });
         let answer = search(&client.await).await.unwrap();
         assert_eq!(answer.text(), r#"{"results":[]}"#);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_tells_of_a_new_token_only_where_one_was_tried() {
+        for (is_shared, told) in [
+            (true, "the API refuses the token (407): no"),
+            (false, "the API refuses the token, also a new one (407): no"),
+        ] {
+            let tokens = AtomicUsize::new(0);
+            let client = client_of(move |request| {
+                if !request.starts_with("POST") {
+                    return response("407 Proxy Authentication Required", b"no");
+                }
+                let number = tokens.fetch_add(1, Ordering::Relaxed);
+                token(
+                    &format!("token{}", if is_shared { 0 } else { number }),
+                    7200,
+                )
+            });
+            let error = search(&client.await).await.unwrap_err();
+            assert_eq!(error.chain(), told);
+        }
     }
 
     #[tokio::test]

@@ -12,23 +12,33 @@ use std::{
 use anyhow::Chain;
 use jiff::SignedDuration;
 use reqwest::{Method, StatusCode, header};
-use tokio::time::Instant;
+use tokio::{sync::Semaphore, time::Instant};
 
 use super::{
     Endpoint, Observer, Options,
     body::{Body, Unusable},
     error::Error,
-    reading::Reading,
     room::Room,
     tls::{BuildError, Current, TlsFiles},
 };
-use crate::{clock, error_chain::chain, http_date, proxy, secret::Secret};
+use crate::{
+    clock,
+    error_chain::chain,
+    excerpt::Secrets,
+    http_date, proxy,
+    reading::{self, Reading},
+    redirect,
+    secret::Secret,
+};
 
 /// How often a request is sent whose connection ends before an answer. There can be more than one
 /// that was closed meanwhile.
 const MAX_SENDS: usize = 3;
 /// The files of TLS are not looked at more often by themselves.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// What the files of new accounts are read with. Each try of a reload whose files do not answer keeps a
+/// thread for as long as they do not, and others need some, too.
+static PLACES: Semaphore = Semaphore::const_new(16);
 
 /// The longest body of a refusal that is looked at, and how long it may take to come.
 const MAX_REFUSAL: u64 = 256 * 1024;
@@ -43,9 +53,11 @@ pub(super) struct Http {
     /// What proxies on the way are sent to prove who asks.
     proxies: Arc<[Secret]>,
     current: Arc<Mutex<Current>>,
-    /// Of the files of TLS.
-    reading: Arc<Reading<Result<Option<Current>, BuildError>>>,
+    reading: Arc<Reading<TlsRead>>,
 }
+
+/// What the files of TLS bring; nothing where they are those that are in use.
+type TlsRead = Result<Option<Current>, BuildError>;
 
 /// An answer, whole, and the room that its body takes up.
 pub(super) type Exchanged = (StatusCode, header::HeaderMap, Vec<u8>, Room);
@@ -56,9 +68,21 @@ impl Http {
     /// Reads the files of TLS; nothing is sent yet.
     ///
     /// # Errors
-    /// Where a certificate, a key or the proxy is not usable.
-    pub(super) fn new(options: Options) -> Result<Self, BuildError> {
-        let current = Current::new(&options, TlsFiles::read(&options.name, &options.tls)?)?;
+    /// Where a certificate, a key or the proxy is not usable, or a file does not answer.
+    pub(super) async fn new(options: Options) -> Result<Self, BuildError> {
+        let current = if options.tls.files().next().is_none() {
+            Current::new(&options, TlsFiles::default())?
+        } else {
+            let unread = || unread(&options);
+            let place = PLACES.try_acquire().map_err(|_| unread())?;
+            let options = options.clone();
+            let read = reading::once(move || {
+                let read = TlsFiles::read(&options.name, &options.tls);
+                drop(place);
+                Current::new(&options, read?)
+            });
+            read.await.unwrap_or_else(|| Err(unread()))?
+        };
         let proxies = proxy::authorizations(
             options.proxy_url.as_ref().map(|url| &url.0),
             [options.url.as_str(), &options.token_url],
@@ -109,9 +133,9 @@ impl Http {
     }
 
     pub(super) async fn read_files_again(&self) -> Result<(), BuildError> {
-        let Some(path) = self.options.tls.files().next().cloned() else {
+        if self.options.tls.files().next().is_none() {
             return Ok(());
-        };
+        }
         let fingerprint = {
             let mut current = self.current();
             current.looked_at = Instant::now();
@@ -125,15 +149,8 @@ impl Http {
             }
             Current::new(&options, files).map(Some)
         };
-        let read = self.reading.of(read).await.unwrap_or_else(|| {
-            Err(BuildError::Read {
-                what: "the files of tls",
-                account: Arc::clone(&self.options.name),
-                path,
-                source: io::ErrorKind::TimedOut.into(),
-            })
-        });
-        if let Some(new) = read? {
+        let read = self.reading.of(read).await;
+        if let Some(new) = read.unwrap_or_else(|| Err(unread(&self.options)))? {
             *self.current() = new;
             tracing::info!(account = %self.options.name, "the files of tls were read again");
         }
@@ -251,7 +268,17 @@ impl Http {
     }
 
     fn transport(&self, endpoint: Endpoint, error: reqwest::Error) -> Error {
-        let host = self.host(error.url());
+        let mut host = self.host(error.url());
+        if error.is_connect()
+            && let Some(url) = error.url()
+        {
+            // It may be the proxy that cannot be reached.
+            let proxy_url = self.options.proxy_url.as_ref().map(|url| &url.0);
+            let any = proxy_url.is_some() || self.options.environment_proxies;
+            if let Some(proxy) = proxy::before(proxy_url, url.as_str()).filter(|_| any) {
+                host = format!("{host} through the proxy {proxy}");
+            }
+        }
         let error = error.without_url();
         let began = !error.is_request();
         if error.is_timeout() {
@@ -283,6 +310,14 @@ impl Http {
                 source: Arc::new(error),
             }
         }
+    }
+}
+
+/// The files of TLS do not answer.
+fn unread(options: &Options) -> BuildError {
+    BuildError::Unread {
+        account: Arc::clone(&options.name),
+        paths: options.tls.files().cloned().collect(),
     }
 }
 
@@ -347,18 +382,46 @@ pub(super) fn bearer(token: &Secret) -> header::HeaderValue {
 }
 
 /// What to show of an answer: where a redirect leads, else the beginning of the body.
-pub(super) fn redirect_or(headers: &header::HeaderMap, shown: impl FnOnce() -> String) -> String {
+pub(super) fn redirect_or_excerpt(
+    status: StatusCode,
+    headers: &header::HeaderMap,
+    body: &[u8],
+    secrets: &Secrets,
+) -> String {
+    // Other answers may name a place as well, and their bodies say why they are not what was asked for.
     let location = headers
         .get(header::LOCATION)
+        .filter(|_| status.is_redirection())
         .and_then(|value| value.to_str().ok());
     match location {
-        Some(location) => {
-            // The path and query of a redirect can repeat what was sent.
-            let origin = reqwest::Url::parse(location)
-                .map(|url| url.origin().ascii_serialization())
-                .unwrap_or_else(|_| "another path".to_owned());
-            format!("a redirect to {origin}, which is not followed")
+        Some(location) => format!(
+            "a redirect to {}, which is not followed",
+            redirect::origin(location, secrets)
+        ),
+        None => secrets.excerpt(body),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_that_names_a_place_is_a_redirect_only_where_its_status_says_so() {
+        let mut headers = header::HeaderMap::new();
+        let place = header::HeaderValue::from_static("https://sso.example/in?token=x");
+        headers.insert(header::LOCATION, place);
+        for (status, shown) in [
+            (
+                302,
+                "a redirect to https://sso.example, which is not followed",
+            ),
+            (400, "no such query"),
+        ] {
+            let status = StatusCode::from_u16(status).unwrap();
+            let secrets = Secrets::default();
+            let told = redirect_or_excerpt(status, &headers, b"no such query", &secrets);
+            assert_eq!(told, shown);
         }
-        None => shown(),
     }
 }

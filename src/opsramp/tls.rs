@@ -2,11 +2,20 @@
 
 use std::{io, path::PathBuf, sync::Arc, time::Duration};
 
+use memchr::memmem;
 use secrecy::zeroize::Zeroizing;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{Options, TlsOptions};
+use crate::reading;
+
+/// What may be wrong where no client can be made.
+const SET_UP: &str = "the TLS set-up (are CA certificates installed, and can as many files be opened? \
+    else name some with tls.ca_file)";
+/// The same with a key of one's own.
+const SET_UP_WITH_KEY: &str = "the TLS set-up (tls.key_file has to be RSA of at least 2048 bits, ECDSA on \
+    P-256 or P-384, or Ed25519)";
 
 /// The HTTP client in use.
 #[derive(Clone, Debug)]
@@ -41,6 +50,18 @@ pub enum BuildError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// Certificates and keys cannot be read for now: one of the files does not answer.
+    #[error(
+        "the files of tls of account {account} could not be read within {} s: {}",
+        reading::LIMIT.as_secs(),
+        paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+    )]
+    Unread {
+        /// The account's name.
+        account: Arc<str>,
+        /// The files.
+        paths: Vec<PathBuf>,
     },
     /// A file that should say whom to trust names nobody.
     #[error("tls.ca_file of account {account} holds no certificate in PEM: {}", path.display())]
@@ -93,28 +114,38 @@ fn http_client(options: &Options, files: TlsFiles) -> Result<reqwest::Client, Bu
         .pool_idle_timeout(Duration::from_secs(90))
         .pool_max_idle_per_host(16)
         .tls_danger_accept_invalid_certs(options.tls.insecure_skip_verify);
+    if !options.environment_proxies {
+        builder = builder.no_proxy();
+    }
     if let (Some(path), Some(pem)) = (&options.tls.ca_file, files.authorities) {
+        let nothing = || BuildError::NoCertificate {
+            path: path.clone(),
+            account: Arc::clone(&options.name),
+        };
+        // Of another form, the client only says that it is no text.
+        if memmem::find(&pem, b"-----BEGIN ").is_none() {
+            return Err(nothing());
+        }
         let certificates =
             reqwest::Certificate::from_pem_bundle(&pem).map_err(unusable("tls.ca_file"))?;
         if certificates.is_empty() {
-            return Err(BuildError::NoCertificate {
-                path: path.clone(),
-                account: Arc::clone(&options.name),
-            });
+            return Err(nothing());
         }
         builder = builder.tls_certs_only(certificates);
     }
+    let mut set_up = SET_UP;
     if let Some(pem) = files.identity {
-        let identity = reqwest::Identity::from_pem(&pem).map_err(unusable("tls.cert_file"))?;
+        let identity = reqwest::Identity::from_pem(&pem).map_err(unusable(
+            "tls.cert_file or tls.key_file (both have to be in PEM)",
+        ))?;
+        set_up = SET_UP_WITH_KEY;
         builder = builder.identity(identity);
     }
     if let Some(proxy) = proxy {
         let proxy = reqwest::Proxy::all(proxy).map_err(unusable("proxy_url"))?;
         builder = builder.proxy(proxy);
     }
-    builder.build().map_err(unusable(
-        "the TLS set-up (are CA certificates installed? else name some with tls.ca_file)",
-    ))
+    builder.build().map_err(unusable(set_up))
 }
 
 // === impl TlsFiles ===
@@ -158,6 +189,49 @@ impl TlsFiles {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::secret::{Secret, SecretSource};
+
+    #[test]
+    fn what_the_files_have_to_be_is_told_where_they_are_something_else() {
+        let mut options = Options {
+            name: "acme".into(),
+            url: "https://api.example".to_owned(),
+            token_url: "https://api.example/auth/oauth/token".to_owned(),
+            client_id: SecretSource::Value(Secret::new("key")),
+            client_secret: SecretSource::Value(Secret::new("secret")),
+            timeout: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(5),
+            requests_per_minute: None,
+            max_response_size: 1 << 20,
+            proxy_url: None,
+            environment_proxies: true,
+            tls: TlsOptions::default(),
+        };
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(["api.example".to_owned()]).unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        options.tls.ca_file = Some("ca.pem".into());
+        let told = |files| http_client(&options, files).unwrap_err().to_string();
+        let as_der = TlsFiles {
+            authorities: Some(certificate.der().to_vec()),
+            identity: None,
+        };
+        let text = told(as_der);
+        assert!(text.contains("no certificate in PEM: ca.pem"), "{text}");
+        let pair_of = |key: &str| TlsFiles {
+            authorities: Some(certificate.pem().into_bytes()),
+            identity: Some(Zeroizing::new(format!("{key}{}", certificate.pem()).into())),
+        };
+        assert!(http_client(&options, pair_of(&key.serialize_pem())).is_ok());
+        let text = told(pair_of(""));
+        assert!(text.contains("both have to be in PEM"), "{text}");
+        let other = "-----BEGIN PRIVATE KEY-----\nMAA=\n-----END PRIVATE KEY-----\n";
+        let text = told(pair_of(other));
+        assert!(
+            text.contains("has to be RSA of at least 2048 bits"),
+            "{text}"
+        );
+    }
 
     #[test]
     fn a_file_that_cannot_be_read_is_named_with_its_key_and_account() {

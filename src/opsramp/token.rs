@@ -2,8 +2,8 @@
 //! out, and asked for once more where the API no longer accepts it.
 //!
 //! OpsRamp seems to share one token among all who use a key and to tell its *remaining* life, so
-//! asking again can bring the same token back. A token that came back unchanged is not asked for
-//! again until it has run out.
+//! asking again can bring the same token back. A token that is refused and came back unchanged is not
+//! asked for again before a pause is over: it may have died, and the endpoint not know of it yet.
 
 use std::{
     collections::HashMap,
@@ -13,6 +13,7 @@ use std::{
 };
 
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::error::Error;
 use crate::secret::Secret;
@@ -27,9 +28,9 @@ const MAX_MARGIN: Duration = Duration::from_secs(5 * 60);
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause after failed requests.
 const MAX_PAUSE: Duration = Duration::from_secs(5 * 60);
-/// A token that was refused although it is new is not replaced sooner.
+/// A token that was refused although it is new is not replaced sooner, nor one that came back
+/// unchanged. For that one the pause doubles up to [`MAX_PAUSE`] while nobody has it accepted.
 const REFUSAL_PAUSE: Duration = Duration::from_secs(30);
-
 /// The same for whom a new token did not help, while others have it accepted: they lack a right.
 const RIGHTS_PAUSE: Duration = Duration::from_secs(10 * 60);
 
@@ -53,7 +54,7 @@ pub(super) struct Credentials {
 }
 
 /// Asks for tokens: reads the credentials, and makes the request.
-pub(super) trait Issuer: Send + Sync {
+pub(super) trait Issuer: Send + Sync + 'static {
     /// The credentials as they are now.
     fn credentials(&self) -> impl Future<Output = Result<Credentials, Error>> + Send;
     /// One request.
@@ -76,9 +77,18 @@ pub(super) struct Token {
 /// The cache of one account.
 #[derive(Debug)]
 pub(super) struct Tokens<I> {
+    shared: Arc<Shared<I>>,
+    /// The last renewal, which ends with the cache.
+    renewal: Mutex<Option<AbortOnDropHandle<()>>>,
+}
+
+/// What renewals share with those who need a token at once.
+#[derive(Debug)]
+struct Shared<I> {
+    account: Arc<str>,
     issuer: I,
     /// Held while a request is under way.
-    turn: tokio::sync::Mutex<()>,
+    turn: Arc<tokio::sync::Mutex<()>>,
     state: Mutex<State>,
 }
 
@@ -87,14 +97,23 @@ struct State {
     current: Option<Token>,
     /// The last failure, until it may be tried again.
     failure: Option<Failure>,
-    /// A token that was refused and came back unchanged, with the credentials that brought it.
-    unchanged: Option<(Secret, Credentials)>,
+    /// A token that was refused and came back unchanged.
+    unchanged: Option<Unchanged>,
     /// When a refused token was last replaced, unless its successor has been accepted since.
     replaced_at: Option<Instant>,
     /// The same by who had refused it, unless they have accepted one since.
     replaced_for: HashMap<Refuser, Instant>,
-    /// Whether the current token has been accepted.
+    /// Whether the current token has been accepted since it was last obtained.
     is_accepted: bool,
+}
+
+#[derive(Debug)]
+struct Unchanged {
+    secret: Secret,
+    /// What brought it.
+    credentials: Credentials,
+    at: Instant,
+    pause: Duration,
 }
 
 /// Who refuses a token: an endpoint, for a tenant.
@@ -104,6 +123,7 @@ pub(super) type Refuser = (&'static str, Box<str>);
 struct Failure {
     error: Error,
     credentials: Option<Credentials>,
+    at: Instant,
     pause: Duration,
     until: Instant,
 }
@@ -111,37 +131,59 @@ struct Failure {
 // === impl Tokens ===
 
 impl<I: Issuer> Tokens<I> {
-    pub(super) fn new(issuer: I) -> Self {
+    pub(super) fn new(account: Arc<str>, issuer: I) -> Self {
         Self {
-            issuer,
-            turn: tokio::sync::Mutex::new(()),
-            state: Mutex::default(),
+            shared: Arc::new(Shared {
+                account,
+                issuer,
+                turn: Arc::default(),
+                state: Mutex::default(),
+            }),
+            renewal: Mutex::default(),
         }
     }
 
-    /// A token that has not run out, requested where there is none. While one still lives, a
-    /// renewal that fails or is under way for somebody else costs nothing.
+    /// A token that has not run out, requested where there is none. While one still lives, it is
+    /// renewed beside, and nobody waits for that.
     pub(super) async fn get(&self) -> Result<Token, Error> {
         let now = Instant::now();
-        let current = self.state().current.clone();
+        let current = self.shared.state().current.clone();
         match current {
-            Some(token) if now < token.renew_at => Ok(token),
             Some(token) if now < token.expires_at => {
-                let Ok(_turn) = self.turn.try_lock() else {
-                    return Ok(token);
-                };
-                // A lost renewal is repeated at the next call, after the failure's pause.
-                Ok(self.request_unless_failing().await.unwrap_or(token))
+                if now >= token.renew_at {
+                    self.begin_renewal();
+                }
+                Ok(token)
             }
             _ => {
-                let _turn = self.turn.lock().await;
-                let current = self.state().current.clone();
-                match current {
-                    Some(token) if Instant::now() < token.expires_at => Ok(token),
-                    _ => self.request_unless_failing().await,
+                let _turn = self.shared.turn.lock().await;
+                {
+                    let state = self.shared.state();
+                    if let Some(token) = &state.current
+                        && Instant::now() < token.expires_at
+                    {
+                        return Ok(token.clone());
+                    }
+                    state.has_not_failed_since(now)?;
                 }
+                let credentials = self.shared.issuer.credentials().await;
+                self.shared.request_unless_failing(&credentials).await
             }
         }
+    }
+
+    /// A lost renewal is repeated at the next call, after the failure's pause.
+    fn begin_renewal(&self) {
+        // The lock is held for an assignment and a task's start, so what it guards is still whole.
+        let mut last = self.renewal.lock().unwrap_or_else(PoisonError::into_inner);
+        let Ok(turn) = Arc::clone(&self.shared.turn).try_lock_owned() else {
+            return;
+        };
+        let shared = Arc::clone(&self.shared);
+        *last = Some(AbortOnDropHandle::new(tokio::spawn(async move {
+            shared.renew().await;
+            drop(turn);
+        })));
     }
 
     /// Says that the API refused `token`. Brings another one to try once, or `None` where there
@@ -151,73 +193,100 @@ impl<I: Issuer> Tokens<I> {
         token: &Token,
         refuser: Refuser,
     ) -> Result<Option<Token>, Error> {
-        let _turn = self.turn.lock().await;
-        let credentials = self.issuer.credentials().await?;
-        {
-            let state = self.state();
-            if let Some(current) = &state.current
-                && current.secret != token.secret
-            {
-                return Ok(Some(current.clone()));
-            }
-            if state
-                .unchanged
-                .as_ref()
-                .is_some_and(|(unchanged, brought_by)| {
-                    *unchanged == token.secret && *brought_by == credentials
-                })
+        let now = Instant::now();
+        // What is known already need not wait for a request that hangs.
+        if let Some(known) = self.shared.state().successor(token, &refuser) {
+            return Ok(known);
+        }
+        let _turn = self.shared.turn.lock().await;
+        if let Some(known) = self.shared.state().successor(token, &refuser) {
+            return Ok(known);
+        }
+        self.shared.state().has_not_failed_since(now)?;
+        let credentials = self.shared.issuer.credentials().await;
+        let next_pause = {
+            let state = self.shared.state();
+            let unchanged = state.unchanged.as_ref().filter(|unchanged| {
+                unchanged.secret == token.secret
+                    && credentials.as_ref().ok() == Some(&unchanged.credentials)
+            });
+            // That somebody has it accepted ends the doubling, not the pause: of an API that takes a
+            // token now and then, every refusal would else cost a request.
+            let last = unchanged
+                .filter(|_| !state.is_accepted)
+                .map(|unchanged| unchanged.pause);
+            let pause = last.unwrap_or(REFUSAL_PAUSE);
+            if unchanged.is_some_and(|unchanged| unchanged.at.elapsed() < pause)
                 && Instant::now() < token.expires_at
             {
                 return Ok(None);
             }
-            if state
-                .replaced_at
-                .is_some_and(|at| at.elapsed() < REFUSAL_PAUSE)
-            {
-                return Ok(None);
-            }
-            let pause = if state.is_accepted {
-                RIGHTS_PAUSE
-            } else {
-                REFUSAL_PAUSE
-            };
-            let last = state.replaced_for.get(&refuser);
-            if last.is_some_and(|at| at.elapsed() < pause) {
-                return Ok(None);
-            }
-        }
-        let next = self.request_unless_failing().await?;
-        let mut state = self.state();
-        state.replaced_for.insert(refuser, Instant::now());
+            last.map_or(REFUSAL_PAUSE, |last| (last * 2).min(MAX_PAUSE))
+        };
+        let next = self.shared.request_unless_failing(&credentials).await?;
+        let now = Instant::now();
+        let mut state = self.shared.state();
+        state.replaced_for.insert(refuser, now);
         if next.secret == token.secret {
-            state.unchanged = Some((next.secret, credentials));
+            state.unchanged = Some(Unchanged {
+                secret: next.secret,
+                credentials: credentials?,
+                at: now,
+                pause: next_pause,
+            });
             return Ok(None);
         }
         state.unchanged = None;
-        state.replaced_at = Some(Instant::now());
+        state.replaced_at = Some(now);
         Ok(Some(next))
     }
 
     /// Says that the API accepted `token`, though it might have been a refuser.
     pub(super) fn accepted(&self, token: &Token, endpoint: &'static str, tenant: &str) {
-        let mut state = self.state();
+        let mut state = self.shared.state();
         if !state.replaced_for.is_empty() {
             state.replaced_for.remove(&(endpoint, tenant.into()));
         }
         if (state.replaced_at.is_some() || !state.is_accepted)
-            && state
-                .current
-                .as_ref()
-                .is_some_and(|current| current.secret == token.secret)
+            // Not one that was sent before the same token was obtained once more.
+            && state.current.as_ref().is_some_and(|current| {
+                current.secret == token.secret && current.expires_at == token.expires_at
+            })
         {
             state.replaced_at = None;
             state.is_accepted = true;
         }
     }
+}
+
+// === impl Shared ===
+
+impl<I: Issuer> Shared<I> {
+    /// Brings the token that comes after the one in use. Called with the turn held.
+    async fn renew(&self) {
+        let is_due = |token: &Token| token.renew_at <= Instant::now();
+        // Somebody may have done it a moment ago.
+        if !self.state().current.as_ref().is_some_and(is_due) {
+            return;
+        }
+        // Nobody else hears of it as long as the token lives.
+        let credentials = self.issuer.credentials().await;
+        if let Err(error) = self.request_unless_failing(&credentials).await
+            && !error.is_echo()
+        {
+            tracing::warn!(
+                account = %self.account,
+                error = %error.chain(),
+                "the token could not be renewed; the one in use serves until its end"
+            );
+        }
+    }
 
     /// Makes a request, unless the last one failed too short a time ago. Called with the turn held.
-    async fn request_unless_failing(&self) -> Result<Token, Error> {
-        let credentials = self.issuer.credentials().await;
+    async fn request_unless_failing(
+        &self,
+        credentials: &Result<Credentials, Error>,
+    ) -> Result<Token, Error> {
         let pause = {
             let state = self.state();
             match &state.failure {
@@ -232,7 +301,7 @@ impl<I: Issuer> Tokens<I> {
                 None => FIRST_PAUSE,
             }
         };
-        let answer = match &credentials {
+        let answer = match credentials {
             Ok(credentials) => self.issuer.request(credentials).await,
             Err(error) => Err(error.clone()),
         };
@@ -240,13 +309,13 @@ impl<I: Issuer> Tokens<I> {
         let mut state = self.state();
         match answer {
             Ok(grant) => {
-                let unchanged = state
-                    .current
-                    .as_ref()
-                    .is_some_and(|current| current.secret == grant.token);
-                let token = Token::new(grant, unchanged, now);
+                // Then there is no other before its end. One that was refused sooner still has its margin.
+                let until_its_end = state.current.as_ref().is_some_and(|current| {
+                    current.secret == grant.token && current.renew_at <= now
+                });
+                let token = Token::new(grant, until_its_end, now);
                 state.current = Some(token.clone());
-                state.is_accepted &= unchanged;
+                state.is_accepted = false;
                 state.failure = None;
                 Ok(token)
             }
@@ -260,7 +329,8 @@ impl<I: Issuer> Tokens<I> {
                 };
                 state.failure = Some(Failure {
                     error: error.clone(),
-                    credentials: credentials.ok(),
+                    credentials: credentials.as_ref().ok().cloned(),
+                    at: now,
                     pause,
                     until: now + jittered.max(asked),
                 });
@@ -275,17 +345,51 @@ impl<I: Issuer> Tokens<I> {
     }
 }
 
+// === impl State ===
+
+impl State {
+    /// So that all who waited for a request that failed share its failure: had each to find out anew,
+    /// the last of many would wait for as many credentials that do not come.
+    fn has_not_failed_since(&self, began: Instant) -> Result<(), Error> {
+        match &self.failure {
+            Some(failure) if failure.at > began => {
+                Err(Error::Echo(Arc::new(failure.error.clone())))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What there is instead of a token that was refused, or that there is to be none yet. `None` where
+    /// it has to be asked for.
+    fn successor(&self, token: &Token, refuser: &Refuser) -> Option<Option<Token>> {
+        if let Some(current) = &self.current
+            && current.secret != token.secret
+        {
+            return Some(Some(current.clone()));
+        }
+        let pause = if self.is_accepted {
+            RIGHTS_PAUSE
+        } else {
+            REFUSAL_PAUSE
+        };
+        let within = |at: Option<&Instant>, pause| at.is_some_and(|at| at.elapsed() < pause);
+        let is_early = within(self.replaced_at.as_ref(), REFUSAL_PAUSE)
+            || within(self.replaced_for.get(refuser), pause);
+        is_early.then_some(None)
+    }
+}
+
 // === impl Token ===
 
 impl Token {
-    fn new(grant: Grant, unchanged: bool, now: Instant) -> Self {
+    fn new(grant: Grant, until_its_end: bool, now: Instant) -> Self {
         let expires_at = now + grant.life;
         let margin = grant.life.mul_f64(MARGIN).min(MAX_MARGIN);
         let margin = margin.mul_f64(1.0 + MARGIN_JITTER * (fastrand::f64() - 0.5));
         Self {
             secret: grant.token,
             expires_at,
-            renew_at: if unchanged {
+            renew_at: if until_its_end {
                 expires_at
             } else {
                 expires_at - margin
@@ -313,16 +417,44 @@ impl Token {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU64, Ordering};
-
     use super::*;
 
-    /// Every token is another one.
-    #[derive(Debug, Default)]
-    struct Counter(AtomicU64);
+    /// A token endpoint whose tokens live for two hours.
+    #[derive(Clone, Debug, Default)]
+    struct Server(Arc<Mutex<Conduct>>);
 
-    impl Issuer for &Counter {
+    #[derive(Debug, Default)]
+    struct Conduct {
+        asked: u64,
+        /// Else every token is another one.
+        gives: Option<&'static str>,
+        /// Whether it answers nothing.
+        hangs: bool,
+        /// Whether the files of the credentials cannot be read in time.
+        is_without_credentials: bool,
+    }
+
+    impl Server {
+        fn conduct(&self) -> std::sync::MutexGuard<'_, Conduct> {
+            self.0.lock().unwrap()
+        }
+
+        fn asked(&self) -> u64 {
+            self.conduct().asked
+        }
+
+        fn tokens(&self) -> Tokens<Self> {
+            Tokens::new("acme".into(), self.clone())
+        }
+    }
+
+    impl Issuer for Server {
         async fn credentials(&self) -> Result<Credentials, Error> {
+            if self.conduct().is_without_credentials {
+                tokio::time::sleep(Duration::from_secs(5)).await;
+                let what = "no answer".to_owned();
+                return Err(Error::Auth { what });
+            }
             Ok(Credentials {
                 id: Secret::new("key".to_owned()),
                 secret: Secret::new("secret".to_owned()),
@@ -330,9 +462,18 @@ mod tests {
         }
 
         async fn request(&self, _: &Credentials) -> Result<Grant, Error> {
-            let number = self.0.fetch_add(1, Ordering::Relaxed);
+            let (token, hangs) = {
+                let mut conduct = self.conduct();
+                conduct.asked += 1;
+                let new = || format!("token {}", conduct.asked);
+                let token = conduct.gives.map_or_else(new, str::to_owned);
+                (token, conduct.hangs)
+            };
+            if hangs {
+                std::future::pending::<()>().await;
+            }
             Ok(Grant {
-                token: Secret::new(format!("token {number}")),
+                token: Secret::new(token),
                 life: Duration::from_secs(7200),
                 scope: None,
                 took: Duration::ZERO,
@@ -340,41 +481,162 @@ mod tests {
         }
     }
 
-    /// Asks for a tenant, and once more where a new token is to be had; `Err` where both are refused.
-    async fn ask(tokens: &Tokens<&Counter>, tenant: &str, may: bool) {
-        let token = tokens.get().await.unwrap();
-        if may {
-            tokens.accepted(&token, "search", tenant);
-        } else {
+    /// Asks an API for a tenant, and once more where a new token is to be had. Whether it was accepted.
+    async fn ask(tokens: &Tokens<Server>, tenant: &str, may: impl Fn(&Secret) -> bool) -> bool {
+        let mut token = tokens.get().await.unwrap();
+        if !may(&token.secret) {
             let refuser = ("search", tenant.into());
-            tokens.replace(&token, refuser).await.unwrap();
+            match tokens.replace(&token, refuser).await.unwrap() {
+                Some(next) => token = next,
+                None => return false,
+            }
         }
+        let is_accepted = may(&token.secret);
+        if is_accepted {
+            tokens.accepted(&token, "search", tenant);
+        }
+        is_accepted
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_tenant_that_is_refused_whatever_the_token_costs_the_others_none() {
-        let issuer = Counter::default();
-        let tokens = Tokens::new(&issuer);
+        let server = Server::default();
+        let tokens = server.tokens();
         for _ in 0..100 {
-            ask(&tokens, "client_1", true).await;
-            ask(&tokens, "client_2", false).await;
+            ask(&tokens, "client_1", |_| true).await;
+            ask(&tokens, "client_2", |_| false).await;
             tokio::time::advance(Duration::from_secs(5)).await;
         }
-        assert_eq!(issuer.0.load(Ordering::Relaxed), 2);
+        assert_eq!(server.asked(), 2);
         // Where the others are refused as well, it is the token.
-        ask(&tokens, "client_1", false).await;
-        assert_eq!(issuer.0.load(Ordering::Relaxed), 3);
+        ask(&tokens, "client_1", |_| false).await;
+        assert_eq!(server.asked(), 3);
     }
 
     #[tokio::test(start_paused = true)]
     async fn who_is_refused_alone_has_the_token_replaced_now_and_then() {
-        let issuer = Counter::default();
-        let tokens = Tokens::new(&issuer);
+        let server = Server::default();
+        let tokens = server.tokens();
         for _ in 0..100 {
-            ask(&tokens, "client_1", false).await;
+            ask(&tokens, "client_1", |_| false).await;
             tokio::time::advance(Duration::from_secs(5)).await;
         }
-        let asked = issuer.0.load(Ordering::Relaxed);
+        let asked = server.asked();
         assert!((15..=18).contains(&asked), "{asked}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_revoked_token_that_is_handed_out_once_more_is_asked_for_again_in_minutes() {
+        let server = Server::default();
+        let tokens = server.tokens();
+        server.conduct().gives = Some("old");
+        assert!(ask(&tokens, "client_1", |_| true).await);
+        let may = |token: &Secret| token.expose() == "new";
+        let began = Instant::now();
+        for _ in 0..360 {
+            assert!(!ask(&tokens, "client_1", may).await);
+            tokio::time::advance(Duration::from_secs(5)).await;
+        }
+        // At once, after 30 s, and with pauses that double up to five minutes.
+        assert_eq!(server.asked(), 1 + 9);
+        server.conduct().gives = Some("new");
+        let mended = Instant::now();
+        while !ask(&tokens, "client_1", may).await {
+            tokio::time::advance(Duration::from_secs(5)).await;
+        }
+        assert!(mended.elapsed() <= MAX_PAUSE, "{:?}", mended.elapsed());
+        assert!(began.elapsed() < Duration::from_secs(7200) - MAX_MARGIN);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_refusal_that_passes_does_not_keep_a_token_that_is_revoked_later() {
+        let server = Server::default();
+        let tokens = server.tokens();
+        server.conduct().gives = Some("old");
+        assert!(ask(&tokens, "client_1", |_| true).await);
+        assert!(!ask(&tokens, "client_1", |_| false).await);
+        assert!(ask(&tokens, "client_1", |_| true).await);
+        // Nor one of who lacks a right.
+        for _ in 0..100 {
+            assert!(!ask(&tokens, "client_2", |_| false).await);
+            assert!(ask(&tokens, "client_1", |_| true).await);
+            tokio::time::advance(Duration::from_secs(10)).await;
+        }
+        let asked = server.asked();
+        assert!(asked <= 1 + 1 + 2, "{asked}");
+        server.conduct().gives = Some("new");
+        let revoked = Instant::now();
+        while !ask(&tokens, "client_1", |token| token.expose() == "new").await {
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        assert!(revoked.elapsed() <= REFUSAL_PAUSE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_api_that_takes_a_token_now_and_then_does_not_have_it_asked_for_each_time() {
+        let server = Server::default();
+        let tokens = server.tokens();
+        server.conduct().gives = Some("shared");
+        for _ in 0..600 {
+            for tenant in ["client_1", "client_2"] {
+                ask(&tokens, tenant, |_| false).await;
+                ask(&tokens, tenant, |_| true).await;
+            }
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        let asked = server.asked();
+        assert!(asked <= 1 + 600 / 30, "{asked}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_renewal_that_hangs_holds_up_nobody_while_the_token_lives_and_ends_with_its_account()
+    {
+        let server = Server::default();
+        let tokens = server.tokens();
+        let first = tokens.get().await.unwrap();
+        tokio::time::advance(Duration::from_secs(7200 - 60)).await;
+        server.conduct().hangs = true;
+        for _ in 0..10 {
+            let get = tokio::time::timeout(Duration::from_millis(1), tokens.get());
+            assert_eq!(get.await.unwrap().unwrap().secret, first.secret);
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(server.asked(), 2);
+        drop(tokens);
+        tokio::task::yield_now().await;
+        assert_eq!(Arc::strong_count(&server.0), 1, "the renewal still runs");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn credentials_that_do_not_come_hold_up_nobody_while_the_token_lives() {
+        let server = Server::default();
+        let tokens = server.tokens();
+        let first = tokens.get().await.unwrap();
+        tokio::time::advance(Duration::from_secs(7200 - 60)).await;
+        server.conduct().is_without_credentials = true;
+        for _ in 0..30 {
+            let get = tokio::time::timeout(Duration::from_millis(1), tokens.get());
+            assert_eq!(get.await.unwrap().unwrap().secret, first.secret);
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+        server.conduct().is_without_credentials = false;
+        // The last renewal is to fail, the next one to be made.
+        for _ in 0..2 {
+            tokens.get().await.unwrap();
+            tokio::time::sleep(Duration::from_secs(6)).await;
+        }
+        assert_ne!(tokens.get().await.unwrap().secret, first.secret);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn all_who_wait_for_credentials_that_do_not_come_wait_for_them_once() {
+        let server = Server::default();
+        let tokens = server.tokens();
+        server.conduct().is_without_credentials = true;
+        let began = Instant::now();
+        let (first, second, third) = tokio::join!(tokens.get(), tokens.get(), tokens.get());
+        assert_eq!(began.elapsed().as_secs(), 5);
+        let echoes = [first, second, third].map(|got| got.unwrap_err().is_echo());
+        assert_eq!(echoes, [false, true, true]);
     }
 }

@@ -10,14 +10,14 @@ use super::{
     Endpoint, Observer, Options,
     allowance::Hints,
     error::Error,
-    http::{Http, redirect_or},
-    reading::{self, Reading},
+    http::{Http, redirect_or_excerpt},
     token::{Credentials, Grant, Issuer},
 };
 use crate::{
     clock,
     error_chain::chain,
     excerpt::Secrets,
+    reading::{self, Reading},
     secret::{Secret, SecretSource},
 };
 
@@ -49,7 +49,7 @@ struct TokenAnswer {
 }
 
 /// A token, its life, and its scope where the endpoint told.
-pub(super) type Told = (Secret, Duration, Option<String>);
+pub(super) type IssuedToken = (Secret, Duration, Option<String>);
 
 // === impl TokenEndpoint ===
 
@@ -117,7 +117,7 @@ impl TokenEndpoint {
         }
     }
 
-    async fn ask(&self, credentials: &Credentials) -> (Option<u16>, Result<Told, Error>) {
+    async fn ask(&self, credentials: &Credentials) -> (Option<u16>, Result<IssuedToken, Error>) {
         let Credentials { id, secret } = credentials;
         let request = self
             .http
@@ -137,7 +137,8 @@ impl TokenEndpoint {
         };
         Http::tell_time(&headers, &*self.observer);
         let code = status.as_u16();
-        let shown = || Secrets::of(self.http.sent([secret, id])).excerpt(&body);
+        let secrets = || Secrets::of(self.http.sent([secret, id]));
+        let shown = || secrets().excerpt(&body);
         let result = match code {
             200..=299 => read_token(&body),
             400 | 401 | 403 => Err(Error::Auth {
@@ -151,7 +152,7 @@ impl TokenEndpoint {
                 Err(Error::Throttled { retry_after })
             }
             _ => {
-                let excerpt = redirect_or(&headers, shown);
+                let excerpt = redirect_or_excerpt(status, &headers, &body, &secrets());
                 Err(Error::Http {
                     endpoint: Endpoint::Token.as_str(),
                     status: code,
@@ -163,7 +164,7 @@ impl TokenEndpoint {
     }
 }
 
-pub(super) fn read_token(body: &[u8]) -> Result<Told, Error> {
+pub(super) fn read_token(body: &[u8]) -> Result<IssuedToken, Error> {
     // No excerpt: the body of a success holds the token, in whatever form.
     let problem = |what: &str| Error::Decode {
         endpoint: Endpoint::Token.as_str(),

@@ -30,6 +30,8 @@ pub(super) struct AccountClient {
     /// Whose clients are looked up; none without discovery.
     pub(super) partners: Vec<Arc<str>>,
     pub(super) discovered: Tenants,
+    /// Whether they have been looked up since the partners or the client are these.
+    is_looked_up: bool,
     look_up: Option<LookUpTask>,
     /// When clients are to be looked up next, unless they are being looked up.
     pub(super) look_up_at: Instant,
@@ -163,11 +165,17 @@ impl AccountClient {
             generation,
             partners,
             discovered,
+            is_looked_up: false,
             look_up: None,
             look_up_at: Instant::now(),
             failures: 0,
             is_doubted: false,
         }
+    }
+
+    /// How many clients the last look-up has left to be polled; `None`: there was none yet.
+    pub(super) fn found(&self) -> Option<usize> {
+        self.is_looked_up.then_some(self.discovered.len())
     }
 
     /// Has the clients of these partners looked up from now on, at once where they are others than
@@ -179,6 +187,7 @@ impl AccountClient {
         self.discovered
             .retain(|_, partner| partners.contains(partner));
         self.partners = partners;
+        self.is_looked_up = false;
         self.look_up = None;
         self.look_up_at = Instant::now();
         self.failures = 0;
@@ -234,6 +243,13 @@ impl AccountClient {
             self.failures = 0;
         }
         let tenants = decision.tenants;
+        if tenants.is_empty() && self.found() != Some(0) {
+            tracing::warn!(
+                %account,
+                "the server shows no activated client of the partner; nothing of the account is searched until it shows one"
+            );
+        }
+        self.is_looked_up = true;
         if self.discovered == tenants {
             return false;
         }

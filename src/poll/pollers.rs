@@ -162,7 +162,8 @@ impl Pollers {
                 }
                 _ => {
                     let metrics = self.metrics.register_account(name);
-                    Client::new(account.options.clone(), Arc::new(metrics)).map(Some)
+                    let made = Client::new(account.options.clone(), Arc::new(metrics));
+                    made.await.map(Some)
                 }
             };
             match made {
@@ -237,7 +238,12 @@ impl Pollers {
         }
         for account in &plan.accounts {
             if let Some(client) = self.clients.get_mut(&account.options.name) {
+                let was_known = client.found().is_some();
                 client.look_up_clients_of(account.partners());
+                if was_known && client.found().is_none() {
+                    self.board
+                        .update_account(&account.options.name, |status| status.clients = None);
+                }
             }
         }
         self.plan = Some(plan);
@@ -366,7 +372,7 @@ impl Pollers {
             } else {
                 self.metrics.remove_search(&key);
                 self.board.remove_search(&key);
-                given_back.extend(held.map(|held| self.give_back(key, held)));
+                given_back.extend(held.map(|held| search::give_back(&self.store, key, held)));
             }
         }
         futures_util::future::join_all(given_back).await;
@@ -380,12 +386,6 @@ impl Pollers {
             started += 1;
             let kept = kept.remove(&key).unwrap_or_default();
             self.start(key, client, spec, kept, Instant::now() + pace);
-        }
-    }
-
-    async fn give_back(&self, search: SearchKey, held: Held) {
-        if let Err(error) = self.store.release(held).await {
-            tracing::debug!(%search, %error, "could not release the search");
         }
     }
 
@@ -497,8 +497,17 @@ impl Pollers {
         let Some(client) = self.clients.get_mut(&account) else {
             return;
         };
-        if client.awaits(task) && client.take_over(found) {
+        if !client.awaits(task) {
+            return;
+        }
+        if client.take_over(found) {
             self.follow_plan().await;
+        }
+        // Only now: as long as their searches are not on the board, they would be missed there.
+        let found = self.clients.get(&account).and_then(AccountClient::found);
+        if found.is_some() {
+            self.board
+                .update_account(&account, |status| status.clients = found);
         }
     }
 }

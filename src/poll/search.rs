@@ -14,10 +14,10 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub(super) use self::taking_up::unknown;
+pub(super) use self::taking_up::{give_back, unknown};
 use self::{
     departures::Reason,
-    learning::{UnderWay, committing},
+    learning::{PendingCommit, committing},
 };
 use super::{
     AtFirstStart, SearchOptions,
@@ -34,7 +34,7 @@ use crate::{
     opsramp::{self, Answer, Client, SearchRequest, Urgency},
     record,
     status::{Board, HISTORY, PollError, PollSummary, SearchResult, SearchStatus},
-    store::{self, Held, Store},
+    store::{self, Held, Loaded, Store},
 };
 
 /// The first pause of the background after a failure; it doubles up to five minutes.
@@ -112,7 +112,7 @@ struct Running {
     /// again.
     waited_in_vain: bool,
     engine: Engine,
-    under_way: Option<UnderWay>,
+    under_way: Option<PendingCommit>,
     asking: Asking,
     /// Where less is asked for than is wanted: when a poll tries that again.
     ask_fully_at: Option<Instant>,
@@ -185,6 +185,32 @@ impl Search {
 // === impl Running ===
 
 impl Running {
+    /// Nothing has been asked yet.
+    fn new(search: Search, loaded: &Loaded, engine: Engine, grid: Grid) -> Self {
+        let now = Instant::now();
+        Self {
+            held: loaded.held,
+            primed: loaded.primed,
+            first_seen: loaded.first_seen,
+            has_departed: loaded.has_departed,
+            waited_in_vain: false,
+            engine,
+            under_way: None,
+            asking: search.wanted(),
+            ask_fully_at: None,
+            confirm_failures: 0,
+            grid,
+            next_poll: search.first_poll.max(now),
+            poll: None,
+            background_at: now,
+            background_failures: 0,
+            failures: 0,
+            stretching: 0,
+            failing_since: None,
+            search,
+        }
+    }
+
     async fn run(&mut self, stop: &CancellationToken) -> Ended {
         let store = self.search.shared.store.clone();
         let relieved = store.relieved(self.held);

@@ -40,7 +40,7 @@ pub(super) struct Turn {
 pub(super) struct Busy;
 
 /// The text of an answer, whose turn ends with it.
-struct Held {
+struct LongText {
     text: Bytes,
     _turn: Turn,
 }
@@ -79,17 +79,17 @@ impl Turn {
         let (head, body) = answer.into_parts();
         match to_bytes(body, usize::MAX).await {
             Ok(text) => {
-                let held = Held { text, _turn: turn };
-                Response::from_parts(head, Body::from(Bytes::from_owner(held)))
+                let text = LongText { text, _turn: turn };
+                Response::from_parts(head, Body::from(Bytes::from_owner(text)))
             }
             Err(error) => broken(&error),
         }
     }
 }
 
-// === impl Held ===
+// === impl LongText ===
 
-impl AsRef<[u8]> for Held {
+impl AsRef<[u8]> for LongText {
     fn as_ref(&self) -> &[u8] {
         &self.text
     }

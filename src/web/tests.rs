@@ -370,6 +370,18 @@ async fn it_is_ready_when_every_search_was_tried() {
         (answer.status, answer.body.as_str()),
         (503, "no search is known yet\n")
     );
+    let clients = |clients| {
+        site.board
+            .update_account(&"acme".into(), |account| account.clients = clients);
+    };
+    clients(Some(0));
+    let nobody = "account acme: the server shows no activated client of the partner, so that nothing is searched";
+    let answer = site.get("/-/ready").await;
+    assert_eq!((answer.status, answer.body), (503, format!("{nobody}\n")));
+    clients(Some(2));
+    let answer = site.get("/-/ready").await;
+    let unnamed = "account acme: no search is for a client of the partner (2 are activated)\n";
+    assert_eq!((answer.status, answer.body.as_str()), (503, unnamed));
 
     site.board.set_search(up(key("client_1", "retail")));
     site.board.set_search(pending(key("client_2", "wholesale")));

@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 
 use crate::{
     events::{KEYS, check_record},
-    exporter::{Exporter, Members, Place, SECRET},
+    exporter::{Exporter, Members, Place, SECRET, eventually},
 };
 
 /// What is handed out at present.
@@ -536,4 +536,34 @@ async fn a_partners_clients_become_tenants_in_the_words_of_the_api() {
         asked[1..].iter().all(|uri| uri.starts_with(search)),
         "{asked:#?}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partner_without_an_activated_client_is_told() {
+    let server = Server::start(Documents {
+        token: sample("token.json"),
+        clients: json!({
+            "results": [{ "uniqueId": "client_1", "name": "one", "activated": false }],
+            "totalResults": 1,
+        })
+        .to_string(),
+        ..Documents::default()
+    })
+    .await;
+    let mut place = place_for(&server);
+    place.config["accounts"][0]["tenants"] = json!(["msp_1"]);
+    place.config["accounts"][0]["discover_clients"] = json!(true);
+    let exporter = place.start().await;
+    let told = "the server shows no activated client of the partner";
+    exporter.stderr.line(|line| line.contains(told)).await;
+    eventually("it is the reason", async || {
+        let (status, why) = exporter.get("/-/ready").await;
+        status == 503 && why.contains(told)
+    })
+    .await;
+    let status = exporter.get("/api/v1/status").await.1;
+    assert_eq!(status.matches(told).count(), 1, "{status}");
+    let ended = exporter.stop().await;
+    let lines = ended.stderr.iter().filter(|line| line.contains(told));
+    assert_eq!(lines.count(), 1, "{:#?}", ended.stderr);
 }

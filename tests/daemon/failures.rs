@@ -305,9 +305,7 @@ async fn a_secret_that_does_not_come_holds_up_nothing_but_its_account() {
     let opsramp = opsramp(1).await;
     let place = Place::new(&opsramp.url());
     std::fs::remove_file(place.path("secret")).unwrap();
-    let mode = rustix::fs::Mode::from_raw_mode(0o600);
-    let pipe = rustix::fs::FileType::Fifo;
-    rustix::fs::mknodat(rustix::fs::CWD, place.path("secret"), pipe, mode, 0).unwrap();
+    let secret = place.silent("secret");
     let exporter = place.start().await;
     exporter
         .stderr
@@ -315,7 +313,6 @@ async fn a_secret_that_does_not_come_holds_up_nothing_but_its_account() {
         .await;
     exporter.metrics().await;
     // It is read once it comes.
-    let secret = place.path("secret");
     tokio::task::spawn_blocking(move || std::fs::write(secret, SECRET))
         .await
         .unwrap()

@@ -325,6 +325,46 @@ async fn a_reload_that_cannot_be_carried_out_whole_changes_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reload_whose_files_do_not_answer_holds_up_nothing_and_changes_nothing() {
+    let opsramp = opsramp(1).await;
+    let mut place = Place::new(&opsramp.url());
+    place.config["web"]["enable_lifecycle"] = json!(true);
+    let exporter = place.start().await;
+    exporter.wait_until_complete().await;
+    let mut account = place.config["accounts"][0].clone();
+    account["name"] = json!("newcomer");
+    account["tls"] = json!({"ca_file": place.silent("silent.pem")});
+    let accounts = place.config["accounts"].as_array_mut().unwrap();
+    accounts.push(account);
+    place.write();
+    let reload = exporter.post("/-/reload");
+    let meanwhile = async {
+        opsramp.open_many(DEMO_TENANT, 1).unwrap();
+        wait_for_lines(&exporter, "one more", 2).await;
+        tokio::time::Instant::now()
+    };
+    let (answered, seen_at) = tokio::join!(
+        async { (reload.await, tokio::time::Instant::now()) },
+        meanwhile
+    );
+    let ((status, _), answered_at) = answered;
+    assert_eq!(status, 500);
+    assert!(seen_at < answered_at, "polling goes on meanwhile");
+    let told = format!(
+        "could not be read within 5 s: {}",
+        place.path("silent.pem").display()
+    );
+    exporter.stderr.line(|line| line.contains(&told)).await;
+    assert_eq!(exporter.metrics().await.mentions("newcomer"), 0);
+
+    exporter.signal(Signal::HUP);
+    let told = tokio::time::Instant::now();
+    exporter.stop().await;
+    let took = told.elapsed();
+    assert!(took < Duration::from_secs(4), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_the_flag_nobody_reloads_or_quits_over_http() {
     let opsramp = opsramp(1).await;
     let place = Place::new(&opsramp.url());

@@ -149,6 +149,29 @@ async fn a_file_that_should_say_whom_to_trust_and_does_not_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_does_not_answer_at_the_start_is_named_and_ends_it() {
+    let place = || Place::new("https://127.0.0.1:9");
+    let (mut by_web, mut by_account) = (place(), place());
+    by_web.config["web"]["config_file"] = json!(by_web.silent("silent"));
+    by_account.config["accounts"][0]["tls"] = json!({"ca_file": by_account.silent("silent")});
+    for place in [&by_web, &by_account] {
+        place.write();
+    }
+    let run = |place: &Place| {
+        let (place, command) = (place.clone(), place.command());
+        async move { (place.run(command).await, place.path("silent")) }
+    };
+    let ended = tokio::join!(run(&by_web), run(&by_account));
+    for (ended, path) in <[_; 2]>::from(ended) {
+        // Not as a mistake of the configuration: it may answer at the next start.
+        assert_eq!(ended.code(), Some(1));
+        let error = ended.stderr.last().unwrap();
+        let told = format!("could not be read within 5 s: {}", path.display());
+        assert!(error.ends_with(&told), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_standard_output_that_leads_nowhere_is_told_once_at_the_start() {
     const TOLD: &str = "standard output is closed or leads to /dev/null";
     let opsramp = opsramp(1).await;

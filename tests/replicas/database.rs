@@ -145,6 +145,28 @@ async fn a_url_that_is_none_is_a_mistake_of_the_configuration() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_of_the_url_that_does_not_answer_is_named_and_waited_for() {
+    let url = postgres::shared().fresh();
+    let opsramp = opsramp(1).await;
+    let mut place = replica(&opsramp, 1, 1, &url);
+    let path = place.silent("url");
+    place.config["state"]["postgres"] = json!({"url_file": path, "lease": "3s"});
+    let exporter = place.start().await;
+    let told = format!("could not be read within 5 s: {}", path.display());
+    exporter.stderr.line(|line| line.contains(&told)).await;
+    let told = exporter.get("/-/ready").await.1;
+    assert!(told.contains("could not be read"), "{told}");
+
+    // Whoever waits for the pipe finds its end, and reads what is there by then.
+    let pipe = std::fs::File::options().read(true).write(true).open(&path);
+    std::fs::write(place.path("new"), url).unwrap();
+    std::fs::rename(place.path("new"), &path).unwrap();
+    drop(pipe.unwrap());
+    exporter.wait_for("it polls", all_is_well).await;
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_without_a_connection_left_is_waited_for() {
     let cluster = own_cluster().await;
     let opsramp = opsramp(1).await;

@@ -1,7 +1,10 @@
 //! Replicas whose configurations change while they run: one after the other, as in operation.
 
+use std::time::Duration;
+
 use opsramp_exporter::simulator::TenantOptions;
 use serde_json::json;
+use tokio::time::Instant;
 
 use crate::{
     exporter::{Members, Metrics, Place, eventually, opsramp_with},
@@ -173,4 +176,48 @@ async fn what_a_search_has_journalled_is_delivered_when_it_has_left_the_configur
     for replica in replicas {
         replica.stop().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_does_not_wait_for_searches_that_the_database_keeps_from_being_taken_up() {
+    const SEARCHES: usize = 6;
+    let cluster = postgres::shared();
+    let url = cluster.fresh();
+    let opsramp = opsramp(1).await;
+    let mut place = replica(&opsramp, 1, SEARCHES, &url);
+    place.config["web"]["enable_lifecycle"] = json!(true);
+    let exporter = place.start().await;
+    exporter.wait_for("all are held", holds(SEARCHES)).await;
+    exporter.stop().await;
+
+    let (_, schema) = url.rsplit_once("%3D").unwrap();
+    let lock = format!(
+        "BEGIN; LOCK TABLE {schema}.departed;
+         DO $$ BEGIN WHILE NOT EXISTS (SELECT FROM pg_class
+            WHERE relname = 'let_go' AND relnamespace = '{schema}'::regnamespace)
+            LOOP PERFORM pg_sleep(0.05); END LOOP; END $$;
+         COMMIT"
+    );
+    let locking = tokio::task::spawn_blocking(move || cluster.sql(&lock));
+    let count = |which: &str| cluster.sql(&format!("SELECT count(*) FROM pg_locks WHERE {which}"));
+    let table = format!("relation = '{schema}.departed'::regclass");
+    let is_locked = format!("{table} AND granted AND mode = 'AccessExclusiveLock'");
+    eventually("it is locked", async || count(&is_locked) == "1").await;
+    let exporter = place.start().await;
+    let waiting = format!("{table} AND NOT granted");
+    eventually("searches wait for it", async || count(&waiting) != "0").await;
+    for search in place.config["searches"].as_array_mut().unwrap() {
+        search["interval"] = json!("600ms");
+    }
+    place.write();
+    let asked = Instant::now();
+    let (status, text) = exporter.post("/-/reload").await;
+    let took = asked.elapsed();
+    assert_eq!(status, 200, "{text}");
+    assert!(took < Duration::from_secs(5), "{took:?}");
+
+    cluster.sql(&format!("CREATE TABLE {schema}.let_go ()"));
+    locking.await.unwrap();
+    exporter.wait_for("all are held", holds(SEARCHES)).await;
+    exporter.stop().await;
 }

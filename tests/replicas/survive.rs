@@ -14,7 +14,7 @@ use opsramp_exporter::simulator::Simulator;
 use tokio::time::Instant;
 
 use crate::{
-    exporter::{Exporter, Members, PATIENCE, Place, Signal, number, seed},
+    exporter::{Exporter, Members, PATIENCE, Place, Signal, eventually, number, seed},
     opsramp, postgres, replica, tenant,
 };
 
@@ -189,4 +189,54 @@ async fn nothing_is_lost_when_replicas_sleep_past_their_leases() {
         replica
     };
     survive("OPSRAMP_TEST_STOPS", 2, stop).await;
+}
+
+/// Its searches are free one after the other, so that what it had written is given to it in parts.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_replica_wrote_before_it_died_is_not_written_again_though_its_file_was_rotated() {
+    const TENANTS: usize = 12;
+    let opsramp = opsramp(TENANTS).await;
+    let database = postgres::shared().fresh();
+    let (_, schema) = database.rsplit_once("%3D").unwrap();
+    let mut place = replica(&opsramp, TENANTS, 1, &database);
+    let exporter = place.start().await;
+    // By its address the one that is started again is known to be the same.
+    let (_, address) = exporter.url.split_once("://").unwrap();
+    place.config["web"]["listen_addresses"] = serde_json::json!([address]);
+    let ids = || {
+        let files = ["alerts.jsonl.1", "alerts.jsonl"];
+        let lines = files.iter().flat_map(|file| place.lines_of(file));
+        let id = |line: String| Members::parse(&line).text("event_id").to_owned();
+        lines.map(id).collect::<Vec<_>>()
+    };
+    let wait_for_lines = async |of_a_tenant: usize| {
+        eventually("all is told", async || {
+            ids().into_iter().collect::<BTreeSet<_>>().len() == of_a_tenant * TENANTS
+        })
+        .await;
+    };
+    let open_one_each = || {
+        for number in 0..TENANTS {
+            opsramp.open_many(&tenant(number), 1).unwrap();
+        }
+    };
+    wait_for_lines(2).await;
+    // What it writes from now on it cannot acknowledge.
+    postgres::shared().sql(&format!(
+        "CREATE FUNCTION {schema}.refuse() RETURNS trigger LANGUAGE plpgsql
+            AS $$ BEGIN RAISE EXCEPTION 'refused'; END $$;
+         CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON {schema}.progress
+            FOR EACH ROW EXECUTE FUNCTION {schema}.refuse()"
+    ));
+    open_one_each();
+    wait_for_lines(3).await;
+    exporter.kill().await;
+    postgres::shared().sql(&format!("DROP TRIGGER refuse ON {schema}.progress"));
+    std::fs::rename(place.path("alerts.jsonl"), place.path("alerts.jsonl.1")).unwrap();
+    let exporter = place.start().await;
+    // What a search tells next comes behind what it is given again.
+    open_one_each();
+    wait_for_lines(4).await;
+    exporter.stop().await;
+    assert_eq!(ids().len(), 4 * TENANTS, "lines are doubled");
 }

@@ -202,6 +202,15 @@ impl Place {
         self.folder.path().join(name)
     }
 
+    /// A file that does not answer, as on a server that hangs: a pipe that nobody writes to.
+    pub(crate) fn silent(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        let pipe = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, pipe, mode, 0).unwrap();
+        path
+    }
+
     /// Writes the configuration file, in one piece. JSON is YAML.
     pub(crate) fn write(&self) {
         let (new, path) = (self.path("config.yml.new"), self.path("config.yml"));

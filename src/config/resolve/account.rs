@@ -104,6 +104,7 @@ impl Resolver<'_> {
                 proxy_url: account
                     .proxy_url
                     .map(|proxy| self.proxy(&at("proxy_url"), proxy.0)),
+                environment_proxies: true,
                 tls,
             },
         }

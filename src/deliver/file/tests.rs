@@ -941,3 +941,72 @@ proptest! {
         prop_assert_eq!(world.content(), world.expected());
     }
 }
+
+/// What may happen to a sink whose searches come and go.
+#[derive(Clone, Debug)]
+enum Turn {
+    /// So many events of a search.
+    Deliver(usize, usize),
+    Save,
+    /// What was delivered of the search and not saved is given again.
+    Lose(usize),
+    Rotate,
+    Reopen,
+}
+
+const SEARCHES: usize = 3;
+
+fn turn() -> impl Strategy<Value = Turn> {
+    prop_oneof![
+        6 => (0..SEARCHES, 1..4_usize).prop_map(|(search, n)| Turn::Deliver(search, n)),
+        1 => Just(Turn::Save),
+        3 => (0..SEARCHES).prop_map(Turn::Lose),
+        2 => Just(Turn::Rotate),
+        1 => Just(Turn::Reopen),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(96))]
+
+    #[test]
+    fn whichever_searches_come_and_go_each_line_is_there_once(
+        turns in prop::collection::vec(turn(), 1..40)
+    ) {
+        const EVENTS: usize = 20;
+        let mut world = World::with_events(SEARCHES * EVENTS);
+        let (mut given, mut saved, mut written) = ([0; SEARCHES], [0; SEARCHES], [0; SEARCHES]);
+        let mut losses = 0;
+        let rest = (0..SEARCHES).map(|search| Turn::Deliver(search, EVENTS));
+        for turn in turns.into_iter().chain(rest) {
+            match turn {
+                Turn::Deliver(search, count) => {
+                    let from = given[search];
+                    let to = (from + count).min(EVENTS);
+                    let past = Past {
+                        is_inherited: from < written[search],
+                        is_stored: given == saved,
+                        losses,
+                    };
+                    let which: Vec<_> = (from..to).map(|it| it * SEARCHES + search).collect();
+                    world.hand(past, &which);
+                    given[search] = to;
+                    written[search] = written[search].max(to);
+                }
+                Turn::Save => saved = given,
+                Turn::Lose(search) => {
+                    losses += u64::from(given[search] > saved[search]);
+                    given[search] = saved[search];
+                }
+                Turn::Rotate => world.rotate(),
+                Turn::Reopen => world.sink.reopen(),
+            }
+        }
+        let sorted = |text: String| {
+            let mut lines: Vec<_> = text.lines().map(str::to_owned).collect();
+            lines.sort_unstable();
+            lines
+        };
+        prop_assert_eq!(sorted(world.content()), sorted(world.expected()));
+    }
+}

@@ -741,7 +741,10 @@ async fn secrets_that_a_receiver_echoes_are_hidden_wherever_they_are_shown() {
     receiver.answer((StatusCode::OK, [(CONTENT_TYPE, "s3cret-key")], "who"));
     receiver.answer((StatusCode::BAD_REQUEST, echo));
     receiver.answer(([(CONTENT_TYPE, PROTOBUF)], partial.encode_to_vec()));
-    for round in 0..6 {
+    // Names of hosts come in small letters.
+    let place = [(LOCATION, "http://S3cret-Key.example/")];
+    receiver.answer((StatusCode::FOUND, place));
+    for round in 0..7 {
         let progress = otlp.deliver(&alerts([1]), ours).await;
         let debug = format!("{progress:?}");
         assert!(
@@ -752,7 +755,11 @@ async fn secrets_that_a_receiver_echoes_are_hidden_wherever_they_are_shown() {
             Some(refusal) => refusal.reason.clone(),
             None => error(progress).to_string(),
         };
-        let expected = if round == 3 { "JSON (<secret>)" } else { shown };
+        let expected = match round {
+            3 => "JSON (<secret>)",
+            6 => "a redirect to http://<secret>.example,",
+            _ => shown,
+        };
         assert!(text.contains(expected), "{round}: {text}");
     }
     let inner = receiver.0.lock().unwrap();

@@ -94,10 +94,10 @@ struct Run {
     /// Whether it has ever lied: then alerts may be declared gone that are not.
     lied: bool,
     /// A page that the engine knows already, while it is being stored.
-    under_way: Option<UnderWay>,
+    under_way: Option<PendingCommit>,
 }
 
-struct UnderWay {
+struct PendingCommit {
     ahead: Ahead,
     opened: Vec<u32>,
     fails: bool,
@@ -249,13 +249,13 @@ impl Run {
     /// The end of what is under way. Brings whether it was stored.
     fn stored(&mut self) -> bool {
         match self.under_way.take() {
-            Some(UnderWay {
+            Some(PendingCommit {
                 ahead, fails: true, ..
             }) => {
                 self.engine.take_back(ahead);
                 false
             }
-            Some(UnderWay { opened, .. }) => {
+            Some(PendingCommit { opened, .. }) => {
                 self.log_opened(opened);
                 true
             }
@@ -401,7 +401,7 @@ impl Run {
         let opened: Vec<u32> = delta.opened.iter().map(|place| shown[*place].0).collect();
         match ahead {
             Some(ahead) => {
-                self.under_way = Some(UnderWay {
+                self.under_way = Some(PendingCommit {
                     ahead,
                     opened,
                     fails: store_fails,
@@ -411,7 +411,7 @@ impl Run {
         }
         for (id, _) in shown.iter().filter(|(_, alert)| alert.open) {
             // What others have overtaken is not seen.
-            let overtaken = self.engine.requests.overtaken(&purpose);
+            let overtaken = self.engine.requests.overtaken(purpose);
             if !overtaken.is_some_and(|overtaken| overtaken.has(&id.to_string())) {
                 let seen_at = self.seen_at.entry(*id).or_default();
                 *seen_at = (*seen_at).max(*clock);

@@ -32,15 +32,15 @@ const DETAILS_BYTES: usize = 16 * 1024 * 1024;
 const JOURNAL: &str = "journal";
 
 /// A page that the engine knows already, while its changes are being stored.
-pub(super) struct UnderWay {
+pub(super) struct PendingCommit {
     ahead: Ahead,
     committing: Pending<Result<(), Failure>>,
-    told: Told,
+    tally: Tally,
 }
 
 /// What the metrics are told once changes are stored.
 #[derive(Default)]
-struct Told {
+struct Tally {
     opened: u64,
     changed: u64,
     /// How long after their creation alerts were found.
@@ -72,7 +72,7 @@ struct Change<'a> {
 struct News<'a> {
     commit: Commit,
     adopted: Vec<Known<'a>>,
-    told: Told,
+    tally: Tally,
 }
 
 // === impl Running ===
@@ -143,26 +143,26 @@ impl Running {
         let News {
             commit,
             adopted,
-            told,
+            tally,
         } = self.news(&found, changes(&delta), now);
-        let events = told.opened + told.changed;
+        let events = tally.opened + tally.changed;
         let has_changes = !commit.upserts.is_empty();
         // Only now: what has been done so far did not have to wait for the page before.
         self.stored().await?;
         let ahead = self.engine.ahead(purpose, &facts, &sightings, &delta);
         match ahead.filter(|_| has_changes) {
             Some(ahead) => {
-                self.under_way = Some(UnderWay {
+                self.under_way = Some(PendingCommit {
                     ahead,
                     committing: Box::pin(self.commit(commit, now)),
-                    told,
+                    tally,
                 });
             }
             None => {
                 if has_changes {
                     self.commit(commit, now).await?;
                 }
-                self.tell(told);
+                self.tell(tally);
             }
         }
         let reads_before = self.engine.reads();
@@ -182,7 +182,7 @@ impl Running {
         let mut bodies = Bodies::default();
         let mut commit = Commit::default();
         let mut adopted = Vec::with_capacity(changes.len());
-        let mut told = Told::default();
+        let mut tally = Tally::default();
         for Change {
             place,
             kind,
@@ -216,15 +216,15 @@ impl Running {
                 continue;
             };
             if kind == EventKind::Changed {
-                told.changed += 1;
+                tally.changed += 1;
             } else {
-                told.opened += 1;
+                tally.opened += 1;
                 if self.primed
                     && let Some(created_at) = fields.created_at
                 {
                     let delay = now.duration_since(created_at);
                     let delay = Duration::try_from(delay).unwrap_or_default();
-                    told.delays.push(delay);
+                    tally.delays.push(delay);
                 }
             }
             if self.search.logs(kind) {
@@ -247,7 +247,7 @@ impl Running {
         News {
             commit,
             adopted,
-            told,
+            tally,
         }
     }
 
@@ -271,20 +271,20 @@ impl Running {
 
     /// The end of what was under way.
     pub(super) fn has_stored(&mut self, stored: Result<(), Failure>) -> Result<(), Failure> {
-        if let Some(UnderWay { ahead, told, .. }) = self.under_way.take() {
+        if let Some(PendingCommit { ahead, tally, .. }) = self.under_way.take() {
             match &stored {
-                Ok(()) => self.tell(told),
+                Ok(()) => self.tell(tally),
                 Err(_) => self.engine.take_back(ahead),
             }
         }
         stored
     }
 
-    fn tell(&self, told: Told) {
+    fn tell(&self, tally: Tally) {
         let metrics = &self.search.metrics;
-        metrics.events(EventKind::Opened, told.opened);
-        metrics.events(EventKind::Changed, told.changed);
-        for delay in told.delays {
+        metrics.events(EventKind::Opened, tally.opened);
+        metrics.events(EventKind::Changed, tally.changed);
+        for delay in tally.delays {
             metrics.detection_delay(delay);
         }
     }
@@ -444,7 +444,7 @@ impl Search {
 
 /// What is being stored, if anything is.
 pub(super) fn committing(
-    under_way: &mut Option<UnderWay>,
+    under_way: &mut Option<PendingCommit>,
 ) -> Option<&mut Pending<Result<(), Failure>>> {
     Some(&mut under_way.as_mut()?.committing)
 }

@@ -19,12 +19,20 @@ use crate::{
     },
     record::AlertFields,
     status::{HISTORY, PollError, SearchStatus},
-    store::{self, Held, Store, StoredAlert},
+    store::{self, Held, Loaded, Store, StoredAlert},
     track::{GroupLabel, Known, Sighting, Tracker},
 };
 
 /// Pages that a poll reads at most: half of a client's allowance of a minute.
 const MAX_POLL_PAGES: u64 = 25;
+
+/// The tries to take a search up.
+struct Tries<'a> {
+    stop: &'a CancellationToken,
+    grid: Grid,
+    /// Those in vain so far.
+    failures: u32,
+}
 
 // === impl Search ===
 
@@ -33,7 +41,10 @@ impl Search {
     pub(in crate::poll) async fn run(self, stop: CancellationToken) -> Option<Held> {
         let mut search = self;
         loop {
-            let mut running = search.take_up(&stop).await?;
+            let mut running = match search.take_up(&stop).await {
+                Ok(running) => running,
+                Err(held) => return held,
+            };
             let held = running.held;
             if running.run(&stop).await == Ended::Stopped {
                 return Some(held);
@@ -51,9 +62,7 @@ impl Search {
     }
 
     async fn give_back(&self, held: Held) {
-        if let Err(error) = self.shared.store.release(held).await {
-            tracing::debug!(search = %self.key, error = %chain(&error), "could not release the search");
-        }
+        give_back(&self.shared.store, self.key.clone(), held).await;
     }
 
     /// Waits until it is this replica's turn. `None`: it was told to stop.
@@ -75,15 +84,46 @@ impl Search {
     }
 
     /// Loads what the store knows, once it is this replica's turn; tries again while the store
-    /// fails.
-    async fn take_up(mut self, stop: &CancellationToken) -> Option<Running> {
+    /// fails. Where it was told to stop, brings what is held by then.
+    async fn take_up(mut self, stop: &CancellationToken) -> Result<Running, Option<Held>> {
         let grid = Grid::new(&self.key, self.options.interval, Instant::now());
-        let mut failures = 0;
-        let mut loaded = loop {
-            self.turn(stop).await?;
+        let mut tries = Tries {
+            stop,
+            grid,
+            failures: 0,
+        };
+        let mut loaded = self.take_lease(&mut tries).await.ok_or(None)?;
+        let held = loaded.held;
+        self.status.lease_held = true;
+        self.status.lease = Some(self.shared.store.lease(held));
+        // What is known from before a reload was known under a lease that has passed.
+        self.report();
+        let first = std::mem::take(&mut loaded.alerts);
+        let tracker = self.load(held, first, &mut tries).await;
+        let options = Options {
+            full_read_interval: self.options.full_read_interval,
+            interval: self.options.interval,
+            max_poll_pages: MAX_POLL_PAGES,
+        };
+        let mut engine = Engine::new(options, tracker.ok_or(Some(held))?);
+        self.resume(&mut engine);
+        Ok(Running::new(self, &loaded, engine, grid))
+    }
+
+    /// Takes the search up in the store, whenever it is this replica's turn, until that works. `None`:
+    /// it was told to stop.
+    async fn take_lease(&mut self, tries: &mut Tries<'_>) -> Option<Loaded> {
+        loop {
+            self.turn(tries.stop).await?;
             self.heartbeat.beat();
-            match self.shared.store.take_up(&self.key, clock::now()).await {
-                Ok(loaded) => break loaded,
+            let store = &self.shared.store;
+            let taken = tokio::select! {
+                taken = store.take_up(&self.key, clock::now()) => taken,
+                // A database may not answer. The thread of a state file would hold it for nobody.
+                () = tries.stop.cancelled(), if store.is_shared() => return None,
+            };
+            match taken {
+                Ok(loaded) => return Some(loaded),
                 Err(store::Error::HeldElsewhere) => self.stand_by(),
                 Err(error) => {
                     if self.shared.store.is_shared() {
@@ -91,18 +131,21 @@ impl Search {
                         self.status = unknown(&self.key, &self.options, &self.shared.store);
                     }
                     self.cannot_load(&error);
-                    failures += 1;
-                    self.pause(stop, &grid, failures).await?;
+                    self.pause(tries).await?;
                 }
             }
-        };
-        self.status.lease_held = true;
-        self.status.lease = Some(self.shared.store.lease(loaded.held));
-        // What is known from before a reload was known under a lease that has passed.
-        self.report();
+        }
+    }
+
+    /// The stored alerts, from the first page of them on. `None`: it was told to stop.
+    async fn load(
+        &mut self,
+        held: Held,
+        mut page: Vec<StoredAlert>,
+        tries: &mut Tries<'_>,
+    ) -> Option<Tracker> {
         let group_by: Arc<[_]> = self.options.group_by.clone().into();
         let mut tracker = Tracker::new(Arc::clone(&group_by), self.options.max_groups);
-        let mut page = std::mem::take(&mut loaded.alerts);
         loop {
             for alert in &mut page {
                 let fields = self.stored_fields(alert).unwrap_or_else(|| {
@@ -114,53 +157,35 @@ impl Search {
             }
             let last = page.last().filter(|_| page.len() == store::LOAD_PAGE);
             let Some(last) = last.map(|alert| alert.id.clone()) else {
-                break;
+                return Some(tracker);
             };
-            page = loop {
-                self.heartbeat.beat();
-                match self.shared.store.load(loaded.held, last.clone()).await {
-                    Ok(page) => break page,
-                    Err(error) => {
-                        self.cannot_load(&error);
-                        failures += 1;
-                        if self.pause(stop, &grid, failures).await.is_none() {
-                            self.give_back(loaded.held).await;
-                            return None;
-                        }
-                    }
-                }
-            };
+            page = self.load_page(held, last, tries).await?;
         }
-        let mut engine = Engine::new(
-            Options {
-                full_read_interval: self.options.full_read_interval,
-                interval: self.options.interval,
-                max_poll_pages: MAX_POLL_PAGES,
-            },
-            tracker,
-        );
-        self.resume(&mut engine);
-        Some(Running {
-            held: loaded.held,
-            primed: loaded.primed,
-            first_seen: loaded.first_seen,
-            has_departed: loaded.has_departed,
-            waited_in_vain: false,
-            engine,
-            under_way: None,
-            asking: self.wanted(),
-            ask_fully_at: None,
-            confirm_failures: 0,
-            grid,
-            next_poll: self.first_poll.max(Instant::now()),
-            poll: None,
-            background_at: Instant::now(),
-            background_failures: 0,
-            failures: 0,
-            stretching: 0,
-            failing_since: None,
-            search: self,
-        })
+    }
+
+    /// The page of stored alerts behind this one, as soon as the store gives it. `None`: it was told to
+    /// stop.
+    async fn load_page(
+        &mut self,
+        held: Held,
+        after: Box<str>,
+        tries: &mut Tries<'_>,
+    ) -> Option<Vec<StoredAlert>> {
+        loop {
+            self.heartbeat.beat();
+            let loading = self.shared.store.load(held, after.clone());
+            let read = tokio::select! {
+                read = loading => read,
+                () = tries.stop.cancelled() => return None,
+            };
+            match read {
+                Ok(page) => return Some(page),
+                Err(error) => {
+                    self.cannot_load(&error);
+                    self.pause(tries).await?;
+                }
+            }
+        }
     }
 
     /// Goes on with what the snapshot tells of before, if it does.
@@ -207,14 +232,17 @@ impl Search {
     }
 
     /// Waits for the next try. `None`: it was told to stop.
-    async fn pause(&self, stop: &CancellationToken, grid: &Grid, failures: u32) -> Option<()> {
-        let again = grid.retry(Instant::now(), failures, fastrand::f64(), None);
+    async fn pause(&self, tries: &mut Tries<'_>) -> Option<()> {
+        tries.failures += 1;
+        let again = tries
+            .grid
+            .retry(Instant::now(), tries.failures, fastrand::f64(), None);
         while Instant::now() < again {
             self.heartbeat.beat();
             let pulse = Instant::now() + pollers::HEARTBEAT / 4;
             tokio::select! {
                 () = tokio::time::sleep_until(again.min(pulse)) => {}
-                () = stop.cancelled() => return None,
+                () = tries.stop.cancelled() => return None,
             }
         }
         Some(())
@@ -231,6 +259,13 @@ impl Search {
                 );
             })
             .ok()
+    }
+}
+
+/// Gives a search back, so that others need not wait for the lease on it to end.
+pub(in crate::poll) async fn give_back(store: &Store, search: SearchKey, held: Held) {
+    if let Err(error) = store.release(held).await {
+        tracing::debug!(%search, error = %chain(&error), "could not release the search");
     }
 }
 

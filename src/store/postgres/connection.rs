@@ -9,6 +9,7 @@ use std::{
     error::Error as _,
     io,
     net::SocketAddr,
+    path::PathBuf,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -22,12 +23,15 @@ use tokio::{runtime::Handle, sync::Semaphore, task::JoinHandle, time::timeout};
 use tokio_postgres::{Client, Config, Row, Statement, config::Host, error::SqlState, types::ToSql};
 
 use super::{
-    address::{Address, AddressError},
+    address::{Address, AddressError, Trust},
     tls::Connector,
 };
 use crate::{
+    error_chain::chain,
+    excerpt::Secrets,
     names,
-    secret::{SecretError, SecretSource},
+    reading::{self, Reading},
+    secret::{Secret, SecretError, SecretSource},
     store,
 };
 
@@ -36,6 +40,9 @@ const CONNECTIONS: usize = 8;
 
 /// How long anything may take, from asking for a connection to the last answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How much is shown of what the server says, in characters: it has details and hints, too.
+const MAX_TOLD: usize = 400;
 
 /// How long a server may take to hear that nobody waits for an answer any more.
 const CANCELLING: Duration = Duration::from_secs(5);
@@ -56,6 +63,9 @@ pub(crate) struct Pool {
 struct Manager {
     /// Read again for each connection: a password may have been rotated.
     url: SecretSource,
+    of_url: Reading<Result<Secret, SecretError>>,
+    /// Whose roots these are, too: those that come late can be of an earlier URL.
+    of_roots: Reading<(Trust, Result<Connector, String>)>,
     /// Which of the servers is tried first.
     first: AtomicUsize,
 }
@@ -68,6 +78,8 @@ struct Connection {
     statements: HashMap<&'static str, Statement>,
     tls: Connector,
     driver: JoinHandle<()>,
+    /// What was sent, and is not to be shown where the server repeats it.
+    secrets: Secrets,
 }
 
 /// A connection for somebody's use. It goes back to the pool where nothing is under way on it.
@@ -90,6 +102,14 @@ pub enum Failure {
     /// The secret with the URL cannot be read.
     #[error(transparent)]
     Secret(#[from] SecretError),
+    /// A file does not answer.
+    #[error("{what} could not be read within {} s: {}", reading::LIMIT.as_secs(), path.display())]
+    Unread {
+        /// What it holds.
+        what: &'static str,
+        /// The file.
+        path: PathBuf,
+    },
     /// The URL is not one.
     #[error(transparent)]
     Address(#[from] AddressError),
@@ -98,7 +118,7 @@ pub enum Failure {
     Tls(String),
     /// There is no connection to be had.
     #[error("cannot connect to the database")]
-    Connect(#[source] tokio_postgres::Error),
+    Connect(#[source] Told),
     /// A host takes a connection, and says nothing.
     #[error("cannot connect to the database: the host has not answered in time")]
     NoAnswer,
@@ -107,7 +127,7 @@ pub enum Failure {
     Timeout,
     /// The server refused, or the connection broke.
     #[error("the database failed")]
-    Sql(#[from] tokio_postgres::Error),
+    Sql(#[source] Told),
     /// The tables are a later version's.
     #[error(
         "the tables were written by a newer version of opsramp-exporter (schema {found}, \
@@ -133,6 +153,14 @@ pub enum Failure {
     Closed,
 }
 
+/// What the driver says went wrong, fit to be shown: a server may say anything, the password as well.
+#[derive(Debug, thiserror::Error)]
+#[error("{shown}")]
+pub struct Told {
+    error: tokio_postgres::Error,
+    shown: String,
+}
+
 // === impl Pool ===
 
 impl Pool {
@@ -152,8 +180,13 @@ impl Pool {
             create: Some(PATIENCE),
             recycle: None,
         };
-        let first = AtomicUsize::new(0);
-        let pool = managed::Pool::builder(Manager { url, first })
+        let manager = Manager {
+            url,
+            of_url: Reading::default(),
+            of_roots: Reading::default(),
+            first: AtomicUsize::new(0),
+        };
+        let pool = managed::Pool::builder(manager)
             .max_size(connections)
             .runtime(deadpool::Runtime::Tokio1)
             .timeouts(timeouts)
@@ -204,8 +237,8 @@ impl managed::Manager for Manager {
     type Error = Failure;
 
     async fn create(&self) -> Result<Connection, Failure> {
-        let address = Address::parse(self.url.read()?.expose())?;
-        let tls = Connector::new(&address.trust).map_err(Failure::Tls)?;
+        let address = Address::parse(self.url().await?.expose())?;
+        let tls = self.connector(&address.trust).await?;
         let servers = join_all(address.hosts.iter().map(servers_of))
             .await
             .concat();
@@ -234,6 +267,40 @@ impl managed::Manager for Manager {
     }
 }
 
+impl Manager {
+    async fn url(&self) -> Result<Secret, Failure> {
+        let SecretSource::File(path) = &self.url else {
+            return Ok(self.url.read()?);
+        };
+        let url = self.url.clone();
+        let read = self.of_url.of(move || url.read()).await;
+        Ok(read.ok_or_else(|| Failure::Unread {
+            what: "the URL of the database",
+            path: path.clone(),
+        })??)
+    }
+
+    async fn connector(&self, trust: &Trust) -> Result<Connector, Failure> {
+        let Trust::Verified { roots: Some(path) } = trust else {
+            return Connector::new(trust).map_err(Failure::Tls);
+        };
+        loop {
+            let wanted = trust.clone();
+            let read = self.of_roots.of(move || {
+                let connector = Connector::new(&wanted);
+                (wanted, connector)
+            });
+            let (of, connector) = read.await.ok_or_else(|| Failure::Unread {
+                what: "the certificates of sslrootcert",
+                path: path.clone(),
+            })?;
+            if of == *trust {
+                return connector.map_err(Failure::Tls);
+            }
+        }
+    }
+}
+
 /// The servers that bear a host's name: each of its addresses by itself, since any of them may hang.
 async fn servers_of(host: &Config) -> Vec<Config> {
     let (Some(Host::Tcp(name)), []) = (host.get_hosts().first(), host.get_hostaddrs()) else {
@@ -253,7 +320,9 @@ async fn connect(server: &Config, tls: &Connector) -> Result<Connection, Failure
     // The driver's own limit is one for the network alone.
     let connected = timeout(patience_of(server), server.connect(tls.clone())).await;
     let connected = connected.map_err(|_| Failure::NoAnswer)?;
-    let (client, connection) = connected.map_err(Failure::Connect)?;
+    let secrets = secrets_of(server);
+    let (client, connection) =
+        connected.map_err(|error| Failure::Connect(Told::of(error, &secrets)))?;
     let driver = tokio::spawn(async move {
         // Whoever asks next on the client is told why it ended.
         connection.await.ok();
@@ -263,7 +332,16 @@ async fn connect(server: &Config, tls: &Connector) -> Result<Connection, Failure
         statements: HashMap::new(),
         tls: tls.clone(),
         driver,
+        secrets,
     })
+}
+
+fn secrets_of(server: &Config) -> Secrets {
+    let password = String::from_utf8_lossy(server.get_password().unwrap_or_default());
+    // Hidden in the place of a name, it would only be told.
+    let is_name = [server.get_user(), server.get_dbname()].contains(&Some(&password));
+    let password = (!is_name).then(|| Secret::new(password));
+    Secrets::of(password.into_iter().collect())
 }
 
 fn patience_of(server: &Config) -> Duration {
@@ -371,6 +449,14 @@ impl Session {
         Ok(statement)
     }
 
+    /// What the server says, fit to be shown.
+    pub(super) fn excerpt(&self, said: &str) -> String {
+        match &self.connection {
+            Some(connection) => connection.secrets.excerpt(said.as_bytes()),
+            None => String::new(),
+        }
+    }
+
     /// Whether the connection can be used again.
     fn settle<T>(&mut self, done: Result<T, tokio_postgres::Error>) -> Result<T, Failure> {
         let failure = match done {
@@ -378,8 +464,10 @@ impl Session {
                 self.under_way = false;
                 return Ok(done);
             }
-            Err(error) => Failure::Sql(error),
+            Err(error) => error,
         };
+        let connection = self.connection.as_ref().ok_or(Failure::Closed)?;
+        let failure = Failure::Sql(Told::of(failure, &connection.secrets));
         self.under_way = !failure.is_of_the_statement();
         Err(failure)
     }
@@ -395,6 +483,26 @@ impl Drop for Session {
                 connection.give_up(&self.cancels);
             }
         }
+    }
+}
+
+// === impl Told ===
+
+impl Told {
+    fn of(error: tokio_postgres::Error, secrets: &Secrets) -> Self {
+        let shown = secrets.line(chain(&error).as_bytes(), MAX_TOLD);
+        Self { error, shown }
+    }
+
+    /// Why the server refused, where it did.
+    pub(crate) fn code(&self) -> Option<&SqlState> {
+        self.error.code()
+    }
+
+    /// Whether TLS is wanted, and the server has none. The driver tells it by its text alone.
+    pub(crate) fn is_without_tls(&self) -> bool {
+        let why = self.error.source();
+        why.is_some_and(|why| why.to_string() == "server does not support TLS")
     }
 }
 
@@ -427,7 +535,11 @@ impl Failure {
             return None;
         };
         // An I/O error does not name what is in it as its source.
-        let within = error.source()?.downcast_ref::<io::Error>()?.get_ref()?;
+        let within = error
+            .error
+            .source()?
+            .downcast_ref::<io::Error>()?
+            .get_ref()?;
         within.downcast_ref()
     }
 
@@ -470,6 +582,7 @@ impl Failure {
             }),
             Self::Timeout | Self::Closed => false,
             Self::Secret(_)
+            | Self::Unread { .. }
             | Self::Address(_)
             | Self::Tls(_)
             | Self::Connect(_)
@@ -504,11 +617,87 @@ impl Failure {
     }
 }
 
+/// Of a row that does not hold what it should.
+impl From<tokio_postgres::Error> for Failure {
+    fn from(error: tokio_postgres::Error) -> Self {
+        // The cause names types as the server calls them.
+        let shown = error.to_string();
+        Self::Sql(Told { error, shown })
+    }
+}
+
 impl From<Failure> for store::Error {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::Closed => Self::Closed,
             failure => Self::backend(failure),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+
+    use super::*;
+
+    const PASSWORD: &str = "Zq7w/Rt93kLmX@vB2";
+
+    /// Why nobody is let in by a server that has the password sent in clear, and says this about it.
+    async fn refusal(said: String) -> Failure {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let length = stream.read_u32().await.unwrap() as usize;
+            let mut message = vec![0; length - 4];
+            stream.read_exact(&mut message).await.unwrap();
+            stream.write_all(b"R\0\0\0\x08\0\0\0\x03").await.unwrap();
+            assert_eq!(stream.read_u8().await.unwrap(), b'p');
+            let length = stream.read_u32().await.unwrap() as usize;
+            let mut message = vec![0; length - 4];
+            stream.read_exact(&mut message).await.unwrap();
+            assert_eq!(message, format!("{PASSWORD}\0").as_bytes());
+            let fields = format!("SFATAL\0VFATAL\0C28P01\0M{said}\0D{said}\0\0");
+            let length = u32::try_from(fields.len() + 4).unwrap();
+            stream.write_u8(b'E').await.unwrap();
+            stream.write_u32(length).await.unwrap();
+            // It may have seen enough.
+            stream.write_all(fields.as_bytes()).await.ok();
+        });
+        let url = format!("postgres://u:Zq7w%2FRt93kLmX%40vB2@127.0.0.1:{port}/d?sslmode=disable");
+        let url = SecretSource::Value(Secret::new(url));
+        let pool = Pool::new(url, Duration::from_secs(10));
+        pool.session().await.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn what_a_server_says_is_shown_without_the_password_and_on_one_short_line() {
+        for said in [
+            format!("password \"{PASSWORD}\" is wrong"),
+            "password \"Zq7w%2FRt93kLmX%40vB2\" is wrong".to_owned(),
+            "password \"Zq7w/Rt93k\"... is wrong".to_owned(),
+            "no\x1b[2J\r\nok  all is well\x07".to_owned(),
+            "x".repeat(1 << 20),
+        ] {
+            let failure = refusal(said).await;
+            assert!(failure.is_refusal());
+            let text = chain(&failure);
+            let begin = "cannot connect to the database: ";
+            assert!(text.starts_with(begin), "{text}");
+            assert!(text.len() < 500, "{}", text.len());
+            assert!(!text.contains(char::is_control), "{text:?}");
+            for secret in [&PASSWORD[..8], "LmX"] {
+                assert!(!text.contains(secret), "{text}");
+            }
+        }
+        let text = chain(&refusal("no entry for host".to_owned()).await);
+        assert!(
+            text.ends_with("db error: FATAL: no entry for host DETAIL: no entry for host"),
+            "{text}"
+        );
     }
 }

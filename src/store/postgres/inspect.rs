@@ -70,8 +70,9 @@ pub(crate) async fn inspect(url: &SecretSource, lease: Duration) -> Result<Inspe
     let (user, database): (String, String) = (row.try_get(0)?, row.try_get(1)?);
     let (encoding, may_create): (String, bool) = (row.try_get(2)?, row.try_get(3)?);
     if encoding != "UTF8" {
-        return Err(Failure::Encoding(encoding));
+        return Err(Failure::Encoding(session.excerpt(&encoding)));
     }
+    let (user, database) = (session.excerpt(&user), session.excerpt(&database));
     let of = |tables| Inspection {
         user,
         database,

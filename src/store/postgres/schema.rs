@@ -43,9 +43,9 @@ async fn try_migrate(pool: &Pool) -> Result<bool, Failure> {
     let rows = session
         .query("SELECT current_setting('server_encoding')", &[])
         .await?;
-    let encoding = rows.first().map(|row| row.try_get(0)).transpose()?;
+    let encoding: Option<String> = rows.first().map(|row| row.try_get(0)).transpose()?;
     if let Some(other) = encoding.filter(|encoding| encoding != "UTF8") {
-        return Err(Failure::Encoding(other));
+        return Err(Failure::Encoding(session.excerpt(&other)));
     }
     session.batch(NUMBER).await?;
     session.begin().await?;

@@ -93,6 +93,16 @@ fn text(error: &Error) -> String {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_database_says_of_a_statement_is_shown_without_the_password() {
+    let url = SecretSource::Value(Secret::new(server::shared().fresh()));
+    let mut session = Pool::new(url, LEASE).session().await.unwrap();
+    let no_number = format!("SELECT '{}'::int", server::PASSWORD);
+    let told = chain(&session.batch(&no_number).await.unwrap_err());
+    assert!(told.contains("invalid input syntax"), "{told}");
+    assert!(told.contains("\"<secret>\""), "{told}");
+}
+
 /// Two that deliver to a sink each, of one name.
 async fn two_replicas(url: &str) -> (Store, Store) {
     let first = open(url, "first", LEASE).await;
@@ -1002,6 +1012,34 @@ async fn sinks_whose_change_was_not_answered_are_those_that_were() {
         store.acknowledge(sink, last, None).await.unwrap();
     }
     wait_for_journal(&store, 0).await;
+}
+
+#[tokio::test]
+async fn roots_that_do_not_answer_are_named_and_hold_up_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("roots.pem");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
+    let url = format!(
+        "postgres://u:p@127.0.0.1:9/d?sslmode=verify-full&sslrootcert={}",
+        path.display()
+    );
+    let url = SecretSource::Value(Secret::new(url));
+    let pool = Pool::new(url, Duration::from_secs(3));
+    // Whoever is in a hurry hears of nothing else, either.
+    timeout(Duration::from_millis(1), pool.session())
+        .await
+        .unwrap_err();
+    let failure = pool.session().await.unwrap_err();
+    let told = format!("could not be read within 5 s: {}", path.display());
+    assert!(failure.to_string().ends_with(&told), "{failure}");
+    // The runtime waits for its threads.
+    drop(
+        fs::File::options()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .unwrap(),
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

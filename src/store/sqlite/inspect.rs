@@ -12,7 +12,7 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::open::{Version, beside, not_writable, resolve};
+use super::open::{Version, beside, not_writable, refuse_log_alone, resolve};
 use crate::store::Error;
 
 /// What a state file is.
@@ -56,6 +56,7 @@ fn look(path: &Path) -> Result<Inspection, String> {
     if let Some(by) = holder(&lock).map_err(|error| not_writable(&lock, &error))? {
         return Ok(Inspection::InUse { by });
     }
+    refuse_log_alone(&path)?;
     let file = match OpenOptions::new().read(true).write(true).open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {

@@ -86,12 +86,17 @@ impl Journal {
                 Ok((row.get(0)?, cursor))
             })?
             .collect::<Result<_>>()?;
+        let mut removed = false;
         for (name, cursor) in &mut cursors {
             if (0..end).contains(&cursor.position)
                 && last.is_none_or(|last| last <= cursor.position)
             {
                 // Somebody has removed what was left for it, such as a damaged row.
                 cursor.skip_to(end);
+            } else if (0..start).contains(&cursor.position) {
+                // So has somebody what came next for it. What it delivered is where it was.
+                removed = true;
+                cursor.skip_to(start);
             } else if !(start..=end).contains(&cursor.position) {
                 tracing::error!(
                     sink = &**name,
@@ -103,6 +108,12 @@ impl Journal {
                 cursor.mark = None;
                 cursor.skip_to(start);
             }
+        }
+        if removed {
+            tracing::warn!(
+                first = start + 1,
+                "rows of the journal that were not delivered were removed; delivery goes on behind them"
+            );
         }
         Ok(Self {
             limit,
@@ -137,11 +148,18 @@ impl Journal {
             return Ok(());
         }
         let mut insert = connection.prepare_cached(
-            "INSERT INTO journal (last, at, heads, bodies) VALUES (?1, ?2, ?3, ?4)",
+            "INSERT INTO journal (last, at, heads, bodies, checksum) VALUES (?1, ?2, ?3, ?4, ?5)",
         )?;
         for row in Rows::of(events) {
             self.end += row.count();
-            insert.execute(params![self.end, Micros(row.at), row.heads, row.bodies])?;
+            let checksum = row.checksum(self.end);
+            insert.execute(params![
+                self.end,
+                Micros(row.at),
+                row.heads,
+                row.bodies,
+                checksum
+            ])?;
         }
         Ok(())
     }
@@ -162,7 +180,7 @@ impl Journal {
             return Ok(Some(Batch::default()));
         }
         let mut select = connection.prepare_cached(
-            "SELECT last, at, heads, bodies FROM journal WHERE last > ?1 ORDER BY last",
+            "SELECT last, at, heads, bodies, checksum FROM journal WHERE last > ?1 ORDER BY last",
         )?;
         let mut rows = select.query([position])?;
         // A batch comes and goes as a whole, so that its bodies can share one allocation.

@@ -2,14 +2,14 @@
 //! do where something is wrong.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Read as _, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, Result, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Result, TransactionBehavior, ffi};
 use rustix::fs::{FlockOperation, flock};
 
 use super::checkpoint::{Checkpoint, checkpoint};
@@ -26,10 +26,16 @@ const APPLICATION_ID: i32 = 0x4f70_5278;
 
 /// Brings a file from version n to n + 1, as a script for each n. Never change one that was
 /// released: add one.
-const MIGRATIONS: [&str; 1] = [include_str!(concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/migrations/sqlite/0001_initial.sql"
-))];
+const MIGRATIONS: [&str; 2] = [
+    include_str!(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/migrations/sqlite/0001_initial.sql"
+    )),
+    include_str!(concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/migrations/sqlite/0002_checksum.sql"
+    )),
+];
 
 /// Memory for pages of the file, in KiB.
 const CACHE_KIB: i64 = 2048;
@@ -37,10 +43,15 @@ const CACHE_KIB: i64 = 2048;
 const LOG_PAGES: i64 = 4000;
 /// Pages from which on a commit copies them itself, so that the log does not outgrow the copying.
 const LOG_PAGES_AT_MOST: i64 = 4 * LOG_PAGES;
+/// The same once something could not be written: how much room a quota leaves nobody tells, and what the
+/// log takes of it is then missing when it is copied.
+const LOG_PAGES_IN_NEED: i64 = LOG_PAGES / 16;
 /// A longer log is cut back to this length, in bytes, once it was copied.
 const LOG_BYTES: i64 = 16 * 1024 * 1024;
 /// Statements that stay prepared; there are fewer.
 const STATEMENTS: usize = 32;
+/// Links that are followed to a file that is not there yet, as the system follows so many to one that is.
+const LINKS: usize = 40;
 /// For the owner alone: alerts tell much about a network.
 const MODE: u32 = 0o600;
 
@@ -102,6 +113,7 @@ impl StateFile {
         let opened = || {
             let path = resolve(path)?;
             let lock = lock(&path)?;
+            refuse_log_alone(&path)?;
             create(&path)?;
             let mut connection = connect(&path).map_err(|error| describe(&error))?;
             prepare(&mut connection)?;
@@ -206,6 +218,17 @@ impl StateFile {
         checkpoint(&self.connection, "RESTART").is_ok_and(|log| !log.busy)
     }
 
+    /// Makes the best of what room there is, after something could not be written: the log is copied
+    /// now, and stays short until the next start.
+    pub(super) fn save_room(&mut self) {
+        // One that is under way is waited for: it would be in the way.
+        self.checkpoint = Checkpoint::default();
+        self.connection
+            .pragma_update(None, "wal_autocheckpoint", LOG_PAGES_IN_NEED)
+            .ok();
+        self.reuse_log();
+    }
+
     /// Leaves one file without a log behind, where nobody else is reading it.
     pub(super) fn close(self) {
         checkpoint(&self.connection, "TRUNCATE").ok();
@@ -221,32 +244,61 @@ pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 /// The file's own path, so that a link to it does not lead around its lock.
 pub(super) fn resolve(path: &Path) -> std::result::Result<PathBuf, String> {
-    match path.canonicalize() {
-        Ok(path) if path.is_dir() => Err("it is a folder; name a file in it".to_owned()),
-        Ok(path) => Ok(path),
-        Err(_) => {
-            let name = path
-                .file_name()
-                .ok_or("the path does not end in a file's name")?;
-            let folder = match path.parent() {
-                Some(folder) if !folder.as_os_str().is_empty() => folder,
-                _ => Path::new("."),
-            };
-            match folder.canonicalize() {
-                Ok(folder) if folder.is_dir() => Ok(folder.join(name)),
-                Ok(_) => Err(format!("{} is not a folder", folder.display())),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => Err(format!(
-                    "its folder {} does not exist; create it, and let it belong to the user that \
-                     the exporter runs as",
-                    folder.display()
-                )),
-                Err(error) => Err(format!(
-                    "its folder {} cannot be used: {error}",
-                    folder.display()
-                )),
+    let mut path = path.to_owned();
+    for _ in 0..LINKS {
+        match path.canonicalize() {
+            Ok(path) if path.is_dir() => {
+                return Err("it is a folder; name a file in it".to_owned());
             }
+            Ok(path) => return Ok(path),
+            Err(_) => {}
         }
+        let Ok(target) = fs::read_link(&path) else {
+            return resolve_new(&path);
+        };
+        path.pop();
+        path.push(target);
     }
+    Err("its links lead in a circle; let them lead to a file".to_owned())
+}
+
+/// The same for a file that is to be created.
+fn resolve_new(path: &Path) -> std::result::Result<PathBuf, String> {
+    let name = path
+        .file_name()
+        .ok_or("the path does not end in a file's name")?;
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    match folder.canonicalize() {
+        Ok(folder) if folder.is_dir() => Ok(folder.join(name)),
+        Ok(_) => Err(format!("{} is not a folder", folder.display())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Err(format!(
+            "its folder {} does not exist; create it, and let it belong to the user that the \
+             exporter runs as",
+            folder.display()
+        )),
+        Err(error) => Err(format!(
+            "its folder {} cannot be used: {error}",
+            folder.display()
+        )),
+    }
+}
+
+/// SQLite deletes the log beside an empty file, and may all that is stored be in it. Where a crash
+/// came amid the first start, the file has its first page before there is a log.
+pub(super) fn refuse_log_alone(path: &Path) -> std::result::Result<(), String> {
+    let length = |path: &Path| path.metadata().map_or(0, |file| file.len());
+    let log = beside(path, "-wal");
+    if length(path) > 0 || length(&log) == 0 {
+        return Ok(());
+    }
+    Err(format!(
+        "it is empty or missing, and {}, which belongs to it, is not; restore it from a backup, or \
+         move it and the files beside it away: then every open alert is logged again",
+        log.display()
+    ))
 }
 
 /// Takes the lock beside the file. It is a file of its own because SQLite's locks on the state file
@@ -433,6 +485,16 @@ pub(super) fn describe(error: &rusqlite::Error) -> String {
              let them belong to the user that the exporter runs as"
         }
         Some(ErrorCode::DiskFull) => "the disk is full; make room",
+        // A quota that is used up is no full disk to SQLite, nor is one that is too full to begin.
+        Some(ErrorCode::SystemIoFailure)
+            if matches!(
+                error.sqlite_extended_error_code(),
+                Some(ffi::SQLITE_IOERR_WRITE | ffi::SQLITE_IOERR_SHMSIZE)
+            ) =>
+        {
+            "writing it failed; make room on the disk, or in the quota of this user or folder; where \
+             there is room, look at the disk"
+        }
         Some(ErrorCode::SystemIoFailure) => "reading or writing it failed; look at the disk",
         _ => return error.to_string(),
     };

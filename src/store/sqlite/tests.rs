@@ -237,6 +237,36 @@ async fn a_damaged_row_holds_up_only_what_is_behind_it_and_waits_all_the_same() 
 }
 
 #[tokio::test]
+async fn a_row_that_is_not_what_was_stored_is_not_delivered() {
+    for damage in [
+        "bodies = zeroblob(length(bodies))",
+        "bodies = cast(substr(bodies, 2) || 'x' AS BLOB)",
+        "heads = cast(zeroblob(16) || substr(heads, 17) AS BLOB)",
+        "checksum = checksum + 1",
+    ] {
+        let sql = format!("UPDATE journal SET {damage} WHERE last = 3");
+        let (store, _options, _folder) = damaged(&sql).await;
+        let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+        assert_eq!(batch.events.len(), 2, "{damage}");
+        store.acknowledge("s", 2, None).await.unwrap();
+        let error = store.pending("s", 9, usize::MAX).await.unwrap_err();
+        let said = crate::error_chain::chain(&error);
+        assert!(
+            said.contains("the row of the journal with the last position 3 is damaged"),
+            "{damage}: {said}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn rows_of_an_earlier_version_are_delivered_as_they_are() {
+    let (store, _options, _folder) = damaged("UPDATE journal SET checksum = NULL").await;
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    let found: Vec<_> = batch.events.iter().map(|it| it.event.clone()).collect();
+    assert_eq!(found, [event(1), event(2), event(3), event(4)]);
+}
+
+#[tokio::test]
 async fn rows_that_somebody_removed_wait_no_longer() {
     let (store, options, _folder) = damaged("DELETE FROM journal WHERE last > 2").await;
     let batch = store.pending("s", 9, usize::MAX).await.unwrap();
@@ -258,4 +288,22 @@ async fn rows_that_somebody_removed_wait_no_longer() {
     store.commit(held, events(5..6), second(5)).await.unwrap();
     let batch = store.pending("s", 9, usize::MAX).await.unwrap();
     assert_eq!(batch.events[0].event, event(5));
+}
+
+#[tokio::test]
+async fn a_sink_goes_on_behind_the_rows_that_somebody_removed_and_finds_its_place_again() {
+    let (store, options, folder) = damaged("UPDATE sink SET mark = x'01'").await;
+    store.close().await;
+    let shell = rusqlite::Connection::open(folder.path().join("state.db")).unwrap();
+    shell
+        .execute("DELETE FROM journal WHERE last < 3", [])
+        .unwrap();
+    drop(shell);
+    let store = Store::open(&options).await.unwrap();
+    let states = store.set_sinks(vec!["s".to_owned()]).await.unwrap();
+    assert_eq!(states[0].mark.as_deref(), Some(&[1][..]));
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    let found: Vec<_> = batch.events.iter().map(|it| it.event.clone()).collect();
+    assert_eq!(found, [event(3), event(4)]);
+    assert_eq!(store.backlog("s").await.unwrap().events, 2);
 }

@@ -233,8 +233,11 @@ impl Writer {
             }
             Err(error) if is_busy(&error) => group.settle(Some(error)),
             Err(error) => {
-                if error.sqlite_error_code() == Some(ErrorCode::DiskFull) {
-                    self.file.reuse_log();
+                // A quota that is used up comes as the latter.
+                if let Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) =
+                    error.sqlite_error_code()
+                {
+                    self.file.save_room();
                 }
                 for mut alone in group.split() {
                     let failure = self.transaction(&mut alone.writes).err();

@@ -14,6 +14,7 @@ use std::{
 use tokio::time::Instant;
 
 use super::Security;
+use crate::reading;
 
 /// What was read is good for so long.
 const FRESH: Duration = Duration::from_secs(1);
@@ -89,7 +90,7 @@ impl Guard {
 
     fn look(&self, load: &Mutex<LoadSecurity>) {
         // While one still waits for a disk, others need not.
-        let Ok(mut load) = load.try_lock() else {
+        let Some(mut load) = reading::turn(load) else {
             return;
         };
         let loaded = load();
@@ -133,5 +134,25 @@ fn no_weaker(new: Arc<Security>, before: &Security) -> Result<Arc<Security>, Str
 impl fmt::Debug for Guard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Guard").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn files_are_read_again_after_a_reading_that_panicked() {
+        let new = Arc::new(Security::none());
+        let (read, mut panics) = (Arc::clone(&new), true);
+        let load = move || {
+            assert!(!std::mem::take(&mut panics), "on purpose");
+            Ok(Arc::clone(&read))
+        };
+        let guard = Guard::watching(Arc::new(Security::none()), Box::new(load));
+        for is_new in [false, true] {
+            tokio::time::advance(FRESH).await;
+            assert_eq!(Arc::ptr_eq(&guard.current().await, &new), is_new);
+        }
     }
 }

@@ -108,11 +108,11 @@ struct Queue {
 struct Waiting {
     client: IpAddr,
     /// Where it is dropped, another one has taken the place.
-    turn: oneshot::Sender<Turn>,
+    turn: oneshot::Sender<CheckSlot>,
 }
 
 /// The one check that may be under way. It passes on to the next when it is dropped.
-struct Turn(Arc<Memory>);
+struct CheckSlot(Arc<Memory>);
 
 // === impl Passwords ===
 
@@ -224,14 +224,14 @@ impl fmt::Debug for PasswordMemory {
 impl Memory {
     /// Where the turn of a client will come, unless it has to make room for another one; `None`
     /// where there is no place for it.
-    fn queue_up(self: &Arc<Self>, client: IpAddr) -> Option<oneshot::Receiver<Turn>> {
+    fn queue_up(self: &Arc<Self>, client: IpAddr) -> Option<oneshot::Receiver<CheckSlot>> {
         let (turn, coming) = oneshot::channel();
         let mut queue = lock(&self.queue);
         if !queue.is_busy {
             queue.is_busy = true;
             drop(queue);
             // It is received in any case: we have the other end.
-            turn.send(Turn(Arc::clone(self))).ok();
+            turn.send(CheckSlot(Arc::clone(self))).ok();
             return Some(coming);
         }
         queue.waiting.retain(|other| !other.turn.is_closed());
@@ -282,9 +282,9 @@ impl Queue {
     }
 }
 
-// === impl Turn ===
+// === impl CheckSlot ===
 
-impl Drop for Turn {
+impl Drop for CheckSlot {
     fn drop(&mut self) {
         let mut queue = lock(&self.0.queue);
         let next = queue.next();

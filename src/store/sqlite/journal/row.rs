@@ -3,6 +3,7 @@
 use jiff::Timestamp;
 use rusqlite::{Error, Result, Row as SqlRow, types::Type};
 use uuid::Uuid;
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::store::JournalEvent;
 
@@ -48,11 +49,23 @@ pub(super) fn count(heads: &[u8]) -> i64 {
     i64::try_from(heads.len() / HEAD).unwrap_or(i64::MAX)
 }
 
+/// What tells that a row still is what was stored: SQLite looks at no page's content, so that a
+/// sector that a disk lost would go out as lines.
+fn checksum(last: i64, heads: &[u8], bodies: &[u8]) -> i64 {
+    let parts = [last.cast_unsigned(), xxh3_64(heads), xxh3_64(bodies)];
+    xxh3_64(parts.map(u64::to_be_bytes).as_flattened()).cast_signed()
+}
+
 // === impl Row ===
 
 impl Row {
     pub(super) fn count(&self) -> i64 {
         count(&self.heads)
+    }
+
+    /// The checksum of the row in its place.
+    pub(super) fn checksum(&self, last: i64) -> i64 {
+        checksum(last, &self.heads, &self.bodies)
     }
 }
 
@@ -96,15 +109,19 @@ impl Iterator for Rows<'_> {
 // === impl Entries ===
 
 impl<'a> Entries<'a> {
-    /// Reads the columns `last, at, heads, bodies`.
+    /// Reads the columns `last, at, heads, bodies, checksum`.
     ///
     /// # Errors
-    /// Where the lengths do not add up: somebody else has written there.
+    /// Where it is not what was stored: the disk, or somebody else, has written there.
     pub(super) fn of(row: &'a SqlRow<'_>) -> Result<Self> {
         let last: i64 = row.get(0)?;
         let heads = row.get_ref(2)?.as_blob()?;
         let bodies = row.get_ref(3)?.as_blob()?;
-        Self::new(last, heads, bodies).ok_or_else(|| {
+        // Earlier versions stored none.
+        let stored: Option<i64> = row.get(4)?;
+        let whole = stored.is_none_or(|stored| stored == checksum(last, heads, bodies));
+        let entries = Self::new(last, heads, bodies).filter(|_| whole);
+        entries.ok_or_else(|| {
             let problem =
                 format!("the row of the journal with the last position {last} is damaged");
             Error::FromSqlConversionFailure(2, Type::Blob, problem.into())

@@ -102,6 +102,58 @@ fn a_second_exporter_is_told_who_uses_the_file() {
 }
 
 #[test]
+fn a_link_may_lead_to_a_file_that_is_yet_to_be_created_but_not_in_a_circle() {
+    use std::os::unix::fs::symlink;
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    fs::create_dir(at("data")).unwrap();
+    symlink("second.db", at("first.db")).unwrap();
+    symlink("data/state.db", at("second.db")).unwrap();
+    let file = open(&at("first.db")).unwrap();
+    assert!(at("data/state.db-wal").exists());
+    let used = problem(&at("data/state.db"));
+    assert!(used.starts_with("another exporter"), "{used}");
+    file.close();
+
+    symlink("this.db", at("that.db")).unwrap();
+    symlink("that.db", at("this.db")).unwrap();
+    let circle = problem(&at("this.db"));
+    assert!(
+        circle.starts_with("its links lead in a circle; "),
+        "{circle}"
+    );
+}
+
+#[test]
+fn a_log_without_its_file_is_kept_and_not_taken_for_a_new_state() {
+    let folder = folder();
+    let path = folder.path().join("state.db");
+    let log = beside(&path, "-wal");
+    let mut file = open(&path).unwrap();
+    file.connection()
+        .execute_batch("INSERT INTO sink (name, position) VALUES ('s', 0)")
+        .unwrap();
+    let held = fs::read(&log).unwrap();
+    file.close();
+    fs::write(&log, &held).unwrap();
+    for lose in [
+        |path: &Path| fs::write(path, ""),
+        |path: &Path| fs::remove_file(path),
+    ] {
+        lose(&path).unwrap();
+        let inspected = super::super::inspect(&path).unwrap_err().to_string();
+        let problem = problem(&path);
+        assert!(
+            problem.starts_with("it is empty or missing, and "),
+            "{problem}"
+        );
+        assert!(inspected.contains(&problem), "{inspected}");
+        assert_eq!(fs::read(&log).unwrap(), held);
+    }
+    assert!(!path.exists());
+}
+
+#[test]
 fn an_operator_can_read_while_it_is_open() {
     let folder = folder();
     let path = folder.path().join("state.db");
@@ -240,6 +292,9 @@ fn what_sqlite_says_is_told_with_advice() {
         ),
         (ffi::SQLITE_PERM, "it, its folder or the files beside it"),
         (ffi::SQLITE_FULL, "the disk is full"),
+        // A quota that is used up, and a disk that is too full for shared memory.
+        (ffi::SQLITE_IOERR_WRITE, "writing it failed; make room"),
+        (ffi::SQLITE_IOERR_SHMSIZE, "writing it failed; make room"),
         (ffi::SQLITE_IOERR_FSYNC, "reading or writing it failed"),
         (ffi::SQLITE_MISMATCH, "Error code 20"),
     ] {

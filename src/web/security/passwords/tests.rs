@@ -153,7 +153,7 @@ async fn a_flood_is_checked_one_at_a_time_and_keeps_nobody_out_for_long() {
 }
 
 /// A queue in which a check is under way.
-fn queue() -> (Arc<Memory>, Turn) {
+fn queue() -> (Arc<Memory>, CheckSlot) {
     let memory = PasswordMemory::default().0;
     let turn = memory.queue_up(client(0)).unwrap();
     (memory, turn.now_or_never().unwrap().unwrap())

@@ -1,0 +1,112 @@
+//! Files that are read beside everything else: they can be pipes, or lie on a server that hangs.
+
+use std::{
+    sync::{Mutex, MutexGuard, TryLockError},
+    time::Duration,
+};
+
+use tokio::{
+    task::{JoinHandle, spawn_blocking},
+    time::{Instant, timeout_at},
+};
+
+/// How long files may take to be read.
+pub(crate) const LIMIT: Duration = Duration::from_secs(5);
+
+/// Reads files off the thread. Those that are not read in time are not asked for again before they are:
+/// until then, whoever asks is told at once.
+#[derive(Debug)]
+pub(crate) struct Reading<T>(tokio::sync::Mutex<Option<UnderWay<T>>>);
+
+#[derive(Debug)]
+struct UnderWay<T> {
+    until: Instant,
+    read: JoinHandle<T>,
+}
+
+// === impl Reading ===
+
+impl<T> Default for Reading<T> {
+    fn default() -> Self {
+        Self(tokio::sync::Mutex::new(None))
+    }
+}
+
+impl<T: Send + 'static> Reading<T> {
+    /// What `read` brings, or what it brought that was not read in time before; `None` where that takes
+    /// too long. Cancel safe.
+    pub(crate) async fn of(&self, read: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+        let mut reading = self.0.lock().await;
+        if reading.is_some() {
+            // Where no thread could be had for it, the runtime asks for one only when something comes.
+            drop(spawn_blocking(|| ()));
+        }
+        let under_way = reading.get_or_insert_with(|| UnderWay {
+            until: Instant::now() + LIMIT,
+            // Where no thread can be had, that costs no more than the task.
+            read: tokio::spawn(async {
+                let read = spawn_blocking(read).await;
+                read.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
+            }),
+        });
+        let read = timeout_at(under_way.until, &mut under_way.read)
+            .await
+            .ok()?;
+        *reading = None;
+        // A panic in it has been reported.
+        read.ok()
+    }
+}
+
+/// What `read` brings that is read only once; `None` where that takes too long.
+pub(crate) async fn once<T: Send + 'static>(
+    read: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    Reading::default().of(read).await
+}
+
+/// Locks what one at a time may do. `None`: somebody does it at present, maybe waiting for a disk. One that
+/// has panicked keeps nobody from trying again.
+pub(crate) fn turn<T: ?Sized>(work: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
+    match work.try_lock() {
+        Ok(turn) => Some(turn),
+        Err(TryLockError::Poisoned(turn)) => Some(turn.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_not_read_in_time_is_told_at_once_from_then_on_and_not_asked_for_again() {
+        let reading = Reading::default();
+        let (come, comes) = mpsc::channel();
+        let first = reading.of(move || comes.recv().unwrap());
+        // Whoever is in a hurry leaves it to the others.
+        tokio::time::timeout(Duration::ZERO, first)
+            .await
+            .unwrap_err();
+        tokio::time::pause();
+        tokio::time::advance(LIMIT).await;
+        tokio::time::resume();
+        let began = Instant::now();
+        assert_eq!(reading.of(|| "again").await, None);
+        assert!(began.elapsed() < LIMIT / 2, "{:?}", began.elapsed());
+        come.send("late").unwrap();
+        while reading.of(|| "again").await.is_none() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(reading.of(|| "anew").await, Some("anew"));
+    }
+
+    #[tokio::test]
+    async fn a_reading_that_panics_brings_nothing_and_the_next_begins_anew() {
+        let reading = Reading::default();
+        assert_eq!(reading.of(|| panic!("on purpose")).await, None);
+        assert_eq!(reading.of(|| "read").await, Some("read"));
+    }
+}
