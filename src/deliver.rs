@@ -36,7 +36,7 @@ mod format;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod journald;
-mod otlp;
+pub(crate) mod otlp;
 mod sink;
 mod stdout;
 mod worker;

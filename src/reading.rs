@@ -49,9 +49,11 @@ impl<T: Send + 'static> Reading<T> {
                 read.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
             }),
         });
-        let read = timeout_at(under_way.until, &mut under_way.read)
-            .await
-            .ok()?;
+        let Ok(read) = timeout_at(under_way.until, &mut under_way.read).await else {
+            // Where no thread could be had for it, it waits until one begins for something else.
+            tokio::spawn(async { spawn_blocking(|| {}).await });
+            return None;
+        };
         *reading = None;
         // A panic in it has been reported.
         read.ok()

@@ -22,9 +22,8 @@ use super::{
 };
 use crate::{
     config::State,
-    deliver::{OtlpOptions, SinkOptions, Target},
+    deliver::{OtlpOptions, SinkOptions, Target, otlp},
     error_chain::chain,
-    http_client,
     secret::SecretSource,
     store::{
         self,
@@ -408,47 +407,42 @@ fn journal(path: &Path) -> Outcome<()> {
     }
 }
 
-/// Sends a request without any record, which a receiver takes as it takes one with some.
+/// Asks a receiver as the sink would, without any record, and takes its answer as the sink would.
 async fn receiver(options: &OtlpOptions) -> Outcome<()> {
-    let unusable = |cause: String| Trouble::new(cause, "look at the sink's endpoint and headers");
+    const UNUSABLE: &str = "look at the sink's endpoint and headers";
     let shown = Endpoint::of(&options.endpoint)
-        .ok_or_else(|| unusable("the endpoint is not an http or https URL".to_owned()))?;
-    let client = http_client::builder(&[&options.endpoint])
-        .timeout(options.timeout)
-        .build()
-        .map_err(|error| unusable(error.to_string()))?;
-    let mut request = client
-        .post(&options.endpoint)
-        .header(http::header::CONTENT_TYPE, "application/x-protobuf");
-    for (name, source) in &options.headers {
-        let value = source.read().map_err(|error| unusable(chain(&error)))?;
-        let mut value = http::HeaderValue::from_str(value.expose())
-            .map_err(|_| unusable(format!("the header {name} cannot be sent")))?;
-        value.set_sensitive(true);
-        request = request.header(name, value);
-    }
-    let answer = request.send().await.map_err(|error| {
-        Trouble::new(
-            format!("{shown}: {}", chain(&error.without_url())),
-            "look whether the receiver runs, and whether a firewall lets this machine reach it",
-        )
-    })?;
-    let status = answer.status();
-    let next = match status.as_u16() {
-        200..=299 => return Ok(Passed::new((), format!("{shown} answers {status}"))),
+        .ok_or_else(|| Trouble::new("the endpoint is not an http or https URL", UNUSABLE))?;
+    let error = match otlp::ask(options).await {
+        Ok(None) => return Ok(Passed::new((), format!("{shown} takes what is sent"))),
+        Ok(Some(why)) => {
+            let found = format!("{shown} answers; to an empty request, {why}");
+            return Ok(Passed::new((), found));
+        }
+        Err(error) => error,
+    };
+    let status = match &error {
+        otlp::Error::Status { status, .. } => status.as_u16(),
+        _ => 0,
+    };
+    let next = match (&error, status) {
         // It would rather have a record in it, but this is the right place.
-        400 | 411 | 415 | 422 => {
+        (_, 411 | 415) => {
             let found = format!("{shown} answers ({status} to an empty request)");
             return Ok(Passed::new((), found));
         }
-        401 | 403 => "look at the sink's headers: the receiver wants other credentials",
-        404 | 405 => {
+        (_, 401 | 403) => "look at the sink's headers: the receiver wants other credentials",
+        (_, 404 | 405) | (otlp::Error::NotOtlp { .. }, _) => {
             "look at the endpoint's path, such as /v1/logs, or /otlp/v1/logs of Grafana Loki"
         }
-        300..=399 => "set the endpoint to where the redirect leads",
-        _ => "look at the receiver's own log",
+        (otlp::Error::Status { .. }, _) => "look at the receiver's own log",
+        (otlp::Error::Redirect { .. }, _) => "set the endpoint to where the redirect leads",
+        (otlp::Error::Transport(_), _) => {
+            "look whether the receiver runs, and whether a firewall lets this machine reach it"
+        }
+        (otlp::Error::HeadersUnread { .. }, _) => SILENT_FILE,
+        _ => UNUSABLE,
     };
-    Err(Trouble::new(format!("{shown} answers {status}"), next))
+    Err(Trouble::new(format!("{shown}: {}", chain(&error)), next))
 }
 
 #[cfg(test)]

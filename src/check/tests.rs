@@ -606,7 +606,7 @@ async fn sinks_that_cannot_work_are_named() {
         ),
         (
             receiver(format!("{}/v1/logs", simulator.url())),
-            "answers 404",
+            "answered 404",
             "the endpoint's path",
         ),
     ] {
@@ -620,6 +620,46 @@ async fn sinks_that_cannot_work_are_named() {
             "{failed}"
         );
         assert!(next.contains(advice) && !failed.contains("hush"), "{next}");
+    }
+}
+
+/// With a success, as the sink would not take it.
+#[tokio::test]
+async fn a_receiver_that_answers_what_no_receiver_says_fails_as_its_sink_would() {
+    let simulator = simulator(|_| {}).await;
+    let mut setup = Setup::new(&simulator.url(), |_| {});
+    for (content_type, body, told) in [
+        (
+            "text/html",
+            "<html>Please log in</html>",
+            "with a page of HTML",
+        ),
+        (
+            "application/json",
+            r#"{"status":"error","message":"unauthorised"}"#,
+            "with JSON that is no answer to an export",
+        ),
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let answer = ([(http::header::CONTENT_TYPE, content_type)], body);
+        let router = axum::Router::new().fallback(async move || answer);
+        tokio::spawn(async { axum::serve(listener, router).await });
+        setup.config.sinks = vec![SinkOptions {
+            name: "one".into(),
+            target: Target::Otlp(OtlpOptions {
+                endpoint: format!("http://{address}/v1/logs"),
+                headers: std::collections::BTreeMap::new(),
+                gzip: true,
+                timeout: Duration::from_secs(5),
+            }),
+        }];
+        let (failed, next) = setup.failure().await;
+        assert!(
+            failed.contains("200 OK") && failed.contains(told),
+            "{failed}"
+        );
+        assert!(next.contains("the endpoint's path"), "{next}");
     }
 }
 

@@ -8,6 +8,7 @@
 
 use std::{ops::Range, time::Duration};
 
+use opentelemetry_proto::tonic::collector::logs::v1::ExportLogsServiceRequest;
 use tokio::time::Instant;
 
 use crate::{record::Record, store::Pending};
@@ -17,7 +18,7 @@ use super::{
     sink::{Progress, Refusal},
 };
 
-pub(super) use self::exchange::Error;
+pub(crate) use self::exchange::Error;
 use self::{answer::Outcome, exchange::Receiver};
 
 mod answer;
@@ -136,6 +137,17 @@ impl Otlp {
             }
         }
         Ok(())
+    }
+}
+
+/// Sends a request without any record, which a receiver takes as it takes one with some. What it has
+/// against it is none of the sink's failures: it would rather have a record in it.
+pub(crate) async fn ask(options: &OtlpOptions) -> Result<Option<String>, Error> {
+    let request = ExportLogsServiceRequest::default();
+    match Receiver::new(options)?.export(request).await? {
+        Outcome::Taken { .. } => Ok(None),
+        Outcome::Refused { why } => Ok(Some(why)),
+        Outcome::TooLarge(error) => Err(error),
     }
 }
 

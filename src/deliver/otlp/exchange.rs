@@ -3,7 +3,7 @@
 //! The values of headers are secrets that are read again for each request. It knows nothing of
 //! events, nor of what is done about an answer.
 
-use std::{io, io::Write as _, time::Duration};
+use std::{io, io::Write as _, path::PathBuf, time::Duration};
 
 use flate2::{Compression, write::GzEncoder};
 use http::{
@@ -18,6 +18,7 @@ use crate::{
     deliver::OtlpOptions,
     excerpt::Secrets,
     http_client, proxy,
+    reading::{self, Reading},
     secret::{Secret, SecretError, SecretSource},
 };
 
@@ -36,6 +37,8 @@ pub(super) struct Receiver {
     client: reqwest::Client,
     endpoint: reqwest::Url,
     headers: Vec<(HeaderName, SecretSource)>,
+    /// Of the files that headers are in.
+    reading: Reading<Result<Vec<(HeaderName, Secret)>, Error>>,
     /// What a proxy on the way is sent to prove who asks.
     proxies: Vec<Secret>,
     gzip: bool,
@@ -61,6 +64,16 @@ pub enum Error {
         /// Why.
         #[source]
         source: SecretError,
+    },
+    /// The files that headers are in do not answer.
+    #[error(
+        "the files of the headers could not be read within {} s: {}",
+        reading::LIMIT.as_secs(),
+        named(paths)
+    )]
+    HeadersUnread {
+        /// The files.
+        paths: Vec<PathBuf>,
     },
     /// The value of a header holds what no header may.
     #[error("the value of the header {0} holds characters that cannot be sent")]
@@ -143,6 +156,7 @@ impl Receiver {
             proxies: proxy::authorizations(None, [endpoint.as_str()]),
             endpoint,
             headers,
+            reading: Reading::default(),
             gzip: options.gzip,
         })
     }
@@ -167,22 +181,7 @@ impl Receiver {
     async fn read_headers(&self) -> Result<(HeaderMap, Secrets), Error> {
         let mut headers = HeaderMap::new();
         let mut secrets = self.proxies.clone();
-        for (name, source) in &self.headers {
-            let read = match source {
-                SecretSource::Value(_) => source.read(),
-                SecretSource::File(_) => {
-                    let source = source.clone();
-                    // A file on a dead network disk must not hold up other sinks.
-                    match tokio::task::spawn_blocking(move || source.read()).await {
-                        Ok(read) => read,
-                        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
-                    }
-                }
-            };
-            let secret: Secret = read.map_err(|source| Error::HeaderSource {
-                name: name.clone(),
-                source,
-            })?;
+        for (name, secret) in self.read_sources().await? {
             let mut value = HeaderValue::from_str(secret.expose())
                 .map_err(|_| Error::HeaderValue(name.clone()))?;
             value.set_sensitive(true);
@@ -191,6 +190,32 @@ impl Receiver {
         }
         Ok((headers, Secrets::of(secrets)))
     }
+
+    async fn read_sources(&self) -> Result<Vec<(HeaderName, Secret)>, Error> {
+        let paths = self.headers.iter().filter_map(|(_, source)| match source {
+            SecretSource::Value(_) => None,
+            SecretSource::File(path) => Some(path.clone()),
+        });
+        let paths: Vec<_> = paths.collect();
+        if paths.is_empty() {
+            return read_all(&self.headers);
+        }
+        let headers = self.headers.clone();
+        // A file on a dead network disk must hold up neither other sinks nor this one for good.
+        let read = self.reading.of(move || read_all(&headers)).await;
+        read.unwrap_or_else(|| Err(Error::HeadersUnread { paths }))
+    }
+}
+
+fn read_all(headers: &[(HeaderName, SecretSource)]) -> Result<Vec<(HeaderName, Secret)>, Error> {
+    let read = headers.iter().map(|(name, source)| match source.read() {
+        Ok(secret) => Ok((name.clone(), secret)),
+        Err(source) => Err(Error::HeaderSource {
+            name: name.clone(),
+            source,
+        }),
+    });
+    read.collect()
 }
 
 fn compress(body: &[u8]) -> io::Result<Vec<u8>> {
@@ -214,6 +239,14 @@ fn to(location: &Option<String>) -> String {
     location
         .as_ref()
         .map_or_else(String::new, |location| format!(" to {location}"))
+}
+
+fn named(paths: &[PathBuf]) -> String {
+    let names: Vec<_> = paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
+    names.join(", ")
 }
 
 fn of_type(content_type: &str) -> String {

@@ -278,6 +278,37 @@ async fn headers_are_read_again_for_each_request() {
 }
 
 #[tokio::test]
+async fn a_headers_file_that_does_not_answer_is_an_error_until_it_does() {
+    let (receiver, mut options) = Peer::start().await;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("token");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
+    let source = SecretSource::File(path.clone());
+    options.headers = BTreeMap::from([("authorization".to_owned(), source)]);
+    let mut otlp = Otlp::new(&options).unwrap();
+    let events = alerts([1]);
+    tokio::time::timeout(Duration::ZERO, otlp.deliver(&events, ours))
+        .await
+        .unwrap_err();
+    tokio::time::pause();
+    tokio::time::advance(crate::reading::LIMIT).await;
+    tokio::time::resume();
+    let silent = error(otlp.deliver(&events, ours).await).to_string();
+    assert!(silent.contains(path.to_str().unwrap()), "{silent}");
+
+    // Whoever reads it hears something at last.
+    let pipe = path.clone();
+    tokio::task::spawn_blocking(move || std::fs::write(pipe, "Bearer late"))
+        .await
+        .unwrap()
+        .unwrap();
+    while otlp.deliver(&events, ours).await.settled == 0 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(receiver.requests(), 1);
+}
+
+#[tokio::test]
 async fn a_header_that_cannot_be_sent_never_shows_its_value() {
     let (_, mut options) = Peer::start().await;
     let secret = SecretSource::Value(Secret::new("hunter2\nX-Forged: yes"));
