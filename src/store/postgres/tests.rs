@@ -1037,6 +1037,65 @@ async fn what_was_delivered_is_told_before_a_search_is_given_back() {
     assert_eq!(told(&nothing), [0; 0]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journals_end_that_is_damaged_keeps_nothing_from_being_journalled() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..4), second(2)).await.unwrap();
+    sql(&url, "UPDATE search SET journal_end = 1");
+    store.commit(held, events(4..5), second(3)).await.unwrap();
+    sql(&url, "UPDATE search SET journal_end = 0");
+    store.close().await;
+
+    let store = open(&url, "node", LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = take_over(&store).await.held;
+    store.commit(held, events(5..6), second(4)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [1, 2, 3, 4, 5]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_whose_place_is_damaged_gets_what_is_in_the_journal() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..4), second(2)).await.unwrap();
+    let acknowledge = async |events: usize| {
+        let batch = store.pending("s", events, usize::MAX).await.unwrap();
+        let last = batch.events[events - 1].position;
+        store.acknowledge("s", last, None).await.unwrap();
+    };
+    acknowledge(1).await;
+    delivery::prune(shared(&store)).await.unwrap();
+    let damage = |position: i64| {
+        sql(&url, &format!("UPDATE progress SET position = {position}"));
+    };
+    let kept = || sql(&url, "SELECT count(*) FROM journal");
+    damage(i64::MAX);
+    delivery::prune(shared(&store)).await.unwrap();
+    assert_eq!(kept(), "2", "what waits was removed");
+    acknowledge(1).await;
+    assert_eq!(sql(&url, "SELECT position FROM progress"), "2");
+    delivery::prune(shared(&store)).await.unwrap();
+    assert_eq!(kept(), "1");
+
+    // Soon there are events behind such a place, too.
+    damage(4);
+    shared(&store).change_leases(State::lose_all);
+    let other = stalled(&url, LEASE).await;
+    other.set_sinks(names(&["s"])).await.unwrap();
+    sql(&url, "UPDATE search SET lease_until = now()");
+    let held = take_over(&other).await.held;
+    other.commit(held, events(4..7), second(3)).await.unwrap();
+    delivery::prune(shared(&other)).await.unwrap();
+    let batch = other.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [3, 4, 5, 6]);
+}
+
 /// A search that its holder has left with two events undelivered, an hour ago, and that no replica
 /// wants: `name`.
 async fn left(store: &Store, url: &str, name: &str) -> Held {
