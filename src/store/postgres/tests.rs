@@ -1275,6 +1275,31 @@ async fn whether_a_start_will_find_its_tables_is_seen_before_it() {
     );
     version(schema::MIGRATIONS.len());
 
+    // Rights are not all: what a daemon does is tried, and nothing of it is left.
+    for (so, otherwise) in [
+        (
+            "ALTER TABLE search OWNER TO CURRENT_USER, ENABLE ROW LEVEL SECURITY;
+             GRANT ALL ON search TO careful",
+            "ALTER TABLE search DISABLE ROW LEVEL SECURITY",
+        ),
+        (
+            "ALTER TABLE replica RENAME wants TO wishes",
+            "ALTER TABLE replica RENAME wishes TO wants",
+        ),
+        (
+            "ALTER TABLE progress RENAME position TO place",
+            "ALTER TABLE progress RENAME place TO position",
+        ),
+    ] {
+        sql(&url, so);
+        let refused = look().await.unwrap();
+        assert!(matches!(refused, Err(Unfit::Refused(_))), "{refused:?}");
+        sql(&url, otherwise);
+        assert_eq!(look().await.unwrap(), Ok(Tables::Ready));
+    }
+    let rows = "SELECT (SELECT count(*) FROM replica), (SELECT count(*) FROM search)";
+    assert_eq!(sql(&url, rows), "0|0");
+
     for table in ["alert", "opsramp_exporter_schema"] {
         sql(&url, &format!("REVOKE DELETE ON {table} FROM careful"));
         let forbidden = Unfit::Forbidden(names(&[table]));
