@@ -44,6 +44,9 @@ const DRAIN: Duration = Duration::from_secs(10);
 const LAST_WORD: Duration = Duration::from_secs(5);
 /// The configuration and the files that it names can lie on a server that hangs.
 const READING: Duration = Duration::from_secs(10);
+/// What a reload, or clients that were looked up, may take of the daemon's loop: a store that is slow is
+/// asked for much, and what hangs is given up.
+const CHANGING: Duration = Duration::from_secs(3 * 60);
 /// How often the clients of a partner are looked up.
 const DISCOVERY_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// The daemon's own loop promises to come round so often.
@@ -218,6 +221,7 @@ impl Daemon {
                     Told::Stop(name) => break Stop::Asked(name),
                     Told::Reload => {
                         self.delivery.reopen();
+                        heartbeat.beat_for(CHANGING);
                         // It is logged; nobody waits for the answer.
                         if let Err(stop) = self.reload_or_stop(&load, &mut signals).await {
                             break stop;
@@ -225,6 +229,7 @@ impl Daemon {
                     }
                 },
                 Some(reply) = self.reloads.recv() => {
+                    heartbeat.beat_for(CHANGING);
                     match self.reload_or_stop(&load, &mut signals).await {
                         // Whoever asked may have gone away.
                         Ok(outcome) => reply.send(outcome).ok(),
@@ -240,6 +245,7 @@ impl Daemon {
                 happening = self.pollers.next() => match happening {
                     // A store that hangs holds it up.
                     Happening::LookedUp(look_up) => {
+                        heartbeat.beat_for(CHANGING);
                         let adopted = self.pollers.adopt(look_up);
                         if let Err(stop) = unless_stopped(adopted, &mut signals, &self.quit).await {
                             break stop;

@@ -31,6 +31,8 @@ pub(super) struct Taken {
     pub(super) first_seen: Timestamp,
     /// The last position of its journal.
     pub(super) journal_end: i64,
+    /// Whether any of its alerts is remembered after it left.
+    pub(super) has_departed: bool,
 }
 
 /// Takes the lease on a search for the replica `me`, unless another one has it. The epoch grows by
@@ -71,6 +73,7 @@ pub(super) async fn take(
             primed: row.try_get(3)?,
             first_seen: row.try_get::<_, Time>(4)?.0,
             journal_end: row.try_get(5)?,
+            has_departed: row.try_get(6)?,
         })
     });
     taken.transpose()
@@ -135,16 +138,6 @@ pub(super) async fn stored(
         )
         .await?;
     rows.iter().map(|row| stored_alert(row, 0)).collect()
-}
-
-/// Whether any alert of the search is remembered after it left.
-pub(super) async fn has_departed(session: &mut Session, search: i64) -> Result<bool, Failure> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM departed WHERE search_id = $1)";
-    let rows = session.query(sql, &[&search]).await?;
-    Ok(match rows.first() {
-        Some(row) => row.try_get(0)?,
-        None => false,
-    })
 }
 
 /// The ordinals of those among `ids` that left and are remembered.

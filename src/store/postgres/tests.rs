@@ -411,6 +411,32 @@ async fn tables_that_are_gone_and_not_restored_are_made_anew() {
     store.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_of_an_earlier_version_that_were_restored_are_migrated_at_once() {
+    let url = server::shared().fresh();
+    let lease = Duration::from_secs(15);
+    let store = open(&url, "node", lease).await;
+    store.share_out(vec![a_search()]);
+    timeout(PATIENCE, store.turn(&a_search())).await.unwrap();
+    let restored = Instant::now();
+    sql(
+        &url,
+        "ALTER TABLE replica DROP COLUMN wants; DELETE FROM replica; DELETE FROM search;
+         UPDATE opsramp_exporter_schema SET version = 1",
+    );
+    let wants = "SELECT count(*) FROM replica WHERE wants IS NOT NULL";
+    while restored.elapsed() < PATIENCE {
+        if sql(&url, "SELECT version FROM opsramp_exporter_schema") == "2"
+            && sql(&url, wants) == "1"
+        {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(restored.elapsed() < lease * 3, "{:?}", restored.elapsed());
+    store.close().await;
+}
+
 /// Waits until the server keeps so many events, and no fewer.
 async fn wait_for_journal(store: &Store, events: i64) {
     let deadline = Instant::now() + PATIENCE;
@@ -693,6 +719,24 @@ async fn only_what_the_server_certainly_has_not_done_counts_as_not_done() {
     let nobody = url.replace(&format!(":{}/", server::shared().port()), ":1/");
     let pool = Pool::new(SecretSource::Value(Secret::new(&nobody)), LEASE);
     assert!(pool.session().await.unwrap_err().is_without_effect());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_takes_many_answers_may_take_longer_than_one_answer() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", LEASE).await;
+    let Store::Postgres(postgres) = &store else {
+        panic!("{store:?}");
+    };
+    let answers = connection::PATIENCE.as_secs_f64() / 2.8;
+    let sleep = format!("SELECT pg_sleep({answers})");
+    let many = postgres.ask(async |session| {
+        for _ in 0..3 {
+            session.batch(&sleep).await?;
+        }
+        Ok(())
+    });
+    many.await.unwrap();
 }
 
 /// Has the next writes to a table fail, so many of them, as where another transaction gets in the
