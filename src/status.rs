@@ -259,6 +259,12 @@ impl SearchStatus {
         }
     }
 
+    /// Whether it should be held here and could not be taken up.
+    #[must_use]
+    pub fn could_not_be_taken_up(&self) -> bool {
+        !self.lease_held && self.up == Some(false)
+    }
+
     /// What the last successful poll learned, while it is fresh enough to be shown at `now`.
     #[must_use]
     pub fn fresh_result(&self, now: Timestamp) -> Option<&SearchResult> {

@@ -443,7 +443,9 @@ impl Site {
             reasons.extend(unsearched);
             return reasons;
         }
-        let mut waiting = searches.iter().filter(|status| !status.tried);
+        let mut waiting = searches
+            .iter()
+            .filter(|status| !status.tried || status.could_not_be_taken_up());
         let reason = |status: &Arc<crate::status::SearchStatus>| match &status.last_error {
             Some(error) => format!("{}: {}", status.key, error.message),
             None => format!("{}: the first poll has not ended", status.key),

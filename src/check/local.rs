@@ -184,9 +184,9 @@ fn bytes(n: u64) -> String {
     format!("{value:.0} {shown}")
 }
 
-/// Logs in as the daemon does, and creates no table.
+/// Logs in as the daemon does, and creates no table. It is asked for much, and may be slow.
 async fn database(url: &SecretSource, lease: Duration) -> Outcome<()> {
-    let asked = tokio::time::timeout(LIMIT, postgres::inspect(url, lease)).await;
+    let asked = tokio::time::timeout(LIMIT * 3, postgres::inspect(url, lease)).await;
     let found = asked.unwrap_or(Err(Failure::Timeout)).map_err(|failure| {
         let advice = database_advice(&failure);
         let text = chain(&failure);
@@ -246,6 +246,14 @@ fn unfit_database(unfit: &Unfit, user: &str, database: &str) -> Trouble {
                 names.join(", ")
             ),
             format!("let them belong to {user}"),
+        ),
+        Unfit::Refused(why) => Trouble::new(
+            format!(
+                "the database {database} does not let the user {user} do with the tables what a daemon \
+                 does: {why}"
+            ),
+            "take back what was changed about them: row-level security, triggers, columns; or restore \
+             them from a backup",
         ),
     }
 }

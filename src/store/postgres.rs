@@ -34,7 +34,7 @@ use crate::{
 };
 
 use self::{
-    connection::{PATIENCE, Pool, Session, Tries},
+    connection::{ALTOGETHER, PATIENCE, Pool, Session, Tries},
     journal::{Journal, Range},
     leases::State,
     shared::{Shared, Taking, lock},
@@ -246,7 +246,7 @@ impl Postgres {
             held: taken.held,
             primed: taken.primed,
             first_seen: taken.first_seen,
-            has_departed: alerts::has_departed(&mut session, row).await?,
+            has_departed: taken.has_departed,
             alerts: alerts::load(&mut session, row, "").await?,
         };
         let until = self.shared.relied_on_until(asked);
@@ -414,7 +414,8 @@ impl Postgres {
 
     pub(super) async fn set_sinks(&self, names: Vec<String>) -> Result<Vec<SinkState>, Error> {
         self.check_open()?;
-        let _turn = bounded(async { Ok(self.shared.naming.lock().await) }).await?;
+        let turn = timeout(PATIENCE, self.shared.naming.lock()).await;
+        let _turn = turn.map_err(|_| Failure::Timeout)?;
         let others = self
             .ask(async |session| delivery::add_sinks(&self.shared, session, &names).await)
             .await?;
@@ -676,7 +677,7 @@ fn leases_of(state: &State, ranges: &[Range]) -> Vec<Held> {
 
 /// Nothing that is asked of the server takes for ever.
 async fn bounded<A>(work: impl Future<Output = Result<A, Failure>>) -> Result<A, Error> {
-    match timeout(PATIENCE, work).await {
+    match timeout(ALTOGETHER, work).await {
         Ok(done) => Ok(done?),
         Err(_) => Err(Failure::Timeout.into()),
     }

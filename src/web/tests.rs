@@ -281,6 +281,7 @@ fn failing(key: SearchKey, message: &str) -> SearchStatus {
     };
     SearchStatus {
         up: Some(false),
+        lease_held: true,
         tried: true,
         last_error: Some(error),
         ..pending(key)
@@ -394,6 +395,14 @@ async fn it_is_ready_when_every_search_was_tried() {
         .set_search(failing(key("client_2", "wholesale"), "no route"));
     let answer = site.get("/-/ready").await;
     assert_eq!((answer.status, answer.body.as_str()), (200, "ready\n"));
+
+    // One that should be polled here and that the database does not give out is another matter.
+    let mut not_taken_up = failing(key("client_2", "wholesale"), "no answer");
+    not_taken_up.lease_held = false;
+    site.board.set_search(not_taken_up);
+    let answer = site.get("/-/ready").await;
+    let reason = "acme/wholesale/open: no answer\n";
+    assert_eq!((answer.status, answer.body.as_str()), (503, reason));
 }
 
 #[tokio::test]

@@ -250,6 +250,7 @@ impl SearchState {
     fn of(status: &SearchStatus, now: Timestamp) -> Self {
         let fresh = status.fresh_result(now).is_some();
         match status.up {
+            _ if status.could_not_be_taken_up() => Self::Failing,
             _ if !status.lease_held && status.tried => Self::Elsewhere,
             None => Self::Pending,
             Some(_) if status.result.is_some() && !fresh => Self::Stale,

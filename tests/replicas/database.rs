@@ -321,6 +321,30 @@ async fn a_slow_database_is_put_up_with_and_one_that_is_too_slow_is_named() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_slow_from_the_start_is_started_with() {
+    let cluster = postgres::shared();
+    let opsramp = opsramp(1).await;
+    let cable = Cable::to(cluster.port()).await;
+    // Many answers take longer than half the lease, one a twentieth of it.
+    cable.slow_down(Duration::from_millis(100));
+    let database = cable.lead(&cluster.fresh(), cluster.port());
+    let mut place = replica(&opsramp, 1, 2, &database);
+    place.config["state"]["postgres"]["lease"] = json!("4s");
+    let exporter = place.start().await;
+    exporter
+        .wait_for("it polls", |metrics| metrics.sum("opsramp_up{") == 2.0)
+        .await;
+    wait_for_lines(&place, 4).await;
+    opsramp.open_many(&crate::tenant(0), 1).unwrap();
+    wait_for_lines(&place, 6).await;
+    eventually("it is ready", async || {
+        exporter.get("/-/ready").await.0 == 200
+    })
+    .await;
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_the_server_or_a_firewall_closes_is_opened_again() {
     let cluster = tokio::task::spawn_blocking(|| {
         Cluster::start(&["fsync=off", "idle_session_timeout=150ms"])

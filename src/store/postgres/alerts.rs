@@ -31,6 +31,8 @@ pub(super) struct Taken {
     pub(super) first_seen: Timestamp,
     /// The last position of its journal.
     pub(super) journal_end: i64,
+    /// Whether any of its alerts is remembered after it left.
+    pub(super) has_departed: bool,
 }
 
 /// Takes the lease on a search for the replica `me`, unless another one has it. The epoch grows by
@@ -44,6 +46,7 @@ pub(super) async fn take(
 ) -> Result<Option<Taken>, Failure> {
     let rows = session
         .query(
+            // A journal's end that is damaged is never before the last event that is there.
             "WITH free AS (
                 SELECT id, epoch FROM search
                 WHERE account = $1 AND tenant_id = $2 AND name = $3
@@ -51,9 +54,12 @@ pub(super) async fn take(
                 FOR UPDATE)
              UPDATE search SET owner = $4,
                 epoch = (((free.epoch >> 32) + 1) << 32) | trunc(random() * 4294967296)::bigint,
-                lease_until = clock_timestamp() + $5 * interval '1 second'
+                lease_until = clock_timestamp() + $5 * interval '1 second',
+                journal_end = greatest(journal_end,
+                    (SELECT max(position) FROM journal WHERE search_id = free.id))
              FROM free WHERE search.id = free.id
-             RETURNING search.id, search.epoch, free.epoch, primed, first_seen, journal_end",
+             RETURNING search.id, search.epoch, free.epoch, primed, first_seen, journal_end,
+                EXISTS (SELECT 1 FROM departed WHERE search_id = free.id)",
             &[&&*key.account, &&*key.tenant.id, &&*key.search, &me, &lease],
         )
         .await?;
@@ -67,6 +73,7 @@ pub(super) async fn take(
             primed: row.try_get(3)?,
             first_seen: row.try_get::<_, Time>(4)?.0,
             journal_end: row.try_get(5)?,
+            has_departed: row.try_get(6)?,
         })
     });
     taken.transpose()
@@ -131,16 +138,6 @@ pub(super) async fn stored(
         )
         .await?;
     rows.iter().map(|row| stored_alert(row, 0)).collect()
-}
-
-/// Whether any alert of the search is remembered after it left.
-pub(super) async fn has_departed(session: &mut Session, search: i64) -> Result<bool, Failure> {
-    let sql = "SELECT EXISTS (SELECT 1 FROM departed WHERE search_id = $1)";
-    let rows = session.query(sql, &[&search]).await?;
-    Ok(match rows.first() {
-        Some(row) => row.try_get(0)?,
-        None => false,
-    })
 }
 
 /// The ordinals of those among `ids` that left and are remembered.
@@ -209,7 +206,11 @@ pub(super) async fn advance(
 ) -> Result<Option<i64>, Failure> {
     let rows = session
         .query(
-            "UPDATE search SET journal_end = journal_end + $4, primed = primed OR $5
+            // As where it is taken: at a position that is taken nothing could be written, and one
+            // before others counts as delivered.
+            "UPDATE search SET journal_end = $4 + greatest(journal_end,
+                    (SELECT max(position) FROM journal WHERE search_id = $1)),
+                primed = primed OR $5
              WHERE id = $1 AND epoch = $2 AND owner = $3 AND lease_until > clock_timestamp()
              RETURNING journal_end",
             &[&held.row, &held.epoch, &me, &events, &primed],

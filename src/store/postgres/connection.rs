@@ -38,8 +38,12 @@ use crate::{
 /// Connections of one replica at most, with the one of the [keeper](Pool::of_one).
 const CONNECTIONS: usize = 8;
 
-/// How long anything may take, from asking for a connection to the last answer.
+/// How long a connection, or an answer, may take.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long anything may take, from asking for a connection to the last of many answers: whoever gives
+/// up loses the connection with all that is prepared there, and the next try takes longer.
+pub(super) const ALTOGETHER: Duration = Duration::from_secs(30);
 
 /// How much is shown of what the server says, in characters: it has details and hints, too.
 const MAX_TOLD: usize = 400;
@@ -88,6 +92,8 @@ pub(crate) struct Session {
     connection: Option<Object<Manager>>,
     begin: Arc<str>,
     cancels: Arc<Semaphore>,
+    /// How long an answer may take.
+    patience: Duration,
     under_way: bool,
     in_transaction: bool,
 }
@@ -207,6 +213,13 @@ impl Pool {
         }
     }
 
+    /// A connection for somebody who is in a hurry: neither it nor an answer takes longer.
+    pub(super) async fn session_within(&self, patience: Duration) -> Result<Session, Failure> {
+        let mut session = timeout(patience, self.session()).await??;
+        session.patience = patience;
+        Ok(session)
+    }
+
     /// A connection. Waits while all of them are in use.
     pub(crate) async fn session(&self) -> Result<Session, Failure> {
         let connection = self.pool.get().await.map_err(|error| match error {
@@ -220,6 +233,7 @@ impl Pool {
             connection: Some(connection),
             begin: Arc::clone(&self.begin),
             cancels: Arc::clone(&self.cancels),
+            patience: PATIENCE,
             under_way: false,
             in_transaction: false,
         })
@@ -406,8 +420,8 @@ impl Session {
     pub(super) async fn batch(&mut self, sql: &str) -> Result<(), Failure> {
         self.under_way = true;
         let connection = self.connection.as_ref().ok_or(Failure::Closed)?;
-        let done = connection.client.batch_execute(sql).await;
-        self.settle(done)
+        let done = timeout(self.patience, connection.client.batch_execute(sql)).await;
+        self.settle(done?)
     }
 
     pub(crate) async fn query(
@@ -418,8 +432,12 @@ impl Session {
         self.under_way = true;
         let statement = self.prepare(sql).await?;
         let connection = self.connection.as_ref().ok_or(Failure::Closed)?;
-        let rows = connection.client.query(&statement, parameters).await;
-        self.settle(rows)
+        let rows = timeout(
+            self.patience,
+            connection.client.query(&statement, parameters),
+        );
+        let rows = rows.await;
+        self.settle(rows?)
     }
 
     /// Brings how many rows were changed.
@@ -431,8 +449,12 @@ impl Session {
         self.under_way = true;
         let statement = self.prepare(sql).await?;
         let connection = self.connection.as_ref().ok_or(Failure::Closed)?;
-        let rows = connection.client.execute(&statement, parameters).await;
-        self.settle(rows)
+        let rows = timeout(
+            self.patience,
+            connection.client.execute(&statement, parameters),
+        );
+        let rows = rows.await;
+        self.settle(rows?)
     }
 
     async fn prepare(&mut self, sql: &'static str) -> Result<Statement, Failure> {
@@ -440,8 +462,8 @@ impl Session {
         if let Some(statement) = connection.statements.get(sql) {
             return Ok(statement.clone());
         }
-        let prepared = connection.client.prepare(sql).await;
-        let statement = self.settle(prepared)?;
+        let prepared = timeout(self.patience, connection.client.prepare(sql)).await;
+        let statement = self.settle(prepared?)?;
         self.under_way = true;
         if let Some(connection) = &mut self.connection {
             connection.statements.insert(sql, statement.clone());
@@ -560,9 +582,11 @@ impl Failure {
         .any(|state| self.state() == Some(state))
     }
 
-    /// Whether a table is not there.
-    pub(super) fn is_of_a_missing_table(&self) -> bool {
-        self.state() == Some(&SqlState::UNDEFINED_TABLE)
+    /// Whether a table is not there, or lacks a column.
+    pub(super) fn is_of_missing_tables(&self) -> bool {
+        [SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_COLUMN]
+            .iter()
+            .any(|state| self.state() == Some(state))
     }
 
     /// Whether the server said why.

@@ -198,8 +198,14 @@ async fn positions(
     let rows: Vec<i64> = leases.iter().map(|held| held.row).collect();
     let rows = session
         .query(
-            "SELECT sink.name, held.id, coalesce(progress.position, 0)
+            // One that is damaged is mended when the sink's place is next told.
+            "SELECT sink.name, held.id,
+                CASE WHEN progress.position > search.journal_end
+                    THEN coalesce((SELECT min(position) - 1 FROM journal WHERE search_id = held.id),
+                        search.journal_end)
+                    ELSE coalesce(progress.position, 0) END
              FROM sink CROSS JOIN unnest($2::bigint[]) AS held (id)
+             LEFT JOIN search ON search.id = held.id
              LEFT JOIN progress ON progress.sink = sink.name AND progress.search_id = held.id
              WHERE sink.name = ANY($1)",
             &[&sinks, &rows],
@@ -215,21 +221,43 @@ async fn positions(
     rows.iter().map(position).collect()
 }
 
-/// How far each sink has come in the journal of a search.
+/// How far each sink has come in the journal of a search that was just taken. A place beyond the
+/// journal's end is damaged: before it is in the midst of what is journalled from now on, the sink is
+/// set to the journal's start.
 pub(super) async fn progress(
     session: &mut Session,
     search: i64,
 ) -> Result<Vec<(String, i64)>, Failure> {
     let rows = session
         .query(
-            "SELECT sink.name, coalesce(progress.position, 0) FROM sink
+            "WITH mended AS (
+                UPDATE progress SET position = coalesce(
+                    (SELECT min(position) - 1 FROM journal WHERE search_id = $1), journal_end)
+                FROM search
+                WHERE search.id = $1 AND progress.search_id = $1
+                    AND progress.position > search.journal_end
+                RETURNING progress.sink, progress.position)
+             SELECT sink.name, coalesce(mended.position, progress.position, 0),
+                mended.sink IS NOT NULL
+             FROM sink LEFT JOIN mended ON mended.sink = sink.name
              LEFT JOIN progress ON progress.sink = sink.name AND progress.search_id = $1",
             &[&search],
         )
         .await?;
-    rows.iter()
-        .map(|row| Ok((row.try_get(0)?, row.try_get(1)?)))
-        .collect()
+    let mut progress = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let (sink, position): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
+        if row.try_get(2)? {
+            tracing::error!(
+                sink,
+                row = search,
+                "the sink's place in the journal of a search is damaged; what is in the journal is \
+                 delivered, of which it may have some already"
+            );
+        }
+        progress.push((sink, position));
+    }
+    Ok(progress)
 }
 
 /// The events of `ranges`, and no more than `max_bytes` of bodies, but at least one where there is
@@ -310,7 +338,7 @@ pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
         let saved = session
             .query(
                 "WITH mine AS (
-                    SELECT search.id, come.position FROM search
+                    SELECT search.id, come.position, search.journal_end FROM search
                     JOIN unnest($2::bigint[], $3::bigint[], $4::bigint[])
                         AS come (id, epoch, position)
                         ON search.id = come.id AND search.epoch = come.epoch
@@ -325,7 +353,10 @@ pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
                  INSERT INTO progress (sink, search_id, position)
                  SELECT $1, id, position FROM mine
                  ON CONFLICT (sink, search_id) DO UPDATE
-                    SET position = greatest(progress.position, excluded.position)
+                    SET position = CASE WHEN progress.position
+                            <= (SELECT journal_end FROM mine WHERE id = progress.search_id)
+                        THEN greatest(progress.position, excluded.position)
+                        ELSE excluded.position END
                  RETURNING search_id",
                 &[
                     &sink,
@@ -373,7 +404,8 @@ pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Removes the events that every sink has from the journals of the searches that are held.
+/// Removes the events that every sink has from the journals of the searches that are held. A place
+/// beyond a journal's end is damaged, and says nothing of what a sink has.
 pub(super) async fn prune(shared: &Shared) -> Result<(), Failure> {
     let rows = shared.look(State::held_rows);
     if rows.is_empty() {
@@ -384,6 +416,7 @@ pub(super) async fn prune(shared: &Shared) -> Result<(), Failure> {
         .execute(
             "DELETE FROM journal USING (
                 SELECT search_id, min(position) AS position FROM progress
+                JOIN search ON search.id = search_id AND journal_end >= position
                 WHERE search_id = ANY($1) GROUP BY search_id
                 HAVING count(*) = (SELECT count(*) FROM sink)) AS delivered
              WHERE journal.search_id = delivered.search_id

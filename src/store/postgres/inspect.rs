@@ -1,12 +1,23 @@
-//! Looking at a database before the daemon uses it. Nothing is made or changed.
+//! Looking at a database before the daemon uses it. Nothing is made, and what is tried is taken back.
 
 use std::{collections::HashMap, time::Duration};
 
+use bytes::Bytes;
+use uuid::Uuid;
+
 use super::{
-    connection::{Failure, Pool},
+    alerts,
+    connection::{Failure, Pool, Session},
+    delivery,
     schema::{INDEXES, MIGRATIONS, NUMBER_TABLE, TABLES},
 };
-use crate::secret::SecretSource;
+use crate::{
+    clock,
+    error_chain::chain,
+    identity::{SearchKey, Tenant},
+    secret::SecretSource,
+    store::{Commit, JournalEvent, StoredAlert},
+};
 
 /// What a database is to whoever logs in to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,6 +54,8 @@ pub(crate) enum Unfit {
     Forbidden(Vec<String>),
     /// They are an earlier version's, and these belong to somebody else, who alone may change them.
     NotOwned(Vec<String>),
+    /// They do not do what they are for, and this is why.
+    Refused(String),
 }
 
 /// A table that was found.
@@ -146,10 +159,92 @@ pub(crate) async fn inspect(url: &SecretSource, lease: Duration) -> Result<Inspe
     } else if !forbidden.is_empty() {
         Err(Unfit::Forbidden(forbidden))
     } else if version == known {
-        Ok(Tables::Ready)
+        match try_out(&mut session).await {
+            Ok(true) => Ok(Tables::Ready),
+            Ok(false) => Err(Unfit::Refused(
+                "a row that was written cannot be read".to_owned(),
+            )),
+            Err(failure) if failure.is_refusal() => Err(Unfit::Refused(chain(&failure))),
+            Err(failure) => return Err(failure),
+        }
     } else if not_owned.is_empty() {
         Ok(Tables::Earlier)
     } else {
         Err(Unfit::NotOwned(not_owned))
     }))
+}
+
+/// Does what a start and a poll do, with names that nobody else uses, and takes it back: row-level
+/// security, triggers and columns that somebody has changed are seen by that alone. Brings whether what
+/// was written could be read.
+async fn try_out(session: &mut Session) -> Result<bool, Failure> {
+    const ME: i64 = -1;
+    const NAME: &str = "opsramp-exporter check";
+    let now = clock::now();
+    let key = SearchKey {
+        account: NAME.into(),
+        tenant: Tenant {
+            id: NAME.into(),
+            name: NAME.into(),
+        },
+        search: NAME.into(),
+    };
+    let commit = Commit {
+        upserts: vec![StoredAlert {
+            id: "open".into(),
+            ordinal: 1,
+            digest: 0,
+            created_at: Some(now),
+            state: "".into(),
+            body: Bytes::new(),
+        }],
+        departures: vec![("departed".into(), 1)],
+        events: vec![JournalEvent {
+            event_id: Uuid::nil(),
+            at: now,
+            body: Bytes::new(),
+        }],
+        ..Commit::default()
+    };
+    session.begin().await?;
+    session
+        .query(
+            "INSERT INTO replica (id, node, alive_until, wants)
+             VALUES ($1, $2, clock_timestamp(), '{}') RETURNING id",
+            &[&ME, &NAME],
+        )
+        .await?;
+    alerts::create(session, std::slice::from_ref(&key), now).await?;
+    let Some(taken) = alerts::take(session, &key, ME, 60.0).await? else {
+        return Ok(false);
+    };
+    let (held, row) = (taken.held, taken.held.row);
+    let Some(end) = alerts::advance(session, held, ME, 1, true).await? else {
+        return Ok(false);
+    };
+    alerts::write(session, row, &commit, now).await?;
+    alerts::append(session, row, end, &commit.events).await?;
+    session
+        .query(
+            "INSERT INTO sink (name) VALUES ($1) RETURNING name",
+            &[&NAME],
+        )
+        .await?;
+    session
+        .query(
+            "INSERT INTO progress (sink, search_id, position) VALUES ($1, $2, 0) RETURNING sink",
+            &[&NAME, &row],
+        )
+        .await?;
+    session
+        .query(
+            "INSERT INTO mark (sink, node, mark) VALUES ($1, $1, '') RETURNING sink",
+            &[&NAME],
+        )
+        .await?;
+    delivery::progress(session, row).await?;
+    let open = alerts::load(session, row, "").await?;
+    let event = delivery::journalled_at(session, row, end).await?;
+    session.roll_back().await?;
+    Ok(open.len() == 1 && event.is_some())
 }

@@ -12,7 +12,7 @@ use tokio_postgres::Row;
 
 use super::{
     Shared,
-    connection::{Failure, PATIENCE, Session, Tries},
+    connection::{ALTOGETHER, Failure, PATIENCE, Session, Tries},
     delivery,
     leases::State,
     schema,
@@ -50,6 +50,10 @@ const FORGET_REPLICAS_AFTER: f64 = 3600.0;
 /// Renews the leases and keeps the shares even, until the store is closed.
 pub(super) async fn keep(shared: &Shared) {
     let every = shared.lease / RENEWALS;
+    // A server that is slow gets as much time for an answer as there is: whoever gives up loses the
+    // connection, too.
+    let patience = (shared.lease / 2).clamp(SHORTEST_PATIENCE, PATIENCE);
+    let mut sharing = None;
     let mut missed_since = None;
     loop {
         // Not all replicas at the same moment.
@@ -64,21 +68,26 @@ pub(super) async fn keep(shared: &Shared) {
                 tokio::time::sleep(soon()).await;
             } => {}
         }
-        // Side by side and bounded, so that the next renewal does not come too late. A server that
-        // is slow gets as much time as there is: whoever gives up loses the connection, too.
-        let patience = (shared.lease / 2).clamp(SHORTEST_PATIENCE, PATIENCE);
+        // Side by side, so that the next renewal does not come too late. What takes many answers of
+        // a server that is slow goes on beside the renewals that follow.
+        let under_way = sharing
+            .get_or_insert_with(|| Box::pin(timeout(ALTOGETHER, share_out(shared, patience))));
         let (renewed, shared_out) = tokio::join!(
-            timeout(patience, renew(shared)),
-            timeout(patience, share_out(shared))
+            timeout(shared.lease.max(patience), renew(shared, patience)),
+            timeout(patience, under_way)
         );
         let flat = |done: Result<Result<(), Failure>, _>| done.unwrap_or(Err(Failure::Timeout));
-        let mut kept = flat(renewed).and(flat(shared_out));
-        if kept.as_ref().is_err_and(Failure::is_of_a_missing_table) {
+        let mut kept = flat(renewed);
+        let goes_on = shared_out.is_err();
+        if let Ok(shared_out) = shared_out {
+            sharing = None;
+            kept = kept.and(flat(shared_out));
+        }
+        if kept.as_ref().is_err_and(Failure::is_of_missing_tables) {
             let since = *missed_since.get_or_insert_with(clock::since_boot);
-            if clock::since_boot().saturating_sub(since) >= shared.lease * MISSED_FOR {
-                let made = timeout(PATIENCE, make_tables(shared)).await;
-                kept = made.unwrap_or(Err(Failure::Timeout)).and(kept);
-            }
+            let missed_for = clock::since_boot().saturating_sub(since);
+            let made = make_tables(shared, missed_for >= shared.lease * MISSED_FOR);
+            kept = flat(timeout(ALTOGETHER, made).await).and(kept);
         } else {
             missed_since = None;
         }
@@ -92,17 +101,29 @@ pub(super) async fn keep(shared: &Shared) {
                 "leases were not renewed in time; other replicas may poll these searches now"
             );
         }
-        shared.tell(kept.err().as_ref());
+        // As long as it goes on, nobody knows that all is well.
+        if !goes_on || kept.is_err() {
+            shared.tell(kept.err().as_ref());
+        }
     }
 }
 
-/// Makes the tables anew that somebody has removed, with the database for instance.
-async fn make_tables(shared: &Shared) -> Result<(), Failure> {
-    if schema::migrate(&shared.pool).await? {
-        tracing::warn!(
-            "the tables of the state database were gone and nobody has restored them; they are made \
-             anew, and every search begins as at its first start"
-        );
+/// Brings the tables to this version where they are an earlier one's. Those that somebody has removed,
+/// with the database for instance, are made anew where they are `given_up`.
+async fn make_tables(shared: &Shared, given_up: bool) -> Result<(), Failure> {
+    let is_earlier = schema::is_earlier(&shared.pool).await?;
+    if (is_earlier || given_up) && schema::migrate(&shared.pool).await? {
+        if is_earlier {
+            tracing::warn!(
+                "the tables of the state database were an earlier version's, as those of a backup from \
+                 before an upgrade are; they are brought to this one's"
+            );
+        } else {
+            tracing::warn!(
+                "the tables of the state database were gone and nobody has restored them; they are \
+                 made anew, and every search begins as at its first start"
+            );
+        }
         shared.wake.notify_one();
     }
     Ok(())
@@ -160,7 +181,7 @@ async fn try_join(
 }
 
 /// Says that the replica is alive, and renews its leases.
-async fn renew(shared: &Shared) -> Result<(), Failure> {
+async fn renew(shared: &Shared, patience: Duration) -> Result<(), Failure> {
     let (me, share, leases, sinks) = shared.look(|state| {
         let sinks = state.sinks.clone().unwrap_or_default();
         (state.replica, state.share, state.leases(), sinks)
@@ -168,7 +189,7 @@ async fn renew(shared: &Shared) -> Result<(), Failure> {
     let Some(me) = me else {
         return join(shared).await;
     };
-    let mut session = shared.keeper_pool.session().await?;
+    let mut session = shared.keeper_pool.session_within(patience).await?;
     let share = i64::try_from(share).unwrap_or(i64::MAX);
     let alive = session
         .query(
@@ -261,8 +282,8 @@ async fn renew_leases(
 }
 
 /// Looks at who holds what, and decides which searches to take up and to give back.
-async fn share_out(shared: &Shared) -> Result<(), Failure> {
-    let mut session = shared.pool.session().await?;
+async fn share_out(shared: &Shared, patience: Duration) -> Result<(), Failure> {
+    let mut session = shared.pool.session_within(patience).await?;
     want(shared, &mut session).await?;
     let (me, rows) = shared.look(|state| {
         let rows: Vec<i64> = state.wanted.values().copied().collect();
@@ -443,7 +464,7 @@ pub(super) async fn tidy(shared: &Shared) {
             }
             Ok::<(), Failure>(())
         };
-        match timeout(PATIENCE * 2, work).await {
+        match timeout(ALTOGETHER, work).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => tracing::debug!(%error, "cannot tidy up in the state database"),
             Err(_) => tracing::debug!("tidying up in the state database takes too long"),

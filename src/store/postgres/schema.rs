@@ -38,6 +38,20 @@ pub(super) async fn migrate(pool: &Pool) -> Result<bool, Failure> {
     }
 }
 
+/// Whether the tables are an earlier version's, as after a backup from before an upgrade was restored.
+/// Where they are gone, or being restored, there is no such number.
+pub(super) async fn is_earlier(pool: &Pool) -> Result<bool, Failure> {
+    let mut session = pool.session().await?;
+    let version = "SELECT version FROM opsramp_exporter_schema";
+    let rows = match session.query(version, &[]).await {
+        Err(failure) if failure.is_of_missing_tables() => return Ok(false),
+        rows => rows?,
+    };
+    let found = rows.first().map_or(Ok(0), |row| row.try_get::<_, i32>(0))?;
+    let known = i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX);
+    Ok(found > 0 && found < known)
+}
+
 async fn try_migrate(pool: &Pool) -> Result<bool, Failure> {
     let mut session = pool.session().await?;
     let rows = session

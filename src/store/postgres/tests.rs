@@ -421,6 +421,32 @@ async fn tables_that_are_gone_and_not_restored_are_made_anew() {
     store.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_of_an_earlier_version_that_were_restored_are_migrated_at_once() {
+    let url = server::shared().fresh();
+    let lease = Duration::from_secs(15);
+    let store = open(&url, "node", lease).await;
+    store.share_out(vec![a_search()]);
+    timeout(PATIENCE, store.turn(&a_search())).await.unwrap();
+    let restored = Instant::now();
+    sql(
+        &url,
+        "ALTER TABLE replica DROP COLUMN wants; DELETE FROM replica; DELETE FROM search;
+         UPDATE opsramp_exporter_schema SET version = 1",
+    );
+    let wants = "SELECT count(*) FROM replica WHERE wants IS NOT NULL";
+    while restored.elapsed() < PATIENCE {
+        if sql(&url, "SELECT version FROM opsramp_exporter_schema") == "2"
+            && sql(&url, wants) == "1"
+        {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(restored.elapsed() < lease * 3, "{:?}", restored.elapsed());
+    store.close().await;
+}
+
 /// Waits until the server keeps so many events, and no fewer.
 async fn wait_for_journal(store: &Store, events: i64) {
     let deadline = Instant::now() + PATIENCE;
@@ -703,6 +729,24 @@ async fn only_what_the_server_certainly_has_not_done_counts_as_not_done() {
     let nobody = url.replace(&format!(":{}/", server::shared().port()), ":1/");
     let pool = Pool::new(SecretSource::Value(Secret::new(&nobody)), LEASE);
     assert!(pool.session().await.unwrap_err().is_without_effect());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_takes_many_answers_may_take_longer_than_one_answer() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", LEASE).await;
+    let Store::Postgres(postgres) = &store else {
+        panic!("{store:?}");
+    };
+    let answers = connection::PATIENCE.as_secs_f64() / 2.8;
+    let sleep = format!("SELECT pg_sleep({answers})");
+    let many = postgres.ask(async |session| {
+        for _ in 0..3 {
+            session.batch(&sleep).await?;
+        }
+        Ok(())
+    });
+    many.await.unwrap();
 }
 
 /// Has the next writes to a table fail, so many of them, as where another transaction gets in the
@@ -1075,6 +1119,65 @@ async fn what_was_delivered_is_told_before_a_search_is_given_back() {
     assert_eq!(told(&nothing), [0; 0]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journals_end_that_is_damaged_keeps_nothing_from_being_journalled() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..4), second(2)).await.unwrap();
+    sql(&url, "UPDATE search SET journal_end = 1");
+    store.commit(held, events(4..5), second(3)).await.unwrap();
+    sql(&url, "UPDATE search SET journal_end = 0");
+    store.close().await;
+
+    let store = open(&url, "node", LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = take_over(&store).await.held;
+    store.commit(held, events(5..6), second(4)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [1, 2, 3, 4, 5]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_whose_place_is_damaged_gets_what_is_in_the_journal() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..4), second(2)).await.unwrap();
+    let acknowledge = async |events: usize| {
+        let batch = store.pending("s", events, usize::MAX).await.unwrap();
+        let last = batch.events[events - 1].position;
+        store.acknowledge("s", last, None).await.unwrap();
+    };
+    acknowledge(1).await;
+    delivery::prune(shared(&store)).await.unwrap();
+    let damage = |position: i64| {
+        sql(&url, &format!("UPDATE progress SET position = {position}"));
+    };
+    let kept = || sql(&url, "SELECT count(*) FROM journal");
+    damage(i64::MAX);
+    delivery::prune(shared(&store)).await.unwrap();
+    assert_eq!(kept(), "2", "what waits was removed");
+    acknowledge(1).await;
+    assert_eq!(sql(&url, "SELECT position FROM progress"), "2");
+    delivery::prune(shared(&store)).await.unwrap();
+    assert_eq!(kept(), "1");
+
+    // Soon there are events behind such a place, too.
+    damage(4);
+    shared(&store).change_leases(State::lose_all);
+    let other = stalled(&url, LEASE).await;
+    other.set_sinks(names(&["s"])).await.unwrap();
+    sql(&url, "UPDATE search SET lease_until = now()");
+    let held = take_over(&other).await.held;
+    other.commit(held, events(4..7), second(3)).await.unwrap();
+    delivery::prune(shared(&other)).await.unwrap();
+    let batch = other.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [3, 4, 5, 6]);
+}
+
 /// A search that its holder has left with two events undelivered, an hour ago, and that no replica
 /// wants: `name`.
 async fn left(store: &Store, url: &str, name: &str) -> Held {
@@ -1253,6 +1356,31 @@ async fn whether_a_start_will_find_its_tables_is_seen_before_it() {
         "{newer:?}"
     );
     version(schema::MIGRATIONS.len());
+
+    // Rights are not all: what a daemon does is tried, and nothing of it is left.
+    for (so, otherwise) in [
+        (
+            "ALTER TABLE search OWNER TO CURRENT_USER, ENABLE ROW LEVEL SECURITY;
+             GRANT ALL ON search TO careful",
+            "ALTER TABLE search DISABLE ROW LEVEL SECURITY",
+        ),
+        (
+            "ALTER TABLE replica RENAME wants TO wishes",
+            "ALTER TABLE replica RENAME wishes TO wants",
+        ),
+        (
+            "ALTER TABLE progress RENAME position TO place",
+            "ALTER TABLE progress RENAME place TO position",
+        ),
+    ] {
+        sql(&url, so);
+        let refused = look().await.unwrap();
+        assert!(matches!(refused, Err(Unfit::Refused(_))), "{refused:?}");
+        sql(&url, otherwise);
+        assert_eq!(look().await.unwrap(), Ok(Tables::Ready));
+    }
+    let rows = "SELECT (SELECT count(*) FROM replica), (SELECT count(*) FROM search)";
+    assert_eq!(sql(&url, rows), "0|0");
 
     for table in ["alert", "opsramp_exporter_schema"] {
         sql(&url, &format!("REVOKE DELETE ON {table} FROM careful"));
