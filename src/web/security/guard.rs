@@ -73,7 +73,10 @@ impl Guard {
             let (guard, load) = (self.clone(), Arc::clone(load));
             let look = tokio::task::spawn_blocking(move || guard.look(&load));
             // A panic in it has been reported; a disk that hangs may answer later.
-            tokio::time::timeout(PATIENCE, look).await.ok();
+            if tokio::time::timeout(PATIENCE, look).await.is_err() {
+                self.lock()
+                    .report(format!("not read within {} s", PATIENCE.as_secs()));
+            }
         }
         Arc::clone(&self.lock().security)
     }
@@ -104,21 +107,28 @@ impl Guard {
                 state.security = new;
                 state.problem = None;
             }
-            Err(problem) => {
-                if state.problem.as_ref() != Some(&problem) {
-                    tracing::error!(
-                        error = %problem,
-                        "the web configuration cannot be used; the one before stays in force"
-                    );
-                }
-                state.problem = Some(problem);
-            }
+            Err(problem) => state.report(problem),
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing that runs under this lock can panic half-way.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+// === impl State ===
+
+impl State {
+    /// Tells once what is wrong with the files.
+    fn report(&mut self, problem: String) {
+        if self.problem.as_ref() != Some(&problem) {
+            tracing::error!(
+                error = %problem,
+                "the web configuration cannot be used; the one before stays in force"
+            );
+        }
+        self.problem = Some(problem);
     }
 }
 
@@ -139,6 +149,8 @@ impl fmt::Debug for Guard {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::mpsc;
+
     use super::*;
 
     #[tokio::test(start_paused = true)]
@@ -154,5 +166,29 @@ mod tests {
             tokio::time::advance(FRESH).await;
             assert_eq!(Arc::ptr_eq(&guard.current().await, &new), is_new);
         }
+    }
+
+    #[tokio::test]
+    async fn files_that_do_not_answer_are_told_and_read_when_they_do() {
+        let new = Arc::new(Security::none());
+        let (come, comes) = mpsc::channel::<()>();
+        let read = Arc::clone(&new);
+        let load = move || {
+            comes.recv().ok();
+            Ok(Arc::clone(&read))
+        };
+        let guard = Guard::watching(Arc::new(Security::none()), Box::new(load));
+        let look = async || {
+            guard.lock().looked -= FRESH;
+            guard.current().await
+        };
+        assert!(!Arc::ptr_eq(&look().await, &new));
+        let problem = guard.lock().problem.clone();
+        assert_eq!(problem.as_deref(), Some("not read within 2 s"));
+        drop(come);
+        while !Arc::ptr_eq(&look().await, &new) {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(guard.lock().problem, None);
     }
 }
