@@ -13,14 +13,17 @@ use tokio::{
 /// How long files may take to be read.
 pub(crate) const LIMIT: Duration = Duration::from_secs(5);
 
-/// Reads files off the thread. Those that are not read in time are not asked for again before they are:
-/// until then, whoever asks is told at once.
+/// Reads files off the thread. While those that are not read in time hang, whoever asks is told at once,
+/// and they are asked for again at growing intervals only: each time may cost a thread, but what hangs
+/// may be another file by then, or one that no thread could be had for.
 #[derive(Debug)]
 pub(crate) struct Reading<T>(tokio::sync::Mutex<Option<UnderWay<T>>>);
 
 #[derive(Debug)]
 struct UnderWay<T> {
     until: Instant,
+    /// After `until`, how long it is before another one begins.
+    pause: Duration,
     read: JoinHandle<T>,
 }
 
@@ -41,19 +44,26 @@ impl<T: Send + 'static> Reading<T> {
             // Where no thread could be had for it, the runtime asks for one only when something comes.
             drop(spawn_blocking(|| ()));
         }
-        let under_way = reading.get_or_insert_with(|| UnderWay {
-            until: Instant::now() + LIMIT,
-            // Where no thread can be had, that costs no more than the task.
-            read: tokio::spawn(async {
-                let read = spawn_blocking(read).await;
-                read.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
-            }),
-        });
-        let Ok(read) = timeout_at(under_way.until, &mut under_way.read).await else {
-            // Where no thread could be had for it, it waits until one begins for something else.
-            tokio::spawn(async { spawn_blocking(|| {}).await });
-            return None;
+        let pause = match &*reading {
+            None => Some(LIMIT),
+            Some(hangs) if Instant::now() >= hangs.until + hangs.pause => Some(hangs.pause * 2),
+            Some(_) => None,
         };
+        if let Some(pause) = pause {
+            *reading = Some(UnderWay {
+                until: Instant::now() + LIMIT,
+                pause,
+                // Where no thread can be had, that costs no more than the task.
+                read: tokio::spawn(async {
+                    let read = spawn_blocking(read).await;
+                    read.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
+                }),
+            });
+        }
+        let under_way = reading.as_mut()?;
+        let read = timeout_at(under_way.until, &mut under_way.read)
+            .await
+            .ok()?;
         *reading = None;
         // A panic in it has been reported.
         read.ok()
@@ -103,6 +113,33 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(reading.of(|| "anew").await, Some("anew"));
+    }
+
+    #[tokio::test]
+    async fn what_hangs_for_good_is_asked_for_again_at_growing_intervals() {
+        let reading = Reading::default();
+        let (come, comes) = mpsc::channel();
+        let first = reading.of(move || comes.recv().unwrap());
+        tokio::time::timeout(Duration::ZERO, first)
+            .await
+            .unwrap_err();
+        let (come_too, comes) = mpsc::channel();
+        let pass = async |time| {
+            tokio::time::pause();
+            tokio::time::advance(time).await;
+            tokio::time::resume();
+        };
+        pass(LIMIT * 2).await;
+        let second = reading.of(move || comes.recv().unwrap());
+        tokio::time::timeout(Duration::ZERO, second)
+            .await
+            .unwrap_err();
+        pass(LIMIT * 2).await;
+        assert_eq!(reading.of(|| "too soon").await, None);
+        pass(LIMIT).await;
+        assert_eq!(reading.of(|| "another file").await, Some("another file"));
+        come.send("late").unwrap();
+        come_too.send("late").unwrap();
     }
 
     #[tokio::test]
