@@ -214,18 +214,13 @@ fn plan(url: &str) -> Plan {
     Plan {
         accounts: vec![Account {
             options: opsramp::Options {
-                name: "default".into(),
-                url: url.to_owned(),
-                token_url: format!("{url}/auth/oauth/token"),
-                client_id: SecretSource::Value(Secret::new(DEMO_KEY)),
-                client_secret: SecretSource::Value(Secret::new(DEMO_SECRET)),
-                timeout: Duration::from_secs(30),
-                connect_timeout: Duration::from_secs(10),
                 requests_per_minute: Some(1_000_000),
-                max_response_size: 64 << 20,
-                proxy_url: None,
-                environment_proxies: true,
-                tls: opsramp::TlsOptions::default(),
+                ..opsramp::Options::new(
+                    "default".into(),
+                    url.to_owned(),
+                    SecretSource::Value(Secret::new(DEMO_KEY)),
+                    SecretSource::Value(Secret::new(DEMO_SECRET)),
+                )
             },
             tenants: vec![Tenant {
                 id: DEMO_TENANT.into(),

@@ -49,19 +49,14 @@ impl Demo {
         let url = simulator.url();
         let account = Account {
             options: opsramp::Options {
-                name: "default".into(),
-                token_url: format!("{url}/auth/oauth/token"),
-                url,
-                client_id: SecretSource::Value(Secret::new(DEMO_KEY)),
-                client_secret: SecretSource::Value(Secret::new(DEMO_SECRET)),
-                timeout: Duration::from_secs(30),
-                connect_timeout: Duration::from_secs(10),
-                requests_per_minute: None,
-                max_response_size: 64 << 20,
-                proxy_url: None,
                 // The simulator is a part of this process: a proxy would not find it.
                 environment_proxies: false,
-                tls: opsramp::TlsOptions::default(),
+                ..opsramp::Options::new(
+                    "default".into(),
+                    url,
+                    SecretSource::Value(Secret::new(DEMO_KEY)),
+                    SecretSource::Value(Secret::new(DEMO_SECRET)),
+                )
             },
             tenants: vec![Tenant {
                 id: DEMO_TENANT.into(),

@@ -30,6 +30,7 @@ pub mod logging;
 pub mod metrics;
 mod names;
 pub mod opsramp;
+mod paths;
 pub mod poll;
 mod proxy;
 mod reading;

@@ -29,6 +29,9 @@ pub use error::Error;
 pub use page::{Answer, ClientInfo, ClientsPage, Page};
 pub use tls::BuildError;
 
+/// Where the token endpoint is, behind the base URL.
+pub(crate) const TOKEN_PATH: &str = "/auth/oauth/token";
+
 /// How to reach one account.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -123,6 +126,31 @@ pub struct RateLimit {
 // === impl Options ===
 
 impl Options {
+    /// An account of which nothing else is told: everything else is by default, the token endpoint that
+    /// of the same host.
+    #[must_use]
+    pub fn new(
+        name: Arc<str>,
+        url: String,
+        client_id: SecretSource,
+        client_secret: SecretSource,
+    ) -> Self {
+        Self {
+            name,
+            token_url: format!("{url}{TOKEN_PATH}"),
+            url,
+            client_id,
+            client_secret,
+            timeout: Duration::from_secs(30),
+            connect_timeout: Duration::from_secs(10),
+            requests_per_minute: None,
+            max_response_size: 64 << 20,
+            proxy_url: None,
+            environment_proxies: true,
+            tls: TlsOptions::default(),
+        }
+    }
+
     /// Searches that a tenant may make in a minute, as long as the server says nothing else.
     #[must_use]
     pub fn searches_per_minute(&self, tenant: &str) -> u32 {

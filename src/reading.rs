@@ -1,6 +1,7 @@
 //! Files that are read beside everything else: they can be pipes, or lie on a server that hangs.
 
 use std::{
+    path::PathBuf,
     sync::{Mutex, MutexGuard, TryLockError},
     time::Duration,
 };
@@ -42,7 +43,7 @@ impl<T: Send + 'static> Reading<T> {
         let mut reading = self.0.lock().await;
         if reading.is_some() {
             // Where no thread could be had for it, the runtime asks for one only when something comes.
-            drop(spawn_blocking(|| ()));
+            drop(beside(|| ()));
         }
         let pause = match &*reading {
             None => Some(LIMIT),
@@ -53,11 +54,7 @@ impl<T: Send + 'static> Reading<T> {
             *reading = Some(UnderWay {
                 until: Instant::now() + LIMIT,
                 pause,
-                // Where no thread can be had, that costs no more than the task.
-                read: tokio::spawn(async {
-                    let read = spawn_blocking(read).await;
-                    read.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
-                }),
+                read: beside(read),
             });
         }
         let under_way = reading.as_mut()?;
@@ -68,6 +65,20 @@ impl<T: Send + 'static> Reading<T> {
         // A panic in it has been reported.
         read.ok()
     }
+}
+
+/// Works off the thread. Where no thread can be had, that costs no more than the task.
+fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    tokio::spawn(async {
+        let done = spawn_blocking(work).await;
+        done.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
+    })
+}
+
+/// Files as an error names them that were not read in time.
+pub(crate) fn named(paths: &[PathBuf]) -> String {
+    let names = paths.iter().map(|path| path.display().to_string());
+    names.collect::<Vec<_>>().join(", ")
 }
 
 /// What `read` brings that is read only once; `None` where that takes too long.
@@ -93,18 +104,28 @@ mod tests {
 
     use super::*;
 
+    /// Begins to read what comes only when it is sent.
+    async fn begin(reading: &Reading<&'static str>) -> mpsc::Sender<&'static str> {
+        let (come, comes) = mpsc::channel();
+        let read = reading.of(move || comes.recv().unwrap());
+        // Whoever is in a hurry leaves it to the others.
+        tokio::time::timeout(Duration::ZERO, read)
+            .await
+            .unwrap_err();
+        come
+    }
+
+    async fn pass(time: Duration) {
+        tokio::time::pause();
+        tokio::time::advance(time).await;
+        tokio::time::resume();
+    }
+
     #[tokio::test]
     async fn what_is_not_read_in_time_is_told_at_once_from_then_on_and_not_asked_for_again() {
         let reading = Reading::default();
-        let (come, comes) = mpsc::channel();
-        let first = reading.of(move || comes.recv().unwrap());
-        // Whoever is in a hurry leaves it to the others.
-        tokio::time::timeout(Duration::ZERO, first)
-            .await
-            .unwrap_err();
-        tokio::time::pause();
-        tokio::time::advance(LIMIT).await;
-        tokio::time::resume();
+        let come = begin(&reading).await;
+        pass(LIMIT).await;
         let began = Instant::now();
         assert_eq!(reading.of(|| "again").await, None);
         assert!(began.elapsed() < LIMIT / 2, "{:?}", began.elapsed());
@@ -118,22 +139,9 @@ mod tests {
     #[tokio::test]
     async fn what_hangs_for_good_is_asked_for_again_at_growing_intervals() {
         let reading = Reading::default();
-        let (come, comes) = mpsc::channel();
-        let first = reading.of(move || comes.recv().unwrap());
-        tokio::time::timeout(Duration::ZERO, first)
-            .await
-            .unwrap_err();
-        let (come_too, comes) = mpsc::channel();
-        let pass = async |time| {
-            tokio::time::pause();
-            tokio::time::advance(time).await;
-            tokio::time::resume();
-        };
+        let come = begin(&reading).await;
         pass(LIMIT * 2).await;
-        let second = reading.of(move || comes.recv().unwrap());
-        tokio::time::timeout(Duration::ZERO, second)
-            .await
-            .unwrap_err();
+        let come_too = begin(&reading).await;
         pass(LIMIT * 2).await;
         assert_eq!(reading.of(|| "too soon").await, None);
         pass(LIMIT).await;

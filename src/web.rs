@@ -25,7 +25,7 @@ use crate::{
     clock,
     health::{Health, Overdue},
     metrics::{Metrics, Rendering},
-    status::{AccountStatus, Board},
+    status::{AccountStatus, Board, SearchStatus},
 };
 
 use alerts::{AlertsError, OpenAlert};
@@ -269,7 +269,7 @@ async fn healthy(State(site): State<Arc<Site>>) -> Response {
 }
 
 async fn ready(State(site): State<Arc<Site>>) -> Response {
-    let waiting = site.waiting();
+    let waiting = site.waiting(&site.board.searches());
     if waiting.is_empty() {
         return text(StatusCode::OK, "ready\n");
     }
@@ -432,11 +432,10 @@ impl Site {
     }
 
     /// Why the process is not ready yet, one reason a line. None: it is.
-    fn waiting(&self) -> Vec<String> {
+    fn waiting(&self, searches: &[Arc<SearchStatus>]) -> Vec<String> {
         let mut reasons = self.health.obstacles();
-        let searches = self.board.searches();
         if searches.is_empty() {
-            let unsearched = self.unsearched();
+            let unsearched = self.unsearched(searches);
             if unsearched.is_empty() {
                 reasons.push("no search is known yet".to_owned());
             }
@@ -446,7 +445,7 @@ impl Site {
         let mut waiting = searches
             .iter()
             .filter(|status| !status.tried || status.could_not_be_taken_up());
-        let reason = |status: &Arc<crate::status::SearchStatus>| match &status.last_error {
+        let reason = |status: &Arc<SearchStatus>| match &status.last_error {
             Some(error) => format!("{}: {}", status.key, error.message),
             None => format!("{}: the first poll has not ended", status.key),
         };
@@ -460,8 +459,7 @@ impl Site {
 
     /// The accounts of which nothing is searched although the clients of their partners are known, and
     /// why.
-    fn unsearched(&self) -> Vec<String> {
-        let searches = self.board.searches();
+    fn unsearched(&self, searches: &[Arc<SearchStatus>]) -> Vec<String> {
         let is_searched = |account: &Arc<str>| searches.iter().any(|it| it.key.account == *account);
         let why = |(account, status): (Arc<str>, AccountStatus)| {
             let clients = status.clients.filter(|_| !is_searched(&account))?;
@@ -481,9 +479,10 @@ impl Site {
         let overdue = self.health.overdue();
         let hangs = overdue.iter().take(REASONS_SHOWN).map(Overdue::to_string);
         let mut problems: Vec<String> = hangs.chain(self.health.notices()).collect();
-        let waiting = self.waiting();
+        let searches = self.board.searches();
+        let waiting = self.waiting(&searches);
         let told = |problem: &String| !waiting.contains(problem);
-        problems.extend(self.unsearched().into_iter().filter(told));
+        problems.extend(self.unsearched(&searches).into_iter().filter(told));
         if !waiting.is_empty() {
             problems.push(format!("not ready: {}", waiting.join("; ")));
         }

@@ -53,18 +53,16 @@ fn tenant(id: &str, alerts: usize) -> TenantOptions {
 fn account(url: &str, tenants: &[&str]) -> Account {
     Account {
         options: opsramp::Options {
-            name: "default".into(),
-            url: url.to_owned(),
-            token_url: format!("{url}/auth/oauth/token"),
-            client_id: SecretSource::Value(Secret::new(DEMO_KEY)),
-            client_secret: SecretSource::Value(Secret::new(DEMO_SECRET)),
             timeout: Duration::from_secs(2),
             connect_timeout: Duration::from_secs(1),
             requests_per_minute: Some(1_000_000),
             max_response_size: MAX_RESPONSE_SIZE,
-            proxy_url: None,
-            environment_proxies: true,
-            tls: opsramp::TlsOptions::default(),
+            ..opsramp::Options::new(
+                "default".into(),
+                url.to_owned(),
+                SecretSource::Value(Secret::new(DEMO_KEY)),
+                SecretSource::Value(Secret::new(DEMO_SECRET)),
+            )
         },
         tenants: tenants
             .iter()
@@ -548,18 +546,23 @@ async fn why_an_alert_left_is_asked_again_where_that_may_help() {
     }
 }
 
-/// Nobody is lost where one alert of an id goes and the next one comes while it is asked why.
-#[tokio::test(flavor = "multi_thread")]
-async fn an_alert_that_opens_anew_while_its_reason_is_waited_for_has_left_and_opened() {
-    let simulator = start(world(1)).await;
-    let exporter = Exporter::start(plan(&simulator.url())).await;
-    exporter.wait_until_complete().await;
+/// Why an alert has left is not told while the test runs.
+fn let_own_pages_hang(simulator: &Simulator) {
     simulator.inject(
         FaultRule::always(Fault::SlowHeaders {
             seconds: Duration::from_secs(30),
         })
         .at(Endpoint::Alert),
     );
+}
+
+/// Nobody is lost where one alert of an id goes and the next one comes while it is asked why.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alert_that_opens_anew_while_its_reason_is_waited_for_has_left_and_opened() {
+    let simulator = start(world(1)).await;
+    let exporter = Exporter::start(plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    let_own_pages_hang(&simulator);
     let id = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap())[0];
     simulator.act(id, Action::Close).unwrap();
     eventually("it is on its way out", || async {
@@ -608,12 +611,7 @@ async fn many_departures_wait_for_their_reasons_no_longer_than_one() {
     let simulator = start(world(500)).await;
     let exporter = Exporter::start(plan(&simulator.url())).await;
     exporter.wait_until_complete().await;
-    simulator.inject(
-        FaultRule::always(Fault::SlowHeaders {
-            seconds: Duration::from_secs(30),
-        })
-        .at(Endpoint::Alert),
-    );
+    let_own_pages_hang(&simulator);
     // Far down in a long result, so that they are asked for by id, fifty at a time.
     let ids = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap())[..200].to_vec();
     for id in &ids {

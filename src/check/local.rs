@@ -24,6 +24,7 @@ use crate::{
     config::State,
     deliver::{OtlpOptions, SinkOptions, Target, otlp},
     error_chain::chain,
+    paths,
     secret::SecretSource,
     store::{
         self,
@@ -105,7 +106,7 @@ fn state_file(path: &Path) -> Outcome<()> {
             Ok(as_whom(with_room(what, free)))
         }
         Inspection::Ready { size } => {
-            let free = probe(folder_of(path))?;
+            let free = probe(paths::folder(path))?;
             Ok(as_whom(with_room(
                 format!("{shown} can be opened, {}", bytes(size)),
                 free,
@@ -374,7 +375,7 @@ fn log_file(path: &Path) -> Outcome<()> {
             ""
         }
     );
-    let folder = folder_of(path);
+    let folder = paths::folder(path);
     Ok(match probe(folder) {
         Ok(free) => with_room(found, free),
         Err(trouble) => with_room(found, room(folder)).with_concern(format!(
@@ -387,18 +388,11 @@ fn log_file(path: &Path) -> Outcome<()> {
 /// A file that is to be created yet: where a link leads to, if it is one.
 fn new_log_file(path: &Path) -> Outcome<()> {
     let shown = path.display();
-    if let Ok(target) = fs::read_link(path) {
-        return new_log_file(&folder_of(path).join(target));
+    if let Some(target) = paths::link_target(path) {
+        return new_log_file(&target);
     }
-    let free = probe(folder_of(path))?;
+    let free = probe(paths::folder(path))?;
     Ok(with_room(format!("{shown} can be created"), free))
-}
-
-fn folder_of(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    }
 }
 
 fn journal(path: &Path) -> Outcome<()> {
@@ -418,6 +412,8 @@ fn journal(path: &Path) -> Outcome<()> {
 /// Asks a receiver as the sink would, without any record, and takes its answer as the sink would.
 async fn receiver(options: &OtlpOptions) -> Outcome<()> {
     const UNUSABLE: &str = "look at the sink's endpoint and headers";
+    const WRONG_PATH: &str =
+        "look at the endpoint's path, such as /v1/logs, or /otlp/v1/logs of Grafana Loki";
     let shown = Endpoint::of(&options.endpoint)
         .ok_or_else(|| Trouble::new("the endpoint is not an http or https URL", UNUSABLE))?;
     let error = match otlp::ask(options).await {
@@ -428,26 +424,23 @@ async fn receiver(options: &OtlpOptions) -> Outcome<()> {
         }
         Err(error) => error,
     };
-    let status = match &error {
-        otlp::Error::Status { status, .. } => status.as_u16(),
-        _ => 0,
-    };
-    let next = match (&error, status) {
-        // It would rather have a record in it, but this is the right place.
-        (_, 411 | 415) => {
-            let found = format!("{shown} answers ({status} to an empty request)");
-            return Ok(Passed::new((), found));
-        }
-        (_, 401 | 403) => "look at the sink's headers: the receiver wants other credentials",
-        (_, 404 | 405) | (otlp::Error::NotOtlp { .. }, _) => {
-            "look at the endpoint's path, such as /v1/logs, or /otlp/v1/logs of Grafana Loki"
-        }
-        (otlp::Error::Status { .. }, _) => "look at the receiver's own log",
-        (otlp::Error::Redirect { .. }, _) => "set the endpoint to where the redirect leads",
-        (otlp::Error::Transport(_), _) => {
+    let next = match &error {
+        otlp::Error::Status { status, .. } => match status.as_u16() {
+            // It would rather have a record in it, but this is the right place.
+            411 | 415 => {
+                let found = format!("{shown} answers ({status} to an empty request)");
+                return Ok(Passed::new((), found));
+            }
+            401 | 403 => "look at the sink's headers: the receiver wants other credentials",
+            404 | 405 => WRONG_PATH,
+            _ => "look at the receiver's own log",
+        },
+        otlp::Error::NotOtlp { .. } => WRONG_PATH,
+        otlp::Error::Redirect { .. } => "set the endpoint to where the redirect leads",
+        otlp::Error::Transport(_) => {
             "look whether the receiver runs, and whether a firewall lets this machine reach it"
         }
-        (otlp::Error::HeadersUnread { .. }, _) => SILENT_FILE,
+        otlp::Error::HeadersUnread { .. } => SILENT_FILE,
         _ => UNUSABLE,
     };
     Err(Trouble::new(format!("{shown}: {}", chain(&error)), next))

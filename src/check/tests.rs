@@ -24,18 +24,15 @@ use crate::{
 /// An account's options, with a change.
 pub(super) fn options(url: &str, change: impl FnOnce(&mut opsramp::Options)) -> opsramp::Options {
     let mut options = opsramp::Options {
-        name: "acme".into(),
-        url: url.to_owned(),
-        token_url: format!("{url}/auth/oauth/token"),
-        client_id: SecretSource::Value(Secret::new(DEMO_KEY)),
-        client_secret: SecretSource::Value(Secret::new(DEMO_SECRET)),
         timeout: Duration::from_secs(5),
         connect_timeout: Duration::from_secs(5),
-        requests_per_minute: None,
         max_response_size: 1 << 20,
-        proxy_url: None,
-        environment_proxies: true,
-        tls: opsramp::TlsOptions::default(),
+        ..opsramp::Options::new(
+            "acme".into(),
+            url.to_owned(),
+            SecretSource::Value(Secret::new(DEMO_KEY)),
+            SecretSource::Value(Secret::new(DEMO_SECRET)),
+        )
     };
     change(&mut options);
     options

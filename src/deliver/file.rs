@@ -37,6 +37,7 @@ use rustix::{
 use crate::{
     error_chain::chain,
     file_id::{FileId, file_id},
+    paths::{folder, link_target},
     store::{Past, Pending},
 };
 
@@ -410,12 +411,6 @@ fn warn_of_unsearched(error: &Error) {
     );
 }
 
-/// Where a symbolic link leads to.
-fn link_target(path: &Path) -> Option<PathBuf> {
-    let target = fs::read_link(path).ok()?;
-    Some(folder(path).join(target))
-}
-
 /// Opens the file to append to it. One that is created gets the mode 0640, whatever the umask: a
 /// log agent of the same group shall read it.
 fn open_or_create(path: &Path) -> io::Result<File> {
@@ -717,13 +712,6 @@ fn lock(file: &File) -> Result<(), TryLockError> {
         }
     }
     file.try_lock()
-}
-
-fn folder(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if folder != Path::new("") => folder,
-        _ => Path::new("."),
-    }
 }
 
 /// Makes sure that the file's name is on the disk.

@@ -438,7 +438,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        opsramp::{RateLimit, TlsOptions},
+        opsramp::RateLimit,
         secret::{Secret, SecretSource},
     };
 
@@ -474,18 +474,14 @@ mod tests {
             }
         });
         let options = Options {
-            name: "acme".into(),
-            token_url: format!("{url}/auth/oauth/token"),
-            url,
-            client_id: SecretSource::Value(Secret::new("key")),
-            client_secret: SecretSource::Value(Secret::new("secret")),
-            timeout: Duration::from_secs(30),
             connect_timeout: Duration::from_secs(30),
-            requests_per_minute: None,
             max_response_size: 1 << 20,
-            proxy_url: None,
-            environment_proxies: true,
-            tls: TlsOptions::default(),
+            ..Options::new(
+                "acme".into(),
+                url,
+                SecretSource::Value(Secret::new("key")),
+                SecretSource::Value(Secret::new("secret")),
+            )
         };
         Client::new(options, Arc::new(Nobody)).await.unwrap()
     }

@@ -55,7 +55,7 @@ pub enum BuildError {
     #[error(
         "the files of tls of account {account} could not be read within {} s: {}",
         reading::LIMIT.as_secs(),
-        paths.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
+        reading::named(paths)
     )]
     Unread {
         /// The account's name.
@@ -193,20 +193,12 @@ mod tests {
 
     #[test]
     fn what_the_files_have_to_be_is_told_where_they_are_something_else() {
-        let mut options = Options {
-            name: "acme".into(),
-            url: "https://api.example".to_owned(),
-            token_url: "https://api.example/auth/oauth/token".to_owned(),
-            client_id: SecretSource::Value(Secret::new("key")),
-            client_secret: SecretSource::Value(Secret::new("secret")),
-            timeout: Duration::from_secs(5),
-            connect_timeout: Duration::from_secs(5),
-            requests_per_minute: None,
-            max_response_size: 1 << 20,
-            proxy_url: None,
-            environment_proxies: true,
-            tls: TlsOptions::default(),
-        };
+        let mut options = Options::new(
+            "acme".into(),
+            "https://api.example".to_owned(),
+            SecretSource::Value(Secret::new("key")),
+            SecretSource::Value(Secret::new("secret")),
+        );
         let key = rcgen::KeyPair::generate().unwrap();
         let params = rcgen::CertificateParams::new(["api.example".to_owned()]).unwrap();
         let certificate = params.self_signed(&key).unwrap();

@@ -588,6 +588,11 @@ mod tests {
         assert!(asked <= 1 + 600 / 30, "{asked}");
     }
 
+    async fn at_once(tokens: &Tokens<Server>) -> Secret {
+        let get = tokio::time::timeout(Duration::from_millis(1), tokens.get());
+        get.await.unwrap().unwrap().secret
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_renewal_that_hangs_holds_up_nobody_while_the_token_lives_and_ends_with_its_account()
     {
@@ -597,8 +602,7 @@ mod tests {
         tokio::time::advance(Duration::from_secs(7200 - 60)).await;
         server.conduct().hangs = true;
         for _ in 0..10 {
-            let get = tokio::time::timeout(Duration::from_millis(1), tokens.get());
-            assert_eq!(get.await.unwrap().unwrap().secret, first.secret);
+            assert_eq!(at_once(&tokens).await, first.secret);
             tokio::task::yield_now().await;
         }
         assert_eq!(server.asked(), 2);
@@ -615,8 +619,7 @@ mod tests {
         tokio::time::advance(Duration::from_secs(7200 - 60)).await;
         server.conduct().is_without_credentials = true;
         for _ in 0..30 {
-            let get = tokio::time::timeout(Duration::from_millis(1), tokens.get());
-            assert_eq!(get.await.unwrap().unwrap().secret, first.secret);
+            assert_eq!(at_once(&tokens).await, first.secret);
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         server.conduct().is_without_credentials = false;

@@ -364,9 +364,10 @@ impl Engine {
             }
             Purpose::Confirm(question) => {
                 // What a sound reading missed, only a reading can bring back into sight.
-                let seen = match self.readings.is_sound() {
-                    true => &[],
-                    false => &*current,
+                let seen = if self.readings.is_sound() {
+                    &[][..]
+                } else {
+                    &current
                 };
                 self.tracker.adopt(known, seen);
                 self.adopt_confirmation(question, facts, page, now);

@@ -501,6 +501,14 @@ async fn the_documented_answers_are_understood_word_for_word() {
     }
 }
 
+/// Starts an exporter that polls the clients of a partner.
+async fn start_for_partner(server: &Server) -> Exporter {
+    let mut place = place_for(server);
+    place.config["accounts"][0]["tenants"] = json!(["msp_1"]);
+    place.config["accounts"][0]["discover_clients"] = json!(true);
+    place.start().await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_partners_clients_become_tenants_in_the_words_of_the_api() {
     let server = Server::start(Documents {
@@ -510,10 +518,7 @@ async fn a_partners_clients_become_tenants_in_the_words_of_the_api() {
         ..Documents::default()
     })
     .await;
-    let mut place = place_for(&server);
-    place.config["accounts"][0]["tenants"] = json!(["msp_1"]);
-    place.config["accounts"][0]["discover_clients"] = json!(true);
-    let exporter = place.start().await;
+    let exporter = start_for_partner(&server).await;
     let metrics = exporter
         .wait_for("the client that is activated is polled", |metrics| {
             metrics.sum("opsramp_up{") > 0.0
@@ -550,10 +555,7 @@ async fn a_partner_without_an_activated_client_is_told() {
         ..Documents::default()
     })
     .await;
-    let mut place = place_for(&server);
-    place.config["accounts"][0]["tenants"] = json!(["msp_1"]);
-    place.config["accounts"][0]["discover_clients"] = json!(true);
-    let exporter = place.start().await;
+    let exporter = start_for_partner(&server).await;
     let told = "the server shows no activated client of the partner";
     exporter.stderr.line(|line| line.contains(told)).await;
     eventually("it is the reason", async || {

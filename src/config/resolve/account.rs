@@ -2,16 +2,15 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use super::{Resolver, seconds};
+use super::Resolver;
 use crate::{
-    config::{Account, file, problem::shown_value, units::ByteSize, url},
+    config::{Account, file, problem::shown_value, url},
     identity::Tenant,
-    opsramp::{self, ProxyUrl, TlsOptions},
+    opsramp::{self, ProxyUrl, TOKEN_PATH, TlsOptions},
     secret::{REDACTED, Secret},
 };
 
 const DEFAULT_NAME: &str = "default";
-const TOKEN_PATH: &str = "/auth/oauth/token";
 const SMALLEST_RESPONSE: u64 = 1024;
 
 impl Resolver<'_> {
@@ -78,20 +77,17 @@ impl Resolver<'_> {
                 at("tls.insecure_skip_verify")
             ));
         }
+        let defaults = opsramp::Options::new(name, url, client_id, client_secret);
         Account {
             tenants: self.tenants(&at("tenants"), account.tenants),
             discover_clients: account.discover_clients.unwrap_or(false),
             options: opsramp::Options {
-                name,
-                url,
                 token_url,
-                client_id,
-                client_secret,
-                timeout: self.duration(&at("timeout"), account.timeout, seconds(30)),
+                timeout: self.duration(&at("timeout"), account.timeout, defaults.timeout),
                 connect_timeout: self.duration(
                     &at("connect_timeout"),
                     account.connect_timeout,
-                    seconds(10),
+                    defaults.connect_timeout,
                 ),
                 requests_per_minute: account.requests_per_minute.inspect(|limit| {
                     if *limit == 0 {
@@ -99,13 +95,17 @@ impl Resolver<'_> {
                             .add(at("requests_per_minute"), "must be at least 1");
                     }
                 }),
-                max_response_size: self
-                    .response_size(&at("max_response_size"), account.max_response_size),
+                max_response_size: self.response_size(
+                    &at("max_response_size"),
+                    account
+                        .max_response_size
+                        .map_or(defaults.max_response_size, |size| size.0),
+                ),
                 proxy_url: account
                     .proxy_url
                     .map(|proxy| self.proxy(&at("proxy_url"), proxy.0)),
-                environment_proxies: true,
                 tls,
+                ..defaults
             },
         }
     }
@@ -139,8 +139,7 @@ impl Resolver<'_> {
         ProxyUrl(proxy)
     }
 
-    fn response_size(&self, path: &str, size: Option<ByteSize>) -> u64 {
-        let size = size.map_or(64 << 20, |size| size.0);
+    fn response_size(&self, path: &str, size: u64) -> u64 {
         if size < SMALLEST_RESPONSE {
             self.problems.add(path, "must be at least 1KiB");
         }

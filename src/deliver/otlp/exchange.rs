@@ -69,7 +69,7 @@ pub enum Error {
     #[error(
         "the files of the headers could not be read within {} s: {}",
         reading::LIMIT.as_secs(),
-        named(paths)
+        reading::named(paths)
     )]
     HeadersUnread {
         /// The files.
@@ -239,14 +239,6 @@ fn to(location: &Option<String>) -> String {
     location
         .as_ref()
         .map_or_else(String::new, |location| format!(" to {location}"))
-}
-
-fn named(paths: &[PathBuf]) -> String {
-    let names: Vec<_> = paths
-        .iter()
-        .map(|path| path.display().to_string())
-        .collect();
-    names.join(", ")
 }
 
 fn of_type(content_type: &str) -> String {

@@ -539,6 +539,17 @@ impl Run {
     }
 }
 
+/// Alerts of which nothing but the ids matters.
+fn plain(ids: &[String]) -> Vec<Sighting<'_>> {
+    let sighting = |id| Sighting {
+        id,
+        digest: 0,
+        state: "",
+        status: "",
+    };
+    ids.iter().map(|id| sighting(id)).collect()
+}
+
 fn sighting<'a>(id: &'a str, state: &'a str, alert: &Alert) -> Sighting<'a> {
     Sighting {
         id,
@@ -1121,15 +1132,7 @@ fn a_count_that_never_adds_up_is_not_chased_without_rest() {
     let mut reads = 0;
     for _ in 0..100 {
         let page: Vec<String> = (0..100).map(|n| n.to_string()).collect();
-        let page: Vec<_> = page
-            .iter()
-            .map(|id| Sighting {
-                id,
-                digest: 0,
-                state: "",
-                status: "",
-            })
-            .collect();
+        let page = plain(&page);
         let delta = Delta {
             tail_unchanged: true,
             ..Delta::default()
@@ -1167,13 +1170,7 @@ fn a_count_that_never_adds_up_is_not_chased_without_rest() {
 fn what_could_not_be_read_before_a_refused_page_is_not_looked_for_again() {
     let mut run = run_with(100, 100);
     let ids: Vec<String> = (1..=100).map(|id| id.to_string()).collect();
-    let sighting = |id| Sighting {
-        id,
-        digest: 0,
-        state: "",
-        status: "",
-    };
-    let page: Vec<_> = ids.iter().map(|id| sighting(id)).collect();
+    let page = plain(&ids);
     let delta = Delta {
         tail_unchanged: true,
         ..Delta::default()

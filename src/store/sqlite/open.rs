@@ -2,7 +2,7 @@
 //! do where something is wrong.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io::{self, Read as _, Write as _},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
@@ -15,6 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::checkpoint::{Checkpoint, checkpoint};
 use crate::{
     file_id::{FileId, file_id},
+    paths::{folder, link_target},
     store::Error,
 };
 
@@ -253,11 +254,10 @@ pub(super) fn resolve(path: &Path) -> std::result::Result<PathBuf, String> {
             Ok(path) => return Ok(path),
             Err(_) => {}
         }
-        let Ok(target) = fs::read_link(&path) else {
-            return resolve_new(&path);
-        };
-        path.pop();
-        path.push(target);
+        match link_target(&path) {
+            Some(target) => path = target,
+            None => return resolve_new(&path),
+        }
     }
     Err("its links lead in a circle; let them lead to a file".to_owned())
 }
@@ -267,10 +267,7 @@ fn resolve_new(path: &Path) -> std::result::Result<PathBuf, String> {
     let name = path
         .file_name()
         .ok_or("the path does not end in a file's name")?;
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
+    let folder = folder(path);
     match folder.canonicalize() {
         Ok(folder) if folder.is_dir() => Ok(folder.join(name)),
         Ok(_) => Err(format!("{} is not a folder", folder.display())),
