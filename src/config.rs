@@ -7,7 +7,7 @@
 //! The file's keys are in `file`, how YAML is read in `yaml`, what is checked in `resolve`.
 
 use std::{
-    io::{self, Read as _},
+    io,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -17,7 +17,7 @@ use crate::{
     identity::Tenant,
     opsramp,
     poll::{AtFirstStart, SearchOptions},
-    record,
+    reading, record,
     secret::SecretSource,
 };
 
@@ -132,11 +132,6 @@ const CONFIGURATION: &str = "configuration file";
 
 /// The variable that names the configuration file.
 const CONFIG_FILE: &str = "OPSRAMP_EXPORTER_CONFIG_FILE";
-
-/// No configuration that is meant is larger, and `/dev/zero` would never end.
-const LARGEST_FILE: u64 = 4 << 20;
-
-const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// The state's file where systemd gives no folder.
 const STATE_FILE: &str = "opsramp-exporter.db";
@@ -308,28 +303,11 @@ fn yaml_of(name: &Path, text: &str) -> Result<yaml::Node, ConfigError> {
 }
 
 fn read(what: &'static str, path: &Path) -> Result<String, ConfigError> {
-    text_of(path).map_err(|source| ConfigError::Read {
+    reading::text(path).map_err(|source| ConfigError::Read {
         what,
         path: path.to_path_buf(),
         source,
     })
-}
-
-/// What the file holds; a byte order mark is not part of it.
-fn text_of(path: &Path) -> io::Result<String> {
-    let mut text = String::new();
-    let file = std::fs::File::open(path)?;
-    file.take(LARGEST_FILE + 1).read_to_string(&mut text)?;
-    if text.len() as u64 > LARGEST_FILE {
-        return Err(io::Error::new(
-            io::ErrorKind::FileTooLarge,
-            "it is larger than 4 MiB",
-        ));
-    }
-    if text.starts_with(BYTE_ORDER_MARK) {
-        text.remove(0);
-    }
-    Ok(text)
 }
 
 fn is_public(path: &Path) -> bool {

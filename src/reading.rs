@@ -1,7 +1,9 @@
 //! Files that are read beside everything else: they can be pipes, or lie on a server that hangs.
 
 use std::{
-    path::PathBuf,
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
     sync::{Mutex, MutexGuard, TryLockError},
     time::Duration,
 };
@@ -13,6 +15,11 @@ use tokio::{
 
 /// How long files may take to be read.
 pub(crate) const LIMIT: Duration = Duration::from_secs(5);
+
+/// The most that a file may hold, in bytes.
+const LARGEST_FILE: u64 = 4 << 20;
+
+const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// Reads files off the thread. While those that are not read in time hang, whoever asks is told at once,
 /// and they are asked for again at growing intervals only: each time may cost a thread, but what hangs
@@ -67,6 +74,30 @@ impl<T: Send + 'static> Reading<T> {
     }
 }
 
+/// What the file holds, at most 4 MiB: it may be a link to what never ends.
+pub(crate) fn bytes(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = File::open(path)?;
+    file.take(LARGEST_FILE + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > LARGEST_FILE {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            "it is larger than 4 MiB",
+        ));
+    }
+    Ok(bytes)
+}
+
+/// The text that the file holds, at most 4 MiB; a byte order mark is not part of it.
+pub(crate) fn text(path: &Path) -> io::Result<String> {
+    let mut text = String::from_utf8(bytes(path)?)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"))?;
+    if text.starts_with(BYTE_ORDER_MARK) {
+        text.remove(0);
+    }
+    Ok(text)
+}
+
 /// Works off the thread. Where no thread can be had, that costs no more than the task.
 fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     tokio::spawn(async {
@@ -119,6 +150,23 @@ mod tests {
         tokio::time::pause();
         tokio::time::advance(time).await;
         tokio::time::resume();
+    }
+
+    #[test]
+    fn a_file_that_never_ends_is_not_read_to_its_end() {
+        let error = bytes(Path::new("/dev/zero")).unwrap_err();
+        assert_eq!(error.to_string(), "it is larger than 4 MiB");
+    }
+
+    #[test]
+    fn a_text_has_no_byte_order_mark_and_nothing_that_is_not_utf8() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("text");
+        std::fs::write(&path, "\u{feff}a: 1\n").unwrap();
+        assert_eq!(text(&path).unwrap(), "a: 1\n");
+        std::fs::write(&path, b"a: \xff\n").unwrap();
+        let error = text(&path).unwrap_err();
+        assert_eq!(error.to_string(), "it is not UTF-8 text");
     }
 
     #[tokio::test]

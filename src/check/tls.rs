@@ -27,7 +27,7 @@ use super::{
     report::{Outcome, Passed, Trouble},
     validity::not_after,
 };
-use crate::opsramp::TlsOptions;
+use crate::{opsramp::TlsOptions, reading};
 
 /// A certificate that ends sooner is worth a word.
 const SOON: SignedDuration = SignedDuration::from_hours(14 * 24);
@@ -173,7 +173,7 @@ fn config(options: &TlsOptions, watching: Arc<Watching>) -> Result<ClientConfig,
 }
 
 fn read(path: &std::path::Path) -> Result<Vec<u8>, String> {
-    std::fs::read(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
+    reading::bytes(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
 }
 
 /// What a failed handshake means for whoever sets the exporter up.

@@ -153,7 +153,7 @@ fn http_client(options: &Options, files: TlsFiles) -> Result<reqwest::Client, Bu
 impl TlsFiles {
     pub(super) fn read(account: &Arc<str>, options: &TlsOptions) -> Result<Self, BuildError> {
         let read = |what, path: &PathBuf| {
-            std::fs::read(path).map_err(|source| BuildError::Read {
+            reading::bytes(path).map_err(|source| BuildError::Read {
                 what,
                 account: Arc::clone(account),
                 path: path.clone(),

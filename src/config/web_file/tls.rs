@@ -7,7 +7,8 @@ use super::{
     file::{self, ClientAuthType},
 };
 use crate::{
-    config::{is_public, problem::shown_value, text_of, yaml},
+    config::{is_public, problem::shown_value, yaml},
+    reading,
     secret::Secret,
     web::{CIPHER_SUITES, CURVES, ClientAuth, TlsOptions, TlsVersion},
 };
@@ -92,7 +93,7 @@ impl Resolver<'_> {
             (Some(text), None) => Some(text),
             (None, Some(file)) => {
                 let file = self.folder.join(file);
-                text_of(&file)
+                reading::text(&file)
                     .map_err(|error| {
                         let message = format!("cannot read {}: {error}", file.display());
                         self.problems.add(format!("{path}_file"), message);

@@ -22,6 +22,7 @@ use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream}
 use tokio_rustls::client;
 
 use super::address::Trust;
+use crate::reading;
 
 /// Shakes hands with the server.
 #[derive(Clone, Debug)]
@@ -74,7 +75,7 @@ impl Connector {
 
 fn roots(path: &Path) -> Result<RootCertStore, String> {
     let unusable = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
-    let pem = std::fs::read(path).map_err(|error| unusable(&error))?;
+    let pem = reading::bytes(path).map_err(|error| unusable(&error))?;
     let mut roots = RootCertStore::empty();
     for certificate in CertificateDer::pem_slice_iter(&pem) {
         let certificate = certificate.map_err(|error| unusable(&error))?;
