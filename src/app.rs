@@ -4,8 +4,10 @@
 use std::{
     io::{self, Write as _},
     process::ExitCode,
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
+
+use parking_lot::Mutex;
 
 use crate::{
     build_info, check,

@@ -3,12 +3,10 @@
 //! Everything else takes `now` as an argument, so that pure code stays pure and tests choose
 //! their own time. Durations are measured with [`tokio::time::Instant`], which never jumps.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 use rustix::time::ClockId;
 
 /// A clock that has not been set for so long is believed.
@@ -60,7 +58,7 @@ impl Steadiness {
     }
 
     fn is_steady_at(&self, now: Moment) -> bool {
-        let mut since = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut since = self.0.lock();
         let since = since.get_or_insert(now);
         let passed = now.boot.saturating_sub(since.boot);
         let told = now.wall.duration_since(since.wall);

@@ -7,7 +7,6 @@
 //! The file's keys are in `file`, how YAML is read in `yaml`, what is checked in `resolve`.
 
 use std::{
-    io,
     path::{Path, PathBuf},
     time::Duration,
 };

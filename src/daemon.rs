@@ -8,11 +8,12 @@ use std::{
     net::TcpListener,
     path::Path,
     pin::pin,
-    sync::{Arc, Mutex, OnceLock},
+    sync::{Arc, OnceLock},
     time::Duration,
 };
 
 use futures_util::FutureExt as _;
+use parking_lot::Mutex;
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot},
@@ -483,7 +484,7 @@ async fn unless_stopped<T>(
 /// Reads the configuration and the files that it names, off the thread that follows signals.
 async fn read(load: &LoadConfig) -> Result<Loaded, String> {
     let load = Arc::clone(load);
-    let reading = tokio::task::spawn_blocking(move || match reading::turn(&load) {
+    let reading = tokio::task::spawn_blocking(move || match load.try_lock() {
         Some(mut load) => load(),
         None => Err("the files are still being read for the reload before".to_owned()),
     });

@@ -2,13 +2,9 @@
 //!
 //! What `/-/healthy` answers, and what decides whether systemd's watchdog is fed.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// The loops of the process. Cheap to clone.
@@ -52,7 +48,7 @@ impl Health {
     /// Takes in a loop that makes progress at least every `patience`.
     #[must_use]
     pub fn register(&self, name: impl Into<Arc<str>>, patience: Duration) -> Heartbeat {
-        let mut state = self.lock();
+        let mut state = self.0.lock();
         let id = state.next;
         state.next += 1;
         let entry = Loop {
@@ -72,6 +68,7 @@ impl Health {
     pub fn overdue(&self) -> Vec<Overdue> {
         let now = Instant::now();
         let mut overdue: Vec<Overdue> = self
+            .0
             .lock()
             .loops
             .values()
@@ -88,24 +85,24 @@ impl Health {
     /// Says something that an operator should know although the process works, such as a journal
     /// that is full; it replaces what was said about the same topic.
     pub fn notice(&self, topic: &'static str, text: impl Into<String>) {
-        self.lock().notices.insert(topic, text.into());
+        self.0.lock().notices.insert(topic, text.into());
     }
 
     /// Takes back what was said about a topic.
     pub fn withdraw(&self, topic: &str) {
-        self.lock().notices.remove(topic);
+        self.0.lock().notices.remove(topic);
     }
 
     /// What an operator should know.
     #[must_use]
     pub fn notices(&self) -> Vec<String> {
-        self.lock().notices.values().cloned().collect()
+        self.0.lock().notices.values().cloned().collect()
     }
 
     /// Says why the process cannot do its work at present although nothing hangs, such as a database
     /// that is down; it replaces what was said about the same topic. `None` takes it back.
     pub fn hold_up(&self, topic: &'static str, why: Option<String>) {
-        let obstacles = &mut self.lock().obstacles;
+        let obstacles = &mut self.0.lock().obstacles;
         match why {
             Some(why) => obstacles.insert(topic, why),
             None => obstacles.remove(topic),
@@ -115,12 +112,7 @@ impl Health {
     /// Why the process cannot do its work at present.
     #[must_use]
     pub fn obstacles(&self) -> Vec<String> {
-        self.lock().obstacles.values().cloned().collect()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing that runs under this lock can panic half-way.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().obstacles.values().cloned().collect()
     }
 }
 
@@ -134,7 +126,7 @@ impl Heartbeat {
 
     /// There was progress; the loop now waits on purpose, for no longer than `patience`.
     pub fn beat_for(&self, patience: Duration) {
-        if let Some(entry) = self.health.lock().loops.get_mut(&self.id) {
+        if let Some(entry) = self.health.0.lock().loops.get_mut(&self.id) {
             entry.deadline = Instant::now() + patience;
         }
     }
@@ -142,7 +134,7 @@ impl Heartbeat {
 
 impl Drop for Heartbeat {
     fn drop(&mut self) {
-        self.health.lock().loops.remove(&self.id);
+        self.health.0.lock().loops.remove(&self.id);
     }
 }
 

@@ -6,15 +6,10 @@
 //! repeats is printed once a minute. Nothing here can fail or hold anybody up: where standard error
 //! is closed, or nobody reads it, the daemon runs on without a word.
 
-use std::{
-    error::Error,
-    fmt,
-    str::FromStr,
-    sync::{Mutex, OnceLock, PoisonError},
-    time::Duration,
-};
+use std::{error::Error, fmt, str::FromStr, sync::OnceLock, time::Duration};
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tracing::{
     Event, Subscriber,
@@ -222,7 +217,7 @@ where
     fn handle(&self, line: &Line, at: Timestamp, now: Instant) {
         let body = line.body(self.format);
         let repeated = if line.level <= tracing::Level::WARN {
-            let mut repeats = self.repeats.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut repeats = self.repeats.lock();
             match repeats.see(&line.identity(), now) {
                 Verdict::Print { repeated } => repeated,
                 Verdict::Suppress => return,
@@ -335,17 +330,17 @@ mod tests {
             format,
             {
                 let counted = Arc::clone(&counted);
-                move |level: &tracing::Level| counted.lock().unwrap().push(level.to_string())
+                move |level: &tracing::Level| counted.lock().push(level.to_string())
             },
             {
                 let lines = Arc::clone(&lines);
-                move |line: &str| lines.lock().unwrap().push(line.to_owned())
+                move |line: &str| lines.lock().push(line.to_owned())
             },
         );
         let subscriber = Registry::default().with(diagnostics.with_filter(filter(level)));
         tracing::subscriber::with_default(subscriber, emit);
-        let lines = lines.lock().unwrap().clone();
-        let counted = counted.lock().unwrap().clone();
+        let lines = lines.lock().clone();
+        let counted = counted.lock().clone();
         (lines, counted)
     }
 
@@ -479,7 +474,7 @@ mod tests {
         let diagnostics = Diagnostics::new(
             Format::Logfmt,
             |_: &tracing::Level| {},
-            |line: &str| lines.lock().unwrap().push(line.to_owned()),
+            |line: &str| lines.lock().push(line.to_owned()),
         );
         let line = Line::new(tracing::Level::WARN, Value::text(format_args!("no")), "t");
         let (at, start) = (Timestamp::UNIX_EPOCH, Instant::now());
@@ -487,7 +482,7 @@ mod tests {
             diagnostics.handle(&line, at, start + Duration::from_secs(seconds));
         }
         assert_eq!(
-            *lines.lock().unwrap(),
+            *lines.lock(),
             [
                 "ts=1970-01-01T00:00:00.000Z level=warn msg=no target=t\n",
                 "ts=1970-01-01T00:00:00.000Z level=warn msg=no repeated=2 target=t\n",
@@ -501,7 +496,7 @@ mod tests {
         let diagnostics = Diagnostics::new(
             Format::Logfmt,
             |_: &tracing::Level| {},
-            |line: &str| lines.lock().unwrap().push(line.to_owned()),
+            |line: &str| lines.lock().push(line.to_owned()),
         );
         for (number, search) in [(1, "a"), (2, "a"), (3, "b"), (4, "a")] {
             let message = Value::text(format_args!("poll failed"));
@@ -513,7 +508,7 @@ mod tests {
             ]);
             diagnostics.handle(&line, Timestamp::UNIX_EPOCH, Instant::now());
         }
-        let lines = lines.lock().unwrap();
+        let lines = lines.lock();
         let [first, other] = &lines[..] else {
             panic!("{lines:#?}")
         };

@@ -12,13 +12,14 @@ use std::{
     collections::BTreeMap,
     fmt,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use jiff::Timestamp;
+use parking_lot::{Mutex, RwLock};
 
 use crate::{
     deliver,
@@ -184,7 +185,9 @@ impl Metrics {
     /// Creates a search's series, unless they exist.
     pub fn register_search(&self, key: &SearchKey) -> SearchMetrics {
         let cells = Arc::clone(
-            write(&self.0.searches)
+            self.0
+                .searches
+                .write()
                 .entry(key.clone())
                 .or_insert_with(|| Arc::new(SearchCells::new())),
         );
@@ -198,16 +201,16 @@ impl Metrics {
     /// Removes a search's series, and those of its tenant where it was the last one. The board's
     /// owner removes its snapshot.
     pub fn remove_search(&self, key: &SearchKey) {
-        let mut searches = write(&self.0.searches);
+        let mut searches = self.0.searches.write();
         searches.remove(key);
         let tenant_remains = searches
             .keys()
             .any(|other| other.account == key.account && other.tenant.id == key.tenant.id);
         drop(searches);
         if !tenant_remains {
-            let accounts = read(&self.0.accounts);
+            let accounts = self.0.accounts.read();
             if let Some(cells) = accounts.get(&key.account) {
-                lock(&cells.throttled).remove(&*key.tenant.id);
+                cells.throttled.lock().remove(&*key.tenant.id);
                 self.0.board.update_account(&key.account, |account| {
                     account.rate_limits.remove(&*key.tenant.id);
                 });
@@ -219,7 +222,9 @@ impl Metrics {
     /// Creates an account's series, unless they exist.
     pub fn register_account(&self, name: &Arc<str>) -> AccountMetrics {
         let cells = Arc::clone(
-            write(&self.0.accounts)
+            self.0
+                .accounts
+                .write()
                 .entry(Arc::clone(name))
                 .or_insert_with(|| Arc::new(AccountCells::new())),
         );
@@ -234,7 +239,7 @@ impl Metrics {
     /// Removes an account's series, and what the board knows of it.
     pub fn remove_account(&self, name: &str) {
         // Under the lock, so that a request that still ends cannot bring the account back.
-        let mut accounts = write(&self.0.accounts);
+        let mut accounts = self.0.accounts.write();
         accounts.remove(name);
         self.0.board.remove_account(name);
         drop(accounts);
@@ -244,7 +249,9 @@ impl Metrics {
     /// Creates a sink's series, unless they exist.
     pub fn register_sink(&self, name: &Arc<str>) -> SinkMetrics {
         let counters = Arc::clone(
-            write(&self.0.sinks)
+            self.0
+                .sinks
+                .write()
                 .entry(Arc::clone(name))
                 .or_insert_with(|| Arc::new(self.0.instance.sink(name))),
         );
@@ -256,14 +263,14 @@ impl Metrics {
     }
 
     fn sink(&self, name: &str) -> Option<SinkMetrics> {
-        let counters = Arc::clone(read(&self.0.sinks).get(name)?);
+        let counters = Arc::clone(self.0.sinks.read().get(name)?);
         let metrics = self.clone();
         Some(SinkMetrics { metrics, counters })
     }
 
     /// Removes a sink's series, and what the board knows of it.
     pub fn remove_sink(&self, name: &str) {
-        let mut sinks = write(&self.0.sinks);
+        let mut sinks = self.0.sinks.write();
         sinks.remove(name);
         self.0.instance.remove_sink(name);
         drop(sinks);
@@ -367,7 +374,7 @@ impl fmt::Debug for SearchMetrics {
 impl AccountMetrics {
     /// Changes what the board knows of the account, unless it was removed meanwhile.
     fn report(&self, change: impl FnOnce(&mut crate::status::AccountStatus)) {
-        let accounts = read(&self.metrics.0.accounts);
+        let accounts = self.metrics.0.accounts.read();
         let present = accounts
             .get(&self.name)
             .is_some_and(|cells| Arc::ptr_eq(cells, &self.cells));
@@ -380,7 +387,10 @@ impl AccountMetrics {
 impl opsramp::Observer for AccountMetrics {
     fn request(&self, endpoint: Endpoint, status: Option<u16>, took: Duration) {
         let place = place_of_endpoint(endpoint);
-        *lock(&self.cells.requests)
+        *self
+            .cells
+            .requests
+            .lock()
             .entry((place, status))
             .or_default() += 1;
         self.cells.durations[place].observe(took);
@@ -415,7 +425,7 @@ impl opsramp::Observer for AccountMetrics {
     }
 
     fn throttled(&self, tenant: &str, waited: Duration) {
-        let mut throttled = lock(&self.cells.throttled);
+        let mut throttled = self.cells.throttled.lock();
         match throttled.get(tenant) {
             Some(seconds) => seconds.add(waited),
             None => throttled.entry(tenant.into()).or_default().add(waited),
@@ -539,19 +549,6 @@ fn place_of_endpoint(endpoint: Endpoint) -> usize {
 /// Unix time in seconds, to the millisecond.
 fn seconds(at: Timestamp) -> f64 {
     at.as_millisecond() as f64 / 1e3
-}
-
-// Nothing that runs under these locks can panic half-way, so a poisoned one is still whole.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
-    lock.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
-    lock.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -9,11 +9,12 @@ use std::{
     collections::HashMap,
     fmt, io,
     net::{SocketAddr, ToSocketAddrs as _},
-    sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, LazyLock},
     time::Duration,
 };
 
 use futures_util::{FutureExt as _, future::Shared};
+use parking_lot::Mutex;
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use tokio::{
     sync::{Semaphore, oneshot},
@@ -113,7 +114,7 @@ impl Names {
     fn ask(&'static self, name: &str) -> Promise {
         let now = Instant::now();
         let name: Arc<str> = name.into();
-        let mut all = self.asked();
+        let mut all = self.asked.lock();
         let asked = all.entry(Arc::clone(&name)).or_default();
         let again_at = now + PATIENCE * (1 << asked.under_way.min(20));
         let told = match &mut asked.waiting {
@@ -139,11 +140,6 @@ impl Names {
         tokio::spawn(look_up.run());
         told
     }
-
-    fn asked(&self) -> MutexGuard<'_, HashMap<Arc<str>, Asked>> {
-        // The lock is held for plain assignments only, so what it guards is still whole.
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 // === impl LookUp ===
@@ -161,7 +157,7 @@ impl LookUp {
     }
 
     fn tell(&self, answer: Answer) {
-        let mut all = self.names.asked();
+        let mut all = self.names.asked.lock();
         let waiting = all.get_mut(&self.name).and_then(|it| it.waiting.take());
         if let Some(waiting) = waiting {
             // Whoever asked may have gone away.
@@ -172,7 +168,7 @@ impl LookUp {
 
 impl Drop for LookUp {
     fn drop(&mut self) {
-        let mut all = self.names.asked();
+        let mut all = self.names.asked.lock();
         if let Some(asked) = all.get_mut(&self.name) {
             asked.under_way -= 1;
             if asked.under_way == 0 {
@@ -198,7 +194,9 @@ impl std::error::Error for Failure {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::{Condvar, mpsc};
+    use std::sync::mpsc;
+
+    use parking_lot::Condvar;
 
     use super::*;
 
@@ -224,10 +222,10 @@ mod tests {
             let (begin, begun) = mpsc::channel();
             let (begin, hung) = (Mutex::new(begin), Arc::clone(&gate));
             let look_up = move |name: &str| {
-                begin.lock().unwrap().send(name.to_owned()).unwrap();
+                begin.lock().send(name.to_owned()).unwrap();
                 if name.starts_with("hang") {
-                    let open = hung.0.lock().unwrap();
-                    drop(hung.1.wait_while(open, |open| !*open).unwrap());
+                    let mut open = hung.0.lock();
+                    hung.1.wait_while(&mut open, |open| !*open);
                 }
                 match name {
                     "nobody" => Err(io::Error::other("nobody has this name")),
@@ -243,7 +241,7 @@ mod tests {
         }
 
         fn open(&self) {
-            *self.gate.0.lock().unwrap() = true;
+            *self.gate.0.lock() = true;
             self.gate.1.notify_all();
         }
 
@@ -275,7 +273,7 @@ mod tests {
         }
         assert!(world.begun.try_recv().is_err(), "it was looked up once");
         let began = Instant::now();
-        while !world.names.asked().is_empty() {
+        while !world.names.asked.lock().is_empty() {
             assert!(began.elapsed() < PLENTY, "something is left over");
             tokio::task::yield_now().await;
         }
@@ -303,7 +301,7 @@ mod tests {
                 drop(world.names.ask("hangs"));
                 tokio::task::yield_now().await;
             }
-            threads = world.names.asked()["hangs"].under_way.max(threads);
+            threads = world.names.asked.lock()["hangs"].under_way.max(threads);
             tokio::time::advance(Duration::from_secs(1)).await;
         }
         assert!((10..=15).contains(&threads), "{threads}");

@@ -4,7 +4,6 @@ use std::{
     fs::File,
     io::{self, Read as _},
     path::{Path, PathBuf},
-    sync::{Mutex, MutexGuard, TryLockError},
     time::Duration,
 };
 
@@ -117,16 +116,6 @@ pub(crate) async fn once<T: Send + 'static>(
     read: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
     Reading::default().of(read).await
-}
-
-/// Locks what one at a time may do. `None`: somebody does it at present, maybe waiting for a disk. One that
-/// has panicked keeps nobody from trying again.
-pub(crate) fn turn<T: ?Sized>(work: &Mutex<T>) -> Option<MutexGuard<'_, T>> {
-    match work.try_lock() {
-        Ok(turn) => Some(turn),
-        Err(TryLockError::Poisoned(turn)) => Some(turn.into_inner()),
-        Err(TryLockError::WouldBlock) => None,
-    }
 }
 
 #[cfg(test)]

@@ -16,12 +16,13 @@ use std::{
         },
     },
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use sd_notify::NotifyState;
 
 use crate::{health::Health, status::Board};
@@ -125,7 +126,7 @@ impl ServiceManager {
         let Some(inner) = &self.0 else {
             return;
         };
-        let mut untold = inner.untold();
+        let mut untold = inner.untold.lock();
         if untold.len() == MOST_UNTOLD {
             untold.pop_front();
         }
@@ -140,7 +141,7 @@ impl ServiceManager {
 impl Inner {
     /// Tells what it has yet to hear; says whether there is nothing left of that.
     fn tell_the_untold(&self) -> bool {
-        let mut untold = self.untold();
+        let mut untold = self.untold.lock();
         while let Some(message) = untold.front() {
             match self.send(message) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
@@ -171,11 +172,6 @@ impl Inner {
                 Err(error)
             }
         }
-    }
-
-    fn untold(&self) -> MutexGuard<'_, VecDeque<String>> {
-        // Nothing that runs under this lock can panic half-way.
-        self.untold.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

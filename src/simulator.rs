@@ -28,10 +28,11 @@ mod world;
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use tokio::net::{TcpListener, ToSocketAddrs};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -53,7 +54,7 @@ pub use requests::{Endpoint, Request, Requests};
 pub use token::{Grant, TokenRequest};
 pub use world::{Snapshot, World};
 
-use api::{Shared, lock};
+use api::Shared;
 
 /// How often a world without a life is looked at again: it may have been given one.
 const IDLE: Duration = Duration::from_millis(500);
@@ -130,7 +131,7 @@ impl Simulator {
     /// Does something with the world, at the present time. Requests wait meanwhile.
     pub fn world<R>(&self, act: impl FnOnce(&mut World, Timestamp) -> R) -> R {
         let now = (self.shared.clock)();
-        act(&mut lock(&self.shared.world), now)
+        act(&mut self.shared.world.lock(), now)
     }
 
     /// Changes options.
@@ -145,37 +146,37 @@ impl Simulator {
     /// Has something done to the world before each request to the API is answered, for instance
     /// between two pages of a search. Replaces the hook that was there.
     pub fn before_request(&self, hook: impl FnMut(&mut World, &RequestInfo) + Send + 'static) {
-        *lock(&self.shared.hook) = Some(Box::new(hook));
+        *self.shared.hook.lock() = Some(Box::new(hook));
     }
 
     /// Takes the hook away.
     pub fn clear_hook(&self) {
-        *lock(&self.shared.hook) = None;
+        *self.shared.hook.lock() = None;
     }
 
     /// Lets something go wrong; the number is for [`Self::remove_fault`].
     pub fn inject(&self, rule: FaultRule) -> u64 {
-        lock(&self.shared.faults).add(rule)
+        self.shared.faults.lock().add(rule)
     }
 
     /// Takes one fault away; false if it was gone already.
     pub fn remove_fault(&self, number: u64) -> bool {
-        lock(&self.shared.faults).remove(number)
+        self.shared.faults.lock().remove(number)
     }
 
     /// Takes all faults away.
     pub fn clear_faults(&self) {
-        lock(&self.shared.faults).clear();
+        self.shared.faults.lock().clear();
     }
 
     /// How often it was asked until now.
     pub fn requests(&self) -> Requests {
-        lock(&self.shared.requests).clone()
+        self.shared.requests.lock().clone()
     }
 
     /// Starts to count from zero.
     pub fn reset_requests(&self) {
-        lock(&self.shared.requests).reset();
+        self.shared.requests.lock().reset();
     }
 
     /// Opens an alert now.
@@ -208,11 +209,11 @@ impl Drop for Simulator {
 /// Goes on for as long as the server runs, at whatever pace the options have at the moment.
 async fn live(shared: Arc<Shared>, mut life: Life) {
     loop {
-        let pace = lock(&shared.world).options().life;
+        let pace = shared.world.lock().options().life;
         tokio::time::sleep(pace.map_or(IDLE, |pace| pace.every)).await;
         if let Some(pace) = pace {
             let now = (shared.clock)();
-            life.step_all(&mut lock(&shared.world), pace.open_alerts, now);
+            life.step_all(&mut shared.world.lock(), pace.open_alerts, now);
         }
     }
 }

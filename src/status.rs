@@ -6,11 +6,12 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
-    sync::{Arc, PoisonError, RwLock},
+    sync::Arc,
     time::Duration,
 };
 
 use jiff::Timestamp;
+use parking_lot::RwLock;
 
 use crate::{clock, identity::SearchKey, opsramp::RateLimit, poll::GroupLabel, store::Lease};
 
@@ -140,19 +141,19 @@ impl Board {
     /// Swaps in a search's snapshot.
     pub fn set_search(&self, status: SearchStatus) {
         let key = status.key.clone();
-        write(&self.0.searches).insert(key, Arc::new(status));
+        self.0.searches.write().insert(key, Arc::new(status));
         self.touch();
     }
 
     /// A search's snapshot.
     #[must_use]
     pub fn search(&self, key: &SearchKey) -> Option<Arc<SearchStatus>> {
-        read(&self.0.searches).get(key).cloned()
+        self.0.searches.read().get(key).cloned()
     }
 
     /// Forgets a search, with all its series.
     pub fn remove_search(&self, key: &SearchKey) {
-        write(&self.0.searches).remove(key);
+        self.0.searches.write().remove(key);
         self.touch();
     }
 
@@ -160,7 +161,7 @@ impl Board {
     /// nothing any more, even before whoever polled them does: others may show them by now.
     #[must_use]
     pub fn searches(&self) -> Vec<Arc<SearchStatus>> {
-        let mut searches: Vec<_> = read(&self.0.searches).values().cloned().collect();
+        let mut searches: Vec<_> = self.0.searches.read().values().cloned().collect();
         for status in &mut searches {
             if status.lease.as_ref().is_some_and(|lease| !lease.holds()) {
                 *status = Arc::new(status.elsewhere());
@@ -171,38 +172,38 @@ impl Board {
 
     /// Changes what is known of an account.
     pub fn update_account(&self, name: &Arc<str>, change: impl FnOnce(&mut AccountStatus)) {
-        change(write(&self.0.accounts).entry(Arc::clone(name)).or_default());
+        change(self.0.accounts.write().entry(Arc::clone(name)).or_default());
         self.touch();
     }
 
     /// Forgets an account.
     pub fn remove_account(&self, name: &str) {
-        write(&self.0.accounts).remove(name);
+        self.0.accounts.write().remove(name);
         self.touch();
     }
 
     /// Every account, in the order of their names.
     #[must_use]
     pub fn accounts(&self) -> BTreeMap<Arc<str>, AccountStatus> {
-        read(&self.0.accounts).clone()
+        self.0.accounts.read().clone()
     }
 
     /// Changes what is known of a sink.
     pub fn update_sink(&self, name: &Arc<str>, change: impl FnOnce(&mut SinkStatus)) {
-        change(write(&self.0.sinks).entry(Arc::clone(name)).or_default());
+        change(self.0.sinks.write().entry(Arc::clone(name)).or_default());
         self.touch();
     }
 
     /// Forgets a sink.
     pub fn remove_sink(&self, name: &str) {
-        write(&self.0.sinks).remove(name);
+        self.0.sinks.write().remove(name);
         self.touch();
     }
 
     /// Every sink, in the order of their names.
     #[must_use]
     pub fn sinks(&self) -> BTreeMap<Arc<str>, SinkStatus> {
-        read(&self.0.sinks).clone()
+        self.0.sinks.read().clone()
     }
 
     /// Grows with every change, so that a rendering can be reused until then.
@@ -216,15 +217,6 @@ impl Board {
             .version
             .fetch_add(1, std::sync::atomic::Ordering::AcqRel);
     }
-}
-
-// Nothing that runs under these locks can panic half-way, so a poisoned one is still whole.
-fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
-    lock.read().unwrap_or_else(PoisonError::into_inner)
-}
-
-fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
-    lock.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 // === impl SearchStatus ===

@@ -10,7 +10,7 @@ use std::{
     collections::BTreeSet,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
@@ -26,6 +26,7 @@ use opsramp_exporter::{
     status::Board,
     store::{self, Commit, JournalEvent, Store},
 };
+use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::net::TcpListener;
 
@@ -254,7 +255,7 @@ async fn full_disk(disk: &Path) {
         .iter()
         .map(|event| event.event_id.to_string())
         .collect();
-    assert_eq!(*received.lock().unwrap(), ids);
+    assert_eq!(*received.lock(), ids);
 }
 
 #[tokio::test]
@@ -316,7 +317,7 @@ async fn receive(State(received): State<Received>, body: Bytes) -> StatusCode {
         .flat_map(|record| record.attributes);
     for attribute in attributes.filter(|attribute| attribute.key == "log.record.uid") {
         if let Some(any_value::Value::StringValue(id)) = attribute.value.unwrap().value {
-            received.lock().unwrap().insert(id);
+            received.lock().insert(id);
         }
     }
     StatusCode::OK

@@ -3,13 +3,10 @@
 //! Tokens and searches are asked for by the daemon's own client, so that what passes here works
 //! there. What it leaves out of its answers (statuses, allowances, dates) its observer tells.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 
 use super::{
     network::{self, Connection, Endpoint, Proxy, milliseconds},
@@ -73,7 +70,7 @@ pub(super) async fn check(report: &mut Report<'_>, account: &Account, searches: 
     let client = chain
         .step("token", client, async |client| checked.token(client).await)
         .await;
-    let answered = checked.seen.known().answered.then_some(());
+    let answered = checked.seen.0.lock().answered.then_some(());
     chain
         .step("clock", answered, async |()| checked.clock())
         .await;
@@ -255,7 +252,7 @@ impl Checked<'_> {
     }
 
     fn token_trouble(&self, error: &Error) -> Trouble {
-        let status = self.seen.known().last_status;
+        let status = self.seen.0.lock().last_status;
         let next = match error {
             Error::Auth { .. } => {
                 "compare key and secret with the integration's (Setup > Integrations > Custom \
@@ -301,7 +298,7 @@ impl Checked<'_> {
     }
 
     fn clock(&self) -> Outcome<()> {
-        let Some(ahead) = self.seen.known().ahead else {
+        let Some(ahead) = self.seen.0.lock().ahead else {
             return Ok(Passed::new((), "the server does not tell its time"));
         };
         let apart = ahead.abs();
@@ -384,7 +381,7 @@ impl Checked<'_> {
             }
             _ => format!("{} a page", search.page_size),
         };
-        let left = match self.seen.known().rate_limits.get(&*tenant.id) {
+        let left = match self.seen.0.lock().rate_limits.get(&*tenant.id) {
             Some(seen) => format!(
                 "{} of {} requests a minute left",
                 seen.remaining, seen.limit
@@ -402,7 +399,7 @@ impl Checked<'_> {
     }
 
     fn tenant_trouble(&self, error: &Error, tenant: &Tenant, what: &str) -> Trouble {
-        let known = self.seen.known();
+        let known = self.seen.0.lock();
         let id = &tenant.id;
         let mut next = match (error, known.last_status) {
             (Error::Auth { .. }, Some(403)) => format!(
@@ -450,18 +447,9 @@ impl Checked<'_> {
     }
 }
 
-// === impl Seen ===
-
-impl Seen {
-    fn known(&self) -> MutexGuard<'_, Known> {
-        // Each change is a single assignment, so a poisoned one is still whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl Observer for Seen {
     fn request(&self, _: opsramp::Endpoint, status: Option<u16>, _: Duration) {
-        let mut known = self.known();
+        let mut known = self.0.lock();
         known.answered |= status.is_some();
         known.last_status = status;
     }
@@ -473,12 +461,12 @@ impl Observer for Seen {
     fn token_failed(&self, _: &'static str) {}
 
     fn rate_limit(&self, tenant: &str, seen: RateLimit) {
-        self.known().rate_limits.insert(tenant.to_owned(), seen);
+        self.0.lock().rate_limits.insert(tenant.to_owned(), seen);
     }
 
     fn throttled(&self, _: &str, _: Duration) {}
 
     fn server_time(&self, server: Timestamp, now: Timestamp) {
-        self.known().ahead = Some(server.duration_since(now));
+        self.0.lock().ahead = Some(server.duration_since(now));
     }
 }

@@ -3,13 +3,10 @@
 //! It trusts whom the HTTP client trusts. The certificate is kept when it is seen, so that its end
 //! can be told also where nobody checks it.
 
-use std::{
-    io,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, InvalidMessage, RootCertStore,
     SignatureScheme,
@@ -87,7 +84,7 @@ pub(super) async fn shake_hands(
         Some(rustls::ProtocolVersion::TLSv1_2) => "TLS 1.2",
         _ => "TLS",
     };
-    let mut seen = watching.seen.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut seen = watching.seen.lock();
     let (refusal, not_after) = (seen.refusal.take(), seen.not_after);
     drop(seen);
     let left = not_after.map(|end| end.duration_since(now));
@@ -329,7 +326,7 @@ impl ServerCertVerifier for Watching {
         let verified = self
             .verifier
             .verify_server_cert(certificate, chain, name, ocsp, now);
-        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut seen = self.seen.lock();
         seen.not_after = not_after(certificate);
         if self.accept_anything {
             seen.refusal = verified.err();

@@ -11,11 +11,12 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
     os::unix::fs::FileExt as _,
     sync::{
-        Arc, LazyLock, Mutex, PoisonError,
+        Arc, LazyLock,
         atomic::{AtomicU64, Ordering},
     },
 };
 
+use parking_lot::Mutex;
 use rustix::{
     event::{PollFd, PollFlags},
     fs::{FileType, major, minor},
@@ -109,7 +110,7 @@ impl Writer for Stdout {
     fn deliver(&mut self, events: &[Pending]) -> Progress {
         let mut lines = Lines::render(self.format, events);
         // What a thread that panicked here had written is not known better than `end` says.
-        let mut output = self.output.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut output = self.output.lock();
         let (settled, result) = output.write(self.writer, events, &lines);
         Progress {
             settled,

@@ -7,10 +7,12 @@ use std::{
     collections::VecDeque,
     io::{self, Write as _},
     mem,
-    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     thread,
     time::Duration,
 };
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// Lines that wait at a time.
 const LENGTH: usize = 1000;
@@ -58,7 +60,7 @@ impl Queue {
     }
 
     pub(super) fn push(&self, line: &str) {
-        let mut state = self.0.lock();
+        let mut state = self.0.state.lock();
         if state.lines.len() >= LENGTH {
             state.lost += 1;
             return;
@@ -71,24 +73,14 @@ impl Queue {
     /// Waits until everything is written, but no longer than `patience`.
     pub(super) fn flush(&self, patience: Duration) {
         let is_busy = |state: &mut State| state.is_writing || !state.lines.is_empty();
-        let state = self.0.lock();
-        drop(
-            self.0
-                .changed
-                .wait_timeout_while(state, patience, is_busy)
-                .unwrap_or_else(PoisonError::into_inner),
-        );
+        let mut state = self.0.state.lock();
+        self.0.changed.wait_while_for(&mut state, is_busy, patience);
     }
 }
 
 // === impl Inner ===
 
 impl Inner {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing that runs under this lock can panic half-way.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn tell_loss(&self, state: &mut State) {
         match mem::take(&mut state.lost) {
             0 => {}
@@ -97,7 +89,7 @@ impl Inner {
     }
 
     fn write_all(&self, mut write: impl FnMut(&str)) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         loop {
             if state.lines.is_empty() {
                 self.tell_loss(&mut state);
@@ -105,18 +97,11 @@ impl Inner {
             match state.lines.pop_front() {
                 Some(line) => {
                     state.is_writing = true;
-                    drop(state);
-                    write(&line);
-                    state = self.lock();
+                    MutexGuard::unlocked(&mut state, || write(&line));
                     state.is_writing = false;
                     self.changed.notify_all();
                 }
-                None => {
-                    state = self
-                        .changed
-                        .wait(state)
-                        .unwrap_or_else(PoisonError::into_inner);
-                }
+                None => self.changed.wait(&mut state),
             }
         }
     }
@@ -148,7 +133,7 @@ mod tests {
         })
         .unwrap();
         queue.push("first");
-        while !queue.0.lock().is_writing {
+        while !queue.0.state.lock().is_writing {
             thread::yield_now();
         }
         for n in 0..LENGTH + 7 {

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::{
     AccountCells, Metrics, SearchCells, catalog,
     exposition::{Exposition, Labels},
-    lock, read, seconds,
+    seconds,
 };
 use crate::{
     identity::{EventKind, SearchKey, Tenant},
@@ -72,7 +72,7 @@ pub(super) fn render(metrics: &Metrics, now: Timestamp, size_hint: usize) -> Str
 fn searches(metrics: &Metrics, tenants: &mut TenantNames) -> Vec<Search> {
     type Parts = (Option<Arc<SearchStatus>>, Option<Arc<SearchCells>>);
     let mut parts: BTreeMap<SearchKey, Parts> = BTreeMap::new();
-    for (key, cells) in &*read(&metrics.0.searches) {
+    for (key, cells) in &*metrics.0.searches.read() {
         parts.entry(key.clone()).or_default().1 = Some(Arc::clone(cells));
     }
     for status in metrics.0.board.searches() {
@@ -99,7 +99,10 @@ fn searches(metrics: &Metrics, tenants: &mut TenantNames) -> Vec<Search> {
 
 fn accounts(metrics: &Metrics) -> Vec<Account> {
     let mut on_board = metrics.0.board.accounts();
-    read(&metrics.0.accounts)
+    metrics
+        .0
+        .accounts
+        .read()
         .iter()
         .map(|(name, cells)| Account {
             name: Arc::clone(name),
@@ -270,7 +273,7 @@ fn write_accounts(exposition: &mut Exposition, accounts: &[Account]) {
     }
     let mut samples = exposition.family(&catalog::API_REQUESTS);
     for account in accounts {
-        for ((endpoint, status), count) in &*lock(&account.cells.requests) {
+        for ((endpoint, status), count) in &*account.cells.requests.lock() {
             let code = status.map_or_else(|| "error".to_owned(), |status| status.to_string());
             let labels = account
                 .labels
@@ -292,7 +295,7 @@ fn write_allowances(exposition: &mut Exposition, accounts: &[Account], tenants: 
     let mut limits = Vec::new();
     let mut throttled = Vec::new();
     for account in accounts {
-        let seconds_of = lock(&account.cells.throttled);
+        let seconds_of = account.cells.throttled.lock();
         let unnamed = account.status.rate_limits.keys().map(String::as_str);
         for id in unnamed.chain(seconds_of.keys().map(|id| &**id)) {
             tenants.name_unless_known(&account.name, id);
@@ -344,7 +347,10 @@ fn write_instance(exposition: &mut Exposition, metrics: &Metrics) {
 fn write_sinks(exposition: &mut Exposition, metrics: &Metrics) {
     let mut on_board = metrics.0.board.sinks();
     // Before the store is open, nobody knows what waits for them.
-    let sinks: Vec<(Labels, SinkStatus)> = read(&metrics.0.sinks)
+    let sinks: Vec<(Labels, SinkStatus)> = metrics
+        .0
+        .sinks
+        .read()
         .keys()
         .filter_map(|name| {
             let status = on_board.remove(name)?;

@@ -8,16 +8,17 @@
 
 use std::{
     io::Write as _,
-    sync::{Arc, Mutex, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
 use bytes::Bytes;
 use flate2::{Compression, write::GzEncoder};
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::{Metrics, lock, render};
+use super::{Metrics, render};
 
 /// A rendering is not used for longer, even if nothing was reported.
 const MAX_AGE: Duration = Duration::from_secs(1);
@@ -58,7 +59,7 @@ impl Metrics {
     /// A rendering that is fresh enough to be shown again, at no cost.
     #[must_use]
     pub fn fresh_rendering(&self) -> Option<Arc<Rendering>> {
-        let cached = lock(&self.0.cache.latest).clone()?;
+        let cached = self.0.cache.latest.lock().clone()?;
         let age = cached.begun.elapsed();
         let unchanged = cached.version == self.version() && age <= MAX_AGE;
         let dear = age <= (cached.took * COST_FACTOR).min(MAX_AGE);
@@ -68,7 +69,7 @@ impl Metrics {
     /// The last rendering, unless it is too old to be shown even while another one is made.
     #[must_use]
     pub fn recent_rendering(&self) -> Option<Arc<Rendering>> {
-        let cached = lock(&self.0.cache.latest).clone()?;
+        let cached = self.0.cache.latest.lock().clone()?;
         (cached.begun.elapsed() <= MAX_AGE_MEANWHILE).then_some(cached.rendering)
     }
 
@@ -76,14 +77,18 @@ impl Metrics {
     /// many more where somebody else is at it.
     #[must_use]
     pub fn rendering(&self, now: Timestamp) -> Arc<Rendering> {
-        let _encoding = lock(&self.0.cache.encoding);
+        let _encoding = self.0.cache.encoding.lock();
         // Somebody else may have made one while this call waited.
         if let Some(rendering) = self.fresh_rendering() {
             return rendering;
         }
         let begun = Instant::now();
         let version = self.version();
-        let size_hint = lock(&self.0.cache.latest)
+        let size_hint = self
+            .0
+            .cache
+            .latest
+            .lock()
             .as_ref()
             .map_or(4096, |last| last.rendering.text.len() * 9 / 8);
         let text = render::render(self, now, size_hint);
@@ -91,7 +96,7 @@ impl Metrics {
             gzip: compress(text.as_bytes()),
             text: Bytes::from(text),
         });
-        *lock(&self.0.cache.latest) = Some(Cached {
+        *self.0.cache.latest.lock() = Some(Cached {
             rendering: Arc::clone(&rendering),
             version,
             begun,

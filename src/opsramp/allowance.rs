@@ -9,13 +9,14 @@
 use std::{
     collections::VecDeque,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::RateLimit;
@@ -393,7 +394,7 @@ impl Allowance {
 
     fn take(&self, now: Instant, urgency: Urgency) -> Result<(), Instant> {
         let reserved = self.reserved.load(Ordering::Relaxed);
-        let mut window = self.window();
+        let mut window = self.window.lock();
         if urgency == Urgency::Poll {
             let wanted = f64::from(reserved) / 1000.0;
             // Whoever waits in the background holds its turn.
@@ -404,7 +405,7 @@ impl Allowance {
     }
 
     pub(super) fn learn(&self, hints: &Hints) {
-        self.window().learn(hints, Instant::now());
+        self.window.lock().learn(hints, Instant::now());
     }
 
     /// Keeps as many requests a minute free as a poll every `interval` needs.
@@ -417,17 +418,13 @@ impl Allowance {
             milli,
         }
     }
-
-    fn window(&self) -> std::sync::MutexGuard<'_, Window> {
-        // The rule does not panic half-way, so a poisoned window is still whole.
-        self.window.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
         self.allowance
-            .window()
+            .window
+            .lock()
             .give_back(Instant::now(), self.urgency);
     }
 }

@@ -3,12 +3,13 @@
 use std::{
     collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, header};
 use tokio::time::Instant;
@@ -343,11 +344,7 @@ impl Client {
 
     fn allowances(&self, tenant: &str) -> Arc<Allowances> {
         // The map is only looked up and added to, so a poisoned one is still whole.
-        let mut tenants = self
-            .0
-            .tenants
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut tenants = self.0.tenants.lock();
         if let Some(known) = tenants.get(tenant) {
             return Arc::clone(known);
         }

@@ -3,14 +3,11 @@
 //! Redirects are never followed: one of the token endpoint would hand the secret to whoever it
 //! names.
 
-use std::{
-    io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{io, sync::Arc, time::Duration};
 
 use anyhow::Chain;
 use jiff::SignedDuration;
+use parking_lot::{Mutex, MutexGuard};
 use reqwest::{Method, StatusCode, header};
 use tokio::{sync::Semaphore, time::Instant};
 
@@ -115,7 +112,7 @@ impl Http {
 
     fn current(&self) -> MutexGuard<'_, Current> {
         // The lock is held for plain assignments only, so what it guards is still whole.
-        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+        self.current.lock()
     }
 
     /// As [`Self::read_files_again`], once a second at most. What is wrong with them is logged.

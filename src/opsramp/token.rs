@@ -5,13 +5,9 @@
 //! asking again can bring the same token back. A token that is refused and came back unchanged is not
 //! asked for again before a pause is over: it may have died, and the endpoint not know of it yet.
 
-use std::{
-    collections::HashMap,
-    future::Future,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
@@ -147,7 +143,7 @@ impl<I: Issuer> Tokens<I> {
     /// renewed beside, and nobody waits for that.
     pub(super) async fn get(&self) -> Result<Token, Error> {
         let now = Instant::now();
-        let current = self.shared.state().current.clone();
+        let current = self.shared.state.lock().current.clone();
         match current {
             Some(token) if now < token.expires_at => {
                 if now >= token.renew_at {
@@ -158,7 +154,7 @@ impl<I: Issuer> Tokens<I> {
             _ => {
                 let _turn = self.shared.turn.lock().await;
                 {
-                    let state = self.shared.state();
+                    let state = self.shared.state.lock();
                     if let Some(token) = &state.current
                         && Instant::now() < token.expires_at
                     {
@@ -175,7 +171,7 @@ impl<I: Issuer> Tokens<I> {
     /// A lost renewal is repeated at the next call, after the failure's pause.
     fn begin_renewal(&self) {
         // The lock is held for an assignment and a task's start, so what it guards is still whole.
-        let mut last = self.renewal.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.renewal.lock();
         let Ok(turn) = Arc::clone(&self.shared.turn).try_lock_owned() else {
             return;
         };
@@ -195,17 +191,17 @@ impl<I: Issuer> Tokens<I> {
     ) -> Result<Option<Token>, Error> {
         let now = Instant::now();
         // What is known already need not wait for a request that hangs.
-        if let Some(known) = self.shared.state().successor(token, &refuser) {
+        if let Some(known) = self.shared.state.lock().successor(token, &refuser) {
             return Ok(known);
         }
         let _turn = self.shared.turn.lock().await;
-        if let Some(known) = self.shared.state().successor(token, &refuser) {
+        if let Some(known) = self.shared.state.lock().successor(token, &refuser) {
             return Ok(known);
         }
-        self.shared.state().has_not_failed_since(now)?;
+        self.shared.state.lock().has_not_failed_since(now)?;
         let credentials = self.shared.issuer.credentials().await;
         let next_pause = {
-            let state = self.shared.state();
+            let state = self.shared.state.lock();
             let unchanged = state.unchanged.as_ref().filter(|unchanged| {
                 unchanged.secret == token.secret
                     && credentials.as_ref().ok() == Some(&unchanged.credentials)
@@ -225,7 +221,7 @@ impl<I: Issuer> Tokens<I> {
         };
         let next = self.shared.request_unless_failing(&credentials).await?;
         let now = Instant::now();
-        let mut state = self.shared.state();
+        let mut state = self.shared.state.lock();
         state.replaced_for.insert(refuser, now);
         if next.secret == token.secret {
             state.unchanged = Some(Unchanged {
@@ -243,7 +239,7 @@ impl<I: Issuer> Tokens<I> {
 
     /// Says that the API accepted `token`, though it might have been a refuser.
     pub(super) fn accepted(&self, token: &Token, endpoint: &'static str, tenant: &str) {
-        let mut state = self.shared.state();
+        let mut state = self.shared.state.lock();
         if !state.replaced_for.is_empty() {
             state.replaced_for.remove(&(endpoint, tenant.into()));
         }
@@ -266,7 +262,7 @@ impl<I: Issuer> Shared<I> {
     async fn renew(&self) {
         let is_due = |token: &Token| token.renew_at <= Instant::now();
         // Somebody may have done it a moment ago.
-        if !self.state().current.as_ref().is_some_and(is_due) {
+        if !self.state.lock().current.as_ref().is_some_and(is_due) {
             return;
         }
         // Nobody else hears of it as long as the token lives.
@@ -288,7 +284,7 @@ impl<I: Issuer> Shared<I> {
         credentials: &Result<Credentials, Error>,
     ) -> Result<Token, Error> {
         let pause = {
-            let state = self.state();
+            let state = self.state.lock();
             match &state.failure {
                 // New credentials need not wait for what happened to the old ones.
                 Some(failure)
@@ -306,7 +302,7 @@ impl<I: Issuer> Shared<I> {
             Err(error) => Err(error.clone()),
         };
         let now = Instant::now();
-        let mut state = self.state();
+        let mut state = self.state.lock();
         match answer {
             Ok(grant) => {
                 // Then there is no other before its end. One that was refused sooner still has its margin.
@@ -337,11 +333,6 @@ impl<I: Issuer> Shared<I> {
                 Err(error)
             }
         }
-    }
-
-    fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        // The lock is held for plain assignments only, so a poisoned state is still whole.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -435,8 +426,8 @@ mod tests {
     }
 
     impl Server {
-        fn conduct(&self) -> std::sync::MutexGuard<'_, Conduct> {
-            self.0.lock().unwrap()
+        fn conduct(&self) -> parking_lot::MutexGuard<'_, Conduct> {
+            self.0.lock()
         }
 
         fn asked(&self) -> u64 {

@@ -6,8 +6,7 @@
 
 mod reply;
 
-use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, atomic::AtomicBool};
 
 use axum::Router;
 use axum::body::Bytes;
@@ -17,6 +16,7 @@ use axum::routing::{MethodRouter, get, post};
 use http::header::{ACCEPT_ENCODING, AUTHORIZATION, DATE, RETRY_AFTER};
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue};
 use jiff::{SignedDuration, Timestamp};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::alert::{Action, Spec};
@@ -262,12 +262,15 @@ async fn exchange(
         tenant: call.tenant.clone(),
         page: call.page,
     };
-    if let Some(hook) = lock(&shared.hook).as_mut() {
-        hook(&mut lock(&shared.world), &info);
+    if let Some(hook) = shared.hook.lock().as_mut() {
+        hook(&mut shared.world.lock(), &info);
     }
-    let effect = lock(&shared.faults).strike(call.endpoint, call.tenant.as_deref(), call.page);
+    let effect = shared
+        .faults
+        .lock()
+        .strike(call.endpoint, call.tenant.as_deref(), call.page);
     let (latency, skew, gzip) = {
-        let world = lock(&shared.world);
+        let world = shared.world.lock();
         let options = world.options();
         (options.latency, options.clock_skew, options.gzip)
     };
@@ -277,7 +280,7 @@ async fn exchange(
     let mut response = match effect {
         Some(Effect::Instead(fault)) => instead(fault, &call.reset).await,
         effect => {
-            let (outcome, headers) = ask(&mut lock(&shared.world), &call, now, answer);
+            let (outcome, headers) = ask(&mut shared.world.lock(), &call, now, answer);
             let mut reply = Reply::of(outcome, headers, now);
             let fault = match effect {
                 Some(Effect::Spoil(fault)) => Some(fault),
@@ -378,11 +381,6 @@ fn http_date(time: Timestamp) -> Option<HeaderValue> {
     HeaderValue::try_from(text).ok()
 }
 
-/// Locks; a test that panicked while it held the lock does not take the others down.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 // === impl Shared ===
 
 impl std::fmt::Debug for Shared {
@@ -431,7 +429,7 @@ impl Call {
 
 impl<'a> InFlight<'a> {
     fn begin(shared: &'a Shared, call: &Call, now: Timestamp) -> Self {
-        lock(&shared.requests).begin();
+        shared.requests.lock().begin();
         Self {
             shared,
             request: Request {
@@ -447,6 +445,6 @@ impl<'a> InFlight<'a> {
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        lock(&self.shared.requests).end(self.request.clone());
+        self.shared.requests.lock().end(self.request.clone());
     }
 }

@@ -17,7 +17,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::alert::{Action, Priority, Spec, State as AlertState};
-use super::api::{Shared, lock, refuse};
+use super::api::{Shared, refuse};
 use super::fault::FaultRule;
 use super::options::{Credential, Options, TenantOptions};
 use super::refusal::Refusal;
@@ -119,12 +119,12 @@ fn write<T: serde::Serialize>(value: &T) -> Result<Value, Refusal> {
 }
 
 async fn options(State(shared): World) -> Response {
-    answer(write(lock(&shared.world).options()))
+    answer(write(shared.world.lock().options()))
 }
 
 async fn set_options(State(shared): World, body: Bytes) -> Response {
     let now = (shared.clock)();
-    let mut world = lock(&shared.world);
+    let mut world = shared.world.lock();
     let outcome = read::<Value>(&body).and_then(|patch| {
         let mut current = write(world.options())?;
         merge(&mut current, patch);
@@ -149,7 +149,7 @@ fn merge(into: &mut Value, patch: Value) {
 }
 
 async fn tenants(State(shared): World) -> Response {
-    let world = lock(&shared.world);
+    let world = shared.world.lock();
     let tenants = world
         .tenants()
         .map(|id| json!({ "id": id, "open": world.open_count(id).unwrap_or(0) }));
@@ -159,13 +159,13 @@ async fn tenants(State(shared): World) -> Response {
 async fn add_tenant(State(shared): World, body: Bytes) -> Response {
     let now = (shared.clock)();
     answer(read::<TenantOptions>(&body).map(|tenant| {
-        lock(&shared.world).add_tenant(&tenant, now);
+        shared.world.lock().add_tenant(&tenant, now);
         json!({ "id": tenant.id })
     }))
 }
 
 async fn open_alerts(State(shared): World, Path(tenant): Path<String>) -> Response {
-    let world = lock(&shared.world);
+    let world = shared.world.lock();
     answer(world.open_alerts(&tenant).map(|ids| {
         let ids = ids.into_iter().filter_map(|id| world.snapshot(id));
         json!({ "ids": ids.map(|alert| alert.unique_id).collect::<Vec<_>>() })
@@ -177,7 +177,7 @@ async fn open(State(shared): World, Path(tenant): Path<String>, body: Bytes) -> 
     let outcome = read::<Opening>(&body).and_then(|opening| {
         let spec: Spec = serde_json::from_value(Value::Object(opening.spec))
             .map_err(|error| Refusal::BadRequest(error.to_string()))?;
-        let mut world = lock(&shared.world);
+        let mut world = shared.world.lock();
         let ids = world.open_many(&tenant, opening.count, &spec, now)?;
         let ids = ids.into_iter().filter_map(|id| world.snapshot(id));
         Ok(json!({ "ids": ids.map(|alert| alert.unique_id).collect::<Vec<_>>() }))
@@ -195,7 +195,7 @@ async fn deactivate(State(shared): World, Path(tenant): Path<String>) -> Respons
 
 fn set_activated(shared: &Shared, tenant: &str, activated: bool) -> Response {
     let now = (shared.clock)();
-    let outcome = lock(&shared.world).set_activated(tenant, activated, now);
+    let outcome = shared.world.lock().set_activated(tenant, activated, now);
     answer(outcome.map(|()| json!({ "id": tenant, "activated": activated })))
 }
 
@@ -205,7 +205,7 @@ async fn act(
     body: Bytes,
 ) -> Response {
     let now = (shared.clock)();
-    let mut world = lock(&shared.world);
+    let mut world = shared.world.lock();
     let outcome = read::<Map<String, Value>>(&body).and_then(|mut body| {
         let alert = world.find(&id).ok_or_else(|| Refusal::NoSuchAlert {
             id: id.clone(),
@@ -244,7 +244,7 @@ async fn act(
 }
 
 async fn faults(State(shared): World) -> Response {
-    let faults = lock(&shared.faults);
+    let faults = shared.faults.lock();
     let list = faults.list().iter().map(|(number, rule)| {
         let mut value = write(rule)?;
         value["number"] = json!(number);
@@ -255,18 +255,18 @@ async fn faults(State(shared): World) -> Response {
 
 async fn add_fault(State(shared): World, body: Bytes) -> Response {
     answer(read::<FaultRule>(&body).map(|rule| {
-        let number = lock(&shared.faults).add(rule);
+        let number = shared.faults.lock().add(rule);
         json!({ "number": number })
     }))
 }
 
 async fn clear_faults(State(shared): World) -> Response {
-    lock(&shared.faults).clear();
+    shared.faults.lock().clear();
     answer(Ok(json!({})))
 }
 
 async fn remove_fault(State(shared): World, Path(number): Path<u64>) -> Response {
-    match lock(&shared.faults).remove(number) {
+    match shared.faults.lock().remove(number) {
         true => answer(Ok(json!({}))),
         false => refuse(&Refusal::NoSuchPath),
     }
@@ -274,20 +274,23 @@ async fn remove_fault(State(shared): World, Path(number): Path<u64>) -> Response
 
 async fn revoke(State(shared): World, body: Bytes) -> Response {
     answer(read::<Revocation>(&body).map(|revocation| {
-        let revoked = lock(&shared.world).revoke_tokens(revocation.key.as_deref());
+        let revoked = shared.world.lock().revoke_tokens(revocation.key.as_deref());
         json!({ "revoked": revoked })
     }))
 }
 
 async fn set_credential(State(shared): World, body: Bytes) -> Response {
     answer(read::<Credential>(&body).map(|credential| {
-        lock(&shared.world).set_secret(&credential.key, &credential.secret);
+        shared
+            .world
+            .lock()
+            .set_secret(&credential.key, &credential.secret);
         json!({ "key": credential.key })
     }))
 }
 
 async fn record(State(shared): World, UrlQuery(since): UrlQuery<Since>) -> Response {
-    let world = lock(&shared.world);
+    let world = shared.world.lock();
     let mut entries = world.happenings(since.since);
     entries.retain(|entry| {
         since
@@ -302,14 +305,14 @@ async fn record(State(shared): World, UrlQuery(since): UrlQuery<Since>) -> Respo
 }
 
 async fn requests(State(shared): World) -> Response {
-    answer(write(&*lock(&shared.requests)))
+    answer(write(&*shared.requests.lock()))
 }
 
 async fn request_log(State(shared): World) -> Response {
-    answer(write(&lock(&shared.requests).log))
+    answer(write(&shared.requests.lock().log))
 }
 
 async fn reset_requests(State(shared): World) -> Response {
-    lock(&shared.requests).reset();
+    shared.requests.lock().reset();
     answer(Ok(json!({})))
 }

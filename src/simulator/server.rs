@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt as _;
 
-use super::api::{NoAnswer, ResetSwitch, Shared, lock};
+use super::api::{NoAnswer, ResetSwitch, Shared};
 
 /// A connection that is reset rather than closed when its switch is set.
 struct Wire {
@@ -49,7 +49,7 @@ pub(super) async fn serve(
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             continue;
         };
-        lock(&shared.requests).connections += 1;
+        shared.requests.lock().connections += 1;
         let (router, stop) = (router.clone(), stop.clone());
         connections.spawn(async move {
             tokio::select! {

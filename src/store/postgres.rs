@@ -9,14 +9,10 @@
 //! A commit whose answer is lost may have been done or not. Then the search counts as lost, and
 //! whoever takes it up next, most likely this replica, finds out by reading what is there.
 
-use std::{
-    collections::HashSet,
-    path::PathBuf,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
+use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, Semaphore, watch},
     time::{Instant, timeout},
@@ -37,7 +33,7 @@ use self::{
     connection::{ALTOGETHER, PATIENCE, Pool, Session, Tries},
     journal::{Journal, Range},
     leases::State,
-    shared::{Shared, Taking, lock},
+    shared::{Shared, Taking},
 };
 
 mod address;
@@ -161,7 +157,7 @@ impl Postgres {
             tokio::spawn(async move { keeper::tidy(&tidier).await }),
             tokio::spawn(async move { left_over::deliver(&deliverer).await }),
         ];
-        *lock(&shared.loops) = Some(loops);
+        *shared.loops.lock() = Some(loops);
         Ok(Self { shared })
     }
 
@@ -532,7 +528,7 @@ impl Postgres {
 
     /// Gives everything back that is held.
     pub(super) async fn close(&self) {
-        let Some(loops) = lock(&self.shared.loops).take() else {
+        let Some(loops) = self.shared.loops.lock().take() else {
             return;
         };
         for it in &loops {
@@ -551,7 +547,7 @@ impl Postgres {
     }
 
     fn check_open(&self) -> Result<(), Error> {
-        match *lock(&self.shared.loops) {
+        match *self.shared.loops.lock() {
             Some(_) => Ok(()),
             None => Err(Error::Closed),
         }

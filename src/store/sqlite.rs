@@ -9,15 +9,10 @@
 //! While the store is open it holds a lock on a file beside the state file (`….lock`), which
 //! keeps a second exporter away but lets an operator read with `sqlite3` at any time.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    path::Path,
-    sync::{Arc, PoisonError, RwLock},
-    thread,
-};
+use std::{collections::HashMap, fmt, path::Path, sync::Arc, thread};
 
 use jiff::Timestamp;
+use parking_lot::RwLock;
 use rusqlite::types::{FromSql, FromSqlResult, ToSql, ToSqlOutput, ValueRef};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -252,7 +247,7 @@ impl Sqlite {
 impl Holds {
     /// Takes a search up: whoever held it before does so no longer.
     fn take(&self, row: i64) -> Held {
-        let mut holds = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut holds = self.0.write();
         let hold = holds.entry(row).or_default();
         hold.epoch += 1;
         hold.held = true;
@@ -263,7 +258,7 @@ impl Holds {
     }
 
     fn give_back(&self, held: Held) {
-        let mut holds = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let mut holds = self.0.write();
         if let Some(hold) = holds.get_mut(&held.row)
             && hold.epoch == held.epoch
         {
@@ -272,14 +267,14 @@ impl Holds {
     }
 
     fn is_held(&self, held: Held) -> bool {
-        let holds = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let holds = self.0.read();
         holds
             .get(&held.row)
             .is_some_and(|hold| hold.held && hold.epoch == held.epoch)
     }
 
     fn holds_row(&self, row: i64) -> bool {
-        let holds = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        let holds = self.0.read();
         holds.get(&row).is_some_and(|hold| hold.held)
     }
 }

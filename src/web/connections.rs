@@ -12,7 +12,7 @@ use std::{
     net::IpAddr,
     pin::{Pin, pin},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     task::{Context, Poll},
@@ -22,6 +22,7 @@ use std::{
 use axum::{Router, body::Body, http::Request};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader, ReadBuf},
     net::{TcpListener, TcpStream},
@@ -244,7 +245,7 @@ impl Connections {
         // Answers are written in one piece, so that waiting to fill a packet only delays them.
         stream.set_nodelay(true).ok();
         let activity = Arc::new(Activity::new());
-        let mut entries = self.table.lock();
+        let mut entries = self.table.entries.lock();
         let full = entries.open.len() >= self.table.limits.connections;
         if full {
             entries.drop_first();
@@ -351,13 +352,8 @@ fn concerns_one_connection(error: &io::Error) -> bool {
 // === impl Table ===
 
 impl Table {
-    fn lock(&self) -> MutexGuard<'_, Entries> {
-        // Nothing that runs under this lock can panic half-way.
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn drop_first(&self) -> bool {
-        self.lock().drop_first()
+        self.entries.lock().drop_first()
     }
 
     fn drop_overdue(&self) {
@@ -374,7 +370,7 @@ impl Table {
     }
 
     fn drop_where(&self, unwanted: impl Fn((Phase, Instant)) -> bool) {
-        for entry in self.lock().open.values() {
+        for entry in self.entries.lock().open.values() {
             if unwanted(entry.activity.get()) {
                 entry.task.abort();
             }
@@ -440,11 +436,11 @@ impl Activity {
     }
 
     fn get(&self) -> (Phase, Instant) {
-        *self.phase.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.phase.lock()
     }
 
     fn enter(&self, phase: Phase) {
-        *self.phase.lock().unwrap_or_else(PoisonError::into_inner) = (phase, Instant::now());
+        *self.phase.lock() = (phase, Instant::now());
     }
 
     /// An answer is out.
@@ -531,7 +527,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.table.lock().open.remove(&self.id);
+        self.table.entries.lock().open.remove(&self.id);
     }
 }
 

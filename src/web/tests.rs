@@ -1,7 +1,8 @@
-use std::{collections::VecDeque, sync::Mutex, time::Duration};
+use std::{collections::VecDeque, time::Duration};
 
 use futures_util::FutureExt as _;
 use jiff::ToSpan as _;
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
@@ -177,7 +178,7 @@ fn client() -> reqwest::Client {
 
 fn source(alerts: Alerts, asked: Arc<Mutex<Vec<AlertFilter>>>) -> AlertSource {
     AlertSource::new(move |filter| {
-        asked.lock().unwrap().push(filter.clone());
+        asked.lock().push(filter.clone());
         async move {
             match alerts {
                 Alerts::Hang => std::future::pending().await,
@@ -641,7 +642,7 @@ async fn the_alerts_are_given_as_json_newest_first_with_their_tenants_names() {
     assert_eq!(ids, ["2", "1"]);
     assert_eq!(json["alerts"][0]["tenant"], "retail");
     assert_eq!(json["alerts"][0]["state"], "Critical");
-    let asked = site.asked.lock().unwrap().pop().unwrap();
+    let asked = site.asked.lock().pop().unwrap();
     assert_eq!(asked.tenant.as_deref(), Some("client_1"));
     assert_eq!(asked.account.as_deref(), Some("acme"));
     assert_eq!((asked.state.as_deref(), asked.limit), (Some("critical"), 2));

@@ -1,12 +1,7 @@
 //! A server of its own, which knows nothing but some documents and hands them out word for word:
 //! the samples in our own words, and, where they lie beside the checkout, the documented ones.
 
-use std::{
-    collections::HashMap,
-    net::Ipv4Addr,
-    path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard},
-};
+use std::{collections::HashMap, net::Ipv4Addr, path::PathBuf, sync::Arc};
 
 use axum::{
     Form, Router,
@@ -16,6 +11,7 @@ use axum::{
     routing::{get, post},
 };
 use opsramp_exporter::simulator::{DEMO_KEY, DEMO_TENANT};
+use parking_lot::{Mutex, MutexGuard};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
@@ -69,7 +65,7 @@ impl Server {
     }
 
     fn documents(&self) -> MutexGuard<'_, Documents> {
-        self.documents.lock().unwrap()
+        self.documents.lock()
     }
 }
 
@@ -90,7 +86,7 @@ async fn token(
     headers: HeaderMap,
     Form(form): Form<HashMap<String, String>>,
 ) -> Response {
-    let mut documents = documents.lock().unwrap();
+    let mut documents = documents.lock();
     documents.tokens += 1;
     let expected = [
         ("grant_type", "client_credentials"),
@@ -124,7 +120,7 @@ async fn search(
 ) -> Response {
     assert_eq!(query["queryString"], "actions:OPEN");
     assert_eq!(query["pageNo"], "1");
-    let mut documents = documents.lock().unwrap();
+    let mut documents = documents.lock();
     let instead = admit(&mut documents, &uri, &headers);
     instead.unwrap_or_else(|| answer(200, &documents.search))
 }
@@ -135,7 +131,7 @@ async fn alert(
     uri: Uri,
     headers: HeaderMap,
 ) -> Response {
-    let mut documents = documents.lock().unwrap();
+    let mut documents = documents.lock();
     if let Some(instead) = admit(&mut documents, &uri, &headers) {
         return instead;
     }
@@ -144,7 +140,7 @@ async fn alert(
 }
 
 async fn clients(State(documents): State<Shared>, uri: Uri, headers: HeaderMap) -> Response {
-    let mut documents = documents.lock().unwrap();
+    let mut documents = documents.lock();
     let instead = admit(&mut documents, &uri, &headers);
     instead.unwrap_or_else(|| answer(200, &documents.clients))
 }

@@ -1,7 +1,7 @@
 use std::{
     collections::{BTreeMap, VecDeque},
     io::{self, Read as _},
-    sync::{Arc, Mutex},
+    sync::Arc,
 };
 
 use axum::{
@@ -21,6 +21,7 @@ use opentelemetry_proto::tonic::{
     common::v1::{KeyValue, any_value},
     logs::v1::LogRecord,
 };
+use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -71,20 +72,16 @@ impl Peer {
     }
 
     fn answer(&self, answer: impl axum::response::IntoResponse) {
-        self.0
-            .lock()
-            .unwrap()
-            .answers
-            .push_back(answer.into_response());
+        self.0.lock().answers.push_back(answer.into_response());
     }
 
     fn requests(&self) -> usize {
-        self.0.lock().unwrap().requests.len()
+        self.0.lock().requests.len()
     }
 
     /// How many records each request held.
     fn counts(&self) -> Vec<usize> {
-        let inner = self.0.lock().unwrap();
+        let inner = self.0.lock();
         let requests = inner.requests.iter();
         requests
             .map(|(_, request)| records(request).len())
@@ -92,7 +89,7 @@ impl Peer {
     }
 
     fn request(&self, index: usize) -> ExportLogsServiceRequest {
-        self.0.lock().unwrap().requests[index].1.clone()
+        self.0.lock().requests[index].1.clone()
     }
 }
 
@@ -106,7 +103,7 @@ async fn answer(State(receiver): State<Peer>, headers: HeaderMap, body: Bytes) -
         bytes.extend_from_slice(&body);
     }
     let request = ExportLogsServiceRequest::decode(&bytes[..]).unwrap();
-    let mut inner = receiver.0.lock().unwrap();
+    let mut inner = receiver.0.lock();
     let refused = inner.bad.filter(|(bad, _)| {
         let mut records = records(&request).into_iter();
         records.any(|record| attribute(&record.attributes, "opsramp.alert_id") == *bad)
@@ -268,7 +265,7 @@ async fn headers_are_read_again_for_each_request() {
         std::fs::write(&path, token).unwrap();
         assert_eq!(otlp.deliver(&alerts([1]), ours).await.settled, 1);
     }
-    let inner = receiver.0.lock().unwrap();
+    let inner = receiver.0.lock();
     for ((headers, _), token) in inner.requests.iter().zip(["Bearer one", "Bearer two"]) {
         assert_eq!(headers["authorization"], token);
         assert_eq!(headers["x-scope-orgid"], "acme");
@@ -375,7 +372,7 @@ async fn a_batch_that_is_refused_is_split_until_the_bad_event_is_found() {
         StatusCode::UNPROCESSABLE_ENTITY,
     ] {
         let (receiver, options) = Peer::start().await;
-        receiver.0.lock().unwrap().bad = Some(("37", status));
+        receiver.0.lock().bad = Some(("37", status));
         let events = alerts(0..100);
         let progress = Otlp::new(&options).unwrap().deliver(&events, ours).await;
         assert_eq!(progress.settled, 100, "{progress:?}");
@@ -390,7 +387,7 @@ async fn a_batch_that_is_refused_is_split_until_the_bad_event_is_found() {
         assert!(receiver.requests() < 20, "{}", receiver.requests());
 
         // What was taken are all the others, once and in order.
-        let inner = receiver.0.lock().unwrap();
+        let inner = receiver.0.lock();
         let taken: Vec<_> = inner
             .requests
             .iter()
@@ -579,13 +576,13 @@ async fn a_page_of_html_never_costs_an_event() {
 #[tokio::test]
 async fn what_a_proxy_calls_too_large_goes_through_in_parts_or_waits() {
     let (receiver, options) = Peer::start().await;
-    receiver.0.lock().unwrap().most = Some(3);
+    receiver.0.lock().most = Some(3);
     let mut otlp = Otlp::new(&options).unwrap();
     let progress = otlp.deliver(&alerts(0..10), ours).await;
     assert_eq!(progress.settled, 10, "{progress:?}");
     assert!(progress.refused.is_empty());
 
-    receiver.0.lock().unwrap().most = Some(0);
+    receiver.0.lock().most = Some(0);
     let progress = otlp.deliver(&alerts(0..10), ours).await;
     assert_eq!(progress.settled, 0);
     assert!(progress.refused.is_empty());
@@ -793,7 +790,7 @@ async fn secrets_that_a_receiver_echoes_are_hidden_wherever_they_are_shown() {
         };
         assert!(text.contains(expected), "{round}: {text}");
     }
-    let inner = receiver.0.lock().unwrap();
+    let inner = receiver.0.lock();
     assert_eq!(inner.requests[5].0[AUTHORIZATION], "Bearer hunter2-token");
 }
 
@@ -863,7 +860,7 @@ async fn requests_are_bounded_whatever_is_handed_in() {
     let progress = Otlp::new(&options).unwrap().deliver(&events, ours).await;
     assert_eq!(progress.settled, 1106, "{progress:?}");
     assert_eq!(receiver.counts(), [512, 512, 78, 1, 1, 2]);
-    let inner = receiver.0.lock().unwrap();
+    let inner = receiver.0.lock();
     let mut ids = Vec::new();
     for (_, request) in &inner.requests {
         let records = records(request);
@@ -881,7 +878,7 @@ async fn requests_are_bounded_whatever_is_handed_in() {
 #[tokio::test]
 async fn a_slow_receivers_progress_is_told_before_everything_is_sent() {
     let (receiver, options) = Peer::start().await;
-    receiver.0.lock().unwrap().bad = Some(("700", StatusCode::BAD_REQUEST));
+    receiver.0.lock().bad = Some(("700", StatusCode::BAD_REQUEST));
     let mut otlp = Otlp::new(&options).unwrap();
     // Every answer takes longer than this.
     otlp.turn = Duration::ZERO;

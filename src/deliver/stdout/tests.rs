@@ -105,7 +105,7 @@ fn after_an_error_in_the_middle_of_a_line_the_same_sink_writes_the_rest_of_it() 
     let mut sink = sink(writer);
     let first = expected(1, 1);
     {
-        let mut output = sink.output.lock().unwrap();
+        let mut output = sink.output.lock();
         let half = &first.as_bytes()[..20];
         write_all(&output.fd, half, &mut 0).unwrap();
         output.end = End::Torn {
@@ -126,7 +126,7 @@ fn a_line_that_another_sink_left_torn_is_ended_first() {
     let sink = sink(writer);
     let mut other = Stdout::new(Arc::clone(&sink.output), Format::Json);
     {
-        let mut output = sink.output.lock().unwrap();
+        let mut output = sink.output.lock();
         write_all(&output.fd, b"{\"ev", &mut 0).unwrap();
         output.end = End::Torn {
             writer: sink.writer,

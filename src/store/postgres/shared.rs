@@ -1,12 +1,9 @@
 //! What the store and its loops share: the connections, what is known of leases and journals, and
 //! who is told when that changes.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, Semaphore, watch},
     task::JoinHandle,
@@ -71,7 +68,7 @@ pub(super) struct Taking<'a> {
 
 impl Shared {
     pub(super) fn look<A>(&self, at: impl FnOnce(&State) -> A) -> A {
-        at(&lock(&self.state))
+        at(&self.state.lock())
     }
 
     /// Changes leases, and whatever belongs to them: all searches look up.
@@ -84,7 +81,7 @@ impl Shared {
     /// Changes what no search waits for, the journals above all: no lease begins, changes or ends.
     pub(super) fn change_journals<A>(&self, change: impl FnOnce(&mut State) -> A) -> A {
         let (answer, dropped) = {
-            let mut state = lock(&self.state);
+            let mut state = self.state.lock();
             let before = state.journal.dropped();
             let answer = change(&mut state);
             (answer, state.journal.dropped() != before)
@@ -145,7 +142,7 @@ impl Shared {
     }
 
     pub(super) fn saving(&self, sink: &str) -> Arc<tokio::sync::Mutex<()>> {
-        Arc::clone(lock(&self.saving).entry(sink.into()).or_default())
+        Arc::clone(self.saving.lock().entry(sink.into()).or_default())
     }
 }
 
@@ -196,9 +193,4 @@ impl Drop for Taking<'_> {
             state.taking.remove(self.key);
         });
     }
-}
-
-/// Nothing that runs under these locks can panic half-way.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -52,7 +52,7 @@ fn shared(store: &Store) -> &Shared {
 /// A store that behaves like one whose process is stopped: it renews nothing.
 async fn stalled(url: &str, lease: Duration) -> Store {
     let store = open(url, "stalled", lease).await;
-    for it in lock(&shared(&store).loops).iter().flatten() {
+    for it in shared(&store).loops.lock().iter().flatten() {
         it.abort();
     }
     store

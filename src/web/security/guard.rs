@@ -5,16 +5,12 @@
 //! needs no notice from the file system, works with whatever replaces files, and costs an idle
 //! server nothing. What cannot be used changes nothing.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::Security;
-use crate::reading;
 
 /// What was read is good for so long.
 const FRESH: Duration = Duration::from_secs(1);
@@ -74,16 +70,17 @@ impl Guard {
             let look = tokio::task::spawn_blocking(move || guard.look(&load));
             // A panic in it has been reported; a disk that hangs may answer later.
             if tokio::time::timeout(PATIENCE, look).await.is_err() {
-                self.lock()
+                self.state
+                    .lock()
                     .report(format!("not read within {} s", PATIENCE.as_secs()));
             }
         }
-        Arc::clone(&self.lock().security)
+        Arc::clone(&self.state.lock().security)
     }
 
     /// Whether it is time to look, which the one who asks is then to do.
     fn is_due(&self) -> bool {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let due = state.looked.elapsed() >= FRESH;
         if due {
             state.looked = Instant::now();
@@ -93,11 +90,11 @@ impl Guard {
 
     fn look(&self, load: &Mutex<LoadSecurity>) {
         // While one still waits for a disk, others need not.
-        let Some(mut load) = reading::turn(load) else {
+        let Some(mut load) = load.try_lock() else {
             return;
         };
         let loaded = load();
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         match loaded.and_then(|new| no_weaker(new, &state.security)) {
             Ok(new) => {
                 let changed = !Arc::ptr_eq(&new, &state.security);
@@ -109,11 +106,6 @@ impl Guard {
             }
             Err(problem) => state.report(problem),
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing that runs under this lock can panic half-way.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -179,16 +171,16 @@ mod tests {
         };
         let guard = Guard::watching(Arc::new(Security::none()), Box::new(load));
         let look = async || {
-            guard.lock().looked -= FRESH;
+            guard.state.lock().looked -= FRESH;
             guard.current().await
         };
         assert!(!Arc::ptr_eq(&look().await, &new));
-        let problem = guard.lock().problem.clone();
+        let problem = guard.state.lock().problem.clone();
         assert_eq!(problem.as_deref(), Some("not read within 2 s"));
         drop(come);
         while !Arc::ptr_eq(&look().await, &new) {
             tokio::task::yield_now().await;
         }
-        assert_eq!(guard.lock().problem, None);
+        assert_eq!(guard.state.lock().problem, None);
     }
 }

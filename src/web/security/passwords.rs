@@ -11,11 +11,12 @@ use std::{
     fmt,
     net::IpAddr,
     str::FromStr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
 
 use axum::http::HeaderValue;
 use base64::{Engine as _, prelude::BASE64_STANDARD};
+use parking_lot::Mutex;
 use ring::{hmac, rand::SystemRandom};
 use tokio::{sync::oneshot, time::Instant};
 
@@ -174,7 +175,7 @@ impl Passwords {
             if right {
                 turn.0.right.add(tag);
             }
-            lock(&turn.0.queue).take_note(who, right);
+            turn.0.queue.lock().take_note(who, right);
             // Who asked may have left.
             tell.send(right).ok();
             if !right {
@@ -226,7 +227,7 @@ impl Memory {
     /// where there is no place for it.
     fn queue_up(self: &Arc<Self>, client: IpAddr) -> Option<oneshot::Receiver<CheckSlot>> {
         let (turn, coming) = oneshot::channel();
-        let mut queue = lock(&self.queue);
+        let mut queue = self.queue.lock();
         if !queue.is_busy {
             queue.is_busy = true;
             drop(queue);
@@ -286,7 +287,7 @@ impl Queue {
 
 impl Drop for CheckSlot {
     fn drop(&mut self) {
-        let mut queue = lock(&self.0.queue);
+        let mut queue = self.0.queue.lock();
         let next = queue.next();
         queue.is_busy = next.is_some();
         drop(queue);
@@ -320,21 +321,16 @@ fn network(client: IpAddr) -> IpAddr {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Nothing that runs under these locks can panic half-way.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 // === impl Remembered ===
 
 impl Remembered {
     fn contains(&self, tag: &hmac::Tag) -> bool {
-        let tags = lock(&self.0);
+        let tags = self.0.lock();
         tags.iter().any(|other| other.as_ref() == tag.as_ref())
     }
 
     fn add(&self, tag: hmac::Tag) {
-        let mut tags = lock(&self.0);
+        let mut tags = self.0.lock();
         if tags.len() >= REMEMBERED {
             tags.pop_front();
         }

@@ -1,10 +1,8 @@
 //! A limit to the number of requests, as a token bucket.
 
-use std::{
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::time::Instant;
 
 /// So many requests are answered: one an interval, and a burst at once.
@@ -36,7 +34,7 @@ impl Bucket {
     pub(super) fn take(&self) -> bool {
         let now = Instant::now();
         let RateLimit { interval, burst } = self.limit;
-        let mut full_at = self.full_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut full_at = self.full_at.lock();
         let next = (*full_at).max(now) + interval;
         let fits = next.duration_since(now) <= interval.saturating_mul(burst);
         if fits {

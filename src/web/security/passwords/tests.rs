@@ -149,7 +149,7 @@ async fn a_flood_is_checked_one_at_a_time_and_keeps_nobody_out_for_long() {
         }
     }
     assert!(busy > 0, "the queue of one client is bounded");
-    assert!(lock(&passwords.memory.0.queue).waiting.is_empty());
+    assert!(passwords.memory.0.queue.lock().waiting.is_empty());
 }
 
 /// A queue in which a check is under way.
@@ -172,7 +172,7 @@ fn one_client_cannot_fill_the_queue_nor_many_overfill_it() {
     all.truncate(WAITING - 1);
     assert!(memory.queue_up(client(99)).is_some());
     drop((all, turn));
-    let queue = lock(&memory.queue);
+    let queue = memory.queue.lock();
     assert!(queue.waiting.is_empty() && !queue.is_busy);
 }
 
@@ -181,9 +181,9 @@ fn who_has_guessed_gives_way_to_who_has_not_and_all_to_who_was_right() {
     let (memory, turn) = queue();
     let (worst, new, known) = (client(1), client(20), client(30));
     for client in (1..=4).map(client).chain([worst]) {
-        lock(&memory.queue).take_note(client, false);
+        memory.queue.lock().take_note(client, false);
     }
-    lock(&memory.queue).take_note(known, true);
+    memory.queue.lock().take_note(known, true);
     let mut guesses: Vec<_> = (0..WAITING)
         .map(|n| {
             memory
@@ -259,8 +259,8 @@ async fn only_so_many_pairs_are_remembered_and_none_in_clear() {
         let tag = passwords.tag("ann", &hash, &Secret::new(format!("password {n}")));
         passwords.memory.0.right.add(tag);
     }
-    assert_eq!(lock(&passwords.memory.0.right.0).len(), REMEMBERED);
-    let remembered = format!("{:?}", lock(&passwords.memory.0.right.0));
+    assert_eq!(passwords.memory.0.right.0.lock().len(), REMEMBERED);
+    let remembered = format!("{:?}", passwords.memory.0.right.0.lock());
     assert!(!remembered.contains("password"), "{remembered}");
     // No two pairs run into one another.
     let tag = |user: &str, password: &str| passwords.tag(user, &hash, &Secret::new(password));
