@@ -4,43 +4,35 @@
 //! far as there is news. The *background* reads the whole result now and then, asks whether those
 //! it missed are really gone, and why. The caller asks, stores, and then has the engine adopt.
 
+mod confirmation;
+mod overtaken;
+
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, BTreeSet, HashSet, VecDeque},
+    collections::{BTreeMap, HashSet, VecDeque},
     sync::Arc,
     time::Duration,
 };
 
 use tokio::time::Instant;
-use xxhash_rust::xxh3::xxh3_64;
 
+pub use self::confirmation::Question;
+use self::{
+    confirmation::Short,
+    overtaken::{Overtaken, Requests},
+};
 use super::full_read::{Facts, Flow, FullRead};
 use crate::track::{Before, Delta, Known, Sighting, Tracker};
 
-/// Ids that are asked for in one request.
-const CONFIRM: usize = 50;
 /// Alerts that are asked for by id at most after a reading that did not show everything.
 const UNSEEN: usize = 5_000;
 /// Departures whose reasons are asked for together.
 const REASONS: usize = 20;
 /// Polls in a row that see more alerts than are known before the whole result is read.
 const PATIENCE: u32 = 3;
-/// Tries to ask with a witness that may itself have just left.
-const WITNESSES: u32 = 3;
-/// Questions in a row whose answers lack every witness before the search is held to be one that cannot
-/// be asked by id.
-const UNWITNESSED: u32 = 2;
-/// A server that cannot be asked by id is tried again after so long: perhaps it was a passing fault.
-const CONFIRM_AGAIN: Duration = Duration::from_secs(60 * 60);
 /// Alerts of which an answer may lack most before a second one must agree: a mass closing is rarer than
 /// a server that shows nothing for a moment.
 const SUDDEN: usize = 20;
-/// Full reads in a row that must miss an alert before its own page is looked at, where asking by id
-/// does not tell that it is gone.
-const DOUBT: u32 = 2;
-/// Full reads in a row that must miss it where its page shows no change either: the query may be
-/// about something that the page does not tell, such as its age.
-const CERTAINTY: u32 = 8;
 
 /// What an engine needs to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,15 +56,6 @@ pub enum Purpose {
     Confirm(Arc<Question>),
 }
 
-/// Which alerts are asked for by id.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Question {
-    /// Those that a full read missed; none, where it is about how the server counts.
-    pub suspects: Vec<Box<str>>,
-    /// One that was in the result a moment ago: where the answer lacks it, it says nothing.
-    pub witness: Box<str>,
-}
-
 /// What the background wants to ask next.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Task {
@@ -93,23 +76,6 @@ pub enum Next {
     Page(u64),
     /// No: it is done.
     Done,
-}
-
-/// What was learned from others' answers since a request was sent: of these alerts its own answer may
-/// tell what is over.
-#[derive(Debug, Default)]
-struct Overtaken {
-    /// Hashes of the ids of alerts that opened, changed or left.
-    ids: HashSet<u64>,
-    /// Whether there was another answer.
-    answered: bool,
-}
-
-/// The requests under way, of a poll and of the background: what has overtaken each.
-#[derive(Debug, Default)]
-struct Requests {
-    poll: Option<Overtaken>,
-    background: Option<Overtaken>,
 }
 
 /// What the readings of the result have told so far.
@@ -195,15 +161,6 @@ enum Reading {
     Verifying {
         queue: VecDeque<Box<str>>,
     },
-}
-
-/// An answer by id that counted more alerts than it showed.
-#[derive(Debug)]
-struct Short {
-    /// How many more.
-    by: u64,
-    /// Those that it was asked for and did not show.
-    lacking: Vec<Box<str>>,
 }
 
 // === impl Engine ===
@@ -431,32 +388,6 @@ impl Engine {
         }
     }
 
-    /// Takes over what the pages of alerts said that full reads missed: of the `asked`, those that
-    /// are `gone`. About the others nothing is known; the next full read asks again.
-    ///
-    /// `in_vain`: there was no answer about any. Then the next full read asks again about all of them,
-    /// so that it does not have to wait for them.
-    pub fn adopt_verdicts(&mut self, asked: &[Box<str>], gone: &HashSet<Box<str>>, in_vain: bool) {
-        let Reading::Verifying { queue } = &mut self.reading else {
-            return;
-        };
-        queue.retain(|id| !asked.contains(id));
-        if queue.is_empty() || in_vain {
-            self.reading = Reading::Idle;
-        }
-        let gone = asked.iter().filter(|id| gone.contains(*id));
-        self.depart_unseen(gone.cloned().collect());
-    }
-
-    /// Whether it is still being asked who has left.
-    #[must_use]
-    pub fn is_asking_who_left(&self) -> bool {
-        matches!(
-            self.reading,
-            Reading::Confirming { .. } | Reading::Verifying { .. }
-        )
-    }
-
     /// How a departed alert stood; `None` where it has come back in the meantime, so that it has
     /// not left after all, or where its departure was stored because it [opened
     /// anew](Engine::opened_anew).
@@ -490,25 +421,6 @@ impl Engine {
         if self.departed.len() > self.in_departed.len() {
             // Some were not the next.
             self.departed.retain(|id| self.in_departed.contains(id));
-        }
-    }
-
-    /// The server refused to be asked by id. It is asked so again after an hour.
-    pub fn confirmation_refused(&mut self, now: Instant) {
-        self.confirm_again = Some(now + CONFIRM_AGAIN);
-        self.unwitnessed_in_a_row = 0;
-        if let Reading::Confirming {
-            queue,
-            asked,
-            short,
-            doubted,
-            ..
-        } = std::mem::replace(&mut self.reading, Reading::Idle)
-        {
-            let asked = asked.suspects.iter().cloned();
-            let lacking = short.into_iter().flat_map(|short| short.lacking);
-            self.suspect(asked.chain(lacking).chain(queue).collect());
-            self.verify(doubted);
         }
     }
 
@@ -695,171 +607,6 @@ impl Engine {
         }
     }
 
-    /// Asks for those in the `queue` by id, and at the end for the pages of the `doubted`.
-    fn confirm(&mut self, mut queue: VecDeque<Box<str>>, doubted: Vec<Box<str>>, now: Instant) {
-        // The answer must fit on one page, with the witness.
-        let room = usize::try_from(self.page_size.saturating_sub(1))
-            .unwrap_or(CONFIRM)
-            .min(CONFIRM);
-        match &self.witness {
-            Some(witness) if !queue.is_empty() && self.can_confirm(now) && room > 0 => {
-                let suspects: Vec<_> = queue.drain(..queue.len().min(room)).collect();
-                let asked = Arc::new(Question {
-                    suspects,
-                    witness: witness.clone(),
-                });
-                self.reading = Reading::Confirming {
-                    queue,
-                    asked,
-                    witnesses: 0,
-                    short: None,
-                    doubted,
-                };
-            }
-            _ => {
-                self.suspect(queue.into());
-                self.verify(doubted);
-            }
-        }
-    }
-
-    fn can_confirm(&self, now: Instant) -> bool {
-        self.witness.is_some() && self.confirm_again.is_none_or(|at| now >= at)
-    }
-
-    /// Notes that a full read has missed these alerts, and that asking by id did not tell that they are
-    /// gone. One that has been missed too often for luck is.
-    fn suspect(&mut self, missing: Vec<Box<str>>) {
-        if !self.readings.is_sound() {
-            // It may be where the reading did not come.
-            return;
-        }
-        let mut gone = Vec::new();
-        for id in missing {
-            if !self.tracker.is_missing(&id) {
-                // A poll has seen it since.
-                continue;
-            }
-            let missed = self.suspects.get(&id).map_or(1, |missed| missed + 1);
-            // What could not be read may be any of them.
-            if missed >= CERTAINTY && self.readings.unreadable() == 0 {
-                gone.push(id);
-            } else {
-                self.suspects.insert(id, missed.min(CERTAINTY));
-            }
-        }
-        self.depart(gone);
-    }
-
-    /// A full read may miss an alert for the second time by the same bad luck: its own page decides. So
-    /// it does about the `doubted`.
-    fn verify(&mut self, doubted: Vec<Box<str>>) {
-        let suspects = self.suspects.iter();
-        let missed_again = suspects.filter(|(_, missed)| (DOUBT..CERTAINTY).contains(*missed));
-        let mut asked: BTreeSet<Box<str>> = missed_again.map(|(id, _)| id.clone()).collect();
-        asked.extend(doubted);
-        asked.retain(|id| self.tracker.is_missing(id));
-        if !asked.is_empty() {
-            let queue = asked.into_iter().collect();
-            self.reading = Reading::Verifying { queue };
-        }
-    }
-
-    fn adopt_confirmation(
-        &mut self,
-        question: &Arc<Question>,
-        facts: &Facts,
-        page: &[Sighting<'_>],
-        now: Instant,
-    ) {
-        let Reading::Confirming {
-            queue,
-            asked,
-            witnesses,
-            short,
-            doubted,
-        } = &mut self.reading
-        else {
-            return;
-        };
-        if asked != question {
-            return;
-        }
-        let shown: HashSet<&str> = page.iter().map(|sighting| sighting.id).collect();
-        let expected = |id: &str| {
-            *id == *question.witness || question.suspects.iter().any(|suspect| **suspect == *id)
-        };
-        if facts.next.is_some() || facts.unreadable > 0 || !shown.iter().all(|id| expected(id)) {
-            self.confirmation_refused(now);
-            return;
-        }
-        if !shown.contains(&*question.witness) {
-            // It may just have left itself. Whoever heads the result now is a better one.
-            *witnesses += 1;
-            let witness = self
-                .witness
-                .clone()
-                .filter(|witness| *witness != question.witness);
-            match witness {
-                Some(witness) if *witnesses < WITNESSES => {
-                    let suspects = question.suspects.clone();
-                    *asked = Arc::new(Question { suspects, witness });
-                }
-                _ => self.confirmation_failed(now),
-            }
-            return;
-        }
-        self.unwitnessed_in_a_row = 0;
-        let suspects = question.suspects.iter().cloned();
-        let (there, mut gone): (Vec<_>, Vec<_>) = suspects.partition(|id| shown.contains(&**id));
-        let surplus = facts.total.saturating_sub(shown.len() as u64);
-        let mut kept_back = Vec::new();
-        match short.take() {
-            None if surplus > 0 && !gone.is_empty() => {
-                // Either it counts too many whatever it is asked, or it keeps back some of those that it
-                // was asked for: about one that is surely there, only the former counts too many.
-                *short = Some(Short {
-                    by: surplus,
-                    lacking: gone,
-                });
-                *witnesses = 0;
-                *asked = Arc::new(Question {
-                    suspects: Vec::new(),
-                    witness: question.witness.clone(),
-                });
-                self.suspect(there);
-                return;
-            }
-            None => {}
-            Some(short) if surplus >= short.by => gone = short.lacking,
-            Some(short) => kept_back = short.lacking,
-        }
-        let (queue, mut doubted) = (std::mem::take(queue), std::mem::take(doubted));
-        self.reading = Reading::Idle;
-        self.depart_unseen(gone);
-        doubted.extend_from_slice(&kept_back);
-        self.suspect(kept_back);
-        // A server that looks at nothing but the ids shows what has left as well.
-        self.suspect(there);
-        self.confirm(queue, doubted, now);
-    }
-
-    /// No witness could be found: the next full read tries again, but not for ever.
-    fn confirmation_failed(&mut self, now: Instant) {
-        self.unwitnessed_in_a_row += 1;
-        if self.unwitnessed_in_a_row >= UNWITNESSED {
-            self.confirmation_refused(now);
-        } else {
-            self.reading = Reading::Idle;
-        }
-    }
-
-    /// Those that a poll has seen since the reading are back.
-    fn depart_unseen(&mut self, mut gone: Vec<Box<str>>) {
-        gone.retain(|id| self.tracker.is_missing(id));
-        self.depart(gone);
-    }
-
     fn depart(&mut self, ids: Vec<Box<str>>) {
         for id in ids {
             self.requests.note(&id);
@@ -874,41 +621,6 @@ impl Engine {
     /// The last alert of the first page: in the result, and not likely to be the next to leave it.
     fn remember_witness(&mut self, page: &[Sighting<'_>]) {
         self.witness = page.last().map(|sighting| sighting.id.into());
-    }
-}
-
-// === impl Requests ===
-
-impl Requests {
-    fn begin(&mut self, purpose: &Purpose) {
-        let begun = Some(Overtaken::default());
-        match purpose {
-            Purpose::Poll => self.poll = begun,
-            Purpose::FullRead | Purpose::Confirm(_) => self.background = begun,
-        }
-    }
-
-    fn overtaken(&self, purpose: &Purpose) -> Option<&Overtaken> {
-        match purpose {
-            Purpose::Poll => self.poll.as_ref(),
-            Purpose::FullRead | Purpose::Confirm(_) => self.background.as_ref(),
-        }
-    }
-
-    /// Ends a request. Brings what has overtaken it, and what will have overtaken the other one.
-    fn end(&mut self, purpose: &Purpose) -> (Overtaken, Option<&mut Overtaken>) {
-        let (ended, other) = match purpose {
-            Purpose::Poll => (&mut self.poll, &mut self.background),
-            Purpose::FullRead | Purpose::Confirm(_) => (&mut self.background, &mut self.poll),
-        };
-        (ended.take().unwrap_or_default(), other.as_mut())
-    }
-
-    /// Notes that something was learned of an alert.
-    fn note(&mut self, id: &str) {
-        for overtaken in [&mut self.poll, &mut self.background].into_iter().flatten() {
-            overtaken.note(id);
-        }
     }
 }
 
@@ -930,18 +642,6 @@ impl Readings {
 
     fn unreadable(&self) -> u64 {
         self.last.as_ref().map_or(0, |last| last.unreadable)
-    }
-}
-
-// === impl Overtaken ===
-
-impl Overtaken {
-    fn note(&mut self, id: &str) {
-        self.ids.insert(xxh3_64(id.as_bytes()));
-    }
-
-    fn has(&self, id: &str) -> bool {
-        !self.ids.is_empty() && self.ids.contains(&xxh3_64(id.as_bytes()))
     }
 }
 

@@ -1,0 +1,271 @@
+//! What becomes of answers that are late, short, refused, or do not add up.
+
+use super::*;
+use crate::poll::engine::confirmation::DOUBT;
+
+#[test]
+fn an_answer_that_was_overtaken_brings_nobody_back() {
+    let mut run = run_with(1000, 100);
+    run.send(true);
+    run.server.act(&Act::Close(990));
+    let slow = run.under_way_to[0].take();
+    run.poll(false);
+    while run.background(false) {
+        // The background goes on while the poll's answer is waited for.
+    }
+    assert_eq!(run.logged_open.len(), 999);
+    run.under_way_to[0] = slow;
+    run.poll(false);
+    while run.background(false) {}
+    run.settle();
+    run.assert_agreement();
+}
+
+#[test]
+fn an_answer_that_lacks_most_of_what_there_was_stands_alone_until_the_next() {
+    let mut run = run_with(100, 200);
+    let nothing = Lie {
+        shown: Vec::new(),
+        total: 0,
+        page_size: 200,
+        next: None,
+        unreadable: 0,
+    };
+    run.lie = Some(nothing);
+    run.poll(false);
+    assert_eq!((run.engine.task(), run.engine.total()), (None, Some(0)));
+    assert!(!run.engine.is_complete());
+    run.poll(false);
+    assert_eq!(run.engine.task(), None);
+    assert!(run.engine.is_complete());
+
+    run.server.act(&Act::CloseMany(0, 90));
+    run.poll(false);
+    assert_eq!(run.engine.task(), None);
+    run.poll(false);
+    while run.background(false) {}
+    run.assert_agreement();
+}
+
+#[test]
+fn what_one_of_two_bad_answers_in_a_row_shows_has_not_left() {
+    let mut run = run_with(100, 200);
+    run.lied = true;
+    let show = |run: &mut Run, shown: std::ops::Range<u32>| {
+        for (id, alert) in &mut run.server.alerts {
+            alert.open = shown.contains(id);
+        }
+        run.poll(false);
+        while run.background(false) {}
+    };
+    show(&mut run, 1..11);
+    assert_eq!(run.logged_open.len(), 100);
+    show(&mut run, 51..61);
+    assert_eq!(run.logged_open, (1..11).chain(51..61).collect());
+    show(&mut run, 1..101);
+    run.assert_agreement();
+}
+
+#[test]
+fn items_that_cannot_be_read_make_nobody_leave() {
+    let mut run = run_with(50, 100);
+    for _ in 0..20 {
+        run.lie = Some(Lie {
+            shown: Vec::new(),
+            total: 50,
+            page_size: 100,
+            next: None,
+            unreadable: 50,
+        });
+        run.poll(false);
+        while run.background(false) {}
+    }
+    run.assert_agreement();
+    // Those whose pages say so have.
+    run.server.act(&Act::CloseMany(7, 3));
+    run.settle();
+    run.assert_agreement();
+}
+
+#[test]
+fn a_total_that_is_too_high_keeps_nobody_who_left() {
+    for size in [100, 2_000] {
+        let mut run = run_with(1_000, size);
+        run.server.surplus = 1;
+        run.server.act(&Act::CloseMany(7, 80));
+        run.poll(false);
+        while run.background(false) {}
+        run.assert_agreement();
+        assert!(!run.engine.is_complete());
+    }
+}
+
+/// The pages of a full read that the server shows are read, and then all questions are asked.
+fn read_up_to_a_refusal(run: &mut Run, refused: u64) -> BTreeSet<Box<str>> {
+    run.now += Duration::from_secs(600);
+    run.poll(false);
+    let mut asked = BTreeSet::new();
+    while let Some(task) = run.engine.task() {
+        if task == Task::Page(refused) {
+            run.engine.page_refused(run.now);
+            continue;
+        }
+        if let Task::Confirm(question) = &task {
+            asked.extend(question.suspects.iter().cloned());
+        }
+        run.background(false);
+    }
+    asked
+}
+
+#[test]
+fn behind_what_the_server_shows_everybody_is_asked_for_in_turn() {
+    let mut run = run_with(6_000, 500);
+    let first = read_up_to_a_refusal(&mut run, 2);
+    assert_eq!(first.len(), UNSEEN);
+    let left_out = (1..=6_000).find(|id: &u32| !first.contains(&*id.to_string()));
+    let alert = left_out.and_then(|id| run.server.alerts.get_mut(&id));
+    alert.expect("some are left for later").open = false;
+    let second = read_up_to_a_refusal(&mut run, 2);
+    assert_eq!(first.union(&second).count(), 5_500);
+    run.assert_agreement();
+}
+
+#[test]
+fn polls_ask_for_no_page_that_full_reads_are_refused() {
+    let mut run = run_with(1_000, 100);
+    let poll_with_news = |run: &mut Run| {
+        (0..1_000).for_each(|choice| run.server.act(&Act::Bump(choice)));
+        run.requests = 0;
+        while run.requests == 0 || run.poll_page.is_some() {
+            run.poll(false);
+        }
+        run.requests
+    };
+    read_up_to_a_refusal(&mut run, 4);
+    assert_eq!(poll_with_news(&mut run), 3);
+    read_up_to_a_refusal(&mut run, u64::MAX);
+    assert_eq!(poll_with_news(&mut run), 10);
+}
+
+#[test]
+fn an_empty_or_doubtful_result_is_gone_through_twice() {
+    let gone_through = |open: u8, surplus: u64| {
+        let mut run = Run::new(false, 100, true);
+        run.server.surplus = surplus;
+        run.server.act(&Act::Open(open));
+        let mut polls = 0;
+        while !run.engine.has_gone_through() {
+            run.poll(false);
+            while run.background(false) {}
+            run.now += Duration::from_secs(30);
+            polls += 1;
+        }
+        polls
+    };
+    assert_eq!(gone_through(30, 0), 1);
+    assert_eq!(gone_through(0, 0), 2);
+    assert!((2..9).contains(&gone_through(30, 1)));
+    let mut run = Run::new(false, 10, true);
+    run.server.act(&Act::Open(30));
+    read_up_to_a_refusal(&mut run, 2);
+    assert!(!run.engine.has_gone_through());
+    read_up_to_a_refusal(&mut run, 2);
+    assert!(run.engine.has_gone_through());
+}
+
+#[test]
+fn what_is_shown_by_id_though_it_has_left_is_told_by_its_page() {
+    let mut run = run_with(1_000, 100);
+    run.server.ids_override = true;
+    let told = run.told_at.clone();
+    run.server.act(&Act::CloseMany(300, 80));
+    for _ in 0..DOUBT {
+        run.now += Duration::from_secs(600);
+        run.poll(false);
+        while run.background(false) {}
+    }
+    run.assert_agreement();
+    assert_eq!(
+        run.told_at, told,
+        "what has left is not told to have changed"
+    );
+    run.poll(false);
+    assert!(!run.background(false));
+}
+
+#[test]
+fn whom_an_answer_by_id_counts_and_does_not_show_has_not_left_unless_its_page_says_so() {
+    // Read whole, and with a total that leaves nothing to be concluded from not being seen.
+    for surplus in [0, 1] {
+        let mut run = run_with(1_000, 100);
+        run.server.shows_twice = true;
+        run.server.surplus = surplus;
+        run.server.act(&Act::CloseMany(500, 9));
+        let closed: Vec<u32> = run
+            .logged_open
+            .difference(&run.open_on_server())
+            .copied()
+            .collect();
+        run.poll(false);
+        while !matches!(run.engine.task(), Some(Task::Confirm(_))) {
+            assert!(run.background(false));
+        }
+        // Pages that shift have hidden all but one of them.
+        for id in &closed[1..] {
+            run.server.alerts.get_mut(id).unwrap().open = true;
+        }
+        run.requests = 0;
+        let told = run.told_at.clone();
+        while run.background(false) {}
+        assert_eq!(run.requests, 2, "one question, and what the witness counts");
+        run.assert_agreement();
+        run.settle();
+        assert_eq!(run.told_at, told, "nobody is told anew");
+    }
+}
+
+#[test]
+fn as_many_are_asked_for_at_once_however_short_the_last_page_is() {
+    let mut run = Run::new(false, 100, true);
+    run.server.size_as_shown = true;
+    (0..101).for_each(|_| run.server.act(&Act::Open(10)));
+    run.settle();
+    run.now += Duration::from_secs(120);
+    run.requests = 0;
+    run.server.act(&Act::CloseMany(300, 120));
+    run.poll(false);
+    while run.background(false) {}
+    run.assert_agreement();
+    assert_eq!(
+        run.requests,
+        1 + 9 + 3,
+        "a poll, nine pages, three questions"
+    );
+}
+
+#[test]
+fn a_search_whose_answers_by_id_show_no_witness_is_not_asked_so_for_ever() {
+    let mut run = run_with(300, 100);
+    run.server.act(&Act::Close(5));
+    let mut questions = 0;
+    for _ in 0..10 {
+        run.now += Duration::from_secs(600);
+        run.poll(false);
+        while let Some(task) = run.engine.task() {
+            if matches!(task, Task::Confirm(_)) {
+                questions += 1;
+                run.lie = Some(Lie {
+                    shown: Vec::new(),
+                    total: 0,
+                    page_size: 100,
+                    next: None,
+                    unreadable: 0,
+                });
+            }
+            run.background(false);
+        }
+    }
+    run.assert_agreement();
+    assert!((2..9).contains(&questions), "{questions}");
+}

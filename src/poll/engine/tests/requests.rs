@@ -1,0 +1,225 @@
+//! What it costs: quiet polls, bursts, departures, totals that never add up.
+
+use super::*;
+
+#[test]
+fn a_quiet_poll_costs_one_request() {
+    let mut run = run_with(1000, 100);
+    for _ in 0..10 {
+        run.poll(false);
+        assert!(!run.background(false));
+    }
+    assert_eq!(run.requests, 10);
+    assert!(run.engine.is_complete());
+}
+
+#[test]
+fn a_reload_costs_no_full_read_before_it_is_due() {
+    let mut run = run_with(1000, 100);
+    run.poll(false);
+    run.reload();
+    run.poll(false);
+    assert!(run.engine.is_complete());
+    assert!(!run.background(false));
+    assert_eq!(run.requests, 2);
+    run.now += Duration::from_secs(600);
+    run.poll(false);
+    while run.background(false) {}
+    assert_eq!(run.requests, 12);
+}
+
+#[test]
+fn a_reload_while_something_is_on_its_way_out_has_all_read_again() {
+    let mut run = run_with(1000, 100);
+    run.server.act(&Act::Close(5));
+    run.poll(false);
+    while !run.engine.has_departures() {
+        assert!(run.background(false));
+    }
+    run.reload();
+    assert!(!run.engine.is_complete());
+    run.poll(false);
+    while run.background(false) {}
+    run.assert_agreement();
+}
+
+#[test]
+fn a_burst_costs_a_request_a_page() {
+    let mut run = run_with(1000, 100);
+    for _ in 0..19 {
+        run.server.act(&Act::Open(50));
+    }
+    loop {
+        run.poll(false);
+        if run.poll_page.is_none() {
+            break;
+        }
+    }
+    assert!(!run.background(false));
+    assert!(run.requests <= 11, "{}", run.requests);
+    run.assert_agreement();
+}
+
+#[test]
+fn a_burst_into_an_empty_result_costs_a_request_a_page() {
+    let mut run = run_with(0, 100);
+    for _ in 0..19 {
+        run.server.act(&Act::Open(50));
+    }
+    run.poll(false);
+    while run.background(false) {}
+    assert_eq!(run.requests, 10);
+    run.assert_agreement();
+}
+
+#[test]
+fn a_burst_that_is_too_long_for_a_poll_is_left_to_the_background() {
+    let mut run = run_with(200, 4);
+    for _ in 0..4 {
+        run.server.act(&Act::Open(50));
+    }
+    while run.poll_page.is_some() || run.requests == 0 {
+        run.poll(false);
+    }
+    assert_eq!(run.requests, 25);
+    while run.background(false) {}
+    run.assert_agreement();
+}
+
+#[test]
+fn a_result_of_one_page_shows_departures_at_once() {
+    let mut run = run_with(50, 100);
+    run.server.act(&Act::CloseMany(7, 3));
+    run.poll(false);
+    assert_eq!(run.engine.tracker().open(), 47);
+    assert!(run.engine.is_complete());
+    assert!(matches!(run.engine.task(), Some(Task::Reasons(ids)) if ids.len() == 3));
+    run.background(false);
+    run.assert_agreement();
+    assert_eq!(run.requests, 1);
+}
+
+#[test]
+fn one_that_opens_anew_while_its_departure_waits_has_left_and_one_that_comes_back_has_not() {
+    for act in [Act::OpenAnew(1), Act::Reopen(1)] {
+        let mut run = run_with(50, 100);
+        let told = run.told_at.clone();
+        run.server.act(&Act::CloseMany(7, 3));
+        run.poll(false);
+        let Some(Task::Reasons(waiting)) = run.engine.task() else {
+            panic!("three have left");
+        };
+        run.server.act(&act);
+        run.poll(false);
+        let returned = run.open_on_server();
+        let returned = waiting
+            .iter()
+            .find(|id| returned.contains(&id.parse().unwrap()));
+        let id: u32 = returned.unwrap().parse().unwrap();
+        let is_told = run.told_at[&id] > told[&id];
+        assert_eq!(is_told, matches!(act, Act::OpenAnew(_)));
+        assert!(run.logged_open.contains(&id));
+        // It may leave once more before anything is known of the others.
+        run.server.alerts.get_mut(&id).unwrap().open = false;
+        run.poll(false);
+        let Some(Task::Reasons(mut left)) = run.engine.task() else {
+            panic!("three have left");
+        };
+        left.sort();
+        let mut all = waiting.clone();
+        all.sort();
+        assert_eq!(left, all, "each once");
+        run.lied = true;
+        while run.background(false) {}
+        run.assert_agreement();
+    }
+}
+
+#[test]
+fn a_departure_from_a_long_result_is_noticed_by_the_count() {
+    let mut run = run_with(1000, 100);
+    run.server.act(&Act::Close(500));
+    run.poll(false);
+    assert!(!run.engine.is_complete());
+    while run.background(false) {}
+    run.assert_agreement();
+    assert_eq!(
+        run.requests,
+        1 + 10 + 1,
+        "a poll, ten pages, and the question whether it is gone"
+    );
+    assert!(run.engine.is_complete());
+}
+
+#[test]
+fn a_count_that_never_adds_up_is_not_chased_without_rest() {
+    let mut run = run_with(1000, 100);
+    // A server that shows one alert less than it counts: read, but never seen.
+    let options = run.engine.options;
+    let mut reads = 0;
+    for _ in 0..100 {
+        let page: Vec<String> = (0..100).map(|n| n.to_string()).collect();
+        let page = plain(&page);
+        let delta = Delta {
+            tail_unchanged: true,
+            ..Delta::default()
+        };
+        let facts = Facts {
+            page: 1,
+            shown: 100,
+            unreadable: 0,
+            total: 2000,
+            page_size: 100,
+            next: Some(2),
+        };
+        run.engine
+            .adopt(&Purpose::Poll, &facts, &page, &delta, Vec::new(), run.now);
+        reads += usize::from(run.engine.task().is_some());
+        while let Some(task) = run.engine.task() {
+            let Task::Page(page) = task else {
+                run.background(false);
+                continue;
+            };
+            let facts = Facts {
+                page,
+                next: (page < 20).then_some(page + 1),
+                ..facts
+            };
+            run.engine
+                .adopt(&Purpose::FullRead, &facts, &[], &delta, Vec::new(), run.now);
+        }
+        run.now += options.interval;
+    }
+    assert!((2..12).contains(&reads), "{reads} full reads in 50 minutes");
+}
+
+#[test]
+fn what_could_not_be_read_before_a_refused_page_is_not_looked_for_again() {
+    let mut run = run_with(100, 100);
+    let ids: Vec<String> = (1..=100).map(|id| id.to_string()).collect();
+    let page = plain(&ids);
+    let delta = Delta {
+        tail_unchanged: true,
+        ..Delta::default()
+    };
+    let facts = Facts {
+        page: 1,
+        shown: 103,
+        unreadable: 3,
+        total: 103,
+        page_size: 103,
+        next: Some(2),
+    };
+    run.now += run.engine.options.full_read_interval;
+    let poll = |run: &mut Run| {
+        run.engine
+            .adopt(&Purpose::Poll, &facts, &page, &delta, Vec::new(), run.now);
+        run.engine.task()
+    };
+    assert_eq!(poll(&mut run), Some(Task::Page(2)));
+    run.engine.page_refused(run.now);
+    for _ in 0..10 {
+        run.now += run.engine.options.interval;
+        assert_eq!(poll(&mut run), None, "all that is counted is known");
+    }
+}
