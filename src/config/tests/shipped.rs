@@ -1,0 +1,143 @@
+//! The schema and the example that are shipped.
+
+use super::*;
+
+/// A file of the repository.
+fn shipped(path: &str) -> String {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+#[test]
+fn the_schema_that_is_shipped_is_current() {
+    let mut current = serde_json::to_string_pretty(&json_schema()).unwrap();
+    current.push('\n');
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/config.schema.json");
+    if std::env::var_os("UPDATE_SHIPPED").is_some() {
+        std::fs::write(&path, &current).unwrap();
+    }
+    assert!(
+        shipped("docs/config.schema.json") == current,
+        "docs/config.schema.json is not current; run this test with UPDATE_SHIPPED=1"
+    );
+}
+
+/// Every key of the schema: the name of its section, its own name, and its description.
+fn keys() -> Vec<(String, String, serde_json::Value)> {
+    let schema = json_schema();
+    let sections = schema["$defs"].as_object().unwrap().iter();
+    let sections = sections.map(|(name, section)| (name.as_str(), section));
+    sections
+        .chain([("File", &schema)])
+        .flat_map(|(name, section)| {
+            let properties = section["properties"].as_object().into_iter().flatten();
+            properties.map(move |(key, value)| (name.to_owned(), key.clone(), value.clone()))
+        })
+        .collect()
+}
+
+#[test]
+fn every_key_is_described_and_unknown_ones_are_refused_by_the_schema_too() {
+    let keys = keys();
+    assert!(keys.len() > 50, "{}", keys.len());
+    for (section, key, value) in keys {
+        let description = value["description"].as_str().unwrap_or_default();
+        assert!(
+            description.ends_with('.'),
+            "{section}.{key}: {description:?}"
+        );
+    }
+    let schema = json_schema();
+    assert_eq!(
+        schema["$schema"],
+        "https://json-schema.org/draft/2020-12/schema"
+    );
+    for (name, section) in schema["$defs"].as_object().unwrap() {
+        if section.get("properties").is_some() {
+            assert_eq!(section["additionalProperties"], false, "{name}");
+        }
+    }
+}
+
+#[test]
+fn the_defaults_in_the_schema_are_the_defaults() {
+    let mut section = BTreeMap::<String, serde_json::Map<String, serde_json::Value>>::new();
+    for (name, key, value) in keys() {
+        if let Some(default) = value.get("default").filter(|default| !default.is_null()) {
+            section
+                .entry(name)
+                .or_default()
+                .insert(key, default.clone());
+        }
+    }
+    let mut take = |name: &str| section.remove(name).unwrap_or_default();
+    let mut account = take("Account");
+    account.insert("url".into(), "https://acme.api.opsramp.com".into());
+    account.insert("client_id".into(), "KEY".into());
+    account.insert("client_secret_file".into(), "/run/secret".into());
+    account.insert("tenants".into(), serde_json::json!(["client_1"]));
+    account.insert("tls".into(), take("Tls").into());
+    let mut search = take("Search");
+    search.insert("name".into(), "open".into());
+    let mut explicit = serde_json::json!({
+        "accounts": [account],
+        "searches": [search],
+        "log": take("Log"),
+        "web": take("Web"),
+    });
+    // A sink and a server have to be there for their defaults to show.
+    let mut otlp = take("Sink");
+    otlp.insert("type".into(), "otlp".into());
+    otlp.insert("endpoint".into(), "http://loki".into());
+    let format = otlp.remove("format").unwrap();
+    explicit["log"]["sinks"] = serde_json::json!([{"type": "stdout", "format": format}, otlp]);
+    let mut postgres = take("Postgres");
+    postgres.insert("url_file".into(), "x".into());
+    explicit["state"] = serde_json::json!({ "postgres": postgres });
+    assert!(section.is_empty(), "{section:?}");
+
+    let implicit = minimal_and(
+        "log: {sinks: [{type: stdout}, {type: otlp, endpoint: 'http://loki'}]}
+state: {postgres: {url_file: x}}
+",
+    );
+    // JSON is YAML.
+    assert_eq!(config(&explicit.to_string()), config(&implicit));
+}
+
+/// The lines of the example that are commented out with `#` and no space are keys with their
+/// defaults; those with a space are prose.
+fn with_defaults_written_out(example: &str) -> String {
+    let lines = example.lines().map(|line| {
+        let indent = line.len() - line.trim_start().len();
+        match line.trim_start().strip_prefix('#') {
+            Some(rest) if !rest.is_empty() && !rest.starts_with(' ') => {
+                format!("{}{rest}\n", &line[..indent])
+            }
+            _ => format!("{line}\n"),
+        }
+    });
+    lines.collect()
+}
+
+#[test]
+fn the_example_is_a_configuration_and_its_defaults_are_the_defaults() {
+    let example = shipped("config.example.yml");
+    let loaded = load(&example).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(loaded.warnings, Vec::<String>::new());
+    let written_out = with_defaults_written_out(&example);
+    assert_ne!(written_out, example);
+    assert_eq!(config(&written_out), loaded.config);
+}
+
+#[test]
+fn the_example_shows_every_key() {
+    let example = shipped("config.example.yml");
+    for (section, key, _) in keys() {
+        let shows = |line: &str| {
+            line.split(|c: char| !c.is_alphanumeric() && c != '_' && c != ':')
+                .any(|word| word.strip_suffix(':') == Some(&key))
+        };
+        assert!(example.lines().any(shows), "{section}.{key}");
+    }
+}

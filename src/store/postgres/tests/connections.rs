@@ -1,0 +1,326 @@
+//! Connections: TLS, passwords, hosts and servers that hang, what gets in the way of one another.
+
+use std::{fs, os::unix::fs::PermissionsExt as _};
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_database_says_of_a_statement_is_shown_without_the_password() {
+    let url = SecretSource::Value(Secret::new(server::shared().fresh()));
+    let mut session = Pool::new(url, LEASE).session().await.unwrap();
+    let no_number = format!("SELECT '{}'::int", server::PASSWORD);
+    let told = chain(&session.batch(&no_number).await.unwrap_err());
+    assert!(told.contains("invalid input syntax"), "{told}");
+    assert!(told.contains("\"<secret>\""), "{told}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_server_refuses_is_told_without_the_password() {
+    let url = server::shared().fresh();
+    let wrong = url.replace(server::PASSWORD, "hunter2");
+    let error = Store::open(&options(&wrong, "node", LEASE))
+        .await
+        .unwrap_err();
+    let why = text(&error);
+    assert!(why.contains("password authentication failed"), "{why}");
+    assert!(!why.contains("hunter2") && error.is_passing(), "{why}");
+
+    let store = open(&url, "node", LEASE).await;
+    store.close().await;
+    let schema = url.rsplit_once("%3D").unwrap().1;
+    server::shared().sql(&format!(
+        "UPDATE {schema}.opsramp_exporter_schema SET version = 999"
+    ));
+    let newer = Store::open(&options(&url, "node", LEASE))
+        .await
+        .unwrap_err();
+    assert!(text(&newer).contains("schema 999"), "{newer:?}");
+    assert!(!newer.is_passing());
+
+    server::shared().sql(
+        "CREATE DATABASE latin TEMPLATE template0 ENCODING 'LATIN1' LC_COLLATE 'C' LC_CTYPE 'C'",
+    );
+    let url = server::shared().url().replace("/postgres", "/latin");
+    let latin = Store::open(&options(&url, "node", LEASE))
+        .await
+        .unwrap_err();
+    assert!(text(&latin).contains("encoding is LATIN1"), "{latin:?}");
+    assert!(!latin.is_passing());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_is_as_strict_as_the_url_says() {
+    let authority = || {
+        let mut parameters = CertificateParams::new(Vec::new()).unwrap();
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let certificate = parameters.self_signed(&key).unwrap();
+        (certificate, Issuer::new(parameters, key))
+    };
+    let ((root, issuer), (other_root, _)) = (authority(), authority());
+    let key = KeyPair::generate().unwrap();
+    let certificate = CertificateParams::new(vec!["localhost".to_owned()])
+        .unwrap()
+        .signed_by(&key, &issuer)
+        .unwrap();
+    let cluster = tokio::task::spawn_blocking(move || {
+        server::Cluster::start_with(&["fsync=off", "ssl=on"], |data| {
+            for (name, pem) in [
+                ("server.crt", certificate.pem()),
+                ("server.key", key.serialize_pem()),
+            ] {
+                let path = data.join(name);
+                fs::write(&path, pem).unwrap();
+                fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+            }
+        })
+    });
+    let cluster = cluster.await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let roots = |name: &str, pem: String| {
+        let path = folder.path().join(name);
+        fs::write(&path, pem).unwrap();
+        path.display().to_string()
+    };
+    let (root, other_root) = (roots("a.pem", root.pem()), roots("b.pem", other_root.pem()));
+    // Whoever comes without TLS is turned away.
+    cluster.require_tls();
+    let url = cluster.url();
+    let named = url.replace("127.0.0.1", "localhost");
+    for (url, expected) in [
+        (format!("{url}?sslmode=prefer"), Ok(())),
+        (format!("{url}?sslmode=require"), Ok(())),
+        (
+            format!("{named}?sslmode=verify-full&sslrootcert={root}"),
+            Ok(()),
+        ),
+        (format!("{url}?sslmode=disable"), Err("no encryption")),
+        (
+            format!("{url}?sslmode=verify-full&sslrootcert={root}"),
+            Err("not valid for name"),
+        ),
+        (
+            format!("{named}?sslmode=verify-full&sslrootcert={other_root}"),
+            Err("invalid peer certificate"),
+        ),
+        (format!("{named}?sslmode=verify-full"), Err("certificate")),
+    ] {
+        let opened = Store::open(&options(&url, "node", LEASE)).await;
+        if let Err(Error::Backend(error)) = &opened {
+            let failure: &Failure = error.downcast_ref().unwrap();
+            let disabled = url.contains("disable");
+            assert_eq!(failure.of_tls().is_none(), disabled, "{failure:?}");
+        }
+        match (opened, expected) {
+            (Ok(store), Ok(())) => store.close().await,
+            (Err(error), Err(why)) => {
+                assert!(text(&error).contains(why), "{url}: {}", text(&error));
+            }
+            (opened, expected) => panic!("{url}: {opened:?}, not {expected:?}"),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_whose_statements_are_gone_is_given_up() {
+    let url = server::shared().fresh();
+    let pool = Pool::new(SecretSource::Value(Secret::new(&url)), LEASE);
+    let mut session = pool.session().await.unwrap();
+    session.query("SELECT 1", &[]).await.unwrap();
+    // A pooler may put another server behind a connection.
+    session.batch("DEALLOCATE ALL").await.unwrap();
+    drop(session);
+    let mut session = pool.session().await.unwrap();
+    session.query("SELECT 1", &[]).await.unwrap_err();
+    drop(session);
+    let mut session = pool.session().await.unwrap();
+    session.query("SELECT 1", &[]).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_given_up_keeps_no_place_on_the_server() {
+    let url = server::shared().fresh();
+    open(&url, "node", LEASE).await.close().await;
+    let name = url.rsplit_once("%3D").unwrap().1;
+    let url = format!("{url}&application_name={name}");
+    let pool = Pool::new(SecretSource::Value(Secret::new(&url)), LEASE);
+    let mut other = pool.session().await.unwrap();
+    other.batch("BEGIN; LOCK TABLE search").await.unwrap();
+    let waiting = || {
+        server::shared().sql(&format!(
+            "SELECT count(*) FROM pg_stat_activity
+             WHERE application_name = '{name}' AND wait_event_type = 'Lock'"
+        ))
+    };
+    for _ in 0..3 {
+        let mut session = pool.session().await.unwrap();
+        let count = session.query("SELECT count(*) FROM search", &[]);
+        timeout(Duration::from_millis(300), count)
+            .await
+            .unwrap_err();
+    }
+    let deadline = Instant::now() + PATIENCE;
+    while waiting() != "0" {
+        assert!(Instant::now() < deadline, "{} wait", waiting());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    other.batch("ROLLBACK").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_hangs_is_passed_over() {
+    // The system takes the connections, and nobody ever reads from them.
+    let hangs = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let hosts = format!(
+        "127.0.0.1:{},127.0.0.1:{}",
+        hangs.local_addr().unwrap().port(),
+        server::shared().port()
+    );
+    let one = format!("127.0.0.1:{}", server::shared().port());
+    let url = server::shared().fresh().replace(&one, &hosts);
+    let pool = Pool::new(SecretSource::Value(Secret::new(&url)), LEASE);
+    // Whoever gives up before its time is over does not meet it again.
+    timeout(Duration::from_millis(300), pool.session())
+        .await
+        .unwrap_err();
+    let sessions = [pool.session().await, pool.session().await];
+    assert!(sessions.iter().all(Result::is_ok), "{sessions:?}");
+
+    let url = format!("{url}&connect_timeout=1");
+    let pool = Pool::new(SecretSource::Value(Secret::new(&url)), LEASE);
+    pool.session().await.unwrap();
+    let alone = url.replace(&format!(",{one}"), "");
+    let pool = Pool::new(SecretSource::Value(Secret::new(&alone)), LEASE);
+    let failure = pool.session().await.unwrap_err();
+    assert!(matches!(failure, Failure::NoAnswer), "{failure:?}");
+    assert!(failure.is_without_effect());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_the_server_certainly_has_not_done_counts_as_not_done() {
+    let url = server::shared().fresh();
+    let pool = Pool::new(SecretSource::Value(Secret::new(&url)), LEASE);
+    for (state, undone) in [
+        ("40001", true),
+        ("53100", true),
+        ("57014", true),
+        // An ambiguous result, as distributed databases call it.
+        ("40003", false),
+        ("57P01", false),
+    ] {
+        let mut session = pool.session().await.unwrap();
+        let raise = format!("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{state}'; END $$");
+        let failure = session.batch(&raise).await.unwrap_err();
+        assert_eq!(failure.is_without_effect(), undone, "{state}");
+    }
+    assert!(!Failure::Timeout.is_without_effect());
+    let nobody = url.replace(&format!(":{}/", server::shared().port()), ":1/");
+    let pool = Pool::new(SecretSource::Value(Secret::new(&nobody)), LEASE);
+    assert!(pool.session().await.unwrap_err().is_without_effect());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_takes_many_answers_may_take_longer_than_one_answer() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", LEASE).await;
+    let Store::Postgres(postgres) = &store else {
+        panic!("{store:?}");
+    };
+    let answers = connection::PATIENCE.as_secs_f64() / 2.8;
+    let sleep = format!("SELECT pg_sleep({answers})");
+    let many = postgres.ask(async |session| {
+        for _ in 0..3 {
+            session.batch(&sleep).await?;
+        }
+        Ok(())
+    });
+    many.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_another_transaction_gets_in_the_way_of_is_done_again() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", LEASE).await;
+    get_in_the_way(&url, "sink", 2);
+    store.set_sinks(names(&["s"])).await.unwrap();
+    get_in_the_way(&url, "search", 2);
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    get_in_the_way(&url, "journal", 2);
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [1, 2]);
+    get_in_the_way(&url, "progress", 2);
+    let last = batch.events[1].position;
+    store.acknowledge("s", last, None).await.unwrap();
+    drop(batch);
+    assert_eq!(sql(&url, "SELECT position FROM progress"), "2");
+    get_in_the_way(&url, "search", 2);
+    store.release(held).await.unwrap();
+    assert_eq!(sql(&url, "SELECT owner IS NULL FROM search"), "t");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_never_cease_to_get_in_the_way_of_fails() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    let always = 10_000;
+    get_in_the_way(&url, "sink", always);
+    store.set_sinks(names(&["s"])).await.unwrap_err();
+    get_in_the_way(&url, "sink", 0);
+    store.set_sinks(names(&["s"])).await.unwrap();
+    get_in_the_way(&url, "search", always);
+    let refused = store.take_up(&a_search(), second(1)).await.unwrap_err();
+    assert!(!matches!(refused, Error::HeldElsewhere), "{refused:?}");
+    get_in_the_way(&url, "search", 0);
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    get_in_the_way(&url, "journal", always);
+    let refused = store.commit(held, events(1..3), second(2)).await;
+    assert!(!matches!(refused, Ok(()) | Err(Error::LeaseLost)));
+    get_in_the_way(&url, "journal", 0);
+    // Nothing of it was done, and the lease is not lost by it.
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [1, 2]);
+    get_in_the_way(&url, "progress", always);
+    let last = batch.events[1].position;
+    store.acknowledge("s", last, None).await.unwrap_err();
+    drop(batch);
+    let nothing = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&nothing), [0; 0]);
+    // It is told with the next one.
+    get_in_the_way(&url, "progress", 0);
+    store.acknowledge("s", last, None).await.unwrap();
+    assert_eq!(sql(&url, "SELECT position FROM progress"), "2");
+    get_in_the_way(&url, "search", always);
+    store.release(held).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn roots_that_do_not_answer_are_named_and_hold_up_nobody() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("roots.pem");
+    rustix::fs::mkfifoat(rustix::fs::CWD, &path, rustix::fs::Mode::RWXU).unwrap();
+    let url = format!(
+        "postgres://u:p@127.0.0.1:9/d?sslmode=verify-full&sslrootcert={}",
+        path.display()
+    );
+    let url = SecretSource::Value(Secret::new(url));
+    let pool = Pool::new(url, Duration::from_secs(3));
+    // Whoever is in a hurry hears of nothing else, either.
+    timeout(Duration::from_millis(1), pool.session())
+        .await
+        .unwrap_err();
+    let failure = pool.session().await.unwrap_err();
+    let told = format!("could not be read within 5 s: {}", path.display());
+    assert!(failure.to_string().ends_with(&told), "{failure}");
+    // The runtime waits for its threads.
+    drop(
+        fs::File::options()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .unwrap(),
+    );
+}

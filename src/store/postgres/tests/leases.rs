@@ -1,0 +1,168 @@
+//! Leases: taken, renewed, lost, given back.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_slept_past_its_lease_commits_and_delivers_nothing() {
+    let url = server::shared().fresh();
+    let lease = Duration::from_secs(1);
+    let first = stalled(&url, lease).await;
+    first.set_sinks(names(&["s"])).await.unwrap();
+    let slept = first.take_up(&a_search(), second(1)).await.unwrap().held;
+    first.commit(slept, events(1..3), second(2)).await.unwrap();
+    let batch = first.pending("s", 9, usize::MAX).await.unwrap();
+    assert!(batch.claim.holds());
+
+    let other = open(&url, "other", LEASE).await;
+    other.set_sinks(names(&["s"])).await.unwrap();
+    let loaded = take_over(&other).await;
+    assert!(loaded.held.epoch > slept.epoch);
+    other
+        .commit(loaded.held, events(3..4), second(3))
+        .await
+        .unwrap();
+
+    assert!(!batch.claim.holds());
+    let refused = first.commit(slept, events(4..5), second(3)).await;
+    assert!(matches!(refused, Err(Error::LeaseLost)), "{refused:?}");
+    let changed = shared(&first).changed.subscribe();
+    let nothing = first.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&nothing), [0; 0]);
+    assert!(changed.has_changed().unwrap(), "all hear of a lease's end");
+    // What it says now of its delivery comes too late.
+    let last = batch.events.last().unwrap().position;
+    first.acknowledge("s", last, None).await.unwrap();
+    let taken_over = other.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&taken_over), [1, 2, 3]);
+    first.release(slept).await.unwrap();
+    other
+        .commit(loaded.held, events(5..6), second(3))
+        .await
+        .unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_next_holder_goes_on_where_the_last_one_was() {
+    let url = server::shared().fresh();
+    let first = open(&url, "first", LEASE).await;
+    let second_replica = open(&url, "second", LEASE).await;
+    for store in [&first, &second_replica] {
+        store.set_sinks(names(&["s"])).await.unwrap();
+    }
+    let held = first.take_up(&a_search(), second(1)).await.unwrap().held;
+    let elsewhere = second_replica.take_up(&a_search(), second(1)).await;
+    assert!(
+        matches!(elsewhere, Err(Error::HeldElsewhere)),
+        "{elsewhere:?}"
+    );
+    let mut commit = events(1..4);
+    commit.upserts.push(alert("a", 1, 10));
+    first.commit(held, commit, second(2)).await.unwrap();
+    let batch = first.pending("s", 2, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [1, 2]);
+    let last = batch.events[1].position;
+    first.acknowledge("s", last, None).await.unwrap();
+    drop(batch);
+    // It leaves without ado: what it has not delivered is left to the other.
+    first.close().await;
+    let loaded = take_over(&second_replica).await;
+    assert_eq!(loaded.alerts, [alert("a", 1, 10)]);
+    let rest = second_replica.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&rest), [3]);
+    assert!(rest.claim.past().unwrap().is_inherited);
+    assert_eq!(rest.events[0].event, event(3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_that_is_given_back_is_delivered_first() {
+    let (options, ()) = fresh();
+    let store = Store::open(&options).await.unwrap();
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+    let giving = tokio::spawn({
+        let store = store.clone();
+        async move { store.release(held).await }
+    });
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [1, 2]);
+    assert!(!giving.is_finished());
+    let last = batch.events[1].position;
+    store.acknowledge("s", last, None).await.unwrap();
+    drop(batch);
+    giving.await.unwrap().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_renewal_that_others_get_in_the_way_of_is_done_in_time() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", Duration::from_secs(4)).await;
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let mut trouble = store.trouble();
+    let writes = async |wanted: u32| {
+        let deadline = Instant::now() + PATIENCE;
+        let last = || sql(&url, "SELECT last_value FROM writes_to_search");
+        while last().parse::<u32>().unwrap() < wanted {
+            assert!(Instant::now() < deadline, "the lease is not renewed");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    get_in_the_way(&url, "search", 2);
+    // The third has succeeded, and so has the round that it belongs to.
+    writes(4).await;
+    assert_eq!(*trouble.borrow_and_update(), None);
+    assert!(!trouble.has_changed().unwrap());
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_somebody_has_locked_costs_its_own_lease_alone() {
+    let url = server::shared().fresh();
+    let lease = Duration::from_secs(3);
+    let store = open(&url, "node", lease).await;
+    let locked = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let other = key("acme", "client_1", "other");
+    let other = store.take_up(&other, second(1)).await.unwrap().held;
+    let mut session = shared(&store).pool.session().await.unwrap();
+    let lock = "BEGIN; SELECT FROM search WHERE name = 'open' FOR UPDATE";
+    session.batch(lock).await.unwrap();
+    timeout(PATIENCE, store.relieved(locked)).await.unwrap();
+    // Unrenewed, the other one would end at the same time.
+    timeout(lease / 2, store.relieved(other)).await.unwrap_err();
+    assert_eq!(*store.trouble().borrow(), None);
+    session.batch("ROLLBACK").await.unwrap();
+    store.commit(other, events(1..3), second(2)).await.unwrap();
+    store.take_up(&a_search(), second(2)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn leases_are_renewed_though_all_other_connections_are_in_use() {
+    let url = server::shared().fresh();
+    let lease = Duration::from_secs(2);
+    let store = open(&url, "node", lease).await;
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let pool = &shared(&store).pool;
+    let mut in_use = Vec::new();
+    while let Ok(session) = timeout(lease / 2, pool.session()).await {
+        in_use.push(session.unwrap());
+    }
+    timeout(lease, store.relieved(held)).await.unwrap_err();
+    drop(in_use);
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_waits_for_others_to_be_taken_up_does_not_blame_the_server() {
+    let (options, ()) = fresh();
+    let store = Store::open(&options).await.unwrap();
+    let others = shared(&store).takes.acquire_many(4).await.unwrap();
+    let search = a_search();
+    let taking = store.take_up(&search, second(1));
+    tokio::pin!(taking);
+    let waits = Duration::from_millis(500);
+    timeout(connection::PATIENCE + waits, &mut taking)
+        .await
+        .unwrap_err();
+    drop(others);
+    taking.await.unwrap();
+}

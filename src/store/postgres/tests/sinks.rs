@@ -1,0 +1,270 @@
+//! Sinks: their parts of the journal and their marks.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_another_replica_names_keeps_its_part_of_the_journal() {
+    let url = server::shared().fresh();
+    let old = open(&url, "old", LEASE).await;
+    let new = open(&url, "new", LEASE).await;
+    old.set_sinks(names(&["s"])).await.unwrap();
+    new.set_sinks(names(&["s", "t"])).await.unwrap();
+    let held = old.take_up(&a_search(), second(1)).await.unwrap().held;
+    old.commit(held, events(1..3), second(2)).await.unwrap();
+    let batch = old.pending("s", 9, usize::MAX).await.unwrap();
+    let last = batch.events[1].position;
+    old.acknowledge("s", last, None).await.unwrap();
+    drop(batch);
+    old.close().await;
+    take_over(&new).await;
+    let waiting = new.pending("t", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&waiting), [1, 2]);
+    let nothing = new.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&nothing), [0; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_another_replica_named_first_misses_nothing() {
+    let url = server::shared().fresh();
+    let old = open(&url, "old", LEASE).await;
+    let new = open(&url, "new", LEASE).await;
+    old.set_sinks(names(&["s"])).await.unwrap();
+    let held = old.take_up(&a_search(), second(1)).await.unwrap().held;
+    old.commit(held, events(1..2), second(2)).await.unwrap();
+    new.set_sinks(names(&["s", "t"])).await.unwrap();
+    old.commit(held, events(2..4), second(2)).await.unwrap();
+    old.set_sinks(names(&["s", "t"])).await.unwrap();
+    old.commit(held, events(4..5), second(2)).await.unwrap();
+    for (sink, expected) in [("t", &[2, 3, 4][..]), ("s", &[1, 2, 3, 4])] {
+        let batch = old.pending(sink, 9, usize::MAX).await.unwrap();
+        assert_eq!(told(&batch), expected);
+        let last = batch.events.last().unwrap().position;
+        old.acknowledge(sink, last, None).await.unwrap();
+    }
+    wait_for_journal(&old, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_every_sink_has_is_removed_from_the_server() {
+    let (options, ()) = fresh();
+    let store = Store::open(&options).await.unwrap();
+    store.set_sinks(names(&["s", "t"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..4), second(2)).await.unwrap();
+    for (sink, delivered, left) in [("s", 3, 3), ("t", 2, 1), ("t", 1, 0)] {
+        let batch = store.pending(sink, delivered, usize::MAX).await.unwrap();
+        let last = batch.events.last().unwrap().position;
+        store.acknowledge(sink, last, None).await.unwrap();
+        drop(batch);
+        wait_for_journal(&store, left).await;
+    }
+}
+
+/// Waits until the server keeps so many events, and no fewer.
+async fn wait_for_journal(store: &Store, events: i64) {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let mut session = shared(store).pool.session().await.unwrap();
+        let sql = "SELECT count(*) FROM journal";
+        let rows = session.query(sql, &[]).await.unwrap();
+        let kept: i64 = rows[0].get(0);
+        if kept == events {
+            return;
+        }
+        assert!(kept > events && Instant::now() < deadline, "{kept} events");
+        drop(session);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mark_is_stored_only_with_every_place_that_it_stands_for() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let other = key("acme", "client_1", "other");
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let lost = store.take_up(&other, second(1)).await.unwrap().held;
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+    store.commit(lost, events(3..5), second(2)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [1, 2, 3, 4]);
+    // Somebody else takes it up.
+    sql(
+        &url,
+        "UPDATE search SET epoch = epoch + 1 WHERE name = 'other'",
+    );
+    let acknowledged = async || {
+        let last = batch.events[3].position;
+        let mark = Some(b"four".to_vec());
+        store.acknowledge("s", last, mark).await.unwrap();
+    };
+    let told_of = async || {
+        let told = timeout(LEASE / 2, store.relieved(lost)).await;
+        told.expect("whoever polls the search is told at once");
+    };
+    tokio::join!(told_of(), acknowledged());
+    let stored = "SELECT position FROM progress JOIN search ON id = search_id WHERE name = 'open'";
+    assert_eq!(sql(&url, stored), "2");
+    let mark = "SELECT encode(mark, 'escape') FROM mark";
+    assert_eq!(sql(&url, mark), "");
+    acknowledged().await;
+    assert_eq!(sql(&url, mark), "four");
+    let unsaved = || shared(&store).change_journals(|state| state.unsaved("s").0);
+    assert_eq!(unsaved(), journal::Unsaved::default());
+    // All that was told at once counts as told.
+    store.commit(held, events(5..6), second(3)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    let last = batch.events[0].position;
+    let mark = Some(b"five".to_vec());
+    store.acknowledge("s", last, mark).await.unwrap();
+    assert_eq!(unsaved(), journal::Unsaved::default());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_sink_that_is_there_already_the_mark_in_memory_counts() {
+    let url = server::shared().fresh();
+    // It keeps the sinks from being forgotten.
+    let other = open(&url, "other", LEASE).await;
+    let first = open(&url, "node", LEASE).await;
+    first.set_sinks(names(&["s", "t"])).await.unwrap();
+    for (sink, mark) in [("s", "s 1"), ("t", "t 1")] {
+        let end = shared(&first).look(|state| state.journal.end());
+        let mark = Some(mark.as_bytes().to_vec());
+        first.acknowledge(sink, end, mark).await.unwrap();
+    }
+    first.close().await;
+
+    let next = open(&url, "node", LEASE).await;
+    let marks = async |sinks: &[&str]| {
+        let states = next.set_sinks(names(sinks)).await.unwrap();
+        let marks = states.into_iter().map(|state| state.mark.unwrap());
+        marks
+            .map(|mark| String::from_utf8(mark).unwrap())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(marks(&["s"]).await, ["s 1"]);
+    // The server could not be told at that moment.
+    shared(&next).change_journals(|state| {
+        let end = state.journal.end();
+        state.journal.acknowledge("s", end, Some(b"s 2".to_vec()));
+    });
+    assert_eq!(marks(&["s", "t"]).await, ["s 2", "t 1"]);
+    other.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_others_have_removed_is_named_again() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", Duration::from_secs(3)).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    sql(&url, "DELETE FROM sink");
+    // It may be told of that by others, before it comes to say so itself.
+    let mut session = shared(&store).pool.session().await.unwrap();
+    delivery::hear_of_sinks(shared(&store), &mut session)
+        .await
+        .unwrap();
+    drop(session);
+    let own = shared(&store).look(|state| state.journal.own_sinks());
+    assert_eq!(own, ["s".into()]);
+    let deadline = Instant::now() + PATIENCE;
+    while sql(&url, "SELECT name FROM sink") != "s" {
+        assert!(Instant::now() < deadline, "it is never named again");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [1, 2]);
+    let last = batch.events[1].position;
+    store.acknowledge("s", last, None).await.unwrap();
+    drop(batch);
+    wait_for_journal(&store, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_wakes_up_takes_nobodys_sinks_for_gone() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    sql(
+        &url,
+        "INSERT INTO sink (name) VALUES ('t');
+         UPDATE replica SET alive_until = now() - interval '2 hours';
+         UPDATE sink SET unnamed_since = now() - interval '1 hour' WHERE name = 's'",
+    );
+    keeper::forget(shared(&store)).await.unwrap();
+    let known = "SELECT name, unnamed_since IS NULL FROM sink ORDER BY name";
+    assert_eq!(sql(&url, known), "s|f\nt|t");
+    // As soon as it is known to be alive, its own is named and that of others is not.
+    sql(
+        &url,
+        "UPDATE replica SET alive_until = now() + interval '2 hours'",
+    );
+    keeper::forget(shared(&store)).await.unwrap();
+    assert_eq!(sql(&url, known), "s|t\nt|f");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sinks_hear_of_it_when_what_waits_is_lost() {
+    let (options, ()) = fresh();
+    let store = Store::open(&options).await.unwrap();
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+    let mut journalled = store.journalled();
+    journalled.mark_unchanged();
+    shared(&store).change_leases(|state| state.lose(held));
+    assert!(journalled.has_changed().unwrap());
+    assert_eq!(store.backlog("s").await.unwrap(), Backlog::default());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sinks_whose_change_was_not_answered_are_those_that_were() {
+    let url = server::shared().fresh();
+    let server = format!("127.0.0.1:{}", server::shared().port());
+    let proxy = proxy::Proxy::start(server.parse().unwrap()).await;
+    let by_proxy = url.replace(&server, &proxy.address.to_string());
+    let store = open(&by_proxy, "node", Duration::from_secs(4)).await;
+    store.set_sinks(names(&["s", "t"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+    for changed in [&["s"][..], &["s", "t", "u"]] {
+        proxy.set(proxy::Weather::Unanswered { question: "COMMIT" });
+        store.set_sinks(names(changed)).await.unwrap_err();
+        proxy.set(proxy::Weather::Fair);
+        let known = "SELECT replica.sinks, array_agg(sink.name ORDER BY sink.name)
+             FROM replica, sink GROUP BY replica.sinks";
+        let deadline = Instant::now() + PATIENCE;
+        while sql(&url, known) != "{s,t}|{s,t}" {
+            assert!(Instant::now() < deadline, "{}", sql(&url, known));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+    // Nothing was lost, and nothing is kept for one that is none.
+    take_over(&store).await;
+    for sink in ["s", "t"] {
+        let batch = store.pending(sink, 9, usize::MAX).await.unwrap();
+        assert_eq!(told(&batch), [1, 2], "{sink}");
+        let last = batch.events[1].position;
+        store.acknowledge(sink, last, None).await.unwrap();
+    }
+    wait_for_journal(&store, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_delivered_is_told_before_a_search_is_given_back() {
+    let url = server::shared().fresh();
+    let (first, other) = two_replicas(&url).await;
+    let held = first.take_up(&a_search(), second(1)).await.unwrap().held;
+    first.commit(held, events(1..3), second(2)).await.unwrap();
+    let batch = first.pending("s", 9, usize::MAX).await.unwrap();
+    // The server could not be told at that moment.
+    let last = batch.events[1].position;
+    shared(&first).change_journals(|state| state.journal.acknowledge("s", last, None));
+    drop(batch);
+    first.release(held).await.unwrap();
+    take_over(&other).await;
+    let nothing = other.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&nothing), [0; 0]);
+}

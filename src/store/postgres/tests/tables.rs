@@ -1,0 +1,398 @@
+//! Tables: made, migrated, restored, lost; the replicas and leases that were in them.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_that_start_at_once_make_the_tables_once() {
+    let url = server::shared().fresh();
+    let stores = (0..8).map(|number| {
+        let url = url.clone();
+        async move { open(&url, &number.to_string(), LEASE).await }
+    });
+    for store in futures_util::future::join_all(stores).await {
+        store.close().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_comes_while_another_makes_the_tables_waits_for_them() {
+    let url = server::shared().fresh();
+    let other = std::thread::spawn({
+        let url = url.clone();
+        // One transaction.
+        let statements = "CREATE TABLE opsramp_exporter_schema
+                (only_row BOOLEAN PRIMARY KEY, version INTEGER NOT NULL);
+             SELECT pg_sleep(0.5)";
+        move || sql(&url, statements)
+    });
+    let sleeps = "SELECT count(*) FROM pg_stat_activity
+         WHERE wait_event = 'PgSleep' AND query LIKE '%' || current_schema || '%'";
+    let deadline = Instant::now() + PATIENCE;
+    while sql(&url, sleeps) != "1" && !other.is_finished() {
+        assert!(Instant::now() < deadline, "nobody makes them");
+    }
+    let store = open(&url, "node", LEASE).await;
+    other.join().unwrap();
+    store.set_sinks(names(&["s"])).await.unwrap();
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_the_server_has_forgotten_registers_anew_and_goes_on() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", Duration::from_secs(3)).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let forgotten = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store
+        .commit(forgotten, events(1..3), second(2))
+        .await
+        .unwrap();
+    let number = || shared(&store).look(|state| state.replica);
+    let before = number();
+    sql(&url, "DELETE FROM replica");
+    let deadline = Instant::now() + PATIENCE;
+    while number() == before {
+        assert!(Instant::now() < deadline, "it does not register anew");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(sql(&url, "SELECT sinks FROM replica"), "{s}");
+    let held = take_over(&store).await.held;
+    assert!(held.epoch > forgotten.epoch);
+    let refused = store.commit(forgotten, events(3..4), second(3)).await;
+    assert!(matches!(refused, Err(Error::LeaseLost)), "{refused:?}");
+    store.commit(held, events(3..4), second(3)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [1, 2, 3]);
+    drop(batch);
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replicas_number_is_never_anothers_even_where_the_database_was_set_back() {
+    let url = server::shared().fresh();
+    let lease = Duration::from_secs(4);
+    let slept = stalled(&url, lease).await;
+    let other = open(&url, "other", lease).await;
+    let number = |store: &Store| shared(store).look(|state| state.replica);
+    let before = number(&other);
+    sql(&url, "TRUNCATE replica RESTART IDENTITY");
+    let deadline = Instant::now() + PATIENCE;
+    while number(&other) == before {
+        assert!(Instant::now() < deadline, "it does not register anew");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_ne!(number(&other), number(&slept));
+    other.take_up(&a_search(), second(1)).await.unwrap();
+    let refused = slept.take_up(&a_search(), second(1)).await;
+    assert!(matches!(refused, Err(Error::HeldElsewhere)), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn searches_that_the_server_has_forgotten_are_looked_up_again() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", Duration::from_secs(3)).await;
+    let keys = ["a", "b"].map(|name| key("acme", "client_1", name));
+    store.share_out(keys.to_vec());
+    for statements in [
+        "SELECT 1",
+        "DELETE FROM search",
+        // The number of one is another's now.
+        "DELETE FROM search WHERE name = 'a';
+         INSERT INTO search (account, tenant_id, name, first_seen) VALUES
+            ('acme', 'client_1', 'a', now());
+         UPDATE search SET name = 'c' WHERE name = 'b'",
+    ] {
+        sql(&url, statements);
+        let rows = || shared(&store).look(|state| state.wanted.clone());
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let rows = rows();
+            let numbers = keys.iter().filter_map(|key| {
+                let name = &key.search;
+                let number = sql(
+                    &url,
+                    &format!("SELECT id FROM search WHERE name = '{name}'"),
+                );
+                Some(rows.get(key)?.to_string() == number)
+            });
+            if numbers.filter(|is_right| *is_right).count() == keys.len() {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{rows:?} after {statements}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        for key in &keys {
+            timeout(PATIENCE, store.turn(key)).await.unwrap();
+            store.take_up(key, second(1)).await.unwrap();
+        }
+    }
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_are_gone_and_not_restored_are_made_anew() {
+    let url = server::shared().fresh();
+    let lease = Duration::from_secs(1);
+    let store = open(&url, "node", lease).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let before = store.take_up(&a_search(), second(1)).await.unwrap();
+    sql(
+        &url,
+        "DROP TABLE progress, mark, sink, journal, departed, alert, search, replica,
+            opsramp_exporter_schema",
+    );
+    let gone = Instant::now();
+    let take_up_and_commit = async || {
+        let loaded = store.take_up(&a_search(), second(3)).await?;
+        store.commit(loaded.held, events(1..3), second(4)).await?;
+        Ok::<_, Error>(loaded.held)
+    };
+    let held = loop {
+        match take_up_and_commit().await {
+            Ok(held) => break held,
+            Err(error) => assert!(gone.elapsed() < PATIENCE, "{}", text(&error)),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    assert!(gone.elapsed() >= lease * 4, "nobody can restore them");
+    assert_ne!(held, before.held);
+    assert_eq!(sql(&url, "SELECT journal_end FROM search"), "2");
+    assert_eq!(sql(&url, "SELECT name FROM sink"), "s");
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_of_an_earlier_version_that_were_restored_are_migrated_at_once() {
+    let url = server::shared().fresh();
+    let lease = Duration::from_secs(15);
+    let store = open(&url, "node", lease).await;
+    store.share_out(vec![a_search()]);
+    timeout(PATIENCE, store.turn(&a_search())).await.unwrap();
+    let restored = Instant::now();
+    sql(
+        &url,
+        "ALTER TABLE replica DROP COLUMN wants; DELETE FROM replica; DELETE FROM search;
+         UPDATE opsramp_exporter_schema SET version = 1",
+    );
+    let wants = "SELECT count(*) FROM replica WHERE wants IS NOT NULL";
+    while restored.elapsed() < PATIENCE {
+        if sql(&url, "SELECT version FROM opsramp_exporter_schema") == "2"
+            && sql(&url, wants) == "1"
+        {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert!(restored.elapsed() < lease * 3, "{:?}", restored.elapsed());
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_was_set_back_loses_no_event_that_follows() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..5), second(2)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    let last = batch.events[3].position;
+    store.acknowledge("s", last, None).await.unwrap();
+    drop(batch);
+    // A standby takes over that has not heard of the last two.
+    sql(
+        &url,
+        "UPDATE search SET journal_end = 2; UPDATE progress SET position = 2;
+         DELETE FROM journal WHERE position > 2",
+    );
+    store.commit(held, events(3..6), second(3)).await.unwrap();
+    let refused = store.commit(held, events(6..7), second(4)).await;
+    assert!(matches!(refused, Err(Error::LeaseLost)), "{refused:?}");
+    let held = store.take_up(&a_search(), second(5)).await.unwrap().held;
+    store.commit(held, events(6..7), second(6)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [3, 4, 5, 6]);
+    let last = batch.events[3].position;
+    store.acknowledge("s", last, None).await.unwrap();
+    drop(batch);
+    store.close().await;
+    assert_eq!(sql(&url, "SELECT position FROM progress"), "6");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_restore_no_lease_is_taken_for_one_that_was_undone() {
+    let url = server::shared().fresh();
+    let (store, other) = two_replicas(&url).await;
+    let undone = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(undone, events(1..3), second(2)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    let last = batch.events[1].position;
+    store.acknowledge("s", last, None).await.unwrap();
+    drop(batch);
+    sql(
+        &url,
+        "UPDATE search SET owner = NULL, epoch = 0, journal_end = 0; DELETE FROM journal;
+         UPDATE progress SET position = 0",
+    );
+    // Somebody else is the first to take it up, and delivers nothing.
+    let held = other.take_up(&a_search(), second(3)).await.unwrap().held;
+    other.commit(held, events(3..5), second(4)).await.unwrap();
+    other.close().await;
+    assert_ne!(held, undone);
+    take_over(&store).await;
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [3, 4]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journals_end_that_is_damaged_keeps_nothing_from_being_journalled() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..4), second(2)).await.unwrap();
+    sql(&url, "UPDATE search SET journal_end = 1");
+    store.commit(held, events(4..5), second(3)).await.unwrap();
+    sql(&url, "UPDATE search SET journal_end = 0");
+    store.close().await;
+
+    let store = open(&url, "node", LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = take_over(&store).await.held;
+    store.commit(held, events(5..6), second(4)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [1, 2, 3, 4, 5]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_whose_place_is_damaged_gets_what_is_in_the_journal() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..4), second(2)).await.unwrap();
+    let acknowledge = async |events: usize| {
+        let batch = store.pending("s", events, usize::MAX).await.unwrap();
+        let last = batch.events[events - 1].position;
+        store.acknowledge("s", last, None).await.unwrap();
+    };
+    acknowledge(1).await;
+    delivery::prune(shared(&store)).await.unwrap();
+    let damage = |position: i64| {
+        sql(&url, &format!("UPDATE progress SET position = {position}"));
+    };
+    let kept = || sql(&url, "SELECT count(*) FROM journal");
+    damage(i64::MAX);
+    delivery::prune(shared(&store)).await.unwrap();
+    assert_eq!(kept(), "2", "what waits was removed");
+    acknowledge(1).await;
+    assert_eq!(sql(&url, "SELECT position FROM progress"), "2");
+    delivery::prune(shared(&store)).await.unwrap();
+    assert_eq!(kept(), "1");
+
+    // Soon there are events behind such a place, too.
+    damage(4);
+    shared(&store).change_leases(State::lose_all);
+    let other = stalled(&url, LEASE).await;
+    other.set_sinks(names(&["s"])).await.unwrap();
+    sql(&url, "UPDATE search SET lease_until = now()");
+    let held = take_over(&other).await.held;
+    other.commit(held, events(4..7), second(3)).await.unwrap();
+    delivery::prune(shared(&other)).await.unwrap();
+    let batch = other.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [3, 4, 5, 6]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whether_a_start_will_find_its_tables_is_seen_before_it() {
+    let url = server::shared().fresh_for("careful");
+    let look = async || {
+        let url = SecretSource::Value(Secret::new(&url));
+        inspect(&url, LEASE).await.map(|found| found.tables)
+    };
+    let all = |names: &[&[&str]]| names.concat().iter().map(ToString::to_string).collect();
+    assert_eq!(look().await.unwrap(), Ok(Tables::New));
+    let in_the_way = "CREATE TABLE search (); CREATE TYPE mark AS ENUM ()";
+    sql(&url, in_the_way);
+    let taken = names(&["search", "mark"]);
+    assert_eq!(look().await.unwrap(), Err(Unfit::Taken(taken)));
+    sql(&url, "DROP TABLE search; DROP TYPE mark");
+
+    open(&url, "node", LEASE).await.close().await;
+    assert_eq!(look().await.unwrap(), Ok(Tables::Ready));
+    let made = "SELECT string_agg(relname, ' ' ORDER BY relname) FROM pg_class
+         WHERE relnamespace = current_schema()::regnamespace AND relname !~ '_(pkey|key|seq)$'";
+    let mut known: Vec<String> = all(&[&[schema::NUMBER_TABLE], schema::TABLES, schema::INDEXES]);
+    known.sort_unstable();
+    assert_eq!(sql(&url, made), known.join(" "));
+
+    let version = |version: usize| {
+        sql(
+            &url,
+            &format!("UPDATE opsramp_exporter_schema SET version = {version}"),
+        );
+    };
+    version(schema::MIGRATIONS.len() - 1);
+    assert_eq!(look().await.unwrap(), Ok(Tables::Earlier));
+    sql(
+        &url,
+        "ALTER TABLE alert OWNER TO CURRENT_USER; GRANT ALL ON alert TO careful",
+    );
+    let of_others = Unfit::NotOwned(names(&["alert"]));
+    assert_eq!(look().await.unwrap(), Err(of_others));
+    version(schema::MIGRATIONS.len());
+    assert_eq!(look().await.unwrap(), Ok(Tables::Ready));
+    version(999);
+    let newer = look().await;
+    assert!(
+        matches!(newer, Err(Failure::Newer { found: 999, .. })),
+        "{newer:?}"
+    );
+    version(schema::MIGRATIONS.len());
+
+    // Rights are not all: what a daemon does is tried, and nothing of it is left.
+    for (so, otherwise) in [
+        (
+            "ALTER TABLE search OWNER TO CURRENT_USER, ENABLE ROW LEVEL SECURITY;
+             GRANT ALL ON search TO careful",
+            "ALTER TABLE search DISABLE ROW LEVEL SECURITY",
+        ),
+        (
+            "ALTER TABLE replica RENAME wants TO wishes",
+            "ALTER TABLE replica RENAME wishes TO wants",
+        ),
+        (
+            "ALTER TABLE progress RENAME position TO place",
+            "ALTER TABLE progress RENAME place TO position",
+        ),
+    ] {
+        sql(&url, so);
+        let refused = look().await.unwrap();
+        assert!(matches!(refused, Err(Unfit::Refused(_))), "{refused:?}");
+        sql(&url, otherwise);
+        assert_eq!(look().await.unwrap(), Ok(Tables::Ready));
+    }
+    let rows = "SELECT (SELECT count(*) FROM replica), (SELECT count(*) FROM search)";
+    assert_eq!(sql(&url, rows), "0|0");
+
+    for table in ["alert", "opsramp_exporter_schema"] {
+        sql(&url, &format!("REVOKE DELETE ON {table} FROM careful"));
+        let forbidden = Unfit::Forbidden(names(&[table]));
+        assert_eq!(look().await.unwrap(), Err(forbidden));
+    }
+    sql(
+        &url,
+        "GRANT ALL ON opsramp_exporter_schema TO careful; DROP TABLE alert",
+    );
+    assert_eq!(
+        look().await.unwrap(),
+        Err(Unfit::Missing(names(&["alert"])))
+    );
+    let (_, schema) = url.rsplit_once("%3D").unwrap();
+    sql(
+        &url,
+        &format!(
+            "ALTER SCHEMA {schema} OWNER TO CURRENT_USER; GRANT USAGE ON SCHEMA {schema} TO careful"
+        ),
+    );
+    assert_eq!(look().await.unwrap(), Err(Unfit::MayNotCreate));
+}

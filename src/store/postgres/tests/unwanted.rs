@@ -1,0 +1,135 @@
+//! Searches that nobody wants any more, with something left to deliver.
+
+use super::*;
+
+/// A search that its holder has left with two events undelivered, an hour ago, and that no replica
+/// wants: `name`.
+async fn left(store: &Store, url: &str, name: &str) -> Held {
+    let key = key("acme", "client_1", name);
+    let held = store.take_up(&key, second(1)).await.unwrap().held;
+    let mut commit = events(1..3);
+    commit.upserts.push(alert("a", 1, 10));
+    store.commit(held, commit, second(2)).await.unwrap();
+    shared(store).change_leases(|state| state.lose(held));
+    let hour_ago = "UPDATE search SET owner = NULL, lease_until = now() - interval '1 hour'";
+    sql(
+        url,
+        &format!("{hour_ago}; UPDATE replica SET wants = '{{}}'"),
+    );
+    held
+}
+
+async fn take_left_over(store: &Store) -> Vec<Held> {
+    left_over::take(shared(store), LEASE * 2).await.unwrap();
+    shared(store).look(State::left_over)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_left_of_a_search_that_nobody_wants_is_delivered_and_removed() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let was = left(&store, &url, "open").await;
+    let held = take_left_over(&store).await;
+    assert!(held.len() == 1 && held[0].row == was.row && held[0].epoch > was.epoch);
+    assert_eq!(store.backlog("s").await.unwrap().events, 2);
+    // It is polled by nobody.
+    let filter = AlertFilter {
+        limit: 9,
+        ..AlertFilter::default()
+    };
+    assert_eq!(store.open_alerts(filter).await.unwrap().len(), 0);
+
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [1, 2]);
+    left_over::give_back(shared(&store)).await.unwrap();
+    assert!(batch.claim.holds());
+    let last = batch.events[1].position;
+    store.acknowledge("s", last, None).await.unwrap();
+    drop(batch);
+    left_over::give_back(shared(&store)).await.unwrap();
+    let rest = "SELECT owner IS NULL, (SELECT count(*) FROM journal) FROM search";
+    assert_eq!(sql(&url, rest), "t|0");
+    assert_eq!(shared(&store).look(State::leases), []);
+
+    // What every sink has and nobody has removed is no different.
+    left(&store, &url, "open").await;
+    sql(&url, "UPDATE progress SET position = 4");
+    assert_eq!(take_left_over(&store).await.len(), 1);
+    left_over::give_back(shared(&store)).await.unwrap();
+    assert_eq!(sql(&url, rest), "t|0");
+    assert_eq!(take_left_over(&store).await, []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_want_or_deliver_is_left_to_them() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let row = left(&store, &url, "open").await.row;
+    let other = |wants: &str| {
+        let alive = "now() + interval '1 hour'";
+        format!(
+            "DELETE FROM replica WHERE id = 1;
+             INSERT INTO replica (id, node, alive_until, wants) VALUES (1, 'other', {alive}, {wants})"
+        )
+    };
+    let wanted = format!("'{{{row}}}'");
+    for (why, so, otherwise) in [
+        ("another wants it", other(&wanted), other("'{}'")),
+        ("another has not said", other("NULL"), other("'{}'")),
+        (
+            "this one wants it",
+            format!("UPDATE replica SET wants = {wanted}"),
+            "UPDATE replica SET wants = '{}'".to_owned(),
+        ),
+        (
+            "it was given back just now",
+            "UPDATE search SET lease_until = now() - interval '20 s'".to_owned(),
+            "UPDATE search SET lease_until = now() - interval '31 s'".to_owned(),
+        ),
+        (
+            "another's sink lacks it",
+            "INSERT INTO sink (name) VALUES ('t');
+             INSERT INTO progress SELECT 's', id, 2 FROM search"
+                .to_owned(),
+            "UPDATE progress SET position = 1".to_owned(),
+        ),
+    ] {
+        sql(&url, &so);
+        assert_eq!(take_left_over(&store).await, [], "{why}");
+        sql(&url, &otherwise);
+        let held = take_left_over(&store).await;
+        assert_eq!(held.len(), 1, "not for that: {why}");
+        let hour_ago = "UPDATE search SET owner = NULL, lease_until = now() - interval '1 hour'";
+        sql(&url, hour_ago);
+        shared(&store).change_leases(|state| state.lose(held[0]));
+    }
+    // Whoever wants it later is given it.
+    assert_eq!(take_left_over(&store).await.len(), 1);
+    sql(&url, &other(&wanted));
+    left_over::give_back(shared(&store)).await.unwrap();
+    assert_eq!(sql(&url, "SELECT owner IS NULL FROM search"), "t");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_that_comes_back_is_polled_at_once_by_whoever_delivers_it() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    left(&store, &url, "open").await;
+    let held = take_left_over(&store).await;
+    let batch = store.pending("s", 1, usize::MAX).await.unwrap();
+    store
+        .acknowledge("s", batch.events[0].position, None)
+        .await
+        .unwrap();
+    let polled = store.take_up(&a_search(), second(3)).await.unwrap().held;
+    assert_eq!(shared(&store).look(State::left_over), []);
+    // Who delivered it has begun to give it back.
+    release(shared(&store), &held).await.unwrap();
+    store.commit(polled, events(3..4), second(4)).await.unwrap();
+    drop(batch);
+    let rest = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&rest), [2, 3]);
+}

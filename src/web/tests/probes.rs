@@ -1,0 +1,147 @@
+//! What Prometheus and probes ask for.
+
+use super::*;
+
+#[tokio::test]
+async fn a_scrape_has_exactly_the_type_that_prometheus_asks_for() {
+    let site = Site::open(Setup::default());
+    site.metrics.register_search(&key("client_1", "retail"));
+    let answer = site.get("/metrics").await;
+    assert_eq!(answer.status, 200);
+    assert_eq!(
+        answer.header("content-type"),
+        "text/plain; version=0.0.4; charset=utf-8"
+    );
+    assert!(
+        answer
+            .body
+            .contains("opsramp_up{account=\"acme\",tenant=\"retail\",search=\"open\"} 0\n")
+    );
+
+    let raw = reqwest::Client::builder()
+        .no_proxy()
+        .no_gzip()
+        .build()
+        .unwrap();
+    let compressed = raw
+        .get(format!("{}/metrics", site.base))
+        .header("accept-encoding", "gzip;q=0.5, identity;q=0.1")
+        .send()
+        .await
+        .unwrap();
+    assert_eq!(compressed.headers()["content-encoding"], "gzip");
+    assert_eq!(
+        compressed.headers()["content-type"],
+        answer.header("content-type")
+    );
+    let mut text = String::new();
+    let bytes = compressed.bytes().await.unwrap();
+    io::Read::read_to_string(&mut flate2::read::GzDecoder::new(&*bytes), &mut text).unwrap();
+    assert!(text.contains("# TYPE opsramp_up gauge\n"));
+
+    let head = site
+        .request(client().head(format!("{}/metrics", site.base)))
+        .await;
+    assert_eq!((head.status, head.body.as_str()), (200, ""));
+    assert_eq!(head.header("content-type"), answer.header("content-type"));
+}
+
+#[tokio::test]
+async fn the_path_of_the_metrics_can_be_chosen_but_not_wrongly() {
+    let site = Site::open(Setup {
+        telemetry_path: "/",
+        ..Setup::default()
+    });
+    assert!(site.get("/").await.body.starts_with("# HELP"));
+    assert_eq!(site.get("/metrics").await.status, 404);
+
+    for (path, message) in [
+        ("metrics", "must begin with `/`"),
+        ("/{metrics}", "must begin with `/`"),
+        ("/me trics", "must begin with `/`"),
+        ("/-/ready", "is taken"),
+    ] {
+        let error = check_telemetry_path(path).unwrap_err().to_string();
+        assert!(error.contains(message), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn it_is_ready_when_every_search_was_tried() {
+    let site = Site::open(Setup::default());
+    let answer = site.get("/-/ready").await;
+    assert_eq!(
+        (answer.status, answer.body.as_str()),
+        (503, "no search is known yet\n")
+    );
+    let clients = |clients| {
+        site.board
+            .update_account(&"acme".into(), |account| account.clients = clients);
+    };
+    clients(Some(0));
+    let nobody = "account acme: the server shows no activated client of the partner, so that nothing is searched";
+    let answer = site.get("/-/ready").await;
+    assert_eq!((answer.status, answer.body), (503, format!("{nobody}\n")));
+    clients(Some(2));
+    let answer = site.get("/-/ready").await;
+    let unnamed = "account acme: no search is for a client of the partner (2 are activated)\n";
+    assert_eq!((answer.status, answer.body.as_str()), (503, unnamed));
+
+    site.board.set_search(up(key("client_1", "retail")));
+    site.board.set_search(pending(key("client_2", "wholesale")));
+    let answer = site.get("/-/ready").await;
+    let reason = "acme/wholesale/open: the first poll has not ended\n";
+    assert_eq!((answer.status, answer.body.as_str()), (503, reason));
+
+    // A search that fails was tried all the same: one tenant's trouble is no reason to restart.
+    site.board
+        .set_search(failing(key("client_2", "wholesale"), "no route"));
+    let answer = site.get("/-/ready").await;
+    assert_eq!((answer.status, answer.body.as_str()), (200, "ready\n"));
+
+    // One that should be polled here and that the database does not give out is another matter.
+    let mut not_taken_up = failing(key("client_2", "wholesale"), "no answer");
+    not_taken_up.lease_held = false;
+    site.board.set_search(not_taken_up);
+    let answer = site.get("/-/ready").await;
+    let reason = "acme/wholesale/open: no answer\n";
+    assert_eq!((answer.status, answer.body.as_str()), (503, reason));
+}
+
+#[tokio::test]
+async fn many_reasons_are_summed_up() {
+    let site = Site::open(Setup::default());
+    for n in 0..25 {
+        site.board
+            .set_search(pending(key(&format!("client_{n:02}"), "same")));
+    }
+    let answer = site.get("/-/ready").await;
+    assert_eq!(answer.body.lines().count(), REASONS_SHOWN + 1);
+    assert!(
+        answer.body.ends_with("and 5 more searches\n"),
+        "{}",
+        answer.body
+    );
+}
+
+#[tokio::test]
+async fn it_is_healthy_while_its_loops_make_progress() {
+    let site = Site::open(Setup::default());
+    let heart = site
+        .health
+        .register("poll acme/retail/open", Duration::ZERO);
+    let answer = site.get("/-/healthy").await;
+    assert_eq!(answer.status, 503);
+    assert_eq!(
+        answer.body,
+        "poll acme/retail/open should have made progress 0 s ago\n"
+    );
+
+    heart.beat_for(Duration::from_secs(60));
+    site.health.notice("journal", "the journal is full");
+    let answer = site.get("/-/healthy").await;
+    assert_eq!(
+        (answer.status, answer.body.as_str()),
+        (200, "healthy\nthe journal is full\n")
+    );
+}

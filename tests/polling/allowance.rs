@@ -1,0 +1,107 @@
+//! The allowance: shared, obeyed, and kept for what is new.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_long_result_under_the_allowance_never_delays_a_new_alert() {
+    let simulator = start(simulator::Options {
+        allowance: Allowance::default(),
+        ..world(12_000)
+    })
+    .await;
+    let mut plan = plan(&simulator.url());
+    plan.accounts[0].options.requests_per_minute = None;
+    plan.searches[0].interval = Duration::from_secs(3);
+    let exporter = Exporter::start(plan).await;
+    eventually("the full read waits for the allowance", || async {
+        exporter.sample("opsramp_api_requests_total{") >= 20.0
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!exporter.is_complete());
+    let before = exporter.sample("opsramp_alert_events_total{");
+    simulator.open_many(DEMO_TENANT, 1).unwrap();
+    let began = Instant::now();
+    eventually("the new alert is logged", || async {
+        exporter.sample("opsramp_alert_events_total{") > before
+    })
+    .await;
+    // The allowance would have to be waited for until a minute is over.
+    assert!(
+        began.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(simulator.requests().with_status(429), 0);
+}
+
+/// With no ceiling of our own, and clocks an hour apart either way.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_servers_word_on_its_allowance_is_obeyed_whatever_its_clock() {
+    for (skew, retry_after, quoted) in [
+        (3600, RetryAfter::Seconds, false),
+        (-3600, RetryAfter::Date, true),
+        (0, RetryAfter::None, false),
+    ] {
+        let mut options = world(600);
+        options.allowance = Allowance {
+            client_paginated: 30,
+            window: Duration::from_secs(3),
+            ..Allowance::default()
+        };
+        options.clock_skew = skew;
+        options.retry_after = retry_after;
+        options.quoted_headers = quoted;
+        let simulator = start(options).await;
+        let mut plan = plan(&simulator.url());
+        plan.searches[0].page_size = 10;
+        plan.searches[0].interval = Duration::from_secs(5);
+        let exporter = Exporter::start(plan).await;
+        // The window is a minute by the documentation, and so we pace, though it is shorter here.
+        eventually("requests wait", || async {
+            exporter.sample("opsramp_api_throttled_seconds_total{") > 2.0
+        })
+        .await;
+        let requests = simulator.requests();
+        assert_eq!(requests.with_status(429), 0, "{skew}");
+        assert!(
+            (10..=30).contains(&requests.searches(DEMO_TENANT)),
+            "{skew}: {requests:?}"
+        );
+        assert_eq!(exporter.sample("opsramp_up{"), 1.0, "{skew}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn searches_of_a_tenant_share_its_allowance_fairly() {
+    let mut world = world(2_000);
+    // As long as nobody has to wait for their turn, the network decides who reads how fast.
+    world.latency = Duration::from_millis(150);
+    let simulator = start(world).await;
+    let mut plan = plan(&simulator.url());
+    plan.accounts[0].options.requests_per_minute = Some(40);
+    plan.searches[0].interval = Duration::from_secs(5);
+    let other = SearchOptions {
+        name: "other".into(),
+        query: "actions:OPEN+states:Critical,Warning,Info,Ok".to_owned(),
+        ..plan.searches[0].clone()
+    };
+    plan.searches.push(other);
+    let exporter = Exporter::start(plan).await;
+    eventually("the allowance is used up", || async {
+        exporter.sample("opsramp_api_throttled_seconds_total{") > 1.0
+    })
+    .await;
+    let opened = |search: &str| {
+        let labels = "account=\"default\",tenant=\"name of client_1\"";
+        let series = "opsramp_alert_events_total";
+        exporter.sample(&format!(
+            "{series}{{{labels},search=\"{search}\",event=\"opened\"}}"
+        ))
+    };
+    let (one, other) = (opened("open"), opened("other"));
+    assert!(
+        (one - other).abs() <= 200.0 && one > 0.0,
+        "{one} and {other}"
+    );
+}

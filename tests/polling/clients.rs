@@ -1,0 +1,256 @@
+//! A partner's clients: looked up, and followed as they come and go.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_of_a_partner_appear_leave_and_come_back() {
+    let mut options = world(0);
+    let client = |id: &str| TenantOptions {
+        partner: Some("msp_1".to_owned()),
+        ..tenant(id, 2)
+    };
+    options.tenants = vec![
+        tenant("msp_1", 0),
+        client("client_1"),
+        client("client_2"),
+        client("client_3"),
+    ];
+    let simulator = start(options).await;
+    let activate = |id: &str, activated| {
+        simulator
+            .world(|world, now| world.set_activated(id, activated, now))
+            .unwrap();
+    };
+    activate("client_3", false);
+    let mut plan = plan(&simulator.url());
+    plan.accounts = vec![account(&simulator.url(), &["msp_1"])];
+    plan.accounts[0].discovery = Some(Duration::from_millis(200));
+    let exporter = Exporter::start(plan).await;
+    let polled = |exporter: &Exporter| -> Vec<String> {
+        let searches = exporter.board.searches();
+        let up = searches.iter().filter(|status| status.up == Some(true));
+        up.map(|status| status.key.tenant.id.to_string()).collect()
+    };
+    eventually("both are polled", || async {
+        polled(&exporter) == ["client_1", "client_2"]
+    })
+    .await;
+    activate("client_3", true);
+    activate("client_2", false);
+    eventually("one comes, one goes", || async {
+        polled(&exporter) == ["client_1", "client_3"]
+    })
+    .await;
+    assert_eq!(
+        exporter.sample("opsramp_up{"),
+        2.0,
+        "the series of the one that is gone disappear"
+    );
+    activate("client_2", true);
+    eventually("it is back", || async { polled(&exporter).len() == 3 }).await;
+    exporter.wait_for_poll().await;
+    assert_eq!(exporter.count("opened").await, 6, "nothing is logged again");
+}
+
+/// Two partners, of two clients and of one.
+async fn partners() -> Simulator {
+    let client = |id: &str, partner: &str| TenantOptions {
+        partner: Some(partner.to_owned()),
+        ..tenant(id, 1)
+    };
+    let mut options = world(0);
+    options.tenants = vec![
+        tenant("msp_1", 0),
+        tenant("msp_2", 0),
+        client("client_1", "msp_1"),
+        client("client_2", "msp_1"),
+        client("client_3", "msp_2"),
+    ];
+    start(options).await
+}
+
+/// Pollers that are told to follow one plan after the other.
+struct Reloading {
+    pollers: Pollers,
+    board: Board,
+    plan: Plan,
+    _folder: tempfile::TempDir,
+}
+
+impl Reloading {
+    /// None is followed yet.
+    async fn new(plan: Plan) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let options = store::Options::Sqlite {
+            path: folder.path().join("state.db"),
+            journal_limit: store::JOURNAL_LIMIT,
+        };
+        let (pollers, board, _) =
+            pollers(&Store::open(&options).await.unwrap(), &Health::default());
+        Self {
+            pollers,
+            board,
+            plan,
+            _folder: folder,
+        }
+    }
+
+    async fn reload(&mut self, change: impl FnOnce(&mut Account)) {
+        change(&mut self.plan.accounts[0]);
+        self.pollers.apply(self.plan.clone()).await.unwrap();
+    }
+
+    /// A look-up that is due.
+    async fn look_up(&mut self) -> LookUp {
+        let next = tokio::time::timeout(PATIENCE, self.pollers.next());
+        match next.await.expect("a look-up is due") {
+            Happening::LookedUp(look_up) => look_up,
+            Happening::Failed(error) => panic!("{error:#}"),
+        }
+    }
+
+    /// The tenants that are polled.
+    fn polled(&self) -> Vec<String> {
+        let searches = self.board.searches();
+        let tenants = searches.iter().map(|status| &status.key.tenant.id);
+        tenants.map(ToString::to_string).collect()
+    }
+}
+
+/// Of an account whose clients are looked up once.
+fn discovering(url: &str, partners: &[&str]) -> Account {
+    Account {
+        discovery: Some(PATIENCE * 10),
+        ..account(url, partners)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_up_of_clients_that_outlives_a_reload_changes_nothing() {
+    let simulator = partners().await;
+    let url = simulator.url();
+    let mut exporter = Reloading::new(plan(&url)).await;
+    exporter
+        .reload(|account| *account = discovering(&url, &["msp_1"]))
+        .await;
+    let late = exporter.look_up().await;
+    exporter.reload(|account| account.discovery = None).await;
+    exporter.pollers.adopt(late).await;
+    assert_eq!(exporter.polled(), ["msp_1"], "else alerts come twice");
+
+    exporter
+        .reload(|account| *account = discovering(&url, &["msp_1"]))
+        .await;
+    let late = exporter.look_up().await;
+    exporter
+        .reload(|account| *account = discovering(&url, &["msp_2"]))
+        .await;
+    exporter.pollers.adopt(late).await;
+    assert_eq!(exporter.polled(), [""; 0], "of another partner");
+    let late = exporter.look_up().await;
+
+    let other = partners().await;
+    exporter
+        .reload(|account| *account = discovering(&other.url(), &["msp_2"]))
+        .await;
+    exporter.pollers.adopt(late).await;
+    assert_eq!(exporter.polled(), [""; 0], "of another server");
+    let look_up = exporter.look_up().await;
+    exporter.pollers.adopt(look_up).await;
+    assert_eq!(exporter.polled(), ["client_3"]);
+    exporter.pollers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_of_other_partners_are_looked_up_at_once_and_those_that_stay_are_polled_on() {
+    let simulator = partners().await;
+    let url = simulator.url();
+    let mut exporter = Reloading::new(plan(&url)).await;
+    let stages: [(&[&str], &[&str], &[&str]); 3] = [
+        (&["msp_1"], &[], &["client_1", "client_2"]),
+        (
+            &["msp_1", "msp_2"],
+            &["client_1", "client_2"],
+            &["client_1", "client_2", "client_3"],
+        ),
+        (&["msp_2"], &["client_3"], &["client_3"]),
+    ];
+    for (partners, meanwhile, then) in stages {
+        exporter
+            .reload(|account| *account = discovering(&url, partners))
+            .await;
+        assert_eq!(exporter.polled(), meanwhile);
+        let look_up = exporter.look_up().await;
+        exporter.pollers.adopt(look_up).await;
+        assert_eq!(exporter.polled(), then);
+    }
+    exporter.pollers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_list_that_is_short_a_client_that_is_deactivated_goes_and_one_that_is_not_shown_stays()
+{
+    let simulator = partners().await;
+    let url = simulator.url();
+    let mut exporter = Reloading::new(plan(&url)).await;
+    exporter
+        .reload(|account| {
+            *account = Account {
+                discovery: Some(Duration::from_millis(1)),
+                ..discovering(&url, &["msp_1", "msp_2"])
+            };
+        })
+        .await;
+    let look_up = exporter.look_up().await;
+    exporter.pollers.adopt(look_up).await;
+    assert_eq!(exporter.polled(), ["client_1", "client_2", "client_3"]);
+
+    let short = serde_json::json!({
+        "results": [{ "uniqueId": "client_1", "name": "one", "activated": false }],
+        "totalResults": 2,
+    });
+    let text = short.to_string();
+    simulator.inject(FaultRule::always(Fault::Body { text }).at(Endpoint::Clients));
+    let look_up = exporter.look_up().await;
+    exporter.pollers.adopt(look_up).await;
+    assert_eq!(exporter.polled(), ["client_2", "client_3"]);
+    exporter.pollers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_of_clients_that_is_empty_for_a_moment_or_never_ends_stops_nobody() {
+    let simulator = partners().await;
+    let url = simulator.url();
+    let mut exporter = Reloading::new(plan(&url)).await;
+    let clients = |shown: serde_json::Value, next_page: bool| Fault::Body {
+        text: serde_json::json!({ "results": shown, "nextPage": next_page }).to_string(),
+    };
+    let two = serde_json::json!([
+        { "uniqueId": "client_1", "name": "one", "activated": true },
+        { "uniqueId": "client_2", "name": "two", "activated": true },
+    ]);
+    let endless = FaultRule::always(clients(two, true)).at(Endpoint::Clients);
+    let endless = simulator.inject(endless);
+    exporter
+        .reload(|account| {
+            *account = Account {
+                discovery: Some(Duration::from_millis(1)),
+                ..discovering(&url, &["msp_1"])
+            };
+        })
+        .await;
+    let look_up = exporter.look_up().await;
+    exporter.pollers.adopt(look_up).await;
+    assert_eq!(exporter.polled(), ["client_1", "client_2"]);
+
+    let empty = clients(serde_json::json!([]), false);
+    simulator.inject(FaultRule::always(empty).at(Endpoint::Clients));
+    simulator.remove_fault(endless);
+    let look_up = exporter.look_up().await;
+    exporter.pollers.adopt(look_up).await;
+    assert_eq!(exporter.polled(), ["client_1", "client_2"]);
+    let look_up = exporter.look_up().await;
+    exporter.pollers.adopt(look_up).await;
+    assert_eq!(exporter.polled(), [""; 0], "the next one agreed");
+    exporter.pollers.stop().await;
+}

@@ -1,0 +1,472 @@
+//! What becomes an event: opened, changed, left and why; across restarts, and at the first start.
+
+use super::*;
+
+/// From now on every search is answered with these results, instead of what it was `before`.
+fn answer(
+    simulator: &Simulator,
+    before: Option<u64>,
+    results: &[serde_json::Value],
+    total: usize,
+) -> u64 {
+    let text = serde_json::json!({
+        "results": results, "totalResults": total, "pageNo": 1, "pageSize": 100, "nextPage": false,
+    });
+    let text = text.to_string();
+    let rule = FaultRule::always(Fault::Body { text }).at(Endpoint::Search);
+    let number = simulator.inject(rule);
+    if let Some(before) = before {
+        simulator.remove_fault(before);
+    }
+    number
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alert_opens_changes_and_leaves() {
+    let simulator = start(world(0)).await;
+    let exporter = Exporter::start(plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    let id = simulator.open_many(DEMO_TENANT, 1).unwrap()[0];
+    simulator.set_state(id, State::Warning).unwrap();
+    eventually("opened", || async { exporter.count("opened").await == 1 }).await;
+    simulator.set_state(id, State::Critical).unwrap();
+    eventually("changed", || async { exporter.count("changed").await == 1 }).await;
+    simulator.act(id, Action::Acknowledge).unwrap();
+    eventually("left", || async { exporter.count("left").await == 1 }).await;
+    let events = exporter.events().await;
+    let event = |kind: &str| {
+        events
+            .iter()
+            .find(|event| event["event"] == kind)
+            .unwrap()
+            .clone()
+    };
+    let changed = event("changed");
+    assert_eq!(
+        (&changed["state"], &changed["previous_state"]),
+        (&"Critical".into(), &"Warning".into())
+    );
+    assert_eq!(changed["tenant"], "name of client_1");
+    let left = event("left");
+    assert_eq!(left["reason"], "acknowledged");
+    assert_eq!(
+        (&left["status"], &left["previous_status"]),
+        (&"Acknowledged".into(), &"New".into())
+    );
+    assert_eq!(left["alert_id"], changed["alert_id"]);
+    assert!(exporter.is_complete());
+    assert_eq!(exporter.sample("opsramp_search_total_results"), 0.0);
+    // It comes back: a new opening, with an id of its own.
+    simulator.act(id, Action::Reopen).unwrap();
+    eventually("opened again", || async {
+        exporter.count("opened").await == 2
+    })
+    .await;
+    let events = exporter.events().await;
+    let ids: std::collections::BTreeSet<_> = events
+        .iter()
+        .map(|event| event["event_id"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(ids.len(), events.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_repeats_nothing_and_misses_nothing() {
+    let simulator = start(world(250)).await;
+    let exporter = Exporter::start(plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    assert_eq!(exporter.count("opened").await, 250);
+    let folder = exporter.stop().await;
+    let new = simulator.open_many(DEMO_TENANT, 120).unwrap();
+    simulator.act(new[0], Action::Close).unwrap();
+    let exporter = Exporter::start_in(folder, plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    exporter.wait_for_poll().await;
+    assert_eq!(exporter.count("opened").await, 250 + 119);
+    assert_eq!(exporter.count("changed").await, 0);
+}
+
+/// What is known from the store is compared as what is known from an answer.
+#[tokio::test(flavor = "multi_thread")]
+async fn blanks_around_a_state_are_no_change_after_a_restart() {
+    let alert = |repeats: u32| {
+        serde_json::json!({
+            "uniqueId": "1", "currentState": "Critical ", "status": " New", "repeatCount": repeats,
+        })
+    };
+    let simulator = start(world(0)).await;
+    let before = answer(&simulator, None, &[alert(1)], 1);
+    let exporter = Exporter::start(plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    let folder = exporter.stop().await;
+    let exporter = Exporter::start_in(folder, plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    answer(&simulator, Some(before), &[alert(2)], 1);
+    exporter.wait_for_poll().await;
+    assert_eq!(exporter.count("changed").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_read_that_cannot_be_stored_goes_on_where_it_stopped() {
+    let simulator = start(world(1_500)).await;
+    let mut plan = plan(&simulator.url());
+    plan.searches[0].interval = Duration::from_secs(30);
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    // Four pages fill the journal; nobody makes room before that has failed.
+    let exporter = Exporter::start_with(folder, plan, 450).await;
+    let mut ids = Vec::new();
+    let mut failures = 0;
+    while ids.len() < 1_500 {
+        let last_failure = || exporter.status().last_error.as_ref().map(|error| error.at);
+        let before = last_failure();
+        let is_complete = || exporter.is_complete();
+        eventually("the journal is full, or all is read", || async {
+            last_failure() != before || is_complete()
+        })
+        .await;
+        failures += u32::from(last_failure() != before);
+        let batch = exporter
+            .store
+            .pending(SINK, 1_000, usize::MAX)
+            .await
+            .unwrap();
+        let last = batch.events.last().expect("what filled it").position;
+        ids.extend(batch.events.iter().map(|pending| {
+            let record: serde_json::Value = serde_json::from_slice(&pending.event.body).unwrap();
+            record["alert_id"].as_str().unwrap().to_owned()
+        }));
+        exporter.store.acknowledge(SINK, last, None).await.unwrap();
+    }
+    exporter.wait_until_complete().await;
+    let lines = ids.len();
+    ids.sort_unstable();
+    ids.dedup();
+    assert_eq!((ids.len(), lines), (1_500, 1_500));
+    assert_eq!(failures, 3);
+    assert_eq!(
+        exporter.status().last_error.as_ref().unwrap().reason,
+        "store"
+    );
+    assert_eq!(exporter.sample("opsramp_alert_events_total{"), 1_500.0);
+    let requests = simulator.requests().searches(DEMO_TENANT);
+    assert!(requests <= 15 + 2 * 3, "{requests} requests");
+}
+
+/// Nobody may ever again commit anything that there is room for.
+#[tokio::test(flavor = "multi_thread")]
+async fn that_the_journal_is_full_is_said_until_nothing_waits_any_more() {
+    let simulator = start(world(0)).await;
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    let exporter = Exporter::start_with(folder, plan(&simulator.url()), 1).await;
+    let waiting = |events| {
+        exporter
+            .board
+            .update_sink(&SINK.into(), |sink| sink.backlog = events)
+    };
+    exporter.wait_until_complete().await;
+    waiting(1);
+    let new = simulator.open_many(DEMO_TENANT, 2).unwrap();
+    let is_full = || !exporter.health.notices().is_empty();
+    eventually("the journal is full", || async { is_full() }).await;
+    for id in new {
+        simulator.act(id, Action::Close).unwrap();
+    }
+    eventually("a poll succeeds", || async { exporter.is_complete() }).await;
+    exporter.wait_for_poll().await;
+    assert!(is_full());
+    waiting(0);
+    eventually("it is not full any more", || async { !is_full() }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_departure_from_a_long_result_is_noticed_and_explained() {
+    let simulator = start(world(1_000)).await;
+    let exporter = Exporter::start(plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    let ids = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
+    simulator.act(ids[500], Action::Ticket).unwrap();
+    simulator.act(ids[700], Action::Close).unwrap();
+    eventually("both have left", || async {
+        exporter.count("left").await == 2
+    })
+    .await;
+    let reasons: std::collections::BTreeSet<String> = exporter
+        .events()
+        .await
+        .iter()
+        .filter(|event| event["event"] == "left")
+        .map(|event| event["reason"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(
+        reasons.into_iter().collect::<Vec<_>>(),
+        ["closed", "ticketed"]
+    );
+    exporter.wait_until_complete().await;
+}
+
+/// A stumble of the API does not cost a departure its reason.
+#[tokio::test(flavor = "multi_thread")]
+async fn why_an_alert_left_is_asked_again_where_that_may_help() {
+    let status = |code| Fault::Status {
+        code,
+        body: None,
+        headers: Vec::new(),
+    };
+    for (fault, times, reason) in [
+        (status(503), 2, "acknowledged"),
+        (Fault::Reset, 1, "acknowledged"),
+        // Who may not ask once may not ask twice.
+        (status(403), 1, "unknown"),
+    ] {
+        let simulator = start(world(1)).await;
+        let exporter = Exporter::start(plan(&simulator.url())).await;
+        exporter.wait_until_complete().await;
+        let name = format!("{fault:?}");
+        simulator.inject(FaultRule::next(times, Endpoint::Alert, fault));
+        let ids = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
+        simulator.act(ids[0], Action::Acknowledge).unwrap();
+        eventually("it has left", || async {
+            exporter.count("left").await == 1
+        })
+        .await;
+        let events = exporter.events().await;
+        let left = events
+            .iter()
+            .find(|event| event["event"] == "left")
+            .unwrap();
+        assert_eq!(left["reason"], reason, "{name}");
+    }
+}
+
+/// Why an alert has left is not told while the test runs.
+fn let_own_pages_hang(simulator: &Simulator) {
+    simulator.inject(
+        FaultRule::always(Fault::SlowHeaders {
+            seconds: Duration::from_secs(30),
+        })
+        .at(Endpoint::Alert),
+    );
+}
+
+/// Nobody is lost where one alert of an id goes and the next one comes while it is asked why.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_alert_that_opens_anew_while_its_reason_is_waited_for_has_left_and_opened() {
+    let simulator = start(world(1)).await;
+    let exporter = Exporter::start(plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    let_own_pages_hang(&simulator);
+    let id = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap())[0];
+    simulator.act(id, Action::Close).unwrap();
+    eventually("it is on its way out", || async {
+        exporter.sample("opsramp_open_alerts{") == 0.0
+    })
+    .await;
+    simulator.world(|world, now| {
+        let members = serde_json::json!({
+            "createdDate": "2026-03-01T10:40:47+0000",
+            "subject": "second",
+        });
+        let members = members.as_object().unwrap().clone();
+        world.set_members(id, members, now).unwrap();
+        world.act(id, Action::Reopen, now).unwrap();
+    });
+    eventually("left and opened", || async {
+        exporter.events().await.len() == 3
+    })
+    .await;
+    // A start goes on where this one stopped.
+    let exporter = Exporter::start_in(exporter.stop().await, plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    simulator.clear_faults();
+    simulator.act(id, Action::Close).unwrap();
+    eventually("it has left", || async {
+        exporter.count("left").await == 2
+    })
+    .await;
+    let events = exporter.events().await;
+    let told: Vec<_> = events.iter().map(|event| &event["event"]).collect();
+    assert_eq!(told, ["opened", "left", "opened", "left"]);
+    let reasons = [&events[1]["reason"], &events[3]["reason"]];
+    assert_eq!(reasons, ["unknown", "closed"]);
+    assert_eq!(events[1]["message"], events[0]["message"]);
+    assert_eq!(events[2]["message"], "second");
+    let ids: std::collections::BTreeSet<_> = events
+        .iter()
+        .map(|event| event["event_id"].as_str().unwrap())
+        .collect();
+    assert_eq!(ids.len(), events.len());
+}
+
+/// However many leave at once, their lines wait for reasons that do not come only once.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_departures_wait_for_their_reasons_no_longer_than_one() {
+    let simulator = start(world(500)).await;
+    let exporter = Exporter::start(plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    let_own_pages_hang(&simulator);
+    // Far down in a long result, so that they are asked for by id, fifty at a time.
+    let ids = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap())[..200].to_vec();
+    for id in &ids {
+        simulator.act(*id, Action::Close).unwrap();
+    }
+    let began = Instant::now();
+    eventually("all have left", || async {
+        exporter.count("left").await == ids.len()
+    })
+    .await;
+    let took = began.elapsed();
+    assert!(took < Duration::from_secs(25), "{took:?}");
+    simulator.clear_faults();
+    let id = simulator.open_many(DEMO_TENANT, 1).unwrap()[0];
+    eventually("opened", || async { exporter.count("opened").await == 501 }).await;
+    simulator.act(id, Action::Close).unwrap();
+    eventually("it has left, too", || async {
+        exporter.count("left").await == ids.len() + 1
+    })
+    .await;
+    let events = exporter.events().await;
+    let mut reasons = events
+        .iter()
+        .filter(|event| event["event"] == "left")
+        .map(|event| event["reason"].as_str().unwrap());
+    assert_eq!(reasons.next_back(), Some("closed"), "the next is asked for");
+    assert!(reasons.all(|reason| reason == "unknown"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn groups_are_bounded_and_items_that_are_no_alerts_are_skipped() {
+    let simulator = start(world(300)).await;
+    let mut plan = plan(&simulator.url());
+    plan.searches[0].group_by = vec![GroupLabel::Source, GroupLabel::Priority];
+    plan.searches[0].max_groups = 5;
+    let exporter = Exporter::start(plan).await;
+    exporter.wait_until_complete().await;
+    let groups = Arc::clone(&exporter.status().result.as_ref().unwrap().groups);
+    assert_eq!(groups.len(), 6, "five and the others");
+    assert_eq!(groups.iter().map(|(_, count)| count).sum::<u64>(), 300);
+    assert_eq!(exporter.sample("opsramp_open_alerts{"), 300.0);
+    simulator.inject(FaultRule::always(Fault::WrongItems).at(Endpoint::Search));
+    exporter.wait_for_poll().await;
+    exporter.wait_for_poll().await;
+    assert_eq!(exporter.sample("opsramp_up{"), 1.0);
+    assert_eq!(exporter.count("left").await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn alerts_that_were_there_before_can_be_skipped() {
+    let simulator = start(world(250)).await;
+    let mut plan = plan(&simulator.url());
+    plan.at_first_start = AtFirstStart::Skip;
+    let exporter = Exporter::start(plan).await;
+    exporter.wait_until_complete().await;
+    assert_eq!(exporter.events().await.len(), 0);
+    simulator.open_many(DEMO_TENANT, 2).unwrap();
+    eventually("new ones are logged", || async {
+        exporter.count("opened").await == 2
+    })
+    .await;
+    let old = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap())[200];
+    simulator.set_state(old, State::Info).unwrap();
+    simulator.act(old, Action::Close).unwrap();
+    eventually("old ones, too, when they leave", || async {
+        exporter.count("left").await == 1
+    })
+    .await;
+}
+
+/// An old alert that enters after the first look at the result is news, however little the result adds up;
+/// what is new by the server's clock is in any case.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_skipped_for_ever() {
+    let alert = |id: u32, created: &str| {
+        serde_json::json!({
+            "uniqueId": id.to_string(), "currentState": "Critical", "status": "New",
+            "createdDate": created,
+        })
+    };
+    let old = |id| alert(id, "2016-01-01T00:00:00+0000");
+    let mut options = world(0);
+    options.clock_skew = -3_600;
+    let simulator = start(options).await;
+    let mut plan = plan(&simulator.url());
+    plan.at_first_start = AtFirstStart::Skip;
+    // For a moment nothing is found; then there is one more than is shown.
+    let nothing = Fault::Body {
+        text: r#"{"results": [], "totalResults": 0}"#.to_owned(),
+    };
+    simulator.inject(FaultRule::next(1, Endpoint::Search, nothing));
+    let now = opsramp_exporter::clock::now().as_millisecond();
+    let new = alert(9, &(now + 60_000 - 3_600_000).to_string());
+    let results = [new.clone(), old(1), old(2)];
+    let before = answer(&simulator, None, &results, 4);
+    let exporter = Exporter::start(plan).await;
+    eventually("it is polled again and again", || async {
+        exporter.polls() >= 10.0
+    })
+    .await;
+    let ids = || async {
+        let events = exporter.events().await;
+        let ids = events.iter().map(|event| event["alert_id"].to_string());
+        ids.collect::<String>()
+    };
+    assert_eq!(ids().await, "\"9\"");
+    let results = [old(3), new, old(1), old(2)];
+    answer(&simulator, Some(before), &results, 5);
+    eventually("it is logged", || async { ids().await == "\"9\"\"3\"" }).await;
+}
+
+/// What only an alert's own page tells is known as long as the alert.
+#[tokio::test(flavor = "multi_thread")]
+async fn details_outlast_the_next_change() {
+    let simulator = start(world(1)).await;
+    let id = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap())[0];
+    let alert = |state: &str| serde_json::json!({"uniqueId": id.to_string(), "currentState": state, "status": "New"});
+    let before = answer(&simulator, None, &[alert("Warning")], 1);
+    let mut plan = plan(&simulator.url());
+    plan.fetch_details = true;
+    plan.searches[0].group_by = vec![GroupLabel::Source];
+    plan.accounts[0].options.timeout = PATIENCE;
+    let exporter = Exporter::start(plan).await;
+    exporter.wait_until_complete().await;
+    answer(&simulator, Some(before), &[alert("Critical")], 1);
+    eventually("it changes", || async {
+        exporter.count("changed").await == 1
+    })
+    .await;
+    let events = exporter.events().await;
+    assert!(events[0]["source"].is_string(), "{}", events[0]);
+    assert_eq!(events[1]["source"], events[0]["source"]);
+    exporter.wait_for_poll().await;
+    let groups = Arc::clone(&exporter.status().result.as_ref().unwrap().groups);
+    assert_eq!(*groups[0].0[0], *events[0]["source"].as_str().unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn details_bring_the_description() {
+    let simulator = start(world(0)).await;
+    let mut plan = plan(&simulator.url());
+    plan.fetch_details = true;
+    plan.accounts[0].options.timeout = PATIENCE;
+    let exporter = Exporter::start(plan).await;
+    exporter.wait_until_complete().await;
+    simulator.open_many(DEMO_TENANT, 3).unwrap();
+    eventually("opened", || async { exporter.count("opened").await == 3 }).await;
+    assert!(
+        exporter
+            .events()
+            .await
+            .iter()
+            .all(|event| event["description"].is_string())
+    );
+    // One that hangs delays a line by two seconds, no more.
+    simulator
+        .inject(FaultRule::always(Fault::SlowHeaders { seconds: PATIENCE }).at(Endpoint::Alert));
+    simulator.open_many(DEMO_TENANT, 1).unwrap();
+    let began = Instant::now();
+    eventually("opened", || async { exporter.count("opened").await == 4 }).await;
+    assert!(
+        began.elapsed() < Duration::from_secs(20),
+        "{:?}",
+        began.elapsed()
+    );
+}

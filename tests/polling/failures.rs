@@ -1,0 +1,147 @@
+//! Failures: each has its reason, holds nobody else up, and heals.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_fault_has_its_reason_and_heals() {
+    let status = |code| Fault::Status {
+        code,
+        body: None,
+        headers: Vec::new(),
+    };
+    let too_large = MAX_RESPONSE_SIZE + (1 << 20);
+    let faults: Vec<(Fault, &str)> = vec![
+        (status(500), "http"),
+        (status(503), "http"),
+        (status(404), "http"),
+        (status(410), "http"),
+        (status(403), "auth"),
+        (status(401), "auth"),
+        (Fault::Html, "decode"),
+        (Fault::Empty, "decode"),
+        (Fault::Truncated, "decode"),
+        (Fault::NullResult, "decode"),
+        (Fault::NoResults, "decode"),
+        (
+            Fault::Body {
+                text: "null".to_owned(),
+            },
+            "decode",
+        ),
+        (Fault::Huge { bytes: too_large }, "too_large"),
+        (Fault::GzipBomb { bytes: too_large }, "too_large"),
+        (Fault::Reset, "connect"),
+        (Fault::ResetMidBody, "connect"),
+        (Fault::Stall { bytes: 100 }, "timeout"),
+        (
+            Fault::SlowHeaders {
+                seconds: Duration::from_secs(30),
+            },
+            "timeout",
+        ),
+        (
+            Fault::Redirect {
+                code: 307,
+                location: "http://127.0.0.1:9/".to_owned(),
+            },
+            "http",
+        ),
+    ];
+    for (fault, reason) in faults {
+        let name = format!("{fault:?}");
+        let simulator = start(world(3)).await;
+        let exporter = Exporter::start(plan(&simulator.url())).await;
+        exporter.wait_until_complete().await;
+        simulator.inject(FaultRule::always(fault).at(Endpoint::Search));
+        let series = format!(
+            "opsramp_poll_failures_total{{account=\"default\",tenant=\"name of client_1\",search=\"open\",reason=\"{reason}\"}}"
+        );
+        eventually(&name, || async { exporter.sample(&series) >= 1.0 }).await;
+        let scrape = exporter.scrape();
+        assert_eq!(sum(&scrape, "opsramp_up{"), 0.0, "{name}");
+        assert_eq!(
+            sum(&scrape, "opsramp_search_total_results{"),
+            3.0,
+            "{name}: kept until stale"
+        );
+        assert_eq!(
+            sum(&scrape, "opsramp_poll_failures_total{"),
+            sum(&scrape, &series),
+            "{name}: of no other reason\n{scrape}"
+        );
+        simulator.clear_faults();
+        simulator.open_many(DEMO_TENANT, 1).unwrap();
+        eventually(&name, || async { exporter.count("opened").await == 4 }).await;
+        eventually(&name, || async { exporter.sample("opsramp_up{") == 1.0 }).await;
+        assert_eq!(exporter.count("left").await, 0, "{name}");
+        exporter.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_poll_that_fails_at_a_further_page_shows_nothing_of_the_first() {
+    let simulator = start(world(250)).await;
+    let mut plan = plan(&simulator.url());
+    // The next one knows the first page and succeeds.
+    plan.searches[0].interval = Duration::from_secs(2);
+    let exporter = Exporter::start(plan).await;
+    exporter.wait_until_complete().await;
+    let failed = Fault::Status {
+        code: 500,
+        body: None,
+        headers: Vec::new(),
+    };
+    simulator.inject(FaultRule {
+        page: Some(2),
+        ..FaultRule::always(failed).at(Endpoint::Search)
+    });
+    simulator.open_many(DEMO_TENANT, 150).unwrap();
+    let mut status = exporter.status();
+    eventually("a poll fails", || {
+        status = exporter.status();
+        std::future::ready(status.up == Some(false))
+    })
+    .await;
+    let result = status.result.as_ref().unwrap();
+    assert_eq!((result.total_results, result.tracked), (250, 250));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tenants_in_trouble_delay_nobody_else() {
+    const INTERVAL: Duration = Duration::from_secs(3);
+    let ids: Vec<String> = (0..300).map(|number| format!("client_{number}")).collect();
+    let mut options = world(0);
+    options.tenants = ids.iter().map(|id| tenant(id, 1)).collect();
+    let simulator = start(options).await;
+    for hanging in &ids[..3] {
+        simulator.inject(FaultRule::always(Fault::SlowHeaders { seconds: PATIENCE }).of(hanging));
+    }
+    let mut plan = plan(&simulator.url());
+    let names: Vec<&str> = ids.iter().map(String::as_str).collect();
+    plan.accounts = vec![account(&simulator.url(), &names)];
+    plan.searches[0].interval = INTERVAL;
+    let exporter = Exporter::start(plan).await;
+    let polled_twice = |exporter: &Exporter| {
+        let searches = exporter.board.searches();
+        searches
+            .iter()
+            .filter(|status| status.up == Some(true) && status.polls.len() >= 3)
+            .count()
+    };
+    eventually("the others are polled", || async {
+        polled_twice(&exporter) == 297
+    })
+    .await;
+    // After the first poll each keeps to its grid.
+    for status in exporter
+        .board
+        .searches()
+        .iter()
+        .filter(|status| status.up == Some(true))
+    {
+        let (last, before) = (&status.polls[0], &status.polls[1]);
+        let apart = last.started.duration_since(before.started).as_secs_f64();
+        let interval = INTERVAL.as_secs_f64();
+        assert!(apart < 2.0 * interval, "{}: {apart} s apart", status.key);
+    }
+}

@@ -1,0 +1,274 @@
+//! Polling the simulator into a real store: what becomes an event, and what it costs.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test that cannot go on stops"
+)]
+
+mod allowance;
+mod clients;
+mod credentials;
+mod events;
+mod failures;
+mod paging;
+
+use std::{collections::BTreeMap, future::IntoFuture as _, sync::Arc, time::Duration};
+
+use opsramp_exporter::{
+    health::Health,
+    identity::{EventKind, Tenant},
+    metrics::{BuildInfo, Metrics},
+    opsramp,
+    poll::{Account, AtFirstStart, GroupLabel, Happening, LookUp, Plan, Pollers, SearchOptions},
+    record,
+    secret::{Secret, SecretSource},
+    simulator::{
+        self, Action, Allowance, DEMO_KEY, DEMO_SECRET, DEMO_TENANT, Endpoint, Fault, FaultRule,
+        Oversized, RetryAfter, Simulator, State, TenantOptions, Ts,
+    },
+    status::{Board, SearchStatus},
+    store::{self, Store},
+};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Well above any page here, and so little that a debug build on a busy machine has read past it
+/// before a request's time is up.
+const MAX_RESPONSE_SIZE: u64 = 4 << 20;
+
+const SINK: &str = "test";
+
+/// A world without allowance or life, with so many open alerts.
+fn world(alerts: usize) -> simulator::Options {
+    simulator::Options {
+        allowance: Allowance::unlimited(),
+        life: None,
+        tenants: vec![tenant(DEMO_TENANT, alerts)],
+        ..simulator::Options::default()
+    }
+}
+
+fn tenant(id: &str, alerts: usize) -> TenantOptions {
+    TenantOptions {
+        id: id.to_owned(),
+        alerts,
+        ..TenantOptions::default()
+    }
+}
+
+fn account(url: &str, tenants: &[&str]) -> Account {
+    Account {
+        options: opsramp::Options {
+            timeout: Duration::from_secs(2),
+            connect_timeout: Duration::from_secs(1),
+            requests_per_minute: Some(1_000_000),
+            max_response_size: MAX_RESPONSE_SIZE,
+            ..opsramp::Options::new(
+                "default".into(),
+                url.to_owned(),
+                SecretSource::Value(Secret::new(DEMO_KEY)),
+                SecretSource::Value(Secret::new(DEMO_SECRET)),
+            )
+        },
+        tenants: tenants
+            .iter()
+            .map(|id| Tenant {
+                id: (*id).into(),
+                name: format!("name of {id}").into(),
+            })
+            .collect(),
+        discovery: None,
+    }
+}
+
+fn plan(url: &str) -> Plan {
+    Plan {
+        accounts: vec![account(url, &[DEMO_TENANT])],
+        searches: vec![SearchOptions {
+            name: "open".into(),
+            query: "actions:OPEN".to_owned(),
+            interval: Duration::from_millis(100),
+            tenants: None,
+            page_size: 100,
+            full_read_interval: Duration::from_secs(600),
+            stale_after: Duration::from_secs(300),
+            group_by: vec![GroupLabel::State],
+            max_groups: 200,
+        }],
+        record: record::Options {
+            events: EventKind::ALL.to_vec(),
+            include_raw: false,
+            max_description_length: 4096,
+        },
+        at_first_start: AtFirstStart::Emit,
+        fetch_details: false,
+    }
+}
+
+fn metrics(board: &Board) -> Metrics {
+    let build = BuildInfo {
+        version: "0",
+        revision: "0",
+        rustversion: "0",
+    };
+    Metrics::new(board.clone(), build)
+}
+
+/// Pollers, and what they report to.
+fn pollers(store: &Store, health: &Health) -> (Pollers, Board, Metrics) {
+    let board = Board::default();
+    let metrics = metrics(&board);
+    let pollers = Pollers::new(
+        store.clone(),
+        board.clone(),
+        metrics.clone(),
+        health.clone(),
+    );
+    (pollers, board, metrics)
+}
+
+/// The exporter's polling half.
+struct Exporter {
+    store: Store,
+    board: Board,
+    metrics: Metrics,
+    health: Health,
+    stop: CancellationToken,
+    task: tokio::task::JoinHandle<()>,
+    folder: Arc<tempfile::TempDir>,
+}
+
+impl Exporter {
+    async fn start(plan: Plan) -> Self {
+        Self::start_in(Arc::new(tempfile::tempdir().unwrap()), plan).await
+    }
+
+    async fn start_in(folder: Arc<tempfile::TempDir>, plan: Plan) -> Self {
+        Self::start_with(folder, plan, store::JOURNAL_LIMIT).await
+    }
+
+    async fn start_with(folder: Arc<tempfile::TempDir>, plan: Plan, journal_limit: u64) -> Self {
+        let path = folder.path().join("state.db");
+        let options = store::Options::Sqlite {
+            path,
+            journal_limit,
+        };
+        let store = Store::open(&options).await.unwrap();
+        store.set_sinks(vec![SINK.to_owned()]).await.unwrap();
+        let health = Health::default();
+        let (mut pollers, board, metrics) = pollers(&store, &health);
+        pollers.apply(plan).await.unwrap();
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    () = stopped.cancelled() => break,
+                    happening = pollers.next() => match happening {
+                        Happening::LookedUp(look_up) => pollers.adopt(look_up).await,
+                        Happening::Failed(error) => panic!("{error:#}"),
+                    },
+                }
+            }
+            pollers.stop().await;
+        });
+        Self {
+            store,
+            board,
+            metrics,
+            health,
+            stop,
+            task,
+            folder,
+        }
+    }
+
+    async fn stop(self) -> Arc<tempfile::TempDir> {
+        self.stop.cancel();
+        self.task.await.unwrap();
+        self.store.close().await;
+        self.folder
+    }
+
+    /// All events so far, as their records.
+    async fn events(&self) -> Vec<serde_json::Value> {
+        let batch = self
+            .store
+            .pending(SINK, 1_000_000, usize::MAX)
+            .await
+            .unwrap();
+        batch
+            .events
+            .iter()
+            .map(|pending| serde_json::from_slice(&pending.event.body).unwrap())
+            .collect()
+    }
+
+    async fn count(&self, event: &str) -> usize {
+        self.events()
+            .await
+            .iter()
+            .filter(|record| record["event"] == event)
+            .count()
+    }
+
+    fn status(&self) -> Arc<SearchStatus> {
+        self.board.searches()[0].clone()
+    }
+
+    fn is_complete(&self) -> bool {
+        let status = self.status();
+        status.up == Some(true) && status.result.as_ref().is_some_and(|result| result.complete)
+    }
+
+    fn polls(&self) -> f64 {
+        self.sample("opsramp_polls_total{")
+    }
+
+    /// The sum of the samples whose line begins so.
+    fn sample(&self, prefix: &str) -> f64 {
+        sum(&self.scrape(), prefix)
+    }
+
+    fn scrape(&self) -> String {
+        let rendering = self.metrics.rendering(opsramp_exporter::clock::now());
+        String::from_utf8(rendering.text.to_vec()).unwrap()
+    }
+
+    async fn wait_until_complete(&self) {
+        eventually("the result is known whole", || async { self.is_complete() }).await;
+    }
+
+    /// Waits for a poll that begins after now and has ended.
+    async fn wait_for_poll(&self) {
+        let before = self.polls();
+        eventually("two more polls begin", || async {
+            self.polls() >= before + 2.0
+        })
+        .await;
+    }
+}
+
+/// Of the samples whose line begins so.
+fn sum(exposition: &str, prefix: &str) -> f64 {
+    exposition
+        .lines()
+        .filter(|line| line.starts_with(prefix))
+        .map(|line| line.rsplit(' ').next().unwrap().parse::<f64>().unwrap())
+        .sum()
+}
+
+async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
+    let deadline = Instant::now() + PATIENCE;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "still not so: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+async fn start(options: simulator::Options) -> Simulator {
+    Simulator::start(options, "127.0.0.1:0").await.unwrap()
+}

@@ -1,0 +1,203 @@
+//! Pages: what reading them costs, and servers that page in their own manner.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_quiet_poll_costs_one_request() {
+    let simulator = start(world(20_000)).await;
+    let mut plan = plan(&simulator.url());
+    plan.searches[0].page_size = 500;
+    let exporter = Exporter::start(plan).await;
+    exporter.wait_until_complete().await;
+    exporter.wait_for_poll().await;
+    let (polls, requests) = (exporter.polls(), simulator.requests().searches(DEMO_TENANT));
+    eventually("twenty polls", || async {
+        exporter.polls() >= polls + 20.0
+    })
+    .await;
+    let requests = simulator.requests().searches(DEMO_TENANT) - requests;
+    let polls = exporter.polls() - polls;
+    assert!(
+        (requests as f64 - polls).abs() <= 1.0,
+        "{requests} requests in {polls} polls"
+    );
+    assert_eq!(exporter.sample("opsramp_poll_requests{"), 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_costs_a_request_a_page() {
+    let simulator = start(world(3_000)).await;
+    let mut plan = plan(&simulator.url());
+    plan.searches[0].interval = Duration::from_secs(1);
+    let exporter = Exporter::start(plan).await;
+    exporter.wait_until_complete().await;
+    exporter.wait_for_poll().await;
+    simulator.reset_requests();
+    let polls = exporter.polls();
+    simulator.open_many(DEMO_TENANT, 950).unwrap();
+    eventually("all are logged", || async {
+        exporter.count("opened").await == 3_950
+    })
+    .await;
+    // Polls before and after it cost one each, and one may be under way.
+    let requests = simulator.requests().searches(DEMO_TENANT);
+    let quiet = exporter.polls() - polls - 1.0;
+    assert!(
+        requests as f64 - quiet <= 11.0,
+        "{requests} requests, {quiet} of quiet polls"
+    );
+}
+
+/// A server that cannot be asked by id: two full reads miss the alert, and then its page tells.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_departure_is_noticed_where_the_search_cannot_be_asked_by_id() {
+    let options = simulator::Options {
+        search_by_id: false,
+        ..world(1_000)
+    };
+    let simulator = start(options).await;
+    let mut plan = plan(&simulator.url());
+    plan.searches[0].full_read_interval = Duration::from_millis(100);
+    let exporter = Exporter::start(plan).await;
+    exporter.wait_until_complete().await;
+    let ids = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
+    simulator.act(ids[500], Action::Ticket).unwrap();
+    eventually("it has left", || async {
+        exporter.count("left").await == 1
+    })
+    .await;
+    exporter.wait_until_complete().await;
+}
+
+/// However the server sorts, clamps and numbers, and whatever it shares seconds between.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_manner_of_paging_is_read_completely() {
+    type Manner = (&'static str, fn(&mut simulator::Options));
+    let manners: [Manner; 9] = [
+        ("sorted by updated time", |options| options.ts = Ts::Updated),
+        ("pages clamped", |options| options.max_page_size = 30),
+        ("large pages refused", |options| {
+            options.max_page_size = 100;
+            options.oversized = Oversized::Reject;
+        }),
+        ("no nextPageNo", |options| options.next_page_no = false),
+        ("a last page without end", |options| {
+            options.repeats_last_page = true
+        }),
+        ("page sizes as shown", |options| {
+            options.max_page_size = 100;
+            options.page_size_as_shown = true;
+        }),
+        ("ties in any order", |options| options.unstable_ties = true),
+        ("another offset", |options| options.offset_minutes = 330),
+        ("expires_in as text", |options| {
+            options.expires_in_as_string = true
+        }),
+    ];
+    for (manner, change) in manners {
+        let mut options = world(450);
+        change(&mut options);
+        let simulator = start(options).await;
+        let mut plan = plan(&simulator.url());
+        plan.searches[0].page_size = 500;
+        plan.searches[0].full_read_interval = Duration::from_secs(1);
+        let exporter = Exporter::start(plan).await;
+        exporter.wait_until_complete().await;
+        let ids = simulator.open_many(DEMO_TENANT, 205).unwrap();
+        for id in &ids[..5] {
+            simulator.act(*id, Action::Suppress).unwrap();
+        }
+        eventually(manner, || async {
+            exporter.is_complete() && exporter.status().result.as_ref().unwrap().tracked == 650
+        })
+        .await;
+        let mut opened = BTreeMap::new();
+        for event in exporter.events().await {
+            if event["event"] == "opened" {
+                *opened.entry(event["alert_id"].to_string()).or_insert(0) += 1;
+            }
+        }
+        assert!(
+            (650..=655).contains(&opened.len()),
+            "{manner}: {}",
+            opened.len()
+        );
+        assert!(opened.values().all(|count| *count == 1), "{manner}");
+    }
+}
+
+/// The documentation of 400 has it that it may be a passing fault.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_was_refused_is_asked_for_again_as_it_was() {
+    let simulator = start(world(450)).await;
+    let mut plan = plan(&simulator.url());
+    plan.searches[0].page_size = 500;
+    plan.searches[0].full_read_interval = Duration::from_secs(1);
+    let exporter = Exporter::start(plan).await;
+    exporter.wait_until_complete().await;
+    // One page shows them all, as long as it may be as large as it is asked for.
+    let further_pages = || async {
+        let polls = exporter.polls();
+        simulator.reset_requests();
+        eventually("five polls", || async { exporter.polls() >= polls + 5.0 }).await;
+        let requests = simulator.requests();
+        requests.log.iter().any(|request| request.page > Some(1))
+    };
+    let refuse = |times| {
+        let refused = Fault::Status {
+            code: 400,
+            body: None,
+            headers: Vec::new(),
+        };
+        simulator.inject(FaultRule::next(times, Endpoint::Search, refused));
+    };
+    refuse(1);
+    assert!(!further_pages().await);
+    refuse(2);
+    let ids = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
+    simulator.act(ids[300], Action::Suppress).unwrap();
+    eventually("less is asked for", &further_pages).await;
+    eventually("as much as ever", || async { !further_pages().await }).await;
+    assert_eq!(exporter.sample("opsramp_poll_failures_total{"), 0.0);
+}
+
+/// Servers that search show no more than the first so many results. What came in sight is followed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_departure_is_noticed_where_the_server_does_not_show_the_whole_result() {
+    let mut options = world(250);
+    options.result_window = Some(300);
+    let simulator = start(options).await;
+    let exporter = Exporter::start(plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    let oldest = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap()[0]);
+    simulator.open_many(DEMO_TENANT, 200).unwrap();
+    eventually("all are known", || async {
+        exporter.count("opened").await == 450
+    })
+    .await;
+    simulator.act(oldest, Action::Ticket).unwrap();
+    eventually("it has left", || async {
+        exporter.count("left").await == 1
+    })
+    .await;
+    assert_eq!(exporter.sample("opsramp_search_complete{"), 0.0);
+    assert_eq!(exporter.sample("opsramp_up{"), 1.0);
+}
+
+/// That a server does not show more is no failure of the poll that would read on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_beyond_what_the_server_shows_is_no_failure() {
+    let mut options = world(250);
+    options.result_window = Some(300);
+    let simulator = start(options).await;
+    let exporter = Exporter::start(plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    simulator.open_many(DEMO_TENANT, 350).unwrap();
+    eventually("what is shown is logged", || async {
+        exporter.count("opened").await == 550
+    })
+    .await;
+    exporter.wait_for_poll().await;
+    assert_eq!(exporter.sample("opsramp_poll_failures_total{"), 0.0);
+    assert_eq!(exporter.sample("opsramp_up{"), 1.0);
+}
