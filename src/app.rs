@@ -135,14 +135,15 @@ fn run_daemon(cli: &Cli) -> Outcome {
         let mut signals = Signals::listen()?;
         let listeners = daemon::bind(&loaded.config.web)?;
         let manager = ServiceManager::of_environment();
-        let daemon = tokio::select! {
-            started = Daemon::start(loaded.config, listeners, board, metrics, manager) => started?,
-            name = signals.stop() => {
-                tracing::info!(by = name, "stopping before everything was set up");
-                None
-            }
-        };
-        match daemon {
+        let started = Daemon::start(
+            loaded.config,
+            listeners,
+            board,
+            metrics,
+            manager,
+            &mut signals,
+        );
+        match started.await? {
             Some(daemon) => Ok(daemon.run(signals, reload).await?),
             None => Ok(()),
         }
@@ -174,7 +175,7 @@ fn run_demo(cli: &Cli, simulator: std::net::SocketAddr) -> Outcome {
     let (board, metrics) = observability();
     set_up_logging(cli, Some(metrics.clone()))?;
     block_on(async {
-        let signals = Signals::listen()?;
+        let mut signals = Signals::listen()?;
         let demo = Demo::start(simulator, &cli.overrides.web).await?;
         let config = demo.config.clone();
         let listeners = daemon::bind(&config.web)?;
@@ -193,7 +194,8 @@ fn run_demo(cli: &Cli, simulator: std::net::SocketAddr) -> Outcome {
         };
         metrics.config_loaded(clock::now());
         let manager = ServiceManager::of_environment();
-        let daemon = Daemon::start(config, listeners, board, metrics, manager).await?;
+        let daemon =
+            Daemon::start(config, listeners, board, metrics, manager, &mut signals).await?;
         let outcome = match daemon {
             Some(daemon) => daemon.run(signals, reload).await,
             None => Ok(()),

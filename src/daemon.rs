@@ -124,13 +124,44 @@ impl Daemon {
         board: Board,
         metrics: Metrics,
         manager: ServiceManager,
+        signals: &mut Signals,
     ) -> anyhow::Result<Option<Self>> {
+        let quit = CancellationToken::new();
+        let opened = Arc::new(OnceLock::new());
+        let started = unless_stopped(
+            Self::set_up(config, listeners, board, metrics, manager, &quit, &opened),
+            signals,
+            &quit,
+        );
+        let error = match started.await {
+            Ok(Ok(daemon)) => return Ok(Some(daemon)),
+            Ok(Err(error)) | Err(Stop::Failed(error)) => Some(error),
+            Err(Stop::Asked(by)) => {
+                tracing::info!(by, "stopping before everything was set up");
+                None
+            }
+        };
+        // Others would count on a replica that does not take leave.
+        if let Some(store) = opened.get() {
+            tokio::time::timeout(LAST_WORD, store.close()).await.ok();
+        }
+        error.map_or(Ok(None), Err)
+    }
+
+    async fn set_up(
+        config: Config,
+        listeners: Vec<TcpListener>,
+        board: Board,
+        metrics: Metrics,
+        manager: ServiceManager,
+        quit: &CancellationToken,
+        opened: &Arc<OnceLock<Store>>,
+    ) -> anyhow::Result<Self> {
         let guard = guard(&config.web).await?;
         let health = Health::default();
         let options = store_options(&config.state, &listeners);
         // Checked before anything is done.
         options.check().await?;
-        let quit = CancellationToken::new();
         let server_stop = CancellationToken::new();
         let (reload, mut reloads) = mpsc::channel(1);
         let lifecycle = web::Lifecycle {
@@ -143,12 +174,11 @@ impl Daemon {
             guard,
             lifecycle: config.web.enable_lifecycle.then_some(lifecycle),
         };
-        let opened = Arc::new(OnceLock::new());
         let server = web::Server::new(
             metrics.clone(),
             board.clone(),
             health.clone(),
-            alert_source(&opened, &config.state),
+            alert_source(opened, &config.state),
             web_options,
         )?;
         for sink in &config.sinks {
@@ -180,20 +210,16 @@ impl Daemon {
             serve: Some(serve),
         };
         let (store, delivery, pollers) = {
-            let mut open = pin!(opening.open(options, &opened));
+            let mut open = pin!(opening.open(options, opened));
             loop {
                 tokio::select! {
                     opened = open.as_mut() => break opened?,
-                    () = quit.cancelled() => {
-                        tracing::info!(by = QUIT, "stopping before everything was set up");
-                        return Ok(None);
-                    }
                     // Without an answer, whoever asked is told that nothing was loaded.
                     Some(reply) = reloads.recv() => drop(reply),
                 }
             }
         };
-        Ok(Some(Self {
+        Ok(Self {
             config,
             metrics,
             board,
@@ -203,11 +229,11 @@ impl Daemon {
             delivery,
             server,
             server_stop,
-            quit,
+            quit: quit.clone(),
             reloads,
             manager,
             attendant,
-        }))
+        })
     }
 
     /// Runs until it is told to stop, or cannot go on. Then it delivers what is journalled.
@@ -412,6 +438,15 @@ impl Opening<'_> {
         // It is set once.
         opened.set(store.clone()).ok();
         let (sinks, board, metrics) = (&self.config.sinks, self.board, self.metrics);
+        let mut pollers = Pollers::new(
+            store.clone(),
+            board.clone(),
+            metrics.clone(),
+            self.health.clone(),
+        );
+        // A sink that is left out is forgotten with its part of the journal: what else can fail comes
+        // first.
+        let prepared = pollers.prepare(plan(self.config)).await?;
         let deliver = async || {
             let observer = Arc::new(metrics.clone());
             Delivery::start(store.clone(), sinks.clone(), board.clone(), observer).await
@@ -421,13 +456,7 @@ impl Opening<'_> {
             _ => false,
         };
         let delivery = self.wait_for(deliver, passing).await?;
-        let mut pollers = Pollers::new(
-            store.clone(),
-            board.clone(),
-            metrics.clone(),
-            self.health.clone(),
-        );
-        pollers.apply(plan(self.config)).await?;
+        pollers.follow(prepared).await;
         // From the first scrape on, every series is there.
         self.serve();
         Ok((store, delivery, pollers))

@@ -6,7 +6,7 @@ use opsramp_exporter::simulator::{DEMO_KEY, DEMO_TENANT};
 use serde_json::json;
 use tokio::process::Command;
 
-use crate::exporter::{Place, SECRET, binary, command, opsramp};
+use crate::exporter::{Metrics, Place, SECRET, binary, command, eventually, opsramp};
 
 /// Starts it and waits for the lines of two alerts.
 async fn logs_two_alerts(place: &Place, command: Command) {
@@ -146,6 +146,36 @@ async fn a_file_that_should_say_whom_to_trust_and_does_not_is_told() {
         let error = ended.stderr.last().unwrap();
         assert!(error.contains(told) && error.contains(name), "{error}");
     }
+}
+
+/// Whoever mends the configuration has what waited.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_that_fails_forgets_no_sink() {
+    let opsramp = opsramp(2).await;
+    let mut place = Place::new(&opsramp.url()).with_file_sink();
+    let (file, folder) = (place.config["log"]["sinks"][0].clone(), place.path("later"));
+    let other = json!({"name": "other", "type": "file", "path": folder.join("other.jsonl")});
+    place.config["log"]["sinks"] = json!([file, other]);
+    let good = place.config.clone();
+    let exporter = place.start().await;
+    let waits =
+        |metrics: &Metrics| metrics.one("opsramp_sink_backlog_events{sink=\"other\"}") == Some(2.0);
+    exporter.wait_for("lines wait", waits).await;
+    exporter.kill().await;
+
+    place.config["log"]["sinks"] = json!([file]);
+    place.config["accounts"][0]["tls"] = json!({"ca_file": "/nowhere/ca.pem"});
+    place.write();
+    assert_eq!(place.run(place.command()).await.code(), Some(1));
+
+    place.config = good;
+    std::fs::create_dir(&folder).unwrap();
+    let exporter = place.start().await;
+    eventually("they are delivered", async || {
+        place.lines_of("later/other.jsonl").len() == 2
+    })
+    .await;
+    exporter.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -345,6 +345,28 @@ async fn a_database_that_is_slow_from_the_start_is_started_with() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_stopped_during_its_start_takes_leave() {
+    let cluster = postgres::shared();
+    let opsramp = opsramp(1).await;
+    let cable = Cable::to(cluster.port()).await;
+    let database = cluster.fresh();
+    let (_, schema) = database.rsplit_once("%3D").unwrap();
+    let replicas = format!("SELECT count(*) FROM {schema}.replica");
+    let place = replica(&opsramp, 1, 2, &cable.lead(&database, cluster.port()));
+    place.start().await.stop().await;
+    assert_eq!(cluster.sql(&replicas), "0");
+
+    cable.slow_down(Duration::from_millis(50));
+    let starting = place.spawn(place.command());
+    // So it has the store, and not yet what it is to do with it.
+    let named = format!("{replicas} WHERE sinks <> '{{}}'");
+    eventually("it is registered", async || cluster.sql(&named) == "1").await;
+    starting.signal(Signal::TERM);
+    assert_eq!(starting.end().await.code(), Some(0));
+    assert_eq!(cluster.sql(&replicas), "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_the_server_or_a_firewall_closes_is_opened_again() {
     let cluster = tokio::task::spawn_blocking(|| {
         Cluster::start(&["fsync=off", "idle_session_timeout=150ms"])

@@ -516,8 +516,27 @@ pub(super) async fn leave(shared: &Shared) -> Result<(), Failure> {
         delivery::save(shared, &sink).await?;
     }
     let mut session = shared.pool.session().await?;
-    let leases = shared.look(State::leases);
-    give_back(&mut session, me, &leases).await?;
+    // Those as well that it was about to take, and had no answer about yet. The number is nobody
+    // else's.
+    let mut tries = Tries::default();
+    loop {
+        let given = session
+            .execute(
+                "WITH mine AS (
+                    SELECT id FROM search WHERE owner = $1 ORDER BY id FOR UPDATE)
+                 UPDATE search SET owner = NULL, lease_until = clock_timestamp()
+                 FROM mine WHERE search.id = mine.id",
+                &[&me],
+            )
+            .await;
+        match given {
+            Err(failure) if tries.again(&failure).await => {}
+            given => {
+                given?;
+                break;
+            }
+        }
+    }
     session
         .execute("DELETE FROM replica WHERE id = $1", &[&me])
         .await?;

@@ -166,3 +166,21 @@ async fn whoever_waits_for_others_to_be_taken_up_does_not_blame_the_server() {
     drop(others);
     taking.await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_whose_taking_was_given_up_is_given_back_at_the_end() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", LEASE).await;
+    let me = shared(&store).number().unwrap();
+    let mut session = shared(&store).pool.session().await.unwrap();
+    alerts::create(&mut session, &[a_search()], second(1))
+        .await
+        .unwrap();
+    // What whoever stops in the midst of it leaves behind.
+    let taken = alerts::take(&mut session, &a_search(), me, 60.0).await;
+    assert!(taken.unwrap().is_some());
+    drop(session);
+    store.close().await;
+    let held = sql(&url, "SELECT count(*) FROM search WHERE owner IS NOT NULL");
+    assert_eq!(held, "0");
+}
