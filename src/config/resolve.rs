@@ -35,6 +35,9 @@ pub(super) struct Resolver<'a> {
 
 const SHORTEST: Duration = Duration::from_millis(100);
 
+/// The longest name or id, in bytes: those of a search together fit into an index of PostgreSQL.
+const LONGEST_NAME: usize = 256;
+
 const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
@@ -109,6 +112,10 @@ impl<'a> Resolver<'a> {
         };
         if name.contains(char::is_control) {
             self.problems.add(path, "must be one line of text");
+        }
+        if name.len() > LONGEST_NAME {
+            let message = format!("is longer than {LONGEST_NAME} bytes");
+            self.problems.add(path, message);
         }
         name
     }

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use super::Resolver;
+use super::{LONGEST_NAME, Resolver};
 use crate::{
     config::{Account, file, problem::shown_value, url},
     identity::Tenant,
@@ -177,7 +177,7 @@ impl Resolver<'_> {
                 let at = |key: &str| format!("{path}[{index}].{key}");
                 let id: Arc<str> = self.required(&at("id"), tenant.id).into();
                 let is_segment = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-                if !id.chars().all(is_segment) || id.starts_with('.') {
+                if !id.chars().all(is_segment) || id.starts_with('.') || id.len() > LONGEST_NAME {
                     self.problems.add(
                         at("id"),
                         format!(

@@ -213,6 +213,7 @@ fn wrong_searches_are_explained() {
         wrong("{name: a, tenants: [client_1, client_1]}"),
         wrong("{name: a, tenants: [client_l]}"),
         wrong("{name: a}, {name: a}"),
+        wrong(&format!("{{name: {}}}", "a".repeat(257))),
     ];
     assert_snapshot!(all.join("\n"), @r#"
     config.yml:6:11: searches: is empty; leave it out for the default, or write a search
@@ -231,6 +232,7 @@ fn wrong_searches_are_explained() {
     config.yml:6:31: searches[0].tenants: names "client_1" twice
     config.yml:6:32: searches[0].tenants[0]: "client_l" is no tenant of any account; did you mean "client_1"?
     config.yml:6:30: searches[1].name: "a" is the name of a search already
+    config.yml:6:19: searches[0].name: is longer than 256 bytes
     "#);
 }
 

@@ -48,12 +48,13 @@ pub(super) async fn take(
         .query(
             // A journal's end that is damaged is never before the last event that is there. A
             // server that has forgotten the replica, restored as it was or made anew, may not know
-            // its sinks either: for them nothing can be journalled until it has joined again.
+            // its sinks either: for them nothing can be journalled until it has joined again. And
+            // whoever takes leave waits for what it has asked for and given up.
             "WITH free AS (
                 SELECT id, epoch FROM search
                 WHERE account = $1 AND tenant_id = $2 AND name = $3
                     AND (owner IS NULL OR owner = $4 OR lease_until <= clock_timestamp())
-                    AND EXISTS (SELECT 1 FROM replica WHERE id = $4)
+                    AND EXISTS (SELECT 1 FROM replica WHERE id = $4 FOR KEY SHARE)
                 FOR UPDATE)
              UPDATE search SET owner = $4,
                 epoch = (((free.epoch >> 32) + 1) << 32) | trunc(random() * 4294967296)::bigint,

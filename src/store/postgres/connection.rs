@@ -154,6 +154,12 @@ pub enum Failure {
     /// The replica is not registered with the server, or no longer.
     #[error("the database cannot be reached yet")]
     NotJoined,
+    /// A row that was written cannot be changed.
+    #[error(
+        "the database lets this user write rows of the table {0} and not change them, as row-level \
+         security without a policy for that does"
+    )]
+    Hidden(&'static str),
     /// The store was closed.
     #[error("the state store is closed")]
     Closed,
@@ -613,7 +619,8 @@ impl Failure {
             | Self::NoAnswer
             | Self::Newer { .. }
             | Self::Encoding(_)
-            | Self::NotJoined => true,
+            | Self::NotJoined
+            | Self::Hidden(_) => true,
         }
     }
 

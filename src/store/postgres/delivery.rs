@@ -15,6 +15,9 @@ use super::{
 };
 use crate::store::{Held, JournalEvent, Pending};
 
+/// Events that are removed from journals together.
+pub(super) const PRUNE_STEP: i64 = 2000;
+
 /// Says which sinks this replica has, and takes note of all there are. What fails changes nothing
 /// here; what the server has of it all the same the keeper takes back. Those that it had stay until
 /// they are [forgotten](forget_sinks): what is forgotten cannot be had back. Brings whether there are
@@ -404,25 +407,35 @@ pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Removes the events that every sink has from the journals of the searches that are held. A place
-/// beyond a journal's end is damaged, and says nothing of what a sink has.
+/// Removes the events that every sink has from the journals of the searches that are held, some at a
+/// time: all that a sink lacked for a day, once it is removed, is more than a statement has time for. A
+/// place beyond a journal's end is damaged, and says nothing of what a sink has.
 pub(super) async fn prune(shared: &Shared) -> Result<(), Failure> {
     let rows = shared.look(State::held_rows);
     if rows.is_empty() {
         return Ok(());
     }
     let mut session = shared.pool.session().await?;
-    session
-        .execute(
-            "DELETE FROM journal USING (
-                SELECT search_id, min(position) AS position FROM progress
-                JOIN search ON search.id = search_id AND journal_end >= position
-                WHERE search_id = ANY($1) GROUP BY search_id
-                HAVING count(*) = (SELECT count(*) FROM sink)) AS delivered
-             WHERE journal.search_id = delivered.search_id
-                AND journal.position <= delivered.position",
-            &[&rows],
-        )
-        .await?;
-    Ok(())
+    loop {
+        let removed = session
+            .execute(
+                "WITH delivered AS (
+                    SELECT search_id, min(position) AS position FROM progress
+                    JOIN search ON search.id = search_id AND journal_end >= position
+                    WHERE search_id = ANY($1) GROUP BY search_id
+                    HAVING count(*) = (SELECT count(*) FROM sink)),
+                 gone AS (
+                    SELECT journal.search_id, journal.position FROM journal
+                    JOIN delivered ON journal.search_id = delivered.search_id
+                        AND journal.position <= delivered.position
+                    LIMIT $2)
+                 DELETE FROM journal USING gone
+                 WHERE journal.search_id = gone.search_id AND journal.position = gone.position",
+                &[&rows, &PRUNE_STEP],
+            )
+            .await?;
+        if removed < PRUNE_STEP.unsigned_abs() {
+            return Ok(());
+        }
+    }
 }

@@ -58,6 +58,44 @@ pub(crate) enum Unfit {
     Refused(String),
 }
 
+/// What a daemon changes and removes, table by table: the rows of one name, `$1`.
+const CHANGES: [(&str, &str); 13] = [
+    ("replica", "UPDATE replica SET share = 1 WHERE node = $1"),
+    ("replica", "DELETE FROM replica WHERE node = $1"),
+    (
+        "alert",
+        "UPDATE alert SET digest = 1 WHERE search_id IN (SELECT id FROM search WHERE account = $1)",
+    ),
+    (
+        "alert",
+        "DELETE FROM alert WHERE search_id IN (SELECT id FROM search WHERE account = $1)",
+    ),
+    (
+        "departed",
+        "UPDATE departed SET ordinal = 2 WHERE search_id IN (SELECT id FROM search WHERE account = $1)",
+    ),
+    (
+        "departed",
+        "DELETE FROM departed WHERE search_id IN (SELECT id FROM search WHERE account = $1)",
+    ),
+    (
+        "journal",
+        "DELETE FROM journal WHERE search_id IN (SELECT id FROM search WHERE account = $1)",
+    ),
+    (
+        "progress",
+        "UPDATE progress SET position = 1 WHERE sink = $1",
+    ),
+    ("progress", "DELETE FROM progress WHERE sink = $1"),
+    ("mark", "UPDATE mark SET mark = NULL WHERE sink = $1"),
+    (
+        "sink",
+        "UPDATE sink SET unnamed_since = now() WHERE name = $1",
+    ),
+    ("sink", "DELETE FROM sink WHERE name = $1"),
+    ("search", "DELETE FROM search WHERE account = $1"),
+];
+
 /// A table that was found.
 struct Found {
     may_be_used: bool,
@@ -160,10 +198,8 @@ pub(crate) async fn inspect(url: &SecretSource, lease: Duration) -> Result<Inspe
         Err(Unfit::Forbidden(forbidden))
     } else if version == known {
         match try_out(&mut session).await {
-            Ok(true) => Ok(Tables::Ready),
-            Ok(false) => Err(Unfit::Refused(
-                "a row that was written cannot be read".to_owned(),
-            )),
+            Ok(None) => Ok(Tables::Ready),
+            Ok(Some(refused)) => Err(Unfit::Refused(refused)),
             Err(failure) if failure.is_refusal() => Err(Unfit::Refused(chain(&failure))),
             Err(failure) => return Err(failure),
         }
@@ -175,9 +211,9 @@ pub(crate) async fn inspect(url: &SecretSource, lease: Duration) -> Result<Inspe
 }
 
 /// Does what a start and a poll do, with names that nobody else uses, and takes it back: row-level
-/// security, triggers and columns that somebody has changed are seen by that alone. Brings whether what
-/// was written could be read.
-async fn try_out(session: &mut Session) -> Result<bool, Failure> {
+/// security, triggers and columns that somebody has changed are seen by that alone. Brings what of it could
+/// not be done, where that was no error.
+async fn try_out(session: &mut Session) -> Result<Option<String>, Failure> {
     const ME: i64 = -1;
     const NAME: &str = "opsramp-exporter check";
     let now = clock::now();
@@ -216,11 +252,11 @@ async fn try_out(session: &mut Session) -> Result<bool, Failure> {
         .await?;
     alerts::create(session, std::slice::from_ref(&key), now).await?;
     let Some(taken) = alerts::take(session, &key, ME, 60.0).await? else {
-        return Ok(false);
+        return Ok(Some("a row that was written cannot be found".to_owned()));
     };
     let (held, row) = (taken.held, taken.held.row);
     let Some(end) = alerts::advance(session, held, ME, 1, true).await? else {
-        return Ok(false);
+        return Ok(Some("a row that was written cannot be found".to_owned()));
     };
     alerts::write(session, row, &commit, now).await?;
     alerts::append(session, row, end, &commit.events).await?;
@@ -245,6 +281,15 @@ async fn try_out(session: &mut Session) -> Result<bool, Failure> {
     delivery::progress(session, row).await?;
     let open = alerts::load(session, row, "").await?;
     let event = delivery::journalled_at(session, row, end).await?;
+    let mut refused = (open.len() != 1 || event.is_none())
+        .then(|| "a row that was written cannot be read".to_owned());
+    for (table, statement) in CHANGES {
+        // What a policy does not allow is no error: it changes nothing.
+        if session.execute(statement, &[&NAME]).await? != 1 && refused.is_none() {
+            let (change, _) = statement.split_once(' ').unwrap_or_default();
+            refused = Some(format!("{change} changes no row of the table {table}"));
+        }
+    }
     session.roll_back().await?;
-    Ok(open.len() == 1 && event.is_some())
+    Ok(refused)
 }

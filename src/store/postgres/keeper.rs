@@ -171,6 +171,11 @@ async fn try_join(
         Some(row) => row.try_get(0)?,
         None => return Err(Failure::NotJoined),
     };
+    // Else it would be taken for forgotten, and would join for ever.
+    let alive = "UPDATE replica SET share = 0 WHERE id = $1";
+    if session.execute(alive, &[&number]).await? == 0 {
+        return Err(Failure::Hidden("replica"));
+    }
     // They may have been forgotten together with the replica. They are there before anything is
     // journalled for them.
     if let Some(sinks) = sinks {
@@ -457,12 +462,11 @@ pub(super) async fn tidy(shared: &Shared) {
             for sink in shared.look(|state| state.journal.own_sinks()) {
                 delivery::save(shared, &sink).await?;
             }
-            delivery::prune(shared).await?;
             if clock::since_boot().saturating_sub(forgotten) >= shared.lease {
                 forget(shared).await?;
                 forgotten = clock::since_boot();
             }
-            Ok::<(), Failure>(())
+            delivery::prune(shared).await
         };
         match timeout(ALTOGETHER, work).await {
             Ok(Ok(())) => {}
@@ -507,7 +511,8 @@ pub(super) async fn forget(shared: &Shared) -> Result<(), Failure> {
     delivery::hear_of_sinks(shared, &mut session).await
 }
 
-/// Gives all leases back and takes leave.
+/// Takes leave, and gives all leases back: those as well that it was about to take, and had no answer
+/// about yet. The number is nobody else's.
 pub(super) async fn leave(shared: &Shared) -> Result<(), Failure> {
     let Some(me) = shared.look(|state| state.replica) else {
         return Ok(());
@@ -516,8 +521,10 @@ pub(super) async fn leave(shared: &Shared) -> Result<(), Failure> {
         delivery::save(shared, &sink).await?;
     }
     let mut session = shared.pool.session().await?;
-    // Those as well that it was about to take, and had no answer about yet. The number is nobody
-    // else's.
+    // From then on it can take none.
+    session
+        .execute("DELETE FROM replica WHERE id = $1", &[&me])
+        .await?;
     let mut tries = Tries::default();
     loop {
         let given = session
@@ -531,16 +538,9 @@ pub(super) async fn leave(shared: &Shared) -> Result<(), Failure> {
             .await;
         match given {
             Err(failure) if tries.again(&failure).await => {}
-            given => {
-                given?;
-                break;
-            }
+            given => return given.map(drop),
         }
     }
-    session
-        .execute("DELETE FROM replica WHERE id = $1", &[&me])
-        .await?;
-    Ok(())
 }
 
 /// Gives leases back.

@@ -60,6 +60,28 @@ async fn what_every_sink_has_is_removed_from_the_server() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_every_sink_has_is_removed_however_much_it_is() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    store.take_up(&a_search(), second(1)).await.unwrap();
+    let count = 2 * delivery::PRUNE_STEP + 1;
+    // As an outage of a sink leaves it that is taken out then.
+    sql(
+        &url,
+        &format!(
+            "INSERT INTO journal (search_id, position, event_id, at, body)
+             SELECT id, number, gen_random_uuid(), now(), '' FROM search, generate_series(1, {count}) number;
+             UPDATE search SET journal_end = {count};
+             INSERT INTO progress (sink, search_id, position) SELECT 's', id, {count} FROM search"
+        ),
+    );
+    delivery::prune(shared(&store)).await.unwrap();
+    // Another round of it may be at work.
+    wait_for_journal(&store, 0).await;
+}
+
 /// Waits until the server keeps so many events, and no fewer.
 async fn wait_for_journal(store: &Store, events: i64) {
     let deadline = Instant::now() + PATIENCE;

@@ -357,6 +357,13 @@ async fn whether_a_start_will_find_its_tables_is_seen_before_it() {
             "ALTER TABLE search DISABLE ROW LEVEL SECURITY",
         ),
         (
+            "ALTER TABLE journal OWNER TO CURRENT_USER, ENABLE ROW LEVEL SECURITY;
+             GRANT ALL ON journal TO careful;
+             CREATE POLICY reads ON journal FOR SELECT USING (TRUE);
+             CREATE POLICY writes ON journal FOR INSERT WITH CHECK (TRUE)",
+            "ALTER TABLE journal DISABLE ROW LEVEL SECURITY",
+        ),
+        (
             "ALTER TABLE replica RENAME wants TO wishes",
             "ALTER TABLE replica RENAME wishes TO wants",
         ),
