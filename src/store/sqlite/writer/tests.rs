@@ -7,6 +7,7 @@ use super::*;
 use crate::store::{
     JournalEvent,
     conformance::{alert, event, events, key, second},
+    sqlite::beside,
 };
 
 /// A writer without its thread, so that faults can be put into its connection.
@@ -511,4 +512,29 @@ fn a_sink_whose_place_is_damaged_gets_all_that_is_in_the_journal() {
         bench.acknowledge(3).unwrap();
         assert_eq!(bench.reopen().waiting(), [0; 0]);
     }
+}
+
+#[test]
+fn a_lock_whose_file_is_removed_while_nothing_is_stored_is_taken_again() {
+    let mut bench = Bench::new();
+    bench.writer.look = Duration::from_millis(10);
+    let page = Page::new(bench.writer.files().clone(), Holds::default());
+    let (commands, queue) = mpsc::channel(1);
+    let writer = thread::spawn(move || bench.writer.run(queue, &page));
+    let lock = beside(&bench.path, ".lock");
+    std::fs::remove_file(&lock).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while std::fs::read(&lock).unwrap_or_default().is_empty() {
+        assert!(Instant::now() < deadline, "nobody looks");
+        // What only reads is no reason to look later.
+        let (reply, _answer) = oneshot::channel();
+        let sink = "s".into();
+        let read = Read::Backlog { sink, reply };
+        commands.blocking_send(Command::Read(read)).unwrap();
+    }
+    let second = Writer::open(&bench.path, 1_000_000, Holds::default());
+    let problem = second.unwrap_err().to_string();
+    assert!(problem.contains("another exporter"), "{problem}");
+    drop(commands);
+    writer.join().unwrap();
 }
