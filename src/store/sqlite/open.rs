@@ -15,7 +15,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::checkpoint::{Checkpoint, checkpoint};
 use crate::{
     file_id::{FileId, file_id},
-    paths::{folder, link_target},
+    paths::{folder, follow_links},
     store::Error,
 };
 
@@ -51,8 +51,6 @@ const LOG_PAGES_IN_NEED: i64 = LOG_PAGES / 16;
 const LOG_BYTES: i64 = 16 * 1024 * 1024;
 /// Statements that stay prepared; there are fewer.
 const STATEMENTS: usize = 32;
-/// Links that are followed to a file that is not there yet, as the system follows so many to one that is.
-const LINKS: usize = 40;
 /// For the owner alone: alerts tell much about a network.
 const MODE: u32 = 0o600;
 
@@ -245,21 +243,12 @@ pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 /// The file's own path, so that a link to it does not lead around its lock.
 pub(super) fn resolve(path: &Path) -> std::result::Result<PathBuf, String> {
-    let mut path = path.to_owned();
-    for _ in 0..LINKS {
-        match path.canonicalize() {
-            Ok(path) if path.is_dir() => {
-                return Err("it is a folder; name a file in it".to_owned());
-            }
-            Ok(path) => return Ok(path),
-            Err(_) => {}
-        }
-        match link_target(&path) {
-            Some(target) => path = target,
-            None => return resolve_new(&path),
-        }
+    let path = follow_links(path).ok_or("its links lead in a circle; let them lead to a file")?;
+    match path.canonicalize() {
+        Ok(path) if path.is_dir() => Err("it is a folder; name a file in it".to_owned()),
+        Ok(path) => Ok(path),
+        Err(_) => resolve_new(&path),
     }
-    Err("its links lead in a circle; let them lead to a file".to_owned())
 }
 
 /// The same for a file that is to be created.
