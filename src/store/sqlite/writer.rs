@@ -217,6 +217,7 @@ impl Writer {
 
     /// Finds out whether the state is still where the next start looks for it, and is still ours alone.
     fn look_at_files(&mut self) {
+        self.file.look_at_log();
         self.file.tell_if_gone();
         self.file.keep_lock();
         self.looked = Instant::now();
@@ -312,6 +313,7 @@ impl Writer {
     /// Stores the cursors, does `writes` and a step of pruning, durably. Where it fails, nothing
     /// was done.
     fn transaction(&mut self, writes: &mut [Write]) -> Result<()> {
+        self.file.look_at_log();
         let before = self.journal.clone();
         let done = self.try_transaction(writes);
         match done {

@@ -1,4 +1,5 @@
 use std::{
+    fs::File,
     path::PathBuf,
     sync::atomic::{AtomicUsize, Ordering},
 };
@@ -537,4 +538,54 @@ fn a_lock_whose_file_is_removed_while_nothing_is_stored_is_taken_again() {
     assert!(problem.contains("another exporter"), "{problem}");
     drop(commands);
     writer.join().unwrap();
+}
+
+#[test]
+fn a_log_that_was_cut_short_is_not_copied_over_what_is_whole() {
+    for is_stored_to in [false, true] {
+        let mut bench = Bench::new();
+        bench.write(opened(1)).unwrap();
+        assert!(bench.writer.file.reuse_log());
+        bench.write(opened(2)).unwrap();
+        let before = std::fs::read(&bench.path).unwrap();
+        let log = File::create(beside(&bench.path, "-wal")).unwrap();
+        if is_stored_to {
+            bench.write(events(3..9)).ok();
+            assert!(log.metadata().unwrap().len() > 0);
+            assert!(!bench.writer.file.reuse_log());
+            bench.writer.file.save_room();
+        }
+        let Bench {
+            writer,
+            path,
+            held,
+            _folder,
+        } = bench;
+        writer.file.close();
+        assert!(std::fs::read(&path).unwrap() == before, "it was written to");
+        let writer = Writer::open(&path, 1_000_000, Holds::default()).unwrap();
+        let mut bench = Bench {
+            writer,
+            path,
+            held,
+            _folder,
+        };
+        assert_eq!(bench.waiting(), [1]);
+    }
+}
+
+#[test]
+fn a_log_that_is_copied_and_emptied_by_another_program_is_not_taken_for_one_that_was_cut_short() {
+    let mut bench = Bench::new();
+    let operator = Connection::open(&bench.path).unwrap();
+    for number in 1..4 {
+        bench.write(opened(number)).unwrap();
+        operator
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+            .unwrap();
+        assert_eq!(beside(&bench.path, "-wal").metadata().unwrap().len(), 0);
+        bench.writer.look_at_files();
+        assert!(bench.writer.file.reuse_log());
+    }
+    assert_eq!(bench.reopen().waiting(), [1, 2, 3]);
 }
