@@ -5,6 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
+/// Links that are followed to a file that is not there yet, as the system follows so many to one that is.
+const LINKS: usize = 40;
+
 /// The folder that a path names something in.
 pub(crate) fn folder(path: &Path) -> &Path {
     match path.parent() {
@@ -17,4 +20,19 @@ pub(crate) fn folder(path: &Path) -> &Path {
 pub(crate) fn link_target(path: &Path) -> Option<PathBuf> {
     let target = fs::read_link(path).ok()?;
     Some(folder(path).join(target))
+}
+
+/// The path that links lead to, be it there or not; `None` where they lead in a circle.
+pub(crate) fn follow_links(path: &Path) -> Option<PathBuf> {
+    let mut path = path.to_owned();
+    for _ in 0..LINKS {
+        if let Ok(path) = path.canonicalize() {
+            return Some(path);
+        }
+        match link_target(&path) {
+            Some(target) => path = target,
+            None => return Some(path),
+        }
+    }
+    None
 }

@@ -440,6 +440,9 @@ async fn receiver(options: &OtlpOptions) -> Outcome<()> {
         otlp::Error::Transport(_) => {
             "look whether the receiver runs, and whether a firewall lets this machine reach it"
         }
+        otlp::Error::Timeout { .. } => {
+            "look at the receiver's own log, or give the sink a longer timeout"
+        }
         otlp::Error::HeadersUnread { .. } => SILENT_FILE,
         _ => UNUSABLE,
     };

@@ -689,12 +689,21 @@ impl Tail {
         let flags = rustix::fs::fcntl_getfl(&self.file)?;
         // With O_APPEND, Linux appends whatever the offset.
         rustix::fs::fcntl_setfl(&self.file, flags - OFlags::APPEND)?;
-        let written = scan
-            .found
-            .iter()
-            .try_for_each(|&(index, at)| self.file.write_all_at(missing.line(index), at));
+        let mut written = scan.found.iter().try_for_each(|&(index, at)| {
+            self.check_that_it_reaches(scan.end)?;
+            self.file.write_all_at(missing.line(index), at)
+        });
+        written = written.and_then(|()| self.check_that_it_reaches(scan.end));
         rustix::fs::fcntl_setfl(&self.file, flags)?;
         written
+    }
+
+    /// Where the file was truncated since it was read, what is written behind its end would leave a hole before it.
+    fn check_that_it_reaches(&self, end: u64) -> io::Result<()> {
+        if self.file.metadata()?.size() < end {
+            return Err(io::Error::other("it has just been truncated"));
+        }
+        Ok(())
     }
 
     fn mark_at(&self, settled: u64) -> Result<Mark, Error> {

@@ -28,6 +28,10 @@ mod message;
 /// How many events a request holds at most.
 const MAX_EVENTS: usize = 512;
 
+/// After so many answers to requests that held all they may, they may hold twice as much. That is tried so seldom
+/// because a receiver that can take no more may store what it does not answer, and be sent it again.
+const ANSWERS: u32 = 16;
+
 /// The size of a request before compression, in bytes, unless a single event is larger. Receivers
 /// are known to refuse more than 4 MiB.
 const MAX_BYTES: usize = 1 << 20;
@@ -41,7 +45,17 @@ const PROTOBUF: &str = "application/x-protobuf";
 #[derive(Debug)]
 pub(super) struct Otlp {
     receiver: Receiver,
+    limit: Limit,
     turn: Duration,
+}
+
+/// How many events a request may hold at present: fewer while the receiver does not answer in time, for
+/// else one that is too much for it would be sent for ever.
+#[derive(Debug)]
+struct Limit {
+    events: usize,
+    /// To requests that held so many.
+    answers: u32,
 }
 
 // === impl Otlp ===
@@ -50,6 +64,7 @@ impl Otlp {
     pub(super) fn new(options: &OtlpOptions) -> Result<Self, Error> {
         Ok(Self {
             receiver: Receiver::new(options)?,
+            limit: Limit::default(),
             turn: TURN,
         })
     }
@@ -64,7 +79,7 @@ impl Otlp {
         let until = Instant::now() + self.turn;
         let mut progress = Progress::default();
         while progress.settled < events.len() && ours() {
-            let batch = read_batch(&events[progress.settled..]);
+            let batch = read_batch(&events[progress.settled..], self.limit.events);
             let delivered = self.deliver_batch(batch, until, &ours, &mut progress);
             if let Err(error) = delivered.await {
                 progress.error = Some(error.into());
@@ -80,7 +95,7 @@ impl Otlp {
     /// Delivers one request's worth of events, in parts where it is refused. After `until`, it
     /// ends with the first part that is settled; at once when they are no longer `ours`.
     async fn deliver_batch(
-        &self,
+        &mut self,
         mut records: Vec<Result<Record<'static>, Refusal>>,
         until: Instant,
         ours: &impl Fn() -> bool,
@@ -97,8 +112,15 @@ impl Otlp {
                 continue;
             }
             let request = message::request(readable.clone());
-            match self.receiver.export(request).await? {
+            let exported = self.receiver.export(request).await;
+            if let Err(error) = &exported
+                && error.is_for_want_of_time()
+            {
+                self.limit.halve(part.len());
+            }
+            match exported? {
                 Outcome::Taken { rejected, message } => {
+                    self.limit.raise(part.len());
                     let mut refused = Vec::new();
                     let rejected = rejected.min(readable.count() as u64);
                     if rejected > 0 {
@@ -151,6 +173,37 @@ pub(crate) async fn ask(options: &OtlpOptions) -> Result<Option<String>, Error> 
     }
 }
 
+// === impl Limit ===
+
+impl Limit {
+    /// A request with so many events was not answered in time.
+    fn halve(&mut self, events: usize) {
+        self.events = (self.events.min(events) / 2).max(1);
+        self.answers = 0;
+    }
+
+    /// A request with so many events was answered.
+    fn raise(&mut self, events: usize) {
+        if events < self.events {
+            return;
+        }
+        self.answers += 1;
+        if self.answers >= ANSWERS {
+            self.events = (self.events * 2).min(MAX_EVENTS);
+            self.answers = 0;
+        }
+    }
+}
+
+impl Default for Limit {
+    fn default() -> Self {
+        Self {
+            events: MAX_EVENTS,
+            answers: 0,
+        }
+    }
+}
+
 impl Progress {
     /// A part is done with; it follows those that were before.
     fn settle(&mut self, part: &Range<usize>, refused: Vec<Refusal>) {
@@ -160,10 +213,10 @@ impl Progress {
 }
 
 /// The records of one request: as many from the front as it may hold, at least one.
-fn read_batch(events: &[Pending]) -> Vec<Result<Record<'static>, Refusal>> {
-    let mut records = Vec::with_capacity(events.len().min(MAX_EVENTS));
+fn read_batch(events: &[Pending], limit: usize) -> Vec<Result<Record<'static>, Refusal>> {
+    let mut records = Vec::with_capacity(events.len().min(limit));
     let mut bytes = 0;
-    for Pending { event, .. } in events.iter().take(MAX_EVENTS) {
+    for Pending { event, .. } in events.iter().take(limit) {
         let record = Record::from_json(&event.body)
             .map_err(|error| Refusal::unreadable(event.event_id, &error));
         bytes += record.as_ref().map_or(0, message::size);

@@ -1,14 +1,17 @@
 //! The Alert object, read leniently and mostly without copying.
 //!
 //! Only `uniqueId` is needed. Every other member may be missing, null, empty or of a
-//! neighbouring type; an item that is no alert at all is counted, and does not spoil its page.
+//! neighbouring type, or a number that is too large; an item that is no alert at all is counted, and
+//! does not spoil its page.
 
 use std::{borrow::Cow, fmt};
 
 use jiff::Timestamp;
 use serde::de::{
-    Deserialize, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor,
+    Deserialize, DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess,
+    Visitor,
 };
+use serde_json::value::RawValue;
 
 use crate::excerpt::truncate;
 
@@ -161,11 +164,18 @@ impl Alert<'_> {
 
 /// Reads an alert. `None` where the JSON is none.
 pub(super) fn read(json: &str) -> Result<Option<Alert<'_>>, serde_json::Error> {
-    let mut alert = Alert::default();
-    let mut deserializer = serde_json::Deserializer::from_str(json);
-    let readable = Item(&mut alert).deserialize(&mut deserializer)?;
-    deserializer.end()?;
-    Ok(readable.then_some(alert))
+    let read = |by_members| {
+        let mut alert = Alert::default();
+        let mut deserializer = serde_json::Deserializer::from_str(json);
+        let readable = if by_members {
+            deserializer.deserialize_map(ByMembers(&mut alert))?
+        } else {
+            Item(&mut alert).deserialize(&mut deserializer)?
+        };
+        deserializer.end()?;
+        Ok(readable.then_some(alert))
+    };
+    read(false).or_else(|error| read(true).map_err(|_| error))
 }
 
 /// Reads an element of `results` into an alert that is empty, and brings whether it was one: an object
@@ -247,6 +257,44 @@ impl<'de> Visitor<'de> for Item<'_, 'de> {
     }
     fn visit_str<E>(self, _: &str) -> Result<bool, E> {
         Ok(false)
+    }
+}
+
+/// Reads an alert member by member: slower, and one that cannot be read, such as `1e400`, is as if it were
+/// missing.
+struct ByMembers<'s, 'a>(&'s mut Alert<'a>);
+
+impl<'de> Visitor<'de> for ByMembers<'_, 'de> {
+    type Value = bool;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an alert")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<bool, A::Error> {
+        Item(self.0).visit_map(Members(map))
+    }
+}
+
+struct Members<A>(A);
+
+impl<'de, A: MapAccess<'de>> MapAccess<'de> for Members<A> {
+    type Error = A::Error;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(
+        &mut self,
+        seed: K,
+    ) -> Result<Option<K::Value>, A::Error> {
+        self.0.next_key_seed(seed)
+    }
+
+    fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, A::Error> {
+        let member: &RawValue = self.0.next_value()?;
+        // What can be read as this can be read as anything else that a member is read as.
+        let readable = serde_json::from_str::<MaybeResource<'_>>(member.get()).is_ok();
+        let text = if readable { member.get() } else { "null" };
+        seed.deserialize(&mut serde_json::Deserializer::from_str(text))
+            .map_err(A::Error::custom)
     }
 }
 
@@ -454,6 +502,7 @@ mod tests {
             "[[1], 2]",
             r#"{"uniqueId": ""}"#,
             r#"{"uniqueId": "7\u0000"}"#,
+            r#"{"uniqueId": 1e400}"#,
         ] {
             assert_eq!(read(json).unwrap(), None, "{json}");
         }
@@ -469,6 +518,9 @@ mod tests {
             "12",
             "-3",
             "1.5",
+            "1e400",
+            "[-1e400]",
+            "{\"id\": 1e400, \"x\": [1e400]}",
             "true",
             "\"x\"",
         ] {
@@ -491,6 +543,16 @@ mod tests {
                 assert_eq!(alert(&json).id, "7", "{json}");
             }
         }
+    }
+
+    #[test]
+    fn a_number_that_is_too_large_costs_no_more_than_itself() {
+        let json = r#"{"status": "N\u0065w", "inferenceId": 1e400, "device": {"name": "a"},
+            "resource": {"id": 1e999, "name": "b"}, "uniqueId": 7, "repeatCount": 3}"#;
+        let expected =
+            r#"{"status": "New", "device": {"name": "a"}, "uniqueId": "7", "repeatCount": 3}"#;
+        assert_eq!(alert(json), alert(expected));
+        read(r#"{"inferenceId": 1e400, "uniqueId": 7"#).unwrap_err();
     }
 
     #[test]

@@ -578,7 +578,7 @@ mod tests {
 
     #[test]
     fn one_unreadable_item_is_counted_and_does_not_spoil_the_page() {
-        let text = r#"{"results":[{"uniqueId":"1"},null,{"subject":"x"},{"uniqueId":"2","x":1e999,"repeatCount":1e999},
+        let text = r#"{"results":[{"uniqueId":"1"},null,{"subject":"x"},{"uniqueId":1e999,"x":1e999},
             {"uniqueId":"3","subject":"lone \ud83d surrogate, \\ud83d none, \ud83d\ude00 fine"}],"totalResults":5}"#;
         let answer = answer(text);
         let page = answer.page(1, false).unwrap();

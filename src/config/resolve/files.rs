@@ -10,6 +10,7 @@ use super::Resolver;
 use crate::{
     config::{Config, State},
     deliver::Target,
+    paths::{folder, follow_links},
     secret::SecretSource,
     store::sqlite::beside,
 };
@@ -129,12 +130,10 @@ pub(super) fn plain(path: &Path) -> PathBuf {
 
 /// Where the file is, or would be, once all links are followed.
 fn real(path: &Path) -> PathBuf {
-    path.canonicalize().unwrap_or_else(|_| {
-        let path = plain(path);
-        let folder = path.parent().and_then(|folder| folder.canonicalize().ok());
-        match (folder, path.file_name()) {
-            (Some(folder), Some(name)) => folder.join(name),
-            _ => path,
-        }
-    })
+    let path = follow_links(path).unwrap_or_else(|| path.to_owned());
+    path.canonicalize()
+        .unwrap_or_else(|_| match (folder(&path).canonicalize(), path.file_name()) {
+            (Ok(folder), Some(name)) => folder.join(name),
+            _ => plain(&path),
+        })
 }

@@ -393,21 +393,41 @@ fn no_sink_writes_through_a_link_to_a_file_that_is_something_else_already() {
             told.split_once(';').unwrap().0.to_owned()
         })
     };
-    assert_eq!(what("folder/alerts"), None);
-    let state = "is the state file, state.path";
-    std::fs::write(at("real/database"), "").unwrap();
-    for path in ["folder/database", "real/database", "state.db"] {
-        assert_eq!(what(path).as_deref(), Some(state), "{path}");
+    link("new", "to-new");
+    link("circle", "circle");
+    for path in ["folder/alerts", "to-new", "circle", "missing/alerts"] {
+        assert_eq!(what(path), None, "{path}");
     }
-    let beside = "is a file that stands beside the state file, state.path";
-    for path in ["folder/database-wal", "real/database.lock", "state.db-shm"] {
-        assert_eq!(what(path).as_deref(), Some(beside), "{path}");
-    }
+    symlink("../state.db", at("folder/to-state")).unwrap();
+    link("folder/database-wal", "to-log");
     link("folder/ca.pem", "alerts");
-    std::fs::write(at("real/ca.pem"), "").unwrap();
+    let state = "is the state file, state.path";
+    let beside = "is a file that stands beside the state file, state.path";
     let ca = "is the file of accounts[0].tls.ca_file";
-    for path in ["folder/ca.pem", "alerts"] {
-        assert_eq!(what(path).as_deref(), Some(ca), "{path}");
+    for exist in [false, true] {
+        if exist {
+            std::fs::write(at("real/database"), "").unwrap();
+            std::fs::write(at("real/ca.pem"), "").unwrap();
+        }
+        for path in [
+            "folder/database",
+            "real/database",
+            "state.db",
+            "folder/to-state",
+        ] {
+            assert_eq!(what(path).as_deref(), Some(state), "{path}");
+        }
+        for path in [
+            "folder/database-wal",
+            "real/database.lock",
+            "state.db-shm",
+            "to-log",
+        ] {
+            assert_eq!(what(path).as_deref(), Some(beside), "{path}");
+        }
+        for path in ["folder/ca.pem", "alerts"] {
+            assert_eq!(what(path).as_deref(), Some(ca), "{path}");
+        }
     }
 }
 

@@ -41,6 +41,7 @@ pub(super) struct Receiver {
     reading: Reading<Result<Vec<(HeaderName, Secret)>, Error>>,
     /// What a proxy on the way is sent to prove who asks.
     proxies: Vec<Secret>,
+    timeout: Duration,
     gzip: bool,
 }
 
@@ -81,6 +82,12 @@ pub enum Error {
     /// The body could not be compressed.
     #[error("cannot compress the request")]
     Compress(#[source] io::Error),
+    /// It was reached, and did not answer in time.
+    #[error("the receiver did not answer within {}", humantime::format_duration(*.limit))]
+    Timeout {
+        /// The time that was given.
+        limit: Duration,
+    },
     /// No whole answer came.
     #[error("cannot reach the receiver")]
     Transport(#[source] reqwest::Error),
@@ -147,7 +154,8 @@ impl Receiver {
             .collect::<Result<_, _>>()?;
         // The worker repeats what failed.
         let client = http_client::builder(&[endpoint.as_str()])
-            .connect_timeout(limit.min(options.timeout))
+            // Which of the two is over tells whether there was a connection.
+            .connect_timeout(limit.min(options.timeout * 3 / 4))
             .timeout(options.timeout)
             .build()
             .map_err(Error::Client)?;
@@ -157,6 +165,7 @@ impl Receiver {
             endpoint,
             headers,
             reading: Reading::default(),
+            timeout: options.timeout,
             gzip: options.gzip,
         })
     }
@@ -169,8 +178,15 @@ impl Receiver {
             body = compress(&body).map_err(Error::Compress)?;
             headers.insert(CONTENT_ENCODING, HeaderValue::from_static("gzip"));
         }
-        // The URL may hold a password.
-        let failed = |error: reqwest::Error| Error::Transport(error.without_url());
+        let failed = |error: reqwest::Error| {
+            if error.is_timeout() && !error.is_connect() {
+                return Error::Timeout {
+                    limit: self.timeout,
+                };
+            }
+            // The URL may hold a password.
+            Error::Transport(error.without_url())
+        };
         let request = self.client.post(self.endpoint.clone());
         let response = request.headers(headers).body(body).send().await;
         let answer = Answer::read(response.map_err(failed)?).await;
@@ -231,6 +247,20 @@ impl Error {
         match self {
             Self::Status { retry_after, .. } => *retry_after,
             _ => None,
+        }
+    }
+
+    /// Whether the receiver, or a gateway that waited for it, might have answered where less was sent.
+    pub(super) fn is_for_want_of_time(&self) -> bool {
+        match self {
+            Self::Timeout { .. } => true,
+            // Some break off what takes them too long.
+            Self::Transport(error) => !error.is_connect(),
+            Self::Status { status, .. } => matches!(
+                *status,
+                StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT
+            ),
+            _ => false,
         }
     }
 }

@@ -48,6 +48,8 @@ struct Inner {
     bad: Option<(&'static str, StatusCode)>,
     /// Requests with more records than this are answered with a page that says so.
     most: Option<usize>,
+    /// Requests with more records than this are not answered, or so, as by a gateway.
+    in_time: Option<(usize, Option<StatusCode>)>,
 }
 
 impl Peer {
@@ -103,12 +105,21 @@ async fn answer(State(receiver): State<Peer>, headers: HeaderMap, body: Bytes) -
         bytes.extend_from_slice(&body);
     }
     let request = ExportLogsServiceRequest::decode(&bytes[..]).unwrap();
+    let count = records(&request).len();
+    let late = receiver.0.lock().in_time;
+    if let Some((_, status)) = late.filter(|(most, _)| count > *most) {
+        receiver.0.lock().requests.push((headers, request));
+        return match status {
+            Some(status) => status.into_response(),
+            None => std::future::pending().await,
+        };
+    }
     let mut inner = receiver.0.lock();
     let refused = inner.bad.filter(|(bad, _)| {
         let mut records = records(&request).into_iter();
         records.any(|record| attribute(&record.attributes, "opsramp.alert_id") == *bad)
     });
-    let page = inner.most.filter(|most| records(&request).len() > *most);
+    let page = inner.most.filter(|most| count > *most);
     inner.requests.push((headers, request));
     if page.is_some() {
         return page_of(StatusCode::PAYLOAD_TOO_LARGE);
@@ -519,11 +530,63 @@ async fn a_receiver_that_does_not_answer_is_a_passing_error_without_the_url() {
         let error = progress.error.unwrap();
         assert!(!error.is_fatal());
         let text = crate::error_chain::chain(&error);
-        assert!(text.starts_with("cannot reach the receiver: "), "{text}");
-        assert!(!text.contains("hunter2"), "{text}");
+        assert_eq!(text, "the receiver did not answer within 100ms");
     }
     drop(listener);
-    assert!(otlp.deliver(&alerts([1]), ours).await.error.is_some());
+    let error = otlp.deliver(&alerts([1]), ours).await.error.unwrap();
+    let text = crate::error_chain::chain(&error);
+    assert!(text.starts_with("cannot reach the receiver: "), "{text}");
+    assert!(!text.contains("hunter2"), "{text}");
+}
+
+#[tokio::test]
+async fn what_a_receiver_cannot_take_in_time_goes_through_in_smaller_requests() {
+    let gateway = |status| (100, Some(status), vec![512, 256, 128, 64, 64]);
+    for (most, status, counts) in [
+        (300, None, vec![512, 256, 256]),
+        gateway(StatusCode::GATEWAY_TIMEOUT),
+        gateway(StatusCode::REQUEST_TIMEOUT),
+    ] {
+        let (receiver, mut options) = Peer::start().await;
+        receiver.0.lock().in_time = Some((most, status));
+        options.timeout = Duration::from_secs(1);
+        let mut otlp = Otlp::new(&options).unwrap();
+        let events = alerts(0..512);
+        let mut settled = 0;
+        let mut tries = 0;
+        while settled < events.len() {
+            settled += otlp.deliver(&events[settled..], ours).await.settled;
+            tries += 1;
+            assert!(tries < 10, "{:?}", receiver.counts());
+        }
+        assert_eq!(receiver.counts()[..counts.len()], counts);
+    }
+}
+
+#[tokio::test]
+async fn requests_hold_as_much_as_ever_once_a_receiver_answers_again() {
+    let (receiver, options) = Peer::start().await;
+    receiver.answer(StatusCode::GATEWAY_TIMEOUT);
+    let mut otlp = Otlp::new(&options).unwrap();
+    let events = alerts(0..6000);
+    let mut settled = 0;
+    while settled < events.len() {
+        settled += otlp.deliver(&events[settled..], ours).await.settled;
+    }
+    let counts = receiver.counts();
+    let small = ANSWERS as usize;
+    assert_eq!(counts[0], 512);
+    assert!(
+        counts[1..=small].iter().all(|count| *count == 256),
+        "{counts:?}"
+    );
+    assert_eq!(counts[small + 1..], [512, 512, 512, 368]);
+
+    // A failure that has nothing to do with their size leaves it as it is.
+    receiver.answer(StatusCode::SERVICE_UNAVAILABLE);
+    otlp.deliver(&events, ours).await;
+    otlp.deliver(&events[..600], ours).await;
+    assert_eq!(receiver.counts()[counts.len()..], [512, 512, 88]);
 }
 
 #[test]

@@ -9,13 +9,15 @@ use std::{
     time::Duration,
 };
 
-use rusqlite::{Connection, ErrorCode, OpenFlags, Result, TransactionBehavior, ffi};
+use rusqlite::{
+    Connection, ErrorCode, OpenFlags, Result, TransactionBehavior, config::DbConfig, ffi,
+};
 use rustix::fs::{FlockOperation, flock};
 
 use super::checkpoint::{Checkpoint, checkpoint};
 use crate::{
     file_id::{FileId, file_id},
-    paths::{folder, link_target},
+    paths::{folder, follow_links},
     store::Error,
 };
 
@@ -47,12 +49,13 @@ const LOG_PAGES_AT_MOST: i64 = 4 * LOG_PAGES;
 /// The same once something could not be written: how much room a quota leaves nobody tells, and what the
 /// log takes of it is then missing when it is copied.
 const LOG_PAGES_IN_NEED: i64 = LOG_PAGES / 16;
+/// What stands before the pages of a log, and before each of them, in bytes.
+const LOG_HEADER: u64 = 32;
+const PAGE_HEADER: u64 = 24;
 /// A longer log is cut back to this length, in bytes, once it was copied.
 const LOG_BYTES: i64 = 16 * 1024 * 1024;
 /// Statements that stay prepared; there are fewer.
 const STATEMENTS: usize = 32;
-/// Links that are followed to a file that is not there yet, as the system follows so many to one that is.
-const LINKS: usize = 40;
 /// For the owner alone: alerts tell much about a network.
 const MODE: u32 = 0o600;
 
@@ -65,6 +68,9 @@ pub(super) struct StateFile {
     files: Files,
     /// What was last told to be gone.
     told: Option<&'static str>,
+    /// Whether the log lacks what it held: nothing is copied from it any more.
+    is_cut: bool,
+    page_size: u64,
     lock: File,
 }
 
@@ -119,6 +125,9 @@ impl StateFile {
             let mut connection = connect(&path).map_err(|error| describe(&error))?;
             prepare(&mut connection)?;
             let loaded = load(&connection).map_err(|error| describe(&error))?;
+            let page_size = connection
+                .pragma_query_value(None, "page_size", |row| row.get::<_, u32>(0))
+                .map_err(|error| describe(&error))?;
             let files =
                 Files::of(path).map_err(|error| format!("it cannot be looked at: {error}"))?;
             let file = Self {
@@ -126,6 +135,8 @@ impl StateFile {
                 checkpoint: Checkpoint::default(),
                 files,
                 told: None,
+                is_cut: false,
+                page_size: u64::from(page_size),
                 lock,
             };
             Ok((file, loaded))
@@ -181,6 +192,39 @@ impl StateFile {
         }
     }
 
+    /// Has nothing copied any more from a log that somebody has cut short, and says so: zeros would be
+    /// copied over what is whole. Asked before a commit, which makes the log as long as ever.
+    pub(super) fn look_at_log(&mut self) {
+        if self.is_cut || !self.lacks_pages().unwrap_or_default() || self.files.gone().is_some() {
+            return;
+        }
+        self.is_cut = true;
+        self.connection
+            .pragma_update(None, "wal_autocheckpoint", 0)
+            .ok();
+        let no_copy = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+        self.connection.set_db_config(no_copy, true).ok();
+        tracing::error!(
+            path = %self.beside("-wal").display(),
+            "the log of the state file was cut short while in use, and with it what was stored since it was \
+             last copied into the file; stop the exporter and start it again: it goes on from there, and logs \
+             again what has opened since"
+        );
+    }
+
+    /// Whether the log is shorter than what it holds and the file does not.
+    fn lacks_pages(&self) -> io::Result<bool> {
+        let length = || Ok::<_, io::Error>(self.beside("-wal").metadata()?.len());
+        let before = length()?;
+        let Ok(log) = checkpoint(&self.connection, "NOOP") else {
+            return Ok(false);
+        };
+        let pages = u64::try_from(log.pages).unwrap_or_default();
+        let needed = LOG_HEADER + pages * (PAGE_HEADER + self.page_size);
+        // What another program does to it by means of SQLite leaves it long enough before or after that.
+        Ok(log.pages > log.copied && before < needed && length()? < needed)
+    }
+
     /// Takes the lock again where its file was removed, for else a second exporter could start.
     pub(super) fn keep_lock(&mut self) {
         let held = self.lock.metadata().ok().as_ref().map(file_id);
@@ -200,7 +244,7 @@ impl StateFile {
 
     /// Has the write-ahead log copied into the file, beside what goes on here, once it is long.
     pub(super) fn copy_long_log(&mut self) {
-        if self.checkpoint.is_under_way() {
+        if self.is_cut || self.checkpoint.is_under_way() {
             return;
         }
         // What cannot be told now is asked again after the next commit.
@@ -216,7 +260,7 @@ impl StateFile {
     /// on a full disk that may be all the room there is. Returns whether it was copied whole.
     pub(super) fn reuse_log(&self) -> bool {
         // A checkpoint is tidying up: where it fails, the log keeps what it holds.
-        checkpoint(&self.connection, "RESTART").is_ok_and(|log| !log.busy)
+        !self.is_cut && checkpoint(&self.connection, "RESTART").is_ok_and(|log| !log.busy)
     }
 
     /// Makes the best of what room there is, after something could not be written: the log is copied
@@ -224,6 +268,9 @@ impl StateFile {
     pub(super) fn save_room(&mut self) {
         // One that is under way is waited for: it would be in the way.
         self.checkpoint = Checkpoint::default();
+        if self.is_cut {
+            return;
+        }
         self.connection
             .pragma_update(None, "wal_autocheckpoint", LOG_PAGES_IN_NEED)
             .ok();
@@ -231,8 +278,11 @@ impl StateFile {
     }
 
     /// Leaves one file without a log behind, where nobody else is reading it.
-    pub(super) fn close(self) {
-        checkpoint(&self.connection, "TRUNCATE").ok();
+    pub(super) fn close(mut self) {
+        self.look_at_log();
+        if !self.is_cut {
+            checkpoint(&self.connection, "TRUNCATE").ok();
+        }
     }
 }
 
@@ -245,21 +295,12 @@ pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
 
 /// The file's own path, so that a link to it does not lead around its lock.
 pub(super) fn resolve(path: &Path) -> std::result::Result<PathBuf, String> {
-    let mut path = path.to_owned();
-    for _ in 0..LINKS {
-        match path.canonicalize() {
-            Ok(path) if path.is_dir() => {
-                return Err("it is a folder; name a file in it".to_owned());
-            }
-            Ok(path) => return Ok(path),
-            Err(_) => {}
-        }
-        match link_target(&path) {
-            Some(target) => path = target,
-            None => return resolve_new(&path),
-        }
+    let path = follow_links(path).ok_or("its links lead in a circle; let them lead to a file")?;
+    match path.canonicalize() {
+        Ok(path) if path.is_dir() => Err("it is a folder; name a file in it".to_owned()),
+        Ok(path) => Ok(path),
+        Err(_) => resolve_new(&path),
     }
-    Err("its links lead in a circle; let them lead to a file".to_owned())
 }
 
 /// The same for a file that is to be created.

@@ -4,13 +4,23 @@
 //! Reads are answered at once. They come before the writes of their group, so that no sink ever
 //! sees an event that a crash could still take back.
 
-use std::{io, path::Path, sync::Arc, thread, time::Duration};
+use std::{
+    io,
+    path::Path,
+    sync::Arc,
+    task::{Context, Poll, Wake, Waker},
+    thread::{self, Thread},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, Result, TransactionBehavior};
-use tokio::sync::{
-    mpsc::{self, error::TryRecvError},
-    oneshot, watch,
+use tokio::{
+    sync::{
+        mpsc::{self, error::TryRecvError},
+        oneshot, watch,
+    },
+    time::Instant,
 };
 
 use super::{
@@ -31,6 +41,9 @@ const GROUP_EVENTS: usize = 16 * 1024;
 
 /// How long acknowledgements wait for a commit whose transaction they can share.
 const LINGER: Duration = Duration::from_micros(500);
+
+/// How long at most nobody looks at what became of the files.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// What the thread is asked to do.
 #[derive(Debug)]
@@ -117,7 +130,13 @@ pub(super) struct Writer {
     journal: Journal,
     holds: Holds,
     journalled: watch::Sender<i64>,
+    /// When to look at what became of the files.
+    look: Duration,
+    looked: Instant,
 }
+
+/// Wakes a thread that waits for a command.
+struct Unpark(Thread);
 
 // === impl Writer ===
 
@@ -131,6 +150,8 @@ impl Writer {
             journal,
             holds,
             journalled,
+            look: LOOK,
+            looked: Instant::now(),
         })
     }
 
@@ -170,7 +191,7 @@ impl Writer {
         }
     }
 
-    /// The next command. While none is there, the journal is pruned step by step.
+    /// The next command. While none is there, the journal is pruned step by step, and the files are looked at.
     fn next(&mut self, queue: &mut mpsc::Receiver<Command>) -> Option<Command> {
         while self.journal.has_delivered() {
             match queue.try_recv() {
@@ -184,7 +205,22 @@ impl Writer {
                 }
             }
         }
-        queue.blocking_recv()
+        loop {
+            let rest = self.look.saturating_sub(self.looked.elapsed());
+            if rest.is_zero() {
+                self.look_at_files();
+            } else if let Poll::Ready(command) = receive(queue, rest) {
+                return command;
+            }
+        }
+    }
+
+    /// Finds out whether the state is still where the next start looks for it, and is still ours alone.
+    fn look_at_files(&mut self) {
+        self.file.look_at_log();
+        self.file.tell_if_gone();
+        self.file.keep_lock();
+        self.looked = Instant::now();
     }
 
     fn fill(&mut self, group: &mut Group, queue: &mut mpsc::Receiver<Command>) {
@@ -277,13 +313,13 @@ impl Writer {
     /// Stores the cursors, does `writes` and a step of pruning, durably. Where it fails, nothing
     /// was done.
     fn transaction(&mut self, writes: &mut [Write]) -> Result<()> {
+        self.file.look_at_log();
         let before = self.journal.clone();
         let done = self.try_transaction(writes);
         match done {
             Ok(()) => {
                 self.file.copy_long_log();
-                self.file.tell_if_gone();
-                self.file.keep_lock();
+                self.look_at_files();
             }
             Err(_) => self.journal = before,
         }
@@ -478,6 +514,29 @@ impl<Q, A> Job<Q, A> {
             Some(failure) => Err(Error::Backend(Arc::clone(failure))),
         };
         self.reply.send(answer).ok();
+    }
+}
+
+// === impl Unpark ===
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Waits for a command, but no longer than this. The queue's own wait has no end.
+fn receive(queue: &mut mpsc::Receiver<Command>, limit: Duration) -> Poll<Option<Command>> {
+    let until = Instant::now() + limit;
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut context = Context::from_waker(&waker);
+    loop {
+        let received = queue.poll_recv(&mut context);
+        let rest = until.saturating_duration_since(Instant::now());
+        if received.is_ready() || rest.is_zero() {
+            return received;
+        }
+        thread::park_timeout(rest);
     }
 }
 

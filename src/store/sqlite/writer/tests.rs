@@ -1,4 +1,5 @@
 use std::{
+    fs::File,
     path::PathBuf,
     sync::atomic::{AtomicUsize, Ordering},
 };
@@ -7,6 +8,7 @@ use super::*;
 use crate::store::{
     JournalEvent,
     conformance::{alert, event, events, key, second},
+    sqlite::beside,
 };
 
 /// A writer without its thread, so that faults can be put into its connection.
@@ -511,4 +513,79 @@ fn a_sink_whose_place_is_damaged_gets_all_that_is_in_the_journal() {
         bench.acknowledge(3).unwrap();
         assert_eq!(bench.reopen().waiting(), [0; 0]);
     }
+}
+
+#[test]
+fn a_lock_whose_file_is_removed_while_nothing_is_stored_is_taken_again() {
+    let mut bench = Bench::new();
+    bench.writer.look = Duration::from_millis(10);
+    let page = Page::new(bench.writer.files().clone(), Holds::default());
+    let (commands, queue) = mpsc::channel(1);
+    let writer = thread::spawn(move || bench.writer.run(queue, &page));
+    let lock = beside(&bench.path, ".lock");
+    std::fs::remove_file(&lock).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while std::fs::read(&lock).unwrap_or_default().is_empty() {
+        assert!(Instant::now() < deadline, "nobody looks");
+        // What only reads is no reason to look later.
+        let (reply, _answer) = oneshot::channel();
+        let sink = "s".into();
+        let read = Read::Backlog { sink, reply };
+        commands.blocking_send(Command::Read(read)).unwrap();
+    }
+    let second = Writer::open(&bench.path, 1_000_000, Holds::default());
+    let problem = second.unwrap_err().to_string();
+    assert!(problem.contains("another exporter"), "{problem}");
+    drop(commands);
+    writer.join().unwrap();
+}
+
+#[test]
+fn a_log_that_was_cut_short_is_not_copied_over_what_is_whole() {
+    for is_stored_to in [false, true] {
+        let mut bench = Bench::new();
+        bench.write(opened(1)).unwrap();
+        assert!(bench.writer.file.reuse_log());
+        bench.write(opened(2)).unwrap();
+        let before = std::fs::read(&bench.path).unwrap();
+        let log = File::create(beside(&bench.path, "-wal")).unwrap();
+        if is_stored_to {
+            bench.write(events(3..9)).ok();
+            assert!(log.metadata().unwrap().len() > 0);
+            assert!(!bench.writer.file.reuse_log());
+            bench.writer.file.save_room();
+        }
+        let Bench {
+            writer,
+            path,
+            held,
+            _folder,
+        } = bench;
+        writer.file.close();
+        assert!(std::fs::read(&path).unwrap() == before, "it was written to");
+        let writer = Writer::open(&path, 1_000_000, Holds::default()).unwrap();
+        let mut bench = Bench {
+            writer,
+            path,
+            held,
+            _folder,
+        };
+        assert_eq!(bench.waiting(), [1]);
+    }
+}
+
+#[test]
+fn a_log_that_is_copied_and_emptied_by_another_program_is_not_taken_for_one_that_was_cut_short() {
+    let mut bench = Bench::new();
+    let operator = Connection::open(&bench.path).unwrap();
+    for number in 1..4 {
+        bench.write(opened(number)).unwrap();
+        operator
+            .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
+            .unwrap();
+        assert_eq!(beside(&bench.path, "-wal").metadata().unwrap().len(), 0);
+        bench.writer.look_at_files();
+        assert!(bench.writer.file.reuse_log());
+    }
+    assert_eq!(bench.reopen().waiting(), [1, 2, 3]);
 }
