@@ -122,6 +122,11 @@ impl Window {
         }
     }
 
+    /// From now on it is at most so many; what was used counts on.
+    fn set_ceiling(&mut self, ceiling: u32) {
+        self.ceiling = ceiling.max(1);
+    }
+
     /// Takes a request out of the allowance, of which polls need `polls` a minute; or says when to try
     /// again.
     pub(super) fn take(
@@ -402,6 +407,10 @@ impl Allowance {
             window.pace(now, wanted, shared)?;
         }
         window.take(now, urgency, reserved.div_ceil(1000))
+    }
+
+    pub(super) fn set_ceiling(&self, ceiling: u32) {
+        self.window.lock().set_ceiling(ceiling);
     }
 
     pub(super) fn learn(&self, hints: &Hints) {

@@ -212,6 +212,19 @@ impl Client {
         self.allowances(tenant).search.reserve(interval)
     }
 
+    /// Goes on with the allowances of the client in whose place this one asks, where both ask the same
+    /// server: its count does not begin anew because ours does. Only the ceiling is this one's.
+    pub fn go_on_with_allowances_of(&self, old: &Self) {
+        if old.0.http.options.url != self.0.http.options.url {
+            return;
+        }
+        let known = old.0.tenants.lock().clone();
+        for (tenant, allowances) in &known {
+            allowances.set_ceiling(paginated(self.0.requests_per_minute, tenant));
+        }
+        self.0.tenants.lock().extend(known);
+    }
+
     async fn send(
         &self,
         endpoint: Endpoint,
@@ -395,6 +408,16 @@ impl Client {
         });
         tenants.insert(Arc::from(tenant), Arc::clone(&made));
         made
+    }
+}
+
+// === impl Allowances ===
+
+impl Allowances {
+    /// The ceiling of what is paginated; that of the rest is documented and no option.
+    fn set_ceiling(&self, paginated: u32) {
+        self.search.set_ceiling(paginated);
+        self.clients.set_ceiling(paginated);
     }
 }
 
@@ -671,6 +694,13 @@ mod tests {
         search(&client).await.unwrap();
     }
 
+    /// Brings how many polls of the tenant could be made at once.
+    fn free(client: &Client) -> usize {
+        let allowance = &client.allowances("client_1").search;
+        let acquire = || allowance.acquire(Urgency::Poll, |_| {}).now_or_never();
+        std::iter::from_fn(acquire).collect::<Vec<_>>().len()
+    }
+
     #[tokio::test]
     async fn what_is_sent_again_after_a_hang_up_counts_as_often_as_it_was_sent() {
         for (hang_ups, answered) in [(2, Some(200)), (3, None)] {
@@ -689,15 +719,37 @@ mod tests {
                 Arc::clone(&notes),
             )
             .await;
-            let allowance = Arc::clone(&client.allowances("client_1").search);
-            let free = || {
-                let permits =
-                    std::iter::from_fn(|| allowance.acquire(Urgency::Poll, |_| {}).now_or_never());
-                permits.collect::<Vec<_>>().len()
-            };
             assert_eq!(search(&client).await.is_ok(), answered.is_some());
             assert_eq!(*notes.0.lock(), [None, None, answered]);
-            assert_eq!(free(), PAGINATED.0 as usize - 3, "of the allowance");
+            assert_eq!(free(&client), PAGINATED.0 as usize - 3);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_in_anothers_place_goes_on_with_what_is_left_of_the_allowance() {
+        let client = |url: &str, requests_per_minute| {
+            let key = || SecretSource::Value(Secret::new("key"));
+            let options = Options {
+                requests_per_minute,
+                ..Options::new("acme".into(), url.to_owned(), key(), key())
+            };
+            Client::new(options, Arc::<Notes>::default())
+        };
+        let old = client("https://a.example", Some(20)).await.unwrap();
+        let under_way = old.allowances("client_1");
+        let poll = || under_way.search.acquire(Urgency::Poll, |_| {});
+        let _two = (poll().await, poll().await);
+        for (url, ceiling, left) in [
+            ("https://a.example", Some(20), 18),
+            ("https://a.example", Some(5), 3),
+            ("https://a.example", None, 48),
+            ("https://b.example", Some(20), 20),
+        ] {
+            let new = client(url, ceiling).await.unwrap();
+            new.go_on_with_allowances_of(&old);
+            assert_eq!(free(&new), left, "{url} {ceiling:?}");
+            // What was asked for here is forgotten, what is under way is not.
+            tokio::time::advance(Duration::from_secs(60)).await;
         }
     }
 }
