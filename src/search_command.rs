@@ -17,6 +17,7 @@ use crate::{
     opsramp::{
         Client, Endpoint, Error, Observer, Page, RateLimit, SearchRequest, Urgency, alert::Alert,
     },
+    plain::plain,
     poll::{Facts, WITHOUT_NEWS},
 };
 
@@ -244,10 +245,6 @@ fn row(alert: &Alert<'_>) -> [String; 6] {
         text(resource.map(AsRef::as_ref)),
         text(alert.subject.as_deref()),
     ]
-}
-
-fn plain(text: &str) -> String {
-    text.replace(|c: char| c.is_control(), " ")
 }
 
 fn table(rows: &[[String; 6]]) -> String {
