@@ -15,7 +15,7 @@ use super::{
     Endpoint, Observer, Options,
     body::{Body, Unusable},
     error::Error,
-    room::Room,
+    room::{Room, Share},
     tls::{BuildError, Current, TlsFiles},
 };
 use crate::{
@@ -48,6 +48,7 @@ pub(super) struct Http {
     proxies: Arc<[Secret]>,
     current: Arc<Mutex<Current>>,
     reading: Arc<Reading<TlsRead>>,
+    share: Share,
 }
 
 /// What the files of TLS bring; nothing where they are those that are in use.
@@ -96,6 +97,7 @@ impl Http {
             proxies: proxies.into(),
             current: Arc::new(Mutex::new(current)),
             reading: Arc::default(),
+            share: Share::default(),
         })
     }
 
@@ -211,7 +213,8 @@ impl Http {
             Unusable::Corrupt(error) => undecodable(endpoint, &error),
         };
         let url = response.url().clone();
-        let mut body = Body::after(response.headers(), response.content_length(), limit);
+        let length = response.content_length();
+        let mut body = Body::after(response.headers(), length, limit, &self.share);
         let read = async {
             while let Some(chunk) = response
                 .chunk()
