@@ -11,7 +11,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, ValueEnum, error::ErrorKind
 use self::arguments::{Arguments, CommandArguments};
 use crate::{
     build_info,
-    config::{Overrides, WebOverrides},
+    config::{Overrides, WebOverrides, problem_of_query},
     healthcheck, logging,
 };
 
@@ -221,11 +221,18 @@ impl Arguments {
                 return Err(conflict("--config.check goes with `run` only"));
             }
             Some(CommandArguments::Check) => Command::Check,
-            Some(CommandArguments::Search { output, count }) => Command::Search(Search {
-                query: overrides.query.take(),
-                output,
-                count,
-            }),
+            Some(CommandArguments::Search { output, count }) => {
+                let query = overrides.query.take();
+                if let Some(problem) = query.as_deref().and_then(problem_of_query) {
+                    let told = format!("--search.query: {problem}");
+                    return Err(Self::command().error(ErrorKind::ValueValidation, told));
+                }
+                Command::Search(Search {
+                    query,
+                    output,
+                    count,
+                })
+            }
             Some(CommandArguments::Demo { simulator }) => {
                 let only_web = Overrides {
                     web: overrides.web.clone(),
@@ -421,6 +428,27 @@ mod tests {
         error: `demo` configures itself; it takes the --web.*, --log.* and --simulator.* flags only
         error: unrecognized subcommand 'serch'
         "#);
+    }
+
+    #[test]
+    fn search_takes_no_query_that_a_configuration_would_not() {
+        for (query, told) in [
+            (
+                "",
+                "--search.query: is empty; write actions:OPEN or another",
+            ),
+            (
+                " ",
+                "--search.query: is empty; write actions:OPEN or another",
+            ),
+            ("a:b\nc:d", "--search.query: must be one line of text"),
+        ] {
+            let arguments = ["opsramp-exporter", "search", "--search.query", query];
+            let error = Cli::try_parse_from(arguments).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{query:?}");
+            let error = error.to_string();
+            assert!(error.contains(told), "{error}");
+        }
     }
 
     #[test]

@@ -36,6 +36,7 @@ mod url;
 mod web_file;
 mod yaml;
 
+pub(crate) use self::resolve::problem_of_query;
 use self::{
     file::File,
     overrides::Variables,

@@ -31,6 +31,7 @@ pub mod metrics;
 mod names;
 pub mod opsramp;
 mod paths;
+mod plain;
 pub mod poll;
 mod proxy;
 mod reading;

@@ -17,6 +17,7 @@ use crate::{
     opsramp::{
         Client, Endpoint, Error, Observer, Page, RateLimit, SearchRequest, Urgency, alert::Alert,
     },
+    plain::plain,
     poll::{Facts, WITHOUT_NEWS},
 };
 
@@ -78,28 +79,33 @@ async fn read(config: &Config, search: &Search) -> anyhow::Result<()> {
     let mut output = Results::new(search);
     let mut progress = Progress::new(output.output);
     let mut total = 0;
+    let mut incomplete = String::new();
     let mut failed = Vec::new();
     for account in &config.accounts {
         let client = Client::new(account.options.clone(), std::sync::Arc::new(Unobserved)).await?;
         for tenant in account.tenants.iter().filter(|tenant| asks(tenant)) {
             progress.begin();
+            let of = format!(
+                "account {}, tenant {}",
+                plain(&account.options.name),
+                plain(&tenant.name)
+            );
             let read = if search.count {
                 count(&client, tenant, &request).await.map(|count| {
                     total = u64::checked_add(total, count)
                         .context("the tenants' totals add up to more than any result can hold")?;
-                    Ok(())
+                    Ok(Shown::default())
                 })
             } else {
                 read_all(&client, tenant, request.clone(), &mut output, &mut progress).await
             };
             match read {
-                Ok(printed) => printed?,
-                Err(error) => failed.push(format!(
-                    "account {}, tenant {}: {}",
-                    plain(&account.options.name),
-                    plain(&tenant.name),
-                    error.chain()
-                )),
+                Ok(shown) => incomplete.extend(
+                    shown?
+                        .lack()
+                        .map(|lack| format!("opsramp-exporter: {of}: {lack}\n")),
+                ),
+                Err(error) => failed.push(format!("{of}: {}", error.chain())),
             }
         }
     }
@@ -109,6 +115,7 @@ async fn read(config: &Config, search: &Search) -> anyhow::Result<()> {
     } else if failed.is_empty() {
         print(&format!("{total}\n"))?;
     }
+    logging::write(&incomplete);
     // What the other tenants have is shown all the same; a sum would lack something.
     if failed.is_empty() {
         Ok(())
@@ -123,39 +130,69 @@ async fn count(client: &Client, tenant: &Tenant, request: &SearchRequest) -> Res
     Ok(answer.page(request.page, false)?.total_results)
 }
 
-/// Prints what a tenant has, page by page. The error within is standard output's.
+/// Prints what a tenant has, page by page, each alert once: over a result that changes, pages shift.
+/// The error within is standard output's.
 async fn read_all(
     client: &Client,
     tenant: &Tenant,
     mut request: SearchRequest,
     output: &mut Results,
     progress: &mut Progress,
-) -> Result<anyhow::Result<()>, Error> {
+) -> Result<anyhow::Result<Shown>, Error> {
     // Hashes of ids.
     let mut seen = HashSet::new();
+    let mut shown = Shown::default();
     let mut without_news = 0;
     loop {
         let answer = client.search(&tenant.id, &request, Urgency::Poll).await?;
         let page = answer.page(request.page, true)?;
-        let known = seen.len();
-        seen.extend(page.alerts.iter().map(|alert| xxh3_64(alert.id.as_bytes())));
-        if seen.len() > known {
+        let is_new = |alert: &Alert<'_>| seen.insert(xxh3_64(alert.id.as_bytes()));
+        let new: Vec<bool> = page.alerts.iter().map(is_new).collect();
+        shown.alerts = seen.len() as u64;
+        shown.total = page.total_results;
+        shown.unreadable += page.unreadable as u64;
+        if new.contains(&true) {
             without_news = 0;
-            if let Err(error) = output.add(&page) {
+            if let Err(error) = output.add(&page, &new) {
                 return Ok(Err(error));
             }
         } else {
             without_news += 1;
             // As a full read does, whatever the answer says of a next page.
             if Facts::of(&request, &page).is_behind() || without_news > WITHOUT_NEWS {
-                return Ok(Ok(()));
+                return Ok(Ok(shown));
             }
         }
         progress.show(&tenant.name, &page);
         match page.next_page {
             Some(next) => request.page = next,
-            None => return Ok(Ok(())),
+            None => return Ok(Ok(shown)),
         }
+    }
+}
+
+/// What was shown of a tenant's result.
+#[derive(Debug, Default)]
+struct Shown {
+    alerts: u64,
+    /// As the API counted them with the last page.
+    total: u64,
+    /// Items that are no alert, those of pages that came twice as often.
+    unreadable: u64,
+}
+
+// === impl Shown ===
+
+impl Shown {
+    /// What is to be said where it is less than there is.
+    fn lack(&self) -> Option<String> {
+        let Self { alerts, total, .. } = self;
+        let lacking = total.checked_sub(*alerts).filter(|lacking| *lacking > 0)?;
+        let told = format!("{alerts} of {total} shown");
+        Some(match self.unreadable.min(lacking) {
+            0 => told,
+            unreadable => format!("{told}, {unreadable} could not be read"),
+        })
     }
 }
 
@@ -185,13 +222,15 @@ impl Results {
         }
     }
 
-    fn add(&mut self, page: &Page<'_>) -> anyhow::Result<()> {
+    /// Adds the alerts of a page that are new.
+    fn add(&mut self, page: &Page<'_>, new: &[bool]) -> anyhow::Result<()> {
         if self.output == Output::Table {
-            self.rows.extend(page.alerts.iter().map(row));
+            let alerts = page.alerts.iter().zip(new).filter(|(_, new)| **new);
+            self.rows.extend(alerts.map(|(alert, _)| row(alert)));
             return Ok(());
         }
         let mut text = String::new();
-        for raw in &page.raw {
+        for (raw, _) in page.raw.iter().zip(new).filter(|(_, new)| **new) {
             let line = serde_json::from_str::<&RawValue>(raw).map(crate::record::compact_raw)?;
             let before = match (self.output, self.begun) {
                 (Output::Json, false) => "[\n",
@@ -244,10 +283,6 @@ fn row(alert: &Alert<'_>) -> [String; 6] {
         text(resource.map(AsRef::as_ref)),
         text(alert.subject.as_deref()),
     ]
-}
-
-fn plain(text: &str) -> String {
-    text.replace(|c: char| c.is_control(), " ")
 }
 
 fn table(rows: &[[String; 6]]) -> String {

@@ -25,7 +25,7 @@ use std::{
 use parking_lot::Mutex;
 use sd_notify::NotifyState;
 
-use crate::{health::Health, status::Board};
+use crate::{health::Health, plain::plain, status::Board};
 
 /// How often it is looked whether the sentence has changed.
 const ROUND: Duration = Duration::from_secs(5);
@@ -202,7 +202,7 @@ fn round(watchdog: Option<Duration>) -> Duration {
 /// How it goes, in a sentence: what `systemctl status` shows.
 fn summary(board: &Board, health: &Health) -> String {
     if let Some(obstacle) = health.obstacles().first() {
-        return one_line(&format!("waiting: {obstacle}"));
+        return plain(&format!("waiting: {obstacle}"));
     }
     let searches = board.searches();
     let held = searches.iter().filter(|search| search.lease_held);
@@ -229,12 +229,8 @@ fn summary(board: &Board, health: &Health) -> String {
         text.push_str("; ");
         text.push_str(&notice);
     }
-    one_line(&text)
-}
-
-/// A line break would end the sentence and begin another message.
-fn one_line(text: &str) -> String {
-    text.replace(char::is_control, " ")
+    // A line break would end the sentence and begin another message.
+    plain(&text)
 }
 
 #[cfg(test)]
@@ -250,10 +246,13 @@ mod tests {
             summary(&board, &health),
             "polling 0 searches; the journal is full"
         );
-        health.hold_up("store", Some("the database is down:\nREADY=1".to_owned()));
+        health.hold_up(
+            "store",
+            Some("the database\u{202e} is down:\nREADY=1".to_owned()),
+        );
         assert_eq!(
             summary(&board, &health),
-            "waiting: the database is down: READY=1"
+            "waiting: the database  is down: READY=1"
         );
     }
 

@@ -190,6 +190,33 @@ async fn search_ends_where_the_server_looks_at_no_page_number_and_counts_too_man
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn search_shows_each_alert_once_and_tells_how_many_it_could_not_show() {
+    let folder = tempfile::tempdir().unwrap();
+    for (total, told) in [
+        (
+            9,
+            "opsramp-exporter: account default, tenant client_1: 2 of 9 shown, 2 could not be read\n",
+        ),
+        (2, ""),
+    ] {
+        let (url, _) = stubborn(serde_json::json!({
+            "results": [{"uniqueId": "1"}, {"uniqueId": "2"}, {"uniqueId": "1"}, 5, {}],
+            "totalResults": total,
+        }))
+        .await;
+        for form in ["--output=jsonl", "--output=table"] {
+            let mut search = program_for(&url, &folder, &["search", form]);
+            search.env("OPSRAMP_TENANT_ID", "client_1");
+            let (done, lines, stderr) = output(search).await;
+            assert!(done.status.success(), "{stderr}");
+            let head = usize::from(form == "--output=table");
+            assert_eq!(lines.lines().count(), head + 2, "{lines}");
+            assert_eq!(stderr, told);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn totals_that_no_result_can_have_are_no_count() {
     let folder = tempfile::tempdir().unwrap();
     let (url, _) = stubborn(serde_json::json!({"results": [], "totalResults": u64::MAX})).await;

@@ -4,6 +4,8 @@
 
 use std::io;
 
+use crate::plain::plain;
+
 /// How a step ended.
 pub(super) type Outcome<T> = Result<Passed<T>, Trouble>;
 
@@ -154,11 +156,9 @@ impl<'out> Report<'out> {
         if self.lost.is_some() {
             return;
         }
-        // A server's words must not move the cursor.
-        let plain = text.replace(|c: char| c.is_control(), " ");
         let written = self
             .out
-            .write_all(format!("{plain}\n").as_bytes())
+            .write_all(format!("{}\n", plain(text)).as_bytes())
             .and_then(|()| self.out.flush());
         self.lost = written.err();
     }
@@ -210,7 +210,7 @@ mod tests {
             .await;
         let two = chain
             .step("two", one, async |n| {
-                Err::<Passed<()>, _>(Trouble::new(format!("not {n}\u{1b}[31m"), "try 8"))
+                Err::<Passed<()>, _>(Trouble::new(format!("not {n}\u{202e}\u{1b}[31m"), "try 8"))
             })
             .await;
         chain
@@ -220,7 +220,7 @@ mod tests {
         assert!(!report.end().unwrap());
         insta::assert_snapshot!(String::from_utf8(out).unwrap(), @r"
         ok       account a, one: 7 found
-        FAILED   account a, two: not 7 [31m
+        FAILED   account a, two: not 7  [31m
                  next: try 8
         skipped  account a, three: needs two
         ok       account a, four: fine

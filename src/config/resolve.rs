@@ -19,6 +19,8 @@ use crate::{
     secret::{Secret, SecretSource},
 };
 
+pub(crate) use self::search::problem_of_query;
+
 mod account;
 mod files;
 mod log;

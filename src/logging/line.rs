@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use tracing::Level;
 
 use super::{Format, repeats::gist};
+use crate::plain::is_unsafe;
 
 /// An event on its way to a line.
 #[derive(Debug)]
@@ -238,13 +239,6 @@ fn quote(out: &mut String, text: &str) {
         }
     }
     out.push('"');
-}
-
-/// Characters that begin another line, steer a terminal or hide what is written.
-fn is_unsafe(c: char) -> bool {
-    c.is_control()
-        || matches!(c,
-            '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 #[cfg(test)]

@@ -31,6 +31,9 @@ const JITTER: Duration = Duration::from_secs(2);
 /// The pause after a 429 that does not say how long.
 const UNTOLD_PAUSE: Duration = Duration::from_secs(15);
 
+/// What is known can change while somebody waits, so they look again every now and then.
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
+
 /// How soon a request is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Urgency {
@@ -55,6 +58,8 @@ pub(super) struct Window {
     /// Requests that are not answered yet, by what they are for.
     in_flight: [u32; 3],
     last_poll: Option<Instant>,
+    /// What the last request was for.
+    last: Option<Urgency>,
     /// What the server said is left, and until when.
     told: Option<Balance>,
     /// No request before this, because the server said so.
@@ -117,9 +122,15 @@ impl Window {
             answered: VecDeque::new(),
             in_flight: [0; 3],
             last_poll: None,
+            last: None,
             told: None,
             paused_until: None,
         }
+    }
+
+    /// From now on it is at most so many; what was used counts on.
+    fn set_ceiling(&mut self, ceiling: u32) {
+        self.ceiling = ceiling.max(1);
     }
 
     /// Takes a request out of the allowance, of which polls need `polls` a minute; or says when to try
@@ -166,6 +177,7 @@ impl Window {
             told.remaining -= 1;
         }
         self.in_flight[urgency as usize] += 1;
+        self.last = Some(urgency);
         if urgency == Urgency::Poll {
             self.last_poll = Some(now);
         }
@@ -213,14 +225,27 @@ impl Window {
         due.filter(|due| *due > now).map_or(Ok(()), Err)
     }
 
+    /// Whether a request leaves the turn to somebody who waits: of a single one a minute no part can be
+    /// kept, so polls and full reads take it by turns.
+    fn leaves_turn(&self, urgency: Urgency, polls_wait: bool, full_reads_wait: bool) -> bool {
+        let is_background = |urgency| urgency == Urgency::Background;
+        let other_waits = if is_background(urgency) {
+            polls_wait
+        } else {
+            full_reads_wait
+        };
+        let had_the_last = |last| is_background(last) == is_background(urgency);
+        self.limit() == 1 && other_waits && self.last.is_some_and(had_the_last)
+    }
+
     /// How far apart polls are to be where they want more than there is, at `wanted` a minute:
     /// spread evenly, they find an alert sooner than in a burst that leaves nothing for a while.
     /// `shared`: full reads wait for their tenth.
     fn spacing(&self, now: Instant, wanted: f64, shared: bool) -> Duration {
         let limit = self.limit();
+        let ours = limit - if shared { self.tenth() } else { 0 };
         let mut spacing = Duration::ZERO;
-        if wanted > f64::from(limit) {
-            let ours = limit - if shared { self.tenth() } else { 0 };
+        if wanted > f64::from(ours) {
             spacing = MINUTE / ours.max(1);
         }
         if let Some(told) = self.told {
@@ -386,22 +411,30 @@ impl Allowance {
                         urgency,
                     };
                 }
-                // What is known can change while waiting, so look again every now and then.
-                Err(at) => tokio::time::sleep_until(at.min(now + Duration::from_secs(1))).await,
+                Err(at) => tokio::time::sleep_until(at.min(now + LOOK_AGAIN)).await,
             }
         }
     }
 
     fn take(&self, now: Instant, urgency: Urgency) -> Result<(), Instant> {
         let reserved = self.reserved.load(Ordering::Relaxed);
+        // Whoever waits holds the turn of its queue.
+        let waits = |queue: &tokio::sync::Mutex<()>| queue.try_lock().is_err();
+        let full_reads_wait = waits(&self.background);
+        let polls_wait = waits(&self.polls) || waits(&self.news);
         let mut window = self.window.lock();
+        if window.leaves_turn(urgency, polls_wait, full_reads_wait) {
+            return Err(now + LOOK_AGAIN);
+        }
         if urgency == Urgency::Poll {
             let wanted = f64::from(reserved) / 1000.0;
-            // Whoever waits in the background holds its turn.
-            let shared = self.background.try_lock().is_err();
-            window.pace(now, wanted, shared)?;
+            window.pace(now, wanted, full_reads_wait)?;
         }
         window.take(now, urgency, reserved.div_ceil(1000))
+    }
+
+    pub(super) fn set_ceiling(&self, ceiling: u32) {
+        self.window.lock().set_ceiling(ceiling);
     }
 
     pub(super) fn learn(&self, hints: &Hints) {
@@ -873,7 +906,9 @@ mod tests {
         let start = Instant::now();
         let mut window = Window::new(50);
         let millis = Duration::from_millis;
-        assert_eq!(window.spacing(start, 50.0, true), Duration::ZERO);
+        assert_eq!(window.spacing(start, 50.0, false), Duration::ZERO);
+        assert_eq!(window.spacing(start, 45.0, true), Duration::ZERO);
+        assert_eq!(window.spacing(start, 46.0, true), MINUTE / 45);
         assert_eq!(window.spacing(start, 51.0, false), millis(1_200));
         assert_eq!(window.spacing(start, 51.0, true), MINUTE / 45);
         // Others left ten of them, for half a minute.
@@ -896,11 +931,15 @@ mod tests {
         }
     }
 
-    /// Ten searches want to be polled every five seconds for ten minutes. When each of them, and
+    /// So many searches want to be polled at an interval for ten minutes. When each of them, and
     /// full reads where there are any, had their turns.
-    async fn scarcity(full_reads: bool) -> (Vec<Vec<Duration>>, Vec<Duration>) {
-        let allowance = Arc::new(Allowance::new(50));
-        let interval = Duration::from_secs(5);
+    async fn scarcity(
+        limit: u32,
+        searches: u32,
+        interval: Duration,
+        full_reads: bool,
+    ) -> (Vec<Vec<Duration>>, Vec<Duration>) {
+        let allowance = Arc::new(Allowance::new(limit));
         let began = Instant::now();
         let search = |urgency| {
             let allowance = Arc::clone(&allowance);
@@ -919,7 +958,7 @@ mod tests {
                 turns
             }
         };
-        let polls = futures_util::future::join_all((0..10).map(|_| search(Urgency::Poll)));
+        let polls = futures_util::future::join_all((0..searches).map(|_| search(Urgency::Poll)));
         if full_reads {
             tokio::join!(polls, search(Urgency::Background))
         } else {
@@ -930,7 +969,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn searches_that_want_more_than_there_is_are_polled_evenly_and_full_reads_go_on() {
         for full_reads in [false, true] {
-            let (polls, background) = scarcity(full_reads).await;
+            let interval = Duration::from_secs(5);
+            let (polls, background) = scarcity(50, 10, interval, full_reads).await;
             let share = if full_reads { 45.0 } else { 50.0 };
             let expected = MINUTE.mul_f64(10.0 / share);
             for turns in &polls {
@@ -946,6 +986,31 @@ mod tests {
                 );
             }
             assert!(!full_reads || (45..=51).contains(&background.len()));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn polls_and_full_reads_take_turns_where_there_are_hardly_any_requests() {
+        for (limit, searches, seconds) in [
+            (1, 1, 5),
+            (1, 1, 30),
+            (1, 1, 60),
+            (1, 3, 30),
+            (2, 1, 30),
+            (2, 1, 5),
+            (2, 3, 30),
+        ] {
+            let interval = Duration::from_secs(seconds);
+            let (polls, background) = scarcity(limit, searches, interval, true).await;
+            let within =
+                |turns: &Vec<Duration>| turns.iter().filter(|turn| **turn < 10 * MINUTE).count();
+            let turns = (polls.iter().map(within).sum::<usize>(), within(&background));
+            let each = 5 * limit as usize;
+            let about = each - 1..=each + 1;
+            assert!(
+                about.contains(&turns.0) && about.contains(&turns.1),
+                "{limit}, {searches} every {seconds} s: {turns:?}"
+            );
         }
     }
 

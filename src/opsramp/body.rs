@@ -7,13 +7,13 @@ use flate2::write::MultiGzDecoder;
 use reqwest::header::{CONTENT_ENCODING, HeaderMap};
 use tokio::task::coop::consume_budget;
 
-use super::room::Room;
+use super::room::{Room, Share};
 
 /// What decompresses hands on no more than this at a time.
 const STEP: usize = 32 * 1024;
 
 /// A body of which more may come.
-pub(super) struct Body {
+pub(super) struct Body<'a> {
     /// What there is of it.
     coding: Coding,
     /// How long it may become.
@@ -23,6 +23,8 @@ pub(super) struct Body {
     /// Whether anything has come.
     begun: bool,
     room: Room,
+    /// The account's.
+    share: &'a Share,
 }
 
 enum Coding {
@@ -41,9 +43,14 @@ pub(super) enum Unusable {
 
 // === impl Body ===
 
-impl Body {
+impl<'a> Body<'a> {
     /// The body that follows these headers; `told` is how long it is on the wire, where they say.
-    pub(super) fn after(headers: &HeaderMap, told: Option<u64>, limit: u64) -> Self {
+    pub(super) fn after(
+        headers: &HeaderMap,
+        told: Option<u64>,
+        limit: u64,
+        share: &'a Share,
+    ) -> Self {
         let told = told.filter(|told| *told <= limit);
         Self {
             coding: if is_gzip(headers) {
@@ -55,6 +62,7 @@ impl Body {
             told: told.and_then(|told| told.try_into().ok()).unwrap_or(0),
             begun: false,
             room: Room::default(),
+            share,
         }
     }
 
@@ -67,7 +75,7 @@ impl Body {
                 if needed as u64 > self.limit {
                     return Err(Unusable::TooLarge);
                 }
-                self.room.grow_to(needed).await;
+                self.room.grow_to(needed, self.share).await;
                 if bytes.capacity() < needed && needed <= self.told {
                     // As long as the server says it is, so that a page does not take up to twice its
                     // size; but no longer than there is room for.
@@ -79,7 +87,7 @@ impl Body {
             Coding::Gzip(decoder) => {
                 while !chunk.is_empty() {
                     let length = decoder.get_ref().len();
-                    self.room.grow_to(length + STEP).await;
+                    self.room.grow_to(length + STEP, self.share).await;
                     let taken = decoder.write(chunk).map_err(Unusable::Corrupt)?;
                     chunk = chunk.get(taken..).unwrap_or_default();
                     if decoder.get_ref().len() as u64 > self.limit {
@@ -136,7 +144,8 @@ mod tests {
     async fn read(coding: &'static str, body: &[u8], piece: usize) -> Result<Vec<u8>, Unusable> {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding));
-        let mut taken = Body::after(&headers, Some(body.len() as u64), LIMIT);
+        let share = Share::default();
+        let mut taken = Body::after(&headers, Some(body.len() as u64), LIMIT, &share);
         for chunk in body.chunks(piece) {
             taken.take(chunk).await?;
         }
@@ -195,7 +204,8 @@ mod tests {
     #[tokio::test]
     async fn memory_is_not_taken_before_there_is_a_turn_for_it() {
         let headers = HeaderMap::new();
-        let mut body = Body::after(&headers, Some(64 << 20), 64 << 20);
+        let share = Share::default();
+        let mut body = Body::after(&headers, Some(64 << 20), 64 << 20, &share);
         body.take(b"[").await.unwrap();
         let Coding::Plain(bytes) = &body.coding else {
             panic!("it is not compressed");

@@ -18,7 +18,7 @@ use super::{
     Endpoint, Observer, Options,
     allowance::{Allowance, Hints, Reservation, Urgency},
     error::Error,
-    http::{Http, bearer, redirect_or_excerpt},
+    http::{Failed, Http, bearer, redirect_or_excerpt},
     page::Answer,
     tls::BuildError,
     token::{Token, Tokens},
@@ -35,6 +35,9 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
 /// Requests that an account has in flight at most. A tenant has two at a time (a poll and its
 /// full read), so that many tenants must hang before others wait.
 const MAX_IN_FLIGHT: usize = 128;
+/// How often a request is sent whose connection ends before an answer. There can be more than one
+/// that was closed meanwhile.
+const MAX_SENDS: usize = 3;
 /// The largest page of one alert. Many of them may be kept at the same time.
 const MAX_ALERT_ANSWER: u64 = 1024 * 1024;
 /// The documented ceilings, requests a minute, of a client and of a partner.
@@ -209,6 +212,19 @@ impl Client {
         self.allowances(tenant).search.reserve(interval)
     }
 
+    /// Goes on with the allowances of the client in whose place this one asks, where both ask the same
+    /// server: its count does not begin anew because ours does. Only the ceiling is this one's.
+    pub fn go_on_with_allowances_of(&self, old: &Self) {
+        if old.0.http.options.url != self.0.http.options.url {
+            return;
+        }
+        let known = old.0.tenants.lock().clone();
+        for (tenant, allowances) in &known {
+            allowances.set_ceiling(paginated(self.0.requests_per_minute, tenant));
+        }
+        self.0.tenants.lock().extend(known);
+    }
+
     async fn send(
         &self,
         endpoint: Endpoint,
@@ -220,7 +236,7 @@ impl Client {
         // Without a token nothing of the allowance is taken.
         self.0.tokens.get().await?;
         let first = self
-            .send_once(endpoint, tenant, &url, allowance, urgency)
+            .send_through(endpoint, tenant, &url, allowance, urgency)
             .await;
         let Err(Refused::Token { token, .. }) = &first else {
             return first.map_err(|refused| refused.into_error(false));
@@ -230,7 +246,7 @@ impl Client {
         match self.0.tokens.replace(token, refuser).await {
             Ok(Some(_)) => {
                 tracing::debug!(account = %self.account(), "the API refused the token; trying a new one once");
-                self.send_once(endpoint, tenant, &url, allowance, urgency)
+                self.send_through(endpoint, tenant, &url, allowance, urgency)
                     .await
                     .map_err(|refused| refused.into_error(true))
             }
@@ -243,6 +259,32 @@ impl Client {
         }
     }
 
+    /// Sends a request, and again where the connection ends before there is an answer: a server
+    /// closes an idle connection whenever it likes, also at the moment when it is used again. Each is
+    /// a request of its own, for it may have arrived and been counted; on the wire all together take no
+    /// longer than one may.
+    async fn send_through(
+        &self,
+        endpoint: Endpoint,
+        tenant: &str,
+        url: &str,
+        allowance: &Allowance,
+        urgency: Urgency,
+    ) -> Result<Answer, Refused> {
+        let mut left = self.0.http.options.timeout;
+        let mut sends = 1;
+        loop {
+            let sent = self.send_once(endpoint, tenant, url, allowance, urgency, left);
+            match sent.await {
+                Err(Refused::HungUp { took, .. }) if sends < MAX_SENDS && took < left => {
+                    sends += 1;
+                    left -= took;
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
     async fn send_once(
         &self,
         endpoint: Endpoint,
@@ -250,6 +292,7 @@ impl Client {
         url: &str,
         allowance: &Allowance,
         urgency: Urgency,
+        timeout: Duration,
     ) -> Result<Answer, Refused> {
         let observer = &self.0.observer;
         let _permit = allowance
@@ -262,6 +305,7 @@ impl Client {
         let http = &self.0.http;
         let request = http
             .request(Method::GET, url)
+            .timeout(timeout)
             .header(header::AUTHORIZATION, bearer(&token.secret));
         let began = Instant::now();
         let limit = match endpoint {
@@ -272,14 +316,22 @@ impl Client {
         let took = began.elapsed();
         let (status, headers, body, room) = match answer {
             Ok(answer) => answer,
-            Err((status, error)) => {
+            Err(Failed {
+                status,
+                hung_up,
+                error,
+            }) => {
                 self.0.observer.request(endpoint, status, took);
                 if matches!(error, Error::Connect { .. }) {
                     // They may be why. Whoever asks next need not wait for it.
                     let http = http.clone();
                     tokio::spawn(async move { http.look_at_files().await });
                 }
-                return Err(Refused::Other(error));
+                return Err(if hung_up {
+                    Refused::HungUp { error, took }
+                } else {
+                    Refused::Other(error)
+                });
             }
         };
         self.0
@@ -359,6 +411,16 @@ impl Client {
     }
 }
 
+// === impl Allowances ===
+
+impl Allowances {
+    /// The ceiling of what is paginated; that of the rest is documented and no option.
+    fn set_ceiling(&self, paginated: u32) {
+        self.search.set_ceiling(paginated);
+        self.clients.set_ceiling(paginated);
+    }
+}
+
 /// Paginated requests that a tenant may make in a minute: our own ceiling, or the documented one.
 pub(super) fn paginated(own: Option<u32>, tenant: &str) -> u32 {
     own.unwrap_or(ceiling(PAGINATED, tenant))
@@ -401,6 +463,11 @@ enum Refused {
         excerpt: String,
         token: Token,
     },
+    /// The connection ended before there was an answer.
+    HungUp {
+        error: Error,
+        took: Duration,
+    },
     Other(Error),
 }
 
@@ -417,7 +484,7 @@ impl Refused {
                 let what = format!("the API refuses the token{also} ({status}): {excerpt}");
                 Error::Auth { what }
             }
-            Self::Other(error) => error,
+            Self::HungUp { error, .. } | Self::Other(error) => error,
         }
     }
 }
@@ -427,6 +494,7 @@ mod tests {
     use std::{io::Write as _, sync::atomic::AtomicUsize};
 
     use flate2::{Compression, write::GzEncoder};
+    use futures_util::FutureExt as _;
     use jiff::Timestamp;
     use tokio::{
         io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -439,12 +507,16 @@ mod tests {
         secret::{Secret, SecretSource},
     };
 
-    /// Whoever does not care what happens on the wire.
-    #[derive(Debug)]
-    struct Nobody;
+    /// Notes how searches were answered, and nothing else that happens on the wire.
+    #[derive(Debug, Default)]
+    struct Notes(Mutex<Vec<Option<u16>>>);
 
-    impl Observer for Nobody {
-        fn request(&self, _: Endpoint, _: Option<u16>, _: Duration) {}
+    impl Observer for Notes {
+        fn request(&self, endpoint: Endpoint, status: Option<u16>, _: Duration) {
+            if endpoint == Endpoint::Search {
+                self.0.lock().push(status);
+            }
+        }
         fn token_requested(&self) {}
         fn token_obtained(&self, _: Duration, _: Timestamp) {}
         fn token_failed(&self, _: &'static str) {}
@@ -455,6 +527,13 @@ mod tests {
     /// A server that answers whatever it is asked with these bytes, for a request's head and body, and
     /// hangs up. A client of it.
     async fn client_of(answer: impl Fn(&str) -> Vec<u8> + Send + 'static) -> Client {
+        observed_client_of(answer, Arc::default()).await
+    }
+
+    async fn observed_client_of(
+        answer: impl Fn(&str) -> Vec<u8> + Send + 'static,
+        notes: Arc<Notes>,
+    ) -> Client {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move {
@@ -480,7 +559,7 @@ mod tests {
                 SecretSource::Value(Secret::new("secret")),
             )
         };
-        Client::new(options, Arc::new(Nobody)).await.unwrap()
+        Client::new(options, notes).await.unwrap()
     }
 
     fn response(head: &str, body: &[u8]) -> Vec<u8> {
@@ -613,5 +692,64 @@ mod tests {
         let client = client.await;
         assert_eq!(search(&client).await.unwrap_err().reason(), "throttled");
         search(&client).await.unwrap();
+    }
+
+    /// Brings how many polls of the tenant could be made at once.
+    fn free(client: &Client) -> usize {
+        let allowance = &client.allowances("client_1").search;
+        let acquire = || allowance.acquire(Urgency::Poll, |_| {}).now_or_never();
+        std::iter::from_fn(acquire).collect::<Vec<_>>().len()
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_again_after_a_hang_up_counts_as_often_as_it_was_sent() {
+        for (hang_ups, answered) in [(2, Some(200)), (3, None)] {
+            let searches = AtomicUsize::new(0);
+            let notes = Arc::<Notes>::default();
+            let client = observed_client_of(
+                move |request| {
+                    if request.starts_with("POST") {
+                        return token("a", 7200);
+                    }
+                    if searches.fetch_add(1, Ordering::Relaxed) < hang_ups {
+                        return Vec::new();
+                    }
+                    response("200 OK", b"{}")
+                },
+                Arc::clone(&notes),
+            )
+            .await;
+            assert_eq!(search(&client).await.is_ok(), answered.is_some());
+            assert_eq!(*notes.0.lock(), [None, None, answered]);
+            assert_eq!(free(&client), PAGINATED.0 as usize - 3);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_in_anothers_place_goes_on_with_what_is_left_of_the_allowance() {
+        let client = |url: &str, requests_per_minute| {
+            let key = || SecretSource::Value(Secret::new("key"));
+            let options = Options {
+                requests_per_minute,
+                ..Options::new("acme".into(), url.to_owned(), key(), key())
+            };
+            Client::new(options, Arc::<Notes>::default())
+        };
+        let old = client("https://a.example", Some(20)).await.unwrap();
+        let under_way = old.allowances("client_1");
+        let poll = || under_way.search.acquire(Urgency::Poll, |_| {});
+        let _two = (poll().await, poll().await);
+        for (url, ceiling, left) in [
+            ("https://a.example", Some(20), 18),
+            ("https://a.example", Some(5), 3),
+            ("https://a.example", None, 48),
+            ("https://b.example", Some(20), 20),
+        ] {
+            let new = client(url, ceiling).await.unwrap();
+            new.go_on_with_allowances_of(&old);
+            assert_eq!(free(&new), left, "{url} {ceiling:?}");
+            // What was asked for here is forgotten, what is under way is not.
+            tokio::time::advance(Duration::from_secs(60)).await;
+        }
     }
 }

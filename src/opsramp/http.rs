@@ -15,7 +15,7 @@ use super::{
     Endpoint, Observer, Options,
     body::{Body, Unusable},
     error::Error,
-    room::Room,
+    room::{Room, Share},
     tls::{BuildError, Current, TlsFiles},
 };
 use crate::{
@@ -28,9 +28,6 @@ use crate::{
     secret::Secret,
 };
 
-/// How often a request is sent whose connection ends before an answer. There can be more than one
-/// that was closed meanwhile.
-const MAX_SENDS: usize = 3;
 /// The files of TLS are not looked at more often by themselves.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// What the files of new accounts are read with. Each try of a reload whose files do not answer keeps a
@@ -51,6 +48,7 @@ pub(super) struct Http {
     proxies: Arc<[Secret]>,
     current: Arc<Mutex<Current>>,
     reading: Arc<Reading<TlsRead>>,
+    share: Share,
 }
 
 /// What the files of TLS bring; nothing where they are those that are in use.
@@ -58,6 +56,16 @@ type TlsRead = Result<Option<Current>, BuildError>;
 
 /// An answer, whole, and the room that its body takes up.
 pub(super) type Exchanged = (StatusCode, header::HeaderMap, Vec<u8>, Room);
+
+/// Why a request brought nothing that could be used.
+#[derive(Debug)]
+pub(super) struct Failed {
+    /// That of the answer, where there was one.
+    pub(super) status: Option<u16>,
+    /// Whether the connection ended before anything of an answer had come.
+    pub(super) hung_up: bool,
+    pub(super) error: Error,
+}
 
 // === impl Http ===
 
@@ -89,6 +97,7 @@ impl Http {
             proxies: proxies.into(),
             current: Arc::new(Mutex::new(current)),
             reading: Arc::default(),
+            share: Share::default(),
         })
     }
 
@@ -154,24 +163,29 @@ impl Http {
         Ok(())
     }
 
-    /// Sends a request and reads the answer's body, no further than `limit`. An error comes with
-    /// the status, where there was one. The body of a refusal is for people only: where it cannot be
-    /// read, status and headers count all the same, for they say who is refused, and for how long.
+    /// Sends a request and reads the answer's body, no further than `limit`. The body of a refusal is for
+    /// people only: where it cannot be read, status and headers count all the same, for they say who is
+    /// refused, and for how long.
     pub(super) async fn exchange(
         &self,
         endpoint: Endpoint,
         request: reqwest::RequestBuilder,
         limit: u64,
-    ) -> Result<Exchanged, (Option<u16>, Error)> {
-        let mut response = self
-            .send(endpoint, request)
-            .await
-            .map_err(|error| (None, self.transport(endpoint, error)))?;
+    ) -> Result<Exchanged, Failed> {
+        let mut response = request.send().await.map_err(|error| Failed {
+            status: None,
+            hung_up: is_hang_up(&error),
+            error: self.transport(endpoint, error),
+        })?;
         let status = response.status();
         let body = if status.is_success() {
             self.read_body(endpoint, &mut response, limit, self.options.timeout)
                 .await
-                .map_err(|error| (Some(status.as_u16()), error))?
+                .map_err(|error| Failed {
+                    status: Some(status.as_u16()),
+                    hung_up: false,
+                    error,
+                })?
         } else {
             let limit = limit.min(MAX_REFUSAL);
             let patience = self.options.timeout.min(REFUSAL_PATIENCE);
@@ -199,7 +213,8 @@ impl Http {
             Unusable::Corrupt(error) => undecodable(endpoint, &error),
         };
         let url = response.url().clone();
-        let mut body = Body::after(response.headers(), response.content_length(), limit);
+        let length = response.content_length();
+        let mut body = Body::after(response.headers(), length, limit, &self.share);
         let read = async {
             while let Some(chunk) = response
                 .chunk()
@@ -217,28 +232,6 @@ impl Http {
         tokio::time::timeout(patience, read)
             .await
             .map_err(timed_out)?
-    }
-
-    /// Sends a request, and again where the connection ends before there is an answer: a server
-    /// closes an idle connection whenever it likes, also at the moment when it is used again. Not
-    /// that for a token, which changes something; all together take no longer than one may.
-    async fn send(
-        &self,
-        endpoint: Endpoint,
-        mut request: reqwest::RequestBuilder,
-    ) -> reqwest::Result<reqwest::Response> {
-        let began = Instant::now();
-        for _ in 1..MAX_SENDS {
-            let again = request.try_clone().filter(|_| endpoint != Endpoint::Token);
-            match (request.send().await, again) {
-                (Err(error), Some(again)) if is_hang_up(&error) => {
-                    let left = self.options.timeout.saturating_sub(began.elapsed());
-                    request = again.timeout(left);
-                }
-                (sent, _) => return sent,
-            }
-        }
-        request.send().await
     }
 
     /// Tells the observer, and how far the server's clock is ahead of ours.

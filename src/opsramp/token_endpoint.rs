@@ -10,7 +10,7 @@ use super::{
     Endpoint, Observer, Options,
     allowance::Hints,
     error::Error,
-    http::{Http, redirect_or_excerpt},
+    http::{Failed, Http, redirect_or_excerpt},
     token::{Credentials, Grant, Issuer},
 };
 use crate::{
@@ -133,7 +133,8 @@ impl TokenEndpoint {
             .await
         {
             Ok(answer) => answer,
-            Err((status, error)) => return (status, Err(error)),
+            // One whose connection ends is not sent again: it changes something.
+            Err(Failed { status, error, .. }) => return (status, Err(error)),
         };
         Http::tell_time(&headers, &*self.observer);
         let code = status.as_u16();

@@ -228,8 +228,9 @@ impl Pollers {
                 continue;
             };
             let old = self.clients.remove(client.account());
-            if old.is_some() {
-                // Its token and allowances were another client's.
+            if let Some(old) = &old {
+                client.go_on_with_allowances_of(&old.client);
+                // Its token was another client's.
                 self.board.remove_account(client.account());
             }
             let name = Arc::clone(client.account());

@@ -7,8 +7,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::plain;
-use crate::{cli::Output, logging::write, opsramp::Page};
+use crate::{cli::Output, logging::write, opsramp::Page, plain::plain};
 
 /// Characters of the bar between its brackets.
 const WIDTH: u64 = 20;

@@ -105,3 +105,33 @@ async fn searches_of_a_tenant_share_its_allowance_fairly() {
         "{one} and {other}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_that_changes_an_account_does_not_begin_its_allowance_anew() {
+    let simulator = start(world(50)).await;
+    let mut plan = plan(&simulator.url());
+    // Polls keep twelve seconds apart.
+    plan.accounts[0].options.requests_per_minute = Some(5);
+    let folder = tempfile::tempdir().unwrap();
+    let options = store::Options::Sqlite {
+        path: folder.path().join("state.db"),
+        journal_limit: store::JOURNAL_LIMIT,
+    };
+    let store = Store::open(&options).await.unwrap();
+    let (mut pollers, _, metrics) = pollers(&store, &Health::default());
+    let throttled = || {
+        let rendering = metrics.rendering(opsramp_exporter::clock::now());
+        let text = String::from_utf8_lossy(&rendering.text);
+        sum(&text, "opsramp_api_throttled_seconds_total{")
+    };
+    for seconds in 10..16 {
+        plan.accounts[0].options.timeout = Duration::from_secs(seconds);
+        pollers.apply(plan.clone()).await.unwrap();
+        let before = throttled();
+        eventually("a poll waits", || async { throttled() > before }).await;
+    }
+    pollers.stop().await;
+    store.close().await;
+    let searches = simulator.requests().searches(DEMO_TENANT);
+    assert!((1..=3).contains(&searches), "{searches}");
+}

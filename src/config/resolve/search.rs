@@ -19,6 +19,15 @@ struct Excess {
     allowed: u32,
 }
 
+/// What is wrong with a query, if anything is.
+pub(crate) fn problem_of_query(query: &str) -> Option<String> {
+    if query.trim().is_empty() {
+        return Some(format!("is empty; write {DEFAULT_QUERY} or another"));
+    }
+    let is_one_line = !query.contains(char::is_control);
+    (!is_one_line).then(|| "must be one line of text".to_owned())
+}
+
 impl Resolver<'_> {
     pub(super) fn searches(
         &self,
@@ -49,13 +58,8 @@ impl Resolver<'_> {
     fn search(&self, path: &str, search: file::Search, accounts: &[Account]) -> SearchOptions {
         let at = |key: &str| format!("{path}.{key}");
         let query = search.query.unwrap_or_else(|| DEFAULT_QUERY.to_owned());
-        if query.trim().is_empty() {
-            self.problems.add(
-                at("query"),
-                format!("is empty; write {DEFAULT_QUERY} or another"),
-            );
-        } else if query.contains(char::is_control) {
-            self.problems.add(at("query"), "must be one line of text");
+        if let Some(problem) = problem_of_query(&query) {
+            self.problems.add(at("query"), problem);
         }
         let interval = self.duration(&at("interval"), search.interval, seconds(30));
         let default_stale_after = seconds(300).max(interval.saturating_mul(3));
