@@ -289,11 +289,13 @@ impl Engine {
         known: Vec<Known<'_>>,
         now: Instant,
     ) -> Next {
-        // Some servers tell as the size how many results they show: of the last page, that is no size.
-        self.page_size = match facts.next {
-            Some(_) => facts.page_size,
-            None => self.page_size.max(facts.page_size),
-        };
+        let before = (facts.page - 1).saturating_mul(self.page_size);
+        let reached = before.saturating_add(facts.shown as u64) >= facts.total;
+        if facts.tells_size(Some(self.page_size), reached) {
+            self.page_size = facts.page_size;
+        } else if facts.shown > 0 {
+            self.page_size = self.page_size.max(facts.page_size);
+        }
         let (overtaken, other) = self.requests.end(purpose);
         if let Some(other) = other {
             other.answered = true;

@@ -245,6 +245,27 @@ fn as_many_are_asked_for_at_once_however_short_the_last_page_is() {
 }
 
 #[test]
+fn a_departure_is_noticed_where_every_page_names_a_next_one_and_tells_its_own_size() {
+    let mut run = Run::new(false, 10, true);
+    run.server.names_next = true;
+    run.server.size_as_shown = true;
+    run.server.act(&Act::Open(35));
+    run.settle();
+    run.now += Duration::from_secs(120);
+    run.requests = 0;
+    run.server.act(&Act::CloseMany(7, 2));
+    run.poll(false);
+    while run.background(false) {}
+    run.assert_agreement();
+    assert!(run.engine.is_complete());
+    assert_eq!(
+        run.requests,
+        1 + 5 + 1,
+        "a poll, four pages and an empty one, a question"
+    );
+}
+
+#[test]
 fn a_search_whose_answers_by_id_show_no_witness_is_not_asked_so_for_ever() {
     let mut run = run_with(300, 100);
     run.server.act(&Act::Close(5));
