@@ -43,6 +43,8 @@ pub struct Options {
     pub interval: Duration,
     /// Pages that one poll reads at most; the rest is left to the background.
     pub max_poll_pages: u64,
+    /// Whether the query is for one status, so that an alert of another one is not in the result.
+    pub has_one_status: bool,
 }
 
 /// Why a page was asked for.
@@ -253,10 +255,15 @@ impl Engine {
         let mut delta = self.tracker.compare(page, |id| {
             overtaken.is_some_and(|overtaken| overtaken.has(id))
         });
-        if self.readings.is_sound() && matches!(purpose, Purpose::Confirm(_)) {
+        if matches!(purpose, Purpose::Confirm(_)) {
             // A server may look at nothing but the ids: then a change is how one looks that has left.
-            delta.opened.clear();
-            delta.changed.clear();
+            if self.readings.is_sound() {
+                delta.opened.clear();
+                delta.changed.clear();
+            } else {
+                let changed = &mut delta.changed;
+                changed.retain(|(place, _)| !self.may_have_left(&page[*place]));
+            }
         }
         delta
     }
@@ -323,12 +330,11 @@ impl Engine {
             }
             Purpose::Confirm(question) => {
                 // What a sound reading missed, only a reading can bring back into sight.
-                let seen = if self.readings.is_sound() {
-                    &[][..]
-                } else {
-                    &current
+                let counts = |sighting: &Sighting<'_>| {
+                    !self.readings.is_sound() && !self.may_have_left(sighting)
                 };
-                self.tracker.adopt(known, seen);
+                let seen: Vec<_> = current.iter().copied().filter(counts).collect();
+                self.tracker.adopt(known, &seen);
                 self.adopt_confirmation(question, facts, page, now);
                 Next::Done
             }

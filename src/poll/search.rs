@@ -724,6 +724,14 @@ pub(super) fn can_be_asked_by_id(query: &str, question: &Question) -> bool {
             .all(|id| plain(id))
 }
 
+/// Whether a query asks for alerts of one status.
+fn has_one_status(query: &str) -> bool {
+    let pairs = query.split('+').filter_map(|pair| pair.split_once(':'));
+    let mut actions = pairs.filter(|(key, _)| key.trim().eq_ignore_ascii_case("actions"));
+    let only = actions.next();
+    only.is_some_and(|(_, words)| !words.contains(',')) && actions.next().is_none()
+}
+
 pub(super) fn query_by_id(query: &str, question: &Question) -> String {
     let ids: Vec<&str> = question
         .suspects
@@ -733,4 +741,24 @@ pub(super) fn query_by_id(query: &str, question: &Question) -> String {
         .collect();
     let and = if query.is_empty() { "" } else { "+" };
     format!("{query}{and}uniqueId:{}", ids.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_for_one_status_or_for_several() {
+        for one in ["actions:OPEN", "states:Critical,Warning+Actions:OPEN"] {
+            assert!(has_one_status(one), "{one}");
+        }
+        for several in [
+            "",
+            "states:Critical",
+            "actions:OPEN,TICKETED",
+            "actions:OPEN+actions:TICKETED",
+        ] {
+            assert!(!has_one_status(several), "{several}");
+        }
+    }
 }

@@ -169,6 +169,24 @@ impl Engine {
         }
     }
 
+    /// Whether an alert whose own page tells this status has left. After a reading that is not sound, that it
+    /// was not seen tells nothing: then another status does only where the result has no other.
+    #[must_use]
+    pub fn has_left(&self, id: &str, status: &str) -> bool {
+        let Some(before) = self.tracker.standing(id) else {
+            return false;
+        };
+        let tells = self.options.has_one_status && !before.status.is_empty();
+        (tells || self.readings.is_sound()) && !status.eq_ignore_ascii_case(&before.status)
+    }
+
+    /// Whether an answer by id shows one as those look that have left.
+    pub(super) fn may_have_left(&self, sighting: &Sighting<'_>) -> bool {
+        !sighting.status.is_empty()
+            && self.options.has_one_status
+            && self.has_left(sighting.id, sighting.status)
+    }
+
     pub(super) fn adopt_confirmation(
         &mut self,
         question: &Arc<Question>,
@@ -176,6 +194,11 @@ impl Engine {
         page: &[Sighting<'_>],
         now: Instant,
     ) {
+        let mut otherwise = Vec::new();
+        if !self.readings.is_sound() {
+            let left = page.iter().filter(|sighting| self.may_have_left(sighting));
+            otherwise.extend(left.map(|sighting| sighting.id.into()));
+        }
         let Reading::Confirming {
             queue,
             asked,
@@ -216,6 +239,7 @@ impl Engine {
             return;
         }
         self.unwitnessed_in_a_row = 0;
+        doubted.append(&mut otherwise);
         let suspects = question.suspects.iter().cloned();
         let (there, mut gone): (Vec<_>, Vec<_>) = suspects.partition(|id| shown.contains(&**id));
         let surplus = facts.total.saturating_sub(shown.len() as u64);

@@ -198,6 +198,7 @@ impl Run {
             full_read_interval: Duration::from_secs(600),
             interval: Duration::from_secs(30),
             max_poll_pages: 25,
+            has_one_status: true,
         };
         let tracker = Tracker::new(Arc::new([GroupLabel::State]), 10);
         Self {

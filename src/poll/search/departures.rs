@@ -65,10 +65,8 @@ impl Running {
             Reason::Unknown | Reason::Late => false,
             Reason::Found(answer) => {
                 let alert = answer.alert_with(id);
-                let before = self.engine.tracker().standing(id);
-                alert.zip(before).is_some_and(|(now, before)| {
-                    now.status.is_some()
-                        && !reading::compared(&now.status).eq_ignore_ascii_case(&before.status)
+                alert.is_some_and(|now| {
+                    now.status.is_some() && self.engine.has_left(id, reading::compared(&now.status))
                 })
             }
         };

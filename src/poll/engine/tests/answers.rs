@@ -195,6 +195,41 @@ fn what_is_shown_by_id_though_it_has_left_is_told_by_its_page() {
 }
 
 #[test]
+fn what_is_shown_by_id_though_it_has_left_is_no_change_where_the_total_does_not_add_up_either() {
+    let mut run = run_with(1_000, 100);
+    run.server.ids_override = true;
+    run.server.surplus = 1;
+    let told = run.told_at.clone();
+    run.server.act(&Act::CloseMany(300, 80));
+    run.poll(false);
+    while run.background(false) {}
+    run.assert_agreement();
+    assert_eq!(run.told_at, told);
+}
+
+#[test]
+fn another_status_is_a_change_where_the_query_is_for_several() {
+    let mut run = run_with(100, 10);
+    run.engine.options.has_one_status = false;
+    run.server.ids_override = true;
+    run.server.surplus = 1;
+    let told = run.told_at.len();
+    run.server.act(&Act::CloseMany(50, 3));
+    let now = run.server.clock;
+    run.poll(false);
+    while run.background(false) {}
+    assert_eq!(run.logged_open.len(), 100);
+    let is_new = |at: &&u64| **at == now;
+    assert_eq!(
+        (
+            run.told_at.len(),
+            run.told_at.values().filter(is_new).count()
+        ),
+        (told, 3)
+    );
+}
+
+#[test]
 fn whom_an_answer_by_id_counts_and_does_not_show_has_not_left_unless_its_page_says_so() {
     // Read whole, and with a total that leaves nothing to be concluded from not being seen.
     for surplus in [0, 1] {
