@@ -16,7 +16,7 @@ use std::{
 
 use tokio::time::Instant;
 
-pub use self::confirmation::Question;
+pub use self::confirmation::{Question, can_be_asked_for};
 use self::{
     confirmation::Short,
     overtaken::{Overtaken, Requests},
@@ -124,7 +124,8 @@ pub struct Engine {
     suspects: BTreeMap<Box<str>, u32>,
     /// When the server may be asked by id again; `None` where it can be.
     confirm_again: Option<Instant>,
-    unwitnessed_in_a_row: u32,
+    /// Questions by id in a row that were not answered.
+    unanswered_in_a_row: u32,
     requests: Requests,
     /// What the last poll lacked, if that was most of what there was: about each of them the next one
     /// must agree.
@@ -179,7 +180,7 @@ impl Engine {
             in_departed: HashSet::new(),
             suspects: BTreeMap::new(),
             confirm_again: None,
-            unwitnessed_in_a_row: 0,
+            unanswered_in_a_row: 0,
             requests: Requests::default(),
             sudden: HashSet::new(),
             witness: None,
@@ -226,7 +227,13 @@ impl Engine {
     /// Whether the known alerts are the whole result, as far as anybody can tell.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.readings.is_sound() && self.total == Some(self.tracker.open() as u64)
+        self.is_sound() && self.total == Some(self.tracker.open() as u64)
+    }
+
+    /// Whether what the last reading has not shown is not in the result, as far as the totals tell.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.readings.is_sound()
     }
 
     /// How often the whole result has been read.
@@ -257,7 +264,7 @@ impl Engine {
         });
         if matches!(purpose, Purpose::Confirm(_)) {
             // A server may look at nothing but the ids: then a change is how one looks that has left.
-            if self.readings.is_sound() {
+            if self.is_sound() {
                 delta.opened.clear();
                 delta.changed.clear();
             } else {
@@ -330,9 +337,8 @@ impl Engine {
             }
             Purpose::Confirm(question) => {
                 // What a sound reading missed, only a reading can bring back into sight.
-                let counts = |sighting: &Sighting<'_>| {
-                    !self.readings.is_sound() && !self.may_have_left(sighting)
-                };
+                let counts =
+                    |sighting: &Sighting<'_>| !self.is_sound() && !self.may_have_left(sighting);
                 let seen: Vec<_> = current.iter().copied().filter(counts).collect();
                 self.tracker.adopt(known, &seen);
                 self.adopt_confirmation(question, facts, page, now);
@@ -391,7 +397,10 @@ impl Engine {
             Reading::Pages { read, .. } => Some(Task::Page(read.page())),
             Reading::Confirming { asked, .. } => Some(Task::Confirm(Arc::clone(asked))),
             Reading::Verifying { queue } => {
-                Some(Task::Verify(queue.iter().take(REASONS).cloned().collect()))
+                let ids = queue.iter().take(REASONS);
+                // Whether pages are found at all, that of one tells who is surely there.
+                let witness = self.witness.iter().filter(|_| !self.is_sound());
+                Some(Task::Verify(ids.chain(witness).cloned().collect()))
             }
         }
     }
@@ -466,6 +475,9 @@ impl Engine {
             return Next::Done;
         }
         self.sudden.clear();
+        if facts.page == 1 {
+            self.remember_witness(page);
+        }
         let knew_nothing = self.tracker.is_empty();
         let idle = matches!(self.reading, Reading::Idle);
         if facts.page == 1 && idle && (knew_nothing || self.is_due(now)) {
@@ -475,9 +487,6 @@ impl Engine {
             self.adopt_full(facts, now);
         } else {
             self.tracker.adopt(known, page);
-        }
-        if facts.page == 1 {
-            self.remember_witness(page);
         }
         let news = !delta.opened.is_empty() || !delta.tail_unchanged;
         let open = self.tracker.open() as u64 + self.readings.unreadable();
@@ -596,7 +605,7 @@ impl Engine {
         let mut missing = self.tracker.missing();
         if !sound {
             missing.truncate(UNSEEN);
-            self.confirm(missing.into(), Vec::new(), now);
+            self.ask_for(missing, now);
             return;
         }
         let tracker = &self.tracker;
@@ -611,7 +620,7 @@ impl Engine {
                 missing.retain(|id| !overtaken.has(id));
                 self.depart(missing);
             }
-            _ => self.confirm(missing.into(), Vec::new(), now),
+            _ => self.ask_for(missing, now),
         }
     }
 
@@ -626,9 +635,11 @@ impl Engine {
         }
     }
 
-    /// The last alert of the first page: in the result, and not likely to be the next to leave it.
+    /// The last alert of the first page that can be asked for: in the result, and not likely to be the next to
+    /// leave it.
     fn remember_witness(&mut self, page: &[Sighting<'_>]) {
-        self.witness = page.last().map(|sighting| sighting.id.into());
+        let mut ids = page.iter().rev().map(|sighting| sighting.id);
+        self.witness = ids.find(|id| can_be_asked_for(id)).map(Into::into);
     }
 }
 

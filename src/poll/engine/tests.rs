@@ -229,7 +229,10 @@ impl Run {
         self.poll_page = None;
         let mut tracker = Tracker::new(Arc::new([GroupLabel::State]), 10);
         for id in &self.logged_open {
-            let alert = self.server.alerts[id];
+            let alert = Alert {
+                open: true,
+                ..self.server.alerts[id]
+            };
             let (id, state) = (id.to_string(), alert.state.to_string());
             tracker.load(Known {
                 sighting: sighting(&id, &state, &alert),
