@@ -210,19 +210,24 @@ impl Tracker {
             self.insert(alert);
         }
         for sighting in page {
-            let (id, reading) = (Id::new(sighting.id), self.reading);
-            let Ok(mut entry) = self.alerts.find_entry(id.hash(), |entry| entry.id == id) else {
-                continue;
-            };
-            let entry = entry.get_mut();
-            if entry.is_leaving() {
-                self.leaving -= 1;
-                self.groups.show(entry.group);
-            }
-            if entry.seen_in != reading {
-                self.seen += 1;
-                entry.seen_in = reading;
-            }
+            self.see(sighting.id);
+        }
+    }
+
+    /// Notes that an alert has been seen in the present reading.
+    pub fn see(&mut self, id: &str) {
+        let (id, reading) = (Id::new(id), self.reading);
+        let Ok(mut entry) = self.alerts.find_entry(id.hash(), |entry| entry.id == id) else {
+            return;
+        };
+        let entry = entry.get_mut();
+        if entry.is_leaving() {
+            self.leaving -= 1;
+            self.groups.show(entry.group);
+        }
+        if entry.seen_in != reading {
+            self.seen += 1;
+            entry.seen_in = reading;
         }
     }
 

@@ -16,7 +16,7 @@ use std::{
 
 use tokio::time::Instant;
 
-pub use self::confirmation::Question;
+pub use self::confirmation::{Question, can_be_asked_for};
 use self::{
     confirmation::Short,
     overtaken::{Overtaken, Requests},
@@ -43,6 +43,8 @@ pub struct Options {
     pub interval: Duration,
     /// Pages that one poll reads at most; the rest is left to the background.
     pub max_poll_pages: u64,
+    /// Whether the query is for one status, so that an alert of another one is not in the result.
+    pub has_one_status: bool,
 }
 
 /// Why a page was asked for.
@@ -122,7 +124,8 @@ pub struct Engine {
     suspects: BTreeMap<Box<str>, u32>,
     /// When the server may be asked by id again; `None` where it can be.
     confirm_again: Option<Instant>,
-    unwitnessed_in_a_row: u32,
+    /// Questions by id in a row that were not answered.
+    unanswered_in_a_row: u32,
     requests: Requests,
     /// What the last poll lacked, if that was most of what there was: about each of them the next one
     /// must agree.
@@ -177,7 +180,7 @@ impl Engine {
             in_departed: HashSet::new(),
             suspects: BTreeMap::new(),
             confirm_again: None,
-            unwitnessed_in_a_row: 0,
+            unanswered_in_a_row: 0,
             requests: Requests::default(),
             sudden: HashSet::new(),
             witness: None,
@@ -224,7 +227,13 @@ impl Engine {
     /// Whether the known alerts are the whole result, as far as anybody can tell.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.readings.is_sound() && self.total == Some(self.tracker.open() as u64)
+        self.is_sound() && self.total == Some(self.tracker.open() as u64)
+    }
+
+    /// Whether what the last reading has not shown is not in the result, as far as the totals tell.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.readings.is_sound()
     }
 
     /// How often the whole result has been read.
@@ -253,10 +262,15 @@ impl Engine {
         let mut delta = self.tracker.compare(page, |id| {
             overtaken.is_some_and(|overtaken| overtaken.has(id))
         });
-        if self.readings.is_sound() && matches!(purpose, Purpose::Confirm(_)) {
+        if matches!(purpose, Purpose::Confirm(_)) {
             // A server may look at nothing but the ids: then a change is how one looks that has left.
-            delta.opened.clear();
-            delta.changed.clear();
+            if self.is_sound() {
+                delta.opened.clear();
+                delta.changed.clear();
+            } else {
+                let changed = &mut delta.changed;
+                changed.retain(|(place, _)| !self.may_have_left(&page[*place]));
+            }
         }
         delta
     }
@@ -289,11 +303,13 @@ impl Engine {
         known: Vec<Known<'_>>,
         now: Instant,
     ) -> Next {
-        // Some servers tell as the size how many results they show: of the last page, that is no size.
-        self.page_size = match facts.next {
-            Some(_) => facts.page_size,
-            None => self.page_size.max(facts.page_size),
-        };
+        let before = (facts.page - 1).saturating_mul(self.page_size);
+        let reached = before.saturating_add(facts.shown as u64) >= facts.total;
+        if facts.tells_size(Some(self.page_size), reached) {
+            self.page_size = facts.page_size;
+        } else if facts.shown > 0 {
+            self.page_size = self.page_size.max(facts.page_size);
+        }
         let (overtaken, other) = self.requests.end(purpose);
         if let Some(other) = other {
             other.answered = true;
@@ -321,12 +337,10 @@ impl Engine {
             }
             Purpose::Confirm(question) => {
                 // What a sound reading missed, only a reading can bring back into sight.
-                let seen = if self.readings.is_sound() {
-                    &[][..]
-                } else {
-                    &current
-                };
-                self.tracker.adopt(known, seen);
+                let counts =
+                    |sighting: &Sighting<'_>| !self.is_sound() && !self.may_have_left(sighting);
+                let seen: Vec<_> = current.iter().copied().filter(counts).collect();
+                self.tracker.adopt(known, &seen);
                 self.adopt_confirmation(question, facts, page, now);
                 Next::Done
             }
@@ -383,7 +397,10 @@ impl Engine {
             Reading::Pages { read, .. } => Some(Task::Page(read.page())),
             Reading::Confirming { asked, .. } => Some(Task::Confirm(Arc::clone(asked))),
             Reading::Verifying { queue } => {
-                Some(Task::Verify(queue.iter().take(REASONS).cloned().collect()))
+                let ids = queue.iter().take(REASONS);
+                // Whether pages are found at all, that of one tells who is surely there.
+                let witness = self.witness.iter().filter(|_| !self.is_sound());
+                Some(Task::Verify(ids.chain(witness).cloned().collect()))
             }
         }
     }
@@ -458,6 +475,9 @@ impl Engine {
             return Next::Done;
         }
         self.sudden.clear();
+        if facts.page == 1 {
+            self.remember_witness(page);
+        }
         let knew_nothing = self.tracker.is_empty();
         let idle = matches!(self.reading, Reading::Idle);
         if facts.page == 1 && idle && (knew_nothing || self.is_due(now)) {
@@ -467,9 +487,6 @@ impl Engine {
             self.adopt_full(facts, now);
         } else {
             self.tracker.adopt(known, page);
-        }
-        if facts.page == 1 {
-            self.remember_witness(page);
         }
         let news = !delta.opened.is_empty() || !delta.tail_unchanged;
         let open = self.tracker.open() as u64 + self.readings.unreadable();
@@ -588,7 +605,7 @@ impl Engine {
         let mut missing = self.tracker.missing();
         if !sound {
             missing.truncate(UNSEEN);
-            self.confirm(missing.into(), Vec::new(), now);
+            self.ask_for(missing, now);
             return;
         }
         let tracker = &self.tracker;
@@ -603,7 +620,7 @@ impl Engine {
                 missing.retain(|id| !overtaken.has(id));
                 self.depart(missing);
             }
-            _ => self.confirm(missing.into(), Vec::new(), now),
+            _ => self.ask_for(missing, now),
         }
     }
 
@@ -618,9 +635,11 @@ impl Engine {
         }
     }
 
-    /// The last alert of the first page: in the result, and not likely to be the next to leave it.
+    /// The last alert of the first page that can be asked for: in the result, and not likely to be the next to
+    /// leave it.
     fn remember_witness(&mut self, page: &[Sighting<'_>]) {
-        self.witness = page.last().map(|sighting| sighting.id.into());
+        let mut ids = page.iter().rev().map(|sighting| sighting.id);
+        self.witness = ids.find(|id| can_be_asked_for(id)).map(Into::into);
     }
 }
 

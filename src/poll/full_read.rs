@@ -95,6 +95,14 @@ impl Facts {
         self.page > self.pages()
     }
 
+    /// Whether the size that it tells is one: some servers tell how many alerts a page shows, and of a short
+    /// last page, or of what lies behind it, that is none. `size`: that of the page before. `reached`: as many
+    /// as the total have come with this page.
+    pub(super) fn tells_size(&self, size: Option<u64>, reached: bool) -> bool {
+        let is_short = size.is_some_and(|size| (self.shown as u64) < size);
+        self.next.is_some() && self.shown > 0 && !(is_short && reached)
+    }
+
     /// How many pages the result has.
     fn pages(&self) -> u64 {
         self.total.div_ceil(self.page_size.max(1))
@@ -136,7 +144,8 @@ impl FullRead {
 
     /// Takes note of an answer to [`FullRead::page`]; `seen` alerts have been seen so far.
     pub(super) fn read(&mut self, facts: &Facts, seen: usize) -> Flow {
-        if self.page_size.is_some_and(|size| size < facts.page_size) {
+        let is_larger = self.page_size.is_some_and(|size| size < facts.page_size);
+        if is_larger && facts.shown > 0 {
             if self.restarts < RESTARTS {
                 return Flow::Restart;
             }
@@ -146,11 +155,11 @@ impl FullRead {
             // As many again as there are pages, and a few for short results.
             self.patience = facts.pages().min(MAX_PATIENCE) + 8;
         }
-        // Some servers tell as the size how many results they show: of the last page, that is no size.
-        if facts.next.is_some() {
+        self.unreadable += facts.unreadable;
+        let enough = (seen + self.unreadable) as u64 >= facts.total;
+        if facts.tells_size(self.page_size, enough) {
             self.page_size = Some(facts.page_size);
         }
-        self.unreadable += facts.unreadable;
         let fell = self
             .last_total
             .map_or(0, |total| total.saturating_sub(facts.total));
@@ -193,12 +202,9 @@ impl FullRead {
                 self.next = page;
                 Flow::Continue
             }
-            None => {
-                let enough = (seen + self.unreadable) as u64 >= facts.total;
-                Flow::End {
-                    sound: self.sound && enough,
-                }
-            }
+            None => Flow::End {
+                sound: self.sound && enough,
+            },
         }
     }
 
@@ -348,6 +354,28 @@ mod tests {
         let mut read = first();
         assert_eq!(sizes(&mut read, [10, 10, 3]), [on, on, end]);
         assert_eq!(read.page_size, Some(10));
+    }
+
+    #[test]
+    fn a_short_last_page_that_names_a_next_one_has_no_size() {
+        let shows = |page, shown| Facts {
+            shown,
+            page_size: if shown > 0 { shown as u64 } else { 10 },
+            next: (shown > 0).then_some(page + 1),
+            ..facts(page, 35, 5)
+        };
+        let mut read = FullRead::new();
+        for (page, shown) in [(1, 10), (2, 10), (3, 10), (4, 5)] {
+            let seen = 10 * (page as usize - 1) + shown;
+            assert_eq!(read.read(&shows(page, shown), seen), Flow::Continue);
+        }
+        let fallen = Facts {
+            total: 34,
+            ..shows(5, 0)
+        };
+        assert_eq!(read.read(&fallen, 35), Flow::Continue);
+        assert_eq!(read.page(), 4);
+        assert_eq!(read.read(&shows(4, 4), 35), Flow::End { sound: true });
     }
 
     #[test]

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::{
-    engine::Question,
+    engine::{Question, can_be_asked_for},
     reading,
     search::{can_be_asked_by_id, query_by_id},
 };
@@ -161,7 +161,8 @@ pub fn query_string(data: &[u8]) {
         suspects: parts.map(Box::from).collect(),
         witness: Box::from(witness),
     };
-    if can_be_asked_by_id(query, &question) {
+    let mut ids = question.suspects.iter().chain([&question.witness]);
+    if can_be_asked_by_id(query) && ids.all(|id| can_be_asked_for(id)) {
         let by_id = query_by_id(query, &question);
         arrives(&by_id);
         let (Ok(_), Ok(read)) = (parse(query), parse(&by_id)) else {

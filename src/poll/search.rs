@@ -153,8 +153,7 @@ const SAFE_PAGE_SIZE: u32 = 100;
 const REFUSED_PATIENCE: u32 = 2;
 /// … and before one at which the server fails does: some half an hour.
 const FAILED_PATIENCE: u32 = 12;
-/// Questions by id that fail in a row, though the server answers, before the search is held to be one
-/// that cannot be asked so.
+/// How often in a row a question by id fails, though polls do not, before the reading does without its answer.
 const CONFIRM_PATIENCE: u32 = 3;
 
 /// The reason of failures that are not the API's.
@@ -439,7 +438,7 @@ impl Running {
         match self.engine.task()? {
             Task::Page(page) => Some(self.page(Purpose::FullRead, page)),
             Task::Confirm(question) => {
-                if !can_be_asked_by_id(&self.search.options.query, &question) {
+                if !can_be_asked_by_id(&self.search.options.query) {
                     self.engine.confirmation_refused(Instant::now());
                     return None;
                 }
@@ -489,7 +488,7 @@ impl Running {
                         self.prime().await
                     }
                     Err(error) if confirms && self.cannot_confirm(&error) => {
-                        self.engine.confirmation_refused(Instant::now());
+                        self.engine.confirmation_failed(Instant::now());
                         Ok(())
                     }
                     Ok(answer) => self.learn(&purpose, &request, &answer).await.map(|_| ()),
@@ -636,8 +635,12 @@ impl Running {
         self.background_failures >= patience
     }
 
-    /// Whether a question by id failed because the server will not be asked so.
+    /// Whether a question by id failed because the server will not be asked so, as far as this reading goes.
     fn cannot_confirm(&mut self, error: &opsramp::Error) -> bool {
+        if self.failures > 0 {
+            // Then it is not about the question.
+            return false;
+        }
         match error {
             opsramp::Error::Http {
                 status: 400 | 404 | 405 | 413 | 414 | 422 | 501,
@@ -707,21 +710,17 @@ async fn ready<T>(pending: Option<&mut Pending<T>>) -> T {
     }
 }
 
-/// Ids that cannot be mistaken for a part of the query's grammar can be asked for, unless the
-/// query is about ids itself.
-pub(super) fn can_be_asked_by_id(query: &str, question: &Question) -> bool {
-    let plain = |id: &str| {
-        !id.is_empty()
-            && id
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
-    };
+/// Whether ids can be added to a query: unless it is about ids itself.
+pub(super) fn can_be_asked_by_id(query: &str) -> bool {
     !query.to_ascii_lowercase().contains("uniqueid:")
-        && question
-            .suspects
-            .iter()
-            .chain([&question.witness])
-            .all(|id| plain(id))
+}
+
+/// Whether a query asks for alerts of one status.
+fn has_one_status(query: &str) -> bool {
+    let pairs = query.split('+').filter_map(|pair| pair.split_once(':'));
+    let mut actions = pairs.filter(|(key, _)| key.trim().eq_ignore_ascii_case("actions"));
+    let only = actions.next();
+    only.is_some_and(|(_, words)| !words.contains(',')) && actions.next().is_none()
 }
 
 pub(super) fn query_by_id(query: &str, question: &Question) -> String {
@@ -733,4 +732,24 @@ pub(super) fn query_by_id(query: &str, question: &Question) -> String {
         .collect();
     let and = if query.is_empty() { "" } else { "+" };
     format!("{query}{and}uniqueId:{}", ids.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_is_for_one_status_or_for_several() {
+        for one in ["actions:OPEN", "states:Critical,Warning+Actions:OPEN"] {
+            assert!(has_one_status(one), "{one}");
+        }
+        for several in [
+            "",
+            "states:Critical",
+            "actions:OPEN,TICKETED",
+            "actions:OPEN+actions:TICKETED",
+        ] {
+            assert!(!has_one_status(several), "{several}");
+        }
+    }
 }

@@ -184,6 +184,42 @@ async fn a_departure_is_noticed_where_the_server_does_not_show_the_whole_result(
     assert_eq!(exporter.sample("opsramp_up{"), 1.0);
 }
 
+/// The same, where it cannot be asked by id either: then alerts' own pages tell, unless it finds nobody's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_departure_is_noticed_where_the_server_neither_shows_it_all_nor_can_be_asked_by_id() {
+    let finds_pages = async |finds_pages: bool| {
+        let mut options = world(250);
+        options.result_window = Some(300);
+        options.search_by_id = false;
+        let simulator = start(options).await;
+        let exporter = Exporter::start(plan(&simulator.url())).await;
+        exporter.wait_until_complete().await;
+        if !finds_pages {
+            let not_found = Fault::Status {
+                code: 404,
+                body: None,
+                headers: Vec::new(),
+            };
+            simulator.inject(FaultRule::always(not_found).at(Endpoint::Alert));
+        }
+        let oldest = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap()[0]);
+        simulator.open_many(DEMO_TENANT, 200).unwrap();
+        eventually("all are known", || async {
+            exporter.count("opened").await == 450
+        })
+        .await;
+        simulator.act(oldest, Action::Ticket).unwrap();
+        eventually("all that are not shown are looked up", || async {
+            simulator.requests().by_endpoint.get(&Endpoint::Alert) >= Some(&150)
+        })
+        .await;
+        exporter.wait_for_poll().await;
+        exporter.wait_for_poll().await;
+        exporter.count("left").await
+    };
+    assert_eq!(tokio::join!(finds_pages(true), finds_pages(false)), (1, 0));
+}
+
 /// That a server does not show more is no failure of the poll that would read on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_burst_beyond_what_the_server_shows_is_no_failure() {

@@ -16,9 +16,12 @@ use crate::{poll::full_read::Facts, track::Sighting};
 pub(super) const CONFIRM: usize = 50;
 /// Tries to ask with a witness that may itself have just left.
 const WITNESSES: u32 = 3;
-/// Questions in a row whose answers lack every witness before the search is held to be one that cannot
-/// be asked by id.
-const UNWITNESSED: u32 = 2;
+/// Readings in a row whose questions by id fail, or whose answers lack every witness, before the search is
+/// held to be one that cannot be asked so.
+const UNANSWERED: u32 = 3;
+/// Own pages that are asked for at most after a reading, of those that it leaves in doubt: as many as the
+/// API answers in a minute.
+pub(super) const DOUBTED: usize = 500;
 /// A server that cannot be asked by id is tried again after so long: perhaps it was a passing fault.
 pub(super) const CONFIRM_AGAIN: Duration = Duration::from_secs(60 * 60);
 /// Full reads in a row that must miss an alert before its own page is looked at, where asking by id
@@ -62,8 +65,17 @@ impl Engine {
         if queue.is_empty() || in_vain {
             self.reading = Reading::Idle;
         }
-        let gone = asked.iter().filter(|id| gone.contains(*id));
-        self.depart_unseen(gone.cloned().collect());
+        let (gone, there): (Vec<_>, Vec<_>) =
+            asked.iter().cloned().partition(|id| gone.contains(id));
+        self.depart_unseen(gone);
+        if !in_vain && !self.is_sound() {
+            // There may be more of them than are asked for at once: next come others.
+            for id in there {
+                if self.tracker.is_missing(&id) {
+                    self.tracker.see(&id);
+                }
+            }
+        }
     }
 
     /// Whether it is still being asked who has left.
@@ -75,30 +87,56 @@ impl Engine {
         )
     }
 
-    /// The server refused to be asked by id. It is asked so again after an hour.
+    /// The server cannot be asked by id. It is asked so again after an hour.
     pub fn confirmation_refused(&mut self, now: Instant) {
         self.confirm_again = Some(now + CONFIRM_AGAIN);
-        self.unwitnessed_in_a_row = 0;
+        self.unanswered_in_a_row = 0;
+        self.do_without_answers();
+    }
+
+    /// A question by id was not answered. It may be a passing fault, so the next full read tries again, but not
+    /// for ever.
+    pub fn confirmation_failed(&mut self, now: Instant) {
+        self.unanswered_in_a_row += 1;
+        if self.unanswered_in_a_row >= UNANSWERED {
+            self.confirmation_refused(now);
+        } else {
+            self.do_without_answers();
+        }
+    }
+
+    fn do_without_answers(&mut self) {
         if let Reading::Confirming {
             queue,
             asked,
             short,
-            doubted,
+            mut doubted,
             ..
         } = std::mem::replace(&mut self.reading, Reading::Idle)
         {
             let asked = asked.suspects.iter().cloned();
             let lacking = short.into_iter().flat_map(|short| short.lacking);
-            self.suspect(asked.chain(lacking).chain(queue).collect());
+            self.doubt(asked.chain(lacking).chain(queue).collect(), &mut doubted);
             self.verify(doubted);
         }
+    }
+
+    /// Asks for those that a reading has missed.
+    pub(super) fn ask_for(&mut self, missing: Vec<Box<str>>, now: Instant) {
+        let can_confirm = self.can_confirm(now);
+        let (askable, others): (Vec<_>, Vec<_>) = missing
+            .into_iter()
+            .partition(|id| !can_confirm || can_be_asked_for(id));
+        let mut doubted = Vec::new();
+        self.doubt(others, &mut doubted);
+        self.confirm(askable.into(), doubted, now);
     }
 
     /// Asks for those in the `queue` by id, and at the end for the pages of the `doubted`.
     pub(super) fn confirm(
         &mut self,
         mut queue: VecDeque<Box<str>>,
-        doubted: Vec<Box<str>>,
+        mut doubted: Vec<Box<str>>,
         now: Instant,
     ) {
         // The answer must fit on one page, with the witness.
@@ -121,7 +159,7 @@ impl Engine {
                 };
             }
             _ => {
-                self.suspect(queue.into());
+                self.doubt(queue.into(), &mut doubted);
                 self.verify(doubted);
             }
         }
@@ -131,10 +169,20 @@ impl Engine {
         self.witness.is_some() && self.confirm_again.is_none_or(|at| now >= at)
     }
 
+    /// Has those that cannot be asked for by id decided by their own pages: at once where nothing is to be
+    /// concluded from how often they are missed.
+    fn doubt(&mut self, missing: Vec<Box<str>>, doubted: &mut Vec<Box<str>>) {
+        if self.is_sound() {
+            self.suspect(missing);
+        } else {
+            doubted.extend(missing);
+        }
+    }
+
     /// Notes that a full read has missed these alerts, and that asking by id did not tell that they are
     /// gone. One that has been missed too often for luck is.
     pub(super) fn suspect(&mut self, missing: Vec<Box<str>>) {
-        if !self.readings.is_sound() {
+        if !self.is_sound() {
             // It may be where the reading did not come.
             return;
         }
@@ -161,12 +209,30 @@ impl Engine {
         let suspects = self.suspects.iter();
         let missed_again = suspects.filter(|(_, missed)| (DOUBT..CERTAINTY).contains(*missed));
         let mut asked: BTreeSet<Box<str>> = missed_again.map(|(id, _)| id.clone()).collect();
-        asked.extend(doubted);
+        asked.extend(doubted.into_iter().take(DOUBTED));
         asked.retain(|id| self.tracker.is_missing(id));
         if !asked.is_empty() {
             let queue = asked.into_iter().collect();
             self.reading = Reading::Verifying { queue };
         }
+    }
+
+    /// Whether an alert whose own page tells this status has left. After a reading that is not sound, that it
+    /// was not seen tells nothing: then another status does only where the result has no other.
+    #[must_use]
+    pub fn has_left(&self, id: &str, status: &str) -> bool {
+        let Some(before) = self.tracker.standing(id) else {
+            return false;
+        };
+        let tells = self.options.has_one_status && !before.status.is_empty();
+        (tells || self.is_sound()) && !status.eq_ignore_ascii_case(&before.status)
+    }
+
+    /// Whether an answer by id shows one as those look that have left.
+    pub(super) fn may_have_left(&self, sighting: &Sighting<'_>) -> bool {
+        !sighting.status.is_empty()
+            && self.options.has_one_status
+            && self.has_left(sighting.id, sighting.status)
     }
 
     pub(super) fn adopt_confirmation(
@@ -176,6 +242,11 @@ impl Engine {
         page: &[Sighting<'_>],
         now: Instant,
     ) {
+        let mut otherwise = Vec::new();
+        if !self.is_sound() {
+            let left = page.iter().filter(|sighting| self.may_have_left(sighting));
+            otherwise.extend(left.map(|sighting| sighting.id.into()));
+        }
         let Reading::Confirming {
             queue,
             asked,
@@ -193,7 +264,9 @@ impl Engine {
         let expected = |id: &str| {
             *id == *question.witness || question.suspects.iter().any(|suspect| **suspect == *id)
         };
-        if facts.next.is_some() || facts.unreadable > 0 || !shown.iter().all(|id| expected(id)) {
+        // Some servers name a next page whatever they show.
+        let goes_on = facts.next.is_some() && (facts.shown as u64) < facts.total;
+        if goes_on || facts.unreadable > 0 || !shown.iter().all(|id| expected(id)) {
             self.confirmation_refused(now);
             return;
         }
@@ -213,7 +286,8 @@ impl Engine {
             }
             return;
         }
-        self.unwitnessed_in_a_row = 0;
+        self.unanswered_in_a_row = 0;
+        doubted.append(&mut otherwise);
         let suspects = question.suspects.iter().cloned();
         let (there, mut gone): (Vec<_>, Vec<_>) = suspects.partition(|id| shown.contains(&**id));
         let surplus = facts.total.saturating_sub(shown.len() as u64);
@@ -248,19 +322,16 @@ impl Engine {
         self.confirm(queue, doubted, now);
     }
 
-    /// No witness could be found: the next full read tries again, but not for ever.
-    fn confirmation_failed(&mut self, now: Instant) {
-        self.unwitnessed_in_a_row += 1;
-        if self.unwitnessed_in_a_row >= UNWITNESSED {
-            self.confirmation_refused(now);
-        } else {
-            self.reading = Reading::Idle;
-        }
-    }
-
     /// Those that a poll has seen since the reading are back.
     pub(super) fn depart_unseen(&mut self, mut gone: Vec<Box<str>>) {
         gone.retain(|id| self.tracker.is_missing(id));
         self.depart(gone);
     }
+}
+
+/// Whether an id cannot be mistaken for a part of a query's grammar.
+#[must_use]
+pub fn can_be_asked_for(id: &str) -> bool {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    !id.is_empty() && id.bytes().all(is_plain)
 }

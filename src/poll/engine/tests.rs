@@ -25,6 +25,8 @@ struct Server {
     surplus: u64,
     /// Behind its last page it shows that one again, and says of each that there is a next one.
     repeats: bool,
+    /// It says of each page that shows something that there is a next one.
+    names_next: bool,
     /// It says of each page that its size is what it shows.
     size_as_shown: bool,
 }
@@ -196,6 +198,7 @@ impl Run {
             full_read_interval: Duration::from_secs(600),
             interval: Duration::from_secs(30),
             max_poll_pages: 25,
+            has_one_status: true,
         };
         let tracker = Tracker::new(Arc::new([GroupLabel::State]), 10);
         Self {
@@ -226,7 +229,10 @@ impl Run {
         self.poll_page = None;
         let mut tracker = Tracker::new(Arc::new([GroupLabel::State]), 10);
         for id in &self.logged_open {
-            let alert = self.server.alerts[id];
+            let alert = Alert {
+                open: true,
+                ..self.server.alerts[id]
+            };
             let (id, state) = (id.to_string(), alert.state.to_string());
             tracker.load(Known {
                 sighting: sighting(&id, &state, &alert),
@@ -307,14 +313,16 @@ impl Run {
             shown: shown.len(),
             unreadable: 0,
             total: result.len() as u64 + self.server.surplus,
-            page_size: if self.server.size_as_shown {
+            // A size of nothing is taken for none, so that what was asked for counts.
+            page_size: if self.server.size_as_shown && !shown.is_empty() {
                 shown.len() as u64
             } else {
                 size as u64
             },
-            next: page_no
-                .checked_add(1)
-                .filter(|_| (repeats || from + shown.len() < result.len()) && !shown.is_empty()),
+            next: page_no.checked_add(1).filter(|_| {
+                let goes_on = from + shown.len() < result.len();
+                (repeats || self.server.names_next || goes_on) && !shown.is_empty()
+            }),
         };
         if let Some(lie) = self.lie.take() {
             self.lied = true;

@@ -60,15 +60,16 @@ impl Running {
 
     /// Tells the engine who is gone: whose page there is no more, or whose status is another one.
     pub(super) fn judge(&mut self, verdicts: Vec<(Box<str>, Reason)>) {
+        // Where a reading has told nothing, the server may not find the page of anybody.
+        let is_found = |(_, page): &(_, Reason)| matches!(page, Reason::Found(_));
+        let finds_pages = self.engine.is_sound() || verdicts.iter().any(is_found);
         let has_left = |id: &str, page: &Reason| match page {
-            Reason::NotFound => true,
+            Reason::NotFound => finds_pages,
             Reason::Unknown | Reason::Late => false,
             Reason::Found(answer) => {
                 let alert = answer.alert_with(id);
-                let before = self.engine.tracker().standing(id);
-                alert.zip(before).is_some_and(|(now, before)| {
-                    now.status.is_some()
-                        && !reading::compared(&now.status).eq_ignore_ascii_case(&before.status)
+                alert.is_some_and(|now| {
+                    now.status.is_some() && self.engine.has_left(id, reading::compared(&now.status))
                 })
             }
         };

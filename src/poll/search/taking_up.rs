@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Ended, Running, STORE, Search};
+use super::{Ended, Running, STORE, Search, has_one_status};
 use crate::{
     clock,
     error_chain::chain,
@@ -104,6 +104,7 @@ impl Search {
             full_read_interval: self.options.full_read_interval,
             interval: self.options.interval,
             max_poll_pages: MAX_POLL_PAGES,
+            has_one_status: has_one_status(&self.options.query),
         };
         let mut engine = Engine::new(options, tracker.ok_or(Some(held))?);
         self.resume(&mut engine);

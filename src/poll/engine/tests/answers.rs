@@ -1,7 +1,7 @@
 //! What becomes of answers that are late, short, refused, or do not add up.
 
 use super::*;
-use crate::poll::engine::confirmation::DOUBT;
+use crate::poll::engine::confirmation::{CONFIRM_AGAIN, DOUBT, DOUBTED};
 
 #[test]
 fn an_answer_that_was_overtaken_brings_nobody_back() {
@@ -195,6 +195,41 @@ fn what_is_shown_by_id_though_it_has_left_is_told_by_its_page() {
 }
 
 #[test]
+fn what_is_shown_by_id_though_it_has_left_is_no_change_where_the_total_does_not_add_up_either() {
+    let mut run = run_with(1_000, 100);
+    run.server.ids_override = true;
+    run.server.surplus = 1;
+    let told = run.told_at.clone();
+    run.server.act(&Act::CloseMany(300, 80));
+    run.poll(false);
+    while run.background(false) {}
+    run.assert_agreement();
+    assert_eq!(run.told_at, told);
+}
+
+#[test]
+fn another_status_is_a_change_where_the_query_is_for_several() {
+    let mut run = run_with(100, 10);
+    run.engine.options.has_one_status = false;
+    run.server.ids_override = true;
+    run.server.surplus = 1;
+    let told = run.told_at.len();
+    run.server.act(&Act::CloseMany(50, 3));
+    let now = run.server.clock;
+    run.poll(false);
+    while run.background(false) {}
+    assert_eq!(run.logged_open.len(), 100);
+    let is_new = |at: &&u64| **at == now;
+    assert_eq!(
+        (
+            run.told_at.len(),
+            run.told_at.values().filter(is_new).count()
+        ),
+        (told, 3)
+    );
+}
+
+#[test]
 fn whom_an_answer_by_id_counts_and_does_not_show_has_not_left_unless_its_page_says_so() {
     // Read whole, and with a total that leaves nothing to be concluded from not being seen.
     for surplus in [0, 1] {
@@ -242,6 +277,141 @@ fn as_many_are_asked_for_at_once_however_short_the_last_page_is() {
         1 + 9 + 3,
         "a poll, nine pages, three questions"
     );
+}
+
+#[test]
+fn a_departure_is_noticed_where_every_page_names_a_next_one_and_tells_its_own_size() {
+    let mut run = Run::new(false, 10, true);
+    run.server.names_next = true;
+    run.server.size_as_shown = true;
+    run.server.act(&Act::Open(35));
+    run.settle();
+    run.now += Duration::from_secs(120);
+    run.requests = 0;
+    run.server.act(&Act::CloseMany(7, 2));
+    run.poll(false);
+    while run.background(false) {}
+    run.assert_agreement();
+    assert!(run.engine.is_complete());
+    assert_eq!(
+        run.requests,
+        1 + 5 + 1,
+        "a poll, four pages and an empty one, a question"
+    );
+}
+
+/// Goes on until the background asks by id. Brings whether it does.
+fn asks_by_id(run: &mut Run) -> bool {
+    run.now += Duration::from_secs(600);
+    run.poll(false);
+    while !matches!(run.engine.task(), Some(Task::Confirm(_))) {
+        if !run.background(false) {
+            return false;
+        }
+    }
+    true
+}
+
+#[test]
+fn a_question_by_id_that_fails_is_asked_again_after_the_next_read_but_not_for_ever() {
+    for surplus in [0, 1] {
+        let mut run = run_with(300, 100);
+        run.server.surplus = surplus;
+        for failures in [2, 3] {
+            for _ in 0..failures {
+                run.server.act(&Act::Close(5));
+                assert!(asks_by_id(&mut run));
+                run.engine.confirmation_failed(run.now);
+                while run.background(false) {}
+                if surplus > 0 {
+                    // That it was not seen is no evidence: its own page is looked at straight away.
+                    run.assert_agreement();
+                }
+            }
+            run.server.act(&Act::Close(5));
+            assert_eq!(asks_by_id(&mut run), failures < 3);
+            while run.background(false) {}
+        }
+        run.settle();
+        run.assert_agreement();
+        run.now += CONFIRM_AGAIN;
+        run.server.act(&Act::Close(5));
+        assert!(asks_by_id(&mut run));
+    }
+}
+
+#[test]
+fn an_id_that_cannot_be_asked_for_is_looked_up_on_its_own_page_and_the_others_are_asked_for() {
+    let mut run = Run::new(false, 10, true);
+    let ids: Vec<String> = ["1", "a:2", "3", "a:4", "5"].map(str::to_owned).into();
+    let facts = Facts {
+        page: 1,
+        shown: 5,
+        unreadable: 0,
+        total: 5,
+        page_size: 5,
+        next: None,
+    };
+    let poll = |run: &mut Run, shown: &[String], facts: &Facts| {
+        let page = plain(shown);
+        let delta = run.engine.compare(&Purpose::Poll, &page);
+        let opened = delta.opened.iter().map(|place| Known {
+            sighting: page[*place],
+            ordinal: 1,
+            created_at: None,
+            group: vec!["".into()],
+        });
+        let known = opened.collect();
+        run.engine
+            .adopt(&Purpose::Poll, facts, &page, &delta, known, run.now);
+    };
+    poll(&mut run, &ids, &facts);
+    // Two of them are shown, and as many counted as before.
+    run.now += Duration::from_secs(600);
+    let shown = [ids[2].clone(), ids[1].clone()];
+    let short = Facts { shown: 2, ..facts };
+    poll(&mut run, &shown, &short);
+    let Some(Task::Confirm(question)) = run.engine.task() else {
+        panic!("{:?}", run.engine.task());
+    };
+    assert_eq!(
+        &*question.witness, "3",
+        "the last one that can be asked for"
+    );
+    let mut suspects = question.suspects.clone();
+    suspects.sort();
+    assert_eq!(suspects, ["1".into(), "5".into()]);
+    run.engine.confirmation_failed(run.now);
+    let own_pages = ["1", "5", "a:4", "3"].map(Into::into).into();
+    assert_eq!(run.engine.task(), Some(Task::Verify(own_pages)));
+}
+
+#[test]
+fn own_pages_of_those_that_the_server_does_not_show_are_looked_at_in_turn() {
+    let mut run = run_with(1_300, 500);
+    run.server.answers_by_id = false;
+    let mut looked_at = BTreeSet::new();
+    let mut read = |run: &mut Run| {
+        run.now += Duration::from_secs(600);
+        run.poll(false);
+        let mut count = 0;
+        while let Some(task) = run.engine.task() {
+            if task == Task::Page(2) {
+                run.engine.page_refused(run.now);
+                continue;
+            }
+            if let Task::Verify(ids) = &task {
+                count += ids.len() - 1;
+                looked_at.extend(ids.iter().cloned());
+            }
+            run.background(false);
+        }
+        (count, looked_at.len())
+    };
+    run.server.act(&Act::Close(0));
+    assert_eq!(read(&mut run), (DOUBTED, DOUBTED + 1));
+    assert_eq!(read(&mut run).1, 800 + 1, "and the witness");
+    run.assert_agreement();
 }
 
 #[test]

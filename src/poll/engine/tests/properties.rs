@@ -51,6 +51,7 @@ proptest! {
         start in 0u8..60,
         turns in proptest::collection::vec(turn(), 0..120),
         repeats in proptest::bool::weighted(0.2),
+        names_next in proptest::bool::weighted(0.2),
         size_as_shown in proptest::bool::weighted(0.2),
         reloads in proptest::collection::btree_set(0usize..120, 0..4),
         ids_override in proptest::bool::weighted(0.2),
@@ -59,11 +60,10 @@ proptest! {
     ) {
         let mut run = Run::new(by_updated, page_size, answers_by_id);
         run.server.ids_override = ids_override;
-        // Where the total tells nothing, all depends on what is asked by id.
-        let is_told = answers_by_id && !ids_override && !repeats && !shows_twice;
         run.server.shows_twice = shows_twice && !ids_override;
-        run.server.surplus = if is_told { surplus / 5 } else { 0 };
+        run.server.surplus = surplus / 5;
         run.server.repeats = repeats;
+        run.server.names_next = names_next;
         run.server.size_as_shown = size_as_shown;
         run.server.act(&Act::Open(start));
         for (number, turn) in turns.into_iter().enumerate() {
