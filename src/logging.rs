@@ -335,6 +335,19 @@ impl Visit for Fields {
     }
 }
 
+/// What is printed on this thread for as long as the guard lives.
+#[cfg(test)]
+pub(crate) fn captured() -> (Arc<Mutex<Vec<String>>>, tracing::subscriber::DefaultGuard) {
+    let lines: Arc<Mutex<Vec<String>>> = Arc::default();
+    let print = {
+        let lines = Arc::clone(&lines);
+        move |line: &str| lines.lock().push(line.to_owned())
+    };
+    let diagnostics = Diagnostics::new(Format::Logfmt, |_: &tracing::Level| {}, print);
+    let subscriber = Registry::default().with(diagnostics.with_filter(filter(Level::Info)));
+    (lines, tracing::subscriber::set_default(subscriber))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
