@@ -4,9 +4,11 @@
 use std::{
     io::{self, Write as _},
     process::ExitCode,
+    slice,
     sync::Arc,
 };
 
+use anyhow::Context as _;
 use parking_lot::Mutex;
 
 use crate::{
@@ -19,6 +21,7 @@ use crate::{
     error_chain::chain,
     healthcheck, logging,
     metrics::{BuildInfo, Metrics},
+    reading,
     runtime::block_on,
     search_command,
     secret::SecretSource,
@@ -58,15 +61,10 @@ pub fn run() -> ExitCode {
 }
 
 fn run_command(cli: &Cli) -> ExitCode {
-    let (text, status) = match dispatch(cli) {
-        Ok(()) => return ExitCode::SUCCESS,
-        Err(Failure::Config(error)) => (format!("{:#}", anyhow::Error::new(error)), USAGE),
-        Err(Failure::Address(error)) => (format!("{error:#}"), USAGE),
-        Err(Failure::Run(error)) => (chain(error.as_ref()), FAILURE),
-        Err(Failure::Told(status)) => return ExitCode::from(status),
-    };
-    logging::say(&format!("opsramp-exporter: {text}\n"));
-    ExitCode::from(status)
+    match dispatch(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.tell(),
+    }
 }
 
 fn dispatch(cli: &Cli) -> Outcome {
@@ -95,9 +93,7 @@ fn dispatch(cli: &Cli) -> Outcome {
             block_on(work)?.map_err(Failure::Run)
         }
         Command::Healthcheck(healthcheck) => {
-            let web =
-                Config::load_web(cli.config_file.as_deref(), &cli.overrides.web, &environment)
-                    .map_err(Failure::Config)?;
+            let web = load_web(cli).map_err(Failure::Config)?;
             let said = block_on(healthcheck::run(&web, healthcheck))?;
             print(&said.map_err(Failure::Run)?)
         }
@@ -126,7 +122,10 @@ fn run_daemon(cli: &Cli) -> Outcome {
     let reload: daemon::LoadConfig = Arc::new(Mutex::new(move || {
         let load = || -> Result<Loaded, ConfigError> {
             let mut loaded = Config::load(config_file.as_deref(), &overrides, &environment)?;
-            loaded.warnings.extend(check_web_file(&loaded.config.web)?);
+            if let Some(path) = loaded.config.web.config_file.clone() {
+                let (_, warnings) = WebFile::new(path).read_with_warnings()?;
+                loaded.warnings.extend(warnings);
+            }
             Ok(loaded)
         };
         load().map_err(|error| chain(&error))
@@ -153,8 +152,7 @@ fn run_daemon(cli: &Cli) -> Outcome {
 fn run_check(cli: &Cli) -> Outcome {
     let mut out = io::stdout();
     let loaded = load(cli).and_then(|mut loaded| {
-        let warnings = check_web_file(&loaded.config.web).map_err(Failure::Config)?;
-        loaded.warnings.extend(warnings);
+        loaded.warnings.extend(check_web_file(&loaded.config.web)?);
         Ok(loaded)
     });
     let loaded = match loaded {
@@ -229,27 +227,28 @@ fn load(cli: &Cli) -> Result<Loaded, Failure> {
     Config::load(cli.config_file.as_deref(), &cli.overrides, &environment).map_err(Failure::Config)
 }
 
+fn load_web(cli: &Cli) -> Result<Web, ConfigError> {
+    Config::load_web(cli.config_file.as_deref(), &cli.overrides.web, &environment)
+}
+
 /// Looks whether the web configuration file can be used; returns what should be said about it.
-fn check_web_file(web: &Web) -> Result<Vec<String>, ConfigError> {
+fn check_web_file(web: &Web) -> Result<Vec<String>, Failure> {
     let Some(path) = &web.config_file else {
         return Ok(Vec::new());
     };
-    let (_, warnings) = WebFile::new(path.clone()).read_with_warnings()?;
+    let (_, _, warnings) = block_on(daemon::read_web_file(path))??;
     Ok(warnings)
 }
 
 /// Says what is wrong with the web configuration file, where the rest of the configuration cannot
 /// be used either: it is a file of its own, which somebody may be writing alone.
 fn tell_of_web_file(cli: &Cli) {
-    let web = Config::load_web(cli.config_file.as_deref(), &cli.overrides.web, &environment);
+    let web = load_web(cli);
     // What is wrong with the keys that say so is told with the rest.
     if let Ok(web) = web
-        && let Err(error) = check_web_file(&web)
+        && let Err(failure) = check_web_file(&web)
     {
-        logging::say(&format!(
-            "opsramp-exporter: {:#}\n",
-            anyhow::Error::new(error)
-        ));
+        failure.tell();
     }
 }
 
@@ -257,9 +256,14 @@ fn tell_of_web_file(cli: &Cli) {
 /// is in the configuration itself was looked at with that.
 fn check_database_url(state: &config::State) -> Outcome {
     if let config::State::Postgres { url, .. } = state
-        && matches!(url, SecretSource::File(_))
+        && let SecretSource::File(path) = url
     {
-        postgres::check(url)?;
+        let url = url.clone();
+        let checked = block_on(reading::once(move || postgres::check(&url)))?;
+        checked.with_context(|| {
+            let unread = reading::unread(slice::from_ref(path));
+            format!("the URL of the database {unread}")
+        })??;
     }
     Ok(())
 }
@@ -283,6 +287,20 @@ fn print(text: &str) -> Outcome {
 }
 
 // === impl Failure ===
+
+impl Failure {
+    /// Says what it is; returns the status that goes with it.
+    fn tell(self) -> ExitCode {
+        let (text, status) = match self {
+            Self::Config(error) => (format!("{:#}", anyhow::Error::new(error)), USAGE),
+            Self::Address(error) => (format!("{error:#}"), USAGE),
+            Self::Run(error) => (chain(error.as_ref()), FAILURE),
+            Self::Told(status) => return ExitCode::from(status),
+        };
+        logging::say(&format!("opsramp-exporter: {text}\n"));
+        ExitCode::from(status)
+    }
+}
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {

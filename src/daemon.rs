@@ -551,9 +551,8 @@ pub(crate) async fn read_web_file(
     let Some((read, file)) = read.await else {
         // It is not wrong: the next start may find it.
         anyhow::bail!(
-            "the web configuration file, or one that it names, could not be read within {} s: {}",
-            reading::LIMIT.as_secs(),
-            path.display()
+            "the web configuration file, or one that it names, {}",
+            reading::unread(&[path.to_owned()])
         );
     };
     let (security, warnings) = read?;
