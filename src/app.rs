@@ -76,7 +76,7 @@ fn dispatch(cli: &Cli) -> Outcome {
         }
         Command::Config { schema: false } => print(&load(cli)?.config.to_yaml()),
         Command::CheckConfig => {
-            let mut loaded = load(cli).inspect_err(|_| tell_of_web_file(cli))?;
+            let mut loaded = load_to_poll(cli).inspect_err(|_| tell_of_web_file(cli))?;
             loaded.warnings.extend(check_web_file(&loaded.config.web)?);
             check_database_url(&loaded.config.state)?;
             warn(&loaded);
@@ -106,7 +106,7 @@ fn dispatch(cli: &Cli) -> Outcome {
 fn run_daemon(cli: &Cli) -> Outcome {
     let (board, metrics) = observability();
     let read_at = clock::now();
-    let loaded = load(cli)?;
+    let loaded = load_to_poll(cli)?;
     metrics.config_loaded(read_at);
     set_up_logging(cli, Some(metrics.clone()))?;
     for warning in &loaded.warnings {
@@ -121,7 +121,8 @@ fn run_daemon(cli: &Cli) -> Outcome {
     let (config_file, overrides) = (cli.config_file.clone(), cli.overrides.clone());
     let reload: daemon::LoadConfig = Arc::new(Mutex::new(move || {
         let load = || -> Result<Loaded, ConfigError> {
-            let mut loaded = Config::load(config_file.as_deref(), &overrides, &environment)?;
+            let loaded = Config::load(config_file.as_deref(), &overrides, &environment)?;
+            let mut loaded = loaded.to_be_polled()?;
             if let Some(path) = loaded.config.web.config_file.clone() {
                 let (_, warnings) = WebFile::new(path).read_with_warnings()?;
                 loaded.warnings.extend(warnings);
@@ -151,7 +152,7 @@ fn run_daemon(cli: &Cli) -> Outcome {
 
 fn run_check(cli: &Cli) -> Outcome {
     let mut out = io::stdout();
-    let loaded = load(cli).and_then(|mut loaded| {
+    let loaded = load_to_poll(cli).and_then(|mut loaded| {
         loaded.warnings.extend(check_web_file(&loaded.config.web)?);
         Ok(loaded)
     });
@@ -225,6 +226,11 @@ fn set_up_logging(cli: &Cli, metrics: Option<Metrics>) -> Outcome {
 
 fn load(cli: &Cli) -> Result<Loaded, Failure> {
     Config::load(cli.config_file.as_deref(), &cli.overrides, &environment).map_err(Failure::Config)
+}
+
+/// The configuration of a daemon.
+fn load_to_poll(cli: &Cli) -> Result<Loaded, Failure> {
+    load(cli)?.to_be_polled().map_err(Failure::Config)
 }
 
 fn load_web(cli: &Cli) -> Result<Web, ConfigError> {

@@ -273,8 +273,33 @@ impl Config {
     }
 }
 
-/// The text of a configuration file.
+// === impl Loaded ===
+
+impl Loaded {
+    /// The same where anything is to be polled. Nothing is where a flag picks tenants that no search is
+    /// for: whoever asks once may do that, a daemon would be silent for ever.
+    ///
+    /// # Errors
+    /// Where nothing is.
+    pub fn to_be_polled(self) -> Result<Self, ConfigError> {
+        let Config {
+            accounts, searches, ..
+        } = &self.config;
+        let is_polled = |tenant: &Tenant| searches.iter().any(|search| search.is_for(&tenant.id));
+        let mut accounts = accounts.iter();
+        if accounts.any(|it| it.discover_clients || it.tenants.iter().any(is_polled)) {
+            return Ok(self);
+        }
+        Err(ConfigError::Invalid(vec![Problem::of_input(
+            "--opsramp.tenant",
+            "no search is for any of these tenants, so that nothing would be polled; write others, or \
+             name these in a search",
+        )]))
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
+/// The text of a configuration file.
 struct Source<'a> {
     name: &'a Path,
     text: &'a str,

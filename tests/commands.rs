@@ -467,6 +467,29 @@ async fn the_web_file_is_looked_at_whatever_else_is_missing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_would_poll_nothing_is_not_started() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = "searches: [{name: a, tenants: [client_1]}]\n";
+    std::fs::write(folder.path().join("c.yml"), config).unwrap();
+    for arguments in [&["--config.check"][..], &["check"], &[]] {
+        let all = [
+            &["--config.file=c.yml", "--opsramp.tenant=client_2"],
+            arguments,
+        ]
+        .concat();
+        let mut command = program_for("http://127.0.0.1:1", &folder, &all);
+        command.env_remove("OPSRAMP_TENANT_ID");
+        let (done, stdout, stderr) = output(command).await;
+        let told = format!("{stdout}{stderr}");
+        assert_eq!(done.status.code(), Some(2), "{told}");
+        assert!(
+            told.contains("--opsramp.tenant: no search is for"),
+            "{told}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_does_not_answer_holds_no_command_up() {
     let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
     let mode = rustix::fs::Mode::from_raw_mode(0o600);
