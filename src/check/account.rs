@@ -107,15 +107,31 @@ async fn reach(chain: &mut Chain<'_, '_>, options: &opsramp::Options, url: &str)
         None => None,
         Some(proxy) => Some(chain.taken("proxy", proxy.map(shown))?),
     };
-    let first = proxy.as_ref().map_or(&target, |proxy| &proxy.endpoint);
+    let (first, from, next) = match &proxy {
+        None => (
+            &target,
+            "the account's URL",
+            "look whether host and port are right, and whether a firewall lets this machine out; where \
+             only a proxy may, set proxy_url or HTTPS_PROXY"
+                .to_owned(),
+        ),
+        Some(Proxy { endpoint, from, .. }) => (
+            endpoint,
+            *from,
+            format!(
+                "look whether the proxy's host and port in {from} are right, whether it runs, and whether a \
+                 firewall lets this machine reach it"
+            ),
+        ),
+    };
     let addresses = chain
         .step(&format!("DNS of {}", first.host), Some(()), async |()| {
-            network::look_up(first, limit).await
+            network::look_up(first, from, limit).await
         })
         .await;
     let mut connection = chain
         .step(&format!("TCP to {first}"), addresses, async |addresses| {
-            network::connect(addresses, limit).await
+            network::connect(addresses, &next, limit).await
         })
         .await;
     let shake = async |connection: Connection, with: &Endpoint| {
