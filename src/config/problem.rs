@@ -256,6 +256,10 @@ impl Problems {
     pub(super) fn into_list(
         self,
         file: Option<&std::path::Path>,
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.borrow().is_empty()
+    }
+
         locate: impl Fn(&str) -> Option<Place>,
         inputs: &Inputs,
     ) -> Vec<Problem> {

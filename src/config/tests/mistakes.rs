@@ -256,6 +256,7 @@ fn wrong_log_settings_are_explained() {
         wrong("sinks: []"),
         wrong("sinks: [{}]"),
         wrong("sinks: [stdout]"),
+        wrong("sinks: stdout"),
         wrong("sinks: [{type: stdout}, {type: stdout, name: b}]"),
         wrong("sinks: [{type: stdout}, {type: journald, name: stdout}]"),
         wrong("sinks: [{type: journald, format: json}]"),
@@ -291,6 +292,7 @@ fn wrong_log_settings_are_explained() {
     config.yml:6:15: log.sinks[0].type: is missing; write stdout, file, journald or otlp
     config.yml:6:15: log.sinks[0]: must be a mapping (key: value), not a single value
     config.yml:6:31: log.sinks[1]: a second sink on standard output
+    config.yml:6:14: log.sinks: must be a list, not a single value
     config.yml:6:54: log.sinks[1].name: "stdout" is the name of a sink already
     config.yml:6:40: log.sinks[0].format: a sink of type journald has no such key
     config.yml:6:36: log.sinks[0].path: a sink of type stdout has no such key
