@@ -254,7 +254,8 @@ impl Config {
         list.extend(variables.into_problems());
         list.extend(proxies::problems(&config, env));
         if list.is_empty() && !has_account {
-            return Err(ConfigError::NoAccount);
+            let file = name.map(Path::to_path_buf);
+            return Err(ConfigError::NoAccount { file });
         }
         if !list.is_empty() {
             return Err(ConfigError::Invalid(list));
@@ -298,8 +299,8 @@ impl Loaded {
     }
 }
 
-#[derive(Clone, Copy, Debug)]
 /// The text of a configuration file.
+#[derive(Clone, Copy, Debug)]
 struct Source<'a> {
     name: &'a Path,
     text: &'a str,

@@ -194,10 +194,14 @@ fn nothing_at_all_is_answered_with_every_way_to_go_on() {
       flags:        --opsramp.url, --opsramp.tenant, --opsramp.client-id and --opsramp.client-secret-file
     or try `opsramp-exporter demo`, which needs none
     "#);
-    assert!(matches!(load("log: {}"), Err(ConfigError::NoAccount)));
+    for without in ["", "log: {}", "accounts: []"] {
+        let error = errors(without);
+        let named = "config.yml: no OpsRamp account is configured; write it under accounts";
+        assert!(error.starts_with(named), "{error}");
+    }
     let empty = [("OPSRAMP_URL", "")];
     let empty = load_with(None, &empty, &Overrides::default());
-    assert!(matches!(empty, Err(ConfigError::NoAccount)));
+    assert!(matches!(empty, Err(ConfigError::NoAccount { file: None })));
 }
 
 #[test]
