@@ -271,7 +271,8 @@ pub(super) struct Sink {
     /// Of `file`: the file. It is appended to, and reopened at SIGHUP; its folder must exist.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) path: Option<PathBuf>,
-    /// Of `otlp`: the whole URL, such as `http://loki:3100/otlp/v1/logs`.
+    /// Of `otlp`: the whole URL, such as `http://loki:3100/otlp/v1/logs`. Without a query: what the
+    /// receiver wants besides goes into headers.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "uri"))]
     pub(super) endpoint: Option<String>,
@@ -413,12 +414,12 @@ impl File {
     }
 }
 
-// === impl Tenant ===
 /// A tenant's id: where it is a number, it need not be in quotes.
 fn id_kind() -> serde_json::Value {
     serde_json::json!({ "type": ["string", "integer"] })
 }
 
+// === impl Tenant ===
 
 impl<'de> Deserialize<'de> for Tenant {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
