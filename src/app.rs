@@ -4,9 +4,11 @@
 use std::{
     io::{self, Write as _},
     process::ExitCode,
+    slice,
     sync::Arc,
 };
 
+use anyhow::Context as _;
 use parking_lot::Mutex;
 
 use crate::{
@@ -19,6 +21,7 @@ use crate::{
     error_chain::chain,
     healthcheck, logging,
     metrics::{BuildInfo, Metrics},
+    reading,
     runtime::block_on,
     search_command,
     secret::SecretSource,
@@ -58,15 +61,10 @@ pub fn run() -> ExitCode {
 }
 
 fn run_command(cli: &Cli) -> ExitCode {
-    let (text, status) = match dispatch(cli) {
-        Ok(()) => return ExitCode::SUCCESS,
-        Err(Failure::Config(error)) => (format!("{:#}", anyhow::Error::new(error)), USAGE),
-        Err(Failure::Address(error)) => (format!("{error:#}"), USAGE),
-        Err(Failure::Run(error)) => (chain(error.as_ref()), FAILURE),
-        Err(Failure::Told(status)) => return ExitCode::from(status),
-    };
-    logging::say(&format!("opsramp-exporter: {text}\n"));
-    ExitCode::from(status)
+    match dispatch(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.tell(),
+    }
 }
 
 fn dispatch(cli: &Cli) -> Outcome {
@@ -78,7 +76,7 @@ fn dispatch(cli: &Cli) -> Outcome {
         }
         Command::Config { schema: false } => print(&load(cli)?.config.to_yaml()),
         Command::CheckConfig => {
-            let mut loaded = load(cli).inspect_err(|_| tell_of_web_file(cli))?;
+            let mut loaded = load_to_poll(cli).inspect_err(|_| tell_of_web_file(cli))?;
             loaded.warnings.extend(check_web_file(&loaded.config.web)?);
             check_database_url(&loaded.config.state)?;
             warn(&loaded);
@@ -95,9 +93,7 @@ fn dispatch(cli: &Cli) -> Outcome {
             block_on(work)?.map_err(Failure::Run)
         }
         Command::Healthcheck(healthcheck) => {
-            let web =
-                Config::load_web(cli.config_file.as_deref(), &cli.overrides.web, &environment)
-                    .map_err(Failure::Config)?;
+            let web = load_web(cli).map_err(Failure::Config)?;
             let said = block_on(healthcheck::run(&web, healthcheck))?;
             print(&said.map_err(Failure::Run)?)
         }
@@ -110,7 +106,7 @@ fn dispatch(cli: &Cli) -> Outcome {
 fn run_daemon(cli: &Cli) -> Outcome {
     let (board, metrics) = observability();
     let read_at = clock::now();
-    let loaded = load(cli)?;
+    let loaded = load_to_poll(cli)?;
     metrics.config_loaded(read_at);
     set_up_logging(cli, Some(metrics.clone()))?;
     for warning in &loaded.warnings {
@@ -125,8 +121,12 @@ fn run_daemon(cli: &Cli) -> Outcome {
     let (config_file, overrides) = (cli.config_file.clone(), cli.overrides.clone());
     let reload: daemon::LoadConfig = Arc::new(Mutex::new(move || {
         let load = || -> Result<Loaded, ConfigError> {
-            let mut loaded = Config::load(config_file.as_deref(), &overrides, &environment)?;
-            loaded.warnings.extend(check_web_file(&loaded.config.web)?);
+            let loaded = Config::load(config_file.as_deref(), &overrides, &environment)?;
+            let mut loaded = loaded.to_be_polled()?;
+            if let Some(path) = loaded.config.web.config_file.clone() {
+                let (_, warnings) = WebFile::new(path).read_with_warnings()?;
+                loaded.warnings.extend(warnings);
+            }
             Ok(loaded)
         };
         load().map_err(|error| chain(&error))
@@ -152,9 +152,8 @@ fn run_daemon(cli: &Cli) -> Outcome {
 
 fn run_check(cli: &Cli) -> Outcome {
     let mut out = io::stdout();
-    let loaded = load(cli).and_then(|mut loaded| {
-        let warnings = check_web_file(&loaded.config.web).map_err(Failure::Config)?;
-        loaded.warnings.extend(warnings);
+    let loaded = load_to_poll(cli).and_then(|mut loaded| {
+        loaded.warnings.extend(check_web_file(&loaded.config.web)?);
         Ok(loaded)
     });
     let loaded = match loaded {
@@ -229,27 +228,33 @@ fn load(cli: &Cli) -> Result<Loaded, Failure> {
     Config::load(cli.config_file.as_deref(), &cli.overrides, &environment).map_err(Failure::Config)
 }
 
+/// The configuration of a daemon.
+fn load_to_poll(cli: &Cli) -> Result<Loaded, Failure> {
+    load(cli)?.to_be_polled().map_err(Failure::Config)
+}
+
+fn load_web(cli: &Cli) -> Result<Web, ConfigError> {
+    Config::load_web(cli.config_file.as_deref(), &cli.overrides.web, &environment)
+}
+
 /// Looks whether the web configuration file can be used; returns what should be said about it.
-fn check_web_file(web: &Web) -> Result<Vec<String>, ConfigError> {
+fn check_web_file(web: &Web) -> Result<Vec<String>, Failure> {
     let Some(path) = &web.config_file else {
         return Ok(Vec::new());
     };
-    let (_, warnings) = WebFile::new(path.clone()).read_with_warnings()?;
+    let (_, _, warnings) = block_on(daemon::read_web_file(path))??;
     Ok(warnings)
 }
 
 /// Says what is wrong with the web configuration file, where the rest of the configuration cannot
 /// be used either: it is a file of its own, which somebody may be writing alone.
 fn tell_of_web_file(cli: &Cli) {
-    let web = Config::load_web(cli.config_file.as_deref(), &cli.overrides.web, &environment);
+    let web = load_web(cli);
     // What is wrong with the keys that say so is told with the rest.
     if let Ok(web) = web
-        && let Err(error) = check_web_file(&web)
+        && let Err(failure) = check_web_file(&web)
     {
-        logging::say(&format!(
-            "opsramp-exporter: {:#}\n",
-            anyhow::Error::new(error)
-        ));
+        failure.tell();
     }
 }
 
@@ -257,9 +262,14 @@ fn tell_of_web_file(cli: &Cli) {
 /// is in the configuration itself was looked at with that.
 fn check_database_url(state: &config::State) -> Outcome {
     if let config::State::Postgres { url, .. } = state
-        && matches!(url, SecretSource::File(_))
+        && let SecretSource::File(path) = url
     {
-        postgres::check(url)?;
+        let url = url.clone();
+        let checked = block_on(reading::once(move || postgres::check(&url)))?;
+        checked.with_context(|| {
+            let unread = reading::unread(slice::from_ref(path));
+            format!("the URL of the database {unread}")
+        })??;
     }
     Ok(())
 }
@@ -283,6 +293,20 @@ fn print(text: &str) -> Outcome {
 }
 
 // === impl Failure ===
+
+impl Failure {
+    /// Says what it is; returns the status that goes with it.
+    fn tell(self) -> ExitCode {
+        let (text, status) = match self {
+            Self::Config(error) => (format!("{:#}", anyhow::Error::new(error)), USAGE),
+            Self::Address(error) => (format!("{error:#}"), USAGE),
+            Self::Run(error) => (chain(error.as_ref()), FAILURE),
+            Self::Told(status) => return ExitCode::from(status),
+        };
+        logging::say(&format!("opsramp-exporter: {text}\n"));
+        ExitCode::from(status)
+    }
+}
 
 impl<E: Into<anyhow::Error>> From<E> for Failure {
     fn from(error: E) -> Self {

@@ -18,6 +18,9 @@ mod report;
 mod tls;
 mod validity;
 
+/// What to do about a file that does not answer.
+const SILENT_FILE: &str = "look whether the file system answers; a local one is best";
+
 /// Takes every step and tells each on `out`. Returns whether all passed.
 ///
 /// # Errors

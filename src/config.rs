@@ -255,7 +255,8 @@ impl Config {
         list.extend(variables.into_problems());
         list.extend(proxies::problems(&config, env));
         if list.is_empty() && !has_account {
-            return Err(ConfigError::NoAccount);
+            let file = name.map(Path::to_path_buf);
+            return Err(ConfigError::NoAccount { file });
         }
         if !list.is_empty() {
             return Err(ConfigError::Invalid(list));
@@ -271,6 +272,31 @@ impl Config {
             file: name.map(Path::to_path_buf),
             warnings,
         })
+    }
+}
+
+// === impl Loaded ===
+
+impl Loaded {
+    /// The same where anything is to be polled. Nothing is where a flag picks tenants that no search is
+    /// for: whoever asks once may do that, a daemon would be silent for ever.
+    ///
+    /// # Errors
+    /// Where nothing is.
+    pub fn to_be_polled(self) -> Result<Self, ConfigError> {
+        let Config {
+            accounts, searches, ..
+        } = &self.config;
+        let is_polled = |tenant: &Tenant| searches.iter().any(|search| search.is_for(&tenant.id));
+        let mut accounts = accounts.iter();
+        if accounts.any(|it| it.discover_clients || it.tenants.iter().any(is_polled)) {
+            return Ok(self);
+        }
+        Err(ConfigError::Invalid(vec![Problem::of_input(
+            "--opsramp.tenant",
+            "no search is for any of these tenants, so that nothing would be polled; write others, or \
+             name these in a search",
+        )]))
     }
 }
 

@@ -30,6 +30,7 @@ use crate::{
     deliver::{self, Delivery, SinkOptions},
     error_chain::chain,
     health::{Health, Heartbeat},
+    logging,
     metrics::Metrics,
     poll::{self, Happening, Plan, Pollers},
     reading,
@@ -353,6 +354,8 @@ impl Daemon {
     /// Changes to the configuration as it is now. A bad one changes nothing.
     async fn reload(&mut self, load: &LoadConfig) -> Result<(), String> {
         self.manager.reloading();
+        // What is wrong now may look like what was wrong a moment ago.
+        logging::print_repeats_again();
         let read_at = clock::now();
         let outcome = match read(load).await {
             Ok(loaded) => {
@@ -548,9 +551,8 @@ pub(crate) async fn read_web_file(
     let Some((read, file)) = read.await else {
         // It is not wrong: the next start may find it.
         anyhow::bail!(
-            "the web configuration file, or one that it names, could not be read within {} s: {}",
-            reading::LIMIT.as_secs(),
-            path.display()
+            "the web configuration file, or one that it names, {}",
+            reading::unread(&[path.to_owned()])
         );
     };
     let (security, warnings) = read?;

@@ -1,7 +1,7 @@
 //! The command `healthcheck`: asks the exporter that runs on this machine whether it works. A
 //! container image, which has no shell and no curl, can ask with the one program that it holds.
 
-use std::{io, time::Duration};
+use std::{io, slice, time::Duration};
 
 use anyhow::{Context as _, bail};
 use reqwest::{StatusCode, Url};
@@ -9,6 +9,7 @@ use reqwest::{StatusCode, Url};
 use crate::{
     cli::Healthcheck,
     config::{ListenAddress, Web, WebFile},
+    reading,
 };
 
 /// Who has not answered by then hangs. Shorter than what container runtimes grant.
@@ -36,11 +37,7 @@ pub async fn run(web: &Web, healthcheck: &Healthcheck) -> anyhow::Result<String>
         return check(&Target { url, verify }).await;
     }
     let address = own(web)?;
-    let scheme = match &web.config_file {
-        Some(file) => WebFile::scheme(file),
-        None => Ok("http"),
-    };
-    match scheme {
+    match scheme(web).await {
         Ok(scheme) => check(&target(&address, scheme)?).await,
         // The exporter goes on as the file was when it could be read.
         Err(unread) => {
@@ -49,14 +46,24 @@ pub async fn run(web: &Web, healthcheck: &Healthcheck) -> anyhow::Result<String>
                 Err(error) if !error.is_timeout() => {}
                 answer => return verdict(&https, answer),
             }
-            check(&target(&address, "http")?).await.with_context(|| {
-                format!(
-                    "{:#}, so that https and http were tried",
-                    anyhow::Error::new(unread)
-                )
-            })
+            check(&target(&address, "http")?)
+                .await
+                .with_context(|| format!("{unread:#}, so that https and http were tried"))
         }
     }
+}
+
+/// How to speak to an exporter with this configuration.
+async fn scheme(web: &Web) -> anyhow::Result<&'static str> {
+    let Some(file) = web.config_file.clone() else {
+        return Ok("http");
+    };
+    let unread = format!(
+        "the web configuration file {}",
+        reading::unread(slice::from_ref(&file))
+    );
+    let read = reading::once(move || WebFile::scheme(&file)).await;
+    Ok(read.context(unread)??)
 }
 
 async fn check(target: &Target) -> anyhow::Result<String> {

@@ -3,10 +3,16 @@
 //!
 //! One event is one line, whatever its text holds, in an order of keys that does not change:
 //! `ts level msg`, its fields, those of the spans around it, `target`. A warning or an error that
-//! repeats is printed once a minute. Nothing here can fail or hold anybody up: where standard error
+//! repeats is printed once a minute, and once more after somebody has asked. Nothing here can fail or hold anybody up: where standard error
 //! is closed, or nobody reads it, the daemon runs on without a word.
 
-use std::{error::Error, fmt, str::FromStr, sync::OnceLock, time::Duration};
+use std::{
+    error::Error,
+    fmt,
+    str::FromStr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -77,7 +83,7 @@ struct Diagnostics<C, W> {
     format: Format,
     count: C,
     write: W,
-    repeats: Mutex<Repeats>,
+    repeats: Arc<Mutex<Repeats>>,
 }
 
 /// The fields of an event or a span while they are collected.
@@ -89,6 +95,9 @@ struct Fields {
 
 /// What is to be written on standard error, once the diagnostics are set up.
 static QUEUE: OnceLock<Queue> = OnceLock::new();
+
+/// What was printed lately, once the diagnostics are set up.
+static REPEATS: OnceLock<Arc<Mutex<Repeats>>> = OnceLock::new();
 
 /// How long the end waits for a reader of standard error.
 const LAST_LINES: Duration = Duration::from_secs(2);
@@ -107,17 +116,19 @@ pub fn init(
     count: impl Fn(&tracing::Level) + Send + Sync + 'static,
 ) -> Result<(), AlreadyInitialised> {
     let diagnostics = Diagnostics::new(format, count, say);
+    let repeats = Arc::clone(&diagnostics.repeats);
     tracing::subscriber::set_global_default(
         Registry::default().with(diagnostics.with_filter(filter(level))),
     )
     .map_err(AlreadyInitialised)?;
+    // Nobody else sets it, nor the queue: the diagnostics are set up once.
+    REPEATS.set(repeats).ok();
     let loss = match format {
         Format::Logfmt => |lost| loss(Format::Logfmt, lost),
         Format::Json => |lost| loss(Format::Json, lost),
     };
     // Without a thread, whoever has something to say writes it.
     if let Ok(queue) = Queue::start(loss, write) {
-        // Nobody else sets it: the diagnostics are set up once.
         QUEUE.set(queue).ok();
     }
     Ok(())
@@ -128,6 +139,14 @@ pub fn say(line: &str) {
     match QUEUE.get() {
         Some(queue) => queue.push(line),
         None => write(line),
+    }
+}
+
+/// Has every warning and error printed when it comes next, however lately it was: somebody has asked
+/// for something, and looks here for the answer.
+pub fn print_repeats_again() {
+    if let Some(repeats) = REPEATS.get() {
+        repeats.lock().print_all_again();
     }
 }
 
@@ -210,7 +229,7 @@ where
             format,
             count,
             write,
-            repeats: Mutex::default(),
+            repeats: Arc::default(),
         }
     }
 
@@ -316,10 +335,21 @@ impl Visit for Fields {
     }
 }
 
+/// What is printed on this thread for as long as the guard lives.
+#[cfg(test)]
+pub(crate) fn captured() -> (Arc<Mutex<Vec<String>>>, tracing::subscriber::DefaultGuard) {
+    let lines: Arc<Mutex<Vec<String>>> = Arc::default();
+    let print = {
+        let lines = Arc::clone(&lines);
+        move |line: &str| lines.lock().push(line.to_owned())
+    };
+    let diagnostics = Diagnostics::new(Format::Logfmt, |_: &tracing::Level| {}, print);
+    let subscriber = Registry::default().with(diagnostics.with_filter(filter(Level::Info)));
+    (lines, tracing::subscriber::set_default(subscriber))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     /// What is printed for the events that `emit` makes.

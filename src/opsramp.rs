@@ -162,7 +162,7 @@ impl Options {
 
 impl TlsOptions {
     /// The files that it names.
-    fn files(&self) -> impl Iterator<Item = &std::path::PathBuf> {
+    pub(crate) fn files(&self) -> impl Iterator<Item = &std::path::PathBuf> {
         [&self.ca_file, &self.cert_file, &self.key_file]
             .into_iter()
             .flatten()

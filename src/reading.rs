@@ -111,6 +111,12 @@ pub(crate) fn named(paths: &[PathBuf]) -> String {
     names.collect::<Vec<_>>().join(", ")
 }
 
+/// What is said of files that were not read in time.
+pub(crate) fn unread(paths: &[PathBuf]) -> String {
+    let limit = LIMIT.as_secs();
+    format!("could not be read within {limit} s: {}", named(paths))
+}
+
 /// What `read` brings that is read only once; `None` where that takes too long.
 pub(crate) async fn once<T: Send + 'static>(
     read: impl FnOnce() -> T + Send + 'static,

@@ -494,6 +494,74 @@ async fn the_web_file_is_looked_at_whatever_else_is_missing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_daemon_that_would_poll_nothing_is_not_started() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = "searches: [{name: a, tenants: [client_1]}]\n";
+    std::fs::write(folder.path().join("c.yml"), config).unwrap();
+    for arguments in [&["--config.check"][..], &["check"], &[]] {
+        let all = [
+            &["--config.file=c.yml", "--opsramp.tenant=client_2"],
+            arguments,
+        ]
+        .concat();
+        let mut command = program_for("http://127.0.0.1:1", &folder, &all);
+        command.env_remove("OPSRAMP_TENANT_ID");
+        let (done, stdout, stderr) = output(command).await;
+        let told = format!("{stdout}{stderr}");
+        assert_eq!(done.status.code(), Some(2), "{told}");
+        assert!(
+            told.contains("--opsramp.tenant: no search is for"),
+            "{told}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_does_not_answer_holds_no_command_up() {
+    let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
+    let mode = rustix::fs::Mode::from_raw_mode(0o600);
+    let (path, pipe) = (folder.path().join("pipe"), rustix::fs::FileType::Fifo);
+    rustix::fs::mknodat(rustix::fs::CWD, path, pipe, mode, 0).unwrap();
+    let ask = |arguments: &'static [&str]| output(program(&simulator, &folder, arguments));
+    let mut secret = program(&simulator, &folder, &["check"]);
+    secret
+        .env_remove("OPSRAMP_CLIENT_SECRET")
+        .env("OPSRAMP_CLIENT_SECRET_FILE", "pipe");
+    let mut authority = Command::new(env!("CARGO_BIN_EXE_opsramp-exporter"));
+    let (url, config) = (simulator.url(), folder.path().join("config.yml"));
+    let url = url.replace("http:", "https:");
+    let text = format!(
+        "accounts: [{{url: '{url}', client_id: a, client_secret: b, tenants: [c], \
+         tls: {{ca_file: pipe}}}}]"
+    );
+    std::fs::write(&config, text).unwrap();
+    authority
+        .env_clear()
+        .current_dir(&folder)
+        .args(["--config.file=config.yml", "check"]);
+    let (secret, authority, by_web, url, web, health) = tokio::join!(
+        output(secret),
+        output(authority),
+        ask(&["check", "--web.config.file=pipe"]),
+        ask(&["--config.check", "--state.postgres-url-file=pipe"]),
+        ask(&["--config.check", "--web.config.file=pipe"]),
+        ask(&[
+            "healthcheck",
+            "--web.config.file=pipe",
+            "--web.listen-address=127.0.0.1:1"
+        ]),
+    );
+    for (done, stdout, stderr) in [secret, authority, by_web, url, web, health] {
+        assert_eq!(done.status.code(), Some(1), "{stdout}{stderr}");
+        let told = format!("{stdout}{stderr}");
+        assert!(
+            told.contains("could not be read within 5 s: pipe"),
+            "{told}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reader_that_has_seen_enough_ends_the_search_quietly() {
     let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
     let mut command = program(&simulator, &folder, &["search", "--output", "jsonl"]);

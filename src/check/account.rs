@@ -3,12 +3,13 @@
 //! Tokens and searches are asked for by the daemon's own client, so that what passes here works
 //! there. What it leaves out of its answers (statuses, allowances, dates) its observer tells.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, slice, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 
 use super::{
+    SILENT_FILE,
     network::{self, Connection, Endpoint, Proxy, milliseconds},
     report::{Chain, Outcome, Passed, Report, Trouble},
     tls,
@@ -19,6 +20,7 @@ use crate::{
     identity::Tenant,
     opsramp::{self, Client, Error, Observer, RateLimit, SearchRequest, TokenInfo, Urgency},
     poll::SearchOptions,
+    reading,
     secret::SecretSource,
 };
 
@@ -105,15 +107,31 @@ async fn reach(chain: &mut Chain<'_, '_>, options: &opsramp::Options, url: &str)
         None => None,
         Some(proxy) => Some(chain.taken("proxy", proxy.map(shown))?),
     };
-    let first = proxy.as_ref().map_or(&target, |proxy| &proxy.endpoint);
+    let (first, from, next) = match &proxy {
+        None => (
+            &target,
+            "the account's URL",
+            "look whether host and port are right, and whether a firewall lets this machine out; where \
+             only a proxy may, set proxy_url or HTTPS_PROXY"
+                .to_owned(),
+        ),
+        Some(Proxy { endpoint, from, .. }) => (
+            endpoint,
+            *from,
+            format!(
+                "look whether the proxy's host and port in {from} are right, whether it runs, and whether a \
+                 firewall lets this machine reach it"
+            ),
+        ),
+    };
     let addresses = chain
         .step(&format!("DNS of {}", first.host), Some(()), async |()| {
-            network::look_up(first, limit).await
+            network::look_up(first, from, limit).await
         })
         .await;
     let mut connection = chain
         .step(&format!("TCP to {first}"), addresses, async |addresses| {
-            network::connect(addresses, limit).await
+            network::connect(addresses, &next, limit).await
         })
         .await;
     let shake = async |connection: Connection, with: &Endpoint| {
@@ -180,6 +198,25 @@ fn called(tenant: &Tenant) -> String {
     }
 }
 
+/// Looks whether the key or the secret can be read.
+async fn read(what: &str, source: &SecretSource) -> Result<(), Trouble> {
+    let read = {
+        let source = source.clone();
+        reading::once(move || source.read())
+    };
+    match (read.await, source) {
+        (None, SecretSource::File(path)) => Err(Trouble::new(
+            format!("the {what} {}", reading::unread(slice::from_ref(path))),
+            SILENT_FILE,
+        )),
+        (Some(Err(error)), _) => {
+            let cause = anyhow::Error::new(error);
+            Err(Trouble::new(format!("{cause:#}"), unreadable(what, source)))
+        }
+        (None | Some(Ok(_)), _) => Ok(()),
+    }
+}
+
 /// What to do where the key or the secret cannot be read.
 fn unreadable(what: &str, source: &SecretSource) -> String {
     match source {
@@ -210,10 +247,7 @@ impl Checked<'_> {
             ("key", &options.client_id),
             ("secret", &options.client_secret),
         ] {
-            source.read().map_err(|error| {
-                let cause = anyhow::Error::new(error);
-                Trouble::new(format!("{cause:#}"), unreadable(what, source))
-            })?;
+            read(what, source).await?;
             found.push(match source {
                 SecretSource::Value(_) => format!("the {what} is set"),
                 SecretSource::File(path) => format!("the {what} is in {}", path.display()),

@@ -17,6 +17,7 @@ use rustls::CertificateError;
 use tokio_postgres::error::SqlState;
 
 use super::{
+    SILENT_FILE,
     network::Endpoint,
     report::{Outcome, Passed, Report, Trouble},
 };
@@ -37,8 +38,6 @@ use crate::{
 const LIMIT: Duration = Duration::from_secs(10);
 /// Less room than this is worth a word.
 const ROOM: u64 = 256 << 20;
-/// What to do about a file that does not answer.
-const SILENT_FILE: &str = "look whether the file system answers; a local one is best";
 const JOURNAL: &str = "/run/systemd/journal/socket";
 
 /// Takes the state's step.

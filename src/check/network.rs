@@ -168,14 +168,18 @@ impl Proxy {
     }
 }
 
-/// Looks a server's name up.
-pub(super) async fn look_up(endpoint: &Endpoint, limit: Duration) -> Outcome<Vec<SocketAddr>> {
+/// Looks a server's name up, which stands in `from`.
+pub(super) async fn look_up(
+    endpoint: &Endpoint,
+    from: &str,
+    limit: Duration,
+) -> Outcome<Vec<SocketAddr>> {
     let Endpoint { host, port, .. } = endpoint;
     let began = Instant::now();
     let found = tokio::net::lookup_host((host.as_str(), *port));
     let next = format!(
-        "look whether {host} is written as the console shows it, and whether this machine's name \
-         servers answer (getent hosts {host})"
+        "look whether {host} in {from} is written right, and whether this machine's name servers \
+         answer (getent hosts {host})"
     );
     let addresses: Vec<SocketAddr> = within(limit, found)
         .await
@@ -198,8 +202,12 @@ pub(super) async fn look_up(endpoint: &Endpoint, limit: Duration) -> Outcome<Vec
     Ok(Passed::new(addresses, found))
 }
 
-/// Connects to the first address that answers.
-pub(super) async fn connect(addresses: Vec<SocketAddr>, limit: Duration) -> Outcome<Connection> {
+/// Connects to the first address that answers. `next` is what to do where none does.
+pub(super) async fn connect(
+    addresses: Vec<SocketAddr>,
+    next: &str,
+    limit: Duration,
+) -> Outcome<Connection> {
     let mut failures = Vec::new();
     let all_began = Instant::now();
     let share = limit / u32::try_from(addresses.len()).unwrap_or(u32::MAX).max(1);
@@ -225,11 +233,7 @@ pub(super) async fn connect(addresses: Vec<SocketAddr>, limit: Duration) -> Outc
             Err(why) => failures.push(format!("{address}: {why}")),
         }
     }
-    Err(Trouble::new(
-        failures.join("; "),
-        "look whether host and port are right, and whether a firewall lets this machine out; \
-         where only a proxy may, set proxy_url or HTTPS_PROXY",
-    ))
+    Err(Trouble::new(failures.join("; "), next))
 }
 
 /// Waits for an end no longer than `limit`. An error is told in words.

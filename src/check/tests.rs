@@ -377,6 +377,28 @@ async fn a_name_without_an_address_is_named() {
 }
 
 #[tokio::test]
+async fn a_proxy_that_cannot_be_reached_is_what_the_advice_is_about() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let closed = listener.local_addr().unwrap().to_string();
+    drop(listener);
+    for proxy in ["no-such-proxy.invalid:1", &closed] {
+        let setup = Setup::new("https://api.example", |options| {
+            let url = Secret::new(format!("http://{proxy}"));
+            options.proxy_url = Some(ProxyUrl(url));
+        });
+        let (failed, next) = setup.failure().await;
+        assert!(
+            failed.contains(proxy.split(':').next().unwrap()),
+            "{failed}"
+        );
+        assert!(
+            next.contains(" in proxy_url ") && !next.contains("set "),
+            "{next}"
+        );
+    }
+}
+
+#[tokio::test]
 async fn why_there_is_no_token_is_told_apart() {
     let simulator = simulator(|_| {}).await;
     let wrong = Setup::new(&simulator.url(), |options| {

@@ -3,7 +3,7 @@
 //! It trusts whom the HTTP client trusts. The certificate is kept when it is seen, so that its end
 //! can be told also where nobody checks it.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{io, path::Path, sync::Arc, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
@@ -20,6 +20,7 @@ use rustls::{
 use tokio_rustls::TlsConnector;
 
 use super::{
+    SILENT_FILE,
     network::{Connection, Endpoint},
     report::{Outcome, Passed, Trouble},
     validity::not_after,
@@ -56,8 +57,21 @@ pub(super) async fn shake_hands(
 ) -> Outcome<Connection> {
     let set_up =
         |cause: String| Trouble::new(cause, "look at ca_file, cert_file and key_file under tls");
-    let watching = watching(options).map_err(set_up)?;
-    let config = config(options, Arc::clone(&watching)).map_err(set_up)?;
+    let read = {
+        let options = options.clone();
+        reading::once(move || {
+            let watching = watching(&options)?;
+            let config = config(&options, Arc::clone(&watching))?;
+            Ok((watching, config))
+        })
+    };
+    let unread = || {
+        let files: Vec<_> = options.files().cloned().collect();
+        let cause = format!("the files of tls {}", reading::unread(&files));
+        Err(Trouble::new(cause, SILENT_FILE))
+    };
+    let read = read.await.map(|read| read.map_err(set_up));
+    let (watching, config) = read.unwrap_or_else(unread)?;
     let name = ServerName::try_from(endpoint.host.clone()).map_err(|_| {
         Trouble::new(
             format!(
@@ -152,8 +166,7 @@ fn config(options: &TlsOptions, watching: Arc<Watching>) -> Result<ClientConfig,
         .with_custom_certificate_verifier(watching);
     let mut config = match (&options.cert_file, &options.key_file) {
         (Some(certificate), Some(key)) => {
-            let unusable =
-                |path: &std::path::Path, why: String| format!("{}: {why}", path.display());
+            let unusable = |path: &Path, why: String| format!("{}: {why}", path.display());
             let chain = CertificateDer::pem_slice_iter(&read(certificate)?)
                 .collect::<Result<Vec<_>, _>>()
                 .map_err(|error| unusable(certificate, error.to_string()))?;
@@ -169,7 +182,7 @@ fn config(options: &TlsOptions, watching: Arc<Watching>) -> Result<ClientConfig,
     Ok(config)
 }
 
-fn read(path: &std::path::Path) -> Result<Vec<u8>, String> {
+fn read(path: &Path) -> Result<Vec<u8>, String> {
     reading::bytes(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
 }
 

@@ -138,7 +138,7 @@ pub(super) struct Tenant {
 struct TenantFields {
     /// `client_1234`, `msp_1234` or a UUID.
     #[serde(skip_serializing_if = "Option::is_none")]
-    #[schemars(required)]
+    #[schemars(required, extend("type" = id_kind()["type"]))]
     id: Option<String>,
     /// Label `tenant` of the metrics. Default: the id.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -163,6 +163,7 @@ pub(super) struct Search {
     pub(super) interval: Option<HumanDuration>,
     /// The ids of the tenants it runs for. Default: every tenant.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("items" = id_kind()))]
     pub(super) tenants: Option<Vec<String>>,
     /// Alerts to ask for on one page; the server may give fewer.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -270,7 +271,8 @@ pub(super) struct Sink {
     /// Of `file`: the file. It is appended to, and reopened at SIGHUP; its folder must exist.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) path: Option<PathBuf>,
-    /// Of `otlp`: the whole URL, such as `http://loki:3100/otlp/v1/logs`.
+    /// Of `otlp`: the whole URL, such as `http://loki:3100/otlp/v1/logs`. Without a query: what the
+    /// receiver wants besides goes into headers.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "uri"))]
     pub(super) endpoint: Option<String>,
@@ -412,6 +414,11 @@ impl File {
     }
 }
 
+/// A tenant's id: where it is a number, it need not be in quotes.
+fn id_kind() -> serde_json::Value {
+    serde_json::json!({ "type": ["string", "integer"] })
+}
+
 // === impl Tenant ===
 
 impl<'de> Deserialize<'de> for Tenant {
@@ -461,7 +468,7 @@ impl JsonSchema for Tenant {
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "description": "A tenant: its id alone, or with a name.",
-            "anyOf": [{ "type": "string" }, generator.subschema_for::<TenantFields>()],
+            "anyOf": [id_kind(), generator.subschema_for::<TenantFields>()],
         })
     }
 }

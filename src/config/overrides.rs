@@ -9,7 +9,7 @@ use std::{ffi::OsString, path::PathBuf};
 use super::{
     ListenAddress,
     file::{Account, File, Postgres, Search, SecretText, State, Tenant, Tls, Web},
-    problem::{Inputs, Problem},
+    problem::{Inputs, Problem, shown_value},
     units::HumanDuration,
 };
 use crate::secret::Secret;
@@ -154,7 +154,7 @@ impl GivenAccount {
     }
 
     /// Replaces what the file says, and notes in `inputs` where each value came from.
-    fn write_into(self, account: &mut Account, inputs: &mut Inputs) {
+    fn write_into(self, account: &mut Account, inputs: &mut Inputs, problems: &mut Vec<Problem>) {
         let mut came_by = |path: &str, input| inputs.insert(format!("accounts[0].{path}"), input);
         if let Some(Given { value, input }) = self.url {
             account.url = Some(value);
@@ -166,8 +166,17 @@ impl GivenAccount {
         }
         if let Some(Given { value, input }) = self.tenants {
             let known = account.tenants.take().unwrap_or_default();
-            let ids = value.split(',').map(str::trim).filter(|id| !id.is_empty());
-            account.tenants = Some(ids.map(|id| tenant(id, &known)).collect());
+            let given = value.split(',').map(str::trim).filter(|id| !id.is_empty());
+            let tenant = |given| {
+                let tenant = tenant(given, &known);
+                if let Some(id) = tenant.id.as_deref().filter(|id| *id != given) {
+                    let given = shown_value(given);
+                    let message = format!("\"{given}\" is a tenant's name; write its id, {id}");
+                    problems.push(Problem::of_input(input, message));
+                }
+                tenant
+            };
+            account.tenants = Some(given.map(tenant).collect());
             came_by("tenants", input);
         }
         if let Some(Given { value, input }) = self.client_id {
@@ -220,7 +229,7 @@ impl Overrides {
         match accounts.as_mut_slice() {
             [] => {}
             [account] => {
-                given.write_into(account, inputs);
+                given.write_into(account, inputs, &mut variables.problems);
                 if self.insecure_skip_verify {
                     let tls = account.tls.get_or_insert_with(Tls::default);
                     tls.insecure_skip_verify = Some(true);
@@ -354,8 +363,13 @@ fn input_of<T>(given: Option<&Given<T>>) -> Option<&'static str> {
 
 /// A tenant that the file knows keeps its name.
 fn tenant(id: &str, known: &[Tenant]) -> Tenant {
-    let found = known.iter().find(|tenant| tenant.id.as_deref() == Some(id));
-    found.cloned().unwrap_or_else(|| Tenant {
+    let by_id = known.iter().find(|tenant| tenant.id.as_deref() == Some(id));
+    let by_name = || {
+        known
+            .iter()
+            .find(|it| it.id.is_some() && it.name.as_deref() == Some(id))
+    };
+    by_id.or_else(by_name).cloned().unwrap_or_else(|| Tenant {
         id: Some(id.to_owned()),
         name: None,
     })

@@ -3,7 +3,12 @@
 //! Problems are collected, not thrown: a file with three mistakes is told about all three. A
 //! message never holds a value that could be a secret.
 
-use std::{cell::RefCell, collections::BTreeMap, fmt, io, path::PathBuf};
+use std::{
+    cell::RefCell,
+    collections::BTreeMap,
+    fmt, io,
+    path::{Path, PathBuf},
+};
 
 /// The configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -23,12 +28,14 @@ pub enum ConfigError {
     #[error("{}", list(.0))]
     Invalid(Vec<Problem>),
     /// Nothing says which account to ask.
-    #[error("{NO_ACCOUNT}")]
-    NoAccount,
+    #[error("{}{OTHER_WAYS}", no_account(.file.as_deref()))]
+    NoAccount {
+        /// The file, which could say so.
+        file: Option<PathBuf>,
+    },
 }
 
-const NO_ACCOUNT: &str = "no OpsRamp account is configured; give one of these:
-  a file:       --config.file=opsramp-exporter.yml (config.example.yml shows every key)
+const OTHER_WAYS: &str = "
   environment:  OPSRAMP_URL, OPSRAMP_TENANT_ID, OPSRAMP_CLIENT_ID and OPSRAMP_CLIENT_SECRET_FILE
   flags:        --opsramp.url, --opsramp.tenant, --opsramp.client-id and --opsramp.client-secret-file
 or try `opsramp-exporter demo`, which needs none";
@@ -92,6 +99,19 @@ struct Found {
     message: String,
 }
 
+fn no_account(file: Option<&Path>) -> String {
+    match file {
+        Some(file) => format!(
+            "{}: no OpsRamp account is configured; write it under accounts (config.example.yml shows every \
+             key), or give one of these:",
+            file.display()
+        ),
+        None => "no OpsRamp account is configured; give one of these:
+  a file:       --config.file=opsramp-exporter.yml (config.example.yml shows every key)"
+            .to_owned(),
+    }
+}
+
 fn list(problems: &[Problem]) -> String {
     match problems {
         [problem] => problem.to_string(),
@@ -114,7 +134,7 @@ impl ConfigError {
     pub fn problems(&self) -> &[Problem] {
         match self {
             Self::Invalid(problems) => problems,
-            Self::Read { .. } | Self::NoAccount => &[],
+            Self::Read { .. } | Self::NoAccount { .. } => &[],
         }
     }
 }
@@ -236,6 +256,10 @@ impl Problems {
         });
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.0.borrow().is_empty()
+    }
+
     /// Whether there is a problem with the key or with what it is part of, so that saying that
     /// it is missing, or does not fit another, would only confuse.
     pub(super) fn covers(&self, path: impl fmt::Display) -> bool {
@@ -255,7 +279,7 @@ impl Problems {
     /// The problems in the order of the file, each with its origin.
     pub(super) fn into_list(
         self,
-        file: Option<&std::path::Path>,
+        file: Option<&Path>,
         locate: impl Fn(&str) -> Option<Place>,
         inputs: &Inputs,
     ) -> Vec<Problem> {

@@ -127,7 +127,7 @@ fn word(value: &Value) -> String {
             "64MiB" => "size".to_owned(),
             other => format!("such as `{other}`"),
         }
-    } else if types.contains(&"integer") {
+    } else if types.contains(&"integer") && !types.contains(&"string") {
         let bound = |key: &str| value[key].as_u64().map(|bound| bound.to_string());
         match (bound("minimum"), bound("maximum")) {
             (Some(least), Some(most)) => format!("{least} to {most}"),

@@ -26,6 +26,11 @@ const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 const MONTHS_AND_YEARS: [&str; 8] = ["M", "month", "months", "y", "yr", "yrs", "year", "years"];
 
+/// What is written as a duration, for editors: the units are those of humantime, without
+/// [`MONTHS_AND_YEARS`].
+const DURATION: &str = "^ *([0-9]+(\\.[0-9]+)? *(n(anos|sec|s)|[uµ]s|usec|m(illis|sec|s)|s(ec(ond)?s?)?|\
+    m(in(ute)?s?)?|h((ou)?rs?)?|d(ays?)?|w(eeks?|ks?)?) *)+$|^0$";
+
 const A_DAY: u64 = 24 * 60 * 60;
 
 const UNITS: [(&str, u64); 7] = [
@@ -112,7 +117,7 @@ impl JsonSchema for HumanDuration {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "type": "string",
-            "pattern": "^ *([0-9]+ *[A-Za-zµ]+ *)+$|^0$",
+            "pattern": DURATION,
             "examples": ["30s", "1h 30m"],
         })
     }

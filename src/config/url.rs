@@ -23,19 +23,16 @@ pub(super) enum UrlError {
 pub(super) fn base(text: &str) -> Result<String, UrlError> {
     let text = text.trim();
     endpoint(text)?;
-    if text.contains('?') {
-        return Err(UrlError::Query);
-    }
     Ok(text.trim_end_matches('/').to_owned())
 }
 
-/// A whole URL, which may have a query.
+/// A whole URL, without user, query and fragment.
 pub(super) fn endpoint(text: &str) -> Result<(), UrlError> {
     let rest = after_scheme(text)?;
-    if text.contains('#') {
+    if text.contains(['?', '#']) {
         return Err(UrlError::Query);
     }
-    let authority = rest.split(['/', '?']).next().unwrap_or_default();
+    let authority = rest.split('/').next().unwrap_or_default();
     if authority.contains('@') {
         return Err(UrlError::Credentials);
     }
@@ -127,12 +124,14 @@ mod tests {
     }
 
     #[test]
-    fn a_proxy_may_have_a_password_and_an_endpoint_a_query() {
+    fn a_proxy_may_have_a_password_and_an_endpoint_has_no_query() {
         proxy("http://proxy:3128").unwrap();
         proxy("http://user:p@ss<word>@proxy:3128/").unwrap();
         assert_eq!(proxy("http://user:pw@"), Err(UrlError::NotUrl));
         assert_eq!(proxy("socks5://proxy"), Err(UrlError::OtherScheme));
-        endpoint("http://loki:3100/otlp/v1/logs?tenant=1").unwrap();
+        endpoint("http://loki:3100/otlp/v1/logs").unwrap();
+        let query = endpoint("http://loki:3100/otlp/v1/logs?token=hunter2");
+        assert_eq!(query, Err(UrlError::Query));
     }
 
     #[test]

@@ -88,8 +88,6 @@ pub(super) struct Limits {
 struct Trouble {
     tries: u32,
     since: Option<Instant>,
-    /// What was last logged.
-    logged: String,
 }
 
 /// Reports a worker that panics.
@@ -291,14 +289,13 @@ impl Worker {
     ) -> Duration {
         let text = chain(error);
         trouble.since.get_or_insert_with(Instant::now);
-        if trouble.logged != text {
-            tracing::error!(
-                sink = &*self.name,
-                error = text,
-                "cannot deliver; events wait in the journal until it works again"
-            );
-            trouble.logged.clone_from(&text);
-        }
+        // Each time, however often it is the same: the diagnostics know when it has to be printed again,
+        // also after they have said that it works.
+        tracing::error!(
+            sink = &*self.name,
+            error = text,
+            "cannot deliver; events wait in the journal until it works again"
+        );
         self.observer.sink_error(&self.name);
         self.update(|status| status.error = Some(text));
         let delay = delay(trouble.tries, self.limits.under(order), fastrand::f64());
@@ -418,6 +415,60 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::logging::captured;
+
+    #[derive(Debug)]
+    struct Nobody;
+
+    impl Observer for Nobody {
+        fn sink_delivered(&self, _: &str, _: u64) {}
+        fn sink_error(&self, _: &str) {}
+        fn sink_rejected(&self, _: &str, _: u64) {}
+    }
+
+    async fn worker(folder: &std::path::Path) -> Worker {
+        let options = store::Options::Sqlite {
+            path: folder.join("state.db"),
+            journal_limit: store::JOURNAL_LIMIT,
+        };
+        Worker {
+            name: "loki".into(),
+            store: Store::open(&options).await.unwrap(),
+            board: Board::default(),
+            observer: Arc::new(Nobody),
+            orders: watch::channel(Order::Work).1,
+            reopen: Arc::default(),
+            failures: mpsc::unbounded_channel().0,
+            limits: Limits {
+                max_delay: REMOTE_MAX_DELAY,
+            },
+        }
+    }
+
+    #[tokio::test]
+    async fn that_it_delivers_again_is_not_the_last_word_on_a_sink_that_is_down() {
+        let folder = tempfile::tempdir().unwrap();
+        let worker = worker(folder.path()).await;
+        let error = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let (lines, _logging) = captured();
+        tokio::time::pause();
+        let mut trouble = Trouble::default();
+        worker.report(&mut trouble, &error, None, Order::Work);
+        worker.recovered(&mut trouble, "delivers again");
+        for _ in 0..=60 {
+            worker.report(&mut trouble, &error, None, Order::Work);
+            tokio::time::advance(Duration::from_secs(2)).await;
+        }
+        let lines = lines.lock();
+        assert_eq!(lines.len(), 4, "{lines:#?}");
+        assert!(lines[1].contains("delivers again"), "{lines:#?}");
+        for repeated in &lines[2..] {
+            assert!(
+                repeated.contains("cannot deliver") && repeated.contains(" repeated="),
+                "{lines:#?}"
+            );
+        }
+    }
 
     #[test]
     fn delays_double_up_to_their_limit() {

@@ -31,7 +31,8 @@ pub(super) enum Verdict {
 
 #[derive(Clone, Copy, Debug)]
 struct Printed {
-    at: Instant,
+    /// `None`: so long ago that it is printed again.
+    at: Option<Instant>,
     suppressed: u64,
 }
 
@@ -72,12 +73,13 @@ impl Repeats {
     pub(super) fn see(&mut self, text: &str, now: Instant) -> Verdict {
         let key = xxh3_128(text.as_bytes());
         if let Some(printed) = self.printed.get_mut(&key) {
-            if now.saturating_duration_since(printed.at) < EVERY {
+            let is_new = |at| now.saturating_duration_since(at) < EVERY;
+            if printed.at.is_some_and(is_new) {
                 printed.suppressed += 1;
                 return Verdict::Suppress;
             }
             let repeated = std::mem::take(&mut printed.suppressed);
-            printed.at = now;
+            printed.at = Some(now);
             return Verdict::Print { repeated };
         }
         if self.printed.len() >= LIMIT {
@@ -87,11 +89,18 @@ impl Repeats {
             }
         }
         let printed = Printed {
-            at: now,
+            at: Some(now),
             suppressed: 0,
         };
         self.printed.insert(key, printed);
         Verdict::Print { repeated: 0 }
+    }
+
+    /// Has every text printed again when it comes up next, with its count.
+    pub(super) fn print_all_again(&mut self) {
+        for printed in self.printed.values_mut() {
+            printed.at = None;
+        }
     }
 }
 
@@ -125,6 +134,20 @@ mod tests {
             Verdict::Print { repeated: 1 }
         );
         assert_eq!(repeats.see("a", after(start, 400)), FIRST);
+    }
+
+    #[test]
+    fn what_is_to_be_printed_again_keeps_its_count() {
+        let start = Instant::now();
+        let mut repeats = Repeats::default();
+        for verdict in [FIRST, Verdict::Suppress] {
+            assert_eq!(repeats.see("a", start), verdict);
+        }
+        repeats.print_all_again();
+        let again = Verdict::Print { repeated: 1 };
+        for verdict in [again, Verdict::Suppress] {
+            assert_eq!(repeats.see("a", start), verdict);
+        }
     }
 
     #[test]

@@ -2,8 +2,10 @@
 //!
 //! Anybody who can reach the port can open connections and leave them. So every connection is in
 //! a table with what it does at present and since when; one that takes too long is dropped, and
-//! when the table is full, the one least likely to be missed makes room for the newcomer. A scrape
-//! therefore always finds a place. This module knows nothing of paths.
+//! when the table is full, one makes room for the newcomer: of the client that has the most, the one
+//! least likely to be missed. A scrape therefore always finds a place, also beside a client that takes
+//! all there are. Where everybody comes from one address, as behind a proxy, a newcomer still has the
+//! time for a handshake. This module knows nothing of paths.
 
 use std::{
     collections::HashMap,
@@ -32,7 +34,10 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tower::ServiceExt as _;
 
-use super::{protect::Client, security::Guard};
+use super::{
+    protect::Client,
+    security::{Guard, network},
+};
 
 /// The first byte of a connection that speaks TLS: a handshake comes (RFC 8446, 5.1).
 const TLS_HANDSHAKE: u8 = 22;
@@ -47,6 +52,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the process has open besides, while it works.
 const OTHER_DESCRIPTORS: u64 = 24;
+/// Whoever means it has sent a request by then, be it from far away and after a handshake.
+const HANDSHAKE: Duration = Duration::from_secs(1);
+
 const FEWEST_CONNECTIONS: usize = 4;
 const MOST_CONNECTIONS: usize = 1024;
 
@@ -96,6 +104,8 @@ struct Entries {
 #[derive(Debug)]
 struct Entry {
     task: AbortHandle,
+    /// Whose it is.
+    client: IpAddr,
     activity: Arc<Activity>,
 }
 
@@ -107,7 +117,7 @@ struct Activity {
     has_more: AtomicBool,
 }
 
-/// In the order in which connections make room for others.
+/// In the order in which connections make room for others, but for new ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
     /// A request's head has not arrived as a whole: new, or half-way.
@@ -266,7 +276,12 @@ impl Connections {
             .run(stream, client, Arc::clone(&activity), place);
         // The table is locked: the task cannot leave it before it is in it.
         let task = self.tracker.spawn(connection).abort_handle();
-        entries.open.insert(id, Entry { task, activity });
+        let entry = Entry {
+            task,
+            client: network(client),
+            activity,
+        };
+        entries.open.insert(id, entry);
         full
     }
 
@@ -383,17 +398,44 @@ impl Table {
 impl Entries {
     /// Drops the connection that is least likely to be missed; says whether there was one.
     fn drop_first(&mut self) -> bool {
-        let first = self
-            .open
-            .iter()
-            .min_by_key(|(id, entry)| (entry.activity.get(), **id))
-            .map(|(id, _)| *id);
+        let first = self.first(Instant::now());
         // Its place is free at once, though its socket is closed a moment later.
         let entry = first.and_then(|id| self.open.remove(&id));
         if let Some(entry) = &entry {
             entry.task.abort();
         }
         entry.is_some()
+    }
+
+    /// The connection that is least likely to be missed, of those of the clients that have the most.
+    fn first(&self, now: Instant) -> Option<u64> {
+        let mut counts: HashMap<IpAddr, usize> = HashMap::new();
+        for entry in self.open.values() {
+            *counts.entry(entry.client).or_default() += 1;
+        }
+        let most = counts.values().max()?;
+        let candidates: Vec<((Phase, Instant), u64)> = self
+            .open
+            .iter()
+            .filter(|(_, entry)| counts.get(&entry.client) == Some(most))
+            .map(|(id, entry)| (entry.activity.get(), *id))
+            .collect();
+        let is_receiving = |phase| phase == Phase::Receiving;
+        let receiving = candidates
+            .iter()
+            .filter(|((phase, _), _)| is_receiving(*phase));
+        // So many would soon be all there are.
+        let too_many = receiving.count() > candidates.len() / 2;
+        let first = candidates.iter().min_by_key(|((phase, since), id)| {
+            let is_new = is_receiving(*phase) && now.duration_since(*since) < HANDSHAKE;
+            let rank = if is_new && !too_many {
+                Phase::Idle
+            } else {
+                *phase
+            };
+            (rank, is_new, *since, *id)
+        });
+        first.map(|(_, id)| *id)
     }
 }
 
@@ -534,6 +576,61 @@ impl Drop for Place {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A table of connections with their clients, what they do and for how many milliseconds; which of
+    /// them makes room.
+    fn first(connections: &[(&str, Phase, u64)]) -> Option<u64> {
+        let (now, mut entries) = (Instant::now() + HANDSHAKE * 100, Entries::default());
+        for (id, (client, phase, age)) in (0..).zip(connections) {
+            let activity = Activity {
+                phase: Mutex::new((*phase, now - Duration::from_millis(*age))),
+                has_more: AtomicBool::new(false),
+            };
+            let entry = Entry {
+                task: tokio::spawn(std::future::pending::<()>()).abort_handle(),
+                client: network(client.parse().unwrap()),
+                activity: Arc::new(activity),
+            };
+            entries.open.insert(id, entry);
+        }
+        entries.first(now)
+    }
+
+    #[tokio::test]
+    async fn the_client_that_has_the_most_makes_room() {
+        let (one, other) = ("192.0.2.1", "192.0.2.2");
+        let scraper = (one, Phase::Idle, 60_000);
+        let flood = [(other, Phase::Idle, 5), (other, Phase::Working, 9)];
+        assert_eq!(first(&[scraper, flood[0], flood[1]]), Some(1));
+        assert_eq!(first(&[scraper, flood[1], flood[1]]), Some(1));
+        // Where all have as many, it does not matter whose it is.
+        assert_eq!(first(&[scraper, flood[0]]), Some(0));
+        let site = ["2001:db8::1", "2001:db8::2"].map(|client| (client, Phase::Idle, 5));
+        assert_eq!(first(&[scraper, site[0], site[1]]), Some(1));
+    }
+
+    #[tokio::test]
+    async fn of_one_client_a_newcomer_gives_way_when_it_has_had_its_time() {
+        let of = |phase, age| ("192.0.2.1", phase, age);
+        let (old, new) = (of(Phase::Receiving, 1_000), of(Phase::Receiving, 999));
+        let (idle, busy) = (of(Phase::Idle, 60_000), of(Phase::Working, 60_000));
+        assert_eq!(first(&[busy, idle, old]), Some(2));
+        assert_eq!(first(&[busy, idle, new]), Some(1));
+        assert_eq!(first(&[busy, busy, new]), Some(2));
+        assert_eq!(first(&[]), None);
+    }
+
+    #[tokio::test]
+    async fn newcomers_do_not_take_the_places_of_all_that_were_there() {
+        let of = |phase, age| ("192.0.2.1", phase, age);
+        let mut connections = vec![of(Phase::Idle, 5), of(Phase::Idle, 6)];
+        for age in [7, 9] {
+            connections.push(of(Phase::Receiving, age));
+        }
+        assert_eq!(first(&connections), Some(1));
+        connections.push(of(Phase::Receiving, 8));
+        assert_eq!(first(&connections), Some(3));
+    }
 
     #[test]
     fn connections_leave_descriptors_for_all_else() {

@@ -18,7 +18,7 @@ pub use self::{
     tls::{CIPHER_SUITES, CURVES, ClientAuth, TlsError, TlsOptions, TlsPart, TlsVersion},
 };
 
-pub(super) use self::passwords::Verdict;
+pub(super) use self::passwords::{Verdict, network};
 
 mod clients;
 mod guard;

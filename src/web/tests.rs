@@ -11,7 +11,7 @@ use jiff::ToSpan as _;
 use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 
 use super::*;
@@ -142,6 +142,14 @@ impl Site {
     async fn connect(&self) -> TcpStream {
         let address = self.base.strip_prefix("http://").unwrap();
         TcpStream::connect(address).await.unwrap()
+    }
+
+    /// As another client of this machine.
+    async fn connect_from(&self, client: [u8; 4]) -> TcpStream {
+        let address = self.base.strip_prefix("http://").unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((client, 0).into()).unwrap();
+        socket.connect(address.parse().unwrap()).await.unwrap()
     }
 
     async fn stop(self) {

@@ -477,7 +477,44 @@ async fn what_a_reload_cannot_change_and_what_should_not_stay_so_is_told_every_t
             .await;
     }
     for told in ["take effect with the next start", "insecure_skip_verify"] {
-        exporter.stderr.line(|line| line.contains(told)).await;
+        exporter
+            .stderr
+            .wait_for("it is told twice", |lines| {
+                lines.iter().filter(|line| line.contains(told)).count() == 2
+            })
+            .await;
+    }
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_of_several_reloads_that_fail_says_why() {
+    let opsramp = opsramp(1).await;
+    let mut place = Place::new(&opsramp.url());
+    let exporter = place.start().await;
+    for (count, [first, other]) in [["30", "30s"], ["30s", "45"], ["30s", "45"]]
+        .into_iter()
+        .enumerate()
+    {
+        place.config["searches"] = json!([
+            {"name": "a", "interval": first},
+            {"name": "b", "interval": other},
+        ]);
+        place.write();
+        exporter.signal(Signal::HUP);
+        let lines = exporter
+            .stderr
+            .wait_for("it is told", |lines| {
+                let told = |line: &&String| line.contains("the one before stays in force");
+                lines.iter().filter(told).count() == count + 1
+            })
+            .await;
+        let wrong = if count == 0 {
+            "searches[0]"
+        } else {
+            "searches[1]"
+        };
+        assert!(lines.iter().last().unwrap().contains(wrong), "{lines:#?}");
     }
     exporter.stop().await;
 }

@@ -139,7 +139,14 @@ impl Resolver<'_> {
                 if !endpoint.is_empty()
                     && let Err(problem) = url::endpoint(&endpoint)
                 {
-                    self.problems.add(at("endpoint"), problem.to_string());
+                    let advice = match problem {
+                        url::UrlError::Query => {
+                            "; what the receiver wants besides goes into headers or headers_files"
+                        }
+                        _ => "",
+                    };
+                    self.problems
+                        .add(at("endpoint"), format!("{problem}{advice}"));
                 }
                 Target::Otlp(OtlpOptions {
                     endpoint,

@@ -258,6 +258,7 @@ fn wrong_log_settings_are_explained() {
         wrong("sinks: []"),
         wrong("sinks: [{}]"),
         wrong("sinks: [stdout]"),
+        wrong("sinks: stdout"),
         wrong("sinks: [{type: stdout}, {type: stdout, name: b}]"),
         wrong("sinks: [{type: stdout}, {type: journald, name: stdout}]"),
         wrong("sinks: [{type: journald, format: json}]"),
@@ -268,6 +269,7 @@ fn wrong_log_settings_are_explained() {
         wrong("sinks: [{type: file, path: log/}, {type: file, path: log/.., name: y}]"),
         wrong("sinks: [{type: otlp}]"),
         wrong("sinks: [{type: otlp, endpoint: 'http://user:hunter2@loki'}]"),
+        wrong("sinks: [{type: otlp, endpoint: 'http://loki/v1/logs?token=hunter2'}]"),
         wrong(&format!("sinks: [{{{otlp}, headers: {{a b: hunter2}}}}]")),
         wrong(&format!(
             "sinks: [{{{otlp}, headers: {{A: \"hunter2\\n\"}}}}]"
@@ -292,6 +294,7 @@ fn wrong_log_settings_are_explained() {
     config.yml:6:14: log.sinks: is empty; leave it out for standard output, or write a sink
     config.yml:6:15: log.sinks[0].type: is missing; write stdout, file, journald or otlp
     config.yml:6:15: log.sinks[0]: must be a mapping (key: value), not a single value
+    config.yml:6:14: log.sinks: must be a list, not a single value
     config.yml:6:31: log.sinks[1]: a second sink on standard output
     config.yml:6:54: log.sinks[1].name: "stdout" is the name of a sink already
     config.yml:6:40: log.sinks[0].format: a sink of type journald has no such key
@@ -304,6 +307,7 @@ fn wrong_log_settings_are_explained() {
       config.yml:6:60: log.sinks[1].path: is the path of a folder; name a file in it
     config.yml:6:15: log.sinks[0].endpoint: is missing
     config.yml:6:38: log.sinks[0].endpoint: must not hold a user or a password
+    config.yml:6:38: log.sinks[0].endpoint: must not have a query or a fragment (? or #); what the receiver wants besides goes into headers or headers_files
     config.yml:6:68: log.sinks[0].headers.a…: is not the name of a header
     config.yml:6:66: log.sinks[0].headers.A: holds characters that a header cannot
     config.yml:6:77: log.sinks[0].headers.Content-Type: is set by the exporter itself

@@ -17,6 +17,27 @@ fn a_flag_that_picks_tenants_may_leave_out_those_that_a_search_names() {
     assert!(error.to_string().contains("is no tenant of any account"));
 }
 
+#[test]
+fn a_flag_that_picks_tenants_leaves_a_daemon_something_to_poll_and_takes_no_name() {
+    let text = minimal_and("").replace("[client_1]", "[{id: client_1, name: shop}]")
+        + "searches: [{name: a, tenants: [client_1]}]";
+    let pick = |tenants: &[&str]| {
+        let flags = Overrides {
+            tenants: tenants.iter().map(|&tenant| tenant.to_owned()).collect(),
+            ..Overrides::default()
+        };
+        let loaded = load_with(Some(&text), &[], &flags);
+        loaded.and_then(Loaded::to_be_polled)
+    };
+    pick(&["client_1"]).unwrap();
+    pick(&["client_2", "client_1"]).unwrap();
+    assert_snapshot!(pick(&["client_2"]).unwrap_err(), @"--opsramp.tenant: no search is for any of these tenants, so that nothing would be polled; write others, or name these in a search");
+    assert_snapshot!(pick(&["shop"]).unwrap_err(), @r#"--opsramp.tenant: "shop" is a tenant's name; write its id, client_1"#);
+    let variables = [("OPSRAMP_TENANT_ID", "shop")];
+    let error = load_with(Some(&text), &variables, &Overrides::default()).unwrap_err();
+    assert_snapshot!(error, @r#"OPSRAMP_TENANT_ID: "shop" is a tenant's name; write its id, client_1"#);
+}
+
 const ACCOUNT_ENV: [(&str, &str); 4] = [
     ("OPSRAMP_URL", "https://env.example.com/"),
     ("OPSRAMP_TENANT_ID", "client_1, client_2"),
@@ -173,10 +194,14 @@ fn nothing_at_all_is_answered_with_every_way_to_go_on() {
       flags:        --opsramp.url, --opsramp.tenant, --opsramp.client-id and --opsramp.client-secret-file
     or try `opsramp-exporter demo`, which needs none
     "#);
-    assert!(matches!(load("log: {}"), Err(ConfigError::NoAccount)));
+    for without in ["", "log: {}", "accounts: []"] {
+        let error = errors(without);
+        let named = "config.yml: no OpsRamp account is configured; write it under accounts";
+        assert!(error.starts_with(named), "{error}");
+    }
     let empty = [("OPSRAMP_URL", "")];
     let empty = load_with(None, &empty, &Overrides::default());
-    assert!(matches!(empty, Err(ConfigError::NoAccount)));
+    assert!(matches!(empty, Err(ConfigError::NoAccount { file: None })));
 }
 
 #[test]

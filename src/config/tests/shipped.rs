@@ -22,6 +22,73 @@ fn the_schema_that_is_shipped_is_current() {
     );
 }
 
+#[test]
+fn the_schema_takes_the_durations_and_tenants_that_the_program_takes() {
+    let schema = jsonschema::validator_for(&json_schema()).unwrap();
+    let file = |interval: &str, tenant: serde_json::Value| {
+        serde_json::json!({
+            "accounts": [{
+                "url": "https://a", "client_id": "a", "client_secret": "b",
+                "tenants": [tenant, {"id": tenant}],
+            }],
+            "searches": [{"name": "a", "interval": interval, "tenants": [tenant]}],
+        })
+    };
+    for good in [
+        "30s",
+        "0.5s",
+        "1h 30m",
+        "1h30m",
+        "5 m",
+        "1.5 days",
+        "2wks",
+        "3weeks",
+        "1hour",
+        "2hrs",
+        "9secs",
+        "1second",
+        "4mins",
+        "1minute",
+        "100ms",
+        "100millis",
+        "5msec",
+        "7us",
+        "7µs",
+        "7usec",
+        "8ns",
+        "8nanos",
+        "8nsec",
+        "1d",
+        "1w",
+        "1h 2min 3sec",
+        "0",
+    ] {
+        good.parse::<HumanDuration>().unwrap();
+        assert!(schema.is_valid(&file(good, "client_1".into())), "{good}");
+    }
+    for bad in [
+        "5M",
+        "5",
+        "0.5",
+        "1y",
+        "2months",
+        "3years",
+        "s",
+        "5 parsecs",
+        ".5s",
+        "5.s",
+        "-5s",
+        "1h M",
+    ] {
+        bad.parse::<HumanDuration>().unwrap_err();
+        assert!(!schema.is_valid(&file(bad, "client_1".into())), "{bad}");
+    }
+    assert!(schema.is_valid(&file("30s", 1.into())));
+    let text =
+        minimal_and("searches: [{name: a, tenants: [1]}]").replace("[client_1]", "[1, {id: 2}]");
+    assert_eq!(&*config(&text).accounts[0].tenants[0].id, "1");
+}
+
 /// Every key of the schema: the name of its section, its own name, and its description.
 fn keys() -> Vec<(String, String, serde_json::Value)> {
     let schema = json_schema();

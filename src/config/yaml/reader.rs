@@ -3,7 +3,7 @@
 //!
 //! This rests on every key of the file being optional, and on [`Absent`].
 
-use std::fmt;
+use std::{fmt, slice};
 
 use serde::{
     Deserialize, Deserializer,
@@ -104,11 +104,7 @@ impl<'a> Reader<'a> {
     fn list(&self) -> Result<&'a [Node], Failed> {
         match &self.node.value {
             Value::List(items) => Ok(items),
-            Value::Scalar(scalar) => Err(Failed::Because(format!(
-                "must be a list; write [{}]",
-                shown_value(&scalar.text)
-            ))),
-            Value::Null | Value::Map(_) => Err(self.mismatch("a list")),
+            Value::Null | Value::Scalar(_) | Value::Map(_) => Err(self.mismatch("a list")),
         }
     }
 
@@ -269,6 +265,22 @@ impl<'de> Deserializer<'de> for Reader<'_> {
     }
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failed> {
+        if let Value::Scalar(scalar) = &self.node.value {
+            // A list of it is good advice only where that could be read.
+            let problems = Problems::default();
+            let read = visitor.visit_seq(Items {
+                items: slice::from_ref(self.node).iter().enumerate(),
+                path: self.path,
+                problems: &problems,
+            });
+            return Err(match read {
+                Ok(_) if problems.is_empty() => Failed::Because(format!(
+                    "must be a list; write [{}]",
+                    shown_value(&scalar.text)
+                )),
+                _ => self.mismatch("a list"),
+            });
+        }
         visitor.visit_seq(Items {
             items: self.list()?.iter().enumerate(),
             path: self.path,
@@ -319,7 +331,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
 
 /// The items of a list.
 struct Items<'a> {
-    items: std::iter::Enumerate<std::slice::Iter<'a, Node>>,
+    items: std::iter::Enumerate<slice::Iter<'a, Node>>,
     path: &'a KeyPath<'a>,
     problems: &'a Problems,
 }

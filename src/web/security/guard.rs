@@ -112,14 +112,13 @@ impl Guard {
 // === impl State ===
 
 impl State {
-    /// Tells once what is wrong with the files.
+    /// Tells what is wrong with the files, each time that it is found: the diagnostics know when it has
+    /// to be printed again, also after they have said that the files were read.
     fn report(&mut self, problem: String) {
-        if self.problem.as_ref() != Some(&problem) {
-            tracing::error!(
-                error = %problem,
-                "the web configuration cannot be used; the one before stays in force"
-            );
-        }
+        tracing::error!(
+            error = %problem,
+            "the web configuration cannot be used; the one before stays in force"
+        );
         self.problem = Some(problem);
     }
 }
@@ -144,6 +143,27 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
+    use crate::logging::captured;
+
+    #[tokio::test(start_paused = true)]
+    async fn that_files_were_read_is_not_the_last_word_while_they_cannot_be_used() {
+        let wrong = |problem: &str| Err(problem.to_owned());
+        let mut files = [wrong("no key"), Ok(Arc::new(Security::none()))].into_iter();
+        let load = move || files.next().unwrap_or_else(|| wrong("no key"));
+        let guard = Guard::watching(Arc::new(Security::none()), Box::new(load));
+        let load = Arc::clone(guard.load.as_ref().unwrap());
+        let (lines, _logging) = captured();
+        for _ in 0..80 {
+            guard.look(&load);
+            tokio::time::advance(FRESH).await;
+        }
+        let lines = lines.lock();
+        let told: Vec<_> = lines
+            .iter()
+            .map(|line| (line.contains("no key"), line.contains(" repeated=")))
+            .collect();
+        assert_eq!(told, [(true, false), (false, false), (true, true)]);
+    }
 
     #[tokio::test(start_paused = true)]
     async fn files_are_read_again_after_a_reading_that_panicked() {

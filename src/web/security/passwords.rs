@@ -311,7 +311,7 @@ fn credentials(authorization: &HeaderValue) -> Option<(String, Secret)> {
 }
 
 /// Who counts as one client: of IPv6, a network of one site.
-fn network(client: IpAddr) -> IpAddr {
+pub(in crate::web) fn network(client: IpAddr) -> IpAddr {
     match client.to_canonical() {
         IpAddr::V6(address) => {
             let prefix = u128::from(address) & !u128::from(u64::MAX);

@@ -46,6 +46,34 @@ async fn connections_that_never_send_a_request_do_not_keep_others_out() {
 }
 
 #[tokio::test]
+async fn a_client_that_takes_all_places_takes_none_of_another_one() {
+    const HEALTH: &[u8] = b"GET /-/healthy HTTP/1.1\r\nhost: a\r\n\r\n";
+    let patient = Limits {
+        idle_time: PATIENCE * 10,
+        ..tight()
+    };
+    let site = Site::open(Setup {
+        limits: patient,
+        ..Setup::default()
+    });
+    let ask = async |stream: &mut TcpStream| {
+        stream.write_all(HEALTH).await.unwrap();
+        let mut answer = vec![0; 4096];
+        let length = stream.read(&mut answer).await.unwrap();
+        assert!(answer[..length].starts_with(b"HTTP/1.1 200 "));
+    };
+    let mut scraper = site.connect().await;
+    ask(&mut scraper).await;
+    let mut others = Vec::new();
+    for _ in 0..50 {
+        let mut other = site.connect_from([127, 0, 0, 2]).await;
+        ask(&mut other).await;
+        others.push(other);
+    }
+    ask(&mut scraper).await;
+}
+
+#[tokio::test]
 async fn a_head_must_arrive_in_time_and_in_size() {
     let site = Site::open(Setup {
         limits: tight(),
