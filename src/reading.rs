@@ -105,16 +105,14 @@ fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinH
     })
 }
 
-/// Files as an error names them that were not read in time.
-pub(crate) fn named(paths: &[PathBuf]) -> String {
-    let names = paths.iter().map(|path| path.display().to_string());
-    names.collect::<Vec<_>>().join(", ")
-}
-
 /// What is said of files that were not read in time.
 pub(crate) fn unread(paths: &[PathBuf]) -> String {
+    let names: Vec<_> = paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
     let limit = LIMIT.as_secs();
-    format!("could not be read within {limit} s: {}", named(paths))
+    format!("could not be read within {limit} s: {}", names.join(", "))
 }
 
 /// What `read` brings that is read only once; `None` where that takes too long.

@@ -52,11 +52,7 @@ pub enum BuildError {
         source: io::Error,
     },
     /// Certificates and keys cannot be read for now: one of the files does not answer.
-    #[error(
-        "the files of tls of account {account} could not be read within {} s: {}",
-        reading::LIMIT.as_secs(),
-        reading::named(paths)
-    )]
+    #[error("the files of tls of account {account} {}", reading::unread(paths))]
     Unread {
         /// The account's name.
         account: Arc<str>,

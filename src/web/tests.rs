@@ -254,6 +254,18 @@ fn key(id: &str, tenant: &str) -> SearchKey {
     }
 }
 
+/// Has an account that works seen by the site.
+fn see_account(site: &Site) {
+    let account = site.metrics.register_account(&"acme".into());
+    account.token_obtained(Duration::from_millis(143), now() + 2.hours());
+    let seen = RateLimit {
+        limit: 50,
+        remaining: 17,
+        reset_at: now() + 30.seconds(),
+    };
+    account.rate_limit("client_1", seen);
+}
+
 fn pending(key: SearchKey) -> SearchStatus {
     let (interval, stale_after) = (Duration::from_secs(30), Duration::from_secs(300));
     SearchStatus {

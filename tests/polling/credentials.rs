@@ -108,13 +108,7 @@ async fn a_redirect_is_never_followed_with_a_secret_or_a_token() {
         exporter.wait_for_poll().await;
         let asked = elsewhere.accept();
         assert!(asked.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock));
-        let message = exporter
-            .status()
-            .last_error
-            .as_ref()
-            .unwrap()
-            .message
-            .clone();
+        let message = exporter.last_message();
         assert!(
             message.contains("a redirect to http://127.0.0.1:"),
             "{message}"
@@ -149,7 +143,7 @@ async fn no_secret_is_shown_that_a_server_or_a_proxy_repeats() {
             exporter.status().last_error.is_some()
         })
         .await;
-        let message = exporter.status().last_error.clone().unwrap().message;
+        let message = exporter.last_message();
         let told = if grants { "no search result" } else { "(400)" };
         assert!(message.contains(told), "{message}");
         // "me:hunter2~proxy" by itself, and as it was sent.
@@ -175,13 +169,7 @@ async fn a_rotated_secret_is_picked_up_from_its_file() {
     })
     .await;
     assert_eq!(exporter.sample("opsramp_up{"), 0.0);
-    let message = exporter
-        .status()
-        .last_error
-        .as_ref()
-        .unwrap()
-        .message
-        .clone();
+    let message = exporter.last_message();
     assert!(
         message.contains("rejects the credentials (401)") && !message.contains("wrong"),
         "{message}"

@@ -219,6 +219,11 @@ impl Exporter {
         self.board.searches()[0].clone()
     }
 
+    /// What went wrong last.
+    fn last_message(&self) -> String {
+        self.status().last_error.clone().unwrap().message
+    }
+
     fn is_complete(&self) -> bool {
         let status = self.status();
         status.up == Some(true) && status.result.as_ref().is_some_and(|result| result.complete)

@@ -161,6 +161,17 @@ async fn a_page_that_was_refused_is_asked_for_again_as_it_was() {
     assert_eq!(exporter.sample("opsramp_poll_failures_total{"), 0.0);
 }
 
+/// The oldest of 250 alerts leaves once 200 others have pushed it out of what the server shows.
+async fn leave_out_of_sight(simulator: &Simulator, exporter: &Exporter) {
+    let oldest = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap()[0]);
+    simulator.open_many(DEMO_TENANT, 200).unwrap();
+    eventually("all are known", || async {
+        exporter.count("opened").await == 450
+    })
+    .await;
+    simulator.act(oldest, Action::Ticket).unwrap();
+}
+
 /// Servers that search show no more than the first so many results. What came in sight is followed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_departure_is_noticed_where_the_server_does_not_show_the_whole_result() {
@@ -169,13 +180,7 @@ async fn a_departure_is_noticed_where_the_server_does_not_show_the_whole_result(
     let simulator = start(options).await;
     let exporter = Exporter::start(plan(&simulator.url())).await;
     exporter.wait_until_complete().await;
-    let oldest = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap()[0]);
-    simulator.open_many(DEMO_TENANT, 200).unwrap();
-    eventually("all are known", || async {
-        exporter.count("opened").await == 450
-    })
-    .await;
-    simulator.act(oldest, Action::Ticket).unwrap();
+    leave_out_of_sight(&simulator, &exporter).await;
     eventually("it has left", || async {
         exporter.count("left").await == 1
     })
@@ -202,13 +207,7 @@ async fn a_departure_is_noticed_where_the_server_neither_shows_it_all_nor_can_be
             };
             simulator.inject(FaultRule::always(not_found).at(Endpoint::Alert));
         }
-        let oldest = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap()[0]);
-        simulator.open_many(DEMO_TENANT, 200).unwrap();
-        eventually("all are known", || async {
-            exporter.count("opened").await == 450
-        })
-        .await;
-        simulator.act(oldest, Action::Ticket).unwrap();
+        leave_out_of_sight(&simulator, &exporter).await;
         eventually("all that are not shown are looked up", || async {
             simulator.requests().by_endpoint.get(&Endpoint::Alert) >= Some(&150)
         })

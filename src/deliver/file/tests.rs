@@ -64,6 +64,20 @@ impl World {
         }
     }
 
+    /// With six events, as if the sync of the third and fourth had failed: neither the sink nor the
+    /// journal went on.
+    fn with_two_of_six_not_synced() -> Self {
+        let mut world = Self::with_events(6);
+        world.deliver(2);
+        let mark = world.sink.current.as_ref().unwrap().mark.unwrap();
+        world.deliver(2);
+        let current = world.sink.current.as_mut().unwrap();
+        current.settled = mark.offset;
+        current.mark = Some(mark);
+        world.cursor = 2;
+        world
+    }
+
     /// Lines of different lengths.
     fn with_events(count: usize) -> Self {
         Self::new(
@@ -380,15 +394,7 @@ fn a_batch_that_was_written_but_not_acknowledged_is_found_though_batches_are_sma
 
 #[test]
 fn after_a_sync_that_failed_lines_are_not_appended_again() {
-    let mut world = World::with_events(6);
-    world.deliver(2);
-    let mark = world.sink.current.as_ref().unwrap().mark.unwrap();
-    world.deliver(2);
-    // As if the sync of these two had failed: neither the sink nor the journal went on.
-    let current = world.sink.current.as_mut().unwrap();
-    current.settled = mark.offset;
-    current.mark = Some(mark);
-    world.cursor = 2;
+    let mut world = World::with_two_of_six_not_synced();
     world.deliver(4);
     assert_eq!(world.content(), world.expected());
 }
@@ -661,14 +667,7 @@ fn lines_that_copytruncate_carried_away_during_their_sync_are_found_in_the_copy(
 
 #[test]
 fn lines_that_copytruncate_carries_away_between_two_looks_at_them_leave_no_hole() {
-    let mut world = World::with_events(6);
-    world.deliver(2);
-    let mark = world.sink.current.as_ref().unwrap().mark.unwrap();
-    world.deliver(2);
-    let current = world.sink.current.as_mut().unwrap();
-    current.settled = mark.offset;
-    current.mark = Some(mark);
-    world.cursor = 2;
+    let mut world = World::with_two_of_six_not_synced();
     let lines = Lines::render(Format::Json, &world.events[2..]);
     let missing = Missing::new(&lines);
     let current = world.sink.current.as_ref().unwrap();

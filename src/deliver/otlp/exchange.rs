@@ -67,11 +67,7 @@ pub enum Error {
         source: SecretError,
     },
     /// The files that headers are in do not answer.
-    #[error(
-        "the files of the headers could not be read within {} s: {}",
-        reading::LIMIT.as_secs(),
-        reading::named(paths)
-    )]
+    #[error("the files of the headers {}", reading::unread(paths))]
     HeadersUnread {
         /// The files.
         paths: Vec<PathBuf>,

@@ -228,9 +228,10 @@ impl Engine {
         (tells || self.is_sound()) && !status.eq_ignore_ascii_case(&before.status)
     }
 
-    /// Whether an answer by id shows one as those look that have left.
+    /// Whether an answer by id, after a reading that is not sound, shows one as those look that have left.
     pub(super) fn may_have_left(&self, sighting: &Sighting<'_>) -> bool {
-        !sighting.status.is_empty()
+        !self.is_sound()
+            && !sighting.status.is_empty()
             && self.options.has_one_status
             && self.has_left(sighting.id, sighting.status)
     }
@@ -242,11 +243,8 @@ impl Engine {
         page: &[Sighting<'_>],
         now: Instant,
     ) {
-        let mut otherwise = Vec::new();
-        if !self.is_sound() {
-            let left = page.iter().filter(|sighting| self.may_have_left(sighting));
-            otherwise.extend(left.map(|sighting| sighting.id.into()));
-        }
+        let left = page.iter().filter(|sighting| self.may_have_left(sighting));
+        let otherwise: Vec<_> = left.map(|sighting| sighting.id.into()).collect();
         let Reading::Confirming {
             queue,
             asked,
@@ -287,7 +285,7 @@ impl Engine {
             return;
         }
         self.unanswered_in_a_row = 0;
-        doubted.append(&mut otherwise);
+        doubted.extend(otherwise);
         let suspects = question.suspects.iter().cloned();
         let (there, mut gone): (Vec<_>, Vec<_>) = suspects.partition(|id| shown.contains(&**id));
         let surplus = facts.total.saturating_sub(shown.len() as u64);

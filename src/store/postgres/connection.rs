@@ -109,7 +109,7 @@ pub enum Failure {
     #[error(transparent)]
     Secret(#[from] SecretError),
     /// A file does not answer.
-    #[error("{what} could not be read within {} s: {}", reading::LIMIT.as_secs(), path.display())]
+    #[error("{what} {}", reading::unread(std::slice::from_ref(path)))]
     Unread {
         /// What it holds.
         what: &'static str,

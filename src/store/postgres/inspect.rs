@@ -216,6 +216,7 @@ pub(crate) async fn inspect(url: &SecretSource, lease: Duration) -> Result<Inspe
 async fn try_out(session: &mut Session) -> Result<Option<String>, Failure> {
     const ME: i64 = -1;
     const NAME: &str = "opsramp-exporter check";
+    const LOST: &str = "a row that was written cannot be found";
     let now = clock::now();
     let key = SearchKey {
         account: NAME.into(),
@@ -252,11 +253,11 @@ async fn try_out(session: &mut Session) -> Result<Option<String>, Failure> {
         .await?;
     alerts::create(session, std::slice::from_ref(&key), now).await?;
     let Some(taken) = alerts::take(session, &key, ME, 60.0).await? else {
-        return Ok(Some("a row that was written cannot be found".to_owned()));
+        return Ok(Some(LOST.to_owned()));
     };
     let (held, row) = (taken.held, taken.held.row);
     let Some(end) = alerts::advance(session, held, ME, 1, true).await? else {
-        return Ok(Some("a row that was written cannot be found".to_owned()));
+        return Ok(Some(LOST.to_owned()));
     };
     alerts::write(session, row, &commit, now).await?;
     alerts::append(session, row, end, &commit.events).await?;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use tokio::time::timeout;
-use tokio_postgres::Row;
+use tokio_postgres::{Row, types::ToSql};
 
 use super::{
     Shared,
@@ -525,22 +525,15 @@ pub(super) async fn leave(shared: &Shared) -> Result<(), Failure> {
     session
         .execute("DELETE FROM replica WHERE id = $1", &[&me])
         .await?;
-    let mut tries = Tries::default();
-    loop {
-        let given = session
-            .execute(
-                "WITH mine AS (
-                    SELECT id FROM search WHERE owner = $1 ORDER BY id FOR UPDATE)
-                 UPDATE search SET owner = NULL, lease_until = clock_timestamp()
-                 FROM mine WHERE search.id = mine.id",
-                &[&me],
-            )
-            .await;
-        match given {
-            Err(failure) if tries.again(&failure).await => {}
-            given => return given.map(drop),
-        }
-    }
+    release(
+        &mut session,
+        "WITH mine AS (
+            SELECT id FROM search WHERE owner = $1 ORDER BY id FOR UPDATE)
+         UPDATE search SET owner = NULL, lease_until = clock_timestamp()
+         FROM mine WHERE search.id = mine.id",
+        &[&me],
+    )
+    .await
 }
 
 /// Gives leases back.
@@ -551,21 +544,29 @@ pub(super) async fn give_back(
 ) -> Result<(), Failure> {
     let rows: Vec<i64> = leases.iter().map(|held| held.row).collect();
     let epochs: Vec<i64> = leases.iter().map(|held| held.epoch).collect();
+    release(
+        session,
+        "WITH mine AS (
+            SELECT search.id FROM search
+            JOIN unnest($1::bigint[], $2::bigint[]) AS held (id, epoch)
+                ON search.id = held.id AND search.epoch = held.epoch
+            WHERE search.owner = $3 ORDER BY search.id FOR UPDATE OF search)
+         UPDATE search SET owner = NULL, lease_until = clock_timestamp()
+         FROM mine WHERE search.id = mine.id",
+        &[&rows, &epochs, &me],
+    )
+    .await
+}
+
+/// Gives the leases back that a statement says, over and over while another transaction gets in the way.
+async fn release(
+    session: &mut Session,
+    statement: &'static str,
+    parameters: &[&(dyn ToSql + Sync)],
+) -> Result<(), Failure> {
     let mut tries = Tries::default();
     loop {
-        let given = session
-            .execute(
-                "WITH mine AS (
-                    SELECT search.id FROM search
-                    JOIN unnest($1::bigint[], $2::bigint[]) AS held (id, epoch)
-                        ON search.id = held.id AND search.epoch = held.epoch
-                    WHERE search.owner = $3 ORDER BY search.id FOR UPDATE OF search)
-                 UPDATE search SET owner = NULL, lease_until = clock_timestamp()
-                 FROM mine WHERE search.id = mine.id",
-                &[&rows, &epochs, &me],
-            )
-            .await;
-        match given {
+        match session.execute(statement, parameters).await {
             Err(failure) if tries.again(&failure).await => {}
             given => return given.map(drop),
         }

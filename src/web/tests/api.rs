@@ -65,14 +65,7 @@ async fn the_status_is_given_as_json_with_documented_keys() {
     site.board.set_search(up(key("client_1", "retail")));
     site.board
         .set_search(failing(key("client_2", "wholesale"), "no route"));
-    let account = site.metrics.register_account(&"acme".into());
-    account.token_obtained(Duration::from_millis(143), now() + 2.hours());
-    let seen = RateLimit {
-        limit: 50,
-        remaining: 17,
-        reset_at: now() + 30.seconds(),
-    };
-    account.rate_limit("client_1", seen);
+    see_account(&site);
     site.board
         .update_sink(&"file".into(), |sink| sink.kind = "file");
     site.health.notice("journal", "the journal is full");

@@ -14,6 +14,17 @@ fn tight() -> Limits {
     }
 }
 
+/// Asks on a connection that is kept, and is answered.
+async fn ask(stream: &mut TcpStream) {
+    stream
+        .write_all(b"GET /-/healthy HTTP/1.1\r\nhost: a\r\n\r\n")
+        .await
+        .unwrap();
+    let mut answer = vec![0; 4096];
+    let length = stream.read(&mut answer).await.unwrap();
+    assert!(answer[..length].starts_with(b"HTTP/1.1 200 "));
+}
+
 #[tokio::test]
 async fn connections_that_never_send_a_request_do_not_keep_others_out() {
     let patient = Limits {
@@ -47,7 +58,6 @@ async fn connections_that_never_send_a_request_do_not_keep_others_out() {
 
 #[tokio::test]
 async fn a_client_that_takes_all_places_takes_none_of_another_one() {
-    const HEALTH: &[u8] = b"GET /-/healthy HTTP/1.1\r\nhost: a\r\n\r\n";
     let patient = Limits {
         idle_time: PATIENCE * 10,
         ..tight()
@@ -56,12 +66,6 @@ async fn a_client_that_takes_all_places_takes_none_of_another_one() {
         limits: patient,
         ..Setup::default()
     });
-    let ask = async |stream: &mut TcpStream| {
-        stream.write_all(HEALTH).await.unwrap();
-        let mut answer = vec![0; 4096];
-        let length = stream.read(&mut answer).await.unwrap();
-        assert!(answer[..length].starts_with(b"HTTP/1.1 200 "));
-    };
     let mut scraper = site.connect().await;
     ask(&mut scraper).await;
     let mut others = Vec::new();
@@ -111,12 +115,7 @@ async fn a_kept_connection_is_served_again_and_closed_when_idle_for_long() {
     });
     let mut kept = site.connect().await;
     for _ in 0..3 {
-        kept.write_all(b"GET /-/healthy HTTP/1.1\r\nhost: a\r\n\r\n")
-            .await
-            .unwrap();
-        let mut answer = vec![0; 4096];
-        let length = kept.read(&mut answer).await.unwrap();
-        assert!(answer[..length].starts_with(b"HTTP/1.1 200 "));
+        ask(&mut kept).await;
     }
     assert_eq!(drain(&mut kept).await, b"");
 }
@@ -188,12 +187,7 @@ async fn a_kept_connection_may_be_idle_for_longer_than_an_answer_may_take() {
     });
     let mut kept = site.connect().await;
     for _ in 0..2 {
-        kept.write_all(b"GET /-/healthy HTTP/1.1\r\nhost: a\r\n\r\n")
-            .await
-            .unwrap();
-        let mut answer = vec![0; 4096];
-        let length = kept.read(&mut answer).await.unwrap();
-        assert!(answer[..length].starts_with(b"HTTP/1.1 200 "));
+        ask(&mut kept).await;
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

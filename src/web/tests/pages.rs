@@ -10,14 +10,7 @@ async fn the_page_shows_everything_and_escapes_it() {
         key("client_2", "<b>wholesale</b>"),
         "\"no\" <route>",
     ));
-    let account = site.metrics.register_account(&"acme".into());
-    account.token_obtained(Duration::from_millis(143), now() + 2.hours());
-    let seen = RateLimit {
-        limit: 50,
-        remaining: 17,
-        reset_at: now() + 30.seconds(),
-    };
-    account.rate_limit("client_1", seen);
+    see_account(&site);
     site.board.update_sink(&"file".into(), |sink| {
         sink.kind = "file";
         sink.backlog = 4321;

@@ -48,14 +48,7 @@ fn furnish(site: &Site) {
         outcome: Err(failed.last_error.clone().unwrap()),
     }]);
     site.board.set_search(failed);
-    let account = site.metrics.register_account(&"acme".into());
-    account.token_obtained(Duration::from_millis(143), now() + 2.hours());
-    let seen = RateLimit {
-        limit: 50,
-        remaining: 17,
-        reset_at: now() + 30.seconds(),
-    };
-    account.rate_limit("client_1", seen);
+    see_account(site);
     site.metrics.register_account(&"idle".into());
     site.board.update_sink(&"file".into(), |sink| {
         sink.kind = "file";
