@@ -146,9 +146,9 @@ fn read(server: &Server, alerts: usize) -> Taken {
     let config = config(folder.path(), &server.url(), &["client_1".to_owned()]);
     let mut daemon = Daemon::start(folder.path(), &config);
     wait_for_lines(&folder.path().join("alerts.jsonl"), alerts);
-    // A line counts as delivered once it is synced.
+    // A line counts as delivered once it is synced. The backlog would tell it up to half a second late.
     daemon.wait_until(Duration::from_millis(1), |samples| {
-        samples.sum("opsramp_sink_backlog_events{") == 0.0
+        samples.sum("opsramp_sink_events_total{") == alerts as f64
     });
     let wall = server.first_search().map(|began| began.elapsed());
     daemon.wait_until(Duration::from_millis(20), |samples| {
