@@ -502,3 +502,33 @@ async fn a_reload_that_the_database_fails_leaves_nothing_behind_and_one_that_han
         told.elapsed()
     );
 }
+
+/// Nothing else would tell that a table only grows.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_delivered_and_cannot_be_removed_is_told() {
+    let cluster = postgres::shared();
+    let opsramp = opsramp(1).await;
+    let url = cluster.fresh();
+    let (_, schema) = url.rsplit_once("%3D").unwrap();
+    let place = replica(&opsramp, 1, 1, &url);
+    let exporter = place.start().await;
+    exporter.wait_for("it polls", all_is_well).await;
+    wait_for_lines(&place, 2).await;
+    cluster.sql(&format!(
+        "SET search_path TO {schema};
+         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql
+             AS $$ BEGIN RAISE 'nothing is deleted here'; END $$;
+         CREATE TRIGGER refuse BEFORE DELETE ON journal EXECUTE FUNCTION refuse()"
+    ));
+    opsramp.open_many(&crate::tenant(0), 3).unwrap();
+    wait_for_lines(&place, 5).await;
+    let told = exporter
+        .stderr
+        .line(|line| line.contains("cannot tidy up"))
+        .await;
+    assert!(told.contains("nothing is deleted here"), "{told}");
+    // It works all the same.
+    let metrics = exporter.metrics().await;
+    assert!(all_is_well(&metrics));
+    exporter.stop().await;
+}

@@ -4,6 +4,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    error::Error,
     time::Duration,
 };
 
@@ -18,7 +19,7 @@ use super::{
     schema,
     shares::{self, Holder, Peer, Survey},
 };
-use crate::{clock, identity::SearchKey, store::Held};
+use crate::{clock, error_chain::chain, identity::SearchKey, store::Held};
 
 /// Leases are renewed so many times before they would end.
 const RENEWALS: u32 = 4;
@@ -46,6 +47,41 @@ const FORGET_SINKS_AFTER: f64 = 600.0;
 
 /// A replica that died is forgotten after this many seconds.
 const FORGET_REPLICAS_AFTER: f64 = 3600.0;
+
+/// What goes on by itself is told to fail after so many leases.
+const TELL_AFTER: u32 = 4;
+
+/// Something that goes on by itself and fails while leases are kept: nobody else would notice. What
+/// fails for a moment is tried again.
+#[derive(Debug)]
+pub(super) struct Failing {
+    what: &'static str,
+    since: Option<Duration>,
+}
+
+// === impl Failing ===
+
+impl Failing {
+    pub(super) fn new(what: &'static str) -> Self {
+        Self { what, since: None }
+    }
+
+    pub(super) fn is_over(&mut self) {
+        self.since = None;
+    }
+
+    pub(super) fn tell(&mut self, shared: &Shared, error: &dyn Error) {
+        let now = clock::since_boot();
+        let since = *self.since.get_or_insert(now);
+        let what = self.what;
+        if shared.trouble.borrow().is_some() {
+            // The keeper has said so.
+            self.is_over();
+        } else if now.saturating_sub(since) >= shared.lease * TELL_AFTER {
+            tracing::warn!(error = chain(error), "{what}");
+        }
+    }
+}
 
 /// Renews the leases and keeps the shares even, until the store is closed.
 pub(super) async fn keep(shared: &Shared) {
@@ -451,8 +487,10 @@ fn name(key: &SearchKey) -> Name<'_> {
 /// replicas that are gone, until the store is closed.
 pub(super) async fn tidy(shared: &Shared) {
     let mut forgotten = clock::since_boot();
+    let mut failing = Failing::new(
+        "cannot tidy up in the state database; what is delivered stays there until that works",
+    );
     loop {
-        // What fails is tried again; the keeper says so where the server is in trouble.
         tokio::select! {
             () = shared.delivered.notified() => {}
             () = tokio::time::sleep(shared.lease) => {}
@@ -469,9 +507,9 @@ pub(super) async fn tidy(shared: &Shared) {
             delivery::prune(shared).await
         };
         match timeout(ALTOGETHER, work).await {
-            Ok(Ok(())) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "cannot tidy up in the state database"),
-            Err(_) => tracing::debug!("tidying up in the state database takes too long"),
+            Ok(Ok(())) => failing.is_over(),
+            Ok(Err(error)) => failing.tell(shared, &error),
+            Err(_) => failing.tell(shared, &Failure::Timeout),
         }
     }
 }

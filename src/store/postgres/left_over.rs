@@ -5,7 +5,8 @@
 use std::{collections::HashSet, time::Duration};
 
 use super::{
-    Failure, Shared, adopt, alerts, bounded, connection::Session, delivery, leases::State, release,
+    Failure, Shared, adopt, alerts, bounded, connection::Session, delivery, keeper::Failing,
+    leases::State, release,
 };
 use crate::{
     clock,
@@ -20,6 +21,9 @@ const AT_ONCE: i64 = 64;
 pub(super) async fn deliver(shared: &Shared) {
     // Whoever is started again, or reads its configuration again, has said by then what it wants.
     let patience = shared.lease * 2;
+    let mut failing = Failing::new(
+        "cannot look for events of searches that nobody polls; they wait until that works",
+    );
     loop {
         // Others may wait for what is held.
         let holds_any = shared.look(|state| !state.left_over().is_empty());
@@ -34,9 +38,9 @@ pub(super) async fn deliver(shared: &Shared) {
             }
             Ok::<(), Error>(())
         };
-        // The keeper says so where the server is in trouble.
-        if let Err(error) = round.await {
-            tracing::debug!(%error, "cannot look for events of searches that nobody polls");
+        match round.await {
+            Ok(()) => failing.is_over(),
+            Err(error) => failing.tell(shared, &error),
         }
     }
 }
