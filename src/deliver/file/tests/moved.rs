@@ -1,0 +1,173 @@
+use super::*;
+
+#[test]
+fn a_file_that_was_moved_away_is_left_and_a_new_one_is_begun() {
+    let mut world = World::with_events(9);
+    world.deliver(3);
+    world.rotate();
+    world.deliver(3);
+    world.rotate();
+    world.sink.reopen();
+    assert!(world.path().exists(), "a reopened file is there at once");
+    world.deliver(3);
+    assert_eq!(world.content(), world.expected());
+    assert_eq!(fs::read_dir(world.folder.path()).unwrap().count(), 3);
+}
+
+#[test]
+fn a_file_that_is_moved_back_is_gone_on_with() {
+    let mut world = World::with_events(9);
+    world.deliver(3);
+    let torn = world.torn(2, 60);
+    world.append(&torn);
+    world.rotate();
+    world.sink.reopen();
+    fs::rename(world.folder.path().join("alerts.jsonl.1"), world.path()).unwrap();
+    world.deliver(6);
+    assert_eq!(world.content(), world.expected());
+    assert!(world.sink.moved.is_empty());
+}
+
+#[test]
+fn a_line_torn_in_a_file_that_was_moved_away_is_completed_there() {
+    for moved_while_running in [true, false] {
+        let length = World::with_events(8).expected().len();
+        for keep in 0..length {
+            let mut world = World::with_events(9);
+            world.deliver(3);
+            world.save();
+            let torn = world.torn(5, keep);
+            world.append(&torn);
+            if moved_while_running {
+                world.rotate();
+            } else {
+                world.crash();
+                world.rotate();
+            }
+            world.deliver(5);
+            world.deliver(1);
+            assert_eq!(world.content(), world.expected(), "{keep}");
+            assert!(
+                world.sink.moved.is_empty(),
+                "it is closed once it is settled"
+            );
+        }
+    }
+}
+
+#[test]
+fn lines_of_a_file_that_was_deleted_before_they_were_safe_are_written_again() {
+    let mut world = World::with_events(6);
+    world.deliver(2);
+    let torn = world.torn(4, 60);
+    world.append(&torn);
+    fs::remove_file(world.path()).unwrap();
+    world.deliver(4);
+    let all = world.expected();
+    let expected: Vec<_> = all.lines().skip(2).collect();
+    assert_eq!(world.content().lines().collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_line_torn_in_a_file_that_was_compressed_before_the_next_try_is_written_as_a_whole() {
+    for keep in [30, 60] {
+        let mut world = World::with_events(9);
+        world.deliver(3);
+        // What a full disk left, with nothing but a piece of a line behind what is settled.
+        let torn = world.torn(1, keep);
+        world.append(&torn);
+        world.rotate();
+        let moved = world.folder.path().join("alerts.jsonl.1");
+        // Nothing can be created yet, when the sink is told that the file was moved away.
+        fs::create_dir(world.path()).unwrap();
+        world.sink.reopen();
+        world.try_deliver(1).unwrap_err();
+        let compressed = fs::read_to_string(&moved).unwrap();
+        fs::remove_file(moved).unwrap();
+        fs::remove_dir(world.path()).unwrap();
+        world.deliver(6);
+        let content = world.content();
+        let lines = compressed.lines().take(3).chain(content.lines());
+        let lines: String = lines.map(|line| format!("{line}\n")).collect();
+        assert_eq!(lines, world.expected(), "{keep}");
+        assert!(world.sink.moved.is_empty());
+    }
+}
+
+/// Two sinks that write the same lines beside one another, and one of the files is gone when five
+/// lines more stand in the other.
+fn twin(name: &str) -> (World, PathBuf) {
+    let mut world = World::with_events(9);
+    world.deliver(4);
+    world.save();
+    let other = world.folder.path().join(name);
+    fs::write(&other, world.expected()).unwrap();
+    fs::remove_file(world.path()).unwrap();
+    world.crash();
+    (world, other)
+}
+
+fn expect_waiting_lines_in_a_new_file(world: &mut World, other: &Path) {
+    world.deliver(5);
+    let all = world.expected();
+    let expected: Vec<_> = all.lines().skip(4).collect();
+    assert_eq!(world.content().lines().collect::<Vec<_>>(), expected);
+    assert_eq!(fs::read_to_string(other).unwrap(), all);
+}
+
+#[test]
+fn the_file_of_a_sink_that_writes_the_same_lines_is_not_taken_for_ones_own() {
+    let (mut world, other) = twin("others.jsonl");
+    expect_waiting_lines_in_a_new_file(&mut world, &other);
+    let (mut world, other) = twin("alerts-2.jsonl");
+    world.sink = world.sink.beside(vec![other.clone()]);
+    expect_waiting_lines_in_a_new_file(&mut world, &other);
+}
+
+#[test]
+fn a_file_that_somebody_writes_to_is_not_taken_for_one_that_was_moved_away() {
+    let (mut world, other) = twin("alerts.jsonl.1");
+    let writer = File::open(&other).unwrap();
+    writer.lock().unwrap();
+    expect_waiting_lines_in_a_new_file(&mut world, &other);
+}
+
+#[test]
+fn a_copy_is_told_by_its_number_or_date() {
+    let [yes, no] = [
+        [
+            "a.jsonl.1",
+            "a.jsonl-20260101",
+            "a.1.jsonl",
+            "a-20260101-1767225600.jsonl",
+        ]
+        .as_slice(),
+        &["b.jsonl", "ab.jsonl", "a.jsonl2", "a.jsonl.gz", "a.json.1"],
+    ];
+    for path in ["a.jsonl", "/var/log/a.jsonl"] {
+        for (names, is_copy) in [(yes, true), (no, false)] {
+            for name in names {
+                let found = mark::is_numbered(name.as_ref(), path.as_ref());
+                assert_eq!(found, is_copy, "{name} of {path}");
+            }
+        }
+    }
+}
+
+#[test]
+fn another_file_in_the_place_of_the_old_one_is_not_taken_for_it() {
+    let mut world = World::with_events(4);
+    world.deliver(2);
+    world.save();
+    // The same inode, and longer than the mark: only the content tells.
+    fs::write(world.path(), "other\n".repeat(100)).unwrap();
+    world.crash();
+    world.deliver(2);
+    let all = world.expected();
+    let expected: String = all
+        .lines()
+        .skip(2)
+        .map(|line| format!("{line}\n"))
+        .collect();
+    assert_eq!(world.content(), "other\n".repeat(100) + &expected);
+}

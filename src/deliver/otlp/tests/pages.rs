@@ -1,0 +1,189 @@
+use super::*;
+
+#[tokio::test]
+async fn a_page_of_html_never_costs_an_event() {
+    for status in [400, 413, 422] {
+        let status = StatusCode::from_u16(status).unwrap();
+        let untyped = (status, " \r\n<!doctype html>no").into_response();
+        for page in [page_of(status), untyped] {
+            let (receiver, options) = Peer::start().await;
+            receiver.answer(page);
+            let mut otlp = Otlp::new(&options).unwrap();
+            let progress = otlp.deliver(&alerts([1]), ours).await;
+            assert_eq!(progress.settled, 0);
+            assert!(progress.refused.is_empty());
+            let text = error(progress).to_string();
+            let expected = format!("the receiver answered {status} with a page of HTML");
+            assert!(text.starts_with(&expected), "{text}");
+            assert_eq!(otlp.deliver(&alerts([1]), ours).await.settled, 1);
+        }
+    }
+}
+
+#[tokio::test]
+async fn what_a_proxy_calls_too_large_goes_through_in_parts_or_waits() {
+    let (receiver, options) = Peer::start().await;
+    receiver.0.lock().most = Some(3);
+    let mut otlp = Otlp::new(&options).unwrap();
+    let progress = otlp.deliver(&alerts(0..10), ours).await;
+    assert_eq!(progress.settled, 10, "{progress:?}");
+    assert!(progress.refused.is_empty());
+
+    receiver.0.lock().most = Some(0);
+    let progress = otlp.deliver(&alerts(0..10), ours).await;
+    assert_eq!(progress.settled, 0);
+    assert!(progress.refused.is_empty());
+    assert!(matches!(error(progress), Error::NotOtlp { .. }));
+}
+
+#[tokio::test]
+async fn plain_http_to_a_server_that_expects_tls_never_costs_an_event() {
+    let (receiver, options) = Peer::start().await;
+    let words = "Client sent an HTTP request to an HTTPS server.\n";
+    receiver.answer((StatusCode::BAD_REQUEST, words));
+    let progress = Otlp::new(&options)
+        .unwrap()
+        .deliver(&alerts([1]), ours)
+        .await;
+    assert_eq!(progress.settled, 0);
+    assert!(error(progress).to_string().contains("to an HTTPS server"));
+}
+
+#[tokio::test]
+async fn a_success_that_no_receiver_gives_is_an_error_that_says_what_came() {
+    let typed = |content_type: &'static str, body: Vec<u8>| {
+        ([(CONTENT_TYPE, content_type)], body).into_response()
+    };
+    let json = |body: &str| typed("application/json", body.into());
+    for (answer, what) in [
+        (page_of(StatusCode::OK), "a page of HTML (text/html)"),
+        (
+            "ok".into_response(),
+            "neither protobuf nor JSON (text/plain)",
+        ),
+        (
+            Response::new(Body::from("{}")),
+            "a body that is neither protobuf nor JSON; is",
+        ),
+        (typed("text/plain", b"{}".into()), "JSON (text/plain)"),
+        (
+            typed(PROTOBUF, b"\x01\x02\x03".into()),
+            "not the protobuf it claims to be (application/x-protobuf)",
+        ),
+        (
+            typed(PROTOBUF, vec![0; 100 << 10]),
+            "a body that is too large",
+        ),
+        (json("{"), "no answer to an export"),
+        (json("[]"), "no answer to an export"),
+        (json("null"), "no answer to an export"),
+        (json(r#"{"error":"log in"}"#), r#"{"error":"log in"}"#),
+        (
+            json(r#"{"partialSuccess":{},"errors":[1]}"#),
+            "no answer to an export",
+        ),
+        (
+            json(r#"{"partialSuccess":{"rejectedLogRecords":"many"}}"#),
+            "no answer to an export (application/json)",
+        ),
+        (
+            json(r#"{"code":8,"message":"resource exhausted"}"#),
+            "resource exhausted",
+        ),
+        (json(r#"{"code":401}"#), "no answer to an export"),
+        (json(r#"{"success":false}"#), "no answer to an export"),
+        (
+            json(r#"{"status":"Error","message":"log in"}"#),
+            "no answer to an export",
+        ),
+    ] {
+        let (receiver, options) = Peer::start().await;
+        receiver.answer(answer);
+        let mut otlp = Otlp::new(&options).unwrap();
+        let progress = otlp.deliver(&alerts(0..3), ours).await;
+        assert_eq!(progress.settled, 0);
+        let text = error(progress).to_string();
+        assert!(
+            text.starts_with("the receiver answered 200 OK with ") && text.contains(what),
+            "{text}"
+        );
+        assert_eq!(otlp.deliver(&alerts(0..3), ours).await.settled, 3);
+    }
+}
+
+#[tokio::test]
+async fn the_forms_that_a_success_takes_are_known() {
+    let json = |body: &'static str| {
+        let headers = [(CONTENT_TYPE, "Application/JSON; charset=utf-8")];
+        (headers, body).into_response()
+    };
+    let protobuf = ExportLogsServiceResponse::default().encode_to_vec();
+    for (answer, rejected) in [
+        (StatusCode::OK.into_response(), 0),
+        (StatusCode::ACCEPTED.into_response(), 0),
+        (StatusCode::NO_CONTENT.into_response(), 0),
+        (([(CONTENT_TYPE, PROTOBUF)], protobuf).into_response(), 0),
+        (json("{}"), 0),
+        (json(r#"{"partialSuccess":null}"#), 0),
+        (json(r#"{"partialSuccess":{}}"#), 0),
+        (
+            json(r#"{"partialSuccess":{"rejectedLogRecords":"2","errorMessage":"x"}}"#),
+            2,
+        ),
+        (json(r#"{"partialSuccess":{"rejectedLogRecords":1}}"#), 1),
+        (
+            json(r#"{"status":"ok","took":3,"error":null,"errors":[]}"#),
+            0,
+        ),
+        (
+            json(r#"{"partialSuccess":{"rejectedLogRecords":1,"hint":{}},"requestId":"x"}"#),
+            1,
+        ),
+        (json(r#"{"partialSuccess":{"rejectedLogRecords":99}}"#), 3),
+        (
+            json(r#"{"partial_success":{"rejected_log_records":"2","error_message":"x"}}"#),
+            2,
+        ),
+        (
+            json(r#"{"code":0,"message":"ok","success":true,"status":"success"}"#),
+            0,
+        ),
+        (json(r#"{"code":200,"status":200}"#), 0),
+    ] {
+        let (receiver, options) = Peer::start().await;
+        receiver.answer(answer);
+        let progress = Otlp::new(&options)
+            .unwrap()
+            .deliver(&alerts(0..3), ours)
+            .await;
+        assert_eq!(progress.settled, 3, "{progress:?}");
+        let refused: u64 = progress.refused.iter().map(|refusal| refusal.events).sum();
+        assert_eq!(refused, rejected);
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_breaks_off_settles_nothing() {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    for status in ["200 OK", "400 Bad Request"] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let options = OtlpOptions {
+            endpoint: format!("http://{}/v1/logs", listener.local_addr().unwrap()),
+            headers: BTreeMap::new(),
+            gzip: true,
+            timeout: Duration::from_secs(5),
+        };
+        let server = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let received = stream.read(&mut [0; 4096]).await.unwrap();
+            assert!(received > 0);
+            let head = format!("HTTP/1.1 {status}\r\nContent-Length: 9\r\n\r\nbad");
+            stream.write_all(head.as_bytes()).await.unwrap();
+        };
+        let mut otlp = Otlp::new(&options).unwrap();
+        let events = alerts([1]);
+        let (progress, ()) = tokio::join!(otlp.deliver(&events, ours), server);
+        assert_eq!(progress.settled, 0, "{status}");
+        assert!(matches!(error(progress), Error::Transport(_)), "{status}");
+    }
+}

@@ -1,0 +1,118 @@
+use super::*;
+
+#[tokio::test]
+async fn what_a_receiver_cannot_take_in_time_goes_through_in_smaller_requests() {
+    let gateway = |status| (100, Some(status), vec![512, 256, 128, 64, 64]);
+    for (most, status, counts) in [
+        (300, None, vec![512, 256, 256]),
+        gateway(StatusCode::GATEWAY_TIMEOUT),
+        gateway(StatusCode::REQUEST_TIMEOUT),
+    ] {
+        let (receiver, mut options) = Peer::start().await;
+        receiver.0.lock().in_time = Some((most, status));
+        options.timeout = Duration::from_secs(1);
+        let mut otlp = Otlp::new(&options).unwrap();
+        let events = alerts(0..512);
+        let mut settled = 0;
+        let mut tries = 0;
+        while settled < events.len() {
+            settled += otlp.deliver(&events[settled..], ours).await.settled;
+            tries += 1;
+            assert!(tries < 10, "{:?}", receiver.counts());
+        }
+        assert_eq!(receiver.counts()[..counts.len()], counts);
+    }
+}
+
+#[tokio::test]
+async fn requests_hold_as_much_as_ever_once_a_receiver_answers_again() {
+    let (receiver, options) = Peer::start().await;
+    receiver.answer(StatusCode::GATEWAY_TIMEOUT);
+    let mut otlp = Otlp::new(&options).unwrap();
+    let events = alerts(0..6000);
+    let mut settled = 0;
+    while settled < events.len() {
+        settled += otlp.deliver(&events[settled..], ours).await.settled;
+    }
+    let counts = receiver.counts();
+    let small = ANSWERS as usize;
+    assert_eq!(counts[0], 512);
+    assert!(
+        counts[1..=small].iter().all(|count| *count == 256),
+        "{counts:?}"
+    );
+    assert_eq!(counts[small + 1..], [512, 512, 512, 368]);
+
+    // A failure that has nothing to do with their size leaves it as it is.
+    receiver.answer(StatusCode::SERVICE_UNAVAILABLE);
+    otlp.deliver(&events, ours).await;
+    otlp.deliver(&events[..600], ours).await;
+    assert_eq!(receiver.counts()[counts.len()..], [512, 512, 88]);
+}
+
+#[tokio::test]
+async fn requests_are_bounded_whatever_is_handed_in() {
+    let (receiver, options) = Peer::start().await;
+    let large = |id: u32, bytes: usize| {
+        let mut record = bare();
+        record.alert_id = id.to_string().into();
+        record.fields.description = Some("x".repeat(bytes).into());
+        pending(&record)
+    };
+    let mut events = alerts(0..1100);
+    // Three of these are more than a request may hold, and the last one is by itself.
+    events.extend((1100..1103).map(|id| large(id, 400 << 10)));
+    events.push(large(1103, MAX_BYTES + 1));
+    events.extend(alerts(1104..1106));
+    let progress = Otlp::new(&options).unwrap().deliver(&events, ours).await;
+    assert_eq!(progress.settled, 1106, "{progress:?}");
+    assert_eq!(receiver.counts(), [512, 512, 78, 1, 1, 2]);
+    let inner = receiver.0.lock();
+    let mut ids = Vec::new();
+    for (_, request) in &inner.requests {
+        let records = records(request);
+        assert!(request.encoded_len() <= MAX_BYTES || records.len() == 1);
+        ids.extend(
+            records
+                .iter()
+                .map(|it| attribute(&it.attributes, "opsramp.alert_id")),
+        );
+    }
+    let expected: Vec<_> = (0..1106).map(|id| id.to_string()).collect();
+    assert_eq!(ids, expected);
+}
+
+#[tokio::test]
+async fn a_slow_receivers_progress_is_told_before_everything_is_sent() {
+    let (receiver, options) = Peer::start().await;
+    receiver.0.lock().bad = Some(("700", StatusCode::BAD_REQUEST));
+    let mut otlp = Otlp::new(&options).unwrap();
+    // Every answer takes longer than this.
+    otlp.turn = Duration::ZERO;
+    let events = alerts(0..1000);
+    let mut settled = Vec::new();
+    let mut refused = 0;
+    while settled.iter().sum::<usize>() < events.len() {
+        let progress = otlp.deliver(&events[settled.iter().sum()..], ours).await;
+        assert!(progress.error.is_none());
+        settled.push(progress.settled);
+        refused += progress.refused.len();
+    }
+    assert_eq!(settled[..2], [512, 122], "{settled:?}");
+    assert_eq!(refused, 1);
+    assert!(receiver.requests() < 60, "{}", receiver.requests());
+}
+
+#[tokio::test]
+async fn what_others_deliver_in_the_meantime_is_not_sent() {
+    let (receiver, options) = Peer::start().await;
+    let mut otlp = Otlp::new(&options).unwrap();
+    let events = alerts(0..600);
+    // The process was stopped for a while during the first request.
+    let seen = receiver.clone();
+    let progress = otlp.deliver(&events, move || seen.requests() == 0).await;
+    assert_eq!((progress.settled, receiver.counts()), (512, vec![512]));
+    assert!(progress.error.is_none());
+    let progress = otlp.deliver(&events, || false).await;
+    assert_eq!((progress.settled, receiver.requests()), (0, 1));
+}
