@@ -103,7 +103,7 @@ catalog! {
     API_RATE_LIMIT_RESET = Gauge "opsramp_api_rate_limit_reset_timestamp_seconds" TENANT,
         polled!("When the tenant's allowance is renewed, on the server's clock, as the last X-RateLimit-Reset header said.");
     API_THROTTLED = Counter "opsramp_api_throttled_seconds_total" TENANT,
-        "Time that requests waited for the tenant's allowance.";
+        "Time that requests waited for the tenant's allowance, those of full reads included.";
     SINK_EVENTS = Counter "opsramp_sink_events_total" SINK,
         "Events that were delivered to the sink.";
     SINK_ERRORS = Counter "opsramp_sink_errors_total" SINK,
