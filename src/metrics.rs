@@ -54,7 +54,8 @@ pub const POLL_FAILURE_REASONS: [&str; 8] = [
 ];
 
 /// The reasons of `opsramp_auth_failures_total`.
-pub const AUTH_FAILURE_REASONS: [&str; 6] = [
+pub const AUTH_FAILURE_REASONS: [&str; 7] = [
+    "credentials",
     "rejected",
     "throttled",
     "timeout",

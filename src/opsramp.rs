@@ -101,8 +101,8 @@ pub trait Observer: Send + Sync + std::fmt::Debug {
     fn token_obtained(&self, took: Duration, expires_at: Timestamp);
     /// The API refuses the token, and there is no other one to be had.
     fn token_lost(&self) {}
-    /// A token request failed; the reason is one of `rejected`, `throttled`, `timeout`,
-    /// `connect`, `http`, `decode`.
+    /// No token was obtained; the reason is one of `rejected`, `throttled`, `timeout`, `connect`, `http`,
+    /// `decode`, and `credentials` where they cannot be read, so that nothing was requested.
     fn token_failed(&self, reason: &'static str);
     /// An answer told the rate limit of a tenant.
     fn rate_limit(&self, tenant: &str, seen: RateLimit);

@@ -89,7 +89,7 @@ catalog! {
     AUTH_REQUESTS = Counter "opsramp_auth_requests_total" ACCOUNT,
         "Token requests.";
     AUTH_FAILURES = Counter "opsramp_auth_failures_total" &["account", "reason"],
-        "Token requests that failed, by reason; rejected means that the credentials were.";
+        "Token requests that failed, by reason; rejected means that the credentials were, credentials that they could not be read, and nothing was requested.";
     TOKEN_EXPIRY = Gauge "opsramp_token_expiry_timestamp_seconds" ACCOUNT,
         "When the current token expires; absent while there is none.";
     API_REQUESTS = Counter "opsramp_api_requests_total" &["account", "endpoint", "code"],

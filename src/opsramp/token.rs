@@ -58,6 +58,8 @@ pub(super) trait Issuer: Send + Sync + 'static {
         &self,
         credentials: &Credentials,
     ) -> impl Future<Output = Result<Grant, Error>> + Send;
+    /// Takes note that nothing could be requested, for the credentials cannot be read.
+    fn lacks_credentials(&self);
 }
 
 /// A token in use.
@@ -291,7 +293,9 @@ impl<I: Issuer> Shared<I> {
                     if failure.credentials.as_ref() == credentials.as_ref().ok()
                         && Instant::now() < failure.until =>
                 {
-                    return Err(Error::Echo(Arc::new(failure.error.clone())));
+                    // What is the matter with a file may have changed meanwhile.
+                    let error = credentials.as_ref().err().unwrap_or(&failure.error);
+                    return Err(Error::Echo(Arc::new(error.clone())));
                 }
                 Some(failure) => (failure.pause * 2).min(MAX_PAUSE),
                 None => FIRST_PAUSE,
@@ -299,7 +303,10 @@ impl<I: Issuer> Shared<I> {
         };
         let answer = match credentials {
             Ok(credentials) => self.issuer.request(credentials).await,
-            Err(error) => Err(error.clone()),
+            Err(error) => {
+                self.issuer.lacks_credentials();
+                Err(error.clone())
+            }
         };
         let now = Instant::now();
         let mut state = self.state.lock();
@@ -423,6 +430,8 @@ mod tests {
         hangs: bool,
         /// Whether the files of the credentials cannot be read in time.
         is_without_credentials: bool,
+        /// How often that was noted.
+        lacked: u64,
     }
 
     impl Server {
@@ -469,6 +478,10 @@ mod tests {
                 scope: None,
                 took: Duration::ZERO,
             })
+        }
+
+        fn lacks_credentials(&self) {
+            self.conduct().lacked += 1;
         }
     }
 
@@ -632,5 +645,9 @@ mod tests {
         assert_eq!(began.elapsed().as_secs(), 5);
         let echoes = [first, second, third].map(|got| got.unwrap_err().is_echo());
         assert_eq!(echoes, [false, true, true]);
+        assert_eq!(server.conduct().lacked, 1);
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        assert!(!tokens.get().await.unwrap_err().is_echo());
+        assert_eq!(server.conduct().lacked, 2);
     }
 }

@@ -66,6 +66,10 @@ impl Issuer for TokenEndpoint {
         })
     }
 
+    fn lacks_credentials(&self) {
+        self.observer.token_failed("credentials");
+    }
+
     async fn request(&self, credentials: &Credentials) -> Result<Grant, Error> {
         self.http.look_at_files().await;
         self.observer.token_requested();

@@ -6,8 +6,8 @@ use std::net::{Ipv4Addr, TcpListener};
 use opsramp_exporter::simulator::{DEMO_KEY, DEMO_TENANT, Endpoint, Fault, FaultRule, Simulator};
 
 use crate::exporter::{
-    Exporter, Metrics, Place, SECRET, binary, command, http_client, needed, opsramp, opsramp_at,
-    opsramp_with,
+    Exporter, Metrics, Place, SECRET, binary, command, eventually, http_client, needed, opsramp,
+    opsramp_at, opsramp_with,
 };
 
 /// More than a page, so that there is more to fail than a poll.
@@ -175,6 +175,30 @@ async fn a_wrong_secret_is_told_and_a_right_one_is_picked_up_from_the_file() {
         metrics.sum("opsramp_auth_failures_total{"),
         metrics.one(rejected).unwrap()
     );
+    std::fs::write(place.path("secret"), SECRET).unwrap();
+    check_healed(name, exporter, ALERTS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_that_cannot_be_read_counts_as_a_failure_to_get_a_token() {
+    let name = "a missing secret";
+    let opsramp = opsramp(ALERTS).await;
+    let place = Place::new(&opsramp.url());
+    let exporter = place.start().await;
+    exporter.wait_until_complete().await;
+    // As a rotation that went wrong, of a token that does not last.
+    std::fs::remove_file(place.path("secret")).unwrap();
+    opsramp.world(|world, _| world.revoke_tokens(None));
+    let metrics = check_failing(name, &exporter, "auth").await;
+    let unread = r#"opsramp_auth_failures_total{account="default",reason="credentials"}"#;
+    assert!(metrics.one(unread).unwrap() >= 1.0);
+    assert_eq!(metrics.one("opsramp_auth_requests_total{"), Some(1.0));
+    // What is said is what is the matter now.
+    std::fs::write(place.path("secret"), "").unwrap();
+    eventually("it is empty", async || {
+        exporter.get("/api/v1/status").await.1.contains("is empty")
+    })
+    .await;
     std::fs::write(place.path("secret"), SECRET).unwrap();
     check_healed(name, exporter, ALERTS).await;
 }

@@ -135,6 +135,7 @@ async fn every_series_exists_before_anything_happens() {
         assert_eq!(metrics.one(&series), Some(0.0), "{series}");
     }
     for reason in [
+        "credentials",
         "rejected",
         "throttled",
         "timeout",
