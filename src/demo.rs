@@ -45,7 +45,7 @@ impl Demo {
                  (choose another with --simulator.listen-address)"
                 )
             })?;
-        let folder = Folder::create().context("cannot create a temporary folder for the state")?;
+        let folder = Folder::create()?;
         let url = simulator.url();
         let account = Account {
             options: opsramp::Options {
@@ -107,7 +107,7 @@ impl Demo {
 // === impl Folder ===
 
 impl Folder {
-    fn create() -> std::io::Result<Self> {
+    fn create() -> anyhow::Result<Self> {
         use std::os::unix::fs::DirBuilderExt as _;
 
         let parent = std::env::temp_dir();
@@ -115,7 +115,14 @@ impl Folder {
             let path = parent.join(format!("opsramp-exporter-demo-{:016x}", fastrand::u64(..)));
             match std::fs::DirBuilder::new().mode(0o700).create(&path) {
                 Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
-                created => return created.map(|()| Self(path)),
+                created => {
+                    return created.map(|()| Self(path)).with_context(|| {
+                        format!(
+                            "cannot create a folder for the state in {} (choose another with TMPDIR)",
+                            parent.display()
+                        )
+                    });
+                }
             }
         }
     }

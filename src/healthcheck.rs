@@ -104,9 +104,15 @@ fn verdict(
     let mut url = url.clone();
     url.set_username("").ok();
     url.set_password(None).ok();
-    let (status, said) = answer
-        .map_err(reqwest::Error::without_url)
-        .with_context(|| format!("{url} does not answer"))?;
+    let (status, said) = answer.map_err(|error| {
+        let what = match tls_error(&error) {
+            Some(rustls::Error::InvalidCertificate(_)) => {
+                "shows a certificate that is not trusted here (--insecure accepts any)"
+            }
+            _ => "does not answer",
+        };
+        anyhow::Error::new(error.without_url()).context(format!("{url} {what}"))
+    })?;
     if status != StatusCode::OK {
         bail!("{url} answers {status}: {}", said.trim_end());
     }
@@ -114,17 +120,20 @@ fn verdict(
 }
 
 /// Whether a server of TLS has refused us for lack of a certificate: it works.
-fn wants_certificate(error: &(dyn std::error::Error + 'static)) -> bool {
+fn wants_certificate(error: &reqwest::Error) -> bool {
+    let refusal = rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired);
+    tls_error(error) == Some(&refusal)
+}
+
+/// What went wrong with TLS, if that is what did.
+fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
     // An I/O error does not name what is in it as its source.
     let within = error
         .downcast_ref::<io::Error>()
         .and_then(io::Error::get_ref);
     let within = within.map(|error| error as &(dyn std::error::Error + 'static));
-    let refusal = rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired);
-    error.downcast_ref::<rustls::Error>() == Some(&refusal)
-        || within
-            .or_else(|| error.source())
-            .is_some_and(wants_certificate)
+    let found = error.downcast_ref::<rustls::Error>();
+    found.or_else(|| within.or_else(|| error.source()).and_then(tls_error))
 }
 
 /// An address that the user named; its path may be left out.

@@ -58,6 +58,14 @@ async fn read(config: &Config, search: &Search) -> anyhow::Result<()> {
             plain(&first.name)
         ));
     }
+    if let (Some(asked), None) = (asked, named)
+        && !asked.contains(':')
+    {
+        logging::write(&format!(
+            "opsramp-exporter: no search is called {}, so that it is sent as a query\n",
+            plain(asked)
+        ));
+    }
     let asks = |tenant: &Tenant| named.is_none_or(|named| named.is_for(&tenant.id));
     let tenants = config.accounts.iter().flat_map(|account| &account.tenants);
     if !tenants.clone().any(asks) {
@@ -126,7 +134,8 @@ async fn read(config: &Config, search: &Search) -> anyhow::Result<()> {
 
 /// How many a tenant has, as the API counts them.
 async fn count(client: &Client, tenant: &Tenant, request: &SearchRequest) -> Result<u64, Error> {
-    let answer = client.search(&tenant.id, request, Urgency::Poll).await?;
+    let asked = client.search_first(&tenant.id, request.clone(), Urgency::Poll);
+    let (answer, request) = asked.await?;
     Ok(answer.page(request.page, false)?.total_results)
 }
 
@@ -135,7 +144,7 @@ async fn count(client: &Client, tenant: &Tenant, request: &SearchRequest) -> Res
 async fn read_all(
     client: &Client,
     tenant: &Tenant,
-    mut request: SearchRequest,
+    request: SearchRequest,
     output: &mut Results,
     progress: &mut Progress,
 ) -> Result<anyhow::Result<Shown>, Error> {
@@ -143,8 +152,9 @@ async fn read_all(
     let mut seen = HashSet::new();
     let mut shown = Shown::default();
     let mut without_news = 0;
+    let first = client.search_first(&tenant.id, request, Urgency::Poll);
+    let (mut answer, mut request) = first.await?;
     loop {
-        let answer = client.search(&tenant.id, &request, Urgency::Poll).await?;
         let page = answer.page(request.page, true)?;
         let is_new = |alert: &Alert<'_>| seen.insert(xxh3_64(alert.id.as_bytes()));
         let new: Vec<bool> = page.alerts.iter().map(is_new).collect();
@@ -168,6 +178,7 @@ async fn read_all(
             Some(next) => request.page = next,
             None => return Ok(Ok(shown)),
         }
+        answer = client.search(&tenant.id, &request, Urgency::Poll).await?;
     }
 }
 

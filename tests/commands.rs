@@ -25,7 +25,8 @@ use std::{
 };
 
 use opsramp_exporter::simulator::{
-    Allowance, DEMO_KEY, DEMO_SECRET, DEMO_TENANT, Endpoint, Options, Simulator, TenantOptions,
+    Allowance, DEMO_KEY, DEMO_SECRET, DEMO_TENANT, Endpoint, Options, Oversized, Simulator,
+    TenantOptions,
 };
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
@@ -240,6 +241,21 @@ async fn search_without_results_is_an_empty_array() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn search_asks_for_less_where_the_server_refuses_its_paging() {
+    let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
+    simulator.set_options(|options| {
+        options.max_page_size = 200;
+        options.oversized = Oversized::Reject;
+    });
+    let config = "searches: [{ name: open, page_size: 500 }]\n";
+    std::fs::write(folder.path().join("c.yml"), config).unwrap();
+    let all = ["--config.file=c.yml", "search", "--output=jsonl"];
+    let (done, stdout, stderr) = output(program(&simulator, &folder, &all)).await;
+    assert!(done.status.success(), "{stderr}");
+    assert_eq!(stdout.lines().count(), ALERTS);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_count_costs_one_request() {
     let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
     let count = program(&simulator, &folder, &["search", "--count"]);
@@ -307,6 +323,13 @@ async fn search_asks_the_tenants_that_a_search_names_and_counts_them_together() 
         (&["--search.query=two"], "12\n", 2, ""),
         (&["--search.query=all"], "23\n", 3, ""),
         (&["--search.query=actions:OPEN"], "23\n", 3, ""),
+        // A slip of the pen; a server that refuses a query is asked again, and then for less.
+        (
+            &["--search.query=tow"],
+            "",
+            9,
+            "no search is called tow, so that it is sent as a query",
+        ),
         (
             &["--search.query=two", "--opsramp.tenant=client_2"],
             "7\n",
@@ -677,6 +700,32 @@ async fn a_daemon_with_an_otlp_sink_starts() {
         running && told.iter().all(|line| !line.contains("panicked")),
         "{told:?}"
     );
+}
+
+#[test]
+fn a_demo_that_cannot_begin_says_what_to_do() {
+    for (argument, folder, told) in [
+        (
+            ":0",
+            "/tmp",
+            "write an IP address and a port, like 127.0.0.1:10837",
+        ),
+        (
+            "127.0.0.1:0",
+            "/does/not/exist",
+            "in /does/not/exist (choose another with TMPDIR)",
+        ),
+    ] {
+        let done = Command::new(env!("CARGO_BIN_EXE_opsramp-exporter"))
+            .env("TMPDIR", folder)
+            .args(["demo", "--web.listen-address=127.0.0.1:0"])
+            .arg(format!("--simulator.listen-address={argument}"))
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8(done.stderr).unwrap();
+        assert!(!done.status.success(), "{stderr}");
+        assert!(stderr.contains(told), "{stderr}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -404,16 +404,14 @@ impl Checked<'_> {
             page_size: search.page_size,
             sorted: true,
         };
-        let answer = client
-            .search(&tenant.id, &request, Urgency::Poll)
-            .await
-            .map_err(trouble)?;
+        let asked = client.search_first(&tenant.id, request, Urgency::Poll);
+        let (answer, request) = asked.await.map_err(trouble)?;
         let page = answer.page(1, false).map_err(trouble)?;
         let size = match page.page_size {
-            Some(size) if size != u64::from(search.page_size) => {
-                format!("{size} a page of the {} asked for", search.page_size)
+            Some(size) if size != u64::from(request.page_size) => {
+                format!("{size} a page of the {} asked for", request.page_size)
             }
-            _ => format!("{} a page", search.page_size),
+            _ => format!("{} a page", request.page_size),
         };
         let left = match self.seen.0.lock().rate_limits.get(&*tenant.id) {
             Some(seen) => format!(
@@ -426,9 +424,29 @@ impl Checked<'_> {
         let alerts = if total == 1 { "alert" } else { "alerts" };
         let found = format!("{total} {alerts} match {}, {size}, {left}", search.query);
         let passed = Passed::new((), found);
-        Ok(match page.unreadable {
-            0 => passed,
-            n => passed.with_concern(format!("{n} of the page's alerts cannot be read")),
+        let mut concerns = Vec::new();
+        if request.page_size != search.page_size {
+            concerns.push(format!(
+                "the server refuses page_size {}, so that {} are asked for",
+                search.page_size, request.page_size
+            ));
+        }
+        if !request.sorted {
+            concerns.push(
+                "the server refuses to sort, so that polls may read more than the first page"
+                    .to_owned(),
+            );
+        }
+        if page.unreadable > 0 {
+            concerns.push(format!(
+                "{} of the page's alerts cannot be read",
+                page.unreadable
+            ));
+        }
+        Ok(if concerns.is_empty() {
+            passed
+        } else {
+            passed.with_concern(concerns.join("; "))
         })
     }
 

@@ -17,7 +17,7 @@ use crate::{
     secret::{Secret, SecretSource},
     simulator::{
         Allowance, DEMO_KEY, DEMO_SECRET, DEMO_TENANT, Endpoint, Fault, FaultRule, Options,
-        Simulator, TenantOptions,
+        Oversized, Simulator, TenantOptions,
     },
 };
 
@@ -695,4 +695,27 @@ fn a_wrong_configuration_is_told_whole() {
     assert!(text.starts_with("FAILED   configuration: "), "{text}");
     assert!(text.contains("must start with https://"), "{text}");
     assert!(text.ends_with("1 of 1 step failed, 0 skipped\n"), "{text}");
+}
+
+/// As the daemon does.
+#[tokio::test]
+async fn less_is_asked_for_where_the_server_refuses_the_paging_and_a_passing_400_is_none() {
+    let simulator = simulator(|options| {
+        options.max_page_size = 200;
+        options.oversized = Oversized::Reject;
+    })
+    .await;
+    let mut setup = Setup::new(&simulator.url(), |_| {});
+    let bad_request = Fault::Status {
+        code: 400,
+        body: None,
+        headers: Vec::new(),
+    };
+    simulator.inject(FaultRule::next(1, Endpoint::Search, bad_request));
+    let (passed, text) = setup.check().await;
+    assert!(passed && !text.contains("refuses"), "{text}");
+    setup.config.searches[0].page_size = 500;
+    let (passed, text) = setup.check().await;
+    let told = "the server refuses page_size 500, so that 100 are asked for";
+    assert!(passed && text.contains(told), "{text}");
 }

@@ -76,6 +76,7 @@ pub(super) enum CommandArguments {
         #[arg(
             long = "simulator.listen-address",
             value_name = "ADDRESS",
+            value_parser = simulator_address,
             default_value = "127.0.0.1:10837"
         )]
         simulator: SocketAddr,
@@ -214,6 +215,12 @@ pub(super) struct LogArguments {
         value_parser = one_of::<logging::Format>(&["logfmt", "json"])
     )]
     pub(super) log_format: logging::Format,
+}
+
+/// An address of this machine: whoever reaches the simulator can change what it shows.
+fn simulator_address(text: &str) -> Result<SocketAddr, String> {
+    text.parse()
+        .map_err(|_| "write an IP address and a port, like 127.0.0.1:10837 or [::1]:0".to_owned())
 }
 
 /// Parses one of a few words.

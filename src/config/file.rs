@@ -47,7 +47,8 @@ pub(super) struct File {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Account {
-    /// Its name, label `account` of the metrics. Unique.
+    /// Its name, label `account` of the metrics. Unique. Under another one all its open alerts are
+    /// logged again.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = "default"))]
     pub(super) name: Option<String>,
@@ -149,7 +150,8 @@ struct TenantFields {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Search {
-    /// Its name, label `search` of the metrics. Unique.
+    /// Its name, label `search` of the metrics. Unique. Under another one all its open alerts are
+    /// logged again.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(required)]
     pub(super) name: Option<String>,

@@ -81,6 +81,9 @@ pub struct SearchRequest {
     pub sorted: bool,
 }
 
+/// The page size that every documented example works with.
+const SAFE_PAGE_SIZE: u32 = 100;
+
 /// The token in use, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenInfo {
@@ -90,6 +93,28 @@ pub struct TokenInfo {
     pub remaining: Duration,
     /// Its scope, where the endpoint told.
     pub scope: Option<String>,
+}
+
+// === impl SearchRequest ===
+
+impl SearchRequest {
+    /// What to ask for where the server refuses the request's paging: neither its largest page nor the sort key
+    /// is documented. `None` where there is nothing less.
+    #[must_use]
+    pub fn less(&self) -> Option<Self> {
+        let request = self.clone();
+        if self.page_size > SAFE_PAGE_SIZE {
+            Some(Self {
+                page_size: SAFE_PAGE_SIZE,
+                ..request
+            })
+        } else {
+            self.sorted.then_some(Self {
+                sorted: false,
+                ..request
+            })
+        }
+    }
 }
 
 // === impl Client ===
@@ -157,6 +182,35 @@ impl Client {
         let allowance = &self.allowances(tenant).search;
         self.send(Endpoint::Search, tenant, url, allowance, urgency)
             .await
+    }
+
+    /// A result's first page, and how it was asked for in the end. Where the server answers 400, which may be
+    /// a passing fault, the same is asked once more, and then for less.
+    ///
+    /// # Errors
+    /// As the API has it, where nothing less is left to ask for.
+    pub async fn search_first(
+        &self,
+        tenant: &str,
+        mut request: SearchRequest,
+        urgency: Urgency,
+    ) -> Result<(Answer, SearchRequest), Error> {
+        let mut repeated = false;
+        loop {
+            let error = match self.search(tenant, &request, urgency).await {
+                Ok(answer) => return Ok((answer, request)),
+                Err(error) => error,
+            };
+            if error.status() != Some(400) {
+                return Err(error);
+            }
+            if std::mem::replace(&mut repeated, true) {
+                match request.less() {
+                    Some(less) => request = less,
+                    None => return Err(error),
+                }
+            }
+        }
     }
 
     /// One alert, whatever its status. `None` where there is no such alert.

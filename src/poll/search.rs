@@ -146,9 +146,6 @@ struct Asking {
     sorted: bool,
 }
 
-/// The page size that every documented example works with.
-const SAFE_PAGE_SIZE: u32 = 100;
-
 /// How often in a row a full read fails, before a page that the server refuses ends it, …
 const REFUSED_PATIENCE: u32 = 2;
 /// … and before one at which the server fails does: some half an hour.
@@ -597,17 +594,7 @@ impl Running {
         {
             return Some(asked);
         }
-        let modest = if asked.page_size > SAFE_PAGE_SIZE {
-            Asking {
-                page_size: SAFE_PAGE_SIZE,
-                ..asked
-            }
-        } else if asked.sorted {
-            Asking {
-                sorted: false,
-                ..asked
-            }
-        } else {
+        let Some(modest) = request.less().as_ref().map(Asking::of) else {
             self.asking = wanted;
             self.ask_fully_at = None;
             return None;
