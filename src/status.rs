@@ -115,9 +115,21 @@ pub struct AccountStatus {
     pub token_expires: Option<Timestamp>,
     /// The last rate limit seen, by tenant id.
     pub rate_limits: BTreeMap<String, RateLimit>,
-    /// How many activated clients its partners have, as far as the last look-up tells; `None`: they have
-    /// not been looked up, or are not to be.
+    /// What is known of its partners' clients; `None`: they are not to be looked up.
+    pub discovery: Option<DiscoveryStatus>,
+}
+
+/// What is known of the clients of an account's partners.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DiscoveryStatus {
+    /// How many are activated, as the last look-up that succeeded tells; `None`: none has, since the
+    /// account and its partners are these.
     pub clients: Option<usize>,
+    /// Whether the clients of all of these partners have been found, be it before the account was
+    /// changed: who is to be searched is known then.
+    pub is_known: bool,
+    /// Whether the last look-up succeeded, or why it failed; `None` before the first has ended.
+    pub last: Option<Result<(), String>>,
 }
 
 /// What is known of a sink.

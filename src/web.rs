@@ -25,7 +25,7 @@ use crate::{
     clock,
     health::{Health, Overdue},
     metrics::{Metrics, Rendering},
-    status::{AccountStatus, Board, SearchStatus},
+    status::{AccountStatus, Board, DiscoveryStatus, SearchStatus},
 };
 
 use alerts::{AlertsError, OpenAlert};
@@ -434,14 +434,14 @@ impl Site {
     /// Why the process is not ready yet, one reason a line. None: it is.
     fn waiting(&self, searches: &[Arc<SearchStatus>]) -> Vec<String> {
         let mut reasons = self.health.obstacles();
+        let mut of_accounts = self.without_clients();
         if searches.is_empty() {
-            let unsearched = self.unsearched(searches);
-            if unsearched.is_empty() {
-                reasons.push("no search is known yet".to_owned());
+            of_accounts.extend(self.unsearched(searches));
+            if of_accounts.is_empty() {
+                of_accounts.push("no search is known yet".to_owned());
             }
-            reasons.extend(unsearched);
-            return reasons;
         }
+        reasons.extend(of_accounts);
         let mut waiting = searches
             .iter()
             .filter(|status| !status.tried || status.could_not_be_taken_up());
@@ -457,12 +457,38 @@ impl Site {
         reasons
     }
 
+    /// The accounts of which it is not known yet who is to be searched, and why.
+    fn without_clients(&self) -> Vec<String> {
+        let why = |account: &Arc<str>, discovery: &DiscoveryStatus| {
+            let why = match &discovery.last {
+                _ if discovery.is_known => return None,
+                Some(Err(error)) => error,
+                Some(Ok(())) | None => "the first look-up has not ended",
+            };
+            Some(format!(
+                "account {account}: the clients of the partner are not known yet: {why}"
+            ))
+        };
+        self.of_discovery(why)
+    }
+
+    /// The accounts whose clients are known, but cannot be looked up at present, and why.
+    fn outdated(&self) -> Vec<String> {
+        let why = |account: &Arc<str>, discovery: &DiscoveryStatus| match &discovery.last {
+            Some(Err(error)) if discovery.is_known => Some(format!(
+                "account {account}: the last look-up of the partner's clients failed: {error}"
+            )),
+            _ => None,
+        };
+        self.of_discovery(why)
+    }
+
     /// The accounts of which nothing is searched although the clients of their partners are known, and
     /// why.
     fn unsearched(&self, searches: &[Arc<SearchStatus>]) -> Vec<String> {
         let is_searched = |account: &Arc<str>| searches.iter().any(|it| it.key.account == *account);
-        let why = |(account, status): (Arc<str>, AccountStatus)| {
-            let clients = status.clients.filter(|_| !is_searched(&account))?;
+        let why = |account: &Arc<str>, discovery: &DiscoveryStatus| {
+            let clients = discovery.clients.filter(|_| !is_searched(account))?;
             Some(match clients {
                 0 => format!(
                     "account {account}: the server shows no activated client of the partner, so that nothing is searched"
@@ -472,7 +498,18 @@ impl Site {
                 ),
             })
         };
-        self.board.accounts().into_iter().filter_map(why).collect()
+        self.of_discovery(why)
+    }
+
+    /// What is to be said of the accounts whose clients are looked up.
+    fn of_discovery(
+        &self,
+        what: impl Fn(&Arc<str>, &DiscoveryStatus) -> Option<String>,
+    ) -> Vec<String> {
+        let accounts = self.board.accounts();
+        let told =
+            |(account, status): (_, &AccountStatus)| what(account, status.discovery.as_ref()?);
+        accounts.iter().filter_map(told).collect()
     }
 
     fn status(&self, filter: &SearchFilter, now: Timestamp) -> StatusView {
@@ -483,6 +520,7 @@ impl Site {
         let waiting = self.waiting(&searches);
         let told = |problem: &String| !waiting.contains(problem);
         problems.extend(self.unsearched(&searches).into_iter().filter(told));
+        problems.extend(self.outdated());
         if !waiting.is_empty() {
             problems.push(format!("not ready: {}", waiting.join("; ")));
         }

@@ -249,6 +249,12 @@ fn write_polls(exposition: &mut Exposition, searches: &[Search]) {
 }
 
 fn write_accounts(exposition: &mut Exposition, accounts: &[Account]) {
+    let mut samples = exposition.family(&catalog::DISCOVERY_UP);
+    for account in accounts {
+        if let Some(discovery) = &account.status.discovery {
+            samples.put(&account.labels, u8::from(discovery.last == Some(Ok(()))));
+        }
+    }
     let mut samples = exposition.family(&catalog::AUTH_LATENCY);
     for account in accounts {
         if let Some(latency) = account.status.auth_latency {

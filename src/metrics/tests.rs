@@ -9,7 +9,7 @@ use crate::{
     identity::Tenant,
     opsramp::Observer as _,
     poll::GroupLabel,
-    status::{SearchResult, SearchStatus},
+    status::{DiscoveryStatus, SearchResult, SearchStatus},
 };
 
 const BUILD: BuildInfo = BuildInfo {
@@ -339,6 +339,33 @@ fn what_happens_on_the_wire_is_counted_and_shown() {
 }
 
 #[test]
+fn whether_clients_can_be_looked_up_is_shown_of_accounts_that_have_them_looked_up() {
+    let metrics = Metrics::new(Board::default(), BUILD);
+    let discovery = |last| DiscoveryStatus {
+        last,
+        ..DiscoveryStatus::default()
+    };
+    for (name, discovery) in [
+        ("begins", Some(discovery(None))),
+        ("fails", Some(discovery(Some(Err("no route".to_owned()))))),
+        ("ordinary", None),
+        ("works", Some(discovery(Some(Ok(()))))),
+    ] {
+        metrics.register_account(&name.into());
+        metrics
+            .0
+            .board
+            .update_account(&name.into(), |account| account.discovery = discovery);
+    }
+    let text = render(&metrics, now());
+    insta::assert_snapshot!(about(&text, "opsramp_discovery_up{").join("\n"), @r#"
+    opsramp_discovery_up{account="begins"} 0
+    opsramp_discovery_up{account="fails"} 0
+    opsramp_discovery_up{account="works"} 1
+    "#);
+}
+
+#[test]
 fn the_series_of_what_is_gone_disappear() {
     let metrics = Metrics::new(Board::default(), BUILD);
     let other = key("acme", "client_2", "wholesale", "open");
@@ -471,6 +498,9 @@ fn every_family_is_in_the_catalogue_and_every_one_of_it_can_be_seen() {
         .board
         .update_sink(&"file".into(), |sink| sink.oldest_pending = Some(now()));
     metrics.config_loaded(now());
+    metrics.0.board.update_account(&"acme".into(), |account| {
+        account.discovery = Some(DiscoveryStatus::default());
+    });
     let text = render(&metrics, now());
     parse(&text);
     let shown: Vec<&str> = text

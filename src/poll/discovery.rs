@@ -15,6 +15,7 @@ use tokio::{
 use crate::{
     identity::Tenant,
     opsramp::{self, Client, ClientInfo},
+    status::DiscoveryStatus,
 };
 
 /// Clients that are polled, with the partner of each.
@@ -32,7 +33,11 @@ pub(super) struct AccountClient {
     pub(super) discovered: Tenants,
     /// Whether they have been looked up since the partners or the client are these.
     is_looked_up: bool,
+    /// Whether the clients of all of the partners have been found, be it by the client before.
+    is_known: bool,
     look_up: Option<LookUpTask>,
+    /// What became of the last look-up since the partners or the client are these.
+    last: Option<Result<(), String>>,
     /// When clients are to be looked up next, unless they are being looked up.
     pub(super) look_up_at: Instant,
     failures: u32,
@@ -156,17 +161,20 @@ impl AccountClient {
     /// In place of another one, if there was one: whose clients are polled on meanwhile.
     pub(super) fn new(options: opsramp::Options, client: Client, old: Option<Self>) -> Self {
         let generation = old.as_ref().map_or(0, |old| old.generation + 1);
-        let (partners, discovered) = old
-            .map(|old| (old.partners, old.discovered))
+        let (partners, discovered, is_known) = old
+            .map(|old| (old.partners, old.discovered, old.is_known))
             .unwrap_or_default();
         Self {
             options,
             client,
             generation,
             partners,
+            // Where there was nobody, nothing is searched until this one has asked as well.
+            is_known: is_known && !discovered.is_empty(),
             discovered,
             is_looked_up: false,
             look_up: None,
+            last: None,
             look_up_at: Instant::now(),
             failures: 0,
             is_doubted: false,
@@ -174,8 +182,18 @@ impl AccountClient {
     }
 
     /// How many clients the last look-up has left to be polled; `None`: there was none yet.
-    pub(super) fn found(&self) -> Option<usize> {
+    fn found(&self) -> Option<usize> {
         self.is_looked_up.then_some(self.discovered.len())
+    }
+
+    /// What is known of the partners' clients; `None` without discovery.
+    pub(super) fn discovery(&self) -> Option<DiscoveryStatus> {
+        let status = || DiscoveryStatus {
+            clients: self.found(),
+            is_known: self.is_known,
+            last: self.last.clone(),
+        };
+        (!self.partners.is_empty()).then(status)
     }
 
     /// Has the clients of these partners looked up from now on, at once where they are others than
@@ -186,9 +204,12 @@ impl AccountClient {
         }
         self.discovered
             .retain(|_, partner| partners.contains(partner));
+        let is_one_of_before = |partner| self.partners.contains(partner);
+        self.is_known &= partners.iter().all(is_one_of_before) && !self.discovered.is_empty();
         self.partners = partners;
         self.is_looked_up = false;
         self.look_up = None;
+        self.last = None;
         self.look_up_at = Instant::now();
         self.failures = 0;
         self.is_doubted = false;
@@ -220,15 +241,24 @@ impl AccountClient {
             Ok(found) => found,
             Err(error) => {
                 self.look_up_again();
+                let reason = error.reason();
+                let error = error.chain().to_string();
+                let meanwhile = if self.discovered.is_empty() {
+                    "nothing of the account is searched until that works"
+                } else {
+                    "those known are polled on"
+                };
                 tracing::error!(
                     %account,
-                    reason = error.reason(),
-                    error = %error.chain(),
-                    "cannot look up the clients of the partner; those known are polled on"
+                    reason,
+                    error,
+                    "cannot look up the clients of the partner; {meanwhile}"
                 );
+                self.last = Some(Err(error));
                 return false;
             }
         };
+        self.last = Some(Ok(()));
         let decision = decide(&self.discovered, found, self.is_doubted);
         self.is_doubted = decision.is_doubted;
         if decision.is_provisional() {
@@ -250,6 +280,7 @@ impl AccountClient {
             );
         }
         self.is_looked_up = true;
+        self.is_known = true;
         if self.discovered == tenants {
             return false;
         }

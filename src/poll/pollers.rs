@@ -239,11 +239,12 @@ impl Pollers {
         }
         for account in &plan.accounts {
             if let Some(client) = self.clients.get_mut(&account.options.name) {
-                let was_known = client.found().is_some();
+                let was_discovering = client.discovery().is_some();
                 client.look_up_clients_of(account.partners());
-                if was_known && client.found().is_none() {
+                let discovery = client.discovery();
+                if was_discovering || discovery.is_some() {
                     self.board
-                        .update_account(&account.options.name, |status| status.clients = None);
+                        .update_account(&account.options.name, |it| it.discovery = discovery);
                 }
             }
         }
@@ -505,11 +506,10 @@ impl Pollers {
             self.follow_plan().await;
         }
         // Only now: as long as their searches are not on the board, they would be missed there.
-        let found = self.clients.get(&account).and_then(AccountClient::found);
-        if found.is_some() {
-            self.board
-                .update_account(&account, |status| status.clients = found);
-        }
+        let client = self.clients.get(&account);
+        let discovery = client.and_then(AccountClient::discovery);
+        self.board
+            .update_account(&account, |status| status.discovery = discovery);
     }
 }
 

@@ -3,7 +3,10 @@
 
 use std::net::{Ipv4Addr, TcpListener};
 
-use opsramp_exporter::simulator::{DEMO_KEY, DEMO_TENANT, Endpoint, Fault, FaultRule, Simulator};
+use opsramp_exporter::simulator::{
+    DEMO_KEY, DEMO_TENANT, Endpoint, Fault, FaultRule, Simulator, TenantOptions,
+};
+use serde_json::json;
 
 use crate::exporter::{
     Exporter, Metrics, Place, SECRET, binary, command, eventually, http_client, needed, opsramp,
@@ -368,5 +371,76 @@ async fn what_a_receiver_says_of_lines_that_it_takes_is_told_as_its_words() {
          warning=\"{WORDS}\" "
     );
     assert!(line.contains(&expected), "{line}");
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partner_whose_clients_cannot_be_looked_up_is_told_beside_an_account_that_works() {
+    let opsramp = opsramp_with(1, |options| {
+        let tenant = |id: &str, partner: Option<&str>| TenantOptions {
+            id: id.to_owned(),
+            partner: partner.map(str::to_owned),
+            ..TenantOptions::default()
+        };
+        options.tenants.push(tenant("msp_1", None));
+        options.tenants.push(tenant("client_8", Some("msp_1")));
+    })
+    .await;
+    let down = opsramp.inject(
+        FaultRule::always(Fault::Status {
+            code: 500,
+            body: None,
+            headers: Vec::new(),
+        })
+        .at(Endpoint::Clients),
+    );
+    let mut place = Place::new(&opsramp.url());
+    let mut partner = place.config["accounts"][0].clone();
+    place.config["accounts"][0]["name"] = json!("ordinary");
+    partner["name"] = json!("partner");
+    partner["tenants"] = json!(["msp_1"]);
+    partner["discover_clients"] = json!(true);
+    place.config["accounts"]
+        .as_array_mut()
+        .unwrap()
+        .push(partner);
+    let exporter = place.start().await;
+    let line = exporter
+        .stderr
+        .line(|line| line.contains("cannot look up the clients of the partner"))
+        .await;
+    assert!(
+        line.contains("; nothing of the account is searched until that works"),
+        "{line}"
+    );
+    exporter
+        .wait_for("the other account is polled", |metrics| {
+            metrics.one("opsramp_up{account=\"ordinary\"") == Some(1.0)
+        })
+        .await;
+    let metrics = exporter.metrics().await;
+    assert_eq!(
+        metrics.one("opsramp_discovery_up{account=\"partner\"}"),
+        Some(0.0)
+    );
+    let (status, reasons) = exporter.get("/-/ready").await;
+    assert_eq!(status, 503, "{reasons}");
+    let reason = "account partner: the clients of the partner are not known yet: ";
+    assert!(
+        reasons.starts_with(reason) && reasons.contains("500"),
+        "{reasons}"
+    );
+    let (_, page) = exporter.get("/").await;
+    assert!(page.contains(reason), "{page}");
+
+    opsramp.remove_fault(down);
+    exporter
+        .wait_for("its clients are found", |metrics| {
+            metrics.one("opsramp_discovery_up{account=\"partner\"}") == Some(1.0)
+                && metrics.sum("opsramp_up{") == 2.0
+        })
+        .await;
+    let (status, reasons) = exporter.get("/-/ready").await;
+    assert_eq!((status, reasons.as_str()), (200, "ready\n"));
     exporter.stop().await;
 }

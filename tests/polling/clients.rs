@@ -109,6 +109,18 @@ impl Reloading {
         }
     }
 
+    /// Follows a look-up that is due.
+    async fn adopt_look_up(&mut self) {
+        let look_up = self.look_up().await;
+        self.pollers.adopt(look_up).await;
+    }
+
+    /// What the account's look-ups have said.
+    fn discovery(&self) -> Option<DiscoveryStatus> {
+        let name = &self.plan.accounts[0].options.name;
+        self.board.accounts().get(name)?.discovery.clone()
+    }
+
     /// The tenants that are polled.
     fn polled(&self) -> Vec<String> {
         let searches = self.board.searches();
@@ -184,6 +196,76 @@ async fn clients_of_other_partners_are_looked_up_at_once_and_those_that_stay_are
         exporter.pollers.adopt(look_up).await;
         assert_eq!(exporter.polled(), then);
     }
+    exporter.pollers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_last_look_up_said_is_kept_until_a_reload_asks_for_others() {
+    let simulator = partners().await;
+    let url = simulator.url();
+    let mut exporter = Reloading::new(plan(&url)).await;
+    let broken = || Fault::Status {
+        code: 500,
+        body: None,
+        headers: Vec::new(),
+    };
+    let fault = || FaultRule::always(broken()).at(Endpoint::Clients);
+    let down = simulator.inject(fault());
+    exporter
+        .reload(|account| {
+            *account = Account {
+                discovery: Some(Duration::from_millis(1)),
+                ..discovering(&url, &["msp_1"])
+            };
+        })
+        .await;
+    let asked = DiscoveryStatus::default();
+    assert_eq!(exporter.discovery(), Some(asked.clone()));
+    exporter.adopt_look_up().await;
+    let failed = exporter.discovery().unwrap();
+    let error = failed.last.clone().unwrap().unwrap_err();
+    assert!(error.contains("500"), "{error}");
+    assert_eq!((failed.clients, failed.is_known), (None, false));
+
+    simulator.remove_fault(down);
+    exporter.adopt_look_up().await;
+    let found = DiscoveryStatus {
+        clients: Some(2),
+        is_known: true,
+        last: Some(Ok(())),
+    };
+    assert_eq!(exporter.discovery(), Some(found.clone()));
+    let down = simulator.inject(fault());
+    exporter.adopt_look_up().await;
+    let failing = DiscoveryStatus {
+        last: failed.last,
+        ..found
+    };
+    assert_eq!(exporter.discovery(), Some(failing));
+
+    // Of the same partners with other options: who is to be searched is still known.
+    exporter
+        .reload(|account| account.options.max_response_size += 1)
+        .await;
+    let known = DiscoveryStatus {
+        is_known: true,
+        ..asked.clone()
+    };
+    assert_eq!(exporter.discovery(), Some(known.clone()));
+    // Of one partner more: that one's clients are not.
+    exporter
+        .reload(|account| account.tenants = discovering(&url, &["msp_1", "msp_2"]).tenants)
+        .await;
+    assert_eq!(exporter.discovery(), Some(asked));
+    simulator.remove_fault(down);
+    exporter.adopt_look_up().await;
+    // Of one partner less: those of the other are.
+    exporter
+        .reload(|account| account.tenants = discovering(&url, &["msp_2"]).tenants)
+        .await;
+    assert_eq!(exporter.discovery(), Some(known));
+    exporter.reload(|account| account.discovery = None).await;
+    assert_eq!(exporter.discovery(), None);
     exporter.pollers.stop().await;
 }
 

@@ -27,7 +27,7 @@ use opsramp_exporter::{
         self, Action, Allowance, DEMO_KEY, DEMO_SECRET, DEMO_TENANT, Endpoint, Fault, FaultRule,
         Oversized, RetryAfter, Simulator, State, TenantOptions, Ts,
     },
-    status::{Board, SearchStatus},
+    status::{Board, DiscoveryStatus, SearchStatus},
     store::{self, Store},
 };
 use tokio::time::Instant;

@@ -75,8 +75,14 @@ async fn it_is_ready_when_every_search_was_tried() {
         (503, "no search is known yet\n")
     );
     let clients = |clients| {
-        site.board
-            .update_account(&"acme".into(), |account| account.clients = clients);
+        let discovery = DiscoveryStatus {
+            clients,
+            is_known: true,
+            last: Some(Ok(())),
+        };
+        site.board.update_account(&"acme".into(), |account| {
+            account.discovery = Some(discovery)
+        });
     };
     clients(Some(0));
     let nobody = "account acme: the server shows no activated client of the partner, so that nothing is searched";
@@ -106,6 +112,52 @@ async fn it_is_ready_when_every_search_was_tried() {
     let answer = site.get("/-/ready").await;
     let reason = "acme/wholesale/open: no answer\n";
     assert_eq!((answer.status, answer.body.as_str()), (503, reason));
+}
+
+#[tokio::test]
+async fn it_is_not_ready_while_nobody_knows_who_is_to_be_searched_whatever_else_is() {
+    let site = Site::open(Setup::default());
+    site.board.set_search(up(key("client_1", "retail")));
+    let partner = |is_known, last| {
+        let discovery = DiscoveryStatus {
+            clients: None,
+            is_known,
+            last,
+        };
+        site.board
+            .update_account(&"msp".into(), |account| account.discovery = Some(discovery));
+    };
+    let failed = || Some(Err("status 500: a <fault>".to_owned()));
+    let not_known = "account msp: the clients of the partner are not known yet: ";
+    for (last, why) in [
+        (None, "the first look-up has not ended"),
+        (failed(), "status 500: a <fault>"),
+    ] {
+        partner(false, last);
+        let answer = site.get("/-/ready").await;
+        let reason = format!("{not_known}{why}\n");
+        assert_eq!((answer.status, answer.body), (503, reason));
+    }
+
+    // Those that are known are searched on.
+    partner(true, failed());
+    let answer = site.get("/-/ready").await;
+    assert_eq!((answer.status, answer.body.as_str()), (200, "ready\n"));
+    let failing = "account msp: the last look-up of the partner's clients failed: status 500: a ";
+    let status = site.get("/api/v1/status").await.json();
+    assert_eq!(
+        status["problems"],
+        serde_json::json!([format!("{failing}<fault>")])
+    );
+    let page = site.get("/").await.body;
+    assert!(
+        page.contains(&format!("<li>{}", failing.replace('\'', "&#39;"))),
+        "{page}"
+    );
+
+    partner(true, Some(Ok(())));
+    let status = site.get("/api/v1/status").await.json();
+    assert_eq!(status["problems"], serde_json::json!([]));
 }
 
 #[tokio::test]
