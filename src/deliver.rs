@@ -116,6 +116,8 @@ pub struct Delivery {
         mpsc::UnboundedSender<Failure>,
         mpsc::UnboundedReceiver<Failure>,
     ),
+    /// Where the journal ended when delivery began.
+    journal_end: i64,
     /// How long a worker waits for its predecessor in silence.
     patience: Duration,
 }
@@ -203,6 +205,8 @@ impl Delivery {
         board: Board,
         observer: Arc<dyn Observer>,
     ) -> Result<Self, Error> {
+        // Nothing is journalled before.
+        let journal_end = *store.journalled().borrow();
         let mut delivery = Self {
             store,
             board,
@@ -210,6 +214,7 @@ impl Delivery {
             workers: BTreeMap::new(),
             leaving: HashMap::new(),
             failures: mpsc::unbounded_channel(),
+            journal_end,
             patience: worker::PATIENCE,
         };
         delivery.reload(sinks).await?;
@@ -337,6 +342,7 @@ impl Delivery {
             reopen: Arc::clone(&reopen),
             failures: self.failures.0.clone(),
             limits: worker::Limits::of(&options.target, self.patience),
+            journal_end: self.journal_end,
         };
         // Two may not write to the same place, nor acknowledge for the same sink.
         let predecessor = self.leaving.remove(&name).map(|former| Predecessor {

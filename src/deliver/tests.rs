@@ -593,6 +593,31 @@ fn a_delivery_is_given_up_only_for_another_place_and_only_where_it_may_hang() {
 }
 
 #[tokio::test]
+async fn only_what_a_former_process_may_have_begun_is_parted_from_what_it_left_in_the_pipe() {
+    let mut journal = Journal::new().await;
+    for (from, to, begins) in [(0, 3, ""), (4, 6, "\n")] {
+        let missing = file_sink("out", journal.path("missing").join("file"));
+        if !begins.is_empty() {
+            let delivery = journal.start(vec![missing.clone()]).await;
+            journal.journal(to - from).await;
+            drop(delivery);
+        }
+        let (reader, writer) = io::pipe().unwrap();
+        let mut delivery = journal.start(vec![missing]).await;
+        employ_pipe(&mut delivery, "out", writer);
+        if begins.is_empty() {
+            journal.journal(to - from).await;
+        }
+        let reading = read_all(reader);
+        journal.until_backlog("out", 0).await;
+        journal.journal(1).await;
+        assert!(delivery.drain(Duration::from_secs(10)).await);
+        let lines = Journal::expected(from, to + 1).join("\n");
+        assert_eq!(reading.join().unwrap(), format!("{begins}{lines}\n"));
+    }
+}
+
+#[tokio::test]
 async fn a_file_changes_its_format_without_a_failed_try() {
     let mut journal = Journal::new().await;
     let mut delivery = journal.start(vec![journal.file("file")]).await;

@@ -63,6 +63,8 @@ pub(super) struct Worker {
     pub(super) reopen: Arc<Notify>,
     pub(super) failures: mpsc::UnboundedSender<Failure>,
     pub(super) limits: Limits,
+    /// Where the journal ended when the process began to deliver.
+    pub(super) journal_end: i64,
 }
 
 /// What a worker is told to do.
@@ -159,7 +161,7 @@ impl Worker {
             // It may have delivered what waited when this worker looked.
             acknowledged.notify_one();
         }
-        match sink.start(&self.name, left.mark.as_deref()) {
+        match sink.start(&self.name, left.mark.as_deref(), self.journal_end) {
             Ok(mut running) => {
                 self.work(&mut running, left, acknowledged).await;
                 tokio::select! {
@@ -568,6 +570,7 @@ mod tests {
                 max_delay: REMOTE_MAX_DELAY,
                 patience: PATIENCE,
             },
+            journal_end: 0,
         }
     }
 

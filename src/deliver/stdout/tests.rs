@@ -156,6 +156,42 @@ fn a_file_that_a_former_process_left_in_the_middle_of_a_line_gets_a_line_break()
 }
 
 #[test]
+fn a_pipe_gets_a_line_break_where_the_first_lines_may_be_a_repetition() {
+    let inherited = Past {
+        is_inherited: true,
+        ..Past::default()
+    };
+    for (journal_end, past, between) in [
+        (0, Past::default(), ""),
+        (1, Past::default(), "\n"),
+        (0, inherited, "\n"),
+    ] {
+        let (reader, mut writer) = io::pipe().unwrap();
+        writer.write_all(b"{\"ev").unwrap();
+        let mut sink = sink(writer).after(journal_end);
+        let reading = read_slowly(reader);
+        sink.hear(past);
+        assert_eq!(sink.deliver(&events(1, 2)).settled, 2);
+        // Once: from then on it is known how the last line ended.
+        sink.hear(inherited);
+        assert_eq!(sink.deliver(&events(3, 1)).settled, 1);
+        drop(sink);
+        let expected = format!("{{\"ev{between}{}", expected(1, 3));
+        assert_eq!(reading.join().unwrap(), expected);
+    }
+}
+
+#[test]
+fn a_file_that_ends_whole_gets_no_line_break_whatever_waits() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(b"whole\n").unwrap();
+    let output = File::options().append(true).open(file.path()).unwrap();
+    assert_eq!(sink(output).after(2).deliver(&events(1, 2)).settled, 2);
+    let content = std::fs::read_to_string(file.path()).unwrap();
+    assert_eq!(content, format!("whole\n{}", expected(1, 2)));
+}
+
+#[test]
 fn sinks_that_share_standard_output_do_not_mix_their_lines() {
     let (reader, writer) = io::pipe().unwrap();
     let one = sink(writer);
