@@ -139,7 +139,9 @@ impl Sink {
         journal_end: i64,
     ) -> Result<Running, SinkError> {
         match self {
-            Self::Stdout(sink) => Thread::start(name, sink.after(journal_end)).map(Running::Thread),
+            Self::Stdout(sink) => {
+                Thread::start(name, sink.after(mark, journal_end)).map(Running::Thread)
+            }
             Self::File(sink) => Thread::start(name, sink.after(mark)).map(Running::Thread),
             Self::Journald(sink) => Thread::start(name, sink).map(Running::Thread),
             Self::Otlp(sink) => Ok(Running::Otlp(sink)),

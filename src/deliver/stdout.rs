@@ -32,6 +32,9 @@ use super::{
     sink::{Progress, Writer},
 };
 
+/// What a mark of standard output begins with, unlike that of a file.
+const MARK: &[u8] = b"stdout ";
+
 /// Standard output as a sink.
 #[derive(Debug)]
 pub(super) struct Stdout {
@@ -43,6 +46,10 @@ pub(super) struct Stdout {
     journal_end: i64,
     /// Whether a former holder of a search may have had some of the events.
     is_inherited: bool,
+    /// What the store knows of where it writes to.
+    mark: Option<Vec<u8>>,
+    /// Whether the former process is known to have written elsewhere.
+    is_elsewhere: bool,
 }
 
 /// A file descriptor that lines are written to, and how its last line ended.
@@ -109,11 +116,14 @@ impl Stdout {
             writer: WRITERS.fetch_add(1, Ordering::Relaxed),
             journal_end: 0,
             is_inherited: false,
+            mark: None,
+            is_elsewhere: false,
         }
     }
 
-    /// Tells it up to where a former process may have had the events.
-    pub(super) fn after(mut self, journal_end: i64) -> Self {
+    /// Tells it where a former process wrote to, and up to where it may have had the events.
+    pub(super) fn after(mut self, mark: Option<&[u8]>, journal_end: i64) -> Self {
+        self.mark = mark.map(Into::into);
         self.journal_end = journal_end;
         self
     }
@@ -124,14 +134,26 @@ impl Writer for Stdout {
         let mut lines = Lines::render(self.format, events);
         // What a thread that panicked here had written is not known better than `end` says.
         let mut output = self.output.lock();
+        let here = output.mark();
+        if self.mark.as_ref() != Some(&here) {
+            let before = self.mark.replace(here.clone());
+            let is_known = |mark: &[u8]| mark.starts_with(MARK);
+            self.is_elsewhere = is_known(&here) && before.is_some_and(|before| is_known(&before));
+            // The store has to know it before a line can be left torn here.
+            return Progress {
+                mark: Some(here),
+                ..Progress::default()
+            };
+        }
         let waited = events
             .first()
             .is_some_and(|first| first.position <= self.journal_end);
-        let may_repeat = waited || self.is_inherited;
+        let may_repeat = !self.is_elsewhere && (waited || self.is_inherited);
         let (settled, result) = output.write(self.writer, events, &lines, may_repeat);
         Progress {
             settled,
             refused: lines.refused_among(settled),
+            mark: Some(here),
             error: result.err().map(Into::into),
             ..Progress::default()
         }
@@ -150,6 +172,15 @@ impl Output {
             fd,
             end: End::Unknown,
         }
+    }
+
+    /// What tells this pipe, or whatever it is, from the one that the next process is given.
+    fn mark(&self) -> Vec<u8> {
+        // One that cannot be looked at may be the same as any other.
+        rustix::fs::fstat(&self.fd).map_or_else(
+            |_| Vec::new(),
+            |stat| [MARK, format!("{}:{}", stat.st_dev, stat.st_ino).as_bytes()].concat(),
+        )
     }
 
     /// Writes lines; returns how many are out, and why not all are. `may_repeat`: a former process may
@@ -229,7 +260,8 @@ fn is_null_device(fd: &OwnedFd) -> bool {
 
 /// Whether a former process may have left standard output in the middle of a line. Of a pipe, which
 /// outlives it under supervisors, nobody can tell: there it may have where it had lines to write that it
-/// did not bring to an end, which are the first to be written now.
+/// did not bring to an end, which are the first to be written now. A pipe that is new, as in most places
+/// after every start, is known by its mark.
 fn may_end_torn(fd: &OwnedFd, may_repeat: bool) -> bool {
     let last_byte = || -> io::Result<Option<u8>> {
         let stat = rustix::fs::fstat(fd)?;

@@ -595,26 +595,25 @@ fn a_delivery_is_given_up_only_for_another_place_and_only_where_it_may_hang() {
 #[tokio::test]
 async fn only_what_a_former_process_may_have_begun_is_parted_from_what_it_left_in_the_pipe() {
     let mut journal = Journal::new().await;
-    for (from, to, begins) in [(0, 3, ""), (4, 6, "\n")] {
-        let missing = file_sink("out", journal.path("missing").join("file"));
-        if !begins.is_empty() {
-            let delivery = journal.start(vec![missing.clone()]).await;
-            journal.journal(to - from).await;
-            drop(delivery);
-        }
-        let (reader, writer) = io::pipe().unwrap();
-        let mut delivery = journal.start(vec![missing]).await;
-        employ_pipe(&mut delivery, "out", writer);
-        if begins.is_empty() {
-            journal.journal(to - from).await;
-        }
-        let reading = read_all(reader);
+    let missing = file_sink("out", journal.path("missing").join("file"));
+    let (reader, writer) = io::pipe().unwrap();
+    let (new_reader, new_writer) = io::pipe().unwrap();
+    let pipes = [writer.try_clone().unwrap(), writer, new_writer];
+    for (pipe, waiting) in pipes.into_iter().zip([0, 2, 2]) {
+        let delivery = journal.start(vec![missing.clone()]).await;
+        journal.journal(waiting).await;
+        drop(delivery);
+        let mut delivery = journal.start(vec![missing.clone()]).await;
+        employ_pipe(&mut delivery, "out", pipe);
         journal.until_backlog("out", 0).await;
-        journal.journal(1).await;
+        journal.journal(2).await;
         assert!(delivery.drain(Duration::from_secs(10)).await);
-        let lines = Journal::expected(from, to + 1).join("\n");
-        assert_eq!(reading.join().unwrap(), format!("{begins}{lines}\n"));
     }
+    let lines = |from, to| Journal::expected(from, to).join("\n") + "\n";
+    let text = read_all(reader).join().unwrap();
+    assert_eq!(text, format!("{}\n{}", lines(0, 2), lines(2, 6)));
+    // Nobody has written to it before.
+    assert_eq!(read_all(new_reader).join().unwrap(), lines(6, 10));
 }
 
 #[tokio::test]
