@@ -44,11 +44,12 @@ pub(super) struct Stdout {
     writer: u64,
     /// Events up to this position were journalled before the process began.
     journal_end: i64,
-    /// Whether a former holder of a search may have had some of the events.
-    is_inherited: bool,
+    /// Whether replicas share the searches: then what waits comes search by search, perhaps behind what
+    /// is new.
+    is_shared: bool,
     /// What the store knows of where it writes to.
     mark: Option<Vec<u8>>,
-    /// Whether the former process is known to have written elsewhere.
+    /// Whether the former process, if there was one, wrote elsewhere.
     is_elsewhere: bool,
 }
 
@@ -115,7 +116,7 @@ impl Stdout {
             format,
             writer: WRITERS.fetch_add(1, Ordering::Relaxed),
             journal_end: 0,
-            is_inherited: false,
+            is_shared: false,
             mark: None,
             is_elsewhere: false,
         }
@@ -136,10 +137,9 @@ impl Writer for Stdout {
         let mut output = self.output.lock();
         let here = output.mark();
         if self.mark.as_ref() != Some(&here) {
-            let before = self.mark.replace(here.clone());
-            let is_known = |mark: &[u8]| mark.starts_with(MARK);
-            self.is_elsewhere = is_known(&here) && before.is_some_and(|before| is_known(&before));
             // The store has to know it before a line can be left torn here.
+            self.mark = Some(here.clone());
+            self.is_elsewhere = true;
             return Progress {
                 mark: Some(here),
                 ..Progress::default()
@@ -148,7 +148,7 @@ impl Writer for Stdout {
         let waited = events
             .first()
             .is_some_and(|first| first.position <= self.journal_end);
-        let may_repeat = !self.is_elsewhere && (waited || self.is_inherited);
+        let may_repeat = !self.is_elsewhere && (waited || self.is_shared);
         let (settled, result) = output.write(self.writer, events, &lines, may_repeat);
         Progress {
             settled,
@@ -159,8 +159,8 @@ impl Writer for Stdout {
         }
     }
 
-    fn hear(&mut self, past: Past) {
-        self.is_inherited = past.is_inherited;
+    fn hear(&mut self, _past: Past) {
+        self.is_shared = true;
     }
 }
 
@@ -176,7 +176,6 @@ impl Output {
 
     /// What tells this pipe, or whatever it is, from the one that the next process is given.
     fn mark(&self) -> Vec<u8> {
-        // One that cannot be looked at may be the same as any other.
         rustix::fs::fstat(&self.fd).map_or_else(
             |_| Vec::new(),
             |stat| [MARK, format!("{}:{}", stat.st_dev, stat.st_ino).as_bytes()].concat(),
