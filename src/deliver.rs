@@ -28,7 +28,7 @@ pub use self::file::fuzzing::torn_file;
 pub use self::sink::SinkError;
 use self::{
     sink::Sink,
-    worker::{Order, Worker},
+    worker::{Failure, Order, Predecessor, Worker},
 };
 
 mod file;
@@ -111,11 +111,15 @@ pub struct Delivery {
     observer: Arc<dyn Observer>,
     workers: BTreeMap<Arc<str>, Employed>,
     /// Workers that were told to stop, and may still have a delivery under way.
-    leaving: HashMap<Arc<str>, JoinHandle<worker::Left>>,
+    leaving: HashMap<Arc<str>, Employed>,
     failures: (
-        mpsc::UnboundedSender<Failed>,
-        mpsc::UnboundedReceiver<Failed>,
+        mpsc::UnboundedSender<Failure>,
+        mpsc::UnboundedReceiver<Failure>,
     ),
+    /// Where the journal ended when delivery began.
+    journal_end: i64,
+    /// How long a worker waits for its predecessor in silence.
+    patience: Duration,
 }
 
 #[derive(Debug)]
@@ -171,6 +175,20 @@ impl Target {
             Self::Otlp(_) => "otlp",
         }
     }
+
+    /// Whether a delivery to it that does not end may be given up for one to `other`: two may not write
+    /// to the same place.
+    fn may_be_left_for(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Stdout { .. }, Self::Stdout { .. })
+            | (Self::Journald, Self::Journald)
+            // Its requests end by themselves, and what they come to is worth knowing.
+            | (Self::Otlp(_), _) => false,
+            // One file of two names is locked.
+            (Self::File { path, .. }, Self::File { path: other, .. }) => path != other,
+            _ => true,
+        }
+    }
 }
 
 // === impl Delivery ===
@@ -187,6 +205,8 @@ impl Delivery {
         board: Board,
         observer: Arc<dyn Observer>,
     ) -> Result<Self, Error> {
+        // Nothing is journalled before.
+        let journal_end = *store.journalled().borrow();
         let mut delivery = Self {
             store,
             board,
@@ -194,6 +214,8 @@ impl Delivery {
             workers: BTreeMap::new(),
             leaving: HashMap::new(),
             failures: mpsc::unbounded_channel(),
+            journal_end,
+            patience: worker::PATIENCE,
         };
         delivery.reload(sinks).await?;
         Ok(delivery)
@@ -208,8 +230,8 @@ impl Delivery {
     }
 
     /// Changes to these sinks. Those that are the same go on undisturbed; one that was changed goes
-    /// on where it was once its present delivery has ended; one that is gone is forgotten, with its
-    /// part of the journal.
+    /// on where it was once its present delivery has ended, or is given up for one to another place;
+    /// one that is gone is forgotten, with its part of the journal.
     ///
     /// # Errors
     /// As [`Delivery::start`]; then the sinks are those that were.
@@ -238,7 +260,7 @@ impl Delivery {
             .await
             .map_err(Error::Store)?;
 
-        self.leaving.retain(|_, task| !task.is_finished());
+        self.leaving.retain(|_, worker| !worker.task.is_finished());
         let gone: Vec<_> = self.workers.keys().cloned().collect();
         for name in gone.into_iter().filter(|name| !names.contains(name)) {
             self.dismiss(&name);
@@ -255,10 +277,14 @@ impl Delivery {
 
     /// The next sink that fails for good; pending while there is none.
     pub async fn failed(&mut self) -> Failed {
-        match self.failures.1.recv().await {
-            Some(failed) => failed,
-            // Never: the sender is next to it.
-            None => std::future::pending().await,
+        loop {
+            match self.failures.1.recv().await {
+                // A reload that was under way has removed or replaced it.
+                Some(Failure { orders, .. }) if orders.borrow().is_to_leave() => {}
+                Some(Failure { failed, .. }) => return failed,
+                // Never: the sender is next to it.
+                None => std::future::pending().await,
+            }
         }
     }
 
@@ -291,7 +317,7 @@ impl Delivery {
     fn dismiss(&mut self, name: &Arc<str>) {
         if let Some(worker) = self.workers.remove(name) {
             worker.orders.send_replace(Order::Stop);
-            self.leaving.insert(Arc::clone(name), worker.task);
+            self.leaving.insert(Arc::clone(name), worker);
         }
     }
 
@@ -315,10 +341,15 @@ impl Delivery {
             orders: orders_seen,
             reopen: Arc::clone(&reopen),
             failures: self.failures.0.clone(),
-            limits: worker::Limits::of(&options.target),
+            limits: worker::Limits::of(&options.target, self.patience),
+            journal_end: self.journal_end,
         };
         // Two may not write to the same place, nor acknowledge for the same sink.
-        let predecessor = self.leaving.remove(&name);
+        let predecessor = self.leaving.remove(&name).map(|former| Predecessor {
+            is_dispensable: former.options.target.may_be_left_for(&options.target),
+            task: former.task,
+            orders: former.orders,
+        });
         let task = tokio::spawn(worker.run(sink, mark, predecessor));
         self.workers.insert(
             name,

@@ -206,6 +206,14 @@ impl Board {
         self.touch();
     }
 
+    /// Changes what is known of a sink; one that was forgotten stays so.
+    pub fn change_sink(&self, name: &str, change: impl FnOnce(&mut SinkStatus)) {
+        if let Some(status) = self.0.sinks.write().get_mut(name) {
+            change(status);
+        }
+        self.touch();
+    }
+
     /// Forgets a sink.
     pub fn remove_sink(&self, name: &str) {
         self.0.sinks.write().remove(name);

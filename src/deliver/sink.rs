@@ -130,10 +130,18 @@ impl Sink {
         })
     }
 
-    /// Begins to work, where the sink left off with `mark`.
-    pub(super) fn start(self, name: &str, mark: Option<&[u8]>) -> Result<Running, SinkError> {
+    /// Begins to work, where the sink left off with `mark`. Events up to `journal_end` may have been
+    /// given to a former process.
+    pub(super) fn start(
+        self,
+        name: &str,
+        mark: Option<&[u8]>,
+        journal_end: i64,
+    ) -> Result<Running, SinkError> {
         match self {
-            Self::Stdout(sink) => Thread::start(name, sink).map(Running::Thread),
+            Self::Stdout(sink) => {
+                Thread::start(name, sink.after(mark, journal_end)).map(Running::Thread)
+            }
             Self::File(sink) => Thread::start(name, sink.after(mark)).map(Running::Thread),
             Self::Journald(sink) => Thread::start(name, sink).map(Running::Thread),
             Self::Otlp(sink) => Ok(Running::Otlp(sink)),

@@ -2,8 +2,9 @@
 //!
 //! Rust's own `stdout` keeps a buffer, in which a line could be lost or written twice; here an
 //! error says exactly which bytes are out. It is delivered at least once: a reader that goes away
-//! may not have seen what was written last. Several sinks may share standard output, one batch at
-//! a time.
+//! may not have seen what was written last. Where a former process may have left a pipe in the middle
+//! of a line, a line break comes first: else the line would be lost that is joined to it. Several sinks
+//! may share standard output, one batch at a time.
 
 use std::{
     fs::File,
@@ -23,13 +24,16 @@ use rustix::{
     io::Errno,
 };
 
-use crate::store::Pending;
+use crate::store::{Past, Pending};
 
 use super::{
     Format,
     format::Lines,
     sink::{Progress, Writer},
 };
+
+/// What a mark of standard output begins with, unlike that of a file.
+const MARK: &[u8] = b"stdout ";
 
 /// Standard output as a sink.
 #[derive(Debug)]
@@ -38,6 +42,15 @@ pub(super) struct Stdout {
     format: Format,
     /// Tells sinks that share an output apart.
     writer: u64,
+    /// Events up to this position were journalled before the process began.
+    journal_end: i64,
+    /// Whether replicas share the searches: then what waits comes search by search, perhaps behind what
+    /// is new.
+    is_shared: bool,
+    /// What the store knows of where it writes to.
+    mark: Option<Vec<u8>>,
+    /// Whether the former process, if there was one, wrote elsewhere.
+    is_elsewhere: bool,
 }
 
 /// A file descriptor that lines are written to, and how its last line ended.
@@ -102,7 +115,18 @@ impl Stdout {
             output,
             format,
             writer: WRITERS.fetch_add(1, Ordering::Relaxed),
+            journal_end: 0,
+            is_shared: false,
+            mark: None,
+            is_elsewhere: false,
         }
+    }
+
+    /// Tells it where a former process wrote to, and up to where it may have had the events.
+    pub(super) fn after(mut self, mark: Option<&[u8]>, journal_end: i64) -> Self {
+        self.mark = mark.map(Into::into);
+        self.journal_end = journal_end;
+        self
     }
 }
 
@@ -111,13 +135,32 @@ impl Writer for Stdout {
         let mut lines = Lines::render(self.format, events);
         // What a thread that panicked here had written is not known better than `end` says.
         let mut output = self.output.lock();
-        let (settled, result) = output.write(self.writer, events, &lines);
+        let here = output.mark();
+        if self.mark.as_ref() != Some(&here) {
+            // The store has to know it before a line can be left torn here.
+            self.mark = Some(here.clone());
+            self.is_elsewhere = true;
+            return Progress {
+                mark: Some(here),
+                ..Progress::default()
+            };
+        }
+        let waited = events
+            .first()
+            .is_some_and(|first| first.position <= self.journal_end);
+        let may_repeat = !self.is_elsewhere && (waited || self.is_shared);
+        let (settled, result) = output.write(self.writer, events, &lines, may_repeat);
         Progress {
             settled,
             refused: lines.refused_among(settled),
+            mark: Some(here),
             error: result.err().map(Into::into),
             ..Progress::default()
         }
+    }
+
+    fn hear(&mut self, _past: Past) {
+        self.is_shared = true;
     }
 }
 
@@ -131,18 +174,28 @@ impl Output {
         }
     }
 
-    /// Writes lines; returns how many are out, and why not all are.
+    /// What tells this pipe, or whatever it is, from the one that the next process is given.
+    fn mark(&self) -> Vec<u8> {
+        rustix::fs::fstat(&self.fd).map_or_else(
+            |_| Vec::new(),
+            |stat| [MARK, format!("{}:{}", stat.st_dev, stat.st_ino).as_bytes()].concat(),
+        )
+    }
+
+    /// Writes lines; returns how many are out, and why not all are. `may_repeat`: a former process may
+    /// have written some of them already.
     fn write(
         &mut self,
         writer: u64,
         events: &[Pending],
         lines: &Lines,
+        may_repeat: bool,
     ) -> (usize, Result<(), Error>) {
         let first = events.first().map(|event| event.position);
         let mut written = 0;
         let break_line = match self.end {
             End::Whole => false,
-            End::Unknown => ends_torn(&self.fd),
+            End::Unknown => may_end_torn(&self.fd, may_repeat),
             End::Torn {
                 writer: torn_by,
                 position,
@@ -204,21 +257,30 @@ fn is_null_device(fd: &OwnedFd) -> bool {
         && (major(stat.st_rdev), minor(stat.st_rdev)) == (1, 3)
 }
 
-/// Whether standard output is a file that a former process left in the middle of a line.
-fn ends_torn(fd: &OwnedFd) -> bool {
+/// Whether a former process may have left standard output in the middle of a line. Of a pipe, which
+/// outlives it under supervisors, nobody can tell: there it may have where it had lines to write that it
+/// did not bring to an end, which are the first to be written now. A pipe that is new, as in most places
+/// after every start, is known by its mark.
+fn may_end_torn(fd: &OwnedFd, may_repeat: bool) -> bool {
     let last_byte = || -> io::Result<Option<u8>> {
         let stat = rustix::fs::fstat(fd)?;
-        if !FileType::from_raw_mode(stat.st_mode).is_file() || stat.st_size == 0 {
-            return Ok(None);
+        if !FileType::from_raw_mode(stat.st_mode).is_file() {
+            return Err(io::ErrorKind::NotSeekable.into());
         }
+        let Some(last_at) = stat.st_size.unsigned_abs().checked_sub(1) else {
+            return Ok(None);
+        };
         // The descriptor itself is open for writing only.
         let file = File::open(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
         let mut last = [0];
-        file.read_exact_at(&mut last, stat.st_size.unsigned_abs() - 1)?;
+        file.read_exact_at(&mut last, last_at)?;
         Ok(Some(last[0]))
     };
-    // What cannot be read back is taken for whole: an empty line too many would be a lie.
-    matches!(last_byte(), Ok(Some(last)) if last != b'\n')
+    match last_byte() {
+        Ok(last) => last.is_some_and(|last| last != b'\n'),
+        // An empty line is skipped by readers, and yet not written for nothing.
+        Err(_) => may_repeat,
+    }
 }
 
 // === impl Error ===

@@ -17,6 +17,7 @@ use tokio::{
 use super::*;
 use crate::{
     identity::{EventKind, SearchKey, Tenant},
+    logging::captured,
     record::{self, AlertFields, Happening, Record},
     store::{Commit, Held, JournalEvent},
 };
@@ -405,7 +406,7 @@ async fn a_reload_keeps_what_is_the_same_and_forgets_what_is_gone() {
 #[tokio::test]
 async fn a_changed_sink_waits_until_its_predecessor_has_written_the_last_byte() {
     let mut journal = Journal::new().await;
-    let (mut reader, writer) = io::pipe().unwrap();
+    let (reader, writer) = io::pipe().unwrap();
     let second_writer = writer.try_clone().unwrap();
     let mut delivery = journal.start(vec![journal.file("out")]).await;
     employ_pipe(&mut delivery, "out", writer);
@@ -415,14 +416,204 @@ async fn a_changed_sink_waits_until_its_predecessor_has_written_the_last_byte() 
     // What waits is told all the while.
     journal.until_backlog("out", 2000).await;
     assert_eq!(journal.board.sinks()["out"].oldest_pending, Some(now()));
-    let reading = std::thread::spawn(move || {
-        let mut text = String::new();
-        reader.read_to_string(&mut text).unwrap();
-        text
-    });
+    let reading = read_all(reader);
     assert!(delivery.drain(Duration::from_secs(10)).await);
     let text = reading.join().unwrap();
     assert_eq!(text.lines().collect::<Vec<_>>(), Journal::expected(0, 2000));
+}
+
+/// A delivery whose sink `out` hangs: it writes to a pipe that nobody reads.
+async fn hung(journal: &mut Journal, events: u32) -> (Delivery, io::PipeReader) {
+    let (reader, writer) = io::pipe().unwrap();
+    let mut delivery = journal.start(vec![journal.file("out")]).await;
+    employ_pipe(&mut delivery, "out", writer);
+    journal.journal(events).await;
+    journal.until_backlog("out", u64::from(events)).await;
+    // What does not fit into the pipe is under way from then on.
+    let is_under_way = || rustix::io::ioctl_fionread(&reader).unwrap() > 0;
+    journal.until("it is under way", is_under_way).await;
+    (delivery, reader)
+}
+
+fn read_all(mut reader: io::PipeReader) -> std::thread::JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        text
+    })
+}
+
+/// What stood in a pipe whose reader died counts as delivered, the rest went into the file.
+fn has_the_rest(journal: &Journal) -> bool {
+    let lines = journal.lines("out");
+    let expected = Journal::expected(0, 1000);
+    lines.len() > 1 && expected.ends_with(&lines)
+}
+
+fn has_failed(delivery: &mut Delivery) -> bool {
+    futures_util::FutureExt::now_or_never(delivery.failed()).is_some()
+}
+
+#[tokio::test]
+async fn a_sink_that_was_removed_or_replaced_does_not_end_the_daemon_any_more() {
+    for name in ["other", "out"] {
+        let mut journal = Journal::new().await;
+        let (mut delivery, reader) = hung(&mut journal, 1000).await;
+        delivery.reload(vec![journal.file(name)]).await.unwrap();
+        drop(reader);
+        if name == "out" {
+            journal.until_backlog("out", 0).await;
+            assert!(has_the_rest(&journal));
+        } else {
+            let left = delivery.leaving.remove("out").unwrap().task;
+            left.await.unwrap();
+            assert!(!journal.board.sinks().contains_key("out"));
+        }
+        assert!(!has_failed(&mut delivery));
+        assert_eq!(journal.counts.errors.load(Ordering::Relaxed), 0);
+        assert!(delivery.drain(Duration::from_secs(10)).await);
+    }
+}
+
+#[tokio::test]
+async fn a_sink_that_fails_while_a_reload_replaces_it_does_not_end_the_daemon() {
+    let mut journal = Journal::new().await;
+    let (mut delivery, reader) = hung(&mut journal, 1000).await;
+    drop(reader);
+    let failed = || journal.board.sinks()["out"].error.is_some();
+    journal.until("it has failed", failed).await;
+    // The daemon has not looked yet.
+    delivery.reload(vec![journal.file("out")]).await.unwrap();
+    assert!(!has_failed(&mut delivery));
+    assert!(delivery.drain(Duration::from_secs(10)).await);
+    assert!(has_the_rest(&journal));
+}
+
+#[tokio::test]
+async fn what_a_worker_delivers_while_it_leaves_is_told_where_its_sink_is_left() {
+    let mut journal = Journal::new().await;
+    let (mut delivery, reader) = hung(&mut journal, 1000).await;
+    employ_pipe(&mut delivery, "out", io::pipe().unwrap().1);
+    journal.until_backlog("out", 1000).await;
+    let reading = read_all(reader);
+    journal
+        .until("all is told", || {
+            let status = &journal.board.sinks()["out"];
+            (status.backlog, status.delivered, status.oldest_pending) == (0, 1000, None)
+        })
+        .await;
+    assert_eq!(reading.join().unwrap().lines().count(), 1000);
+
+    let mut journal = Journal::new().await;
+    let (mut delivery, reader) = hung(&mut journal, 1000).await;
+    delivery.reload(vec![journal.file("other")]).await.unwrap();
+    let reading = read_all(reader);
+    let left = delivery.leaving.remove("out").unwrap().task;
+    left.await.unwrap();
+    assert_eq!(journal.counts.delivered.load(Ordering::Relaxed), 1000);
+    assert!(!journal.board.sinks().contains_key("out"));
+    assert_eq!(reading.join().unwrap().lines().count(), 1000);
+}
+
+#[tokio::test]
+async fn a_sink_that_waits_for_its_predecessor_says_so_all_the_while() {
+    let mut journal = Journal::new().await;
+    let (lines, _logging) = captured();
+    let (mut delivery, reader) = hung(&mut journal, 1000).await;
+    delivery.patience = Duration::from_millis(50);
+    employ_pipe(&mut delivery, "out", io::pipe().unwrap().1);
+    let error = || journal.board.sinks()["out"].error.clone();
+    journal.until("it says so", || error().is_some()).await;
+    let said = "waits for the delivery under way to the sink's former target; restart the exporter \
+                where that never ends";
+    assert_eq!(error().as_deref(), Some(said));
+    let logged = |text: &str| lines.lock().iter().any(|line| line.contains(text));
+    assert!(logged(said), "{lines:#?}");
+    let reading = read_all(reader);
+    journal.until("it is over", || error().is_none()).await;
+    assert!(logged("has ended"), "{lines:#?}");
+    journal.until_backlog("out", 0).await;
+    assert_eq!(reading.join().unwrap().lines().count(), 1000);
+}
+
+#[tokio::test]
+async fn a_sink_that_hangs_is_replaced_by_one_that_writes_elsewhere() {
+    // Also one that waits for it.
+    for waiting in [false, true] {
+        let mut journal = Journal::new().await;
+        let (mut delivery, reader) = hung(&mut journal, 1500).await;
+        delivery.patience = Duration::from_millis(50);
+        if waiting {
+            employ_pipe(&mut delivery, "out", io::pipe().unwrap().1);
+        }
+        delivery.reload(vec![journal.file("out")]).await.unwrap();
+        journal.until_backlog("out", 0).await;
+        assert_eq!(journal.lines("out"), Journal::expected(0, 1500));
+        // What the former one brings to its end after all counts no more.
+        let text = read_all(reader).join().unwrap();
+        assert_eq!(text.lines().collect::<Vec<_>>(), Journal::expected(0, 1000));
+        journal.journal(5).await;
+        let is_told = || journal.board.sinks()["out"].delivered == 1505;
+        journal.until("each is counted once", is_told).await;
+        assert_eq!(journal.counts.delivered.load(Ordering::Relaxed), 1505);
+        assert_eq!(journal.lines("out"), Journal::expected(0, 1505));
+        assert!(!has_failed(&mut delivery));
+        assert!(delivery.drain(Duration::from_secs(10)).await);
+    }
+}
+
+#[test]
+fn a_delivery_is_given_up_only_for_another_place_and_only_where_it_may_hang() {
+    let stdout = |format| Target::Stdout { format };
+    let file = |path: &str, format| Target::File {
+        path: path.into(),
+        format,
+    };
+    let otlp = Target::Otlp(OtlpOptions {
+        endpoint: "http://127.0.0.1/v1/logs".to_owned(),
+        headers: BTreeMap::new(),
+        gzip: true,
+        timeout: Duration::from_secs(5),
+    });
+    let (json, logfmt) = (Format::Json, Format::Logfmt);
+    let (a, b) = (file("/a", json), file("/b", json));
+    for (former, new, may) in [
+        (&stdout(json), &stdout(logfmt), false),
+        (&stdout(json), &a, true),
+        (&a, &file("/a", logfmt), false),
+        (&a, &b, true),
+        (&a, &otlp, true),
+        (&Target::Journald, &Target::Journald, false),
+        (&Target::Journald, &a, true),
+        (&otlp, &otlp, false),
+        (&otlp, &a, false),
+    ] {
+        assert_eq!(former.may_be_left_for(new), may, "{former:?} -> {new:?}");
+    }
+}
+
+#[tokio::test]
+async fn only_what_a_former_process_may_have_begun_is_parted_from_what_it_left_in_the_pipe() {
+    let mut journal = Journal::new().await;
+    let missing = file_sink("out", journal.path("missing").join("file"));
+    let (reader, writer) = io::pipe().unwrap();
+    let (new_reader, new_writer) = io::pipe().unwrap();
+    let pipes = [writer.try_clone().unwrap(), writer, new_writer];
+    for (pipe, waiting) in pipes.into_iter().zip([0, 2, 2]) {
+        let delivery = journal.start(vec![missing.clone()]).await;
+        journal.journal(waiting).await;
+        drop(delivery);
+        let mut delivery = journal.start(vec![missing.clone()]).await;
+        employ_pipe(&mut delivery, "out", pipe);
+        journal.until_backlog("out", 0).await;
+        journal.journal(2).await;
+        assert!(delivery.drain(Duration::from_secs(10)).await);
+    }
+    let lines = |from, to| Journal::expected(from, to).join("\n") + "\n";
+    let text = read_all(reader).join().unwrap();
+    assert_eq!(text, format!("{}\n{}", lines(0, 2), lines(2, 6)));
+    // Nobody has written to it before.
+    assert_eq!(read_all(new_reader).join().unwrap(), lines(6, 10));
 }
 
 #[tokio::test]

@@ -41,6 +41,14 @@ const LAST_MAX_DELAY: Duration = Duration::from_secs(1);
 /// How long after the store has forgotten a sink its worker is told so, at most.
 const DISMISSAL: Duration = Duration::from_millis(500);
 
+/// How long a worker waits for its predecessor before it says so or has it give up, and before it says so
+/// again.
+pub(super) const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is said all the while a predecessor does not leave.
+const WAITS: &str = "waits for the delivery under way to the sink's former target; restart the \
+                     exporter where that never ends";
+
 /// How often the backlog is looked up at most.
 const BACKLOG_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -53,8 +61,10 @@ pub(super) struct Worker {
     pub(super) observer: Arc<dyn Observer>,
     pub(super) orders: watch::Receiver<Order>,
     pub(super) reopen: Arc<Notify>,
-    pub(super) failures: mpsc::UnboundedSender<Failed>,
+    pub(super) failures: mpsc::UnboundedSender<Failure>,
     pub(super) limits: Limits,
+    /// Where the journal ended when the process began to deliver.
+    pub(super) journal_end: i64,
 }
 
 /// What a worker is told to do.
@@ -66,6 +76,24 @@ pub(super) enum Order {
     Drain,
     /// Stop after the delivery under way.
     Stop,
+    /// Stop at once: what the delivery under way comes to, nobody asks any more.
+    GiveUp,
+}
+
+/// A worker that was told to stop, and has to leave before another takes its place.
+#[derive(Debug)]
+pub(super) struct Predecessor {
+    pub(super) task: JoinHandle<Left>,
+    pub(super) orders: watch::Sender<Order>,
+    /// Whether its delivery may be given up where it does not end.
+    pub(super) is_dispensable: bool,
+}
+
+/// A sink that has failed for good, with the orders of its worker, which may have been dismissed since.
+#[derive(Debug)]
+pub(super) struct Failure {
+    pub(super) failed: Failed,
+    pub(super) orders: watch::Receiver<Order>,
 }
 
 /// How a worker left.
@@ -81,6 +109,8 @@ pub(super) struct Left {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     max_delay: Duration,
+    /// How long a predecessor is waited for in silence.
+    patience: Duration,
 }
 
 /// Failures since the last success.
@@ -102,7 +132,7 @@ impl Worker {
         self,
         sink: Sink,
         mark: Option<Vec<u8>>,
-        predecessor: Option<JoinHandle<Left>>,
+        predecessor: Option<Predecessor>,
     ) -> Left {
         // Nobody else would notice.
         let _panics = PanicReport(&self);
@@ -122,23 +152,77 @@ impl Worker {
     async fn take_over(
         &self,
         sink: Sink,
-        predecessor: Option<JoinHandle<Left>>,
+        predecessor: Option<Predecessor>,
         left: &mut Left,
         acknowledged: &Notify,
     ) {
-        if let Some(predecessor) = predecessor
-            && let Ok(Left {
-                mark: Some(mark), ..
-            }) = predecessor.await
-        {
-            left.mark = Some(mark);
+        if let Some(predecessor) = predecessor {
+            self.wait_for(predecessor, left).await;
+            // It may have delivered what waited when this worker looked.
+            acknowledged.notify_one();
         }
-        match sink.start(&self.name, left.mark.as_deref()) {
+        match sink.start(&self.name, left.mark.as_deref(), self.journal_end) {
             Ok(mut running) => {
                 self.work(&mut running, left, acknowledged).await;
-                running.close().await;
+                tokio::select! {
+                    () = running.close() => {}
+                    () = self.given_up() => {}
+                }
             }
             Err(error) => self.fail(error),
+        }
+    }
+
+    /// Waits until the predecessor has left, and takes over its mark. One that writes to another place
+    /// does not hold this one up for ever: it gives up what does not end.
+    async fn wait_for(&self, predecessor: Predecessor, left: &mut Left) {
+        let Predecessor {
+            mut task,
+            orders,
+            is_dispensable,
+        } = predecessor;
+        let (mut was_told, mut is_left_behind, mut complained) = (false, false, false);
+        loop {
+            tokio::select! {
+                ended = &mut task => {
+                    if let Ok(Left { mark: Some(mark), .. }) = ended {
+                        left.mark = Some(mark);
+                    }
+                    break;
+                }
+                // Whoever comes after this one waits for both.
+                () = self.given_up(), if !was_told => {
+                    orders.send_replace(Order::GiveUp);
+                    was_told = true;
+                }
+                () = tokio::time::sleep(self.limits.patience) => {
+                    if is_dispensable && !was_told {
+                        orders.send_replace(Order::GiveUp);
+                        (was_told, is_left_behind) = (true, true);
+                        tracing::warn!(
+                            sink = &*self.name,
+                            "the delivery under way to the sink's former target does not end; it is given \
+                             up, and its events are delivered to the new target: they may stand in both"
+                        );
+                    } else if !self.is_leaving() {
+                        complained = true;
+                        // Each time, as in `report`.
+                        tracing::warn!(sink = &*self.name, "{WAITS}");
+                        self.update(|status| status.error = Some(WAITS.to_owned()));
+                    }
+                }
+            }
+        }
+        if is_left_behind {
+            // Where the former target was settled says nothing of this one.
+            left.mark = None;
+        }
+        if complained {
+            tracing::info!(
+                sink = &*self.name,
+                "the delivery to the sink's former target has ended"
+            );
+            self.update(|status| status.error = None);
         }
     }
 
@@ -147,7 +231,7 @@ impl Worker {
         let mut trouble = Trouble::default();
         loop {
             let order = self.order();
-            if order == Order::Stop {
+            if order.is_to_leave() {
                 return;
             }
             journalled.mark_unchanged();
@@ -187,7 +271,11 @@ impl Worker {
                 warnings,
                 mark,
                 error,
-            } = sink.deliver(Arc::clone(&events), claim.clone()).await;
+            } = tokio::select! {
+                biased;
+                progress = sink.deliver(Arc::clone(&events), claim.clone()) => progress,
+                () = self.given_up() => return,
+            };
             if settled > 0 || mark.is_some() {
                 left.mark.clone_from(&mark);
                 // A sink may have something to remember before it delivers anything.
@@ -251,7 +339,9 @@ impl Worker {
         if rejected > 0 {
             self.observer.sink_rejected(&self.name, rejected);
         }
-        self.update(|status| status.delivered += delivered);
+        // Also of a worker that leaves, which `update` would not let.
+        self.board
+            .change_sink(&self.name, |status| status.delivered += delivered);
         for Refusal {
             events,
             event_id,
@@ -317,6 +407,15 @@ impl Worker {
 
     fn fail(&self, source: SinkError) {
         let text = chain(&source);
+        if self.is_leaving() {
+            // Whether it is of any use to somebody else, its successor finds out for itself.
+            tracing::info!(
+                sink = &*self.name,
+                error = text,
+                "has failed for good after it was removed or replaced"
+            );
+            return;
+        }
         tracing::error!(
             sink = &*self.name,
             error = text,
@@ -325,9 +424,12 @@ impl Worker {
         self.observer.sink_error(&self.name);
         self.update(|status| status.error = Some(text));
         // Without anybody to tell, delivery has ended anyway.
-        drop(self.failures.send(Failed {
-            sink: Arc::clone(&self.name),
-            source,
+        drop(self.failures.send(Failure {
+            failed: Failed {
+                sink: Arc::clone(&self.name),
+                source,
+            },
+            orders: self.orders.clone(),
         }));
     }
 
@@ -362,10 +464,25 @@ impl Worker {
         }
     }
 
+    /// Whether it was removed or replaced, or everything ends.
+    fn is_leaving(&self) -> bool {
+        self.order().is_to_leave()
+    }
+
+    /// Until nobody asks any more what the delivery under way comes to.
+    async fn given_up(&self) {
+        let mut orders = self.orders.clone();
+        let given_up = orders.wait_for(|order| *order == Order::GiveUp);
+        if given_up.await.is_err() {
+            // Without anybody to give orders, the delivery may end.
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// Tells how the sink is; one that leaves has nothing to say about its successor.
     fn update(&self, change: impl FnOnce(&mut crate::status::SinkStatus)) {
-        // A sink that is gone must not come back to the page.
-        if self.order() != Order::Stop {
-            self.board.update_sink(&self.name, change);
+        if !self.is_leaving() {
+            self.board.change_sink(&self.name, change);
         }
     }
 }
@@ -377,6 +494,15 @@ fn delay(failures: u32, max: Duration, random: f64) -> Duration {
         .saturating_mul(1_u32.checked_shl(failures).unwrap_or(u32::MAX))
         .min(max);
     full.mul_f64(1.0 - random / 2.0)
+}
+
+// === impl Order ===
+
+impl Order {
+    /// Whether nothing shall be begun any more.
+    pub(super) fn is_to_leave(self) -> bool {
+        matches!(self, Self::Stop | Self::GiveUp)
+    }
 }
 
 // === impl PanicReport ===
@@ -392,8 +518,9 @@ impl Drop for PanicReport<'_> {
 // === impl Limits ===
 
 impl Limits {
-    pub(super) fn of(target: &Target) -> Self {
+    pub(super) fn of(target: &Target, patience: Duration) -> Self {
         Self {
+            patience,
             max_delay: match target {
                 Target::Stdout { .. } | Target::File { .. } | Target::Journald => LOCAL_MAX_DELAY,
                 Target::Otlp(_) => REMOTE_MAX_DELAY,
@@ -405,7 +532,7 @@ impl Limits {
     fn under(self, order: Order) -> Duration {
         match order {
             Order::Drain => self.max_delay.min(LAST_MAX_DELAY),
-            Order::Work | Order::Stop => self.max_delay,
+            Order::Work | Order::Stop | Order::GiveUp => self.max_delay,
         }
     }
 }
@@ -441,7 +568,9 @@ mod tests {
             failures: mpsc::unbounded_channel().0,
             limits: Limits {
                 max_delay: REMOTE_MAX_DELAY,
+                patience: PATIENCE,
             },
+            journal_end: 0,
         }
     }
 
@@ -484,7 +613,10 @@ mod tests {
     #[test]
     fn while_everything_ends_no_delay_takes_the_time_that_is_left() {
         for max_delay in [LOCAL_MAX_DELAY, REMOTE_MAX_DELAY] {
-            let limits = Limits { max_delay };
+            let limits = Limits {
+                max_delay,
+                patience: PATIENCE,
+            };
             assert_eq!(limits.under(Order::Work), max_delay);
             assert_eq!(limits.under(Order::Drain), Duration::from_secs(1));
         }

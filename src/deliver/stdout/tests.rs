@@ -36,8 +36,13 @@ fn expected(from: i64, count: i64) -> String {
 }
 
 fn sink(fd: impl Into<OwnedFd>) -> Stdout {
-    let output = Arc::new(Mutex::new(Output::new(fd.into())));
-    Stdout::new(output, Format::Json)
+    marked(Arc::new(Mutex::new(Output::new(fd.into()))))
+}
+
+/// One that the store knows where it writes to.
+fn marked(output: Arc<Mutex<Output>>) -> Stdout {
+    let mark = output.lock().mark();
+    Stdout::new(output, Format::Json).after(Some(&mark), 0)
 }
 
 /// Reads slowly, and little at a time.
@@ -124,7 +129,7 @@ fn after_an_error_in_the_middle_of_a_line_the_same_sink_writes_the_rest_of_it() 
 fn a_line_that_another_sink_left_torn_is_ended_first() {
     let (reader, writer) = io::pipe().unwrap();
     let sink = sink(writer);
-    let mut other = Stdout::new(Arc::clone(&sink.output), Format::Json);
+    let mut other = marked(Arc::clone(&sink.output));
     {
         let mut output = sink.output.lock();
         write_all(&output.fd, b"{\"ev", &mut 0).unwrap();
@@ -156,10 +161,58 @@ fn a_file_that_a_former_process_left_in_the_middle_of_a_line_gets_a_line_break()
 }
 
 #[test]
+fn a_pipe_gets_a_line_break_where_the_first_lines_may_be_a_repetition() {
+    let here = None;
+    let elsewhere = Some(&b"stdout 1:2"[..]);
+    for (mark, journal_end, is_shared, between) in [
+        (here, 0, false, ""),
+        (here, 1, false, "\n"),
+        (here, 0, true, "\n"),
+        (Some(&b"that of a file"[..]), 1, false, ""),
+        (elsewhere, 1, false, ""),
+        (elsewhere, 0, true, ""),
+    ] {
+        let (reader, mut writer) = io::pipe().unwrap();
+        writer.write_all(b"{\"ev").unwrap();
+        let sink = sink(writer);
+        let known = sink.mark.clone();
+        let mut sink = sink.after(mark.or(known.as_deref()), journal_end);
+        let reading = read_slowly(reader);
+        if is_shared {
+            sink.hear(Past::default());
+        }
+        if mark.is_some() {
+            let progress = sink.deliver(&events(1, 2));
+            assert_eq!((progress.settled, progress.mark), (0, known));
+        }
+        assert_eq!(sink.deliver(&events(1, 2)).settled, 2);
+        // Once: from then on it is known how the last line ended.
+        sink.hear(Past::default());
+        assert_eq!(sink.deliver(&events(3, 1)).settled, 1);
+        drop(sink);
+        let expected = format!("{{\"ev{between}{}", expected(1, 3));
+        assert_eq!(reading.join().unwrap(), expected);
+    }
+}
+
+#[test]
+fn a_file_that_ends_whole_gets_no_line_break_whatever_waits() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all(b"whole\n").unwrap();
+    let output = File::options().append(true).open(file.path()).unwrap();
+    let sink = sink(output);
+    let mark = sink.mark.clone();
+    let mut sink = sink.after(mark.as_deref(), 2);
+    assert_eq!(sink.deliver(&events(1, 2)).settled, 2);
+    let content = std::fs::read_to_string(file.path()).unwrap();
+    assert_eq!(content, format!("whole\n{}", expected(1, 2)));
+}
+
+#[test]
 fn sinks_that_share_standard_output_do_not_mix_their_lines() {
     let (reader, writer) = io::pipe().unwrap();
     let one = sink(writer);
-    let two = Stdout::new(Arc::clone(&one.output), Format::Json);
+    let two = marked(Arc::clone(&one.output));
     let reading = read_slowly(reader);
     let writing: Vec<_> = [(one, 1), (two, 1 + MANY)]
         .into_iter()
