@@ -368,7 +368,10 @@ impl Client {
                     endpoint.as_str(),
                     shown()
                 );
-                Err(Refused::Other(Error::Auth { what }))
+                Err(Refused::Other(Error::Auth {
+                    what,
+                    forbidden: true,
+                }))
             }
             429 => Err(Refused::Other(Error::Throttled {
                 retry_after: hints.retry_after,
@@ -488,7 +491,10 @@ impl Refused {
             } => {
                 let also = if replaced { ", also a new one" } else { "" };
                 let what = format!("the API refuses the token{also} ({status}): {excerpt}");
-                Error::Auth { what }
+                Error::Auth {
+                    what,
+                    forbidden: false,
+                }
             }
             Self::HungUp { error, .. } | Self::Other(error) => error,
         }
