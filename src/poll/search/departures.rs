@@ -9,7 +9,7 @@ use super::{Failure, PAGES_AT_ONCE, Reply, Request, Running};
 use crate::{
     clock,
     identity::EventKind,
-    opsramp::{Answer, Client},
+    opsramp::{Answer, Client, Error},
     poll::{bodies::Bodies, reading},
     record::{AlertFields, Happening},
     store::{Commit, StoredAlert},
@@ -156,9 +156,11 @@ impl Running {
     }
 }
 
-/// Asks for an alert's own page until there is an answer, or a failure that will not pass.
+/// Asks for an alert's own page until there is an answer, or a failure that will not pass: what refuses the
+/// request or its token may have been a passing fault all the same, so that it is asked a second time.
 async fn reason(client: &Client, tenant: &str, id: &str) -> Reason {
     let mut pause = REASONS_PAUSE;
+    let mut refused = false;
     loop {
         let error = match client.alert(tenant, id).await {
             Ok(Some(answer)) => return Reason::Found(answer),
@@ -166,7 +168,13 @@ async fn reason(client: &Client, tenant: &str, id: &str) -> Reason {
             Err(error) => error,
         };
         tracing::debug!(tenant, alert = id, error = %error.chain(), "cannot ask why an alert left");
-        if !error.may_pass() {
+        let is_final = match &error {
+            Error::TooLarge { .. } => true,
+            // Who may not ask once may not ask twice.
+            Error::Auth { forbidden, .. } if *forbidden => true,
+            error => !error.may_pass() && std::mem::replace(&mut refused, true),
+        };
+        if is_final {
             return Reason::Unknown;
         }
         tokio::time::sleep(pause).await;
