@@ -9,7 +9,7 @@ mod learning;
 mod patience;
 mod taking_up;
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -110,6 +110,8 @@ struct Running {
     primed: bool,
     first_seen: Timestamp,
     has_departed: bool,
+    /// What own pages said of alerts that were found gone by it: that need not be asked again.
+    judged: HashMap<Box<str>, Reason>,
     /// Departures waited in vain for their reasons: the others that left with them do not wait as long
     /// again.
     waited_in_vain: bool,
@@ -191,6 +193,7 @@ impl Running {
             primed: loaded.primed,
             first_seen: loaded.first_seen,
             has_departed: loaded.has_departed,
+            judged: HashMap::new(),
             waited_in_vain: false,
             engine,
             under_way: None,
@@ -454,7 +457,12 @@ impl Running {
     // --- the background
 
     fn background(&mut self) -> Option<Request> {
-        match self.engine.task()? {
+        let task = self.engine.task()?;
+        if !matches!(task, Task::Reasons(_)) {
+            // Whoever it was about has come back meanwhile.
+            self.judged.clear();
+        }
+        match task {
             Task::Page(page) => Some(self.page(Purpose::FullRead, page)),
             Task::Confirm(question) => {
                 if !can_be_asked_by_id(&self.search.options.query) {
@@ -463,15 +471,11 @@ impl Running {
                 }
                 Some(self.page(Purpose::Confirm(question), 1))
             }
-            Task::Verify(ids) => Some(self.own_pages(ids, Reply::Verdicts)),
-            Task::Reasons(ids) if self.search.logs(EventKind::Left) && !self.waited_in_vain => {
-                Some(self.own_pages(ids, Reply::Reasons))
+            Task::Verify(ids) => {
+                let pages = self.own_pages(ids);
+                Some(Box::pin(async move { Reply::Verdicts(pages.await) }))
             }
-            // Nobody would read them, or they would come too late.
-            Task::Reasons(ids) => {
-                let unasked = ids.into_iter().map(|id| (id, Reason::Unknown)).collect();
-                Some(Box::pin(std::future::ready(Reply::Reasons(unasked))))
-            }
+            Task::Reasons(ids) => Some(self.reasons(ids)),
         }
     }
 

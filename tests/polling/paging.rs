@@ -66,6 +66,11 @@ async fn a_departure_is_noticed_where_the_search_cannot_be_asked_by_id() {
         exporter.count("left").await == 1
     })
     .await;
+    // The page that tells that it has left tells why.
+    let events = exporter.events().await;
+    assert_eq!(events[1_000]["reason"], "ticketed");
+    let requests = simulator.requests();
+    assert_eq!(requests.by_endpoint[&Endpoint::Alert], 1);
     exporter.wait_until_complete().await;
 }
 
