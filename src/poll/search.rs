@@ -314,8 +314,11 @@ impl Running {
         if learned.is_ok()
             && let Some(poll) = &mut self.poll
             && !std::mem::replace(&mut poll.heard, true)
+            && self.patience.heard(poll.began)
         {
-            self.patience.heard(poll.began);
+            // What held up the background may be over as well.
+            self.background_failures = 0;
+            self.background_at = Instant::now();
         }
         match learned {
             Ok((Next::Page(page), events)) => {
@@ -350,7 +353,7 @@ impl Running {
         self.failing_since.get_or_insert_with(Instant::now);
         let now = Instant::now();
         let heard = self.poll.as_ref().is_some_and(|poll| poll.heard);
-        if !heard {
+        if !heard && matches!(failure, Failure::Api(_)) {
             self.patience.unheard();
         }
         let error = PollError {

@@ -34,9 +34,9 @@ struct Failing {
 // === impl Patience ===
 
 impl Patience {
-    /// The first page of a poll that began then has come.
-    pub(super) fn heard(&mut self, began: Instant) {
-        self.heard_at = Some(began);
+    /// The first page of a poll that began then has come. Whether that of the one before had not.
+    pub(super) fn heard(&mut self, began: Instant) -> bool {
+        self.heard_at.replace(began).is_none()
     }
 
     /// The first page of a poll has not come. What failed until now may have failed for the same reason.
@@ -215,6 +215,7 @@ mod tests {
             for _ in 0..20 {
                 assert!(!patience.ends_read(&error, false, now));
             }
+            assert!(!patience.heard(now - INTERVAL));
             patience.unheard();
             for _ in 0..20 {
                 assert!(!patience.ends_read(&error, false, now));
@@ -222,7 +223,7 @@ mod tests {
                 assert!(!patience.ends_question(&error));
             }
             // Polls work again: what failed before does not count.
-            patience.heard(now + INTERVAL);
+            assert!(patience.heard(now + INTERVAL));
             assert!(!patience.ends_read(&error, false, now + INTERVAL));
             assert!(!patience.ends_read(&error, false, now + 2 * INTERVAL));
         }
