@@ -269,7 +269,7 @@ impl Client {
     /// Goes on with the allowances of the client in whose place this one asks, where both ask the same
     /// server: its count does not begin anew because ours does. Only the ceiling is this one's.
     pub fn go_on_with_allowances_of(&self, old: &Self) {
-        if old.0.http.options.url != self.0.http.options.url {
+        if !is_same_url(&old.0.http.options.url, &self.0.http.options.url) {
             return;
         }
         let known = old.0.tenants.lock().clone();
@@ -422,7 +422,10 @@ impl Client {
                     endpoint.as_str(),
                     shown()
                 );
-                Err(Refused::Other(Error::Auth { what }))
+                Err(Refused::Other(Error::Auth {
+                    what,
+                    forbidden: true,
+                }))
             }
             429 => Err(Refused::Other(Error::Throttled {
                 retry_after: hints.retry_after,
@@ -488,6 +491,12 @@ fn ceiling((client, partner): (u32, u32), tenant: &str) -> u32 {
     }
 }
 
+/// Whether two URLs are one, however they are spelt.
+fn is_same_url(one: &str, other: &str) -> bool {
+    let parsed = |url| reqwest::Url::parse(url).ok();
+    one == other || parsed(one).is_some_and(|url| parsed(other) == Some(url))
+}
+
 fn tenant_url(base: &str, tenant: &str) -> String {
     let tenant = utf8_percent_encode(tenant, ENCODED);
     format!("{base}/api/v2/tenants/{tenant}")
@@ -536,7 +545,10 @@ impl Refused {
             } => {
                 let also = if replaced { ", also a new one" } else { "" };
                 let what = format!("the API refuses the token{also} ({status}): {excerpt}");
-                Error::Auth { what }
+                Error::Auth {
+                    what,
+                    forbidden: false,
+                }
             }
             Self::HungUp { error, .. } | Self::Other(error) => error,
         }
@@ -797,6 +809,7 @@ mod tests {
             ("https://a.example", Some(20), 18),
             ("https://a.example", Some(5), 3),
             ("https://a.example", None, 48),
+            ("HTTPS://A.example:443/", Some(20), 18),
             ("https://b.example", Some(20), 20),
         ] {
             let new = client(url, ceiling).await.unwrap();

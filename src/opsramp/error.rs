@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use super::Endpoint;
 use crate::error_chain::chain;
 
 /// Why a request failed. Cheap to clone, so that everyone who waited for one token request is
@@ -13,6 +14,8 @@ pub enum Error {
     Auth {
         /// What was refused and how, as a sentence.
         what: String,
+        /// Whether the token is accepted, and what was asked with it is forbidden (403).
+        forbidden: bool,
     },
     /// The rate limit is exceeded.
     #[error("the rate limit is exceeded (429)")]
@@ -130,6 +133,19 @@ impl Error {
             | Self::Connect { .. }
             | Self::Decode { .. } => true,
             Self::Echo(error) => error.may_pass(),
+        }
+    }
+
+    /// Whether it may be for what was asked that the request failed, so that others need not fail.
+    #[must_use]
+    pub fn may_be_about_the_request(&self) -> bool {
+        match self {
+            Self::Auth { forbidden, .. } => *forbidden,
+            Self::Throttled { .. } | Self::Echo(_) => false,
+            Self::Timeout { .. } | Self::Connect { .. } => true,
+            Self::Http { endpoint, .. }
+            | Self::Decode { endpoint, .. }
+            | Self::TooLarge { endpoint, .. } => *endpoint != Endpoint::Token.as_str(),
         }
     }
 

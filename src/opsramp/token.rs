@@ -453,7 +453,10 @@ mod tests {
             if self.conduct().is_without_credentials {
                 tokio::time::sleep(Duration::from_secs(5)).await;
                 let what = "no answer".to_owned();
-                return Err(Error::Auth { what });
+                return Err(Error::Auth {
+                    what,
+                    forbidden: false,
+                });
             }
             Ok(Credentials {
                 id: Secret::new("key".to_owned()),

@@ -62,7 +62,10 @@ impl Issuer for TokenEndpoint {
                 "the files of client_id and client_secret could not be read within {} s",
                 reading::LIMIT.as_secs()
             );
-            Err(Error::Auth { what })
+            Err(Error::Auth {
+                what,
+                forbidden: false,
+            })
         })
     }
 
@@ -104,6 +107,7 @@ fn read_credentials(options: &Options) -> Result<Credentials, Error> {
     let read = |source: &SecretSource| {
         source.read().map_err(|error| Error::Auth {
             what: chain(&error),
+            forbidden: false,
         })
     };
     Ok(Credentials {
@@ -151,6 +155,7 @@ impl TokenEndpoint {
                     "the token endpoint rejects the credentials ({code}): {}",
                     shown()
                 ),
+                forbidden: false,
             }),
             429 => {
                 let retry_after = Hints::read(code, &headers, clock::now()).retry_after;

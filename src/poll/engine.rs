@@ -441,8 +441,8 @@ impl Engine {
         }
     }
 
-    /// The server refuses the page of a full read that comes next, whenever it is asked for it: it shows no
-    /// more of a result than so much. Polls do not ask for it until a full read gets there.
+    /// The server does not show the page of a full read that comes next, whenever it is asked for it: it shows
+    /// no more of a result than so much, or fails there. Polls do not ask for it until a full read gets there.
     pub fn page_refused(&mut self, now: Instant) {
         let Reading::Pages { read, begun } = &self.reading else {
             return;
@@ -452,6 +452,19 @@ impl Engine {
         self.reading = Reading::Idle;
         self.rest_until = Some(now + self.rest(true, took));
         self.finish_reading(false, unreadable, None, now);
+    }
+
+    /// The page at which the last full read ended, as the server does not show it.
+    #[must_use]
+    pub fn refused(&self) -> Option<u64> {
+        self.refused
+    }
+
+    /// Failures have held up the full read since then: that is no work, which a rest would have to follow.
+    pub fn held_up(&mut self, since: Instant, now: Instant) {
+        if let Reading::Pages { begun, .. } = &mut self.reading {
+            *begun += now.saturating_duration_since(since.max(*begun));
+        }
     }
 
     fn adopt_poll(

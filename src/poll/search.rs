@@ -6,9 +6,10 @@
 
 mod departures;
 mod learning;
+mod patience;
 mod taking_up;
 
-use std::{pin::Pin, sync::Arc, time::Duration};
+use std::{collections::HashMap, pin::Pin, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use tokio::time::Instant;
@@ -18,6 +19,7 @@ pub(super) use self::taking_up::{give_back, unknown};
 use self::{
     departures::Reason,
     learning::{PendingCommit, committing},
+    patience::Patience,
 };
 use super::{
     AtFirstStart, SearchOptions,
@@ -108,6 +110,8 @@ struct Running {
     primed: bool,
     first_seen: Timestamp,
     has_departed: bool,
+    /// What own pages said of alerts that were found gone by it: that need not be asked again.
+    judged: HashMap<Box<str>, Reason>,
     /// Departures waited in vain for their reasons: the others that left with them do not wait as long
     /// again.
     waited_in_vain: bool,
@@ -116,15 +120,17 @@ struct Running {
     asking: Asking,
     /// Where less is asked for than is wanted: when a poll tries that again.
     ask_fully_at: Option<Instant>,
-    confirm_failures: u32,
+    patience: Patience,
     grid: Grid,
     next_poll: Instant,
     poll: Option<Poll>,
     background_at: Instant,
     background_failures: u32,
+    /// When the background failed last, unless it has been answered since.
+    background_failed_at: Option<Instant>,
     failures: u32,
     /// Those among them that stretch the interval. Failures of the token do not: it has a back-off
-    /// of its own.
+    /// of its own. Nor do those of a further page: what is new may be on the first.
     stretching: u32,
     failing_since: Option<Instant>,
 }
@@ -137,6 +143,8 @@ struct Poll {
     events: u64,
     /// Whether a refused request was repeated as it was.
     repeated: bool,
+    /// Whether what its first page tells was learned.
+    heard: bool,
 }
 
 /// How to ask, as far as the server has taught us.
@@ -145,13 +153,6 @@ struct Asking {
     page_size: u32,
     sorted: bool,
 }
-
-/// How often in a row a full read fails, before a page that the server refuses ends it, …
-const REFUSED_PATIENCE: u32 = 2;
-/// … and before one at which the server fails does: some half an hour.
-const FAILED_PATIENCE: u32 = 12;
-/// How often in a row a question by id fails, though polls do not, before the reading does without its answer.
-const CONFIRM_PATIENCE: u32 = 3;
 
 /// The reason of failures that are not the API's.
 const STORE: &str = "store";
@@ -189,17 +190,19 @@ impl Running {
             primed: loaded.primed,
             first_seen: loaded.first_seen,
             has_departed: loaded.has_departed,
+            judged: HashMap::new(),
             waited_in_vain: false,
             engine,
             under_way: None,
             asking: search.wanted(),
             ask_fully_at: None,
-            confirm_failures: 0,
+            patience: Patience::default(),
             grid,
             next_poll: search.first_poll.max(now),
             poll: None,
             background_at: now,
             background_failures: 0,
+            background_failed_at: None,
             failures: 0,
             stretching: 0,
             failing_since: None,
@@ -265,6 +268,7 @@ impl Running {
             requests: 0,
             events: 0,
             repeated: false,
+            heard: false,
         });
         let asking = match self.ask_fully_at {
             Some(at) if now >= at => self.search.wanted(),
@@ -304,6 +308,15 @@ impl Running {
             Err(error) if request.page > 1 && is_refusal(&error) => Ok((Next::Done, 0)),
             Err(error) => Err(error.into()),
         };
+        if learned.is_ok()
+            && let Some(poll) = &mut self.poll
+            && !std::mem::replace(&mut poll.heard, true)
+            && self.patience.heard(poll.began)
+        {
+            // What held up the background may be over as well.
+            self.background_failures = 0;
+            self.background_at = Instant::now();
+        }
         match learned {
             Ok((Next::Page(page), events)) => {
                 if let Some(poll) = &mut self.poll {
@@ -324,6 +337,9 @@ impl Running {
         }
         self.failures = 0;
         self.stretching = 0;
+        if self.engine.task().is_none() {
+            self.patience.page_came();
+        }
         self.next_poll = self.grid.next(Instant::now());
         self.search.status.up = Some(true);
         self.end_poll(Ok(events));
@@ -333,6 +349,10 @@ impl Running {
         self.failures += 1;
         self.failing_since.get_or_insert_with(Instant::now);
         let now = Instant::now();
+        let heard = self.poll.as_ref().is_some_and(|poll| poll.heard);
+        if !heard && matches!(failure, Failure::Api(_)) {
+            self.patience.unheard();
+        }
         let error = PollError {
             at: clock::now(),
             reason: failure.reason(),
@@ -352,6 +372,11 @@ impl Running {
         self.next_poll = match failure {
             // A secret that was rotated on disk shall be picked up at the next poll.
             Failure::Api(error) if error.reason() == "auth" || error.is_echo() => {
+                self.grid.retry(now, 1, fastrand::f64(), None)
+            }
+            // The next one's first page may bring news as soon as ever.
+            Failure::Api(error) if heard && error.may_be_about_the_request() => {
+                self.stretching = 0;
                 self.grid.retry(now, 1, fastrand::f64(), None)
             }
             _ => {
@@ -432,7 +457,12 @@ impl Running {
     // --- the background
 
     fn background(&mut self) -> Option<Request> {
-        match self.engine.task()? {
+        let task = self.engine.task()?;
+        if !matches!(task, Task::Reasons(_)) {
+            // Whoever it was about has come back meanwhile.
+            self.judged.clear();
+        }
+        match task {
             Task::Page(page) => Some(self.page(Purpose::FullRead, page)),
             Task::Confirm(question) => {
                 if !can_be_asked_by_id(&self.search.options.query) {
@@ -441,19 +471,18 @@ impl Running {
                 }
                 Some(self.page(Purpose::Confirm(question), 1))
             }
-            Task::Verify(ids) => Some(self.own_pages(ids, Reply::Verdicts)),
-            Task::Reasons(ids) if self.search.logs(EventKind::Left) && !self.waited_in_vain => {
-                Some(self.own_pages(ids, Reply::Reasons))
+            Task::Verify(ids) => {
+                let pages = self.own_pages(ids);
+                Some(Box::pin(async move { Reply::Verdicts(pages.await) }))
             }
-            // Nobody would read them, or they would come too late.
-            Task::Reasons(ids) => {
-                let unasked = ids.into_iter().map(|id| (id, Reason::Unknown)).collect();
-                Some(Box::pin(std::future::ready(Reply::Reasons(unasked))))
-            }
+            Task::Reasons(ids) => Some(self.reasons(ids)),
         }
     }
 
     async fn background_answered(&mut self, reply: Reply) {
+        if let Some(since) = self.background_failed_at.take() {
+            self.engine.held_up(since, Instant::now());
+        }
         let goes_on = matches!(
             reply,
             Reply::Page {
@@ -472,24 +501,34 @@ impl Running {
                 request,
                 answer,
             } => {
+                let learned = match answer {
+                    Ok(answer) => self.learn(&purpose, &request, &answer).await.map(|_| ()),
+                    Err(error) => Err(error.into()),
+                };
                 let confirms = matches!(purpose, Purpose::Confirm(_));
-                match answer {
-                    Err(error) if !confirms && request.page > 1 && self.cannot_go_on(&error) => {
+                match learned {
+                    Err(Failure::Api(error))
+                        if !confirms && self.cannot_go_on(&error, request.page) =>
+                    {
                         tracing::warn!(
                             search = %self.search.key,
                             page = request.page,
-                            error = %error,
-                            "the server refuses a further page of the result; what lies behind it is not seen"
+                            error = %error.chain(),
+                            "the server does not show a further page of the result; what lies behind it is not seen"
                         );
+                        self.patience.page_came();
                         self.engine.page_refused(Instant::now());
                         self.prime().await
                     }
-                    Err(error) if confirms && self.cannot_confirm(&error) => {
+                    Err(Failure::Api(error)) if confirms && self.patience.ends_question(&error) => {
                         self.engine.confirmation_failed(Instant::now());
                         Ok(())
                     }
-                    Ok(answer) => self.learn(&purpose, &request, &answer).await.map(|_| ()),
-                    Err(error) => Err(error.into()),
+                    Ok(()) if !confirms => {
+                        self.patience.page_came();
+                        Ok(())
+                    }
+                    learned => learned,
                 }
             }
             Reply::Reasons(reasons) => {
@@ -504,7 +543,7 @@ impl Running {
         };
         match worked {
             Ok(()) => {
-                self.confirm_failures = 0;
+                self.patience.worked();
                 self.background_failures = 0;
                 self.background_at = Instant::now();
                 if self.engine.reads() != reads_before || self.engine.task().is_none() {
@@ -522,7 +561,9 @@ impl Running {
         let doublings = self.background_failures.min(10);
         self.background_failures += 1;
         let pause = (BACKGROUND_PAUSE * (1 << doublings)).min(schedule::MAX_BACK_OFF);
-        self.background_at = Instant::now() + pause.mul_f64(0.8 + 0.2 * fastrand::f64());
+        let now = Instant::now();
+        self.background_at = now + pause.mul_f64(0.8 + 0.2 * fastrand::f64());
+        self.background_failed_at.get_or_insert(now);
         let error = PollError {
             at: clock::now(),
             reason: failure.reason(),
@@ -611,34 +652,10 @@ impl Running {
         Some(modest)
     }
 
-    /// Whether a full read's page failed so often that it will go on failing.
-    fn cannot_go_on(&self, error: &opsramp::Error) -> bool {
-        let patience = match error.status() {
-            // Too many results, most likely: servers that search do not show all of them.
-            Some(_) if is_refusal(error) => REFUSED_PATIENCE,
-            Some(_) => FAILED_PATIENCE,
-            None => return false,
-        };
-        self.background_failures >= patience
-    }
-
-    /// Whether a question by id failed because the server will not be asked so, as far as this reading goes.
-    fn cannot_confirm(&mut self, error: &opsramp::Error) -> bool {
-        if self.failures > 0 {
-            // Then it is not about the question.
-            return false;
-        }
-        match error {
-            opsramp::Error::Http {
-                status: 400 | 404 | 405 | 413 | 414 | 422 | 501,
-                ..
-            } => true,
-            opsramp::Error::Http { .. } | opsramp::Error::Decode { .. } => {
-                self.confirm_failures += 1;
-                self.confirm_failures >= CONFIRM_PATIENCE
-            }
-            _ => false,
-        }
+    /// Whether a full read's page failed so often that it will go on failing. Of the first, polls tell.
+    fn cannot_go_on(&mut self, error: &opsramp::Error, page: u64) -> bool {
+        let ended_before = self.engine.refused() == Some(page);
+        page > 1 && self.patience.ends_read(error, ended_before, Instant::now())
     }
 }
 

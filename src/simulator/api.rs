@@ -71,6 +71,7 @@ struct Call {
     meter: Meter,
     tenant: Option<String>,
     page: Option<usize>,
+    by_id: bool,
     token: Option<String>,
     accepts_gzip: bool,
     reset: ResetSwitch,
@@ -150,6 +151,7 @@ async fn search(
 ) -> Response {
     let mut call = Call::new(Endpoint::Search, Some(&tenant), &headers, &extensions);
     call.page = last_of(&pairs, "pageNo").map_or(Some(1), |text| text.parse().ok());
+    call.by_id = last_of(&pairs, "queryString").is_some_and(|text| text.contains("uniqueId:"));
     exchange(&shared, call, |world, now| {
         let params = SearchParams::parse(&pairs, world.options())?;
         world.search(&tenant, &params, now).map(Answer::Page)
@@ -265,10 +267,11 @@ async fn exchange(
     if let Some(hook) = shared.hook.lock().as_mut() {
         hook(&mut shared.world.lock(), &info);
     }
-    let effect = shared
-        .faults
-        .lock()
-        .strike(call.endpoint, call.tenant.as_deref(), call.page);
+    let effect =
+        shared
+            .faults
+            .lock()
+            .strike(call.endpoint, call.tenant.as_deref(), call.page, call.by_id);
     let (latency, skew, gzip) = {
         let world = shared.world.lock();
         let options = world.options();
@@ -418,6 +421,7 @@ impl Call {
             },
             tenant: tenant.map(str::to_owned),
             page: None,
+            by_id: false,
             token,
             accepts_gzip,
             reset: extensions.get().cloned().unwrap_or_default(),

@@ -110,6 +110,9 @@ pub struct FaultRule {
     /// Only this page of a search.
     #[serde(default)]
     pub page: Option<usize>,
+    /// Only searches that ask for ids.
+    #[serde(default)]
+    pub by_id: bool,
     /// Only after so many requests that it would have hit were spared.
     #[serde(default)]
     pub after: u32,
@@ -144,6 +147,7 @@ impl FaultRule {
             endpoint: None,
             tenant: None,
             page: None,
+            by_id: false,
             after: 0,
             times: None,
         }
@@ -176,10 +180,17 @@ impl FaultRule {
         }
     }
 
-    fn concerns(&self, endpoint: Endpoint, tenant: Option<&str>, page: Option<usize>) -> bool {
+    fn concerns(
+        &self,
+        endpoint: Endpoint,
+        tenant: Option<&str>,
+        page: Option<usize>,
+        by_id: bool,
+    ) -> bool {
         self.endpoint.is_none_or(|wanted| wanted == endpoint)
             && (self.tenant.is_none() || self.tenant.as_deref() == tenant)
             && (self.page.is_none() || self.page == page)
+            && (!self.by_id || by_id)
     }
 }
 
@@ -212,10 +223,11 @@ impl Faults {
         endpoint: Endpoint,
         tenant: Option<&str>,
         page: Option<usize>,
+        by_id: bool,
     ) -> Option<Effect> {
         let mut struck = None;
         for (number, rule) in &mut self.rules {
-            if !rule.concerns(endpoint, tenant, page) {
+            if !rule.concerns(endpoint, tenant, page, by_id) {
                 continue;
             }
             if rule.after > 0 {
@@ -370,7 +382,11 @@ mod tests {
             after: 1,
             ..FaultRule::next(2, Endpoint::Search, Fault::Html)
         });
-        let mut strike = |endpoint| faults.strike(endpoint, Some("client_1"), None).is_some();
+        let mut strike = |endpoint| {
+            faults
+                .strike(endpoint, Some("client_1"), None, false)
+                .is_some()
+        };
         assert!(!strike(Endpoint::Token));
         let struck: Vec<bool> = (0..5).map(|_| strike(Endpoint::Search)).collect();
         assert_eq!(struck, [false, true, true, false, false]);
@@ -385,23 +401,23 @@ mod tests {
         let number = faults.add(rule);
         assert!(
             faults
-                .strike(Endpoint::Search, Some("client_1"), Some(3))
+                .strike(Endpoint::Search, Some("client_1"), Some(3), false)
                 .is_none()
         );
         assert!(
             faults
-                .strike(Endpoint::Search, Some("client_2"), Some(2))
+                .strike(Endpoint::Search, Some("client_2"), Some(2), false)
                 .is_none()
         );
         assert!(
             faults
-                .strike(Endpoint::Search, Some("client_2"), Some(3))
+                .strike(Endpoint::Search, Some("client_2"), Some(3), false)
                 .is_some()
         );
         assert!(faults.remove(number));
         assert!(
             faults
-                .strike(Endpoint::Search, Some("client_2"), Some(3))
+                .strike(Endpoint::Search, Some("client_2"), Some(3), false)
                 .is_none()
         );
     }

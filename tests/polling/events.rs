@@ -215,6 +215,11 @@ async fn why_an_alert_left_is_asked_again_where_that_may_help() {
     for (fault, times, reason) in [
         (status(503), 2, "acknowledged"),
         (Fault::Reset, 1, "acknowledged"),
+        (status(400), 1, "acknowledged"),
+        (status(400), 2, "unknown"),
+        // There is no other token to be had.
+        (status(401), 1, "acknowledged"),
+        (status(401), 2, "unknown"),
         // Who may not ask once may not ask twice.
         (status(403), 1, "unknown"),
     ] {

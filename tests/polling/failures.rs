@@ -106,6 +106,27 @@ async fn a_poll_that_fails_at_a_further_page_shows_nothing_of_the_first() {
     assert_eq!((result.total_results, result.tracked), (250, 250));
 }
 
+/// New alerts are on the first page, whatever a further one does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_further_page_that_fails_for_good_delays_no_new_alert() {
+    let simulator = start(world(250)).await;
+    let exporter = Exporter::start(plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    simulator.inject(FaultRule {
+        page: Some(2),
+        ..FaultRule::always(Fault::Html).at(Endpoint::Search)
+    });
+    let failures = || exporter.sample("opsramp_poll_failures_total{");
+    let began = Instant::now();
+    for round in 1..=12 {
+        simulator.open_many(DEMO_TENANT, 150).unwrap();
+        eventually("a poll fails", || async { failures() >= f64::from(round) }).await;
+        assert!(exporter.count("opened").await >= 250 + 100 * round as usize);
+    }
+    // With pauses that double it would take more than a minute and a half.
+    assert!(began.elapsed() < Duration::from_secs(60));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn tenants_in_trouble_delay_nobody_else() {
     const INTERVAL: Duration = Duration::from_secs(3);

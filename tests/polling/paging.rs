@@ -66,7 +66,79 @@ async fn a_departure_is_noticed_where_the_search_cannot_be_asked_by_id() {
         exporter.count("left").await == 1
     })
     .await;
+    // The page that tells that it has left tells why.
+    let events = exporter.events().await;
+    assert_eq!(events[1_000]["reason"], "ticketed");
+    let requests = simulator.requests();
+    assert_eq!(requests.by_endpoint[&Endpoint::Alert], 1);
     exporter.wait_until_complete().await;
+}
+
+/// In whatever way a server fails where it is asked by id, and nowhere else: full reads go on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_departure_is_noticed_where_questions_by_id_fail_for_good() {
+    let status = |code| Fault::Status {
+        code,
+        body: None,
+        headers: Vec::new(),
+    };
+    let faults = [
+        status(500),
+        status(403),
+        Fault::Html,
+        Fault::Reset,
+        Fault::GzipBomb {
+            bytes: MAX_RESPONSE_SIZE + (1 << 20),
+        },
+        Fault::SlowHeaders { seconds: PATIENCE },
+    ];
+    let noticed = faults.map(async |fault| {
+        let name = format!("{fault:?}");
+        let simulator = start(world(250)).await;
+        let mut plan = plan(&simulator.url());
+        plan.searches[0].full_read_interval = Duration::from_millis(500);
+        let exporter = Exporter::start(plan).await;
+        exporter.wait_until_complete().await;
+        simulator.inject(FaultRule {
+            by_id: true,
+            ..FaultRule::always(fault).at(Endpoint::Search)
+        });
+        let ids = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
+        simulator.act(ids[50], Action::Ticket).unwrap();
+        eventually(&name, || async { exporter.count("left").await == 1 }).await;
+        exporter.wait_until_complete().await;
+        assert_eq!(
+            exporter.sample("opsramp_poll_failures_total{"),
+            0.0,
+            "{name}"
+        );
+    });
+    futures_util::future::join_all(noticed).await;
+}
+
+/// An outage amid a full read is about no page of it: the read goes on where it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_is_not_taken_for_the_end_of_what_the_server_shows() {
+    let simulator = start(world(450)).await;
+    let not_found = Fault::Status {
+        code: 404,
+        body: None,
+        headers: Vec::new(),
+    };
+    simulator.inject(FaultRule {
+        after: 2,
+        ..FaultRule::always(not_found).at(Endpoint::Search)
+    });
+    let exporter = Exporter::start(plan(&simulator.url())).await;
+    let of_page = |page| {
+        let requests = simulator.requests();
+        let log = requests.log.iter();
+        log.filter(|request| request.page == Some(page)).count()
+    };
+    eventually("a page is refused four times", || async { of_page(3) >= 4 }).await;
+    simulator.clear_faults();
+    exporter.wait_until_complete().await;
+    assert_eq!(of_page(2), 1);
 }
 
 /// However the server sorts, clamps and numbers, and whatever it shares seconds between.

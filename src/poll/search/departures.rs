@@ -1,6 +1,11 @@
 //! Alerts that are no longer found: whether they have left and why, and the lines about that.
 
-use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    borrow::Cow,
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures_util::{StreamExt as _, stream};
 use tokio::time::Instant;
@@ -9,7 +14,7 @@ use super::{Failure, PAGES_AT_ONCE, Reply, Request, Running};
 use crate::{
     clock,
     identity::EventKind,
-    opsramp::{Answer, Client},
+    opsramp::{Answer, Client, Error},
     poll::{bodies::Bodies, reading},
     record::{AlertFields, Happening},
     store::{Commit, StoredAlert},
@@ -36,13 +41,12 @@ impl Running {
     pub(super) fn own_pages(
         &self,
         ids: Vec<Box<str>>,
-        reply: fn(Vec<(Box<str>, Reason)>) -> Reply,
-    ) -> Request {
+    ) -> impl Future<Output = Vec<(Box<str>, Reason)>> + Send + use<> {
         let client = self.search.client.clone();
         let tenant = Arc::clone(&self.search.key.tenant.id);
-        Box::pin(async move {
+        async move {
             let deadline = Instant::now() + REASONS_DEADLINE;
-            let reasons = stream::iter(ids)
+            stream::iter(ids)
                 .map(|id| {
                     let (client, tenant) = (client.clone(), Arc::clone(&tenant));
                     async move {
@@ -53,8 +57,30 @@ impl Running {
                 })
                 .buffered(PAGES_AT_ONCE)
                 .collect()
-                .await;
-            reply(reasons)
+                .await
+        }
+    }
+
+    /// Asks why alerts have left, unless that is known, or nobody would read it, or it would come too late.
+    pub(super) fn reasons(&mut self, ids: Vec<Box<str>>) -> Request {
+        let mut reasons = Vec::with_capacity(ids.len());
+        let mut others = Vec::new();
+        for id in ids {
+            match self.judged.remove(&id) {
+                Some(reason) => reasons.push((id, reason)),
+                None => others.push(id),
+            }
+        }
+        let asks = self.search.logs(EventKind::Left) && !self.waited_in_vain;
+        if others.is_empty() || !asks {
+            let unasked = others.into_iter().map(|id| (id, Reason::Unknown));
+            reasons.extend(unasked);
+            return Box::pin(std::future::ready(Reply::Reasons(reasons)));
+        }
+        let pages = self.own_pages(others);
+        Box::pin(async move {
+            reasons.extend(pages.await);
+            Reply::Reasons(reasons)
         })
     }
 
@@ -73,7 +99,7 @@ impl Running {
                 })
             }
         };
-        let gone = verdicts
+        let gone: HashSet<Box<str>> = verdicts
             .iter()
             .filter(|(id, page)| has_left(id, page))
             .map(|(id, _)| id.clone())
@@ -81,8 +107,12 @@ impl Running {
         let in_vain = verdicts
             .iter()
             .all(|(_, page)| matches!(page, Reason::Late));
-        let asked: Vec<Box<str>> = verdicts.into_iter().map(|(id, _)| id).collect();
+        let asked: Vec<Box<str>> = verdicts.iter().map(|(id, _)| id.clone()).collect();
         self.engine.adopt_verdicts(&asked, &gone, in_vain);
+        self.judged = verdicts
+            .into_iter()
+            .filter(|(id, _)| gone.contains(id) && self.engine.departing(id).is_some())
+            .collect();
     }
 
     /// Stores and logs departures.
@@ -151,14 +181,20 @@ impl Running {
             self.search.metrics.events(EventKind::Left, left);
             self.has_departed = true;
         }
+        for id in &ids {
+            // It would be of an alert that was before.
+            self.judged.remove(id);
+        }
         self.engine.adopt_departures(&ids);
         Ok(())
     }
 }
 
-/// Asks for an alert's own page until there is an answer, or a failure that will not pass.
+/// Asks for an alert's own page until there is an answer, or a failure that will not pass: what refuses the
+/// request or its token may have been a passing fault all the same, so that it is asked a second time.
 async fn reason(client: &Client, tenant: &str, id: &str) -> Reason {
     let mut pause = REASONS_PAUSE;
+    let mut refused = false;
     loop {
         let error = match client.alert(tenant, id).await {
             Ok(Some(answer)) => return Reason::Found(answer),
@@ -166,7 +202,13 @@ async fn reason(client: &Client, tenant: &str, id: &str) -> Reason {
             Err(error) => error,
         };
         tracing::debug!(tenant, alert = id, error = %error.chain(), "cannot ask why an alert left");
-        if !error.may_pass() {
+        let is_final = match &error {
+            Error::TooLarge { .. } => true,
+            // Who may not ask once may not ask twice.
+            Error::Auth { forbidden, .. } if *forbidden => true,
+            error => !error.may_pass() && std::mem::replace(&mut refused, true),
+        };
+        if is_final {
             return Reason::Unknown;
         }
         tokio::time::sleep(pause).await;

@@ -223,3 +223,29 @@ fn what_could_not_be_read_before_a_refused_page_is_not_looked_for_again() {
         assert_eq!(poll(&mut run), None, "all that is counted is known");
     }
 }
+
+/// While nothing is asked there is nothing to rest from.
+#[test]
+fn a_rest_does_not_last_as_long_as_an_outage_amid_the_read() {
+    let mut run = run_with(1_000, 100);
+    let options = run.engine.options;
+    let leaves = |run: &mut Run| {
+        run.server.act(&Act::Close(500));
+        run.now += options.interval;
+        run.poll(false);
+        matches!(run.engine.task(), Some(Task::Page(_)))
+    };
+    assert!(leaves(&mut run));
+    run.background(false);
+    let failed_at = run.now;
+    run.now += options.full_read_interval;
+    run.engine.held_up(failed_at, run.now);
+    while run.background(false) {}
+    run.assert_agreement();
+    assert!(leaves(&mut run), "the next departure is looked for at once");
+    // More than the read has taken is not left out of it.
+    run.engine.held_up(failed_at, run.now + options.interval);
+    run.now += options.interval;
+    while run.background(false) {}
+    run.assert_agreement();
+}
