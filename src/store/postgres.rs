@@ -31,7 +31,7 @@ use crate::{
 
 use self::{
     connection::{ALTOGETHER, PATIENCE, Pool, Session, Tries},
-    journal::{Journal, Range},
+    journal::{Journal, Range, places},
     leases::State,
     shared::{Shared, Taking},
 };
@@ -226,6 +226,8 @@ impl Postgres {
         let me = self.shared.number()?;
         let lease = self.shared.lease_seconds();
         let mut session = self.shared.pool.session().await?;
+        // What is read is what whoever wrote it last has left, from the server that gave the lease.
+        session.begin().await?;
         let mut asked = clock::since_boot();
         let mut taken = alerts::take(&mut session, key, me, lease).await?;
         if taken.is_none() {
@@ -234,6 +236,7 @@ impl Postgres {
             taken = alerts::take(&mut session, key, me, lease).await?;
         }
         let Some(taken) = taken else {
+            session.roll_back().await?;
             return Ok(None);
         };
         let row = taken.held.row;
@@ -245,6 +248,7 @@ impl Postgres {
             has_departed: taken.has_departed,
             alerts: alerts::load(&mut session, row, "").await?,
         };
+        session.commit().await?;
         let until = self.shared.relied_on_until(asked);
         let hold = |state: &mut State| {
             state.hold(taken.held, until);
@@ -458,31 +462,52 @@ impl Postgres {
                 };
                 Ok((ranges, loan))
             })?;
-            let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else {
+            let Some(last) = places(&ranges).last() else {
                 return Ok(Batch::default());
             };
-            let events = self
+            let mut events = self
                 .ask(async |session| delivery::read(session, &ranges, max_bytes).await)
                 .await?;
-            if events.is_empty() && !loan.holds() {
+            // What follows a gap waits for what is in it: a place that a sink has come to stands for
+            // all before it.
+            let in_line = events.iter().zip(places(&ranges));
+            let whole = in_line.take_while(|(event, place)| event.position == *place);
+            events.truncate(whole.count());
+            if !events.is_empty() {
+                let claim = Claim::of(loan);
+                return Ok(Batch { events, claim });
+            }
+            if !loan.holds() {
                 continue;
             }
-            if events.is_empty() {
+            // Whoever answered may lag behind: a standby, to which a pooler has sent the question.
+            let events = self
+                .ask(async |session| {
+                    let leases = &loan.leases;
+                    delivery::read_for_sure(&self.shared, session, leases, &ranges, max_bytes).await
+                })
+                .await?;
+            let Some(events) = events else {
+                continue;
+            };
+            let end = events.last().map_or(last, |event| event.position);
+            let sought = places(&ranges).take_while(|place| *place <= end).count();
+            if events.len() < sought {
                 // Somebody has removed them from the table.
                 tracing::error!(
                     sink,
-                    events = last.place + last.count - first.place,
+                    events = sought - events.len(),
                     "events are missing from the journal in the database; they are skipped"
                 );
-                self.shared.change_journals(|state| {
-                    let mark = state.journal.mark(sink);
-                    let end = last.place + last.count - 1;
-                    state.journal.acknowledge(sink, end, mark);
-                });
-                continue;
             }
-            let claim = Claim::of(loan);
-            return Ok(Batch { events, claim });
+            if !events.is_empty() {
+                let claim = Claim::of(loan);
+                return Ok(Batch { events, claim });
+            }
+            self.shared.change_journals(|state| {
+                let mark = state.journal.mark(sink);
+                state.journal.acknowledge(sink, end, mark);
+            });
         }
     }
 
