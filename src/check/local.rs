@@ -271,7 +271,7 @@ fn database_advice(failure: &Failure) -> Option<&'static str> {
         _ => None,
     };
     let next = match (failure, refused.map(SqlState::code)) {
-        (Failure::Newer { .. }, _) => return None,
+        (Failure::Newer { .. } | Failure::Missing(_), _) => return None,
         (Failure::Encoding(_), _) => {
             "make a database as docs/high-availability.md says, and name it in the URL"
         }

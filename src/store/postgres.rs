@@ -9,7 +9,12 @@
 //! A commit whose answer is lost may have been done or not. Then the search counts as lost, and
 //! whoever takes it up next, most likely this replica, finds out by reading what is there.
 
-use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -135,6 +140,7 @@ impl Postgres {
             changed: watch::Sender::new(()),
             worked: watch::Sender::new(()),
             trouble: watch::Sender::new(None),
+            missed: AtomicBool::new(false),
             wake: Notify::new(),
             delivered: Notify::new(),
             takes: Semaphore::new(TAKES_AT_ONCE),
@@ -142,7 +148,7 @@ impl Postgres {
             saving: Mutex::default(),
             loops: Mutex::default(),
         });
-        bounded(async {
+        bounded(&shared, async {
             schema::migrate(&shared.pool).await?;
             keeper::join(&shared).await
         })
@@ -196,7 +202,7 @@ impl Postgres {
             return Err(Error::HeldElsewhere);
         };
         let _turn = turn.map_err(|_| Error::Closed)?;
-        let taken = bounded(async {
+        let taken = bounded(&self.shared, async {
             let mut tries = Tries::default();
             loop {
                 match self.try_take_up(key, now).await {
@@ -337,7 +343,7 @@ impl Postgres {
             }
             Ok(state.journal.keeps_events())
         })?;
-        let done = bounded(async {
+        let done = bounded(&self.shared, async {
             let mut tries = Tries::default();
             loop {
                 match self.try_commit(held, &commit, kept, now).await {
@@ -526,7 +532,7 @@ impl Postgres {
             Ok(())
         })?;
         self.shared.delivered.notify_one();
-        bounded(delivery::save(&self.shared, sink)).await
+        bounded(&self.shared, delivery::save(&self.shared, sink)).await
     }
 
     pub(super) async fn backlog(&self, sink: &str) -> Result<Backlog, Error> {
@@ -583,7 +589,7 @@ impl Postgres {
         question: impl AsyncFnOnce(&mut Session) -> Result<A, Failure>,
     ) -> Result<A, Error> {
         self.check_open()?;
-        bounded(async {
+        bounded(&self.shared, async {
             let mut session = self.shared.pool.session().await?;
             question(&mut session).await
         })
@@ -651,7 +657,7 @@ async fn release(shared: &Shared, leases: &[Held]) -> Result<(), Error> {
         return Ok(());
     }
     let me = shared.number()?;
-    let given = bounded(async {
+    let given = bounded(shared, async {
         // Where the server could not be told right away, it would be delivered again.
         for sink in shared.look(|state| state.journal.own_sinks()) {
             delivery::save(shared, &sink).await?;
@@ -697,11 +703,14 @@ fn leases_of(state: &State, ranges: &[Range]) -> Vec<Held> {
 }
 
 /// Nothing that is asked of the server takes for ever.
-async fn bounded<A>(work: impl Future<Output = Result<A, Failure>>) -> Result<A, Error> {
-    match timeout(ALTOGETHER, work).await {
-        Ok(done) => Ok(done?),
-        Err(_) => Err(Failure::Timeout.into()),
-    }
+async fn bounded<A>(
+    shared: &Shared,
+    work: impl Future<Output = Result<A, Failure>>,
+) -> Result<A, Error> {
+    let done = timeout(ALTOGETHER, work)
+        .await
+        .unwrap_or(Err(Failure::Timeout));
+    Ok(done.inspect_err(|failure| shared.doubt(failure))?)
 }
 
 #[cfg(test)]
