@@ -214,6 +214,11 @@ async fn database(url: &SecretSource, lease: Duration) -> Outcome<()> {
 fn unfit_database(unfit: &Unfit, user: &str, database: &str) -> Trouble {
     let owner = format!("let the database, or a schema of it, belong to {user}");
     match unfit {
+        Unfit::NoSchema => Trouble::new(
+            format!("no schema that search_path names is there in the database {database}"),
+            "create it, or correct search_path: in the URL's options, or as the user's or the database's \
+             setting",
+        ),
         Unfit::MayNotCreate => Trouble::new(
             format!("the user {user} may not create tables in the database {database}"),
             owner,
@@ -266,7 +271,7 @@ fn database_advice(failure: &Failure) -> Option<&'static str> {
         _ => None,
     };
     let next = match (failure, refused.map(SqlState::code)) {
-        (Failure::Newer { .. }, _) => return None,
+        (Failure::Newer { .. } | Failure::Missing(_), _) => return None,
         (Failure::Encoding(_), _) => {
             "make a database as docs/high-availability.md says, and name it in the URL"
         }
@@ -275,6 +280,12 @@ fn database_advice(failure: &Failure) -> Option<&'static str> {
         (Failure::Address(AddressError::Unreadable), _) => {
             "look at every part of it: a password may need percent-encoding, and an option may be \
              one that there is not"
+        }
+        (Failure::Address(AddressError::Port), _) => "correct the port in the URL",
+        (Failure::Address(AddressError::Value(_)), _) => "correct its value in the URL",
+        (Failure::Address(AddressError::Unknown(_)), _) => {
+            "correct its name, or take it out of the URL; if it is part of a password, write the & \
+             before it as %26"
         }
         (Failure::Address(AddressError::Unsupported(_)), _) => {
             "take it out of the URL; docs/high-availability.md says what there is in its place"

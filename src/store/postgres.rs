@@ -9,7 +9,12 @@
 //! A commit whose answer is lost may have been done or not. Then the search counts as lost, and
 //! whoever takes it up next, most likely this replica, finds out by reading what is there.
 
-use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    path::PathBuf,
+    sync::{Arc, atomic::AtomicBool},
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use parking_lot::Mutex;
@@ -31,7 +36,7 @@ use crate::{
 
 use self::{
     connection::{ALTOGETHER, PATIENCE, Pool, Session, Tries},
-    journal::{Journal, Range},
+    journal::{Journal, Range, places},
     leases::State,
     shared::{Shared, Taking},
 };
@@ -135,6 +140,7 @@ impl Postgres {
             changed: watch::Sender::new(()),
             worked: watch::Sender::new(()),
             trouble: watch::Sender::new(None),
+            missed: AtomicBool::new(false),
             wake: Notify::new(),
             delivered: Notify::new(),
             takes: Semaphore::new(TAKES_AT_ONCE),
@@ -142,7 +148,7 @@ impl Postgres {
             saving: Mutex::default(),
             loops: Mutex::default(),
         });
-        bounded(async {
+        bounded(&shared, async {
             schema::migrate(&shared.pool).await?;
             keeper::join(&shared).await
         })
@@ -196,7 +202,7 @@ impl Postgres {
             return Err(Error::HeldElsewhere);
         };
         let _turn = turn.map_err(|_| Error::Closed)?;
-        let taken = bounded(async {
+        let taken = bounded(&self.shared, async {
             let mut tries = Tries::default();
             loop {
                 match self.try_take_up(key, now).await {
@@ -226,6 +232,8 @@ impl Postgres {
         let me = self.shared.number()?;
         let lease = self.shared.lease_seconds();
         let mut session = self.shared.pool.session().await?;
+        // What is read is what whoever wrote it last has left, from the server that gave the lease.
+        session.begin().await?;
         let mut asked = clock::since_boot();
         let mut taken = alerts::take(&mut session, key, me, lease).await?;
         if taken.is_none() {
@@ -234,6 +242,7 @@ impl Postgres {
             taken = alerts::take(&mut session, key, me, lease).await?;
         }
         let Some(taken) = taken else {
+            session.roll_back().await?;
             return Ok(None);
         };
         let row = taken.held.row;
@@ -245,6 +254,7 @@ impl Postgres {
             has_departed: taken.has_departed,
             alerts: alerts::load(&mut session, row, "").await?,
         };
+        session.commit().await?;
         let until = self.shared.relied_on_until(asked);
         let hold = |state: &mut State| {
             state.hold(taken.held, until);
@@ -333,7 +343,7 @@ impl Postgres {
             }
             Ok(state.journal.keeps_events())
         })?;
-        let done = bounded(async {
+        let done = bounded(&self.shared, async {
             let mut tries = Tries::default();
             loop {
                 match self.try_commit(held, &commit, kept, now).await {
@@ -458,31 +468,52 @@ impl Postgres {
                 };
                 Ok((ranges, loan))
             })?;
-            let (Some(first), Some(last)) = (ranges.first(), ranges.last()) else {
+            let Some(last) = places(&ranges).last() else {
                 return Ok(Batch::default());
             };
-            let events = self
+            let mut events = self
                 .ask(async |session| delivery::read(session, &ranges, max_bytes).await)
                 .await?;
-            if events.is_empty() && !loan.holds() {
+            // What follows a gap waits for what is in it: a place that a sink has come to stands for
+            // all before it.
+            let in_line = events.iter().zip(places(&ranges));
+            let whole = in_line.take_while(|(event, place)| event.position == *place);
+            events.truncate(whole.count());
+            if !events.is_empty() {
+                let claim = Claim::of(loan);
+                return Ok(Batch { events, claim });
+            }
+            if !loan.holds() {
                 continue;
             }
-            if events.is_empty() {
+            // Whoever answered may lag behind: a standby, to which a pooler has sent the question.
+            let events = self
+                .ask(async |session| {
+                    let leases = &loan.leases;
+                    delivery::read_for_sure(&self.shared, session, leases, &ranges, max_bytes).await
+                })
+                .await?;
+            let Some(events) = events else {
+                continue;
+            };
+            let end = events.last().map_or(last, |event| event.position);
+            let sought = places(&ranges).take_while(|place| *place <= end).count();
+            if events.len() < sought {
                 // Somebody has removed them from the table.
                 tracing::error!(
                     sink,
-                    events = last.place + last.count - first.place,
+                    events = sought - events.len(),
                     "events are missing from the journal in the database; they are skipped"
                 );
-                self.shared.change_journals(|state| {
-                    let mark = state.journal.mark(sink);
-                    let end = last.place + last.count - 1;
-                    state.journal.acknowledge(sink, end, mark);
-                });
-                continue;
             }
-            let claim = Claim::of(loan);
-            return Ok(Batch { events, claim });
+            if !events.is_empty() {
+                let claim = Claim::of(loan);
+                return Ok(Batch { events, claim });
+            }
+            self.shared.change_journals(|state| {
+                let mark = state.journal.mark(sink);
+                state.journal.acknowledge(sink, end, mark);
+            });
         }
     }
 
@@ -501,7 +532,7 @@ impl Postgres {
             Ok(())
         })?;
         self.shared.delivered.notify_one();
-        bounded(delivery::save(&self.shared, sink)).await
+        bounded(&self.shared, delivery::save(&self.shared, sink)).await
     }
 
     pub(super) async fn backlog(&self, sink: &str) -> Result<Backlog, Error> {
@@ -558,7 +589,7 @@ impl Postgres {
         question: impl AsyncFnOnce(&mut Session) -> Result<A, Failure>,
     ) -> Result<A, Error> {
         self.check_open()?;
-        bounded(async {
+        bounded(&self.shared, async {
             let mut session = self.shared.pool.session().await?;
             question(&mut session).await
         })
@@ -626,7 +657,7 @@ async fn release(shared: &Shared, leases: &[Held]) -> Result<(), Error> {
         return Ok(());
     }
     let me = shared.number()?;
-    let given = bounded(async {
+    let given = bounded(shared, async {
         // Where the server could not be told right away, it would be delivered again.
         for sink in shared.look(|state| state.journal.own_sinks()) {
             delivery::save(shared, &sink).await?;
@@ -672,11 +703,14 @@ fn leases_of(state: &State, ranges: &[Range]) -> Vec<Held> {
 }
 
 /// Nothing that is asked of the server takes for ever.
-async fn bounded<A>(work: impl Future<Output = Result<A, Failure>>) -> Result<A, Error> {
-    match timeout(ALTOGETHER, work).await {
-        Ok(done) => Ok(done?),
-        Err(_) => Err(Failure::Timeout.into()),
-    }
+async fn bounded<A>(
+    shared: &Shared,
+    work: impl Future<Output = Result<A, Failure>>,
+) -> Result<A, Error> {
+    let done = timeout(ALTOGETHER, work)
+        .await
+        .unwrap_or(Err(Failure::Timeout));
+    Ok(done.inspect_err(|failure| shared.doubt(failure))?)
 }
 
 #[cfg(test)]

@@ -68,6 +68,7 @@ enum Way {
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
     weather: watch::Sender<Weather>,
+    forgets: watch::Sender<()>,
     task: AbortHandle,
 }
 
@@ -79,17 +80,20 @@ impl Proxy {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (weather, receiver) = watch::channel(Weather::Fair);
+        let (forgets, forgotten) = watch::channel(());
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             loop {
                 let (client, _) = listener.accept().await.unwrap();
-                connections.spawn(relay(client, server, receiver.clone()));
+                let forgotten = forgotten.clone();
+                connections.spawn(relay(client, server, receiver.clone(), forgotten));
                 while connections.try_join_next().is_some() {}
             }
         });
         Self {
             address,
             weather,
+            forgets,
             task: task.abort_handle(),
         }
     }
@@ -101,6 +105,11 @@ impl Proxy {
     pub(crate) fn set(&self, weather: Weather) {
         self.weather.send_replace(weather);
     }
+
+    /// From now on nothing passes on the connections that are there, and nobody is told.
+    pub(crate) fn forget(&self) {
+        self.forgets.send_replace(());
+    }
 }
 
 impl Drop for Proxy {
@@ -110,7 +119,13 @@ impl Drop for Proxy {
 }
 
 /// Passes on what a connection brings, until one side or the weather ends it.
-async fn relay(mut client: TcpStream, server: SocketAddr, weather: watch::Receiver<Weather>) {
+async fn relay(
+    mut client: TcpStream,
+    server: SocketAddr,
+    weather: watch::Receiver<Weather>,
+    mut forgotten: watch::Receiver<()>,
+) {
+    forgotten.mark_unchanged();
     let Ok(mut server) = TcpStream::connect(server).await else {
         return;
     };
@@ -123,6 +138,7 @@ async fn relay(mut client: TcpStream, server: SocketAddr, weather: watch::Receiv
         tokio::select! {
             passed = async { tokio::try_join!(there, back) } => passed.err().unwrap_or(End::Closed),
             end = storm(weather) => end,
+            _ = forgotten.changed() => pending().await,
         }
     };
     if end == End::Reset {

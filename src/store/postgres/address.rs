@@ -11,8 +11,33 @@ use tokio_postgres::{
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// After so long without a word the kernel asks whether the server is still there.
 const KEEPALIVE: Duration = Duration::from_secs(15);
+/// It asks again so much later, so often.
+const KEEPALIVE_AGAIN: Duration = Duration::from_secs(5);
+const KEEPALIVES: u32 = 3;
 /// After so long without an answer to what was sent, a connection is dead.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
+
+/// Parameters that the driver knows, besides those that are our own business.
+const KNOWN: &[&str] = &[
+    "application_name",
+    "channel_binding",
+    "connect_timeout",
+    "dbname",
+    "host",
+    "hostaddr",
+    "keepalives",
+    "keepalives_idle",
+    "keepalives_interval",
+    "keepalives_retries",
+    "load_balance_hosts",
+    "options",
+    "password",
+    "port",
+    "sslnegotiation",
+    "target_session_attrs",
+    "tcp_user_timeout",
+    "user",
+];
 
 /// Parameters of libpq that the driver does not know.
 const UNSUPPORTED: &[&str] = &[
@@ -40,6 +65,12 @@ const UNSUPPORTED: &[&str] = &[
     "sslsni",
 ];
 
+/// What stands for the system's roots in place of a file.
+const SYSTEM: &str = "system";
+
+/// The longest name of a parameter that is shown.
+const MAX_NAME: usize = 40;
+
 /// Where the server is.
 #[derive(Clone, Debug)]
 pub(super) struct Address {
@@ -62,8 +93,8 @@ pub(super) enum Trust {
     },
 }
 
-/// What is wrong with a URL. Nothing of it is shown: it may hold a password.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+/// What is wrong with a URL. Nothing of it is shown but a parameter's name: it may hold a password.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
     /// It is something else.
     #[error(
@@ -80,6 +111,18 @@ pub enum AddressError {
     /// It does not say where.
     #[error("the URL of the database names no host")]
     NoHost,
+    /// A port that is none.
+    #[error("the URL's port must be a number from 1 to 65535")]
+    Port,
+    /// A parameter that nobody understands: its name, where it can be nothing else.
+    #[error(
+        "the URL has a parameter that is not known{}",
+        .0.iter().map(|name| format!(": {name}")).collect::<String>()
+    )]
+    Unknown(Option<String>),
+    /// A parameter's value that is none.
+    #[error("the value of the URL's parameter {0} cannot be read")]
+    Value(&'static str),
     /// What others understand, and the driver does not.
     #[error("the URL's parameter {0} is not supported")]
     Unsupported(&'static str),
@@ -110,7 +153,7 @@ impl Address {
                 "sslrootcert" => {
                     let path = percent_encoding::percent_decode_str(value).decode_utf8();
                     let path = path.map_err(|_| AddressError::Unreadable)?;
-                    roots = Some(PathBuf::from(&*path));
+                    roots = Some(path);
                 }
                 "host" | "hostaddr" | "port" => places.push(pair),
                 // The driver has it, our TLS does not.
@@ -122,6 +165,16 @@ impl Address {
                     None => others.push(pair),
                 },
             }
+            check_parameter(name, pair, query)?;
+        }
+        if roots.as_deref() == Some(SYSTEM) {
+            // Nobody else's roots count, and whoever asks for them asks for all of TLS.
+            mode = mode.or(Some("verify-full"));
+            roots = roots.filter(|_| mode != Some("verify-full"));
+        }
+        // A query with an @ may be part of a password, and the port as well.
+        if !query.contains('@') && !are_ports(place) {
+            return Err(AddressError::Port);
         }
         let parse = |place: &str, pairs: &[&str]| {
             // The driver takes the first one, wherever it is, for the end of the password.
@@ -142,7 +195,7 @@ impl Address {
             "verify-full" => (
                 SslMode::Require,
                 Trust::Verified {
-                    roots: roots.take(),
+                    roots: roots.take().map(|path| PathBuf::from(&*path)),
                 },
             ),
             _ => return Err(AddressError::SslMode),
@@ -155,6 +208,8 @@ impl Address {
             // After a failover, a server that cannot be written to is passed over.
             .target_session_attrs(TargetSessionAttrs::ReadWrite)
             .keepalives_idle(KEEPALIVE)
+            .keepalives_interval(KEEPALIVE_AGAIN)
+            .keepalives_retries(KEEPALIVES)
             .tcp_user_timeout(UNACKNOWLEDGED);
         if config.get_connect_timeout().is_none() {
             config.connect_timeout(CONNECT_TIMEOUT);
@@ -183,6 +238,43 @@ fn split(url: &str) -> Result<(&str, &str), AddressError> {
         return Err(AddressError::AtSign);
     }
     Ok((&url[..end], url[end..].trim_start_matches('?')))
+}
+
+/// Looks whether the driver takes a parameter, one of the `query`.
+fn check_parameter(name: &str, pair: &str, query: &str) -> Result<(), AddressError> {
+    if ["sslmode", "sslrootcert"].contains(&name) {
+        return Ok(());
+    }
+    if let Some(known) = KNOWN.iter().find(|known| **known == name) {
+        let pair = pair.replace('@', "%40");
+        return match format!("postgres://?{pair}").parse::<Config>() {
+            Ok(_) => Ok(()),
+            Err(_) if *known == "port" => Err(AddressError::Port),
+            Err(_) => Err(AddressError::Value(known)),
+        };
+    }
+    // Else it may be a part of a password that has characters of its own.
+    let is_name = pair.contains('=')
+        && !query.contains('@')
+        && !query.contains("password")
+        && name.len() <= MAX_NAME
+        && name
+            .chars()
+            .all(|it| it.is_ascii_alphanumeric() || it == '_');
+    Err(AddressError::Unknown(is_name.then(|| name.to_owned())))
+}
+
+/// Whether the part of a URL before its parameters has no port but such as there are.
+fn are_ports(place: &str) -> bool {
+    let (_, rest) = place.split_once("://").unwrap_or(("", place));
+    let (_, rest) = rest.split_at(rest.find('@').map_or(0, |at| at + 1));
+    let hosts = rest.split('/').next().unwrap_or_default();
+    hosts.split(',').all(|host| {
+        // The colons of an address of IPv6 stand in brackets.
+        let (_, behind) = host.rsplit_once(']').unwrap_or(("", host));
+        let port = behind.split_once(':').map(|(_, port)| port);
+        port.is_none_or(|port| port.is_empty() || port.parse::<u16>().is_ok_and(|port| port > 0))
+    })
 }
 
 fn is_path_with_query(text: &str) -> bool {
@@ -252,6 +344,32 @@ mod tests {
             parse("postgres://h").hosts[0].get_ssl_mode(),
             SslMode::Prefer
         );
+    }
+
+    #[test]
+    fn the_systems_roots_can_be_asked_for_by_name() {
+        for url in [
+            "postgres://u@h/d?sslrootcert=system",
+            "postgres://u@h/d?sslmode=verify-full&sslrootcert=system",
+        ] {
+            assert_eq!(parse(url).trust, Trust::Verified { roots: None }, "{url}");
+            assert_eq!(parse(url).hosts[0].get_ssl_mode(), SslMode::Require);
+        }
+    }
+
+    #[test]
+    fn every_parameter_of_the_driver_is_known() {
+        for name in KNOWN {
+            let value = match *name {
+                "host" => "h",
+                "hostaddr" => "::1",
+                "channel_binding" | "load_balance_hosts" => "disable",
+                "sslnegotiation" => "postgres",
+                "target_session_attrs" => "any",
+                _ => "7",
+            };
+            parse(&format!("postgres://u@h/d?{name}={value}"));
+        }
     }
 
     #[test]
@@ -326,13 +444,29 @@ mod tests {
         for (url, expected) in [
             ("mysql://u:hunter2@h/d", AddressError::Unreadable),
             ("host=h password=hunter2", AddressError::Unreadable),
-            ("postgres://u:hunter2@h:x/d", AddressError::Unreadable),
+            ("postgres://u:hunter2@h:x/d", AddressError::Port),
+            ("postgres://u:hunter2@h:99999/d", AddressError::Port),
+            ("postgres://u:hunter2@a:1,[::1]:0/d", AddressError::Port),
+            ("postgres://u:hunter2@h/d?port=99999", AddressError::Port),
             (
-                "postgres://u:hunter2@h/d?hunter2=1",
-                AddressError::Unreadable,
+                "postgres://u:hunter2@h/d?foo=hunter2",
+                AddressError::Unknown(Some("foo".to_owned())),
+            ),
+            (
+                "postgres://h/d?password=a&hunter2=1",
+                AddressError::Unknown(None),
+            ),
+            ("postgres://u:a@h/d?hunter2", AddressError::Unknown(None)),
+            (
+                "postgres://u:a/x?hunter2=1@h/d",
+                AddressError::Unknown(None),
+            ),
+            (
+                "postgres://u:hunter2@h/d?connect_timeout=hunter2",
+                AddressError::Value("connect_timeout"),
             ),
             ("postgres://u:hunter2@2@h/d", AddressError::AtSign),
-            ("postgres://u:h/unter?2@h/d", AddressError::Unreadable),
+            ("postgres://u:h/unter?2@h/d", AddressError::Unknown(None)),
             ("", AddressError::Unreadable),
             ("postgres:///d?password=hunter2", AddressError::NoHost),
             (
@@ -349,6 +483,10 @@ mod tests {
             ),
             (
                 "postgres://u:hunter2@h?sslrootcert=a",
+                AddressError::UnusedRoots,
+            ),
+            (
+                "postgres://u:hunter2@h?sslrootcert=system&sslmode=require",
                 AddressError::UnusedRoots,
             ),
         ] {

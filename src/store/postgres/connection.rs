@@ -145,6 +145,12 @@ pub enum Failure {
         /// The last that this version knows.
         known: i32,
     },
+    /// Some of the tables are not there.
+    #[error(
+        "tables of the state database are gone while others are there: {0}; restore them, or drop all \
+         (opsramp_exporter_schema as well), so that they are made anew"
+    )]
+    Missing(String),
     /// The database cannot hold every text.
     #[error(
         "the database's encoding is {0}, in which not every text can be written; use one that \
@@ -618,6 +624,7 @@ impl Failure {
             | Self::Connect(_)
             | Self::NoAnswer
             | Self::Newer { .. }
+            | Self::Missing(_)
             | Self::Encoding(_)
             | Self::NotJoined
             | Self::Hidden(_) => true,

@@ -263,9 +263,111 @@ pub(super) async fn progress(
     Ok(progress)
 }
 
+/// Reads events, in one statement with what locks rows at its end.
+macro_rules! read_with {
+    ($lock:literal) => {
+        concat!(
+            "SELECT place, event_id, at, body FROM (
+                SELECT wanted.search_id, wanted.place + event.position - wanted.first AS place,
+                    event.event_id, event.at, event.body,
+                    sum(octet_length(event.body)) OVER line AS bytes,
+                    row_number() OVER line AS number
+                FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[])
+                    AS wanted (search_id, first, last, place)
+                CROSS JOIN LATERAL (
+                    SELECT position, event_id, at, body FROM journal
+                    WHERE journal.search_id = wanted.search_id
+                        AND journal.position BETWEEN wanted.first AND wanted.last) AS event
+                WINDOW line AS (ORDER BY wanted.place + event.position - wanted.first)) AS lined_up ",
+            $lock
+        )
+    };
+}
+
+/// A statement that any server answers, a standby that lags behind as well.
+const READ: &str = read_with!("WHERE bytes <= $5 OR number = 1 ORDER BY place");
+
+/// One that only a server answers that may write: who locks rows, writes.
+const READ_FOR_SURE: &str = read_with!(
+    "JOIN search ON search.id = lined_up.search_id
+     WHERE bytes <= $5 OR number = 1 ORDER BY place FOR KEY SHARE OF search"
+);
+
 /// The events of `ranges`, and no more than `max_bytes` of bodies, but at least one where there is
-/// one.
+/// one. What it does not bring may be there all the same: see [`read_for_sure`].
 pub(super) async fn read(
+    session: &mut Session,
+    ranges: &[Range],
+    max_bytes: usize,
+) -> Result<Vec<Pending>, Failure> {
+    read_by(READ, session, ranges, max_bytes).await
+}
+
+/// The same of a server that has all that was committed, as long as the searches are held under these
+/// `leases`: what it does not bring is gone. `None`: some of them are lost.
+pub(super) async fn read_for_sure(
+    shared: &Shared,
+    session: &mut Session,
+    leases: &[Held],
+    ranges: &[Range],
+    max_bytes: usize,
+) -> Result<Option<Vec<Pending>>, Failure> {
+    let mut tries = Tries::default();
+    loop {
+        match try_read_for_sure(shared, session, leases, ranges, max_bytes).await {
+            Err(failure) if tries.again(&failure).await => session.roll_back().await?,
+            done => return done,
+        }
+    }
+}
+
+async fn try_read_for_sure(
+    shared: &Shared,
+    session: &mut Session,
+    leases: &[Held],
+    ranges: &[Range],
+    max_bytes: usize,
+) -> Result<Option<Vec<Pending>>, Failure> {
+    let me = shared.number()?;
+    let rows: Vec<i64> = leases.iter().map(|held| held.row).collect();
+    let epochs: Vec<i64> = leases.iter().map(|held| held.epoch).collect();
+    session.begin().await?;
+    // Until the end nobody else takes them up, and removes what it has delivered.
+    let held = session
+        .query(
+            "SELECT search.id FROM search
+             JOIN unnest($1::bigint[], $2::bigint[]) AS held (id, epoch)
+                ON search.id = held.id AND search.epoch = held.epoch
+             WHERE search.owner = $3 AND search.lease_until > clock_timestamp()
+             ORDER BY search.id FOR KEY SHARE OF search",
+            &[&rows, &epochs, &me],
+        )
+        .await?;
+    let held: Vec<i64> = held
+        .iter()
+        .map(|row| row.try_get(0))
+        .collect::<Result<_, _>>()?;
+    let lost: Vec<Held> = leases
+        .iter()
+        .filter(|it| !held.contains(&it.row))
+        .copied()
+        .collect();
+    if !lost.is_empty() {
+        session.roll_back().await?;
+        shared.change_leases(|state| {
+            for held in lost {
+                state.come_too_late(held);
+            }
+        });
+        return Ok(None);
+    }
+    let found = read_by(READ_FOR_SURE, session, ranges, max_bytes).await?;
+    session.commit().await?;
+    Ok(Some(found))
+}
+
+async fn read_by(
+    statement: &'static str,
     session: &mut Session,
     ranges: &[Range],
     max_bytes: usize,
@@ -276,22 +378,7 @@ pub(super) async fn read(
     let places: Vec<i64> = ranges.iter().map(|range| range.place).collect();
     let max_bytes = i64::try_from(max_bytes).unwrap_or(i64::MAX);
     let found = session
-        .query(
-            "SELECT place, event_id, at, body FROM (
-                SELECT wanted.place + event.position - wanted.first AS place,
-                    event.event_id, event.at, event.body,
-                    sum(octet_length(event.body)) OVER line AS bytes,
-                    row_number() OVER line AS number
-                FROM unnest($1::bigint[], $2::bigint[], $3::bigint[], $4::bigint[])
-                    AS wanted (search_id, first, last, place)
-                CROSS JOIN LATERAL (
-                    SELECT position, event_id, at, body FROM journal
-                    WHERE journal.search_id = wanted.search_id
-                        AND journal.position BETWEEN wanted.first AND wanted.last) AS event
-                WINDOW line AS (ORDER BY wanted.place + event.position - wanted.first)) AS lined_up
-             WHERE bytes <= $5 OR number = 1 ORDER BY place",
-            &[&rows, &firsts, &lasts, &places, &max_bytes],
-        )
+        .query(statement, &[&rows, &firsts, &lasts, &places, &max_bytes])
         .await?;
     let event = |row: &tokio_postgres::Row| {
         Ok(Pending {

@@ -44,6 +44,8 @@ pub(crate) enum Tables {
 /// Why no daemon can start with a database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Unfit {
+    /// There is none of the schemas in which tables would be made.
+    NoSchema,
     /// No table can be made, which every start tries.
     MayNotCreate,
     /// These names belong to something else.
@@ -113,13 +115,13 @@ pub(crate) async fn inspect(url: &SecretSource, lease: Duration) -> Result<Inspe
         .query(
             "SELECT current_user::text, current_database()::text,
                 current_setting('server_encoding'),
-                coalesce(has_schema_privilege(current_schema(), 'CREATE'), FALSE)",
+                has_schema_privilege(current_schema(), 'CREATE')",
             &[],
         )
         .await?;
     let row = rows.first().ok_or(Failure::Closed)?;
     let (user, database): (String, String) = (row.try_get(0)?, row.try_get(1)?);
-    let (encoding, may_create): (String, bool) = (row.try_get(2)?, row.try_get(3)?);
+    let (encoding, may_create): (String, Option<bool>) = (row.try_get(2)?, row.try_get(3)?);
     if encoding != "UTF8" {
         return Err(Failure::Encoding(session.excerpt(&encoding)));
     }
@@ -161,8 +163,10 @@ pub(crate) async fn inspect(url: &SecretSource, lease: Duration) -> Result<Inspe
         let those = names.iter().filter(|name| is_it(found.get(**name)));
         those.map(|name| (*name).to_owned()).collect::<Vec<_>>()
     };
-    if !may_create {
-        return Ok(of(Err(Unfit::MayNotCreate)));
+    match may_create {
+        Some(true) => {}
+        Some(false) => return Ok(of(Err(Unfit::MayNotCreate))),
+        None => return Ok(of(Err(Unfit::NoSchema))),
     }
     let version = match found.get(NUMBER_TABLE) {
         None => 0,

@@ -96,6 +96,12 @@ pub(super) struct Unsaved {
     pub(super) mark: Option<Option<Vec<u8>>>,
 }
 
+/// The places of some events, in order.
+pub(super) fn places(ranges: &[Range]) -> impl Iterator<Item = i64> {
+    let of = |range: &Range| range.place..range.place + range.count;
+    ranges.iter().flat_map(of)
+}
+
 // === impl Journal ===
 
 impl Journal {

@@ -38,6 +38,11 @@ const LOCKED_PAUSE: u32 = 64;
 /// Tables that are gone are made anew after so many leases: somebody may be about to restore them.
 const MISSED_FOR: u32 = 4;
 
+/// A renewal that failed is tried again at once, on a new connection, and then after pauses that grow
+/// from this one to what is between two renewals: one connection that is silent takes up half of what
+/// there is, and a server that is down is not asked all the time.
+const RETRY: Duration = Duration::from_secs(1);
+
 /// What is delivered is removed this often, at most.
 const PRUNE_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -91,9 +96,10 @@ pub(super) async fn keep(shared: &Shared) {
     let patience = (shared.lease / 2).clamp(SHORTEST_PATIENCE, PATIENCE);
     let mut sharing = None;
     let mut missed_since = None;
+    let mut failed = 0;
     loop {
         // Not all replicas at the same moment.
-        let pause = every.mul_f64(0.8 + 0.2 * fastrand::f64());
+        let pause = pause_after(failed, every).mul_f64(0.8 + 0.2 * fastrand::f64());
         let soon = || (every / EARLY).mul_f64(0.5 + fastrand::f64());
         let free = shared.change_journals(|state| state.look_at.take());
         let free = free.map(|at| at.saturating_sub(clock::since_boot()) + soon());
@@ -114,18 +120,24 @@ pub(super) async fn keep(shared: &Shared) {
         );
         let flat = |done: Result<Result<(), Failure>, _>| done.unwrap_or(Err(Failure::Timeout));
         let mut kept = flat(renewed);
+        failed = if kept.is_err() { failed + 1 } else { 0 };
         let goes_on = shared_out.is_err();
         if let Ok(shared_out) = shared_out {
             sharing = None;
             kept = kept.and(flat(shared_out));
         }
-        if kept.as_ref().is_err_and(Failure::is_of_missing_tables) {
+        let is_missed = kept.as_ref().is_err_and(Failure::is_of_missing_tables);
+        if shared.takes_tables_for_missing() || is_missed || missed_since.is_some() {
             let since = *missed_since.get_or_insert_with(clock::since_boot);
             let missed_for = clock::since_boot().saturating_sub(since);
             let made = make_tables(shared, missed_for >= shared.lease * MISSED_FOR);
-            kept = flat(timeout(ALTOGETHER, made).await).and(kept);
-        } else {
-            missed_since = None;
+            // Leases that can be renewed do not wait for it.
+            let time = if is_missed { ALTOGETHER } else { patience };
+            let made = flat(timeout(time, made).await);
+            if made.is_ok() && !is_missed {
+                missed_since = None;
+            }
+            kept = made.and(kept);
         }
         let lost = shared.change_leases(|state| {
             state.expire();
@@ -144,8 +156,18 @@ pub(super) async fn keep(shared: &Shared) {
     }
 }
 
+/// How long to wait for the next renewal after so many in a row have failed.
+fn pause_after(failed: u32, every: Duration) -> Duration {
+    match failed {
+        0 => every,
+        1 => every / (2 * EARLY),
+        more => every.min(RETRY * (1 << (more - 2).min(16))),
+    }
+}
+
 /// Brings the tables to this version where they are an earlier one's. Those that somebody has removed,
-/// with the database for instance, are made anew where they are `given_up`.
+/// with the database for instance, are made anew where they are `given_up`; one that is gone while others
+/// are there is named.
 async fn make_tables(shared: &Shared, given_up: bool) -> Result<(), Failure> {
     let is_earlier = schema::is_earlier(&shared.pool).await?;
     if (is_earlier || given_up) && schema::migrate(&shared.pool).await? {
@@ -222,7 +244,7 @@ async fn try_join(
 }
 
 /// Says that the replica is alive, and renews its leases.
-async fn renew(shared: &Shared, patience: Duration) -> Result<(), Failure> {
+pub(super) async fn renew(shared: &Shared, patience: Duration) -> Result<(), Failure> {
     let (me, share, leases, sinks) = shared.look(|state| {
         let sinks = state.sinks.clone().unwrap_or_default();
         (state.replica, state.share, state.leases(), sinks)
@@ -232,15 +254,22 @@ async fn renew(shared: &Shared, patience: Duration) -> Result<(), Failure> {
     };
     let mut session = shared.keeper_pool.session_within(patience).await?;
     let share = i64::try_from(share).unwrap_or(i64::MAX);
-    let alive = session
-        .query(
-            "UPDATE replica SET alive_until = clock_timestamp() + $2 * interval '1 second',
-                share = $3
-             WHERE id = $1
-             RETURNING sinks = $4 AND sinks <@ ARRAY(SELECT name FROM sink)",
-            &[&me, &shared.lease_seconds(), &share, &sinks],
-        )
-        .await?;
+    let mut tries = Tries::default();
+    let alive = loop {
+        let alive = session
+            .query(
+                "UPDATE replica SET alive_until = clock_timestamp() + $2 * interval '1 second',
+                    share = $3
+                 WHERE id = $1
+                 RETURNING sinks = $4 AND sinks <@ ARRAY(SELECT name FROM sink)",
+                &[&me, &shared.lease_seconds(), &share, &sinks],
+            )
+            .await;
+        match alive {
+            Err(failure) if tries.again(&failure).await => {}
+            alive => break alive?,
+        }
+    };
     let Some(alive) = alive.first() else {
         return join(shared).await;
     };
@@ -323,9 +352,19 @@ async fn renew_leases(
 }
 
 /// Looks at who holds what, and decides which searches to take up and to give back.
-async fn share_out(shared: &Shared, patience: Duration) -> Result<(), Failure> {
+pub(super) async fn share_out(shared: &Shared, patience: Duration) -> Result<(), Failure> {
     let mut session = shared.pool.session_within(patience).await?;
-    want(shared, &mut session).await?;
+    let mut tries = Tries::default();
+    loop {
+        match try_share_out(shared, &mut session).await {
+            Err(failure) if tries.again(&failure).await => {}
+            done => return done,
+        }
+    }
+}
+
+async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
+    want(shared, session).await?;
     let (me, rows) = shared.look(|state| {
         let rows: Vec<i64> = state.wanted.values().copied().collect();
         (state.replica, rows)
@@ -335,7 +374,7 @@ async fn share_out(shared: &Shared, patience: Duration) -> Result<(), Failure> {
         return Ok(());
     }
     let mut survey = Survey {
-        replicas: peers(&mut session).await?,
+        replicas: peers(session).await?,
         ..Survey::default()
     };
     let told = session
@@ -472,7 +511,14 @@ async fn want(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
             &[&me, &wants],
         )
         .await?;
-    shared.change_leases(|state| state.fulfil(wish, wanted));
+    // A server that lags behind the one that wrote them knows fewer.
+    let is_complete = keys.iter().all(|key| wanted.contains_key(key));
+    shared.change_leases(|state| {
+        state.fulfil(wish, wanted);
+        if !is_complete {
+            state.want_again();
+        }
+    });
     Ok(())
 }
 
@@ -508,7 +554,10 @@ pub(super) async fn tidy(shared: &Shared) {
         };
         match timeout(ALTOGETHER, work).await {
             Ok(Ok(())) => failing.is_over(),
-            Ok(Err(error)) => failing.tell(shared, &error),
+            Ok(Err(error)) => {
+                shared.doubt(&error);
+                failing.tell(shared, &error);
+            }
             Err(_) => failing.tell(shared, &Failure::Timeout),
         }
     }
@@ -608,5 +657,20 @@ async fn release(
             Err(failure) if tries.again(&failure).await => {}
             given => return given.map(drop),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_renewal_that_failed_is_tried_again_at_once_and_then_ever_more_seldom() {
+        let every = Duration::from_secs(4);
+        let pauses = (0..6).map(|failed| pause_after(failed, every).as_secs_f64());
+        assert_eq!(pauses.collect::<Vec<_>>(), [4.0, 0.25, 1.0, 2.0, 4.0, 4.0]);
+        let short = Duration::from_millis(250);
+        assert_eq!(pause_after(2, short), short);
+        assert_eq!(pause_after(u32::MAX, every), every);
     }
 }

@@ -34,7 +34,7 @@ pub(super) async fn deliver(shared: &Shared) {
         let round = async {
             give_back(shared).await?;
             if known_for > Some(patience) {
-                bounded(take(shared, patience)).await?;
+                bounded(shared, take(shared, patience)).await?;
             }
             Ok::<(), Error>(())
         };
@@ -140,7 +140,7 @@ pub(super) async fn give_back(shared: &Shared) -> Result<(), Error> {
     if held.is_empty() {
         return Ok(());
     }
-    let wanted = bounded(wanted_elsewhere(shared, &held)).await?;
+    let wanted = bounded(shared, wanted_elsewhere(shared, &held)).await?;
     let over = shared.look(|state| {
         let is_over = |held: &&Held| wanted.contains(&held.row) || !state.journal.waits(held.row);
         held.iter().filter(is_over).copied().collect::<Vec<_>>()
@@ -149,7 +149,7 @@ pub(super) async fn give_back(shared: &Shared) -> Result<(), Error> {
         return Ok(());
     }
     // Nobody else comes to remove what every sink has.
-    bounded(async {
+    bounded(shared, async {
         for sink in shared.look(|state| state.journal.own_sinks()) {
             delivery::save(shared, &sink).await?;
         }

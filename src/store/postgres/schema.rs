@@ -1,6 +1,6 @@
 //! The tables: created and migrated by whichever replica comes first, while the others wait.
 
-use super::connection::{Failure, Pool, Tries};
+use super::connection::{Failure, Pool, Session, Tries};
 
 /// Each brings the tables from its place in the list to the next.
 pub(super) const MIGRATIONS: &[&str] = &[
@@ -40,6 +40,9 @@ pub(super) async fn migrate(pool: &Pool) -> Result<bool, Failure> {
 
 /// Whether the tables are an earlier version's, as after a backup from before an upgrade was restored.
 /// Where they are gone, or being restored, there is no such number.
+///
+/// # Errors
+/// Where they are this version's, and some of them are gone.
 pub(super) async fn is_earlier(pool: &Pool) -> Result<bool, Failure> {
     let mut session = pool.session().await?;
     let version = "SELECT version FROM opsramp_exporter_schema";
@@ -49,7 +52,32 @@ pub(super) async fn is_earlier(pool: &Pool) -> Result<bool, Failure> {
     };
     let found = rows.first().map_or(Ok(0), |row| row.try_get::<_, i32>(0))?;
     let known = i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX);
+    if found == known {
+        look_for_all(&mut session).await?;
+    }
     Ok(found > 0 && found < known)
+}
+
+/// Looks whether all tables are there. None of them is made by itself: what the others hold refers to
+/// what was in it.
+async fn look_for_all(session: &mut Session) -> Result<(), Failure> {
+    let rows = session
+        .query(
+            "SELECT relname::text FROM pg_class
+             WHERE relname = ANY($1) AND pg_table_is_visible(oid)",
+            &[&TABLES],
+        )
+        .await?;
+    let found: Vec<&str> = rows
+        .iter()
+        .map(|row| row.try_get(0))
+        .collect::<Result<_, _>>()?;
+    let missing = TABLES.iter().filter(|name| !found.contains(name));
+    let missing: Vec<&str> = missing.copied().collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::Missing(missing.join(", ")))
 }
 
 async fn try_migrate(pool: &Pool) -> Result<bool, Failure> {
@@ -77,7 +105,9 @@ async fn try_migrate(pool: &Pool) -> Result<bool, Failure> {
     for migration in &MIGRATIONS[done..] {
         session.batch(migration).await?;
     }
-    if found < known {
+    if found == known {
+        look_for_all(&mut session).await?;
+    } else {
         let update = "UPDATE opsramp_exporter_schema SET version = $1";
         session.execute(update, &[&known]).await?;
     }

@@ -1,7 +1,14 @@
 //! What the store and its loops share: the connections, what is known of leases and journals, and
 //! who is told when that changes.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use parking_lot::Mutex;
 use tokio::{
@@ -35,6 +42,8 @@ pub(super) struct Shared {
     pub(super) worked: watch::Sender<()>,
     pub(super) journalled: watch::Sender<i64>,
     pub(super) trouble: watch::Sender<Option<String>>,
+    /// Whether somebody has met a table that is not there. The keeper itself asks for few of them.
+    pub(super) missed: AtomicBool,
     /// Has the keeper look at the shares soon.
     pub(super) wake: Notify,
     /// Tells that something was delivered.
@@ -121,6 +130,18 @@ impl Shared {
             *told = end.max(*told);
             news
         });
+    }
+
+    /// Takes note of what may concern all: tables that are not there.
+    pub(super) fn doubt(&self, failure: &Failure) {
+        if failure.is_of_missing_tables() {
+            self.missed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether anybody has met a table that is not there since this was last asked.
+    pub(super) fn takes_tables_for_missing(&self) -> bool {
+        self.missed.swap(false, Ordering::Relaxed)
     }
 
     /// Says in what trouble the server is, where that has changed.

@@ -259,6 +259,31 @@ async fn what_another_transaction_gets_in_the_way_of_is_done_again() {
     get_in_the_way(&url, "search", 2);
     store.release(held).await.unwrap();
     assert_eq!(sql(&url, "SELECT owner IS NULL FROM search"), "t");
+    store.close().await;
+
+    let store = stalled(&url, LEASE).await;
+    get_in_the_way(&url, "replica", 2);
+    keeper::renew(shared(&store), LEASE).await.unwrap();
+    store.share_out(vec![a_search()]);
+    get_in_the_way(&url, "replica", 2);
+    keeper::share_out(shared(&store), LEASE).await.unwrap();
+    timeout(PATIENCE, store.turn(&a_search())).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn connections_that_are_silent_cost_no_lease_while_new_ones_answer() {
+    let server = format!("127.0.0.1:{}", server::shared().port());
+    let proxy = proxy::Proxy::start(server.parse().unwrap()).await;
+    let url = server::shared().fresh();
+    let url = url.replace(&server, &proxy.address.to_string());
+    let lease = Duration::from_secs(10);
+    let store = open(&url, "node", lease).await;
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    // A firewall has forgotten them, that of the renewals as well.
+    drop(shared(&store).keeper_pool.session().await.unwrap());
+    proxy.forget();
+    timeout(lease * 2, store.relieved(held)).await.unwrap_err();
+    assert_eq!(*store.trouble().borrow(), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -290,3 +290,91 @@ async fn what_was_delivered_is_told_before_a_search_is_given_back() {
     let nothing = other.pending("s", 9, usize::MAX).await.unwrap();
     assert_eq!(told(&nothing), [0; 0]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_standby_that_lags_behind_does_not_show_is_not_skipped() {
+    let url = server::shared().fresh_for("lagging");
+    let store = open(&url, "node", LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..6), second(2)).await.unwrap();
+    // As a pooler does that sends to a standby whatever only reads: who has locked nothing sees what
+    // it has by then.
+    let lag = |shown: &str| {
+        sql(
+            &url,
+            &format!(
+                "ALTER TABLE journal ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+                 DROP POLICY IF EXISTS lag ON journal;
+                 CREATE POLICY lag ON journal
+                    USING (position IN ({shown}) OR txid_current_if_assigned() IS NOT NULL)"
+            ),
+        )
+    };
+    let pending = async || store.pending("s", 9, usize::MAX).await.unwrap();
+    // Neither at the end nor in the midst.
+    lag("1, 3, 5");
+    assert_eq!(told(&pending().await), [1]);
+    lag("3, 5");
+    assert_eq!(told(&pending().await), [1, 2, 3, 4, 5]);
+    lag("0");
+    assert_eq!(told(&pending().await), [1, 2, 3, 4, 5]);
+
+    // What is gone from the primary as well is.
+    lag("1, 3, 4, 5");
+    sql(&url, "DELETE FROM journal WHERE position IN (2, 3)");
+    let batch = pending().await;
+    assert_eq!(told(&batch), [1]);
+    store
+        .acknowledge("s", batch.events[0].position, None)
+        .await
+        .unwrap();
+    drop(batch);
+    let batch = pending().await;
+    assert_eq!(told(&batch), [4, 5]);
+    sql(&url, "DELETE FROM journal");
+    drop(batch);
+    assert_eq!(told(&pending().await), [0; 0]);
+    assert_eq!(store.backlog("s").await.unwrap().events, 0);
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_skipped_where_nobody_can_tell_that_it_is_gone() {
+    let url = server::shared().fresh_for("reading");
+    let store = stalled(&url, LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+    sql(
+        &url,
+        "ALTER TABLE journal RENAME TO primary_journal;
+         CREATE VIEW journal AS SELECT * FROM primary_journal WHERE FALSE;
+         ALTER VIEW journal OWNER TO reading;
+         ALTER TABLE search OWNER TO CURRENT_USER; GRANT SELECT ON search TO reading",
+    );
+    // It may not lock rows, as on a standby nobody may.
+    store.pending("s", 9, usize::MAX).await.unwrap_err();
+    sql(
+        &url,
+        "GRANT ALL ON search TO reading;
+         DROP VIEW journal; ALTER TABLE primary_journal RENAME TO journal",
+    );
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [1, 2]);
+    drop(batch);
+
+    // Nor where another has the lease.
+    sql(
+        &url,
+        "UPDATE search SET epoch = epoch + 1; CREATE TABLE kept AS TABLE journal;
+         DELETE FROM journal",
+    );
+    let nothing = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&nothing), [0; 0]);
+    assert!(!shared(&store).look(|state| state.is_held(held)));
+    assert_eq!(
+        sql(&url, "SELECT count(*) FROM progress WHERE position > 0"),
+        "0"
+    );
+}

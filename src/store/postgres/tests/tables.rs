@@ -130,6 +130,24 @@ async fn searches_that_the_server_has_forgotten_are_looked_up_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn searches_that_a_standby_does_not_show_yet_are_looked_up_again() {
+    let url = server::shared().fresh_for("waiting");
+    let store = stalled(&url, LEASE).await;
+    store.share_out(vec![a_search()]);
+    sql(
+        &url,
+        "ALTER TABLE search ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+         CREATE POLICY written ON search FOR INSERT WITH CHECK (txid_current() > 0);
+         CREATE POLICY lag ON search FOR SELECT USING (txid_current_if_assigned() IS NOT NULL)",
+    );
+    keeper::share_out(shared(&store), LEASE).await.unwrap();
+    assert!(shared(&store).look(|state| state.wanted.is_empty()));
+    sql(&url, "ALTER TABLE search DISABLE ROW LEVEL SECURITY");
+    keeper::share_out(shared(&store), LEASE).await.unwrap();
+    timeout(PATIENCE, store.turn(&a_search())).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn tables_that_are_gone_and_not_restored_are_made_anew() {
     let url = server::shared().fresh();
     let lease = Duration::from_secs(1);
@@ -402,4 +420,40 @@ async fn whether_a_start_will_find_its_tables_is_seen_before_it() {
         ),
     );
     assert_eq!(look().await.unwrap(), Err(Unfit::MayNotCreate));
+    sql(&url, &format!("DROP SCHEMA {schema} CASCADE"));
+    assert_eq!(look().await.unwrap(), Err(Unfit::NoSchema));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_gone_while_others_are_there_is_named_until_it_is_back() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", Duration::from_secs(1)).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    take_over(&store).await;
+    for table in ["alert", "departed", "journal"] {
+        sql(&url, &format!("ALTER TABLE {table} RENAME TO elsewhere"));
+        let names_it = format!("are gone while others are there: {table};");
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            store.take_up(&a_search(), second(1)).await.ok();
+            let told = store.trouble().borrow().clone();
+            if told.as_ref().is_some_and(|told| told.contains(&names_it)) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "{table}: {told:?}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let error = Store::open(&options(&url, "other", LEASE))
+            .await
+            .unwrap_err();
+        assert!(
+            text(&error).contains(&names_it) && error.is_passing(),
+            "{error:?}"
+        );
+        sql(&url, &format!("ALTER TABLE elsewhere RENAME TO {table}"));
+        let mut trouble = store.trouble();
+        let over = timeout(PATIENCE, trouble.wait_for(Option::is_none)).await;
+        assert!(over.is_ok(), "{table}");
+    }
+    store.close().await;
 }
