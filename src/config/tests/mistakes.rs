@@ -465,7 +465,7 @@ fn wrong_state_and_web_settings_are_explained() {
     config.yml:6:40: state.postgres.lease: must be at least 100ms
     config.yml:6:25: state.postgres.url: the URL of the database cannot be read; write it as postgres://user:password@host:5432/database
     config.yml:6:25: state.postgres.url: the URL's sslmode must be disable, prefer, require or verify-full
-    config.yml:6:25: state.postgres.url: the URL of the database cannot be read; write it as postgres://user:password@host:5432/database
+    config.yml:6:25: state.postgres.url: the URL has a parameter that is not known: bogus
     config.yml:6:23: web.telemetry_path: must start with a slash; write "/metrics"
     config.yml:6:23: web.telemetry_path: "/" is the status page; choose another path
     config.yml:6:23: web.telemetry_path: paths below /-/ are taken; choose another
