@@ -389,7 +389,10 @@ async fn a_url_of_the_database_with_which_no_daemon_starts_is_a_mistake_of_the_c
             "postgres://u:hush-hush@h/d?sslmode=verify-ca",
             "sslmode must be",
         ),
-        ("postgres://u:hush-hush@h/d?bogus=1", "cannot be read"),
+        (
+            "postgres://u:hush-hush@h/d?bogus=1",
+            "a parameter that is not known: bogus",
+        ),
         (
             "postgres://u:hush-hush@h/d?channel_binding=require",
             "parameter channel_binding=require is not supported",
@@ -451,7 +454,10 @@ async fn check_says_whether_a_daemon_can_use_the_database() {
         "CREATE TABLE {schema}.opsramp_exporter_schema AS SELECT TRUE AS only_row, 99 AS version"
     ));
     let with_tls = format!("{url}&sslmode=verify-full");
-    let of_nobody = database.fresh_for("somebody").replace("fresh_", "no_");
+    let of_somebody = database.fresh_for("somebody");
+    let (before, _) = of_somebody.rsplit_once("%3D").unwrap();
+    let of_others = format!("{before}%3Dpublic");
+    let nowhere = of_somebody.replace("fresh_", "no_");
     for (url, status, told) in [
         (
             url.as_str(),
@@ -465,9 +471,14 @@ async fn check_says_whether_a_daemon_can_use_the_database() {
             "next: create the database",
         ),
         (
-            &of_nobody,
+            &of_others,
             1,
             "the user somebody may not create tables in the database postgres",
+        ),
+        (
+            &nowhere,
+            1,
+            "no schema that search_path names is there in the database postgres",
         ),
         (&taken, 1, "else bears the names of tables: search\n"),
         (&newer, 1, "(schema 99, this version knows"),
