@@ -200,6 +200,16 @@ impl Board {
         self.0.accounts.read().clone()
     }
 
+    /// What is known of the clients of the accounts that have them looked up.
+    #[must_use]
+    pub fn discoveries(&self) -> Vec<(Arc<str>, DiscoveryStatus)> {
+        let accounts = self.0.accounts.read();
+        let discovery = |(name, status): (&Arc<str>, &AccountStatus)| {
+            Some((Arc::clone(name), status.discovery.clone()?))
+        };
+        accounts.iter().filter_map(discovery).collect()
+    }
+
     /// Changes what is known of a sink.
     pub fn update_sink(&self, name: &Arc<str>, change: impl FnOnce(&mut SinkStatus)) {
         change(self.0.sinks.write().entry(Arc::clone(name)).or_default());

@@ -25,7 +25,7 @@ use crate::{
     clock,
     health::{Health, Overdue},
     metrics::{Metrics, Rendering},
-    status::{AccountStatus, Board, DiscoveryStatus, SearchStatus},
+    status::{Board, DiscoveryStatus, SearchStatus},
 };
 
 use alerts::{AlertsError, OpenAlert};
@@ -506,10 +506,11 @@ impl Site {
         &self,
         what: impl Fn(&Arc<str>, &DiscoveryStatus) -> Option<String>,
     ) -> Vec<String> {
-        let accounts = self.board.accounts();
-        let told =
-            |(account, status): (_, &AccountStatus)| what(account, status.discovery.as_ref()?);
-        accounts.iter().filter_map(told).collect()
+        let discoveries = self.board.discoveries();
+        let told = discoveries
+            .iter()
+            .filter_map(|(account, it)| what(account, it));
+        told.collect()
     }
 
     fn status(&self, filter: &SearchFilter, now: Timestamp) -> StatusView {

@@ -462,11 +462,7 @@ async fn a_tenant_that_is_unknown_deactivated_or_forbidden_is_told_apart() {
         (429, "wait a minute"),
         (503, "try again in some minutes"),
     ] {
-        let fault = Fault::Status {
-            code,
-            body: None,
-            headers: Vec::new(),
-        };
+        let fault = Fault::status(code);
         let number = simulator.inject(rule(fault, Endpoint::Search));
         let (failed, next) = setup.failure().await;
         assert!(failed.contains(&code.to_string()), "{failed}");
@@ -706,11 +702,7 @@ async fn less_is_asked_for_where_the_server_refuses_the_paging_and_a_passing_400
     })
     .await;
     let mut setup = Setup::new(&simulator.url(), |_| {});
-    let bad_request = Fault::Status {
-        code: 400,
-        body: None,
-        headers: Vec::new(),
-    };
+    let bad_request = Fault::status(400);
     simulator.inject(FaultRule::next(1, Endpoint::Search, bad_request));
     let (passed, text) = setup.check().await;
     assert!(passed && !text.contains("refuses"), "{text}");

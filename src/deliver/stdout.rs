@@ -57,6 +57,8 @@ pub(super) struct Stdout {
 #[derive(Debug)]
 pub(super) struct Output {
     fd: OwnedFd,
+    /// What tells this pipe, or whatever it is, from the one that the next process is given.
+    mark: Vec<u8>,
     end: End,
 }
 
@@ -132,10 +134,7 @@ impl Stdout {
 
 impl Writer for Stdout {
     fn deliver(&mut self, events: &[Pending]) -> Progress {
-        let mut lines = Lines::render(self.format, events);
-        // What a thread that panicked here had written is not known better than `end` says.
-        let mut output = self.output.lock();
-        let here = output.mark();
+        let here = self.output.lock().mark.clone();
         if self.mark.as_ref() != Some(&here) {
             // The store has to know it before a line can be left torn here.
             self.mark = Some(here.clone());
@@ -149,6 +148,9 @@ impl Writer for Stdout {
             .first()
             .is_some_and(|first| first.position <= self.journal_end);
         let may_repeat = !self.is_elsewhere && (waited || self.is_shared);
+        let mut lines = Lines::render(self.format, events);
+        // What a thread that panicked here had written is not known better than `end` says.
+        let mut output = self.output.lock();
         let (settled, result) = output.write(self.writer, events, &lines, may_repeat);
         Progress {
             settled,
@@ -168,18 +170,15 @@ impl Writer for Stdout {
 
 impl Output {
     pub(super) fn new(fd: OwnedFd) -> Self {
-        Self {
-            fd,
-            end: End::Unknown,
-        }
-    }
-
-    /// What tells this pipe, or whatever it is, from the one that the next process is given.
-    fn mark(&self) -> Vec<u8> {
-        rustix::fs::fstat(&self.fd).map_or_else(
+        let mark = rustix::fs::fstat(&fd).map_or_else(
             |_| Vec::new(),
             |stat| [MARK, format!("{}:{}", stat.st_dev, stat.st_ino).as_bytes()].concat(),
-        )
+        );
+        Self {
+            fd,
+            mark,
+            end: End::Unknown,
+        }
     }
 
     /// Writes lines; returns how many are out, and why not all are. `may_repeat`: a former process may

@@ -137,6 +137,20 @@ pub(super) enum Effect {
     Spoil(Fault),
 }
 
+// === impl Fault ===
+
+impl Fault {
+    /// Another status, as a gateway sends it.
+    #[must_use]
+    pub fn status(code: u16) -> Self {
+        Self::Status {
+            code,
+            body: None,
+            headers: Vec::new(),
+        }
+    }
+}
+
 // === impl FaultRule ===
 
 impl FaultRule {

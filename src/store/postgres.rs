@@ -35,7 +35,7 @@ use crate::{
 };
 
 use self::{
-    connection::{ALTOGETHER, PATIENCE, Pool, Session, Tries},
+    connection::{PATIENCE, Pool, Session, Tries},
     journal::{Journal, Range, places},
     leases::State,
     shared::{Shared, Taking},
@@ -468,7 +468,7 @@ impl Postgres {
                 };
                 Ok((ranges, loan))
             })?;
-            let Some(last) = places(&ranges).last() else {
+            let Some(last) = places(&ranges).next_back() else {
                 return Ok(Batch::default());
             };
             let mut events = self
@@ -707,10 +707,7 @@ async fn bounded<A>(
     shared: &Shared,
     work: impl Future<Output = Result<A, Failure>>,
 ) -> Result<A, Error> {
-    let done = timeout(ALTOGETHER, work)
-        .await
-        .unwrap_or(Err(Failure::Timeout));
-    Ok(done.inspect_err(|failure| shared.doubt(failure))?)
+    Ok(shared.bounded(work).await?)
 }
 
 #[cfg(test)]

@@ -106,11 +106,7 @@ async fn check_healed(name: &str, exporter: Exporter, alerts: usize) {
 }
 
 fn faults() -> Vec<(&'static str, Fault, &'static str)> {
-    let status = |code| Fault::Status {
-        code,
-        body: None,
-        headers: Vec::new(),
-    };
+    let status = Fault::status;
     vec![
         ("a 500", status(500), "http"),
         ("a 403", status(403), "auth"),
@@ -386,14 +382,7 @@ async fn a_partner_whose_clients_cannot_be_looked_up_is_told_beside_an_account_t
         options.tenants.push(tenant("client_8", Some("msp_1")));
     })
     .await;
-    let down = opsramp.inject(
-        FaultRule::always(Fault::Status {
-            code: 500,
-            body: None,
-            headers: Vec::new(),
-        })
-        .at(Endpoint::Clients),
-    );
+    let down = opsramp.inject(FaultRule::always(Fault::status(500)).at(Endpoint::Clients));
     let mut place = Place::new(&opsramp.url());
     let mut partner = place.config["accounts"][0].clone();
     place.config["accounts"][0]["name"] = json!("ordinary");

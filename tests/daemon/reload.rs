@@ -151,11 +151,7 @@ async fn what_is_known_of_a_search_outlives_a_reload_that_asks_the_same() {
     assert_eq!(known.one(COMPLETE), Some(1.0));
     assert_eq!(opsramp.requests().searches(DEMO_TENANT), 1, "no full read");
 
-    let refused = Fault::Status {
-        code: 503,
-        body: None,
-        headers: Vec::new(),
-    };
+    let refused = Fault::status(503);
     opsramp.inject(FaultRule::always(refused).at(Endpoint::Search));
     place.config["searches"][0]["group_by"] = json!(["priority"]);
     exporter.reload(&place).await;

@@ -204,11 +204,7 @@ async fn what_the_last_look_up_said_is_kept_until_a_reload_asks_for_others() {
     let simulator = partners().await;
     let url = simulator.url();
     let mut exporter = Reloading::new(plan(&url)).await;
-    let broken = || Fault::Status {
-        code: 500,
-        body: None,
-        headers: Vec::new(),
-    };
+    let broken = || Fault::status(500);
     let fault = || FaultRule::always(broken()).at(Endpoint::Clients);
     let down = simulator.inject(fault());
     exporter

@@ -14,11 +14,7 @@ async fn failures_of_the_credentials_do_not_stretch_the_interval() {
             "opsramp_poll_failures_total{{account=\"default\",tenant=\"name of client_1\",search=\"open\",reason=\"{reason}\"}}"
         ))
     };
-    let status = |code| Fault::Status {
-        code,
-        body: None,
-        headers: Vec::new(),
-    };
+    let status = Fault::status;
     simulator.inject(FaultRule::always(status(403)).at(Endpoint::Search));
     eventually("many failures", || async { failures("auth") >= 15.0 }).await;
     simulator.clear_faults();

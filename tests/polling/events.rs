@@ -207,11 +207,7 @@ async fn a_departure_from_a_long_result_is_noticed_and_explained() {
 /// A stumble of the API does not cost a departure its reason.
 #[tokio::test(flavor = "multi_thread")]
 async fn why_an_alert_left_is_asked_again_where_that_may_help() {
-    let status = |code| Fault::Status {
-        code,
-        body: None,
-        headers: Vec::new(),
-    };
+    let status = Fault::status;
     for (fault, times, reason) in [
         (status(503), 2, "acknowledged"),
         (Fault::Reset, 1, "acknowledged"),

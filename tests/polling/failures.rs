@@ -4,11 +4,7 @@ use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_fault_has_its_reason_and_heals() {
-    let status = |code| Fault::Status {
-        code,
-        body: None,
-        headers: Vec::new(),
-    };
+    let status = Fault::status;
     let too_large = MAX_RESPONSE_SIZE + (1 << 20);
     let faults: Vec<(Fault, &str)> = vec![
         (status(500), "http"),
@@ -86,11 +82,7 @@ async fn a_poll_that_fails_at_a_further_page_shows_nothing_of_the_first() {
     plan.searches[0].interval = Duration::from_secs(2);
     let exporter = Exporter::start(plan).await;
     exporter.wait_until_complete().await;
-    let failed = Fault::Status {
-        code: 500,
-        body: None,
-        headers: Vec::new(),
-    };
+    let failed = Fault::status(500);
     simulator.inject(FaultRule {
         page: Some(2),
         ..FaultRule::always(failed).at(Endpoint::Search)

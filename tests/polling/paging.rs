@@ -77,11 +77,7 @@ async fn a_departure_is_noticed_where_the_search_cannot_be_asked_by_id() {
 /// In whatever way a server fails where it is asked by id, and nowhere else: full reads go on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_departure_is_noticed_where_questions_by_id_fail_for_good() {
-    let status = |code| Fault::Status {
-        code,
-        body: None,
-        headers: Vec::new(),
-    };
+    let status = Fault::status;
     let faults = [
         status(500),
         status(403),
@@ -120,11 +116,7 @@ async fn a_departure_is_noticed_where_questions_by_id_fail_for_good() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_is_not_taken_for_the_end_of_what_the_server_shows() {
     let simulator = start(world(450)).await;
-    let not_found = Fault::Status {
-        code: 404,
-        body: None,
-        headers: Vec::new(),
-    };
+    let not_found = Fault::status(404);
     simulator.inject(FaultRule {
         after: 2,
         ..FaultRule::always(not_found).at(Endpoint::Search)
@@ -216,11 +208,7 @@ async fn a_page_that_was_refused_is_asked_for_again_as_it_was() {
         requests.log.iter().any(|request| request.page > Some(1))
     };
     let refuse = |times| {
-        let refused = Fault::Status {
-            code: 400,
-            body: None,
-            headers: Vec::new(),
-        };
+        let refused = Fault::status(400);
         simulator.inject(FaultRule::next(times, Endpoint::Search, refused));
     };
     refuse(1);
@@ -272,11 +260,7 @@ async fn a_departure_is_noticed_where_the_server_neither_shows_it_all_nor_can_be
         let exporter = Exporter::start(plan(&simulator.url())).await;
         exporter.wait_until_complete().await;
         if !finds_pages {
-            let not_found = Fault::Status {
-                code: 404,
-                body: None,
-                headers: Vec::new(),
-            };
+            let not_found = Fault::status(404);
             simulator.inject(FaultRule::always(not_found).at(Endpoint::Alert));
         }
         leave_out_of_sight(&simulator, &exporter).await;

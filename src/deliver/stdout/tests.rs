@@ -41,7 +41,7 @@ fn sink(fd: impl Into<OwnedFd>) -> Stdout {
 
 /// One that the store knows where it writes to.
 fn marked(output: Arc<Mutex<Output>>) -> Stdout {
-    let mark = output.lock().mark();
+    let mark = output.lock().mark.clone();
     Stdout::new(output, Format::Json).after(Some(&mark), 0)
 }
 

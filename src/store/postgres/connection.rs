@@ -436,6 +436,21 @@ impl Session {
         self.settle(done?)
     }
 
+    /// A statement outside a transaction, over and over while another one gets in its way.
+    pub(super) async fn query_again(
+        &mut self,
+        sql: &'static str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, Failure> {
+        let mut tries = Tries::default();
+        loop {
+            match self.query(sql, parameters).await {
+                Err(failure) if tries.again(&failure).await => {}
+                done => return done,
+            }
+        }
+    }
+
     pub(crate) async fn query(
         &mut self,
         sql: &'static str,

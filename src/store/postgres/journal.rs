@@ -97,7 +97,7 @@ pub(super) struct Unsaved {
 }
 
 /// The places of some events, in order.
-pub(super) fn places(ranges: &[Range]) -> impl Iterator<Item = i64> {
+pub(super) fn places(ranges: &[Range]) -> impl DoubleEndedIterator<Item = i64> {
     let of = |range: &Range| range.place..range.place + range.count;
     ranges.iter().flat_map(of)
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use tokio::time::timeout;
-use tokio_postgres::{Row, types::ToSql};
+use tokio_postgres::Row;
 
 use super::{
     Shared,
@@ -71,19 +71,19 @@ impl Failing {
         Self { what, since: None }
     }
 
-    pub(super) fn is_over(&mut self) {
-        self.since = None;
-    }
-
-    pub(super) fn tell(&mut self, shared: &Shared, error: &dyn Error) {
+    /// Takes note of what became of a try, and says so where none has succeeded for too long.
+    pub(super) fn note<E: Error>(&mut self, shared: &Shared, done: Result<(), E>) {
+        // In trouble, the keeper has said so.
+        let error = done.err().filter(|_| shared.trouble.borrow().is_none());
+        let Some(error) = error else {
+            self.since = None;
+            return;
+        };
         let now = clock::since_boot();
         let since = *self.since.get_or_insert(now);
         let what = self.what;
-        if shared.trouble.borrow().is_some() {
-            // The keeper has said so.
-            self.is_over();
-        } else if now.saturating_sub(since) >= shared.lease * TELL_AFTER {
-            tracing::warn!(error = chain(error), "{what}");
+        if now.saturating_sub(since) >= shared.lease * TELL_AFTER {
+            tracing::warn!(error = chain(&error), "{what}");
         }
     }
 }
@@ -254,22 +254,15 @@ pub(super) async fn renew(shared: &Shared, patience: Duration) -> Result<(), Fai
     };
     let mut session = shared.keeper_pool.session_within(patience).await?;
     let share = i64::try_from(share).unwrap_or(i64::MAX);
-    let mut tries = Tries::default();
-    let alive = loop {
-        let alive = session
-            .query(
-                "UPDATE replica SET alive_until = clock_timestamp() + $2 * interval '1 second',
-                    share = $3
-                 WHERE id = $1
-                 RETURNING sinks = $4 AND sinks <@ ARRAY(SELECT name FROM sink)",
-                &[&me, &shared.lease_seconds(), &share, &sinks],
-            )
-            .await;
-        match alive {
-            Err(failure) if tries.again(&failure).await => {}
-            alive => break alive?,
-        }
-    };
+    let alive = session
+        .query_again(
+            "UPDATE replica SET alive_until = clock_timestamp() + $2 * interval '1 second',
+                share = $3
+             WHERE id = $1
+             RETURNING sinks = $4 AND sinks <@ ARRAY(SELECT name FROM sink)",
+            &[&me, &shared.lease_seconds(), &share, &sinks],
+        )
+        .await?;
     let Some(alive) = alive.first() else {
         return join(shared).await;
     };
@@ -552,14 +545,8 @@ pub(super) async fn tidy(shared: &Shared) {
             }
             delivery::prune(shared).await
         };
-        match timeout(ALTOGETHER, work).await {
-            Ok(Ok(())) => failing.is_over(),
-            Ok(Err(error)) => {
-                shared.doubt(&error);
-                failing.tell(shared, &error);
-            }
-            Err(_) => failing.tell(shared, &Failure::Timeout),
-        }
+        let done = shared.bounded(work).await;
+        failing.note(shared, done);
     }
 }
 
@@ -612,15 +599,16 @@ pub(super) async fn leave(shared: &Shared) -> Result<(), Failure> {
     session
         .execute("DELETE FROM replica WHERE id = $1", &[&me])
         .await?;
-    release(
-        &mut session,
-        "WITH mine AS (
-            SELECT id FROM search WHERE owner = $1 ORDER BY id FOR UPDATE)
-         UPDATE search SET owner = NULL, lease_until = clock_timestamp()
-         FROM mine WHERE search.id = mine.id",
-        &[&me],
-    )
-    .await
+    let given = session
+        .query_again(
+            "WITH mine AS (
+                SELECT id FROM search WHERE owner = $1 ORDER BY id FOR UPDATE)
+             UPDATE search SET owner = NULL, lease_until = clock_timestamp()
+             FROM mine WHERE search.id = mine.id",
+            &[&me],
+        )
+        .await;
+    given.map(drop)
 }
 
 /// Gives leases back.
@@ -631,33 +619,19 @@ pub(super) async fn give_back(
 ) -> Result<(), Failure> {
     let rows: Vec<i64> = leases.iter().map(|held| held.row).collect();
     let epochs: Vec<i64> = leases.iter().map(|held| held.epoch).collect();
-    release(
-        session,
-        "WITH mine AS (
-            SELECT search.id FROM search
-            JOIN unnest($1::bigint[], $2::bigint[]) AS held (id, epoch)
-                ON search.id = held.id AND search.epoch = held.epoch
-            WHERE search.owner = $3 ORDER BY search.id FOR UPDATE OF search)
-         UPDATE search SET owner = NULL, lease_until = clock_timestamp()
-         FROM mine WHERE search.id = mine.id",
-        &[&rows, &epochs, &me],
-    )
-    .await
-}
-
-/// Gives the leases back that a statement says, over and over while another transaction gets in the way.
-async fn release(
-    session: &mut Session,
-    statement: &'static str,
-    parameters: &[&(dyn ToSql + Sync)],
-) -> Result<(), Failure> {
-    let mut tries = Tries::default();
-    loop {
-        match session.execute(statement, parameters).await {
-            Err(failure) if tries.again(&failure).await => {}
-            given => return given.map(drop),
-        }
-    }
+    let given = session
+        .query_again(
+            "WITH mine AS (
+                SELECT search.id FROM search
+                JOIN unnest($1::bigint[], $2::bigint[]) AS held (id, epoch)
+                    ON search.id = held.id AND search.epoch = held.epoch
+                WHERE search.owner = $3 ORDER BY search.id FOR UPDATE OF search)
+             UPDATE search SET owner = NULL, lease_until = clock_timestamp()
+             FROM mine WHERE search.id = mine.id",
+            &[&rows, &epochs, &me],
+        )
+        .await;
+    given.map(drop)
 }
 
 #[cfg(test)]

@@ -38,10 +38,8 @@ pub(super) async fn deliver(shared: &Shared) {
             }
             Ok::<(), Error>(())
         };
-        match round.await {
-            Ok(()) => failing.is_over(),
-            Err(error) => failing.tell(shared, &error),
-        }
+        let done = round.await;
+        failing.note(shared, done);
     }
 }
 

@@ -14,10 +14,11 @@ use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, Semaphore, watch},
     task::JoinHandle,
+    time::timeout,
 };
 
 use super::{
-    connection::{Failure, Pool},
+    connection::{ALTOGETHER, Failure, Pool},
     leases::State,
 };
 use crate::{
@@ -132,11 +133,18 @@ impl Shared {
         });
     }
 
-    /// Takes note of what may concern all: tables that are not there.
-    pub(super) fn doubt(&self, failure: &Failure) {
-        if failure.is_of_missing_tables() {
+    /// Does what is asked of the server, which never takes for ever, and takes note of what may concern
+    /// all: tables that are not there.
+    pub(super) async fn bounded<A>(
+        &self,
+        work: impl Future<Output = Result<A, Failure>>,
+    ) -> Result<A, Failure> {
+        let done = timeout(ALTOGETHER, work).await;
+        let done = done.unwrap_or(Err(Failure::Timeout));
+        if done.as_ref().is_err_and(Failure::is_of_missing_tables) {
             self.missed.store(true, Ordering::Relaxed);
         }
+        done
     }
 
     /// Whether anybody has met a table that is not there since this was last asked.
