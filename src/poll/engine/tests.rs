@@ -423,7 +423,10 @@ impl Run {
             }
             None => self.log_opened(opened),
         }
-        for (id, _) in shown.iter().filter(|(_, alert)| alert.open) {
+        // Of what a sound reading missed, an answer by id tells nothing but whether it is gone: who has
+        // closed and opened again since may still be told as left.
+        let counts = !matches!(purpose, Purpose::Confirm(_)) || !self.engine.is_sound();
+        for (id, _) in shown.iter().filter(|(_, alert)| alert.open && counts) {
             // What others have overtaken is not seen.
             let overtaken = self.engine.requests.overtaken(purpose);
             if !overtaken.is_some_and(|overtaken| overtaken.has(&id.to_string())) {
