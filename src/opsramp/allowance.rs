@@ -307,9 +307,7 @@ impl Window {
             });
         }
         if hints.throttled {
-            let wait = hints
-                .retry_after
-                .or(resets_in.filter(|wait| !wait.is_zero()));
+            let wait = hints.retry_after.or(resets_in);
             let until = now + wait.unwrap_or(UNTOLD_PAUSE);
             self.paused_until = Some(self.paused_until.map_or(until, |known| known.max(until)));
         }
@@ -341,8 +339,8 @@ impl Hints {
         let told = |name: &str| text(name).filter(|_| status < 500);
         let number = |name: &str| told(name)?.parse::<u32>().ok();
         let server_now = text("date").and_then(http_date::parse).unwrap_or(now);
-        let until =
-            |at: Timestamp| Duration::try_from(at.duration_since(server_now)).unwrap_or_default();
+        // One that has passed tells nothing; some servers tell how many seconds are left.
+        let until = |at: Timestamp| Duration::try_from(at.duration_since(server_now)).ok();
         let reset_at = told("x-ratelimit-reset")
             .and_then(|value| value.parse().ok())
             .and_then(|seconds| Timestamp::from_second(seconds).ok());
@@ -352,7 +350,9 @@ impl Hints {
             limit: number("x-ratelimit-limit"),
             remaining: number("x-ratelimit-remaining"),
             // `Date` and the reset are whole seconds, each cut off: one more is surely enough.
-            resets_in: reset_at.map(|at| until(at) + Duration::from_secs(1)),
+            resets_in: reset_at
+                .and_then(until)
+                .map(|wait| wait + Duration::from_secs(1)),
             reset_at,
             retry_after,
             throttled: status == 429,
@@ -509,6 +509,23 @@ mod tests {
         assert_eq!(hints.resets_in, Some(Duration::from_secs(21)));
         assert_eq!(hints.retry_after, Some(Duration::from_secs(30)));
         assert!(hints.throttled);
+    }
+
+    #[test]
+    fn a_reset_that_has_passed_tells_no_wait() {
+        let resets_in = |reset: &str| {
+            let headers = headers(&[
+                ("date", "Sun, 01 Mar 2026 10:00:00 GMT"),
+                ("x-ratelimit-reset", reset),
+            ]);
+            Hints::read(429, &headers, Timestamp::now()).resets_in
+        };
+        let second = Duration::from_secs(1);
+        assert_eq!(resets_in("1772359201"), Some(2 * second));
+        assert_eq!(resets_in("1772359200"), Some(second));
+        assert_eq!(resets_in("1772359199"), None);
+        // The seconds that are left.
+        assert_eq!(resets_in("20"), None);
     }
 
     #[test]
@@ -718,7 +735,6 @@ mod tests {
             waits(Some(Duration::from_secs(40))),
             Duration::from_secs(40)
         );
-        assert_eq!(waits(Some(Duration::ZERO)), UNTOLD_PAUSE);
         assert_eq!(waits(None), UNTOLD_PAUSE);
     }
 

@@ -313,9 +313,7 @@ impl Running {
             && !std::mem::replace(&mut poll.heard, true)
             && self.patience.heard(poll.began)
         {
-            // What held up the background may be over as well.
-            self.background_failures = 0;
-            self.background_at = Instant::now();
+            self.go_on_in_background();
         }
         match learned {
             Ok((Next::Page(page), events)) => {
@@ -334,6 +332,7 @@ impl Running {
         if let Some(since) = self.failing_since.take() {
             let after = humantime::format_duration(Duration::from_secs(since.elapsed().as_secs()));
             tracing::info!(search = %self.search.key, failures = self.failures, %after, "polling works again");
+            self.go_on_in_background();
         }
         self.failures = 0;
         self.stretching = 0;
@@ -358,8 +357,7 @@ impl Running {
             reason: failure.reason(),
             message: failure.message(),
         };
-        let of_the_store = matches!(failure, Failure::Store(_));
-        if failure.is_echo() || of_the_store && self.search.shared.store.is_in_trouble() {
+        if self.is_known(failure) {
             tracing::debug!(search = %self.search.key, reason = error.reason, error = %error.message, "poll failed, as others did");
         } else {
             tracing::error!(
@@ -520,7 +518,9 @@ impl Running {
                         self.engine.page_refused(Instant::now());
                         self.prime().await
                     }
-                    Err(Failure::Api(error)) if confirms && self.patience.ends_question(&error) => {
+                    Err(Failure::Api(error))
+                        if confirms && self.patience.ends_question(&error, Instant::now()) =>
+                    {
                         self.engine.confirmation_failed(Instant::now());
                         Ok(())
                     }
@@ -557,10 +557,27 @@ impl Running {
         }
     }
 
+    /// Whether others have told of it: the token's, and the store's where it tells of its trouble itself.
+    fn is_known(&self, failure: &Failure) -> bool {
+        let of_the_store = matches!(failure, Failure::Store(_));
+        failure.is_echo() || of_the_store && self.search.shared.store.is_in_trouble()
+    }
+
+    /// What held up the background may be over: polls work again.
+    fn go_on_in_background(&mut self) {
+        self.background_failures = 0;
+        self.background_at = Instant::now();
+    }
+
     fn background_failed(&mut self, failure: &Failure) {
         let doublings = self.background_failures.min(10);
         self.background_failures += 1;
-        let pause = (BACKGROUND_PAUSE * (1 << doublings)).min(schedule::MAX_BACK_OFF);
+        let longest = match failure {
+            Failure::Api(_) => schedule::MAX_BACK_OFF,
+            // No poll needs to have failed, so that none tells when it works again.
+            Failure::Store(_) => self.search.options.interval.min(schedule::MAX_BACK_OFF),
+        };
+        let pause = (BACKGROUND_PAUSE * (1 << doublings)).min(longest);
         let now = Instant::now();
         self.background_at = now + pause.mul_f64(0.8 + 0.2 * fastrand::f64());
         self.background_failed_at.get_or_insert(now);
@@ -569,12 +586,16 @@ impl Running {
             reason: failure.reason(),
             message: failure.message(),
         };
-        tracing::warn!(
-            search = %self.search.key,
-            reason = error.reason,
-            error = %error.message,
-            "reading the whole result is held up; what has left is noticed when it works again"
-        );
+        if self.is_known(failure) {
+            tracing::debug!(search = %self.search.key, reason = error.reason, error = %error.message, "reading the whole result is held up, as others' is");
+        } else {
+            tracing::warn!(
+                search = %self.search.key,
+                reason = error.reason,
+                error = %error.message,
+                "reading the whole result is held up; what has left is noticed when it works again"
+            );
+        }
         self.search.status.last_error = Some(error);
         self.search.report();
     }

@@ -17,18 +17,20 @@ const QUESTION: u32 = 3;
 /// What failed in the background, beside how polls went meanwhile.
 #[derive(Debug, Default)]
 pub(super) struct Patience {
-    /// When the last poll began whose first page came, unless one has failed there since: then whatever else
-    /// fails says nothing of itself.
-    heard_at: Option<Instant>,
-    page: Option<Failing>,
-    question: u32,
+    /// Whether the first page of the last poll came: else whatever fails says nothing of itself.
+    is_heard: bool,
+    page: Failures,
+    question: Failures,
 }
 
-/// A page of a full read that fails.
-#[derive(Debug)]
-struct Failing {
-    since: Instant,
-    failures: u32,
+/// Failures of the same page, or of the same question, in a row.
+#[derive(Debug, Default)]
+struct Failures {
+    /// Those between polls whose first pages came.
+    amid_polls: u32,
+    /// Those since: where the next poll's first page does not come, they may have had the same reason.
+    since: u32,
+    last_at: Option<Instant>,
 }
 
 // === impl Patience ===
@@ -36,22 +38,28 @@ struct Failing {
 impl Patience {
     /// The first page of a poll that began then has come. Whether that of the one before had not.
     pub(super) fn heard(&mut self, began: Instant) -> bool {
-        self.heard_at.replace(began).is_none()
+        for failures in [&mut self.page, &mut self.question] {
+            failures.heard(began);
+        }
+        !std::mem::replace(&mut self.is_heard, true)
     }
 
-    /// The first page of a poll has not come. What failed until now may have failed for the same reason.
+    /// The first page of a poll has not come. What has failed since the one before may have failed for the same
+    /// reason.
     pub(super) fn unheard(&mut self) {
-        *self = Self::default();
+        self.is_heard = false;
+        self.page.since = 0;
+        self.question.since = 0;
     }
 
     /// A page of the full read has come, or none is wanted.
     pub(super) fn page_came(&mut self) {
-        self.page = None;
+        self.page = Failures::default();
     }
 
     /// The background has got on.
     pub(super) fn worked(&mut self) {
-        self.question = 0;
+        self.question = Failures::default();
     }
 
     /// Notes that a further page of the full read has failed. Whether it will go on failing; `ended_before`:
@@ -62,39 +70,53 @@ impl Patience {
         ended_before: bool,
         now: Instant,
     ) -> bool {
-        let Some(heard_at) = self.heard_at else {
-            return false;
-        };
-        if !error.may_be_about_the_request() {
+        if !self.is_heard || !tells(error) {
             return false;
         }
-        let failing = self.page.get_or_insert(Failing {
-            since: now,
-            failures: 0,
-        });
-        failing.failures += 1;
+        let failures = self.page.add(now);
         // Too many results, most likely: servers that search do not show all of them.
-        let patience = if ended_before || is_refusal(error) {
-            REFUSED
-        } else {
-            FAILED
-        };
+        let is_certain = ended_before || is_refusal(error);
+        let patience = if is_certain { REFUSED } else { FAILED };
         // Polls may be too rare to have told of an outage.
-        failing.failures > patience && (ended_before || heard_at > failing.since)
+        failures > patience && (ended_before || self.page.amid_polls > 0)
     }
 
     /// Notes that a question by id has failed. Whether the server will not be asked so, as far as this reading
     /// goes.
-    pub(super) fn ends_question(&mut self, error: &opsramp::Error) -> bool {
-        if self.heard_at.is_none() || !error.may_be_about_the_request() {
+    pub(super) fn ends_question(&mut self, error: &opsramp::Error, now: Instant) -> bool {
+        if !self.is_heard || !tells(error) {
             return false;
         }
         if let Some(400 | 404 | 405 | 413 | 414 | 422 | 501) = error.status() {
             return true;
         }
-        self.question += 1;
-        self.question >= QUESTION
+        let is_certain = error.may_be_about_the_request();
+        self.question.add(now) >= if is_certain { QUESTION } else { FAILED }
     }
+}
+
+// === impl Failures ===
+
+impl Failures {
+    /// Notes one more, and tells how many there are.
+    fn add(&mut self, now: Instant) -> u32 {
+        self.since += 1;
+        self.last_at = Some(now);
+        self.amid_polls + self.since
+    }
+
+    /// A poll that began then was answered.
+    fn heard(&mut self, began: Instant) {
+        if self.last_at.is_some_and(|at| at < began) {
+            self.amid_polls += std::mem::take(&mut self.since);
+        }
+    }
+}
+
+/// Whether the failure of a request says something of itself, beside others that do not fail. A token that is
+/// refused does, if it lasts: polls are made with the same one.
+fn tells(error: &opsramp::Error) -> bool {
+    error.may_be_about_the_request() || matches!(error, opsramp::Error::Auth { .. })
 }
 
 #[cfg(test)]
@@ -150,7 +172,6 @@ mod tests {
         vec![
             Error::Throttled { retry_after: None },
             Error::Echo(Arc::new(status(500))),
-            auth(false),
             Error::Http {
                 endpoint: "token",
                 status: 404,
@@ -172,6 +193,12 @@ mod tests {
         })
     }
 
+    /// A question by id fails again and again. How often, before the reading does without its answer.
+    fn questions(patience: &mut Patience, error: &Error) -> Option<u32> {
+        let now = Instant::now();
+        (1..100).find(|_| patience.ends_question(error, now))
+    }
+
     fn heard() -> Patience {
         let mut patience = Patience::default();
         patience.heard(Instant::now());
@@ -180,7 +207,7 @@ mod tests {
 
     #[test]
     fn a_page_that_fails_for_good_ends_the_read_however_it_fails() {
-        for error in lasting() {
+        for error in lasting().into_iter().chain([auth(false)]) {
             assert_eq!(failures(&mut heard(), &error, false), Some(13), "{error}");
             // It is known by then.
             assert_eq!(failures(&mut heard(), &error, true), Some(3), "{error}");
@@ -195,14 +222,43 @@ mod tests {
     fn a_question_that_fails_for_good_is_done_without_however_it_fails() {
         for error in lasting() {
             let mut patience = heard();
-            let ends: Vec<bool> = (0..3).map(|_| patience.ends_question(&error)).collect();
-            assert_eq!(ends, [false, false, true], "{error}");
+            assert_eq!(questions(&mut patience, &error), Some(3), "{error}");
         }
-        assert!(heard().ends_question(&status(400)));
+        assert_eq!(questions(&mut heard(), &status(400)), Some(1));
+        // Polls pass with the same token.
+        assert_eq!(questions(&mut heard(), &auth(false)), Some(12));
         for error in elsewhere() {
-            let mut patience = heard();
-            assert!((0..10).all(|_| !patience.ends_question(&error)), "{error}");
+            assert_eq!(questions(&mut heard(), &error), None, "{error}");
         }
+    }
+
+    /// The server fails to answer a poll now and then, which says nothing of a page that it never shows.
+    #[test]
+    fn polls_that_fail_now_and_then_do_not_keep_a_page_that_fails_for_good() {
+        let mut patience = heard();
+        let begun = Instant::now();
+        let ended = (1..100u32).find(|minute| {
+            let now = begun + INTERVAL * 2 * *minute;
+            // Of two failures at most the later one may have had the reason of the poll's.
+            let ends = patience.ends_read(&status(504), false, now);
+            patience.heard(now + INTERVAL);
+            if minute % 2 == 0 {
+                patience.unheard();
+                patience.heard(now + INTERVAL + INTERVAL / 2);
+            }
+            ends
+        });
+        assert_eq!(ended, Some(13));
+        let mut patience = heard();
+        let ended = (1..100u32).find(|minute| {
+            let now = begun + INTERVAL * 2 * *minute;
+            let ends = patience.ends_read(&status(504), false, now);
+            // The poll after each failure fails as well, and the next does not.
+            patience.unheard();
+            patience.heard(now + INTERVAL);
+            ends
+        });
+        assert_eq!(ended, None);
     }
 
     /// The server answers nobody for a while: that is about no page.
@@ -220,7 +276,7 @@ mod tests {
             for _ in 0..20 {
                 assert!(!patience.ends_read(&error, false, now));
                 assert!(!patience.ends_read(&error, true, now));
-                assert!(!patience.ends_question(&error));
+                assert!(!patience.ends_question(&error, now));
             }
             // Polls work again: what failed before does not count.
             assert!(patience.heard(now + INTERVAL));
