@@ -357,6 +357,48 @@ mod tests {
     }
 
     #[test]
+    fn what_could_not_be_read_is_shown_as_well() {
+        let request = SearchRequest {
+            query: String::new(),
+            page: 2,
+            page_size: 10,
+            sorted: true,
+        };
+        let page = Page {
+            alerts: Vec::new(),
+            raw: Vec::new(),
+            unreadable: 3,
+            total_results: 13,
+            page_size: None,
+            next_page: None,
+        };
+        let facts = Facts::of(&request, &page);
+        assert_eq!((facts.shown, facts.unreadable), (3, 3));
+        assert_eq!((facts.page, facts.page_size), (2, 10));
+    }
+
+    #[test]
+    fn a_page_tells_its_size_unless_it_is_a_short_last_one_or_shows_nothing() {
+        let shows = |shown| Facts {
+            shown,
+            next: Some(4),
+            ..facts(3, 35, 5)
+        };
+        let (size, reached) = (Some(10), true);
+        assert!(shows(10).tells_size(size, reached));
+        assert!(shows(15).tells_size(size, reached));
+        assert!(!shows(5).tells_size(size, reached));
+        assert!(shows(5).tells_size(size, false));
+        assert!(shows(5).tells_size(None, reached));
+        assert!(!shows(0).tells_size(None, reached));
+        let last = Facts {
+            next: None,
+            ..shows(10)
+        };
+        assert!(!last.tells_size(size, reached));
+    }
+
+    #[test]
     fn a_short_last_page_that_names_a_next_one_has_no_size() {
         let shows = |page, shown| Facts {
             shown,
