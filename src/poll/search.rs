@@ -128,6 +128,8 @@ struct Running {
     background_failures: u32,
     /// When the background failed last, unless it has been answered since.
     background_failed_at: Option<Instant>,
+    /// Whether the store has failed, in a poll or in the background, since a poll succeeded.
+    store_failed: bool,
     failures: u32,
     /// Those among them that stretch the interval. Failures of the token do not: it has a back-off
     /// of its own. Nor do those of a further page: what is new may be on the first.
@@ -203,6 +205,7 @@ impl Running {
             background_at: now,
             background_failures: 0,
             background_failed_at: None,
+            store_failed: false,
             failures: 0,
             stretching: 0,
             failing_since: None,
@@ -332,6 +335,8 @@ impl Running {
         if let Some(since) = self.failing_since.take() {
             let after = humantime::format_duration(Duration::from_secs(since.elapsed().as_secs()));
             tracing::info!(search = %self.search.key, failures = self.failures, %after, "polling works again");
+        }
+        if std::mem::take(&mut self.store_failed) {
             self.go_on_in_background();
         }
         self.failures = 0;
@@ -352,6 +357,7 @@ impl Running {
         if !heard && matches!(failure, Failure::Api(_)) {
             self.patience.unheard();
         }
+        self.store_failed |= matches!(failure, Failure::Store(_));
         let error = PollError {
             at: clock::now(),
             reason: failure.reason(),
@@ -563,7 +569,7 @@ impl Running {
         failure.is_echo() || of_the_store && self.search.shared.store.is_in_trouble()
     }
 
-    /// What held up the background may be over: polls work again.
+    /// What held up the background may be over.
     fn go_on_in_background(&mut self) {
         self.background_failures = 0;
         self.background_at = Instant::now();
@@ -572,15 +578,11 @@ impl Running {
     fn background_failed(&mut self, failure: &Failure) {
         let doublings = self.background_failures.min(10);
         self.background_failures += 1;
-        let longest = match failure {
-            Failure::Api(_) => schedule::MAX_BACK_OFF,
-            // No poll needs to have failed, so that none tells when it works again.
-            Failure::Store(_) => self.search.options.interval.min(schedule::MAX_BACK_OFF),
-        };
-        let pause = (BACKGROUND_PAUSE * (1 << doublings)).min(longest);
+        let pause = (BACKGROUND_PAUSE * (1 << doublings)).min(schedule::MAX_BACK_OFF);
         let now = Instant::now();
         self.background_at = now + pause.mul_f64(0.8 + 0.2 * fastrand::f64());
         self.background_failed_at.get_or_insert(now);
+        self.store_failed |= matches!(failure, Failure::Store(_));
         let error = PollError {
             at: clock::now(),
             reason: failure.reason(),
