@@ -324,6 +324,8 @@ impl StateFile {
     pub(super) fn close(mut self) {
         self.look_at_log();
         if !self.is_cut {
+            // It is only tidying up: whoever reads is not waited for.
+            self.connection.busy_timeout(Duration::ZERO).ok();
             checkpoint(&self.connection, "TRUNCATE").ok();
         }
     }
