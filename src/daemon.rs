@@ -270,6 +270,7 @@ impl Daemon {
                     self.health.hold_up(STORE, trouble.borrow_and_update().clone());
                 }
                 () = self.quit.cancelled() => break Stop::Asked(QUIT),
+                error = self.store.lost() => break Stop::Failed(error.into()),
                 failed = self.delivery.failed() => break Stop::Failed(failed.into()),
                 happening = self.pollers.next() => match happening {
                     // A store that hangs holds it up.

@@ -225,7 +225,7 @@ pub struct OpenAlert {
 /// The store could not do what it was asked. Nothing was written, with two exceptions: what ends in
 /// [`Error::Backend`] may have been done all the same, as where a server's answer was lost; and what
 /// is [acknowledged](Store::acknowledge) counts whatever becomes of it.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// The journal holds as many events as it may; no event was taken in. Delivery makes room.
     #[error("the journal is full ({limit} events wait for delivery)")]
@@ -245,6 +245,19 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What is wrong and what to do.
+        problem: String,
+    },
+    /// The state file is another exporter's now; the message says why and what to do.
+    #[error(
+        "the state file {} is no longer this exporter's alone: its lock, {}.lock, was removed while in use, \
+         and {problem}; let only one of them run, and leave the lock's file where it is: it is free \
+         once its exporter has ended",
+        path.display(), path.display()
+    )]
+    Lost {
+        /// The file.
+        path: PathBuf,
+        /// Whose it is.
         problem: String,
     },
     /// Reading or writing failed.
@@ -370,6 +383,15 @@ impl Store {
             // What its errors say is all there is.
             Self::Sqlite(_) => watch::channel(None).1,
             Self::Postgres(store) => store.trouble(),
+        }
+    }
+
+    /// Waits until the state is lost to another exporter, which a lease does not tell: then the store has
+    /// closed itself, and nothing is written any more. Cancel safe.
+    pub async fn lost(&self) -> Error {
+        match self {
+            Self::Sqlite(store) => store.lost().await,
+            Self::Postgres(_) => std::future::pending().await,
         }
     }
 

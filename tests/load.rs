@@ -8,7 +8,7 @@
 
 use std::{io, net::SocketAddr, os::unix::fs::chown, time::Duration};
 
-use opsramp_exporter::simulator::{Endpoint, Fault, FaultRule};
+use opsramp_exporter::simulator::{DEMO_TENANT, Endpoint, Fault, FaultRule};
 use serde_json::json;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -270,10 +270,8 @@ fn as_somebody(mut command: Command) -> Command {
     command
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn threads_that_cannot_be_had_cost_neither_a_scrape_nor_the_end() {
-    let opsramp = opsramp(3).await;
-    let place = Place::new(&opsramp.url());
+/// The daemon, of a user whose threads can be limited.
+async fn start_as_somebody(place: &Place) -> Exporter {
     place.write();
     // The folder of the build may be closed to others. A copy that is written here could be open
     // still, in a process that another test is about to start, when it is to be run.
@@ -286,19 +284,69 @@ async fn threads_that_cannot_be_had_cost_neither_a_scrape_nor_the_end() {
     for file in [".", "config.yml"] {
         chown(place.path(file), somebody(), None).unwrap();
     }
-    let exporter = place.start_as(as_somebody(place.settle(daemon))).await;
+    place.start_as(as_somebody(place.settle(daemon))).await
+}
+
+/// How many threads its user may have.
+async fn limit_threads(exporter: &Exporter, limit: u32) {
+    needed("prlimit", "util-linux");
+    let pid = exporter.id().to_string();
+    let mut command = as_somebody(command("prlimit"));
+    // What may be raised again.
+    command.args([&format!("--nproc={limit}:"), "--pid", &pid]);
+    assert!(command.status().await.unwrap().success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn threads_that_cannot_be_had_cost_neither_a_scrape_nor_the_end() {
+    let opsramp = opsramp(3).await;
+    let place = Place::new(&opsramp.url());
+    let exporter = start_as_somebody(&place).await;
     exporter
         .stdout
         .wait_for("its threads have worked", |lines| lines.len() == 3)
         .await;
-    needed("prlimit", "util-linux");
-    let pid = exporter.id().to_string();
-    let mut limit = as_somebody(command("prlimit"));
-    limit.args(["--nproc=1:1", "--pid", &pid]);
-    assert!(limit.status().await.unwrap().success());
+    limit_threads(&exporter, 1).await;
     exporter.wait_until_complete().await;
     let (status, alerts) = exporter.get("/api/v1/alerts").await;
     assert_eq!(status, 200, "{alerts}");
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_whose_thread_cannot_be_had_waits_for_it() {
+    let opsramp = opsramp(3).await;
+    let mut place = Place::new(&opsramp.url());
+    let exporter = start_as_somebody(&place).await;
+    exporter.wait_until_complete().await;
+    // What reads the configuration is there then, and needs no new thread.
+    exporter.reload(&place).await;
+    limit_threads(&exporter, 1).await;
+    place.config["log"]["sinks"] = json!([
+        {"name": "stdout", "type": "stdout"},
+        {"name": "file", "type": "file", "path": place.path("alerts.jsonl")},
+    ]);
+    exporter.reload(&place).await;
+    let told = exporter
+        .stderr
+        .line(|line| line.contains("cannot start the sink's thread"))
+        .await;
+    assert!(
+        told.contains(" sink=file ") && told.contains("cannot deliver; events wait"),
+        "{told}"
+    );
+    opsramp.open_many(DEMO_TENANT, 1).unwrap();
+    exporter
+        .stdout
+        .wait_for("the other one works", |lines| lines.len() == 4)
+        .await;
+    assert_eq!(place.text_of("alerts.jsonl"), "");
+
+    limit_threads(&exporter, 4096).await;
+    eventually("it has begun to work", async || {
+        place.lines_of("alerts.jsonl").len() == 1
+    })
+    .await;
     exporter.stop().await;
 }
 

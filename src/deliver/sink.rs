@@ -99,7 +99,7 @@ pub enum SinkError {
     /// An OTLP receiver.
     #[error(transparent)]
     Otlp(#[from] super::otlp::Error),
-    /// The sink's thread could not be started.
+    /// The sink's thread could not be started: there are too many, which passes.
     #[error("cannot start the sink's thread")]
     Start(#[source] io::Error),
     /// The sink's thread or worker ended, which it never should.
@@ -132,19 +132,34 @@ impl Sink {
 
     /// Begins to work, where the sink left off with `mark`. Events up to `journal_end` may have been
     /// given to a former process.
+    ///
+    /// # Errors
+    /// Where it cannot begin now; it comes back, to be started again later.
     pub(super) fn start(
         self,
         name: &str,
         mark: Option<&[u8]>,
         journal_end: i64,
-    ) -> Result<Running, SinkError> {
+    ) -> Result<Running, Box<(Self, SinkError)>> {
         match self {
-            Self::Stdout(sink) => {
-                Thread::start(name, sink.after(mark, journal_end)).map(Running::Thread)
+            Self::Stdout(sink) => Self::run(name, sink.after(mark, journal_end), Self::Stdout),
+            Self::File(sink) => {
+                let back = |sink| Self::File(Box::new(sink));
+                Self::run(name, sink.after(mark), back)
             }
-            Self::File(sink) => Thread::start(name, sink.after(mark)).map(Running::Thread),
-            Self::Journald(sink) => Thread::start(name, sink).map(Running::Thread),
+            Self::Journald(sink) => Self::run(name, sink, Self::Journald),
             Self::Otlp(sink) => Ok(Running::Otlp(sink)),
+        }
+    }
+
+    fn run<W: Writer>(
+        name: &str,
+        writer: W,
+        back: impl FnOnce(W) -> Self,
+    ) -> Result<Running, Box<(Self, SinkError)>> {
+        match Thread::start(name, writer) {
+            Ok(thread) => Ok(Running::Thread(thread)),
+            Err((writer, error)) => Err(Box::new((back(writer), SinkError::Start(error)))),
         }
     }
 }
@@ -180,15 +195,20 @@ impl Running {
 // === impl Thread ===
 
 impl Thread {
-    fn start(name: &str, writer: impl Writer) -> Result<Self, SinkError> {
+    /// Where there can be no thread, the writer comes back.
+    fn start<W: Writer>(name: &str, writer: W) -> Result<Self, (W, io::Error)> {
         let (sender, requests) = mpsc::channel();
         let (end, ended) = oneshot::channel();
-        thread::Builder::new()
+        // What a thread takes along that cannot be started is gone.
+        let (hand_over, handed_over) = mpsc::channel::<W>();
+        let started = thread::Builder::new()
             .name(format!("sink-{name}"))
             .spawn(move || {
                 // Dropped after the writer, which was there before it.
                 let _end: oneshot::Sender<()> = end;
-                let mut writer = writer;
+                let Ok(mut writer) = handed_over.recv() else {
+                    return;
+                };
                 for request in requests {
                     match request {
                         Request::Deliver(events, claim, reply) => {
@@ -207,8 +227,12 @@ impl Thread {
                         Request::Reopen => writer.reopen(),
                     }
                 }
-            })
-            .map_err(SinkError::Start)?;
+            });
+        if let Err(error) = started {
+            return Err((writer, error));
+        }
+        // A thread that has ended is noticed by the first delivery.
+        drop(hand_over.send(writer));
         Ok(Self {
             requests: sender,
             ended,
@@ -264,8 +288,8 @@ impl SinkError {
     pub fn is_fatal(&self) -> bool {
         match self {
             Self::Stdout(error) => error.is_closed(),
-            Self::Start(_) | Self::Ended => true,
-            Self::File(_) | Self::Journald(_) | Self::Otlp(_) => false,
+            Self::Ended => true,
+            Self::File(_) | Self::Journald(_) | Self::Otlp(_) | Self::Start(_) => false,
         }
     }
 

@@ -49,8 +49,19 @@ pub(super) struct Stdout {
     is_shared: bool,
     /// What the store knows of where it writes to.
     mark: Option<Vec<u8>>,
-    /// Whether the former process, if there was one, wrote elsewhere.
-    is_elsewhere: bool,
+    former: Former,
+}
+
+/// Where this sink wrote to in the process before this one, as its mark says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Former {
+    /// Here.
+    Here,
+    /// To a pipe that is another one, or nowhere: this one is new.
+    Elsewhere,
+    /// Nobody knows: it had another name, or another target since. Its mark went with that, and the pipe may
+    /// be the same.
+    Unknown,
 }
 
 /// A file descriptor that lines are written to, and how its last line ended.
@@ -59,6 +70,9 @@ pub(super) struct Output {
     fd: OwnedFd,
     /// What tells this pipe, or whatever it is, from the one that the next process is given.
     mark: Vec<u8>,
+    /// Whether it is a pipe in which something stood when this process had not written yet: it is not new,
+    /// whatever the marks say.
+    is_used: bool,
     end: End,
 }
 
@@ -120,7 +134,7 @@ impl Stdout {
             journal_end: 0,
             is_shared: false,
             mark: None,
-            is_elsewhere: false,
+            former: Former::Here,
         }
     }
 
@@ -136,9 +150,15 @@ impl Writer for Stdout {
     fn deliver(&mut self, events: &[Pending]) -> Progress {
         let here = self.output.lock().mark.clone();
         if self.mark.as_ref() != Some(&here) {
+            self.former = match &self.mark {
+                Some(mark) if mark.starts_with(MARK) => Former::Elsewhere,
+                // Nothing was ever journalled, or this replica is new, as each is that gets a name with its
+                // start.
+                None if self.journal_end == 0 || self.is_shared => Former::Elsewhere,
+                _ => Former::Unknown,
+            };
             // The store has to know it before a line can be left torn here.
             self.mark = Some(here.clone());
-            self.is_elsewhere = true;
             return Progress {
                 mark: Some(here),
                 ..Progress::default()
@@ -147,11 +167,16 @@ impl Writer for Stdout {
         let waited = events
             .first()
             .is_some_and(|first| first.position <= self.journal_end);
-        let may_repeat = !self.is_elsewhere && (waited || self.is_shared);
+        let may_follow = match self.former {
+            // What it did not bring to its end is the first to be written now.
+            Former::Here => waited || self.is_shared,
+            Former::Elsewhere => false,
+            Former::Unknown => true,
+        };
         let mut lines = Lines::render(self.format, events);
         // What a thread that panicked here had written is not known better than `end` says.
         let mut output = self.output.lock();
-        let (settled, result) = output.write(self.writer, events, &lines, may_repeat);
+        let (settled, result) = output.write(self.writer, events, &lines, may_follow);
         Progress {
             settled,
             refused: lines.refused_among(settled),
@@ -174,27 +199,29 @@ impl Output {
             |_| Vec::new(),
             |stat| [MARK, format!("{}:{}", stat.st_dev, stat.st_ino).as_bytes()].concat(),
         );
+        let is_used = holds_something(&fd);
         Self {
             fd,
             mark,
+            is_used,
             end: End::Unknown,
         }
     }
 
-    /// Writes lines; returns how many are out, and why not all are. `may_repeat`: a former process may
-    /// have written some of them already.
+    /// Writes lines; returns how many are out, and why not all are. `may_follow`: a former process may have
+    /// left a piece of a line there.
     fn write(
         &mut self,
         writer: u64,
         events: &[Pending],
         lines: &Lines,
-        may_repeat: bool,
+        may_follow: bool,
     ) -> (usize, Result<(), Error>) {
         let first = events.first().map(|event| event.position);
         let mut written = 0;
         let break_line = match self.end {
             End::Whole => false,
-            End::Unknown => may_end_torn(&self.fd, may_repeat),
+            End::Unknown => ends_torn(&self.fd).unwrap_or(may_follow || self.is_used),
             End::Torn {
                 writer: torn_by,
                 position,
@@ -256,30 +283,31 @@ fn is_null_device(fd: &OwnedFd) -> bool {
         && (major(stat.st_rdev), minor(stat.st_rdev)) == (1, 3)
 }
 
-/// Whether a former process may have left standard output in the middle of a line. Of a pipe, which
-/// outlives it under supervisors, nobody can tell: there it may have where it had lines to write that it
-/// did not bring to an end, which are the first to be written now. A pipe that is new, as in most places
-/// after every start, is known by its mark.
-fn may_end_torn(fd: &OwnedFd, may_repeat: bool) -> bool {
-    let last_byte = || -> io::Result<Option<u8>> {
-        let stat = rustix::fs::fstat(fd)?;
-        if !FileType::from_raw_mode(stat.st_mode).is_file() {
-            return Err(io::ErrorKind::NotSeekable.into());
-        }
-        let Some(last_at) = stat.st_size.unsigned_abs().checked_sub(1) else {
-            return Ok(None);
-        };
-        // The descriptor itself is open for writing only.
-        let file = File::open(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
-        let mut last = [0];
-        file.read_exact_at(&mut last, last_at)?;
-        Ok(Some(last[0]))
-    };
-    match last_byte() {
-        Ok(last) => last.is_some_and(|last| last != b'\n'),
-        // An empty line is skipped by readers, and yet not written for nothing.
-        Err(_) => may_repeat,
+/// Whether it is a pipe that nobody has read to its end.
+fn holds_something(fd: &OwnedFd) -> bool {
+    // Of a terminal the same question tells what somebody types.
+    let is_pipe = rustix::fs::fstat(fd)
+        .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
+    is_pipe && rustix::io::ioctl_fionread(fd).is_ok_and(|bytes| bytes > 0)
+}
+
+/// Whether a former process has left a file in the middle of a line. `None`: it is none, or cannot be read.
+/// Of a pipe, which outlives a process under supervisors, nobody can tell. An empty line is skipped by
+/// readers, and yet not written for nothing: a pipe that is new, as in most places after every start, is
+/// known by its mark.
+fn ends_torn(fd: &OwnedFd) -> Option<bool> {
+    let stat = rustix::fs::fstat(fd).ok()?;
+    if !FileType::from_raw_mode(stat.st_mode).is_file() {
+        return None;
     }
+    let Some(last_at) = stat.st_size.unsigned_abs().checked_sub(1) else {
+        return Some(false);
+    };
+    // The descriptor itself is open for writing only.
+    let file = File::open(format!("/proc/self/fd/{}", fd.as_raw_fd())).ok()?;
+    let mut last = [0];
+    file.read_exact_at(&mut last, last_at).ok()?;
+    Some(last != *b"\n")
 }
 
 // === impl Error ===

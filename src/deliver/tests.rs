@@ -195,9 +195,13 @@ fn file_sink(name: &str, path: PathBuf) -> SinkOptions {
     }
 }
 
-/// Standard output, but written to `fd`.
+/// Standard output, but written to `fd`, of a process that has not written to it.
 fn employ_pipe(delivery: &mut Delivery, name: &str, fd: impl Into<OwnedFd>) {
     let output = Arc::new(Mutex::new(stdout::Output::new(fd.into())));
+    employ_output(delivery, name, output);
+}
+
+fn employ_output(delivery: &mut Delivery, name: &str, output: Arc<Mutex<stdout::Output>>) {
     let options = SinkOptions {
         name: name.into(),
         target: Target::Stdout {
@@ -407,12 +411,12 @@ async fn a_reload_keeps_what_is_the_same_and_forgets_what_is_gone() {
 async fn a_changed_sink_waits_until_its_predecessor_has_written_the_last_byte() {
     let mut journal = Journal::new().await;
     let (reader, writer) = io::pipe().unwrap();
-    let second_writer = writer.try_clone().unwrap();
+    let output = Arc::new(Mutex::new(stdout::Output::new(writer.into())));
     let mut delivery = journal.start(vec![journal.file("out")]).await;
-    employ_pipe(&mut delivery, "out", writer);
+    employ_output(&mut delivery, "out", Arc::clone(&output));
     journal.journal(2000).await;
     journal.until_backlog("out", 2000).await;
-    employ_pipe(&mut delivery, "out", second_writer);
+    employ_output(&mut delivery, "out", output);
     // What waits is told all the while.
     journal.until_backlog("out", 2000).await;
     assert_eq!(journal.board.sinks()["out"].oldest_pending, Some(now()));

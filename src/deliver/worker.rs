@@ -161,15 +161,37 @@ impl Worker {
             // It may have delivered what waited when this worker looked.
             acknowledged.notify_one();
         }
-        match sink.start(&self.name, left.mark.as_deref(), self.journal_end) {
-            Ok(mut running) => {
-                self.work(&mut running, left, acknowledged).await;
-                tokio::select! {
-                    () = running.close() => {}
-                    () = self.given_up() => {}
+        let Some(mut running) = self.start(sink, left.mark.as_deref()).await else {
+            return;
+        };
+        self.work(&mut running, left, acknowledged).await;
+        tokio::select! {
+            () = running.close() => {}
+            () = self.given_up() => {}
+        }
+    }
+
+    /// Has the sink begin, however long the system has no thread for it. `None`: it is told to leave before
+    /// that.
+    async fn start(&self, mut sink: Sink, mark: Option<&[u8]>) -> Option<Running> {
+        let mut trouble = Trouble::default();
+        loop {
+            let order = self.order();
+            if order.is_to_leave() {
+                return None;
+            }
+            match sink.start(&self.name, mark, self.journal_end) {
+                Ok(running) => {
+                    self.recovered(&mut trouble, "has begun to work");
+                    return Some(running);
+                }
+                Err(failed) => {
+                    let error;
+                    (sink, error) = *failed;
+                    let delay = self.report(&mut trouble, &error, None, order);
+                    self.wait(delay, None, order).await;
                 }
             }
-            Err(error) => self.fail(error),
         }
     }
 
@@ -247,7 +269,7 @@ impl Worker {
                         return;
                     }
                     let delay = self.report(&mut trouble, &error, None, order);
-                    self.wait(delay, sink, order).await;
+                    self.wait(delay, Some(sink), order).await;
                     continue;
                 }
             };
@@ -307,7 +329,7 @@ impl Worker {
                         trouble.tries = 0;
                     }
                     let delay = self.report(&mut trouble, &error, error.retry_after(), order);
-                    self.wait(delay, sink, order).await;
+                    self.wait(delay, Some(sink), order).await;
                 }
             }
         }
@@ -322,13 +344,13 @@ impl Worker {
 
     /// Waits to repeat a failed try, unless something happens that makes it worth while now. The
     /// try was made under `order`: another one may have come while it was under way.
-    async fn wait(&self, delay: Duration, sink: &Running, order: Order) {
+    async fn wait(&self, delay: Duration, sink: Option<&Running>, order: Order) {
         let mut orders = self.orders.clone();
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
             // An error, too: nobody is left to give orders.
             _ = orders.wait_for(|now| *now != order) => {}
-            () = self.reopen.notified() => sink.reopen(),
+            () = self.reopen.notified() => if let Some(sink) = sink { sink.reopen() },
         }
     }
 

@@ -44,6 +44,8 @@ const QUEUE: usize = 256;
 pub struct Sqlite {
     commands: mpsc::Sender<Command>,
     journalled: watch::Receiver<i64>,
+    /// Why the state is no longer ours.
+    lost: watch::Receiver<Option<Error>>,
     page: Page,
 }
 
@@ -93,9 +95,10 @@ impl Sqlite {
                     Ok(writer) => {
                         let page = Page::new(writer.files().clone(), holds);
                         let journalled = writer.journalled();
+                        let lost = writer.lost();
                         // A caller that gave up waiting has dropped the queue's sender as well:
                         // the thread then ends by itself.
-                        opened.send(Ok((page.clone(), journalled))).ok();
+                        opened.send(Ok((page.clone(), journalled, lost))).ok();
                         writer.run(queue, &page);
                     }
                     Err(error) => {
@@ -107,10 +110,11 @@ impl Sqlite {
                 path,
                 problem: format!("no thread can be started for it: {error}"),
             })?;
-        let (page, journalled) = answer.await.map_err(|_| Error::Closed)??;
+        let (page, journalled, lost) = answer.await.map_err(|_| Error::Closed)??;
         Ok(Self {
             commands,
             journalled,
+            lost,
             page,
         })
     }
@@ -214,6 +218,17 @@ impl Sqlite {
 
     pub(super) fn journalled(&self) -> watch::Receiver<i64> {
         self.journalled.clone()
+    }
+
+    pub(super) async fn lost(&self) -> Error {
+        let mut lost = self.lost.clone();
+        if let Ok(error) = lost.wait_for(Option::is_some).await
+            && let Some(error) = &*error
+        {
+            return error.clone();
+        }
+        // It was closed while it was ours.
+        std::future::pending().await
     }
 
     pub(super) async fn close(&self) {

@@ -6,7 +6,7 @@ use opsramp_exporter::simulator::{DEMO_KEY, DEMO_TENANT};
 use serde_json::json;
 use tokio::process::Command;
 
-use crate::exporter::{Metrics, Place, SECRET, binary, command, eventually, opsramp};
+use crate::exporter::{Metrics, Place, SECRET, Signal, binary, command, eventually, opsramp};
 
 /// Starts it and waits for the lines of two alerts.
 async fn logs_two_alerts(place: &Place, command: Command) {
@@ -84,6 +84,33 @@ async fn of_two_on_one_state_file_the_second_ends_with_status_1() {
         .wait_for("the first goes on", |lines| lines.len() == 2)
         .await;
     first.stop().await;
+}
+
+/// As where a start script removes what it takes for a lock that was left behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_another_one_has_since_its_lock_was_removed_ends_the_first_with_status_1() {
+    let opsramp = opsramp(1).await;
+    let place = Place::new(&opsramp.url());
+    let first = place.start().await;
+    first.wait_until_complete().await;
+    // It would take it again.
+    first.signal(Signal::STOP);
+    std::fs::remove_file(place.path("state.db.lock")).unwrap();
+    let second = place.start().await;
+    first.signal(Signal::CONT);
+    let ended = first.end().await;
+    assert_eq!(ended.code(), Some(1));
+    let told = ended.error();
+    assert!(
+        told.contains("state.db.lock, was removed while in use, and another exporter"),
+        "{told}"
+    );
+    opsramp.open_many(DEMO_TENANT, 1).unwrap();
+    second
+        .stdout
+        .wait_for("the second goes on", |lines| lines.len() == 1)
+        .await;
+    second.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

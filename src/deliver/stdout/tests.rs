@@ -161,37 +161,55 @@ fn a_file_that_a_former_process_left_in_the_middle_of_a_line_gets_a_line_break()
 }
 
 #[test]
-fn a_pipe_gets_a_line_break_where_the_first_lines_may_be_a_repetition() {
-    let here = None;
-    let elsewhere = Some(&b"stdout 1:2"[..]);
+fn a_pipe_gets_a_line_break_where_it_may_have_been_left_in_the_middle_of_a_line() {
+    let here = || None;
+    let elsewhere = || Some(Some(&b"stdout 1:2"[..]));
+    let of_a_file = || Some(Some(&b"that of a file"[..]));
+    let unknown = || Some(None);
     for (mark, journal_end, is_shared, between) in [
-        (here, 0, false, ""),
-        (here, 1, false, "\n"),
-        (here, 0, true, "\n"),
-        (Some(&b"that of a file"[..]), 1, false, ""),
-        (elsewhere, 1, false, ""),
-        (elsewhere, 0, true, ""),
+        (here(), 0, false, ""),
+        (here(), 1, false, "\n"),
+        (here(), 0, true, "\n"),
+        (of_a_file(), 0, false, "\n"),
+        (unknown(), 1, false, "\n"),
+        // Nothing was ever journalled: there was no process before.
+        (unknown(), 0, false, ""),
+        // Nor was there one of this replica.
+        (unknown(), 1, true, ""),
+        (elsewhere(), 1, false, ""),
+        (elsewhere(), 0, true, ""),
     ] {
-        let (reader, mut writer) = io::pipe().unwrap();
-        writer.write_all(b"{\"ev").unwrap();
-        let sink = sink(writer);
-        let known = sink.mark.clone();
-        let mut sink = sink.after(mark.or(known.as_deref()), journal_end);
-        let reading = read_slowly(reader);
-        if is_shared {
+        for is_read in [true, false] {
+            let (mut reader, mut writer) = io::pipe().unwrap();
+            writer.write_all(b"{\"ev").unwrap();
+            if is_read {
+                reader.read_exact(&mut [0; 4]).unwrap();
+            }
+            let sink = sink(writer);
+            let known = sink.mark.clone();
+            let mut sink = sink.after(mark.unwrap_or(known.as_deref()), journal_end);
+            let reading = read_slowly(reader);
+            if is_shared {
+                sink.hear(Past::default());
+            }
+            if mark.is_some() {
+                let progress = sink.deliver(&events(1, 2));
+                assert_eq!((progress.settled, progress.mark), (0, known));
+            }
+            assert_eq!(sink.deliver(&events(1, 2)).settled, 2);
+            // Once: from then on it is known how the last line ended.
             sink.hear(Past::default());
+            assert_eq!(sink.deliver(&events(3, 1)).settled, 1);
+            drop(sink);
+            // A pipe in which something stands is none that is new, whatever is known of it.
+            let expected = if is_read {
+                format!("{between}{}", expected(1, 3))
+            } else {
+                format!("{{\"ev\n{}", expected(1, 3))
+            };
+            let read = reading.join().unwrap();
+            assert_eq!(read, expected, "{mark:?} {journal_end} {is_shared}");
         }
-        if mark.is_some() {
-            let progress = sink.deliver(&events(1, 2));
-            assert_eq!((progress.settled, progress.mark), (0, known));
-        }
-        assert_eq!(sink.deliver(&events(1, 2)).settled, 2);
-        // Once: from then on it is known how the last line ended.
-        sink.hear(Past::default());
-        assert_eq!(sink.deliver(&events(3, 1)).settled, 1);
-        drop(sink);
-        let expected = format!("{{\"ev{between}{}", expected(1, 3));
-        assert_eq!(reading.join().unwrap(), expected);
     }
 }
 

@@ -3,8 +3,8 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Read as _, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    io::{self, Read as _},
+    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -83,6 +83,29 @@ pub(super) struct Files {
     ids: [(&'static str, FileId); 3],
 }
 
+/// Why the lock could not be taken.
+enum Unlocked {
+    /// Another process has it: the one that this tells, as [`holder`].
+    Held(String),
+    /// What is wrong.
+    Failed(String),
+}
+
+// === impl Unlocked ===
+
+impl Unlocked {
+    /// What is wrong with the state file, and what to do.
+    fn describe(self) -> String {
+        match self {
+            Self::Held(holder) => format!(
+                "another exporter{holder} uses it; stop that one, or give this one a state file \
+                 of its own"
+            ),
+            Self::Failed(problem) => problem,
+        }
+    }
+}
+
 // === impl Files ===
 
 impl Files {
@@ -119,7 +142,7 @@ impl StateFile {
     ) -> std::result::Result<(Self, T), Error> {
         let opened = || {
             let path = resolve(path)?;
-            let lock = lock(&path)?;
+            let (lock, _) = lock(&path).map_err(Unlocked::describe)?;
             refuse_log_alone(&path)?;
             create(&path)?;
             let mut connection = connect(&path).map_err(|error| describe(&error))?;
@@ -202,8 +225,7 @@ impl StateFile {
         self.connection
             .pragma_update(None, "wal_autocheckpoint", 0)
             .ok();
-        let no_copy = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
-        self.connection.set_db_config(no_copy, true).ok();
+        self.keep_log_at_close();
         tracing::error!(
             path = %self.beside("-wal").display(),
             "the log of the state file was cut short while in use, and with it what was stored since it was \
@@ -226,20 +248,41 @@ impl StateFile {
     }
 
     /// Takes the lock again where its file was removed, for else a second exporter could start.
-    pub(super) fn keep_lock(&mut self) {
+    ///
+    /// # Errors
+    /// [`Error::Lost`] where one has: what is known here of the state is no longer what is in it.
+    pub(super) fn keep_lock(&mut self) -> std::result::Result<(), Error> {
         let held = self.lock.metadata().ok().as_ref().map(file_id);
         let found = self.beside(".lock").metadata().ok().as_ref().map(file_id);
         if held == found {
-            return;
+            return Ok(());
         }
-        match lock(self.path()) {
-            Ok(lock) => self.lock = lock,
-            Err(problem) => tracing::error!(
-                path = %self.path().display(),
+        let (problem, is_used) = match lock(self.path()) {
+            // Nobody has written a number to it: it was created here.
+            Ok((lock, former)) if former.is_empty() => {
+                self.lock = lock;
+                return Ok(());
+            }
+            Ok((lock, former)) => {
+                self.lock = lock;
+                (format!("another exporter{former} has used it since"), true)
+            }
+            Err(Unlocked::Held(holder)) => (format!("another exporter{holder} uses it"), true),
+            Err(Unlocked::Failed(problem)) => (problem, false),
+        };
+        // Where the file itself is another one, that is what the other exporter uses.
+        if is_used && self.files.gone() != Some("") {
+            return Err(Error::Lost {
+                path: self.path().to_owned(),
                 problem,
-                "the state file's lock was removed while in use, and cannot be taken again"
-            ),
+            });
         }
+        tracing::error!(
+            path = %self.path().display(),
+            problem,
+            "the state file's lock was removed while in use, and cannot be taken again"
+        );
+        Ok(())
     }
 
     /// Has the write-ahead log copied into the file, beside what goes on here, once it is long.
@@ -281,8 +324,21 @@ impl StateFile {
     pub(super) fn close(mut self) {
         self.look_at_log();
         if !self.is_cut {
+            // It is only tidying up: whoever reads is not waited for.
+            self.connection.busy_timeout(Duration::ZERO).ok();
             checkpoint(&self.connection, "TRUNCATE").ok();
         }
+    }
+
+    /// Lets it go as it is: it is another exporter's.
+    pub(super) fn abandon(self) {
+        self.keep_log_at_close();
+    }
+
+    /// Has nothing copied from the log when the connection is closed.
+    fn keep_log_at_close(&self) {
+        let no_copy = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
+        self.connection.set_db_config(no_copy, true).ok();
     }
 }
 
@@ -339,9 +395,10 @@ pub(super) fn refuse_log_alone(path: &Path) -> std::result::Result<(), String> {
     ))
 }
 
-/// Takes the lock beside the file. It is a file of its own because SQLite's locks on the state file
-/// would be lost with any other handle that this process closes on it.
-fn lock(path: &Path) -> std::result::Result<File, String> {
+/// Takes the lock beside the file; returns also whom it names that had it before, as [`holder`]. It is a
+/// file of its own because SQLite's locks on the state file would be lost with any other handle that this
+/// process closes on it.
+fn lock(path: &Path) -> std::result::Result<(File, String), Unlocked> {
     let lock_path = beside(path, ".lock");
     let mut lock = OpenOptions::new()
         .read(true)
@@ -350,31 +407,34 @@ fn lock(path: &Path) -> std::result::Result<File, String> {
         .truncate(false)
         .mode(MODE)
         .open(&lock_path)
-        .map_err(|error| not_writable(&lock_path, &error))?;
-    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        .map_err(|error| Unlocked::Failed(not_writable(&lock_path, &error)))?;
+    let taken = flock(&lock, FlockOperation::NonBlockingLockExclusive);
+    let holder = holder(&mut lock);
+    match taken {
         Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
-            let mut holder = String::new();
-            // Only a courtesy: who holds the lock may not have written its number yet.
-            lock.read_to_string(&mut holder).ok();
-            let holder = match holder.trim() {
-                "" => String::new(),
-                holder => format!(" (process {holder})"),
-            };
-            return Err(format!(
-                "another exporter{holder} uses it; stop that one, or give this one a state file \
-                 of its own"
-            ));
-        }
+        Err(rustix::io::Errno::WOULDBLOCK) => return Err(Unlocked::Held(holder)),
         Err(error) => {
-            return Err(format!("{} cannot be locked: {error}", lock_path.display()));
+            let problem = format!("{} cannot be locked: {error}", lock_path.display());
+            return Err(Unlocked::Failed(problem));
         }
     }
     // On a full disk the number is missing and nothing else.
     if lock.set_len(0).is_ok() {
-        write!(lock, "{}", std::process::id()).ok();
+        lock.write_all_at(std::process::id().to_string().as_bytes(), 0)
+            .ok();
     }
-    Ok(lock)
+    Ok((lock, holder))
+}
+
+/// The process that a lock names, as it is told: ` (process 7)`. Only a courtesy: who holds the lock may not
+/// have written its number yet.
+fn holder(lock: &mut File) -> String {
+    let mut number = String::new();
+    lock.read_to_string(&mut number).ok();
+    match number.trim() {
+        "" => String::new(),
+        number => format!(" (process {number})"),
+    }
 }
 
 /// Creates the file where it is missing, so that SQLite gives its mode to the files beside it too,

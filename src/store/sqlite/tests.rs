@@ -1,5 +1,6 @@
 use std::{fs, path::PathBuf, time::Duration};
 
+use super::open::BUSY_TIMEOUT;
 use crate::store::{
     AlertFilter, Commit, Error, Options, Store,
     conformance::{self, alert, event, events, key, second},
@@ -138,6 +139,31 @@ async fn a_closed_store_is_in_one_file_though_others_have_it_open() {
     let log = fs::metadata(path.with_extension("db-wal")).unwrap();
     assert_eq!(log.len(), 0);
     assert_eq!(count(&shell), Ok(1));
+}
+
+#[tokio::test]
+async fn a_program_that_reads_does_not_hold_up_the_end() {
+    let (options, folder) = fresh();
+    let store = Store::open(&options).await.unwrap();
+    let key = key("acme", "client_1", "open");
+    let held = store.take_up(&key, second(1)).await.unwrap().held;
+    store.commit(held, opened(1), second(2)).await.unwrap();
+    let mut shell = rusqlite::Connection::open(folder.path().join("state.db")).unwrap();
+    let reading = shell.transaction().unwrap();
+    let count = |reading: &rusqlite::Transaction<'_>| {
+        reading.query_row("SELECT count(*) FROM alert", [], |row| row.get::<_, i64>(0))
+    };
+    assert_eq!(count(&reading), Ok(1));
+    store.commit(held, opened(2), second(2)).await.unwrap();
+    let closed = tokio::time::timeout(BUSY_TIMEOUT / 2, store.close()).await;
+    assert!(closed.is_ok(), "it waits for the reader");
+    assert_eq!(count(&reading), Ok(1));
+    drop(reading);
+    let store = Store::open(&options).await.unwrap();
+    assert_eq!(
+        store.take_up(&key, second(3)).await.unwrap().alerts.len(),
+        2
+    );
 }
 
 #[tokio::test]

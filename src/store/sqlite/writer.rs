@@ -130,6 +130,8 @@ pub(super) struct Writer {
     journal: Journal,
     holds: Holds,
     journalled: watch::Sender<i64>,
+    /// Why the state is no longer ours: then nothing of it is touched any more.
+    lost: watch::Sender<Option<Error>>,
     /// When to look at what became of the files.
     look: Duration,
     looked: Instant,
@@ -150,6 +152,7 @@ impl Writer {
             journal,
             holds,
             journalled,
+            lost: watch::Sender::new(None),
             look: LOOK,
             looked: Instant::now(),
         })
@@ -163,7 +166,12 @@ impl Writer {
         self.journalled.subscribe()
     }
 
-    /// Serves commands until the queue is closed or [`Command::Close`] comes, then closes the file.
+    pub(super) fn lost(&self) -> watch::Receiver<Option<Error>> {
+        self.lost.subscribe()
+    }
+
+    /// Serves commands until the queue is closed or [`Command::Close`] comes, then closes the file; or until
+    /// the state is lost: then whoever waits is told that the store is closed.
     pub(super) fn run(mut self, mut queue: mpsc::Receiver<Command>, page: &Page) {
         let mut closing = None;
         while let Some(first) = self.next(&mut queue) {
@@ -179,13 +187,21 @@ impl Writer {
                 queue.close();
                 closing = Some(reply);
             }
+            if !self.keep_lock() {
+                break;
+            }
             self.write(group);
         }
-        // Acknowledgements that could not be stored so far have a last chance. Where that fails
-        // too, their callers know: they were told.
-        self.transaction(&mut []).ok();
-        page.close();
-        self.file.close();
+        if self.keep_lock() {
+            // Acknowledgements that could not be stored so far have a last chance. Where that fails
+            // too, their callers know: they were told.
+            self.transaction(&mut []).ok();
+            page.close();
+            self.file.close();
+        } else {
+            page.close();
+            self.file.abandon();
+        }
         if let Some(reply) = closing {
             reply.send(()).ok();
         }
@@ -193,7 +209,7 @@ impl Writer {
 
     /// The next command. While none is there, the journal is pruned step by step, and the files are looked at.
     fn next(&mut self, queue: &mut mpsc::Receiver<Command>) -> Option<Command> {
-        while self.journal.has_delivered() {
+        while self.journal.has_delivered() && self.keep_lock() {
             match queue.try_recv() {
                 Ok(command) => return Some(command),
                 Err(TryRecvError::Disconnected) => return None,
@@ -205,7 +221,7 @@ impl Writer {
                 }
             }
         }
-        loop {
+        while self.keep_lock() {
             let rest = self.look.saturating_sub(self.looked.elapsed());
             if rest.is_zero() {
                 self.look_at_files();
@@ -213,14 +229,25 @@ impl Writer {
                 return command;
             }
         }
+        None
     }
 
-    /// Finds out whether the state is still where the next start looks for it, and is still ours alone.
+    /// Finds out whether the state is still where the next start looks for it.
     fn look_at_files(&mut self) {
         self.file.look_at_log();
         self.file.tell_if_gone();
-        self.file.keep_lock();
         self.looked = Instant::now();
+    }
+
+    /// Whether the state is still ours alone. Asked before each write: what another exporter has written
+    /// since is not known here.
+    fn keep_lock(&mut self) -> bool {
+        if self.lost.borrow().is_none()
+            && let Err(error) = self.file.keep_lock()
+        {
+            self.lost.send_replace(Some(error));
+        }
+        self.lost.borrow().is_none()
     }
 
     fn fill(&mut self, group: &mut Group, queue: &mut mpsc::Receiver<Command>) {

@@ -361,9 +361,56 @@ fn a_lock_whose_file_was_removed_is_taken_again() {
     let path = folder.path().join("state.db");
     let mut file = open(&path).unwrap();
     fs::remove_file(beside(&path, ".lock")).unwrap();
-    file.keep_lock();
+    file.keep_lock().unwrap();
     let problem = problem(&path);
     assert!(problem.starts_with("another exporter"), "{problem}");
     file.close();
     open(&path).unwrap();
+}
+
+#[test]
+fn a_state_that_another_exporter_has_had_since_its_lock_was_removed_is_lost() {
+    let folder = folder();
+    let path = folder.path().join("state.db");
+    let number = std::process::id();
+    for (has_ended, problem) in [
+        (
+            false,
+            format!("another exporter (process {number}) uses it"),
+        ),
+        (
+            true,
+            format!("another exporter (process {number}) has used it since"),
+        ),
+    ] {
+        let mut file = open(&path).unwrap();
+        fs::remove_file(beside(&path, ".lock")).unwrap();
+        let second = open(&path).unwrap();
+        let second = if has_ended {
+            second.close();
+            None
+        } else {
+            Some(second)
+        };
+        let error = file.keep_lock().unwrap_err();
+        assert!(
+            matches!(&error, Error::Lost { path: lost, problem: said } if *lost == path && *said == problem),
+            "{error:?}"
+        );
+        file.abandon();
+        drop(second);
+    }
+}
+
+#[test]
+fn a_state_that_was_moved_aside_is_not_lost_to_whoever_uses_what_is_in_its_place() {
+    let folder = folder();
+    let path = folder.path().join("state.db");
+    let mut file = open(&path).unwrap();
+    for suffix in ["", "-wal", "-shm", ".lock"] {
+        let name = beside(&path, suffix);
+        fs::rename(&name, beside(&name, ".aside")).unwrap();
+    }
+    let _second = open(&path).unwrap();
+    file.keep_lock().unwrap();
 }

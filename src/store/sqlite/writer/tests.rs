@@ -541,6 +541,36 @@ fn a_lock_whose_file_is_removed_while_nothing_is_stored_is_taken_again() {
 }
 
 #[test]
+fn nothing_is_written_to_a_state_that_was_lost_to_another_exporter() {
+    let mut bench = Bench::new();
+    bench.write(opened(1)).unwrap();
+    let page = Page::new(bench.writer.files().clone(), Holds::default());
+    std::fs::remove_file(beside(&bench.path, ".lock")).unwrap();
+    let mut second = Writer::open(&bench.path, 1_000_000, Holds::default()).unwrap();
+    let lost = bench.writer.lost();
+    let (commands, queue) = mpsc::channel(9);
+    let (write, reply) = bench.commit(opened(2));
+    commands.blocking_send(Command::Write(write)).unwrap();
+    let (acknowledge, acknowledged) = oneshot::channel();
+    let command = Command::Acknowledge {
+        sink: "s".into(),
+        position: 1,
+        mark: None,
+        reply: acknowledge,
+    };
+    commands.blocking_send(command).unwrap();
+    let before = ["", "-wal"].map(|suffix| std::fs::read(beside(&bench.path, suffix)).unwrap());
+    bench.writer.run(queue, &page);
+    assert!(reply.blocking_recv().is_err(), "it was answered");
+    assert!(acknowledged.blocking_recv().is_err(), "it was answered");
+    assert!(commands.is_closed());
+    assert!(matches!(&*lost.borrow(), Some(Error::Lost { .. })));
+    let after = ["", "-wal"].map(|suffix| std::fs::read(beside(&bench.path, suffix)).unwrap());
+    assert!(before == after, "it was written to");
+    second.transaction(&mut []).unwrap();
+}
+
+#[test]
 fn a_log_that_was_cut_short_is_not_copied_over_what_is_whole() {
     for is_stored_to in [false, true] {
         let mut bench = Bench::new();
