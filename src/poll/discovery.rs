@@ -640,8 +640,13 @@ mod tests {
     }
 
     impl Known {
-        fn of<const N: usize>(clients: [std::ops::Range<usize>; N]) -> Self {
-            let found = found_of(clients.map(|of_partner| (page(of_partner), Ok(0))));
+        /// So many of the first one, so many of the second one.
+        fn of<const N: usize>(counts: [usize; N]) -> Self {
+            let mut end = 0;
+            let found = found_of(counts.map(|count| {
+                end += count;
+                (page(end - count..end), Ok(0))
+            }));
             let partner = |number| Partner::new(msp(number), true);
             Self {
                 partners: (1..=N).map(partner).collect(),
@@ -690,7 +695,7 @@ mod tests {
 
     #[test]
     fn who_is_shown_is_polled_and_who_is_not_is_polled_no_longer() {
-        let (polled, verdict) = Known::of([0..3]).after_one(page(1..5), 0);
+        let (polled, verdict) = Known::of([3]).after_one(page(1..5), 0);
         assert_eq!(polled, [1, 2, 3, 4]);
         assert!(matches!(verdict.kind, Kind::Sound), "{verdict:?}");
         assert_eq!(verdict.missing, 1);
@@ -699,7 +704,7 @@ mod tests {
     #[test]
     fn a_look_up_that_lacks_most_of_those_known_needs_a_second_one_that_agrees() {
         for (shown, is_doubted) in [(0, true), (1, true), (2, false), (3, false)] {
-            let mut known = Known::of([0..4]);
+            let mut known = Known::of([4]);
             let (polled, verdict) = known.after_one(page(0..shown), 0);
             assert_eq!(verdict.is_provisional(), is_doubted, "{shown} of 4");
             let expected = if is_doubted { 4 } else { shown };
@@ -707,7 +712,7 @@ mod tests {
             let (polled, verdict) = known.after_one(page(0..shown), 0);
             assert_eq!((polled.len(), verdict.is_provisional()), (shown, false));
         }
-        let (_, verdict) = Known::of([0..0]).after_one(Vec::new(), 0);
+        let (_, verdict) = Known::of([0]).after_one(Vec::new(), 0);
         assert!(!verdict.is_provisional());
     }
 
@@ -717,7 +722,7 @@ mod tests {
         shown[0].activated = false;
         shown[1].name = "Another".to_owned();
         for more in [0, 1] {
-            let mut known = Known::of([0..4]);
+            let mut known = Known::of([4]);
             let (_, verdict) = known.after_one(shown.clone(), more);
             assert_eq!(verdict.missing, 1);
             assert_eq!(verdict.is_provisional(), more > 0);
@@ -730,7 +735,7 @@ mod tests {
 
     #[test]
     fn a_partner_that_fails_keeps_its_clients_and_has_no_say_in_those_of_others() {
-        let mut known = Known::of([0..4, 4..6]);
+        let mut known = Known::of([4, 2]);
         let (polled, verdicts) = known.after(found_of([
             (page(1..4).into_iter().chain(page(10..12)).collect(), Ok(0)),
             (Vec::new(), Err(gone())),
@@ -749,7 +754,7 @@ mod tests {
 
     #[test]
     fn a_surplus_is_believed_once_look_ups_in_a_row_have_lacked_the_same() {
-        let mut known = Known::of([0..4]);
+        let mut known = Known::of([4]);
         for nth in 1..PATIENCE {
             let (polled, verdict) = known.after_one(page(0..3), 1);
             assert_eq!(polled.len(), 4, "look-up {nth}");
@@ -784,7 +789,7 @@ mod tests {
             |known: &mut Known| known.after_one(page(1..4), 1),
             |known: &mut Known| known.after_one(page(0..4), 0),
         ] {
-            let mut known = Known::of([0..4]);
+            let mut known = Known::of([4]);
             for _ in 0..3 {
                 for _ in 1..PATIENCE {
                     assert_eq!(known.after_one(page(0..3), 1).0.len(), 4);
@@ -809,7 +814,7 @@ mod tests {
 
     #[test]
     fn those_that_are_polled_go_before_new_ones_where_there_is_no_room_for_all() {
-        let mut known = Known::of([0..MAX_CLIENTS - 10, 0..0]);
+        let mut known = Known::of([MAX_CLIENTS - 10, 0]);
         let found = found_of([
             (Vec::new(), Err(gone())),
             (page(MAX_CLIENTS..MAX_CLIENTS + 100), Ok(0)),
