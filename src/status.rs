@@ -295,6 +295,12 @@ impl DiscoveryStatus {
         let mut partners = self.partners.iter();
         partners.all(|partner| partner.last == Some(Ok(())))
     }
+
+    /// Whether the clients of all partners have been found: who is to be searched is known then.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.partners.iter().all(|partner| partner.is_known)
+    }
 }
 
 // === impl SearchStatus ===

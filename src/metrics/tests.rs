@@ -341,9 +341,9 @@ fn what_happens_on_the_wire_is_counted_and_shown() {
 #[test]
 fn whether_clients_can_be_looked_up_is_shown_of_accounts_that_have_them_looked_up() {
     let metrics = Metrics::new(Board::default(), BUILD);
-    let partner = |(id, last): (&str, _)| PartnerStatus {
+    let partner = |(id, last): (&str, Option<Result<(), String>>)| PartnerStatus {
         id: id.into(),
-        is_known: true,
+        is_known: last.is_some(),
         last,
     };
     let of = |partners: Vec<_>| DiscoveryStatus {
@@ -377,6 +377,13 @@ fn whether_clients_can_be_looked_up_is_shown_of_accounts_that_have_them_looked_u
     opsramp_discovery_up{account="one of two begins"} 0
     opsramp_discovery_up{account="one of two fails"} 0
     opsramp_discovery_up{account="works"} 1
+    "#);
+    insta::assert_snapshot!(about(&text, "opsramp_discovery_known{").join("\n"), @r#"
+    opsramp_discovery_known{account="begins"} 0
+    opsramp_discovery_known{account="fails"} 1
+    opsramp_discovery_known{account="one of two begins"} 0
+    opsramp_discovery_known{account="one of two fails"} 1
+    opsramp_discovery_known{account="works"} 1
     "#);
 }
 

@@ -315,6 +315,8 @@ async fn a_partner_that_cannot_be_looked_up_keeps_nobody_from_following_the_othe
     assert_eq!(exporter.polled(), ["client_2", "client_3"]);
     let up = exporter.discovery().map(|discovery| discovery.is_up());
     assert_eq!(up, Some(false));
+    let known = exporter.discovery().map(|discovery| discovery.is_known());
+    assert_eq!(known, Some(true));
     exporter.pollers.stop().await;
 }
 
