@@ -84,7 +84,7 @@ def values(name, kind, labels, scrape):
         return END + own, *(END + own if holder(labels, scrape) == it else END - own for it in "ab")
     if name.endswith("_timestamp_seconds"):
         own = END - own
-    if name in ("opsramp_up", "opsramp_search_complete", "opsramp_discovery_up"):
+    if name in ("opsramp_up", "opsramp_search_complete", "opsramp_discovery_up", "opsramp_discovery_known"):
         own = 1
     if name == "opsramp_lease_held":
         return 1, float(holder(labels, scrape) == "a"), float(holder(labels, scrape) == "b")

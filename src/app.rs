@@ -3,6 +3,7 @@
 
 use std::{
     io::{self, Write as _},
+    path::PathBuf,
     process::ExitCode,
     slice,
     sync::Arc,
@@ -120,16 +121,20 @@ fn run_daemon(cli: &Cli) -> Outcome {
     tracing::debug!(config = %loaded.config.to_yaml(), "effective configuration");
     let (config_file, overrides) = (cli.config_file.clone(), cli.overrides.clone());
     let reload: daemon::LoadConfig = Arc::new(Mutex::new(move || {
-        let load = || -> Result<Loaded, ConfigError> {
+        let load = || -> anyhow::Result<Loaded> {
             let loaded = Config::load(config_file.as_deref(), &overrides, &environment)?;
             let mut loaded = loaded.to_be_polled()?;
             if let Some(path) = loaded.config.web.config_file.clone() {
                 let (_, warnings) = WebFile::new(path).read_with_warnings()?;
                 loaded.warnings.extend(warnings);
             }
+            // It is read with every connection: a wrong one would be noticed when the next is made.
+            if let Some((url, _)) = database_url_file(&loaded.config.state) {
+                postgres::check(url)?;
+            }
             Ok(loaded)
         };
-        load().map_err(|error| chain(&error))
+        load().map_err(|error| chain(error.as_ref()))
     }));
     block_on(async {
         let mut signals = Signals::listen()?;
@@ -258,12 +263,9 @@ fn tell_of_web_file(cli: &Cli) {
     }
 }
 
-/// Looks whether the URL of the database is one, where a file has it that can be read here. One that
-/// is in the configuration itself was looked at with that.
+/// Looks whether the URL of the database is one, where a file has it that can be read here.
 fn check_database_url(state: &config::State) -> Outcome {
-    if let config::State::Postgres { url, .. } = state
-        && let SecretSource::File(path) = url
-    {
+    if let Some((url, path)) = database_url_file(state) {
         let url = url.clone();
         let checked = block_on(reading::once(move || postgres::check(&url)))?;
         checked.with_context(|| {
@@ -272,6 +274,17 @@ fn check_database_url(state: &config::State) -> Outcome {
         })??;
     }
     Ok(())
+}
+
+/// The URL of the database and its file. One that is in the configuration itself was looked at with that.
+fn database_url_file(state: &config::State) -> Option<(&SecretSource, &PathBuf)> {
+    match state {
+        config::State::Postgres { url, .. } => match url {
+            SecretSource::File(path) => Some((url, path)),
+            SecretSource::Value(_) => None,
+        },
+        config::State::File { .. } => None,
+    }
 }
 
 fn environment(name: &str) -> Option<std::ffi::OsString> {

@@ -18,6 +18,9 @@ use crate::{clock, identity::SearchKey, opsramp::RateLimit, poll::GroupLabel, st
 /// How many polls a search's history keeps.
 pub const HISTORY: usize = 10;
 
+/// Partners of which the same is said are named no further than this.
+const PARTNERS_NAMED: usize = 10;
+
 /// The latest snapshots. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct Board(Arc<Inner>);
@@ -122,11 +125,20 @@ pub struct AccountStatus {
 /// What is known of the clients of an account's partners.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DiscoveryStatus {
-    /// How many are activated, as the last look-up that succeeded tells; `None`: none has, since the
-    /// account and its partners are these.
+    /// How many are activated, as the last look-ups that succeeded tell; `None`: of a partner none has,
+    /// since the account and its partners are these.
     pub clients: Option<usize>,
-    /// Whether the clients of all of these partners have been found, be it before the account was
-    /// changed: who is to be searched is known then.
+    /// The partners, at least one.
+    pub partners: Vec<PartnerStatus>,
+}
+
+/// What is known of the clients of a partner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PartnerStatus {
+    /// The partner's id.
+    pub id: Arc<str>,
+    /// Whether its clients have been found, be it before the account was changed: who is to be searched
+    /// is known then.
     pub is_known: bool,
     /// Whether the last look-up succeeded, or why it failed; `None` before the first has ended.
     pub last: Option<Result<(), String>>,
@@ -145,6 +157,31 @@ pub struct SinkStatus {
     pub oldest_pending: Option<Timestamp>,
     /// Why delivery fails at present; `None` while it works.
     pub error: Option<String>,
+}
+
+/// The partners of which the same is to be said, together, in the order of the first of them.
+pub fn alike<'a, T: PartialEq>(
+    told: impl IntoIterator<Item = (&'a Arc<str>, T)>,
+) -> Vec<(Vec<&'a str>, T)> {
+    let mut alike: Vec<(Vec<&str>, T)> = Vec::new();
+    for (partner, what) in told {
+        match alike.iter_mut().find(|(_, same)| *same == what) {
+            Some((partners, _)) => partners.push(partner),
+            None => alike.push((vec![partner], what)),
+        }
+    }
+    alike
+}
+
+/// Partners by their ids, in a sentence.
+#[must_use]
+pub fn listed(partners: &[&str]) -> String {
+    let named = partners.len().min(PARTNERS_NAMED);
+    let list = partners[..named].join(", ");
+    match partners.len() - named {
+        0 => list,
+        others => format!("{list} and {others} more"),
+    }
 }
 
 // === impl Board ===
@@ -246,6 +283,23 @@ impl Board {
         self.0
             .version
             .fetch_add(1, std::sync::atomic::Ordering::AcqRel);
+    }
+}
+
+// === impl DiscoveryStatus ===
+
+impl DiscoveryStatus {
+    /// Whether the last look-ups of all partners have succeeded.
+    #[must_use]
+    pub fn is_up(&self) -> bool {
+        let mut partners = self.partners.iter();
+        partners.all(|partner| partner.last == Some(Ok(())))
+    }
+
+    /// Whether the clients of all partners have been found: who is to be searched is known then.
+    #[must_use]
+    pub fn is_known(&self) -> bool {
+        self.partners.iter().all(|partner| partner.is_known)
     }
 }
 

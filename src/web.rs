@@ -25,7 +25,7 @@ use crate::{
     clock,
     health::{Health, Overdue},
     metrics::{Metrics, Rendering},
-    status::{Board, DiscoveryStatus, SearchStatus},
+    status::{Board, DiscoveryStatus, PartnerStatus, SearchStatus, alike, listed},
 };
 
 use alerts::{AlertsError, OpenAlert};
@@ -457,38 +457,55 @@ impl Site {
         reasons
     }
 
-    /// The accounts of which it is not known yet who is to be searched, and why.
+    /// The partners of which it is not known yet who is to be searched, and why.
     fn without_clients(&self) -> Vec<String> {
-        let why = |account: &Arc<str>, discovery: &DiscoveryStatus| {
-            let why = match &discovery.last {
-                _ if discovery.is_known => return None,
-                Some(Err(error)) => error,
-                Some(Ok(())) | None => "the first look-up has not ended",
-            };
-            Some(format!(
-                "account {account}: the clients of the partner are not known yet: {why}"
-            ))
+        let why = |partner: &PartnerStatus| match &partner.last {
+            _ if partner.is_known => None,
+            Some(Err(error)) => Some(error.clone()),
+            Some(Ok(())) | None => Some("the first look-up has not ended".to_owned()),
         };
-        self.of_discovery(why)
+        self.of_partners("are not known yet", why)
     }
 
-    /// The accounts whose clients are known, but cannot be looked up at present, and why.
+    /// The partners whose clients are known, but cannot be looked up at present, and why.
     fn outdated(&self) -> Vec<String> {
-        let why = |account: &Arc<str>, discovery: &DiscoveryStatus| match &discovery.last {
-            Some(Err(error)) if discovery.is_known => Some(format!(
-                "account {account}: the last look-up of the partner's clients failed: {error}"
-            )),
+        let why = |partner: &PartnerStatus| match &partner.last {
+            Some(Err(error)) if partner.is_known => Some(error.clone()),
             _ => None,
         };
-        self.of_discovery(why)
+        self.of_partners("could not be looked up the last time", why)
+    }
+
+    /// What is said of the clients of those partners for which there is a reason, those with the same
+    /// one together.
+    fn of_partners(
+        &self,
+        said: &str,
+        why: impl Fn(&PartnerStatus) -> Option<String>,
+    ) -> Vec<String> {
+        let mut told = Vec::new();
+        for (account, discovery) in self.board.discoveries() {
+            let reasons = discovery.partners.iter();
+            let reasons = reasons.filter_map(|partner| Some((&partner.id, why(partner)?)));
+            for (partners, why) in alike(reasons) {
+                let partners = match &partners[..] {
+                    [partner] => format!("partner {partner}"),
+                    several => format!("partners {}", listed(several)),
+                };
+                told.push(format!(
+                    "account {account}: the clients of the {partners} {said}: {why}"
+                ));
+            }
+        }
+        told
     }
 
     /// The accounts of which nothing is searched although the clients of their partners are known, and
     /// why.
     fn unsearched(&self, searches: &[Arc<SearchStatus>]) -> Vec<String> {
         let is_searched = |account: &Arc<str>| searches.iter().any(|it| it.key.account == *account);
-        let why = |account: &Arc<str>, discovery: &DiscoveryStatus| {
-            let clients = discovery.clients.filter(|_| !is_searched(account))?;
+        let why = |(account, discovery): (Arc<str>, DiscoveryStatus)| {
+            let clients = discovery.clients.filter(|_| !is_searched(&account))?;
             Some(match clients {
                 0 => format!(
                     "account {account}: the server shows no activated client of the partner, so that nothing is searched"
@@ -498,19 +515,11 @@ impl Site {
                 ),
             })
         };
-        self.of_discovery(why)
-    }
-
-    /// What is to be said of the accounts whose clients are looked up.
-    fn of_discovery(
-        &self,
-        what: impl Fn(&Arc<str>, &DiscoveryStatus) -> Option<String>,
-    ) -> Vec<String> {
-        let discoveries = self.board.discoveries();
-        let told = discoveries
-            .iter()
-            .filter_map(|(account, it)| what(account, it));
-        told.collect()
+        self.board
+            .discoveries()
+            .into_iter()
+            .filter_map(why)
+            .collect()
     }
 
     fn status(&self, filter: &SearchFilter, now: Timestamp) -> StatusView {

@@ -85,7 +85,9 @@ catalog! {
     LEASE_HELD = Gauge "opsramp_lease_held" SEARCH,
         "Whether this replica polls the search (1), or another one or none does (0).";
     DISCOVERY_UP = Gauge "opsramp_discovery_up" ACCOUNT,
-        polled!("Whether the last look-up of the clients of the account's partners succeeded (1) or failed (0); 0 before the first one has ended, absent where none are looked up.");
+        polled!("Whether the last look-up of the clients of all of the account's partners succeeded (1) or failed (0); 0 before the first one has ended, absent where none are looked up.");
+    DISCOVERY_KNOWN = Gauge "opsramp_discovery_known" ACCOUNT,
+        polled!("Whether the clients of all of the account's partners have been found since the start, or since a reload named the partner (1), or those of one are not known and not searched (0); absent where none are looked up.");
     AUTH_LATENCY = Gauge "opsramp_auth_latency_seconds" ACCOUNT,
         "How long the last successful token request took. Tokens are requested when they run out, not at the scrape.";
     AUTH_REQUESTS = Counter "opsramp_auth_requests_total" ACCOUNT,

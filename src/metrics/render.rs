@@ -252,7 +252,13 @@ fn write_accounts(exposition: &mut Exposition, accounts: &[Account]) {
     let mut samples = exposition.family(&catalog::DISCOVERY_UP);
     for account in accounts {
         if let Some(discovery) = &account.status.discovery {
-            samples.put(&account.labels, u8::from(discovery.last == Some(Ok(()))));
+            samples.put(&account.labels, u8::from(discovery.is_up()));
+        }
+    }
+    let mut samples = exposition.family(&catalog::DISCOVERY_KNOWN);
+    for account in accounts {
+        if let Some(discovery) = &account.status.discovery {
+            samples.put(&account.labels, u8::from(discovery.is_known()));
         }
     }
     let mut samples = exposition.family(&catalog::AUTH_LATENCY);

@@ -9,7 +9,7 @@ use crate::{
     identity::Tenant,
     opsramp::Observer as _,
     poll::GroupLabel,
-    status::{DiscoveryStatus, SearchResult, SearchStatus},
+    status::{DiscoveryStatus, PartnerStatus, SearchResult, SearchStatus},
 };
 
 const BUILD: BuildInfo = BuildInfo {
@@ -341,15 +341,28 @@ fn what_happens_on_the_wire_is_counted_and_shown() {
 #[test]
 fn whether_clients_can_be_looked_up_is_shown_of_accounts_that_have_them_looked_up() {
     let metrics = Metrics::new(Board::default(), BUILD);
-    let discovery = |last| DiscoveryStatus {
+    let partner = |(id, last): (&str, Option<Result<(), String>>)| PartnerStatus {
+        id: id.into(),
+        is_known: last.is_some(),
         last,
-        ..DiscoveryStatus::default()
     };
+    let of = |partners: Vec<_>| DiscoveryStatus {
+        clients: None,
+        partners: partners.into_iter().map(partner).collect(),
+    };
+    let discovery = |last| of(vec![("msp_1", last)]);
+    let works = ("msp_1", Some(Ok(())));
+    let fails = ("msp_2", Some(Err("no route".to_owned())));
     for (name, discovery) in [
         ("begins", Some(discovery(None))),
         ("fails", Some(discovery(Some(Err("no route".to_owned()))))),
         ("ordinary", None),
-        ("works", Some(discovery(Some(Ok(()))))),
+        (
+            "one of two begins",
+            Some(of(vec![works.clone(), ("msp_2", None)])),
+        ),
+        ("one of two fails", Some(of(vec![works.clone(), fails]))),
+        ("works", Some(of(vec![works.clone(), works]))),
     ] {
         metrics.register_account(&name.into());
         metrics
@@ -361,7 +374,16 @@ fn whether_clients_can_be_looked_up_is_shown_of_accounts_that_have_them_looked_u
     insta::assert_snapshot!(about(&text, "opsramp_discovery_up{").join("\n"), @r#"
     opsramp_discovery_up{account="begins"} 0
     opsramp_discovery_up{account="fails"} 0
+    opsramp_discovery_up{account="one of two begins"} 0
+    opsramp_discovery_up{account="one of two fails"} 0
     opsramp_discovery_up{account="works"} 1
+    "#);
+    insta::assert_snapshot!(about(&text, "opsramp_discovery_known{").join("\n"), @r#"
+    opsramp_discovery_known{account="begins"} 0
+    opsramp_discovery_known{account="fails"} 1
+    opsramp_discovery_known{account="one of two begins"} 0
+    opsramp_discovery_known{account="one of two fails"} 1
+    opsramp_discovery_known{account="works"} 1
     "#);
 }
 

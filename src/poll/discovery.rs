@@ -1,12 +1,16 @@
 //! The clients of an account's partners: which there are, which of them are polled, and what they
 //! are called.
+//!
+//! Partners are looked up together and judged each for itself: one that does not answer, or not
+//! plausibly, keeps the clients it had, and has no say in those of the others.
 
 use std::{
-    collections::{BTreeMap, HashMap, HashSet, btree_map::Entry},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, btree_map::Entry},
     sync::Arc,
     time::Duration,
 };
 
+use futures_util::{StreamExt as _, stream};
 use tokio::{
     task::{self, AbortHandle},
     time::Instant,
@@ -15,7 +19,7 @@ use tokio::{
 use crate::{
     identity::Tenant,
     opsramp::{self, Client, ClientInfo},
-    status::DiscoveryStatus,
+    status::{DiscoveryStatus, PartnerStatus, alike, listed},
 };
 
 /// Clients that are polled, with the partner of each.
@@ -29,51 +33,114 @@ pub(super) struct AccountClient {
     /// Changes when the client does, so that searches notice.
     pub(super) generation: u64,
     /// Whose clients are looked up; none without discovery.
-    pub(super) partners: Vec<Arc<str>>,
+    partners: Vec<Partner>,
     pub(super) discovered: Tenants,
-    /// Whether they have been looked up since the partners or the client are these.
-    is_looked_up: bool,
-    /// Whether the clients of all of the partners have been found, be it by the client before.
-    is_known: bool,
     look_up: Option<LookUpTask>,
-    /// What became of the last look-up since the partners or the client are these.
-    last: Option<Result<(), String>>,
     /// When clients are to be looked up next, unless they are being looked up.
     pub(super) look_up_at: Instant,
     failures: u32,
-    /// Whether the last look-up lacked most of the clients that are known.
-    is_doubted: bool,
+}
+
+/// A partner whose clients are looked up.
+#[derive(Debug)]
+struct Partner {
+    status: PartnerStatus,
+    /// Whether its clients have been found since the partners or the client are these.
+    is_looked_up: bool,
+    doubts: Doubts,
+}
+
+/// What the last look-ups of a partner's clients were like, where whoever they do not show need not
+/// have gone.
+#[derive(Debug, Default)]
+struct Doubts {
+    /// Whether the last one lacked most of the clients that are known.
+    lacked_most: bool,
+    surplus: Option<Surplus>,
+}
+
+/// The server counts more clients of a partner than it shows.
+#[derive(Debug)]
+struct Surplus {
+    /// How many more.
+    more: u64,
+    /// The ids of those that are known and that it does not show.
+    missing: BTreeSet<Arc<str>>,
+    /// How many look-ups in a row have said just that.
+    times: u32,
+    /// When it was last told that this is believed.
+    told: Option<Instant>,
 }
 
 /// A look-up under way. Dropping it ends it, and makes its outcome void.
 #[derive(Debug)]
 struct LookUpTask(AbortHandle);
 
-/// Clients that look-ups have found.
+/// Clients that a look-up has found.
 #[derive(Debug, Default)]
 pub(super) struct Clients {
     /// Names and partners of those that are activated, by their ids.
     activated: BTreeMap<String, (String, Arc<str>)>,
     /// The ids of the others.
     deactivated: HashSet<String>,
-    /// Whether the server showed fewer than it counts.
-    is_short: bool,
+    /// The partners of which the server counts more clients than it shows, and how many more.
+    short: BTreeMap<Arc<str>, u64>,
+    /// The partners whose clients could not be looked up, or not all of them, and why.
+    failed: BTreeMap<Arc<str>, opsramp::Error>,
+}
+
+/// The answer about one partner.
+struct Answer {
+    /// Also those that were shown before it failed.
+    clients: Vec<ClientInfo>,
+    /// How many more the server counts than it shows.
+    more: Result<u64, opsramp::Error>,
 }
 
 /// What follows from a look-up.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 struct Decision {
     /// Who is polled from now on.
     tenants: Tenants,
-    /// How many of those that are known it did not show.
-    unseen: usize,
-    is_short: bool,
-    /// It lacks most of those that are known, for which another one must agree.
-    is_doubted: bool,
+    /// What the look-up says of each partner, in their order.
+    verdicts: Vec<Verdict>,
+    /// Clients that are new and for which there is no room.
+    left_out: usize,
+}
+
+/// What a look-up says of a partner.
+#[derive(Debug)]
+struct Verdict {
+    kind: Kind,
+    /// How many of its clients that are known were not shown.
+    missing: usize,
+}
+
+#[derive(Debug)]
+enum Kind {
+    /// Whoever is not shown has gone.
+    Sound,
+    /// So has whoever is not shown, although the server counts so many more: it always does.
+    ShortAsEver(u64),
+    /// The server counts so many more than it shows: any of those it does not show may be one of them.
+    Short(u64),
+    /// It lacks most of those that are known, for which another one must agree: an empty list for a
+    /// moment would stop all of them until the next look-up.
+    LacksMost,
+    /// It tells nothing about whoever is not shown.
+    Failed(opsramp::Error),
 }
 
 /// The first pause after a look-up that failed.
 const DISCOVERY_PAUSE: Duration = Duration::from_secs(5);
+/// Look-ups in a row that count the same number of clients too many, and lack the same, before that is
+/// believed: with the pauses between them more than a minute, as whoever goes by mistake is missed for
+/// an hour.
+const PATIENCE: u32 = 5;
+/// How often it is told that this is believed.
+const TELL_SURPLUS_EVERY: Duration = Duration::from_secs(60 * 60);
+/// Partners that are asked at the same time, so that one that does not answer delays the others little.
+const PARTNERS_AT_ONCE: usize = 4;
 /// A partner's clients are read no further than so many pages of a hundred.
 const MAX_CLIENT_PAGES: u64 = 500;
 /// Clients of an account that are polled at most. One takes some 40 kB of memory.
@@ -103,56 +170,104 @@ pub(super) fn told_apart(tenants: &[&Tenant]) -> Vec<Tenant> {
 }
 
 /// The clients of some partners.
-pub(super) async fn clients_of(
-    client: &Client,
-    partners: &[Arc<str>],
-) -> Result<Clients, opsramp::Error> {
+pub(super) async fn clients_of(client: &Client, partners: Vec<Arc<str>>) -> Clients {
+    let ask = |partner: Arc<str>| {
+        let client = client.clone();
+        async move { (ask_about(&client, &partner).await, partner) }
+    };
+    let mut answers = stream::iter(partners).map(ask).buffered(PARTNERS_AT_ONCE);
     let mut found = Clients::default();
-    for partner in partners {
-        let (mut next, mut shown, mut total) = (Some(1), 0, 0);
-        let mut ids = HashSet::new();
-        while let Some(page_no) = next.filter(|page| *page <= MAX_CLIENT_PAGES) {
-            let page = client.clients(partner, page_no).await?.clients(page_no)?;
-            // Paging over a living list can show a client twice, and some servers never end.
-            let of_page = page.clients.len();
-            let new = page.clients.iter().filter(|it| ids.insert(it.id.clone()));
-            let repeated = of_page - new.count();
-            shown += (page.shown - repeated) as u64;
-            total = page.total.unwrap_or(total);
-            if !found.take_in(page.clients, partner) {
-                tracing::warn!(
-                    account = %client.account(),
-                    "the account has more than {MAX_CLIENTS} clients; the others are not polled"
-                );
-                return Ok(found);
-            }
-            let is_behind = repeated == of_page && shown >= total;
-            next = page.next_page.filter(|_| !is_behind);
+    while let Some((answer, partner)) = answers.next().await {
+        if !found.take_in(answer, &partner) {
+            tell_of_too_many(client.account());
+            break;
         }
-        found.is_short |= shown < total;
     }
-    Ok(found)
+    found
+}
+
+/// The clients of a partner.
+async fn ask_about(client: &Client, partner: &str) -> Answer {
+    let mut clients = Vec::new();
+    let (mut next, mut shown, mut total) = (Some(1), 0, 0);
+    let mut ids = HashSet::new();
+    let mut activated = 0;
+    while let Some(page_no) = next.filter(|page| *page <= MAX_CLIENT_PAGES) {
+        let answer = client.clients(partner, page_no).await;
+        let page = match answer.and_then(|answer| answer.clients(page_no)) {
+            Ok(page) => page,
+            Err(error) => {
+                let more = Err(error);
+                return Answer { clients, more };
+            }
+        };
+        // Paging over a living list can show a client twice, and some servers never end.
+        let of_page = page.clients.len();
+        let is_new = |it: &ClientInfo| ids.insert(it.id.clone());
+        let new: Vec<_> = page.clients.into_iter().filter(is_new).collect();
+        let repeated = of_page - new.len();
+        activated += new.iter().filter(|it| it.activated).count();
+        clients.extend(new);
+        shown += (page.shown - repeated) as u64;
+        total = page.total.unwrap_or(total);
+        let is_behind = repeated == of_page && shown >= total;
+        next = page
+            .next_page
+            .filter(|_| !is_behind && activated <= MAX_CLIENTS);
+    }
+    let more = Ok(total.saturating_sub(shown));
+    Answer { clients, more }
+}
+
+fn tell_of_too_many(account: &str) {
+    tracing::warn!(
+        account,
+        "the account has more than {MAX_CLIENTS} clients; the others are not polled"
+    );
 }
 
 /// Who is polled after a look-up that found these.
-fn decide(known: &Tenants, found: Clients, was_doubted: bool) -> Decision {
-    let unseen: Vec<_> = known
-        .iter()
-        .filter(|(tenant, _)| !found.shows(&tenant.id))
-        .map(|(tenant, partner)| (tenant.clone(), Arc::clone(partner)))
-        .collect();
-    let mut decision = Decision {
-        unseen: unseen.len(),
-        is_short: found.is_short,
-        // An empty list for a moment would stop all of them until the next look-up.
-        is_doubted: 2 * unseen.len() > known.len() && !was_doubted,
-        tenants: found.into_tenants(),
-    };
-    if decision.is_provisional() {
-        // Whoever is not shown need not have gone.
-        decision.tenants.extend(unseen);
+fn decide(known: &Tenants, found: Clients, partners: &mut [Partner]) -> Decision {
+    let mut held = Tenants::new();
+    let mut verdicts = Vec::new();
+    for Partner { status, doubts, .. } in partners {
+        let of_partner = known.iter().filter(|(_, partner)| **partner == status.id);
+        let count = of_partner.clone().count();
+        let unseen = of_partner.filter(|(tenant, _)| !found.shows(&tenant.id));
+        let missing: BTreeSet<_> = unseen
+            .clone()
+            .map(|(tenant, _)| Arc::clone(&tenant.id))
+            .collect();
+        let verdict = Verdict {
+            missing: missing.len(),
+            kind: match found.failed.get(&status.id) {
+                Some(error) => Kind::Failed(error.clone()),
+                None => {
+                    let more = found.short.get(&status.id).copied();
+                    doubts.judge(more.unwrap_or(0), missing, count)
+                }
+            },
+        };
+        if verdict.is_provisional() {
+            held.extend(unseen.map(|(tenant, partner)| (tenant.clone(), Arc::clone(partner))));
+        }
+        verdicts.push(verdict);
     }
-    decision
+    let mut tenants = found.into_tenants();
+    // Whoever is polled already goes before those that are new.
+    let left_out = (tenants.len() + held.len()).saturating_sub(MAX_CLIENTS);
+    let mut too_many = left_out;
+    tenants.retain(|tenant, _| {
+        let stays = too_many == 0 || known.contains_key(tenant);
+        too_many -= usize::from(!stays);
+        stays
+    });
+    tenants.extend(held);
+    Decision {
+        tenants,
+        verdicts,
+        left_out,
+    }
 }
 
 // === impl AccountClient ===
@@ -161,37 +276,60 @@ impl AccountClient {
     /// In place of another one, if there was one: whose clients are polled on meanwhile.
     pub(super) fn new(options: opsramp::Options, client: Client, old: Option<Self>) -> Self {
         let generation = old.as_ref().map_or(0, |old| old.generation + 1);
-        let (partners, discovered, is_known) = old
-            .map(|old| (old.partners, old.discovered, old.is_known))
+        let (partners, discovered) = old
+            .map(|old| (old.partners, old.discovered))
             .unwrap_or_default();
-        Self {
+        let mut new = Self {
             options,
             client,
             generation,
-            partners,
-            // Where there was nobody, nothing is searched until this one has asked as well.
-            is_known: is_known && !discovered.is_empty(),
+            partners: Vec::new(),
             discovered,
-            is_looked_up: false,
             look_up: None,
-            last: None,
             look_up_at: Instant::now(),
             failures: 0,
-            is_doubted: false,
-        }
+        };
+        let ids = partners.iter().map(|it| Arc::clone(&it.status.id));
+        new.begin_with(ids.collect(), &partners);
+        new
     }
 
-    /// How many clients the last look-up has left to be polled; `None`: there was none yet.
+    /// Has the clients of these partners looked up from now on, as if for the first time.
+    fn begin_with(&mut self, partners: Vec<Arc<str>>, before: &[Partner]) {
+        // Where there was nobody, nothing is searched until these have been asked as well.
+        let is_anybody_known = !self.discovered.is_empty();
+        let was_known = |id: &Arc<str>| {
+            let mut before = before.iter().map(|it| &it.status);
+            before.any(|before| before.id == *id && before.is_known)
+        };
+        let partner = |id| {
+            let is_known = is_anybody_known && was_known(&id);
+            Partner::new(id, is_known)
+        };
+        self.partners = partners.into_iter().map(partner).collect();
+        self.look_up = None;
+        self.look_up_at = Instant::now();
+        self.failures = 0;
+    }
+
+    /// The ids of the partners whose clients are looked up.
+    pub(super) fn partners(&self) -> Vec<Arc<str>> {
+        let partners = self.partners.iter();
+        partners.map(|it| Arc::clone(&it.status.id)).collect()
+    }
+
+    /// How many clients the look-ups have left to be polled; `None`: not all of the partners have been
+    /// looked up yet.
     fn found(&self) -> Option<usize> {
-        self.is_looked_up.then_some(self.discovered.len())
+        let all = self.partners.iter().all(|it| it.is_looked_up);
+        all.then_some(self.discovered.len())
     }
 
     /// What is known of the partners' clients; `None` without discovery.
     pub(super) fn discovery(&self) -> Option<DiscoveryStatus> {
         let status = || DiscoveryStatus {
             clients: self.found(),
-            is_known: self.is_known,
-            last: self.last.clone(),
+            partners: self.partners.iter().map(|it| it.status.clone()).collect(),
         };
         (!self.partners.is_empty()).then(status)
     }
@@ -199,20 +337,13 @@ impl AccountClient {
     /// Has the clients of these partners looked up from now on, at once where they are others than
     /// before. Known clients of a partner that is still among them are polled on meanwhile.
     pub(super) fn look_up_clients_of(&mut self, partners: Vec<Arc<str>>) {
-        if self.partners == partners {
+        if self.partners() == partners {
             return;
         }
         self.discovered
             .retain(|_, partner| partners.contains(partner));
-        let is_one_of_before = |partner| self.partners.contains(partner);
-        self.is_known &= partners.iter().all(is_one_of_before) && !self.discovered.is_empty();
-        self.partners = partners;
-        self.is_looked_up = false;
-        self.look_up = None;
-        self.last = None;
-        self.look_up_at = Instant::now();
-        self.failures = 0;
-        self.is_doubted = false;
+        let before = std::mem::take(&mut self.partners);
+        self.begin_with(partners, &before);
     }
 
     /// Notes that clients are being looked up, and when to do so the next time.
@@ -234,64 +365,90 @@ impl AccountClient {
     }
 
     /// Takes over the outcome of the look-up under way. Brings whether others are polled from now on.
-    pub(super) fn take_over(&mut self, found: Result<Clients, opsramp::Error>) -> bool {
+    pub(super) fn take_over(&mut self, found: Clients) -> bool {
         self.look_up = None;
-        let account = Arc::clone(&self.options.name);
-        let found = match found {
-            Ok(found) => found,
-            Err(error) => {
-                self.look_up_again();
-                let reason = error.reason();
-                let error = error.chain().to_string();
-                let meanwhile = if self.discovered.is_empty() {
-                    "nothing of the account is searched until that works"
-                } else {
-                    "those known are polled on"
-                };
-                tracing::error!(
-                    %account,
-                    reason,
-                    error,
-                    "cannot look up the clients of the partner; {meanwhile}"
-                );
-                self.last = Some(Err(error));
-                return false;
-            }
-        };
-        self.last = Some(Ok(()));
-        let decision = decide(&self.discovered, found, self.is_doubted);
-        self.is_doubted = decision.is_doubted;
-        if decision.is_provisional() {
+        let had = self.found();
+        let Decision {
+            tenants,
+            verdicts,
+            left_out,
+        } = decide(&self.discovered, found, &mut self.partners);
+        for (partner, verdict) in self.partners.iter_mut().zip(&verdicts) {
+            partner.take_over(verdict);
+        }
+        if verdicts.iter().any(Verdict::is_provisional) {
             self.look_up_again();
-            let why = if decision.is_short {
-                "the server counts more clients of the partner than it shows"
-            } else {
-                "the server shows few of the clients of the partner that are known"
-            };
-            tracing::warn!(%account, missing = decision.unseen, "{why}; they are looked up again soon");
         } else {
             self.failures = 0;
         }
-        let tenants = decision.tenants;
-        if tenants.is_empty() && self.found() != Some(0) {
-            tracing::warn!(
-                %account,
-                "the server shows no activated client of the partner; nothing of the account is searched until it shows one"
-            );
-        }
-        self.is_looked_up = true;
-        self.is_known = true;
-        if self.discovered == tenants {
-            return false;
+        self.tell(&verdicts, &tenants);
+        let account = &self.options.name;
+        if left_out > 0 {
+            tell_of_too_many(account);
         }
         let not_in = |one: &Tenants, other: &Tenants| {
             one.keys().filter(|it| !other.contains_key(*it)).count()
         };
         let new = not_in(&tenants, &self.discovered);
         let gone = not_in(&self.discovered, &tenants);
-        tracing::info!(%account, clients = tenants.len(), new, gone, "looked up the clients of the partner");
+        let is_other = self.discovered != tenants;
         self.discovered = tenants;
-        true
+        if self.found() == Some(0) && had != Some(0) {
+            tracing::warn!(
+                %account,
+                "the server shows no activated client of the partner; nothing of the account is searched until it shows one"
+            );
+        }
+        if is_other {
+            let clients = self.discovered.len();
+            tracing::info!(%account, clients, new, gone, "looked up the clients of the partner");
+        }
+        is_other
+    }
+
+    /// Says what was wrong with a look-up, after which these are polled.
+    fn tell(&mut self, verdicts: &[Verdict], tenants: &Tenants) {
+        let account = &self.options.name;
+        let polled: HashSet<&Arc<str>> = tenants.values().collect();
+        let mut failed = Vec::new();
+        let now = Instant::now();
+        for (partner, Verdict { kind, missing }) in self.partners.iter_mut().zip(verdicts) {
+            let id = &partner.status.id;
+            match kind {
+                Kind::Sound => {}
+                Kind::Failed(error) => {
+                    let meanwhile = if polled.contains(id) {
+                        "those known are polled on"
+                    } else if tenants.is_empty() {
+                        "nothing of the account is searched until that works"
+                    } else {
+                        "none of them is searched until that works"
+                    };
+                    let error = (error.reason(), error.chain().to_string());
+                    failed.push((id, (meanwhile, error)));
+                }
+                Kind::Short(more) => {
+                    tracing::warn!(%account, partner = %id, more, missing, "the server counts more clients of the partner than it shows; they are looked up again soon");
+                }
+                Kind::LacksMost => {
+                    tracing::warn!(%account, partner = %id, missing, "the server shows few of the clients of the partner that are known; they are looked up again soon");
+                }
+                Kind::ShortAsEver(more) => {
+                    if partner.doubts.is_to_be_told(now) {
+                        tracing::warn!(%account, partner = %id, more, missing, "the server goes on counting more clients of the partner than it shows; those that it does not show are not polled");
+                    }
+                }
+            }
+        }
+        for (partners, (meanwhile, (reason, error))) in alike(failed) {
+            tracing::error!(
+                %account,
+                partner = listed(&partners),
+                reason,
+                error,
+                "cannot look up the clients of the partner; {meanwhile}"
+            );
+        }
     }
 
     /// Has the clients looked up sooner than usual, and less soon each time in a row.
@@ -299,6 +456,82 @@ impl AccountClient {
         let pause = DISCOVERY_PAUSE * (1 << self.failures.min(6));
         self.failures += 1;
         self.look_up_at = Instant::now() + pause.mul_f64(0.8 + 0.2 * fastrand::f64());
+    }
+}
+
+// === impl Partner ===
+
+impl Partner {
+    fn new(id: Arc<str>, is_known: bool) -> Self {
+        Self {
+            status: PartnerStatus {
+                id,
+                is_known,
+                last: None,
+            },
+            is_looked_up: false,
+            doubts: Doubts::default(),
+        }
+    }
+
+    fn take_over(&mut self, verdict: &Verdict) {
+        self.status.last = Some(match &verdict.kind {
+            Kind::Failed(error) => Err(error.chain().to_string()),
+            _ => {
+                self.is_looked_up = true;
+                self.status.is_known = true;
+                Ok(())
+            }
+        });
+    }
+}
+
+// === impl Doubts ===
+
+impl Doubts {
+    /// Judges a look-up that did not show these of so many known clients, and counted so many more than
+    /// it showed.
+    fn judge(&mut self, more: u64, missing: BTreeSet<Arc<str>>, known: usize) -> Kind {
+        let lacks_most = 2 * missing.len() > known;
+        let has_lacked_most = std::mem::replace(&mut self.lacked_most, false);
+        if more > 0 {
+            let surplus = match &mut self.surplus {
+                Some(same) if same.more == more && same.missing == missing => same,
+                other => other.insert(Surplus {
+                    more,
+                    missing,
+                    times: 0,
+                    told: None,
+                }),
+            };
+            surplus.times = surplus.times.saturating_add(1);
+            if surplus.times >= PATIENCE {
+                // They are not known any more.
+                surplus.missing.clear();
+                return Kind::ShortAsEver(more);
+            }
+        } else {
+            self.surplus = None;
+        }
+        self.lacked_most = lacks_most && !has_lacked_most;
+        match more {
+            0 if self.lacked_most => Kind::LacksMost,
+            0 => Kind::Sound,
+            _ => Kind::Short(more),
+        }
+    }
+
+    /// Whether it is told again that the server counts too many, and that this is believed.
+    fn is_to_be_told(&mut self, now: Instant) -> bool {
+        let Some(surplus) = &mut self.surplus else {
+            return false;
+        };
+        let is_due = |told| now.duration_since(told) >= TELL_SURPLUS_EVERY;
+        let is_due = surplus.told.is_none_or(is_due);
+        if is_due {
+            surplus.told = Some(now);
+        }
+        is_due
     }
 }
 
@@ -310,21 +543,33 @@ impl Drop for LookUpTask {
     }
 }
 
-// === impl Decision ===
+// === impl Verdict ===
 
-impl Decision {
+impl Verdict {
     /// Whether another look-up must tell who has gone.
     fn is_provisional(&self) -> bool {
-        self.is_short || self.is_doubted
+        match self.kind {
+            Kind::Sound | Kind::ShortAsEver(_) => false,
+            Kind::Short(_) | Kind::LacksMost | Kind::Failed(_) => true,
+        }
     }
 }
 
 // === impl Clients ===
 
 impl Clients {
-    /// Takes in a page's clients. Returns whether there was room for all that are activated.
-    fn take_in(&mut self, page: Vec<ClientInfo>, partner: &Arc<str>) -> bool {
-        for found in page {
+    /// Takes in what was said of a partner. Returns whether there was room for all that are activated.
+    fn take_in(&mut self, answer: Answer, partner: &Arc<str>) -> bool {
+        match answer.more {
+            Ok(0) => {}
+            Ok(more) => {
+                self.short.insert(Arc::clone(partner), more);
+            }
+            Err(error) => {
+                self.failed.insert(Arc::clone(partner), error);
+            }
+        }
+        for found in answer.clients {
             if !found.activated {
                 self.deactivated.insert(found.id);
                 continue;
@@ -369,6 +614,11 @@ mod tests {
             .collect()
     }
 
+    fn answer(clients: Vec<ClientInfo>) -> Answer {
+        let more = Ok(0);
+        Answer { clients, more }
+    }
+
     #[test]
     fn a_client_that_two_pages_show_counts_once_and_one_that_is_not_activated_does_not() {
         let mut found = Clients::default();
@@ -376,47 +626,94 @@ mod tests {
         renamed_and_off[0].name = "Another".to_owned();
         renamed_and_off[1].activated = false;
         let partner = "msp_1".into();
-        assert!(found.take_in(page(0..2), &partner));
-        assert!(found.take_in(renamed_and_off, &partner));
+        assert!(found.take_in(answer(page(0..2)), &partner));
+        assert!(found.take_in(answer(renamed_and_off), &partner));
         let tenants = found.into_tenants();
         let names: Vec<_> = tenants.keys().map(|tenant| &*tenant.name).collect();
         assert_eq!(names, ["Client 0", "Client 1"]);
     }
 
-    /// The first so many clients, all of one partner.
-    fn known(count: usize) -> Tenants {
-        found(page(0..count)).into_tenants()
+    /// Partners, and their clients that are known.
+    struct Known {
+        partners: Vec<Partner>,
+        tenants: Tenants,
     }
 
-    fn found(page: Vec<ClientInfo>) -> Clients {
+    impl Known {
+        /// So many of the first one, so many of the second one.
+        fn of<const N: usize>(counts: [usize; N]) -> Self {
+            let mut end = 0;
+            let found = found_of(counts.map(|count| {
+                end += count;
+                (page(end - count..end), Ok(0))
+            }));
+            let partner = |number| Partner::new(msp(number), true);
+            Self {
+                partners: (1..=N).map(partner).collect(),
+                tenants: found.into_tenants(),
+            }
+        }
+
+        /// The numbers of those that are polled after a look-up, and how it was judged.
+        fn after(&mut self, found: Clients) -> (Vec<usize>, Vec<Verdict>) {
+            let decision = decide(&self.tenants, found, &mut self.partners);
+            self.tenants = decision.tenants;
+            let number = |tenant: &Tenant| tenant.id.strip_prefix("client_")?.parse().ok();
+            let polled = self.tenants.keys().filter_map(number).collect();
+            (polled, decision.verdicts)
+        }
+
+        /// The same of one partner, that shows some and counts so many more.
+        fn after_one(&mut self, shown: Vec<ClientInfo>, more: u64) -> (Vec<usize>, Verdict) {
+            let (polled, mut verdicts) = self.after(found_of([(shown, Ok(more))]));
+            (polled, verdicts.remove(0))
+        }
+    }
+
+    fn msp(number: usize) -> Arc<str> {
+        format!("msp_{number}").into()
+    }
+
+    /// What is found where the first partner answers the first of these, the second one the second.
+    fn found_of<const N: usize>(
+        answers: [(Vec<ClientInfo>, Result<u64, opsramp::Error>); N],
+    ) -> Clients {
         let mut found = Clients::default();
-        assert!(found.take_in(page, &"msp_1".into()));
+        for (number, (clients, more)) in (1..).zip(answers) {
+            assert!(found.take_in(Answer { clients, more }, &msp(number)));
+        }
         found
+    }
+
+    fn gone() -> opsramp::Error {
+        opsramp::Error::Http {
+            endpoint: "clients",
+            status: 410,
+            excerpt: String::new(),
+        }
     }
 
     #[test]
     fn who_is_shown_is_polled_and_who_is_not_is_polled_no_longer() {
-        let decision = decide(&known(3), found(page(1..5)), false);
-        let expected = Decision {
-            tenants: found(page(1..5)).into_tenants(),
-            unseen: 1,
-            is_short: false,
-            is_doubted: false,
-        };
-        assert_eq!(decision, expected);
+        let (polled, verdict) = Known::of([3]).after_one(page(1..5), 0);
+        assert_eq!(polled, [1, 2, 3, 4]);
+        assert!(matches!(verdict.kind, Kind::Sound), "{verdict:?}");
+        assert_eq!(verdict.missing, 1);
     }
 
     #[test]
     fn a_look_up_that_lacks_most_of_those_known_needs_a_second_one_that_agrees() {
         for (shown, is_doubted) in [(0, true), (1, true), (2, false), (3, false)] {
-            let decision = decide(&known(4), found(page(0..shown)), false);
-            assert_eq!(decision.is_doubted, is_doubted, "{shown} of 4");
-            let polled = if is_doubted { 4 } else { shown };
-            assert_eq!(decision.tenants.len(), polled, "{shown} of 4");
-            let agreed = decide(&known(4), found(page(0..shown)), true);
-            assert_eq!((agreed.tenants.len(), agreed.is_doubted), (shown, false));
+            let mut known = Known::of([4]);
+            let (polled, verdict) = known.after_one(page(0..shown), 0);
+            assert_eq!(verdict.is_provisional(), is_doubted, "{shown} of 4");
+            let expected = if is_doubted { 4 } else { shown };
+            assert_eq!(polled.len(), expected, "{shown} of 4");
+            let (polled, verdict) = known.after_one(page(0..shown), 0);
+            assert_eq!((polled.len(), verdict.is_provisional()), (shown, false));
         }
-        assert!(!decide(&known(0), found(Vec::new()), false).is_doubted);
+        let (_, verdict) = Known::of([0]).after_one(Vec::new(), 0);
+        assert!(!verdict.is_provisional());
     }
 
     #[test]
@@ -424,16 +721,109 @@ mod tests {
         let mut shown = page(0..3);
         shown[0].activated = false;
         shown[1].name = "Another".to_owned();
-        for is_short in [false, true] {
-            let mut found = found(shown.clone());
-            found.is_short = is_short;
-            let decision = decide(&known(4), found, false);
-            assert_eq!((decision.unseen, decision.is_doubted), (1, false));
-            let names: Vec<_> = decision.tenants.keys().map(|it| &*it.name).collect();
+        for more in [0, 1] {
+            let mut known = Known::of([4]);
+            let (_, verdict) = known.after_one(shown.clone(), more);
+            assert_eq!(verdict.missing, 1);
+            assert_eq!(verdict.is_provisional(), more > 0);
+            let names: Vec<_> = known.tenants.keys().map(|it| &*it.name).collect();
             let mut expected = vec!["Another", "Client 2"];
-            expected.extend(is_short.then_some("Client 3"));
+            expected.extend((more > 0).then_some("Client 3"));
             assert_eq!(names, expected);
         }
+    }
+
+    #[test]
+    fn a_partner_that_fails_keeps_its_clients_and_has_no_say_in_those_of_others() {
+        let mut known = Known::of([4, 2]);
+        let (polled, verdicts) = known.after(found_of([
+            (page(1..4).into_iter().chain(page(10..12)).collect(), Ok(0)),
+            (Vec::new(), Err(gone())),
+        ]));
+        assert_eq!(polled, [1, 10, 11, 2, 3, 4, 5]);
+        assert!(matches!(verdicts[0].kind, Kind::Sound), "{verdicts:?}");
+        assert!(matches!(verdicts[1].kind, Kind::Failed(_)), "{verdicts:?}");
+        // What it showed before it failed counts, what it did not does not.
+        let mut off = page(4..5);
+        off[0].activated = false;
+        off.extend(page(12..13));
+        let shown = page(1..3).into_iter().chain(page(10..11)).collect();
+        let (polled, _) = known.after(found_of([(shown, Ok(0)), (off, Err(gone()))]));
+        assert_eq!(polled, [1, 10, 12, 2, 5]);
+    }
+
+    #[test]
+    fn a_surplus_is_believed_once_look_ups_in_a_row_have_lacked_the_same() {
+        let mut known = Known::of([4]);
+        for nth in 1..PATIENCE {
+            let (polled, verdict) = known.after_one(page(0..3), 1);
+            assert_eq!(polled.len(), 4, "look-up {nth}");
+            assert!(matches!(verdict.kind, Kind::Short(1)), "{verdict:?}");
+        }
+        let (polled, verdict) = known.after_one(page(0..3), 1);
+        assert_eq!(polled, [0, 1, 2]);
+        assert!(matches!(verdict.kind, Kind::ShortAsEver(1)), "{verdict:?}");
+        // It stays so, also for those that are new.
+        let (polled, verdict) = known.after_one(page(0..4), 1);
+        assert_eq!(polled, [0, 1, 2, 3]);
+        assert!(matches!(verdict.kind, Kind::ShortAsEver(1)), "{verdict:?}");
+        // And another one that is missing needs as many look-ups again.
+        for _ in 1..PATIENCE {
+            assert_eq!(known.after_one(page(1..4), 1).0, [0, 1, 2, 3]);
+        }
+        assert_eq!(known.after_one(page(1..4), 1).0, [1, 2, 3]);
+        // Most of them, too.
+        for _ in 1..PATIENCE {
+            assert_eq!(known.after_one(Vec::new(), 1).0, [1, 2, 3]);
+        }
+        let (polled, verdict) = known.after_one(Vec::new(), 1);
+        assert!(polled.is_empty(), "{polled:?}");
+        assert!(matches!(verdict.kind, Kind::ShortAsEver(1)), "{verdict:?}");
+    }
+
+    #[test]
+    fn look_ups_that_differ_let_nobody_go_however_many_are_short() {
+        for other in [
+            // Another number, another one that is missing, none too many in between.
+            |known: &mut Known| known.after_one(page(0..3), 2),
+            |known: &mut Known| known.after_one(page(1..4), 1),
+            |known: &mut Known| known.after_one(page(0..4), 0),
+        ] {
+            let mut known = Known::of([4]);
+            for _ in 0..3 {
+                for _ in 1..PATIENCE {
+                    assert_eq!(known.after_one(page(0..3), 1).0.len(), 4);
+                }
+                assert_eq!(other(&mut known).0.len(), 4);
+            }
+        }
+    }
+
+    #[test]
+    fn that_a_surplus_is_believed_is_told_once_an_hour() {
+        let mut doubts = Doubts::default();
+        let mut now = Instant::now();
+        let mut told = 0;
+        for _ in 0..24 * 12 {
+            doubts.judge(1, BTreeSet::new(), 4);
+            told += u32::from(doubts.is_to_be_told(now));
+            now += Duration::from_secs(5 * 60);
+        }
+        assert_eq!(told, 24);
+    }
+
+    #[test]
+    fn those_that_are_polled_go_before_new_ones_where_there_is_no_room_for_all() {
+        let mut known = Known::of([MAX_CLIENTS - 10, 0]);
+        let found = found_of([
+            (Vec::new(), Err(gone())),
+            (page(MAX_CLIENTS..MAX_CLIENTS + 100), Ok(0)),
+        ]);
+        let decision = decide(&known.tenants, found, &mut known.partners);
+        assert_eq!(decision.left_out, 90);
+        assert_eq!(decision.tenants.len(), MAX_CLIENTS);
+        let mut stay = known.tenants.keys();
+        assert!(stay.all(|tenant| decision.tenants.contains_key(tenant)));
     }
 
     #[test]
@@ -468,9 +858,9 @@ mod tests {
     fn there_is_room_for_so_many_clients_and_for_seeing_them_again() {
         let mut found = Clients::default();
         let partner = "msp_1".into();
-        assert!(found.take_in(page(0..MAX_CLIENTS), &partner));
-        assert!(found.take_in(page(MAX_CLIENTS - 100..MAX_CLIENTS), &partner));
-        assert!(!found.take_in(page(MAX_CLIENTS - 1..MAX_CLIENTS + 1), &partner));
+        assert!(found.take_in(answer(page(0..MAX_CLIENTS)), &partner));
+        assert!(found.take_in(answer(page(MAX_CLIENTS - 100..MAX_CLIENTS)), &partner));
+        assert!(!found.take_in(answer(page(MAX_CLIENTS - 1..MAX_CLIENTS + 1)), &partner));
         assert_eq!(found.into_tenants().len(), MAX_CLIENTS);
     }
 }

@@ -66,7 +66,7 @@ pub struct Pollers {
     clients: BTreeMap<Arc<str>, AccountClient>,
     searches: HashMap<SearchKey, RunningSearch>,
     tasks: JoinSet<SearchKey>,
-    look_ups: JoinSet<(Arc<str>, Result<Clients, opsramp::Error>)>,
+    look_ups: JoinSet<(Arc<str>, Clients)>,
     steadiness: Arc<Steadiness>,
 }
 
@@ -93,7 +93,7 @@ pub struct LookUp {
     /// Tells it from one that another plan has made void.
     task: task::Id,
     account: Arc<str>,
-    found: Result<Clients, opsramp::Error>,
+    found: Clients,
 }
 
 #[derive(Debug)]
@@ -476,9 +476,9 @@ impl Pollers {
             let Some(known) = self.clients.get_mut(&account) else {
                 continue;
             };
-            let (client, partners) = (known.client.clone(), known.partners.clone());
+            let (client, partners) = (known.client.clone(), known.partners());
             let look_up = self.look_ups.spawn(async move {
-                let found = clients_of(&client, &partners).await;
+                let found = clients_of(&client, partners).await;
                 (account, found)
             });
             known.look_up_begun(look_up, now + interval);

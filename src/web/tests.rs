@@ -21,7 +21,7 @@ use crate::{
     opsramp::{Observer as _, RateLimit},
     poll::GroupLabel,
     record::AlertFields,
-    status::{DiscoveryStatus, PollError, PollSummary, SearchResult, SearchStatus},
+    status::{DiscoveryStatus, PartnerStatus, PollError, PollSummary, SearchResult, SearchStatus},
     store::{AlertFilter, OpenAlert, StoredAlert},
 };
 

@@ -398,6 +398,7 @@ async fn a_partner_whose_clients_cannot_be_looked_up_is_told_beside_an_account_t
         .stderr
         .line(|line| line.contains("cannot look up the clients of the partner"))
         .await;
+    assert!(line.contains(" partner=msp_1 "), "{line}");
     assert!(
         line.contains("; nothing of the account is searched until that works"),
         "{line}"
@@ -414,7 +415,7 @@ async fn a_partner_whose_clients_cannot_be_looked_up_is_told_beside_an_account_t
     );
     let (status, reasons) = exporter.get("/-/ready").await;
     assert_eq!(status, 503, "{reasons}");
-    let reason = "account partner: the clients of the partner are not known yet: ";
+    let reason = "account partner: the clients of the partner msp_1 are not known yet: ";
     assert!(
         reasons.starts_with(reason) && reasons.contains("500"),
         "{reasons}"

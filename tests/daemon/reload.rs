@@ -277,6 +277,35 @@ async fn a_bad_file_keeps_the_old_one_says_why_and_is_got_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_holds_no_url_of_a_database_is_refused_and_one_that_is_not_there_may_come() {
+    let opsramp = opsramp(1).await;
+    let mut place = Place::new(&opsramp.url());
+    place.config["web"]["enable_lifecycle"] = json!(true);
+    let exporter = place.start().await;
+    let path = place.path("url");
+    place.config["state"] = json!({"postgres": {"url_file": path}});
+    place.write();
+    let file = path.display();
+    for (text, why) in [
+        (
+            "rubbish",
+            format!("{file}: the URL of the database cannot be read"),
+        ),
+        ("", format!("the secret file {file} is empty")),
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let (status, told) = exporter.post("/-/reload").await;
+        assert_eq!(status, 500, "{told}");
+        assert!(told.contains(&why), "{told}");
+    }
+    assert_eq!(exporter.metrics().await.one(SUCCESSFUL), Some(0.0));
+    std::fs::remove_file(&path).unwrap();
+    let (status, told) = exporter.post("/-/reload").await;
+    assert_eq!(status, 200, "{told}");
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reload_that_cannot_be_carried_out_whole_changes_nothing() {
     let opsramp = opsramp(3).await;
     let mut place = Place::new(&opsramp.url());

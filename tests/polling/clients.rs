@@ -129,6 +129,22 @@ impl Reloading {
     }
 }
 
+fn partner(id: &str, is_known: bool, last: Option<Result<(), String>>) -> PartnerStatus {
+    PartnerStatus {
+        id: id.into(),
+        is_known,
+        last,
+    }
+}
+
+/// What a look-up says that is answered with this status.
+fn refused(status: u16) -> Option<Result<(), String>> {
+    Some(Err(format!(
+        "clients answered {status}: <html> <head><title>{status}</title></head> <body> \
+         <center><h1>{status}</h1></center> <hr><center>gateway</center> </body> </html>"
+    )))
+}
+
 /// Of an account whose clients are looked up once.
 fn discovering(url: &str, partners: &[&str]) -> Account {
     Account {
@@ -215,53 +231,92 @@ async fn what_the_last_look_up_said_is_kept_until_a_reload_asks_for_others() {
             };
         })
         .await;
-    let asked = DiscoveryStatus::default();
-    assert_eq!(exporter.discovery(), Some(asked.clone()));
+    let of = |clients, partners: &[PartnerStatus]| {
+        let partners = partners.to_vec();
+        Some(DiscoveryStatus { clients, partners })
+    };
+    let asked = partner("msp_1", false, None);
+    assert_eq!(exporter.discovery(), of(None, std::slice::from_ref(&asked)));
     exporter.adopt_look_up().await;
-    let failed = exporter.discovery().unwrap();
-    let error = failed.last.clone().unwrap().unwrap_err();
-    assert!(error.contains("500"), "{error}");
-    assert_eq!((failed.clients, failed.is_known), (None, false));
+    let failed = refused(500);
+    let failing = partner("msp_1", false, failed.clone());
+    assert_eq!(exporter.discovery(), of(None, &[failing]));
 
     simulator.remove_fault(down);
     exporter.adopt_look_up().await;
-    let found = DiscoveryStatus {
-        clients: Some(2),
-        is_known: true,
-        last: Some(Ok(())),
-    };
-    assert_eq!(exporter.discovery(), Some(found.clone()));
+    let found = partner("msp_1", true, Some(Ok(())));
+    assert_eq!(exporter.discovery(), of(Some(2), &[found]));
     let down = simulator.inject(fault());
     exporter.adopt_look_up().await;
-    let failing = DiscoveryStatus {
-        last: failed.last,
-        ..found
-    };
-    assert_eq!(exporter.discovery(), Some(failing));
+    let failing = partner("msp_1", true, failed);
+    assert_eq!(exporter.discovery(), of(Some(2), &[failing]));
 
     // Of the same partners with other options: who is to be searched is still known.
     exporter
         .reload(|account| account.options.max_response_size += 1)
         .await;
-    let known = DiscoveryStatus {
-        is_known: true,
-        ..asked.clone()
-    };
-    assert_eq!(exporter.discovery(), Some(known.clone()));
+    let known = partner("msp_1", true, None);
+    assert_eq!(exporter.discovery(), of(None, std::slice::from_ref(&known)));
     // Of one partner more: that one's clients are not.
     exporter
         .reload(|account| account.tenants = discovering(&url, &["msp_1", "msp_2"]).tenants)
         .await;
-    assert_eq!(exporter.discovery(), Some(asked));
+    let asked = partner("msp_2", false, None);
+    assert_eq!(exporter.discovery(), of(None, &[known, asked]));
     simulator.remove_fault(down);
     exporter.adopt_look_up().await;
     // Of one partner less: those of the other are.
     exporter
         .reload(|account| account.tenants = discovering(&url, &["msp_2"]).tenants)
         .await;
-    assert_eq!(exporter.discovery(), Some(known));
+    let known = partner("msp_2", true, None);
+    assert_eq!(exporter.discovery(), of(None, &[known]));
     exporter.reload(|account| account.discovery = None).await;
     assert_eq!(exporter.discovery(), None);
+    exporter.pollers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partner_that_cannot_be_looked_up_keeps_nobody_from_following_the_others() {
+    let simulator = partners().await;
+    let url = simulator.url();
+    let mut exporter = Reloading::new(plan(&url)).await;
+    let fault = || FaultRule::always(Fault::status(410)).at(Endpoint::Clients);
+    let down = simulator.inject(fault().of("msp_1"));
+    exporter
+        .reload(|account| {
+            *account = Account {
+                discovery: Some(Duration::from_millis(1)),
+                ..discovering(&url, &["msp_1", "msp_2"])
+            };
+        })
+        .await;
+    exporter.adopt_look_up().await;
+    assert_eq!(exporter.polled(), ["client_3"]);
+    let expected = DiscoveryStatus {
+        clients: None,
+        partners: vec![
+            partner("msp_1", false, refused(410)),
+            partner("msp_2", true, Some(Ok(()))),
+        ],
+    };
+    assert_eq!(exporter.discovery(), Some(expected));
+
+    simulator.remove_fault(down);
+    exporter.adopt_look_up().await;
+    assert_eq!(exporter.polled(), ["client_1", "client_2", "client_3"]);
+
+    // What is known of it is polled on, while those of the other one go.
+    simulator.inject(fault().of("msp_2"));
+    simulator
+        .world(|world, now| world.set_activated("client_1", false, now))
+        .unwrap();
+    exporter.adopt_look_up().await;
+    assert_eq!(exporter.polled(), ["client_2", "client_3"]);
+    let up = exporter.discovery().map(|discovery| discovery.is_up());
+    assert_eq!(up, Some(false));
+    let known = exporter.discovery().map(|discovery| discovery.is_known());
+    assert_eq!(known, Some(true));
     exporter.pollers.stop().await;
 }
 

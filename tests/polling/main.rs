@@ -27,7 +27,7 @@ use opsramp_exporter::{
         self, Action, Allowance, DEMO_KEY, DEMO_SECRET, DEMO_TENANT, Endpoint, Fault, FaultRule,
         Oversized, RetryAfter, Simulator, State, TenantOptions, Ts,
     },
-    status::{Board, DiscoveryStatus, SearchStatus},
+    status::{Board, DiscoveryStatus, PartnerStatus, SearchStatus},
     store::{self, Store},
 };
 use tokio::time::Instant;

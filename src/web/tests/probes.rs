@@ -66,6 +66,14 @@ async fn the_path_of_the_metrics_can_be_chosen_but_not_wrongly() {
     }
 }
 
+fn partner(id: &str, is_known: bool, last: Option<Result<(), String>>) -> PartnerStatus {
+    PartnerStatus {
+        id: id.into(),
+        is_known,
+        last,
+    }
+}
+
 #[tokio::test]
 async fn it_is_ready_when_every_search_was_tried() {
     let site = Site::open(Setup::default());
@@ -77,8 +85,7 @@ async fn it_is_ready_when_every_search_was_tried() {
     let clients = |clients| {
         let discovery = DiscoveryStatus {
             clients,
-            is_known: true,
-            last: Some(Ok(())),
+            partners: vec![partner("msp_1", true, Some(Ok(())))],
         };
         site.board.update_account(&"acme".into(), |account| {
             account.discovery = Some(discovery)
@@ -118,44 +125,59 @@ async fn it_is_ready_when_every_search_was_tried() {
 async fn it_is_not_ready_while_nobody_knows_who_is_to_be_searched_whatever_else_is() {
     let site = Site::open(Setup::default());
     site.board.set_search(up(key("client_1", "retail")));
-    let partner = |is_known, last| {
+    let partners = |partners| {
         let discovery = DiscoveryStatus {
             clients: None,
-            is_known,
-            last,
+            partners,
         };
         site.board
             .update_account(&"msp".into(), |account| account.discovery = Some(discovery));
     };
     let failed = || Some(Err("status 500: a <fault>".to_owned()));
-    let not_known = "account msp: the clients of the partner are not known yet: ";
+    let not_known = "account msp: the clients of the partner msp_1 are not known yet: ";
     for (last, why) in [
         (None, "the first look-up has not ended"),
         (failed(), "status 500: a <fault>"),
     ] {
-        partner(false, last);
+        partners(vec![partner("msp_1", false, last)]);
         let answer = site.get("/-/ready").await;
         let reason = format!("{not_known}{why}\n");
         assert_eq!((answer.status, answer.body), (503, reason));
     }
+    // Of several, those are named that it is about, together where it is the same.
+    partners(vec![
+        partner("msp_1", true, Some(Ok(()))),
+        partner("msp_2", false, failed()),
+        partner("msp_3", false, None),
+        partner("msp_4", false, failed()),
+        partner("msp_5", true, failed()),
+    ]);
+    let answer = site.get("/-/ready").await;
+    let of_msp = "account msp: the clients of the partner";
+    let reasons = format!(
+        "{of_msp}s msp_2, msp_4 are not known yet: status 500: a <fault>\n\
+         {of_msp} msp_3 are not known yet: the first look-up has not ended\n"
+    );
+    assert_eq!((answer.status, answer.body), (503, reasons));
+    let status = site.get("/api/v1/status").await.json();
+    let known =
+        format!("{of_msp} msp_5 could not be looked up the last time: status 500: a <fault>");
+    assert_eq!(status["problems"][0], known);
 
     // Those that are known are searched on.
-    partner(true, failed());
+    partners(vec![partner("msp_1", true, failed())]);
     let answer = site.get("/-/ready").await;
     assert_eq!((answer.status, answer.body.as_str()), (200, "ready\n"));
-    let failing = "account msp: the last look-up of the partner's clients failed: status 500: a ";
+    let failing = format!("{of_msp} msp_1 could not be looked up the last time: status 500: a ");
     let status = site.get("/api/v1/status").await.json();
     assert_eq!(
         status["problems"],
         serde_json::json!([format!("{failing}<fault>")])
     );
     let page = site.get("/").await.body;
-    assert!(
-        page.contains(&format!("<li>{}", failing.replace('\'', "&#39;"))),
-        "{page}"
-    );
+    assert!(page.contains(&format!("<li>{failing}")), "{page}");
 
-    partner(true, Some(Ok(())));
+    partners(vec![partner("msp_1", true, Some(Ok(())))]);
     let status = site.get("/api/v1/status").await.json();
     assert_eq!(status["problems"], serde_json::json!([]));
 }
