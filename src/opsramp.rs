@@ -119,7 +119,7 @@ pub struct RateLimit {
     pub limit: u32,
     /// Requests left in the present window.
     pub remaining: u32,
-    /// When the window ends, on the server's clock.
+    /// When the window ends, on our clock.
     pub reset_at: Timestamp,
 }
 

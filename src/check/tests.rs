@@ -409,6 +409,17 @@ async fn why_there_is_no_token_is_told_apart() {
     assert!(!failed.contains("hush") && !next.contains("hush"));
     assert!(next.contains("compare key and secret"), "{next}");
 
+    for padded in ["hush-hush ", "\thush-hush", "hush-hush\n", "hush\nhush"] {
+        let wrong = Setup::new(&simulator.url(), |options| {
+            options.client_secret = SecretSource::Value(Secret::new(padded));
+        });
+        let (failed, next) = wrong.failure().await;
+        assert!(failed.contains("rejects the credentials (401)"), "{failed}");
+        let advice = "the secret begins or ends with white space, or has several lines";
+        assert!(next.contains(advice), "{next}");
+        assert!(!failed.contains("hush") && !next.contains("hush"));
+    }
+
     let missing = Setup::new(&simulator.url(), |options| {
         options.client_secret = SecretSource::File("/no/such/secret".into());
     });

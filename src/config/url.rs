@@ -74,7 +74,21 @@ fn after_scheme(text: &str) -> Result<&str, UrlError> {
         }
         Some(_) => Err(UrlError::OtherScheme),
         None if text.contains('@') || text.contains(char::is_whitespace) => Err(UrlError::NotUrl),
-        None => Err(UrlError::NoScheme(shown_value(text))),
+        None => {
+            let rest = without_misspelt_scheme(text);
+            check_authority(&format!("https://{rest}"))?;
+            Err(UrlError::NoScheme(shown_value(rest)))
+        }
+    }
+}
+
+/// What follows `http:`, `https//` or the like.
+fn without_misspelt_scheme(text: &str) -> &str {
+    let is_scheme =
+        |scheme: &str| ["http", "https"].contains(&scheme.to_ascii_lowercase().as_str());
+    match text.split_once([':', '/']) {
+        Some((scheme, rest)) if is_scheme(scheme) => rest.trim_start_matches([':', '/']),
+        _ => text,
     }
 }
 
@@ -112,6 +126,18 @@ mod tests {
                 "acme.api.opsramp.com",
                 UrlError::NoScheme("acme.api.opsramp.com".to_owned()),
             ),
+            // A scheme that is misspelt is none of the host.
+            (
+                "http//acme.api.opsramp.com",
+                UrlError::NoScheme("acme.api.opsramp.com".to_owned()),
+            ),
+            (
+                "https:/acme.api.opsramp.com",
+                UrlError::NoScheme("acme.api.opsramp.com".to_owned()),
+            ),
+            ("https", UrlError::NoScheme("https".to_owned())),
+            ("https:", UrlError::NotUrl),
+            ("${OPSRAMP_URL}", UrlError::NotUrl),
             ("user:hunter2@host", UrlError::NotUrl),
             ("ftp://host", UrlError::OtherScheme),
             ("https://", UrlError::NotUrl),

@@ -105,7 +105,7 @@ catalog! {
     API_RATE_LIMIT_REMAINING = Gauge "opsramp_api_rate_limit_remaining" TENANT,
         polled!("Requests that the tenant had left, as the last X-RateLimit-Remaining header said.");
     API_RATE_LIMIT_RESET = Gauge "opsramp_api_rate_limit_reset_timestamp_seconds" TENANT,
-        polled!("When the tenant's allowance is renewed, on the server's clock, as the last X-RateLimit-Reset header said.");
+        polled!("When the tenant's allowance is renewed, as the last X-RateLimit-Reset header said, on the exporter's clock.");
     API_THROTTLED = Counter "opsramp_api_throttled_seconds_total" TENANT,
         "Time that requests waited for the tenant's allowance, those of full reads included.";
     SINK_EVENTS = Counter "opsramp_sink_events_total" SINK,

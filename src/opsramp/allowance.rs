@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
@@ -28,6 +28,11 @@ const MINUTE: Duration = Duration::from_secs(60);
 const LIMIT_LASTS: Duration = Duration::from_secs(5 * 60);
 /// By how much the reset of one window differs from answer to answer: it is told in whole seconds.
 const JITTER: Duration = Duration::from_secs(2);
+/// A reset below this is no time since 1970, but the seconds that are left.
+const SECONDS_LEFT: i64 = 24 * 60 * 60;
+/// By how much the server's clock may seem to differ from ours while an answer is under way, and where its
+/// seconds are cut off.
+const CLOCKS_DIFFER: Duration = Duration::from_secs(2);
 /// The pause after a 429 that does not say how long.
 const UNTOLD_PAUSE: Duration = Duration::from_secs(15);
 
@@ -79,7 +84,7 @@ pub(super) struct Hints {
     pub(super) remaining: Option<u32>,
     /// Time to the reset, by the server's own clock.
     pub(super) resets_in: Option<Duration>,
-    /// The same as the server told it, for the metrics.
+    /// The reset by our clock, for the metrics: whoever reads them compares it with a clock of ours.
     pub(super) reset_at: Option<Timestamp>,
     /// `Retry-After`, in either form; at most five minutes.
     pub(super) retry_after: Option<Duration>,
@@ -339,11 +344,17 @@ impl Hints {
         let told = |name: &str| text(name).filter(|_| status < 500);
         let number = |name: &str| told(name)?.parse::<u32>().ok();
         let server_now = text("date").and_then(http_date::parse).unwrap_or(now);
-        // One that has passed tells nothing; some servers tell how many seconds are left.
-        let until = |at: Timestamp| Duration::try_from(at.duration_since(server_now)).ok();
         let reset_at = told("x-ratelimit-reset")
-            .and_then(|value| value.parse().ok())
-            .and_then(|seconds| Timestamp::from_second(seconds).ok());
+            .and_then(|value| value.parse::<i64>().ok())
+            .and_then(|number| match number {
+                // Some servers tell how many seconds are left.
+                0..SECONDS_LEFT => server_now
+                    .checked_add(SignedDuration::from_secs(number))
+                    .ok(),
+                _ => Timestamp::from_second(number).ok(),
+            });
+        // One that has passed tells nothing.
+        let until = |at: Timestamp| Duration::try_from(at.duration_since(server_now)).ok();
         let retry_after =
             text("retry-after").and_then(|value| http_date::retry_after(value, server_now));
         Self {
@@ -353,7 +364,15 @@ impl Hints {
             resets_in: reset_at
                 .and_then(until)
                 .map(|wait| wait + Duration::from_secs(1)),
-            reset_at,
+            reset_at: reset_at.and_then(|at| {
+                let ahead = now.duration_since(server_now);
+                let differs = ahead.unsigned_abs() > CLOCKS_DIFFER;
+                if differs {
+                    at.checked_add(ahead).ok()
+                } else {
+                    Some(at)
+                }
+            }),
             retry_after,
             throttled: status == 429,
         }
@@ -525,7 +544,28 @@ mod tests {
         assert_eq!(resets_in("1772359200"), Some(second));
         assert_eq!(resets_in("1772359199"), None);
         // The seconds that are left.
-        assert_eq!(resets_in("20"), None);
+        assert_eq!(resets_in("20"), Some(21 * second));
+        assert_eq!(resets_in("86400"), None);
+    }
+
+    #[test]
+    fn the_reset_is_shown_by_our_own_clock() {
+        let server: Timestamp = "2026-03-01T10:00:00Z".parse().unwrap();
+        let reset_at = |reset: &str, ahead: i64| {
+            let headers = headers(&[
+                ("date", "Sun, 01 Mar 2026 10:00:00 GMT"),
+                ("x-ratelimit-reset", reset),
+            ]);
+            let hints = Hints::read(200, &headers, server + SignedDuration::from_secs(ahead));
+            (hints.reset_at.unwrap() - server).as_secs()
+        };
+        assert_eq!(reset_at("1772359220", 0), 20);
+        assert_eq!(reset_at("20", 0), 20);
+        // As the server tells it, where the difference may be the way of the answer.
+        assert_eq!(reset_at("1772359220", 2), 20);
+        assert_eq!(reset_at("1772359220", 3600), 3620);
+        assert_eq!(reset_at("20", 3600), 3620);
+        assert_eq!(reset_at("1772359220", -120), -100);
     }
 
     #[test]
