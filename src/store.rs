@@ -16,6 +16,7 @@ use crate::identity::SearchKey;
 use crate::reading;
 use crate::secret::SecretSource;
 
+mod left_sinks;
 pub mod postgres;
 pub mod sqlite;
 
@@ -483,8 +484,9 @@ impl Store {
     }
 
     /// Says which sinks there are, and returns their states in the same order. One that is new
-    /// starts with the next event; one that is no longer there is forgotten, with its part of the
-    /// backlog.
+    /// starts with the next event. One that is no longer there is kept for ten minutes, and goes on where
+    /// it was if it is named again by then; after that, or where what waits for it leaves no room for new
+    /// events, it is forgotten, with its part of the backlog.
     pub async fn set_sinks(&self, names: Vec<String>) -> Result<Vec<SinkState>, Error> {
         match self {
             Self::Sqlite(store) => store.set_sinks(names).await,

@@ -258,7 +258,7 @@ pub(super) enum AtFirstStart {
 #[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Sink {
-    /// Its name, label `sink` of the metrics. Unique. Default: the type.
+    /// Its name, label `sink` of the metrics; what waits for it belongs to the name. Unique. Default: the type.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) name: Option<String>,
     /// What it is: `stdout`, `file`, `journald`, or `otlp` (OTLP over HTTP, as Loki and the

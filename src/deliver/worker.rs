@@ -400,6 +400,15 @@ impl Worker {
         order: Order,
     ) -> Duration {
         let text = chain(error);
+        if self.is_leaving() {
+            // It does not try again, and what waits is its successor's, if it has one.
+            tracing::info!(
+                sink = &*self.name,
+                error = text,
+                "the last delivery to the former target of a sink that was removed or replaced has failed"
+            );
+            return Duration::ZERO;
+        }
         trouble.since.get_or_insert_with(Instant::now);
         // Each time, however often it is the same: the diagnostics know when it has to be printed again,
         // also after they have said that it works.
@@ -599,7 +608,9 @@ mod tests {
     #[tokio::test]
     async fn that_it_delivers_again_is_not_the_last_word_on_a_sink_that_is_down() {
         let folder = tempfile::tempdir().unwrap();
-        let worker = worker(folder.path()).await;
+        let mut worker = worker(folder.path()).await;
+        let (_orders, seen) = watch::channel(Order::Work);
+        worker.orders = seen;
         let error = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
         let (lines, _logging) = captured();
         tokio::time::pause();
@@ -619,6 +630,27 @@ mod tests {
                 "{lines:#?}"
             );
         }
+    }
+
+    #[tokio::test]
+    async fn the_last_delivery_of_a_sink_that_leaves_fails_without_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut worker = worker(folder.path()).await;
+        let (orders, seen) = watch::channel(Order::Work);
+        worker.orders = seen;
+        let error = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let (lines, _logging) = captured();
+        orders.send_replace(Order::Stop);
+        let mut trouble = Trouble::default();
+        worker.report(&mut trouble, &error, None, Order::Work);
+        let lines = lines.lock();
+        assert_eq!(lines.len(), 1, "{lines:#?}");
+        let said = |text| lines[0].contains(text);
+        assert!(
+            said("level=info") && said("removed or replaced"),
+            "{lines:#?}"
+        );
+        assert!(!said("until it works again"), "{lines:#?}");
     }
 
     #[test]

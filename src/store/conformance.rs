@@ -30,7 +30,8 @@ macro_rules! suite {
             an_old_acknowledgement_changes_nothing,
             an_acknowledgement_beyond_the_end_skips_nothing,
             a_batch_is_bounded_by_events_and_by_bytes,
-            a_sink_that_is_removed_is_forgotten_and_frees_the_journal,
+            a_sink_that_is_removed_makes_room_where_it_alone_is_in_the_way,
+            a_sink_that_is_named_again_goes_on_where_it_was,
             an_unknown_sink_is_an_error,
             without_a_sink_events_are_not_kept,
             a_full_journal_takes_alerts_but_no_events,
@@ -511,7 +512,9 @@ pub(super) async fn a_batch_is_bounded_by_events_and_by_bytes(options: Options) 
     }
 }
 
-pub(super) async fn a_sink_that_is_removed_is_forgotten_and_frees_the_journal(options: Options) {
+pub(super) async fn a_sink_that_is_removed_makes_room_where_it_alone_is_in_the_way(
+    options: Options,
+) {
     let store = open(&with_limit(&options, 3)).await;
     let held = held(&store).await;
     sinks(&store, &["fast", "dead"]).await;
@@ -531,6 +534,35 @@ pub(super) async fn a_sink_that_is_removed_is_forgotten_and_frees_the_journal(op
         [SinkState::default(), SinkState::default()]
     );
     assert_eq!(waiting(&store, "dead").await, []);
+}
+
+pub(super) async fn a_sink_that_is_named_again_goes_on_where_it_was(options: Options) {
+    let store = open(&options).await;
+    let held = held(&store).await;
+    sinks(&store, &["stays", "leaves"]).await;
+    store.commit(held, events(1..4), second(2)).await.unwrap();
+    let batch = store.pending("leaves", 2, usize::MAX).await.unwrap();
+    sinks(&store, &["stays"]).await;
+    // Its last delivery ends.
+    let mark = Some(b"two".to_vec());
+    let last = batch.events[1].position;
+    store.acknowledge("leaves", last, mark).await.unwrap();
+    drop(batch);
+    let unknown = store.backlog("leaves").await;
+    assert!(matches!(unknown, Err(Error::UnknownSink { .. })));
+    acknowledge_all(&store, "stays").await;
+    store.commit(held, events(4..5), second(2)).await.unwrap();
+    store.close().await;
+
+    let store = open(&options).await;
+    sinks(&store, &["stays"]).await;
+    self::held(&store).await;
+    let mark = Some(b"two".to_vec());
+    let states = sinks(&store, &["leaves", "stays"]).await;
+    assert_eq!(states, [SinkState { mark }, SinkState::default()]);
+    assert_eq!(waiting(&store, "leaves").await, [3, 4]);
+    assert_eq!(waiting(&store, "stays").await, [4]);
+    store.close().await;
 }
 
 pub(super) async fn an_unknown_sink_is_an_error(options: Options) {

@@ -332,17 +332,12 @@ impl Postgres {
     ) -> Result<(), Error> {
         self.check_open()?;
         let events = commit.events.len() as u64;
-        let kept = self.shared.change_journals(|state| {
-            if !state.is_held(held) {
-                return Err(Error::LeaseLost);
+        let kept = match self.reserve(held, events) {
+            Err(Error::JournalFull { .. }) if self.make_room(events).await => {
+                self.reserve(held, events)
             }
-            if events > 0 && !state.journal.reserve(events) {
-                return Err(Error::JournalFull {
-                    limit: state.journal.limit(),
-                });
-            }
-            Ok(state.journal.keeps_events())
-        })?;
+            kept => kept,
+        }?;
         let done = bounded(&self.shared, async {
             let mut tries = Tries::default();
             loop {
@@ -384,6 +379,43 @@ impl Postgres {
             Ok(None) => Err(Error::LeaseLost),
             Err(error) => Err(error),
         }
+    }
+
+    /// Sees to it that there is room for a commit's events. Brings whether events are kept.
+    fn reserve(&self, held: Held, events: u64) -> Result<bool, Error> {
+        self.shared.change_journals(|state| {
+            if !state.is_held(held) {
+                return Err(Error::LeaseLost);
+            }
+            if events > 0 && !state.journal.reserve(events) {
+                return Err(Error::JournalFull {
+                    limit: state.journal.limit(),
+                });
+            }
+            Ok(state.journal.keeps_events())
+        })
+    }
+
+    /// Gives up sinks that have left, where they alone are in the way of so many events. Brings whether
+    /// it is worth looking for room again.
+    async fn make_room(&self, events: u64) -> bool {
+        let (in_the_way, have_left) = self.shared.look(|state| {
+            let sinks = state.journal.in_the_way_of(events);
+            let have_left = sinks.iter().all(|name| state.left.contains(name));
+            (sinks, have_left)
+        });
+        if in_the_way.is_empty() || !have_left {
+            return false;
+        }
+        let give_up = async |session: &mut Session| {
+            delivery::give_up_for_room(&self.shared, session, &in_the_way).await
+        };
+        let given_up = self.ask(give_up).await;
+        if let Err(error) = &given_up {
+            let error = chain(error);
+            tracing::debug!(error, "the state database does not forget a sink yet");
+        }
+        given_up.is_ok()
     }
 
     /// Brings the end of the search's journal. `None`: the lease is lost.
@@ -436,6 +468,12 @@ impl Postgres {
             }
             self.shared
                 .change_leases(|state| state.journal.set_own_sinks(&names));
+        }
+        let tell =
+            async |session: &mut Session| delivery::tell_unnamed(&self.shared, session).await;
+        if let Err(error) = self.ask(tell).await {
+            let error = chain(&error);
+            tracing::debug!(error, "cannot look up what waits for sinks that have left");
         }
         Ok(self.shared.look(|state| {
             let state_of = |name: &String| SinkState {
@@ -525,7 +563,8 @@ impl Postgres {
     ) -> Result<(), Error> {
         self.check_open()?;
         self.shared.change_journals(|state| {
-            if !state.journal.is_own(sink) {
+            // Also where it has left: then its last delivery has ended.
+            if !state.journal.knows(sink) {
                 return Err(unknown(sink));
             }
             state.journal.acknowledge(sink, place, mark);

@@ -229,6 +229,43 @@ async fn sinks_come_and_go_and_each_keeps_its_place() {
     }
 }
 
+/// As the runbook has it, by whoever forgets that a sink without a name is called by its type.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_a_sink_that_was_renamed_is_delivered_once_its_name_is_back() {
+    let opsramp = opsramp(3).await;
+    let mut place = Place::new(&opsramp.url());
+    let down = place.path("missing").join("alerts.jsonl");
+    place.config["log"]["sinks"] = json!([{"type": "file", "path": down}]);
+    let exporter = place.start().await;
+    let waits = |metrics: &crate::exporter::Metrics| {
+        metrics.one("opsramp_sink_backlog_events{") == Some(3.0)
+    };
+    exporter.wait_for("lines wait", waits).await;
+    let is_told = |line: &str| {
+        let fields = ["level=warn", "sink=file", "events=3", "kept_for_seconds="];
+        line.contains("has left the configuration") && fields.iter().all(|it| line.contains(it))
+    };
+
+    place.config["log"]["sinks"] = json!([{"type": "stdout"}]);
+    exporter.reload(&place).await;
+    exporter.stderr.line(is_told).await;
+    exporter
+        .wait_for("it has no series", |metrics| {
+            metrics.one("opsramp_sink_backlog_events{") == Some(0.0)
+                && metrics.mentions("sink=\"file") == 0
+        })
+        .await;
+    exporter.stop().await;
+
+    // The next start knows of it still, and delivers it to another target.
+    let exporter = place.start().await;
+    exporter.stderr.line(is_told).await;
+    place.config["log"]["sinks"] = json!([{"name": "file", "type": "stdout"}]);
+    exporter.reload(&place).await;
+    wait_for_lines(&exporter, "they are delivered", 3).await;
+    exporter.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bad_file_keeps_the_old_one_says_why_and_is_got_over() {
     let opsramp = opsramp(1).await;

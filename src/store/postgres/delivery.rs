@@ -1,6 +1,6 @@
 //! The sinks and the journals, in SQL.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -13,7 +13,10 @@ use super::{
     leases::State,
     time::Time,
 };
-use crate::store::{Held, JournalEvent, Pending};
+use crate::store::{
+    Held, JournalEvent, Pending,
+    left_sinks::{KEPT_FOR, Reason, tell_given_up, tell_left},
+};
 
 /// Events that are removed from journals together.
 pub(super) const PRUNE_STEP: i64 = 2000;
@@ -46,7 +49,9 @@ pub(super) async fn add_sinks(
     name_sinks(shared, session, &all).await?;
     learn_sinks(shared, session, &all).await?;
     shared.change_leases(|state| {
-        state.sinks = Some(names.to_owned());
+        let before = state.sinks.replace(names.to_owned()).unwrap_or_default();
+        state.left.extend(before);
+        state.left.retain(|name| !names.contains(name));
         // What this process remembers of a sink that it has already is newer.
         let new = marks
             .into_iter()
@@ -58,8 +63,7 @@ pub(super) async fn add_sinks(
     Ok(all.len() > names.len())
 }
 
-/// Has the server forget the other sinks of this replica: at once where it is alone, else after a
-/// while.
+/// Has the server forget the other sinks of this replica after a while.
 pub(super) async fn forget_sinks(
     shared: &Shared,
     session: &mut Session,
@@ -101,30 +105,36 @@ async fn try_name_sinks(
     names: &[String],
 ) -> Result<(), Failure> {
     let me = shared.number()?;
+    let left: Vec<String> = shared.look(|state| state.left.iter().cloned().collect());
     session.begin().await?;
-    write_sinks(session, me, names).await?;
+    write_sinks(session, me, names, &left).await?;
     session.commit().await
 }
 
-/// Writes which sinks the replica `me` has.
+/// Writes which sinks the replica `me` has; those that `left` had been in force.
 pub(super) async fn write_sinks(
     session: &mut Session,
     me: i64,
     names: &[String],
+    left: &[String],
 ) -> Result<(), Failure> {
+    // What was added in vain and never in force, nobody comes back to.
+    session
+        .execute(
+            "DELETE FROM sink USING replica
+             WHERE replica.id = $1 AND sink.name = ANY(replica.sinks)
+                AND sink.name <> ALL($2) AND sink.name <> ALL($3) AND NOT EXISTS (
+                    SELECT 1 FROM replica WHERE id <> $1 AND alive_until > clock_timestamp())",
+            &[&me, &names, &left],
+        )
+        .await?;
     session
         .execute(
             "UPDATE replica SET sinks = $2 WHERE id = $1",
             &[&me, &names],
         )
         .await?;
-    session
-        .execute(
-            "DELETE FROM sink WHERE name <> ALL($2) AND NOT EXISTS (
-                SELECT 1 FROM replica WHERE id <> $1 AND alive_until > clock_timestamp())",
-            &[&me, &names],
-        )
-        .await?;
+    note_unnamed(session, me).await?;
     let mut sorted = names.to_owned();
     sorted.sort_unstable();
     let new = session
@@ -149,6 +159,124 @@ pub(super) async fn write_sinks(
                 &[&new],
             )
             .await?;
+    }
+    Ok(())
+}
+
+/// Whether the replica `$1` is taken for alive: else it would take its own sinks, and those of others, for
+/// gone.
+macro_rules! is_alive {
+    () => {
+        "EXISTS (SELECT 1 FROM replica WHERE id = $1 AND alive_until > clock_timestamp())"
+    };
+}
+
+/// Whether a replica that runs names a sink.
+macro_rules! is_named {
+    () => {
+        "EXISTS (
+            SELECT 1 FROM replica
+            WHERE alive_until > clock_timestamp() AND sink.name = ANY(replica.sinks))"
+    };
+}
+
+/// How many events wait for a sink of those that were there when it left: the others nobody has meant
+/// for it. What was journalled since is at the end, so that no more is read than that. Times are
+/// the exporters' own there.
+macro_rules! left_waiting {
+    () => {
+        "(SELECT coalesce(sum(waiting.position - coalesce(progress.position, 0)), 0)::bigint
+          FROM search
+          LEFT JOIN progress ON progress.sink = sink.name AND progress.search_id = search.id
+          CROSS JOIN LATERAL (
+            SELECT position FROM journal
+            WHERE journal.search_id = search.id AND at <= unnamed_since
+                AND position > coalesce(progress.position, 0)
+            ORDER BY position DESC LIMIT 1) AS waiting)"
+    };
+}
+
+/// Takes note of which sinks no replica names, and since when.
+pub(super) async fn note_unnamed(session: &mut Session, me: i64) -> Result<(), Failure> {
+    let sql = concat!(
+        "UPDATE sink SET unnamed_since = CASE WHEN unnamed_since IS NULL
+            THEN clock_timestamp() END
+         WHERE (unnamed_since IS NULL) <> ",
+        is_named!(),
+        " AND ",
+        is_alive!()
+    );
+    session.execute(sql, &[&me]).await.map(drop)
+}
+
+/// Takes note of the sinks that no replica names any more, and says for which of them something waits.
+pub(super) async fn tell_unnamed(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
+    let sql = concat!(
+        "SELECT name, ",
+        left_waiting!(),
+        ", extract(epoch FROM clock_timestamp() - unnamed_since)::float8
+         FROM sink WHERE unnamed_since IS NOT NULL AND NOT ",
+        is_named!(),
+        " AND ",
+        is_alive!()
+    );
+    for row in session.query(sql, &[&shared.number()?]).await? {
+        let since = Duration::try_from_secs_f64(row.try_get(2)?).unwrap_or_default();
+        let (sink, events): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
+        tell_left(&sink, events.unsigned_abs(), KEPT_FOR.saturating_sub(since));
+        shared.change_journals(|state| state.left.insert(sink));
+    }
+    Ok(())
+}
+
+/// Gives up the sinks that no replica has named for too long.
+pub(super) async fn give_up_over(session: &mut Session, me: i64) -> Result<(), Failure> {
+    let sql = concat!(
+        "WITH gone AS (
+            DELETE FROM sink WHERE unnamed_since < clock_timestamp() - $2 * interval '1 second'
+                AND NOT ",
+        is_named!(),
+        " AND ",
+        is_alive!(),
+        " RETURNING name)
+         SELECT name, ",
+        left_waiting!(),
+        " FROM sink WHERE name IN (SELECT name FROM gone)"
+    );
+    let gone = session.query(sql, &[&me, &KEPT_FOR.as_secs_f64()]).await?;
+    tell_gone(&gone, Reason::Time)
+}
+
+/// Gives up some sinks that no replica names, at once, where this one is alone: others may be about to name
+/// theirs again.
+pub(super) async fn give_up_for_room(
+    shared: &Shared,
+    session: &mut Session,
+    sinks: &[String],
+) -> Result<(), Failure> {
+    let sql = concat!(
+        "WITH gone AS (
+            DELETE FROM sink WHERE name = ANY($2) AND NOT ",
+        is_named!(),
+        " AND ",
+        is_alive!(),
+        " AND NOT EXISTS (
+                SELECT 1 FROM replica WHERE id <> $1 AND alive_until > clock_timestamp())
+            RETURNING name)
+         SELECT name, ",
+        left_waiting!(),
+        " FROM sink WHERE name IN (SELECT name FROM gone)"
+    );
+    let gone = session.query(sql, &[&shared.number()?, &sinks]).await?;
+    tell_gone(&gone, Reason::Room)?;
+    // Another search's commit may have been the first.
+    hear_of_sinks(shared, session).await
+}
+
+fn tell_gone(gone: &[tokio_postgres::Row], reason: Reason) -> Result<(), Failure> {
+    for row in gone {
+        let events: i64 = row.try_get(1)?;
+        tell_given_up(row.try_get(0)?, events.unsigned_abs(), reason);
     }
     Ok(())
 }

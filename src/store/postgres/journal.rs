@@ -176,7 +176,9 @@ impl Journal {
 
     /// Sets a sink's mark as the server has it.
     pub(super) fn set_mark(&mut self, sink: &str, mark: Option<Vec<u8>>) {
-        if let Some(sink) = self.sinks.get_mut(sink) {
+        // One that the server was not told of is newer: that of a sink that has left and is back.
+        let sink = self.sinks.get_mut(sink);
+        if let Some(sink) = sink.filter(|sink| !sink.mark_unsaved) {
             sink.mark = mark;
         }
     }
@@ -210,6 +212,15 @@ impl Journal {
             self.reserved += events;
         }
         fits
+    }
+
+    /// The sinks of others, or of nobody any more, that alone leave no room for so many events; none
+    /// where one of this process's leaves none either.
+    pub(super) fn in_the_way_of(&self, events: u64) -> Vec<String> {
+        let leaves_none = |sink: &Sink| sink.waiting + self.reserved + events > self.limit;
+        let in_the_way = self.sinks.iter().filter(|(_, sink)| leaves_none(sink));
+        let names = in_the_way.map(|(name, sink)| (!sink.own).then(|| name.to_string()));
+        names.collect::<Option<_>>().unwrap_or_default()
     }
 
     pub(super) fn unreserve(&mut self, events: u64) {

@@ -46,10 +46,6 @@ const RETRY: Duration = Duration::from_secs(1);
 /// What is delivered is removed this often, at most.
 const PRUNE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// A sink that no replica names is forgotten after this many seconds: one that is changed may name
-/// it again.
-const FORGET_SINKS_AFTER: f64 = 600.0;
-
 /// A replica that died is forgotten after this many seconds.
 const FORGET_REPLICAS_AFTER: f64 = 3600.0;
 
@@ -237,7 +233,7 @@ async fn try_join(
     // They may have been forgotten together with the replica. They are there before anything is
     // journalled for them.
     if let Some(sinks) = sinks {
-        delivery::write_sinks(session, number, sinks).await?;
+        delivery::write_sinks(session, number, sinks, &[]).await?;
     }
     session.commit().await?;
     Ok(number)
@@ -555,26 +551,8 @@ pub(super) async fn tidy(shared: &Shared) {
 pub(super) async fn forget(shared: &Shared) -> Result<(), Failure> {
     let me = shared.number()?;
     let mut session = shared.pool.session().await?;
-    session
-        .execute(
-            "UPDATE sink SET unnamed_since = CASE WHEN unnamed_since IS NULL
-                THEN clock_timestamp() END
-             WHERE (unnamed_since IS NULL) <> EXISTS (
-                SELECT 1 FROM replica
-                WHERE alive_until > clock_timestamp() AND sink.name = ANY(replica.sinks))
-                AND EXISTS (
-                    SELECT 1 FROM replica WHERE id = $1 AND alive_until > clock_timestamp())",
-            &[&me],
-        )
-        .await?;
-    session
-        .execute(
-            "DELETE FROM sink WHERE unnamed_since < clock_timestamp() - $1 * interval '1 second'
-                AND EXISTS (
-                    SELECT 1 FROM replica WHERE id = $2 AND alive_until > clock_timestamp())",
-            &[&FORGET_SINKS_AFTER, &me],
-        )
-        .await?;
+    delivery::note_unnamed(&mut session, me).await?;
+    delivery::give_up_over(&mut session, me).await?;
     session
         .execute(
             "DELETE FROM replica WHERE alive_until < clock_timestamp() - $1 * interval '1 second'

@@ -6,7 +6,7 @@
 //! sleeps. So whoever wakes up late finds that its time is over before the server would say so.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -28,6 +28,8 @@ pub(super) struct State {
     pub(super) replicas: usize,
     /// The sinks that it shall have, once it was told.
     pub(super) sinks: Option<Vec<String>>,
+    /// Those that it had, and those that no replica had when it was last told.
+    pub(super) left: BTreeSet<String>,
     /// The searches that it would poll, once it was told.
     keys: Option<Arc<[SearchKey]>>,
     /// How often their rows were to be looked up, and which time it was when they last were.
@@ -77,6 +79,7 @@ impl State {
             share: 0,
             replicas: 0,
             sinks: None,
+            left: BTreeSet::new(),
             keys: None,
             wish: 0,
             fulfilled: 0,

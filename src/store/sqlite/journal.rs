@@ -8,14 +8,17 @@
 //! stored with the next transaction, so that a fault of the disk never has a sink read again what
 //! it has delivered.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Duration};
 
 use bytes::Bytes;
 use jiff::Timestamp;
 use rusqlite::{Connection, OptionalExtension as _, Result, params};
 
 use super::Micros;
-use crate::store::{Backlog, Batch, Claim, JournalEvent, Pending, SinkState};
+use crate::store::{
+    Backlog, Batch, Claim, JournalEvent, Pending, SinkState,
+    left_sinks::{KEPT_FOR, Reason, tell_given_up, tell_left},
+};
 use row::{Entries, Rows};
 
 mod row;
@@ -33,6 +36,10 @@ pub(super) struct Journal {
     /// The last position that was given.
     end: i64,
     cursors: BTreeMap<Box<str>, Cursor>,
+    /// How long a sink that has left is kept.
+    pub(super) kept_for: Duration,
+    /// What is to be told once the transaction is committed.
+    news: Vec<News>,
 }
 
 /// How far a sink has come.
@@ -42,6 +49,32 @@ struct Cursor {
     position: i64,
     mark: Option<Vec<u8>>,
     stored: bool,
+    /// Of a sink that is no longer named.
+    left: Option<Left>,
+}
+
+/// That a sink has left the configuration.
+#[derive(Clone, Copy, Debug)]
+struct Left {
+    /// When, on the clock since boot. It is not stored: a start counts as the moment, so that no clock that
+    /// was set, and no time that the exporter was down for, costs anything.
+    at: Duration,
+    /// The last position that was given by then.
+    end: i64,
+}
+
+/// What has become of a sink that has left the configuration.
+#[derive(Clone, Debug)]
+struct News {
+    sink: Box<str>,
+    events: u64,
+    what: What,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum What {
+    Kept { for_another: Duration },
+    GivenUp(Reason),
 }
 
 // === impl Cursor ===
@@ -50,6 +83,24 @@ impl Cursor {
     fn skip_to(&mut self, position: i64) {
         self.position = position;
         self.stored = false;
+    }
+
+    /// How many events wait for it of those that were there when it left: the others nobody has meant
+    /// for it.
+    fn left_waiting(&self) -> u64 {
+        let waiting = self.left.map_or(0, |left| left.end - self.position);
+        u64::try_from(waiting).unwrap_or_default()
+    }
+}
+
+// === impl News ===
+
+impl News {
+    fn tell(&self) {
+        match self.what {
+            What::Kept { for_another } => tell_left(&self.sink, self.events, for_another),
+            What::GivenUp(reason) => tell_given_up(&self.sink, self.events, reason),
+        }
     }
 }
 
@@ -82,6 +133,7 @@ impl Journal {
                     position: row.get(1)?,
                     mark: row.get(2)?,
                     stored: true,
+                    left: None,
                 };
                 Ok((row.get(0)?, cursor))
             })?
@@ -120,6 +172,8 @@ impl Journal {
             start,
             end,
             cursors,
+            kept_for: KEPT_FOR,
+            news: Vec::new(),
         })
     }
 
@@ -132,10 +186,80 @@ impl Journal {
         self.end
     }
 
-    /// Whether so many more events may wait.
-    pub(super) fn has_room(&self, events: usize) -> bool {
-        let waiting = self.end.abs_diff(self.delivered());
-        self.cursors.is_empty() || waiting.saturating_add(events as u64) <= self.limit
+    /// Sees to it that so many more events may wait: gives up sinks that have left, where they alone
+    /// are in the way. Brings whether there is room.
+    pub(super) fn make_room(&mut self, connection: &Connection, events: usize) -> Result<bool> {
+        let mut in_the_way = Vec::new();
+        for (name, cursor) in &self.cursors {
+            let waiting = self.end.abs_diff(cursor.position);
+            if waiting.saturating_add(events as u64) <= self.limit {
+                continue;
+            }
+            if cursor.left.is_none() {
+                return Ok(false);
+            }
+            in_the_way.push(name.clone());
+        }
+        self.give_up(connection, &in_the_way, Reason::Room)?;
+        Ok(true)
+    }
+
+    /// Whether sinks that have left keep something that every other one has.
+    pub(super) fn is_held_by_left(&self) -> bool {
+        self.delivered() < self.delivered_to_named()
+    }
+
+    /// Gives up the sinks that have left and keep something that every other one has.
+    pub(super) fn give_up_left(&mut self, connection: &Connection) -> Result<()> {
+        let named = self.delivered_to_named();
+        let names = self.left(|cursor, _| cursor.position < named);
+        self.give_up(connection, &names, Reason::Room)
+    }
+
+    /// Whether a sink has left that is not kept any longer.
+    pub(super) fn is_any_over(&self, now: Duration) -> bool {
+        let mut left = self.cursors.values().filter_map(|cursor| cursor.left);
+        left.any(|left| left.rest(now, self.kept_for).is_zero())
+    }
+
+    /// Gives up the sinks that have left and are not kept any longer.
+    pub(super) fn give_up_over(&mut self, connection: &Connection, now: Duration) -> Result<()> {
+        let names = self.left(|_, left| left.rest(now, self.kept_for).is_zero());
+        self.give_up(connection, &names, Reason::Time)
+    }
+
+    fn left(&self, is_sought: impl Fn(&Cursor, Left) -> bool) -> Vec<Box<str>> {
+        let left = |cursor: &Cursor| cursor.left.is_some_and(|left| is_sought(cursor, left));
+        let sought = self.cursors.iter().filter(|(_, cursor)| left(cursor));
+        sought.map(|(name, _)| name.clone()).collect()
+    }
+
+    fn give_up(
+        &mut self,
+        connection: &Connection,
+        names: &[Box<str>],
+        reason: Reason,
+    ) -> Result<()> {
+        for name in names {
+            connection
+                .prepare_cached("DELETE FROM sink WHERE name = ?1")?
+                .execute([name])?;
+            if let Some(cursor) = self.cursors.remove(name) {
+                self.news.push(News {
+                    sink: name.clone(),
+                    events: cursor.left_waiting(),
+                    what: What::GivenUp(reason),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells what became of sinks that have left, once that is durable.
+    pub(super) fn tell_news(&mut self) {
+        for news in self.news.drain(..) {
+            news.tell();
+        }
     }
 
     /// Appends events. Without a sink nobody would ever read or remove them.
@@ -172,7 +296,8 @@ impl Journal {
         max_events: usize,
         max_bytes: usize,
     ) -> Result<Option<Batch>> {
-        let Some(cursor) = self.cursors.get_mut(sink) else {
+        let named = self.cursors.get_mut(sink);
+        let Some(cursor) = named.filter(|cursor| cursor.left.is_none()) else {
             return Ok(None);
         };
         let position = cursor.position;
@@ -228,8 +353,8 @@ impl Journal {
         }))
     }
 
-    /// Moves a sink's cursor on; returns whether there is such a sink. It is stored with
-    /// [`Self::store_cursors`].
+    /// Moves a sink's cursor on, also where it has left: then its last delivery has ended. Returns
+    /// whether there is such a sink. It is stored with [`Self::store_cursors`].
     pub(super) fn acknowledge(&mut self, sink: &str, position: i64, mark: Option<Vec<u8>>) -> bool {
         let Some(cursor) = self.cursors.get_mut(sink) else {
             return false;
@@ -238,11 +363,8 @@ impl Journal {
         // later must not be skipped.
         let position = position.min(self.end);
         if position >= cursor.position {
-            *cursor = Cursor {
-                position,
-                mark,
-                stored: false,
-            };
+            cursor.mark = mark;
+            cursor.skip_to(position);
         }
         true
     }
@@ -262,7 +384,8 @@ impl Journal {
 
     /// How much waits for a sink; `None` where there is no such sink.
     pub(super) fn backlog(&self, connection: &Connection, sink: &str) -> Option<Backlog> {
-        let &Cursor { position, .. } = self.cursors.get(sink)?;
+        let named = self.cursors.get(sink);
+        let position = named.filter(|cursor| cursor.left.is_none())?.position;
         // A row that cannot be read waits all the same.
         let oldest = if position < self.end {
             oldest(connection, position).unwrap_or_default()
@@ -275,22 +398,28 @@ impl Journal {
         })
     }
 
-    /// Adds sinks that are new, forgets those that are not named, and returns all states.
+    /// Adds sinks that are new, takes note of those that have left, and returns the states of those that
+    /// are named.
     pub(super) fn set_sinks(
         &mut self,
         connection: &Connection,
         names: &[String],
+        now: Duration,
     ) -> Result<Vec<SinkState>> {
-        let mut forget = connection.prepare_cached("DELETE FROM sink WHERE name = ?1")?;
-        let gone: Vec<_> = self
-            .cursors
-            .keys()
-            .filter(|name| !names.iter().any(|wanted| **wanted == ***name))
-            .cloned()
-            .collect();
-        for name in gone {
-            forget.execute([&name])?;
-            self.cursors.remove(&name);
+        for (name, cursor) in &mut self.cursors {
+            if names.iter().any(|wanted| **wanted == **name) {
+                cursor.left = None;
+                continue;
+            }
+            let end = self.end;
+            let left = *cursor.left.get_or_insert(Left { at: now, end });
+            self.news.push(News {
+                sink: name.clone(),
+                events: cursor.left_waiting(),
+                what: What::Kept {
+                    for_another: left.rest(now, self.kept_for),
+                },
+            });
         }
         let mut add =
             connection.prepare_cached("INSERT INTO sink (name, position) VALUES (?1, ?2)")?;
@@ -305,6 +434,7 @@ impl Journal {
                         position: self.end,
                         mark: None,
                         stored: true,
+                        left: None,
                     };
                     self.cursors.insert(name.as_str().into(), cursor);
                     None
@@ -335,6 +465,21 @@ impl Journal {
     fn delivered(&self) -> i64 {
         let positions = self.cursors.values().map(|cursor| cursor.position);
         positions.min().unwrap_or(self.end)
+    }
+
+    /// The same but for those that have left.
+    fn delivered_to_named(&self) -> i64 {
+        let named = self.cursors.values().filter(|it| it.left.is_none());
+        named.map(|it| it.position).min().unwrap_or(self.end)
+    }
+}
+
+// === impl Left ===
+
+impl Left {
+    /// How much longer it is kept, where that is so long altogether.
+    fn rest(self, now: Duration, kept_for: Duration) -> Duration {
+        kept_for.saturating_sub(now.saturating_sub(self.at))
     }
 }
 

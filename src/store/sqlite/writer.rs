@@ -30,6 +30,7 @@ use super::{
     page::Page,
 };
 use crate::{
+    clock,
     identity::SearchKey,
     store::{Backlog, Batch, Commit, Error, Held, LOAD_PAGE, Loaded, SinkState, StoredAlert},
 };
@@ -66,6 +67,8 @@ pub(super) enum Write {
     Release(Job<Held, ()>),
     Commit(Job<(Held, Commit, Timestamp), ()>),
     SetSinks(Job<Vec<String>, Vec<SinkState>>),
+    /// Makes room, at the cost of sinks that have left.
+    GiveUpLeft,
 }
 
 /// What reads it only.
@@ -207,29 +210,45 @@ impl Writer {
         }
     }
 
-    /// The next command. While none is there, the journal is pruned step by step, and the files are looked at.
+    /// The next command. While none is there, the journal is pruned step by step, the files are looked at,
+    /// and sinks that have left are given up when their time is over.
     fn next(&mut self, queue: &mut mpsc::Receiver<Command>) -> Option<Command> {
-        while self.journal.has_delivered() && self.keep_lock() {
-            match queue.try_recv() {
-                Ok(command) => return Some(command),
-                Err(TryRecvError::Disconnected) => return None,
-                Err(TryRecvError::Empty) => {
-                    // A step that fails is tried again after the next command.
-                    if self.transaction(&mut []).is_err() {
-                        break;
+        loop {
+            while self.journal.has_delivered() && self.keep_lock() {
+                match queue.try_recv() {
+                    Ok(command) => return Some(command),
+                    Err(TryRecvError::Disconnected) => return None,
+                    Err(TryRecvError::Empty) => {
+                        // A step that fails is tried again after the next command.
+                        if self.transaction(&mut []).is_err() {
+                            break;
+                        }
                     }
                 }
             }
-        }
-        while self.keep_lock() {
-            let rest = self.look.saturating_sub(self.looked.elapsed());
-            if rest.is_zero() {
-                self.look_at_files();
-            } else if let Poll::Ready(command) = receive(queue, rest) {
+            if let Poll::Ready(command) = self.wait(queue) {
                 return command;
             }
         }
-        None
+    }
+
+    /// Waits for a command; pending where something was done that leaves the journal to be pruned.
+    fn wait(&mut self, queue: &mut mpsc::Receiver<Command>) -> Poll<Option<Command>> {
+        while self.keep_lock() {
+            let rest = self.look.saturating_sub(self.looked.elapsed());
+            if !rest.is_zero() {
+                let command = receive(queue, rest);
+                if command.is_ready() {
+                    return command;
+                }
+                continue;
+            }
+            self.look_at_files();
+            if self.journal.is_any_over(clock::since_boot()) && self.transaction(&mut []).is_ok() {
+                return Poll::Pending;
+            }
+        }
+        Poll::Ready(None)
     }
 
     /// Finds out whether the state is still where the next start looks for it.
@@ -301,6 +320,7 @@ impl Writer {
                     error.sqlite_error_code()
                 {
                     self.file.save_room();
+                    self.give_up_left();
                 }
                 for mut alone in group.split() {
                     let failure = self.transaction(&mut alone.writes).err();
@@ -318,10 +338,19 @@ impl Writer {
             .send_if_modified(|told| std::mem::replace(told, end) != end);
     }
 
+    /// Gives up the sinks that have left and hold up what others have, so that the rest of the disk is
+    /// not theirs. Brings whether there were any.
+    fn give_up_left(&mut self) -> bool {
+        self.journal.is_held_by_left() && self.transaction(&mut [Write::GiveUpLeft]).is_ok()
+    }
+
     /// Answers the writes that the disk has no room for.
-    fn refuse_what_has_no_room(&self, group: &mut Group) {
+    fn refuse_what_has_no_room(&mut self, group: &mut Group) {
         let wanted: u64 = group.writes.iter().map(Write::bytes).sum();
         let mut room = self.file.room_for(wanted);
+        if wanted > room && self.give_up_left() {
+            room = self.file.room_for(wanted);
+        }
         if wanted <= room {
             return;
         }
@@ -345,6 +374,7 @@ impl Writer {
         let done = self.try_transaction(writes);
         match done {
             Ok(()) => {
+                self.journal.tell_news();
                 self.file.copy_long_log();
                 self.look_at_files();
             }
@@ -354,14 +384,17 @@ impl Writer {
     }
 
     fn try_transaction(&mut self, writes: &mut [Write]) -> Result<()> {
+        let now = clock::since_boot();
         let transaction = self
             .file
             .connection()
             .transaction_with_behavior(TransactionBehavior::Immediate)?;
         self.journal.store_cursors(&transaction)?;
         for write in writes {
-            write.apply(&transaction, &mut self.journal, &self.holds)?;
+            write.apply(&transaction, &mut self.journal, &self.holds, now)?;
         }
+        // Whoever is named again with these writes is in time.
+        self.journal.give_up_over(&transaction, now)?;
         self.journal.prune(&transaction)?;
         transaction.commit()
     }
@@ -475,6 +508,7 @@ impl Write {
         connection: &Connection,
         journal: &mut Journal,
         holds: &Holds,
+        now_since_boot: Duration,
     ) -> Result<()> {
         match self {
             Self::TakeUp(job) => {
@@ -497,7 +531,9 @@ impl Write {
                 let (held, commit, now) = &job.request;
                 job.answer = if !holds.is_held(*held) {
                     Err(Error::LeaseLost)
-                } else if !commit.events.is_empty() && !journal.has_room(commit.events.len()) {
+                } else if !commit.events.is_empty()
+                    && !journal.make_room(connection, commit.events.len())?
+                {
                     Err(Error::JournalFull {
                         limit: journal.limit(),
                     })
@@ -508,8 +544,9 @@ impl Write {
                 };
             }
             Self::SetSinks(job) => {
-                job.answer = Ok(journal.set_sinks(connection, &job.request)?);
+                job.answer = Ok(journal.set_sinks(connection, &job.request, now_since_boot)?);
             }
+            Self::GiveUpLeft => journal.give_up_left(connection)?,
         }
         Ok(())
     }
@@ -520,6 +557,7 @@ impl Write {
             Self::Release(job) => job.settle(failure),
             Self::Commit(job) => job.settle(failure),
             Self::SetSinks(job) => job.settle(failure),
+            Self::GiveUpLeft => {}
         }
     }
 }

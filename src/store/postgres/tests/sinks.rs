@@ -1,6 +1,7 @@
 //! Sinks: their parts of the journal and their marks.
 
 use super::*;
+use crate::store::left_sinks::{Reason, tell_given_up, tell_left};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sink_that_another_replica_names_keeps_its_part_of_the_journal() {
@@ -377,4 +378,54 @@ async fn nothing_is_skipped_where_nobody_can_tell_that_it_is_gone() {
         sql(&url, "SELECT count(*) FROM progress WHERE position > 0"),
         "0"
     );
+}
+
+#[tokio::test]
+async fn a_sink_that_has_left_is_told_and_given_up_when_its_time_is_over_with_what_it_left() {
+    // Where a thread that prints nothing came first, nothing would be printed.
+    tell_left("any", 1, Duration::ZERO);
+    tell_given_up("any", 1, Reason::Time);
+    let (lines, _logging) = crate::logging::captured();
+    let url = server::shared().fresh();
+    let store = open(&url, "node", LEASE).await;
+    store.set_sinks(names(&["stays", "leaves"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..4), second(2)).await.unwrap();
+    let batch = store.pending("stays", 9, usize::MAX).await.unwrap();
+    let last = batch.events[2].position;
+    store.acknowledge("stays", last, None).await.unwrap();
+    let first = store.pending("leaves", 1, usize::MAX).await.unwrap();
+    let position = first.events[0].position;
+    store.acknowledge("leaves", position, None).await.unwrap();
+    drop((batch, first));
+    let said = || {
+        let mut lines = lines.lock();
+        let of = |line: &String| line.contains("has left the configuration");
+        lines.drain(..).filter(of).collect::<Vec<_>>()
+    };
+    store.set_sinks(names(&["stays"])).await.unwrap();
+    let told = said();
+    assert_eq!(told.len(), 1, "{told:?}");
+    let kept = ["sink=leaves ", "events=2 ", "within ten minutes"];
+    assert!(kept.iter().all(|it| told[0].contains(it)), "{told:?}");
+    // What came later was not meant for it.
+    let mut later = events(4..5);
+    later.events[0].at = clock::now() + Duration::from_secs(60);
+    store.commit(held, later, second(2)).await.unwrap();
+    keeper::forget(shared(&store)).await.unwrap();
+    assert_eq!(said(), [""; 0]);
+
+    sql(
+        &url,
+        "UPDATE sink SET unnamed_since = unnamed_since - interval '1 hour' WHERE name = 'leaves'",
+    );
+    keeper::forget(shared(&store)).await.unwrap();
+    let told = said();
+    assert_eq!(told.len(), 1, "{told:?}");
+    let given_up = ["sink=leaves ", "events=2 ", "is given up"];
+    assert!(given_up.iter().all(|it| told[0].contains(it)), "{told:?}");
+    assert_eq!(sql(&url, "SELECT name FROM sink"), "stays");
+    // What it alone had not got is removed.
+    delivery::prune(shared(&store)).await.unwrap();
+    wait_for_journal(&store, 1).await;
 }

@@ -8,6 +8,7 @@ use super::*;
 use crate::store::{
     JournalEvent,
     conformance::{alert, event, events, key, second},
+    left_sinks::{Reason, tell_given_up, tell_left},
     sqlite::beside,
 };
 
@@ -439,8 +440,10 @@ fn what_was_delivered_is_removed_step_by_step() {
 #[test]
 fn without_a_sink_nothing_is_journalled() {
     let mut bench = Bench::new();
-    let (sinks, _reply) = job(Write::SetSinks, Vec::new());
-    bench.write_all(vec![sinks]);
+    bench.set_sinks(&[]);
+    // The one that there was has left, and is kept for a while.
+    bench.writer.journal.kept_for = Duration::ZERO;
+    bench.writer.transaction(&mut []).unwrap();
     let mut journalled = bench.writer.journalled();
     journalled.mark_unchanged();
     bench.write(opened(1)).unwrap();
@@ -618,4 +621,105 @@ fn a_log_that_is_copied_and_emptied_by_another_program_is_not_taken_for_one_that
         assert!(bench.writer.file.reuse_log());
     }
     assert_eq!(bench.reopen().waiting(), [1, 2, 3]);
+}
+
+impl Bench {
+    fn set_sinks(&mut self, names: &[&str]) {
+        let names = names.iter().map(ToString::to_string).collect();
+        let (sinks, states) = job(Write::SetSinks, names);
+        self.write_all(vec![sinks]);
+        answer(states).unwrap();
+    }
+}
+
+/// What is printed from here on. Where a thread that prints nothing came first, nothing would be.
+fn captured() -> (
+    Arc<parking_lot::Mutex<Vec<String>>>,
+    tracing::subscriber::DefaultGuard,
+) {
+    tell_left("any", 1, Duration::ZERO);
+    tell_given_up("any", 1, Reason::Time);
+    tell_given_up("any", 1, Reason::Room);
+    crate::logging::captured()
+}
+
+/// What was said of sinks that have left: what the line begins with, and how many events it tells.
+fn said(lines: &parking_lot::Mutex<Vec<String>>) -> Vec<(&'static str, u64)> {
+    let mut lines = lines.lock();
+    let said = lines.drain(..).map(|line| {
+        assert!(
+            line.contains("level=warn") && line.contains("sink=s "),
+            "{line}"
+        );
+        let what = ["has left the configuration;", "in time", "at once"];
+        let what = what.into_iter().find(|what| line.contains(what)).unwrap();
+        let (_, events) = line.split_once(" events=").unwrap();
+        let events = events.split_whitespace().next().unwrap();
+        (what, events.parse().unwrap())
+    });
+    said.collect()
+}
+
+#[test]
+fn a_sink_that_has_left_is_kept_until_its_time_is_over_and_both_is_told() {
+    let mut bench = Bench::new();
+    let (lines, _logging) = captured();
+    bench.write(events(1..4)).unwrap();
+    bench.acknowledge(1).unwrap();
+    bench.set_sinks(&["other"]);
+    assert_eq!(said(&lines), [("has left the configuration;", 2)]);
+    // Its last delivery has ended.
+    bench.acknowledge(2).unwrap();
+    bench.write(events(4..5)).unwrap();
+    let mut bench = bench.reopen();
+    bench.set_sinks(&["other", "s"]);
+    assert_eq!(said(&lines), []);
+    assert_eq!(bench.waiting(), [3, 4]);
+
+    bench.set_sinks(&["other"]);
+    // What was said a moment ago is not printed again.
+    assert_eq!(said(&lines), []);
+    bench.writer.journal.acknowledge("other", i64::MAX, None);
+    // While nobody asks for anything.
+    bench.writer.journal.kept_for = Duration::ZERO;
+    bench.writer.look = Duration::ZERO;
+    let (_commands, mut queue) = mpsc::channel(1);
+    assert!(bench.writer.wait(&mut queue).is_pending());
+    assert_eq!(said(&lines), [("in time", 2)]);
+    assert_eq!((bench.count("sink"), bench.count("journal")), (1, 0));
+    bench.set_sinks(&["s"]);
+    assert_eq!(bench.waiting(), [0; 0]);
+}
+
+#[test]
+fn of_a_sink_that_leaves_without_anything_to_wait_for_nothing_is_said() {
+    let mut bench = Bench::new();
+    let (lines, _logging) = captured();
+    bench.write(events(1..4)).unwrap();
+    bench.acknowledge(3).unwrap();
+    bench.set_sinks(&["other"]);
+    bench.write(events(4..6)).unwrap();
+    bench.writer.journal.kept_for = Duration::ZERO;
+    bench.write(events(6..7)).unwrap();
+    assert_eq!(bench.count("sink"), 1);
+    assert_eq!(said(&lines), []);
+}
+
+#[test]
+fn a_sink_that_has_left_gives_its_room_on_a_full_disk_to_what_is_new() {
+    let mut bench = Bench::new();
+    let (lines, _logging) = captured();
+    bench.write(events(1..3000)).unwrap();
+    let pages: i64 = bench
+        .writer
+        .file
+        .connection()
+        .pragma_query_value(None, "page_count", |row| row.get(0))
+        .unwrap();
+    bench.sql(&format!("PRAGMA max_page_count = {}", pages + 2));
+    assert!(bench.write(events(3000..5000)).is_err());
+    bench.set_sinks(&["other"]);
+    assert_eq!(said(&lines), [("has left the configuration;", 2999)]);
+    bench.write(events(3000..5000)).unwrap();
+    assert_eq!(said(&lines), [("at once", 2999)]);
 }
