@@ -448,7 +448,7 @@ fn sinks_the_log_and_the_configuration_are_shown() {
     sink.error();
     sink.rejected(2);
     metrics.0.board.update_sink(&"loki".into(), |sink| {
-        sink.backlog = 3;
+        sink.backlog = Some(3);
         sink.oldest_pending = Some(now());
     });
     metrics.register_sink(&"stdout".into());

@@ -358,11 +358,14 @@ pub(super) async fn share_out(shared: &Shared, patience: Duration) -> Result<(),
 
 async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
     want(shared, session).await?;
-    let (me, rows) = shared.look(|state| {
+    let (me, mut rows, unclear) = shared.look(|state| {
         let rows: Vec<i64> = state.wanted.values().copied().collect();
-        (state.replica, rows)
+        (state.replica, rows, state.journal.unclear())
     });
     let me = me.ok_or(Failure::NotJoined)?;
+    let searches = rows.len();
+    rows.extend(&unclear);
+    let asked: Vec<i64> = unclear.iter().copied().collect();
     if rows.is_empty() {
         return Ok(());
     }
@@ -374,9 +377,10 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
         .query(
             "SELECT id, owner, lease_until > clock_timestamp(),
                 extract(epoch FROM clock_timestamp() - lease_until)::float8,
-                account, tenant_id, name
+                account, tenant_id, name,
+                id = ANY($2) AND EXISTS (SELECT FROM journal WHERE search_id = search.id)
              FROM search WHERE id = ANY($1)",
-            &[&rows],
+            &[&rows, &asked],
         )
         .await?;
     let holdings = Holdings::read(&told, me)?;
@@ -391,6 +395,7 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
         }
         state.look_at = holdings.look_at;
         let owners = &holdings.owners;
+        state.settle(&unclear, owners, &holdings.left);
         state.elsewhere = state.keys_of(|row| owners.get(&row) == Some(&Holder::Another));
         state.survey(&mut survey, owners);
         let decision = shares::decide(&survey, me, shared.lease * 2);
@@ -406,7 +411,7 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
             tracing::info!(
                 replicas,
                 share = decision.share,
-                searches = rows.len(),
+                searches,
                 "this replica's share of the searches has changed"
             );
         }
@@ -444,6 +449,8 @@ struct Holdings<'a> {
     names: HashMap<i64, Name<'a>>,
     /// When the first lease of another replica ends, on the clock since boot.
     look_at: Option<Duration>,
+    /// Those that were asked about whose journals hold something.
+    left: HashSet<i64>,
 }
 
 // === impl Holdings ===
@@ -455,6 +462,7 @@ impl<'a> Holdings<'a> {
             owners: HashMap::with_capacity(told.len()),
             names: HashMap::with_capacity(told.len()),
             look_at: None,
+            left: HashSet::new(),
         };
         for row in told {
             let id = row.try_get(0)?;
@@ -472,6 +480,9 @@ impl<'a> Holdings<'a> {
                 _ => Holder::Nobody(Duration::try_from_secs_f64(free_for).unwrap_or_default()),
             };
             holdings.owners.insert(id, holder);
+            if row.try_get(7)? {
+                holdings.left.insert(id);
+            }
         }
         Ok(holdings)
     }
