@@ -13,10 +13,10 @@ use tokio_postgres::Row;
 
 use super::{
     Shared,
-    connection::{ALTOGETHER, Failure, PATIENCE, Session, Tries},
+    connection::{ALTOGETHER, Failure, PATIENCE, Pool, Session, Tries},
     delivery,
     leases::State,
-    schema,
+    schema::{self, Standing},
     shares::{self, Holder, Peer, Survey},
 };
 use crate::{clock, error_chain::chain, identity::SearchKey, store::Held};
@@ -64,6 +64,28 @@ pub(super) struct Failing {
     since: Option<Duration>,
 }
 
+/// For how long all tables have been gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Gone {
+    /// When they were last seen to be, since the machine's start.
+    seen: Option<Duration>,
+    pub(super) time: Duration,
+}
+
+// === impl Gone ===
+
+impl Gone {
+    /// Takes note that they still are. Of a time in which nobody looked, as while the process was stopped,
+    /// no more counts than what is between two looks.
+    fn seen_again(self, now: Duration, lease: Duration) -> Self {
+        let since = self.seen.map(|seen| now.saturating_sub(seen).min(lease));
+        Self {
+            seen: Some(now),
+            time: self.time + since.unwrap_or_default(),
+        }
+    }
+}
+
 // === impl Failing ===
 
 impl Failing {
@@ -95,7 +117,7 @@ pub(super) async fn keep(shared: &Shared) {
     // connection, too.
     let patience = (shared.lease / 2).clamp(SHORTEST_PATIENCE, PATIENCE);
     let mut sharing = None;
-    let mut missed_since = None;
+    let mut missing = None;
     let mut failed = 0;
     loop {
         // Not all replicas at the same moment.
@@ -127,15 +149,13 @@ pub(super) async fn keep(shared: &Shared) {
             kept = kept.and(flat(shared_out));
         }
         let is_missed = kept.as_ref().is_err_and(Failure::is_of_missing_tables);
-        if shared.takes_tables_for_missing() || is_missed || missed_since.is_some() {
-            let since = *missed_since.get_or_insert_with(clock::since_boot);
-            let missed_for = clock::since_boot().saturating_sub(since);
-            let made = make_tables(shared, missed_for >= shared.lease * MISSED_FOR);
+        if shared.takes_tables_for_missing() || is_missed || missing.is_some() {
+            let made = make_tables(shared, missing.get_or_insert_default());
             // Leases that can be renewed do not wait for it.
             let time = if is_missed { ALTOGETHER } else { patience };
             let made = flat(timeout(time, made).await);
             if made.is_ok() && !is_missed {
-                missed_since = None;
+                missing = None;
             }
             kept = made.and(kept);
         }
@@ -166,12 +186,17 @@ fn pause_after(failed: u32, every: Duration) -> Duration {
 }
 
 /// Brings the tables to this version where they are an earlier one's. Those that somebody has removed,
-/// with the database for instance, are made anew where they are `given_up`; one that is gone while others
-/// are there is named.
-async fn make_tables(shared: &Shared, given_up: bool) -> Result<(), Failure> {
-    let is_earlier = schema::is_earlier(&shared.pool).await?;
-    if (is_earlier || given_up) && schema::migrate(&shared.pool).await? {
-        if is_earlier {
+/// with the database for instance, are made anew once all have been `gone` for long enough; one that is
+/// gone while others are there is named.
+async fn make_tables(shared: &Shared, gone: &mut Gone) -> Result<(), Failure> {
+    let standing = look(&shared.pool, gone, shared.lease).await?;
+    let is_due = match standing {
+        Standing::There => false,
+        Standing::Earlier => true,
+        Standing::Gone => gone.time >= shared.lease * MISSED_FOR,
+    };
+    if is_due && schema::migrate(&shared.pool).await? {
+        if standing == Standing::Earlier {
             tracing::warn!(
                 "the tables of the state database were an earlier version's, as those of a backup from \
                  before an upgrade are; they are brought to this one's"
@@ -185,6 +210,21 @@ async fn make_tables(shared: &Shared, given_up: bool) -> Result<(), Failure> {
         shared.wake.notify_one();
     }
     Ok(())
+}
+
+/// Looks what there is of the tables. Where nobody can, or something else is missing than before, the
+/// time for which they have been `gone` begins anew.
+pub(super) async fn look(
+    pool: &Pool,
+    gone: &mut Gone,
+    lease: Duration,
+) -> Result<Standing, Failure> {
+    let before = std::mem::take(gone);
+    let standing = schema::look(pool).await?;
+    if standing == Standing::Gone {
+        *gone = before.seen_again(clock::since_boot(), lease);
+    }
+    Ok(standing)
 }
 
 /// Registers the replica under a number of its own. It is drawn: one that was counted would be given
@@ -566,6 +606,10 @@ pub(super) async fn tidy(shared: &Shared) {
 pub(super) async fn forget(shared: &Shared) -> Result<(), Failure> {
     let me = shared.number()?;
     let mut session = shared.pool.session().await?;
+    // The next start needs it, and nobody else asks for it: the keeper names it before that.
+    if schema::number(&mut session).await? <= 0 {
+        shared.miss_tables();
+    }
     session
         .execute(
             "UPDATE sink SET unnamed_since = CASE WHEN unnamed_since IS NULL
@@ -657,5 +701,16 @@ mod tests {
         let short = Duration::from_millis(250);
         assert_eq!(pause_after(2, short), short);
         assert_eq!(pause_after(u32::MAX, every), every);
+    }
+    #[test]
+    fn only_time_in_which_all_tables_were_seen_to_be_gone_counts() {
+        let lease = Duration::from_secs(4);
+        let at = Duration::from_secs;
+        let gone = Gone::default().seen_again(at(10), lease);
+        assert_eq!(gone.time, Duration::ZERO);
+        let gone = gone.seen_again(at(11), lease).seen_again(at(13), lease);
+        assert_eq!(gone.time, at(3));
+        // The process was stopped in between.
+        assert_eq!(gone.seen_again(at(999), lease).time, at(7));
     }
 }
