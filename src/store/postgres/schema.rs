@@ -30,13 +30,14 @@ const COLUMNS: &[&str] = &[
 pub(super) const NUMBER_TABLE: &str = "opsramp_exporter_schema";
 
 /// Makes that table. Its only row is the lock: one of a transaction, since those
-/// of a session do not survive a pooler.
+/// of a session do not survive a pooler. One that was restored alone may lack its primary key.
 const NUMBER: &str = "
     CREATE TABLE IF NOT EXISTS opsramp_exporter_schema (
         only_row BOOLEAN PRIMARY KEY CHECK (only_row),
         version  INTEGER NOT NULL
     );
-    INSERT INTO opsramp_exporter_schema VALUES (TRUE, 0) ON CONFLICT (only_row) DO NOTHING";
+    INSERT INTO opsramp_exporter_schema SELECT TRUE, 0
+        WHERE NOT EXISTS (SELECT FROM opsramp_exporter_schema)";
 
 /// Creates or migrates the tables, where that has not been done. Brings whether it was.
 pub(super) async fn migrate(pool: &Pool) -> Result<bool, Failure> {

@@ -246,7 +246,19 @@ async fn tables_without_their_number_are_not_taken_for_anothers_and_nothing_is_m
         assert!(why.contains("are there: opsramp_exporter_schema;"), "{why}");
         assert_eq!(sql(&url, number), left, "{so}");
     }
-    sql(&url, "DROP TABLE journal");
+    // Restored alone, it has neither its key nor its constraints.
+    let version = schema::MIGRATIONS.len();
+    sql(
+        &url,
+        &format!(
+            "CREATE TABLE opsramp_exporter_schema (only_row BOOLEAN NOT NULL, version INTEGER NOT NULL);
+             INSERT INTO opsramp_exporter_schema VALUES (TRUE, {version})"
+        ),
+    );
+    open(&url, "node", LEASE).await.close().await;
+    assert_eq!(look().await, Ok(Tables::Ready));
+
+    sql(&url, "DROP TABLE opsramp_exporter_schema, journal");
     let missing = names(&[schema::NUMBER_TABLE, "journal"]);
     assert_eq!(look().await, Err(Unfit::Missing(missing)));
     let why = start().await;
