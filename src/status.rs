@@ -151,8 +151,8 @@ pub struct SinkStatus {
     pub kind: &'static str,
     /// Events delivered since the start.
     pub delivered: u64,
-    /// Events journalled, not yet delivered.
-    pub backlog: u64,
+    /// Events journalled, not yet delivered; `None` while that is not known.
+    pub backlog: Option<u64>,
     /// When the oldest of them was journalled.
     pub oldest_pending: Option<Timestamp>,
     /// Why delivery fails at present; `None` while it works.

@@ -127,7 +127,7 @@ impl Journal {
         let waited = tokio::time::timeout(Duration::from_secs(10), waiting).await;
         assert!(waited.is_ok(), "{sink} has no backlog of {backlog}");
         self.until(&format!("a backlog of {backlog}"), || {
-            self.board.sinks()[sink].backlog == backlog
+            self.board.sinks()[sink].backlog == Some(backlog)
         })
         .await;
     }
@@ -503,7 +503,7 @@ async fn what_a_worker_delivers_while_it_leaves_is_told_where_its_sink_is_left()
     journal
         .until("all is told", || {
             let status = &journal.board.sinks()["out"];
-            (status.backlog, status.delivered, status.oldest_pending) == (0, 1000, None)
+            (status.backlog, status.delivered, status.oldest_pending) == (Some(0), 1000, None)
         })
         .await;
     assert_eq!(reading.join().unwrap().lines().count(), 1000);

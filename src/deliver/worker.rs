@@ -52,6 +52,9 @@ const WAITS: &str = "waits for the delivery under way to the sink's former targe
 /// How often the backlog is looked up at most.
 const BACKLOG_INTERVAL: Duration = Duration::from_millis(500);
 
+/// How long until it is looked up again where that failed, and nothing changes.
+const BACKLOG_RETRY: Duration = Duration::from_secs(5);
+
 /// One sink's worker.
 #[derive(Debug)]
 pub(super) struct Worker {
@@ -262,6 +265,13 @@ impl Worker {
             let (events, claim): (Arc<[Pending]>, _) = match pending {
                 Ok(batch) => (batch.events.into(), batch.claim),
                 Err(store::Error::Closed) => return,
+                // Neither that it works nor that it fails: whatever was said last stands.
+                Err(store::Error::Unclear) => {
+                    if self.rest(&mut journalled, sink, order).await.is_err() {
+                        return;
+                    }
+                    continue;
+                }
                 Err(error) => {
                     if matches!(error, store::Error::UnknownSink { .. })
                         && self.is_dismissed().await
@@ -279,11 +289,8 @@ impl Worker {
                     left.drained = true;
                     return;
                 }
-                let mut orders = self.orders.clone();
-                tokio::select! {
-                    changed = journalled.changed() => if changed.is_err() { return },
-                    changed = orders.wait_for(|now| *now != order) => if changed.is_err() { return },
-                    () = self.reopen.notified() => sink.reopen(),
+                if self.rest(&mut journalled, sink, order).await.is_err() {
+                    return;
                 }
                 continue;
             }
@@ -351,6 +358,27 @@ impl Worker {
             // An error, too: nobody is left to give orders.
             _ = orders.wait_for(|now| *now != order) => {}
             () = self.reopen.notified() => if let Some(sink) = sink { sink.reopen() },
+        }
+    }
+
+    /// Waits until the journal or the order has changed.
+    ///
+    /// # Errors
+    /// Where neither ever will.
+    async fn rest(
+        &self,
+        journalled: &mut watch::Receiver<i64>,
+        sink: &Running,
+        order: Order,
+    ) -> Result<(), watch::error::RecvError> {
+        let mut orders = self.orders.clone();
+        tokio::select! {
+            changed = journalled.changed() => changed,
+            changed = orders.wait_for(|now| *now != order) => changed.map(drop),
+            () = self.reopen.notified() => {
+                sink.reopen();
+                Ok(())
+            }
         }
     }
 
@@ -470,18 +498,32 @@ impl Worker {
         let mut journalled = self.store.journalled();
         loop {
             journalled.mark_unchanged();
-            // Where the store fails, the worker says so.
-            if let Ok(backlog) = self.store.backlog(&self.name).await {
-                self.update(|status| {
-                    status.backlog = backlog.events;
-                    status.oldest_pending = backlog.oldest;
-                });
-            }
+            let backlog = self.store.backlog(&self.name).await;
+            let has_failed = match backlog {
+                Ok(backlog) => {
+                    self.update(|status| {
+                        status.backlog = Some(backlog.events);
+                        status.oldest_pending = backlog.oldest;
+                    });
+                    false
+                }
+                // Nothing is better than what may not be so any more.
+                Err(store::Error::Unclear) => {
+                    self.update(|status| {
+                        status.backlog = None;
+                        status.oldest_pending = None;
+                    });
+                    false
+                }
+                // Where the store fails, the worker says so.
+                Err(_) => true,
+            };
             tokio::select! {
                 changed = journalled.changed() => if changed.is_err() {
                     return std::future::pending().await;
                 },
                 () = acknowledged.notified() => {}
+                () = tokio::time::sleep(BACKLOG_RETRY), if has_failed => {}
             }
             tokio::time::sleep(BACKLOG_INTERVAL).await;
         }

@@ -115,9 +115,10 @@ catalog! {
     SINK_REJECTED = Counter "opsramp_sink_rejected_events_total" SINK,
         "Events that the sink's receiver refused for good; they are not repeated.";
     SINK_BACKLOG = Gauge "opsramp_sink_backlog_events" SINK,
-        "Events that are journalled and not yet delivered to the sink.";
+        "Events that are journalled and not yet delivered to the sink; withheld while that is not known.";
     SINK_OLDEST_PENDING = Gauge "opsramp_sink_oldest_pending_timestamp_seconds" SINK,
-        "When the oldest event that the sink has not yet got was journalled; absent where it has them all.";
+        "When the oldest event that the sink has not yet got was journalled; absent where it has them all, or \
+        that is not known.";
     LOG_MESSAGES = Counter "opsramp_exporter_log_messages_total" &["level"],
         "Messages of the exporter's own diagnostics by level; alert lines do not count.";
     BUILD_INFO = Gauge "opsramp_exporter_build_info" &["version", "revision", "rustversion"],

@@ -371,7 +371,9 @@ fn write_sinks(exposition: &mut Exposition, metrics: &Metrics) {
         .collect();
     let mut samples = exposition.family(&catalog::SINK_BACKLOG);
     for (labels, status) in &sinks {
-        samples.put(labels, status.backlog);
+        if let Some(backlog) = status.backlog {
+            samples.put(labels, backlog);
+        }
     }
     let mut samples = exposition.family(&catalog::SINK_OLDEST_PENDING);
     for (labels, status) in &sinks {

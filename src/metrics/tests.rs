@@ -470,10 +470,15 @@ fn sinks_the_log_and_the_configuration_are_shown() {
     sink.error();
     sink.rejected(2);
     metrics.0.board.update_sink(&"loki".into(), |sink| {
-        sink.backlog = 3;
+        sink.backlog = Some(3);
         sink.oldest_pending = Some(now());
     });
     metrics.register_sink(&"stdout".into());
+    // What waits for it is not known.
+    metrics
+        .0
+        .board
+        .update_sink(&"stdout".into(), |sink| sink.backlog = None);
     metrics.log_message(tracing::Level::WARN);
     metrics.config_loaded(now());
     metrics.config_rejected();
@@ -515,10 +520,10 @@ fn every_family_is_in_the_catalogue_and_every_one_of_it_can_be_seen() {
     };
     account.rate_limit("client_1", seen);
     metrics.register_sink(&"file".into());
-    metrics
-        .0
-        .board
-        .update_sink(&"file".into(), |sink| sink.oldest_pending = Some(now()));
+    metrics.0.board.update_sink(&"file".into(), |sink| {
+        sink.backlog = Some(1);
+        sink.oldest_pending = Some(now());
+    });
     metrics.config_loaded(now());
     metrics.0.board.update_account(&"acme".into(), |account| {
         account.discovery = Some(DiscoveryStatus::default());

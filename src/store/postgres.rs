@@ -36,7 +36,7 @@ use crate::{
 
 use self::{
     connection::{PATIENCE, Pool, Session, Tries},
-    journal::{Journal, Range, places},
+    journal::{Journal, Range, Waiting, places},
     leases::State,
     shared::{Shared, Taking},
 };
@@ -497,6 +497,9 @@ impl Postgres {
                     return Err(unknown(sink));
                 }
                 let ranges = state.journal.next(sink, max_events);
+                if ranges.is_empty() && state.journal.is_unclear(sink) {
+                    return Err(Error::Unclear);
+                }
                 let loan = Loan {
                     shared: Arc::clone(&self.shared),
                     sink: sink.into(),
@@ -576,15 +579,26 @@ impl Postgres {
 
     pub(super) async fn backlog(&self, sink: &str) -> Result<Backlog, Error> {
         self.check_open()?;
-        let backlog = self.shared.look(|state| state.journal.backlog(sink));
-        let (events, first) = backlog.ok_or_else(|| unknown(sink))?;
-        let oldest = match first {
-            Some((row, position)) => {
-                self.ask(async |session| delivery::journalled_at(session, row, position).await)
-                    .await?
-            }
-            None => None,
-        };
+        let (backlog, is_unclear) = self.shared.look(|state| {
+            let journal = &state.journal;
+            (journal.backlog(sink), journal.is_unclear(sink))
+        });
+        let Waiting {
+            events,
+            mut oldest,
+            undated,
+        } = backlog.ok_or_else(|| unknown(sink))?;
+        if is_unclear {
+            return Err(Error::Unclear);
+        }
+        if !undated.is_empty() {
+            let times = self
+                .ask(async |session| delivery::journalled_at(session, &undated).await)
+                .await?;
+            oldest = oldest.into_iter().chain(times.values().copied()).min();
+            self.shared
+                .change_journals(|state| state.journal.date(sink, &times));
+        }
         Ok(Backlog { events, oldest })
     }
 

@@ -181,12 +181,16 @@ impl Page<'_> {
             f,
             "<article class=\"card\">\n<div class=\"top\"><div><h3>{}</h3>\
              <div class=\"where\">{}</div></div><span class=\"badge {class}\">{word}</span></div>\n\
-             <dl>\n<div><dt>delivered</dt><dd>{}</dd></div>\n<div><dt>waiting</dt><dd>{}</dd></div>\n",
+             <dl>\n<div><dt>delivered</dt><dd>{}</dd></div>\n<div><dt>waiting</dt><dd>",
             Text(&sink.sink),
             Text(sink.kind),
             Thousands(sink.delivered),
-            Thousands(sink.backlog),
         )?;
+        match sink.backlog {
+            Some(backlog) => write!(f, "{}", Thousands(backlog))?,
+            None => f.write_str("not known")?,
+        }
+        f.write_str("</dd></div>\n")?;
         if let Some(at) = sink.oldest_pending_at {
             writeln!(
                 f,

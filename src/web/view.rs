@@ -113,7 +113,7 @@ pub(super) struct SinkView {
     #[serde(rename = "type")]
     pub(super) kind: &'static str,
     pub(super) delivered: u64,
-    pub(super) backlog: u64,
+    pub(super) backlog: Option<u64>,
     pub(super) oldest_pending_at: Option<Timestamp>,
     pub(super) error: Option<String>,
 }

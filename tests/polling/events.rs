@@ -164,7 +164,7 @@ async fn that_the_journal_is_full_is_said_until_nothing_waits_any_more() {
             .update_sink(&SINK.into(), |sink| sink.backlog = events)
     };
     exporter.wait_until_complete().await;
-    waiting(1);
+    waiting(Some(1));
     let new = simulator.open_many(DEMO_TENANT, 2).unwrap();
     let is_full = || !exporter.health.notices().is_empty();
     eventually("the journal is full", || async { is_full() }).await;
@@ -174,7 +174,7 @@ async fn that_the_journal_is_full_is_said_until_nothing_waits_any_more() {
     eventually("a poll succeeds", || async { exporter.is_complete() }).await;
     exporter.wait_for_poll().await;
     assert!(is_full());
-    waiting(0);
+    waiting(Some(0));
     eventually("it is not full any more", || async { !is_full() }).await;
 }
 

@@ -82,6 +82,45 @@ async fn a_database_that_goes_away_pauses_polling_and_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_is_down_is_not_told_as_well_while_the_database_is_away() {
+    const BACKLOG: &str = "opsramp_sink_backlog_events{";
+    const OLDEST: &str = "opsramp_sink_oldest_pending_timestamp_seconds{";
+    let mut cluster = own_cluster().await;
+    let opsramp = opsramp(1).await;
+    let place = replica(&opsramp, 1, 1, &cluster.fresh());
+    let log = place.path("alerts.jsonl");
+    std::fs::create_dir(&log).unwrap();
+    let exporter = place.start().await;
+    let waits = |metrics: &Metrics| metrics.sum(BACKLOG) == 2.0 && metrics.mentions(OLDEST) == 1;
+    exporter.wait_for("two lines wait", waits).await;
+    let error = async || {
+        let (_, status) = exporter.get("/api/v1/status").await;
+        let status: serde_json::Value = serde_json::from_str(&status).unwrap();
+        status["sinks"][0]["error"].clone()
+    };
+    eventually("the sink is down", async || error().await.is_string()).await;
+
+    cluster.stop();
+    exporter
+        .wait_for("nobody knows what waits", |metrics| {
+            assert_ne!(metrics.one(BACKLOG), Some(0.0));
+            metrics.mentions(BACKLOG) == 0 && metrics.mentions(OLDEST) == 0
+        })
+        .await;
+    assert!(error().await.is_string());
+    assert!(cluster.go_on());
+    exporter.wait_for("two lines wait", waits).await;
+    std::fs::remove_dir(&log).unwrap();
+    wait_for_lines(&place, 2).await;
+    exporter
+        .wait_for("none waits", |metrics| metrics.one(BACKLOG) == Some(0.0))
+        .await;
+    let told = exporter.stop().await.stderr;
+    let nothing = "nothing waits for delivery";
+    assert!(!told.iter().any(|line| line.contains(nothing)), "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn it_starts_without_the_database_and_waits() {
     let mut cluster = own_cluster().await;
     let opsramp = opsramp(1).await;

@@ -324,7 +324,7 @@ impl Running {
     /// What found no room may be gone again, so that no commit would ever tell that there is room.
     pub(super) fn look_at_journal(&self) {
         let Shared { board, health, .. } = &self.search.shared;
-        if board.sinks().values().all(|sink| sink.backlog == 0) {
+        if board.sinks().values().all(|sink| sink.backlog == Some(0)) {
             health.withdraw(JOURNAL);
         }
     }

@@ -419,7 +419,7 @@ impl Run {
             let waiting = &model.sinks[sink].waiting;
             let expected = Backlog {
                 events: waiting.len() as u64,
-                oldest: waiting.first().map(|number| event(*number).at),
+                oldest: waiting.iter().map(|number| event(*number).at).min(),
             };
             assert_eq!(self.store.backlog(sink).await.unwrap(), expected);
         }

@@ -521,16 +521,25 @@ async fn read_by(
     found.iter().map(event).collect()
 }
 
-/// When an event was journalled.
+/// When these events were journalled, by search and position: of those that are there.
 pub(super) async fn journalled_at(
     session: &mut Session,
-    search: i64,
-    position: i64,
-) -> Result<Option<Timestamp>, Failure> {
-    let sql = "SELECT at FROM journal WHERE search_id = $1 AND position = $2";
-    let rows = session.query(sql, &[&search, &position]).await?;
-    let at = rows.first().map(|row| row.try_get::<_, Time>(0));
-    Ok(at.transpose()?.map(|at| at.0))
+    events: &[(i64, i64)],
+) -> Result<HashMap<(i64, i64), Timestamp>, Failure> {
+    let (searches, positions): (Vec<i64>, Vec<i64>) = events.iter().copied().unzip();
+    let rows = session
+        .query(
+            "SELECT search_id, position, at
+             FROM unnest($1::bigint[], $2::bigint[]) AS sought (search_id, position)
+             JOIN journal USING (search_id, position)",
+            &[&searches, &positions],
+        )
+        .await?;
+    let dated = |row: &tokio_postgres::Row| {
+        let event = (row.try_get(0)?, row.try_get(1)?);
+        Ok((event, row.try_get::<_, Time>(2)?.0))
+    };
+    rows.iter().map(dated).collect()
 }
 
 /// Tells the server how far a sink has come. Where a lease was lost, others say so: its position is

@@ -9,7 +9,7 @@ use super::{
     alerts,
     connection::{Failure, Pool, Session},
     delivery,
-    schema::{INDEXES, MIGRATIONS, NUMBER_TABLE, TABLES},
+    schema::{self, INDEXES, MIGRATIONS, NUMBER_TABLE, TABLES},
 };
 use crate::{
     clock,
@@ -173,11 +173,7 @@ pub(crate) async fn inspect(url: &SecretSource, lease: Duration) -> Result<Inspe
         Some(number) if !number.may_be_used => {
             return Ok(of(Err(Unfit::Forbidden(vec![NUMBER_TABLE.to_owned()]))));
         }
-        Some(_) => {
-            let version = "SELECT version FROM opsramp_exporter_schema";
-            let rows = session.query(version, &[]).await?;
-            rows.first().map_or(Ok(0), |row| row.try_get::<_, i32>(0))?
-        }
+        Some(_) => schema::number(&mut session).await?,
     };
     let known = i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX);
     if version > known {
@@ -186,11 +182,18 @@ pub(crate) async fn inspect(url: &SecretSource, lease: Duration) -> Result<Inspe
             known,
         });
     }
-    if version == 0 {
+    if version <= 0 {
         let taken = those(&names[1..], &|it| it.is_some());
-        return Ok(of(match taken.is_empty() {
-            true => Ok(Tables::New),
-            false => Err(Unfit::Taken(taken)),
+        let ours = schema::ours(&mut session).await?;
+        return Ok(of(if !ours.is_empty() {
+            let missing = schema::missing_with_number(&ours);
+            Err(Unfit::Missing(
+                missing.iter().map(ToString::to_string).collect(),
+            ))
+        } else if taken.is_empty() {
+            Ok(Tables::New)
+        } else {
+            Err(Unfit::Taken(taken))
         }));
     }
     let missing = those(TABLES, &|it| it.is_none());
@@ -285,8 +288,8 @@ async fn try_out(session: &mut Session) -> Result<Option<String>, Failure> {
         .await?;
     delivery::progress(session, row).await?;
     let open = alerts::load(session, row, "").await?;
-    let event = delivery::journalled_at(session, row, end).await?;
-    let mut refused = (open.len() != 1 || event.is_none())
+    let event = delivery::journalled_at(session, &[(row, end)]).await?;
+    let mut refused = (open.len() != 1 || event.is_empty())
         .then(|| "a row that was written cannot be read".to_owned());
     for (table, statement) in CHANGES {
         // What a policy does not allow is no error: it changes nothing.

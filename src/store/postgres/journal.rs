@@ -6,7 +6,9 @@
 //! which this process learned of them: [`Pending::position`](crate::store::Pending) is a place in
 //! that line. It is kept as ranges, since a commit's events follow one another.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+
+use jiff::Timestamp;
 
 use crate::store::{Held, Past};
 
@@ -24,6 +26,19 @@ pub(super) struct Range {
     /// Whether they were there when the search was taken up: whoever held it before, an earlier
     /// process in this one's place for instance, may have delivered them and not said so.
     pub(super) inherited: bool,
+    /// When the first was journalled, once the server was asked.
+    pub(super) at: Option<Timestamp>,
+}
+
+/// How much waits for a sink.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Waiting {
+    /// How many events.
+    pub(super) events: u64,
+    /// When the oldest was journalled of those of which that is known.
+    pub(super) oldest: Option<Timestamp>,
+    /// Those that may be older and of which it is not known, by search and position.
+    pub(super) undated: Vec<(i64, i64)>,
 }
 
 /// What this process knows.
@@ -35,7 +50,7 @@ pub(super) struct Journal {
     end: i64,
     /// Events that are being committed.
     reserved: u64,
-    /// Grows whenever something that waited is forgotten.
+    /// Grows whenever something that waited is forgotten, and whenever it is known again how much waits.
     dropped: u64,
     /// What the server last said of each search's journal. It outlives a lease.
     told: HashMap<i64, Told>,
@@ -67,6 +82,9 @@ struct Sink {
     own: bool,
     queue: VecDeque<Range>,
     waiting: u64,
+    /// Searches that were lost while something of them waited, and of which nobody has said since who
+    /// holds them: what waits in them may wait still.
+    unclear: HashSet<i64>,
     /// The last place that was acknowledged.
     place: i64,
     /// What is being delivered, also after its search was lost.
@@ -164,6 +182,7 @@ impl Journal {
                 first: position.position + 1,
                 count,
                 inherited: true,
+                at: None,
             });
             self.end += count;
         }
@@ -245,6 +264,7 @@ impl Journal {
             first,
             count,
             inherited: false,
+            at: None,
         };
         self.end += count;
         for sink in self.sinks.values_mut() {
@@ -276,6 +296,7 @@ impl Journal {
             self.forget(row);
         }
         self.drop_search(row);
+        self.settle(|unclear| unclear == row);
         let mut starts = Vec::with_capacity(self.sinks.len());
         for (name, sink) in &mut self.sinks {
             let saved = progress
@@ -307,6 +328,7 @@ impl Journal {
                 first: from + 1,
                 count: end - from,
                 inherited: true,
+                at: None,
             });
         }
         knows_all
@@ -333,6 +355,38 @@ impl Journal {
         }
     }
 
+    /// Forgets what waits in the journal of a search that is lost, and not to somebody who is known. It
+    /// may be nobody's, as in an outage of the server: then what waits in it waits still.
+    pub(super) fn lose_search(&mut self, row: i64) {
+        for sink in self.sinks.values_mut() {
+            if sink.queue.iter().any(|range| range.row == row) {
+                sink.unclear.insert(row);
+            }
+        }
+        self.drop_search(row);
+    }
+
+    /// Whether more may wait for a sink than this process knows of.
+    pub(super) fn is_unclear(&self, sink: &str) -> bool {
+        let sink = self.sinks.get(sink);
+        sink.is_some_and(|sink| !sink.unclear.is_empty())
+    }
+
+    /// The searches of which nobody has said who holds them, since they were lost.
+    pub(super) fn unclear(&self) -> HashSet<i64> {
+        let unclear = self.sinks.values().flat_map(|sink| &sink.unclear);
+        unclear.copied().collect()
+    }
+
+    /// Takes note that it is known who holds such searches, or that nothing waits in them.
+    pub(super) fn settle(&mut self, is_settled: impl Fn(i64) -> bool) {
+        for sink in self.sinks.values_mut() {
+            let unclear = sink.unclear.len();
+            sink.unclear.retain(|row| !is_settled(*row));
+            self.dropped += u64::from(sink.unclear.len() < unclear);
+        }
+    }
+
     /// Forgets what waits in the journal of a search that is no longer held.
     pub(super) fn drop_search(&mut self, row: i64) {
         for sink in self.sinks.values_mut() {
@@ -347,7 +401,7 @@ impl Journal {
         }
     }
 
-    /// Differs once less waits without having been acknowledged.
+    /// Differs once less waits without having been acknowledged, or it is known again how much.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped
     }
@@ -445,17 +499,40 @@ impl Journal {
                     place: range.place + count,
                     first: range.first + count,
                     count: range.count - count,
+                    at: None,
                     ..range
                 });
             }
         }
     }
 
-    /// How many events wait for a sink, and where the first of them is.
-    pub(super) fn backlog(&self, sink: &str) -> Option<(u64, Option<(i64, i64)>)> {
+    /// How much waits for a sink. What this process has journalled stands in the order in which it was;
+    /// what it has taken over is as old as whoever left it.
+    pub(super) fn backlog(&self, sink: &str) -> Option<Waiting> {
         let sink = self.sinks.get(sink).filter(|sink| sink.own)?;
-        let first = sink.queue.front().map(|range| (range.row, range.first));
-        Some((sink.waiting, first))
+        let mut waiting = Waiting {
+            events: sink.waiting,
+            ..Waiting::default()
+        };
+        let mut is_first = true;
+        for range in &sink.queue {
+            if !range.inherited && !std::mem::take(&mut is_first) {
+                continue;
+            }
+            match range.at {
+                Some(at) => waiting.oldest = Some(waiting.oldest.map_or(at, |it| it.min(at))),
+                None => waiting.undated.push((range.row, range.first)),
+            }
+        }
+        Some(waiting)
+    }
+
+    /// Takes note of when events were journalled.
+    pub(super) fn date(&mut self, sink: &str, times: &HashMap<(i64, i64), Timestamp>) {
+        let queue = self.sinks.get_mut(sink).map(|sink| &mut sink.queue);
+        for range in queue.into_iter().flatten().filter(|it| it.at.is_none()) {
+            range.at = times.get(&(range.row, range.first)).copied();
+        }
     }
 
     /// What the server is to be told of a sink: of the searches that are `held`, since others say
@@ -518,6 +595,7 @@ impl Sink {
             range.place += count;
             range.first += count;
             range.count -= count;
+            range.at = range.at.filter(|_| count == 0);
             self.waiting -= count.unsigned_abs();
         }
         self.queue.retain(|range| range.count > 0);

@@ -13,10 +13,10 @@ use tokio_postgres::Row;
 
 use super::{
     Shared,
-    connection::{ALTOGETHER, Failure, PATIENCE, Session, Tries},
+    connection::{ALTOGETHER, Failure, PATIENCE, Pool, Session, Tries},
     delivery,
     leases::State,
-    schema,
+    schema::{self, Standing},
     shares::{self, Holder, Peer, Survey},
 };
 use crate::{clock, error_chain::chain, identity::SearchKey, store::Held};
@@ -60,6 +60,28 @@ pub(super) struct Failing {
     since: Option<Duration>,
 }
 
+/// For how long all tables have been gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Gone {
+    /// When they were last seen to be, since the machine's start.
+    seen: Option<Duration>,
+    pub(super) time: Duration,
+}
+
+// === impl Gone ===
+
+impl Gone {
+    /// Takes note that they still are. Of a time in which nobody looked, as while the process was stopped,
+    /// no more counts than what is between two looks.
+    fn seen_again(self, now: Duration, lease: Duration) -> Self {
+        let since = self.seen.map(|seen| now.saturating_sub(seen).min(lease));
+        Self {
+            seen: Some(now),
+            time: self.time + since.unwrap_or_default(),
+        }
+    }
+}
+
 // === impl Failing ===
 
 impl Failing {
@@ -91,7 +113,7 @@ pub(super) async fn keep(shared: &Shared) {
     // connection, too.
     let patience = (shared.lease / 2).clamp(SHORTEST_PATIENCE, PATIENCE);
     let mut sharing = None;
-    let mut missed_since = None;
+    let mut missing = None;
     let mut failed = 0;
     loop {
         // Not all replicas at the same moment.
@@ -123,15 +145,13 @@ pub(super) async fn keep(shared: &Shared) {
             kept = kept.and(flat(shared_out));
         }
         let is_missed = kept.as_ref().is_err_and(Failure::is_of_missing_tables);
-        if shared.takes_tables_for_missing() || is_missed || missed_since.is_some() {
-            let since = *missed_since.get_or_insert_with(clock::since_boot);
-            let missed_for = clock::since_boot().saturating_sub(since);
-            let made = make_tables(shared, missed_for >= shared.lease * MISSED_FOR);
+        if shared.takes_tables_for_missing() || is_missed || missing.is_some() {
+            let made = make_tables(shared, missing.get_or_insert_default());
             // Leases that can be renewed do not wait for it.
             let time = if is_missed { ALTOGETHER } else { patience };
             let made = flat(timeout(time, made).await);
             if made.is_ok() && !is_missed {
-                missed_since = None;
+                missing = None;
             }
             kept = made.and(kept);
         }
@@ -162,12 +182,17 @@ fn pause_after(failed: u32, every: Duration) -> Duration {
 }
 
 /// Brings the tables to this version where they are an earlier one's. Those that somebody has removed,
-/// with the database for instance, are made anew where they are `given_up`; one that is gone while others
-/// are there is named.
-async fn make_tables(shared: &Shared, given_up: bool) -> Result<(), Failure> {
-    let is_earlier = schema::is_earlier(&shared.pool).await?;
-    if (is_earlier || given_up) && schema::migrate(&shared.pool).await? {
-        if is_earlier {
+/// with the database for instance, are made anew once all have been `gone` for long enough; one that is
+/// gone while others are there is named.
+async fn make_tables(shared: &Shared, gone: &mut Gone) -> Result<(), Failure> {
+    let standing = look(&shared.pool, gone, shared.lease).await?;
+    let is_due = match standing {
+        Standing::There => false,
+        Standing::Earlier => true,
+        Standing::Gone => gone.time >= shared.lease * MISSED_FOR,
+    };
+    if is_due && schema::migrate(&shared.pool).await? {
+        if standing == Standing::Earlier {
             tracing::warn!(
                 "the tables of the state database were an earlier version's, as those of a backup from \
                  before an upgrade are; they are brought to this one's"
@@ -181,6 +206,21 @@ async fn make_tables(shared: &Shared, given_up: bool) -> Result<(), Failure> {
         shared.wake.notify_one();
     }
     Ok(())
+}
+
+/// Looks what there is of the tables. Where nobody can, or something else is missing than before, the
+/// time for which they have been `gone` begins anew.
+pub(super) async fn look(
+    pool: &Pool,
+    gone: &mut Gone,
+    lease: Duration,
+) -> Result<Standing, Failure> {
+    let before = std::mem::take(gone);
+    let standing = schema::look(pool).await?;
+    if standing == Standing::Gone {
+        *gone = before.seen_again(clock::since_boot(), lease);
+    }
+    Ok(standing)
 }
 
 /// Registers the replica under a number of its own. It is drawn: one that was counted would be given
@@ -354,11 +394,14 @@ pub(super) async fn share_out(shared: &Shared, patience: Duration) -> Result<(),
 
 async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
     want(shared, session).await?;
-    let (me, rows) = shared.look(|state| {
+    let (me, mut rows, unclear) = shared.look(|state| {
         let rows: Vec<i64> = state.wanted.values().copied().collect();
-        (state.replica, rows)
+        (state.replica, rows, state.journal.unclear())
     });
     let me = me.ok_or(Failure::NotJoined)?;
+    let searches = rows.len();
+    rows.extend(&unclear);
+    let asked: Vec<i64> = unclear.iter().copied().collect();
     if rows.is_empty() {
         return Ok(());
     }
@@ -370,9 +413,10 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
         .query(
             "SELECT id, owner, lease_until > clock_timestamp(),
                 extract(epoch FROM clock_timestamp() - lease_until)::float8,
-                account, tenant_id, name
+                account, tenant_id, name,
+                id = ANY($2) AND EXISTS (SELECT FROM journal WHERE search_id = search.id)
              FROM search WHERE id = ANY($1)",
-            &[&rows],
+            &[&rows, &asked],
         )
         .await?;
     let holdings = Holdings::read(&told, me)?;
@@ -387,6 +431,7 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
         }
         state.look_at = holdings.look_at;
         let owners = &holdings.owners;
+        state.settle(&unclear, owners, &holdings.left);
         state.elsewhere = state.keys_of(|row| owners.get(&row) == Some(&Holder::Another));
         state.survey(&mut survey, owners);
         let decision = shares::decide(&survey, me, shared.lease * 2);
@@ -402,7 +447,7 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
             tracing::info!(
                 replicas,
                 share = decision.share,
-                searches = rows.len(),
+                searches,
                 "this replica's share of the searches has changed"
             );
         }
@@ -440,6 +485,8 @@ struct Holdings<'a> {
     names: HashMap<i64, Name<'a>>,
     /// When the first lease of another replica ends, on the clock since boot.
     look_at: Option<Duration>,
+    /// Those that were asked about whose journals hold something.
+    left: HashSet<i64>,
 }
 
 // === impl Holdings ===
@@ -451,6 +498,7 @@ impl<'a> Holdings<'a> {
             owners: HashMap::with_capacity(told.len()),
             names: HashMap::with_capacity(told.len()),
             look_at: None,
+            left: HashSet::new(),
         };
         for row in told {
             let id = row.try_get(0)?;
@@ -468,6 +516,9 @@ impl<'a> Holdings<'a> {
                 _ => Holder::Nobody(Duration::try_from_secs_f64(free_for).unwrap_or_default()),
             };
             holdings.owners.insert(id, holder);
+            if row.try_get(7)? {
+                holdings.left.insert(id);
+            }
         }
         Ok(holdings)
     }
@@ -551,6 +602,10 @@ pub(super) async fn tidy(shared: &Shared) {
 pub(super) async fn forget(shared: &Shared) -> Result<(), Failure> {
     let me = shared.number()?;
     let mut session = shared.pool.session().await?;
+    // The next start needs it, and nobody else asks for it: the keeper names it before that.
+    if schema::number(&mut session).await? <= 0 {
+        shared.miss_tables();
+    }
     delivery::note_unnamed(&mut session, me).await?;
     delivery::give_up_over(&mut session, me).await?;
     session
@@ -624,5 +679,16 @@ mod tests {
         let short = Duration::from_millis(250);
         assert_eq!(pause_after(2, short), short);
         assert_eq!(pause_after(u32::MAX, every), every);
+    }
+    #[test]
+    fn only_time_in_which_all_tables_were_seen_to_be_gone_counts() {
+        let lease = Duration::from_secs(4);
+        let at = Duration::from_secs;
+        let gone = Gone::default().seen_again(at(10), lease);
+        assert_eq!(gone.time, Duration::ZERO);
+        let gone = gone.seen_again(at(11), lease).seen_again(at(13), lease);
+        assert_eq!(gone.time, at(3));
+        // The process was stopped in between.
+        assert_eq!(gone.seen_again(at(999), lease).time, at(7));
     }
 }

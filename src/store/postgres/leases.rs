@@ -170,13 +170,13 @@ impl State {
         self.holds.get(&row).is_some_and(|hold| hold.left_over)
     }
 
-    /// Takes note that a search is no longer held, and that its events are others' to deliver.
-    /// Brings whether it was.
+    /// Takes note that a search is no longer held, and that its events are for whoever takes it up to
+    /// deliver. Brings whether it was.
     pub(super) fn lose(&mut self, held: Held) -> bool {
         let was_held = self.epoch(held.row) == Some(held.epoch);
         if was_held {
             self.holds.remove(&held.row);
-            self.journal.drop_search(held.row);
+            self.journal.lose_search(held.row);
         }
         was_held
     }
@@ -382,6 +382,27 @@ impl State {
         survey.searches.extend(searches);
     }
 
+    /// Takes note of who holds the searches that were lost, of those that the server was asked about as
+    /// `unclear` ones: nothing waits here of what another holds, nor of what is gone, nor of what is
+    /// free, unless something is `left` in it or it shall be polled.
+    pub(super) fn settle(
+        &mut self,
+        unclear: &HashSet<i64>,
+        owners: &HashMap<i64, Holder>,
+        left: &HashSet<i64>,
+    ) {
+        let wanted: HashSet<i64> = self.wanted.values().copied().collect();
+        self.journal.settle(|row| {
+            unclear.contains(&row)
+                && match owners.get(&row) {
+                    None | Some(Holder::Another) => true,
+                    Some(Holder::Me | Holder::Nobody(_)) => {
+                        !wanted.contains(&row) && !left.contains(&row)
+                    }
+                }
+        });
+    }
+
     /// Those among the searches whose rows are like that.
     pub(super) fn keys_of(&self, is_it: impl Fn(i64) -> bool) -> HashSet<SearchKey> {
         let those = self.wanted.iter().filter(|(_, row)| is_it(**row));
@@ -571,6 +592,44 @@ mod tests {
         state.lose_all();
         assert_eq!((state.leases(), state.take_lost()), (Vec::new(), 0));
         assert!(!state.journal.waits(1) && !state.journal.waits(2));
+    }
+
+    #[test]
+    fn what_waits_in_a_search_that_was_lost_is_clear_once_somebody_is_known_to_hold_it() {
+        let lost = || {
+            let mut state = state();
+            state.hold(held(1, 5), Duration::ZERO);
+            assert!(state.committed(held(1, 5), 1, 1));
+            state.expire();
+            assert!(state.journal.is_unclear("s"));
+            state
+        };
+        let unclear = HashSet::from([1]);
+        let free = Holder::Nobody(Duration::ZERO);
+        let (one, none) = (HashSet::from([1]), HashSet::new());
+        for (owner, is_wanted, left, is_clear) in [
+            (Some(Holder::Another), true, &one, true),
+            (None, true, &none, true),
+            (Some(free), false, &none, true),
+            (Some(free), false, &one, false),
+            (Some(free), true, &none, false),
+            // So the server says where it has not heard that a lease was given up here.
+            (Some(Holder::Me), true, &none, false),
+        ] {
+            let mut state = lost();
+            if is_wanted {
+                state.wanted = HashMap::from([(key("1"), 1)]);
+            }
+            let owners = owner.map(|owner| (1, owner)).into_iter().collect();
+            state.settle(&HashSet::new(), &owners, left);
+            assert!(state.journal.is_unclear("s"), "it was not asked about");
+            state.settle(&unclear, &owners, left);
+            assert_eq!(
+                state.journal.is_unclear("s"),
+                !is_clear,
+                "{owner:?} {left:?}"
+            );
+        }
     }
 
     #[test]

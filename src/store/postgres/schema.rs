@@ -14,17 +14,30 @@ pub(super) const TABLES: &[&str] = &[
 ];
 pub(super) const INDEXES: &[&str] = &["alert_by_age", "departed_by_age", "progress_by_search"];
 
+/// A column of each of the tables, in their order, that nobody else's table of that name is likely to have.
+const COLUMNS: &[&str] = &[
+    "alive_until",
+    "lease_until",
+    "search_id",
+    "search_id",
+    "search_id",
+    "unnamed_since",
+    "search_id",
+    "node",
+];
+
 /// Where the schema's number is kept.
 pub(super) const NUMBER_TABLE: &str = "opsramp_exporter_schema";
 
 /// Makes that table. Its only row is the lock: one of a transaction, since those
-/// of a session do not survive a pooler.
+/// of a session do not survive a pooler. One that was restored alone may lack its primary key.
 const NUMBER: &str = "
     CREATE TABLE IF NOT EXISTS opsramp_exporter_schema (
         only_row BOOLEAN PRIMARY KEY CHECK (only_row),
         version  INTEGER NOT NULL
     );
-    INSERT INTO opsramp_exporter_schema VALUES (TRUE, 0) ON CONFLICT (only_row) DO NOTHING";
+    INSERT INTO opsramp_exporter_schema SELECT TRUE, 0
+        WHERE NOT EXISTS (SELECT FROM opsramp_exporter_schema)";
 
 /// Creates or migrates the tables, where that has not been done. Brings whether it was.
 pub(super) async fn migrate(pool: &Pool) -> Result<bool, Failure> {
@@ -38,24 +51,81 @@ pub(super) async fn migrate(pool: &Pool) -> Result<bool, Failure> {
     }
 }
 
-/// Whether the tables are an earlier version's, as after a backup from before an upgrade was restored.
-/// Where they are gone, or being restored, there is no such number.
+/// What there is of the tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// All of them, or a later version's.
+    There,
+    /// They are an earlier version's, as after a backup from before an upgrade was restored.
+    Earlier,
+    /// None of them.
+    Gone,
+}
+
+/// Looks what there is of the tables.
 ///
 /// # Errors
-/// Where they are this version's, and some of them are gone.
-pub(super) async fn is_earlier(pool: &Pool) -> Result<bool, Failure> {
+/// Where some of them are gone, the schema's number for instance, and others are there.
+pub(super) async fn look(pool: &Pool) -> Result<Standing, Failure> {
     let mut session = pool.session().await?;
-    let version = "SELECT version FROM opsramp_exporter_schema";
-    let rows = match session.query(version, &[]).await {
-        Err(failure) if failure.is_of_missing_tables() => return Ok(false),
-        rows => rows?,
-    };
-    let found = rows.first().map_or(Ok(0), |row| row.try_get::<_, i32>(0))?;
+    let found = number(&mut session).await?;
     let known = i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX);
+    if found <= 0 {
+        return refuse_unnumbered(&mut session)
+            .await
+            .map(|()| Standing::Gone);
+    }
+    if found < known {
+        return Ok(Standing::Earlier);
+    }
     if found == known {
         look_for_all(&mut session).await?;
     }
-    Ok(found > 0 && found < known)
+    Ok(Standing::There)
+}
+
+/// The schema's number; 0 where there is none.
+pub(super) async fn number(session: &mut Session) -> Result<i32, Failure> {
+    let version = "SELECT version FROM opsramp_exporter_schema";
+    let rows = match session.query(version, &[]).await {
+        Err(failure) if failure.is_of_missing_tables() => return Ok(0),
+        rows => rows?,
+    };
+    rows.first().map_or(Ok(0), |row| Ok(row.try_get(0)?))
+}
+
+/// The tables that are there and are not somebody else's of the same names.
+pub(super) async fn ours(session: &mut Session) -> Result<Vec<String>, Failure> {
+    let rows = session
+        .query(
+            "SELECT name FROM unnest($1::text[], $2::text[]) AS ours (name, col)
+             WHERE EXISTS (
+                SELECT FROM pg_class JOIN pg_attribute ON attrelid = pg_class.oid
+                WHERE relname = name AND relkind IN ('r', 'p') AND attname = col
+                    AND NOT attisdropped AND pg_table_is_visible(pg_class.oid))",
+            &[&TABLES, &COLUMNS],
+        )
+        .await?;
+    rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
+}
+
+/// What is not there besides the schema's number, where these are.
+pub(super) fn missing_with_number(ours: &[String]) -> Vec<&'static str> {
+    let others = TABLES
+        .iter()
+        .filter(|name| !ours.iter().any(|it| it == *name));
+    std::iter::once(NUMBER_TABLE)
+        .chain(others.copied())
+        .collect()
+}
+
+/// Refuses tables without the schema's number: whose version they are nobody knows.
+async fn refuse_unnumbered(session: &mut Session) -> Result<(), Failure> {
+    let ours = ours(session).await?;
+    if ours.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::Missing(missing_with_number(&ours).join(", ")))
 }
 
 /// Looks whether all tables are there. None of them is made by itself: what the others hold refers to
@@ -89,8 +159,9 @@ async fn try_migrate(pool: &Pool) -> Result<bool, Failure> {
     if let Some(other) = encoding.filter(|encoding| encoding != "UTF8") {
         return Err(Failure::Encoding(session.excerpt(&other)));
     }
-    session.batch(NUMBER).await?;
+    // A start that fails leaves nothing behind that would be in the way of a restore.
     session.begin().await?;
+    session.batch(NUMBER).await?;
     let locked = "SELECT version FROM opsramp_exporter_schema FOR UPDATE";
     let rows = session.query(locked, &[]).await?;
     let found: i32 = match rows.first() {
@@ -100,6 +171,9 @@ async fn try_migrate(pool: &Pool) -> Result<bool, Failure> {
     let known = i32::try_from(MIGRATIONS.len()).unwrap_or(i32::MAX);
     if found > known {
         return Err(Failure::Newer { found, known });
+    }
+    if found <= 0 {
+        refuse_unnumbered(&mut session).await?;
     }
     let done = usize::try_from(found).unwrap_or(0);
     for migration in &MIGRATIONS[done..] {

@@ -142,9 +142,14 @@ impl Shared {
         let done = timeout(ALTOGETHER, work).await;
         let done = done.unwrap_or(Err(Failure::Timeout));
         if done.as_ref().is_err_and(Failure::is_of_missing_tables) {
-            self.missed.store(true, Ordering::Relaxed);
+            self.miss_tables();
         }
         done
+    }
+
+    /// Takes note that a table is not there.
+    pub(super) fn miss_tables(&self) {
+        self.missed.store(true, Ordering::Relaxed);
     }
 
     /// Whether anybody has met a table that is not there since this was last asked.

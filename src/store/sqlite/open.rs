@@ -6,6 +6,7 @@ use std::{
     io::{self, Read as _},
     os::unix::fs::{FileExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
+    thread,
     time::Duration,
 };
 
@@ -58,6 +59,9 @@ const LOG_BYTES: i64 = 16 * 1024 * 1024;
 const STATEMENTS: usize = 32;
 /// For the owner alone: alerts tell much about a network.
 const MODE: u32 = 0o600;
+/// How often, and how soon, a start tries again to take a lock that is held.
+const LOCK_TRIES: u32 = 20;
+const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// The state file, open for writing, and the lock that keeps others from it.
 #[derive(Debug)]
@@ -142,7 +146,7 @@ impl StateFile {
     ) -> std::result::Result<(Self, T), Error> {
         let opened = || {
             let path = resolve(path)?;
-            let (lock, _) = lock(&path).map_err(Unlocked::describe)?;
+            let lock = lock_at_start(&path).map_err(Unlocked::describe)?;
             refuse_log_alone(&path)?;
             create(&path)?;
             let mut connection = connect(&path).map_err(|error| describe(&error))?;
@@ -393,6 +397,18 @@ pub(super) fn refuse_log_alone(path: &Path) -> std::result::Result<(), String> {
          move it and the files beside it away: then every open alert is logged again",
         log.display()
     ))
+}
+
+/// Takes the lock, also where one that has ended holds it for a moment longer: a process that it was starting
+/// has it until that is another program.
+fn lock_at_start(path: &Path) -> std::result::Result<File, Unlocked> {
+    let mut tries = 0..LOCK_TRIES;
+    loop {
+        match lock(path) {
+            Err(Unlocked::Held(_)) if tries.next().is_some() => thread::sleep(LOCK_PAUSE),
+            locked => return locked.map(|(lock, _)| lock),
+        }
+    }
 }
 
 /// Takes the lock beside the file; returns also whom it names that had it before, as [`holder`]. It is a

@@ -13,7 +13,7 @@ async fn the_page_shows_everything_and_escapes_it() {
     see_account(&site);
     site.board.update_sink(&"file".into(), |sink| {
         sink.kind = "file";
-        sink.backlog = 4321;
+        sink.backlog = Some(4321);
         sink.error = Some("disk full".to_owned());
     });
 
@@ -91,6 +91,20 @@ async fn the_page_and_the_errors_cannot_be_used_against_their_reader() {
         "{}",
         filtered.body
     );
+}
+
+#[tokio::test]
+async fn a_backlog_that_is_not_known_is_no_zero() {
+    let site = Site::open(Setup::default());
+    site.board
+        .update_sink(&"file".into(), |sink| sink.backlog = None);
+    let page = site.get("/").await.body;
+    assert!(
+        page.contains("<dt>waiting</dt><dd>not known</dd>"),
+        "{page}"
+    );
+    let status = site.get("/api/v1/status").await.json();
+    assert!(status["sinks"][0]["backlog"].is_null(), "{status}");
 }
 
 #[tokio::test]

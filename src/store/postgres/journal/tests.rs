@@ -30,6 +30,7 @@ fn range(place: i64, row: i64, first: i64, count: i64) -> Range {
         first,
         count,
         inherited: false,
+        at: None,
     }
 }
 
@@ -38,6 +39,15 @@ fn inherited(place: i64, row: i64, first: i64, count: i64) -> Range {
         inherited: true,
         ..range(place, row, first, count)
     }
+}
+
+/// A backlog, with the events that the server has yet to be asked about.
+fn undated(events: u64, undated: &[(i64, i64)]) -> Option<Waiting> {
+    Some(Waiting {
+        events,
+        oldest: None,
+        undated: undated.to_vec(),
+    })
 }
 
 fn progress(positions: &[(&str, i64)]) -> Vec<(String, i64)> {
@@ -63,7 +73,7 @@ fn what_follows_is_one_range_and_a_batch_may_end_within_it() {
 
     journal.acknowledge("s", 1002, None);
     assert_eq!(journal.next("s", 4), [range(1003, A, 3, 3), all[1]]);
-    assert_eq!(journal.backlog("s"), Some((5, Some((A, 3)))));
+    assert_eq!(journal.backlog("s"), undated(5, &[(A, 3)]));
     journal.acknowledge("s", 1006, None);
     let told = unsaved(&mut journal);
     assert_eq!(told.positions, [(A, 5), (B, 1)]);
@@ -128,7 +138,7 @@ fn what_was_delivered_while_the_search_was_lost_is_not_delivered_again() {
     journal.append(A, 1, 3);
     let loan = journal.lend("s", journal.next("s", 2));
     journal.drop_search(A);
-    assert_eq!(journal.backlog("s"), Some((0, None)));
+    assert_eq!(journal.backlog("s"), undated(0, &[]));
     assert!(journal.is_lent(A) && !journal.waits(A));
     journal.acknowledge("s", 1002, None);
     journal.give_back("s", loan);
@@ -273,7 +283,64 @@ fn what_is_being_delivered_while_the_search_is_taken_up_again_counts() {
     journal.acknowledge("s", 1002, None);
     let left = [range(1004, B, 1, 1), inherited(1007, A, 3, 1)];
     assert_eq!(journal.next("s", 99), left);
-    assert_eq!(journal.backlog("s"), Some((2, Some((B, 1)))));
+    assert_eq!(journal.backlog("s"), undated(2, &[(B, 1), (A, 3)]));
     journal.give_back("s", loan);
     assert!(!journal.is_lent(A));
+}
+
+#[test]
+fn the_oldest_event_may_be_in_any_search_that_was_taken_over() {
+    let at = |second| Timestamp::from_second(second).unwrap();
+    let dated = |events, oldest, undated: &[_]| {
+        let waiting = Waiting {
+            events,
+            oldest: Some(at(oldest)),
+            undated: undated.to_vec(),
+        };
+        Some(waiting)
+    };
+    let mut journal = journal(&["s"]);
+    journal.adopt(held(A, 2), 1, 2, &progress(&[("s", 0)]));
+    journal.adopt(held(B, 2), 1, 3, &progress(&[("s", 1)]));
+    journal.append(A, 3, 1);
+    journal.append(B, 4, 1);
+    // Of what this process has journalled itself, the first is the oldest.
+    assert_eq!(journal.backlog("s"), undated(6, &[(A, 1), (B, 2), (A, 3)]));
+    let times =
+        [((A, 1), 50), ((B, 2), 10), ((A, 3), 90)].map(|(event, second)| (event, at(second)));
+    journal.date("s", &HashMap::from(times));
+    assert_eq!(journal.backlog("s"), dated(6, 10, &[]));
+    // Nothing is asked twice, but for what has become the first of its search.
+    journal.acknowledge("s", 1001, None);
+    assert_eq!(journal.backlog("s"), dated(5, 10, &[(A, 2)]));
+    journal.date("s", &HashMap::from([((A, 2), at(51))]));
+    assert_eq!(journal.backlog("s"), dated(5, 10, &[]));
+    journal.drop_search(B);
+    assert_eq!(journal.backlog("s"), dated(2, 51, &[]));
+}
+
+#[test]
+fn how_much_waits_is_not_clear_while_nobody_is_known_to_hold_what_was_lost() {
+    let mut journal = journal(&["s", "t"]);
+    journal.append(A, 1, 1);
+    journal.acknowledge("t", 1001, None);
+    journal.append(B, 1, 1);
+    journal.acknowledge("s", 1002, None);
+    // One has them all, and nothing is lost for it; for the other something waits.
+    let dropped = journal.dropped();
+    journal.lose_search(A);
+    journal.lose_search(B);
+    assert!(!journal.is_unclear("s") && journal.is_unclear("t"));
+    assert_eq!(journal.unclear(), HashSet::from([B]));
+    assert_ne!(journal.dropped(), dropped);
+    journal.settle(|row| row == A);
+    assert!(journal.is_unclear("t"));
+    let dropped = journal.dropped();
+    journal.adopt(held(B, 2), 1, 1, &progress(&[("t", 1)]));
+    assert!(!journal.is_unclear("t"));
+    assert_ne!(journal.dropped(), dropped, "nobody hears of it");
+    // What is given to others in order is theirs.
+    journal.append(B, 2, 1);
+    journal.drop_search(B);
+    assert!(!journal.is_unclear("t"));
 }

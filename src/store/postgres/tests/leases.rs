@@ -26,8 +26,8 @@ async fn whoever_slept_past_its_lease_commits_and_delivers_nothing() {
     let refused = first.commit(slept, events(4..5), second(3)).await;
     assert!(matches!(refused, Err(Error::LeaseLost)), "{refused:?}");
     let changed = shared(&first).changed.subscribe();
-    let nothing = first.pending("s", 9, usize::MAX).await.unwrap();
-    assert_eq!(told(&nothing), [0; 0]);
+    let nothing = first.pending("s", 9, usize::MAX).await;
+    assert!(matches!(nothing, Err(Error::Unclear)), "{nothing:?}");
     assert!(changed.has_changed().unwrap(), "all hear of a lease's end");
     // What it says now of its delivery comes too late.
     let last = batch.events.last().unwrap().position;
@@ -183,4 +183,63 @@ async fn a_lease_whose_taking_was_given_up_is_given_back_at_the_end() {
     store.close().await;
     let held = sql(&url, "SELECT count(*) FROM search WHERE owner IS NOT NULL");
     assert_eq!(held, "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_is_not_told_as_nothing_while_the_database_is_out_of_reach() {
+    let server = format!("127.0.0.1:{}", server::shared().port());
+    let proxy = proxy::Proxy::start(server.parse().unwrap()).await;
+    let url = server::shared().fresh();
+    let by_proxy = url.replace(&server, &proxy.address.to_string());
+    let lease = Duration::from_secs(2);
+    let store = open(&by_proxy, "node", lease).await;
+    store.share_out(vec![a_search()]);
+    store.set_sinks(names(&["s", "t"])).await.unwrap();
+    let held = take_over(&store).await.held;
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+    let batch = store.pending("t", 9, usize::MAX).await.unwrap();
+    let last = batch.events[1].position;
+    store.acknowledge("t", last, None).await.unwrap();
+    drop(batch);
+
+    let outage = async || {
+        proxy.set(proxy::Weather::Reset);
+        let mut changed = store.journalled();
+        let is_unclear = async || matches!(store.backlog("s").await, Err(Error::Unclear));
+        while !is_unclear().await {
+            let heard = timeout(PATIENCE, changed.changed()).await;
+            assert!(heard.is_ok(), "{:?}", store.backlog("s").await);
+        }
+        let pending = store.pending("s", 9, usize::MAX).await;
+        assert!(matches!(pending, Err(Error::Unclear)), "{pending:?}");
+        // One that has everything lacks nothing now either.
+        assert_eq!(store.backlog("t").await.unwrap(), Backlog::default());
+        let nothing = store.pending("t", 9, usize::MAX).await.unwrap();
+        assert_eq!(told(&nothing), [0; 0]);
+    };
+    outage().await;
+    proxy.set(proxy::Weather::Fair);
+    take_over(&store).await;
+    assert_eq!(store.backlog("s").await.unwrap().events, 2);
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [1, 2]);
+    drop(batch);
+
+    outage().await;
+    let other = open(&url, "other", LEASE).await;
+    other.set_sinks(names(&["s", "t"])).await.unwrap();
+    take_over(&other).await;
+    let mut changed = store.journalled();
+    proxy.set(proxy::Weather::Fair);
+    loop {
+        match store.backlog("s").await {
+            Ok(backlog) => break assert_eq!(backlog, Backlog::default(), "it is another's"),
+            Err(Error::Unclear) => {}
+            Err(error) => panic!("{error:?}"),
+        }
+        timeout(PATIENCE, changed.changed()).await.unwrap().unwrap();
+    }
+    assert_eq!(other.backlog("s").await.unwrap().events, 2);
+    store.close().await;
+    other.close().await;
 }

@@ -239,7 +239,8 @@ async fn sinks_hear_of_it_when_what_waits_is_lost() {
     journalled.mark_unchanged();
     shared(&store).change_leases(|state| state.lose(held));
     assert!(journalled.has_changed().unwrap());
-    assert_eq!(store.backlog("s").await.unwrap(), Backlog::default());
+    let backlog = store.backlog("s").await;
+    assert!(matches!(backlog, Err(Error::Unclear)), "{backlog:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -371,8 +372,8 @@ async fn nothing_is_skipped_where_nobody_can_tell_that_it_is_gone() {
         "UPDATE search SET epoch = epoch + 1; CREATE TABLE kept AS TABLE journal;
          DELETE FROM journal",
     );
-    let nothing = store.pending("s", 9, usize::MAX).await.unwrap();
-    assert_eq!(told(&nothing), [0; 0]);
+    let nothing = store.pending("s", 9, usize::MAX).await;
+    assert!(matches!(nothing, Err(Error::Unclear)), "{nothing:?}");
     assert!(!shared(&store).look(|state| state.is_held(held)));
     assert_eq!(
         sql(&url, "SELECT count(*) FROM progress WHERE position > 0"),
@@ -428,4 +429,45 @@ async fn a_sink_that_has_left_is_told_and_given_up_when_its_time_is_over_with_wh
     // What it alone had not got is removed.
     delivery::prune(shared(&store)).await.unwrap();
     wait_for_journal(&store, 1).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_oldest_event_is_found_in_whichever_search_it_is() {
+    let url = server::shared().fresh();
+    let keys = ["young", "old", "none"].map(|name| key("acme", "client_1", name));
+    let store = open(&url, "node", LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    for (key, numbers) in keys.iter().zip([5..7, 1..4, 0..0]) {
+        let held = store.take_up(key, second(1)).await.unwrap().held;
+        store
+            .commit(held, events(numbers), second(2))
+            .await
+            .unwrap();
+    }
+    store.close().await;
+
+    let store = open(&url, "node", LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let mut held = Vec::new();
+    for key in &keys {
+        held.push(store.take_up(key, second(3)).await.unwrap().held);
+    }
+    let oldest = async || store.backlog("s").await.unwrap().oldest;
+    let at = |number| Some(event(number).at);
+    assert_eq!(oldest().await, at(1));
+    // It is known: the server is not asked again.
+    sql(&url, "UPDATE journal SET at = now() WHERE position = 1");
+    assert_eq!(oldest().await, at(1));
+    store
+        .commit(held[2], events(9..10), second(4))
+        .await
+        .unwrap();
+    for (delivered, then) in [(1, at(1)), (1, at(1)), (1, at(2)), (1, at(3)), (1, at(9))] {
+        let batch = store.pending("s", delivered, usize::MAX).await.unwrap();
+        let last = batch.events[delivered - 1].position;
+        store.acknowledge("s", last, None).await.unwrap();
+        drop(batch);
+        assert_eq!(oldest().await, then);
+    }
+    store.close().await;
 }

@@ -1,6 +1,7 @@
 //! Tables: made, migrated, restored, lost; the replicas and leases that were in them.
 
 use super::*;
+use crate::store::postgres::schema::Standing;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_that_start_at_once_make_the_tables_once() {
@@ -177,6 +178,91 @@ async fn tables_that_are_gone_and_not_restored_are_made_anew() {
     assert_eq!(sql(&url, "SELECT journal_end FROM search"), "2");
     assert_eq!(sql(&url, "SELECT name FROM sink"), "s");
     store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_are_gone_have_their_time_however_long_one_of_them_was_gone_before() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    let mut gone = keeper::Gone::default();
+    let lease = Duration::from_millis(100);
+    let mut look = async || {
+        let looked = keeper::look(&shared(&store).pool, &mut gone, lease).await;
+        (looked, gone.time)
+    };
+    let none = Duration::ZERO;
+    assert!(matches!(look().await, (Ok(Standing::There), time) if time == none));
+    let drop_all = |tables: &[&str]| sql(&url, &format!("DROP TABLE {}", tables.join(", ")));
+    drop_all(&["journal"]);
+    for _ in 0..3 {
+        tokio::time::sleep(lease).await;
+        let looked = look().await;
+        assert!(matches!(looked, (Err(Failure::Missing(_)), time) if time == none));
+    }
+    let others = schema::TABLES.iter().filter(|name| **name != "journal");
+    let others: Vec<&str> = [schema::NUMBER_TABLE]
+        .iter()
+        .chain(others)
+        .copied()
+        .collect();
+    drop_all(&others);
+    assert!(matches!(look().await, (Ok(Standing::Gone), time) if time == none));
+    tokio::time::sleep(lease / 2).await;
+    let (standing, time) = look().await;
+    assert_eq!(standing.unwrap(), Standing::Gone);
+    assert!(time >= lease / 2 && time <= lease, "{time:?}");
+    // Somebody restores them.
+    sql(
+        &url,
+        "CREATE TABLE sink (name TEXT, unnamed_since TIMESTAMPTZ)",
+    );
+    assert!(matches!(look().await, (Err(Failure::Missing(_)), time) if time == none));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_without_their_number_are_not_taken_for_anothers_and_nothing_is_made_beside_them() {
+    let url = server::shared().fresh();
+    open(&url, "node", LEASE).await.close().await;
+    let look = async || {
+        let url = SecretSource::Value(Secret::new(&url));
+        inspect(&url, LEASE).await.unwrap().tables
+    };
+    let start = async || {
+        let refused = Store::open(&options(&url, "node", LEASE)).await;
+        text(&refused.unwrap_err())
+    };
+    let number = "SELECT count(*) FROM pg_class
+         WHERE relname = 'opsramp_exporter_schema' AND pg_table_is_visible(oid)";
+    for (so, left) in [
+        // As a start of an earlier version has left it.
+        ("UPDATE opsramp_exporter_schema SET version = 0", "1"),
+        ("DELETE FROM opsramp_exporter_schema", "1"),
+        ("DROP TABLE opsramp_exporter_schema", "0"),
+    ] {
+        sql(&url, so);
+        let missing = Unfit::Missing(names(&[schema::NUMBER_TABLE]));
+        assert_eq!(look().await, Err(missing), "{so}");
+        let why = start().await;
+        assert!(why.contains("are there: opsramp_exporter_schema;"), "{why}");
+        assert_eq!(sql(&url, number), left, "{so}");
+    }
+    // Restored alone, it has neither its key nor its constraints.
+    let version = schema::MIGRATIONS.len();
+    sql(
+        &url,
+        &format!(
+            "CREATE TABLE opsramp_exporter_schema (only_row BOOLEAN NOT NULL, version INTEGER NOT NULL);
+             INSERT INTO opsramp_exporter_schema VALUES (TRUE, {version})"
+        ),
+    );
+    open(&url, "node", LEASE).await.close().await;
+    assert_eq!(look().await, Ok(Tables::Ready));
+
+    sql(&url, "DROP TABLE opsramp_exporter_schema, journal");
+    let missing = names(&[schema::NUMBER_TABLE, "journal"]);
+    assert_eq!(look().await, Err(Unfit::Missing(missing)));
+    let why = start().await;
+    assert!(why.contains("opsramp_exporter_schema, journal;"), "{why}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -430,7 +516,7 @@ async fn a_table_that_is_gone_while_others_are_there_is_named_until_it_is_back()
     let store = open(&url, "node", Duration::from_secs(1)).await;
     store.set_sinks(names(&["s"])).await.unwrap();
     take_over(&store).await;
-    for table in ["alert", "departed", "journal"] {
+    for table in ["alert", "departed", "journal", schema::NUMBER_TABLE] {
         sql(&url, &format!("ALTER TABLE {table} RENAME TO elsewhere"));
         let names_it = format!("are gone while others are there: {table};");
         let deadline = Instant::now() + PATIENCE;

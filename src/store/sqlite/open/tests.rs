@@ -373,16 +373,7 @@ fn a_state_that_another_exporter_has_had_since_its_lock_was_removed_is_lost() {
     let folder = folder();
     let path = folder.path().join("state.db");
     let number = std::process::id();
-    for (has_ended, problem) in [
-        (
-            false,
-            format!("another exporter (process {number}) uses it"),
-        ),
-        (
-            true,
-            format!("another exporter (process {number}) has used it since"),
-        ),
-    ] {
+    for has_ended in [false, true] {
         let mut file = open(&path).unwrap();
         fs::remove_file(beside(&path, ".lock")).unwrap();
         let second = open(&path).unwrap();
@@ -393,10 +384,19 @@ fn a_state_that_another_exporter_has_had_since_its_lock_was_removed_is_lost() {
             Some(second)
         };
         let error = file.keep_lock().unwrap_err();
-        assert!(
-            matches!(&error, Error::Lost { path: lost, problem: said } if *lost == path && *said == problem),
-            "{error:?}"
-        );
+        let Error::Lost {
+            path: lost,
+            problem,
+        } = &error
+        else {
+            panic!("{error:?}");
+        };
+        assert_eq!(*lost, path);
+        // A process that another test starts at this moment may hold the lock a little longer.
+        let known = [" uses it", " has used it since"]
+            .map(|what| format!("another exporter (process {number}){what}"));
+        let expected = if has_ended { &known[..] } else { &known[..1] };
+        assert!(expected.contains(problem), "{problem}");
         file.abandon();
         drop(second);
     }
