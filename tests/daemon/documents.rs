@@ -229,7 +229,10 @@ async fn our_samples_are_understood_word_for_word() {
         Some(oldest.as_second() as f64)
     );
 
-    let lines = exporter.stdout.lines();
+    let lines = exporter
+        .stdout
+        .wait_for("each alert's line", |lines| lines.len() >= 3)
+        .await;
     let opened = records(&lines);
     let full = record(&opened, "5021", "opened");
     let without_the_absent: Vec<&str> = KEYS
