@@ -7,6 +7,7 @@
 use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::TlsAcceptor;
 
 use self::passwords::Passwords;
@@ -19,11 +20,13 @@ pub use self::{
 };
 
 pub(super) use self::passwords::{Verdict, network};
+pub(in crate::web) use self::standing::{Peer, Standing};
 
 mod clients;
 mod guard;
 mod passwords;
 mod rate;
+mod standing;
 mod tls;
 
 /// What a web configuration file says.
@@ -48,8 +51,10 @@ pub struct Security {
 }
 
 /// TLS at one time.
-pub(super) struct Tls {
+pub(in crate::web) struct Tls {
     acceptor: TlsAcceptor,
+    /// Looks at the certificates of clients, where any are asked for.
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
     /// What it was made of.
     options: TlsOptions,
 }
@@ -67,6 +72,14 @@ const DEMANDS: [(&str, fn(&TlsOptions) -> bool); 3] = [
     }),
 ];
 
+// === impl Tls ===
+
+impl Tls {
+    pub(in crate::web) fn acceptor(&self) -> &TlsAcceptor {
+        &self.acceptor
+    }
+}
+
 // === impl Security ===
 
 impl Security {
@@ -76,8 +89,10 @@ impl Security {
     /// Where certificates and keys cannot be used.
     pub fn new(options: &SecurityOptions, memory: &PasswordMemory) -> Result<Self, TlsError> {
         let tls = options.tls.as_ref().map(|tls| {
+            let verifier = tls.verifier()?;
             Ok(Arc::new(Tls {
-                acceptor: tls.acceptor()?,
+                acceptor: tls.acceptor(verifier.clone())?,
+                verifier,
                 options: tls.clone(),
             }))
         });
@@ -110,8 +125,8 @@ impl Security {
         }
     }
 
-    pub(super) fn tls(&self) -> Option<&TlsAcceptor> {
-        self.tls.as_ref().map(|tls| &tls.acceptor)
+    pub(super) fn tls(&self) -> Option<&Arc<Tls>> {
+        self.tls.as_ref()
     }
 
     /// Whether there is another request to be answered now.
@@ -139,6 +154,11 @@ impl Security {
                 headers.insert(name, value.clone());
             }
         }
+    }
+
+    /// How a connection stands that was opened at another time, perhaps.
+    pub(super) fn standing(&self, peer: &Peer) -> Standing {
+        standing::of(peer, self.tls.as_ref())
     }
 
     /// The protection that `self` lacks and `before` has: what an editor that has written half of

@@ -145,12 +145,15 @@ impl ClientAuth {
 // === impl TlsOptions ===
 
 impl TlsOptions {
-    pub(super) fn acceptor(&self) -> Result<TlsAcceptor, TlsError> {
-        let provider = Arc::new(self.provider());
-        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+    /// What shakes hands, with what [`Self::verifier`] has made.
+    pub(super) fn acceptor(
+        &self,
+        verifier: Option<Arc<dyn ClientCertVerifier>>,
+    ) -> Result<TlsAcceptor, TlsError> {
+        let builder = ServerConfig::builder_with_provider(Arc::new(self.provider()))
             .with_protocol_versions(&self.versions())
             .map_err(|error| failed(TlsPart::CipherSuites, error))?;
-        let builder = match self.verifier(provider)? {
+        let builder = match verifier {
             Some(verifier) => builder.with_client_cert_verifier(verifier),
             None => builder.with_no_client_auth(),
         };
@@ -208,10 +211,9 @@ impl TlsOptions {
             .collect()
     }
 
-    fn verifier(
-        &self,
-        provider: Arc<CryptoProvider>,
-    ) -> Result<Option<Arc<dyn ClientCertVerifier>>, TlsError> {
+    /// What looks at the certificates of clients; `None` where none are asked for.
+    pub(super) fn verifier(&self) -> Result<Option<Arc<dyn ClientCertVerifier>>, TlsError> {
+        let provider = Arc::new(self.provider());
         let mandatory = self.client_auth.is_mandatory();
         let verifier: Arc<dyn ClientCertVerifier> = match self.client_auth {
             ClientAuth::None => return Ok(None),
