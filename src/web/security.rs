@@ -7,10 +7,12 @@
 use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use jiff::Timestamp;
 use rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::TlsAcceptor;
 
 use self::passwords::Passwords;
+use crate::validity::Ending;
 
 pub use self::{
     guard::{Guard, LoadSecurity},
@@ -55,6 +57,8 @@ pub(in crate::web) struct Tls {
     acceptor: TlsAcceptor,
     /// Looks at the certificates of clients, where any are asked for.
     verifier: Option<Arc<dyn ClientCertVerifier>>,
+    /// When the server's own certificate ends.
+    not_after: Option<Timestamp>,
     /// What it was made of.
     options: TlsOptions,
 }
@@ -93,6 +97,7 @@ impl Security {
             Ok(Arc::new(Tls {
                 acceptor: tls.acceptor(verifier.clone())?,
                 verifier,
+                not_after: tls.not_after(),
                 options: tls.clone(),
             }))
         });
@@ -123,6 +128,22 @@ impl Security {
             Some(_) => "https",
             None => "http",
         }
+    }
+
+    /// When the server's own certificate ends; `None` without TLS, and where it does not tell.
+    pub(crate) fn certificate_end(&self) -> Option<Timestamp> {
+        self.tls.as_ref()?.not_after
+    }
+
+    /// What is to be said where that is soon, or past.
+    pub(crate) fn certificate_warning(&self, now: Timestamp) -> Option<String> {
+        self.ending(now).map(|ending| {
+            format!("the certificate of the web server {ending}; renew it, which takes no restart")
+        })
+    }
+
+    fn ending(&self, now: Timestamp) -> Option<Ending> {
+        Ending::of(self.certificate_end()?, now)
     }
 
     pub(super) fn tls(&self) -> Option<&Arc<Tls>> {
@@ -193,8 +214,18 @@ mod tests {
 
     /// TLS with such clients, whose issuer is the server's own certificate.
     fn with_clients(client_auth: ClientAuth, names: Option<&[&str]>) -> Security {
+        security(client_auth, names, 3000)
+    }
+
+    /// TLS with a certificate that ends at the beginning of a year.
+    pub(super) fn until(year: i32) -> Security {
+        security(ClientAuth::None, None, year)
+    }
+
+    fn security(client_auth: ClientAuth, names: Option<&[&str]>, year: i32) -> Security {
         let key = rcgen::KeyPair::generate().unwrap();
-        let parameters = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+        let mut parameters = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+        parameters.not_after = rcgen::date_time_ymd(year, 1, 1);
         let certificate = parameters.self_signed(&key).unwrap().pem();
         let tls = TlsOptions {
             certificate: certificate.clone(),

@@ -7,10 +7,12 @@
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::Security;
+use crate::{clock, validity::Ending};
 
 /// What was read is good for so long.
 const FRESH: Duration = Duration::from_secs(1);
@@ -43,6 +45,8 @@ struct State {
     looked: Instant,
     /// Why the files cannot be used at present.
     problem: Option<String>,
+    /// Whether it was said that the certificate ends soon (`false`), or that it has ended.
+    told_of_end: Option<bool>,
     /// When the readings began that have not ended, by their numbers.
     under_way: BTreeMap<u64, Instant>,
     /// The number of the last reading that began.
@@ -73,15 +77,18 @@ impl Guard {
     }
 
     fn new(security: Arc<Security>, load: Option<Arc<LoadSecurity>>) -> Self {
+        let mut state = State {
+            security,
+            looked: Instant::now(),
+            problem: None,
+            told_of_end: None,
+            under_way: BTreeMap::new(),
+            begun: 0,
+            heeded: 0,
+        };
+        state.tell_of_end(clock::now());
         Self {
-            state: Arc::new(Mutex::new(State {
-                security,
-                looked: Instant::now(),
-                problem: None,
-                under_way: BTreeMap::new(),
-                begun: 0,
-                heeded: 0,
-            })),
+            state: Arc::new(Mutex::new(state)),
             load,
         }
     }
@@ -177,9 +184,24 @@ impl State {
                 }
                 self.security = new;
                 self.problem = None;
+                if changed {
+                    self.told_of_end = None;
+                }
             }
             Err(problem) => self.report(problem),
         }
+        self.tell_of_end(clock::now());
+    }
+
+    /// Says that the certificate in force ends soon or has ended, once each.
+    fn tell_of_end(&mut self, now: Timestamp) {
+        let ends = self.security.ending(now).map(Ending::has_expired);
+        if ends != self.told_of_end
+            && let Some(warning) = self.security.certificate_warning(now)
+        {
+            tracing::warn!("{warning}");
+        }
+        self.told_of_end = ends;
     }
 
     /// Tells what is wrong with the files, each time that it is found: the diagnostics know when it has
@@ -215,7 +237,7 @@ mod tests {
         mpsc,
     };
 
-    use super::*;
+    use super::{super::tests::until, *};
     use crate::logging::captured;
 
     #[tokio::test(start_paused = true)]
@@ -321,5 +343,45 @@ mod tests {
             guard.turn().unwrap().look(&good);
         }
         assert!(Arc::ptr_eq(&guard.state.lock().security, &now));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_a_certificate_is_told_at_the_start_with_each_new_one_and_when_it_comes() {
+        let [long, past] = [3000, 2020].map(|year| Arc::new(until(year)));
+        let (lines, _logging) = captured();
+        let guard = Guard::watching(Arc::clone(&past), Box::new(|| Err("none".to_owned())));
+        let told = || {
+            let lines = std::mem::take(&mut *lines.lock());
+            let of_end = |line: &&String| line.contains("the certificate of the web server");
+            lines.iter().filter(of_end).cloned().collect::<Vec<_>>()
+        };
+        let first = told();
+        assert!(
+            matches!(&first[..], [line] if line.contains("has expired")),
+            "{first:?}"
+        );
+        let read = |new: &Arc<Security>| {
+            let mut state = guard.state.lock();
+            let number = state.begun;
+            state.heed(number, Ok(Arc::clone(new)));
+        };
+        for (new, times) in [(&past, 0), (&long, 0), (&past, 1), (&past, 0), (&long, 0)] {
+            read(new);
+            let said = told();
+            assert_eq!(said.len(), times, "{said:?}");
+            tokio::time::advance(FRESH * 3_600).await;
+        }
+        // The same one comes to its end while the server runs.
+        for (date, times) in [
+            ("2999-12-01T00:00:00Z", 0),
+            ("2999-12-20T00:00:00Z", 1),
+            ("2999-12-21T00:00:00Z", 0),
+            ("3000-01-02T00:00:00Z", 1),
+            ("3000-01-03T00:00:00Z", 0),
+        ] {
+            guard.state.lock().tell_of_end(date.parse().unwrap());
+            assert_eq!(told().len(), times, "{date}");
+            tokio::time::advance(FRESH * 3_600).await;
+        }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use rustls::{
     CipherSuite, NamedGroup, RootCertStore, ServerConfig, SupportedProtocolVersion,
     crypto::{CryptoProvider, ring},
@@ -12,7 +13,7 @@ use rustls::{
 use tokio_rustls::TlsAcceptor;
 
 use super::clients::{AllowedNames, AnyIssuer};
-use crate::secret::Secret;
+use crate::{secret::Secret, validity::not_after};
 
 /// The cipher suites that can be chosen for TLS 1.2, by their names. Those of TLS 1.3 are always
 /// there.
@@ -179,6 +180,12 @@ impl TlsOptions {
         // Clients that would rather speak HTTP/2 have HTTP/1.1 as well.
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(TlsAcceptor::from(Arc::new(config)))
+    }
+
+    /// When the server's certificate ends, the first one; `None` where that cannot be read.
+    pub(super) fn not_after(&self) -> Option<Timestamp> {
+        let mut certificates = CertificateDer::pem_slice_iter(self.certificate.as_bytes());
+        not_after(&certificates.next()?.ok()?)
     }
 
     fn provider(&self) -> CryptoProvider {
