@@ -63,8 +63,10 @@ pub(in crate::web) struct Tls {
     options: TlsOptions,
 }
 
-/// What is asked of clients, each with its name for people.
-const DEMANDS: [(&str, fn(&TlsOptions) -> bool); 3] = [
+/// Something that may be asked of clients: its name for people, and whether it is.
+type Demand = (&'static str, fn(&TlsOptions) -> bool);
+
+const DEMANDS: [Demand; 3] = [
     ("a client_auth_type that demands a certificate", |tls| {
         tls.client_auth.is_mandatory()
     }),
