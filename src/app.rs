@@ -78,7 +78,8 @@ fn dispatch(cli: &Cli) -> Outcome {
         Command::Config { schema: false } => print(&load(cli)?.config.to_yaml()),
         Command::CheckConfig => {
             let mut loaded = load_to_poll(cli).inspect_err(|_| tell_of_web_file(cli))?;
-            loaded.warnings.extend(check_web_file(&loaded.config.web)?);
+            let (warnings, ending) = check_web_file(&loaded.config.web)?;
+            loaded.warnings.extend(warnings.into_iter().chain(ending));
             check_database_url(&loaded.config.state)?;
             warn(&loaded);
             let name = loaded.file.map_or("configuration".to_owned(), |file| {
@@ -158,7 +159,9 @@ fn run_daemon(cli: &Cli) -> Outcome {
 fn run_check(cli: &Cli) -> Outcome {
     let mut out = io::stdout();
     let loaded = load_to_poll(cli).and_then(|mut loaded| {
-        loaded.warnings.extend(check_web_file(&loaded.config.web)?);
+        // The end of its certificate has a step of its own.
+        let (warnings, _) = check_web_file(&loaded.config.web)?;
+        loaded.warnings.extend(warnings);
         Ok(loaded)
     });
     let loaded = match loaded {
@@ -242,13 +245,14 @@ fn load_web(cli: &Cli) -> Result<Web, ConfigError> {
     Config::load_web(cli.config_file.as_deref(), &cli.overrides.web, &environment)
 }
 
-/// Looks whether the web configuration file can be used; returns what should be said about it.
-fn check_web_file(web: &Web) -> Result<Vec<String>, Failure> {
+/// Looks whether the web configuration file can be used; returns what should be said about it, and about
+/// the end of the certificate.
+fn check_web_file(web: &Web) -> Result<(Vec<String>, Option<String>), Failure> {
     let Some(path) = &web.config_file else {
-        return Ok(Vec::new());
+        return Ok((Vec::new(), None));
     };
-    let (_, _, warnings) = block_on(daemon::read_web_file(path))??;
-    Ok(warnings)
+    let (_, security, warnings) = block_on(daemon::read_web_file(path))??;
+    Ok((warnings, security.certificate_warning(clock::now())))
 }
 
 /// Says what is wrong with the web configuration file, where the rest of the configuration cannot

@@ -16,7 +16,6 @@ mod local;
 mod network;
 mod report;
 mod tls;
-mod validity;
 
 /// What to do about a file that does not answer.
 const SILENT_FILE: &str = "look whether the file system answers; a local one is best";
@@ -40,6 +39,7 @@ pub async fn run(loaded: &Loaded, out: &mut dyn io::Write) -> io::Result<bool> {
     }
     local::check_state(&mut report, &config.state).await;
     local::check_sinks(&mut report, &config.sinks).await;
+    local::check_web(&mut report, &config.web).await;
     report.end()
 }
 

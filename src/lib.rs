@@ -46,4 +46,5 @@ pub mod simulator;
 pub mod status;
 pub mod store;
 pub mod track;
+mod validity;
 pub mod web;

@@ -1,4 +1,4 @@
-//! What is on this side: the state, and the sinks. Nothing is delivered, and a daemon that runs
+//! What is on this side: the state, the sinks and the web server. Nothing is delivered, and a daemon that runs
 //! beside notices nothing.
 
 use std::{
@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use jiff::Timestamp;
 use rustix::fs::OFlags;
 use rustls::CertificateError;
 use tokio_postgres::error::SqlState;
@@ -22,7 +23,9 @@ use super::{
     report::{Outcome, Passed, Report, Trouble},
 };
 use crate::{
-    config::State,
+    clock,
+    config::{State, Web},
+    daemon,
     deliver::{OtlpOptions, SinkOptions, Target, otlp},
     error_chain::chain,
     paths,
@@ -32,6 +35,7 @@ use crate::{
         postgres::{self, AddressError, Failure, Tables, Unfit},
         sqlite::{Inspection, inspect},
     },
+    validity::{Ending, days},
 };
 
 /// How long a server may take to answer the first word.
@@ -68,6 +72,44 @@ pub(super) async fn check_sinks(report: &mut Report<'_>, sinks: &[SinkOptions]) 
             .about("")
             .taken(&format!("sink {}", sink.name), outcome);
     }
+}
+
+/// Takes the step of the web server, where it has TLS: nobody else tells when its certificate ends.
+pub(super) async fn check_web(report: &mut Report<'_>, web: &Web) {
+    let Some(path) = &web.config_file else {
+        return;
+    };
+    let outcome = match daemon::read_web_file(path).await {
+        Ok((_, security, _)) if security.scheme() == "http" => return,
+        Ok((_, security, _)) => certificate(security.certificate_end(), clock::now()),
+        Err(error) => Err(Trouble::new(chain(error.as_ref()), "correct it")),
+    };
+    report.about("").taken("web server", outcome);
+}
+
+fn certificate(not_after: Option<Timestamp>, now: Timestamp) -> Outcome<()> {
+    let Some(not_after) = not_after else {
+        let found = "TLS, the certificate does not tell its end";
+        return Ok(Passed::new((), found));
+    };
+    let ending = Ending::of(not_after, now);
+    if let Some(ending) = ending.filter(|ending| ending.has_expired()) {
+        return Err(Trouble::new(
+            format!("the certificate of the web server {ending}"),
+            format!(
+                "the clock here says {now:.0}; where that is wrong, set it; else renew the certificate, which \
+                 takes no restart"
+            ),
+        ));
+    }
+    let left = days(not_after.duration_since(now));
+    let passed = Passed::new((), format!("TLS, the certificate is valid for {left}"));
+    Ok(match ending {
+        Some(_) => {
+            passed.with_concern("the certificate ends soon; renew it, which takes no restart")
+        }
+        None => passed,
+    })
 }
 
 /// A disk can be slow, or a network one dead.

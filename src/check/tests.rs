@@ -722,3 +722,42 @@ async fn less_is_asked_for_where_the_server_refuses_the_paging_and_a_passing_400
     let told = "the server refuses page_size 500, so that 100 are asked for";
     assert!(passed && text.contains(told), "{text}");
 }
+
+#[tokio::test]
+async fn the_end_of_the_web_servers_own_certificate_is_told() {
+    let simulator = simulator(|_| {}).await;
+    let mut setup = Setup::new(&simulator.url(), |_| {});
+    let write = |name: &str, text: &str| {
+        std::fs::write(setup.folder.path().join(name), text).unwrap();
+    };
+    let renew = |days: i64| {
+        let (year, month, day) = days_from_now(days);
+        let mut parameters = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        parameters.not_after = rcgen::date_time_ymd(year, month, day);
+        let key = KeyPair::generate().unwrap();
+        write("server.crt", &parameters.self_signed(&key).unwrap().pem());
+        write("server.key", &key.serialize_pem());
+    };
+    setup.config.web.config_file = Some(setup.folder.path().join("web.yml"));
+    write("web.yml", "tls_server_config: {}\n");
+    let (passed, text) = setup.check().await;
+    assert!(passed && !text.contains("web server"), "{text}");
+
+    let tls = "tls_server_config:\n  cert_file: server.crt\n  key_file: server.key\n";
+    write("web.yml", tls);
+    renew(100);
+    let (passed, text) = setup.check().await;
+    let line = "ok       web server: TLS, the certificate is valid for 99 days\n";
+    assert!(passed && text.contains(line), "{text}");
+    assert!(!text.contains("ends soon"), "{text}");
+    renew(5);
+    let (passed, text) = setup.check().await;
+    let line =
+        "certificate is valid for 4 days\n         warning: the certificate ends soon; renew it";
+    assert!(passed && text.contains(line), "{text}");
+    renew(-10);
+    let (failed, next) = setup.failure().await;
+    let line = "FAILED   web server: the certificate of the web server has expired 10 days ago";
+    assert_eq!(failed, line);
+    assert!(next.contains("the clock here says"), "{next}");
+}

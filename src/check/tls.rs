@@ -5,7 +5,7 @@
 
 use std::{io, path::Path, sync::Arc, time::Duration};
 
-use jiff::{SignedDuration, Timestamp};
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use rustls::{
     CertificateError, ClientConfig, DigitallySignedStruct, Error, InvalidMessage, RootCertStore,
@@ -23,12 +23,12 @@ use super::{
     SILENT_FILE,
     network::{Connection, Endpoint},
     report::{Outcome, Passed, Trouble},
-    validity::not_after,
 };
-use crate::{opsramp::TlsOptions, reading};
-
-/// A certificate that ends sooner is worth a word.
-const SOON: SignedDuration = SignedDuration::from_hours(14 * 24);
+use crate::{
+    opsramp::TlsOptions,
+    reading,
+    validity::{Ending, days, not_after},
+};
 
 /// Names of a certificate that are shown at most.
 const SHOWN: usize = 4;
@@ -118,11 +118,9 @@ pub(super) async fn shake_hands(
         }));
     }
     let passed = Passed::new(connection, format!("{version}, {validity}"));
-    Ok(match left {
-        Some(left) if left < SOON => {
-            passed.with_concern("the certificate ends soon; its owner has to renew it")
-        }
-        _ => passed,
+    Ok(match not_after.and_then(|end| Ending::of(end, now)) {
+        Some(_) => passed.with_concern("the certificate ends soon; its owner has to renew it"),
+        None => passed,
     })
 }
 
@@ -316,13 +314,6 @@ fn bare(name: &str) -> &str {
 fn time(at: UnixTime, now: Timestamp) -> Timestamp {
     let seconds = i64::try_from(at.as_secs()).unwrap_or(i64::MAX);
     Timestamp::from_second(seconds).unwrap_or(now)
-}
-
-fn days(time: SignedDuration) -> String {
-    match time.as_hours() {
-        hours if hours < 48 => format!("{hours} h"),
-        hours => format!("{} days", hours / 24),
-    }
 }
 
 // === impl Watching ===

@@ -10,6 +10,7 @@ use std::{
 };
 
 use axum::http::{HeaderName, HeaderValue, header};
+use parking_lot::Mutex;
 
 use super::{
     ConfigError, Origin, Problem, is_public,
@@ -33,10 +34,10 @@ const WHAT: &str = "web configuration file (web.config_file, --web.config.file)"
 const FRAME_OPTIONS: [&str; 3] = ["deny", "sameorigin", ""];
 
 /// A web configuration file, and what it said last.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct WebFile {
     path: PathBuf,
-    last: Option<(SecurityOptions, Arc<Security>)>,
+    last: Option<(Arc<SecurityOptions>, Arc<Security>)>,
     /// Whoever changes a header or a certificate makes no client unknown.
     memory: PasswordMemory,
 }
@@ -102,8 +103,8 @@ impl WebFile {
         if !list.is_empty() {
             return Err(ConfigError::Invalid(list));
         }
-        let security = match self.last.take() {
-            Some((last, security)) if last == options => security,
+        let security = match &self.last {
+            Some((last, security)) if **last == options => Arc::clone(security),
             _ => Arc::new(Security::new(&options, &self.memory).map_err(|error| {
                 let key = keys.name(&error);
                 ConfigError::Invalid(vec![problem(locate(key), key, error.message)])
@@ -113,7 +114,7 @@ impl WebFile {
         if (!options.users.is_empty() || keys.has_inline_key) && is_public(path) {
             warnings.push(exposed(path, "holds password hashes or a key"));
         }
-        self.last = Some((options, Arc::clone(&security)));
+        self.last = Some((Arc::new(options), Arc::clone(&security)));
         Ok((security, warnings))
     }
 
@@ -139,10 +140,14 @@ impl WebFile {
 
     /// Turns it into what reads it again and again.
     #[must_use]
-    pub fn into_load(mut self) -> LoadSecurity {
+    pub fn into_load(self) -> LoadSecurity {
+        let known = Mutex::new(self);
         Box::new(move || {
-            self.read()
-                .map_err(|error| format!("{:#}", anyhow::Error::new(error)))
+            // What hangs while it reads must not keep others from reading.
+            let mut file = known.lock().clone();
+            let read = file.read();
+            known.lock().last = file.last;
+            read.map_err(|error| format!("{:#}", anyhow::Error::new(error)))
         })
     }
 }

@@ -21,7 +21,11 @@ use std::{
     time::Duration,
 };
 
-use axum::{Router, body::Body, http::Request};
+use axum::{
+    Router,
+    body::Body,
+    http::{HeaderValue, Request, header},
+};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
@@ -36,7 +40,7 @@ use tower::ServiceExt as _;
 
 use super::{
     protect::Client,
-    security::{Guard, network},
+    security::{Guard, Peer, Standing, network},
 };
 
 /// The first byte of a connection that speaks TLS: a handshake comes (RFC 8446, 5.1).
@@ -138,6 +142,11 @@ struct Watched<S> {
     /// The last bytes that were read, where they are those of requests: not inside of TLS.
     end: Option<[u8; 3]>,
 }
+
+/// A connection whose client would not be let in now.
+#[derive(Debug, thiserror::Error)]
+#[error("the client would not be let in now")]
+struct Outdated;
 
 /// Removes a connection from the table when its task ends, however it ends.
 #[derive(Debug)]
@@ -292,8 +301,9 @@ impl Connections {
         S: AsyncRead + AsyncWrite + Unpin,
     {
         let security = self.guard.current().await;
-        let Some(acceptor) = security.tls() else {
-            return self.answer(stream, client, activity).await;
+        let Some(tls) = security.tls() else {
+            let peer = Peer::in_clear();
+            return self.answer(stream, client, peer, activity).await;
         };
         // It holds what was looked at, and passes the rest on.
         let mut stream = BufReader::with_capacity(PEEKED, stream);
@@ -306,14 +316,19 @@ impl Connections {
             }
             Ok([]) | Err(_) => return,
         }
-        match acceptor.accept(stream).await {
-            Ok(stream) => self.answer(stream, client, activity).await,
+        match tls.acceptor().accept(stream).await {
+            Ok(stream) => {
+                let certificates = stream.get_ref().1.peer_certificates();
+                let peer = Peer::over(Arc::clone(tls), certificates);
+                drop(security);
+                self.answer(stream, client, peer, activity).await;
+            }
             // Port scanners and probes would fill the log.
             Err(error) => tracing::debug!(%client, %error, "a TLS handshake failed"),
         }
     }
 
-    async fn answer<S>(self, stream: S, client: IpAddr, activity: Arc<Activity>)
+    async fn answer<S>(self, stream: S, client: IpAddr, peer: Peer, activity: Arc<Activity>)
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
@@ -322,16 +337,28 @@ impl Connections {
             activity: Arc::clone(&activity),
             end: Some([0; 3]),
         };
-        let router = self.router;
+        let (router, guard, peer) = (self.router, self.guard, &peer);
         let service = service_fn(|mut request: Request<Incoming>| {
             activity.enter(Phase::Working);
             request.extensions_mut().insert(Client(client));
             let answer = router.clone().oneshot(request.map(Body::new));
-            let activity = Arc::clone(&activity);
+            let (activity, guard) = (Arc::clone(&activity), &guard);
             async move {
-                let answer = answer.await;
+                let standing = guard.current().await.standing(peer);
+                if standing == Standing::Refused {
+                    tracing::debug!(%client, "a connection from before a change of TLS was closed");
+                    // No answer: whoever asks on a new connection instead learns there what is wrong.
+                    return Err(Outdated);
+                }
+                let mut answer = answer
+                    .await
+                    .unwrap_or_else(|never: Infallible| match never {});
+                if standing == Standing::Last {
+                    let close = HeaderValue::from_static("close");
+                    answer.headers_mut().insert(header::CONNECTION, close);
+                }
                 activity.enter(Phase::Answering);
-                answer.map_err(|never: Infallible| match never {})
+                Ok(answer)
             }
         });
         let connection = http1::Builder::new()

@@ -4,12 +4,15 @@
 //! of them and serves; a [`Guard`] holds the one in force and looks after changes. This room knows
 //! neither the file's format nor the paths of the site.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use jiff::Timestamp;
+use rustls::server::danger::ClientCertVerifier;
 use tokio_rustls::TlsAcceptor;
 
 use self::passwords::Passwords;
+use crate::validity::Ending;
 
 pub use self::{
     guard::{Guard, LoadSecurity},
@@ -19,11 +22,13 @@ pub use self::{
 };
 
 pub(super) use self::passwords::{Verdict, network};
+pub(in crate::web) use self::standing::{Peer, Standing};
 
 mod clients;
 mod guard;
 mod passwords;
 mod rate;
+mod standing;
 mod tls;
 
 /// What a web configuration file says.
@@ -41,15 +46,44 @@ pub struct SecurityOptions {
 
 /// What protects the web server at one time.
 pub struct Security {
-    tls: Option<Tls>,
+    tls: Option<Arc<Tls>>,
     headers: Vec<(HeaderName, HeaderValue)>,
     passwords: Option<Passwords>,
     bucket: Option<rate::Bucket>,
 }
 
-struct Tls {
+/// TLS at one time.
+pub(in crate::web) struct Tls {
     acceptor: TlsAcceptor,
-    demands_certificate: bool,
+    /// Looks at the certificates of clients, where any are asked for.
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
+    /// When the server's own certificate ends.
+    not_after: Option<Timestamp>,
+    /// What it was made of.
+    options: TlsOptions,
+}
+
+/// Something that may be asked of clients: its name for people, and whether it is.
+type Demand = (&'static str, fn(&TlsOptions) -> bool);
+
+const DEMANDS: [Demand; 3] = [
+    ("a client_auth_type that demands a certificate", |tls| {
+        tls.client_auth.is_mandatory()
+    }),
+    ("a client_auth_type that verifies certificates", |tls| {
+        tls.client_auth.is_verified()
+    }),
+    ("client_allowed_sans", |tls| {
+        tls.client_allowed_sans.is_some()
+    }),
+];
+
+// === impl Tls ===
+
+impl Tls {
+    pub(in crate::web) fn acceptor(&self) -> &TlsAcceptor {
+        &self.acceptor
+    }
 }
 
 // === impl Security ===
@@ -61,10 +95,13 @@ impl Security {
     /// Where certificates and keys cannot be used.
     pub fn new(options: &SecurityOptions, memory: &PasswordMemory) -> Result<Self, TlsError> {
         let tls = options.tls.as_ref().map(|tls| {
-            Ok(Tls {
-                acceptor: tls.acceptor()?,
-                demands_certificate: tls.client_auth.is_mandatory(),
-            })
+            let verifier = tls.verifier()?;
+            Ok(Arc::new(Tls {
+                acceptor: tls.acceptor(verifier.clone())?,
+                verifier,
+                not_after: tls.not_after(),
+                options: tls.clone(),
+            }))
         });
         Ok(Self {
             tls: tls.transpose()?,
@@ -95,8 +132,24 @@ impl Security {
         }
     }
 
-    pub(super) fn tls(&self) -> Option<&TlsAcceptor> {
-        self.tls.as_ref().map(|tls| &tls.acceptor)
+    /// When the server's own certificate ends; `None` without TLS, and where it does not tell.
+    pub(crate) fn certificate_end(&self) -> Option<Timestamp> {
+        self.tls.as_ref()?.not_after
+    }
+
+    /// What is to be said where that is soon, or past.
+    pub(crate) fn certificate_warning(&self, now: Timestamp) -> Option<String> {
+        self.ending(now).map(|ending| {
+            format!("the certificate of the web server {ending}; renew it, which takes no restart")
+        })
+    }
+
+    fn ending(&self, now: Timestamp) -> Option<Ending> {
+        Ending::of(self.certificate_end()?, now)
+    }
+
+    pub(super) fn tls(&self) -> Option<&Arc<Tls>> {
+        self.tls.as_ref()
     }
 
     /// Whether there is another request to be answered now.
@@ -126,22 +179,24 @@ impl Security {
         }
     }
 
+    /// How a connection stands that was opened at another time, perhaps.
+    pub(super) fn standing(&self, peer: &Peer) -> Standing {
+        standing::of(peer, self.tls.as_ref())
+    }
+
     /// The protection that `self` lacks and `before` has: what an editor that has written half of
     /// the file must not take away from a server that runs.
     fn lacks(&self, before: &Self) -> Option<&'static str> {
-        let demands = |security: &Self| {
-            let tls = security.tls.as_ref();
-            tls.is_some_and(|tls| tls.demands_certificate)
+        let of_tls = match (&self.tls, &before.tls) {
+            (None, Some(_)) => Some("tls_server_config"),
+            (Some(new), Some(before)) => DEMANDS
+                .iter()
+                .find(|(_, demands)| demands(&before.options) && !demands(&new.options))
+                .map(|(name, _)| *name),
+            (_, None) => None,
         };
-        if self.tls.is_none() && before.tls.is_some() {
-            Some("tls_server_config")
-        } else if self.passwords.is_none() && before.passwords.is_some() {
-            Some("basic_auth_users")
-        } else if !demands(self) && demands(before) {
-            Some("a client_auth_type that demands a certificate")
-        } else {
-            None
-        }
+        let passwords = self.passwords.is_none() && before.passwords.is_some();
+        of_tls.or_else(|| passwords.then_some("basic_auth_users"))
     }
 }
 
@@ -151,5 +206,82 @@ impl fmt::Debug for Security {
             .field("tls", &self.tls.is_some())
             .field("passwords", &self.passwords.is_some())
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::secret::Secret;
+
+    /// TLS with such clients, whose issuer is the server's own certificate.
+    fn with_clients(client_auth: ClientAuth, names: Option<&[&str]>) -> Security {
+        security(client_auth, names, 3000)
+    }
+
+    /// TLS with a certificate that ends at the beginning of a year.
+    pub(super) fn until(year: i32) -> Security {
+        security(ClientAuth::None, None, year)
+    }
+
+    fn security(client_auth: ClientAuth, names: Option<&[&str]>, year: i32) -> Security {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut parameters = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+        parameters.not_after = rcgen::date_time_ymd(year, 1, 1);
+        let certificate = parameters.self_signed(&key).unwrap().pem();
+        let tls = TlsOptions {
+            certificate: certificate.clone(),
+            key: Secret::new(key.serialize_pem()),
+            client_auth,
+            client_ca: Some(certificate),
+            client_allowed_sans: names.map(|names| names.iter().map(ToString::to_string).collect()),
+            min_version: TlsVersion::Tls12,
+            max_version: TlsVersion::Tls13,
+            cipher_suites: Vec::new(),
+            curves: Vec::new(),
+            prefer_server_cipher_suites: true,
+        };
+        let options = SecurityOptions {
+            tls: Some(tls),
+            ..SecurityOptions::default()
+        };
+        Security::new(&options, &PasswordMemory::default()).unwrap()
+    }
+
+    #[test]
+    fn half_of_a_file_takes_no_demand_on_clients_away() {
+        use ClientAuth::{None as Nobody, RequireAndVerify, RequireAny, VerifyIfGiven};
+
+        let (names, others) = (Some(["a"].as_slice()), Some(["b"].as_slice()));
+        let demands = "a client_auth_type that demands a certificate";
+        let verifies = "a client_auth_type that verifies certificates";
+        for (before, after, lost) in [
+            ((RequireAny, None), (Nobody, None), Some(demands)),
+            ((RequireAny, None), (RequireAndVerify, names), None),
+            ((VerifyIfGiven, None), (Nobody, None), Some(verifies)),
+            (
+                (RequireAndVerify, None),
+                (VerifyIfGiven, None),
+                Some(demands),
+            ),
+            ((RequireAndVerify, None), (RequireAny, None), Some(verifies)),
+            (
+                (RequireAndVerify, names),
+                (RequireAny, names),
+                Some(verifies),
+            ),
+            (
+                (RequireAndVerify, names),
+                (RequireAndVerify, None),
+                Some("client_allowed_sans"),
+            ),
+            ((RequireAndVerify, names), (RequireAndVerify, others), None),
+        ] {
+            let [old, new] = [before, after].map(|(auth, names)| with_clients(auth, names));
+            assert_eq!(new.lacks(&old), lost, "{before:?} {after:?}");
+        }
+        let old = with_clients(Nobody, None);
+        assert_eq!(Security::none().lacks(&old), Some("tls_server_config"));
+        assert_eq!(old.lacks(&Security::none()), None);
     }
 }

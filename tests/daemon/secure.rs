@@ -253,6 +253,53 @@ async fn each_kind_of_client_authentication_takes_whom_it_should() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_kept_connection_serves_nobody_who_would_not_be_let_in_now() {
+    let opsramp = opsramp(1).await;
+    let (ours, theirs) = (Authority::new(), Authority::new());
+    let place = secure_place(&opsramp, &ours, "");
+    write(&place, "both.crt", &(ours.pem.clone() + &theirs.pem));
+    let tls = place.text_of("web.yml");
+    let demand = |more: &str| write(&place, "web.yml", &format!("{tls}{more}"));
+    let exporter = place.start().await;
+    let client = |own| ours.client(own);
+    let nobody = client(None);
+    // `None`: not answered; otherwise whether the connection ends with the answer.
+    let asked = async |client: &reqwest::Client| {
+        let url = format!("{}/-/healthy", exporter.url);
+        let answer = client.get(url).send().await.ok()?;
+        Some(answer.headers().contains_key("connection"))
+    };
+    assert_eq!(asked(&nobody).await, Some(false));
+    demand("  client_auth_type: RequireAnyClientCert\n");
+    eventually("who has no certificate is out", async || {
+        asked(&nobody).await.is_none()
+    })
+    .await;
+
+    let scraper = client(Some(ours.sign("prometheus.example")));
+    let stranger = client(Some(theirs.sign("prometheus.example")));
+    for client in [&scraper, &stranger] {
+        assert_eq!(asked(client).await, Some(false));
+    }
+    // Whoever is let in before and after misses nothing, and is on a new connection soon.
+    for (issuers, stays) in [("both.crt", true), ("ca.crt", false)] {
+        demand(&format!(
+            "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: {issuers}\n"
+        ));
+        eventually("the scraper shakes hands again", async || {
+            asked(&scraper).await.unwrap()
+        })
+        .await;
+        assert_eq!(asked(&stranger).await, stays.then_some(true), "{issuers}");
+        for _ in 0..3 {
+            assert_eq!(asked(&scraper).await, Some(false));
+            assert_eq!(asked(&stranger).await, stays.then_some(false), "{issuers}");
+        }
+    }
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn who_does_not_speak_tls_is_told() {
     let opsramp = opsramp(1).await;
     let place = secure_place(&opsramp, &Authority::new(), "");

@@ -149,6 +149,36 @@ fn the_same_is_returned_until_something_has_changed() {
 }
 
 #[test]
+fn a_reading_that_hangs_holds_up_no_other_one() {
+    let place = Place::new("");
+    let load = Arc::new(place.file().into_load());
+    let first = load().unwrap();
+    let path = place.path("web.yml");
+    fs::remove_file(&path).unwrap();
+    let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+    let hanging = {
+        let load = Arc::clone(&load);
+        std::thread::spawn(move || load())
+    };
+    // Opening it for writing fails until somebody reads.
+    let writer = loop {
+        let mut options = fs::OpenOptions::new();
+        let flags = rustix::fs::OFlags::NONBLOCK.bits();
+        std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, flags.cast_signed());
+        if let Ok(writer) = options.write(true).open(&path) {
+            break writer;
+        }
+        std::thread::yield_now();
+    };
+    fs::rename(&path, place.path("pipe")).unwrap();
+    place.write("web.yml", "");
+    assert!(Arc::ptr_eq(&load().unwrap(), &first));
+    drop(writer);
+    hanging.join().unwrap().unwrap();
+}
+
+#[test]
 fn what_others_can_read_and_passwords_in_clear_are_warned_of() {
     use std::os::unix::fs::PermissionsExt as _;
 

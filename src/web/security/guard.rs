@@ -5,12 +5,14 @@
 //! needs no notice from the file system, works with whatever replaces files, and costs an idle
 //! server nothing. What cannot be used changes nothing.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::Security;
+use crate::{clock, validity::Ending};
 
 /// What was read is good for so long.
 const FRESH: Duration = Duration::from_secs(1);
@@ -18,15 +20,23 @@ const FRESH: Duration = Duration::from_secs(1);
 /// A disk that does not answer holds nobody up for longer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// Each of these readings may hang for good, and keeps a thread of the few that there are for what blocks.
+const MOST_READINGS: usize = 4;
+
+/// A reading that hangs is followed by another one after so long: what it waits for may be gone from the
+/// path. The next ones take [`LONGER`] times as long each, so that they last.
+const RETRY: Duration = Duration::from_secs(30);
+const LONGER: u32 = 10;
+
 /// Reads what protects the server; the same one again while nothing has changed. The error is for
-/// people.
-pub type LoadSecurity = Box<dyn FnMut() -> Result<Arc<Security>, String> + Send>;
+/// people. One that hangs does not hold up another one.
+pub type LoadSecurity = Box<dyn Fn() -> Result<Arc<Security>, String> + Send + Sync>;
 
 /// Holds the [`Security`] in force. Cheap to clone.
 #[derive(Clone)]
 pub struct Guard {
     state: Arc<Mutex<State>>,
-    load: Option<Arc<Mutex<LoadSecurity>>>,
+    load: Option<Arc<LoadSecurity>>,
 }
 
 struct State {
@@ -35,6 +45,20 @@ struct State {
     looked: Instant,
     /// Why the files cannot be used at present.
     problem: Option<String>,
+    /// Whether it was said that the certificate ends soon (`false`), or that it has ended.
+    told_of_end: Option<bool>,
+    /// When the readings began that have not ended, by their numbers.
+    under_way: BTreeMap<u64, Instant>,
+    /// The number of the last reading that began.
+    begun: u64,
+    /// The number of the last one whose outcome counted.
+    heeded: u64,
+}
+
+/// A reading, which is under way for as long as this is kept.
+struct Turn {
+    state: Arc<Mutex<State>>,
+    number: u64,
 }
 
 // === impl Guard ===
@@ -49,25 +73,33 @@ impl Guard {
     /// Begins with `security`, and has it loaded again.
     #[must_use]
     pub fn watching(security: Arc<Security>, load: LoadSecurity) -> Self {
-        Self::new(security, Some(Arc::new(Mutex::new(load))))
+        Self::new(security, Some(Arc::new(load)))
     }
 
-    fn new(security: Arc<Security>, load: Option<Arc<Mutex<LoadSecurity>>>) -> Self {
+    fn new(security: Arc<Security>, load: Option<Arc<LoadSecurity>>) -> Self {
+        let mut state = State {
+            security,
+            looked: Instant::now(),
+            problem: None,
+            told_of_end: None,
+            under_way: BTreeMap::new(),
+            begun: 0,
+            heeded: 0,
+        };
+        state.tell_of_end(clock::now());
         Self {
-            state: Arc::new(Mutex::new(State {
-                security,
-                looked: Instant::now(),
-                problem: None,
-            })),
+            state: Arc::new(Mutex::new(state)),
             load,
         }
     }
 
     /// The one in force, from files that were read a second ago at most.
     pub(in crate::web) async fn current(&self) -> Arc<Security> {
-        if let Some(load) = self.load.as_ref().filter(|_| self.is_due()) {
-            let (guard, load) = (self.clone(), Arc::clone(load));
-            let look = tokio::task::spawn_blocking(move || guard.look(&load));
+        if let Some(load) = &self.load
+            && let Some(turn) = self.turn()
+        {
+            let load = Arc::clone(load);
+            let look = tokio::task::spawn_blocking(move || turn.look(&load));
             // A panic in it has been reported; a disk that hangs may answer later.
             if tokio::time::timeout(PATIENCE, look).await.is_err() {
                 self.state
@@ -78,40 +110,100 @@ impl Guard {
         Arc::clone(&self.state.lock().security)
     }
 
-    /// Whether it is time to look, which the one who asks is then to do.
-    fn is_due(&self) -> bool {
+    /// The turn to look, where it is time to, for the one who asks.
+    fn turn(&self) -> Option<Turn> {
         let mut state = self.state.lock();
-        let due = state.looked.elapsed() >= FRESH;
-        if due {
-            state.looked = Instant::now();
+        if state.looked.elapsed() < FRESH {
+            return None;
         }
-        due
+        state.looked = Instant::now();
+        state.begin().map(|number| Turn {
+            state: Arc::clone(&self.state),
+            number,
+        })
     }
+}
 
-    fn look(&self, load: &Mutex<LoadSecurity>) {
-        // While one still waits for a disk, others need not.
-        let Some(mut load) = load.try_lock() else {
-            return;
-        };
+// === impl Turn ===
+
+impl Turn {
+    fn look(self, load: &LoadSecurity) {
         let loaded = load();
-        let mut state = self.state.lock();
-        match loaded.and_then(|new| no_weaker(new, &state.security)) {
-            Ok(new) => {
-                let changed = !Arc::ptr_eq(&new, &state.security);
-                if changed || state.problem.take().is_some() {
-                    tracing::info!("the web configuration and its certificates were read again");
-                }
-                state.security = new;
-                state.problem = None;
-            }
-            Err(problem) => state.report(problem),
-        }
+        self.state.lock().heed(self.number, loaded);
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        self.state.lock().under_way.remove(&self.number);
     }
 }
 
 // === impl State ===
 
 impl State {
+    /// The number of a reading that begins now; none while one is waited for, which is told where that
+    /// takes long.
+    fn begin(&mut self) -> Option<u64> {
+        if let Some((_, last)) = self.under_way.last_key_value() {
+            let waited = last.elapsed();
+            let earlier = self.under_way.len().saturating_sub(1);
+            let retry = RETRY * LONGER.saturating_pow(u32::try_from(earlier).unwrap_or(u32::MAX));
+            let is_last = self.under_way.len() >= MOST_READINGS;
+            if is_last || waited < retry {
+                // Until then the one who began it waits, and tells.
+                if waited >= PATIENCE {
+                    self.report(if is_last {
+                        format!(
+                            "{MOST_READINGS} earlier readings still hang; unless one ends, it takes a \
+                             restart to have it read again"
+                        )
+                    } else {
+                        "an earlier reading still hangs; another one is tried in a while".to_owned()
+                    });
+                }
+                return None;
+            }
+        }
+        self.begun += 1;
+        self.under_way.insert(self.begun, Instant::now());
+        Some(self.begun)
+    }
+
+    /// Takes over what a reading brought, unless a later one was heeded before.
+    fn heed(&mut self, number: u64, loaded: Result<Arc<Security>, String>) {
+        if number < self.heeded {
+            return;
+        }
+        self.heeded = number;
+        match loaded.and_then(|new| no_weaker(new, &self.security)) {
+            Ok(new) => {
+                let changed = !Arc::ptr_eq(&new, &self.security);
+                if changed || self.problem.is_some() {
+                    tracing::info!("the web configuration and its certificates were read again");
+                }
+                self.security = new;
+                self.problem = None;
+                if changed {
+                    self.told_of_end = None;
+                }
+            }
+            Err(problem) => self.report(problem),
+        }
+        self.tell_of_end(clock::now());
+    }
+
+    /// Says that the certificate in force ends soon or has ended, once each.
+    fn tell_of_end(&mut self, now: Timestamp) {
+        let ends = self.security.ending(now).map(Ending::has_expired);
+        if ends != self.told_of_end
+            && let Some(warning) = self.security.certificate_warning(now)
+        {
+            tracing::warn!("{warning}");
+        }
+        self.told_of_end = ends;
+    }
+
     /// Tells what is wrong with the files, each time that it is found: the diagnostics know when it has
     /// to be printed again, also after they have said that the files were read.
     fn report(&mut self, problem: String) {
@@ -140,22 +232,26 @@ impl fmt::Debug for Guard {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc;
+    use std::sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc,
+    };
 
-    use super::*;
+    use super::{super::tests::until, *};
     use crate::logging::captured;
 
     #[tokio::test(start_paused = true)]
     async fn that_files_were_read_is_not_the_last_word_while_they_cannot_be_used() {
         let wrong = |problem: &str| Err(problem.to_owned());
-        let mut files = [wrong("no key"), Ok(Arc::new(Security::none()))].into_iter();
-        let load = move || files.next().unwrap_or_else(|| wrong("no key"));
+        let files = [wrong("no key"), Ok(Arc::new(Security::none()))];
+        let files = Mutex::new(files.into_iter());
+        let load = move || files.lock().next().unwrap_or_else(|| wrong("no key"));
         let guard = Guard::watching(Arc::new(Security::none()), Box::new(load));
         let load = Arc::clone(guard.load.as_ref().unwrap());
         let (lines, _logging) = captured();
         for _ in 0..80 {
-            guard.look(&load);
             tokio::time::advance(FRESH).await;
+            guard.turn().unwrap().look(&load);
         }
         let lines = lines.lock();
         let told: Vec<_> = lines
@@ -168,9 +264,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn files_are_read_again_after_a_reading_that_panicked() {
         let new = Arc::new(Security::none());
-        let (read, mut panics) = (Arc::clone(&new), true);
+        let (read, panics) = (Arc::clone(&new), AtomicBool::new(true));
         let load = move || {
-            assert!(!std::mem::take(&mut panics), "on purpose");
+            assert!(!panics.swap(false, Ordering::Relaxed), "on purpose");
             Ok(Arc::clone(&read))
         };
         let guard = Guard::watching(Arc::new(Security::none()), Box::new(load));
@@ -184,9 +280,9 @@ mod tests {
     async fn files_that_do_not_answer_are_told_and_read_when_they_do() {
         let new = Arc::new(Security::none());
         let (come, comes) = mpsc::channel::<()>();
-        let read = Arc::clone(&new);
+        let (read, comes) = (Arc::clone(&new), Mutex::new(comes));
         let load = move || {
-            comes.recv().ok();
+            comes.lock().recv().ok();
             Ok(Arc::clone(&read))
         };
         let guard = Guard::watching(Arc::new(Security::none()), Box::new(load));
@@ -202,5 +298,90 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(guard.state.lock().problem, None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_a_reading_that_hangs_others_are_tried_but_not_without_end() {
+        let guard = Guard::watching(
+            Arc::new(Security::none()),
+            Box::new(|| Err("not asked".to_owned())),
+        );
+        let good: LoadSecurity = {
+            let new = Arc::new(Security::none());
+            Box::new(move || Ok(Arc::clone(&new)))
+        };
+        let problem = || guard.state.lock().problem.clone();
+        let (lines, _logging) = captured();
+        let (mut hanging, mut begun) = (Vec::new(), Vec::new());
+        for second in 1..=40_000 {
+            tokio::time::advance(FRESH).await;
+            if let Some(turn) = guard.turn() {
+                hanging.push(turn);
+                begun.push(second);
+            }
+        }
+        assert_eq!(begun, [1, 31, 331, 3_331]);
+        let told = problem().unwrap();
+        assert!(told.starts_with("4 earlier readings still hang"), "{told}");
+        let lines = lines.lock().clone();
+        let hangs = lines.iter().filter(|line| line.contains("still hang"));
+        assert!((2..1_400).contains(&hangs.count()), "{}", lines.len());
+
+        // One that ends makes room for one that counts; what the others bring later is old.
+        drop(hanging.pop());
+        tokio::time::advance(RETRY * LONGER.pow(2)).await;
+        guard.turn().unwrap().look(&good);
+        assert_eq!(problem(), None);
+        let now = Arc::clone(&guard.state.lock().security);
+        for turn in hanging.drain(1..) {
+            turn.look(&(Box::new(|| Err("late".to_owned())) as LoadSecurity));
+        }
+        assert_eq!(problem(), None);
+        // Beside one that hangs for ever they are read as ever.
+        for _ in 0..3 {
+            tokio::time::advance(FRESH).await;
+            guard.turn().unwrap().look(&good);
+        }
+        assert!(Arc::ptr_eq(&guard.state.lock().security, &now));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_a_certificate_is_told_at_the_start_with_each_new_one_and_when_it_comes() {
+        let [long, past] = [3000, 2020].map(|year| Arc::new(until(year)));
+        let (lines, _logging) = captured();
+        let guard = Guard::watching(Arc::clone(&past), Box::new(|| Err("none".to_owned())));
+        let told = || {
+            let lines = std::mem::take(&mut *lines.lock());
+            let of_end = |line: &&String| line.contains("the certificate of the web server");
+            lines.iter().filter(of_end).cloned().collect::<Vec<_>>()
+        };
+        let first = told();
+        assert!(
+            matches!(&first[..], [line] if line.contains("has expired")),
+            "{first:?}"
+        );
+        let read = |new: &Arc<Security>| {
+            let mut state = guard.state.lock();
+            let number = state.begun;
+            state.heed(number, Ok(Arc::clone(new)));
+        };
+        for (new, times) in [(&past, 0), (&long, 0), (&past, 1), (&past, 0), (&long, 0)] {
+            read(new);
+            let said = told();
+            assert_eq!(said.len(), times, "{said:?}");
+            tokio::time::advance(FRESH * 3_600).await;
+        }
+        // The same one comes to its end while the server runs.
+        for (date, times) in [
+            ("2999-12-01T00:00:00Z", 0),
+            ("2999-12-20T00:00:00Z", 1),
+            ("2999-12-21T00:00:00Z", 0),
+            ("3000-01-02T00:00:00Z", 1),
+            ("3000-01-03T00:00:00Z", 0),
+        ] {
+            guard.state.lock().tell_of_end(date.parse().unwrap());
+            assert_eq!(told().len(), times, "{date}");
+            tokio::time::advance(FRESH * 3_600).await;
+        }
     }
 }

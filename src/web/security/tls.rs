@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use jiff::Timestamp;
 use rustls::{
     CipherSuite, NamedGroup, RootCertStore, ServerConfig, SupportedProtocolVersion,
     crypto::{CryptoProvider, ring},
@@ -12,7 +13,7 @@ use rustls::{
 use tokio_rustls::TlsAcceptor;
 
 use super::clients::{AllowedNames, AnyIssuer};
-use crate::secret::Secret;
+use crate::{secret::Secret, validity::not_after};
 
 /// The cipher suites that can be chosen for TLS 1.2, by their names. Those of TLS 1.3 are always
 /// there.
@@ -145,12 +146,15 @@ impl ClientAuth {
 // === impl TlsOptions ===
 
 impl TlsOptions {
-    pub(super) fn acceptor(&self) -> Result<TlsAcceptor, TlsError> {
-        let provider = Arc::new(self.provider());
-        let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+    /// What shakes hands, with what [`Self::verifier`] has made.
+    pub(super) fn acceptor(
+        &self,
+        verifier: Option<Arc<dyn ClientCertVerifier>>,
+    ) -> Result<TlsAcceptor, TlsError> {
+        let builder = ServerConfig::builder_with_provider(Arc::new(self.provider()))
             .with_protocol_versions(&self.versions())
             .map_err(|error| failed(TlsPart::CipherSuites, error))?;
-        let builder = match self.verifier(provider)? {
+        let builder = match verifier {
             Some(verifier) => builder.with_client_cert_verifier(verifier),
             None => builder.with_no_client_auth(),
         };
@@ -176,6 +180,12 @@ impl TlsOptions {
         // Clients that would rather speak HTTP/2 have HTTP/1.1 as well.
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(TlsAcceptor::from(Arc::new(config)))
+    }
+
+    /// When the server's certificate ends, the first one; `None` where that cannot be read.
+    pub(super) fn not_after(&self) -> Option<Timestamp> {
+        let mut certificates = CertificateDer::pem_slice_iter(self.certificate.as_bytes());
+        not_after(&certificates.next()?.ok()?)
     }
 
     fn provider(&self) -> CryptoProvider {
@@ -208,10 +218,9 @@ impl TlsOptions {
             .collect()
     }
 
-    fn verifier(
-        &self,
-        provider: Arc<CryptoProvider>,
-    ) -> Result<Option<Arc<dyn ClientCertVerifier>>, TlsError> {
+    /// What looks at the certificates of clients; `None` where none are asked for.
+    pub(super) fn verifier(&self) -> Result<Option<Arc<dyn ClientCertVerifier>>, TlsError> {
+        let provider = Arc::new(self.provider());
         let mandatory = self.client_auth.is_mandatory();
         let verifier: Arc<dyn ClientCertVerifier> = match self.client_auth {
             ClientAuth::None => return Ok(None),

@@ -1,7 +1,12 @@
 //! When a certificate ends. No more of X.509 is read than leads there (RFC 5280, 4.1): whether a
 //! certificate is good is for the TLS library to say.
 
-use jiff::{Timestamp, civil::DateTime, tz::TimeZone};
+use std::fmt;
+
+use jiff::{SignedDuration, Timestamp, civil::DateTime, tz::TimeZone};
+
+/// A certificate that ends sooner is worth a word.
+const SOON: SignedDuration = SignedDuration::from_hours(14 * 24);
 
 const SEQUENCE: u8 = 0x30;
 const UTC_TIME: u8 = 0x17;
@@ -9,8 +14,46 @@ const GENERALIZED_TIME: u8 = 0x18;
 /// `[0]`, which tells the version where it is not the first.
 const VERSION: u8 = 0xa0;
 
+/// What is to be said of the end of a certificate, behind its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ending {
+    left: SignedDuration,
+}
+
+// === impl Ending ===
+
+impl Ending {
+    /// Of a certificate that ends then; `None` where there is nothing to be said yet.
+    pub(crate) fn of(not_after: Timestamp, now: Timestamp) -> Option<Self> {
+        let left = not_after.duration_since(now);
+        (left < SOON).then_some(Self { left })
+    }
+
+    pub(crate) fn has_expired(self) -> bool {
+        self.left.is_negative()
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.has_expired() {
+            write!(f, "has expired {} ago", days(self.left.abs()))
+        } else {
+            write!(f, "ends in {}", days(self.left))
+        }
+    }
+}
+
+/// A time in days, or in hours where it is short.
+pub(crate) fn days(time: SignedDuration) -> String {
+    match time.as_hours() {
+        hours if hours < 48 => format!("{hours} h"),
+        hours => format!("{} days", hours / 24),
+    }
+}
+
 /// `notAfter` of a certificate in DER; `None` where it cannot be read.
-pub(super) fn not_after(certificate: &[u8]) -> Option<Timestamp> {
+pub(crate) fn not_after(certificate: &[u8]) -> Option<Timestamp> {
     let (signed, _) = sequence(certificate)?;
     let (mut fields, _) = sequence(signed)?;
     if fields.first() == Some(&VERSION) {
@@ -82,6 +125,20 @@ mod tests {
             let expected: Timestamp = format!("{year}-03-14T00:00:00Z").parse().unwrap();
             assert_eq!(not_after(&certificate(year)), Some(expected));
         }
+    }
+
+    #[test]
+    fn an_end_that_is_near_or_past_is_told() {
+        let now = Timestamp::UNIX_EPOCH;
+        let told = |hours| {
+            let end = now + SignedDuration::from_hours(hours);
+            Ending::of(end, now).map(|ending| ending.to_string())
+        };
+        assert_eq!(told(14 * 24), None);
+        assert_eq!(told(14 * 24 - 1).unwrap(), "ends in 13 days");
+        assert_eq!(told(47).unwrap(), "ends in 47 h");
+        assert_eq!(told(-1).unwrap(), "has expired 1 h ago");
+        assert_eq!(told(-72).unwrap(), "has expired 3 days ago");
     }
 
     proptest::proptest! {
