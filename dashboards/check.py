@@ -31,7 +31,10 @@ EMPTY_IN_HEALTH = {
     ("opsramp-exporter.json", "Last poll succeeded", "B"): "the demo looks up no clients",
 }
 # What the demo records nothing of, for the same reason.
-NOT_RECORDED = {"job_instance_account:opsramp_discovery_up:timestamp"}
+NOT_RECORDED = {
+    "job_instance_account:opsramp_discovery_known:zero_timestamp",
+    "job_instance_account:opsramp_discovery_up:timestamp",
+}
 
 # What Grafana would put in their place.
 VARIABLES = {

@@ -45,6 +45,12 @@ ALLOWANCE = "opsramp_api_rate_limit_limit"
 ALLOWANCE_LEFT = "opsramp_api_rate_limit_remaining"
 ALLOWANCE_RENEWED = "opsramp_api_rate_limit_reset_timestamp_seconds"
 EARLIEST = {"opsramp_sink_oldest_pending_timestamp_seconds"}
+# What brings nothing here: these ask for what was recorded, for a failure, and for the target itself.
+EMPTY = {
+    "rule job_instance_account_tenant_search:opsramp_up:timestamp_max6h",
+    "rule job_instance_account:opsramp_discovery_known:zero_timestamp",
+    "rule job_instance:up:timestamp",
+}
 
 
 def metrics():
@@ -174,6 +180,9 @@ def compare(base):
         )
         if one is None or many is None:
             check.fault(f"{where}: cannot be asked")
+        elif where in EMPTY:
+            if one or many:
+                check.fault(f"{where}: has data")
         elif not one:
             check.fault(f"{where}: no data")
         elif instances - {None}:
