@@ -283,11 +283,11 @@ fn check_database_url(state: &config::State) -> Outcome {
 /// The URL of the database and its file. One that is in the configuration itself was looked at with that.
 fn database_url_file(state: &config::State) -> Option<(&SecretSource, &PathBuf)> {
     match state {
-        config::State::Postgres { url, .. } => match url {
-            SecretSource::File(path) => Some((url, path)),
-            SecretSource::Value(_) => None,
-        },
-        config::State::File { .. } => None,
+        config::State::Postgres {
+            url: url @ SecretSource::File(path),
+            ..
+        } => Some((url, path)),
+        config::State::Postgres { .. } | config::State::File { .. } => None,
     }
 }
 

@@ -67,11 +67,7 @@ pub(super) fn is_plain_http_to_elsewhere(url: &str) -> bool {
 
 fn after_scheme(text: &str) -> Result<&str, UrlError> {
     match text.split_once("://") {
-        Some((scheme, rest))
-            if ["http", "https"].contains(&scheme.to_ascii_lowercase().as_str()) =>
-        {
-            Ok(rest)
-        }
+        Some((scheme, rest)) if is_http(scheme) => Ok(rest),
         Some(_) => Err(UrlError::OtherScheme),
         None if text.contains('@') || text.contains(char::is_whitespace) => Err(UrlError::NotUrl),
         None => {
@@ -82,12 +78,14 @@ fn after_scheme(text: &str) -> Result<&str, UrlError> {
     }
 }
 
+fn is_http(scheme: &str) -> bool {
+    ["http", "https"].contains(&scheme.to_ascii_lowercase().as_str())
+}
+
 /// What follows `http:`, `https//` or the like.
 fn without_misspelt_scheme(text: &str) -> &str {
-    let is_scheme =
-        |scheme: &str| ["http", "https"].contains(&scheme.to_ascii_lowercase().as_str());
     match text.split_once([':', '/']) {
-        Some((scheme, rest)) if is_scheme(scheme) => rest.trim_start_matches([':', '/']),
+        Some((scheme, rest)) if is_http(scheme) => rest.trim_start_matches([':', '/']),
         _ => text,
     }
 }

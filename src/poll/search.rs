@@ -358,11 +358,7 @@ impl Running {
             self.patience.unheard();
         }
         self.store_failed |= matches!(failure, Failure::Store(_));
-        let error = PollError {
-            at: clock::now(),
-            reason: failure.reason(),
-            message: failure.message(),
-        };
+        let error = failure.told();
         if self.is_known(failure) {
             tracing::debug!(search = %self.search.key, reason = error.reason, error = %error.message, "poll failed, as others did");
         } else {
@@ -550,8 +546,7 @@ impl Running {
         match worked {
             Ok(()) => {
                 self.patience.worked();
-                self.background_failures = 0;
-                self.background_at = Instant::now();
+                self.go_on_in_background();
                 if self.engine.reads() != reads_before || self.engine.task().is_none() {
                     self.publish(None);
                 }
@@ -569,7 +564,7 @@ impl Running {
         failure.is_echo() || of_the_store && self.search.shared.store.is_in_trouble()
     }
 
-    /// What held up the background may be over.
+    /// Has the background go on at once: it works, or what held it up may be over.
     fn go_on_in_background(&mut self) {
         self.background_failures = 0;
         self.background_at = Instant::now();
@@ -583,11 +578,7 @@ impl Running {
         self.background_at = now + pause.mul_f64(0.8 + 0.2 * fastrand::f64());
         self.background_failed_at.get_or_insert(now);
         self.store_failed |= matches!(failure, Failure::Store(_));
-        let error = PollError {
-            at: clock::now(),
-            reason: failure.reason(),
-            message: failure.message(),
-        };
+        let error = failure.told();
         if self.is_known(failure) {
             tracing::debug!(search = %self.search.key, reason = error.reason, error = %error.message, "reading the whole result is held up, as others' is");
         } else {
@@ -696,6 +687,15 @@ impl Asking {
 // === impl Failure ===
 
 impl Failure {
+    /// The failure of now, as it is shown.
+    fn told(&self) -> PollError {
+        PollError {
+            at: clock::now(),
+            reason: self.reason(),
+            message: self.message(),
+        }
+    }
+
     fn reason(&self) -> &'static str {
         match self {
             Self::Api(error) => error.reason(),

@@ -4,13 +4,14 @@ use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::{
     Shared,
     connection::{Failure, Session, Tries},
     journal::{Position, Range},
-    leases::State,
+    leases::{State, rows_and_epochs},
     time::Time,
 };
 use crate::store::{
@@ -111,6 +112,30 @@ async fn try_name_sinks(
     session.commit().await
 }
 
+/// Whether the replica `$1` is taken for alive: else it would take its own sinks, and those of others, for
+/// gone.
+macro_rules! is_alive {
+    () => {
+        "EXISTS (SELECT 1 FROM replica WHERE id = $1 AND alive_until > clock_timestamp())"
+    };
+}
+
+/// Whether a replica that runs names a sink.
+macro_rules! is_named {
+    () => {
+        "EXISTS (
+            SELECT 1 FROM replica
+            WHERE alive_until > clock_timestamp() AND sink.name = ANY(replica.sinks))"
+    };
+}
+
+/// Whether no other replica than `$1` runs.
+macro_rules! is_alone {
+    () => {
+        "NOT EXISTS (SELECT 1 FROM replica WHERE id <> $1 AND alive_until > clock_timestamp())"
+    };
+}
+
 /// Writes which sinks the replica `me` has; those that `left` had been in force.
 pub(super) async fn write_sinks(
     session: &mut Session,
@@ -121,10 +146,12 @@ pub(super) async fn write_sinks(
     // What was added in vain and never in force, nobody comes back to.
     session
         .execute(
-            "DELETE FROM sink USING replica
-             WHERE replica.id = $1 AND sink.name = ANY(replica.sinks)
-                AND sink.name <> ALL($2) AND sink.name <> ALL($3) AND NOT EXISTS (
-                    SELECT 1 FROM replica WHERE id <> $1 AND alive_until > clock_timestamp())",
+            concat!(
+                "DELETE FROM sink USING replica
+                 WHERE replica.id = $1 AND sink.name = ANY(replica.sinks)
+                    AND sink.name <> ALL($2) AND sink.name <> ALL($3) AND ",
+                is_alone!()
+            ),
             &[&me, &names, &left],
         )
         .await?;
@@ -161,23 +188,6 @@ pub(super) async fn write_sinks(
             .await?;
     }
     Ok(())
-}
-
-/// Whether the replica `$1` is taken for alive: else it would take its own sinks, and those of others, for
-/// gone.
-macro_rules! is_alive {
-    () => {
-        "EXISTS (SELECT 1 FROM replica WHERE id = $1 AND alive_until > clock_timestamp())"
-    };
-}
-
-/// Whether a replica that runs names a sink.
-macro_rules! is_named {
-    () => {
-        "EXISTS (
-            SELECT 1 FROM replica
-            WHERE alive_until > clock_timestamp() AND sink.name = ANY(replica.sinks))"
-    };
 }
 
 /// How many events wait for a sink of those that were there when it left: the others nobody has meant
@@ -239,17 +249,14 @@ pub(super) async fn give_up_over(session: &mut Session, me: i64) -> Result<(), F
         "SELECT name FROM sink WHERE unnamed_since < clock_timestamp() - $1 * interval '1 second'";
     for row in session.query(due, &[&kept_for]).await? {
         let sink: String = row.try_get(0)?;
-        let events = left_waiting(session, &sink).await?;
         let sql = concat!(
-            "DELETE FROM sink WHERE name = $3
-                AND unnamed_since < clock_timestamp() - $2 * interval '1 second' AND NOT ",
+            "DELETE FROM sink WHERE name = $2
+                AND unnamed_since < clock_timestamp() - $3 * interval '1 second' AND NOT ",
             is_named!(),
             " AND ",
             is_alive!()
         );
-        if session.execute(sql, &[&me, &kept_for, &sink]).await? > 0 {
-            tell_given_up(&sink, events, Reason::Time);
-        }
+        give_up(session, &sink, sql, &[&me, &sink, &kept_for], Reason::Time).await?;
     }
     Ok(())
 }
@@ -263,21 +270,33 @@ pub(super) async fn give_up_for_room(
 ) -> Result<(), Failure> {
     let me = shared.number()?;
     for sink in sinks {
-        let events = left_waiting(session, sink).await?;
         let sql = concat!(
             "DELETE FROM sink WHERE name = $2 AND NOT ",
             is_named!(),
             " AND ",
             is_alive!(),
-            " AND NOT EXISTS (
-                SELECT 1 FROM replica WHERE id <> $1 AND alive_until > clock_timestamp())"
+            " AND ",
+            is_alone!()
         );
-        if session.execute(sql, &[&me, sink]).await? > 0 {
-            tell_given_up(sink, events, Reason::Room);
-        }
+        give_up(session, sink, sql, &[&me, sink], Reason::Room).await?;
     }
     // Another search's commit may have been the first.
     hear_of_sinks(shared, session).await
+}
+
+/// Gives up a sink by a statement that looks once more whether it may, and tells what it costs.
+async fn give_up(
+    session: &mut Session,
+    sink: &str,
+    delete: &'static str,
+    parameters: &[&(dyn ToSql + Sync)],
+    reason: Reason,
+) -> Result<(), Failure> {
+    let events = left_waiting(session, sink).await?;
+    if session.execute(delete, parameters).await? > 0 {
+        tell_given_up(sink, events, reason);
+    }
+    Ok(())
 }
 
 /// Takes note of all sinks there are, as long as nobody says which this replica has.
@@ -456,8 +475,7 @@ async fn try_read_for_sure(
     max_bytes: usize,
 ) -> Result<Option<Vec<Pending>>, Failure> {
     let me = shared.number()?;
-    let rows: Vec<i64> = leases.iter().map(|held| held.row).collect();
-    let epochs: Vec<i64> = leases.iter().map(|held| held.epoch).collect();
+    let (rows, epochs) = rows_and_epochs(leases);
     session.begin().await?;
     // Until the end nobody else takes them up, and removes what it has delivered.
     let held = session

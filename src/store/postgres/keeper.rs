@@ -15,7 +15,7 @@ use super::{
     Shared,
     connection::{ALTOGETHER, Failure, PATIENCE, Pool, Session, Tries},
     delivery,
-    leases::State,
+    leases::{State, rows_and_epochs},
     schema::{self, Standing},
     shares::{self, Holder, Peer, Survey},
 };
@@ -330,8 +330,7 @@ async fn renew_leases(
     me: i64,
     leases: &[Held],
 ) -> Result<Vec<Held>, Failure> {
-    let rows: Vec<i64> = leases.iter().map(|held| held.row).collect();
-    let epochs: Vec<i64> = leases.iter().map(|held| held.epoch).collect();
+    let (rows, epochs) = rows_and_epochs(leases);
     let mut tries = Tries::default();
     let (asked, told) = loop {
         let asked = clock::since_boot();
@@ -650,8 +649,7 @@ pub(super) async fn give_back(
     me: i64,
     leases: &[Held],
 ) -> Result<(), Failure> {
-    let rows: Vec<i64> = leases.iter().map(|held| held.row).collect();
-    let epochs: Vec<i64> = leases.iter().map(|held| held.epoch).collect();
+    let (rows, epochs) = rows_and_epochs(leases);
     let given = session
         .query_again(
             "WITH mine AS (

@@ -423,6 +423,11 @@ impl State {
     }
 }
 
+/// Leases as a statement takes them: the rows of their searches, and the epochs beside them.
+pub(super) fn rows_and_epochs(leases: &[Held]) -> (Vec<i64>, Vec<i64>) {
+    leases.iter().map(|held| (held.row, held.epoch)).unzip()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -234,7 +234,7 @@ impl Writer {
 
     /// Waits for a command; pending where something was done that leaves the journal to be pruned.
     fn wait(&mut self, queue: &mut mpsc::Receiver<Command>) -> Poll<Option<Command>> {
-        while self.keep_lock() {
+        while self.lost.borrow().is_none() {
             let rest = self.look.saturating_sub(self.looked.elapsed());
             if !rest.is_zero() {
                 let command = receive(queue, rest);
@@ -244,6 +244,9 @@ impl Writer {
                 continue;
             }
             self.look_at_files();
+            if !self.keep_lock() {
+                break;
+            }
             if self.journal.is_any_over(clock::since_boot()) && self.transaction(&mut []).is_ok() {
                 return Poll::Pending;
             }

@@ -47,6 +47,15 @@ impl Bench {
         self
     }
 
+    /// Lets the file grow by so many pages.
+    fn leave_room_for(&mut self, more: i64) {
+        let connection = self.writer.file.connection();
+        let pages: i64 = connection
+            .pragma_query_value(None, "page_count", |row| row.get(0))
+            .unwrap();
+        self.sql(&format!("PRAGMA max_page_count = {}", pages + more));
+    }
+
     fn sql(&mut self, sql: &str) {
         let connection = self.writer.file.connection();
         connection.execute_batch(sql).unwrap();
@@ -348,13 +357,7 @@ fn one_write_that_fails_does_not_spoil_the_others_of_its_group() {
 fn a_full_disk_takes_nothing_in_and_loses_nothing() {
     let mut bench = Bench::new();
     bench.write(opened(1)).unwrap();
-    let pages: i64 = bench
-        .writer
-        .file
-        .connection()
-        .pragma_query_value(None, "page_count", |row| row.get(0))
-        .unwrap();
-    bench.sql(&format!("PRAGMA max_page_count = {}", pages + 4));
+    bench.leave_room_for(4);
     let mut journalled = bench.writer.journalled();
     journalled.mark_unchanged();
     // The small one finds room although it shares a group with one that does not.
@@ -710,13 +713,7 @@ fn a_sink_that_has_left_gives_its_room_on_a_full_disk_to_what_is_new() {
     let mut bench = Bench::new();
     let (lines, _logging) = captured();
     bench.write(events(1..3000)).unwrap();
-    let pages: i64 = bench
-        .writer
-        .file
-        .connection()
-        .pragma_query_value(None, "page_count", |row| row.get(0))
-        .unwrap();
-    bench.sql(&format!("PRAGMA max_page_count = {}", pages + 2));
+    bench.leave_room_for(2);
     assert!(bench.write(events(3000..5000)).is_err());
     bench.set_sinks(&["other"]);
     assert_eq!(said(&lines), [("has left the configuration;", 2999)]);
