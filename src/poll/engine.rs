@@ -502,8 +502,7 @@ impl Engine {
             self.tracker.adopt(known, page);
         }
         let news = !delta.opened.is_empty() || !delta.tail_unchanged;
-        let open = self.tracker.open() as u64 + self.readings.unreadable();
-        let accounted = open == facts.total && delta.tail_unchanged;
+        let accounted = self.counted() == facts.total && delta.tail_unchanged;
         let is_shown = |page: &u64| self.refused.is_none_or(|refused| *page < refused);
         if let Some(next) = facts.next.filter(is_shown)
             && news
@@ -523,11 +522,20 @@ impl Engine {
         Next::Done
     }
 
+    /// A poll ended before a further page that it wanted, as the server did not show it. Whether it goes on doing
+    /// so is the background's to find out: at once where the count has a full read begin anyway, else after
+    /// several polls in a row, for a failure that passes is made good by the next poll.
+    pub fn poll_cut_short(&mut self, now: Instant) {
+        let Some(total) = self.total else { return };
+        self.surplus_in_a_row += 1;
+        let wanted = total < self.counted() || self.surplus_in_a_row >= PATIENCE;
+        self.read_if(wanted, now);
+    }
+
     /// Looks at the count at the end of a poll: has anything left, or is anything not known?
     fn compare_count(&mut self, facts: &Facts, delta: &Delta, now: Instant) {
-        let open = self.tracker.open() as u64 + self.readings.unreadable();
         let quiet = facts.page == 1 && delta.opened.is_empty();
-        let wanted = match facts.total.cmp(&open) {
+        let wanted = match facts.total.cmp(&self.counted()) {
             std::cmp::Ordering::Equal => {
                 self.surplus_in_a_row = 0;
                 false
@@ -540,6 +548,16 @@ impl Engine {
                 self.surplus_in_a_row >= PATIENCE
             }
         };
+        self.read_if(wanted, now);
+    }
+
+    /// What the total is where nothing has changed since.
+    fn counted(&self) -> u64 {
+        self.tracker.open() as u64 + self.readings.unreadable()
+    }
+
+    /// Begins a full read for what a poll has told, unless one is under way or it is too early for another.
+    fn read_if(&mut self, wanted: bool, now: Instant) {
         let rested = self.rest_until.is_none_or(|until| now >= until);
         if matches!(self.reading, Reading::Idle) && wanted && rested {
             self.begin_full_read(now);

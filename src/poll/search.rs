@@ -305,6 +305,12 @@ impl Running {
                 self.ask_fully_at = None;
             }
         }
+        if let Err(error) = &answer
+            && request.page > 1
+            && patience::tells(error)
+        {
+            self.engine.poll_cut_short(Instant::now());
+        }
         let learned = match answer {
             Ok(answer) => self.learn(&purpose, &request, &answer).await,
             // How far the server shows the result is the background's to find out.

@@ -119,6 +119,39 @@ async fn a_further_page_that_fails_for_good_delays_no_new_alert() {
     assert!(began.elapsed() < Duration::from_secs(60));
 }
 
+/// Where every poll has news, none gets as far as to the count.
+#[tokio::test(flavor = "multi_thread")]
+async fn departures_are_noticed_where_a_further_page_fails_for_good_and_alerts_keep_opening() {
+    let simulator = start(world(250)).await;
+    let exporter = Exporter::start(plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    let not_found = Fault::status(404);
+    simulator.inject(FaultRule {
+        page: Some(2),
+        ..FaultRule::always(not_found).at(Endpoint::Search)
+    });
+    let old = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
+    let goes_on = async {
+        for id in old.into_iter().cycle() {
+            // One that has left already stays so.
+            simulator.act(id, Action::Ticket).ok();
+            simulator.open_many(DEMO_TENANT, 1).unwrap();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let noticed = eventually("some have left", || async {
+        exporter.count("left").await > 0
+    });
+    tokio::select! {
+        () = goes_on => {}
+        () = noticed => {}
+    }
+    eventually("polls succeed", || async {
+        exporter.sample("opsramp_up{") == 1.0
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn tenants_in_trouble_delay_nobody_else() {
     const INTERVAL: Duration = Duration::from_secs(3);

@@ -115,7 +115,7 @@ impl Failures {
 
 /// Whether the failure of a request says something of itself, beside others that do not fail. A token that is
 /// refused does, if it lasts: polls are made with the same one.
-fn tells(error: &opsramp::Error) -> bool {
+pub(super) fn tells(error: &opsramp::Error) -> bool {
     error.may_be_about_the_request() || matches!(error, opsramp::Error::Auth { .. })
 }
 

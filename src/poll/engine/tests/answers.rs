@@ -100,6 +100,63 @@ fn a_total_that_is_too_high_keeps_nobody_who_left() {
     }
 }
 
+/// A poll whose further page fails. Brings whether it wanted one.
+fn poll_cut_short(run: &mut Run) -> bool {
+    run.poll(false);
+    let is_cut_short = run.poll_page.take().is_some();
+    if is_cut_short {
+        run.engine.poll_cut_short(run.now);
+        run.now += Duration::from_secs(30);
+    }
+    is_cut_short
+}
+
+/// A further page fails for good, and every poll has news, so that none gets as far as to the count.
+#[test]
+fn a_page_that_fails_is_found_out_by_the_background_however_much_opens() {
+    let mut run = run_with(250, 100);
+    for poll in 1..=PATIENCE {
+        assert_eq!(run.engine.task(), None, "before poll {poll}");
+        run.server.act(&Act::Open(100));
+        assert!(poll_cut_short(&mut run));
+    }
+    assert_eq!(run.engine.task(), Some(Task::Page(1)));
+    // It ends there, and the next one waits until this one has had its rest.
+    run.background(false);
+    assert_eq!(run.engine.task(), Some(Task::Page(2)));
+    run.engine.page_refused(run.now);
+    while run.background(false) {}
+    for _ in 0..PATIENCE {
+        run.engine.poll_cut_short(run.now);
+    }
+    assert_eq!(run.engine.task(), None);
+}
+
+/// One that passes does not: a full read may be of many pages.
+#[test]
+fn a_poll_that_is_cut_short_once_costs_no_full_read() {
+    let mut run = run_with(1_000, 100);
+    for _ in 0..2 * PATIENCE {
+        run.server.act(&Act::Open(150));
+        assert!(poll_cut_short(&mut run));
+        assert_eq!(run.engine.task(), None);
+        // What it has not shown is on the pages of the next one, where that has news.
+        run.server.clock += 3;
+        run.server.act(&Act::Open(1));
+        run.poll(false);
+        while run.poll_page.is_some() {
+            run.poll(false);
+        }
+        run.assert_agreement();
+    }
+    // Where some have left, it is read anyway.
+    run.server.act(&Act::CloseMany(7, 5));
+    run.server.clock += 3;
+    run.server.act(&Act::Open(1));
+    assert!(poll_cut_short(&mut run));
+    assert_eq!(run.engine.task(), Some(Task::Page(1)));
+}
+
 /// The pages of a full read that the server shows are read, and then all questions are asked.
 fn read_up_to_a_refusal(run: &mut Run, refused: u64) -> BTreeSet<Box<str>> {
     run.now += Duration::from_secs(600);
