@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::{
     identity::Tenant,
-    opsramp::{self, Client, ClientInfo},
+    opsramp::{self, Client, ClientInfo, ClientsPage},
     status::{DiscoveryStatus, PartnerStatus, alike, listed},
 };
 
@@ -87,6 +87,12 @@ pub(super) struct Clients {
     short: BTreeMap<Arc<str>, u64>,
     /// The partners whose clients could not be looked up, or not all of them, and why.
     failed: BTreeMap<Arc<str>, opsramp::Error>,
+    /// The ids of those that are known: there is room for each of them, however many others there are.
+    known: HashSet<Arc<str>>,
+    /// How many of those that are activated are not known.
+    new: usize,
+    /// How many more of them there was no room for.
+    left_out: usize,
 }
 
 /// The answer about one partner.
@@ -95,6 +101,21 @@ struct Answer {
     clients: Vec<ClientInfo>,
     /// How many more the server counts than it shows.
     more: Result<u64, opsramp::Error>,
+}
+
+/// What the pages of a partner's clients have shown so far.
+#[derive(Debug, Default)]
+struct Shown {
+    clients: Vec<ClientInfo>,
+    ids: HashSet<String>,
+    activated: usize,
+    /// Items, each client once, those that could not be read included.
+    count: u64,
+    /// What the last page told.
+    total: u64,
+    /// The largest that any page told: where one falls, a client may have slipped over the border to a page
+    /// that had been read.
+    largest_total: u64,
 }
 
 /// What follows from a look-up.
@@ -169,54 +190,44 @@ pub(super) fn told_apart(tenants: &[&Tenant]) -> Vec<Tenant> {
     tenants.iter().map(called).collect()
 }
 
-/// The clients of some partners.
-pub(super) async fn clients_of(client: &Client, partners: Vec<Arc<str>>) -> Clients {
+/// The clients of some partners. `known`: the ids of those that are known.
+pub(super) async fn clients_of(
+    client: &Client,
+    partners: Vec<Arc<str>>,
+    known: HashSet<Arc<str>>,
+) -> Clients {
     let ask = |partner: Arc<str>| {
         let client = client.clone();
         async move { (ask_about(&client, &partner).await, partner) }
     };
     let mut answers = stream::iter(partners).map(ask).buffered(PARTNERS_AT_ONCE);
-    let mut found = Clients::default();
+    let mut found = Clients {
+        known,
+        ..Clients::default()
+    };
     while let Some((answer, partner)) = answers.next().await {
-        if !found.take_in(answer, &partner) {
-            tell_of_too_many(client.account());
-            break;
-        }
+        found.take_in(answer, &partner);
     }
     found
 }
 
 /// The clients of a partner.
 async fn ask_about(client: &Client, partner: &str) -> Answer {
-    let mut clients = Vec::new();
-    let (mut next, mut shown, mut total) = (Some(1), 0, 0);
-    let mut ids = HashSet::new();
-    let mut activated = 0;
+    let mut shown = Shown::default();
+    let mut next = Some(1);
     while let Some(page_no) = next.filter(|page| *page <= MAX_CLIENT_PAGES) {
         let answer = client.clients(partner, page_no).await;
-        let page = match answer.and_then(|answer| answer.clients(page_no)) {
-            Ok(page) => page,
+        next = match answer.and_then(|answer| answer.clients(page_no)) {
+            Ok(page) => shown.take_in(page),
             Err(error) => {
-                let more = Err(error);
-                return Answer { clients, more };
+                return Answer {
+                    clients: shown.clients,
+                    more: Err(error),
+                };
             }
         };
-        // Paging over a living list can show a client twice, and some servers never end.
-        let of_page = page.clients.len();
-        let is_new = |it: &ClientInfo| ids.insert(it.id.clone());
-        let new: Vec<_> = page.clients.into_iter().filter(is_new).collect();
-        let repeated = of_page - new.len();
-        activated += new.iter().filter(|it| it.activated).count();
-        clients.extend(new);
-        shown += (page.shown - repeated) as u64;
-        total = page.total.unwrap_or(total);
-        let is_behind = repeated == of_page && shown >= total;
-        next = page
-            .next_page
-            .filter(|_| !is_behind && activated <= MAX_CLIENTS);
     }
-    let more = Ok(total.saturating_sub(shown));
-    Answer { clients, more }
+    shown.into_answer()
 }
 
 fn tell_of_too_many(account: &str) {
@@ -253,12 +264,14 @@ fn decide(known: &Tenants, found: Clients, partners: &mut [Partner]) -> Decision
         }
         verdicts.push(verdict);
     }
+    let left_out = found.left_out;
     let mut tenants = found.into_tenants();
+    let known_ids: HashSet<&Arc<str>> = known.keys().map(|tenant| &tenant.id).collect();
     // Whoever is polled already goes before those that are new.
-    let left_out = (tenants.len() + held.len()).saturating_sub(MAX_CLIENTS);
-    let mut too_many = left_out;
+    let mut too_many = (tenants.len() + held.len()).saturating_sub(MAX_CLIENTS);
+    let left_out = left_out + too_many;
     tenants.retain(|tenant, _| {
-        let stays = too_many == 0 || known.contains_key(tenant);
+        let stays = too_many == 0 || known_ids.contains(&tenant.id);
         too_many -= usize::from(!stays);
         stays
     });
@@ -555,11 +568,39 @@ impl Verdict {
     }
 }
 
+// === impl Shown ===
+
+impl Shown {
+    /// Takes in a page. Brings the number of the next one, if it is to be read.
+    fn take_in(&mut self, page: ClientsPage) -> Option<u64> {
+        // Paging over a living list can show a client twice, and some servers never end.
+        let of_page = page.clients.len();
+        let is_new = |it: &ClientInfo| self.ids.insert(it.id.clone());
+        let new: Vec<_> = page.clients.into_iter().filter(is_new).collect();
+        let repeated = of_page - new.len();
+        self.activated += new.iter().filter(|it| it.activated).count();
+        self.clients.extend(new);
+        self.count += (page.shown - repeated) as u64;
+        self.total = page.total.unwrap_or(self.total);
+        self.largest_total = self.largest_total.max(self.total);
+        let is_behind = repeated == of_page && self.count >= self.total;
+        page.next_page
+            .filter(|_| !is_behind && self.activated <= MAX_CLIENTS)
+    }
+
+    fn into_answer(self) -> Answer {
+        Answer {
+            clients: self.clients,
+            more: Ok(self.largest_total.saturating_sub(self.count)),
+        }
+    }
+}
+
 // === impl Clients ===
 
 impl Clients {
-    /// Takes in what was said of a partner. Returns whether there was room for all that are activated.
-    fn take_in(&mut self, answer: Answer, partner: &Arc<str>) -> bool {
+    /// Takes in what was said of a partner.
+    fn take_in(&mut self, answer: Answer, partner: &Arc<str>) {
         match answer.more {
             Ok(0) => {}
             Ok(more) => {
@@ -574,16 +615,16 @@ impl Clients {
                 self.deactivated.insert(found.id);
                 continue;
             }
-            let full = self.activated.len() == MAX_CLIENTS;
+            let is_new = !self.known.contains(found.id.as_str());
             match self.activated.entry(found.id) {
                 Entry::Occupied(_) => {}
-                Entry::Vacant(_) if full => return false,
+                Entry::Vacant(_) if is_new && self.new == MAX_CLIENTS => self.left_out += 1,
                 Entry::Vacant(place) => {
                     place.insert((found.name, Arc::clone(partner)));
+                    self.new += usize::from(is_new);
                 }
             }
         }
-        true
     }
 
     /// Whether a look-up has shown the client, activated or not.
@@ -626,8 +667,8 @@ mod tests {
         renamed_and_off[0].name = "Another".to_owned();
         renamed_and_off[1].activated = false;
         let partner = "msp_1".into();
-        assert!(found.take_in(answer(page(0..2)), &partner));
-        assert!(found.take_in(answer(renamed_and_off), &partner));
+        found.take_in(answer(page(0..2)), &partner);
+        found.take_in(answer(renamed_and_off), &partner);
         let tenants = found.into_tenants();
         let names: Vec<_> = tenants.keys().map(|tenant| &*tenant.name).collect();
         assert_eq!(names, ["Client 0", "Client 1"]);
@@ -680,7 +721,7 @@ mod tests {
     ) -> Clients {
         let mut found = Clients::default();
         for (number, (clients, more)) in (1..).zip(answers) {
-            assert!(found.take_in(Answer { clients, more }, &msp(number)));
+            found.take_in(Answer { clients, more }, &msp(number));
         }
         found
     }
@@ -858,9 +899,78 @@ mod tests {
     fn there_is_room_for_so_many_clients_and_for_seeing_them_again() {
         let mut found = Clients::default();
         let partner = "msp_1".into();
-        assert!(found.take_in(answer(page(0..MAX_CLIENTS)), &partner));
-        assert!(found.take_in(answer(page(MAX_CLIENTS - 100..MAX_CLIENTS)), &partner));
-        assert!(!found.take_in(answer(page(MAX_CLIENTS - 1..MAX_CLIENTS + 1)), &partner));
+        found.take_in(answer(page(0..MAX_CLIENTS)), &partner);
+        found.take_in(answer(page(MAX_CLIENTS - 100..MAX_CLIENTS)), &partner);
+        assert_eq!(found.left_out, 0);
+        found.take_in(answer(page(MAX_CLIENTS - 1..MAX_CLIENTS + 1)), &partner);
+        assert_eq!(found.left_out, 1);
         assert_eq!(found.into_tenants().len(), MAX_CLIENTS);
+    }
+
+    #[test]
+    fn a_partner_of_too_many_clients_takes_no_place_of_anothers_that_are_known() {
+        let mut known = Known::of([MAX_CLIENTS - 10, 10]);
+        let grown = 2 * MAX_CLIENTS;
+        let of_first = page(0..MAX_CLIENTS - 10)
+            .into_iter()
+            .chain(page(MAX_CLIENTS..grown));
+        let mut of_second = page(MAX_CLIENTS - 10..MAX_CLIENTS);
+        // It is the same one.
+        of_second[0].name = "Another".to_owned();
+        let of_third = page(grown..2 * grown);
+        let mut found = Clients {
+            known: known.tenants.keys().map(|it| Arc::clone(&it.id)).collect(),
+            ..Clients::default()
+        };
+        found.take_in(answer(of_third), &msp(3));
+        found.take_in(answer(of_first.collect()), &msp(1));
+        found.take_in(answer(of_second), &msp(2));
+        // What is kept until it is decided is bounded.
+        assert_eq!(found.activated.len(), 2 * MAX_CLIENTS);
+        known.partners.push(Partner::new(msp(3), true));
+        let decision = decide(&known.tenants, found, &mut known.partners);
+        assert_eq!(decision.left_out, grown + MAX_CLIENTS);
+        assert!(decision.verdicts.iter().all(|it| it.missing == 0));
+        let ids =
+            |tenants: &Tenants| -> Vec<_> { tenants.keys().map(|it| Arc::clone(&it.id)).collect() };
+        assert_eq!(ids(&decision.tenants), ids(&known.tenants));
+    }
+
+    /// The pages of a list of which a client is deleted while they are read, so that the next one slips over the
+    /// border.
+    #[test]
+    fn a_client_that_slips_to_a_page_that_was_read_counts_as_not_shown() {
+        let pages = |pages: [(std::ops::Range<usize>, u64); 3]| {
+            let mut shown = Shown::default();
+            for (number, (clients, total)) in (1..).zip(pages) {
+                let clients = page(clients);
+                let next = shown.take_in(ClientsPage {
+                    shown: clients.len(),
+                    clients,
+                    total: Some(total),
+                    next_page: (number < 3).then_some(number + 1),
+                });
+                assert_eq!(next, (number < 3).then_some(number + 1));
+            }
+            let answer = shown.into_answer();
+            (answer.clients.len(), answer.more.unwrap())
+        };
+        assert_eq!(
+            pages([(0..100, 250), (100..200, 250), (200..250, 250)]),
+            (250, 0)
+        );
+        assert_eq!(
+            pages([(0..100, 250), (101..201, 249), (201..250, 249)]),
+            (249, 1)
+        );
+        assert_eq!(
+            pages([(0..100, 250), (100..200, 250), (201..250, 249)]),
+            (249, 1)
+        );
+        // One that is new in front has others shown twice, and is not.
+        assert_eq!(
+            pages([(0..100, 250), (99..199, 251), (199..250, 251)]),
+            (250, 1)
+        );
     }
 }

@@ -477,8 +477,13 @@ impl Pollers {
                 continue;
             };
             let (client, partners) = (known.client.clone(), known.partners());
+            let ids = known
+                .discovered
+                .keys()
+                .map(|it| Arc::clone(&it.id))
+                .collect();
             let look_up = self.look_ups.spawn(async move {
-                let found = clients_of(&client, partners).await;
+                let found = clients_of(&client, partners, ids).await;
                 (account, found)
             });
             known.look_up_begun(look_up, now + interval);
