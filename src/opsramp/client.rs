@@ -1,7 +1,7 @@
 //! The client of one account: requests, their errors, and what is learned from the headers.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -266,17 +266,36 @@ impl Client {
         self.allowances(tenant).search.reserve(interval)
     }
 
-    /// Goes on with the allowances of the client in whose place this one asks, where both ask the same
-    /// server: its count does not begin anew because ours does. Only the ceiling is this one's.
-    pub fn go_on_with_allowances_of(&self, old: &Self) {
-        if !is_same_url(&old.0.http.options.url, &self.0.http.options.url) {
+    /// Goes on with the allowances that another client has of these tenants, where both ask the same server:
+    /// its count does not begin anew because ours does. Only the ceiling is this one's. What this one has
+    /// counted itself, it goes on with.
+    pub fn go_on_with_allowances_of(&self, old: &Self, is_wanted: impl Fn(&str) -> bool) {
+        if !self.asks_the_server_of(old) {
             return;
         }
-        let known = old.0.tenants.lock().clone();
-        for (tenant, allowances) in &known {
-            allowances.set_ceiling(paginated(self.0.requests_per_minute, tenant));
+        let mut known = old.0.tenants.lock().clone();
+        known.retain(|tenant, _| is_wanted(tenant));
+        let mut tenants = self.0.tenants.lock();
+        for (tenant, theirs) in known {
+            let ceiling = paginated(self.0.requests_per_minute, &tenant);
+            let own = tenants.entry(tenant).or_insert_with(|| Arc::clone(&theirs));
+            // They share it also where the tenant comes back.
+            if Arc::ptr_eq(own, &theirs) {
+                own.set_ceiling(ceiling);
+            }
         }
-        self.0.tenants.lock().extend(known);
+    }
+
+    /// Whether both ask the same server.
+    #[must_use]
+    pub fn asks_the_server_of(&self, other: &Self) -> bool {
+        is_same_url(&other.0.http.options.url, &self.0.http.options.url)
+    }
+
+    /// The ids of those that have been asked for, or about.
+    #[must_use]
+    pub fn tenants(&self) -> HashSet<Arc<str>> {
+        self.0.tenants.lock().keys().cloned().collect()
     }
 
     async fn send(
@@ -813,7 +832,7 @@ mod tests {
             ("https://b.example", Some(20), 20),
         ] {
             let new = client(url, ceiling).await.unwrap();
-            new.go_on_with_allowances_of(&old);
+            new.go_on_with_allowances_of(&old, |_| true);
             assert_eq!(free(&new), left, "{url} {ceiling:?}");
             // What was asked for here is forgotten, what is under way is not.
             tokio::time::advance(Duration::from_secs(60)).await;

@@ -1,7 +1,7 @@
 //! All searches of all tenants of all accounts: which tasks run, and how that changes.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -207,6 +207,7 @@ impl Pollers {
             .iter()
             .map(|account| &account.options.name)
             .collect();
+        let before: Vec<Client> = self.clients.values().map(|it| it.client.clone()).collect();
         let gone: Vec<_> = self
             .clients
             .keys()
@@ -229,7 +230,7 @@ impl Pollers {
             };
             let old = self.clients.remove(client.account());
             if let Some(old) = &old {
-                client.go_on_with_allowances_of(&old.client);
+                client.go_on_with_allowances_of(&old.client, |_| true);
                 // Its token was another client's.
                 self.board.remove_account(client.account());
             }
@@ -248,8 +249,59 @@ impl Pollers {
                 }
             }
         }
+        self.hand_on_allowances(&plan, &before);
         self.plan = Some(plan);
         self.follow_plan().await;
+    }
+
+    /// Has what these clients have asked in the last minute count on where other accounts ask for their tenants
+    /// now: a server's count does not begin anew because an account has another name.
+    fn hand_on_allowances(&self, plan: &Plan, before: &[Client]) {
+        let of_account = |account: &Account| -> HashSet<Arc<str>> {
+            account
+                .tenants
+                .iter()
+                .map(|it| Arc::clone(&it.id))
+                .collect()
+        };
+        let listed: BTreeMap<_, _> = plan
+            .accounts
+            .iter()
+            .map(|account| (&account.options.name, of_account(account)))
+            .collect();
+        for old in before {
+            // Of whom the account of that name asks the same server still.
+            let heir = self.clients.get(old.account());
+            let heir = heir.filter(|heir| heir.client.asks_the_server_of(old));
+            let found: HashSet<&Arc<str>> = heir
+                .iter()
+                .flat_map(|heir| heir.discovered.keys().map(|tenant| &tenant.id))
+                .collect();
+            let stays = |tenant: &Arc<str>| {
+                let of_heir = listed.get(old.account()).filter(|_| heir.is_some());
+                of_heir.is_some_and(|of_heir| of_heir.contains(tenant)) || found.contains(tenant)
+            };
+            let mut left = old.tenants();
+            left.retain(|tenant| !stays(tenant));
+            if left.is_empty() {
+                continue;
+            }
+            for account in &plan.accounts {
+                let name = &account.options.name;
+                let Some(known) = self.clients.get(name).filter(|_| name != old.account()) else {
+                    continue;
+                };
+                // Whoever no account names may be among those that a look-up finds.
+                let may_find = |tenant: &str| {
+                    account.discovery.is_some() && !listed.values().any(|it| it.contains(tenant))
+                };
+                let is_wanted = |tenant: &str| {
+                    let own = listed.get(name).is_some_and(|own| own.contains(tenant));
+                    left.contains(tenant) && (own || may_find(tenant))
+                };
+                known.client.go_on_with_allowances_of(old, is_wanted);
+            }
+        }
     }
 
     /// Waits for something that must be acted on, looking up clients as they are due. Cancel safe.

@@ -135,3 +135,41 @@ async fn a_reload_that_changes_an_account_does_not_begin_its_allowance_anew() {
     let searches = simulator.requests().searches(DEMO_TENANT);
     assert!((1..=3).contains(&searches), "{searches}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_that_goes_to_another_account_of_its_server_does_not_begin_its_allowance_anew() {
+    let simulator = start(world(50)).await;
+    let mut plan = plan(&simulator.url());
+    let of = |name: &str, tenants: &[&str]| {
+        let mut account = account(&simulator.url(), tenants);
+        account.options.name = name.into();
+        // Polls keep twelve seconds apart.
+        account.options.requests_per_minute = Some(5);
+        account
+    };
+    let folder = tempfile::tempdir().unwrap();
+    let options = store::Options::Sqlite {
+        path: folder.path().join("state.db"),
+        journal_limit: store::JOURNAL_LIMIT,
+    };
+    let store = Store::open(&options).await.unwrap();
+    let (mut pollers, _, _) = pollers(&store, &Health::default());
+    let searches = || simulator.requests().searches(DEMO_TENANT);
+    for accounts in [
+        vec![of("a", &[DEMO_TENANT]), of("b", &[])],
+        // It moves, and comes back,
+        vec![of("a", &[]), of("b", &[DEMO_TENANT])],
+        vec![of("a", &[DEMO_TENANT]), of("b", &[])],
+        // its account gets another name, and goes.
+        vec![of("c", &[DEMO_TENANT]), of("b", &[])],
+        vec![of("b", &[DEMO_TENANT])],
+    ] {
+        plan.accounts = accounts;
+        pollers.apply(plan.clone()).await.unwrap();
+        eventually("it is polled", || async { searches() > 0 }).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    pollers.stop().await;
+    store.close().await;
+    assert!(searches() <= 2, "{}", searches());
+}
