@@ -109,6 +109,14 @@ pub struct Ahead {
     opened: Vec<Box<str>>,
 }
 
+/// What a server has been found not to answer, whatever alerts there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    refused: Option<u64>,
+    confirm_again: Option<Instant>,
+    unanswered_in_a_row: u32,
+}
+
 /// The engine of one search.
 #[derive(Debug)]
 pub struct Engine {
@@ -205,6 +213,23 @@ impl Engine {
             next_due: now + self.options.full_read_interval.saturating_sub(ago),
         };
         self.readings.add(last, self.tracker.open());
+    }
+
+    /// What the server has been found not to answer, for an engine that goes on.
+    #[must_use]
+    pub fn limits(&self) -> Limits {
+        Limits {
+            refused: self.refused,
+            confirm_again: self.confirm_again,
+            unanswered_in_a_row: self.unanswered_in_a_row,
+        }
+    }
+
+    /// Goes on with what another engine has found the same server not to answer.
+    pub fn respect(&mut self, limits: Limits) {
+        self.refused = limits.refused;
+        self.confirm_again = limits.confirm_again;
+        self.unanswered_in_a_row = limits.unanswered_in_a_row;
     }
 
     /// The known alerts.

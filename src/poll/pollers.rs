@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     AtFirstStart, SearchOptions,
     discovery::{AccountClient, Clients, clients_of, told_apart},
-    search::{self, Search, Shared},
+    search::{self, Learned, Left, Search, Shared},
 };
 use crate::{
     clock::Steadiness,
@@ -102,7 +102,7 @@ struct RunningSearch {
     /// Tells it from a predecessor that is still being joined.
     task: task::Id,
     stop: CancellationToken,
-    stopped: tokio::sync::oneshot::Receiver<Option<Held>>,
+    stopped: tokio::sync::oneshot::Receiver<Left>,
 }
 
 /// What a search's task leaves to the one that goes on with other options.
@@ -111,6 +111,8 @@ struct Kept {
     held: Option<Held>,
     /// What was known, where the same is asked.
     status: Option<Arc<SearchStatus>>,
+    /// What was learned of how the server answers, where it is asked in the same way.
+    learned: Learned,
 }
 
 /// Everything a search's task depends on: where it differs, the task begins anew.
@@ -418,11 +420,21 @@ impl Pollers {
         let mut kept = HashMap::new();
         for (key, running) in stopping {
             // A sender that was dropped says the same: the task has ended.
-            let held = running.stopped.await.ok().flatten();
+            let Left { held, learned } = running.stopped.await.unwrap_or_default();
             if let Some((_, spec)) = wanted.get(&key) {
                 let is_same = spec.options.query == running.spec.options.query;
                 let status = self.board.search(&key).filter(|_| is_same);
-                kept.insert(key, Kept { held, status });
+                let learned = if spec.asks_as(&running.spec) {
+                    learned
+                } else {
+                    Learned::default()
+                };
+                let left = Kept {
+                    held,
+                    status,
+                    learned,
+                };
+                kept.insert(key, left);
             } else {
                 self.metrics.remove_search(&key);
                 self.board.remove_search(&key);
@@ -483,14 +495,16 @@ impl Pollers {
             heartbeat: self.health.register(format!("search {key}"), HEARTBEAT),
             first_poll,
             status,
+            learned: kept.learned,
         };
         let token = stop.clone();
         let name = key.clone();
         let task = self.tasks.spawn(async move {
             // One that is stopped before it has taken the search up leaves it as it found it.
-            let held = search.run(token).await.or(kept.held);
+            let mut left = search.run(token).await;
+            left.held = left.held.or(kept.held);
             // Nobody asks when all are stopped.
-            ended.send(held).ok();
+            ended.send(left).ok();
             name
         });
         self.searches.insert(
@@ -567,6 +581,16 @@ impl Pollers {
         let discovery = client.and_then(AccountClient::discovery);
         self.board
             .update_account(&account, |status| status.discovery = discovery);
+    }
+}
+
+// === impl Spec ===
+
+impl Spec {
+    /// Whether the same pages are asked for, of a client that has not changed.
+    fn asks_as(&self, other: &Self) -> bool {
+        let asked = |it: &Self| (it.generation, it.options.page_size);
+        asked(self) == asked(other) && self.options.query == other.options.query
     }
 }
 

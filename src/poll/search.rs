@@ -23,7 +23,7 @@ use self::{
 };
 use super::{
     AtFirstStart, SearchOptions,
-    engine::{Engine, Next, Purpose, Question, Task},
+    engine::{Engine, Limits, Next, Purpose, Question, Task},
     pollers,
     schedule::{self, Grid},
 };
@@ -69,6 +69,23 @@ pub(super) struct Search {
     pub(super) first_poll: Instant,
     /// Its snapshot: as it was left, where the search is gone on with.
     pub(super) status: SearchStatus,
+    /// What the task before has learned, until the search is taken up.
+    pub(super) learned: Learned,
+}
+
+/// What a search's task leaves.
+#[derive(Debug, Default)]
+pub(super) struct Left {
+    /// What is still held.
+    pub(super) held: Option<Held>,
+    pub(super) learned: Learned,
+}
+
+/// What a search's task has learned of how the server answers.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Learned {
+    limits: Limits,
+    patience: Patience,
 }
 
 /// Why a search is no longer polled.
@@ -185,8 +202,10 @@ impl Search {
 
 impl Running {
     /// Nothing has been asked yet.
-    fn new(search: Search, loaded: &Loaded, engine: Engine, grid: Grid) -> Self {
+    fn new(mut search: Search, loaded: &Loaded, mut engine: Engine, grid: Grid) -> Self {
         let now = Instant::now();
+        let Learned { limits, patience } = std::mem::take(&mut search.learned);
+        engine.respect(limits);
         Self {
             held: loaded.held,
             primed: loaded.primed,
@@ -198,7 +217,7 @@ impl Running {
             under_way: None,
             asking: search.wanted(),
             ask_fully_at: None,
-            patience: Patience::default(),
+            patience,
             grid,
             next_poll: search.first_poll.max(now),
             poll: None,
@@ -210,6 +229,14 @@ impl Running {
             stretching: 0,
             failing_since: None,
             search,
+        }
+    }
+
+    /// For the task that goes on.
+    fn learned(&self) -> Learned {
+        Learned {
+            limits: self.engine.limits(),
+            patience: self.patience.of_pages(),
         }
     }
 
@@ -348,7 +375,7 @@ impl Running {
         self.failures = 0;
         self.stretching = 0;
         if self.engine.task().is_none() {
-            self.patience.page_came();
+            self.patience.no_page_is_wanted();
         }
         self.next_poll = self.grid.next(Instant::now());
         self.search.status.up = Some(true);
@@ -522,7 +549,7 @@ impl Running {
                             error = %error.chain(),
                             "the server does not show a further page of the result; what lies behind it is not seen"
                         );
-                        self.patience.page_came();
+                        self.patience.no_page_is_wanted();
                         self.engine.page_refused(Instant::now());
                         self.prime().await
                     }
@@ -533,7 +560,7 @@ impl Running {
                         Ok(())
                     }
                     Ok(()) if !confirms => {
-                        self.patience.page_came();
+                        self.patience.page_came(request.page);
                         Ok(())
                     }
                     learned => learned,
@@ -675,7 +702,10 @@ impl Running {
     /// Whether a full read's page failed so often that it will go on failing. Of the first, polls tell.
     fn cannot_go_on(&mut self, error: &opsramp::Error, page: u64) -> bool {
         let ended_before = self.engine.refused() == Some(page);
-        page > 1 && self.patience.ends_read(error, ended_before, Instant::now())
+        page > 1
+            && self
+                .patience
+                .ends_read(error, page, ended_before, Instant::now())
     }
 }
 

@@ -111,8 +111,13 @@ async fn a_further_page_that_fails_for_good_delays_no_new_alert() {
     let failures = || exporter.sample("opsramp_poll_failures_total{");
     let began = Instant::now();
     for round in 1..=12 {
-        simulator.open_many(DEMO_TENANT, 150).unwrap();
-        eventually("a poll fails", || async { failures() >= f64::from(round) }).await;
+        // Once the background has seen new ones first, as the full read begins, so that they are no news.
+        eventually("a poll fails", || async {
+            simulator.open_many(DEMO_TENANT, 150).unwrap();
+            exporter.wait_for_poll().await;
+            failures() >= f64::from(round)
+        })
+        .await;
         assert!(exporter.count("opened").await >= 250 + 100 * round as usize);
     }
     // With pauses that double it would take more than a minute and a half.
@@ -150,6 +155,53 @@ async fn departures_are_noticed_where_a_further_page_fails_for_good_and_alerts_k
         exporter.sample("opsramp_up{") == 1.0
     })
     .await;
+}
+
+/// One that is not refused is given up after half an hour, unless it is known.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_takes_back_nothing_of_what_was_learned_of_a_page() {
+    let simulator = start(world(250)).await;
+    let fails = |fault| {
+        simulator.clear_faults();
+        simulator.inject(FaultRule {
+            page: Some(2),
+            ..FaultRule::always(fault).at(Endpoint::Search)
+        });
+    };
+    let mut plan = plan(&simulator.url());
+    let folder = tempfile::tempdir().unwrap();
+    let options = store::Options::Sqlite {
+        path: folder.path().join("state.db"),
+        journal_limit: store::JOURNAL_LIMIT,
+    };
+    let store = Store::open(&options).await.unwrap();
+    let (mut pollers, board, metrics) = pollers(&store, &Health::default());
+    pollers.apply(plan.clone()).await.unwrap();
+    eventually("the result is known whole", || async {
+        let result = board.searches()[0].result.clone();
+        result.is_some_and(|result| result.complete)
+    })
+    .await;
+    let ids = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
+    let has_left = async |place: usize, count: f64| {
+        simulator.act(ids[place], Action::Ticket).unwrap();
+        eventually("it has left", || async {
+            let rendering = metrics.rendering(opsramp_exporter::clock::now());
+            let text = String::from_utf8_lossy(&rendering.text);
+            let labels = "account=\"default\",tenant=\"name of client_1\",search=\"open\"";
+            let left = format!("opsramp_alert_events_total{{{labels},event=\"left\"}}");
+            sum(&text, &left) == count
+        })
+        .await;
+    };
+    fails(Fault::status(404));
+    has_left(50, 1.0).await;
+    fails(Fault::status(500));
+    plan.record.max_description_length += 1;
+    pollers.apply(plan).await.unwrap();
+    has_left(51, 2.0).await;
+    pollers.stop().await;
+    store.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

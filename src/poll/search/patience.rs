@@ -15,16 +15,18 @@ const FAILED: u32 = 12;
 const QUESTION: u32 = 3;
 
 /// What failed in the background, beside how polls went meanwhile.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Patience {
     /// Whether the first page of the last poll came: else whatever fails says nothing of itself.
     is_heard: bool,
     page: Failures,
+    /// Which one that is.
+    page_no: u64,
     question: Failures,
 }
 
 /// Failures of the same page, or of the same question, in a row.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Failures {
     /// Those between polls whose first pages came.
     amid_polls: u32,
@@ -52,9 +54,27 @@ impl Patience {
         self.question.since = 0;
     }
 
-    /// A page of the full read has come, or none is wanted.
-    pub(super) fn page_came(&mut self) {
+    /// A page of the full read has come. One before the page that fails says nothing of that: the read may have
+    /// begun anew.
+    pub(super) fn page_came(&mut self, page: u64) {
+        if page >= self.page_no {
+            self.no_page_is_wanted();
+        }
+    }
+
+    /// The full read has ended, or none is wanted.
+    pub(super) fn no_page_is_wanted(&mut self) {
         self.page = Failures::default();
+        self.page_no = 0;
+    }
+
+    /// What the failures of a page tell the search's next task.
+    pub(super) fn of_pages(&self) -> Self {
+        Self {
+            page: self.page.clone(),
+            page_no: self.page_no,
+            ..Self::default()
+        }
     }
 
     /// The background has got on.
@@ -62,16 +82,21 @@ impl Patience {
         self.question = Failures::default();
     }
 
-    /// Notes that a further page of the full read has failed. Whether it will go on failing; `ended_before`:
+    /// Notes that this further page of the full read has failed. Whether it will go on failing; `ended_before`:
     /// the last read ended there, so that this is soon believed again.
     pub(super) fn ends_read(
         &mut self,
         error: &opsramp::Error,
+        page: u64,
         ended_before: bool,
         now: Instant,
     ) -> bool {
         if !self.is_heard || !tells(error) {
             return false;
+        }
+        if page != self.page_no {
+            self.no_page_is_wanted();
+            self.page_no = page;
         }
         let failures = self.page.add(now);
         // Too many results, most likely: servers that search do not show all of them.
@@ -180,7 +205,7 @@ mod tests {
         ]
     }
 
-    /// A page of a full read fails every ten seconds, beside polls whose first pages come. How often, before
+    /// The second page of a full read fails every ten seconds, beside polls whose first pages come. How often, before
     /// the read ends there.
     fn failures(patience: &mut Patience, error: &Error, ended_before: bool) -> Option<u32> {
         let begun = Instant::now();
@@ -189,7 +214,7 @@ mod tests {
             if number % 3 == 0 {
                 patience.heard(now);
             }
-            patience.ends_read(error, ended_before, now)
+            patience.ends_read(error, 2, ended_before, now)
         })
     }
 
@@ -218,6 +243,32 @@ mod tests {
         }
     }
 
+    /// The page fails a few times in each of several tasks, all of which begin the read anew.
+    #[test]
+    fn a_page_that_fails_for_good_ends_the_read_also_where_that_begins_anew_each_time() {
+        let mut patience = heard();
+        let begun = Instant::now();
+        let ended = (1..100u32).find(|number| {
+            let now = begun + INTERVAL * *number;
+            if number % 3 == 0 {
+                patience = patience.of_pages();
+                assert!(patience.heard(now), "no poll has been answered yet");
+                patience.page_came(2);
+            }
+            patience.ends_read(&status(504), 3, false, now)
+        });
+        assert_eq!(ended, Some(13));
+        // Another one than the one that failed, or one that came in between.
+        let now = begun + INTERVAL * 100;
+        patience.heard(now);
+        assert!(!patience.ends_read(&status(504), 4, false, now));
+        for _ in 0..50 {
+            patience.page_came(4);
+            patience.heard(now + INTERVAL);
+            assert!(!patience.ends_read(&status(504), 4, false, now));
+        }
+    }
+
     #[test]
     fn a_question_that_fails_for_good_is_done_without_however_it_fails() {
         for error in lasting() {
@@ -240,7 +291,7 @@ mod tests {
         let ended = (1..100u32).find(|minute| {
             let now = begun + INTERVAL * 2 * *minute;
             // Of two failures at most the later one may have had the reason of the poll's.
-            let ends = patience.ends_read(&status(504), false, now);
+            let ends = patience.ends_read(&status(504), 2, false, now);
             patience.heard(now + INTERVAL);
             if minute % 2 == 0 {
                 patience.unheard();
@@ -252,7 +303,7 @@ mod tests {
         let mut patience = heard();
         let ended = (1..100u32).find(|minute| {
             let now = begun + INTERVAL * 2 * *minute;
-            let ends = patience.ends_read(&status(504), false, now);
+            let ends = patience.ends_read(&status(504), 2, false, now);
             // The poll after each failure fails as well, and the next does not.
             patience.unheard();
             patience.heard(now + INTERVAL);
@@ -269,19 +320,19 @@ mod tests {
             let now = Instant::now();
             // No poll is due yet.
             for _ in 0..20 {
-                assert!(!patience.ends_read(&error, false, now));
+                assert!(!patience.ends_read(&error, 2, false, now));
             }
             assert!(!patience.heard(now - INTERVAL));
             patience.unheard();
             for _ in 0..20 {
-                assert!(!patience.ends_read(&error, false, now));
-                assert!(!patience.ends_read(&error, true, now));
+                assert!(!patience.ends_read(&error, 2, false, now));
+                assert!(!patience.ends_read(&error, 2, true, now));
                 assert!(!patience.ends_question(&error, now));
             }
             // Polls work again: what failed before does not count.
             assert!(patience.heard(now + INTERVAL));
-            assert!(!patience.ends_read(&error, false, now + INTERVAL));
-            assert!(!patience.ends_read(&error, false, now + 2 * INTERVAL));
+            assert!(!patience.ends_read(&error, 2, false, now + INTERVAL));
+            assert!(!patience.ends_read(&error, 2, false, now + 2 * INTERVAL));
         }
     }
 }

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Ended, Running, STORE, Search, has_one_status};
+use super::{Ended, Left, Running, STORE, Search, has_one_status};
 use crate::{
     clock,
     error_chain::chain,
@@ -37,17 +37,21 @@ struct Tries<'a> {
 // === impl Search ===
 
 impl Search {
-    /// Runs until `stop`: polls whenever the search is this replica's. Brings what is still held.
-    pub(in crate::poll) async fn run(self, stop: CancellationToken) -> Option<Held> {
+    /// Runs until `stop`: polls whenever the search is this replica's. Brings what it leaves.
+    pub(in crate::poll) async fn run(self, stop: CancellationToken) -> Left {
         let mut search = self;
         loop {
+            let learned = search.learned.clone();
             let mut running = match search.take_up(&stop).await {
                 Ok(running) => running,
-                Err(held) => return held,
+                Err(held) => return Left { held, learned },
             };
             let held = running.held;
             if running.run(&stop).await == Ended::Stopped {
-                return Some(held);
+                return Left {
+                    held: Some(held),
+                    learned: running.learned(),
+                };
             }
             search = running.search;
             search.stand_by();
