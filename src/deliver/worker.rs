@@ -183,7 +183,8 @@ impl Worker {
             if order.is_to_leave() {
                 return None;
             }
-            match sink.start(&self.name, mark, self.journal_end) {
+            let journalled = self.store.journalled();
+            match sink.start(&self.name, mark, self.journal_end, journalled) {
                 Ok(running) => {
                     self.recovered(&mut trouble, "has begun to work");
                     return Some(running);
