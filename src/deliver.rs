@@ -15,7 +15,7 @@ use std::{
 
 use tokio::{
     sync::{Notify, mpsc, watch},
-    task::JoinHandle,
+    task::{AbortHandle, JoinHandle},
 };
 
 use crate::{
@@ -128,6 +128,9 @@ struct Employed {
     orders: watch::Sender<Order>,
     reopen: Arc<Notify>,
     task: JoinHandle<worker::Left>,
+    /// Those it waits for, one after the other, and where they write to: two reloads may come while one
+    /// delivery is under way.
+    predecessors: Vec<(Target, AbortHandle)>,
 }
 
 /// Delivery could not be set up. Nothing was changed.
@@ -345,10 +348,19 @@ impl Delivery {
             journal_end: self.journal_end,
         };
         // Two may not write to the same place, nor acknowledge for the same sink.
-        let predecessor = self.leaving.remove(&name).map(|former| Predecessor {
-            is_dispensable: former.options.target.may_be_left_for(&options.target),
-            task: former.task,
-            orders: former.orders,
+        let mut predecessors = Vec::new();
+        let predecessor = self.leaving.remove(&name).map(|former| {
+            predecessors = former.predecessors;
+            predecessors.push((former.options.target, former.task.abort_handle()));
+            predecessors.retain(|(_, task)| !task.is_finished());
+            let indispensable = predecessors
+                .iter()
+                .filter(|(target, _)| !target.may_be_left_for(&options.target));
+            Predecessor {
+                indispensable: indispensable.map(|(_, task)| task.clone()).collect(),
+                task: former.task,
+                orders: former.orders,
+            }
         });
         let task = tokio::spawn(worker.run(sink, mark, predecessor));
         self.workers.insert(
@@ -358,6 +370,7 @@ impl Delivery {
                 orders,
                 reopen,
                 task,
+                predecessors,
             },
         );
     }

@@ -8,6 +8,10 @@
 //! ordinary case nothing stands there and nothing is read. One rule for every fault, in a running
 //! process and after a start.
 //!
+//! What stands behind it when a file is opened need not be of the lines that come first: a sink that had
+//! another name for a while wrote later ones there. So that part is searched until all is delivered that
+//! was journalled by then.
+//!
 //! Where replicas share the searches, what waits may stand before that as well: searches come one by
 //! one after a start, and one that was lost may come back much later. So the sink remembers which
 //! parts of its files are doubtful: what a try has left that did not come to its end, and what was
@@ -33,6 +37,8 @@ use rustix::{
     fs::{Advice, OFlags, fadvise},
     io::Errno,
 };
+
+use tokio::sync::watch;
 
 use crate::{
     error_chain::chain,
@@ -90,6 +96,10 @@ pub(super) struct LogFile {
     /// Where a former process left off, and what it left in doubt, until the file is open.
     mark: Option<(Mark, Vec<Range<u64>>)>,
     current: Option<Tail>,
+    /// The last position in the journal.
+    journalled: watch::Receiver<i64>,
+    /// Events up to this position may stand in what is doubtful, whoever holds their searches.
+    doubted: i64,
     /// What was last heard of the past, where replicas share the searches.
     past: Option<Past>,
     /// Files that were moved away before everything in them was settled.
@@ -170,6 +180,9 @@ impl LogFile {
             others: Vec::new(),
             mark: None,
             current: None,
+            // As long as that is not told, whatever comes may have been written.
+            journalled: watch::channel(i64::MAX).1,
+            doubted: 0,
             past: None,
             moved: Vec::new(),
             former: Vec::new(),
@@ -182,6 +195,12 @@ impl LogFile {
         self
     }
 
+    /// Tells it how far the journal goes.
+    pub(super) fn reading(mut self, journalled: watch::Receiver<i64>) -> Self {
+        self.journalled = journalled;
+        self
+    }
+
     /// Goes on where a former process left off with `mark`.
     pub(super) fn after(mut self, mark: Option<&[u8]>) -> Self {
         self.mark = mark.and_then(Mark::decode);
@@ -189,15 +208,28 @@ impl LogFile {
     }
 
     /// Sees to it that lines are in a file once. Without an error they are all there, except for a
-    /// file that the store does not know yet: nothing is written to it before it does.
-    fn write(&mut self, lines: &Lines) -> Result<Settled, Error> {
+    /// file that the store does not know yet: nothing is written to it before it does. The first of
+    /// them is of the event at the position `first`.
+    fn write(&mut self, first: i64, lines: &Lines) -> Result<Settled, Error> {
         let mut current = self.follow_name()?;
-        let written = self.write_to(&mut current, lines);
+        if self.past.is_none() && first > self.doubted {
+            // What comes now was journalled after the files were opened.
+            self.former.clear();
+            for tail in self.moved.iter_mut().chain([&mut current]) {
+                tail.doubtful.clear();
+            }
+        }
+        let written = self.write_to(&mut current, first, lines);
         self.current = Some(current);
         written
     }
 
-    fn write_to(&mut self, current: &mut Tail, lines: &Lines) -> Result<Settled, Error> {
+    fn write_to(
+        &mut self,
+        current: &mut Tail,
+        first: i64,
+        lines: &Lines,
+    ) -> Result<Settled, Error> {
         let mut missing = Missing::new(lines);
         self.moved.extend(current.leave_if_truncated(&self.others)?);
         if self.past.is_some() {
@@ -226,8 +258,10 @@ impl LogFile {
             }
             searched += 1;
         }
-        if self.past.is_some_and(|past| past.is_inherited) {
-            self.find_doubtful(current, &mut missing)?;
+        let is_inherited = self.past.is_some_and(|past| past.is_inherited);
+        let is_doubted = is_inherited || first <= self.doubted;
+        if is_doubted {
+            self.find_in_others(&mut missing)?;
         }
         if current.mark.is_none()
             && let Some(lines) = missing.first_of_an_unbroken_rest()
@@ -241,13 +275,20 @@ impl LogFile {
                 error: None,
             });
         }
+        if is_doubted {
+            current.find_in(&current.doubtful, &mut missing)?;
+        }
+        if is_inherited {
+            let end = current.settled.saturating_sub(LOOK_BACK)..current.settled;
+            current.find_in(&[end], &mut missing)?;
+        }
         let settled = current.settle(&mut missing)?;
         self.retire(searched);
         Ok(settled)
     }
 
-    /// Looks for lines that were written before their search was lost.
-    fn find_doubtful(&mut self, current: &Tail, missing: &mut Missing<'_>) -> Result<(), Error> {
+    /// Looks for lines in the doubtful parts of files that were moved away.
+    fn find_in_others(&mut self, missing: &mut Missing<'_>) -> Result<(), Error> {
         for tail in self.former.iter_mut().chain(&mut self.moved) {
             match tail.find_in(&tail.doubtful, missing) {
                 Ok(()) => {}
@@ -258,9 +299,7 @@ impl LogFile {
                 }
             }
         }
-        current.find_in(&current.doubtful, missing)?;
-        let end = current.settled.saturating_sub(LOOK_BACK)..current.settled;
-        current.find_in(&[end], missing)
+        Ok(())
     }
 
     /// Lets go of so many files that were moved away and are settled by now.
@@ -270,10 +309,11 @@ impl LogFile {
     }
 
     fn keep_doubtful(&mut self, settled: impl IntoIterator<Item = Tail>) {
-        if self.past.is_none() {
-            return;
-        }
-        let doubtful = settled.into_iter().filter(Tail::is_in_doubt);
+        let is_shared = self.past.is_some();
+        let doubtful = settled.into_iter().filter(|tail| {
+            // Otherwise the store has heard of all that is settled.
+            !tail.doubtful.is_empty() || is_shared && tail.is_in_doubt()
+        });
         self.former.extend(doubtful);
         let excess = self.former.len().saturating_sub(MAX_FORMER);
         self.former.drain(..excess);
@@ -324,11 +364,15 @@ impl LogFile {
                 let mut found = Tail { doubtful, ..found };
                 // As much as of the file that is written to.
                 found.doubt(found.settled.saturating_sub(LOOK_BACK)..found.settled);
+                found.doubt(found.settled..found.size().unwrap_or(found.end));
                 self.moved.push(found);
             }
         }
         // A former worker of this process may have written what the server has not heard of.
         tail.unstored = tail.settled.saturating_sub(LOOK_BACK);
+        tail.doubt(tail.settled..tail.end);
+        // It is locked: nobody writes there any more what is journalled later.
+        self.doubted = self.doubted.max(*self.journalled.borrow());
         Ok(tail)
     }
 
@@ -361,8 +405,9 @@ impl LogFile {
 
 impl Writer for LogFile {
     fn deliver(&mut self, events: &[Pending]) -> Progress {
+        let first = events.first().map_or(i64::MAX, |first| first.position);
         let mut lines = Lines::render(self.format, events);
-        match self.write(&lines) {
+        match self.write(first, &lines) {
             Ok(settled) => Progress {
                 settled: settled.lines,
                 refused: lines.refused_among(settled.lines),

@@ -10,7 +10,7 @@ use std::{
     thread,
 };
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use uuid::Uuid;
 
 use crate::store::{Claim, Past, Pending};
@@ -131,7 +131,7 @@ impl Sink {
     }
 
     /// Begins to work, where the sink left off with `mark`. Events up to `journal_end` may have been
-    /// given to a former process.
+    /// given to a former process; `journalled` tells where the journal ends now.
     ///
     /// # Errors
     /// Where it cannot begin now; it comes back, to be started again later.
@@ -140,12 +140,13 @@ impl Sink {
         name: &str,
         mark: Option<&[u8]>,
         journal_end: i64,
+        journalled: watch::Receiver<i64>,
     ) -> Result<Running, Box<(Self, SinkError)>> {
         match self {
             Self::Stdout(sink) => Self::run(name, sink.after(mark, journal_end), Self::Stdout),
             Self::File(sink) => {
                 let back = |sink| Self::File(Box::new(sink));
-                Self::run(name, sink.after(mark), back)
+                Self::run(name, sink.after(mark).reading(journalled), back)
             }
             Self::Journald(sink) => Self::run(name, sink, Self::Journald),
             Self::Otlp(sink) => Ok(Running::Otlp(sink)),

@@ -566,6 +566,58 @@ async fn a_sink_that_hangs_is_replaced_by_one_that_writes_elsewhere() {
     }
 }
 
+#[tokio::test]
+async fn a_delivery_is_not_given_up_by_way_of_another_place_for_the_same_one() {
+    let mut journal = Journal::new().await;
+    let (mut delivery, reader) = hung(&mut journal, 1000).await;
+    delivery.patience = Duration::from_millis(50);
+    delivery.reload(vec![journal.file("out")]).await.unwrap();
+    employ_pipe(&mut delivery, "out", io::pipe().unwrap().1);
+    let error = || journal.board.sinks()["out"].error.clone();
+    journal.until("it waits", || error().is_some()).await;
+    tokio::time::sleep(4 * delivery.patience).await;
+    let reading = read_all(reader);
+    journal.until_backlog("out", 0).await;
+    let text = reading.join().unwrap();
+    assert_eq!(text.lines().collect::<Vec<_>>(), Journal::expected(0, 1000));
+    assert_eq!(journal.counts.delivered.load(Ordering::Relaxed), 1000);
+    assert_eq!(journal.lines("out"), [""; 0]);
+    assert!(delivery.drain(Duration::from_secs(10)).await);
+}
+
+#[tokio::test]
+async fn a_request_that_ends_by_itself_is_not_given_up_by_way_of_another_place() {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let remote = SinkOptions {
+        name: "out".into(),
+        target: Target::Otlp(OtlpOptions {
+            endpoint: format!("http://{}/v1/logs", listener.local_addr().unwrap()),
+            headers: BTreeMap::new(),
+            gzip: true,
+            timeout: Duration::from_secs(30),
+        }),
+    };
+    let mut journal = Journal::new().await;
+    let mut delivery = journal.start(vec![remote]).await;
+    delivery.patience = Duration::from_millis(50);
+    journal.journal(3).await;
+    let (mut request, _) = listener.accept().await.unwrap();
+    for path in ["first", "second"] {
+        let file = file_sink("out", journal.path(path));
+        delivery.reload(vec![file]).await.unwrap();
+    }
+    let error = || journal.board.sinks()["out"].error.clone();
+    journal.until("it waits", || error().is_some()).await;
+    tokio::time::sleep(4 * delivery.patience).await;
+    answer(&mut request, "200 OK").await;
+    journal.until_backlog("out", 0).await;
+    journal.journal(1).await;
+    assert!(delivery.drain(Duration::from_secs(10)).await);
+    assert_eq!(journal.lines("first"), [""; 0]);
+    assert_eq!(journal.lines("second"), Journal::expected(3, 4));
+}
+
 #[test]
 fn a_delivery_is_given_up_only_for_another_place_and_only_where_it_may_hang() {
     let stdout = |format| Target::Stdout { format };

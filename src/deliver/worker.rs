@@ -7,14 +7,14 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::{
     sync::{Notify, mpsc, watch},
-    task::JoinHandle,
+    task::{AbortHandle, JoinHandle},
     time::Instant,
 };
 
 use crate::{
     error_chain::chain,
     status::Board,
-    store::{self, Pending, Store},
+    store::{self, Backlog, Pending, Store},
 };
 
 use super::{
@@ -88,8 +88,9 @@ pub(super) enum Order {
 pub(super) struct Predecessor {
     pub(super) task: JoinHandle<Left>,
     pub(super) orders: watch::Sender<Order>,
-    /// Whether its delivery may be given up where it does not end.
-    pub(super) is_dispensable: bool,
+    /// It, and those that it waits for itself, as far as their deliveries may not be given up, though they do
+    /// not end.
+    pub(super) indispensable: Vec<AbortHandle>,
 }
 
 /// A sink that has failed for good, with the orders of its worker, which may have been dismissed since.
@@ -164,7 +165,7 @@ impl Worker {
             // It may have delivered what waited when this worker looked.
             acknowledged.notify_one();
         }
-        let Some(mut running) = self.start(sink, left.mark.as_deref()).await else {
+        let Some(mut running) = self.start(sink, left).await else {
             return;
         };
         self.work(&mut running, left, acknowledged).await;
@@ -175,20 +176,26 @@ impl Worker {
     }
 
     /// Has the sink begin, however long the system has no thread for it. `None`: it is told to leave before
-    /// that.
-    async fn start(&self, mut sink: Sink, mark: Option<&[u8]>) -> Option<Running> {
+    /// that, or everything ends and nothing waits for it.
+    async fn start(&self, mut sink: Sink, left: &mut Left) -> Option<Running> {
         let mut trouble = Trouble::default();
         loop {
             let order = self.order();
             if order.is_to_leave() {
                 return None;
             }
-            match sink.start(&self.name, mark, self.journal_end) {
+            let journalled = self.store.journalled();
+            let mark = left.mark.as_deref();
+            match sink.start(&self.name, mark, self.journal_end, journalled) {
                 Ok(running) => {
                     self.recovered(&mut trouble, "has begun to work");
                     return Some(running);
                 }
                 Err(failed) => {
+                    left.drained = self.is_drained(order).await;
+                    if left.drained {
+                        return None;
+                    }
                     let error;
                     (sink, error) = *failed;
                     let delay = self.report(&mut trouble, &error, None, order);
@@ -198,13 +205,22 @@ impl Worker {
         }
     }
 
+    /// Whether everything ends and nothing is left to deliver.
+    async fn is_drained(&self, order: Order) -> bool {
+        order == Order::Drain
+            && matches!(
+                self.store.backlog(&self.name).await,
+                Ok(Backlog { events: 0, .. })
+            )
+    }
+
     /// Waits until the predecessor has left, and takes over its mark. One that writes to another place
     /// does not hold this one up for ever: it gives up what does not end.
     async fn wait_for(&self, predecessor: Predecessor, left: &mut Left) {
         let Predecessor {
             mut task,
             orders,
-            is_dispensable,
+            indispensable,
         } = predecessor;
         let (mut was_told, mut is_left_behind, mut complained) = (false, false, false);
         loop {
@@ -221,7 +237,8 @@ impl Worker {
                     was_told = true;
                 }
                 () = tokio::time::sleep(self.limits.patience) => {
-                    if is_dispensable && !was_told {
+                    // One that is replaced itself leaves that to its successor, which may have another target.
+                    if !was_told && !self.is_leaving() && indispensable.iter().all(AbortHandle::is_finished) {
                         orders.send_replace(Order::GiveUp);
                         (was_told, is_left_behind) = (true, true);
                         tracing::warn!(
@@ -615,7 +632,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::logging::captured;
+    use crate::{
+        identity::{SearchKey, Tenant},
+        logging::captured,
+    };
 
     #[derive(Debug)]
     struct Nobody;
@@ -693,6 +713,37 @@ mod tests {
             "{lines:#?}"
         );
         assert!(!said("until it works again"), "{lines:#?}");
+    }
+
+    #[tokio::test]
+    async fn a_sink_that_cannot_begin_as_everything_ends_leaves_where_nothing_waits_for_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let worker = worker(folder.path()).await;
+        let store = &worker.store;
+        store.set_sinks(vec!["loki".to_owned()]).await.unwrap();
+        assert!(worker.is_drained(Order::Drain).await);
+        assert!(!worker.is_drained(Order::Work).await);
+        let key = SearchKey {
+            account: "acme".into(),
+            tenant: Tenant {
+                id: "client_1".into(),
+                name: "retail".into(),
+            },
+            search: "open".into(),
+        };
+        let at = jiff::Timestamp::UNIX_EPOCH;
+        let held = store.take_up(&key, at).await.unwrap().held;
+        let event = store::JournalEvent {
+            event_id: uuid::Uuid::nil(),
+            at,
+            body: "{}".into(),
+        };
+        let commit = store::Commit {
+            events: vec![event],
+            ..store::Commit::default()
+        };
+        store.commit(held, commit, at).await.unwrap();
+        assert!(!worker.is_drained(Order::Drain).await);
     }
 
     #[test]

@@ -15,37 +15,92 @@ pub(super) enum Reason {
     Room,
 }
 
+/// How many events wait for a sink that has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Waiting {
+    Exactly(u64),
+    /// When it has left is not known, so that some of them may have been journalled since, for others.
+    AtMost(u64),
+}
+
 /// Says that events wait for a sink that has left the configuration, and what brings them to somebody.
-pub(super) fn tell_left(sink: &str, events: u64, kept_for: Duration) {
-    if events > 0 {
-        tracing::warn!(
-            sink,
-            events,
-            kept_for_seconds = kept_for.as_secs(),
-            "a sink with events that wait for it has left the configuration; a sink is known by its name, \
-             and without one by its type: a sink that is named so again within ten minutes gets them, \
-             whatever its type is then, and after that they are given up"
-        );
+pub(super) fn tell_left(sink: &str, events: impl Into<Waiting>, kept_for: Duration) {
+    let events = events.into();
+    if events.is_nothing() {
+        return;
     }
+    tracing::warn!(
+        sink,
+        events = events.exactly(),
+        events_at_most = events.at_most(),
+        kept_for_seconds = kept_for.as_secs(),
+        "a sink with events that wait for it{} has left the configuration; a sink is known by its name, \
+         and without one by its type: a sink that is named so again within ten minutes gets them, \
+         whatever its type is then, and after that they are given up",
+        events.doubt(),
+    );
 }
 
 /// Says that they are given up.
-pub(super) fn tell_given_up(sink: &str, events: u64, reason: Reason) {
-    if events == 0 {
+pub(super) fn tell_given_up(sink: &str, events: impl Into<Waiting>, reason: Reason) {
+    let events = events.into();
+    if events.is_nothing() {
         return;
     }
     match reason {
         Reason::Time => tracing::warn!(
             sink,
-            events,
-            "what waited for a sink that has left the configuration is given up: nobody has named a sink \
-             so again in time"
+            events = events.exactly(),
+            events_at_most = events.at_most(),
+            "what waited for a sink that has left the configuration{} is given up: nobody has named a sink \
+             so again in time",
+            events.doubt(),
         ),
         Reason::Room => tracing::warn!(
             sink,
-            events,
-            "what waited for a sink that has left the configuration is given up at once: it left no room \
-             for new events"
+            events = events.exactly(),
+            events_at_most = events.at_most(),
+            "what waited for a sink that has left the configuration{} is given up at once: it left no room \
+             for new events",
+            events.doubt(),
         ),
+    }
+}
+
+// === impl Waiting ===
+
+impl Waiting {
+    fn is_nothing(self) -> bool {
+        matches!(self, Self::Exactly(0) | Self::AtMost(0))
+    }
+
+    fn exactly(self) -> Option<u64> {
+        match self {
+            Self::Exactly(events) => Some(events),
+            Self::AtMost(_) => None,
+        }
+    }
+
+    fn at_most(self) -> Option<u64> {
+        match self {
+            Self::Exactly(_) => None,
+            Self::AtMost(events) => Some(events),
+        }
+    }
+
+    /// What the message says of the number.
+    fn doubt(self) -> &'static str {
+        match self {
+            Self::Exactly(_) => "",
+            Self::AtMost(_) => {
+                " (up to so many, those included that were journalled since it left)"
+            }
+        }
+    }
+}
+
+impl From<u64> for Waiting {
+    fn from(events: u64) -> Self {
+        Self::Exactly(events)
     }
 }

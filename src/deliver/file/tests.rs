@@ -1,5 +1,6 @@
 mod crashes;
 mod moved;
+mod names;
 mod opening;
 mod properties;
 mod searches;

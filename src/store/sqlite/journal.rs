@@ -17,7 +17,7 @@ use rusqlite::{Connection, OptionalExtension as _, Result, params};
 use super::Micros;
 use crate::store::{
     Backlog, Batch, Claim, JournalEvent, Pending, SinkState,
-    left_sinks::{KEPT_FOR, Reason, tell_given_up, tell_left},
+    left_sinks::{KEPT_FOR, Reason, Waiting, tell_given_up, tell_left},
 };
 use row::{Entries, Rows};
 
@@ -49,6 +49,8 @@ struct Cursor {
     position: i64,
     mark: Option<Vec<u8>>,
     stored: bool,
+    /// Whether it was named since the process began.
+    was_named: bool,
     /// Of a sink that is no longer named.
     left: Option<Left>,
 }
@@ -67,7 +69,7 @@ struct Left {
 #[derive(Clone, Debug)]
 struct News {
     sink: Box<str>,
-    events: u64,
+    events: Waiting,
     what: What,
 }
 
@@ -87,9 +89,15 @@ impl Cursor {
 
     /// How many events wait for it of those that were there when it left: the others nobody has meant
     /// for it.
-    fn left_waiting(&self) -> u64 {
+    fn left_waiting(&self) -> Waiting {
         let waiting = self.left.map_or(0, |left| left.end - self.position);
-        u64::try_from(waiting).unwrap_or_default()
+        let waiting = u64::try_from(waiting).unwrap_or_default();
+        if self.was_named {
+            Waiting::Exactly(waiting)
+        } else {
+            // It may have left long before the start.
+            Waiting::AtMost(waiting)
+        }
     }
 }
 
@@ -133,6 +141,7 @@ impl Journal {
                     position: row.get(1)?,
                     mark: row.get(2)?,
                     stored: true,
+                    was_named: false,
                     left: None,
                 };
                 Ok((row.get(0)?, cursor))
@@ -207,6 +216,17 @@ impl Journal {
     /// Whether sinks that have left keep something that every other one has.
     pub(super) fn is_held_by_left(&self) -> bool {
         self.delivered() < self.delivered_to_named()
+    }
+
+    /// How many bytes that is in the file, at least.
+    pub(super) fn bytes_held_by_left(&self, connection: &Connection) -> Result<u64> {
+        let bytes: i64 = connection
+            .prepare_cached(
+                "SELECT coalesce(sum(length(heads) + length(bodies)), 0) FROM journal
+                 WHERE last <= ?1",
+            )?
+            .query_row([self.delivered_to_named()], |row| row.get(0))?;
+        Ok(u64::try_from(bytes).unwrap_or_default())
     }
 
     /// Gives up the sinks that have left and keep something that every other one has.
@@ -406,9 +426,41 @@ impl Journal {
         names: &[String],
         now: Duration,
     ) -> Result<Vec<SinkState>> {
+        let mut add =
+            connection.prepare_cached("INSERT INTO sink (name, position) VALUES (?1, ?2)")?;
+        for name in names {
+            if self.cursors.contains_key(name.as_str()) {
+                continue;
+            }
+            add.execute(params![name, self.end])?;
+            let cursor = Cursor {
+                position: self.end,
+                mark: None,
+                stored: true,
+                was_named: true,
+                left: None,
+            };
+            self.cursors.insert(name.as_str().into(), cursor);
+        }
+        Ok(self.name(names, now))
+    }
+
+    /// The same where none of them is new: then nothing has to be stored. `None` where one is.
+    pub(super) fn set_known_sinks(
+        &mut self,
+        names: &[String],
+        now: Duration,
+    ) -> Option<Vec<SinkState>> {
+        let is_known = |name: &String| self.cursors.contains_key(name.as_str());
+        names.iter().all(is_known).then(|| self.name(names, now))
+    }
+
+    /// Takes note of who is named and who has left.
+    fn name(&mut self, names: &[String], now: Duration) -> Vec<SinkState> {
         for (name, cursor) in &mut self.cursors {
             if names.iter().any(|wanted| **wanted == **name) {
                 cursor.left = None;
+                cursor.was_named = true;
                 continue;
             }
             let end = self.end;
@@ -421,27 +473,11 @@ impl Journal {
                 },
             });
         }
-        let mut add =
-            connection.prepare_cached("INSERT INTO sink (name, position) VALUES (?1, ?2)")?;
-        names
-            .iter()
-            .map(|name| {
-                let mark = if let Some(cursor) = self.cursors.get(name.as_str()) {
-                    cursor.mark.clone()
-                } else {
-                    add.execute(params![name, self.end])?;
-                    let cursor = Cursor {
-                        position: self.end,
-                        mark: None,
-                        stored: true,
-                        left: None,
-                    };
-                    self.cursors.insert(name.as_str().into(), cursor);
-                    None
-                };
-                Ok(SinkState { mark })
-            })
-            .collect()
+        let named = names.iter().map(|name| self.cursors.get(name.as_str()));
+        let states = named.map(|cursor| SinkState {
+            mark: cursor.and_then(|cursor| cursor.mark.clone()),
+        });
+        states.collect()
     }
 
     /// Whether events that every sink has are still in the journal.

@@ -37,6 +37,11 @@ struct Room {
 impl StateFile {
     /// How many bytes may be stored now, where `wanted` are to be.
     pub(super) fn room_for(&self, wanted: u64) -> u64 {
+        self.room_with(wanted, 0)
+    }
+
+    /// The same, if `freed` bytes of the file held nothing any more.
+    pub(super) fn room_with(&self, wanted: u64, freed: u64) -> u64 {
         let Ok(disk) = rustix::fs::statvfs(self.path()) else {
             // Where it cannot be told, writing shows it.
             return u64::MAX;
@@ -53,8 +58,12 @@ impl StateFile {
             return before.bytes();
         }
         let copied = self.reuse_log();
-        self.room(free, reserve, copied)
-            .map_or(0, |room| room.bytes())
+        self.room(free, reserve, copied).map_or(0, |mut room| {
+            if copied {
+                room.unused += freed;
+            }
+            room.bytes()
+        })
     }
 
     fn room(&self, free: u64, reserve: u64, copied: bool) -> Result<Room> {

@@ -14,7 +14,7 @@ use std::{
 };
 
 use jiff::Timestamp;
-use rusqlite::{Connection, ErrorCode, Result, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, Result, TransactionBehavior, ffi};
 use tokio::{
     sync::{
         mpsc::{self, error::TryRecvError},
@@ -284,8 +284,10 @@ impl Writer {
         group.commands += 1;
         match command {
             Command::Write(write) => {
-                group.events += write.events();
-                group.writes.push(write);
+                if let Some(write) = self.answer_from_memory(write, group) {
+                    group.events += write.events();
+                    group.writes.push(write);
+                }
             }
             Command::Acknowledge {
                 sink,
@@ -304,6 +306,25 @@ impl Writer {
         }
     }
 
+    /// Answers a write that leaves the file as it is; gives back any other. So a reload that names no
+    /// sink that is new works while the file cannot be written to.
+    fn answer_from_memory(&mut self, write: Write, group: &Group) -> Option<Write> {
+        let comes_first = |write: &Write| matches!(write, Write::SetSinks(_));
+        let Write::SetSinks(job) = write else {
+            return Some(write);
+        };
+        if group.writes.iter().any(comes_first) {
+            return Some(Write::SetSinks(job));
+        }
+        let now = clock::since_boot();
+        let Some(states) = self.journal.set_known_sinks(&job.request, now) else {
+            return Some(Write::SetSinks(job));
+        };
+        self.journal.tell_news();
+        job.reply.send(Ok(states)).ok();
+        None
+    }
+
     /// Does a group in one transaction and answers it. Where that fails each write is tried alone,
     /// so that one cannot spoil the others.
     fn write(&mut self, mut group: Group) {
@@ -318,15 +339,18 @@ impl Writer {
             }
             Err(error) if is_busy(&error) => group.settle(Some(error)),
             Err(error) => {
-                // A quota that is used up comes as the latter.
+                // A quota that is used up comes as the latter, as other faults do that are over at once.
                 if let Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) =
                     error.sqlite_error_code()
                 {
                     self.file.save_room();
-                    self.give_up_left();
                 }
                 for mut alone in group.split() {
-                    let failure = self.transaction(&mut alone.writes).err();
+                    let mut failure = self.transaction(&mut alone.writes).err();
+                    if failure.as_ref().is_some_and(finds_no_room) && self.journal.is_held_by_left()
+                    {
+                        failure = self.transaction_with_room_of_left(&mut alone.writes).err();
+                    }
                     self.tell_sinks();
                     alone.settle(failure);
                 }
@@ -341,17 +365,32 @@ impl Writer {
             .send_if_modified(|told| std::mem::replace(told, end) != end);
     }
 
-    /// Gives up the sinks that have left and hold up what others have, so that the rest of the disk is
-    /// not theirs. Brings whether there were any.
-    fn give_up_left(&mut self) -> bool {
-        self.journal.is_held_by_left() && self.transaction(&mut [Write::GiveUpLeft]).is_ok()
+    /// Does `writes` at the cost of the sinks that have left and hold up what others have, so that the rest
+    /// of the disk is not theirs; where even so there is no room, nobody is given up.
+    fn transaction_with_room_of_left(&mut self, writes: &mut Vec<Write>) -> Result<()> {
+        writes.insert(0, Write::GiveUpLeft);
+        let done = self.transaction(writes);
+        writes.remove(0);
+        done
+    }
+
+    /// Gives up the sinks that have left and hold up what others have, where some of the group finds room
+    /// for that and not without. Brings whether it does.
+    fn make_room_of_left(&mut self, group: &Group, wanted: u64, room: u64) -> bool {
+        if !self.journal.is_held_by_left() {
+            return false;
+        }
+        let held = self.journal.bytes_held_by_left(self.file.reader());
+        let more = self.file.room_with(wanted, held.unwrap_or_default());
+        group.fitting(more) > group.fitting(room)
+            && self.transaction(&mut [Write::GiveUpLeft]).is_ok()
     }
 
     /// Answers the writes that the disk has no room for.
     fn refuse_what_has_no_room(&mut self, group: &mut Group) {
         let wanted: u64 = group.writes.iter().map(Write::bytes).sum();
         let mut room = self.file.room_for(wanted);
-        if wanted > room && self.give_up_left() {
+        if wanted > room && self.make_room_of_left(group, wanted, room) {
             room = self.file.room_for(wanted);
         }
         if wanted <= room {
@@ -445,6 +484,16 @@ impl Group {
 
     fn is_empty(&self) -> bool {
         self.writes.is_empty() && self.acknowledged.is_empty()
+    }
+
+    /// How many of the writes there is room for.
+    fn fitting(&self, mut room: u64) -> usize {
+        let fits = |write: &&Write| {
+            let rest = room.checked_sub(write.bytes());
+            room = rest.unwrap_or(room);
+            rest.is_some()
+        };
+        self.writes.iter().filter(fits).count()
     }
 
     fn only_acknowledges(&self) -> bool {
@@ -549,7 +598,11 @@ impl Write {
             Self::SetSinks(job) => {
                 job.answer = Ok(journal.set_sinks(connection, &job.request, now_since_boot)?);
             }
-            Self::GiveUpLeft => journal.give_up_left(connection)?,
+            Self::GiveUpLeft => {
+                journal.give_up_left(connection)?;
+                // What comes next in the transaction has their room.
+                journal.prune(connection)?;
+            }
         }
         Ok(())
     }
@@ -621,6 +674,16 @@ fn unknown(sink: &str) -> Error {
     Error::UnknownSink {
         name: sink.to_owned(),
     }
+}
+
+/// Whether there is no room on the disk, rather than a fault that may be over in a moment. A quota that is
+/// used up comes as the latter two.
+fn finds_no_room(error: &rusqlite::Error) -> bool {
+    let code = error.sqlite_error();
+    code.is_some_and(|error| {
+        error.code == ErrorCode::DiskFull
+            || [ffi::SQLITE_IOERR_WRITE, ffi::SQLITE_IOERR_SHMSIZE].contains(&error.extended_code)
+    })
 }
 
 /// Another program holds a lock and the wait for it was long enough: whoever else waits for the

@@ -656,7 +656,10 @@ fn said(lines: &parking_lot::Mutex<Vec<String>>) -> Vec<(&'static str, u64)> {
         );
         let what = ["has left the configuration;", "in time", "at once"];
         let what = what.into_iter().find(|what| line.contains(what)).unwrap();
-        let (_, events) = line.split_once(" events=").unwrap();
+        let (_, events) = line
+            .split_once(" events=")
+            .or_else(|| line.split_once(" events_at_most="))
+            .unwrap();
         let events = events.split_whitespace().next().unwrap();
         (what, events.parse().unwrap())
     });
@@ -719,4 +722,133 @@ fn a_sink_that_has_left_gives_its_room_on_a_full_disk_to_what_is_new() {
     assert_eq!(said(&lines), [("has left the configuration;", 2999)]);
     bench.write(events(3000..5000)).unwrap();
     assert_eq!(said(&lines), [("at once", 2999)]);
+}
+
+#[test]
+fn one_that_left_before_the_start_is_told_with_what_came_since_and_only_as_the_most_there_may_be() {
+    let mut bench = Bench::new();
+    let (lines, _logging) = captured();
+    bench.write(events(1..4)).unwrap();
+    bench.acknowledge(3).unwrap();
+    bench.set_sinks(&["other"]);
+    bench.write(events(4..9)).unwrap();
+    let mut bench = bench.reopen();
+    bench.writer.journal.acknowledge("other", i64::MAX, None);
+    for given_up in [false, true] {
+        if given_up {
+            bench.writer.journal.kept_for = Duration::ZERO;
+            bench.writer.transaction(&mut []).unwrap();
+        } else {
+            bench.set_sinks(&["other"]);
+        }
+        let line = &lines.lock()[0];
+        let said = |text| line.contains(text);
+        assert!(
+            said(" events_at_most=5") && said("up to so many") && !said(" events="),
+            "{line}"
+        );
+    }
+}
+
+#[test]
+fn a_sink_that_has_left_is_not_given_up_where_that_makes_no_room() {
+    let mut bench = Bench::new();
+    let (lines, _logging) = captured();
+    bench.write(events(1..4)).unwrap();
+    bench.set_sinks(&["other"]);
+    assert_eq!(said(&lines), [("has left the configuration;", 3)]);
+    bench.leave_room_for(4);
+    let (large, large_reply) = bench.commit(events(100..3000));
+    let (small, small_reply) = bench.commit(opened(4));
+    bench.write_all(vec![large, small]);
+    assert_eq!(backend_error(answer(large_reply)), ErrorCode::DiskFull);
+    answer(small_reply).unwrap();
+    assert_eq!(said(&lines), []);
+    bench.set_sinks(&["other", "s"]);
+    assert_eq!(bench.waiting(), [1, 2, 3, 4]);
+}
+
+#[test]
+fn what_a_sink_that_has_left_holds_alone_is_counted_in_bytes() {
+    let mut bench = Bench::new();
+    let text = vec![b'x'; 10_000];
+    let large = |number| {
+        let body = text.clone().into();
+        let event = JournalEvent {
+            body,
+            ..event(number)
+        };
+        Commit {
+            events: vec![event],
+            ..Commit::default()
+        }
+    };
+    for number in 1..=3 {
+        bench.write(large(number)).unwrap();
+    }
+    bench.set_sinks(&["other"]);
+    bench.write(large(4)).unwrap();
+    let held = |bench: &Bench| {
+        let journal = &bench.writer.journal;
+        journal
+            .bytes_held_by_left(bench.writer.file.reader())
+            .unwrap()
+    };
+    assert!((30_000..30_300).contains(&held(&bench)), "{}", held(&bench));
+    bench.writer.journal.acknowledge("other", 4, None);
+    assert!((40_000..40_400).contains(&held(&bench)), "{}", held(&bench));
+}
+
+#[test]
+fn only_what_tells_of_no_room_costs_a_sink_that_has_left() {
+    for (code, is_no_room) in [
+        (ffi::SQLITE_FULL, true),
+        (ffi::SQLITE_IOERR_WRITE, true),
+        (ffi::SQLITE_IOERR_SHMSIZE, true),
+        (ffi::SQLITE_IOERR_FSYNC, false),
+        (ffi::SQLITE_IOERR_READ, false),
+        (ffi::SQLITE_IOERR_LOCK, false),
+        (ffi::SQLITE_BUSY, false),
+    ] {
+        let error = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+        assert_eq!(finds_no_room(&error), is_no_room, "{code}");
+    }
+}
+
+#[test]
+fn sinks_that_are_all_known_are_answered_though_nothing_can_be_stored() {
+    let mut bench = Bench::new();
+    bench.write(events(1..4)).unwrap();
+    bench.set_sinks(&["s", "other"]);
+    bench
+        .writer
+        .journal
+        .acknowledge("s", 2, Some(b"mark".to_vec()));
+    bench.sql("PRAGMA busy_timeout = 10");
+    let operator = Connection::open(&bench.path).unwrap();
+    operator.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let set = |bench: &mut Bench, names: &[&str]| {
+        let names = names.iter().map(ToString::to_string).collect();
+        let (sinks, states) = job(Write::SetSinks, names);
+        let mut group = Group::default();
+        bench.writer.take(Command::Write(sinks), &mut group);
+        bench.writer.write(group);
+        answer(states)
+    };
+    let mark = SinkState {
+        mark: Some(b"mark".to_vec()),
+    };
+    let (lines, _logging) = captured();
+    for names in [&["other", "s"][..], &["other"], &["s", "other"]] {
+        let states = set(&mut bench, names).unwrap();
+        assert_eq!(states.len(), names.len());
+        let place = names.iter().position(|name| *name == "s");
+        assert!(
+            place.is_none_or(|place| states[place] == mark),
+            "{states:?}"
+        );
+    }
+    assert_eq!(said(&lines), [("has left the configuration;", 1)]);
+    assert!(set(&mut bench, &["s", "new"]).is_err());
+    assert_eq!(bench.waiting(), [3]);
 }

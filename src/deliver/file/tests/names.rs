@@ -1,0 +1,110 @@
+use super::*;
+
+impl World {
+    /// With thirty events that wait, of which a sink of another name has written the last ten.
+    fn with_ten_of_thirty_under_another_name() -> Self {
+        let mut world = Self::with_events(30);
+        world.deliver(2);
+        world.save();
+        let mut other = LogFile::new(world.path(), Format::Json);
+        world.sink = LogFile::new(world.path(), Format::Json);
+        for settled in [0, 10] {
+            assert_eq!(other.deliver(&world.events[20..]).settled, settled);
+        }
+        drop(other);
+        world.come_back();
+        world
+    }
+
+    /// Under its own name, when all of the events are in the journal.
+    fn come_back(&mut self) {
+        self.crash();
+        self.read_the_journal();
+    }
+
+    fn read_the_journal(&mut self) {
+        let end = self.events.last().unwrap().position;
+        let sink = LogFile::new(self.path(), Format::Json).after(self.mark.as_deref());
+        self.sink = sink.reading(watch::channel(end).1);
+    }
+
+    /// Each line, in the order of the events.
+    fn sorted(&self) -> Vec<String> {
+        let content = self.content();
+        let mut lines: Vec<_> = content.lines().map(ToOwned::to_owned).collect();
+        let expected = self.expected();
+        let place = |line: &String| expected.lines().position(|it| it == line);
+        lines.sort_by_key(place);
+        lines
+    }
+
+    fn is_there_once(&self) {
+        assert_eq!(self.sorted(), self.expected().lines().collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn what_a_sink_wrote_under_another_name_is_found_by_later_batches_too() {
+    let mut world = World::with_ten_of_thirty_under_another_name();
+    for _ in 0..7 {
+        world.deliver(4);
+    }
+    world.is_there_once();
+}
+
+#[test]
+fn so_it_is_after_a_crash_between_the_batches_and_where_the_file_was_moved_away() {
+    for at in 0..7 {
+        let mut world = World::with_ten_of_thirty_under_another_name();
+        for batch in 0..7 {
+            world.deliver(4);
+            if batch == at {
+                world.save();
+                world.come_back();
+            }
+        }
+        world.is_there_once();
+
+        let mut world = World::with_ten_of_thirty_under_another_name();
+        for batch in 0..7 {
+            if batch == at {
+                world.rotate();
+            }
+            world.deliver(4);
+        }
+        world.is_there_once();
+    }
+}
+
+#[test]
+fn so_it_is_for_a_sink_that_had_no_file_yet() {
+    let mut world = World::with_events(30);
+    let mut other = LogFile::new(world.path(), Format::Json);
+    for settled in [0, 10] {
+        assert_eq!(other.deliver(&world.events[20..]).settled, settled);
+    }
+    drop(other);
+    world.read_the_journal();
+    for _ in 0..8 {
+        world.deliver(4);
+    }
+    world.is_there_once();
+}
+
+#[test]
+fn nothing_is_looked_for_there_once_all_is_delivered_that_was_journalled_before() {
+    let mut world = World::with_ten_of_thirty_under_another_name();
+    let more = World::with_events(40).events.split_off(30);
+    world.deliver(4);
+    let current = world.sink.current.as_ref().unwrap();
+    assert_eq!(current.doubtful.len(), 1);
+    world.rotate();
+    world.deliver(24);
+    assert_eq!(world.sink.former.len(), 1);
+    world.events.extend(more);
+    world.deliver(10);
+    assert!(world.sink.former.is_empty());
+    let (_, doubtful) = Mark::decode(world.mark.as_deref().unwrap()).unwrap();
+    assert_eq!(doubtful, []);
+    world.is_there_once();
+}
