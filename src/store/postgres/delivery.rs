@@ -106,9 +106,8 @@ async fn try_name_sinks(
     names: &[String],
 ) -> Result<(), Failure> {
     let me = shared.number()?;
-    let left: Vec<String> = shared.look(|state| state.left.iter().cloned().collect());
     session.begin().await?;
-    write_sinks(session, me, names, &left).await?;
+    write_sinks(session, me, names).await?;
     session.commit().await
 }
 
@@ -136,25 +135,13 @@ macro_rules! is_alone {
     };
 }
 
-/// Writes which sinks the replica `me` has; those that `left` had been in force.
+/// Writes which sinks the replica `me` has. Those that it names no longer are kept for a while, also what
+/// was added in vain: it may have been there before, with what waits for it.
 pub(super) async fn write_sinks(
     session: &mut Session,
     me: i64,
     names: &[String],
-    left: &[String],
 ) -> Result<(), Failure> {
-    // What was added in vain and never in force, nobody comes back to.
-    session
-        .execute(
-            concat!(
-                "DELETE FROM sink USING replica
-                 WHERE replica.id = $1 AND sink.name = ANY(replica.sinks)
-                    AND sink.name <> ALL($2) AND sink.name <> ALL($3) AND ",
-                is_alone!()
-            ),
-            &[&me, &names, &left],
-        )
-        .await?;
     session
         .execute(
             "UPDATE replica SET sinks = $2 WHERE id = $1",

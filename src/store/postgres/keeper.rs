@@ -273,7 +273,7 @@ async fn try_join(
     // They may have been forgotten together with the replica. They are there before anything is
     // journalled for them.
     if let Some(sinks) = sinks {
-        delivery::write_sinks(session, number, sinks, &[]).await?;
+        delivery::write_sinks(session, number, sinks).await?;
     }
     session.commit().await?;
     Ok(number)

@@ -253,19 +253,27 @@ async fn sinks_whose_change_was_not_answered_are_those_that_were() {
     store.set_sinks(names(&["s", "t"])).await.unwrap();
     let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
     store.commit(held, events(1..3), second(2)).await.unwrap();
-    for changed in [&["s"][..], &["s", "t", "u"]] {
+    for (changed, kept) in [(&["s"][..], "{s,t}"), (&["s", "t", "u"], "{s,t,u}")] {
         proxy.set(proxy::Weather::Unanswered { question: "COMMIT" });
         store.set_sinks(names(changed)).await.unwrap_err();
         proxy.set(proxy::Weather::Fair);
         let known = "SELECT replica.sinks, array_agg(sink.name ORDER BY sink.name)
              FROM replica, sink GROUP BY replica.sinks";
+        let expected = format!("{{s,t}}|{kept}");
         let deadline = Instant::now() + PATIENCE;
-        while sql(&url, known) != "{s,t}|{s,t}" {
+        while sql(&url, known) != expected {
             assert!(Instant::now() < deadline, "{}", sql(&url, known));
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
-    // Nothing was lost, and nothing is kept for one that is none.
+    // Nothing is kept for long for one that is none.
+    sql(
+        &url,
+        "UPDATE sink SET unnamed_since = unnamed_since - interval '1 hour' WHERE name = 'u'",
+    );
+    keeper::forget(shared(&store)).await.unwrap();
+    assert_eq!(sql(&url, "SELECT string_agg(name, ',' ORDER BY name) FROM sink"), "s,t");
+    // Nothing was lost.
     take_over(&store).await;
     for sink in ["s", "t"] {
         let batch = store.pending(sink, 9, usize::MAX).await.unwrap();
@@ -274,6 +282,34 @@ async fn sinks_whose_change_was_not_answered_are_those_that_were() {
         store.acknowledge(sink, last, None).await.unwrap();
     }
     wait_for_journal(&store, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_was_not_answered_costs_no_other_replicas_sink_what_waits_for_it() {
+    let url = server::shared().fresh();
+    let other = open(&url, "other", LEASE).await;
+    other.set_sinks(names(&["s", "extra"])).await.unwrap();
+    let held = other.take_up(&a_search(), second(1)).await.unwrap().held;
+    other.commit(held, events(1..3), second(2)).await.unwrap();
+    let server = format!("127.0.0.1:{}", server::shared().port());
+    let proxy = proxy::Proxy::start(server.parse().unwrap()).await;
+    let by_proxy = url.replace(&server, &proxy.address.to_string());
+    let store = open(&by_proxy, "node", Duration::from_secs(4)).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    other.close().await;
+    proxy.set(proxy::Weather::Unanswered { question: "COMMIT" });
+    store.set_sinks(names(&["s", "extra"])).await.unwrap_err();
+    proxy.set(proxy::Weather::Fair);
+    let deadline = Instant::now() + PATIENCE;
+    while sql(&url, "SELECT sinks FROM replica") != "{s}" {
+        assert!(Instant::now() < deadline, "what is in force is never said again");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // The next try is in time.
+    store.set_sinks(names(&["s", "extra"])).await.unwrap();
+    take_over(&store).await;
+    let waiting = store.pending("extra", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&waiting), [1, 2]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
