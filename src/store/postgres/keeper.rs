@@ -402,6 +402,8 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
     rows.extend(&unclear);
     let asked: Vec<i64> = unclear.iter().copied().collect();
     if rows.is_empty() {
+        // Others wait for a share that is told and not taken.
+        shared.change_leases(State::want_none);
         return Ok(());
     }
     let mut survey = Survey {
@@ -455,14 +457,16 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
     Ok(())
 }
 
-/// The replicas that are alive, in the order of their numbers.
+/// The replicas that are alive and want any search, in the order of their numbers.
 async fn peers(session: &mut Session) -> Result<Vec<Peer>, Failure> {
     let rows = session
         .query(
             "SELECT replica.id, replica.share,
                 (SELECT count(*) FROM search
                  WHERE owner = replica.id AND lease_until > clock_timestamp())
-             FROM replica WHERE alive_until > clock_timestamp() ORDER BY replica.id",
+             FROM replica
+             WHERE alive_until > clock_timestamp() AND wants IS DISTINCT FROM '{}'
+             ORDER BY replica.id",
             &[],
         )
         .await?;

@@ -122,6 +122,13 @@ impl State {
         self.wanted_since = Some(clock::since_boot());
     }
 
+    /// Takes note that there is no search that it would poll.
+    pub(super) fn want_none(&mut self) {
+        self.share = 0;
+        self.granted.clear();
+        self.elsewhere.clear();
+    }
+
     /// Takes note that rows are gone, or stand for other searches than before. So may those of which
     /// only a memory is left; what is held beside them is not concerned.
     pub(super) fn forget_rows(&mut self, rows: &[i64]) {

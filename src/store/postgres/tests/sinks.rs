@@ -272,7 +272,10 @@ async fn sinks_whose_change_was_not_answered_are_those_that_were() {
         "UPDATE sink SET unnamed_since = unnamed_since - interval '1 hour' WHERE name = 'u'",
     );
     keeper::forget(shared(&store)).await.unwrap();
-    assert_eq!(sql(&url, "SELECT string_agg(name, ',' ORDER BY name) FROM sink"), "s,t");
+    assert_eq!(
+        sql(&url, "SELECT string_agg(name, ',' ORDER BY name) FROM sink"),
+        "s,t"
+    );
     // Nothing was lost.
     take_over(&store).await;
     for sink in ["s", "t"] {
@@ -302,7 +305,10 @@ async fn a_change_that_was_not_answered_costs_no_other_replicas_sink_what_waits_
     proxy.set(proxy::Weather::Fair);
     let deadline = Instant::now() + PATIENCE;
     while sql(&url, "SELECT sinks FROM replica") != "{s}" {
-        assert!(Instant::now() < deadline, "what is in force is never said again");
+        assert!(
+            Instant::now() < deadline,
+            "what is in force is never said again"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     // The next try is in time.
