@@ -163,13 +163,14 @@ pub(super) async fn write_sinks(
         .map(|row| row.try_get(0))
         .collect::<Result<_, _>>()?;
     if !new.is_empty() {
-        // They begin with the next event.
+        // They begin with the next event, which waits until this is done: others would remove what they
+        // have delivered of it in between, for they cannot see a sink yet that lacks it.
         session
             .execute(
                 "INSERT INTO progress (sink, search_id, position)
                  SELECT sink.name, search.id, search.journal_end
                  FROM sink CROSS JOIN search WHERE sink.name = ANY($1)
-                 ORDER BY sink.name, search.id",
+                 ORDER BY search.id, sink.name FOR SHARE OF search",
                 &[&new],
             )
             .await?;

@@ -474,6 +474,38 @@ async fn a_sink_that_has_left_is_told_and_given_up_when_its_time_is_over_with_wh
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_removed_before_a_sink_that_is_being_added_is_seen_to_lack_it() {
+    let url = server::shared().fresh();
+    let (first, other) = two_replicas(&url).await;
+    let held = first.take_up(&a_search(), second(1)).await.unwrap().held;
+    first.commit(held, events(1..2), second(2)).await.unwrap();
+    // As over a slow connection.
+    let mut session = shared(&other).pool.session().await.unwrap();
+    session.begin().await.unwrap();
+    let number = shared(&other).number().unwrap();
+    let sinks = names(&["s", "new"]);
+    delivery::write_sinks(&mut session, number, &sinks)
+        .await
+        .unwrap();
+    let journalled = async {
+        first.commit(held, events(2..4), second(2)).await.unwrap();
+        let batch = first.pending("s", 9, usize::MAX).await.unwrap();
+        let last = batch.events.last().unwrap().position;
+        first.acknowledge("s", last, None).await.unwrap();
+        delivery::prune(shared(&first)).await.unwrap();
+    };
+    let named = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        session.commit().await.unwrap();
+    };
+    tokio::join!(journalled, named);
+    let new = "SELECT journal_end - position,
+            (SELECT count(*) FROM journal WHERE position > progress.position)
+         FROM progress JOIN search ON id = search_id WHERE sink = 'new'";
+    assert_eq!(sql(&url, new), "2|2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_oldest_event_is_found_in_whichever_search_it_is() {
     let url = server::shared().fresh();
     let keys = ["young", "old", "none"].map(|name| key("acme", "client_1", name));
