@@ -611,6 +611,8 @@ pub(super) async fn forget(shared: &Shared) -> Result<(), Failure> {
     }
     delivery::note_unnamed(&mut session, me).await?;
     delivery::give_up_over(&mut session, me).await?;
+    // Who has died has not said so, and its sinks may be in the way.
+    delivery::tell_unnamed(shared, &mut session).await?;
     session
         .execute(
             "DELETE FROM replica WHERE alive_until < clock_timestamp() - $1 * interval '1 second'

@@ -28,7 +28,7 @@ pub(super) struct State {
     pub(super) replicas: usize,
     /// The sinks that it shall have, once it was told.
     pub(super) sinks: Option<Vec<String>>,
-    /// Those that it had, and those that no replica had when it was last told.
+    /// Those that no replica had when it last looked, and that it has told of.
     pub(super) left: BTreeSet<String>,
     /// The searches that it would poll, once it was told.
     keys: Option<Arc<[SearchKey]>>,

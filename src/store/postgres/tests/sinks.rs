@@ -473,6 +473,92 @@ async fn a_sink_that_has_left_is_told_and_given_up_when_its_time_is_over_with_wh
     wait_for_journal(&store, 1).await;
 }
 
+#[tokio::test]
+async fn a_sink_that_leaves_is_told_whatever_the_databases_clock_says() {
+    // Where a thread that prints nothing came first, nothing would be printed.
+    tell_left("any", 1, Duration::ZERO);
+    tell_given_up("any", 1, Reason::Time);
+    let (lines, _logging) = crate::logging::captured();
+    let url = server::shared().fresh();
+    open(&url, "node", LEASE).await.close().await;
+    // The schema's own comes first, and is two minutes behind.
+    sql(
+        &url,
+        "CREATE FUNCTION clock_timestamp() RETURNS timestamptz LANGUAGE sql
+            AS $$ SELECT pg_catalog.clock_timestamp() - interval '2 minutes' $$",
+    );
+    let store = open(&format!("{url}%2Cpg_catalog"), "node", LEASE).await;
+    store.set_sinks(names(&["stays", "leaves"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let mut recent = events(1..4);
+    for event in &mut recent.events {
+        event.at = clock::now();
+    }
+    store.commit(held, recent, second(2)).await.unwrap();
+    let said = |what: &str| {
+        let mut lines = lines.lock();
+        let of = |line: &String| line.contains(what) && line.contains("sink=leaves events=3 ");
+        lines.drain(..).filter(of).count()
+    };
+    store.set_sinks(names(&["stays"])).await.unwrap();
+    let behind =
+        "SELECT unnamed_since < now() - interval '1 minute' FROM sink WHERE name = 'leaves'";
+    assert_eq!(sql(&url, behind), "t");
+    assert_eq!(said("within ten minutes"), 1);
+    // What is journalled since is not meant for it, and what was is old by then.
+    sql(
+        &url,
+        "UPDATE sink SET unnamed_since = unnamed_since - interval '1 hour' WHERE name = 'leaves';
+         UPDATE journal SET at = at - interval '1 hour'",
+    );
+    let mut later = events(4..5);
+    later.events[0].at = clock::now();
+    store.commit(held, later, second(2)).await.unwrap();
+    keeper::forget(shared(&store)).await.unwrap();
+    assert_eq!(said("is given up"), 1);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_sink_of_a_replica_that_died_is_told_and_makes_room_for_new_events() {
+    // Where a thread that prints nothing came first, nothing would be printed.
+    tell_left("any", 1, Duration::ZERO);
+    tell_given_up("any", 1, Reason::Room);
+    let (lines, _logging) = crate::logging::captured();
+    let url = server::shared().fresh();
+    let dead = stalled(&url, LEASE).await;
+    dead.set_sinks(names(&["s", "extra"])).await.unwrap();
+    let store = open(&url, "node", LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let all = events(1..1001);
+    store.commit(held, all, second(2)).await.unwrap();
+    let batch = store.pending("s", 1000, usize::MAX).await.unwrap();
+    let last = batch.events.last().unwrap().position;
+    store.acknowledge("s", last, None).await.unwrap();
+    drop(batch);
+    let more = async || store.commit(held, events(1001..1002), second(3)).await;
+    let full = more().await;
+    assert!(matches!(full, Err(Error::JournalFull { .. })), "{full:?}");
+    let said = || {
+        let mut lines = lines.lock();
+        let of = |line: &String| line.contains("sink=extra events=1000 ");
+        lines.drain(..).filter(of).count()
+    };
+    sql(
+        &url,
+        "UPDATE replica SET alive_until = now() - interval '1 minute' WHERE node = 'stalled'",
+    );
+    for expected in [1, 0] {
+        keeper::forget(shared(&store)).await.unwrap();
+        assert_eq!(said(), expected);
+    }
+    more().await.unwrap();
+    assert_eq!(said(), 1);
+    assert_eq!(sql(&url, "SELECT name FROM sink"), "s");
+    store.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_removed_before_a_sink_that_is_being_added_is_seen_to_lack_it() {
     let url = server::shared().fresh();
