@@ -341,7 +341,8 @@ pub(super) struct Postgres {
     /// The connection URL. Better: `url_file`, as it holds a password.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) url: Option<SecretText>,
-    /// A file with the connection URL.
+    /// A file with the connection URL, read again for each connection, so that a rotated password is
+    /// picked up; another database takes a restart of all replicas.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(super) url_file: Option<PathBuf>,
     /// How long a search stays with a replica that has gone silent.

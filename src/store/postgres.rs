@@ -126,8 +126,8 @@ impl Postgres {
         node: String,
         journal_limit: u64,
     ) -> Result<Self, Error> {
-        let pool = Pool::new(url.clone(), lease);
-        let keeper_pool = Pool::of_one(url, lease);
+        let pool = Pool::new(url, lease);
+        let keeper_pool = pool.of_one(lease);
         // Places grow on from one process to the next.
         let journal = Journal::new(journal_limit, clock::now().as_microsecond());
         let shared = Arc::new(Shared {
@@ -452,6 +452,11 @@ impl Postgres {
 
     pub(super) async fn set_sinks(&self, names: Vec<String>) -> Result<Vec<SinkState>, Error> {
         self.check_open()?;
+        // Whoever reads the configuration again hears what of it is not used.
+        if let Err(error) = self.shared.pool.look_at_url().await {
+            let error = chain(&error);
+            tracing::debug!(error, "cannot look at the URL of the database");
+        }
         let turn = timeout(PATIENCE, self.shared.naming.lock()).await;
         let _turn = turn.map_err(|_| Failure::Timeout)?;
         let others = self

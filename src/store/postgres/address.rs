@@ -1,6 +1,6 @@
 //! Where the server is: the URL that a secret holds, and how much of TLS it asks for.
 
-use std::{path::PathBuf, time::Duration};
+use std::{collections::HashSet, path::PathBuf, time::Duration};
 
 use tokio_postgres::{
     Config,
@@ -222,6 +222,22 @@ impl Address {
             trust,
         })
     }
+
+    /// Whether another URL leads to the same database: hosts, in whatever order, ports, its name and the
+    /// options, which say where in it the tables are. Who logs in, and how, is another matter.
+    pub(super) fn is_of_the_same_database(&self, other: &Self) -> bool {
+        let places = |of: &Self| of.hosts.iter().map(place).collect::<HashSet<_>>();
+        places(self) == places(other)
+    }
+}
+
+/// What tells a database from others.
+fn place(host: &Config) -> String {
+    // Without a name it is the user's.
+    let name = host.get_dbname().or(host.get_user());
+    let (hosts, addresses) = (host.get_hosts(), host.get_hostaddrs());
+    let (ports, options) = (host.get_ports(), host.get_options());
+    format!("{:?}", (hosts, addresses, ports, name, options))
 }
 
 /// The part of a URL before its parameters, and these. A password may have a `?`, as others take it,
@@ -409,6 +425,28 @@ mod tests {
             modes.collect::<Vec<_>>(),
             [SslMode::Require, SslMode::Disable]
         );
+    }
+
+    #[test]
+    fn who_logs_in_and_how_makes_no_other_database() {
+        let used = parse("postgres://u:p@a:1,b/d?options=-c%20search_path%3Ds");
+        for (url, expected) in [
+            ("postgres://v:q@b,a:1/d?options=-c%20search_path%3Ds", true),
+            (
+                "postgres://v:q@b:5432,a:1/d?options=-c%20search_path%3Ds&sslmode=require",
+                true,
+            ),
+            ("postgres://u:p@a:1,c/d?options=-c%20search_path%3Ds", false),
+            ("postgres://u:p@a:2,b/d?options=-c%20search_path%3Ds", false),
+            ("postgres://u:p@a:1/d?options=-c%20search_path%3Ds", false),
+            ("postgres://u:p@a:1,b/e?options=-c%20search_path%3Ds", false),
+            ("postgres://u:p@a:1,b/d", false),
+        ] {
+            assert_eq!(used.is_of_the_same_database(&parse(url)), expected, "{url}");
+        }
+        let named = parse("postgres://u:p@a/u");
+        assert!(named.is_of_the_same_database(&parse("postgres://u:q@a:5432")));
+        assert!(!named.is_of_the_same_database(&parse("postgres://v@a")));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
     error::Error as _,
     io,
     net::SocketAddr,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -19,6 +19,7 @@ use std::{
 
 use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult, Timeouts};
 use futures_util::future::join_all;
+use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::Semaphore, task::JoinHandle, time::timeout};
 use tokio_postgres::{Client, Config, Row, Statement, config::Host, error::SqlState, types::ToSql};
 
@@ -65,13 +66,29 @@ pub(crate) struct Pool {
 /// Opens connections.
 #[derive(Debug)]
 struct Manager {
-    /// Read again for each connection: a password may have been rotated.
-    url: SecretSource,
-    of_url: Reading<Result<Secret, SecretError>>,
+    source: Arc<Source>,
     /// Whose roots these are, too: those that come late can be of an earlier URL.
     of_roots: Reading<(Trust, Result<Connector, String>)>,
     /// Which of the servers is tried first.
     first: AtomicUsize,
+}
+
+/// Where the server is, for all pools of a store.
+#[derive(Debug)]
+struct Source {
+    /// Read again for each connection: a password may have been rotated.
+    url: SecretSource,
+    of_url: Reading<Result<Secret, SecretError>>,
+    /// As it was last read; none yet.
+    used: Mutex<Option<Used>>,
+}
+
+/// The database that a store works with.
+#[derive(Debug)]
+struct Used {
+    address: Address,
+    /// Whether it was told that the URL leads to another one by now.
+    is_told: bool,
 }
 
 /// An open connection.
@@ -184,23 +201,27 @@ pub struct Told {
 impl Pool {
     /// Nothing is connected yet.
     pub(crate) fn new(url: SecretSource, lease: Duration) -> Self {
-        Self::of(CONNECTIONS - 1, url, lease)
+        let source = Source {
+            url,
+            of_url: Reading::default(),
+            used: Mutex::new(None),
+        };
+        Self::of(CONNECTIONS - 1, Arc::new(source), lease)
     }
 
-    /// A single connection, beside those of a pool.
-    pub(super) fn of_one(url: SecretSource, lease: Duration) -> Self {
-        Self::of(1, url, lease)
+    /// A single connection to the same database, beside those of this pool.
+    pub(super) fn of_one(&self, lease: Duration) -> Self {
+        Self::of(1, Arc::clone(&self.pool.manager().source), lease)
     }
 
-    fn of(connections: usize, url: SecretSource, lease: Duration) -> Self {
+    fn of(connections: usize, source: Arc<Source>, lease: Duration) -> Self {
         let timeouts = Timeouts {
             wait: Some(PATIENCE),
             create: Some(PATIENCE),
             recycle: None,
         };
         let manager = Manager {
-            url,
-            of_url: Reading::default(),
+            source,
             of_roots: Reading::default(),
             first: AtomicUsize::new(0),
         };
@@ -251,6 +272,14 @@ impl Pool {
         })
     }
 
+    /// Looks whether the URL still leads to the database that is used, and says so where it does not.
+    pub(super) async fn look_at_url(&self) -> Result<(), Failure> {
+        let source = &self.pool.manager().source;
+        let read = source.read().await?;
+        source.settle(read, true);
+        Ok(())
+    }
+
     pub(super) fn close(&self) {
         self.pool.close();
     }
@@ -263,7 +292,7 @@ impl managed::Manager for Manager {
     type Error = Failure;
 
     async fn create(&self) -> Result<Connection, Failure> {
-        let address = Address::parse(self.url().await?.expose())?;
+        let address = self.source.address().await?;
         let tls = self.connector(&address.trust).await?;
         let servers = join_all(address.hosts.iter().map(servers_of))
             .await
@@ -293,7 +322,49 @@ impl managed::Manager for Manager {
     }
 }
 
-impl Manager {
+// === impl Source ===
+
+impl Source {
+    /// Of the database that is used, as it was last read: the password is as new as can be.
+    async fn address(&self) -> Result<Address, Failure> {
+        let read = self.read().await?;
+        Ok(self.settle(read, false))
+    }
+
+    async fn read(&self) -> Result<Address, Failure> {
+        Ok(Address::parse(self.url().await?.expose())?)
+    }
+
+    /// The address to use where this one was `read`. Whoever worked with two databases, as long as some
+    /// connections lead to the one and some to the other, would tell what is in both twice: the first one
+    /// counts until the process ends. Nor does the one hear the password of the other. That is told once,
+    /// or `again`.
+    fn settle(&self, read: Address, again: bool) -> Address {
+        let mut used = self.used.lock();
+        let used = match &mut *used {
+            Some(used) if !used.address.is_of_the_same_database(&read) => {
+                if again || !used.is_told {
+                    self.tell_another();
+                }
+                used.is_told = true;
+                return used.address.clone();
+            }
+            used => used,
+        };
+        *used = Some(Used {
+            address: read.clone(),
+            is_told: false,
+        });
+        read
+    }
+
+    fn tell_another(&self) {
+        let SecretSource::File(path) = &self.url else {
+            return;
+        };
+        tell_another(path);
+    }
+
     async fn url(&self) -> Result<Secret, Failure> {
         let SecretSource::File(path) = &self.url else {
             return Ok(self.url.read()?);
@@ -305,7 +376,19 @@ impl Manager {
             path: path.clone(),
         })??)
     }
+}
 
+/// Says that the file with the URL leads to another database than the one that is used.
+pub(super) fn tell_another(file: &Path) {
+    tracing::warn!(
+        file = %file.display(),
+        "the URL of the database in this file leads to another host, port or database now; this process \
+         works on with the one that it was started with. To move the database, stop all replicas before \
+         it is copied, and start them with the new URL"
+    );
+}
+
+impl Manager {
     async fn connector(&self, trust: &Trust) -> Result<Connector, Failure> {
         let Trust::Verified { roots: Some(path) } = trust else {
             return Connector::new(trust).map_err(Failure::Tls);

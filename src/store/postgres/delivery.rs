@@ -4,7 +4,6 @@ use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
 use jiff::Timestamp;
-use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::{
@@ -14,9 +13,12 @@ use super::{
     leases::{State, rows_and_epochs},
     time::Time,
 };
-use crate::store::{
-    Held, JournalEvent, Pending,
-    left_sinks::{KEPT_FOR, Reason, tell_given_up, tell_left},
+use crate::{
+    clock,
+    store::{
+        Held, JournalEvent, Pending,
+        left_sinks::{KEPT_FOR, Reason, tell_given_up, tell_left},
+    },
 };
 
 /// Events that are removed from journals together.
@@ -50,8 +52,7 @@ pub(super) async fn add_sinks(
     name_sinks(shared, session, &all).await?;
     learn_sinks(shared, session, &all).await?;
     shared.change_leases(|state| {
-        let before = state.sinks.replace(names.to_owned()).unwrap_or_default();
-        state.left.extend(before);
+        state.sinks = Some(names.to_owned());
         state.left.retain(|name| !names.contains(name));
         // What this process remembers of a sink that it has already is newer.
         let new = marks
@@ -106,9 +107,8 @@ async fn try_name_sinks(
     names: &[String],
 ) -> Result<(), Failure> {
     let me = shared.number()?;
-    let left: Vec<String> = shared.look(|state| state.left.iter().cloned().collect());
     session.begin().await?;
-    write_sinks(session, me, names, &left).await?;
+    write_sinks(session, me, names).await?;
     session.commit().await
 }
 
@@ -136,25 +136,13 @@ macro_rules! is_alone {
     };
 }
 
-/// Writes which sinks the replica `me` has; those that `left` had been in force.
+/// Writes which sinks the replica `me` has. Those that it names no longer are kept for a while, also what
+/// was added in vain: it may have been there before, with what waits for it.
 pub(super) async fn write_sinks(
     session: &mut Session,
     me: i64,
     names: &[String],
-    left: &[String],
 ) -> Result<(), Failure> {
-    // What was added in vain and never in force, nobody comes back to.
-    session
-        .execute(
-            concat!(
-                "DELETE FROM sink USING replica
-                 WHERE replica.id = $1 AND sink.name = ANY(replica.sinks)
-                    AND sink.name <> ALL($2) AND sink.name <> ALL($3) AND ",
-                is_alone!()
-            ),
-            &[&me, &names, &left],
-        )
-        .await?;
     session
         .execute(
             "UPDATE replica SET sinks = $2 WHERE id = $1",
@@ -176,13 +164,14 @@ pub(super) async fn write_sinks(
         .map(|row| row.try_get(0))
         .collect::<Result<_, _>>()?;
     if !new.is_empty() {
-        // They begin with the next event.
+        // They begin with the next event, which waits until this is done: others would remove what they
+        // have delivered of it in between, for they cannot see a sink yet that lacks it.
         session
             .execute(
                 "INSERT INTO progress (sink, search_id, position)
                  SELECT sink.name, search.id, search.journal_end
                  FROM sink CROSS JOIN search WHERE sink.name = ANY($1)
-                 ORDER BY sink.name, search.id",
+                 ORDER BY search.id, sink.name FOR SHARE OF search",
                 &[&new],
             )
             .await?;
@@ -190,24 +179,35 @@ pub(super) async fn write_sinks(
     Ok(())
 }
 
-/// How many events wait for a sink of those that were there when it left: the others nobody has meant
-/// for it. What was journalled since is at the end, so that no more is read than that. Times are
-/// the exporters' own there. Asked for one sink alone: for all in a statement the planner expects so much
-/// that it compiles it first, which takes half a second.
-async fn left_waiting(session: &mut Session, sink: &str) -> Result<u64, Failure> {
-    let sql = "SELECT (
-            SELECT coalesce(sum(waiting.position - coalesce(progress.position, 0)), 0)::bigint
-            FROM search
-            LEFT JOIN progress ON progress.sink = sink.name AND progress.search_id = search.id
-            CROSS JOIN LATERAL (
-                SELECT position FROM journal
-                WHERE journal.search_id = search.id AND at <= unnamed_since
-                    AND position > coalesce(progress.position, 0)
-                ORDER BY position DESC LIMIT 1) AS waiting)
-        FROM sink WHERE name = $1 AND unnamed_since IS NOT NULL";
-    let rows = session.query(sql, &[&sink]).await?;
+/// How many events wait for a sink of those that were there when it left, so long ago: the others nobody
+/// has meant for it. What was journalled since is at the end, so that no more is read than that. Times are
+/// the exporters' own there, and this one's clock tells when that was: the server's may be ahead or behind.
+/// Asked for one sink alone: for all in a statement the planner expects so much that it compiles it
+/// first, which takes half a second.
+async fn left_waiting(
+    session: &mut Session,
+    sink: &str,
+    left_for: Duration,
+) -> Result<u64, Failure> {
+    let left_at = clock::now().checked_sub(left_for);
+    let left_at = Time(left_at.unwrap_or(Timestamp::MIN));
+    let sql = "SELECT coalesce(sum(waiting.position - coalesce(progress.position, 0)), 0)::bigint
+        FROM search
+        LEFT JOIN progress ON progress.sink = $1 AND progress.search_id = search.id
+        CROSS JOIN LATERAL (
+            SELECT position FROM journal
+            WHERE journal.search_id = search.id AND at <= $2
+                AND position > coalesce(progress.position, 0)
+            ORDER BY position DESC LIMIT 1) AS waiting";
+    let rows = session.query(sql, &[&sink, &left_at]).await?;
     let events = rows.first().map(|row| row.try_get::<_, i64>(0));
     Ok(events.transpose()?.unwrap_or(0).unsigned_abs())
+}
+
+/// For how long no replica has named a sink that was found to be one of these.
+fn left_for(row: &tokio_postgres::Row, column: usize) -> Result<Duration, Failure> {
+    let seconds = row.try_get(column)?;
+    Ok(Duration::try_from_secs_f64(seconds).unwrap_or_default())
 }
 
 /// Takes note of which sinks no replica names, and since when.
@@ -223,21 +223,31 @@ pub(super) async fn note_unnamed(session: &mut Session, me: i64) -> Result<(), F
     session.execute(sql, &[&me]).await.map(drop)
 }
 
-/// Takes note of the sinks that no replica names any more, and says for which of them something waits.
+/// Takes note of the sinks that no replica names any more, and says of those that are new among them for
+/// which something waits.
 pub(super) async fn tell_unnamed(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
     let sql = concat!(
-        "SELECT name, extract(epoch FROM clock_timestamp() - unnamed_since)::float8
-         FROM sink WHERE unnamed_since IS NOT NULL AND NOT ",
+        "SELECT name, extract(epoch FROM clock_timestamp() - unnamed_since)::float8,
+            unnamed_since IS NOT NULL AND NOT ",
         is_named!(),
-        " AND ",
+        " FROM sink WHERE ",
         is_alive!()
     );
     for row in session.query(sql, &[&shared.number()?]).await? {
-        let since = Duration::try_from_secs_f64(row.try_get(1)?).unwrap_or_default();
         let sink: String = row.try_get(0)?;
-        let events = left_waiting(session, &sink).await?;
-        tell_left(&sink, events, KEPT_FOR.saturating_sub(since));
-        shared.change_journals(|state| state.left.insert(sink));
+        let is_unnamed: bool = row.try_get(2)?;
+        if is_unnamed && !shared.look(|state| state.left.contains(&sink)) {
+            let left_for = left_for(&row, 1)?;
+            let events = left_waiting(session, &sink, left_for).await?;
+            tell_left(&sink, events, KEPT_FOR.saturating_sub(left_for));
+        }
+        shared.change_journals(|state| {
+            if is_unnamed {
+                state.left.insert(sink);
+            } else {
+                state.left.remove(&sink);
+            }
+        });
     }
     Ok(())
 }
@@ -245,10 +255,10 @@ pub(super) async fn tell_unnamed(shared: &Shared, session: &mut Session) -> Resu
 /// Gives up the sinks that no replica has named for too long.
 pub(super) async fn give_up_over(session: &mut Session, me: i64) -> Result<(), Failure> {
     let kept_for = KEPT_FOR.as_secs_f64();
-    let due =
-        "SELECT name FROM sink WHERE unnamed_since < clock_timestamp() - $1 * interval '1 second'";
+    let due = "SELECT name, extract(epoch FROM clock_timestamp() - unnamed_since)::float8
+        FROM sink WHERE unnamed_since < clock_timestamp() - $1 * interval '1 second'";
     for row in session.query(due, &[&kept_for]).await? {
-        let sink: String = row.try_get(0)?;
+        let (sink, left_for): (String, _) = (row.try_get(0)?, left_for(&row, 1)?);
         let sql = concat!(
             "DELETE FROM sink WHERE name = $2
                 AND unnamed_since < clock_timestamp() - $3 * interval '1 second' AND NOT ",
@@ -256,7 +266,10 @@ pub(super) async fn give_up_over(session: &mut Session, me: i64) -> Result<(), F
             " AND ",
             is_alive!()
         );
-        give_up(session, &sink, sql, &[&me, &sink, &kept_for], Reason::Time).await?;
+        let events = left_waiting(session, &sink, left_for).await?;
+        if session.execute(sql, &[&me, &sink, &kept_for]).await? > 0 {
+            tell_given_up(&sink, events, Reason::Time);
+        }
     }
     Ok(())
 }
@@ -269,7 +282,10 @@ pub(super) async fn give_up_for_room(
     sinks: &[String],
 ) -> Result<(), Failure> {
     let me = shared.number()?;
-    for sink in sinks {
+    let left = "SELECT name, extract(epoch FROM clock_timestamp() - unnamed_since)::float8
+        FROM sink WHERE name = ANY($1) AND unnamed_since IS NOT NULL";
+    for row in session.query(left, &[&sinks]).await? {
+        let (sink, left_for): (String, _) = (row.try_get(0)?, left_for(&row, 1)?);
         let sql = concat!(
             "DELETE FROM sink WHERE name = $2 AND NOT ",
             is_named!(),
@@ -278,25 +294,13 @@ pub(super) async fn give_up_for_room(
             " AND ",
             is_alone!()
         );
-        give_up(session, sink, sql, &[&me, sink], Reason::Room).await?;
+        let events = left_waiting(session, &sink, left_for).await?;
+        if session.execute(sql, &[&me, &sink]).await? > 0 {
+            tell_given_up(&sink, events, Reason::Room);
+        }
     }
     // Another search's commit may have been the first.
     hear_of_sinks(shared, session).await
-}
-
-/// Gives up a sink by a statement that looks once more whether it may, and tells what it costs.
-async fn give_up(
-    session: &mut Session,
-    sink: &str,
-    delete: &'static str,
-    parameters: &[&(dyn ToSql + Sync)],
-    reason: Reason,
-) -> Result<(), Failure> {
-    let events = left_waiting(session, sink).await?;
-    if session.execute(delete, parameters).await? > 0 {
-        tell_given_up(sink, events, reason);
-    }
-    Ok(())
 }
 
 /// Takes note of all sinks there are, as long as nobody says which this replica has.

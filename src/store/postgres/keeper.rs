@@ -273,7 +273,7 @@ async fn try_join(
     // They may have been forgotten together with the replica. They are there before anything is
     // journalled for them.
     if let Some(sinks) = sinks {
-        delivery::write_sinks(session, number, sinks, &[]).await?;
+        delivery::write_sinks(session, number, sinks).await?;
     }
     session.commit().await?;
     Ok(number)
@@ -402,6 +402,8 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
     rows.extend(&unclear);
     let asked: Vec<i64> = unclear.iter().copied().collect();
     if rows.is_empty() {
+        // Others wait for a share that is told and not taken.
+        shared.change_leases(State::want_none);
         return Ok(());
     }
     let mut survey = Survey {
@@ -455,14 +457,16 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
     Ok(())
 }
 
-/// The replicas that are alive, in the order of their numbers.
+/// The replicas that are alive and want any search, in the order of their numbers.
 async fn peers(session: &mut Session) -> Result<Vec<Peer>, Failure> {
     let rows = session
         .query(
             "SELECT replica.id, replica.share,
                 (SELECT count(*) FROM search
                  WHERE owner = replica.id AND lease_until > clock_timestamp())
-             FROM replica WHERE alive_until > clock_timestamp() ORDER BY replica.id",
+             FROM replica
+             WHERE alive_until > clock_timestamp() AND wants IS DISTINCT FROM '{}'
+             ORDER BY replica.id",
             &[],
         )
         .await?;
@@ -607,6 +611,8 @@ pub(super) async fn forget(shared: &Shared) -> Result<(), Failure> {
     }
     delivery::note_unnamed(&mut session, me).await?;
     delivery::give_up_over(&mut session, me).await?;
+    // Who has died has not said so, and its sinks may be in the way.
+    delivery::tell_unnamed(shared, &mut session).await?;
     session
         .execute(
             "DELETE FROM replica WHERE alive_until < clock_timestamp() - $1 * interval '1 second'

@@ -28,7 +28,7 @@ pub(super) struct State {
     pub(super) replicas: usize,
     /// The sinks that it shall have, once it was told.
     pub(super) sinks: Option<Vec<String>>,
-    /// Those that it had, and those that no replica had when it was last told.
+    /// Those that no replica had when it last looked, and that it has told of.
     pub(super) left: BTreeSet<String>,
     /// The searches that it would poll, once it was told.
     keys: Option<Arc<[SearchKey]>>,
@@ -120,6 +120,13 @@ impl State {
         self.fulfilled = wish;
         self.wanted = wanted;
         self.wanted_since = Some(clock::since_boot());
+    }
+
+    /// Takes note that there is no search that it would poll.
+    pub(super) fn want_none(&mut self) {
+        self.share = 0;
+        self.granted.clear();
+        self.elsewhere.clear();
     }
 
     /// Takes note that rows are gone, or stand for other searches than before. So may those of which

@@ -123,6 +123,67 @@ async fn tls_is_as_strict_as_the_url_says() {
     }
 }
 
+#[tokio::test]
+async fn a_url_that_leads_to_another_database_is_told_and_not_followed() {
+    // Where a thread that prints nothing came first, nothing would be printed.
+    connection::tell_another(std::path::Path::new("any"));
+    let (lines, logging) = crate::logging::captured();
+    let said = |lines: &Mutex<Vec<String>>| {
+        let mut lines = lines.lock();
+        let of = |line: &String| line.contains("leads to another host, port or database");
+        lines.drain(..).filter(of).count()
+    };
+    let (url, other) = (server::shared().fresh(), server::shared().fresh());
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("url");
+    fs::write(&file, &url).unwrap();
+    let mut options = options(&url, "node", LEASE);
+    let Options::Postgres { url: source, .. } = &mut options else {
+        panic!("{options:?}");
+    };
+    *source = SecretSource::File(file.clone());
+    let store = Store::open(&options).await.unwrap();
+    store.set_sinks(names(&["s"])).await.unwrap();
+    // Connections that are there already are kept: none of them is made again.
+    let taken = async |count: usize| {
+        let mut taken = Vec::new();
+        for _ in 0..count {
+            taken.push(shared(&store).pool.session().await.unwrap());
+        }
+        taken
+    };
+    let schema = async |session: &mut Session| {
+        let rows = session.query("SELECT current_schema()::text", &[]).await;
+        rows.unwrap()[0].get::<_, String>(0)
+    };
+    let name = |url: &str| url.rsplit_once("%3D").unwrap().1.to_owned();
+    assert_eq!(said(&lines), 0);
+    fs::write(&file, &other).unwrap();
+    for session in &mut taken(5).await {
+        assert_eq!(schema(session).await, name(&url));
+    }
+    assert_eq!(said(&lines), 1);
+    // A reload says so once more; what repeats itself is printed once a minute.
+    drop(logging);
+    let (lines, _logging) = crate::logging::captured();
+    store.set_sinks(names(&["s"])).await.unwrap();
+    assert_eq!(said(&lines), 1);
+    // A password that was rotated is used.
+    fs::write(&file, url.replace(server::PASSWORD, "hunter2")).unwrap();
+    let mut held = Vec::new();
+    let refused = loop {
+        match shared(&store).pool.session().await {
+            Ok(session) => held.push(session),
+            Err(failure) => break failure,
+        }
+    };
+    assert!(refused.is_refusal(), "{refused:?}");
+    assert_eq!(said(&lines), 0);
+    fs::write(&file, &url).unwrap();
+    drop(held);
+    store.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_whose_statements_are_gone_is_given_up() {
     let url = server::shared().fresh();

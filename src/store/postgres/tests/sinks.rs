@@ -253,19 +253,30 @@ async fn sinks_whose_change_was_not_answered_are_those_that_were() {
     store.set_sinks(names(&["s", "t"])).await.unwrap();
     let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
     store.commit(held, events(1..3), second(2)).await.unwrap();
-    for changed in [&["s"][..], &["s", "t", "u"]] {
+    for (changed, kept) in [(&["s"][..], "{s,t}"), (&["s", "t", "u"], "{s,t,u}")] {
         proxy.set(proxy::Weather::Unanswered { question: "COMMIT" });
         store.set_sinks(names(changed)).await.unwrap_err();
         proxy.set(proxy::Weather::Fair);
         let known = "SELECT replica.sinks, array_agg(sink.name ORDER BY sink.name)
              FROM replica, sink GROUP BY replica.sinks";
+        let expected = format!("{{s,t}}|{kept}");
         let deadline = Instant::now() + PATIENCE;
-        while sql(&url, known) != "{s,t}|{s,t}" {
+        while sql(&url, known) != expected {
             assert!(Instant::now() < deadline, "{}", sql(&url, known));
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
-    // Nothing was lost, and nothing is kept for one that is none.
+    // Nothing is kept for long for one that is none.
+    sql(
+        &url,
+        "UPDATE sink SET unnamed_since = unnamed_since - interval '1 hour' WHERE name = 'u'",
+    );
+    keeper::forget(shared(&store)).await.unwrap();
+    assert_eq!(
+        sql(&url, "SELECT string_agg(name, ',' ORDER BY name) FROM sink"),
+        "s,t"
+    );
+    // Nothing was lost.
     take_over(&store).await;
     for sink in ["s", "t"] {
         let batch = store.pending(sink, 9, usize::MAX).await.unwrap();
@@ -274,6 +285,37 @@ async fn sinks_whose_change_was_not_answered_are_those_that_were() {
         store.acknowledge(sink, last, None).await.unwrap();
     }
     wait_for_journal(&store, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_was_not_answered_costs_no_other_replicas_sink_what_waits_for_it() {
+    let url = server::shared().fresh();
+    let other = open(&url, "other", LEASE).await;
+    other.set_sinks(names(&["s", "extra"])).await.unwrap();
+    let held = other.take_up(&a_search(), second(1)).await.unwrap().held;
+    other.commit(held, events(1..3), second(2)).await.unwrap();
+    let server = format!("127.0.0.1:{}", server::shared().port());
+    let proxy = proxy::Proxy::start(server.parse().unwrap()).await;
+    let by_proxy = url.replace(&server, &proxy.address.to_string());
+    let store = open(&by_proxy, "node", Duration::from_secs(4)).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    other.close().await;
+    proxy.set(proxy::Weather::Unanswered { question: "COMMIT" });
+    store.set_sinks(names(&["s", "extra"])).await.unwrap_err();
+    proxy.set(proxy::Weather::Fair);
+    let deadline = Instant::now() + PATIENCE;
+    while sql(&url, "SELECT sinks FROM replica") != "{s}" {
+        assert!(
+            Instant::now() < deadline,
+            "what is in force is never said again"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // The next try is in time.
+    store.set_sinks(names(&["s", "extra"])).await.unwrap();
+    take_over(&store).await;
+    let waiting = store.pending("extra", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&waiting), [1, 2]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -429,6 +471,124 @@ async fn a_sink_that_has_left_is_told_and_given_up_when_its_time_is_over_with_wh
     // What it alone had not got is removed.
     delivery::prune(shared(&store)).await.unwrap();
     wait_for_journal(&store, 1).await;
+}
+
+#[tokio::test]
+async fn a_sink_that_leaves_is_told_whatever_the_databases_clock_says() {
+    // Where a thread that prints nothing came first, nothing would be printed.
+    tell_left("any", 1, Duration::ZERO);
+    tell_given_up("any", 1, Reason::Time);
+    let (lines, _logging) = crate::logging::captured();
+    let url = server::shared().fresh();
+    open(&url, "node", LEASE).await.close().await;
+    // The schema's own comes first, and is two minutes behind.
+    sql(
+        &url,
+        "CREATE FUNCTION clock_timestamp() RETURNS timestamptz LANGUAGE sql
+            AS $$ SELECT pg_catalog.clock_timestamp() - interval '2 minutes' $$",
+    );
+    let store = open(&format!("{url}%2Cpg_catalog"), "node", LEASE).await;
+    store.set_sinks(names(&["stays", "leaves"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let mut recent = events(1..4);
+    for event in &mut recent.events {
+        event.at = clock::now();
+    }
+    store.commit(held, recent, second(2)).await.unwrap();
+    let said = |what: &str| {
+        let mut lines = lines.lock();
+        let of = |line: &String| line.contains(what) && line.contains("sink=leaves events=3 ");
+        lines.drain(..).filter(of).count()
+    };
+    store.set_sinks(names(&["stays"])).await.unwrap();
+    let behind =
+        "SELECT unnamed_since < now() - interval '1 minute' FROM sink WHERE name = 'leaves'";
+    assert_eq!(sql(&url, behind), "t");
+    assert_eq!(said("within ten minutes"), 1);
+    // What is journalled since is not meant for it, and what was is old by then.
+    sql(
+        &url,
+        "UPDATE sink SET unnamed_since = unnamed_since - interval '1 hour' WHERE name = 'leaves';
+         UPDATE journal SET at = at - interval '1 hour'",
+    );
+    let mut later = events(4..5);
+    later.events[0].at = clock::now();
+    store.commit(held, later, second(2)).await.unwrap();
+    keeper::forget(shared(&store)).await.unwrap();
+    assert_eq!(said("is given up"), 1);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_sink_of_a_replica_that_died_is_told_and_makes_room_for_new_events() {
+    // Where a thread that prints nothing came first, nothing would be printed.
+    tell_left("any", 1, Duration::ZERO);
+    tell_given_up("any", 1, Reason::Room);
+    let (lines, _logging) = crate::logging::captured();
+    let url = server::shared().fresh();
+    let dead = stalled(&url, LEASE).await;
+    dead.set_sinks(names(&["s", "extra"])).await.unwrap();
+    let store = open(&url, "node", LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let all = events(1..1001);
+    store.commit(held, all, second(2)).await.unwrap();
+    let batch = store.pending("s", 1000, usize::MAX).await.unwrap();
+    let last = batch.events.last().unwrap().position;
+    store.acknowledge("s", last, None).await.unwrap();
+    drop(batch);
+    let more = async || store.commit(held, events(1001..1002), second(3)).await;
+    let full = more().await;
+    assert!(matches!(full, Err(Error::JournalFull { .. })), "{full:?}");
+    let said = || {
+        let mut lines = lines.lock();
+        let of = |line: &String| line.contains("sink=extra events=1000 ");
+        lines.drain(..).filter(of).count()
+    };
+    sql(
+        &url,
+        "UPDATE replica SET alive_until = now() - interval '1 minute' WHERE node = 'stalled'",
+    );
+    for expected in [1, 0] {
+        keeper::forget(shared(&store)).await.unwrap();
+        assert_eq!(said(), expected);
+    }
+    more().await.unwrap();
+    assert_eq!(said(), 1);
+    assert_eq!(sql(&url, "SELECT name FROM sink"), "s");
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_removed_before_a_sink_that_is_being_added_is_seen_to_lack_it() {
+    let url = server::shared().fresh();
+    let (first, other) = two_replicas(&url).await;
+    let held = first.take_up(&a_search(), second(1)).await.unwrap().held;
+    first.commit(held, events(1..2), second(2)).await.unwrap();
+    // As over a slow connection.
+    let mut session = shared(&other).pool.session().await.unwrap();
+    session.begin().await.unwrap();
+    let number = shared(&other).number().unwrap();
+    let sinks = names(&["s", "new"]);
+    delivery::write_sinks(&mut session, number, &sinks)
+        .await
+        .unwrap();
+    let journalled = async {
+        first.commit(held, events(2..4), second(2)).await.unwrap();
+        let batch = first.pending("s", 9, usize::MAX).await.unwrap();
+        let last = batch.events.last().unwrap().position;
+        first.acknowledge("s", last, None).await.unwrap();
+        delivery::prune(shared(&first)).await.unwrap();
+    };
+    let named = async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        session.commit().await.unwrap();
+    };
+    tokio::join!(journalled, named);
+    let new = "SELECT journal_end - position,
+            (SELECT count(*) FROM journal WHERE position > progress.position)
+         FROM progress JOIN search ON id = search_id WHERE sink = 'new'";
+    assert_eq!(sql(&url, new), "2|2");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -133,3 +133,32 @@ async fn a_search_that_comes_back_is_polled_at_once_by_whoever_delivers_it() {
     let rest = store.pending("s", 9, usize::MAX).await.unwrap();
     assert_eq!(told(&rest), [2, 3]);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_wants_no_search_any_more_has_no_share() {
+    let url = server::shared().fresh();
+    let (store, other) = (stalled(&url, LEASE).await, stalled(&url, LEASE).await);
+    let keys = ["a", "b"].map(|name| key("acme", "client_1", name));
+    for store in [&store, &other] {
+        store.share_out(keys.to_vec());
+    }
+    let shares = async || {
+        let mut shares = Vec::new();
+        for store in [&store, &other] {
+            keeper::share_out(shared(store), PATIENCE).await.unwrap();
+            shares.push(shared(store).look(|state| state.share));
+        }
+        shares
+    };
+    // The first one may not see the other's wish yet.
+    shares().await;
+    assert_eq!(shares().await, [1, 1]);
+    assert!(shared(&store).look(|state| !state.granted.is_empty()));
+    store.share_out(Vec::new());
+    // Nor is the other one kept from having all.
+    assert_eq!(shares().await, [0, 2]);
+    assert!(shared(&store).look(|state| state.granted.is_empty()));
+    keeper::renew(shared(&store), PATIENCE).await.unwrap();
+    let told = "SELECT share FROM replica WHERE wants = '{}'";
+    assert_eq!(sql(&url, told), "0");
+}
