@@ -67,7 +67,9 @@ known = {"jobLabel", "selector", "podMetricsEndpoints"}
 expect(monitor["spec"].keys() == known, f"PodMonitor: {monitor['spec'].keys() ^ known}")
 expect(labels.get(monitor["spec"]["jobLabel"]) == "opsramp-exporter", "the rules expect another job")
 for endpoint in monitor["spec"]["podMetricsEndpoints"]:
-    expect(endpoint.keys() <= {"port", "path", "interval"}, f"PodMonitor: {endpoint}")
+    expect(endpoint.keys() <= {"port", "path", "interval", "honorLabels"}, f"PodMonitor: {endpoint}")
+    # Of the Operator's labels (namespace, pod, container, endpoint, job, instance), one is the exporter's too.
+    expect(endpoint.get("honorLabels") is True, "PodMonitor: the exporter's label `endpoint` becomes exported_endpoint")
     expect(endpoint["port"] in ports, f"PodMonitor asks port {endpoint['port']}")
     expect(re.fullmatch(r"(\d+(ms|s|m|h))+", endpoint["interval"]), f"PodMonitor: {endpoint['interval']}")
 

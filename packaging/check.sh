@@ -35,6 +35,16 @@ completed=$(bash -c '
   "$function" opsramp-exporter --simulator.l demo
   echo "${COMPREPLY[*]}"')
 [[ $completed == --simulator.listen-address ]] || { echo "bash completes to: $completed" >&2; exit 1; }
+# A command, a command behind flags, a command's flag, and what a flag is for.
+completed=$(fish --no-config -c '
+  source packaging/completions/opsramp-exporter.fish
+  for words in "ch" "--config.file check --log.level=debug hea" "demo --simulator.l" "search --output js"
+    complete -C "opsramp-exporter $words" | string split -f 1 \t
+  end' | xargs)
+[[ $completed == "check healthcheck --simulator.listen-address json jsonl" ]] || {
+  echo "fish completes to: $completed" >&2
+  exit 1
+}
 
 echo "== packages"
 # The tools look for the program where a release build puts it.

@@ -24,6 +24,7 @@ mod file;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzzing;
 mod listen;
+mod misplaced;
 mod overrides;
 mod problem;
 mod proxies;

@@ -5,14 +5,22 @@ end
 
 function __fish_opsramp_exporter_needs_command
     # Figure out if the current invocation already has a command.
-    set -l cmd (commandline -opc)
-    set -e cmd[1]
-    argparse -s (__fish_opsramp_exporter_global_optspecs) -- $cmd 2>/dev/null
-    or return
-    if set -q argv[1]
-        # Also print the command, so this can be used to figure out what it is.
-        echo $argv[1]
-        return 1
+    set -l words (commandline -opc)
+    set -e words[1]
+    set -l with_value (__fish_opsramp_exporter_global_optspecs | string replace -rf '^(?:./)?(.*)=$' '$1')
+    set -l is_value 0
+    for word in $words
+        if test $is_value = 1
+            set is_value 0
+        else if string match -q -- '--*' $word
+            if contains -- (string sub -s 3 -- $word) $with_value
+                set is_value 1
+            end
+        else if not string match -q -- '-*' $word
+            # Also print the command, so this can be used to figure out what it is.
+            echo $word
+            return 1
+        end
     end
     return 0
 end

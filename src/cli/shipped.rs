@@ -64,6 +64,33 @@ opsramp\-exporter config \-\-schema
 \fBjournalctl\fR(1), \fBpromtool\fR(1), \fBsystemctl\fR(1)
 "#;
 
+/// The first line of the function of fish's completion that finds the command.
+const FISH_COMMAND: &str = "function __fish_opsramp_exporter_needs_command\n";
+
+/// How it finds that: the first word that is neither a flag nor a flag's value. What is generated
+/// hands the names of flags to fish's `argparse`, which takes none with a dot in it and says so to
+/// nobody, so that nothing was ever completed (`clap_complete` 4.6.11).
+const FISH_COMMAND_BODY: &str = r"    # Figure out if the current invocation already has a command.
+    set -l words (commandline -opc)
+    set -e words[1]
+    set -l with_value (__fish_opsramp_exporter_global_optspecs | string replace -rf '^(?:./)?(.*)=$' '$1')
+    set -l is_value 0
+    for word in $words
+        if test $is_value = 1
+            set is_value 0
+        else if string match -q -- '--*' $word
+            if contains -- (string sub -s 3 -- $word) $with_value
+                set is_value 1
+            end
+        else if not string match -q -- '-*' $word
+            # Also print the command, so this can be used to figure out what it is.
+            echo $word
+            return 1
+        end
+    end
+    return 0
+";
+
 /// Fails where a file is not what it should be; writes it with `UPDATE_SHIPPED=1`.
 fn assert_current(path: &str, current: &[u8]) {
     let full = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
@@ -157,6 +184,17 @@ fn the_completions_are_current() {
         // A program with a dash in its name is called one thing and another within the completion
         // for bash, so that it would complete no command's flags (clap_complete 4.6.11).
         let text = text.replace("opsramp__subcmd__exporter", "opsramp__exporter");
+        let text = match shell {
+            Shell::Fish => with_our_way_to_find_the_command(&text),
+            _ => text,
+        };
         assert_current(&format!("packaging/completions/{file}"), text.as_bytes());
     }
+}
+
+fn with_our_way_to_find_the_command(fish: &str) -> String {
+    let (before, rest) = fish.split_once(FISH_COMMAND).unwrap();
+    let (body, after) = rest.split_once("\nend\n").unwrap();
+    assert!(body.contains("argparse"), "it is another one now: {body}");
+    format!("{before}{FISH_COMMAND}{FISH_COMMAND_BODY}end\n{after}")
 }

@@ -4,11 +4,17 @@
 //! Pure, but for where links lead: what it needs of the outside (the environment) is handed in. Every problem is noted and
 //! gone past, so that one run tells all of them.
 
-use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use super::{
     Account, Config,
     file::{self, File},
+    misplaced::instead_of_name,
     overrides::Variables,
     problem::{Inputs, Problems, shown_value},
     units::HumanDuration,
@@ -141,6 +147,7 @@ impl<'a> Resolver<'a> {
                 return SecretSource::Value(value);
             }
             (None, Some(file)) if !file.as_os_str().is_empty() => {
+                self.secret_file(&format!("{at}_file"), &file);
                 return SecretSource::File(file);
             }
             (Some(_), None) => self.problems.add(&at, "is empty"),
@@ -157,6 +164,19 @@ impl<'a> Resolver<'a> {
             }
         }
         SecretSource::Value(Secret::new(String::new()))
+    }
+
+    /// Notes what is no file's name, but what the file should hold.
+    fn secret_file(&self, path: &str, file: &Path) {
+        self.file_name(path, file, "put it into a file, and name that file here");
+    }
+
+    /// Notes what is no file's name. It could be a secret, so it is not shown.
+    fn file_name(&self, path: &str, file: &Path, advice: &str) {
+        if let Some(what) = instead_of_name(file) {
+            let message = format!("is {what}, not the name of a file; {advice}");
+            self.problems.add(path, message);
+        }
     }
 
     fn duration(&self, path: &str, value: Option<HumanDuration>, default: Duration) -> Duration {

@@ -42,6 +42,7 @@ use super::{
     protect::Client,
     security::{Guard, Peer, Standing, network},
 };
+use crate::clock;
 
 /// The first byte of a connection that speaks TLS: a handshake comes (RFC 8446, 5.1).
 const TLS_HANDSHAKE: u8 = 22;
@@ -344,9 +345,9 @@ impl Connections {
             let answer = router.clone().oneshot(request.map(Body::new));
             let (activity, guard) = (Arc::clone(&activity), &guard);
             async move {
-                let standing = guard.current().await.standing(peer);
+                let standing = guard.current().await.standing(peer, clock::now());
                 if standing == Standing::Refused {
-                    tracing::debug!(%client, "a connection from before a change of TLS was closed");
+                    tracing::debug!(%client, "a connection was closed whose client would not be let in now");
                     // No answer: whoever asks on a new connection instead learns there what is wrong.
                     return Err(Outdated);
                 }

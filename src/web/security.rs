@@ -180,8 +180,8 @@ impl Security {
     }
 
     /// How a connection stands that was opened at another time, perhaps.
-    pub(super) fn standing(&self, peer: &Peer) -> Standing {
-        standing::of(peer, self.tls.as_ref())
+    pub(super) fn standing(&self, peer: &Peer, now: Timestamp) -> Standing {
+        standing::of(peer, self.tls.as_ref(), now)
     }
 
     /// The protection that `self` lacks and `before` has: what an editor that has written half of
@@ -216,15 +216,25 @@ mod tests {
 
     /// TLS with such clients, whose issuer is the server's own certificate.
     fn with_clients(client_auth: ClientAuth, names: Option<&[&str]>) -> Security {
-        security(client_auth, names, 3000)
+        security(client_auth, names, 3000, None)
+    }
+
+    /// TLS with clients of this issuer.
+    pub(super) fn with_issuer(client_auth: ClientAuth, issuer: &str) -> Security {
+        security(client_auth, None, 3000, Some(issuer))
     }
 
     /// TLS with a certificate that ends at the beginning of a year.
     pub(super) fn until(year: i32) -> Security {
-        security(ClientAuth::None, None, year)
+        security(ClientAuth::None, None, year, None)
     }
 
-    fn security(client_auth: ClientAuth, names: Option<&[&str]>, year: i32) -> Security {
+    fn security(
+        client_auth: ClientAuth,
+        names: Option<&[&str]>,
+        year: i32,
+        issuer: Option<&str>,
+    ) -> Security {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut parameters = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
         parameters.not_after = rcgen::date_time_ymd(year, 1, 1);
@@ -233,7 +243,7 @@ mod tests {
             certificate: certificate.clone(),
             key: Secret::new(key.serialize_pem()),
             client_auth,
-            client_ca: Some(certificate),
+            client_ca: Some(issuer.map_or(certificate, ToOwned::to_owned)),
             client_allowed_sans: names.map(|names| names.iter().map(ToString::to_string).collect()),
             min_version: TlsVersion::Tls12,
             max_version: TlsVersion::Tls13,

@@ -156,6 +156,15 @@ impl Resolver<'_> {
                     .add(format!("{path}.{key}"), format!("needs {missing} too"));
             }
         }
+        for (file, key) in [
+            (&tls.ca_file, "ca_file"),
+            (&tls.cert_file, "cert_file"),
+            (&tls.key_file, "key_file"),
+        ] {
+            if let Some(file) = file {
+                self.secret_file(&format!("{path}.{key}"), file);
+            }
+        }
         TlsOptions {
             ca_file: tls.ca_file,
             cert_file: tls.cert_file,

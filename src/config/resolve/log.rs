@@ -131,6 +131,9 @@ impl Resolver<'_> {
                     }
                 } else if let Some(problem) = no_file(&file) {
                     self.problems.add(at("path"), problem);
+                } else {
+                    let advice = "name a file, or send the lines with a sink of type otlp";
+                    self.file_name(&at("path"), &file, advice);
                 }
                 Target::File { path: file, format }
             }
@@ -208,6 +211,9 @@ impl Resolver<'_> {
             {
                 self.problems
                     .add(&at, "holds characters that a header cannot");
+            }
+            if let SecretSource::File(file) = &source {
+                self.secret_file(&at, file);
             }
             headers.insert(name, source);
         }

@@ -26,6 +26,8 @@ impl Resolver<'_> {
                 if path.as_os_str().is_empty() {
                     self.problems.add("state.path", "is empty; name the file");
                 }
+                let advice = "name the state's own; the URL of a database goes into a file that state.postgres.url_file names";
+                self.file_name("state.path", &path, advice);
                 State::File { path }
             }
             (None, Some(postgres)) => State::Postgres {
@@ -77,13 +79,13 @@ impl Resolver<'_> {
             .map(ToString::to_string)
             .collect();
         self.no_repetitions(path, shown_addresses.iter().map(String::as_str));
-        if web
-            .config_file
-            .as_ref()
-            .is_some_and(|file| file.as_os_str().is_empty())
-        {
-            let message = "is empty; leave it out, or name the file";
-            self.problems.add("web.config_file", message);
+        if let Some(file) = &web.config_file {
+            let path = "web.config_file";
+            if file.as_os_str().is_empty() {
+                let message = "is empty; leave it out, or name the file";
+                self.problems.add(path, message);
+            }
+            self.secret_file(path, file);
         }
         Web {
             listen_addresses,

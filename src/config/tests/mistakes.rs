@@ -479,6 +479,44 @@ fn wrong_state_and_web_settings_are_explained() {
 }
 
 #[test]
+fn a_secret_where_the_name_of_its_file_belongs_is_refused_and_not_shown() {
+    let account = |key: &str, value: &str| {
+        let account = MINIMAL.replace("    client_secret_file: /run/secret\n", "");
+        errors(&account.replace("    tenants", &format!("    {key}: '{value}'\n    tenants")))
+    };
+    let wrong = |text: &str| errors(&minimal_and(text));
+    let headers =
+        "{type: otlp, endpoint: 'http://loki', headers_files: {Authorization: 'Bearer hunter2'}}";
+    let all = [
+        account("client_secret_file", "-----BEGIN KEY----- hunter2"),
+        errors(&MINIMAL.replace("client_id: KEY", "client_id_file: 'https://hunter2'")),
+        wrong("    tls: {ca_file: 'https://hunter2'}"),
+        wrong("    tls: {cert_file: x, key_file: '-----BEGIN PRIVATE KEY----- hunter2'}"),
+        wrong("    tls: {cert_file: \"hunter2\\n\", key_file: x}"),
+        wrong("state: {postgres: {url_file: 'postgres://u:hunter2@h/db'}}"),
+        wrong("state: {postgres: {url_file: 'host=h password=hunter2'}}"),
+        wrong("state: {path: 'postgres://u:hunter2@h/db'}"),
+        wrong("web: {config_file: \"basic_auth_users:\\n  u: hunter2\"}"),
+        wrong(&format!("log: {{sinks: [{headers}]}}")),
+        wrong("log: {sinks: [{type: file, path: 'https://u:hunter2@loki'}]}"),
+    ];
+    assert!(!all.iter().any(|error| error.contains("hunter2")));
+    assert_snapshot!(all.join("\n"), @r#"
+    config.yml:4:25: accounts[0].client_secret_file: is a certificate or key itself, not the name of a file; put it into a file, and name that file here
+    config.yml:3:21: accounts[0].client_id_file: is a URL, not the name of a file; put it into a file, and name that file here
+    config.yml:6:20: accounts[0].tls.ca_file: is a URL, not the name of a file; put it into a file, and name that file here
+    config.yml:6:35: accounts[0].tls.key_file: is a certificate or key itself, not the name of a file; put it into a file, and name that file here
+    config.yml:6:22: accounts[0].tls.cert_file: is a text with a line break, not the name of a file; put it into a file, and name that file here
+    config.yml:6:30: state.postgres.url_file: is a URL, not the name of a file; put it into a file, and name that file here
+    config.yml:6:30: state.postgres.url_file: is a connection string, not the name of a file; put it into a file, and name that file here
+    config.yml:6:15: state.path: is a URL, not the name of a file; name the state's own; the URL of a database goes into a file that state.postgres.url_file names
+    config.yml:6:20: web.config_file: is a text with a line break, not the name of a file; put it into a file, and name that file here
+    config.yml:6:84: log.sinks[0].headers_files.Authorization: is the value of a header, not the name of a file; put it into a file, and name that file here
+    config.yml:6:34: log.sinks[0].path: is a URL, not the name of a file; name a file, or send the lines with a sink of type otlp
+    "#);
+}
+
+#[test]
 fn a_file_that_cannot_be_read_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("missing.yml");

@@ -274,6 +274,50 @@ fn wrong_flags_and_variables_are_named_as_the_user_wrote_them() {
 }
 
 #[test]
+fn a_secret_where_a_flag_or_variable_names_its_file_is_refused_and_not_shown() {
+    let secret = || Some("postgres://u:hunter2@h/db".into());
+    let none = Overrides::default;
+    let flags = [
+        Overrides {
+            client_secret_file: secret(),
+            ..none()
+        },
+        Overrides {
+            state_path: secret(),
+            ..none()
+        },
+        Overrides {
+            postgres_url_file: secret(),
+            ..none()
+        },
+        Overrides {
+            web: WebOverrides {
+                config_file: secret(),
+                ..WebOverrides::default()
+            },
+            ..none()
+        },
+    ];
+    let of_flags = flags.map(|flags| load_with(Some(MINIMAL), &[], &flags));
+    let of_variables = ["OPSRAMP_CLIENT_SECRET_FILE", "OPSRAMP_EXPORTER_STATE_PATH"]
+        .map(|name| load_with(Some(MINIMAL), &[(name, "Bearer hunter2")], &none()));
+    let told: Vec<String> = of_flags
+        .into_iter()
+        .chain(of_variables)
+        .map(|loaded| loaded.unwrap_err().to_string())
+        .collect();
+    assert!(!told.iter().any(|error| error.contains("hunter2")));
+    assert_snapshot!(told.join("\n"), @r#"
+    --opsramp.client-secret-file: is a URL, not the name of a file; put it into a file, and name that file here
+    --state.path: is a URL, not the name of a file; name the state's own; the URL of a database goes into a file that state.postgres.url_file names
+    --state.postgres-url-file: is a URL, not the name of a file; put it into a file, and name that file here
+    --web.config.file: is a URL, not the name of a file; put it into a file, and name that file here
+    OPSRAMP_CLIENT_SECRET_FILE: is the value of a header, not the name of a file; put it into a file, and name that file here
+    OPSRAMP_EXPORTER_STATE_PATH: is the value of a header, not the name of a file; name the state's own; the URL of a database goes into a file that state.postgres.url_file names
+    "#);
+}
+
+#[test]
 fn a_variable_that_is_not_text_is_named() {
     use std::os::unix::ffi::OsStringExt as _;
 

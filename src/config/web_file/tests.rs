@@ -309,6 +309,25 @@ fn no_message_holds_a_hash_or_a_key() {
 }
 
 #[test]
+fn a_key_where_the_name_of_its_file_belongs_is_refused_and_not_shown() {
+    let told = [
+        errors(
+            "tls_server_config:\n  cert_file: server.crt\n  key_file: '-----BEGIN PRIVATE KEY----- hunter2'\n",
+        ),
+        errors("tls_server_config:\n  cert_file: https://u:hunter2@h\n  key_file: server.key\n"),
+        errors(
+            "tls_server_config:\n  cert_file: server.crt\n  key_file: server.key\n  client_ca_file: \"hunter2\\n\"\n  client_auth_type: RequireAndVerifyClientCert\n",
+        ),
+    ];
+    assert!(!told.iter().any(|error| error.contains("hunter2")));
+    assert_snapshot!(told.join("\n"), @r#"
+    web.yml:3:13: tls_server_config.key_file: is a certificate or key itself, not the name of a file; write it as key, or put it into a file, and name that file here
+    web.yml:2:14: tls_server_config.cert_file: is a URL, not the name of a file; write it as cert, or put it into a file, and name that file here
+    web.yml:4:19: tls_server_config.client_ca_file: is a text with a line break, not the name of a file; write it as client_ca, or put it into a file, and name that file here
+    "#);
+}
+
+#[test]
 fn how_to_speak_to_the_server_is_told_and_a_broken_file_is_not_shown() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let scheme = |text: &str| {

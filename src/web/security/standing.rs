@@ -1,20 +1,25 @@
-//! Connections from before a change of TLS: a handshake proved what was asked for then.
+//! Connections from before a change of TLS, or from before the client's certificate ended: a
+//! handshake proved what was asked for, and what was valid, then.
 //!
 //! A scraper keeps its connection for as long as it scrapes. So what it showed in the handshake is
-//! looked at again once TLS is another one: who would be let in now is answered, and has to shake
-//! hands anew after that; to others the connection is closed.
+//! looked at again once TLS is another one or a certificate has ended: who would be let in now is
+//! answered, and has to shake hands anew after that; to others the connection is closed.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use rustls::pki_types::{CertificateDer, UnixTime};
 
 use super::Tls;
+use crate::validity::not_after;
 
 /// The other end of a connection, as it was when the connection was opened.
 pub(in crate::web) struct Peer {
     tls: Option<Arc<Tls>>,
     /// What it has shown, its own first.
     certificates: Vec<CertificateDer<'static>>,
+    /// When the first of those ends.
+    ends: Option<Timestamp>,
 }
 
 /// What becomes of a request on a connection.
@@ -36,43 +41,111 @@ impl Peer {
         Self {
             tls: None,
             certificates: Vec::new(),
+            ends: None,
         }
     }
 
     /// One that has shaken hands, and shown these certificates.
     pub(in crate::web) fn over(tls: Arc<Tls>, certificates: Option<&[CertificateDer<'_>]>) -> Self {
-        let certificates = certificates.unwrap_or_default().iter();
+        let certificates = certificates.unwrap_or_default();
         Self {
             tls: Some(tls),
+            ends: certificates.iter().filter_map(|it| not_after(it)).min(),
             certificates: certificates
+                .iter()
                 .map(|certificate| certificate.clone().into_owned())
                 .collect(),
         }
     }
+
+    /// Whether something that it has shown has ended, where that matters: nobody looks at the end of
+    /// a certificate whose issuer is not looked at.
+    fn has_ended(&self, tls: &Tls, now: Timestamp) -> bool {
+        tls.options.client_auth.is_verified() && self.ends.is_some_and(|end| end < now)
+    }
 }
 
-/// How a peer stands where `now` is in force.
-pub(super) fn of(peer: &Peer, now: Option<&Arc<Tls>>) -> Standing {
-    match (&peer.tls, now) {
+/// How a peer stands where `tls` is in force.
+pub(super) fn of(peer: &Peer, tls: Option<&Arc<Tls>>, now: Timestamp) -> Standing {
+    match (&peer.tls, tls) {
         (None, None) => Standing::Good,
         // What was read again with other passwords, say, is made of the same.
-        (Some(then), Some(now)) if Arc::ptr_eq(then, now) || then.options == now.options => {
-            Standing::Good
+        (Some(then), Some(tls)) if Arc::ptr_eq(then, tls) || then.options == tls.options => {
+            // What has ended may have been needed by nobody.
+            if peer.has_ended(tls, now) && !is_let_in(peer, tls, now) {
+                Standing::Refused
+            } else {
+                Standing::Good
+            }
         }
-        (_, Some(now)) if !is_let_in(peer, now) => Standing::Refused,
+        (_, Some(tls)) if !is_let_in(peer, tls, now) => Standing::Refused,
         _ => Standing::Last,
     }
 }
 
 /// Whether a handshake would end well in which the peer shows the same.
-fn is_let_in(peer: &Peer, tls: &Tls) -> bool {
+fn is_let_in(peer: &Peer, tls: &Tls, now: Timestamp) -> bool {
     let Some(verifier) = &tls.verifier else {
         return true;
     };
     match peer.certificates.split_first() {
         None => !verifier.client_auth_mandatory(),
-        Some((own, intermediates)) => verifier
-            .verify_client_cert(own, intermediates, UnixTime::now())
-            .is_ok(),
+        Some((own, intermediates)) => {
+            let seconds = u64::try_from(now.as_second()).unwrap_or_default();
+            let now = UnixTime::since_unix_epoch(Duration::from_secs(seconds));
+            let verified = verifier.verify_client_cert(own, intermediates, now);
+            verified.is_ok()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rcgen::{
+        BasicConstraints, CertificateParams, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+        date_time_ymd,
+    };
+
+    use super::*;
+    use crate::web::{ClientAuth, security::tests::with_issuer};
+
+    fn certificate(issuer: &Issuer<'_, KeyPair>, until: i32) -> CertificateDer<'static> {
+        let mut parameters = CertificateParams::new(["scraper.example".to_owned()]).unwrap();
+        parameters.not_after = date_time_ymd(until, 1, 1);
+        parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        let certificate = parameters.signed_by(&key, issuer).unwrap();
+        certificate.der().clone()
+    }
+
+    #[test]
+    fn a_connection_does_not_outlive_the_certificate_that_its_client_has_shown() {
+        use ClientAuth::{RequireAndVerify, RequireAny, VerifyIfGiven};
+
+        let mut parameters = CertificateParams::new(Vec::new()).unwrap();
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let pem = parameters.self_signed(&key).unwrap().pem();
+        let issuer = Issuer::new(parameters, key);
+        let (valid, ended) = (certificate(&issuer, 2030), certificate(&issuer, 2020));
+        let [before, after] = ["2019-06-01T00:00:00Z", "2021-06-01T00:00:00Z"]
+            .map(|time| time.parse::<Timestamp>().unwrap());
+        for (client_auth, shown, standing) in [
+            (RequireAndVerify, vec![&valid], Standing::Good),
+            (RequireAndVerify, vec![&ended], Standing::Refused),
+            // One that it would not have had to show.
+            (RequireAndVerify, vec![&valid, &ended], Standing::Good),
+            (VerifyIfGiven, vec![&ended], Standing::Refused),
+            (VerifyIfGiven, vec![], Standing::Good),
+            // Whose issuer is not looked at, nor is the end.
+            (RequireAny, vec![&ended], Standing::Good),
+        ] {
+            let security = with_issuer(client_auth, &pem);
+            let shown: Vec<CertificateDer<'_>> = shown.into_iter().cloned().collect();
+            let peer = Peer::over(Arc::clone(security.tls().unwrap()), Some(&shown));
+            assert_eq!(security.standing(&peer, before), Standing::Good);
+            let stands = security.standing(&peer, after);
+            assert_eq!(stands, standing, "{client_auth:?}");
+        }
     }
 }
