@@ -5,8 +5,14 @@
 
 use std::path::Path;
 
+/// What is wrong with the name of a file that is plainly none, with the advice. The text itself, which
+/// could be a secret, is not shown.
+pub(super) fn problem(path: &Path, advice: &str) -> Option<String> {
+    instead_of_name(path).map(|what| format!("is {what}, not the name of a file; {advice}"))
+}
+
 /// What the text is, where it is plainly not the name of a file.
-pub(super) fn instead_of_name(path: &Path) -> Option<&'static str> {
+fn instead_of_name(path: &Path) -> Option<&'static str> {
     let text = path.to_string_lossy();
     let text = text.trim_start();
     let begins_with = |word: &str| {

@@ -14,7 +14,7 @@ use std::{
 use super::{
     Account, Config,
     file::{self, File},
-    misplaced::instead_of_name,
+    misplaced,
     overrides::Variables,
     problem::{Inputs, Problems, shown_value},
     units::HumanDuration,
@@ -171,10 +171,9 @@ impl<'a> Resolver<'a> {
         self.file_name(path, file, "put it into a file, and name that file here");
     }
 
-    /// Notes what is no file's name. It could be a secret, so it is not shown.
+    /// Notes what is no file's name.
     fn file_name(&self, path: &str, file: &Path, advice: &str) {
-        if let Some(what) = instead_of_name(file) {
-            let message = format!("is {what}, not the name of a file; {advice}");
+        if let Some(message) = misplaced::problem(file, advice) {
             self.problems.add(path, message);
         }
     }

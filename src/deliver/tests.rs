@@ -289,21 +289,25 @@ async fn a_pipe_that_nobody_reads_delays_nobody_not_even_the_end() {
     drop(reader);
 }
 
+fn otlp_sink(name: &str, listener: &TcpListener, timeout: Duration) -> SinkOptions {
+    SinkOptions {
+        name: name.into(),
+        target: Target::Otlp(OtlpOptions {
+            endpoint: format!("http://{}/v1/logs", listener.local_addr().unwrap()),
+            headers: BTreeMap::new(),
+            gzip: true,
+            timeout,
+        }),
+    }
+}
+
 /// A receiver that wants to be left alone when the first request comes, at the end, and takes
 /// what comes then.
 #[tokio::test]
 async fn what_fails_as_the_end_begins_is_tried_again_before_it() {
     drop(rustls::crypto::ring::default_provider().install_default());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let sink = SinkOptions {
-        name: "remote".into(),
-        target: Target::Otlp(OtlpOptions {
-            endpoint: format!("http://{}/v1/logs", listener.local_addr().unwrap()),
-            headers: BTreeMap::new(),
-            gzip: true,
-            timeout: Duration::from_secs(5),
-        }),
-    };
+    let sink = otlp_sink("remote", &listener, Duration::from_secs(5));
     let mut journal = Journal::new().await;
     let delivery = journal.start(vec![sink]).await;
     journal.journal(3).await;
@@ -589,15 +593,7 @@ async fn a_delivery_is_not_given_up_by_way_of_another_place_for_the_same_one() {
 async fn a_request_that_ends_by_itself_is_not_given_up_by_way_of_another_place() {
     drop(rustls::crypto::ring::default_provider().install_default());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let remote = SinkOptions {
-        name: "out".into(),
-        target: Target::Otlp(OtlpOptions {
-            endpoint: format!("http://{}/v1/logs", listener.local_addr().unwrap()),
-            headers: BTreeMap::new(),
-            gzip: true,
-            timeout: Duration::from_secs(30),
-        }),
-    };
+    let remote = otlp_sink("out", &listener, Duration::from_secs(30));
     let mut journal = Journal::new().await;
     let mut delivery = journal.start(vec![remote]).await;
     delivery.patience = Duration::from_millis(50);

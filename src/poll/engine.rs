@@ -112,8 +112,11 @@ pub struct Ahead {
 /// What a server has been found not to answer, whatever alerts there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
+    /// The page that the last full read was refused, if it was refused one.
     refused: Option<u64>,
+    /// When the server may be asked by id again; `None` where it can be.
     confirm_again: Option<Instant>,
+    /// Questions by id in a row that were not answered.
     unanswered_in_a_row: u32,
 }
 
@@ -130,10 +133,7 @@ pub struct Engine {
     /// How many sound full reads in a row have missed an alert, where the server cannot be asked
     /// by id, or shows it when it is.
     suspects: BTreeMap<Box<str>, u32>,
-    /// When the server may be asked by id again; `None` where it can be.
-    confirm_again: Option<Instant>,
-    /// Questions by id in a row that were not answered.
-    unanswered_in_a_row: u32,
+    limits: Limits,
     requests: Requests,
     /// What the last poll lacked, if that was most of what there was: about each of them the next one
     /// must agree.
@@ -141,8 +141,6 @@ pub struct Engine {
     witness: Option<Box<str>>,
     /// The size of a page, as the server has it.
     page_size: u64,
-    /// The page that the last full read was refused, if it was refused one.
-    refused: Option<u64>,
     total: Option<u64>,
     readings: Readings,
     /// A full read that only the count asks for waits until then.
@@ -187,13 +185,11 @@ impl Engine {
             departed: VecDeque::new(),
             in_departed: HashSet::new(),
             suspects: BTreeMap::new(),
-            confirm_again: None,
-            unanswered_in_a_row: 0,
+            limits: Limits::default(),
             requests: Requests::default(),
             sudden: HashSet::new(),
             witness: None,
             page_size: 0,
-            refused: None,
             total: None,
             readings: Readings::default(),
             rest_until: None,
@@ -218,18 +214,12 @@ impl Engine {
     /// What the server has been found not to answer, for an engine that goes on.
     #[must_use]
     pub fn limits(&self) -> Limits {
-        Limits {
-            refused: self.refused,
-            confirm_again: self.confirm_again,
-            unanswered_in_a_row: self.unanswered_in_a_row,
-        }
+        self.limits
     }
 
     /// Goes on with what another engine has found the same server not to answer.
     pub fn respect(&mut self, limits: Limits) {
-        self.refused = limits.refused;
-        self.confirm_again = limits.confirm_again;
-        self.unanswered_in_a_row = limits.unanswered_in_a_row;
+        self.limits = limits;
     }
 
     /// The known alerts.
@@ -472,7 +462,7 @@ impl Engine {
         let Reading::Pages { read, begun } = &self.reading else {
             return;
         };
-        self.refused = Some(read.page());
+        self.limits.refused = Some(read.page());
         let (took, unreadable) = (now - *begun, read.unreadable());
         self.reading = Reading::Idle;
         self.rest_until = Some(now + self.rest(true, took));
@@ -482,7 +472,7 @@ impl Engine {
     /// The page at which the last full read ended, as the server does not show it.
     #[must_use]
     pub fn refused(&self) -> Option<u64> {
-        self.refused
+        self.limits.refused
     }
 
     /// Failures have held up the full read since then: that is no work, which a rest would have to follow.
@@ -528,7 +518,7 @@ impl Engine {
         }
         let news = !delta.opened.is_empty() || !delta.tail_unchanged;
         let accounted = self.counted() == facts.total && delta.tail_unchanged;
-        let is_shown = |page: &u64| self.refused.is_none_or(|refused| *page < refused);
+        let is_shown = |page: &u64| self.limits.refused.is_none_or(|refused| *page < refused);
         if let Some(next) = facts.next.filter(is_shown)
             && news
             && !accounted
@@ -613,8 +603,12 @@ impl Engine {
             // The answer to a question that has been overtaken.
             return;
         }
-        if self.refused.is_some_and(|refused| facts.page >= refused) {
-            self.refused = None;
+        if self
+            .limits
+            .refused
+            .is_some_and(|refused| facts.page >= refused)
+        {
+            self.limits.refused = None;
         }
         match read.read(facts, seen) {
             Flow::Continue => {}

@@ -104,3 +104,15 @@ impl From<u64> for Waiting {
         Self::Exactly(events)
     }
 }
+
+/// What is printed from here on. Where a thread that prints nothing came first, nothing would be.
+#[cfg(test)]
+pub(super) fn captured() -> (
+    std::sync::Arc<parking_lot::Mutex<Vec<String>>>,
+    tracing::subscriber::DefaultGuard,
+) {
+    tell_left("any", 1, Duration::ZERO);
+    tell_given_up("any", 1, Reason::Time);
+    tell_given_up("any", 1, Reason::Room);
+    crate::logging::captured()
+}

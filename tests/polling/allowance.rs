@@ -113,11 +113,7 @@ async fn a_reload_that_changes_an_account_does_not_begin_its_allowance_anew() {
     // Polls keep twelve seconds apart.
     plan.accounts[0].options.requests_per_minute = Some(5);
     let folder = tempfile::tempdir().unwrap();
-    let options = store::Options::Sqlite {
-        path: folder.path().join("state.db"),
-        journal_limit: store::JOURNAL_LIMIT,
-    };
-    let store = Store::open(&options).await.unwrap();
+    let store = open_store(&folder, store::JOURNAL_LIMIT).await;
     let (mut pollers, _, metrics) = pollers(&store, &Health::default());
     let throttled = || {
         let rendering = metrics.rendering(opsramp_exporter::clock::now());
@@ -148,11 +144,7 @@ async fn a_tenant_that_goes_to_another_account_of_its_server_does_not_begin_its_
         account
     };
     let folder = tempfile::tempdir().unwrap();
-    let options = store::Options::Sqlite {
-        path: folder.path().join("state.db"),
-        journal_limit: store::JOURNAL_LIMIT,
-    };
-    let store = Store::open(&options).await.unwrap();
+    let store = open_store(&folder, store::JOURNAL_LIMIT).await;
     let (mut pollers, _, _) = pollers(&store, &Health::default());
     let searches = || simulator.requests().searches(DEMO_TENANT);
     for accounts in [

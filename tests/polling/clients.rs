@@ -81,12 +81,8 @@ impl Reloading {
     /// None is followed yet.
     async fn new(plan: Plan) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let options = store::Options::Sqlite {
-            path: folder.path().join("state.db"),
-            journal_limit: store::JOURNAL_LIMIT,
-        };
-        let (pollers, board, _) =
-            pollers(&Store::open(&options).await.unwrap(), &Health::default());
+        let store = open_store(&folder, store::JOURNAL_LIMIT).await;
+        let (pollers, board, _) = pollers(&store, &Health::default());
         Self {
             pollers,
             board,

@@ -173,11 +173,7 @@ async fn a_reload_takes_back_nothing_of_what_was_learned_of_a_page() {
     };
     let mut plan = plan(&simulator.url());
     let folder = tempfile::tempdir().unwrap();
-    let options = store::Options::Sqlite {
-        path: folder.path().join("state.db"),
-        journal_limit: store::JOURNAL_LIMIT,
-    };
-    let store = Store::open(&options).await.unwrap();
+    let store = open_store(&folder, store::JOURNAL_LIMIT).await;
     let (mut pollers, board, metrics) = pollers(&store, &Health::default());
     pollers.apply(plan.clone()).await.unwrap();
     eventually("the result is known whole", || async {

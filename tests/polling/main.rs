@@ -141,6 +141,15 @@ struct Exporter {
     folder: Arc<tempfile::TempDir>,
 }
 
+/// The store in that folder, in SQLite.
+async fn open_store(folder: &tempfile::TempDir, journal_limit: u64) -> Store {
+    let options = store::Options::Sqlite {
+        path: folder.path().join("state.db"),
+        journal_limit,
+    };
+    Store::open(&options).await.unwrap()
+}
+
 impl Exporter {
     async fn start(plan: Plan) -> Self {
         Self::start_in(Arc::new(tempfile::tempdir().unwrap()), plan).await
@@ -151,12 +160,7 @@ impl Exporter {
     }
 
     async fn start_with(folder: Arc<tempfile::TempDir>, plan: Plan, journal_limit: u64) -> Self {
-        let path = folder.path().join("state.db");
-        let options = store::Options::Sqlite {
-            path,
-            journal_limit,
-        };
-        let store = Store::open(&options).await.unwrap();
+        let store = open_store(&folder, journal_limit).await;
         store.set_sinks(vec![SINK.to_owned()]).await.unwrap();
         let health = Health::default();
         let (mut pollers, board, metrics) = pollers(&store, &health);

@@ -7,7 +7,7 @@ use super::{
     file::{self, ClientAuthType},
 };
 use crate::{
-    config::{is_public, misplaced::instead_of_name, problem::shown_value, yaml},
+    config::{is_public, misplaced, problem::shown_value, yaml},
     reading,
     secret::Secret,
     web::{CIPHER_SUITES, CURVES, ClientAuth, TlsOptions, TlsVersion},
@@ -92,10 +92,9 @@ impl Resolver<'_> {
             }
             (Some(text), None) => Some(text),
             (None, Some(file)) => {
-                if let Some(what) = instead_of_name(&file) {
-                    let message = format!(
-                        "is {what}, not the name of a file; write it as {key}, or put it into a file, and name that file here"
-                    );
+                let advice =
+                    format!("write it as {key}, or put it into a file, and name that file here");
+                if let Some(message) = misplaced::problem(&file, &advice) {
                     self.problems.add(format!("{path}_file"), message);
                     return None;
                 }

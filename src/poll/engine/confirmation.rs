@@ -89,16 +89,16 @@ impl Engine {
 
     /// The server cannot be asked by id. It is asked so again after an hour.
     pub fn confirmation_refused(&mut self, now: Instant) {
-        self.confirm_again = Some(now + CONFIRM_AGAIN);
-        self.unanswered_in_a_row = 0;
+        self.limits.confirm_again = Some(now + CONFIRM_AGAIN);
+        self.limits.unanswered_in_a_row = 0;
         self.do_without_answers();
     }
 
     /// A question by id was not answered. It may be a passing fault, so the next full read tries again, but not
     /// for ever.
     pub fn confirmation_failed(&mut self, now: Instant) {
-        self.unanswered_in_a_row += 1;
-        if self.unanswered_in_a_row >= UNANSWERED {
+        self.limits.unanswered_in_a_row += 1;
+        if self.limits.unanswered_in_a_row >= UNANSWERED {
             self.confirmation_refused(now);
         } else {
             self.do_without_answers();
@@ -166,7 +166,7 @@ impl Engine {
     }
 
     fn can_confirm(&self, now: Instant) -> bool {
-        self.witness.is_some() && self.confirm_again.is_none_or(|at| now >= at)
+        self.witness.is_some() && self.limits.confirm_again.is_none_or(|at| now >= at)
     }
 
     /// Has those that cannot be asked for by id decided by their own pages: at once where nothing is to be
@@ -284,7 +284,7 @@ impl Engine {
             }
             return;
         }
-        self.unanswered_in_a_row = 0;
+        self.limits.unanswered_in_a_row = 0;
         doubted.extend(otherwise);
         let suspects = question.suspects.iter().cloned();
         let (there, mut gone): (Vec<_>, Vec<_>) = suspects.partition(|id| shown.contains(&**id));

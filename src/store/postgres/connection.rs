@@ -285,6 +285,57 @@ impl Pool {
     }
 }
 
+// === impl Source ===
+
+impl Source {
+    /// Of the database that is used, as it was last read: the password is as new as can be.
+    async fn address(&self) -> Result<Address, Failure> {
+        let read = self.read().await?;
+        Ok(self.settle(read, false))
+    }
+
+    async fn read(&self) -> Result<Address, Failure> {
+        Ok(Address::parse(self.url().await?.expose())?)
+    }
+
+    /// The address to use where this one was `read`. Whoever worked with two databases, as long as some
+    /// connections lead to the one and some to the other, would tell what is in both twice: the first one
+    /// counts until the process ends. Nor does the one hear the password of the other. That is told once,
+    /// or `again`.
+    fn settle(&self, read: Address, again: bool) -> Address {
+        let mut used = self.used.lock();
+        let used = match &mut *used {
+            Some(used) if !used.address.is_of_the_same_database(&read) => {
+                if (again || !used.is_told)
+                    && let SecretSource::File(path) = &self.url
+                {
+                    tell_another(path);
+                }
+                used.is_told = true;
+                return used.address.clone();
+            }
+            used => used,
+        };
+        *used = Some(Used {
+            address: read.clone(),
+            is_told: false,
+        });
+        read
+    }
+
+    async fn url(&self) -> Result<Secret, Failure> {
+        let SecretSource::File(path) = &self.url else {
+            return Ok(self.url.read()?);
+        };
+        let url = self.url.clone();
+        let read = self.of_url.of(move || url.read()).await;
+        Ok(read.ok_or_else(|| Failure::Unread {
+            what: "the URL of the database",
+            path: path.clone(),
+        })??)
+    }
+}
+
 // === impl Manager ===
 
 impl managed::Manager for Manager {
@@ -322,72 +373,6 @@ impl managed::Manager for Manager {
     }
 }
 
-// === impl Source ===
-
-impl Source {
-    /// Of the database that is used, as it was last read: the password is as new as can be.
-    async fn address(&self) -> Result<Address, Failure> {
-        let read = self.read().await?;
-        Ok(self.settle(read, false))
-    }
-
-    async fn read(&self) -> Result<Address, Failure> {
-        Ok(Address::parse(self.url().await?.expose())?)
-    }
-
-    /// The address to use where this one was `read`. Whoever worked with two databases, as long as some
-    /// connections lead to the one and some to the other, would tell what is in both twice: the first one
-    /// counts until the process ends. Nor does the one hear the password of the other. That is told once,
-    /// or `again`.
-    fn settle(&self, read: Address, again: bool) -> Address {
-        let mut used = self.used.lock();
-        let used = match &mut *used {
-            Some(used) if !used.address.is_of_the_same_database(&read) => {
-                if again || !used.is_told {
-                    self.tell_another();
-                }
-                used.is_told = true;
-                return used.address.clone();
-            }
-            used => used,
-        };
-        *used = Some(Used {
-            address: read.clone(),
-            is_told: false,
-        });
-        read
-    }
-
-    fn tell_another(&self) {
-        let SecretSource::File(path) = &self.url else {
-            return;
-        };
-        tell_another(path);
-    }
-
-    async fn url(&self) -> Result<Secret, Failure> {
-        let SecretSource::File(path) = &self.url else {
-            return Ok(self.url.read()?);
-        };
-        let url = self.url.clone();
-        let read = self.of_url.of(move || url.read()).await;
-        Ok(read.ok_or_else(|| Failure::Unread {
-            what: "the URL of the database",
-            path: path.clone(),
-        })??)
-    }
-}
-
-/// Says that the file with the URL leads to another database than the one that is used.
-pub(super) fn tell_another(file: &Path) {
-    tracing::warn!(
-        file = %file.display(),
-        "the URL of the database in this file leads to another host, port or database now; this process \
-         works on with the one that it was started with. To move the database, stop all replicas before \
-         it is copied, and start them with the new URL"
-    );
-}
-
 impl Manager {
     async fn connector(&self, trust: &Trust) -> Result<Connector, Failure> {
         let Trust::Verified { roots: Some(path) } = trust else {
@@ -408,6 +393,16 @@ impl Manager {
             }
         }
     }
+}
+
+/// Says that the file with the URL leads to another database than the one that is used.
+pub(super) fn tell_another(file: &Path) {
+    tracing::warn!(
+        file = %file.display(),
+        "the URL of the database in this file leads to another host, port or database now; this process \
+         works on with the one that it was started with. To move the database, stop all replicas before \
+         it is copied, and start them with the new URL"
+    );
 }
 
 /// The servers that bear a host's name: each of its addresses by itself, since any of them may hang.

@@ -4,6 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
 use super::{
@@ -204,10 +205,32 @@ async fn left_waiting(
     Ok(events.transpose()?.unwrap_or(0).unsigned_abs())
 }
 
-/// For how long no replica has named a sink that was found to be one of these.
-fn left_for(row: &tokio_postgres::Row, column: usize) -> Result<Duration, Failure> {
-    let seconds = row.try_get(column)?;
-    Ok(Duration::try_from_secs_f64(seconds).unwrap_or_default())
+/// The columns of a sink: its name, and for how long no replica has named it, if it is one of these.
+macro_rules! name_and_left_for {
+    () => {
+        "name, extract(epoch FROM clock_timestamp() - unnamed_since)::float8"
+    };
+}
+
+/// The second of [`name_and_left_for`].
+fn left_for(row: &tokio_postgres::Row) -> Result<Duration, Failure> {
+    Ok(Duration::try_from_secs_f64(row.try_get(1)?).unwrap_or_default())
+}
+
+/// Gives up a sink, which has left so long ago, by a statement that looks once more whether it may, and
+/// tells what it costs.
+async fn give_up(
+    session: &mut Session,
+    (sink, left_for): (&str, Duration),
+    delete: &'static str,
+    parameters: &[&(dyn ToSql + Sync)],
+    reason: Reason,
+) -> Result<(), Failure> {
+    let events = left_waiting(session, sink, left_for).await?;
+    if session.execute(delete, parameters).await? > 0 {
+        tell_given_up(sink, events, reason);
+    }
+    Ok(())
 }
 
 /// Takes note of which sinks no replica names, and since when.
@@ -227,8 +250,9 @@ pub(super) async fn note_unnamed(session: &mut Session, me: i64) -> Result<(), F
 /// which something waits.
 pub(super) async fn tell_unnamed(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
     let sql = concat!(
-        "SELECT name, extract(epoch FROM clock_timestamp() - unnamed_since)::float8,
-            unnamed_since IS NOT NULL AND NOT ",
+        "SELECT ",
+        name_and_left_for!(),
+        ", unnamed_since IS NOT NULL AND NOT ",
         is_named!(),
         " FROM sink WHERE ",
         is_alive!()
@@ -237,7 +261,7 @@ pub(super) async fn tell_unnamed(shared: &Shared, session: &mut Session) -> Resu
         let sink: String = row.try_get(0)?;
         let is_unnamed: bool = row.try_get(2)?;
         if is_unnamed && !shared.look(|state| state.left.contains(&sink)) {
-            let left_for = left_for(&row, 1)?;
+            let left_for = left_for(&row)?;
             let events = left_waiting(session, &sink, left_for).await?;
             tell_left(&sink, events, KEPT_FOR.saturating_sub(left_for));
         }
@@ -255,10 +279,13 @@ pub(super) async fn tell_unnamed(shared: &Shared, session: &mut Session) -> Resu
 /// Gives up the sinks that no replica has named for too long.
 pub(super) async fn give_up_over(session: &mut Session, me: i64) -> Result<(), Failure> {
     let kept_for = KEPT_FOR.as_secs_f64();
-    let due = "SELECT name, extract(epoch FROM clock_timestamp() - unnamed_since)::float8
-        FROM sink WHERE unnamed_since < clock_timestamp() - $1 * interval '1 second'";
+    let due = concat!(
+        "SELECT ",
+        name_and_left_for!(),
+        " FROM sink WHERE unnamed_since < clock_timestamp() - $1 * interval '1 second'"
+    );
     for row in session.query(due, &[&kept_for]).await? {
-        let (sink, left_for): (String, _) = (row.try_get(0)?, left_for(&row, 1)?);
+        let (sink, left_for): (String, _) = (row.try_get(0)?, left_for(&row)?);
         let sql = concat!(
             "DELETE FROM sink WHERE name = $2
                 AND unnamed_since < clock_timestamp() - $3 * interval '1 second' AND NOT ",
@@ -266,10 +293,8 @@ pub(super) async fn give_up_over(session: &mut Session, me: i64) -> Result<(), F
             " AND ",
             is_alive!()
         );
-        let events = left_waiting(session, &sink, left_for).await?;
-        if session.execute(sql, &[&me, &sink, &kept_for]).await? > 0 {
-            tell_given_up(&sink, events, Reason::Time);
-        }
+        let parameters: [&(dyn ToSql + Sync); 3] = [&me, &sink, &kept_for];
+        give_up(session, (&sink, left_for), sql, &parameters, Reason::Time).await?;
     }
     Ok(())
 }
@@ -282,10 +307,13 @@ pub(super) async fn give_up_for_room(
     sinks: &[String],
 ) -> Result<(), Failure> {
     let me = shared.number()?;
-    let left = "SELECT name, extract(epoch FROM clock_timestamp() - unnamed_since)::float8
-        FROM sink WHERE name = ANY($1) AND unnamed_since IS NOT NULL";
+    let left = concat!(
+        "SELECT ",
+        name_and_left_for!(),
+        " FROM sink WHERE name = ANY($1) AND unnamed_since IS NOT NULL"
+    );
     for row in session.query(left, &[&sinks]).await? {
-        let (sink, left_for): (String, _) = (row.try_get(0)?, left_for(&row, 1)?);
+        let (sink, left_for): (String, _) = (row.try_get(0)?, left_for(&row)?);
         let sql = concat!(
             "DELETE FROM sink WHERE name = $2 AND NOT ",
             is_named!(),
@@ -294,10 +322,8 @@ pub(super) async fn give_up_for_room(
             " AND ",
             is_alone!()
         );
-        let events = left_waiting(session, &sink, left_for).await?;
-        if session.execute(sql, &[&me, &sink]).await? > 0 {
-            tell_given_up(&sink, events, Reason::Room);
-        }
+        let parameters: [&(dyn ToSql + Sync); 2] = [&me, &sink];
+        give_up(session, (&sink, left_for), sql, &parameters, Reason::Room).await?;
     }
     // Another search's commit may have been the first.
     hear_of_sinks(shared, session).await

@@ -1,7 +1,7 @@
 //! Sinks: their parts of the journal and their marks.
 
 use super::*;
-use crate::store::left_sinks::{Reason, tell_given_up, tell_left};
+use crate::store::left_sinks::captured;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sink_that_another_replica_names_keeps_its_part_of_the_journal() {
@@ -425,10 +425,7 @@ async fn nothing_is_skipped_where_nobody_can_tell_that_it_is_gone() {
 
 #[tokio::test]
 async fn a_sink_that_has_left_is_told_and_given_up_when_its_time_is_over_with_what_it_left() {
-    // Where a thread that prints nothing came first, nothing would be printed.
-    tell_left("any", 1, Duration::ZERO);
-    tell_given_up("any", 1, Reason::Time);
-    let (lines, _logging) = crate::logging::captured();
+    let (lines, _logging) = captured();
     let url = server::shared().fresh();
     let store = open(&url, "node", LEASE).await;
     store.set_sinks(names(&["stays", "leaves"])).await.unwrap();
@@ -475,10 +472,7 @@ async fn a_sink_that_has_left_is_told_and_given_up_when_its_time_is_over_with_wh
 
 #[tokio::test]
 async fn a_sink_that_leaves_is_told_whatever_the_databases_clock_says() {
-    // Where a thread that prints nothing came first, nothing would be printed.
-    tell_left("any", 1, Duration::ZERO);
-    tell_given_up("any", 1, Reason::Time);
-    let (lines, _logging) = crate::logging::captured();
+    let (lines, _logging) = captured();
     let url = server::shared().fresh();
     open(&url, "node", LEASE).await.close().await;
     // The schema's own comes first, and is two minutes behind.
@@ -521,10 +515,7 @@ async fn a_sink_that_leaves_is_told_whatever_the_databases_clock_says() {
 
 #[tokio::test]
 async fn a_sink_of_a_replica_that_died_is_told_and_makes_room_for_new_events() {
-    // Where a thread that prints nothing came first, nothing would be printed.
-    tell_left("any", 1, Duration::ZERO);
-    tell_given_up("any", 1, Reason::Room);
-    let (lines, _logging) = crate::logging::captured();
+    let (lines, _logging) = captured();
     let url = server::shared().fresh();
     let dead = stalled(&url, LEASE).await;
     dead.set_sinks(names(&["s", "extra"])).await.unwrap();

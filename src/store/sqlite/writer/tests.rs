@@ -8,7 +8,7 @@ use super::*;
 use crate::store::{
     JournalEvent,
     conformance::{alert, event, events, key, second},
-    left_sinks::{Reason, tell_given_up, tell_left},
+    left_sinks::captured,
     sqlite::beside,
 };
 
@@ -633,17 +633,6 @@ impl Bench {
         self.write_all(vec![sinks]);
         answer(states).unwrap();
     }
-}
-
-/// What is printed from here on. Where a thread that prints nothing came first, nothing would be.
-fn captured() -> (
-    Arc<parking_lot::Mutex<Vec<String>>>,
-    tracing::subscriber::DefaultGuard,
-) {
-    tell_left("any", 1, Duration::ZERO);
-    tell_given_up("any", 1, Reason::Time);
-    tell_given_up("any", 1, Reason::Room);
-    crate::logging::captured()
 }
 
 /// What was said of sinks that have left: what the line begins with, and how many events it tells.
