@@ -478,7 +478,7 @@ impl Pollers {
         self.board.set_search(status.clone());
         let stop = CancellationToken::new();
         let (ended, stopped) = tokio::sync::oneshot::channel();
-        let search = Search {
+        let search = Box::new(Search {
             key: key.clone(),
             options: Arc::clone(&spec.options),
             client,
@@ -496,7 +496,7 @@ impl Pollers {
             first_poll,
             status,
             learned: kept.learned,
-        };
+        });
         let token = stop.clone();
         let name = key.clone();
         let task = self.tasks.spawn(async move {

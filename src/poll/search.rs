@@ -122,7 +122,7 @@ enum Reply {
 
 /// A search that has been taken up.
 struct Running {
-    search: Search,
+    search: Box<Search>,
     held: Held,
     primed: bool,
     first_seen: Timestamp,
@@ -202,7 +202,7 @@ impl Search {
 
 impl Running {
     /// Nothing has been asked yet.
-    fn new(mut search: Search, loaded: &Loaded, mut engine: Engine, grid: Grid) -> Self {
+    fn new(mut search: Box<Search>, loaded: &Loaded, mut engine: Engine, grid: Grid) -> Self {
         let now = Instant::now();
         let Learned { limits, patience } = std::mem::take(&mut search.learned);
         engine.respect(limits);
@@ -263,14 +263,15 @@ impl Running {
                     poll_request = Some(self.begin_poll());
                 }
                 reply = ready(poll_request.as_mut()) => {
-                    poll_request = self.poll_answered(reply).await;
+                    // In a box: it is large and rare, and the task is there all the time for each search.
+                    poll_request = Box::pin(self.poll_answered(reply)).await;
                 }
                 () = until(self.background_at), if background_due => {
                     background_request = self.background();
                 }
                 reply = ready(background_request.as_mut()) => {
                     background_request = None;
-                    self.background_answered(reply).await;
+                    Box::pin(self.background_answered(reply)).await;
                 }
                 stored = ready(committing(&mut self.under_way)) => {
                     if let Err(failure) = self.has_stored(stored) {

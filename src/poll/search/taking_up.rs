@@ -38,11 +38,11 @@ struct Tries<'a> {
 
 impl Search {
     /// Runs until `stop`: polls whenever the search is this replica's. Brings what it leaves.
-    pub(in crate::poll) async fn run(self, stop: CancellationToken) -> Left {
+    pub(in crate::poll) async fn run(self: Box<Self>, stop: CancellationToken) -> Left {
         let mut search = self;
         loop {
             let learned = search.learned.clone();
-            let mut running = match search.take_up(&stop).await {
+            let mut running = match Box::pin(search.take_up(&stop)).await {
                 Ok(running) => running,
                 Err(held) => return Left { held, learned },
             };
@@ -89,7 +89,10 @@ impl Search {
 
     /// Loads what the store knows, once it is this replica's turn; tries again while the store
     /// fails. Where it was told to stop, brings what is held by then.
-    async fn take_up(mut self, stop: &CancellationToken) -> Result<Running, Option<Held>> {
+    async fn take_up(
+        mut self: Box<Self>,
+        stop: &CancellationToken,
+    ) -> Result<Running, Option<Held>> {
         let grid = Grid::new(&self.key, self.options.interval, Instant::now());
         let mut tries = Tries {
             stop,

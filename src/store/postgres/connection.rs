@@ -343,6 +343,20 @@ impl managed::Manager for Manager {
     type Error = Failure;
 
     async fn create(&self) -> Result<Connection, Failure> {
+        // In a box, since whoever asks for a connection has room for it, whether or not one is opened.
+        Box::pin(self.open()).await
+    }
+
+    async fn recycle(&self, connection: &mut Connection, _: &Metrics) -> RecycleResult<Failure> {
+        if connection.client.is_closed() {
+            return Err(RecycleError::message("the server closed it"));
+        }
+        Ok(())
+    }
+}
+
+impl Manager {
+    async fn open(&self) -> Result<Connection, Failure> {
         let address = self.source.address().await?;
         let tls = self.connector(&address.trust).await?;
         let servers = join_all(address.hosts.iter().map(servers_of))
@@ -365,15 +379,6 @@ impl managed::Manager for Manager {
         Err(failure)
     }
 
-    async fn recycle(&self, connection: &mut Connection, _: &Metrics) -> RecycleResult<Failure> {
-        if connection.client.is_closed() {
-            return Err(RecycleError::message("the server closed it"));
-        }
-        Ok(())
-    }
-}
-
-impl Manager {
     async fn connector(&self, trust: &Trust) -> Result<Connector, Failure> {
         let Trust::Verified { roots: Some(path) } = trust else {
             return Connector::new(trust).map_err(Failure::Tls);
