@@ -69,6 +69,8 @@ impl Peer {
 pub(super) fn of(peer: &Peer, tls: Option<&Arc<Tls>>, now: Timestamp) -> Standing {
     match (&peer.tls, tls) {
         (None, None) => Standing::Good,
+        // Whoever comes anew without TLS is not answered, either.
+        (None, Some(_)) => Standing::Refused,
         // What was read again with other passwords, say, is made of the same.
         (Some(then), Some(tls)) if Arc::ptr_eq(then, tls) || then.options == tls.options => {
             // What has ended may have been needed by nobody.
@@ -116,6 +118,15 @@ mod tests {
         let key = KeyPair::generate().unwrap();
         let certificate = parameters.signed_by(&key, issuer).unwrap();
         certificate.der().clone()
+    }
+
+    #[test]
+    fn a_connection_in_clear_does_not_outlive_tls_being_switched_on() {
+        let now = "2025-01-01T00:00:00Z".parse().unwrap();
+        let (peer, security) = (Peer::in_clear(), crate::web::security::tests::until(3000));
+        assert_eq!(security.standing(&peer, now), Standing::Refused);
+        let none = crate::web::Security::none();
+        assert_eq!(none.standing(&peer, now), Standing::Good);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use rustls::{
     CipherSuite, NamedGroup, RootCertStore, ServerConfig, SupportedProtocolVersion,
     crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-    server::{WebPkiClientVerifier, danger::ClientCertVerifier},
+    server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
     version::{TLS12, TLS13},
 };
 use tokio_rustls::TlsAcceptor;
@@ -176,6 +176,12 @@ impl TlsOptions {
                     ),
                     other => failed(TlsPart::Key, format!("cannot be used: {other}")),
                 })?;
+        if self.client_auth.is_verified() {
+            // A session that is resumed shows the certificate of its first handshake again, for ever: once
+            // that has ended, its client would be refused although it has a new one.
+            config.session_storage = Arc::new(NoServerSessionStorage {});
+            config.send_tls13_tickets = 0;
+        }
         config.ignore_client_order = self.prefer_server_cipher_suites;
         // Clients that would rather speak HTTP/2 have HTTP/1.1 as well.
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -274,5 +280,28 @@ fn failed(part: TlsPart, message: impl ToString) -> TlsError {
     TlsError {
         part,
         message: message.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::web::security::tests::{until, with_issuer};
+
+    #[test]
+    fn who_verifies_certificates_sees_one_at_every_handshake() {
+        let pem = until(3000).tls().unwrap().options.certificate.clone();
+        for (client_auth, resumes) in [
+            (ClientAuth::None, true),
+            (ClientAuth::RequireAny, true),
+            (ClientAuth::VerifyIfGiven, false),
+            (ClientAuth::RequireAndVerify, false),
+        ] {
+            let security = with_issuer(client_auth, &pem);
+            let config = security.tls().unwrap().acceptor().config();
+            assert_eq!(config.send_tls13_tickets > 0, resumes, "{client_auth:?}");
+            let remembers = config.session_storage.can_cache();
+            assert_eq!(remembers, resumes, "{client_auth:?}");
+        }
     }
 }
