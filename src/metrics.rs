@@ -288,12 +288,14 @@ impl Metrics {
     /// The configuration was loaded, at the start or again.
     pub fn config_loaded(&self, at: Timestamp) {
         self.0.instance.config_loaded(at);
+        self.0.cache.outdate();
         self.touch();
     }
 
     /// The configuration could not be loaded again; the old one stays.
     pub fn config_rejected(&self) {
         self.0.instance.config_rejected();
+        self.0.cache.outdate();
         self.touch();
     }
 

@@ -4,11 +4,14 @@
 //! once for what is shown, not once a scrape: a rendering is used again until something changes,
 //! for a second at most because time alone changes some values, and in any case for ten times as
 //! long as it took, so that encoding never takes more than a tenth of a core, however many ask
-//! and however busy the board is.
+//! and however busy the board is. Whoever has asked for a reload sees at once how it went.
 
 use std::{
     io::Write as _,
-    sync::{Arc, atomic::Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -43,14 +46,36 @@ pub(super) struct Cache {
     latest: Mutex<Option<Cached>>,
     /// Held by the one who encodes.
     encoding: Mutex<()>,
+    /// Counts what no rendering from before it is shown after.
+    epoch: AtomicU64,
 }
 
 #[derive(Clone, Debug)]
 struct Cached {
     rendering: Arc<Rendering>,
     version: (u64, u64),
+    epoch: u64,
     begun: Instant,
     took: Duration,
+}
+
+// === impl Cache ===
+
+impl Cache {
+    /// Has every rendering that has begun shown no more.
+    pub(super) fn outdate(&self) {
+        self.epoch.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn epoch(&self) -> u64 {
+        self.epoch.load(Ordering::Acquire)
+    }
+
+    /// The last rendering, unless something has outdated it.
+    fn latest(&self) -> Option<Cached> {
+        let latest = self.latest.lock().clone();
+        latest.filter(|cached| cached.epoch == self.epoch())
+    }
 }
 
 // === impl Metrics ===
@@ -59,7 +84,7 @@ impl Metrics {
     /// A rendering that is fresh enough to be shown again, at no cost.
     #[must_use]
     pub fn fresh_rendering(&self) -> Option<Arc<Rendering>> {
-        let cached = self.0.cache.latest.lock().clone()?;
+        let cached = self.0.cache.latest()?;
         let age = cached.begun.elapsed();
         let unchanged = cached.version == self.version() && age <= MAX_AGE;
         let dear = age <= (cached.took * COST_FACTOR).min(MAX_AGE);
@@ -69,7 +94,7 @@ impl Metrics {
     /// The last rendering, unless it is too old to be shown even while another one is made.
     #[must_use]
     pub fn recent_rendering(&self) -> Option<Arc<Rendering>> {
-        let cached = self.0.cache.latest.lock().clone()?;
+        let cached = self.0.cache.latest()?;
         (cached.begun.elapsed() <= MAX_AGE_MEANWHILE).then_some(cached.rendering)
     }
 
@@ -83,7 +108,7 @@ impl Metrics {
             return rendering;
         }
         let begun = Instant::now();
-        let version = self.version();
+        let (version, epoch) = (self.version(), self.0.cache.epoch());
         let size_hint = self
             .0
             .cache
@@ -99,6 +124,7 @@ impl Metrics {
         *self.0.cache.latest.lock() = Some(Cached {
             rendering: Arc::clone(&rendering),
             version,
+            epoch,
             begun,
             took: begun.elapsed(),
         });

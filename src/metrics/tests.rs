@@ -586,6 +586,18 @@ fn a_rendering_is_used_again_until_something_changes() {
     let first = metrics.rendering(now());
     assert!(Arc::ptr_eq(&first, &metrics.rendering(now())));
 
+    // Whoever has asked for a reload sees at once how it went.
+    let outcome = "opsramp_exporter_config_last_reload_successful";
+    for (happens, told) in [
+        (&(|| metrics.config_loaded(now())) as &dyn Fn(), 1),
+        (&|| metrics.config_rejected(), 0),
+    ] {
+        happens();
+        assert!(metrics.fresh_rendering().is_none() && metrics.recent_rendering().is_none());
+        let text = String::from_utf8(metrics.rendering(now()).text.to_vec()).unwrap();
+        assert!(text.contains(&format!("{outcome} {told}\n")), "{text}");
+    }
+
     // What it cost is all that a change has to wait for.
     let changed = || {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(5);

@@ -56,6 +56,7 @@ async fn an_alert_opens_changes_and_leaves() {
     assert_eq!(left["alert_id"], changed["alert_id"]);
     assert!(exporter.is_complete());
     assert_eq!(exporter.sample("opsramp_search_total_results"), 0.0);
+    let before = exporter.sample("opsramp_alert_detection_delay_seconds_count");
     // It comes back: a new opening, with an id of its own.
     simulator.act(id, Action::Reopen).unwrap();
     eventually("opened again", || async {
@@ -68,6 +69,15 @@ async fn an_alert_opens_changes_and_leaves() {
         .map(|event| event["event_id"].as_str().unwrap().to_owned())
         .collect();
     assert_eq!(ids.len(), events.len());
+    // It was found long ago: its age is no delay, as that of the next one is.
+    simulator.open_many(DEMO_TENANT, 1).unwrap();
+    let delays = || exporter.sample("opsramp_alert_detection_delay_seconds_count");
+    eventually("another one is opened", || async {
+        exporter.count("opened").await == 3 && delays() > before
+    })
+    .await;
+    exporter.wait_for_poll().await;
+    assert_eq!(delays() - before, 1.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]

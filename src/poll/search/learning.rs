@@ -219,7 +219,9 @@ impl Running {
                 tally.changed += 1;
             } else {
                 tally.opened += 1;
+                // What has come back was noticed long ago: its age is no delay.
                 if self.primed
+                    && ordinal == 1
                     && let Some(created_at) = fields.created_at
                 {
                     let delay = now.duration_since(created_at);
