@@ -1,6 +1,11 @@
 //! Where the web server listens.
 
-use std::{borrow::Cow, fmt, net::Ipv6Addr, str::FromStr};
+use std::{
+    borrow::Cow,
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+    str::FromStr,
+};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -27,6 +32,26 @@ pub struct ListenAddressError(String);
 impl ListenAddress {
     /// The exporter's port.
     pub const DEFAULT_PORT: u16 = 10_836;
+
+    /// Whether whoever listens here leaves nobody the other one. All addresses of IPv6 are those of IPv4
+    /// as well, as they are listened on here. A name may lead to an address of either.
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        let ip = |address: &Self| -> Option<IpAddr> {
+            match address.host.as_deref() {
+                None => Some(Ipv6Addr::UNSPECIFIED.into()),
+                Some(host) => host.parse().ok(),
+            }
+        };
+        let has_port = self.port == other.port && self.port != 0;
+        let Some(own) = ip(self).filter(|own| has_port && own.is_unspecified()) else {
+            return false;
+        };
+        match ip(other) {
+            Some(IpAddr::V6(other)) if own.is_ipv4() => other.is_unspecified(),
+            Some(_) => true,
+            None => own.is_ipv6(),
+        }
+    }
 }
 
 impl Default for ListenAddress {
@@ -121,6 +146,39 @@ mod tests {
             assert_eq!(address.to_string(), text);
         }
         assert_eq!(ListenAddress::default().to_string(), ":10836");
+    }
+
+    #[tokio::test]
+    async fn an_address_covers_what_cannot_be_listened_on_beside_it() {
+        let addresses = [
+            "",
+            "0.0.0.0",
+            "[::]",
+            "[0::0]",
+            "127.0.0.1",
+            "127.0.0.2",
+            "[::1]",
+        ];
+        let can_be_had = |host: &&str| crate::web::bind(&[format!("{host}:0")]).is_ok();
+        // A kernel may be without IPv6.
+        let addresses: Vec<&str> = addresses.into_iter().filter(can_be_had).collect();
+        for &first in &addresses {
+            for &second in addresses.iter().filter(|&&second| second != first) {
+                let taken = crate::web::bind(&[format!("{first}:0")]).unwrap();
+                let port = taken[0].local_addr().unwrap().port();
+                let [one, other] = [first, second].map(|host| format!("{host}:{port}"));
+                let is_free = crate::web::bind(&[&other]).is_ok();
+                let [a, b]: [ListenAddress; 2] = [one, other].map(|text| text.parse().unwrap());
+                let covered = a.covers(&b) || b.covers(&a);
+                assert_eq!(covered, !is_free, "{a} {b}");
+            }
+        }
+        let covers = |one: &str, other: &str| {
+            let [one, other] = [one, other].map(|text| text.parse::<ListenAddress>().unwrap());
+            one.covers(&other)
+        };
+        assert!(covers(":1", "name:1") && !covers("0.0.0.0:1", "name:1"));
+        assert!(!covers(":1", "127.0.0.1:2") && !covers(":0", "127.0.0.1:0"));
     }
 
     #[test]

@@ -79,6 +79,7 @@ impl Resolver<'_> {
             .map(ToString::to_string)
             .collect();
         self.no_repetitions(path, shown_addresses.iter().map(String::as_str));
+        self.no_covered_address(path, &listen_addresses);
         if let Some(file) = &web.config_file {
             let path = "web.config_file";
             if file.as_os_str().is_empty() {
@@ -93,6 +94,24 @@ impl Resolver<'_> {
             config_file: web.config_file,
             enable_lifecycle: web.enable_lifecycle.unwrap_or(false),
             systemd_socket: web.systemd_socket.unwrap_or(false),
+        }
+    }
+
+    /// Notes addresses that cannot be listened on beside another one of the list.
+    fn no_covered_address(&self, path: &str, addresses: &[ListenAddress]) {
+        for (index, address) in addresses.iter().enumerate() {
+            // Of two that cover each other, one is told of; so is one that is there twice, as that.
+            let covers = |(other, wider): &(usize, &ListenAddress)| {
+                wider.covers(address)
+                    && wider.to_string() != address.to_string()
+                    && (*other < index || !address.covers(wider))
+            };
+            if let Some((_, wider)) = addresses.iter().enumerate().find(covers) {
+                let message = format!(
+                    "{wider} takes the port on every address, so that {address} cannot be had; leave out one"
+                );
+                self.problems.add(path, message);
+            }
         }
     }
 

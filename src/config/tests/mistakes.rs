@@ -454,6 +454,8 @@ fn wrong_state_and_web_settings_are_explained() {
         wrong("web: {telemetry_path: '/{x}'}"),
         wrong("web: {listen_addresses: []}"),
         wrong("web: {listen_addresses: [':1', ':1']}"),
+        wrong("web: {listen_addresses: ['0.0.0.0:1', '[::]:1']}"),
+        wrong("web: {listen_addresses: [':1', '127.0.0.1:1', '[::1]:2']}"),
         wrong("web: {listen_addresses: ['localhost']}"),
         wrong("web: {config_file: ''}"),
     ];
@@ -473,6 +475,8 @@ fn wrong_state_and_web_settings_are_explained() {
     config.yml:6:23: web.telemetry_path: may hold letters, digits, single slashes and -._~ only
     config.yml:6:25: web.listen_addresses: is empty; leave it out for the default, or write an address
     config.yml:6:25: web.listen_addresses: names ":1" twice
+    config.yml:6:25: web.listen_addresses: 0.0.0.0:1 takes the port on every address, so that [::]:1 cannot be had; leave out one
+    config.yml:6:25: web.listen_addresses: :1 takes the port on every address, so that 127.0.0.1:1 cannot be had; leave out one
     config.yml:6:26: web.listen_addresses[0]: "localhost" is not an address; write one like :10836, 127.0.0.1:10836 or [::1]:10836
     config.yml:6:20: web.config_file: is empty; leave it out, or name the file
     "#);
