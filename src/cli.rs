@@ -383,6 +383,63 @@ mod tests {
     }
 
     #[test]
+    fn every_flag_for_all_commands_is_the_same_before_and_after_each() {
+        let mut definition = Cli::definition();
+        definition.build();
+        let globals: Vec<clap::Arg> = definition
+            .get_arguments()
+            .filter(|argument| argument.is_global_set())
+            .cloned()
+            .collect();
+        assert!(globals.len() > 15);
+        for command in definition.get_subcommands() {
+            let name = command.get_name();
+            let mut ids: Vec<&str> = command
+                .get_arguments()
+                .map(|it| it.get_id().as_str())
+                .collect();
+            ids.sort_unstable();
+            let all = ids.len();
+            ids.dedup();
+            assert_eq!(ids.len(), all, "{name} has two flags with one id: {ids:?}");
+            for global in &globals {
+                let long = global.get_long().unwrap();
+                let flag = if global.get_action().takes_values() {
+                    let value = match long {
+                        "search.interval" => "5s",
+                        "web.listen-address" => "127.0.0.1:1",
+                        "log.level" => "debug",
+                        "log.format" => "json",
+                        _ => "http://127.0.0.1:1",
+                    };
+                    format!("--{long}={value}")
+                } else {
+                    format!("--{long}")
+                };
+                let matched = command
+                    .get_arguments()
+                    .find(|it| it.get_long() == Some(long));
+                assert!(matched.is_some(), "{name} does not know --{long}");
+                let [before, after] =
+                    [format!("{flag} {name}"), format!("{name} {flag}")].map(|arguments| {
+                        // `demo` refuses some, and --config.check goes with `run` alone: both ways.
+                        try_parse(&arguments).map_err(|error| {
+                            assert_eq!(error.kind(), ErrorKind::ArgumentConflict, "{arguments}");
+                            error.to_string()
+                        })
+                    });
+                assert_eq!(before.is_ok(), after.is_ok(), "{name} {flag}");
+                if let (Ok(before), Ok(after)) = (before, after) {
+                    assert_eq!(before, after, "{name} {flag}");
+                    if let Command::Healthcheck(asked) = before.command {
+                        assert_eq!(asked.url, None, "{flag}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn wrong_usage_is_explained_and_ends_with_status_2() {
         let told: Vec<String> = [
             "--search.interval 5",

@@ -341,7 +341,7 @@ _opsramp__exporter() {
             return 0
             ;;
         opsramp__exporter__subcmd__healthcheck)
-            opts="-V -h --url --insecure --version --config.file --config.check --opsramp.token-url --opsramp.tenant --opsramp.client-id --opsramp.client-secret-file --opsramp.insecure-skip-verify --search.query --search.interval --state.path --state.postgres-url-file --web.listen-address --web.telemetry-path --web.config.file --web.enable-lifecycle --web.systemd-socket --log.level --log.format --help"
+            opts="-V -h --url --insecure --version --config.file --config.check --opsramp.url --opsramp.token-url --opsramp.tenant --opsramp.client-id --opsramp.client-secret-file --opsramp.insecure-skip-verify --search.query --search.interval --state.path --state.postgres-url-file --web.listen-address --web.telemetry-path --web.config.file --web.enable-lifecycle --web.systemd-socket --log.level --log.format --help"
             if [[ ${cur} == -* || ${COMP_CWORD} -eq 2 ]] ; then
                 COMPREPLY=( $(compgen -W "${opts}" -- "${cur}") )
                 return 0
@@ -352,6 +352,10 @@ _opsramp__exporter() {
                     return 0
                     ;;
                 --config.file)
+                    COMPREPLY=($(compgen -f "${cur}"))
+                    return 0
+                    ;;
+                --opsramp.url)
                     COMPREPLY=($(compgen -f "${cur}"))
                     return 0
                     ;;

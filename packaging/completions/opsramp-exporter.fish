@@ -170,6 +170,7 @@ complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" 
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand demo" -s h -l help -d 'Print help'
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l url -d 'Its address, such as http://127.0.0.1:10836 [default: as the configuration says]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l config.file -d 'The configuration file [env: OPSRAMP_EXPORTER_CONFIG_FILE]' -r -F
+complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l opsramp.url -d 'The base URL, such as https://acme.api.opsramp.com [env: OPSRAMP_URL]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l opsramp.token-url -d 'The token endpoint [env: OPSRAMP_TOKEN_URL] [default: {url}/auth/oauth/token]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l opsramp.tenant -d 'A tenant\'s id; may be repeated [env: OPSRAMP_TENANT_ID]' -r
 complete -c opsramp-exporter -n "__fish_opsramp_exporter_using_subcommand healthcheck" -l opsramp.client-id -d 'The OAuth2 key [env: OPSRAMP_CLIENT_ID]' -r

@@ -90,10 +90,11 @@ pub(super) enum CommandArguments {
     /// Ask the running exporter whether it works; status 0 if it does
     Healthcheck {
         /// Its address, such as http://127.0.0.1:10836 [default: as the configuration says]
-        #[arg(long, value_name = "URL")]
+        // Global flags are known here by their ids, too: `url` is one of theirs.
+        #[arg(id = "healthcheck_url", long = "url", value_name = "URL")]
         url: Option<String>,
         /// Accept any certificate of that address
-        #[arg(long, requires = "url")]
+        #[arg(long, requires = "healthcheck_url")]
         insecure: bool,
     },
 }
