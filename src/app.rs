@@ -64,7 +64,18 @@ pub fn run() -> ExitCode {
 fn run_command(cli: &Cli) -> ExitCode {
     match dispatch(cli) {
         Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => failure.tell(),
+        Err(failure) => {
+            let is_daemon = matches!(cli.command, Command::Run | Command::Demo { .. });
+            let has_logging = is_daemon && logging::is_set_up();
+            failure.tell(|text| {
+                // Whoever reads the lines of a daemon expects all of them in one format.
+                if has_logging {
+                    tracing::error!("{text}");
+                } else {
+                    say(text);
+                }
+            })
+        }
     }
 }
 
@@ -81,6 +92,9 @@ fn dispatch(cli: &Cli) -> Outcome {
             let (warnings, ending) = check_web_file(&loaded.config.web)?;
             loaded.warnings.extend(warnings.into_iter().chain(ending));
             check_database_url(&loaded.config.state)?;
+            loaded
+                .warnings
+                .extend(block_on(exposed_secrets(&loaded.config))?);
             warn(&loaded);
             let name = loaded.file.map_or("configuration".to_owned(), |file| {
                 file.display().to_string()
@@ -95,8 +109,8 @@ fn dispatch(cli: &Cli) -> Outcome {
             block_on(work)?.map_err(Failure::Run)
         }
         Command::Healthcheck(healthcheck) => {
-            let web = load_web(cli).map_err(Failure::Config)?;
-            let said = block_on(healthcheck::run(&web, healthcheck))?;
+            let (web, unread) = web_to_ask(cli, healthcheck)?;
+            let said = block_on(healthcheck::run(&web, unread, healthcheck))?;
             print(&said.map_err(Failure::Run)?)
         }
         Command::Run => run_daemon(cli),
@@ -119,6 +133,9 @@ fn run_daemon(cli: &Cli) -> Outcome {
         revision = build_info::REVISION,
         "starting opsramp-exporter"
     );
+    if let Some(overridden) = &loaded.overridden {
+        tracing::info!("{overridden}");
+    }
     tracing::debug!(config = %loaded.config.to_yaml(), "effective configuration");
     let (config_file, overrides) = (cli.config_file.clone(), cli.overrides.clone());
     let reload: daemon::LoadConfig = Arc::new(Mutex::new(move || {
@@ -141,6 +158,13 @@ fn run_daemon(cli: &Cli) -> Outcome {
         let mut signals = Signals::listen()?;
         let listeners = daemon::bind(&loaded.config.web)?;
         let manager = ServiceManager::of_environment();
+        let exposed = exposed_secrets(&loaded.config);
+        // Nothing waits for it: a file system may be slow.
+        tokio::spawn(async {
+            for warning in exposed.await {
+                tracing::warn!("{warning}");
+            }
+        });
         let started = Daemon::start(
             loaded.config,
             listeners,
@@ -162,6 +186,9 @@ fn run_check(cli: &Cli) -> Outcome {
         // The end of its certificate has a step of its own.
         let (warnings, _) = check_web_file(&loaded.config.web)?;
         loaded.warnings.extend(warnings);
+        loaded
+            .warnings
+            .extend(block_on(exposed_secrets(&loaded.config))?);
         Ok(loaded)
     });
     let loaded = match loaded {
@@ -196,6 +223,7 @@ fn run_demo(cli: &Cli, simulator: std::net::SocketAddr) -> Outcome {
                 config: config.clone(),
                 file: None,
                 warnings: Vec::new(),
+                overridden: None,
             };
             Arc::new(Mutex::new(move || Ok(loaded.clone())))
         };
@@ -245,6 +273,22 @@ fn load_web(cli: &Cli) -> Result<Web, ConfigError> {
     Config::load_web(cli.config_file.as_deref(), &cli.overrides.web, &environment)
 }
 
+/// Where the exporter is to be asked, and why the configuration does not tell, where it does not: one that
+/// runs goes on with the configuration that it has when somebody writes a mistake into the file.
+fn web_to_ask(
+    cli: &Cli,
+    healthcheck: &cli::Healthcheck,
+) -> Result<(Web, Option<ConfigError>), Failure> {
+    let of_flags = Config::web_of_flags(&cli.overrides.web).map_err(Failure::Config)?;
+    if healthcheck.url.is_some() {
+        return Ok((of_flags, None));
+    }
+    Ok(match load_web(cli) {
+        Ok(web) => (web, None),
+        Err(error) => (of_flags, Some(error)),
+    })
+}
+
 /// Looks whether the web configuration file can be used; returns what should be said about it, and about
 /// the end of the certificate.
 fn check_web_file(web: &Web) -> Result<(Vec<String>, Option<String>), Failure> {
@@ -263,7 +307,7 @@ fn tell_of_web_file(cli: &Cli) {
     if let Ok(web) = web
         && let Err(failure) = check_web_file(&web)
     {
-        failure.tell();
+        failure.tell(say);
     }
 }
 
@@ -291,14 +335,26 @@ fn database_url_file(state: &config::State) -> Option<(&SecretSource, &PathBuf)>
     }
 }
 
+/// What is to be said about files of secrets. Of those that are not looked at in time, whoever needs them
+/// tells.
+fn exposed_secrets(config: &Config) -> impl Future<Output = Vec<String>> + Send + use<> {
+    let look = config.exposed_secrets();
+    async { reading::once(look).await.unwrap_or_default() }
+}
+
 fn environment(name: &str) -> Option<std::ffi::OsString> {
     std::env::var_os(name)
 }
 
 fn warn(loaded: &Loaded) {
     for warning in &loaded.warnings {
-        logging::say(&format!("opsramp-exporter: warning: {warning}\n"));
+        say(&format!("warning: {warning}"));
     }
+}
+
+/// Says something to whoever has called the program.
+fn say(text: &str) {
+    logging::say(&format!("opsramp-exporter: {text}\n"));
 }
 
 /// Prints what was asked for. A reader that has seen enough is no failure.
@@ -312,15 +368,15 @@ fn print(text: &str) -> Outcome {
 // === impl Failure ===
 
 impl Failure {
-    /// Says what it is; returns the status that goes with it.
-    fn tell(self) -> ExitCode {
+    /// Has it said what it is; returns the status that goes with it.
+    fn tell(self, say: impl FnOnce(&str)) -> ExitCode {
         let (text, status) = match self {
             Self::Config(error) => (format!("{:#}", anyhow::Error::new(error)), USAGE),
             Self::Address(error) => (format!("{error:#}"), USAGE),
             Self::Run(error) => (chain(error.as_ref()), FAILURE),
             Self::Told(status) => return ExitCode::from(status),
         };
-        logging::say(&format!("opsramp-exporter: {text}\n"));
+        say(&text);
         ExitCode::from(status)
     }
 }

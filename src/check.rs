@@ -68,13 +68,14 @@ fn configuration(loaded: &Loaded) -> Outcome<()> {
         n => format!("{n} {more}"),
     };
     let tenants = config.accounts.iter().map(|account| account.tenants.len());
-    let found = [
+    let mut found = vec![
         source,
         count(config.accounts.len(), "account", "accounts"),
         count(tenants.sum(), "tenant", "tenants"),
         count(config.searches.len(), "search", "searches"),
         count(config.sinks.len(), "sink", "sinks"),
     ];
+    found.extend(loaded.overridden.clone());
     let passed = Passed::new((), found.join(", "));
     Ok(if loaded.warnings.is_empty() {
         passed

@@ -32,6 +32,7 @@ mod proxies;
 mod reference;
 mod render;
 mod resolve;
+mod secret_files;
 mod units;
 mod url;
 mod web_file;
@@ -126,6 +127,8 @@ pub struct Loaded {
     pub file: Option<PathBuf>,
     /// What works but should not stay so, a sentence each.
     pub warnings: Vec<String>,
+    /// Which flags and variables win over keys that the file has; a sentence.
+    pub overridden: Option<String>,
 }
 
 /// What a file is that cannot be read.
@@ -151,7 +154,7 @@ impl Config {
         overrides: &Overrides,
         env: Env<'_>,
     ) -> Result<Loaded, ConfigError> {
-        let Some(path) = path_of(path, env) else {
+        let Some(path) = path_of(path, env)? else {
             return Self::parse(None, overrides, env);
         };
         let text = read(CONFIGURATION, &path)?;
@@ -174,7 +177,7 @@ impl Config {
         overrides: &WebOverrides,
         env: Env<'_>,
     ) -> Result<Web, ConfigError> {
-        let path = path_of(path, env);
+        let path = path_of(path, env)?;
         let name = path.as_deref();
         let node = match name {
             Some(name) => Some(yaml_of(name, &read(CONFIGURATION, name)?)?),
@@ -197,6 +200,14 @@ impl Config {
         } else {
             Err(ConfigError::Invalid(list))
         }
+    }
+
+    /// What the flags alone say about the web server, where no file can tell.
+    ///
+    /// # Errors
+    /// Where one of them is wrong.
+    pub fn web_of_flags(overrides: &WebOverrides) -> Result<Web, ConfigError> {
+        Self::load_web(None, overrides, &|_| None)
     }
 
     /// A configuration for one account with defaults for all else, but what the flags say about
@@ -245,6 +256,7 @@ impl Config {
             .unwrap_or_default();
         let has_secret = file.has_secret();
         overrides.apply(&mut file, &mut variables, &mut inputs);
+        let overridden = node.as_ref().and_then(|node| overridden(node, &inputs));
         let has_account = file.accounts.as_ref().is_some_and(|all| !all.is_empty());
 
         let mut resolver = Resolver::new(&problems, &inputs);
@@ -272,6 +284,7 @@ impl Config {
             config,
             file: name.map(Path::to_path_buf),
             warnings,
+            overridden,
         })
     }
 }
@@ -310,10 +323,42 @@ struct Source<'a> {
     is_public: bool,
 }
 
-/// The file that is meant: `path`, else the one that the environment names, if any.
-fn path_of(path: Option<&Path>, env: Env<'_>) -> Option<PathBuf> {
-    path.map(Path::to_path_buf)
-        .or_else(|| Variables::new(env).path(CONFIG_FILE))
+/// The file that is meant: `path`, else the one that the environment names, if any. What is plainly
+/// no file's name is refused before an error could show it.
+fn path_of(path: Option<&Path>, env: Env<'_>) -> Result<Option<PathBuf>, ConfigError> {
+    let (path, input) = match path {
+        Some(path) => (Some(path.to_path_buf()), "--config.file"),
+        None => (Variables::new(env).path(CONFIG_FILE), CONFIG_FILE),
+    };
+    let advice = "name the configuration file";
+    match path
+        .as_deref()
+        .and_then(|path| misplaced::problem(path, advice))
+    {
+        Some(message) => Err(ConfigError::Invalid(vec![Problem::of_input(
+            input, message,
+        )])),
+        None => Ok(path),
+    }
+}
+
+/// Which flags and variables win over which keys of the file. A variable that was left behind in a
+/// shell has a file ask another account than it says, and nothing else tells.
+fn overridden(node: &yaml::Node, inputs: &Inputs) -> Option<String> {
+    let mut list = Vec::new();
+    for (path, input) in inputs {
+        let plain = path.strip_suffix("_file").unwrap_or(path);
+        let keys = if path.starts_with("state.") {
+            ["state.path".to_owned(), "state.postgres".to_owned()]
+        } else {
+            [plain.to_owned(), format!("{plain}_file")]
+        };
+        let keys = keys.into_iter().filter(|key| node.has(key));
+        list.extend(keys.map(|key| format!("{input} over {key}")));
+    }
+    let list = list.join(", ");
+    (!list.is_empty())
+        .then(|| format!("flags and variables win over the configuration file: {list}"))
 }
 
 fn yaml_of(name: &Path, text: &str) -> Result<yaml::Node, ConfigError> {

@@ -8,8 +8,8 @@ use reqwest::{StatusCode, Url};
 
 use crate::{
     cli::Healthcheck,
-    config::{ListenAddress, Web, WebFile},
-    reading,
+    config::{ConfigError, ListenAddress, Web, WebFile},
+    logging, reading,
 };
 
 /// Who has not answered by then hangs. Shorter than what container runtimes grant.
@@ -27,17 +27,36 @@ struct Target {
 const ALIVE: &str =
     "it answers only clients with a certificate, so that more than that it is alive is not known\n";
 
-/// Asks, and returns what the exporter says of itself: a line or more.
+/// Asks, and returns what the exporter says of itself: a line or more. `unread` is why the configuration
+/// tells nothing, so that `web` is what flags and defaults say.
 ///
 /// # Errors
 /// Where it does not answer, and where it says that it does not work.
-pub async fn run(web: &Web, healthcheck: &Healthcheck) -> anyhow::Result<String> {
+pub async fn run(
+    web: &Web,
+    unread: Option<ConfigError>,
+    healthcheck: &Healthcheck,
+) -> anyhow::Result<String> {
     if let Some(url) = healthcheck.url.clone() {
         let verify = !healthcheck.insecure;
         return check(&Target { url, verify }).await;
     }
     let address = own(web)?;
-    match scheme(web).await {
+    let scheme = match unread {
+        None => scheme(web).await,
+        Some(error) => {
+            let error = anyhow::Error::new(error);
+            // Whoever is told that all is well should know who was asked.
+            logging::say(&format!(
+                "opsramp-exporter: warning: {error:#}; what answers on {address} is asked\n"
+            ));
+            match web.config_file {
+                Some(_) => scheme(web).await,
+                None => Err(error),
+            }
+        }
+    };
+    match scheme {
         Ok(scheme) => check(&target(&address, scheme)?).await,
         // The exporter goes on as the file was when it could be read.
         Err(unread) => {

@@ -134,6 +134,11 @@ pub fn init(
     Ok(())
 }
 
+/// Whether [`init`] was called.
+pub fn is_set_up() -> bool {
+    REPEATS.get().is_some()
+}
+
 /// Writes a line on standard error, as soon as its reader takes it.
 pub fn say(line: &str) {
     match QUEUE.get() {

@@ -506,6 +506,32 @@ async fn check_says_whether_a_daemon_can_use_the_database() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_everybody_can_read_and_what_wins_over_the_file_is_told() {
+    let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
+    let (config, secret) = (folder.path().join("c.yml"), folder.path().join("secret"));
+    let text = "accounts: [{url: 'https://elsewhere', client_id: a, client_secret_file: secret, tenants: [b]}]";
+    std::fs::write(config, text).unwrap();
+    std::fs::write(&secret, DEMO_SECRET).unwrap();
+    for (mode, is_told) in [(0o644, true), (0o640, false)] {
+        std::fs::set_permissions(&secret, Permissions::from_mode(mode)).unwrap();
+        for arguments in [
+            ["--config.file=c.yml", "--config.check"],
+            ["--config.file=c.yml", "check"],
+        ] {
+            let mut command = program(&simulator, &folder, &arguments);
+            command.env_remove("OPSRAMP_CLIENT_SECRET");
+            let (done, stdout, stderr) = output(command).await;
+            assert_eq!(done.status.code(), Some(0), "{stdout}{stderr}");
+            let told = format!("{stdout}{stderr}");
+            let warning = "secret: holds a secret and every user of this machine can read it";
+            assert_eq!(told.contains(warning), is_told, "{mode:o} {told}");
+            let wins = "OPSRAMP_URL over accounts[0].url";
+            assert_eq!(told.contains(wins), arguments[1] == "check", "{told}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_web_file_is_looked_at_whatever_else_is_missing() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("web.yml"), "basic_auth_users: {a: b}").unwrap();

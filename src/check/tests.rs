@@ -71,6 +71,7 @@ impl Setup {
             config: self.config.clone(),
             file: None,
             warnings: Vec::new(),
+            overridden: None,
         };
         let mut out = Vec::new();
         let passed = run(&loaded, &mut out).await.unwrap();

@@ -247,6 +247,15 @@ impl Node {
         place
     }
 
+    /// Whether somebody has written the key.
+    pub(super) fn has(&self, path: &str) -> bool {
+        let (mut node, mut rest) = (self, path);
+        while let Some((next, tail)) = node.step(rest) {
+            (node, rest) = (next, tail);
+        }
+        rest.is_empty()
+    }
+
     /// One step along a path: the child, and what is left of the path.
     fn step<'n, 'p>(&'n self, path: &'p str) -> Option<(&'n Self, &'p str)> {
         match &self.value {

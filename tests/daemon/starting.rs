@@ -131,8 +131,7 @@ async fn a_state_path_that_cannot_be_used_is_explained() {
         assert_eq!(ended.code(), Some(1), "{path}: {}", ended.error());
         let error = ended.stderr.last().unwrap();
         assert!(
-            error.starts_with("opsramp-exporter: cannot open the state file ")
-                && error.contains(told),
+            error.contains("level=error msg=\"cannot open the state file ") && error.contains(told),
             "{path}: {error}"
         );
         assert!(!error.contains("panic"), "{path}: {error}");
@@ -157,6 +156,15 @@ async fn a_port_that_is_taken_is_told_before_anything_else_happens() {
     );
     assert!(!place.path("state.db").exists());
     assert_eq!(opsramp.requests().total, 0);
+
+    // Whoever reads the lines of a daemon reads this one as well.
+    let mut command = place.command();
+    command.args(["--log.format", "json"]);
+    let ended = place.run(command).await;
+    assert_eq!(ended.code(), Some(1));
+    let line: serde_json::Value = serde_json::from_str(ended.stderr.last().unwrap()).unwrap();
+    assert_eq!(line["level"], "error");
+    assert!(line["msg"].as_str().unwrap().contains("in use"), "{line}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -224,7 +232,7 @@ async fn a_file_that_does_not_answer_at_the_start_is_named_and_ends_it() {
         assert_eq!(ended.code(), Some(1));
         let error = ended.stderr.last().unwrap();
         let told = format!("could not be read within 5 s: {}", path.display());
-        assert!(error.ends_with(&told), "{error}");
+        assert!(error.contains(&told), "{error}");
     }
 }
 

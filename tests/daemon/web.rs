@@ -236,6 +236,33 @@ async fn the_program_itself_can_ask_whether_it_is_healthy() {
         assert_eq!(ended.code(), Some(0), "{arguments:?} {ended:?}");
         assert_eq!(ended.stdout, ["healthy"]);
     }
+    // What runs goes on with what it has when its file is broken or gone.
+    std::fs::write(place.path("broken.yml"), "a: [").unwrap();
+    for file in ["broken.yml", "gone.yml"] {
+        for arguments in [&by_url, &by_flag] {
+            let mut arguments = arguments.clone();
+            arguments.push(format!("--config.file={file}"));
+            let ended = asked(arguments).await;
+            assert_eq!(ended.stdout, ["healthy"], "{file}: {ended:?}");
+        }
+        let arguments = ["healthcheck".to_owned(), format!("--config.file={file}")];
+        let ended = asked(arguments.to_vec()).await;
+        let told = "what answers on 127.0.0.1:10836 is asked";
+        assert!(
+            ended.stderr[0].contains(file) && ended.stderr[0].ends_with(told),
+            "{ended:?}"
+        );
+        assert_ne!(ended.code(), Some(2), "{ended:?}");
+    }
+    // Flags of the daemon are none of its own, wherever they stand.
+    let mut before = by_flag.clone();
+    before.insert(0, "--opsramp.url=http://127.0.0.1:1".to_owned());
+    let mut after = by_flag.clone();
+    after.push("--opsramp.url=http://127.0.0.1:1".to_owned());
+    for arguments in [before, after] {
+        let ended = asked(arguments).await;
+        assert_eq!(ended.stdout, ["healthy"], "{ended:?}");
+    }
     let elsewhere = format!("{}/-/nowhere", exporter.url);
     let ended = asked(vec!["healthcheck".to_owned(), format!("--url={elsewhere}")]).await;
     assert_eq!(ended.code(), Some(1), "{ended:?}");

@@ -7,7 +7,9 @@
 use std::{
     collections::BTreeMap,
     ffi::OsStr,
+    fs::Permissions,
     net::{Ipv4Addr, SocketAddr},
+    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
     process::{ExitStatus, Stdio},
     sync::Arc,
@@ -167,7 +169,10 @@ impl Place {
     /// writes every event to standard output.
     pub(crate) fn new(url: &str) -> Self {
         let folder = Arc::new(tempfile::tempdir().unwrap());
-        std::fs::write(folder.path().join("secret"), SECRET).unwrap();
+        let secret = folder.path().join("secret");
+        std::fs::write(&secret, SECRET).unwrap();
+        // One that everybody can read is warned of.
+        std::fs::set_permissions(&secret, Permissions::from_mode(0o600)).unwrap();
         let config = json!({
             "accounts": [{
                 "url": url,

@@ -174,10 +174,18 @@ impl Resolver<'_> {
             }
             let advice = match tenants.iter().find(|tenant| *tenant.name == **id) {
                 Some(tenant) => format!("is a tenant's name; write its id, {}", tenant.id),
-                None => match nearest(id, &known) {
-                    Some(near) => format!("is no tenant of any account; did you mean \"{near}\"?"),
-                    None => "is no tenant of any account".to_owned(),
-                },
+                None => {
+                    // It may have been left behind, and the file be right.
+                    let whence = match self.inputs.get("accounts[0].tenants") {
+                        Some(input) => format!(", whose tenants come from {input}"),
+                        None => String::new(),
+                    };
+                    let hint = match nearest(id, &known) {
+                        Some(near) => format!("; did you mean \"{near}\"?"),
+                        None => String::new(),
+                    };
+                    format!("is no tenant of any account{whence}{hint}")
+                }
             };
             self.problems.add(
                 format!("{path}[{index}]"),

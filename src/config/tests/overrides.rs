@@ -14,7 +14,8 @@ fn a_flag_that_picks_tenants_may_leave_out_those_that_a_search_names() {
     // The environment is the daemon's, which would poll nothing.
     let variables = [("OPSRAMP_TENANT_ID", "client_2")];
     let error = load_with(Some(&text), &variables, &Overrides::default()).unwrap_err();
-    assert!(error.to_string().contains("is no tenant of any account"));
+    let told = "is no tenant of any account, whose tenants come from OPSRAMP_TENANT_ID";
+    assert!(error.to_string().contains(told), "{error}");
 }
 
 #[test]
@@ -36,6 +37,60 @@ fn a_flag_that_picks_tenants_leaves_a_daemon_something_to_poll_and_takes_no_name
     let variables = [("OPSRAMP_TENANT_ID", "shop")];
     let error = load_with(Some(&text), &variables, &Overrides::default()).unwrap_err();
     assert_snapshot!(error, @r#"OPSRAMP_TENANT_ID: "shop" is a tenant's name; write its id, client_1"#);
+}
+
+#[test]
+fn what_wins_over_the_file_is_named_and_no_value_is() {
+    let overridden = |text: &str, env: &[(&str, &str)], flags: &Overrides| {
+        load_with(Some(text), env, flags).unwrap().overridden
+    };
+    let none = Overrides::default();
+    let flags = Overrides {
+        interval: Some("5s".parse().unwrap()),
+        web: WebOverrides {
+            config_file: Some("web.yml".into()),
+            ..WebOverrides::default()
+        },
+        ..Overrides::default()
+    };
+    let env = env_and(&[("OPSRAMP_EXPORTER_POSTGRES_URL", "postgres://u:hunter2@h/d")]);
+    assert_eq!(overridden(MINIMAL, &[], &none), None);
+    assert_eq!(
+        overridden(MINIMAL, &[], &flags),
+        None,
+        "the file says nothing of it"
+    );
+    let text = minimal_and(
+        "searches: [{name: a, interval: 1m}]\nstate: {path: a.db}\nweb: {config_file: b.yml}\n",
+    );
+    assert_snapshot!(overridden(&text, &env, &flags).unwrap(), @"flags and variables win over the configuration file: OPSRAMP_CLIENT_ID over accounts[0].client_id, OPSRAMP_CLIENT_SECRET over accounts[0].client_secret_file, OPSRAMP_TENANT_ID over accounts[0].tenants, OPSRAMP_URL over accounts[0].url, --search.interval over searches[0].interval, OPSRAMP_EXPORTER_POSTGRES_URL over state.path, --web.config.file over web.config_file");
+}
+
+#[test]
+fn an_unknown_tenant_is_told_with_where_the_tenants_come_from() {
+    let text = minimal_and("searches: [{name: a, tenants: [client_1]}]");
+    let env = [("OPSRAMP_TENANT_ID", "client_2")];
+    let error = load_with(Some(&text), &env, &Overrides::default()).unwrap_err();
+    assert_snapshot!(error, @r#"config.yml:6:32: searches[0].tenants[0]: "client_1" is no tenant of any account, whose tenants come from OPSRAMP_TENANT_ID; did you mean "client_2"?"#);
+}
+
+#[test]
+fn what_is_plainly_no_name_of_the_configuration_file_is_not_shown() {
+    let url = "postgres://u:hunter2@h/d";
+    let variable = |name: &str| (name == "OPSRAMP_EXPORTER_CONFIG_FILE").then(|| url.into());
+    let by_variable = Config::load(None, &Overrides::default(), &variable);
+    let by_flag = Config::load(Some(Path::new(url)), &Overrides::default(), &|_| None);
+    let of_web = Config::load_web(None, &WebOverrides::default(), &variable);
+    let errors = [
+        by_variable.unwrap_err(),
+        by_flag.unwrap_err(),
+        of_web.unwrap_err(),
+    ];
+    assert_snapshot!(errors.map(|error| error.to_string()).join("\n"), @"
+    OPSRAMP_EXPORTER_CONFIG_FILE: is a URL, not the name of a file; name the configuration file
+    --config.file: is a URL, not the name of a file; name the configuration file
+    OPSRAMP_EXPORTER_CONFIG_FILE: is a URL, not the name of a file; name the configuration file
+    ");
 }
 
 const ACCOUNT_ENV: [(&str, &str); 4] = [

@@ -1,0 +1,125 @@
+//! Files of secrets that every user of the machine can read.
+
+use std::path::{Path, PathBuf};
+
+use super::{Config, State, is_public};
+use crate::{deliver::Target, secret::SecretSource};
+
+/// Where container engines put secrets, by default for every user of the container.
+const OF_CONTAINERS: [&str; 2] = ["/run/secrets", "/var/run/secrets"];
+
+/// What the files are behind of which a volume of Kubernetes is made.
+const OF_KUBERNETES: &str = "..data";
+
+impl Config {
+    /// Looks at the files of secrets, and says of each that everybody can read it. To be called off the
+    /// thread: one may lie where nobody answers.
+    pub fn exposed_secrets(&self) -> impl FnOnce() -> Vec<String> + Send + use<> {
+        let files = self.secret_files();
+        move || {
+            let exposed = files.iter().filter(|path| is_exposed(path));
+            exposed.map(|path| warning(path)).collect()
+        }
+    }
+
+    /// Each of them once.
+    fn secret_files(&self) -> Vec<PathBuf> {
+        let mut sources = Vec::new();
+        let mut files = Vec::new();
+        for account in &self.accounts {
+            sources.push(&account.options.client_secret);
+            files.extend(account.options.tls.key_file.clone());
+        }
+        if let State::Postgres { url, .. } = &self.state {
+            sources.push(url);
+        }
+        for sink in &self.sinks {
+            if let Target::Otlp(options) = &sink.target {
+                sources.extend(options.headers.values());
+            }
+        }
+        files.extend(sources.into_iter().filter_map(|source| match source {
+            SecretSource::File(path) => Some(path.clone()),
+            SecretSource::Value(_) => None,
+        }));
+        files.sort_unstable();
+        files.dedup();
+        files
+    }
+}
+
+/// Whether it is for every user of a machine, and not only of a container, which has one.
+fn is_exposed(path: &Path) -> bool {
+    let is_of_container = || {
+        OF_CONTAINERS.iter().any(|folder| path.starts_with(folder))
+            || path.with_file_name(OF_KUBERNETES).exists()
+    };
+    is_public(path) && !is_of_container()
+}
+
+fn warning(path: &Path) -> String {
+    format!(
+        "{}: holds a secret and every user of this machine can read it; take the right away (chmod o-r)",
+        path.display()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        fs::{self, Permissions},
+        os::unix::fs::{PermissionsExt as _, symlink},
+    };
+
+    use super::*;
+    use crate::config::Overrides;
+
+    #[test]
+    fn a_file_of_a_secret_that_everybody_can_read_is_warned_of() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        for name in ["id", "secret", "key", "url", "header", "ca"] {
+            fs::write(at(name), "hunter2").unwrap();
+        }
+        let text = format!(
+            "accounts: [{{url: 'https://h', client_id_file: {id}, client_secret_file: {secret}, tenants: [a], \
+             tls: {{ca_file: {ca}, cert_file: {ca}, key_file: {key}}}}}]\n\
+             state: {{postgres: {{url_file: {url}}}}}\n\
+             log: {{sinks: [{{type: otlp, endpoint: 'https://h', headers_files: {{a: {header}, b: {header}}}}}]}}\n",
+            id = at("id"),
+            secret = at("secret"),
+            ca = at("ca"),
+            key = at("key"),
+            url = at("url"),
+            header = at("header"),
+        );
+        let config = at("config.yml");
+        fs::write(&config, text).unwrap();
+        let config = Config::load(Some(Path::new(&config)), &Overrides::default(), &|_| None);
+        let config = config.unwrap().config;
+        let set = |mode| {
+            for name in ["secret", "key", "url", "header"] {
+                fs::set_permissions(at(name), Permissions::from_mode(mode)).unwrap();
+            }
+        };
+        set(0o644);
+        let told = config.exposed_secrets()();
+        let expected = ["header", "key", "secret", "url"].map(|name| warning(Path::new(&at(name))));
+        assert_eq!(told, expected);
+        set(0o640);
+        assert_eq!(config.exposed_secrets()(), [""; 0]);
+    }
+
+    #[test]
+    fn what_a_container_is_given_is_nobody_elses() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::create_dir(at("..2026_01_01")).unwrap();
+        fs::write(at("..2026_01_01/secret"), "hunter2").unwrap();
+        fs::set_permissions(at("..2026_01_01/secret"), Permissions::from_mode(0o644)).unwrap();
+        symlink("..2026_01_01/secret", at("secret")).unwrap();
+        assert!(is_exposed(&at("secret")));
+        symlink("..2026_01_01", at("..data")).unwrap();
+        assert!(!is_exposed(&at("secret")));
+    }
+}
