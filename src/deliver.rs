@@ -9,7 +9,10 @@ use std::{
     collections::{BTreeMap, HashMap},
     fmt,
     path::PathBuf,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -128,8 +131,9 @@ struct Employed {
     orders: watch::Sender<Order>,
     reopen: Arc<Notify>,
     task: JoinHandle<worker::Left>,
-    /// Those it waits for, one after the other, and where they write to: two reloads may come while one
-    /// delivery is under way.
+    has_begun: Arc<AtomicBool>,
+    /// Those it waits for that have begun, one after the other, and where they write to: two reloads may come
+    /// while one delivery is under way.
     predecessors: Vec<(Target, AbortHandle)>,
 }
 
@@ -336,6 +340,7 @@ impl Delivery {
         });
         let (orders, orders_seen) = watch::channel(Order::Work);
         let reopen = Arc::new(Notify::new());
+        let has_begun = Arc::new(AtomicBool::new(false));
         let worker = Worker {
             name: Arc::clone(&name),
             store: self.store.clone(),
@@ -346,12 +351,16 @@ impl Delivery {
             failures: self.failures.0.clone(),
             limits: worker::Limits::of(&options.target, self.patience),
             journal_end: self.journal_end,
+            has_begun: Arc::clone(&has_begun),
         };
         // Two may not write to the same place, nor acknowledge for the same sink.
         let mut predecessors = Vec::new();
         let predecessor = self.leaving.remove(&name).map(|former| {
             predecessors = former.predecessors;
-            predecessors.push((former.options.target, former.task.abort_handle()));
+            // One that has not begun, and was told to leave, never will: it only waits for those before it.
+            if former.has_begun.load(Ordering::Relaxed) {
+                predecessors.push((former.options.target, former.task.abort_handle()));
+            }
             predecessors.retain(|(_, task)| !task.is_finished());
             let indispensable = predecessors
                 .iter()
@@ -370,6 +379,7 @@ impl Delivery {
                 orders,
                 reopen,
                 task,
+                has_begun,
                 predecessors,
             },
         );

@@ -1,6 +1,6 @@
 //! What the HTTP clients of the API and of OTLP receivers have in common.
 
-use http::Uri;
+use http::{HeaderMap, Uri, header::CONTENT_ENCODING};
 use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::{ClientBuilder, redirect, retry};
 
@@ -34,6 +34,15 @@ pub(crate) fn builder(urls: &[&str]) -> ClientBuilder {
         // A machine without CA certificates can talk plain HTTP all the same.
         builder.tls_certs_only([])
     }
+}
+
+/// Whether a body is compressed: the names of codings have no case, and the old one means the same.
+pub(crate) fn is_gzip(headers: &HeaderMap) -> bool {
+    let coding = headers.get(CONTENT_ENCODING).map(|value| value.as_bytes());
+    let coding = coding.unwrap_or_default().trim_ascii();
+    [b"gzip".as_slice(), b"x-gzip"]
+        .iter()
+        .any(|name| coding.eq_ignore_ascii_case(name))
 }
 
 /// Whether TLS is spoken with the server of a URL, or with the proxy before it.

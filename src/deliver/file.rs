@@ -237,9 +237,15 @@ impl LogFile {
                 tail.doubt_unsettled()?;
             }
         }
+        let is_inherited = self.past.is_some_and(|past| past.is_inherited);
+        let is_doubted = is_inherited || first <= self.doubted;
+        let mut nowhere = missing.clone();
+        if is_doubted && !self.moved.is_empty() {
+            self.look_everywhere(current, is_inherited, &mut nowhere)?;
+        }
         let mut searched = 0;
         for moved in &mut self.moved {
-            match moved.settle_moved(&mut missing) {
+            match moved.settle_moved(&mut missing, &mut nowhere) {
                 Ok((scan, mark)) if !scan.at_end => {
                     // Every line was found, and what follows belongs to later ones.
                     moved.settled = scan.end;
@@ -258,8 +264,6 @@ impl LogFile {
             }
             searched += 1;
         }
-        let is_inherited = self.past.is_some_and(|past| past.is_inherited);
-        let is_doubted = is_inherited || first <= self.doubted;
         if is_doubted {
             self.find_in_others(&mut missing)?;
         }
@@ -285,6 +289,23 @@ impl LogFile {
         let settled = current.settle(&mut missing)?;
         self.retire(searched);
         Ok(settled)
+    }
+
+    /// Looks for lines wherever they may stand, and leaves them as they are: a piece of one in a file that was
+    /// moved away must not be completed if another sink has written the whole line elsewhere.
+    fn look_everywhere(
+        &self,
+        current: &Tail,
+        is_inherited: bool,
+        missing: &mut Missing<'_>,
+    ) -> Result<(), Error> {
+        let look_back = if is_inherited { LOOK_BACK } else { 0 };
+        current.look(current.settled.saturating_sub(look_back), missing)?;
+        for tail in self.former.iter().chain(&self.moved) {
+            // Whoever searches it next counts the failure.
+            tail.look(tail.settled, missing).ok();
+        }
+        Ok(())
     }
 
     /// Looks for lines in the doubtful parts of files that were moved away.
@@ -600,6 +621,17 @@ impl Tail {
         if found_any { self.sync() } else { Ok(()) }
     }
 
+    /// Finds lines that stand in doubtful parts and from there on, and leaves them as they are.
+    fn look(&self, from: u64, missing: &mut Missing<'_>) -> Result<(), Error> {
+        let end = from..u64::MAX;
+        for part in self.doubtful.iter().chain(std::iter::once(&end)) {
+            let inside_line = self.is_inside_line(part.start)?;
+            let scan = self.scan(part.clone(), inside_line, missing)?;
+            missing.found(&scan);
+        }
+        Ok(())
+    }
+
     fn is_inside_line(&self, at: u64) -> Result<bool, Error> {
         let Some(before) = at.checked_sub(1) else {
             return Ok(false);
@@ -688,18 +720,24 @@ impl Tail {
         })
     }
 
-    /// Finds lines in a file that was moved away, and completes one that is torn. The file stays
-    /// as unsettled as it was, in case the next one cannot be written.
-    fn settle_moved(&self, missing: &mut Missing<'_>) -> Result<(Scan, Mark), Error> {
+    /// Finds lines in a file that was moved away, and completes one that is torn there and stands `nowhere` as
+    /// a whole. The file stays as unsettled as it was, in case the next one cannot be written.
+    fn settle_moved(
+        &self,
+        missing: &mut Missing<'_>,
+        nowhere: &mut Missing<'_>,
+    ) -> Result<(Scan, Mark), Error> {
         let scan = self.find_unsettled(missing)?;
         let mut after = missing.clone();
         after.found(&scan);
+        nowhere.found(&scan);
         let mut settled = None;
-        if let Some((index, rest)) = after.completion(&scan.torn) {
+        if let Some((index, rest)) = nowhere.completion(&scan.torn) {
             // On a full disk the line stays torn, and is written to the new file as a whole.
             settled = self.secure(&scan, rest).ok();
             if settled.is_some() {
                 after.remove(index);
+                nowhere.remove(index);
             }
         }
         let settled = match settled {

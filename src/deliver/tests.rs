@@ -571,6 +571,30 @@ async fn a_sink_that_hangs_is_replaced_by_one_that_writes_elsewhere() {
 }
 
 #[tokio::test]
+async fn one_that_only_waits_for_a_sink_that_hangs_is_not_waited_for() {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let remote = otlp_sink("out", &listener, Duration::from_secs(30));
+    for remote_between in [false, true] {
+        let mut journal = Journal::new().await;
+        let (mut delivery, _reader) = hung(&mut journal, 1000).await;
+        delivery.patience = Duration::from_millis(50);
+        let mut between = journal.file("out");
+        if remote_between {
+            between = remote.clone();
+        } else if let Target::File { format, .. } = &mut between.target {
+            *format = Format::Logfmt;
+        }
+        for sink in [between, journal.file("out")] {
+            delivery.reload(vec![sink]).await.unwrap();
+        }
+        journal.until_backlog("out", 0).await;
+        assert_eq!(journal.lines("out"), Journal::expected(0, 1000));
+        assert!(delivery.drain(Duration::from_secs(10)).await);
+    }
+}
+
+#[tokio::test]
 async fn a_delivery_is_not_given_up_by_way_of_another_place_for_the_same_one() {
     let mut journal = Journal::new().await;
     let (mut delivery, reader) = hung(&mut journal, 1000).await;

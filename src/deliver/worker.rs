@@ -3,7 +3,13 @@
 //! It knows no sink by its kind. A try that fails is repeated with a growing, random delay; what
 //! the store and the sink cannot do at present waits in the journal.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use tokio::{
     sync::{Notify, mpsc, watch},
@@ -68,6 +74,8 @@ pub(super) struct Worker {
     pub(super) limits: Limits,
     /// Where the journal ended when the process began to deliver.
     pub(super) journal_end: i64,
+    /// Whether it waits for no predecessor any more.
+    pub(super) has_begun: Arc<AtomicBool>,
 }
 
 /// What a worker is told to do.
@@ -88,8 +96,8 @@ pub(super) enum Order {
 pub(super) struct Predecessor {
     pub(super) task: JoinHandle<Left>,
     pub(super) orders: watch::Sender<Order>,
-    /// It, and those that it waits for itself, as far as their deliveries may not be given up, though they do
-    /// not end.
+    /// It, and those that it waits for itself, as far as they have begun and their deliveries may not be given
+    /// up, though they do not end.
     pub(super) indispensable: Vec<AbortHandle>,
 }
 
@@ -179,6 +187,9 @@ impl Worker {
     /// that, or everything ends and nothing waits for it.
     async fn start(&self, mut sink: Sink, left: &mut Left) -> Option<Running> {
         let mut trouble = Trouble::default();
+        // Before the order is looked at: who gives another one and then finds that it has not begun knows that
+        // it never will.
+        self.has_begun.store(true, Ordering::Relaxed);
         loop {
             let order = self.order();
             if order.is_to_leave() {
@@ -664,6 +675,7 @@ mod tests {
                 patience: PATIENCE,
             },
             journal_end: 0,
+            has_begun: Arc::default(),
         }
     }
 

@@ -4,10 +4,11 @@
 use std::io::{self, Write as _};
 
 use flate2::write::MultiGzDecoder;
-use reqwest::header::{CONTENT_ENCODING, HeaderMap};
+use reqwest::header::HeaderMap;
 use tokio::task::coop::consume_budget;
 
 use super::room::{Room, Share};
+use crate::http_client::is_gzip;
 
 /// What decompresses hands on no more than this at a time.
 const STEP: usize = 32 * 1024;
@@ -116,19 +117,10 @@ impl<'a> Body<'a> {
     }
 }
 
-/// Whether the body is compressed: the names of codings have no case, and the old one means the same.
-fn is_gzip(headers: &HeaderMap) -> bool {
-    let coding = headers.get(CONTENT_ENCODING).map(|value| value.as_bytes());
-    let coding = coding.unwrap_or_default().trim_ascii();
-    [b"gzip".as_slice(), b"x-gzip"]
-        .iter()
-        .any(|name| coding.eq_ignore_ascii_case(name))
-}
-
 #[cfg(test)]
 mod tests {
     use flate2::{Compression, write::GzEncoder};
-    use reqwest::header::HeaderValue;
+    use reqwest::header::{CONTENT_ENCODING, HeaderValue};
 
     use super::*;
 

@@ -5,8 +5,9 @@
 //! data; here whatever may be a fault of the set-up or of something on the way is worth another
 //! try. This module sends nothing and knows no event.
 
-use std::{borrow::Cow, time::Duration};
+use std::{borrow::Cow, io::Read as _, time::Duration};
 
+use flate2::read::MultiGzDecoder;
 use http::{
     HeaderMap, HeaderName, StatusCode,
     header::{CONTENT_TYPE, DATE, LOCATION, RETRY_AFTER},
@@ -19,13 +20,24 @@ use prost::Message as _;
 use serde_json::Value;
 
 use super::{Error, PROTOBUF};
-use crate::{excerpt::Secrets, http_date, redirect};
+use crate::{excerpt::Secrets, http_client::is_gzip, http_date, redirect};
 
 /// How much of an answer is read.
 const MAX_BODY: usize = 64 << 10;
 
+/// How much of a success, which may say something of every event: events that were taken would be sent for
+/// ever where it was not read. So much gRPC takes of any answer.
+const MAX_SUCCESS: usize = 4 << 20;
+
+/// How many values JSON may be of. An answer is of a handful, whatever length they have; each takes a
+/// hundredfold of what it is on the wire.
+const MAX_VALUES: usize = 4096;
+
 /// How a server written in Go answers 400 where it expects TLS; it has not seen the content.
 const EXPECTS_TLS: &[u8] = b"Client sent an HTTP request to an HTTPS server";
+
+const CORRUPT: &str = "a body that cannot be decompressed";
+const TOO_LARGE: &str = "a body that is too large";
 
 /// An answer, as much of it as is worth reading.
 #[derive(Debug)]
@@ -35,6 +47,8 @@ pub(super) struct Answer {
     body: Vec<u8>,
     /// Whether the body is longer than what was read.
     cut: bool,
+    /// Whether it could not be decompressed.
+    corrupt: bool,
 }
 
 /// What became of a request.
@@ -65,30 +79,57 @@ impl Answer {
             headers: std::mem::take(response.headers_mut()),
             body: Vec::new(),
             cut: false,
+            corrupt: false,
         };
+        let limit = answer.limit();
         loop {
             match response.chunk().await {
                 Ok(Some(chunk)) => {
-                    let room = MAX_BODY - answer.body.len();
+                    let room = limit - answer.body.len();
                     answer.cut = chunk.len() > room;
                     answer
                         .body
                         .extend_from_slice(&chunk[..chunk.len().min(room)]);
                     if answer.cut {
-                        return Ok(answer);
+                        break;
                     }
                 }
-                Ok(None) => return Ok(answer),
+                Ok(None) => break,
                 // What becomes of the events must not depend on half a body.
                 Err(error) if answer.status.is_success() || answer.is_about_content() => {
                     return Err(error);
                 }
                 Err(_) => {
                     answer.body.clear();
-                    return Ok(answer);
+                    break;
                 }
             }
         }
+        // Some compress without being asked to.
+        if is_gzip(&answer.headers) && !answer.body.is_empty() {
+            answer.decompress();
+        }
+        Ok(answer)
+    }
+
+    fn limit(&self) -> usize {
+        if self.status.is_success() {
+            MAX_SUCCESS
+        } else {
+            MAX_BODY
+        }
+    }
+
+    /// No more than would be read of a plain one: a thousandfold may be in it.
+    fn decompress(&mut self) {
+        let limit = self.limit();
+        let mut plain = Vec::new();
+        let decoder = MultiGzDecoder::new(&self.body[..]);
+        let read = decoder.take(limit as u64 + 1).read_to_end(&mut plain);
+        self.corrupt = read.is_err() && !self.cut;
+        self.cut |= plain.len() > limit;
+        plain.truncate(limit);
+        self.body = plain;
     }
 
     /// What the answer means. `now` is the time where the receiver does not tell its own.
@@ -115,6 +156,9 @@ impl Answer {
                 excerpt,
                 retry_after: self.retry_after(now),
             });
+        }
+        if self.corrupt {
+            return Err(self.not_otlp(CORRUPT, secrets));
         }
         if self.is_page() {
             let error = self.not_otlp("a page of HTML", secrets);
@@ -169,11 +213,14 @@ impl Answer {
 
     /// What a success says of events that were not taken, or what came instead.
     fn partial_success(&self) -> Result<ExportLogsPartialSuccess, &'static str> {
-        if self.body.is_empty() {
-            return Ok(ExportLogsPartialSuccess::default());
+        if self.corrupt {
+            return Err(CORRUPT);
         }
         if self.cut {
-            return Err("a body that is too large");
+            return Err(TOO_LARGE);
+        }
+        if self.body.is_empty() {
+            return Ok(ExportLogsPartialSuccess::default());
         }
         if self.is_of_type(PROTOBUF) {
             return match ExportLogsServiceResponse::decode(&self.body[..]) {
@@ -182,6 +229,9 @@ impl Answer {
             };
         }
         if self.is_of_type("application/json") {
+            if has_many_values(&self.body) {
+                return Err(TOO_LARGE);
+            }
             return read_json(&self.body).ok_or("JSON that is no answer to an export");
         }
         Err(if self.is_page() {
@@ -215,6 +265,18 @@ impl Answer {
         let server_now = self.header(DATE).and_then(http_date::parse).unwrap_or(now);
         http_date::retry_after(self.header(RETRY_AFTER)?, server_now)
     }
+}
+
+/// Whether JSON is of more values than an answer has: what stands between them, outside of texts, is counted.
+fn has_many_values(body: &[u8]) -> bool {
+    let (mut in_text, mut escaped) = (false, false);
+    let separators = body.iter().filter(|&&byte| {
+        let is_quote = byte == b'"' && !escaped;
+        escaped = in_text && byte == b'\\' && !escaped;
+        in_text ^= is_quote;
+        !in_text && matches!(byte, b',' | b'[' | b'{')
+    });
+    separators.take(MAX_VALUES).count() == MAX_VALUES
 }
 
 /// Reads an answer in OTLP's JSON form, which some gateways give to protobuf, too. Members that
@@ -301,6 +363,7 @@ mod tests {
             headers,
             body: Vec::new(),
             cut: false,
+            corrupt: false,
         };
         answer.retry_after("2026-03-01T10:00:00Z".parse().unwrap())
     }

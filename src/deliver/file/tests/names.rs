@@ -77,6 +77,33 @@ fn so_it_is_after_a_crash_between_the_batches_and_where_the_file_was_moved_away(
 }
 
 #[test]
+fn a_piece_of_a_line_that_stands_whole_in_the_file_behind_it_is_not_completed() {
+    let length = World::with_events(4).events[3].event.body.len();
+    for keep in 1..length {
+        let mut world = World::with_events(6);
+        world.deliver(3);
+        world.save();
+        let torn = world.torn(1, keep);
+        world.append(&torn);
+        world.rotate();
+        let mut other = LogFile::new(world.path(), Format::Json);
+        for settled in [0, 1] {
+            assert_eq!(other.deliver(&world.events[3..4]).settled, settled);
+        }
+        drop(other);
+        world.come_back();
+        world.deliver(3);
+        let moved = fs::read(world.folder.path().join("alerts.jsonl.1")).unwrap();
+        let current = fs::read(world.path()).unwrap();
+        let content = String::from_utf8([moved, b"\n".to_vec(), current].concat()).unwrap();
+        for line in world.expected().lines() {
+            let found = content.lines().filter(|found| *found == line).count();
+            assert_eq!(found, 1, "{line} with a piece of {keep} bytes: {content}");
+        }
+    }
+}
+
+#[test]
 fn so_it_is_for_a_sink_that_had_no_file_yet() {
     let mut world = World::with_events(30);
     let mut other = LogFile::new(world.path(), Format::Json);

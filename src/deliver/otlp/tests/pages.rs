@@ -20,6 +20,46 @@ async fn a_page_of_html_never_costs_an_event() {
     }
 }
 
+/// As JSON.
+fn compressed(status: StatusCode, body: &[u8]) -> Response {
+    let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    io::Write::write_all(&mut encoder, body).unwrap();
+    let headers = [
+        (CONTENT_TYPE, "application/json"),
+        (CONTENT_ENCODING, "GZip"),
+    ];
+    (status, headers, encoder.finish().unwrap()).into_response()
+}
+
+#[tokio::test]
+async fn a_compressed_answer_means_what_it_says() {
+    let (receiver, options) = Peer::start().await;
+    let mut otlp = Otlp::new(&options).unwrap();
+    let partial = br#"{"partialSuccess":{"rejectedLogRecords":"1","errorMessage":"too old"}}"#;
+    receiver.answer(compressed(StatusCode::OK, partial));
+    let progress = otlp.deliver(&alerts(0..3), ours).await;
+    assert_eq!(progress.settled, 3, "{progress:?}");
+    assert_eq!(progress.refused[0].events, 1);
+
+    receiver.answer(compressed(StatusCode::BAD_REQUEST, b"bad event"));
+    let progress = otlp.deliver(&alerts([1]), ours).await;
+    let reason = &progress.refused[0].reason;
+    assert!(reason.ends_with(": bad event"), "{reason}");
+
+    // Neither a page nor half an answer costs an event.
+    let corrupt = ([(CONTENT_ENCODING, "gzip")], &b"\x1f\x8b\x08"[..]);
+    let bad = StatusCode::BAD_REQUEST;
+    for answer in [
+        compressed(bad, b"<html>no</html>"),
+        (bad, corrupt).into_response(),
+        compressed(StatusCode::BAD_GATEWAY, b"<html>no</html>"),
+    ] {
+        receiver.answer(answer);
+        let progress = otlp.deliver(&alerts([1]), ours).await;
+        assert_eq!(progress.settled, 0, "{progress:?}");
+    }
+}
+
 #[tokio::test]
 async fn what_a_proxy_calls_too_large_goes_through_in_parts_or_waits() {
     let (receiver, options) = Peer::start().await;
@@ -71,8 +111,20 @@ async fn a_success_that_no_receiver_gives_is_an_error_that_says_what_came() {
             "not the protobuf it claims to be (application/x-protobuf)",
         ),
         (
-            typed(PROTOBUF, vec![0; 100 << 10]),
+            typed(PROTOBUF, vec![0; 5 << 20]),
             "a body that is too large",
+        ),
+        (
+            json(&format!("[{}", r#"{"":0},"#.repeat(10_000))),
+            "a body that is too large",
+        ),
+        (
+            compressed(StatusCode::OK, &vec![b' '; 50 << 20]),
+            "a body that is too large",
+        ),
+        (
+            ([(CONTENT_ENCODING, "gzip")], "{}").into_response(),
+            "a body that cannot be decompressed",
         ),
         (json("{"), "no answer to an export"),
         (json("[]"), "no answer to an export"),
@@ -101,7 +153,7 @@ async fn a_success_that_no_receiver_gives_is_an_error_that_says_what_came() {
         receiver.answer(answer);
         let mut otlp = Otlp::new(&options).unwrap();
         let progress = otlp.deliver(&alerts(0..3), ours).await;
-        assert_eq!(progress.settled, 0);
+        assert_eq!(progress.settled, 0, "{what}");
         let text = error(progress).to_string();
         assert!(
             text.starts_with("the receiver answered 200 OK with ") && text.contains(what),

@@ -22,6 +22,30 @@ async fn a_partial_success_is_counted_and_not_repeated() {
 }
 
 #[tokio::test]
+async fn so_is_one_that_says_something_of_every_event() {
+    let (receiver, options) = Peer::start().await;
+    let words = r#"\"too old\", [so], {so}, "#.repeat(10_000);
+    let json =
+        format!(r#"{{"partialSuccess":{{"rejectedLogRecords":"2","errorMessage":"{words}"}}}}"#);
+    let partial = ExportLogsServiceResponse {
+        partial_success: Some(ExportLogsPartialSuccess {
+            rejected_log_records: 2,
+            error_message: words,
+        }),
+    };
+    receiver.answer(([(CONTENT_TYPE, PROTOBUF)], partial.encode_to_vec()));
+    receiver.answer(([(CONTENT_TYPE, "application/json")], json));
+    let mut otlp = Otlp::new(&options).unwrap();
+    for _ in 0..2 {
+        let progress = otlp.deliver(&alerts(0..5), ours).await;
+        assert_eq!(progress.settled, 5, "{progress:?}");
+        assert_eq!(progress.refused[0].events, 2);
+        assert!(progress.refused[0].reason.len() < 1000);
+    }
+    assert_eq!(receiver.requests(), 2);
+}
+
+#[tokio::test]
 async fn what_a_receiver_says_of_events_that_it_took_is_passed_on() {
     let (receiver, options) = Peer::start().await;
     let partial = ExportLogsServiceResponse {

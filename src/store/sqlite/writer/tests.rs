@@ -706,11 +706,48 @@ fn a_sink_that_has_left_gives_its_room_on_a_full_disk_to_what_is_new() {
     let (lines, _logging) = captured();
     bench.write(events(1..3000)).unwrap();
     bench.leave_room_for(2);
-    assert!(bench.write(events(3000..5000)).is_err());
+    assert!(bench.write(events(3000..3500)).is_err());
     bench.set_sinks(&["other"]);
     assert_eq!(said(&lines), [("has left the configuration;", 2999)]);
-    bench.write(events(3000..5000)).unwrap();
+    bench.write(events(3000..3500)).unwrap();
     assert_eq!(said(&lines), [("at once", 2999)]);
+}
+
+#[test]
+fn a_fault_that_passes_costs_no_sink_that_has_left_anything_nor_does_one_that_it_can_hardly_mend() {
+    // Of which one holds a great deal, and one very little.
+    for (held, faults) in [(3000, 2), (10, 3)] {
+        let mut bench = Bench::new();
+        let (lines, _logging) = captured();
+        bench.write(events(1..held)).unwrap();
+        bench.set_sinks(&["other"]);
+        said(&lines);
+        // The group's try, the one alone, and what comes next.
+        bench.writer.faults = faults;
+        let is_over = bench.write(opened(held)).is_ok();
+        assert_eq!(is_over, faults == 2);
+        bench.writer.faults = 0;
+        assert_eq!(said(&lines), []);
+        bench.set_sinks(&["other", "s"]);
+        let last = if is_over { held + 1 } else { held };
+        assert_eq!(bench.waiting(), (1..last).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn an_acknowledgement_that_cannot_be_stored_costs_no_sink_that_has_left_anything() {
+    let mut bench = Bench::new();
+    let (lines, _logging) = captured();
+    bench.set_sinks(&["s", "other"]);
+    bench.write(events(1..3000)).unwrap();
+    bench.writer.journal.acknowledge("other", 2000, None);
+    bench.set_sinks(&["s"]);
+    lines.lock().clear();
+    bench.writer.journal.acknowledge("s", 2999, None);
+    bench.writer.faults = 2;
+    assert!(bench.acknowledge(2999).is_err());
+    assert_eq!(*lines.lock(), [""; 0]);
+    assert_eq!(bench.count("sink"), 2);
 }
 
 #[test]
