@@ -265,7 +265,7 @@ fn a_quiet_poll_asks_for_a_refused_page_every_five_minutes_and_only_where_the_co
     let mut run = run_with(950, 100);
     read_up_to_a_refusal(&mut run, 4);
     let took = Duration::from_millis(10);
-    let mut polls = |run: &mut Run| (0..40).filter(|_| poll_tries(run, 4, took)).count();
+    let polls = |run: &mut Run| (0..40).filter(|_| poll_tries(run, 4, took)).count();
     assert_eq!(polls(&mut run), 0);
     run.server.surplus = 1;
     assert_eq!(polls(&mut run), 4);
