@@ -24,7 +24,7 @@ mod token;
 mod token_endpoint;
 
 pub use allowance::{Reservation, Urgency};
-pub use client::{Client, SearchRequest, TokenInfo};
+pub use client::{Asked, Client, SearchRequest, TokenInfo};
 pub use error::Error;
 pub use page::{Answer, ClientInfo, ClientsPage, Page};
 pub use tls::BuildError;
@@ -51,7 +51,7 @@ pub struct Options {
     pub connect_timeout: Duration,
     /// Our own ceiling a tenant for paginated GETs; by default 50, 150 for `msp_…` tenants.
     pub requests_per_minute: Option<u32>,
-    /// The largest answer that is read, in bytes after decompression.
+    /// The largest answer that is read, in bytes after decompression and on the wire.
     pub max_response_size: u64,
     /// The proxy.
     pub proxy_url: Option<ProxyUrl>,

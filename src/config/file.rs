@@ -95,7 +95,7 @@ pub(super) struct Account {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1))]
     pub(super) requests_per_minute: Option<u32>,
-    /// The largest answer that is read, after decompression.
+    /// The largest answer that is read, after decompression and on the wire.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = "64MiB"))]
     pub(super) max_response_size: Option<ByteSize>,

@@ -316,8 +316,19 @@ fn whole_text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Text<'de>, A::Error
     map.next_value::<Lenient<'de>>().map(|Lenient(text)| text)
 }
 
+/// Whether a member says yes.
 fn flag<'de, A: MapAccess<'de>>(map: &mut A) -> Result<bool, A::Error> {
-    Ok(text(map)?.is_some_and(|text| text.eq_ignore_ascii_case("true") || text == "1"))
+    Ok(yes_or_no(map)? == Some(true))
+}
+
+/// A member that is true or false, in whatever way it is written. `None` where it is neither.
+pub(super) fn yes_or_no<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<bool>, A::Error> {
+    let is = |text: &str, words: &[&str]| words.iter().any(|word| text.eq_ignore_ascii_case(word));
+    Ok(text(map)?.and_then(|text| match text.trim() {
+        yes if is(yes, &["true", "1", "yes"]) => Some(true),
+        no if is(no, &["false", "0", "no"]) => Some(false),
+        _ => None,
+    }))
 }
 
 /// A key, borrowed where it has no escapes.

@@ -67,6 +67,10 @@ pub(super) struct Window {
     last: Option<Urgency>,
     /// What the server said is left, and until when.
     told: Option<Balance>,
+    /// When an answer told a reset, and which one: whether it moves on shows with later ones.
+    anchor: Option<(Instant, Instant)>,
+    /// Whether the reset moves on from answer to answer, as the server counts the last minute's requests.
+    slides: bool,
     /// No request before this, because the server said so.
     paused_until: Option<Instant>,
 }
@@ -75,6 +79,8 @@ pub(super) struct Window {
 struct Balance {
     remaining: u32,
     resets_at: Instant,
+    /// How many a minute are ours, where the window slides: what is left, and what we have used.
+    ours: Option<u32>,
 }
 
 /// What an answer says about the allowance.
@@ -129,6 +135,8 @@ impl Window {
             last_poll: None,
             last: None,
             told: None,
+            anchor: None,
+            slides: false,
             paused_until: None,
         }
     }
@@ -172,7 +180,9 @@ impl Window {
             return Err(later(frees, now));
         }
         let keep = self.within_part(urgency, polls, now)?;
-        if let Some(told) = &mut self.told {
+        if let Some(told) = &mut self.told
+            && told.ours.is_none()
+        {
             // What others used shows in the server's count; near the reset less must be kept.
             let left = told.resets_at - now;
             let keep_here = (f64::from(keep) * left.as_secs_f64() / MINUTE.as_secs_f64()) as u32;
@@ -253,7 +263,7 @@ impl Window {
         if wanted > f64::from(ours) {
             spacing = MINUTE / ours.max(1);
         }
-        if let Some(told) = self.told {
+        if let Some(told) = self.told.filter(|told| told.ours.is_none()) {
             let left = told.resets_at.saturating_duration_since(now);
             let needed = wanted * left.as_secs_f64() / MINUTE.as_secs_f64();
             // Of a single one there is nothing to be spread.
@@ -272,11 +282,43 @@ impl Window {
         self.limit().div_ceil(10)
     }
 
-    /// Requests a minute: our ceiling, or the server's where that is lower.
+    /// Requests a minute: our ceiling, or the server's where that is lower, or what others leave us.
     fn limit(&self) -> u32 {
-        self.told_limit
-            .map_or(self.ceiling, |(told, _)| told.min(self.ceiling))
-            .max(1)
+        let limit = self
+            .told_limit
+            .map_or(self.ceiling, |(told, _)| told.min(self.ceiling));
+        let ours = self.told.and_then(|told| told.ours);
+        ours.map_or(limit, |ours| ours.min(limit)).max(1)
+    }
+
+    /// Finds out whether the window slides, now that a reset is told. Of one that stands still it comes nearer, and the
+    /// next one is a whole window later.
+    fn watch_reset(&mut self, resets_at: Instant, now: Instant) {
+        if resets_at > now + MINUTE + 2 * JITTER {
+            // It is no minute that is counted.
+            self.slides = false;
+            self.anchor = None;
+            return;
+        }
+        if let Some((told_at, before)) = self.anchor
+            && now + JITTER < before
+        {
+            let passed = now.saturating_duration_since(told_at);
+            if passed < 2 * JITTER {
+                return;
+            }
+            let moved = resets_at.saturating_duration_since(before);
+            self.slides = moved > JITTER && moved <= passed + JITTER;
+        }
+        self.anchor = Some((now, resets_at));
+    }
+
+    /// How many a minute are ours where so many are left: in a window that slides, what we have used comes free
+    /// again a minute later, whatever its reset is. An answer is learned from while its request is in flight.
+    fn ours(&self, remaining: u32, now: Instant) -> Option<u32> {
+        let is_counted = |of: &&(Instant, Urgency)| now.saturating_duration_since(of.0) < MINUTE;
+        let used = count(self.answered.iter().filter(is_counted).count()) + 1;
+        self.slides.then(|| remaining.saturating_add(used))
     }
 
     /// A request was answered, or given up.
@@ -293,8 +335,10 @@ impl Window {
         }
         let resets_in = hints.resets_in.map(|wait| wait.min(MAX_PAUSE));
         if let (Some(remaining), Some(wait)) = (hints.remaining, resets_in) {
-            let remaining = remaining.saturating_sub(self.all_in_flight().saturating_sub(1));
             let resets_at = now + wait;
+            self.watch_reset(resets_at, now);
+            let ours = self.ours(remaining, now);
+            let remaining = remaining.saturating_sub(self.all_in_flight().saturating_sub(1));
             // Answers overtake each other: within one window only the lowest count is true. Where the
             // reset moves on, it is another window, or one that slides.
             let same_window = |told: &Balance| {
@@ -304,10 +348,12 @@ impl Window {
                 Some(told) if same_window(&told) => Balance {
                     remaining: told.remaining.min(remaining),
                     resets_at: told.resets_at.max(resets_at),
+                    ours,
                 },
                 _ => Balance {
                     remaining,
                     resets_at,
+                    ours,
                 },
             });
         }
@@ -739,6 +785,87 @@ mod tests {
             window.give_back(now, Urgency::Poll);
             window.learn(&told(49, 60), now);
         }
+    }
+
+    /// A server that counts the last minute's requests, beside so many of others' a minute, and tells as the reset when
+    /// that minute will be over. When polls came through that were asked for as often as possible, at `wanted` a minute.
+    fn beside_others(others: u32, wanted: f64) -> Vec<Duration> {
+        let (start, latency) = (Instant::now(), Duration::from_millis(200));
+        let mut window = Window::new(50);
+        let mut arrived = Vec::new();
+        let mut due = start;
+        for tenth in 0..6000 {
+            let now = start + Duration::from_millis(100) * tenth;
+            let may = now >= due && window.pace(now, wanted, false).is_ok();
+            if !may || window.take(now, Urgency::Poll, wanted as u32).is_err() {
+                continue;
+            }
+            due += MINUTE.div_f64(wanted);
+            arrived.push(now);
+            let counted = arrived.iter().rev().take_while(|at| now - **at < MINUTE);
+            let used = count(counted.count()) + others;
+            assert!(used <= 50, "{used} at {:?}", now - start);
+            let answered = now + latency;
+            window.learn(&told(50 - used, 61), answered);
+            window.give_back(answered, Urgency::Poll);
+        }
+        arrived.iter().map(|at| *at - start).collect()
+    }
+
+    #[test]
+    fn where_the_window_slides_what_others_leave_is_ours_and_comes_evenly() {
+        for (others, wanted, expected) in [
+            (0, 40.0, 40),
+            (0, 50.0, 50),
+            (0, 80.0, 50),
+            (20, 25.0, 25),
+            (20, 60.0, 30),
+        ] {
+            let polls = beside_others(others, wanted);
+            let settled = polls.iter().filter(|at| **at >= 5 * MINUTE).count();
+            let about = 5 * expected - expected / 4..=5 * expected + 1;
+            assert!(about.contains(&settled), "{others}, {wanted}: {settled}");
+            let longest = polls.windows(2).map(|pair| pair[1] - pair[0]).max();
+            let apart = MINUTE / expected as u32;
+            assert!(
+                longest < Some(3 * apart + Duration::from_secs(1)),
+                "{others}, {wanted}: {longest:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_window_slides_where_its_reset_moves_on_with_the_time() {
+        let start = Instant::now();
+        // When an answer comes, and the reset that it tells.
+        let slides = |answers: &[(u64, u64)]| {
+            let mut window = Window::new(50);
+            for (at, reset) in answers {
+                let now = start + Duration::from_secs(*at);
+                window.learn(&told(30, reset - at), now);
+            }
+            (window.slides, window.told.unwrap().ours)
+        };
+        assert_eq!(slides(&[(0, 60), (5, 65)]), (true, Some(31)));
+        assert_eq!(
+            slides(&[(0, 60), (2, 62), (4, 64), (6, 66)]),
+            (true, Some(31))
+        );
+        assert_eq!(slides(&[(0, 60), (5, 65), (10, 65)]), (false, None));
+        assert_eq!(
+            slides(&[(0, 60), (5, 61), (30, 60), (57, 60)]),
+            (false, None)
+        );
+        // The next one of those that stand still.
+        assert_eq!(slides(&[(0, 60), (59, 120), (65, 120)]), (false, None));
+        assert_eq!(slides(&[(0, 60), (50, 60), (56, 120)]), (false, None));
+        // One of an hour, whose reset is told as no further than five minutes away.
+        assert_eq!(slides(&[(0, 3600), (5, 3600), (10, 3600)]), (false, None));
+        // Two that count each for itself.
+        assert_eq!(
+            slides(&[(0, 60), (5, 30), (10, 60), (15, 30)]),
+            (false, None)
+        );
     }
 
     #[test]

@@ -21,8 +21,8 @@ pub(super) struct Body<'a> {
     limit: u64,
     /// How long it will be, as far as the server told.
     told: usize,
-    /// Whether anything has come.
-    begun: bool,
+    /// How much has come on the wire.
+    come: u64,
     room: Room,
     /// The account's.
     share: &'a Share,
@@ -61,7 +61,7 @@ impl<'a> Body<'a> {
             },
             limit,
             told: told.and_then(|told| told.try_into().ok()).unwrap_or(0),
-            begun: false,
+            come: 0,
             room: Room::default(),
             share,
         }
@@ -69,13 +69,14 @@ impl<'a> Body<'a> {
 
     /// Takes in what has come. It waits where there is no room for it yet.
     pub(super) async fn take(&mut self, mut chunk: &[u8]) -> Result<(), Unusable> {
-        self.begun |= !chunk.is_empty();
+        self.come += chunk.len() as u64;
+        if self.come > self.limit {
+            // Of compressed nothing there may be any amount.
+            return Err(Unusable::TooLarge);
+        }
         match &mut self.coding {
             Coding::Plain(bytes) => {
                 let needed = bytes.len() + chunk.len();
-                if needed as u64 > self.limit {
-                    return Err(Unusable::TooLarge);
-                }
                 self.room.grow_to(needed, self.share).await;
                 if bytes.capacity() < needed && needed <= self.told {
                     // As long as the server says it is, so that a page does not take up to twice its
@@ -107,7 +108,7 @@ impl<'a> Body<'a> {
         let bytes = match self.coding {
             Coding::Plain(bytes) => bytes,
             // Without a body there is nothing that could be compressed.
-            Coding::Gzip(_) if !self.begun => Vec::new(),
+            Coding::Gzip(_) if self.come == 0 => Vec::new(),
             Coding::Gzip(decoder) => decoder.finish().map_err(Unusable::Corrupt)?,
         };
         if bytes.len() as u64 > self.limit {
@@ -191,6 +192,19 @@ mod tests {
             let read = read(coding, &body, 10_000).await;
             assert!(matches!(read, Err(Unusable::TooLarge)), "{coding}");
         }
+    }
+
+    #[tokio::test]
+    async fn nor_is_it_longer_on_the_wire_however_little_is_in_it() {
+        let page = compressed(b"[]");
+        let mut body = compressed(&[]).repeat(LIMIT as usize / compressed(&[]).len() - 2);
+        body.extend(&page);
+        assert!(body.len() as u64 <= LIMIT);
+        assert_eq!(read("gzip", &body, 10_000).await.unwrap(), b"[]");
+        let longer = [body, compressed(&[]).repeat(2), page].concat();
+        assert!(longer.len() as u64 > LIMIT);
+        let read = read("gzip", &longer, 10_000).await;
+        assert!(matches!(read, Err(Unusable::TooLarge)), "{read:?}");
     }
 
     #[tokio::test]

@@ -81,6 +81,14 @@ pub struct SearchRequest {
     pub sorted: bool,
 }
 
+/// What an account's client has asked for in the last minute, kept when the client is not.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    account: Arc<str>,
+    url: String,
+    tenants: HashMap<Arc<str>, Arc<Allowances>>,
+}
+
 /// The page size that every documented example works with.
 const SAFE_PAGE_SIZE: u32 = 100;
 
@@ -114,6 +122,22 @@ impl SearchRequest {
                 ..request
             })
         }
+    }
+}
+
+// === impl Asked ===
+
+impl Asked {
+    /// The name of the account.
+    #[must_use]
+    pub fn account(&self) -> &Arc<str> {
+        &self.account
+    }
+
+    /// The ids of those that have been asked for, or about.
+    #[must_use]
+    pub fn tenants(&self) -> HashSet<Arc<str>> {
+        self.tenants.keys().cloned().collect()
     }
 }
 
@@ -266,21 +290,31 @@ impl Client {
         self.allowances(tenant).search.reserve(interval)
     }
 
+    /// What it has asked for.
+    #[must_use]
+    pub fn asked(&self) -> Asked {
+        Asked {
+            account: Arc::clone(self.account()),
+            url: self.0.http.options.url.clone(),
+            tenants: self.0.tenants.lock().clone(),
+        }
+    }
+
     /// Goes on with the allowances that another client has of these tenants, where both ask the same server:
     /// its count does not begin anew because ours does. Only the ceiling is this one's. What this one has
     /// counted itself, it goes on with.
-    pub fn go_on_with_allowances_of(&self, old: &Self, is_wanted: impl Fn(&str) -> bool) {
+    pub fn go_on_with_allowances_of(&self, old: &Asked, is_wanted: impl Fn(&str) -> bool) {
         if !self.asks_the_server_of(old) {
             return;
         }
-        let mut known = old.0.tenants.lock().clone();
-        known.retain(|tenant, _| is_wanted(tenant));
+        let known = old.tenants.iter().filter(|(tenant, _)| is_wanted(tenant));
         let mut tenants = self.0.tenants.lock();
         for (tenant, theirs) in known {
-            let ceiling = paginated(self.0.requests_per_minute, &tenant);
-            let own = tenants.entry(tenant).or_insert_with(|| Arc::clone(&theirs));
+            let ceiling = paginated(self.0.requests_per_minute, tenant);
+            let own = tenants.entry(Arc::clone(tenant));
+            let own = own.or_insert_with(|| Arc::clone(theirs));
             // They share it also where the tenant comes back.
-            if Arc::ptr_eq(own, &theirs) {
+            if Arc::ptr_eq(own, theirs) {
                 own.set_ceiling(ceiling);
             }
         }
@@ -288,14 +322,8 @@ impl Client {
 
     /// Whether both ask the same server.
     #[must_use]
-    pub fn asks_the_server_of(&self, other: &Self) -> bool {
-        is_same_url(&other.0.http.options.url, &self.0.http.options.url)
-    }
-
-    /// The ids of those that have been asked for, or about.
-    #[must_use]
-    pub fn tenants(&self) -> HashSet<Arc<str>> {
-        self.0.tenants.lock().keys().cloned().collect()
+    pub fn asks_the_server_of(&self, other: &Asked) -> bool {
+        is_same_url(&other.url, &self.0.http.options.url)
     }
 
     async fn send(
@@ -832,7 +860,7 @@ mod tests {
             ("https://b.example", Some(20), 20),
         ] {
             let new = client(url, ceiling).await.unwrap();
-            new.go_on_with_allowances_of(&old, |_| true);
+            new.go_on_with_allowances_of(&old.asked(), |_| true);
             assert_eq!(free(&new), left, "{url} {ceiling:?}");
             // What was asked for here is forgotten, what is under way is not.
             tokio::time::advance(Duration::from_secs(60)).await;

@@ -255,11 +255,10 @@ impl ClientInfo {
         };
         let id = text(fields.id).filter(|id| alert::is_id(id))?;
         let name = text(fields.name).unwrap_or_else(|| id.clone());
-        let is_no = |word: Cow<'_, str>| word.eq_ignore_ascii_case("false");
         Some(Self {
             id,
             name,
-            activated: !fields.activated.is_some_and(is_no),
+            activated: fields.activated.unwrap_or(true),
         })
     }
 }
@@ -315,11 +314,7 @@ impl<'de, R: Deserialize<'de>> Visitor<'de> for EnvelopeVisitor<R> {
                 "pageSize" => envelope.page_size = number(&mut map)?.filter(|size| *size > 0),
                 "totalPages" => envelope.total_pages = number(&mut map)?,
                 "nextPage" => {
-                    envelope.next_page = match alert::text(&mut map)?.as_deref() {
-                        Some("true") => Some(true),
-                        Some("false") => Some(false),
-                        _ => None,
-                    };
+                    envelope.next_page = alert::yes_or_no(&mut map)?;
                 }
                 "nextPageNo" => envelope.next_page_no = number(&mut map)?,
                 _ => {
@@ -409,7 +404,7 @@ impl<'de> Deserialize<'de> for Items<'de> {
 struct ClientFields<'a> {
     id: Text<'a>,
     name: Text<'a>,
-    activated: Text<'a>,
+    activated: Option<bool>,
 }
 
 impl<'de> Deserialize<'de> for ClientFields<'de> {
@@ -429,7 +424,7 @@ impl<'de> Deserialize<'de> for ClientFields<'de> {
                     match &*key {
                         "uniqueId" => fields.id = alert::text(&mut map)?,
                         "name" => fields.name = alert::word(&mut map)?,
-                        "activated" => fields.activated = alert::text(&mut map)?,
+                        "activated" => fields.activated = alert::yes_or_no(&mut map)?,
                         _ => {
                             map.next_value::<IgnoredAny>()?;
                         }
@@ -669,6 +664,36 @@ mod tests {
             ]
         );
         assert_eq!(page.next_page, None);
+    }
+
+    #[test]
+    fn a_client_is_deactivated_in_whatever_way_that_is_written() {
+        let activated = |value: &str| {
+            let client = format!(r#"{{"uniqueId":"client_1","activated":{value}}}"#);
+            let page = answer(&format!(r#"{{"results":[{client}]}}"#)).clients(1);
+            page.unwrap().clients[0].activated
+        };
+        for no in [
+            "false",
+            "0",
+            r#""0""#,
+            r#""no""#,
+            r#""false ""#,
+            r#""FALSE""#,
+        ] {
+            assert!(!activated(no), "{no}");
+        }
+        for yes in [
+            "true",
+            "1",
+            "null",
+            r#""True""#,
+            r#""""#,
+            "[]",
+            r#""perhaps""#,
+        ] {
+            assert!(activated(yes), "{yes}");
+        }
     }
 
     proptest::proptest! {

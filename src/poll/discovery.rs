@@ -180,7 +180,13 @@ pub(super) fn told_apart(tenants: &[&Tenant]) -> Vec<Tenant> {
         let name = if bearers.get(&**name).is_some_and(|bearers| *bearers > 1) {
             Arc::clone(id)
         } else if name != id && ids.contains(&**name) {
-            format!("{name} ({id})").into()
+            let both = format!("{name} ({id})");
+            let is_taken = bearers.contains_key(&*both) || ids.contains(&*both);
+            if is_taken {
+                Arc::clone(id)
+            } else {
+                both.into()
+            }
         } else {
             Arc::clone(name)
         };
@@ -879,6 +885,8 @@ mod tests {
             ("client_3", "same"),
             ("client_4", "client_2"),
             ("client_5", "client_5"),
+            ("client_6", "client_1"),
+            ("client_7", "client_1 (client_6)"),
         ]
         .map(tenant);
         let called = told_apart(&tenants.iter().collect::<Vec<_>>());
@@ -890,7 +898,9 @@ mod tests {
                 "client_2",
                 "client_3",
                 "client_2 (client_4)",
-                "client_5"
+                "client_5",
+                "client_6",
+                "client_1 (client_6)"
             ]
         );
     }

@@ -33,6 +33,12 @@ const PATIENCE: u32 = 3;
 /// Alerts of which an answer may lack most before a second one must agree: a mass closing is rarer than
 /// a server that shows nothing for a moment.
 const SUDDEN: usize = 20;
+/// How long after a refused page has failed a poll without news asks for it again, where the count does not add
+/// up.
+const TRY_AGAIN: Duration = Duration::from_secs(5 * 60);
+/// So many times as long as it took to fail a refused page is left alone: one that hangs shall not make each poll
+/// late.
+const LEFT_ALONE: u32 = 10;
 
 /// What an engine needs to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,11 +119,21 @@ pub struct Ahead {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     /// The page that the last full read was refused, if it was refused one.
-    refused: Option<u64>,
+    refused: Option<Refused>,
     /// When the server may be asked by id again; `None` where it can be.
     confirm_again: Option<Instant>,
     /// Questions by id in a row that were not answered.
     unanswered_in_a_row: u32,
+}
+
+/// A further page that the server does not show.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Refused {
+    page: u64,
+    /// When it was asked for last.
+    at: Instant,
+    /// How long it took to fail when a poll asked for it.
+    took: Duration,
 }
 
 /// The engine of one search.
@@ -457,12 +473,18 @@ impl Engine {
     }
 
     /// The server does not show the page of a full read that comes next, whenever it is asked for it: it shows
-    /// no more of a result than so much, or fails there. Polls do not ask for it until a full read gets there.
+    /// no more of a result than so much, or fails there. Polls ask for it now and then until it comes.
     pub fn page_refused(&mut self, now: Instant) {
         let Reading::Pages { read, begun } = &self.reading else {
             return;
         };
-        self.limits.refused = Some(read.page());
+        let page = read.page();
+        let before = self.limits.refused.filter(|before| before.page == page);
+        self.limits.refused = Some(Refused {
+            page,
+            at: now,
+            took: before.map_or(Duration::ZERO, |before| before.took),
+        });
         let (took, unreadable) = (now - *begun, read.unreadable());
         self.reading = Reading::Idle;
         self.rest_until = Some(now + self.rest(true, took));
@@ -472,7 +494,38 @@ impl Engine {
     /// The page at which the last full read ended, as the server does not show it.
     #[must_use]
     pub fn refused(&self) -> Option<u64> {
-        self.limits.refused
+        self.limits.refused.map(|refused| refused.page)
+    }
+
+    /// Whether polls go without this page, as the last full read was refused it or one before.
+    #[must_use]
+    pub fn is_refused(&self, page: u64) -> bool {
+        self.limits
+            .refused
+            .is_some_and(|refused| page >= refused.page)
+    }
+
+    /// A poll has asked for a page that [is refused](Engine::is_refused), and it has failed once more.
+    pub fn still_refused(&mut self, took: Duration, now: Instant) {
+        if let Some(refused) = &mut self.limits.refused {
+            (refused.at, refused.took) = (now, took);
+        }
+    }
+
+    /// The refused page that a poll is to try at its end, if it is time. Without news it takes its time, so that
+    /// a quiet poll costs one request even where the total never adds up.
+    fn trial(&self, facts: &Facts, news: bool, now: Instant) -> Option<u64> {
+        let (refused, next) = (self.limits.refused?, facts.next?);
+        let page = next.max(refused.page);
+        let least = if news {
+            self.options.interval
+        } else {
+            TRY_AGAIN
+        };
+        let pause = refused.took.saturating_mul(LEFT_ALONE).max(least);
+        let is_time = now.saturating_duration_since(refused.at) >= pause;
+        (is_time && page <= facts.pages() && facts.page < self.options.max_poll_pages)
+            .then_some(page)
     }
 
     /// Failures have held up the full read since then: that is no work, which a rest would have to follow.
@@ -492,6 +545,11 @@ impl Engine {
         now: Instant,
     ) -> Next {
         self.total = Some(facts.total);
+        if self.is_refused(facts.page) {
+            // It is shown again: what waited for that is read now.
+            self.limits.refused = None;
+            self.rest_until = None;
+        }
         if facts.is_whole() {
             self.tracker.begin_reading();
             self.tracker.adopt(known, page);
@@ -518,8 +576,7 @@ impl Engine {
         }
         let news = !delta.opened.is_empty() || !delta.tail_unchanged;
         let accounted = self.counted() == facts.total && delta.tail_unchanged;
-        let is_shown = |page: &u64| self.limits.refused.is_none_or(|refused| *page < refused);
-        if let Some(next) = facts.next.filter(is_shown)
+        if let Some(next) = facts.next.filter(|page| !self.is_refused(*page))
             && news
             && !accounted
             && !knew_nothing
@@ -534,6 +591,12 @@ impl Engine {
             return Next::Done;
         }
         self.compare_count(facts, delta, now);
+        if !accounted
+            && !knew_nothing
+            && let Some(page) = self.trial(facts, news, now)
+        {
+            return Next::Page(page);
+        }
         Next::Done
     }
 
@@ -606,7 +669,7 @@ impl Engine {
         if self
             .limits
             .refused
-            .is_some_and(|refused| facts.page >= refused)
+            .is_some_and(|refused| facts.page >= refused.page)
         {
             self.limits.refused = None;
         }
@@ -660,6 +723,8 @@ impl Engine {
         }
         let tracker = &self.tracker;
         self.suspects.retain(|id, _| tracker.is_missing(id));
+        // It ended before the page that was refused, or has read it.
+        self.limits.refused = None;
         let sudden = std::mem::take(&mut self.sudden);
         match poll {
             Some(overtaken) if unreadable == 0 => {

@@ -104,7 +104,7 @@ impl Facts {
     }
 
     /// How many pages the result has.
-    fn pages(&self) -> u64 {
+    pub(super) fn pages(&self) -> u64 {
         self.total.div_ceil(self.page_size.max(1))
     }
 }

@@ -22,7 +22,7 @@ use crate::{
     health::Health,
     identity::{SearchKey, Tenant},
     metrics::Metrics,
-    opsramp::{self, BuildError, Client},
+    opsramp::{self, Asked, BuildError, Client},
     record,
     status::{Board, SearchStatus},
     store::{Held, Store},
@@ -64,6 +64,8 @@ pub struct Pollers {
     health: Health,
     plan: Option<Plan>,
     clients: BTreeMap<Arc<str>, AccountClient>,
+    /// What accounts have asked for that have gone, or gone over to another server, and until when that counts.
+    gone: Vec<(Instant, Asked)>,
     searches: HashMap<SearchKey, RunningSearch>,
     tasks: JoinSet<SearchKey>,
     look_ups: JoinSet<(Arc<str>, Clients)>,
@@ -127,6 +129,8 @@ struct Spec {
 
 /// First polls of many searches are this far apart, but no further than their interval.
 const START_PACE: Duration = Duration::from_millis(20);
+/// What an account that has gone has asked for counts for so long: a minute, and what its last requests take.
+const GONE_COUNTS: Duration = Duration::from_secs(120);
 /// A search's loop promises to come round so often.
 pub(super) const HEARTBEAT: Duration = Duration::from_secs(120);
 
@@ -143,6 +147,7 @@ impl Pollers {
             health,
             plan: None,
             clients: BTreeMap::new(),
+            gone: Vec::new(),
             searches: HashMap::new(),
             tasks: JoinSet::new(),
             look_ups: JoinSet::new(),
@@ -209,7 +214,9 @@ impl Pollers {
             .iter()
             .map(|account| &account.options.name)
             .collect();
-        let before: Vec<Client> = self.clients.values().map(|it| it.client.clone()).collect();
+        self.forget_gone();
+        let mut before: Vec<Asked> = self.clients.values().map(|it| it.client.asked()).collect();
+        before.extend(self.gone.iter().map(|(_, asked)| asked.clone()));
         let gone: Vec<_> = self
             .clients
             .keys()
@@ -231,8 +238,11 @@ impl Pollers {
                 continue;
             };
             let old = self.clients.remove(client.account());
-            if let Some(old) = &old {
-                client.go_on_with_allowances_of(&old.client, |_| true);
+            let of_this_name = |asked: &&Asked| asked.account() == client.account();
+            for asked in before.iter().filter(of_this_name) {
+                client.go_on_with_allowances_of(asked, |_| true);
+            }
+            if old.is_some() {
                 // Its token was another client's.
                 self.board.remove_account(client.account());
             }
@@ -252,13 +262,22 @@ impl Pollers {
             }
         }
         self.hand_on_allowances(&plan, &before);
+        let until = Instant::now() + GONE_COUNTS;
+        let has_gone = |asked: &Asked| {
+            let heir = self.clients.get(asked.account());
+            heir.is_none_or(|heir| !heir.client.asks_the_server_of(asked))
+        };
+        before.truncate(before.len() - self.gone.len());
+        before.retain(has_gone);
+        self.gone
+            .extend(before.into_iter().map(|asked| (until, asked)));
         self.plan = Some(plan);
         self.follow_plan().await;
     }
 
     /// Has what these clients have asked in the last minute count on where other accounts ask for their tenants
     /// now: a server's count does not begin anew because an account has another name.
-    fn hand_on_allowances(&self, plan: &Plan, before: &[Client]) {
+    fn hand_on_allowances(&self, plan: &Plan, before: &[Asked]) {
         let of_account = |account: &Account| -> HashSet<Arc<str>> {
             account
                 .tenants
@@ -309,7 +328,11 @@ impl Pollers {
     /// Waits for something that must be acted on, looking up clients as they are due. Cancel safe.
     pub async fn next(&mut self) -> Happening {
         loop {
-            let due = self.begin_look_ups();
+            let due = self
+                .begin_look_ups()
+                .into_iter()
+                .chain(self.forget_gone())
+                .min();
             tokio::select! {
                 Some(ended) = self.tasks.join_next_with_id() => match ended {
                     Ok((task, key)) if self.searches.get(&key).is_some_and(|it| it.task == task) => {
@@ -528,6 +551,13 @@ impl Pollers {
             let client = self.clients.get(name)?;
             Some((name, account.discovery?, client)).filter(|_| !client.is_looking_up())
         })
+    }
+
+    /// Forgets what no longer counts. Brings when there is more to be forgotten.
+    fn forget_gone(&mut self) -> Option<Instant> {
+        let now = Instant::now();
+        self.gone.retain(|(until, _)| *until > now);
+        self.gone.iter().map(|(until, _)| *until).min()
     }
 
     /// Begins the look-ups that are due. Brings when the next one is.

@@ -115,6 +115,7 @@ enum Reply {
         purpose: Purpose,
         request: SearchRequest,
         answer: Result<Answer, opsramp::Error>,
+        took: Duration,
     },
     Reasons(Vec<(Box<str>, Reason)>),
     Verdicts(Vec<(Box<str>, Reason)>),
@@ -314,6 +315,7 @@ impl Running {
             purpose,
             request,
             answer,
+            took,
         } = reply
         else {
             return None;
@@ -333,18 +335,26 @@ impl Running {
                 self.ask_fully_at = None;
             }
         }
-        if let Err(error) = &answer
-            && request.page > 1
-            && patience::tells(error)
-        {
-            self.engine.poll_cut_short(Instant::now());
-        }
-        let learned = match answer {
+        let mut learned = match answer {
             Ok(answer) => self.learn(&purpose, &request, &answer).await,
-            // How far the server shows the result is the background's to find out.
-            Err(error) if request.page > 1 && is_refusal(&error) => Ok((Next::Done, 0)),
             Err(error) => Err(error.into()),
         };
+        if request.page > 1
+            && let Err(Failure::Api(error)) = &learned
+        {
+            let is_refused = self.engine.is_refused(request.page);
+            if is_refused {
+                // It was tried in vain, and polls do without it.
+                self.engine.still_refused(took, Instant::now());
+            } else if patience::tells(error) {
+                // Also where it came and cannot be read.
+                self.engine.poll_cut_short(Instant::now());
+            }
+            // How far the server shows the result is the background's to find out.
+            if is_refused || is_refusal(error) {
+                learned = Ok((Next::Done, 0));
+            }
+        }
         if learned.is_ok()
             && let Some(poll) = &mut self.poll
             && !std::mem::replace(&mut poll.heard, true)
@@ -534,6 +544,7 @@ impl Running {
                 purpose,
                 request,
                 answer,
+                ..
             } => {
                 let learned = match answer {
                     Ok(answer) => self.learn(&purpose, &request, &answer).await.map(|_| ()),
@@ -654,11 +665,13 @@ impl Running {
         let client = self.search.client.clone();
         let tenant = Arc::clone(&self.search.key.tenant.id);
         Box::pin(async move {
+            let asked = Instant::now();
             let answer = client.search(&tenant, &request, urgency).await;
             Reply::Page {
                 purpose,
                 request,
                 answer,
+                took: asked.elapsed(),
             }
         })
     }

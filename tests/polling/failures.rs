@@ -124,6 +124,41 @@ async fn a_further_page_that_fails_for_good_delays_no_new_alert() {
     assert!(began.elapsed() < Duration::from_secs(60));
 }
 
+/// Each poll has news.
+async fn alerts_come_and_go(simulator: &Simulator) {
+    let old = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
+    for id in old.into_iter().cycle() {
+        // One that has left already stays so.
+        simulator.act(id, Action::Ticket).ok();
+        simulator.open_many(DEMO_TENANT, 1).unwrap();
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// That an answer cannot be read shows later than any other failure.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_cannot_be_read_is_found_out_by_the_background_while_alerts_keep_opening() {
+    let simulator = start(world(250)).await;
+    let exporter = Exporter::start(plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    simulator.reset_requests();
+    simulator.inject(FaultRule {
+        page: Some(2),
+        ..FaultRule::always(Fault::NullResult).at(Endpoint::Search)
+    });
+    let of_page = |page| {
+        let requests = simulator.requests();
+        let log = requests.log.iter();
+        log.filter(|request| request.page == Some(page)).count()
+    };
+    // A poll asks for it once at most, a full read again and again.
+    let is_read = eventually("the page is read", || async { of_page(2) > of_page(1) });
+    tokio::select! {
+        () = alerts_come_and_go(&simulator) => {}
+        () = is_read => {}
+    }
+}
+
 /// Where every poll has news, none gets as far as to the count.
 #[tokio::test(flavor = "multi_thread")]
 async fn departures_are_noticed_where_a_further_page_fails_for_good_and_alerts_keep_opening() {
@@ -135,15 +170,7 @@ async fn departures_are_noticed_where_a_further_page_fails_for_good_and_alerts_k
         page: Some(2),
         ..FaultRule::always(not_found).at(Endpoint::Search)
     });
-    let old = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
-    let goes_on = async {
-        for id in old.into_iter().cycle() {
-            // One that has left already stays so.
-            simulator.act(id, Action::Ticket).ok();
-            simulator.open_many(DEMO_TENANT, 1).unwrap();
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
+    let goes_on = alerts_come_and_go(&simulator);
     let began = Instant::now();
     let noticed = eventually("some have left", || async {
         exporter.count("left").await > 0
@@ -156,6 +183,50 @@ async fn departures_are_noticed_where_a_further_page_fails_for_good_and_alerts_k
     assert!(began.elapsed() < Duration::from_secs(50));
     eventually("polls succeed", || async {
         exporter.sample("opsramp_up{") == 1.0
+    })
+    .await;
+}
+
+/// Polls try now and then whether it comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_was_given_up_fails_no_poll_and_delays_no_news_once_it_comes() {
+    let simulator = start(world(250)).await;
+    let mut plan = plan(&simulator.url());
+    // A full read that has failed rests for longer than the test takes.
+    plan.searches[0].interval = Duration::from_secs(2);
+    let exporter = Exporter::start(plan).await;
+    exporter.wait_until_complete().await;
+    let of_page_2 = |fault, times| FaultRule {
+        page: Some(2),
+        times,
+        ..FaultRule::always(fault).at(Endpoint::Search)
+    };
+    // As often as a full read asks for it. Then it fails in a way that would fail a poll.
+    simulator.inject(of_page_2(Fault::status(404), Some(3)));
+    simulator.inject(of_page_2(Fault::status(500), None));
+    simulator.reset_requests();
+    let oldest = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap()[0]);
+    simulator.act(oldest, Action::Ticket).unwrap();
+    eventually("it has left", || async {
+        exporter.count("left").await == 1
+    })
+    .await;
+    let asked = || {
+        let requests = simulator.requests();
+        let log = requests.log.iter();
+        log.filter(|request| request.page == Some(2)).count()
+    };
+    assert_eq!(asked(), 3);
+    exporter.wait_for_poll().await;
+    simulator.open_many(DEMO_TENANT, 150).unwrap();
+    eventually("a poll asks for the page", || async { asked() > 3 }).await;
+    exporter.wait_for_poll().await;
+    assert_eq!(exporter.sample("opsramp_poll_failures_total{"), 0.0);
+    assert_eq!(exporter.count("opened").await, 250 + 100);
+    simulator.clear_faults();
+    simulator.open_many(DEMO_TENANT, 150).unwrap();
+    eventually("all are told", || async {
+        exporter.count("opened").await == 250 + 300
     })
     .await;
 }

@@ -205,6 +205,95 @@ fn polls_ask_for_no_page_that_full_reads_are_refused() {
     assert_eq!(poll_with_news(&mut run), 10);
 }
 
+/// A poll, and whether it wants this page in the end. That fails then, after so long.
+fn poll_tries(run: &mut Run, page: u64, took: Duration) -> bool {
+    run.poll(false);
+    while run.poll_page.is_some_and(|wanted| wanted < page) {
+        run.poll(false);
+    }
+    let tries = run.poll_page.take();
+    if tries.is_some() {
+        assert_eq!(tries, Some(page));
+        run.engine.still_refused(took, run.now);
+        run.now += Duration::from_secs(30);
+    }
+    tries.is_some()
+}
+
+#[test]
+fn a_refused_page_is_read_by_the_next_poll_that_has_news_up_to_there_once_it_comes() {
+    let mut run = run_with(250, 100);
+    read_up_to_a_refusal(&mut run, 2);
+    for _ in 0..10 {
+        run.server.clock += 3;
+        run.server.act(&Act::Open(150));
+        run.now += run.engine.options.interval;
+        assert!(poll_tries(&mut run, 2, Duration::from_millis(10)));
+    }
+    run.server.clock += 3;
+    run.server.act(&Act::Open(150));
+    run.poll(false);
+    while run.poll_page.is_some() {
+        run.poll(false);
+    }
+    assert_eq!(run.engine.refused(), None);
+    let told = run.logged_open.iter().rev().take(150).count();
+    assert_eq!((told, run.logged_open.last()), (150, Some(&1_900)));
+    // Nor does the full read that is wanted for the rest wait any longer.
+    while run.background(false) {}
+    run.assert_agreement();
+}
+
+#[test]
+fn a_refused_page_that_hangs_is_left_alone_for_ten_times_as_long() {
+    let mut run = run_with(250, 100);
+    read_up_to_a_refusal(&mut run, 2);
+    let tried: Vec<u32> = (0..40)
+        .filter(|_| {
+            run.server.clock += 3;
+            run.server.act(&Act::Open(150));
+            poll_tries(&mut run, 2, Duration::from_secs(45))
+        })
+        .collect();
+    assert_eq!(tried, [1, 16, 31], "every 450 seconds");
+}
+
+/// What a poll could not read for it is on the page when it comes, while nothing new happens.
+#[test]
+fn a_quiet_poll_asks_for_a_refused_page_every_five_minutes_and_only_where_the_count_does_not_add_up()
+ {
+    let mut run = run_with(950, 100);
+    read_up_to_a_refusal(&mut run, 4);
+    let took = Duration::from_millis(10);
+    let polls = |run: &mut Run| (0..40).filter(|_| poll_tries(run, 4, took)).count();
+    assert_eq!(polls(&mut run), 0);
+    run.server.surplus = 1;
+    assert_eq!(polls(&mut run), 4);
+    // It is none of the result any more.
+    run.server.act(&Act::CloseMany(0, 250));
+    run.server.act(&Act::CloseMany(0, 250));
+    run.server.act(&Act::CloseMany(0, 200));
+    assert_eq!(polls(&mut run), 0);
+}
+
+#[test]
+fn a_sound_reading_that_ends_before_a_refused_page_lifts_the_refusal() {
+    for left in [50, 150] {
+        let mut run = run_with(450, 100);
+        read_up_to_a_refusal(&mut run, 3);
+        assert_eq!(run.engine.refused(), Some(3));
+        for _ in 0..4 {
+            run.server.act(&Act::CloseMany(0, 75));
+        }
+        if left < 100 {
+            run.server.act(&Act::CloseMany(0, 100));
+        }
+        run.settle();
+        assert_eq!(run.engine.refused(), None, "{left} are left");
+        run.assert_agreement();
+    }
+}
+
 #[test]
 fn an_empty_or_doubtful_result_is_gone_through_twice() {
     let gone_through = |open: u8, surplus: u64| {
