@@ -358,7 +358,7 @@ impl Delivery {
         let predecessor = self.leaving.remove(&name).map(|former| {
             predecessors = former.predecessors;
             // One that has not begun, and was told to leave, never will: it only waits for those before it.
-            if former.has_begun.load(Ordering::Relaxed) {
+            if former.has_begun.load(Ordering::SeqCst) {
                 predecessors.push((former.options.target, former.task.abort_handle()));
             }
             predecessors.retain(|(_, task)| !task.is_finished());

@@ -189,7 +189,7 @@ impl Worker {
         let mut trouble = Trouble::default();
         // Before the order is looked at: who gives another one and then finds that it has not begun knows that
         // it never will.
-        self.has_begun.store(true, Ordering::Relaxed);
+        self.has_begun.store(true, Ordering::SeqCst);
         loop {
             let order = self.order();
             if order.is_to_leave() {

@@ -151,11 +151,15 @@ async fn every_series_exists_before_anything_happens() {
         "opsramp_sink_events_total",
         "opsramp_sink_errors_total",
         "opsramp_sink_rejected_events_total",
-        "opsramp_sink_backlog_events",
     ] {
         let series = format!("{name}{{sink=\"stdout\"}}");
         assert_eq!(metrics.one(&series), Some(0.0), "{series}");
     }
+    // It is asked of the store, beside the first scrape.
+    let backlog = r#"opsramp_sink_backlog_events{sink="stdout"}"#;
+    exporter
+        .wait_for(backlog, |metrics| metrics.one(backlog) == Some(0.0))
+        .await;
     exporter.stop().await;
 }
 
