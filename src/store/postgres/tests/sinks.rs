@@ -254,7 +254,9 @@ async fn sinks_whose_change_was_not_answered_are_those_that_were() {
     let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
     store.commit(held, events(1..3), second(2)).await.unwrap();
     for (changed, kept) in [(&["s"][..], "{s,t}"), (&["s", "t", "u"], "{s,t,u}")] {
-        proxy.set(proxy::Weather::Unanswered { question: "COMMIT\0" });
+        proxy.set(proxy::Weather::Unanswered {
+            question: "COMMIT\0",
+        });
         store.set_sinks(names(changed)).await.unwrap_err();
         proxy.set(proxy::Weather::Fair);
         let known = "SELECT replica.sinks, array_agg(sink.name ORDER BY sink.name)
@@ -300,7 +302,9 @@ async fn a_change_that_was_not_answered_costs_no_other_replicas_sink_what_waits_
     let store = open(&by_proxy, "node", Duration::from_secs(4)).await;
     store.set_sinks(names(&["s"])).await.unwrap();
     other.close().await;
-    proxy.set(proxy::Weather::Unanswered { question: "COMMIT\0" });
+    proxy.set(proxy::Weather::Unanswered {
+        question: "COMMIT\0",
+    });
     store.set_sinks(names(&["s", "extra"])).await.unwrap_err();
     proxy.set(proxy::Weather::Fair);
     let deadline = Instant::now() + PATIENCE;
