@@ -429,3 +429,18 @@ async fn transactions_are_as_isolated_as_they_are_meant_to_be_whatever_the_defau
         session.commit().await.unwrap();
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_that_is_there_and_being_written_is_no_conflict_where_isolation_is_strict() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let mut session = shared(&store).pool.session().await.unwrap();
+    let begin = "BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT count(*) FROM search";
+    session.batch(begin).await.unwrap();
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+    alerts::create(&mut session, &[a_search()], second(3))
+        .await
+        .unwrap();
+    session.batch("ROLLBACK").await.unwrap();
+}
