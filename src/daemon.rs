@@ -60,8 +60,11 @@ const LONGEST_CHANGE: Duration = Duration::from_secs(5 * 60);
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// It becomes no longer than this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
+/// A store that takes longer is waited for in public.
+const SILENT: Duration = Duration::from_secs(1);
 /// The topic of what is said about a store in trouble.
 const STORE: &str = "store";
+const SILENCE: &str = "the state store has not answered yet; nothing is polled until it does";
 /// The topic of what is said about a configuration that cannot be loaded again.
 const CONFIGURATION: &str = "configuration";
 const QUIT: &str = "POST /-/quit";
@@ -466,20 +469,36 @@ impl Opening<'_> {
         Ok((store, delivery, pollers))
     }
 
-    /// Does what needs the store, over and over while it fails for a reason that may pass.
+    /// Does what needs the store, over and over while it fails for a reason that may pass. Whoever asks
+    /// meanwhile is told so, also where it neither fails nor comes to an end.
     async fn wait_for<A, E: std::error::Error>(
         &mut self,
         mut work: impl AsyncFnMut() -> Result<A, E>,
         is_passing: impl Fn(&E) -> bool,
     ) -> Result<A, E> {
         let mut pause = FIRST_PAUSE;
+        let mut has_failed = false;
         loop {
-            match work().await {
+            let done = {
+                let mut working = pin!(work());
+                match tokio::time::timeout(SILENT, working.as_mut()).await {
+                    Ok(done) => done,
+                    Err(_) => {
+                        if !has_failed {
+                            self.health.hold_up(STORE, Some(SILENCE.to_owned()));
+                            self.serve();
+                        }
+                        working.await
+                    }
+                }
+            };
+            match done {
                 Err(error) if is_passing(&error) => {
                     let error = chain(&error);
                     tracing::error!(%error, "waiting for the state database; nothing is polled until it can be used");
                     self.health.hold_up(STORE, Some(error));
                     self.serve();
+                    has_failed = true;
                 }
                 done => {
                     self.health.hold_up(STORE, None);

@@ -19,7 +19,8 @@ pub(super) enum Reason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waiting {
     Exactly(u64),
-    /// When it has left is not known, so that some of them may have been journalled since, for others.
+    /// When it has left, or when they were journalled, is not known, so that some of them may have been
+    /// journalled since, for others.
     AtMost(u64),
 }
 
@@ -72,6 +73,15 @@ pub(super) fn tell_given_up(sink: &str, events: impl Into<Waiting>, reason: Reas
 impl Waiting {
     fn is_nothing(self) -> bool {
         matches!(self, Self::Exactly(0) | Self::AtMost(0))
+    }
+
+    /// This one, or what was told before, where that was more.
+    pub(super) fn or_more(self, told: Option<Self>) -> Self {
+        let events = |waiting: &Self| match waiting {
+            Self::Exactly(events) | Self::AtMost(events) => *events,
+        };
+        told.filter(|told| events(told) > events(&self))
+            .unwrap_or(self)
     }
 
     fn exactly(self) -> Option<u64> {

@@ -202,7 +202,7 @@ impl Postgres {
             return Err(Error::HeldElsewhere);
         };
         let _turn = turn.map_err(|_| Error::Closed)?;
-        let taken = bounded(&self.shared, async {
+        let taken = self.shared.bounded(async {
             let mut tries = Tries::default();
             loop {
                 match self.try_take_up(key, now).await {
@@ -220,7 +220,16 @@ impl Postgres {
                 self.shared.wake.notify_one();
                 Err(Error::HeldElsewhere)
             }
-            Err(error) => Err(error),
+            // Whoever can lock the row takes the search up: the keeper gives turns at it again.
+            Err(failure) if failure.is_of_a_lock() => {
+                tracing::warn!(
+                    search = %key,
+                    "another transaction keeps the row of the search locked in the state database; unless \
+                     that is another replica's, nobody polls the search until it ends"
+                );
+                Err(Error::HeldElsewhere)
+            }
+            Err(failure) => Err(failure.into()),
         }
     }
 
@@ -232,8 +241,9 @@ impl Postgres {
         let me = self.shared.number()?;
         let lease = self.shared.lease_seconds();
         let mut session = self.shared.pool.session().await?;
-        // What is read is what whoever wrote it last has left, from the server that gave the lease.
-        session.begin().await?;
+        // What is read is what whoever wrote it last has left, from the server that gave the lease. A row
+        // that somebody has locked shall not keep the turn of others.
+        session.begin_waiting(self.shared.lock_wait()).await?;
         let mut asked = clock::since_boot();
         let mut taken = alerts::take(&mut session, key, me, lease).await?;
         if taken.is_none() {
@@ -401,7 +411,7 @@ impl Postgres {
     async fn make_room(&self, events: u64) -> bool {
         let (in_the_way, have_left) = self.shared.look(|state| {
             let sinks = state.journal.in_the_way_of(events);
-            let have_left = sinks.iter().all(|name| state.left.contains(name));
+            let have_left = sinks.iter().all(|name| state.left.contains_key(name));
             (sinks, have_left)
         });
         if in_the_way.is_empty() || !have_left {
@@ -721,7 +731,7 @@ async fn release(shared: &Shared, leases: &[Held]) -> Result<(), Error> {
             delivery::save(shared, &sink).await?;
         }
         let mut session = shared.pool.session().await?;
-        keeper::give_back(&mut session, me, &held).await
+        keeper::give_back(shared, &mut session, me, &held).await
     });
     let given = given.await;
     shared.change_leases(|state| {

@@ -495,6 +495,34 @@ async fn a_start_that_waits_for_the_database_tells_the_truth_and_does_what_it_is
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_start_whose_database_hangs_is_told_before_it_fails() {
+    let cluster = postgres::shared();
+    let opsramp = opsramp(1).await;
+    let cable = Cable::to(cluster.port()).await;
+    let database = cable.lead(&cluster.fresh(), cluster.port());
+    cable.cut();
+    let place = replica(&opsramp, 1, 1, &database);
+    let begun = Instant::now();
+    let exporter = place.start().await;
+    let (status, why) = exporter.get("/-/ready").await;
+    assert!(
+        begun.elapsed() < Duration::from_secs(4),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(status, 503);
+    assert!(why.contains("state store has not answered yet"), "{why}");
+    assert_eq!(exporter.get("/-/healthy").await.0, 200);
+    cable.mend();
+    exporter.wait_for("it polls", all_is_well).await;
+    eventually("it is ready", async || {
+        exporter.get("/-/ready").await.0 == 200
+    })
+    .await;
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_reload_that_the_database_fails_leaves_nothing_behind_and_one_that_hangs_can_be_ended() {
     let mut cluster = own_cluster().await;
     let opsramp = opsramp(1).await;

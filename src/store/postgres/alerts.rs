@@ -100,9 +100,14 @@ pub(super) async fn create(
     let names: Vec<_> = keys.iter().map(|key| key.2).collect();
     session
         .execute(
+            // Where the database's default isolation is strict, a row that is there and being written would
+            // be a conflict.
             "INSERT INTO search (account, tenant_id, name, first_seen)
              SELECT account, tenant_id, name, $4::timestamptz
              FROM unnest($1::text[], $2::text[], $3::text[]) AS new (account, tenant_id, name)
+             WHERE NOT EXISTS (
+                SELECT FROM search WHERE search.account = new.account
+                    AND search.tenant_id = new.tenant_id AND search.name = new.name)
              ON CONFLICT (account, tenant_id, name) DO NOTHING",
             &[&accounts, &tenants, &names, &Time(now)],
         )

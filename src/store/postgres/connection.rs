@@ -183,6 +183,13 @@ pub enum Failure {
          security without a policy for that does"
     )]
     Hidden(&'static str),
+    /// Somebody has locked the rows of searches.
+    #[error(
+        "another transaction keeps what is needed of the state database locked ({0}), and was waited for in \
+         vain; this goes on when that transaction ends: pg_stat_activity shows it, and pg_blocking_pids() \
+         whom it holds up"
+    )]
+    Locked(String),
     /// The store was closed.
     #[error("the state store is closed")]
     Closed,
@@ -230,10 +237,12 @@ impl Pool {
             .runtime(deadpool::Runtime::Tokio1)
             .timeouts(timeouts)
             .build();
-        // Whoever is cut off in a transaction holds up the others no longer than its lease.
+        // Whoever is cut off in a transaction holds up the others no longer than its lease. A database may
+        // have a stricter isolation for its default: whatever waits for a lock would fail then, once it
+        // has it.
         let idle = (lease / 2).clamp(Duration::from_millis(500), PATIENCE);
         let begin = format!(
-            "BEGIN; SET LOCAL idle_in_transaction_session_timeout = {}; \
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = {}; \
              SET LOCAL statement_timeout = {}",
             idle.as_millis(),
             PATIENCE.as_millis()
@@ -491,7 +500,26 @@ impl Session {
     /// Begins a transaction. It ends with [`Self::commit`], or in nothing.
     pub(super) async fn begin(&mut self) -> Result<(), Failure> {
         let begin = Arc::clone(&self.begin);
-        self.batch(&begin).await?;
+        self.begin_by(&begin).await
+    }
+
+    /// Begins one that [fails](Failure::is_of_a_lock) where it waits for a lock for longer than that.
+    pub(super) async fn begin_waiting(&mut self, wait: Duration) -> Result<(), Failure> {
+        let wait = wait.as_millis();
+        let begin = format!("{}; SET LOCAL lock_timeout = {wait}", self.begin);
+        self.begin_by(&begin).await
+    }
+
+    /// Begins one each of whose statements the server ends after so long: for whoever may be gone by then,
+    /// and could not have it cancelled.
+    pub(super) async fn begin_last(&mut self, limit: Duration) -> Result<(), Failure> {
+        let limit = limit.as_millis();
+        let begin = format!("{}; SET LOCAL statement_timeout = {limit}", self.begin);
+        self.begin_by(&begin).await
+    }
+
+    async fn begin_by(&mut self, begin: &str) -> Result<(), Failure> {
+        self.batch(begin).await?;
         self.in_transaction = true;
         Ok(())
     }
@@ -527,11 +555,34 @@ impl Session {
     ) -> Result<Vec<Row>, Failure> {
         let mut tries = Tries::default();
         loop {
-            match self.query(sql, parameters).await {
+            match self.query_alone(&tries, sql, parameters).await {
                 Err(failure) if tries.again(&failure).await => {}
                 done => return done,
             }
         }
+    }
+
+    /// A try of a statement outside a transaction. Where the database's default isolation is stricter than
+    /// [ours](Self::begin), each is in the way of others all the time: so the second try is in a
+    /// transaction of its own, which takes two more answers.
+    pub(super) async fn query_alone(
+        &mut self,
+        tries: &Tries,
+        sql: &'static str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, Failure> {
+        if tries.0 == 0 {
+            return self.query(sql, parameters).await;
+        }
+        self.begin().await?;
+        let done = self.query(sql, parameters).await;
+        match &done {
+            Ok(_) => self.commit().await?,
+            Err(failure) if failure.is_conflict() => self.roll_back().await?,
+            // The connection is not used again.
+            Err(_) => {}
+        }
+        done
     }
 
     pub(crate) async fn query(
@@ -687,9 +738,15 @@ impl Failure {
         [
             SqlState::T_R_SERIALIZATION_FAILURE,
             SqlState::T_R_DEADLOCK_DETECTED,
+            SqlState::LOCK_NOT_AVAILABLE,
         ]
         .iter()
         .any(|state| self.state() == Some(state))
+    }
+
+    /// Whether another transaction has had a lock for longer than it was waited for.
+    pub(super) fn is_of_a_lock(&self) -> bool {
+        self.state() == Some(&SqlState::LOCK_NOT_AVAILABLE)
     }
 
     /// Whether a table is not there, or lacks a column.
@@ -725,6 +782,7 @@ impl Failure {
             | Self::Missing(_)
             | Self::Encoding(_)
             | Self::NotJoined
+            | Self::Locked(_)
             | Self::Hidden(_) => true,
         }
     }

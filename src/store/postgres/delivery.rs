@@ -4,6 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
 use jiff::Timestamp;
+use tokio::time::Instant;
 use tokio_postgres::types::ToSql;
 use uuid::Uuid;
 
@@ -18,12 +19,15 @@ use crate::{
     clock,
     store::{
         Held, JournalEvent, Pending,
-        left_sinks::{KEPT_FOR, Reason, tell_given_up, tell_left},
+        left_sinks::{KEPT_FOR, Reason, Waiting, tell_given_up, tell_left},
     },
 };
 
 /// Events that are removed from journals together.
 pub(super) const PRUNE_STEP: i64 = 2000;
+
+/// Whoever enters a sink waits so long for rows of searches that somebody has locked.
+const LOCKED_PATIENCE: Duration = Duration::from_secs(20);
 
 /// Says which sinks this replica has, and takes note of all there are. What fails changes nothing
 /// here; what the server has of it all the same the keeper takes back. Those that it had stay until
@@ -50,11 +54,11 @@ pub(super) async fn add_sinks(
     });
     let mut all = names.to_owned();
     all.extend(before.into_iter().filter(|name| !names.contains(name)));
-    name_sinks(shared, session, &all).await?;
+    name_sinks(shared, session, &all, LOCKED_PATIENCE).await?;
     learn_sinks(shared, session, &all).await?;
     shared.change_leases(|state| {
         state.sinks = Some(names.to_owned());
-        state.left.retain(|name| !names.contains(name));
+        state.left.retain(|name, _| !names.contains(name));
         // What this process remembers of a sink that it has already is newer.
         let new = marks
             .into_iter()
@@ -72,7 +76,9 @@ pub(super) async fn forget_sinks(
     session: &mut Session,
     names: &[String],
 ) -> Result<(), Failure> {
-    name_sinks(shared, session, names).await?;
+    // There is none to be entered, but for those that somebody has removed: the keeper comes again, and
+    // has leases to renew meanwhile.
+    name_sinks(shared, session, names, Duration::ZERO).await?;
     learn_sinks(shared, session, names).await
 }
 
@@ -88,14 +94,27 @@ pub(super) async fn set_sinks_again(shared: &Shared, session: &mut Session) -> R
     }
 }
 
+/// The same where rows of searches are locked, for no longer than `patience`: between the tries others get
+/// at what this one would have locked.
 async fn name_sinks(
     shared: &Shared,
     session: &mut Session,
     names: &[String],
+    patience: Duration,
 ) -> Result<(), Failure> {
+    let me = shared.number()?;
+    let until = Instant::now() + patience;
     let mut tries = Tries::default();
     loop {
-        match try_name_sinks(shared, session, names).await {
+        match try_name_sinks(shared, session, me, names).await {
+            Err(failure) if failure.is_of_a_lock() => {
+                session.roll_back().await?;
+                if Instant::now() >= until {
+                    return Err(locked(session).await?.unwrap_or(failure));
+                }
+                let pause = shared.lock_wait().mul_f64(2.0 + 2.0 * fastrand::f64());
+                tokio::time::sleep(pause).await;
+            }
             Err(failure) if tries.again(&failure).await => session.roll_back().await?,
             done => return done,
         }
@@ -105,12 +124,39 @@ async fn name_sinks(
 async fn try_name_sinks(
     shared: &Shared,
     session: &mut Session,
+    me: i64,
     names: &[String],
 ) -> Result<(), Failure> {
-    let me = shared.number()?;
-    session.begin().await?;
+    session.begin_waiting(shared.lock_wait()).await?;
     write_sinks(session, me, names).await?;
     session.commit().await
+}
+
+/// Says which rows are in the way of whoever would lock those of all searches, if any are.
+pub(super) async fn locked(session: &mut Session) -> Result<Option<Failure>, Failure> {
+    let rows = session
+        .query_again(
+            "WITH free AS (SELECT id FROM search FOR SHARE SKIP LOCKED)
+             SELECT id, account, tenant_id, name FROM search
+             WHERE id NOT IN (SELECT id FROM free) ORDER BY id",
+            &[],
+        )
+        .await?;
+    let Some(row) = rows.first() else {
+        return Ok(None);
+    };
+    let (id, account, tenant, name): (i64, &str, &str, &str) = (
+        row.try_get(0)?,
+        row.try_get(1)?,
+        row.try_get(2)?,
+        row.try_get(3)?,
+    );
+    let more = match rows.len() - 1 {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let what = format!("row {id} of the table search, {account}/{tenant}/{name}{more}");
+    Ok(Some(Failure::Locked(what)))
 }
 
 /// Whether the replica `$1` is taken for alive: else it would take its own sinks, and those of others, for
@@ -137,25 +183,23 @@ macro_rules! is_alone {
     };
 }
 
-/// Writes which sinks the replica `me` has. Those that it names no longer are kept for a while, also what
+/// Writes which sinks the replica `me` has, in a transaction that does not wait for long: until it has the
+/// rows of all searches, those that it has are locked, and no lease on them is renewed. Those that it names no longer are kept for a while, also what
 /// was added in vain: it may have been there before, with what waits for it.
 pub(super) async fn write_sinks(
     session: &mut Session,
     me: i64,
     names: &[String],
 ) -> Result<(), Failure> {
-    session
-        .execute(
-            "UPDATE replica SET sinks = $2 WHERE id = $1",
-            &[&me, &names],
-        )
-        .await?;
-    note_unnamed(session, me).await?;
     let mut sorted = names.to_owned();
     sorted.sort_unstable();
     let new = session
         .query(
-            "INSERT INTO sink (name) SELECT name FROM unnest($1::text[]) AS new (name)
+            // Nobody forgets those meanwhile that are there.
+            "WITH named AS (
+                UPDATE sink SET unnamed_since = NULL
+                WHERE name = ANY($1) AND unnamed_since IS NOT NULL)
+             INSERT INTO sink (name) SELECT name FROM unnest($1::text[]) AS new (name)
              ON CONFLICT (name) DO NOTHING RETURNING name",
             &[&sorted],
         )
@@ -177,32 +221,54 @@ pub(super) async fn write_sinks(
             )
             .await?;
     }
-    Ok(())
+    // Last, for renewals begin with the replica's row.
+    session
+        .execute(
+            "UPDATE replica SET sinks = $2 WHERE id = $1",
+            &[&me, &names],
+        )
+        .await?;
+    note_unnamed(session, me).await
 }
 
 /// How many events wait for a sink of those that were there when it left, so long ago: the others nobody
 /// has meant for it. What was journalled since is at the end, so that no more is read than that. Times are
 /// the exporters' own there, and this one's clock tells when that was: the server's may be ahead or behind.
-/// Asked for one sink alone: for all in a statement the planner expects so much that it compiles it
-/// first, which takes half a second.
+/// Where another exporter's was ahead, and its events seem to be of a time that is yet to come, nobody knows
+/// which of them it was meant to have. Asked for one sink alone: for all in a statement the planner expects
+/// so much that it compiles it first, which takes half a second.
 async fn left_waiting(
     session: &mut Session,
     sink: &str,
     left_for: Duration,
-) -> Result<u64, Failure> {
-    let left_at = clock::now().checked_sub(left_for);
+) -> Result<Waiting, Failure> {
+    let now = clock::now();
+    let left_at = now.checked_sub(left_for);
     let left_at = Time(left_at.unwrap_or(Timestamp::MIN));
-    let sql = "SELECT coalesce(sum(waiting.position - coalesce(progress.position, 0)), 0)::bigint
-        FROM search
-        LEFT JOIN progress ON progress.sink = $1 AND progress.search_id = search.id
-        CROSS JOIN LATERAL (
+    let sql = "SELECT coalesce(sum(coalesce(meant.position, place) - place), 0)::bigint,
+            coalesce(sum(coalesce(ahead.position, meant.position, place) - place), 0)::bigint
+        FROM (
+            SELECT search.id, coalesce(progress.position, 0) AS place FROM search
+            LEFT JOIN progress ON progress.sink = $1 AND progress.search_id = search.id) AS places
+        LEFT JOIN LATERAL (
             SELECT position FROM journal
-            WHERE journal.search_id = search.id AND at <= $2
-                AND position > coalesce(progress.position, 0)
-            ORDER BY position DESC LIMIT 1) AS waiting";
-    let rows = session.query(sql, &[&sink, &left_at]).await?;
-    let events = rows.first().map(|row| row.try_get::<_, i64>(0));
-    Ok(events.transpose()?.unwrap_or(0).unsigned_abs())
+            WHERE journal.search_id = places.id AND at <= $2 AND position > place
+            ORDER BY position DESC LIMIT 1) AS meant ON TRUE
+        LEFT JOIN LATERAL (
+            SELECT position FROM journal
+            WHERE journal.search_id = places.id AND at > $3
+                AND position > coalesce(meant.position, place)
+            ORDER BY position DESC LIMIT 1) AS ahead ON TRUE";
+    let rows = session.query(sql, &[&sink, &left_at, &Time(now)]).await?;
+    let Some(row) = rows.first() else {
+        return Ok(Waiting::Exactly(0));
+    };
+    let (meant, at_most): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+    Ok(if at_most > meant {
+        Waiting::AtMost(at_most.unsigned_abs())
+    } else {
+        Waiting::Exactly(meant.unsigned_abs())
+    })
 }
 
 /// The columns of a sink: its name, and for how long no replica has named it, if it is one of these.
@@ -218,8 +284,9 @@ fn left_for(row: &tokio_postgres::Row) -> Result<Duration, Failure> {
 }
 
 /// Gives up a sink, which has left so long ago, by a statement that looks once more whether it may, and
-/// tells what it costs.
+/// tells what it costs: no less than was told when it left, since a time to come may have come by now.
 async fn give_up(
+    shared: &Shared,
     session: &mut Session,
     (sink, left_for): (&str, Duration),
     delete: &'static str,
@@ -227,6 +294,8 @@ async fn give_up(
     reason: Reason,
 ) -> Result<(), Failure> {
     let events = left_waiting(session, sink, left_for).await?;
+    let told = shared.look(|state| state.left.get(sink).copied());
+    let events = events.or_more(told);
     if session.execute(delete, parameters).await? > 0 {
         tell_given_up(sink, events, reason);
     }
@@ -260,24 +329,21 @@ pub(super) async fn tell_unnamed(shared: &Shared, session: &mut Session) -> Resu
     for row in session.query(sql, &[&shared.number()?]).await? {
         let sink: String = row.try_get(0)?;
         let is_unnamed: bool = row.try_get(2)?;
-        if is_unnamed && !shared.look(|state| state.left.contains(&sink)) {
+        if !is_unnamed {
+            shared.change_journals(|state| state.left.remove(&sink));
+        } else if !shared.look(|state| state.left.contains_key(&sink)) {
             let left_for = left_for(&row)?;
             let events = left_waiting(session, &sink, left_for).await?;
             tell_left(&sink, events, KEPT_FOR.saturating_sub(left_for));
+            shared.change_journals(|state| state.left.insert(sink, events));
         }
-        shared.change_journals(|state| {
-            if is_unnamed {
-                state.left.insert(sink);
-            } else {
-                state.left.remove(&sink);
-            }
-        });
     }
     Ok(())
 }
 
 /// Gives up the sinks that no replica has named for too long.
-pub(super) async fn give_up_over(session: &mut Session, me: i64) -> Result<(), Failure> {
+pub(super) async fn give_up_over(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
+    let me = shared.number()?;
     let kept_for = KEPT_FOR.as_secs_f64();
     let due = concat!(
         "SELECT ",
@@ -294,7 +360,8 @@ pub(super) async fn give_up_over(session: &mut Session, me: i64) -> Result<(), F
             is_alive!()
         );
         let parameters: [&(dyn ToSql + Sync); 3] = [&me, &sink, &kept_for];
-        give_up(session, (&sink, left_for), sql, &parameters, Reason::Time).await?;
+        let sink = (&*sink, left_for);
+        give_up(shared, session, sink, sql, &parameters, Reason::Time).await?;
     }
     Ok(())
 }
@@ -323,7 +390,8 @@ pub(super) async fn give_up_for_room(
             is_alone!()
         );
         let parameters: [&(dyn ToSql + Sync); 2] = [&me, &sink];
-        give_up(session, (&sink, left_for), sql, &parameters, Reason::Room).await?;
+        let sink = (&*sink, left_for);
+        give_up(shared, session, sink, sql, &parameters, Reason::Room).await?;
     }
     // Another search's commit may have been the first.
     hear_of_sinks(shared, session).await
@@ -591,7 +659,7 @@ pub(super) async fn journalled_at(
 
 /// Tells the server how far a sink has come. Where a lease was lost, others say so: its position is
 /// not stored. A mark may stand for it all the same: whoever takes a search up looks for its lines
-/// before the mark, too.
+/// before the mark, too. Of a search whose row somebody has locked, that is told later.
 pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
     // What is told must not overtake what was told before. Whoever would take a search up waits
     // until this is done; its renewal does not.
@@ -610,28 +678,41 @@ pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
     let saved = loop {
         let mut session = shared.pool.session().await?;
         let saved = session
-            .query(
-                "WITH mine AS (
+            .query_alone(
+                &tries,
+                // Waiting for a row that somebody has locked would cost all.
+                "WITH ours AS (
+                    SELECT search.id FROM search
+                    JOIN unnest($2::bigint[], $3::bigint[], $4::bigint[])
+                        AS come (id, epoch, position)
+                        ON search.id = come.id AND search.epoch = come.epoch
+                            AND search.journal_end >= come.position
+                    WHERE search.owner = $5 AND search.lease_until > clock_timestamp()),
+                 mine AS (
                     SELECT search.id, come.position, search.journal_end FROM search
                     JOIN unnest($2::bigint[], $3::bigint[], $4::bigint[])
                         AS come (id, epoch, position)
                         ON search.id = come.id AND search.epoch = come.epoch
                             AND search.journal_end >= come.position
                     WHERE search.owner = $5 AND search.lease_until > clock_timestamp()
-                    ORDER BY search.id FOR KEY SHARE OF search),
+                    ORDER BY search.id FOR KEY SHARE OF search SKIP LOCKED),
                  marked AS (
                     INSERT INTO mark (sink, node, mark)
                     SELECT $1, $6, $7::bytea
                     WHERE $8 AND (SELECT count(*) FROM mine) = cardinality($2::bigint[])
-                    ON CONFLICT (sink, node) DO UPDATE SET mark = excluded.mark)
-                 INSERT INTO progress (sink, search_id, position)
-                 SELECT $1, id, position FROM mine
-                 ON CONFLICT (sink, search_id) DO UPDATE
-                    SET position = CASE WHEN progress.position
-                            <= (SELECT journal_end FROM mine WHERE id = progress.search_id)
-                        THEN greatest(progress.position, excluded.position)
-                        ELSE excluded.position END
-                 RETURNING search_id",
+                    ON CONFLICT (sink, node) DO UPDATE SET mark = excluded.mark),
+                 saved AS (
+                    INSERT INTO progress (sink, search_id, position)
+                    SELECT $1, id, position FROM mine
+                    ON CONFLICT (sink, search_id) DO UPDATE
+                        SET position = CASE WHEN progress.position
+                                <= (SELECT journal_end FROM mine WHERE id = progress.search_id)
+                            THEN greatest(progress.position, excluded.position)
+                            ELSE excluded.position END
+                    RETURNING search_id)
+                 SELECT search_id, TRUE FROM saved
+                 UNION ALL
+                 SELECT id, FALSE FROM ours WHERE id NOT IN (SELECT id FROM mine)",
                 &[
                     &sink,
                     &rows,
@@ -649,19 +730,26 @@ pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
             saved => break saved?,
         }
     };
-    let saved: Vec<i64> = saved
-        .iter()
-        .map(|row| row.try_get(0))
-        .collect::<Result<_, _>>()?;
+    let mut locked = Vec::new();
+    let mut told = Vec::new();
+    for row in &saved {
+        let of_these = if row.try_get(1)? {
+            &mut told
+        } else {
+            &mut locked
+        };
+        of_these.push(row.try_get::<_, i64>(0)?);
+    }
+    let saved = told;
     if saved.len() < rows.len() {
         unsaved.mark = None;
     }
     unsaved.positions.retain(|(row, _)| saved.contains(row));
-    let all = saved.len() == rows.len();
+    let all = saved.len() + locked.len() == rows.len();
     let settle = |state: &mut State| {
         // Somebody else may hold them now, or the server was set back.
         for (row, epoch) in rows.iter().zip(&epochs) {
-            if !saved.contains(row) {
+            if !saved.contains(row) && !locked.contains(row) {
                 state.come_too_late(Held {
                     row: *row,
                     epoch: *epoch,

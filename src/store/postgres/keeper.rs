@@ -35,6 +35,10 @@ const SHORTEST_PATIENCE: Duration = Duration::from_millis(500);
 const LOCKED_TRIES: u32 = 4;
 const LOCKED_PAUSE: u32 = 64;
 
+/// The server is given so much time at most for each of the last answers: the daemon waits for 5 s for all
+/// of them.
+const LAST_ANSWER: Duration = Duration::from_secs(2);
+
 /// Tables that are gone are made anew after so many leases: somebody may be about to restore them.
 const MISSED_FOR: u32 = 4;
 
@@ -234,6 +238,10 @@ pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
     let number = loop {
         match try_join(shared, &mut session, sinks.as_deref()).await {
             Err(failure) if tries.again(&failure).await => session.roll_back().await?,
+            Err(failure) if failure.is_of_a_lock() => {
+                session.roll_back().await?;
+                return Err(delivery::locked(&mut session).await?.unwrap_or(failure));
+            }
             done => break done?,
         }
     };
@@ -252,7 +260,7 @@ async fn try_join(
     session: &mut Session,
     sinks: Option<&[String]>,
 ) -> Result<i64, Failure> {
-    session.begin().await?;
+    session.begin_waiting(shared.lock_wait()).await?;
     let rows = session
         .query(
             "INSERT INTO replica (id, node, alive_until)
@@ -335,7 +343,8 @@ async fn renew_leases(
     let (asked, told) = loop {
         let asked = clock::since_boot();
         let told = session
-            .query(
+            .query_alone(
+                &tries,
                 "WITH ours AS (
                     SELECT search.id FROM search
                     JOIN unnest($1::bigint[], $2::bigint[]) AS held (id, epoch)
@@ -610,7 +619,7 @@ pub(super) async fn forget(shared: &Shared) -> Result<(), Failure> {
         shared.miss_tables();
     }
     delivery::note_unnamed(&mut session, me).await?;
-    delivery::give_up_over(&mut session, me).await?;
+    delivery::give_up_over(shared, &mut session).await?;
     // Who has died has not said so, and its sinks may be in the way.
     delivery::tell_unnamed(shared, &mut session).await?;
     session
@@ -624,7 +633,9 @@ pub(super) async fn forget(shared: &Shared) -> Result<(), Failure> {
 }
 
 /// Takes leave, and gives all leases back: those as well that it was about to take, and had no answer
-/// about yet. The number is nobody else's.
+/// about yet. The number is nobody else's. A lease whose row somebody has locked ends by itself: waiting
+/// for one would cost all, and the process may be gone while the server waits on, with the rows of the
+/// others locked.
 pub(super) async fn leave(shared: &Shared) -> Result<(), Failure> {
     let Some(me) = shared.look(|state| state.replica) else {
         return Ok(());
@@ -633,42 +644,88 @@ pub(super) async fn leave(shared: &Shared) -> Result<(), Failure> {
         delivery::save(shared, &sink).await?;
     }
     let mut session = shared.pool.session().await?;
+    let limit = (shared.lease / 2).min(LAST_ANSWER);
+    let mut tries = Tries::default();
+    let mut locked = 0;
+    for _ in 0..LOCKED_TRIES {
+        locked = loop {
+            match try_leave(&mut session, me, limit).await {
+                Err(failure) if tries.again(&failure).await => session.roll_back().await?,
+                done => break done?,
+            }
+        };
+        if locked == 0 {
+            return Ok(());
+        }
+        tokio::time::sleep(shared.lease / LOCKED_PAUSE).await;
+    }
+    tracing::warn!(
+        searches = locked,
+        "searches whose rows another transaction has locked cannot be given back; others take them up when \
+         the leases have ended"
+    );
+    Ok(())
+}
+
+/// Brings how many leases it could not give back, since their rows are locked.
+async fn try_leave(session: &mut Session, me: i64, limit: Duration) -> Result<usize, Failure> {
+    session.begin_last(limit).await?;
     // From then on it can take none.
     session
         .execute("DELETE FROM replica WHERE id = $1", &[&me])
         .await?;
-    let given = session
-        .query_again(
+    let locked = session
+        .query(
             "WITH mine AS (
-                SELECT id FROM search WHERE owner = $1 ORDER BY id FOR UPDATE)
-             UPDATE search SET owner = NULL, lease_until = clock_timestamp()
-             FROM mine WHERE search.id = mine.id",
+                SELECT id FROM search WHERE owner = $1 FOR UPDATE SKIP LOCKED),
+             given AS (
+                UPDATE search SET owner = NULL, lease_until = clock_timestamp()
+                FROM mine WHERE search.id = mine.id)
+             SELECT id FROM search WHERE owner = $1 AND id NOT IN (SELECT id FROM mine)",
             &[&me],
         )
-        .await;
-    given.map(drop)
+        .await?;
+    session.commit().await?;
+    Ok(locked.len())
 }
 
-/// Gives leases back.
+/// Gives leases back, but for those whose rows somebody has locked for longer than a renewal takes: they
+/// end by themselves.
 pub(super) async fn give_back(
+    shared: &Shared,
     session: &mut Session,
     me: i64,
     leases: &[Held],
 ) -> Result<(), Failure> {
     let (rows, epochs) = rows_and_epochs(leases);
-    let given = session
-        .query_again(
-            "WITH mine AS (
-                SELECT search.id FROM search
-                JOIN unnest($1::bigint[], $2::bigint[]) AS held (id, epoch)
-                    ON search.id = held.id AND search.epoch = held.epoch
-                WHERE search.owner = $3 ORDER BY search.id FOR UPDATE OF search)
-             UPDATE search SET owner = NULL, lease_until = clock_timestamp()
-             FROM mine WHERE search.id = mine.id",
-            &[&rows, &epochs, &me],
-        )
-        .await;
-    given.map(drop)
+    for tries in 0..LOCKED_TRIES {
+        if tries > 0 {
+            tokio::time::sleep(shared.lease / LOCKED_PAUSE).await;
+        }
+        let locked = session
+            .query_again(
+                "WITH ours AS (
+                    SELECT search.id FROM search
+                    JOIN unnest($1::bigint[], $2::bigint[]) AS held (id, epoch)
+                        ON search.id = held.id AND search.epoch = held.epoch
+                    WHERE search.owner = $3),
+                 mine AS (
+                    SELECT search.id FROM search
+                    JOIN unnest($1::bigint[], $2::bigint[]) AS held (id, epoch)
+                        ON search.id = held.id AND search.epoch = held.epoch
+                    WHERE search.owner = $3 FOR UPDATE OF search SKIP LOCKED),
+                 given AS (
+                    UPDATE search SET owner = NULL, lease_until = clock_timestamp()
+                    FROM mine WHERE search.id = mine.id)
+                 SELECT id FROM ours WHERE id NOT IN (SELECT id FROM mine)",
+                &[&rows, &epochs, &me],
+            )
+            .await?;
+        if locked.is_empty() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

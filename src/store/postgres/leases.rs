@@ -6,7 +6,7 @@
 //! sleeps. So whoever wakes up late finds that its time is over before the server would say so.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     sync::Arc,
     time::Duration,
 };
@@ -15,7 +15,11 @@ use super::{
     journal::{Journal, Position, Unsaved},
     shares::{Holder, Search, Survey},
 };
-use crate::{clock, identity::SearchKey, store::Held};
+use crate::{
+    clock,
+    identity::SearchKey,
+    store::{Held, left_sinks::Waiting},
+};
 
 /// What this replica knows of itself.
 #[derive(Debug)]
@@ -28,8 +32,8 @@ pub(super) struct State {
     pub(super) replicas: usize,
     /// The sinks that it shall have, once it was told.
     pub(super) sinks: Option<Vec<String>>,
-    /// Those that no replica had when it last looked, and that it has told of.
-    pub(super) left: BTreeSet<String>,
+    /// Those that no replica had when it last looked, and what it has told of them.
+    pub(super) left: BTreeMap<String, Waiting>,
     /// The searches that it would poll, once it was told.
     keys: Option<Arc<[SearchKey]>>,
     /// How often their rows were to be looked up, and which time it was when they last were.
@@ -79,7 +83,7 @@ impl State {
             share: 0,
             replicas: 0,
             sinks: None,
-            left: BTreeSet::new(),
+            left: BTreeMap::new(),
             keys: None,
             wish: 0,
             fulfilled: 0,
@@ -371,13 +375,13 @@ impl State {
     }
 
     /// Adds the searches to a survey: those of `owners` by row, with who holds them. What is being
-    /// taken up counts as held. What the server takes for ours and we do not, since the answer to a
+    /// taken up takes room, and may come to nothing. What the server takes for ours and we do not, since the answer to a
     /// commit was lost for instance, is free for us.
     pub(super) fn survey(&self, survey: &mut Survey, owners: &HashMap<i64, Holder>) {
         let holder = |key: &SearchKey, row: i64| {
             let told = *owners.get(&row)?;
             Some(match told {
-                _ if self.taking.contains(key) => Holder::Me,
+                _ if self.taking.contains(key) => Holder::Taking,
                 Holder::Me if !self.holds.contains_key(&row) => Holder::Nobody(Duration::ZERO),
                 told => told,
             })
@@ -403,7 +407,7 @@ impl State {
             unclear.contains(&row)
                 && match owners.get(&row) {
                     None | Some(Holder::Another) => true,
-                    Some(Holder::Me | Holder::Nobody(_)) => {
+                    Some(Holder::Me | Holder::Taking | Holder::Nobody(_)) => {
                         !wanted.contains(&row) && !left.contains(&row)
                     }
                 }
@@ -501,7 +505,7 @@ mod tests {
         survey.searches.sort_unstable_by_key(|search| search.row);
         let holders: Vec<_> = survey.searches.iter().map(|it| it.holder).collect();
         let free = Holder::Nobody(Duration::ZERO);
-        assert_eq!(holders, [Holder::Me, Holder::Me, free]);
+        assert_eq!(holders, [Holder::Me, Holder::Taking, free]);
     }
 
     #[test]

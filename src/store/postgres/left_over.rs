@@ -55,10 +55,18 @@ pub(super) async fn take(shared: &Shared, patience: Duration) -> Result<(), Fail
         }
         let asked = clock::since_boot();
         let lease = shared.lease_seconds();
-        let Some(taken) = alerts::take(&mut session, &search, me, lease).await? else {
+        session.begin_waiting(shared.lock_wait()).await?;
+        let taken = match alerts::take(&mut session, &search, me, lease).await {
+            // The next round comes to it again.
+            Err(failure) if failure.is_of_a_lock() => None,
+            taken => taken?,
+        };
+        let Some(taken) = taken else {
+            session.roll_back().await?;
             continue;
         };
         let progress = delivery::progress(&mut session, row).await?;
+        session.commit().await?;
         let until = shared.relied_on_until(asked);
         let hold = |state: &mut State| state.hold_left_over(taken.held, until);
         adopt(shared, me, &search, &taken, &progress, hold);

@@ -27,6 +27,13 @@ use crate::{
     store::{Held, Past},
 };
 
+/// Whoever holds locks that renewals pass over waits for others' locks for so much of a lease at a time, and no
+/// longer than that: renewals are tried for longer than that in each round. Most locks are held for as
+/// long as a commit takes.
+const LOCK_WAITS: u32 = 32;
+const SHORTEST_LOCK_WAIT: Duration = Duration::from_millis(50);
+const LONGEST_LOCK_WAIT: Duration = Duration::from_millis(500);
+
 /// What the store and its loops share.
 #[derive(Debug)]
 pub(super) struct Shared {
@@ -117,6 +124,11 @@ impl Shared {
 
     pub(super) fn lease_seconds(&self) -> f64 {
         self.lease.as_secs_f64()
+    }
+
+    /// How long to wait for a lock that somebody may hold for ever.
+    pub(super) fn lock_wait(&self) -> Duration {
+        (self.lease / LOCK_WAITS).clamp(SHORTEST_LOCK_WAIT, LONGEST_LOCK_WAIT)
     }
 
     /// Until when a lease can be relied on that was asked for then: a little less than the server

@@ -38,6 +38,8 @@ pub(super) struct Search {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Holder {
     Me,
+    /// Nobody yet, but this replica is about to: somebody may have locked its row.
+    Taking,
     Another,
     /// Nobody, for so long.
     Nobody(Duration),
@@ -62,8 +64,11 @@ pub(super) fn decide(survey: &Survey, me: i64, patience: Duration) -> Decision {
     let searches = survey.searches.len();
     let share = searches / alive + usize::from(rank < searches % alive);
 
-    let mine = |search: &&Search| search.holder == Holder::Me;
-    let held = survey.searches.iter().filter(mine).count();
+    let count = |holder| {
+        let those = survey.searches.iter().filter(|it| it.holder == holder);
+        those.count()
+    };
+    let held = count(Holder::Me);
     let mut free: Vec<(i64, Duration)> = survey
         .searches
         .iter()
@@ -74,7 +79,7 @@ pub(super) fn decide(survey: &Survey, me: i64, patience: Duration) -> Decision {
         .collect();
     // So that not all of them go for the same ones.
     fastrand::shuffle(&mut free);
-    let room = share.saturating_sub(held);
+    let room = share.saturating_sub(held + count(Holder::Taking));
     let take = free
         .iter()
         .enumerate()
@@ -235,6 +240,21 @@ mod tests {
         assert_eq!(decide(&told, 2, PATIENCE).take, HashSet::from([2]));
         let more = survey(&[(1, 1, 1), (2, 2, 3)], vec![Holder::Me; 3]);
         assert_eq!(decide(&more, 2, PATIENCE).give_back, 0);
+    }
+
+    #[test]
+    fn what_is_being_taken_up_takes_room_and_is_not_made_good_by_giving_back() {
+        let free = Holder::Nobody(Duration::ZERO);
+        let told = survey(
+            &[(1, 2, 1), (2, 2, 2)],
+            vec![Holder::Me, Holder::Me, Holder::Taking, Holder::Another],
+        );
+        assert_eq!(decide(&told, 2, PATIENCE).give_back, 0);
+        let told = survey(
+            &[(1, 2, 1), (2, 2, 0)],
+            vec![Holder::Me, Holder::Taking, free, free],
+        );
+        assert_eq!(decide(&told, 1, PATIENCE).take, HashSet::new());
     }
 
     #[test]

@@ -410,3 +410,37 @@ async fn roots_that_do_not_answer_are_named_and_hold_up_nobody() {
             .unwrap(),
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transactions_are_as_isolated_as_they_are_meant_to_be_whatever_the_default_is() {
+    let url = server::shared().fresh();
+    for level in ["serializable", "repeatable\\%20read"] {
+        let url = format!("{url}%20-cdefault_transaction_isolation%3D{level}");
+        let pool = Pool::new(SecretSource::Value(Secret::new(&url)), LEASE);
+        let mut session = pool.session().await.unwrap();
+        let isolation = async |session: &mut Session| {
+            let sql = "SELECT current_setting('transaction_isolation')";
+            let rows = session.query(sql, &[]).await.unwrap();
+            rows[0].get::<_, String>(0)
+        };
+        assert_ne!(isolation(&mut session).await, "read committed");
+        session.begin().await.unwrap();
+        assert_eq!(isolation(&mut session).await, "read committed");
+        session.commit().await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_that_is_there_and_being_written_is_no_conflict_where_isolation_is_strict() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let mut session = shared(&store).pool.session().await.unwrap();
+    let begin = "BEGIN ISOLATION LEVEL SERIALIZABLE; SELECT count(*) FROM search";
+    session.batch(begin).await.unwrap();
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+    alerts::create(&mut session, &[a_search()], second(3))
+        .await
+        .unwrap();
+    session.batch("ROLLBACK").await.unwrap();
+}

@@ -243,3 +243,126 @@ async fn what_waits_is_not_told_as_nothing_while_the_database_is_out_of_reach() 
     store.close().await;
     other.close().await;
 }
+
+/// Two searches that a store holds, and a connection by which somebody else has locked the second one's row.
+async fn one_of_two_locked(store: &Store) -> (Held, Held, Session) {
+    let other = key("acme", "client_1", "other");
+    let other = store.take_up(&other, second(1)).await.unwrap().held;
+    let locked = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let mut session = shared(store).pool.session().await.unwrap();
+    let lock = "BEGIN; SELECT FROM search WHERE name = 'open' FOR UPDATE";
+    session.batch(lock).await.unwrap();
+    (other, locked, session)
+}
+
+/// Which searches are held, as the server has it.
+fn owned(url: &str) -> String {
+    sql(
+        url,
+        "SELECT string_agg(name, ',' ORDER BY name) FROM search WHERE owner IS NOT NULL",
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_leaves_while_a_row_is_locked_gives_back_all_others_and_leaves_nothing_waiting() {
+    let url = server::shared().fresh();
+    let name = url.rsplit_once("%3D").unwrap().1;
+    let store = open(
+        &format!("{url}&application_name={name}"),
+        "node",
+        Duration::from_secs(4),
+    )
+    .await;
+    let (_, _, mut session) = one_of_two_locked(&store).await;
+    let began = Instant::now();
+    store.close().await;
+    assert!(
+        began.elapsed() < Duration::from_secs(3),
+        "{:?}",
+        began.elapsed()
+    );
+    assert_eq!(owned(&url), "open");
+    assert_eq!(sql(&url, "SELECT count(*) FROM replica"), "0");
+    let waiting = format!(
+        "SELECT count(*) FROM pg_stat_activity
+         WHERE application_name = '{name}' AND wait_event_type = 'Lock'"
+    );
+    assert_eq!(server::shared().sql(&waiting), "0");
+    session.batch("ROLLBACK").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_row_holds_up_no_other_that_is_given_back() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, Duration::from_secs(4)).await;
+    let (other, locked, mut lock) = one_of_two_locked(&store).await;
+    let me = shared(&store).number().unwrap();
+    let mut session = shared(&store).pool.session().await.unwrap();
+    let both = [other, locked];
+    let given = keeper::give_back(shared(&store), &mut session, me, &both);
+    timeout(Duration::from_secs(3), given)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(owned(&url), "open");
+    // One that is locked for a moment, as by a renewal, is given back all the same.
+    let unlock = async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        lock.batch("ROLLBACK").await.unwrap();
+    };
+    let shared = shared(&store);
+    let given = keeper::give_back(shared, &mut session, me, std::slice::from_ref(&locked));
+    let ((), given) = tokio::join!(unlock, given);
+    given.unwrap();
+    assert_eq!(owned(&url), "");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_locked_row_holds_up_no_word_of_what_was_delivered_of_others() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let (other, locked, mut lock) = one_of_two_locked(&store).await;
+    lock.batch("ROLLBACK").await.unwrap();
+    store.commit(locked, events(1..3), second(2)).await.unwrap();
+    store.commit(other, events(3..5), second(2)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    let last = batch.events[3].position;
+    lock.batch("BEGIN; SELECT FROM search WHERE name = 'open' FOR UPDATE")
+        .await
+        .unwrap();
+    let mark = Some(b"four".to_vec());
+    let told = store.acknowledge("s", last, mark);
+    timeout(Duration::from_secs(3), told)
+        .await
+        .unwrap()
+        .unwrap();
+    let places = "SELECT name, position FROM progress JOIN search ON id = search_id ORDER BY name";
+    assert_eq!(sql(&url, places), "other|2");
+    // A mark stands for all.
+    assert_eq!(sql(&url, "SELECT count(mark) FROM mark"), "0");
+    assert!(shared(&store).look(|state| state.is_held(locked)));
+    lock.batch("ROLLBACK").await.unwrap();
+    delivery::save(shared(&store), "s").await.unwrap();
+    assert_eq!(sql(&url, places), "open|2\nother|2");
+    assert_eq!(sql(&url, "SELECT count(mark) FROM mark"), "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_whose_row_is_locked_takes_up_no_turn_and_is_not_taken_for_anothers() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, Duration::from_secs(2)).await;
+    let (_, locked, mut lock) = one_of_two_locked(&store).await;
+    let search = a_search();
+    let taken = timeout(Duration::from_secs(5), store.take_up(&search, second(2)));
+    let refused = taken.await.unwrap();
+    assert!(matches!(refused, Err(Error::HeldElsewhere)), "{refused:?}");
+    assert_eq!(
+        shared(&store).look(|state| state.epoch(locked.row)),
+        Some(locked.epoch)
+    );
+    lock.batch("ROLLBACK").await.unwrap();
+    let again = store.take_up(&a_search(), second(3)).await.unwrap().held;
+    assert_eq!(again.row, locked.row);
+    assert_eq!(sql(&url, "SELECT count(*) FROM search"), "2");
+}

@@ -254,7 +254,9 @@ async fn sinks_whose_change_was_not_answered_are_those_that_were() {
     let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
     store.commit(held, events(1..3), second(2)).await.unwrap();
     for (changed, kept) in [(&["s"][..], "{s,t}"), (&["s", "t", "u"], "{s,t,u}")] {
-        proxy.set(proxy::Weather::Unanswered { question: "COMMIT" });
+        proxy.set(proxy::Weather::Unanswered {
+            question: "COMMIT\0",
+        });
         store.set_sinks(names(changed)).await.unwrap_err();
         proxy.set(proxy::Weather::Fair);
         let known = "SELECT replica.sinks, array_agg(sink.name ORDER BY sink.name)
@@ -300,7 +302,9 @@ async fn a_change_that_was_not_answered_costs_no_other_replicas_sink_what_waits_
     let store = open(&by_proxy, "node", Duration::from_secs(4)).await;
     store.set_sinks(names(&["s"])).await.unwrap();
     other.close().await;
-    proxy.set(proxy::Weather::Unanswered { question: "COMMIT" });
+    proxy.set(proxy::Weather::Unanswered {
+        question: "COMMIT\0",
+    });
     store.set_sinks(names(&["s", "extra"])).await.unwrap_err();
     proxy.set(proxy::Weather::Fair);
     let deadline = Instant::now() + PATIENCE;
@@ -450,7 +454,7 @@ async fn a_sink_that_has_left_is_told_and_given_up_when_its_time_is_over_with_wh
     assert!(kept.iter().all(|it| told[0].contains(it)), "{told:?}");
     // What came later was not meant for it.
     let mut later = events(4..5);
-    later.events[0].at = clock::now() + Duration::from_secs(60);
+    later.events[0].at = clock::now();
     store.commit(held, later, second(2)).await.unwrap();
     keeper::forget(shared(&store)).await.unwrap();
     assert_eq!(said(), [""; 0]);
@@ -620,5 +624,87 @@ async fn the_oldest_event_is_found_in_whichever_search_it_is() {
         drop(batch);
         assert_eq!(oldest().await, then);
     }
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_that_is_entered_while_a_row_is_locked_costs_no_lease() {
+    let url = server::shared().fresh();
+    let lease = Duration::from_secs(3);
+    let store = open(&url, "node", lease).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let other = key("acme", "client_1", "other");
+    let other = store.take_up(&other, second(1)).await.unwrap().held;
+    let locked = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let mut lock = shared(&store).pool.session().await.unwrap();
+    // As somebody would who works at the tables by hand.
+    lock.batch("BEGIN; SELECT FROM search WHERE name = 'open' FOR UPDATE")
+        .await
+        .unwrap();
+    let all = names(&["s", "new"]);
+    let entering = store.set_sinks(all.clone());
+    tokio::pin!(entering);
+    tokio::select! {
+        entered = &mut entering => panic!("{entered:?}"),
+        () = store.relieved(other) => panic!("the lease on a row that nobody has locked is lost"),
+        () = tokio::time::sleep(lease * 3 / 2) => {}
+    }
+    assert!(!shared(&store).look(|state| state.is_held(locked)));
+    store.commit(other, events(1..3), second(2)).await.unwrap();
+    lock.batch("ROLLBACK").await.unwrap();
+    entering.await.unwrap();
+    let new = "SELECT count(*), sum(position) FROM progress WHERE sink = 'new'";
+    assert_eq!(sql(&url, new), "2|2");
+
+    // Whoever waits in vain is told what for.
+    lock.batch("BEGIN; SELECT FROM search WHERE name = 'open' FOR UPDATE")
+        .await
+        .unwrap();
+    let mut session = shared(&store).pool.session().await.unwrap();
+    let newer = names(&["s", "new", "newer"]);
+    let refused = delivery::forget_sinks(shared(&store), &mut session, &newer).await;
+    let why = chain(&refused.unwrap_err());
+    assert!(
+        why.contains("of the table search, acme/client_1/open)"),
+        "{why}"
+    );
+    lock.batch("ROLLBACK").await.unwrap();
+    assert_eq!(
+        sql(&url, "SELECT sinks FROM replica"),
+        "{s,new}",
+        "nothing of it is done"
+    );
+}
+
+#[tokio::test]
+async fn what_a_replica_whose_clock_was_ahead_has_left_to_a_sink_is_told() {
+    let (lines, _logging) = captured();
+    let url = server::shared().fresh();
+    let store = open(&url, "node", LEASE).await;
+    store.set_sinks(names(&["stays", "leaves"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let mut ahead = events(1..4);
+    for event in &mut ahead.events {
+        event.at = clock::now() + Duration::from_secs(300);
+    }
+    store.commit(held, ahead, second(2)).await.unwrap();
+    let said = |what: &str| {
+        let mut lines = lines.lock();
+        let of = |line: &String| line.contains(what) && line.contains("=leaves events_at_most=3 ");
+        lines.drain(..).filter(of).count()
+    };
+    store.set_sinks(names(&["stays"])).await.unwrap();
+    assert_eq!(said("within ten minutes"), 1);
+    // By then the time has come that they seemed to be of, and others have journalled.
+    let mut later = events(4..5);
+    later.events[0].at = clock::now();
+    store.commit(held, later, second(2)).await.unwrap();
+    sql(
+        &url,
+        "UPDATE sink SET unnamed_since = unnamed_since - interval '1 hour' WHERE name = 'leaves';
+         UPDATE journal SET at = now() - interval '1 minute'",
+    );
+    keeper::forget(shared(&store)).await.unwrap();
+    assert_eq!(said("is given up"), 1);
     store.close().await;
 }
