@@ -281,7 +281,7 @@ async fn start_as_somebody(place: &Place) -> Exporter {
     assert!(copy.status().await.unwrap().success());
     let mut daemon = command(program);
     daemon.args(place.command().as_std().get_args());
-    for file in [".", "config.yml"] {
+    for file in [".", "config.yml", "secret"] {
         chown(place.path(file), somebody(), None).unwrap();
     }
     place.start_as(as_somebody(place.settle(daemon))).await
