@@ -291,8 +291,8 @@ impl Window {
         ours.map_or(limit, |ours| ours.min(limit)).max(1)
     }
 
-    /// Finds out whether the window slides, now that a reset is told. Of one that stands still it comes nearer, and the
-    /// next one is a whole window later.
+    /// Finds out whether the window slides, now that a reset is told. Of one that stands still it comes
+    /// nearer, and the next one is a whole window later.
     fn watch_reset(&mut self, resets_at: Instant, now: Instant) {
         if resets_at > now + MINUTE + 2 * JITTER {
             // It is no minute that is counted.
@@ -787,8 +787,9 @@ mod tests {
         }
     }
 
-    /// A server that counts the last minute's requests, beside so many of others' a minute, and tells as the reset when
-    /// that minute will be over. When polls came through that were asked for as often as possible, at `wanted` a minute.
+    /// A server that counts the last minute's requests, beside so many of others' a minute, and tells as the
+    /// reset when that minute will be over. When polls came through that were asked for as often as
+    /// possible, at `wanted` a minute.
     fn beside_others(others: u32, wanted: f64) -> Vec<Duration> {
         let (start, latency) = (Instant::now(), Duration::from_millis(200));
         let mut window = Window::new(50);

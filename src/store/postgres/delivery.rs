@@ -184,8 +184,10 @@ macro_rules! is_alone {
 }
 
 /// Writes which sinks the replica `me` has, in a transaction that does not wait for long: until it has the
-/// rows of all searches, those that it has are locked, and no lease on them is renewed. Those that it names no longer are kept for a while, also what
-/// was added in vain: it may have been there before, with what waits for it.
+/// rows of all searches, those that it has are locked, and no lease on them is renewed.
+///
+/// Those that it names no longer are kept for a while, also what was added in vain: it may have been there
+/// before, with what waits for it.
 pub(super) async fn write_sinks(
     session: &mut Session,
     me: i64,

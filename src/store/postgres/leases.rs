@@ -374,9 +374,9 @@ impl State {
         self.unclaimed.extend(given);
     }
 
-    /// Adds the searches to a survey: those of `owners` by row, with who holds them. What is being
-    /// taken up takes room, and may come to nothing. What the server takes for ours and we do not, since the answer to a
-    /// commit was lost for instance, is free for us.
+    /// Adds the searches to a survey: those of `owners` by row, with who holds them. What is being taken up
+    /// takes room, and may come to nothing. What the server takes for ours and we do not, since the answer
+    /// to a commit was lost for instance, is free for us.
     pub(super) fn survey(&self, survey: &mut Survey, owners: &HashMap<i64, Holder>) {
         let holder = |key: &SearchKey, row: i64| {
             let told = *owners.get(&row)?;
