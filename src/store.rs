@@ -240,6 +240,12 @@ pub enum Error {
     /// Another replica holds the search.
     #[error("another replica holds the search")]
     HeldElsewhere,
+    /// Somebody has locked the search's row, so that no replica can take it up until that ends.
+    #[error(
+        "another transaction keeps the search's row in the state database locked; pg_stat_activity shows it, and \
+         pg_blocking_pids() whom it holds up"
+    )]
+    Locked,
     /// The state cannot be opened; the message says what to do.
     #[error("cannot open the state file {}: {problem}", path.display())]
     Open {

@@ -206,6 +206,8 @@ impl Postgres {
             let mut tries = Tries::default();
             loop {
                 match self.try_take_up(key, now).await {
+                    // The keeper gives turns at it again; others have theirs first.
+                    Err(failure) if failure.is_of_a_lock() => return Err(failure),
                     Err(failure) if tries.again(&failure).await => {}
                     done => return done,
                 }
@@ -220,15 +222,7 @@ impl Postgres {
                 self.shared.wake.notify_one();
                 Err(Error::HeldElsewhere)
             }
-            // Whoever can lock the row takes the search up: the keeper gives turns at it again.
-            Err(failure) if failure.is_of_a_lock() => {
-                tracing::warn!(
-                    search = %key,
-                    "another transaction keeps the row of the search locked in the state database; unless \
-                     that is another replica's, nobody polls the search until it ends"
-                );
-                Err(Error::HeldElsewhere)
-            }
+            Err(failure) if failure.is_of_a_lock() => Err(Error::Locked),
             Err(failure) => Err(failure.into()),
         }
     }
@@ -238,31 +232,47 @@ impl Postgres {
         key: &SearchKey,
         now: Timestamp,
     ) -> Result<Option<Loaded>, Failure> {
+        let mut session = self.shared.pool.session().await?;
+        let done = self.take_up_by(&mut session, key, now).await;
+        if done.as_ref().is_err_and(Failure::is_conflict) {
+            // Else each try would cost a connection.
+            session.roll_back().await?;
+        }
+        done
+    }
+
+    async fn take_up_by(
+        &self,
+        session: &mut Session,
+        key: &SearchKey,
+        now: Timestamp,
+    ) -> Result<Option<Loaded>, Failure> {
         let me = self.shared.number()?;
         let lease = self.shared.lease_seconds();
-        let mut session = self.shared.pool.session().await?;
         // What is read is what whoever wrote it last has left, from the server that gave the lease. A row
         // that somebody has locked shall not keep the turn of others.
-        session.begin_waiting(self.shared.lock_wait()).await?;
+        session
+            .begin_waiting(self.shared.lock_wait_of_one())
+            .await?;
         let mut asked = clock::since_boot();
-        let mut taken = alerts::take(&mut session, key, me, lease).await?;
+        let mut taken = alerts::take(session, key, me, lease).await?;
         if taken.is_none() {
-            alerts::create(&mut session, std::slice::from_ref(key), now).await?;
+            alerts::create(session, std::slice::from_ref(key), now).await?;
             asked = clock::since_boot();
-            taken = alerts::take(&mut session, key, me, lease).await?;
+            taken = alerts::take(session, key, me, lease).await?;
         }
         let Some(taken) = taken else {
             session.roll_back().await?;
             return Ok(None);
         };
         let row = taken.held.row;
-        let progress = delivery::progress(&mut session, row).await?;
+        let progress = delivery::progress(session, row).await?;
         let loaded = Loaded {
             held: taken.held,
             primed: taken.primed,
             first_seen: taken.first_seen,
             has_departed: taken.has_departed,
-            alerts: alerts::load(&mut session, row, "").await?,
+            alerts: alerts::load(session, row, "").await?,
         };
         session.commit().await?;
         let until = self.shared.relied_on_until(asked);
@@ -724,16 +734,7 @@ async fn release(shared: &Shared, leases: &[Held]) -> Result<(), Error> {
     if held.is_empty() {
         return Ok(());
     }
-    let me = shared.number()?;
-    let given = bounded(shared, async {
-        // Where the server could not be told right away, it would be delivered again.
-        for sink in shared.look(|state| state.journal.own_sinks()) {
-            delivery::save(shared, &sink).await?;
-        }
-        let mut session = shared.pool.session().await?;
-        keeper::give_back(shared, &mut session, me, &held).await
-    });
-    let given = given.await;
+    let given = bounded(shared, keeper::give_back(shared, &held)).await;
     shared.change_leases(|state| {
         for held in held {
             state.lose(held);

@@ -139,7 +139,10 @@ impl Search {
                         self.status = unknown(&self.key, &self.options, &self.shared.store);
                     }
                     self.cannot_load(&error);
-                    self.pause(tries).await?;
+                    // It comes to its turn again when others have had theirs.
+                    if !matches!(error, store::Error::Locked) {
+                        self.pause(tries).await?;
+                    }
                 }
             }
         }

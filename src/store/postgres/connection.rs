@@ -185,9 +185,9 @@ pub enum Failure {
     Hidden(&'static str),
     /// Somebody has locked the rows of searches.
     #[error(
-        "another transaction keeps what is needed of the state database locked ({0}), and was waited for in \
-         vain; this goes on when that transaction ends: pg_stat_activity shows it, and pg_blocking_pids() \
-         whom it holds up"
+        "other transactions keep what is needed of the state database locked ({0}), and were waited for in \
+         vain: a session that somebody has left open, or commits over a slow network; pg_stat_activity shows \
+         them, and pg_blocking_pids() whom they hold up"
     )]
     Locked(String),
     /// The store was closed.

@@ -94,8 +94,9 @@ pub(super) async fn set_sinks_again(shared: &Shared, session: &mut Session) -> R
     }
 }
 
-/// The same where rows of searches are locked, for no longer than `patience`: between the tries others get
-/// at what this one would have locked.
+/// The same where rows of searches are locked, for no longer than about `patience`: between the tries others get
+/// at what this one would have locked. Each waits for longer than the one before, since a commit over a slow
+/// network keeps its row for some answers.
 async fn name_sinks(
     shared: &Shared,
     session: &mut Session,
@@ -104,16 +105,18 @@ async fn name_sinks(
 ) -> Result<(), Failure> {
     let me = shared.number()?;
     let until = Instant::now() + patience;
+    let mut wait = shared.lock_wait();
     let mut tries = Tries::default();
     loop {
-        match try_name_sinks(shared, session, me, names).await {
+        match try_name_sinks(session, me, names, wait).await {
             Err(failure) if failure.is_of_a_lock() => {
                 session.roll_back().await?;
                 if Instant::now() >= until {
                     return Err(locked(session).await?.unwrap_or(failure));
                 }
-                let pause = shared.lock_wait().mul_f64(2.0 + 2.0 * fastrand::f64());
-                tokio::time::sleep(pause).await;
+                // Long enough for a renewal of what was locked meanwhile.
+                tokio::time::sleep(wait.mul_f64(1.0 + fastrand::f64())).await;
+                wait = (wait * 2).min(shared.longest_lock_wait());
             }
             Err(failure) if tries.again(&failure).await => session.roll_back().await?,
             done => return done,
@@ -122,12 +125,12 @@ async fn name_sinks(
 }
 
 async fn try_name_sinks(
-    shared: &Shared,
     session: &mut Session,
     me: i64,
     names: &[String],
+    wait: Duration,
 ) -> Result<(), Failure> {
-    session.begin_waiting(shared.lock_wait()).await?;
+    session.begin_waiting(wait).await?;
     write_sinks(session, me, names).await?;
     session.commit().await
 }

@@ -640,20 +640,19 @@ pub(super) async fn leave(shared: &Shared) -> Result<(), Failure> {
     let Some(me) = shared.look(|state| state.replica) else {
         return Ok(());
     };
-    for sink in shared.look(|state| state.journal.own_sinks()) {
-        delivery::save(shared, &sink).await?;
-    }
-    let mut session = shared.pool.session().await?;
     let limit = (shared.lease / 2).min(LAST_ANSWER);
     let mut tries = Tries::default();
     let mut locked = 0;
     for _ in 0..LOCKED_TRIES {
+        save(shared).await?;
+        let mut session = shared.pool.session().await?;
         locked = loop {
             match try_leave(&mut session, me, limit).await {
                 Err(failure) if tries.again(&failure).await => session.roll_back().await?,
                 done => break done?,
             }
         };
+        drop(session);
         if locked == 0 {
             return Ok(());
         }
@@ -664,6 +663,15 @@ pub(super) async fn leave(shared: &Shared) -> Result<(), Failure> {
         "searches whose rows another transaction has locked cannot be given back; others take them up when \
          the leases have ended"
     );
+    Ok(())
+}
+
+/// Tells the server how far each sink has come: what is not told of a search that is given back, whoever takes
+/// it up delivers again. What was locked for a moment may not be any more.
+async fn save(shared: &Shared) -> Result<(), Failure> {
+    for sink in shared.look(|state| state.journal.own_sinks()) {
+        delivery::save(shared, &sink).await?;
+    }
     Ok(())
 }
 
@@ -691,17 +699,15 @@ async fn try_leave(session: &mut Session, me: i64, limit: Duration) -> Result<us
 
 /// Gives leases back, but for those whose rows somebody has locked for longer than a renewal takes: they
 /// end by themselves.
-pub(super) async fn give_back(
-    shared: &Shared,
-    session: &mut Session,
-    me: i64,
-    leases: &[Held],
-) -> Result<(), Failure> {
+pub(super) async fn give_back(shared: &Shared, leases: &[Held]) -> Result<(), Failure> {
+    let me = shared.number()?;
     let (rows, epochs) = rows_and_epochs(leases);
     for tries in 0..LOCKED_TRIES {
         if tries > 0 {
             tokio::time::sleep(shared.lease / LOCKED_PAUSE).await;
         }
+        save(shared).await?;
+        let mut session = shared.pool.session().await?;
         let locked = session
             .query_again(
                 "WITH ours AS (

@@ -55,7 +55,7 @@ pub(super) async fn take(shared: &Shared, patience: Duration) -> Result<(), Fail
         }
         let asked = clock::since_boot();
         let lease = shared.lease_seconds();
-        session.begin_waiting(shared.lock_wait()).await?;
+        session.begin_waiting(shared.lock_wait_of_one()).await?;
         let taken = match alerts::take(&mut session, &search, me, lease).await {
             // The next round comes to it again.
             Err(failure) if failure.is_of_a_lock() => None,

@@ -33,6 +33,12 @@ use crate::{
 const LOCK_WAITS: u32 = 32;
 const SHORTEST_LOCK_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_LOCK_WAIT: Duration = Duration::from_millis(500);
+/// Where that is in vain, it waits for longer, up to so much of a lease: leases outlast that.
+const LONGER_LOCK_WAITS: u32 = 4;
+/// Whoever has locked nothing yet that others need waits for so much of a lease, and no longer than that: it has
+/// one of few turns.
+const LOCK_WAITS_OF_ONE: u32 = 8;
+const LONGEST_LOCK_WAIT_OF_ONE: Duration = Duration::from_secs(1);
 
 /// What the store and its loops share.
 #[derive(Debug)]
@@ -126,9 +132,19 @@ impl Shared {
         self.lease.as_secs_f64()
     }
 
-    /// How long to wait for a lock that somebody may hold for ever.
+    /// How long to wait, at first, for a lock that somebody may hold for ever.
     pub(super) fn lock_wait(&self) -> Duration {
         (self.lease / LOCK_WAITS).clamp(SHORTEST_LOCK_WAIT, LONGEST_LOCK_WAIT)
+    }
+
+    /// How long to wait for it at last.
+    pub(super) fn longest_lock_wait(&self) -> Duration {
+        (self.lease / LONGER_LOCK_WAITS).max(SHORTEST_LOCK_WAIT)
+    }
+
+    /// How long to wait for it where nothing else is locked meanwhile.
+    pub(super) fn lock_wait_of_one(&self) -> Duration {
+        (self.lease / LOCK_WAITS_OF_ONE).clamp(SHORTEST_LOCK_WAIT, LONGEST_LOCK_WAIT_OF_ONE)
     }
 
     /// Until when a lease can be relied on that was asked for then: a little less than the server

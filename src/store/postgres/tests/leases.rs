@@ -296,10 +296,8 @@ async fn a_locked_row_holds_up_no_other_that_is_given_back() {
     let url = server::shared().fresh();
     let store = stalled(&url, Duration::from_secs(4)).await;
     let (other, locked, mut lock) = one_of_two_locked(&store).await;
-    let me = shared(&store).number().unwrap();
-    let mut session = shared(&store).pool.session().await.unwrap();
     let both = [other, locked];
-    let given = keeper::give_back(shared(&store), &mut session, me, &both);
+    let given = keeper::give_back(shared(&store), &both);
     timeout(Duration::from_secs(3), given)
         .await
         .unwrap()
@@ -311,7 +309,7 @@ async fn a_locked_row_holds_up_no_other_that_is_given_back() {
         lock.batch("ROLLBACK").await.unwrap();
     };
     let shared = shared(&store);
-    let given = keeper::give_back(shared, &mut session, me, std::slice::from_ref(&locked));
+    let given = keeper::give_back(shared, std::slice::from_ref(&locked));
     let ((), given) = tokio::join!(unlock, given);
     given.unwrap();
     assert_eq!(owned(&url), "");
@@ -342,8 +340,15 @@ async fn a_locked_row_holds_up_no_word_of_what_was_delivered_of_others() {
     // A mark stands for all.
     assert_eq!(sql(&url, "SELECT count(mark) FROM mark"), "0");
     assert!(shared(&store).look(|state| state.is_held(locked)));
-    lock.batch("ROLLBACK").await.unwrap();
-    delivery::save(shared(&store), "s").await.unwrap();
+    // Nor is the search given back without it.
+    let unlock = async {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        lock.batch("ROLLBACK").await.unwrap();
+    };
+    let given = keeper::give_back(shared(&store), std::slice::from_ref(&locked));
+    let ((), given) = tokio::join!(unlock, given);
+    given.unwrap();
+    assert_eq!(owned(&url), "other");
     assert_eq!(sql(&url, places), "open|2\nother|2");
     assert_eq!(sql(&url, "SELECT count(mark) FROM mark"), "1");
 }
@@ -351,12 +356,25 @@ async fn a_locked_row_holds_up_no_word_of_what_was_delivered_of_others() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_search_whose_row_is_locked_takes_up_no_turn_and_is_not_taken_for_anothers() {
     let url = server::shared().fresh();
-    let store = stalled(&url, Duration::from_secs(2)).await;
+    let name = url.rsplit_once("%3D").unwrap().1;
+    let store = stalled(
+        &format!("{url}&application_name={name}"),
+        Duration::from_secs(2),
+    )
+    .await;
     let (_, locked, mut lock) = one_of_two_locked(&store).await;
     let search = a_search();
-    let taken = timeout(Duration::from_secs(5), store.take_up(&search, second(2)));
-    let refused = taken.await.unwrap();
-    assert!(matches!(refused, Err(Error::HeldElsewhere)), "{refused:?}");
+    let begun = format!(
+        "SELECT max(backend_start) FROM pg_stat_activity WHERE application_name = '{name}'"
+    );
+    let mut newest = Vec::new();
+    for _ in 0..3 {
+        let taken = timeout(Duration::from_secs(5), store.take_up(&search, second(2)));
+        let refused = taken.await.unwrap();
+        assert!(matches!(refused, Err(Error::Locked)), "{refused:?}");
+        newest.push(server::shared().sql(&begun));
+    }
+    assert_eq!(newest[0], newest[2], "each try costs a connection");
     assert_eq!(
         shared(&store).look(|state| state.epoch(locked.row)),
         Some(locked.epoch)
