@@ -374,6 +374,7 @@ async fn a_search_whose_row_is_locked_takes_up_no_turn_and_is_not_taken_for_anot
         assert!(matches!(refused, Err(Error::Locked)), "{refused:?}");
         newest.push(server::shared().sql(&begun));
     }
+    assert!(!newest[0].is_empty(), "it is seen");
     assert_eq!(newest[0], newest[2], "each try costs a connection");
     assert_eq!(
         shared(&store).look(|state| state.epoch(locked.row)),
