@@ -26,6 +26,6 @@ USER 65532:65532
 EXPOSE 10836
 # The program asks itself: there is no shell and no curl. Where the exporter listens elsewhere, it
 # learns so from the file that OPSRAMP_EXPORTER_CONFIG_FILE names; flags of the command it cannot see.
-HEALTHCHECK --interval=30s --timeout=6s --start-period=10s CMD ["/usr/bin/opsramp-exporter", "healthcheck"]
+HEALTHCHECK --interval=30s --timeout=10s --start-period=10s CMD ["/usr/bin/opsramp-exporter", "healthcheck"]
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["/usr/bin/opsramp-exporter"]

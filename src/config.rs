@@ -382,12 +382,21 @@ fn read(what: &'static str, path: &Path) -> Result<String, ConfigError> {
     })
 }
 
+/// Whether every user of the machine can read a file: its mode says so, and those of the folders that it
+/// really lies in let everybody through.
 fn is_public(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
 
     const READ_BY_OTHERS: u32 = 0o004;
-    std::fs::metadata(path)
-        .is_ok_and(|metadata| metadata.permissions().mode() & READ_BY_OTHERS != 0)
+    const ENTERED_BY_OTHERS: u32 = 0o001;
+    let may = |path: &Path, right| {
+        std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & right != 0)
+    };
+    may(path, READ_BY_OTHERS)
+        && std::fs::canonicalize(path).is_ok_and(|path| {
+            let mut folders = path.ancestors().skip(1);
+            folders.all(|folder| may(folder, ENTERED_BY_OTHERS))
+        })
 }
 
 // === impl State ===

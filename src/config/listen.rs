@@ -36,20 +36,30 @@ impl ListenAddress {
     /// Whether whoever listens here leaves nobody the other one. All addresses of IPv6 are those of IPv4
     /// as well, as they are listened on here. A name may lead to an address of either.
     pub(super) fn covers(&self, other: &Self) -> bool {
-        let ip = |address: &Self| -> Option<IpAddr> {
-            match address.host.as_deref() {
-                None => Some(Ipv6Addr::UNSPECIFIED.into()),
-                Some(host) => host.parse().ok(),
-            }
-        };
         let has_port = self.port == other.port && self.port != 0;
-        let Some(own) = ip(self).filter(|own| has_port && own.is_unspecified()) else {
+        let Some(own) = self.ip().filter(|_| has_port) else {
             return false;
         };
-        match ip(other) {
-            Some(IpAddr::V6(other)) if own.is_ipv4() => other.is_unspecified(),
-            Some(_) => true,
-            None => own.is_ipv6(),
+        match other.ip() {
+            Some(other) if own == other => true,
+            Some(IpAddr::V6(other)) if own.is_ipv4() => {
+                own.is_unspecified() && other.is_unspecified()
+            }
+            Some(_) => own.is_unspecified(),
+            None => own.is_unspecified() && own.is_ipv6(),
+        }
+    }
+
+    /// Whether it stands for every address.
+    pub(super) fn is_unspecified(&self) -> bool {
+        self.ip().is_some_and(|ip| ip.is_unspecified())
+    }
+
+    /// As IPv4 where it is such an address in the form of IPv6; `None`: a name.
+    fn ip(&self) -> Option<IpAddr> {
+        match self.host.as_deref() {
+            None => Some(Ipv6Addr::UNSPECIFIED.into()),
+            Some(host) => host.parse().ok().map(|ip: IpAddr| ip.to_canonical()),
         }
     }
 }
@@ -158,6 +168,10 @@ mod tests {
             "127.0.0.1",
             "127.0.0.2",
             "[::1]",
+            "[0:0::1]",
+            "[::ffff:0.0.0.0]",
+            "[::ffff:127.0.0.1]",
+            "[::ffff:7f00:2]",
         ];
         let can_be_had = |host: &&str| crate::web::bind(&[format!("{host}:0")]).is_ok();
         // A kernel may be without IPv6.

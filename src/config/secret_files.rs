@@ -8,7 +8,7 @@ use crate::{deliver::Target, secret::SecretSource};
 /// Where container engines put secrets, by default for every user of the container.
 const OF_CONTAINERS: [&str; 2] = ["/run/secrets", "/var/run/secrets"];
 
-/// What the files are behind of which a volume of Kubernetes is made.
+/// What the files are behind of which a volume of Kubernetes is made, in the volume's topmost folder.
 const OF_KUBERNETES: &str = "..data";
 
 impl Config {
@@ -52,7 +52,10 @@ impl Config {
 fn is_exposed(path: &Path) -> bool {
     let is_of_container = || {
         OF_CONTAINERS.iter().any(|folder| path.starts_with(folder))
-            || path.with_file_name(OF_KUBERNETES).exists()
+            || path
+                .ancestors()
+                .skip(1)
+                .any(|folder| folder.join(OF_KUBERNETES).exists())
     };
     is_public(path) && !is_of_container()
 }
@@ -108,6 +111,27 @@ mod tests {
         assert_eq!(told, expected);
         set(0o640);
         assert_eq!(config.exposed_secrets()(), [""; 0]);
+        set(0o644);
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o750)).unwrap();
+        assert_eq!(config.exposed_secrets()(), [""; 0]);
+    }
+
+    #[test]
+    fn what_counts_is_where_a_file_really_lies() {
+        let (open, closed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        for (folder, mode) in [(&open, 0o755), (&closed, 0o700)] {
+            fs::set_permissions(folder.path(), Permissions::from_mode(mode)).unwrap();
+            let file = folder.path().join("file");
+            fs::write(&file, "hunter2").unwrap();
+            fs::set_permissions(&file, Permissions::from_mode(0o644)).unwrap();
+        }
+        let link = |from: &Path, to: &Path| {
+            let link = from.join("link");
+            symlink(to.join("file"), &link).unwrap();
+            link
+        };
+        assert!(!is_exposed(&link(open.path(), closed.path())));
+        assert!(is_exposed(&link(closed.path(), open.path())));
     }
 
     #[test]
@@ -119,7 +143,19 @@ mod tests {
         fs::set_permissions(at("..2026_01_01/secret"), Permissions::from_mode(0o644)).unwrap();
         symlink("..2026_01_01/secret", at("secret")).unwrap();
         assert!(is_exposed(&at("secret")));
+        // As with `items` whose path names a folder.
+        fs::create_dir(at("..2026_01_01/folder")).unwrap();
+        fs::copy(at("secret"), at("..2026_01_01/folder/nested")).unwrap();
+        symlink("..2026_01_01/folder", at("folder")).unwrap();
+        assert!(is_exposed(&at("folder/nested")));
         symlink("..2026_01_01", at("..data")).unwrap();
-        assert!(!is_exposed(&at("secret")));
+        for name in [
+            "secret",
+            "folder/nested",
+            "..data/secret",
+            "..data/folder/nested",
+        ] {
+            assert!(!is_exposed(&at(name)), "{name}");
+        }
     }
 }

@@ -239,13 +239,15 @@ impl LogFile {
         }
         let is_inherited = self.past.is_some_and(|past| past.is_inherited);
         let is_doubted = is_inherited || first <= self.doubted;
-        let mut nowhere = missing.clone();
-        if is_doubted && !self.moved.is_empty() {
-            self.look_everywhere(current, is_inherited, &mut nowhere)?;
-        }
         let mut searched = 0;
-        for moved in &mut self.moved {
-            match moved.settle_moved(&mut missing, &mut nowhere) {
+        while searched < self.moved.len() {
+            let look = |missing: &mut Missing<'_>| match is_doubted {
+                true => self.look_everywhere(current, is_inherited, missing),
+                false => Ok(()),
+            };
+            let settled = self.moved[searched].settle_moved(&mut missing, look);
+            let moved = &mut self.moved[searched];
+            match settled {
                 Ok((scan, mark)) if !scan.at_end => {
                     // Every line was found, and what follows belongs to later ones.
                     moved.settled = scan.end;
@@ -720,24 +722,29 @@ impl Tail {
         })
     }
 
-    /// Finds lines in a file that was moved away, and completes one that is torn there and stands `nowhere` as
-    /// a whole. The file stays as unsettled as it was, in case the next one cannot be written.
+    /// Finds lines in a file that was moved away, and completes one that is torn there and stands nowhere else as
+    /// a whole: `look_everywhere` finds those that do, and reads much. The file stays as unsettled as it was, in
+    /// case the next one cannot be written.
     fn settle_moved(
         &self,
         missing: &mut Missing<'_>,
-        nowhere: &mut Missing<'_>,
+        look_everywhere: impl FnOnce(&mut Missing<'_>) -> Result<(), Error>,
     ) -> Result<(Scan, Mark), Error> {
         let scan = self.find_unsettled(missing)?;
         let mut after = missing.clone();
         after.found(&scan);
-        nowhere.found(&scan);
         let mut settled = None;
-        if let Some((index, rest)) = nowhere.completion(&scan.torn) {
-            // On a full disk the line stays torn, and is written to the new file as a whole.
-            settled = self.secure(&scan, rest).ok();
-            if settled.is_some() {
-                after.remove(index);
-                nowhere.remove(index);
+        if after.completion(&scan.torn).is_some() {
+            let mut nowhere = after.clone();
+            // Where one cannot look, and on a full disk, the line stays torn, and is written to the new file as
+            // a whole.
+            if look_everywhere(&mut nowhere).is_ok()
+                && let Some((index, rest)) = nowhere.completion(&scan.torn)
+            {
+                settled = self.secure(&scan, rest).ok();
+                if settled.is_some() {
+                    after.remove(index);
+                }
             }
         }
         let settled = match settled {

@@ -79,7 +79,11 @@ impl Resolver<'_> {
             .map(ToString::to_string)
             .collect();
         self.no_repetitions(path, shown_addresses.iter().map(String::as_str));
-        self.no_covered_address(path, &listen_addresses);
+        let systemd_socket = web.systemd_socket.unwrap_or(false);
+        // Otherwise nothing is listened on but what systemd hands over.
+        if !systemd_socket {
+            self.no_covered_address(path, &listen_addresses);
+        }
         if let Some(file) = &web.config_file {
             let path = "web.config_file";
             if file.as_os_str().is_empty() {
@@ -93,7 +97,7 @@ impl Resolver<'_> {
             telemetry_path: self.telemetry_path(web.telemetry_path),
             config_file: web.config_file,
             enable_lifecycle: web.enable_lifecycle.unwrap_or(false),
-            systemd_socket: web.systemd_socket.unwrap_or(false),
+            systemd_socket,
         }
     }
 
@@ -107,9 +111,13 @@ impl Resolver<'_> {
                     && (*other < index || !address.covers(wider))
             };
             if let Some((_, wider)) = addresses.iter().enumerate().find(covers) {
-                let message = format!(
-                    "{wider} takes the port on every address, so that {address} cannot be had; leave out one"
-                );
+                let message = if wider.is_unspecified() {
+                    format!(
+                        "{wider} takes the port on every address, so that {address} cannot be had; leave out one"
+                    )
+                } else {
+                    format!("{wider} and {address} are the same address; leave out one")
+                };
                 self.problems.add(path, message);
             }
         }

@@ -456,6 +456,7 @@ fn wrong_state_and_web_settings_are_explained() {
         wrong("web: {listen_addresses: [':1', ':1']}"),
         wrong("web: {listen_addresses: ['0.0.0.0:1', '[::]:1']}"),
         wrong("web: {listen_addresses: [':1', '127.0.0.1:1', '[::1]:2']}"),
+        wrong("web: {listen_addresses: ['127.0.0.1:1', '[::ffff:127.0.0.1]:1']}"),
         wrong("web: {listen_addresses: ['localhost']}"),
         wrong("web: {config_file: ''}"),
     ];
@@ -477,6 +478,7 @@ fn wrong_state_and_web_settings_are_explained() {
     config.yml:6:25: web.listen_addresses: names ":1" twice
     config.yml:6:25: web.listen_addresses: 0.0.0.0:1 takes the port on every address, so that [::]:1 cannot be had; leave out one
     config.yml:6:25: web.listen_addresses: :1 takes the port on every address, so that 127.0.0.1:1 cannot be had; leave out one
+    config.yml:6:25: web.listen_addresses: 127.0.0.1:1 and [::ffff:127.0.0.1]:1 are the same address; leave out one
     config.yml:6:26: web.listen_addresses[0]: "localhost" is not an address; write one like :10836, 127.0.0.1:10836 or [::1]:10836
     config.yml:6:20: web.config_file: is empty; leave it out, or name the file
     "#);
@@ -537,6 +539,13 @@ fn a_file_that_cannot_be_read_is_named() {
         let error = load(Path::new(endless_or_none)).unwrap_err();
         assert!(matches!(error, ConfigError::Read { .. }), "{error}");
     }
+}
+
+#[test]
+fn addresses_that_are_not_listened_on_may_cover_each_other() {
+    let addresses = "listen_addresses: [':1', '127.0.0.1:1']";
+    let text = minimal_and(&format!("web: {{{addresses}, systemd_socket: true}}"));
+    assert_eq!(load(&text).unwrap().config.web.listen_addresses.len(), 2);
 }
 
 #[test]

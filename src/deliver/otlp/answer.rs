@@ -5,9 +5,9 @@
 //! data; here whatever may be a fault of the set-up or of something on the way is worth another
 //! try. This module sends nothing and knows no event.
 
-use std::{borrow::Cow, io::Read as _, time::Duration};
+use std::{borrow::Cow, collections::HashMap, fmt, io::Read as _, time::Duration};
 
-use flate2::read::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 use http::{
     HeaderMap, HeaderName, StatusCode,
     header::{CONTENT_TYPE, DATE, LOCATION, RETRY_AFTER},
@@ -17,7 +17,11 @@ use opentelemetry_proto::tonic::collector::logs::v1::{
     ExportLogsPartialSuccess, ExportLogsServiceResponse,
 };
 use prost::Message as _;
-use serde_json::Value;
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
+use serde_json::value::RawValue;
 
 use super::{Error, PROTOBUF};
 use crate::{excerpt::Secrets, http_client::is_gzip, http_date, redirect};
@@ -29,9 +33,8 @@ const MAX_BODY: usize = 64 << 10;
 /// ever where it was not read. So much gRPC takes of any answer.
 const MAX_SUCCESS: usize = 4 << 20;
 
-/// How many values JSON may be of. An answer is of a handful, whatever length they have; each takes a
-/// hundredfold of what it is on the wire.
-const MAX_VALUES: usize = 4096;
+/// How each member of a gzip stream begins.
+const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
 
 /// How a server written in Go answers 400 where it expects TLS; it has not seen the content.
 const EXPECTS_TLS: &[u8] = b"Client sent an HTTP request to an HTTPS server";
@@ -62,6 +65,11 @@ pub(super) enum Outcome {
     /// nothing against any event.
     TooLarge(Error),
 }
+
+/// The members of an object in JSON that tell anything of an export, as they were written. All others are
+/// passed over, however many there are: as values they would take a hundredfold of what they are on the
+/// wire.
+struct Members<'a>(HashMap<&'static str, &'a RawValue>);
 
 /// The body of an error in OTLP, as far as it is of use: `google.rpc.Status`.
 #[derive(Clone, PartialEq, prost::Message)]
@@ -105,8 +113,9 @@ impl Answer {
                 }
             }
         }
-        // Some compress without being asked to.
-        if is_gzip(&answer.headers) && !answer.body.is_empty() {
+        // Some compress without being asked to; others say so of what is plain, or was decompressed on the
+        // way.
+        if is_gzip(&answer.headers) && answer.body.starts_with(GZIP_MAGIC) {
             answer.decompress();
         }
         Ok(answer)
@@ -120,13 +129,22 @@ impl Answer {
         }
     }
 
-    /// No more than would be read of a plain one: a thousandfold may be in it.
+    /// No more than would be read of a plain one: a thousandfold may be in it. What follows the stream, such
+    /// as a line break, is none of it.
     fn decompress(&mut self) {
         let limit = self.limit();
         let mut plain = Vec::new();
-        let decoder = MultiGzDecoder::new(&self.body[..]);
-        let read = decoder.take(limit as u64 + 1).read_to_end(&mut plain);
-        self.corrupt = read.is_err() && !self.cut;
+        let mut rest = &self.body[..];
+        while rest.starts_with(GZIP_MAGIC) && plain.len() <= limit {
+            let mut member = GzDecoder::new(rest);
+            let room = limit + 1 - plain.len();
+            let read = member.by_ref().take(room as u64).read_to_end(&mut plain);
+            if read.is_err() {
+                self.corrupt = !self.cut;
+                break;
+            }
+            rest = member.into_inner();
+        }
         self.cut |= plain.len() > limit;
         plain.truncate(limit);
         self.body = plain;
@@ -229,9 +247,6 @@ impl Answer {
             };
         }
         if self.is_of_type("application/json") {
-            if has_many_values(&self.body) {
-                return Err(TOO_LARGE);
-            }
             return read_json(&self.body).ok_or("JSON that is no answer to an export");
         }
         Err(if self.is_page() {
@@ -267,84 +282,122 @@ impl Answer {
     }
 }
 
-/// Whether JSON is of more values than an answer has: what stands between them, outside of texts, is counted.
-fn has_many_values(body: &[u8]) -> bool {
-    let (mut in_text, mut escaped) = (false, false);
-    let separators = body.iter().filter(|&&byte| {
-        let is_quote = byte == b'"' && !escaped;
-        escaped = in_text && byte == b'\\' && !escaped;
-        in_text ^= is_quote;
-        !in_text && matches!(byte, b',' | b'[' | b'{')
-    });
-    separators.take(MAX_VALUES).count() == MAX_VALUES
+// === impl Members ===
+
+impl Members<'_> {
+    /// Of an answer, and of what it says of a partial success.
+    const NAMES: [&'static str; 11] = [
+        "partialSuccess",
+        "partial_success",
+        "rejectedLogRecords",
+        "rejected_log_records",
+        "errorMessage",
+        "error_message",
+        "error",
+        "errors",
+        "success",
+        "code",
+        "status",
+    ];
+
+    /// A member by its name in JSON or the one that it has in protobuf: either may be written.
+    fn either(&self, name: &str, in_protobuf: &str) -> Option<&str> {
+        let mut given = [name, in_protobuf]
+            .into_iter()
+            .filter_map(|name| self.get(name));
+        given.find(|&value| value != "null")
+    }
+
+    /// In JSON.
+    fn get(&self, name: &str) -> Option<&str> {
+        self.0.get(name).map(|value| value.get())
+    }
+
+    /// Whether an answer says that the request failed, in one of the ways that are usual: with an
+    /// error, with a code (`google.rpc.Status`, or one of HTTP), or with a word.
+    fn say_failure(&self) -> bool {
+        let is = |name, failed: fn(&str) -> bool| self.get(name).is_some_and(failed);
+        is("error", says_something)
+            || is("errors", says_something)
+            || is("success", |value| value == "false")
+            || is("code", |value| {
+                let code = value.parse::<i64>();
+                code.is_ok_and(|code| code != 0 && !(200..300).contains(&code))
+            })
+            || is("status", |value| {
+                let status: String = serde_json::from_str(value).unwrap_or_default();
+                ["error", "fail", "failed", "failure"]
+                    .iter()
+                    .any(|word| status.eq_ignore_ascii_case(word))
+            })
+    }
+}
+
+impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OfMembers;
+
+        impl<'de> Visitor<'de> for OfMembers {
+            type Value = Members<'de>;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+                let mut members = HashMap::new();
+                while let Some(name) = map.next_key::<String>()? {
+                    match Members::NAMES.into_iter().find(|&known| known == name) {
+                        Some(known) => {
+                            members.insert(known, map.next_value()?);
+                        }
+                        None => {
+                            map.next_value::<IgnoredAny>()?;
+                        }
+                    }
+                }
+                Ok(Members(members))
+            }
+        }
+
+        deserializer.deserialize_map(OfMembers)
+    }
 }
 
 /// Reads an answer in OTLP's JSON form, which some gateways give to protobuf, too. Members that
 /// are not known are ignored, as protobuf's JSON has it, unless they say that something failed: such
 /// an object, `{"error": …}`, is somebody else's.
 fn read_json(body: &[u8]) -> Option<ExportLogsPartialSuccess> {
-    let answer: serde_json::Map<String, Value> = serde_json::from_slice(body).ok()?;
-    if says_failure(&answer) {
+    let answer: Members<'_> = serde_json::from_slice(body).ok()?;
+    if answer.say_failure() {
         return None;
     }
-    let Some(partial) = member(&answer, "partialSuccess", "partial_success") else {
+    let Some(partial) = answer.either("partialSuccess", "partial_success") else {
         return Some(ExportLogsPartialSuccess::default());
     };
-    let partial = partial.as_object()?;
+    let partial: Members<'_> = serde_json::from_str(partial).ok()?;
     Some(ExportLogsPartialSuccess {
-        rejected_log_records: match member(partial, "rejectedLogRecords", "rejected_log_records") {
+        rejected_log_records: match partial.either("rejectedLogRecords", "rejected_log_records") {
             None => 0,
-            // Protobuf's JSON writes 64-bit integers as texts.
-            Some(Value::String(text)) => text.parse().ok()?,
-            Some(number) => number.as_i64()?,
+            Some(value) => match serde_json::from_str::<String>(value) {
+                // Protobuf's JSON writes 64-bit integers as texts.
+                Ok(text) => text.parse().ok()?,
+                Err(_) => value.parse().ok()?,
+            },
         },
-        error_message: match member(partial, "errorMessage", "error_message") {
+        error_message: match partial.either("errorMessage", "error_message") {
             None => String::new(),
-            Some(message) => message.as_str()?.to_owned(),
+            Some(message) => serde_json::from_str(message).ok()?,
         },
     })
 }
 
-/// A member by its name in JSON or the one that it has in protobuf: either may be written.
-fn member<'a>(
-    object: &'a serde_json::Map<String, Value>,
-    name: &str,
-    in_protobuf: &str,
-) -> Option<&'a Value> {
-    let mut given = [name, in_protobuf]
-        .into_iter()
-        .filter_map(|name| object.get(name));
-    given.find(|value| !value.is_null())
-}
-
-/// Whether an answer says that the request failed, in one of the ways that are usual: with an
-/// error, with a code (`google.rpc.Status`, or one of HTTP), or with a word.
-fn says_failure(answer: &serde_json::Map<String, Value>) -> bool {
-    let is = |key, failed: fn(&Value) -> bool| answer.get(key).is_some_and(failed);
-    is("error", says_something)
-        || is("errors", says_something)
-        || is("success", |value| value == &Value::Bool(false))
-        || is("code", |value| {
-            value
-                .as_i64()
-                .is_some_and(|code| code != 0 && !(200..300).contains(&code))
-        })
-        || is("status", |value| {
-            let status = value.as_str().unwrap_or_default();
-            ["error", "fail", "failed", "failure"]
-                .iter()
-                .any(|word| status.eq_ignore_ascii_case(word))
-        })
-}
-
-fn says_something(value: &Value) -> bool {
-    match value {
-        Value::Null | Value::Bool(false) => false,
-        Value::String(text) => !text.is_empty(),
-        Value::Array(items) => !items.is_empty(),
-        Value::Object(members) => !members.is_empty(),
-        Value::Number(code) => code.as_f64() != Some(0.0),
-        Value::Bool(true) => true,
+/// Whether a value in JSON is more than another word for nothing.
+fn says_something(value: &str) -> bool {
+    match value.as_bytes() {
+        b"null" | b"false" | b"\"\"" => false,
+        [b'[' | b'{', inner @ .., _] => !inner.trim_ascii().is_empty(),
+        _ => value.parse() != Ok(0.0),
     }
 }
 

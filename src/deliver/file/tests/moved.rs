@@ -69,6 +69,24 @@ fn lines_of_a_file_that_was_deleted_before_they_were_safe_are_written_again() {
 }
 
 #[test]
+fn other_files_are_read_only_for_a_torn_line_that_could_be_completed() {
+    for (behind, is_read) in [("", false), ("somebody else's", false), ("{", true)] {
+        let mut world = World::with_events(6);
+        world.deliver(2);
+        let lines = Lines::render(Format::Json, &world.events[2..]);
+        world.append(&[lines.line(0), lines.line(1), behind.as_bytes()].concat());
+        let moved = world.sink.current.as_ref().unwrap();
+        let mut read = false;
+        let look = |_: &mut Missing<'_>| {
+            read = true;
+            Ok(())
+        };
+        moved.settle_moved(&mut Missing::new(&lines), look).unwrap();
+        assert_eq!(read, is_read, "{behind}");
+    }
+}
+
+#[test]
 fn a_line_torn_in_a_file_that_was_compressed_before_the_next_try_is_written_as_a_whole() {
     for keep in [30, 60] {
         let mut world = World::with_events(9);

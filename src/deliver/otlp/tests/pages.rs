@@ -20,15 +20,19 @@ async fn a_page_of_html_never_costs_an_event() {
     }
 }
 
-/// As JSON.
-fn compressed(status: StatusCode, body: &[u8]) -> Response {
+fn gzip(body: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     io::Write::write_all(&mut encoder, body).unwrap();
+    encoder.finish().unwrap()
+}
+
+/// As JSON.
+fn compressed(status: StatusCode, body: Vec<u8>) -> Response {
     let headers = [
         (CONTENT_TYPE, "application/json"),
         (CONTENT_ENCODING, "GZip"),
     ];
-    (status, headers, encoder.finish().unwrap()).into_response()
+    (status, headers, body).into_response()
 }
 
 #[tokio::test]
@@ -36,12 +40,29 @@ async fn a_compressed_answer_means_what_it_says() {
     let (receiver, options) = Peer::start().await;
     let mut otlp = Otlp::new(&options).unwrap();
     let partial = br#"{"partialSuccess":{"rejectedLogRecords":"1","errorMessage":"too old"}}"#;
-    receiver.answer(compressed(StatusCode::OK, partial));
+    receiver.answer(compressed(StatusCode::OK, gzip(partial)));
     let progress = otlp.deliver(&alerts(0..3), ours).await;
     assert_eq!(progress.settled, 3, "{progress:?}");
     assert_eq!(progress.refused[0].events, 1);
 
-    receiver.answer(compressed(StatusCode::BAD_REQUEST, b"bad event"));
+    receiver.answer(compressed(StatusCode::BAD_REQUEST, gzip(b"bad event")));
+    let progress = otlp.deliver(&alerts([1]), ours).await;
+    let reason = &progress.refused[0].reason;
+    assert!(reason.ends_with(": bad event"), "{reason}");
+
+    // It may be in parts, and something may follow.
+    let [mut parts, end] = [&partial[..20], &partial[20..]].map(gzip);
+    parts.extend(end);
+    for tail in [&b""[..], b"\n", b"\0\0\0"] {
+        receiver.answer(compressed(StatusCode::OK, [&parts, tail].concat()));
+        let progress = otlp.deliver(&alerts(0..3), ours).await;
+        assert_eq!(progress.refused[0].events, 1, "{progress:?}");
+    }
+
+    // Not all that is said to be compressed is.
+    receiver.answer(compressed(StatusCode::OK, b"{}".into()));
+    assert_eq!(otlp.deliver(&alerts(0..3), ours).await.settled, 3);
+    receiver.answer(compressed(StatusCode::BAD_REQUEST, b"bad event".into()));
     let progress = otlp.deliver(&alerts([1]), ours).await;
     let reason = &progress.refused[0].reason;
     assert!(reason.ends_with(": bad event"), "{reason}");
@@ -50,9 +71,9 @@ async fn a_compressed_answer_means_what_it_says() {
     let corrupt = ([(CONTENT_ENCODING, "gzip")], &b"\x1f\x8b\x08"[..]);
     let bad = StatusCode::BAD_REQUEST;
     for answer in [
-        compressed(bad, b"<html>no</html>"),
+        compressed(bad, gzip(b"<html>no</html>")),
         (bad, corrupt).into_response(),
-        compressed(StatusCode::BAD_GATEWAY, b"<html>no</html>"),
+        compressed(StatusCode::BAD_GATEWAY, gzip(b"<html>no</html>")),
     ] {
         receiver.answer(answer);
         let progress = otlp.deliver(&alerts([1]), ours).await;
@@ -115,15 +136,11 @@ async fn a_success_that_no_receiver_gives_is_an_error_that_says_what_came() {
             "a body that is too large",
         ),
         (
-            json(&format!("[{}", r#"{"":0},"#.repeat(10_000))),
+            compressed(StatusCode::OK, gzip(&vec![b' '; 50 << 20])),
             "a body that is too large",
         ),
         (
-            compressed(StatusCode::OK, &vec![b' '; 50 << 20]),
-            "a body that is too large",
-        ),
-        (
-            ([(CONTENT_ENCODING, "gzip")], "{}").into_response(),
+            ([(CONTENT_ENCODING, "gzip")], &b"\x1f\x8b\x08"[..]).into_response(),
             "a body that cannot be decompressed",
         ),
         (json("{"), "no answer to an export"),
@@ -143,6 +160,8 @@ async fn a_success_that_no_receiver_gives_is_an_error_that_says_what_came() {
             "resource exhausted",
         ),
         (json(r#"{"code":401}"#), "no answer to an export"),
+        (json(r#"{"error":1}"#), "no answer to an export"),
+        (json(r#"{"error":{"a":1}}"#), "no answer to an export"),
         (json(r#"{"success":false}"#), "no answer to an export"),
         (
             json(r#"{"status":"Error","message":"log in"}"#),
@@ -165,7 +184,12 @@ async fn a_success_that_no_receiver_gives_is_an_error_that_says_what_came() {
 
 #[tokio::test]
 async fn the_forms_that_a_success_takes_are_known() {
-    let json = |body: &'static str| {
+    let of_each = format!(
+        r#"{{"items":[{}0],"partialSuccess":{{"rejectedLogRecords":1}}}}"#,
+        r#"{"status":201,"error":{"a":[1]},"code":5},"#.repeat(50_000)
+    );
+    let json = |body: &str| {
+        let body = body.to_owned();
         let headers = [(CONTENT_TYPE, "Application/JSON; charset=utf-8")];
         (headers, body).into_response()
     };
@@ -184,9 +208,11 @@ async fn the_forms_that_a_success_takes_are_known() {
         ),
         (json(r#"{"partialSuccess":{"rejectedLogRecords":1}}"#), 1),
         (
-            json(r#"{"status":"ok","took":3,"error":null,"errors":[]}"#),
+            json(r#"{"status":"ok","took":3,"error":null,"errors":[ ]}"#),
             0,
         ),
+        (json(&of_each), 1),
+        (json(r#"{"error":0.0,"errors":{},"error":""}"#), 0),
         (
             json(r#"{"partialSuccess":{"rejectedLogRecords":1,"hint":{}},"requestId":"x"}"#),
             1,
