@@ -39,6 +39,8 @@ const TRY_AGAIN: Duration = Duration::from_secs(5 * 60);
 /// So many times as long as it took to fail a refused page is left alone: one that hangs shall not make each poll
 /// late.
 const LEFT_ALONE: u32 = 10;
+/// It counts no more of that: what a trial took holds the wait for the allowance as well.
+const MAX_TOOK: Duration = Duration::from_secs(60);
 
 /// What an engine needs to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -512,17 +514,18 @@ impl Engine {
         }
     }
 
-    /// The refused page that a poll is to try at its end, if it is time. Without news it takes its time, so that
-    /// a quiet poll costs one request even where the total never adds up.
+    /// The refused page that a poll is to try at its end, if it is time: with news each poll does, and the last
+    /// one failed some time after it began. Without news it takes its time, so that a quiet poll costs one request
+    /// even where the total never adds up.
     fn trial(&self, facts: &Facts, news: bool, now: Instant) -> Option<u64> {
         let (refused, next) = (self.limits.refused?, facts.next?);
         let page = next.max(refused.page);
         let least = if news {
-            self.options.interval
+            self.options.interval / 2
         } else {
             TRY_AGAIN
         };
-        let pause = refused.took.saturating_mul(LEFT_ALONE).max(least);
+        let pause = (refused.took.min(MAX_TOOK) * LEFT_ALONE).max(least);
         let is_time = now.saturating_duration_since(refused.at) >= pause;
         (is_time && page <= facts.pages() && facts.page < self.options.max_poll_pages)
             .then_some(page)

@@ -205,7 +205,7 @@ fn polls_ask_for_no_page_that_full_reads_are_refused() {
     assert_eq!(poll_with_news(&mut run), 10);
 }
 
-/// A poll, and whether it wants this page in the end. That fails then, after so long.
+/// A poll, and whether it wants this page in the end. That fails then, after so long; the next poll is on the grid.
 fn poll_tries(run: &mut Run, page: u64, took: Duration) -> bool {
     run.poll(false);
     while run.poll_page.is_some_and(|wanted| wanted < page) {
@@ -214,8 +214,10 @@ fn poll_tries(run: &mut Run, page: u64, took: Duration) -> bool {
     let tries = run.poll_page.take();
     if tries.is_some() {
         assert_eq!(tries, Some(page));
-        run.engine.still_refused(took, run.now);
-        run.now += Duration::from_secs(30);
+        let interval = run.engine.options.interval;
+        let late = took.min(interval / 3);
+        run.engine.still_refused(took, run.now + late);
+        run.now += interval;
     }
     tries.is_some()
 }
@@ -224,10 +226,10 @@ fn poll_tries(run: &mut Run, page: u64, took: Duration) -> bool {
 fn a_refused_page_is_read_by_the_next_poll_that_has_news_up_to_there_once_it_comes() {
     let mut run = run_with(250, 100);
     read_up_to_a_refusal(&mut run, 2);
+    run.now += run.engine.options.interval;
     for _ in 0..10 {
         run.server.clock += 3;
         run.server.act(&Act::Open(150));
-        run.now += run.engine.options.interval;
         assert!(poll_tries(&mut run, 2, Duration::from_millis(10)));
     }
     run.server.clock += 3;
@@ -245,17 +247,19 @@ fn a_refused_page_is_read_by_the_next_poll_that_has_news_up_to_there_once_it_com
 }
 
 #[test]
-fn a_refused_page_that_hangs_is_left_alone_for_ten_times_as_long() {
-    let mut run = run_with(250, 100);
-    read_up_to_a_refusal(&mut run, 2);
-    let tried: Vec<u32> = (0..40)
-        .filter(|_| {
-            run.server.clock += 3;
-            run.server.act(&Act::Open(150));
-            poll_tries(&mut run, 2, Duration::from_secs(45))
-        })
-        .collect();
-    assert_eq!(tried, [1, 16, 31], "every 450 seconds");
+fn a_refused_page_that_hangs_is_left_alone_for_ten_times_as_long_and_no_more_than_ten_minutes() {
+    for (took, apart) in [(43, 15), (3_600, 21)] {
+        let mut run = run_with(250, 100);
+        read_up_to_a_refusal(&mut run, 2);
+        let tried: Vec<u32> = (0..46)
+            .filter(|_| {
+                run.server.clock += 3;
+                run.server.act(&Act::Open(150));
+                poll_tries(&mut run, 2, Duration::from_secs(took))
+            })
+            .collect();
+        assert_eq!(tried, [1, 1 + apart, 1 + 2 * apart], "{took} seconds");
+    }
 }
 
 /// What a poll could not read for it is on the page when it comes, while nothing new happens.
