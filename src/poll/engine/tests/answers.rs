@@ -450,6 +450,31 @@ fn a_departure_is_noticed_where_every_page_names_a_next_one_and_tells_its_own_si
     );
 }
 
+#[test]
+fn whom_a_further_page_does_not_show_that_counts_nothing_has_not_left() {
+    let mut run = run_with(250, 100);
+    for _ in 0..20 {
+        run.now += Duration::from_secs(600);
+        run.poll(false);
+        while let Some(task) = run.engine.task() {
+            if matches!(task, Task::Page(page) if page > 1) {
+                run.lie = Some(Lie {
+                    shown: Vec::new(),
+                    total: 0,
+                    page_size: 100,
+                    next: None,
+                    unreadable: 0,
+                });
+            }
+            run.background(false);
+        }
+        assert!(!run.engine.is_sound());
+        run.assert_agreement();
+    }
+    run.settle();
+    assert!(run.engine.is_complete());
+}
+
 /// Goes on until the background asks by id. Brings whether it does.
 fn asks_by_id(run: &mut Run) -> bool {
     run.now += Duration::from_secs(600);
