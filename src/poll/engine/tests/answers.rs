@@ -103,12 +103,13 @@ fn a_total_that_is_too_high_keeps_nobody_who_left() {
 /// A poll whose further page fails. Brings whether it wanted one.
 fn poll_cut_short(run: &mut Run) -> bool {
     run.poll(false);
-    let is_cut_short = run.poll_page.take().is_some();
-    if is_cut_short {
+    let cut_at = run.poll_page.take();
+    if let Some(page) = cut_at {
+        run.engine.page_missed(page);
         run.engine.poll_cut_short(run.now);
         run.now += Duration::from_secs(30);
     }
-    is_cut_short
+    cut_at.is_some()
 }
 
 /// A further page fails for good, and every poll has news, so that none gets as far as to the count.
@@ -155,6 +156,40 @@ fn a_poll_that_is_cut_short_once_costs_no_full_read() {
     run.server.act(&Act::Open(1));
     assert!(poll_cut_short(&mut run));
     assert_eq!(run.engine.task(), Some(Task::Page(1)));
+}
+
+/// The total is too high for ever, so that a full read is put off for longer and longer.
+#[test]
+fn a_page_at_which_a_poll_was_cut_short_is_asked_for_once_by_the_next_whose_count_does_not_add_up()
+{
+    for fails_again in [false, true] {
+        let mut run = run_with(250, 100);
+        run.server.surplus = 1;
+        run.settle();
+        run.engine.rest_until = Some(run.now + Duration::from_secs(6_000));
+        run.server.act(&Act::Open(150));
+        assert!(poll_cut_short(&mut run));
+        run.requests = 0;
+        run.poll(false);
+        assert_eq!(run.poll_page, Some(2), "there is no news on the first page");
+        if fails_again {
+            assert!(run.engine.is_tried(2));
+            run.engine.tried_in_vain(2, Duration::ZERO, run.now);
+            run.poll_page = None;
+        } else {
+            while run.poll_page.is_some() {
+                run.poll(false);
+            }
+            run.assert_agreement();
+        }
+        assert_eq!(run.engine.cut_short, None);
+        let before = run.requests;
+        for _ in 0..5 {
+            run.poll(false);
+            assert_eq!(run.poll_page, None, "not once more");
+        }
+        assert_eq!(run.requests, before + 5);
+    }
 }
 
 /// The pages of a full read that the server shows are read, and then all questions are asked.
@@ -216,7 +251,7 @@ fn poll_tries(run: &mut Run, page: u64, took: Duration) -> bool {
         assert_eq!(tries, Some(page));
         let interval = run.engine.options.interval;
         let late = took.min(interval / 3);
-        run.engine.still_refused(took, run.now + late);
+        run.engine.tried_in_vain(page, took, run.now + late);
         run.now += interval;
     }
     tries.is_some()
