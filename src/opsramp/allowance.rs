@@ -67,6 +67,9 @@ pub(super) struct Window {
     answered: VecDeque<(Instant, Urgency)>,
     /// Requests that are not answered yet, by what they are for.
     in_flight: [u32; 3],
+    /// Those of them that were refused where the window slides: the server does not count them, and one that is
+    /// forgotten makes room for none.
+    refused: u32,
     last_poll: Option<Instant>,
     /// What the last request was for.
     last: Option<Urgency>,
@@ -139,6 +142,7 @@ impl Window {
             told_limit: None,
             answered: VecDeque::new(),
             in_flight: [0; 3],
+            refused: 0,
             last_poll: None,
             last: None,
             told: None,
@@ -334,7 +338,8 @@ impl Window {
     /// again a minute later, whatever its reset is. An answer is learned from while its request is in flight.
     fn ours(&self, remaining: u32, now: Instant) -> Option<u32> {
         let is_counted = |of: &&(Instant, Urgency)| now.saturating_duration_since(of.0) < MINUTE;
-        let used = count(self.answered.iter().filter(is_counted).count()) + 1;
+        let answered = count(self.answered.iter().filter(is_counted).count());
+        let used = (answered + 1).saturating_sub(self.refused);
         self.slides.then(|| remaining.saturating_add(used))
     }
 
@@ -351,6 +356,10 @@ impl Window {
     pub(super) fn give_back(&mut self, now: Instant, urgency: Urgency) {
         let in_flight = &mut self.in_flight[urgency as usize];
         *in_flight = in_flight.saturating_sub(1);
+        if self.refused > 0 {
+            self.refused -= 1;
+            return;
+        }
         self.answered.push_back((now, urgency));
     }
 
@@ -363,6 +372,9 @@ impl Window {
         if let (Some(remaining), Some(wait)) = (hints.remaining, resets_in) {
             let resets_at = now + wait;
             self.watch_reset(resets_at, now);
+            if hints.throttled && self.slides {
+                self.refused += 1;
+            }
             let ours = self.ours(remaining, now);
             let remaining = remaining.saturating_sub(self.all_in_flight().saturating_sub(1));
             // Answers overtake each other: within one window only the lowest count is true. Where the
@@ -1010,11 +1022,13 @@ mod tests {
                 ..told(0, 61)
             };
             window.paused_until = None;
+            window.in_flight[0] += 1;
             window.learn(&refused, at(57));
+            window.give_back(at(57), Urgency::Poll);
             window.paused_until.unwrap() - at(57)
         };
-        // Twelve of ours are counted, and the one that was refused.
-        assert_eq!(waits(&mut window, None), MINUTE / 13);
+        assert_eq!(waits(&mut window, None), MINUTE / 12);
+        assert_eq!(window.answered.len(), 12, "it is none that counts");
         let told_to = Some(Duration::from_secs(20));
         assert_eq!(waits(&mut window, told_to), Duration::from_secs(20));
         window.answered.drain(..10);
