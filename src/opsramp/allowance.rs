@@ -28,6 +28,11 @@ const MINUTE: Duration = Duration::from_secs(60);
 const LIMIT_LASTS: Duration = Duration::from_secs(5 * 60);
 /// By how much the reset of one window differs from answer to answer: it is told in whole seconds.
 const JITTER: Duration = Duration::from_secs(2);
+/// So many answers in a row, a while apart, must tell of a window that slides before it is taken for one: the reset
+/// of a bucket that leaks moves on as well while it fills.
+const SLID: u32 = 4;
+/// So many that do not, before it is no longer.
+const STOOD: u32 = 2;
 /// A reset below this is no time since 1970, but the seconds that are left.
 const SECONDS_LEFT: i64 = 24 * 60 * 60;
 /// By how much the server's clock may seem to differ from ours while an answer is under way, and where its
@@ -62,6 +67,9 @@ pub(super) struct Window {
     answered: VecDeque<(Instant, Urgency)>,
     /// Requests that are not answered yet, by what they are for.
     in_flight: [u32; 3],
+    /// Those of them that were refused where the window slides: the server does not count them, and one that is
+    /// forgotten makes room for none.
+    refused: u32,
     last_poll: Option<Instant>,
     /// What the last request was for.
     last: Option<Urgency>,
@@ -71,6 +79,8 @@ pub(super) struct Window {
     anchor: Option<(Instant, Instant)>,
     /// Whether the reset moves on from answer to answer, as the server counts the last minute's requests.
     slides: bool,
+    /// Answers in a row that tell the contrary of that.
+    contrary: u32,
     /// No request before this, because the server said so.
     paused_until: Option<Instant>,
 }
@@ -132,11 +142,13 @@ impl Window {
             told_limit: None,
             answered: VecDeque::new(),
             in_flight: [0; 3],
+            refused: 0,
             last_poll: None,
             last: None,
             told: None,
             anchor: None,
             slides: false,
+            contrary: 0,
             paused_until: None,
         }
     }
@@ -292,39 +304,62 @@ impl Window {
     }
 
     /// Finds out whether the window slides, now that a reset is told. Of one that stands still it comes
-    /// nearer, and the next one is a whole window later.
+    /// nearer, and the next one is a whole window later; of one that slides it is a whole minute away each time.
     fn watch_reset(&mut self, resets_at: Instant, now: Instant) {
-        if resets_at > now + MINUTE + 2 * JITTER {
-            // It is no minute that is counted.
-            self.slides = false;
-            self.anchor = None;
+        let before = self.anchor.filter(|(_, before)| now + JITTER < *before);
+        let Some((told_at, before)) = before else {
+            self.anchor = Some((now, resets_at));
+            return;
+        };
+        let passed = now.saturating_duration_since(told_at);
+        if passed < 2 * JITTER {
             return;
         }
-        if let Some((told_at, before)) = self.anchor
-            && now + JITTER < before
-        {
-            let passed = now.saturating_duration_since(told_at);
-            if passed < 2 * JITTER {
-                return;
-            }
-            let moved = resets_at.saturating_duration_since(before);
-            self.slides = moved > JITTER && moved <= passed + JITTER;
+        let left = resets_at.saturating_duration_since(now);
+        let moved = resets_at.saturating_duration_since(before);
+        let slid =
+            left.abs_diff(MINUTE) <= 2 * JITTER && moved > JITTER && moved <= passed + JITTER;
+        self.contrary = if slid == self.slides {
+            0
+        } else {
+            self.contrary + 1
+        };
+        if self.contrary >= if slid { SLID } else { STOOD } {
+            self.slides = slid;
+            self.contrary = 0;
         }
-        self.anchor = Some((now, resets_at));
+        // A single answer that is odd is nothing to compare with.
+        if slid || !self.slides {
+            self.anchor = Some((now, resets_at));
+        }
     }
 
     /// How many a minute are ours where so many are left: in a window that slides, what we have used comes free
     /// again a minute later, whatever its reset is. An answer is learned from while its request is in flight.
     fn ours(&self, remaining: u32, now: Instant) -> Option<u32> {
         let is_counted = |of: &&(Instant, Urgency)| now.saturating_duration_since(of.0) < MINUTE;
-        let used = count(self.answered.iter().filter(is_counted).count()) + 1;
+        let answered = count(self.answered.iter().filter(is_counted).count());
+        let used = (answered + 1).saturating_sub(self.refused);
         self.slides.then(|| remaining.saturating_add(used))
+    }
+
+    /// How long it takes in a window that slides until one of our requests is forgotten, and no less than they
+    /// are apart.
+    fn frees_in(&self, now: Instant) -> Duration {
+        let mut forgotten = self.answered.iter().map(|(at, _)| *at + MINUTE);
+        let next = forgotten.find(|at| *at > now);
+        let wait = next.map_or(Duration::ZERO, |at| at - now);
+        wait.max(MINUTE / self.limit())
     }
 
     /// A request was answered, or given up.
     pub(super) fn give_back(&mut self, now: Instant, urgency: Urgency) {
         let in_flight = &mut self.in_flight[urgency as usize];
         *in_flight = in_flight.saturating_sub(1);
+        if self.refused > 0 {
+            self.refused -= 1;
+            return;
+        }
         self.answered.push_back((now, urgency));
     }
 
@@ -337,6 +372,9 @@ impl Window {
         if let (Some(remaining), Some(wait)) = (hints.remaining, resets_in) {
             let resets_at = now + wait;
             self.watch_reset(resets_at, now);
+            if hints.throttled && self.slides {
+                self.refused += 1;
+            }
             let ours = self.ours(remaining, now);
             let remaining = remaining.saturating_sub(self.all_in_flight().saturating_sub(1));
             // Answers overtake each other: within one window only the lowest count is true. Where the
@@ -358,6 +396,13 @@ impl Window {
             });
         }
         if hints.throttled {
+            let resets_in = resets_in.map(|wait| {
+                if self.slides {
+                    wait.min(self.frees_in(now))
+                } else {
+                    wait
+                }
+            });
             let wait = hints.retry_after.or(resets_in);
             let until = now + wait.unwrap_or(UNTOLD_PAUSE);
             self.paused_until = Some(self.paused_until.map_or(until, |known| known.max(until)));
@@ -787,15 +832,25 @@ mod tests {
         }
     }
 
-    /// A server that counts the last minute's requests, beside so many of others' a minute, and tells as the
-    /// reset when that minute will be over. When polls came through that were asked for as often as
-    /// possible, at `wanted` a minute.
-    fn beside_others(others: u32, wanted: f64) -> Vec<Duration> {
+    /// What a server counts.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    enum Counts {
+        /// The last minute's requests. As the reset it tells when that minute will be over.
+        TheLastMinute,
+        /// What is in a bucket that leaks. As the reset it tells when that will be empty.
+        ABucket,
+    }
+
+    /// A server that counts so, beside so many of others' a minute. When polls came through that were asked
+    /// for as often as possible, at `wanted` a minute.
+    fn beside_others(counts: Counts, others: u32, wanted: f64) -> Vec<Duration> {
         let (start, latency) = (Instant::now(), Duration::from_millis(200));
         let mut window = Window::new(50);
         let mut arrived = Vec::new();
         let mut due = start;
+        let mut level = 0.0_f64;
         for tenth in 0..6000 {
+            level = (level - 50.0 / 600.0).max(0.0) + f64::from(others) / 600.0;
             let now = start + Duration::from_millis(100) * tenth;
             let may = now >= due && window.pace(now, wanted, false).is_ok();
             if !may || window.take(now, Urgency::Poll, wanted as u32).is_err() {
@@ -803,70 +858,114 @@ mod tests {
             }
             due += MINUTE.div_f64(wanted);
             arrived.push(now);
+            level += 1.0;
             let counted = arrived.iter().rev().take_while(|at| now - **at < MINUTE);
-            let used = count(counted.count()) + others;
+            let (used, full_again) = match counts {
+                Counts::TheLastMinute => (count(counted.count()) + others, 60),
+                Counts::ABucket => (level.ceil() as u32, (level * 60.0 / 50.0) as u64),
+            };
             assert!(used <= 50, "{used} at {:?}", now - start);
             let answered = now + latency;
-            window.learn(&told(50 - used, 61), answered);
+            window.learn(&told(50 - used, full_again + 1), answered);
             window.give_back(answered, Urgency::Poll);
         }
         arrived.iter().map(|at| *at - start).collect()
     }
 
     #[test]
-    fn where_the_window_slides_what_others_leave_is_ours_and_comes_evenly() {
-        for (others, wanted, expected) in [
-            (0, 40.0, 40),
-            (0, 50.0, 50),
-            (0, 80.0, 50),
-            (20, 25.0, 25),
-            (20, 60.0, 30),
+    fn where_the_window_slides_or_a_bucket_leaks_what_others_leave_is_ours_and_comes_evenly() {
+        let (window, bucket) = (Counts::TheLastMinute, Counts::ABucket);
+        for (counts, others, wanted, expected) in [
+            (window, 0, 40.0, 40),
+            (window, 0, 50.0, 50),
+            (window, 0, 80.0, 50),
+            (window, 20, 25.0, 25),
+            (window, 20, 60.0, 30),
+            (bucket, 0, 40.0, 40),
+            (bucket, 0, 80.0, 50),
+            (bucket, 20, 25.0, 25),
+            (bucket, 20, 60.0, 30),
+            (bucket, 35, 60.0, 15),
         ] {
-            let polls = beside_others(others, wanted);
+            let polls = beside_others(counts, others, wanted);
             let settled = polls.iter().filter(|at| **at >= 5 * MINUTE).count();
             let about = 5 * expected - expected / 4..=5 * expected + 1;
-            assert!(about.contains(&settled), "{others}, {wanted}: {settled}");
+            assert!(
+                about.contains(&settled),
+                "{counts:?}, {others}, {wanted}: {settled}"
+            );
             let longest = polls.windows(2).map(|pair| pair[1] - pair[0]).max();
             let apart = MINUTE / expected as u32;
             assert!(
                 longest < Some(3 * apart + Duration::from_secs(1)),
-                "{others}, {wanted}: {longest:?}"
+                "{counts:?}, {others}, {wanted}: {longest:?}"
             );
         }
     }
 
+    /// What is known of the window after answers: when each comes, and the reset that it tells.
+    fn after_answers(answers: &[(u64, u64)]) -> Window {
+        let start = Instant::now();
+        let mut window = Window::new(50);
+        for (at, reset) in answers {
+            let now = start + Duration::from_secs(*at);
+            window.learn(&told(30, reset - at), now);
+        }
+        window
+    }
+
+    /// As many answers, every so often, from then on, that tell a reset that far away.
+    fn each(from: u64, apart: u64, answers: u64, away: u64) -> Vec<(u64, u64)> {
+        let at = (0..answers).map(|number| from + number * apart);
+        at.map(|at| (at, at + away)).collect()
+    }
+
     #[test]
     fn a_window_slides_where_its_reset_moves_on_with_the_time() {
-        let start = Instant::now();
-        // When an answer comes, and the reset that it tells.
         let slides = |answers: &[(u64, u64)]| {
-            let mut window = Window::new(50);
-            for (at, reset) in answers {
-                let now = start + Duration::from_secs(*at);
-                window.learn(&told(30, reset - at), now);
-            }
+            let window = after_answers(answers);
             (window.slides, window.told.unwrap().ours)
         };
-        assert_eq!(slides(&[(0, 60), (5, 65)]), (true, Some(31)));
-        assert_eq!(
-            slides(&[(0, 60), (2, 62), (4, 64), (6, 66)]),
-            (true, Some(31))
-        );
-        assert_eq!(slides(&[(0, 60), (5, 65), (10, 65)]), (false, None));
+        assert_eq!(slides(&each(0, 5, 4, 60)), (false, None));
+        assert_eq!(slides(&each(0, 5, 5, 60)), (true, Some(31)));
+        assert_eq!(slides(&each(0, 5, 5, 57)), (true, Some(31)));
+        assert_eq!(slides(&each(0, 2, 8, 60)), (false, None));
+        assert_eq!(slides(&each(0, 2, 9, 60)), (true, Some(31)));
+        // One answer is no proof, two are.
+        let slid = each(0, 5, 5, 60);
+        let and = |more: &[(u64, u64)]| slides(&[&slid, more].concat());
+        assert_eq!(and(&[(25, 80)]), (true, Some(31)));
+        assert_eq!(and(&[(25, 80), (30, 90), (35, 90)]), (true, Some(31)));
+        assert_eq!(and(&[(25, 80), (30, 80)]), (false, None));
         assert_eq!(
             slides(&[(0, 60), (5, 61), (30, 60), (57, 60)]),
             (false, None)
         );
-        // The next one of those that stand still.
-        assert_eq!(slides(&[(0, 60), (59, 120), (65, 120)]), (false, None));
-        assert_eq!(slides(&[(0, 60), (50, 60), (56, 120)]), (false, None));
+        // One that stands still, window after window.
+        let still: Vec<_> = (0..60).map(|at| (at * 7, (at * 7 / 60 + 1) * 60)).collect();
+        for answers in 1..still.len() {
+            assert_eq!(slides(&still[..answers]), (false, None), "{answers}");
+        }
         // One of an hour, whose reset is told as no further than five minutes away.
-        assert_eq!(slides(&[(0, 3600), (5, 3600), (10, 3600)]), (false, None));
+        assert_eq!(slides(&each(0, 5, 9, 3600)), (false, None));
         // Two that count each for itself.
-        assert_eq!(
-            slides(&[(0, 60), (5, 30), (10, 60), (15, 30)]),
-            (false, None)
-        );
+        let two: Vec<_> = (0..12)
+            .map(|at| (at * 5, [60, 65][at as usize % 2]))
+            .collect();
+        for answers in 1..two.len() {
+            assert_eq!(slides(&two[..answers]), (false, None), "{answers}");
+        }
+    }
+
+    #[test]
+    fn a_bucket_that_leaks_is_no_window_that_slides() {
+        // While it fills, its reset moves on with the time, and no further than a minute away.
+        let fills: Vec<_> = (0..10).map(|at| (at * 5, at * 10 + 8)).collect();
+        for answers in 1..fills.len() {
+            assert!(!after_answers(&fills[..answers]).slides, "{answers}");
+        }
+        // Where it stays at the same level, as well.
+        assert!(!after_answers(&each(0, 5, 20, 30)).slides);
     }
 
     #[test]
@@ -904,6 +1003,38 @@ mod tests {
             Duration::from_secs(40)
         );
         assert_eq!(waits(None), UNTOLD_PAUSE);
+    }
+
+    #[test]
+    fn a_refusal_where_the_window_slides_is_waited_out_until_a_request_is_forgotten() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let mut window = Window::new(50);
+        for seconds in (0..=55).step_by(5) {
+            window.take(at(seconds), Urgency::Poll, 0).unwrap();
+            window.learn(&told(30, 61), at(seconds));
+            window.give_back(at(seconds), Urgency::Poll);
+        }
+        let waits = |window: &mut Window, retry_after| {
+            let refused = Hints {
+                throttled: true,
+                retry_after,
+                ..told(0, 61)
+            };
+            window.paused_until = None;
+            window.in_flight[0] += 1;
+            window.learn(&refused, at(57));
+            window.give_back(at(57), Urgency::Poll);
+            window.paused_until.unwrap() - at(57)
+        };
+        assert_eq!(waits(&mut window, None), MINUTE / 12);
+        assert_eq!(window.answered.len(), 12, "it is none that counts");
+        let told_to = Some(Duration::from_secs(20));
+        assert_eq!(waits(&mut window, told_to), Duration::from_secs(20));
+        window.answered.drain(..10);
+        assert_eq!(waits(&mut window, None), Duration::from_secs(53));
+        window.slides = false;
+        assert_eq!(waits(&mut window, None), Duration::from_secs(61));
     }
 
     #[test]

@@ -39,6 +39,8 @@ const TRY_AGAIN: Duration = Duration::from_secs(5 * 60);
 /// So many times as long as it took to fail a refused page is left alone: one that hangs shall not make each poll
 /// late.
 const LEFT_ALONE: u32 = 10;
+/// It counts no more of that: what a trial took holds the wait for the allowance as well.
+const MAX_TOOK: Duration = Duration::from_secs(60);
 
 /// What an engine needs to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +138,14 @@ struct Refused {
     took: Duration,
 }
 
+/// A further page at which a poll was cut short, so that what is new on it may not be known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct CutShort {
+    page: u64,
+    /// Whether another poll has asked for it since, at its end.
+    tried: bool,
+}
+
 /// The engine of one search.
 #[derive(Debug)]
 pub struct Engine {
@@ -150,6 +160,7 @@ pub struct Engine {
     /// by id, or shows it when it is.
     suspects: BTreeMap<Box<str>, u32>,
     limits: Limits,
+    cut_short: Option<CutShort>,
     requests: Requests,
     /// What the last poll lacked, if that was most of what there was: about each of them the next one
     /// must agree.
@@ -202,6 +213,7 @@ impl Engine {
             in_departed: HashSet::new(),
             suspects: BTreeMap::new(),
             limits: Limits::default(),
+            cut_short: None,
             requests: Requests::default(),
             sudden: HashSet::new(),
             witness: None,
@@ -505,24 +517,53 @@ impl Engine {
             .is_some_and(|refused| page >= refused.page)
     }
 
-    /// A poll has asked for a page that [is refused](Engine::is_refused), and it has failed once more.
-    pub fn still_refused(&mut self, took: Duration, now: Instant) {
-        if let Some(refused) = &mut self.limits.refused {
+    /// A poll wanted this further page and has not learned what is on it. The next one tries it once at its end,
+    /// where it does not go as far anyway and the count does not add up.
+    pub fn page_missed(&mut self, page: u64) {
+        self.cut_short = Some(CutShort { page, tried: false });
+    }
+
+    /// Whether a poll has asked for this page only to see whether it comes by now.
+    #[must_use]
+    pub fn is_tried(&self, page: u64) -> bool {
+        let again = self
+            .cut_short
+            .is_some_and(|cut| cut.tried && cut.page == page);
+        again || self.is_refused(page)
+    }
+
+    /// A poll has [tried](Engine::is_tried) a page, and it has failed once more.
+    pub fn tried_in_vain(&mut self, page: u64, took: Duration, now: Instant) {
+        self.cut_short = None;
+        if let Some(refused) = &mut self.limits.refused
+            && page >= refused.page
+        {
             (refused.at, refused.took) = (now, took);
         }
     }
 
-    /// The refused page that a poll is to try at its end, if it is time. Without news it takes its time, so that
-    /// a quiet poll costs one request even where the total never adds up.
+    /// The page at which a poll was cut short, for the next one to try once at its end.
+    fn second_try(&mut self, facts: &Facts) -> Option<u64> {
+        let next = facts.next?;
+        let cut = self.cut_short.as_mut().filter(|cut| !cut.tried)?;
+        cut.tried = true;
+        cut.page = cut.page.max(next);
+        let is_there = cut.page <= facts.pages() && facts.page < self.options.max_poll_pages;
+        is_there.then_some(cut.page)
+    }
+
+    /// The refused page that a poll is to try at its end, if it is time: with news each poll does, and the last
+    /// one failed some time after it began. Without news it takes its time, so that a quiet poll costs one request
+    /// even where the total never adds up.
     fn trial(&self, facts: &Facts, news: bool, now: Instant) -> Option<u64> {
         let (refused, next) = (self.limits.refused?, facts.next?);
         let page = next.max(refused.page);
         let least = if news {
-            self.options.interval
+            self.options.interval / 2
         } else {
             TRY_AGAIN
         };
-        let pause = refused.took.saturating_mul(LEFT_ALONE).max(least);
+        let pause = (refused.took.min(MAX_TOOK) * LEFT_ALONE).max(least);
         let is_time = now.saturating_duration_since(refused.at) >= pause;
         (is_time && page <= facts.pages() && facts.page < self.options.max_poll_pages)
             .then_some(page)
@@ -550,6 +591,8 @@ impl Engine {
             self.limits.refused = None;
             self.rest_until = None;
         }
+        let is_over = |cut: &CutShort| facts.page >= cut.page || cut.tried && facts.page == 1;
+        self.cut_short = self.cut_short.filter(|cut| !is_over(cut));
         if facts.is_whole() {
             self.tracker.begin_reading();
             self.tracker.adopt(known, page);
@@ -591,9 +634,12 @@ impl Engine {
             return Next::Done;
         }
         self.compare_count(facts, delta, now);
-        if !accounted
-            && !knew_nothing
-            && let Some(page) = self.trial(facts, news, now)
+        if accounted {
+            self.cut_short = None;
+        } else if !knew_nothing
+            && let Some(page) = self
+                .trial(facts, news, now)
+                .or_else(|| self.second_try(facts))
         {
             return Next::Page(page);
         }
@@ -715,6 +761,7 @@ impl Engine {
             next_due: now + self.options.full_read_interval,
         };
         self.readings.add(last, self.tracker.seen());
+        self.cut_short = None;
         let mut missing = self.tracker.missing();
         if !sound {
             missing.truncate(UNSEEN);

@@ -167,8 +167,9 @@ impl FullRead {
         let has_news = seen > self.seen;
         self.seen = seen;
         self.again.remove(&facts.page);
-        // What lies behind the last page shows nothing any more.
-        let last = facts.pages();
+        // What lies behind the last page shows nothing any more. The first page tells whether there is nothing at
+        // all, as a page behind it may say that shows nothing.
+        let last = facts.pages().max(1);
         self.again.retain(|page| *page <= last);
         if fell > 0 && facts.page > 1 {
             let pages = fell.div_ceil(facts.page_size.max(1));
@@ -310,6 +311,23 @@ mod tests {
         assert_eq!(without_end(35, |_| 10), end(false));
         let (page, flow) = without_end(1_000_000, |_| 10);
         assert_eq!((page, flow), (52, Flow::End { sound: false }));
+    }
+
+    #[test]
+    fn a_further_page_that_says_that_there_is_nothing_is_not_believed_unless_the_first_one_agrees()
+    {
+        let nothing = |page| Facts {
+            shown: 0,
+            next: None,
+            ..facts(page, 0, 0)
+        };
+        for (first, sound) in [(facts(1, 40, 4), false), (nothing(1), true)] {
+            let mut read = FullRead::new();
+            assert_eq!(read.read(&facts(1, 40, 4), 10), Flow::Continue);
+            assert_eq!(read.read(&nothing(2), 10), Flow::Continue);
+            assert_eq!(read.page(), 1);
+            assert_eq!(read.read(&first, 10), Flow::End { sound });
+        }
     }
 
     #[test]

@@ -340,18 +340,27 @@ impl Running {
             Err(error) => Err(error.into()),
         };
         if request.page > 1
+            && let Err(Failure::Store(_)) = &learned
+        {
+            self.engine.page_missed(request.page);
+        }
+        if request.page > 1
             && let Err(Failure::Api(error)) = &learned
         {
-            let is_refused = self.engine.is_refused(request.page);
-            if is_refused {
-                // It was tried in vain, and polls do without it.
-                self.engine.still_refused(took, Instant::now());
-            } else if patience::tells(error) {
+            let is_tried = self.engine.is_tried(request.page);
+            if is_tried {
+                // Polls do without it.
+                self.engine
+                    .tried_in_vain(request.page, took, Instant::now());
+            } else {
                 // Also where it came and cannot be read.
-                self.engine.poll_cut_short(Instant::now());
+                self.engine.page_missed(request.page);
+                if patience::tells(error) {
+                    self.engine.poll_cut_short(Instant::now());
+                }
             }
             // How far the server shows the result is the background's to find out.
-            if is_refused || is_refusal(error) {
+            if is_tried || is_refusal(error) {
                 learned = Ok((Next::Done, 0));
             }
         }

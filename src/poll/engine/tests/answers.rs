@@ -103,12 +103,13 @@ fn a_total_that_is_too_high_keeps_nobody_who_left() {
 /// A poll whose further page fails. Brings whether it wanted one.
 fn poll_cut_short(run: &mut Run) -> bool {
     run.poll(false);
-    let is_cut_short = run.poll_page.take().is_some();
-    if is_cut_short {
+    let cut_at = run.poll_page.take();
+    if let Some(page) = cut_at {
+        run.engine.page_missed(page);
         run.engine.poll_cut_short(run.now);
         run.now += Duration::from_secs(30);
     }
-    is_cut_short
+    cut_at.is_some()
 }
 
 /// A further page fails for good, and every poll has news, so that none gets as far as to the count.
@@ -155,6 +156,40 @@ fn a_poll_that_is_cut_short_once_costs_no_full_read() {
     run.server.act(&Act::Open(1));
     assert!(poll_cut_short(&mut run));
     assert_eq!(run.engine.task(), Some(Task::Page(1)));
+}
+
+/// The total is too high for ever, so that a full read is put off for longer and longer.
+#[test]
+fn a_page_at_which_a_poll_was_cut_short_is_asked_for_once_by_the_next_whose_count_does_not_add_up()
+{
+    for fails_again in [false, true] {
+        let mut run = run_with(250, 100);
+        run.server.surplus = 1;
+        run.settle();
+        run.engine.rest_until = Some(run.now + Duration::from_secs(6_000));
+        run.server.act(&Act::Open(150));
+        assert!(poll_cut_short(&mut run));
+        run.requests = 0;
+        run.poll(false);
+        assert_eq!(run.poll_page, Some(2), "there is no news on the first page");
+        if fails_again {
+            assert!(run.engine.is_tried(2));
+            run.engine.tried_in_vain(2, Duration::ZERO, run.now);
+            run.poll_page = None;
+        } else {
+            while run.poll_page.is_some() {
+                run.poll(false);
+            }
+            run.assert_agreement();
+        }
+        assert_eq!(run.engine.cut_short, None);
+        let before = run.requests;
+        for _ in 0..5 {
+            run.poll(false);
+            assert_eq!(run.poll_page, None, "not once more");
+        }
+        assert_eq!(run.requests, before + 5);
+    }
 }
 
 /// The pages of a full read that the server shows are read, and then all questions are asked.
@@ -205,7 +240,7 @@ fn polls_ask_for_no_page_that_full_reads_are_refused() {
     assert_eq!(poll_with_news(&mut run), 10);
 }
 
-/// A poll, and whether it wants this page in the end. That fails then, after so long.
+/// A poll, and whether it wants this page in the end. That fails then, after so long; the next poll is on the grid.
 fn poll_tries(run: &mut Run, page: u64, took: Duration) -> bool {
     run.poll(false);
     while run.poll_page.is_some_and(|wanted| wanted < page) {
@@ -214,8 +249,10 @@ fn poll_tries(run: &mut Run, page: u64, took: Duration) -> bool {
     let tries = run.poll_page.take();
     if tries.is_some() {
         assert_eq!(tries, Some(page));
-        run.engine.still_refused(took, run.now);
-        run.now += Duration::from_secs(30);
+        let interval = run.engine.options.interval;
+        let late = took.min(interval / 3);
+        run.engine.tried_in_vain(page, took, run.now + late);
+        run.now += interval;
     }
     tries.is_some()
 }
@@ -224,10 +261,10 @@ fn poll_tries(run: &mut Run, page: u64, took: Duration) -> bool {
 fn a_refused_page_is_read_by_the_next_poll_that_has_news_up_to_there_once_it_comes() {
     let mut run = run_with(250, 100);
     read_up_to_a_refusal(&mut run, 2);
+    run.now += run.engine.options.interval;
     for _ in 0..10 {
         run.server.clock += 3;
         run.server.act(&Act::Open(150));
-        run.now += run.engine.options.interval;
         assert!(poll_tries(&mut run, 2, Duration::from_millis(10)));
     }
     run.server.clock += 3;
@@ -245,17 +282,19 @@ fn a_refused_page_is_read_by_the_next_poll_that_has_news_up_to_there_once_it_com
 }
 
 #[test]
-fn a_refused_page_that_hangs_is_left_alone_for_ten_times_as_long() {
-    let mut run = run_with(250, 100);
-    read_up_to_a_refusal(&mut run, 2);
-    let tried: Vec<u32> = (0..40)
-        .filter(|_| {
-            run.server.clock += 3;
-            run.server.act(&Act::Open(150));
-            poll_tries(&mut run, 2, Duration::from_secs(45))
-        })
-        .collect();
-    assert_eq!(tried, [1, 16, 31], "every 450 seconds");
+fn a_refused_page_that_hangs_is_left_alone_for_ten_times_as_long_and_no_more_than_ten_minutes() {
+    for (took, apart) in [(43, 15), (3_600, 21)] {
+        let mut run = run_with(250, 100);
+        read_up_to_a_refusal(&mut run, 2);
+        let tried: Vec<u32> = (0..46)
+            .filter(|_| {
+                run.server.clock += 3;
+                run.server.act(&Act::Open(150));
+                poll_tries(&mut run, 2, Duration::from_secs(took))
+            })
+            .collect();
+        assert_eq!(tried, [1, 1 + apart, 1 + 2 * apart], "{took} seconds");
+    }
 }
 
 /// What a poll could not read for it is on the page when it comes, while nothing new happens.
@@ -444,6 +483,31 @@ fn a_departure_is_noticed_where_every_page_names_a_next_one_and_tells_its_own_si
         1 + 5 + 1,
         "a poll, four pages and an empty one, a question"
     );
+}
+
+#[test]
+fn whom_a_further_page_does_not_show_that_counts_nothing_has_not_left() {
+    let mut run = run_with(250, 100);
+    for _ in 0..20 {
+        run.now += Duration::from_secs(600);
+        run.poll(false);
+        while let Some(task) = run.engine.task() {
+            if matches!(task, Task::Page(page) if page > 1) {
+                run.lie = Some(Lie {
+                    shown: Vec::new(),
+                    total: 0,
+                    page_size: 100,
+                    next: None,
+                    unreadable: 0,
+                });
+            }
+            run.background(false);
+        }
+        assert!(!run.engine.is_sound());
+        run.assert_agreement();
+    }
+    run.settle();
+    assert!(run.engine.is_complete());
 }
 
 /// Goes on until the background asks by id. Brings whether it does.

@@ -77,8 +77,11 @@ proptest! {
                 run.server.page_size = size;
             }
             if turn.fails {
-                run.poll_page = None;
                 run.under_way_to[0] = None;
+                if let Some(page) = run.poll_page.take() {
+                    run.engine.page_missed(page);
+                    run.engine.poll_cut_short(run.now);
+                }
                 continue;
             }
             if turn.is_slow {
