@@ -72,7 +72,7 @@ fn run_command(cli: &Cli) -> ExitCode {
                 if has_logging {
                     tracing::error!("{text}");
                 } else {
-                    say(text);
+                    logging::tell(text);
                 }
             })
         }
@@ -92,9 +92,7 @@ fn dispatch(cli: &Cli) -> Outcome {
             let (warnings, ending) = check_web_file(&loaded.config.web)?;
             loaded.warnings.extend(warnings.into_iter().chain(ending));
             check_database_url(&loaded.config.state)?;
-            loaded
-                .warnings
-                .extend(block_on(exposed_secrets(&loaded.config))?);
+            warn_of_exposed_secrets(&mut loaded)?;
             warn(&loaded);
             let name = loaded.file.map_or("configuration".to_owned(), |file| {
                 file.display().to_string()
@@ -186,9 +184,7 @@ fn run_check(cli: &Cli) -> Outcome {
         // The end of its certificate has a step of its own.
         let (warnings, _) = check_web_file(&loaded.config.web)?;
         loaded.warnings.extend(warnings);
-        loaded
-            .warnings
-            .extend(block_on(exposed_secrets(&loaded.config))?);
+        warn_of_exposed_secrets(&mut loaded)?;
         Ok(loaded)
     });
     let loaded = match loaded {
@@ -307,7 +303,7 @@ fn tell_of_web_file(cli: &Cli) {
     if let Ok(web) = web
         && let Err(failure) = check_web_file(&web)
     {
-        failure.tell(say);
+        failure.tell(logging::tell);
     }
 }
 
@@ -342,19 +338,20 @@ fn exposed_secrets(config: &Config) -> impl Future<Output = Vec<String>> + Send 
     async { reading::once(look).await.unwrap_or_default() }
 }
 
+fn warn_of_exposed_secrets(loaded: &mut Loaded) -> Result<(), Failure> {
+    let exposed = block_on(exposed_secrets(&loaded.config))?;
+    loaded.warnings.extend(exposed);
+    Ok(())
+}
+
 fn environment(name: &str) -> Option<std::ffi::OsString> {
     std::env::var_os(name)
 }
 
 fn warn(loaded: &Loaded) {
     for warning in &loaded.warnings {
-        say(&format!("warning: {warning}"));
+        logging::tell(&format!("warning: {warning}"));
     }
-}
-
-/// Says something to whoever has called the program.
-fn say(text: &str) {
-    logging::say(&format!("opsramp-exporter: {text}\n"));
 }
 
 /// Prints what was asked for. A reader that has seen enough is no failure.

@@ -108,7 +108,7 @@ impl Cli {
         Self::try_parse_from(std::env::args_os()).map_err(|answer| match answer.print() {
             // A reader that has seen enough is no failure. Of wrong usage, nobody can be told.
             Err(error) if !answer.use_stderr() && error.kind() != io::ErrorKind::BrokenPipe => {
-                logging::say(&format!("opsramp-exporter: {error}\n"));
+                logging::tell(&error.to_string());
                 ExitCode::FAILURE
             }
             _ => u8::try_from(answer.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from),

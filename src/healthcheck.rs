@@ -47,8 +47,8 @@ pub async fn run(
         Some(error) => {
             let error = anyhow::Error::new(error);
             // Whoever is told that all is well should know who was asked.
-            logging::say(&format!(
-                "opsramp-exporter: warning: {error:#}; what answers on {address} is asked\n"
+            logging::tell(&format!(
+                "warning: {error:#}; what answers on {address} is asked"
             ));
             match web.config_file {
                 Some(_) => scheme(web).await,

@@ -139,6 +139,11 @@ pub fn is_set_up() -> bool {
     REPEATS.get().is_some()
 }
 
+/// Says something to whoever has called the program.
+pub fn tell(text: &str) {
+    say(&format!("opsramp-exporter: {text}\n"));
+}
+
 /// Writes a line on standard error, as soon as its reader takes it.
 pub fn say(line: &str) {
     match QUEUE.get() {

@@ -199,6 +199,14 @@ enum Reading {
     },
 }
 
+// === impl Limits ===
+
+impl Limits {
+    fn refuse(&self, page: u64) -> bool {
+        self.refused.is_some_and(|refused| page >= refused.page)
+    }
+}
+
 // === impl Engine ===
 
 impl Engine {
@@ -512,9 +520,7 @@ impl Engine {
     /// Whether polls go without this page, as the last full read was refused it or one before.
     #[must_use]
     pub fn is_refused(&self, page: u64) -> bool {
-        self.limits
-            .refused
-            .is_some_and(|refused| page >= refused.page)
+        self.limits.refuse(page)
     }
 
     /// A poll wanted this further page and has not learned what is on it. The next one tries it once at its end,
@@ -548,8 +554,8 @@ impl Engine {
         let cut = self.cut_short.as_mut().filter(|cut| !cut.tried)?;
         cut.tried = true;
         cut.page = cut.page.max(next);
-        let is_there = cut.page <= facts.pages() && facts.page < self.options.max_poll_pages;
-        is_there.then_some(cut.page)
+        let page = cut.page;
+        self.can_try(page, facts).then_some(page)
     }
 
     /// The refused page that a poll is to try at its end, if it is time: with news each poll does, and the last
@@ -565,8 +571,12 @@ impl Engine {
         };
         let pause = (refused.took.min(MAX_TOOK) * LEFT_ALONE).max(least);
         let is_time = now.saturating_duration_since(refused.at) >= pause;
-        (is_time && page <= facts.pages() && facts.page < self.options.max_poll_pages)
-            .then_some(page)
+        (is_time && self.can_try(page, facts)).then_some(page)
+    }
+
+    /// Whether there is such a page, and a poll that has read so far may ask for another one.
+    fn can_try(&self, page: u64, facts: &Facts) -> bool {
+        page <= facts.pages() && facts.page < self.options.max_poll_pages
     }
 
     /// Failures have held up the full read since then: that is no work, which a rest would have to follow.
@@ -712,11 +722,7 @@ impl Engine {
             // The answer to a question that has been overtaken.
             return;
         }
-        if self
-            .limits
-            .refused
-            .is_some_and(|refused| facts.page >= refused.page)
-        {
+        if self.limits.refuse(facts.page) {
             self.limits.refused = None;
         }
         match read.read(facts, seen) {

@@ -215,8 +215,9 @@ impl Pollers {
             .map(|account| &account.options.name)
             .collect();
         self.forget_gone();
-        let mut before: Vec<Asked> = self.clients.values().map(|it| it.client.asked()).collect();
-        before.extend(self.gone.iter().map(|(_, asked)| asked.clone()));
+        let asked: Vec<Asked> = self.clients.values().map(|it| it.client.asked()).collect();
+        let gone = self.gone.iter().map(|(_, asked)| asked);
+        let before: Vec<Asked> = asked.iter().chain(gone).cloned().collect();
         let gone: Vec<_> = self
             .clients
             .keys()
@@ -267,10 +268,8 @@ impl Pollers {
             let heir = self.clients.get(asked.account());
             heir.is_none_or(|heir| !heir.client.asks_the_server_of(asked))
         };
-        before.truncate(before.len() - self.gone.len());
-        before.retain(has_gone);
-        self.gone
-            .extend(before.into_iter().map(|asked| (until, asked)));
+        let gone = asked.into_iter().filter(has_gone);
+        self.gone.extend(gone.map(|asked| (until, asked)));
         self.plan = Some(plan);
         self.follow_plan().await;
     }

@@ -340,29 +340,10 @@ impl Running {
             Err(error) => Err(error.into()),
         };
         if request.page > 1
-            && let Err(Failure::Store(_)) = &learned
+            && let Err(failure) = &learned
+            && self.can_do_without(request.page, failure, took)
         {
-            self.engine.page_missed(request.page);
-        }
-        if request.page > 1
-            && let Err(Failure::Api(error)) = &learned
-        {
-            let is_tried = self.engine.is_tried(request.page);
-            if is_tried {
-                // Polls do without it.
-                self.engine
-                    .tried_in_vain(request.page, took, Instant::now());
-            } else {
-                // Also where it came and cannot be read.
-                self.engine.page_missed(request.page);
-                if patience::tells(error) {
-                    self.engine.poll_cut_short(Instant::now());
-                }
-            }
-            // How far the server shows the result is the background's to find out.
-            if is_tried || is_refusal(error) {
-                learned = Ok((Next::Done, 0));
-            }
+            learned = Ok((Next::Done, 0));
         }
         if learned.is_ok()
             && let Some(poll) = &mut self.poll
@@ -382,6 +363,25 @@ impl Running {
             Err(failure) => self.poll_failed(&failure),
         }
         None
+    }
+
+    /// Takes note that a poll has not learned what is on a further page. Brings whether it succeeds all the same.
+    fn can_do_without(&mut self, page: u64, failure: &Failure, took: Duration) -> bool {
+        let Failure::Api(error) = failure else {
+            self.engine.page_missed(page);
+            return false;
+        };
+        if self.engine.is_tried(page) {
+            self.engine.tried_in_vain(page, took, Instant::now());
+            return true;
+        }
+        self.engine.page_missed(page);
+        // Also where it came and cannot be read.
+        if patience::tells(error) {
+            self.engine.poll_cut_short(Instant::now());
+        }
+        // How far the server shows the result is the background's to find out.
+        is_refusal(error)
     }
 
     fn poll_succeeded(&mut self, events: u64) {

@@ -64,6 +64,19 @@ struct Lie {
     unreadable: usize,
 }
 
+impl Lie {
+    /// That there is nothing.
+    fn of_nothing(page_size: u64) -> Self {
+        Self {
+            shown: Vec::new(),
+            total: 0,
+            page_size,
+            next: None,
+            unreadable: 0,
+        }
+    }
+}
+
 /// What happens until and at one request.
 #[derive(Clone, Debug)]
 struct Turn {

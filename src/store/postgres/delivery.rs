@@ -12,7 +12,7 @@ use super::{
     Shared,
     connection::{Failure, Session, Tries},
     journal::{Position, Range},
-    leases::{State, rows_and_epochs},
+    leases::{State, done_and_locked, rows_and_epochs},
     time::Time,
 };
 use crate::{
@@ -112,7 +112,7 @@ async fn name_sinks(
             Err(failure) if failure.is_of_a_lock() => {
                 session.roll_back().await?;
                 if Instant::now() >= until {
-                    return Err(locked(session).await?.unwrap_or(failure));
+                    return Err(why_locked(session, failure).await?);
                 }
                 // Long enough for a renewal of what was locked meanwhile.
                 tokio::time::sleep(wait.mul_f64(1.0 + fastrand::f64())).await;
@@ -135,8 +135,11 @@ async fn try_name_sinks(
     session.commit().await
 }
 
-/// Says which rows are in the way of whoever would lock those of all searches, if any are.
-pub(super) async fn locked(session: &mut Session) -> Result<Option<Failure>, Failure> {
+/// Says which rows were in the way of whoever would lock those of all searches, where any still are.
+pub(super) async fn why_locked(
+    session: &mut Session,
+    failure: Failure,
+) -> Result<Failure, Failure> {
     let rows = session
         .query_again(
             "WITH free AS (SELECT id FROM search FOR SHARE SKIP LOCKED)
@@ -146,7 +149,7 @@ pub(super) async fn locked(session: &mut Session) -> Result<Option<Failure>, Fai
         )
         .await?;
     let Some(row) = rows.first() else {
-        return Ok(None);
+        return Ok(failure);
     };
     let (id, account, tenant, name): (i64, &str, &str, &str) = (
         row.try_get(0)?,
@@ -159,7 +162,7 @@ pub(super) async fn locked(session: &mut Session) -> Result<Option<Failure>, Fai
         more => format!(" and {more} more"),
     };
     let what = format!("row {id} of the table search, {account}/{tenant}/{name}{more}");
-    Ok(Some(Failure::Locked(what)))
+    Ok(Failure::Locked(what))
 }
 
 /// Whether the replica `$1` is taken for alive: else it would take its own sinks, and those of others, for
@@ -735,17 +738,7 @@ pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
             saved => break saved?,
         }
     };
-    let mut locked = Vec::new();
-    let mut told = Vec::new();
-    for row in &saved {
-        let of_these = if row.try_get(1)? {
-            &mut told
-        } else {
-            &mut locked
-        };
-        of_these.push(row.try_get::<_, i64>(0)?);
-    }
-    let saved = told;
+    let (saved, locked) = done_and_locked(&saved)?;
     if saved.len() < rows.len() {
         unsaved.mark = None;
     }

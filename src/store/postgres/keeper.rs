@@ -15,7 +15,7 @@ use super::{
     Shared,
     connection::{ALTOGETHER, Failure, PATIENCE, Pool, Session, Tries},
     delivery,
-    leases::{State, rows_and_epochs},
+    leases::{State, done_and_locked, rows_and_epochs},
     schema::{self, Standing},
     shares::{self, Holder, Peer, Survey},
 };
@@ -240,7 +240,7 @@ pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
             Err(failure) if tries.again(&failure).await => session.roll_back().await?,
             Err(failure) if failure.is_of_a_lock() => {
                 session.roll_back().await?;
-                return Err(delivery::locked(&mut session).await?.unwrap_or(failure));
+                return Err(delivery::why_locked(&mut session, failure).await?);
             }
             done => break done?,
         }
@@ -370,17 +370,7 @@ async fn renew_leases(
             told => break (asked, told?),
         }
     };
-    let mut renewed = HashSet::new();
-    let mut locked = HashSet::new();
-    for row in &told {
-        let is_renewed: bool = row.try_get(1)?;
-        let rows = if is_renewed {
-            &mut renewed
-        } else {
-            &mut locked
-        };
-        rows.insert(row.try_get(0)?);
-    }
+    let (renewed, locked) = done_and_locked(&told)?;
     let until = shared.relied_on_until(asked);
     shared.change_leases(|state| state.renewed(leases, &renewed, &locked, until));
     let mut left = leases.to_vec();

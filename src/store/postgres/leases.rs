@@ -11,7 +11,10 @@ use std::{
     time::Duration,
 };
 
+use tokio_postgres::Row;
+
 use super::{
+    connection::Failure,
     journal::{Journal, Position, Unsaved},
     shares::{Holder, Search, Survey},
 };
@@ -437,6 +440,22 @@ impl State {
 /// Leases as a statement takes them: the rows of their searches, and the epochs beside them.
 pub(super) fn rows_and_epochs(leases: &[Held]) -> (Vec<i64>, Vec<i64>) {
     leases.iter().map(|held| (held.row, held.epoch)).unzip()
+}
+
+/// What a statement tells that passes over rows that somebody has locked: the searches for which it did
+/// what it was to do, and those for which it did not.
+pub(super) fn done_and_locked(told: &[Row]) -> Result<(HashSet<i64>, HashSet<i64>), Failure> {
+    let mut done = HashSet::new();
+    let mut locked = HashSet::new();
+    for row in told {
+        let rows = if row.try_get(1)? {
+            &mut done
+        } else {
+            &mut locked
+        };
+        rows.insert(row.try_get(0)?);
+    }
+    Ok((done, locked))
 }
 
 #[cfg(test)]

@@ -68,6 +68,19 @@ fn a_search() -> SearchKey {
     key("acme", "client_1", "open")
 }
 
+/// As somebody would who works at the tables by hand: locks the row of [`a_search`].
+const LOCK: &str = "BEGIN; SELECT FROM search WHERE name = 'open' FOR UPDATE";
+
+/// Two searches that a store holds, and a connection by which somebody else has locked the second one's row.
+async fn one_of_two_locked(store: &Store) -> (Held, Held, Session) {
+    let other = key("acme", "client_1", "other");
+    let other = store.take_up(&other, second(1)).await.unwrap().held;
+    let locked = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let mut session = shared(store).pool.session().await.unwrap();
+    session.batch(LOCK).await.unwrap();
+    (other, locked, session)
+}
+
 /// Takes a search up as soon as nobody else has it.
 async fn take_over(store: &Store) -> Loaded {
     let deadline = Instant::now() + PATIENCE;

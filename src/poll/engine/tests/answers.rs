@@ -24,14 +24,7 @@ fn an_answer_that_was_overtaken_brings_nobody_back() {
 #[test]
 fn an_answer_that_lacks_most_of_what_there_was_stands_alone_until_the_next() {
     let mut run = run_with(100, 200);
-    let nothing = Lie {
-        shown: Vec::new(),
-        total: 0,
-        page_size: 200,
-        next: None,
-        unreadable: 0,
-    };
-    run.lie = Some(nothing);
+    run.lie = Some(Lie::of_nothing(200));
     run.poll(false);
     assert_eq!((run.engine.task(), run.engine.total()), (None, Some(0)));
     assert!(!run.engine.is_complete());
@@ -493,13 +486,7 @@ fn whom_a_further_page_does_not_show_that_counts_nothing_has_not_left() {
         run.poll(false);
         while let Some(task) = run.engine.task() {
             if matches!(task, Task::Page(page) if page > 1) {
-                run.lie = Some(Lie {
-                    shown: Vec::new(),
-                    total: 0,
-                    page_size: 100,
-                    next: None,
-                    unreadable: 0,
-                });
+                run.lie = Some(Lie::of_nothing(100));
             }
             run.background(false);
         }
@@ -635,13 +622,7 @@ fn a_search_whose_answers_by_id_show_no_witness_is_not_asked_so_for_ever() {
         while let Some(task) = run.engine.task() {
             if matches!(task, Task::Confirm(_)) {
                 questions += 1;
-                run.lie = Some(Lie {
-                    shown: Vec::new(),
-                    total: 0,
-                    page_size: 100,
-                    next: None,
-                    unreadable: 0,
-                });
+                run.lie = Some(Lie::of_nothing(100));
             }
             run.background(false);
         }

@@ -120,12 +120,7 @@ async fn a_row_that_somebody_has_locked_costs_its_own_lease_alone() {
     let url = server::shared().fresh();
     let lease = Duration::from_secs(3);
     let store = open(&url, "node", lease).await;
-    let locked = store.take_up(&a_search(), second(1)).await.unwrap().held;
-    let other = key("acme", "client_1", "other");
-    let other = store.take_up(&other, second(1)).await.unwrap().held;
-    let mut session = shared(&store).pool.session().await.unwrap();
-    let lock = "BEGIN; SELECT FROM search WHERE name = 'open' FOR UPDATE";
-    session.batch(lock).await.unwrap();
+    let (other, locked, mut session) = one_of_two_locked(&store).await;
     timeout(PATIENCE, store.relieved(locked)).await.unwrap();
     // Unrenewed, the other one would end at the same time.
     timeout(lease / 2, store.relieved(other)).await.unwrap_err();
@@ -244,17 +239,6 @@ async fn what_waits_is_not_told_as_nothing_while_the_database_is_out_of_reach() 
     other.close().await;
 }
 
-/// Two searches that a store holds, and a connection by which somebody else has locked the second one's row.
-async fn one_of_two_locked(store: &Store) -> (Held, Held, Session) {
-    let other = key("acme", "client_1", "other");
-    let other = store.take_up(&other, second(1)).await.unwrap().held;
-    let locked = store.take_up(&a_search(), second(1)).await.unwrap().held;
-    let mut session = shared(store).pool.session().await.unwrap();
-    let lock = "BEGIN; SELECT FROM search WHERE name = 'open' FOR UPDATE";
-    session.batch(lock).await.unwrap();
-    (other, locked, session)
-}
-
 /// Which searches are held, as the server has it.
 fn owned(url: &str) -> String {
     sql(
@@ -326,9 +310,7 @@ async fn a_locked_row_holds_up_no_word_of_what_was_delivered_of_others() {
     store.commit(other, events(3..5), second(2)).await.unwrap();
     let batch = store.pending("s", 9, usize::MAX).await.unwrap();
     let last = batch.events[3].position;
-    lock.batch("BEGIN; SELECT FROM search WHERE name = 'open' FOR UPDATE")
-        .await
-        .unwrap();
+    lock.batch(LOCK).await.unwrap();
     let mark = Some(b"four".to_vec());
     let told = store.acknowledge("s", last, mark);
     timeout(Duration::from_secs(3), told)

@@ -633,14 +633,7 @@ async fn a_sink_that_is_entered_while_a_row_is_locked_costs_no_lease() {
     let lease = Duration::from_secs(3);
     let store = open(&url, "node", lease).await;
     store.set_sinks(names(&["s"])).await.unwrap();
-    let other = key("acme", "client_1", "other");
-    let other = store.take_up(&other, second(1)).await.unwrap().held;
-    let locked = store.take_up(&a_search(), second(1)).await.unwrap().held;
-    let mut lock = shared(&store).pool.session().await.unwrap();
-    // As somebody would who works at the tables by hand.
-    lock.batch("BEGIN; SELECT FROM search WHERE name = 'open' FOR UPDATE")
-        .await
-        .unwrap();
+    let (other, locked, mut lock) = one_of_two_locked(&store).await;
     let all = names(&["s", "new"]);
     let entering = store.set_sinks(all.clone());
     tokio::pin!(entering);
@@ -657,9 +650,7 @@ async fn a_sink_that_is_entered_while_a_row_is_locked_costs_no_lease() {
     assert_eq!(sql(&url, new), "2|2");
 
     // Whoever waits in vain is told what for.
-    lock.batch("BEGIN; SELECT FROM search WHERE name = 'open' FOR UPDATE")
-        .await
-        .unwrap();
+    lock.batch(LOCK).await.unwrap();
     let mut session = shared(&store).pool.session().await.unwrap();
     let newer = names(&["s", "new", "newer"]);
     let refused = delivery::forget_sinks(shared(&store), &mut session, &newer).await;
