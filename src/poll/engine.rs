@@ -379,7 +379,7 @@ impl Engine {
         match purpose {
             Purpose::Poll => self.adopt_poll(facts, &current, delta, known, &overtaken, now),
             Purpose::FullRead => {
-                if !overtaken.answered {
+                if !overtaken.answered && !facts.is_hollow() {
                     self.total = Some(facts.total);
                 }
                 self.tracker.adopt(known, &current);
@@ -540,7 +540,7 @@ impl Engine {
 
     /// A poll has [tried](Engine::is_tried) a page, and it has failed once more.
     pub fn tried_in_vain(&mut self, page: u64, took: Duration, now: Instant) {
-        self.cut_short = None;
+        self.cut_short = self.cut_short.filter(|cut| cut.page != page);
         if let Some(refused) = &mut self.limits.refused
             && page >= refused.page
         {
@@ -595,13 +595,16 @@ impl Engine {
         overtaken: &Overtaken,
         now: Instant,
     ) -> Next {
+        if facts.is_hollow() {
+            return self.poll_found_nothing(facts, now);
+        }
         self.total = Some(facts.total);
         if self.is_refused(facts.page) {
             // It is shown again: what waited for that is read now.
             self.limits.refused = None;
             self.rest_until = None;
         }
-        let is_over = |cut: &CutShort| facts.page >= cut.page || cut.tried && facts.page == 1;
+        let is_over = |cut: &CutShort| facts.page == cut.page || cut.tried && facts.page == 1;
         self.cut_short = self.cut_short.filter(|cut| !is_over(cut));
         if facts.is_whole() {
             self.tracker.begin_reading();
@@ -648,10 +651,22 @@ impl Engine {
             self.cut_short = None;
         } else if !knew_nothing
             && let Some(page) = self
-                .trial(facts, news, now)
-                .or_else(|| self.second_try(facts))
+                .second_try(facts)
+                .or_else(|| self.trial(facts, news, now))
         {
             return Next::Page(page);
+        }
+        Next::Done
+    }
+
+    /// A poll's further page came and shows nothing. What it counts is not believed, nor that nothing is there: it
+    /// is as one that failed, but for the poll.
+    fn poll_found_nothing(&mut self, facts: &Facts, now: Instant) -> Next {
+        if self.is_tried(facts.page) {
+            self.tried_in_vain(facts.page, Duration::ZERO, now);
+        } else {
+            self.page_missed(facts.page);
+            self.poll_cut_short(now);
         }
         Next::Done
     }
@@ -722,7 +737,7 @@ impl Engine {
             // The answer to a question that has been overtaken.
             return;
         }
-        if self.limits.refuse(facts.page) {
+        if self.limits.refuse(facts.page) && !facts.is_hollow() {
             self.limits.refused = None;
         }
         match read.read(facts, seen) {
@@ -767,7 +782,6 @@ impl Engine {
             next_due: now + self.options.full_read_interval,
         };
         self.readings.add(last, self.tracker.seen());
-        self.cut_short = None;
         let mut missing = self.tracker.missing();
         if !sound {
             missing.truncate(UNSEEN);
@@ -776,8 +790,9 @@ impl Engine {
         }
         let tracker = &self.tracker;
         self.suspects.retain(|id, _| tracker.is_missing(id));
-        // It ended before the page that was refused, or has read it.
+        // It ended before the page that was refused or missed, or has read it.
         self.limits.refused = None;
+        self.cut_short = None;
         let sudden = std::mem::take(&mut self.sudden);
         match poll {
             Some(overtaken) if unreadable == 0 => {

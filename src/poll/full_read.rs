@@ -90,6 +90,12 @@ impl Facts {
         self.page == 1 && self.next.is_none() && self.shown as u64 >= self.total
     }
 
+    /// Whether it is a further page and shows nothing: then its total may be one of what it shows, and it says
+    /// nothing of what was there when the page before named it.
+    pub(super) fn is_hollow(&self) -> bool {
+        self.page > 1 && self.shown == 0
+    }
+
     /// Whether the page lies behind the whole result, going by its size and the total.
     pub(crate) fn is_behind(&self) -> bool {
         self.page > self.pages()

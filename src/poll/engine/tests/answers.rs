@@ -185,6 +185,82 @@ fn a_page_at_which_a_poll_was_cut_short_is_asked_for_once_by_the_next_whose_coun
     }
 }
 
+#[test]
+fn a_further_page_that_shows_nothing_once_counts_nothing_and_is_asked_for_by_the_next_poll() {
+    for total in [0, 401] {
+        let mut run = run_with(250, 100);
+        run.server.surplus = 1;
+        run.settle();
+        run.engine.rest_until = Some(run.now + Duration::from_secs(6_000));
+        run.server.act(&Act::Open(150));
+        run.poll(false);
+        assert_eq!(run.poll_page, Some(2));
+        run.lie = Some(Lie {
+            total,
+            ..Lie::of_nothing(100)
+        });
+        run.poll(false);
+        assert_eq!((run.poll_page, run.engine.total()), (None, Some(401)));
+        run.poll(false);
+        assert_eq!(run.poll_page, Some(2));
+        while run.poll_page.is_some() {
+            run.poll(false);
+        }
+        run.assert_agreement();
+    }
+}
+
+#[test]
+fn a_refused_page_that_shows_nothing_is_still_refused() {
+    let mut run = run_with(250, 100);
+    read_up_to_a_refusal(&mut run, 2);
+    run.now += run.engine.options.interval;
+    run.server.act(&Act::Open(150));
+    run.poll(false);
+    assert_eq!(run.poll_page, Some(2));
+    run.lie = Some(Lie::of_nothing(100));
+    run.poll(false);
+    assert_eq!(run.engine.refused(), Some(2));
+    assert_eq!(run.engine.total(), Some(400));
+}
+
+/// What is new is on the page in front, which may come.
+#[test]
+fn a_missed_page_is_tried_before_a_refused_one_behind_it() {
+    let mut run = run_with(600, 100);
+    read_up_to_a_refusal(&mut run, 5);
+    run.now += Duration::from_secs(30);
+    run.server.act(&Act::Open(150));
+    assert!(poll_cut_short(&mut run));
+    run.now += 2 * TRY_AGAIN;
+    run.poll(false);
+    assert_eq!(run.poll_page, Some(2));
+    run.poll(false);
+    assert_eq!((run.poll_page, run.engine.cut_short), (Some(3), None));
+}
+
+/// Which may have read it before there was anything new.
+#[test]
+fn a_missed_page_outlasts_a_reading_that_is_not_sound() {
+    let mut run = Run::new(false, 100, true);
+    run.engine.page_missed(2);
+    for (sound, is_missed) in [(false, true), (true, false)] {
+        run.engine.finish_reading(sound, 0, None, run.now);
+        assert_eq!(run.engine.cut_short.is_some(), is_missed);
+    }
+}
+
+#[test]
+fn a_refused_page_that_fails_once_more_leaves_a_missed_one_in_front_to_be_tried() {
+    let mut run = run_with(600, 100);
+    read_up_to_a_refusal(&mut run, 5);
+    run.engine.page_missed(2);
+    run.engine.tried_in_vain(5, Duration::ZERO, run.now);
+    assert!(run.engine.cut_short.is_some());
+    run.engine.tried_in_vain(2, Duration::ZERO, run.now);
+    assert_eq!(run.engine.cut_short, None);
+}
+
 /// The pages of a full read that the server shows are read, and then all questions are asked.
 fn read_up_to_a_refusal(run: &mut Run, refused: u64) -> BTreeSet<Box<str>> {
     run.now += Duration::from_secs(600);
