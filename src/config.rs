@@ -44,6 +44,7 @@ use self::{
     overrides::Variables,
     problem::{Inputs, Problems},
     resolve::Resolver,
+    secret_files::is_exposed,
 };
 pub use self::{
     file::json_schema,
@@ -161,7 +162,7 @@ impl Config {
         let source = Source {
             name: &path,
             text: &text,
-            is_public: is_public(&path),
+            is_exposed: is_exposed(&path),
         };
         Self::parse(Some(source), overrides, env)
     }
@@ -274,7 +275,7 @@ impl Config {
         if !list.is_empty() {
             return Err(ConfigError::Invalid(list));
         }
-        if let Some(source) = source.filter(|source| has_secret && source.is_public) {
+        if let Some(source) = source.filter(|source| has_secret && source.is_exposed) {
             warnings.push(format!(
                 "{}: holds a secret and every user of this machine can read it; take the right away (chmod o-r), or keep the secret in a file of its own",
                 source.name.display()
@@ -319,8 +320,8 @@ impl Loaded {
 struct Source<'a> {
     name: &'a Path,
     text: &'a str,
-    /// Whether others than its owner and its group can read it.
-    is_public: bool,
+    /// Whether every user of the machine can read it.
+    is_exposed: bool,
 }
 
 /// The file that is meant: `path`, else the one that the environment names, if any. What is plainly
@@ -380,23 +381,6 @@ fn read(what: &'static str, path: &Path) -> Result<String, ConfigError> {
         path: path.to_path_buf(),
         source,
     })
-}
-
-/// Whether every user of the machine can read a file: its mode says so, and those of the folders that it
-/// really lies in let everybody through.
-fn is_public(path: &Path) -> bool {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    const READ_BY_OTHERS: u32 = 0o004;
-    const ENTERED_BY_OTHERS: u32 = 0o001;
-    let may = |path: &Path, right| {
-        std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & right != 0)
-    };
-    may(path, READ_BY_OTHERS)
-        && std::fs::canonicalize(path).is_ok_and(|path| {
-            let mut folders = path.ancestors().skip(1);
-            folders.all(|folder| may(folder, ENTERED_BY_OTHERS))
-        })
 }
 
 // === impl State ===
