@@ -128,7 +128,8 @@ pub struct Loaded {
     pub file: Option<PathBuf>,
     /// What works but should not stay so, a sentence each.
     pub warnings: Vec<String>,
-    /// Which flags and variables win over keys that the file has; a sentence.
+    /// Which flags and variables win over keys that the file has, and which variables over its defaults;
+    /// a sentence.
     pub overridden: Option<String>,
 }
 
@@ -343,8 +344,10 @@ fn path_of(path: Option<&Path>, env: Env<'_>) -> Result<Option<PathBuf>, ConfigE
     }
 }
 
-/// Which flags and variables win over which keys of the file. A variable that was left behind in a
-/// shell has a file ask another account than it says, and nothing else tells.
+/// Which flags and variables win over which keys of the file, and which variables over its defaults. A
+/// variable that was left behind in a shell has a file ask another account than it says, send its secret
+/// elsewhere or keep another state, and nothing else tells. A flag is given together with the file; where
+/// the file lacks what it cannot do without, as a secret, a variable is how it is given.
 fn overridden(node: &yaml::Node, inputs: &Inputs) -> Option<String> {
     let mut list = Vec::new();
     for (path, input) in inputs {
@@ -354,8 +357,15 @@ fn overridden(node: &yaml::Node, inputs: &Inputs) -> Option<String> {
         } else {
             [plain.to_owned(), format!("{plain}_file")]
         };
-        let keys = keys.into_iter().filter(|key| node.has(key));
-        list.extend(keys.map(|key| format!("{input} over {key}")));
+        let before = list.len();
+        let in_file = keys.iter().filter(|key| node.has(key));
+        list.extend(in_file.map(|key| format!("{input} over {key}")));
+        // An account that the file does not have is the variables' own.
+        let has_default = !overrides::is_needed(plain)
+            && (!plain.starts_with("accounts[0].") || node.has("accounts[0]"));
+        if list.len() == before && has_default && !input.starts_with("--") {
+            list.push(format!("{input} over the default of {}", keys[0]));
+        }
     }
     let list = list.join(", ");
     (!list.is_empty())
