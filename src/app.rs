@@ -107,8 +107,8 @@ fn dispatch(cli: &Cli) -> Outcome {
             block_on(work)?.map_err(Failure::Run)
         }
         Command::Healthcheck(healthcheck) => {
-            let (web, unread) = web_to_ask(cli, healthcheck)?;
-            let said = block_on(healthcheck::run(&web, unread, healthcheck))?;
+            let web = web_to_ask(cli)?;
+            let said = block_on(healthcheck::run(web, healthcheck))?;
             print(&said.map_err(Failure::Run)?)
         }
         Command::Run => run_daemon(cli),
@@ -269,19 +269,12 @@ fn load_web(cli: &Cli) -> Result<Web, ConfigError> {
     Config::load_web(cli.config_file.as_deref(), &cli.overrides.web, &environment)
 }
 
-/// Where the exporter is to be asked, and why the configuration does not tell, where it does not: one that
-/// runs goes on with the configuration that it has when somebody writes a mistake into the file.
-fn web_to_ask(
-    cli: &Cli,
-    healthcheck: &cli::Healthcheck,
-) -> Result<(Web, Option<ConfigError>), Failure> {
-    let of_flags = Config::web_of_flags(&cli.overrides.web).map_err(Failure::Config)?;
-    if healthcheck.url.is_some() {
-        return Ok((of_flags, None));
-    }
-    Ok(match load_web(cli) {
-        Ok(web) => (web, None),
-        Err(error) => (of_flags, Some(error)),
+/// What tells a healthcheck where to ask.
+fn web_to_ask(cli: &Cli) -> Result<healthcheck::WebToAsk, Failure> {
+    let (path, flags) = (cli.config_file.clone(), cli.overrides.web.clone());
+    Ok(healthcheck::WebToAsk {
+        of_flags: Config::web_of_flags(&flags).map_err(Failure::Config)?,
+        load: Box::new(move || Config::load_web(path.as_deref(), &flags, &environment)),
     })
 }
 

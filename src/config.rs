@@ -44,6 +44,7 @@ use self::{
     overrides::Variables,
     problem::{Inputs, Problems},
     resolve::Resolver,
+    secret_files::is_exposed,
 };
 pub use self::{
     file::json_schema,
@@ -127,7 +128,8 @@ pub struct Loaded {
     pub file: Option<PathBuf>,
     /// What works but should not stay so, a sentence each.
     pub warnings: Vec<String>,
-    /// Which flags and variables win over keys that the file has; a sentence.
+    /// Which flags and variables win over keys that the file has, and which variables over its defaults;
+    /// a sentence.
     pub overridden: Option<String>,
 }
 
@@ -161,7 +163,7 @@ impl Config {
         let source = Source {
             name: &path,
             text: &text,
-            is_public: is_public(&path),
+            is_exposed: is_exposed(&path),
         };
         Self::parse(Some(source), overrides, env)
     }
@@ -274,7 +276,7 @@ impl Config {
         if !list.is_empty() {
             return Err(ConfigError::Invalid(list));
         }
-        if let Some(source) = source.filter(|source| has_secret && source.is_public) {
+        if let Some(source) = source.filter(|source| has_secret && source.is_exposed) {
             warnings.push(format!(
                 "{}: holds a secret and every user of this machine can read it; take the right away (chmod o-r), or keep the secret in a file of its own",
                 source.name.display()
@@ -319,8 +321,8 @@ impl Loaded {
 struct Source<'a> {
     name: &'a Path,
     text: &'a str,
-    /// Whether others than its owner and its group can read it.
-    is_public: bool,
+    /// Whether every user of the machine can read it.
+    is_exposed: bool,
 }
 
 /// The file that is meant: `path`, else the one that the environment names, if any. What is plainly
@@ -342,8 +344,10 @@ fn path_of(path: Option<&Path>, env: Env<'_>) -> Result<Option<PathBuf>, ConfigE
     }
 }
 
-/// Which flags and variables win over which keys of the file. A variable that was left behind in a
-/// shell has a file ask another account than it says, and nothing else tells.
+/// Which flags and variables win over which keys of the file, and which variables over its defaults. A
+/// variable that was left behind in a shell has a file ask another account than it says, send its secret
+/// elsewhere or keep another state, and nothing else tells. A flag is given together with the file; where
+/// the file lacks what it cannot do without, as a secret, a variable is how it is given.
 fn overridden(node: &yaml::Node, inputs: &Inputs) -> Option<String> {
     let mut list = Vec::new();
     for (path, input) in inputs {
@@ -353,8 +357,15 @@ fn overridden(node: &yaml::Node, inputs: &Inputs) -> Option<String> {
         } else {
             [plain.to_owned(), format!("{plain}_file")]
         };
-        let keys = keys.into_iter().filter(|key| node.has(key));
-        list.extend(keys.map(|key| format!("{input} over {key}")));
+        let before = list.len();
+        let in_file = keys.iter().filter(|key| node.has(key));
+        list.extend(in_file.map(|key| format!("{input} over {key}")));
+        // An account that the file does not have is the variables' own.
+        let has_default = !overrides::is_needed(plain)
+            && (!plain.starts_with("accounts[0].") || node.has("accounts[0]"));
+        if list.len() == before && has_default && !input.starts_with("--") {
+            list.push(format!("{input} over the default of {}", keys[0]));
+        }
     }
     let list = list.join(", ");
     (!list.is_empty())
@@ -380,23 +391,6 @@ fn read(what: &'static str, path: &Path) -> Result<String, ConfigError> {
         path: path.to_path_buf(),
         source,
     })
-}
-
-/// Whether every user of the machine can read a file: its mode says so, and those of the folders that it
-/// really lies in let everybody through.
-fn is_public(path: &Path) -> bool {
-    use std::os::unix::fs::PermissionsExt as _;
-
-    const READ_BY_OTHERS: u32 = 0o004;
-    const ENTERED_BY_OTHERS: u32 = 0o001;
-    let may = |path: &Path, right| {
-        std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & right != 0)
-    };
-    may(path, READ_BY_OTHERS)
-        && std::fs::canonicalize(path).is_ok_and(|path| {
-            let mut folders = path.ancestors().skip(1);
-            folders.all(|folder| may(folder, ENTERED_BY_OTHERS))
-        })
 }
 
 // === impl State ===

@@ -1,10 +1,11 @@
 //! The command `healthcheck`: asks the exporter that runs on this machine whether it works. A
 //! container image, which has no shell and no curl, can ask with the one program that it holds.
 
-use std::{io, slice, time::Duration};
+use std::{fmt, io, slice, time::Duration};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, anyhow, bail};
 use reqwest::{StatusCode, Url};
+use tokio::time::Instant;
 
 use crate::{
     cli::Healthcheck,
@@ -12,9 +13,29 @@ use crate::{
     logging, reading,
 };
 
-/// Who has not answered by then hangs. Shorter than what container runtimes grant.
+/// Who has not answered by then hangs. Files are read within the same time: it is shorter than what container
+/// runtimes grant.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How much of it is the files': who runs can be asked although they hang.
+const FOR_FILES: Duration = Duration::from_secs(2);
 const PATH: &str = "/-/healthy";
+
+/// What tells where the exporter is to be asked.
+pub struct WebToAsk {
+    /// What flags and defaults say of the web server.
+    pub of_flags: Web,
+    /// Reads what the configuration says of it.
+    pub load: Box<dyn FnOnce() -> Result<Web, ConfigError> + Send>,
+}
+
+/// When it is over.
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    /// For files, …
+    files: Instant,
+    /// … and for all of it.
+    all: Instant,
+}
 
 /// Where to ask, and whether the certificate there must be one that others vouch for.
 #[derive(Debug, PartialEq, Eq)]
@@ -27,69 +48,103 @@ struct Target {
 const ALIVE: &str =
     "it answers only clients with a certificate, so that more than that it is alive is not known\n";
 
-/// Asks, and returns what the exporter says of itself: a line or more. `unread` is why the configuration
-/// tells nothing, so that `web` is what flags and defaults say.
+/// Asks, and returns what the exporter says of itself: a line or more. One that runs goes on with the
+/// configuration that it has when somebody writes a mistake into the file, so that then flags and defaults
+/// tell whom to ask.
 ///
 /// # Errors
 /// Where it does not answer, and where it says that it does not work.
 pub async fn run(
-    web: &Web,
-    unread: Option<ConfigError>,
+    WebToAsk { of_flags, load }: WebToAsk,
     healthcheck: &Healthcheck,
 ) -> anyhow::Result<String> {
+    let limits = Limits::from_now();
     if let Some(url) = healthcheck.url.clone() {
         let verify = !healthcheck.insecure;
-        return check(&Target { url, verify }).await;
+        return check(&Target { url, verify }, limits).await;
     }
-    let address = own(web)?;
+    let (web, unread) = match reading::once_until(limits.files, load).await {
+        Some(Ok(web)) => (web, None),
+        Some(Err(error)) => (of_flags, Some(anyhow::Error::new(error))),
+        None => {
+            let limit = FOR_FILES.as_secs();
+            let error = anyhow!("the configuration file could not be read within {limit} s");
+            (of_flags, Some(error))
+        }
+    };
+    let address = own(&web)?;
     let scheme = match unread {
-        None => scheme(web).await,
+        None => scheme(&web, limits).await,
         Some(error) => {
-            let error = anyhow::Error::new(error);
             // Whoever is told that all is well should know who was asked.
             logging::tell(&format!(
                 "warning: {error:#}; what answers on {address} is asked"
             ));
             match web.config_file {
-                Some(_) => scheme(web).await,
+                Some(_) => scheme(&web, limits).await,
                 None => Err(error),
             }
         }
     };
     match scheme {
-        Ok(scheme) => check(&target(&address, scheme)?).await,
+        Ok(scheme) => check(&target(&address, scheme)?, limits).await,
         // The exporter goes on as the file was when it could be read.
         Err(unread) => {
             let https = target(&address, "https")?;
-            match ask(&https).await {
+            match ask(&https, limits).await {
                 Err(error) if !error.is_timeout() => {}
                 answer => return verdict(&https, answer),
             }
-            check(&target(&address, "http")?)
+            check(&target(&address, "http")?, limits)
                 .await
                 .with_context(|| format!("{unread:#}, so that https and http were tried"))
         }
     }
 }
 
+// === impl WebToAsk ===
+
+impl fmt::Debug for WebToAsk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WebToAsk")
+            .field("of_flags", &self.of_flags)
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl Limits ===
+
+impl Limits {
+    fn from_now() -> Self {
+        let now = Instant::now();
+        Self {
+            files: now + FOR_FILES,
+            all: now + PATIENCE,
+        }
+    }
+}
+
 /// How to speak to an exporter with this configuration.
-async fn scheme(web: &Web) -> anyhow::Result<&'static str> {
+async fn scheme(web: &Web, limits: Limits) -> anyhow::Result<&'static str> {
     let Some(file) = web.config_file.clone() else {
         return Ok("http");
     };
     let unread = format!(
         "the web configuration file {}",
-        reading::unread(slice::from_ref(&file))
+        reading::unread_within(FOR_FILES, slice::from_ref(&file))
     );
-    let read = reading::once(move || WebFile::scheme(&file)).await;
+    let read = reading::once_until(limits.files, move || WebFile::scheme(&file)).await;
     Ok(read.context(unread)??)
 }
 
-async fn check(target: &Target) -> anyhow::Result<String> {
-    verdict(target, ask(target).await)
+async fn check(target: &Target, limits: Limits) -> anyhow::Result<String> {
+    verdict(target, ask(target, limits).await)
 }
 
-async fn ask(Target { url, verify }: &Target) -> reqwest::Result<(StatusCode, String)> {
+async fn ask(
+    Target { url, verify }: &Target,
+    limits: Limits,
+) -> reqwest::Result<(StatusCode, String)> {
     // A process has one; it does not matter who was first.
     rustls::crypto::ring::default_provider()
         .install_default()
@@ -98,7 +153,7 @@ async fn ask(Target { url, verify }: &Target) -> reqwest::Result<(StatusCode, St
         .user_agent(concat!("opsramp-exporter/", env!("CARGO_PKG_VERSION")))
         .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
-        .timeout(PATIENCE);
+        .timeout(limits.all.saturating_duration_since(Instant::now()));
     if url.scheme() == "http" || !verify {
         // Without CA certificates, which an image may lack.
         builder = builder
@@ -229,6 +284,52 @@ mod tests {
         for unknown in [web(&[":0"]), web(&[]), from_systemd] {
             assert!(own(&unknown).unwrap_err().to_string().contains("--url"));
         }
+    }
+
+    #[tokio::test]
+    async fn files_that_hang_and_who_does_not_answer_take_no_longer_together() {
+        // It accepts and says nothing.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let own = || web(&[&silent.local_addr().unwrap().to_string()]);
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("web.yml");
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).unwrap();
+        let with_pipe = Web {
+            config_file: Some(pipe.clone()),
+            ..own()
+        };
+        let (come, comes) = std::sync::mpsc::channel();
+        let healthcheck = Healthcheck {
+            url: None,
+            insecure: false,
+        };
+        let (by_itself, later) = (with_pipe.clone(), own());
+        let began = Instant::now();
+        let ended = tokio::join!(
+            run(
+                WebToAsk {
+                    of_flags: own(),
+                    load: Box::new(move || Ok(by_itself)),
+                },
+                &healthcheck
+            ),
+            run(
+                WebToAsk {
+                    of_flags: with_pipe,
+                    load: Box::new(move || comes.recv().unwrap_or(Ok(later))),
+                },
+                &healthcheck
+            ),
+        );
+        let took = began.elapsed();
+        // What hangs is let go, or the test would not end.
+        drop(come);
+        std::fs::OpenOptions::new().write(true).open(&pipe).unwrap();
+        for ended in [ended.0, ended.1] {
+            let told = format!("{:#}", ended.unwrap_err());
+            assert!(told.contains("does not answer"), "{told}");
+        }
+        assert!(took < PATIENCE + Duration::from_secs(2), "{took:?}");
     }
 
     #[test]

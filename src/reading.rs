@@ -107,11 +107,16 @@ fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinH
 
 /// What is said of files that were not read in time.
 pub(crate) fn unread(paths: &[PathBuf]) -> String {
+    unread_within(LIMIT, paths)
+}
+
+/// The same of those that had a time of their own.
+pub(crate) fn unread_within(limit: Duration, paths: &[PathBuf]) -> String {
     let names: Vec<_> = paths
         .iter()
         .map(|path| path.display().to_string())
         .collect();
-    let limit = LIMIT.as_secs();
+    let limit = limit.as_secs();
     format!("could not be read within {limit} s: {}", names.join(", "))
 }
 
@@ -120,6 +125,14 @@ pub(crate) async fn once<T: Send + 'static>(
     read: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
     Reading::default().of(read).await
+}
+
+/// The same for who is in a hurry: nothing is waited for any longer then.
+pub(crate) async fn once_until<T: Send + 'static>(
+    until: Instant,
+    read: impl FnOnce() -> T + Send + 'static,
+) -> Option<T> {
+    timeout_at(until, once(read)).await.ok().flatten()
 }
 
 #[cfg(test)]

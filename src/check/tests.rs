@@ -401,6 +401,7 @@ async fn a_proxy_that_cannot_be_reached_is_what_the_advice_is_about() {
 
 #[tokio::test]
 async fn why_there_is_no_token_is_told_apart() {
+    let other = simulator(|_| {}).await;
     let simulator = simulator(|_| {}).await;
     let wrong = Setup::new(&simulator.url(), |options| {
         options.client_secret = SecretSource::Value(Secret::new("hush-hush"));
@@ -409,6 +410,20 @@ async fn why_there_is_no_token_is_told_apart() {
     assert!(failed.contains("rejects the credentials (401)"), "{failed}");
     assert!(!failed.contains("hush") && !next.contains("hush"));
     assert!(next.contains("compare key and secret"), "{next}");
+    assert!(failed.contains("the token endpoint rejects"), "{failed}");
+
+    let elsewhere = Setup::new(&simulator.url(), |options| {
+        let url = other.url().replace("http://", "http://ann:hunter2@");
+        options.token_url = format!("{url}/auth/oauth/token?key=hunter2");
+        options.client_secret = SecretSource::Value(Secret::new("hush-hush"));
+    });
+    let (failed, _) = elsewhere.failure().await;
+    let host = other.url().replace("http://", "");
+    let named = format!("the token endpoint of {host} rejects the credentials (401)");
+    assert!(
+        failed.contains(&named) && !failed.contains("hunter2"),
+        "{failed}"
+    );
 
     for padded in ["hush-hush ", "\thush-hush", "hush-hush\n", "hush\nhush"] {
         let wrong = Setup::new(&simulator.url(), |options| {

@@ -8,7 +8,7 @@ fn load(text: &str) -> Result<Loaded, ConfigError> {
     let source = Source {
         name: Path::new("config.yml"),
         text,
-        is_public: false,
+        is_exposed: false,
     };
     Config::parse(Some(source), &Overrides::default(), &|_| None)
 }

@@ -98,6 +98,11 @@ const ACCOUNT_INPUTS: [(&str, &str); 4] = [
     ),
 ];
 
+/// Whether an account cannot do without this key.
+pub(super) fn is_needed(path: &str) -> bool {
+    ACCOUNT_INPUTS.iter().any(|(needed, _)| *needed == path)
+}
+
 // === impl Variables ===
 
 impl<'a> Variables<'a> {

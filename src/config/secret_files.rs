@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Config, State, is_public};
+use super::{Config, State};
 use crate::{deliver::Target, secret::SecretSource};
 
 /// Where container engines put secrets, by default for every user of the container.
@@ -48,8 +48,9 @@ impl Config {
     }
 }
 
-/// Whether it is for every user of a machine, and not only of a container, which has one.
-fn is_exposed(path: &Path) -> bool {
+/// Whether it is for every user of a machine, and not only of a container, which has one. To be called as
+/// [`Config::exposed_secrets`] gives it, or beside what reads the file.
+pub(super) fn is_exposed(path: &Path) -> bool {
     let is_of_container = || {
         OF_CONTAINERS.iter().any(|folder| path.starts_with(folder))
             || path
@@ -58,6 +59,23 @@ fn is_exposed(path: &Path) -> bool {
                 .any(|folder| folder.join(OF_KUBERNETES).exists())
     };
     is_public(path) && !is_of_container()
+}
+
+/// Whether every user of the machine can read a file: its mode says so, and those of the folders that it
+/// really lies in let everybody through.
+fn is_public(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    const READ_BY_OTHERS: u32 = 0o004;
+    const ENTERED_BY_OTHERS: u32 = 0o001;
+    let may = |path: &Path, right| {
+        std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & right != 0)
+    };
+    may(path, READ_BY_OTHERS)
+        && std::fs::canonicalize(path).is_ok_and(|path| {
+            let mut folders = path.ancestors().skip(1);
+            folders.all(|folder| may(folder, ENTERED_BY_OTHERS))
+        })
 }
 
 fn warning(path: &Path) -> String {
@@ -157,5 +175,22 @@ mod tests {
         ] {
             assert!(!is_exposed(&at(name)), "{name}");
         }
+    }
+
+    #[test]
+    fn a_configuration_that_holds_a_secret_is_warned_of_unless_a_container_is_given_it() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        let path = folder.path().join("config.yml");
+        let account = "url: 'https://h', client_id: a, client_secret: b, tenants: [a]";
+        fs::write(&path, format!("accounts: [{{{account}}}]\n")).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o644)).unwrap();
+        let warnings = || {
+            let loaded = Config::load(Some(&path), &Overrides::default(), &|_| None);
+            loaded.unwrap().warnings
+        };
+        assert_eq!(warnings().len(), 1);
+        fs::create_dir(folder.path().join(OF_KUBERNETES)).unwrap();
+        assert_eq!(warnings(), [""; 0]);
     }
 }

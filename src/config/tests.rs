@@ -40,7 +40,7 @@ fn load_with(
     let source = text.map(|text| Source {
         name: Path::new("config.yml"),
         text,
-        is_public: true,
+        is_exposed: true,
     });
     Config::parse(source, overrides, &|name| env.get(name).cloned())
 }

@@ -13,7 +13,7 @@ use axum::http::{HeaderName, HeaderValue, header};
 use parking_lot::Mutex;
 
 use super::{
-    ConfigError, Origin, Problem, is_public,
+    ConfigError, Origin, Problem, is_exposed,
     problem::{Inputs, Problems, shown_value},
     read, yaml_of,
 };
@@ -111,7 +111,7 @@ impl WebFile {
             })?),
         };
         let mut warnings = resolver.warnings;
-        if (!options.users.is_empty() || keys.has_inline_key) && is_public(path) {
+        if (!options.users.is_empty() || keys.has_inline_key) && is_exposed(path) {
             warnings.push(exposed(path, "holds password hashes or a key"));
         }
         self.last = Some((Arc::new(options), Arc::clone(&security)));

@@ -245,8 +245,8 @@ impl Http {
         Some(server.duration_since(now))
     }
 
-    /// Who was asked: whatever a URL holds beyond that, a message need not.
-    fn host(&self, url: Option<&reqwest::Url>) -> String {
+    /// Who was asked, the API where it is not told: whatever a URL holds beyond that, a message need not.
+    pub(super) fn host(&self, url: Option<&reqwest::Url>) -> String {
         // Of a body that breaks off, the error does not tell.
         let base = reqwest::Url::parse(&self.options.url).ok();
         url.or(base.as_ref())

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use reqwest::{Method, header};
+use reqwest::{Method, Url, header};
 use serde::Deserialize;
 use tokio::time::Instant;
 
@@ -125,6 +125,17 @@ impl TokenEndpoint {
         }
     }
 
+    /// As messages name it: with its host where that is not the API's, for the secret was sent to it.
+    fn name(&self) -> String {
+        let url = Url::parse(&self.http.options.token_url).ok();
+        let host = self.http.host(url.as_ref());
+        if host == self.http.host(None) {
+            "the token endpoint".to_owned()
+        } else {
+            format!("the token endpoint of {host}")
+        }
+    }
+
     async fn ask(&self, credentials: &Credentials) -> (Option<u16>, Result<IssuedToken, Error>) {
         let Credentials { id, secret } = credentials;
         let request = self
@@ -152,7 +163,8 @@ impl TokenEndpoint {
             200..=299 => read_token(&body),
             400 | 401 | 403 => Err(Error::Auth {
                 what: format!(
-                    "the token endpoint rejects the credentials ({code}): {}",
+                    "{} rejects the credentials ({code}): {}",
+                    self.name(),
                     shown()
                 ),
                 forbidden: false,

@@ -67,6 +67,35 @@ fn what_wins_over_the_file_is_named_and_no_value_is() {
 }
 
 #[test]
+fn a_variable_that_wins_over_a_default_of_the_file_is_named() {
+    let overridden = |text: &str, env: &[(&str, &str)]| {
+        let none = Overrides::default();
+        load_with(Some(text), env, &none).unwrap().overridden
+    };
+    let token = ("OPSRAMP_TOKEN_URL", "https://other.example/token");
+    let state = ("OPSRAMP_EXPORTER_STATE_PATH", "other.db");
+    let database = ("OPSRAMP_EXPORTER_POSTGRES_URL", "postgres://u:hunter2@h/d");
+    assert_snapshot!(overridden(MINIMAL, &[token, state]).unwrap(), @"flags and variables win over the configuration file: OPSRAMP_TOKEN_URL over the default of accounts[0].token_url, OPSRAMP_EXPORTER_STATE_PATH over the default of state.path");
+    assert_snapshot!(overridden(MINIMAL, &[database]).unwrap(), @"flags and variables win over the configuration file: OPSRAMP_EXPORTER_POSTGRES_URL over the default of state.path");
+    // What the file cannot do without, it is given so.
+    let partial = MINIMAL.replace("    client_secret_file: /run/secret\n", "");
+    let secret = ("OPSRAMP_CLIENT_SECRET", "hunter2");
+    assert_eq!(overridden(&partial, &[secret]), None);
+    let secret = ("OPSRAMP_CLIENT_SECRET_FILE", "/run/other");
+    assert_eq!(overridden(&partial, &[secret]), None);
+    // All of the account, too.
+    assert_eq!(overridden("log: {}", &env_and(&[token])), None);
+    // A flag is no variable that was left behind.
+    let flags = Overrides {
+        token_url: set("https://other.example/token"),
+        state_path: Some("other.db".into()),
+        ..Overrides::default()
+    };
+    let loaded = load_with(Some(MINIMAL), &[], &flags).unwrap();
+    assert_eq!(loaded.overridden, None);
+}
+
+#[test]
 fn an_unknown_tenant_is_told_with_where_the_tenants_come_from() {
     let text = minimal_and("searches: [{name: a, tenants: [client_1]}]");
     let env = [("OPSRAMP_TENANT_ID", "client_2")];

@@ -7,7 +7,7 @@ use super::{
     file::{self, ClientAuthType},
 };
 use crate::{
-    config::{is_public, misplaced, problem::shown_value, yaml},
+    config::{is_exposed, misplaced, problem::shown_value, yaml},
     reading,
     secret::Secret,
     web::{CIPHER_SUITES, CURVES, ClientAuth, TlsOptions, TlsVersion},
@@ -34,7 +34,7 @@ impl Resolver<'_> {
         let inline_key = tls.key.map(|key| key.expose().to_owned());
         if let Some(path) = &tls.key_file {
             let path = self.folder.join(path);
-            if is_public(&path) {
+            if is_exposed(&path) {
                 self.warnings
                     .push(exposed(&path, "is the key of the web server"));
             }

@@ -13,13 +13,10 @@ use http::{
     header::{CONTENT_TYPE, DATE, LOCATION, RETRY_AFTER},
 };
 use jiff::Timestamp;
-use opentelemetry_proto::tonic::collector::logs::v1::{
-    ExportLogsPartialSuccess, ExportLogsServiceResponse,
-};
 use prost::Message as _;
 use serde::{
     Deserialize, Deserializer,
-    de::{IgnoredAny, MapAccess, Visitor},
+    de::{self, IgnoredAny, MapAccess, Visitor},
 };
 use serde_json::value::RawValue;
 
@@ -65,6 +62,26 @@ pub(super) enum Outcome {
     /// nothing against any event.
     TooLarge(Error),
 }
+
+/// The body of a success: `ExportLogsServiceResponse`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Success {
+    #[prost(message, optional, tag = "1")]
+    partial: Option<Partial>,
+}
+
+/// What a success says of events that were not taken: `ExportLogsPartialSuccess`. Its message is for
+/// people: what is no text in it does not decide whether the others were taken.
+#[derive(Clone, PartialEq, prost::Message)]
+struct Partial {
+    #[prost(int64, tag = "1")]
+    rejected: i64,
+    #[prost(bytes = "vec", tag = "2")]
+    message: Vec<u8>,
+}
+
+/// A text in JSON, whatever its characters are: escapes may be half of one, which no text of ours can hold.
+struct Text(Vec<u8>);
 
 /// The members of an object in JSON that tell anything of an export, as they were written. All others are
 /// passed over, however many there are: as values they would take a hundredfold of what they are on the
@@ -156,8 +173,8 @@ impl Answer {
         if status.is_success() {
             return match self.partial_success() {
                 Ok(partial) => Ok(Outcome::Taken {
-                    rejected: u64::try_from(partial.rejected_log_records).unwrap_or_default(),
-                    message: secrets.excerpt(partial.error_message.as_bytes()),
+                    rejected: u64::try_from(partial.rejected).unwrap_or_default(),
+                    message: secrets.excerpt(&partial.message),
                 }),
                 Err(what) => Err(self.not_otlp(what, secrets)),
             };
@@ -230,7 +247,7 @@ impl Answer {
     }
 
     /// What a success says of events that were not taken, or what came instead.
-    fn partial_success(&self) -> Result<ExportLogsPartialSuccess, &'static str> {
+    fn partial_success(&self) -> Result<Partial, &'static str> {
         if self.corrupt {
             return Err(CORRUPT);
         }
@@ -238,16 +255,17 @@ impl Answer {
             return Err(TOO_LARGE);
         }
         if self.body.is_empty() {
-            return Ok(ExportLogsPartialSuccess::default());
+            return Ok(Partial::default());
         }
         if self.is_of_type(PROTOBUF) {
-            return match ExportLogsServiceResponse::decode(&self.body[..]) {
-                Ok(answer) => Ok(answer.partial_success.unwrap_or_default()),
+            return match Success::decode(&self.body[..]) {
+                Ok(answer) => Ok(answer.partial.unwrap_or_default()),
                 Err(_) => Err("a body that is not the protobuf it claims to be"),
             };
         }
         if self.is_of_type("application/json") {
-            return read_json(&self.body).ok_or("JSON that is no answer to an export");
+            return read_json(&String::from_utf8_lossy(&self.body))
+                .ok_or("JSON that is no answer to an export");
         }
         Err(if self.is_page() {
             "a page of HTML"
@@ -321,8 +339,7 @@ impl Members<'_> {
             || is("errors", says_something)
             || is("success", |value| value == "false")
             || is("code", |value| {
-                let code = value.parse::<i64>();
-                code.is_ok_and(|code| code != 0 && !(200..300).contains(&code))
+                whole(value).is_some_and(|code| code != 0 && !(200..300).contains(&code))
             })
             || is("status", |value| {
                 let status: String = serde_json::from_str(value).unwrap_or_default();
@@ -364,32 +381,64 @@ impl<'de: 'a, 'a> Deserialize<'de> for Members<'a> {
     }
 }
 
+// === impl Text ===
+
+impl<'de> Deserialize<'de> for Text {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct OfText;
+
+        impl Visitor<'_> for OfText {
+            type Value = Text;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a text")
+            }
+
+            fn visit_bytes<E: de::Error>(self, text: &[u8]) -> Result<Text, E> {
+                Ok(Text(text.to_vec()))
+            }
+        }
+
+        deserializer.deserialize_bytes(OfText)
+    }
+}
+
 /// Reads an answer in OTLP's JSON form, which some gateways give to protobuf, too. Members that
 /// are not known are ignored, as protobuf's JSON has it, unless they say that something failed: such
 /// an object, `{"error": …}`, is somebody else's.
-fn read_json(body: &[u8]) -> Option<ExportLogsPartialSuccess> {
-    let answer: Members<'_> = serde_json::from_slice(body).ok()?;
+fn read_json(body: &str) -> Option<Partial> {
+    let answer: Members<'_> = serde_json::from_str(body).ok()?;
     if answer.say_failure() {
         return None;
     }
     let Some(partial) = answer.either("partialSuccess", "partial_success") else {
-        return Some(ExportLogsPartialSuccess::default());
+        return Some(Partial::default());
     };
     let partial: Members<'_> = serde_json::from_str(partial).ok()?;
-    Some(ExportLogsPartialSuccess {
-        rejected_log_records: match partial.either("rejectedLogRecords", "rejected_log_records") {
+    Some(Partial {
+        rejected: match partial.either("rejectedLogRecords", "rejected_log_records") {
             None => 0,
             Some(value) => match serde_json::from_str::<String>(value) {
                 // Protobuf's JSON writes 64-bit integers as texts.
-                Ok(text) => text.parse().ok()?,
-                Err(_) => value.parse().ok()?,
+                Ok(text) => whole(&text)?,
+                Err(_) => whole(value)?,
             },
         },
-        error_message: match partial.either("errorMessage", "error_message") {
-            None => String::new(),
-            Some(message) => serde_json::from_str(message).ok()?,
+        message: match partial.either("errorMessage", "error_message") {
+            None => Vec::new(),
+            Some(message) => match serde_json::from_str(message) {
+                Ok(Text(text)) => text,
+                Err(_) => message.as_bytes().to_vec(),
+            },
         },
     })
+}
+
+/// A whole number, which some write as `1.0` or `1e0`.
+fn whole(text: &str) -> Option<i64> {
+    let shortest = || text.parse::<f64>().ok().map(|number| number.to_string());
+    let number = text.parse().ok();
+    number.or_else(|| shortest()?.parse().ok())
 }
 
 /// Whether a value in JSON is more than another word for nothing.

@@ -156,6 +156,14 @@ async fn a_success_that_no_receiver_gives_is_an_error_that_says_what_came() {
             "no answer to an export (application/json)",
         ),
         (
+            json(r#"{"partialSuccess":{"rejectedLogRecords":0.5}}"#),
+            "no answer to an export (application/json)",
+        ),
+        (
+            json(r#"{"partialSuccess":{"rejectedLogRecords":"1e300"}}"#),
+            "no answer to an export (application/json)",
+        ),
+        (
             json(r#"{"code":8,"message":"resource exhausted"}"#),
             "resource exhausted",
         ),
@@ -227,6 +235,13 @@ async fn the_forms_that_a_success_takes_are_known() {
             0,
         ),
         (json(r#"{"code":200,"status":200}"#), 0),
+        (json(r#"{"partialSuccess":{"rejectedLogRecords":0.0}}"#), 0),
+        (json(r#"{"partialSuccess":{"rejectedLogRecords":-0.0}}"#), 0),
+        (json(r#"{"partialSuccess":{"rejectedLogRecords":1e0}}"#), 1),
+        (
+            json(r#"{"partialSuccess":{"rejectedLogRecords":"2.0"}}"#),
+            2,
+        ),
     ] {
         let (receiver, options) = Peer::start().await;
         receiver.answer(answer);
@@ -237,6 +252,61 @@ async fn the_forms_that_a_success_takes_are_known() {
         assert_eq!(progress.settled, 3, "{progress:?}");
         let refused: u64 = progress.refused.iter().map(|refusal| refusal.events).sum();
         assert_eq!(refused, rejected);
+    }
+}
+
+/// As the answer that one event was not taken, with such a text, in JSON or in protobuf.
+fn one_rejected(content_type: &'static str, text: &[u8]) -> Response {
+    let body = if content_type == PROTOBUF {
+        let partial = [&[8, 1, 0x12, u8::try_from(text.len()).unwrap()], text].concat();
+        [&[0x0a, u8::try_from(partial.len()).unwrap()], &partial[..]].concat()
+    } else {
+        let begin = br#"{"partialSuccess":{"rejectedLogRecords":1,"errorMessage":"#;
+        [&begin[..], text, b"}}"].concat()
+    };
+    ([(CONTENT_TYPE, content_type)], body).into_response()
+}
+
+#[tokio::test]
+async fn a_text_for_people_does_not_decide_whether_events_were_taken() {
+    let json = |text: &[u8]| one_rejected("application/json", text);
+    let (receiver, mut options) = Peer::start().await;
+    let secret = SecretSource::Value(Secret::new("s3cret-key"));
+    options.headers = BTreeMap::from([("x-api-key".to_owned(), secret)]);
+    let mut otlp = Otlp::new(&options).unwrap();
+    for (answer, shown) in [
+        // Cut in the middle of a character, in escapes and in bytes.
+        (json(br#""disk \"full\" \ud83d""#), r#": disk "full""#),
+        (json(b"\"disk full \xf0\x9f\""), ": disk full"),
+        (one_rejected(PROTOBUF, b"disk full \xf0\x9f"), ": disk full"),
+        (json(b"{\"a\":[1]}"), r#": {"a":[1]}"#),
+        (json(b"17"), ": 17"),
+        // What is secret stays so.
+        (
+            json(br#""who is s3cret-key? \ud83d""#),
+            ": who is <secret>?",
+        ),
+        (
+            json(br#""who is s3cret\u002dkey? \ud83d""#),
+            ": who is <secret>?",
+        ),
+        (json(b"\"who is s3cret-key? \xff\""), ": who is <secret>?"),
+        (
+            json(b"\"who is s3cret-k\xffey?\""),
+            ": (not shown, for it repeats a secret)",
+        ),
+        (json(br#"{"who":"s3cret-key"}"#), r#": {"who":"<secret>"}"#),
+        (
+            one_rejected(PROTOBUF, b"who is s3cret-key? \xff"),
+            ": who is <secret>?",
+        ),
+    ] {
+        receiver.answer(answer);
+        let progress = otlp.deliver(&alerts(0..3), ours).await;
+        assert_eq!(progress.settled, 3, "{progress:?}");
+        let refusal = &progress.refused[0];
+        assert_eq!(refusal.events, 1);
+        assert!(refusal.reason.ends_with(shown), "{}", refusal.reason);
     }
 }
 
