@@ -1,6 +1,9 @@
 //! The sinks and the journals, in SQL.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -667,8 +670,8 @@ pub(super) async fn journalled_at(
 
 /// Tells the server how far a sink has come. Where a lease was lost, others say so: its position is
 /// not stored. A mark may stand for it all the same: whoever takes a search up looks for its lines
-/// before the mark, too. Of a search whose row somebody has locked, that is told later.
-pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
+/// before the mark, too. Of a search whose row somebody has locked, that is told later: brings these.
+pub(super) async fn save(shared: &Shared, sink: &str) -> Result<HashSet<i64>, Failure> {
     // What is told must not overtake what was told before. Whoever would take a search up waits
     // until this is done; its renewal does not.
     let turn = shared.saving(sink);
@@ -676,7 +679,7 @@ pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
     let (me, (mut unsaved, epochs)) =
         shared.change_journals(|state| (state.replica, state.unsaved(sink)));
     if unsaved.positions.is_empty() && unsaved.mark.is_none() {
-        return Ok(());
+        return Ok(HashSet::new());
     }
     let me = me.ok_or(Failure::NotJoined)?;
     let rows: Vec<i64> = unsaved.positions.iter().map(|(row, _)| *row).collect();
@@ -761,7 +764,7 @@ pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
     } else {
         shared.change_leases(settle);
     }
-    Ok(())
+    Ok(locked)
 }
 
 /// Removes the events that every sink has from the journals of the searches that are held, some at a

@@ -634,10 +634,10 @@ pub(super) async fn leave(shared: &Shared) -> Result<(), Failure> {
     let mut tries = Tries::default();
     let mut locked = 0;
     for _ in 0..LOCKED_TRIES {
-        save(shared).await?;
+        let untold = save(shared).await?;
         let mut session = shared.pool.session().await?;
         locked = loop {
-            match try_leave(&mut session, me, limit).await {
+            match try_leave(&mut session, me, &untold, limit).await {
                 Err(failure) if tries.again(&failure).await => session.roll_back().await?,
                 done => break done?,
             }
@@ -657,16 +657,23 @@ pub(super) async fn leave(shared: &Shared) -> Result<(), Failure> {
 }
 
 /// Tells the server how far each sink has come: what is not told of a search that is given back, whoever takes
-/// it up delivers again. What was locked for a moment may not be any more.
-async fn save(shared: &Shared) -> Result<(), Failure> {
+/// it up delivers again. Brings those of which it could not be told, since their rows are locked: they are not
+/// to be given back before the next try, though they may be free by now.
+async fn save(shared: &Shared) -> Result<Vec<i64>, Failure> {
+    let mut untold = HashSet::new();
     for sink in shared.look(|state| state.journal.own_sinks()) {
-        delivery::save(shared, &sink).await?;
+        untold.extend(delivery::save(shared, &sink).await?);
     }
-    Ok(())
+    Ok(untold.into_iter().collect())
 }
 
-/// Brings how many leases it could not give back, since their rows are locked.
-async fn try_leave(session: &mut Session, me: i64, limit: Duration) -> Result<usize, Failure> {
+/// Brings how many leases it could not give back, since their rows are locked or `untold`.
+async fn try_leave(
+    session: &mut Session,
+    me: i64,
+    untold: &[i64],
+    limit: Duration,
+) -> Result<usize, Failure> {
     session.begin_last(limit).await?;
     // From then on it can take none.
     session
@@ -675,12 +682,12 @@ async fn try_leave(session: &mut Session, me: i64, limit: Duration) -> Result<us
     let locked = session
         .query(
             "WITH mine AS (
-                SELECT id FROM search WHERE owner = $1 FOR UPDATE SKIP LOCKED),
+                SELECT id FROM search WHERE owner = $1 AND id <> ALL($2) FOR UPDATE SKIP LOCKED),
              given AS (
                 UPDATE search SET owner = NULL, lease_until = clock_timestamp()
                 FROM mine WHERE search.id = mine.id)
              SELECT id FROM search WHERE owner = $1 AND id NOT IN (SELECT id FROM mine)",
-            &[&me],
+            &[&me, &untold],
         )
         .await?;
     session.commit().await?;
@@ -696,7 +703,7 @@ pub(super) async fn give_back(shared: &Shared, leases: &[Held]) -> Result<(), Fa
         if tries > 0 {
             tokio::time::sleep(shared.lease / LOCKED_PAUSE).await;
         }
-        save(shared).await?;
+        let untold = save(shared).await?;
         let mut session = shared.pool.session().await?;
         let locked = session
             .query_again(
@@ -709,12 +716,13 @@ pub(super) async fn give_back(shared: &Shared, leases: &[Held]) -> Result<(), Fa
                     SELECT search.id FROM search
                     JOIN unnest($1::bigint[], $2::bigint[]) AS held (id, epoch)
                         ON search.id = held.id AND search.epoch = held.epoch
-                    WHERE search.owner = $3 FOR UPDATE OF search SKIP LOCKED),
+                    WHERE search.owner = $3 AND search.id <> ALL($4)
+                    FOR UPDATE OF search SKIP LOCKED),
                  given AS (
                     UPDATE search SET owner = NULL, lease_until = clock_timestamp()
                     FROM mine WHERE search.id = mine.id)
                  SELECT id FROM ours WHERE id NOT IN (SELECT id FROM mine)",
-                &[&rows, &epochs, &me],
+                &[&rows, &epochs, &me, &untold],
             )
             .await?;
         if locked.is_empty() {
