@@ -234,9 +234,10 @@ pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
     let mut session = shared.pool.session().await?;
     let _turn = shared.naming.lock().await;
     let sinks = shared.look(|state| state.sinks.clone());
+    let number = announce(shared, &mut session, sinks.as_deref()).await?;
     let mut tries = Tries::default();
-    let number = loop {
-        match try_join(shared, &mut session, sinks.as_deref()).await {
+    loop {
+        match try_join(shared, &mut session, number, sinks.as_deref()).await {
             Err(failure) if tries.again(&failure).await => session.roll_back().await?,
             Err(failure) if failure.is_of_a_lock() => {
                 session.roll_back().await?;
@@ -244,7 +245,7 @@ pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
             }
             done => break done?,
         }
-    };
+    }
     shared.change_leases(|state| {
         // What was held belonged to the number before.
         state.lose_all();
@@ -255,36 +256,51 @@ pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn try_join(
+/// Draws the number, and says which sinks the replica has, as whoever [enters](delivery::enter_sinks) them has
+/// to. Where nothing comes of it, others take it for one that died.
+async fn announce(
     shared: &Shared,
     session: &mut Session,
     sinks: Option<&[String]>,
 ) -> Result<i64, Failure> {
-    session.begin_waiting(shared.lock_wait()).await?;
     let rows = session
-        .query(
-            "INSERT INTO replica (id, node, alive_until)
-             VALUES (trunc(random() * 9007199254740992)::bigint, $1,
-                clock_timestamp() + $2 * interval '1 second') RETURNING id",
-            &[&shared.node, &shared.lease_seconds()],
+        .query_again(
+            "INSERT INTO replica (id, node, alive_until, sinks)
+             VALUES (trunc(random() * 9007199254740992)::bigint, $1, clock_timestamp(), $2)
+             RETURNING id",
+            &[&shared.node, &sinks.unwrap_or_default()],
         )
         .await?;
-    let number: i64 = match rows.first() {
-        Some(row) => row.try_get(0)?,
-        None => return Err(Failure::NotJoined),
-    };
+    match rows.first() {
+        Some(row) => Ok(row.try_get(0)?),
+        None => Err(Failure::NotJoined),
+    }
+}
+
+async fn try_join(
+    shared: &Shared,
+    session: &mut Session,
+    number: i64,
+    sinks: Option<&[String]>,
+) -> Result<(), Failure> {
+    session.begin_waiting(shared.lock_wait()).await?;
+    let alive = session
+        .execute(
+            "UPDATE replica SET alive_until = clock_timestamp() + $2 * interval '1 second'
+             WHERE id = $1",
+            &[&number, &shared.lease_seconds()],
+        )
+        .await?;
     // Else it would be taken for forgotten, and would join for ever.
-    let alive = "UPDATE replica SET share = 0 WHERE id = $1";
-    if session.execute(alive, &[&number]).await? == 0 {
+    if alive == 0 {
         return Err(Failure::Hidden("replica"));
     }
     // They may have been forgotten together with the replica. They are there before anything is
     // journalled for them.
     if let Some(sinks) = sinks {
-        delivery::write_sinks(session, number, sinks).await?;
+        delivery::enter_sinks(session, number, sinks).await?;
     }
-    session.commit().await?;
-    Ok(number)
+    session.commit().await
 }
 
 /// Says that the replica is alive, and renews its leases.
