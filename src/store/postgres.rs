@@ -599,7 +599,8 @@ impl Postgres {
             Ok(())
         })?;
         self.shared.delivered.notify_one();
-        bounded(&self.shared, delivery::save(&self.shared, sink)).await
+        bounded(&self.shared, delivery::save(&self.shared, sink)).await?;
+        Ok(())
     }
 
     pub(super) async fn backlog(&self, sink: &str) -> Result<Backlog, Error> {

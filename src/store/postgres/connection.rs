@@ -186,8 +186,8 @@ pub enum Failure {
     /// Somebody has locked the rows of searches.
     #[error(
         "other transactions keep what is needed of the state database locked ({0}), and were waited for in \
-         vain: a session that somebody has left open, or commits over a slow network; pg_stat_activity shows \
-         them, and pg_blocking_pids() whom they hold up"
+         vain: a session that somebody has left open, or searches that are taken up over a slow network; \
+         pg_stat_activity shows them, and pg_blocking_pids() whom they hold up"
     )]
     Locked(String),
     /// The store was closed.
@@ -510,6 +510,21 @@ impl Session {
         self.begin_by(&begin).await
     }
 
+    /// The same, where a statement may wait for many locks: it [fails](Failure::is_of_a_time_limit) as well where
+    /// it takes longer than `limit` altogether.
+    pub(super) async fn begin_waiting_for_all(
+        &mut self,
+        wait: Duration,
+        limit: Duration,
+    ) -> Result<(), Failure> {
+        let (wait, limit) = (wait.as_millis(), limit.as_millis());
+        let begin = format!(
+            "{}; SET LOCAL lock_timeout = {wait}; SET LOCAL statement_timeout = {limit}",
+            self.begin
+        );
+        self.begin_by(&begin).await
+    }
+
     /// Begins one each of whose statements the server ends after so long: for whoever may be gone by then,
     /// and could not have it cancelled.
     pub(super) async fn begin_last(&mut self, limit: Duration) -> Result<(), Failure> {
@@ -747,6 +762,11 @@ impl Failure {
     /// Whether another transaction has had a lock for longer than it was waited for.
     pub(super) fn is_of_a_lock(&self) -> bool {
         self.state() == Some(&SqlState::LOCK_NOT_AVAILABLE)
+    }
+
+    /// Whether a statement has taken longer than it might.
+    pub(super) fn is_of_a_time_limit(&self) -> bool {
+        self.state() == Some(&SqlState::QUERY_CANCELED)
     }
 
     /// Whether a table is not there, or lacks a column.

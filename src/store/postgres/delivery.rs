@@ -1,6 +1,9 @@
 //! The sinks and the journals, in SQL.
 
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -28,6 +31,13 @@ pub(super) const PRUNE_STEP: i64 = 2000;
 
 /// Whoever enters a sink waits so long for rows of searches that somebody has locked.
 const LOCKED_PATIENCE: Duration = Duration::from_secs(20);
+
+/// And a statement for no longer than that, however many they are: less than an answer may take, since a
+/// connection that is given up says nothing of a lock.
+const LOCKED_STATEMENT: Duration = Duration::from_secs(5);
+
+/// A replica that was not heard of for so much longer than a lease enters no sink any more, whatever it had begun.
+const ENTERING: Duration = Duration::from_secs(60);
 
 /// Says which sinks this replica has, and takes note of all there are. What fails changes nothing
 /// here; what the server has of it all the same the keeper takes back. Those that it had stay until
@@ -95,8 +105,8 @@ pub(super) async fn set_sinks_again(shared: &Shared, session: &mut Session) -> R
 }
 
 /// The same where rows of searches are locked, for no longer than about `patience`: between the tries others get
-/// at what this one would have locked. Each waits for longer than the one before, since a commit over a slow
-/// network keeps its row for some answers.
+/// at what this one would have locked. Each waits for longer than the one before, since a search that is
+/// taken up over a slow network keeps its row for some answers.
 async fn name_sinks(
     shared: &Shared,
     session: &mut Session,
@@ -105,18 +115,24 @@ async fn name_sinks(
 ) -> Result<(), Failure> {
     let me = shared.number()?;
     let until = Instant::now() + patience;
+    announce(session, me, names).await?;
     let mut wait = shared.lock_wait();
     let mut tries = Tries::default();
     loop {
         match try_name_sinks(session, me, names, wait).await {
-            Err(failure) if failure.is_of_a_lock() => {
+            Err(failure) if failure.is_of_a_lock() || failure.is_of_a_time_limit() => {
                 session.roll_back().await?;
-                if Instant::now() >= until {
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() {
                     return Err(why_locked(session, failure).await?);
                 }
-                // Long enough for a renewal of what was locked meanwhile.
-                tokio::time::sleep(wait.mul_f64(1.0 + fastrand::f64())).await;
-                wait = (wait * 2).min(shared.longest_lock_wait());
+                // Long enough for whoever would have what was locked meanwhile.
+                let pause = wait.mul_f64(1.0 + fastrand::f64());
+                tokio::time::sleep(pause.min(left)).await;
+                wait = (wait * 2)
+                    .min(shared.longest_lock_wait())
+                    .min(left)
+                    .max(shared.lock_wait());
             }
             Err(failure) if tries.again(&failure).await => session.roll_back().await?,
             done => return done,
@@ -124,25 +140,47 @@ async fn name_sinks(
     }
 }
 
-async fn try_name_sinks(
+/// Says which sinks a replica has, before it enters those that are not there yet: from then on nobody
+/// [removes](prune) what they may lack.
+pub(super) async fn announce(
+    session: &mut Session,
+    me: i64,
+    names: &[String],
+) -> Result<(), Failure> {
+    let announced = session
+        .query_again(
+            "UPDATE replica SET sinks = $2, alive_until = greatest(alive_until, clock_timestamp())
+             WHERE id = $1 RETURNING id",
+            &[&me, &names],
+        )
+        .await?;
+    if announced.is_empty() {
+        return Err(Failure::NotJoined);
+    }
+    Ok(())
+}
+
+pub(super) async fn try_name_sinks(
     session: &mut Session,
     me: i64,
     names: &[String],
     wait: Duration,
 ) -> Result<(), Failure> {
-    session.begin_waiting(wait).await?;
-    write_sinks(session, me, names).await?;
+    session
+        .begin_waiting_for_all(wait, LOCKED_STATEMENT)
+        .await?;
+    enter_sinks(session, me, names).await?;
     session.commit().await
 }
 
-/// Says which rows were in the way of whoever would lock those of all searches, where any still are.
+/// Says which rows were in the way of whoever would refer to those of all searches, where any still are.
 pub(super) async fn why_locked(
     session: &mut Session,
     failure: Failure,
 ) -> Result<Failure, Failure> {
     let rows = session
         .query_again(
-            "WITH free AS (SELECT id FROM search FOR SHARE SKIP LOCKED)
+            "WITH free AS (SELECT id FROM search FOR KEY SHARE SKIP LOCKED)
              SELECT id, account, tenant_id, name FROM search
              WHERE id NOT IN (SELECT id FROM free) ORDER BY id",
             &[],
@@ -189,12 +227,12 @@ macro_rules! is_alone {
     };
 }
 
-/// Writes which sinks the replica `me` has, in a transaction that does not wait for long: until it has the
-/// rows of all searches, those that it has are locked, and no lease on them is renewed.
+/// Enters those of the sinks that are not there yet, in a transaction that does not wait for long: until its end
+/// no search can be taken up. Commits and renewals go on. The replica `me` was said to have them before that.
 ///
-/// Those that it names no longer are kept for a while, also what was added in vain: it may have been there
+/// Those that it has no longer are kept for a while, also what was added in vain: it may have been there
 /// before, with what waits for it.
-pub(super) async fn write_sinks(
+pub(super) async fn enter_sinks(
     session: &mut Session,
     me: i64,
     names: &[String],
@@ -217,25 +255,19 @@ pub(super) async fn write_sinks(
         .map(|row| row.try_get(0))
         .collect::<Result<_, _>>()?;
     if !new.is_empty() {
-        // They begin with the next event, which waits until this is done: others would remove what they
-        // have delivered of it in between, for they cannot see a sink yet that lacks it.
+        // They begin with the next event. Commits are not waited for: what is journalled behind these places
+        // is there until they have it, for whoever cannot see them yet sees that they are being entered,
+        // or has seen nothing that comes after.
         session
             .execute(
                 "INSERT INTO progress (sink, search_id, position)
                  SELECT sink.name, search.id, search.journal_end
                  FROM sink CROSS JOIN search WHERE sink.name = ANY($1)
-                 ORDER BY search.id, sink.name FOR SHARE OF search",
+                 ORDER BY search.id, sink.name",
                 &[&new],
             )
             .await?;
     }
-    // Last, for renewals begin with the replica's row.
-    session
-        .execute(
-            "UPDATE replica SET sinks = $2 WHERE id = $1",
-            &[&me, &names],
-        )
-        .await?;
     note_unnamed(session, me).await
 }
 
@@ -667,8 +699,8 @@ pub(super) async fn journalled_at(
 
 /// Tells the server how far a sink has come. Where a lease was lost, others say so: its position is
 /// not stored. A mark may stand for it all the same: whoever takes a search up looks for its lines
-/// before the mark, too. Of a search whose row somebody has locked, that is told later.
-pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
+/// before the mark, too. Of a search whose row somebody has locked, that is told later: brings these.
+pub(super) async fn save(shared: &Shared, sink: &str) -> Result<HashSet<i64>, Failure> {
     // What is told must not overtake what was told before. Whoever would take a search up waits
     // until this is done; its renewal does not.
     let turn = shared.saving(sink);
@@ -676,7 +708,7 @@ pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
     let (me, (mut unsaved, epochs)) =
         shared.change_journals(|state| (state.replica, state.unsaved(sink)));
     if unsaved.positions.is_empty() && unsaved.mark.is_none() {
-        return Ok(());
+        return Ok(HashSet::new());
     }
     let me = me.ok_or(Failure::NotJoined)?;
     let rows: Vec<i64> = unsaved.positions.iter().map(|(row, _)| *row).collect();
@@ -761,17 +793,19 @@ pub(super) async fn save(shared: &Shared, sink: &str) -> Result<(), Failure> {
     } else {
         shared.change_leases(settle);
     }
-    Ok(())
+    Ok(locked)
 }
 
 /// Removes the events that every sink has from the journals of the searches that are held, some at a
 /// time: all that a sink lacked for a day, once it is removed, is more than a statement has time for. A
-/// place beyond a journal's end is damaged, and says nothing of what a sink has.
+/// place beyond a journal's end is damaged, and says nothing of what a sink has. As long as a replica has a sink
+/// that is not there, it is about to [enter](enter_sinks) it, and nobody knows yet what that lacks.
 pub(super) async fn prune(shared: &Shared) -> Result<(), Failure> {
     let rows = shared.look(State::held_rows);
     if rows.is_empty() {
         return Ok(());
     }
+    let entering = (shared.lease + ENTERING).as_secs_f64();
     let mut session = shared.pool.session().await?;
     loop {
         let removed = session
@@ -779,8 +813,11 @@ pub(super) async fn prune(shared: &Shared) -> Result<(), Failure> {
                 "WITH delivered AS (
                     SELECT search_id, min(position) AS position FROM progress
                     JOIN search ON search.id = search_id AND journal_end >= position
-                    WHERE search_id = ANY($1) GROUP BY search_id
-                    HAVING count(*) = (SELECT count(*) FROM sink)),
+                    WHERE search_id = ANY($1) AND NOT EXISTS (
+                        SELECT FROM replica CROSS JOIN unnest(sinks) AS had (name)
+                        WHERE alive_until > clock_timestamp() - $3 * interval '1 second'
+                            AND had.name NOT IN (SELECT sink.name FROM sink))
+                    GROUP BY search_id HAVING count(*) = (SELECT count(*) FROM sink)),
                  gone AS (
                     SELECT journal.search_id, journal.position FROM journal
                     JOIN delivered ON journal.search_id = delivered.search_id
@@ -788,7 +825,7 @@ pub(super) async fn prune(shared: &Shared) -> Result<(), Failure> {
                     LIMIT $2)
                  DELETE FROM journal USING gone
                  WHERE journal.search_id = gone.search_id AND journal.position = gone.position",
-                &[&rows, &PRUNE_STEP],
+                &[&rows, &PRUNE_STEP, &entering],
             )
             .await?;
         if removed < PRUNE_STEP.unsigned_abs() {

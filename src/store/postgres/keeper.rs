@@ -234,9 +234,10 @@ pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
     let mut session = shared.pool.session().await?;
     let _turn = shared.naming.lock().await;
     let sinks = shared.look(|state| state.sinks.clone());
+    let number = announce(shared, &mut session, sinks.as_deref()).await?;
     let mut tries = Tries::default();
-    let number = loop {
-        match try_join(shared, &mut session, sinks.as_deref()).await {
+    loop {
+        match try_join(shared, &mut session, number, sinks.as_deref()).await {
             Err(failure) if tries.again(&failure).await => session.roll_back().await?,
             Err(failure) if failure.is_of_a_lock() => {
                 session.roll_back().await?;
@@ -244,7 +245,7 @@ pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
             }
             done => break done?,
         }
-    };
+    }
     shared.change_leases(|state| {
         // What was held belonged to the number before.
         state.lose_all();
@@ -255,36 +256,51 @@ pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn try_join(
+/// Draws the number, and says which sinks the replica has, as whoever [enters](delivery::enter_sinks) them has
+/// to. Where nothing comes of it, others take it for one that died.
+async fn announce(
     shared: &Shared,
     session: &mut Session,
     sinks: Option<&[String]>,
 ) -> Result<i64, Failure> {
-    session.begin_waiting(shared.lock_wait()).await?;
     let rows = session
-        .query(
-            "INSERT INTO replica (id, node, alive_until)
-             VALUES (trunc(random() * 9007199254740992)::bigint, $1,
-                clock_timestamp() + $2 * interval '1 second') RETURNING id",
-            &[&shared.node, &shared.lease_seconds()],
+        .query_again(
+            "INSERT INTO replica (id, node, alive_until, sinks)
+             VALUES (trunc(random() * 9007199254740992)::bigint, $1, clock_timestamp(), $2)
+             RETURNING id",
+            &[&shared.node, &sinks.unwrap_or_default()],
         )
         .await?;
-    let number: i64 = match rows.first() {
-        Some(row) => row.try_get(0)?,
-        None => return Err(Failure::NotJoined),
-    };
+    match rows.first() {
+        Some(row) => Ok(row.try_get(0)?),
+        None => Err(Failure::NotJoined),
+    }
+}
+
+async fn try_join(
+    shared: &Shared,
+    session: &mut Session,
+    number: i64,
+    sinks: Option<&[String]>,
+) -> Result<(), Failure> {
+    session.begin_waiting(shared.lock_wait()).await?;
+    let alive = session
+        .execute(
+            "UPDATE replica SET alive_until = clock_timestamp() + $2 * interval '1 second'
+             WHERE id = $1",
+            &[&number, &shared.lease_seconds()],
+        )
+        .await?;
     // Else it would be taken for forgotten, and would join for ever.
-    let alive = "UPDATE replica SET share = 0 WHERE id = $1";
-    if session.execute(alive, &[&number]).await? == 0 {
+    if alive == 0 {
         return Err(Failure::Hidden("replica"));
     }
     // They may have been forgotten together with the replica. They are there before anything is
     // journalled for them.
     if let Some(sinks) = sinks {
-        delivery::write_sinks(session, number, sinks).await?;
+        delivery::enter_sinks(session, number, sinks).await?;
     }
-    session.commit().await?;
-    Ok(number)
+    session.commit().await
 }
 
 /// Says that the replica is alive, and renews its leases.
@@ -634,10 +650,10 @@ pub(super) async fn leave(shared: &Shared) -> Result<(), Failure> {
     let mut tries = Tries::default();
     let mut locked = 0;
     for _ in 0..LOCKED_TRIES {
-        save(shared).await?;
+        let untold = save(shared).await?;
         let mut session = shared.pool.session().await?;
         locked = loop {
-            match try_leave(&mut session, me, limit).await {
+            match try_leave(&mut session, me, &untold, limit).await {
                 Err(failure) if tries.again(&failure).await => session.roll_back().await?,
                 done => break done?,
             }
@@ -657,16 +673,23 @@ pub(super) async fn leave(shared: &Shared) -> Result<(), Failure> {
 }
 
 /// Tells the server how far each sink has come: what is not told of a search that is given back, whoever takes
-/// it up delivers again. What was locked for a moment may not be any more.
-async fn save(shared: &Shared) -> Result<(), Failure> {
+/// it up delivers again. Brings those of which it could not be told, since their rows are locked: they are not
+/// to be given back before the next try, though they may be free by now.
+async fn save(shared: &Shared) -> Result<Vec<i64>, Failure> {
+    let mut untold = HashSet::new();
     for sink in shared.look(|state| state.journal.own_sinks()) {
-        delivery::save(shared, &sink).await?;
+        untold.extend(delivery::save(shared, &sink).await?);
     }
-    Ok(())
+    Ok(untold.into_iter().collect())
 }
 
-/// Brings how many leases it could not give back, since their rows are locked.
-async fn try_leave(session: &mut Session, me: i64, limit: Duration) -> Result<usize, Failure> {
+/// Brings how many leases it could not give back, since their rows are locked or `untold`.
+async fn try_leave(
+    session: &mut Session,
+    me: i64,
+    untold: &[i64],
+    limit: Duration,
+) -> Result<usize, Failure> {
     session.begin_last(limit).await?;
     // From then on it can take none.
     session
@@ -675,12 +698,12 @@ async fn try_leave(session: &mut Session, me: i64, limit: Duration) -> Result<us
     let locked = session
         .query(
             "WITH mine AS (
-                SELECT id FROM search WHERE owner = $1 FOR UPDATE SKIP LOCKED),
+                SELECT id FROM search WHERE owner = $1 AND id <> ALL($2) FOR UPDATE SKIP LOCKED),
              given AS (
                 UPDATE search SET owner = NULL, lease_until = clock_timestamp()
                 FROM mine WHERE search.id = mine.id)
              SELECT id FROM search WHERE owner = $1 AND id NOT IN (SELECT id FROM mine)",
-            &[&me],
+            &[&me, &untold],
         )
         .await?;
     session.commit().await?;
@@ -696,7 +719,7 @@ pub(super) async fn give_back(shared: &Shared, leases: &[Held]) -> Result<(), Fa
         if tries > 0 {
             tokio::time::sleep(shared.lease / LOCKED_PAUSE).await;
         }
-        save(shared).await?;
+        let untold = save(shared).await?;
         let mut session = shared.pool.session().await?;
         let locked = session
             .query_again(
@@ -709,12 +732,13 @@ pub(super) async fn give_back(shared: &Shared, leases: &[Held]) -> Result<(), Fa
                     SELECT search.id FROM search
                     JOIN unnest($1::bigint[], $2::bigint[]) AS held (id, epoch)
                         ON search.id = held.id AND search.epoch = held.epoch
-                    WHERE search.owner = $3 FOR UPDATE OF search SKIP LOCKED),
+                    WHERE search.owner = $3 AND search.id <> ALL($4)
+                    FOR UPDATE OF search SKIP LOCKED),
                  given AS (
                     UPDATE search SET owner = NULL, lease_until = clock_timestamp()
                     FROM mine WHERE search.id = mine.id)
                  SELECT id FROM ours WHERE id NOT IN (SELECT id FROM mine)",
-                &[&rows, &epochs, &me],
+                &[&rows, &epochs, &me, &untold],
             )
             .await?;
         if locked.is_empty() {

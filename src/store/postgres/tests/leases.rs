@@ -336,6 +336,42 @@ async fn a_locked_row_holds_up_no_word_of_what_was_delivered_of_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_is_free_once_its_place_could_not_be_told_is_not_given_back_without_it() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let (_, locked, mut lock) = one_of_two_locked(&store).await;
+    lock.batch("ROLLBACK").await.unwrap();
+    store.commit(locked, events(1..3), second(2)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    let last = batch.events[1].position;
+    lock.batch(LOCK).await.unwrap();
+    store.acknowledge("s", last, None).await.unwrap();
+    drop(batch);
+    // It is let go right after places were told, as the first statement of the leave is done.
+    let rows = lock.query("SELECT pg_backend_pid()", &[]).await.unwrap();
+    let locker: i32 = rows[0].get(0);
+    sql(
+        &url,
+        &format!(
+            "CREATE FUNCTION let_go() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
+                 PERFORM pg_terminate_backend({locker});
+                 WHILE EXISTS (SELECT FROM pg_stat_activity WHERE pid = {locker}) LOOP
+                     PERFORM pg_stat_clear_snapshot(), pg_sleep(0.01);
+                 END LOOP;
+                 RETURN OLD;
+             END $$;
+             CREATE TRIGGER let_go BEFORE DELETE ON replica FOR EACH ROW EXECUTE FUNCTION let_go()"
+        ),
+    );
+    store.close().await;
+    assert_eq!(owned(&url), "");
+    assert_eq!(sql(&url, "SELECT count(*) FROM replica"), "0");
+    let places = "SELECT position FROM progress JOIN search ON id = search_id WHERE name = 'open'";
+    assert_eq!(sql(&url, places), "2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_search_whose_row_is_locked_takes_up_no_turn_and_is_not_taken_for_anothers() {
     let url = server::shared().fresh();
     let name = url.rsplit_once("%3D").unwrap().1;

@@ -559,31 +559,118 @@ async fn nothing_is_removed_before_a_sink_that_is_being_added_is_seen_to_lack_it
     let url = server::shared().fresh();
     let (first, other) = two_replicas(&url).await;
     let held = first.take_up(&a_search(), second(1)).await.unwrap().held;
-    first.commit(held, events(1..2), second(2)).await.unwrap();
-    // As over a slow connection.
-    let mut session = shared(&other).pool.session().await.unwrap();
-    session.begin().await.unwrap();
-    let number = shared(&other).number().unwrap();
-    let sinks = names(&["s", "new"]);
-    delivery::write_sinks(&mut session, number, &sinks)
-        .await
-        .unwrap();
-    let journalled = async {
-        first.commit(held, events(2..4), second(2)).await.unwrap();
+    // As over a slow connection: others go on between any two answers.
+    let journal = async |numbers: std::ops::Range<u128>| {
+        let journalled = first.commit(held, events(numbers), second(2));
+        let journalled = timeout(Duration::from_secs(3), journalled).await;
+        journalled.expect("nobody waits for it").unwrap();
         let batch = first.pending("s", 9, usize::MAX).await.unwrap();
         let last = batch.events.last().unwrap().position;
         first.acknowledge("s", last, None).await.unwrap();
         delivery::prune(shared(&first)).await.unwrap();
     };
-    let named = async {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        session.commit().await.unwrap();
+    journal(1..2).await;
+    wait_for_journal(&first, 0).await;
+    let mut session = shared(&other).pool.session().await.unwrap();
+    let number = shared(&other).number().unwrap();
+    let sinks = names(&["s", "new"]);
+    delivery::announce(&mut session, number, &sinks)
+        .await
+        .unwrap();
+    journal(2..3).await;
+    session.begin().await.unwrap();
+    delivery::enter_sinks(&mut session, number, &sinks)
+        .await
+        .unwrap();
+    journal(3..5).await;
+    keeper::renew(shared(&first), LEASE).await.unwrap();
+    session.commit().await.unwrap();
+    delivery::prune(shared(&first)).await.unwrap();
+    let new = "SELECT position,
+            (SELECT string_agg(position::text, ',' ORDER BY position) FROM journal)
+         FROM progress WHERE sink = 'new'";
+    assert_eq!(sql(&url, new), "2|3,4");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_replica_that_died_would_have_entered_keeps_nothing_for_long() {
+    let url = server::shared().fresh();
+    let (first, other) = two_replicas(&url).await;
+    let dead = shared(&other).number().unwrap();
+    let mut session = shared(&other).pool.session().await.unwrap();
+    let sinks = names(&["s", "new"]);
+    delivery::announce(&mut session, dead, &sinks)
+        .await
+        .unwrap();
+    for it in shared(&other).loops.lock().iter().flatten() {
+        it.abort();
+    }
+    let held = first.take_up(&a_search(), second(1)).await.unwrap().held;
+    first.commit(held, events(1..3), second(2)).await.unwrap();
+    let batch = first.pending("s", 9, usize::MAX).await.unwrap();
+    let last = batch.events[1].position;
+    first.acknowledge("s", last, None).await.unwrap();
+    for (since, left) in [("1 minute", 2), ("2 minutes", 0)] {
+        let died = format!("SET alive_until = now() - interval '{since}' WHERE id = {dead}");
+        sql(&url, &format!("UPDATE replica {died}"));
+        delivery::prune(shared(&first)).await.unwrap();
+        wait_for_journal(&first, left).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sink_is_entered_while_commits_are_under_way() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let (_, _, mut commit) = one_of_two_locked(&store).await;
+    commit.batch("ROLLBACK").await.unwrap();
+    // As over a slow network.
+    commit
+        .batch("BEGIN; UPDATE search SET journal_end = journal_end")
+        .await
+        .unwrap();
+    let entered = timeout(LEASE / 3, store.set_sinks(names(&["s", "new"]))).await;
+    entered.expect("it does not wait for commits").unwrap();
+    commit.batch("COMMIT").await.unwrap();
+    let new = "SELECT count(*), sum(position) FROM progress WHERE sink = 'new'";
+    assert_eq!(sql(&url, new), "2|0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_are_locked_one_after_the_other_are_waited_for_no_longer_than_an_answer_may_take()
+{
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE * 4).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let (_, _, mut last) = one_of_two_locked(&store).await;
+    let mut first = shared(&store).pool.session().await.unwrap();
+    first
+        .batch("BEGIN; SELECT FROM search WHERE name = 'other' FOR UPDATE")
+        .await
+        .unwrap();
+    let unlock = async {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        first.batch("ROLLBACK").await.unwrap();
     };
-    tokio::join!(journalled, named);
-    let new = "SELECT journal_end - position,
-            (SELECT count(*) FROM journal WHERE position > progress.position)
-         FROM progress JOIN search ON id = search_id WHERE sink = 'new'";
-    assert_eq!(sql(&url, new), "2|2");
+    let mut session = shared(&store).pool.session().await.unwrap();
+    let wait = Duration::from_secs(4);
+    let both = names(&["s", "new"]);
+    let began = Instant::now();
+    let me = shared(&store).number().unwrap();
+    let entering = delivery::try_name_sinks(&mut session, me, &both, wait);
+    let (refused, ()) = tokio::join!(entering, unlock);
+    let refused = refused.unwrap_err();
+    assert!(refused.is_of_a_time_limit(), "{refused:?}");
+    assert!(
+        began.elapsed() < connection::PATIENCE,
+        "{:?}",
+        began.elapsed()
+    );
+    session.roll_back().await.unwrap();
+    let why = delivery::why_locked(&mut session, refused).await.unwrap();
+    assert!(chain(&why).contains("acme/client_1/open)"), "{why}");
+    last.batch("ROLLBACK").await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -646,8 +733,12 @@ async fn a_sink_that_is_entered_while_a_row_is_locked_costs_no_lease() {
     store.commit(other, events(1..3), second(2)).await.unwrap();
     lock.batch("ROLLBACK").await.unwrap();
     entering.await.unwrap();
-    let new = "SELECT count(*), sum(position) FROM progress WHERE sink = 'new'";
-    assert_eq!(sql(&url, new), "2|2");
+    // Whether or not it begins before what was journalled meanwhile: nothing is missing.
+    let new = "SELECT count(*), bool_and(journal_end - position = (
+            SELECT count(*) FROM journal
+            WHERE search_id = id AND journal.position > progress.position))
+        FROM progress JOIN search ON id = search_id WHERE sink = 'new'";
+    assert_eq!(sql(&url, new), "2|t");
 
     // Whoever waits in vain is told what for.
     lock.batch(LOCK).await.unwrap();
@@ -661,10 +752,17 @@ async fn a_sink_that_is_entered_while_a_row_is_locked_costs_no_lease() {
     );
     lock.batch("ROLLBACK").await.unwrap();
     assert_eq!(
-        sql(&url, "SELECT sinks FROM replica"),
-        "{s,new}",
-        "nothing of it is done"
+        sql(&url, "SELECT string_agg(name, ',' ORDER BY name) FROM sink"),
+        "new,s"
     );
+    let deadline = Instant::now() + PATIENCE;
+    while sql(&url, "SELECT sinks FROM replica") != "{s,new}" {
+        assert!(
+            Instant::now() < deadline,
+            "what is in force is never said again"
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 #[tokio::test]
