@@ -240,12 +240,17 @@ pub enum Error {
     /// Another replica holds the search.
     #[error("another replica holds the search")]
     HeldElsewhere,
-    /// Somebody has locked the search's row, so that no replica can take it up until that ends.
+    /// Somebody has locked the search's row for a moment, most likely another replica that takes it up:
+    /// who holds it is looked up.
+    #[error("another transaction has locked the search's row in the state database for a moment")]
+    Contested,
+    /// Somebody has locked the search's row, so that no replica can take it up or write to it until that
+    /// ends; which row, and by whom, as far as that is known.
     #[error(
-        "another transaction keeps the search's row in the state database locked; pg_stat_activity shows it, and \
-         pg_blocking_pids() whom it holds up"
+        "another transaction keeps the search's row in the state database locked{0}; pg_stat_activity shows it, \
+         and pg_blocking_pids() whom it holds up"
     )]
-    Locked,
+    Locked(String),
     /// The state cannot be opened; the message says what to do.
     #[error("cannot open the state file {}: {problem}", path.display())]
     Open {
@@ -360,6 +365,15 @@ impl Store {
         }
     }
 
+    /// Whether this process holds a search: then it is its [turn](Self::turn) all the time.
+    #[must_use]
+    pub fn holds(&self, key: &SearchKey) -> bool {
+        match self {
+            Self::Sqlite(_) => true,
+            Self::Postgres(store) => store.holds(key),
+        }
+    }
+
     /// Waits until another replica is seen to hold a search. Cancel safe.
     pub async fn elsewhere(&self, key: &SearchKey) {
         match self {
@@ -419,7 +433,8 @@ impl Store {
     /// held it before in this process does so no longer.
     ///
     /// # Errors
-    /// [`Error::HeldElsewhere`] where another replica holds it; [`Error::Backend`], as everywhere:
+    /// [`Error::HeldElsewhere`] where another replica holds it; [`Error::Contested`] where it may be about
+    /// to, and [`Error::Locked`] where that is still so at the next turn; [`Error::Backend`], as everywhere:
     /// then nothing is held.
     pub async fn take_up(&self, key: &SearchKey, now: Timestamp) -> Result<Loaded, Error> {
         match self {
@@ -476,7 +491,7 @@ impl Store {
     /// # Errors
     /// [`Error::JournalFull`] where its events do not fit, so that a commit with more events than
     /// the limit never succeeds; [`Error::LeaseLost`] where the epoch has passed;
-    /// [`Error::Backend`] also where the disk is so full that acknowledgements need the rest.
+    /// [`Error::Locked`] where somebody has locked the search's row; [`Error::Backend`] also where the disk is so full that acknowledgements need the rest.
     pub async fn commit(&self, held: Held, commit: Commit, now: Timestamp) -> Result<(), Error> {
         match self {
             Self::Sqlite(store) => store.commit(held, commit, now).await,
@@ -603,7 +618,8 @@ impl Error {
     /// Whether it is certain that the server has done nothing.
     pub(crate) fn is_without_effect(&self) -> bool {
         let of_server = self.of_server();
-        of_server.is_some_and(postgres::Failure::is_without_effect)
+        matches!(self, Self::Locked(_))
+            || of_server.is_some_and(postgres::Failure::is_without_effect)
     }
 
     /// Whether the store may be opened later without a change of its options.

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use futures_util::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     task::{self, JoinSet},
     time::Instant,
@@ -419,7 +420,7 @@ impl Pollers {
     }
 
     async fn follow_plan(&mut self) {
-        let wanted = self.wanted();
+        let mut wanted = self.wanted();
         let outdated: Vec<SearchKey> = self
             .searches
             .iter()
@@ -430,50 +431,68 @@ impl Pollers {
             })
             .map(|(key, _)| key.clone())
             .collect();
-        let mut stopping = Vec::new();
+        // Before any has ended: whose task takes long to end, since it waits for the database, holds up
+        // itself alone.
+        self.store.share_out(wanted.keys().cloned().collect());
+        let mut ending = FuturesUnordered::new();
+        let mut successors = HashMap::new();
         for key in outdated {
-            if let Some(running) = self.searches.remove(&key) {
-                running.stop.cancel();
-                stopping.push((key, running));
+            successors.extend(wanted.remove_entry(&key));
+            if let Some(RunningSearch {
+                spec,
+                stop,
+                stopped,
+                ..
+            }) = self.searches.remove(&key)
+            {
+                stop.cancel();
+                // A sender that was dropped says the same: the task has ended.
+                ending.push(async move { (key, spec, stopped.await.unwrap_or_default()) });
             }
         }
-        let mut given_back = Vec::new();
-        // What goes on with other options stays ours in between.
-        let mut kept = HashMap::new();
-        for (key, running) in stopping {
-            // A sender that was dropped says the same: the task has ended.
-            let Left { held, learned } = running.stopped.await.unwrap_or_default();
-            if let Some((_, spec)) = wanted.get(&key) {
-                let is_same = spec.options.query == running.spec.options.query;
+        let mut started = 0;
+        let mut first_poll = |spec: &Spec| {
+            let pace = (START_PACE * started).min(spec.options.interval);
+            started += 1;
+            Instant::now() + pace
+        };
+        for (key, (client, spec)) in wanted {
+            if !self.searches.contains_key(&key) {
+                let first_poll = first_poll(&spec);
+                self.start(key, client, spec, Kept::default(), first_poll);
+            }
+        }
+        let mut given_back = FuturesUnordered::new();
+        loop {
+            let (key, before, Left { held, learned }) = tokio::select! {
+                Some(ended) = ending.next() => ended,
+                Some(()) = given_back.next() => continue,
+                else => break,
+            };
+            if let Some((client, spec)) = successors.remove(&key) {
+                let is_same = spec.options.query == before.options.query;
                 let status = self.board.search(&key).filter(|_| is_same);
-                let learned = if spec.asks_as(&running.spec) {
+                let learned = if spec.asks_as(&before) {
                     learned
                 } else {
                     Learned::default()
                 };
-                let left = Kept {
+                // What goes on with other options stays ours in between.
+                let kept = Kept {
                     held,
                     status,
                     learned,
                 };
-                kept.insert(key, left);
+                let first_poll = first_poll(&spec);
+                self.start(key, client, spec, kept, first_poll);
             } else {
                 self.metrics.remove_search(&key);
                 self.board.remove_search(&key);
-                given_back.extend(held.map(|held| search::give_back(&self.store, key, held)));
+                if let Some(held) = held {
+                    let store = self.store.clone();
+                    given_back.push(async move { search::give_back(&store, key, held).await });
+                }
             }
-        }
-        futures_util::future::join_all(given_back).await;
-        self.store.share_out(wanted.keys().cloned().collect());
-        let mut started = 0;
-        for (key, (client, spec)) in wanted {
-            if self.searches.contains_key(&key) {
-                continue;
-            }
-            let pace = (START_PACE * started).min(spec.options.interval);
-            started += 1;
-            let kept = kept.remove(&key).unwrap_or_default();
-            self.start(key, client, spec, kept, Instant::now() + pace);
         }
     }
 
@@ -636,13 +655,16 @@ impl Account {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{metrics::BuildInfo, store};
+    use crate::{
+        metrics::BuildInfo,
+        secret::{Secret, SecretSource},
+        store,
+    };
 
-    #[tokio::test]
-    async fn a_look_up_that_panics_is_no_look_up_that_found_nobody() {
-        let folder = tempfile::tempdir().unwrap();
+    /// None that follows a plan yet.
+    async fn pollers(folder: &std::path::Path) -> Pollers {
         let options = store::Options::Sqlite {
-            path: folder.path().join("state.db"),
+            path: folder.join("state.db"),
             journal_limit: store::JOURNAL_LIMIT,
         };
         let store = Store::open(&options).await.unwrap();
@@ -653,7 +675,71 @@ mod tests {
             rustversion: "0",
         };
         let metrics = Metrics::new(board.clone(), build);
-        let mut pollers = Pollers::new(store, board, metrics, Health::default());
+        Pollers::new(store, board, metrics, Health::default())
+    }
+
+    #[tokio::test]
+    async fn a_search_that_takes_long_to_end_holds_up_no_other_at_a_reload() {
+        let secret = || SecretSource::Value(Secret::new("any"));
+        let url = "http://127.0.0.1:1".to_owned();
+        let options = opsramp::Options::new("default".into(), url, secret(), secret());
+        let search = |name: &str, interval| SearchOptions {
+            name: name.into(),
+            query: "actions:OPEN".to_owned(),
+            interval,
+            tenants: None,
+            page_size: 100,
+            full_read_interval: Duration::from_secs(600),
+            stale_after: Duration::from_secs(300),
+            group_by: Vec::new(),
+            max_groups: 200,
+        };
+        let plan = |names: &[&str], interval: u64| Plan {
+            accounts: vec![Account {
+                options: options.clone(),
+                tenants: vec![Tenant {
+                    id: "client_1".into(),
+                    name: "client_1".into(),
+                }],
+                discovery: None,
+            }],
+            searches: names
+                .iter()
+                .map(|name| search(name, Duration::from_secs(interval)))
+                .collect(),
+            record: record::Options {
+                events: Vec::new(),
+                include_raw: false,
+                max_description_length: 4096,
+            },
+            at_first_start: AtFirstStart::Emit,
+            fetch_details: false,
+        };
+        let folder = tempfile::tempdir().unwrap();
+        let mut pollers = pollers(folder.path()).await;
+        pollers.apply(plan(&["a", "b", "c"], 60)).await.unwrap();
+        let (ended, slow) = tokio::sync::oneshot::channel();
+        let searches = pollers.searches.iter_mut();
+        let b = searches.map(|(key, running)| (&*key.search, running));
+        let (_, b) = b.into_iter().find(|(name, _)| *name == "b").unwrap();
+        b.stopped = slow;
+        let applied = tokio::time::timeout(
+            Duration::from_secs(3),
+            pollers.apply(plan(&["a", "b", "c", "d"], 90)),
+        );
+        applied.await.unwrap_err();
+        let names = pollers.searches.keys().map(|key| &*key.search);
+        assert_eq!(
+            names.collect::<BTreeSet<_>>(),
+            BTreeSet::from(["a", "c", "d"])
+        );
+        ended.send(Left::default()).unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn a_look_up_that_panics_is_no_look_up_that_found_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut pollers = pollers(folder.path()).await;
         // One that nobody waits for any more is none either.
         pollers.look_ups.spawn(std::future::pending()).abort();
         pollers

@@ -20,7 +20,7 @@ use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::{
     sync::{Notify, Semaphore, watch},
-    time::{Instant, timeout},
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{
@@ -38,7 +38,7 @@ use self::{
     connection::{PATIENCE, Pool, Session, Tries},
     journal::{Journal, Range, Waiting, places},
     leases::State,
-    shared::{Shared, Taking},
+    shared::{SHORTEST_LOCK_WAIT, Shared, Taking},
 };
 
 mod address;
@@ -64,6 +64,10 @@ pub(super) use shared::Loan;
 /// Searches that are taken up at the same time: all at once would be a burden for the server when
 /// a replica has died.
 const TAKES_AT_ONCE: usize = 4;
+
+/// Commits that wait at the same time for rows that somebody has locked: with what is taken up meanwhile, they leave a
+/// connection to the others.
+const PATIENT_COMMITS: usize = 2;
 
 /// How long a search waits for others to be taken up before it waits for its turn anew: no longer
 /// than its task may be silent.
@@ -144,6 +148,7 @@ impl Postgres {
             wake: Notify::new(),
             delivered: Notify::new(),
             takes: Semaphore::new(TAKES_AT_ONCE),
+            patient: Semaphore::new(PATIENT_COMMITS),
             naming: tokio::sync::Mutex::default(),
             saving: Mutex::default(),
             loops: Mutex::default(),
@@ -183,6 +188,11 @@ impl Postgres {
         }
     }
 
+    /// Whether there is a lease on a search.
+    pub(super) fn holds(&self, key: &SearchKey) -> bool {
+        self.shared.look(|state| state.lease_on(key).is_some())
+    }
+
     /// Waits until another replica is seen to hold a search.
     pub(super) async fn elsewhere(&self, key: &SearchKey) {
         let mut changed = self.shared.changed.subscribe();
@@ -213,7 +223,11 @@ impl Postgres {
                 }
             }
         });
-        match taken.await {
+        let taken = taken.await;
+        if taken.is_ok() {
+            self.shared.change_journals(|state| state.meet_no_lock(key));
+        }
+        match taken {
             Ok(Some(loaded)) => Ok(loaded),
             Ok(None) => {
                 // What was held until now, the server says otherwise of.
@@ -222,7 +236,17 @@ impl Postgres {
                 self.shared.wake.notify_one();
                 Err(Error::HeldElsewhere)
             }
-            Err(failure) if failure.is_of_a_lock() => Err(Error::Locked),
+            Err(failure) if failure.is_of_a_lock() => {
+                let (row, may_be_taken) = self.shared.change_journals(|state| {
+                    (state.wanted.get(key).copied(), state.meet_lock(key))
+                });
+                if may_be_taken {
+                    // Whoever takes a search up keeps its row for some answers.
+                    self.shared.wake.notify_one();
+                    return Err(Error::Contested);
+                }
+                Err(self.locked(row).await)
+            }
             Err(failure) => Err(failure.into()),
         }
     }
@@ -358,16 +382,13 @@ impl Postgres {
             }
             kept => kept,
         }?;
-        let done = bounded(&self.shared, async {
-            let mut tries = Tries::default();
-            loop {
-                match self.try_commit(held, &commit, kept, now).await {
-                    Err(failure) if tries.again(&failure).await => {}
-                    done => return done,
-                }
-            }
-        });
-        let done = done.await;
+        let done = self
+            .shared
+            .bounded(self.commit_patiently(held, &commit, kept, now));
+        let done = match done.await {
+            Err(failure) if failure.is_of_a_lock() => Err(self.locked(Some(held.row)).await),
+            done => done.map_err(Error::from),
+        };
         let nothing_done = matches!(&done, Err(error) if error.is_without_effect());
         let (end, lost) = self.shared.change_journals(|state| {
             state.journal.unreserve(events);
@@ -439,8 +460,58 @@ impl Postgres {
     }
 
     /// Brings the end of the search's journal. `None`: the lease is lost.
+    ///
+    /// A row that somebody has locked is waited for by few at a time, and not for long: each has a connection, and
+    /// the others need some. Whoever comes to no turn looks once more at the end.
+    async fn commit_patiently(
+        &self,
+        held: Held,
+        commit: &Commit,
+        kept: bool,
+        now: Timestamp,
+    ) -> Result<Option<i64>, Failure> {
+        let at_once = self.commit_within(SHORTEST_LOCK_WAIT, held, commit, kept, now);
+        match at_once.await {
+            Err(failure) if failure.is_of_a_lock() => {}
+            done => return done,
+        }
+        let until = Instant::now() + self.shared.commit_wait();
+        let _turn = timeout_at(until, self.shared.patient.acquire()).await;
+        let wait = until.saturating_duration_since(Instant::now());
+        let wait = wait.max(SHORTEST_LOCK_WAIT);
+        self.commit_within(wait, held, commit, kept, now).await
+    }
+
+    async fn commit_within(
+        &self,
+        wait: Duration,
+        held: Held,
+        commit: &Commit,
+        kept: bool,
+        now: Timestamp,
+    ) -> Result<Option<i64>, Failure> {
+        let mut tries = Tries::default();
+        loop {
+            let mut session = self.shared.pool.session().await?;
+            let done = self.try_commit(&mut session, wait, held, commit, kept, now);
+            let done = done.await;
+            if done.as_ref().is_err_and(Failure::is_conflict) {
+                // Else each try would cost a connection. Whether that works or not, nothing was done.
+                session.roll_back().await.ok();
+            }
+            drop(session);
+            match done {
+                Err(failure) if failure.is_of_a_lock() => return Err(failure),
+                Err(failure) if tries.again(&failure).await => {}
+                done => return done,
+            }
+        }
+    }
+
     async fn try_commit(
         &self,
+        session: &mut Session,
+        wait: Duration,
         held: Held,
         commit: &Commit,
         kept: bool,
@@ -449,19 +520,37 @@ impl Postgres {
         let me = self.shared.number()?;
         let events: &[_] = if kept { &commit.events } else { &[] };
         let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
-        let mut session = self.shared.pool.session().await?;
-        session.begin().await?;
-        let end = alerts::advance(&mut session, held, me, count, commit.primed).await?;
+        session.begin_waiting(wait).await?;
+        let end = alerts::advance(session, held, me, count, commit.primed).await?;
         let Some(end) = end else {
             session.roll_back().await?;
             return Ok(None);
         };
-        alerts::write(&mut session, held.row, commit, now).await?;
+        alerts::write(session, held.row, commit, now).await?;
         if count > 0 {
-            alerts::append(&mut session, held.row, end, events).await?;
+            alerts::append(session, held.row, end, events).await?;
         }
         session.commit().await?;
         Ok(Some(end))
+    }
+
+    /// What to say where a search's row was waited for in vain: who has it, as far as the server tells that soon.
+    async fn locked(&self, row: Option<i64>) -> Error {
+        let Some(row) = row else {
+            return Error::Locked(String::new());
+        };
+        let told = timeout(self.shared.lock_wait_of_one(), async {
+            let mut session = self.shared.pool.session().await?;
+            alerts::locker(&mut session, row).await
+        });
+        let by = match told.await {
+            Ok(Ok(Some((process, user)))) => {
+                format!(", by its process {process} of the user {user}")
+            }
+            // Not every server can tell.
+            _ => String::new(),
+        };
+        Error::Locked(format!(" (row {row} of the table search{by})"))
     }
 
     pub(super) async fn open_alerts(&self, filter: AlertFilter) -> Result<Vec<OpenAlert>, Error> {
@@ -491,14 +580,18 @@ impl Postgres {
                 let error = chain(&error);
                 tracing::debug!(error, "the state database does not forget a sink yet");
             }
-            self.shared
-                .change_leases(|state| state.journal.set_own_sinks(&names));
         }
         let tell =
             async |session: &mut Session| delivery::tell_unnamed(&self.shared, session).await;
         if let Err(error) = self.ask(tell).await {
             let error = chain(&error);
             tracing::debug!(error, "cannot look up what waits for sinks that have left");
+        }
+        if others {
+            // Last: whoever delivers to one that is not known any more has to be told so at once, and what is
+            // asked before takes a slow database its time.
+            self.shared
+                .change_leases(|state| state.journal.set_own_sinks(&names));
         }
         Ok(self.shared.look(|state| {
             let state_of = |name: &String| SinkState {
@@ -748,7 +841,7 @@ async fn wait_while(shared: &Shared, condition: impl Fn(&State) -> bool) {
     let mut worked = shared.worked.subscribe();
     let deadline = Instant::now() + HAND_OVER.min(shared.lease);
     while shared.look(&condition) {
-        match tokio::time::timeout_at(deadline, worked.changed()).await {
+        match timeout_at(deadline, worked.changed()).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) | Err(_) => return,
         }

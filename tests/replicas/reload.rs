@@ -28,6 +28,53 @@ async fn wait_for_lines(places: &[Place], file: &str, count: usize) {
     assert_eq!(ids.len(), count, "lines are doubled");
 }
 
+/// What somebody keeps locked in the database.
+struct Lock {
+    schema: String,
+    /// Whose process it is.
+    process: String,
+    session: tokio::task::JoinHandle<String>,
+}
+
+impl Lock {
+    /// Locks what the statement says, until it is [let go](Self::let_go).
+    async fn take(url: &str, statement: &str) -> Self {
+        let (_, schema) = url.rsplit_once("%3D").unwrap();
+        let sql = format!(
+            "SET search_path = {schema}; BEGIN; {statement};
+             DO $$ BEGIN WHILE NOT EXISTS (SELECT FROM pg_class
+                WHERE relname = 'let_go' AND relnamespace = '{schema}'::regnamespace)
+                LOOP PERFORM pg_sleep(0.05); END LOOP; END $$;
+             DROP TABLE let_go; COMMIT"
+        );
+        let session = tokio::task::spawn_blocking(move || postgres::shared().sql(&sql));
+        let find = format!(
+            "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE '%{schema}%'"
+        );
+        let process = || postgres::shared().sql(&find);
+        eventually("it is locked", async || !process().is_empty()).await;
+        Self {
+            schema: schema.to_owned(),
+            process: process(),
+            session,
+        }
+    }
+
+    async fn wait_until_somebody_waits(&self) {
+        let waiting = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE {} = ANY(pg_blocking_pids(pid))",
+            self.process
+        );
+        let waiting = || postgres::shared().sql(&waiting);
+        eventually("somebody waits", async || waiting() != "0").await;
+    }
+
+    async fn let_go(self) {
+        postgres::shared().sql(&format!("CREATE TABLE {}.let_go ()", self.schema));
+        self.session.await.unwrap();
+    }
+}
+
 fn holds(count: usize) -> impl Fn(&Metrics) -> bool {
     move |metrics| metrics.sum("opsramp_lease_held{") == count as f64
 }
@@ -181,8 +228,7 @@ async fn what_a_search_has_journalled_is_delivered_when_it_has_left_the_configur
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_does_not_wait_for_searches_that_the_database_keeps_from_being_taken_up() {
     const SEARCHES: usize = 6;
-    let cluster = postgres::shared();
-    let url = cluster.fresh();
+    let url = postgres::shared().fresh();
     let opsramp = opsramp(1).await;
     let mut place = replica(&opsramp, 1, SEARCHES, &url);
     place.config["web"]["enable_lifecycle"] = json!(true);
@@ -190,22 +236,9 @@ async fn a_reload_does_not_wait_for_searches_that_the_database_keeps_from_being_
     exporter.wait_for("all are held", holds(SEARCHES)).await;
     exporter.stop().await;
 
-    let (_, schema) = url.rsplit_once("%3D").unwrap();
-    let lock = format!(
-        "BEGIN; LOCK TABLE {schema}.departed;
-         DO $$ BEGIN WHILE NOT EXISTS (SELECT FROM pg_class
-            WHERE relname = 'let_go' AND relnamespace = '{schema}'::regnamespace)
-            LOOP PERFORM pg_sleep(0.05); END LOOP; END $$;
-         COMMIT"
-    );
-    let locking = tokio::task::spawn_blocking(move || cluster.sql(&lock));
-    let count = |which: &str| cluster.sql(&format!("SELECT count(*) FROM pg_locks WHERE {which}"));
-    let table = format!("relation = '{schema}.departed'::regclass");
-    let is_locked = format!("{table} AND granted AND mode = 'AccessExclusiveLock'");
-    eventually("it is locked", async || count(&is_locked) == "1").await;
+    let lock = Lock::take(&url, "LOCK TABLE departed").await;
     let exporter = place.start().await;
-    let waiting = format!("{table} AND NOT granted");
-    eventually("searches wait for it", async || count(&waiting) != "0").await;
+    lock.wait_until_somebody_waits().await;
     for search in place.config["searches"].as_array_mut().unwrap() {
         search["interval"] = json!("600ms");
     }
@@ -216,8 +249,69 @@ async fn a_reload_does_not_wait_for_searches_that_the_database_keeps_from_being_
     assert_eq!(status, 200, "{text}");
     assert!(took < Duration::from_secs(5), "{took:?}");
 
-    cluster.sql(&format!("CREATE TABLE {schema}.let_go ()"));
-    locking.await.unwrap();
+    lock.let_go().await;
     exporter.wait_for("all are held", holds(SEARCHES)).await;
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_search_whose_row_is_locked_holds_up_neither_the_others_nor_a_stop() {
+    let url = postgres::shared().fresh();
+    let opsramp = opsramp(1).await;
+    let mut place = replica(&opsramp, 1, 3, &url);
+    place.config["state"]["postgres"]["lease"] = json!("40s");
+    let exporter = place.start().await;
+    exporter.wait_for("all are held", holds(3)).await;
+    wait_for_lines(std::slice::from_ref(&place), "alerts.jsonl", 6).await;
+    let lock = Lock::take(&url, "SELECT FROM search WHERE name = '1' FOR UPDATE").await;
+    opsramp.open_many(&tenant(0), 2).unwrap();
+    lock.wait_until_somebody_waits().await;
+    let asked = Instant::now();
+    for search in place.config["searches"].as_array_mut().unwrap() {
+        search["interval"] = json!("600ms");
+    }
+    exporter.reload(&place).await;
+    wait_for_lines(std::slice::from_ref(&place), "alerts.jsonl", 10).await;
+    let took = asked.elapsed();
+    assert!(took < Duration::from_secs(7), "{took:?}");
+    let failed = "opsramp_poll_failures_total{";
+    let metrics = exporter.wait_for("it is told", |it| it.sum(failed) > 0.0);
+    let metrics = metrics.await;
+    assert!(metrics.with(failed).all(|(series, value)| {
+        value == 0.0 || (series.contains("search=\"1\"") && series.contains("\"store\""))
+    }));
+    lock.let_go().await;
+    wait_for_lines(std::slice::from_ref(&place), "alerts.jsonl", 12).await;
+
+    let lock = Lock::take(&url, "SELECT FROM search WHERE name = '1' FOR UPDATE").await;
+    opsramp.open_many(&tenant(0), 1).unwrap();
+    lock.wait_until_somebody_waits().await;
+    let asked = Instant::now();
+    exporter.stop().await;
+    let took = asked.elapsed();
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    lock.let_go().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_and_locked_is_taken_up_anew_after_a_pause() {
+    let url = postgres::shared().fresh();
+    let opsramp = opsramp(1).await;
+    let mut place = replica(&opsramp, 1, 1, &url);
+    place.config["state"]["postgres"]["lease"] = json!("40s");
+    let exporter = place.start().await;
+    exporter.wait_for("it is held", holds(1)).await;
+    let lock = Lock::take(&url, "SELECT FROM search FOR UPDATE").await;
+    place.config["searches"][0]["interval"] = json!("10s");
+    exporter.reload(&place).await;
+    let failures = |metrics: &Metrics| metrics.sum("opsramp_poll_failures_total{");
+    exporter
+        .wait_for("it is locked", |metrics| failures(metrics) > 0.0)
+        .await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let failures = failures(&exporter.metrics().await);
+    assert!(failures <= 2.0, "{failures}");
+    lock.let_go().await;
+    exporter.wait_for_poll().await;
     exporter.stop().await;
 }

@@ -133,14 +133,17 @@ impl Search {
             match taken {
                 Ok(loaded) => return Some(loaded),
                 Err(store::Error::HeldElsewhere) => self.stand_by(),
+                // It is another's soon, or comes to its turn again.
+                Err(store::Error::Contested) => {}
                 Err(error) => {
                     if self.shared.store.is_shared() {
                         // Others may hold it by now.
                         self.status = unknown(&self.key, &self.options, &self.shared.store);
                     }
                     self.cannot_load(&error);
-                    // It comes to its turn again when others have had theirs.
-                    if !matches!(error, store::Error::Locked) {
+                    // It comes to its turn again when others have had theirs; with what is held it is that at once.
+                    let store = &self.shared.store;
+                    if !matches!(error, store::Error::Locked(_)) || store.holds(&self.key) {
                         self.pause(tries).await?;
                     }
                 }

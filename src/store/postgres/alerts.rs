@@ -83,6 +83,28 @@ pub(super) async fn take(
     taken.transpose()
 }
 
+/// The process that keeps the row of a search locked, and its user, where it can be told: not where several do.
+pub(super) async fn locker(
+    session: &mut Session,
+    search: i64,
+) -> Result<Option<(i32, String)>, Failure> {
+    let rows = session
+        .query(
+            "SELECT pg_locks.pid, coalesce(pg_stat_activity.usename::text, 'nobody')
+             FROM search
+             JOIN pg_locks ON pg_locks.transactionid = search.xmax AND pg_locks.granted
+             LEFT JOIN pg_stat_activity USING (pid)
+             WHERE search.id = $1 AND pg_locks.locktype = 'transactionid' AND pg_locks.mode = 'ExclusiveLock'
+                AND pg_locks.pid <> pg_backend_pid()",
+            &[&search],
+        )
+        .await?;
+    let locker = rows.first().map(|row| -> Result<_, Failure> {
+        Ok((row.try_get(0)?, session.excerpt(row.try_get(1)?)))
+    });
+    locker.transpose()
+}
+
 /// Creates the searches that are not there yet.
 pub(super) async fn create(
     session: &mut Session,

@@ -448,7 +448,8 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
         state.look_at = holdings.look_at;
         let owners = &holdings.owners;
         state.settle(&unclear, owners, &holdings.left);
-        state.elsewhere = state.keys_of(|row| owners.get(&row) == Some(&Holder::Another));
+        let elsewhere = state.keys_of(|row| owners.get(&row) == Some(&Holder::Another));
+        state.see_elsewhere(elsewhere);
         state.survey(&mut survey, owners);
         let decision = shares::decide(&survey, me, shared.lease * 2);
         state.granted = state.keys_of(|row| decision.take.contains(&row));

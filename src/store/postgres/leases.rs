@@ -52,6 +52,9 @@ pub(super) struct State {
     pub(super) elsewhere: HashSet<SearchKey>,
     /// Those that it is taking up.
     pub(super) taking: HashSet<SearchKey>,
+    /// Those whose rows were locked when they were last to be taken up, and that no other replica has been seen
+    /// to hold since.
+    locked: HashSet<SearchKey>,
     /// When the first lease of another replica ends that has not been renewed, since the machine's
     /// start.
     pub(super) look_at: Option<Duration>,
@@ -95,6 +98,7 @@ impl State {
             granted: HashSet::new(),
             elsewhere: HashSet::new(),
             taking: HashSet::new(),
+            locked: HashSet::new(),
             look_at: None,
             unclaimed: HashSet::new(),
             others: Vec::new(),
@@ -125,6 +129,7 @@ impl State {
     /// Takes note of the rows that were found. Another wish may have come since.
     pub(super) fn fulfil(&mut self, wish: u64, wanted: HashMap<SearchKey, i64>) {
         self.fulfilled = wish;
+        self.locked.retain(|key| wanted.contains_key(key));
         self.wanted = wanted;
         self.wanted_since = Some(clock::since_boot());
     }
@@ -429,6 +434,23 @@ impl State {
         self.granted.contains(key) || self.lease_on(key).is_some()
     }
 
+    /// Takes note that a search was to be taken up whose row somebody has locked. Brings whether that may be another
+    /// replica that takes it up: not where it is so for the second time, nor of what is held here.
+    pub(super) fn meet_lock(&mut self, key: &SearchKey) -> bool {
+        self.lease_on(key).is_none() && self.locked.insert(key.clone())
+    }
+
+    /// Takes note that a search's row could be locked.
+    pub(super) fn meet_no_lock(&mut self, key: &SearchKey) {
+        self.locked.remove(key);
+    }
+
+    /// Takes note of which searches other replicas hold.
+    pub(super) fn see_elsewhere(&mut self, elsewhere: HashSet<SearchKey>) {
+        self.locked.retain(|key| !elsewhere.contains(key));
+        self.elsewhere = elsewhere;
+    }
+
     /// The lease on a search.
     pub(super) fn lease_on(&self, key: &SearchKey) -> Option<Held> {
         let row = *self.wanted.get(key)?;
@@ -593,6 +615,23 @@ mod tests {
         assert!(state.may_take_up(&key("1")));
         state.lose(held(1, 5));
         assert!(!state.may_take_up(&key("1")));
+    }
+
+    #[test]
+    fn a_row_that_is_locked_is_a_replica_s_that_takes_it_up_until_the_next_look() {
+        let mut state = state();
+        state.wanted = HashMap::from([(key("1"), 1), (key("2"), 2)]);
+        assert!(state.meet_lock(&key("1")) && !state.meet_lock(&key("1")));
+        // Another one had it, and gave it back.
+        state.see_elsewhere(HashSet::from([key("2")]));
+        assert!(!state.meet_lock(&key("1")));
+        state.see_elsewhere(HashSet::from([key("1")]));
+        assert!(state.meet_lock(&key("1")));
+        state.meet_no_lock(&key("1"));
+        assert!(state.meet_lock(&key("1")));
+        // What is held here nobody else takes up.
+        state.hold(held(2, 5), Duration::MAX);
+        assert!(!state.meet_lock(&key("2")));
     }
 
     #[test]

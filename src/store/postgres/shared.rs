@@ -31,7 +31,7 @@ use crate::{
 /// longer than that: renewals are tried for longer than that in each round. Most locks are held for as
 /// long as a commit takes.
 const LOCK_WAITS: u32 = 32;
-const SHORTEST_LOCK_WAIT: Duration = Duration::from_millis(50);
+pub(super) const SHORTEST_LOCK_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_LOCK_WAIT: Duration = Duration::from_millis(500);
 /// Where that is in vain, it waits for longer, up to so much of a lease: leases outlast that.
 const LONGER_LOCK_WAITS: u32 = 4;
@@ -39,6 +39,10 @@ const LONGER_LOCK_WAITS: u32 = 4;
 /// one of few turns.
 const LOCK_WAITS_OF_ONE: u32 = 8;
 const LONGEST_LOCK_WAIT_OF_ONE: Duration = Duration::from_secs(1);
+/// A commit waits for its row for so much of a lease, and no longer than that: a stop and a reload wait for it. A
+/// sink that is entered keeps all rows for some answers.
+const COMMIT_WAITS: u32 = 4;
+const LONGEST_COMMIT_WAIT: Duration = Duration::from_secs(2);
 
 /// What the store and its loops share.
 #[derive(Debug)]
@@ -63,6 +67,8 @@ pub(super) struct Shared {
     /// Tells that something was delivered.
     pub(super) delivered: Notify,
     pub(super) takes: Semaphore,
+    /// Turns of commits that wait for a row that somebody has locked.
+    pub(super) patient: Semaphore,
     /// One at a time says which sinks this replica has.
     pub(super) naming: tokio::sync::Mutex<()>,
     /// One at a time tells the server how far a sink has come.
@@ -145,6 +151,11 @@ impl Shared {
     /// How long to wait for it where nothing else is locked meanwhile.
     pub(super) fn lock_wait_of_one(&self) -> Duration {
         (self.lease / LOCK_WAITS_OF_ONE).clamp(SHORTEST_LOCK_WAIT, LONGEST_LOCK_WAIT_OF_ONE)
+    }
+
+    /// How long a commit waits for its search's row.
+    pub(super) fn commit_wait(&self) -> Duration {
+        (self.lease / COMMIT_WAITS).clamp(SHORTEST_LOCK_WAIT, LONGEST_COMMIT_WAIT)
     }
 
     /// Until when a lease can be relied on that was asked for then: a little less than the server
