@@ -491,7 +491,8 @@ impl Store {
     /// # Errors
     /// [`Error::JournalFull`] where its events do not fit, so that a commit with more events than
     /// the limit never succeeds; [`Error::LeaseLost`] where the epoch has passed;
-    /// [`Error::Locked`] where somebody has locked the search's row; [`Error::Backend`] also where the disk is so full that acknowledgements need the rest.
+    /// [`Error::Locked`] where somebody has locked the search's row; [`Error::Backend`] also where the
+    /// disk is so full that acknowledgements need the rest.
     pub async fn commit(&self, held: Held, commit: Commit, now: Timestamp) -> Result<(), Error> {
         match self {
             Self::Sqlite(store) => store.commit(held, commit, now).await,

@@ -39,8 +39,7 @@ const LONGER_LOCK_WAITS: u32 = 4;
 /// one of few turns.
 const LOCK_WAITS_OF_ONE: u32 = 8;
 const LONGEST_LOCK_WAIT_OF_ONE: Duration = Duration::from_secs(1);
-/// A commit waits for its row for so much of a lease, and no longer than that: a stop and a reload wait for it. A
-/// sink that is entered keeps all rows for some answers.
+/// A commit waits for its row for so much of a lease, and no longer than that: a stop and a reload wait for it.
 const COMMIT_WAITS: u32 = 4;
 const LONGEST_COMMIT_WAIT: Duration = Duration::from_secs(2);
 
