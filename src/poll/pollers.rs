@@ -436,6 +436,13 @@ impl Pollers {
         self.store.share_out(wanted.keys().cloned().collect());
         let mut ending = FuturesUnordered::new();
         let mut successors = HashMap::new();
+        // A tenant that has another name now works with the same row of the store, and its name may have been
+        // another one's.
+        let row = |key: &SearchKey| [&key.account, &key.tenant.id, &key.search].map(Arc::clone);
+        let labels =
+            |key: &SearchKey| [&key.account, &key.tenant.name, &key.search].map(Arc::clone);
+        let rows: HashSet<_> = outdated.iter().map(row).collect();
+        let taken: HashSet<_> = outdated.iter().map(labels).collect();
         for key in outdated {
             successors.extend(wanted.remove_entry(&key));
             if let Some(RunningSearch {
@@ -456,11 +463,13 @@ impl Pollers {
             started += 1;
             Instant::now() + pace
         };
-        for (key, (client, spec)) in wanted {
-            if !self.searches.contains_key(&key) {
-                let first_poll = first_poll(&spec);
-                self.start(key, client, spec, Kept::default(), first_poll);
-            }
+        wanted.retain(|key, _| !self.searches.contains_key(key));
+        let (renamed, new): (Vec<_>, Vec<_>) = wanted
+            .into_iter()
+            .partition(|(key, _)| rows.contains(&row(key)) || taken.contains(&labels(key)));
+        for (key, (client, spec)) in new {
+            let first_poll = first_poll(&spec);
+            self.start(key, client, spec, Kept::default(), first_poll);
         }
         let mut given_back = FuturesUnordered::new();
         loop {
@@ -493,6 +502,10 @@ impl Pollers {
                     given_back.push(async move { search::give_back(&store, key, held).await });
                 }
             }
+        }
+        for (key, (client, spec)) in renamed {
+            let first_poll = first_poll(&spec);
+            self.start(key, client, spec, Kept::default(), first_poll);
         }
     }
 
@@ -694,13 +707,14 @@ mod tests {
             group_by: Vec::new(),
             max_groups: 200,
         };
-        let plan = |names: &[&str], interval: u64| Plan {
+        let tenant = |id: &str, name: &str| Tenant {
+            id: id.into(),
+            name: name.into(),
+        };
+        let plan = |names: &[&str], tenants: &[Tenant], interval: u64| Plan {
             accounts: vec![Account {
                 options: options.clone(),
-                tenants: vec![Tenant {
-                    id: "client_1".into(),
-                    name: "client_1".into(),
-                }],
+                tenants: tenants.to_vec(),
                 discovery: None,
             }],
             searches: names
@@ -717,23 +731,33 @@ mod tests {
         };
         let folder = tempfile::tempdir().unwrap();
         let mut pollers = pollers(folder.path()).await;
-        pollers.apply(plan(&["a", "b", "c"], 60)).await.unwrap();
-        let (ended, slow) = tokio::sync::oneshot::channel();
-        let searches = pollers.searches.iter_mut();
-        let b = searches.map(|(key, running)| (&*key.search, running));
-        let (_, b) = b.into_iter().find(|(name, _)| *name == "b").unwrap();
-        b.stopped = slow;
-        let applied = tokio::time::timeout(
-            Duration::from_secs(3),
-            pollers.apply(plan(&["a", "b", "c", "d"], 90)),
-        );
-        applied.await.unwrap_err();
-        let names = pollers.searches.keys().map(|key| &*key.search);
-        assert_eq!(
-            names.collect::<BTreeSet<_>>(),
-            BTreeSet::from(["a", "c", "d"])
-        );
-        ended.send(Left::default()).unwrap_err();
+        let named = |name| [tenant("client_1", name)];
+        for (tenants, running) in [
+            (
+                vec![tenant("client_1", "x")],
+                ["x/a", "x/c", "x/d"].as_slice(),
+            ),
+            // One that is called otherwise has the same row of the store.
+            (vec![tenant("client_1", "y")], &["y/d"]),
+            // And one that has its name has the same series.
+            (vec![tenant("client_2", "x")], &["x/d"]),
+            (vec![tenant("client_2", "z")], &["z/a", "z/b", "z/c", "z/d"]),
+        ] {
+            let first = plan(&["a", "b", "c"], &named("x"), 60);
+            pollers.apply(first).await.unwrap();
+            let (ended, slow) = tokio::sync::oneshot::channel();
+            let mut searches = pollers.searches.iter_mut();
+            let (_, b) = searches.find(|(key, _)| &*key.search == "b").unwrap();
+            b.stopped = slow;
+            let second = plan(&["a", "b", "c", "d"], &tenants, 90);
+            let applied = tokio::time::timeout(Duration::from_secs(1), pollers.apply(second));
+            applied.await.unwrap_err();
+            let running_now = pollers.searches.keys();
+            let names = running_now.map(|key| format!("{}/{}", key.tenant.name, key.search));
+            let names: BTreeSet<_> = names.collect();
+            assert!(names.iter().eq(running), "{names:?}");
+            ended.send(Left::default()).unwrap_err();
+        }
     }
 
     #[tokio::test]

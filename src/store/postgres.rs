@@ -588,8 +588,8 @@ impl Postgres {
             tracing::debug!(error, "cannot look up what waits for sinks that have left");
         }
         if others {
-            // Last: whoever delivers to one that is not known any more has to be told so at once, and what is
-            // asked before takes a slow database its time.
+            // Last: whoever delivers to one that is not known any more has to be told so at once, and what
+            // is asked before takes a slow database its time.
             self.shared
                 .change_leases(|state| state.journal.set_own_sinks(&names));
         }

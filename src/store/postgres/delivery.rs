@@ -88,8 +88,7 @@ pub(super) async fn forget_sinks(
 ) -> Result<(), Failure> {
     // There is none to be entered, but for those that somebody has removed: the keeper comes again, and
     // has leases to renew meanwhile.
-    name_sinks(shared, session, names, Duration::ZERO).await?;
-    learn_sinks(shared, session, names).await
+    name_sinks(shared, session, names, Duration::ZERO).await
 }
 
 /// Says which sinks this replica has to a server that says otherwise.
@@ -99,7 +98,10 @@ pub(super) async fn set_sinks_again(shared: &Shared, session: &mut Session) -> R
         return Ok(());
     };
     match shared.look(|state| state.sinks.clone()) {
-        Some(names) => forget_sinks(shared, session, &names).await,
+        Some(names) => {
+            forget_sinks(shared, session, &names).await?;
+            learn_sinks(shared, session, &names).await
+        }
         None => Ok(()),
     }
 }

@@ -692,9 +692,16 @@ async fn try_leave(
     limit: Duration,
 ) -> Result<usize, Failure> {
     session.begin_last(limit).await?;
-    // From then on it can take none.
+    // From then on it can take none. Where a sink is on its way that it has announced, it is as one that died:
+    // what that sink may lack is kept.
     session
-        .execute("DELETE FROM replica WHERE id = $1", &[&me])
+        .execute(
+            "WITH gone AS (
+                DELETE FROM replica WHERE id = $1 AND sinks <@ ARRAY(SELECT name FROM sink))
+             UPDATE replica SET alive_until = clock_timestamp(), wants = '{}'
+             WHERE id = $1 AND NOT sinks <@ ARRAY(SELECT name FROM sink)",
+            &[&me],
+        )
         .await?;
     let locked = session
         .query(

@@ -424,7 +424,7 @@ async fn a_commit_waits_for_a_locked_row_for_a_moment_and_says_who_has_it() {
     let row = locked.row;
     let whose = format!("(row {row} of the table search, by its process {process} of the user ");
     assert!(said.contains(&whose), "{said}");
-    // One that is locked for some answers, as where a sink is entered, is waited for.
+    // One that is locked for some answers is waited for.
     let unlock = async {
         tokio::time::sleep(Duration::from_millis(700)).await;
         lock.batch("ROLLBACK").await.unwrap();
@@ -434,6 +434,26 @@ async fn a_commit_waits_for_a_locked_row_for_a_moment_and_says_who_has_it() {
     // Nothing was done in vain, and nothing twice.
     let batch = store.pending("s", 9, usize::MAX).await.unwrap();
     assert_eq!(told(&batch), [1, 2]);
+}
+
+/// As where an index is built: that is not the search's row.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_waits_for_a_table_that_is_locked_for_longer_than_for_a_row() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let mut lock = shared(&store).pool.session().await.unwrap();
+    lock.batch("BEGIN; LOCK TABLE journal IN SHARE MODE")
+        .await
+        .unwrap();
+    let unlock = async {
+        tokio::time::sleep(shared(&store).commit_wait() + Duration::from_millis(300)).await;
+        lock.batch("ROLLBACK").await.unwrap();
+    };
+    let commit = store.commit(held, events(1..3), second(2));
+    let (committed, ()) = tokio::join!(commit, unlock);
+    committed.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

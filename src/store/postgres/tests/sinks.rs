@@ -618,6 +618,28 @@ async fn what_a_replica_that_died_would_have_entered_keeps_nothing_for_long() {
     }
 }
 
+/// The commit that enters it may still be on its way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_leaves_while_it_enters_a_sink_is_as_one_that_died() {
+    for (announced, rows) in [("s", "0"), ("new", "1")] {
+        let url = server::shared().fresh();
+        let (_first, other) = two_replicas(&url).await;
+        let leaving = shared(&other).number().unwrap();
+        let mut session = shared(&other).pool.session().await.unwrap();
+        let sinks = names(&["s", announced]);
+        delivery::announce(&mut session, leaving, &sinks)
+            .await
+            .unwrap();
+        keeper::leave(shared(&other)).await.unwrap();
+        let left = format!(
+            "SELECT count(*) FROM replica WHERE id = {leaving} AND alive_until <= clock_timestamp()"
+        );
+        assert_eq!(sql(&url, &left), rows, "{announced}");
+        let there = format!("SELECT count(*) FROM replica WHERE id = {leaving}");
+        assert_eq!(sql(&url, &there), rows, "{announced}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sink_is_entered_while_commits_are_under_way() {
     let url = server::shared().fresh();
