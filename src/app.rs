@@ -107,8 +107,10 @@ fn dispatch(cli: &Cli) -> Outcome {
             block_on(work)?.map_err(Failure::Run)
         }
         Command::Healthcheck(healthcheck) => {
-            let web = web_to_ask(cli)?;
-            let said = block_on(healthcheck::run(web, healthcheck))?;
+            let of_flags = Config::web_of_flags(&cli.overrides.web).map_err(Failure::Config)?;
+            let of_file = cli.clone();
+            let load = move || load_web(&of_file);
+            let said = block_on(healthcheck::run(of_flags, load, healthcheck))?;
             print(&said.map_err(Failure::Run)?)
         }
         Command::Run => run_daemon(cli),
@@ -267,15 +269,6 @@ fn load_to_poll(cli: &Cli) -> Result<Loaded, Failure> {
 
 fn load_web(cli: &Cli) -> Result<Web, ConfigError> {
     Config::load_web(cli.config_file.as_deref(), &cli.overrides.web, &environment)
-}
-
-/// What tells a healthcheck where to ask.
-fn web_to_ask(cli: &Cli) -> Result<healthcheck::WebToAsk, Failure> {
-    let (path, flags) = (cli.config_file.clone(), cli.overrides.web.clone());
-    Ok(healthcheck::WebToAsk {
-        of_flags: Config::web_of_flags(&flags).map_err(Failure::Config)?,
-        load: Box::new(move || Config::load_web(path.as_deref(), &flags, &environment)),
-    })
 }
 
 /// Looks whether the web configuration file can be used; returns what should be said about it, and about

@@ -1,7 +1,7 @@
 //! The command `healthcheck`: asks the exporter that runs on this machine whether it works. A
 //! container image, which has no shell and no curl, can ask with the one program that it holds.
 
-use std::{fmt, io, slice, time::Duration};
+use std::{io, slice, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
 use reqwest::{StatusCode, Url};
@@ -19,14 +19,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// How much of it is the files': who runs can be asked although they hang.
 const FOR_FILES: Duration = Duration::from_secs(2);
 const PATH: &str = "/-/healthy";
-
-/// What tells where the exporter is to be asked.
-pub struct WebToAsk {
-    /// What flags and defaults say of the web server.
-    pub of_flags: Web,
-    /// Reads what the configuration says of it.
-    pub load: Box<dyn FnOnce() -> Result<Web, ConfigError> + Send>,
-}
 
 /// When it is over.
 #[derive(Clone, Copy, Debug)]
@@ -49,13 +41,14 @@ const ALIVE: &str =
     "it answers only clients with a certificate, so that more than that it is alive is not known\n";
 
 /// Asks, and returns what the exporter says of itself: a line or more. One that runs goes on with the
-/// configuration that it has when somebody writes a mistake into the file, so that then flags and defaults
-/// tell whom to ask.
+/// configuration that it has when somebody writes a mistake into the file: where it cannot be read (`load`),
+/// flags and defaults (`of_flags`) tell whom to ask.
 ///
 /// # Errors
 /// Where it does not answer, and where it says that it does not work.
 pub async fn run(
-    WebToAsk { of_flags, load }: WebToAsk,
+    of_flags: Web,
+    load: impl FnOnce() -> Result<Web, ConfigError> + Send + 'static,
     healthcheck: &Healthcheck,
 ) -> anyhow::Result<String> {
     let limits = Limits::from_now();
@@ -99,16 +92,6 @@ pub async fn run(
                 .await
                 .with_context(|| format!("{unread:#}, so that https and http were tried"))
         }
-    }
-}
-
-// === impl WebToAsk ===
-
-impl fmt::Debug for WebToAsk {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("WebToAsk")
-            .field("of_flags", &self.of_flags)
-            .finish_non_exhaustive()
     }
 }
 
@@ -306,18 +289,10 @@ mod tests {
         let (by_itself, later) = (with_pipe.clone(), own());
         let began = Instant::now();
         let ended = tokio::join!(
+            run(own(), move || Ok(by_itself), &healthcheck),
             run(
-                WebToAsk {
-                    of_flags: own(),
-                    load: Box::new(move || Ok(by_itself)),
-                },
-                &healthcheck
-            ),
-            run(
-                WebToAsk {
-                    of_flags: with_pipe,
-                    load: Box::new(move || comes.recv().unwrap_or(Ok(later))),
-                },
+                with_pipe,
+                move || comes.recv().unwrap_or(Ok(later)),
                 &healthcheck
             ),
         );

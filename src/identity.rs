@@ -39,6 +39,20 @@ pub enum EventKind {
 
 // === impl SearchKey ===
 
+impl SearchKey {
+    /// What the store knows it by, whatever its tenant is called: the account, the tenant's id and the search.
+    #[must_use]
+    pub fn stored_as(&self) -> (&str, &str, &str) {
+        (&self.account, &self.tenant.id, &self.search)
+    }
+
+    /// What tells its series from others': the labels `account`, `tenant` and `search`.
+    #[must_use]
+    pub fn labels(&self) -> (&str, &str, &str) {
+        (&self.account, &self.tenant.name, &self.search)
+    }
+}
+
 impl fmt::Display for SearchKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}/{}/{}", self.account, self.tenant.name, self.search)

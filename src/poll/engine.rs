@@ -529,9 +529,20 @@ impl Engine {
         self.cut_short = Some(CutShort { page, tried: false });
     }
 
+    /// A further page that a poll has asked for did not come, after so long. Brings whether it was only to see
+    /// whether it comes by now; else it is [missed](Engine::page_missed).
+    pub fn page_failed(&mut self, page: u64, took: Duration, now: Instant) -> bool {
+        let is_tried = self.is_tried(page);
+        if is_tried {
+            self.tried_in_vain(page, took, now);
+        } else {
+            self.page_missed(page);
+        }
+        is_tried
+    }
+
     /// Whether a poll has asked for this page only to see whether it comes by now.
-    #[must_use]
-    pub fn is_tried(&self, page: u64) -> bool {
+    fn is_tried(&self, page: u64) -> bool {
         let again = self
             .cut_short
             .is_some_and(|cut| cut.tried && cut.page == page);
@@ -539,7 +550,7 @@ impl Engine {
     }
 
     /// A poll has [tried](Engine::is_tried) a page, and it has failed once more.
-    pub fn tried_in_vain(&mut self, page: u64, took: Duration, now: Instant) {
+    fn tried_in_vain(&mut self, page: u64, took: Duration, now: Instant) {
         self.cut_short = self.cut_short.filter(|cut| cut.page != page);
         if let Some(refused) = &mut self.limits.refused
             && page >= refused.page
@@ -662,10 +673,7 @@ impl Engine {
     /// A poll's further page came and shows nothing. What it counts is not believed, nor that nothing is there: it
     /// is as one that failed, but for the poll.
     fn poll_found_nothing(&mut self, facts: &Facts, now: Instant) -> Next {
-        if self.is_tried(facts.page) {
-            self.tried_in_vain(facts.page, Duration::ZERO, now);
-        } else {
-            self.page_missed(facts.page);
+        if !self.page_failed(facts.page, Duration::ZERO, now) {
             self.poll_cut_short(now);
         }
         Next::Done

@@ -436,22 +436,16 @@ impl Pollers {
         self.store.share_out(wanted.keys().cloned().collect());
         let mut ending = FuturesUnordered::new();
         let mut successors = HashMap::new();
-        // A tenant that has another name now works with the same row of the store, and its name may have been
-        // another one's.
-        let row = |key: &SearchKey| [&key.account, &key.tenant.id, &key.search].map(Arc::clone);
-        let labels =
-            |key: &SearchKey| [&key.account, &key.tenant.name, &key.search].map(Arc::clone);
-        let rows: HashSet<_> = outdated.iter().map(row).collect();
-        let taken: HashSet<_> = outdated.iter().map(labels).collect();
-        for key in outdated {
-            successors.extend(wanted.remove_entry(&key));
+        for key in &outdated {
+            successors.extend(wanted.remove_entry(key));
             if let Some(RunningSearch {
                 spec,
                 stop,
                 stopped,
                 ..
-            }) = self.searches.remove(&key)
+            }) = self.searches.remove(key)
             {
+                let key = key.clone();
                 stop.cancel();
                 // A sender that was dropped says the same: the task has ended.
                 ending.push(async move { (key, spec, stopped.await.unwrap_or_default()) });
@@ -464,9 +458,13 @@ impl Pollers {
             Instant::now() + pace
         };
         wanted.retain(|key, _| !self.searches.contains_key(key));
-        let (renamed, new): (Vec<_>, Vec<_>) = wanted
-            .into_iter()
-            .partition(|(key, _)| rows.contains(&row(key)) || taken.contains(&labels(key)));
+        // A tenant that has another name now works with the same row of the store, and its name may have been
+        // another one's.
+        let rows: HashSet<_> = outdated.iter().map(SearchKey::stored_as).collect();
+        let labels: HashSet<_> = outdated.iter().map(SearchKey::labels).collect();
+        let (renamed, new): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(key, _)| {
+            rows.contains(&key.stored_as()) || labels.contains(&key.labels())
+        });
         for (key, (client, spec)) in new {
             let first_poll = first_poll(&spec);
             self.start(key, client, spec, Kept::default(), first_poll);

@@ -371,11 +371,9 @@ impl Running {
             self.engine.page_missed(page);
             return false;
         };
-        if self.engine.is_tried(page) {
-            self.engine.tried_in_vain(page, took, Instant::now());
+        if self.engine.page_failed(page, took, Instant::now()) {
             return true;
         }
-        self.engine.page_missed(page);
         // Also where it came and cannot be read.
         if patience::tells(error) {
             self.engine.poll_cut_short(Instant::now());

@@ -439,7 +439,7 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
     shared.change_leases(|state| {
         // A database that was restored has fewer rows, and gives their numbers again.
         let wanted = state.wanted.iter();
-        let others = wanted.filter(|(key, row)| holdings.names.get(row) != Some(&name(key)));
+        let others = wanted.filter(|(key, row)| holdings.names.get(row) != Some(&key.stored_as()));
         let others: Vec<i64> = others.map(|(_, row)| *row).collect();
         if !others.is_empty() {
             state.forget_rows(&others);
@@ -559,7 +559,7 @@ async fn want(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
         let name: Name<'_> = (row.try_get(1)?, row.try_get(2)?, row.try_get(3)?);
         known.insert(name, id);
     }
-    let row = |key: &SearchKey| Some((key.clone(), *known.get(&name(key))?));
+    let row = |key: &SearchKey| Some((key.clone(), *known.get(&key.stored_as())?));
     let wanted: HashMap<SearchKey, i64> = keys.iter().filter_map(row).collect();
     // Others leave these alone, whatever is left to deliver of them.
     let mut wants: Vec<i64> = wanted.values().copied().collect();
@@ -581,12 +581,8 @@ async fn want(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
     Ok(())
 }
 
-/// The account, the tenant and the search: what a row is known by.
+/// What a row is known by, as [`SearchKey::stored_as`] has it.
 type Name<'a> = (&'a str, &'a str, &'a str);
-
-fn name(key: &SearchKey) -> Name<'_> {
-    (&key.account, &key.tenant.id, &key.search)
-}
 
 /// Tells the server what it has not heard of, removes what is delivered, and forgets sinks and
 /// replicas that are gone, until the store is closed.
@@ -602,9 +598,7 @@ pub(super) async fn tidy(shared: &Shared) {
         }
         tokio::time::sleep(PRUNE_INTERVAL).await;
         let work = async {
-            for sink in shared.look(|state| state.journal.own_sinks()) {
-                delivery::save(shared, &sink).await?;
-            }
+            save(shared).await?;
             if clock::since_boot().saturating_sub(forgotten) >= shared.lease {
                 forget(shared).await?;
                 forgotten = clock::since_boot();
@@ -676,7 +670,7 @@ pub(super) async fn leave(shared: &Shared) -> Result<(), Failure> {
 /// Tells the server how far each sink has come: what is not told of a search that is given back, whoever takes
 /// it up delivers again. Brings those of which it could not be told, since their rows are locked: they are not
 /// to be given back before the next try, though they may be free by now.
-async fn save(shared: &Shared) -> Result<Vec<i64>, Failure> {
+pub(super) async fn save(shared: &Shared) -> Result<Vec<i64>, Failure> {
     let mut untold = HashSet::new();
     for sink in shared.look(|state| state.journal.own_sinks()) {
         untold.extend(delivery::save(shared, &sink).await?);

@@ -5,8 +5,12 @@
 use std::{collections::HashSet, time::Duration};
 
 use super::{
-    Failure, Shared, adopt, alerts, bounded, connection::Session, delivery, keeper::Failing,
-    leases::State, release,
+    Failure, Shared, adopt, alerts, bounded,
+    connection::Session,
+    delivery,
+    keeper::{self, Failing},
+    leases::State,
+    release,
 };
 use crate::{
     clock,
@@ -156,9 +160,7 @@ pub(super) async fn give_back(shared: &Shared) -> Result<(), Error> {
     }
     // Nobody else comes to remove what every sink has.
     bounded(shared, async {
-        for sink in shared.look(|state| state.journal.own_sinks()) {
-            delivery::save(shared, &sink).await?;
-        }
+        keeper::save(shared).await?;
         delivery::prune(shared).await
     })
     .await?;
