@@ -244,10 +244,10 @@ pub enum Error {
     /// who holds it is looked up.
     #[error("another transaction has locked the search's row in the state database for a moment")]
     Contested,
-    /// Somebody has locked the search's row, so that no replica can take it up or write to it until that
-    /// ends; which row, and by whom, as far as that is known.
+    /// Somebody has locked the search's row, or a table, so that no replica can take it up or write to it until that
+    /// ends; what, and by whom, as far as that is known.
     #[error(
-        "another transaction keeps the search's row in the state database locked{0}; pg_stat_activity shows it, \
+        "another transaction keeps {0} in the state database locked; pg_stat_activity shows it, \
          and pg_blocking_pids() whom it holds up"
     )]
     Locked(String),

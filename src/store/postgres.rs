@@ -520,7 +520,7 @@ impl Postgres {
         let me = self.shared.number()?;
         let events: &[_] = if kept { &commit.events } else { &[] };
         let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
-        session.begin_waiting(wait).await?;
+        session.begin_with_row(held.row, wait).await?;
         let end = alerts::advance(session, held, me, count, commit.primed).await?;
         let Some(end) = end else {
             session.roll_back().await?;
@@ -537,20 +537,19 @@ impl Postgres {
     /// What to say where a search's row was waited for in vain: who has it, as far as the server tells that soon.
     async fn locked(&self, row: Option<i64>) -> Error {
         let Some(row) = row else {
-            return Error::Locked(String::new());
+            return Error::Locked("the search's row, or a table,".to_owned());
         };
         let told = timeout(self.shared.lock_wait_of_one(), async {
             let mut session = self.shared.pool.session().await?;
             alerts::locker(&mut session, row).await
         });
-        let by = match told.await {
-            Ok(Ok(Some((process, user)))) => {
-                format!(", by its process {process} of the user {user}")
-            }
-            // Not every server can tell.
-            _ => String::new(),
-        };
-        Error::Locked(format!(" (row {row} of the table search{by})"))
+        Error::Locked(match told.await {
+            Ok(Ok(Some((process, user)))) => format!(
+                "the search's row (row {row} of the table search, by its process {process} of the user {user})"
+            ),
+            // Not every server can tell, and of a table that is locked it cannot be asked so.
+            _ => format!("the search's row (row {row} of the table search), or a table,"),
+        })
     }
 
     pub(super) async fn open_alerts(&self, filter: AlertFilter) -> Result<Vec<OpenAlert>, Error> {

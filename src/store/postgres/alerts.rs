@@ -227,8 +227,7 @@ pub(super) async fn newest(
 }
 
 /// Moves the journal of a search on by `events`, as long as the lease on it is held. Brings its
-/// end. The row stays locked until the transaction ends: nobody else takes the search up before. What comes after it
-/// in the transaction waits for locks as long as any statement, for these are not the row's.
+/// end. The row stays locked until the transaction ends: nobody else takes the search up before.
 pub(super) async fn advance(
     session: &mut Session,
     held: Held,
@@ -244,7 +243,7 @@ pub(super) async fn advance(
                     (SELECT max(position) FROM journal WHERE search_id = $1)),
                 primed = primed OR $5
              WHERE id = $1 AND epoch = $2 AND owner = $3 AND lease_until > clock_timestamp()
-             RETURNING journal_end, set_config('lock_timeout', '0', true)",
+             RETURNING journal_end",
             &[&held.row, &held.epoch, &me, &events, &primed],
         )
         .await?;

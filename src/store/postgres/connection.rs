@@ -510,6 +510,22 @@ impl Session {
         self.begin_by(&begin).await
     }
 
+    /// Begins one that has a search's row to itself, and [fails](Failure::is_of_a_lock) where it would have to wait
+    /// for that for longer. What follows waits for locks as long as any statement does, for these are not the row's.
+    pub(super) async fn begin_with_row(
+        &mut self,
+        search: i64,
+        wait: Duration,
+    ) -> Result<(), Failure> {
+        let wait = wait.as_millis();
+        let begin = format!(
+            "{}; SET LOCAL lock_timeout = {wait}; SELECT FROM search WHERE id = {search} FOR NO KEY UPDATE; \
+             SET LOCAL lock_timeout = 0",
+            self.begin
+        );
+        self.begin_by(&begin).await
+    }
+
     /// The same, where a statement may wait for many locks: it [fails](Failure::is_of_a_time_limit) as well where
     /// it takes longer than `limit` altogether.
     pub(super) async fn begin_waiting_for_all(
@@ -534,9 +550,9 @@ impl Session {
     }
 
     async fn begin_by(&mut self, begin: &str) -> Result<(), Failure> {
-        self.batch(begin).await?;
+        // Also where a later one of its statements fails: then there is something to be rolled back.
         self.in_transaction = true;
-        Ok(())
+        self.batch(begin).await
     }
 
     /// Makes what was done durable. After an error nobody knows whether it is, unless the server

@@ -422,7 +422,9 @@ async fn a_commit_waits_for_a_locked_row_for_a_moment_and_says_who_has_it() {
     let refused = timeout(connection::PATIENCE / 2, commit()).await.unwrap();
     let said = text(&refused.unwrap_err());
     let row = locked.row;
-    let whose = format!("(row {row} of the table search, by its process {process} of the user ");
+    let whose = format!(
+        "keeps the search's row (row {row} of the table search, by its process {process} of the user "
+    );
     assert!(said.contains(&whose), "{said}");
     // One that is locked for some answers is waited for.
     let unlock = async {
@@ -436,7 +438,7 @@ async fn a_commit_waits_for_a_locked_row_for_a_moment_and_says_who_has_it() {
     assert_eq!(told(&batch), [1, 2]);
 }
 
-/// As where an index is built: that is not the search's row.
+/// As where an index is built anew, or the table itself: that is not the search's row.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_waits_for_a_table_that_is_locked_for_longer_than_for_a_row() {
     let url = server::shared().fresh();
@@ -444,7 +446,7 @@ async fn a_commit_waits_for_a_table_that_is_locked_for_longer_than_for_a_row() {
     store.set_sinks(names(&["s"])).await.unwrap();
     let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
     let mut lock = shared(&store).pool.session().await.unwrap();
-    lock.batch("BEGIN; LOCK TABLE journal IN SHARE MODE")
+    lock.batch("BEGIN; LOCK TABLE journal IN ACCESS EXCLUSIVE MODE")
         .await
         .unwrap();
     let unlock = async {
@@ -454,6 +456,31 @@ async fn a_commit_waits_for_a_table_that_is_locked_for_longer_than_for_a_row() {
     let commit = store.commit(held, events(1..3), second(2));
     let (committed, ()) = tokio::join!(commit, unlock);
     committed.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_the_table_of_the_searches_is_locked_it_is_not_their_rows_that_are_told() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let mut lock = shared(&store).pool.session().await.unwrap();
+    lock.batch("BEGIN; LOCK TABLE search IN ACCESS EXCLUSIVE MODE")
+        .await
+        .unwrap();
+    let refused = store.commit(held, events(1..3), second(2)).await;
+    let said = text(&refused.unwrap_err());
+    let whose = format!(
+        "(row {} of the table search), or a table, in the state",
+        held.row
+    );
+    assert!(said.contains(&whose), "{said}");
+    lock.batch("ROLLBACK").await.unwrap();
+    store.commit(held, events(1..3), second(3)).await.unwrap();
+    assert_eq!(
+        told(&store.pending("s", 9, usize::MAX).await.unwrap()),
+        [1, 2]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
