@@ -108,7 +108,7 @@ struct RunningSearch {
     stopped: tokio::sync::oneshot::Receiver<Left>,
 }
 
-/// What a search's task leaves to the one that goes on with other options.
+/// What a search's task leaves to the one that goes on with other options, or for a tenant that has another name.
 #[derive(Debug, Default)]
 struct Kept {
     held: Option<Held>,
@@ -469,41 +469,52 @@ impl Pollers {
             let first_poll = first_poll(&spec);
             self.start(key, client, spec, Kept::default(), first_poll);
         }
+        let heirs: HashMap<_, _> = renamed
+            .iter()
+            .map(|(key, (_, spec))| (key.stored_as(), (key, spec)))
+            .collect();
+        let mut inherited = HashMap::new();
         let mut given_back = FuturesUnordered::new();
         loop {
-            let (key, before, Left { held, learned }) = tokio::select! {
+            let (key, before, left) = tokio::select! {
                 Some(ended) = ending.next() => ended,
                 Some(()) = given_back.next() => continue,
                 else => break,
             };
             if let Some((client, spec)) = successors.remove(&key) {
-                let is_same = spec.options.query == before.options.query;
-                let status = self.board.search(&key).filter(|_| is_same);
-                let learned = if spec.asks_as(&before) {
-                    learned
-                } else {
-                    Learned::default()
-                };
-                // What goes on with other options stays ours in between.
-                let kept = Kept {
-                    held,
-                    status,
-                    learned,
-                };
+                let kept = self.keep(&key, &before, left, &spec);
                 let first_poll = first_poll(&spec);
                 self.start(key, client, spec, kept, first_poll);
-            } else {
-                self.metrics.remove_search(&key);
-                self.board.remove_search(&key);
-                if let Some(held) = held {
-                    let store = self.store.clone();
-                    given_back.push(async move { search::give_back(&store, key, held).await });
-                }
+                continue;
             }
+            if let Some((heir, spec)) = heirs.get(&key.stored_as()) {
+                inherited.insert((*heir).clone(), self.keep(&key, &before, left, spec));
+            } else if let Some(held) = left.held {
+                let (store, key) = (self.store.clone(), key.clone());
+                given_back.push(async move { search::give_back(&store, key, held).await });
+            }
+            self.metrics.remove_search(&key);
+            self.board.remove_search(&key);
         }
         for (key, (client, spec)) in renamed {
+            let kept = inherited.remove(&key).unwrap_or_default();
             let first_poll = first_poll(&spec);
-            self.start(key, client, spec, Kept::default(), first_poll);
+            self.start(key, client, spec, kept, first_poll);
+        }
+    }
+
+    /// What of a search that has ended counts for the one that goes on with its row, as `spec` says.
+    fn keep(&self, key: &SearchKey, before: &Spec, left: Left, spec: &Spec) -> Kept {
+        let is_same = spec.options.query == before.options.query;
+        Kept {
+            // It stays ours in between.
+            held: left.held,
+            status: self.board.search(key).filter(|_| is_same),
+            learned: if spec.asks_as(before) {
+                left.learned
+            } else {
+                Learned::default()
+            },
         }
     }
 
@@ -518,6 +529,7 @@ impl Pollers {
         let unknown = search::unknown(&key, &spec.options, &self.store);
         let status = match kept.status {
             Some(status) => SearchStatus {
+                key: unknown.key,
                 interval: unknown.interval,
                 stale_after: unknown.stale_after,
                 next_poll: None,

@@ -173,6 +173,16 @@ async fn what_is_known_of_a_search_outlives_a_reload_that_asks_the_same() {
     };
     assert_eq!((open("priority"), open("state")), (1_000.0, 0.0));
 
+    // A tenant that is called otherwise is the same one.
+    place.config["accounts"][0]["tenants"] = json!([{"id": DEMO_TENANT, "name": "renamed"}]);
+    exporter.reload(&place).await;
+    let renamed = exporter.metrics().await;
+    for name in [TOTAL, COMPLETE, POLLED, READ] {
+        let named = format!(r#"{name}account="default",tenant="renamed""#);
+        assert_eq!(renamed.one(&named), known.one(name), "{name}");
+    }
+    assert_eq!(renamed.mentions(r#"tenant="client_1""#), 0);
+
     // Another question has another answer.
     place.config["searches"][0]["query"] = json!("actions:OPEN+states:Critical");
     exporter.reload(&place).await;
