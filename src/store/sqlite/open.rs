@@ -2,9 +2,9 @@
 //! do where something is wrong.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{self, Read as _},
-    os::unix::fs::{FileExt as _, OpenOptionsExt as _},
+    os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     thread,
     time::Duration,
@@ -149,6 +149,7 @@ impl StateFile {
             let lock = lock_at_start(&path).map_err(Unlocked::describe)?;
             refuse_log_alone(&path)?;
             create(&path)?;
+            take_from_others(&path);
             let mut connection = connect(&path).map_err(|error| describe(&error))?;
             prepare(&mut connection)?;
             let loaded = load(&connection).map_err(|error| describe(&error))?;
@@ -465,6 +466,46 @@ fn create(path: &Path) -> std::result::Result<(), String> {
         .open(path)
         .map(drop)
         .map_err(|error| not_writable(path, &error))
+}
+
+/// Takes the rights that everybody has to the file and its log away, as a copy that was put back may have them.
+/// Nobody meant those to be the group's either. Where others have none, the group's are left: somebody may
+/// have given them so that a backup can be read.
+fn take_from_others(path: &Path) {
+    const OF_OTHERS: u32 = 0o007;
+    let mode = |path: &Path| {
+        let file = fs::symlink_metadata(path).ok()?;
+        file.is_file().then(|| file.mode() & 0o777)
+    };
+    let is_for_others = |path: &Path| mode(path).is_some_and(|mode| mode & OF_OTHERS != 0);
+    let mut wanted = MODE;
+    for path in ["", "-wal", "-shm"].map(|suffix| beside(path, suffix)) {
+        if is_for_others(&path) {
+            let taken = fs::set_permissions(&path, fs::Permissions::from_mode(wanted));
+            let path = path.as_path();
+            tell_of_others(path, is_for_others(path), taken.err());
+        } else if let Some(mode) = mode(&path) {
+            // What belongs to the file is for whom that is for, as SQLite has it.
+            wanted = mode;
+        }
+    }
+}
+
+/// Says that everybody had rights to a file, or still has them.
+fn tell_of_others(path: &Path, still: bool, error: Option<io::Error>) {
+    let path = path.display();
+    if still {
+        let why = error.map_or_else(String::new, |error| format!(" ({error})"));
+        tracing::warn!(
+            "every user of this machine may open {path}, which holds alerts in full, and the right cannot be \
+             taken away{why}; do it as the user that it belongs to: chmod 600 {path}"
+        );
+    } else {
+        tracing::warn!(
+            "every user of this machine could open {path}, which holds alerts in full; it is for its owner \
+             alone now, as the exporter creates it (a group may have the right: chmod 640)"
+        );
+    }
 }
 
 pub(super) fn not_writable(path: &Path, error: &io::Error) -> String {

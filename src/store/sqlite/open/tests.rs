@@ -63,6 +63,33 @@ fn a_new_file_is_for_its_owner_alone_and_so_are_the_files_beside_it() {
 }
 
 #[test]
+fn a_file_that_was_put_back_for_everybody_is_for_its_owner_again_and_a_group_keeps_its_right() {
+    let folder = folder();
+    let path = folder.path().join("state.db");
+    let modes = || {
+        ["", "-wal", "-shm"].map(|suffix| {
+            let file = beside(&path, suffix).metadata().unwrap();
+            file.mode() & 0o777
+        })
+    };
+    open(&path).unwrap().close();
+    for (before, after) in [(0o644, 0o600), (0o640, 0o640), (0o666, 0o600)] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(before)).unwrap();
+        let file = open(&path).unwrap();
+        assert_eq!(modes(), [after; 3], "{before:o}");
+        // As after a crash, with a log that was put back as well.
+        file.abandon();
+        for suffix in ["-wal", "-shm"] {
+            let log = beside(&path, suffix);
+            fs::set_permissions(log, fs::Permissions::from_mode(0o644)).unwrap();
+        }
+        let file = open(&path).unwrap();
+        assert_eq!(modes(), [after; 3], "{before:o}");
+        file.close();
+    }
+}
+
+#[test]
 fn the_file_is_durable_checked_and_small_in_memory() {
     let folder = folder();
     let mut file = open(&folder.path().join("state.db")).unwrap();
