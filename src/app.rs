@@ -16,12 +16,13 @@ use crate::{
     build_info, check,
     cli::{self, Cli, Command},
     clock,
-    config::{self, Config, ConfigError, Loaded, Web, WebFile},
+    config::{self, Config, ConfigError, Loaded, SecretFiles, Web, WebFile},
     daemon::{self, Daemon},
     demo::Demo,
     error_chain::chain,
     healthcheck, logging,
     metrics::{BuildInfo, Metrics},
+    opsramp::{self, BuildError},
     reading,
     runtime::block_on,
     search_command,
@@ -39,8 +40,8 @@ const FAILURE: u8 = 1;
 enum Failure {
     /// The configuration is wrong.
     Config(ConfigError),
-    /// The URL of the database is none.
-    Address(anyhow::Error),
+    /// What the configuration names cannot be used.
+    Named(String),
     /// Something failed.
     Run(anyhow::Error),
     /// Something failed and has been told; the status is left to say.
@@ -91,8 +92,13 @@ fn dispatch(cli: &Cli) -> Outcome {
             let mut loaded = load_to_poll(cli).inspect_err(|_| tell_of_web_file(cli))?;
             let (warnings, ending) = check_web_file(&loaded.config.web)?;
             loaded.warnings.extend(warnings.into_iter().chain(ending));
+            loaded.warnings.extend(check_tls_files(&loaded.config)?);
             check_database_url(&loaded.config.state)?;
-            warn_of_exposed_secrets(&mut loaded)?;
+            let secrets = block_on(secret_files(&loaded.config))?;
+            loaded.warnings.extend(secrets.warnings);
+            if !secrets.problems.is_empty() {
+                return Err(Failure::Named(secrets.problems.join("\n")));
+            }
             warn(&loaded);
             let name = loaded.file.map_or("configuration".to_owned(), |file| {
                 file.display().to_string()
@@ -158,10 +164,11 @@ fn run_daemon(cli: &Cli) -> Outcome {
         let mut signals = Signals::listen()?;
         let listeners = daemon::bind(&loaded.config.web)?;
         let manager = ServiceManager::of_environment();
-        let exposed = exposed_secrets(&loaded.config);
+        let secrets = secret_files(&loaded.config);
         // Nothing waits for it: a file system may be slow.
         tokio::spawn(async {
-            for warning in exposed.await {
+            let told = secrets.await;
+            for warning in told.problems.into_iter().chain(told.warnings) {
                 tracing::warn!("{warning}");
             }
         });
@@ -186,7 +193,9 @@ fn run_check(cli: &Cli) -> Outcome {
         // The end of its certificate has a step of its own.
         let (warnings, _) = check_web_file(&loaded.config.web)?;
         loaded.warnings.extend(warnings);
-        warn_of_exposed_secrets(&mut loaded)?;
+        // What cannot be used fails in the step that needs it.
+        let secrets = block_on(secret_files(&loaded.config))?;
+        loaded.warnings.extend(secrets.warnings);
         Ok(loaded)
     });
     let loaded = match loaded {
@@ -317,17 +326,37 @@ fn database_url_file(state: &config::State) -> Option<(&SecretSource, &PathBuf)>
     }
 }
 
-/// What is to be said about files of secrets. Of those that are not looked at in time, whoever needs them
-/// tells.
-fn exposed_secrets(config: &Config) -> impl Future<Output = Vec<String>> + Send + use<> {
-    let look = config.exposed_secrets();
-    async { reading::once(look).await.unwrap_or_default() }
+/// Looks whether the files of TLS of every account can be used, as a start and a reload do. Returns a warning
+/// for each that only the exporter's own user can read, or that is there only while it runs.
+fn check_tls_files(config: &Config) -> Result<Vec<String>, Failure> {
+    let mut warnings = Vec::new();
+    for account in &config.accounts {
+        let mut options = account.options.clone();
+        while options.tls.files().next().is_some() {
+            match block_on(opsramp::check_tls_files(&options))? {
+                Ok(()) => break,
+                Err(error @ BuildError::Unread { .. }) => return Err(Failure::Run(error.into())),
+                Err(error) => {
+                    let Some(path) = error.unreadable_here() else {
+                        return Err(Failure::Named(chain(&error)));
+                    };
+                    options.tls.leave_out(path);
+                    warnings.push(format!(
+                        "{}; whether it can be used shows when the exporter starts",
+                        chain(&error)
+                    ));
+                }
+            }
+        }
+    }
+    Ok(warnings)
 }
 
-fn warn_of_exposed_secrets(loaded: &mut Loaded) -> Result<(), Failure> {
-    let exposed = block_on(exposed_secrets(&loaded.config))?;
-    loaded.warnings.extend(exposed);
-    Ok(())
+/// What is to be said about files of secrets. Of those that are not looked at in time, whoever needs them
+/// tells.
+fn secret_files(config: &Config) -> impl Future<Output = SecretFiles> + Send + use<> {
+    let look = config.look_at_secret_files();
+    async { reading::once(look).await.unwrap_or_default() }
 }
 
 fn environment(name: &str) -> Option<std::ffi::OsString> {
@@ -355,7 +384,7 @@ impl Failure {
     fn tell(self, say: impl FnOnce(&str)) -> ExitCode {
         let (text, status) = match self {
             Self::Config(error) => (format!("{:#}", anyhow::Error::new(error)), USAGE),
-            Self::Address(error) => (format!("{error:#}"), USAGE),
+            Self::Named(text) => (text, USAGE),
             Self::Run(error) => (chain(error.as_ref()), FAILURE),
             Self::Told(status) => return ExitCode::from(status),
         };
@@ -369,7 +398,7 @@ impl<E: Into<anyhow::Error>> From<E> for Failure {
         let error = error.into();
         match error.downcast::<ConfigError>() {
             Ok(error) => Self::Config(error),
-            Err(error) if error.is::<UrlError>() => Self::Address(error),
+            Err(error) if error.is::<UrlError>() => Self::Named(format!("{error:#}")),
             Err(error) => Self::Run(error),
         }
     }

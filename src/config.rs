@@ -51,6 +51,7 @@ pub use self::{
     listen::{ListenAddress, ListenAddressError},
     overrides::{Env, Overrides, WebOverrides},
     problem::{ConfigError, Origin, Place, Problem},
+    secret_files::SecretFiles,
     units::{ByteSize, HumanDuration, UnitError},
     web_file::WebFile,
 };

@@ -26,6 +26,7 @@ mod token_endpoint;
 pub use allowance::{Reservation, Urgency};
 pub use client::{Asked, Client, SearchRequest, TokenInfo};
 pub use error::Error;
+pub(crate) use http::check_tls_files;
 pub use page::{Answer, ClientInfo, ClientsPage, Page};
 pub use tls::BuildError;
 
@@ -166,6 +167,15 @@ impl TlsOptions {
         [&self.ca_file, &self.cert_file, &self.key_file]
             .into_iter()
             .flatten()
+    }
+
+    /// Has it not name a file any more, nor what is of no use without that.
+    pub(crate) fn leave_out(&mut self, path: &std::path::Path) {
+        if self.ca_file.as_deref() == Some(path) {
+            self.ca_file = None;
+        } else {
+            (self.cert_file, self.key_file) = (None, None);
+        }
     }
 }
 

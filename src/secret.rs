@@ -43,7 +43,7 @@ pub enum SecretError {
         #[source]
         source: io::Error,
     },
-    /// The file holds nothing, or something that is not text.
+    /// The file is none, holds nothing, or something that is not text.
     #[error("the secret file {} {problem}", path.display())]
     Unusable {
         /// The file.
@@ -51,6 +51,19 @@ pub enum SecretError {
         /// What is wrong, as the end of a sentence.
         problem: &'static str,
     },
+}
+
+/// Whether a text is nothing but a variable, as a shell knows them: `${…}`, or `$NAME` in capital letters.
+/// Files are not expanded. What holds a `$` besides is a value like any other.
+pub(crate) fn is_variable(text: &str) -> bool {
+    let text = text.trim();
+    if let Some(inner) = text.strip_prefix("${").and_then(|it| it.strip_suffix('}')) {
+        return !inner.is_empty() && !inner.contains(['{', '}']);
+    }
+    text.strip_prefix('$').is_some_and(|name| {
+        let is_part = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+        name.chars().all(is_part) && name.starts_with(|c: char| !c.is_ascii_digit())
+    })
 }
 
 // === impl Secret ===
@@ -69,6 +82,34 @@ impl Secret {
         let text = text.strip_prefix('\u{feff}').unwrap_or(text);
         let text = text.strip_suffix('\n').unwrap_or(text);
         Self::new(text.strip_suffix('\r').unwrap_or(text))
+    }
+
+    /// What looks as if it were not meant, as the end of a sentence about the secret; it tells nothing of
+    /// what is meant. Whatever it is, the secret is sent as it stands.
+    #[must_use]
+    pub fn doubt(&self) -> Option<&'static str> {
+        let text = self.expose();
+        let is_quote = |c: char| matches!(c, '"' | '\'');
+        if is_variable(text) {
+            Some(
+                "is a variable, and variables are not expanded; write its value, or use the …_file key or the \
+                 OPSRAMP_… variable",
+            )
+        } else if text.starts_with("YOUR-") {
+            Some("is what the examples have in its place; write your own")
+        } else if text.trim_end().contains(['\n', '\r']) {
+            Some("has several lines: it is sent as it stands, so take out what is not part of it")
+        } else if text.trim() != text {
+            Some(
+                "begins or ends with white space: it is sent as it stands, so take out what is not part of it",
+            )
+        } else if text.starts_with(is_quote) || text.ends_with(is_quote) {
+            Some(
+                "begins or ends with a quotation mark: it is sent as it stands, so take out what is not part of it",
+            )
+        } else {
+            None
+        }
     }
 
     /// The secret itself. Call it where it is sent, nowhere else.
@@ -109,14 +150,17 @@ impl SecretSource {
         match self {
             Self::Value(secret) => Ok(secret.clone()),
             Self::File(path) => {
-                let bytes = read(path).map_err(|source| SecretError::Read {
-                    path: path.clone(),
-                    source,
-                })?;
                 let unusable = |problem| SecretError::Unusable {
                     path: path.clone(),
                     problem,
                 };
+                let bytes = read(path).map_err(|source| match source.kind() {
+                    io::ErrorKind::IsADirectory => unusable("is a folder; name a file in it"),
+                    _ => SecretError::Read {
+                        path: path.clone(),
+                        source,
+                    },
+                })?;
                 if bytes.len() as u64 > LARGEST_FILE {
                     return Err(unusable("is larger than 64 KiB"));
                 }
@@ -161,6 +205,33 @@ mod tests {
     }
 
     #[test]
+    fn what_is_hardly_meant_is_told_apart_and_not_shown() {
+        for (text, told) in [
+            ("${OPSRAMP_SECRET}", "is a variable"),
+            ("${OPSRAMP_SECRET:-hunter2}", "is a variable"),
+            ("$X", "is a variable"),
+            (" $OPSRAMP_SECRET_2", "is a variable"),
+            ("YOUR-SECRET", "is what the examples have"),
+            ("hunter2\nhunter3", "has several lines"),
+            ("hunter2\r\n\r\nhunter3\n", "has several lines"),
+            ("hunter2 ", "begins or ends with white space"),
+            ("\thunter2", "begins or ends with white space"),
+            ("hunter2\n", "begins or ends with white space"),
+            ("\"hunter2\"", "begins or ends with a quotation mark"),
+            ("hunter2'", "begins or ends with a quotation mark"),
+        ] {
+            let doubt = Secret::new(text).doubt().unwrap();
+            assert!(doubt.starts_with(told), "{text}: {doubt}");
+            assert!(!doubt.contains("hunter"), "{doubt}");
+        }
+        for text in [
+            "hunter2", "a$B", "$aB3cD", "$", "$1", "${", "${}", "${a}b", "a b", "it's", "YOURS", "",
+        ] {
+            assert_eq!(Secret::new(text).doubt(), None, "{text}");
+        }
+    }
+
+    #[test]
     fn a_secret_file_is_read_again_each_time_without_its_line_break() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("secret");
@@ -199,5 +270,8 @@ mod tests {
         assert!(binary.ends_with("is not UTF-8 text"), "{binary}");
         std::fs::remove_file(&path).unwrap();
         assert!(SecretSource::File(path).read().is_err());
+        let error = SecretSource::File(folder.path().into()).read().unwrap_err();
+        let told = error.to_string();
+        assert!(told.ends_with("is a folder; name a file in it"), "{told}");
     }
 }

@@ -531,6 +531,82 @@ async fn what_everybody_can_read_and_what_wins_over_the_file_is_told() {
     }
 }
 
+/// What a start ends on and a reload refuses.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_files_of_tls_are_looked_at_by_config_check_where_they_can_be_read() {
+    let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
+    let at = |name: &str| folder.path().join(name);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let parameters = rcgen::CertificateParams::new(["api.example".to_owned()]).unwrap();
+    let certificate = parameters.self_signed(&key).unwrap().pem();
+    std::fs::write(at("good.pem"), &certificate).unwrap();
+    std::fs::write(at("key.pem"), key.serialize_pem()).unwrap();
+    std::fs::set_permissions(at("key.pem"), Permissions::from_mode(0o600)).unwrap();
+    std::fs::write(at("text.pem"), "no certificate").unwrap();
+    let check = async |tls: &str| {
+        let account =
+            "url: 'https://127.0.0.1:9', client_id: a, client_secret_file: secret, tenants: [b]";
+        let text = format!("accounts: [{{{account}, tls: {{{tls}}}}}]\n");
+        std::fs::write(at("c.yml"), text).unwrap();
+        let arguments = ["--config.file=c.yml", "--config.check"];
+        let mut command = program(&simulator, &folder, &arguments);
+        command.env_clear();
+        let (done, stdout, stderr) = output(command).await;
+        (done.status.code(), stdout, stderr)
+    };
+    for (tls, told) in [
+        (
+            "ca_file: nowhere.pem",
+            "cannot read tls.ca_file of account default: nowhere.pem: No such file",
+        ),
+        (
+            "ca_file: text.pem",
+            "tls.ca_file of account default holds no certificate in PEM: text.pem",
+        ),
+        (
+            "ca_file: good.pem, cert_file: good.pem, key_file: text.pem",
+            "tls.cert_file or tls.key_file (both have to be in PEM) of account default is not usable",
+        ),
+    ] {
+        let (status, stdout, stderr) = check(tls).await;
+        assert_eq!(status, Some(2), "{tls}: {stdout}{stderr}");
+        let told = format!("opsramp-exporter: {told}");
+        assert!(stderr.starts_with(&told) && stdout.is_empty(), "{stderr}");
+    }
+    let pair = "ca_file: good.pem, cert_file: good.pem, key_file: key.pem";
+    let (status, stdout, stderr) = check(pair).await;
+    assert_eq!((status, stdout.as_str()), (Some(0), "c.yml: ok\n"));
+    assert_eq!(stderr, "");
+    // What systemd hands over is there while the service runs.
+    let handed = "/run/credentials/no-such.service/key.pem";
+    let (status, _, stderr) = check(&pair.replace("key.pem", handed)).await;
+    assert_eq!(status, Some(0), "{stderr}");
+    let told = "warning: cannot read tls.key_file of account default: ";
+    assert!(stderr.contains(told), "{stderr}");
+    // The others are looked at all the same.
+    let wrong = pair
+        .replace("key.pem", handed)
+        .replace("good.pem", "text.pem");
+    let (status, _, stderr) = check(&wrong).await;
+    assert_eq!(status, Some(2), "{stderr}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_folder_in_the_place_of_a_secret_file_is_told() {
+    let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
+    let told = "the secret file . is a folder; name a file in it";
+    for (command, status) in [("--config.check", 2), ("check", 1)] {
+        let mut command = program(&simulator, &folder, &[command]);
+        command
+            .env_remove("OPSRAMP_CLIENT_SECRET")
+            .env("OPSRAMP_CLIENT_SECRET_FILE", ".");
+        let (done, stdout, stderr) = output(command).await;
+        assert_eq!(done.status.code(), Some(status), "{stdout}{stderr}");
+        let all = format!("{stdout}{stderr}");
+        assert!(all.contains(told) && !all.contains("chmod"), "{all}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_web_file_is_looked_at_whatever_else_is_missing() {
     let folder = tempfile::tempdir().unwrap();

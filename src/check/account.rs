@@ -288,10 +288,7 @@ impl Checked<'_> {
     fn token_trouble(&self, error: &Error) -> Trouble {
         let status = self.seen.0.lock().last_status;
         let next = match error {
-            Error::Auth { .. } if let Some(what) = self.is_padded() => format!(
-                "the {what} begins or ends with white space, or has several lines: it is sent as it stands, so take \
-                 out what is not part of it"
-            ),
+            Error::Auth { .. } if let Some(doubt) = self.doubt() => doubt,
             Error::Auth { .. } => {
                 "compare key and secret with the integration's (Setup > Integrations > Custom \
                  Integration, OAUTH2; a key of one OpsRamp instance is none of another)"
@@ -315,21 +312,18 @@ impl Checked<'_> {
         Trouble::new(error.chain(), next)
     }
 
-    /// Whether the key or the secret holds what nobody sees, as an editor or a copy leaves it.
-    fn is_padded(&self) -> Option<&'static str> {
+    /// What of the key or the secret looks as if it were not meant, such as what an editor or a copy leaves.
+    fn doubt(&self) -> Option<String> {
         let options = &self.account.options;
         let sources = [
             ("key", &options.client_id),
             ("secret", &options.client_secret),
         ];
-        let padded = sources.into_iter().find(|(_, source)| {
-            let read = source.read();
-            read.is_ok_and(|text| {
-                let text = text.expose();
-                text.trim() != text || text.contains('\n')
-            })
-        });
-        padded.map(|(what, _)| what)
+        let mut sources = sources.into_iter();
+        sources.find_map(|(what, source)| {
+            let doubt = source.read().ok()?.doubt()?;
+            Some(format!("the {what} {doubt}"))
+        })
     }
 
     /// What to do about failures that do not depend on what was asked.

@@ -1,6 +1,10 @@
-//! Files of secrets that every user of the machine can read.
+//! What is to be said about the files of secrets: that every user of the machine can read one, that one is
+//! a folder, and that one holds what is hardly meant.
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use super::{Config, State};
 use crate::{deliver::Target, secret::SecretSource};
@@ -11,15 +15,51 @@ const OF_CONTAINERS: [&str; 2] = ["/run/secrets", "/var/run/secrets"];
 /// What the files are behind of which a volume of Kubernetes is made, in the volume's topmost folder.
 const OF_KUBERNETES: &str = "..data";
 
+/// What is to be said about the files of secrets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SecretFiles {
+    /// Why some can be none of a secret.
+    pub problems: Vec<String>,
+    /// What works but should not stay so, or is hardly meant.
+    pub warnings: Vec<String>,
+}
+
 impl Config {
-    /// Looks at the files of secrets, and says of each that everybody can read it. To be called off the
-    /// thread: one may lie where nobody answers.
-    pub fn exposed_secrets(&self) -> impl FnOnce() -> Vec<String> + Send + use<> {
-        let files = self.secret_files();
+    /// Looks at the files of secrets: whether they are files at all, whether everybody can read them, and
+    /// whether keys and secrets hold what is hardly meant. To be called off the thread: one may lie where
+    /// nobody answers.
+    pub fn look_at_secret_files(&self) -> impl FnOnce() -> SecretFiles + Send + use<> {
+        let (files, credentials) = (self.secret_files(), self.credentials());
         move || {
+            let mut all: Vec<&PathBuf> = files.iter().chain(credentials.keys()).collect();
+            all.sort_unstable();
+            all.dedup();
             let exposed = files.iter().filter(|path| is_exposed(path));
-            exposed.map(|path| warning(path)).collect()
+            let exposed = exposed.map(|path| warning(path));
+            let doubts = credentials
+                .iter()
+                .filter_map(|(path, what)| doubt(path, what));
+            SecretFiles {
+                problems: all.into_iter().filter_map(|path| no_file(path)).collect(),
+                warnings: exposed.chain(doubts).collect(),
+            }
         }
+    }
+
+    /// The files of keys and secrets, each with what it should hold.
+    fn credentials(&self) -> BTreeMap<PathBuf, &'static str> {
+        let accounts = self.accounts.iter().map(|account| &account.options);
+        let sources = accounts.flat_map(|options| {
+            [
+                ("key", &options.client_id),
+                ("secret", &options.client_secret),
+            ]
+        });
+        let files = sources.filter_map(|(what, source)| match source {
+            SecretSource::File(path) => Some((path.clone(), what)),
+            SecretSource::Value(_) => None,
+        });
+        files.collect()
     }
 
     /// Each of them once.
@@ -49,7 +89,7 @@ impl Config {
 }
 
 /// Whether it is for every user of a machine, and not only of a container, which has one. To be called as
-/// [`Config::exposed_secrets`] gives it, or beside what reads the file.
+/// [`Config::look_at_secret_files`] gives it, or beside what reads the file.
 pub(super) fn is_exposed(path: &Path) -> bool {
     let is_of_container = || {
         OF_CONTAINERS.iter().any(|folder| path.starts_with(folder))
@@ -61,8 +101,8 @@ pub(super) fn is_exposed(path: &Path) -> bool {
     is_public(path) && !is_of_container()
 }
 
-/// Whether every user of the machine can read a file: its mode says so, and those of the folders that it
-/// really lies in let everybody through.
+/// Whether every user of the machine can read a regular file: its mode says so, and those of the folders that
+/// it really lies in let everybody through. What is a device or a folder has its rights for other reasons.
 fn is_public(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
 
@@ -71,7 +111,8 @@ fn is_public(path: &Path) -> bool {
     let may = |path: &Path, right| {
         std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & right != 0)
     };
-    may(path, READ_BY_OTHERS)
+    path.is_file()
+        && may(path, READ_BY_OTHERS)
         && std::fs::canonicalize(path).is_ok_and(|path| {
             let mut folders = path.ancestors().skip(1);
             folders.all(|folder| may(folder, ENTERED_BY_OTHERS))
@@ -83,6 +124,25 @@ fn warning(path: &Path) -> String {
         "{}: holds a secret and every user of this machine can read it; take the right away (chmod o-r)",
         path.display()
     )
+}
+
+/// Why it can be no file of a secret.
+fn no_file(path: &Path) -> Option<String> {
+    if !path.is_dir() {
+        return None;
+    }
+    let read = SecretSource::File(path.to_owned()).read();
+    read.err().map(|error| error.to_string())
+}
+
+/// What the file holds that is hardly meant. A pipe is left to whoever needs it: it can be read only once.
+fn doubt(path: &Path, what: &str) -> Option<String> {
+    if !path.is_file() {
+        return None;
+    }
+    let read = SecretSource::File(path.to_owned()).read();
+    let doubt = read.ok()?.doubt()?;
+    Some(format!("{}: the {what} in it {doubt}", path.display()))
 }
 
 #[cfg(test)]
@@ -124,14 +184,54 @@ mod tests {
             }
         };
         set(0o644);
-        let told = config.exposed_secrets()();
+        let warnings = || config.look_at_secret_files()().warnings;
+        let told = warnings();
         let expected = ["header", "key", "secret", "url"].map(|name| warning(Path::new(&at(name))));
         assert_eq!(told, expected);
         set(0o640);
-        assert_eq!(config.exposed_secrets()(), [""; 0]);
+        assert_eq!(warnings(), [""; 0]);
         set(0o644);
         fs::set_permissions(folder.path(), Permissions::from_mode(0o750)).unwrap();
-        assert_eq!(config.exposed_secrets()(), [""; 0]);
+        assert_eq!(warnings(), [""; 0]);
+    }
+
+    #[test]
+    fn what_is_no_file_or_holds_what_is_hardly_meant_is_told_and_nothing_is_shown() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name).display().to_string();
+        let look = |id: &str, secret: &str| {
+            let text = format!(
+                "accounts: [{{url: 'https://h', client_id_file: {id}, client_secret_file: {secret}, tenants: [a]}}]\n"
+            );
+            fs::write(at("config.yml"), text).unwrap();
+            let path = at("config.yml");
+            let loaded = Config::load(Some(Path::new(&path)), &Overrides::default(), &|_| None);
+            loaded.unwrap().config.look_at_secret_files()()
+        };
+        fs::write(at("secret"), "\"hunter2\"\n").unwrap();
+        fs::set_permissions(at("secret"), Permissions::from_mode(0o600)).unwrap();
+        fs::write(at("id"), "$KEY\n").unwrap();
+        let told = look(&at("id"), &at("secret"));
+        assert_eq!(told.problems, [""; 0]);
+        let [id, secret] = &told.warnings[..] else {
+            panic!("{told:?}")
+        };
+        assert!(id.contains("id: the key in it is a variable"), "{id}");
+        let mark = "secret: the secret in it begins or ends with a quotation mark";
+        assert!(secret.contains(mark), "{secret}");
+        assert!(!secret.contains("hunter"), "{secret}");
+
+        fs::write(at("secret"), "hunter2\n").unwrap();
+        fs::write(at("id"), "key\n").unwrap();
+        let told = look(&at("id"), &at("secret"));
+        assert_eq!(told, SecretFiles::default());
+        let told = look("/dev/null", "/dev/null");
+        assert_eq!(told, SecretFiles::default());
+        fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
+        let told = look(&at("id"), &at(""));
+        let expected = format!("the secret file {} is a folder; name a file in it", at(""));
+        assert_eq!(told.problems, [expected]);
+        assert_eq!(told.warnings, [""; 0]);
     }
 
     #[test]

@@ -303,6 +303,14 @@ impl Http {
     }
 }
 
+/// Looks whether the files of TLS can be used, as a client is made of them. Nothing is sent.
+///
+/// # Errors
+/// As where the client is made.
+pub(crate) async fn check_tls_files(options: &Options) -> Result<(), BuildError> {
+    Http::new(options.clone()).await.map(drop)
+}
+
 /// The files of TLS do not answer.
 fn unread(options: &Options) -> BuildError {
     BuildError::Unread {

@@ -1,6 +1,11 @@
 //! The HTTP client of an account, and the files of TLS that it is made of.
 
-use std::{io, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use memchr::memmem;
 use secrecy::zeroize::Zeroizing;
@@ -16,6 +21,9 @@ const SET_UP: &str = "the TLS set-up (are CA certificates installed, and can as 
 /// The same with a key of one's own.
 const SET_UP_WITH_KEY: &str = "the TLS set-up (tls.key_file has to be RSA of at least 2048 bits, ECDSA on \
     P-256 or P-384, or Ed25519)";
+
+/// Where systemd puts the credentials of a service.
+const CREDENTIALS: &str = "/run/credentials";
 
 /// The HTTP client in use.
 #[derive(Clone, Debug)]
@@ -78,6 +86,23 @@ pub enum BuildError {
         #[source]
         source: reqwest::Error,
     },
+}
+
+// === impl BuildError ===
+
+impl BuildError {
+    /// The file that another user can read all the same, or that is not there yet: systemd hands
+    /// credentials to the service alone, while it runs.
+    pub(crate) fn unreadable_here(&self) -> Option<&Path> {
+        match self {
+            Self::Read { path, source, .. } => match source.kind() {
+                io::ErrorKind::PermissionDenied => Some(path),
+                io::ErrorKind::NotFound if path.starts_with(CREDENTIALS) => Some(path),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
 }
 
 // === impl Current ===
@@ -219,6 +244,29 @@ mod tests {
             text.contains("has to be RSA of at least 2048 bits"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn what_the_service_alone_can_read_is_told_from_what_is_missing() {
+        let error = |kind: io::ErrorKind, path: &str| BuildError::Read {
+            what: "tls.key_file",
+            account: "acme".into(),
+            path: path.into(),
+            source: kind.into(),
+        };
+        let (denied, missing) = (io::ErrorKind::PermissionDenied, io::ErrorKind::NotFound);
+        let handed_over = "/run/credentials/opsramp-exporter.service/tls.key";
+        for (kind, path, is_elsewhere) in [
+            (denied, "/etc/tls.key", true),
+            (denied, handed_over, true),
+            (missing, handed_over, true),
+            (missing, "/etc/tls.key", false),
+            (io::ErrorKind::IsADirectory, handed_over, false),
+        ] {
+            let error = error(kind, path);
+            let expected = is_elsewhere.then_some(Path::new(path));
+            assert_eq!(error.unreadable_here(), expected, "{error:?}");
+        }
     }
 
     #[test]

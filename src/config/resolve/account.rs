@@ -7,7 +7,7 @@ use crate::{
     config::{Account, file, problem::shown_value, url},
     identity::Tenant,
     opsramp::{self, ProxyUrl, TOKEN_PATH, TlsOptions},
-    secret::{REDACTED, Secret},
+    secret::{REDACTED, Secret, SecretSource, is_variable},
 };
 
 const DEFAULT_NAME: &str = "default";
@@ -70,6 +70,15 @@ impl Resolver<'_> {
             client_secret,
             account.client_secret_file,
         );
+        for (key, source) in [("client_id", &client_id), ("client_secret", &client_secret)] {
+            if let SecretSource::Value(value) = source
+                && let Some(doubt) = value.doubt()
+            {
+                let at = at(key);
+                let place = self.inputs.get(&at).map_or(at.as_str(), |input| *input);
+                self.warnings.push(format!("{place}: {doubt}"));
+            }
+        }
         let tls = self.tls(&at("tls"), account.tls.unwrap_or_default());
         if tls.insecure_skip_verify {
             self.warnings.push(format!(
@@ -124,6 +133,18 @@ impl Resolver<'_> {
 
     fn url(&self, path: &str, text: &str) -> String {
         if text.is_empty() {
+            return String::new();
+        }
+        if is_variable(text) {
+            let variable = match path.ends_with("token_url") {
+                true => "OPSRAMP_TOKEN_URL",
+                false => "OPSRAMP_URL",
+            };
+            let message = format!(
+                "is a variable, and variables are not expanded; write the URL itself, or set {variable}, which wins \
+                 over the key"
+            );
+            self.problems.add(path, message);
             return String::new();
         }
         url::base(text).unwrap_or_else(|problem| {
