@@ -2,6 +2,7 @@
 //! beside notices nothing.
 
 use std::{
+    error::Error,
     fs::{self, OpenOptions, TryLockError},
     io,
     os::unix::{
@@ -14,7 +15,7 @@ use std::{
 
 use jiff::Timestamp;
 use rustix::fs::OFlags;
-use rustls::CertificateError;
+use rustls::{CertificateError, InvalidMessage};
 use tokio_postgres::error::SqlState;
 
 use super::{
@@ -28,12 +29,12 @@ use crate::{
     daemon,
     deliver::{OtlpOptions, SinkOptions, Target, otlp},
     error_chain::chain,
-    paths,
+    names, paths,
     secret::SecretSource,
     store::{
         self,
         postgres::{self, AddressError, Failure, Tables, Unfit},
-        sqlite::{Inspection, inspect},
+        sqlite::{Disk, Inspection, inspect},
     },
     validity::{Ending, days},
 };
@@ -139,19 +140,18 @@ fn state_file(path: &Path) -> Outcome<()> {
     match found {
         Inspection::InUse { by } => {
             let by = by.map_or("an exporter".to_owned(), |by| format!("process {by}"));
-            Ok(Passed::new((), format!("{shown} is in use by {by}")))
+            let what = format!("{shown} is in use by {by}");
+            with_room_for_state(what, Disk::of(path))
         }
         Inspection::New { folder } => {
-            let free = probe(&folder)?;
+            probe(&folder)?;
             let what = format!("{shown} is new, its folder can be written to");
-            Ok(as_whom(with_room(what, free)))
+            with_room_for_state(what, Disk::of(&folder)).map(as_whom)
         }
         Inspection::Ready { size } => {
-            let free = probe(paths::folder(path))?;
-            Ok(as_whom(with_room(
-                format!("{shown} can be opened, {}", bytes(size)),
-                free,
-            )))
+            probe(paths::folder(path))?;
+            let what = format!("{shown} can be opened, {}", bytes(size));
+            with_room_for_state(what, Disk::of(path)).map(as_whom)
         }
     }
 }
@@ -186,9 +186,22 @@ fn probe(folder: &Path) -> Result<u64, Trouble> {
 
 /// The room that is left; the greatest number where it is not known.
 fn room(folder: &Path) -> u64 {
-    rustix::fs::statvfs(folder).map_or(u64::MAX, |file_system| {
-        file_system.f_bavail.saturating_mul(file_system.f_frsize)
-    })
+    Disk::of(folder).map_or(u64::MAX, |disk| disk.free)
+}
+
+/// The room for the state: with less than what the store keeps for acknowledgements, it takes nothing new.
+fn with_room_for_state(what: String, disk: Option<Disk>) -> Outcome<()> {
+    match disk {
+        Some(Disk { free, reserve }) if free < reserve => Err(Trouble::new(
+            format!(
+                "{what}, but the disk has {} free, and {} are kept for what is delivered: alerts wait",
+                bytes(free),
+                bytes(reserve)
+            ),
+            "make room; what waits is stored and delivered from then on",
+        )),
+        disk => Ok(with_room(what, disk.map_or(u64::MAX, |disk| disk.free))),
+    }
 }
 
 fn with_room(what: String, free: u64) -> Passed<()> {
@@ -198,7 +211,7 @@ fn with_room(what: String, free: u64) -> Passed<()> {
     };
     let passed = Passed::new((), what);
     if free < ROOM {
-        passed.with_concern("the disk is nearly full; alerts wait until there is room")
+        passed.with_concern("the disk is nearly full; once it is, alerts wait until there is room")
     } else {
         passed
     }
@@ -308,6 +321,8 @@ fn unfit_database(unfit: &Unfit, user: &str, database: &str) -> Trouble {
 /// What to do; `None` where the failure says so itself, behind a semicolon.
 fn database_advice(failure: &Failure) -> Option<&'static str> {
     const URL: &str = "write the URL as postgres://user:password@host:5432/database";
+    const AUTHORITY: &str = "name the file with the certificate of the authority that signed the server's as \
+                             sslrootcert=FILE in the URL; without it the system's authorities count";
     let refused = match failure {
         Failure::Connect(error) | Failure::Sql(error) => error.code(),
         _ => None,
@@ -350,10 +365,12 @@ fn database_advice(failure: &Failure) -> Option<&'static str> {
              and whether a firewall lets this machine reach it"
         }
     };
-    Some(failure.of_tls().map_or(next, tls_advice))
+    let advice = |error| tls_advice(error, AUTHORITY);
+    Some(failure.of_tls().map_or(next, advice))
 }
 
-fn tls_advice(error: &rustls::Error) -> &'static str {
+/// What to do about a failed handshake; `authority`, where the certificate's issuer is not known.
+fn tls_advice(error: &rustls::Error, authority: &'static str) -> &'static str {
     let rustls::Error::InvalidCertificate(error) = error else {
         return "look whether the server speaks TLS 1.2 or 1.3, and what stands between here and \
                 there";
@@ -369,11 +386,46 @@ fn tls_advice(error: &rustls::Error) -> &'static str {
         | CertificateError::NotValidYetContext { .. } => {
             "look whether the clock here is right; else let the server have another certificate"
         }
-        _ => {
-            "name the file with the certificate of the authority that signed the server's as \
-             sslrootcert=FILE in the URL; without it the system's authorities count"
-        }
+        _ => authority,
     }
+}
+
+/// What to do where no answer of a receiver came: names, TLS and connections fail for other reasons.
+fn transport_advice(error: &(dyn Error + 'static)) -> &'static str {
+    const AUTHORITY: &str = "where a company's own authority signed the receiver's certificate, add that \
+                             authority to the system's (update-ca-certificates), or name a file with all \
+                             that are trusted in the variable SSL_CERT_FILE of the exporter, which the API's \
+                             certificate is then verified by, too";
+    if source_of::<names::Failure>(error).is_some() {
+        return "look whether the host in the endpoint is written right, and whether this machine's name servers \
+                answer (getent hosts HOST)";
+    }
+    match source_of::<rustls::Error>(error) {
+        Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)) => {
+            "look whether the port is right; where the receiver speaks plain HTTP, the endpoint starts \
+             with http://"
+        }
+        Some(error) => tls_advice(error, AUTHORITY),
+        None => "look whether the receiver runs, and whether a firewall lets this machine reach it",
+    }
+}
+
+/// The first cause of that kind. An I/O error does not name what is in it as its source.
+fn source_of<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(found) = error.downcast_ref() {
+            return Some(found);
+        }
+        let within = error
+            .downcast_ref::<io::Error>()
+            .and_then(io::Error::get_ref);
+        next = match within {
+            Some(within) => Some(within),
+            None => error.source(),
+        };
+    }
+    None
 }
 
 /// Tells of what the sink would find, without a line in it.
@@ -489,9 +541,7 @@ async fn receiver(options: &OtlpOptions) -> Outcome<()> {
         },
         otlp::Error::NotOtlp { .. } => WRONG_PATH,
         otlp::Error::Redirect { .. } => "set the endpoint to where the redirect leads",
-        otlp::Error::Transport(_) => {
-            "look whether the receiver runs, and whether a firewall lets this machine reach it"
-        }
+        otlp::Error::Transport(error) => transport_advice(error),
         otlp::Error::Timeout { .. } => {
             "look at the receiver's own log, or give the sink a longer timeout"
         }
@@ -514,6 +564,21 @@ mod tests {
         assert_eq!(bytes(0), "0 bytes");
         assert_eq!(bytes(4096), "4 KiB");
         assert_eq!(bytes(12 << 30), "12 GiB");
+    }
+
+    #[test]
+    fn with_less_room_than_the_store_keeps_the_state_fails() {
+        let room = |free| {
+            let reserve = 1 << 20;
+            with_room_for_state("found".to_owned(), Some(Disk { free, reserve }))
+        };
+        let trouble = room((1 << 20) - 1).unwrap_err();
+        assert!(trouble.cause.contains("1 MiB are kept"), "{trouble:?}");
+        assert!(trouble.next.starts_with("make room"), "{trouble:?}");
+        assert!(room(1 << 20).unwrap().concern.is_some());
+        assert_eq!(room(1 << 30).unwrap().concern, None);
+        let passed = with_room_for_state("found".to_owned(), None).unwrap();
+        assert_eq!((passed.found.as_str(), passed.concern), ("found", None));
     }
 
     #[test]
@@ -564,6 +629,7 @@ mod tests {
     #[test]
     fn whose_certificate_is_not_believed_is_told_what_the_url_lacks() {
         use rustls::Error;
+        let tls_advice = |error: &Error| tls_advice(error, "as sslrootcert=FILE in");
         for (error, advice) in [
             (CertificateError::UnknownIssuer, "as sslrootcert=FILE in"),
             (CertificateError::BadEncoding, "as sslrootcert=FILE in"),

@@ -600,8 +600,9 @@ async fn a_daemon_that_runs_beside_is_no_failure() {
     };
     let store = crate::store::Store::open(&options).await.unwrap();
     let (passed, text) = setup.check().await;
-    let told = format!("state.db is in use by process {}\n", std::process::id());
-    assert!(passed && text.contains(&told), "{text}");
+    let told = format!("state.db is in use by process {}, ", std::process::id());
+    let line = text.lines().find(|line| line.contains(&told)).unwrap();
+    assert!(passed && line.ends_with(" free"), "{text}");
     store.close().await;
 }
 
@@ -669,6 +670,38 @@ async fn sinks_that_cannot_work_are_named() {
             "{failed}"
         );
         assert!(next.contains(advice) && !failed.contains("hush"), "{next}");
+    }
+}
+
+#[tokio::test]
+async fn why_a_receiver_is_not_reached_is_told_apart() {
+    let simulator = simulator(|_| {}).await;
+    let mut setup = Setup::new(&simulator.url(), |_| {});
+    let authority = Authority::new("unknown");
+    let unknown = authority.before(simulator.addr(), |_| {});
+    let plain = simulator.url().replace("http://", "https://");
+    for (url, told, advice) in [
+        (unknown.await, "UnknownIssuer", "SSL_CERT_FILE"),
+        (plain, "cannot reach", "the endpoint starts with http://"),
+        (
+            "http://no-such-host.invalid".to_owned(),
+            "cannot reach",
+            "getent hosts",
+        ),
+    ] {
+        setup.config.sinks = vec![SinkOptions {
+            name: "one".into(),
+            target: Target::Otlp(OtlpOptions {
+                endpoint: format!("{url}/v1/logs"),
+                headers: std::collections::BTreeMap::new(),
+                gzip: true,
+                timeout: Duration::from_secs(5),
+            }),
+        }];
+        let (failed, next) = setup.failure().await;
+        assert!(failed.contains(told), "{failed}");
+        assert!(next.contains(advice), "{next}");
+        assert!(!next.contains("firewall"), "{next}");
     }
 }
 

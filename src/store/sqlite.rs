@@ -34,6 +34,7 @@ pub use inspect::{Inspection, inspect};
 pub(crate) use open::beside;
 use open::describe;
 use page::Page;
+pub(crate) use room::Disk;
 use writer::{Command, Job, Read, Write, Writer};
 
 /// Commands that may wait before a caller waits as well.

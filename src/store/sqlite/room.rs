@@ -17,6 +17,15 @@ const PLENTY: u64 = 128 * 1024 * 1024;
 /// Kept for acknowledgements, in bytes; less on a very small disk.
 const RESERVE: u64 = 1024 * 1024;
 
+/// The disk that the state is on.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Disk {
+    /// Free there, for us, in bytes.
+    pub(crate) free: u64,
+    /// Kept free for acknowledgements, in bytes: with less, nothing new is stored as a rule.
+    pub(crate) reserve: u64,
+}
+
 /// What can be written to, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
 struct Room {
@@ -32,6 +41,20 @@ struct Room {
     reserve: u64,
 }
 
+// === impl Disk ===
+
+impl Disk {
+    /// That of a file or a folder; `None` where it cannot be told.
+    pub(crate) fn of(path: &Path) -> Option<Self> {
+        let disk = rustix::fs::statvfs(path).ok()?;
+        let size = disk.f_blocks.saturating_mul(disk.f_frsize);
+        Some(Self {
+            free: disk.f_bavail.saturating_mul(disk.f_frsize),
+            reserve: RESERVE.min(size / 16),
+        })
+    }
+}
+
 // === impl StateFile ===
 
 impl StateFile {
@@ -42,16 +65,13 @@ impl StateFile {
 
     /// The same, if `freed` bytes of the file held nothing any more.
     pub(super) fn room_with(&self, wanted: u64, freed: u64) -> u64 {
-        let Ok(disk) = rustix::fs::statvfs(self.path()) else {
+        let Some(Disk { free, reserve }) = Disk::of(self.path()) else {
             // Where it cannot be told, writing shows it.
             return u64::MAX;
         };
-        let free = disk.f_bavail.saturating_mul(disk.f_frsize);
         if free > wanted.saturating_mul(2).saturating_add(PLENTY) {
             return u64::MAX;
         }
-        let size = disk.f_blocks.saturating_mul(disk.f_frsize);
-        let reserve = RESERVE.min(size / 16);
         // A fault in between is found again by the write that this is asked for.
         let before = self.room(free, reserve, false).unwrap_or_default();
         if wanted <= before.bytes() {
