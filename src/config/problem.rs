@@ -188,10 +188,14 @@ impl fmt::Display for KeyPath<'_> {
 
 /// Text of the user's, fit to be shown in a message: on one line and not too long.
 pub(super) fn shown(text: &str) -> String {
-    const LONGEST: usize = 64;
+    shown_within(64, text)
+}
+
+/// The same with no more than so many characters of the text.
+pub(super) fn shown_within(longest: usize, text: &str) -> String {
     let mut short = String::new();
     for (count, c) in text.chars().enumerate() {
-        if count == LONGEST {
+        if count == longest {
             short.push('…');
             break;
         }

@@ -66,6 +66,7 @@ impl<'a> Resolver<'a> {
         let accounts = self.accounts(file.accounts.take());
         let config = self.config_of(accounts, file, variables);
         self.warn_of_too_many_polls(&config);
+        self.warn_of_endpoints_without_path(&config);
         config
     }
 

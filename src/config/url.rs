@@ -11,24 +11,78 @@ pub(super) enum UrlError {
     Credentials,
     #[error("must not have a query or a fragment (? or #)")]
     Query,
-    #[error("must start with https:// (or http://); write \"https://{0}\"")]
+    #[error("{0}")]
     NoScheme(String),
     #[error("must start with https:// or http://")]
     OtherScheme,
-    #[error("is not a URL; write one like https://host or https://host:8443/path")]
-    NotUrl,
+    #[error("is not a URL; write one like {}", .0.example())]
+    NotUrl(Kind),
 }
+
+/// What a URL is of: each has its own way to be written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The API, whose secrets belong on https.
+    Api,
+    /// A proxy, which hardly ever speaks TLS itself.
+    Proxy,
+    /// An OTLP receiver, mostly near and without TLS. Its path belongs to it.
+    Receiver,
+}
+
+// === impl Kind ===
+
+impl Kind {
+    fn example(self) -> &'static str {
+        match self {
+            Self::Api => "https://host or https://host:8443/path",
+            Self::Proxy => "http://proxy:3128 or http://user:password@proxy:3128",
+            Self::Receiver => "http://loki:3100/otlp/v1/logs",
+        }
+    }
+
+    /// What to write instead of a URL without a scheme, of which `rest` is all but a misspelt one.
+    fn advice(self, misspelt: Option<&str>, rest: &str) -> String {
+        let scheme = match (self, misspelt) {
+            (_, Some(scheme)) => scheme,
+            (Self::Api, None) => "https",
+            (Self::Proxy | Self::Receiver, None) => "http",
+        };
+        let shown = shown_value(rest);
+        match self {
+            Self::Api => {
+                format!("must start with https:// (or http://); write \"{scheme}://{shown}\"")
+            }
+            Self::Receiver if has_no_path(rest) => format!(
+                "must have its scheme and its path; write \"{scheme}://{}{LOGS_PATH}\", or {LOKI_PATH} behind the \
+                 host if it is Grafana Loki",
+                shown.trim_end_matches('/')
+            ),
+            Self::Proxy | Self::Receiver => {
+                format!("must start with http:// (or https://); write \"{scheme}://{shown}\"")
+            }
+        }
+    }
+}
+
+/// Where a receiver of OTLP takes logs, and where Grafana Loki does.
+pub(super) const LOGS_PATH: &str = "/v1/logs";
+pub(super) const LOKI_PATH: &str = "/otlp/v1/logs";
 
 /// A base URL: http or https, without user, query and fragment; the trailing slash is removed.
 pub(super) fn base(text: &str) -> Result<String, UrlError> {
     let text = text.trim();
-    endpoint(text)?;
+    whole(Kind::Api, text)?;
     Ok(text.trim_end_matches('/').to_owned())
 }
 
-/// A whole URL, without user, query and fragment.
+/// A receiver's whole URL, without user, query and fragment.
 pub(super) fn endpoint(text: &str) -> Result<(), UrlError> {
-    let rest = after_scheme(text)?;
+    whole(Kind::Receiver, text)
+}
+
+fn whole(kind: Kind, text: &str) -> Result<(), UrlError> {
+    let rest = after_scheme(kind, text)?;
     if text.contains(['?', '#']) {
         return Err(UrlError::Query);
     }
@@ -36,19 +90,26 @@ pub(super) fn endpoint(text: &str) -> Result<(), UrlError> {
     if authority.contains('@') {
         return Err(UrlError::Credentials);
     }
-    check_authority(text)
+    check_authority(kind, text)
 }
 
 /// A proxy's URL, which may hold a user and a password.
 pub(super) fn proxy(text: &str) -> Result<(), UrlError> {
-    let rest = after_scheme(text)?;
+    let rest = after_scheme(Kind::Proxy, text)?;
     let scheme = text.strip_suffix(rest).unwrap_or_default();
     // A password may hold what a URL cannot, such as the placeholder of a secret.
     let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
     if host.contains(['?', '#']) {
         return Err(UrlError::Query);
     }
-    check_authority(&format!("{scheme}{host}"))
+    check_authority(Kind::Proxy, &format!("{scheme}{host}"))
+}
+
+/// Whether a URL, with its scheme or without, ends with its host.
+pub(super) fn has_no_path(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    rest.split_once('/')
+        .is_none_or(|(_, path)| path.trim_matches('/').is_empty())
 }
 
 /// Whether the URL sends what is secret over a network, unencrypted.
@@ -65,15 +126,18 @@ pub(super) fn is_plain_http_to_elsewhere(url: &str) -> bool {
     uri.scheme_str() == Some("http") && !is_loopback
 }
 
-fn after_scheme(text: &str) -> Result<&str, UrlError> {
+fn after_scheme(kind: Kind, text: &str) -> Result<&str, UrlError> {
     match text.split_once("://") {
         Some((scheme, rest)) if is_http(scheme) => Ok(rest),
         Some(_) => Err(UrlError::OtherScheme),
-        None if text.contains('@') || text.contains(char::is_whitespace) => Err(UrlError::NotUrl),
+        None if text.contains('@') || text.contains(char::is_whitespace) => {
+            Err(UrlError::NotUrl(kind))
+        }
         None => {
-            let rest = without_misspelt_scheme(text);
-            check_authority(&format!("https://{rest}"))?;
-            Err(UrlError::NoScheme(shown_value(rest)))
+            let (scheme, rest) = misspelt_scheme(text);
+            check_authority(kind, &format!("https://{rest}"))?;
+            let scheme = scheme.map(str::to_ascii_lowercase);
+            Err(UrlError::NoScheme(kind.advice(scheme.as_deref(), rest)))
         }
     }
 }
@@ -82,21 +146,28 @@ fn is_http(scheme: &str) -> bool {
     ["http", "https"].contains(&scheme.to_ascii_lowercase().as_str())
 }
 
-/// What follows `http:`, `https//` or the like.
-fn without_misspelt_scheme(text: &str) -> &str {
+/// The scheme of `http:`, `https//` or the like, and what follows it.
+fn misspelt_scheme(text: &str) -> (Option<&str>, &str) {
     match text.split_once([':', '/']) {
-        Some((scheme, rest)) if is_http(scheme) => rest.trim_start_matches([':', '/']),
-        _ => text,
+        Some((scheme, rest)) if is_http(scheme) => {
+            (Some(scheme), rest.trim_start_matches([':', '/']))
+        }
+        _ => (None, text),
     }
 }
 
-fn check_authority(url: &str) -> Result<(), UrlError> {
-    let uri: Uri = url.parse().map_err(|_| UrlError::NotUrl)?;
-    let authority = uri.authority().ok_or(UrlError::NotUrl)?;
+fn check_authority(kind: Kind, url: &str) -> Result<(), UrlError> {
+    let not_url = UrlError::NotUrl(kind);
+    let Ok(uri) = url.parse::<Uri>() else {
+        return Err(not_url);
+    };
+    let Some(authority) = uri.authority() else {
+        return Err(not_url);
+    };
     let has_bad_port =
         authority.as_str().len() > authority.host().len() && authority.port_u16().is_none();
     if authority.host().is_empty() || has_bad_port {
-        return Err(UrlError::NotUrl);
+        return Err(not_url);
     }
     Ok(())
 }
@@ -116,34 +187,72 @@ mod tests {
 
     #[test]
     fn what_a_base_url_cannot_be() {
+        const NOT_URL: UrlError = UrlError::NotUrl(Kind::Api);
         for (text, error) in [
             ("https://user:hunter2@host", UrlError::Credentials),
             ("https://host/?a=b", UrlError::Query),
             ("https://host/#a", UrlError::Query),
-            (
-                "acme.api.opsramp.com",
-                UrlError::NoScheme("acme.api.opsramp.com".to_owned()),
-            ),
-            // A scheme that is misspelt is none of the host.
-            (
-                "http//acme.api.opsramp.com",
-                UrlError::NoScheme("acme.api.opsramp.com".to_owned()),
-            ),
-            (
-                "https:/acme.api.opsramp.com",
-                UrlError::NoScheme("acme.api.opsramp.com".to_owned()),
-            ),
-            ("https", UrlError::NoScheme("https".to_owned())),
-            ("https:", UrlError::NotUrl),
-            ("${OPSRAMP_URL}", UrlError::NotUrl),
-            ("user:hunter2@host", UrlError::NotUrl),
+            ("https:", NOT_URL),
+            ("${OPSRAMP_URL}", NOT_URL),
+            ("user:hunter2@host", NOT_URL),
             ("ftp://host", UrlError::OtherScheme),
-            ("https://", UrlError::NotUrl),
-            ("https://ho st", UrlError::NotUrl),
-            ("https://host:99999", UrlError::NotUrl),
-            ("https://host:", UrlError::NotUrl),
+            ("https://", NOT_URL),
+            ("https://ho st", NOT_URL),
+            ("https://host:99999", NOT_URL),
+            ("https://host:", NOT_URL),
         ] {
             assert_eq!(base(text), Err(error), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_to_write_instead_has_the_scheme_that_was_meant() {
+        let told = |checked: Result<(), UrlError>| match checked {
+            Err(UrlError::NoScheme(told)) => told,
+            other => panic!("{other:?}"),
+        };
+        for (text, written) in [
+            ("acme.api.opsramp.com", "https://acme.api.opsramp.com"),
+            // A scheme that is misspelt is none of the host.
+            (
+                "https:/acme.api.opsramp.com",
+                "https://acme.api.opsramp.com",
+            ),
+            ("http//127.0.0.1:1", "http://127.0.0.1:1"),
+            ("https", "https://https"),
+        ] {
+            let told = told(base(text).map(drop));
+            assert!(told.ends_with(&format!("; write \"{written}\"")), "{told}");
+        }
+        for (text, written) in [
+            ("proxy:3128", "http://proxy:3128"),
+            ("http//proxy:3128", "http://proxy:3128"),
+            ("HTTPS:proxy:3128", "https://proxy:3128"),
+        ] {
+            let told = told(proxy(text));
+            assert!(told.ends_with(&format!("; write \"{written}\"")), "{told}");
+        }
+        for (text, written) in [
+            ("loki:3100", "http://loki:3100/v1/logs"),
+            ("loki:3100/", "http://loki:3100/v1/logs"),
+            ("https:/loki", "https://loki/v1/logs"),
+        ] {
+            let told = told(endpoint(text));
+            let advice = format!("write \"{written}\", or /otlp/v1/logs behind the host");
+            assert!(told.contains(&advice), "{told}");
+        }
+        let told = told(endpoint("loki:3100/otlp/v1/logs"));
+        let advice = "; write \"http://loki:3100/otlp/v1/logs\"";
+        assert!(told.ends_with(advice), "{told}");
+    }
+
+    #[test]
+    fn a_url_ends_with_its_host_or_goes_on() {
+        for url in ["http://loki:3100", "http://loki:3100/", "loki", "loki//"] {
+            assert!(has_no_path(url), "{url}");
+        }
+        for url in ["http://loki:3100/v1/logs", "loki/x", "http://loki/x/"] {
+            assert!(!has_no_path(url), "{url}");
         }
     }
 
@@ -151,7 +260,7 @@ mod tests {
     fn a_proxy_may_have_a_password_and_an_endpoint_has_no_query() {
         proxy("http://proxy:3128").unwrap();
         proxy("http://user:p@ss<word>@proxy:3128/").unwrap();
-        assert_eq!(proxy("http://user:pw@"), Err(UrlError::NotUrl));
+        assert_eq!(proxy("http://user:pw@"), Err(UrlError::NotUrl(Kind::Proxy)));
         assert_eq!(proxy("socks5://proxy"), Err(UrlError::OtherScheme));
         endpoint("http://loki:3100/otlp/v1/logs").unwrap();
         let query = endpoint("http://loki:3100/otlp/v1/logs?token=hunter2");

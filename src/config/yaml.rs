@@ -12,7 +12,7 @@ use serde::{
 };
 use serde_saphyr::Spanned;
 
-use super::problem::{Place, shown, shown_key};
+use super::problem::{Place, shown_key, shown_within};
 
 mod reader;
 
@@ -55,6 +55,8 @@ pub(super) struct SyntaxError {
     pub(super) message: String,
 }
 
+/// The longest message of the parser that is shown, in characters. They are its own sentences.
+const LONGEST_MESSAGE: usize = 160;
 /// No configuration that is meant is nested deeper, and recursion needs a bound.
 const MAX_DEPTH: usize = 24;
 /// Bounds what aliases of aliases of aliases can grow into.
@@ -87,7 +89,24 @@ fn syntax_message(error: &serde_saphyr::Error) -> String {
     let text = error.to_string();
     let line = text.lines().next().unwrap_or_default();
     let line = line.split(" at line ").next().unwrap_or(line);
-    format!("is not valid YAML: {}", shown(line.trim_end_matches('.')))
+    let line = line.trim_end_matches('.');
+    format!(
+        "is not valid YAML: {}{}",
+        shown_within(LONGEST_MESSAGE, line),
+        advice(line)
+    )
+}
+
+/// What to look at where the parser only tells what it missed.
+fn advice(message: &str) -> &'static str {
+    if message.contains("while parsing a block ") || message.contains("invalid indentation") {
+        "; look at the indentation of this line and of the one before it (spaces only)"
+    } else if message.contains("mapping values are not allowed") {
+        "; look at the indentation of this line and of the one before it (spaces only), or put a value with \
+         a colon into quotes"
+    } else {
+        ""
+    }
 }
 
 fn place(location: serde_saphyr::Location) -> Option<Place> {

@@ -8,7 +8,7 @@ use std::{
 use super::{Resolver, files::plain, seconds};
 use crate::{
     config::{
-        file,
+        Config, file,
         problem::{shown_key, shown_value},
         units::ByteSize,
         url,
@@ -163,6 +163,22 @@ impl Resolver<'_> {
             name: self.name(&at("name"), sink.name, Some(kind.as_str())),
             target,
         })
+    }
+
+    /// A receiver without its path answers 404 to everything, and waits for ever.
+    pub(super) fn warn_of_endpoints_without_path(&mut self, config: &Config) {
+        for (index, sink) in config.sinks.iter().enumerate() {
+            if let Target::Otlp(options) = &sink.target
+                && url::has_no_path(&options.endpoint)
+            {
+                self.warnings.push(format!(
+                    "log.sinks[{index}].endpoint: has no path, and none is added: receivers take logs at {}, Grafana \
+                     Loki at {}",
+                    url::LOGS_PATH,
+                    url::LOKI_PATH
+                ));
+            }
+        }
     }
 
     fn only_its_own_keys(&self, path: &str, kind: file::SinkType, sink: &file::Sink) {

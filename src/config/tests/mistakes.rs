@@ -57,6 +57,9 @@ fn what_is_no_yaml_is_told_with_its_place() {
     let all = [
         "a: [\n b: c",
         "a: b: c",
+        "accounts:\n  - url: x\n   client_id: y",
+        "a: 1\n  b: 2",
+        "a:\n  b: 1\n c: 2",
         "a:\n\tb: c",
         "a: *x",
         "a: \"b",
@@ -69,7 +72,10 @@ fn what_is_no_yaml_is_told_with_its_place() {
     .map(errors);
     assert_snapshot!(all.join("\n"), @r#"
     config.yml:1:4: is not valid YAML: unclosed bracket '['
-    config.yml:1:5: is not valid YAML: mapping values are not allowed in this context
+    config.yml:1:5: is not valid YAML: mapping values are not allowed in this context; look at the indentation of this line and of the one before it (spaces only), or put a value with a colon into quotes
+    config.yml:3:4: is not valid YAML: while parsing a block collection, did not find expected '-' indicator; look at the indentation of this line and of the one before it (spaces only)
+    config.yml:2:4: is not valid YAML: mapping values are not allowed in this context; look at the indentation of this line and of the one before it (spaces only), or put a value with a colon into quotes
+    config.yml:3:2: is not valid YAML: while parsing a block mapping, did not find expected key; look at the indentation of this line and of the one before it (spaces only)
     config.yml:2:2: is not valid YAML: tabs disallowed within this context (block indentation)
     config.yml:1:4: is not valid YAML: alias references unknown anchor
     config.yml:1:4: is not valid YAML: unclosed quote
@@ -132,6 +138,11 @@ fn wrong_accounts_are_explained() {
             "{account}'https://acme', proxy_url: 'user:hunter2@proxy'}}"
         )),
         wrong(&format!(
+            "{account}'https://acme', proxy_url: 'proxy:3128'}}"
+        )),
+        wrong(&format!("{account}'${{OPSRAMP_URL}}'}}")),
+        wrong(&format!("{account}$OPSRAMP_URL}}")),
+        wrong(&format!(
             "{account}'https://acme', discover_clients: maybe}}"
         )),
         wrong(&format!("{account}'https://acme', tls: {{key_file: x}}}}")),
@@ -158,7 +169,10 @@ fn wrong_accounts_are_explained() {
     config.yml:2:101: accounts[0].requests_per_minute: must be a whole number, not "-1"
     config.yml:2:99: accounts[0].max_response_size: must be at least 1KiB
     config.yml:2:99: accounts[0].max_response_size: "64M" is not a size; write one like 64MiB, 64KB or a number of bytes
-    config.yml:2:91: accounts[0].proxy_url: is not a URL; write one like https://host or https://host:8443/path
+    config.yml:2:91: accounts[0].proxy_url: is not a URL; write one like http://proxy:3128 or http://user:password@proxy:3128
+    config.yml:2:91: accounts[0].proxy_url: must start with http:// (or https://); write "http://proxy:3128"
+    config.yml:2:64: accounts[0].url: is a variable, and variables are not expanded; write the URL itself, or set OPSRAMP_URL, which wins over the key
+    config.yml:2:64: accounts[0].url: is a variable, and variables are not expanded; write the URL itself, or set OPSRAMP_URL, which wins over the key
     config.yml:2:98: accounts[0].discover_clients: must be true or false, not "maybe"
     config.yml:2:96: accounts[0].tls.key_file: needs cert_file too
     config.yml:2:86: accounts[0].name: must be one line of text
@@ -560,6 +574,54 @@ fn what_should_not_stay_so_is_warned_of() {
     accounts[0].tls.insecure_skip_verify: any certificate is accepted; whoever sits in between can read the secret
     config.yml: holds a secret and every user of this machine can read it; take the right away (chmod o-r), or keep the secret in a file of its own
     "#);
+}
+
+#[test]
+fn what_is_hardly_meant_is_warned_of_and_what_looks_odd_is_not() {
+    let warnings = |id: &str, secret: &str| {
+        let secret = format!("client_secret: '{secret}'");
+        let text = MINIMAL
+            .replace("client_id: KEY", &format!("client_id: {id}"))
+            .replace("client_secret_file: /run/secret", &secret);
+        let mut warnings = load(&text).unwrap().warnings;
+        // Of the mode of the file that it is in.
+        warnings.pop();
+        warnings.join("\n")
+    };
+    assert_snapshot!(warnings("${OPSRAMP_KEY}", "$X"), @r"
+    accounts[0].client_id: is a variable, and variables are not expanded; write its value, or use the …_file key or the OPSRAMP_… variable
+    accounts[0].client_secret: is a variable, and variables are not expanded; write its value, or use the …_file key or the OPSRAMP_… variable
+    ");
+    assert_snapshot!(warnings("YOUR-KEY", "hunter2 "), @r"
+    accounts[0].client_id: is what the examples have in its place; write your own
+    accounts[0].client_secret: begins or ends with white space: it is sent as it stands, so take out what is not part of it
+    ");
+    assert_eq!(warnings("KEY", "hun$ter2$"), "");
+    let env = [
+        ("OPSRAMP_URL", "https://acme"),
+        ("OPSRAMP_TENANT_ID", "client_1"),
+        ("OPSRAMP_CLIENT_ID", "a"),
+        ("OPSRAMP_CLIENT_SECRET", "\"hunter2\""),
+    ];
+    let loaded = load_with(None, &env, &Overrides::default()).unwrap();
+    assert_snapshot!(loaded.warnings.join("\n"), @"OPSRAMP_CLIENT_SECRET: begins or ends with a quotation mark: it is sent as it stands, so take out what is not part of it");
+}
+
+#[test]
+fn an_endpoint_without_a_path_is_warned_of() {
+    let endpoint = |url: &str| {
+        let sink = format!("{{type: otlp, endpoint: '{url}'}}");
+        load(&minimal_and(&format!(
+            "log: {{sinks: [{{type: stdout}}, {sink}]}}"
+        )))
+    };
+    let warnings = |url: &str| endpoint(url).unwrap().warnings.join("\n");
+    let bare = warnings("http://loki:3100");
+    assert_snapshot!(bare, @"log.sinks[1].endpoint: has no path, and none is added: receivers take logs at /v1/logs, Grafana Loki at /otlp/v1/logs");
+    assert_eq!(warnings("http://loki:3100/"), bare);
+    assert_eq!(warnings("http://loki:3100/otlp/v1/logs"), "");
+    let error = endpoint("loki:3100").unwrap_err().to_string();
+    assert_snapshot!(error, @r#"config.yml:6:54: log.sinks[1].endpoint: must have its scheme and its path; write "http://loki:3100/v1/logs", or /otlp/v1/logs behind the host if it is Grafana Loki"#);
 }
 
 #[test]
