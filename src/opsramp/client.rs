@@ -408,21 +408,20 @@ impl Client {
             .request(Method::GET, url)
             .timeout(timeout)
             .header(header::AUTHORIZATION, bearer(&token.secret));
-        let began = Instant::now();
+        let on_the_wire = OnTheWire::begin(endpoint, &**observer);
         let limit = match endpoint {
             Endpoint::Alert => http.options.max_response_size.min(MAX_ALERT_ANSWER),
             _ => http.options.max_response_size,
         };
         let answer = http.exchange(endpoint, request, limit).await;
-        let took = began.elapsed();
+        let status = match &answer {
+            Ok((status, ..)) => Some(status.as_u16()),
+            Err(failed) => failed.status,
+        };
+        let took = on_the_wire.end(status);
         let (status, headers, body, room) = match answer {
             Ok(answer) => answer,
-            Err(Failed {
-                status,
-                hung_up,
-                error,
-            }) => {
-                self.0.observer.request(endpoint, status, took);
+            Err(Failed { hung_up, error, .. }) => {
                 if matches!(error, Error::Connect { .. }) {
                     // They may be why. Whoever asks next need not wait for it.
                     let http = http.clone();
@@ -435,9 +434,6 @@ impl Client {
                 });
             }
         };
-        self.0
-            .observer
-            .request(endpoint, Some(status.as_u16()), took);
         let clock_ahead = Http::tell_time(&headers, &*self.0.observer);
         let hints = Hints::read(status.as_u16(), &headers, clock::now());
         allowance.learn(&hints);
@@ -565,6 +561,15 @@ pub(super) fn search_url(base: &str, tenant: &str, request: &SearchRequest) -> S
     )
 }
 
+/// A request under way. One whose answer nobody waits for any more is told of as one that had none: the server may
+/// have counted it.
+struct OnTheWire<'a> {
+    endpoint: Endpoint,
+    observer: &'a dyn Observer,
+    began: Instant,
+    status: Option<u16>,
+}
+
 /// Why a single request brought nothing.
 enum Refused {
     /// The token was not accepted.
@@ -579,6 +584,32 @@ enum Refused {
         took: Duration,
     },
     Other(Error),
+}
+
+// === impl OnTheWire ===
+
+impl<'a> OnTheWire<'a> {
+    fn begin(endpoint: Endpoint, observer: &'a dyn Observer) -> Self {
+        Self {
+            endpoint,
+            observer,
+            began: Instant::now(),
+            status: None,
+        }
+    }
+
+    /// It was answered with `status`, or failed without one. Brings how long it took.
+    fn end(mut self, status: Option<u16>) -> Duration {
+        self.status = status;
+        self.began.elapsed()
+    }
+}
+
+impl Drop for OnTheWire<'_> {
+    fn drop(&mut self) {
+        let took = self.began.elapsed();
+        self.observer.request(self.endpoint, self.status, took);
+    }
 }
 
 // === impl Refused ===

@@ -786,6 +786,15 @@ async fn until(at: Instant) {
     }
 }
 
+/// Waits for a request until then. None is begun after that: a time limit alone would have each of those that
+/// are left sent, for nobody.
+async fn in_time<T>(deadline: Instant, request: impl Future<Output = T>) -> Option<T> {
+    if Instant::now() >= deadline {
+        return None;
+    }
+    tokio::time::timeout_at(deadline, request).await.ok()
+}
+
 /// Waits for a request or a commit, if there is one.
 async fn ready<T>(pending: Option<&mut Pending<T>>) -> T {
     match pending {

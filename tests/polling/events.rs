@@ -344,6 +344,40 @@ async fn many_departures_wait_for_their_reasons_no_longer_than_one() {
     assert!(reasons.all(|reason| reason == "unknown"));
 }
 
+/// What is asked for by id counts wherever it is counted, also where nobody waits for it any more; and nobody asks
+/// for what would come too late.
+#[tokio::test(flavor = "multi_thread")]
+async fn own_pages_that_would_come_too_late_are_not_asked_for() {
+    const AT_ONCE: u64 = 8;
+    let simulator = start(world(0)).await;
+    let mut plan = plan(&simulator.url());
+    plan.fetch_details = true;
+    plan.accounts[0].options.timeout = PATIENCE;
+    let exporter = Exporter::start(plan).await;
+    exporter.wait_until_complete().await;
+    simulator
+        .inject(FaultRule::always(Fault::SlowHeaders { seconds: PATIENCE }).at(Endpoint::Alert));
+    let asked = || simulator.requests().of(Endpoint::Alert);
+    let told =
+        || exporter.sample("opsramp_api_requests_total{account=\"default\",endpoint=\"alert\"");
+    let ids = simulator.open_many(DEMO_TENANT, 40).unwrap();
+    eventually("all have opened", || async {
+        exporter.count("opened").await == 40
+    })
+    .await;
+    eventually("all is counted", || async { told() == asked() as f64 }).await;
+    assert_eq!(asked(), AT_ONCE);
+    for id in &ids[..20] {
+        simulator.act(*id, Action::Close).unwrap();
+    }
+    eventually("they have left", || async {
+        exporter.count("left").await == 20
+    })
+    .await;
+    eventually("all is counted", || async { told() == asked() as f64 }).await;
+    assert_eq!(asked(), 2 * AT_ONCE);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn groups_are_bounded_and_items_that_are_no_alerts_are_skipped() {
     let simulator = start(world(300)).await;

@@ -10,7 +10,7 @@ use std::{
 use futures_util::{StreamExt as _, stream};
 use tokio::time::Instant;
 
-use super::{Failure, PAGES_AT_ONCE, Reply, Request, Running};
+use super::{Failure, PAGES_AT_ONCE, Reply, Request, Running, in_time};
 use crate::{
     clock,
     identity::EventKind,
@@ -51,7 +51,7 @@ impl Running {
                     let (client, tenant) = (client.clone(), Arc::clone(&tenant));
                     async move {
                         let asked = reason(&client, &tenant, &id);
-                        let reason = tokio::time::timeout_at(deadline, asked).await;
+                        let reason = in_time(deadline, asked).await;
                         (id, reason.unwrap_or(Reason::Late))
                     }
                 })

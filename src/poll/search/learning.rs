@@ -7,7 +7,9 @@ use futures_util::{StreamExt as _, stream};
 use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
-use super::{Failure, PAGES_AT_ONCE, Pending, Running, Search, Shared, departures::Reason};
+use super::{
+    Failure, PAGES_AT_ONCE, Pending, Running, Search, Shared, departures::Reason, in_time,
+};
 use crate::{
     clock,
     identity::EventKind,
@@ -430,8 +432,8 @@ impl Search {
         let tenant = &self.key.tenant.id;
         stream::iter(asked)
             .map(|(place, id)| async move {
-                let answer = tokio::time::timeout_at(deadline, client.alert(tenant, &id)).await;
-                Some((place, answer.ok()?.ok()??))
+                let answer = in_time(deadline, client.alert(tenant, &id)).await?;
+                Some((place, answer.ok()??))
             })
             .buffer_unordered(PAGES_AT_ONCE)
             .filter_map(std::future::ready)
