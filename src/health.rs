@@ -124,6 +124,14 @@ impl Heartbeat {
         self.beat_for(self.patience);
     }
 
+    /// Waits for something that has a time limit of its own, such as a call of the store. That it is over is
+    /// progress, however many such calls follow one another.
+    pub async fn beat_after<T>(&self, step: impl Future<Output = T>) -> T {
+        let done = step.await;
+        self.beat();
+        done
+    }
+
     /// There was progress; the loop now waits on purpose, for no longer than `patience`.
     pub fn beat_for(&self, patience: Duration) {
         if let Some(entry) = self.health.0.lock().loops.get_mut(&self.id) {

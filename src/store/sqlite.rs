@@ -120,6 +120,24 @@ impl Sqlite {
         })
     }
 
+    /// The same store, of which each call takes so much longer. `look` is called when it does its work.
+    #[cfg(test)]
+    pub(crate) fn slowed(&self, by: std::time::Duration, look: impl Fn() + Send + 'static) -> Self {
+        let (commands, mut queue) = mpsc::channel(QUEUE);
+        let thread = self.commands.clone();
+        tokio::spawn(async move {
+            while let Some(command) = queue.recv().await {
+                tokio::time::sleep(by).await;
+                look();
+                thread.send(command).await.ok();
+            }
+        });
+        Self {
+            commands,
+            ..self.clone()
+        }
+    }
+
     pub(super) async fn take_up(&self, key: &SearchKey, now: Timestamp) -> Result<Loaded, Error> {
         let key = key.clone();
         self.write((key, now), Write::TakeUp).await

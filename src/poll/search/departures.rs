@@ -119,12 +119,10 @@ impl Running {
     pub(super) async fn depart(&mut self, reasons: Vec<(Box<str>, Reason)>) -> Result<(), Failure> {
         let now = clock::now();
         let ids: Vec<Box<str>> = reasons.iter().map(|(id, _)| id.clone()).collect();
-        let mut stored: HashMap<Box<str>, StoredAlert> = self
-            .search
-            .shared
-            .store
-            .stored(self.held, ids.clone())
-            .await?
+        let search = &self.search;
+        let stored = search.shared.store.stored(self.held, ids.clone());
+        let stored = search.heartbeat.beat_after(stored).await?;
+        let mut stored: HashMap<Box<str>, StoredAlert> = stored
             .into_iter()
             .map(|alert| (alert.id.clone(), alert))
             .collect();

@@ -121,7 +121,9 @@ impl Running {
         } else {
             HashMap::new()
         };
-        let details = self.search.details(&delta.opened, &page.alerts).await;
+        let search = &self.search;
+        let details = search.details(&delta.opened, &page.alerts);
+        let details = search.heartbeat.beat_after(details).await;
         let details: HashMap<usize, Alert<'_>> = details
             .iter()
             .filter_map(|(place, answer)| {
@@ -156,7 +158,7 @@ impl Running {
             Some(ahead) => {
                 self.under_way = Some(PendingCommit {
                     ahead,
-                    committing: Box::pin(self.commit(commit, now)),
+                    committing: Box::pin(self.committing(commit, now)),
                     tally,
                 });
             }
@@ -259,7 +261,7 @@ impl Running {
     async fn stored(&mut self) -> Result<(), Failure> {
         match committing(&mut self.under_way) {
             Some(committing) => {
-                let stored = committing.await;
+                let stored = self.search.heartbeat.beat_after(committing).await;
                 self.has_stored(stored)
             }
             None => Ok(()),
@@ -293,8 +295,14 @@ impl Running {
         }
     }
 
-    /// Stores what was learned. That the journal is full is said to everybody who asks for health.
-    pub(super) fn commit(
+    /// Stores what was learned.
+    pub(super) async fn commit(&mut self, commit: Commit, now: Timestamp) -> Result<(), Failure> {
+        let committing = self.committing(commit, now);
+        self.search.heartbeat.beat_after(committing).await
+    }
+
+    /// The same, to be waited for later. That the journal is full is said to everybody who asks for health.
+    fn committing(
         &self,
         mut commit: Commit,
         now: Timestamp,
@@ -386,13 +394,9 @@ impl Search {
             .iter()
             .map(|place| sightings[*place].id.into())
             .collect();
-        Ok(self
-            .shared
-            .store
-            .departed(held, ids)
-            .await?
-            .into_iter()
-            .collect())
+        let departed = self.shared.store.departed(held, ids);
+        let departed = self.heartbeat.beat_after(departed).await?;
+        Ok(departed.into_iter().collect())
     }
 
     /// What is stored of alerts that have changed: the details that came when they were new.
@@ -410,7 +414,8 @@ impl Search {
             return Ok(HashMap::new());
         }
         let ids = places.keys().map(|id| Box::from(*id)).collect();
-        let stored = self.shared.store.stored(held, ids).await?;
+        let stored = self.shared.store.stored(held, ids);
+        let stored = self.heartbeat.beat_after(stored).await?;
         let fields = stored.iter().filter_map(|alert| {
             let fields = AlertFields::from_stored(&alert.body).ok()?;
             Some((*places.get(&*alert.id)?, fields))
@@ -492,4 +497,146 @@ fn fields_of<'a>(alert: &'a Alert<'_>, further: Option<&AlertFields<'a>>) -> Ale
 /// Whether a clock may go so wrong; else it is the header that does.
 fn is_credible(clock_ahead: &SignedDuration) -> bool {
     clock_ahead.as_hours().abs() < 24
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use parking_lot::Mutex;
+
+    use super::*;
+    use crate::{
+        health::Health,
+        identity::{SearchKey, Tenant},
+        metrics::{BuildInfo, Metrics},
+        opsramp::{self, Client},
+        poll::{
+            SearchOptions,
+            engine::{Engine, Options},
+            pollers::HEARTBEAT,
+            schedule::Grid,
+            search::{Learned, unknown},
+        },
+        record,
+        secret::{Secret, SecretSource},
+        status::Board,
+        store::Store,
+        track::Tracker,
+    };
+
+    /// A search of nobody's server, taken up.
+    async fn running(store: &Store, health: &Health) -> Running {
+        let board = Board::default();
+        let build = BuildInfo {
+            version: "0",
+            revision: "0",
+            rustversion: "0",
+        };
+        let metrics = Metrics::new(board.clone(), build);
+        let secret = || SecretSource::Value(Secret::new("any"));
+        let url = "http://127.0.0.1:1".to_owned();
+        let options = opsramp::Options::new("default".into(), url, secret(), secret());
+        let account = metrics.register_account(&options.name);
+        let client = Client::new(options, Arc::new(account)).await.unwrap();
+        let key = SearchKey {
+            account: "default".into(),
+            tenant: Tenant {
+                id: "client_1".into(),
+                name: "retail".into(),
+            },
+            search: "open".into(),
+        };
+        let options = Arc::new(SearchOptions {
+            name: "open".into(),
+            query: "actions:OPEN".to_owned(),
+            interval: Duration::from_secs(30),
+            tenants: None,
+            page_size: 100,
+            full_read_interval: Duration::from_secs(600),
+            stale_after: Duration::from_secs(300),
+            group_by: Vec::new(),
+            max_groups: 200,
+        });
+        let record = record::Options {
+            events: EventKind::ALL.to_vec(),
+            include_raw: false,
+            max_description_length: 4096,
+        };
+        let search = Box::new(Search {
+            status: unknown(&key, &options, store),
+            metrics: metrics.register_search(&key),
+            heartbeat: health.register("search", HEARTBEAT),
+            client,
+            shared: Shared {
+                store: store.clone(),
+                board,
+                health: health.clone(),
+                record: Arc::new(record),
+                at_first_start: AtFirstStart::Emit,
+                fetch_details: false,
+                steadiness: Arc::default(),
+            },
+            first_poll: Instant::now(),
+            learned: Learned::default(),
+            key,
+            options,
+        });
+        let loaded = store.take_up(&search.key, clock::now()).await.unwrap();
+        let engine_options = Options {
+            full_read_interval: search.options.full_read_interval,
+            interval: search.options.interval,
+            max_poll_pages: 25,
+            has_one_status: true,
+        };
+        let engine = Engine::new(engine_options, Tracker::new([].into(), 200));
+        let grid = Grid::new(&search.key, search.options.interval, Instant::now());
+        Running::new(search, &loaded, engine, grid)
+    }
+
+    async fn learn(running: &mut Running, states: &[&str]) -> u64 {
+        let result = states.iter().enumerate().map(|(id, state)| {
+            serde_json::json!({"uniqueId": id.to_string(), "currentState": state, "status": "New"})
+        });
+        let answer = serde_json::json!({
+            "results": result.collect::<Vec<_>>(), "totalResults": states.len(),
+            "pageNo": 1, "pageSize": 100, "nextPage": false,
+        });
+        let answer = Answer::of_search(answer.to_string().into_bytes());
+        let request = SearchRequest {
+            query: running.search.options.query.clone(),
+            page: 1,
+            page_size: 100,
+            sorted: true,
+        };
+        running.engine.asked(&Purpose::Poll);
+        let learned = running.learn(&Purpose::Poll, &request, &answer).await;
+        learned.unwrap().1
+    }
+
+    /// A page may need several calls of the store, one after the other, and a database that is slow works.
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_store_is_no_search_that_hangs() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = store::Options::Sqlite {
+            path: folder.path().join("state.db"),
+            journal_limit: store::JOURNAL_LIMIT,
+        };
+        let Store::Sqlite(sqlite) = Store::open(&options).await.unwrap() else {
+            panic!("another store");
+        };
+        let health = Health::default();
+        let calls = Arc::new(Mutex::new(0));
+        let (counted, looked) = (Arc::clone(&calls), health.clone());
+        let slow = sqlite.slowed(HEARTBEAT * 2 / 5, move || {
+            *counted.lock() += 1;
+            assert_eq!(looked.overdue(), []);
+        });
+        let mut running = running(&Store::Sqlite(slow), &health).await;
+        running.has_departed = true;
+        *calls.lock() = 0;
+        // Who was there before, the commit, and that the result has been read.
+        assert_eq!(learn(&mut running, &["Critical"]).await, 1);
+        assert_eq!(*calls.lock(), 3);
+    }
 }
