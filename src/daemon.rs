@@ -29,7 +29,7 @@ use crate::{
     config::{self, Config, Loaded, WebFile},
     deliver::{self, Delivery, SinkOptions},
     error_chain::chain,
-    health::{Health, Heartbeat},
+    health::{Health, Heartbeat, Notice},
     logging,
     metrics::Metrics,
     poll::{self, Happening, Plan, Pollers},
@@ -65,8 +65,6 @@ const SILENT: Duration = Duration::from_secs(1);
 /// The topic of what is said about a store in trouble.
 const STORE: &str = "store";
 const SILENCE: &str = "the state store has not answered yet; nothing is polled until it does";
-/// The topic of what is said about a configuration that cannot be loaded again.
-const CONFIGURATION: &str = "configuration";
 const QUIT: &str = "POST /-/quit";
 const REJECTED: &str =
     "the configuration cannot be loaded again, the log says why; the one before stays in force";
@@ -88,6 +86,8 @@ pub struct Daemon {
     manager: ServiceManager,
     /// Tells the service manager how it goes.
     attendant: AbortOnDropHandle<()>,
+    /// Says that the configuration could not be loaded again.
+    rejected: Option<Notice>,
 }
 
 /// Loads the configuration again, for a reload. The error is for people.
@@ -237,6 +237,7 @@ impl Daemon {
             reloads,
             manager,
             attendant,
+            rejected: None,
         })
     }
 
@@ -375,12 +376,12 @@ impl Daemon {
         match &outcome {
             Ok(()) => {
                 self.metrics.config_loaded(read_at);
-                self.health.withdraw(CONFIGURATION);
+                self.rejected = None;
                 tracing::info!("the configuration was loaded again");
             }
             Err(message) => {
                 self.metrics.config_rejected();
-                self.health.notice(CONFIGURATION, REJECTED);
+                self.rejected = Some(self.health.notice(REJECTED));
                 tracing::error!(error = %message, "the configuration cannot be loaded; the one before stays in force");
             }
         }

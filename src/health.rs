@@ -19,6 +19,14 @@ pub struct Heartbeat {
     patience: Duration,
 }
 
+/// Something that an operator should know although the process works, such as a journal that is full. When it is
+/// dropped, it is so no longer.
+#[derive(Debug)]
+pub struct Notice {
+    health: Health,
+    id: u64,
+}
+
 /// A loop that has not made progress for longer than it said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overdue {
@@ -32,7 +40,7 @@ pub struct Overdue {
 struct State {
     next: u64,
     loops: BTreeMap<u64, Loop>,
-    notices: BTreeMap<&'static str, String>,
+    notices: BTreeMap<u64, String>,
     obstacles: BTreeMap<&'static str, String>,
 }
 
@@ -49,8 +57,7 @@ impl Health {
     #[must_use]
     pub fn register(&self, name: impl Into<Arc<str>>, patience: Duration) -> Heartbeat {
         let mut state = self.0.lock();
-        let id = state.next;
-        state.next += 1;
+        let id = state.next_id();
         let entry = Loop {
             name: name.into(),
             deadline: Instant::now() + patience,
@@ -82,21 +89,29 @@ impl Health {
         overdue
     }
 
-    /// Says something that an operator should know although the process works, such as a journal
-    /// that is full; it replaces what was said about the same topic.
-    pub fn notice(&self, topic: &'static str, text: impl Into<String>) {
-        self.0.lock().notices.insert(topic, text.into());
+    /// Says something that an operator should know, until what it brings is dropped.
+    #[must_use]
+    pub fn notice(&self, text: impl Into<String>) -> Notice {
+        let mut state = self.0.lock();
+        let id = state.next_id();
+        state.notices.insert(id, text.into());
+        Notice {
+            health: self.clone(),
+            id,
+        }
     }
 
-    /// Takes back what was said about a topic.
-    pub fn withdraw(&self, topic: &str) {
-        self.0.lock().notices.remove(topic);
-    }
-
-    /// What an operator should know.
+    /// What an operator should know. What several say is said once.
     #[must_use]
     pub fn notices(&self) -> Vec<String> {
-        self.0.lock().notices.values().cloned().collect()
+        let state = self.0.lock();
+        let mut notices: Vec<String> = Vec::new();
+        for text in state.notices.values() {
+            if !notices.contains(text) {
+                notices.push(text.clone());
+            }
+        }
+        notices
     }
 
     /// Says why the process cannot do its work at present although nothing hangs, such as a database
@@ -113,6 +128,16 @@ impl Health {
     #[must_use]
     pub fn obstacles(&self) -> Vec<String> {
         self.0.lock().obstacles.values().cloned().collect()
+    }
+}
+
+// === impl State ===
+
+impl State {
+    fn next_id(&mut self) -> u64 {
+        let id = self.next;
+        self.next += 1;
+        id
     }
 }
 
@@ -143,6 +168,14 @@ impl Heartbeat {
 impl Drop for Heartbeat {
     fn drop(&mut self) {
         self.health.0.lock().loops.remove(&self.id);
+    }
+}
+
+// === impl Notice ===
+
+impl Drop for Notice {
+    fn drop(&mut self) {
+        self.health.0.lock().notices.remove(&self.id);
     }
 }
 
@@ -190,13 +223,17 @@ mod tests {
     }
 
     #[test]
-    fn a_notice_stays_until_it_is_withdrawn() {
+    fn a_notice_stays_until_the_last_who_gave_it_takes_it_back() {
         let health = Health::default();
-        health.notice("journal", "the journal is full");
-        health.notice("journal", "the journal is still full");
-        assert_eq!(health.notices(), ["the journal is still full"]);
-        health.withdraw("journal");
-        assert!(health.notices().is_empty());
+        let one = health.notice("the journal is full");
+        let other = health.notice("the journal is full");
+        let _third = health.notice("the configuration is rejected");
+        let all = ["the journal is full", "the configuration is rejected"];
+        assert_eq!(health.notices(), all);
+        drop(one);
+        assert_eq!(health.notices().len(), 2);
+        drop(other);
+        assert_eq!(health.notices(), all[1..]);
     }
 
     #[test]

@@ -241,7 +241,7 @@ mod tests {
     fn what_holds_the_process_up_comes_before_what_it_does() {
         let (board, health) = (Board::default(), Health::default());
         assert_eq!(summary(&board, &health), "polling 0 searches");
-        health.notice("journal", "the journal is full");
+        let _notice = health.notice("the journal is full");
         assert_eq!(
             summary(&board, &health),
             "polling 0 searches; the journal is full"

@@ -500,6 +500,14 @@ impl Store {
         }
     }
 
+    /// Whether there is room in the journal for so many events of any search.
+    pub async fn has_room(&self, events: u64) -> Result<bool, Error> {
+        match self {
+            Self::Sqlite(store) => store.has_room(events).await,
+            Self::Postgres(store) => Ok(store.has_room(events)),
+        }
+    }
+
     /// The open alerts for the page, newest first; those without a creation date come last. Only
     /// those of searches that are held are shown.
     pub async fn open_alerts(&self, filter: AlertFilter) -> Result<Vec<OpenAlert>, Error> {

@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 pub(super) use self::taking_up::{give_back, unknown};
 use self::{
     departures::Reason,
-    learning::{PendingCommit, committing},
+    learning::{PendingCommit, Refused, committing},
     patience::Patience,
 };
 use super::{
@@ -135,6 +135,8 @@ struct Running {
     waited_in_vain: bool,
     engine: Engine,
     under_way: Option<PendingCommit>,
+    /// While the journal has no room for what was to be stored.
+    refused: Option<Refused>,
     asking: Asking,
     /// Where less is asked for than is wanted: when a poll tries that again.
     ask_fully_at: Option<Instant>,
@@ -216,6 +218,7 @@ impl Running {
             waited_in_vain: false,
             engine,
             under_way: None,
+            refused: None,
             asking: search.wanted(),
             ask_fully_at: None,
             patience,
@@ -359,7 +362,10 @@ impl Running {
                 }
                 return Some(self.page(Purpose::Poll, page));
             }
-            Ok((Next::Done, events)) => self.poll_succeeded(events),
+            Ok((Next::Done, events)) => {
+                self.look_for_room().await;
+                self.poll_succeeded(events);
+            }
             Err(failure) => self.poll_failed(&failure),
         }
         None
@@ -466,7 +472,6 @@ impl Running {
         self.search.status.tried = true;
         self.announce_next_poll();
         if succeeded {
-            self.look_at_journal();
             self.publish(Some(clock::now()));
         }
     }

@@ -520,12 +520,15 @@ pub(super) async fn a_sink_that_is_removed_makes_room_where_it_alone_is_in_the_w
     sinks(&store, &["fast", "dead"]).await;
     store.commit(held, events(1..4), second(2)).await.unwrap();
     acknowledge_all(&store, "fast").await;
+    assert!(!store.has_room(1).await.unwrap());
     let full = store.commit(held, events(4..5), second(2)).await;
     assert!(
         matches!(full, Err(Error::JournalFull { limit: 3 })),
         "{full:?}"
     );
     sinks(&store, &["fast"]).await;
+    assert!(store.has_room(3).await.unwrap());
+    assert!(!store.has_room(4).await.unwrap());
     store.commit(held, events(4..7), second(2)).await.unwrap();
     assert_eq!(waiting(&store, "fast").await, [4, 5, 6]);
     // It starts anew, like any other.
@@ -605,6 +608,8 @@ pub(super) async fn a_full_journal_takes_alerts_but_no_events(options: Options) 
         matches!(full, Err(Error::JournalFull { limit: 4 })),
         "{full:?}"
     );
+    assert!(!store.has_room(2).await.unwrap());
+    assert!(store.has_room(1).await.unwrap());
     store.commit(held, events(6..7), second(2)).await.unwrap();
     store
         .commit(held, upserts([alert("taken", 1, 1)]), second(2))

@@ -437,15 +437,27 @@ impl Postgres {
         })
     }
 
+    pub(super) fn has_room(&self, events: u64) -> bool {
+        let has_room = self.shared.look(|state| state.journal.has_room(events));
+        has_room || !self.left_in_the_way_of(events).is_empty()
+    }
+
+    /// The sinks that have left and alone leave no room for so many events.
+    fn left_in_the_way_of(&self, events: u64) -> Vec<String> {
+        self.shared.look(|state| {
+            let mut sinks = state.journal.in_the_way_of(events);
+            if !sinks.iter().all(|name| state.left.contains_key(name)) {
+                sinks.clear();
+            }
+            sinks
+        })
+    }
+
     /// Gives up sinks that have left, where they alone are in the way of so many events. Brings whether
     /// it is worth looking for room again.
     async fn make_room(&self, events: u64) -> bool {
-        let (in_the_way, have_left) = self.shared.look(|state| {
-            let sinks = state.journal.in_the_way_of(events);
-            let have_left = sinks.iter().all(|name| state.left.contains_key(name));
-            (sinks, have_left)
-        });
-        if in_the_way.is_empty() || !have_left {
+        let in_the_way = self.left_in_the_way_of(events);
+        if in_the_way.is_empty() {
             return false;
         }
         let give_up = async |session: &mut Session| {

@@ -186,6 +186,11 @@ impl Sqlite {
         self.write((held, commit, now), Write::Commit).await
     }
 
+    pub(super) async fn has_room(&self, events: u64) -> Result<bool, Error> {
+        self.ask(|reply| Command::Read(Read::HasRoom { events, reply }))
+            .await
+    }
+
     pub(super) async fn open_alerts(&self, filter: AlertFilter) -> Result<Vec<OpenAlert>, Error> {
         let commands = self.commands.clone();
         self.page.read(filter, move || commands.is_closed()).await

@@ -21,6 +21,17 @@ fn answer(
     number
 }
 
+/// Delivers all that waits. Brings the records.
+async fn deliver_all(store: &Store) -> Vec<serde_json::Value> {
+    let batch = store.pending(SINK, 1_000_000, usize::MAX).await.unwrap();
+    let last = batch.events.last().expect("something waits").position;
+    store.acknowledge(SINK, last, None).await.unwrap();
+    let records = batch.events.iter();
+    records
+        .map(|pending| serde_json::from_slice(&pending.event.body).unwrap())
+        .collect()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_alert_opens_changes_and_leaves() {
     let simulator = start(world(0)).await;
@@ -135,17 +146,9 @@ async fn a_full_read_that_cannot_be_stored_goes_on_where_it_stopped() {
         })
         .await;
         failures += u32::from(last_failure() != before);
-        let batch = exporter
-            .store
-            .pending(SINK, 1_000, usize::MAX)
-            .await
-            .unwrap();
-        let last = batch.events.last().expect("what filled it").position;
-        ids.extend(batch.events.iter().map(|pending| {
-            let record: serde_json::Value = serde_json::from_slice(&pending.event.body).unwrap();
-            record["alert_id"].as_str().unwrap().to_owned()
-        }));
-        exporter.store.acknowledge(SINK, last, None).await.unwrap();
+        let delivered = deliver_all(&exporter.store).await;
+        let read = delivered.iter().map(|event| event["alert_id"].as_str());
+        ids.extend(read.map(|id| id.unwrap().to_owned()));
     }
     exporter.wait_until_complete().await;
     let lines = ids.len();
@@ -164,17 +167,11 @@ async fn a_full_read_that_cannot_be_stored_goes_on_where_it_stopped() {
 
 /// Nobody may ever again commit anything that there is room for.
 #[tokio::test(flavor = "multi_thread")]
-async fn that_the_journal_is_full_is_said_until_nothing_waits_any_more() {
-    let simulator = start(world(0)).await;
+async fn that_the_journal_is_full_is_said_until_there_is_room() {
+    let simulator = start(world(1)).await;
     let folder = Arc::new(tempfile::tempdir().unwrap());
-    let exporter = Exporter::start_with(folder, plan(&simulator.url()), 1).await;
-    let waiting = |events| {
-        exporter
-            .board
-            .update_sink(&SINK.into(), |sink| sink.backlog = events)
-    };
+    let exporter = Exporter::start_with(folder, plan(&simulator.url()), 2).await;
     exporter.wait_until_complete().await;
-    waiting(Some(1));
     let new = simulator.open_many(DEMO_TENANT, 2).unwrap();
     let is_full = || !exporter.health.notices().is_empty();
     eventually("the journal is full", || async { is_full() }).await;
@@ -184,8 +181,42 @@ async fn that_the_journal_is_full_is_said_until_nothing_waits_any_more() {
     eventually("a poll succeeds", || async { exporter.is_complete() }).await;
     exporter.wait_for_poll().await;
     assert!(is_full());
-    waiting(Some(0));
+    deliver_all(&exporter.store).await;
     eventually("it is not full any more", || async { !is_full() }).await;
+}
+
+/// What is too much for the journal is so whatever others find room for.
+#[tokio::test(flavor = "multi_thread")]
+async fn that_the_journal_is_full_is_said_as_long_as_anybody_is_refused() {
+    const SMALL: &str = "client_2";
+    let mut options = world(0);
+    options.tenants.push(tenant(SMALL, 0));
+    let simulator = start(options).await;
+    let mut plan = plan(&simulator.url());
+    plan.accounts = vec![account(&simulator.url(), &[DEMO_TENANT, SMALL])];
+    let folder = Arc::new(tempfile::tempdir().unwrap());
+    let exporter = Exporter::start_with(folder, plan, 10).await;
+    eventually("all is read", || async {
+        exporter.sample("opsramp_search_complete{") == 2.0
+    })
+    .await;
+    simulator.open_many(DEMO_TENANT, 11).unwrap();
+    let health = exporter.health.clone();
+    let full = health.clone();
+    let is_full = move || full.notices().len() == 1;
+    eventually("the journal is full", || async { is_full() }).await;
+    for number in 1..=5 {
+        simulator.open_many(SMALL, 1).unwrap();
+        let mut said = true;
+        eventually("the other's is stored", || {
+            said &= is_full();
+            async { exporter.count("opened").await == number }
+        })
+        .await;
+        assert!(said && is_full());
+    }
+    exporter.stop().await;
+    assert!(health.notices().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

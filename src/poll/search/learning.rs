@@ -12,6 +12,7 @@ use super::{
 };
 use crate::{
     clock,
+    health::Notice,
     identity::EventKind,
     opsramp::{Answer, Page, SearchRequest, alert::Alert},
     poll::{
@@ -30,14 +31,20 @@ use crate::{
 const DETAILS_DEADLINE: Duration = Duration::from_secs(2);
 /// Details that are kept for the lines of one page, in bytes.
 const DETAILS_BYTES: usize = 16 * 1024 * 1024;
-/// The topic of what is said about a full journal.
-const JOURNAL: &str = "journal";
 
 /// A page that the engine knows already, while its changes are being stored.
 pub(super) struct PendingCommit {
     ahead: Ahead,
-    committing: Pending<Result<(), Failure>>,
+    committing: Pending<Result<(), store::Error>>,
+    events: u64,
     tally: Tally,
+}
+
+/// What the journal had no room for.
+pub(super) struct Refused {
+    /// How many events at once, at most; where that is more than there can be, it is those.
+    events: u64,
+    _notice: Notice,
 }
 
 /// What the metrics are told once changes are stored.
@@ -158,6 +165,7 @@ impl Running {
             Some(ahead) => {
                 self.under_way = Some(PendingCommit {
                     ahead,
+                    events: commit.events.len() as u64,
                     committing: Box::pin(self.committing(commit, now)),
                     tally,
                 });
@@ -276,14 +284,21 @@ impl Running {
     }
 
     /// The end of what was under way.
-    pub(super) fn has_stored(&mut self, stored: Result<(), Failure>) -> Result<(), Failure> {
-        if let Some(PendingCommit { ahead, tally, .. }) = self.under_way.take() {
+    pub(super) fn has_stored(&mut self, stored: Result<(), store::Error>) -> Result<(), Failure> {
+        if let Some(PendingCommit {
+            ahead,
+            events,
+            tally,
+            ..
+        }) = self.under_way.take()
+        {
+            self.note_room(events, &stored);
             match &stored {
                 Ok(()) => self.tell(tally),
                 Err(_) => self.engine.take_back(ahead),
             }
         }
-        stored
+        Ok(stored?)
     }
 
     fn tell(&self, tally: Tally) {
@@ -297,47 +312,56 @@ impl Running {
 
     /// Stores what was learned.
     pub(super) async fn commit(&mut self, commit: Commit, now: Timestamp) -> Result<(), Failure> {
+        let events = commit.events.len() as u64;
         let committing = self.committing(commit, now);
-        self.search.heartbeat.beat_after(committing).await
+        let committed = self.search.heartbeat.beat_after(committing).await;
+        self.note_room(events, &committed);
+        Ok(committed?)
     }
 
-    /// The same, to be waited for later. That the journal is full is said to everybody who asks for health.
+    /// The same, to be waited for and taken note of later.
     fn committing(
         &self,
         mut commit: Commit,
         now: Timestamp,
-    ) -> impl Future<Output = Result<(), Failure>> + Send + use<> {
+    ) -> impl Future<Output = Result<(), store::Error>> + Send + use<> {
         let Shared {
-            store,
-            health,
-            steadiness,
-            ..
+            store, steadiness, ..
         } = self.search.shared.clone();
         commit.may_forget = steadiness.is_steady(now);
         let held = self.held;
-        async move {
-            let has_events = !commit.events.is_empty();
-            let committed = store.commit(held, commit, now).await;
-            match &committed {
-                Err(store::Error::JournalFull { limit }) => health.notice(
-                    JOURNAL,
-                    format!(
-                        "the journal is full: {limit} events wait for their sinks; \
-                         new alerts are taken in when there is room again"
-                    ),
-                ),
-                Ok(()) if has_events => health.withdraw(JOURNAL),
-                _ => {}
+        async move { store.commit(held, commit, now).await }
+    }
+
+    /// Says to everybody who asks for health that the journal is full, until as much as it has refused gets
+    /// through: what others store may be less.
+    fn note_room(&mut self, events: u64, committed: &Result<(), store::Error>) {
+        let refused = self.refused.as_ref().map_or(0, |refused| refused.events);
+        match committed {
+            Err(store::Error::JournalFull { limit }) => {
+                let notice = self.search.shared.health.notice(format!(
+                    "the journal is full: {limit} events wait for their sinks; \
+                     new alerts are taken in when there is room again"
+                ));
+                self.refused = Some(Refused {
+                    events: events.min(*limit).max(refused),
+                    _notice: notice,
+                });
             }
-            Ok(committed?)
+            Ok(()) if events >= refused => self.refused = None,
+            _ => {}
         }
     }
 
     /// What found no room may be gone again, so that no commit would ever tell that there is room.
-    pub(super) fn look_at_journal(&self) {
-        let Shared { board, health, .. } = &self.search.shared;
-        if board.sinks().values().all(|sink| sink.backlog == Some(0)) {
-            health.withdraw(JOURNAL);
+    pub(super) async fn look_for_room(&mut self) {
+        let Search {
+            heartbeat, shared, ..
+        } = &*self.search;
+        if let Some(Refused { events, .. }) = self.refused
+            && let Ok(true) = heartbeat.beat_after(shared.store.has_room(events)).await
+        {
+            self.refused = None;
         }
     }
 
@@ -454,7 +478,7 @@ impl Search {
 /// What is being stored, if anything is.
 pub(super) fn committing(
     under_way: &mut Option<PendingCommit>,
-) -> Option<&mut Pending<Result<(), Failure>>> {
+) -> Option<&mut Pending<Result<(), store::Error>>> {
     Some(&mut under_way.as_mut()?.committing)
 }
 

@@ -224,13 +224,18 @@ impl Journal {
     /// Sees to it that there is room for so many events until they are appended or
     /// [taken back](Self::unreserve). Returns whether there is.
     pub(super) fn reserve(&mut self, events: u64) -> bool {
-        let waiting = self.sinks.values().map(|sink| sink.waiting).max();
-        let wanted = waiting.unwrap_or(0) + self.reserved + events;
-        let fits = self.sinks.is_empty() || wanted <= self.limit;
+        let fits = self.has_room(events);
         if fits {
             self.reserved += events;
         }
         fits
+    }
+
+    /// Whether there is room for so many events.
+    pub(super) fn has_room(&self, events: u64) -> bool {
+        let waiting = self.sinks.values().map(|sink| sink.waiting).max();
+        let wanted = waiting.unwrap_or(0) + self.reserved + events;
+        self.sinks.is_empty() || wanted <= self.limit
     }
 
     /// The sinks of others, or of nobody any more, that alone leave no room for so many events; none

@@ -197,20 +197,24 @@ impl Journal {
 
     /// Sees to it that so many more events may wait: gives up sinks that have left, where they alone
     /// are in the way. Brings whether there is room.
-    pub(super) fn make_room(&mut self, connection: &Connection, events: usize) -> Result<bool> {
-        let mut in_the_way = Vec::new();
-        for (name, cursor) in &self.cursors {
-            let waiting = self.end.abs_diff(cursor.position);
-            if waiting.saturating_add(events as u64) <= self.limit {
-                continue;
-            }
-            if cursor.left.is_none() {
-                return Ok(false);
-            }
-            in_the_way.push(name.clone());
+    pub(super) fn make_room(&mut self, connection: &Connection, events: u64) -> Result<bool> {
+        if !self.has_room(events) {
+            return Ok(false);
         }
+        let in_the_way = self.left(|cursor, _| !self.leaves_room(cursor, events));
         self.give_up(connection, &in_the_way, Reason::Room)?;
         Ok(true)
+    }
+
+    /// Whether so many more events may wait, once sinks that have left are given up.
+    pub(super) fn has_room(&self, events: u64) -> bool {
+        let mut named = self.cursors.values().filter(|cursor| cursor.left.is_none());
+        named.all(|cursor| self.leaves_room(cursor, events))
+    }
+
+    fn leaves_room(&self, cursor: &Cursor, events: u64) -> bool {
+        let waiting = self.end.abs_diff(cursor.position);
+        waiting.saturating_add(events) <= self.limit
     }
 
     /// Whether sinks that have left keep something that every other one has.

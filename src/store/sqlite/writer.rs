@@ -102,6 +102,10 @@ pub(super) enum Read {
         sink: Box<str>,
         reply: oneshot::Sender<Answer<Backlog>>,
     },
+    HasRoom {
+        events: u64,
+        reply: oneshot::Sender<Answer<bool>>,
+    },
 }
 
 type Ordinals = Vec<(Box<str>, u32)>;
@@ -501,6 +505,9 @@ impl Writer {
                 let backlog = self.journal.backlog(connection, &sink);
                 reply.send(backlog.ok_or_else(|| unknown(&sink))).ok();
             }
+            Read::HasRoom { events, reply } => {
+                reply.send(Ok(self.journal.has_room(events))).ok();
+            }
         }
     }
 }
@@ -617,7 +624,7 @@ impl Write {
                 job.answer = if !holds.is_held(*held) {
                     Err(Error::LeaseLost)
                 } else if !commit.events.is_empty()
-                    && !journal.make_room(connection, commit.events.len())?
+                    && !journal.make_room(connection, commit.events.len() as u64)?
                 {
                     Err(Error::JournalFull {
                         limit: journal.limit(),

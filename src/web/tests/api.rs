@@ -68,7 +68,7 @@ async fn the_status_is_given_as_json_with_documented_keys() {
     see_account(&site);
     site.board
         .update_sink(&"file".into(), |sink| sink.kind = "file");
-    site.health.notice("journal", "the journal is full");
+    let _notice = site.health.notice("the journal is full");
 
     let json = site.get("/api/v1/status").await.json();
     assert_eq!(json["problems"], serde_json::json!(["the journal is full"]));
