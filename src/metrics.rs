@@ -13,7 +13,7 @@ use std::{
     fmt,
     sync::{
         Arc,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -113,6 +113,8 @@ pub struct AccountMetrics {
     metrics: Metrics,
     name: Arc<str>,
     cells: Arc<AccountCells>,
+    /// Whether another client of the account has taken this one's place.
+    is_replaced: Arc<AtomicBool>,
 }
 
 /// Counts what happens to one sink. Cheap to clone; counts into the void once it is removed.
@@ -234,6 +236,7 @@ impl Metrics {
             metrics: self.clone(),
             name: Arc::clone(name),
             cells,
+            is_replaced: Arc::default(),
         }
     }
 
@@ -375,13 +378,24 @@ impl fmt::Debug for SearchMetrics {
 // === impl AccountMetrics ===
 
 impl AccountMetrics {
-    /// Changes what the board knows of the account, unless it was removed meanwhile.
+    /// Another client of the account, with metrics of its own, takes this one's place. The board forgets what it
+    /// knows; what this client still does is counted, and what it learns, as of its token, not shown.
+    pub fn replaced(&self) {
+        // Under the lock, so that a request that still ends cannot bring it back.
+        let accounts = self.metrics.0.accounts.write();
+        self.is_replaced.store(true, Ordering::Relaxed);
+        self.metrics.0.board.remove_account(&self.name);
+        drop(accounts);
+        self.metrics.touch();
+    }
+
+    /// Changes what the board knows of the account, unless it was removed meanwhile, or this client replaced.
     fn report(&self, change: impl FnOnce(&mut crate::status::AccountStatus)) {
         let accounts = self.metrics.0.accounts.read();
         let present = accounts
             .get(&self.name)
             .is_some_and(|cells| Arc::ptr_eq(cells, &self.cells));
-        if present {
+        if present && !self.is_replaced.load(Ordering::Relaxed) {
             self.metrics.0.board.update_account(&self.name, change);
         }
     }

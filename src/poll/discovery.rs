@@ -18,6 +18,7 @@ use tokio::{
 
 use crate::{
     identity::Tenant,
+    metrics::AccountMetrics,
     opsramp::{self, Client, ClientInfo, ClientsPage},
     status::{DiscoveryStatus, PartnerStatus, alike, listed},
 };
@@ -30,6 +31,8 @@ pub(super) type Tenants = BTreeMap<Tenant, Arc<str>>;
 pub(super) struct AccountClient {
     pub(super) options: opsramp::Options,
     pub(super) client: Client,
+    /// What the client tells.
+    pub(super) metrics: AccountMetrics,
     /// Changes when the client does, so that searches notice.
     pub(super) generation: u64,
     /// Whose clients are looked up; none without discovery.
@@ -293,7 +296,12 @@ fn decide(known: &Tenants, found: Clients, partners: &mut [Partner]) -> Decision
 
 impl AccountClient {
     /// In place of another one, if there was one: whose clients are polled on meanwhile.
-    pub(super) fn new(options: opsramp::Options, client: Client, old: Option<Self>) -> Self {
+    pub(super) fn new(
+        options: opsramp::Options,
+        client: Client,
+        metrics: AccountMetrics,
+        old: Option<Self>,
+    ) -> Self {
         let generation = old.as_ref().map_or(0, |old| old.generation + 1);
         let (partners, discovered) = old
             .map(|old| (old.partners, old.discovered))
@@ -301,6 +309,7 @@ impl AccountClient {
         let mut new = Self {
             options,
             client,
+            metrics,
             generation,
             partners: Vec::new(),
             discovered,

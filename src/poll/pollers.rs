@@ -22,7 +22,7 @@ use crate::{
     clock::Steadiness,
     health::Health,
     identity::{SearchKey, Tenant},
-    metrics::Metrics,
+    metrics::{AccountMetrics, Metrics},
     opsramp::{self, Asked, BuildError, Client},
     record,
     status::{Board, SearchStatus},
@@ -78,7 +78,7 @@ pub struct Pollers {
 pub struct Prepared {
     plan: Plan,
     /// Of the accounts that are new or changed.
-    clients: Vec<Client>,
+    clients: Vec<(Client, AccountMetrics)>,
 }
 
 /// What the owner of [`Pollers`] must act on.
@@ -170,14 +170,15 @@ impl Pollers {
                 }
                 _ => {
                     let metrics = self.metrics.register_account(name);
-                    let made = Client::new(account.options.clone(), Arc::new(metrics));
-                    made.await.map(Some)
+                    let observer = Arc::new(metrics.clone());
+                    let made = Client::new(account.options.clone(), observer).await;
+                    made.map(|client| Some((client, metrics)))
                 }
             };
             match made {
                 Ok(client) => clients.extend(client),
                 Err(error) => {
-                    self.forget(clients.iter().map(Client::account).chain([name]));
+                    self.forget(accounts_of(&clients).chain([name]));
                     return Err(error);
                 }
             }
@@ -187,7 +188,7 @@ impl Pollers {
 
     /// Undoes what [`Pollers::prepare`] has done for a plan that is not followed after all.
     pub fn discard(&self, Prepared { clients, .. }: &Prepared) {
-        self.forget(clients.iter().map(Client::account));
+        self.forget(accounts_of(clients));
     }
 
     /// Removes the series of those accounts that would have been new.
@@ -230,7 +231,7 @@ impl Pollers {
             self.metrics.remove_account(&name);
             self.board.remove_account(&name);
         }
-        for client in clients {
+        for (client, metrics) in clients {
             let options = plan
                 .accounts
                 .iter()
@@ -244,13 +245,13 @@ impl Pollers {
             for asked in before.iter().filter(of_this_name) {
                 client.go_on_with_allowances_of(asked, |_| true);
             }
-            if old.is_some() {
-                // Its token was another client's.
-                self.board.remove_account(client.account());
+            if let Some(old) = &old {
+                // Its searches, and a token's request, may take a while to end.
+                old.metrics.replaced();
             }
             let name = Arc::clone(client.account());
-            self.clients
-                .insert(name, AccountClient::new(options, client, old));
+            let client = AccountClient::new(options, client, metrics, old);
+            self.clients.insert(name, client);
         }
         for account in &plan.accounts {
             if let Some(client) = self.clients.get_mut(&account.options.name) {
@@ -675,12 +676,17 @@ impl Account {
     }
 }
 
+fn accounts_of(clients: &[(Client, AccountMetrics)]) -> impl Iterator<Item = &Arc<str>> {
+    clients.iter().map(|(client, _)| client.account())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
         metrics::BuildInfo,
         secret::{Secret, SecretSource},
+        simulator::{self, DEMO_KEY, DEMO_SECRET, Simulator},
         store,
     };
 
@@ -768,6 +774,58 @@ mod tests {
             assert!(names.iter().eq(running), "{names:?}");
             ended.send(Left::default()).unwrap_err();
         }
+    }
+
+    /// The account's old client may have a token requested until its searches have ended.
+    #[tokio::test]
+    async fn what_a_client_learns_after_it_was_replaced_is_not_shown() {
+        let simulator = Simulator::start(simulator::Options::default(), "127.0.0.1:0");
+        let simulator = simulator.await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let mut pollers = pollers(folder.path()).await;
+        let plan = |timeout| Plan {
+            accounts: vec![Account {
+                options: opsramp::Options {
+                    timeout: Duration::from_secs(timeout),
+                    ..opsramp::Options::new(
+                        "default".into(),
+                        simulator.url(),
+                        SecretSource::Value(Secret::new(DEMO_KEY)),
+                        SecretSource::Value(Secret::new(DEMO_SECRET)),
+                    )
+                },
+                tenants: Vec::new(),
+                discovery: None,
+            }],
+            searches: Vec::new(),
+            record: record::Options {
+                events: Vec::new(),
+                include_raw: false,
+                max_description_length: 4096,
+            },
+            at_first_start: AtFirstStart::Emit,
+            fetch_details: false,
+        };
+        let client = |pollers: &Pollers| pollers.clients["default"].client.clone();
+        pollers.apply(plan(60)).await.unwrap();
+        let old = client(&pollers);
+        // One that is not followed changes nothing.
+        let prepared = pollers.prepare(plan(90)).await.unwrap();
+        pollers.discard(&prepared);
+        old.token().await.unwrap();
+        let expires = |pollers: &Pollers| {
+            let accounts = pollers.board.accounts();
+            accounts.get("default").and_then(|it| it.token_expires)
+        };
+        assert!(expires(&pollers).is_some());
+        pollers.apply(plan(90)).await.unwrap();
+        assert!(expires(&pollers).is_none());
+        let new = client(&pollers);
+        pollers.apply(plan(60)).await.unwrap();
+        new.token().await.unwrap();
+        assert!(expires(&pollers).is_none());
+        client(&pollers).token().await.unwrap();
+        assert!(expires(&pollers).is_some());
     }
 
     #[tokio::test]
