@@ -618,7 +618,8 @@ mod tests {
         Running::new(search, &loaded, engine, grid)
     }
 
-    async fn learn(running: &mut Running, states: &[&str]) -> u64 {
+    /// How many events it finds where the server shows the alerts 1, 2, … in these states.
+    async fn learn(running: &mut Running, states: &[&str]) -> Result<u64, Failure> {
         let result = states.iter().enumerate().map(|(id, state)| {
             serde_json::json!({"uniqueId": id.to_string(), "currentState": state, "status": "New"})
         });
@@ -635,18 +636,22 @@ mod tests {
         };
         running.engine.asked(&Purpose::Poll);
         let learned = running.learn(&Purpose::Poll, &request, &answer).await;
-        learned.unwrap().1
+        Ok(learned?.1)
+    }
+
+    async fn open(folder: &tempfile::TempDir, journal_limit: u64) -> Store {
+        let options = store::Options::Sqlite {
+            path: folder.path().join("state.db"),
+            journal_limit,
+        };
+        Store::open(&options).await.unwrap()
     }
 
     /// A page may need several calls of the store, one after the other, and a database that is slow works.
     #[tokio::test(start_paused = true)]
     async fn a_slow_store_is_no_search_that_hangs() {
         let folder = tempfile::tempdir().unwrap();
-        let options = store::Options::Sqlite {
-            path: folder.path().join("state.db"),
-            journal_limit: store::JOURNAL_LIMIT,
-        };
-        let Store::Sqlite(sqlite) = Store::open(&options).await.unwrap() else {
+        let Store::Sqlite(sqlite) = open(&folder, store::JOURNAL_LIMIT).await else {
             panic!("another store");
         };
         let health = Health::default();
@@ -660,7 +665,35 @@ mod tests {
         running.has_departed = true;
         *calls.lock() = 0;
         // Who was there before, the commit, and that the result has been read.
-        assert_eq!(learn(&mut running, &["Critical"]).await, 1);
+        assert_eq!(learn(&mut running, &["Critical"]).await.unwrap(), 1);
         assert_eq!(*calls.lock(), 3);
+    }
+
+    #[tokio::test]
+    async fn the_journal_is_full_until_as_much_as_it_has_refused_gets_through() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(&folder, 3).await;
+        store.set_sinks(vec!["test".to_owned()]).await.unwrap();
+        let health = Health::default();
+        let mut running = running(&store, &health).await;
+        let is_full = || !health.notices().is_empty();
+        let all = ["Critical"; 4];
+        learn(&mut running, &all).await.unwrap_err();
+        assert!(is_full());
+        assert_eq!(learn(&mut running, &all[..1]).await.unwrap(), 1);
+        assert!(is_full(), "it was less");
+        learn(&mut running, &all).await.unwrap_err();
+        let end = *store.journalled().borrow();
+        store.acknowledge("test", end, None).await.unwrap();
+        assert!(is_full(), "nobody has looked");
+        assert_eq!(learn(&mut running, &all).await.unwrap(), 3);
+        assert!(!is_full());
+        // Nothing may come any more that would tell.
+        learn(&mut running, &["Critical"; 5]).await.unwrap_err();
+        running.look_for_room().await;
+        assert!(is_full());
+        store.acknowledge("test", end + 3, None).await.unwrap();
+        running.look_for_room().await;
+        assert!(!is_full());
     }
 }
