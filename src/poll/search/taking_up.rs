@@ -34,6 +34,9 @@ struct Tries<'a> {
     failures: u32,
 }
 
+/// The search was told to stop.
+struct Stopped;
+
 // === impl Search ===
 
 impl Search {
@@ -41,10 +44,9 @@ impl Search {
     pub(in crate::poll) async fn run(self: Box<Self>, stop: CancellationToken) -> Left {
         let mut search = self;
         loop {
-            let learned = search.learned.clone();
             let mut running = match Box::pin(search.take_up(&stop)).await {
                 Ok(running) => running,
-                Err(held) => return Left { held, learned },
+                Err(left) => return left,
             };
             let held = running.held;
             if running.run(&stop).await == Ended::Stopped {
@@ -69,37 +71,43 @@ impl Search {
         give_back(&self.shared.store, self.key.clone(), held).await;
     }
 
-    /// Waits until it is this replica's turn. `None`: it was told to stop.
-    async fn turn(&mut self, stop: &CancellationToken) -> Option<()> {
+    /// What is left of it before it runs.
+    fn left(&self, held: Option<Held>) -> Left {
+        Left {
+            held,
+            learned: self.learned.clone(),
+        }
+    }
+
+    /// Waits until it is this replica's turn.
+    async fn turn(&mut self, stop: &CancellationToken) -> Result<(), Stopped> {
         let store = self.shared.store.clone();
         let mut told = false;
         loop {
             self.heartbeat.beat();
             tokio::select! {
-                () = store.turn(&self.key) => return Some(()),
+                () = store.turn(&self.key) => return Ok(()),
                 () = store.elsewhere(&self.key), if !told => {
                     told = true;
                     self.stand_by();
                 }
-                () = stop.cancelled() => return None,
+                () = stop.cancelled() => return Err(Stopped),
                 () = tokio::time::sleep(pollers::HEARTBEAT / 4) => {}
             }
         }
     }
 
     /// Loads what the store knows, once it is this replica's turn; tries again while the store
-    /// fails. Where it was told to stop, brings what is held by then.
-    async fn take_up(
-        mut self: Box<Self>,
-        stop: &CancellationToken,
-    ) -> Result<Running, Option<Held>> {
+    /// fails. Where it was told to stop, brings what it leaves.
+    async fn take_up(mut self: Box<Self>, stop: &CancellationToken) -> Result<Running, Left> {
         let grid = Grid::new(&self.key, self.options.interval, Instant::now());
         let mut tries = Tries {
             stop,
             grid,
             failures: 0,
         };
-        let mut loaded = self.take_lease(&mut tries).await.ok_or(None)?;
+        let loaded = self.take_lease(&mut tries).await;
+        let mut loaded = loaded.map_err(|Stopped| self.left(None))?;
         let held = loaded.held;
         self.status.lease_held = true;
         self.status.lease = Some(self.shared.store.lease(held));
@@ -107,20 +115,20 @@ impl Search {
         self.report();
         let first = std::mem::take(&mut loaded.alerts);
         let tracker = self.load(held, first, &mut tries).await;
+        let tracker = tracker.map_err(|Stopped| self.left(Some(held)))?;
         let options = Options {
             full_read_interval: self.options.full_read_interval,
             interval: self.options.interval,
             max_poll_pages: MAX_POLL_PAGES,
             has_one_status: has_one_status(&self.options.query),
         };
-        let mut engine = Engine::new(options, tracker.ok_or(Some(held))?);
+        let mut engine = Engine::new(options, tracker);
         self.resume(&mut engine);
         Ok(Running::new(self, &loaded, engine, grid))
     }
 
-    /// Takes the search up in the store, whenever it is this replica's turn, until that works. `None`:
-    /// it was told to stop.
-    async fn take_lease(&mut self, tries: &mut Tries<'_>) -> Option<Loaded> {
+    /// Takes the search up in the store, whenever it is this replica's turn, until that works.
+    async fn take_lease(&mut self, tries: &mut Tries<'_>) -> Result<Loaded, Stopped> {
         loop {
             self.turn(tries.stop).await?;
             self.heartbeat.beat();
@@ -128,10 +136,10 @@ impl Search {
             let taken = tokio::select! {
                 taken = store.take_up(&self.key, clock::now()) => taken,
                 // A database may not answer. The thread of a state file would hold it for nobody.
-                () = tries.stop.cancelled(), if store.is_shared() => return None,
+                () = tries.stop.cancelled(), if store.is_shared() => return Err(Stopped),
             };
             match taken {
-                Ok(loaded) => return Some(loaded),
+                Ok(loaded) => return Ok(loaded),
                 Err(store::Error::HeldElsewhere) => self.stand_by(),
                 // It is another's soon, or comes to its turn again.
                 Err(store::Error::Contested) => {}
@@ -151,13 +159,13 @@ impl Search {
         }
     }
 
-    /// The stored alerts, from the first page of them on. `None`: it was told to stop.
+    /// The stored alerts, from the first page of them on.
     async fn load(
         &mut self,
         held: Held,
         mut page: Vec<StoredAlert>,
         tries: &mut Tries<'_>,
-    ) -> Option<Tracker> {
+    ) -> Result<Tracker, Stopped> {
         let group_by: Arc<[_]> = self.options.group_by.clone().into();
         let mut tracker = Tracker::new(Arc::clone(&group_by), self.options.max_groups);
         loop {
@@ -171,29 +179,28 @@ impl Search {
             }
             let last = page.last().filter(|_| page.len() == store::LOAD_PAGE);
             let Some(last) = last.map(|alert| alert.id.clone()) else {
-                return Some(tracker);
+                return Ok(tracker);
             };
             page = self.load_page(held, last, tries).await?;
         }
     }
 
-    /// The page of stored alerts behind this one, as soon as the store gives it. `None`: it was told to
-    /// stop.
+    /// The page of stored alerts behind this one, as soon as the store gives it.
     async fn load_page(
         &mut self,
         held: Held,
         after: Box<str>,
         tries: &mut Tries<'_>,
-    ) -> Option<Vec<StoredAlert>> {
+    ) -> Result<Vec<StoredAlert>, Stopped> {
         loop {
             self.heartbeat.beat();
             let loading = self.shared.store.load(held, after.clone());
             let read = tokio::select! {
                 read = loading => read,
-                () = tries.stop.cancelled() => return None,
+                () = tries.stop.cancelled() => return Err(Stopped),
             };
             match read {
-                Ok(page) => return Some(page),
+                Ok(page) => return Ok(page),
                 Err(error) => {
                     self.cannot_load(&error);
                     self.pause(tries).await?;
@@ -245,8 +252,8 @@ impl Search {
         self.report();
     }
 
-    /// Waits for the next try. `None`: it was told to stop.
-    async fn pause(&self, tries: &mut Tries<'_>) -> Option<()> {
+    /// Waits for the next try.
+    async fn pause(&self, tries: &mut Tries<'_>) -> Result<(), Stopped> {
         tries.failures += 1;
         let again = tries
             .grid
@@ -256,10 +263,10 @@ impl Search {
             let pulse = Instant::now() + pollers::HEARTBEAT / 4;
             tokio::select! {
                 () = tokio::time::sleep_until(again.min(pulse)) => {}
-                () = tries.stop.cancelled() => return None,
+                () = tries.stop.cancelled() => return Err(Stopped),
             }
         }
-        Some(())
+        Ok(())
     }
 
     fn stored_fields(&self, alert: &StoredAlert) -> Option<AlertFields<'static>> {
