@@ -149,6 +149,12 @@ impl Heartbeat {
         self.beat_for(self.patience);
     }
 
+    /// How long a loop that waits is to wait at most before it beats again.
+    #[must_use]
+    pub fn pulse(&self) -> Duration {
+        self.patience / 4
+    }
+
     /// Waits for something that has a time limit of its own, such as a call of the store. That it is over is
     /// progress, however many such calls follow one another.
     pub async fn beat_after<T>(&self, step: impl Future<Output = T>) -> T {

@@ -133,7 +133,7 @@ const START_PACE: Duration = Duration::from_millis(20);
 /// What an account that has gone has asked for counts for so long: a minute, and what its last requests take.
 const GONE_COUNTS: Duration = Duration::from_secs(120);
 /// A search's loop promises to come round so often.
-pub(super) const HEARTBEAT: Duration = Duration::from_secs(120);
+const HEARTBEAT: Duration = Duration::from_secs(120);
 
 // === impl Pollers ===
 

@@ -24,7 +24,6 @@ use self::{
 use super::{
     AtFirstStart, SearchOptions,
     engine::{Engine, Limits, Next, Purpose, Question, Task},
-    pollers,
     schedule::{self, Grid},
 };
 use crate::{
@@ -259,7 +258,7 @@ impl Running {
             self.search.heartbeat.beat();
             let background_due = background_request.is_none() && self.engine.task().is_some();
             // Nothing waits longer than this, so that the heartbeat is seen.
-            let pulse = Instant::now() + pollers::HEARTBEAT / 4;
+            let pulse = Instant::now() + self.search.heartbeat.pulse();
             tokio::select! {
                 () = stop.cancelled() => break Ended::Stopped,
                 () = &mut relieved => break Ended::Relieved,

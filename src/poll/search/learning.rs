@@ -538,7 +538,6 @@ mod tests {
         poll::{
             SearchOptions,
             engine::{Engine, Options},
-            pollers::HEARTBEAT,
             schedule::Grid,
             search::{Learned, unknown},
         },
@@ -548,6 +547,8 @@ mod tests {
         store::Store,
         track::Tracker,
     };
+
+    const PATIENCE: Duration = Duration::from_secs(120);
 
     /// A search of nobody's server, taken up.
     async fn running(store: &Store, health: &Health) -> Running {
@@ -590,7 +591,7 @@ mod tests {
         let search = Box::new(Search {
             status: unknown(&key, &options, store),
             metrics: metrics.register_search(&key),
-            heartbeat: health.register("search", HEARTBEAT),
+            heartbeat: health.register("search", PATIENCE),
             client,
             shared: Shared {
                 store: store.clone(),
@@ -657,7 +658,7 @@ mod tests {
         let health = Health::default();
         let calls = Arc::new(Mutex::new(0));
         let (counted, looked) = (Arc::clone(&calls), health.clone());
-        let slow = sqlite.slowed(HEARTBEAT * 2 / 5, move || {
+        let slow = sqlite.slowed(PATIENCE * 2 / 5, move || {
             *counted.lock() += 1;
             assert_eq!(looked.overdue(), []);
         });

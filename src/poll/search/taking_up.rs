@@ -14,7 +14,7 @@ use crate::{
     poll::{
         SearchOptions,
         engine::{Engine, Options},
-        pollers, reading,
+        reading,
         schedule::Grid,
     },
     record::AlertFields,
@@ -92,7 +92,7 @@ impl Search {
                     self.stand_by();
                 }
                 () = stop.cancelled() => return Err(Stopped),
-                () = tokio::time::sleep(pollers::HEARTBEAT / 4) => {}
+                () = tokio::time::sleep(self.heartbeat.pulse()) => {}
             }
         }
     }
@@ -260,7 +260,7 @@ impl Search {
             .retry(Instant::now(), tries.failures, fastrand::f64(), None);
         while Instant::now() < again {
             self.heartbeat.beat();
-            let pulse = Instant::now() + pollers::HEARTBEAT / 4;
+            let pulse = Instant::now() + self.heartbeat.pulse();
             tokio::select! {
                 () = tokio::time::sleep_until(again.min(pulse)) => {}
                 () = tries.stop.cancelled() => return Err(Stopped),
