@@ -96,6 +96,15 @@ enum Ended {
     Relieved,
 }
 
+/// What of a search can fail.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Activity {
+    /// Loading what the store knows of it.
+    Loading,
+    Poll,
+    Background,
+}
+
 /// Why a poll failed.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
@@ -189,6 +198,32 @@ impl Search {
     /// Has its snapshot seen.
     fn report(&self) {
         self.shared.board.set_search(self.status.clone());
+    }
+
+    /// Says that something has failed, unless others have told of it. Brings what is shown of it.
+    fn failed(&mut self, activity: Activity, failure: &Failure) -> PollError {
+        let (search, error) = (&self.key, failure.told());
+        let PollError {
+            reason, message, ..
+        } = &error;
+        if self.is_known(failure) {
+            let what = activity.as_others();
+            tracing::debug!(%search, reason, error = %message, "{what}");
+        } else if activity == Activity::Background {
+            let what = activity.alone();
+            tracing::warn!(%search, reason, error = %message, "{what}");
+        } else {
+            let what = activity.alone();
+            tracing::error!(%search, reason, error = %message, "{what}");
+        }
+        self.status.last_error = Some(error.clone());
+        error
+    }
+
+    /// Whether others have told of it: the token's, and the store's where it tells of its trouble itself.
+    fn is_known(&self, failure: &Failure) -> bool {
+        let of_the_store = matches!(failure, Failure::Store(_));
+        failure.is_echo() || of_the_store && self.shared.store.is_in_trouble()
     }
 
     /// How it is asked, where the server does not refuse that.
@@ -414,17 +449,7 @@ impl Running {
             self.patience.unheard();
         }
         self.store_failed |= matches!(failure, Failure::Store(_));
-        let error = failure.told();
-        if self.is_known(failure) {
-            tracing::debug!(search = %self.search.key, reason = error.reason, error = %error.message, "poll failed, as others did");
-        } else {
-            tracing::error!(
-                search = %self.search.key,
-                reason = error.reason,
-                error = %error.message,
-                "poll failed; gauges keep their last values until stale_after, new alerts are logged when it works again"
-            );
-        }
+        let error = self.search.failed(Activity::Poll, failure);
         self.next_poll = match failure {
             // A secret that was rotated on disk shall be picked up at the next poll.
             Failure::Api(error) if error.reason() == "auth" || error.is_echo() => {
@@ -448,7 +473,6 @@ impl Running {
         };
         self.search.status.up = Some(false);
         let reason = error.reason;
-        self.search.status.last_error = Some(error.clone());
         self.end_poll(Err(error));
         // Whoever sees the count shall see what it says of `up`, too.
         self.search.metrics.poll_failed(reason);
@@ -614,12 +638,6 @@ impl Running {
         }
     }
 
-    /// Whether others have told of it: the token's, and the store's where it tells of its trouble itself.
-    fn is_known(&self, failure: &Failure) -> bool {
-        let of_the_store = matches!(failure, Failure::Store(_));
-        failure.is_echo() || of_the_store && self.search.shared.store.is_in_trouble()
-    }
-
     /// Has the background go on at once: it works, or what held it up may be over.
     fn go_on_in_background(&mut self) {
         self.background_failures = 0;
@@ -634,18 +652,7 @@ impl Running {
         self.background_at = now + pause.mul_f64(0.8 + 0.2 * fastrand::f64());
         self.background_failed_at.get_or_insert(now);
         self.store_failed |= matches!(failure, Failure::Store(_));
-        let error = failure.told();
-        if self.is_known(failure) {
-            tracing::debug!(search = %self.search.key, reason = error.reason, error = %error.message, "reading the whole result is held up, as others' is");
-        } else {
-            tracing::warn!(
-                search = %self.search.key,
-                reason = error.reason,
-                error = %error.message,
-                "reading the whole result is held up; what has left is noticed when it works again"
-            );
-        }
-        self.search.status.last_error = Some(error);
+        self.search.failed(Activity::Background, failure);
         self.search.report();
     }
 
@@ -741,6 +748,32 @@ impl Asking {
         Self {
             page_size: request.page_size,
             sorted: request.sorted,
+        }
+    }
+}
+
+// === impl Activity ===
+
+impl Activity {
+    /// What a failure of it means.
+    fn alone(self) -> &'static str {
+        match self {
+            Self::Loading => "cannot load the search's state; it is not polled until that works",
+            Self::Poll => {
+                "poll failed; gauges keep their last values until stale_after, new alerts are logged when it works again"
+            }
+            Self::Background => {
+                "reading the whole result is held up; what has left is noticed when it works again"
+            }
+        }
+    }
+
+    /// The same where others have told of what is the matter.
+    fn as_others(self) -> &'static str {
+        match self {
+            Self::Loading => "cannot load the search's state, as it is for others",
+            Self::Poll => "poll failed, as others did",
+            Self::Background => "reading the whole result is held up, as others' is",
         }
     }
 }

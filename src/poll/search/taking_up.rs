@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Ended, Left, Running, STORE, Search, has_one_status};
+use super::{Activity, Ended, Left, Running, Search, has_one_status};
 use crate::{
     clock,
     error_chain::chain,
@@ -148,10 +148,11 @@ impl Search {
                         // Others may hold it by now.
                         self.status = unknown(&self.key, &self.options, &self.shared.store);
                     }
-                    self.cannot_load(&error);
+                    let is_of_a_lock = matches!(error, store::Error::Locked(_));
+                    self.cannot_load(error);
                     // It comes to its turn again when others have had theirs; with what is held it is that at once.
                     let store = &self.shared.store;
-                    if !matches!(error, store::Error::Locked(_)) || store.holds(&self.key) {
+                    if !is_of_a_lock || store.holds(&self.key) {
                         self.pause(tries).await?;
                     }
                 }
@@ -202,7 +203,7 @@ impl Search {
             match read {
                 Ok(page) => return Ok(page),
                 Err(error) => {
-                    self.cannot_load(&error);
+                    self.cannot_load(error);
                     self.pause(tries).await?;
                 }
             }
@@ -230,23 +231,9 @@ impl Search {
         }
     }
 
-    fn cannot_load(&mut self, error: &store::Error) {
-        let message = chain(error);
-        if self.shared.store.is_in_trouble() {
-            tracing::debug!(search = %self.key, error = %message, "cannot load the search's state, as it is for others");
-        } else {
-            tracing::error!(
-                search = %self.key,
-                error = %message,
-                "cannot load the search's state; it is not polled until that works"
-            );
-        }
-        self.metrics.poll_failed(STORE);
-        self.status.last_error = Some(PollError {
-            at: clock::now(),
-            reason: STORE,
-            message,
-        });
+    fn cannot_load(&mut self, error: store::Error) {
+        let PollError { reason, .. } = self.failed(Activity::Loading, &error.into());
+        self.metrics.poll_failed(reason);
         self.status.up = Some(false);
         self.status.tried = true;
         self.report();
