@@ -456,6 +456,12 @@ impl Engine {
         }
     }
 
+    /// Whether there is a [task](Engine::task), without making it: most tasks hold ids.
+    #[must_use]
+    pub fn has_task(&self) -> bool {
+        self.has_departures() || !matches!(self.reading, Reading::Idle)
+    }
+
     /// How a departed alert stood; `None` where it has come back in the meantime, so that it has
     /// not left after all, or where its departure was stored because it [opened
     /// anew](Engine::opened_anew).

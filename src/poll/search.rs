@@ -291,7 +291,7 @@ impl Running {
         self.announce_next_poll();
         let ended = loop {
             self.search.heartbeat.beat();
-            let background_due = background_request.is_none() && self.engine.task().is_some();
+            let background_due = background_request.is_none() && self.engine.has_task();
             // Nothing waits longer than this, so that the heartbeat is seen.
             let pulse = Instant::now() + self.search.heartbeat.pulse();
             tokio::select! {
@@ -432,7 +432,7 @@ impl Running {
         }
         self.failures = 0;
         self.stretching = 0;
-        if self.engine.task().is_none() {
+        if !self.engine.has_task() {
             self.patience.no_page_is_wanted();
         }
         self.next_poll = self.grid.next(Instant::now());
@@ -627,7 +627,7 @@ impl Running {
             Ok(()) => {
                 self.patience.worked();
                 self.go_on_in_background();
-                if self.engine.reads() != reads_before || self.engine.task().is_none() {
+                if self.engine.reads() != reads_before || !self.engine.has_task() {
                     self.publish(None);
                 }
             }

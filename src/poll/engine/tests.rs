@@ -486,6 +486,7 @@ impl Run {
             return true;
         }
         let task = self.engine.task();
+        assert_eq!(self.engine.has_task(), task.is_some());
         if !matches!(task, Some(Task::Page(_))) {
             self.stored();
         }
