@@ -61,11 +61,20 @@ struct Found<'a> {
     page: &'a Page<'a>,
     /// One for each alert.
     sightings: &'a [Sighting<'a>],
-    /// The ordinals that alerts had reached when they left before.
-    ordinals: &'a HashMap<Box<str>, u32>,
-    /// What alerts' own pages say, or said when they were new, by their places.
-    further: &'a HashMap<usize, AlertFields<'a>>,
+    beyond: &'a Beyond,
+    /// Of new alerts, by their places.
+    own_pages: &'a HashMap<usize, Alert<'a>>,
     clock_ahead: SignedDuration,
+}
+
+/// What is known of a page's alerts beyond what stands on it.
+struct Beyond {
+    /// The ordinals that alerts had reached when they left before.
+    ordinals: HashMap<Box<str>, u32>,
+    /// The own pages of new alerts, with their places.
+    details: Vec<(usize, Answer)>,
+    /// What such pages said of alerts that have changed since, by their places.
+    stored: HashMap<usize, AlertFields<'static>>,
 }
 
 /// A change of a page.
@@ -97,70 +106,97 @@ impl Running {
     ) -> Result<(Next, u64), Failure> {
         let include_raw = self.search.shared.record.include_raw;
         let page = answer.page(request.page, include_raw)?;
-        if page.unreadable > 0 {
-            tracing::warn!(
-                search = %self.search.key,
-                page = request.page,
-                unreadable = page.unreadable,
-                "some items of the result are no alerts (no usable uniqueId); they are skipped"
-            );
-        }
+        self.search.tell_unreadable(request, &page);
         let sightings = reading::sightings(&page.alerts);
         let facts = Facts::of(request, &page);
-        let mut delta = self.engine.compare(purpose, &sightings);
-        let opened_anew = self.engine.opened_anew(&sightings, &delta, |place| {
-            let created_at = reading::time(&page.alerts[place].created_date)?;
-            Some(created_at.as_second())
-        });
-        if !opened_anew.is_empty() {
-            // What lies under way could not be taken back any more.
-            self.stored().await?;
-            // Their own pages tell of the alerts that there are now.
-            let left = opened_anew.into_iter().map(|id| (id, Reason::Unknown));
-            self.depart(left.collect()).await?;
-            delta = self.engine.compare(purpose, &sightings);
-        }
-        let ordinals = if self.has_departed && !delta.opened.is_empty() {
-            let search = &self.search;
-            search
-                .ordinals(self.held, &delta.opened, &sightings)
-                .await?
-        } else {
-            HashMap::new()
-        };
-        let search = &self.search;
-        let details = search.details(&delta.opened, &page.alerts);
-        let details = search.heartbeat.beat_after(details).await;
-        let details: HashMap<usize, Alert<'_>> = details
-            .iter()
-            .filter_map(|(place, answer)| {
-                let id = &page.alerts[*place].id;
-                Some((*place, answer.alert_with(id)?))
-            })
-            .collect();
-        let search = &self.search;
-        let mut further = search.stored_details(self.held, &delta, &sightings).await?;
-        let new = details.iter();
-        further.extend(new.map(|(place, alert)| (*place, reading::fields(alert))));
-
-        let now = clock::now();
+        let delta = self.compare(purpose, &page, &sightings).await?;
+        let beyond = self.beyond(&page, &sightings, &delta).await?;
+        let own_pages = beyond.own_pages(&page.alerts);
         let found = Found {
             page: &page,
             sightings: &sightings,
-            ordinals: &ordinals,
-            further: &further,
+            beyond: &beyond,
+            own_pages: &own_pages,
             clock_ahead: answer.clock_ahead().filter(is_credible).unwrap_or_default(),
         };
+        let now = clock::now();
         let News {
             commit,
             adopted,
             tally,
         } = self.news(&found, changes(&delta), now);
         let events = tally.opened + tally.changed;
-        let has_changes = !commit.upserts.is_empty();
         // Only now: what has been done so far did not have to wait for the page before.
         self.stored().await?;
         let ahead = self.engine.ahead(purpose, &facts, &sightings, &delta);
+        self.store(commit, tally, ahead, now).await?;
+        let reads_before = self.engine.reads();
+        let next = self
+            .engine
+            .adopt(purpose, &facts, &sightings, &delta, adopted, Instant::now());
+        if self.engine.reads() != reads_before {
+            self.search.status.last_full_read = Some(clock::now());
+        }
+        self.prime().await?;
+        Ok((next, events))
+    }
+
+    /// What a page changes. Alerts on it that left and have opened anew since have left first.
+    async fn compare(
+        &mut self,
+        purpose: &Purpose,
+        page: &Page<'_>,
+        sightings: &[Sighting<'_>],
+    ) -> Result<Delta, Failure> {
+        let delta = self.engine.compare(purpose, sightings);
+        let opened_anew = self.engine.opened_anew(sightings, &delta, |place| {
+            let created_at = reading::time(&page.alerts[place].created_date)?;
+            Some(created_at.as_second())
+        });
+        if opened_anew.is_empty() {
+            return Ok(delta);
+        }
+        // What lies under way could not be taken back any more.
+        self.stored().await?;
+        // Their own pages tell of the alerts that there are now.
+        let left = opened_anew.into_iter().map(|id| (id, Reason::Unknown));
+        self.depart(left.collect()).await?;
+        Ok(self.engine.compare(purpose, sightings))
+    }
+
+    /// Asks the store and the server what else is known of the alerts that a page changes.
+    async fn beyond(
+        &mut self,
+        page: &Page<'_>,
+        sightings: &[Sighting<'_>],
+        delta: &Delta,
+    ) -> Result<Beyond, Failure> {
+        let (search, held) = (&self.search, self.held);
+        let ordinals = if self.has_departed && !delta.opened.is_empty() {
+            search.ordinals(held, &delta.opened, sightings).await?
+        } else {
+            HashMap::new()
+        };
+        let details = search.details(&delta.opened, &page.alerts);
+        let details = search.heartbeat.beat_after(details).await;
+        let stored = search.stored_details(held, delta, sightings).await?;
+        Ok(Beyond {
+            ordinals,
+            details,
+            stored,
+        })
+    }
+
+    /// Stores what follows from a page, if anything does; beside what comes next, where the page can be adopted
+    /// ahead of that.
+    async fn store(
+        &mut self,
+        commit: Commit,
+        tally: Tally,
+        ahead: Option<Ahead>,
+        now: Timestamp,
+    ) -> Result<(), Failure> {
+        let has_changes = !commit.upserts.is_empty();
         match ahead.filter(|_| has_changes) {
             Some(ahead) => {
                 self.under_way = Some(PendingCommit {
@@ -177,15 +213,7 @@ impl Running {
                 self.tell(tally);
             }
         }
-        let reads_before = self.engine.reads();
-        let next = self
-            .engine
-            .adopt(purpose, &facts, &sightings, &delta, adopted, Instant::now());
-        if self.engine.reads() != reads_before {
-            self.search.status.last_full_read = Some(clock::now());
-        }
-        self.prime().await?;
-        Ok((next, events))
+        Ok(())
     }
 
     /// Makes of each change what is to be stored, told and remembered of it.
@@ -202,13 +230,13 @@ impl Running {
         } in changes
         {
             let sighting = found.sightings[place];
-            let fields = fields_of(&found.page.alerts[place], found.further.get(&place));
+            let fields = fields_of(&found.page.alerts[place], found.further(place));
             let silent = kind == Some(EventKind::Opened)
                 && self.is_before_our_time(&fields, found.clock_ahead);
             let happened = u32::from(kind.is_some());
             let ordinal = match before {
                 Some(before) => before.ordinal + happened,
-                None => found.ordinals.get(sighting.id).copied().unwrap_or(0) + happened,
+                None => found.beyond.ordinals.get(sighting.id).copied().unwrap_or(0) + happened,
             };
             adopted.push(Known {
                 sighting,
@@ -404,9 +432,42 @@ impl Running {
     }
 }
 
+// === impl Found ===
+
+impl<'a> Found<'a> {
+    /// What an alert's own page says, or said when it was new.
+    fn further(&self, place: usize) -> Option<AlertFields<'a>> {
+        let new = self.own_pages.get(&place).map(reading::fields);
+        new.or_else(|| self.beyond.stored.get(&place).cloned())
+    }
+}
+
+// === impl Beyond ===
+
+impl Beyond {
+    /// What the own pages of new alerts show, by the alerts' places.
+    fn own_pages<'a>(&'a self, alerts: &'a [Alert<'_>]) -> HashMap<usize, Alert<'a>> {
+        let own_page = |(place, answer): &'a (usize, Answer)| {
+            Some((*place, answer.alert_with(&alerts[*place].id)?))
+        };
+        self.details.iter().filter_map(own_page).collect()
+    }
+}
+
 // === impl Search ===
 
 impl Search {
+    fn tell_unreadable(&self, request: &SearchRequest, page: &Page<'_>) {
+        if page.unreadable > 0 {
+            tracing::warn!(
+                search = %self.key,
+                page = request.page,
+                unreadable = page.unreadable,
+                "some items of the result are no alerts (no usable uniqueId); they are skipped"
+            );
+        }
+    }
+
     /// The ordinals that alerts had reached when they left before.
     async fn ordinals(
         &self,
@@ -506,9 +567,9 @@ fn changes(delta: &Delta) -> Vec<Change<'_>> {
 }
 
 /// The fields of an alert; what its own page has beyond them is added.
-fn fields_of<'a>(alert: &'a Alert<'_>, further: Option<&AlertFields<'a>>) -> AlertFields<'a> {
+fn fields_of<'a>(alert: &'a Alert<'_>, further: Option<AlertFields<'a>>) -> AlertFields<'a> {
     let mut fields = reading::fields(alert);
-    if let Some(further) = further.cloned() {
+    if let Some(further) = further {
         fields.description = further.description.or(fields.description);
         fields.source = fields.source.or(further.source);
         fields.incident_id = fields.incident_id.or(further.incident_id);
