@@ -301,13 +301,19 @@ async fn what_is_held_and_locked_is_taken_up_anew_after_a_pause() {
     place.config["state"]["postgres"]["lease"] = json!("40s");
     let exporter = place.start().await;
     exporter.wait_for("it is held", holds(1)).await;
+    exporter.wait_for_poll().await;
     let lock = Lock::take(&url, "SELECT FROM search FOR UPDATE").await;
     place.config["searches"][0]["interval"] = json!("10s");
     exporter.reload(&place).await;
     let failures = |metrics: &Metrics| metrics.sum("opsramp_poll_failures_total{");
-    exporter
+    let locked = exporter
         .wait_for("it is locked", |metrics| failures(metrics) > 0.0)
         .await;
+    assert_eq!(locked.one("opsramp_lease_held{"), Some(1.0));
+    assert!(
+        locked.one("opsramp_search_total_results{").is_some(),
+        "what was known still is"
+    );
     tokio::time::sleep(Duration::from_secs(5)).await;
     let failures = failures(&exporter.metrics().await);
     assert!(failures <= 2.0, "{failures}");

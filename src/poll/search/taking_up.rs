@@ -144,15 +144,16 @@ impl Search {
                 // It is another's soon, or comes to its turn again.
                 Err(store::Error::Contested) => {}
                 Err(error) => {
-                    if self.shared.store.is_shared() {
-                        // Others may hold it by now.
-                        self.status = unknown(&self.key, &self.options, &self.shared.store);
+                    // As after a reload, whose predecessor has left the lease.
+                    let is_held = store.holds(&self.key);
+                    if store.is_shared() && !is_held {
+                        // Others may have it by now.
+                        self.status = unknown(&self.key, &self.options, store);
                     }
                     let is_of_a_lock = matches!(error, store::Error::Locked(_));
                     self.cannot_load(error);
                     // It comes to its turn again when others have had theirs; with what is held it is that at once.
-                    let store = &self.shared.store;
-                    if !is_of_a_lock || store.holds(&self.key) {
+                    if !is_of_a_lock || is_held {
                         self.pause(tries).await?;
                     }
                 }
