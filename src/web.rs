@@ -166,7 +166,7 @@ impl Server {
     /// [`Limits::grace`] at the latest. To be called inside a runtime.
     ///
     /// # Errors
-    /// Where the runtime cannot wait for the sockets.
+    /// Where the runtime cannot wait for the sockets, and where something that lets clients in has panicked.
     pub async fn serve(
         self,
         listeners: Vec<TcpListener>,
@@ -185,8 +185,8 @@ impl Server {
         }
         connections::Connections::new(self.limits, self.router, self.guard, shutdown)
             .serve(listeners)
-            .await;
-        Ok(())
+            .await
+            .map_err(io::Error::other)
     }
 }
 

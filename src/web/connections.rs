@@ -32,7 +32,7 @@ use parking_lot::Mutex;
 use tokio::{
     io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader, ReadBuf},
     net::{TcpListener, TcpStream},
-    task::AbortHandle,
+    task::{AbortHandle, JoinError, JoinSet},
     time::Instant,
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
@@ -206,22 +206,24 @@ impl Connections {
     }
 
     /// Serves until the shutdown is asked for and what is under way has ended.
-    pub(super) async fn serve(self, listeners: Vec<TcpListener>) {
-        let loops: Vec<_> = listeners
-            .into_iter()
-            .map(|listener| tokio::spawn(self.clone().accept(listener)))
-            .collect();
+    ///
+    /// # Errors
+    /// Where a listener's loop has panicked: nobody would be let in there any more.
+    pub(super) async fn serve(self, listeners: Vec<TcpListener>) -> Result<(), JoinError> {
+        let mut loops = JoinSet::new();
+        for listener in listeners {
+            loops.spawn(self.clone().accept(listener));
+        }
         let mut sweep = tokio::time::interval(self.table.limits.sweep_interval());
         loop {
             tokio::select! {
                 () = self.shutdown.cancelled() => break,
+                Some(Err(panicked)) = loops.join_next() => return Err(panicked),
                 _ = sweep.tick() => self.table.drop_overdue(),
             }
         }
-        for accepting in loops {
-            // It ends by itself; a panic in it has been reported.
-            accepting.await.ok();
-        }
+        // They end by themselves.
+        while loops.join_next().await.is_some() {}
         self.table.drop_unbusy();
         self.tracker.close();
         let grace = self.table.limits.grace;
@@ -231,6 +233,7 @@ impl Connections {
         {
             self.table.drop_all();
         }
+        Ok(())
     }
 
     async fn accept(self, listener: TcpListener) {
@@ -658,6 +661,33 @@ mod tests {
         assert_eq!(first(&connections), Some(1));
         connections.push(of(Phase::Receiving, 8));
         assert_eq!(first(&connections), Some(3));
+    }
+
+    /// Numbers overflow where that is looked at.
+    #[cfg(debug_assertions)]
+    #[tokio::test]
+    async fn a_listener_whose_loop_panics_ends_the_server() {
+        let ends = CancellationToken::new();
+        let server = Connections::new(
+            Limits::default(),
+            Router::new(),
+            Guard::open(),
+            ends.clone(),
+        );
+        server.table.entries.lock().next = u64::MAX;
+        let mut listeners = Vec::new();
+        for _ in 0..2 {
+            listeners.push(TcpListener::bind("127.0.0.1:0").await.unwrap());
+        }
+        let address = listeners[1].local_addr().unwrap();
+        let mut serving = tokio::spawn(server.serve(listeners));
+        let moment = Duration::from_millis(50);
+        let ended = tokio::time::timeout(moment, &mut serving).await;
+        assert!(ended.is_err(), "{ended:?}");
+        let _client = TcpStream::connect(address).await.unwrap();
+        let ended = tokio::time::timeout(Duration::from_secs(60), serving).await;
+        let panicked = ended.unwrap().unwrap().unwrap_err();
+        assert!(panicked.is_panic(), "{panicked:?}");
     }
 
     #[test]
