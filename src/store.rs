@@ -5,7 +5,7 @@
 //! from it are one commit. A crash before it is healed by the next poll, a crash after it by the
 //! journal. The store knows nothing of OpsRamp, nor of what a sink is: bodies are opaque bytes.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::PathBuf, sync::Arc, thread, time::Duration};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -288,6 +288,16 @@ pub enum Error {
     /// The store was closed.
     #[error("the state store is closed")]
     Closed,
+    /// A part of the store has panicked: what it did, nobody does any more.
+    #[error("{0} has ended unexpectedly, which is a bug")]
+    Ended(&'static str),
+}
+
+/// Reports a thread or a loop of the store that panics: nobody else would notice.
+#[derive(Debug)]
+struct PanicReport {
+    part: &'static str,
+    lost: watch::Sender<Option<Error>>,
 }
 
 // === impl Options ===
@@ -412,12 +422,20 @@ impl Store {
     }
 
     /// Waits until the state is lost to another exporter, which a lease does not tell: then the store has
-    /// closed itself, and nothing is written any more. Cancel safe.
+    /// closed itself, and nothing is written any more. Or until a part of the store has
+    /// [panicked](Error::Ended), of which whoever asks it would learn nothing, or not enough. Cancel safe.
     pub async fn lost(&self) -> Error {
-        match self {
-            Self::Sqlite(store) => store.lost().await,
-            Self::Postgres(_) => std::future::pending().await,
+        let mut lost = match self {
+            Self::Sqlite(store) => store.lost(),
+            Self::Postgres(store) => store.lost(),
+        };
+        if let Ok(error) = lost.wait_for(Option::is_some).await
+            && let Some(error) = &*error
+        {
+            return error.clone();
         }
+        // It was closed while it was ours.
+        std::future::pending().await
     }
 
     /// Whether [`Store::trouble`] has been told, and logged: then what fails of it is no news.
@@ -617,6 +635,21 @@ impl Lease {
         match &self.store {
             Store::Sqlite(_) => true,
             Store::Postgres(store) => store.is_held(self.held),
+        }
+    }
+}
+
+// === impl PanicReport ===
+
+impl Drop for PanicReport {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            // Where the state was lost before, that stands.
+            self.lost.send_if_modified(|lost| {
+                let is_first = lost.is_none();
+                lost.get_or_insert(Error::Ended(self.part));
+                is_first
+            });
         }
     }
 }

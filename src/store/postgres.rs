@@ -38,7 +38,7 @@ use self::{
     connection::{PATIENCE, Pool, Session, Tries},
     journal::{Journal, Range, Waiting, places},
     leases::State,
-    shared::{SHORTEST_LOCK_WAIT, Shared, Taking},
+    shared::{Committing, SHORTEST_LOCK_WAIT, Shared, Taking},
 };
 
 mod address;
@@ -151,6 +151,9 @@ impl Postgres {
             patient: Semaphore::new(PATIENT_COMMITS),
             naming: tokio::sync::Mutex::default(),
             saving: Mutex::default(),
+            lost: watch::Sender::new(None),
+            #[cfg(test)]
+            panics: AtomicBool::new(false),
             loops: Mutex::default(),
         });
         bounded(&shared, async {
@@ -164,9 +167,16 @@ impl Postgres {
             Arc::clone(&shared),
         );
         let loops = [
-            tokio::spawn(async move { keeper::keep(&keeper).await }),
-            tokio::spawn(async move { keeper::tidy(&tidier).await }),
-            tokio::spawn(async move { left_over::deliver(&deliverer).await }),
+            shared.begin("the loop that renews leases", async move {
+                keeper::keep(&keeper).await;
+            }),
+            shared.begin("the loop that removes what was delivered", async move {
+                keeper::tidy(&tidier).await
+            }),
+            shared.begin(
+                "the loop that delivers what nobody polls any more",
+                async move { left_over::deliver(&deliverer).await },
+            ),
         ];
         *shared.loops.lock() = Some(loops);
         Ok(Self { shared })
@@ -376,12 +386,13 @@ impl Postgres {
     ) -> Result<(), Error> {
         self.check_open()?;
         let events = commit.events.len() as u64;
-        let kept = match self.reserve(held, events) {
+        let committing = match self.reserve(held, events) {
             Err(Error::JournalFull { .. }) if self.make_room(events).await => {
                 self.reserve(held, events)
             }
-            kept => kept,
+            committing => committing,
         }?;
+        let kept = committing.kept;
         let done = self
             .shared
             .bounded(self.commit_patiently(held, &commit, kept, now));
@@ -390,8 +401,7 @@ impl Postgres {
             done => done.map_err(Error::from),
         };
         let nothing_done = matches!(&done, Err(error) if error.is_without_effect());
-        let (end, lost) = self.shared.change_journals(|state| {
-            state.journal.unreserve(events);
+        let (end, lost) = committing.settle(|state| {
             let lost = match &done {
                 Ok(Some(end)) if kept && events > 0 => {
                     let count = i64::try_from(events).unwrap_or(i64::MAX);
@@ -422,8 +432,8 @@ impl Postgres {
         }
     }
 
-    /// Sees to it that there is room for a commit's events. Brings whether events are kept.
-    fn reserve(&self, held: Held, events: u64) -> Result<bool, Error> {
+    /// Sees to it that there is room for a commit's events.
+    fn reserve(&self, held: Held, events: u64) -> Result<Committing<'_>, Error> {
         self.shared.change_journals(|state| {
             if !state.is_held(held) {
                 return Err(Error::LeaseLost);
@@ -433,7 +443,13 @@ impl Postgres {
                     limit: state.journal.limit(),
                 });
             }
-            Ok(state.journal.keeps_events())
+            Ok(Committing {
+                shared: &self.shared,
+                held,
+                events,
+                kept: state.journal.keeps_events(),
+                is_settled: false,
+            })
         })
     }
 
@@ -734,6 +750,10 @@ impl Postgres {
 
     pub(super) fn journalled(&self) -> watch::Receiver<i64> {
         self.shared.journalled.subscribe()
+    }
+
+    pub(super) fn lost(&self) -> watch::Receiver<Option<Error>> {
+        self.shared.lost.subscribe()
     }
 
     pub(super) fn trouble(&self) -> watch::Receiver<Option<String>> {

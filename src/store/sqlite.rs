@@ -45,7 +45,7 @@ const QUEUE: usize = 256;
 pub struct Sqlite {
     commands: mpsc::Sender<Command>,
     journalled: watch::Receiver<i64>,
-    /// Why the state is no longer ours.
+    /// Why the state is no longer ours, or nobody is there to look after it.
     lost: watch::Receiver<Option<Error>>,
     page: Page,
 }
@@ -94,6 +94,7 @@ impl Sqlite {
                 let holds = Holds::default();
                 match Writer::open(&thread_path, journal_limit, holds.clone()) {
                     Ok(writer) => {
+                        let _panics = writer.panic_report();
                         let page = Page::new(writer.files().clone(), holds);
                         let journalled = writer.journalled();
                         let lost = writer.lost();
@@ -244,15 +245,8 @@ impl Sqlite {
         self.journalled.clone()
     }
 
-    pub(super) async fn lost(&self) -> Error {
-        let mut lost = self.lost.clone();
-        if let Ok(error) = lost.wait_for(Option::is_some).await
-            && let Some(error) = &*error
-        {
-            return error.clone();
-        }
-        // It was closed while it was ours.
-        std::future::pending().await
+    pub(super) fn lost(&self) -> watch::Receiver<Option<Error>> {
+        self.lost.clone()
     }
 
     pub(super) async fn close(&self) {

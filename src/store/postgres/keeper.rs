@@ -120,6 +120,11 @@ pub(super) async fn keep(shared: &Shared) {
     let mut missing = None;
     let mut failed = 0;
     loop {
+        #[cfg(test)]
+        assert!(
+            !shared.panics.load(std::sync::atomic::Ordering::Relaxed),
+            "as a bug would"
+        );
         // Not all replicas at the same moment.
         let pause = pause_after(failed, every).mul_f64(0.8 + 0.2 * fastrand::f64());
         let soon = || (every / EARLY).mul_f64(0.5 + fastrand::f64());

@@ -24,7 +24,7 @@ use super::{
 use crate::{
     error_chain::chain,
     identity::SearchKey,
-    store::{Held, Past},
+    store::{Error, Held, PanicReport, Past},
 };
 
 /// Whoever holds locks that renewals pass over waits for others' locks for so much of a lease at a time, and no
@@ -72,6 +72,11 @@ pub(super) struct Shared {
     pub(super) naming: tokio::sync::Mutex<()>,
     /// One at a time tells the server how far a sink has come.
     pub(super) saving: Mutex<HashMap<Box<str>, Arc<tokio::sync::Mutex<()>>>>,
+    /// Why nobody looks after the state any more.
+    pub(super) lost: watch::Sender<Option<Error>>,
+    /// The keeper panics with its next round.
+    #[cfg(test)]
+    pub(super) panics: AtomicBool,
     /// The loops; none once the store was closed.
     pub(super) loops: Mutex<Option<[JoinHandle<()>; 3]>>,
 }
@@ -86,6 +91,16 @@ pub(in crate::store) struct Loan {
     pub(super) past: Past,
 }
 
+/// A commit, with room in the journal for its events, until it is known what became of it.
+pub(super) struct Committing<'a> {
+    pub(super) shared: &'a Shared,
+    pub(super) held: Held,
+    pub(super) events: u64,
+    /// Whether events are kept.
+    pub(super) kept: bool,
+    pub(super) is_settled: bool,
+}
+
 /// A search that is being taken up.
 pub(super) struct Taking<'a> {
     pub(super) shared: &'a Shared,
@@ -95,6 +110,22 @@ pub(super) struct Taking<'a> {
 // === impl Shared ===
 
 impl Shared {
+    /// Begins something that goes on until the store is closed.
+    pub(super) fn begin(
+        &self,
+        part: &'static str,
+        work: impl Future<Output = ()> + Send + 'static,
+    ) -> JoinHandle<()> {
+        let panics = PanicReport {
+            part,
+            lost: self.lost.clone(),
+        };
+        tokio::spawn(async move {
+            let _panics = panics;
+            work.await;
+        })
+    }
+
     pub(super) fn look<A>(&self, at: impl FnOnce(&State) -> A) -> A {
         at(&self.state.lock())
     }
@@ -244,6 +275,32 @@ impl Drop for Loan {
     fn drop(&mut self) {
         self.shared
             .change_journals(|state| state.journal.give_back(&self.sink, self.number));
+    }
+}
+
+// === impl Committing ===
+
+impl Committing<'_> {
+    /// Takes note of what became of it. Its room is given back at the same time, so that nobody finds its
+    /// events counted twice, or not at all.
+    pub(super) fn settle<A>(mut self, change: impl FnOnce(&mut State) -> A) -> A {
+        self.is_settled = true;
+        self.shared.change_journals(|state| {
+            state.journal.unreserve(self.events);
+            change(state)
+        })
+    }
+}
+
+impl Drop for Committing<'_> {
+    fn drop(&mut self) {
+        if !self.is_settled {
+            // Nobody waits for the answer: it may have been done, as where that is lost.
+            self.shared.change_leases(|state| {
+                state.journal.unreserve(self.events);
+                state.lose(self.held);
+            });
+        }
     }
 }
 

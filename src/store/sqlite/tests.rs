@@ -4,6 +4,7 @@ use super::open::BUSY_TIMEOUT;
 use crate::store::{
     AlertFilter, Commit, Error, Options, Store,
     conformance::{self, alert, event, events, key, second},
+    sqlite::writer::Command,
 };
 
 fn fresh() -> (Options, tempfile::TempDir) {
@@ -332,4 +333,26 @@ async fn a_sink_goes_on_behind_the_rows_that_somebody_removed_and_finds_its_plac
     let found: Vec<_> = batch.events.iter().map(|it| it.event.clone()).collect();
     assert_eq!(found, [event(3), event(4)]);
     assert_eq!(store.backlog("s").await.unwrap().events, 2);
+}
+
+#[tokio::test]
+async fn a_thread_that_panics_is_told_and_one_that_was_asked_to_end_is_not() {
+    for panics in [true, false] {
+        let (options, _folder) = fresh();
+        let store = Store::open(&options).await.unwrap();
+        let Store::Sqlite(sqlite) = &store else {
+            panic!("{store:?}");
+        };
+        if panics {
+            sqlite.commands.send(Command::Panic).await.unwrap();
+            let lost = tokio::time::timeout(Duration::from_secs(60), store.lost()).await;
+            assert!(matches!(lost, Ok(Error::Ended(_))), "{lost:?}");
+            let lost = lost.unwrap().to_string();
+            assert!(lost.contains("ended unexpectedly"), "{lost}");
+        } else {
+            store.close().await;
+            let lost = tokio::time::timeout(Duration::from_millis(200), store.lost()).await;
+            assert!(lost.is_err(), "{lost:?}");
+        }
+    }
 }

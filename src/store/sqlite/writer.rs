@@ -32,7 +32,9 @@ use super::{
 use crate::{
     clock,
     identity::SearchKey,
-    store::{Backlog, Batch, Commit, Error, Held, LOAD_PAGE, Loaded, SinkState, StoredAlert},
+    store::{
+        Backlog, Batch, Commit, Error, Held, LOAD_PAGE, Loaded, PanicReport, SinkState, StoredAlert,
+    },
 };
 
 /// Commands in one group.
@@ -61,6 +63,9 @@ pub(super) enum Command {
     },
     Read(Read),
     Close(oneshot::Sender<()>),
+    /// As a bug would have it.
+    #[cfg(test)]
+    Panic,
 }
 
 /// What changes the file.
@@ -183,6 +188,14 @@ impl Writer {
 
     pub(super) fn lost(&self) -> watch::Receiver<Option<Error>> {
         self.lost.subscribe()
+    }
+
+    /// For whoever runs it, to be kept until that has ended.
+    pub(super) fn panic_report(&self) -> PanicReport {
+        PanicReport {
+            part: "the thread of the state store",
+            lost: self.lost.clone(),
+        }
     }
 
     /// Serves commands until the queue is closed or [`Command::Close`] comes, then closes the file; or until
@@ -315,6 +328,8 @@ impl Writer {
             }
             Command::Read(read) => self.read(read),
             Command::Close(reply) => group.closing = Some(reply),
+            #[cfg(test)]
+            Command::Panic => panic!("as a bug would"),
         }
     }
 

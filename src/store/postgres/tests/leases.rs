@@ -1,5 +1,7 @@
 //! Leases: taken, renewed, lost, given back.
 
+use std::sync::atomic::Ordering;
+
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -521,4 +523,44 @@ async fn commits_that_wait_for_locked_rows_leave_connections_to_others() {
     let are_held = |state: &State| locked.iter().all(|held| state.is_held(*held));
     assert!(shared(&store).look(are_held));
     lock.batch("ROLLBACK").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_loop_that_panics_is_told_and_the_end_of_all_is_not() {
+    let url = server::shared().fresh();
+    let store = open(&url, "closed", LEASE).await;
+    store.close().await;
+    let lost = timeout(Duration::from_millis(200), store.lost()).await;
+    assert!(lost.is_err(), "{lost:?}");
+
+    let store = open(&url, "panics", LEASE).await;
+    shared(&store).panics.store(true, Ordering::Relaxed);
+    let lost = timeout(PATIENCE, store.lost()).await;
+    let lost = lost.unwrap().to_string();
+    assert!(lost.starts_with("the loop that renews leases"), "{lost}");
+    // Others need not wait until the leases end.
+    store.close().await;
+    let left = sql(&url, "SELECT count(*) FROM replica WHERE node = 'panics'");
+    assert_eq!(left, "0");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_nobody_waits_for_any_more_keeps_no_room_in_the_journal() {
+    let url = server::shared().fresh();
+    let store = open(&url, "node", LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let (_, held, mut session) = one_of_two_locked(&store).await;
+    // As many as there is room for.
+    let all = || events(1..1001);
+    let moment = Duration::from_millis(100);
+    let given_up = timeout(moment, store.commit(held, all(), second(2))).await;
+    assert!(given_up.is_err(), "{given_up:?}");
+    session.roll_back().await.unwrap();
+    // Whether it was done is not known here.
+    let late = store.commit(held, Commit::default(), second(2)).await;
+    assert!(matches!(late, Err(Error::LeaseLost)), "{late:?}");
+    let held = take_over(&store).await.held;
+    store.commit(held, all(), second(3)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(batch.events.len(), 9);
 }
