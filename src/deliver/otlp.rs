@@ -138,20 +138,19 @@ impl Otlp {
                     refused.extend(take_refusals(&mut records[part.clone()]));
                     progress.settle(&part, refused);
                 }
-                Outcome::Refused { why } if part.len() == 1 => {
-                    let refused = records[part.start].as_ref().ok().map(|record| Refusal {
-                        events: 1,
-                        event_id: Some(record.event_id),
-                        reason: why,
-                    });
-                    progress.settle(&part, refused.into_iter().collect());
-                }
-                Outcome::TooLarge(error) if part.len() == 1 => return Err(error),
-                Outcome::Refused { .. } | Outcome::TooLarge(_) => {
+                Outcome::Refused { .. } | Outcome::TooLarge(_) if part.len() > 1 => {
                     let middle = part.start + part.len() / 2;
                     parts.push(middle..part.end);
                     parts.push(part.start..middle);
                     continue;
+                }
+                Outcome::Refused { why } => {
+                    progress.settle(&part, refusal(&records[part.start], |_| why));
+                }
+                // It would be for ever, and all that comes after it would wait.
+                Outcome::TooLarge(error) => {
+                    let why = |record: &Record<'_>| too_large(&error, message::size(record));
+                    progress.settle(&part, refusal(&records[part.start], why));
                 }
             }
             if Instant::now() >= until {
@@ -226,6 +225,26 @@ fn read_batch(events: &[Pending], limit: usize) -> Vec<Result<Record<'static>, R
         records.push(record);
     }
     records
+}
+
+/// What an event is told with that was refused when it was sent alone.
+fn refusal(
+    record: &Result<Record<'_>, Refusal>,
+    why: impl FnOnce(&Record<'_>) -> String,
+) -> Vec<Refusal> {
+    let refusal = record.as_ref().ok().map(|record| Refusal {
+        events: 1,
+        event_id: Some(record.event_id),
+        reason: why(record),
+    });
+    refusal.into_iter().collect()
+}
+
+fn too_large(error: &Error, bytes: usize) -> String {
+    format!(
+        "{error}; the event alone takes {bytes} bytes before compression: raise the limit of the receiver, or of \
+         what stands before it, or shorten lines (log.include_raw: false, log.max_description_length)"
+    )
 }
 
 fn take_refusals(records: &mut [Result<Record<'static>, Refusal>]) -> Vec<Refusal> {

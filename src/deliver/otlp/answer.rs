@@ -1,7 +1,7 @@
 //! What a receiver's answer means for the events that it was sent.
 //!
-//! Only an answer that says that the *content* is bad lets go of an event, and only one that an
-//! OTLP receiver gives counts as a success. The specification has every 4xx but 429 drop the
+//! Only an answer that says that the *content* is bad, or too long, lets go of an event, and only one that
+//! an OTLP receiver gives counts as a success. The specification has every 4xx but 429 drop the
 //! data; here whatever may be a fault of the set-up or of something on the way is worth another
 //! try. This module sends nothing and knows no event.
 
@@ -58,8 +58,7 @@ pub(super) enum Outcome {
     Taken { rejected: u64, message: String },
     /// It does not want them as they are.
     Refused { why: String },
-    /// Something on the way does not let so much through. Less may get through, but this says
-    /// nothing against any event.
+    /// It, or something on the way, does not let so much through, be it one event. Less may get through.
     TooLarge(Error),
 }
 
@@ -185,6 +184,14 @@ impl Answer {
             return Err(Error::Redirect { status, location });
         }
         let excerpt = secrets.excerpt(&self.words());
+        if status == StatusCode::PAYLOAD_TOO_LARGE {
+            // Whoever says it, and in whatever words, has measured the request.
+            return Ok(Outcome::TooLarge(Error::Status {
+                status,
+                excerpt,
+                retry_after: None,
+            }));
+        }
         if !self.is_about_content() {
             return Err(Error::Status {
                 status,
@@ -196,12 +203,7 @@ impl Answer {
             return Err(self.not_otlp(CORRUPT, secrets));
         }
         if self.is_page() {
-            let error = self.not_otlp("a page of HTML", secrets);
-            return if status == StatusCode::PAYLOAD_TOO_LARGE {
-                Ok(Outcome::TooLarge(error))
-            } else {
-                Err(error)
-            };
+            return Err(self.not_otlp("a page of HTML", secrets));
         }
         if self.body.starts_with(EXPECTS_TLS) {
             return Err(Error::Status {
@@ -235,9 +237,7 @@ impl Answer {
     fn is_about_content(&self) -> bool {
         matches!(
             self.status,
-            StatusCode::BAD_REQUEST
-                | StatusCode::PAYLOAD_TOO_LARGE
-                | StatusCode::UNPROCESSABLE_ENTITY
+            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY
         )
     }
 
