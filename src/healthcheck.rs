@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::{
     cli::Healthcheck,
     config::{ConfigError, ListenAddress, Web, WebFile},
-    logging, reading,
+    http_client, logging, reading,
 };
 
 /// Who has not answered by then hangs. Files are read within the same time: it is shorter than what container
@@ -128,14 +128,8 @@ async fn ask(
     Target { url, verify }: &Target,
     limits: Limits,
 ) -> reqwest::Result<(StatusCode, String)> {
-    // A process has one; it does not matter who was first.
-    rustls::crypto::ring::default_provider()
-        .install_default()
-        .ok();
-    let mut builder = reqwest::Client::builder()
-        .user_agent(concat!("opsramp-exporter/", env!("CARGO_PKG_VERSION")))
+    let mut builder = http_client::bare()
         .no_proxy()
-        .redirect(reqwest::redirect::Policy::none())
         .timeout(limits.all.saturating_duration_since(Instant::now()));
     if url.scheme() == "http" || !verify {
         // Without CA certificates, which an image may lack.

@@ -1,4 +1,4 @@
-//! What the HTTP clients of the API and of OTLP receivers have in common.
+//! What the HTTP clients have in common, those of the API and of OTLP receivers above all.
 
 use http::{HeaderMap, Uri, header::CONTENT_ENCODING};
 use hyper_util::client::proxy::matcher::Matcher;
@@ -6,22 +6,25 @@ use reqwest::{ClientBuilder, redirect, retry};
 
 use crate::{names::Resolver, proxy};
 
-/// A client that is for these URLs, the proxy's among them where one is configured. Who repeats what
-/// failed, and whether, is for its user; a redirect might lead secrets anywhere.
-pub(crate) fn builder(urls: &[&str]) -> ClientBuilder {
+/// What all clients have in common. A redirect might lead secrets anywhere.
+pub(crate) fn bare() -> ClientBuilder {
     // A process has one; it does not matter who was first.
     rustls::crypto::ring::default_provider()
         .install_default()
         .ok();
-    let builder = reqwest::Client::builder()
+    reqwest::Client::builder()
         .user_agent(concat!(
             env!("CARGO_PKG_NAME"),
             "/",
             env!("CARGO_PKG_VERSION")
         ))
         .redirect(redirect::Policy::none())
-        .retry(retry::never())
-        .dns_resolver(Resolver);
+}
+
+/// A client that is for these URLs, the proxy's among them where one is configured. Who repeats what
+/// failed, and whether, is for its user.
+pub(crate) fn builder(urls: &[&str]) -> ClientBuilder {
+    let builder = bare().retry(retry::never()).dns_resolver(Resolver);
     let builder = if proxy::are_switched_off() {
         builder.no_proxy()
     } else {

@@ -117,13 +117,6 @@ pub struct AccountMetrics {
     is_replaced: Arc<AtomicBool>,
 }
 
-/// Counts what happens to one sink. Cheap to clone; counts into the void once it is removed.
-#[derive(Clone)]
-pub struct SinkMetrics {
-    metrics: Metrics,
-    counters: Arc<SinkCounters>,
-}
-
 #[derive(Debug)]
 struct Inner {
     board: Board,
@@ -132,7 +125,7 @@ struct Inner {
     changes: AtomicU64,
     searches: RwLock<BTreeMap<SearchKey, Arc<SearchCells>>>,
     accounts: RwLock<BTreeMap<Arc<str>, Arc<AccountCells>>>,
-    sinks: RwLock<BTreeMap<Arc<str>, Arc<SinkCounters>>>,
+    sinks: RwLock<BTreeMap<Arc<str>, SinkCounters>>,
     instance: Instance,
     cache: rendering::Cache,
 }
@@ -251,25 +244,21 @@ impl Metrics {
     }
 
     /// Creates a sink's series, unless they exist.
-    pub fn register_sink(&self, name: &Arc<str>) -> SinkMetrics {
-        let counters = Arc::clone(
-            self.0
-                .sinks
-                .write()
-                .entry(Arc::clone(name))
-                .or_insert_with(|| Arc::new(self.0.instance.sink(name))),
-        );
+    pub fn register_sink(&self, name: &Arc<str>) {
+        self.0
+            .sinks
+            .write()
+            .entry(Arc::clone(name))
+            .or_insert_with(|| self.0.instance.sink(name));
         self.touch();
-        SinkMetrics {
-            metrics: self.clone(),
-            counters,
-        }
     }
 
-    fn sink(&self, name: &str) -> Option<SinkMetrics> {
-        let counters = Arc::clone(self.0.sinks.read().get(name)?);
-        let metrics = self.clone();
-        Some(SinkMetrics { metrics, counters })
+    /// Counts what happens to a sink, unless it was removed.
+    fn count_of_sink(&self, name: &str, count: impl FnOnce(&SinkCounters)) {
+        if let Some(counters) = self.0.sinks.read().get(name) {
+            count(counters);
+            self.touch();
+        }
     }
 
     /// Removes a sink's series, and what the board knows of it.
@@ -316,21 +305,15 @@ impl Metrics {
 /// By name: a sink that is not registered counts into the void.
 impl deliver::Observer for Metrics {
     fn sink_delivered(&self, sink: &str, events: u64) {
-        if let Some(sink) = self.sink(sink) {
-            sink.delivered(events);
-        }
+        self.count_of_sink(sink, |counters| counters.delivered.inc_by(events));
     }
 
     fn sink_error(&self, sink: &str) {
-        if let Some(sink) = self.sink(sink) {
-            sink.error();
-        }
+        self.count_of_sink(sink, |counters| counters.errors.inc());
     }
 
     fn sink_rejected(&self, sink: &str, events: u64) {
-        if let Some(sink) = self.sink(sink) {
-            sink.rejected(events);
-        }
+        self.count_of_sink(sink, |counters| counters.rejected.inc_by(events));
     }
 }
 
@@ -457,34 +440,6 @@ impl fmt::Debug for AccountMetrics {
         f.debug_struct("AccountMetrics")
             .field("name", &self.name)
             .finish_non_exhaustive()
-    }
-}
-
-// === impl SinkMetrics ===
-
-impl SinkMetrics {
-    /// `n` events were delivered.
-    pub fn delivered(&self, n: u64) {
-        self.counters.delivered.inc_by(n);
-        self.metrics.touch();
-    }
-
-    /// A try failed and will be repeated.
-    pub fn error(&self) {
-        self.counters.errors.inc();
-        self.metrics.touch();
-    }
-
-    /// The receiver refused `n` events for good.
-    pub fn rejected(&self, n: u64) {
-        self.counters.rejected.inc_by(n);
-        self.metrics.touch();
-    }
-}
-
-impl fmt::Debug for SinkMetrics {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("SinkMetrics").field(&self.counters).finish()
     }
 }
 

@@ -174,7 +174,6 @@ impl Writer for Stdout {
             Former::Unknown => true,
         };
         let mut lines = Lines::render(self.format, events);
-        // What a thread that panicked here had written is not known better than `end` says.
         let mut output = self.output.lock();
         let (settled, result) = output.write(self.writer, events, &lines, may_follow);
         Progress {

@@ -35,7 +35,7 @@ pub(super) struct Instance {
     sink_rejected: IntCounterVec,
 }
 
-/// The counters of one sink. They go on counting, unseen, once the sink is removed.
+/// The counters of one sink.
 #[derive(Debug)]
 pub(super) struct SinkCounters {
     pub(super) delivered: IntCounter,

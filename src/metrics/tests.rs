@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     clock,
+    deliver::Observer as _,
     identity::Tenant,
     opsramp::Observer as _,
     poll::GroupLabel,
@@ -396,7 +397,7 @@ fn the_series_of_what_is_gone_disappear() {
         metrics.0.board.set_search(up(key));
     }
     let account = metrics.register_account(&"acme".into());
-    let sink = metrics.register_sink(&"file".into());
+    metrics.register_sink(&"file".into());
     let seen = RateLimit {
         limit: 50,
         remaining: 48,
@@ -406,7 +407,7 @@ fn the_series_of_what_is_gone_disappear() {
         account.rate_limit(id, seen);
         account.throttled(id, Duration::from_secs(1));
     }
-    sink.delivered(1);
+    metrics.sink_delivered("file", 1);
 
     metrics.0.board.remove_search(&retail());
     metrics.remove_search(&retail());
@@ -422,7 +423,7 @@ fn the_series_of_what_is_gone_disappear() {
     // A request that was under way when the account was removed.
     account.token_obtained(Duration::from_secs(1), now());
     account.rate_limit("client_2", seen);
-    sink.delivered(1);
+    metrics.sink_delivered("file", 1);
     let text = render(&metrics, now());
     for gone in [
         "opsramp_auth_",
@@ -465,10 +466,10 @@ fn two_tenants_of_one_name_do_not_make_the_same_series() {
 #[test]
 fn sinks_the_log_and_the_configuration_are_shown() {
     let metrics = Metrics::new(Board::default(), BUILD);
-    let sink = metrics.register_sink(&"loki".into());
-    sink.delivered(5);
-    sink.error();
-    sink.rejected(2);
+    metrics.register_sink(&"loki".into());
+    metrics.sink_delivered("loki", 5);
+    metrics.sink_error("loki");
+    metrics.sink_rejected("loki", 2);
     metrics.0.board.update_sink(&"loki".into(), |sink| {
         sink.backlog = Some(3);
         sink.oldest_pending = Some(now());

@@ -495,7 +495,6 @@ impl Client {
     }
 
     fn allowances(&self, tenant: &str) -> Arc<Allowances> {
-        // The map is only looked up and added to, so a poisoned one is still whole.
         let mut tenants = self.0.tenants.lock();
         if let Some(known) = tenants.get(tenant) {
             return Arc::clone(known);

@@ -120,7 +120,6 @@ impl Http {
     }
 
     fn current(&self) -> MutexGuard<'_, Current> {
-        // The lock is held for plain assignments only, so what it guards is still whole.
         self.current.lock()
     }
 

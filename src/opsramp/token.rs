@@ -172,7 +172,6 @@ impl<I: Issuer> Tokens<I> {
 
     /// A lost renewal is repeated at the next call, after the failure's pause.
     fn begin_renewal(&self) {
-        // The lock is held for an assignment and a task's start, so what it guards is still whole.
         let mut last = self.renewal.lock();
         let Ok(turn) = Arc::clone(&self.shared.turn).try_lock_owned() else {
             return;

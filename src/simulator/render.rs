@@ -273,11 +273,6 @@ impl Page {
         self.envelope.total_pages
     }
 
-    /// `nextPage`.
-    pub fn has_next(&self) -> bool {
-        self.envelope.next_page
-    }
-
     /// The document.
     pub fn to_json(&self, now: Timestamp) -> Vec<u8> {
         let document = Document {
