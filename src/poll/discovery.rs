@@ -56,16 +56,12 @@ struct Partner {
 /// What the last look-ups of a partner's clients were like, where whoever they do not show need not
 /// have gone.
 #[derive(Debug, Default)]
-struct Doubts {
-    /// Whether the last one lacked most of the clients that are known.
-    lacked_most: bool,
-    surplus: Option<Surplus>,
-}
+struct Doubts(Option<Doubt>);
 
-/// The server counts more clients of a partner than it shows.
+/// The server counts more clients of a partner than it shows, or shows few of those that are known.
 #[derive(Debug)]
-struct Surplus {
-    /// How many more.
+struct Doubt {
+    /// How many more it counts.
     more: u64,
     /// The ids of those that are known and that it does not show.
     missing: BTreeSet<Arc<str>>,
@@ -130,6 +126,9 @@ struct Decision {
     verdicts: Vec<Verdict>,
     /// Clients that are new and for which there is no room.
     left_out: usize,
+    /// Whether they are looked up again soon: not everything is certain, or a partner is left with nobody, of whom
+    /// an hour is too long to wait.
+    again: bool,
 }
 
 /// What a look-up says of a partner.
@@ -148,8 +147,8 @@ enum Kind {
     ShortAsEver(u64),
     /// The server counts so many more than it shows: any of those it does not show may be one of them.
     Short(u64),
-    /// It lacks most of those that are known, for which another one must agree: an empty list for a
-    /// moment would stop all of them until the next look-up.
+    /// It lacks most of those that are known, for which others must agree: an empty list for a moment would
+    /// stop all of them.
     LacksMost,
     /// It tells nothing about whoever is not shown.
     Failed(opsramp::Error),
@@ -157,9 +156,9 @@ enum Kind {
 
 /// The first pause after a look-up that failed.
 const DISCOVERY_PAUSE: Duration = Duration::from_secs(5);
-/// Look-ups in a row that count the same number of clients too many, and lack the same, before that is
-/// believed: with the pauses between them more than a minute, as whoever goes by mistake is missed for
-/// an hour.
+/// Look-ups in a row that count the same number of clients too many, or lack most, and lack the same, before
+/// that is believed: with the pauses between them more than a minute, as whoever goes by mistake may be missed
+/// for an hour.
 const PATIENCE: u32 = 5;
 /// How often it is told that this is believed.
 const TELL_SURPLUS_EVERY: Duration = Duration::from_secs(60 * 60);
@@ -250,7 +249,7 @@ fn tell_of_too_many(account: &str) {
 fn decide(known: &Tenants, found: Clients, partners: &mut [Partner]) -> Decision {
     let mut held = Tenants::new();
     let mut verdicts = Vec::new();
-    for Partner { status, doubts, .. } in partners {
+    for Partner { status, doubts, .. } in &mut *partners {
         let of_partner = known.iter().filter(|(_, partner)| **partner == status.id);
         let count = of_partner.clone().count();
         let unseen = of_partner.filter(|(tenant, _)| !found.shows(&tenant.id));
@@ -285,10 +284,14 @@ fn decide(known: &Tenants, found: Clients, partners: &mut [Partner]) -> Decision
         stays
     });
     tenants.extend(held);
+    let has_nobody =
+        |Partner { status, .. }: &Partner| !tenants.values().any(|it| *it == status.id);
+    let again = verdicts.iter().any(Verdict::is_provisional) || partners.iter().any(has_nobody);
     Decision {
         tenants,
         verdicts,
         left_out,
+        again,
     }
 }
 
@@ -400,11 +403,12 @@ impl AccountClient {
             tenants,
             verdicts,
             left_out,
+            again,
         } = decide(&self.discovered, found, &mut self.partners);
         for (partner, verdict) in self.partners.iter_mut().zip(&verdicts) {
             partner.take_over(verdict);
         }
-        if verdicts.iter().any(Verdict::is_provisional) {
+        if again {
             self.look_up_again();
         } else {
             self.failures = 0;
@@ -521,43 +525,42 @@ impl Doubts {
     /// it showed.
     fn judge(&mut self, more: u64, missing: BTreeSet<Arc<str>>, known: usize) -> Kind {
         let lacks_most = 2 * missing.len() > known;
-        let has_lacked_most = std::mem::replace(&mut self.lacked_most, false);
-        if more > 0 {
-            let surplus = match &mut self.surplus {
-                Some(same) if same.more == more && same.missing == missing => same,
-                other => other.insert(Surplus {
-                    more,
-                    missing,
-                    times: 0,
-                    told: None,
-                }),
-            };
-            surplus.times = surplus.times.saturating_add(1);
-            if surplus.times >= PATIENCE {
-                // They are not known any more.
-                surplus.missing.clear();
-                return Kind::ShortAsEver(more);
-            }
-        } else {
-            self.surplus = None;
+        if more == 0 && !lacks_most {
+            self.0 = None;
+            return Kind::Sound;
         }
-        self.lacked_most = lacks_most && !has_lacked_most;
+        let doubt = match &mut self.0 {
+            Some(same) if same.more == more && same.missing == missing => same,
+            other => other.insert(Doubt {
+                more,
+                missing,
+                times: 0,
+                told: None,
+            }),
+        };
+        doubt.times = doubt.times.saturating_add(1);
+        let is_believed = doubt.times >= PATIENCE;
+        if is_believed {
+            // They are not known any more.
+            doubt.missing.clear();
+        }
         match more {
-            0 if self.lacked_most => Kind::LacksMost,
-            0 => Kind::Sound,
-            _ => Kind::Short(more),
+            0 if is_believed => Kind::Sound,
+            0 => Kind::LacksMost,
+            more if is_believed => Kind::ShortAsEver(more),
+            more => Kind::Short(more),
         }
     }
 
     /// Whether it is told again that the server counts too many, and that this is believed.
     fn is_to_be_told(&mut self, now: Instant) -> bool {
-        let Some(surplus) = &mut self.surplus else {
+        let Some(doubt) = &mut self.0 else {
             return false;
         };
         let is_due = |told| now.duration_since(told) >= TELL_SURPLUS_EVERY;
-        let is_due = surplus.told.is_none_or(is_due);
+        let is_due = doubt.told.is_none_or(is_due);
         if is_due {
-            surplus.told = Some(now);
+            doubt.told = Some(now);
         }
         is_due
     }
@@ -693,6 +696,8 @@ mod tests {
     struct Known {
         partners: Vec<Partner>,
         tenants: Tenants,
+        /// Whether they are looked up again soon.
+        again: bool,
     }
 
     impl Known {
@@ -707,6 +712,7 @@ mod tests {
             Self {
                 partners: (1..=N).map(partner).collect(),
                 tenants: found.into_tenants(),
+                again: false,
             }
         }
 
@@ -714,6 +720,7 @@ mod tests {
         fn after(&mut self, found: Clients) -> (Vec<usize>, Vec<Verdict>) {
             let decision = decide(&self.tenants, found, &mut self.partners);
             self.tenants = decision.tenants;
+            self.again = decision.again;
             let number = |tenant: &Tenant| tenant.id.strip_prefix("client_")?.parse().ok();
             let polled = self.tenants.keys().filter_map(number).collect();
             (polled, decision.verdicts)
@@ -758,18 +765,44 @@ mod tests {
     }
 
     #[test]
-    fn a_look_up_that_lacks_most_of_those_known_needs_a_second_one_that_agrees() {
+    fn a_look_up_that_lacks_most_of_those_known_needs_others_that_agree() {
         for (shown, is_doubted) in [(0, true), (1, true), (2, false), (3, false)] {
             let mut known = Known::of([4]);
-            let (polled, verdict) = known.after_one(page(0..shown), 0);
-            assert_eq!(verdict.is_provisional(), is_doubted, "{shown} of 4");
-            let expected = if is_doubted { 4 } else { shown };
-            assert_eq!(polled.len(), expected, "{shown} of 4");
-            let (polled, verdict) = known.after_one(page(0..shown), 0);
-            assert_eq!((polled.len(), verdict.is_provisional()), (shown, false));
+            for nth in 1..PATIENCE {
+                let (polled, verdict) = known.after_one(page(0..shown), 0);
+                let is_doubt = matches!(verdict.kind, Kind::LacksMost);
+                assert_eq!(is_doubt, is_doubted, "{shown} of 4, look-up {nth}");
+                assert_eq!(known.again, is_doubted, "{shown} of 4, look-up {nth}");
+                let expected = if is_doubted { 4 } else { shown };
+                assert_eq!(polled.len(), expected, "{shown} of 4, look-up {nth}");
+            }
+            for _ in 0..2 {
+                let (polled, verdict) = known.after_one(page(0..shown), 0);
+                assert!(matches!(verdict.kind, Kind::Sound), "{verdict:?}");
+                assert_eq!(polled.len(), shown);
+            }
         }
         let (_, verdict) = Known::of([0]).after_one(Vec::new(), 0);
         assert!(!verdict.is_provisional());
+    }
+
+    #[test]
+    fn a_partner_that_is_left_with_nobody_is_looked_up_again_soon() {
+        let mut known = Known::of([0]);
+        for (shown, again) in [(0, true), (0, true), (2, false), (1, false)] {
+            known.after_one(page(0..shown), 0);
+            assert_eq!(known.again, again, "{shown} are shown");
+        }
+        let mut off = page(0..1);
+        off[0].activated = false;
+        known.after_one(off, 0);
+        assert!(known.tenants.is_empty() && known.again);
+        // Others have somebody.
+        let mut known = Known::of([2, 0]);
+        known.after(found_of([(page(0..2), Ok(0)), (Vec::new(), Ok(0))]));
+        assert!(known.again);
+        known.after(found_of([(page(0..2), Ok(0)), (page(2..3), Ok(0))]));
+        assert!(!known.again);
     }
 
     #[test]
@@ -844,6 +877,8 @@ mod tests {
             |known: &mut Known| known.after_one(page(0..3), 2),
             |known: &mut Known| known.after_one(page(1..4), 1),
             |known: &mut Known| known.after_one(page(0..4), 0),
+            // Most of them for a moment.
+            |known: &mut Known| known.after_one(Vec::new(), 0),
         ] {
             let mut known = Known::of([4]);
             for _ in 0..3 {

@@ -378,8 +378,27 @@ async fn a_list_of_clients_that_is_empty_for_a_moment_or_never_ends_stops_nobody
     let look_up = exporter.look_up().await;
     exporter.pollers.adopt(look_up).await;
     assert_eq!(exporter.polled(), ["client_1", "client_2"]);
-    let look_up = exporter.look_up().await;
-    exporter.pollers.adopt(look_up).await;
-    assert_eq!(exporter.polled(), [""; 0], "the next one agreed");
+    // Nor does a second one, seconds later, that agrees.
+    exporter.adopt_look_up().await;
+    assert_eq!(exporter.polled(), ["client_1", "client_2"]);
+    exporter.pollers.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partner_without_clients_is_looked_up_again_soon() {
+    let simulator = partners().await;
+    let url = simulator.url();
+    let mut exporter = Reloading::new(plan(&url)).await;
+    let text = serde_json::json!({ "results": [] }).to_string();
+    let empty = simulator.inject(FaultRule::always(Fault::Body { text }).at(Endpoint::Clients));
+    // The next look-up is due when the test has failed.
+    exporter
+        .reload(|account| *account = discovering(&url, &["msp_1"]))
+        .await;
+    exporter.adopt_look_up().await;
+    assert_eq!(exporter.polled(), [""; 0]);
+    simulator.remove_fault(empty);
+    exporter.adopt_look_up().await;
+    assert_eq!(exporter.polled(), ["client_1", "client_2"]);
     exporter.pollers.stop().await;
 }
