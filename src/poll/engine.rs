@@ -530,9 +530,15 @@ impl Engine {
     }
 
     /// A poll wanted this further page and has not learned what is on it. The next one tries it once at its end,
-    /// where it does not go as far anyway and the count does not add up.
+    /// where it does not go as far anyway: also where the count adds up, as nothing but changes may be on it.
     pub fn page_missed(&mut self, page: u64) {
         self.cut_short = Some(CutShort { page, tried: false });
+    }
+
+    /// Whether a poll has not learned what is on a further page, and none has tried it to the end since.
+    #[must_use]
+    pub fn misses_a_page(&self) -> bool {
+        self.cut_short.is_some()
     }
 
     /// A further page that a poll has asked for did not come, after so long. Brings whether it was only to see
@@ -664,16 +670,14 @@ impl Engine {
             return Next::Done;
         }
         self.compare_count(facts, delta, now);
-        if accounted {
-            self.cut_short = None;
-        } else if !knew_nothing
-            && let Some(page) = self
-                .second_try(facts)
-                .or_else(|| self.trial(facts, news, now))
-        {
-            return Next::Page(page);
+        if knew_nothing {
+            return Next::Done;
         }
-        Next::Done
+        let mut wanted = self.second_try(facts);
+        if wanted.is_none() && !accounted {
+            wanted = self.trial(facts, news, now);
+        }
+        wanted.map_or(Next::Done, Next::Page)
     }
 
     /// A poll's further page came and shows nothing. What it counts is not believed, nor that nothing is there: it

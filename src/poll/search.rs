@@ -321,6 +321,7 @@ impl Running {
         };
         drop(reservation);
         self.finish_storing().await;
+        self.note_what_is_missed();
         ended
     }
 
@@ -496,6 +497,18 @@ impl Running {
         self.announce_next_poll();
         if succeeded {
             self.publish(Some(clock::now()));
+        }
+    }
+
+    /// Where a poll is between two pages or has missed one, the snapshot of the one before says that all is known
+    /// that is counted, but not that there are changes to come: whoever goes on shall not take it for that.
+    fn note_what_is_missed(&mut self) {
+        let is_amid_news = self.poll.as_ref().is_some_and(|poll| poll.heard);
+        if (is_amid_news || self.engine.misses_a_page())
+            && let Some(result) = &mut self.search.status.result
+        {
+            result.complete = false;
+            self.search.report();
         }
     }
 

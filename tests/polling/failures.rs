@@ -274,6 +274,65 @@ async fn a_reload_takes_back_nothing_of_what_was_learned_of_a_page() {
     store.close().await;
 }
 
+/// There is nothing but changes on it, so that the count says that all is known.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_amid_a_further_page_of_a_poll_loses_nothing_that_is_on_it() {
+    let simulator = start(simulator::Options {
+        ts: Ts::Updated,
+        ..world(250)
+    })
+    .await;
+    let ids = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
+    let set = |count: usize, state| {
+        simulator.world(|world, now| {
+            for id in &ids[..count] {
+                world.set_state(*id, state, now).unwrap();
+            }
+        });
+    };
+    set(250, State::Warning);
+    let mut plan = plan(&simulator.url());
+    let folder = tempfile::tempdir().unwrap();
+    let store = open_store(&folder, store::JOURNAL_LIMIT).await;
+    let (mut pollers, board, metrics) = pollers(&store, &Health::default());
+    pollers.apply(plan.clone()).await.unwrap();
+    let complete = || {
+        let result = board.searches()[0].result.clone();
+        result.is_some_and(|result| result.complete)
+    };
+    eventually("the result is known whole", || async { complete() }).await;
+    simulator.reset_requests();
+    simulator.inject(FaultRule {
+        page: Some(2),
+        ..FaultRule::next(
+            1,
+            Endpoint::Search,
+            Fault::SlowHeaders { seconds: PATIENCE },
+        )
+    });
+    // The order of changes is by the second.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    set(180, State::Critical);
+    eventually("a poll waits for its second page", || async {
+        let requests = simulator.requests();
+        requests.log.iter().any(|request| request.page == Some(2))
+    })
+    .await;
+    plan.record.max_description_length += 1;
+    pollers.apply(plan).await.unwrap();
+    eventually("all changes are told", || async {
+        let rendering = metrics.rendering(opsramp_exporter::clock::now());
+        let text = String::from_utf8_lossy(&rendering.text);
+        let labels = "account=\"default\",tenant=\"name of client_1\",search=\"open\"";
+        let changed = format!("opsramp_alert_events_total{{{labels},event=\"changed\"}}");
+        sum(&text, &changed) == 180.0
+    })
+    .await;
+    eventually("the result is known whole", || async { complete() }).await;
+    pollers.stop().await;
+    store.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn tenants_in_trouble_delay_nobody_else() {
     const INTERVAL: Duration = Duration::from_secs(3);

@@ -210,6 +210,46 @@ fn a_further_page_that_shows_nothing_once_counts_nothing_and_is_asked_for_by_the
     }
 }
 
+/// Where there are nothing but changes on it, the count says nothing of that.
+#[test]
+fn a_missed_page_is_tried_once_though_the_count_adds_up() {
+    for fails_again in [false, true] {
+        let mut run = run_with(250, 100);
+        run.server.by_updated = true;
+        run.settle();
+        let told = run.told_at.clone();
+        run.server.clock += 3;
+        // What ends the second page is as before.
+        for id in run.server.alerts.keys().copied().collect::<Vec<_>>() {
+            if id <= 180 {
+                let alert = run.server.alerts.get_mut(&id).unwrap();
+                (alert.state, alert.updated) = (1, run.server.clock / 3);
+            }
+        }
+        let changed = |run: &Run| {
+            let is_told = |id: &&u32| run.told_at[*id] > told[*id];
+            run.told_at.keys().filter(is_told).count()
+        };
+        assert!(poll_cut_short(&mut run));
+        assert_eq!((changed(&run), run.engine.misses_a_page()), (100, true));
+        run.requests = 0;
+        run.poll(false);
+        assert_eq!(run.poll_page, Some(2));
+        if fails_again {
+            assert!(run.engine.page_failed(2, Duration::ZERO, run.now));
+            run.poll_page = None;
+        } else {
+            run.poll(false);
+            assert_eq!(changed(&run), 180);
+        }
+        assert!(!run.engine.misses_a_page());
+        for _ in 0..5 {
+            run.poll(false);
+            assert_eq!((run.poll_page, run.engine.task()), (None, None));
+        }
+    }
+}
+
 #[test]
 fn a_refused_page_that_shows_nothing_is_still_refused() {
     let mut run = run_with(250, 100);
