@@ -21,7 +21,7 @@ use self::{
     confirmation::Short,
     overtaken::{Overtaken, Requests},
 };
-use super::full_read::{Facts, Flow, FullRead};
+use super::full_read::{Facts, Flow, FullRead, Hollow};
 use crate::track::{Before, Delta, Known, Sighting, Tracker};
 
 /// Alerts that are asked for by id at most after a reading that did not show everything.
@@ -30,6 +30,9 @@ const UNSEEN: usize = 5_000;
 const REASONS: usize = 20;
 /// Polls in a row that see more alerts than are known before the whole result is read.
 const PATIENCE: u32 = 3;
+/// Readings in a row that end at a hollow page before the result counts as gone through: with the rests between
+/// them some half an hour, as long as a page fails before a reading ends there.
+const HOLLOW: u32 = 6;
 /// Alerts of which an answer may lack most before a second one must agree: a mass closing is rarer than
 /// a server that shows nothing for a moment.
 const SUDDEN: usize = 20;
@@ -94,7 +97,12 @@ struct Readings {
     last: Option<LastReading>,
     /// How many of them were sound.
     whole: u64,
+    /// How many did not end at a hollow page.
     count: u64,
+    /// Those in a row that did.
+    hollow_in_a_row: u32,
+    /// The page of which it was told that they do.
+    hollow_told: Option<u64>,
     has_gone_through: bool,
 }
 
@@ -105,8 +113,19 @@ struct LastReading {
     sound: bool,
     /// Items that were no alerts: they count in the total.
     unreadable: u64,
+    /// The page at which it ended, where that shows nothing of what there is.
+    hollow: Option<Hollow>,
     /// When the result is to be read anew.
     next_due: Instant,
+}
+
+/// How a reading ends.
+#[derive(Clone, Copy, Debug)]
+struct Ending {
+    /// Whether what it has not shown is not in the result, as far as the totals tell.
+    sound: bool,
+    unreadable: usize,
+    hollow: Option<Hollow>,
 }
 
 /// A page that was taken over before its changes were stored, to be given back if that fails.
@@ -166,6 +185,8 @@ pub struct Engine {
     /// must agree.
     sudden: HashSet<Box<str>>,
     witness: Option<Box<str>>,
+    /// Whether the last answer about the first page showed nothing of what it counted.
+    hollow_in_front: bool,
     /// The size of a page, as the server has it.
     page_size: u64,
     total: Option<u64>,
@@ -225,6 +246,7 @@ impl Engine {
             requests: Requests::default(),
             sudden: HashSet::new(),
             witness: None,
+            hollow_in_front: false,
             page_size: 0,
             total: None,
             readings: Readings::default(),
@@ -242,6 +264,7 @@ impl Engine {
             sound: true,
             // One that counted some has not been complete.
             unreadable: 0,
+            hollow: None,
             next_due: now + self.options.full_read_interval.saturating_sub(ago),
         };
         self.readings.add(last, self.tracker.open());
@@ -287,6 +310,15 @@ impl Engine {
         self.readings.is_sound()
     }
 
+    /// The page at which the last reading ended, where that showed nothing of what there was: once, as long as
+    /// readings end there.
+    pub(crate) fn hollow_to_tell(&mut self) -> Option<Hollow> {
+        let hollow = self.readings.last.as_ref()?.hollow;
+        let page = hollow.map(|hollow| hollow.page);
+        let told = std::mem::replace(&mut self.readings.hollow_told, page);
+        hollow.filter(|_| told != page)
+    }
+
     /// How often the whole result has been read.
     #[must_use]
     pub fn reads(&self) -> u64 {
@@ -294,7 +326,8 @@ impl Engine {
     }
 
     /// Whether what there is now has been in sight, as far as it ever will be: the result was read
-    /// whole, or gone through twice where it showed nothing, or less than it counts.
+    /// whole, or gone through twice where it showed nothing, or less than it counts, and more often where
+    /// a page showed nothing of what it counts.
     #[must_use]
     pub fn has_gone_through(&self) -> bool {
         self.readings.has_gone_through
@@ -383,7 +416,9 @@ impl Engine {
                     self.total = Some(facts.total);
                 }
                 self.tracker.adopt(known, &current);
-                self.adopt_full(facts, now);
+                if !self.is_hollow_for_once(facts) {
+                    self.adopt_full(facts, now);
+                }
                 Next::Done
             }
             Purpose::Confirm(question) => {
@@ -511,10 +546,15 @@ impl Engine {
             at: now,
             took: before.map_or(Duration::ZERO, |before| before.took),
         });
-        let (took, unreadable) = (now - *begun, read.unreadable());
+        let took = now - *begun;
+        let ending = Ending {
+            sound: false,
+            unreadable: read.unreadable(),
+            hollow: None,
+        };
         self.reading = Reading::Idle;
         self.rest_until = Some(now + self.rest(true, took));
-        self.finish_reading(false, unreadable, None, now);
+        self.finish_reading(ending, None, now);
     }
 
     /// The page at which the last full read ended, as the server does not show it.
@@ -622,6 +662,10 @@ impl Engine {
             return self.poll_found_nothing(facts, now);
         }
         self.total = Some(facts.total);
+        if self.is_hollow_for_once(facts) {
+            self.sudden.clear();
+            return Next::Done;
+        }
         if self.is_refused(facts.page) {
             // It is shown again: what waited for that is read now.
             self.limits.refused = None;
@@ -636,11 +680,16 @@ impl Engine {
             self.reading = Reading::Idle;
             // One that is shown twice stands in another one's place.
             let sound = (self.tracker.seen() + facts.unreadable) as u64 >= facts.total;
-            self.finish_reading(sound, facts.unreadable, Some(overtaken), now);
+            let ending = Ending {
+                sound,
+                unreadable: facts.unreadable,
+                hollow: None,
+            };
+            self.finish_reading(ending, Some(overtaken), now);
             return Next::Done;
         }
         self.sudden.clear();
-        if facts.page == 1 {
+        if facts.page == 1 && facts.shown > 0 {
             self.remember_witness(page);
         }
         let knew_nothing = self.tracker.is_empty();
@@ -680,6 +729,18 @@ impl Engine {
         wanted.map_or(Next::Done, Next::Page)
     }
 
+    /// Whether a first page shows nothing of what it counts, and the one before was not like that. It may be for
+    /// a moment: so it begins no reading and ends none, which would have everybody asked for. Another one does,
+    /// as some count for ever what they do not show.
+    fn is_hollow_for_once(&mut self, facts: &Facts) -> bool {
+        if facts.page > 1 {
+            return false;
+        }
+        let is_hollow = facts.is_hollow_in_front();
+        let was_hollow = std::mem::replace(&mut self.hollow_in_front, is_hollow);
+        is_hollow && !was_hollow
+    }
+
     /// A poll's further page came and shows nothing. What it counts is not believed, nor that nothing is there: it
     /// is as one that failed, but for the poll.
     fn poll_found_nothing(&mut self, facts: &Facts, now: Instant) -> Next {
@@ -705,7 +766,7 @@ impl Engine {
         let wanted = match facts.total.cmp(&self.counted()) {
             std::cmp::Ordering::Equal => {
                 self.surplus_in_a_row = 0;
-                false
+                self.is_in_doubt()
             }
             std::cmp::Ordering::Less => true,
             // While alerts are opening, the total runs ahead of what was read; it is only if it
@@ -716,6 +777,12 @@ impl Engine {
             }
         };
         self.read_if(wanted, now);
+    }
+
+    /// Whether the last reading did not show everything and another one may, however the count adds up: behind
+    /// what the server refuses none does.
+    fn is_in_doubt(&self) -> bool {
+        self.readings.last.is_some() && !self.is_sound() && self.limits.refused.is_none()
     }
 
     /// What the total is where nothing has changed since.
@@ -767,12 +834,18 @@ impl Engine {
             Flow::End { sound } => {
                 let took = now - *begun;
                 let unreadable = read.unreadable();
+                let hollow = read.hollow().filter(|_| !sound);
                 self.reading = Reading::Idle;
                 let nothing_is_missing = self.tracker.seen() == self.tracker.open();
                 let adds_up = (self.tracker.open() + unreadable) as u64 == facts.total;
                 let in_vain = !sound || nothing_is_missing && !adds_up;
                 self.rest_until = Some(now + self.rest(in_vain, took));
-                self.finish_reading(sound, unreadable, None, now);
+                let ending = Ending {
+                    sound,
+                    unreadable,
+                    hollow,
+                };
+                self.finish_reading(ending, None, now);
             }
         }
     }
@@ -785,18 +858,18 @@ impl Engine {
         (took.max(self.options.interval) * factor).min(self.options.full_read_interval)
     }
 
-    /// The result has been gone through. `sound`: what has not been seen is not in it, as far as the
-    /// totals tell. `poll`: by one answer, which cannot have missed anyone, and what has overtaken it.
-    fn finish_reading(
-        &mut self,
-        sound: bool,
-        unreadable: usize,
-        poll: Option<&Overtaken>,
-        now: Instant,
-    ) {
+    /// The result has been gone through. `poll`: by one answer, which cannot have missed anyone, and what has
+    /// overtaken it.
+    fn finish_reading(&mut self, ending: Ending, poll: Option<&Overtaken>, now: Instant) {
+        let Ending {
+            sound,
+            unreadable,
+            hollow,
+        } = ending;
         let last = LastReading {
             sound,
             unreadable: unreadable as u64,
+            hollow,
             next_due: now + self.options.full_read_interval,
         };
         self.readings.add(last, self.tracker.seen());
@@ -849,9 +922,15 @@ impl Engine {
 impl Readings {
     /// Adds one that has ended, and has shown so many alerts.
     fn add(&mut self, last: LastReading, shown: usize) {
-        self.count += 1;
+        if last.hollow.is_some() {
+            self.hollow_in_a_row += 1;
+        } else {
+            self.hollow_in_a_row = 0;
+            self.count += 1;
+        }
         self.whole += u64::from(last.sound);
-        self.has_gone_through |= last.sound && shown > 0 || self.count > 1;
+        let is_seen = last.sound && shown > 0;
+        self.has_gone_through |= is_seen || self.count > 1 || self.hollow_in_a_row >= HOLLOW;
         self.last = Some(last);
     }
 

@@ -43,10 +43,21 @@ pub(super) struct FullRead {
     patience: u64,
     unreadable: usize,
     sound: bool,
+    /// What the last answer counted that was not hollow.
+    counted: u64,
+    hollow: Option<Hollow>,
     /// How many alerts had been seen by the answer before.
     seen: usize,
     /// Pages in a row that brought no news.
     without_news: u32,
+}
+
+/// A page that shows nothing although the result has so many alerts that some must be on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Hollow {
+    pub(crate) page: u64,
+    /// How many the result has, going by the pages that show some, or by the first.
+    pub(crate) total: u64,
 }
 
 /// How often a reading begins again, before it makes do with pages whose sizes go up and down.
@@ -96,6 +107,11 @@ impl Facts {
         self.page > 1 && self.shown == 0
     }
 
+    /// Whether it is the first page and shows nothing of what it counts.
+    pub(super) fn is_hollow_in_front(&self) -> bool {
+        self.page == 1 && self.shown == 0 && self.total > 0
+    }
+
     /// Whether the page lies behind the whole result, going by its size and the total.
     pub(crate) fn is_behind(&self) -> bool {
         self.page > self.pages()
@@ -130,6 +146,8 @@ impl FullRead {
             patience: 0,
             unreadable: 0,
             sound: true,
+            counted: 0,
+            hollow: None,
             seen: 0,
             without_news: 0,
         }
@@ -165,6 +183,18 @@ impl FullRead {
         let enough = (seen + self.unreadable) as u64 >= facts.total;
         if facts.tells_size(self.page_size, enough) {
             self.page_size = Some(facts.page_size);
+        }
+        if !facts.is_hollow() {
+            self.counted = facts.total;
+        }
+        let before = (facts.page - 1).saturating_mul(self.page_size.unwrap_or(facts.page_size));
+        if facts.shown > 0 {
+            self.hollow = self.hollow.filter(|hollow| hollow.page > facts.page);
+        } else if before < self.counted {
+            self.hollow = Some(Hollow {
+                page: facts.page,
+                total: self.counted,
+            });
         }
         let fell = self
             .last_total
@@ -218,6 +248,11 @@ impl FullRead {
     /// Whether it goes on after that answer, which brings news.
     pub(super) fn goes_on(&self, facts: &Facts) -> bool {
         facts.page == self.next && self.clone().read(facts, self.seen + 1) == Flow::Continue
+    }
+
+    /// The page at which it has come to its end, where that is hollow.
+    pub(super) fn hollow(&self) -> Option<Hollow> {
+        self.hollow
     }
 
     /// How many items on the pages could not be read, so that it is not known who they were.
@@ -334,6 +369,34 @@ mod tests {
             assert_eq!(read.page(), 1);
             assert_eq!(read.read(&first, 10), Flow::End { sound });
         }
+    }
+
+    #[test]
+    fn a_page_that_shows_nothing_is_hollow_unless_it_lies_behind_the_result_or_comes_in_the_end() {
+        let nothing = |page, total| Facts {
+            shown: 0,
+            ..facts(page, total, 0)
+        };
+        let hollow = |answers: &[Facts]| {
+            let mut read = FullRead::new();
+            for answer in answers {
+                read.read(answer, answer.page as usize * answer.shown);
+            }
+            read.hollow().map(|hollow| (hollow.page, hollow.total))
+        };
+        for total in [0, 10, 40] {
+            assert_eq!(hollow(&[facts(1, 40, 4), nothing(2, total)]), Some((2, 40)));
+        }
+        let read_again = [facts(1, 40, 4), nothing(2, 0), facts(1, 39, 4)];
+        assert_eq!(hollow(&read_again), Some((2, 40)));
+        let comes = [facts(1, 40, 4), nothing(2, 40), facts(2, 40, 4)];
+        assert_eq!(hollow(&comes), None);
+        assert_eq!(hollow(&[nothing(1, 40)]), Some((1, 40)));
+        assert_eq!(hollow(&[nothing(1, 0)]), None);
+        assert_eq!(
+            hollow(&[facts(1, 20, 4), facts(2, 20, 4), nothing(3, 20)]),
+            None
+        );
     }
 
     #[test]

@@ -24,6 +24,7 @@ use self::{
 use super::{
     AtFirstStart, SearchOptions,
     engine::{Engine, Limits, Next, Purpose, Question, Task},
+    full_read::Hollow,
     schedule::{self, Grid},
 };
 use crate::{
@@ -509,6 +510,18 @@ impl Running {
         {
             result.complete = false;
             self.search.report();
+        }
+    }
+
+    /// Says it once where full reads end at a page that shows nothing of what there is.
+    fn tell_of_hollow_page(&mut self) {
+        if let Some(Hollow { page, total }) = self.engine.hollow_to_tell() {
+            tracing::warn!(
+                search = %self.search.key,
+                page,
+                total,
+                "the server shows nothing on a page of the result, though it counts more; what it does not show is not seen"
+            );
         }
     }
 

@@ -29,6 +29,14 @@ struct Server {
     names_next: bool,
     /// It says of each page that its size is what it shows.
     size_as_shown: bool,
+    /// The next page shows nothing of what there is. A further one may also count nothing.
+    hollow: Option<Hollow>,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Hollow {
+    Counting,
+    CountingNothing,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -86,6 +94,7 @@ struct Turn {
     store_fails: bool,
     /// The answer takes its time: others come before it.
     is_slow: bool,
+    hollow: Option<Hollow>,
     page_size: Option<usize>,
 }
 
@@ -337,6 +346,13 @@ impl Run {
                 (repeats || self.server.names_next || goes_on) && !shown.is_empty()
             }),
         };
+        if let Some(hollow) = self.server.hollow.take() {
+            shown.clear();
+            (facts.shown, facts.next) = (0, None);
+            if matches!(hollow, Hollow::CountingNothing) && page_no > 1 {
+                facts.total = 0;
+            }
+        }
         if let Some(lie) = self.lie.take() {
             self.lied = true;
             let all: Vec<_> = self.server.alerts.iter().collect();

@@ -137,6 +137,7 @@ impl Running {
         if self.engine.reads() != reads_before {
             self.search.status.last_full_read = Some(clock::now());
         }
+        self.tell_of_hollow_page();
         self.prime().await?;
         Ok((next, events))
     }

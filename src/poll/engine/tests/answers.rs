@@ -250,6 +250,123 @@ fn a_missed_page_is_tried_once_though_the_count_adds_up() {
     }
 }
 
+/// A full read, one of whose pages is answered like this, and what follows from it.
+fn read_with(run: &mut Run, page: u64, lie: &Lie) {
+    run.now += Duration::from_secs(600);
+    run.poll(false);
+    while let Some(task) = run.engine.task() {
+        run.lie = (task == Task::Page(page)).then(|| lie.clone());
+        run.background(false);
+        run.lie = None;
+    }
+}
+
+#[test]
+fn a_reading_that_has_not_shown_all_is_followed_by_another_though_the_count_adds_up() {
+    for total in [0, 250] {
+        let mut run = run_with(250, 100);
+        let nothing = Lie {
+            total,
+            ..Lie::of_nothing(100)
+        };
+        read_with(&mut run, 2, &nothing);
+        assert!(!run.engine.is_complete());
+        let hollow = run.engine.hollow_to_tell();
+        assert_eq!(
+            hollow.map(|hollow| (hollow.page, hollow.total)),
+            Some((2, 250))
+        );
+        read_with(&mut run, 2, &nothing);
+        assert_eq!(run.engine.hollow_to_tell(), None, "once");
+        run.requests = 0;
+        run.now += Duration::from_secs(120);
+        run.poll(false);
+        while run.background(false) {}
+        assert!(run.engine.is_complete());
+        assert_eq!(run.engine.hollow_to_tell(), None);
+        assert_eq!(run.requests, 1 + 3);
+        // Where it never does, not all the time.
+        let reads = (0..120).filter(|_| {
+            run.poll(false);
+            let is_read = run.engine.task().is_some();
+            while let Some(task) = run.engine.task() {
+                run.lie = (task == Task::Page(2)).then(|| nothing.clone());
+                run.background(false);
+                run.lie = None;
+            }
+            is_read
+        });
+        assert!((4..=11).contains(&reads.count()), "in an hour");
+    }
+}
+
+#[test]
+fn a_result_that_shows_nothing_of_a_further_page_is_gone_through_after_some_half_an_hour() {
+    let mut run = Run::new(false, 100, true);
+    run.server.act(&Act::Open(250));
+    let begun = run.now;
+    while !run.engine.has_gone_through() {
+        run.poll(false);
+        while let Some(task) = run.engine.task() {
+            run.lie = matches!(task, Task::Page(2..)).then(|| Lie::of_nothing(100));
+            run.background(false);
+            run.lie = None;
+        }
+    }
+    let minutes = (run.now - begun).as_secs() / 60;
+    assert!((25..35).contains(&minutes), "{minutes}");
+}
+
+#[test]
+fn a_first_page_that_shows_nothing_of_what_it_counts_is_nothing_the_first_time() {
+    let nothing = Lie {
+        total: 250,
+        ..Lie::of_nothing(100)
+    };
+    let mut run = run_with(250, 100);
+    let witness = run.engine.witness.clone();
+    // When a full read is due, and amid one.
+    run.now += Duration::from_secs(600);
+    run.lie = Some(nothing.clone());
+    run.poll(false);
+    assert_eq!((run.engine.task(), &run.engine.witness), (None, &witness));
+    assert!(run.engine.is_complete());
+    run.server.act(&Act::Close(0));
+    run.now += Duration::from_secs(60);
+    run.poll(false);
+    assert_eq!(run.engine.task(), Some(Task::Page(2)));
+    while run.background(false) {}
+    run.now += Duration::from_secs(60);
+    run.server.act(&Act::Close(0));
+    run.poll(false);
+    assert_eq!(run.engine.task(), Some(Task::Page(1)));
+    run.lie = Some(nothing);
+    run.background(false);
+    assert_eq!(run.engine.task(), Some(Task::Page(1)));
+    while run.background(false) {}
+    assert!(run.engine.is_complete());
+    run.assert_agreement();
+}
+
+#[test]
+fn departures_are_noticed_where_the_server_counts_for_ever_what_it_does_not_show() {
+    for answers_by_id in [true, false] {
+        let mut run = Run::new(false, 100, answers_by_id);
+        run.server.act(&Act::Open(80));
+        run.settle();
+        run.server.surplus = 3;
+        run.server.act(&Act::CloseMany(0, 80));
+        run.requests = 0;
+        for _ in 0..120 {
+            run.poll(false);
+            while run.background(false) {}
+        }
+        run.assert_agreement();
+        assert!(run.requests < 140, "{} in an hour", run.requests);
+        assert!(!run.engine.is_complete());
+    }
+}
+
 #[test]
 fn a_refused_page_that_shows_nothing_is_still_refused() {
     let mut run = run_with(250, 100);
@@ -285,7 +402,12 @@ fn a_missed_page_outlasts_a_reading_that_is_not_sound() {
     let mut run = Run::new(false, 100, true);
     run.engine.page_missed(2);
     for (sound, is_missed) in [(false, true), (true, false)] {
-        run.engine.finish_reading(sound, 0, None, run.now);
+        let ending = Ending {
+            sound,
+            unreadable: 0,
+            hollow: None,
+        };
+        run.engine.finish_reading(ending, None, run.now);
         assert_eq!(run.engine.cut_short.is_some(), is_missed);
     }
 }

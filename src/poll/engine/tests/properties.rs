@@ -24,15 +24,20 @@ fn turn() -> impl Strategy<Value = Turn> {
         proptest::bool::weighted(0.1),
         proptest::bool::weighted(0.1),
         proptest::bool::weighted(0.2),
+        proptest::option::weighted(
+            0.05,
+            prop_oneof![Just(Hollow::Counting), Just(Hollow::CountingNothing)],
+        ),
         proptest::option::weighted(0.02, 2usize..9),
     )
         .prop_map(
-            |(acts, poll, fails, store_fails, is_slow, page_size)| Turn {
+            |(acts, poll, fails, store_fails, is_slow, hollow, page_size)| Turn {
                 acts,
                 poll,
                 fails,
                 store_fails,
                 is_slow,
+                hollow,
                 page_size,
             },
         )
@@ -76,6 +81,7 @@ proptest! {
             if let Some(size) = turn.page_size {
                 run.server.page_size = size;
             }
+            run.server.hollow = turn.hollow;
             if turn.fails {
                 run.under_way_to[0] = None;
                 if let Some(page) = run.poll_page.take() {
@@ -90,6 +96,7 @@ proptest! {
             }
             run.go_on(turn.poll, turn.store_fails);
         }
+        run.server.hollow = None;
         run.settle();
         if run.server.surplus > 0 {
             // Nothing is asked without a witness, nor for an hour after two that were in vain.
