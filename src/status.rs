@@ -13,7 +13,7 @@ use std::{
 use jiff::Timestamp;
 use parking_lot::RwLock;
 
-use crate::{clock, identity::SearchKey, opsramp::RateLimit, poll::GroupLabel, store::Lease};
+use crate::{clock, identity::SearchKey, opsramp::RateLimit, store::Lease, track::GroupLabel};
 
 /// How many polls a search's history keeps.
 pub const HISTORY: usize = 10;

@@ -89,15 +89,15 @@ pub const LOAD_PAGE: usize = 4096;
 /// An alert as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredAlert {
-    /// OpsRamp's `uniqueId`.
+    /// What tells it from the search's other alerts.
     pub id: Box<str>,
     /// How many events its life has had so far.
     pub ordinal: u32,
     /// A hash of everything whose change is worth storing.
     pub digest: u64,
-    /// `createdDate`, where it was readable; orders the page of open alerts.
+    /// When it was created, where that is known; orders the page of open alerts.
     pub created_at: Option<Timestamp>,
-    /// The state's word, to filter the page of open alerts by.
+    /// A word to filter the page of open alerts by.
     pub state: Box<str>,
     /// The alert, in a form that only its writer reads.
     pub body: Bytes,

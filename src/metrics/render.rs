@@ -15,8 +15,8 @@ use super::{
 use crate::{
     identity::{EventKind, SearchKey, Tenant},
     opsramp::Endpoint,
-    poll::GroupLabel,
     status::{AccountStatus, SearchResult, SearchStatus, SinkStatus},
+    track::GroupLabel,
 };
 
 /// The states whose gauges exist at 0 where alerts are grouped by state alone.

@@ -9,8 +9,8 @@ use crate::{
     deliver::Observer as _,
     identity::Tenant,
     opsramp::Observer as _,
-    poll::GroupLabel,
     status::{DiscoveryStatus, PartnerStatus, SearchResult, SearchStatus},
+    track::GroupLabel,
 };
 
 const BUILD: BuildInfo = BuildInfo {

@@ -18,7 +18,7 @@ use super::{
     Endpoint, Observer, Options,
     allowance::{Allowance, Hints, Reservation, Urgency},
     error::Error,
-    http::{Failed, Http, bearer, redirect_or_excerpt},
+    http::{Exchanged, Failed, Http, bearer, redirect_or_excerpt},
     page::Answer,
     tls::BuildError,
     token::{Token, Tokens},
@@ -32,8 +32,8 @@ const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
-/// Requests that an account has in flight at most. A tenant has two at a time (a poll and its
-/// full read), so that many tenants must hang before others wait.
+/// Requests that an account has in flight at most. A search has two at a time (one of its poll and one of its
+/// full read), or a few for alerts' own pages, so that many tenants must hang before others wait.
 const MAX_IN_FLIGHT: usize = 128;
 /// How often a request is sent whose connection ends before an answer. There can be more than one
 /// that was closed meanwhile.
@@ -101,6 +101,40 @@ pub struct TokenInfo {
     pub remaining: Duration,
     /// Its scope, where the endpoint told.
     pub scope: Option<String>,
+}
+
+/// A request to the API, but for the token.
+struct Call<'a> {
+    endpoint: Endpoint,
+    tenant: &'a str,
+    url: String,
+    allowance: &'a Allowance,
+    urgency: Urgency,
+}
+
+/// A request under way. One whose answer nobody waits for any more is told of as one that had none: the server may
+/// have counted it.
+struct OnTheWire<'a> {
+    endpoint: Endpoint,
+    observer: &'a dyn Observer,
+    began: Instant,
+    status: Option<u16>,
+}
+
+/// Why a single request brought nothing.
+enum Refused {
+    /// The token was not accepted.
+    Token {
+        status: u16,
+        excerpt: String,
+        token: Token,
+    },
+    /// The connection ended before there was an answer.
+    HungUp {
+        error: Error,
+        took: Duration,
+    },
+    Other(Error),
 }
 
 // === impl SearchRequest ===
@@ -203,9 +237,14 @@ impl Client {
         urgency: Urgency,
     ) -> Result<Answer, Error> {
         let url = search_url(&self.0.http.options.url, tenant, request);
-        let allowance = &self.allowances(tenant).search;
-        self.send(Endpoint::Search, tenant, url, allowance, urgency)
-            .await
+        self.send(Call {
+            endpoint: Endpoint::Search,
+            tenant,
+            url,
+            allowance: &self.allowances(tenant).search,
+            urgency,
+        })
+        .await
     }
 
     /// A result's first page, and how it was asked for in the end. Where the server answers 400, which may be
@@ -225,7 +264,7 @@ impl Client {
                 Ok(answer) => return Ok((answer, request)),
                 Err(error) => error,
             };
-            if error.status() != Some(400) {
+            if !error.may_be_about_the_paging() {
                 return Err(error);
             }
             if std::mem::replace(&mut repeated, true) {
@@ -248,11 +287,15 @@ impl Client {
         }
         let id = utf8_percent_encode(id, ENCODED);
         let url = format!("{}/alerts/{id}", self.tenant_url(tenant));
-        let allowance = &self.allowances(tenant).alert;
-        match self
-            .send(Endpoint::Alert, tenant, url, allowance, Urgency::Background)
-            .await
-        {
+        let allowances = self.allowances(tenant);
+        let answer = self.send(Call {
+            endpoint: Endpoint::Alert,
+            tenant,
+            url,
+            allowance: &allowances.alert,
+            urgency: Urgency::Background,
+        });
+        match answer.await {
             Err(Error::Http { status: 404, .. }) => Ok(None),
             // The documented answer of a sister endpoint to an id that does not exist.
             Err(Error::Http {
@@ -273,14 +316,13 @@ impl Client {
             "{}/clients/search?pageNo={page}&pageSize=100",
             self.tenant_url(partner)
         );
-        let allowance = &self.allowances(partner).clients;
-        self.send(
-            Endpoint::Clients,
-            partner,
+        self.send(Call {
+            endpoint: Endpoint::Clients,
+            tenant: partner,
             url,
-            allowance,
-            Urgency::Background,
-        )
+            allowance: &self.allowances(partner).clients,
+            urgency: Urgency::Background,
+        })
         .await
     }
 
@@ -326,30 +368,20 @@ impl Client {
         is_same_url(&other.url, &self.0.http.options.url)
     }
 
-    async fn send(
-        &self,
-        endpoint: Endpoint,
-        tenant: &str,
-        url: String,
-        allowance: &Allowance,
-        urgency: Urgency,
-    ) -> Result<Answer, Error> {
+    async fn send(&self, call: Call<'_>) -> Result<Answer, Error> {
         // Without a token nothing of the allowance is taken.
         self.0.tokens.get().await?;
-        let first = self
-            .send_through(endpoint, tenant, &url, allowance, urgency)
-            .await;
+        let first = self.send_through(&call).await;
         let Err(Refused::Token { token, .. }) = &first else {
             return first.map_err(|refused| refused.into_error(false));
         };
         // 407 is the documented answer to a token that ran out or was revoked.
-        let refuser = (endpoint.as_str(), tenant.into());
+        let refuser = (call.endpoint.as_str(), call.tenant.into());
         match self.0.tokens.replace(token, refuser).await {
             Ok(Some(_)) => {
                 tracing::debug!(account = %self.account(), "the API refused the token; trying a new one once");
-                self.send_through(endpoint, tenant, &url, allowance, urgency)
-                    .await
-                    .map_err(|refused| refused.into_error(true))
+                let second = self.send_through(&call).await;
+                second.map_err(|refused| refused.into_error(true))
             }
             Ok(None) => first.map_err(|refused| refused.into_error(false)),
             Err(error) => {
@@ -364,19 +396,11 @@ impl Client {
     /// closes an idle connection whenever it likes, also at the moment when it is used again. Each is
     /// a request of its own, for it may have arrived and been counted; on the wire all together take no
     /// longer than one may.
-    async fn send_through(
-        &self,
-        endpoint: Endpoint,
-        tenant: &str,
-        url: &str,
-        allowance: &Allowance,
-        urgency: Urgency,
-    ) -> Result<Answer, Refused> {
+    async fn send_through(&self, call: &Call<'_>) -> Result<Answer, Refused> {
         let mut left = self.0.http.options.timeout;
         let mut sends = 1;
         loop {
-            let sent = self.send_once(endpoint, tenant, url, allowance, urgency, left);
-            match sent.await {
+            match self.send_once(call, left).await {
                 Err(Refused::HungUp { took, .. }) if sends < MAX_SENDS && took < left => {
                     sends += 1;
                     left -= took;
@@ -386,54 +410,60 @@ impl Client {
         }
     }
 
-    async fn send_once(
-        &self,
-        endpoint: Endpoint,
-        tenant: &str,
-        url: &str,
-        allowance: &Allowance,
-        urgency: Urgency,
-        timeout: Duration,
-    ) -> Result<Answer, Refused> {
+    async fn send_once(&self, call: &Call<'_>, timeout: Duration) -> Result<Answer, Refused> {
         let observer = &self.0.observer;
-        let _permit = allowance
-            .acquire(urgency, |waited| observer.throttled(tenant, waited))
-            .await;
+        let throttled = |waited| observer.throttled(call.tenant, waited);
+        let _permit = call.allowance.acquire(call.urgency, throttled).await;
         // The semaphore is never closed.
         let _slot = self.0.in_flight.acquire().await;
         // Waiting can take minutes, and the token may have run out by now.
         let token = self.0.tokens.get().await.map_err(Refused::Other)?;
         let http = &self.0.http;
         let request = http
-            .request(Method::GET, url)
+            .request(Method::GET, &call.url)
             .timeout(timeout)
             .header(header::AUTHORIZATION, bearer(&token.secret));
-        let on_the_wire = OnTheWire::begin(endpoint, &**observer);
-        let limit = match endpoint {
+        let on_the_wire = OnTheWire::begin(call.endpoint, &**observer);
+        let limit = match call.endpoint {
             Endpoint::Alert => http.options.max_response_size.min(MAX_ALERT_ANSWER),
             _ => http.options.max_response_size,
         };
-        let answer = http.exchange(endpoint, request, limit).await;
+        let answer = http.exchange(call.endpoint, request, limit).await;
         let status = match &answer {
             Ok((status, ..)) => Some(status.as_u16()),
             Err(failed) => failed.status,
         };
         let took = on_the_wire.end(status);
-        let (status, headers, body, room) = match answer {
-            Ok(answer) => answer,
+        match answer {
+            Ok(answer) => self.interpret(call, token, answer),
             Err(Failed { hung_up, error, .. }) => {
                 if matches!(error, Error::Connect { .. }) {
                     // They may be why. Whoever asks next need not wait for it.
                     let http = http.clone();
                     tokio::spawn(async move { http.look_at_files().await });
                 }
-                return Err(if hung_up {
+                Err(if hung_up {
                     Refused::HungUp { error, took }
                 } else {
                     Refused::Other(error)
-                });
+                })
             }
-        };
+        }
+    }
+
+    /// What an answer says, and what is learned from its headers.
+    fn interpret(
+        &self,
+        call: &Call<'_>,
+        token: Token,
+        (status, headers, body, room): Exchanged,
+    ) -> Result<Answer, Refused> {
+        let &Call {
+            endpoint,
+            tenant,
+            allowance,
+            ..
+        } = call;
         let clock_ahead = Http::tell_time(&headers, &*self.0.observer);
         let hints = Hints::read(status.as_u16(), &headers, clock::now());
         allowance.learn(&hints);
@@ -442,16 +472,14 @@ impl Client {
         {
             self.0.observer.rate_limit(tenant, seen);
         }
-        let sent = || http.sent([&token.secret]);
+        let sent = || self.0.http.sent([&token.secret]);
         let secrets = || Secrets::of(sent());
         let shown = || secrets().excerpt(&body);
         match status.as_u16() {
             200..=299 => {
                 self.accepted(&token, endpoint, tenant);
-                Ok(
-                    Answer::new(endpoint.as_str(), body, room, sent())
-                        .with_clock_ahead(clock_ahead),
-                )
+                let sent = sent();
+                Ok(Answer::new(endpoint.as_str(), body, room, sent).with_clock_ahead(clock_ahead))
             }
             401 | 407 => Err(Refused::Token {
                 status: status.as_u16(),
@@ -558,31 +586,6 @@ pub(super) fn search_url(base: &str, tenant: &str, request: &SearchRequest) -> S
         request.page_size,
         utf8_percent_encode(&request.query, ENCODED),
     )
-}
-
-/// A request under way. One whose answer nobody waits for any more is told of as one that had none: the server may
-/// have counted it.
-struct OnTheWire<'a> {
-    endpoint: Endpoint,
-    observer: &'a dyn Observer,
-    began: Instant,
-    status: Option<u16>,
-}
-
-/// Why a single request brought nothing.
-enum Refused {
-    /// The token was not accepted.
-    Token {
-        status: u16,
-        excerpt: String,
-        token: Token,
-    },
-    /// The connection ended before there was an answer.
-    HungUp {
-        error: Error,
-        took: Duration,
-    },
-    Other(Error),
 }
 
 // === impl OnTheWire ===

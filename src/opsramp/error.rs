@@ -113,9 +113,27 @@ impl Error {
         matches!(self, Self::Echo(_))
     }
 
-    /// The status code, where the failure is one.
+    /// Whether the paging may be what the server refuses: a 400 says so of no request alone, and is a passing
+    /// fault by its documentation.
     #[must_use]
-    pub fn status(&self) -> Option<u16> {
+    pub fn may_be_about_the_paging(&self) -> bool {
+        self.status() == Some(400)
+    }
+
+    /// Whether the server does not want to answer, rather than cannot.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self.status(), Some(400..=499))
+    }
+
+    /// Whether the server says that it does not know such a request, so that asking it again is in vain.
+    #[must_use]
+    pub fn is_of_an_unknown_request(&self) -> bool {
+        matches!(self.status(), Some(400 | 404 | 405 | 413 | 414 | 422 | 501))
+    }
+
+    /// The status code, where the failure is one.
+    fn status(&self) -> Option<u16> {
         match self {
             Self::Http { status, .. } => Some(*status),
             _ => None,

@@ -421,7 +421,7 @@ impl Running {
             self.engine.poll_cut_short(Instant::now());
         }
         // How far the server shows the result is the background's to find out.
-        is_refusal(error)
+        error.is_refusal()
     }
 
     fn poll_succeeded(&mut self, events: u64) {
@@ -726,7 +726,7 @@ impl Running {
     /// Brings how to ask instead, if there is another way.
     fn ask_otherwise(&mut self, error: &opsramp::Error, request: &SearchRequest) -> Option<Asking> {
         // What is refused of a further page is its number.
-        if error.status() != Some(400) || request.page != 1 {
+        if !error.may_be_about_the_paging() || request.page != 1 {
             return None;
         }
         let (asked, wanted) = (Asking::of(request), self.search.wanted());
@@ -834,11 +834,6 @@ impl Failure {
             Self::Store(error) => chain(error),
         }
     }
-}
-
-/// Whether the server does not want to answer that, rather than cannot.
-fn is_refusal(error: &opsramp::Error) -> bool {
-    matches!(error.status(), Some(400..=499))
 }
 
 /// Waits until then. A timer would take a millisecond for what is due already: with the next page

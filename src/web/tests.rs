@@ -19,10 +19,10 @@ use crate::{
     identity::{SearchKey, Tenant},
     metrics::BuildInfo,
     opsramp::{Observer as _, RateLimit},
-    poll::GroupLabel,
     record::AlertFields,
     status::{DiscoveryStatus, PartnerStatus, PollError, PollSummary, SearchResult, SearchStatus},
     store::{AlertFilter, OpenAlert, StoredAlert},
+    track::GroupLabel,
 };
 
 /// Nothing here takes longer than this unless it hangs.

@@ -3,7 +3,6 @@
 
 use tokio::time::Instant;
 
-use super::is_refusal;
 use crate::opsramp;
 
 /// How often in a row a page fails, though polls do not, before one that the server refuses ends the full
@@ -100,7 +99,7 @@ impl Patience {
         }
         let failures = self.page.add(now);
         // Too many results, most likely: servers that search do not show all of them.
-        let is_certain = ended_before || is_refusal(error);
+        let is_certain = ended_before || error.is_refusal();
         let patience = if is_certain { REFUSED } else { FAILED };
         // Polls may be too rare to have told of an outage.
         failures > patience && (ended_before || self.page.amid_polls > 0)
@@ -112,7 +111,7 @@ impl Patience {
         if !self.is_heard || !tells(error) {
             return false;
         }
-        if let Some(400 | 404 | 405 | 413 | 414 | 422 | 501) = error.status() {
+        if error.is_of_an_unknown_request() {
             return true;
         }
         let is_certain = error.may_be_about_the_request();
