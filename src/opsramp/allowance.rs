@@ -3,8 +3,7 @@
 //! Three things feed it: our own ceiling, the `X-RateLimit-*` headers, and 429 with
 //! `Retry-After`. [`Window`] is the pure rule; [`Allowance`] lets callers wait for it, first come
 //! first served, polls before their further pages and full reads, and evenly spread where polls alone
-//! want more than there is. Points in time that the server tells are turned into
-//! durations by the server's own `Date`, so that clocks may differ.
+//! want more than there is.
 
 use std::{
     collections::VecDeque,
@@ -15,12 +14,13 @@ use std::{
     time::Duration,
 };
 
-use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-use super::RateLimit;
-use crate::http_date::{self, MAX_PAUSE};
+pub(super) use self::hints::Hints;
+use crate::http_date::MAX_PAUSE;
+
+mod hints;
 
 /// The documented window.
 const MINUTE: Duration = Duration::from_secs(60);
@@ -33,11 +33,6 @@ const JITTER: Duration = Duration::from_secs(2);
 const SLID: u32 = 4;
 /// So many that do not, before it is no longer.
 const STOOD: u32 = 2;
-/// A reset below this is no time since 1970, but the seconds that are left.
-const SECONDS_LEFT: i64 = 24 * 60 * 60;
-/// By how much the server's clock may seem to differ from ours while an answer is under way, and where its
-/// seconds are cut off.
-const CLOCKS_DIFFER: Duration = Duration::from_secs(2);
 /// The pause after a 429 that does not say how long.
 const UNTOLD_PAUSE: Duration = Duration::from_secs(15);
 
@@ -75,14 +70,20 @@ pub(super) struct Window {
     last: Option<Urgency>,
     /// What the server said is left, and until when.
     told: Option<Balance>,
+    resets: Resets,
+    /// No request before this, because the server said so.
+    paused_until: Option<Instant>,
+}
+
+/// The resets that were told, and what they tell of the server's window.
+#[derive(Debug, Default)]
+struct Resets {
     /// When an answer told a reset, and which one: whether it moves on shows with later ones.
     anchor: Option<(Instant, Instant)>,
     /// Whether the reset moves on from answer to answer, as the server counts the last minute's requests.
-    slides: bool,
+    slide: bool,
     /// Answers in a row that tell the contrary of that.
     contrary: u32,
-    /// No request before this, because the server said so.
-    paused_until: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -91,20 +92,6 @@ struct Balance {
     resets_at: Instant,
     /// How many a minute are ours, where the window slides: what is left, and what we have used.
     ours: Option<u32>,
-}
-
-/// What an answer says about the allowance.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Hints {
-    pub(super) limit: Option<u32>,
-    pub(super) remaining: Option<u32>,
-    /// Time to the reset, by the server's own clock.
-    pub(super) resets_in: Option<Duration>,
-    /// The reset by our clock, for the metrics: whoever reads them compares it with a clock of ours.
-    pub(super) reset_at: Option<Timestamp>,
-    /// `Retry-After`, in either form; at most five minutes.
-    pub(super) retry_after: Option<Duration>,
-    pub(super) throttled: bool,
 }
 
 /// One allowance, shared by everyone who asks for one tenant and category.
@@ -146,9 +133,7 @@ impl Window {
             last_poll: None,
             last: None,
             told: None,
-            anchor: None,
-            slides: false,
-            contrary: 0,
+            resets: Resets::default(),
             paused_until: None,
         }
     }
@@ -303,44 +288,13 @@ impl Window {
         ours.map_or(limit, |ours| ours.min(limit)).max(1)
     }
 
-    /// Finds out whether the window slides, now that a reset is told. Of one that stands still it comes
-    /// nearer, and the next one is a whole window later; of one that slides it is a whole minute away each time.
-    fn watch_reset(&mut self, resets_at: Instant, now: Instant) {
-        let before = self.anchor.filter(|(_, before)| now + JITTER < *before);
-        let Some((told_at, before)) = before else {
-            self.anchor = Some((now, resets_at));
-            return;
-        };
-        let passed = now.saturating_duration_since(told_at);
-        if passed < 2 * JITTER {
-            return;
-        }
-        let left = resets_at.saturating_duration_since(now);
-        let moved = resets_at.saturating_duration_since(before);
-        let slid =
-            left.abs_diff(MINUTE) <= 2 * JITTER && moved > JITTER && moved <= passed + JITTER;
-        self.contrary = if slid == self.slides {
-            0
-        } else {
-            self.contrary + 1
-        };
-        if self.contrary >= if slid { SLID } else { STOOD } {
-            self.slides = slid;
-            self.contrary = 0;
-        }
-        // A single answer that is odd is nothing to compare with.
-        if slid || !self.slides {
-            self.anchor = Some((now, resets_at));
-        }
-    }
-
     /// How many a minute are ours where so many are left: in a window that slides, what we have used comes free
     /// again a minute later, whatever its reset is. An answer is learned from while its request is in flight.
     fn ours(&self, remaining: u32, now: Instant) -> Option<u32> {
         let is_counted = |of: &&(Instant, Urgency)| now.saturating_duration_since(of.0) < MINUTE;
         let answered = count(self.answered.iter().filter(is_counted).count());
         let used = (answered + 1).saturating_sub(self.refused);
-        self.slides.then(|| remaining.saturating_add(used))
+        self.resets.slide.then(|| remaining.saturating_add(used))
     }
 
     /// How long it takes in a window that slides until one of our requests is forgotten, and no less than they
@@ -371,8 +325,8 @@ impl Window {
         let resets_in = hints.resets_in.map(|wait| wait.min(MAX_PAUSE));
         if let (Some(remaining), Some(wait)) = (hints.remaining, resets_in) {
             let resets_at = now + wait;
-            self.watch_reset(resets_at, now);
-            if hints.throttled && self.slides {
+            self.resets.watch(resets_at, now);
+            if hints.throttled && self.resets.slide {
                 self.refused += 1;
             }
             let ours = self.ours(remaining, now);
@@ -397,7 +351,7 @@ impl Window {
         }
         if hints.throttled {
             let resets_in = resets_in.map(|wait| {
-                if self.slides {
+                if self.resets.slide {
                     wait.min(self.frees_in(now))
                 } else {
                     wait
@@ -410,6 +364,41 @@ impl Window {
     }
 }
 
+// === impl Resets ===
+
+impl Resets {
+    /// Finds out whether the window slides, now that a reset is told. Of one that stands still it comes
+    /// nearer, and the next one is a whole window later; of one that slides it is a whole minute away each time.
+    fn watch(&mut self, resets_at: Instant, now: Instant) {
+        let before = self.anchor.filter(|(_, before)| now + JITTER < *before);
+        let Some((told_at, before)) = before else {
+            self.anchor = Some((now, resets_at));
+            return;
+        };
+        let passed = now.saturating_duration_since(told_at);
+        if passed < 2 * JITTER {
+            return;
+        }
+        let left = resets_at.saturating_duration_since(now);
+        let moved = resets_at.saturating_duration_since(before);
+        let slid =
+            left.abs_diff(MINUTE) <= 2 * JITTER && moved > JITTER && moved <= passed + JITTER;
+        self.contrary = if slid == self.slide {
+            0
+        } else {
+            self.contrary + 1
+        };
+        if self.contrary >= if slid { SLID } else { STOOD } {
+            self.slide = slid;
+            self.contrary = 0;
+        }
+        // A single answer that is odd is nothing to compare with.
+        if slid || !self.slide {
+            self.anchor = Some((now, resets_at));
+        }
+    }
+}
+
 fn count(requests: usize) -> u32 {
     u32::try_from(requests).unwrap_or(u32::MAX)
 }
@@ -418,64 +407,6 @@ fn count(requests: usize) -> u32 {
 /// is nothing to wait for but them.
 fn later(answered: Option<&(Instant, Urgency)>, now: Instant) -> Instant {
     answered.map_or(now + Duration::from_millis(100), |(at, _)| *at + MINUTE)
-}
-
-// === impl Hints ===
-
-impl Hints {
-    pub(super) fn read(status: u16, headers: &http::HeaderMap, now: Timestamp) -> Self {
-        let text = |name: &str| {
-            headers
-                .get(name)?
-                .to_str()
-                .ok()
-                .map(|value| value.trim().trim_matches('"').trim())
-        };
-        // What is in trouble itself, or a gateway before the API, may speak of an allowance of its own.
-        let told = |name: &str| text(name).filter(|_| status < 500);
-        let number = |name: &str| told(name)?.parse::<u32>().ok();
-        let server_now = text("date").and_then(http_date::parse).unwrap_or(now);
-        let reset_at = told("x-ratelimit-reset")
-            .and_then(|value| value.parse::<i64>().ok())
-            .and_then(|number| match number {
-                // Some servers tell how many seconds are left.
-                0..SECONDS_LEFT => server_now
-                    .checked_add(SignedDuration::from_secs(number))
-                    .ok(),
-                _ => Timestamp::from_second(number).ok(),
-            });
-        // One that has passed tells nothing.
-        let until = |at: Timestamp| Duration::try_from(at.duration_since(server_now)).ok();
-        let retry_after =
-            text("retry-after").and_then(|value| http_date::retry_after(value, server_now));
-        Self {
-            limit: number("x-ratelimit-limit"),
-            remaining: number("x-ratelimit-remaining"),
-            // `Date` and the reset are whole seconds, each cut off: one more is surely enough.
-            resets_in: reset_at
-                .and_then(until)
-                .map(|wait| wait + Duration::from_secs(1)),
-            reset_at: reset_at.and_then(|at| {
-                let ahead = now.duration_since(server_now);
-                let differs = ahead.unsigned_abs() > CLOCKS_DIFFER;
-                if differs {
-                    at.checked_add(ahead).ok()
-                } else {
-                    Some(at)
-                }
-            }),
-            retry_after,
-            throttled: status == 429,
-        }
-    }
-
-    pub(super) fn rate_limit(&self) -> Option<RateLimit> {
-        Some(RateLimit {
-            limit: self.limit?,
-            remaining: self.remaining?,
-            reset_at: self.reset_at?,
-        })
-    }
 }
 
 // === impl Allowance ===
@@ -581,791 +512,4 @@ impl Drop for Reservation {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn headers(pairs: &[(&'static str, &str)]) -> http::HeaderMap {
-        pairs
-            .iter()
-            .map(|(name, value)| (http::HeaderName::from_static(name), value.parse().unwrap()))
-            .collect()
-    }
-
-    /// What the server says is left, and in how many seconds it starts anew.
-    fn told(remaining: u32, seconds: u64) -> Hints {
-        Hints {
-            remaining: Some(remaining),
-            resets_in: Some(Duration::from_secs(seconds)),
-            ..Hints::default()
-        }
-    }
-
-    #[test]
-    fn headers_are_read_by_the_servers_own_clock() {
-        // Our clock is an hour ahead of the server's.
-        let ours: Timestamp = "2026-03-01T11:00:00Z".parse().unwrap();
-        let headers = headers(&[
-            ("date", "Sun, 01 Mar 2026 10:00:00 GMT"),
-            ("x-ratelimit-limit", "\"50\""),
-            ("x-ratelimit-remaining", " 7 "),
-            ("x-ratelimit-reset", "1772359220"),
-            ("retry-after", "Sun, 01 Mar 2026 10:00:30 GMT"),
-        ]);
-        let hints = Hints::read(429, &headers, ours);
-        assert_eq!(hints.limit, Some(50));
-        assert_eq!(hints.remaining, Some(7));
-        assert_eq!(hints.resets_in, Some(Duration::from_secs(21)));
-        assert_eq!(hints.retry_after, Some(Duration::from_secs(30)));
-        assert!(hints.throttled);
-    }
-
-    #[test]
-    fn a_reset_that_has_passed_tells_no_wait() {
-        let resets_in = |reset: &str| {
-            let headers = headers(&[
-                ("date", "Sun, 01 Mar 2026 10:00:00 GMT"),
-                ("x-ratelimit-reset", reset),
-            ]);
-            Hints::read(429, &headers, Timestamp::UNIX_EPOCH).resets_in
-        };
-        let second = Duration::from_secs(1);
-        assert_eq!(resets_in("1772359201"), Some(2 * second));
-        assert_eq!(resets_in("1772359200"), Some(second));
-        assert_eq!(resets_in("1772359199"), None);
-        // The seconds that are left.
-        assert_eq!(resets_in("20"), Some(21 * second));
-        assert_eq!(resets_in("86400"), None);
-    }
-
-    #[test]
-    fn the_reset_is_shown_by_our_own_clock() {
-        let server: Timestamp = "2026-03-01T10:00:00Z".parse().unwrap();
-        let reset_at = |reset: &str, ahead: i64| {
-            let headers = headers(&[
-                ("date", "Sun, 01 Mar 2026 10:00:00 GMT"),
-                ("x-ratelimit-reset", reset),
-            ]);
-            let hints = Hints::read(200, &headers, server + SignedDuration::from_secs(ahead));
-            (hints.reset_at.unwrap() - server).as_secs()
-        };
-        assert_eq!(reset_at("1772359220", 0), 20);
-        assert_eq!(reset_at("20", 0), 20);
-        // As the server tells it, where the difference may be the way of the answer.
-        assert_eq!(reset_at("1772359220", 2), 20);
-        assert_eq!(reset_at("1772359220", 3600), 3620);
-        assert_eq!(reset_at("20", 3600), 3620);
-        assert_eq!(reset_at("1772359220", -120), -100);
-    }
-
-    #[test]
-    fn senseless_headers_are_no_hints() {
-        let headers = headers(&[
-            ("date", "yesterday"),
-            ("x-ratelimit-limit", "many"),
-            ("x-ratelimit-remaining", "-1"),
-            ("x-ratelimit-reset", "99999999999999999"),
-            ("retry-after", "soon"),
-        ]);
-        assert_eq!(
-            Hints::read(200, &headers, Timestamp::UNIX_EPOCH),
-            Hints::default()
-        );
-    }
-
-    #[test]
-    fn whatever_the_server_asks_for_nobody_waits_longer_than_five_minutes() {
-        for asked in ["301", "86400", "18446744073709551615"] {
-            let hints = Hints::read(429, &headers(&[("retry-after", asked)]), Timestamp::MIN);
-            assert_eq!(hints.retry_after, Some(MAX_PAUSE), "{asked}");
-        }
-    }
-
-    #[test]
-    fn a_server_in_trouble_tells_nothing_of_the_allowance() {
-        let headers = headers(&[
-            ("x-ratelimit-limit", "1"),
-            ("x-ratelimit-remaining", "0"),
-            ("x-ratelimit-reset", "1772359220"),
-        ]);
-        let now = "2026-03-01T10:00:00Z".parse().unwrap();
-        assert_eq!(Hints::read(503, &headers, now), Hints::default());
-        assert_eq!(Hints::read(404, &headers, now).limit, Some(1));
-    }
-
-    #[test]
-    fn a_limit_that_is_not_told_again_lapses() {
-        let start = Instant::now();
-        let mut window = Window::new(50);
-        let hints = Hints {
-            limit: Some(1),
-            ..Hints::default()
-        };
-        window.learn(&hints, start);
-        assert_eq!(at_once(&mut window, start, Urgency::Poll, 0), 1);
-        window.learn(&hints, start + MINUTE);
-        let last = start + MINUTE + LIMIT_LASTS;
-        let just_before = last - Duration::from_millis(1);
-        assert_eq!(at_once(&mut window, just_before, Urgency::Poll, 0), 0);
-        assert_eq!(at_once(&mut window, last, Urgency::Poll, 0), 49);
-    }
-
-    #[test]
-    fn nothing_is_asked_while_the_server_wants_quiet() {
-        let start = Instant::now();
-        let mut window = Window::new(50);
-        window.take(start, Urgency::Poll, 0).unwrap();
-        window.give_back(start, Urgency::Poll);
-        let retry_after = Some(Duration::from_secs(7));
-        window.learn(
-            &Hints {
-                throttled: true,
-                retry_after,
-                ..Hints::default()
-            },
-            start,
-        );
-        assert_eq!(
-            window.take(start, Urgency::Poll, 0),
-            Err(start + Duration::from_secs(7))
-        );
-        assert_eq!(
-            window.take(start + Duration::from_secs(7), Urgency::Poll, 0),
-            Ok(())
-        );
-    }
-
-    #[test]
-    fn what_others_used_is_respected() {
-        let start = Instant::now();
-        let mut window = Window::new(50);
-        let hints = Hints {
-            limit: Some(50),
-            ..told(2, 30)
-        };
-        window.take(start, Urgency::Poll, 0).unwrap();
-        window.give_back(start, Urgency::Poll);
-        window.learn(&hints, start);
-        assert_eq!(window.take(start, Urgency::Poll, 0), Ok(()));
-        assert_eq!(window.take(start, Urgency::Poll, 0), Ok(()));
-        assert_eq!(
-            window.take(start, Urgency::Poll, 0),
-            Err(start + Duration::from_secs(30))
-        );
-        assert_eq!(
-            window.take(start + Duration::from_secs(30), Urgency::Poll, 0),
-            Ok(())
-        );
-    }
-
-    #[test]
-    fn a_reset_that_never_comes_does_not_stop_us_for_long() {
-        let start = Instant::now();
-        let mut window = Window::new(50);
-        window.learn(&told(0, 1_000_000), start);
-        assert_eq!(
-            window.take(start, Urgency::Poll, 0),
-            Err(start + Duration::from_secs(5 * 60))
-        );
-    }
-
-    #[test]
-    fn a_wait_ends_when_the_request_that_is_in_the_way_is_a_minute_old() {
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut window = Window::new(3);
-        window.take(start, Urgency::Background, 2).unwrap();
-        assert_eq!(
-            window.take(start, Urgency::Background, 2),
-            Err(at(0) + Duration::from_millis(100))
-        );
-        window.give_back(start, Urgency::Background);
-        for seconds in [10, 20] {
-            window.take(at(seconds), Urgency::Poll, 0).unwrap();
-            window.give_back(at(seconds), Urgency::Poll);
-        }
-        assert_eq!(window.take(at(30), Urgency::Poll, 0), Err(at(60)));
-        assert_eq!(window.take(at(60), Urgency::Poll, 0), Ok(()));
-        assert_eq!(
-            window.take(at(61), Urgency::Poll, 0),
-            Err(at(70)),
-            "one is in flight"
-        );
-    }
-
-    #[test]
-    fn within_a_window_of_the_server_the_lowest_count_is_true() {
-        let start = Instant::now();
-        let mut window = Window::new(50);
-        let mut left = |hints: &Hints, now| {
-            window.learn(hints, now);
-            let left = window.told.unwrap();
-            (left.remaining, left.resets_at - start)
-        };
-        let seconds = Duration::from_secs;
-        assert_eq!(left(&told(9, 20), start), (9, seconds(20)));
-        assert_eq!(left(&told(12, 21), start), (9, seconds(21)), "overtaken");
-        assert_eq!(left(&told(7, 20), start), (7, seconds(21)));
-        assert_eq!(
-            left(&told(40, 0), start),
-            (7, seconds(21)),
-            "long overtaken"
-        );
-        assert_eq!(left(&told(30, 23), start), (30, seconds(23)), "it slides");
-        assert_eq!(
-            left(&told(40, 80), start),
-            (40, seconds(80)),
-            "a new window"
-        );
-    }
-
-    #[test]
-    fn a_window_that_slides_does_not_run_out() {
-        let start = Instant::now();
-        let mut window = Window::new(50);
-        for seconds in (0..600).step_by(5) {
-            let now = start + Duration::from_secs(seconds);
-            assert_eq!(window.take(now, Urgency::Poll, 12), Ok(()), "{seconds}");
-            window.give_back(now, Urgency::Poll);
-            window.learn(&told(49, 60), now);
-        }
-    }
-
-    /// What a server counts.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    enum Counts {
-        /// The last minute's requests. As the reset it tells when that minute will be over.
-        TheLastMinute,
-        /// What is in a bucket that leaks. As the reset it tells when that will be empty.
-        ABucket,
-    }
-
-    /// A server that counts so, beside so many of others' a minute. When polls came through that were asked
-    /// for as often as possible, at `wanted` a minute.
-    fn beside_others(counts: Counts, others: u32, wanted: f64) -> Vec<Duration> {
-        let (start, latency) = (Instant::now(), Duration::from_millis(200));
-        let mut window = Window::new(50);
-        let mut arrived = Vec::new();
-        let mut due = start;
-        let mut level = 0.0_f64;
-        for tenth in 0..6000 {
-            level = (level - 50.0 / 600.0).max(0.0) + f64::from(others) / 600.0;
-            let now = start + Duration::from_millis(100) * tenth;
-            let may = now >= due && window.pace(now, wanted, false).is_ok();
-            if !may || window.take(now, Urgency::Poll, wanted as u32).is_err() {
-                continue;
-            }
-            due += MINUTE.div_f64(wanted);
-            arrived.push(now);
-            level += 1.0;
-            let counted = arrived.iter().rev().take_while(|at| now - **at < MINUTE);
-            let (used, full_again) = match counts {
-                Counts::TheLastMinute => (count(counted.count()) + others, 60),
-                Counts::ABucket => (level.ceil() as u32, (level * 60.0 / 50.0) as u64),
-            };
-            assert!(used <= 50, "{used} at {:?}", now - start);
-            let answered = now + latency;
-            window.learn(&told(50 - used, full_again + 1), answered);
-            window.give_back(answered, Urgency::Poll);
-        }
-        arrived.iter().map(|at| *at - start).collect()
-    }
-
-    #[test]
-    fn where_the_window_slides_or_a_bucket_leaks_what_others_leave_is_ours_and_comes_evenly() {
-        let (window, bucket) = (Counts::TheLastMinute, Counts::ABucket);
-        for (counts, others, wanted, expected) in [
-            (window, 0, 40.0, 40),
-            (window, 0, 50.0, 50),
-            (window, 0, 80.0, 50),
-            (window, 20, 25.0, 25),
-            (window, 20, 60.0, 30),
-            (bucket, 0, 40.0, 40),
-            (bucket, 0, 80.0, 50),
-            (bucket, 20, 25.0, 25),
-            (bucket, 20, 60.0, 30),
-            (bucket, 35, 60.0, 15),
-        ] {
-            let polls = beside_others(counts, others, wanted);
-            let settled = polls.iter().filter(|at| **at >= 5 * MINUTE).count();
-            let about = 5 * expected - expected / 4..=5 * expected + 1;
-            assert!(
-                about.contains(&settled),
-                "{counts:?}, {others}, {wanted}: {settled}"
-            );
-            let longest = polls.windows(2).map(|pair| pair[1] - pair[0]).max();
-            let apart = MINUTE / expected as u32;
-            assert!(
-                longest < Some(3 * apart + Duration::from_secs(1)),
-                "{counts:?}, {others}, {wanted}: {longest:?}"
-            );
-        }
-    }
-
-    /// What is known of the window after answers: when each comes, and the reset that it tells.
-    fn after_answers(answers: &[(u64, u64)]) -> Window {
-        let start = Instant::now();
-        let mut window = Window::new(50);
-        for (at, reset) in answers {
-            let now = start + Duration::from_secs(*at);
-            window.learn(&told(30, reset - at), now);
-        }
-        window
-    }
-
-    /// As many answers, every so often, from then on, that tell a reset that far away.
-    fn each(from: u64, apart: u64, answers: u64, away: u64) -> Vec<(u64, u64)> {
-        let at = (0..answers).map(|number| from + number * apart);
-        at.map(|at| (at, at + away)).collect()
-    }
-
-    #[test]
-    fn a_window_slides_where_its_reset_moves_on_with_the_time() {
-        let slides = |answers: &[(u64, u64)]| {
-            let window = after_answers(answers);
-            (window.slides, window.told.unwrap().ours)
-        };
-        assert_eq!(slides(&each(0, 5, 4, 60)), (false, None));
-        assert_eq!(slides(&each(0, 5, 5, 60)), (true, Some(31)));
-        assert_eq!(slides(&each(0, 5, 5, 57)), (true, Some(31)));
-        assert_eq!(slides(&each(0, 2, 8, 60)), (false, None));
-        assert_eq!(slides(&each(0, 2, 9, 60)), (true, Some(31)));
-        // One answer is no proof, two are.
-        let slid = each(0, 5, 5, 60);
-        let and = |more: &[(u64, u64)]| slides(&[&slid, more].concat());
-        assert_eq!(and(&[(25, 80)]), (true, Some(31)));
-        assert_eq!(and(&[(25, 80), (30, 90), (35, 90)]), (true, Some(31)));
-        assert_eq!(and(&[(25, 80), (30, 80)]), (false, None));
-        assert_eq!(
-            slides(&[(0, 60), (5, 61), (30, 60), (57, 60)]),
-            (false, None)
-        );
-        // One that stands still, window after window.
-        let still: Vec<_> = (0..60).map(|at| (at * 7, (at * 7 / 60 + 1) * 60)).collect();
-        for answers in 1..still.len() {
-            assert_eq!(slides(&still[..answers]), (false, None), "{answers}");
-        }
-        // One of an hour, whose reset is told as no further than five minutes away.
-        assert_eq!(slides(&each(0, 5, 9, 3600)), (false, None));
-        // Two that count each for itself.
-        let two: Vec<_> = (0..12)
-            .map(|at| (at * 5, [60, 65][at as usize % 2]))
-            .collect();
-        for answers in 1..two.len() {
-            assert_eq!(slides(&two[..answers]), (false, None), "{answers}");
-        }
-    }
-
-    #[test]
-    fn a_bucket_that_leaks_is_no_window_that_slides() {
-        // While it fills, its reset moves on with the time, and no further than a minute away.
-        let fills: Vec<_> = (0..10).map(|at| (at * 5, at * 10 + 8)).collect();
-        for answers in 1..fills.len() {
-            assert!(!after_answers(&fills[..answers]).slides, "{answers}");
-        }
-        // Where it stays at the same level, as well.
-        assert!(!after_answers(&each(0, 5, 20, 30)).slides);
-    }
-
-    #[test]
-    fn the_lower_of_two_limits_counts_and_none_of_zero() {
-        let mut window = Window::new(50);
-        let mut limit = |told| {
-            let hints = Hints {
-                limit: Some(told),
-                ..Hints::default()
-            };
-            window.learn(&hints, Instant::now());
-            window.limit()
-        };
-        assert_eq!(limit(100), 50);
-        assert_eq!(limit(20), 20);
-        assert_eq!(limit(0), 20);
-        assert_eq!(limit(1), 1);
-    }
-
-    #[test]
-    fn a_refusal_without_a_wait_is_waited_out_until_the_reset() {
-        let start = Instant::now();
-        let waits = |resets_in| {
-            let mut window = Window::new(50);
-            let hints = Hints {
-                resets_in,
-                throttled: true,
-                ..Hints::default()
-            };
-            window.learn(&hints, start);
-            window.take(start, Urgency::Poll, 0).unwrap_err() - start
-        };
-        assert_eq!(
-            waits(Some(Duration::from_secs(40))),
-            Duration::from_secs(40)
-        );
-        assert_eq!(waits(None), UNTOLD_PAUSE);
-    }
-
-    #[test]
-    fn a_refusal_where_the_window_slides_is_waited_out_until_a_request_is_forgotten() {
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut window = Window::new(50);
-        for seconds in (0..=55).step_by(5) {
-            window.take(at(seconds), Urgency::Poll, 0).unwrap();
-            window.learn(&told(30, 61), at(seconds));
-            window.give_back(at(seconds), Urgency::Poll);
-        }
-        let waits = |window: &mut Window, retry_after| {
-            let refused = Hints {
-                throttled: true,
-                retry_after,
-                ..told(0, 61)
-            };
-            window.paused_until = None;
-            window.in_flight[0] += 1;
-            window.learn(&refused, at(57));
-            window.give_back(at(57), Urgency::Poll);
-            window.paused_until.unwrap() - at(57)
-        };
-        assert_eq!(waits(&mut window, None), MINUTE / 12);
-        assert_eq!(window.answered.len(), 12, "it is none that counts");
-        let told_to = Some(Duration::from_secs(20));
-        assert_eq!(waits(&mut window, told_to), Duration::from_secs(20));
-        window.answered.drain(..10);
-        assert_eq!(waits(&mut window, None), Duration::from_secs(53));
-        window.slides = false;
-        assert_eq!(waits(&mut window, None), Duration::from_secs(61));
-    }
-
-    #[test]
-    fn a_rate_limit_is_shown_where_all_of_it_was_told() {
-        let hints = Hints {
-            limit: Some(50),
-            remaining: Some(7),
-            reset_at: Some(Timestamp::UNIX_EPOCH),
-            ..Hints::default()
-        };
-        let shown = hints.rate_limit().unwrap();
-        assert_eq!((shown.limit, shown.remaining), (50, 7));
-        assert_eq!(shown.reset_at, Timestamp::UNIX_EPOCH);
-        let part = Hints {
-            remaining: None,
-            ..hints
-        };
-        assert_eq!(part.rate_limit(), None);
-    }
-
-    /// How many requests there are at once.
-    fn at_once(window: &mut Window, now: Instant, urgency: Urgency, polls: u32) -> usize {
-        std::iter::from_fn(|| window.take(now, urgency, polls).ok()).count()
-    }
-
-    #[test]
-    fn full_reads_leave_what_polls_need_and_a_fifth() {
-        let now = Instant::now();
-        for (polls, left) in [(0, 40), (7, 33), (20, 20), (34, 6), (36, 5), (60, 5)] {
-            let mut window = Window::new(50);
-            let background = Urgency::Background;
-            assert_eq!(
-                at_once(&mut window, now, background, polls),
-                left,
-                "{polls}"
-            );
-        }
-    }
-
-    #[test]
-    fn the_news_of_one_search_leave_the_polls_of_the_others_what_they_need() {
-        let now = Instant::now();
-        for (polls, left) in [(0, 45), (12, 33), (32, 13), (33, 13), (100, 13)] {
-            let mut window = Window::new(50);
-            assert_eq!(
-                at_once(&mut window, now, Urgency::News, polls),
-                left,
-                "{polls}"
-            );
-            let rest = at_once(&mut window, now, Urgency::Poll, 0);
-            assert_eq!(rest, 50 - left, "{polls}");
-        }
-    }
-
-    #[test]
-    fn what_full_reads_had_is_no_longer_there_for_news() {
-        let now = Instant::now();
-        let mut window = Window::new(50);
-        assert_eq!(at_once(&mut window, now, Urgency::Background, 12), 28);
-        assert_eq!(at_once(&mut window, now, Urgency::News, 12), 13);
-        assert_eq!(at_once(&mut window, now, Urgency::Poll, 12), 9);
-    }
-
-    #[test]
-    fn polls_that_were_made_are_part_of_what_is_kept_for_them() {
-        let start = Instant::now();
-        for polls in [1, 10, 20, 30, 35, 45, 60] {
-            let mut window = Window::new(50);
-            let mut background = 0;
-            for tenth in 0..3000 {
-                let now = start + Duration::from_millis(100 * tenth);
-                if tenth % (600 / polls) == 0 && window.take(now, Urgency::Poll, 0).is_ok() {
-                    window.give_back(now, Urgency::Poll);
-                }
-                if window.take(now, Urgency::Background, polls as u32).is_ok() {
-                    window.give_back(now, Urgency::Background);
-                    background += 1;
-                }
-            }
-            let part = 40u64.saturating_sub(polls).max(5);
-            assert!(
-                (5 * part - 1..=6 * part).contains(&background),
-                "{polls}: {background}"
-            );
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_search_is_reserved_as_long_as_it_is_polled() {
-        let allowance = Arc::new(Allowance::new(50));
-        let reserved = || allowance.reserved.load(Ordering::Relaxed);
-        let every_ten_seconds = allowance.reserve(Duration::from_secs(10));
-        let every_two_minutes = allowance.reserve(Duration::from_secs(120));
-        assert_eq!(reserved(), 6_500);
-        drop(every_ten_seconds);
-        assert_eq!(reserved(), 500);
-        drop(every_two_minutes);
-        assert_eq!(reserved(), 0);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn what_an_answer_says_counts_for_everyone_who_asks() {
-        let allowance = Allowance::new(50);
-        allowance.learn(&Hints {
-            throttled: true,
-            retry_after: Some(Duration::from_secs(7)),
-            ..Hints::default()
-        });
-        let began = Instant::now();
-        drop(allowance.acquire(Urgency::Poll, |_| {}).await);
-        assert_eq!(began.elapsed().as_secs(), 7);
-    }
-
-    #[test]
-    fn of_what_the_server_has_left_less_is_kept_as_the_reset_comes_near() {
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut window = Window::new(500);
-        window.learn(&told(20, 30), start);
-        assert_eq!(at_once(&mut window, start, Urgency::Background, 20), 10);
-        assert_eq!(at_once(&mut window, at(15), Urgency::Background, 20), 5);
-        assert_eq!(window.take(at(15), Urgency::Background, 20), Err(at(30)));
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn full_reads_wait_while_polls_go_on() {
-        let allowance = Arc::new(Allowance::new(10));
-        let _reservation = allowance.reserve(Duration::from_secs(30));
-        for _ in 0..6 {
-            drop(
-                allowance
-                    .acquire(Urgency::Background, |_| panic!("there is room"))
-                    .await,
-            );
-        }
-        drop(
-            allowance
-                .acquire(Urgency::Poll, |_| panic!("there is room"))
-                .await,
-        );
-        let mut naps = Vec::new();
-        drop(
-            allowance
-                .acquire(Urgency::Background, |nap| naps.push(nap))
-                .await,
-        );
-        let waited: Duration = naps.iter().sum();
-        assert!(waited >= MINUTE - Duration::from_secs(1), "{waited:?}");
-        assert!(naps.len() > 50, "the time shows while it goes by: {naps:?}");
-    }
-
-    #[test]
-    fn where_polls_need_everything_full_reads_have_a_tenth() {
-        let start = Instant::now();
-        let at = |seconds| start + Duration::from_secs(seconds);
-        let mut window = Window::new(50);
-        for _ in 0..40 {
-            window.take(start, Urgency::Poll, 0).unwrap();
-            window.give_back(start, Urgency::Poll);
-        }
-        let mut background = |now| window.take(now, Urgency::Background, 46);
-        for _ in 0..5 {
-            assert_eq!(background(at(10)), Ok(()));
-        }
-        assert_eq!(background(at(10)), Err(at(10) + Duration::from_millis(100)));
-        for seconds in 11..=15 {
-            window.give_back(at(seconds), Urgency::Background);
-        }
-        let mut background = |now| window.take(now, Urgency::Background, 46);
-        assert_eq!(
-            background(at(61)),
-            Err(at(71)),
-            "polls are forgotten, its own are not"
-        );
-        assert_eq!(background(at(71)), Ok(()));
-        assert_eq!(background(at(71)), Err(at(72)));
-        // With what polls leave it may do as it likes.
-        assert_eq!(window.take(at(71), Urgency::Background, 34), Ok(()));
-        assert_eq!(window.take(at(71), Urgency::Background, 34), Err(at(72)));
-    }
-
-    #[test]
-    fn polls_keep_apart_where_they_want_more_than_there_is() {
-        let start = Instant::now();
-        let mut window = Window::new(50);
-        let millis = Duration::from_millis;
-        assert_eq!(window.spacing(start, 50.0, false), Duration::ZERO);
-        assert_eq!(window.spacing(start, 45.0, true), Duration::ZERO);
-        assert_eq!(window.spacing(start, 46.0, true), MINUTE / 45);
-        assert_eq!(window.spacing(start, 51.0, false), millis(1_200));
-        assert_eq!(window.spacing(start, 51.0, true), MINUTE / 45);
-        // Others left ten of them, for half a minute.
-        window.learn(&told(10, 30), start);
-        assert_eq!(window.spacing(start, 22.0, false), Duration::ZERO);
-        assert_eq!(window.spacing(start, 30.0, false), millis(3_000));
-        assert_eq!(window.spacing(start, 300.0, false), millis(3_000));
-        let later = start + Duration::from_secs(21);
-        assert_eq!(window.spacing(later, 300.0, false), millis(1_200));
-        assert_eq!(window.spacing(start + MINUTE, 30.0, false), Duration::ZERO);
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn polls_that_have_enough_do_not_wait() {
-        let allowance = Arc::new(Allowance::new(50));
-        let _reservation = allowance.reserve(Duration::from_secs(2));
-        for _ in 0..50 {
-            let none = |_| panic!("there is room");
-            drop(allowance.acquire(Urgency::Poll, none).await);
-        }
-    }
-
-    /// So many searches want to be polled at an interval for ten minutes. When each of them, and
-    /// full reads where there are any, had their turns.
-    async fn scarcity(
-        limit: u32,
-        searches: u32,
-        interval: Duration,
-        full_reads: bool,
-    ) -> (Vec<Vec<Duration>>, Vec<Duration>) {
-        let allowance = Arc::new(Allowance::new(limit));
-        let began = Instant::now();
-        let search = |urgency| {
-            let allowance = Arc::clone(&allowance);
-            async move {
-                let _reservation = allowance.reserve(interval);
-                let mut turns = Vec::new();
-                while began.elapsed() < 10 * MINUTE {
-                    let permit = allowance.acquire(urgency, |_| {}).await;
-                    turns.push(began.elapsed());
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                    drop(permit);
-                    if urgency == Urgency::Poll {
-                        tokio::time::sleep(interval).await;
-                    }
-                }
-                turns
-            }
-        };
-        let polls = futures_util::future::join_all((0..searches).map(|_| search(Urgency::Poll)));
-        if full_reads {
-            tokio::join!(polls, search(Urgency::Background))
-        } else {
-            (polls.await, Vec::new())
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn searches_that_want_more_than_there_is_are_polled_evenly_and_full_reads_go_on() {
-        for full_reads in [false, true] {
-            let interval = Duration::from_secs(5);
-            let (polls, background) = scarcity(50, 10, interval, full_reads).await;
-            let share = if full_reads { 45.0 } else { 50.0 };
-            let expected = MINUTE.mul_f64(10.0 / share);
-            for turns in &polls {
-                // In the first minute full reads are ahead.
-                let settled = turns
-                    .iter()
-                    .filter(|turn| (MINUTE..9 * MINUTE).contains(*turn));
-                let settled: Vec<_> = settled.collect();
-                let mut apart = settled.windows(2).map(|pair| *pair[1] - *pair[0]);
-                assert!(
-                    apart.all(|apart| apart.abs_diff(expected) < expected / 20),
-                    "{turns:?}"
-                );
-            }
-            assert!(!full_reads || (45..=51).contains(&background.len()));
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn polls_and_full_reads_take_turns_where_there_are_hardly_any_requests() {
-        for (limit, searches, seconds) in [
-            (1, 1, 5),
-            (1, 1, 30),
-            (1, 1, 60),
-            (1, 3, 30),
-            (2, 1, 30),
-            (2, 1, 5),
-            (2, 3, 30),
-        ] {
-            let interval = Duration::from_secs(seconds);
-            let (polls, background) = scarcity(limit, searches, interval, true).await;
-            let within =
-                |turns: &Vec<Duration>| turns.iter().filter(|turn| **turn < 10 * MINUTE).count();
-            let turns = (polls.iter().map(within).sum::<usize>(), within(&background));
-            let each = 5 * limit as usize;
-            let about = each - 1..=each + 1;
-            assert!(
-                about.contains(&turns.0) && about.contains(&turns.1),
-                "{limit}, {searches} every {seconds} s: {turns:?}"
-            );
-        }
-    }
-
-    proptest! {
-        /// Whatever the pace, the server never counts more than the limit in any minute, when
-        /// requests arrive at any moment between being sent and being answered.
-        #[test]
-        fn no_minute_holds_more_than_the_limit(
-            limit in 1u32..60,
-            steps in proptest::collection::vec((0u64..3_000, 0u64..2_000, 0usize..3, 0u32..60), 1..400),
-        ) {
-            let mut now = Instant::now();
-            let mut window = Window::new(limit);
-            let mut arrivals = Vec::new();
-            for (pause, latency, urgency, polls) in steps {
-                now += Duration::from_millis(pause);
-                let urgency = [Urgency::Poll, Urgency::News, Urgency::Background][urgency];
-                match window.take(now, urgency, polls) {
-                    Ok(()) => {
-                        // The earliest and the latest moment that the server may have counted it.
-                        arrivals.push(now + Duration::from_millis(latency / 2));
-                        now += Duration::from_millis(latency);
-                        window.give_back(now, urgency);
-                    }
-                    Err(at) => prop_assert!(at > now, "a wait must be a wait"),
-                }
-            }
-            for (index, first) in arrivals.iter().enumerate() {
-                let within = arrivals[index..].iter().take_while(|at| **at - *first < MINUTE).count();
-                prop_assert!(within <= limit as usize, "{within} requests in a minute of {limit}");
-            }
-        }
-
-        #[test]
-        fn full_reads_leave_polls_their_part_and_come_to_an_end(limit in 1u32..200, polls in 0u32..400) {
-            let now = Instant::now();
-            let mut window = Window::new(limit);
-            let background = at_once(&mut window, now, Urgency::Background, polls);
-            let left = limit.saturating_sub(polls + limit / 5).max(limit.div_ceil(10));
-            prop_assert_eq!(background, left as usize);
-        }
-    }
-}
+mod tests;
