@@ -53,6 +53,7 @@ fn a_reset_that_has_passed_tells_no_wait() {
     assert_eq!(resets_in("1772359199"), None);
     // The seconds that are left.
     assert_eq!(resets_in("20"), Some(21 * second));
+    assert_eq!(resets_in("86399"), Some(86_400 * second));
     assert_eq!(resets_in("86400"), None);
 }
 
@@ -122,7 +123,7 @@ fn a_limit_that_is_not_told_again_lapses() {
     window.learn(&hints, start);
     assert_eq!(at_once(&mut window, start, Urgency::Poll, 0), 1);
     window.learn(&hints, start + MINUTE);
-    let last = start + MINUTE + LIMIT_LASTS;
+    let last = start + Duration::from_secs(6 * 60);
     let just_before = last - Duration::from_millis(1);
     assert_eq!(at_once(&mut window, just_before, Urgency::Poll, 0), 0);
     assert_eq!(at_once(&mut window, last, Urgency::Poll, 0), 49);
