@@ -364,6 +364,8 @@ fn a_window_slides_where_its_reset_moves_on_with_the_time() {
     for answers in 1..still.len() {
         assert_eq!(slides(&still[..answers]), (false, None), "{answers}");
     }
+    // The same, asked once in each window, right after its reset.
+    assert_eq!(slides(&each(1, 60, 9, 59)), (false, None));
     // One of an hour, whose reset is told as no further than five minutes away.
     assert_eq!(slides(&each(0, 5, 9, 3600)), (false, None));
     // Two that count each for itself.
@@ -575,6 +577,10 @@ fn of_what_the_server_has_left_less_is_kept_as_the_reset_comes_near() {
     assert_eq!(at_once(&mut window, start, Urgency::Background, 20), 10);
     assert_eq!(at_once(&mut window, at(15), Urgency::Background, 20), 5);
     assert_eq!(window.take(at(15), Urgency::Background, 20), Err(at(30)));
+    // Also for the tenth that full reads have in any case.
+    let mut window = Window::new(50);
+    window.learn(&told(15, 60), start);
+    assert_eq!(window.take(start, Urgency::Background, 20), Err(at(60)));
 }
 
 #[tokio::test(start_paused = true)]
