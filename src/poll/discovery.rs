@@ -82,6 +82,8 @@ pub(super) struct Clients {
     activated: BTreeMap<String, (String, Arc<str>)>,
     /// The ids of the others.
     deactivated: HashSet<String>,
+    /// The partners of which no activated client was shown.
+    empty: HashSet<Arc<str>>,
     /// The partners of which the server counts more clients than it shows, and how many more.
     short: BTreeMap<Arc<str>, u64>,
     /// The partners whose clients could not be looked up, or not all of them, and why.
@@ -126,8 +128,8 @@ struct Decision {
     verdicts: Vec<Verdict>,
     /// Clients that are new and for which there is no room.
     left_out: usize,
-    /// Whether they are looked up again soon: not everything is certain, or a partner is left with nobody, of whom
-    /// an hour is too long to wait.
+    /// Whether they are looked up again soon: not everything is certain, or nobody of a partner was shown, for
+    /// whom an hour is too long to wait.
     again: bool,
 }
 
@@ -272,6 +274,7 @@ fn decide(known: &Tenants, found: Clients, partners: &mut [Partner]) -> Decision
         }
         verdicts.push(verdict);
     }
+    let is_anybody_empty = !found.empty.is_empty();
     let left_out = found.left_out;
     let mut tenants = found.into_tenants();
     let known_ids: HashSet<&Arc<str>> = known.keys().map(|tenant| &tenant.id).collect();
@@ -284,9 +287,7 @@ fn decide(known: &Tenants, found: Clients, partners: &mut [Partner]) -> Decision
         stays
     });
     tenants.extend(held);
-    let has_nobody =
-        |Partner { status, .. }: &Partner| !tenants.values().any(|it| *it == status.id);
-    let again = verdicts.iter().any(Verdict::is_provisional) || partners.iter().any(has_nobody);
+    let again = verdicts.iter().any(Verdict::is_provisional) || is_anybody_empty;
     Decision {
         tenants,
         verdicts,
@@ -628,6 +629,9 @@ impl Clients {
                 self.failed.insert(Arc::clone(partner), error);
             }
         }
+        if !answer.clients.iter().any(|it| it.activated) {
+            self.empty.insert(Arc::clone(partner));
+        }
         for found in answer.clients {
             if !found.activated {
                 self.deactivated.insert(found.id);
@@ -802,6 +806,10 @@ mod tests {
         known.after(found_of([(page(0..2), Ok(0)), (Vec::new(), Ok(0))]));
         assert!(known.again);
         known.after(found_of([(page(0..2), Ok(0)), (page(2..3), Ok(0))]));
+        assert!(!known.again);
+        // All of them are another partner's, which was asked first.
+        let mut known = Known::of([2, 0]);
+        known.after(found_of([(page(0..2), Ok(0)), (page(0..2), Ok(0))]));
         assert!(!known.again);
     }
 

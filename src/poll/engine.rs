@@ -30,9 +30,9 @@ const UNSEEN: usize = 5_000;
 const REASONS: usize = 20;
 /// Polls in a row that see more alerts than are known before the whole result is read.
 const PATIENCE: u32 = 3;
-/// Readings in a row that end at a hollow page before the result counts as gone through: with the rests between
-/// them some half an hour, as long as a page fails before a reading ends there.
-const HOLLOW: u32 = 6;
+/// For how long readings end at a hollow page before the result counts as gone through: with the rest before the last
+/// of them some half an hour, as long as a page fails before a reading ends there.
+const HOLLOW: Duration = Duration::from_secs(25 * 60);
 /// Alerts of which an answer may lack most before a second one must agree: a mass closing is rarer than
 /// a server that shows nothing for a moment.
 const SUDDEN: usize = 20;
@@ -99,8 +99,8 @@ struct Readings {
     whole: u64,
     /// How many did not end at a hollow page.
     count: u64,
-    /// Those in a row that did.
-    hollow_in_a_row: u32,
+    /// When the first of those in a row ended that did.
+    hollow_since: Option<Instant>,
     /// The page of which it was told that they do.
     hollow_told: Option<u64>,
     has_gone_through: bool,
@@ -185,8 +185,8 @@ pub struct Engine {
     /// must agree.
     sudden: HashSet<Box<str>>,
     witness: Option<Box<str>>,
-    /// Whether the last answer about the first page showed nothing of what it counted.
-    hollow_in_front: bool,
+    /// Since when answers about the first page show nothing of what they count.
+    hollow_in_front: Option<Instant>,
     /// The size of a page, as the server has it.
     page_size: u64,
     total: Option<u64>,
@@ -246,7 +246,7 @@ impl Engine {
             requests: Requests::default(),
             sudden: HashSet::new(),
             witness: None,
-            hollow_in_front: false,
+            hollow_in_front: None,
             page_size: 0,
             total: None,
             readings: Readings::default(),
@@ -267,7 +267,7 @@ impl Engine {
             hollow: None,
             next_due: now + self.options.full_read_interval.saturating_sub(ago),
         };
-        self.readings.add(last, self.tracker.open());
+        self.readings.add(last, self.tracker.open(), now);
     }
 
     /// What the server has been found not to answer, for an engine that goes on.
@@ -416,7 +416,10 @@ impl Engine {
                     self.total = Some(facts.total);
                 }
                 self.tracker.adopt(known, &current);
-                if !self.is_hollow_for_once(facts) {
+                if self.is_hollow_for_once(facts, now) {
+                    // It is not asked for again at once: a moment later it would hardly be otherwise.
+                    self.reading = Reading::Idle;
+                } else {
                     self.adopt_full(facts, now);
                 }
                 Next::Done
@@ -662,7 +665,7 @@ impl Engine {
             return self.poll_found_nothing(facts, now);
         }
         self.total = Some(facts.total);
-        if self.is_hollow_for_once(facts) {
+        if self.is_hollow_for_once(facts, now) {
             self.sudden.clear();
             return Next::Done;
         }
@@ -729,16 +732,19 @@ impl Engine {
         wanted.map_or(Next::Done, Next::Page)
     }
 
-    /// Whether a first page shows nothing of what it counts, and the one before was not like that. It may be for
-    /// a moment: so it begins no reading and ends none, which would have everybody asked for. Another one does,
+    /// Whether a first page shows nothing of what it counts, and none was like that a while before. It may be for
+    /// a moment: so it begins no reading and ends none, which would have everybody asked for. A later one does,
     /// as some count for ever what they do not show.
-    fn is_hollow_for_once(&mut self, facts: &Facts) -> bool {
+    fn is_hollow_for_once(&mut self, facts: &Facts, now: Instant) -> bool {
         if facts.page > 1 {
             return false;
         }
-        let is_hollow = facts.is_hollow_in_front();
-        let was_hollow = std::mem::replace(&mut self.hollow_in_front, is_hollow);
-        is_hollow && !was_hollow
+        if !facts.is_hollow_in_front() {
+            self.hollow_in_front = None;
+            return false;
+        }
+        let since = *self.hollow_in_front.get_or_insert(now);
+        now.saturating_duration_since(since) < self.options.interval / 2
     }
 
     /// A poll's further page came and shows nothing. What it counts is not believed, nor that nothing is there: it
@@ -872,7 +878,7 @@ impl Engine {
             hollow,
             next_due: now + self.options.full_read_interval,
         };
-        self.readings.add(last, self.tracker.seen());
+        self.readings.add(last, self.tracker.seen(), now);
         let mut missing = self.tracker.missing();
         if !sound {
             missing.truncate(UNSEEN);
@@ -920,17 +926,19 @@ impl Engine {
 // === impl Readings ===
 
 impl Readings {
-    /// Adds one that has ended, and has shown so many alerts.
-    fn add(&mut self, last: LastReading, shown: usize) {
+    /// Adds one that has ended now, and has shown so many alerts.
+    fn add(&mut self, last: LastReading, shown: usize, now: Instant) {
         if last.hollow.is_some() {
-            self.hollow_in_a_row += 1;
+            self.hollow_since.get_or_insert(now);
         } else {
-            self.hollow_in_a_row = 0;
+            self.hollow_since = None;
             self.count += 1;
         }
         self.whole += u64::from(last.sound);
         let is_seen = last.sound && shown > 0;
-        self.has_gone_through |= is_seen || self.count > 1 || self.hollow_in_a_row >= HOLLOW;
+        let is_hollow = |since| now.saturating_duration_since(since) >= HOLLOW;
+        self.has_gone_through |=
+            is_seen || self.count > 1 || self.hollow_since.is_some_and(is_hollow);
         self.last = Some(last);
     }
 

@@ -342,6 +342,13 @@ fn a_first_page_that_shows_nothing_of_what_it_counts_is_nothing_the_first_time()
     assert_eq!(run.engine.task(), Some(Task::Page(1)));
     run.lie = Some(nothing);
     run.background(false);
+    run.lie = None;
+    assert_eq!(
+        run.engine.task(),
+        None,
+        "a moment later it is hardly otherwise"
+    );
+    run.poll(false);
     assert_eq!(run.engine.task(), Some(Task::Page(1)));
     while run.background(false) {}
     assert!(run.engine.is_complete());
