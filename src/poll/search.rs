@@ -317,7 +317,7 @@ impl Running {
                         self.background_failed(&failure);
                     }
                 }
-                () = tokio::time::sleep_until(pulse) => {}
+                () = tokio::time::sleep_until(pulse) => self.look_for_room().await,
             }
         };
         drop(reservation);
@@ -402,7 +402,12 @@ impl Running {
                 self.look_for_room().await;
                 self.poll_succeeded(events);
             }
-            Err(failure) => self.poll_failed(&failure),
+            Err(failure) => {
+                if matches!(failure, Failure::Api(_)) {
+                    self.look_for_room().await;
+                }
+                self.poll_failed(&failure);
+            }
         }
         None
     }

@@ -168,18 +168,38 @@ async fn a_full_read_that_cannot_be_stored_goes_on_where_it_stopped() {
 /// Nobody may ever again commit anything that there is room for.
 #[tokio::test(flavor = "multi_thread")]
 async fn that_the_journal_is_full_is_said_until_there_is_room() {
+    the_journal_is_full_until_there_is_room(|simulator| {
+        // Polls succeed, and store nothing.
+        for id in simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap()) {
+            simulator.act(id, Action::Close).unwrap();
+        }
+    })
+    .await;
+}
+
+/// Polls that fail do not ask for any.
+#[tokio::test(flavor = "multi_thread")]
+async fn that_the_journal_is_full_is_not_said_because_the_server_is_down() {
+    the_journal_is_full_until_there_is_room(|simulator| {
+        simulator.inject(FaultRule::always(Fault::status(503)).at(Endpoint::Search));
+    })
+    .await;
+}
+
+async fn the_journal_is_full_until_there_is_room(then: impl FnOnce(&Simulator)) {
     let simulator = start(world(1)).await;
     let folder = Arc::new(tempfile::tempdir().unwrap());
     let exporter = Exporter::start_with(folder, plan(&simulator.url()), 2).await;
     exporter.wait_until_complete().await;
-    let new = simulator.open_many(DEMO_TENANT, 2).unwrap();
+    simulator.open_many(DEMO_TENANT, 2).unwrap();
     let is_full = || !exporter.health.notices().is_empty();
     eventually("the journal is full", || async { is_full() }).await;
-    for id in new {
-        simulator.act(id, Action::Close).unwrap();
-    }
-    eventually("a poll succeeds", || async { exporter.is_complete() }).await;
-    exporter.wait_for_poll().await;
+    then(&simulator);
+    simulator.reset_requests();
+    eventually("it is polled", || async {
+        simulator.requests().searches(DEMO_TENANT) > 2
+    })
+    .await;
     assert!(is_full());
     deliver_all(&exporter.store).await;
     eventually("it is not full any more", || async { !is_full() }).await;

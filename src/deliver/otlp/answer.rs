@@ -189,7 +189,7 @@ impl Answer {
             return Ok(Outcome::TooLarge(Error::Status {
                 status,
                 excerpt,
-                retry_after: None,
+                retry_after: self.retry_after(now),
             }));
         }
         if !self.is_about_content() {

@@ -195,6 +195,20 @@ fn error(progress: Progress) -> Error {
 }
 
 #[tokio::test]
+async fn a_single_line_that_is_too_large_for_now_waits() {
+    let (receiver, options) = Peer::start().await;
+    let for_now = (StatusCode::PAYLOAD_TOO_LARGE, [(RETRY_AFTER, "17")]);
+    receiver.0.lock().answers = (0..2).map(|_| for_now.clone().into_response()).collect();
+    let mut sink = Otlp::new(&options).unwrap();
+    let progress = sink.deliver(&alerts(1..=2), ours).await;
+    assert_eq!(progress.settled, 0);
+    assert!(progress.refused.is_empty());
+    assert_eq!(error(progress).retry_after(), Some(Duration::from_secs(17)));
+    let progress = sink.deliver(&alerts(1..=2), ours).await;
+    assert_eq!(progress.settled, 2);
+}
+
+#[tokio::test]
 async fn a_record_arrives_with_everything_in_its_place() {
     let (receiver, options) = Peer::start().await;
     let mut elsewhere = bare();

@@ -59,6 +59,8 @@ const LOG_BYTES: i64 = 16 * 1024 * 1024;
 const STATEMENTS: usize = 32;
 /// For the owner alone: alerts tell much about a network.
 const MODE: u32 = 0o600;
+/// The rights of everybody in a mode.
+const OF_OTHERS: u32 = 0o007;
 /// How often, and how soon, a start tries again to take a lock that is held.
 const LOCK_TRIES: u32 = 20;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
@@ -149,9 +151,10 @@ impl StateFile {
             let lock = lock_at_start(&path).map_err(Unlocked::describe)?;
             refuse_log_alone(&path)?;
             create(&path)?;
-            take_from_others(&path);
             let mut connection = connect(&path).map_err(|error| describe(&error))?;
             prepare(&mut connection)?;
+            // Only now is it surely the exporter's.
+            take_from_others(&path);
             let loaded = load(&connection).map_err(|error| describe(&error))?;
             let page_size = connection
                 .pragma_query_value(None, "page_size", |row| row.get::<_, u32>(0))
@@ -469,43 +472,46 @@ fn create(path: &Path) -> std::result::Result<(), String> {
 }
 
 /// Takes the rights that everybody has to the file and its log away, as a copy that was put back may have them.
-/// Nobody meant those to be the group's either. Where others have none, the group's are left: somebody may
-/// have given them so that a backup can be read.
+/// Where it belongs to another user, that is told alone: by such a right the exporter may have it open.
 fn take_from_others(path: &Path) {
-    const OF_OTHERS: u32 = 0o007;
-    let mode = |path: &Path| {
-        let file = fs::symlink_metadata(path).ok()?;
-        file.is_file().then(|| file.mode() & 0o777)
-    };
-    let is_for_others = |path: &Path| mode(path).is_some_and(|mode| mode & OF_OTHERS != 0);
-    let mut wanted = MODE;
+    let me = rustix::process::geteuid().as_raw();
+    let mut wanted = None;
     for path in ["", "-wal", "-shm"].map(|suffix| beside(path, suffix)) {
-        if is_for_others(&path) {
-            let taken = fs::set_permissions(&path, fs::Permissions::from_mode(wanted));
-            let path = path.as_path();
-            tell_of_others(path, is_for_others(path), taken.err());
-        } else if let Some(mode) = mode(&path) {
+        let Ok(file) = fs::symlink_metadata(&path) else {
+            continue;
+        };
+        let mode = file.mode() & 0o777;
+        if !file.is_file() || mode & OF_OTHERS == 0 {
             // What belongs to the file is for whom that is for, as SQLite has it.
-            wanted = mode;
+            wanted.get_or_insert(mode);
+            continue;
+        }
+        let wanted = *wanted.get_or_insert(without_others(mode));
+        let taken = if file.uid() == me {
+            fs::set_permissions(&path, fs::Permissions::from_mode(wanted))
+        } else {
+            let whose = format!("it belongs to user {}", file.uid());
+            Err(io::Error::new(io::ErrorKind::PermissionDenied, whose))
+        };
+        let path = path.display();
+        match taken {
+            Ok(()) => tracing::warn!(
+                "every user of this machine could open {path}, which holds alerts in full; its mode is {wanted:o} now, \
+                 instead of {mode:o}"
+            ),
+            Err(error) => tracing::warn!(
+                "every user of this machine may open {path}, which holds alerts in full, and the right cannot be \
+                 taken away ({error}); do it as root: chown {me} {path} && chmod 600 {path}"
+            ),
         }
     }
 }
 
-/// Says that everybody had rights to a file, or still has them.
-fn tell_of_others(path: &Path, still: bool, error: Option<io::Error>) {
-    let path = path.display();
-    if still {
-        let why = error.map_or_else(String::new, |error| format!(" ({error})"));
-        tracing::warn!(
-            "every user of this machine may open {path}, which holds alerts in full, and the right cannot be \
-             taken away{why}; do it as the user that it belongs to: chmod 600 {path}"
-        );
-    } else {
-        tracing::warn!(
-            "every user of this machine could open {path}, which holds alerts in full; it is for its owner \
-             alone now, as the exporter creates it (a group may have the right: chmod 640)"
-        );
-    }
+/// The mode without the rights of others; nor has the group any where it has the same ones, as a copy gets them by
+/// chance. Others than these somebody has given it so that a backup can be read, or the exporter can open it.
+fn without_others(mode: u32) -> u32 {
+    let is_by_chance = (mode >> 3) & OF_OTHERS == mode & OF_OTHERS;
+    mode & if is_by_chance { 0o700 } else { 0o770 }
 }
 
 pub(super) fn not_writable(path: &Path, error: &io::Error) -> String {

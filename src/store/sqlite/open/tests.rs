@@ -73,7 +73,13 @@ fn a_file_that_was_put_back_for_everybody_is_for_its_owner_again_and_a_group_kee
         })
     };
     open(&path).unwrap().close();
-    for (before, after) in [(0o644, 0o600), (0o640, 0o640), (0o666, 0o600)] {
+    for (before, after) in [
+        (0o644, 0o600),
+        (0o640, 0o640),
+        (0o666, 0o600),
+        (0o664, 0o660),
+        (0o604, 0o600),
+    ] {
         fs::set_permissions(&path, fs::Permissions::from_mode(before)).unwrap();
         let file = open(&path).unwrap();
         assert_eq!(modes(), [after; 3], "{before:o}");
@@ -86,6 +92,29 @@ fn a_file_that_was_put_back_for_everybody_is_for_its_owner_again_and_a_group_kee
         let file = open(&path).unwrap();
         assert_eq!(modes(), [after; 3], "{before:o}");
         file.close();
+    }
+}
+
+#[test]
+fn a_file_that_is_not_the_exporters_keeps_its_mode() {
+    let folder = folder();
+    let path = folder.path().join("notes.txt");
+    fs::write(
+        &path,
+        "not a database, but long enough to look like something else",
+    )
+    .unwrap();
+    let other = folder.path().join("other.db");
+    let connection = Connection::open(&other).unwrap();
+    connection
+        .execute_batch("PRAGMA application_id = 7; CREATE TABLE notes (note TEXT)")
+        .unwrap();
+    drop(connection);
+    for path in [&path, &other] {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o664)).unwrap();
+        problem(path);
+        let mode = path.metadata().unwrap().mode() & 0o777;
+        assert_eq!(mode, 0o664, "{}", path.display());
     }
 }
 
