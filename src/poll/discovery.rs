@@ -81,9 +81,9 @@ pub(super) struct Clients {
     /// Names and partners of those that are activated, by their ids.
     activated: BTreeMap<String, (String, Arc<str>)>,
     /// The ids of the others.
-    deactivated: HashSet<String>,
+    deactivated: BTreeSet<String>,
     /// The partners of which no activated client was shown.
-    empty: HashSet<Arc<str>>,
+    empty: BTreeSet<Arc<str>>,
     /// The partners of which the server counts more clients than it shows, and how many more.
     short: BTreeMap<Arc<str>, u64>,
     /// The partners whose clients could not be looked up, or not all of them, and why.

@@ -5,6 +5,7 @@
 //! it missed are really gone, and why. The caller asks, stores, and then has the engine adopt.
 
 mod confirmation;
+mod out_of_sight;
 mod overtaken;
 
 use std::{
@@ -19,6 +20,7 @@ use tokio::time::Instant;
 pub use self::confirmation::{Question, can_be_asked_for};
 use self::{
     confirmation::Short,
+    out_of_sight::OutOfSight,
     overtaken::{Overtaken, Requests},
 };
 use super::full_read::{Facts, Flow, FullRead, Hollow};
@@ -36,15 +38,6 @@ const HOLLOW: Duration = Duration::from_secs(25 * 60);
 /// Alerts of which an answer may lack most before a second one must agree: a mass closing is rarer than
 /// a server that shows nothing for a moment.
 const SUDDEN: usize = 20;
-/// How long after a refused page has failed a poll without news asks for it again, where the count does not add
-/// up.
-const TRY_AGAIN: Duration = Duration::from_secs(5 * 60);
-/// So many times as long as it took to fail a refused page is left alone: one that hangs shall not make each poll
-/// late.
-const LEFT_ALONE: u32 = 10;
-/// It counts no more of that: what a trial took holds the wait for the allowance as well.
-const MAX_TOOK: Duration = Duration::from_secs(60);
-
 /// What an engine needs to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -139,30 +132,11 @@ pub struct Ahead {
 /// What a server has been found not to answer, whatever alerts there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// The page that the last full read was refused, if it was refused one.
-    refused: Option<Refused>,
+    pages: OutOfSight,
     /// When the server may be asked by id again; `None` where it can be.
     confirm_again: Option<Instant>,
     /// Questions by id in a row that were not answered.
     unanswered_in_a_row: u32,
-}
-
-/// A further page that the server does not show.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Refused {
-    page: u64,
-    /// When it was asked for last.
-    at: Instant,
-    /// How long it took to fail when a poll asked for it.
-    took: Duration,
-}
-
-/// A further page at which a poll was cut short, so that what is new on it may not be known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct CutShort {
-    page: u64,
-    /// Whether another poll has asked for it since, at its end.
-    tried: bool,
 }
 
 /// The engine of one search.
@@ -179,7 +153,6 @@ pub struct Engine {
     /// by id, or shows it when it is.
     suspects: BTreeMap<Box<str>, u32>,
     limits: Limits,
-    cut_short: Option<CutShort>,
     requests: Requests,
     /// What the last poll lacked, if that was most of what there was: about each of them the next one
     /// must agree.
@@ -220,14 +193,6 @@ enum Reading {
     },
 }
 
-// === impl Limits ===
-
-impl Limits {
-    fn refuse(&self, page: u64) -> bool {
-        self.refused.is_some_and(|refused| page >= refused.page)
-    }
-}
-
 // === impl Engine ===
 
 impl Engine {
@@ -242,7 +207,6 @@ impl Engine {
             in_departed: HashSet::new(),
             suspects: BTreeMap::new(),
             limits: Limits::default(),
-            cut_short: None,
             requests: Requests::default(),
             sudden: HashSet::new(),
             witness: None,
@@ -273,7 +237,10 @@ impl Engine {
     /// What the server has been found not to answer, for an engine that goes on.
     #[must_use]
     pub fn limits(&self) -> Limits {
-        self.limits
+        Limits {
+            pages: self.limits.pages.for_another(),
+            ..self.limits
+        }
     }
 
     /// Goes on with what another engine has found the same server not to answer.
@@ -542,13 +509,7 @@ impl Engine {
         let Reading::Pages { read, begun } = &self.reading else {
             return;
         };
-        let page = read.page();
-        let before = self.limits.refused.filter(|before| before.page == page);
-        self.limits.refused = Some(Refused {
-            page,
-            at: now,
-            took: before.map_or(Duration::ZERO, |before| before.took),
-        });
+        self.limits.pages.refuse(read.page(), now);
         let took = now - *begun;
         let ending = Ending {
             sound: false,
@@ -563,81 +524,31 @@ impl Engine {
     /// The page at which the last full read ended, as the server does not show it.
     #[must_use]
     pub fn refused(&self) -> Option<u64> {
-        self.limits.refused.map(|refused| refused.page)
+        self.limits.pages.refused()
     }
 
     /// Whether polls go without this page, as the last full read was refused it or one before.
     #[must_use]
     pub fn is_refused(&self, page: u64) -> bool {
-        self.limits.refuse(page)
+        self.limits.pages.is_refused(page)
     }
 
     /// A poll wanted this further page and has not learned what is on it. The next one tries it once at its end,
     /// where it does not go as far anyway: also where the count adds up, as nothing but changes may be on it.
     pub fn page_missed(&mut self, page: u64) {
-        self.cut_short = Some(CutShort { page, tried: false });
+        self.limits.pages.miss(page);
     }
 
     /// Whether a poll has not learned what is on a further page, and none has tried it to the end since.
     #[must_use]
     pub fn misses_a_page(&self) -> bool {
-        self.cut_short.is_some()
+        self.limits.pages.misses_one()
     }
 
     /// A further page that a poll has asked for did not come, after so long. Brings whether it was only to see
     /// whether it comes by now; else it is [missed](Engine::page_missed).
     pub fn page_failed(&mut self, page: u64, took: Duration, now: Instant) -> bool {
-        let is_tried = self.is_tried(page);
-        if is_tried {
-            self.tried_in_vain(page, took, now);
-        } else {
-            self.page_missed(page);
-        }
-        is_tried
-    }
-
-    /// Whether a poll has asked for this page only to see whether it comes by now.
-    fn is_tried(&self, page: u64) -> bool {
-        let again = self
-            .cut_short
-            .is_some_and(|cut| cut.tried && cut.page == page);
-        again || self.is_refused(page)
-    }
-
-    /// A poll has [tried](Engine::is_tried) a page, and it has failed once more.
-    fn tried_in_vain(&mut self, page: u64, took: Duration, now: Instant) {
-        self.cut_short = self.cut_short.filter(|cut| cut.page != page);
-        if let Some(refused) = &mut self.limits.refused
-            && page >= refused.page
-        {
-            (refused.at, refused.took) = (now, took);
-        }
-    }
-
-    /// The page at which a poll was cut short, for the next one to try once at its end.
-    fn second_try(&mut self, facts: &Facts) -> Option<u64> {
-        let next = facts.next?;
-        let cut = self.cut_short.as_mut().filter(|cut| !cut.tried)?;
-        cut.tried = true;
-        cut.page = cut.page.max(next);
-        let page = cut.page;
-        self.can_try(page, facts).then_some(page)
-    }
-
-    /// The refused page that a poll is to try at its end, if it is time: with news each poll does, and the last
-    /// one failed some time after it began. Without news it takes its time, so that a quiet poll costs one request
-    /// even where the total never adds up.
-    fn trial(&self, facts: &Facts, news: bool, now: Instant) -> Option<u64> {
-        let (refused, next) = (self.limits.refused?, facts.next?);
-        let page = next.max(refused.page);
-        let least = if news {
-            self.options.interval / 2
-        } else {
-            TRY_AGAIN
-        };
-        let pause = (refused.took.min(MAX_TOOK) * LEFT_ALONE).max(least);
-        let is_time = now.saturating_duration_since(refused.at) >= pause;
-        (is_time && self.can_try(page, facts)).then_some(page)
+        self.limits.pages.failed(page, took, now)
     }
 
     /// Whether there is such a page, and a poll that has read so far may ask for another one.
@@ -671,11 +582,10 @@ impl Engine {
         }
         if self.is_refused(facts.page) {
             // It is shown again: what waited for that is read now.
-            self.limits.refused = None;
+            self.limits.pages.is_shown();
             self.rest_until = None;
         }
-        let is_over = |cut: &CutShort| facts.page == cut.page || cut.tried && facts.page == 1;
-        self.cut_short = self.cut_short.filter(|cut| !is_over(cut));
+        self.limits.pages.came(facts.page);
         if facts.is_whole() {
             self.tracker.begin_reading();
             self.tracker.adopt(known, page);
@@ -725,11 +635,27 @@ impl Engine {
         if knew_nothing {
             return Next::Done;
         }
-        let mut wanted = self.second_try(facts);
-        if wanted.is_none() && !accounted {
-            wanted = self.trial(facts, news, now);
-        }
+        let wanted = self.out_of_sight(facts, news, accounted, now);
         wanted.map_or(Next::Done, Next::Page)
+    }
+
+    /// The page out of sight that a poll is to ask for at its end.
+    fn out_of_sight(
+        &mut self,
+        facts: &Facts,
+        news: bool,
+        accounted: bool,
+        now: Instant,
+    ) -> Option<u64> {
+        let (next, interval) = (facts.next?, self.options.interval);
+        let pages = &mut self.limits.pages;
+        let (again, trial) = (
+            pages.second_try(next),
+            pages.trial(next, news, interval, now),
+        );
+        let can_try = |page: &u64| self.can_try(*page, facts);
+        let trial = trial.filter(|_| !accounted).filter(can_try);
+        again.filter(can_try).or(trial)
     }
 
     /// Whether a first page shows nothing of what it counts, and none was like that a while before. It may be for
@@ -788,7 +714,7 @@ impl Engine {
     /// Whether the last reading did not show everything and another one may, however the count adds up: behind
     /// what the server refuses none does.
     fn is_in_doubt(&self) -> bool {
-        self.readings.last.is_some() && !self.is_sound() && self.limits.refused.is_none()
+        self.readings.last.is_some() && !self.is_sound() && self.limits.pages.refused().is_none()
     }
 
     /// What the total is where nothing has changed since.
@@ -828,8 +754,9 @@ impl Engine {
             // The answer to a question that has been overtaken.
             return;
         }
-        if self.limits.refuse(facts.page) && !facts.is_hollow() {
-            self.limits.refused = None;
+        let pages = &mut self.limits.pages;
+        if pages.is_refused(facts.page) && !facts.is_hollow() {
+            pages.is_shown();
         }
         match read.read(facts, seen) {
             Flow::Continue => {}
@@ -888,8 +815,7 @@ impl Engine {
         let tracker = &self.tracker;
         self.suspects.retain(|id, _| tracker.is_missing(id));
         // It ended before the page that was refused or missed, or has read it.
-        self.limits.refused = None;
-        self.cut_short = None;
+        self.limits.pages = OutOfSight::default();
         let sudden = std::mem::take(&mut self.sudden);
         match poll {
             Some(overtaken) if unreadable == 0 => {

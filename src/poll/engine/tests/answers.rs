@@ -166,8 +166,7 @@ fn a_page_at_which_a_poll_was_cut_short_is_asked_for_once_by_the_next_whose_coun
         run.poll(false);
         assert_eq!(run.poll_page, Some(2), "there is no news on the first page");
         if fails_again {
-            assert!(run.engine.is_tried(2));
-            run.engine.tried_in_vain(2, Duration::ZERO, run.now);
+            assert!(run.engine.page_failed(2, Duration::ZERO, run.now));
             run.poll_page = None;
         } else {
             while run.poll_page.is_some() {
@@ -175,7 +174,7 @@ fn a_page_at_which_a_poll_was_cut_short_is_asked_for_once_by_the_next_whose_coun
             }
             run.assert_agreement();
         }
-        assert_eq!(run.engine.cut_short, None);
+        assert!(!run.engine.misses_a_page());
         let before = run.requests;
         for _ in 0..5 {
             run.poll(false);
@@ -396,11 +395,14 @@ fn a_missed_page_is_tried_before_a_refused_one_behind_it() {
     run.now += Duration::from_secs(30);
     run.server.act(&Act::Open(150));
     assert!(poll_cut_short(&mut run));
-    run.now += 2 * TRY_AGAIN;
+    run.now += 2 * out_of_sight::TRY_AGAIN;
     run.poll(false);
     assert_eq!(run.poll_page, Some(2));
     run.poll(false);
-    assert_eq!((run.poll_page, run.engine.cut_short), (Some(3), None));
+    assert_eq!(
+        (run.poll_page, run.engine.misses_a_page()),
+        (Some(3), false)
+    );
 }
 
 /// Which may have read it before there was anything new.
@@ -415,7 +417,7 @@ fn a_missed_page_outlasts_a_reading_that_is_not_sound() {
             hollow: None,
         };
         run.engine.finish_reading(ending, None, run.now);
-        assert_eq!(run.engine.cut_short.is_some(), is_missed);
+        assert_eq!(run.engine.misses_a_page(), is_missed);
     }
 }
 
@@ -424,10 +426,11 @@ fn a_refused_page_that_fails_once_more_leaves_a_missed_one_in_front_to_be_tried(
     let mut run = run_with(600, 100);
     read_up_to_a_refusal(&mut run, 5);
     run.engine.page_missed(2);
-    run.engine.tried_in_vain(5, Duration::ZERO, run.now);
-    assert!(run.engine.cut_short.is_some());
-    run.engine.tried_in_vain(2, Duration::ZERO, run.now);
-    assert_eq!(run.engine.cut_short, None);
+    assert!(run.engine.page_failed(5, Duration::ZERO, run.now));
+    assert!(run.engine.misses_a_page());
+    assert_eq!(run.engine.limits.pages.second_try(2), Some(2));
+    assert!(run.engine.page_failed(2, Duration::ZERO, run.now));
+    assert!(!run.engine.misses_a_page());
 }
 
 /// The pages of a full read that the server shows are read, and then all questions are asked.
@@ -489,7 +492,7 @@ fn poll_tries(run: &mut Run, page: u64, took: Duration) -> bool {
         assert_eq!(tries, Some(page));
         let interval = run.engine.options.interval;
         let late = took.min(interval / 3);
-        run.engine.tried_in_vain(page, took, run.now + late);
+        assert!(run.engine.page_failed(page, took, run.now + late));
         run.now += interval;
     }
     tries.is_some()
