@@ -18,6 +18,8 @@ pub const REDACTED: &str = "<secret>";
 /// No secret that is meant is larger, and `/dev/zero` would never end.
 const LARGEST_FILE: u64 = 64 << 10;
 
+const BYTE_ORDER_MARK: char = '\u{feff}';
+
 /// A token, password or client secret. It is wiped when dropped; `Debug` shows `<secret>`.
 #[derive(Clone)]
 pub struct Secret(SecretString);
@@ -79,7 +81,7 @@ impl Secret {
     /// order mark is part of it.
     #[must_use]
     pub fn trimmed(text: &str) -> Self {
-        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
         let text = text.strip_suffix('\n').unwrap_or(text);
         Self::new(text.strip_suffix('\r').unwrap_or(text))
     }
@@ -91,10 +93,7 @@ impl Secret {
         let text = self.expose();
         let is_quote = |c: char| matches!(c, '"' | '\'');
         if is_variable(text) {
-            Some(
-                "is a variable, and variables are not expanded; write its value, or use the …_file key or the \
-                 OPSRAMP_… variable",
-            )
+            Some("is a variable, and variables are not expanded; write its value")
         } else if text.starts_with("YOUR-") {
             Some("is what the examples have in its place; write your own")
         } else if text.trim_end().contains(['\n', '\r']) {
@@ -102,6 +101,11 @@ impl Secret {
         } else if text.trim() != text {
             Some(
                 "begins or ends with white space: it is sent as it stands, so take out what is not part of it",
+            )
+        } else if text.starts_with(BYTE_ORDER_MARK) {
+            Some(
+                "begins with a byte order mark, which editors do not show: it is sent as it stands, so write it \
+                 anew or save it without one",
             )
         } else if text.starts_with(is_quote) || text.ends_with(is_quote) {
             Some(
@@ -219,6 +223,7 @@ mod tests {
             ("hunter2\n", "begins or ends with white space"),
             ("\"hunter2\"", "begins or ends with a quotation mark"),
             ("hunter2'", "begins or ends with a quotation mark"),
+            ("\u{feff}hunter2", "begins with a byte order mark"),
         ] {
             let doubt = Secret::new(text).doubt().unwrap();
             assert!(doubt.starts_with(told), "{text}: {doubt}");

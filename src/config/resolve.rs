@@ -22,7 +22,7 @@ use super::{
 use crate::{
     poll::AtFirstStart,
     record,
-    secret::{Secret, SecretSource},
+    secret::{Secret, SecretSource, is_variable},
 };
 
 pub(crate) use self::search::problem_of_query;
@@ -165,6 +165,23 @@ impl<'a> Resolver<'a> {
             }
         }
         SecretSource::Value(Secret::new(String::new()))
+    }
+
+    /// Whether a variable, which nobody expands, stands in the place of a URL; notes it. `other_way` is what
+    /// can be done besides where the file says it.
+    fn is_unexpanded(&self, path: &str, url: &str, other_way: &str) -> bool {
+        if !is_variable(url) {
+            return false;
+        }
+        let advice = match self.inputs.get(path) {
+            // The other way may be the one that was gone already.
+            Some(_) => "write the URL itself in its place, for whatever sets it did not expand it"
+                .to_owned(),
+            None => format!("write the URL itself{other_way}"),
+        };
+        let message = format!("is a variable, and variables are not expanded; {advice}");
+        self.problems.add(path, message);
+        true
     }
 
     /// Notes what is no file's name, but what the file should hold.

@@ -15,6 +15,8 @@ pub(super) enum UrlError {
     NoScheme(String),
     #[error("must start with https:// or http://")]
     OtherScheme,
+    #[error("has a $ in its host, and variables are not expanded; write the host itself")]
+    Variable,
     #[error("is not a URL; write one like {}", .0.example())]
     NotUrl(Kind),
 }
@@ -133,6 +135,8 @@ fn after_scheme(kind: Kind, text: &str) -> Result<&str, UrlError> {
         None if text.contains('@') || text.contains(char::is_whitespace) => {
             Err(UrlError::NotUrl(kind))
         }
+        // What to write instead would show what is in it, which is where tokens are.
+        None if text.contains(['?', '#']) => Err(UrlError::Query),
         None => {
             let (scheme, rest) = misspelt_scheme(text);
             check_authority(kind, &format!("https://{rest}"))?;
@@ -164,6 +168,9 @@ fn check_authority(kind: Kind, url: &str) -> Result<(), UrlError> {
     let Some(authority) = uri.authority() else {
         return Err(not_url);
     };
+    if authority.host().contains('$') {
+        return Err(UrlError::Variable);
+    }
     let has_bad_port =
         authority.as_str().len() > authority.host().len() && authority.port_u16().is_none();
     if authority.host().is_empty() || has_bad_port {
@@ -200,6 +207,9 @@ mod tests {
             ("https://ho st", NOT_URL),
             ("https://host:99999", NOT_URL),
             ("https://host:", NOT_URL),
+            ("https://$HOST", UrlError::Variable),
+            ("https://api.$DOMAIN:443/x", UrlError::Variable),
+            ("$HOST:443", UrlError::Variable),
         ] {
             assert_eq!(base(text), Err(error), "{text}");
         }
@@ -247,6 +257,34 @@ mod tests {
     }
 
     #[test]
+    fn what_to_write_instead_shows_neither_a_query_nor_a_password() {
+        for text in [
+            "otlp.example.com/v1/logs?api_key=hunter2",
+            "https//otlp.example.com/v1/logs?api_key=hunter2",
+            "http:/otlp:4318?hunter2",
+            "otlp.example.com#hunter2",
+            "user:hunter2@otlp.example.com",
+            "https//user:hunter2@otlp.example.com/v1/logs?x",
+            "https//hunter2@otlp.example.com#x",
+        ] {
+            let is_query = !text.contains('@');
+            for (told, kind) in [
+                (base(text).map(drop), Kind::Api),
+                (proxy(text), Kind::Proxy),
+                (endpoint(text), Kind::Receiver),
+            ] {
+                let told = told.unwrap_err();
+                let expected = match is_query {
+                    true => UrlError::Query,
+                    false => UrlError::NotUrl(kind),
+                };
+                assert_eq!(told, expected, "{text}");
+                assert!(!told.to_string().contains("hunter"), "{told}");
+            }
+        }
+    }
+
+    #[test]
     fn a_url_ends_with_its_host_or_goes_on() {
         for url in ["http://loki:3100", "http://loki:3100/", "loki", "loki//"] {
             assert!(has_no_path(url), "{url}");
@@ -262,6 +300,9 @@ mod tests {
         proxy("http://user:p@ss<word>@proxy:3128/").unwrap();
         assert_eq!(proxy("http://user:pw@"), Err(UrlError::NotUrl(Kind::Proxy)));
         assert_eq!(proxy("socks5://proxy"), Err(UrlError::OtherScheme));
+        proxy("http://user:$PASSWORD@proxy:3128").unwrap();
+        let variable = proxy("http://user:pw@$PROXY:3128");
+        assert_eq!(variable, Err(UrlError::Variable));
         endpoint("http://loki:3100/otlp/v1/logs").unwrap();
         let query = endpoint("http://loki:3100/otlp/v1/logs?token=hunter2");
         assert_eq!(query, Err(UrlError::Query));

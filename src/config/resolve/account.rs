@@ -75,8 +75,15 @@ impl Resolver<'_> {
                 && let Some(doubt) = value.doubt()
             {
                 let at = at(key);
-                let place = self.inputs.get(&at).map_or(at.as_str(), |input| *input);
-                self.warnings.push(format!("{place}: {doubt}"));
+                let input = self.inputs.get(&at).copied();
+                let other_way = match input {
+                    _ if !is_variable(value.expose()) => "",
+                    // The other way may be the one that was gone already.
+                    Some(_) => " in its place, for whatever sets it did not expand it",
+                    None => ", or use the …_file key or the OPSRAMP_… variable",
+                };
+                let place = input.unwrap_or(&at);
+                self.warnings.push(format!("{place}: {doubt}{other_way}"));
             }
         }
         let tls = self.tls(&at("tls"), account.tls.unwrap_or_default());
@@ -135,16 +142,12 @@ impl Resolver<'_> {
         if text.is_empty() {
             return String::new();
         }
-        if is_variable(text) {
-            let variable = match path.ends_with("token_url") {
-                true => "OPSRAMP_TOKEN_URL",
-                false => "OPSRAMP_URL",
-            };
-            let message = format!(
-                "is a variable, and variables are not expanded; write the URL itself, or set {variable}, which wins \
-                 over the key"
-            );
-            self.problems.add(path, message);
+        let variable = match path.ends_with("token_url") {
+            true => "OPSRAMP_TOKEN_URL",
+            false => "OPSRAMP_URL",
+        };
+        let other_way = format!(", or set {variable}, which wins over the key");
+        if self.is_unexpanded(path, text, &other_way) {
             return String::new();
         }
         url::base(text).unwrap_or_else(|problem| {
@@ -154,7 +157,11 @@ impl Resolver<'_> {
     }
 
     fn proxy(&self, path: &str, proxy: Secret) -> ProxyUrl {
-        if let Err(problem) = url::proxy(proxy.expose()) {
+        const OTHER_WAY: &str =
+            ", or leave the key out: HTTPS_PROXY and HTTP_PROXY count without it";
+        if !self.is_unexpanded(path, proxy.expose(), OTHER_WAY)
+            && let Err(problem) = url::proxy(proxy.expose())
+        {
             self.problems.add(path, problem.to_string());
         }
         ProxyUrl(proxy)

@@ -140,6 +140,7 @@ impl Resolver<'_> {
             file::SinkType::Otlp => {
                 let endpoint = self.required(&at("endpoint"), sink.endpoint);
                 if !endpoint.is_empty()
+                    && !self.is_unexpanded(&at("endpoint"), &endpoint, "")
                     && let Err(problem) = url::endpoint(&endpoint)
                 {
                     let advice = match problem {

@@ -143,6 +143,11 @@ fn wrong_accounts_are_explained() {
         wrong(&format!("{account}'${{OPSRAMP_URL}}'}}")),
         wrong(&format!("{account}$OPSRAMP_URL}}")),
         wrong(&format!(
+            "{account}'https://acme', token_url: $TOKEN_URL, proxy_url: $HTTP_PROXY}}"
+        )),
+        wrong(&format!("{account}'https://$HOST'}}")),
+        wrong(&format!("{account}'acme/api?key=hunter2'}}")),
+        wrong(&format!(
             "{account}'https://acme', discover_clients: maybe}}"
         )),
         wrong(&format!("{account}'https://acme', tls: {{key_file: x}}}}")),
@@ -173,6 +178,11 @@ fn wrong_accounts_are_explained() {
     config.yml:2:91: accounts[0].proxy_url: must start with http:// (or https://); write "http://proxy:3128"
     config.yml:2:64: accounts[0].url: is a variable, and variables are not expanded; write the URL itself, or set OPSRAMP_URL, which wins over the key
     config.yml:2:64: accounts[0].url: is a variable, and variables are not expanded; write the URL itself, or set OPSRAMP_URL, which wins over the key
+    the configuration has 2 problems:
+      config.yml:2:91: accounts[0].token_url: is a variable, and variables are not expanded; write the URL itself, or set OPSRAMP_TOKEN_URL, which wins over the key
+      config.yml:2:114: accounts[0].proxy_url: is a variable, and variables are not expanded; write the URL itself, or leave the key out: HTTPS_PROXY and HTTP_PROXY count without it
+    config.yml:2:64: accounts[0].url: has a $ in its host, and variables are not expanded; write the host itself
+    config.yml:2:64: accounts[0].url: must not have a query or a fragment (? or #)
     config.yml:2:98: accounts[0].discover_clients: must be true or false, not "maybe"
     config.yml:2:96: accounts[0].tls.key_file: needs cert_file too
     config.yml:2:86: accounts[0].name: must be one line of text
@@ -283,6 +293,8 @@ fn wrong_log_settings_are_explained() {
         wrong("sinks: [{type: file, path: log/}, {type: file, path: log/.., name: y}]"),
         wrong("sinks: [{type: otlp}]"),
         wrong("sinks: [{type: otlp, endpoint: 'http://user:hunter2@loki'}]"),
+        wrong("sinks: [{type: otlp, endpoint: 'loki/v1/logs?token=hunter2'}]"),
+        wrong("sinks: [{type: otlp, endpoint: $LOKI}]"),
         wrong("sinks: [{type: otlp, endpoint: 'http://loki/v1/logs?token=hunter2'}]"),
         wrong(&format!("sinks: [{{{otlp}, headers: {{a b: hunter2}}}}]")),
         wrong(&format!(
@@ -321,6 +333,8 @@ fn wrong_log_settings_are_explained() {
       config.yml:6:60: log.sinks[1].path: is the path of a folder; name a file in it
     config.yml:6:15: log.sinks[0].endpoint: is missing
     config.yml:6:38: log.sinks[0].endpoint: must not hold a user or a password
+    config.yml:6:38: log.sinks[0].endpoint: must not have a query or a fragment (? or #); what the receiver wants besides goes into headers or headers_files
+    config.yml:6:38: log.sinks[0].endpoint: is a variable, and variables are not expanded; write the URL itself
     config.yml:6:38: log.sinks[0].endpoint: must not have a query or a fragment (? or #); what the receiver wants besides goes into headers or headers_files
     config.yml:6:68: log.sinks[0].headers.a…: is not the name of a header
     config.yml:6:66: log.sinks[0].headers.A: holds characters that a header cannot

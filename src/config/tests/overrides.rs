@@ -401,6 +401,41 @@ fn a_secret_where_a_flag_or_variable_names_its_file_is_refused_and_not_shown() {
     "#);
 }
 
+/// To name the variable that has just been set, or the key beside it, would lead in a circle.
+#[test]
+fn what_was_not_expanded_where_it_was_set_is_told_to_be_mended_there() {
+    let unexpanded = "write the URL itself in its place, for whatever sets it did not expand it";
+    for name in ["OPSRAMP_URL", "OPSRAMP_TOKEN_URL"] {
+        let set = load_with(Some(MINIMAL), &[(name, "$X")], &Overrides::default());
+        let told = set.unwrap_err().to_string();
+        assert!(
+            told.starts_with(name) && told.ends_with(unexpanded),
+            "{told}"
+        );
+    }
+    let by_flag = Overrides {
+        url: Some("${URL}".to_owned()),
+        client_id: Some("$KEY".to_owned()),
+        ..Overrides::default()
+    };
+    let told = load_with(Some(MINIMAL), &[], &by_flag).unwrap_err();
+    let told = told.to_string();
+    assert!(
+        told.starts_with("--opsramp.url: ") && told.ends_with(unexpanded),
+        "{told}"
+    );
+    let by_flag = Overrides {
+        url: None,
+        ..by_flag
+    };
+    let secret = [("OPSRAMP_CLIENT_SECRET", "${X}")];
+    let loaded = load_with(Some(MINIMAL), &secret, &by_flag).unwrap();
+    assert_snapshot!(loaded.warnings.join("\n"), @r"
+    --opsramp.client-id: is a variable, and variables are not expanded; write its value in its place, for whatever sets it did not expand it
+    OPSRAMP_CLIENT_SECRET: is a variable, and variables are not expanded; write its value in its place, for whatever sets it did not expand it
+    ");
+}
+
 #[test]
 fn a_variable_that_is_not_text_is_named() {
     use std::os::unix::ffi::OsStringExt as _;
