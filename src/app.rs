@@ -90,8 +90,15 @@ fn dispatch(cli: &Cli) -> Outcome {
         Command::Config { schema: false } => print(&load(cli)?.config.to_yaml()),
         Command::CheckConfig => {
             let mut loaded = load_to_poll(cli).inspect_err(|_| tell_of_web_file(cli))?;
-            let (warnings, ending) = check_web_file(&loaded.config.web)?;
-            loaded.warnings.extend(warnings.into_iter().chain(ending));
+            match check_web_file(&loaded.config.web) {
+                Ok((warnings, ending)) => {
+                    loaded.warnings.extend(warnings.into_iter().chain(ending));
+                }
+                Err(Failure::Config(error)) if error.is_of_exporters_file() => {
+                    loaded.warnings.push(left_to_exporter(&error));
+                }
+                Err(failure) => return Err(failure),
+            }
             loaded.warnings.extend(check_tls_files(&loaded.config)?);
             check_database_url(&loaded.config.state)?;
             let secrets = block_on(secret_files(&loaded.config))?;
@@ -331,25 +338,25 @@ fn database_url_file(state: &config::State) -> Option<(&SecretSource, &PathBuf)>
 fn check_tls_files(config: &Config) -> Result<Vec<String>, Failure> {
     let mut warnings = Vec::new();
     for account in &config.accounts {
-        let mut options = account.options.clone();
-        while options.tls.files().next().is_some() {
-            match block_on(opsramp::check_tls_files(&options))? {
-                Ok(()) => break,
-                Err(error @ BuildError::Unread { .. }) => return Err(Failure::Run(error.into())),
-                Err(error) => {
-                    let Some(path) = error.unreadable_here() else {
-                        return Err(Failure::Named(chain(&error)));
-                    };
-                    options.tls.leave_out(path);
-                    warnings.push(format!(
-                        "{}; whether it can be used shows when the exporter starts",
-                        chain(&error)
-                    ));
-                }
-            }
+        let options = &account.options;
+        if options.tls.files().next().is_none() {
+            continue;
+        }
+        match block_on(opsramp::check_tls_files(options))? {
+            Ok(left) => warnings.extend(left.iter().map(|error| left_to_exporter(error))),
+            Err(error @ BuildError::Unread { .. }) => return Err(Failure::Run(error.into())),
+            Err(error) => return Err(Failure::Named(chain(&error))),
         }
     }
     Ok(warnings)
+}
+
+/// What is said of a file that the exporter may be able to read all the same.
+fn left_to_exporter(error: &(dyn std::error::Error + 'static)) -> String {
+    format!(
+        "{}; whether it can be used shows when the exporter starts",
+        chain(error)
+    )
 }
 
 /// What is to be said about files of secrets. Of those that are not looked at in time, whoever needs them

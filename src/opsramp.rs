@@ -168,15 +168,6 @@ impl TlsOptions {
             .into_iter()
             .flatten()
     }
-
-    /// Has it not name a file any more, nor what is of no use without that.
-    pub(crate) fn leave_out(&mut self, path: &std::path::Path) {
-        if self.ca_file.as_deref() == Some(path) {
-            self.ca_file = None;
-        } else {
-            (self.cert_file, self.key_file) = (None, None);
-        }
-    }
 }
 
 // === impl Endpoint ===

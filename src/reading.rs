@@ -18,6 +18,9 @@ pub(crate) const LIMIT: Duration = Duration::from_secs(5);
 /// The most that a file may hold, in bytes.
 const LARGEST_FILE: u64 = 4 << 20;
 
+/// Where systemd puts the credentials of a service, while it runs and for it alone.
+pub(crate) const CREDENTIALS: &str = "/run/credentials";
+
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
 /// Reads files off the thread. While those that are not read in time hang, whoever asks is told at once,
@@ -103,6 +106,16 @@ fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinH
         let done = spawn_blocking(work).await;
         done.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
     })
+}
+
+/// Whether a file that cannot be read here may be read by the exporter all the same, which is another user, or
+/// which it is handed to only while it runs.
+pub(crate) fn is_for_exporter_alone(path: &Path, error: &io::Error) -> bool {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => true,
+        io::ErrorKind::NotFound => path.starts_with(CREDENTIALS),
+        _ => false,
+    }
 }
 
 /// What is said of files that were not read in time.

@@ -589,6 +589,50 @@ async fn the_files_of_tls_are_looked_at_by_config_check_where_they_can_be_read()
         .replace("good.pem", "text.pem");
     let (status, _, stderr) = check(&wrong).await;
     assert_eq!(status, Some(2), "{stderr}");
+    for (cert_file, key_file, told) in [
+        (
+            "nowhere.pem",
+            handed,
+            "cannot read tls.cert_file of account default: nowhere.pem: No such file",
+        ),
+        (
+            "text.pem",
+            handed,
+            "tls.cert_file of account default holds no certificate in PEM: text.pem",
+        ),
+        (
+            handed,
+            "text.pem",
+            "tls.key_file of account default holds no private key in PEM: text.pem",
+        ),
+    ] {
+        let (status, _, stderr) =
+            check(&format!("cert_file: {cert_file}, key_file: {key_file}")).await;
+        assert_eq!(status, Some(2), "{stderr}");
+        let told = format!("opsramp-exporter: {told}");
+        assert!(stderr.starts_with(&told), "{stderr}");
+    }
+    let (status, _, stderr) = check(&format!("cert_file: {handed}, key_file: {handed}")).await;
+    assert_eq!(status, Some(0), "{stderr}");
+    assert_eq!(stderr.matches("warning: cannot read tls.").count(), 2);
+}
+
+/// As those of TLS: systemd hands them over to the service alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_web_file_that_systemd_hands_over_is_left_to_the_exporter_by_config_check() {
+    let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
+    let check = async |web: &str| {
+        let web = format!("--web.config.file={web}");
+        output(program(&simulator, &folder, &["--config.check", &web])).await
+    };
+    let (done, stdout, stderr) = check("/run/credentials/no-such.service/web.yml").await;
+    assert_eq!(done.status.code(), Some(0), "{stdout}{stderr}");
+    let told = "warning: cannot read the web configuration file (";
+    assert!(stderr.contains(told), "{stderr}");
+    let left = "; whether it can be used shows when the exporter starts\n";
+    assert!(stderr.ends_with(left), "{stderr}");
+    let (done, stdout, stderr) = check("nowhere/web.yml").await;
+    assert_eq!(done.status.code(), Some(2), "{stdout}{stderr}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

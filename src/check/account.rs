@@ -221,7 +221,7 @@ async fn read(what: &str, source: &SecretSource) -> Result<(), Trouble> {
 fn unreadable(what: &str, source: &SecretSource) -> String {
     match source {
         // The file is where the unit says, and nobody has done anything wrong.
-        SecretSource::File(path) if path.starts_with("/run/credentials") && !path.exists() => {
+        SecretSource::File(path) if path.starts_with(reading::CREDENTIALS) && !path.exists() => {
             let variable = match what {
                 "secret" => "OPSRAMP_CLIENT_SECRET_FILE=/etc/opsramp-exporter/client-secret",
                 _ => "OPSRAMP_CLIENT_ID",

@@ -10,6 +10,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use crate::reading;
+
 /// The configuration cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -129,6 +131,14 @@ fn list(problems: &[Problem]) -> String {
 // === impl ConfigError ===
 
 impl ConfigError {
+    /// Whether it is a file that the exporter may be able to read all the same.
+    pub(crate) fn is_of_exporters_file(&self) -> bool {
+        match self {
+            Self::Read { path, source, .. } => reading::is_for_exporter_alone(path, source),
+            Self::Invalid(_) | Self::NoAccount { .. } => false,
+        }
+    }
+
     /// The single problems; empty where there is no file to speak of.
     #[must_use]
     pub fn problems(&self) -> &[Problem] {

@@ -16,7 +16,7 @@ use super::{
     body::{Body, Unusable},
     error::Error,
     room::{Room, Share},
-    tls::{BuildError, Current, TlsFiles},
+    tls::{self, BuildError, Current, TlsFiles},
 };
 use crate::{
     clock,
@@ -302,12 +302,16 @@ impl Http {
     }
 }
 
-/// Looks whether the files of TLS can be used, as a client is made of them. Nothing is sent.
+/// Looks whether the files of TLS can be used, as a client is made of them. Nothing is sent. Returns why those
+/// cannot be read here that the exporter may read all the same.
 ///
 /// # Errors
 /// As where the client is made.
-pub(crate) async fn check_tls_files(options: &Options) -> Result<(), BuildError> {
-    Http::new(options.clone()).await.map(drop)
+pub(crate) async fn check_tls_files(options: &Options) -> Result<Vec<BuildError>, BuildError> {
+    let unread = unread(options);
+    let options = options.clone();
+    let check = reading::once(move || tls::check(&options));
+    check.await.unwrap_or(Err(unread))
 }
 
 /// The files of TLS do not answer.

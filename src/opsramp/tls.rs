@@ -8,6 +8,7 @@ use std::{
 };
 
 use memchr::memmem;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
 use secrecy::zeroize::Zeroizing;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::Xxh3;
@@ -15,15 +16,19 @@ use xxhash_rust::xxh3::Xxh3;
 use super::{Options, TlsOptions};
 use crate::reading;
 
+/// The files, as messages name them.
+const CA_FILE: &str = "tls.ca_file";
+const CERT_FILE: &str = "tls.cert_file";
+const KEY_FILE: &str = "tls.key_file";
+/// What two of them hold.
+const CERTIFICATE: &str = "certificate";
+
 /// What may be wrong where no client can be made.
 const SET_UP: &str = "the TLS set-up (are CA certificates installed, and can as many files be opened? \
     else name some with tls.ca_file)";
 /// The same with a key of one's own.
 const SET_UP_WITH_KEY: &str = "the TLS set-up (tls.key_file has to be RSA of at least 2048 bits, ECDSA on \
     P-256 or P-384, or Ed25519)";
-
-/// Where systemd puts the credentials of a service.
-const CREDENTIALS: &str = "/run/credentials";
 
 /// The HTTP client in use.
 #[derive(Clone, Debug)]
@@ -67,9 +72,13 @@ pub enum BuildError {
         /// The files.
         paths: Vec<PathBuf>,
     },
-    /// A file that should say whom to trust names nobody.
-    #[error("tls.ca_file of account {account} holds no certificate in PEM: {}", path.display())]
-    NoCertificate {
+    /// A file holds nothing of what it should.
+    #[error("{what} of account {account} holds no {part} in PEM: {}", path.display())]
+    NoPem {
+        /// What the file is.
+        what: &'static str,
+        /// What it should hold.
+        part: &'static str,
         /// The file.
         path: PathBuf,
         /// The account's name.
@@ -91,16 +100,11 @@ pub enum BuildError {
 // === impl BuildError ===
 
 impl BuildError {
-    /// The file that another user can read all the same, or that is not there yet: systemd hands
-    /// credentials to the service alone, while it runs.
-    pub(crate) fn unreadable_here(&self) -> Option<&Path> {
+    /// Whether the exporter may be able to read it all the same.
+    fn is_of_exporters_file(&self) -> bool {
         match self {
-            Self::Read { path, source, .. } => match source.kind() {
-                io::ErrorKind::PermissionDenied => Some(path),
-                io::ErrorKind::NotFound if path.starts_with(CREDENTIALS) => Some(path),
-                _ => None,
-            },
-            _ => None,
+            Self::Read { path, source, .. } => reading::is_for_exporter_alone(path, source),
+            _ => false,
         }
     }
 }
@@ -139,7 +143,9 @@ fn http_client(options: &Options, files: TlsFiles) -> Result<reqwest::Client, Bu
         builder = builder.no_proxy();
     }
     if let (Some(path), Some(pem)) = (&options.tls.ca_file, files.authorities) {
-        let nothing = || BuildError::NoCertificate {
+        let nothing = || BuildError::NoPem {
+            what: CA_FILE,
+            part: CERTIFICATE,
             path: path.clone(),
             account: Arc::clone(&options.name),
         };
@@ -148,7 +154,7 @@ fn http_client(options: &Options, files: TlsFiles) -> Result<reqwest::Client, Bu
             return Err(nothing());
         }
         let certificates =
-            reqwest::Certificate::from_pem_bundle(&pem).map_err(unusable("tls.ca_file"))?;
+            reqwest::Certificate::from_pem_bundle(&pem).map_err(unusable(CA_FILE))?;
         if certificates.is_empty() {
             return Err(nothing());
         }
@@ -169,27 +175,85 @@ fn http_client(options: &Options, files: TlsFiles) -> Result<reqwest::Client, Bu
     builder.build().map_err(unusable(set_up))
 }
 
+/// Looks whether a client can be made of those of the files that can be read here. Each is looked at, whichever
+/// other one is left to the exporter; why that is so is returned.
+pub(super) fn check(options: &Options) -> Result<Vec<BuildError>, BuildError> {
+    let account = &options.name;
+    let mut left = Vec::new();
+    let mut read_here = |what, path: &Option<PathBuf>| {
+        let Some(path) = path else {
+            return Ok(None);
+        };
+        match read(account, what, path) {
+            Err(error) if error.is_of_exporters_file() => {
+                left.push(error);
+                Ok(None)
+            }
+            read => read.map(Some),
+        }
+    };
+    let tls = &options.tls;
+    let authorities = read_here(CA_FILE, &tls.ca_file)?;
+    let certificate = read_here(CERT_FILE, &tls.cert_file)?;
+    let key = read_here(KEY_FILE, &tls.key_file)?.map(Zeroizing::new);
+    let none_in = |what, part, path: &Option<PathBuf>| BuildError::NoPem {
+        what,
+        part,
+        path: path.clone().unwrap_or_default(),
+        account: Arc::clone(account),
+    };
+    let identity = match (certificate, key) {
+        (Some(certificate), Some(key)) => Some(identity(key, &certificate)),
+        (Some(certificate), None) => {
+            let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&certificate).collect();
+            if !all.is_ok_and(|all| !all.is_empty()) {
+                return Err(none_in(CERT_FILE, CERTIFICATE, &tls.cert_file));
+            }
+            None
+        }
+        (None, Some(key)) => {
+            if PrivateKeyDer::from_pem_slice(&key).is_err() {
+                return Err(none_in(KEY_FILE, "private key", &tls.key_file));
+            }
+            None
+        }
+        (None, None) => None,
+    };
+    let files = TlsFiles {
+        authorities,
+        identity,
+    };
+    http_client(options, files)?;
+    Ok(left)
+}
+
+fn read(account: &Arc<str>, what: &'static str, path: &Path) -> Result<Vec<u8>, BuildError> {
+    reading::bytes(path).map_err(|source| BuildError::Read {
+        what,
+        account: Arc::clone(account),
+        path: path.to_owned(),
+        source,
+    })
+}
+
+/// A key with its certificate, in one text.
+fn identity(mut key: Zeroizing<Vec<u8>>, certificate: &[u8]) -> Zeroizing<Vec<u8>> {
+    key.push(b'\n');
+    key.extend(certificate);
+    key
+}
+
 // === impl TlsFiles ===
 
 impl TlsFiles {
     pub(super) fn read(account: &Arc<str>, options: &TlsOptions) -> Result<Self, BuildError> {
-        let read = |what, path: &PathBuf| {
-            reading::bytes(path).map_err(|source| BuildError::Read {
-                what,
-                account: Arc::clone(account),
-                path: path.clone(),
-                source,
-            })
-        };
         let mut files = Self::default();
         if let Some(path) = &options.ca_file {
-            files.authorities = Some(read("tls.ca_file", path)?);
+            files.authorities = Some(read(account, CA_FILE, path)?);
         }
         if let (Some(certificate), Some(key)) = (&options.cert_file, &options.key_file) {
-            let mut pem = Zeroizing::new(read("tls.key_file", key)?);
-            pem.push(b'\n');
-            pem.extend(read("tls.cert_file", certificate)?);
-            files.identity = Some(pem);
+            let key = Zeroizing::new(read(account, KEY_FILE, key)?);
+            files.identity = Some(identity(key, &read(account, CERT_FILE, certificate)?));
         }
         Ok(files)
     }
@@ -264,8 +328,7 @@ mod tests {
             (io::ErrorKind::IsADirectory, handed_over, false),
         ] {
             let error = error(kind, path);
-            let expected = is_elsewhere.then_some(Path::new(path));
-            assert_eq!(error.unreadable_here(), expected, "{error:?}");
+            assert_eq!(error.is_of_exporters_file(), is_elsewhere, "{error:?}");
         }
     }
 
