@@ -103,6 +103,7 @@ fn dispatch(cli: &Cli) -> Outcome {
             check_database_url(&loaded.config.state)?;
             let secrets = block_on(secret_files(&loaded.config))?;
             loaded.warnings.extend(secrets.warnings);
+            loaded.warnings.extend(secrets.unusable);
             if !secrets.problems.is_empty() {
                 return Err(Failure::Named(secrets.problems.join("\n")));
             }

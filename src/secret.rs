@@ -107,6 +107,8 @@ impl Secret {
                 "begins with a byte order mark, which editors do not show: it is sent as it stands, so write it \
                  anew or save it without one",
             )
+        } else if text.contains('\0') {
+            Some("holds NULs, as UTF-16 does: it is sent as it stands, so save it as UTF-8")
         } else if text.starts_with(is_quote) || text.ends_with(is_quote) {
             Some(
                 "begins or ends with a quotation mark: it is sent as it stands, so take out what is not part of it",
@@ -223,6 +225,7 @@ mod tests {
             ("hunter2\n", "begins or ends with white space"),
             ("\"hunter2\"", "begins or ends with a quotation mark"),
             ("hunter2'", "begins or ends with a quotation mark"),
+            ("h\0u\0n\0t\0e\0r\0", "holds NULs"),
             ("\u{feff}hunter2", "begins with a byte order mark"),
         ] {
             let doubt = Secret::new(text).doubt().unwrap();

@@ -432,10 +432,22 @@ async fn a_url_of_the_database_with_which_no_daemon_starts_is_a_mistake_of_the_c
         assert_eq!(done.status.code(), Some(2), "{stderr}");
         assert!(stderr.contains("the secret file url is empty"), "{stderr}");
     }
-    // It may be there when the daemon starts.
-    let arguments = ["--config.check", "--state.postgres-url-file=no"];
-    let (done, _, stderr) = output(program(&simulator, &folder, &arguments)).await;
-    assert_eq!(done.status.code(), Some(0), "{stderr}");
+    // It may be there when the daemon starts, which waits for it.
+    for (file, next) in [
+        ("no", "the exporter needs the URL of the database in it"),
+        (
+            "/run/credentials/no-such.service/url",
+            "whether it can be used shows when the exporter starts",
+        ),
+    ] {
+        let file_flag = format!("--state.postgres-url-file={file}");
+        let arguments = ["--config.check", &file_flag];
+        let (done, _, stderr) = output(program(&simulator, &folder, &arguments)).await;
+        assert_eq!(done.status.code(), Some(0), "{stderr}");
+        let told = format!("warning: cannot read the secret file {file}: No such file");
+        assert!(stderr.contains(&told), "{stderr}");
+        assert!(stderr.ends_with(&format!("; {next}\n")), "{stderr}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -543,6 +555,8 @@ async fn the_files_of_tls_are_looked_at_by_config_check_where_they_can_be_read()
     std::fs::write(at("key.pem"), key.serialize_pem()).unwrap();
     std::fs::set_permissions(at("key.pem"), Permissions::from_mode(0o600)).unwrap();
     std::fs::write(at("text.pem"), "no certificate").unwrap();
+    std::fs::write(at("secret"), "hush").unwrap();
+    std::fs::set_permissions(at("secret"), Permissions::from_mode(0o600)).unwrap();
     let check = async |tls: &str| {
         let account =
             "url: 'https://127.0.0.1:9', client_id: a, client_secret_file: secret, tenants: [b]";

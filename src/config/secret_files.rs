@@ -3,11 +3,19 @@
 
 use std::{
     collections::BTreeMap,
+    fmt, io,
     path::{Path, PathBuf},
 };
 
+use http::HeaderValue;
+
 use super::{Config, State};
-use crate::{deliver::Target, secret::SecretSource};
+use crate::{
+    deliver::Target,
+    error_chain::chain,
+    reading,
+    secret::{SecretError, SecretSource},
+};
 
 /// Where container engines put secrets, by default for every user of the container.
 const OF_CONTAINERS: [&str; 2] = ["/run/secrets", "/var/run/secrets"];
@@ -22,6 +30,23 @@ pub struct SecretFiles {
     pub problems: Vec<String>,
     /// What works but should not stay so, or is hardly meant.
     pub warnings: Vec<String>,
+    /// Files that hold no secret yet, or cannot be read here. Whoever needs them tells, too, and tries again.
+    pub unusable: Vec<String>,
+}
+
+/// What should be in a file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum What {
+    Key,
+    Secret,
+    Header,
+    DatabaseUrl,
+}
+
+/// What is to be said about what a file holds, or does not.
+enum Said {
+    Doubt(String),
+    Unusable(String),
 }
 
 impl Config {
@@ -29,36 +54,50 @@ impl Config {
     /// whether keys and secrets hold what is hardly meant. To be called off the thread: one may lie where
     /// nobody answers.
     pub fn look_at_secret_files(&self) -> impl FnOnce() -> SecretFiles + Send + use<> {
-        let (files, credentials) = (self.secret_files(), self.credentials());
+        let (files, sources) = (self.secret_files(), self.sources());
         move || {
-            let mut all: Vec<&PathBuf> = files.iter().chain(credentials.keys()).collect();
+            let mut all: Vec<&PathBuf> = files.iter().chain(sources.keys()).collect();
             all.sort_unstable();
             all.dedup();
             let exposed = files.iter().filter(|path| is_exposed(path));
             let exposed = exposed.map(|path| warning(path));
-            let doubts = credentials
-                .iter()
-                .filter_map(|(path, what)| doubt(path, what));
-            SecretFiles {
+            let mut told = SecretFiles {
                 problems: all.into_iter().filter_map(|path| no_file(path)).collect(),
-                warnings: exposed.chain(doubts).collect(),
+                warnings: exposed.collect(),
+                unusable: Vec::new(),
+            };
+            for (path, what) in sources {
+                match content(&path, what) {
+                    Some(Said::Doubt(doubt)) => told.warnings.push(doubt),
+                    Some(Said::Unusable(why)) => told.unusable.push(why),
+                    None => {}
+                }
             }
+            told
         }
     }
 
-    /// The files of keys and secrets, each with what it should hold.
-    fn credentials(&self) -> BTreeMap<PathBuf, &'static str> {
-        let accounts = self.accounts.iter().map(|account| &account.options);
-        let sources = accounts.flat_map(|options| {
-            [
-                ("key", &options.client_id),
-                ("secret", &options.client_secret),
-            ]
-        });
-        let files = sources.filter_map(|(what, source)| match source {
-            SecretSource::File(path) => Some((path.clone(), what)),
-            SecretSource::Value(_) => None,
-        });
+    /// The files that are read whenever what they hold is needed, each with what that should be.
+    fn sources(&self) -> BTreeMap<PathBuf, What> {
+        let mut sources = Vec::new();
+        if let State::Postgres { url, .. } = &self.state {
+            sources.push((What::DatabaseUrl, url));
+        }
+        for sink in &self.sinks {
+            if let Target::Otlp(options) = &sink.target {
+                sources.extend(options.headers.values().map(|value| (What::Header, value)));
+            }
+        }
+        for account in &self.accounts {
+            sources.push((What::Key, &account.options.client_id));
+            sources.push((What::Secret, &account.options.client_secret));
+        }
+        let files = sources
+            .into_iter()
+            .filter_map(|(what, source)| match source {
+                SecretSource::File(path) => Some((path.clone(), what)),
+                SecretSource::Value(_) => None,
+            });
         files.collect()
     }
 
@@ -135,14 +174,59 @@ fn no_file(path: &Path) -> Option<String> {
     read.err().map(|error| error.to_string())
 }
 
-/// What the file holds that is hardly meant. A pipe is left to whoever needs it: it can be read only once.
-fn doubt(path: &Path, what: &str) -> Option<String> {
-    if !path.is_file() {
+/// What is to be said about what the file holds, or does not. A pipe is left to whoever needs it: it can be
+/// read only once.
+fn content(path: &Path, what: What) -> Option<Said> {
+    if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
         return None;
     }
-    let read = SecretSource::File(path.to_owned()).read();
-    let doubt = read.ok()?.doubt()?;
-    Some(format!("{}: the {what} in it {doubt}", path.display()))
+    match SecretSource::File(path.to_owned()).read() {
+        Ok(secret) if matches!(what, What::Key | What::Secret) => {
+            let doubt = secret.doubt()?;
+            let text = format!("{}: the {what} in it {doubt}", path.display());
+            Some(Said::Doubt(text))
+        }
+        Ok(value) if what == What::Header && HeaderValue::from_str(value.expose()).is_err() => {
+            let holds = "holds characters that a header cannot";
+            let path = path.display();
+            Some(Said::Unusable(format!(
+                "the secret file {path} {holds}; write the {what} into it and nothing else"
+            )))
+        }
+        Ok(_) => None,
+        Err(error) => Some(Said::Unusable(unusable(&error, path, what))),
+    }
+}
+
+/// Why a file is of no use, and what to do. It is no mistake for sure: the exporter starts all the same, and
+/// reads the file again whenever it needs what should be in it.
+fn unusable(error: &SecretError, path: &Path, what: What) -> String {
+    let next = match error {
+        SecretError::Read { source, .. } if reading::is_for_exporter_alone(path, source) => {
+            "whether it can be used shows when the exporter starts".to_owned()
+        }
+        SecretError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+            format!("the exporter needs the {what} in it")
+        }
+        SecretError::Read { .. } => "the exporter has to be able to read it".to_owned(),
+        SecretError::Unusable { .. } => {
+            format!("write the {what} into it, as UTF-8 text and nothing else")
+        }
+    };
+    format!("{}; {next}", chain(error))
+}
+
+// === impl What ===
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Key => "key",
+            Self::Secret => "secret",
+            Self::Header => "header's value",
+            Self::DatabaseUrl => "URL of the database",
+        })
+    }
 }
 
 #[cfg(test)]
@@ -190,6 +274,20 @@ mod tests {
         assert_eq!(told, expected);
         set(0o640);
         assert_eq!(warnings(), [""; 0]);
+        assert_eq!(config.look_at_secret_files()().unusable, [""; 0]);
+        fs::write(at("header"), "Bearer\nhunter2").unwrap();
+        fs::write(at("url"), "").unwrap();
+        let (header, url) = (at("header"), at("url"));
+        let expected = [
+            format!(
+                "the secret file {header} holds characters that a header cannot; write the header's value into it \
+                 and nothing else"
+            ),
+            format!(
+                "the secret file {url} is empty; write the URL of the database into it, as UTF-8 text and nothing else"
+            ),
+        ];
+        assert_eq!(config.look_at_secret_files()().unusable, expected);
         set(0o644);
         fs::set_permissions(folder.path(), Permissions::from_mode(0o750)).unwrap();
         assert_eq!(warnings(), [""; 0]);
@@ -227,6 +325,39 @@ mod tests {
         assert_eq!(told, SecretFiles::default());
         let told = look("/dev/null", "/dev/null");
         assert_eq!(told, SecretFiles::default());
+
+        let big = "x".repeat(70_000);
+        let not_utf8 = "is not UTF-8 text; write the secret into it";
+        for (bytes, why) in [
+            (&b""[..], "is empty; write the secret into it"),
+            (b"\n", "is empty; write the secret into it"),
+            (b"\xff\xfeh\0u\0n\0t\0e\0r\0", not_utf8),
+            (b"hunter\xe9", not_utf8),
+            (big.as_bytes(), "is larger than 64 KiB; write the secret"),
+        ] {
+            fs::write(at("secret"), bytes).unwrap();
+            let told = look(&at("id"), &at("secret"));
+            assert_eq!((&told.problems[..], &told.warnings[..]), (&[][..], &[][..]));
+            let [unusable] = &told.unusable[..] else {
+                panic!("{told:?}")
+            };
+            let expected = format!("the secret file {} {why}", at("secret"));
+            assert!(unusable.starts_with(&expected), "{unusable}");
+            assert!(!unusable.contains("hunter"), "{unusable}");
+        }
+        fs::remove_file(at("secret")).unwrap();
+        let handed = "/run/credentials/no-such.service/key";
+        let told = look(handed, &at("secret"));
+        let missing = |path: &str| {
+            format!("cannot read the secret file {path}: No such file or directory (os error 2); ")
+        };
+        let mut expected = [
+            missing(handed) + "whether it can be used shows when the exporter starts",
+            missing(&at("secret")) + "the exporter needs the secret in it",
+        ];
+        expected.sort();
+        assert_eq!(told.unusable, expected);
+        assert_eq!((&told.problems[..], &told.warnings[..]), (&[][..], &[][..]));
         fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
         let told = look(&at("id"), &at(""));
         let expected = format!("the secret file {} is a folder; name a file in it", at(""));
