@@ -391,11 +391,11 @@ fn tls_advice(error: &rustls::Error, authority: &'static str) -> &'static str {
 }
 
 /// What to do where no answer of a receiver came: names, TLS and connections fail for other reasons.
-fn transport_advice(error: &(dyn Error + 'static)) -> &'static str {
-    const AUTHORITY: &str = "where a company's own authority signed the receiver's certificate, add that \
-                             authority to the system's (update-ca-certificates), or name a file with all \
-                             that are trusted in the variable SSL_CERT_FILE of the exporter, which the API's \
-                             certificate is then verified by, too";
+fn transport_advice(endpoint: &str, error: &reqwest::Error) -> &'static str {
+    const AUTHORITY: &str = "where a company's own authority signed the receiver's certificate, add the authority to \
+                             the system's (update-ca-certificates), or set the exporter's variable SSL_CERT_FILE to a \
+                             file with every authority that is to be trusted; it then counts for OpsRamp and the \
+                             database, too";
     if source_of::<names::Failure>(error).is_some() {
         return "look whether the host in the endpoint is written right, and whether this machine's name servers \
                 answer (getent hosts HOST)";
@@ -406,8 +406,19 @@ fn transport_advice(error: &(dyn Error + 'static)) -> &'static str {
              with http://"
         }
         Some(error) => tls_advice(error, AUTHORITY),
+        // Somebody was reached. Who expects TLS ends the connection, or answers with an alert, which is no HTTP.
+        None if !error.is_connect() && is_plain(endpoint) => {
+            "look whether the port is right, and at the receiver's own log; where the receiver speaks TLS, the \
+             endpoint starts with https://"
+        }
         None => "look whether the receiver runs, and whether a firewall lets this machine reach it",
     }
+}
+
+/// Whether the endpoint is one without TLS.
+fn is_plain(endpoint: &str) -> bool {
+    let scheme = endpoint.split_once("://").map(|(scheme, _)| scheme);
+    scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("http"))
 }
 
 /// The first cause of that kind. An I/O error does not name what is in it as its source.
@@ -539,9 +550,15 @@ async fn receiver(options: &OtlpOptions) -> Outcome<()> {
             404 | 405 => WRONG_PATH,
             _ => "look at the receiver's own log",
         },
+        otlp::Error::ExpectsTls { .. } if is_plain(&options.endpoint) => {
+            "let the endpoint start with https://"
+        }
+        otlp::Error::ExpectsTls { .. } => {
+            "what stands before the receiver speaks to it without TLS: let it speak TLS there, too"
+        }
         otlp::Error::NotOtlp { .. } => WRONG_PATH,
         otlp::Error::Redirect { .. } => "set the endpoint to where the redirect leads",
-        otlp::Error::Transport(error) => transport_advice(error),
+        otlp::Error::Transport(error) => transport_advice(&options.endpoint, error),
         otlp::Error::Timeout { .. } => {
             "look at the receiver's own log, or give the sink a longer timeout"
         }

@@ -679,9 +679,30 @@ async fn why_a_receiver_is_not_reached_is_told_apart() {
     let mut setup = Setup::new(&simulator.url(), |_| {});
     let authority = Authority::new("unknown");
     let unknown = authority.before(simulator.addr(), |_| {});
+    let unknown = unknown.await;
+    let without_tls = unknown.replace("https://", "http://");
+    let hangs_up = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let hung_up = format!("http://{}", hangs_up.local_addr().unwrap());
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = hangs_up.accept().await.unwrap();
+            // What is not read yet when it is closed has it reset.
+            _ = stream.read(&mut [0; 8]).await;
+        }
+    });
     let plain = simulator.url().replace("http://", "https://");
     for (url, told, advice) in [
-        (unknown.await, "UnknownIssuer", "SSL_CERT_FILE"),
+        (
+            unknown,
+            "UnknownIssuer",
+            "it then counts for OpsRamp and the database, too",
+        ),
+        (
+            without_tls,
+            "cannot reach",
+            "the endpoint starts with https://",
+        ),
+        (hung_up, "cannot reach", "the endpoint starts with https://"),
         (plain, "cannot reach", "the endpoint starts with http://"),
         (
             "http://no-such-host.invalid".to_owned(),
@@ -702,6 +723,34 @@ async fn why_a_receiver_is_not_reached_is_told_apart() {
         assert!(failed.contains(told), "{failed}");
         assert!(next.contains(advice), "{next}");
         assert!(!next.contains("firewall"), "{next}");
+    }
+}
+
+#[tokio::test]
+async fn a_receiver_that_expects_tls_and_says_so_is_told_from_a_wrong_path() {
+    let simulator = simulator(|_| {}).await;
+    let mut setup = Setup::new(&simulator.url(), |_| {});
+    for words in [
+        "Client sent an HTTP request to an HTTPS server.\n",
+        "<html><title>400 The plain HTTP request was sent to HTTPS port</title></html>",
+    ] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let answer = (http::StatusCode::BAD_REQUEST, words);
+        let router = axum::Router::new().fallback(async move || answer);
+        tokio::spawn(async { axum::serve(listener, router).await });
+        setup.config.sinks = vec![SinkOptions {
+            name: "one".into(),
+            target: Target::Otlp(OtlpOptions {
+                endpoint: format!("http://{address}/v1/logs"),
+                headers: std::collections::BTreeMap::new(),
+                gzip: true,
+                timeout: Duration::from_secs(5),
+            }),
+        }];
+        let (failed, next) = setup.failure().await;
+        assert!(failed.contains("for it expects TLS: "), "{failed}");
+        assert_eq!(next, "next: let the endpoint start with https://");
     }
 }
 

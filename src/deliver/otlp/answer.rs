@@ -13,6 +13,7 @@ use http::{
     header::{CONTENT_TYPE, DATE, LOCATION, RETRY_AFTER},
 };
 use jiff::Timestamp;
+use memchr::memmem;
 use prost::Message as _;
 use serde::{
     Deserialize, Deserializer,
@@ -35,6 +36,12 @@ const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
 
 /// How a server written in Go answers 400 where it expects TLS; it has not seen the content.
 const EXPECTS_TLS: &[u8] = b"Client sent an HTTP request to an HTTPS server";
+
+/// What the pages say of it that nginx and Apache's server answer 400 with.
+const PAGES_EXPECT_TLS: [&[u8]; 2] = [
+    b"plain HTTP request was sent to HTTPS port",
+    b"speaking plain HTTP to an SSL-enabled server port",
+];
 
 const CORRUPT: &str = "a body that cannot be decompressed";
 const TOO_LARGE: &str = "a body that is too large";
@@ -202,15 +209,11 @@ impl Answer {
         if self.corrupt {
             return Err(self.not_otlp(CORRUPT, secrets));
         }
+        if self.expects_tls() {
+            return Err(Error::ExpectsTls { status, excerpt });
+        }
         if self.is_page() {
             return Err(self.not_otlp("a page of HTML", secrets));
-        }
-        if self.body.starts_with(EXPECTS_TLS) {
-            return Err(Error::Status {
-                status,
-                excerpt,
-                retry_after: None,
-            });
         }
         Ok(Outcome::Refused {
             why: format!("the receiver answered {status}{}", super::said(&excerpt)),
@@ -244,6 +247,12 @@ impl Answer {
     /// A page is for people: a proxy gives it, or another server, who know nothing of events.
     fn is_page(&self) -> bool {
         self.is_of_type("text/html") || self.body.trim_ascii_start().starts_with(b"<")
+    }
+
+    /// Whether it was spoken to without TLS. Anywhere but in a page, an event's words could be the same.
+    fn expects_tls(&self) -> bool {
+        let says = |words: &&[u8]| memmem::find(&self.body, words).is_some();
+        self.body.starts_with(EXPECTS_TLS) || (self.is_page() && PAGES_EXPECT_TLS.iter().any(says))
     }
 
     /// What a success says of events that were not taken, or what came instead.

@@ -108,6 +108,17 @@ pub enum Error {
         /// How long it asks to be left alone; at most five minutes.
         retry_after: Option<Duration>,
     },
+    /// It was spoken to without TLS, and has not seen the content.
+    #[error(
+        "the receiver answered {status}, for it expects TLS{}",
+        super::said(excerpt)
+    )]
+    ExpectsTls {
+        /// The status.
+        status: StatusCode,
+        /// What it said, shortened.
+        excerpt: String,
+    },
     /// The answer was none that an OTLP receiver gives.
     #[error(
         "the receiver answered {status} with {what}{}; is the endpoint an OTLP receiver?{}",

@@ -113,14 +113,26 @@ async fn what_a_proxy_calls_too_large_goes_through_in_parts_and_what_is_alone_is
 #[tokio::test]
 async fn plain_http_to_a_server_that_expects_tls_never_costs_an_event() {
     let (receiver, options) = Peer::start().await;
-    let words = "Client sent an HTTP request to an HTTPS server.\n";
+    for words in [
+        "Client sent an HTTP request to an HTTPS server.\n",
+        "<html><head><title>400 The plain HTTP request was sent to HTTPS port</title></head></html>",
+        "<p>You're speaking plain HTTP to an SSL-enabled server port.</p>",
+    ] {
+        receiver.answer((StatusCode::BAD_REQUEST, words));
+        let progress = Otlp::new(&options)
+            .unwrap()
+            .deliver(&alerts([1]), ours)
+            .await;
+        assert_eq!(progress.settled, 0);
+        let text = error(progress).to_string();
+        let expected = "the receiver answered 400 Bad Request, for it expects TLS: ";
+        assert!(text.starts_with(expected), "{text}");
+    }
+    // An event may be about it.
+    let words = "bad event: The plain HTTP request was sent to HTTPS port";
     receiver.answer((StatusCode::BAD_REQUEST, words));
-    let progress = Otlp::new(&options)
-        .unwrap()
-        .deliver(&alerts([1]), ours)
-        .await;
-    assert_eq!(progress.settled, 0);
-    assert!(error(progress).to_string().contains("to an HTTPS server"));
+    let mut otlp = Otlp::new(&options).unwrap();
+    assert_eq!(otlp.deliver(&alerts([1]), ours).await.settled, 1);
 }
 
 #[tokio::test]
