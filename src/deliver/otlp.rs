@@ -148,7 +148,9 @@ impl Otlp {
                     progress.settle(&part, refusal(&records[part.start], |_| why));
                 }
                 // So the receiver says that it is too large for now (RFC 9110, 15.5.14).
-                Outcome::TooLarge(error) if error.retry_after().is_some() => return Err(error),
+                Outcome::TooLarge(error) if error.retry_after() > Some(Duration::ZERO) => {
+                    return Err(error);
+                }
                 // It would be for ever, and all that comes after it would wait.
                 Outcome::TooLarge(error) => {
                     let why = |record: &Record<'_>| too_large(&error, message::size(record));

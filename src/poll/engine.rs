@@ -33,8 +33,10 @@ const REASONS: usize = 20;
 /// Polls in a row that see more alerts than are known before the whole result is read.
 const PATIENCE: u32 = 3;
 /// For how long readings end at a hollow page before the result counts as gone through: with the rest before the last
-/// of them some half an hour, as long as a page fails before a reading ends there.
+/// of them some half an hour, as long as a page fails before a reading ends there. …
 const HOLLOW: Duration = Duration::from_secs(25 * 60);
+/// … And how many of them: an outage may lie between two.
+const HOLLOW_IN_A_ROW: u32 = 4;
 /// Alerts of which an answer may lack most before a second one must agree: a mass closing is rarer than
 /// a server that shows nothing for a moment.
 const SUDDEN: usize = 20;
@@ -92,8 +94,8 @@ struct Readings {
     whole: u64,
     /// How many did not end at a hollow page.
     count: u64,
-    /// When the first of those in a row ended that did.
-    hollow_since: Option<Instant>,
+    /// When the first of those in a row ended that did, and how many there are.
+    hollow_in_a_row: Option<(Instant, u32)>,
     /// The page of which it was told that they do.
     hollow_told: Option<u64>,
     has_gone_through: bool,
@@ -160,6 +162,8 @@ pub struct Engine {
     witness: Option<Box<str>>,
     /// Since when answers about the first page show nothing of what they count.
     hollow_in_front: Option<Instant>,
+    /// Whether a full read was given up because of that, for the next poll to begin it anew.
+    postponed: bool,
     /// The size of a page, as the server has it.
     page_size: u64,
     total: Option<u64>,
@@ -211,6 +215,7 @@ impl Engine {
             sudden: HashSet::new(),
             witness: None,
             hollow_in_front: None,
+            postponed: false,
             page_size: 0,
             total: None,
             readings: Readings::default(),
@@ -385,7 +390,11 @@ impl Engine {
                 self.tracker.adopt(known, &current);
                 if self.is_hollow_for_once(facts, now) {
                     // It is not asked for again at once: a moment later it would hardly be otherwise.
-                    self.reading = Reading::Idle;
+                    if matches!(&self.reading, Reading::Pages { read, .. } if read.page() == facts.page)
+                    {
+                        self.reading = Reading::Idle;
+                        self.postponed = true;
+                    }
                 } else {
                     self.adopt_full(facts, now);
                 }
@@ -607,7 +616,7 @@ impl Engine {
         }
         let knew_nothing = self.tracker.is_empty();
         let idle = matches!(self.reading, Reading::Idle);
-        if facts.page == 1 && idle && (knew_nothing || self.is_due(now)) {
+        if facts.page == 1 && idle && (knew_nothing || self.postponed || self.is_due(now)) {
             // The poll's first page is the full read's first page as well.
             self.begin_full_read(now);
             self.tracker.adopt(known, page);
@@ -742,6 +751,7 @@ impl Engine {
     fn begin(&mut self, read: FullRead, now: Instant) {
         self.tracker.begin_reading();
         self.surplus_in_a_row = 0;
+        self.postponed = false;
         self.reading = Reading::Pages { read, begun: now };
     }
 
@@ -806,6 +816,7 @@ impl Engine {
             next_due: now + self.options.full_read_interval,
         };
         self.readings.add(last, self.tracker.seen(), now);
+        self.postponed = false;
         let mut missing = self.tracker.missing();
         if !sound {
             missing.truncate(UNSEEN);
@@ -855,16 +866,17 @@ impl Readings {
     /// Adds one that has ended now, and has shown so many alerts.
     fn add(&mut self, last: LastReading, shown: usize, now: Instant) {
         if last.hollow.is_some() {
-            self.hollow_since.get_or_insert(now);
+            self.hollow_in_a_row.get_or_insert((now, 0)).1 += 1;
         } else {
-            self.hollow_since = None;
+            self.hollow_in_a_row = None;
             self.count += 1;
         }
         self.whole += u64::from(last.sound);
         let is_seen = last.sound && shown > 0;
-        let is_hollow = |since| now.saturating_duration_since(since) >= HOLLOW;
-        self.has_gone_through |=
-            is_seen || self.count > 1 || self.hollow_since.is_some_and(is_hollow);
+        let is_hollow = self.hollow_in_a_row.is_some_and(|(since, count)| {
+            count >= HOLLOW_IN_A_ROW && now.saturating_duration_since(since) >= HOLLOW
+        });
+        self.has_gone_through |= is_seen || self.count > 1 || is_hollow;
         self.last = Some(last);
     }
 

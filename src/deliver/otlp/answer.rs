@@ -34,8 +34,12 @@ const MAX_SUCCESS: usize = 4 << 20;
 /// How each member of a gzip stream begins.
 const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
 
-/// How a server written in Go answers 400 where it expects TLS; it has not seen the content.
-const EXPECTS_TLS: &[u8] = b"Client sent an HTTP request to an HTTPS server";
+/// How answers with 400 of servers written in Go, and of Tomcat, begin where they expect TLS; they have not seen
+/// the content.
+const EXPECTS_TLS: [&[u8]; 2] = [
+    b"Client sent an HTTP request to an HTTPS server",
+    b"Bad Request\r\nThis combination of host and port requires TLS",
+];
 
 /// What the pages say of it that nginx and Apache's server answer 400 with.
 const PAGES_EXPECT_TLS: [&[u8]; 2] = [
@@ -251,8 +255,9 @@ impl Answer {
 
     /// Whether it was spoken to without TLS. Anywhere but in a page, an event's words could be the same.
     fn expects_tls(&self) -> bool {
+        let begins = |words: &&[u8]| self.body.starts_with(words);
         let says = |words: &&[u8]| memmem::find(&self.body, words).is_some();
-        self.body.starts_with(EXPECTS_TLS) || (self.is_page() && PAGES_EXPECT_TLS.iter().any(says))
+        EXPECTS_TLS.iter().any(begins) || (self.is_page() && PAGES_EXPECT_TLS.iter().any(says))
     }
 
     /// What a success says of events that were not taken, or what came instead.

@@ -206,6 +206,10 @@ async fn a_single_line_that_is_too_large_for_now_waits() {
     assert_eq!(error(progress).retry_after(), Some(Duration::from_secs(17)));
     let progress = sink.deliver(&alerts(1..=2), ours).await;
     assert_eq!(progress.settled, 2);
+    // A wait that is over is none.
+    let now = (StatusCode::PAYLOAD_TOO_LARGE, [(RETRY_AFTER, "0")]);
+    receiver.answer(now);
+    assert_eq!(sink.deliver(&alerts([3]), ours).await.refused.len(), 1);
 }
 
 #[tokio::test]

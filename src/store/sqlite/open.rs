@@ -59,6 +59,8 @@ const LOG_BYTES: i64 = 16 * 1024 * 1024;
 const STATEMENTS: usize = 32;
 /// For the owner alone: alerts tell much about a network.
 const MODE: u32 = 0o600;
+/// The user who may do everything.
+const ROOT: u32 = 0;
 /// The rights of everybody in a mode.
 const OF_OTHERS: u32 = 0o007;
 /// How often, and how soon, a start tries again to take a lock that is held.
@@ -487,7 +489,8 @@ fn take_from_others(path: &Path) {
             continue;
         }
         let wanted = *wanted.get_or_insert(without_others(mode));
-        let taken = if file.uid() == me {
+        // Whoever it belongs to loses nothing.
+        let taken = if file.uid() == me || me == ROOT {
             fs::set_permissions(&path, fs::Permissions::from_mode(wanted))
         } else {
             let whose = format!("it belongs to user {}", file.uid());
@@ -499,10 +502,13 @@ fn take_from_others(path: &Path) {
                 "every user of this machine could open {path}, which holds alerts in full; its mode is {wanted:o} now, \
                  instead of {mode:o}"
             ),
-            Err(error) => tracing::warn!(
-                "every user of this machine may open {path}, which holds alerts in full, and the right cannot be \
-                 taken away ({error}); do it as root: chown {me} {path} && chmod 600 {path}"
-            ),
+            Err(error) => {
+                tracing::warn!(
+                    "every user of this machine may open {path}, which holds alerts in full, and the right cannot be \
+                     taken away ({error}); do it as root: chown {me} {path} && chmod 600 {path}"
+                );
+                return;
+            }
         }
     }
 }

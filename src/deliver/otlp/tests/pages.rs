@@ -115,6 +115,7 @@ async fn plain_http_to_a_server_that_expects_tls_never_costs_an_event() {
     let (receiver, options) = Peer::start().await;
     for words in [
         "Client sent an HTTP request to an HTTPS server.\n",
+        "Bad Request\r\nThis combination of host and port requires TLS.\r\n",
         "<html><head><title>400 The plain HTTP request was sent to HTTPS port</title></head></html>",
         "<p>You're speaking plain HTTP to an SSL-enabled server port.</p>",
     ] {
