@@ -16,7 +16,7 @@ use crate::{
     build_info, check,
     cli::{self, Cli, Command},
     clock,
-    config::{self, Config, ConfigError, Loaded, SecretFiles, Web, WebFile},
+    config::{self, CheckedWebFile, Config, ConfigError, Loaded, SecretFiles, Web, WebFile},
     daemon::{self, Daemon},
     demo::Demo,
     error_chain::chain,
@@ -31,6 +31,7 @@ use crate::{
     signals::Signals,
     status::Board,
     store::postgres::{self, UrlError},
+    web,
 };
 
 const USAGE: u8 = 2;
@@ -90,15 +91,10 @@ fn dispatch(cli: &Cli) -> Outcome {
         Command::Config { schema: false } => print(&load(cli)?.config.to_yaml()),
         Command::CheckConfig => {
             let mut loaded = load_to_poll(cli).inspect_err(|_| tell_of_web_file(cli))?;
-            match check_web_file(&loaded.config.web) {
-                Ok((warnings, ending)) => {
-                    loaded.warnings.extend(warnings.into_iter().chain(ending));
-                }
-                Err(Failure::Config(error)) if error.is_of_exporters_file() => {
-                    loaded.warnings.push(left_to_exporter(&error));
-                }
-                Err(failure) => return Err(failure),
-            }
+            let web = check_web_file(&loaded.config.web)?;
+            let ending = web::certificate_warning(web.certificate_end, clock::now());
+            let told = web.warnings.into_iter().chain(ending);
+            loaded.warnings.extend(told.chain(web.left));
             loaded.warnings.extend(check_tls_files(&loaded.config)?);
             check_database_url(&loaded.config.state)?;
             let secrets = block_on(secret_files(&loaded.config))?;
@@ -107,7 +103,7 @@ fn dispatch(cli: &Cli) -> Outcome {
             if !secrets.problems.is_empty() {
                 return Err(Failure::Named(secrets.problems.join("\n")));
             }
-            warn(&loaded);
+            warn(&loaded.warnings);
             let name = loaded.file.map_or("configuration".to_owned(), |file| {
                 file.display().to_string()
             });
@@ -115,7 +111,7 @@ fn dispatch(cli: &Cli) -> Outcome {
         }
         Command::Search(search) => {
             let loaded = load(cli)?;
-            warn(&loaded);
+            warn(&loaded.warnings);
             set_up_logging(cli, None)?;
             let work = search_command::run(&loaded.config, search);
             block_on(work)?.map_err(Failure::Run)
@@ -199,8 +195,9 @@ fn run_check(cli: &Cli) -> Outcome {
     let mut out = io::stdout();
     let loaded = load_to_poll(cli).and_then(|mut loaded| {
         // The end of its certificate has a step of its own.
-        let (warnings, _) = check_web_file(&loaded.config.web)?;
-        loaded.warnings.extend(warnings);
+        let web = check_web_file(&loaded.config.web)?;
+        loaded.warnings.extend(web.warnings);
+        loaded.warnings.extend(web.left);
         // What cannot be used fails in the step that needs it.
         let secrets = block_on(secret_files(&loaded.config))?;
         loaded.warnings.extend(secrets.warnings);
@@ -288,14 +285,16 @@ fn load_web(cli: &Cli) -> Result<Web, ConfigError> {
     Config::load_web(cli.config_file.as_deref(), &cli.overrides.web, &environment)
 }
 
-/// Looks whether the web configuration file can be used; returns what should be said about it, and about
-/// the end of the certificate.
-fn check_web_file(web: &Web) -> Result<(Vec<String>, Option<String>), Failure> {
+/// Looks whether the web configuration file can be used, as far as it can be read here.
+fn check_web_file(web: &Web) -> Result<CheckedWebFile, Failure> {
     let Some(path) = &web.config_file else {
-        return Ok((Vec::new(), None));
+        return Ok(CheckedWebFile::default());
     };
-    let (_, security, warnings) = block_on(daemon::read_web_file(path))??;
-    Ok((warnings, security.certificate_warning(clock::now())))
+    let mut checked = block_on(daemon::check_web_file(path))??;
+    for why in &mut checked.left {
+        *why = left_to_exporter(why);
+    }
+    Ok(checked)
 }
 
 /// Says what is wrong with the web configuration file, where the rest of the configuration cannot
@@ -303,10 +302,12 @@ fn check_web_file(web: &Web) -> Result<(Vec<String>, Option<String>), Failure> {
 fn tell_of_web_file(cli: &Cli) {
     let web = load_web(cli);
     // What is wrong with the keys that say so is told with the rest.
-    if let Ok(web) = web
-        && let Err(failure) = check_web_file(&web)
-    {
-        failure.tell(logging::tell);
+    match web.map(|web| check_web_file(&web)) {
+        Ok(Ok(checked)) => warn(&checked.left),
+        Ok(Err(failure)) => {
+            failure.tell(logging::tell);
+        }
+        Err(_) => {}
     }
 }
 
@@ -344,7 +345,7 @@ fn check_tls_files(config: &Config) -> Result<Vec<String>, Failure> {
             continue;
         }
         match block_on(opsramp::check_tls_files(options))? {
-            Ok(left) => warnings.extend(left.iter().map(|error| left_to_exporter(error))),
+            Ok(left) => warnings.extend(left.iter().map(|error| left_to_exporter(&chain(error)))),
             Err(error @ BuildError::Unread { .. }) => return Err(Failure::Run(error.into())),
             Err(error) => return Err(Failure::Named(chain(&error))),
         }
@@ -353,11 +354,8 @@ fn check_tls_files(config: &Config) -> Result<Vec<String>, Failure> {
 }
 
 /// What is said of a file that the exporter may be able to read all the same.
-fn left_to_exporter(error: &(dyn std::error::Error + 'static)) -> String {
-    format!(
-        "{}; whether it can be used shows when the exporter starts",
-        chain(error)
-    )
+fn left_to_exporter(why: &str) -> String {
+    format!("{why}; whether it can be used shows when the exporter starts")
 }
 
 /// What is to be said about files of secrets. Of those that are not looked at in time, whoever needs them
@@ -371,8 +369,8 @@ fn environment(name: &str) -> Option<std::ffi::OsString> {
     std::env::var_os(name)
 }
 
-fn warn(loaded: &Loaded) {
-    for warning in &loaded.warnings {
+fn warn(warnings: &[String]) {
+    for warning in warnings {
         logging::tell(&format!("warning: {warning}"));
     }
 }

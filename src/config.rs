@@ -39,6 +39,7 @@ mod web_file;
 mod yaml;
 
 pub(crate) use self::resolve::problem_of_query;
+pub(crate) use self::web_file::CheckedWebFile;
 use self::{
     file::File,
     overrides::Variables,

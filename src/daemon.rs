@@ -12,6 +12,7 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Context as _;
 use futures_util::FutureExt as _;
 use parking_lot::Mutex;
 use tokio::{
@@ -26,7 +27,7 @@ use tokio_util::{
 
 use crate::{
     clock,
-    config::{self, Config, Loaded, WebFile},
+    config::{self, CheckedWebFile, Config, Loaded, WebFile},
     deliver::{self, Delivery, SinkOptions},
     error_chain::chain,
     health::{Health, Heartbeat, Notice},
@@ -567,17 +568,30 @@ async fn guard(web: &config::Web) -> anyhow::Result<web::Guard> {
 pub(crate) async fn read_web_file(
     path: &Path,
 ) -> anyhow::Result<(WebFile, Arc<web::Security>, Vec<String>)> {
-    let mut file = WebFile::new(path.to_owned());
-    let read = reading::once(move || (file.read_with_warnings(), file));
-    let Some((read, file)) = read.await else {
-        // It is not wrong: the next start may find it.
-        anyhow::bail!(
-            "the web configuration file, or one that it names, {}",
-            reading::unread(&[path.to_owned()])
-        );
-    };
+    let read = with_web_file(path, |mut file| (file.read_with_warnings(), file));
+    let (read, file) = read.await?;
     let (security, warnings) = read?;
     Ok((file, security, warnings))
+}
+
+/// Looks at the web configuration file as another than the exporter, which may be able to read more of it.
+pub(crate) async fn check_web_file(path: &Path) -> anyhow::Result<CheckedWebFile> {
+    let checked = with_web_file(path, |file| file.check());
+    Ok(checked.await??)
+}
+
+async fn with_web_file<T: Send + 'static>(
+    path: &Path,
+    work: impl FnOnce(WebFile) -> T + Send + 'static,
+) -> anyhow::Result<T> {
+    let file = WebFile::new(path.to_owned());
+    // It is not wrong: the next start may find it.
+    reading::once(move || work(file)).await.with_context(|| {
+        format!(
+            "the web configuration file, or one that it names, {}",
+            reading::unread(&[path.to_owned()])
+        )
+    })
 }
 
 /// Takes the listening sockets, before anything else is done.

@@ -33,6 +33,8 @@ use long::Turns;
 use query::{Query, QueryError};
 use view::{SearchFilter, StatusView};
 
+pub(crate) use security::certificate_warning;
+
 pub use alerts::AlertSource;
 pub use connections::Limits;
 pub use listen::{BindError, bind, take_from_systemd};

@@ -633,20 +633,63 @@ async fn the_files_of_tls_are_looked_at_by_config_check_where_they_can_be_read()
 
 /// As those of TLS: systemd hands them over to the service alone.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_web_file_that_systemd_hands_over_is_left_to_the_exporter_by_config_check() {
+async fn a_web_file_that_systemd_hands_over_is_left_to_the_exporter() {
     let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
-    let check = async |web: &str| {
-        let web = format!("--web.config.file={web}");
-        output(program(&simulator, &folder, &["--config.check", &web])).await
+    let run = async |arguments: &[&str]| {
+        let (done, stdout, stderr) = output(program(&simulator, &folder, arguments)).await;
+        (done.status.code(), format!("{stdout}{stderr}"))
     };
-    let (done, stdout, stderr) = check("/run/credentials/no-such.service/web.yml").await;
-    assert_eq!(done.status.code(), Some(0), "{stdout}{stderr}");
-    let told = "warning: cannot read the web configuration file (";
-    assert!(stderr.contains(told), "{stderr}");
+    let handed = "--web.config.file=/run/credentials/no-such.service/web.yml";
+    let warning = "warning: cannot read the web configuration file (";
     let left = "; whether it can be used shows when the exporter starts\n";
-    assert!(stderr.ends_with(left), "{stderr}");
-    let (done, stdout, stderr) = check("nowhere/web.yml").await;
-    assert_eq!(done.status.code(), Some(2), "{stdout}{stderr}");
+    let (status, told) = run(&["--config.check", handed]).await;
+    assert_eq!(status, Some(0), "{told}");
+    assert!(told.contains(warning) && told.ends_with(left), "{told}");
+    // The other steps are taken.
+    let (status, told) = run(&["check", handed]).await;
+    assert_eq!(status, Some(0), "{told}");
+    assert!(told.contains(warning) && told.contains(left), "{told}");
+    assert!(told.contains("steps passed"), "{told}");
+    // Nor is it a mistake beside one.
+    let (status, told) = run(&["--config.check", handed, "--opsramp.url=ftp://x"]).await;
+    assert_eq!(status, Some(2), "{told}");
+    assert!(told.contains(warning) && told.contains(left), "{told}");
+    let nowhere = "--web.config.file=nowhere/web.yml";
+    for command in ["--config.check", "check"] {
+        let (status, told) = run(&[command, nowhere]).await;
+        assert_eq!(status, Some(2), "{told}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_of_the_web_server_is_left_to_the_exporter_as_that_of_an_account_is() {
+    let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
+    let key = rcgen::KeyPair::generate().unwrap();
+    let parameters = rcgen::CertificateParams::new(["localhost".to_owned()]).unwrap();
+    let certificate = parameters.self_signed(&key).unwrap().pem();
+    std::fs::write(folder.path().join("good.pem"), certificate).unwrap();
+    std::fs::write(
+        folder.path().join("web.yml"),
+        "tls_server_config:\n  cert_file: good.pem\n  key_file: /run/credentials/no-such.service/key\n",
+    )
+    .unwrap();
+    for (command, ending) in [
+        ("--config.check", "configuration: ok\n"),
+        ("check", "steps passed\n"),
+    ] {
+        let arguments = [command, "--web.config.file=web.yml"];
+        let (done, stdout, stderr) = output(program(&simulator, &folder, &arguments)).await;
+        let told = format!("{stdout}{stderr}");
+        assert_eq!(done.status.code(), Some(0), "{told}");
+        assert!(stdout.ends_with(ending), "{told}");
+        let left = "warning: web.yml:3:13: tls_server_config.key_file: cannot read \
+            /run/credentials/no-such.service/key: No such file or directory (os error 2); whether it can be used \
+            shows when the exporter starts\n";
+        assert!(told.contains(left), "{told}");
+        // The other one can be read.
+        let step = "web server: TLS, the certificate is valid for ";
+        assert_eq!(told.contains(step), command == "check", "{told}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

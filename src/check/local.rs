@@ -80,9 +80,9 @@ pub(super) async fn check_web(report: &mut Report<'_>, web: &Web) {
     let Some(path) = &web.config_file else {
         return;
     };
-    let outcome = match daemon::read_web_file(path).await {
-        Ok((_, security, _)) if security.scheme() == "http" => return,
-        Ok((_, security, _)) => certificate(security.certificate_end(), clock::now()),
+    let outcome = match daemon::check_web_file(path).await {
+        Ok(checked) if !checked.has_certificate => return,
+        Ok(checked) => certificate(checked.certificate_end, clock::now()),
         Err(error) => Err(Trouble::new(chain(error.as_ref()), "correct it")),
     };
     report.about("").taken("web server", outcome);

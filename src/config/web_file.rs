@@ -10,16 +10,20 @@ use std::{
 };
 
 use axum::http::{HeaderName, HeaderValue, header};
+use jiff::Timestamp;
 use parking_lot::Mutex;
 
 use super::{
     ConfigError, Origin, Problem, is_exposed,
     problem::{Inputs, Problems, shown_value},
-    read, yaml_of,
+    read, yaml, yaml_of,
 };
-use crate::web::{
-    LoadSecurity, PasswordHash, PasswordMemory, RateLimit, Security, SecurityOptions, TlsError,
-    TlsPart,
+use crate::{
+    error_chain::chain,
+    web::{
+        LoadSecurity, PasswordHash, PasswordMemory, RateLimit, Security, SecurityOptions, TlsError,
+        TlsPart,
+    },
 };
 
 use self::file::File;
@@ -42,12 +46,55 @@ pub struct WebFile {
     memory: PasswordMemory,
 }
 
+/// What is found where a web configuration file is looked at by another than the exporter.
+#[derive(Debug, Default)]
+pub(crate) struct CheckedWebFile {
+    /// What should be said about it, a sentence each.
+    pub(crate) warnings: Vec<String>,
+    /// Why the file, or one that it names, cannot be read here, where the exporter may be able to.
+    pub(crate) left: Vec<String>,
+    /// Whether there is a certificate of the server that could be read.
+    pub(crate) has_certificate: bool,
+    /// When that ends; `None` where it does not tell.
+    pub(crate) certificate_end: Option<Timestamp>,
+}
+
+/// Who reads the files that the file names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reader {
+    /// The exporter, which needs all of them.
+    Exporter,
+    /// Another, which may find some that the exporter alone can read.
+    Other,
+}
+
 /// Reads what the file says and what it names.
 struct Resolver<'a> {
     problems: Problems,
     /// Relative paths begin here.
     folder: &'a Path,
     warnings: Vec<String>,
+    reader: Reader,
+    /// Parts of TLS whose files are left to the exporter.
+    left: Vec<Left>,
+}
+
+/// A part of TLS that cannot be read here.
+#[derive(Debug)]
+struct Left {
+    part: TlsPart,
+    key: String,
+    why: String,
+}
+
+/// What the file says, with what it names read in.
+struct Resolved<'a> {
+    path: &'a Path,
+    node: yaml::Node,
+    keys: TlsKeys,
+    options: SecurityOptions,
+    warnings: Vec<String>,
+    left: Vec<Left>,
 }
 
 // === impl WebFile ===
@@ -77,45 +124,47 @@ impl WebFile {
     /// # Errors
     /// As with [`Self::read`].
     pub fn read_with_warnings(&mut self) -> Result<(Arc<Security>, Vec<String>), ConfigError> {
-        let path = self.path.as_path();
-        let node = yaml_of(path, &read(WHAT, path)?)?;
-        let problem = |place, path: &str, message| Problem {
-            origin: Origin::File {
-                file: self.path.clone(),
-                place,
-            },
-            path: path.to_owned(),
-            message,
-        };
-        let problems = Problems::default();
-        let file: File = node.read(&problems);
-        let keys = TlsKeys::of(&file);
-        let mut resolver = Resolver {
-            problems,
-            folder: path.parent().unwrap_or(Path::new("")),
-            warnings: Vec::new(),
-        };
-        let options = resolver.options(file);
-        let locate = |path: &str| node.locate(path);
-        let list = resolver
-            .problems
-            .into_list(Some(path), locate, &Inputs::new());
-        if !list.is_empty() {
-            return Err(ConfigError::Invalid(list));
-        }
+        let resolved = Resolved::read(&self.path, Reader::Exporter)?;
         let security = match &self.last {
-            Some((last, security)) if **last == options => Arc::clone(security),
-            _ => Arc::new(Security::new(&options, &self.memory).map_err(|error| {
-                let key = keys.name(&error);
-                ConfigError::Invalid(vec![problem(locate(key), key, error.message)])
-            })?),
+            Some((last, security)) if **last == resolved.options => Arc::clone(security),
+            _ => {
+                let made = Security::new(&resolved.options, &self.memory);
+                Arc::new(made.map_err(|error| resolved.unusable(error))?)
+            }
         };
-        let mut warnings = resolver.warnings;
-        if (!options.users.is_empty() || keys.has_inline_key) && is_exposed(path) {
-            warnings.push(exposed(path, "holds password hashes or a key"));
+        self.last = Some((Arc::new(resolved.options), Arc::clone(&security)));
+        Ok((security, resolved.warnings))
+    }
+
+    /// Looks at the file and at what it names, as [`Self::read`] does. What only the exporter can read is
+    /// left to it, and the rest is looked at all the same.
+    pub(crate) fn check(&self) -> Result<CheckedWebFile, ConfigError> {
+        let resolved = match Resolved::read(&self.path, Reader::Other) {
+            Err(error) if error.is_of_exporters_file() => {
+                return Ok(CheckedWebFile {
+                    left: vec![chain(&error)],
+                    ..CheckedWebFile::default()
+                });
+            }
+            resolved => resolved?,
+        };
+        let parts: Vec<TlsPart> = resolved.left.iter().map(|left| left.part).collect();
+        let tls = resolved.options.tls.as_ref();
+        if let Some(tls) = tls {
+            tls.check(&parts)
+                .map_err(|error| resolved.unusable(error))?;
         }
-        self.last = Some((Arc::new(options), Arc::clone(&security)));
-        Ok((security, warnings))
+        let tls = tls.filter(|_| !parts.contains(&TlsPart::Certificate));
+        let left = resolved.left.iter().map(|left| {
+            let problem = resolved.problem(&left.key, left.why.clone());
+            problem.to_string()
+        });
+        Ok(CheckedWebFile {
+            left: left.collect(),
+            has_certificate: tls.is_some(),
+            certificate_end: tls.and_then(|tls| tls.not_after()),
+            warnings: resolved.warnings,
+        })
     }
 
     /// How to speak to a server that has this file. What the file names is not read.
@@ -180,6 +229,60 @@ impl TlsKeys {
             TlsPart::ClientCa => "tls_server_config.client_ca_file",
             TlsPart::CipherSuites => "tls_server_config.cipher_suites",
         }
+    }
+}
+
+// === impl Resolved ===
+
+impl<'a> Resolved<'a> {
+    fn read(path: &'a Path, reader: Reader) -> Result<Self, ConfigError> {
+        let node = yaml_of(path, &read(WHAT, path)?)?;
+        let problems = Problems::default();
+        let file: File = node.read(&problems);
+        let keys = TlsKeys::of(&file);
+        let mut resolver = Resolver {
+            problems,
+            folder: path.parent().unwrap_or(Path::new("")),
+            warnings: Vec::new(),
+            reader,
+            left: Vec::new(),
+        };
+        let options = resolver.options(file);
+        let locate = |path: &str| node.locate(path);
+        let list = resolver
+            .problems
+            .into_list(Some(path), locate, &Inputs::new());
+        if !list.is_empty() {
+            return Err(ConfigError::Invalid(list));
+        }
+        let mut warnings = resolver.warnings;
+        if (!options.users.is_empty() || keys.has_inline_key) && is_exposed(path) {
+            warnings.push(exposed(path, "holds password hashes or a key"));
+        }
+        Ok(Self {
+            path,
+            keys,
+            options,
+            warnings,
+            left: resolver.left,
+            node,
+        })
+    }
+
+    fn problem(&self, key: &str, message: String) -> Problem {
+        Problem {
+            origin: Origin::File {
+                file: self.path.to_owned(),
+                place: self.node.locate(key),
+            },
+            path: key.to_owned(),
+            message,
+        }
+    }
+
+    fn unusable(&self, error: TlsError) -> ConfigError {
+        let key = self.keys.name(&error);
+        ConfigError::Invalid(vec![self.problem(key, error.message)])
     }
 }
 

@@ -139,9 +139,7 @@ impl Security {
 
     /// What is to be said where that is soon, or past.
     pub(crate) fn certificate_warning(&self, now: Timestamp) -> Option<String> {
-        self.ending(now).map(|ending| {
-            format!("the certificate of the web server {ending}; renew it, which takes no restart")
-        })
+        certificate_warning(self.certificate_end(), now)
     }
 
     fn ending(&self, now: Timestamp) -> Option<Ending> {
@@ -207,6 +205,13 @@ impl fmt::Debug for Security {
             .field("passwords", &self.passwords.is_some())
             .finish_non_exhaustive()
     }
+}
+
+/// What is to be said where the certificate of the web server ends soon, or has ended.
+pub(crate) fn certificate_warning(not_after: Option<Timestamp>, now: Timestamp) -> Option<String> {
+    Ending::of(not_after?, now).map(|ending| {
+        format!("the certificate of the web server {ending}; renew it, which takes no restart")
+    })
 }
 
 #[cfg(test)]

@@ -201,6 +201,88 @@ fn what_others_can_read_and_passwords_in_clear_are_warned_of() {
     assert!(warnings[0].contains("in clear"), "{warnings:?}");
 }
 
+/// Of `/run/credentials`, which is there for the service alone.
+#[test]
+fn whoever_checks_leaves_what_the_exporter_alone_can_read_and_looks_at_the_rest() {
+    const HANDED: &str = "/run/credentials/no-such.service/x";
+    let place = Place::new("");
+    let check = |text: &str| {
+        place.write("web.yml", &format!("tls_server_config: {{{text}}}"));
+        place.file().read().unwrap_err();
+        place.file().check()
+    };
+    for (text, left, has_certificate) in [
+        (
+            format!("cert_file: server.crt, key_file: {HANDED}"),
+            &["key_file"][..],
+            true,
+        ),
+        (
+            format!("cert_file: {HANDED}, key_file: server.key"),
+            &["cert_file"],
+            false,
+        ),
+        (
+            format!(
+                "cert_file: {HANDED}, key_file: {HANDED}, client_ca_file: {HANDED}, client_auth_type: \
+                 RequireAndVerifyClientCert"
+            ),
+            &["cert_file", "key_file", "client_ca_file"],
+            false,
+        ),
+    ] {
+        let checked = check(&text).unwrap();
+        assert_eq!(checked.left.len(), left.len(), "{:?}", checked.left);
+        for (told, key) in checked.left.iter().zip(left) {
+            let why = format!(
+                "tls_server_config.{key}: cannot read {HANDED}: No such file or directory (os error 2)"
+            );
+            assert!(told.ends_with(&why), "{told}");
+        }
+        assert_eq!(checked.has_certificate, has_certificate);
+        assert_eq!(checked.certificate_end.is_some(), has_certificate);
+        assert_eq!(checked.warnings, [""; 0]);
+    }
+    let wanted = "client_auth_type: RequireAndVerifyClientCert";
+    for (text, told) in [
+        (
+            format!("cert_file: empty, key_file: {HANDED}"),
+            "tls_server_config.cert_file: holds no certificate",
+        ),
+        (
+            format!("cert_file: nowhere, key_file: {HANDED}"),
+            "tls_server_config.cert_file: cannot read ",
+        ),
+        (
+            format!("cert_file: {HANDED}, key_file: server.crt"),
+            "tls_server_config.key_file: holds no private key",
+        ),
+        (
+            format!("cert_file: server.crt, key_file: {HANDED}, client_ca_file: empty, {wanted}"),
+            "tls_server_config.client_ca_file: holds no certificate",
+        ),
+        (
+            format!(
+                "cert_file: server.crt, key_file: other.key, client_ca_file: {HANDED}, {wanted}"
+            ),
+            "tls_server_config.key_file: does not belong to the certificate",
+        ),
+        (
+            format!(
+                "cert_file: {HANDED}, key_file: {HANDED}, min_version: TLS12, max_version: TLS13, curve_preferences: [x]"
+            ),
+            "tls_server_config.curve_preferences[0]: \"x\" is not supported",
+        ),
+        (
+            format!("key_file: {HANDED}"),
+            "tls_server_config.cert_file: is missing",
+        ),
+    ] {
+        let error = check(&text).unwrap_err().to_string();
+        assert!(error.contains(told), "{error}");
+    }
+}
+
 #[test]
 fn a_missing_file_is_named() {
     let place = Place::new("");

@@ -3,14 +3,14 @@
 use std::path::PathBuf;
 
 use super::{
-    Resolver, exposed,
+    Left, Reader, Resolver, exposed,
     file::{self, ClientAuthType},
 };
 use crate::{
     config::{is_exposed, misplaced, problem::shown_value, yaml},
     reading,
     secret::Secret,
-    web::{CIPHER_SUITES, CURVES, ClientAuth, TlsOptions, TlsVersion},
+    web::{CIPHER_SUITES, CURVES, ClientAuth, TlsOptions, TlsPart, TlsVersion},
 };
 
 const SECTION: &str = "tls_server_config";
@@ -39,9 +39,14 @@ impl Resolver<'_> {
                     .push(exposed(&path, "is the key of the web server"));
             }
         }
-        let certificate = self.needed("cert", tls.cert, tls.cert_file);
-        let key = self.needed("key", inline_key, tls.key_file);
-        let client_ca = self.text("client_ca", tls.client_ca, tls.client_ca_file);
+        let certificate = self.needed(TlsPart::Certificate, "cert", tls.cert, tls.cert_file);
+        let key = self.needed(TlsPart::Key, "key", inline_key, tls.key_file);
+        let client_ca = self.text(
+            TlsPart::ClientCa,
+            "client_ca",
+            tls.client_ca,
+            tls.client_ca_file,
+        );
         let client_auth = tls.client_auth_type.map(client_auth).unwrap_or_default();
         self.check_clients(
             client_auth,
@@ -71,8 +76,14 @@ impl Resolver<'_> {
     }
 
     /// A text that is given itself or by the name of a file (`key`, `key_file`), and must be.
-    fn needed(&self, key: &str, text: Option<String>, file: Option<PathBuf>) -> Option<String> {
-        let text = self.text(key, text, file);
+    fn needed(
+        &mut self,
+        part: TlsPart,
+        key: &str,
+        text: Option<String>,
+        file: Option<PathBuf>,
+    ) -> Option<String> {
+        let text = self.text(part, key, text, file);
         let path = format!("{SECTION}.{key}");
         let file_path = format!("{path}_file");
         if text.is_none() && !self.problems.touches(&path) && !self.problems.touches(&file_path) {
@@ -82,7 +93,14 @@ impl Resolver<'_> {
         text
     }
 
-    fn text(&self, key: &str, text: Option<String>, file: Option<PathBuf>) -> Option<String> {
+    /// The same of one that need not be. One that is left to the exporter is empty.
+    fn text(
+        &mut self,
+        part: TlsPart,
+        key: &str,
+        text: Option<String>,
+        file: Option<PathBuf>,
+    ) -> Option<String> {
         let path = format!("{SECTION}.{key}");
         match (text.filter(|text| !text.is_empty()), file) {
             (Some(_), Some(_)) => {
@@ -99,12 +117,20 @@ impl Resolver<'_> {
                     return None;
                 }
                 let file = self.folder.join(file);
-                reading::text(&file)
-                    .map_err(|error| {
-                        let message = format!("cannot read {}: {error}", file.display());
-                        self.problems.add(format!("{path}_file"), message);
-                    })
-                    .ok()
+                let error = match reading::text(&file) {
+                    Ok(text) => return Some(text),
+                    Err(error) => error,
+                };
+                let (key, why) = (
+                    format!("{path}_file"),
+                    format!("cannot read {}: {error}", file.display()),
+                );
+                if self.reader == Reader::Other && reading::is_for_exporter_alone(&file, &error) {
+                    self.left.push(Left { part, key, why });
+                    return Some(String::new());
+                }
+                self.problems.add(key, why);
+                None
             }
             (None, None) => None,
         }

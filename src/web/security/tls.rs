@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use jiff::Timestamp;
 use rustls::{
-    CipherSuite, NamedGroup, RootCertStore, ServerConfig, SupportedProtocolVersion,
+    CipherSuite, ConfigBuilder, NamedGroup, RootCertStore, ServerConfig, SupportedProtocolVersion,
     crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
-    server::{NoServerSessionStorage, WebPkiClientVerifier, danger::ClientCertVerifier},
+    server::{
+        NoServerSessionStorage, WantsServerCert, WebPkiClientVerifier, danger::ClientCertVerifier,
+    },
     version::{TLS12, TLS13},
 };
 use tokio_rustls::TlsAcceptor;
@@ -151,18 +153,9 @@ impl TlsOptions {
         &self,
         verifier: Option<Arc<dyn ClientCertVerifier>>,
     ) -> Result<TlsAcceptor, TlsError> {
-        let builder = ServerConfig::builder_with_provider(Arc::new(self.provider()))
-            .with_protocol_versions(&self.versions())
-            .map_err(|error| failed(TlsPart::CipherSuites, error))?;
-        let builder = match verifier {
-            Some(verifier) => builder.with_client_cert_verifier(verifier),
-            None => builder.with_no_client_auth(),
-        };
+        let builder = self.builder(verifier)?;
         let certificates = certificates(&self.certificate, TlsPart::Certificate)?;
-        let key = PrivateKeyDer::from_pem_slice(self.key.expose().as_bytes()).map_err(|_| {
-            let message = "holds no private key; one in PEM without a passphrase is needed";
-            failed(TlsPart::Key, message)
-        })?;
+        let key = self.private_key()?;
         let mut config =
             builder
                 .with_single_cert(certificates, key)
@@ -188,8 +181,48 @@ impl TlsOptions {
         Ok(TlsAcceptor::from(Arc::new(config)))
     }
 
+    /// Looks at every part but those that are left out, which need not be there.
+    pub(crate) fn check(&self, left_out: &[TlsPart]) -> Result<(), TlsError> {
+        let has = |part| !left_out.contains(&part);
+        let verifier = match has(TlsPart::ClientCa) {
+            true => self.verifier()?,
+            false => None,
+        };
+        if has(TlsPart::Certificate) && has(TlsPart::Key) {
+            return self.acceptor(verifier).map(drop);
+        }
+        self.builder(verifier)?;
+        if has(TlsPart::Certificate) {
+            certificates(&self.certificate, TlsPart::Certificate)?;
+        }
+        if has(TlsPart::Key) {
+            self.private_key()?;
+        }
+        Ok(())
+    }
+
+    fn builder(
+        &self,
+        verifier: Option<Arc<dyn ClientCertVerifier>>,
+    ) -> Result<ConfigBuilder<ServerConfig, WantsServerCert>, TlsError> {
+        let builder = ServerConfig::builder_with_provider(Arc::new(self.provider()))
+            .with_protocol_versions(&self.versions())
+            .map_err(|error| failed(TlsPart::CipherSuites, error))?;
+        Ok(match verifier {
+            Some(verifier) => builder.with_client_cert_verifier(verifier),
+            None => builder.with_no_client_auth(),
+        })
+    }
+
+    fn private_key(&self) -> Result<PrivateKeyDer<'static>, TlsError> {
+        PrivateKeyDer::from_pem_slice(self.key.expose().as_bytes()).map_err(|_| {
+            let message = "holds no private key; one in PEM without a passphrase is needed";
+            failed(TlsPart::Key, message)
+        })
+    }
+
     /// When the server's certificate ends, the first one; `None` where that cannot be read.
-    pub(super) fn not_after(&self) -> Option<Timestamp> {
+    pub(crate) fn not_after(&self) -> Option<Timestamp> {
         let mut certificates = CertificateDer::pem_slice_iter(self.certificate.as_bytes());
         not_after(&certificates.next()?.ok()?)
     }
