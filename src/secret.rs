@@ -55,6 +55,9 @@ pub enum SecretError {
     },
 }
 
+/// What begins the words of examples that are to be replaced.
+const PLACEHOLDER: &str = "YOUR-";
+
 /// Whether a text is nothing but a variable, as a shell knows them: `${…}`, or `$NAME` in capital letters.
 /// Files are not expanded. What holds a `$` besides is a value like any other.
 pub(crate) fn is_variable(text: &str) -> bool {
@@ -94,7 +97,7 @@ impl Secret {
         let is_quote = |c: char| matches!(c, '"' | '\'');
         if is_variable(text) {
             Some("is a variable, and variables are not expanded; write its value")
-        } else if text.starts_with("YOUR-") {
+        } else if text.starts_with(PLACEHOLDER) {
             Some("is what the examples have in its place; write your own")
         } else if text.trim_end().contains(['\n', '\r']) {
             Some("has several lines: it is sent as it stands, so take out what is not part of it")
@@ -116,6 +119,21 @@ impl Secret {
         } else {
             None
         }
+    }
+
+    /// The same of a header's value, which may have what makes a secret doubtful, such as quotation marks.
+    #[must_use]
+    pub(crate) fn doubt_as_header(&self) -> Option<&'static str> {
+        // Behind a scheme such as `Bearer`.
+        self.expose().split_whitespace().find_map(|word| {
+            if is_variable(word) {
+                Some("holds a variable, and variables are not expanded; write its value")
+            } else if word.starts_with(PLACEHOLDER) {
+                Some("holds what the examples have in its place; write your own")
+            } else {
+                None
+            }
+        })
     }
 
     /// The secret itself. Call it where it is sent, nowhere else.
@@ -236,6 +254,22 @@ mod tests {
             "hunter2", "a$B", "$aB3cD", "$", "$1", "${", "${}", "${a}b", "a b", "it's", "YOURS", "",
         ] {
             assert_eq!(Secret::new(text).doubt(), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_header_that_holds_a_placeholder_is_doubted() {
+        for (text, told) in [
+            ("$TOKEN", "holds a variable"),
+            ("Bearer ${TOKEN}", "holds a variable"),
+            ("YOUR-TOKEN", "holds what the examples have"),
+            ("Bearer YOUR-TOKEN", "holds what the examples have"),
+        ] {
+            let doubt = Secret::new(text).doubt_as_header().unwrap();
+            assert!(doubt.starts_with(told), "{text}: {doubt}");
+        }
+        for text in ["Bearer hunter2", "Token token=\"a$B\"", "$1", ""] {
+            assert_eq!(Secret::new(text).doubt_as_header(), None, "{text}");
         }
     }
 

@@ -67,6 +67,7 @@ impl<'a> Resolver<'a> {
         let config = self.config_of(accounts, file, variables);
         self.warn_of_too_many_polls(&config);
         self.warn_of_endpoints_without_path(&config);
+        self.warn_of_doubtful_headers(&config);
         config
     }
 

@@ -193,6 +193,11 @@ fn content(path: &Path, what: What) -> Option<Said> {
                 "the secret file {path} {holds}; write the {what} into it and nothing else"
             )))
         }
+        Ok(value) if what == What::Header => {
+            let doubt = value.doubt_as_header()?;
+            let text = format!("{}: the {what} in it {doubt}", path.display());
+            Some(Said::Doubt(text))
+        }
         Ok(_) => None,
         Err(error) => Some(Said::Unusable(unusable(&error, path, what))),
     }
@@ -275,6 +280,9 @@ mod tests {
         set(0o640);
         assert_eq!(warnings(), [""; 0]);
         assert_eq!(config.look_at_secret_files()().unusable, [""; 0]);
+        fs::write(at("header"), "Bearer ${TOKEN}").unwrap();
+        let doubt = "the header's value in it holds a variable, and variables are not expanded; write its value";
+        assert_eq!(warnings(), [format!("{}: {doubt}", at("header"))]);
         fs::write(at("header"), "Bearer\nhunter2").unwrap();
         fs::write(at("url"), "").unwrap();
         let (header, url) = (at("header"), at("url"));

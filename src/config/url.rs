@@ -15,7 +15,9 @@ pub(super) enum UrlError {
     NoScheme(String),
     #[error("must start with https:// or http://")]
     OtherScheme,
-    #[error("has a $ in its host, and variables are not expanded; write the host itself")]
+    #[error(
+        "has a $ in its host or port, and variables are not expanded; write the host and the port themselves"
+    )]
     Variable,
     #[error("is not a URL; write one like {}", .0.example())]
     NotUrl(Kind),
@@ -162,15 +164,17 @@ fn misspelt_scheme(text: &str) -> (Option<&str>, &str) {
 
 fn check_authority(kind: Kind, url: &str) -> Result<(), UrlError> {
     let not_url = UrlError::NotUrl(kind);
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    // The braces of a variable make it no URL at all.
+    if rest.split('/').next().is_some_and(|it| it.contains('$')) {
+        return Err(UrlError::Variable);
+    }
     let Ok(uri) = url.parse::<Uri>() else {
         return Err(not_url);
     };
     let Some(authority) = uri.authority() else {
         return Err(not_url);
     };
-    if authority.host().contains('$') {
-        return Err(UrlError::Variable);
-    }
     let has_bad_port =
         authority.as_str().len() > authority.host().len() && authority.port_u16().is_none();
     if authority.host().is_empty() || has_bad_port {
@@ -200,7 +204,7 @@ mod tests {
             ("https://host/?a=b", UrlError::Query),
             ("https://host/#a", UrlError::Query),
             ("https:", NOT_URL),
-            ("${OPSRAMP_URL}", NOT_URL),
+            ("${OPSRAMP_URL}", UrlError::Variable),
             ("user:hunter2@host", NOT_URL),
             ("ftp://host", UrlError::OtherScheme),
             ("https://", NOT_URL),
@@ -210,6 +214,11 @@ mod tests {
             ("https://$HOST", UrlError::Variable),
             ("https://api.$DOMAIN:443/x", UrlError::Variable),
             ("$HOST:443", UrlError::Variable),
+            ("https://${HOST}", UrlError::Variable),
+            ("${HOST}/x", UrlError::Variable),
+            ("https://acme.${DOMAIN}:443", UrlError::Variable),
+            ("https://acme:$PORT", UrlError::Variable),
+            ("https://acme:${PORT}/x", UrlError::Variable),
         ] {
             assert_eq!(base(text), Err(error), "{text}");
         }
@@ -301,7 +310,11 @@ mod tests {
         assert_eq!(proxy("http://user:pw@"), Err(UrlError::NotUrl(Kind::Proxy)));
         assert_eq!(proxy("socks5://proxy"), Err(UrlError::OtherScheme));
         proxy("http://user:$PASSWORD@proxy:3128").unwrap();
-        let variable = proxy("http://user:pw@$PROXY:3128");
+        proxy("http://user:${PASSWORD}@proxy:3128").unwrap();
+        for text in ["http://user:pw@$PROXY:3128", "http://u:p@proxy:${PORT}"] {
+            assert_eq!(proxy(text), Err(UrlError::Variable), "{text}");
+        }
+        let variable = endpoint("http://${LOKI}:3100/otlp/v1/logs");
         assert_eq!(variable, Err(UrlError::Variable));
         endpoint("http://loki:3100/otlp/v1/logs").unwrap();
         let query = endpoint("http://loki:3100/otlp/v1/logs?token=hunter2");

@@ -182,6 +182,24 @@ impl Resolver<'_> {
         }
     }
 
+    /// As of keys and secrets; those in files are looked at with these.
+    pub(super) fn warn_of_doubtful_headers(&mut self, config: &Config) {
+        for (index, sink) in config.sinks.iter().enumerate() {
+            let Target::Otlp(options) = &sink.target else {
+                continue;
+            };
+            for (name, source) in &options.headers {
+                if let SecretSource::Value(value) = source
+                    && let Some(doubt) = value.doubt_as_header()
+                {
+                    let name = shown_key(name);
+                    self.warnings
+                        .push(format!("log.sinks[{index}].headers.{name}: {doubt}"));
+                }
+            }
+        }
+    }
+
     fn only_its_own_keys(&self, path: &str, kind: file::SinkType, sink: &file::Sink) {
         use file::SinkType::{File, Otlp, Stdout};
         let given: [(&str, bool, &[file::SinkType]); 7] = [

@@ -181,7 +181,7 @@ fn wrong_accounts_are_explained() {
     the configuration has 2 problems:
       config.yml:2:91: accounts[0].token_url: is a variable, and variables are not expanded; write the URL itself, or set OPSRAMP_TOKEN_URL, which wins over the key
       config.yml:2:114: accounts[0].proxy_url: is a variable, and variables are not expanded; write the URL itself, or leave the key out: HTTPS_PROXY and HTTP_PROXY count without it
-    config.yml:2:64: accounts[0].url: has a $ in its host, and variables are not expanded; write the host itself
+    config.yml:2:64: accounts[0].url: has a $ in its host or port, and variables are not expanded; write the host and the port themselves
     config.yml:2:64: accounts[0].url: must not have a query or a fragment (? or #)
     config.yml:2:98: accounts[0].discover_clients: must be true or false, not "maybe"
     config.yml:2:96: accounts[0].tls.key_file: needs cert_file too
@@ -636,6 +636,22 @@ fn an_endpoint_without_a_path_is_warned_of() {
     assert_eq!(warnings("http://loki:3100/otlp/v1/logs"), "");
     let error = endpoint("loki:3100").unwrap_err().to_string();
     assert_snapshot!(error, @r#"config.yml:6:54: log.sinks[1].endpoint: must have its scheme and its path; write "http://loki:3100/v1/logs", or /otlp/v1/logs behind the host if it is Grafana Loki"#);
+}
+
+#[test]
+fn a_header_that_holds_a_placeholder_is_warned_of() {
+    let warnings = |value: &str| {
+        let sink = format!(
+            "{{type: otlp, endpoint: 'http://loki/otlp/v1/logs', headers: {{A: '{value}'}}}}"
+        );
+        let loaded = load(&minimal_and(&format!("log: {{sinks: [{sink}]}}"))).unwrap();
+        // The file holds a secret now, which is told as well.
+        let of_headers = |told: &String| told.starts_with("log.");
+        loaded.warnings.into_iter().find(of_headers)
+    };
+    assert_snapshot!(warnings("Bearer ${TOKEN}").unwrap(), @"log.sinks[0].headers.A: holds a variable, and variables are not expanded; write its value");
+    assert_snapshot!(warnings("YOUR-TOKEN").unwrap(), @"log.sinks[0].headers.A: holds what the examples have in its place; write your own");
+    assert_eq!(warnings("Bearer hunter2"), None);
 }
 
 #[test]

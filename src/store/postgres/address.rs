@@ -7,6 +7,8 @@ use tokio_postgres::{
     config::{Host, SslMode, TargetSessionAttrs},
 };
 
+use crate::secret::is_variable;
+
 /// What a URL without a limit of its own waits for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// After so long without a word the kernel asks whether the server is still there.
@@ -108,6 +110,17 @@ pub enum AddressError {
          write those of the user and the password as %40"
     )]
     AtSign,
+    /// A variable in its place, which nobody expands.
+    #[error(
+        "the URL of the database is a variable, and variables are not expanded; write the URL itself"
+    )]
+    Unexpanded,
+    /// A variable in it.
+    #[error(
+        "the URL of the database has a $ in its host or port, and variables are not expanded; \
+         write the host and the port themselves"
+    )]
+    Variable,
     /// It does not say where.
     #[error("the URL of the database names no host")]
     NoHost,
@@ -139,6 +152,9 @@ pub enum AddressError {
 impl Address {
     /// Reads a URL. `sslmode` and `sslrootcert` are our own business, the rest is the driver's.
     pub(super) fn parse(url: &str) -> Result<Self, AddressError> {
+        if is_variable(url) {
+            return Err(AddressError::Unexpanded);
+        }
         let scheme = ["postgres://", "postgresql://"];
         if !scheme.iter().any(|scheme| url.starts_with(scheme)) {
             return Err(AddressError::Unreadable);
@@ -252,6 +268,9 @@ fn split(url: &str) -> Result<(&str, &str), AddressError> {
     let hosts = url[host..end].split('/').next().unwrap_or_default();
     if hosts.contains('@') {
         return Err(AddressError::AtSign);
+    }
+    if hosts.contains('$') {
+        return Err(AddressError::Variable);
     }
     Ok((&url[..end], url[end..].trim_start_matches('?')))
 }
@@ -504,6 +523,14 @@ mod tests {
                 AddressError::Value("connect_timeout"),
             ),
             ("postgres://u:hunter2@2@h/d", AddressError::AtSign),
+            ("$DATABASE_URL", AddressError::Unexpanded),
+            ("${DATABASE_URL:-hunter2}", AddressError::Unexpanded),
+            ("postgres://u:hunter2@$HOST/d", AddressError::Variable),
+            (
+                "postgres://u:hunter2@${HOST}:5432/d",
+                AddressError::Variable,
+            ),
+            ("postgres://u:hunter2@h:$PORT/d", AddressError::Variable),
             ("postgres://u:h/unter?2@h/d", AddressError::Unknown(None)),
             ("", AddressError::Unreadable),
             ("postgres:///d?password=hunter2", AddressError::NoHost),
