@@ -172,6 +172,8 @@ impl State {
 
     /// Takes over what a reading brought, unless a later one was heeded before.
     fn heed(&mut self, number: u64, loaded: Result<Arc<Security>, String>) {
+        // At the same time: whoever asks in between would say that it hangs.
+        self.under_way.remove(&number);
         if number < self.heeded {
             return;
         }
