@@ -244,7 +244,18 @@ fn whoever_checks_leaves_what_the_exporter_alone_can_read_and_looks_at_the_rest(
         assert_eq!(checked.warnings, [""; 0]);
     }
     let wanted = "client_auth_type: RequireAndVerifyClientCert";
+    let rubbish = |what| format!("-----BEGIN {what}-----\nMAA=\n-----END {what}-----\n");
+    place.write("rubbish.crt", &rubbish("CERTIFICATE"));
+    place.write("rubbish.key", &rubbish("PRIVATE KEY"));
     for (text, told) in [
+        (
+            format!("cert_file: rubbish.crt, key_file: {HANDED}"),
+            "tls_server_config.cert_file: cannot be used: ",
+        ),
+        (
+            format!("cert_file: {HANDED}, key_file: rubbish.key"),
+            "tls_server_config.key_file: cannot be used: ",
+        ),
         (
             format!("cert_file: empty, key_file: {HANDED}"),
             "tls_server_config.cert_file: holds no certificate",

@@ -8,7 +8,8 @@ use rustls::{
     crypto::{CryptoProvider, ring},
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
     server::{
-        NoServerSessionStorage, WantsServerCert, WebPkiClientVerifier, danger::ClientCertVerifier,
+        NoServerSessionStorage, ParsedCertificate, WantsServerCert, WebPkiClientVerifier,
+        danger::ClientCertVerifier,
     },
     version::{TLS12, TLS13},
 };
@@ -192,11 +193,16 @@ impl TlsOptions {
             return self.acceptor(verifier).map(drop);
         }
         self.builder(verifier)?;
+        let unusable = |part| move |error| failed(part, format!("cannot be used: {error}"));
         if has(TlsPart::Certificate) {
-            certificates(&self.certificate, TlsPart::Certificate)?;
+            let chain = certificates(&self.certificate, TlsPart::Certificate)?;
+            let own = chain.first().map(ParsedCertificate::try_from);
+            own.transpose().map_err(unusable(TlsPart::Certificate))?;
         }
         if has(TlsPart::Key) {
-            self.private_key()?;
+            let (key, provider) = (self.private_key()?, self.provider().key_provider);
+            let loaded = provider.load_private_key(key);
+            loaded.map_err(unusable(TlsPart::Key))?;
         }
         Ok(())
     }
