@@ -292,7 +292,7 @@ fn check_web_file(web: &Web) -> Result<CheckedWebFile, Failure> {
     };
     let mut checked = block_on(daemon::check_web_file(path))??;
     for why in &mut checked.left {
-        *why = left_to_exporter(why);
+        *why = reading::left_to_exporter(why);
     }
     Ok(checked)
 }
@@ -345,17 +345,15 @@ fn check_tls_files(config: &Config) -> Result<Vec<String>, Failure> {
             continue;
         }
         match block_on(opsramp::check_tls_files(options))? {
-            Ok(left) => warnings.extend(left.iter().map(|error| left_to_exporter(&chain(error)))),
+            Ok(left) => warnings.extend(
+                left.iter()
+                    .map(|error| reading::left_to_exporter(&chain(error))),
+            ),
             Err(error @ BuildError::Unread { .. }) => return Err(Failure::Run(error.into())),
             Err(error) => return Err(Failure::Named(chain(&error))),
         }
     }
     Ok(warnings)
-}
-
-/// What is said of a file that the exporter may be able to read all the same.
-fn left_to_exporter(why: &str) -> String {
-    format!("{why}; whether it can be used shows when the exporter starts")
 }
 
 /// What is to be said about files of secrets. Of those that are not looked at in time, whoever needs them

@@ -108,6 +108,12 @@ fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinH
     })
 }
 
+/// What is said of a file that [the exporter may be able to read](is_for_exporter_alone) all the same, behind why it
+/// cannot be read here.
+pub(crate) fn left_to_exporter(why: &str) -> String {
+    format!("{why}; whether it can be used shows when the exporter starts")
+}
+
 /// Whether a file that cannot be read here may be read by the exporter all the same, which is another user, or
 /// which it is handed to only while it runs.
 pub(crate) fn is_for_exporter_alone(path: &Path, error: &io::Error) -> bool {

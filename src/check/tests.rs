@@ -620,6 +620,30 @@ async fn a_state_that_cannot_be_opened_comes_with_advice() {
     assert!(next.starts_with("next: create it"), "{next}");
 }
 
+/// A sink of the receiver at a URL.
+fn sink_to(url: &str) -> SinkOptions {
+    SinkOptions {
+        name: "one".into(),
+        target: Target::Otlp(OtlpOptions {
+            endpoint: format!("{url}/v1/logs"),
+            headers: std::collections::BTreeMap::new(),
+            gzip: true,
+            timeout: Duration::from_secs(5),
+        }),
+    }
+}
+
+/// The URL of a receiver that answers everything so.
+async fn receiver(
+    answer: impl axum::response::IntoResponse + Clone + Send + Sync + 'static,
+) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let router = axum::Router::new().fallback(async move || answer);
+    tokio::spawn(async { axum::serve(listener, router).await });
+    format!("http://{address}")
+}
+
 #[tokio::test]
 async fn sinks_that_cannot_work_are_named() {
     let simulator = simulator(|_| {}).await;
@@ -710,15 +734,7 @@ async fn why_a_receiver_is_not_reached_is_told_apart() {
             "getent hosts",
         ),
     ] {
-        setup.config.sinks = vec![SinkOptions {
-            name: "one".into(),
-            target: Target::Otlp(OtlpOptions {
-                endpoint: format!("{url}/v1/logs"),
-                headers: std::collections::BTreeMap::new(),
-                gzip: true,
-                timeout: Duration::from_secs(5),
-            }),
-        }];
+        setup.config.sinks = vec![sink_to(&url)];
         let (failed, next) = setup.failure().await;
         assert!(failed.contains(told), "{failed}");
         assert!(next.contains(advice), "{next}");
@@ -734,20 +750,8 @@ async fn a_receiver_that_expects_tls_and_says_so_is_told_from_a_wrong_path() {
         "Client sent an HTTP request to an HTTPS server.\n",
         "<html><title>400 The plain HTTP request was sent to HTTPS port</title></html>",
     ] {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let answer = (http::StatusCode::BAD_REQUEST, words);
-        let router = axum::Router::new().fallback(async move || answer);
-        tokio::spawn(async { axum::serve(listener, router).await });
-        setup.config.sinks = vec![SinkOptions {
-            name: "one".into(),
-            target: Target::Otlp(OtlpOptions {
-                endpoint: format!("http://{address}/v1/logs"),
-                headers: std::collections::BTreeMap::new(),
-                gzip: true,
-                timeout: Duration::from_secs(5),
-            }),
-        }];
+        let url = receiver((http::StatusCode::BAD_REQUEST, words)).await;
+        setup.config.sinks = vec![sink_to(&url)];
         let (failed, next) = setup.failure().await;
         assert!(failed.contains("for it expects TLS: "), "{failed}");
         assert_eq!(next, "next: let the endpoint start with https://");
@@ -771,20 +775,8 @@ async fn a_receiver_that_answers_what_no_receiver_says_fails_as_its_sink_would()
             "with JSON that is no answer to an export",
         ),
     ] {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
-        let answer = ([(http::header::CONTENT_TYPE, content_type)], body);
-        let router = axum::Router::new().fallback(async move || answer);
-        tokio::spawn(async { axum::serve(listener, router).await });
-        setup.config.sinks = vec![SinkOptions {
-            name: "one".into(),
-            target: Target::Otlp(OtlpOptions {
-                endpoint: format!("http://{address}/v1/logs"),
-                headers: std::collections::BTreeMap::new(),
-                gzip: true,
-                timeout: Duration::from_secs(5),
-            }),
-        }];
+        let url = receiver(([(http::header::CONTENT_TYPE, content_type)], body)).await;
+        setup.config.sinks = vec![sink_to(&url)];
         let (failed, next) = setup.failure().await;
         assert!(
             failed.contains("200 OK") && failed.contains(told),

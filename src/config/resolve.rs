@@ -46,6 +46,10 @@ const SHORTEST: Duration = Duration::from_millis(100);
 /// The longest name or id, in bytes: those of a search together fit into an index of PostgreSQL.
 const LONGEST_NAME: usize = 256;
 
+/// What to do about a variable that was meant to be expanded where a flag or a variable of ours was set. Any other way
+/// may be the one that was gone already.
+const NOT_EXPANDED_THERE: &str = " in its place, for whatever sets it did not expand it";
+
 const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
@@ -175,12 +179,11 @@ impl<'a> Resolver<'a> {
             return false;
         }
         let advice = match self.inputs.get(path) {
-            // The other way may be the one that was gone already.
-            Some(_) => "write the URL itself in its place, for whatever sets it did not expand it"
-                .to_owned(),
-            None => format!("write the URL itself{other_way}"),
+            Some(_) => NOT_EXPANDED_THERE,
+            None => other_way,
         };
-        let message = format!("is a variable, and variables are not expanded; {advice}");
+        let message =
+            format!("is a variable, and variables are not expanded; write the URL itself{advice}");
         self.problems.add(path, message);
         true
     }

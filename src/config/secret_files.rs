@@ -180,27 +180,22 @@ fn content(path: &Path, what: What) -> Option<Said> {
     if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
         return None;
     }
-    match SecretSource::File(path.to_owned()).read() {
-        Ok(secret) if matches!(what, What::Key | What::Secret) => {
-            let doubt = secret.doubt()?;
-            let text = format!("{}: the {what} in it {doubt}", path.display());
-            Some(Said::Doubt(text))
-        }
-        Ok(value) if what == What::Header && HeaderValue::from_str(value.expose()).is_err() => {
-            let holds = "holds characters that a header cannot";
-            let path = path.display();
-            Some(Said::Unusable(format!(
-                "the secret file {path} {holds}; write the {what} into it and nothing else"
-            )))
-        }
-        Ok(value) if what == What::Header => {
-            let doubt = value.doubt_as_header()?;
-            let text = format!("{}: the {what} in it {doubt}", path.display());
-            Some(Said::Doubt(text))
-        }
-        Ok(_) => None,
-        Err(error) => Some(Said::Unusable(unusable(&error, path, what))),
+    let value = match SecretSource::File(path.to_owned()).read() {
+        Ok(value) => value,
+        Err(error) => return Some(Said::Unusable(unusable(&error, path, what))),
+    };
+    let shown = path.display();
+    if what == What::Header && HeaderValue::from_str(value.expose()).is_err() {
+        return Some(Said::Unusable(format!(
+            "the secret file {shown} holds characters that a header cannot; write the {what} into it and nothing else"
+        )));
     }
+    let doubt = match what {
+        What::Key | What::Secret => value.doubt(),
+        What::Header => value.doubt_as_header(),
+        What::DatabaseUrl => None,
+    };
+    doubt.map(|doubt| Said::Doubt(format!("{shown}: the {what} in it {doubt}")))
 }
 
 /// Why a file is of no use, and what to do. It is no mistake for sure: the exporter starts all the same, and
@@ -208,7 +203,7 @@ fn content(path: &Path, what: What) -> Option<Said> {
 fn unusable(error: &SecretError, path: &Path, what: What) -> String {
     let next = match error {
         SecretError::Read { source, .. } if reading::is_for_exporter_alone(path, source) => {
-            "whether it can be used shows when the exporter starts".to_owned()
+            return reading::left_to_exporter(&chain(error));
         }
         SecretError::Read { source, .. } if source.kind() == io::ErrorKind::NotFound => {
             format!("the exporter needs the {what} in it")

@@ -40,6 +40,7 @@ const HOLLOW_IN_A_ROW: u32 = 4;
 /// Alerts of which an answer may lack most before a second one must agree: a mass closing is rarer than
 /// a server that shows nothing for a moment.
 const SUDDEN: usize = 20;
+
 /// What an engine needs to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {

@@ -2,7 +2,7 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use super::{LONGEST_NAME, Resolver};
+use super::{LONGEST_NAME, NOT_EXPANDED_THERE, Resolver};
 use crate::{
     config::{Account, file, problem::shown_value, url},
     identity::Tenant,
@@ -78,8 +78,7 @@ impl Resolver<'_> {
                 let input = self.inputs.get(&at).copied();
                 let other_way = match input {
                     _ if !is_variable(value.expose()) => "",
-                    // The other way may be the one that was gone already.
-                    Some(_) => " in its place, for whatever sets it did not expand it",
+                    Some(_) => NOT_EXPANDED_THERE,
                     None => ", or use the …_file key or the OPSRAMP_… variable",
                 };
                 let place = input.unwrap_or(&at);

@@ -440,17 +440,22 @@ async fn a_commit_waits_for_a_locked_row_for_a_moment_and_says_who_has_it() {
     assert_eq!(told(&batch), [1, 2]);
 }
 
+/// A search that is held, and who keeps a table locked.
+async fn held_and_table_locked(store: &Store, table: &str) -> (Held, Session) {
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let mut lock = shared(store).pool.session().await.unwrap();
+    let sql = format!("BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE");
+    lock.batch(&sql).await.unwrap();
+    (held, lock)
+}
+
 /// As where an index is built anew, or the table itself: that is not the search's row.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_waits_for_a_table_that_is_locked_for_longer_than_for_a_row() {
     let url = server::shared().fresh();
     let store = stalled(&url, LEASE).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
-    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
-    let mut lock = shared(&store).pool.session().await.unwrap();
-    lock.batch("BEGIN; LOCK TABLE journal IN ACCESS EXCLUSIVE MODE")
-        .await
-        .unwrap();
+    let (held, mut lock) = held_and_table_locked(&store, "journal").await;
     let unlock = async {
         tokio::time::sleep(shared(&store).commit_wait() + Duration::from_millis(300)).await;
         lock.batch("ROLLBACK").await.unwrap();
@@ -464,12 +469,7 @@ async fn a_commit_waits_for_a_table_that_is_locked_for_longer_than_for_a_row() {
 async fn where_the_table_of_the_searches_is_locked_it_is_not_their_rows_that_are_told() {
     let url = server::shared().fresh();
     let store = stalled(&url, LEASE).await;
-    store.set_sinks(names(&["s"])).await.unwrap();
-    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
-    let mut lock = shared(&store).pool.session().await.unwrap();
-    lock.batch("BEGIN; LOCK TABLE search IN ACCESS EXCLUSIVE MODE")
-        .await
-        .unwrap();
+    let (held, mut lock) = held_and_table_locked(&store, "search").await;
     let refused = store.commit(held, events(1..3), second(2)).await;
     let said = text(&refused.unwrap_err());
     let whose = format!(
