@@ -9,7 +9,7 @@ use serde_json::value::RawValue;
 use super::{
     engine::{Question, can_be_asked_for},
     reading,
-    search::{can_be_asked_by_id, query_by_id},
+    search::asking::{can_be_asked_by_id, query_by_id},
 };
 use crate::{
     deliver::{Format, fuzzing::line},

@@ -1,0 +1,181 @@
+//! What is asked for beside the polls, page by page: full reads, questions by id, alerts' own pages.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{
+    Activity, Failure, Reply, Request, Running, asking::can_be_asked_by_id, departures::Reason,
+};
+use crate::{
+    opsramp,
+    poll::{
+        engine::{Purpose, Task},
+        schedule,
+    },
+};
+
+/// The first pause after a failure; it doubles up to five minutes.
+const PAUSE: Duration = Duration::from_secs(2);
+
+/// When the background goes on.
+pub(super) struct Pace {
+    pub(super) at: Instant,
+    /// Since it worked.
+    failures: u32,
+    /// When it failed first, unless it has been answered since.
+    failed_at: Option<Instant>,
+}
+
+// === impl Running ===
+
+impl Running {
+    pub(super) fn background(&mut self) -> Option<Request> {
+        let task = self.engine.task()?;
+        if !matches!(task, Task::Reasons(_)) {
+            // Whoever it was about has come back meanwhile.
+            self.judged.clear();
+        }
+        match task {
+            Task::Page(page) => Some(self.page(Purpose::FullRead, page)),
+            Task::Confirm(question) => {
+                if !can_be_asked_by_id(&self.search.options.query) {
+                    self.engine.confirmation_refused(Instant::now());
+                    return None;
+                }
+                Some(self.page(Purpose::Confirm(question), 1))
+            }
+            Task::Verify(ids) => {
+                let pages = self.own_pages(ids);
+                Some(Box::pin(async move { Reply::Verdicts(pages.await) }))
+            }
+            Task::Reasons(ids) => Some(self.reasons(ids)),
+        }
+    }
+
+    pub(super) async fn background_answered(&mut self, reply: Reply) {
+        if let Some(since) = self.pace.failed_at.take() {
+            self.engine.held_up(since, Instant::now());
+        }
+        let goes_on = matches!(
+            reply,
+            Reply::Page {
+                purpose: Purpose::FullRead,
+                answer: Ok(_),
+                ..
+            }
+        );
+        if !goes_on {
+            self.finish_storing().await;
+        }
+        let reads_before = self.engine.reads();
+        let worked = match reply {
+            Reply::Page {
+                purpose,
+                request,
+                answer,
+                ..
+            } => {
+                let learned = match answer {
+                    Ok(answer) => self.learn(&purpose, &request, &answer).await.map(|_| ()),
+                    Err(error) => Err(error.into()),
+                };
+                let confirms = matches!(purpose, Purpose::Confirm(_));
+                match learned {
+                    Err(Failure::Api(error))
+                        if !confirms && self.cannot_go_on(&error, request.page) =>
+                    {
+                        tracing::warn!(
+                            search = %self.search.key,
+                            page = request.page,
+                            error = %error.chain(),
+                            "the server does not show a further page of the result; what lies behind it is not seen"
+                        );
+                        self.patience.no_page_is_wanted();
+                        self.engine.page_refused(Instant::now());
+                        self.prime().await
+                    }
+                    Err(Failure::Api(error))
+                        if confirms && self.patience.ends_question(&error, Instant::now()) =>
+                    {
+                        self.engine.confirmation_failed(Instant::now());
+                        Ok(())
+                    }
+                    Ok(()) if !confirms => {
+                        self.patience.page_came(request.page);
+                        Ok(())
+                    }
+                    learned => learned,
+                }
+            }
+            Reply::Reasons(reasons) => {
+                let late = |(_, reason): &(_, Reason)| matches!(reason, Reason::Late);
+                self.waited_in_vain |= reasons.iter().any(late);
+                self.depart(reasons).await
+            }
+            Reply::Verdicts(verdicts) => {
+                self.judge(verdicts);
+                Ok(())
+            }
+        };
+        match worked {
+            Ok(()) => {
+                self.patience.worked();
+                self.go_on_in_background();
+                if self.engine.reads() != reads_before || !self.engine.has_task() {
+                    self.publish(None);
+                }
+            }
+            Err(failure) => {
+                self.finish_storing().await;
+                self.background_failed(&failure);
+            }
+        }
+    }
+
+    /// Has the background go on at once: it works, or what held it up may be over.
+    pub(super) fn go_on_in_background(&mut self) {
+        self.pace.go_on(Instant::now());
+    }
+
+    pub(super) fn background_failed(&mut self, failure: &Failure) {
+        self.pace.failed(Instant::now());
+        self.store_failed |= matches!(failure, Failure::Store(_));
+        self.search.failed(Activity::Background, failure);
+        self.search.report();
+    }
+
+    /// Whether a full read's page failed so often that it will go on failing. Of the first, polls tell.
+    fn cannot_go_on(&mut self, error: &opsramp::Error, page: u64) -> bool {
+        let ended_before = self.engine.refused() == Some(page);
+        page > 1
+            && self
+                .patience
+                .ends_read(error, page, ended_before, Instant::now())
+    }
+}
+
+// === impl Pace ===
+
+impl Pace {
+    pub(super) fn new(now: Instant) -> Self {
+        Self {
+            at: now,
+            failures: 0,
+            failed_at: None,
+        }
+    }
+
+    fn go_on(&mut self, now: Instant) {
+        self.failures = 0;
+        self.at = now;
+    }
+
+    fn failed(&mut self, now: Instant) {
+        let doublings = self.failures.min(10);
+        self.failures += 1;
+        let pause = (PAUSE * (1 << doublings)).min(schedule::MAX_BACK_OFF);
+        self.at = now + pause.mul_f64(0.8 + 0.2 * fastrand::f64());
+        self.failed_at.get_or_insert(now);
+    }
+}

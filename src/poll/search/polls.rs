@@ -1,0 +1,210 @@
+//! Polls: from the first page to what is shown of how they went.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use tokio::time::Instant;
+
+use super::{Activity, Failure, Reply, Request, Running, asking::Asking, patience};
+use crate::{
+    clock, opsramp,
+    poll::{
+        engine::{Next, Purpose},
+        schedule,
+    },
+    status::{HISTORY, PollError, PollSummary},
+};
+
+/// A poll under way.
+pub(super) struct Poll {
+    started: Timestamp,
+    began: Instant,
+    requests: u64,
+    events: u64,
+    /// Whether what its first page tells was learned.
+    pub(super) heard: bool,
+}
+
+/// Polls that failed since one succeeded.
+#[derive(Default)]
+pub(super) struct FailedPolls {
+    count: u32,
+    /// Those among them that stretch the interval. FailedPolls of the token do not: it has a back-off
+    /// of its own. Nor do those of a further page: what is new may be on the first.
+    stretching: u32,
+    since: Option<Instant>,
+}
+
+// === impl Running ===
+
+impl Running {
+    pub(super) fn begin_poll(&mut self) -> Request {
+        self.search.metrics.poll_begun();
+        // Who is found gone by what comes now did not leave with those before.
+        self.waited_in_vain &= self.engine.has_departures() || self.engine.is_asking_who_left();
+        let now = Instant::now();
+        self.poll = Some(Poll {
+            started: clock::now(),
+            began: now,
+            requests: 0,
+            events: 0,
+            heard: false,
+        });
+        let asking = self.paging.begin(now);
+        self.ask(Purpose::Poll, 1, asking)
+    }
+
+    /// Works off an answer of a poll. Brings the next request, where the poll goes on.
+    pub(super) async fn poll_answered(&mut self, reply: Reply) -> Option<Request> {
+        let Reply::Page {
+            purpose,
+            request,
+            answer,
+            took,
+        } = reply
+        else {
+            return None;
+        };
+        self.finish_storing().await;
+        if let Some(poll) = &mut self.poll {
+            poll.requests += 1;
+        }
+        if let Err(error) = &answer
+            && let Some(asking) = self.ask_otherwise(error, &request)
+        {
+            return Some(self.ask(purpose, request.page, asking));
+        }
+        if answer.is_ok() {
+            self.paging.answered(Asking::of(&request));
+        }
+        let mut learned = match answer {
+            Ok(answer) => self.learn(&purpose, &request, &answer).await,
+            Err(error) => Err(error.into()),
+        };
+        if request.page > 1
+            && let Err(failure) = &learned
+            && self.can_do_without(request.page, failure, took)
+        {
+            learned = Ok((Next::Done, 0));
+        }
+        if learned.is_ok()
+            && let Some(poll) = &mut self.poll
+            && !std::mem::replace(&mut poll.heard, true)
+            && self.patience.heard(poll.began)
+        {
+            self.go_on_in_background();
+        }
+        match learned {
+            Ok((Next::Page(page), events)) => {
+                if let Some(poll) = &mut self.poll {
+                    poll.events += events;
+                }
+                return Some(self.page(Purpose::Poll, page));
+            }
+            Ok((Next::Done, events)) => {
+                self.look_for_room().await;
+                self.poll_succeeded(events);
+            }
+            Err(failure) => {
+                if matches!(failure, Failure::Api(_)) {
+                    self.look_for_room().await;
+                }
+                self.poll_failed(&failure);
+            }
+        }
+        None
+    }
+
+    /// Takes note that a poll has not learned what is on a further page. Brings whether it succeeds all the same.
+    fn can_do_without(&mut self, page: u64, failure: &Failure, took: Duration) -> bool {
+        let Failure::Api(error) = failure else {
+            self.engine.page_missed(page);
+            return false;
+        };
+        if self.engine.page_failed(page, took, Instant::now()) {
+            return true;
+        }
+        // Also where it came and cannot be read.
+        if patience::tells(error) {
+            self.engine.poll_cut_short(Instant::now());
+        }
+        // How far the server shows the result is the background's to find out.
+        error.is_refusal()
+    }
+
+    fn poll_succeeded(&mut self, events: u64) {
+        let FailedPolls { count, since, .. } = std::mem::take(&mut self.failures);
+        if let Some(since) = since {
+            let after = humantime::format_duration(Duration::from_secs(since.elapsed().as_secs()));
+            tracing::info!(search = %self.search.key, failures = count, %after, "polling works again");
+        }
+        if std::mem::take(&mut self.store_failed) {
+            self.go_on_in_background();
+        }
+        if !self.engine.has_task() {
+            self.patience.no_page_is_wanted();
+        }
+        self.next_poll = self.grid.next(Instant::now());
+        self.search.status.up = Some(true);
+        self.end_poll(Ok(events));
+    }
+
+    fn poll_failed(&mut self, failure: &Failure) {
+        let now = Instant::now();
+        self.failures.count += 1;
+        self.failures.since.get_or_insert(now);
+        let heard = self.poll.as_ref().is_some_and(|poll| poll.heard);
+        if !heard && matches!(failure, Failure::Api(_)) {
+            self.patience.unheard();
+        }
+        self.store_failed |= matches!(failure, Failure::Store(_));
+        let error = self.search.failed(Activity::Poll, failure);
+        self.next_poll = match failure {
+            // A secret that was rotated on disk shall be picked up at the next poll.
+            Failure::Api(error) if error.reason() == "auth" || error.is_echo() => {
+                self.grid.retry(now, 1, fastrand::f64(), None)
+            }
+            // The next one's first page may bring news as soon as ever.
+            Failure::Api(error) if heard && error.may_be_about_the_request() => {
+                self.failures.stretching = 0;
+                self.grid.retry(now, 1, fastrand::f64(), None)
+            }
+            _ => {
+                self.failures.stretching += 1;
+                let wait = match failure {
+                    Failure::Api(opsramp::Error::Throttled { retry_after }) => *retry_after,
+                    _ => None,
+                };
+                let not_before = wait.map(|wait| now + wait.min(schedule::MAX_BACK_OFF));
+                self.grid
+                    .retry(now, self.failures.stretching, fastrand::f64(), not_before)
+            }
+        };
+        self.search.status.up = Some(false);
+        let reason = error.reason;
+        self.end_poll(Err(error));
+        // Whoever sees the count shall see what it says of `up`, too.
+        self.search.metrics.poll_failed(reason);
+    }
+
+    /// One that failed has learned nothing to be shown, however many of its pages came.
+    fn end_poll(&mut self, outcome: Result<u64, PollError>) {
+        let Some(poll) = self.poll.take() else { return };
+        let took = poll.began.elapsed();
+        self.search.metrics.poll_ended(took);
+        let succeeded = outcome.is_ok();
+        self.search.status.last_requests = poll.requests;
+        self.search.status.polls.truncate(HISTORY - 1);
+        self.search.status.polls.push_front(PollSummary {
+            started: poll.started,
+            took,
+            requests: poll.requests,
+            outcome: outcome.map(|events| events + poll.events),
+        });
+        self.search.status.tried = true;
+        self.announce_next_poll();
+        if succeeded {
+            self.publish(Some(clock::now()));
+        }
+    }
+}
