@@ -29,7 +29,7 @@ pub(super) struct Poll {
 #[derive(Default)]
 pub(super) struct FailedPolls {
     count: u32,
-    /// Those among them that stretch the interval. FailedPolls of the token do not: it has a back-off
+    /// Those among them that stretch the interval. Failures of the token do not: it has a back-off
     /// of its own. Nor do those of a further page: what is new may be on the first.
     stretching: u32,
     since: Option<Instant>,

@@ -1,0 +1,181 @@
+//! Looking clients up: reads the pages of each partner's, and puts together what they show.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashSet, btree_map::Entry},
+    sync::Arc,
+};
+
+use futures_util::{StreamExt as _, stream};
+
+use super::Tenants;
+use crate::{
+    identity::Tenant,
+    opsramp::{self, Client, ClientInfo, ClientsPage},
+};
+
+/// Partners that are asked at the same time, so that one that does not answer delays the others little.
+const PARTNERS_AT_ONCE: usize = 4;
+/// A partner's clients are read no further than so many pages of a hundred.
+const MAX_CLIENT_PAGES: u64 = 500;
+/// Clients of an account that are polled at most. One takes some 40 kB of memory.
+pub(super) const MAX_CLIENTS: usize = 10_000;
+
+/// Clients that a look-up has found.
+#[derive(Debug, Default)]
+pub(in crate::poll) struct Clients {
+    /// Names and partners of those that are activated, by their ids.
+    pub(super) activated: BTreeMap<String, (String, Arc<str>)>,
+    /// The ids of the others.
+    pub(super) deactivated: BTreeSet<String>,
+    /// The partners of which no activated client was shown.
+    pub(super) empty: BTreeSet<Arc<str>>,
+    /// The partners of which the server counts more clients than it shows, and how many more.
+    pub(super) short: BTreeMap<Arc<str>, u64>,
+    /// The partners whose clients could not be looked up, or not all of them, and why.
+    pub(super) failed: BTreeMap<Arc<str>, opsramp::Error>,
+    /// The ids of those that are known: there is room for each of them, however many others there are.
+    pub(super) known: HashSet<Arc<str>>,
+    /// How many of those that are activated are not known.
+    pub(super) new: usize,
+    /// How many more of them there was no room for.
+    pub(super) left_out: usize,
+}
+
+/// The answer about one partner.
+pub(super) struct Answer {
+    /// Also those that were shown before it failed.
+    pub(super) clients: Vec<ClientInfo>,
+    /// How many more the server counts than it shows.
+    pub(super) more: Result<u64, opsramp::Error>,
+}
+
+/// What the pages of a partner's clients have shown so far.
+#[derive(Debug, Default)]
+pub(super) struct Shown {
+    clients: Vec<ClientInfo>,
+    ids: HashSet<String>,
+    activated: usize,
+    /// Items, each client once, those that could not be read included.
+    count: u64,
+    /// What the last page told.
+    total: u64,
+    /// The largest that any page told: where one falls, a client may have slipped over the border to a page
+    /// that had been read.
+    largest_total: u64,
+}
+
+/// The clients of some partners. `known`: the ids of those that are known.
+pub(in crate::poll) async fn clients_of(
+    client: &Client,
+    partners: Vec<Arc<str>>,
+    known: HashSet<Arc<str>>,
+) -> Clients {
+    let ask = |partner: Arc<str>| {
+        let client = client.clone();
+        async move { (ask_about(&client, &partner).await, partner) }
+    };
+    let mut answers = stream::iter(partners).map(ask).buffered(PARTNERS_AT_ONCE);
+    let mut found = Clients {
+        known,
+        ..Clients::default()
+    };
+    while let Some((answer, partner)) = answers.next().await {
+        found.take_in(answer, &partner);
+    }
+    found
+}
+
+/// The clients of a partner.
+async fn ask_about(client: &Client, partner: &str) -> Answer {
+    let mut shown = Shown::default();
+    let mut next = Some(1);
+    while let Some(page_no) = next.filter(|page| *page <= MAX_CLIENT_PAGES) {
+        let answer = client.clients(partner, page_no).await;
+        next = match answer.and_then(|answer| answer.clients(page_no)) {
+            Ok(page) => shown.take_in(page),
+            Err(error) => {
+                return Answer {
+                    clients: shown.clients,
+                    more: Err(error),
+                };
+            }
+        };
+    }
+    shown.into_answer()
+}
+
+// === impl Shown ===
+
+impl Shown {
+    /// Takes in a page. Brings the number of the next one, if it is to be read.
+    pub(super) fn take_in(&mut self, page: ClientsPage) -> Option<u64> {
+        // Paging over a living list can show a client twice, and some servers never end.
+        let of_page = page.clients.len();
+        let is_new = |it: &ClientInfo| self.ids.insert(it.id.clone());
+        let new: Vec<_> = page.clients.into_iter().filter(is_new).collect();
+        let repeated = of_page - new.len();
+        self.activated += new.iter().filter(|it| it.activated).count();
+        self.clients.extend(new);
+        self.count += (page.shown - repeated) as u64;
+        self.total = page.total.unwrap_or(self.total);
+        self.largest_total = self.largest_total.max(self.total);
+        let is_behind = repeated == of_page && self.count >= self.total;
+        page.next_page
+            .filter(|_| !is_behind && self.activated <= MAX_CLIENTS)
+    }
+
+    pub(super) fn into_answer(self) -> Answer {
+        Answer {
+            clients: self.clients,
+            more: Ok(self.largest_total.saturating_sub(self.count)),
+        }
+    }
+}
+
+// === impl Clients ===
+
+impl Clients {
+    /// Takes in what was said of a partner.
+    pub(super) fn take_in(&mut self, answer: Answer, partner: &Arc<str>) {
+        match answer.more {
+            Ok(0) => {}
+            Ok(more) => {
+                self.short.insert(Arc::clone(partner), more);
+            }
+            Err(error) => {
+                self.failed.insert(Arc::clone(partner), error);
+            }
+        }
+        if !answer.clients.iter().any(|it| it.activated) {
+            self.empty.insert(Arc::clone(partner));
+        }
+        for found in answer.clients {
+            if !found.activated {
+                self.deactivated.insert(found.id);
+                continue;
+            }
+            let is_new = !self.known.contains(found.id.as_str());
+            match self.activated.entry(found.id) {
+                Entry::Occupied(_) => {}
+                Entry::Vacant(_) if is_new && self.new == MAX_CLIENTS => self.left_out += 1,
+                Entry::Vacant(place) => {
+                    place.insert((found.name, Arc::clone(partner)));
+                    self.new += usize::from(is_new);
+                }
+            }
+        }
+    }
+
+    /// Whether a look-up has shown the client, activated or not.
+    pub(super) fn shows(&self, id: &str) -> bool {
+        self.activated.contains_key(id) || self.deactivated.contains(id)
+    }
+
+    pub(super) fn into_tenants(self) -> Tenants {
+        let tenant = |(id, (name, partner)): (String, (String, _))| {
+            let (id, name) = (id.into(), name.into());
+            (Tenant { id, name }, partner)
+        };
+        self.activated.into_iter().map(tenant).collect()
+    }
+}
