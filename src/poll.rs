@@ -14,6 +14,8 @@ mod pollers;
 mod reading;
 mod schedule;
 mod search;
+#[cfg(test)]
+mod testing;
 
 pub(crate) use full_read::{Facts, WITHOUT_NEWS};
 pub use pollers::{Account, Happening, LookUp, Plan, Pollers, Prepared};

@@ -684,66 +684,37 @@ fn accounts_of(clients: &[(Client, AccountMetrics)]) -> impl Iterator<Item = &Ar
 mod tests {
     use super::*;
     use crate::{
-        metrics::BuildInfo,
-        secret::{Secret, SecretSource},
+        poll::testing::{NOBODY, account_options, metrics, open_store, plan, search_options},
         simulator::{self, DEMO_KEY, DEMO_SECRET, Simulator},
         store,
     };
 
     /// None that follows a plan yet.
     async fn pollers(folder: &std::path::Path) -> Pollers {
-        let options = store::Options::Sqlite {
-            path: folder.join("state.db"),
-            journal_limit: store::JOURNAL_LIMIT,
-        };
-        let store = Store::open(&options).await.unwrap();
+        let store = open_store(folder, store::JOURNAL_LIMIT).await;
         let board = Board::default();
-        let build = BuildInfo {
-            version: "0",
-            revision: "0",
-            rustversion: "0",
-        };
-        let metrics = Metrics::new(board.clone(), build);
+        let metrics = metrics(&board);
         Pollers::new(store, board, metrics, Health::default())
     }
 
     #[tokio::test]
     async fn a_search_that_takes_long_to_end_holds_up_no_other_at_a_reload() {
-        let secret = || SecretSource::Value(Secret::new("any"));
-        let url = "http://127.0.0.1:1".to_owned();
-        let options = opsramp::Options::new("default".into(), url, secret(), secret());
-        let search = |name: &str, interval| SearchOptions {
-            name: name.into(),
-            query: "actions:OPEN".to_owned(),
-            interval,
-            tenants: None,
-            page_size: 100,
-            full_read_interval: Duration::from_secs(600),
-            stale_after: Duration::from_secs(300),
-            group_by: Vec::new(),
-            max_groups: 200,
+        let search = |name: &&str, interval| SearchOptions {
+            interval: Duration::from_secs(interval),
+            ..search_options(name)
         };
         let tenant = |id: &str, name: &str| Tenant {
             id: id.into(),
             name: name.into(),
         };
-        let plan = |names: &[&str], tenants: &[Tenant], interval: u64| Plan {
-            accounts: vec![Account {
-                options: options.clone(),
+        let plan = |names: &[&str], tenants: &[Tenant], interval: u64| {
+            let account = Account {
+                options: account_options(NOBODY, "any", "any"),
                 tenants: tenants.to_vec(),
                 discovery: None,
-            }],
-            searches: names
-                .iter()
-                .map(|name| search(name, Duration::from_secs(interval)))
-                .collect(),
-            record: record::Options {
-                events: Vec::new(),
-                include_raw: false,
-                max_description_length: 4096,
-            },
-            at_first_start: AtFirstStart::Emit,
-            fetch_details: false,
+            };
+            let searches = names.iter().map(|name| search(name, interval));
+            plan(account, searches.collect())
         };
         let folder = tempfile::tempdir().unwrap();
         let mut pollers = pollers(folder.path()).await;
@@ -783,28 +754,16 @@ mod tests {
         let simulator = simulator.await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         let mut pollers = pollers(folder.path()).await;
-        let plan = |timeout| Plan {
-            accounts: vec![Account {
+        let plan = |timeout| {
+            let account = Account {
                 options: opsramp::Options {
                     timeout: Duration::from_secs(timeout),
-                    ..opsramp::Options::new(
-                        "default".into(),
-                        simulator.url(),
-                        SecretSource::Value(Secret::new(DEMO_KEY)),
-                        SecretSource::Value(Secret::new(DEMO_SECRET)),
-                    )
+                    ..account_options(&simulator.url(), DEMO_KEY, DEMO_SECRET)
                 },
                 tenants: Vec::new(),
                 discovery: None,
-            }],
-            searches: Vec::new(),
-            record: record::Options {
-                events: Vec::new(),
-                include_raw: false,
-                max_description_length: 4096,
-            },
-            at_first_start: AtFirstStart::Emit,
-            fetch_details: false,
+            };
+            plan(account, Vec::new())
         };
         let client = |pollers: &Pollers| pollers.clients["default"].client.clone();
         pollers.apply(plan(60)).await.unwrap();

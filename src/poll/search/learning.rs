@@ -595,16 +595,14 @@ mod tests {
     use crate::{
         health::Health,
         identity::{SearchKey, Tenant},
-        metrics::{BuildInfo, Metrics},
-        opsramp::{self, Client},
+        opsramp::Client,
         poll::{
-            SearchOptions,
             engine::{Engine, Options},
             schedule::Grid,
             search::{Learned, unknown},
+            testing::{NOBODY, account_options, metrics, open_store, search_options},
         },
         record,
-        secret::{Secret, SecretSource},
         status::Board,
         store::Store,
         track::Tracker,
@@ -615,15 +613,8 @@ mod tests {
     /// A search of nobody's server, taken up.
     async fn running(store: &Store, health: &Health) -> Running {
         let board = Board::default();
-        let build = BuildInfo {
-            version: "0",
-            revision: "0",
-            rustversion: "0",
-        };
-        let metrics = Metrics::new(board.clone(), build);
-        let secret = || SecretSource::Value(Secret::new("any"));
-        let url = "http://127.0.0.1:1".to_owned();
-        let options = opsramp::Options::new("default".into(), url, secret(), secret());
+        let metrics = metrics(&board);
+        let options = account_options(NOBODY, "any", "any");
         let account = metrics.register_account(&options.name);
         let client = Client::new(options, Arc::new(account)).await.unwrap();
         let key = SearchKey {
@@ -634,17 +625,7 @@ mod tests {
             },
             search: "open".into(),
         };
-        let options = Arc::new(SearchOptions {
-            name: "open".into(),
-            query: "actions:OPEN".to_owned(),
-            interval: Duration::from_secs(30),
-            tenants: None,
-            page_size: 100,
-            full_read_interval: Duration::from_secs(600),
-            stale_after: Duration::from_secs(300),
-            group_by: Vec::new(),
-            max_groups: 200,
-        });
+        let options = Arc::new(search_options("open"));
         let record = record::Options {
             events: EventKind::ALL.to_vec(),
             include_raw: false,
@@ -702,19 +683,11 @@ mod tests {
         Ok(learned?.1)
     }
 
-    async fn open(folder: &tempfile::TempDir, journal_limit: u64) -> Store {
-        let options = store::Options::Sqlite {
-            path: folder.path().join("state.db"),
-            journal_limit,
-        };
-        Store::open(&options).await.unwrap()
-    }
-
     /// A page may need several calls of the store, one after the other, and a database that is slow works.
     #[tokio::test(start_paused = true)]
     async fn a_slow_store_is_no_search_that_hangs() {
         let folder = tempfile::tempdir().unwrap();
-        let Store::Sqlite(sqlite) = open(&folder, store::JOURNAL_LIMIT).await else {
+        let Store::Sqlite(sqlite) = open_store(folder.path(), store::JOURNAL_LIMIT).await else {
             panic!("another store");
         };
         let health = Health::default();
@@ -735,7 +708,7 @@ mod tests {
     #[tokio::test]
     async fn the_journal_is_full_until_as_much_as_it_has_refused_gets_through() {
         let folder = tempfile::tempdir().unwrap();
-        let store = open(&folder, 3).await;
+        let store = open_store(folder.path(), 3).await;
         store.set_sinks(vec!["test".to_owned()]).await.unwrap();
         let health = Health::default();
         let mut running = running(&store, &health).await;
