@@ -35,7 +35,7 @@ fn main() {
     }
 }
 
-/// Has the linker lay out side by side what a daemon calls, where it is one that can: that is a third of
+/// Has the linker lay out side by side what a daemon calls, where it is one that can: that is a fifth of
 /// its memory.
 fn order_functions(rustc: &str) {
     let folder = env::var("CARGO_MANIFEST_DIR").unwrap_or_default();
