@@ -109,6 +109,8 @@ type WordId = u16;
 
 /// A server that invents words is not followed beyond so many.
 const MAX_WORDS: usize = 1024;
+/// A word that is not known: it may be any.
+const UNKNOWN: WordId = WordId::MAX;
 const NO_DATE: i64 = i64::MIN;
 
 /// The oldest creation date: known, or to be looked for when it is next asked for.
@@ -234,6 +236,15 @@ impl Tracker {
     /// Takes over alerts that a store knew.
     pub fn load(&mut self, known: Known<'_>) {
         self.insert(known);
+    }
+
+    /// Takes over one of which the store knew everything but the status: whatever that is, it has not changed.
+    pub fn load_without_status(&mut self, known: Known<'_>) {
+        let id = Id::new(known.sighting.id);
+        self.insert(known);
+        if let Some(entry) = self.alerts.find_mut(id.hash(), |entry| entry.id == id) {
+            entry.status = UNKNOWN;
+        }
     }
 
     /// Forgets an alert that has left.
@@ -462,8 +473,8 @@ impl Words {
         WordId::try_from(place).unwrap_or(WordId::MAX)
     }
 
-    /// Whether a word, in whatever case, is the one that is meant; of those for which there was no room
-    /// nobody can tell.
+    /// Whether a word, in whatever case, is the one that is meant; of [`UNKNOWN`] and of those for which there was
+    /// no room nobody can tell.
     fn is(&self, known: WordId, word: &str) -> bool {
         let known = usize::from(known);
         known >= MAX_WORDS
@@ -474,10 +485,9 @@ impl Words {
     }
 
     fn get(&self, word: WordId) -> Arc<str> {
-        self.0
-            .get(usize::from(word))
-            .cloned()
-            .unwrap_or_else(|| OTHER.into())
+        let unlisted = if word == UNKNOWN { "" } else { OTHER };
+        let listed = self.0.get(usize::from(word)).cloned();
+        listed.unwrap_or_else(|| unlisted.into())
     }
 }
 

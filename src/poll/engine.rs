@@ -97,7 +97,7 @@ struct Readings {
     count: u64,
     /// When the first of those in a row ended that did, and how many there are.
     hollow_in_a_row: Option<(Instant, u32)>,
-    /// The page of which it was told that they do.
+    /// The hollow page that was warned of last; `None` once a reading has ended otherwise.
     hollow_told: Option<u64>,
     has_gone_through: bool,
 }
@@ -190,7 +190,8 @@ enum Reading {
         witnesses: u32,
         /// The answer before, if it counted more than it showed: it is now asked for the witness alone.
         short: Option<Short>,
-        /// Those that answers may have kept back.
+        /// Those that answers by id leave open: kept back, shown with another status, or with ids that cannot be
+        /// asked for. Their own pages are looked at in the end.
         doubted: Vec<Box<str>>,
     },
     Verifying {
@@ -311,6 +312,11 @@ impl Engine {
         self.requests.begin(purpose);
     }
 
+    /// Notes that a request has failed, or that its answer could not be [adopted](Engine::adopt).
+    pub fn unanswered(&mut self, purpose: &Purpose) {
+        self.requests.end(purpose);
+    }
+
     /// What a page changes. Store what follows, then [`Engine::adopt`] it; or the other way round,
     /// where [`Engine::ahead`] allows it.
     #[must_use]
@@ -319,10 +325,14 @@ impl Engine {
         let mut delta = self.tracker.compare(page, |id| {
             overtaken.is_some_and(|overtaken| overtaken.has(id))
         });
-        if matches!(purpose, Purpose::Confirm(_)) {
+        if let Purpose::Confirm(question) = purpose {
+            if !question.is_answered_by(page) {
+                return Delta::default();
+            }
+            // All that were asked for are known, or have left meanwhile.
+            delta.opened.clear();
             // A server may look at nothing but the ids: then a change is how one looks that has left.
             if self.is_sound() {
-                delta.opened.clear();
                 delta.changed.clear();
             } else {
                 let changed = &mut delta.changed;
@@ -391,8 +401,7 @@ impl Engine {
                 self.tracker.adopt(known, &current);
                 if self.is_hollow_for_once(facts, now) {
                     // It is not asked for again at once: a moment later it would hardly be otherwise.
-                    if matches!(&self.reading, Reading::Pages { read, .. } if read.page() == facts.page)
-                    {
+                    if self.wants(facts.page) {
                         self.reading = Reading::Idle;
                         self.postponed = true;
                     }
@@ -403,8 +412,8 @@ impl Engine {
             }
             Purpose::Confirm(question) => {
                 // What a sound reading missed, only a reading can bring back into sight.
-                let counts =
-                    |sighting: &Sighting<'_>| !self.is_sound() && !self.may_have_left(sighting);
+                let tells = !self.is_sound() && question.is_answered_by(page);
+                let counts = |sighting: &Sighting<'_>| tells && !self.may_have_left(sighting);
                 let seen: Vec<_> = current.iter().copied().filter(counts).collect();
                 self.tracker.adopt(known, &seen);
                 self.adopt_confirmation(question, facts, page, now);
@@ -513,13 +522,23 @@ impl Engine {
         }
     }
 
-    /// The server does not show the page of a full read that comes next, whenever it is asked for it: it shows
-    /// no more of a result than so much, or fails there. Polls ask for it now and then until it comes.
-    pub fn page_refused(&mut self, now: Instant) {
+    /// Whether this is the page that a full read wants next.
+    #[must_use]
+    pub fn wants(&self, page: u64) -> bool {
+        matches!(&self.reading, Reading::Pages { read, .. } if read.page() == page)
+    }
+
+    /// The server does not show the page that a full read [wants](Engine::wants), whenever it is asked for it: it
+    /// shows no more of a result than so much, or fails there. Polls ask for it now and then until it comes.
+    pub fn page_refused(&mut self, page: u64, now: Instant) {
         let Reading::Pages { read, begun } = &self.reading else {
             return;
         };
-        self.limits.pages.refuse(read.page(), now);
+        if read.page() != page {
+            // It was asked for by a reading before, or before a page was taken back.
+            return;
+        }
+        self.limits.pages.refuse(page, now);
         let took = now - *begun;
         let ending = Ending {
             sound: false,

@@ -6,7 +6,7 @@
 //! all the same (an alert left in front while another one entered behind) is why nobody is
 //! declared gone by a reading alone.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::opsramp::{Page, SearchRequest};
 
@@ -41,7 +41,8 @@ pub(super) struct FullRead {
     restarts: u32,
     /// How many more pages may be read again.
     patience: u64,
-    unreadable: usize,
+    /// How many items on each page could not be read, of the pages that have some.
+    unreadable: BTreeMap<u64, usize>,
     sound: bool,
     /// What the last answer counted that was not hollow.
     counted: u64,
@@ -144,7 +145,7 @@ impl FullRead {
             page_size: None,
             restarts: 0,
             patience: 0,
-            unreadable: 0,
+            unreadable: BTreeMap::new(),
             sound: true,
             counted: 0,
             hollow: None,
@@ -179,8 +180,12 @@ impl FullRead {
             // As many again as there are pages, and a few for short results.
             self.patience = facts.pages().min(MAX_PATIENCE) + 8;
         }
-        self.unreadable += facts.unreadable;
-        let enough = (seen + self.unreadable) as u64 >= facts.total;
+        // It may have been read before.
+        self.unreadable.remove(&facts.page);
+        if facts.unreadable > 0 {
+            self.unreadable.insert(facts.page, facts.unreadable);
+        }
+        let enough = (seen + self.unreadable()) as u64 >= facts.total;
         if facts.tells_size(self.page_size, enough) {
             self.page_size = Some(facts.page_size);
         }
@@ -203,8 +208,8 @@ impl FullRead {
         let has_news = seen > self.seen;
         self.seen = seen;
         self.again.remove(&facts.page);
-        // What lies behind the last page shows nothing any more. The first page tells whether there is nothing at
-        // all, as a page behind it may say that shows nothing.
+        // Pages behind the last one are not read again: they show nothing any more. The first one is, in any case: a
+        // hollow page behind it may count nothing where there is something.
         let last = facts.pages().max(1);
         self.again.retain(|page| *page <= last);
         if fell > 0 && facts.page > 1 {
@@ -257,7 +262,7 @@ impl FullRead {
 
     /// How many items on the pages could not be read, so that it is not known who they were.
     pub(super) fn unreadable(&self) -> usize {
-        self.unreadable
+        self.unreadable.values().sum()
     }
 }
 
@@ -309,6 +314,24 @@ mod tests {
         assert_eq!(pages(&[40, 40, 40, 25, 25, 25], 4).0, [1, 2, 3, 4, 2, 3]);
         assert_eq!(pages(&[40, 40, 40, 5, 5], 4).0, [1, 2, 3, 4, 1]);
         assert_eq!(pages(&[40, 40, 40, 25, 5, 5], 4).0, [1, 2, 3, 4, 2, 1]);
+    }
+
+    #[test]
+    fn what_cannot_be_read_on_a_page_that_is_read_again_counts_once() {
+        let mut read = FullRead::new();
+        let pages = [(1, 0, 40), (2, 3, 40), (3, 0, 39), (2, 2, 39), (4, 0, 39)];
+        for (page, unreadable, total) in pages {
+            assert_eq!(read.page(), page);
+            let facts = Facts {
+                unreadable,
+                ..facts(page, total, 4)
+            };
+            // One has slipped by, and two cannot be read.
+            let flow = read.read(&facts, 36);
+            let is_end = flow == Flow::End { sound: false };
+            assert_eq!(is_end, page == 4, "{flow:?} at page {page}");
+        }
+        assert_eq!(read.unreadable(), 2);
     }
 
     #[test]

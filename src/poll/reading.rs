@@ -141,7 +141,7 @@ fn trim<'a>(text: &Cow<'a, str>) -> Cow<'a, str> {
     }
 }
 
-/// When it was created.
+/// A time as the API writes it; `None` where it cannot be read.
 pub(super) fn time(text: &Text<'_>) -> Option<Timestamp> {
     text.as_deref().and_then(parse_time)
 }

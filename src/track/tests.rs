@@ -252,6 +252,35 @@ fn a_server_that_invents_words_is_bounded() {
 }
 
 #[test]
+fn a_status_that_the_store_did_not_know_has_not_changed() {
+    let mut tracker = tracker();
+    let stored = Known {
+        sighting: sighting("1", "Ok", 1),
+        ordinal: 3,
+        created_at: None,
+        group: vec!["Ok".into()],
+    };
+    tracker.load_without_status(stored);
+    let delta = tracker.compare(&[sighting("1", "Ok", 2)], |_| false);
+    let before = Before {
+        ordinal: 3,
+        state: "Ok".into(),
+        status: "".into(),
+    };
+    assert_eq!(delta.refreshed, [(0, before.clone())]);
+    let delta = tracker.compare(&[sighting("1", "Critical", 2)], |_| false);
+    assert_eq!(delta.changed, [(0, before)]);
+    // It is known from then on.
+    adopt_all(&mut tracker, &[sighting("1", "Ok", 2)]);
+    let other = Sighting {
+        status: "Other",
+        ..sighting("1", "Ok", 3)
+    };
+    let delta = tracker.compare(&[other], |_| false);
+    assert_eq!(delta.changed.len(), 1);
+}
+
+#[test]
 fn what_other_answers_have_overtaken_changes_nothing() {
     let mut tracker = tracker();
     adopt_all(&mut tracker, &[sighting("1", "Ok", 1)]);

@@ -127,6 +127,32 @@ async fn blanks_around_a_state_are_no_change_after_a_restart() {
     assert_eq!(exporter.count("changed").await, 0);
 }
 
+/// A later version may have written it, or a disk have lost a part of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stored_alert_that_cannot_be_read_is_no_change_and_is_stored_anew() {
+    let simulator = start(world(50)).await;
+    let exporter = Exporter::start(plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    let folder = exporter.stop().await;
+    let state = rusqlite::Connection::open(folder.path().join("state.db")).unwrap();
+    let damaged = state.execute("UPDATE alert SET body = x'00'", []).unwrap();
+    assert_eq!(damaged, 50);
+    drop(state);
+    let exporter = Exporter::start_in(folder, plan(&simulator.url())).await;
+    exporter.wait_until_complete().await;
+    exporter.wait_for_poll().await;
+    assert_eq!(exporter.count("opened").await, 50);
+    assert_eq!(exporter.count("changed").await, 0);
+    let folder = exporter.stop().await;
+    let state = rusqlite::Connection::open(folder.path().join("state.db")).unwrap();
+    let left: u32 = state
+        .query_row("SELECT count(*) FROM alert WHERE body = x'00'", [], |row| {
+            row.get(0)
+        })
+        .unwrap();
+    assert_eq!(left, 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_read_that_cannot_be_stored_goes_on_where_it_stopped() {
     let simulator = start(world(1_500)).await;

@@ -49,6 +49,18 @@ pub(super) struct Short {
     lacking: Vec<Box<str>>,
 }
 
+// === impl Question ===
+
+impl Question {
+    /// Whether a page shows nobody else than was asked for. Where it does, the server has not understood the
+    /// question, and the answer says nothing.
+    pub(super) fn is_answered_by(&self, page: &[Sighting<'_>]) -> bool {
+        let is_asked_for =
+            |id: &str| *id == *self.witness || self.suspects.iter().any(|suspect| **suspect == *id);
+        page.iter().all(|sighting| is_asked_for(sighting.id))
+    }
+}
+
 // === impl Engine ===
 
 impl Engine {
@@ -87,8 +99,11 @@ impl Engine {
         )
     }
 
-    /// The server cannot be asked by id. It is asked so again after an hour.
-    pub fn confirmation_refused(&mut self, now: Instant) {
+    /// The server cannot be asked by id, as this question has shown. It is asked so again after an hour.
+    pub fn confirmation_refused(&mut self, question: &Question, now: Instant) {
+        if !self.is_asking(question) {
+            return;
+        }
         self.limits.confirm_again = Some(now + CONFIRM_AGAIN);
         self.limits.unanswered_in_a_row = 0;
         self.do_without_answers();
@@ -96,13 +111,22 @@ impl Engine {
 
     /// A question by id was not answered. It may be a passing fault, so the next full read tries again, but not
     /// for ever.
-    pub fn confirmation_failed(&mut self, now: Instant) {
+    pub fn confirmation_failed(&mut self, question: &Question, now: Instant) {
+        if !self.is_asking(question) {
+            return;
+        }
         self.limits.unanswered_in_a_row += 1;
         if self.limits.unanswered_in_a_row >= UNANSWERED {
-            self.confirmation_refused(now);
+            self.confirmation_refused(question, now);
         } else {
             self.do_without_answers();
         }
+    }
+
+    /// Whether this is the question that is being asked: another reading may have begun since it was sent.
+    #[must_use]
+    pub fn is_asking(&self, question: &Question) -> bool {
+        matches!(&self.reading, Reading::Confirming { asked, .. } if **asked == *question)
     }
 
     fn do_without_answers(&mut self) {
@@ -259,17 +283,14 @@ impl Engine {
             return;
         }
         let shown: HashSet<&str> = page.iter().map(|sighting| sighting.id).collect();
-        let expected = |id: &str| {
-            *id == *question.witness || question.suspects.iter().any(|suspect| **suspect == *id)
-        };
         // Some servers name a next page whatever they show.
         let goes_on = facts.next.is_some() && (facts.shown as u64) < facts.total;
-        if goes_on || facts.unreadable > 0 || !shown.iter().all(|id| expected(id)) {
-            self.confirmation_refused(now);
+        if goes_on || facts.unreadable > 0 || !question.is_answered_by(page) {
+            self.confirmation_refused(question, now);
             return;
         }
         if !shown.contains(&*question.witness) {
-            // It may just have left itself. Whoever heads the result now is a better one.
+            // The witness may just have left itself: the next one to ask with is that of the last poll, if it is another.
             *witnesses += 1;
             let witness = self
                 .witness
@@ -280,7 +301,7 @@ impl Engine {
                     let suspects = question.suspects.clone();
                     *asked = Arc::new(Question { suspects, witness });
                 }
-                _ => self.confirmation_failed(now),
+                _ => self.confirmation_failed(question, now),
             }
             return;
         }

@@ -19,6 +19,8 @@ struct Server {
     answers_by_id: bool,
     /// Asked by id, it looks at nothing else of the query.
     ids_override: bool,
+    /// Asked by id, it looks at nothing at all, and shows whatever alerts there are.
+    query_is_dropped: bool,
     /// Asked by id, it shows the first alert once more in place of the last.
     shows_twice: bool,
     /// How many more it counts than it shows.
@@ -310,10 +312,12 @@ impl Run {
                 .map(|id| &**id)
                 .chain([&*question.witness])
                 .collect();
-            if self.server.ids_override {
+            if self.server.ids_override || self.server.query_is_dropped {
                 result = self.server.find(|_| true);
             }
-            result.retain(|(id, _)| wanted.contains(&*id.to_string()));
+            if !self.server.query_is_dropped {
+                result.retain(|(id, _)| wanted.contains(&*id.to_string()));
+            }
             if self.server.shows_twice
                 && let [first, .., last] = &mut result[..]
             {

@@ -8,9 +8,9 @@ use super::{
     Activity, Failure, Reply, Request, Running, asking::can_be_asked_by_id, departures::Reason,
 };
 use crate::{
-    opsramp,
+    opsramp::{self, Answer, SearchRequest},
     poll::{
-        engine::{Purpose, Task},
+        engine::{Purpose, Question, Task},
         schedule,
     },
 };
@@ -33,14 +33,14 @@ impl Running {
     pub(super) fn background(&mut self) -> Option<Request> {
         let task = self.engine.task()?;
         if !matches!(task, Task::Reasons(_)) {
-            // Whoever it was about has come back meanwhile.
+            // No departure waits any more: the alerts whose pages these are have come back.
             self.judged.clear();
         }
         match task {
             Task::Page(page) => Some(self.page(Purpose::FullRead, page)),
             Task::Confirm(question) => {
                 if !can_be_asked_by_id(&self.search.options.query) {
-                    self.engine.confirmation_refused(Instant::now());
+                    self.engine.confirmation_refused(&question, Instant::now());
                     return None;
                 }
                 Some(self.page(Purpose::Confirm(question), 1))
@@ -75,39 +75,7 @@ impl Running {
                 request,
                 answer,
                 ..
-            } => {
-                let learned = match answer {
-                    Ok(answer) => self.learn(&purpose, &request, &answer).await.map(|_| ()),
-                    Err(error) => Err(error.into()),
-                };
-                let confirms = matches!(purpose, Purpose::Confirm(_));
-                match learned {
-                    Err(Failure::Api(error))
-                        if !confirms && self.cannot_go_on(&error, request.page) =>
-                    {
-                        tracing::warn!(
-                            search = %self.search.key,
-                            page = request.page,
-                            error = %error.chain(),
-                            "the server does not show a further page of the result; what lies behind it is not seen"
-                        );
-                        self.patience.no_page_is_wanted();
-                        self.engine.page_refused(Instant::now());
-                        self.prime().await
-                    }
-                    Err(Failure::Api(error))
-                        if confirms && self.patience.ends_question(&error, Instant::now()) =>
-                    {
-                        self.engine.confirmation_failed(Instant::now());
-                        Ok(())
-                    }
-                    Ok(()) if !confirms => {
-                        self.patience.page_came(request.page);
-                        Ok(())
-                    }
-                    learned => learned,
-                }
-            }
+            } => self.page_answered(&purpose, &request, answer).await,
             Reply::Reasons(reasons) => {
                 let late = |(_, reason): &(_, Reason)| matches!(reason, Reason::Late);
                 self.waited_in_vain |= reasons.iter().any(late);
@@ -133,6 +101,47 @@ impl Running {
         }
     }
 
+    /// Works off the answer to a page of a full read, or to a question by id. One that will go on failing is done
+    /// without.
+    async fn page_answered(
+        &mut self,
+        purpose: &Purpose,
+        request: &SearchRequest,
+        answer: Result<Answer, opsramp::Error>,
+    ) -> Result<(), Failure> {
+        let learned = match answer {
+            Ok(answer) => self.learn(purpose, request, &answer).await.map(|_| ()),
+            Err(error) => Err(error.into()),
+        };
+        let Err(failure) = learned else {
+            if *purpose == Purpose::FullRead {
+                self.patience.page_came(request.page);
+            }
+            return Ok(());
+        };
+        self.engine.unanswered(purpose);
+        match (&failure, purpose) {
+            (Failure::Api(error), Purpose::Confirm(question))
+                if self.is_asked_in_vain(error, question) =>
+            {
+                self.engine.confirmation_failed(question, Instant::now());
+                Ok(())
+            }
+            (Failure::Api(error), Purpose::FullRead) if self.cannot_go_on(error, request.page) => {
+                tracing::warn!(
+                    search = %self.search.key,
+                    page = request.page,
+                    error = %error.chain(),
+                    "the server does not show a further page of the result; what lies behind it is not seen"
+                );
+                self.patience.no_page_is_wanted();
+                self.engine.page_refused(request.page, Instant::now());
+                self.prime().await
+            }
+            _ => Err(failure),
+        }
+    }
+
     /// Has the background go on at once: it works, or what held it up may be over.
     pub(super) fn go_on_in_background(&mut self) {
         self.pace.go_on(Instant::now());
@@ -145,13 +154,20 @@ impl Running {
         self.search.report();
     }
 
-    /// Whether a full read's page failed so often that it will go on failing. Of the first, polls tell.
+    /// Whether the page that the full read wants failed so often that it will go on failing. Of the first page,
+    /// polls tell.
     fn cannot_go_on(&mut self, error: &opsramp::Error, page: u64) -> bool {
         let ended_before = self.engine.refused() == Some(page);
         page > 1
+            && self.engine.wants(page)
             && self
                 .patience
                 .ends_read(error, page, ended_before, Instant::now())
+    }
+
+    /// Whether a question failed so often that the full read does without its answer.
+    fn is_asked_in_vain(&mut self, error: &opsramp::Error, question: &Question) -> bool {
+        self.engine.is_asking(question) && self.patience.ends_question(error, Instant::now())
     }
 }
 

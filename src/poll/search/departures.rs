@@ -180,7 +180,7 @@ impl Running {
             self.has_departed = true;
         }
         for id in &ids {
-            // It would be of an alert that was before.
+            // What its page said was about the alert that has left now: another one of the same id has its own.
             self.judged.remove(id);
         }
         self.engine.adopt_departures(&ids);

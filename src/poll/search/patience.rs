@@ -98,7 +98,7 @@ impl Patience {
             self.page_no = page;
         }
         let failures = self.page.add(now);
-        // Too many results, most likely: servers that search do not show all of them.
+        // A refusal most likely means that the server shows no more of a result than this, which will not pass.
         let is_certain = ended_before || error.is_refusal();
         let patience = if is_certain { REFUSED } else { FAILED };
         // Polls may be too rare to have told of an outage.

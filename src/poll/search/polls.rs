@@ -81,6 +81,9 @@ impl Running {
             Ok(answer) => self.learn(&purpose, &request, &answer).await,
             Err(error) => Err(error.into()),
         };
+        if learned.is_err() {
+            self.engine.unanswered(&purpose);
+        }
         if request.page > 1
             && let Err(failure) = &learned
             && self.can_do_without(request.page, failure, took)

@@ -111,7 +111,7 @@ impl Search {
         let held = loaded.held;
         self.status.lease_held = true;
         self.status.lease = Some(self.shared.store.lease(held));
-        // What is known from before a reload was known under a lease that has passed.
+        // A snapshot from before a reload names a lease that has passed, and loading may take long.
         self.report();
         let first = std::mem::take(&mut loaded.alerts);
         let tracker = self.load(held, first, &mut tries).await;
@@ -172,12 +172,17 @@ impl Search {
         let mut tracker = Tracker::new(Arc::clone(&group_by), self.options.max_groups);
         loop {
             for alert in &mut page {
-                let fields = self.stored_fields(alert).unwrap_or_else(|| {
-                    // Not what will be seen next: so it is stored anew.
-                    alert.digest = !alert.digest;
-                    AlertFields::default()
-                });
-                tracker.load(known(alert, &fields, &group_by));
+                if let Some(fields) = self.stored_fields(alert) {
+                    tracker.load(known(alert, &fields, &group_by));
+                    continue;
+                }
+                // Not what will be seen next: so it is stored anew.
+                alert.digest = !alert.digest;
+                let fields = AlertFields {
+                    state: Some((&*alert.state).into()),
+                    ..AlertFields::default()
+                };
+                tracker.load_without_status(known(alert, &fields, &group_by));
             }
             let last = page.last().filter(|_| page.len() == store::LOAD_PAGE);
             let Some(last) = last.map(|alert| alert.id.clone()) else {
@@ -222,7 +227,8 @@ impl Search {
             result.group_by = Arc::clone(tracker.group_by());
             result.groups = tracker.groups().into();
         }
-        // Else some of what was known is not stored, such as who is on the way out.
+        // Where the counts differ, the task before knew what the store does not, such as departures under way: then all
+        // is read again.
         if result.complete
             && result.tracked == tracker.open() as u64
             && let Some(read_at) = status.last_full_read

@@ -217,7 +217,7 @@ fn what_could_not_be_read_before_a_refused_page_is_not_looked_for_again() {
         run.engine.task()
     };
     assert_eq!(poll(&mut run), Some(Task::Page(2)));
-    run.engine.page_refused(run.now);
+    run.engine.page_refused(2, run.now);
     for _ in 0..10 {
         run.now += run.engine.options.interval;
         assert_eq!(poll(&mut run), None, "all that is counted is known");
@@ -248,4 +248,21 @@ fn a_rest_does_not_last_as_long_as_an_outage_amid_the_read() {
     run.now += options.interval;
     while run.background(false) {}
     run.assert_agreement();
+}
+
+/// It may be the last one for long: what opens and leaves meanwhile is not collected for it.
+#[test]
+fn nothing_is_remembered_for_an_answer_that_will_not_come() {
+    let mut run = run_with(50, 100);
+    let full_read = Purpose::FullRead;
+    let overtaken = |run: &Run| {
+        let overtaken = run.engine.requests.overtaken(&Purpose::FullRead);
+        overtaken.map(|overtaken| overtaken.has("51"))
+    };
+    run.engine.asked(&full_read);
+    run.server.act(&Act::Open(1));
+    run.poll(false);
+    assert_eq!(overtaken(&run), Some(true));
+    run.engine.unanswered(&full_read);
+    assert_eq!(overtaken(&run), None);
 }
