@@ -855,13 +855,14 @@ impl Engine {
                     missing.retain(|id| sudden.contains(id));
                 }
                 missing.retain(|id| !overtaken.has(id));
-                self.depart(missing);
+                self.set_departing(missing);
             }
             _ => self.ask_for(missing, now),
         }
     }
 
-    fn depart(&mut self, ids: Vec<Box<str>>) {
+    /// Sets alerts that have left aside: what follows asks for their reasons and stores their departures.
+    fn set_departing(&mut self, ids: Vec<Box<str>>) {
         for id in ids {
             self.requests.note(&id);
             self.tracker.set_leaving(&id);

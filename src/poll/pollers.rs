@@ -211,26 +211,43 @@ impl Pollers {
     /// Makes the tasks follow a plan. Those that it does not change go on undisturbed; no state
     /// is lost, whatever changes.
     pub async fn follow(&mut self, Prepared { plan, clients }: Prepared) {
-        let names: BTreeSet<_> = plan
-            .accounts
-            .iter()
-            .map(|account| &account.options.name)
-            .collect();
         self.forget_gone();
         let asked: Vec<Asked> = self.clients.values().map(|it| it.client.asked()).collect();
-        let gone = self.gone.iter().map(|(_, asked)| asked);
-        let before: Vec<Asked> = asked.iter().chain(gone).cloned().collect();
-        let gone: Vec<_> = self
-            .clients
-            .keys()
-            .filter(|name| !names.contains(name))
-            .cloned()
-            .collect();
-        for name in gone {
-            self.clients.remove(&name);
+        let asked_by_gone = self.gone.iter().map(|(_, asked)| asked);
+        let before: Vec<Asked> = asked.iter().chain(asked_by_gone).cloned().collect();
+        self.drop_accounts_not_in(&plan);
+        self.replace_clients(clients, &plan, &before);
+        self.look_up_as_planned(&plan);
+        self.hand_on_allowances(&plan, &before);
+        let until = Instant::now() + GONE_COUNTS;
+        let has_no_heir = |asked: &Asked| {
+            let heir = self.clients.get(asked.account());
+            heir.is_none_or(|heir| !heir.client.asks_the_server_of(asked))
+        };
+        let newly_gone = asked.into_iter().filter(has_no_heir);
+        self.gone.extend(newly_gone.map(|asked| (until, asked)));
+        self.plan = Some(plan);
+        self.follow_plan().await;
+    }
+
+    fn drop_accounts_not_in(&mut self, plan: &Plan) {
+        let accounts = plan.accounts.iter();
+        let names: BTreeSet<_> = accounts.map(|account| &account.options.name).collect();
+        let dropped = self.clients.extract_if(.., |name, _| !names.contains(name));
+        for (name, client) in dropped {
+            drop(client);
             self.metrics.remove_account(&name);
             self.board.remove_account(&name);
         }
+    }
+
+    /// Puts new clients in the place of those that their accounts had. `before`: what those asked.
+    fn replace_clients(
+        &mut self,
+        clients: Vec<(Client, AccountMetrics)>,
+        plan: &Plan,
+        before: &[Asked],
+    ) {
         for (client, metrics) in clients {
             let options = plan
                 .accounts
@@ -253,6 +270,10 @@ impl Pollers {
             let client = AccountClient::new(options, client, metrics, old);
             self.clients.insert(name, client);
         }
+    }
+
+    /// Has the clients of each account's partners looked up, and shows it.
+    fn look_up_as_planned(&mut self, plan: &Plan) {
         for account in &plan.accounts {
             if let Some(client) = self.clients.get_mut(&account.options.name) {
                 let was_discovering = client.discovery().is_some();
@@ -264,16 +285,6 @@ impl Pollers {
                 }
             }
         }
-        self.hand_on_allowances(&plan, &before);
-        let until = Instant::now() + GONE_COUNTS;
-        let has_gone = |asked: &Asked| {
-            let heir = self.clients.get(asked.account());
-            heir.is_none_or(|heir| !heir.client.asks_the_server_of(asked))
-        };
-        let gone = asked.into_iter().filter(has_gone);
-        self.gone.extend(gone.map(|asked| (until, asked)));
-        self.plan = Some(plan);
-        self.follow_plan().await;
     }
 
     /// Has what these clients have asked in the last minute count on where other accounts ask for their tenants
@@ -292,7 +303,7 @@ impl Pollers {
             .map(|account| (&account.options.name, of_account(account)))
             .collect();
         for old in before {
-            // Of whom the account of that name asks the same server still.
+            // The account of the same name, where it still asks the same server.
             let heir = self.clients.get(old.account());
             let heir = heir.filter(|heir| heir.client.asks_the_server_of(old));
             let found: HashSet<&Arc<str>> = heir

@@ -23,7 +23,7 @@ use self::{
     asking::{Asking, Paging},
     background::Pace,
     departures::Reason,
-    learning::{PendingCommit, Refused, committing},
+    learning::{PendingCommit, Refused, commit_of},
     patience::Patience,
     polls::{FailedPolls, Poll},
 };
@@ -278,8 +278,8 @@ impl Running {
                     background_request = None;
                     Box::pin(self.background_answered(reply)).await;
                 }
-                stored = ready(committing(&mut self.under_way)) => {
-                    if let Err(failure) = self.has_stored(stored) {
+                stored = ready(commit_of(&mut self.under_way)) => {
+                    if let Err(failure) = self.settled(stored) {
                         self.background_failed(&failure);
                     }
                 }
@@ -287,7 +287,7 @@ impl Running {
             }
         };
         drop(reservation);
-        self.finish_storing().await;
+        self.settle_quietly().await;
         self.note_what_is_missed();
         ended
     }

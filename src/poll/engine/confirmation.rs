@@ -79,7 +79,7 @@ impl Engine {
         }
         let (gone, there): (Vec<_>, Vec<_>) =
             asked.iter().cloned().partition(|id| gone.contains(id));
-        self.depart_unseen(gone);
+        self.set_departing_if_missing(gone);
         if !in_vain && !self.is_sound() {
             // There may be more of them than are asked for at once: next come others.
             for id in there {
@@ -224,7 +224,7 @@ impl Engine {
                 self.suspects.insert(id, missed.min(CERTAINTY));
             }
         }
-        self.depart(gone);
+        self.set_departing(gone);
     }
 
     /// A full read may miss an alert for the second time by the same bad luck: its own page decides. So
@@ -333,7 +333,7 @@ impl Engine {
         }
         let (queue, mut doubted) = (std::mem::take(queue), std::mem::take(doubted));
         self.reading = Reading::Idle;
-        self.depart_unseen(gone);
+        self.set_departing_if_missing(gone);
         doubted.extend_from_slice(&kept_back);
         self.suspect(kept_back);
         // A server that looks at nothing but the ids shows what has left as well.
@@ -341,10 +341,10 @@ impl Engine {
         self.confirm(queue, doubted, now);
     }
 
-    /// Those that a poll has seen since the reading are back.
-    pub(super) fn depart_unseen(&mut self, mut gone: Vec<Box<str>>) {
+    /// Like [`Engine::set_departing`], except for those that a poll has seen since the reading: they are back.
+    pub(super) fn set_departing_if_missing(&mut self, mut gone: Vec<Box<str>>) {
         gone.retain(|id| self.tracker.is_missing(id));
-        self.depart(gone);
+        self.set_departing(gone);
     }
 }
 

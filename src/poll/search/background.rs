@@ -66,7 +66,7 @@ impl Running {
             }
         );
         if !goes_on {
-            self.finish_storing().await;
+            self.settle_quietly().await;
         }
         let reads_before = self.engine.reads();
         let worked = match reply {
@@ -79,7 +79,7 @@ impl Running {
             Reply::Reasons(reasons) => {
                 let late = |(_, reason): &(_, Reason)| matches!(reason, Reason::Late);
                 self.waited_in_vain |= reasons.iter().any(late);
-                self.depart(reasons).await
+                self.store_departures(reasons).await
             }
             Reply::Verdicts(verdicts) => {
                 self.judge(verdicts);
@@ -95,7 +95,7 @@ impl Running {
                 }
             }
             Err(failure) => {
-                self.finish_storing().await;
+                self.settle_quietly().await;
                 self.background_failed(&failure);
             }
         }

@@ -116,7 +116,10 @@ impl Running {
     }
 
     /// Stores and logs departures.
-    pub(super) async fn depart(&mut self, reasons: Vec<(Box<str>, Reason)>) -> Result<(), Failure> {
+    pub(super) async fn store_departures(
+        &mut self,
+        reasons: Vec<(Box<str>, Reason)>,
+    ) -> Result<(), Failure> {
         let now = clock::now();
         let ids: Vec<Box<str>> = reasons.iter().map(|(id, _)| id.clone()).collect();
         let search = &self.search;

@@ -42,7 +42,8 @@ pub(super) struct PendingCommit {
 
 /// What the journal had no room for.
 pub(super) struct Refused {
-    /// How many events at once, at most; where that is more than there can be, it is those.
+    /// The most events that a refused commit had, but no more than the journal's limit: once as many fit, the journal
+    /// is full no longer.
     events: u64,
     _notice: Notice,
 }
@@ -127,7 +128,7 @@ impl Running {
         } = self.news(&found, changes(&delta), now);
         let events = tally.opened + tally.changed;
         // Only now: what has been done so far did not have to wait for the page before.
-        self.stored().await?;
+        self.settle().await?;
         let ahead = self.engine.ahead(purpose, &facts, &sightings, &delta);
         self.store(commit, tally, ahead, now).await?;
         let reads_before = self.engine.reads();
@@ -158,10 +159,10 @@ impl Running {
             return Ok(delta);
         }
         // What lies under way could not be taken back any more.
-        self.stored().await?;
+        self.settle().await?;
         // Their own pages tell of the alerts that there are now.
         let left = opened_anew.into_iter().map(|id| (id, Reason::Unknown));
-        self.depart(left.collect()).await?;
+        self.store_departures(left.collect()).await?;
         Ok(self.engine.compare(purpose, sightings))
     }
 
@@ -203,7 +204,7 @@ impl Running {
                 self.under_way = Some(PendingCommit {
                     ahead,
                     events: commit.events.len() as u64,
-                    committing: Box::pin(self.committing(commit, now)),
+                    committing: Box::pin(self.commit_later(commit, now)),
                     tally,
                 });
             }
@@ -295,25 +296,26 @@ impl Running {
     }
 
     /// Waits until what is under way is stored.
-    async fn stored(&mut self) -> Result<(), Failure> {
-        match committing(&mut self.under_way) {
+    async fn settle(&mut self) -> Result<(), Failure> {
+        match commit_of(&mut self.under_way) {
             Some(committing) => {
                 let stored = self.search.heartbeat.beat_after(committing).await;
-                self.has_stored(stored)
+                self.settled(stored)
             }
             None => Ok(()),
         }
     }
 
-    /// The same, for those who need not care whether that failed: the background has.
-    pub(super) async fn finish_storing(&mut self) {
-        if let Err(failure) = self.stored().await {
+    /// Like [settle](Running::settle), for callers to whom a failure makes no difference: the page is the
+    /// background's, and so is its failure.
+    pub(super) async fn settle_quietly(&mut self) {
+        if let Err(failure) = self.settle().await {
             self.background_failed(&failure);
         }
     }
 
     /// The end of what was under way.
-    pub(super) fn has_stored(&mut self, stored: Result<(), store::Error>) -> Result<(), Failure> {
+    pub(super) fn settled(&mut self, stored: Result<(), store::Error>) -> Result<(), Failure> {
         if let Some(PendingCommit {
             ahead,
             events,
@@ -342,14 +344,14 @@ impl Running {
     /// Stores what was learned.
     pub(super) async fn commit(&mut self, commit: Commit, now: Timestamp) -> Result<(), Failure> {
         let events = commit.events.len() as u64;
-        let committing = self.committing(commit, now);
+        let committing = self.commit_later(commit, now);
         let committed = self.search.heartbeat.beat_after(committing).await;
         self.note_room(events, &committed);
         Ok(committed?)
     }
 
     /// The same, to be waited for and taken note of later.
-    fn committing(
+    fn commit_later(
         &self,
         mut commit: Commit,
         now: Timestamp,
@@ -538,7 +540,7 @@ impl Search {
 }
 
 /// What is being stored, if anything is.
-pub(super) fn committing(
+pub(super) fn commit_of(
     under_way: &mut Option<PendingCommit>,
 ) -> Option<&mut Pending<Result<(), store::Error>>> {
     Some(&mut under_way.as_mut()?.committing)

@@ -65,7 +65,7 @@ impl Running {
         else {
             return None;
         };
-        self.finish_storing().await;
+        self.settle_quietly().await;
         if let Some(poll) = &mut self.poll {
             poll.requests += 1;
         }
