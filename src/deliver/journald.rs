@@ -129,9 +129,13 @@ impl Journald {
 }
 
 impl Writer for Journald {
+    fn wait(&mut self, events: usize) {
+        self.pace.wait(events);
+    }
+
     fn deliver(&mut self, events: &[Pending]) -> Progress {
         let mut progress = Progress::default();
-        let allowed = self.pace.wait();
+        let allowed = self.pace.allowed(Instant::now());
         for Pending { event, .. } in events.iter().take(allowed) {
             match Record::from_json(&event.body) {
                 Ok(record) => {
@@ -278,14 +282,13 @@ impl Pace {
         self.allowed as usize
     }
 
-    /// Waits until at least one message may go out.
-    fn wait(&mut self) -> usize {
-        loop {
-            let allowed = self.allowed(Instant::now());
-            if allowed > 0 {
-                return allowed;
-            }
-            std::thread::sleep(Duration::from_secs_f64((1.0 - self.allowed) / PER_SECOND));
+    /// Waits until so many messages may go out, but no longer than a second: each delivery costs a look at
+    /// the journal and an acknowledgement, however little it brings.
+    fn wait(&mut self, messages: usize) {
+        let wanted = messages.min(PER_SECOND as usize);
+        while self.allowed(Instant::now()) < wanted {
+            let missing = wanted as f64 - self.allowed;
+            std::thread::sleep(Duration::from_secs_f64(missing / PER_SECOND));
         }
     }
 }

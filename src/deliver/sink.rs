@@ -35,6 +35,10 @@ pub(super) enum Running {
 
 /// A sink that blocks while it writes.
 pub(super) trait Writer: Send + 'static {
+    /// Waits until it may deliver so many events, or some of them: for so long that a delivery that takes no
+    /// longer hangs for nobody. Whoever has asked may give it up meanwhile.
+    fn wait(&mut self, _events: usize) {}
+
     /// Delivers events in order, as many as it can.
     fn deliver(&mut self, events: &[Pending]) -> Progress;
 
@@ -200,12 +204,13 @@ impl Thread {
     fn start<W: Writer>(name: &str, writer: W) -> Result<Self, (W, io::Error)> {
         let (sender, requests) = mpsc::channel();
         let (end, ended) = oneshot::channel();
-        // What a thread takes along that cannot be started is gone.
+        // A closure whose thread cannot be started is dropped with all it owns, so the writer follows by a channel.
         let (hand_over, handed_over) = mpsc::channel::<W>();
         let started = thread::Builder::new()
             .name(format!("sink-{name}"))
             .spawn(move || {
-                // Dropped after the writer, which was there before it.
+                // Declared before the writer, so that it is dropped after it: whoever waits for the end finds the
+                // file unlocked.
                 let _end: oneshot::Sender<()> = end;
                 let Ok(mut writer) = handed_over.recv() else {
                     return;
@@ -213,6 +218,11 @@ impl Thread {
                 for request in requests {
                     match request {
                         Request::Deliver(events, claim, reply) => {
+                            writer.wait(events.len());
+                            if reply.is_closed() {
+                                // Nobody would acknowledge what is delivered now.
+                                continue;
+                            }
                             // Right before: the process may have been stopped for a while.
                             let progress = if claim.holds() {
                                 if let Some(past) = claim.past() {
@@ -301,5 +311,46 @@ impl SinkError {
             Self::Otlp(error) => error.retry_after(),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    /// May deliver once it is told so, and tells when it does.
+    struct Patient {
+        may: mpsc::Receiver<()>,
+        delivers: mpsc::Sender<()>,
+    }
+
+    impl Writer for Patient {
+        fn wait(&mut self, _events: usize) {
+            self.may.recv().unwrap();
+        }
+
+        fn deliver(&mut self, _events: &[Pending]) -> Progress {
+            self.delivers.send(()).unwrap();
+            Progress::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_delivery_that_is_given_up_before_its_turn_delivers_nothing() {
+        let (allow, may) = mpsc::channel();
+        let (delivers, delivered) = mpsc::channel();
+        let thread = Thread::start("patient", Patient { may, delivers });
+        let thread = thread.map_err(|(_, error)| error).unwrap();
+        let given_up = thread.deliver(Arc::default(), Claim::default());
+        tokio::time::timeout(Duration::ZERO, given_up)
+            .await
+            .unwrap_err();
+        allow.send(()).unwrap();
+        allow.send(()).unwrap();
+        let progress = thread.deliver(Arc::default(), Claim::default()).await;
+        assert!(progress.error.is_none(), "{progress:?}");
+        assert_eq!(delivered.try_iter().count(), 1);
     }
 }

@@ -244,6 +244,29 @@ fn what_was_sent_before_an_error_is_not_sent_again() {
 }
 
 #[test]
+fn a_backlog_goes_out_in_few_batches_and_a_lone_event_at_once() {
+    let receiver = Receiver::new();
+    let mut sink = Journald::at(&receiver.path);
+    let listening = receiver.socket.try_clone().unwrap();
+    std::thread::spawn(move || while listening.recv(&mut [0; 1]).is_ok() {});
+    let events: Vec<_> = (0..300).map(|_| pending(&bare())).collect();
+    let mut waiting = &events[..];
+    let mut batches = Vec::new();
+    while !waiting.is_empty() {
+        sink.wait(waiting.len());
+        let progress = sink.deliver(waiting);
+        assert!(progress.error.is_none(), "{progress:?}");
+        batches.push(progress.settled);
+        waiting = &waiting[progress.settled..];
+    }
+    assert!(matches!(batches.len(), 2 | 3), "{batches:?}");
+    let began = Instant::now();
+    sink.wait(1);
+    assert_eq!(sink.deliver(&events[..1]).settled, 1);
+    assert!(began.elapsed() < Duration::from_millis(500));
+}
+
+#[test]
 fn the_pace_stays_below_journalds_limit_in_every_30_seconds() {
     let start = Instant::now();
     let mut pace = Pace::new(start);
