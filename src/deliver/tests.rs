@@ -742,6 +742,47 @@ async fn a_worker_that_panics_ends_the_daemon() {
     assert!(matches!(failed.source, SinkError::Ended));
 }
 
+/// Takes note of what the board says of a sink when its first events have just been delivered.
+#[derive(Debug)]
+struct Witness {
+    board: Board,
+    error: Mutex<Option<Option<String>>>,
+}
+
+impl Observer for Witness {
+    fn sink_delivered(&self, sink: &str, events: u64) {
+        if events > 0 {
+            let error = self.board.sinks()[sink].error.clone();
+            self.error.lock().get_or_insert(error);
+        }
+    }
+    fn sink_error(&self, _: &str) {}
+    fn sink_rejected(&self, _: &str, _: u64) {}
+}
+
+#[tokio::test]
+async fn a_sink_that_was_down_works_again_once_events_are_delivered_and_not_before() {
+    let mut journal = Journal::new().await;
+    let down = file_sink("down", journal.path("missing").join("alerts.jsonl"));
+    let witness = Arc::new(Witness {
+        board: journal.board.clone(),
+        error: Mutex::default(),
+    });
+    let observer = Arc::clone(&witness) as Arc<dyn Observer>;
+    let (store, board) = (journal.store.clone(), journal.board.clone());
+    let delivery = Delivery::start(store, vec![down], board, observer);
+    let delivery = delivery.await.unwrap();
+    journal.journal(1).await;
+    let error = || journal.board.sinks()["down"].error.clone();
+    journal.until("it fails", || error().is_some()).await;
+    // The first try after that only notes where the file begins.
+    std::fs::create_dir(journal.path("missing")).unwrap();
+    journal.until("it works", || error().is_none()).await;
+    let before = witness.error.lock().clone().flatten();
+    assert!(before.is_some_and(|error| error.contains("its folder does not exist")));
+    assert!(delivery.drain(Duration::from_secs(10)).await);
+}
+
 #[tokio::test]
 async fn a_sink_that_the_store_has_forgotten_says_so_and_goes_on_when_it_is_known_again() {
     let journal = Journal::new().await;

@@ -357,7 +357,9 @@ impl Worker {
             }
             drop(claim);
             match error {
-                None => self.recovered(&mut trouble, "delivers again"),
+                None if settled > 0 => self.recovered(&mut trouble, "delivers again"),
+                // It has prepared something, or the events are no longer this replica's: the next try tells.
+                None => {}
                 Some(error) if error.is_fatal() => return self.fail(error),
                 Some(error) => {
                     if settled > 0 {
