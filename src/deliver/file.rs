@@ -123,8 +123,8 @@ struct Tail {
     inside_line: bool,
     /// From here on to what is settled, the server may not have heard of it yet.
     unstored: u64,
-    /// Where lines may stand that are given again: of what others deliver after a search was lost,
-    /// nobody says so here.
+    /// Parts in which lines may stand that the journal gives again: what a try left unfinished, and what the
+    /// server had not heard of when a search was lost.
     doubtful: Vec<Range<u64>>,
     /// What the store knows the file by, so that it is found again wherever it is moved; `None`
     /// where it does not know it yet.
@@ -239,33 +239,11 @@ impl LogFile {
         }
         let is_inherited = self.past.is_some_and(|past| past.is_inherited);
         let is_doubted = is_inherited || first <= self.doubted;
-        let mut searched = 0;
-        while searched < self.moved.len() {
-            let look = |missing: &mut Missing<'_>| match is_doubted {
-                true => self.look_everywhere(current, is_inherited, missing),
-                false => Ok(()),
-            };
-            let settled = self.moved[searched].settle_moved(&mut missing, look);
-            let moved = &mut self.moved[searched];
-            match settled {
-                Ok((scan, mark)) if !scan.at_end => {
-                    // Every line was found, and what follows belongs to later ones.
-                    moved.settled = scan.end;
-                    let mark = mark.encode(&moved.doubtful);
-                    self.retire(searched);
-                    return Ok(Settled {
-                        lines: lines.len(),
-                        mark,
-                        error: None,
-                    });
-                }
-                Ok(_) => {}
-                Err(error) if moved.is_worth_another_try() => return Err(error),
-                // It must not hold up for ever what comes after it.
-                Err(error) => warn_of_unsearched(&error),
-            }
-            searched += 1;
+        let found = self.search_moved(current, is_inherited, is_doubted, &mut missing)?;
+        if let Some(settled) = found {
+            return Ok(settled);
         }
+        let searched = self.moved.len();
         if is_doubted {
             self.find_in_others(&mut missing)?;
         }
@@ -291,6 +269,43 @@ impl LogFile {
         let settled = current.settle(&mut missing)?;
         self.retire(searched);
         Ok(settled)
+    }
+
+    /// Looks for lines in what is not settled of the files that were moved away, one after the other. `Some`: all
+    /// were found, and it is settled up to the last of them.
+    fn search_moved(
+        &mut self,
+        current: &Tail,
+        is_inherited: bool,
+        is_doubted: bool,
+        missing: &mut Missing<'_>,
+    ) -> Result<Option<Settled>, Error> {
+        for searched in 0..self.moved.len() {
+            let look = |missing: &mut Missing<'_>| match is_doubted {
+                true => self.look_everywhere(current, is_inherited, missing),
+                false => Ok(()),
+            };
+            let settled = self.moved[searched].settle_moved(missing, look);
+            let moved = &mut self.moved[searched];
+            match settled {
+                Ok((scan, mark)) if !scan.at_end => {
+                    // What follows belongs to later lines.
+                    moved.settle_at(scan.end);
+                    let mark = mark.encode(&moved.doubtful);
+                    self.retire(searched);
+                    return Ok(Some(Settled {
+                        lines: missing.len(),
+                        mark,
+                        error: None,
+                    }));
+                }
+                Ok(_) => {}
+                Err(error) if moved.is_worth_another_try() => return Err(error),
+                // It must not hold up for ever what comes after it.
+                Err(error) => warn_of_unsearched(&error),
+            }
+        }
+        Ok(None)
     }
 
     /// Looks for lines wherever they may stand, and leaves them as they are: a piece of one in a file that was
@@ -713,13 +728,18 @@ impl Tail {
         self.sync()?;
         let mark = self.mark_at(settled)?;
         self.mark = Some(mark);
-        self.inside_line &= settled == self.settled;
-        self.settled = settled;
+        self.settle_at(settled);
         Ok(Settled {
             lines,
             mark: mark.encode(&self.doubtful),
             error,
         })
+    }
+
+    /// Takes note that it is settled up to there: behind a whole line, unless that is where it was.
+    fn settle_at(&mut self, settled: u64) {
+        self.inside_line &= settled == self.settled;
+        self.settled = settled;
     }
 
     /// Finds lines in a file that was moved away, and completes one that is torn there and stands nowhere else as

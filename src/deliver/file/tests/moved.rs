@@ -29,6 +29,24 @@ fn a_file_that_is_moved_back_is_gone_on_with() {
 }
 
 #[test]
+fn what_follows_in_a_file_that_was_moved_away_and_was_settled_inside_a_line_is_found() {
+    let mut world = World::with_events(5);
+    world.deliver(2);
+    // As after a look back from the end of a large file: somewhere in the second line.
+    let current = world.sink.current.as_mut().unwrap();
+    current.settled -= 3;
+    current.inside_line = true;
+    current.mark = Some(current.mark_at(current.settled).unwrap());
+    let rest: String = world.expected().split_inclusive('\n').skip(2).collect();
+    world.append(rest.as_bytes());
+    world.rotate();
+    for _ in 0..3 {
+        world.deliver(1);
+    }
+    assert_eq!(world.content(), world.expected());
+}
+
+#[test]
 fn a_line_torn_in_a_file_that_was_moved_away_is_completed_there() {
     for moved_while_running in [true, false] {
         let length = World::with_events(8).expected().len();
