@@ -17,7 +17,7 @@ use crate::{
     cli::{self, Cli, Command},
     clock,
     config::{self, CheckedWebFile, Config, ConfigError, Loaded, SecretFiles, Web, WebFile},
-    daemon::{self, Daemon},
+    daemon::{self, CannotGoOn, Daemon},
     demo::Demo,
     error_chain::chain,
     healthcheck, logging,
@@ -184,11 +184,19 @@ fn run_daemon(cli: &Cli) -> Outcome {
             manager,
             &mut signals,
         );
-        match started.await? {
-            Some(daemon) => Ok(daemon.run(signals, reload).await?),
-            None => Ok(()),
-        }
+        follow(started.await?, signals, reload).await
     })?
+}
+
+/// Runs a daemon, unless somebody wanted it to stop before there was one.
+async fn follow(daemon: Option<Daemon>, signals: Signals, load: daemon::LoadConfig) -> Outcome {
+    match daemon {
+        Some(daemon) => {
+            let ended = daemon.run(signals, load).await;
+            ended.map_err(|CannotGoOn| Failure::Told(FAILURE))
+        }
+        None => Ok(()),
+    }
 }
 
 fn run_check(cli: &Cli) -> Outcome {
@@ -243,12 +251,9 @@ fn run_demo(cli: &Cli, simulator: std::net::SocketAddr) -> Outcome {
         let manager = ServiceManager::of_environment();
         let daemon =
             Daemon::start(config, listeners, board, metrics, manager, &mut signals).await?;
-        let outcome = match daemon {
-            Some(daemon) => daemon.run(signals, reload).await,
-            None => Ok(()),
-        };
+        let outcome = follow(daemon, signals, reload).await;
         demo.stop().await;
-        Ok(outcome?)
+        outcome
     })?
 }
 

@@ -106,6 +106,10 @@ struct Opening<'a> {
     serve: Option<oneshot::Sender<()>>,
 }
 
+/// The daemon has ended because it could not go on. It has said why.
+#[derive(Debug)]
+pub struct CannotGoOn;
+
 /// Why the daemon stops.
 enum Stop {
     /// It was asked to.
@@ -140,8 +144,8 @@ impl Daemon {
         );
         let error = match started.await {
             Ok(Ok(daemon)) => return Ok(Some(daemon)),
-            Ok(Err(error)) | Err(Stop::Failed(error)) => Some(error),
-            Err(Stop::Asked(by)) => {
+            Ok(Err(error)) => Some(error),
+            Err(by) => {
                 tracing::info!(by, "stopping before everything was set up");
                 None
             }
@@ -245,71 +249,84 @@ impl Daemon {
     /// Runs until it is told to stop, or cannot go on. Then it delivers what is journalled.
     ///
     /// # Errors
-    /// Why it cannot go on.
-    pub async fn run(mut self, mut signals: Signals, load: LoadConfig) -> anyhow::Result<()> {
+    /// Where it could not go on.
+    pub async fn run(mut self, mut signals: Signals, load: LoadConfig) -> Result<(), CannotGoOn> {
+        let stop = self.work(&mut signals, &load).await;
+        self.finish(stop, &mut signals).await
+    }
+
+    /// Follows what comes until it has to stop.
+    async fn work(&mut self, signals: &mut Signals, load: &LoadConfig) -> Stop {
         let heartbeat = self.health.register("daemon", PULSE * 3);
         let mut trouble = self.store.trouble();
-        let stop = loop {
+        loop {
             heartbeat.beat();
             tokio::select! {
                 told = signals.next() => match told {
-                    Command::Stop(name) => break Stop::Asked(name),
+                    Command::Stop(name) => return Stop::Asked(name),
                     Command::Reload => {
                         self.delivery.reopen();
                         // It is logged; nobody waits for the answer.
-                        let reloaded = self.reload_or_stop(&load, &mut signals, &heartbeat);
-                        if let Err(stop) = reloaded.await {
-                            break stop;
+                        let reloaded = self.reload_or_stop(load, signals, &heartbeat);
+                        if let Err(by) = reloaded.await {
+                            return Stop::Asked(by);
                         }
                     }
                 },
                 Some(reply) = self.reloads.recv() => {
-                    match self.reload_or_stop(&load, &mut signals, &heartbeat).await {
+                    match self.reload_or_stop(load, signals, &heartbeat).await {
                         // Whoever asked may have gone away.
                         Ok(outcome) => reply.send(outcome).ok(),
-                        Err(stop) => break stop,
+                        Err(by) => return Stop::Asked(by),
                     };
                 }
-                // Without anybody to tell, nothing changes.
+                // SQLite's trouble has no sender: then this branch is switched off.
                 Ok(()) = trouble.changed() => {
                     self.health.hold_up(STORE, trouble.borrow_and_update().clone());
                 }
-                () = self.quit.cancelled() => break Stop::Asked(QUIT),
-                error = self.store.lost() => break Stop::Failed(error.into()),
-                failed = self.delivery.failed() => break Stop::Failed(failed.into()),
+                () = self.quit.cancelled() => return Stop::Asked(QUIT),
+                error = self.store.lost() => return Stop::Failed(error.into()),
+                failed = self.delivery.failed() => return Stop::Failed(failed.into()),
                 happening = self.pollers.next() => match happening {
                     // A store that hangs holds it up.
                     Happening::LookedUp(look_up) => {
                         let adopted = self.pollers.adopt(look_up);
                         heartbeat.beat_for(LONGEST_CHANGE);
-                        if let Err(stop) = unless_stopped(adopted, &mut signals, &self.quit).await {
-                            break stop;
+                        if let Err(by) = unless_stopped(adopted, signals, &self.quit).await {
+                            return Stop::Asked(by);
                         }
                     }
-                    Happening::Failed(error) => break Stop::Failed(error),
+                    Happening::Failed(error) => return Stop::Failed(error),
                 },
-                ended = &mut self.server => break Stop::Failed(match ended {
+                ended = &mut self.server => return Stop::Failed(match ended {
                     Ok(Ok(())) => anyhow::anyhow!("the web server has ended"),
                     Ok(Err(error)) => anyhow::Error::new(error).context("the web server cannot serve"),
                     Err(error) => anyhow::Error::new(error).context("the web server has failed"),
                 }),
                 () = tokio::time::sleep(PULSE) => {}
             }
-        };
-        drop(heartbeat);
+        }
+    }
+
+    /// Ends everything, the web server last: until then it tells how the rest ends.
+    async fn finish(self, stop: Stop, signals: &mut Signals) -> Result<(), CannotGoOn> {
         drop(self.attendant);
         self.manager.stopping();
-        let (first, failure) = match stop {
+        let (first, outcome) = match stop {
             Stop::Asked(by) => {
                 tracing::info!(
                     by,
                     "stopping: polling ends, journalled events are delivered"
                 );
-                (by, None)
+                (by, Ok(()))
             }
             Stop::Failed(error) => {
-                tracing::error!(error = %chain(error.as_ref()), "the daemon cannot go on; journalled events are delivered after the next start");
-                ("", Some(error))
+                tracing::error!(
+                    error = %chain(error.as_ref()),
+                    "the daemon cannot go on: polling ends, journalled events are delivered as far as that is \
+                     possible; the rest after the next start"
+                );
+                ("", Err(CannotGoOn))
             }
         };
         // A second signal means: at once.
@@ -322,10 +339,7 @@ impl Daemon {
             // It bounds its own end, and how it ends no longer matters.
             self.server.await.ok();
         }
-        match failure {
-            Some(error) => Err(error),
-            None => Ok(()),
-        }
+        outcome
     }
 
     /// A store that hangs holds up all of them: the time is for them together.
@@ -345,13 +359,13 @@ impl Daemon {
         }
     }
 
-    /// Reloads, unless it is told to stop meanwhile.
+    /// Reloads, unless it is told to stop meanwhile: then the error is who asked.
     async fn reload_or_stop(
         &mut self,
         load: &LoadConfig,
         signals: &mut Signals,
         heartbeat: &Heartbeat,
-    ) -> Result<Result<(), String>, Stop> {
+    ) -> Result<Result<(), String>, &'static str> {
         let quit = self.quit.clone();
         heartbeat.beat_for(LONGEST_CHANGE);
         unless_stopped(self.reload(load), signals, &quit).await
@@ -522,16 +536,16 @@ impl Opening<'_> {
     }
 }
 
-/// Does what may take long, unless it is told to stop meanwhile.
+/// Does what may take long, unless it is told to stop meanwhile: then the error is who asked.
 async fn unless_stopped<T>(
     work: impl Future<Output = T>,
     signals: &mut Signals,
     quit: &CancellationToken,
-) -> Result<T, Stop> {
+) -> Result<T, &'static str> {
     tokio::select! {
         done = work => Ok(done),
-        name = signals.stop() => Err(Stop::Asked(name)),
-        () = quit.cancelled() => Err(Stop::Asked(QUIT)),
+        name = signals.stop() => Err(name),
+        () = quit.cancelled() => Err(QUIT),
     }
 }
 

@@ -411,14 +411,16 @@ impl Store {
         }
     }
 
-    /// In what trouble the store is, for people; `None` while it works.
+    /// In what trouble the store is, for people; `None` while it works. How it is to begin with is news, too.
     #[must_use]
     pub fn trouble(&self) -> watch::Receiver<Option<String>> {
-        match self {
+        let mut trouble = match self {
             // What its errors say is all there is.
             Self::Sqlite(_) => watch::channel(None).1,
             Self::Postgres(store) => store.trouble(),
-        }
+        };
+        trouble.mark_changed();
+        trouble
     }
 
     /// Waits until the state is lost to another exporter, which a lease does not tell: then the store has

@@ -40,6 +40,7 @@ macro_rules! suite {
             the_page_shows_the_newest_first_and_filters,
             the_page_shows_only_searches_that_are_held,
             a_state_of_whatever_characters_is_stored_and_sought,
+            in_what_trouble_it_is_to_begin_with_is_told_once,
             callers_at_the_same_time_all_get_what_they_asked_for,
             a_closed_store_says_so,
         }
@@ -824,6 +825,19 @@ pub(super) async fn the_page_shows_only_searches_that_are_held(options: Options)
     assert_eq!(store.open_alerts(filter.clone()).await.unwrap().len(), 0);
     self::held(&store).await;
     assert_eq!(store.open_alerts(filter).await.unwrap().len(), 1);
+}
+
+// === trouble ===
+
+pub(super) async fn in_what_trouble_it_is_to_begin_with_is_told_once(options: Options) {
+    let store = Store::open(&options).await.unwrap();
+    let mut trouble = store.trouble();
+    let told = tokio::time::timeout(Duration::from_secs(1), trouble.changed());
+    told.await.unwrap().unwrap();
+    assert_eq!(*trouble.borrow_and_update(), None);
+    let later = tokio::time::timeout(Duration::from_millis(100), trouble.changed());
+    // Of SQLite, nothing ever comes any more.
+    assert!(!matches!(later.await, Ok(Ok(()))));
 }
 
 // === all at once ===

@@ -147,7 +147,11 @@ async fn a_standard_output_that_is_closed_ends_it_with_status_1_and_loses_nothin
     assert_eq!(ended.code(), Some(1));
     let told = ended.error();
     assert!(told.contains("standard output is closed"), "{told}");
-    assert!(told.contains("after the next start"), "{told}");
+    let what_follows =
+        "journalled events are delivered as far as that is possible; the rest after the next start";
+    assert!(told.contains(what_follows), "{told}");
+    let why = "the sink stdout has failed for good";
+    assert_eq!(told.matches(why).count(), 1, "{told}");
     opsramp.act(ids[0], Action::Close).unwrap();
 
     let exporter = place.start().await;
