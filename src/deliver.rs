@@ -132,8 +132,8 @@ struct Employed {
     reopen: Arc<Notify>,
     task: JoinHandle<worker::Left>,
     has_begun: Arc<AtomicBool>,
-    /// Those it waits for that have begun, one after the other, and where they write to: two reloads may come
-    /// while one delivery is under way.
+    /// The workers before it that may still be writing, the oldest first, each with its target. There can be
+    /// several: each reload amid one delivery that hangs adds a worker.
     predecessors: Vec<(Target, AbortHandle)>,
 }
 
@@ -354,23 +354,21 @@ impl Delivery {
             has_begun: Arc::clone(&has_begun),
         };
         // Two may not write to the same place, nor acknowledge for the same sink.
-        let mut predecessors = Vec::new();
-        let predecessor = self.leaving.remove(&name).map(|former| {
-            predecessors = former.predecessors;
-            // One that has not begun, and was told to leave, never will: it only waits for those before it.
-            if former.has_begun.load(Ordering::SeqCst) {
-                predecessors.push((former.options.target, former.task.abort_handle()));
+        let (predecessors, predecessor) = match self.leaving.remove(&name) {
+            Some(former) => {
+                let predecessors = former.still_writing();
+                let must_end = predecessors
+                    .iter()
+                    .filter(|(target, _)| !target.may_be_left_for(&options.target));
+                let predecessor = Predecessor {
+                    must_end: must_end.map(|(_, task)| task.clone()).collect(),
+                    task: former.task,
+                    orders: former.orders,
+                };
+                (predecessors, Some(predecessor))
             }
-            predecessors.retain(|(_, task)| !task.is_finished());
-            let indispensable = predecessors
-                .iter()
-                .filter(|(target, _)| !target.may_be_left_for(&options.target));
-            Predecessor {
-                indispensable: indispensable.map(|(_, task)| task.clone()).collect(),
-                task: former.task,
-                orders: former.orders,
-            }
-        });
+            None => (Vec::new(), None),
+        };
         let task = tokio::spawn(worker.run(sink, mark, predecessor));
         self.workers.insert(
             name,
@@ -383,6 +381,21 @@ impl Delivery {
                 predecessors,
             },
         );
+    }
+}
+
+// === impl Employed ===
+
+impl Employed {
+    /// Of it, which was told to leave, and those before it: who may still be writing, the oldest first.
+    fn still_writing(&self) -> Vec<(Target, AbortHandle)> {
+        let mut writing = self.predecessors.clone();
+        // One that has not begun never will: it only waits for those before it.
+        if self.has_begun.load(Ordering::SeqCst) {
+            writing.push((self.options.target.clone(), self.task.abort_handle()));
+        }
+        writing.retain(|(_, task)| !task.is_finished());
+        writing
     }
 }
 

@@ -23,9 +23,9 @@ pub(crate) const CREDENTIALS: &str = "/run/credentials";
 
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// Reads files off the thread. While those that are not read in time hang, whoever asks is told at once,
-/// and they are asked for again at growing intervals only: each time may cost a thread, but what hangs
-/// may be another file by then, or one that no thread could be had for.
+/// Reads files off the thread. A read that takes longer than [`LIMIT`] goes on in the background: callers are
+/// told `None` at once until it ends, or until a pause is over, after which another read is begun: it may be of
+/// another file by then. The pause doubles each time, since each read may keep a thread.
 #[derive(Debug)]
 pub(crate) struct Reading<T>(tokio::sync::Mutex<Option<UnderWay<T>>>);
 
@@ -51,7 +51,8 @@ impl<T: Send + 'static> Reading<T> {
     pub(crate) async fn of(&self, read: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         let mut reading = self.0.lock().await;
         if reading.is_some() {
-            // Where no thread could be had for it, the runtime asks for one only when something comes.
+            // tokio looks for a thread for what waits only when another task is handed in; this empty one makes it
+            // look again.
             drop(beside(|| ()));
         }
         let pause = match &*reading {

@@ -165,8 +165,8 @@ impl Otlp {
     }
 }
 
-/// Sends a request without any record, which a receiver takes as it takes one with some. What it has
-/// against it is none of the sink's failures: it would rather have a record in it.
+/// Sends a request without any record, which a receiver takes as it takes one with some. `Some`: why it refused
+/// it. That is no failure of the sink: some receivers want at least one record.
 pub(crate) async fn ask(options: &OtlpOptions) -> Result<Option<String>, Error> {
     let request = ExportLogsServiceRequest::default();
     match Receiver::new(options)?.export(request).await? {

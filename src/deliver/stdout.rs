@@ -52,7 +52,8 @@ pub(super) struct Stdout {
     former: Former,
 }
 
-/// Where this sink wrote to in the process before this one, as its mark says.
+/// Where this sink wrote to in the process before this one, as its mark says. Readers skip an empty line, and yet
+/// none is written for nothing: a pipe that is new, as in most places after every start, is known by its mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Former {
     /// Here.
@@ -290,10 +291,8 @@ fn holds_something(fd: &OwnedFd) -> bool {
     is_pipe && rustix::io::ioctl_fionread(fd).is_ok_and(|bytes| bytes > 0)
 }
 
-/// Whether a former process has left a file in the middle of a line. `None`: it is none, or cannot be read.
-/// Of a pipe, which outlives a process under supervisors, nobody can tell. An empty line is skipped by
-/// readers, and yet not written for nothing: a pipe that is new, as in most places after every start, is
-/// known by its mark.
+/// Whether a regular file ends in the middle of a line, which a former process has left. `None`: it is no regular
+/// file (of a pipe nobody can tell), or cannot be read.
 fn ends_torn(fd: &OwnedFd) -> Option<bool> {
     let stat = rustix::fs::fstat(fd).ok()?;
     if !FileType::from_raw_mode(stat.st_mode).is_file() {

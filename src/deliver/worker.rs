@@ -96,9 +96,9 @@ pub(super) enum Order {
 pub(super) struct Predecessor {
     pub(super) task: JoinHandle<Left>,
     pub(super) orders: watch::Sender<Order>,
-    /// It, and those that it waits for itself, as far as they have begun and their deliveries may not be given
-    /// up, though they do not end.
-    pub(super) indispensable: Vec<AbortHandle>,
+    /// Workers before this one, the predecessor among them, that have begun to deliver and whose delivery may
+    /// not be given up for this one's target: they are waited for, however long.
+    pub(super) must_end: Vec<AbortHandle>,
 }
 
 /// A sink that has failed for good, with the orders of its worker, which may have been dismissed since.
@@ -231,7 +231,7 @@ impl Worker {
         let Predecessor {
             mut task,
             orders,
-            indispensable,
+            must_end,
         } = predecessor;
         let (mut was_told, mut is_left_behind, mut complained) = (false, false, false);
         loop {
@@ -242,14 +242,15 @@ impl Worker {
                     }
                     break;
                 }
-                // Whoever comes after this one waits for both.
+                // The successor waits for this task, which waits for its own predecessor: so that one gives up as
+                // well.
                 () = self.given_up(), if !was_told => {
                     orders.send_replace(Order::GiveUp);
                     was_told = true;
                 }
                 () = tokio::time::sleep(self.limits.patience) => {
                     // One that is replaced itself leaves that to its successor, which may have another target.
-                    if !was_told && !self.is_leaving() && indispensable.iter().all(AbortHandle::is_finished) {
+                    if !was_told && !self.is_leaving() && must_end.iter().all(AbortHandle::is_finished) {
                         orders.send_replace(Order::GiveUp);
                         (was_told, is_left_behind) = (true, true);
                         tracing::warn!(

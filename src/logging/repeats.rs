@@ -73,8 +73,8 @@ impl Repeats {
     pub(super) fn see(&mut self, text: &str, now: Instant) -> Verdict {
         let key = xxh3_128(text.as_bytes());
         if let Some(printed) = self.printed.get_mut(&key) {
-            let is_new = |at| now.saturating_duration_since(at) < EVERY;
-            if printed.at.is_some_and(is_new) {
+            let is_recent = |at| now.saturating_duration_since(at) < EVERY;
+            if printed.at.is_some_and(is_recent) {
                 printed.suppressed += 1;
                 return Verdict::Suppress;
             }
