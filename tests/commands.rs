@@ -13,7 +13,7 @@ use std::{
     fs::Permissions,
     io::{BufRead as _, BufReader, Read as _},
     os::unix::{
-        fs::{PermissionsExt as _, chown},
+        fs::{PermissionsExt as _, chown, symlink},
         process::CommandExt as _,
     },
     process::{Command, Output, Stdio},
@@ -833,19 +833,26 @@ fn somebody() -> Option<u32> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_tells_of_log_files_what_the_user_of_the_sink_may_do() {
+async fn check_tells_of_the_state_and_of_log_files_what_their_user_may_do() {
     let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
     let at = |name: &str| folder.path().join(name);
     std::fs::create_dir(at("others")).unwrap();
-    let config = "log: {sinks: [{type: file, name: own, path: others/alerts.jsonl}, \
+    let config = "state: {path: others/state.db}\n\
+                  log: {sinks: [{type: file, name: own, path: others/alerts.jsonl}, \
+                   {type: file, name: linked, path: others/linked.jsonl}, \
                    {type: file, name: unread, path: unread.jsonl}]}";
     for (file, text) in [
         ("c.yml", config),
         ("others/alerts.jsonl", ""),
         ("unread.jsonl", ""),
+        ("state.db", ""),
+        ("linked.jsonl", ""),
     ] {
         std::fs::write(at(file), text).unwrap();
         chown(at(file), somebody(), None).unwrap();
+    }
+    for linked in ["state.db", "linked.jsonl"] {
+        symlink(format!("../{linked}"), at("others").join(linked)).unwrap();
     }
     // The folder of the build may be closed to others.
     let copied = Command::new("cp")
@@ -881,6 +888,15 @@ async fn check_tells_of_log_files_what_the_user_of_the_sink_may_do() {
         "{told}"
     );
     assert!(concern.contains("has to create the next one"), "{told}");
+    // What is created is created where the links lead.
+    for (step, found) in [
+        ("state: ", "state.db can be opened, "),
+        ("sink linked: ", "linked.jsonl can be written, "),
+    ] {
+        let [line, after] = of(step);
+        assert!(line.starts_with("ok ") && line.contains(found), "{told}");
+        assert!(!after.contains("cannot be written to"), "{told}");
+    }
     let [unread, next] = of("sink unread: ");
     assert!(
         unread.starts_with("FAILED ") && unread.contains("cannot be read and appended to"),

@@ -148,10 +148,10 @@ fn state_file(path: &Path) -> Outcome<()> {
             let what = format!("{shown} is new, its folder can be written to");
             with_room_for_state(what, Disk::of(&folder)).map(as_whom)
         }
-        Inspection::Ready { size } => {
-            probe(paths::folder(path))?;
+        Inspection::Ready { folder, size } => {
+            probe(&folder)?;
             let what = format!("{shown} can be opened, {}", bytes(size));
-            with_room_for_state(what, Disk::of(path)).map(as_whom)
+            with_room_for_state(what, Disk::of(&folder)).map(as_whom)
         }
     }
 }
@@ -490,7 +490,9 @@ fn log_file(path: &Path) -> Outcome<()> {
             ""
         }
     );
-    let folder = paths::folder(path);
+    // Where a link leads to it, the next one is created there as well.
+    let path = paths::follow_links(path).unwrap_or_else(|| path.to_owned());
+    let folder = paths::folder(&path);
     Ok(match probe(folder) {
         Ok(free) => with_room(found, free),
         Err(trouble) => with_room(found, room(folder)).with_concern(format!(
@@ -627,6 +629,15 @@ mod tests {
 
         symlink("there", at("link")).unwrap();
         assert!(passed("link").contains("can be written"));
+        // A regular file in a folder in which nobody creates one.
+        symlink("/proc/self/comm", at("elsewhere")).unwrap();
+        let concern = log_file(&at("elsewhere")).unwrap().concern;
+        assert!(
+            concern
+                .as_ref()
+                .is_some_and(|concern| concern.contains("the folder /proc/")),
+            "{concern:?}"
+        );
         symlink("new", at("leads to new")).unwrap();
         let created = log_file(&at("leads to new")).unwrap().found;
         assert!(created.contains("/new can be created"), "{created}");

@@ -13,7 +13,7 @@ use std::{
 use rustix::fs::{FlockOperation, flock};
 
 use super::open::{Version, beside, not_writable, refuse_log_alone, resolve};
-use crate::store::Error;
+use crate::{paths::folder, store::Error};
 
 /// What a state file is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub enum Inspection {
     },
     /// It can be opened.
     Ready {
+        /// The folder that it is in, where links lead to it.
+        folder: PathBuf,
         /// Its size in bytes.
         size: u64,
     },
@@ -57,10 +59,10 @@ fn look(path: &Path) -> Result<Inspection, String> {
         return Ok(Inspection::InUse { by });
     }
     refuse_log_alone(&path)?;
+    let folder = folder(&path).to_owned();
     let file = match OpenOptions::new().read(true).write(true).open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let folder = path.parent().unwrap_or(Path::new("/")).to_owned();
             return Ok(Inspection::New { folder });
         }
         Err(error) => return Err(not_writable(&path, &error)),
@@ -78,7 +80,7 @@ fn look(path: &Path) -> Result<Inspection, String> {
         .metadata()
         .is_ok_and(|log| log.len() > 0);
     if header.is_empty() || (has_log && number(&header, 68) == Some(0)) {
-        return Ok(Inspection::Ready { size });
+        return Ok(Inspection::Ready { folder, size });
     }
     if !header.starts_with(MAGIC) {
         return Err(
@@ -89,7 +91,7 @@ fn look(path: &Path) -> Result<Inspection, String> {
         return Err("it is damaged; restore it from a backup, or move it away".to_owned());
     };
     Version::of(application, version).migrations_done()?;
-    Ok(Inspection::Ready { size })
+    Ok(Inspection::Ready { folder, size })
 }
 
 /// A number of the header, at its place by SQLite's documentation of the format.
@@ -150,8 +152,16 @@ mod tests {
         assert_eq!(inspect(&path).unwrap(), Inspection::InUse { by });
         store.close().await;
         let before = files();
-        assert!(matches!(inspect(&path).unwrap(), Inspection::Ready { size } if size > 0));
+        assert!(matches!(inspect(&path).unwrap(), Inspection::Ready { size, .. } if size > 0));
         assert_eq!(files(), before);
+        // SQLite's files are beside the database, not beside a link to it.
+        let elsewhere = tempfile::tempdir().unwrap();
+        let link = elsewhere.path().join("state.db");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        let own = folder.path().canonicalize().unwrap();
+        assert!(
+            matches!(inspect(&link).unwrap(), Inspection::Ready { folder, .. } if folder == own)
+        );
         // It was let go of.
         Store::open(&options).await.unwrap().close().await;
     }
