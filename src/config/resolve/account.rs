@@ -12,6 +12,8 @@ use crate::{
 
 const DEFAULT_NAME: &str = "default";
 const SMALLEST_RESPONSE: u64 = 1024;
+/// The other token endpoint that is documented, behind the base URL.
+const OTHER_TOKEN_PATH: &str = "/tenancy/auth/oauth/token";
 
 impl Resolver<'_> {
     pub(super) fn accounts(&mut self, accounts: Option<Vec<file::Account>>) -> Vec<Account> {
@@ -127,13 +129,16 @@ impl Resolver<'_> {
 
     /// People paste the URL of an endpoint where the base is meant.
     fn base_url(&self, path: &str, url: &str) {
-        for ending in [TOKEN_PATH, "/api/v2"] {
-            if let Some(base) = url.strip_suffix(ending) {
-                self.problems.add(
-                    path,
-                    format!("ends in {ending}; write the base only: {base}"),
-                );
+        // The longer one first: it ends in the other.
+        let found = [OTHER_TOKEN_PATH, TOKEN_PATH, "/api/v2"]
+            .into_iter()
+            .find_map(|ending| Some((ending, url.strip_suffix(ending)?)));
+        if let Some((ending, base)) = found {
+            let mut message = format!("ends in {ending}; write the base only: {base}");
+            if ending == OTHER_TOKEN_PATH {
+                message += &format!(", and set token_url to {url}");
             }
+            self.problems.add(path, message);
         }
     }
 

@@ -116,6 +116,9 @@ fn wrong_accounts_are_explained() {
         wrong(&format!("{account}'https://user:hunter2@acme'}}")),
         wrong(&format!("{account}'https://acme/?x=1'}}")),
         wrong(&format!("{account}'https://acme/auth/oauth/token'}}")),
+        wrong(&format!(
+            "{account}'https://acme/tenancy/auth/oauth/token'}}"
+        )),
         wrong(&format!("{account}'https://acme', token_url: acme}}")),
         wrong(&format!("{account}'https://acme', client_id_file: x}}")),
         wrong(&format!(
@@ -164,6 +167,7 @@ fn wrong_accounts_are_explained() {
     config.yml:2:64: accounts[0].url: must not hold a user or a password
     config.yml:2:64: accounts[0].url: must not have a query or a fragment (? or #)
     config.yml:2:64: accounts[0].url: ends in /auth/oauth/token; write the base only: https://acme
+    config.yml:2:64: accounts[0].url: ends in /tenancy/auth/oauth/token; write the base only: https://acme, and set token_url to https://acme/tenancy/auth/oauth/token
     config.yml:2:91: accounts[0].token_url: must start with https:// (or http://); write "https://acme"
     config.yml:2:17: accounts[0].client_id: cannot be given together with client_id_file
     config.yml:2:95: accounts[0].client_secret: cannot be given together with client_secret_file
