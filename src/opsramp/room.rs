@@ -74,6 +74,8 @@ impl Room {
 mod tests {
     use std::time::Duration;
 
+    use tokio::task::JoinHandle;
+
     use super::*;
 
     const PLENTY: Duration = Duration::from_secs(30);
@@ -84,6 +86,14 @@ mod tests {
         room
     }
 
+    /// Lets what was spawned begin: nothing else polls it while a test does not wait.
+    async fn begun<T>(task: JoinHandle<T>) -> JoinHandle<T> {
+        for _ in 0..10 {
+            tokio::task::yield_now().await;
+        }
+        task
+    }
+
     #[tokio::test]
     async fn large_bodies_take_turns_and_small_ones_never_wait() {
         let large = STEPS[1].above + 1;
@@ -91,7 +101,7 @@ mod tests {
             of(large, Share::default()).await,
             of(large, Share::default()).await,
         );
-        let third = tokio::spawn(of(large, Share::default()));
+        let third = begun(tokio::spawn(of(large, Share::default()))).await;
         for _ in 0..100 {
             for bytes in [STEPS[0].above, STEPS[1].above] {
                 let small = of(bytes, Share::default());
@@ -112,7 +122,7 @@ mod tests {
         for _ in 0..TURNS[0] / 2 {
             rooms.push(of(long, slow.clone()).await);
         }
-        let more = tokio::spawn(of(long, slow));
+        let more = begun(tokio::spawn(of(long, slow))).await;
         let others = tokio::time::timeout(PLENTY, of(long, Share::default())).await;
         assert_eq!(others.unwrap().0.len(), 1);
         assert!(!more.is_finished());
