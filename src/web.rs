@@ -4,7 +4,7 @@
 //! the store, but the open alerts, and those only for a moment. It does not know how polling or
 //! delivery work. The listening sockets are taken early and served late (see [`bind`]).
 
-use std::{io, net::TcpListener, sync::Arc};
+use std::{io, net::TcpListener, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
@@ -18,7 +18,10 @@ use axum::{
 use jiff::Timestamp;
 use percent_encoding::percent_decode_str;
 use serde::Serialize;
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    time::{Instant, timeout_at},
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -119,6 +122,8 @@ struct Site {
     guard: Guard,
     telemetry_path: String,
     lifecycle: Option<Lifecycle>,
+    /// How long whoever asked for a reload waits for its end.
+    reload_time: Duration,
     /// Held by the one who waits for an exposition to be encoded.
     encoding: tokio::sync::Mutex<()>,
     /// Of those who are given all else that may be long.
@@ -154,6 +159,7 @@ impl Server {
             guard: options.guard.clone(),
             telemetry_path: options.telemetry_path,
             lifecycle: options.lifecycle,
+            reload_time: options.limits.reload_time,
             encoding: tokio::sync::Mutex::default(),
             turns: Turns::new(options.limits.turn_time),
         });
@@ -352,9 +358,28 @@ async fn reload(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
         Err(refusal) => return text(StatusCode::FORBIDDEN, refusal),
     };
     let (reply, answer) = oneshot::channel();
+    let until = Instant::now() + site.reload_time;
     // Where it is not taken, the reply is dropped, and there is no answer.
-    lifecycle.reload.send(reply).await.ok();
-    match answer.await {
+    if timeout_at(until, lifecycle.reload.send(reply))
+        .await
+        .is_err()
+    {
+        return busy(text(
+            StatusCode::SERVICE_UNAVAILABLE,
+            "other reloads have not ended yet; nothing was reloaded for this request\n",
+        ));
+    }
+    let Ok(answer) = timeout_at(until, answer).await else {
+        return text(
+            StatusCode::GATEWAY_TIMEOUT,
+            format!(
+                "the reload has not ended within {} and goes on; the log and the metric \
+                 opsramp_exporter_config_last_reload_successful tell how it ends\n",
+                humantime::format_duration(site.reload_time)
+            ),
+        );
+    };
+    match answer {
         Ok(Ok(())) => text(StatusCode::OK, "configuration reloaded\n"),
         Ok(Err(problem)) => text(
             StatusCode::INTERNAL_SERVER_ERROR,

@@ -76,6 +76,9 @@ pub struct Limits {
     pub idle_time: Duration,
     /// For a request to be worked on.
     pub work_time: Duration,
+    /// For a reload to end before whoever asked for it is told that it goes on. Shorter than `work_time`, so that
+    /// there is an answer.
+    pub reload_time: Duration,
     /// For the turn to come of a request whose answer may be long.
     pub turn_time: Duration,
     /// For an answer to be taken.
@@ -170,6 +173,7 @@ impl Default for Limits {
             head_time: Duration::from_secs(10),
             idle_time: Duration::from_secs(150),
             work_time: Duration::from_secs(60),
+            reload_time: Duration::from_secs(50),
             turn_time: Duration::from_secs(5),
             answer_time: Duration::from_secs(30),
             grace: Duration::from_secs(3),

@@ -135,6 +135,42 @@ async fn reload_and_quit_do_what_the_daemon_answers() {
 }
 
 #[tokio::test]
+async fn whoever_asks_for_a_reload_that_takes_long_is_told_that_it_goes_on() {
+    let mut site = Site::open(Setup {
+        limits: Limits {
+            reload_time: Duration::from_millis(50),
+            ..Limits::default()
+        },
+        ..Setup::default()
+    });
+    let answer = site.post("/-/reload").await;
+    assert_eq!(answer.status, 504);
+    assert!(
+        answer.body.contains("within 50ms and goes on"),
+        "{}",
+        answer.body
+    );
+    // The first one is still waiting to be taken up.
+    let answer = site.post("/-/reload").await;
+    assert_eq!((answer.status, answer.header("retry-after")), (503, "5"));
+    assert!(
+        answer
+            .body
+            .contains("nothing was reloaded for this request"),
+        "{}",
+        answer.body
+    );
+    site.reloads.try_recv().unwrap();
+    assert!(site.reloads.try_recv().is_err());
+}
+
+#[test]
+fn who_waits_for_a_reload_is_answered_before_the_connection_is_dropped() {
+    let limits = Limits::default();
+    assert!(limits.reload_time + Duration::from_secs(5) <= limits.work_time);
+}
+
+#[tokio::test]
 async fn without_lifecycle_nothing_can_be_stopped() {
     let site = Site::open(Setup {
         lifecycle: false,

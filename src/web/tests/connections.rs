@@ -237,7 +237,7 @@ async fn a_shutdown_does_not_wait_for_ever() {
         .await
         .unwrap();
     let _never_answered = site.reloads.recv().await.unwrap();
-    let begun = tokio::time::Instant::now();
+    let begun = Instant::now();
     site.stop().await;
     assert!(begun.elapsed() < PATIENCE / 2);
     assert_eq!(drain(&mut busy).await, b"");
