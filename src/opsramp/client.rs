@@ -12,13 +12,12 @@ use std::{
 use parking_lot::Mutex;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::{Method, header};
-use tokio::time::Instant;
 
 use super::{
     Endpoint, Observer, Options,
     allowance::{Allowance, Hints, Reservation, Urgency},
     error::Error,
-    http::{Exchanged, Failed, Http, bearer, redirect_or_excerpt},
+    http::{Exchanged, Failed, Http, OnTheWire, bearer, redirect_or_excerpt},
     page::Answer,
     tls::BuildError,
     token::{Token, Tokens},
@@ -110,15 +109,6 @@ struct Call<'a> {
     url: String,
     allowance: &'a Allowance,
     urgency: Urgency,
-}
-
-/// A request under way. One whose answer nobody waits for any more is told of as one that had none: the server may
-/// have counted it.
-struct OnTheWire<'a> {
-    endpoint: Endpoint,
-    observer: &'a dyn Observer,
-    began: Instant,
-    status: Option<u16>,
 }
 
 /// Why a single request brought nothing.
@@ -588,32 +578,6 @@ pub(super) fn search_url(base: &str, tenant: &str, request: &SearchRequest) -> S
     )
 }
 
-// === impl OnTheWire ===
-
-impl<'a> OnTheWire<'a> {
-    fn begin(endpoint: Endpoint, observer: &'a dyn Observer) -> Self {
-        Self {
-            endpoint,
-            observer,
-            began: Instant::now(),
-            status: None,
-        }
-    }
-
-    /// It was answered with `status`, or failed without one. Brings how long it took.
-    fn end(mut self, status: Option<u16>) -> Duration {
-        self.status = status;
-        self.began.elapsed()
-    }
-}
-
-impl Drop for OnTheWire<'_> {
-    fn drop(&mut self) {
-        let took = self.began.elapsed();
-        self.observer.request(self.endpoint, self.status, took);
-    }
-}
-
 // === impl Refused ===
 
 impl Refused {
@@ -653,15 +617,21 @@ mod tests {
         secret::{Secret, SecretSource},
     };
 
-    /// Notes how searches were answered, and nothing else that happens on the wire.
+    /// Notes how requests were answered, and nothing else that happens on the wire.
     #[derive(Debug, Default)]
-    struct Notes(Mutex<Vec<Option<u16>>>);
+    struct Notes(Mutex<Vec<(Endpoint, Option<u16>)>>);
+
+    impl Notes {
+        fn of(&self, endpoint: Endpoint) -> Vec<Option<u16>> {
+            let notes = self.0.lock();
+            let of_it = notes.iter().filter(|(noted, _)| *noted == endpoint);
+            of_it.map(|(_, status)| *status).collect()
+        }
+    }
 
     impl Observer for Notes {
         fn request(&self, endpoint: Endpoint, status: Option<u16>, _: Duration) {
-            if endpoint == Endpoint::Search {
-                self.0.lock().push(status);
-            }
+            self.0.lock().push((endpoint, status));
         }
         fn token_requested(&self) {}
         fn token_obtained(&self, _: Duration, _: Timestamp) {}
@@ -695,6 +665,10 @@ mod tests {
                 stream.write_all(&answer(&request)).await.unwrap();
             }
         });
+        client_at(url, notes).await
+    }
+
+    async fn client_at(url: String, notes: Arc<Notes>) -> Client {
         let options = Options {
             connect_timeout: Duration::from_secs(30),
             max_response_size: 1 << 20,
@@ -866,9 +840,22 @@ mod tests {
             )
             .await;
             assert_eq!(search(&client).await.is_ok(), answered.is_some());
-            assert_eq!(*notes.0.lock(), [None, None, answered]);
+            assert_eq!(notes.of(Endpoint::Search), [None, None, answered]);
             assert_eq!(free(&client), PAGINATED.0 as usize - 3);
         }
+    }
+
+    #[tokio::test]
+    async fn a_token_request_that_is_given_up_counts_as_one_that_had_no_answer() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let notes = Arc::<Notes>::default();
+        let client = client_at(url, Arc::clone(&notes)).await;
+        tokio::select! {
+            answer = search(&client) => panic!("nobody answers: {answer:?}"),
+            accepted = listener.accept() => drop(accepted.unwrap()),
+        }
+        assert_eq!(*notes.0.lock(), [(Endpoint::Token, None)]);
     }
 
     #[tokio::test(start_paused = true)]

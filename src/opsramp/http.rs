@@ -67,6 +67,16 @@ pub(super) struct Failed {
     pub(super) error: Error,
 }
 
+/// A request under way. One whose answer nobody waits for any more is told of as one that had none: the server may
+/// have counted it.
+#[derive(Debug)]
+pub(super) struct OnTheWire<'a> {
+    endpoint: Endpoint,
+    observer: &'a dyn Observer,
+    began: Instant,
+    status: Option<u16>,
+}
+
 // === impl Http ===
 
 impl Http {
@@ -299,6 +309,32 @@ impl Http {
                 source: Arc::new(error),
             }
         }
+    }
+}
+
+// === impl OnTheWire ===
+
+impl<'a> OnTheWire<'a> {
+    pub(super) fn begin(endpoint: Endpoint, observer: &'a dyn Observer) -> Self {
+        Self {
+            endpoint,
+            observer,
+            began: Instant::now(),
+            status: None,
+        }
+    }
+
+    /// It was answered with `status`, or failed without one. Brings how long it took.
+    pub(super) fn end(mut self, status: Option<u16>) -> Duration {
+        self.status = status;
+        self.began.elapsed()
+    }
+}
+
+impl Drop for OnTheWire<'_> {
+    fn drop(&mut self) {
+        let took = self.began.elapsed();
+        self.observer.request(self.endpoint, self.status, took);
     }
 }
 

@@ -4,13 +4,12 @@ use std::{sync::Arc, time::Duration};
 
 use reqwest::{Method, Url, header};
 use serde::Deserialize;
-use tokio::time::Instant;
 
 use super::{
     Endpoint, Observer, Options,
     allowance::Hints,
     error::Error,
-    http::{Failed, Http, redirect_or_excerpt},
+    http::{Failed, Http, OnTheWire, redirect_or_excerpt},
     token::{Credentials, Grant, Issuer},
 };
 use crate::{
@@ -76,11 +75,10 @@ impl Issuer for TokenEndpoint {
     async fn request(&self, credentials: &Credentials) -> Result<Grant, Error> {
         self.http.look_at_files().await;
         self.observer.token_requested();
-        let began = Instant::now();
-        let asked = self.ask(credentials).await;
-        let took = began.elapsed();
-        self.observer.request(Endpoint::Token, asked.0, took);
-        match asked.1 {
+        let on_the_wire = OnTheWire::begin(Endpoint::Token, &*self.observer);
+        let (status, asked) = self.ask(credentials).await;
+        let took = on_the_wire.end(status);
+        match asked {
             Ok((token, life, scope)) => {
                 self.observer.token_obtained(took, clock::now() + life);
                 Ok(Grant {
