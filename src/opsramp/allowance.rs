@@ -7,6 +7,7 @@
 
 use std::{
     collections::VecDeque,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -441,7 +442,14 @@ impl Allowance {
             Urgency::News => &self.news,
             Urgency::Background => &self.background,
         };
-        let _turn = queue.lock().await;
+        let mut turn = pin!(queue.lock());
+        // It is polled on after a look, so that the place in the queue is kept.
+        let _turn = loop {
+            match tokio::time::timeout(LOOK_AGAIN, &mut turn).await {
+                Ok(turn) => break turn,
+                Err(_) => tell(Instant::now()),
+            }
+        };
         loop {
             let now = Instant::now();
             tell(now);

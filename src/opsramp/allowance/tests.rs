@@ -1,3 +1,8 @@
+use std::{
+    cell::{Cell, RefCell},
+    pin::pin,
+};
+
 use jiff::{SignedDuration, Timestamp};
 use proptest::prelude::*;
 
@@ -638,6 +643,41 @@ fn where_polls_need_everything_full_reads_have_a_tenth() {
     // With what polls leave it may do as it likes.
     assert_eq!(window.take(at(71), Urgency::Background, 34), Ok(()));
     assert_eq!(window.take(at(71), Urgency::Background, 34), Err(at(72)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_waits_for_another_to_have_a_turn_tells_of_it_meanwhile_and_keeps_its_place() {
+    let allowance = Allowance::new(50);
+    allowance.learn(&Hints {
+        throttled: true,
+        retry_after: Some(Duration::from_secs(20)),
+        ..Hints::default()
+    });
+    let waited = [(); 3].map(|()| Cell::new(Duration::ZERO));
+    let served = RefCell::new(Vec::new());
+    let (allowance, waited, served) = (&allowance, &waited, &served);
+    let wait = |number: usize| async move {
+        let tell = |more| waited[number].set(waited[number].get() + more);
+        let permit = allowance.acquire(Urgency::Poll, tell).await;
+        served.borrow_mut().push(number);
+        permit
+    };
+    let (mut first, mut second) = (pin!(wait(0)), pin!(wait(1)));
+    let began = Instant::now();
+    let both = async { tokio::join!(&mut first, &mut second) };
+    assert!(
+        tokio::time::timeout(Duration::from_secs(10), both)
+            .await
+            .is_err()
+    );
+    for waited in &waited[..2] {
+        assert!(waited.get() >= Duration::from_secs(9), "{waited:?}");
+    }
+    // One that comes later does not overtake it.
+    let _permits = tokio::join!(wait(2), &mut first, &mut second);
+    assert_eq!(began.elapsed().as_secs(), 20);
+    assert_eq!(*served.borrow(), [0, 1, 2]);
+    assert!(waited[1].get().abs_diff(Duration::from_secs(20)) < Duration::from_millis(10));
 }
 
 #[test]
