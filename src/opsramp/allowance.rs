@@ -324,12 +324,15 @@ impl Window {
             self.told_limit = Some((limit, now + LIMIT_LASTS));
         }
         let resets_in = hints.resets_in.map(|wait| wait.min(MAX_PAUSE));
-        if let (Some(remaining), Some(wait)) = (hints.remaining, resets_in) {
-            let resets_at = now + wait;
+        let balance = hints.remaining.zip(resets_in.map(|wait| now + wait));
+        if let Some((_, resets_at)) = balance {
             self.resets.watch(resets_at, now);
-            if hints.throttled && self.resets.slide {
-                self.refused += 1;
-            }
+        }
+        // Also where the refusal tells nothing of a balance.
+        if hints.throttled && self.resets.slide {
+            self.refused += 1;
+        }
+        if let Some((remaining, resets_at)) = balance {
             let ours = self.ours(remaining, now);
             let remaining = remaining.saturating_sub(self.all_in_flight().saturating_sub(1));
             // Answers overtake each other: within one window only the lowest count is true. Where the

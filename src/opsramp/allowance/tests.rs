@@ -463,6 +463,25 @@ fn a_refusal_where_the_window_slides_is_waited_out_until_a_request_is_forgotten(
 }
 
 #[test]
+fn a_refusal_that_tells_nothing_is_none_that_counts_where_the_window_slides() {
+    let start = Instant::now();
+    let mut window = after_answers(&each(0, 5, 5, 60));
+    let refused = Hints {
+        throttled: true,
+        ..Hints::default()
+    };
+    for (slide, counted) in [(true, 0), (false, 1)] {
+        window.resets.slide = slide;
+        let now = start + MINUTE * 2;
+        window.paused_until = None;
+        window.take(now, Urgency::Poll, 0).unwrap();
+        window.learn(&refused, now);
+        window.give_back(now, Urgency::Poll);
+        assert_eq!((window.answered.len(), window.refused), (counted, 0));
+    }
+}
+
+#[test]
 fn a_rate_limit_is_shown_where_all_of_it_was_told() {
     let hints = Hints {
         limit: Some(50),
