@@ -136,7 +136,7 @@ impl Page<'_> {
         match account.token_expires_at {
             Some(at) if at > now => write!(f, "expires {}", When { at, now })?,
             Some(at) => write!(f, "expired {}", When { at, now })?,
-            None => f.write_str("none yet")?,
+            None => f.write_str("none")?,
         }
         f.write_str("</dd></div>\n")?;
         if let Some(latency) = account.auth_latency_seconds {

@@ -94,6 +94,15 @@ async fn the_page_and_the_errors_cannot_be_used_against_their_reader() {
 }
 
 #[tokio::test]
+async fn of_a_token_that_was_lost_is_not_told_that_there_has_been_none_yet() {
+    let site = Site::open(Setup::default());
+    see_account(&site);
+    site.metrics.register_account(&"acme".into()).token_lost();
+    let page = site.get("/").await.body;
+    assert!(page.contains("<dt>token</dt><dd>none</dd>"), "{page}");
+}
+
+#[tokio::test]
 async fn a_backlog_that_is_not_known_is_no_zero() {
     let site = Site::open(Setup::default());
     site.board
