@@ -818,19 +818,23 @@ proptest! {
     #[test]
     fn no_minute_holds_more_than_the_limit(
         limit in 1u32..60,
-        steps in proptest::collection::vec((0u64..3_000, 0u64..2_000, 0usize..3, 0u32..60), 1..400),
+        steps in proptest::collection::vec(
+            (0u64..3_000, 0u64..2_000, 0.0..=1.0, 0usize..3, 0u32..60),
+            1..400,
+        ),
     ) {
         let mut now = Instant::now();
         let mut window = Window::new(limit);
         let mut arrivals = Vec::new();
-        for (pause, latency, urgency, polls) in steps {
+        for (pause, latency, way, urgency, polls) in steps {
             now += Duration::from_millis(pause);
             let urgency = [Urgency::Poll, Urgency::News, Urgency::Background][urgency];
             match window.take(now, urgency, polls) {
                 Ok(()) => {
-                    // The earliest and the latest moment that the server may have counted it.
-                    arrivals.push(now + Duration::from_millis(latency / 2));
-                    now += Duration::from_millis(latency);
+                    // The server counts it when it arrives.
+                    let latency = Duration::from_millis(latency);
+                    arrivals.push(now + latency.mul_f64(way));
+                    now += latency;
                     window.give_back(now, urgency);
                 }
                 Err(at) => prop_assert!(at > now, "a wait must be a wait"),
