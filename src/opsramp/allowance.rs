@@ -63,8 +63,8 @@ pub(super) struct Window {
     answered: VecDeque<(Instant, Urgency)>,
     /// Requests that are not answered yet, by what they are for.
     in_flight: [u32; 3],
-    /// Those of them that were refused where the window slides: the server does not count them, and one that is
-    /// forgotten makes room for none.
+    /// How many of the requests in flight got a 429 in a sliding window. The server does not count those, so they
+    /// are not added to `answered` when they are given back.
     refused: u32,
     last_poll: Option<Instant>,
     /// What the last request was for.
@@ -86,6 +86,10 @@ struct Resets {
     /// Answers in a row that tell the contrary of that.
     contrary: u32,
 }
+
+/// How many requests must remain in the server's balance for the others.
+#[derive(Clone, Copy, Debug)]
+struct Keep(u32);
 
 #[derive(Clone, Copy, Debug)]
 struct Balance {
@@ -177,7 +181,7 @@ impl Window {
             let frees = self.answered.get((used - limit) as usize);
             return Err(later(frees, now));
         }
-        let keep = self.within_part(urgency, polls, now)?;
+        let Keep(keep) = self.within_share(urgency, polls, now)?;
         if let Some(told) = &mut self.told
             && told.ours.is_none()
         {
@@ -197,26 +201,28 @@ impl Window {
         Ok(())
     }
 
-    /// Whether there is a request left in the part of those who are less urgent than polls; and how many
-    /// a minute they are to leave.
-    fn within_part(&self, urgency: Urgency, polls: u32, now: Instant) -> Result<u32, Instant> {
+    /// Refuses where this urgency has used up its share of the limit. Else: how many requests must remain in the
+    /// server's balance for the others, of which polls need `polls` a minute.
+    fn within_share(&self, urgency: Urgency, polls: u32, now: Instant) -> Result<Keep, Instant> {
         let limit = self.limit();
         // What is kept for others, beside what polls need. However much that is, a burst of new alerts has
         // a quarter, and full reads have a tenth: both must come to an end.
-        let (other, kept, least) = match urgency {
-            Urgency::Poll => return Ok(0),
+        let (other, reserved_for_other, guaranteed) = match urgency {
+            Urgency::Poll => return Ok(Keep(0)),
             Urgency::News => (Urgency::Background, self.tenth(), limit.div_ceil(4)),
             Urgency::Background => (Urgency::News, limit / 5, self.tenth()),
         };
-        let had = self.used_for(urgency);
-        if had < least {
-            return Ok(if polls + least <= limit { polls } else { 0 });
+        let used = self.used_for(urgency);
+        if used < guaranteed {
+            let both_fit = polls + guaranteed <= limit;
+            return Ok(Keep(if both_fit { polls } else { 0 }));
         }
         // What others have had is a part of what is kept for them.
-        let theirs = polls.max(self.used_for(Urgency::Poll)) + kept.max(self.used_for(other));
-        let part = limit.saturating_sub(theirs).max(least);
-        match had.checked_sub(part) {
-            None => Ok(polls + kept),
+        let taken_by_others =
+            polls.max(self.used_for(Urgency::Poll)) + reserved_for_other.max(self.used_for(other));
+        let share = limit.saturating_sub(taken_by_others).max(guaranteed);
+        match used.checked_sub(share) {
+            None => Ok(Keep(polls + reserved_for_other)),
             Some(over) => Err(later(self.answered_for(urgency).nth(over as usize), now)),
         }
     }
