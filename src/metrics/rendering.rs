@@ -1,10 +1,10 @@
 //! A rendering and its reuse.
 //!
 //! Encoding and compressing costs milliseconds where there are thousands of series. It is done
-//! once for what is shown, not once a scrape: a rendering is used again until something changes,
-//! for a second at most because time alone changes some values, and in any case for ten times as
-//! long as it took, so that encoding never takes more than a tenth of a core, however many ask
-//! and however busy the board is. Whoever has asked for a reload sees at once how it went.
+//! once for what is shown, not once a scrape: a rendering is used again until something changes, and
+//! after a change for ten times as long as it took to make; in both cases for a second at most,
+//! because time alone changes some values. So encoding takes no more than a tenth of a core as long
+//! as it takes less than 100 ms, however many ask and however busy the board is. Whoever has asked for a reload sees at once how it went.
 
 use std::{
     io::Write as _,
@@ -46,7 +46,7 @@ pub(super) struct Cache {
     latest: Mutex<Option<Cached>>,
     /// Held by the one who encodes.
     encoding: Mutex<()>,
-    /// Counts what no rendering from before it is shown after.
+    /// Counts the reloads. A rendering that was begun before the latest one is not shown any more.
     epoch: AtomicU64,
 }
 

@@ -428,7 +428,8 @@ impl Client {
             Ok(answer) => self.interpret(call, token, answer),
             Err(Failed { hung_up, error, .. }) => {
                 if matches!(error, Error::Connect { .. }) {
-                    // They may be why. Whoever asks next need not wait for it.
+                    // The TLS files may be the cause. They are looked at in the background, so that the next
+                    // request does not wait for the disk.
                     let http = http.clone();
                     tokio::spawn(async move { http.look_at_files().await });
                 }

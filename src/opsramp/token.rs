@@ -16,9 +16,9 @@ use crate::secret::Secret;
 
 /// A renewal begins when this part of the life is left, …
 const MARGIN: f64 = 0.1;
-/// … give or take this part of the margin, so that replicas do not ask together, …
+/// … spread over this part of the margin, so that replicas do not ask together, …
 const MARGIN_JITTER: f64 = 0.5;
-/// … and never earlier than so long before the end.
+/// … and the margin before the jitter is no longer than this.
 const MAX_MARGIN: Duration = Duration::from_secs(5 * 60);
 /// The first pause after a failed request; it doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
@@ -27,7 +27,8 @@ const MAX_PAUSE: Duration = Duration::from_secs(5 * 60);
 /// A token that was refused although it is new is not replaced sooner, nor one that came back
 /// unchanged. For that one the pause doubles up to [`MAX_PAUSE`] while nobody has it accepted.
 const REFUSAL_PAUSE: Duration = Duration::from_secs(30);
-/// The same for whom a new token did not help, while others have it accepted: they lack a right.
+/// The pause for one refuser (an endpoint, for a tenant) that refuses the new token too, while others accept it: its
+/// requests lack a right, and another token would not help.
 const RIGHTS_PAUSE: Duration = Duration::from_secs(10 * 60);
 
 /// What the token endpoint answered.
@@ -99,7 +100,7 @@ struct State {
     unchanged: Option<Unchanged>,
     /// When a refused token was last replaced, unless its successor has been accepted since.
     replaced_at: Option<Instant>,
-    /// The same by who had refused it, unless they have accepted one since.
+    /// When a token was last replaced because of this refuser, unless it has accepted one since.
     replaced_for: HashMap<Refuser, Instant>,
     /// Whether the current token has been accepted since it was last obtained.
     is_accepted: bool,
@@ -311,11 +312,13 @@ impl<I: Issuer> Shared<I> {
         let mut state = self.state.lock();
         match answer {
             Ok(grant) => {
-                // Then there is no other before its end. One that was refused sooner still has its margin.
-                let until_its_end = state.current.as_ref().is_some_and(|current| {
+                // The endpoint handed out the same token although its renewal was due: it has no other before this
+                // one ends, so do not ask sooner. A token that comes back after a refusal, before its renewal was
+                // due, keeps its margin.
+                let is_shared = state.current.as_ref().is_some_and(|current| {
                     current.secret == grant.token && current.renew_at <= now
                 });
-                let token = Token::new(grant, until_its_end, now);
+                let token = Token::new(grant, is_shared, now);
                 state.current = Some(token.clone());
                 state.is_accepted = false;
                 state.failure = None;
@@ -379,14 +382,14 @@ impl State {
 // === impl Token ===
 
 impl Token {
-    fn new(grant: Grant, until_its_end: bool, now: Instant) -> Self {
+    fn new(grant: Grant, is_shared: bool, now: Instant) -> Self {
         let expires_at = now + grant.life;
         let margin = grant.life.mul_f64(MARGIN).min(MAX_MARGIN);
         let margin = margin.mul_f64(1.0 + MARGIN_JITTER * (fastrand::f64() - 0.5));
         Self {
             secret: grant.token,
             expires_at,
-            renew_at: if until_its_end {
+            renew_at: if is_shared {
                 expires_at
             } else {
                 expires_at - margin

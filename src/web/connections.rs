@@ -57,8 +57,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the process has open besides, while it works.
 const OTHER_DESCRIPTORS: u64 = 24;
-/// Whoever means it has sent a request by then, be it from far away and after a handshake.
-const HANDSHAKE: Duration = Duration::from_secs(1);
+/// A connection younger than this is not yet counted as silent: even from far away and with TLS, an honest client has
+/// sent its request by then.
+const NEWCOMER_GRACE: Duration = Duration::from_secs(1);
 
 const FEWEST_CONNECTIONS: usize = 4;
 const MOST_CONNECTIONS: usize = 1024;
@@ -462,7 +463,7 @@ impl Entries {
         // So many would soon be all there are.
         let too_many = receiving.count() > candidates.len() / 2;
         let first = candidates.iter().min_by_key(|((phase, since), id)| {
-            let is_new = is_receiving(*phase) && now.duration_since(*since) < HANDSHAKE;
+            let is_new = is_receiving(*phase) && now.duration_since(*since) < NEWCOMER_GRACE;
             let rank = if is_new && !too_many {
                 Phase::Idle
             } else {
@@ -615,7 +616,7 @@ mod tests {
     /// A table of connections with their clients, what they do and for how many milliseconds; which of
     /// them makes room.
     fn first(connections: &[(&str, Phase, u64)]) -> Option<u64> {
-        let (now, mut entries) = (Instant::now() + HANDSHAKE * 100, Entries::default());
+        let (now, mut entries) = (Instant::now() + NEWCOMER_GRACE * 100, Entries::default());
         for (id, (client, phase, age)) in (0..).zip(connections) {
             let activity = Activity {
                 phase: Mutex::new((*phase, now - Duration::from_millis(*age))),

@@ -34,7 +34,7 @@ pub(super) struct StatusView {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum SearchState {
-    /// The last poll failed, and what was known is too old to be shown.
+    /// What the last successful poll learned is too old to be shown.
     Stale,
     /// The last poll failed; what was known is still shown.
     Failing,
