@@ -189,7 +189,8 @@ impl Daemon {
             health.clone(),
             alert_source(opened, &config.state),
             web_options,
-        )?;
+        )
+        .context("web.telemetry_path")?;
         for sink in &config.sinks {
             metrics.register_sink(&sink.name);
         }

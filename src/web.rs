@@ -64,6 +64,9 @@ const EXPOSITION_TYPE: HeaderValue =
 
 const TEXT_TYPE: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 
+/// Paths that the metrics cannot take, nor any below them.
+const FIXED_PATHS: [&str; 2] = ["/-", "/api"];
+
 /// Reasons that `/-/ready` and the page give; the others are counted.
 const REASONS_SHOWN: usize = 20;
 
@@ -92,17 +95,21 @@ pub struct Lifecycle {
 /// The request to load the configuration again. The answer says why it could not be loaded.
 pub type Reload = oneshot::Sender<Result<(), String>>;
 
-/// The path for the metrics cannot be used.
+/// Why the metrics cannot be at a path.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
-    /// It is not an absolute path of plain characters.
-    #[error(
-        "the telemetry path {0:?} must begin with `/` and hold only letters, digits and `/-_.~`"
-    )]
-    Malformed(String),
-    /// Something else is there.
-    #[error("the telemetry path {0:?} is taken")]
-    Taken(String),
+    /// It is not an absolute path.
+    #[error("must start with a slash")]
+    NoSlash,
+    /// It has other characters, or nothing between two slashes.
+    #[error("may hold letters, digits, single slashes and -._~ only")]
+    Characters,
+    /// The status page is there.
+    #[error("\"/\" is the status page; choose another path")]
+    Page,
+    /// Something else is there, or will be.
+    #[error("paths below {0}/ are taken; choose another")]
+    Taken(&'static str),
 }
 
 /// The server, ready to serve.
@@ -204,15 +211,13 @@ fn router(site: &Arc<Site>) -> Router {
         .route("/-/healthy", get(healthy))
         .route("/-/ready", get(ready))
         .method_not_allowed_fallback(method_not_allowed);
-    let mut guarded = Router::new()
+    let guarded = Router::new()
+        .route("/", get(page))
         .route("/api/v1/status", get(api_status))
         .route("/api/v1/alerts", get(api_alerts))
         .route("/-/reload", post(reload))
         .route("/-/quit", post(quit))
         .route(&site.telemetry_path, get(metrics));
-    if site.telemetry_path != "/" {
-        guarded = guarded.route("/", get(page));
-    }
     guarded
         .method_not_allowed_fallback(method_not_allowed)
         .fallback(not_found)
@@ -222,25 +227,27 @@ fn router(site: &Arc<Site>) -> Router {
         .with_state(Arc::clone(site))
 }
 
+/// Whether the metrics can be at that path.
+///
 /// # Errors
 /// Where it is malformed or something else is there.
-fn check_telemetry_path(path: &str) -> Result<(), PathError> {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte);
-    if !path.starts_with('/') || !path.bytes().all(plain) {
-        return Err(PathError::Malformed(path.to_owned()));
+pub(crate) fn check_telemetry_path(path: &str) -> Result<(), PathError> {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte);
+    if !path.starts_with('/') {
+        return Err(PathError::NoSlash);
     }
-    let taken = [
-        "/-/healthy",
-        "/-/ready",
-        "/-/reload",
-        "/-/quit",
-        "/api/v1/status",
-        "/api/v1/alerts",
-    ];
-    if taken.contains(&path) {
-        return Err(PathError::Taken(path.to_owned()));
+    if !path.bytes().all(is_plain) || path.contains("//") {
+        return Err(PathError::Characters);
     }
-    Ok(())
+    if path == "/" {
+        return Err(PathError::Page);
+    }
+    let is_below = |fixed: &&str| {
+        let rest = path.strip_prefix(*fixed);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    let taken = FIXED_PATHS.into_iter().find(is_below);
+    taken.map_or(Ok(()), |fixed| Err(PathError::Taken(fixed)))
 }
 
 async fn metrics(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {

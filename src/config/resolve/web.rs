@@ -7,11 +7,10 @@ use crate::{
     config::{ListenAddress, State, Web, file, overrides::Variables, problem::shown_value},
     secret::SecretSource,
     store::postgres,
+    web::{PathError, check_telemetry_path},
 };
 
 const DEFAULT_TELEMETRY_PATH: &str = "/metrics";
-/// Paths of the web server that the metrics cannot take.
-const FIXED_PATHS: [&str; 2] = ["/-", "/api"];
 
 impl Resolver<'_> {
     pub(super) fn state(&self, state: Option<file::State>, variables: &Variables<'_>) -> State {
@@ -125,27 +124,13 @@ impl Resolver<'_> {
 
     fn telemetry_path(&self, path: Option<String>) -> String {
         let path = path.unwrap_or_else(|| DEFAULT_TELEMETRY_PATH.to_owned());
-        let is_plain = |c: char| c.is_ascii_alphanumeric() || "/-._~".contains(c);
-        let problem = if !path.starts_with('/') {
-            Some(format!(
-                "must start with a slash; write \"/{}\"",
-                shown_value(&path)
-            ))
-        } else if !path.chars().all(is_plain) || path.contains("//") {
-            Some("may hold letters, digits, single slashes and -._~ only".to_owned())
-        } else if path == "/" {
-            Some("\"/\" is the status page; choose another path".to_owned())
-        } else {
-            FIXED_PATHS
-                .into_iter()
-                .find(|fixed| {
-                    path.strip_prefix(fixed)
-                        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-                })
-                .map(|fixed| format!("paths below {fixed}/ are taken; choose another"))
-        };
-        if let Some(problem) = problem {
-            self.problems.add("web.telemetry_path", problem);
+        if let Err(error) = check_telemetry_path(&path) {
+            let correction = match error {
+                PathError::NoSlash => format!("; write \"/{}\"", shown_value(&path)),
+                _ => String::new(),
+            };
+            let message = format!("{error}{correction}");
+            self.problems.add("web.telemetry_path", message);
         }
         path
     }

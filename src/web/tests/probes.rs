@@ -49,21 +49,26 @@ async fn a_scrape_has_exactly_the_type_that_prometheus_asks_for() {
 #[tokio::test]
 async fn the_path_of_the_metrics_can_be_chosen_but_not_wrongly() {
     let site = Site::open(Setup {
-        telemetry_path: "/",
+        telemetry_path: "/opsramp/metrics",
         ..Setup::default()
     });
-    assert!(site.get("/").await.body.starts_with("# HELP"));
+    let metrics = site.get("/opsramp/metrics").await.body;
+    assert!(metrics.starts_with("# HELP"), "{metrics}");
     assert_eq!(site.get("/metrics").await.status, 404);
 
     for (path, message) in [
-        ("metrics", "must begin with `/`"),
-        ("/{metrics}", "must begin with `/`"),
-        ("/me trics", "must begin with `/`"),
-        ("/-/ready", "is taken"),
+        ("metrics", "must start with a slash"),
+        ("/{metrics}", "may hold letters, digits, single slashes"),
+        ("/me trics", "may hold letters, digits, single slashes"),
+        ("//metrics", "may hold letters, digits, single slashes"),
+        ("/", "is the status page"),
+        ("/-/ready", "paths below /-/ are taken"),
+        ("/api", "paths below /api/ are taken"),
     ] {
         let error = check_telemetry_path(path).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
+    assert_eq!(check_telemetry_path("/apis"), Ok(()));
 }
 
 fn partner(id: &str, is_known: bool, last: Option<Result<(), String>>) -> PartnerStatus {
