@@ -65,20 +65,29 @@ impl StateFile {
 
     /// The same, if `freed` bytes of the file held nothing any more.
     pub(super) fn room_with(&self, wanted: u64, freed: u64) -> u64 {
-        let Some(Disk { free, reserve }) = Disk::of(self.path()) else {
+        self.room_on(|| Disk::of(self.path()), wanted, freed)
+    }
+
+    /// The same on a `disk`, as it is at the moment.
+    fn room_on(&self, disk: impl Fn() -> Option<Disk>, wanted: u64, freed: u64) -> u64 {
+        let Some(now) = disk() else {
             // Where it cannot be told, writing shows it.
             return u64::MAX;
         };
-        if free > wanted.saturating_mul(2).saturating_add(PLENTY) {
+        if now.free > wanted.saturating_mul(2).saturating_add(PLENTY) {
             return u64::MAX;
         }
         // A fault in between is found again by the write that this is asked for.
-        let before = self.room(free, reserve, false).unwrap_or_default();
+        let before = self.room(now, false).unwrap_or_default();
         if wanted <= before.bytes() {
             return before.bytes();
         }
         let copied = self.reuse_log();
-        self.room(free, reserve, copied).map_or(0, |mut room| {
+        // The file has grown by what was copied, be it the whole log or a part of it.
+        let Some(now) = disk() else {
+            return u64::MAX;
+        };
+        self.room(now, copied).map_or(0, |mut room| {
             if copied {
                 room.unused += freed;
             }
@@ -86,7 +95,7 @@ impl StateFile {
         })
     }
 
-    fn room(&self, free: u64, reserve: u64, copied: bool) -> Result<Room> {
+    fn room(&self, Disk { free, reserve }: Disk, copied: bool) -> Result<Room> {
         let number = |pragma| {
             self.reader()
                 .pragma_query_value(None, pragma, |row| row.get::<_, u32>(0))
@@ -150,5 +159,34 @@ mod tests {
         assert_eq!(room(0, 0, 50, 0), 0);
         assert_eq!(room(0, 0, 50, 30), 30);
         assert_eq!(room(20, 0, 50, 30), 45);
+    }
+    #[test]
+    fn what_copying_the_log_takes_is_not_there_any_more() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let (mut file, ()) = StateFile::open(&path, |_| Ok(())).unwrap();
+        let fill = "CREATE TABLE filler AS SELECT zeroblob(4194304) AS content";
+        file.connection().execute_batch(fill).unwrap();
+        let used = || {
+            let length = |path: &Path| fs::metadata(path).unwrap().len();
+            length(&path) + length(&super::super::beside(&path, "-wal"))
+        };
+        let none = Disk {
+            free: 0,
+            reserve: 0,
+        };
+        let debt = file.room(none, false).unwrap().debt;
+        assert!(debt > 4 << 20, "{debt}");
+        let rest = 100 << 10;
+        let size = used() + debt + rest;
+        let disk = || {
+            Some(Disk {
+                free: size - used(),
+                reserve: 0,
+            })
+        };
+        assert_eq!(file.room_on(disk, 0, 0), rest / 2);
+        // It is copied, and can be written again.
+        assert_eq!(file.room_on(disk, rest, 0), rest);
     }
 }
