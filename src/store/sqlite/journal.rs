@@ -124,16 +124,6 @@ impl Journal {
             )
             .optional()?
             .unwrap_or(0);
-        let start = connection
-            .query_row(
-                "SELECT last, heads FROM journal ORDER BY last LIMIT 1",
-                [],
-                |row| Ok(row.get::<_, i64>(0)? - row::count(row.get_ref(1)?.as_blob()?)),
-            )
-            .optional()?
-            .unwrap_or(end);
-        let last: Option<i64> =
-            connection.query_row("SELECT max(last) FROM journal", [], |row| row.get(0))?;
         let mut cursors: BTreeMap<Box<str>, Cursor> = connection
             .prepare("SELECT name, position, mark FROM sink")?
             .query_map([], |row| {
@@ -147,6 +137,11 @@ impl Journal {
                 Ok((row.get(0)?, cursor))
             })?
             .collect::<Result<_>>()?;
+        let places = cursors.values().map(|cursor| cursor.position);
+        let first_sought = places.filter(|place| (0..=end).contains(place)).min();
+        let start = start(connection, first_sought.unwrap_or(end))?.unwrap_or(end);
+        let last: Option<i64> =
+            connection.query_row("SELECT max(last) FROM journal", [], |row| row.get(0))?;
         let mut removed = false;
         for (name, cursor) in &mut cursors {
             if (0..end).contains(&cursor.position)
@@ -521,6 +516,25 @@ impl Left {
     fn rest(self, now: Duration, kept_for: Duration) -> Duration {
         kept_for.saturating_sub(now.saturating_sub(self.at))
     }
+}
+
+/// The last position before the journal's first row; `None` where it is empty. What a damaged row says of its
+/// length says nothing: one that seemed to begin behind what a sink lacks would be passed over, and removed.
+/// So it is taken to hold all from `first_sought` on.
+fn start(connection: &Connection, first_sought: i64) -> Result<Option<i64>> {
+    connection
+        .query_row(
+            "SELECT last, at, heads, bodies, checksum FROM journal ORDER BY last LIMIT 1",
+            [],
+            |row| {
+                let last: i64 = row.get(0)?;
+                Ok(match Entries::of(row) {
+                    Ok(_) => last - row::count(row.get_ref(2)?.as_blob()?),
+                    Err(_) => first_sought.min(last - 1),
+                })
+            },
+        )
+        .optional()
 }
 
 /// When the oldest event behind `position` was journalled.

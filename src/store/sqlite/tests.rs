@@ -286,6 +286,21 @@ async fn a_row_that_is_not_what_was_stored_is_not_delivered() {
 }
 
 #[tokio::test]
+async fn a_damaged_row_is_not_passed_over_at_a_start_whatever_it_says_of_its_length() {
+    for damage in ["x''", "zeroblob(20 * 7)"] {
+        let sql = format!("UPDATE journal SET heads = {damage} WHERE last = 1");
+        let (store, options, _folder) = damaged(&sql).await;
+        store.close().await;
+        // Not at the next one either: nothing was removed.
+        let store = Store::open(&options).await.unwrap();
+        store.set_sinks(vec!["s".to_owned()]).await.unwrap();
+        assert_eq!(store.backlog("s").await.unwrap().events, 4, "{damage}");
+        let error = store.pending("s", 9, usize::MAX).await.unwrap_err();
+        assert!(matches!(error, Error::Backend(_)), "{error:?}");
+    }
+}
+
+#[tokio::test]
 async fn rows_of_an_earlier_version_are_delivered_as_they_are() {
     let (store, _options, _folder) = damaged("UPDATE journal SET checksum = NULL").await;
     let batch = store.pending("s", 9, usize::MAX).await.unwrap();
