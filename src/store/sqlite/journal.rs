@@ -36,6 +36,8 @@ pub(super) struct Journal {
     /// The last position that was given.
     end: i64,
     cursors: BTreeMap<Box<str>, Cursor>,
+    /// How often a sink has gone on behind what somebody has removed.
+    skipped: u64,
     /// How long a sink that has left is kept.
     pub(super) kept_for: Duration,
     /// What is to be told once the transaction is committed.
@@ -176,6 +178,7 @@ impl Journal {
             start,
             end,
             cursors,
+            skipped: 0,
             kept_for: KEPT_FOR,
             news: Vec::new(),
         })
@@ -188,6 +191,11 @@ impl Journal {
     /// The last position that was given.
     pub(super) fn end(&self) -> i64 {
         self.end
+    }
+
+    /// Differs once less waits for a sink without having been acknowledged.
+    pub(super) fn skipped(&self) -> u64 {
+        self.skipped
     }
 
     /// Sees to it that so many more events may wait: gives up sinks that have left, where they alone
@@ -350,7 +358,10 @@ impl Journal {
             // What cannot be read holds up only what comes behind it.
             Err(error) if heads.is_empty() => return Err(error),
             // Somebody has removed what was left for it, such as a damaged row.
-            Ok(()) if heads.is_empty() => cursor.skip_to(self.end),
+            Ok(()) if heads.is_empty() => {
+                cursor.skip_to(self.end);
+                self.skipped += 1;
+            }
             _ => {}
         }
         let bodies = Bytes::from(bodies);

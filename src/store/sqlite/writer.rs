@@ -540,12 +540,14 @@ impl Group {
 
     /// How many of the writes there is room for.
     fn fitting(&self, mut room: u64) -> usize {
-        let fits = |write: &&Write| {
-            let rest = room.checked_sub(write.bytes());
-            room = rest.unwrap_or(room);
-            rest.is_some()
-        };
-        self.writes.iter().filter(fits).count()
+        let writes = self.writes.iter();
+        writes.filter(|write| write.fits_into(&mut room)).count()
+    }
+
+    /// Whether something is to be written under that right.
+    fn commits_under(&self, held: Held) -> bool {
+        let is_it = |write: &Write| matches!(write, Write::Commit(job) if job.request.0 == held);
+        self.writes.iter().any(is_it)
     }
 
     fn only_acknowledges(&self) -> bool {

@@ -878,3 +878,19 @@ fn sinks_that_are_all_known_are_answered_though_nothing_can_be_stored() {
     assert!(set(&mut bench, &["s", "new"]).is_err());
     assert_eq!(bench.waiting(), [3]);
 }
+
+#[test]
+fn whoever_watches_what_waits_hears_of_what_somebody_has_removed() {
+    let mut bench = Bench::new();
+    bench.write(events(1..4)).unwrap();
+    let mut journalled = bench.writer.journalled();
+    journalled.mark_unchanged();
+    assert_eq!(bench.waiting(), [1, 2, 3]);
+    assert!(!journalled.has_changed().unwrap());
+    bench.sql("DELETE FROM journal");
+    assert_eq!(bench.waiting(), [0; 0]);
+    assert!(journalled.has_changed().unwrap());
+    journalled.mark_unchanged();
+    assert_eq!(bench.waiting(), [0; 0]);
+    assert!(!journalled.has_changed().unwrap());
+}
