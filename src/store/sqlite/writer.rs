@@ -74,7 +74,7 @@ pub(super) enum Write {
     TakeUp(Job<(SearchKey, Timestamp), Loaded>),
     Release(Job<Held, ()>),
     Commit(Job<(Held, Commit, Timestamp), ()>),
-    SetSinks(Job<Vec<String>, Vec<SinkState>>),
+    SetSinks(SinksJob),
     /// Makes room, at the cost of sinks that have left.
     GiveUpLeft,
 }
@@ -113,6 +113,7 @@ pub(super) enum Read {
     },
 }
 
+type SinksJob = Job<Vec<String>, Vec<SinkState>>;
 type Ordinals = Vec<(Box<str>, u32)>;
 type Answer<A> = std::result::Result<A, Error>;
 type Failure = Arc<dyn std::error::Error + Send + Sync>;
@@ -334,18 +335,28 @@ impl Writer {
     }
 
     /// Answers a write that leaves the file as it is; gives back any other. So a reload that names no
-    /// sink that is new works while the file cannot be written to.
+    /// sink that is new, and removes searches, works while the file cannot be written to.
     fn answer_from_memory(&mut self, write: Write, group: &Group) -> Option<Write> {
+        match write {
+            Write::SetSinks(job) => self.name_known_sinks(job, group).map(Write::SetSinks),
+            // What was sent before it is still its holder's.
+            Write::Release(job) if !group.commits_under(job.request) => {
+                self.holds.give_back(job.request);
+                job.reply.send(Ok(())).ok();
+                None
+            }
+            write => Some(write),
+        }
+    }
+
+    fn name_known_sinks(&mut self, job: SinksJob, group: &Group) -> Option<SinksJob> {
         let comes_first = |write: &Write| matches!(write, Write::SetSinks(_));
-        let Write::SetSinks(job) = write else {
-            return Some(write);
-        };
         if group.writes.iter().any(comes_first) {
-            return Some(Write::SetSinks(job));
+            return Some(job);
         }
         let now = clock::since_boot();
         let Some(states) = self.journal.set_known_sinks(&job.request, now) else {
-            return Some(Write::SetSinks(job));
+            return Some(job);
         };
         self.journal.tell_news();
         job.reply.send(Ok(states)).ok();
@@ -362,9 +373,9 @@ impl Writer {
         match self.transaction(&mut group.writes) {
             Ok(()) => {
                 self.tell_sinks();
-                group.settle(None);
+                group.settle(None, &self.holds);
             }
-            Err(error) if is_busy(&error) => group.settle(Some(error)),
+            Err(error) if is_busy(&error) => group.settle(Some(error), &self.holds),
             Err(error) => {
                 // A quota that is used up comes as the latter, as other faults do that are over at once.
                 if let Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) =
@@ -373,21 +384,27 @@ impl Writer {
                     self.file.save_room();
                 }
                 for mut alone in group.split() {
-                    let mut failure = self.transaction(&mut alone.writes).err();
-                    if failure.as_ref().is_some_and(finds_no_room)
-                        && self.may_lack_room_of_left(&alone.writes)
-                    {
-                        // A fault that is over by now costs nobody anything.
-                        failure = self.transaction(&mut alone.writes).err();
-                        if failure.as_ref().is_some_and(finds_no_room) {
-                            failure = self.transaction_with_room_of_left(&mut alone.writes).err();
-                        }
-                    }
+                    let failure = self.try_alone(&mut alone.writes).err();
                     self.tell_sinks();
-                    alone.settle(failure);
+                    alone.settle(failure, &self.holds);
                 }
             }
         }
+    }
+
+    /// Does what has failed together with others; where there is no room for it, at the cost of sinks that
+    /// have left.
+    fn try_alone(&mut self, writes: &mut Vec<Write>) -> Result<()> {
+        let is_of_no_room = |done: &Result<()>| done.as_ref().is_err_and(finds_no_room);
+        let mut done = self.transaction(writes);
+        if is_of_no_room(&done) && self.may_lack_room_of_left(writes) {
+            // A fault that is over by now costs nobody anything.
+            done = self.transaction(writes);
+            if is_of_no_room(&done) {
+                done = self.transaction_with_room_of_left(writes);
+            }
+        }
+        done
     }
 
     /// Before a commit is answered, so that whoever committed finds the sinks told.
@@ -439,16 +456,14 @@ impl Writer {
         if wanted <= room {
             return;
         }
-        let refused = group.writes.extract_if(.., |write| {
-            let taken = room.checked_sub(write.bytes());
-            room = taken.unwrap_or(room);
-            taken.is_none()
-        });
+        let refused = group
+            .writes
+            .extract_if(.., |write| !write.fits_into(&mut room));
         let failure: Failure = Arc::new(io::Error::new(
             io::ErrorKind::StorageFull,
             "the disk is nearly full; the rest is kept for what waits to be delivered",
         ));
-        refused.for_each(|write| write.settle(Some(&failure)));
+        refused.for_each(|write| write.settle(Some(&failure), &self.holds));
     }
 
     /// Stores the cursors, does `writes` and a step of pruning, durably. Where it fails, nothing
@@ -511,9 +526,14 @@ impl Writer {
                 max_bytes,
                 reply,
             } => {
+                let before = self.journal.skipped();
                 let batch = self
                     .journal
                     .pending(connection, &sink, max_events, max_bytes);
+                if self.journal.skipped() != before {
+                    // Less waits than whoever watches it knows.
+                    self.journalled.send_modify(|_| {});
+                }
                 reply.send(known(batch, &sink)).ok();
             }
             Read::Backlog { sink, reply } => {
@@ -571,10 +591,10 @@ impl Group {
 
     /// Answers: what was learned, or that the transaction failed. Whoever no longer waits does not
     /// need it.
-    fn settle(self, failure: Option<rusqlite::Error>) {
+    fn settle(self, failure: Option<rusqlite::Error>, holds: &Holds) {
         let failure = failure.map(|error| -> Failure { Arc::new(Failed(error)) });
         for write in self.writes {
-            write.settle(failure.as_ref());
+            write.settle(failure.as_ref(), holds);
         }
         for reply in self.acknowledged {
             let failure = failure.as_ref().map(Arc::clone);
@@ -610,6 +630,13 @@ impl Write {
         (events + alerts + PAGES * commit.departures.len()) as u64
     }
 
+    /// Whether there is room for it, which it takes then.
+    fn fits_into(&self, room: &mut u64) -> bool {
+        let rest = room.checked_sub(self.bytes());
+        *room = rest.unwrap_or(*room);
+        rest.is_some()
+    }
+
     /// Does it within a transaction. An error spoils the transaction; a refusal does not, for it
     /// comes before anything was written.
     fn apply(
@@ -632,10 +659,8 @@ impl Write {
                 };
                 job.answer = Ok(loaded);
             }
-            Self::Release(job) => {
-                holds.give_back(job.request);
-                job.answer = Ok(());
-            }
+            // What comes after it in the group is no longer its holder's.
+            Self::Release(job) => holds.give_back(job.request),
             Self::Commit(job) => {
                 let (held, commit, now) = &job.request;
                 job.answer = if !holds.is_held(*held) {
@@ -664,12 +689,28 @@ impl Write {
         Ok(())
     }
 
-    fn settle(self, failure: Option<&Failure>) {
+    /// Answers it. What is held is in no file: where the transaction has failed, a search is given back all
+    /// the same, and nobody holds one that was to be taken up.
+    fn settle(self, failure: Option<&Failure>, holds: &Holds) {
         match self {
-            Self::TakeUp(job) => job.settle(failure),
-            Self::Release(job) => job.settle(failure),
-            Self::Commit(job) => job.settle(failure),
-            Self::SetSinks(job) => job.settle(failure),
+            Self::TakeUp(job) => {
+                let held = job.answer.as_ref().ok().map(|loaded| loaded.held);
+                if !job.settle(failure)
+                    && let Some(held) = held
+                {
+                    holds.give_back(held);
+                }
+            }
+            Self::Release(job) => {
+                holds.give_back(job.request);
+                job.reply.send(Ok(())).ok();
+            }
+            Self::Commit(job) => {
+                job.settle(failure);
+            }
+            Self::SetSinks(job) => {
+                job.settle(failure);
+            }
             Self::GiveUpLeft => {}
         }
     }
@@ -686,12 +727,14 @@ impl<Q, A> Job<Q, A> {
         }
     }
 
-    fn settle(self, failure: Option<&Failure>) {
+    /// Brings whether somebody was told that it is done.
+    fn settle(self, failure: Option<&Failure>) -> bool {
         let answer = match failure {
             None => self.answer,
             Some(failure) => Err(Error::Backend(Arc::clone(failure))),
         };
-        self.reply.send(answer).ok();
+        let is_done = answer.is_ok();
+        self.reply.send(answer).is_ok() && is_done
     }
 }
 

@@ -880,6 +880,74 @@ fn sinks_that_are_all_known_are_answered_though_nothing_can_be_stored() {
 }
 
 #[test]
+fn what_cannot_be_stored_keeps_no_search_held() {
+    let mut bench = Bench::new();
+    let row = bench.held.row;
+    let holds = bench.writer.holds.clone();
+    bench.sql("PRAGMA busy_timeout = 10");
+    let operator = Connection::open(&bench.path).unwrap();
+    operator.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let written = |bench: &mut Bench, writes: Vec<Write>| {
+        let mut group = Group::default();
+        for write in writes {
+            bench.writer.take(Command::Write(write), &mut group);
+        }
+        bench.writer.write(group);
+    };
+    // At once, and after what was sent before it.
+    for commits in [0, 1] {
+        let (taken_up, loaded) = job(Write::TakeUp, (key("a", "t", "s"), second(1)));
+        operator.execute_batch("ROLLBACK").unwrap();
+        written(&mut bench, vec![taken_up]);
+        bench.held = answer(loaded).unwrap().held;
+        assert!(holds.is_held(bench.held));
+        operator.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let (first, replies): (Vec<_>, Vec<_>) =
+            (0..commits).map(|_| bench.commit(opened(1))).unzip();
+        let (released, reply) = job(Write::Release, bench.held);
+        written(&mut bench, first.into_iter().chain([released]).collect());
+        for reply in replies {
+            assert_eq!(backend_error(answer(reply)), ErrorCode::DatabaseBusy);
+        }
+        answer(reply).unwrap();
+        assert!(!holds.holds_row(row), "after {commits} commits");
+    }
+    operator.execute_batch("ROLLBACK").unwrap();
+
+    // Nor does a transaction that fails at its end, nor an answer that nobody waits for any more.
+    bench.sql(
+        "PRAGMA foreign_keys = ON;
+         CREATE TABLE parent (id INTEGER PRIMARY KEY);
+         CREATE TABLE child (id REFERENCES parent DEFERRABLE INITIALLY DEFERRED);
+         CREATE TRIGGER fail AFTER INSERT ON search BEGIN INSERT INTO child VALUES (1); END",
+    );
+    let (taken_up, loaded) = job(Write::TakeUp, (key("a", "t", "new"), second(1)));
+    written(&mut bench, vec![taken_up]);
+    assert!(answer(loaded).is_err());
+    let (taken_up, loaded) = job(Write::TakeUp, (key("a", "t", "s"), second(1)));
+    drop(loaded);
+    written(&mut bench, vec![taken_up]);
+    assert!((1..9).all(|row| !holds.holds_row(row)));
+}
+
+#[test]
+fn what_is_sent_behind_a_search_that_is_given_back_is_refused() {
+    let mut bench = Bench::new();
+    let (first, done) = bench.commit(opened(1));
+    let (released, given_back) = job(Write::Release, bench.held);
+    let (late, refused) = bench.commit(opened(2));
+    let mut group = Group::default();
+    for write in [first, released, late] {
+        bench.writer.take(Command::Write(write), &mut group);
+    }
+    bench.writer.write(group);
+    answer(done).unwrap();
+    answer(given_back).unwrap();
+    assert!(matches!(answer(refused), Err(Error::LeaseLost)));
+    assert_eq!(bench.waiting(), [1]);
+}
+
+#[test]
 fn whoever_watches_what_waits_hears_of_what_somebody_has_removed() {
     let mut bench = Bench::new();
     bench.write(events(1..4)).unwrap();
