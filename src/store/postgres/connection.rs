@@ -242,10 +242,8 @@ impl Pool {
         // has it.
         let idle = (lease / 2).clamp(Duration::from_millis(500), PATIENCE);
         let begin = format!(
-            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = {}; \
-             SET LOCAL statement_timeout = {}",
-            idle.as_millis(),
-            PATIENCE.as_millis()
+            "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = {}",
+            idle.as_millis()
         );
         Self {
             // It fails where timeouts are given without a runtime.
@@ -499,14 +497,14 @@ impl Drop for Connection {
 impl Session {
     /// Begins a transaction. It ends with [`Self::commit`], or in nothing.
     pub(super) async fn begin(&mut self) -> Result<(), Failure> {
-        let begin = Arc::clone(&self.begin);
+        let begin = self.beginning(Duration::MAX);
         self.begin_by(&begin).await
     }
 
     /// Begins one that [fails](Failure::is_of_a_lock) where it waits for a lock for longer than that.
     pub(super) async fn begin_waiting(&mut self, wait: Duration) -> Result<(), Failure> {
-        let wait = wait.as_millis();
-        let begin = format!("{}; SET LOCAL lock_timeout = {wait}", self.begin);
+        let (begin, wait) = (self.beginning(Duration::MAX), wait.as_millis());
+        let begin = format!("{begin}; SET LOCAL lock_timeout = {wait}");
         self.begin_by(&begin).await
     }
 
@@ -517,11 +515,10 @@ impl Session {
         search: i64,
         wait: Duration,
     ) -> Result<(), Failure> {
-        let wait = wait.as_millis();
+        let (begin, wait) = (self.beginning(Duration::MAX), wait.as_millis());
         let begin = format!(
-            "{}; SET LOCAL lock_timeout = {wait}; SELECT FROM search WHERE id = {search} FOR NO KEY UPDATE; \
-             SET LOCAL lock_timeout = 0",
-            self.begin
+            "{begin}; SET LOCAL lock_timeout = {wait}; SELECT FROM search WHERE id = {search} FOR NO KEY UPDATE; \
+             SET LOCAL lock_timeout = 0"
         );
         self.begin_by(&begin).await
     }
@@ -533,20 +530,24 @@ impl Session {
         wait: Duration,
         limit: Duration,
     ) -> Result<(), Failure> {
-        let (wait, limit) = (wait.as_millis(), limit.as_millis());
-        let begin = format!(
-            "{}; SET LOCAL lock_timeout = {wait}; SET LOCAL statement_timeout = {limit}",
-            self.begin
-        );
+        let (begin, wait) = (self.beginning(limit), wait.as_millis());
+        let begin = format!("{begin}; SET LOCAL lock_timeout = {wait}");
         self.begin_by(&begin).await
     }
 
     /// Begins one each of whose statements the server ends after so long: for whoever may be gone by then,
     /// and could not have it cancelled.
     pub(super) async fn begin_last(&mut self, limit: Duration) -> Result<(), Failure> {
-        let limit = limit.as_millis();
-        let begin = format!("{}; SET LOCAL statement_timeout = {limit}", self.begin);
+        let begin = self.beginning(limit);
         self.begin_by(&begin).await
+    }
+
+    /// How a transaction begins each of whose statements the server ends after `limit`, and so much sooner than the
+    /// answer is given up that the word of it is there by then: what the server has ended has certainly not
+    /// been done, and what nobody waits for any more may have been.
+    fn beginning(&self, limit: Duration) -> String {
+        let limit = limit.min(self.patience * 4 / 5).as_millis();
+        format!("{}; SET LOCAL statement_timeout = {limit}", self.begin)
     }
 
     async fn begin_by(&mut self, begin: &str) -> Result<(), Failure> {

@@ -282,6 +282,34 @@ async fn only_what_the_server_certainly_has_not_done_counts_as_not_done() {
     assert!(pool.session().await.unwrap_err().is_without_effect());
 }
 
+#[tokio::test]
+async fn the_server_ends_a_statement_before_its_answer_is_given_up() {
+    let store = stalled(&server::shared().fresh(), LEASE).await;
+    let pool = &shared(&store).pool;
+    let limit = async |session: &mut Session| {
+        let sql = "SELECT setting::bigint FROM pg_settings WHERE name = 'statement_timeout'";
+        let limit: i64 = session.query(sql, &[]).await.unwrap()[0].get(0);
+        session.roll_back().await.unwrap();
+        Duration::from_millis(limit.unsigned_abs())
+    };
+    let seconds = Duration::from_secs;
+    let mut session = pool.session().await.unwrap();
+    session.begin().await.unwrap();
+    assert_eq!(limit(&mut session).await, connection::PATIENCE * 4 / 5);
+    session.begin_last(seconds(2)).await.unwrap();
+    assert_eq!(limit(&mut session).await, seconds(2));
+    drop(session);
+    // For whoever is in a hurry as well.
+    let mut session = pool.session_within(seconds(5)).await.unwrap();
+    for all in [seconds(4), seconds(9)] {
+        let begun = session.begin_waiting_for_all(seconds(1), all).await;
+        begun.unwrap();
+        assert_eq!(limit(&mut session).await, seconds(4));
+    }
+    session.begin_with_row(1, seconds(1)).await.unwrap();
+    assert_eq!(limit(&mut session).await, seconds(4));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_takes_many_answers_may_take_longer_than_one_answer() {
     let url = server::shared().fresh();
