@@ -236,8 +236,9 @@ pub(super) async fn look(
 /// again by a database that was restored, and two that take each other's leases for their own would
 /// both poll and deliver.
 pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
-    let mut session = shared.pool.session().await?;
+    // Whoever has the turn needs a connection: nobody keeps one while waiting for it.
     let _turn = shared.naming.lock().await;
+    let mut session = shared.pool.session().await?;
     let sinks = shared.look(|state| state.sinks.clone());
     let number = announce(shared, &mut session, sinks.as_deref()).await?;
     let mut tries = Tries::default();

@@ -554,6 +554,33 @@ async fn a_sink_of_a_replica_that_died_is_told_and_makes_room_for_new_events() {
     store.close().await;
 }
 
+/// While somebody says which sinks there are, he needs a connection for it.
+#[tokio::test]
+async fn nobody_waits_with_a_connection_for_whoever_names_sinks() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let shared = shared(&store);
+    let naming = shared.naming.lock().await;
+    let forgotten = timeout(PATIENCE, keeper::forget(shared)).await;
+    forgotten.unwrap().unwrap();
+
+    let mut others = Vec::new();
+    while let Ok(session) = timeout(Duration::from_secs(1), shared.pool.session()).await {
+        others.push(session.unwrap());
+    }
+    others.pop();
+    let joining = keeper::join(shared);
+    let setting = async {
+        // It is at it.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let session = timeout(Duration::from_secs(5), shared.pool.session()).await;
+        drop((naming, session.unwrap().unwrap()));
+    };
+    let (joined, ()) = tokio::join!(joining, setting);
+    joined.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_removed_before_a_sink_that_is_being_added_is_seen_to_lack_it() {
     let url = server::shared().fresh();
