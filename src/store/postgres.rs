@@ -454,8 +454,11 @@ impl Postgres {
     }
 
     pub(super) fn has_room(&self, events: u64) -> bool {
-        let has_room = self.shared.look(|state| state.journal.has_room(events));
-        has_room || !self.left_in_the_way_of(events).is_empty()
+        let (has_room, is_alone) = self
+            .shared
+            .look(|state| (state.journal.has_room(events), state.is_alone));
+        // They are given up by whoever is alone.
+        has_room || is_alone && !self.left_in_the_way_of(events).is_empty()
     }
 
     /// The sinks that have left and alone leave no room for so many events.

@@ -365,10 +365,15 @@ pub(super) async fn tell_unnamed(shared: &Shared, session: &mut Session) -> Resu
         name_and_left_for!(),
         ", unnamed_since IS NOT NULL AND NOT ",
         is_named!(),
+        ", ",
+        is_alone!(),
         " FROM sink WHERE ",
         is_alive!()
     );
-    for row in session.query(sql, &[&shared.number()?]).await? {
+    let rows = session.query(sql, &[&shared.number()?]).await?;
+    let is_alone = rows.first().map_or(Ok(false), |row| row.try_get(3))?;
+    shared.change_journals(|state| state.is_alone = is_alone);
+    for row in rows {
         let sink: String = row.try_get(0)?;
         let is_unnamed: bool = row.try_get(2)?;
         if !is_unnamed {

@@ -37,10 +37,13 @@ pub(super) struct State {
     pub(super) sinks: Option<Vec<String>>,
     /// Those that no replica had when it last looked, and what it has told of them.
     pub(super) left: BTreeMap<String, Waiting>,
+    /// Whether no other replica ran when it last looked for these: then they make room where there is none.
+    pub(super) is_alone: bool,
     /// The searches that it would poll, once it was told.
     keys: Option<Arc<[SearchKey]>>,
-    /// How often their rows were to be looked up, and which time it was when they last were.
+    /// Grows with each wish to have their rows looked up.
     wish: u64,
+    /// The wish that was last fulfilled.
     fulfilled: u64,
     /// Their rows, as they were found then.
     pub(super) wanted: HashMap<SearchKey, i64>,
@@ -90,6 +93,7 @@ impl State {
             replicas: 0,
             sinks: None,
             left: BTreeMap::new(),
+            is_alone: false,
             keys: None,
             wish: 0,
             fulfilled: 0,

@@ -554,6 +554,35 @@ async fn a_sink_of_a_replica_that_died_is_told_and_makes_room_for_new_events() {
     store.close().await;
 }
 
+#[tokio::test]
+async fn a_sink_that_has_left_makes_no_room_as_long_as_another_replica_runs() {
+    let url = server::shared().fresh();
+    let (store, _other) = two_replicas(&url).await;
+    store.set_sinks(names(&["s", "extra"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store
+        .commit(held, events(1..1001), second(2))
+        .await
+        .unwrap();
+    let batch = store.pending("s", 1000, usize::MAX).await.unwrap();
+    let last = batch.events.last().unwrap().position;
+    store.acknowledge("s", last, None).await.unwrap();
+    drop(batch);
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let more = async || store.commit(held, events(1001..1002), second(3)).await;
+    let full = more().await;
+    assert!(matches!(full, Err(Error::JournalFull { .. })), "{full:?}");
+    assert!(!store.has_room(1).await.unwrap());
+    sql(
+        &url,
+        "UPDATE replica SET alive_until = now() - interval '1 minute' WHERE node = 'other'",
+    );
+    keeper::forget(shared(&store)).await.unwrap();
+    assert!(store.has_room(1).await.unwrap());
+    more().await.unwrap();
+    store.close().await;
+}
+
 /// While somebody says which sinks there are, he needs a connection for it.
 #[tokio::test]
 async fn nobody_waits_with_a_connection_for_whoever_names_sinks() {
