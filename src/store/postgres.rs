@@ -24,7 +24,7 @@ use tokio::{
 };
 
 use super::{
-    AlertFilter, Backlog, Batch, Claim, Commit, Error, Held, Loaded, OpenAlert, SinkState,
+    AlertFilter, Backlog, Batch, Claim, Commit, Error, Held, Loaded, OpenAlert, Pending, SinkState,
     StoredAlert,
 };
 use crate::{
@@ -640,69 +640,98 @@ impl Postgres {
         self.check_open()?;
         loop {
             self.shared.expire();
-            let (ranges, loan) = self.shared.change_journals(|state| {
-                if !state.journal.is_own(sink) {
-                    return Err(unknown(sink));
-                }
-                let ranges = state.journal.next(sink, max_events);
-                if ranges.is_empty() && state.journal.is_unclear(sink) {
-                    return Err(Error::Unclear);
-                }
-                let loan = Loan {
-                    shared: Arc::clone(&self.shared),
-                    sink: sink.into(),
-                    number: state.journal.lend(sink, ranges.clone()),
-                    leases: leases_of(state, &ranges),
-                    past: state.journal.past(sink, &ranges),
-                };
-                Ok((ranges, loan))
-            })?;
-            let Some(last) = places(&ranges).next_back() else {
+            let (ranges, loan) = self.lend_next(sink, max_events)?;
+            if ranges.is_empty() {
                 return Ok(Batch::default());
-            };
-            let mut events = self
-                .ask(async |session| delivery::read(session, &ranges, max_bytes).await)
-                .await?;
-            // What follows a gap waits for what is in it: a place that a sink has come to stands for
-            // all before it.
-            let in_line = events.iter().zip(places(&ranges));
-            let whole = in_line.take_while(|(event, place)| event.position == *place);
-            events.truncate(whole.count());
-            if !events.is_empty() {
-                let claim = Claim::of(loan);
-                return Ok(Batch { events, claim });
             }
-            if !loan.holds() {
-                continue;
-            }
-            // Whoever answered may lag behind: a standby, to which a pooler has sent the question.
-            let events = self
-                .ask(async |session| {
-                    let leases = &loan.leases;
-                    delivery::read_for_sure(&self.shared, session, leases, &ranges, max_bytes).await
-                })
-                .await?;
-            let Some(events) = events else {
-                continue;
-            };
-            let end = events.last().map_or(last, |event| event.position);
-            let sought = places(&ranges).take_while(|place| *place <= end).count();
-            if events.len() < sought {
-                // Somebody has removed them from the table.
-                tracing::error!(
-                    sink,
-                    events = sought - events.len(),
-                    "events are missing from the journal in the database; they are skipped"
-                );
+            let mut events = self.read_in_order(&ranges, max_bytes).await?;
+            if events.is_empty() {
+                if !loan.holds() {
+                    continue;
+                }
+                // Whoever answered may lag behind: a standby, to which a pooler has sent the question.
+                let found = self.read_for_sure(&loan, &ranges, max_bytes).await?;
+                let Some(found) = found else {
+                    continue;
+                };
+                self.skip_missing(sink, &ranges, &found);
+                events = found;
             }
             if !events.is_empty() {
                 let claim = Claim::of(loan);
                 return Ok(Batch { events, claim });
             }
-            self.shared.change_journals(|state| {
-                let mark = state.journal.mark(sink);
-                state.journal.acknowledge(sink, end, mark);
-            });
+        }
+    }
+
+    /// The next events for a sink, to be read, and the right to deliver them.
+    fn lend_next(&self, sink: &str, max_events: usize) -> Result<(Vec<Range>, Loan), Error> {
+        self.shared.change_journals(|state| {
+            if !state.journal.is_own(sink) {
+                return Err(unknown(sink));
+            }
+            let ranges = state.journal.next(sink, max_events);
+            if ranges.is_empty() && state.journal.is_unclear(sink) {
+                return Err(Error::Unclear);
+            }
+            let loan = Loan {
+                shared: Arc::clone(&self.shared),
+                sink: sink.into(),
+                number: state.journal.lend(sink, ranges.clone()),
+                leases: leases_of(state, &ranges),
+                past: state.journal.past(sink, &ranges),
+            };
+            Ok((ranges, loan))
+        })
+    }
+
+    /// Reads events up to the first that is not there. What follows a gap waits for what is in it: a place
+    /// that a sink has come to stands for all before it.
+    async fn read_in_order(
+        &self,
+        ranges: &[Range],
+        max_bytes: usize,
+    ) -> Result<Vec<Pending>, Error> {
+        let mut events = self
+            .ask(async |session| delivery::read(session, ranges, max_bytes).await)
+            .await?;
+        let in_line = events.iter().zip(places(ranges));
+        let whole = in_line.take_while(|(event, place)| event.position == *place);
+        events.truncate(whole.count());
+        Ok(events)
+    }
+
+    /// Reads all events that are there. `None`: the right to deliver them is lost.
+    async fn read_for_sure(
+        &self,
+        loan: &Loan,
+        ranges: &[Range],
+        max_bytes: usize,
+    ) -> Result<Option<Vec<Pending>>, Error> {
+        self.ask(async |session| {
+            let leases = &loan.leases;
+            delivery::read_for_sure(&self.shared, session, leases, ranges, max_bytes).await
+        })
+        .await
+    }
+
+    /// Says how many events are gone of those that were sought, up to the last that was `found`: somebody has
+    /// removed them from the table. Where none is there, the sink goes on behind them.
+    fn skip_missing(&self, sink: &str, ranges: &[Range], found: &[Pending]) {
+        let last = places(ranges).next_back();
+        let end = found.last().map(|event| event.position).or(last);
+        let sought = places(ranges).take_while(|place| Some(*place) <= end);
+        let missing = sought.count() - found.len();
+        if missing > 0 {
+            tracing::error!(
+                sink,
+                events = missing,
+                "events are missing from the journal in the database; they are skipped"
+            );
+        }
+        if let Some(end) = end.filter(|_| found.is_empty()) {
+            self.shared
+                .change_journals(|state| state.journal.skip(sink, end));
         }
     }
 

@@ -511,6 +511,13 @@ impl Journal {
         }
     }
 
+    /// Moves a sink on to `place` behind what is not there any more.
+    pub(super) fn skip(&mut self, sink: &str, place: i64) {
+        let mark = self.mark(sink);
+        self.acknowledge(sink, place, mark);
+        self.dropped += 1;
+    }
+
     /// How much waits for a sink. What this process has journalled stands in the order in which it was;
     /// what it has taken over is as old as whoever left it.
     pub(super) fn backlog(&self, sink: &str) -> Option<Waiting> {

@@ -583,6 +583,22 @@ async fn a_sink_that_has_left_makes_no_room_as_long_as_another_replica_runs() {
     store.close().await;
 }
 
+#[tokio::test]
+async fn whoever_watches_what_waits_hears_of_what_somebody_has_removed() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+    sql(&url, "DELETE FROM journal");
+    let mut journalled = store.journalled();
+    journalled.mark_unchanged();
+    let nothing = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&nothing), [0; 0]);
+    assert!(journalled.has_changed().unwrap());
+    assert_eq!(store.backlog("s").await.unwrap(), Backlog::default());
+}
+
 /// While somebody says which sinks there are, he needs a connection for it.
 #[tokio::test]
 async fn nobody_waits_with_a_connection_for_whoever_names_sinks() {
