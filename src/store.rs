@@ -164,8 +164,8 @@ pub struct Batch {
 #[derive(Clone, Debug, Default)]
 pub struct Claim(Option<Arc<postgres::Loan>>);
 
-/// What is known of what a sink has delivered before, where replicas share the searches: what a file
-/// has of it need not stand at its end.
+/// What is known of a sink's earlier deliveries, where replicas share the searches. Lines of events that
+/// are given again may stand anywhere in its file, not only at the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Past {
     /// Whether a former holder of a search, an earlier process in this one's place for instance, may
@@ -423,9 +423,9 @@ impl Store {
         trouble
     }
 
-    /// Waits until the state is lost to another exporter, which a lease does not tell: then the store has
-    /// closed itself, and nothing is written any more. Or until a part of the store has
-    /// [panicked](Error::Ended), of which whoever asks it would learn nothing, or not enough. Cancel safe.
+    /// Waits until this process must not go on with the state: another exporter has had the state file
+    /// (the store has closed itself then, and writes nothing any more), or a part of the store has
+    /// [panicked](Error::Ended), which its callers would not notice. Cancel safe.
     pub async fn lost(&self) -> Error {
         let mut lost = match self {
             Self::Sqlite(store) => store.lost(),
@@ -538,9 +538,9 @@ impl Store {
     }
 
     /// Says which sinks there are, and returns their states in the same order. One that is new
-    /// starts with the next event. One that is no longer there is kept for ten minutes, and goes on where
-    /// it was if it is named again by then; after that, or where what waits for it leaves no room for new
-    /// events, it is forgotten, with its part of the backlog.
+    /// starts with the next event. One that is no longer named is kept for ten minutes, and goes on where
+    /// it was if it is named again by then. It is forgotten after that, with its part of the backlog;
+    /// earlier where what waits for it leaves no room for new events and no other replica runs.
     pub async fn set_sinks(&self, names: Vec<String>) -> Result<Vec<SinkState>, Error> {
         match self {
             Self::Sqlite(store) => store.set_sinks(names).await,
@@ -659,13 +659,6 @@ impl Drop for PanicReport {
 // === impl Error ===
 
 impl Error {
-    /// Whether it is certain that the server has done nothing.
-    pub(crate) fn is_without_effect(&self) -> bool {
-        let of_server = self.of_server();
-        matches!(self, Self::Locked(_))
-            || of_server.is_some_and(postgres::Failure::is_without_effect)
-    }
-
     /// Whether the store may be opened later without a change of its options.
     #[must_use]
     pub fn is_passing(&self) -> bool {

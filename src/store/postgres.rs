@@ -87,6 +87,18 @@ pub struct Postgres {
     shared: Arc<Shared>,
 }
 
+/// What became of a commit.
+enum Outcome {
+    /// It is done; so far goes the search's journal now.
+    Done(i64),
+    /// It was refused: somebody else holds the search.
+    LeaseLost,
+    /// Nothing was done.
+    NotDone(Error),
+    /// It may have been done or not.
+    Unknown(Error),
+}
+
 /// What is wrong with a URL, and in which file.
 #[derive(Debug, thiserror::Error)]
 pub enum UrlError {
@@ -396,14 +408,18 @@ impl Postgres {
         let done = self
             .shared
             .bounded(self.commit_patiently(held, &commit, kept, now));
-        let done = match done.await {
-            Err(failure) if failure.is_of_a_lock() => Err(self.locked(Some(held.row)).await),
-            done => done.map_err(Error::from),
+        let outcome = match done.await {
+            Ok(Some(end)) => Outcome::Done(end),
+            Ok(None) => Outcome::LeaseLost,
+            Err(failure) if failure.is_of_a_lock() => {
+                Outcome::NotDone(self.locked(Some(held.row)).await)
+            }
+            Err(failure) if failure.is_without_effect() => Outcome::NotDone(failure.into()),
+            Err(failure) => Outcome::Unknown(failure.into()),
         };
-        let nothing_done = matches!(&done, Err(error) if error.is_without_effect());
         let (end, lost) = committing.settle(|state| {
-            let lost = match &done {
-                Ok(Some(end)) if kept && events > 0 => {
+            let lost = match &outcome {
+                Outcome::Done(end) if kept && events > 0 => {
                     let count = i64::try_from(events).unwrap_or(i64::MAX);
                     // Where that loses the search, all are told below.
                     let follows = state.committed(held, *end, count);
@@ -412,23 +428,21 @@ impl Postgres {
                     }
                     !follows
                 }
-                Ok(Some(_)) => false,
-                Err(_) if nothing_done => false,
-                // It may have been done all the same.
-                Ok(None) | Err(_) => true,
+                Outcome::Done(_) | Outcome::NotDone(_) => false,
+                Outcome::LeaseLost | Outcome::Unknown(_) => true,
             };
             (state.journal.end(), lost)
         });
         if lost {
             self.shared.change_leases(|state| state.lose(held));
         }
-        match done {
-            Ok(Some(_)) => {
+        match outcome {
+            Outcome::Done(_) => {
                 self.shared.tell_sinks(end);
                 Ok(())
             }
-            Ok(None) => Err(Error::LeaseLost),
-            Err(error) => Err(error),
+            Outcome::LeaseLost => Err(Error::LeaseLost),
+            Outcome::NotDone(error) | Outcome::Unknown(error) => Err(error),
         }
     }
 
@@ -490,10 +504,11 @@ impl Postgres {
         given_up.is_ok()
     }
 
-    /// Brings the end of the search's journal. `None`: the lease is lost.
+    /// Commits, and brings the last position of the search's journal; `None` where the lease is lost.
     ///
-    /// A row that somebody has locked is waited for by few at a time, and not for long: each has a connection, and
-    /// the others need some. Whoever comes to no turn looks once more at the end.
+    /// First the row is waited for only for a moment, since each that waits has a connection. Then few at a time
+    /// ([`PATIENT_COMMITS`]) wait on, up to [`Shared::commit_wait`]; a commit that gets no such turn tries once
+    /// more when that time is over.
     async fn commit_patiently(
         &self,
         held: Held,

@@ -36,7 +36,8 @@ const LOCKED_PATIENCE: Duration = Duration::from_secs(20);
 /// connection that is given up says nothing of a lock.
 const LOCKED_STATEMENT: Duration = Duration::from_secs(5);
 
-/// A replica that was not heard of for so much longer than a lease enters no sink any more, whatever it had begun.
+/// As long as a replica has announced a sink that is not entered yet, nothing is pruned; this much longer than a
+/// lease after it was last heard of, it is taken for dead and holds that up no more.
 const ENTERING: Duration = Duration::from_secs(60);
 
 /// Says which sinks this replica has, and takes note of all there are. What fails changes nothing
@@ -212,6 +213,16 @@ macro_rules! is_alive {
         "EXISTS (SELECT 1 FROM replica WHERE id = $1 AND alive_until > clock_timestamp())"
     };
 }
+
+/// The searches that are held under some leases: `$1` are their rows, and `$2` the epochs beside them.
+macro_rules! held_by {
+    () => {
+        "search JOIN unnest($1::bigint[], $2::bigint[]) AS held (id, epoch)
+            ON search.id = held.id AND search.epoch = held.epoch"
+    };
+}
+
+pub(super) use held_by;
 
 /// Whether a replica that runs names a sink.
 macro_rules! is_named {
@@ -628,11 +639,12 @@ async fn try_read_for_sure(
     // Until the end nobody else takes them up, and removes what it has delivered.
     let held = session
         .query(
-            "SELECT search.id FROM search
-             JOIN unnest($1::bigint[], $2::bigint[]) AS held (id, epoch)
-                ON search.id = held.id AND search.epoch = held.epoch
-             WHERE search.owner = $3 AND search.lease_until > clock_timestamp()
-             ORDER BY search.id FOR KEY SHARE OF search",
+            concat!(
+                "SELECT search.id FROM ",
+                held_by!(),
+                " WHERE search.owner = $3 AND search.lease_until > clock_timestamp()
+                 ORDER BY search.id FOR KEY SHARE OF search"
+            ),
             &[&rows, &epochs, &me],
         )
         .await?;

@@ -14,7 +14,7 @@ use tokio_postgres::Row;
 use super::{
     Shared,
     connection::{ALTOGETHER, Failure, PATIENCE, Pool, Session, Tries},
-    delivery,
+    delivery::{self, held_by},
     leases::{State, done_and_locked, rows_and_epochs},
     schema::{self, Standing},
     shares::{self, Holder, Peer, Survey},
@@ -367,23 +367,23 @@ async fn renew_leases(
         let told = session
             .query_alone(
                 &tries,
-                "WITH ours AS (
-                    SELECT search.id FROM search
-                    JOIN unnest($1::bigint[], $2::bigint[]) AS held (id, epoch)
-                        ON search.id = held.id AND search.epoch = held.epoch
-                    WHERE search.owner = $3 AND search.lease_until > clock_timestamp()),
-                 unlocked AS (
-                    SELECT search.id FROM search
-                    JOIN unnest($1::bigint[], $2::bigint[]) AS held (id, epoch)
-                        ON search.id = held.id AND search.epoch = held.epoch
-                    WHERE search.owner = $3 AND search.lease_until > clock_timestamp()
-                    FOR NO KEY UPDATE OF search SKIP LOCKED),
-                 renewed AS (
-                    UPDATE search SET lease_until = clock_timestamp() + $4 * interval '1 second'
-                    FROM unlocked WHERE search.id = unlocked.id RETURNING search.id)
-                 SELECT id, TRUE FROM renewed
-                 UNION ALL
-                 SELECT id, FALSE FROM ours WHERE id NOT IN (SELECT id FROM renewed)",
+                concat!(
+                    "WITH ours AS (
+                        SELECT search.id FROM ",
+                    held_by!(),
+                    "   WHERE search.owner = $3 AND search.lease_until > clock_timestamp()),
+                     unlocked AS (
+                        SELECT search.id FROM ",
+                    held_by!(),
+                    "   WHERE search.owner = $3 AND search.lease_until > clock_timestamp()
+                        FOR NO KEY UPDATE OF search SKIP LOCKED),
+                     renewed AS (
+                        UPDATE search SET lease_until = clock_timestamp() + $4 * interval '1 second'
+                        FROM unlocked WHERE search.id = unlocked.id RETURNING search.id)
+                     SELECT id, TRUE FROM renewed
+                     UNION ALL
+                     SELECT id, FALSE FROM ours WHERE id NOT IN (SELECT id FROM renewed)"
+                ),
                 &[&rows, &epochs, &me, &shared.lease_seconds()],
             )
             .await;
@@ -769,6 +769,7 @@ mod tests {
         assert_eq!(pause_after(2, short), short);
         assert_eq!(pause_after(u32::MAX, every), every);
     }
+
     #[test]
     fn only_time_in_which_all_tables_were_seen_to_be_gone_counts() {
         let lease = Duration::from_secs(4);

@@ -27,20 +27,21 @@ use crate::{
     store::{Error, Held, PanicReport, Past},
 };
 
-/// Whoever holds locks that renewals pass over waits for others' locks for so much of a lease at a time, and no
-/// longer than that: renewals are tried for longer than that in each round. Most locks are held for as
-/// long as a commit takes.
-const LOCK_WAITS: u32 = 32;
+// How long locks are waited for: a part of a lease, within limits. Renewals are tried for longer than the first
+// of these in each round.
+
+/// Whoever holds locks that renewals pass over waits for others' locks for no longer than that at a time. Most
+/// locks are held for as long as a commit takes.
+const LOCK_WAIT_DIVISOR: u32 = 32;
 pub(super) const SHORTEST_LOCK_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_LOCK_WAIT: Duration = Duration::from_millis(500);
-/// Where that is in vain, it waits for longer, up to so much of a lease: leases outlast that.
-const LONGER_LOCK_WAITS: u32 = 4;
-/// Whoever has locked nothing yet that others need waits for so much of a lease, and no longer than that: it has
-/// one of few turns.
-const LOCK_WAITS_OF_ONE: u32 = 8;
+/// Where that is in vain, it waits for longer, up to that: leases outlast it.
+const LONGER_LOCK_WAIT_DIVISOR: u32 = 4;
+/// Whoever has locked nothing yet that others need has one of few turns.
+const LOCK_WAIT_OF_ONE_DIVISOR: u32 = 8;
 const LONGEST_LOCK_WAIT_OF_ONE: Duration = Duration::from_secs(1);
-/// A commit waits for its row for so much of a lease, and no longer than that: a stop and a reload wait for it.
-const COMMIT_WAITS: u32 = 4;
+/// A commit waits for its row: a stop and a reload wait for it.
+const COMMIT_WAIT_DIVISOR: u32 = 4;
 const LONGEST_COMMIT_WAIT: Duration = Duration::from_secs(2);
 
 /// What the store and its loops share.
@@ -170,22 +171,22 @@ impl Shared {
 
     /// How long to wait, at first, for a lock that somebody may hold for ever.
     pub(super) fn lock_wait(&self) -> Duration {
-        (self.lease / LOCK_WAITS).clamp(SHORTEST_LOCK_WAIT, LONGEST_LOCK_WAIT)
+        (self.lease / LOCK_WAIT_DIVISOR).clamp(SHORTEST_LOCK_WAIT, LONGEST_LOCK_WAIT)
     }
 
     /// How long to wait for it at last.
     pub(super) fn longest_lock_wait(&self) -> Duration {
-        (self.lease / LONGER_LOCK_WAITS).max(SHORTEST_LOCK_WAIT)
+        (self.lease / LONGER_LOCK_WAIT_DIVISOR).max(SHORTEST_LOCK_WAIT)
     }
 
     /// How long to wait for it where nothing else is locked meanwhile.
     pub(super) fn lock_wait_of_one(&self) -> Duration {
-        (self.lease / LOCK_WAITS_OF_ONE).clamp(SHORTEST_LOCK_WAIT, LONGEST_LOCK_WAIT_OF_ONE)
+        (self.lease / LOCK_WAIT_OF_ONE_DIVISOR).clamp(SHORTEST_LOCK_WAIT, LONGEST_LOCK_WAIT_OF_ONE)
     }
 
     /// How long a commit waits for its search's row.
     pub(super) fn commit_wait(&self) -> Duration {
-        (self.lease / COMMIT_WAITS).clamp(SHORTEST_LOCK_WAIT, LONGEST_COMMIT_WAIT)
+        (self.lease / COMMIT_WAIT_DIVISOR).clamp(SHORTEST_LOCK_WAIT, LONGEST_COMMIT_WAIT)
     }
 
     /// Until when a lease can be relied on that was asked for then: a little less than the server
