@@ -10,7 +10,7 @@
 //! whoever takes it up next, most likely this replica, finds out by reading what is there.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
@@ -890,16 +890,25 @@ async fn release(shared: &Shared, leases: &[Held]) -> Result<(), Error> {
     // write what is being written.
     wait_while(shared, |state| any(state, Journal::waits)).await;
     // Of somebody who has taken it up since, nothing is dropped.
-    shared.change_leases(|state| {
-        for held in still(state) {
-            state.journal.drop_search(held.row);
-        }
+    let waiting: HashMap<i64, _> = shared.change_leases(|state| {
+        let held = still(state).into_iter();
+        let hand_over = |held: Held| (held.row, state.journal.hand_over(held.row));
+        held.map(hand_over).collect()
     });
     wait_while(shared, |state| any(state, Journal::is_lent)).await;
+    // Nobody has said who holds it next, unless it was taken up here since.
+    let fail = |state: &mut State, held: Held| {
+        if state.epoch(held.row).is_none()
+            && let Some(waiting) = waiting.get(&held.row)
+        {
+            state.journal.fail_to_hand_over(held.row, waiting);
+        }
+    };
     let held = shared.change_leases(|state| {
         let held = still(state);
         for late in leases.iter().filter(|it| !held.contains(it)) {
             state.come_too_late(*late);
+            fail(state, *late);
         }
         held
     });
@@ -910,9 +919,13 @@ async fn release(shared: &Shared, leases: &[Held]) -> Result<(), Error> {
     shared.change_leases(|state| {
         for held in held {
             state.lose(held);
+            let is_given = given.as_ref().is_ok_and(|left| !left.contains(&held.row));
+            if !is_given {
+                fail(state, held);
+            }
         }
     });
-    given
+    given.map(drop)
 }
 
 async fn wait_while(shared: &Shared, condition: impl Fn(&State) -> bool) {

@@ -392,6 +392,25 @@ impl Journal {
         }
     }
 
+    /// Forgets what waits in the journal of a search that is about to be given back. Brings for which
+    /// sinks something did.
+    pub(super) fn hand_over(&mut self, row: i64) -> Vec<Box<str>> {
+        let of_it = |sink: &Sink| sink.queue.iter().any(|range| range.row == row);
+        let waiting = self.sinks.iter().filter(|(_, sink)| of_it(sink));
+        let waiting = waiting.map(|(name, _)| name.clone()).collect();
+        self.drop_search(row);
+        waiting
+    }
+
+    /// Takes note that such a search may be nobody's now: what waited in it for these sinks may wait still.
+    pub(super) fn fail_to_hand_over(&mut self, row: i64, waiting: &[Box<str>]) {
+        for name in waiting {
+            if let Some(sink) = self.sinks.get_mut(name) {
+                self.dropped += u64::from(sink.unclear.insert(row));
+            }
+        }
+    }
+
     /// Forgets what waits in the journal of a search that is no longer held.
     pub(super) fn drop_search(&mut self, row: i64) {
         for sink in self.sinks.values_mut() {

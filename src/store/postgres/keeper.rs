@@ -719,41 +719,44 @@ async fn try_leave(
 }
 
 /// Gives leases back, but for those whose rows somebody has locked for longer than a renewal takes: they
-/// end by themselves.
-pub(super) async fn give_back(shared: &Shared, leases: &[Held]) -> Result<(), Failure> {
+/// end by themselves. Brings these.
+pub(super) async fn give_back(shared: &Shared, leases: &[Held]) -> Result<Vec<i64>, Failure> {
     let me = shared.number()?;
     let (rows, epochs) = rows_and_epochs(leases);
+    let mut locked = Vec::new();
     for tries in 0..LOCKED_TRIES {
         if tries > 0 {
             tokio::time::sleep(shared.lease / LOCKED_PAUSE).await;
         }
         let untold = save(shared).await?;
         let mut session = shared.pool.session().await?;
-        let locked = session
+        let left = session
             .query_again(
-                "WITH ours AS (
-                    SELECT search.id FROM search
-                    JOIN unnest($1::bigint[], $2::bigint[]) AS held (id, epoch)
-                        ON search.id = held.id AND search.epoch = held.epoch
-                    WHERE search.owner = $3),
-                 mine AS (
-                    SELECT search.id FROM search
-                    JOIN unnest($1::bigint[], $2::bigint[]) AS held (id, epoch)
-                        ON search.id = held.id AND search.epoch = held.epoch
-                    WHERE search.owner = $3 AND search.id <> ALL($4)
-                    FOR UPDATE OF search SKIP LOCKED),
-                 given AS (
-                    UPDATE search SET owner = NULL, lease_until = clock_timestamp()
-                    FROM mine WHERE search.id = mine.id)
-                 SELECT id FROM ours WHERE id NOT IN (SELECT id FROM mine)",
+                concat!(
+                    "WITH ours AS (
+                        SELECT search.id FROM ",
+                    held_by!(),
+                    "   WHERE search.owner = $3),
+                     mine AS (
+                        SELECT search.id FROM ",
+                    held_by!(),
+                    "   WHERE search.owner = $3 AND search.id <> ALL($4)
+                        FOR UPDATE OF search SKIP LOCKED),
+                     given AS (
+                        UPDATE search SET owner = NULL, lease_until = clock_timestamp()
+                        FROM mine WHERE search.id = mine.id)
+                     SELECT id FROM ours WHERE id NOT IN (SELECT id FROM mine)"
+                ),
                 &[&rows, &epochs, &me, &untold],
             )
             .await?;
+        let row = |row: &Row| row.try_get(0);
+        locked = left.iter().map(row).collect::<Result<_, _>>()?;
         if locked.is_empty() {
             break;
         }
     }
-    Ok(())
+    Ok(locked)
 }
 
 #[cfg(test)]

@@ -96,6 +96,64 @@ async fn a_search_that_is_given_back_is_delivered_first() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_waits_is_not_told_as_nothing_where_a_search_could_not_be_given_back() {
+    let is_unclear = async |store: &Store| {
+        let backlog = store.backlog("s").await;
+        assert!(matches!(backlog, Err(Error::Unclear)), "{backlog:?}");
+        let pending = store.pending("s", 9, usize::MAX).await;
+        assert!(matches!(pending, Err(Error::Unclear)), "{pending:?}");
+        assert_eq!(store.backlog("t").await.unwrap(), Backlog::default());
+    };
+    let holding = async |url: &str| {
+        let store = stalled(url, LEASE * 2).await;
+        store.set_sinks(names(&["s", "t"])).await.unwrap();
+        let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+        store.commit(held, events(1..3), second(2)).await.unwrap();
+        let batch = store.pending("t", 9, usize::MAX).await.unwrap();
+        let last = batch.events[1].position;
+        store.acknowledge("t", last, None).await.unwrap();
+        (store, held)
+    };
+    // It fails; it cannot be, since its row is locked; or its time is over before it is given back.
+    let (fails, locked, late) = (
+        server::shared().fresh(),
+        server::shared().fresh(),
+        server::shared().fresh(),
+    );
+    let failing = async {
+        let (store, held) = holding(&fails).await;
+        get_in_the_way(&fails, "search", 100);
+        let failed = store.release(held).await;
+        assert!(matches!(failed, Err(Error::Backend(_))), "{failed:?}");
+        is_unclear(&store).await;
+    };
+    let is_locked = async {
+        let (store, held) = holding(&locked).await;
+        let mut lock = shared(&store).pool.session().await.unwrap();
+        lock.batch(LOCK).await.unwrap();
+        store.release(held).await.unwrap();
+        is_unclear(&store).await;
+        lock.batch("ROLLBACK").await.unwrap();
+    };
+    let comes_late = async {
+        let (store, held) = holding(&late).await;
+        let soon = clock::since_boot() + Duration::from_secs(1);
+        shared(&store).change_leases(|state| state.hold(held, soon));
+        let lent = store.pending("s", 9, usize::MAX).await.unwrap();
+        let releasing = store.release(held);
+        let ending = async {
+            tokio::time::sleep(Duration::from_secs(2)).await;
+            shared(&store).change_journals(|_| {});
+        };
+        let (released, ()) = tokio::join!(releasing, ending);
+        released.unwrap();
+        drop(lent);
+        is_unclear(&store).await;
+    };
+    tokio::join!(failing, is_locked, comes_late);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_renewal_that_others_get_in_the_way_of_is_done_in_time() {
     let url = server::shared().fresh();
     let store = open(&url, "node", Duration::from_secs(4)).await;
