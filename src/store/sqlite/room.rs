@@ -160,6 +160,7 @@ mod tests {
         assert_eq!(room(0, 0, 50, 30), 30);
         assert_eq!(room(20, 0, 50, 30), 45);
     }
+
     #[test]
     fn what_copying_the_log_takes_is_not_there_any_more() {
         let folder = tempfile::tempdir().unwrap();
