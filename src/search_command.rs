@@ -3,6 +3,7 @@
 use std::{
     collections::HashSet,
     io::{self, IsTerminal as _, Write as _},
+    sync::Arc,
 };
 
 use anyhow::Context as _;
@@ -12,13 +13,14 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::{
     cli::{Output, Search},
     config::Config,
+    error_chain::chain,
     identity::Tenant,
     logging,
     opsramp::{
         Client, Endpoint, Error, Observer, Page, RateLimit, SearchRequest, Urgency, alert::Alert,
     },
     plain::plain,
-    poll::{Facts, WITHOUT_NEWS},
+    poll::{Facts, SearchOptions, WITHOUT_NEWS},
 };
 
 use progress::Progress;
@@ -32,6 +34,17 @@ struct Unobserved;
 /// The widest column of the table.
 const MAX_WIDTH: usize = 60;
 
+/// What came of the tenants that were asked.
+#[derive(Debug, Default)]
+struct Outcome {
+    tenants: usize,
+    failed: usize,
+    /// The sum of what a count found.
+    total: u128,
+    /// What is to be said of tenants, a line each, once the progress has left its line.
+    told: String,
+}
+
 /// Runs it: the search that is asked for by its name or the first one, for the tenants that it
 /// names; any other query, for every tenant.
 ///
@@ -39,96 +52,118 @@ const MAX_WIDTH: usize = 60;
 /// Where the API or standard output fails. A reader that has seen enough ends it, and is no
 /// failure.
 pub async fn run(config: &Config, search: &Search) -> anyhow::Result<()> {
-    match read(config, search).await {
+    let asked = search.query.as_deref();
+    let named = chosen(config, asked);
+    tell_choice(config, asked, named);
+    let mut tenants = config.accounts.iter().flat_map(|account| &account.tenants);
+    if !tenants.any(|tenant| is_asked(named, tenant)) {
+        anyhow::bail!("the search names none of the configured tenants");
+    }
+    let mut outcome = Outcome::default();
+    match read(config, search, named, &mut outcome).await {
         Err(error) if is_closed_pipe(&error) => Ok(()),
-        outcome => outcome,
+        printed => {
+            logging::write(&outcome.told);
+            printed.and_then(|()| outcome.verdict())
+        }
     }
 }
 
-async fn read(config: &Config, search: &Search) -> anyhow::Result<()> {
-    let asked = search.query.as_deref();
-    let named = config
-        .searches
-        .iter()
-        .find(|known| asked.is_none_or(|asked| *known.name == *asked));
-    if let (None, Some(first), 2..) = (asked, named, config.searches.len()) {
-        logging::write(&format!(
-            "opsramp-exporter: this is the first of {} searches, {}; ask for another with --search.query NAME\n",
+/// The configured search that is meant, if it is one.
+fn chosen<'c>(config: &'c Config, asked: Option<&str>) -> Option<&'c SearchOptions> {
+    let mut searches = config.searches.iter();
+    searches.find(|known| asked.is_none_or(|asked| *known.name == *asked))
+}
+
+/// Says what is done where something else may be meant.
+fn tell_choice(config: &Config, asked: Option<&str>, named: Option<&SearchOptions>) {
+    let hint = match (asked, named) {
+        (None, Some(first)) if config.searches.len() > 1 => format!(
+            "this is the first of {} searches, {}; ask for another with --search.query NAME",
             config.searches.len(),
             plain(&first.name)
-        ));
-    }
-    if let (Some(asked), None) = (asked, named)
-        && !asked.contains(':')
-    {
-        logging::write(&format!(
-            "opsramp-exporter: no search is called {}, so that it is sent as a query\n",
+        ),
+        (Some(asked), None) if !asked.contains(':') => format!(
+            "no search is called {}, so that it is sent as a query",
             plain(asked)
-        ));
-    }
-    let asks = |tenant: &Tenant| named.is_none_or(|named| named.is_for(&tenant.id));
-    let tenants = config.accounts.iter().flat_map(|account| &account.tenants);
-    if !tenants.clone().any(asks) {
-        anyhow::bail!("the search names none of the configured tenants");
-    }
-    let request = SearchRequest {
-        query: named
-            .map_or(asked.unwrap_or_default(), |known| known.query.as_str())
-            .to_owned(),
-        page: 1,
-        // A count needs no alerts, but a page of none is not documented.
-        page_size: match (search.count, named) {
-            (true, _) => 1,
-            (false, Some(known)) => known.page_size,
-            (false, None) => 100,
-        },
-        sorted: true,
+        ),
+        _ => return,
     };
+    logging::write(&message(&hint));
+}
+
+/// Whether a tenant is asked: any other query is for all of them.
+fn is_asked(named: Option<&SearchOptions>, tenant: &Tenant) -> bool {
+    named.is_none_or(|named| named.is_for(&tenant.id))
+}
+
+/// The request for the first page of every tenant.
+fn request_for(search: &Search, named: Option<&SearchOptions>) -> SearchRequest {
+    let query = match named {
+        Some(known) => known.query.clone(),
+        None => search.query.clone().unwrap_or_default(),
+    };
+    // A count needs no alerts, but a page of none is not documented.
+    let page_size = match (search.count, named) {
+        (true, _) => 1,
+        (false, Some(known)) => known.page_size,
+        (false, None) => 100,
+    };
+    SearchRequest {
+        query,
+        page: 1,
+        page_size,
+        sorted: true,
+    }
+}
+
+/// Asks the tenants one after another, and prints what they have. The error is standard output's.
+async fn read(
+    config: &Config,
+    search: &Search,
+    named: Option<&SearchOptions>,
+    outcome: &mut Outcome,
+) -> anyhow::Result<()> {
+    let request = request_for(search, named);
     let mut output = Results::new(search);
     let mut progress = Progress::new(output.output);
-    let mut total = 0;
-    let mut incomplete = String::new();
-    let mut failed = Vec::new();
     for account in &config.accounts {
-        let client = Client::new(account.options.clone(), std::sync::Arc::new(Unobserved)).await?;
-        for tenant in account.tenants.iter().filter(|tenant| asks(tenant)) {
+        let asked = account.tenants.iter().filter(|it| is_asked(named, it));
+        let tenants: Vec<&Tenant> = asked.collect();
+        if tenants.is_empty() {
+            continue;
+        }
+        outcome.tenants += tenants.len();
+        let client = Client::new(account.options.clone(), Arc::new(Unobserved)).await;
+        let client = match client {
+            Ok(client) => client,
+            Err(error) => {
+                // It names the account.
+                outcome.fail(tenants.len(), &chain(&error));
+                continue;
+            }
+        };
+        for tenant in tenants {
             progress.begin();
-            let of = format!(
-                "account {}, tenant {}",
-                plain(&account.options.name),
-                plain(&tenant.name)
-            );
             let read = if search.count {
                 count(&client, tenant, &request).await.map(|count| {
-                    total = u64::checked_add(total, count)
-                        .context("the tenants' totals add up to more than any result can hold")?;
-                    Ok(Shown::default())
+                    outcome.total += u128::from(count);
+                    None
                 })
             } else {
-                read_all(&client, tenant, request.clone(), &mut output, &mut progress).await
+                match read_all(&client, tenant, request.clone(), &mut output, &mut progress).await {
+                    Ok(shown) => Ok(shown?.lack()),
+                    Err(error) => Err(error),
+                }
             };
-            match read {
-                Ok(shown) => incomplete.extend(
-                    shown?
-                        .lack()
-                        .map(|lack| format!("opsramp-exporter: {of}: {lack}\n")),
-                ),
-                Err(error) => failed.push(format!("{of}: {}", error.chain())),
-            }
+            outcome.note(&account.options.name, tenant, read);
         }
     }
     drop(progress);
-    if !search.count {
-        output.end()?;
-    } else if failed.is_empty() {
-        print(&format!("{total}\n"))?;
-    }
-    logging::write(&incomplete);
-    // What the other tenants have is shown all the same; a sum would lack something.
-    if failed.is_empty() {
-        Ok(())
+    if search.count {
+        outcome.print_count()
     } else {
-        anyhow::bail!(failed.join("\n"))
+        output.end()
     }
 }
 
@@ -139,8 +174,8 @@ async fn count(client: &Client, tenant: &Tenant, request: &SearchRequest) -> Res
     Ok(answer.page(request.page, false)?.total_results)
 }
 
-/// Prints what a tenant has, page by page, each alert once: over a result that changes, pages shift.
-/// The error within is standard output's.
+/// Prints a tenant's alerts page by page, each once: pages shift while the result changes. The outer
+/// error is the API's, the inner one is standard output's.
 async fn read_all(
     client: &Client,
     tenant: &Tenant,
@@ -182,13 +217,54 @@ async fn read_all(
     }
 }
 
+// === impl Outcome ===
+
+impl Outcome {
+    /// A tenant was read, though something may lack, or it failed.
+    fn note(&mut self, account: &str, tenant: &Tenant, read: Result<Option<String>, Error>) {
+        let of = format!("account {}, tenant {}", plain(account), plain(&tenant.name));
+        match read {
+            Ok(None) => {}
+            Ok(Some(lack)) => self.told.push_str(&message(&format!("{of}: {lack}"))),
+            Err(error) => self.fail(1, &format!("{of}: {}", error.chain())),
+        }
+    }
+
+    /// So many tenants could not be read.
+    fn fail(&mut self, tenants: usize, why: &str) {
+        self.failed += tenants;
+        self.told.push_str(&message(why));
+    }
+
+    /// Prints the sum, unless it lacks something.
+    fn print_count(&self) -> anyhow::Result<()> {
+        if self.failed > 0 {
+            return Ok(());
+        }
+        let total = u64::try_from(self.total)
+            .context("the tenants' totals add up to more than any result can hold")?;
+        print(&format!("{total}\n"))
+    }
+
+    /// What the command ends with, after all was told.
+    fn verdict(&self) -> anyhow::Result<()> {
+        let Self {
+            tenants, failed, ..
+        } = self;
+        if *failed > 0 {
+            anyhow::bail!("{failed} of {tenants} tenants could not be read");
+        }
+        Ok(())
+    }
+}
+
 /// What was shown of a tenant's result.
 #[derive(Debug, Default)]
 struct Shown {
     alerts: u64,
     /// As the API counted them with the last page.
     total: u64,
-    /// Items that are no alert, those of pages that came twice as often.
+    /// Items that are no alert. Those of a page that came twice are counted twice.
     unreadable: u64,
 }
 
@@ -315,6 +391,12 @@ fn table(rows: &[[String; 6]]) -> String {
     rows.iter().fold(head, |text, row| {
         text + &line(row.each_ref().map(String::as_str))
     })
+}
+
+/// A line for [`logging::write`]. By way of the queue, as with [`logging::tell`], it could come while
+/// the progress has the line.
+fn message(text: &str) -> String {
+    format!("opsramp-exporter: {text}\n")
 }
 
 fn print(text: &str) -> anyhow::Result<()> {

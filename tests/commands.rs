@@ -370,13 +370,98 @@ async fn search_names_the_tenant_that_fails_shows_what_the_others_have_and_sums_
     assert!(!done.status.success());
     assert_eq!(stdout.lines().count(), ALERTS);
     let told = "opsramp-exporter: account default, tenant client_9: search answered 404";
-    assert!(stderr.starts_with(told), "{stderr}");
+    let verdict = "\nopsramp-exporter: 1 of 2 tenants could not be read\n";
+    assert!(
+        stderr.starts_with(told) && stderr.ends_with(verdict),
+        "{stderr}"
+    );
 
     let count = ["search", "--count", &tenants];
     let (done, stdout, stderr) = output(program(&simulator, &folder, &count)).await;
     assert!(!done.status.success());
     assert_eq!(stdout, "");
-    assert!(stderr.starts_with(told), "{stderr}");
+    assert!(
+        stderr.starts_with(told) && stderr.ends_with(verdict),
+        "{stderr}"
+    );
+}
+
+/// What an error says is cut at a kibibyte, but each tenant's is one of its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn search_names_every_tenant_that_fails() {
+    let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
+    let tenants: Vec<String> = (100..150).map(|n| format!("client_{n}")).collect();
+    let asked = format!("--opsramp.tenant={}", tenants.join(","));
+    let count = program(&simulator, &folder, &["search", "--count", &asked]);
+    let (done, _, stderr) = output(count).await;
+    assert_eq!(done.status.code(), Some(1), "{stderr}");
+    let lines: Vec<&str> = stderr.lines().collect();
+    let (last, each) = lines.split_last().unwrap();
+    assert_eq!(each.len(), tenants.len(), "{stderr}");
+    for (line, tenant) in each.iter().zip(&tenants) {
+        let told = format!("opsramp-exporter: account default, tenant {tenant}: ");
+        assert!(line.starts_with(&told), "{line}");
+    }
+    let verdict = "opsramp-exporter: 50 of 50 tenants could not be read";
+    assert_eq!(*last, verdict);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn search_shows_what_one_account_has_where_the_files_of_another_cannot_be_read() {
+    let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
+    let url = simulator.url();
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, DEMO_SECRET).unwrap();
+    std::fs::set_permissions(&secret, Permissions::from_mode(0o600)).unwrap();
+    let account = |name: &str, tenants: &str, more: &str| {
+        format!(
+            "- {{name: {name}, url: '{url}', client_id: '{DEMO_KEY}', client_secret_file: secret, \
+             tenants: [{tenants}]{more}}}\n"
+        )
+    };
+    let config = format!(
+        "accounts:\n{}{}searches:\n- {{name: good, tenants: ['{DEMO_TENANT}']}}\n- {{name: all}}\n",
+        account(
+            "broken",
+            "client_8, client_9",
+            ", tls: {ca_file: nowhere.pem}"
+        ),
+        account("good", DEMO_TENANT, ""),
+    );
+    std::fs::write(folder.path().join("c.yml"), config).unwrap();
+    let search = async |query: &str, form: &str| {
+        let mut command = program(
+            &simulator,
+            &folder,
+            &["--config.file=c.yml", "search", query, form],
+        );
+        command.env_clear();
+        let (done, stdout, stderr) = output(command).await;
+        (done.status.code(), stdout, stderr)
+    };
+    let lines = |form: &str, stdout: &str| match form {
+        "--output=json" => serde_json::from_str::<Vec<Value>>(stdout).unwrap().len(),
+        "--output=table" => stdout.lines().count() - 1,
+        _ => stdout.trim().parse().unwrap(),
+    };
+    for form in ["--output=json", "--output=table", "--count"] {
+        // An account of which no tenant is asked is left alone.
+        let (status, stdout, told) = search("--search.query=good", form).await;
+        assert_eq!((status, told.as_str()), (Some(0), ""), "{form}");
+        assert_eq!(lines(form, &stdout), ALERTS, "{form}");
+        let (status, stdout, told) = search("--search.query=all", form).await;
+        assert_eq!(status, Some(1), "{form}: {told}");
+        assert!(
+            told.starts_with(
+                "opsramp-exporter: cannot read tls.ca_file of account broken: nowhere.pem: "
+            ) && told.ends_with("\nopsramp-exporter: 2 of 3 tenants could not be read\n"),
+            "{form}: {told}"
+        );
+        match form {
+            "--count" => assert_eq!(stdout, ""),
+            _ => assert_eq!(lines(form, &stdout), ALERTS, "{form}"),
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
