@@ -12,7 +12,7 @@ use crate::{cli::Output, logging::write, opsramp::Page, plain::plain};
 /// Characters of the bar between its brackets.
 const WIDTH: u64 = 20;
 
-/// The longest name that is shown: the whole line stays below 80 columns, for one that wraps cannot
+/// The widest name that is shown, in columns: the whole line stays below 80, for one that wraps cannot
 /// be wiped.
 const MAX_NAME: usize = 16;
 
@@ -67,11 +67,7 @@ impl Drop for Progress {
 }
 
 fn line(tenant: &str, read: u64, total: u64, elapsed: Duration) -> String {
-    let mut name: String = plain(tenant).chars().take(MAX_NAME).collect();
-    if tenant.chars().count() > MAX_NAME {
-        name.pop();
-        name.push('…');
-    }
+    let name = shown_name(&plain(tenant));
     // Alerts that open meanwhile can make it more than there were.
     let total = total.max(read).max(1);
     let full = (read * WIDTH / total) as usize;
@@ -87,6 +83,23 @@ fn line(tenant: &str, read: u64, total: u64, elapsed: Duration) -> String {
         }
     }
     line
+}
+
+/// A name of [`MAX_NAME`] columns at most.
+fn shown_name(name: &str) -> String {
+    // What is wide depends on the terminal; these are at most.
+    let columns = |c: char| if c.is_ascii() { 1 } else { 2 };
+    if name.chars().map(columns).sum::<usize>() <= MAX_NAME {
+        return name.to_owned();
+    }
+    let mut width = 0;
+    let fits = |c: &char| {
+        width += columns(*c);
+        width < MAX_NAME
+    };
+    let mut cut: String = name.chars().take_while(fits).collect();
+    cut.push('…');
+    cut
 }
 
 #[cfg(test)]
@@ -121,5 +134,18 @@ mod tests {
         assert!(line.starts_with("tenanttenantten… ["), "{line}");
         assert!(line.ends_with(", about 1852 min left"), "{line}");
         assert!(line.chars().count() < 80, "{line}");
+    }
+
+    #[test]
+    fn a_name_in_wide_characters_is_cut_where_it_would_be_too_wide() {
+        for (name, shown) in [
+            ("sixteen--columns", "sixteen--columns"),
+            ("seventeen-columns", "seventeen-colum…"),
+            ("東京支社東京支社", "東京支社東京支社"),
+            ("東京支社東京支社東", "東京支社東京支…"),
+            ("a東京支社東京支社", "a東京支社東京支…"),
+        ] {
+            assert_eq!(shown_name(name), shown);
+        }
     }
 }
