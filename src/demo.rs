@@ -1,7 +1,10 @@
 //! The demo: the daemon and a simulated OpsRamp in one process. Nothing to configure; the state is
 //! in a temporary folder and gone afterwards.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 
@@ -81,14 +84,14 @@ impl Demo {
 
     /// Says on standard error where to look, and how to talk to the simulator.
     pub fn announce(&self, listeners: &[std::net::TcpListener], scheme: &str) {
-        let port = listeners
+        let address = listeners
             .first()
             .and_then(|listener| listener.local_addr().ok());
-        let port = port.map_or(0, |address| address.port());
+        let web = address.map_or_else(|| "localhost".to_owned(), reached_at);
         let text = format!(
             "demo: alert lines go to standard output; stop with Ctrl-C\n\
-             demo: metrics    {scheme}://localhost:{port}{}\n\
-             demo: page       {scheme}://localhost:{port}/\n\
+             demo: metrics    {scheme}://{web}{}\n\
+             demo: page       {scheme}://{web}/\n\
              demo: simulator  {}  tenant {DEMO_TENANT}, key {DEMO_KEY}, secret {DEMO_SECRET}\n",
             self.config.web.telemetry_path,
             self.simulator.url(),
@@ -101,6 +104,18 @@ impl Demo {
     pub async fn stop(self) {
         self.simulator.stop().await;
         drop(self.folder);
+    }
+}
+
+/// How a browser on this machine gets to a listener.
+fn reached_at(address: SocketAddr) -> String {
+    let ip = address.ip();
+    // Of the loopback addresses, `localhost` stands for these alone.
+    let is_localhost = ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST;
+    if is_localhost || ip.is_unspecified() {
+        format!("localhost:{}", address.port())
+    } else {
+        address.to_string()
     }
 }
 
@@ -132,6 +147,26 @@ impl Drop for Folder {
     fn drop(&mut self) {
         if let Err(error) = std::fs::remove_dir_all(&self.0) {
             tracing::warn!(folder = %self.0.display(), %error, "cannot remove the demo's state");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_address_that_is_told_is_one_on_which_somebody_listens() {
+        for (address, told) in [
+            ("0.0.0.0:7", "localhost:7"),
+            ("[::]:7", "localhost:7"),
+            ("127.0.0.1:7", "localhost:7"),
+            ("[::1]:7", "localhost:7"),
+            ("127.0.0.2:7", "127.0.0.2:7"),
+            ("192.0.2.9:7", "192.0.2.9:7"),
+            ("[2001:db8::9]:7", "[2001:db8::9]:7"),
+        ] {
+            assert_eq!(reached_at(address.parse().unwrap()), told);
         }
     }
 }
