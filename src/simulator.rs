@@ -34,6 +34,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use tokio::net::{TcpListener, ToSocketAddrs};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -56,7 +57,8 @@ pub use world::{Snapshot, World};
 
 use api::Shared;
 
-/// How often a world without a life is looked at again: it may have been given one.
+/// How often the options are looked at, at least: a life that goes on slowly or not at all may have been
+/// given another pace.
 const IDLE: Duration = Duration::from_millis(500);
 
 /// A running server. It stops when it is dropped.
@@ -208,12 +210,19 @@ impl Drop for Simulator {
 
 /// Goes on for as long as the server runs, at whatever pace the options have at the moment.
 async fn live(shared: Arc<Shared>, mut life: Life) {
+    let mut last = Instant::now();
     loop {
         let pace = shared.world.lock().options().life;
-        tokio::time::sleep(pace.map_or(IDLE, |pace| pace.every)).await;
-        if let Some(pace) = pace {
-            let now = (shared.clock)();
-            life.step_all(&mut shared.world.lock(), pace.open_alerts, now);
+        let rest = pace.map_or(IDLE, |pace| pace.every.saturating_sub(last.elapsed()));
+        tokio::time::sleep(rest.min(IDLE)).await;
+        let mut world = shared.world.lock();
+        match world.options().life {
+            Some(pace) if last.elapsed() < pace.every => {}
+            Some(pace) => {
+                last = Instant::now();
+                life.step_all(&mut world, pace.open_alerts, (shared.clock)());
+            }
+            None => last = Instant::now(),
         }
     }
 }

@@ -575,6 +575,39 @@ async fn life_opens_alerts_by_itself() {
 }
 
 #[tokio::test]
+async fn another_pace_of_life_counts_at_once() {
+    let paced = |every| {
+        let pace = Pace {
+            every,
+            ..Pace::default()
+        };
+        move |options: &mut Options| options.life = Some(pace)
+    };
+    let mut options = Options::demo();
+    paced(Duration::from_millis(400))(&mut options);
+    let simulator = Simulator::start(options, "127.0.0.1:0").await.unwrap();
+    let position = || simulator.world(|world, _| world.record_position());
+    let goes_on = async || {
+        let before = position();
+        while position() == before {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    // The first steps open alerts, for certain.
+    tokio::time::timeout(PATIENCE, goes_on()).await.unwrap();
+    simulator.set_options(|options| options.life = None);
+    let before = position();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(position(), before, "something happens without a life");
+
+    simulator.set_options(paced(Duration::from_secs(86_400)));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(position(), before, "it is too early");
+    simulator.set_options(paced(Duration::from_millis(5)));
+    tokio::time::timeout(PATIENCE, goes_on()).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_thousand_tenants_cost_little() {
     let tenants = (0..1000).map(|n| TenantOptions {
         id: format!("client_{n}"),
