@@ -113,10 +113,10 @@ pub struct FaultRule {
     /// Only searches that ask for ids.
     #[serde(default)]
     pub by_id: bool,
-    /// Only after so many requests that it would have hit were spared.
+    /// So many requests that meet the conditions are spared first.
     #[serde(default)]
     pub after: u32,
-    /// So often; none: until it is taken away.
+    /// How often it strikes; none: until it is taken away.
     #[serde(default)]
     pub times: Option<u32>,
 }
@@ -201,7 +201,8 @@ impl FaultRule {
         page: Option<usize>,
         by_id: bool,
     ) -> bool {
-        self.endpoint.is_none_or(|wanted| wanted == endpoint)
+        self.times != Some(0)
+            && self.endpoint.is_none_or(|wanted| wanted == endpoint)
             && (self.tenant.is_none() || self.tenant.as_deref() == tenant)
             && (self.page.is_none() || self.page == page)
             && (!self.by_id || by_id)
@@ -249,7 +250,7 @@ impl Faults {
                 continue;
             }
             if let Some(times) = &mut rule.times {
-                *times = times.saturating_sub(1);
+                *times -= 1;
             }
             struck = Some((*number, rule.fault.clone(), rule.times == Some(0)));
             break;
@@ -405,6 +406,16 @@ mod tests {
         let struck: Vec<bool> = (0..5).map(|_| strike(Endpoint::Search)).collect();
         assert_eq!(struck, [false, true, true, false, false]);
         assert!(faults.list().is_empty());
+    }
+
+    #[test]
+    fn a_fault_that_strikes_no_times_never_does() {
+        let mut faults = Faults::default();
+        faults.add(FaultRule::next(0, Endpoint::Search, Fault::Html));
+        faults.add(FaultRule::next(1, Endpoint::Search, Fault::Empty));
+        let mut strike = || faults.strike(Endpoint::Search, None, None, false);
+        assert!(matches!(strike(), Some(Effect::Instead(Fault::Empty))));
+        assert!(strike().is_none());
     }
 
     #[test]

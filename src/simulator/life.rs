@@ -13,7 +13,8 @@ use super::world::World;
 
 /// The first steps of every tenant open alerts, so that whoever watches sees something soon.
 const LIVELY: u32 = 3;
-/// Alerts that left and may yet come back.
+/// So many alerts that left may come back, the first ones first. While all places are taken, those that
+/// leave are not kept.
 const REMEMBERED: usize = 50;
 
 /// What drives the alerts of a world.
@@ -139,8 +140,9 @@ impl Life {
                     _ => Action::Close,
                 };
                 world.act(id, action, now)?;
-                mood.departed.push_back(id);
-                mood.departed.truncate(REMEMBERED);
+                if mood.departed.len() < REMEMBERED {
+                    mood.departed.push_back(id);
+                }
             }
             (_, None) => {}
         }

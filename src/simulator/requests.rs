@@ -29,7 +29,7 @@ pub enum Endpoint {
     Write,
 }
 
-/// One request that was answered.
+/// One request, answered or not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Request {
     /// When it came.
@@ -77,7 +77,7 @@ impl Requests {
         self.max_in_flight = self.max_in_flight.max(self.in_flight);
     }
 
-    /// The one that began is over; without a request if nobody waited for the answer.
+    /// A request that began is over. Its status is 0 where no answer was sent or nobody waited for one.
     pub(super) fn end(&mut self, request: Request) {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.total += 1;
