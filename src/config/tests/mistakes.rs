@@ -153,6 +153,9 @@ fn wrong_accounts_are_explained() {
         wrong(&format!(
             "{account}'https://acme', discover_clients: maybe}}"
         )),
+        wrong(&format!(
+            "{account}'https://acme', discover_clients: 'yes'}}"
+        )),
         wrong(&format!("{account}'https://acme', tls: {{key_file: x}}}}")),
         wrong(&format!("{account}'https://acme', name: \"a\\nb\"}}")),
         wrong(&format!("{account}'https://a'}}\n{account}'https://b'}}")),
@@ -188,6 +191,7 @@ fn wrong_accounts_are_explained() {
     config.yml:2:64: accounts[0].url: has a $ in its host or port, and variables are not expanded; write the host and the port themselves
     config.yml:2:64: accounts[0].url: must not have a query or a fragment (? or #)
     config.yml:2:98: accounts[0].discover_clients: must be true or false, not "maybe"
+    config.yml:2:98: accounts[0].discover_clients: must be true or false without quotes
     config.yml:2:96: accounts[0].tls.key_file: needs cert_file too
     config.yml:2:86: accounts[0].name: must be one line of text
     config.yml:3:5: accounts[1].name: "default" is the name of an account already

@@ -191,6 +191,12 @@ fn unknown_word(word: &str, known: &[&str]) -> String {
     }
 }
 
+/// Whether a text is a boolean where it stands without quotes.
+fn is_boolean_word(text: &str) -> bool {
+    let words = ["true", "false", "yes", "no", "on", "off", "y", "n"];
+    words.iter().any(|word| text.eq_ignore_ascii_case(word))
+}
+
 /// The known word that is most likely meant, if any is near.
 pub(in crate::config) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     let word: Vec<char> = word.to_lowercase().replace('-', "_").chars().collect();
@@ -226,6 +232,10 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         let scalar = self.scalar("true or false")?;
         match scalar.boolean {
             Some(value) => visitor.visit_bool(value),
+            // Without quotes it would be one.
+            None if is_boolean_word(&scalar.text) => Err(Failed::Because(
+                "must be true or false without quotes".to_owned(),
+            )),
             None => Err(Failed::Because(format!(
                 "must be true or false, not \"{}\"",
                 shown_value(&scalar.text)
