@@ -18,7 +18,7 @@ use tokio::{
     time::Instant,
 };
 
-use exporter::{Exporter, Members, Place, binary, command, eventually, needed, opsramp};
+use exporter::{Exporter, Members, Metrics, Place, binary, command, eventually, needed, opsramp};
 
 #[path = "support/exporter.rs"]
 mod exporter;
@@ -237,13 +237,13 @@ async fn a_scrape_does_not_wait_for_a_store_that_is_locked() {
     exporter.wait_until_complete().await;
     let somebody_else = rusqlite::Connection::open(place.path("state.db")).unwrap();
     somebody_else.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let polls = |metrics: &Metrics| metrics.sum("opsramp_polls_total{");
+    let before = polls(&exporter.metrics().await);
     opsramp.open_many("client_1", 5).unwrap();
     let address = address(&exporter);
     // Polls have found the new alerts and wait to store them.
     exporter
-        .wait_for("a poll has begun", |metrics| {
-            metrics.sum("opsramp_polls_total{") > 1.0
-        })
+        .wait_for("a poll has begun", |metrics| polls(metrics) > before)
         .await;
     for _ in 0..3 {
         let longest = tokio::time::timeout(SOON, scraper(address)).await;

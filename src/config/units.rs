@@ -272,7 +272,11 @@ mod tests {
         }
 
         #[test]
-        fn any_text_is_refused_or_means_what_it_is_shown_as(text: String) {
+        fn any_text_is_refused_or_means_what_it_is_shown_as(
+            text in "[0-9]{1,4}(\\.[0-9]{1,3})? ?(ns|us|ms|s|min|m|h|d|w)( [0-9]{1,3}(ns|ms|s|m|h))?\
+                |[0-9]{1,6} ?(B|KB|kib|MiB|GB)?\
+                |\\PC*"
+        ) {
             if let Ok(size) = text.parse::<ByteSize>() {
                 prop_assert_eq!(size.to_string().parse(), Ok(size));
             }

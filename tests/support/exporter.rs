@@ -55,8 +55,8 @@ pub(crate) struct Exporter {
     pub(crate) url: String,
     pub(crate) stdout: Stream,
     pub(crate) stderr: Stream,
-    /// Of standard output and standard error.
-    readers: [JoinHandle<()>; 2],
+    /// Of standard output and standard error; none once it has ended.
+    readers: [Option<JoinHandle<()>>; 2],
     secrets: Vec<String>,
     client: reqwest::Client,
     _folder: Arc<tempfile::TempDir>,
@@ -289,7 +289,7 @@ impl Place {
             url: String::new(),
             stdout,
             stderr,
-            readers: [stdout_reader, stderr_reader],
+            readers: [Some(stdout_reader), Some(stderr_reader)],
             secrets: self.secrets.clone(),
             client: http_client(),
             _folder: Arc::clone(&self.folder),
@@ -355,7 +355,7 @@ impl Exporter {
             line = self.stderr.line(|line| line.contains(LISTENING)) => line,
             status = self.child.wait() => {
                 let status = status.unwrap();
-                for reader in &mut self.readers {
+                for reader in self.readers.iter_mut().filter_map(Option::take) {
                     reader.await.unwrap();
                 }
                 panic!("ended with {status}: {:#?}", self.stderr.lines());
@@ -377,7 +377,7 @@ impl Exporter {
         let status = status
             .unwrap_or_else(|_| panic!("does not end: {:#?}", self.stderr.lines()))
             .unwrap();
-        for reader in self.readers.iter_mut().filter(|it| !it.is_finished()) {
+        for reader in self.readers.iter_mut().filter_map(Option::take) {
             reader.await.unwrap();
         }
         let (stdout, stderr) = (self.stdout.lines(), self.stderr.lines());
@@ -638,7 +638,8 @@ impl<'de> serde::Deserialize<'de> for Members {
     }
 }
 
-async fn close(reader: &mut JoinHandle<()>) {
+async fn close(reader: &mut Option<JoinHandle<()>>) {
+    let reader = reader.take().unwrap();
     reader.abort();
     reader.await.ok();
 }
@@ -661,7 +662,7 @@ pub(crate) fn no_secret(what: &str, text: &str, secrets: &[String]) {
     }
 }
 
-/// Fails where something in a folder is missing that tests need.
+/// Fails where a program that the test needs is not on the search path; names the package that has it.
 pub(crate) fn needed(program: &str, package: &str) {
     let found = std::env::var_os("PATH").is_some_and(|path| {
         std::env::split_paths(&path).any(|folder| Path::new(&folder).join(program).is_file())

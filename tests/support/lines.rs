@@ -8,7 +8,7 @@ use std::{
     os::unix::fs::FileExt as _,
 };
 
-use opsramp_exporter::simulator::{DEMO_TENANT, Simulator, Snapshot, Status, What};
+use opsramp_exporter::simulator::{Simulator, Snapshot, Status, What};
 
 use tokio::time::{Duration, Instant};
 
@@ -182,17 +182,9 @@ impl Story {
 }
 
 fn ever_opened(opsramp: &Simulator) -> BTreeSet<String> {
-    opsramp.world(|world, _| {
-        let all = world.happenings(0);
-        let opened = all.into_iter().filter(|it| it.what == What::Opened);
-        let open = world.open_alerts(DEMO_TENANT).unwrap();
-        // Those that are there from the start are in no record.
-        let open = open.into_iter().map(|id| world.snapshot(id).unwrap());
-        opened
-            .map(|it| it.alert_id)
-            .chain(open.map(|it| it.unique_id))
-            .collect()
-    })
+    let all = opsramp.world(|world, _| world.happenings(0));
+    let opened = all.into_iter().filter(|it| it.what == What::Opened);
+    opened.map(|it| it.alert_id).collect()
 }
 
 fn judge_alert(lines: &[Members], now: &Snapshot) -> Result<(), &'static str> {
