@@ -129,12 +129,12 @@ impl Cli {
         arguments.into_cli()
     }
 
-    /// The definition of the command line, for manual pages and completions.
+    /// The definition of the command line: parsing, help, manual page and completions are made of it.
     #[must_use]
     pub fn definition() -> clap::Command {
         let mut command = Arguments::command();
-        // Flags are valid before and after the command. To show those in a command's help that it
-        // has no use for would only hide the others.
+        // Every flag is accepted before and after every command. A command's help shows only those
+        // that the command uses.
         command.build();
         for (name, sections) in [
             ("check", &["Configuration", "OpsRamp", "Search"][..]),

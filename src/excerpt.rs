@@ -71,7 +71,8 @@ impl Secrets {
         for secret in &long {
             text = hide(&text, secret);
         }
-        // Before a short one is hidden, which may be part of a longer one.
+        // Must come before short secrets are hidden: one of them may be a part of a long secret,
+        // which would no longer be recognised.
         if are_told_by(&text, &long) {
             return WITHHELD.to_owned();
         }
@@ -79,7 +80,8 @@ impl Secrets {
             text = hide(&text, secret);
         }
         if window.len() < said.len() {
-            // What is left of a secret that goes on behind the window is shorter than the secret.
+            // A secret may begin in the window and end behind it. That part is shorter than the longest
+            // secret, so as much is cut off.
             text.truncate(text.floor_char_boundary(text.len().saturating_sub(longest)));
         }
         let words: Vec<_> = text

@@ -13,19 +13,18 @@ use crate::{
     http_client, logging, reading,
 };
 
-/// Who has not answered by then hangs. Files are read within the same time: it is shorter than what container
-/// runtimes grant.
+/// The whole command takes no longer: files and answer together. Container runtimes grant more.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How much of it is the files': who runs can be asked although they hang.
+/// The part of it that files may take. If they hang, the exporter can still be asked in the rest.
 const FOR_FILES: Duration = Duration::from_secs(2);
 const PATH: &str = "/-/healthy";
 
-/// When it is over.
+/// Until when the command may wait.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
-    /// For files, …
+    /// For the configuration files.
     files: Instant,
-    /// … and for all of it.
+    /// For everything.
     all: Instant,
 }
 
@@ -36,7 +35,7 @@ struct Target {
     verify: bool,
 }
 
-/// What an exporter is that wants to see a certificate.
+/// Printed for an exporter that refuses clients without a certificate.
 const ALIVE: &str =
     "it answers only clients with a certificate, so that more than that it is alive is not known\n";
 

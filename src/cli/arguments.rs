@@ -90,7 +90,8 @@ pub(super) enum CommandArguments {
     /// Ask the running exporter whether it works; status 0 if it does
     Healthcheck {
         /// Its address, such as http://127.0.0.1:10836 [default: as the configuration says]
-        // Global flags are known here by their ids, too: `url` is one of theirs.
+        // Not the id "url": that is the one of the global flag --opsramp.url, whose value this command
+        // would take for its own.
         #[arg(id = "healthcheck_url", long = "url", value_name = "URL")]
         url: Option<String>,
         /// Accept any certificate of that address

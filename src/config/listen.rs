@@ -33,8 +33,9 @@ impl ListenAddress {
     /// The exporter's port.
     pub const DEFAULT_PORT: u16 = 10_836;
 
-    /// Whether whoever listens here leaves nobody the other one. All addresses of IPv6 are those of IPv4
-    /// as well, as they are listened on here. A name may lead to an address of either.
+    /// Whether binding this address makes it impossible to bind the other one. `[::]` is bound for IPv4 as
+    /// well, so it covers every address. A host name is covered by `[::]` alone: it may stand for an
+    /// address of either family.
     pub(super) fn covers(&self, other: &Self) -> bool {
         let has_port = self.port == other.port && self.port != 0;
         let Some(own) = self.ip().filter(|_| has_port) else {
