@@ -25,7 +25,7 @@ ROOT = HERE.parent
 RULES = HERE / "rules" / "opsramp-exporter.rules.yml"
 ALERTING = HERE / "grafana" / "provisioning" / "alerting" / "opsramp-exporter.yml"
 
-# What is empty while all is well. Whatever else is empty is a fault, and so is one of these that is not.
+# What is empty while all is well. Every other query must bring data; these must bring none.
 EMPTY_IN_HEALTH = {
     ("opsramp-exporter.json", "annotation Firing alerts", ""): "no alert of ours fires",
     ("opsramp-exporter.json", "Last poll succeeded", "B"): "the demo looks up no clients",
@@ -45,7 +45,12 @@ VARIABLES = {
     "__rate_interval": "1m",
     "__range": "5m",
     "__interval": "15s",
+    "__interval_ms": "15000",
 }
+
+# The shortest step of a panel whose legend tells totals: four scrapes of 30 seconds. From three scrapes on,
+# $__rate_interval is a step and a scrape; before, it is four scrapes.
+TOTALS_INTERVAL = "2m"
 
 faults = []
 
@@ -86,6 +91,19 @@ def queries(kind):
             if variable["type"] == "query" and kind == "prometheus":
                 expr = re.fullmatch(r"label_values\((.+), \w+\)", variable["query"]["query"]).group(1)
                 yield path.name, f"variable {variable['name']}", "", expr, True
+
+
+def totals():
+    """Every PromQL query whose values the legend sums up: file, panel, query."""
+    for path, dashboard in dashboards():
+        if data_source_kind(dashboard) == "prometheus":
+            for panel in panels(dashboard):
+                if "sum" in legend_values(panel):
+                    yield from ((path.name, panel, target) for target in panel["targets"])
+
+
+def legend_values(panel):
+    return panel.get("options", {}).get("legend", {}).get("calcs", [])
 
 
 def rules():
@@ -233,6 +251,24 @@ def check_dashboards():
                     fault(f"{where}: does not use the chosen data source")
                 if re.search(r"\b(rate|increase)\(", target["expr"]) and "$__rate_interval]" not in target["expr"]:
                     fault(f"{where}: a rate over something else than $__rate_interval")
+            sort = panel.get("options", {}).get("legend", {}).get("sortBy")
+            if "sum" in legend_values(panel) and sort != "Total":
+                fault(f"{where}: the legend is sorted by {sort}, which it does not show")
+    check_totals()
+
+
+def check_totals():
+    """A total in a legend is the sum of the values drawn, so each must be of its step alone. Windows of
+    $__rate_interval overlap: they are a scrape longer than a step, or several steps. Windows of
+    $__interval do not, but none has what was added between the last sample of one and the first of the
+    next, and each is extrapolated to make up for that: a burst counts for nothing, or for too much. A
+    rate times the step is right, where the step is long enough that each increase lies in one window."""
+    for file, panel, target in totals():
+        where = f"{file}: {panel['title']} {target['refId']}"
+        if "increase(" in target["expr"] or not target["expr"].endswith(" * $__interval_ms / 1000"):
+            fault(f"{where}: the legend's total is of values that are not a rate times the step")
+        if panel.get("interval") != TOTALS_INTERVAL:
+            fault(f"{where}: the legend's total is of steps that may be shorter than {TOTALS_INTERVAL}")
 
 
 def check_regular_expressions():

@@ -1,11 +1,14 @@
 """Whether the dashboard and the rules tell the same of two replicas as of one.
 
     replicas.py data                  the series of both worlds, for promtool tsdb create-blocks-from
-    replicas.py compare PROMETHEUS    every query, asked of a Prometheus that has them
+    replicas.py compare PROMETHEUS    every query, asked of a Prometheus that has them, and totals
 
 The job "one" is a single exporter, the job "many" the same work done by two: each holds some of the
 searches, and one search is just moving. Every metric of docs/metrics.md is there. What comes from a query
 must be equal, but for what is told of each instance.
+
+The job "burst" is an exporter of which each counter grows once, by ten, all at once: legends that tell a
+total must tell that.
 
 Needs Python 3.9 and PyYAML. Exits with 1 and a line for every fault.
 """
@@ -38,13 +41,18 @@ LABELS = {
 }
 BUCKETS = {"0.1": 0.25, "1": 0.5, "+Inf": 1.0}
 MOVING = ("bank", "open")
-# Of the gauges, these are of the replica, or of what it asks and delivers, not of a search.
+# Gauges of what a replica itself delivers, not of a search. Over the replicas, these add up.
 SUMMED = {"opsramp_sink_backlog_events"}
-# A replica that gave the tenant away had used all of its allowance up, long ago.
+# Of these, the earliest counts.
+EARLIEST = {"opsramp_sink_oldest_pending_timestamp_seconds"}
+# The replica that no longer polls a tenant still shows its last headers: nothing left, and a renewal that
+# is long past.
 ALLOWANCE = "opsramp_api_rate_limit_limit"
 ALLOWANCE_LEFT = "opsramp_api_rate_limit_remaining"
 ALLOWANCE_RENEWED = "opsramp_api_rate_limit_reset_timestamp_seconds"
-EARLIEST = {"opsramp_sink_oldest_pending_timestamp_seconds"}
+# When the counters of the job "burst" grow, in scrapes, and by how much.
+BURST_AT = SCRAPES // 2
+BURST = 10
 # What brings nothing here: these ask for what was recorded, for a failure, and for the target itself.
 EMPTY = {
     "rule job_instance_account_tenant_search:opsramp_up:timestamp_max6h",
@@ -132,6 +140,14 @@ def write_data():
                         if value is not None:
                             at = END - (SCRAPES - 1 - scrape) * STEP
                             print(f"{series}{{{told}}} {value * part} {at}")
+        if kind == "counter":
+            labels = {it: LABELS.get(it, ["x"])[0] for it in names}
+            told = ",".join(
+                f'{key}="{value}"' for key, value in {**labels, "job": "burst", "instance": "x"}.items()
+            )
+            for scrape in range(SCRAPES):
+                value = 1000 + (BURST if scrape >= BURST_AT else 0)
+                print(f"{name}{{{told}}} {value} {END - (SCRAPES - 1 - scrape) * STEP}")
     print("# EOF")
 
 
@@ -194,11 +210,39 @@ def compare(base):
     print(f"replicas: {compared} queries tell the same of one and of two, {of_instances} tell of each")
 
 
+def check_totals(base):
+    """Whether a burst is told as what it was, however long the steps are and wherever the scrapes lie
+    between them (never right at the end of one, which takes luck)."""
+    count = 0
+    burst_at = END - (SCRAPES - 1 - BURST_AT) * STEP
+    for file, panel, target in check.totals():
+        for step in (120, 300, 600):
+            expr = check.substitute(
+                target["expr"],
+                job="burst",
+                __rate_interval=f"{max(step + STEP, 4 * STEP)}s",
+                __interval_ms=str(step * 1000),
+            )
+            for offset in range(STEP // 2, step, STEP):
+                start = burst_at - step + offset
+                answer = check.ask(
+                    base, "/api/v1/query_range", query=expr, start=start, end=start + 2 * step, step=step
+                )
+                told = [sum(float(value) for _, value in it["values"]) for it in answer["data"]["result"]]
+                if len(told) != 1 or not math.isclose(told[0], BURST, rel_tol=0.01):
+                    check.fault(
+                        f"{file}: {panel['title']} {target['refId']}: {told} of {BURST}, in steps of {step} s"
+                    )
+                count += 1
+    print(f"totals: {count} sums over bursts")
+
+
 def main(arguments):
     if arguments == ["data"]:
         write_data()
     elif len(arguments) == 2 and arguments[0] == "compare":
         compare(arguments[1])
+        check_totals(arguments[1])
     else:
         print(__doc__, file=sys.stderr)
         return 2
