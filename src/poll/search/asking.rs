@@ -1,6 +1,6 @@
 //! How the server is asked: the request of each purpose, and how much at once, as far as the server has taught us.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::Instant;
 
@@ -23,8 +23,9 @@ pub(super) struct Asking {
 pub(super) struct Paging {
     wanted: Asking,
     usual: Asking,
-    /// Where less is asked for than is wanted: when a poll tries that again.
-    fully_at: Option<Instant>,
+    /// Where less is asked for than is wanted: when a poll tries that again. A trial costs its poll some requests,
+    /// but never the poll.
+    trial_at: Option<Instant>,
     /// Whether a request that this poll has made was repeated as it was.
     repeated: bool,
 }
@@ -68,19 +69,19 @@ impl Running {
         })
     }
 
-    /// After a poll's request was refused: how to ask instead, if that may help.
+    /// After a poll's request has failed: how to ask instead, if that may help.
     pub(super) fn ask_otherwise(
         &mut self,
         error: &opsramp::Error,
         request: &SearchRequest,
     ) -> Option<Asking> {
         // What is refused of a further page is its number.
-        if !error.may_be_about_the_paging() || request.page != 1 {
+        if request.page != 1 {
             return None;
         }
         let usual = self.paging.usual;
-        let fully_at = Instant::now() + self.search.options.full_read_interval;
-        let asking = self.paging.otherwise(request, fully_at)?;
+        let trial_at = Instant::now() + self.search.options.full_read_interval;
+        let asking = self.paging.otherwise(error, request, trial_at)?;
         if self.paging.usual != usual {
             tracing::warn!(
                 search = %self.search.key,
@@ -102,43 +103,57 @@ impl Paging {
         Self {
             wanted,
             usual: wanted,
-            fully_at: None,
+            trial_at: None,
             repeated: false,
         }
     }
 
-    /// How a poll that begins now asks for its first page.
-    pub(super) fn begin(&mut self, now: Instant) -> Asking {
+    /// How a poll that begins now asks for its first page. Where that is a trial, the next one comes after `pause`.
+    pub(super) fn begin(&mut self, now: Instant, pause: Duration) -> Asking {
         self.repeated = false;
-        match self.fully_at {
-            Some(at) if now >= at => self.wanted,
+        match self.trial_at {
+            Some(at) if now >= at => {
+                self.trial_at = Some(now + pause);
+                self.wanted
+            }
             _ => self.usual,
         }
     }
 
-    /// A poll was answered that asked so.
+    /// A poll has learned from an answer what it asked for so.
     pub(super) fn answered(&mut self, asking: Asking) {
         self.usual = asking;
         if asking == self.wanted {
-            self.fully_at = None;
+            self.trial_at = None;
         }
     }
 
-    /// How to ask instead of a request for a first page that was refused: it may have been a passing fault, as the
-    /// documentation of 400 has it, so the same is asked once more, then for less, and for what is wanted again
-    /// after a while. `None` where all has been tried.
-    fn otherwise(&mut self, refused: &SearchRequest, fully_at: Instant) -> Option<Asking> {
-        let asked = Asking::of(refused);
+    /// How to ask instead of a request for a first page that has failed. A refusal may have been a passing fault, as
+    /// the documentation of 400 has it, so the same is asked once more, then for less, and for what is wanted again
+    /// at `trial_at`. `None` where that is no way out, or all has been tried.
+    fn otherwise(
+        &mut self,
+        error: &opsramp::Error,
+        failed: &SearchRequest,
+        trial_at: Instant,
+    ) -> Option<Asking> {
+        let asked = Asking::of(failed);
+        let is_refused = error.may_be_about_the_paging();
         if asked != self.usual {
-            self.fully_at = Some(fully_at);
-            return Some(self.usual);
+            // Step by step, as some of what was once too much may not be any more.
+            let less = failed.less().filter(|_| is_refused);
+            let instead = less.map_or(self.usual, |less| Asking::of(&less));
+            return Some(instead).filter(|_| error.may_be_about_the_request());
+        }
+        if !is_refused {
+            return None;
         }
         if !std::mem::replace(&mut self.repeated, true) {
             return Some(asked);
         }
-        let less = refused.less().as_ref().map(Asking::of);
+        let less = failed.less().as_ref().map(Asking::of);
         self.usual = less.unwrap_or(self.wanted);
-        self.fully_at = less.map(|_| fully_at);
+        self.trial_at = less.map(|_| trial_at);
         less
     }
 }
@@ -172,9 +187,8 @@ pub(in crate::poll) fn query_by_id(query: &str, question: &Question) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
+    use crate::opsramp::Error;
 
     const WHILE: Duration = Duration::from_secs(600);
     const WANTED: Asking = Asking {
@@ -190,21 +204,36 @@ mod tests {
         sorted: false,
     };
 
-    /// What a poll asks for where the server refuses the first requests, so many of them.
-    fn refused(paging: &mut Paging, now: Instant, times: usize) -> Vec<Asking> {
-        let first = paging.begin(now);
-        let next = |asking: &Asking| {
+    fn status(status: u16) -> Error {
+        Error::Http {
+            endpoint: "search",
+            status,
+            excerpt: String::new(),
+        }
+    }
+
+    /// What a poll asks for where its first requests fail in these ways.
+    fn asked(paging: &mut Paging, now: Instant, errors: &[Error]) -> Vec<Asking> {
+        let mut asked = vec![paging.begin(now, WHILE)];
+        for error in errors {
+            let last = asked[asked.len() - 1];
             let request = SearchRequest {
                 query: String::new(),
                 page: 1,
-                page_size: asking.page_size,
-                sorted: asking.sorted,
+                page_size: last.page_size,
+                sorted: last.sorted,
             };
-            paging.otherwise(&request, now + WHILE)
-        };
-        std::iter::successors(Some(first), next)
-            .take(times + 1)
-            .collect()
+            match paging.otherwise(error, &request, now + WHILE) {
+                Some(instead) => asked.push(instead),
+                None => break,
+            }
+        }
+        asked
+    }
+
+    /// The same, where the server refuses the first requests, so many of them.
+    fn refused(paging: &mut Paging, now: Instant, times: usize) -> Vec<Asking> {
+        asked(paging, now, &vec![status(400); times])
     }
 
     #[test]
@@ -223,14 +252,54 @@ mod tests {
         let now = Instant::now();
         assert_eq!(refused(&mut paging, now, 2), [WANTED, WANTED, SMALLER]);
         paging.answered(SMALLER);
-        assert_eq!(paging.begin(now + WHILE / 2), SMALLER);
+        assert_eq!(refused(&mut paging, now + WHILE / 2, 0), [SMALLER]);
         // Refused again: what works is asked for at once, and once more after another while.
         let later = now + WHILE;
         assert_eq!(refused(&mut paging, later, 1), [WANTED, SMALLER]);
         paging.answered(SMALLER);
-        assert_eq!(paging.begin(later + WHILE / 2), SMALLER);
-        assert_eq!(paging.begin(later + WHILE), WANTED);
+        assert_eq!(refused(&mut paging, later + WHILE / 2, 0), [SMALLER]);
+        assert_eq!(refused(&mut paging, later + WHILE, 0), [WANTED]);
         paging.answered(WANTED);
-        assert_eq!(paging.begin(later + WHILE * 2), WANTED);
+        assert_eq!(refused(&mut paging, later + WHILE * 2, 0), [WANTED]);
+    }
+
+    /// One of two refusals has passed, and the other one is for good.
+    #[test]
+    fn a_trial_finds_how_much_is_not_refused_any_more() {
+        let mut paging = Paging::new(WANTED);
+        let now = Instant::now();
+        assert_eq!(refused(&mut paging, now, 3)[2..], [SMALLER, LEAST]);
+        paging.answered(LEAST);
+        let later = now + WHILE;
+        assert_eq!(refused(&mut paging, later, 2), [WANTED, SMALLER, LEAST]);
+        paging.answered(LEAST);
+        let later = later + WHILE;
+        assert_eq!(refused(&mut paging, later, 1), [WANTED, SMALLER]);
+        paging.answered(SMALLER);
+        assert_eq!(refused(&mut paging, later + WHILE / 2, 0), [SMALLER]);
+    }
+
+    #[test]
+    fn a_trial_that_fails_in_any_way_costs_no_poll_that_the_usual_request_would_save() {
+        let mut paging = Paging::new(WANTED);
+        let mut now = Instant::now();
+        assert_eq!(refused(&mut paging, now, 3)[2..], [SMALLER, LEAST]);
+        paging.answered(LEAST);
+        let decode = Error::Decode {
+            endpoint: "search",
+            what: String::new(),
+            excerpt: String::new(),
+        };
+        for error in [status(503), decode] {
+            now += WHILE;
+            let failures = [error.clone(), error];
+            assert_eq!(asked(&mut paging, now, &failures), [WANTED, LEAST]);
+            assert_eq!(asked(&mut paging, now + WHILE / 2, &failures), [LEAST]);
+        }
+        // This says nothing of the request: the next poll asks as usual.
+        now += WHILE;
+        let throttled = [Error::Throttled { retry_after: None }];
+        assert_eq!(asked(&mut paging, now, &throttled), [WANTED]);
+        assert_eq!(asked(&mut paging, now, &throttled), [LEAST]);
     }
 }

@@ -1,7 +1,6 @@
 //! Alerts that are no longer found: whether they have left and why, and the lines about that.
 
 use std::{
-    borrow::Cow,
     collections::{HashMap, HashSet},
     sync::Arc,
     time::Duration,
@@ -10,7 +9,7 @@ use std::{
 use futures_util::{StreamExt as _, stream};
 use tokio::time::Instant;
 
-use super::{Failure, PAGES_AT_ONCE, Reply, Request, Running, in_time};
+use super::{Failure, PAGES_AT_ONCE, Reply, Request, Running, in_time, learning::word};
 use crate::{
     clock,
     identity::EventKind,
@@ -167,8 +166,8 @@ impl Running {
                 kind: EventKind::Left,
                 ordinal,
                 alert_id: id,
-                previous_state: Some(Cow::Borrowed(&before.state)),
-                previous_status: Some(Cow::Borrowed(&before.status)),
+                previous_state: word(&before.state),
+                previous_status: word(&before.status),
                 reason: Some(reason.into()),
                 fields,
                 raw: raw.and_then(|raw| serde_json::from_str(raw).ok()),

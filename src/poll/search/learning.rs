@@ -277,8 +277,8 @@ impl Running {
                     kind,
                     ordinal,
                     alert_id: sighting.id,
-                    previous_state: before.map(|before| Cow::Borrowed(&*before.state)),
-                    previous_status: before.map(|before| Cow::Borrowed(&*before.status)),
+                    previous_state: before.and_then(|before| word(&before.state)),
+                    previous_status: before.and_then(|before| word(&before.status)),
                     reason: None,
                     fields,
                     raw: raw.and_then(|raw| serde_json::from_str(raw).ok()),
@@ -580,6 +580,11 @@ fn fields_of<'a>(alert: &'a Alert<'_>, further: Option<AlertFields<'a>>) -> Aler
         fields.problem_area = fields.problem_area.or(further.problem_area);
     }
     fields
+}
+
+/// A state or status from before, if there was one and it is known.
+pub(super) fn word(before: &str) -> Option<Cow<'_, str>> {
+    (!before.is_empty()).then_some(Cow::Borrowed(before))
 }
 
 /// Whether a clock may go so wrong; else it is the header that does.

@@ -50,7 +50,8 @@ impl Running {
             events: 0,
             heard: false,
         });
-        let asking = self.paging.begin(now);
+        let pause = self.search.options.full_read_interval;
+        let asking = self.paging.begin(now, pause);
         self.ask(Purpose::Poll, 1, asking)
     }
 
@@ -69,20 +70,20 @@ impl Running {
         if let Some(poll) = &mut self.poll {
             poll.requests += 1;
         }
-        if let Err(error) = &answer
-            && let Some(asking) = self.ask_otherwise(error, &request)
-        {
-            return Some(self.ask(purpose, request.page, asking));
-        }
-        if answer.is_ok() {
-            self.paging.answered(Asking::of(&request));
-        }
         let mut learned = match answer {
             Ok(answer) => self.learn(&purpose, &request, &answer).await,
             Err(error) => Err(error.into()),
         };
-        if learned.is_err() {
-            self.engine.unanswered(&purpose);
+        match &learned {
+            Ok(_) => self.paging.answered(Asking::of(&request)),
+            Err(failure) => {
+                self.engine.unanswered(&purpose);
+                if let Failure::Api(error) = failure
+                    && let Some(asking) = self.ask_otherwise(error, &request)
+                {
+                    return Some(self.ask(purpose, request.page, asking));
+                }
+            }
         }
         if request.page > 1
             && let Err(failure) = &learned

@@ -170,12 +170,15 @@ impl Search {
     ) -> Result<Tracker, Stopped> {
         let group_by: Arc<[_]> = self.options.group_by.clone().into();
         let mut tracker = Tracker::new(Arc::clone(&group_by), self.options.max_groups);
+        let mut unreadable: Option<(Box<str>, u64)> = None;
         loop {
             for alert in &mut page {
-                if let Some(fields) = self.stored_fields(alert) {
+                if let Some(fields) = stored_fields(alert) {
                     tracker.load(known(alert, &fields, &group_by));
                     continue;
                 }
+                let (_, count) = unreadable.get_or_insert_with(|| (alert.id.clone(), 0));
+                *count += 1;
                 // Not what will be seen next: so it is stored anew.
                 alert.digest = !alert.digest;
                 let fields = AlertFields {
@@ -186,6 +189,7 @@ impl Search {
             }
             let last = page.last().filter(|_| page.len() == store::LOAD_PAGE);
             let Some(last) = last.map(|alert| alert.id.clone()) else {
+                self.tell_of_unreadable(unreadable);
                 return Ok(tracker);
             };
             page = self.load_page(held, last, tries).await?;
@@ -263,17 +267,16 @@ impl Search {
         Ok(())
     }
 
-    fn stored_fields(&self, alert: &StoredAlert) -> Option<AlertFields<'static>> {
-        AlertFields::from_stored(&alert.body)
-            .inspect_err(|error| {
-                tracing::warn!(
-                    search = %self.key,
-                    alert = %alert.id,
-                    %error,
-                    "the stored form of an alert cannot be read; it is stored anew when it is next seen"
-                );
-            })
-            .ok()
+    /// `unreadable`: the first of them, and how many there are.
+    fn tell_of_unreadable(&self, unreadable: Option<(Box<str>, u64)>) {
+        if let Some((alert, alerts)) = unreadable {
+            tracing::warn!(
+                search = %self.key,
+                %alert,
+                alerts,
+                "the stored form of some alerts cannot be read; each is stored anew when it is next seen"
+            );
+        }
     }
 }
 
@@ -295,6 +298,13 @@ pub(in crate::poll) fn unknown(
         lease_held: !store.is_shared(),
         ..SearchStatus::unknown(key.clone(), options.interval, options.stale_after)
     }
+}
+
+/// What is stored of an alert, if that can be read and is the alert's.
+fn stored_fields(alert: &StoredAlert) -> Option<AlertFields<'static>> {
+    let fields = AlertFields::from_stored(&alert.body).ok()?;
+    let is_its_own = reading::compared(&fields.state).eq_ignore_ascii_case(&alert.state);
+    is_its_own.then_some(fields)
 }
 
 fn known<'a>(
