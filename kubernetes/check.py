@@ -1,8 +1,9 @@
-"""What check.sh says of the manifests: check.py MANIFESTS SECRET CONFIG, where CONFIG is written."""
+"""What check.sh says of the manifests: check.py MANIFESTS FOLDER CONFIG, where CONFIG is written."""
 
 import pathlib
 import re
 import sys
+import tomllib
 
 import kubernetes_validate
 import yaml
@@ -10,9 +11,12 @@ import yaml
 # The oldest release that most clouds still run, and the newest schema.
 VERSIONS = ["1.30", "1.37.0"]
 
-manifests_path, secret_path, config_path = sys.argv[1:]
-documents = list(yaml.safe_load_all(pathlib.Path(manifests_path).read_text()))
-secret = yaml.safe_load(pathlib.Path(secret_path).read_text())
+manifests_path, folder, config_path = map(pathlib.Path, sys.argv[1:])
+documents = list(yaml.safe_load_all(manifests_path.read_text()))
+# What the kustomization does not name: a site has its own.
+secret = yaml.safe_load((folder / "secret.example.yaml").read_text())
+policy = yaml.safe_load((folder / "networkpolicy.yaml").read_text())
+kustomization = (folder / "kustomization.yaml").read_text()
 wrong = []
 
 
@@ -27,7 +31,7 @@ def only(kind):
     return found[0]
 
 
-for document in [*documents, secret]:
+for document in [*documents, secret, policy]:
     if document["kind"] == "PodMonitor":
         continue
     for version in VERSIONS:
@@ -50,6 +54,7 @@ for what, selector in [
     ("Service", service["spec"]["selector"]),
     ("PodDisruptionBudget", budget["spec"]["selector"]["matchLabels"]),
     ("PodMonitor", monitor["spec"]["selector"]["matchLabels"]),
+    ("NetworkPolicy", policy["spec"]["podSelector"]["matchLabels"]),
     *(("topologySpreadConstraints", spread["labelSelector"]["matchLabels"]) for spread in pod["spec"]["topologySpreadConstraints"]),
 ]:
     expect(selector and selector.items() <= labels.items(), f"{what} selects {selector}, but pods have {labels}")
@@ -59,7 +64,20 @@ for name in ["startupProbe", "livenessProbe", "readinessProbe"]:
     probe = container[name]["httpGet"]
     expect(probe["port"] in ports, f"{name} asks port {probe['port']}")
     expect(probe["path"] == ("/-/ready" if name == "readinessProbe" else "/-/healthy"), f"{name} asks {probe['path']}")
-expect(deployment["spec"]["replicas"] > budget["spec"]["minAvailable"], "no pod may ever be moved")
+# Counted is what may go, not what must stay: that holds for one replica, too.
+expect(budget["spec"].get("maxUnavailable") == 1, "another number of pods than one may be moved at a time")
+expect(budget["spec"].get("unhealthyPodEvictionPolicy") == "AlwaysAllow", "pods that are not ready cannot be moved")
+expect(policy["spec"]["policyTypes"] == ["Ingress"], "the way out of the pods is closed")
+for rule in policy["spec"]["ingress"]:
+    expect([port["port"] for port in rule["ports"]] == ["http"], f"NetworkPolicy: {rule['ports']}")
+    # A rule without it lets everybody in.
+    expect(rule.get("from"), "NetworkPolicy: from everywhere")
+expect(re.search(r"^  (# )?- networkpolicy\.yaml$", kustomization, re.MULTILINE), "the kustomization does not know the network policy")
+
+# The image that people build of this source.
+version = tomllib.loads((folder.parent / "Cargo.toml").read_text())["package"]["version"]
+tags = [image["newTag"] for image in yaml.safe_load(kustomization)["images"]]
+expect(tags == [version], f"the image's tag is {tags}, the version {version}")
 
 # The Prometheus Operator's schema is not among those of Kubernetes.
 expect(monitor["apiVersion"] == "monitoring.coreos.com/v1", "PodMonitor: apiVersion")
@@ -95,10 +113,10 @@ variables = {variable["name"]: variable["value"] for variable in container["env"
 expect(variables["OPSRAMP_EXPORTER_CONFIG_FILE"] == f"{mounts['config']}/config.yml", "another file is read")
 
 # For the program itself, with files that are here.
-folder = pathlib.Path(config_path).parent
+work = config_path.parent
 for key, value in secret["stringData"].items():
-    (folder / key).write_text(value + "\n")
-pathlib.Path(config_path).write_text(text.replace(mounts["secret"], str(folder)))
+    (work / key).write_text(value + "\n")
+config_path.write_text(text.replace(mounts["secret"], str(work)))
 
 if wrong:
     sys.exit("\n".join(wrong))

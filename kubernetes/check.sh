@@ -14,5 +14,5 @@ here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf -- "$work"' EXIT
 kubectl kustomize "$here" >"$work/manifests.yaml"
-python3 "$here/check.py" "$work/manifests.yaml" "$here/secret.example.yaml" "$work/config.yml"
+python3 "$here/check.py" "$work/manifests.yaml" "$here" "$work/config.yml"
 "$(realpath -- "$1")" --config.file="$work/config.yml" --config.check
