@@ -13,11 +13,13 @@ RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
     --mount=type=cache,target=/src/target,sharing=locked \
     OPSRAMP_EXPORTER_REVISION=$REVISION cargo build --release --locked \
     && install -D target/release/opsramp-exporter /out/usr/bin/opsramp-exporter \
+    && install -D -m 0644 -t /out/usr/share/doc/opsramp-exporter LICENSE packaging/third-party-licenses.txt \
     && install -d -m 0700 /out/var/lib/opsramp-exporter
 
 # The C library, CA certificates and a user without rights; no shell, no package manager.
 FROM gcr.io/distroless/cc-debian12:nonroot
 COPY --from=build /out/usr/bin/opsramp-exporter /usr/bin/opsramp-exporter
+COPY --from=build /out/usr/share/doc/opsramp-exporter /usr/share/doc/opsramp-exporter
 COPY --from=build --chown=65532:65532 /out/var/lib/opsramp-exporter /var/lib/opsramp-exporter
 # Which alerts are known. The rest of the file system may be read-only; the demo alone writes to /tmp.
 VOLUME /var/lib/opsramp-exporter

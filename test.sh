@@ -48,6 +48,7 @@ say "format";       cargo fmt --check
 say "lints";        cargo clippy --locked --all-targets -- -D warnings
 # Known weaknesses are asked for before a release, docs/releasing.md: their list is on the network.
 say "dependencies";  cargo deny --offline check --hide-inclusion-graph bans licenses sources; cargo machete
+say "licences of others"; packaging/third_party_licenses.py --check
 say "documentation"; RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet
 say "tests";        cargo test --locked
 say "rules and dashboards"; PATH="$OPSRAMP_TEST_VENV/bin:$PATH" dashboards/check.sh --live target/debug/opsramp-exporter

@@ -62,6 +62,7 @@ cat >"$work/expected" <<'FILES'
 -rw-r--r-- /usr/lib/systemd/system/opsramp-exporter.service
 -rw-r--r-- /usr/lib/systemd/system/opsramp-exporter.socket
 -rw-r--r-- /usr/share/bash-completion/completions/opsramp-exporter
+-rw-r--r-- /usr/share/doc/opsramp-exporter/third-party-licenses.txt
 -rw-r--r-- /usr/share/fish/vendor_completions.d/opsramp-exporter.fish
 -rw-r--r-- /usr/share/man/man1/opsramp-exporter.1
 -rw-r--r-- /usr/share/opsramp-exporter/config.schema.json

@@ -36,6 +36,8 @@ done
 cp -- /etc/ssl/certs/ca-certificates.crt "$work/context/base/etc/ssl/certs/"
 strip -o "$work/context/out/usr/bin/opsramp-exporter" "$binary"
 install -d -m 0700 "$work/context/out/var/lib/opsramp-exporter"
+install -D -m 0644 -t "$work/context/out/usr/share/doc/opsramp-exporter" \
+  "$here/../LICENSE" "$here/third-party-licenses.txt"
 printf 'FROM scratch\nCOPY base/ /\n' >"$work/base"
 # The last stage as it is, but for where it copies from.
 sed -n '/^FROM /h; /^FROM /!H; ${x; s/ --from=build//g; p}' "$here/../Dockerfile" >"$work/stage"
@@ -119,6 +121,9 @@ done
 written=$(awk '$4 ~ /^rw/ && $3 !~ /^(proc|sysfs|devpts|mqueue|tmpfs|cgroup2?)$/ { print $2 }' "/proc/$pid/mounts" |
   grep -v '^/\(dev\|proc\|sys\|etc/host\|etc/resolv\|run/\.\?container\)' | xargs)
 [[ $written == /var/lib/opsramp-exporter ]] || fail "it can write to: $written"
+for text in LICENSE third-party-licenses.txt; do
+  [[ -s /proc/$pid/root/usr/share/doc/opsramp-exporter/$text ]] || fail "the image has no $text"
+done
 
 echo "== stopped and started again"
 quietly podman stop --time 20 exporter >/dev/null

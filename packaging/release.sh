@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds what a release consists of: the program, its packages, its bill of materials, checksums.
+# Builds what a release consists of: the program, its packages, licences, its bill of materials, checksums.
 #
 #   packaging/release.sh FOLDER
 #
@@ -26,7 +26,7 @@ export OPSRAMP_EXPORTER_REVISION SOURCE_DATE_EPOCH
 [[ -z $(git status --porcelain) ]] || { echo "there are changes that are not committed" >&2; exit 1; }
 
 cargo build --release --locked
-cp target/release/opsramp-exporter "$out/"
+cp target/release/opsramp-exporter LICENSE packaging/third-party-licenses.txt "$out/"
 cargo deb --locked --no-build --no-strip --output "$out/"
 cargo generate-rpm --payload-compress gzip --output "$out/"
 # What was built in, with versions, licences and checksums of the sources; no tools, no tests.
@@ -34,4 +34,4 @@ cargo cyclonedx --format json --spec-version 1.5 --no-build-deps --override-file
 sed "s|file://$PWD|file:///src|g" opsramp-exporter.cdx.json >"$out/opsramp-exporter.cdx.json"
 rm opsramp-exporter.cdx.json
 cd -- "$out"
-sha256sum -- opsramp-exporter *.deb *.rpm opsramp-exporter.cdx.json >SHA256SUMS
+sha256sum -- opsramp-exporter LICENSE third-party-licenses.txt *.deb *.rpm opsramp-exporter.cdx.json >SHA256SUMS
