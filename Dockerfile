@@ -8,10 +8,12 @@ WORKDIR /src
 COPY . .
 ARG REVISION=
 # Registry and build folder are caches of the builder: after a change of our own code only that is
-# compiled. The program is copied out because a cache is no part of the image.
+# compiled. The program is copied out because a cache is no part of the image. Cargo tells by the times
+# of our files whether they have changed; another tree's may be older than what the cache was built from.
 RUN --mount=type=cache,target=/usr/local/cargo/registry,sharing=locked \
-    --mount=type=cache,target=/src/target,sharing=locked \
-    OPSRAMP_EXPORTER_REVISION=$REVISION cargo build --release --locked \
+    --mount=type=cache,id=opsramp-exporter-target,target=/src/target,sharing=locked \
+    find build.rs src migrations packaging -type f -exec touch {} + \
+    && OPSRAMP_EXPORTER_REVISION=$REVISION cargo build --release --locked \
     && install -D target/release/opsramp-exporter /out/usr/bin/opsramp-exporter \
     && install -D -m 0644 -t /out/usr/share/doc/opsramp-exporter LICENSE packaging/third-party-licenses.txt \
     && install -d -m 0700 /out/var/lib/opsramp-exporter
