@@ -3,8 +3,8 @@
 #
 #   packaging/release.sh FOLDER
 #
-# The program is the same to the byte for everybody who builds the same revision with the same Rust
-# for the same target, whatever the folders are called: compare FOLDER/SHA256SUMS.
+# The program is the same to the byte for everybody who builds the same revision for the same target with
+# the same Rust, C compiler and C library, whatever the folders are called: compare FOLDER/SHA256SUMS.
 set -euo pipefail
 
 if [[ $# -ne 1 ]]; then
@@ -13,16 +13,20 @@ if [[ $# -ne 1 ]]; then
 fi
 mkdir -p -- "$1"
 out=$(realpath -- "$1")
+# What an earlier version has left would be taken for this one's, and get its checksums.
+[[ -z $(ls -A -- "$out") ]] || { echo "$1 is not empty" >&2; exit 1; }
 cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.."
 export PATH="$PWD/target/tools/bin:$PATH"
 cargo install --quiet --locked --debug --root target/tools \
     cargo-deb@3.8.0 cargo-generate-rpm@0.21.1 cargo-cyclonedx@0.5.9
 
-# Panics tell where they come from: that shall not be a folder of whoever has built it.
-export RUSTFLAGS="--remap-path-prefix=$PWD=/src --remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo"
+# Panics tell where they come from: that shall not be a folder of whoever has built it. Names of folders
+# may have blanks, at which Cargo would divide RUSTFLAGS.
+CARGO_ENCODED_RUSTFLAGS=$(printf '%s\x1f%s' "--remap-path-prefix=$PWD=/src" \
+    "--remap-path-prefix=${CARGO_HOME:-$HOME/.cargo}=/cargo")
 OPSRAMP_EXPORTER_REVISION=$(git rev-parse --short=12 HEAD)
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct)
-export OPSRAMP_EXPORTER_REVISION SOURCE_DATE_EPOCH
+export CARGO_ENCODED_RUSTFLAGS OPSRAMP_EXPORTER_REVISION SOURCE_DATE_EPOCH
 [[ -z $(git status --porcelain) ]] || { echo "there are changes that are not committed" >&2; exit 1; }
 
 cargo build --release --locked
