@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds the .deb and the .rpm around BINARY and checks them: what they hold, what lintian says, and
-# that the .deb can be installed, started, removed and purged under a real systemd.
+# Builds the .deb and the .rpm around BINARY and checks them: what they hold, what lintian says, that
+# the .deb can be installed, started, removed and purged under a real systemd, and that the .rpm leaves
+# nothing of its own behind.
 #
 #   packaging/check.sh BINARY TREE
 #
@@ -91,7 +92,7 @@ lintian --no-cfg --allow-root --fail-on error,warning \
 
 echo "== the program in the .rpm"
 mkdir "$work/unpacked"
-# Its archive is whole and its status 1 all the same (rpm 4.18); cpio says whether something is missing.
+# rpm2cpio 4.18 exits with 1 though its output is whole; cpio fails if something is missing.
 rpm2cpio "$work/opsramp-exporter.rpm" >"$work/opsramp-exporter.cpio" || true
 (cd "$work/unpacked" && cpio --quiet -idm <"$work/opsramp-exporter.cpio")
 "$work/unpacked/usr/bin/opsramp-exporter" --config.file="$work/unpacked/etc/opsramp-exporter/config.yml" --config.check
@@ -107,3 +108,29 @@ readonly simulator=$simulator
 $(cat "$here/probe.sh")
 PROBE
 systemd/nspawn.sh "$tree" "$work/root"
+
+echo "== installing and removing the .rpm"
+# Its scripts run in that Debian, where no systemd runs. A file of the operator's stays, with its folder.
+export tree work
+unshare --mount bash -euc '
+  mount --make-rprivate /
+  mkdir "$work/space"
+  mount -t tmpfs tmpfs "$work/space"
+  mkdir "$work/space/upper" "$work/space/work" "$work/space/all"
+  mount -t overlay overlay -o "lowerdir=$tree,upperdir=$work/space/upper,workdir=$work/space/work" "$work/space/all"
+  # It says that it is not meant for Debian.
+  run_rpm() { rpm --root "$work/space/all" --nodeps "$@" 2>"$work/rpm.log" || { cat "$work/rpm.log" >&2; return 1; }; }
+  found() { (cd "$work/space/all" && find etc usr -path "*opsramp*" | sort | xargs); }
+  run_rpm --install "$work/opsramp-exporter.rpm"
+  [[ -x $work/space/all/usr/bin/opsramp-exporter ]]
+  touch "$work/space/all/etc/opsramp-exporter/web.yml"
+  run_rpm --erase opsramp-exporter
+  left=$(found)
+  [[ $left == "etc/opsramp-exporter etc/opsramp-exporter/web.yml" ]] || { echo "it leaves behind: $left" >&2; exit 1; }
+  rm "$work/space/all/etc/opsramp-exporter/web.yml"
+  run_rpm --install "$work/opsramp-exporter.rpm"
+  run_rpm --erase opsramp-exporter
+  left=$(found)
+  [[ -z $left ]] || { echo "it leaves behind: $left" >&2; exit 1; }
+'
+echo "removed"
