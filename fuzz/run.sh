@@ -16,11 +16,13 @@ cargo install --quiet --locked --debug --root target/tools cargo-fuzz@0.13.2
 
 # No sanitizer: none of our code is unsafe, and twice as many inputs a second find more.
 cargo fuzz build --sanitizer none
-binaries=fuzz/target/x86_64-unknown-linux-gnu/release
+binaries=fuzz/target/$(rustc -vV | sed -n 's/^host: //p')/release
 
 for target in "${targets[@]}"; do
     # Everything that reaches something new is collected here; a few of them end in the repository.
     work=fuzz/target/work/$target corpus=fuzz/corpus/$target crashes=fuzz/artifacts/$target/
+    # What an earlier run found is in the corpus, or was taken out of it.
+    rm -rf -- "$crashes"
     mkdir -p "$work" "$crashes"
     dictionary=fuzz/dictionaries/$target.dict
     options=(-max_len=4096 -timeout=10 -artifact_prefix="$crashes")
@@ -33,7 +35,11 @@ for target in "${targets[@]}"; do
         exit 1
     fi
     # What reaches edges that the corpus does not reach yet: the fewest of the short ones.
-    "$binaries/$target" -max_len=400 -use_counters=0 -set_cover_merge=1 "$corpus" "$work" 2>/dev/null
+    if ! "$binaries/$target" -max_len=400 -use_counters=0 -set_cover_merge=1 "$corpus" "$work" 2>"$work.merge.log"; then
+        tail -n 40 "$work.merge.log"
+        echo "$target: what the run has learnt could not be added to $corpus" >&2
+        exit 1
+    fi
     grep -E '^(stat::number_of_executed_units|stat::average_exec_per_sec)' "fuzz/target/work/$target.log" |
         sed "s/^stat::/$target: /"
 done
