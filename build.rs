@@ -56,8 +56,8 @@ fn order_functions(rustc: &str) {
 }
 
 /// Whether a program can be linked with these arguments. Which linker it is, and what it knows, depends on the
-/// target, on where the compiler comes from, and on the configuration. Cargo runs this script anew where compiler,
-/// linker or flags become others, whichever variable or file says so.
+/// target, on where the compiler comes from, and on the configuration. Cargo runs this script again when the
+/// compiler, the linker or the flags change, wherever they are set.
 fn links(rustc: &str, arguments: &[String]) -> bool {
     let variable = |name| env::var(name).unwrap_or_default();
     let mut command = Command::new(rustc);

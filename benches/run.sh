@@ -17,7 +17,7 @@ for argument; do
     case $argument in
         --quick) quick=(--quick) write= ;;
         --print) write= ;;
-        *) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0" >&2; exit 2 ;;
+        *) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' benches/run.sh >&2; exit 2 ;;
     esac
 done
 

@@ -5,8 +5,9 @@
 #
 # TREE is a folder with a Debian; where there is none, debootstrap makes it (it takes a minute). ROOT
 # is laid over it, and holds the program at /usr/local/bin/probe, whose last line must be "all is
-# well". The container shares our network. It is ephemeral: nothing of it stays. Needs root,
-# systemd-nspawn (systemd-container), debootstrap and the right to mount cgroup2.
+# well". The script adds a unit to ROOT that runs the program. The container shares our network. It is
+# ephemeral: nothing of it stays. Needs root, systemd-nspawn (systemd-container), debootstrap and the
+# right to mount cgroup2.
 set -euo pipefail
 
 if [[ $# -ne 2 || ! -x $2/usr/local/bin/probe ]]; then
