@@ -311,6 +311,9 @@ impl Daemon {
 
     /// Ends everything, the web server last: until then it tells how the rest ends.
     async fn finish(self, stop: Stop, signals: &mut Signals) -> Result<(), CannotGoOn> {
+        // Nobody reloads any more. Whoever asks, or has asked, is told so at once: else the web server would wait
+        // for their answers at its own end.
+        drop(self.reloads);
         drop(self.attendant);
         self.manager.stopping();
         let (first, outcome) = match stop {

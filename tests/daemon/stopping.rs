@@ -133,6 +133,33 @@ async fn a_reader_that_never_comes_back_cannot_keep_it_from_ending() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_asks_for_a_reload_while_it_stops_is_told_so_at_once() {
+    let opsramp = opsramp(MANY).await;
+    let mut place = Place::new(&opsramp.url());
+    place.config["web"]["enable_lifecycle"] = true.into();
+    let (exporter, reader) = start_unread(&place).await;
+    exporter.signal(Signal::TERM);
+    exporter
+        .stderr
+        .line(|line| line.contains("stopping: polling ends"))
+        .await;
+    let asked = Instant::now();
+    // One would be in the queue, the others in front of it.
+    let answers = tokio::join!(
+        exporter.post("/-/reload"),
+        exporter.post("/-/reload"),
+        exporter.post("/-/reload"),
+    );
+    assert!(asked.elapsed() < DRAIN / 2, "{:?}", asked.elapsed());
+    for (status, told) in [answers.0, answers.1, answers.2] {
+        let expected = "starting or stopping; nothing was reloaded\n";
+        assert_eq!((status, told.as_str()), (503, expected));
+    }
+    drop(reader);
+    exporter.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_standard_output_that_is_closed_ends_it_with_status_1_and_loses_nothing() {
     let opsramp = opsramp(5).await;
     let place = Place::new(&opsramp.url());
