@@ -270,6 +270,11 @@ impl Thread {
 // === impl Progress ===
 
 impl Progress {
+    /// How many events were refused among those that are done with.
+    pub(super) fn rejected(&self) -> u64 {
+        self.refused.iter().map(|refusal| refusal.events).sum()
+    }
+
     pub(super) fn failed(error: impl Into<SinkError>) -> Self {
         Self {
             error: Some(error.into()),

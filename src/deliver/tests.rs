@@ -331,6 +331,50 @@ async fn what_fails_as_the_end_begins_is_tried_again_before_it() {
     assert_eq!(journal.counts.delivered.load(Ordering::Relaxed), 3);
 }
 
+/// As where a receiver comes back and does not know its tenant any more.
+#[tokio::test]
+async fn a_sink_that_was_down_and_refuses_everything_does_not_deliver_again() {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let (lines, _logging) = captured();
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sink = otlp_sink("remote", &listener, Duration::from_secs(5));
+    let mut journal = Journal::new().await;
+    let _delivery = journal.start(vec![sink]).await;
+    journal.journal(3).await;
+    let error = || journal.board.sinks()["remote"].error.clone();
+    let receiver = async {
+        let mut status = "503 Busy";
+        let mut kept = Vec::new();
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            answer(&mut stream, &format!("{status}\r\nConnection: close")).await;
+            kept.push(stream);
+            if kept.len() == 1 {
+                journal.until("it fails", || error().is_some()).await;
+                status = "400 Bad Request";
+            }
+        }
+    };
+    let counts = &journal.counts;
+    let refused = journal.until("all is refused", || {
+        counts.rejected.load(Ordering::Relaxed) == 3 && error().is_none()
+    });
+    tokio::select! {
+        () = refused => {}
+        () = receiver => {}
+    }
+    assert_eq!(counts.delivered.load(Ordering::Relaxed), 0);
+    let lines = lines.lock();
+    let said = |text| lines.iter().filter(|line| line.contains(text)).count();
+    assert_eq!(said("refused for good"), 3, "{lines:#?}");
+    assert_eq!(said("delivers again"), 0, "{lines:#?}");
+    let last = lines.last().unwrap();
+    assert!(
+        last.contains("nothing waits for delivery any more"),
+        "{lines:#?}"
+    );
+}
+
 /// Reads one request, which is small, and answers it.
 async fn answer(stream: &mut TcpStream, answer: &str) {
     let mut request = vec![0; 64 << 10];

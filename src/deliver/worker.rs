@@ -323,17 +323,20 @@ impl Worker {
                 }
                 continue;
             }
+            let progress = tokio::select! {
+                biased;
+                progress = sink.deliver(Arc::clone(&events), claim.clone()) => progress,
+                () = self.given_up() => return,
+            };
+            let rejected = progress.rejected();
             let Progress {
                 settled,
                 refused,
                 warnings,
                 mark,
                 error,
-            } = tokio::select! {
-                biased;
-                progress = sink.deliver(Arc::clone(&events), claim.clone()) => progress,
-                () = self.given_up() => return,
-            };
+            } = progress;
+            let delivered = (settled as u64).saturating_sub(rejected);
             if settled > 0 || mark.is_some() {
                 left.mark.clone_from(&mark);
                 // A sink may have something to remember before it delivers anything.
@@ -352,20 +355,23 @@ impl Worker {
                         "the state store cannot note at present what was delivered"
                     ),
                 }
-                self.count(settled, &refused);
+                self.count(delivered, rejected);
+                self.tell_refused(&refused);
                 self.pass_on(&warnings);
                 acknowledged.notify_one();
             }
             drop(claim);
+            if settled > 0 {
+                // Whoever takes or refuses something is not left alone any longer than at first.
+                trouble.tries = 0;
+            }
             match error {
-                None if settled > 0 => self.recovered(&mut trouble, "delivers again"),
-                // It has prepared something, or the events are no longer this replica's: the next try tells.
+                None if delivered > 0 => self.recovered(&mut trouble, "delivers again"),
+                // Everything was refused, or it has prepared something, or the events are no longer this replica's:
+                // the next try tells.
                 None => {}
                 Some(error) if error.is_fatal() => return self.fail(error),
                 Some(error) => {
-                    if settled > 0 {
-                        trouble.tries = 0;
-                    }
                     let delay = self.report(&mut trouble, &error, error.retry_after(), order);
                     self.wait(delay, Some(sink), order).await;
                 }
@@ -413,9 +419,7 @@ impl Worker {
         }
     }
 
-    fn count(&self, settled: usize, refused: &[Refusal]) {
-        let rejected: u64 = refused.iter().map(|refusal| refusal.events).sum();
-        let delivered = (settled as u64).saturating_sub(rejected);
+    fn count(&self, delivered: u64, rejected: u64) {
         self.observer.sink_delivered(&self.name, delivered);
         if rejected > 0 {
             self.observer.sink_rejected(&self.name, rejected);
@@ -423,6 +427,10 @@ impl Worker {
         // Also of a worker that leaves, which `update` would not let.
         self.board
             .change_sink(&self.name, |status| status.delivered += delivered);
+    }
+
+    /// Tells what will never be delivered.
+    fn tell_refused(&self, refused: &[Refusal]) {
         for Refusal {
             events,
             event_id,
