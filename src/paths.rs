@@ -1,7 +1,8 @@
 //! Paths as the system follows them.
 
 use std::{
-    fs,
+    fs::{self, FileType},
+    os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
 };
 
@@ -13,6 +14,19 @@ pub(crate) fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
+    }
+}
+
+/// What something is that is no regular file, for people.
+pub(crate) fn kind_of(file: FileType) -> &'static str {
+    if file.is_dir() {
+        "a folder"
+    } else if file.is_fifo() {
+        "a named pipe"
+    } else if file.is_socket() {
+        "a socket"
+    } else {
+        "a device"
     }
 }
 

@@ -5,10 +5,7 @@ use std::{
     error::Error,
     fs::{self, OpenOptions, TryLockError},
     io,
-    os::unix::{
-        fs::{FileTypeExt as _, OpenOptionsExt as _},
-        net::UnixDatagram,
-    },
+    os::unix::{fs::OpenOptionsExt as _, net::UnixDatagram},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -453,15 +450,7 @@ fn log_file(path: &Path) -> Outcome<()> {
         }
     };
     if !kind.is_file() {
-        let what = if kind.is_dir() {
-            "a folder"
-        } else if kind.is_fifo() {
-            "a named pipe"
-        } else if kind.is_socket() {
-            "a socket"
-        } else {
-            "a device"
-        };
+        let what = paths::kind_of(kind);
         return Err(Trouble::new(
             format!("{shown} is {what}, not a regular file"),
             "name a file; for anything else there is standard output",

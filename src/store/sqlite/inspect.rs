@@ -122,6 +122,8 @@ fn holder(lock: &Path) -> io::Result<Option<Option<u32>>> {
 mod tests {
     use std::fs;
 
+    use rustix::fs::{CWD, Mode, mkfifoat};
+
     use super::*;
     use crate::store::{JOURNAL_LIMIT, Options, Store};
 
@@ -173,9 +175,15 @@ mod tests {
         fs::write(&path, "a text of somebody's that is surely no database").unwrap();
         assert!(problem(&path).starts_with("it is not an SQLite database"));
         assert!(problem(folder.path()).starts_with("it is a folder"));
-        let socket = folder.path().join("socket");
-        std::os::unix::net::UnixListener::bind(&socket).unwrap();
-        assert!(problem(&socket).contains("socket cannot be opened for writing"));
+        let pipe = folder.path().join("pipe");
+        mkfifoat(CWD, &pipe, Mode::RWXU).unwrap();
+        for (path, what) in [
+            (&*pipe, "a named pipe"),
+            (Path::new("/dev/null"), "a device"),
+        ] {
+            let told = format!("it is {what}, not a regular file; name a file");
+            assert_eq!(problem(path), told);
+        }
         assert!(problem(&folder.path().join("no/state.db")).contains("does not exist"));
 
         fs::remove_file(&path).unwrap();

@@ -18,7 +18,7 @@ use rustix::fs::{FlockOperation, flock};
 use super::checkpoint::{Checkpoint, checkpoint};
 use crate::{
     file_id::{FileId, file_id},
-    paths::{folder, follow_links},
+    paths::{folder, follow_links, kind_of},
     store::Error,
 };
 
@@ -363,8 +363,16 @@ pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
 pub(super) fn resolve(path: &Path) -> std::result::Result<PathBuf, String> {
     let path = follow_links(path).ok_or("its links lead in a circle; let them lead to a file")?;
     match path.canonicalize() {
-        Ok(path) if path.is_dir() => Err("it is a folder; name a file in it".to_owned()),
-        Ok(path) => Ok(path),
+        Ok(path) => match path.metadata() {
+            Ok(file) if file.is_dir() => Err("it is a folder; name a file in it".to_owned()),
+            // Whoever opens a pipe may wait for ever, and nothing stays in a device.
+            Ok(file) if !file.is_file() => Err(format!(
+                "it is {}, not a regular file; name a file",
+                kind_of(file.file_type())
+            )),
+            // What cannot be looked at cannot be opened either, and that says why.
+            Ok(_) | Err(_) => Ok(path),
+        },
         Err(_) => resolve_new(&path),
     }
 }

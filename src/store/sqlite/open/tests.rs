@@ -1,5 +1,7 @@
 use std::{fs, os::unix::fs::MetadataExt as _};
 
+use rustix::fs::{CWD, Mode, mkfifoat};
+
 use super::*;
 
 fn folder() -> tempfile::TempDir {
@@ -243,6 +245,19 @@ fn a_place_that_cannot_be_is_explained() {
     assert_eq!(problem(folder), "it is a folder; name a file in it");
     let nothing = problem(&folder.join("missing/.."));
     assert_eq!(nothing, "the path does not end in a file's name");
+}
+
+#[test]
+fn what_is_no_regular_file_is_refused_before_a_lock_is_left_beside_it() {
+    let folder = folder();
+    let at = |name: &str| folder.path().join(name);
+    mkfifoat(CWD, at("pipe"), Mode::RWXU).unwrap();
+    std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+    let told = |what: &str| format!("it is {what}, not a regular file; name a file");
+    assert_eq!(problem(&at("pipe")), told("a named pipe"));
+    assert_eq!(problem(&at("socket")), told("a socket"));
+    assert_eq!(problem(Path::new("/dev/null")), told("a device"));
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 2);
 }
 
 #[test]
