@@ -89,6 +89,19 @@ impl Cursor {
         self.stored = false;
     }
 
+    /// Goes on behind rows that somebody has removed, and says so. What it delivered is where it was: the mark
+    /// stays.
+    fn skip_removed(&mut self, sink: &str, position: i64) {
+        tracing::warn!(
+            sink,
+            events = position - self.position,
+            // With it no gap is like another one, and each is printed.
+            first = self.position + 1,
+            "rows of the journal that were not delivered were removed; delivery goes on behind them"
+        );
+        self.skip_to(position);
+    }
+
     /// How many events wait for it of those that were there when it left: the others nobody has meant
     /// for it.
     fn left_waiting(&self) -> Waiting {
@@ -144,17 +157,15 @@ impl Journal {
         let start = start(connection, first_sought.unwrap_or(end))?.unwrap_or(end);
         let last: Option<i64> =
             connection.query_row("SELECT max(last) FROM journal", [], |row| row.get(0))?;
-        let mut removed = false;
         for (name, cursor) in &mut cursors {
             if (0..end).contains(&cursor.position)
                 && last.is_none_or(|last| last <= cursor.position)
             {
                 // Somebody has removed what was left for it, such as a damaged row.
-                cursor.skip_to(end);
+                cursor.skip_removed(name, end);
             } else if (0..start).contains(&cursor.position) {
-                // So has somebody what came next for it. What it delivered is where it was.
-                removed = true;
-                cursor.skip_to(start);
+                // So has somebody what came next for it.
+                cursor.skip_removed(name, start);
             } else if !(start..=end).contains(&cursor.position) {
                 tracing::error!(
                     sink = &**name,
@@ -166,12 +177,6 @@ impl Journal {
                 cursor.mark = None;
                 cursor.skip_to(start);
             }
-        }
-        if removed {
-            tracing::warn!(
-                first = start + 1,
-                "rows of the journal that were not delivered were removed; delivery goes on behind them"
-            );
         }
         Ok(Self {
             limit,
@@ -338,11 +343,21 @@ impl Journal {
         // A batch comes and goes as a whole, so that its bodies can share one allocation.
         let mut bodies = Vec::new();
         let mut heads = Vec::new();
+        let mut last = position;
         let mut read = || -> Result<()> {
             while let Some(row) = rows.next()? {
                 let Micros(at) = row.get(1)?;
                 let entries = Entries::of(row)?;
                 for entry in entries.skip_while(|entry| entry.position <= position) {
+                    // Positions have no gaps: somebody has removed what was there.
+                    if entry.position > last + 1 {
+                        if !heads.is_empty() {
+                            // It is passed over, and told, once what comes before it is delivered.
+                            return Ok(());
+                        }
+                        cursor.skip_removed(sink, entry.position - 1);
+                        self.skipped += 1;
+                    }
                     if heads.len() == max_events
                         || !heads.is_empty() && bodies.len() + entry.body.len() > max_bytes
                     {
@@ -350,6 +365,7 @@ impl Journal {
                     }
                     bodies.extend_from_slice(entry.body);
                     heads.push((entry.position, entry.event_id, at, bodies.len()));
+                    last = entry.position;
                 }
             }
             Ok(())
@@ -359,7 +375,7 @@ impl Journal {
             Err(error) if heads.is_empty() => return Err(error),
             // Somebody has removed what was left for it, such as a damaged row.
             Ok(()) if heads.is_empty() => {
-                cursor.skip_to(self.end);
+                cursor.skip_removed(sink, self.end);
                 self.skipped += 1;
             }
             _ => {}
@@ -554,4 +570,73 @@ fn oldest(connection: &Connection, position: i64) -> Result<Option<Timestamp>> {
         .prepare_cached("SELECT at FROM journal WHERE last > ?1 ORDER BY last LIMIT 1")?
         .query_row([position], |row| row.get(0).map(|Micros(at)| at))
         .optional()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        logging::captured,
+        store::{conformance::event, sqlite::open::StateFile},
+    };
+
+    #[test]
+    fn rows_that_somebody_removed_are_told_once_wherever_they_were() {
+        let folder = tempfile::tempdir().unwrap();
+        let load = |connection: &Connection| Journal::load(connection, 1000);
+        let path = folder.path().join("state.db");
+        let (mut file, mut journal) = StateFile::open(&path, load).unwrap();
+        let connection = file.connection();
+        let sinks = ["loki".to_owned()];
+        journal
+            .set_sinks(connection, &sinks, Duration::ZERO)
+            .unwrap();
+        // They are of different times, and so in a row each.
+        let events: Vec<_> = (1..=9).map(event).collect();
+        journal.append(connection, &events).unwrap();
+        connection
+            .execute("DELETE FROM journal WHERE last IN (1, 4, 5, 9)", [])
+            .unwrap();
+        let (lines, _logging) = captured();
+        for (found, removed) in [
+            (&[2, 3][..], "events=1 first=1"),
+            (&[6, 7, 8], "events=2 first=4"),
+            (&[], "events=1 first=9"),
+        ] {
+            // Also where the delivery fails, and is tried again.
+            for _ in 0..2 {
+                let batch = journal.pending(connection, "loki", 100, usize::MAX);
+                let events = batch.unwrap().unwrap().events;
+                let positions: Vec<_> = events.iter().map(|event| event.position).collect();
+                assert_eq!(positions, found);
+            }
+            let told: Vec<_> = lines.lock().drain(..).collect();
+            let what = format!(" sink=loki {removed} ");
+            assert_eq!(told.len(), 1, "{told:?}");
+            assert!(
+                told[0].contains("level=warn")
+                    && told[0].contains("delivery goes on behind them")
+                    && told[0].contains(&what),
+                "{told:?}"
+            );
+            if let Some(last) = found.last() {
+                journal.acknowledge("loki", *last, None);
+            }
+        }
+        assert_eq!(journal.backlog(connection, "loki").unwrap().events, 0);
+
+        // The same at a start.
+        let (lines, _logging) = captured();
+        connection
+            .execute("UPDATE sink SET position = 7", [])
+            .unwrap();
+        load(connection).unwrap();
+        connection
+            .execute("UPDATE sink SET position = 8", [])
+            .unwrap();
+        load(connection).unwrap();
+        let told = lines.lock();
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0].contains(" sink=loki events=1 first=9 "), "{told:?}");
+    }
 }
