@@ -104,6 +104,11 @@ pub enum PathError {
     /// It has other characters, or nothing between two slashes.
     #[error("may hold letters, digits, single slashes and -._~ only")]
     Characters,
+    /// It has a segment that names no place.
+    #[error(
+        "may not have \".\" or \"..\" between its slashes: clients take them out before they ask"
+    )]
+    Dots,
     /// The status page is there.
     #[error("\"/\" is the status page; choose another path")]
     Page,
@@ -238,6 +243,9 @@ pub(crate) fn check_telemetry_path(path: &str) -> Result<(), PathError> {
     }
     if !path.bytes().all(is_plain) || path.contains("//") {
         return Err(PathError::Characters);
+    }
+    if path.split('/').any(|segment| matches!(segment, "." | "..")) {
+        return Err(PathError::Dots);
     }
     if path == "/" {
         return Err(PathError::Page);

@@ -126,7 +126,15 @@ impl Resolver<'_> {
         let path = path.unwrap_or_else(|| DEFAULT_TELEMETRY_PATH.to_owned());
         if let Err(error) = check_telemetry_path(&path) {
             let correction = match error {
-                PathError::NoSlash => format!("; write \"/{}\"", shown_value(&path)),
+                PathError::NoSlash => {
+                    let with_slash = format!("/{path}");
+                    // What is proposed is not refused in its turn.
+                    let proposed = match check_telemetry_path(&with_slash) {
+                        Ok(()) => format!("/{}", shown_value(&path)),
+                        Err(_) => DEFAULT_TELEMETRY_PATH.to_owned(),
+                    };
+                    format!("; write \"{proposed}\"")
+                }
                 _ => String::new(),
             };
             let message = format!("{error}{correction}");

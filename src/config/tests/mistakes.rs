@@ -484,6 +484,9 @@ fn wrong_state_and_web_settings_are_explained() {
         wrong("state: {postgres: {url: 'postgres://user:hunter2@db?sslmode=allow'}}"),
         wrong("state: {postgres: {url: 'postgres://user:hunter2@db?bogus=1'}}"),
         wrong("web: {telemetry_path: metrics}"),
+        wrong("web: {telemetry_path: ''}"),
+        wrong("web: {telemetry_path: api}"),
+        wrong("web: {telemetry_path: /a/..}"),
         wrong("web: {telemetry_path: /}"),
         wrong("web: {telemetry_path: /-/healthy}"),
         wrong("web: {telemetry_path: /api/v1/status}"),
@@ -506,6 +509,9 @@ fn wrong_state_and_web_settings_are_explained() {
     config.yml:6:25: state.postgres.url: the URL's sslmode must be disable, prefer, require or verify-full
     config.yml:6:25: state.postgres.url: the URL has a parameter that is not known: bogus
     config.yml:6:23: web.telemetry_path: must start with a slash; write "/metrics"
+    config.yml:6:23: web.telemetry_path: must start with a slash; write "/metrics"
+    config.yml:6:23: web.telemetry_path: must start with a slash; write "/metrics"
+    config.yml:6:23: web.telemetry_path: may not have "." or ".." between its slashes: clients take them out before they ask
     config.yml:6:23: web.telemetry_path: "/" is the status page; choose another path
     config.yml:6:23: web.telemetry_path: paths below /-/ are taken; choose another
     config.yml:6:23: web.telemetry_path: paths below /api/ are taken; choose another

@@ -61,6 +61,10 @@ async fn the_path_of_the_metrics_can_be_chosen_but_not_wrongly() {
         ("/{metrics}", "may hold letters, digits, single slashes"),
         ("/me trics", "may hold letters, digits, single slashes"),
         ("//metrics", "may hold letters, digits, single slashes"),
+        ("/..", "may not have \".\" or \"..\""),
+        ("/.", "may not have \".\" or \"..\""),
+        ("/a/../b", "may not have \".\" or \"..\""),
+        ("/a/./", "may not have \".\" or \"..\""),
         ("/", "is the status page"),
         ("/-/ready", "paths below /-/ are taken"),
         ("/api", "paths below /api/ are taken"),
@@ -68,7 +72,9 @@ async fn the_path_of_the_metrics_can_be_chosen_but_not_wrongly() {
         let error = check_telemetry_path(path).unwrap_err().to_string();
         assert!(error.contains(message), "{error}");
     }
-    assert_eq!(check_telemetry_path("/apis"), Ok(()));
+    for path in ["/apis", "/.well-known/metrics", "/a..b/c."] {
+        assert_eq!(check_telemetry_path(path), Ok(()), "{path}");
+    }
 }
 
 fn partner(id: &str, is_known: bool, last: Option<Result<(), String>>) -> PartnerStatus {
