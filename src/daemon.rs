@@ -668,7 +668,7 @@ fn plan(config: &Config) -> Plan {
     }
 }
 
-/// The page's view of the store: empty until that is open.
+/// The page's view of the store, once that is open.
 fn alert_source(store: &Arc<OnceLock<Store>>, state: &config::State) -> AlertSource {
     let store = Arc::clone(store);
     // Connections to a server belong here, and threads that wait for a resolver are not to be taken
@@ -680,17 +680,15 @@ fn alert_source(store: &Arc<OnceLock<Store>>, state: &config::State) -> AlertSou
     AlertSource::new(move |filter| {
         let (store, runtime) = (store.get().cloned(), runtime.clone());
         async move {
-            let Some(store) = store else {
-                return Ok(Vec::new());
-            };
+            let store = store?;
             let ask = async move { store.open_alerts(filter).await };
-            match runtime {
+            Some(match runtime {
                 Some(runtime) => AbortOnDropHandle::new(runtime.spawn(ask))
                     .await
                     // A panic in it has been reported.
                     .unwrap_or(Err(store::Error::Closed)),
                 None => ask.await,
-            }
+            })
         }
         .boxed()
     })

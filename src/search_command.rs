@@ -57,7 +57,9 @@ pub async fn run(config: &Config, search: &Search) -> anyhow::Result<()> {
     tell_choice(config, asked, named);
     let mut tenants = config.accounts.iter().flat_map(|account| &account.tenants);
     if !tenants.any(|tenant| is_asked(named, tenant)) {
-        anyhow::bail!("the search names none of the configured tenants");
+        let search = named.map_or_else(String::new, |named| format!(" {}", named.name));
+        let names = tenants_of(config);
+        anyhow::bail!("the search{search} is for none of the tenants that are asked: {names}");
     }
     let mut outcome = Outcome::default();
     match read(config, search, named, &mut outcome).await {
@@ -67,6 +69,13 @@ pub async fn run(config: &Config, search: &Search) -> anyhow::Result<()> {
             printed.and_then(|()| outcome.verdict())
         }
     }
+}
+
+/// The ids of all tenants that are to be asked.
+fn tenants_of(config: &Config) -> String {
+    let tenants = config.accounts.iter().flat_map(|account| &account.tenants);
+    let ids: Vec<_> = tenants.map(|tenant| &*tenant.id).collect();
+    ids.join(", ")
 }
 
 /// The configured search that is meant, if it is one.

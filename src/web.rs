@@ -362,7 +362,9 @@ async fn api_alerts(State(site): State<Arc<Site>>, uri: Uri) -> Response {
             })
             .await
         }
-        Err(error @ AlertsError::Late) => api_error(StatusCode::SERVICE_UNAVAILABLE, &error),
+        Err(error @ (AlertsError::NotYet | AlertsError::Late)) => {
+            api_error(StatusCode::SERVICE_UNAVAILABLE, &error)
+        }
         Err(error @ AlertsError::Store(_)) => api_error(StatusCode::INTERNAL_SERVER_ERROR, &error),
     }
 }

@@ -340,7 +340,7 @@ async fn search_asks_the_tenants_that_a_search_names_and_counts_them_together() 
             &["--search.query=two", "--opsramp.tenant=client_3"],
             "",
             0,
-            "the search names none of the configured tenants",
+            "the search two is for none of the tenants that are asked: client_3",
         ),
     ] {
         let before = simulator.requests().of(Endpoint::Search);

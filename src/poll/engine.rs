@@ -528,6 +528,19 @@ impl Engine {
         matches!(&self.reading, Reading::Pages { read, .. } if read.page() == page)
     }
 
+    /// Whether a full read is under way.
+    #[must_use]
+    pub fn is_reading(&self) -> bool {
+        matches!(self.reading, Reading::Pages { .. })
+    }
+
+    /// Has the full read under way begin anew: its pages are of another size from now on.
+    pub fn read_anew(&mut self, now: Instant) {
+        if self.is_reading() {
+            self.begin_full_read(now);
+        }
+    }
+
     /// The server does not show the page that a full read [wants](Engine::wants), whenever it is asked for it: it
     /// shows no more of a result than so much, or fails there. Polls ask for it now and then until it comes.
     pub fn page_refused(&mut self, page: u64, now: Instant) {

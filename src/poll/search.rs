@@ -151,6 +151,8 @@ struct Running {
     /// While the journal has no room for what was to be stored.
     refused: Option<Refused>,
     paging: Paging,
+    /// How the full read under way has asked for its first page.
+    reading_by: Asking,
     patience: Patience,
     grid: Grid,
     next_poll: Instant,
@@ -212,6 +214,10 @@ impl Running {
         let now = Instant::now();
         let Learned { limits, patience } = std::mem::take(&mut search.learned);
         engine.respect(limits);
+        let wanted = Asking {
+            page_size: search.options.page_size,
+            sorted: true,
+        };
         Self {
             held: loaded.held,
             primed: loaded.primed,
@@ -222,10 +228,8 @@ impl Running {
             engine,
             under_way: None,
             refused: None,
-            paging: Paging::new(Asking {
-                page_size: search.options.page_size,
-                sorted: true,
-            }),
+            paging: Paging::new(wanted),
+            reading_by: wanted,
             patience,
             grid,
             next_poll: search.first_poll.max(now),

@@ -27,8 +27,9 @@ pub struct AlertSource {
     asking: Arc<Semaphore>,
 }
 
-/// Finds open alerts, newest first.
-type Find = dyn Fn(AlertFilter) -> BoxFuture<'static, Result<Found, store::Error>> + Send + Sync;
+/// Finds open alerts, newest first; `None` while there is no store yet to look in.
+type Find =
+    dyn Fn(AlertFilter) -> BoxFuture<'static, Option<Result<Found, store::Error>>> + Send + Sync;
 
 type Found = Vec<store::OpenAlert>;
 
@@ -59,6 +60,9 @@ pub(super) struct OpenAlert<'a> {
 /// The alerts cannot be shown.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AlertsError {
+    /// The exporter has not come so far.
+    #[error("the store is not open yet")]
+    NotYet,
     /// The store is busy.
     #[error("the store did not answer within {} ms", PATIENCE.as_millis())]
     Late,
@@ -70,10 +74,10 @@ pub(super) enum AlertsError {
 // === impl AlertSource ===
 
 impl AlertSource {
-    /// A source that asks `find`.
+    /// A source that asks `find`, which brings `None` while there is no store yet to look in.
     pub fn new<F>(find: F) -> Self
     where
-        F: Fn(AlertFilter) -> BoxFuture<'static, Result<Found, store::Error>>
+        F: Fn(AlertFilter) -> BoxFuture<'static, Option<Result<Found, store::Error>>>
             + Send
             + Sync
             + 'static,
@@ -90,7 +94,7 @@ impl AlertSource {
             let turn = Arc::clone(&self.asking).acquire_owned().await.ok();
             let mut found = Vec::new();
             for filter in filters(board, query) {
-                let alerts = (self.find)(filter).await;
+                let alerts = (self.find)(filter).await.ok_or(AlertsError::NotYet)?;
                 found.extend(alerts.map_err(|error| AlertsError::Store(chain(&error)))?);
             }
             // Each answer is in order already; those without a date come last.

@@ -54,6 +54,7 @@ struct Setup {
 enum Alerts {
     Some,
     Complete,
+    NotYet,
     Fail,
     Hang,
 }
@@ -192,12 +193,13 @@ fn source(alerts: Alerts, asked: Arc<Mutex<Vec<AlertFilter>>>) -> AlertSource {
     AlertSource::new(move |filter| {
         asked.lock().push(filter.clone());
         async move {
-            match alerts {
+            Some(match alerts {
+                Alerts::NotYet => return None,
                 Alerts::Hang => std::future::pending().await,
                 Alerts::Fail => Err(crate::store::Error::Closed),
                 Alerts::Complete => Ok(vec![schema::complete_alert()]),
                 Alerts::Some => Ok(some_alerts().into_iter().take(filter.limit).collect()),
-            }
+            })
         }
         .boxed()
     })

@@ -221,6 +221,29 @@ async fn a_page_that_was_refused_is_asked_for_again_as_it_was() {
     assert_eq!(exporter.sample("opsramp_poll_failures_total{"), 0.0);
 }
 
+/// A poll finds meanwhile that larger pages are not refused any more: of these there are fewer.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_read_goes_on_with_pages_of_the_size_of_its_first() {
+    let options = simulator::Options {
+        latency: Duration::from_millis(100),
+        ..world(2_000)
+    };
+    let simulator = start(options).await;
+    let refused = Fault::status(400);
+    simulator.inject(FaultRule::next(2, Endpoint::Search, refused));
+    let mut plan = plan(&simulator.url());
+    plan.searches[0].page_size = 500;
+    plan.searches[0].full_read_interval = Duration::from_secs(1);
+    let exporter = Exporter::start(plan).await;
+    eventually("its last page is read", || async {
+        let requests = simulator.requests();
+        requests.log.iter().any(|request| request.page == Some(20))
+    })
+    .await;
+    exporter.wait_until_complete().await;
+    assert_eq!(exporter.count("opened").await, 2_000);
+}
+
 /// The oldest of 250 alerts leaves once 200 others have pushed it out of what the server shows.
 async fn leave_out_of_sight(simulator: &Simulator, exporter: &Exporter) {
     let oldest = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap()[0]);

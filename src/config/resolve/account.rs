@@ -136,7 +136,12 @@ impl Resolver<'_> {
         if let Some((ending, base)) = found {
             let mut message = format!("ends in {ending}; write the base only: {base}");
             if ending == OTHER_TOKEN_PATH {
-                message += &format!(", and set token_url to {url}");
+                let setting = match self.inputs.get(path) {
+                    None => "token_url",
+                    Some(flag) if flag.starts_with('-') => "--opsramp.token-url",
+                    Some(_) => "OPSRAMP_TOKEN_URL",
+                };
+                message += &format!(", and set {setting} to {url}");
             }
             self.problems.add(path, message);
         }

@@ -24,7 +24,7 @@ pub(super) struct Paging {
     wanted: Asking,
     usual: Asking,
     /// Where less is asked for than is wanted: when a poll tries that again. A trial costs its poll some requests,
-    /// but never the poll.
+    /// but not the poll, unless the server has no time for it.
     trial_at: Option<Instant>,
     /// Whether a request that this poll has made was repeated as it was.
     repeated: bool,
@@ -33,8 +33,17 @@ pub(super) struct Paging {
 // === impl Running ===
 
 impl Running {
+    /// Asks for a page as is usual.
     pub(super) fn page(&mut self, purpose: Purpose, page: u64) -> Request {
         self.ask(purpose, page, self.paging.usual)
+    }
+
+    /// Asks for a page of a full read: as for its first one, since pages are numbered by their size.
+    pub(super) fn page_of_read(&mut self, page: u64) -> Request {
+        if page == 1 {
+            self.reading_by = self.paging.usual;
+        }
+        self.ask(Purpose::FullRead, page, self.reading_by)
     }
 
     pub(super) fn ask(&mut self, purpose: Purpose, page: u64, asking: Asking) -> Request {
@@ -98,6 +107,10 @@ impl Running {
 // === impl Paging ===
 
 impl Paging {
+    pub(super) fn usual(&self) -> Asking {
+        self.usual
+    }
+
     /// Nothing has been refused yet.
     pub(super) fn new(wanted: Asking) -> Self {
         Self {
@@ -141,9 +154,9 @@ impl Paging {
         let is_refused = error.may_be_about_the_paging();
         if asked != self.usual {
             // Step by step, as some of what was once too much may not be any more.
-            let less = failed.less().filter(|_| is_refused);
-            let instead = less.map_or(self.usual, |less| Asking::of(&less));
-            return Some(instead).filter(|_| error.may_be_about_the_request());
+            let less = failed.less().map(|less| Asking::of(&less));
+            let tells = error.may_be_about_the_request();
+            return Some(less.unwrap_or(self.usual)).filter(|_| tells);
         }
         if !is_refused {
             return None;
@@ -293,7 +306,7 @@ mod tests {
         for error in [status(503), decode] {
             now += WHILE;
             let failures = [error.clone(), error];
-            assert_eq!(asked(&mut paging, now, &failures), [WANTED, LEAST]);
+            assert_eq!(asked(&mut paging, now, &failures), [WANTED, SMALLER, LEAST]);
             assert_eq!(asked(&mut paging, now + WHILE / 2, &failures), [LEAST]);
         }
         // This says nothing of the request: the next poll asks as usual.

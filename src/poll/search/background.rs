@@ -5,7 +5,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::{
-    Activity, Failure, Reply, Request, Running, asking::can_be_asked_by_id, departures::Reason,
+    Activity, Failure, Reply, Request, Running,
+    asking::{Asking, can_be_asked_by_id},
+    departures::Reason,
 };
 use crate::{
     opsramp::{self, Answer, SearchRequest},
@@ -37,7 +39,7 @@ impl Running {
             self.judged.clear();
         }
         match task {
-            Task::Page(page) => Some(self.page(Purpose::FullRead, page)),
+            Task::Page(page) => Some(self.page_of_read(page)),
             Task::Confirm(question) => {
                 if !can_be_asked_by_id(&self.search.options.query) {
                     self.engine.confirmation_refused(&question, Instant::now());
@@ -125,6 +127,15 @@ impl Running {
                 if self.is_asked_in_vain(error, question) =>
             {
                 self.engine.confirmation_failed(question, Instant::now());
+                Ok(())
+            }
+            // Polls have found out meanwhile how to ask.
+            (Failure::Api(error), Purpose::FullRead)
+                if error.is_refusal()
+                    && self.engine.wants(request.page)
+                    && Asking::of(request) != self.paging.usual() =>
+            {
+                self.engine.read_anew(Instant::now());
                 Ok(())
             }
             (Failure::Api(error), Purpose::FullRead) if self.cannot_go_on(error, request.page) => {

@@ -70,12 +70,20 @@ impl Running {
         if let Some(poll) = &mut self.poll {
             poll.requests += 1;
         }
+        let was_reading = self.engine.is_reading();
         let mut learned = match answer {
             Ok(answer) => self.learn(&purpose, &request, &answer).await,
             Err(error) => Err(error.into()),
         };
         match &learned {
-            Ok(_) => self.paging.answered(Asking::of(&request)),
+            Ok(_) => {
+                let asking = Asking::of(&request);
+                self.paging.answered(asking);
+                if !was_reading {
+                    // It may be the first page of a full read as well.
+                    self.reading_by = asking;
+                }
+            }
             Err(failure) => {
                 self.engine.unanswered(&purpose);
                 if let Failure::Api(error) = failure

@@ -119,6 +119,7 @@ async fn a_backlog_that_is_not_known_is_no_zero() {
 #[tokio::test]
 async fn the_page_does_not_wait_for_a_store_that_hangs_nor_hides_one_that_fails() {
     for (alerts, message, status) in [
+        (Alerts::NotYet, "the store is not open yet", 503),
         (Alerts::Hang, "the store did not answer within 1500 ms", 503),
         (Alerts::Fail, "the state store is closed", 500),
     ] {

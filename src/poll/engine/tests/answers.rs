@@ -503,6 +503,22 @@ fn read_up_to_a_refusal(run: &mut Run, refused: u64) -> BTreeSet<Box<str>> {
 }
 
 #[test]
+fn a_full_read_whose_pages_are_of_another_size_from_now_on_begins_anew() {
+    let mut run = run_with(600, 100);
+    run.engine.read_anew(run.now);
+    assert!(!run.engine.is_reading(), "none was under way");
+    run.now += Duration::from_secs(600);
+    run.poll(false);
+    run.background(false);
+    assert!(run.engine.wants(3));
+    run.engine.read_anew(run.now);
+    assert!(run.engine.wants(1));
+    run.server.page_size = 50;
+    while run.background(false) {}
+    assert!(run.engine.is_complete());
+}
+
+#[test]
 fn behind_what_the_server_shows_everybody_is_asked_for_in_turn() {
     let mut run = run_with(6_000, 500);
     let first = read_up_to_a_refusal(&mut run, 2);
