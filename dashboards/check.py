@@ -48,9 +48,14 @@ VARIABLES = {
     "__interval_ms": "15000",
 }
 
-# The shortest step of a panel whose legend tells totals: four scrapes of 30 seconds. From three scrapes on,
-# $__rate_interval is a step and a scrape; before, it is four scrapes.
+# The shortest step of a panel whose legend tells totals: two scrapes of a minute. In shorter steps, what is
+# drawn would jump up and down between scrapes.
 TOTALS_INTERVAL = "2m"
+TOTAL = (
+    r"sum by \([\w, ]+\) \((?P<now>last_over_time\((?P<what>\w+\{.*?\})\[5m\]\))"
+    r" - (?P<then>last_over_time\((?P=what)\[5m\] offset \$__interval\))"
+    r" \* \((?P=then) <= bool (?P=now)\)\)"
+)
 
 faults = []
 
@@ -258,15 +263,16 @@ def check_dashboards():
 
 
 def check_totals():
-    """A total in a legend is the sum of the values drawn, so each must be of its step alone. Windows of
-    $__rate_interval overlap: they are a scrape longer than a step, or several steps. Windows of
-    $__interval do not, but none has what was added between the last sample of one and the first of the
-    next, and each is extrapolated to make up for that: a burst counts for nothing, or for too much. A
-    rate times the step is right, where the step is long enough that each increase lies in one window."""
+    """A total in a legend is the sum of the values drawn, so each must be of its step alone: what a counter
+    says at the step's end less what it said at the beginning, or all that it says if it began anew. Rates
+    and increases are of what lies between the first and the last sample of their window. Such windows
+    overlap or leave gaps between them, unless they are a step and exactly one scrape long; Grafana does not
+    know how long a scrape is. Samples of five minutes count, so that a failed scrape at the end of a step
+    does not take what lies on both sides of it."""
     for file, panel, target in totals():
         where = f"{file}: {panel['title']} {target['refId']}"
-        if "increase(" in target["expr"] or not target["expr"].endswith(" * $__interval_ms / 1000"):
-            fault(f"{where}: the legend's total is of values that are not a rate times the step")
+        if not re.fullmatch(TOTAL, target["expr"]):
+            fault(f"{where}: the legend's total is of values that are not a difference over the step")
         if panel.get("interval") != TOTALS_INTERVAL:
             fault(f"{where}: the legend's total is of steps that may be shorter than {TOTALS_INTERVAL}")
 
