@@ -281,8 +281,8 @@ pub enum Error {
         /// The name.
         name: String,
     },
-    /// Leases have ended while events of their searches waited, and nobody has said since who holds
-    /// these: what waits for the sink is not known.
+    /// Leases have ended while events of their searches waited or were being committed, or are being given back,
+    /// and nobody has said since who holds these: what waits for the sink is not known.
     #[error("leases have ended, and who delivers what waits is not known yet")]
     Unclear,
     /// The store was closed.

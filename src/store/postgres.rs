@@ -10,7 +10,7 @@
 //! whoever takes it up next, most likely this replica, finds out by reading what is there.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashSet,
     path::PathBuf,
     sync::{Arc, atomic::AtomicBool},
     time::Duration,
@@ -404,7 +404,7 @@ impl Postgres {
             }
             committing => committing,
         }?;
-        let kept = committing.kept;
+        let (kept, is_to_journal) = (committing.kept, committing.is_to_journal());
         let done = self
             .shared
             .bounded(self.commit_patiently(held, &commit, kept, now));
@@ -419,7 +419,7 @@ impl Postgres {
         };
         let (end, lost) = committing.settle(|state| {
             let lost = match &outcome {
-                Outcome::Done(end) if kept && events > 0 => {
+                Outcome::Done(end) if is_to_journal => {
                     let count = i64::try_from(events).unwrap_or(i64::MAX);
                     // Where that loses the search, all are told below.
                     let follows = state.committed(held, *end, count);
@@ -429,7 +429,13 @@ impl Postgres {
                     !follows
                 }
                 Outcome::Done(_) | Outcome::NotDone(_) => false,
-                Outcome::LeaseLost | Outcome::Unknown(_) => true,
+                Outcome::LeaseLost => true,
+                Outcome::Unknown(_) => {
+                    if is_to_journal {
+                        state.lose_in_doubt(held, i64::MAX);
+                    }
+                    true
+                }
             };
             (state.journal.end(), lost)
         });
@@ -890,25 +896,16 @@ async fn release(shared: &Shared, leases: &[Held]) -> Result<(), Error> {
     // write what is being written.
     wait_while(shared, |state| any(state, Journal::waits)).await;
     // Of somebody who has taken it up since, nothing is dropped.
-    let waiting: HashMap<i64, _> = shared.change_leases(|state| {
-        let held = still(state).into_iter();
-        let hand_over = |held: Held| (held.row, state.journal.hand_over(held.row));
-        held.map(hand_over).collect()
+    shared.change_leases(|state| {
+        for held in still(state) {
+            state.journal.lose_search(held.row);
+        }
     });
     wait_while(shared, |state| any(state, Journal::is_lent)).await;
-    // Nobody has said who holds it next, unless it was taken up here since.
-    let fail = |state: &mut State, held: Held| {
-        if state.epoch(held.row).is_none()
-            && let Some(waiting) = waiting.get(&held.row)
-        {
-            state.journal.fail_to_hand_over(held.row, waiting);
-        }
-    };
     let held = shared.change_leases(|state| {
         let held = still(state);
         for late in leases.iter().filter(|it| !held.contains(it)) {
             state.come_too_late(*late);
-            fail(state, *late);
         }
         held
     });
@@ -919,9 +916,9 @@ async fn release(shared: &Shared, leases: &[Held]) -> Result<(), Error> {
     shared.change_leases(|state| {
         for held in held {
             state.lose(held);
-            let is_given = given.as_ref().is_ok_and(|left| !left.contains(&held.row));
-            if !is_given {
-                fail(state, held);
+            // Who has the others, nobody has said.
+            if given.as_ref().is_ok_and(|left| !left.contains(&held.row)) {
+                state.journal.settle(|_, row| row == held.row);
             }
         }
     });

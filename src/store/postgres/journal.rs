@@ -50,7 +50,8 @@ pub(super) struct Journal {
     end: i64,
     /// Events that are being committed.
     reserved: u64,
-    /// Grows whenever something that waited is forgotten, and whenever it is known again how much waits.
+    /// Grows whenever something that waited is forgotten, and whenever it is known again how much waits, or
+    /// no longer.
     dropped: u64,
     /// What the server last said of each search's journal. It outlives a lease.
     told: HashMap<i64, Told>,
@@ -83,8 +84,8 @@ struct Sink {
     queue: VecDeque<Range>,
     waiting: u64,
     /// Searches that were lost while something of them waited, and of which nobody has said since who
-    /// holds them: what waits in them may wait still.
-    unclear: HashSet<i64>,
+    /// holds them: what waits in them may wait still, up to this position at most.
+    unclear: HashMap<i64, i64>,
     /// The last place that was acknowledged.
     place: i64,
     /// What is being delivered, also after its search was lost.
@@ -301,7 +302,7 @@ impl Journal {
             self.forget(row);
         }
         self.drop_search(row);
-        self.settle(|unclear| unclear == row);
+        self.settle(|_, unclear| unclear == row);
         let mut starts = Vec::with_capacity(self.sinks.len());
         for (name, sink) in &mut self.sinks {
             let saved = progress
@@ -361,14 +362,24 @@ impl Journal {
     }
 
     /// Forgets what waits in the journal of a search that is lost, and not to somebody who is known. It
-    /// may be nobody's, as in an outage of the server: then what waits in it waits still.
+    /// may be nobody's, as in an outage of the server: then what waits in it waits still. So it is as well where
+    /// it is about to be given back, until the server has heard of that.
     pub(super) fn lose_search(&mut self, row: i64) {
         for sink in self.sinks.values_mut() {
-            if sink.queue.iter().any(|range| range.row == row) {
-                sink.unclear.insert(row);
+            if let Some(end) = sink.end_of(row) {
+                sink.doubt(row, end);
             }
         }
         self.drop_search(row);
+    }
+
+    /// Takes note that events up to and with `end` may have been committed of a search that is not held: they
+    /// may wait for every sink.
+    pub(super) fn doubt(&mut self, row: i64, end: i64) {
+        for sink in self.sinks.values_mut() {
+            sink.doubt(row, end);
+        }
+        self.dropped += 1;
     }
 
     /// Whether more may wait for a sink than this process knows of.
@@ -379,35 +390,16 @@ impl Journal {
 
     /// The searches of which nobody has said who holds them, since they were lost.
     pub(super) fn unclear(&self) -> HashSet<i64> {
-        let unclear = self.sinks.values().flat_map(|sink| &sink.unclear);
+        let unclear = self.sinks.values().flat_map(|sink| sink.unclear.keys());
         unclear.copied().collect()
     }
 
-    /// Takes note that it is known who holds such searches, or that nothing waits in them.
-    pub(super) fn settle(&mut self, is_settled: impl Fn(i64) -> bool) {
-        for sink in self.sinks.values_mut() {
+    /// Takes note that it is known who holds such searches, or that nothing waits in them for such a sink.
+    pub(super) fn settle(&mut self, is_settled: impl Fn(&str, i64) -> bool) {
+        for (name, sink) in &mut self.sinks {
             let unclear = sink.unclear.len();
-            sink.unclear.retain(|row| !is_settled(*row));
+            sink.unclear.retain(|row, _| !is_settled(name, *row));
             self.dropped += u64::from(sink.unclear.len() < unclear);
-        }
-    }
-
-    /// Forgets what waits in the journal of a search that is about to be given back. Brings for which
-    /// sinks something did.
-    pub(super) fn hand_over(&mut self, row: i64) -> Vec<Box<str>> {
-        let of_it = |sink: &Sink| sink.queue.iter().any(|range| range.row == row);
-        let waiting = self.sinks.iter().filter(|(_, sink)| of_it(sink));
-        let waiting = waiting.map(|(name, _)| name.clone()).collect();
-        self.drop_search(row);
-        waiting
-    }
-
-    /// Takes note that such a search may be nobody's now: what waited in it for these sinks may wait still.
-    pub(super) fn fail_to_hand_over(&mut self, row: i64, waiting: &[Box<str>]) {
-        for name in waiting {
-            if let Some(sink) = self.sinks.get_mut(name) {
-                self.dropped += u64::from(sink.unclear.insert(row));
-            }
         }
     }
 
@@ -502,6 +494,7 @@ impl Journal {
         sink.place = place;
         sink.mark_unsaved |= sink.mark != mark;
         sink.mark = mark;
+        let unclear = sink.unclear.len();
         // Of what was lost in the meantime, too.
         for index in 0..sink.lent.len() {
             let range = sink.lent[index];
@@ -528,6 +521,7 @@ impl Journal {
                 });
             }
         }
+        self.dropped += u64::from(sink.unclear.len() < unclear);
     }
 
     /// Moves a sink on to `place` behind what is not there any more.
@@ -640,7 +634,22 @@ impl Sink {
         if count > 0 && *delivered < position {
             *delivered = position;
             self.unsaved.insert(range.row, position);
+            // Where that was all, nothing of it waits any more, whoever holds it.
+            self.unclear
+                .retain(|row, end| *row != range.row || *end > position);
         }
+    }
+
+    /// The last position that waits of a search.
+    fn end_of(&self, row: i64) -> Option<i64> {
+        let of_it = self.queue.iter().filter(|range| range.row == row);
+        of_it.map(|range| range.first + range.count - 1).max()
+    }
+
+    /// Takes note that events of a search may wait, up to and with `end`, and that nobody says whether they do.
+    fn doubt(&mut self, row: i64, end: i64) {
+        let known = self.unclear.entry(row).or_insert(end);
+        *known = end.max(*known);
     }
 }
 

@@ -436,7 +436,13 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
             "SELECT id, owner, lease_until > clock_timestamp(),
                 extract(epoch FROM clock_timestamp() - lease_until)::float8,
                 account, tenant_id, name,
-                id = ANY($2) AND EXISTS (SELECT FROM journal WHERE search_id = search.id)
+                CASE WHEN id = ANY($2) THEN ARRAY(
+                    SELECT sink.name FROM sink LEFT JOIN progress
+                        ON progress.sink = sink.name AND progress.search_id = search.id
+                    WHERE EXISTS (
+                        SELECT FROM journal WHERE journal.search_id = search.id
+                            AND journal.position > coalesce(progress.position, 0)))
+                END
              FROM search WHERE id = ANY($1)",
             &[&rows, &asked],
         )
@@ -510,8 +516,9 @@ struct Holdings<'a> {
     names: HashMap<i64, Name<'a>>,
     /// When the first lease of another replica ends, on the clock since boot.
     look_at: Option<Duration>,
-    /// Those that were asked about whose journals hold something.
-    left: HashSet<i64>,
+    /// Of those that were asked about, the sinks that lack something of their journals. That these hold
+    /// anything says nothing: it may wait for others.
+    left: HashMap<i64, Vec<&'a str>>,
 }
 
 // === impl Holdings ===
@@ -523,7 +530,7 @@ impl<'a> Holdings<'a> {
             owners: HashMap::with_capacity(told.len()),
             names: HashMap::with_capacity(told.len()),
             look_at: None,
-            left: HashSet::new(),
+            left: HashMap::new(),
         };
         for row in told {
             let id = row.try_get(0)?;
@@ -541,8 +548,8 @@ impl<'a> Holdings<'a> {
                 _ => Holder::Nobody(Duration::try_from_secs_f64(free_for).unwrap_or_default()),
             };
             holdings.owners.insert(id, holder);
-            if row.try_get(7)? {
-                holdings.left.insert(id);
+            if let Some(sinks) = row.try_get(7)? {
+                holdings.left.insert(id, sinks);
             }
         }
         Ok(holdings)

@@ -204,6 +204,16 @@ impl State {
         was_held
     }
 
+    /// The same where events up to and with `end` may have been committed of which nothing is known here: they may
+    /// wait for every sink. Not where the search was taken up again since: whatever was committed was found then,
+    /// and nothing is afterwards.
+    pub(super) fn lose_in_doubt(&mut self, held: Held, end: i64) {
+        self.lose(held);
+        if self.epoch(held.row).is_none() {
+            self.journal.doubt(held.row, end);
+        }
+    }
+
     /// The same where it was not given back, but not renewed in time.
     pub(super) fn come_too_late(&mut self, held: Held) {
         self.lost += usize::from(self.lose(held));
@@ -223,15 +233,16 @@ impl State {
 
     /// Takes note of events that were committed, at positions up to and with `end`. They wait to
     /// be delivered here as long as nobody else is known to hold the search, even where the lease
-    /// cannot be relied on at this moment: it may be renewed yet. Brings whether all is well with
-    /// the search's journal; where it is not, the search is lost.
+    /// cannot be relied on at this moment: it may be renewed yet. Where it was lost meanwhile, they may be
+    /// nobody's. Brings whether all is well with the search's journal; where it is not, the search is lost.
     pub(super) fn committed(&mut self, held: Held, end: i64, count: i64) -> bool {
         if self.epoch(held.row) != Some(held.epoch) {
+            self.lose_in_doubt(held, end);
             return true;
         }
         let follows = self.journal.append(held.row, end - count + 1, count);
         if !follows {
-            self.lose(held);
+            self.lose_in_doubt(held, end);
         }
         follows
     }
@@ -407,20 +418,24 @@ impl State {
 
     /// Takes note of who holds the searches that were lost, of those that the server was asked about as
     /// `unclear` ones: nothing waits here of what another holds, nor of what is gone, nor of what is
-    /// free, unless something is `left` in it or it shall be polled.
+    /// free, unless something is `left` in it for the sink or it shall be polled.
     pub(super) fn settle(
         &mut self,
         unclear: &HashSet<i64>,
         owners: &HashMap<i64, Holder>,
-        left: &HashSet<i64>,
+        left: &HashMap<i64, Vec<&str>>,
     ) {
         let wanted: HashSet<i64> = self.wanted.values().copied().collect();
-        self.journal.settle(|row| {
+        let is_left = |sink: &str, row| {
+            let mut sinks = left.get(&row).into_iter().flatten();
+            sinks.any(|left| *left == sink)
+        };
+        self.journal.settle(|sink, row| {
             unclear.contains(&row)
                 && match owners.get(&row) {
                     None | Some(Holder::Another) => true,
                     Some(Holder::Me | Holder::Taking | Holder::Nobody(_)) => {
-                        !wanted.contains(&row) && !left.contains(&row)
+                        !wanted.contains(&row) && !is_left(sink, row)
                     }
                 }
         });
@@ -535,8 +550,11 @@ mod tests {
         // What somebody else holds by now is theirs to deliver.
         assert!(state.committed(held(2, 5), 1, 1) && !state.journal.waits(2));
         // Positions that have been given before: it has to be taken up anew.
+        state.journal.acknowledge("s", 2, None);
+        state.journal.settle(|_, _| true);
         assert!(!state.committed(held(1, 5), 1, 1));
         assert_eq!(state.epoch(1), None);
+        assert!(state.journal.is_unclear("s"));
     }
 
     #[test]
@@ -684,12 +702,14 @@ mod tests {
         };
         let unclear = HashSet::from([1]);
         let free = Holder::Nobody(Duration::ZERO);
-        let (one, none) = (HashSet::from([1]), HashSet::new());
+        let (one, none) = (HashMap::from([(1, vec!["s"])]), HashMap::new());
+        let others = HashMap::from([(1, vec!["t"])]);
         for (owner, is_wanted, left, is_clear) in [
             (Some(Holder::Another), true, &one, true),
             (None, true, &none, true),
             (Some(free), false, &none, true),
             (Some(free), false, &one, false),
+            (Some(free), false, &others, true),
             (Some(free), true, &none, false),
             // So the server says where it has not heard that a lease was given up here.
             (Some(Holder::Me), true, &none, false),
@@ -708,6 +728,21 @@ mod tests {
                 "{owner:?} {left:?}"
             );
         }
+    }
+
+    #[test]
+    fn what_was_committed_while_the_lease_was_lost_may_wait() {
+        let mut state = state();
+        state.hold(held(1, 5), Duration::ZERO);
+        state.expire();
+        assert!(!state.journal.is_unclear("s"), "nothing has waited");
+        assert!(state.committed(held(1, 5), 1, 1));
+        assert!(state.journal.is_unclear("s"));
+        // Whoever takes it up finds it.
+        state.hold(held(1, 6), Duration::MAX);
+        state.journal.adopt(held(1, 6), 5, 1, &[]);
+        assert!(state.committed(held(1, 5), 1, 1));
+        assert!(!state.journal.is_unclear("s"));
     }
 
     #[test]

@@ -282,6 +282,11 @@ impl Drop for Loan {
 // === impl Committing ===
 
 impl Committing<'_> {
+    /// Whether it has events to be journalled.
+    pub(super) fn is_to_journal(&self) -> bool {
+        self.kept && self.events > 0
+    }
+
     /// Takes note of what became of it. Its room is given back at the same time, so that nobody finds its
     /// events counted twice, or not at all.
     pub(super) fn settle<A>(mut self, change: impl FnOnce(&mut State) -> A) -> A {
@@ -299,7 +304,11 @@ impl Drop for Committing<'_> {
             // Nobody waits for the answer: it may have been done, as where that is lost.
             self.shared.change_leases(|state| {
                 state.journal.unreserve(self.events);
-                state.lose(self.held);
+                if self.is_to_journal() {
+                    state.lose_in_doubt(self.held, i64::MAX);
+                } else {
+                    state.lose(self.held);
+                }
             });
         }
     }

@@ -333,7 +333,7 @@ fn how_much_waits_is_not_clear_while_nobody_is_known_to_hold_what_was_lost() {
     assert!(!journal.is_unclear("s") && journal.is_unclear("t"));
     assert_eq!(journal.unclear(), HashSet::from([B]));
     assert_ne!(journal.dropped(), dropped);
-    journal.settle(|row| row == A);
+    journal.settle(|_, row| row == A);
     assert!(journal.is_unclear("t"));
     let dropped = journal.dropped();
     journal.adopt(held(B, 2), 1, 1, &progress(&[("t", 1)]));
@@ -343,4 +343,29 @@ fn how_much_waits_is_not_clear_while_nobody_is_known_to_hold_what_was_lost() {
     journal.append(B, 2, 1);
     journal.drop_search(B);
     assert!(!journal.is_unclear("t"));
+}
+
+#[test]
+fn what_was_being_delivered_of_a_lost_search_is_clear_once_it_is_delivered() {
+    let mut journal = journal(&["s"]);
+    let lose_lent = |journal: &mut Journal, max| {
+        let lent = journal.next("s", max);
+        journal.lend("s", lent);
+        journal.lose_search(A);
+        assert!(journal.is_unclear("s"));
+    };
+    journal.append(A, 1, 2);
+    lose_lent(&mut journal, 2);
+    let dropped = journal.dropped();
+    journal.acknowledge("s", 1001, None);
+    assert!(journal.is_unclear("s"));
+    assert_eq!(journal.dropped(), dropped);
+    journal.acknowledge("s", 1002, None);
+    assert!(!journal.is_unclear("s"));
+    assert_ne!(journal.dropped(), dropped, "nobody hears of it");
+    // More than was lent may wait.
+    journal.append(A, 3, 2);
+    lose_lent(&mut journal, 1);
+    journal.acknowledge("s", 1003, None);
+    assert!(journal.is_unclear("s"));
 }

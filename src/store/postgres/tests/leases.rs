@@ -154,6 +154,104 @@ async fn what_waits_is_not_told_as_nothing_where_a_search_could_not_be_given_bac
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_waits_is_not_told_as_nothing_while_a_search_is_being_given_back() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, Duration::from_secs(2)).await;
+    store.set_sinks(names(&["s", "t"])).await.unwrap();
+    let mut held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    let mut lock = shared(&store).pool.session().await.unwrap();
+    for is_locked in [false, true] {
+        let later = clock::since_boot() + PATIENCE;
+        shared(&store).change_leases(|state| state.hold(held, later));
+        sql(
+            &url,
+            "UPDATE search SET lease_until = clock_timestamp() + interval '1 hour'",
+        );
+        store.commit(held, events(1..3), second(2)).await.unwrap();
+        let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+        let last = batch.events[1].position;
+        if is_locked {
+            lock.batch(LOCK).await.unwrap();
+        }
+        let delivering = async {
+            let mut worked = shared(&store).worked.subscribe();
+            while shared(&store).look(|state| state.journal.waits(held.row)) {
+                timeout(PATIENCE, worked.changed()).await.unwrap().unwrap();
+            }
+            for sink in ["s", "t"] {
+                let backlog = store.backlog(sink).await;
+                assert!(matches!(backlog, Err(Error::Unclear)), "{backlog:?}");
+            }
+            store.acknowledge("s", last, None).await.unwrap();
+            // It has all, whoever holds the search next.
+            assert_eq!(store.backlog("s").await.unwrap(), Backlog::default());
+            drop(batch);
+        };
+        let (released, ()) = tokio::join!(store.release(held), delivering);
+        released.unwrap();
+        assert_eq!(store.backlog("s").await.unwrap(), Backlog::default());
+        let backlog = store.backlog("t").await;
+        let is_unclear = matches!(backlog, Err(Error::Unclear));
+        assert_eq!(is_unclear, is_locked, "{backlog:?}");
+        if !is_locked {
+            held = store.take_up(&a_search(), second(3)).await.unwrap().held;
+        }
+    }
+    lock.batch("ROLLBACK").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_for_another_sink_leaves_nothing_unclear_for_one_that_has_all() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    store.set_sinks(names(&["s", "t"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    let last = batch.events[1].position;
+    store.acknowledge("s", last, None).await.unwrap();
+    drop(batch);
+    shared(&store).change_leases(|state| state.lose_in_doubt(held, i64::MAX));
+    sql(
+        &url,
+        "UPDATE search SET owner = NULL, lease_until = clock_timestamp()",
+    );
+    keeper::share_out(shared(&store), PATIENCE).await.unwrap();
+    assert_eq!(store.backlog("s").await.unwrap(), Backlog::default());
+    let backlog = store.backlog("t").await;
+    assert!(matches!(backlog, Err(Error::Unclear)), "{backlog:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_have_been_committed_is_not_told_as_nothing() {
+    let server = format!("127.0.0.1:{}", server::shared().port());
+    let proxy = proxy::Proxy::start(server.parse().unwrap()).await;
+    let url = server::shared().fresh();
+    let by_proxy = url.replace(&server, &proxy.address.to_string());
+    let store = stalled(&by_proxy, LEASE).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    // Without events nothing can wait.
+    let commit = async |held, commit| {
+        proxy.set(proxy::Weather::Unanswered {
+            question: "COMMIT\0",
+        });
+        let unknown = store.commit(held, commit, second(2)).await;
+        assert!(matches!(unknown, Err(Error::Backend(_))), "{unknown:?}");
+    };
+    commit(held, Commit::default()).await;
+    assert_eq!(store.backlog("s").await.unwrap(), Backlog::default());
+    proxy.set(proxy::Weather::Fair);
+    let held = take_over(&store).await.held;
+    commit(held, events(1..3)).await;
+    let backlog = store.backlog("s").await;
+    assert!(matches!(backlog, Err(Error::Unclear)), "{backlog:?}");
+    proxy.set(proxy::Weather::Fair);
+    take_over(&store).await;
+    assert_eq!(store.backlog("s").await.unwrap().events, 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_renewal_that_others_get_in_the_way_of_is_done_in_time() {
     let url = server::shared().fresh();
     let store = open(&url, "node", Duration::from_secs(4)).await;
@@ -614,7 +712,9 @@ async fn a_commit_that_nobody_waits_for_any_more_keeps_no_room_in_the_journal() 
     let given_up = timeout(moment, store.commit(held, all(), second(2))).await;
     assert!(given_up.is_err(), "{given_up:?}");
     session.roll_back().await.unwrap();
-    // Whether it was done is not known here.
+    // Whether it was done is not known here, nor whether anything waits.
+    let backlog = store.backlog("s").await;
+    assert!(matches!(backlog, Err(Error::Unclear)), "{backlog:?}");
     let late = store.commit(held, Commit::default(), second(2)).await;
     assert!(matches!(late, Err(Error::LeaseLost)), "{late:?}");
     let held = take_over(&store).await.held;
