@@ -414,7 +414,10 @@ impl Postgres {
             Err(failure) if failure.is_of_a_lock() => {
                 Outcome::NotDone(self.locked(Some(held.row)).await)
             }
-            Err(failure) if failure.is_without_effect() => Outcome::NotDone(failure.into()),
+            Err(failure) if failure.is_without_effect() => {
+                let failure = failure.with_time_limit(self.shared.commit_limit());
+                Outcome::NotDone(failure.into())
+            }
             Err(failure) => Outcome::Unknown(failure.into()),
         };
         let (end, lost) = committing.settle(|state| {
@@ -545,11 +548,19 @@ impl Postgres {
         let mut tries = Tries::default();
         loop {
             let mut session = self.shared.pool.session().await?;
+            let began = Instant::now();
             let done = self.try_commit(&mut session, wait, held, commit, kept, now);
             let done = done.await;
-            if done.as_ref().is_err_and(Failure::is_conflict) {
+            let is_of_the_limit = done.as_ref().is_err_and(Failure::is_of_a_time_limit);
+            if is_of_the_limit || done.as_ref().is_err_and(Failure::is_conflict) {
                 // Else each try would cost a connection. Whether that works or not, nothing was done.
                 session.roll_back().await.ok();
+            }
+            // Renewals have passed over the row meanwhile.
+            if is_of_the_limit {
+                self.renew_at_once(&mut session, held).await;
+            } else if done.is_ok() && began.elapsed() >= self.shared.lease / keeper::RENEWALS {
+                self.shared.wake.notify_one();
             }
             drop(session);
             match done {
@@ -557,6 +568,21 @@ impl Postgres {
                 Err(failure) if tries.again(&failure).await => {}
                 done => return done,
             }
+        }
+    }
+
+    /// Renews the lease on a search whose row a commit has kept in vain for as long as it might: the next one may have
+    /// it before renewals come again.
+    async fn renew_at_once(&self, session: &mut Session, held: Held) {
+        let renewed = timeout(self.shared.lock_wait_of_one(), async {
+            let me = self.shared.number()?;
+            keeper::renew_leases(&self.shared, session, me, &[held]).await
+        });
+        if !matches!(renewed.await, Ok(Ok(_))) {
+            tracing::debug!(
+                row = held.row,
+                "a lease is not renewed right after a commit"
+            );
         }
     }
 
@@ -572,7 +598,8 @@ impl Postgres {
         let me = self.shared.number()?;
         let events: &[_] = if kept { &commit.events } else { &[] };
         let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
-        session.begin_with_row(held.row, wait).await?;
+        let limit = self.shared.commit_limit();
+        session.begin_with_row(held.row, wait, limit).await?;
         let end = alerts::advance(session, held, me, count, commit.primed).await?;
         let Some(end) = end else {
             session.roll_back().await?;

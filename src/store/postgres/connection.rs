@@ -190,9 +190,27 @@ pub enum Failure {
          pg_stat_activity shows them, and pg_blocking_pids() whom they hold up"
     )]
     Locked(String),
+    /// The server has ended a statement of a commit that took longer than it might.
+    #[error(
+        "the database has not finished a statement of a commit within {}; somebody may have locked a table, \
+         which pg_stat_activity shows",
+        humantime::format_duration(*.limit)
+    )]
+    Ended {
+        /// How long it might take.
+        limit: Duration,
+        /// What the server says.
+        #[source]
+        told: Told,
+    },
     /// The store was closed.
     #[error("the state store is closed")]
     Closed,
+}
+
+/// How long a statement of a transaction may take where an answer may take so long.
+pub(super) fn longest_statement(patience: Duration) -> Duration {
+    patience * 4 / 5
 }
 
 /// What the driver says went wrong, fit to be shown: a server may say anything, the password as well.
@@ -509,13 +527,15 @@ impl Session {
     }
 
     /// Begins one that has a search's row to itself, and [fails](Failure::is_of_a_lock) where it would have to wait
-    /// for that for longer. What follows waits for locks as long as any statement does, for these are not the row's.
+    /// for that for longer. What follows waits for locks as long as any statement may take, for these are not the
+    /// row's: up to `limit`, since renewals pass over the row meanwhile.
     pub(super) async fn begin_with_row(
         &mut self,
         search: i64,
         wait: Duration,
+        limit: Duration,
     ) -> Result<(), Failure> {
-        let (begin, wait) = (self.beginning(Duration::MAX), wait.as_millis());
+        let (begin, wait) = (self.beginning(limit), wait.as_millis());
         let begin = format!(
             "{begin}; SET LOCAL lock_timeout = {wait}; SELECT FROM search WHERE id = {search} FOR NO KEY UPDATE; \
              SET LOCAL lock_timeout = 0"
@@ -546,7 +566,7 @@ impl Session {
     /// answer is given up that the word of it is there by then: what the server has ended has certainly not
     /// been done, and what nobody waits for any more may have been.
     fn beginning(&self, limit: Duration) -> String {
-        let limit = limit.min(self.patience * 4 / 5).as_millis();
+        let limit = limit.min(longest_statement(self.patience)).as_millis();
         format!("{}; SET LOCAL statement_timeout = {limit}", self.begin)
     }
 
@@ -786,6 +806,16 @@ impl Failure {
         self.state() == Some(&SqlState::QUERY_CANCELED)
     }
 
+    /// Says of a statement that has taken longer than it might how long that is, and what may be the cause.
+    pub(super) fn with_time_limit(self, limit: Duration) -> Self {
+        match self {
+            Self::Sql(told) if told.code() == Some(&SqlState::QUERY_CANCELED) => {
+                Self::Ended { limit, told }
+            }
+            other => other,
+        }
+    }
+
     /// Whether a table is not there, or lacks a column.
     pub(super) fn is_of_missing_tables(&self) -> bool {
         [SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_COLUMN]
@@ -820,6 +850,7 @@ impl Failure {
             | Self::Encoding(_)
             | Self::NotJoined
             | Self::Locked(_)
+            | Self::Ended { .. }
             | Self::Hidden(_) => true,
         }
     }

@@ -22,7 +22,7 @@ use super::{
 use crate::{clock, error_chain::chain, identity::SearchKey, store::Held};
 
 /// Leases are renewed so many times before they would end.
-const RENEWALS: u32 = 4;
+pub(super) const RENEWALS: u32 = 4;
 
 /// A replica that wants to do something at once waits for so much of a round.
 const EARLY: u32 = 8;
@@ -354,7 +354,7 @@ pub(super) async fn renew(shared: &Shared, patience: Duration) -> Result<(), Fai
 /// Renews leases, but for those whose rows somebody has locked, be it a commit of our own: waiting
 /// for one would cost all. Brings these: they end when their time is over, unless a later try
 /// renews them.
-async fn renew_leases(
+pub(super) async fn renew_leases(
     shared: &Shared,
     session: &mut Session,
     me: i64,

@@ -18,7 +18,7 @@ use tokio::{
 };
 
 use super::{
-    connection::{ALTOGETHER, Failure, Pool},
+    connection::{ALTOGETHER, Failure, PATIENCE, Pool, longest_statement},
     leases::State,
 };
 use crate::{
@@ -42,6 +42,9 @@ const LOCK_WAIT_OF_ONE_DIVISOR: u32 = 8;
 const LONGEST_LOCK_WAIT_OF_ONE: Duration = Duration::from_secs(1);
 /// A commit waits for its row: a stop and a reload wait for it.
 const COMMIT_WAIT_DIVISOR: u32 = 4;
+/// It has the row locked while it waits for a table: the lease outlasts that, with what is between two renewals.
+const COMMIT_LIMIT_DIVISOR: u32 = 2;
+const SHORTEST_COMMIT_LIMIT: Duration = Duration::from_millis(500);
 const LONGEST_COMMIT_WAIT: Duration = Duration::from_secs(2);
 
 /// What the store and its loops share.
@@ -187,6 +190,13 @@ impl Shared {
     /// How long a commit waits for its search's row.
     pub(super) fn commit_wait(&self) -> Duration {
         (self.lease / COMMIT_WAIT_DIVISOR).clamp(SHORTEST_LOCK_WAIT, LONGEST_COMMIT_WAIT)
+    }
+
+    /// How long a statement of a commit may take, to the tenth of a second, as it is told.
+    pub(super) fn commit_limit(&self) -> Duration {
+        let longest = longest_statement(PATIENCE);
+        let limit = (self.lease / COMMIT_LIMIT_DIVISOR).clamp(SHORTEST_COMMIT_LIMIT, longest);
+        limit - Duration::from_nanos(u64::from(limit.subsec_nanos() % 100_000_000))
     }
 
     /// Until when a lease can be relied on that was asked for then: a little less than the server

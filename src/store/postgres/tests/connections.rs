@@ -306,8 +306,11 @@ async fn the_server_ends_a_statement_before_its_answer_is_given_up() {
         begun.unwrap();
         assert_eq!(limit(&mut session).await, seconds(4));
     }
-    session.begin_with_row(1, seconds(1)).await.unwrap();
-    assert_eq!(limit(&mut session).await, seconds(4));
+    for (of_a_commit, limited) in [(seconds(9), seconds(4)), (seconds(3), seconds(3))] {
+        let begun = session.begin_with_row(1, seconds(1), of_a_commit).await;
+        begun.unwrap();
+        assert_eq!(limit(&mut session).await, limited);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

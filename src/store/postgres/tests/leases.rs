@@ -621,6 +621,27 @@ async fn a_commit_waits_for_a_table_that_is_locked_for_longer_than_for_a_row() {
     committed.unwrap();
 }
 
+/// While it has its row locked, renewals pass over it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_is_locked_for_long_costs_a_commit_and_no_lease() {
+    let url = server::shared().fresh();
+    let lease = Duration::from_secs(3);
+    let store = open(&url, "node", lease).await;
+    let (held, mut lock) = held_and_table_locked(&store, "journal").await;
+    let began = Instant::now();
+    // One follows the other, as polls do whose interval is short.
+    while began.elapsed() < lease * 2 {
+        let refused = store.commit(held, events(1..3), second(2)).await;
+        let said = text(&refused.unwrap_err());
+        let why = "has not finished a statement of a commit within 1s 500ms; somebody may have locked a table";
+        assert!(said.contains(why), "{said}");
+    }
+    assert!(shared(&store).look(|state| state.is_held(held)));
+    lock.batch("ROLLBACK").await.unwrap();
+    store.commit(held, events(1..3), second(3)).await.unwrap();
+    store.close().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn where_the_table_of_the_searches_is_locked_it_is_not_their_rows_that_are_told() {
     let url = server::shared().fresh();
