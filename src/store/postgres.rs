@@ -414,10 +414,7 @@ impl Postgres {
             Err(failure) if failure.is_of_a_lock() => {
                 Outcome::NotDone(self.locked(Some(held.row)).await)
             }
-            Err(failure) if failure.is_without_effect() => {
-                let failure = failure.with_time_limit(self.shared.commit_limit());
-                Outcome::NotDone(failure.into())
-            }
+            Err(failure) if failure.is_without_effect() => Outcome::NotDone(failure.into()),
             Err(failure) => Outcome::Unknown(failure.into()),
         };
         let (end, lost) = committing.settle(|state| {
@@ -551,8 +548,11 @@ impl Postgres {
             let began = Instant::now();
             let done = self.try_commit(&mut session, wait, held, commit, kept, now);
             let done = done.await;
-            let is_of_the_limit = done.as_ref().is_err_and(Failure::is_of_a_time_limit);
-            if is_of_the_limit || done.as_ref().is_err_and(Failure::is_conflict) {
+            let limit = self.shared.commit_limit();
+            let is_ended = done.as_ref().is_err_and(Failure::is_of_a_time_limit);
+            // Else somebody has cancelled it.
+            let is_of_the_limit = is_ended && began.elapsed() >= limit;
+            if is_ended || done.as_ref().is_err_and(Failure::is_conflict) {
                 // Else each try would cost a connection. Whether that works or not, nothing was done.
                 session.roll_back().await.ok();
             }
@@ -566,6 +566,7 @@ impl Postgres {
             match done {
                 Err(failure) if failure.is_of_a_lock() => return Err(failure),
                 Err(failure) if tries.again(&failure).await => {}
+                Err(failure) if is_of_the_limit => return Err(failure.with_time_limit(limit)),
                 done => return done,
             }
         }
@@ -574,7 +575,8 @@ impl Postgres {
     /// Renews the lease on a search whose row a commit has kept in vain for as long as it might: the next one may have
     /// it before renewals come again.
     async fn renew_at_once(&self, session: &mut Session, held: Held) {
-        let renewed = timeout(self.shared.lock_wait_of_one(), async {
+        // It waits for no row, and passes over those that are locked.
+        let renewed = timeout(PATIENCE.min(self.shared.lease / 2), async {
             let me = self.shared.number()?;
             keeper::renew_leases(&self.shared, session, me, &[held]).await
         });
@@ -943,12 +945,10 @@ async fn release(shared: &Shared, leases: &[Held]) -> Result<(), Error> {
     shared.change_leases(|state| {
         for held in held {
             state.lose(held);
-            // Who has the others, nobody has said.
-            if given.as_ref().is_ok_and(|left| !left.contains(&held.row)) {
-                state.journal.settle(|_, row| row == held.row);
-            }
         }
     });
+    // Whether anybody has them now, so that what waits there is no longer this replica's, is looked up.
+    shared.wake.notify_one();
     given.map(drop)
 }
 

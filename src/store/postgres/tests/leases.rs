@@ -190,11 +190,12 @@ async fn what_waits_is_not_told_as_nothing_while_a_search_is_being_given_back() 
         let (released, ()) = tokio::join!(store.release(held), delivering);
         released.unwrap();
         assert_eq!(store.backlog("s").await.unwrap(), Backlog::default());
+        // Given back or not: nobody has been found who has the search now.
         let backlog = store.backlog("t").await;
-        let is_unclear = matches!(backlog, Err(Error::Unclear));
-        assert_eq!(is_unclear, is_locked, "{backlog:?}");
+        assert!(matches!(backlog, Err(Error::Unclear)), "{backlog:?}");
         if !is_locked {
             held = store.take_up(&a_search(), second(3)).await.unwrap().held;
+            assert_eq!(store.backlog("t").await.unwrap().events, 2);
         }
     }
     lock.batch("ROLLBACK").await.unwrap();
@@ -640,6 +641,29 @@ async fn a_table_that_is_locked_for_long_costs_a_commit_and_no_lease() {
     lock.batch("ROLLBACK").await.unwrap();
     store.commit(held, events(1..3), second(3)).await.unwrap();
     store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_somebody_has_cancelled_is_not_told_as_one_that_took_too_long() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    let (held, mut lock) = held_and_table_locked(&store, "journal").await;
+    let cancel = async {
+        let waiting = "SELECT count(pg_cancel_backend(pid)) FROM pg_locks
+            WHERE relation = 'journal'::regclass AND NOT granted";
+        while sql(&url, waiting).trim() == "0" {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let commit = store.commit(held, events(1..3), second(2));
+    let (refused, ()) = tokio::join!(commit, cancel);
+    let said = text(&refused.unwrap_err());
+    assert!(
+        said.contains("user request") && !said.contains("has not finished"),
+        "{said}"
+    );
+    lock.batch("ROLLBACK").await.unwrap();
+    store.commit(held, events(1..3), second(3)).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
