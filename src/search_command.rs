@@ -55,11 +55,12 @@ pub async fn run(config: &Config, search: &Search) -> anyhow::Result<()> {
     let asked = search.query.as_deref();
     let named = chosen(config, asked);
     tell_choice(config, asked, named);
-    let mut tenants = config.accounts.iter().flat_map(|account| &account.tenants);
-    if !tenants.any(|tenant| is_asked(named, tenant)) {
+    let tenants = || config.accounts.iter().flat_map(|account| &account.tenants);
+    if !tenants().any(|tenant| is_asked(named, tenant)) {
         let search = named.map_or_else(String::new, |named| format!(" {}", named.name));
-        let names = tenants_of(config);
-        anyhow::bail!("the search{search} is for none of the tenants that are asked: {names}");
+        let ids: Vec<_> = tenants().map(|tenant| &*tenant.id).collect();
+        let ids = ids.join(", ");
+        anyhow::bail!("the search{search} is for none of the tenants that are asked: {ids}");
     }
     let mut outcome = Outcome::default();
     match read(config, search, named, &mut outcome).await {
@@ -69,13 +70,6 @@ pub async fn run(config: &Config, search: &Search) -> anyhow::Result<()> {
             printed.and_then(|()| outcome.verdict())
         }
     }
-}
-
-/// The ids of all tenants that are to be asked.
-fn tenants_of(config: &Config) -> String {
-    let tenants = config.accounts.iter().flat_map(|account| &account.tenants);
-    let ids: Vec<_> = tenants.map(|tenant| &*tenant.id).collect();
-    ids.join(", ")
 }
 
 /// The configured search that is meant, if it is one.

@@ -83,7 +83,6 @@ struct Resolver<'a> {
 #[derive(Debug)]
 struct Left {
     part: TlsPart,
-    key: String,
     why: String,
 }
 
@@ -156,7 +155,7 @@ impl WebFile {
         }
         let tls = tls.filter(|_| !parts.contains(&TlsPart::Certificate));
         let left = resolved.left.iter().map(|left| {
-            let problem = resolved.problem(&left.key, left.why.clone());
+            let problem = resolved.problem(&tls::file_path_of(left.part), left.why.clone());
             problem.to_string()
         });
         Ok(CheckedWebFile {
@@ -219,15 +218,17 @@ impl TlsKeys {
         }
     }
 
-    fn name(self, error: &TlsError) -> &'static str {
-        match error.part {
-            TlsPart::Certificate if self.has_inline_certificate => "tls_server_config.cert",
-            TlsPart::Certificate => "tls_server_config.cert_file",
-            TlsPart::Key if self.has_inline_key => "tls_server_config.key",
-            TlsPart::Key => "tls_server_config.key_file",
-            TlsPart::ClientCa if self.has_inline_client_ca => "tls_server_config.client_ca",
-            TlsPart::ClientCa => "tls_server_config.client_ca_file",
-            TlsPart::CipherSuites => "tls_server_config.cipher_suites",
+    fn name(self, error: &TlsError) -> String {
+        let is_in_the_file_itself = match error.part {
+            TlsPart::Certificate => self.has_inline_certificate,
+            TlsPart::Key => self.has_inline_key,
+            TlsPart::ClientCa => self.has_inline_client_ca,
+            TlsPart::CipherSuites => true,
+        };
+        if is_in_the_file_itself {
+            tls::path_of(error.part)
+        } else {
+            tls::file_path_of(error.part)
         }
     }
 }
@@ -282,7 +283,7 @@ impl<'a> Resolved<'a> {
 
     fn unusable(&self, error: TlsError) -> ConfigError {
         let key = self.keys.name(&error);
-        ConfigError::Invalid(vec![self.problem(key, error.message)])
+        ConfigError::Invalid(vec![self.problem(&key, error.message)])
     }
 }
 

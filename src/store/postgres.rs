@@ -949,7 +949,7 @@ async fn release(shared: &Shared, leases: &[Held]) -> Result<(), Error> {
     });
     // Whether anybody has them now, so that what waits there is no longer this replica's, is looked up.
     shared.wake.notify_one();
-    given.map(drop)
+    given
 }
 
 async fn wait_while(shared: &Shared, condition: impl Fn(&State) -> bool) {

@@ -39,6 +39,15 @@ async fn start_unread(place: &Place) -> (Exporter, PipeReader) {
     (exporter, reader)
 }
 
+/// Tells it to stop, and waits until it says that it does.
+async fn begin_to_stop(exporter: &Exporter, signal: Signal) {
+    exporter.signal(signal);
+    exporter
+        .stderr
+        .line(|line| line.contains("stopping: polling ends"))
+        .await;
+}
+
 async fn read_to_end(reader: PipeReader) -> Vec<String> {
     tokio::task::spawn_blocking(|| BufReader::new(reader).lines().map(Result::unwrap).collect())
         .await
@@ -65,11 +74,7 @@ async fn term_and_int_deliver_what_is_journalled_and_end_with_status_0() {
         let opsramp = opsramp(MANY).await;
         let place = Place::new(&opsramp.url());
         let (exporter, reader) = start_unread(&place).await;
-        exporter.signal(signal);
-        exporter
-            .stderr
-            .line(|line| line.contains("stopping: polling ends"))
-            .await;
+        begin_to_stop(&exporter, signal).await;
         opsramp.reset_requests();
         let lines = read_to_end(reader).await;
         let ended = exporter.end().await;
@@ -90,11 +95,7 @@ async fn a_second_signal_ends_it_at_once_and_the_rest_is_delivered_after_the_nex
     let opsramp = opsramp(MANY).await;
     let place = Place::new(&opsramp.url());
     let (exporter, reader) = start_unread(&place).await;
-    exporter.signal(Signal::TERM);
-    exporter
-        .stderr
-        .line(|line| line.contains("stopping: polling ends"))
-        .await;
+    begin_to_stop(&exporter, Signal::TERM).await;
     let second = Instant::now();
     exporter.signal(Signal::INT);
     let ended = exporter.end().await;
@@ -138,11 +139,7 @@ async fn whoever_asks_for_a_reload_while_it_stops_is_told_so_at_once() {
     let mut place = Place::new(&opsramp.url());
     place.config["web"]["enable_lifecycle"] = true.into();
     let (exporter, reader) = start_unread(&place).await;
-    exporter.signal(Signal::TERM);
-    exporter
-        .stderr
-        .line(|line| line.contains("stopping: polling ends"))
-        .await;
+    begin_to_stop(&exporter, Signal::TERM).await;
     let asked = Instant::now();
     // One would be in the queue, the others in front of it.
     let answers = tokio::join!(

@@ -25,6 +25,26 @@ const TLS13_SUITES: [&str; 3] = [
     "TLS_CHACHA20_POLY1305_SHA256",
 ];
 
+/// The key that says what a part is made of, where the file says it itself.
+fn key_of(part: TlsPart) -> &'static str {
+    match part {
+        TlsPart::Certificate => "cert",
+        TlsPart::Key => "key",
+        TlsPart::ClientCa => "client_ca",
+        TlsPart::CipherSuites => "cipher_suites",
+    }
+}
+
+/// Where that key is.
+pub(super) fn path_of(part: TlsPart) -> String {
+    format!("{SECTION}.{}", key_of(part))
+}
+
+/// Where the key is that names a file with what the part is made of.
+pub(super) fn file_path_of(part: TlsPart) -> String {
+    format!("{}_file", path_of(part))
+}
+
 impl Resolver<'_> {
     /// TLS; `None` where the section is empty, and where it is wrong.
     pub(super) fn tls(&mut self, tls: file::Tls) -> Option<TlsOptions> {
@@ -39,14 +59,9 @@ impl Resolver<'_> {
                     .push(exposed(&path, "is the key of the web server"));
             }
         }
-        let certificate = self.needed(TlsPart::Certificate, "cert", tls.cert, tls.cert_file);
-        let key = self.needed(TlsPart::Key, "key", inline_key, tls.key_file);
-        let client_ca = self.text(
-            TlsPart::ClientCa,
-            "client_ca",
-            tls.client_ca,
-            tls.client_ca_file,
-        );
+        let certificate = self.needed(TlsPart::Certificate, tls.cert, tls.cert_file);
+        let key = self.needed(TlsPart::Key, inline_key, tls.key_file);
+        let client_ca = self.text(TlsPart::ClientCa, tls.client_ca, tls.client_ca_file);
         let client_auth = tls.client_auth_type.map(client_auth).unwrap_or_default();
         self.check_clients(
             client_auth,
@@ -79,13 +94,11 @@ impl Resolver<'_> {
     fn needed(
         &mut self,
         part: TlsPart,
-        key: &str,
         text: Option<String>,
         file: Option<PathBuf>,
     ) -> Option<String> {
-        let text = self.text(part, key, text, file);
-        let path = format!("{SECTION}.{key}");
-        let file_path = format!("{path}_file");
+        let text = self.text(part, text, file);
+        let (path, file_path) = (path_of(part), file_path_of(part));
         if text.is_none() && !self.problems.touches(&path) && !self.problems.touches(&file_path) {
             let message = "is missing; TLS needs cert_file and key_file";
             self.problems.add(file_path, message);
@@ -97,11 +110,10 @@ impl Resolver<'_> {
     fn text(
         &mut self,
         part: TlsPart,
-        key: &str,
         text: Option<String>,
         file: Option<PathBuf>,
     ) -> Option<String> {
-        let path = format!("{SECTION}.{key}");
+        let (key, path, file_path) = (key_of(part), path_of(part), file_path_of(part));
         match (text.filter(|text| !text.is_empty()), file) {
             (Some(_), Some(_)) => {
                 let message = format!("cannot be given together with {key}_file");
@@ -113,7 +125,7 @@ impl Resolver<'_> {
                 let advice =
                     format!("write it as {key}, or put it into a file, and name that file here");
                 if let Some(message) = misplaced::problem(&file, &advice) {
-                    self.problems.add(format!("{path}_file"), message);
+                    self.problems.add(file_path, message);
                     return None;
                 }
                 let file = self.folder.join(file);
@@ -121,15 +133,12 @@ impl Resolver<'_> {
                     Ok(text) => return Some(text),
                     Err(error) => error,
                 };
-                let (key, why) = (
-                    format!("{path}_file"),
-                    format!("cannot read {}: {error}", file.display()),
-                );
+                let why = format!("cannot read {}: {error}", file.display());
                 if self.reader == Reader::Other && reading::is_for_exporter_alone(&file, &error) {
-                    self.left.push(Left { part, key, why });
+                    self.left.push(Left { part, why });
                     return Some(String::new());
                 }
-                self.problems.add(key, why);
+                self.problems.add(file_path, why);
                 None
             }
             (None, None) => None,

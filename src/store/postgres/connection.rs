@@ -806,12 +806,11 @@ impl Failure {
         self.state() == Some(&SqlState::QUERY_CANCELED)
     }
 
-    /// Says of a statement that has taken longer than it might how long that is, and what may be the cause.
+    /// Says of a [statement that has taken longer than it might](Self::is_of_a_time_limit) how long that is, and
+    /// what may be the cause.
     pub(super) fn with_time_limit(self, limit: Duration) -> Self {
         match self {
-            Self::Sql(told) if told.code() == Some(&SqlState::QUERY_CANCELED) => {
-                Self::Ended { limit, told }
-            }
+            Self::Sql(told) => Self::Ended { limit, told },
             other => other,
         }
     }

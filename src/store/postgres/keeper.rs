@@ -726,18 +726,17 @@ async fn try_leave(
 }
 
 /// Gives leases back, but for those whose rows somebody has locked for longer than a renewal takes: they
-/// end by themselves. Brings these.
-pub(super) async fn give_back(shared: &Shared, leases: &[Held]) -> Result<Vec<i64>, Failure> {
+/// end by themselves.
+pub(super) async fn give_back(shared: &Shared, leases: &[Held]) -> Result<(), Failure> {
     let me = shared.number()?;
     let (rows, epochs) = rows_and_epochs(leases);
-    let mut locked = Vec::new();
     for tries in 0..LOCKED_TRIES {
         if tries > 0 {
             tokio::time::sleep(shared.lease / LOCKED_PAUSE).await;
         }
         let untold = save(shared).await?;
         let mut session = shared.pool.session().await?;
-        let left = session
+        let locked = session
             .query_again(
                 concat!(
                     "WITH ours AS (
@@ -757,13 +756,11 @@ pub(super) async fn give_back(shared: &Shared, leases: &[Held]) -> Result<Vec<i6
                 &[&rows, &epochs, &me, &untold],
             )
             .await?;
-        let row = |row: &Row| row.try_get(0);
-        locked = left.iter().map(row).collect::<Result<_, _>>()?;
         if locked.is_empty() {
             break;
         }
     }
-    Ok(locked)
+    Ok(())
 }
 
 #[cfg(test)]
