@@ -137,13 +137,14 @@ pub(super) async fn keep(shared: &Shared) {
                 tokio::time::sleep(soon()).await;
             } => {}
         }
-        // Side by side, so that the next renewal does not come too late. What takes many answers of
-        // a server that is slow goes on beside the renewals that follow.
+        // The look at the shares runs beside the renewal. One that takes longer than renewals are apart,
+        // because the server is slow or somebody has locked a table that only the look reads, goes on
+        // beside the renewals that follow and delays none of them.
         let under_way = sharing
             .get_or_insert_with(|| Box::pin(timeout(ALTOGETHER, share_out(shared, patience))));
         let (renewed, shared_out) = tokio::join!(
             timeout(shared.lease.max(patience), renew(shared, patience)),
-            timeout(patience, under_way)
+            timeout(every, under_way)
         );
         let flat = |done: Result<Result<(), Failure>, _>| done.unwrap_or(Err(Failure::Timeout));
         let mut kept = flat(renewed);
@@ -421,7 +422,6 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
     let me = me.ok_or(Failure::NotJoined)?;
     let searches = rows.len();
     rows.extend(&unclear);
-    let asked: Vec<i64> = unclear.iter().copied().collect();
     if rows.is_empty() {
         // Others wait for a share that is told and not taken.
         shared.change_leases(State::want_none);
@@ -435,19 +435,13 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
         .query(
             "SELECT id, owner, lease_until > clock_timestamp(),
                 extract(epoch FROM clock_timestamp() - lease_until)::float8,
-                account, tenant_id, name,
-                CASE WHEN id = ANY($2) THEN ARRAY(
-                    SELECT sink.name FROM sink LEFT JOIN progress
-                        ON progress.sink = sink.name AND progress.search_id = search.id
-                    WHERE EXISTS (
-                        SELECT FROM journal WHERE journal.search_id = search.id
-                            AND journal.position > coalesce(progress.position, 0)))
-                END
+                account, tenant_id, name
              FROM search WHERE id = ANY($1)",
-            &[&rows, &asked],
+            &[&rows],
         )
         .await?;
-    let holdings = Holdings::read(&told, me)?;
+    let left = lacking(session, &unclear).await?;
+    let holdings = Holdings::read(&told, &left, me)?;
     shared.change_leases(|state| {
         // A database that was restored has fewer rows, and gives their numbers again.
         let wanted = state.wanted.iter();
@@ -509,6 +503,26 @@ async fn peers(session: &mut Session) -> Result<Vec<Peer>, Failure> {
     Ok(peers)
 }
 
+/// The sinks that lack something of the journals of these searches, a row for each pair of the two. The tables
+/// are not touched where nobody asks: somebody may have locked them for long.
+async fn lacking(session: &mut Session, searches: &HashSet<i64>) -> Result<Vec<Row>, Failure> {
+    if searches.is_empty() {
+        return Ok(Vec::new());
+    }
+    let searches: Vec<i64> = searches.iter().copied().collect();
+    session
+        .query(
+            "SELECT search.id, sink.name
+             FROM search CROSS JOIN sink LEFT JOIN progress
+                ON progress.sink = sink.name AND progress.search_id = search.id
+             WHERE search.id = ANY($1) AND EXISTS (
+                SELECT FROM journal WHERE journal.search_id = search.id
+                    AND journal.position > coalesce(progress.position, 0))",
+            &[&searches],
+        )
+        .await
+}
+
 /// Who holds the searches that this replica would poll, by their rows.
 struct Holdings<'a> {
     owners: HashMap<i64, Holder>,
@@ -524,7 +538,7 @@ struct Holdings<'a> {
 // === impl Holdings ===
 
 impl<'a> Holdings<'a> {
-    fn read(told: &'a [Row], me: i64) -> Result<Self, Failure> {
+    fn read(told: &'a [Row], lacking: &'a [Row], me: i64) -> Result<Self, Failure> {
         let now = clock::since_boot();
         let mut holdings = Self {
             owners: HashMap::with_capacity(told.len()),
@@ -548,9 +562,10 @@ impl<'a> Holdings<'a> {
                 _ => Holder::Nobody(Duration::try_from_secs_f64(free_for).unwrap_or_default()),
             };
             holdings.owners.insert(id, holder);
-            if let Some(sinks) = row.try_get(7)? {
-                holdings.left.insert(id, sinks);
-            }
+        }
+        for row in lacking {
+            let sinks = holdings.left.entry(row.try_get(0)?).or_default();
+            sinks.push(row.try_get(1)?);
         }
         Ok(holdings)
     }

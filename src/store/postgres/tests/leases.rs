@@ -629,6 +629,7 @@ async fn a_table_that_is_locked_for_long_costs_a_commit_and_no_lease() {
     let lease = Duration::from_secs(3);
     let store = open(&url, "node", lease).await;
     let (held, mut lock) = held_and_table_locked(&store, "journal").await;
+    store.share_out(vec![a_search()]);
     let began = Instant::now();
     // One follows the other, as polls do whose interval is short.
     while began.elapsed() < lease * 2 {
@@ -638,8 +639,39 @@ async fn a_table_that_is_locked_for_long_costs_a_commit_and_no_lease() {
         assert!(said.contains(why), "{said}");
     }
     assert!(shared(&store).look(|state| state.is_held(held)));
+    // Nor does the look at the leases wait for the table.
+    assert_eq!(*shared(&store).trouble.borrow(), None);
     lock.batch("ROLLBACK").await.unwrap();
     store.commit(held, events(1..3), second(3)).await.unwrap();
+    store.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_at_the_leases_that_waits_for_a_locked_table_delays_no_renewal() {
+    let url = server::shared().fresh();
+    let lease = Duration::from_secs(4);
+    let store = open(&url, "node", lease).await;
+    let (held, mut lock) = held_and_table_locked(&store, "journal").await;
+    let lost = Held {
+        row: 9_999,
+        epoch: 1,
+    };
+    shared(&store).change_leases(|state| {
+        state.committed(lost, 1, 1);
+        // The look has to find out what waits in it, in the table that is locked.
+        assert!(state.journal.is_unclear("s"));
+    });
+    let began = Instant::now();
+    let mut least = lease;
+    while began.elapsed() < lease * 2 {
+        let until = shared(&store).look(|state| state.until(held)).unwrap();
+        least = least.min(until.saturating_sub(clock::since_boot()));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // Nine tenths are relied on. Two quarters pass at most between two renewals.
+    assert!(least > lease / 4, "{least:?}");
+    assert!(shared(&store).look(|state| state.journal.is_unclear("s")));
+    lock.batch("ROLLBACK").await.unwrap();
     store.close().await;
 }
 
