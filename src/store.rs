@@ -1,9 +1,10 @@
-//! The store: which alerts are known, the journal of events that wait to be delivered, how far
-//! each sink has come, and, where several replicas share one, who holds which search.
+//! The store: which alerts are known, the journal of events that wait for delivery, how far each
+//! sink has come, and, where several replicas share one store, which replica holds which search.
 //!
-//! The decision worth knowing: what is now known about the alerts *and* the events that follow
-//! from it are one commit. A crash before it is healed by the next poll, a crash after it by the
-//! journal. The store knows nothing of OpsRamp, nor of what a sink is: bodies are opaque bytes.
+//! The central decision: the new state of the known alerts *and* the events that follow from it
+//! are written in one commit. After a crash before the commit, the next poll finds the events
+//! again; after a crash behind it, the journal has them. The store knows nothing of OpsRamp, nor
+//! what a sink is: bodies are opaque bytes.
 
 use std::{path::PathBuf, sync::Arc, thread, time::Duration};
 
@@ -36,8 +37,8 @@ pub enum Options {
         url: SecretSource,
         /// How long a search stays with a replica that does not renew its lease.
         lease: Duration,
-        /// This replica's name, which it keeps when it is started again and shares with no other:
-        /// its sinks find their place again by it.
+        /// This replica's name. It stays the same across restarts, and no other replica has it: by
+        /// this name the replica's sinks find their place again.
         node: String,
         /// Events the journal may hold before new ones are refused.
         journal_limit: u64,
@@ -56,14 +57,14 @@ pub enum Store {
     Postgres(postgres::Postgres),
 }
 
-/// The right to write to a search: its row, and the fencing epoch of the lease on it. A commit
-/// under an epoch that has passed is refused. In the embedded store an epoch passes when the
-/// search is taken up again or given back.
+/// The right to write to a search: the search's row, and the fencing epoch of the lease on it. A
+/// commit under an epoch that has passed is refused. In the embedded store an epoch passes when
+/// the search is taken up again or given back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Held {
     /// The search's row.
     pub row: i64,
-    /// Grows with each lease.
+    /// The fencing epoch, which grows with each lease.
     pub epoch: i64,
 }
 
@@ -72,51 +73,51 @@ pub struct Held {
 pub struct Loaded {
     /// The right to write to it.
     pub held: Held,
-    /// Whether its result has been read whole once, ever.
+    /// Whether the whole result has once been in sight, as far as the server shows it.
     pub primed: bool,
     /// When the search was stored for the first time.
     pub first_seen: Timestamp,
-    /// Whether any alert has ever left, so that [`Store::departed`] is worth a call.
+    /// Whether ordinals of alerts that left are kept: if not, [`Store::departed`] need not be called.
     pub has_departed: bool,
-    /// The alerts that were open when it was last written, in the order of their ids: the first
-    /// [`LOAD_PAGE`] of them; [`Store::load`] brings the others.
+    /// The alerts that were open when the search was last written, in the order of their ids. At
+    /// most [`LOAD_PAGE`] of them; [`Store::load`] returns the others.
     pub alerts: Vec<StoredAlert>,
 }
 
-/// How many alerts are loaded at once: there may be a million.
+/// How many alerts are loaded at once: a search may have a million.
 pub const LOAD_PAGE: usize = 4096;
 
 /// An alert as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StoredAlert {
-    /// What tells it from the search's other alerts.
+    /// The alert's id, unique within the search.
     pub id: Box<str>,
-    /// How many events its life has had so far.
+    /// Number of events that the alert has had so far.
     pub ordinal: u32,
-    /// A hash of everything whose change is worth storing.
+    /// A hash of all that must be stored anew when it changes.
     pub digest: u64,
-    /// When it was created, where that is known; orders the page of open alerts.
+    /// When the alert was created, if known; the page of open alerts is sorted by it.
     pub created_at: Option<Timestamp>,
-    /// A word to filter the page of open alerts by.
+    /// The word by which the page of open alerts is filtered.
     pub state: Box<str>,
     /// The alert, in a form that only its writer reads.
     pub body: Bytes,
 }
 
-/// What a poll learned, to be written as a whole or not at all.
+/// What a poll learned, written as a whole or not at all.
 #[derive(Clone, Debug, Default)]
 pub struct Commit {
     /// Alerts that are new or whose stored form changed.
     pub upserts: Vec<StoredAlert>,
-    /// Alerts that left, with the ordinal that they reached. It is kept for
-    /// [`DEPARTED_RETENTION`], so that one that comes back goes on counting.
+    /// Alerts that left, each with the ordinal that it reached. The ordinal is kept for
+    /// [`DEPARTED_RETENTION`], so that an alert that comes back goes on counting.
     pub departures: Vec<(Box<str>, u32)>,
     /// Events, in the order in which they shall be delivered.
     pub events: Vec<JournalEvent>,
-    /// Set once the result has been read whole for the first time.
+    /// Whether the whole result has now been in sight once, as far as the server shows it.
     pub primed: bool,
-    /// Whether the clock can be believed about long times, so that ordinals may be forgotten whose
-    /// time is over.
+    /// Whether the clock can be trusted over long times, so that ordinals older than
+    /// [`DEPARTED_RETENTION`] may be forgotten.
     pub may_forget: bool,
 }
 
@@ -137,7 +138,7 @@ pub struct JournalEvent {
 /// An event as a sink reads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pending {
-    /// Its place in the journal: later events have higher ones.
+    /// The event's place in the journal: later events have higher positions.
     pub position: i64,
     /// The event.
     pub event: JournalEvent,
@@ -146,50 +147,50 @@ pub struct Pending {
 /// A sink's state in the store.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SinkState {
-    /// What the sink left with its last acknowledgement, to find its place again.
+    /// What the sink gave with its last acknowledgement, to find its place again.
     pub mark: Option<Vec<u8>>,
 }
 
-/// Some events for a sink, oldest first, and what to acknowledge once they are delivered.
+/// Some events for a sink, oldest first, and the right to deliver them.
 #[derive(Clone, Debug, Default)]
 pub struct Batch {
     /// The events.
     pub events: Vec<Pending>,
-    /// The right to deliver them. Keep it until they are acknowledged or given up.
+    /// The right to deliver the events. Keep it until they are acknowledged or given up.
     pub claim: Claim,
 }
 
-/// The right to deliver some events. While it is kept, nobody else is given the searches that they
-/// are of, unless their leases end.
+/// The right to deliver some events. While it is kept, no other replica is given the searches of
+/// these events, unless their leases end.
 #[derive(Clone, Debug, Default)]
 pub struct Claim(Option<Arc<postgres::Loan>>);
 
-/// What is known of a sink's earlier deliveries, where replicas share the searches. Lines of events that
-/// are given again may stand anywhere in its file, not only at the end.
+/// What is known of a sink's earlier deliveries, where replicas share the searches. Lines of
+/// events that the sink is given again may stand anywhere in its file, not only at the end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Past {
-    /// Whether a former holder of a search, an earlier process in this one's place for instance, may
-    /// have delivered some of the events already, without this sink's mark telling so.
+    /// Whether a former holder of a search (also an earlier process of this same replica) may have
+    /// delivered some of the events already, although this sink's mark does not say so.
     pub is_inherited: bool,
-    /// Whether the server had been told of all that was acknowledged before.
+    /// Whether the server had stored all earlier acknowledgements.
     pub is_stored: bool,
-    /// Grows when searches were lost before the server was told what was delivered of them: whoever
-    /// has them next is given that again.
+    /// Number of losses: a search was lost before the server had stored what was delivered of it,
+    /// so that its next holder is given these events again.
     pub losses: u64,
 }
 
-/// What tells whether a search is still held, at any moment: whoever polls it may be waiting for the
-/// store when its lease ends.
+/// Tells at any moment whether a search is still held. Needed because the lease may end while a
+/// poll of the search waits for the store.
 #[derive(Clone, Debug)]
 pub struct Lease {
     store: Store,
     held: Held,
 }
 
-/// How much waits for a sink.
+/// The events that wait for a sink.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Backlog {
-    /// Events journalled and not yet acknowledged.
+    /// Number of events journalled and not yet acknowledged.
     pub events: u64,
     /// When the oldest of them was journalled.
     pub oldest: Option<Timestamp>,
@@ -204,9 +205,9 @@ pub struct AlertFilter {
     pub tenant: Option<String>,
     /// The search's name.
     pub search: Option<String>,
-    /// The state's word, in any case of ASCII letters.
+    /// The alert's state, in any case of ASCII letters.
     pub state: Option<String>,
-    /// At most so many, newest first.
+    /// The maximum number of alerts; the newest are shown.
     pub limit: usize,
 }
 
@@ -223,29 +224,30 @@ pub struct OpenAlert {
     pub alert: StoredAlert,
 }
 
-/// The store could not do what it was asked. Nothing was written, with two exceptions: what ends in
-/// [`Error::Backend`] may have been done all the same, as where a server's answer was lost; and what
-/// is [acknowledged](Store::acknowledge) counts whatever becomes of it.
+/// Why the store could not do what it was asked. Nothing was written, with two exceptions: after
+/// [`Error::Backend`] the task may have been done all the same, for instance if the server's
+/// answer was lost; and what is [acknowledged](Store::acknowledge) counts in spite of any error.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// The journal holds as many events as it may; no event was taken in. Delivery makes room.
+    /// The journal holds as many events as it may, so no event was added. Delivery makes room.
     #[error("the journal is full ({limit} events wait for delivery)")]
     JournalFull {
         /// The limit.
         limit: u64,
     },
-    /// Somebody else holds the search now.
+    /// The lease on the search has ended, or another holder has taken the search up.
     #[error("the lease on the search is lost")]
     LeaseLost,
     /// Another replica holds the search.
     #[error("another replica holds the search")]
     HeldElsewhere,
-    /// Somebody has locked the search's row for a moment, most likely another replica that takes it up:
-    /// who holds it is looked up.
+    /// Another transaction has locked the search's row for a moment; most likely, another replica
+    /// is taking the search up. Who holds it is looked up next.
     #[error("another transaction has locked the search's row in the state database for a moment")]
     Contested,
-    /// Somebody has locked the search's row, or a table, so that no replica can take it up or write to it until that
-    /// ends; what, and by whom, as far as that is known.
+    /// Another transaction keeps the search's row or a table locked, so that meanwhile no replica
+    /// can take the search up or write to it. Names what is locked and by whom, as far as that is
+    /// known.
     #[error(
         "another transaction keeps {0} in the state database locked; pg_stat_activity shows it, \
          and pg_blocking_pids() whom it holds up"
@@ -269,31 +271,32 @@ pub enum Error {
     Lost {
         /// The file.
         path: PathBuf,
-        /// Whose it is.
+        /// Who has the state file now.
         problem: String,
     },
-    /// Reading or writing failed.
+    /// Reading or writing failed; the operation may have been done all the same.
     #[error("the state store failed")]
     Backend(#[source] Arc<dyn std::error::Error + Send + Sync>),
-    /// A sink that [`Store::set_sinks`] did not name.
+    /// [`Store::set_sinks`] has not named this sink.
     #[error("no sink named {name:?} is known to the state store")]
     UnknownSink {
         /// The name.
         name: String,
     },
-    /// Leases have ended while events of their searches waited or were being committed, or are being given back,
-    /// and nobody has said since who holds these: what waits for the sink is not known.
+    /// It is unknown how many events wait for the sink: leases ended, or are being given back,
+    /// while events of their searches waited or were being committed, and the server has not said
+    /// since who holds these searches.
     #[error("leases have ended, and who delivers what waits is not known yet")]
     Unclear,
     /// The store was closed.
     #[error("the state store is closed")]
     Closed,
-    /// A part of the store has panicked: what it did, nobody does any more.
+    /// A part of the store has panicked, and nothing does its work any more.
     #[error("{0} has ended unexpectedly, which is a bug")]
     Ended(&'static str),
 }
 
-/// Reports a thread or a loop of the store that panics: nobody else would notice.
+/// Reports a panic of a thread or loop of the store, which nobody would notice otherwise.
 #[derive(Debug)]
 struct PanicReport {
     part: &'static str,
@@ -303,11 +306,11 @@ struct PanicReport {
 // === impl Options ===
 
 impl Options {
-    /// Looks whether a store can be opened with them at all. Nothing is opened.
+    /// Checks whether a store can be opened with these options at all. Opens nothing.
     ///
     /// # Errors
-    /// [`postgres::UrlError`] where the URL of the server is none. One that cannot be read, or not in
-    /// time, may be there later.
+    /// [`postgres::UrlError`] if the server's URL is invalid. A URL that cannot be read, or not in
+    /// time, is no error, because it may be readable later.
     pub async fn check(&self) -> Result<(), postgres::UrlError> {
         match self {
             Self::Sqlite { .. } => Ok(()),
@@ -322,16 +325,16 @@ impl Options {
 
 // === impl Store ===
 
-// What asks PostgreSQL stands in a box of its own: else every search would hold the 30 KiB that such
-// a question takes, all the time and with SQLite, too.
+// The futures that ask PostgreSQL are boxed. Otherwise every search's task would be 30 KiB larger
+// all the time, with SQLite, too.
 
 impl Store {
-    /// Opens the store, creates or migrates its tables.
+    /// Opens the store, and creates or migrates its tables.
     ///
     /// # Errors
-    /// [`Error::Open`] where the file or its folder is missing, not writable, locked by another
-    /// process, corrupt, or written by a newer version. [`Error::Backend`] where the server cannot
-    /// be used.
+    /// [`Error::Open`] if the file or its folder is missing, not writable, locked by another
+    /// process, corrupt, or written by a newer version. [`Error::Backend`] if the server cannot be
+    /// used.
     pub async fn open(options: &Options) -> Result<Self, Error> {
         match options {
             Options::Sqlite {
@@ -353,13 +356,13 @@ impl Store {
         }
     }
 
-    /// Whether other replicas may hold searches.
+    /// Whether other replicas may hold searches of this store.
     #[must_use]
     pub fn is_shared(&self) -> bool {
         matches!(self, Self::Postgres(_))
     }
 
-    /// Says which searches this replica would poll, so that they are shared out among the replicas.
+    /// Sets the searches that this replica would poll. They are shared out among the replicas.
     pub fn share_out(&self, keys: Vec<SearchKey>) {
         match self {
             Self::Sqlite(_) => {}
@@ -375,7 +378,7 @@ impl Store {
         }
     }
 
-    /// Whether this process holds a search: then it is its [turn](Self::turn) all the time.
+    /// Whether this process holds a search. While it does, it is its [turn](Self::turn).
     #[must_use]
     pub fn holds(&self, key: &SearchKey) -> bool {
         match self {
@@ -384,7 +387,7 @@ impl Store {
         }
     }
 
-    /// Waits until another replica is seen to hold a search. Cancel safe.
+    /// Waits until this replica sees that another one holds a search. Cancel safe.
     pub async fn elsewhere(&self, key: &SearchKey) {
         match self {
             Self::Sqlite(_) => std::future::pending().await,
@@ -392,9 +395,8 @@ impl Store {
         }
     }
 
-    /// Waits until a search must not be polled any longer, because the lease on it is lost or
-    /// because another replica shall have it: then it is to be [given back](Self::release).
-    /// Cancel safe.
+    /// Waits until a search must not be polled any longer, because its lease is lost or another
+    /// replica shall have it. The caller must then [give it back](Self::release). Cancel safe.
     pub async fn relieved(&self, held: Held) {
         match self {
             Self::Sqlite(_) => std::future::pending().await,
@@ -402,7 +404,7 @@ impl Store {
         }
     }
 
-    /// The lease under which a search is held.
+    /// Returns the lease under which a search is held.
     #[must_use]
     pub fn lease(&self, held: Held) -> Lease {
         Lease {
@@ -411,11 +413,12 @@ impl Store {
         }
     }
 
-    /// In what trouble the store is, for people; `None` while it works. How it is to begin with is news, too.
+    /// The store's trouble, as text for people; `None` while the store works. The first value
+    /// counts as a change, too.
     #[must_use]
     pub fn trouble(&self) -> watch::Receiver<Option<String>> {
         let mut trouble = match self {
-            // What its errors say is all there is.
+            // SQLite has no trouble beyond the errors that its calls return.
             Self::Sqlite(_) => watch::channel(None).1,
             Self::Postgres(store) => store.trouble(),
         };
@@ -423,9 +426,9 @@ impl Store {
         trouble
     }
 
-    /// Waits until this process must not go on with the state: another exporter has had the state file
-    /// (the store has closed itself then, and writes nothing any more), or a part of the store has
-    /// [panicked](Error::Ended), which its callers would not notice. Cancel safe.
+    /// Waits until this process must not go on with the state. Either another exporter has had the
+    /// state file, and the store has closed itself and writes nothing any more; or a part of the
+    /// store has [panicked](Error::Ended), which its callers would not notice. Cancel safe.
     pub async fn lost(&self) -> Error {
         let mut lost = match self {
             Self::Sqlite(store) => store.lost(),
@@ -436,11 +439,12 @@ impl Store {
         {
             return error.clone();
         }
-        // It was closed while it was ours.
+        // The store was closed before anything was lost.
         std::future::pending().await
     }
 
-    /// Whether [`Store::trouble`] has been told, and logged: then what fails of it is no news.
+    /// Whether [`Store::trouble`] has been told and logged, so that failures that follow from it
+    /// are no news.
     #[must_use]
     pub fn is_in_trouble(&self) -> bool {
         match self {
@@ -449,13 +453,13 @@ impl Store {
         }
     }
 
-    /// Takes up a search and loads what is known about it; creates it where it is new. Whoever
-    /// held it before in this process does so no longer.
+    /// Takes up a search and loads what is known about it; creates it if it is new. An earlier
+    /// holder in this process loses the search.
     ///
     /// # Errors
-    /// [`Error::HeldElsewhere`] where another replica holds it; [`Error::Contested`] where it may be about
-    /// to, and [`Error::Locked`] where that is still so at the next turn; [`Error::Backend`], as everywhere:
-    /// then nothing is held.
+    /// [`Error::HeldElsewhere`] if another replica holds the search; [`Error::Contested`] if
+    /// another one may be taking it up; [`Error::Locked`] if its row is still locked at the next
+    /// turn; [`Error::Backend`] as everywhere. After an error nothing is held.
     pub async fn take_up(&self, key: &SearchKey, now: Timestamp) -> Result<Loaded, Error> {
         match self {
             Self::Sqlite(store) => store.take_up(key, now).await,
@@ -463,10 +467,9 @@ impl Store {
         }
     }
 
-    /// Gives a search back: what its holder still tries to commit is refused, and its alerts are
-    /// no longer on the page. They are kept for the next who takes it up. Where that may be another
-    /// replica, it waits a while until what is journalled is delivered, and what is being delivered
-    /// is acknowledged.
+    /// Gives a search back. Later commits of its holder are refused, and its alerts are no longer
+    /// on the page; they are kept for the next holder. If the next holder may be another replica,
+    /// this first waits a while until the journalled events are delivered and acknowledged.
     pub async fn release(&self, held: Held) -> Result<(), Error> {
         match self {
             Self::Sqlite(store) => store.release(held).await,
@@ -474,7 +477,7 @@ impl Store {
         }
     }
 
-    /// The ordinals that alerts had reached when they left: of those among `ids` that are
+    /// Returns the ordinals that alerts had reached when they left, for those among `ids` that are
     /// remembered.
     pub async fn departed(
         &self,
@@ -487,7 +490,7 @@ impl Store {
         }
     }
 
-    /// The next open alerts of a search, those behind the id `after`: at most [`LOAD_PAGE`], and
+    /// Returns the next open alerts of a search, behind the id `after`: at most [`LOAD_PAGE`], and
     /// fewer only at the end.
     pub async fn load(&self, held: Held, after: Box<str>) -> Result<Vec<StoredAlert>, Error> {
         match self {
@@ -496,7 +499,7 @@ impl Store {
         }
     }
 
-    /// Those among `ids` that are open, as they were last stored.
+    /// Returns the alerts among `ids` that are open, as they were last stored.
     pub async fn stored(&self, held: Held, ids: Vec<Box<str>>) -> Result<Vec<StoredAlert>, Error> {
         match self {
             Self::Sqlite(store) => store.stored(held, ids).await,
@@ -504,15 +507,15 @@ impl Store {
         }
     }
 
-    /// Writes what a poll learned, durably, as a whole or not at all. Where an error leaves open
-    /// which, the search is to be taken up anew: so it is known. An alert that is both among
-    /// the upserts and the departures has left. Where there are no sinks, events are not kept.
+    /// Writes what a poll learned, durably, as a whole or not at all. If an error leaves open
+    /// whether it was written, take the search up anew to find out. An alert that is both among
+    /// the upserts and the departures has left. Without sinks, events are not kept.
     ///
     /// # Errors
-    /// [`Error::JournalFull`] where its events do not fit, so that a commit with more events than
-    /// the limit never succeeds; [`Error::LeaseLost`] where the epoch has passed;
-    /// [`Error::Locked`] where somebody has locked the search's row; [`Error::Backend`] also where the
-    /// disk is so full that acknowledgements need the rest.
+    /// [`Error::JournalFull`] if the events do not fit (a commit with more events than the limit
+    /// never succeeds); [`Error::LeaseLost`] if the epoch has passed; [`Error::Locked`] if another
+    /// transaction has locked the search's row; [`Error::Backend`] also if the disk is so full
+    /// that its rest is reserved for acknowledgements.
     pub async fn commit(&self, held: Held, commit: Commit, now: Timestamp) -> Result<(), Error> {
         match self {
             Self::Sqlite(store) => store.commit(held, commit, now).await,
@@ -520,7 +523,7 @@ impl Store {
         }
     }
 
-    /// Whether there is room in the journal for so many events of any search.
+    /// Whether the journal has room for this many events, of any search.
     pub async fn has_room(&self, events: u64) -> Result<bool, Error> {
         match self {
             Self::Sqlite(store) => store.has_room(events).await,
@@ -528,8 +531,8 @@ impl Store {
         }
     }
 
-    /// The open alerts for the page, newest first; those without a creation date come last. Only
-    /// those of searches that are held are shown.
+    /// Returns the open alerts for the page, newest first; those without a creation date come
+    /// last. Only alerts of searches that are held are shown.
     pub async fn open_alerts(&self, filter: AlertFilter) -> Result<Vec<OpenAlert>, Error> {
         match self {
             Self::Sqlite(store) => store.open_alerts(filter).await,
@@ -537,10 +540,11 @@ impl Store {
         }
     }
 
-    /// Says which sinks there are, and returns their states in the same order. One that is new
-    /// starts with the next event. One that is no longer named is kept for ten minutes, and goes on where
-    /// it was if it is named again by then. It is forgotten after that, with its part of the backlog;
-    /// earlier where what waits for it leaves no room for new events and no other replica runs.
+    /// Sets which sinks there are, and returns their states in the same order. A new sink starts
+    /// with the next event. A sink that is no longer named is kept for ten minutes, and goes on
+    /// where it was if it is named again by then. After that it is forgotten, with its part of the
+    /// backlog. It is forgotten earlier if the events that wait for it leave no room for new
+    /// events and no other replica runs.
     pub async fn set_sinks(&self, names: Vec<String>) -> Result<Vec<SinkState>, Error> {
         match self {
             Self::Sqlite(store) => store.set_sinks(names).await,
@@ -548,8 +552,8 @@ impl Store {
         }
     }
 
-    /// The next events for a sink after those it has acknowledged: at most `max_events`, and no more than `max_bytes` of bodies,
-    /// but at least one where there is one.
+    /// Returns the next events that a sink has not acknowledged: at most `max_events`, and no more
+    /// than `max_bytes` of bodies, but at least one event if there is any.
     pub async fn pending(
         &self,
         sink: &str,
@@ -562,13 +566,13 @@ impl Store {
         }
     }
 
-    /// Says that a sink has delivered events up to and with `position`, and what it needs to find
-    /// its place again. A position before one that was acknowledged already changes nothing.
-    /// Events that every sink has are removed from the journal.
+    /// Records that a sink has delivered the events up to and including `position`, and what the
+    /// sink needs to find its place again. A position before an acknowledged one changes nothing.
+    /// Events that every sink has delivered are removed from the journal.
     ///
     /// # Errors
-    /// [`Error::Backend`] where it could not be stored. It counts all the same, as long as the
-    /// store is open, and is stored with the next write: do not deliver the events again.
+    /// [`Error::Backend`] if the acknowledgement could not be stored. It counts all the same while
+    /// the store is open, and is stored with the next write: do not deliver the events again.
     pub async fn acknowledge(
         &self,
         sink: &str,
@@ -581,7 +585,7 @@ impl Store {
         }
     }
 
-    /// How much waits for a sink.
+    /// Returns how much waits for a sink.
     pub async fn backlog(&self, sink: &str) -> Result<Backlog, Error> {
         match self {
             Self::Sqlite(store) => store.backlog(sink).await,
@@ -589,7 +593,7 @@ impl Store {
         }
     }
 
-    /// The last position, after each commit with events: what wakes the sinks.
+    /// Receives the last position after each commit with events, which wakes the sinks.
     #[must_use]
     pub fn journalled(&self) -> watch::Receiver<i64> {
         match self {
@@ -598,7 +602,7 @@ impl Store {
         }
     }
 
-    /// Finishes what is under way and closes the store.
+    /// Finishes the work under way and closes the store.
     pub async fn close(&self) {
         match self {
             Self::Sqlite(store) => store.close().await,
@@ -614,14 +618,14 @@ impl Claim {
         Self(Some(Arc::new(loan)))
     }
 
-    /// Whether the events may still be delivered. Ask right before.
+    /// Whether the events may still be delivered. Ask right before delivering them.
     #[must_use]
     pub fn holds(&self) -> bool {
         self.0.as_ref().is_none_or(|loan| loan.holds())
     }
 
-    /// What was before. `None` where nobody else ever holds a search: then all that is not
-    /// acknowledged is given again, in order and before anything else.
+    /// What is known of earlier deliveries. `None` if no other process ever holds a search: then
+    /// all that is not acknowledged is given again, in order and before anything else.
     #[must_use]
     pub fn past(&self) -> Option<Past> {
         self.0.as_ref().map(|loan| loan.past())
@@ -631,7 +635,7 @@ impl Claim {
 // === impl Lease ===
 
 impl Lease {
-    /// Whether it can still be relied on.
+    /// Whether the search is still held.
     #[must_use]
     pub fn holds(&self) -> bool {
         match &self.store {
@@ -646,7 +650,7 @@ impl Lease {
 impl Drop for PanicReport {
     fn drop(&mut self) {
         if thread::panicking() {
-            // Where the state was lost before, that stands.
+            // An earlier reason for the loss takes precedence.
             self.lost.send_if_modified(|lost| {
                 let is_first = lost.is_none();
                 lost.get_or_insert(Error::Ended(self.part));
@@ -659,7 +663,7 @@ impl Drop for PanicReport {
 // === impl Error ===
 
 impl Error {
-    /// Whether the store may be opened later without a change of its options.
+    /// Whether opening the store may succeed later with the same options.
     #[must_use]
     pub fn is_passing(&self) -> bool {
         self.of_server().is_some_and(postgres::Failure::is_passing)

@@ -1,5 +1,6 @@
-//! Sinks that have left the configuration: each is kept for a while with its part of the journal, for
-//! one that was renamed by mistake is named again, and one that was taken out is gone for good.
+//! Sinks that have left the configuration. Each is kept for a while with its part of the journal:
+//! a sink that was renamed by mistake is named again in time, and one that was taken out is gone
+//! for good.
 
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ pub(super) const KEPT_FOR: Duration = Duration::from_secs(600);
 pub(super) enum Reason {
     /// Nobody has named it in time.
     Time,
-    /// What waits for it leaves no room for what is new.
+    /// The events that wait for it leave no room for new ones.
     Room,
 }
 
@@ -19,12 +20,13 @@ pub(super) enum Reason {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Waiting {
     Exactly(u64),
-    /// When it has left, or when they were journalled, is not known, so that some of them may have been
-    /// journalled since, for others.
+    /// An upper bound, because it is unknown when the sink left or when the events were
+    /// journalled. Some of them may have been journalled after it left, for other sinks.
     AtMost(u64),
 }
 
-/// Says that events wait for a sink that has left the configuration, and what brings them to somebody.
+/// Warns that events wait for a sink that has left the configuration, and says how to get them
+/// delivered.
 pub(super) fn tell_left(sink: &str, events: impl Into<Waiting>, kept_for: Duration) {
     let events = events.into();
     if events.is_nothing() {
@@ -42,7 +44,7 @@ pub(super) fn tell_left(sink: &str, events: impl Into<Waiting>, kept_for: Durati
     );
 }
 
-/// Says that they are given up.
+/// Warns that these events are given up.
 pub(super) fn tell_given_up(sink: &str, events: impl Into<Waiting>, reason: Reason) {
     let events = events.into();
     if events.is_nothing() {
@@ -75,7 +77,7 @@ impl Waiting {
         matches!(self, Self::Exactly(0) | Self::AtMost(0))
     }
 
-    /// This one, or what was told before, where that was more.
+    /// Returns this number, or the one that was told before if it is larger.
     pub(super) fn or_more(self, told: Option<Self>) -> Self {
         let events = |waiting: &Self| match waiting {
             Self::Exactly(events) | Self::AtMost(events) => *events,
@@ -98,7 +100,7 @@ impl Waiting {
         }
     }
 
-    /// What the message says of the number.
+    /// The part of the message that says how exact the number is.
     fn doubt(self) -> &'static str {
         match self {
             Self::Exactly(_) => "",
@@ -115,7 +117,8 @@ impl From<u64> for Waiting {
     }
 }
 
-/// What is printed from here on. Where a thread that prints nothing came first, nothing would be.
+/// Captures the messages of this thread. Each kind of message is sent once first, because
+/// otherwise none would be printed if a thread that prints nothing had sent it first.
 #[cfg(test)]
 pub(super) fn captured() -> (
     std::sync::Arc<parking_lot::Mutex<Vec<String>>>,

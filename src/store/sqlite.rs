@@ -1,12 +1,12 @@
 //! The embedded store: one SQLite file.
 //!
-//! One thread owns the connection that writes; whoever calls sends it a command and awaits the
-//! answer. The thread takes everything that waits in its queue into one transaction, so that many
-//! callers share one fsync (group commit), and answers after it. The page of open alerts has a
-//! read-only connection of its own and never delays a commit, and neither does copying the
-//! write-ahead log into the file.
+//! One thread owns the connection that writes; callers send it a command and await the answer. The
+//! thread takes all commands in its queue into one transaction, so that many callers share one
+//! fsync (group commit), and answers after it. The page of open alerts has a read-only connection
+//! of its own. Neither that page nor copying the write-ahead log into the file ever delays a
+//! commit.
 //!
-//! While the store is open it holds a lock on a file beside the state file (`….lock`), which
+//! While the store is open it holds a lock on a file beside the state file (`….lock`). The lock
 //! keeps a second exporter away but lets an operator read with `sqlite3` at any time.
 
 use std::{collections::HashMap, fmt, path::Path, sync::Arc, thread};
@@ -37,7 +37,7 @@ use page::Page;
 pub(crate) use room::Disk;
 use writer::{Command, Job, Read, Write, Writer};
 
-/// Commands that may wait before a caller waits as well.
+/// Commands that the queue holds before callers must wait to send.
 const QUEUE: usize = 256;
 
 /// The embedded store, open. Cheap to clone; closed with its last clone, at the latest.
@@ -45,13 +45,13 @@ const QUEUE: usize = 256;
 pub struct Sqlite {
     commands: mpsc::Sender<Command>,
     journalled: watch::Receiver<i64>,
-    /// Why the state is no longer ours, or nobody is there to look after it.
+    /// Why the state is no longer ours, or why nothing looks after it any more.
     lost: watch::Receiver<Option<Error>>,
     page: Page,
 }
 
-/// Which searches are held, and the epoch that each has come to. The lock on the state file makes
-/// this process the only holder, so that epochs need not outlive it.
+/// Which searches are held, and the current epoch of each. The lock on the state file makes this
+/// process the only holder, so epochs need not outlive the process.
 #[derive(Clone, Debug, Default)]
 struct Holds(Arc<RwLock<HashMap<i64, Hold>>>);
 
@@ -65,7 +65,7 @@ struct Hold {
 #[derive(Clone, Copy)]
 struct Micros(Timestamp);
 
-/// Reading or writing failed; says what to do.
+/// Reading or writing failed; the message says what to do.
 #[derive(Debug)]
 struct Failed(rusqlite::Error);
 
@@ -121,7 +121,8 @@ impl Sqlite {
         })
     }
 
-    /// The same store, of which each call takes so much longer. `look` is called when it does its work.
+    /// The same store, but each call takes longer by `by`. `look` is called after that delay,
+    /// right before the command is passed on.
     #[cfg(test)]
     pub(crate) fn slowed(&self, by: std::time::Duration, look: impl Fn() + Send + 'static) -> Self {
         let (commands, mut queue) = mpsc::channel(QUEUE);
@@ -252,7 +253,7 @@ impl Sqlite {
     pub(super) async fn close(&self) {
         let (reply, answer) = oneshot::channel();
         if self.commands.send(Command::Close(reply)).await.is_ok() {
-            // Without an answer the thread has ended, which is what was asked for.
+            // Without an answer the thread has ended, which is what closing asks for.
             answer.await.ok();
         }
     }
@@ -278,7 +279,7 @@ impl Sqlite {
 // === impl Holds ===
 
 impl Holds {
-    /// Takes a search up: whoever held it before does so no longer.
+    /// Takes a search up. An earlier holder loses it.
     fn take(&self, row: i64) -> Held {
         let mut holds = self.0.write();
         let hold = holds.entry(row).or_default();
@@ -323,7 +324,8 @@ impl ToSql for Micros {
 impl FromSql for Micros {
     fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
         let micros = value.as_i64()?;
-        // The last hours that a date can tell are no moments that are calculated with.
+        // Only the last hours of the range of dates are out of reach, and no calculation uses
+        // them.
         let far = if micros < 0 {
             Timestamp::MIN
         } else {

@@ -10,7 +10,7 @@ use crate::{
     store::{Commit, DEPARTED_RETENTION, StoredAlert},
 };
 
-/// How many ordinals that are due are forgotten with one commit.
+/// Maximum number of expired ordinals that one commit forgets.
 const FORGET_STEP: u32 = 256;
 
 /// A search as it is stored.
@@ -20,7 +20,7 @@ pub(super) struct Search {
     pub(super) first_seen: Timestamp,
 }
 
-/// Finds a search, creates it where it is new.
+/// Finds a search, or creates it.
 pub(super) fn search(connection: &Connection, key: &SearchKey, now: Timestamp) -> Result<Search> {
     let find = || {
         connection
@@ -47,7 +47,8 @@ pub(super) fn search(connection: &Connection, key: &SearchKey, now: Timestamp) -
     find()
 }
 
-/// Up to `limit` open alerts of a search, in the order of their ids, those behind `after`.
+/// Returns up to `limit` open alerts of a search, in the order of their ids, behind the id
+/// `after`.
 pub(super) fn load(
     connection: &Connection,
     search: i64,
@@ -78,7 +79,7 @@ pub(super) fn stored_alert(row: &Row<'_>, first: usize) -> Result<StoredAlert> {
     })
 }
 
-/// Writes everything of a commit but its events.
+/// Writes a commit without its events.
 pub(super) fn write(
     connection: &Connection,
     search: i64,
@@ -129,14 +130,14 @@ pub(super) fn write(
     Ok(())
 }
 
-/// Whether any alert of the search is remembered after it left.
+/// Whether ordinals of alerts that left are kept for the search.
 pub(super) fn has_departed(connection: &Connection, search: i64) -> Result<bool> {
     connection
         .prepare_cached("SELECT EXISTS (SELECT 1 FROM departed WHERE search_id = ?1)")?
         .query_row([search], |row| row.get(0))
 }
 
-/// The ordinals of those among `ids` that left and are remembered.
+/// Returns the ordinals of the alerts among `ids` that left and are remembered.
 pub(super) fn departed(
     connection: &Connection,
     search: i64,
@@ -156,7 +157,7 @@ pub(super) fn departed(
     Ok(found)
 }
 
-/// Those among `ids` that are open.
+/// Returns the alerts among `ids` that are open.
 pub(super) fn stored(
     connection: &Connection,
     search: i64,
@@ -173,7 +174,7 @@ pub(super) fn stored(
     rows.filter_map(Result::transpose).collect()
 }
 
-/// Forgets ordinals whose time is over, a few at a time: every commit does its share.
+/// Forgets expired ordinals, a few at a time: every commit does its share.
 fn forget_departed(connection: &Connection, now: Timestamp) -> Result<()> {
     let Ok(due) = now.checked_sub(DEPARTED_RETENTION) else {
         return Ok(());

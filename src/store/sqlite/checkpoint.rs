@@ -8,10 +8,10 @@ use std::{
 
 use rusqlite::{Connection, OpenFlags, Result};
 
-/// The checkpoint that is under way, if one is; it is waited for when this is dropped.
+/// The checkpoint that is under way, if any. Dropping this waits for it.
 ///
-/// Its thread and its connection last no longer than it does: most of the time there is nothing
-/// to copy.
+/// The thread and the connection last for one checkpoint only, because most of the time there is
+/// nothing to copy.
 #[derive(Debug, Default)]
 pub(super) struct Checkpoint(Option<JoinHandle<()>>);
 
@@ -22,7 +22,8 @@ impl Checkpoint {
         self.0.as_ref().is_some_and(|thread| !thread.is_finished())
     }
 
-    /// Starts one. Where it fails, the log keeps what it holds and the next one finds it.
+    /// Starts a checkpoint. If it fails, the log keeps what it holds, and the next checkpoint
+    /// copies it.
     pub(super) fn start(&mut self, path: &Path) {
         let path = path.to_owned();
         self.0 = thread::Builder::new()
@@ -49,17 +50,17 @@ fn copy(path: &Path) -> Result<()> {
     checkpoint(&connection, "PASSIVE").map(drop)
 }
 
-/// How the write-ahead log stands after a checkpoint.
+/// The state of the write-ahead log after a checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Log {
-    /// Somebody was in the way of it.
+    /// Whether another connection kept the checkpoint from completing.
     pub(super) busy: bool,
     pub(super) pages: i64,
-    /// Of these, how many are in the file.
+    /// How many of these pages are in the file.
     pub(super) copied: i64,
 }
 
-/// Does a checkpoint, in one of SQLite's modes; `NOOP` only looks.
+/// Runs a checkpoint in one of SQLite's modes. `NOOP` copies nothing and only returns the state.
 pub(super) fn checkpoint(connection: &Connection, mode: &str) -> Result<Log> {
     let mut statement = connection.prepare_cached(&format!("PRAGMA wal_checkpoint({mode})"))?;
     statement.query_row([], |row| {

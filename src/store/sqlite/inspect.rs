@@ -1,8 +1,8 @@
-//! Looking at a state file without opening it: for a check before the start, and beside a daemon
-//! that runs.
+//! Inspects a state file without opening the store: for a check before the start, and beside a
+//! running daemon.
 //!
-//! SQLite is left out of it, because even a reader leaves files behind, which would belong to
-//! whoever checks and not to whoever runs the exporter.
+//! SQLite is not used here, because even a reader leaves files behind. These would belong to the
+//! user that checks, not to the user that runs the exporter.
 
 use std::{
     fs::{File, OpenOptions},
@@ -15,22 +15,22 @@ use rustix::fs::{FlockOperation, flock};
 use super::open::{Version, beside, not_writable, refuse_log_alone, resolve};
 use crate::{paths::folder, store::Error};
 
-/// What a state file is.
+/// The condition of a state file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Inspection {
     /// An exporter has it open.
     InUse {
-        /// The process's number, where it wrote it down.
+        /// The number of that process, if it has written its number down.
         by: Option<u32>,
     },
-    /// There is none; it can be created.
+    /// There is no file yet; it can be created.
     New {
-        /// The folder that it will be in.
+        /// The folder for the new file.
         folder: PathBuf,
     },
     /// It can be opened.
     Ready {
-        /// The folder that it is in, where links lead to it.
+        /// The folder that the file is in, after links are followed.
         folder: PathBuf,
         /// Its size in bytes.
         size: u64,
@@ -41,10 +41,10 @@ pub enum Inspection {
 const HEADER: usize = 100;
 const MAGIC: &[u8] = b"SQLite format 3\0";
 
-/// Looks at a state file. It is neither created nor changed.
+/// Inspects a state file, which is neither created nor changed.
 ///
 /// # Errors
-/// [`Error::Open`] where the daemon could not open it, as far as that can be seen.
+/// [`Error::Open`] if the daemon could not open it, as far as an inspection shows.
 pub fn inspect(path: &Path) -> Result<Inspection, Error> {
     look(path).map_err(|problem| Error::Open {
         path: path.to_owned(),
@@ -75,7 +75,7 @@ fn look(path: &Path) -> Result<Inspection, String> {
     file.take(HEADER as u64)
         .read_to_end(&mut header)
         .map_err(|error| format!("cannot be read: {error}"))?;
-    // After a crash all that it holds can still be in the log beside it.
+    // After a crash, all content of the database may still be in the log beside it.
     let has_log = beside(&path, "-wal")
         .metadata()
         .is_ok_and(|log| log.len() > 0);
@@ -94,19 +94,20 @@ fn look(path: &Path) -> Result<Inspection, String> {
     Ok(Inspection::Ready { folder, size })
 }
 
-/// A number of the header, at its place by SQLite's documentation of the format.
+/// Reads a number of the header. Its offset is from SQLite's documentation of the file format.
 fn number(header: &[u8], at: usize) -> Option<i32> {
     let bytes = header.get(at..at + 4)?;
     Some(i32::from_be_bytes(bytes.try_into().ok()?))
 }
 
-/// Who holds the lock: nobody, or somebody with the number that they wrote down.
+/// Returns who holds the lock: `None` if nobody does, else the number that the holder wrote down,
+/// if it wrote any.
 fn holder(lock: &Path) -> io::Result<Option<Option<u32>>> {
     let mut file = match File::open(lock) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened?,
     };
-    // Shared, and let go at once with the file.
+    // The lock taken here is shared, and is released at once when the file is closed.
     match flock(&file, FlockOperation::NonBlockingLockShared) {
         Err(rustix::io::Errno::WOULDBLOCK) => {
             let mut text = String::new();
@@ -164,7 +165,7 @@ mod tests {
         assert!(
             matches!(inspect(&link).unwrap(), Inspection::Ready { folder, .. } if folder == own)
         );
-        // It was let go of.
+        // The inspections have released the lock.
         Store::open(&options).await.unwrap().close().await;
     }
 

@@ -1,12 +1,12 @@
 //! The journal of events and the sinks' cursors.
 //!
-//! Events that are appended together share rows, for a row each would cost more than the events
-//! themselves. A row goes once every sink has all of it.
+//! Events that are appended together share rows, because one row for each event would cost more
+//! than the events themselves. A row is removed once every sink has all of its events.
 //!
-//! Where it begins, where it ends and how far each sink has come is kept in memory, so that a
-//! backlog costs no counting: positions have no gaps. An acknowledgement counts at once and is
-//! stored with the next transaction, so that a fault of the disk never has a sink read again what
-//! it has delivered.
+//! The journal's start, its end and each sink's cursor are kept in memory, so that a backlog need
+//! not be counted: positions have no gaps. An acknowledgement counts at once and is stored with
+//! the next transaction, so that after a fault of the disk no sink reads again what it has
+//! delivered.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -23,24 +23,26 @@ use row::{Entries, Rows};
 
 mod row;
 
-/// Events that one transaction removes from the journal at most, so that none takes long.
+/// Maximum number of events that one transaction removes from the journal, so that none takes
+/// long.
 const PRUNE_STEP: i64 = 8192;
 
 /// What is known of the journal without reading it.
 #[derive(Clone, Debug)]
 pub(super) struct Journal {
-    /// Events that may wait.
+    /// Maximum number of events that may wait for a sink.
     limit: u64,
-    /// Events up to here are gone, or go with the row that they are in.
+    /// Events up to this position are removed, or will be removed together with the rest of their
+    /// row.
     start: i64,
-    /// The last position that was given.
+    /// The position of the newest event.
     end: i64,
     cursors: BTreeMap<Box<str>, Cursor>,
-    /// How often a sink has gone on behind what somebody has removed.
+    /// How often a sink has skipped rows that somebody had removed.
     skipped: u64,
     /// How long a sink that has left is kept.
     pub(super) kept_for: Duration,
-    /// What is to be told once the transaction is committed.
+    /// Messages to log once the transaction is committed.
     news: Vec<News>,
 }
 
@@ -51,23 +53,24 @@ struct Cursor {
     position: i64,
     mark: Option<Vec<u8>>,
     stored: bool,
-    /// Whether it was named since the process began.
+    /// Whether the configuration has named the sink since the process began.
     was_named: bool,
-    /// Of a sink that is no longer named.
+    /// Set if the sink is no longer named.
     left: Option<Left>,
 }
 
-/// That a sink has left the configuration.
+/// When and where a sink left the configuration.
 #[derive(Clone, Copy, Debug)]
 struct Left {
-    /// When, on the clock since boot. It is not stored: a start counts as the moment, so that no clock that
-    /// was set, and no time that the exporter was down for, costs anything.
+    /// When the sink left, on the clock since boot. The time is not stored and begins anew at a
+    /// start, so that neither a change of the wall clock nor a downtime of the exporter shortens
+    /// it.
     at: Duration,
-    /// The last position that was given by then.
+    /// The position of the newest event at that time.
     end: i64,
 }
 
-/// What has become of a sink that has left the configuration.
+/// A message about a sink that has left the configuration.
 #[derive(Clone, Debug)]
 struct News {
     sink: Box<str>,
@@ -89,28 +92,29 @@ impl Cursor {
         self.stored = false;
     }
 
-    /// Goes on behind rows that somebody has removed, and says so. What it delivered is where it was: the mark
-    /// stays.
+    /// Skips rows that somebody has removed, and warns of it. The mark stays, because the sink's
+    /// earlier lines are still where they were.
     fn skip_removed(&mut self, sink: &str, position: i64) {
         tracing::warn!(
             sink,
             events = position - self.position,
-            // With it no gap is like another one, and each is printed.
+            // Without the position, a second gap of the same length would count as a repeated
+            // warning and not be printed.
             first = self.position + 1,
             "rows of the journal that were not delivered were removed; delivery goes on behind them"
         );
         self.skip_to(position);
     }
 
-    /// How many events wait for it of those that were there when it left: the others nobody has meant
-    /// for it.
+    /// How many events wait for a sink that has left. Only events from before it left count,
+    /// because later ones were not meant for it.
     fn left_waiting(&self) -> Waiting {
         let waiting = self.left.map_or(0, |left| left.end - self.position);
         let waiting = u64::try_from(waiting).unwrap_or_default();
         if self.was_named {
             Waiting::Exactly(waiting)
         } else {
-            // It may have left long before the start.
+            // The sink may have left long before the start.
             Waiting::AtMost(waiting)
         }
     }
@@ -161,10 +165,11 @@ impl Journal {
             if (0..end).contains(&cursor.position)
                 && last.is_none_or(|last| last <= cursor.position)
             {
-                // Somebody has removed what was left for it, such as a damaged row.
+                // Somebody has removed all rows that were left for this sink, such as a damaged
+                // row.
                 cursor.skip_removed(name, end);
             } else if (0..start).contains(&cursor.position) {
-                // So has somebody what came next for it.
+                // Somebody has removed the next rows for this sink.
                 cursor.skip_removed(name, start);
             } else if !(start..=end).contains(&cursor.position) {
                 tracing::error!(
@@ -173,7 +178,8 @@ impl Journal {
                     "the sink's place in the journal is damaged; what is in the journal is delivered, \
                      of which it may have some already"
                 );
-                // Without a mark a file is searched for them.
+                // Without a mark, the sink searches its file for events that it has delivered
+                // already.
                 cursor.mark = None;
                 cursor.skip_to(start);
             }
@@ -193,18 +199,18 @@ impl Journal {
         self.limit
     }
 
-    /// The last position that was given.
+    /// The position of the newest event.
     pub(super) fn end(&self) -> i64 {
         self.end
     }
 
-    /// Differs once less waits for a sink without having been acknowledged.
+    /// A number that changes whenever a sink's backlog shrinks without an acknowledgement.
     pub(super) fn skipped(&self) -> u64 {
         self.skipped
     }
 
-    /// Sees to it that so many more events may wait: gives up sinks that have left, where they alone
-    /// are in the way. Brings whether there is room.
+    /// Makes room for this many more events: gives up sinks that have left if they alone are in
+    /// the way. Returns whether there is room.
     pub(super) fn make_room(&mut self, connection: &Connection, events: u64) -> Result<bool> {
         if !self.has_room(events) {
             return Ok(false);
@@ -214,7 +220,7 @@ impl Journal {
         Ok(true)
     }
 
-    /// Whether so many more events may wait, once sinks that have left are given up.
+    /// Whether this many more events may wait once sinks that have left are given up.
     pub(super) fn has_room(&self, events: u64) -> bool {
         let mut named = self.cursors.values().filter(|cursor| cursor.left.is_none());
         named.all(|cursor| self.leaves_room(cursor, events))
@@ -225,12 +231,12 @@ impl Journal {
         waiting.saturating_add(events) <= self.limit
     }
 
-    /// Whether sinks that have left keep something that every other one has.
+    /// Whether sinks that have left keep events that every other sink has delivered.
     pub(super) fn is_held_by_left(&self) -> bool {
         self.delivered() < self.delivered_to_named()
     }
 
-    /// How many bytes that is in the file, at least.
+    /// How many bytes of the file such events take, at least.
     pub(super) fn bytes_held_by_left(&self, connection: &Connection) -> Result<u64> {
         let bytes: i64 = connection
             .prepare_cached(
@@ -241,20 +247,20 @@ impl Journal {
         Ok(u64::try_from(bytes).unwrap_or_default())
     }
 
-    /// Gives up the sinks that have left and keep something that every other one has.
+    /// Gives up the sinks that have left and keep events that every other sink has delivered.
     pub(super) fn give_up_left(&mut self, connection: &Connection) -> Result<()> {
         let named = self.delivered_to_named();
         let names = self.left(|cursor, _| cursor.position < named);
         self.give_up(connection, &names, Reason::Room)
     }
 
-    /// Whether a sink has left that is not kept any longer.
+    /// Whether the time for which a sink is kept after it left is over for any sink.
     pub(super) fn is_any_over(&self, now: Duration) -> bool {
         let mut left = self.cursors.values().filter_map(|cursor| cursor.left);
         left.any(|left| left.rest(now, self.kept_for).is_zero())
     }
 
-    /// Gives up the sinks that have left and are not kept any longer.
+    /// Gives up the sinks that left so long ago that they are not kept any longer.
     pub(super) fn give_up_over(&mut self, connection: &Connection, now: Duration) -> Result<()> {
         let names = self.left(|_, left| left.rest(now, self.kept_for).is_zero());
         self.give_up(connection, &names, Reason::Time)
@@ -287,14 +293,15 @@ impl Journal {
         Ok(())
     }
 
-    /// Tells what became of sinks that have left, once that is durable.
+    /// Logs what became of sinks that have left. Called once the change is durable.
     pub(super) fn tell_news(&mut self) {
         for news in self.news.drain(..) {
             news.tell();
         }
     }
 
-    /// Appends events. Without a sink nobody would ever read or remove them.
+    /// Appends events. Without sinks it appends nothing, because nobody would ever read or remove
+    /// the events.
     pub(super) fn append(
         &mut self,
         connection: &Connection,
@@ -320,7 +327,7 @@ impl Journal {
         Ok(())
     }
 
-    /// The next events for a sink; `None` where there is no such sink.
+    /// Returns the next events for a sink; `None` if there is no such sink.
     pub(super) fn pending(
         &mut self,
         connection: &Connection,
@@ -340,7 +347,7 @@ impl Journal {
             "SELECT last, at, heads, bodies, checksum FROM journal WHERE last > ?1 ORDER BY last",
         )?;
         let mut rows = select.query([position])?;
-        // A batch comes and goes as a whole, so that its bodies can share one allocation.
+        // A batch is made and dropped as a whole, so its bodies can share one allocation.
         let mut bodies = Vec::new();
         let mut heads = Vec::new();
         let mut last = position;
@@ -349,10 +356,11 @@ impl Journal {
                 let Micros(at) = row.get(1)?;
                 let entries = Entries::of(row)?;
                 for entry in entries.skip_while(|entry| entry.position <= position) {
-                    // Positions have no gaps: somebody has removed what was there.
+                    // Positions have no gaps, so somebody has removed the events in between.
                     if entry.position > last + 1 {
                         if !heads.is_empty() {
-                            // It is passed over, and told, once what comes before it is delivered.
+                            // The gap is skipped, and told, once the events before it are
+                            // delivered.
                             return Ok(());
                         }
                         cursor.skip_removed(sink, entry.position - 1);
@@ -371,9 +379,9 @@ impl Journal {
             Ok(())
         };
         match read() {
-            // What cannot be read holds up only what comes behind it.
+            // A row that cannot be read holds up only the events behind it.
             Err(error) if heads.is_empty() => return Err(error),
-            // Somebody has removed what was left for it, such as a damaged row.
+            // Somebody has removed all rows that were left for this sink, such as a damaged row.
             Ok(()) if heads.is_empty() => {
                 cursor.skip_removed(sink, self.end);
                 self.skipped += 1;
@@ -399,13 +407,13 @@ impl Journal {
         }))
     }
 
-    /// Moves a sink's cursor on, also where it has left: then its last delivery has ended. Returns
-    /// whether there is such a sink. It is stored with [`Self::store_cursors`].
+    /// Moves a sink's cursor on. This includes a sink that has left, whose last delivery may end
+    /// only now. Returns whether there is such a sink. [`Self::store_cursors`] stores the cursor.
     pub(super) fn acknowledge(&mut self, sink: &str, position: i64, mark: Option<Vec<u8>>) -> bool {
         let Some(cursor) = self.cursors.get_mut(sink) else {
             return false;
         };
-        // Beyond the end there is nothing that could have been delivered; what is journalled there
+        // Nothing beyond the end can have been delivered, and events that are journalled there
         // later must not be skipped.
         let position = position.min(self.end);
         if position >= cursor.position {
@@ -415,7 +423,7 @@ impl Journal {
         true
     }
 
-    /// Stores what was acknowledged since the last transaction that was committed.
+    /// Stores the acknowledgements since the last committed transaction.
     pub(super) fn store_cursors(&mut self, connection: &Connection) -> Result<()> {
         for (name, cursor) in &mut self.cursors {
             if !cursor.stored {
@@ -428,11 +436,11 @@ impl Journal {
         Ok(())
     }
 
-    /// How much waits for a sink; `None` where there is no such sink.
+    /// Returns how much waits for a sink; `None` if there is no such sink.
     pub(super) fn backlog(&self, connection: &Connection, sink: &str) -> Option<Backlog> {
         let named = self.cursors.get(sink);
         let position = named.filter(|cursor| cursor.left.is_none())?.position;
-        // A row that cannot be read waits all the same.
+        // An event in a row that cannot be read waits all the same, but its time is unknown.
         let oldest = if position < self.end {
             oldest(connection, position).unwrap_or_default()
         } else {
@@ -444,8 +452,7 @@ impl Journal {
         })
     }
 
-    /// Adds sinks that are new, takes note of those that have left, and returns the states of those that
-    /// are named.
+    /// Adds new sinks, notes which sinks have left, and returns the states of the named sinks.
     pub(super) fn set_sinks(
         &mut self,
         connection: &Connection,
@@ -471,7 +478,8 @@ impl Journal {
         Ok(self.name(names, now))
     }
 
-    /// The same where none of them is new: then nothing has to be stored. `None` where one is.
+    /// Like [`Self::set_sinks`] if no sink is new, so that nothing has to be stored; `None` if one
+    /// is new.
     pub(super) fn set_known_sinks(
         &mut self,
         names: &[String],
@@ -481,7 +489,7 @@ impl Journal {
         names.iter().all(is_known).then(|| self.name(names, now))
     }
 
-    /// Takes note of who is named and who has left.
+    /// Notes which sinks are named and which have left.
     fn name(&mut self, names: &[String], now: Duration) -> Vec<SinkState> {
         for (name, cursor) in &mut self.cursors {
             if names.iter().any(|wanted| **wanted == **name) {
@@ -506,12 +514,12 @@ impl Journal {
         states.collect()
     }
 
-    /// Whether events that every sink has are still in the journal.
+    /// Whether the journal still holds events that every sink has delivered.
     pub(super) fn has_delivered(&self) -> bool {
         self.start < self.delivered()
     }
 
-    /// Removes some events that every sink has.
+    /// Removes some events that every sink has delivered.
     pub(super) fn prune(&mut self, connection: &Connection) -> Result<()> {
         let through = self.delivered().min(self.start.saturating_add(PRUNE_STEP));
         if self.start < through {
@@ -523,13 +531,13 @@ impl Journal {
         Ok(())
     }
 
-    /// Every sink has the events up to here.
+    /// The position up to which every sink has delivered the events.
     fn delivered(&self) -> i64 {
         let positions = self.cursors.values().map(|cursor| cursor.position);
         positions.min().unwrap_or(self.end)
     }
 
-    /// The same but for those that have left.
+    /// The same without the sinks that have left.
     fn delivered_to_named(&self) -> i64 {
         let named = self.cursors.values().filter(|it| it.left.is_none());
         named.map(|it| it.position).min().unwrap_or(self.end)
@@ -539,15 +547,16 @@ impl Journal {
 // === impl Left ===
 
 impl Left {
-    /// How much longer it is kept, where that is so long altogether.
+    /// How much longer the sink is kept, if `kept_for` is the whole time.
     fn rest(self, now: Duration, kept_for: Duration) -> Duration {
         kept_for.saturating_sub(now.saturating_sub(self.at))
     }
 }
 
-/// The last position before the journal's first row; `None` where it is empty. What a damaged row says of its
-/// length says nothing: one that seemed to begin behind what a sink lacks would be passed over, and removed.
-/// So it is taken to hold all from `first_sought` on.
+/// Returns the last position before the journal's first row; `None` if the journal is empty. The
+/// length of a damaged row cannot be trusted: if the row seemed to begin behind events that a sink
+/// lacks, these would be skipped and removed. So a damaged row is taken to hold all positions from
+/// `first_sought` on.
 fn start(connection: &Connection, first_sought: i64) -> Result<Option<i64>> {
     connection
         .query_row(
@@ -564,7 +573,7 @@ fn start(connection: &Connection, first_sought: i64) -> Result<Option<i64>> {
         .optional()
 }
 
-/// When the oldest event behind `position` was journalled.
+/// Returns when the oldest event behind `position` was journalled.
 fn oldest(connection: &Connection, position: i64) -> Result<Option<Timestamp>> {
     connection
         .prepare_cached("SELECT at FROM journal WHERE last > ?1 ORDER BY last LIMIT 1")?
@@ -591,7 +600,7 @@ mod tests {
         journal
             .set_sinks(connection, &sinks, Duration::ZERO)
             .unwrap();
-        // They are of different times, and so in a row each.
+        // The events have different times, so each is in a row of its own.
         let events: Vec<_> = (1..=9).map(event).collect();
         journal.append(connection, &events).unwrap();
         connection
@@ -603,7 +612,7 @@ mod tests {
             (&[6, 7, 8], "events=2 first=4"),
             (&[], "events=1 first=9"),
         ] {
-            // Also where the delivery fails, and is tried again.
+            // The second time stands for a delivery that failed and is tried again.
             for _ in 0..2 {
                 let batch = journal.pending(connection, "loki", 100, usize::MAX);
                 let events = batch.unwrap().unwrap().events;

@@ -1,5 +1,5 @@
-//! Opening the state file: who may use it, whether it is ours, which version it has, and what to
-//! do where something is wrong.
+//! Opens the state file: checks who may use it, whether it is ours and which version it has, and
+//! says what to do if something is wrong.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -22,14 +22,14 @@ use crate::{
     store::Error,
 };
 
-/// How long another program's lock, such as that of an `sqlite3` shell, is waited for.
+/// How long to wait for another program's lock, such as that of an `sqlite3` shell.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Marks a file as ours in its header, as ASCII: `OpRx`.
 const APPLICATION_ID: i32 = 0x4f70_5278;
 
-/// Brings a file from version n to n + 1, as a script for each n. Never change one that was
-/// released: add one.
+/// The scripts that bring a file from version n to n + 1, one for each n. Never change a released
+/// script: add one.
 const MIGRATIONS: [&str; 2] = [
     include_str!(concat!(
         env!("CARGO_MANIFEST_DIR"),
@@ -45,64 +45,66 @@ const MIGRATIONS: [&str; 2] = [
 const CACHE_KIB: i64 = 2048;
 /// Pages that the write-ahead log gathers before they are copied into the file, while commits go on.
 const LOG_PAGES: i64 = 4000;
-/// Pages from which on a commit copies them itself, so that the log does not outgrow the copying.
+/// Pages from which on a commit copies the log itself, so that the log does not outgrow the
+/// copying thread.
 const LOG_PAGES_AT_MOST: i64 = 4 * LOG_PAGES;
-/// The same once something could not be written: how much room a quota leaves nobody tells, and what the
-/// log takes of it is then missing when it is copied.
+/// The same limit after something could not be written. Nothing tells how much room a quota
+/// leaves, and the room that the log takes is then missing when the log is copied.
 const LOG_PAGES_IN_NEED: i64 = LOG_PAGES / 16;
-/// What stands before the pages of a log, and before each of them, in bytes.
+/// Bytes of the header of a log, and of the header before each of its pages.
 const LOG_HEADER: u64 = 32;
 const PAGE_HEADER: u64 = 24;
-/// A longer log is cut back to this length, in bytes, once it was copied.
+/// A log that is longer than this, in bytes, is cut back to it after it was copied.
 const LOG_BYTES: i64 = 16 * 1024 * 1024;
-/// Statements that stay prepared; there are fewer.
+/// Maximum number of statements that stay prepared; there are fewer.
 const STATEMENTS: usize = 32;
-/// For the owner alone: alerts tell much about a network.
+/// Only the owner may read the file, because alerts tell much about a network.
 const MODE: u32 = 0o600;
-/// The user who may do everything.
+/// The user id of root, who may do everything.
 const ROOT: u32 = 0;
-/// The rights of everybody in a mode.
+/// The bits of a mode that are the rights of others, as against owner and group.
 const OF_OTHERS: u32 = 0o007;
-/// How often, and how soon, a start tries again to take a lock that is held.
+/// How often, and after which pause, a start tries again to take a lock that is held.
 const LOCK_TRIES: u32 = 20;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
 /// The state file, open for writing, and the lock that keeps others from it.
 #[derive(Debug)]
 pub(super) struct StateFile {
-    // Closed in this order: the lock is let go last.
+    // Fields are dropped in this order, so the lock is released last.
     connection: Connection,
     checkpoint: Checkpoint,
     files: Files,
-    /// What was last told to be gone.
+    /// The suffix of the file that was last reported as gone.
     told: Option<&'static str>,
-    /// Whether the log lacks what it held: nothing is copied from it any more.
+    /// Whether the log was cut short. If so, nothing is copied from it any more.
     is_cut: bool,
     page_size: u64,
     lock: File,
 }
 
-/// The files that the state is in. SQLite takes for its own whatever has their names, and would mix
-/// what does not belong together: nothing may be opened by name where another file has one.
+/// The files of the state. SQLite takes any files with their names for its own, and would mix
+/// contents that do not belong together. So nothing may be opened by name if another file has
+/// taken that name.
 #[derive(Clone, Debug)]
 pub(super) struct Files {
     path: PathBuf,
-    /// Which ones were opened, by what they end in.
+    /// The files that were opened, each with the suffix of its name.
     ids: [(&'static str, FileId); 3],
 }
 
 /// Why the lock could not be taken.
 enum Unlocked {
-    /// Another process has it: the one that this tells, as [`holder`].
+    /// Another process has the lock: the one that this text names, in the form of [`holder`].
     Held(String),
-    /// What is wrong.
+    /// The problem, and what to do.
     Failed(String),
 }
 
 // === impl Unlocked ===
 
 impl Unlocked {
-    /// What is wrong with the state file, and what to do.
+    /// Says what is wrong with the state file, and what to do.
     fn describe(self) -> String {
         match self {
             Self::Held(holder) => format!(
@@ -117,7 +119,7 @@ impl Unlocked {
 // === impl Files ===
 
 impl Files {
-    /// Those of a state file that is open and was read.
+    /// Returns the files of a state file that is open and was read.
     fn of(path: PathBuf) -> io::Result<Self> {
         let id = |suffix| -> io::Result<_> {
             let metadata = beside(&path, suffix).metadata()?;
@@ -131,7 +133,7 @@ impl Files {
         &self.path
     }
 
-    /// What the first of them ends in that was removed or replaced.
+    /// The suffix of the first file that was removed or replaced.
     pub(super) fn gone(&self) -> Option<&'static str> {
         self.ids.iter().find_map(|&(suffix, id)| {
             let found = beside(&self.path, suffix).metadata();
@@ -155,7 +157,7 @@ impl StateFile {
             create(&path)?;
             let mut connection = connect(&path).map_err(|error| describe(&error))?;
             prepare(&mut connection)?;
-            // Only now is it surely the exporter's.
+            // Only after these checks is the file surely the exporter's.
             take_from_others(&path);
             let loaded = load(&connection).map_err(|error| describe(&error))?;
             let page_size = connection
@@ -192,18 +194,18 @@ impl StateFile {
         &mut self.connection
     }
 
-    /// The connection, for what does not change the file.
+    /// The connection, for statements that do not change the file.
     pub(super) fn reader(&self) -> &Connection {
         &self.connection
     }
 
-    /// A file beside it.
+    /// The path of a file beside the state file.
     pub(super) fn beside(&self, suffix: &str) -> PathBuf {
         beside(self.path(), suffix)
     }
 
-    /// Says, once, that the file or one beside it was removed or replaced: it works on, and nobody
-    /// finds it again.
+    /// Reports once that the state file or a file beside it was removed or replaced. The exporter
+    /// works on with the open file, but no later start can find it.
     pub(super) fn tell_if_gone(&mut self) {
         let gone = self.files.gone();
         if gone == self.told {
@@ -225,8 +227,9 @@ impl StateFile {
         }
     }
 
-    /// Has nothing copied any more from a log that somebody has cut short, and says so: zeros would be
-    /// copied over what is whole. Asked before a commit, which makes the log as long as ever.
+    /// Stops all copying from a log that somebody has cut short, and reports it, because zeros
+    /// would be copied over intact pages. Must be called before a commit, because a commit makes
+    /// the log as long as before.
     pub(super) fn look_at_log(&mut self) {
         if self.is_cut || !self.lacks_pages().unwrap_or_default() || self.files.gone().is_some() {
             return;
@@ -244,7 +247,7 @@ impl StateFile {
         );
     }
 
-    /// Whether the log is shorter than what it holds and the file does not.
+    /// Whether the log is too short for its pages although some of them are not in the file yet.
     fn lacks_pages(&self) -> io::Result<bool> {
         let length = || Ok::<_, io::Error>(self.beside("-wal").metadata()?.len());
         let before = length()?;
@@ -253,14 +256,16 @@ impl StateFile {
         };
         let pages = u64::try_from(log.pages).unwrap_or_default();
         let needed = LOG_HEADER + pages * (PAGE_HEADER + self.page_size);
-        // What another program does to it by means of SQLite leaves it long enough before or after that.
+        // If another program changes the log through SQLite, it is long enough before or after
+        // that.
         Ok(log.pages > log.copied && before < needed && length()? < needed)
     }
 
-    /// Takes the lock again where its file was removed, for else a second exporter could start.
+    /// Takes the lock again if the lock's file was removed, because otherwise a second exporter
+    /// could start.
     ///
     /// # Errors
-    /// [`Error::Lost`] where one has: what is known here of the state is no longer what is in it.
+    /// [`Error::Lost`] if a second exporter has started: it may have changed the state since.
     pub(super) fn keep_lock(&mut self) -> std::result::Result<(), Error> {
         let held = self.lock.metadata().ok().as_ref().map(file_id);
         let found = self.beside(".lock").metadata().ok().as_ref().map(file_id);
@@ -268,7 +273,7 @@ impl StateFile {
             return Ok(());
         }
         let (problem, is_used) = match lock(self.path()) {
-            // Nobody has written a number to it: it was created here.
+            // The lock's file names no process, so it was created here.
             Ok((lock, former)) if former.is_empty() => {
                 self.lock = lock;
                 return Ok(());
@@ -280,7 +285,7 @@ impl StateFile {
             Err(Unlocked::Held(holder)) => (format!("another exporter{holder} uses it"), true),
             Err(Unlocked::Failed(problem)) => (problem, false),
         };
-        // Where the file itself is another one, that is what the other exporter uses.
+        // If the state file itself was replaced, the other exporter uses the new one.
         if is_used && self.files.gone() != Some("") {
             return Err(Error::Lost {
                 path: self.path().to_owned(),
@@ -295,12 +300,13 @@ impl StateFile {
         Ok(())
     }
 
-    /// Has the write-ahead log copied into the file, beside what goes on here, once it is long.
+    /// Starts copying the write-ahead log into the file, in a thread of its own, if the log is
+    /// long.
     pub(super) fn copy_long_log(&mut self) {
         if self.is_cut || self.checkpoint.is_under_way() {
             return;
         }
-        // What cannot be told now is asked again after the next commit.
+        // If the length is unknown now, the next commit asks again.
         if let Ok(log) = checkpoint(&self.connection, "NOOP")
             && log.pages - log.copied >= LOG_PAGES
             && self.files.gone().is_none()
@@ -309,17 +315,18 @@ impl StateFile {
         }
     }
 
-    /// Copies the write-ahead log into the file, so that the log is written from its start again:
-    /// on a full disk that may be all the room there is. Returns whether it was copied whole.
+    /// Copies the write-ahead log into the file, so that the log is written from its start again.
+    /// On a full disk the log may be all the room there is. Returns whether the whole log was
+    /// copied.
     pub(super) fn reuse_log(&self) -> bool {
-        // A checkpoint is tidying up: where it fails, the log keeps what it holds.
+        // If the checkpoint fails, nothing is lost, because the log keeps what it holds.
         !self.is_cut && checkpoint(&self.connection, "RESTART").is_ok_and(|log| !log.busy)
     }
 
-    /// Makes the best of what room there is, after something could not be written: the log is copied
-    /// now, and stays short until the next start.
+    /// Makes the best of the room there is, after something could not be written: the log is
+    /// copied now, and stays short until the next start.
     pub(super) fn save_room(&mut self) {
-        // One that is under way is waited for: it would be in the way.
+        // Waits for a checkpoint under way, because it would block this one.
         self.checkpoint = Checkpoint::default();
         if self.is_cut {
             return;
@@ -330,54 +337,54 @@ impl StateFile {
         self.reuse_log();
     }
 
-    /// Leaves one file without a log behind, where nobody else is reading it.
+    /// Closes the file and leaves no log behind, unless another program is reading it.
     pub(super) fn close(mut self) {
         self.look_at_log();
         if !self.is_cut {
-            // It is only tidying up: whoever reads is not waited for.
+            // The copying only tidies up, so readers are not waited for.
             self.connection.busy_timeout(Duration::ZERO).ok();
             checkpoint(&self.connection, "TRUNCATE").ok();
         }
     }
 
-    /// Lets it go as it is: it is another exporter's.
+    /// Closes the file without changing it, because it is another exporter's now.
     pub(super) fn abandon(self) {
         self.keep_log_at_close();
     }
 
-    /// Has nothing copied from the log when the connection is closed.
+    /// Keeps SQLite from copying the log when the connection is closed.
     fn keep_log_at_close(&self) {
         let no_copy = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
         self.connection.set_db_config(no_copy, true).ok();
     }
 }
 
-/// The file of that name with a suffix.
+/// Appends a suffix to the file's name.
 pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut beside = path.as_os_str().to_owned();
     beside.push(suffix);
     beside.into()
 }
 
-/// The file's own path, so that a link to it does not lead around its lock.
+/// Returns the file's real path, so that no link to it leads around its lock.
 pub(super) fn resolve(path: &Path) -> std::result::Result<PathBuf, String> {
     let path = follow_links(path).ok_or("its links lead in a circle; let them lead to a file")?;
     match path.canonicalize() {
         Ok(path) => match path.metadata() {
             Ok(file) if file.is_dir() => Err("it is a folder; name a file in it".to_owned()),
-            // Whoever opens a pipe may wait for ever, and nothing stays in a device.
+            // Opening a pipe may block for ever, and a device keeps nothing.
             Ok(file) if !file.is_file() => Err(format!(
                 "it is {}, not a regular file; name a file",
                 kind_of(file.file_type())
             )),
-            // What cannot be looked at cannot be opened either, and that says why.
+            // If the file cannot be examined, opening it fails as well, with the reason.
             Ok(_) | Err(_) => Ok(path),
         },
         Err(_) => resolve_new(&path),
     }
 }
 
-/// The same for a file that is to be created.
+/// Like [`resolve`], for a file that is to be created.
 fn resolve_new(path: &Path) -> std::result::Result<PathBuf, String> {
     let name = path
         .file_name()
@@ -398,8 +405,9 @@ fn resolve_new(path: &Path) -> std::result::Result<PathBuf, String> {
     }
 }
 
-/// SQLite deletes the log beside an empty file, and may all that is stored be in it. Where a crash
-/// came amid the first start, the file has its first page before there is a log.
+/// Refuses an empty or missing state file with a log beside it: SQLite would delete the log,
+/// although it may hold all that is stored. A crash amid the first start cannot leave this behind,
+/// because the file then has its first page before there is a log.
 pub(super) fn refuse_log_alone(path: &Path) -> std::result::Result<(), String> {
     let length = |path: &Path| path.metadata().map_or(0, |file| file.len());
     let log = beside(path, "-wal");
@@ -413,8 +421,8 @@ pub(super) fn refuse_log_alone(path: &Path) -> std::result::Result<(), String> {
     ))
 }
 
-/// Takes the lock, also where one that has ended holds it for a moment longer: a process that it was starting
-/// has it until that is another program.
+/// Takes the lock, and tries again for a moment if it is held: when an exporter has ended, a
+/// process that it was starting keeps the lock until that process runs another program.
 fn lock_at_start(path: &Path) -> std::result::Result<File, Unlocked> {
     let mut tries = 0..LOCK_TRIES;
     loop {
@@ -425,9 +433,9 @@ fn lock_at_start(path: &Path) -> std::result::Result<File, Unlocked> {
     }
 }
 
-/// Takes the lock beside the file; returns also whom it names that had it before, as [`holder`]. It is a
-/// file of its own because SQLite's locks on the state file would be lost with any other handle that this
-/// process closes on it.
+/// Takes the lock beside the file. Also returns the former holder that the lock's file names, in
+/// the form of [`holder`]. The lock is a file of its own because SQLite's locks on the state file
+/// would be lost as soon as this process closed another handle on it.
 fn lock(path: &Path) -> std::result::Result<(File, String), Unlocked> {
     let lock_path = beside(path, ".lock");
     let mut lock = OpenOptions::new()
@@ -448,7 +456,7 @@ fn lock(path: &Path) -> std::result::Result<(File, String), Unlocked> {
             return Err(Unlocked::Failed(problem));
         }
     }
-    // On a full disk the number is missing and nothing else.
+    // On a full disk only the number is missing.
     if lock.set_len(0).is_ok() {
         lock.write_all_at(std::process::id().to_string().as_bytes(), 0)
             .ok();
@@ -456,8 +464,8 @@ fn lock(path: &Path) -> std::result::Result<(File, String), Unlocked> {
     Ok((lock, holder))
 }
 
-/// The process that a lock names, as it is told: ` (process 7)`. Only a courtesy: who holds the lock may not
-/// have written its number yet.
+/// The process that a lock's file names, as it is told: ` (process 7)`. It is only a courtesy: the
+/// holder may not have written its number yet.
 fn holder(lock: &mut File) -> String {
     let mut number = String::new();
     lock.read_to_string(&mut number).ok();
@@ -467,8 +475,8 @@ fn holder(lock: &mut File) -> String {
     }
 }
 
-/// Creates the file where it is missing, so that SQLite gives its mode to the files beside it too,
-/// and finds out whether it can be written.
+/// Creates the file if it is missing, so that SQLite gives its mode to the files beside it too.
+/// Fails if the file cannot be written.
 fn create(path: &Path) -> std::result::Result<(), String> {
     OpenOptions::new()
         .read(true)
@@ -481,8 +489,9 @@ fn create(path: &Path) -> std::result::Result<(), String> {
         .map_err(|error| not_writable(path, &error))
 }
 
-/// Takes the rights that everybody has to the file and its log away, as a copy that was put back may have them.
-/// Where it belongs to another user, that is told alone: by such a right the exporter may have it open.
+/// Takes away the rights that others have to the file and its log; a restored copy may have such
+/// rights. If the file belongs to another user, this only warns, because the exporter may have it
+/// open by such a right.
 fn take_from_others(path: &Path) {
     let me = rustix::process::geteuid().as_raw();
     let mut wanted = None;
@@ -492,12 +501,12 @@ fn take_from_others(path: &Path) {
         };
         let mode = file.mode() & 0o777;
         if !file.is_file() || mode & OF_OTHERS == 0 {
-            // What belongs to the file is for whom that is for, as SQLite has it.
+            // The files beside the state file get its mode, as SQLite does it.
             wanted.get_or_insert(mode);
             continue;
         }
         let wanted = *wanted.get_or_insert(without_others(mode));
-        // Whoever it belongs to loses nothing.
+        // The rights of the file's owner stay as they are.
         let taken = if file.uid() == me || me == ROOT {
             fs::set_permissions(&path, fs::Permissions::from_mode(wanted))
         } else {
@@ -521,8 +530,9 @@ fn take_from_others(path: &Path) {
     }
 }
 
-/// The mode without the rights of others; nor has the group any where it has the same ones, as a copy gets them by
-/// chance. Others than these somebody has given it so that a backup can be read, or the exporter can open it.
+/// Returns the mode without the rights of others. The group's rights are removed too if they are
+/// the same, because a copy gets such rights by chance. Different rights were given to the group
+/// on purpose, so that a backup can be read or the exporter can open the file.
 fn without_others(mode: u32) -> u32 {
     let is_by_chance = (mode >> 3) & OF_OTHERS == mode & OF_OTHERS;
     mode & if is_by_chance { 0o700 } else { 0o770 }
@@ -559,7 +569,8 @@ fn connect(path: &Path) -> Result<Connection> {
     Ok(connection)
 }
 
-/// Makes sure that the file is ours and of this version, before anything in it is changed.
+/// Checks that the file is ours and of a known version, before anything in it is changed, and
+/// migrates it.
 fn prepare(connection: &mut Connection) -> std::result::Result<(), String> {
     let version = version(connection).map_err(|error| describe(&error))?;
     let version = version.migrations_done()?;
@@ -574,13 +585,13 @@ fn prepare(connection: &mut Connection) -> std::result::Result<(), String> {
 }
 
 pub(super) enum Version {
-    /// So many migrations were done; 0 for a new file.
+    /// An exporter's file, with the number of migrations that were done; 0 for a new file.
     Ours(usize),
     Foreign,
 }
 
 impl Version {
-    /// What a file's header says, of one that is not empty.
+    /// The version that the header of a file tells; the file must not be empty.
     pub(super) fn of(application_id: i32, user_version: i32) -> Self {
         match (application_id, usize::try_from(user_version)) {
             (APPLICATION_ID, Ok(version)) => Self::Ours(version),
@@ -588,7 +599,7 @@ impl Version {
         }
     }
 
-    /// How many migrations were done to a file of ours that this version can open.
+    /// Number of migrations done. Fails if this version of the exporter cannot open the file.
     pub(super) fn migrations_done(self) -> std::result::Result<usize, String> {
         let known = MIGRATIONS.len();
         match self {
@@ -617,8 +628,8 @@ fn version(connection: &Connection) -> Result<Version> {
 
 fn write_ahead(connection: &Connection, new: bool) -> Result<String> {
     if new {
-        // There is nothing yet that a rollback journal could bring back; its fsyncs are most of
-        // what the first start waits for.
+        // A new file holds nothing that a rollback journal could restore, and the journal's fsyncs
+        // are most of what the first start waits for.
         connection.pragma_update_and_check(None, "journal_mode", "memory", |_| Ok(()))?;
     }
     let mode = connection.pragma_update_and_check(None, "journal_mode", "wal", |row| row.get(0))?;
@@ -628,7 +639,7 @@ fn write_ahead(connection: &Connection, new: bool) -> Result<String> {
     Ok(mode)
 }
 
-/// Does the migrations that are missing, all or none.
+/// Runs the missing migrations, all or none.
 fn migrate(connection: &mut Connection, version: usize, migrations: &[&str]) -> Result<()> {
     if version == migrations.len() {
         return Ok(());
@@ -642,7 +653,7 @@ fn migrate(connection: &mut Connection, version: usize, migrations: &[&str]) -> 
     transaction.commit()
 }
 
-/// What SQLite's error means for whoever runs the exporter.
+/// Explains SQLite's error to operators.
 pub(super) fn describe(error: &rusqlite::Error) -> String {
     let advice = match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => {
@@ -660,7 +671,8 @@ pub(super) fn describe(error: &rusqlite::Error) -> String {
              let them belong to the user that the exporter runs as"
         }
         Some(ErrorCode::DiskFull) => "the disk is full; make room",
-        // A quota that is used up is no full disk to SQLite, nor is one that is too full to begin.
+        // SQLite does not report a used-up quota, or a disk that is too full to begin, as a full
+        // disk.
         Some(ErrorCode::SystemIoFailure)
             if matches!(
                 error.sqlite_extended_error_code(),

@@ -1,7 +1,7 @@
-//! What the page of open alerts reads, on a connection that only reads.
+//! Reads for the page of open alerts, on a read-only connection.
 //!
-//! It is opened with the first look at the page. One query runs at a time: a crowd before the page
-//! waits for its turn instead of taking memory.
+//! The connection is opened with the first look at the page. Only one query runs at a time: many
+//! requests for the page wait for their turn instead of taking memory.
 
 use std::{io, sync::Arc};
 
@@ -45,14 +45,14 @@ impl Page {
         }
     }
 
-    /// The open alerts that `filter` asks for, newest first.
+    /// Returns the open alerts that `filter` asks for, newest first.
     pub(super) async fn read(
         &self,
         filter: AlertFilter,
         is_closed: impl FnOnce() -> bool,
     ) -> Result<Vec<OpenAlert>, Error> {
         let mut connection = Arc::clone(&self.connection).lock_owned().await;
-        // Asked under the lock, so that nothing is opened after the store has closed.
+        // Asked under the lock, so that no connection is opened after the store has closed.
         if is_closed() {
             return Err(Error::Closed);
         }
@@ -67,7 +67,7 @@ impl Page {
         task::spawn_blocking(read).await.map_err(Error::backend)?
     }
 
-    /// Waits for a query that is under way and closes the connection.
+    /// Waits for a query that is under way, and closes the connection.
     pub(super) fn close(&self) {
         self.connection.blocking_lock().take();
     }
@@ -150,7 +150,7 @@ mod tests {
         let scan = "SCAN alert USING COVERING INDEX alert_by_age";
         let found = plan.iter().position(|step| step == scan);
         let sorted = plan.iter().position(|step| step.contains("TEMP B-TREE"));
-        // What is sorted at the end are the rows that are shown, not those that are looked at.
+        // The final sort only concerns the rows that are shown, not all that are scanned.
         assert!(found.is_some(), "{plan:#?}");
         assert!(sorted.is_none() || sorted > found, "{plan:#?}");
     }

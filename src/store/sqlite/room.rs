@@ -1,9 +1,9 @@
 //! How much more may be stored before the disk is too full for delivery to go on.
 //!
-//! What is delivered must be acknowledged, or the journal never shrinks: a disk that the journal
+//! Delivered events must be acknowledged, or the journal never shrinks: a disk that the journal
 //! itself has filled would stay full for ever. So new alerts and events are refused while there is
-//! still room for acknowledgements, and for copying the write-ahead log into the file, after which
-//! the log's own pages can be used again.
+//! still room for acknowledgements and for copying the write-ahead log into the file. Once the log
+//! is copied, its pages can be used again.
 
 use std::{fs, path::Path};
 
@@ -11,40 +11,40 @@ use rusqlite::Result;
 
 use super::open::StateFile;
 
-/// With so much more than is wanted, in bytes, nothing has to be reckoned: more than twice what the
-/// log holds at most.
+/// If the disk has this many bytes more than are wanted, nothing need be calculated. It is more
+/// than twice the maximum length of the log.
 const PLENTY: u64 = 128 * 1024 * 1024;
-/// Kept for acknowledgements, in bytes; less on a very small disk.
+/// Bytes that are kept for acknowledgements; less on a very small disk.
 const RESERVE: u64 = 1024 * 1024;
 
 /// The disk that the state is on.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Disk {
-    /// Free there, for us, in bytes.
+    /// Free bytes that this process may use.
     pub(crate) free: u64,
-    /// Kept free for acknowledgements, in bytes: with less, nothing new is stored as a rule.
+    /// Bytes that are kept free for acknowledgements. With less, as a rule, nothing new is stored.
     pub(crate) reserve: u64,
 }
 
-/// What can be written to, in bytes.
+/// The room that can be written to, in bytes.
 #[derive(Clone, Copy, Debug, Default)]
 struct Room {
-    /// Free on the disk, for us.
+    /// Free on the disk for this process.
     free: u64,
-    /// Of that, what the log needs when it is copied into the file.
+    /// The part of `free` that copying the log into the file needs.
     debt: u64,
-    /// Of the log's length, what is copied and can be used again.
+    /// The part of the log that is copied and can be used again.
     log: u64,
-    /// Of the file's length, what holds nothing.
+    /// The part of the file that holds nothing.
     unused: u64,
-    /// What is kept for acknowledgements.
+    /// Kept for acknowledgements.
     reserve: u64,
 }
 
 // === impl Disk ===
 
 impl Disk {
-    /// That of a file or a folder; `None` where it cannot be told.
+    /// The disk of a file or a folder; `None` if the system does not tell.
     pub(crate) fn of(path: &Path) -> Option<Self> {
         let disk = rustix::fs::statvfs(path).ok()?;
         let size = disk.f_blocks.saturating_mul(disk.f_frsize);
@@ -58,32 +58,32 @@ impl Disk {
 // === impl StateFile ===
 
 impl StateFile {
-    /// How many bytes may be stored now, where `wanted` are to be.
+    /// How many bytes may be stored now. Room for more than `wanted` bytes need not be looked for.
     pub(super) fn room_for(&self, wanted: u64) -> u64 {
         self.room_with(wanted, 0)
     }
 
-    /// The same, if `freed` bytes of the file held nothing any more.
+    /// Like [`Self::room_for`], if `freed` bytes of the file became free.
     pub(super) fn room_with(&self, wanted: u64, freed: u64) -> u64 {
         self.room_on(|| Disk::of(self.path()), wanted, freed)
     }
 
-    /// The same on a `disk`, as it is at the moment.
+    /// Like [`Self::room_with`], on the disk that `disk` returns each time it is called.
     fn room_on(&self, disk: impl Fn() -> Option<Disk>, wanted: u64, freed: u64) -> u64 {
         let Some(now) = disk() else {
-            // Where it cannot be told, writing shows it.
+            // If the free space is unknown, only writing shows whether there is room.
             return u64::MAX;
         };
         if now.free > wanted.saturating_mul(2).saturating_add(PLENTY) {
             return u64::MAX;
         }
-        // A fault in between is found again by the write that this is asked for.
+        // If this fails, the write that follows meets the same fault and reports it.
         let before = self.room(now, false).unwrap_or_default();
         if wanted <= before.bytes() {
             return before.bytes();
         }
         let copied = self.reuse_log();
-        // The file has grown by what was copied, be it the whole log or a part of it.
+        // Copying the log, whole or in part, has made the file grow.
         let Some(now) = disk() else {
             return u64::MAX;
         };
@@ -123,7 +123,8 @@ impl StateFile {
 // === impl Room ===
 
 impl Room {
-    /// How many bytes may be stored. They are written twice, to the log and later to the file.
+    /// How many bytes may be stored. Each byte is written twice, first to the log and later to the
+    /// file.
     fn bytes(self) -> u64 {
         let free = self.free.saturating_sub(self.debt);
         let log = (self.log + free).saturating_sub(self.reserve);
@@ -187,7 +188,7 @@ mod tests {
             })
         };
         assert_eq!(file.room_on(disk, 0, 0), rest / 2);
-        // It is copied, and can be written again.
+        // The log is copied, so its pages can be written again.
         assert_eq!(file.room_on(disk, rest, 0), rest);
     }
 }

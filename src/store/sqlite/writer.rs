@@ -1,5 +1,5 @@
-//! The thread that owns the state file: takes what waits in the queue as one group, does its
-//! writes in one transaction, and answers them once that is durable.
+//! The thread that owns the state file. It takes the commands in its queue as one group, does the
+//! group's writes in one transaction, and answers them once the transaction is durable.
 //!
 //! Reads are answered at once. They come before the writes of their group, so that no sink ever
 //! sees an event that a crash could still take back.
@@ -37,18 +37,19 @@ use crate::{
     },
 };
 
-/// Commands in one group.
+/// Maximum number of commands in a group.
 const GROUP: usize = 128;
-/// A group takes no more commands in once it holds so many events.
+/// A group takes in no more commands once it holds this many events.
 const GROUP_EVENTS: usize = 16 * 1024;
 
-/// An alert, or whatever else is small, can touch a page of its table and one of its index: so many bytes.
+/// Bytes of the pages that an alert, or anything else that is small, can touch: one page of its
+/// table and one of an index.
 const PAGES: usize = 2 * 4096;
 
 /// How long acknowledgements wait for a commit whose transaction they can share.
 const LINGER: Duration = Duration::from_micros(500);
 
-/// How long at most nobody looks at what became of the files.
+/// Maximum time between two looks at the state's files.
 const LOOK: Duration = Duration::from_secs(5);
 
 /// What the thread is asked to do.
@@ -63,23 +64,23 @@ pub(super) enum Command {
     },
     Read(Read),
     Close(oneshot::Sender<()>),
-    /// As a bug would have it.
+    /// Makes the thread panic, as a bug would.
     #[cfg(test)]
     Panic,
 }
 
-/// What changes the file.
+/// A request that changes the file.
 #[derive(Debug)]
 pub(super) enum Write {
     TakeUp(Job<(SearchKey, Timestamp), Loaded>),
     Release(Job<Held, ()>),
     Commit(Job<(Held, Commit, Timestamp), ()>),
     SetSinks(SinksJob),
-    /// Makes room, at the cost of sinks that have left.
+    /// Makes room by giving up sinks that have left.
     GiveUpLeft,
 }
 
-/// What reads it only.
+/// A request that only reads the file.
 #[derive(Debug)]
 pub(super) enum Read {
     Departed {
@@ -126,32 +127,32 @@ pub(super) struct Job<Q, A> {
     reply: oneshot::Sender<Answer<A>>,
 }
 
-/// What one transaction will do.
+/// The commands that one transaction serves.
 #[derive(Debug, Default)]
 struct Group {
     writes: Vec<Write>,
-    /// Who waits for the cursors to be stored.
+    /// Callers that wait for the cursors to be stored.
     acknowledged: Vec<oneshot::Sender<Answer<()>>>,
     /// Commands taken in, reads included.
     commands: usize,
     events: usize,
-    /// Who waits for the store to be closed.
+    /// The caller that waits for the store to be closed.
     closing: Option<oneshot::Sender<()>>,
 }
 
-/// The connection that writes, and what is known without asking it.
+/// The connection that writes, and all that is known without a query.
 #[derive(Debug)]
 pub(super) struct Writer {
     file: StateFile,
     journal: Journal,
     holds: Holds,
     journalled: watch::Sender<i64>,
-    /// Why the state is no longer ours: then nothing of it is touched any more.
+    /// Why the state is no longer ours. Once this is set, the state is not touched any more.
     lost: watch::Sender<Option<Error>>,
-    /// When to look at what became of the files.
+    /// Time between two looks at the state's files.
     look: Duration,
     looked: Instant,
-    /// So many transactions more find no room.
+    /// Number of further transactions that fail as if there was no room.
     #[cfg(test)]
     faults: usize,
 }
@@ -191,7 +192,7 @@ impl Writer {
         self.lost.subscribe()
     }
 
-    /// For whoever runs it, to be kept until that has ended.
+    /// A guard that must be kept for as long as the writer runs.
     pub(super) fn panic_report(&self) -> PanicReport {
         PanicReport {
             part: "the thread of the state store",
@@ -199,8 +200,9 @@ impl Writer {
         }
     }
 
-    /// Serves commands until the queue is closed or [`Command::Close`] comes, then closes the file; or until
-    /// the state is lost: then whoever waits is told that the store is closed.
+    /// Serves commands until the queue is closed or [`Command::Close`] comes, then closes the
+    /// file. If the state is lost, this ends at once, and callers are told that the store is
+    /// closed.
     pub(super) fn run(mut self, mut queue: mpsc::Receiver<Command>, page: &Page) {
         let mut closing = None;
         while let Some(first) = self.next(&mut queue) {
@@ -212,7 +214,7 @@ impl Writer {
                 self.fill(&mut group, &mut queue);
             }
             if let Some(reply) = group.closing.take() {
-                // What was sent before is still served; nothing more comes in.
+                // Commands that were sent before this are still served; no more can be sent.
                 queue.close();
                 closing = Some(reply);
             }
@@ -222,8 +224,8 @@ impl Writer {
             self.write(group);
         }
         if self.keep_lock() {
-            // Acknowledgements that could not be stored so far have a last chance. Where that fails
-            // too, their callers know: they were told.
+            // The last chance for acknowledgements that could not be stored so far. If it fails
+            // too, their callers already know that they are not stored.
             self.transaction(&mut []).ok();
             page.close();
             self.file.close();
@@ -236,8 +238,8 @@ impl Writer {
         }
     }
 
-    /// The next command. While none is there, the journal is pruned step by step, the files are looked at,
-    /// and sinks that have left are given up when their time is over.
+    /// Returns the next command. While there is none, it prunes the journal step by step, looks at
+    /// the files, and gives up sinks whose time after they left is over.
     fn next(&mut self, queue: &mut mpsc::Receiver<Command>) -> Option<Command> {
         loop {
             while self.journal.has_delivered() && self.keep_lock() {
@@ -258,7 +260,8 @@ impl Writer {
         }
     }
 
-    /// Waits for a command; pending where something was done that leaves the journal to be pruned.
+    /// Waits for a command. Returns pending if sinks were given up, so that the journal is to be
+    /// pruned.
     fn wait(&mut self, queue: &mut mpsc::Receiver<Command>) -> Poll<Option<Command>> {
         while self.lost.borrow().is_none() {
             let rest = self.look.saturating_sub(self.looked.elapsed());
@@ -280,15 +283,15 @@ impl Writer {
         Poll::Ready(None)
     }
 
-    /// Finds out whether the state is still where the next start looks for it.
+    /// Checks whether the files still are where the next start looks for them.
     fn look_at_files(&mut self) {
         self.file.look_at_log();
         self.file.tell_if_gone();
         self.looked = Instant::now();
     }
 
-    /// Whether the state is still ours alone. Asked before each write: what another exporter has written
-    /// since is not known here.
+    /// Whether the state is still ours alone. Asked before each write, because another exporter's
+    /// changes would be unknown here.
     fn keep_lock(&mut self) -> bool {
         if self.lost.borrow().is_none()
             && let Err(error) = self.file.keep_lock()
@@ -334,12 +337,12 @@ impl Writer {
         }
     }
 
-    /// Answers a write that leaves the file as it is; gives back any other. So a reload that names no
-    /// sink that is new, and removes searches, works while the file cannot be written to.
+    /// Answers a write that leaves the file as it is, and returns any other. So a reload that adds
+    /// no sink, or removes searches, works while the file cannot be written.
     fn answer_from_memory(&mut self, write: Write, group: &Group) -> Option<Write> {
         match write {
             Write::SetSinks(job) => self.name_known_sinks(job, group).map(Write::SetSinks),
-            // What was sent before it is still its holder's.
+            // A commit that was sent before the release is still its holder's.
             Write::Release(job) if !group.commits_under(job.request) => {
                 self.holds.give_back(job.request);
                 job.reply.send(Ok(())).ok();
@@ -363,8 +366,8 @@ impl Writer {
         None
     }
 
-    /// Does a group in one transaction and answers it. Where that fails each write is tried alone,
-    /// so that one cannot spoil the others.
+    /// Does a group in one transaction and answers it. If the transaction fails, each write is
+    /// tried alone, so that one cannot spoil the others.
     fn write(&mut self, mut group: Group) {
         self.refuse_what_has_no_room(&mut group);
         if group.is_empty() {
@@ -377,7 +380,8 @@ impl Writer {
             }
             Err(error) if is_busy(&error) => group.settle(Some(error), &self.holds),
             Err(error) => {
-                // A quota that is used up comes as the latter, as other faults do that are over at once.
+                // A used-up quota is reported as `SystemIoFailure`, as are other faults, which may
+                // be over at once.
                 if let Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) =
                     error.sqlite_error_code()
                 {
@@ -392,13 +396,13 @@ impl Writer {
         }
     }
 
-    /// Does what has failed together with others; where there is no room for it, at the cost of sinks that
-    /// have left.
+    /// Tries a write again by itself after its group has failed. If there is no room for it, gives
+    /// up sinks that have left.
     fn try_alone(&mut self, writes: &mut Vec<Write>) -> Result<()> {
         let is_of_no_room = |done: &Result<()>| done.as_ref().is_err_and(finds_no_room);
         let mut done = self.transaction(writes);
         if is_of_no_room(&done) && self.may_lack_room_of_left(writes) {
-            // A fault that is over by now costs nobody anything.
+            // If the fault is over by now, no sink need be given up.
             done = self.transaction(writes);
             if is_of_no_room(&done) {
                 done = self.transaction_with_room_of_left(writes);
@@ -407,15 +411,16 @@ impl Writer {
         done
     }
 
-    /// Before a commit is answered, so that whoever committed finds the sinks told.
+    /// Wakes the sinks. Called before a commit is answered, so that its caller finds the sinks
+    /// told.
     fn tell_sinks(&self) {
         let end = self.journal.end();
         self.journalled
             .send_if_modified(|told| std::mem::replace(told, end) != end);
     }
 
-    /// Whether `writes` add something, and sinks that have left hold at least as much alone: less is hardly the
-    /// room that is lacking.
+    /// Whether `writes` add something, and sinks that have left keep at least as many bytes for
+    /// themselves alone. If they keep less, giving them up would hardly help.
     fn may_lack_room_of_left(&self, writes: &[Write]) -> bool {
         if !writes.iter().any(Write::adds) || !self.journal.is_held_by_left() {
             return false;
@@ -425,8 +430,8 @@ impl Writer {
         held.is_ok_and(|held| held >= wanted.max(PAGES as u64))
     }
 
-    /// Does `writes` at the cost of the sinks that have left and hold up what others have, so that the rest
-    /// of the disk is not theirs; where even so there is no room, nobody is given up.
+    /// Does `writes` and gives up the sinks that have left and keep events that all others have.
+    /// If there is no room even so, no sink is given up.
     fn transaction_with_room_of_left(&mut self, writes: &mut Vec<Write>) -> Result<()> {
         writes.insert(0, Write::GiveUpLeft);
         let done = self.transaction(writes);
@@ -434,8 +439,8 @@ impl Writer {
         done
     }
 
-    /// Gives up the sinks that have left and hold up what others have, where some of the group finds room
-    /// for that and not without. Brings whether it does.
+    /// Gives up the sinks that have left and keep events that all others have, if more of the
+    /// group's writes then find room. Returns whether the sinks were given up.
     fn make_room_of_left(&mut self, group: &Group, wanted: u64, room: u64) -> bool {
         if !self.journal.is_held_by_left() {
             return false;
@@ -446,7 +451,7 @@ impl Writer {
             && self.transaction(&mut [Write::GiveUpLeft]).is_ok()
     }
 
-    /// Answers the writes that the disk has no room for.
+    /// Answers the writes for which the disk has no room with an error.
     fn refuse_what_has_no_room(&mut self, group: &mut Group) {
         let wanted: u64 = group.writes.iter().map(Write::bytes).sum();
         let mut room = self.file.room_for(wanted);
@@ -466,8 +471,8 @@ impl Writer {
         refused.for_each(|write| write.settle(Some(&failure), &self.holds));
     }
 
-    /// Stores the cursors, does `writes` and a step of pruning, durably. Where it fails, nothing
-    /// was done.
+    /// Stores the cursors, does `writes` and a step of pruning, durably. If it fails, nothing was
+    /// done.
     fn transaction(&mut self, writes: &mut [Write]) -> Result<()> {
         self.file.look_at_log();
         let before = self.journal.clone();
@@ -499,7 +504,7 @@ impl Writer {
         for write in writes {
             write.apply(&transaction, &mut self.journal, &self.holds, now)?;
         }
-        // Whoever is named again with these writes is in time.
+        // Given up only after the writes, which may name a sink again just in time.
         self.journal.give_up_over(&transaction, now)?;
         self.journal.prune(&transaction)?;
         transaction.commit()
@@ -531,7 +536,7 @@ impl Writer {
                     .journal
                     .pending(connection, &sink, max_events, max_bytes);
                 if self.journal.skipped() != before {
-                    // Less waits than whoever watches it knows.
+                    // Fewer events wait than the sinks were told.
                     self.journalled.send_modify(|_| {});
                 }
                 reply.send(known(batch, &sink)).ok();
@@ -558,13 +563,13 @@ impl Group {
         self.writes.is_empty() && self.acknowledged.is_empty()
     }
 
-    /// How many of the writes there is room for.
+    /// How many of the writes fit into `room`.
     fn fitting(&self, mut room: u64) -> usize {
         let writes = self.writes.iter();
         writes.filter(|write| write.fits_into(&mut room)).count()
     }
 
-    /// Whether something is to be written under that right.
+    /// Whether the group has a commit under this right.
     fn commits_under(&self, held: Held) -> bool {
         let is_it = |write: &Write| matches!(write, Write::Commit(job) if job.request.0 == held);
         self.writes.iter().any(is_it)
@@ -574,7 +579,8 @@ impl Group {
         self.writes.is_empty() && !self.acknowledged.is_empty() && self.closing.is_none()
     }
 
-    /// The acknowledgements, which make room, and each write by itself.
+    /// The acknowledgements as one group, and each write as a group of its own. The
+    /// acknowledgements come first because they make room.
     fn split(self) -> impl Iterator<Item = Self> {
         let acknowledged = Self {
             acknowledged: self.acknowledged,
@@ -589,8 +595,8 @@ impl Group {
             .chain(writes)
     }
 
-    /// Answers: what was learned, or that the transaction failed. Whoever no longer waits does not
-    /// need it.
+    /// Answers all callers with their result, or with the failure of the transaction. Callers that
+    /// no longer wait need no answer.
     fn settle(self, failure: Option<rusqlite::Error>, holds: &Holds) {
         let failure = failure.map(|error| -> Failure { Arc::new(Failed(error)) });
         for write in self.writes {
@@ -614,12 +620,12 @@ impl Write {
         }
     }
 
-    /// Whether the file may have to grow for it.
+    /// Whether the file may have to grow for this write.
     fn adds(&self) -> bool {
         matches!(self, Self::TakeUp(_) | Self::Commit(_) | Self::SetSinks(_))
     }
 
-    /// About how many bytes it adds to the file and to its log.
+    /// About how many bytes this write adds to the file and to its log.
     fn bytes(&self) -> u64 {
         let Self::Commit(job) = self else { return 0 };
         let (_, commit, _) = &job.request;
@@ -630,15 +636,15 @@ impl Write {
         (events + alerts + PAGES * commit.departures.len()) as u64
     }
 
-    /// Whether there is room for it, which it takes then.
+    /// Whether the write fits into `room`. If so, its bytes are subtracted.
     fn fits_into(&self, room: &mut u64) -> bool {
         let rest = room.checked_sub(self.bytes());
         *room = rest.unwrap_or(*room);
         rest.is_some()
     }
 
-    /// Does it within a transaction. An error spoils the transaction; a refusal does not, for it
-    /// comes before anything was written.
+    /// Does the write within a transaction. An error spoils the transaction. A refusal does not,
+    /// because nothing has been written before it.
     fn apply(
         &mut self,
         connection: &Connection,
@@ -659,7 +665,7 @@ impl Write {
                 };
                 job.answer = Ok(loaded);
             }
-            // What comes after it in the group is no longer its holder's.
+            // Commits that come later in the group no longer have the right.
             Self::Release(job) => holds.give_back(job.request),
             Self::Commit(job) => {
                 let (held, commit, now) = &job.request;
@@ -682,15 +688,16 @@ impl Write {
             }
             Self::GiveUpLeft => {
                 journal.give_up_left(connection)?;
-                // What comes next in the transaction has their room.
+                // Later writes of the transaction can use the room.
                 journal.prune(connection)?;
             }
         }
         Ok(())
     }
 
-    /// Answers it. What is held is in no file: where the transaction has failed, a search is given back all
-    /// the same, and nobody holds one that was to be taken up.
+    /// Answers the write. No file says which searches are held. So if the transaction has failed,
+    /// a search that was to be released is released all the same, and one that was to be taken up
+    /// is not held.
     fn settle(self, failure: Option<&Failure>, holds: &Holds) {
         match self {
             Self::TakeUp(job) => {
@@ -727,7 +734,7 @@ impl<Q, A> Job<Q, A> {
         }
     }
 
-    /// Brings whether somebody was told that it is done.
+    /// Returns whether the caller was told of a success.
     fn settle(self, failure: Option<&Failure>) -> bool {
         let answer = match failure {
             None => self.answer,
@@ -746,7 +753,7 @@ impl Wake for Unpark {
     }
 }
 
-/// Waits for a command, but no longer than this. The queue's own wait has no end.
+/// Waits for a command, for `limit` at most. The queue's own blocking wait has no time limit.
 fn receive(queue: &mut mpsc::Receiver<Command>, limit: Duration) -> Poll<Option<Command>> {
     let until = Instant::now() + limit;
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
@@ -765,7 +772,7 @@ fn failed(error: rusqlite::Error) -> Error {
     Error::backend(Failed(error))
 }
 
-/// An answer about a sink, where there is one of that name.
+/// Turns the answer about a sink into an error if there is no sink of that name.
 fn known<A>(answer: Result<Option<A>>, sink: &str) -> Answer<A> {
     answer.map_err(failed)?.ok_or_else(|| unknown(sink))
 }
@@ -776,8 +783,8 @@ fn unknown(sink: &str) -> Error {
     }
 }
 
-/// Whether there is no room on the disk, rather than a fault that may be over in a moment. A quota that is
-/// used up comes as the latter two.
+/// Whether the disk has no room, as against a fault that may be over in a moment. A used-up quota
+/// is reported as one of the latter two codes.
 fn finds_no_room(error: &rusqlite::Error) -> bool {
     let code = error.sqlite_error();
     code.is_some_and(|error| {
@@ -786,8 +793,8 @@ fn finds_no_room(error: &rusqlite::Error) -> bool {
     })
 }
 
-/// Another program holds a lock and the wait for it was long enough: whoever else waits for the
-/// same lock shall not wait for it again.
+/// Whether another program holds a lock and the wait for it has timed out. Other writes shall not
+/// wait for the same lock once more.
 fn is_busy(error: &rusqlite::Error) -> bool {
     matches!(
         error.sqlite_error_code(),

@@ -7,7 +7,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::store::JournalEvent;
 
-/// The bytes of the bodies in a row, unless a single one is longer.
+/// Maximum size in bytes of the bodies in a row, unless a single body is longer.
 const BODIES: usize = 64 * 1024;
 
 const ID: usize = 16;
@@ -45,12 +45,12 @@ pub(super) struct Entries<'a> {
 
 /// How many events a row with these heads has.
 pub(super) fn count(heads: &[u8]) -> i64 {
-    // No row is that long.
+    // No row is long enough for this to overflow.
     i64::try_from(heads.len() / HEAD).unwrap_or(i64::MAX)
 }
 
-/// What tells that a row still is what was stored: SQLite looks at no page's content, so that a
-/// sector that a disk lost would go out as lines.
+/// Tells whether a row still is what was stored. SQLite does not check a page's content, so
+/// without it the garbage of a sector that the disk lost would go out as lines.
 fn checksum(last: i64, heads: &[u8], bodies: &[u8]) -> i64 {
     let parts = [last.cast_unsigned(), xxh3_64(heads), xxh3_64(bodies)];
     xxh3_64(parts.map(u64::to_be_bytes).as_flattened()).cast_signed()
@@ -63,7 +63,7 @@ impl Row {
         count(&self.heads)
     }
 
-    /// The checksum of the row in its place.
+    /// The checksum of the row if its last position is `last`.
     pub(super) fn checksum(&self, last: i64) -> i64 {
         checksum(last, &self.heads, &self.bodies)
     }
@@ -112,12 +112,12 @@ impl<'a> Entries<'a> {
     /// Reads the columns `last, at, heads, bodies, checksum`.
     ///
     /// # Errors
-    /// Where it is not what was stored: the disk, or somebody else, has written there.
+    /// If the row is not what was stored, because the disk or another program has changed it.
     pub(super) fn of(row: &'a SqlRow<'_>) -> Result<Self> {
         let last: i64 = row.get(0)?;
         let heads = row.get_ref(2)?.as_blob()?;
         let bodies = row.get_ref(3)?.as_blob()?;
-        // Earlier versions stored none.
+        // Earlier versions stored no checksum.
         let stored: Option<i64> = row.get(4)?;
         let whole = stored.is_none_or(|stored| stored == checksum(last, heads, bodies));
         let entries = Self::new(last, heads, bodies).filter(|_| whole);
