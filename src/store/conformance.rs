@@ -1,7 +1,7 @@
-//! What every store must do: one suite, run against each of them.
+//! What every store must do: one suite of tests, run against each store.
 //!
-//! A test is a function over [`Options`] that point to a store which is still empty; it opens the
-//! store as often as it likes. [`suite!`] makes the tests of one backend of them.
+//! A test is a function over [`Options`] that point to an empty store. It may open the store
+//! several times. [`suite!`] declares the tests for one backend.
 
 use std::sync::Arc;
 
@@ -122,8 +122,8 @@ pub(super) fn with_limit(options: &Options, limit: u64) -> Options {
     options
 }
 
-/// Opens a store. One that was just closed may still be locked for a moment: a process that is
-/// being started elsewhere in these tests has its files as well until it runs.
+/// Opens a store. A store that was just closed may still be locked for a moment, because a process
+/// that another test is just starting inherits the open files and keeps them until it runs.
 async fn open(options: &Options) -> Store {
     let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
     loop {
@@ -353,7 +353,7 @@ pub(super) async fn a_search_that_was_given_back_takes_no_commit(options: Option
     let store = open(&options).await;
     let first = held(&store).await;
     let second_hold = held(&store).await;
-    // Too late: somebody else holds it.
+    // This release comes too late: somebody else holds the search.
     store.release(first).await.unwrap();
     store
         .commit(second_hold, Commit::default(), second(2))
@@ -422,7 +422,7 @@ pub(super) async fn events_come_in_order_and_again_until_they_are_acknowledged(o
     assert_eq!(waiting(&store, "s").await, []);
     store.close().await;
 
-    // Positions grow on where nothing is left to tell the last one.
+    // Positions go on growing although the journal is empty.
     let store = open(&options).await;
     sinks(&store, &["s"]).await;
     let held = self::held(&store).await;
@@ -460,7 +460,7 @@ pub(super) async fn a_mark_survives_and_the_last_one_counts(options: Options) {
         mark: Some(b"two".to_vec()),
     };
     assert_eq!(sinks(&store, &["s"]).await, [two]);
-    // The place can change without an event, as when a file was rotated.
+    // The mark can change without an event, for instance when a file was rotated.
     let held = self::held(&store).await;
     store.commit(held, events(3..4), second(2)).await.unwrap();
     let batch = store.pending("s", 9, usize::MAX).await.unwrap();
@@ -532,7 +532,7 @@ pub(super) async fn a_sink_that_is_removed_makes_room_where_it_alone_is_in_the_w
     assert!(!store.has_room(4).await.unwrap());
     store.commit(held, events(4..7), second(2)).await.unwrap();
     assert_eq!(waiting(&store, "fast").await, [4, 5, 6]);
-    // It starts anew, like any other.
+    // The sink was given up, so it starts anew like any other.
     assert_eq!(
         sinks(&store, &["dead", "fast"]).await,
         [SinkState::default(), SinkState::default()]
@@ -547,7 +547,7 @@ pub(super) async fn a_sink_that_is_named_again_goes_on_where_it_was(options: Opt
     store.commit(held, events(1..4), second(2)).await.unwrap();
     let batch = store.pending("leaves", 2, usize::MAX).await.unwrap();
     sinks(&store, &["stays"]).await;
-    // Its last delivery ends.
+    // The last delivery of the sink that left ends only now.
     let mark = Some(b"two".to_vec());
     let last = batch.events[1].position;
     store.acknowledge("leaves", last, mark).await.unwrap();
@@ -675,7 +675,7 @@ pub(super) async fn the_watch_tells_the_last_position(options: Options) {
     assert!(last > before);
     let batch = store.pending("s", 9, usize::MAX).await.unwrap();
     assert_eq!(batch.events[1].position, last);
-    // Whoever comes later does not miss what was journalled before.
+    // A receiver that subscribes later sees the last position, too.
     assert_eq!(*store.journalled().borrow(), last);
 }
 
@@ -836,7 +836,7 @@ pub(super) async fn in_what_trouble_it_is_to_begin_with_is_told_once(options: Op
     told.await.unwrap().unwrap();
     assert_eq!(*trouble.borrow_and_update(), None);
     let later = tokio::time::timeout(Duration::from_millis(100), trouble.changed());
-    // Of SQLite, nothing ever comes any more.
+    // SQLite never reports any trouble.
     assert!(!matches!(later.await, Ok(Ok(()))));
 }
 
@@ -845,7 +845,7 @@ pub(super) async fn in_what_trouble_it_is_to_begin_with_is_told_once(options: Op
 pub(super) async fn callers_at_the_same_time_all_get_what_they_asked_for(options: Options) {
     const CALLERS: u128 = 40;
     const ROUNDS: u128 = 5;
-    // Half of the events find room, and every commit that is refused is refused alone.
+    // Half of the events find room. Each refusal concerns one commit only.
     let limit = u64::try_from(CALLERS * ROUNDS / 2).unwrap();
     let store = open(&with_limit(&options, limit)).await;
     sinks(&store, &["s"]).await;

@@ -49,12 +49,12 @@ struct Learned {
     primed: bool,
 }
 
-/// What a store must know.
+/// What a store is expected to know.
 #[derive(Debug, Default)]
 struct Model {
     searches: BTreeMap<usize, Search>,
     sinks: BTreeMap<&'static str, Sink>,
-    /// Which search's each event is, by its number.
+    /// The search of each event, by the event's number.
     events: BTreeMap<u128, usize>,
 }
 
@@ -69,14 +69,15 @@ struct Search {
 struct Sink {
     /// The numbers of the events that wait for it.
     waiting: Vec<u128>,
-    /// Where it was when it was last acknowledged.
+    /// The position that was acknowledged last.
     position: i64,
     mark: Option<Vec<u8>>,
-    /// Whether it is no longer named. It is kept for a while, and given up where it alone is in the way.
+    /// Whether the sink is no longer named. It is kept for a while, and given up if it alone is in
+    /// the way.
     has_left: bool,
 }
 
-/// The store, and what a caller remembers of its answers.
+/// The store, and what its callers remember of its answers.
 struct Run {
     store: Store,
     holds: BTreeMap<usize, Held>,
@@ -187,7 +188,7 @@ async fn history(options: &Options, steps: Vec<Step>) {
 // === impl Model ===
 
 impl Model {
-    /// Whether there is no room for so many events, once the sinks that have left are given up where they
+    /// Whether `events` more events find no room. Sinks that have left are given up first if they
     /// alone are in the way.
     fn is_full_with(&mut self, events: usize) -> bool {
         let leaves_none = |sink: &Sink| (sink.waiting.len() + events) as u64 > LIMIT;
@@ -207,7 +208,7 @@ impl Model {
 // === impl Run ===
 
 impl Run {
-    /// Neither holds nor batches outlive the store that gave them.
+    /// Opens the store again. The holds and batches of the store before are void.
     async fn open_again(&mut self, model: &mut Model) {
         self.holds.clear();
         self.stale.clear();
@@ -245,8 +246,8 @@ impl Run {
         }
     }
 
-    /// Whose search is taken up may have its events behind those of others. Those of one search
-    /// stay in order.
+    /// Learns anew in which order the events wait. The events of a search that is taken up may
+    /// come behind those of other searches. The events of one search stay in order.
     async fn learn_order(&mut self, model: &mut Model) {
         self.batches.clear();
         let named = model.sinks.iter_mut().filter(|(_, sink)| !sink.has_left);
@@ -342,7 +343,7 @@ impl Run {
         }
         assert_eq!(sinks(&self.store, names).await, expected);
         if is_back {
-            // Searches may have been taken up in the meantime.
+            // Searches may have been taken up while the sink was not named.
             self.learn_order(model).await;
         }
     }
@@ -410,7 +411,7 @@ impl Run {
         }
     }
 
-    /// Compares all that can be asked for.
+    /// Compares all that the store can be asked for.
     async fn check(&mut self, model: &mut Model) {
         let names: Vec<_> = model.named().map(|(name, _)| name).collect();
         self.set_sinks(model, &names).await;

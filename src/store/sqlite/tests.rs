@@ -21,7 +21,7 @@ fn options(path: PathBuf) -> Options {
 
 conformance::suite!(fresh);
 
-/// What a crash leaves of an open store: the file, and the first bytes of its log.
+/// What a crash leaves of a store that was open: the file, and the first bytes of its log.
 struct Crash {
     folder: tempfile::TempDir,
     log: Vec<u8>,
@@ -38,7 +38,7 @@ impl Crash {
         Self { folder, log }
     }
 
-    /// The numbers of the alerts and those of the events that are found after it.
+    /// Opens what is left, and returns the numbers of the alerts and of the events that it holds.
     async fn recover(&self, log_bytes: usize) -> (Vec<u128>, Vec<u128>) {
         let path = self.folder.path().join("state.db");
         let once = tempfile::tempdir().unwrap();
@@ -174,7 +174,7 @@ async fn a_store_that_is_dropped_finishes_what_it_was_given() {
     let key = key("acme", "client_1", "open");
     let held = store.take_up(&key, second(1)).await.unwrap().held;
     store.set_sinks(vec!["s".to_owned()]).await.unwrap();
-    // The caller goes away at once, the commit is on its way.
+    // The caller goes away at once, while the commit is on its way.
     let commit = store.commit(held, opened(1), second(2));
     tokio::time::timeout(Duration::ZERO, commit).await.ok();
     drop(store);
@@ -199,7 +199,7 @@ async fn a_store_that_is_dropped_finishes_what_it_was_given() {
     assert_eq!(loaded.alerts, [alert("1", 1, 1)]);
 }
 
-/// As when an operator restores a copy without stopping the exporter.
+/// The case of an operator who restores a copy without stopping the exporter.
 #[tokio::test]
 async fn another_file_in_the_place_of_the_state_is_not_touched_and_the_open_one_works_on() {
     let (options, folder) = fresh();
@@ -219,7 +219,7 @@ async fn another_file_in_the_place_of_the_state_is_not_touched_and_the_open_one_
 
     let error = store.open_alerts(AlertFilter::default()).await.unwrap_err();
     assert!(matches!(error, Error::Backend(_)), "{error:?}");
-    // Enough for the log to be copied into the file.
+    // So much data that the log must be copied into the file.
     for number in 1..=4 {
         let mut commit = events(number * 1000..(number + 1) * 1000);
         for event in &mut commit.events {
@@ -232,8 +232,8 @@ async fn another_file_in_the_place_of_the_state_is_not_touched_and_the_open_one_
     assert!(fs::read(&path).unwrap() == before, "it was written to");
 }
 
-/// A store whose journal had four events, in a row each, until a hand, or a broken disk, did this to
-/// it while nobody had it open.
+/// A store whose journal has four events, each in a row of its own. `sql` then damages the journal
+/// while the store is closed, as a broken disk or a person might.
 async fn damaged(sql: &str) -> (Store, Options, tempfile::TempDir) {
     let (options, folder) = fresh();
     let store = Store::open(&options).await.unwrap();
@@ -291,7 +291,7 @@ async fn a_damaged_row_is_not_passed_over_at_a_start_whatever_it_says_of_its_len
         let sql = format!("UPDATE journal SET heads = {damage} WHERE last = 1");
         let (store, options, _folder) = damaged(&sql).await;
         store.close().await;
-        // Not at the next one either: nothing was removed.
+        // Nothing was removed at the first start, so the next start finds the same.
         let store = Store::open(&options).await.unwrap();
         store.set_sinks(vec!["s".to_owned()]).await.unwrap();
         assert_eq!(store.backlog("s").await.unwrap().events, 4, "{damage}");

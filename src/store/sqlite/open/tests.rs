@@ -12,7 +12,7 @@ fn open(path: &Path) -> std::result::Result<StateFile, Error> {
     StateFile::open(path, |_| Ok(())).map(|(file, ())| file)
 }
 
-/// What the message says is wrong, after the path.
+/// What the message says is wrong, without the path.
 fn problem(path: &Path) -> String {
     match open(path) {
         Err(Error::Open {
@@ -85,7 +85,7 @@ fn a_file_that_was_put_back_for_everybody_is_for_its_owner_again_and_a_group_kee
         fs::set_permissions(&path, fs::Permissions::from_mode(before)).unwrap();
         let file = open(&path).unwrap();
         assert_eq!(modes(), [after; 3], "{before:o}");
-        // As after a crash, with a log that was put back as well.
+        // The state after a crash; the log was restored as well.
         file.abandon();
         for suffix in ["-wal", "-shm"] {
             let log = beside(&path, suffix);
@@ -336,7 +336,7 @@ fn a_damaged_file_is_told_from_a_new_one() {
             "{problem}"
         );
     }
-    // Where a crash came before the first byte was written, nothing is lost by starting anew.
+    // If a crash came before the first byte was written, beginning anew loses nothing.
     fs::write(&path, "").unwrap();
     open(&path).unwrap();
 }
@@ -363,7 +363,8 @@ fn what_sqlite_says_is_told_with_advice() {
         ),
         (ffi::SQLITE_PERM, "it, its folder or the files beside it"),
         (ffi::SQLITE_FULL, "the disk is full"),
-        // A quota that is used up, and a disk that is too full for shared memory.
+        // What SQLite reports for a used-up quota, and for a disk that is too full for shared
+        // memory.
         (ffi::SQLITE_IOERR_WRITE, "writing it failed; make room"),
         (ffi::SQLITE_IOERR_SHMSIZE, "writing it failed; make room"),
         (ffi::SQLITE_IOERR_FSYNC, "reading or writing it failed"),
@@ -463,7 +464,7 @@ fn a_state_that_another_exporter_has_had_since_its_lock_was_removed_is_lost() {
             panic!("{error:?}");
         };
         assert_eq!(*lost, path);
-        // A process that another test starts at this moment may hold the lock a little longer.
+        // A process that another test is just starting may hold the lock a little longer.
         let known = [" uses it", " has used it since"]
             .map(|what| format!("another exporter (process {number}){what}"));
         let expected = if has_ended { &known[..] } else { &known[..1] };

@@ -12,7 +12,7 @@ use crate::store::{
     sqlite::beside,
 };
 
-/// A writer without its thread, so that faults can be put into its connection.
+/// A writer without its thread, so that tests can provoke faults on its connection.
 struct Bench {
     writer: Writer,
     held: Held,
@@ -40,14 +40,14 @@ impl Bench {
         }
     }
 
-    /// As another process would find it.
+    /// Opens the file anew, as the next process would.
     fn reopen(mut self) -> Self {
         drop(self.writer);
         self.writer = Writer::open(&self.path, 1_000_000, Holds::default()).unwrap();
         self
     }
 
-    /// Lets the file grow by so many pages.
+    /// Lets the file grow by `more` pages.
     fn leave_room_for(&mut self, more: i64) {
         let connection = self.writer.file.connection();
         let pages: i64 = connection
@@ -271,7 +271,7 @@ fn what_a_commit_adds_to_the_log_is_not_underestimated() {
             commit.departures.len(),
             commit.events.len(),
         ];
-        // Neighbouring alerts share pages.
+        // The estimate counts pages for each alert, but neighbouring alerts share pages.
         let at_most = if commit.upserts.is_empty() { 4 } else { 30 };
         let (write, reply) = bench.commit(commit);
         let estimate = write.bytes();
@@ -316,7 +316,7 @@ fn a_long_log_is_copied_while_commits_go_on() {
     };
     assert!((0..10_000).any(|_| copied()), "{}", length(&bench));
     assert_eq!(bench.waiting(), (1..=20).collect::<Vec<_>>());
-    // Once all of it is copied the log begins anew, and gives back what it seldom needs.
+    // Once the whole log is copied, it begins anew and is cut back to its maximum length.
     assert!(log_bytes(&bench.path) > 20 * 1024 * 1024);
     assert!(bench.writer.file.reuse_log());
     bench.write(opened(21)).unwrap();
@@ -360,7 +360,7 @@ fn a_full_disk_takes_nothing_in_and_loses_nothing() {
     bench.leave_room_for(4);
     let mut journalled = bench.writer.journalled();
     journalled.mark_unchanged();
-    // The small one finds room although it shares a group with one that does not.
+    // The small commit finds room although it shares a group with one that does not.
     let (large, large_reply) = bench.commit(Commit {
         upserts: vec![alert("large", 1, 1)],
         ..events(100..3000)
@@ -376,7 +376,7 @@ fn a_full_disk_takes_nothing_in_and_loses_nothing() {
     let refused = bench.write(events(100..3000));
     assert_eq!(backend_error(refused), ErrorCode::DiskFull);
     assert!(!journalled.has_changed().unwrap());
-    // Delivery goes on, and makes room.
+    // Delivery goes on and makes room.
     bench.acknowledge(2).unwrap();
     assert_eq!(bench.count("journal"), 0);
 
@@ -409,7 +409,7 @@ fn a_lock_of_another_program_fails_the_group_once_and_is_got_over() {
         assert_eq!(backend_error(answer(reply)), ErrorCode::DatabaseBusy);
     }
     assert_eq!(waits.load(Ordering::Relaxed), 1);
-    // Where nothing is to be written, nobody waits for the lock.
+    // Without anything to write, the lock is not waited for.
     bench.write_all(Vec::new());
     assert_eq!(waits.load(Ordering::Relaxed), 1);
     operator.execute_batch("ROLLBACK").unwrap();
@@ -429,7 +429,7 @@ fn what_was_delivered_is_removed_step_by_step() {
     assert_eq!(bench.count("journal"), 30_000 - 8192);
     assert_eq!(bench.waiting(), (25_001..=30_000).collect::<Vec<_>>());
 
-    // The rest goes while nothing else is to be done.
+    // The rest is removed while there are no commands.
     let (commands, mut queue) = mpsc::channel(1);
     drop(commands);
     while bench.writer.journal.has_delivered() {
@@ -444,7 +444,7 @@ fn what_was_delivered_is_removed_step_by_step() {
 fn without_a_sink_nothing_is_journalled() {
     let mut bench = Bench::new();
     bench.set_sinks(&[]);
-    // The one that there was has left, and is kept for a while.
+    // The bench's sink has left, and is kept for a while.
     bench.writer.journal.kept_for = Duration::ZERO;
     bench.writer.transaction(&mut []).unwrap();
     let mut journalled = bench.writer.journalled();
@@ -475,7 +475,7 @@ fn an_acknowledgement_that_could_not_be_stored_counts_and_is_stored_with_the_nex
     let operator = Connection::open(&bench.path).unwrap();
     operator.execute_batch("BEGIN IMMEDIATE").unwrap();
     assert_eq!(backend_error(bench.acknowledge(2)), ErrorCode::DatabaseBusy);
-    // The sink has delivered them; it is not asked to do so again.
+    // The sink has delivered these events and is not given them again.
     assert_eq!(bench.waiting(), [3]);
     operator.execute_batch("ROLLBACK").unwrap();
     bench.write(Commit::default()).unwrap();
@@ -533,7 +533,7 @@ fn a_lock_whose_file_is_removed_while_nothing_is_stored_is_taken_again() {
     let deadline = Instant::now() + Duration::from_secs(20);
     while std::fs::read(&lock).unwrap_or_default().is_empty() {
         assert!(Instant::now() < deadline, "nobody looks");
-        // What only reads is no reason to look later.
+        // Commands that only read do not delay the look at the files.
         let (reply, _answer) = oneshot::channel();
         let sink = "s".into();
         let read = Read::Backlog { sink, reply };
@@ -635,7 +635,7 @@ impl Bench {
     }
 }
 
-/// What was said of sinks that have left: what the line begins with, and how many events it tells.
+/// What was logged about sinks that have left: a phrase of each message, and its number of events.
 fn said(lines: &parking_lot::Mutex<Vec<String>>) -> Vec<(&'static str, u64)> {
     let mut lines = lines.lock();
     let said = lines.drain(..).map(|line| {
@@ -663,7 +663,7 @@ fn a_sink_that_has_left_is_kept_until_its_time_is_over_and_both_is_told() {
     bench.acknowledge(1).unwrap();
     bench.set_sinks(&["other"]);
     assert_eq!(said(&lines), [("has left the configuration;", 2)]);
-    // Its last delivery has ended.
+    // Its last delivery ends only now.
     bench.acknowledge(2).unwrap();
     bench.write(events(4..5)).unwrap();
     let mut bench = bench.reopen();
@@ -672,10 +672,10 @@ fn a_sink_that_has_left_is_kept_until_its_time_is_over_and_both_is_told() {
     assert_eq!(bench.waiting(), [3, 4]);
 
     bench.set_sinks(&["other"]);
-    // What was said a moment ago is not printed again.
+    // The same message as a moment ago is not printed again.
     assert_eq!(said(&lines), []);
     bench.writer.journal.acknowledge("other", i64::MAX, None);
-    // While nobody asks for anything.
+    // The sink is given up although no command comes.
     bench.writer.journal.kept_for = Duration::ZERO;
     bench.writer.look = Duration::ZERO;
     let (_commands, mut queue) = mpsc::channel(1);
@@ -715,14 +715,14 @@ fn a_sink_that_has_left_gives_its_room_on_a_full_disk_to_what_is_new() {
 
 #[test]
 fn a_fault_that_passes_costs_no_sink_that_has_left_anything_nor_does_one_that_it_can_hardly_mend() {
-    // Of which one holds a great deal, and one very little.
+    // The sink that left holds many events in the first case, very few in the second.
     for (held, faults) in [(3000, 2), (10, 3)] {
         let mut bench = Bench::new();
         let (lines, _logging) = captured();
         bench.write(events(1..held)).unwrap();
         bench.set_sinks(&["other"]);
         said(&lines);
-        // The group's try, the one alone, and what comes next.
+        // The faults hit the group's transaction, the write's own one, and the next try.
         bench.writer.faults = faults;
         let is_over = bench.write(opened(held)).is_ok();
         assert_eq!(is_over, faults == 2);
@@ -894,7 +894,7 @@ fn what_cannot_be_stored_keeps_no_search_held() {
         }
         bench.writer.write(group);
     };
-    // At once, and after what was sent before it.
+    // A release is served at once, and also behind a commit that was sent before it.
     for commits in [0, 1] {
         let (taken_up, loaded) = job(Write::TakeUp, (key("a", "t", "s"), second(1)));
         operator.execute_batch("ROLLBACK").unwrap();
@@ -914,7 +914,7 @@ fn what_cannot_be_stored_keeps_no_search_held() {
     }
     operator.execute_batch("ROLLBACK").unwrap();
 
-    // Nor does a transaction that fails at its end, nor an answer that nobody waits for any more.
+    // A search is not held either if the transaction fails at its end or the caller has gone away.
     bench.sql(
         "PRAGMA foreign_keys = ON;
          CREATE TABLE parent (id INTEGER PRIMARY KEY);
