@@ -1,6 +1,7 @@
-//! Whether the process works: its loops say when they make progress and when to expect the next.
+//! Whether the process works: its loops report when they make progress and when to expect the
+//! next.
 //!
-//! What `/-/healthy` answers, and what decides whether systemd's watchdog is fed.
+//! Decides what `/-/healthy` answers, and whether systemd's watchdog is fed.
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -11,7 +12,7 @@ use tokio::time::Instant;
 #[derive(Clone, Debug, Default)]
 pub struct Health(Arc<Mutex<State>>);
 
-/// One loop's promise to make progress. When it is dropped, nothing is expected any more.
+/// One loop's promise to make progress. Once it is dropped, no progress is expected any more.
 #[derive(Debug)]
 pub struct Heartbeat {
     health: Health,
@@ -19,15 +20,15 @@ pub struct Heartbeat {
     patience: Duration,
 }
 
-/// Something that an operator should know although the process works, such as a journal that is full. When it is
-/// dropped, it is so no longer.
+/// Something that an operator should know although the process works, such as a journal that is
+/// full. It is shown until this is dropped.
 #[derive(Debug)]
 pub struct Notice {
     health: Health,
     id: u64,
 }
 
-/// A loop that has not made progress for longer than it said.
+/// A loop that has not made progress in time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Overdue {
     /// The loop.
@@ -53,7 +54,7 @@ struct Loop {
 // === impl Health ===
 
 impl Health {
-    /// Takes in a loop that makes progress at least every `patience`.
+    /// Registers a loop that makes progress at least every `patience`.
     #[must_use]
     pub fn register(&self, name: impl Into<Arc<str>>, patience: Duration) -> Heartbeat {
         let mut state = self.0.lock();
@@ -70,7 +71,7 @@ impl Health {
         }
     }
 
-    /// The loops that hang, longest first. None: the process works.
+    /// Returns the loops that hang, longest first. If there are none, the process works.
     #[must_use]
     pub fn overdue(&self) -> Vec<Overdue> {
         let now = Instant::now();
@@ -89,7 +90,7 @@ impl Health {
         overdue
     }
 
-    /// Says something that an operator should know, until what it brings is dropped.
+    /// Shows `text` to operators until the returned [`Notice`] is dropped.
     #[must_use]
     pub fn notice(&self, text: impl Into<String>) -> Notice {
         let mut state = self.0.lock();
@@ -101,7 +102,7 @@ impl Health {
         }
     }
 
-    /// What an operator should know. What several say is said once.
+    /// Returns what operators should know. Equal notices are returned once.
     #[must_use]
     pub fn notices(&self) -> Vec<String> {
         let state = self.0.lock();
@@ -114,8 +115,8 @@ impl Health {
         notices
     }
 
-    /// Says why the process cannot do its work at present although nothing hangs, such as a database
-    /// that is down; it replaces what was said about the same topic. `None` takes it back.
+    /// Sets why the process cannot do its work at present although nothing hangs, such as a
+    /// database that is down. Replaces the former reason of the same topic; `None` removes it.
     pub fn hold_up(&self, topic: &'static str, why: Option<String>) {
         let obstacles = &mut self.0.lock().obstacles;
         match why {
@@ -124,7 +125,7 @@ impl Health {
         };
     }
 
-    /// Why the process cannot do its work at present.
+    /// Returns why the process cannot do its work at present.
     #[must_use]
     pub fn obstacles(&self) -> Vec<String> {
         self.0.lock().obstacles.values().cloned().collect()
@@ -144,26 +145,26 @@ impl State {
 // === impl Heartbeat ===
 
 impl Heartbeat {
-    /// There was progress; more is expected within the loop's patience.
+    /// Reports progress. More is expected within the loop's patience.
     pub fn beat(&self) {
         self.beat_for(self.patience);
     }
 
-    /// How long a loop that waits is to wait at most before it beats again.
+    /// The maximum time that a waiting loop should let pass before it beats again.
     #[must_use]
     pub fn pulse(&self) -> Duration {
         self.patience / 4
     }
 
-    /// Waits for something that has a time limit of its own, such as a call of the store. That it is over is
-    /// progress, however many such calls follow one another.
+    /// Waits for a step that has a time limit of its own, such as a call of the store. The end of
+    /// each step is progress, however many steps follow one another.
     pub async fn beat_after<T>(&self, step: impl Future<Output = T>) -> T {
         let done = step.await;
         self.beat();
         done
     }
 
-    /// There was progress; the loop now waits on purpose, for no longer than `patience`.
+    /// Reports progress. The loop now waits on purpose, for no longer than `patience`.
     pub fn beat_for(&self, patience: Duration) {
         if let Some(entry) = self.health.0.lock().loops.get_mut(&self.id) {
             entry.deadline = Instant::now() + patience;

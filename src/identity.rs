@@ -1,4 +1,4 @@
-//! Who is meant: the names that run through metrics, records, the store and the page.
+//! The names that metrics, records, the store and the page share.
 
 use std::{fmt, sync::Arc};
 
@@ -18,10 +18,10 @@ pub struct SearchKey {
 /// A tenant of OpsRamp.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Tenant {
-    /// `client_1234`, `msp_1234` or a UUID: opaque, a path segment of the API. The store knows
-    /// the tenant by it, so that a tenant can be renamed without its alerts being logged again.
+    /// `client_1234`, `msp_1234` or a UUID: opaque, a path segment of the API. The store knows the
+    /// tenant by this id, so that after a renaming its alerts are not logged again.
     pub id: Arc<str>,
-    /// What people call it, label `tenant`; the id where no name was given.
+    /// The name that people use, label `tenant`; the id if no name was given.
     pub name: Arc<str>,
 }
 
@@ -29,24 +29,25 @@ pub struct Tenant {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EventKind {
-    /// It appeared in the search's result.
+    /// The alert appeared in the search's result.
     Opened,
-    /// Its state or its status changed while it stayed in the result.
+    /// The alert's state or status changed while it stayed in the result.
     Changed,
-    /// It is no longer in the result.
+    /// The alert is no longer in the result.
     Left,
 }
 
 // === impl SearchKey ===
 
 impl SearchKey {
-    /// What the store knows it by, whatever its tenant is called: the account, the tenant's id and the search.
+    /// The account, the tenant's id and the search, by which the store knows the search. The
+    /// tenant's name is not part of it.
     #[must_use]
     pub fn stored_as(&self) -> (&str, &str, &str) {
         (&self.account, &self.tenant.id, &self.search)
     }
 
-    /// What tells its series from others': the labels `account`, `tenant` and `search`.
+    /// The labels `account`, `tenant` and `search`, which identify the search's series.
     #[must_use]
     pub fn labels(&self) -> (&str, &str, &str) {
         (&self.account, &self.tenant.name, &self.search)
@@ -65,7 +66,7 @@ impl EventKind {
     /// Every kind, in the order of an alert's life.
     pub const ALL: [Self; 3] = [Self::Opened, Self::Changed, Self::Left];
 
-    /// The word in records, labels and the configuration.
+    /// The kind's name in records, labels and the configuration.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {

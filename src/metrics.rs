@@ -1,12 +1,13 @@
 //! Every metric in one place, as typed handles.
 //!
-//! What the API said is not kept here: those gauges are a pure function of the latest snapshots on
-//! the [`Board`], computed when somebody asks, so that a failed poll cannot leave half of a result
-//! behind nor a search that is gone a ghost. What this program did is counted here, in counters
-//! that exist at 0 from the moment a search, account or sink is registered: one that is born at 1
-//! is invisible to `increase()`. What there is once an instance is in a registry (`instance`), what
-//! there is once a search or account in plain cells (`cells`). This module does not know who calls
-//! it.
+//! Gauges of what the API said are not kept here. They are a pure function of the latest snapshots
+//! on the [`Board`], computed when somebody asks, so that a failed poll leaves no half of a result
+//! behind, and a removed search no ghost series.
+//!
+//! What this program does is counted here. The counters exist at 0 from the moment a search,
+//! account or sink is registered, because `increase()` does not see a counter that begins at 1.
+//! Metrics that exist once an instance are in a registry (`instance`); those of each search or
+//! account are plain cells (`cells`). This module does not know its callers.
 
 use std::{
     collections::BTreeMap,
@@ -64,7 +65,8 @@ pub const AUTH_FAILURE_REASONS: [&str; 7] = [
     "decode",
 ];
 
-/// Statuses whose counters exist before one is seen: those that rules ask for.
+/// HTTP statuses whose counters exist before such an answer is seen, because alerting rules ask
+/// for them.
 const KNOWN_STATUSES: [u16; 11] = [200, 400, 401, 403, 404, 407, 429, 500, 502, 503, 504];
 
 /// The levels of `opsramp_exporter_log_messages_total`.
@@ -76,8 +78,9 @@ const LEVELS: [(tracing::Level, &str); 5] = [
     (tracing::Level::TRACE, "trace"),
 ];
 
-// Around what matters to an operator: a healthy API answers in under a second and is given 30; a
-// poll is one request or a read that waits for the allowance; an alert is found within an interval.
+// The bounds are chosen around what matters to an operator: a healthy API answers in under a
+// second, and a request may take 30 s; a poll is one request, or a read that waits for the
+// allowance; an alert is found within an interval.
 static REQUEST_BOUNDS: [f64; 9] = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 static POLL_BOUNDS: [f64; 10] = [0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0];
 static DELAY_BOUNDS: [f64; 12] = [
@@ -99,8 +102,8 @@ pub struct BuildInfo {
     pub rustversion: &'static str,
 }
 
-/// Counts what happens to one search. Cheap to clone; counts into the void once the search is
-/// removed.
+/// Counts what happens to one search. Cheap to clone. Once the search is removed, its counts are
+/// no longer shown.
 #[derive(Clone)]
 pub struct SearchMetrics {
     metrics: Metrics,
@@ -113,7 +116,7 @@ pub struct AccountMetrics {
     metrics: Metrics,
     name: Arc<str>,
     cells: Arc<AccountCells>,
-    /// Whether another client of the account has taken this one's place.
+    /// Whether another client of the account has replaced this one.
     is_replaced: Arc<AtomicBool>,
 }
 
@@ -121,7 +124,7 @@ pub struct AccountMetrics {
 struct Inner {
     board: Board,
     build: BuildInfo,
-    /// Grows with everything that is counted, as the board's version does with its snapshots.
+    /// Grows with every count, as the board's version does with every snapshot.
     changes: AtomicU64,
     searches: RwLock<BTreeMap<SearchKey, Arc<SearchCells>>>,
     accounts: RwLock<BTreeMap<Arc<str>, Arc<AccountCells>>>,
@@ -143,8 +146,8 @@ struct SearchCells {
 struct AccountCells {
     auth_requests: Counter,
     auth_failures: Reasons<{ AUTH_FAILURE_REASONS.len() }>,
-    /// By the endpoint's place in [`Endpoint::ALL`] and the status. It is bounded: a status has
-    /// three digits.
+    /// Counts by the endpoint's place in [`Endpoint::ALL`] and the status. The size is bounded,
+    /// because a status has three digits.
     requests: Mutex<BTreeMap<(usize, Option<u16>), u64>>,
     durations: [Histogram<{ REQUEST_BOUNDS.len() }>; Endpoint::ALL.len()],
     /// By the tenant's id.
@@ -156,14 +159,15 @@ struct AccountCells {
 struct Reasons<const N: usize> {
     names: &'static [&'static str; N],
     counts: [Counter; N],
-    /// A reason that nobody announced: a mistake of ours, which must not hide a failure.
+    /// Counts reasons that are not among `names`. Such a reason is a bug, which must not hide a
+    /// failure.
     other: Counter,
 }
 
 // === impl Metrics ===
 
 impl Metrics {
-    /// Metrics that show what is on `board`.
+    /// Returns metrics that show what is on `board`.
     #[must_use]
     pub fn new(board: Board, build: BuildInfo) -> Self {
         Self(Arc::new(Inner {
@@ -194,8 +198,8 @@ impl Metrics {
         }
     }
 
-    /// Removes a search's series, and those of its tenant where it was the last one. The board's
-    /// owner removes its snapshot.
+    /// Removes a search's series, and those of its tenant if this was its last search. The board's
+    /// owner removes the snapshot.
     pub fn remove_search(&self, key: &SearchKey) {
         let mut searches = self.0.searches.write();
         searches.remove(key);
@@ -235,7 +239,7 @@ impl Metrics {
 
     /// Removes an account's series, and what the board knows of it.
     pub fn remove_account(&self, name: &str) {
-        // Under the lock, so that a request that still ends cannot bring the account back.
+        // Under the lock, so that a request that ends only now cannot bring the account back.
         let mut accounts = self.0.accounts.write();
         accounts.remove(name);
         self.0.board.remove_account(name);
@@ -253,7 +257,7 @@ impl Metrics {
         self.touch();
     }
 
-    /// Counts what happens to a sink, unless it was removed.
+    /// Counts something for a sink, unless the sink was removed.
     fn count_of_sink(&self, name: &str, count: impl FnOnce(&SinkCounters)) {
         if let Some(counters) = self.0.sinks.read().get(name) {
             count(counters);
@@ -271,20 +275,20 @@ impl Metrics {
         self.touch();
     }
 
-    /// Counts a message of our own diagnostics.
+    /// Counts a message of the exporter's own diagnostics.
     pub fn log_message(&self, level: tracing::Level) {
         self.0.instance.log_message(level);
         self.touch();
     }
 
-    /// The configuration was loaded, at the start or again.
+    /// Notes that the configuration was loaded, at the start or by a reload.
     pub fn config_loaded(&self, at: Timestamp) {
         self.0.instance.config_loaded(at);
         self.0.cache.outdate();
         self.touch();
     }
 
-    /// The configuration could not be loaded again; the old one stays.
+    /// Notes that a reload was rejected and the old configuration stays.
     pub fn config_rejected(&self) {
         self.0.instance.config_rejected();
         self.0.cache.outdate();
@@ -302,7 +306,7 @@ impl Metrics {
     }
 }
 
-/// By name: a sink that is not registered counts into the void.
+/// Sinks are found by name. Counts for a sink that is not registered are dropped.
 impl deliver::Observer for Metrics {
     fn sink_delivered(&self, sink: &str, events: u64) {
         self.count_of_sink(sink, |counters| counters.delivered.inc_by(events));
@@ -320,32 +324,32 @@ impl deliver::Observer for Metrics {
 // === impl SearchMetrics ===
 
 impl SearchMetrics {
-    /// A poll begins.
+    /// Counts a poll that begins.
     pub fn poll_begun(&self) {
         self.cells.polls.add(1);
         self.metrics.touch();
     }
 
-    /// A poll failed; the reason is one of [`POLL_FAILURE_REASONS`].
+    /// Counts a poll that failed; the reason is one of [`POLL_FAILURE_REASONS`].
     pub fn poll_failed(&self, reason: &'static str) {
         self.cells.failures.add(reason);
         self.metrics.touch();
     }
 
-    /// A poll ended, well or not, after `took`.
+    /// Counts a poll that ended after `took`, whether it succeeded or not.
     pub fn poll_ended(&self, took: Duration) {
         self.cells.duration.observe(took);
         self.metrics.touch();
     }
 
-    /// A poll found `n` events.
+    /// Counts `n` events that a poll found.
     pub fn events(&self, kind: EventKind, n: u64) {
         self.cells.events[place_of(kind)].add(n);
         self.metrics.touch();
     }
 
-    /// An alert was journalled as opened so long after its creation; zero where the clocks
-    /// disagree.
+    /// Counts the time between an alert's creation and its journalling as opened; zero if the
+    /// clocks disagree.
     pub fn detection_delay(&self, delay: Duration) {
         self.cells.detection_delay.observe(delay);
         self.metrics.touch();
@@ -361,10 +365,11 @@ impl fmt::Debug for SearchMetrics {
 // === impl AccountMetrics ===
 
 impl AccountMetrics {
-    /// Another client of the account, with metrics of its own, takes this one's place. The board forgets what it
-    /// knows; what this client still does is counted, and what it learns, as of its token, not shown.
+    /// Notes that another client of the account, with metrics of its own, has replaced this one.
+    /// The board forgets the account. What this client still does is counted, but what it still
+    /// learns, such as a token's end, is not shown.
     pub fn replaced(&self) {
-        // Under the lock, so that a request that still ends cannot bring it back.
+        // Under the lock, so that a request that ends only now cannot bring the account back.
         let accounts = self.metrics.0.accounts.write();
         self.is_replaced.store(true, Ordering::Relaxed);
         self.metrics.0.board.remove_account(&self.name);
@@ -372,7 +377,8 @@ impl AccountMetrics {
         self.metrics.touch();
     }
 
-    /// Changes what the board knows of the account, unless it was removed meanwhile, or this client replaced.
+    /// Changes what the board knows of the account, unless the account was removed or this client
+    /// replaced.
     fn report(&self, change: impl FnOnce(&mut crate::status::AccountStatus)) {
         let accounts = self.metrics.0.accounts.read();
         let present = accounts

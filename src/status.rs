@@ -1,8 +1,8 @@
-//! The latest snapshot of everything that others look at: each search, account and sink.
+//! The latest snapshot of each search, account and sink.
 //!
-//! Pollers, clients and sinks report here; a scrape and the page read here. A search's snapshot is
-//! swapped in whole, so that nobody sees half of what a poll learned, and reading never waits for
-//! the API or the store. This module knows neither metrics' names nor HTML.
+//! Pollers, clients and sinks report here; scrapes and the page read here. A search's snapshot is
+//! replaced as a whole, so that no reader sees half of what a poll learned. Reading never waits
+//! for the API or the store. This module knows neither metrics' names nor HTML.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -18,7 +18,7 @@ use crate::{clock, identity::SearchKey, opsramp::RateLimit, store::Lease, track:
 /// How many polls a search's history keeps.
 pub const HISTORY: usize = 10;
 
-/// Partners of which the same is said are named no further than this.
+/// Maximum number of partners that one sentence names.
 const PARTNERS_NAMED: usize = 10;
 
 /// The latest snapshots. Cheap to clone.
@@ -40,7 +40,7 @@ pub struct SearchStatus {
     pub key: SearchKey,
     /// Time between two polls.
     pub interval: Duration,
-    /// After so long without a successful poll its gauges are withheld.
+    /// Time without a successful poll after which the search's gauges are withheld.
     pub stale_after: Duration,
     /// Whether the last poll succeeded; `None` before the first has ended.
     pub up: Option<bool>,
@@ -48,7 +48,7 @@ pub struct SearchStatus {
     pub result: Option<SearchResult>,
     /// API requests that the last poll took.
     pub last_requests: u64,
-    /// When the last complete read ended.
+    /// When the result was last read as a whole.
     pub last_full_read: Option<Timestamp>,
     /// When the next poll is due.
     pub next_poll: Option<Timestamp>,
@@ -58,9 +58,10 @@ pub struct SearchStatus {
     pub last_error: Option<PollError>,
     /// Whether this replica polls the search.
     pub lease_held: bool,
-    /// The lease under which it does. `None`: there is none, or none that could end.
+    /// The lease under which this replica polls the search. `None` if it does not, or if the lease
+    /// cannot end.
     pub lease: Option<Lease>,
-    /// The first poll has succeeded, or has failed after trying everything it could.
+    /// Whether the first poll has ended or could not begin, or another replica polls the search.
     pub tried: bool,
 }
 
@@ -69,7 +70,7 @@ pub struct SearchStatus {
 pub struct SearchResult {
     /// When the poll ended.
     pub at: Timestamp,
-    /// The same on [`clock::since_boot`], which nobody sets back.
+    /// When the poll ended, on [`clock::since_boot`], which nobody sets back.
     pub at_since_boot: Duration,
     /// `totalResults`.
     pub total_results: u64,
@@ -77,9 +78,9 @@ pub struct SearchResult {
     pub tracked: u64,
     /// Whether the tracked alerts are the whole result.
     pub complete: bool,
-    /// The labels of `groups`.
+    /// The names of the labels that `groups` has values for.
     pub group_by: Arc<[GroupLabel]>,
-    /// Tracked alerts by group, each with one value a label.
+    /// Number of tracked alerts by group. A group has one value for each label.
     pub groups: Arc<[(Vec<Arc<str>>, u64)]>,
     /// `createdDate` of the oldest tracked alert.
     pub oldest: Option<Timestamp>,
@@ -88,24 +89,24 @@ pub struct SearchResult {
 /// One poll of the history.
 #[derive(Clone, Debug)]
 pub struct PollSummary {
-    /// When it began.
+    /// When the poll began.
     pub started: Timestamp,
-    /// How long it took.
+    /// How long the poll took.
     pub took: Duration,
-    /// API requests it took.
+    /// API requests that the poll took.
     pub requests: u64,
-    /// New events, or why it failed.
+    /// Number of new events, or why the poll failed.
     pub outcome: Result<u64, PollError>,
 }
 
 /// Why a poll failed.
 #[derive(Clone, Debug)]
 pub struct PollError {
-    /// When.
+    /// When the poll failed.
     pub at: Timestamp,
     /// The label `reason` of `opsramp_poll_failures_total`.
     pub reason: &'static str,
-    /// For people: the whole chain of causes, without secrets.
+    /// The message for people: the whole chain of causes, without secrets.
     pub message: String,
 }
 
@@ -114,19 +115,20 @@ pub struct PollError {
 pub struct AccountStatus {
     /// How long the last successful token request took.
     pub auth_latency: Option<Duration>,
-    /// When the present token expires.
+    /// When the current token expires.
     pub token_expires: Option<Timestamp>,
     /// The last rate limit seen, by tenant id.
     pub rate_limits: BTreeMap<String, RateLimit>,
-    /// What is known of its partners' clients; `None`: they are not to be looked up.
+    /// What is known of the clients of the account's partners; `None` if they are not looked up.
     pub discovery: Option<DiscoveryStatus>,
 }
 
 /// What is known of the clients of an account's partners.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DiscoveryStatus {
-    /// How many are activated, as the last look-ups that succeeded tell; `None`: of a partner none has,
-    /// since the account and its partners are these.
+    /// Number of activated clients, by the last successful look-ups. `None` while the clients of a
+    /// partner have not been looked up successfully since the account or its partners were last
+    /// changed.
     pub clients: Option<usize>,
     /// The partners, at least one.
     pub partners: Vec<PartnerStatus>,
@@ -137,10 +139,10 @@ pub struct DiscoveryStatus {
 pub struct PartnerStatus {
     /// The partner's id.
     pub id: Arc<str>,
-    /// Whether its clients have been found, be it before the account was changed: who is to be searched
-    /// is known then.
+    /// Whether the partner's clients have been found, also if that was before the account was
+    /// changed. If so, it is known which clients are to be searched.
     pub is_known: bool,
-    /// Whether the last look-up succeeded, or why it failed; `None` before the first has ended.
+    /// The outcome of the last look-up; `None` before the first one has ended.
     pub last: Option<Result<(), String>>,
 }
 
@@ -151,15 +153,16 @@ pub struct SinkStatus {
     pub kind: &'static str,
     /// Events delivered since the start.
     pub delivered: u64,
-    /// Events journalled, not yet delivered; `None` while that is not known.
+    /// Events journalled and not yet delivered; `None` while their number is unknown.
     pub backlog: Option<u64>,
-    /// When the oldest of them was journalled.
+    /// When the oldest of these events was journalled.
     pub oldest_pending: Option<Timestamp>,
-    /// Why delivery fails at present; `None` while it works.
+    /// Why delivery fails now; `None` while it works.
     pub error: Option<String>,
 }
 
-/// The partners of which the same is to be said, together, in the order of the first of them.
+/// Groups the partners about which the same is told. Groups are in the order of their first
+/// partners.
 pub fn alike<'a, T: PartialEq>(
     told: impl IntoIterator<Item = (&'a Arc<str>, T)>,
 ) -> Vec<(Vec<&'a str>, T)> {
@@ -173,7 +176,7 @@ pub fn alike<'a, T: PartialEq>(
     alike
 }
 
-/// Partners by their ids, in a sentence.
+/// Lists partners by their ids, for a sentence.
 #[must_use]
 pub fn listed(partners: &[&str]) -> String {
     let named = partners.len().min(PARTNERS_NAMED);
@@ -187,14 +190,14 @@ pub fn listed(partners: &[&str]) -> String {
 // === impl Board ===
 
 impl Board {
-    /// Swaps in a search's snapshot.
+    /// Replaces a search's snapshot.
     pub fn set_search(&self, status: SearchStatus) {
         let key = status.key.clone();
         self.0.searches.write().insert(key, Arc::new(status));
         self.touch();
     }
 
-    /// A search's snapshot.
+    /// Returns a search's snapshot.
     #[must_use]
     pub fn search(&self, key: &SearchKey) -> Option<Arc<SearchStatus>> {
         self.0.searches.read().get(key).cloned()
@@ -206,8 +209,9 @@ impl Board {
         self.touch();
     }
 
-    /// Every search's snapshot, in the order of their keys. Of those whose lease is over it says
-    /// nothing any more, even before whoever polled them does: others may show them by now.
+    /// Returns every search's snapshot, in the order of their keys. A search whose lease has ended
+    /// is shown as polled elsewhere, even before its poller notices, because another replica may
+    /// show it by now.
     #[must_use]
     pub fn searches(&self) -> Vec<Arc<SearchStatus>> {
         let mut searches: Vec<_> = self.0.searches.read().values().cloned().collect();
@@ -231,13 +235,13 @@ impl Board {
         self.touch();
     }
 
-    /// Every account, in the order of their names.
+    /// Returns every account, in the order of their names.
     #[must_use]
     pub fn accounts(&self) -> BTreeMap<Arc<str>, AccountStatus> {
         self.0.accounts.read().clone()
     }
 
-    /// What is known of the clients of the accounts that have them looked up.
+    /// Returns what is known of partners' clients, for each account that has them looked up.
     #[must_use]
     pub fn discoveries(&self) -> Vec<(Arc<str>, DiscoveryStatus)> {
         let accounts = self.0.accounts.read();
@@ -253,7 +257,7 @@ impl Board {
         self.touch();
     }
 
-    /// Changes what is known of a sink; one that was forgotten stays so.
+    /// Changes what is known of a sink, unless the sink was forgotten.
     pub fn change_sink(&self, name: &str, change: impl FnOnce(&mut SinkStatus)) {
         if let Some(status) = self.0.sinks.write().get_mut(name) {
             change(status);
@@ -267,13 +271,13 @@ impl Board {
         self.touch();
     }
 
-    /// Every sink, in the order of their names.
+    /// Returns every sink, in the order of their names.
     #[must_use]
     pub fn sinks(&self) -> BTreeMap<Arc<str>, SinkStatus> {
         self.0.sinks.read().clone()
     }
 
-    /// Grows with every change, so that a rendering can be reused until then.
+    /// A number that grows with every change, so that a rendering can be reused until then.
     #[must_use]
     pub fn version(&self) -> u64 {
         self.0.version.load(std::sync::atomic::Ordering::Acquire)
@@ -296,7 +300,8 @@ impl DiscoveryStatus {
         partners.all(|partner| partner.last == Some(Ok(())))
     }
 
-    /// Whether the clients of all partners have been found: who is to be searched is known then.
+    /// Whether the clients of all partners have been found, so that it is known which ones to
+    /// search.
     #[must_use]
     pub fn is_known(&self) -> bool {
         self.partners.iter().all(|partner| partner.is_known)
@@ -306,7 +311,7 @@ impl DiscoveryStatus {
 // === impl SearchStatus ===
 
 impl SearchStatus {
-    /// The snapshot of a search of which nothing is known.
+    /// Returns the snapshot of a search of which nothing is known.
     #[must_use]
     pub fn unknown(key: SearchKey, interval: Duration, stale_after: Duration) -> Self {
         Self {
@@ -326,7 +331,7 @@ impl SearchStatus {
         }
     }
 
-    /// The snapshot of a search that others poll.
+    /// Returns the snapshot of the search if another replica polls it.
     #[must_use]
     pub fn elsewhere(&self) -> Self {
         Self {
@@ -335,18 +340,19 @@ impl SearchStatus {
         }
     }
 
-    /// Whether it should be held here and could not be taken up.
+    /// Whether this replica should hold the search but could not take it up.
     #[must_use]
     pub fn could_not_be_taken_up(&self) -> bool {
         !self.lease_held && self.up == Some(false)
     }
 
-    /// What the last successful poll learned, while it is fresh enough to be shown at `now`.
+    /// Returns what the last successful poll learned, if it is fresh enough to be shown at `now`.
     #[must_use]
     pub fn fresh_result(&self, now: Timestamp) -> Option<&SearchResult> {
         self.result.as_ref().filter(|result| {
             let age = Duration::try_from(now.duration_since(result.at)).unwrap_or_default();
-            // Where the clock was set back, the age on it is nothing for as long.
+            // If the wall clock was set back, this age stays too small, so the clock since boot
+            // counts as well.
             let passed = clock::since_boot().saturating_sub(result.at_since_boot);
             age.max(passed) <= self.stale_after
         })

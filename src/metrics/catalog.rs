@@ -9,7 +9,7 @@ pub(super) struct Family {
     pub(super) name: &'static str,
     /// The type.
     pub(super) kind: Kind,
-    /// The labels' names; [`OPEN_ALERTS`] has those of `group_by` as well.
+    /// The names of the labels; [`OPEN_ALERTS`] has those of `group_by` as well.
     pub(super) labels: &'static [&'static str],
     /// The `HELP` text: one line, without backslashes.
     pub(super) help: &'static str,
@@ -22,7 +22,7 @@ pub(super) enum Kind {
     Counter,
     /// Goes up and down.
     Gauge,
-    /// Counts by size.
+    /// Counts observations by size.
     Histogram,
 }
 
@@ -46,7 +46,8 @@ macro_rules! catalog {
     };
 }
 
-/// Ends the help of what the API said: writing a rule, one must know how old a value can be.
+/// Ends the help text of a value from the API, because the author of a rule must know how old the
+/// value can be.
 macro_rules! polled {
     ($text:literal) => {
         concat!($text, " From polling on a schedule, not from the scrape.")
@@ -143,7 +144,7 @@ catalog! {
         "Number of threads of the process.";
 }
 
-/// The catalogue as a Markdown table: what `docs/metrics.md` shows.
+/// Returns the catalogue as a Markdown table, as `docs/metrics.md` shows it.
 #[must_use]
 pub fn reference() -> String {
     let mut text = String::from("| name | type | labels | meaning |\n| --- | --- | --- | --- |\n");

@@ -1,8 +1,8 @@
-//! What direct instrumentation counts in: plain atomics.
+//! The values of counters and histograms, as plain atomics.
 //!
 //! A counter of the usual client library carries its own copy of its name, help text and labels,
 //! some 700 bytes. A search needs a dozen counters and two histograms, and there may be thousands
-//! of searches; so a cell here is its number alone, and its labels are written when it is shown.
+//! of searches. So a cell here is a number alone, and its labels are written when it is shown.
 
 use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
@@ -13,11 +13,11 @@ use std::{
 #[derive(Debug, Default)]
 pub(super) struct Counter(AtomicU64);
 
-/// Time that only grows.
+/// A sum of durations, which only grows.
 #[derive(Debug, Default)]
 pub(super) struct Seconds(Counter);
 
-/// Durations, counted by size.
+/// Counts of durations by size.
 #[derive(Debug)]
 pub(super) struct Histogram<const N: usize> {
     bounds: &'static [f64; N],
@@ -26,14 +26,14 @@ pub(super) struct Histogram<const N: usize> {
     sum: Seconds,
 }
 
-/// What a histogram held at one moment.
+/// The values of a histogram at one moment.
 #[derive(Debug)]
 pub(super) struct HistogramValue<const N: usize> {
     /// Upper bounds in seconds, with the number of observations at or below each.
     pub(super) buckets: [(f64, u64); N],
     /// The number of all observations.
     pub(super) count: u64,
-    /// Their sum, in seconds.
+    /// The sum of all observations, in seconds.
     pub(super) sum: f64,
 }
 
@@ -81,7 +81,8 @@ impl<const N: usize> Histogram<N> {
         self.sum.add(time);
     }
 
-    /// The count is made of the buckets, so that the two agree even while others observe.
+    /// Returns the present values. The count is calculated from the buckets, so that the two agree
+    /// even while other threads observe.
     pub(super) fn get(&self) -> HistogramValue<N> {
         let mut below = 0;
         let buckets = std::array::from_fn(|i| {

@@ -1,7 +1,7 @@
 //! Prometheus' text format 0.0.4, written straight into one buffer.
 //!
-//! It knows the format's grammar and nothing of what is counted. A family's `HELP` and `TYPE` lines
-//! come with its first sample: a family without samples leaves no trace.
+//! This module knows the format's grammar and nothing of what is counted. A family's `HELP` and
+//! `TYPE` lines are written with its first sample, so a family without samples leaves no trace.
 
 use std::fmt::{self, Write as _};
 
@@ -26,7 +26,7 @@ pub(super) struct Samples<'a> {
     begun: bool,
 }
 
-/// Labels as they stand between the braces, escaped once for all the samples that carry them.
+/// Labels as they are written between the braces, escaped once for all samples that carry them.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Labels(String);
 
@@ -62,7 +62,7 @@ impl Exposition {
 // === impl Samples ===
 
 impl Samples<'_> {
-    /// Writes a sample. The value is shown as it displays: a finite number.
+    /// Writes a sample. The value must display as a finite number.
     pub(super) fn put(&mut self, labels: &Labels, value: impl fmt::Display) {
         self.sample("", labels, "", value);
     }
@@ -121,7 +121,7 @@ impl Samples<'_> {
 // === impl Labels ===
 
 impl Labels {
-    /// Labels with their values, in this order.
+    /// Returns these labels with their values, in this order.
     pub(super) fn new<'a>(pairs: impl IntoIterator<Item = (&'a str, &'a str)>) -> Self {
         let mut labels = Self::default();
         for (name, value) in pairs {
@@ -130,7 +130,7 @@ impl Labels {
         labels
     }
 
-    /// The same labels and one more.
+    /// Returns the same labels and one more.
     pub(super) fn with(&self, name: &str, value: &str) -> Self {
         let mut labels = Self(String::with_capacity(
             self.0.len() + name.len() + value.len() + 4,

@@ -1,9 +1,10 @@
 //! What this instance counts of itself: its build, its configuration, its messages, its sinks and
 //! its process.
 //!
-//! These are few, whatever is configured, and live in a `prometheus::Registry` of their own: never
-//! the default one, which belongs to the whole process and would mix the metrics of two tests.
-//! What grows with searches and accounts is counted in `cells`, for the reason given there.
+//! There are few such series, whatever is configured. They live in a `prometheus::Registry` of
+//! their own, never in the default one, which belongs to the whole process and would mix the
+//! metrics of two tests. Counts that grow with searches and accounts are in `cells`, for the
+//! reason given there.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -20,7 +21,7 @@ use super::{
     seconds,
 };
 
-/// The families of the instance by name, as they are at one moment.
+/// The instance's families by name, at one moment.
 pub(super) type Gathered = BTreeMap<String, MetricFamily>;
 
 /// The metrics of the instance.
@@ -28,7 +29,7 @@ pub(super) struct Instance {
     registry: Registry,
     log_messages: [IntCounter; LEVELS.len()],
     reload_successful: IntGauge,
-    /// Without labels; a vector, because it has no sample before the first success.
+    /// A vector without labels, because there is no sample before the first success.
     reload_success_time: GaugeVec,
     sink_delivered: IntCounterVec,
     sink_errors: IntCounterVec,
@@ -108,12 +109,12 @@ impl Instance {
     /// Removes a sink's series.
     pub(super) fn remove_sink(&self, name: &str) {
         for counters in [&self.sink_delivered, &self.sink_errors, &self.sink_rejected] {
-            // One that is not there is removed.
+            // Removing a series that does not exist is fine.
             counters.remove_label_values(&[name]).ok();
         }
     }
 
-    /// What is shown now; families without samples are left out.
+    /// Returns the present values, without the families that have no samples.
     pub(super) fn gather(&self) -> Gathered {
         let families = self.registry.gather().into_iter();
         families
@@ -148,7 +149,7 @@ fn register<C: Collector + Clone + 'static>(registry: &Registry, collector: C) -
     collector
 }
 
-/// What cannot fail, because every name stands in the catalogue, once.
+/// Unwraps a result that cannot be an error, because each name stands in the catalogue once.
 pub(super) fn valid<T>(outcome: prometheus::Result<T>) -> T {
     outcome.expect("the names in the catalogue are valid and distinct")
 }

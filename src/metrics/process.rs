@@ -1,8 +1,8 @@
 //! The process itself, as `/proc` shows it: CPU time, memory, file descriptors, start time.
 //!
-//! CPU time is shown in fractions of a second: in whole ones, as the usual library has it, a
-//! program that is nearly idle seems to do nothing for hours and then to jump. Where there is no
-//! `/proc` the series are left out.
+//! CPU time is shown in fractions of a second. The usual library shows whole seconds, so that a
+//! program that is nearly idle seems to do nothing for hours and then to jump. Without `/proc` the
+//! series are left out.
 
 use std::{fs, sync::LazyLock};
 
@@ -27,21 +27,21 @@ static FAMILIES: [&Family; 7] = [
     &catalog::PROCESS_THREADS,
 ];
 
-/// Read once: the system reckons it from its clock, and one that is set anew would seem to start the
-/// process again.
+/// Read only once. The system calculates the boot time from its clock, so if the clock were set,
+/// the process would seem to have started again.
 static BOOT_TIME: LazyLock<Option<u64>> = LazyLock::new(|| {
     let text = fs::read_to_string("/proc/stat").ok()?;
     parse_boot_time(&text)
 });
 
-/// Reads the `process_*` series when they are asked for. It keeps no values, so that what cannot
-/// be read is absent rather than old.
+/// Reads the `process_*` series when they are asked for. It keeps no values, so that a value that
+/// cannot be read is absent rather than old.
 #[derive(Clone, Debug)]
 pub(super) struct Process {
     descriptions: Vec<Desc>,
 }
 
-/// What `/proc/self/stat` says, of what is shown.
+/// The fields of `/proc/self/stat` that are shown.
 #[derive(Debug, PartialEq)]
 struct Stat {
     cpu_ticks: u64,
@@ -75,7 +75,7 @@ impl Collector for Process {
     }
 }
 
-/// What can be read, with its value.
+/// Returns the families that can be read, with their values.
 fn read() -> Vec<(&'static Family, f64)> {
     let mut values = Vec::with_capacity(FAMILIES.len());
     let stat = fs::read_to_string("/proc/self/stat")
@@ -99,7 +99,7 @@ fn read() -> Vec<(&'static Family, f64)> {
         }
     }
     if let Ok(entries) = fs::read_dir("/proc/self/fd") {
-        // The listing itself has one open.
+        // The listing itself has one descriptor open.
         let open = entries.count().saturating_sub(1);
         values.push((&catalog::PROCESS_OPEN_FDS, open as f64));
     }
@@ -130,8 +130,8 @@ fn sampled(family: &Family, value: f64) -> MetricFamily {
     shown
 }
 
-/// The fields are numbered as in `proc_pid_stat(5)`. The second is the program's name in
-/// parentheses, in which anything may stand.
+/// Parses `/proc/self/stat`. The fields are numbered as in `proc_pid_stat(5)`. The second is the
+/// program's name in parentheses, which may contain any characters.
 fn parse_stat(text: &str) -> Option<Stat> {
     let (_, after_name) = text.rsplit_once(')')?;
     let fields: Vec<&str> = after_name.split_ascii_whitespace().collect();

@@ -1,4 +1,4 @@
-//! What is counted and what is on the board, as one exposition.
+//! Renders the counters and the snapshots of the board as one exposition.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,10 +19,10 @@ use crate::{
     track::GroupLabel,
 };
 
-/// The states whose gauges exist at 0 where alerts are grouped by state alone.
+/// The states whose gauges exist at 0 if alerts are grouped by state alone.
 const STATES: [&str; 4] = ["Critical", "Warning", "Info", "Ok"];
 
-/// One search, with what is known and what is counted.
+/// One search, with its latest snapshot and its counters.
 #[derive(Debug)]
 struct Search {
     labels: Labels,
@@ -38,9 +38,9 @@ struct Account {
     cells: Arc<AccountCells>,
 }
 
-/// The names of tenants by account and id, as labels show them. A name that is given twice would
-/// make two series with the same labels, for which Prometheus refuses the whole scrape: then the
-/// id stands in its place.
+/// The names of tenants by account and id, as labels show them. If two tenants had the same name,
+/// they would make two series with the same labels, for which Prometheus refuses the whole scrape.
+/// So a name that is taken is replaced by the tenant's id.
 #[derive(Debug, Default)]
 struct TenantNames {
     names: BTreeMap<(Arc<str>, Tenant), Arc<str>>,
@@ -48,7 +48,7 @@ struct TenantNames {
 }
 
 impl Search {
-    /// Whether this replica polls it.
+    /// Whether this replica polls the search.
     fn is_held(&self) -> bool {
         self.status.as_ref().is_none_or(|status| status.lease_held)
     }
@@ -113,7 +113,7 @@ fn accounts(metrics: &Metrics) -> Vec<Account> {
         .collect()
 }
 
-/// What the API said: a pure function of the snapshots and the time.
+/// Writes what the API said: a pure function of the snapshots and the time.
 fn write_results(exposition: &mut Exposition, searches: &[Search], now: Timestamp) {
     let mut samples = exposition.family(&catalog::UP);
     for search in searches.iter().filter(|search| search.is_held()) {
@@ -149,11 +149,11 @@ fn write_results(exposition: &mut Exposition, searches: &[Search], now: Timestam
     }
 }
 
-/// The groups of a result with their labels.
+/// Returns the groups of a result with their labels.
 fn groups(labels: &Labels, result: &SearchResult) -> Vec<(Labels, u64)> {
     let mut groups: Vec<(Labels, u64)> = Vec::with_capacity(result.groups.len() + STATES.len());
     if *result.group_by == [GroupLabel::State] {
-        // Stable, so that the known states come first and in their order.
+        // The known states come first, in a fixed order.
         let count_of = |state: &str| {
             let same = result
                 .groups
@@ -344,7 +344,8 @@ fn write_allowances(exposition: &mut Exposition, accounts: &[Account], tenants: 
 
 fn write_instance(exposition: &mut Exposition, metrics: &Metrics) {
     let mut gathered = metrics.0.instance.gather();
-    // In the catalogue's order, which puts what the board knows of the sinks between them.
+    // Families are written in the catalogue's order, so those from the board come between the
+    // others.
     for family in catalog::ALL {
         if let Some(gathered) = gathered.remove(family.name) {
             exposition.put_gathered(gathered);
@@ -358,7 +359,7 @@ fn write_instance(exposition: &mut Exposition, metrics: &Metrics) {
 
 fn write_sinks(exposition: &mut Exposition, metrics: &Metrics) {
     let mut on_board = metrics.0.board.sinks();
-    // Before the store is open, nobody knows what waits for them.
+    // Before the store is open, a sink is not on the board, because its backlog is unknown.
     let sinks: Vec<(Labels, SinkStatus)> = metrics
         .0
         .sinks
@@ -392,7 +393,8 @@ impl TenantNames {
             return Arc::clone(known);
         }
         let Tenant { id, name } = tenant;
-        // Names are the API's to give: each that is taken is followed by a longer one.
+        // The API chooses the names, so that any name or id may be taken. Each further try is
+        // longer.
         let (mut shown, mut next) = (Arc::clone(name), Arc::clone(id));
         while !self.taken.insert((Arc::clone(account), Arc::clone(&shown))) {
             let longer = format!("{name} ({next})").into();
@@ -402,7 +404,7 @@ impl TenantNames {
         shown
     }
 
-    /// Takes in a tenant that the API was asked about although no search runs for it, such as a
+    /// Adds a tenant that the API was asked about although no search runs for it, such as a
     /// partner whose clients are looked up.
     fn name_unless_known(&mut self, account: &Arc<str>, id: &str) {
         let id: Arc<str> = id.into();

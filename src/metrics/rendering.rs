@@ -1,10 +1,11 @@
-//! A rendering and its reuse.
+//! Renders the metrics, and reuses renderings.
 //!
-//! Encoding and compressing costs milliseconds where there are thousands of series. It is done
-//! once for what is shown, not once a scrape: a rendering is used again until something changes, and
-//! after a change for ten times as long as it took to make; in both cases for a second at most,
-//! because time alone changes some values. So encoding takes no more than a tenth of a core as long
-//! as it takes less than 100 ms, however many ask and however busy the board is. Whoever has asked for a reload sees at once how it went.
+//! Encoding and compressing takes milliseconds if there are thousands of series. So a rendering is
+//! shared by scrapes. It is used again until something changes, and after a change for ten times
+//! as long as it took to make. In both cases it is used for a second at most, because time alone
+//! changes some values. So encoding takes no more than a tenth of a core while it takes less than
+//! 100 ms, however many clients ask and however often the board changes. The outcome of a reload
+//! is shown at once.
 
 use std::{
     io::Write as _,
@@ -23,13 +24,13 @@ use tokio::time::Instant;
 
 use super::{Metrics, render};
 
-/// A rendering is not used for longer, even if nothing was reported.
+/// The maximum age of a rendering, even if nothing was reported since.
 const MAX_AGE: Duration = Duration::from_secs(1);
 
-/// While another one is made, the last one is shown up to this age.
+/// The maximum age of a rendering that is shown while another one is made.
 const MAX_AGE_MEANWHILE: Duration = Duration::from_secs(5);
 
-/// How much longer a rendering is used than it took.
+/// After a change, a rendering is used for this many times the time that it took.
 const COST_FACTOR: u32 = 10;
 
 /// The exposition at one moment, in both encodings.
@@ -44,9 +45,10 @@ pub struct Rendering {
 #[derive(Debug, Default)]
 pub(super) struct Cache {
     latest: Mutex<Option<Cached>>,
-    /// Held by the one who encodes.
+    /// Held while a thread encodes.
     encoding: Mutex<()>,
-    /// Counts the reloads. A rendering that was begun before the latest one is not shown any more.
+    /// Number of reloads. A rendering that was begun before the latest reload is not shown any
+    /// more.
     epoch: AtomicU64,
 }
 
@@ -62,7 +64,7 @@ struct Cached {
 // === impl Cache ===
 
 impl Cache {
-    /// Has every rendering that has begun shown no more.
+    /// Keeps all renderings that have begun from being shown.
     pub(super) fn outdate(&self) {
         self.epoch.fetch_add(1, Ordering::AcqRel);
     }
@@ -71,7 +73,7 @@ impl Cache {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// The last rendering, unless something has outdated it.
+    /// The last rendering, unless a reload has outdated it.
     fn latest(&self) -> Option<Cached> {
         let latest = self.latest.lock().clone();
         latest.filter(|cached| cached.epoch == self.epoch())
@@ -81,7 +83,7 @@ impl Cache {
 // === impl Metrics ===
 
 impl Metrics {
-    /// A rendering that is fresh enough to be shown again, at no cost.
+    /// Returns a rendering that is fresh enough to be shown again, at no cost.
     #[must_use]
     pub fn fresh_rendering(&self) -> Option<Arc<Rendering>> {
         let cached = self.0.cache.latest()?;
@@ -91,19 +93,20 @@ impl Metrics {
         (unchanged || dear).then_some(cached.rendering)
     }
 
-    /// The last rendering, unless it is too old to be shown even while another one is made.
+    /// Returns the last rendering, unless it is too old to be shown even while another one is
+    /// made.
     #[must_use]
     pub fn recent_rendering(&self) -> Option<Arc<Rendering>> {
         let cached = self.0.cache.latest()?;
         (cached.begun.elapsed() <= MAX_AGE_MEANWHILE).then_some(cached.rendering)
     }
 
-    /// The exposition, made where no fresh one is there. That may take some milliseconds, and as
-    /// many more where somebody else is at it.
+    /// Returns a fresh rendering, and makes it if there is none. Making one may take some
+    /// milliseconds, and as many more if another thread is making one.
     #[must_use]
     pub fn rendering(&self, now: Timestamp) -> Arc<Rendering> {
         let _encoding = self.0.cache.encoding.lock();
-        // Somebody else may have made one while this call waited.
+        // Another thread may have made one while this call waited.
         if let Some(rendering) = self.fresh_rendering() {
             return rendering;
         }

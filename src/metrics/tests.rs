@@ -78,8 +78,8 @@ fn render(metrics: &Metrics, now: Timestamp) -> String {
     render::render(metrics, now, 0)
 }
 
-/// The samples of an exposition by name and labels. Fails where it breaks the format's rules: a
-/// sample outside its family, a family twice, or a sample twice.
+/// Returns the samples of an exposition by name and labels. Fails if the text breaks the format's
+/// rules: a sample outside its family, a family twice, or a sample twice.
 fn parse(text: &str) -> BTreeMap<String, f64> {
     let mut samples = BTreeMap::new();
     let mut families = BTreeMap::new();
@@ -103,7 +103,7 @@ fn parse(text: &str) -> BTreeMap<String, f64> {
     samples
 }
 
-/// The samples whose names begin so, without the process's.
+/// The lines that begin with `prefix`, without those of the process.
 fn about(text: &str, prefix: &str) -> Vec<String> {
     text.lines()
         .filter(|line| line.starts_with(prefix))
@@ -258,7 +258,7 @@ fn what_happens_to_a_search_is_counted() {
     search.events(EventKind::Opened, 3);
     search.events(EventKind::Left, 1);
     search.detection_delay(Duration::from_secs(12));
-    // Registering again, as a reload does, goes on counting.
+    // Registering again, as a reload does, keeps the counts.
     metrics.register_search(&retail()).poll_begun();
     let text = render(&metrics, now());
     parse(&text);
@@ -305,7 +305,7 @@ fn what_happens_on_the_wire_is_counted_and_shown() {
         reset_at: now() + 30.seconds(),
     };
     account.rate_limit("client_1", seen);
-    // A partner, whose clients are looked up, though no search runs for it.
+    // A partner whose clients are looked up although no search runs for it.
     account.rate_limit("msp_9", seen);
     account.throttled("client_1", Duration::from_millis(1500));
     let text = render(&metrics, now());
@@ -420,7 +420,7 @@ fn the_series_of_what_is_gone_disappear() {
 
     metrics.remove_account("acme");
     metrics.remove_sink("file");
-    // A request that was under way when the account was removed.
+    // A request was under way when the account was removed, and ends now.
     account.token_obtained(Duration::from_secs(1), now());
     account.rate_limit("client_2", seen);
     metrics.sink_delivered("file", 1);
@@ -443,7 +443,7 @@ fn two_tenants_of_one_name_do_not_make_the_same_series() {
         key("acme", "client_1", "retail", "open"),
         key("acme", "client_2", "retail", "open"),
         key("acme", "client_3", "client_2", "open"),
-        // The moment of a reload in which a tenant has its old and its new name.
+        // The moment of a reload when the tenant has its old name and its new one.
         key("acme", "client_3", "renamed", "open"),
         key("other", "client_1", "retail", "open"),
     ];
@@ -475,7 +475,7 @@ fn sinks_the_log_and_the_configuration_are_shown() {
         sink.oldest_pending = Some(now());
     });
     metrics.register_sink(&"stdout".into());
-    // What waits for it is not known.
+    // A sink whose backlog is unknown.
     metrics
         .0
         .board
@@ -555,7 +555,7 @@ fn every_family_is_in_the_catalogue_and_every_one_of_it_can_be_seen() {
             }
         }
     }
-    // The same state is rendered as the same text, but for the process's own figures.
+    // The same state gives the same text, except for the process's own figures.
     let stable = |text: &str| {
         let lines = text.lines().filter(|line| !line.contains("process_"));
         lines.map(str::to_owned).collect::<Vec<_>>()
@@ -587,7 +587,7 @@ fn a_rendering_is_used_again_until_something_changes() {
     let first = metrics.rendering(now());
     assert!(Arc::ptr_eq(&first, &metrics.rendering(now())));
 
-    // Whoever has asked for a reload sees at once how it went.
+    // The outcome of a reload is shown at once.
     let outcome = "opsramp_exporter_config_last_reload_successful";
     for (happens, told) in [
         (&(|| metrics.config_loaded(now())) as &dyn Fn(), 1),
@@ -599,7 +599,7 @@ fn a_rendering_is_used_again_until_something_changes() {
         assert!(text.contains(&format!("{outcome} {told}\n")), "{text}");
     }
 
-    // What it cost is all that a change has to wait for.
+    // A change waits no longer than the last rendering's cost demands.
     let changed = || {
         let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
         while metrics.fresh_rendering().is_some() {
