@@ -1,5 +1,5 @@
-//! From the command line to an exit status: 0 done, 1 failed at run time, 2 wrong usage or
-//! configuration.
+//! From the command line to an exit status: 0 for success, 1 for a failure at run time, 2 for
+//! wrong usage or configuration.
 
 use std::{
     io::{self, Write as _},
@@ -41,11 +41,11 @@ const FAILURE: u8 = 1;
 enum Failure {
     /// The configuration is wrong.
     Config(ConfigError),
-    /// What the configuration names cannot be used.
+    /// A file or URL that the configuration names cannot be used.
     Named(String),
     /// Something failed.
     Run(anyhow::Error),
-    /// Something failed and has been told; the status is left to say.
+    /// Something failed and has been reported; only the exit status is left to give.
     Told(u8),
 }
 
@@ -70,7 +70,7 @@ fn run_command(cli: &Cli) -> ExitCode {
             let is_daemon = matches!(cli.command, Command::Run | Command::Demo { .. });
             let has_logging = is_daemon && logging::is_set_up();
             failure.tell(|text| {
-                // Whoever reads the lines of a daemon expects all of them in one format.
+                // Readers of a daemon's log expect all lines in one format.
                 if has_logging {
                     tracing::error!("{text}");
                 } else {
@@ -156,7 +156,8 @@ fn run_daemon(cli: &Cli) -> Outcome {
                 let (_, warnings) = WebFile::new(path).read_with_warnings()?;
                 loaded.warnings.extend(warnings);
             }
-            // It is read with every connection: a wrong one would be noticed when the next is made.
+            // The URL is read anew for each connection, so without this check a wrong URL would
+            // only be noticed when the next connection is made.
             if let Some((url, _)) = database_url_file(&loaded.config.state) {
                 postgres::check(url)?;
             }
@@ -169,7 +170,7 @@ fn run_daemon(cli: &Cli) -> Outcome {
         let listeners = daemon::bind(&loaded.config.web)?;
         let manager = ServiceManager::of_environment();
         let secrets = secret_files(&loaded.config);
-        // Nothing waits for it: a file system may be slow.
+        // The start does not wait for this, because a file system may be slow.
         tokio::spawn(async {
             let told = secrets.await;
             for warning in told.problems.into_iter().chain(told.warnings) {
@@ -188,7 +189,7 @@ fn run_daemon(cli: &Cli) -> Outcome {
     })?
 }
 
-/// Runs a daemon, unless somebody wanted it to stop before there was one.
+/// Runs the daemon; `None` if a signal stopped the start.
 async fn follow(daemon: Option<Daemon>, signals: Signals, load: daemon::LoadConfig) -> Outcome {
     match daemon {
         Some(daemon) => {
@@ -202,11 +203,11 @@ async fn follow(daemon: Option<Daemon>, signals: Signals, load: daemon::LoadConf
 fn run_check(cli: &Cli) -> Outcome {
     let mut out = io::stdout();
     let loaded = load_to_poll(cli).and_then(|mut loaded| {
-        // The end of its certificate has a step of its own.
+        // The certificate's end is reported in a step of its own.
         let web = check_web_file(&loaded.config.web)?;
         loaded.warnings.extend(web.warnings);
         loaded.warnings.extend(web.left);
-        // What cannot be used fails in the step that needs it.
+        // A secret that cannot be used fails in the step that needs it.
         let secrets = block_on(secret_files(&loaded.config))?;
         loaded.warnings.extend(secrets.warnings);
         Ok(loaded)
@@ -281,7 +282,7 @@ fn load(cli: &Cli) -> Result<Loaded, Failure> {
     Config::load(cli.config_file.as_deref(), &cli.overrides, &environment).map_err(Failure::Config)
 }
 
-/// The configuration of a daemon.
+/// Loads the configuration for a command that polls.
 fn load_to_poll(cli: &Cli) -> Result<Loaded, Failure> {
     load(cli)?.to_be_polled().map_err(Failure::Config)
 }
@@ -290,7 +291,7 @@ fn load_web(cli: &Cli) -> Result<Web, ConfigError> {
     Config::load_web(cli.config_file.as_deref(), &cli.overrides.web, &environment)
 }
 
-/// Looks whether the web configuration file can be used, as far as it can be read here.
+/// Checks whether the web configuration file can be used, as far as this process can read it.
 fn check_web_file(web: &Web) -> Result<CheckedWebFile, Failure> {
     let Some(path) = &web.config_file else {
         return Ok(CheckedWebFile::default());
@@ -302,11 +303,11 @@ fn check_web_file(web: &Web) -> Result<CheckedWebFile, Failure> {
     Ok(checked)
 }
 
-/// Says what is wrong with the web configuration file, where the rest of the configuration cannot
-/// be used either: it is a file of its own, which somebody may be writing alone.
+/// Reports what is wrong with the web configuration file when the rest of the configuration cannot
+/// be used either. It is a file of its own, so somebody may be writing only this file now.
 fn tell_of_web_file(cli: &Cli) {
     let web = load_web(cli);
-    // What is wrong with the keys that say so is told with the rest.
+    // Errors of the keys that name the file are reported with the rest of the configuration.
     match web.map(|web| check_web_file(&web)) {
         Ok(Ok(checked)) => warn(&checked.left),
         Ok(Err(failure)) => {
@@ -316,7 +317,7 @@ fn tell_of_web_file(cli: &Cli) {
     }
 }
 
-/// Looks whether the URL of the database is one, where a file has it that can be read here.
+/// Checks the URL of the database if it is in a file that this process can read.
 fn check_database_url(state: &config::State) -> Outcome {
     if let Some((url, path)) = database_url_file(state) {
         let url = url.clone();
@@ -329,7 +330,8 @@ fn check_database_url(state: &config::State) -> Outcome {
     Ok(())
 }
 
-/// The URL of the database and its file. One that is in the configuration itself was looked at with that.
+/// Returns the URL of the database and its file. A URL in the configuration itself was checked
+/// with it.
 fn database_url_file(state: &config::State) -> Option<(&SecretSource, &PathBuf)> {
     match state {
         config::State::Postgres {
@@ -340,8 +342,9 @@ fn database_url_file(state: &config::State) -> Option<(&SecretSource, &PathBuf)>
     }
 }
 
-/// Looks whether the files of TLS of every account can be used, as a start and a reload do. Returns a warning
-/// for each that only the exporter's own user can read, or that is there only while it runs.
+/// Checks whether the TLS files of every account can be used, as a start and a reload do. Returns
+/// a warning for each file that only the exporter's own user can read, or that exists only while
+/// the exporter runs.
 fn check_tls_files(config: &Config) -> Result<Vec<String>, Failure> {
     let mut warnings = Vec::new();
     for account in &config.accounts {
@@ -361,8 +364,8 @@ fn check_tls_files(config: &Config) -> Result<Vec<String>, Failure> {
     Ok(warnings)
 }
 
-/// What is to be said about files of secrets. Of those that are not looked at in time, whoever needs them
-/// tells.
+/// Looks at the files of secrets. Files that do not answer in time are left out, because the parts
+/// that need them report them, too.
 fn secret_files(config: &Config) -> impl Future<Output = SecretFiles> + Send + use<> {
     let look = config.look_at_secret_files();
     async { reading::once(look).await.unwrap_or_default() }
@@ -378,7 +381,7 @@ fn warn(warnings: &[String]) {
     }
 }
 
-/// Prints what was asked for. A reader that has seen enough is no failure.
+/// Prints the output of a command. A reader that closes the pipe early is no failure.
 fn print(text: &str) -> Outcome {
     match io::stdout().write_all(text.as_bytes()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -389,7 +392,7 @@ fn print(text: &str) -> Outcome {
 // === impl Failure ===
 
 impl Failure {
-    /// Has it said what it is; returns the status that goes with it.
+    /// Passes the message to `say`, and returns the exit status.
     fn tell(self, say: impl FnOnce(&str)) -> ExitCode {
         let (text, status) = match self {
             Self::Config(error) => (format!("{:#}", anyhow::Error::new(error)), USAGE),

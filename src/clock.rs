@@ -1,7 +1,7 @@
-//! The one place that reads the wall clock, and the one that goes on while the machine sleeps.
+//! The one place that reads the wall clock and the clock that goes on while the machine sleeps.
 //!
-//! Everything else takes `now` as an argument, so that pure code stays pure and tests choose
-//! their own time. Durations are measured with [`tokio::time::Instant`], which never jumps.
+//! All other code takes `now` as an argument, so that pure code stays pure and tests choose their
+//! own time. Durations are measured with [`tokio::time::Instant`], which never jumps.
 
 use std::time::Duration;
 
@@ -9,17 +9,17 @@ use jiff::{SignedDuration, Timestamp};
 use parking_lot::Mutex;
 use rustix::time::ClockId;
 
-/// A clock that has not been set for so long is believed.
+/// A wall clock that has not been set for this long is trusted.
 const STEADY: Duration = Duration::from_secs(60 * 60);
-/// What a clock may be corrected by meanwhile.
+/// The maximum correction in the meantime that does not count as setting the clock.
 const CORRECTION: Duration = Duration::from_secs(60);
 
-/// Whether the wall clock can be believed about long times. A machine may start years ago, until
-/// somebody tells it the time, and a clock may be set wrong by mistake.
+/// Whether the wall clock can be trusted over long times. A machine may start with a time years
+/// ago until it is told the right one, and a clock may be set wrong by mistake.
 #[derive(Debug, Default)]
 pub struct Steadiness(Mutex<Option<Moment>>);
 
-/// A moment by both clocks.
+/// The same moment on both clocks.
 #[derive(Clone, Copy, Debug)]
 struct Moment {
     wall: Timestamp,
@@ -36,8 +36,8 @@ pub fn now() -> Timestamp {
     Timestamp::now()
 }
 
-/// How long the machine has been up, the time that it slept included: for what must not go on when
-/// it wakes, such as a lease that others see the end of.
+/// Time since the machine was booted, including the time that it slept. Use it for limits that
+/// must be over when the machine wakes, such as a lease whose end other replicas see.
 #[must_use]
 pub fn since_boot() -> Duration {
     let now = rustix::time::clock_gettime(ClockId::Boottime);
@@ -47,8 +47,8 @@ pub fn since_boot() -> Duration {
 // === impl Steadiness ===
 
 impl Steadiness {
-    /// Whether the wall clock, which says `now`, has gone on like the machine's for an hour, as far
-    /// as has been asked for.
+    /// Whether the wall clock, which says `now`, has kept pace with the clock since boot for an
+    /// hour. The clocks are compared only when this is called.
     #[must_use]
     pub fn is_steady(&self, now: Timestamp) -> bool {
         self.is_steady_at(Moment {
@@ -89,7 +89,7 @@ mod tests {
             ask(0.9, 100.9),
             // Corrected by half a minute.
             ask(1.1, 101.1 + 1.0 / 120.0),
-            // Set forward by 100 days, and back an hour later, and then by years.
+            // Set forward by 100 days, set back an hour later, and then set back by years.
             ask(1.2, 2501.2),
             ask(2.1, 2502.1),
             ask(2.2, 102.2),

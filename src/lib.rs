@@ -1,5 +1,5 @@
-//! opsramp-exporter: open alerts of OpsRamp as Prometheus gauges, and every new alert as one
-//! structured log line.
+//! opsramp-exporter: shows the open alerts of OpsRamp as Prometheus gauges, and writes every new
+//! alert as one structured log line.
 //!
 //! # Layout
 //!

@@ -1,9 +1,9 @@
-//! Looks up the names of servers, for all that the process connects to.
+//! Looks up the names of all servers that the process connects to.
 //!
-//! The C library's resolver knows what the system's configuration says, and blocks a thread for it;
-//! that goes on when whoever asked has long given up. So all who ask for the same name wait for the
-//! same look-up, and look-ups have places of their own: a name that hangs takes neither the threads
-//! that files are read with, nor the place of another name.
+//! The C library's resolver knows the system's configuration, but it blocks a thread, and goes on
+//! when its caller has long given up. So all callers that ask for the same name wait for the same
+//! look-up. Look-ups have a limit of their own: a name that hangs takes neither the threads with
+//! which files are read, nor the place of another name.
 
 use std::{
     collections::HashMap,
@@ -21,44 +21,45 @@ use tokio::{
     time::Instant,
 };
 
-/// Look-ups at a time, of all names together: a quarter of the threads that there may be.
+/// Maximum number of look-ups at a time, of all names together: a quarter of the threads that
+/// there may be.
 const PLACES: usize = 128;
-/// A look-up that has not answered after so long may never do it: who asks then begins another one,
-/// while those before go on. Each next time it is twice as long, so that a name that hangs for a day
-/// takes fifteen threads.
+/// A look-up without an answer after this time may never end, so the next caller begins another
+/// one, while the earlier ones go on. The time doubles with each look-up of the name that goes on,
+/// so that a name that hangs for a day takes fifteen threads.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The resolver of an HTTP client.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Resolver;
 
-/// Blocks until a name is found, or is not.
+/// Blocks until a name is found or the search for it has failed.
 type Finder = dyn Fn(&str) -> io::Result<Vec<SocketAddr>> + Send + Sync;
 
-/// The names that are looked up.
+/// The names that are being looked up.
 struct Names {
     look_up: Box<Finder>,
     places: Semaphore,
     asked: Mutex<HashMap<Arc<str>, Asked>>,
 }
 
-/// A name that is looked up.
+/// A name that is being looked up.
 #[derive(Default)]
 struct Asked {
-    /// Look-ups that have not ended.
+    /// Number of look-ups that have not ended.
     under_way: u32,
-    /// Who waits for the first one that does.
+    /// The callers that wait for the first look-up to end.
     waiting: Option<Waiting>,
 }
 
 struct Waiting {
     tell: oneshot::Sender<Answer>,
     told: Promise,
-    /// Until then nobody begins another look-up.
+    /// Until then no caller begins another look-up.
     again_at: Instant,
 }
 
-/// A look-up, until it has ended.
+/// A look-up that has not ended.
 struct LookUp {
     names: &'static Names,
     name: Arc<str>,
@@ -67,7 +68,7 @@ struct LookUp {
 pub(crate) type Answer = Result<Arc<[SocketAddr]>, Failure>;
 type Promise = Shared<oneshot::Receiver<Answer>>;
 
-/// Why a name was not found, for each of those who asked.
+/// Why a name was not found; each caller gets a copy.
 #[derive(Clone, Debug)]
 pub(crate) struct Failure(Arc<io::Error>);
 
@@ -88,13 +89,13 @@ impl Resolve for Resolver {
     }
 }
 
-/// The addresses that bear a name, at port 0.
+/// Returns the addresses of a name, with port 0.
 pub(crate) async fn look_up(name: &str) -> Answer {
     answer(NAMES.ask(name)).await
 }
 
 async fn answer(told: Promise) -> Answer {
-    // Nobody tells where the process is about to end.
+    // The sender is dropped only when the process is about to end.
     told.await
         .unwrap_or_else(|_| Err(Failure(Arc::new(io::ErrorKind::Interrupted.into()))))
 }
@@ -110,7 +111,7 @@ impl Names {
         }
     }
 
-    /// What a look-up brings that is under way, or begins.
+    /// Returns the promise of a look-up that is under way, or begins one.
     fn ask(&'static self, name: &str) -> Promise {
         let now = Instant::now();
         let name: Arc<str> = name.into();
@@ -146,7 +147,7 @@ impl Names {
 
 impl LookUp {
     async fn run(self) {
-        // It is never closed.
+        // The semaphore is never closed.
         let place = self.names.places.acquire().await;
         tokio::task::spawn_blocking(move || {
             let found = (self.names.look_up)(&self.name);
@@ -160,7 +161,7 @@ impl LookUp {
         let mut all = self.names.asked.lock();
         let waiting = all.get_mut(&self.name).and_then(|it| it.waiting.take());
         if let Some(waiting) = waiting {
-            // Whoever asked may have gone away.
+            // All callers may have gone away.
             waiting.tell.send(answer).ok();
         }
     }
@@ -202,7 +203,7 @@ mod tests {
 
     const PLENTY: Duration = Duration::from_secs(30);
 
-    /// Names of which those that begin with `hang` are not found before the gate is opened.
+    /// Names to look up. Those that begin with `hang` are not found before the gate is opened.
     struct World {
         names: &'static Names,
         gate: Arc<(Mutex<bool>, Condvar)>,
@@ -210,7 +211,7 @@ mod tests {
     }
 
     impl Drop for World {
-        /// The runtime waits for its threads.
+        /// Opens the gate, because the runtime waits for its threads.
         fn drop(&mut self) {
             self.open();
         }

@@ -1,35 +1,37 @@
-//! Threads that run futures: one each for the daemon and its web server.
+//! Threads that run futures: one for the daemon and one for its web server.
 //!
-//! What takes long has threads of its own (the store, sinks, files, resolvers). So the scheduler
-//! that moves futures between threads would gain nothing, and costs each process half a MiB.
+//! Work that takes long has threads of its own (the store, sinks, files, resolvers). So a
+//! scheduler that moves futures between threads would gain nothing, and would cost each process
+//! half a MiB.
 
 use std::{io, time::Duration};
 
 use tokio::runtime::{Builder, Runtime};
 
-/// Threads for what blocks, of a runtime that keeps them. More tasks wait for their turn: a crowd
-/// of clients shall not take the threads, and their memory, that others need.
+/// Maximum number of threads for blocking tasks, in a runtime that keeps such a thread. More tasks
+/// wait for their turn, because a crowd of clients must not take the threads and the memory that
+/// others need.
 const KEPT_THREADS: usize = 8;
-/// How long the end waits for threads that are still busy.
+/// How long the end of a runtime waits for threads that are still busy.
 const LAST_THREADS: Duration = Duration::from_secs(1);
 
-/// Runs something to its end on the calling thread.
+/// Runs a future to its end on the calling thread.
 ///
 /// # Errors
-/// Where the system has nothing left to wait with.
+/// If the system has no resources left for a runtime.
 pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {
     Ok(run(builder().build()?, work))
 }
 
-/// As [`block_on`]; and there is a thread for what blocks from the start to the end. One that was to
-/// be started when it is needed might not be had then: tokio panics, and what the thread was to do
-/// keeps what it holds.
+/// Like [`block_on`], but a thread for blocking tasks exists from the start to the end. A thread
+/// that was to be started only when needed might not be available then: tokio panics, and the task
+/// that the thread was meant for never releases what it holds.
 ///
 /// # Errors
 /// As [`block_on`].
 ///
 /// # Panics
-/// Where the system gives no thread.
+/// If the system gives no thread.
 pub(crate) fn block_on_with_thread<T>(work: impl Future<Output = T>) -> io::Result<T> {
     let runtime = builder()
         .max_blocking_threads(KEPT_THREADS)
@@ -47,7 +49,7 @@ fn builder() -> Builder {
 
 fn run<T>(runtime: Runtime, work: impl Future<Output = T>) -> T {
     let outcome = runtime.block_on(work);
-    // Not for ever: a thread may be waiting for a resolver that does not answer.
+    // The wait is limited, because a thread may be waiting for a resolver that does not answer.
     runtime.shutdown_timeout(LAST_THREADS);
     outcome
 }

@@ -7,9 +7,10 @@ use tokio::{
     time::Instant,
 };
 
-/// Some send the same signal twice, to a process and its group. That means once.
+/// Some programs send the same signal twice, to a process and to its group. A second one within
+/// this time counts as the same signal.
 const ECHO: Duration = Duration::from_secs(1);
-/// A file would exceed the limit of files' sizes.
+/// A write would exceed the limit of a file's size (SIGXFSZ).
 const FILE_SIZE: SignalKind = SignalKind::from_raw(rustix::process::Signal::XFSZ.as_raw());
 
 /// What a signal tells the daemon to do.
@@ -32,10 +33,10 @@ impl Signals {
     /// Listens from now on.
     ///
     /// # Errors
-    /// Where the process cannot.
+    /// If the process cannot listen for signals.
     pub fn listen() -> io::Result<Self> {
-        // Listening once replaces the default for good: whoever writes is told, as of a full disk,
-        // where the process would be killed.
+        // Listening once replaces the default action for good. So a write beyond the limit fails
+        // with an error, as on a full disk, where by default the process would be killed.
         drop(signal(FILE_SIZE)?);
         Ok(Self {
             term: signal(SignalKind::terminate())?,
@@ -44,7 +45,7 @@ impl Signals {
         })
     }
 
-    /// The next signal. Cancel safe.
+    /// Waits for the next signal. Cancel safe.
     pub(crate) async fn next(&mut self) -> Command {
         tokio::select! {
             _ = self.term.recv() => Command::Stop("SIGTERM"),
@@ -53,7 +54,7 @@ impl Signals {
         }
     }
 
-    /// The next signal that stops the daemon. One that reloads is kept for later.
+    /// Waits for the next signal that stops the daemon. A signal that reloads is kept for later.
     pub async fn stop(&mut self) -> &'static str {
         tokio::select! {
             _ = self.term.recv() => "SIGTERM",
@@ -61,7 +62,8 @@ impl Signals {
         }
     }
 
-    /// The next one that stops it after `first` has, and does not merely repeat that.
+    /// Waits for another signal that stops the daemon after `first` did, and is not its mere
+    /// repetition.
     pub(crate) async fn stop_at_once(&mut self, first: &str) -> &'static str {
         let begun = Instant::now();
         loop {
@@ -79,7 +81,7 @@ mod tests {
 
     use super::*;
 
-    /// One test, for signals are for the whole process.
+    /// One test only, because signals go to the whole process.
     #[tokio::test]
     async fn a_reload_is_kept_while_stops_are_waited_for_and_an_echo_is_no_second_stop() {
         let moment = Duration::from_millis(100);

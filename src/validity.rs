@@ -1,20 +1,20 @@
-//! When a certificate ends. No more of X.509 is read than leads there (RFC 5280, 4.1): whether a
-//! certificate is good is for the TLS library to say.
+//! Reads when a certificate ends. Only the parts of X.509 that lead there are parsed (RFC 5280,
+//! 4.1). Whether a certificate is valid is for the TLS library to decide.
 
 use std::fmt;
 
 use jiff::{SignedDuration, Timestamp, civil::DateTime, tz::TimeZone};
 
-/// A certificate that ends sooner is worth a word.
+/// A certificate that ends within this time is reported.
 const SOON: SignedDuration = SignedDuration::from_hours(14 * 24);
 
 const SEQUENCE: u8 = 0x30;
 const UTC_TIME: u8 = 0x17;
 const GENERALIZED_TIME: u8 = 0x18;
-/// `[0]`, which tells the version where it is not the first.
+/// The tag `[0]` of the version, which is missing in certificates of the first version.
 const VERSION: u8 = 0xa0;
 
-/// What is to be said of the end of a certificate, behind its name.
+/// The words about a certificate's end, to be put behind its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ending {
     left: SignedDuration,
@@ -23,7 +23,7 @@ pub(crate) struct Ending {
 // === impl Ending ===
 
 impl Ending {
-    /// Of a certificate that ends then; `None` where there is nothing to be said yet.
+    /// Describes the end `not_after`; `None` if the end is not near.
     pub(crate) fn of(not_after: Timestamp, now: Timestamp) -> Option<Self> {
         let left = not_after.duration_since(now);
         (left < SOON).then_some(Self { left })
@@ -44,7 +44,7 @@ impl fmt::Display for Ending {
     }
 }
 
-/// A time in days, or in hours where it is short.
+/// Writes a time in days, or in hours if it is short.
 pub(crate) fn days(time: SignedDuration) -> String {
     match time.as_hours() {
         hours if hours < 48 => format!("{hours} h"),
@@ -52,14 +52,14 @@ pub(crate) fn days(time: SignedDuration) -> String {
     }
 }
 
-/// `notAfter` of a certificate in DER; `None` where it cannot be read.
+/// Returns `notAfter` of a certificate in DER; `None` if it cannot be read.
 pub(crate) fn not_after(certificate: &[u8]) -> Option<Timestamp> {
     let (signed, _) = sequence(certificate)?;
     let (mut fields, _) = sequence(signed)?;
     if fields.first() == Some(&VERSION) {
         fields = element(fields)?.rest;
     }
-    // The serial number, the algorithm and the issuer.
+    // Skips the serial number, the algorithm and the issuer.
     for _ in 0..3 {
         fields = element(fields)?.rest;
     }
@@ -70,7 +70,7 @@ pub(crate) fn not_after(certificate: &[u8]) -> Option<Timestamp> {
         return None;
     }
     let written = match (end.tag, digits.len()) {
-        // Two digits of the year: those below 50 are of this century.
+        // UTCTime has two digits of the year. Years below 50 are of this century.
         (UTC_TIME, 12) if digits < "50" => format!("20{digits}"),
         (UTC_TIME, 12) => format!("19{digits}"),
         (GENERALIZED_TIME, 14) => digits.to_owned(),
@@ -91,7 +91,7 @@ fn sequence(der: &[u8]) -> Option<(&[u8], &[u8])> {
     (element.tag == SEQUENCE).then_some((element.content, element.rest))
 }
 
-/// The first element: a tag of one byte, a length, so many bytes.
+/// Splits off the first element: a tag of one byte, a length, and as many bytes.
 fn element(der: &[u8]) -> Option<Element<'_>> {
     let (&tag, der) = der.split_first()?;
     let (&first, der) = der.split_first()?;
