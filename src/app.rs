@@ -282,7 +282,7 @@ fn load(cli: &Cli) -> Result<Loaded, Failure> {
     Config::load(cli.config_file.as_deref(), &cli.overrides, &environment).map_err(Failure::Config)
 }
 
-/// Loads the configuration for a command that polls.
+/// Loads the configuration of a daemon, in which there must be something to poll.
 fn load_to_poll(cli: &Cli) -> Result<Loaded, Failure> {
     load(cli)?.to_be_polled().map_err(Failure::Config)
 }

@@ -1,6 +1,6 @@
-//! The real binary in a temporary folder: starts it, reads what it says, asks it over HTTP, sends
-//! it signals. Nothing that was started here outlives its test, and nothing that comes out of it
-//! may hold the secret: every line, answer and exit is checked for it.
+//! Runs the real binary in a temporary folder: starts it, reads its output, asks it over HTTP,
+//! sends it signals. No process that was started here outlives its test. No output may hold the
+//! secret: every line, file and answer is checked for it.
 
 #![allow(dead_code, reason = "each test crate uses its own part")]
 
@@ -30,23 +30,23 @@ use tokio::{
     time::Instant,
 };
 
-/// Longer than anything here takes, shorter than anybody's patience.
+/// The time limit of each wait: longer than anything here takes, shorter than anybody's patience.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Nothing but this test knows it, so that a search for it finds nothing by chance.
+/// The secret. It occurs nowhere else, so a search for it finds nothing by chance.
 pub(crate) const SECRET: &str = "Xq7-not-to-be-seen-anywhere-K2m";
 
-/// What stays the same over restarts: the folder, the configuration, the secrets to look out for.
+/// What stays the same over restarts: the folder, the configuration and the secrets.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
     folder: Arc<tempfile::TempDir>,
     /// Written to the file before each start, and by [`Place::write`].
     pub(crate) config: Value,
-    /// Whatever else must never be seen.
+    /// All texts that must not occur in any output.
     pub(crate) secrets: Vec<String>,
 }
 
-/// A binary that runs.
+/// A process that runs the binary.
 #[derive(Debug)]
 pub(crate) struct Exporter {
     child: Child,
@@ -55,18 +55,18 @@ pub(crate) struct Exporter {
     pub(crate) url: String,
     pub(crate) stdout: Stream,
     pub(crate) stderr: Stream,
-    /// Of standard output and standard error; none once it has ended.
+    /// The tasks that read standard output and standard error; `None` once a task was waited for.
     readers: [Option<JoinHandle<()>>; 2],
     secrets: Vec<String>,
     client: reqwest::Client,
     _folder: Arc<tempfile::TempDir>,
 }
 
-/// The whole lines that a stream has brought so far.
+/// The lines that a stream has brought so far.
 #[derive(Clone, Debug)]
 pub(crate) struct Stream(watch::Receiver<Vec<String>>);
 
-/// A binary that has ended.
+/// The outcome of a process that has ended.
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) status: ExitStatus,
@@ -78,11 +78,12 @@ pub(crate) struct Ended {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Metrics(BTreeMap<String, f64>);
 
-/// The members of a JSON object in the order in which they stand.
+/// The members of a JSON object, in their order.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Members(pub(crate) Vec<(String, Value)>);
 
-/// The binary under test: as it was built for the tests, or the one that the variable names.
+/// The path of the binary under test: the one that was built for the tests, or the one that the
+/// variable names.
 pub(crate) fn binary() -> PathBuf {
     match std::env::var_os("OPSRAMP_TEST_BIN") {
         Some(path) => std::fs::canonicalize(path).unwrap(),
@@ -90,8 +91,8 @@ pub(crate) fn binary() -> PathBuf {
     }
 }
 
-/// A command with nothing of this process's environment but the search path, and where coverage
-/// is written to while that is measured.
+/// A command with an environment of its own. It keeps only the search path, and the variable for
+/// the coverage data.
 pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.env_clear().kill_on_drop(true).stdin(Stdio::null());
@@ -103,12 +104,13 @@ pub(crate) fn command(program: impl AsRef<OsStr>) -> Command {
     command
 }
 
-/// An OpsRamp with so many open alerts, without a life of its own and without an allowance.
+/// Starts an OpsRamp with `alerts` open alerts, in which nothing happens by itself, and without an
+/// allowance.
 pub(crate) async fn opsramp(alerts: usize) -> Simulator {
     opsramp_with(alerts, |_| {}).await
 }
 
-/// The same with other options.
+/// Like [`opsramp`], with options that `change` has changed.
 pub(crate) async fn opsramp_with(
     alerts: usize,
     change: impl FnOnce(&mut simulator::Options),
@@ -116,7 +118,7 @@ pub(crate) async fn opsramp_with(
     opsramp_at((Ipv4Addr::LOCALHOST, 0).into(), alerts, change).await
 }
 
-/// The same at a certain address.
+/// Like [`opsramp_with`], at a certain address.
 pub(crate) async fn opsramp_at(
     address: SocketAddr,
     alerts: usize,
@@ -139,7 +141,7 @@ pub(crate) async fn opsramp_at(
     Simulator::start(options, address).await.unwrap()
 }
 
-/// Waits until something holds.
+/// Waits until `holds` returns true.
 pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
     let deadline = Instant::now() + PATIENCE;
     while !holds().await {
@@ -148,9 +150,9 @@ pub(crate) async fn eventually<F: Future<Output = bool>>(what: &str, mut holds: 
     }
 }
 
-/// A client that goes nowhere but where it is sent.
+/// An HTTP client without proxies and redirects.
 pub(crate) fn http_client() -> reqwest::Client {
-    // Whoever is first installs it; the others find it there.
+    // Only the first call installs the provider; it is there for the others.
     rustls::crypto::ring::default_provider()
         .install_default()
         .ok();
@@ -171,7 +173,7 @@ impl Place {
         let folder = Arc::new(tempfile::tempdir().unwrap());
         let secret = folder.path().join("secret");
         std::fs::write(&secret, SECRET).unwrap();
-        // One that everybody can read is warned of.
+        // The exporter warns of a secret that everybody can read.
         std::fs::set_permissions(&secret, Permissions::from_mode(0o600)).unwrap();
         let config = json!({
             "accounts": [{
@@ -195,7 +197,7 @@ impl Place {
         }
     }
 
-    /// Writes to `alerts.jsonl` in the folder instead of standard output.
+    /// Has events written to `alerts.jsonl` in the folder instead of standard output.
     #[must_use]
     pub(crate) fn with_file_sink(mut self) -> Self {
         let path = self.path("alerts.jsonl");
@@ -207,7 +209,8 @@ impl Place {
         self.folder.path().join(name)
     }
 
-    /// A file that does not answer, as on a server that hangs: a pipe that nobody writes to.
+    /// Creates a file that does not answer, like a file on a server that hangs: a pipe without a
+    /// writer.
     pub(crate) fn silent(&self, name: &str) -> PathBuf {
         let path = self.path(name);
         let mode = rustix::fs::Mode::from_raw_mode(0o600);
@@ -216,7 +219,7 @@ impl Place {
         path
     }
 
-    /// Writes the configuration file, in one piece. JSON is YAML.
+    /// Writes the configuration file at one stroke. JSON is YAML, too.
     pub(crate) fn write(&self) {
         let (new, path) = (self.path("config.yml.new"), self.path("config.yml"));
         std::fs::write(&new, serde_json::to_vec_pretty(&self.config).unwrap()).unwrap();
@@ -230,7 +233,7 @@ impl Place {
         self.settle(command)
     }
 
-    /// A command that runs in the folder.
+    /// Has a command run in the folder.
     pub(crate) fn settle(&self, mut command: Command) -> Command {
         command.current_dir(self.folder.path());
         command
@@ -242,21 +245,21 @@ impl Place {
         self.start_as(self.command()).await
     }
 
-    /// Starts the daemon some other way, and waits until it listens.
+    /// Starts the daemon with this command, and waits until it listens.
     pub(crate) async fn start_as(&self, command: Command) -> Exporter {
         let mut exporter = self.spawn(command);
         exporter.wait_until_it_listens().await;
         exporter
     }
 
-    /// The same with so many file descriptors.
+    /// Starts the daemon with a limit of file descriptors, and waits until it listens.
     pub(crate) async fn start_with_descriptors(&self, descriptors: u32) -> Exporter {
         self.write();
         let script = format!("ulimit -n {descriptors} && exec \"$0\" \"$@\"");
         self.start_as(self.by_shell(&script)).await
     }
 
-    /// A shell that starts the daemon, as `"$0" "$@"`.
+    /// A shell command whose script starts the daemon as `"$0" "$@"`.
     pub(crate) fn by_shell(&self, script: &str) -> Command {
         let mut shell = command("/bin/sh");
         shell
@@ -268,13 +271,13 @@ impl Place {
         self.settle(shell)
     }
 
-    /// Starts the daemon and does not wait.
+    /// Starts the daemon without waiting until it listens.
     pub(crate) fn spawn(&self, mut command: Command) -> Exporter {
         command.stdout(Stdio::piped());
         self.spawn_with_own_stdout(command)
     }
 
-    /// The same with the standard output that the command has already.
+    /// Like [`Place::spawn`], with the standard output that the command has already.
     pub(crate) fn spawn_with_own_stdout(&self, mut command: Command) -> Exporter {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let pid = child.id().unwrap().cast_signed();
@@ -296,13 +299,13 @@ impl Place {
         }
     }
 
-    /// Runs the binary to its end, which must come by itself.
+    /// Runs the binary until it ends by itself.
     pub(crate) async fn run(&self, command: Command) -> Ended {
         self.spawn(command).end().await
     }
 
-    /// A file in the folder; empty where it is not there. Of one that is being written, as much is
-    /// seen as is there, which may end anywhere.
+    /// Returns the text of a file in the folder; empty if there is no such file. A file that is
+    /// being written may end anywhere.
     pub(crate) fn text_of(&self, name: &str) -> String {
         let mut bytes = match std::fs::read(self.path(name)) {
             Ok(bytes) => bytes,
@@ -319,8 +322,8 @@ impl Place {
         text
     }
 
-    /// Its lines, without a last one that has no end: it is still being written, or its writer is
-    /// dead.
+    /// Returns the lines of such a file. A last line without an end is left out: it is still being
+    /// written, or its writer is dead.
     pub(crate) fn lines_of(&self, name: &str) -> Vec<String> {
         let text = self.text_of(name);
         let whole = text.rfind('\n').map_or("", |end| &text[..end]);
@@ -332,11 +335,12 @@ impl Place {
 
 impl Exporter {
     pub(crate) fn signal(&self, signal: Signal) {
-        // While nobody has waited for the child, its number cannot be anybody else's.
+        // The child has not been waited for, so no other process can have its number.
         kill_process(self.pid, signal).unwrap();
     }
 
-    /// Has it load its configuration again, as the place has it now. That must work.
+    /// Has the exporter load its configuration again, as the place has it now. The reload must
+    /// succeed.
     pub(crate) async fn reload(&self, place: &Place) {
         const RELOADED: &str = "the configuration was loaded again";
         let count = |lines: &[String]| lines.iter().filter(|line| line.contains(RELOADED)).count();
@@ -348,7 +352,7 @@ impl Exporter {
             .await;
     }
 
-    /// Waits for the line that says where it listens.
+    /// Waits for the line that says where the exporter listens.
     pub(crate) async fn wait_until_it_listens(&mut self) {
         const LISTENING: &str = "listening on http";
         let line = tokio::select! {
@@ -362,7 +366,7 @@ impl Exporter {
             }
         };
         let (_, address) = line.split_once(LISTENING).unwrap();
-        // With its scheme.
+        // The address includes the rest of its scheme.
         let address = address.split('"').next().unwrap();
         self.url = format!("http{address}");
     }
@@ -371,7 +375,7 @@ impl Exporter {
         self.child.try_wait().unwrap().is_some()
     }
 
-    /// Waits until it has ended.
+    /// Waits until the exporter has ended.
     pub(crate) async fn end(mut self) -> Ended {
         let status = tokio::time::timeout(PATIENCE, self.child.wait()).await;
         let status = status
@@ -391,7 +395,7 @@ impl Exporter {
         }
     }
 
-    /// Has it stop the ordinary way.
+    /// Stops the exporter with TERM.
     pub(crate) async fn stop(self) -> Ended {
         self.signal(Signal::TERM);
         let ended = self.end().await;
@@ -399,23 +403,23 @@ impl Exporter {
         ended
     }
 
-    /// Kills it, and waits until it is gone.
+    /// Kills the exporter, and waits until it has ended.
     pub(crate) async fn kill(self) -> Ended {
         self.signal(Signal::KILL);
         self.end().await
     }
 
-    /// Nobody reads its standard output any more.
+    /// Closes the reading end of the exporter's standard output.
     pub(crate) async fn close_stdout(&mut self) {
         close(&mut self.readers[0]).await;
     }
 
-    /// Nobody reads its standard error any more.
+    /// Closes the reading end of the exporter's standard error.
     pub(crate) async fn close_stderr(&mut self) {
         close(&mut self.readers[1]).await;
     }
 
-    /// The status and the text of an answer.
+    /// Returns the status and the text of an answer.
     pub(crate) async fn get(&self, path: &str) -> (u16, String) {
         self.answer(self.client.get(format!("{}{path}", self.url)))
             .await
@@ -440,7 +444,7 @@ impl Exporter {
         Metrics::parse(&text)
     }
 
-    /// Waits until the metrics are so.
+    /// Waits until `holds` accepts the metrics.
     pub(crate) async fn wait_for(&self, what: &str, holds: impl Fn(&Metrics) -> bool) -> Metrics {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -465,7 +469,7 @@ impl Exporter {
         .await;
     }
 
-    /// Waits for a poll that begins after now and has ended.
+    /// Waits until a poll that begins after this call has ended.
     pub(crate) async fn wait_for_poll(&self) {
         let polls = |metrics: &Metrics| metrics.sum("opsramp_polls_total{");
         let before = polls(&self.metrics().await);
@@ -503,13 +507,13 @@ impl Stream {
         self.0.borrow().clone()
     }
 
-    /// Waits for a line.
+    /// Waits for a line that `is_it` accepts.
     pub(crate) async fn line(&self, is_it: impl Fn(&str) -> bool) -> String {
         let mut lines = self.0.clone();
         let found = lines.wait_for(|lines| lines.iter().any(|line| is_it(line)));
         let found = match tokio::time::timeout(PATIENCE, found).await {
             Ok(Ok(found)) => found.iter().find(|line| is_it(line)).cloned(),
-            // The stream has ended: whoever selects over this and the exit hears of that.
+            // The stream has ended. Callers that wait for the exit as well learn it from there.
             Ok(Err(_)) => None,
             Err(_) => panic!("no such line: {:#?}", self.lines()),
         };
@@ -519,7 +523,7 @@ impl Stream {
         }
     }
 
-    /// Waits until there are so many lines.
+    /// Waits until `enough` accepts the lines.
     pub(crate) async fn wait_for(
         &self,
         what: &str,
@@ -563,12 +567,12 @@ impl Metrics {
         )
     }
 
-    /// The sum of the samples whose line begins so.
+    /// The sum of the samples whose line begins with `prefix`.
     pub(crate) fn sum(&self, prefix: &str) -> f64 {
         self.with(prefix).map(|(_, value)| value).sum()
     }
 
-    /// The samples whose line begins so.
+    /// The samples whose line begins with `prefix`.
     pub(crate) fn with(&self, prefix: &str) -> impl Iterator<Item = (&str, f64)> {
         self.0
             .iter()
@@ -576,14 +580,14 @@ impl Metrics {
             .map(|(name, value)| (name.as_str(), *value))
     }
 
-    /// The one sample that begins so.
+    /// The value of the one sample whose line begins with `prefix`.
     pub(crate) fn one(&self, prefix: &str) -> Option<f64> {
         let found: Vec<f64> = self.with(prefix).map(|(_, value)| value).collect();
         assert!(found.len() <= 1, "{prefix}: {found:?}");
         found.first().copied()
     }
 
-    /// How many samples mention this.
+    /// Number of samples whose names or labels contain `text`.
     pub(crate) fn mentions(&self, text: &str) -> usize {
         self.0.keys().filter(|name| name.contains(text)).count()
     }
@@ -600,7 +604,7 @@ impl Members {
         serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))
     }
 
-    /// The text under a key; nothing where there is none.
+    /// The text under a key; empty if there is none.
     pub(crate) fn text(&self, key: &str) -> &str {
         self.get(key).and_then(Value::as_str).unwrap_or_default()
     }
@@ -644,25 +648,26 @@ async fn close(reader: &mut Option<JoinHandle<()>>) {
     reader.await.ok();
 }
 
-/// What a variable of the environment says, for tests that can be longer or repeated.
+/// The number in an environment variable, for tests that can run longer or be repeated.
 pub(crate) fn number(variable: &str) -> Option<u64> {
     let text = std::env::var(variable).ok()?;
     Some(text.parse().unwrap())
 }
 
-/// What lots are drawn with: the variable repeats what a run did.
+/// The seed of random choices. The variable repeats the choices of a run.
 pub(crate) fn seed() -> u64 {
     number("OPSRAMP_TEST_SEED").unwrap_or_else(|| fastrand::u64(..))
 }
 
-/// Fails where a text holds a secret.
+/// Fails if a text holds a secret.
 pub(crate) fn no_secret(what: &str, text: &str, secrets: &[String]) {
     for secret in secrets {
         assert!(!text.contains(secret), "{what} shows a secret: {text}");
     }
 }
 
-/// Fails where a program that the test needs is not on the search path; names the package that has it.
+/// Fails if a program that the test needs is not on the search path, and names the package that
+/// has it.
 pub(crate) fn needed(program: &str, package: &str) {
     let found = std::env::var_os("PATH").is_some_and(|path| {
         std::env::split_paths(&path).any(|folder| Path::new(&folder).join(program).is_file())

@@ -1,4 +1,4 @@
-//! What happens to alerts while something is tried out.
+//! What happens to alerts during a test.
 
 #![allow(dead_code, reason = "each test crate uses its own part")]
 
@@ -9,28 +9,28 @@ use opsramp_exporter::simulator::{Action, DEMO_TENANT, Simulator, State};
 
 use crate::exporter::Members;
 
-/// How many alerts are open, about.
+/// About how many alerts are kept open.
 const OPEN: usize = 150;
 
-/// How many may have left without a line yet. The allowance has 500 questions a minute for their
-/// reasons: where more of them wait for an exporter that is always killed, the last one has to tell
-/// some without.
+/// Maximum number of alerts that have left and have no line of it yet. The allowance permits 500
+/// questions a minute for the reasons. If an exporter that is killed all the time left more alerts
+/// waiting, the last exporter would have to write some lines without a reason.
 const LEAVING: usize = 200;
 
 /// What the lines have told so far.
 #[derive(Debug, Default)]
 pub(crate) struct Told {
     opened: BTreeSet<String>,
-    /// Those among them that nobody has made leave yet.
+    /// Alerts with an `opened` line that the test has not made leave yet.
     open: Vec<String>,
-    /// Those that have been made to leave, until that is told.
+    /// Alerts that the test has made leave and that have no `left` line yet.
     leaving: BTreeSet<String>,
 }
 
 // === impl Told ===
 
 impl Told {
-    /// Takes note of a line. One that was lost with the power may come again.
+    /// Notes a line. A line that was lost with the power may come again.
     pub(crate) fn note(&mut self, line: &Members) {
         let alert = line.text("alert_id");
         match line.text("event") {
@@ -43,8 +43,8 @@ impl Told {
     }
 }
 
-/// Lets something happen to the alerts. Those that leave are taken from those whose opening has been
-/// told: else nobody could say what their lines must be.
+/// Lets something happen to the alerts. Only alerts with an `opened` line are made to leave,
+/// because otherwise it would be open which lines they must have.
 pub(crate) fn live(opsramp: &Simulator, told: &mut Told, rng: &mut Rng) {
     match rng.u8(..100) {
         0..40 => {

@@ -1,4 +1,4 @@
-//! The lines of the log file, read as they come and judged in the end.
+//! The lines of the log file, which are read as they come and judged in the end.
 
 #![allow(dead_code, reason = "each test crate uses its own part")]
 
@@ -19,8 +19,8 @@ use crate::{
 
 pub(crate) const FILE: &str = "alerts.jsonl";
 
-/// Reads the log file from where it left off, and the one that was last moved away: a line that was
-/// under way then is written there.
+/// Reads the log file from where it left off. Also reads the file that was last moved away,
+/// because a line that was being written at that moment ends up there.
 #[derive(Debug, Default)]
 pub(crate) struct Reader {
     offset: u64,
@@ -30,25 +30,25 @@ pub(crate) struct Reader {
     pub(crate) lines: usize,
 }
 
-/// What the files tell.
+/// The lines of all files.
 #[derive(Debug)]
 pub(crate) struct Story {
-    /// By alert, in the order of the lines.
+    /// The lines of each alert, in their order.
     lines: BTreeMap<String, Vec<Members>>,
 }
 
-/// The rotated files, oldest first, and the present one.
+/// The names of the rotated files, oldest first, and of the current one.
 pub(crate) fn files(rotated: usize) -> Vec<String> {
     let old = (1..=rotated).map(|number| format!("{FILE}.{number}"));
     old.chain([FILE.to_owned()]).collect()
 }
 
-/// Waits until the files tell everything.
+/// Waits until the files tell all that has happened.
 pub(crate) async fn wait_for_story(place: &Place, files: &[String], opsramp: &Simulator) -> Story {
     wait_until_told(|| Story::judge(place, files, opsramp)).await
 }
 
-/// Waits until a look at the files finds everything told.
+/// Waits until `look` finds that all that has happened is told.
 pub(crate) async fn wait_until_told(look: impl Fn() -> Result<Story, String>) -> Story {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -63,7 +63,7 @@ pub(crate) async fn wait_until_told(look: impl Fn() -> Result<Story, String>) ->
 // === impl Reader ===
 
 impl Reader {
-    /// Reads what is new, as far as it is whole.
+    /// Reads the new lines that are complete.
     pub(crate) fn read(&mut self, place: &Place) {
         if self.rotated > 0 {
             let before = format!("{FILE}.{}", self.rotated);
@@ -72,7 +72,7 @@ impl Reader {
         self.offset = self.read_from(place, FILE, self.offset);
     }
 
-    /// Brings how far it is read now.
+    /// Returns the offset up to which the file is read now.
     fn read_from(&mut self, place: &Place, name: &str, offset: u64) -> u64 {
         let Ok(file) = File::open(place.path(name)) else {
             return offset;
@@ -94,7 +94,7 @@ impl Reader {
         offset + whole as u64
     }
 
-    /// Moves the file away, as logrotate does.
+    /// Moves the file away, like logrotate.
     pub(crate) fn rotate(&mut self, place: &Place) {
         self.read(place);
         let name = format!("{FILE}.{}", self.rotated + 1);
@@ -113,8 +113,8 @@ impl Reader {
 // === impl Story ===
 
 impl Story {
-    /// Reads the files. No event may be told twice; a last line that is not whole yet is an error
-    /// for now.
+    /// Reads the files. Panics if an event is told twice. A last line that is not complete yet is
+    /// an error, because its rest may still come.
     fn read(place: &Place, files: &[String]) -> Result<Self, String> {
         let mut lines: BTreeMap<String, Vec<Members>> = BTreeMap::new();
         let mut ids = BTreeSet::new();
@@ -139,7 +139,7 @@ impl Story {
         all.filter(|record| record.text("event") == event).count()
     }
 
-    /// Nobody left without a reason.
+    /// Panics if an alert left without a reason.
     pub(crate) fn expect_reasons(&self) {
         let all = self.lines.values().flatten();
         let unexplained: Vec<_> = all
@@ -148,11 +148,11 @@ impl Story {
         assert!(unexplained.is_empty(), "{unexplained:#?}");
     }
 
-    /// Reads the files and compares them with what happened, given that whoever left had been told
-    /// before: each alert has one line that opens it, a chain of changes that lacks no link, and
-    /// one line that ends it if it is not open any more.
+    /// Reads the files and compares them with what happened. Each alert must have one line that
+    /// opens it, a chain of changes without a gap, and one line that ends it if it is not open any
+    /// more. Only alerts whose opening was told may have been made to leave before.
     ///
-    /// What is missing may still come, so that it is an error; what is wrong is a panic.
+    /// A missing line is an error, because it may still come; a wrong line is a panic.
     pub(crate) fn judge(
         place: &Place,
         files: &[String],
@@ -204,7 +204,7 @@ fn judge_alert(lines: &[Members], now: &Snapshot) -> Result<(), &'static str> {
         return Err("it does not end as it should");
     }
     if last.text("reason") == "unknown" {
-        // Nobody could be asked what has become of it.
+        // The exporter could not ask what has become of the alert.
         return Ok(());
     }
     if last.text("state") != now.state.name() || last.text("status") != now.status.name() {

@@ -1,6 +1,6 @@
-//! A PostgreSQL server of a test's own: in a temporary folder, on a free port of the loopback,
-//! as a user without rights where the tests run as root. It ends with whoever started it, however
-//! that ends.
+//! A PostgreSQL server for tests: in a temporary folder, on a free port of the loopback, as a user
+//! without rights if the tests run as root. The server ends with the process that started it,
+//! however that process ends.
 
 #![allow(dead_code, reason = "each test crate uses its own part")]
 
@@ -19,20 +19,20 @@ use std::{
 
 use tokio::time::Instant;
 
-/// The user that the databases belong to. Nobody else knows the password.
+/// The user that owns the databases.
 const USER: &str = "exporter";
 
-/// What must never be seen.
+/// The user's password, which must not occur in any output.
 pub(crate) const PASSWORD: &str = "pw-9Jd-not-to-be-seen-4Qe";
 
-/// Starting it takes a second or two on an idle machine.
+/// The time limit for a start, which takes a second or two on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Schemas are made so many at once: each run of `psql` takes a while.
+/// Number of schemas that are made at once, because each run of `psql` takes a while.
 const AT_ONCE: usize = 50;
 
-/// Runs the server until nobody holds the other end of standard input any more. A word there
-/// keeps the data.
+/// Runs the server until the other end of standard input is closed. The word `keep` there keeps
+/// the data.
 const WATCH: &str = r#"
     postgres=$1 folder=$2; shift 2
     "$postgres" "$@" >>"$folder/log" 2>&1 &
@@ -48,23 +48,23 @@ pub(crate) struct Cluster {
     port: u16,
     settings: Vec<&'static str>,
     watcher: Option<Child>,
-    /// Names of empty schemas, and how many there have been.
+    /// Names of empty schemas, and the number of schemas made so far.
     schemas: Mutex<(Vec<String>, usize)>,
 }
 
-/// The server that all tests of this process share, each with tables of its own.
+/// The server that all tests of this process share. Each test has tables of its own.
 pub(crate) fn shared() -> &'static Cluster {
     static SHARED: OnceLock<Cluster> = OnceLock::new();
     SHARED.get_or_init(|| Cluster::start(&["fsync=off"]))
 }
 
 impl Cluster {
-    /// Starts one with some settings, and waits until it answers.
+    /// Starts a server with some settings, and waits until it answers.
     pub(crate) fn start(settings: &[&'static str]) -> Self {
         Self::start_with(settings, |_| {})
     }
 
-    /// The same after something was put into its folder.
+    /// Like [`Cluster::start`]; `prepare` may put something into the data folder before the start.
     pub(crate) fn start_with(settings: &[&'static str], prepare: impl FnOnce(&Path)) -> Self {
         let mut cluster = Self::new(settings);
         let password = cluster.folder.join("password");
@@ -91,7 +91,7 @@ impl Cluster {
         cluster
     }
 
-    /// Starts a standby that follows this one, until it is [told](Self::promote) to take over.
+    /// Starts a standby that follows this server until it is [promoted](Self::promote).
     pub(crate) fn standby(&self) -> Self {
         let mut standby = Self::new(&self.settings);
         let copied = standby
@@ -108,7 +108,7 @@ impl Cluster {
         standby
     }
 
-    /// Waits until its standby has all that was written.
+    /// Waits until the standby has replayed all that was written.
     pub(crate) fn wait_for_standby(&self) {
         let started = Instant::now();
         let behind = "SELECT count(*) FROM pg_stat_replication \
@@ -119,12 +119,12 @@ impl Cluster {
         }
     }
 
-    /// Has a standby take over.
+    /// Has this standby take over.
     pub(crate) fn promote(&self) {
         assert_eq!(self.sql("SELECT pg_promote()"), "t");
     }
 
-    /// None that runs, in a folder of its own.
+    /// A server that does not run yet, in a folder of its own.
     fn new(settings: &[&'static str]) -> Self {
         let folder = tempfile::Builder::new()
             .prefix("opsramp-postgres-")
@@ -143,9 +143,9 @@ impl Cluster {
         }
     }
 
-    /// Starts it for the first time.
+    /// Chooses a free port and starts the server for the first time.
     fn find_a_port(&mut self) {
-        // The port may be taken before the server takes it.
+        // Another process may take the port before the server does.
         for _ in 0..5 {
             let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
             self.port = free.local_addr().unwrap().port();
@@ -177,7 +177,7 @@ impl Cluster {
         self.watcher = Some(server.stdin(Stdio::piped()).spawn().unwrap());
         let started = Instant::now();
         while started.elapsed() < PATIENCE {
-            // It writes its own state there, and removes the file when it ends.
+            // The server writes its state to this file, and removes the file when it ends.
             let state = fs::read_to_string(&pid_file).unwrap_or_default();
             if ["ready", "standby"]
                 .iter()
@@ -195,7 +195,7 @@ impl Cluster {
         false
     }
 
-    /// Ends the server at once, as a power cut would; the data stay.
+    /// Ends the server at once, like a power cut. The data stay.
     pub(crate) fn stop(&mut self) {
         if let Some(mut watcher) = self.watcher.take() {
             let mut input = watcher.stdin.take().unwrap();
@@ -204,7 +204,7 @@ impl Cluster {
         }
     }
 
-    /// The address of an empty database, or of what looks like one to those who use it.
+    /// Returns the URL of a database that looks empty: a new schema is the whole search path.
     pub(crate) fn fresh(&self) -> String {
         let mut schemas = self.schemas.lock().unwrap();
         let (unused, made) = &mut *schemas;
@@ -218,7 +218,7 @@ impl Cluster {
         format!("{}?options=-csearch_path%3D{schema}", self.url())
     }
 
-    /// The same for a user of its own, who may do nothing else.
+    /// Like [`Cluster::fresh`], for a new user who may do nothing else.
     pub(crate) fn fresh_for(&self, user: &str) -> String {
         let url = self.fresh();
         let (_, schema) = url.rsplit_once("%3D").unwrap();
@@ -227,7 +227,7 @@ impl Cluster {
         url.replace(&format!("//{USER}:"), &format!("//{user}:"))
     }
 
-    /// The address of the server.
+    /// Returns the URL of the server.
     pub(crate) fn url(&self) -> String {
         let port = self.port;
         format!("postgres://{USER}:{PASSWORD}@127.0.0.1:{port}/postgres")
@@ -241,7 +241,7 @@ impl Cluster {
         &self.folder
     }
 
-    /// Runs statements; brings what they print, without headers.
+    /// Runs statements, and returns what they print, without headers.
     pub(crate) fn sql(&self, sql: &str) -> String {
         let done = Command::new(programs().join("psql"))
             .args(["-XqtA", "-v", "ON_ERROR_STOP=1", "-c", sql])
@@ -252,14 +252,14 @@ impl Cluster {
         String::from_utf8(done.stdout).unwrap().trim().to_owned()
     }
 
-    /// Turns away whoever comes without TLS, from now on.
+    /// From now on refuses connections without TLS.
     pub(crate) fn require_tls(&self) {
         let rule = "hostssl all all 127.0.0.1/32 scram-sha-256\n";
         fs::write(self.folder.join("data/pg_hba.conf"), rule).unwrap();
         self.sql("SELECT pg_reload_conf()");
     }
 
-    /// What the server says.
+    /// Returns what the server has logged.
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.join("log")).unwrap_or_default()
     }
@@ -293,7 +293,7 @@ fn names_in(folder: &Path) -> BTreeSet<OsString> {
     entries.map(|entry| entry.unwrap().file_name()).collect()
 }
 
-/// Where Debian puts the server's programs: not on the search path.
+/// The folder of the server's programs, where Debian puts them; it is not on the search path.
 fn programs() -> &'static Path {
     static PROGRAMS: OnceLock<PathBuf> = OnceLock::new();
     PROGRAMS.get_or_init(|| {
@@ -317,7 +317,7 @@ fn programs() -> &'static Path {
     })
 }
 
-/// The server refuses to run as root: then it runs as somebody who may do nothing else.
+/// The user to run the server as, if the tests run as root: the server refuses to run as root.
 fn nobody() -> Option<(u32, u32)> {
     const NOBODY: (u32, u32) = (65534, 65534);
     rustix::process::geteuid().is_root().then_some(NOBODY)

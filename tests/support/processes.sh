@@ -1,5 +1,5 @@
-# To be sourced by the checks that start programs: `work`, a folder for what those write, and an end
-# of both with the script.
+# To be sourced by checks that start programs. Makes `work`, a folder for the output of the programs. At
+# the end of the script, the programs are stopped and the folder is removed.
 
 work=$(mktemp -d)
 started=()
@@ -16,15 +16,16 @@ trap finish EXIT
 trap 'exit 130' INT
 trap 'exit 143' TERM
 
-# start_demo BINARY: on free ports. Its alerts are in $work/demo.lines, what it says in $work/demo.log.
+# start_demo BINARY: starts the demo on free ports. Its alert lines go to $work/demo.lines, its
+# diagnostics to $work/demo.log.
 start_demo() {
   "$1" demo --web.listen-address 127.0.0.1:0 --simulator.listen-address 127.0.0.1:0 \
     >"$work/demo.lines" 2>"$work/demo.log" &
   started+=($!)
 }
 
-# find_in FILE PATTERN: waits until what was started last has written a line to the file that the
-# pattern (sed -E, one group) matches, and prints the group.
+# find_in FILE PATTERN: waits until the program that was started last has written a line to FILE that
+# matches PATTERN (sed -E, with one group), and prints the group.
 find_in() {
   local tries found
   for ((tries = 0; tries < 600; tries++)); do
