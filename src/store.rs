@@ -3,7 +3,7 @@
 //!
 //! The central decision: the new state of the known alerts *and* the events that follow from it
 //! are written in one commit. After a crash before the commit, the next poll finds the events
-//! again; after a crash behind it, the journal has them. The store knows nothing of OpsRamp, nor
+//! again; after a later crash, the journal has them. The store knows nothing of OpsRamp, nor
 //! what a sink is: bodies are opaque bytes.
 
 use std::{path::PathBuf, sync::Arc, thread, time::Duration};
@@ -77,7 +77,7 @@ pub struct Loaded {
     pub primed: bool,
     /// When the search was stored for the first time.
     pub first_seen: Timestamp,
-    /// Whether ordinals of alerts that left are kept: if not, [`Store::departed`] need not be called.
+    /// Whether ordinals of alerts that left are kept. If not, [`Store::departed`] returns nothing.
     pub has_departed: bool,
     /// The alerts that were open when the search was last written, in the order of their ids. At
     /// most [`LOAD_PAGE`] of them; [`Store::load`] returns the others.
@@ -235,7 +235,7 @@ pub enum Error {
         /// The limit.
         limit: u64,
     },
-    /// The lease on the search has ended, or another holder has taken the search up.
+    /// The epoch has passed: the lease has ended, or the search was given back or taken up again.
     #[error("the lease on the search is lost")]
     LeaseLost,
     /// Another replica holds the search.

@@ -1,6 +1,6 @@
-//! Sinks that have left the configuration. Each is kept for a while with its part of the journal:
-//! a sink that was renamed by mistake is named again in time, and one that was taken out is gone
-//! for good.
+//! Sinks that have left the configuration. Each is kept for a while with its part of the journal,
+//! because a sink that was renamed by mistake is soon named again. It is not kept longer, because
+//! a sink that was taken out never comes back.
 
 use std::time::Duration;
 

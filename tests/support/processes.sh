@@ -1,5 +1,5 @@
-# To be sourced by checks that start programs. Makes `work`, a folder for the output of the programs. At
-# the end of the script, the programs are stopped and the folder is removed.
+# To be sourced by checks that start programs. Makes `work`, a folder for the output of the programs.
+# At the end of the script, the programs are stopped and the folder is removed.
 
 work=$(mktemp -d)
 started=()
@@ -24,8 +24,8 @@ start_demo() {
   started+=($!)
 }
 
-# find_in FILE PATTERN: waits until the program that was started last has written a line to FILE that
-# matches PATTERN (sed -E, with one group), and prints the group.
+# find_in FILE PATTERN: waits until the program that was started last has written a line to FILE
+# that matches PATTERN (sed -E, with one group), and prints the group.
 find_in() {
   local tries found
   for ((tries = 0; tries < 600; tries++)); do

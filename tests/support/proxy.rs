@@ -1,5 +1,5 @@
-//! A stretch of network between the exporter and the server that it asks: it delays, cuts,
-//! throttles, resets, or swallows what passes, as the weather is.
+//! A network between the exporter and the server that it asks. Depending on its weather it delays,
+//! cuts, throttles, resets, or swallows what passes.
 
 #![allow(dead_code, reason = "each test crate uses its own part")]
 
@@ -20,37 +20,37 @@ use tokio::{
     task::{AbortHandle, JoinSet},
 };
 
-/// What becomes of connections, those that are there already included.
+/// What happens to connections, also to those that are open already.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Weather {
     /// Everything passes.
     Fair,
-    /// So late, each way, and so many bytes a second.
+    /// Each piece of data is delayed, and the rate is limited, both ways.
     Slow {
         delay: Duration,
         bytes_per_second: f64,
     },
-    /// Each connection ends somewhere in the first so many bytes of its answers.
+    /// Each connection ends somewhere in the first `within` bytes of its answers.
     Cut { within: usize, end: End },
     /// Each connection ends as soon as it is used after an answer.
     UsedOnce { end: End },
-    /// Each connection on which this is asked ends in place of the answer.
+    /// A connection on which `question` is asked ends instead of the answer.
     Unanswered { question: &'static str },
-    /// All are reset at once.
+    /// All connections are reset at once.
     Reset,
-    /// Nothing passes, and nobody is told. It waits for other weather.
+    /// Nothing passes, and neither side is told. The data wait for other weather.
     Silent,
 }
 
 /// How a connection ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum End {
-    /// As if the peer had said all it wanted to say.
+    /// Closed in an orderly way, as if the peer had sent everything.
     Closed,
     Reset,
 }
 
-/// What has passed on a connection.
+/// What has passed on a connection so far.
 #[derive(Debug, Default)]
 struct Seen {
     question: AtomicBool,
@@ -63,7 +63,7 @@ enum Way {
     Back,
 }
 
-/// It ends with the test.
+/// The proxy. It ends when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Proxy {
     pub(crate) address: SocketAddr,
@@ -75,7 +75,7 @@ pub(crate) struct Proxy {
 // === impl Proxy ===
 
 impl Proxy {
-    /// In front of a server, on any address of this machine.
+    /// Starts a proxy in front of a server, on a free port of the loopback.
     pub(crate) async fn start(server: SocketAddr) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -106,7 +106,7 @@ impl Proxy {
         self.weather.send_replace(weather);
     }
 
-    /// From now on nothing passes on the connections that are there, and nobody is told.
+    /// From now on nothing passes on the connections that are open, and neither side is told.
     pub(crate) fn forget(&self) {
         self.forgets.send_replace(());
     }
@@ -118,7 +118,7 @@ impl Drop for Proxy {
     }
 }
 
-/// Passes on what a connection brings, until one side or the weather ends it.
+/// Passes data on both ways, until one side or the weather ends the connection.
 async fn relay(
     mut client: TcpStream,
     server: SocketAddr,
@@ -147,17 +147,17 @@ async fn relay(
     }
 }
 
-/// The end of every connection, once the weather is so.
+/// Waits for weather that ends every connection.
 async fn storm(mut weather: watch::Receiver<Weather>) -> End {
     let storm = weather.wait_for(|weather| *weather == Weather::Reset);
     if storm.await.is_ok() {
         return End::Reset;
     }
-    // The proxy is no more, and neither is this.
+    // The proxy was dropped, so no such weather can come.
     pending().await
 }
 
-/// Passes on what comes one way; brings how the connection is to end where it is cut.
+/// Passes data on one way. Returns how the connection is to end, as an error if it is cut.
 async fn pass(
     mut from: ReadHalf<'_>,
     mut to: WriteHalf<'_>,
@@ -175,7 +175,7 @@ async fn pass(
         let now = weather
             .wait_for(|weather| *weather != Weather::Silent)
             .await;
-        // Where there is no proxy any more, the test has ended.
+        // The proxy was dropped, so the test has ended.
         let now = *now.map_err(|_| End::Reset)?;
         let mut piece = &buffer[..length];
         if way == Way::Back {
