@@ -90,7 +90,7 @@ impl Health {
         overdue
     }
 
-    /// Shows `text` to operators until the returned [`Notice`] is dropped.
+    /// Shows `text` to operators until the returned `Notice` is dropped.
     #[must_use]
     pub fn notice(&self, text: impl Into<String>) -> Notice {
         let mut state = self.0.lock();

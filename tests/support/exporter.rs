@@ -110,7 +110,7 @@ pub(crate) async fn opsramp(alerts: usize) -> Simulator {
     opsramp_with(alerts, |_| {}).await
 }
 
-/// Like [`opsramp`], with options that `change` has changed.
+/// Like `opsramp`, with options that `change` has changed.
 pub(crate) async fn opsramp_with(
     alerts: usize,
     change: impl FnOnce(&mut simulator::Options),
@@ -118,7 +118,7 @@ pub(crate) async fn opsramp_with(
     opsramp_at((Ipv4Addr::LOCALHOST, 0).into(), alerts, change).await
 }
 
-/// Like [`opsramp_with`], at a certain address.
+/// Like `opsramp_with`, at a certain address.
 pub(crate) async fn opsramp_at(
     address: SocketAddr,
     alerts: usize,
@@ -277,7 +277,7 @@ impl Place {
         self.spawn_with_own_stdout(command)
     }
 
-    /// Like [`Place::spawn`], with the standard output that the command has already.
+    /// Like `Place::spawn`, with the standard output that the command has already.
     pub(crate) fn spawn_with_own_stdout(&self, mut command: Command) -> Exporter {
         let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
         let pid = child.id().unwrap().cast_signed();

@@ -64,7 +64,7 @@ impl Cluster {
         Self::start_with(settings, |_| {})
     }
 
-    /// Like [`Cluster::start`]; `prepare` may put something into the data folder before the start.
+    /// Like `Cluster::start`; `prepare` may put something into the data folder before the start.
     pub(crate) fn start_with(settings: &[&'static str], prepare: impl FnOnce(&Path)) -> Self {
         let mut cluster = Self::new(settings);
         let password = cluster.folder.join("password");
@@ -218,7 +218,7 @@ impl Cluster {
         format!("{}?options=-csearch_path%3D{schema}", self.url())
     }
 
-    /// Like [`Cluster::fresh`], for a new user who may do nothing else.
+    /// Like `Cluster::fresh`, for a new user who may do nothing else.
     pub(crate) fn fresh_for(&self, user: &str) -> String {
         let url = self.fresh();
         let (_, schema) = url.rsplit_once("%3D").unwrap();

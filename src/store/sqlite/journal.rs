@@ -478,7 +478,7 @@ impl Journal {
         Ok(self.name(names, now))
     }
 
-    /// Like [`Self::set_sinks`] if no sink is new, so that nothing has to be stored; `None` if one
+    /// Like `Self::set_sinks` if no sink is new, so that nothing has to be stored; `None` if one
     /// is new.
     pub(super) fn set_known_sinks(
         &mut self,

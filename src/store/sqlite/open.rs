@@ -43,7 +43,8 @@ const MIGRATIONS: [&str; 2] = [
 
 /// Memory for pages of the file, in KiB.
 const CACHE_KIB: i64 = 2048;
-/// Pages that the write-ahead log gathers before they are copied into the file, while commits go on.
+/// Pages that the write-ahead log gathers before they are copied into the file, while commits go
+/// on.
 const LOG_PAGES: i64 = 4000;
 /// Pages from which on a commit copies the log itself, so that the log does not outgrow the
 /// copying thread.
@@ -384,7 +385,7 @@ pub(super) fn resolve(path: &Path) -> std::result::Result<PathBuf, String> {
     }
 }
 
-/// Like [`resolve`], for a file that is to be created.
+/// Like `resolve`, for a file that is to be created.
 fn resolve_new(path: &Path) -> std::result::Result<PathBuf, String> {
     let name = path
         .file_name()

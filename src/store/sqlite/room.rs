@@ -63,12 +63,12 @@ impl StateFile {
         self.room_with(wanted, 0)
     }
 
-    /// Like [`Self::room_for`], if `freed` bytes of the file became free.
+    /// Like `Self::room_for`, if `freed` bytes of the file became free.
     pub(super) fn room_with(&self, wanted: u64, freed: u64) -> u64 {
         self.room_on(|| Disk::of(self.path()), wanted, freed)
     }
 
-    /// Like [`Self::room_with`], on the disk that `disk` returns each time it is called.
+    /// Like `Self::room_with`, on the disk that `disk` returns each time it is called.
     fn room_on(&self, disk: impl Fn() -> Option<Disk>, wanted: u64, freed: u64) -> u64 {
         let Some(now) = disk() else {
             // If the free space is unknown, only writing shows whether there is room.

@@ -338,7 +338,7 @@ impl Writer {
     }
 
     /// Answers a write that leaves the file as it is, and returns any other. So a reload that adds
-    /// no sink, or removes searches, works while the file cannot be written.
+    /// no sink works while the file cannot be written, also if it removes searches.
     fn answer_from_memory(&mut self, write: Write, group: &Group) -> Option<Write> {
         match write {
             Write::SetSinks(job) => self.name_known_sinks(job, group).map(Write::SetSinks),
