@@ -189,7 +189,7 @@ fn run_daemon(cli: &Cli) -> Outcome {
     })?
 }
 
-/// Runs the daemon; `None` if a signal stopped the start.
+/// Runs the daemon. `None` stands for a start that a signal has stopped.
 async fn follow(daemon: Option<Daemon>, signals: Signals, load: daemon::LoadConfig) -> Outcome {
     match daemon {
         Some(daemon) => {

@@ -40,7 +40,8 @@ struct Account {
 
 /// The names of tenants by account and id, as labels show them. If two tenants had the same name,
 /// they would make two series with the same labels, for which Prometheus refuses the whole scrape.
-/// So a name that is taken is replaced by the tenant's id.
+/// So a name that is taken is replaced by the tenant's id, or by a longer name if the id is taken
+/// as well.
 #[derive(Debug, Default)]
 struct TenantNames {
     names: BTreeMap<(Arc<str>, Tenant), Arc<str>>,
