@@ -1,8 +1,9 @@
 //! How far to read, and who has left: decided from answers alone, without I/O and without a clock.
 //!
 //! Two activities share the known alerts. A *poll* reads the head of the result, newest first, as
-//! far as there is news. The *background* reads the whole result now and then, asks whether those
-//! it missed are really gone, and why. The caller asks, stores, and then has the engine adopt.
+//! far as there is news. The *background* reads the whole result now and then, and asks whether
+//! the alerts that it missed have really left, and why. The caller sends the requests, stores the
+//! changes, and then has the engine adopt them.
 
 mod confirmation;
 mod out_of_sight;
@@ -26,31 +27,34 @@ use self::{
 use super::full_read::{Facts, Flow, FullRead, Hollow};
 use crate::track::{Before, Delta, Known, Sighting, Tracker};
 
-/// Alerts that are asked for by id at most after a reading that did not show everything.
+/// Maximum number of alerts asked for by id after a reading that did not show everything.
 const UNSEEN: usize = 5_000;
-/// Departures whose reasons are asked for together.
+/// Maximum number of alerts whose own pages are asked for in one task.
 const REASONS: usize = 20;
-/// Polls in a row that see more alerts than are known before the whole result is read.
+/// Number of polls in a row that must count more alerts than are known, while alerts are opening,
+/// before the whole result is read.
 const PATIENCE: u32 = 3;
-/// For how long readings end at a hollow page before the result counts as gone through: with the rest before the last
-/// of them some half an hour, as long as a page fails before a reading ends there. …
+/// Time for which readings must have ended at a hollow page before the result counts as gone
+/// through. With the rest before the last of these readings, that is some half an hour: as long as
+/// a page fails before a reading ends there.
 const HOLLOW: Duration = Duration::from_secs(25 * 60);
-/// … And how many of them: an outage may lie between two.
+/// Minimum number of these readings, because an outage may lie between two of them.
 const HOLLOW_IN_A_ROW: u32 = 4;
-/// Alerts of which an answer may lack most before a second one must agree: a mass closing is rarer than
-/// a server that shows nothing for a moment.
+/// If an answer lacks more known alerts than this, and more than it shows, a second answer must
+/// agree: a mass closing is rarer than a server that shows nothing for a moment.
 const SUDDEN: usize = 20;
 
-/// What an engine needs to know.
+/// Settings of an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     /// How often a result that is longer than a page is read whole.
     pub full_read_interval: Duration,
     /// Time between two polls.
     pub interval: Duration,
-    /// Pages that one poll reads at most; the rest is left to the background.
+    /// Maximum number of pages that one poll reads; the rest is left to the background.
     pub max_poll_pages: u64,
-    /// Whether the query is for one status, so that an alert of another one is not in the result.
+    /// Whether the query is for one status, so that an alert with another status is not in the
+    /// result.
     pub has_one_status: bool,
 }
 
@@ -61,7 +65,8 @@ pub enum Purpose {
     Poll,
     /// A full read.
     FullRead,
-    /// To see which of these ids are still in the result, beside a witness that surely is.
+    /// A question by id: which of these alerts are still in the result, beside a witness that
+    /// surely is.
     Confirm(Arc<Question>),
 }
 
@@ -72,18 +77,18 @@ pub enum Task {
     Page(u64),
     /// A page of the search, restricted to some ids.
     Confirm(Arc<Question>),
-    /// The pages of alerts that full reads missed: has their status changed?
+    /// Own pages of alerts that full reads missed, to see whether their status has changed.
     Verify(Vec<Box<str>>),
-    /// The pages of alerts that left, for the reasons.
+    /// Own pages of alerts that left, for the reasons.
     Reasons(Vec<Box<str>>),
 }
 
 /// Whether a poll goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// With this page.
+    /// Yes, with this page.
     Page(u64),
-    /// No: it is done.
+    /// No, the poll is done.
     Done,
 }
 
@@ -91,13 +96,14 @@ pub enum Next {
 #[derive(Debug, Default)]
 struct Readings {
     last: Option<LastReading>,
-    /// How many of them were sound.
+    /// Number of readings that were sound.
     whole: u64,
-    /// How many did not end at a hollow page.
+    /// Number of readings that did not end at a hollow page.
     count: u64,
-    /// When the first of those in a row ended that did, and how many there are.
+    /// When the first of the latest readings in a row that ended at a hollow page ended, and the
+    /// number of these readings.
     hollow_in_a_row: Option<(Instant, u32)>,
-    /// The hollow page that was warned of last; `None` once a reading has ended otherwise.
+    /// The hollow page of the last warning; `None` once a reading has ended otherwise.
     hollow_told: Option<u64>,
     has_gone_through: bool,
 }
@@ -105,26 +111,28 @@ struct Readings {
 /// How the last reading ended.
 #[derive(Debug)]
 struct LastReading {
-    /// Whether what it has not shown is not in the result, as far as the totals tell.
+    /// Whether the alerts that the reading did not show are not in the result, as far as the
+    /// totals tell.
     sound: bool,
-    /// Items that were no alerts: they count in the total.
+    /// Number of items that could not be read as alerts. The total counts them.
     unreadable: u64,
-    /// The page at which it ended, where that shows nothing of what there is.
+    /// The page at which the reading ended, if that page was hollow.
     hollow: Option<Hollow>,
-    /// When the result is to be read anew.
+    /// When the result is due to be read again.
     next_due: Instant,
 }
 
 /// How a reading ends.
 #[derive(Clone, Copy, Debug)]
 struct Ending {
-    /// Whether what it has not shown is not in the result, as far as the totals tell.
+    /// Whether the alerts that the reading did not show are not in the result, as far as the
+    /// totals tell.
     sound: bool,
     unreadable: usize,
     hollow: Option<Hollow>,
 }
 
-/// A page that was taken over before its changes were stored, to be given back if that fails.
+/// What is needed to take back a page that was adopted before its changes were stored.
 #[derive(Debug)]
 pub struct Ahead {
     /// The full read, as it was before the page.
@@ -132,13 +140,13 @@ pub struct Ahead {
     opened: Vec<Box<str>>,
 }
 
-/// What a server has been found not to answer, whatever alerts there are.
+/// The requests that a server was found not to answer, whatever alerts there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
     pages: OutOfSight,
-    /// When the server may be asked by id again; `None` where it can be.
+    /// When the server may be asked by id again; `None` if it can be asked by id now.
     confirm_again: Option<Instant>,
-    /// Questions by id in a row that were not answered.
+    /// Number of readings in a row whose questions by id were not answered.
     unanswered_in_a_row: u32,
 }
 
@@ -148,35 +156,38 @@ pub struct Engine {
     options: Options,
     tracker: Tracker,
     reading: Reading,
-    /// Alerts that have left and whose reason has not been asked for yet.
+    /// Alerts that have left and whose reasons have not been asked for yet.
     departed: VecDeque<Box<str>>,
-    /// The same ids, to look them up.
+    /// The same ids, for look-ups.
     in_departed: HashSet<Box<str>>,
-    /// How many sound full reads in a row have missed an alert, where the server cannot be asked
-    /// by id, or shows it when it is.
+    /// Number of sound full reads in a row that have missed an alert, if the server cannot be
+    /// asked by id, or shows the alert when it is asked.
     suspects: BTreeMap<Box<str>, u32>,
     limits: Limits,
     requests: Requests,
-    /// What the last poll lacked, if that was most of what there was: about each of them the next one
-    /// must agree.
+    /// Alerts that the last poll lacked, if it lacked most of them. Each of them has left only if
+    /// the next poll lacks it, too.
     sudden: HashSet<Box<str>>,
     witness: Option<Box<str>>,
-    /// Since when answers about the first page show nothing of what they count.
+    /// Since when all answers about the first page show nothing, although they count alerts.
     hollow_in_front: Option<Instant>,
-    /// Whether a full read was given up because of that, for the next poll to begin it anew.
+    /// Whether a full read was given up because its first page showed nothing. The next poll then
+    /// begins it anew.
     postponed: bool,
     /// The size of a page, as the server has it.
     page_size: u64,
     total: Option<u64>,
     readings: Readings,
-    /// A full read that only the count asks for waits until then.
+    /// Time until which a full read has to wait if only the count, or an incomplete reading, asks
+    /// for it.
     rest_until: Option<Instant>,
-    /// Full reads in a row after which the totals did not add up.
+    /// Number of full reads in a row that did not show everything, or after which the totals did
+    /// not add up.
     vain_in_a_row: u32,
     surplus_in_a_row: u32,
 }
 
-/// Where the background is.
+/// What the background is doing.
 #[derive(Debug)]
 enum Reading {
     Idle,
@@ -188,10 +199,11 @@ enum Reading {
         queue: VecDeque<Box<str>>,
         asked: Arc<Question>,
         witnesses: u32,
-        /// The answer before, if it counted more than it showed: it is now asked for the witness alone.
+        /// The previous answer, if it counted more alerts than it showed. The current question
+        /// then asks for the witness alone.
         short: Option<Short>,
-        /// Those that answers by id leave open: kept back, shown with another status, or with ids that cannot be
-        /// asked for. Their own pages are looked at in the end.
+        /// Alerts that answers by id leave open: they were kept back, shown with another status,
+        /// or have ids that cannot be asked for. Their own pages are looked at in the end.
         doubted: Vec<Box<str>>,
     },
     Verifying {
@@ -202,7 +214,7 @@ enum Reading {
 // === impl Engine ===
 
 impl Engine {
-    /// Begins with what a store knew.
+    /// Creates an engine whose known alerts are those in `tracker`.
     #[must_use]
     pub fn new(options: Options, tracker: Tracker) -> Self {
         Self {
@@ -227,13 +239,13 @@ impl Engine {
         }
     }
 
-    /// Takes over that another engine read the whole result so long `ago`, and that what the store knew
-    /// is what its polls have counted since.
+    /// Takes over from an earlier engine that knew the whole result. That engine read the result
+    /// so long `ago`, and its polls have counted as many alerts since as the store knew.
     pub fn resume(&mut self, total: u64, ago: Duration, now: Instant) {
         self.total = Some(total);
         let last = LastReading {
             sound: true,
-            // One that counted some has not been complete.
+            // An engine with unreadable items was not complete, so it would not be resumed.
             unreadable: 0,
             hollow: None,
             next_due: now + self.options.full_read_interval.saturating_sub(ago),
@@ -241,7 +253,7 @@ impl Engine {
         self.readings.add(last, self.tracker.open(), now);
     }
 
-    /// What the server has been found not to answer, for an engine that goes on.
+    /// Returns what the server was found not to answer, for the engine that takes over.
     #[must_use]
     pub fn limits(&self) -> Limits {
         Limits {
@@ -250,7 +262,7 @@ impl Engine {
         }
     }
 
-    /// Goes on with what another engine has found the same server not to answer.
+    /// Takes over what another engine has found the same server not to answer.
     pub fn respect(&mut self, limits: Limits) {
         self.limits = limits;
     }
@@ -272,20 +284,21 @@ impl Engine {
         self.total
     }
 
-    /// Whether the known alerts are the whole result, as far as anybody can tell.
+    /// Whether the known alerts are the whole result, as far as the answers tell.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         self.is_sound() && self.total == Some(self.tracker.open() as u64)
     }
 
-    /// Whether what the last reading has not shown is not in the result, as far as the totals tell.
+    /// Whether the alerts that the last reading did not show are not in the result, as far as the
+    /// totals tell.
     #[must_use]
     pub fn is_sound(&self) -> bool {
         self.readings.is_sound()
     }
 
-    /// The page at which the last reading ended, where that showed nothing of what there was: once, as long as
-    /// readings end there.
+    /// Returns the hollow page at which the last reading ended: only once, as long as readings end
+    /// at this page.
     pub(crate) fn hollow_to_tell(&mut self) -> Option<Hollow> {
         let hollow = self.readings.last.as_ref()?.hollow;
         let page = hollow.map(|hollow| hollow.page);
@@ -293,21 +306,22 @@ impl Engine {
         hollow.filter(|_| told != page)
     }
 
-    /// How often the whole result has been read.
+    /// Returns how often the whole result has been read.
     #[must_use]
     pub fn reads(&self) -> u64 {
         self.readings.whole
     }
 
-    /// Whether what there is now has been in sight, as far as it ever will be: the result was read
-    /// whole, or gone through twice where it showed nothing, or less than it counts, and more often where
-    /// a page showed nothing of what it counts.
+    /// Whether the alerts that are there now have been in sight, as far as they ever will be. This
+    /// is so once the result was read whole; or, if readings showed nothing or less than they
+    /// counted, once it was gone through twice. Readings that end at a hollow page must be more.
     #[must_use]
     pub fn has_gone_through(&self) -> bool {
         self.readings.has_gone_through
     }
 
-    /// Notes that a request is sent. What is learned from other answers before its own comes is newer.
+    /// Notes that a request is sent. What other answers tell before the answer to this request
+    /// comes is newer than that answer.
     pub fn asked(&mut self, purpose: &Purpose) {
         self.requests.begin(purpose);
     }
@@ -317,8 +331,8 @@ impl Engine {
         self.requests.end(purpose);
     }
 
-    /// What a page changes. Store what follows, then [`Engine::adopt`] it; or the other way round,
-    /// where [`Engine::ahead`] allows it.
+    /// Returns what a page changes. The caller stores what follows from it, then calls
+    /// [`Engine::adopt`]; or the other way round, where [`Engine::ahead`] allows it.
     #[must_use]
     pub fn compare(&self, purpose: &Purpose, page: &[Sighting<'_>]) -> Delta {
         let overtaken = self.requests.overtaken(purpose);
@@ -329,9 +343,10 @@ impl Engine {
             if !question.is_answered_by(page) {
                 return Delta::default();
             }
-            // All that were asked for are known, or have left meanwhile.
+            // All suspects are known, or have left meanwhile.
             delta.opened.clear();
-            // A server may look at nothing but the ids: then a change is how one looks that has left.
+            // A server may ignore the query and look at nothing but the ids. Then an alert that
+            // has left looks like one that has changed.
             if self.is_sound() {
                 delta.changed.clear();
             } else {
@@ -342,9 +357,10 @@ impl Engine {
         delta
     }
 
-    /// The alerts of a page that left and have opened anew since, before their departures were stored:
-    /// these come first ([`Engine::adopt_departures`]), and then the page is compared again. `created_at`
-    /// tells of a place on the page when its alert was created.
+    /// Returns the alerts of a page that left and opened anew before their departures were stored.
+    /// The caller stores these departures first ([`Engine::adopt_departures`]), and then compares
+    /// the page again. `created_at` tells when the alert at a place on the page was created, in
+    /// seconds since the epoch.
     #[must_use]
     pub fn opened_anew(
         &self,
@@ -360,7 +376,7 @@ impl Engine {
             .collect()
     }
 
-    /// Takes over a page whose changes have been stored.
+    /// Adopts a page whose changes have been stored.
     pub fn adopt(
         &mut self,
         purpose: &Purpose,
@@ -384,7 +400,8 @@ impl Engine {
                 other.note(alert.sighting.id);
             }
         }
-        // One that has been found gone since is not brought back by an answer from before.
+        // An alert that was found gone since the request was sent is not brought back by its
+        // answer.
         let is_gone = |sighting: &Sighting<'_>| {
             overtaken.has(sighting.id) && self.tracker.leaving(sighting.id).is_some()
         };
@@ -400,7 +417,8 @@ impl Engine {
                 }
                 self.tracker.adopt(known, &current);
                 if self.is_hollow_for_once(facts, now) {
-                    // It is not asked for again at once: a moment later it would hardly be otherwise.
+                    // The page is not asked for again at once, because a moment later it would
+                    // hardly show more.
                     if self.wants(facts.page) {
                         self.reading = Reading::Idle;
                         self.postponed = true;
@@ -411,7 +429,8 @@ impl Engine {
                 Next::Done
             }
             Purpose::Confirm(question) => {
-                // What a sound reading missed, only a reading can bring back into sight.
+                // If a sound reading has missed an alert, only a reading can bring it back into
+                // sight.
                 let tells = !self.is_sound() && question.is_answered_by(page);
                 let counts = |sighting: &Sighting<'_>| tells && !self.may_have_left(sighting);
                 let seen: Vec<_> = current.iter().copied().filter(counts).collect();
@@ -422,9 +441,9 @@ impl Engine {
         }
     }
 
-    /// Whether a page can be [adopted](Engine::adopt) before its changes are stored, so that the next
-    /// one can be asked for and worked off meanwhile: what is needed to [take it
-    /// back](Engine::take_back), where that is possible. Only one page may be ahead at a time.
+    /// Whether a page can be [adopted](Engine::adopt) before its changes are stored, so that the
+    /// next page can be asked for and processed meanwhile. If so, returns what is needed to [take
+    /// the page back](Engine::take_back). Only one page may be ahead at a time.
     #[must_use]
     pub fn ahead(
         &self,
@@ -448,8 +467,8 @@ impl Engine {
         })
     }
 
-    /// Takes back a page whose changes could not be stored: its alerts are not known after all, and
-    /// it is read again. Nothing may have been adopted since.
+    /// Takes back a page whose changes could not be stored. Its alerts are unknown again, and the
+    /// page is read once more. Nothing may have been adopted since.
     pub fn take_back(&mut self, ahead: Ahead) {
         for id in &ahead.opened {
             self.tracker.forget(id);
@@ -459,7 +478,7 @@ impl Engine {
         }
     }
 
-    /// What the background wants to ask next.
+    /// Returns what the background wants to ask next.
     #[must_use]
     pub fn task(&self) -> Option<Task> {
         if self.has_departures() {
@@ -473,34 +492,35 @@ impl Engine {
             Reading::Confirming { asked, .. } => Some(Task::Confirm(Arc::clone(asked))),
             Reading::Verifying { queue } => {
                 let ids = queue.iter().take(REASONS);
-                // Whether pages are found at all, that of one tells who is surely there.
+                // The witness is surely there, so its page shows whether alerts' own pages are
+                // found at all.
                 let witness = self.witness.iter().filter(|_| !self.is_sound());
                 Some(Task::Verify(ids.chain(witness).cloned().collect()))
             }
         }
     }
 
-    /// Whether there is a [task](Engine::task), without making it: most tasks hold ids.
+    /// Whether there is a [task](Engine::task). Does not make the task, since most tasks hold ids.
     #[must_use]
     pub fn has_task(&self) -> bool {
         self.has_departures() || !matches!(self.reading, Reading::Idle)
     }
 
-    /// How a departed alert stood; `None` where it has come back in the meantime, so that it has
-    /// not left after all, or where its departure was stored because it [opened
-    /// anew](Engine::opened_anew).
+    /// Returns how a departed alert stood before it left. `None` if the alert has come back in the
+    /// meantime, so that it has not left after all, or if its departure was stored because the
+    /// alert [opened anew](Engine::opened_anew).
     #[must_use]
     pub fn departing(&self, id: &str) -> Option<Before> {
         self.tracker.leaving(id)
     }
 
-    /// Whether there are departures that have not been taken over.
+    /// Whether there are departures that have not been adopted.
     #[must_use]
     pub fn has_departures(&self) -> bool {
         !self.departed.is_empty()
     }
 
-    /// Takes over departures that have been stored, or that came to nothing: those of
+    /// Adopts departures that have been stored, or that came to nothing: those of
     /// [`Task::Reasons`] or of [`Engine::opened_anew`].
     pub fn adopt_departures(&mut self, ids: &[Box<str>]) {
         for id in ids {
@@ -517,7 +537,7 @@ impl Engine {
             self.departed.pop_front();
         }
         if self.departed.len() > self.in_departed.len() {
-            // Some were not the next.
+            // Some of the ids were not at the front of the queue.
             self.departed.retain(|id| self.in_departed.contains(id));
         }
     }
@@ -534,21 +554,22 @@ impl Engine {
         matches!(self.reading, Reading::Pages { .. })
     }
 
-    /// Has the full read under way begin anew: its pages are of another size from now on.
+    /// Begins the full read under way anew, because the size of the pages changes from now on.
     pub fn read_anew(&mut self, now: Instant) {
         if self.is_reading() {
             self.begin_full_read(now);
         }
     }
 
-    /// The server does not show the page that a full read [wants](Engine::wants), whenever it is asked for it: it
-    /// shows no more of a result than so much, or fails there. Polls ask for it now and then until it comes.
+    /// Notes that the server does not show the page that a full read [wants](Engine::wants),
+    /// however often it is asked, and ends the read there. The server shows only the first part of
+    /// a result, or fails at this page. Polls ask for the page now and then until it comes.
     pub fn page_refused(&mut self, page: u64, now: Instant) {
         let Reading::Pages { read, begun } = &self.reading else {
             return;
         };
         if read.page() != page {
-            // It was asked for by a reading before, or before a page was taken back.
+            // The page was asked for by an earlier reading, or before a page was taken back.
             return;
         }
         self.limits.pages.refuse(page, now);
@@ -563,42 +584,47 @@ impl Engine {
         self.finish_reading(ending, None, now);
     }
 
-    /// The page at which the last full read ended, as the server does not show it.
+    /// The page at which the last full read ended because the server does not show it.
     #[must_use]
     pub fn refused(&self) -> Option<u64> {
         self.limits.pages.refused()
     }
 
-    /// Whether polls go without this page, as the last full read was refused it or one before.
+    /// Whether polls do not ask for this page, because the server refused it, or a page before it,
+    /// to the last full read.
     #[must_use]
     pub fn is_refused(&self, page: u64) -> bool {
         self.limits.pages.is_refused(page)
     }
 
-    /// A poll wanted this further page and has not learned what is on it. The next one tries it once at its end,
-    /// where it does not go as far anyway: also where the count adds up, as nothing but changes may be on it.
+    /// Notes that a poll wanted this further page and did not learn what is on it. The next poll
+    /// that does not go as far tries the page once at its end, even if the count adds up, because
+    /// the page may hold nothing but changes.
     pub fn page_missed(&mut self, page: u64) {
         self.limits.pages.miss(page);
     }
 
-    /// Whether a poll has not learned what is on a further page, and none has tried it to the end since.
+    /// Whether a poll missed a further page and no later poll has tried to read it.
     #[must_use]
     pub fn misses_a_page(&self) -> bool {
         self.limits.pages.misses_one()
     }
 
-    /// A further page that a poll has asked for did not come, after so long. Brings whether it was only to see
-    /// whether it comes by now; else it is [missed](Engine::page_missed).
+    /// Notes that a further page of a poll did not come, after the time `took`. Returns whether
+    /// the poll asked for the page only to see whether it comes by now; if not, the page is
+    /// [missed](Engine::page_missed).
     pub fn page_failed(&mut self, page: u64, took: Duration, now: Instant) -> bool {
         self.limits.pages.failed(page, took, now)
     }
 
-    /// Whether there is such a page, and a poll that has read so far may ask for another one.
+    /// Whether the result has such a page, and a poll that has read as far as `facts` may ask for
+    /// one more.
     fn can_try(&self, page: u64, facts: &Facts) -> bool {
         page <= facts.pages() && facts.page < self.options.max_poll_pages
     }
 
-    /// Failures have held up the full read since then: that is no work, which a rest would have to follow.
+    /// Notes that failures have held up the full read since then. That time is not work, so it
+    /// does not lengthen the rest after the read.
     pub fn held_up(&mut self, since: Instant, now: Instant) {
         if let Reading::Pages { begun, .. } = &mut self.reading {
             *begun += now.saturating_duration_since(since.max(*begun));
@@ -623,7 +649,7 @@ impl Engine {
             return Next::Done;
         }
         if self.is_refused(facts.page) {
-            // It is shown again: what waited for that is read now.
+            // The server shows the page again, so a full read that was resting may begin.
             self.limits.pages.is_shown();
             self.rest_until = None;
         }
@@ -633,7 +659,8 @@ impl Engine {
             self.tracker.adopt(known, page);
             self.remember_witness(page);
             self.reading = Reading::Idle;
-            // One that is shown twice stands in another one's place.
+            // Seen alerts are counted once each: if a page shows an alert twice, another one is
+            // missing.
             let sound = (self.tracker.seen() + facts.unreadable) as u64 >= facts.total;
             let ending = Ending {
                 sound,
@@ -650,7 +677,7 @@ impl Engine {
         let knew_nothing = self.tracker.is_empty();
         let idle = matches!(self.reading, Reading::Idle);
         if facts.page == 1 && idle && (knew_nothing || self.postponed || self.is_due(now)) {
-            // The poll's first page is the full read's first page as well.
+            // The poll's first page is also the first page of the full read.
             self.begin_full_read(now);
             self.tracker.adopt(known, page);
             self.adopt_full(facts, now);
@@ -667,7 +694,7 @@ impl Engine {
             if facts.page < self.options.max_poll_pages {
                 return Next::Page(next);
             }
-            // More news than a poll can read: the background reads it all.
+            // There is more news than a poll can read, so the background reads the whole result.
             if matches!(self.reading, Reading::Idle) {
                 self.begin_full_read(now);
             }
@@ -681,7 +708,7 @@ impl Engine {
         wanted.map_or(Next::Done, Next::Page)
     }
 
-    /// The page out of sight that a poll is to ask for at its end.
+    /// Returns the page out of sight that a poll is to ask for at its end.
     fn out_of_sight(
         &mut self,
         facts: &Facts,
@@ -700,9 +727,10 @@ impl Engine {
         again.filter(can_try).or(trial)
     }
 
-    /// Whether a first page shows nothing of what it counts, and none was like that a while before. It may be for
-    /// a moment: so it begins no reading and ends none, which would have everybody asked for. A later one does,
-    /// as some count for ever what they do not show.
+    /// Whether a first page shows nothing although it counts alerts, and an earlier one did not do
+    /// so some time before. The page may be empty only for a moment, so it neither begins nor ends
+    /// a reading: otherwise all known alerts would be asked for by id. A later such page does,
+    /// because some servers for ever count alerts that they do not show.
     fn is_hollow_for_once(&mut self, facts: &Facts, now: Instant) -> bool {
         if facts.page > 1 {
             return false;
@@ -715,8 +743,8 @@ impl Engine {
         now.saturating_duration_since(since) < self.options.interval / 2
     }
 
-    /// A poll's further page came and shows nothing. What it counts is not believed, nor that nothing is there: it
-    /// is as one that failed, but for the poll.
+    /// Handles a further page of a poll that came but shows nothing. Neither its total is
+    /// believed, nor that nothing is there. The page counts as failed; the poll does not.
     fn poll_found_nothing(&mut self, facts: &Facts, now: Instant) -> Next {
         if !self.page_failed(facts.page, Duration::ZERO, now) {
             self.poll_cut_short(now);
@@ -724,9 +752,10 @@ impl Engine {
         Next::Done
     }
 
-    /// A poll ended before a further page that it wanted, as the server did not show it. Whether it goes on doing
-    /// so is the background's to find out: at once where the count has a full read begin anyway, else after
-    /// several polls in a row, for a failure that passes is made good by the next poll.
+    /// Notes that a poll ended before a further page that it wanted, because the server did not
+    /// show it. The background finds out whether the page keeps failing: at once if the count
+    /// makes a full read begin anyway, else after several polls in a row, because the next poll
+    /// makes up for a failure that passes.
     pub fn poll_cut_short(&mut self, now: Instant) {
         let Some(total) = self.total else { return };
         self.surplus_in_a_row += 1;
@@ -734,7 +763,8 @@ impl Engine {
         self.read_if(wanted, now);
     }
 
-    /// Looks at the count at the end of a poll: has anything left, or is anything not known?
+    /// Compares the total with the known alerts at the end of a poll: has an alert left, or is one
+    /// unknown?
     fn compare_count(&mut self, facts: &Facts, delta: &Delta, now: Instant) {
         let quiet = facts.page == 1 && delta.opened.is_empty();
         let wanted = match facts.total.cmp(&self.counted()) {
@@ -743,8 +773,8 @@ impl Engine {
                 self.is_in_doubt()
             }
             std::cmp::Ordering::Less => true,
-            // While alerts are opening, the total runs ahead of what was read; it is only if it
-            // stays ahead that there is something further down.
+            // While alerts are opening, the total runs ahead of what was read. There is something
+            // further down only if the total stays ahead.
             std::cmp::Ordering::Greater => {
                 self.surplus_in_a_row += if quiet { PATIENCE } else { 1 };
                 self.surplus_in_a_row >= PATIENCE
@@ -753,18 +783,19 @@ impl Engine {
         self.read_if(wanted, now);
     }
 
-    /// Whether the last reading did not show everything and another one may, however the count adds up: behind
-    /// what the server refuses none does.
+    /// Whether the last reading did not show everything and another one may, however the count
+    /// adds up. If the server refuses a page, no reading shows what is behind it.
     fn is_in_doubt(&self) -> bool {
         self.readings.last.is_some() && !self.is_sound() && self.limits.pages.refused().is_none()
     }
 
-    /// What the total is where nothing has changed since.
+    /// The total that the server counts if nothing has changed since the last reading.
     fn counted(&self) -> u64 {
         self.tracker.open() as u64 + self.readings.unreadable()
     }
 
-    /// Begins a full read for what a poll has told, unless one is under way or it is too early for another.
+    /// Begins a full read if a poll has shown that it is `wanted`, unless one is under way or it
+    /// is too early for another.
     fn read_if(&mut self, wanted: bool, now: Instant) {
         let rested = self.rest_until.is_none_or(|until| now >= until);
         if matches!(self.reading, Reading::Idle) && wanted && rested {
@@ -794,7 +825,7 @@ impl Engine {
             return;
         };
         if facts.page != read.page() {
-            // The answer to a question that has been overtaken.
+            // The reading no longer waits for this page.
             return;
         }
         let pages = &mut self.limits.pages;
@@ -826,16 +857,16 @@ impl Engine {
         }
     }
 
-    /// How long to leave the allowance alone after a full read: as long as it took, and longer
-    /// each time that the totals did not add up.
+    /// Returns how long the background leaves the allowance alone after a full read: as long as
+    /// the read took, and longer each time that the totals did not add up.
     fn rest(&mut self, in_vain: bool, took: Duration) -> Duration {
         self.vain_in_a_row = if in_vain { self.vain_in_a_row + 1 } else { 0 };
         let factor = 1u32 << self.vain_in_a_row.min(10);
         (took.max(self.options.interval) * factor).min(self.options.full_read_interval)
     }
 
-    /// The result has been gone through. `poll`: by one answer, which cannot have missed anyone, and what has
-    /// overtaken it.
+    /// Ends a reading of the result. `poll`: what has overtaken the poll's answer, if one answer
+    /// of a poll was the whole result; such an answer cannot have missed an alert.
     fn finish_reading(&mut self, ending: Ending, poll: Option<&Overtaken>, now: Instant) {
         let Ending {
             sound,
@@ -858,7 +889,7 @@ impl Engine {
         }
         let tracker = &self.tracker;
         self.suspects.retain(|id, _| tracker.is_missing(id));
-        // It ended before the page that was refused or missed, or has read it.
+        // The reading has read the page that was refused or missed, or the result ended before it.
         self.limits.pages = OutOfSight::default();
         let sudden = std::mem::take(&mut self.sudden);
         match poll {
@@ -874,20 +905,20 @@ impl Engine {
         }
     }
 
-    /// Sets alerts that have left aside: what follows asks for their reasons and stores their departures.
+    /// Queues alerts that have left. Then their reasons are asked for and their departures stored.
     fn set_departing(&mut self, ids: Vec<Box<str>>) {
         for id in ids {
             self.requests.note(&id);
             self.tracker.set_leaving(&id);
-            // One that came back and left again may still wait for its first departure.
+            // An alert that came back and left again may still be queued for its first departure.
             if self.in_departed.insert(id.clone()) {
                 self.departed.push_back(id);
             }
         }
     }
 
-    /// The last alert of the first page that can be asked for: in the result, and not likely to be the next to
-    /// leave it.
+    /// Remembers a witness: the last alert of the first page that can be asked for by id. It is in
+    /// the result, and not likely to be the next to leave it.
     fn remember_witness(&mut self, page: &[Sighting<'_>]) {
         let mut ids = page.iter().rev().map(|sighting| sighting.id);
         self.witness = ids.find(|id| can_be_asked_for(id)).map(Into::into);
@@ -897,7 +928,7 @@ impl Engine {
 // === impl Readings ===
 
 impl Readings {
-    /// Adds one that has ended now, and has shown so many alerts.
+    /// Adds a reading that has ended now. `shown`: the number of alerts that it has shown.
     fn add(&mut self, last: LastReading, shown: usize, now: Instant) {
         if last.hollow.is_some() {
             self.hollow_in_a_row.get_or_insert((now, 0)).1 += 1;
@@ -914,7 +945,7 @@ impl Readings {
         self.last = Some(last);
     }
 
-    /// Whether there was one, and the last one was sound.
+    /// Whether there was a reading, and the last one was sound.
     fn is_sound(&self) -> bool {
         self.last.as_ref().is_some_and(|last| last.sound)
     }

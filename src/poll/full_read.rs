@@ -2,9 +2,9 @@
 //!
 //! Pages are numbered, so every alert that leaves shifts all later ones up by one, and one of them
 //! slips over the border between the page that was read and the page that is read next. The total
-//! tells: where it fell between two answers, the page before is read once more. What slips through
-//! all the same (an alert left in front while another one entered behind) is why nobody is
-//! declared gone by a reading alone.
+//! shows this: if it fell between two answers, the page before is read once more. An alert can
+//! slip through all the same (if another one entered behind when one left in front), so no alert
+//! is declared gone by a reading alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,15 +15,15 @@ use crate::opsramp::{Page, SearchRequest};
 pub struct Facts {
     /// The page that was asked for, from 1.
     pub page: u64,
-    /// Alerts on it, those that could not be read included.
+    /// Number of alerts on the page, including those that could not be read.
     pub shown: usize,
-    /// Those that could not be read.
+    /// Number of alerts on the page that could not be read.
     pub unreadable: usize,
     /// `totalResults`.
     pub total: u64,
     /// The size of a page, as the server has it.
     pub page_size: u64,
-    /// The next page, where there is one.
+    /// The next page, if there is one.
     pub next: Option<u64>,
 }
 
@@ -31,25 +31,25 @@ pub struct Facts {
 #[derive(Clone, Debug)]
 pub(super) struct FullRead {
     next: u64,
-    /// Where to go on once the pages that are read again have been: at a page, or nowhere.
+    /// Where to go on after the pages that are read again: at a page, or nowhere.
     resume: Option<Option<u64>>,
     again: BTreeSet<u64>,
     last_total: Option<u64>,
     /// The size of the page before.
     page_size: Option<u64>,
-    /// How often it was begun again.
+    /// How often the reading was begun again.
     restarts: u32,
     /// How many more pages may be read again.
     patience: u64,
-    /// How many items on each page could not be read, of the pages that have some.
+    /// Number of items that could not be read, for each page that has some.
     unreadable: BTreeMap<u64, usize>,
     sound: bool,
-    /// What the last answer counted that was not hollow.
+    /// The total of the last answer that was not hollow.
     counted: u64,
     hollow: Option<Hollow>,
-    /// How many alerts had been seen by the answer before.
+    /// Number of alerts that had been seen by the previous answer.
     seen: usize,
-    /// Pages in a row that brought no news.
+    /// Number of pages in a row that brought no news.
     without_news: u32,
 }
 
@@ -57,18 +57,20 @@ pub(super) struct FullRead {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Hollow {
     pub(crate) page: u64,
-    /// How many the result has, going by the pages that show some, or by the first.
+    /// Number of alerts in the result, as told by the last page that shows some, or by the first
+    /// page.
     pub(crate) total: u64,
 }
 
-/// How often a reading begins again, before it makes do with pages whose sizes go up and down.
+/// Number of times that a reading begins again before it accepts that the size of pages grows.
 const RESTARTS: u32 = 3;
 
-/// Pages in a row without news after which a reading ends: twice as many as a poll reads, whose pages are
-/// no news when their turn comes.
+/// Number of pages in a row without news after which a reading ends. It is twice the number of
+/// pages that a poll reads, because these bring no news when the full read comes to them.
 pub(crate) const WITHOUT_NEWS: u32 = 50;
 
-/// Pages that are read again at most: those of a million alerts, a hundred a page. A total may be any number.
+/// Upper bound of the pages that are read again: those of a million alerts, at a hundred a page. A
+/// server may name any total.
 const MAX_PATIENCE: u64 = 10_000;
 
 /// What comes next.
@@ -76,16 +78,16 @@ const MAX_PATIENCE: u64 = 10_000;
 pub(super) enum Flow {
     /// Another page.
     Continue,
-    /// Begin again: pages are larger now, so that the next ones begin behind what was read.
+    /// Begin again: pages are larger now, so the following ones would begin behind what was read.
     Restart,
-    /// The end of the result. `sound`: as far as the totals tell, nothing slipped through.
+    /// The end of the result. `sound`: as far as the totals tell, no alert slipped through.
     End { sound: bool },
 }
 
 // === impl Facts ===
 
 impl Facts {
-    /// What the answer to a request tells.
+    /// Returns what the answer to a request tells.
     pub(crate) fn of(request: &SearchRequest, page: &Page<'_>) -> Self {
         Self {
             page: request.page,
@@ -102,13 +104,13 @@ impl Facts {
         self.page == 1 && self.next.is_none() && self.shown as u64 >= self.total
     }
 
-    /// Whether it is a further page and shows nothing: then its total may be one of what it shows, and it says
-    /// nothing of what was there when the page before named it.
+    /// Whether this is a further page that shows nothing. Its total may then count only what it
+    /// shows, and it tells nothing about what was there when the page before named this one.
     pub(super) fn is_hollow(&self) -> bool {
         self.page > 1 && self.shown == 0
     }
 
-    /// Whether it is the first page and shows nothing of what it counts.
+    /// Whether this is the first page and shows nothing although it counts alerts.
     pub(super) fn is_hollow_in_front(&self) -> bool {
         self.page == 1 && self.shown == 0 && self.total > 0
     }
@@ -118,15 +120,16 @@ impl Facts {
         self.page > self.pages()
     }
 
-    /// Whether the size that it tells is one: some servers tell how many alerts a page shows, and of a short
-    /// last page, or of what lies behind it, that is none. `size`: that of the page before. `reached`: as many
-    /// as the total have come with this page.
+    /// Whether the size that the answer tells is the size of pages. Some servers give the number
+    /// of alerts on the page instead, which is another number for a short last page and for pages
+    /// behind it. `size`: the size of the page before. `reached`: whether as many alerts as the
+    /// total have come with this page.
     pub(super) fn tells_size(&self, size: Option<u64>, reached: bool) -> bool {
         let is_short = size.is_some_and(|size| (self.shown as u64) < size);
         self.next.is_some() && self.shown > 0 && !(is_short && reached)
     }
 
-    /// How many pages the result has.
+    /// Number of pages of the result.
     pub(super) fn pages(&self) -> u64 {
         self.total.div_ceil(self.page_size.max(1))
     }
@@ -135,7 +138,7 @@ impl Facts {
 // === impl FullRead ===
 
 impl FullRead {
-    /// Begins at the first page.
+    /// Creates a reading that begins at the first page.
     pub(super) fn new() -> Self {
         Self {
             next: 1,
@@ -154,7 +157,7 @@ impl FullRead {
         }
     }
 
-    /// The same, after [`Flow::Restart`].
+    /// The same reading, begun again after [`Flow::Restart`].
     pub(super) fn restarted(&self) -> Self {
         Self {
             restarts: self.restarts + 1,
@@ -167,7 +170,7 @@ impl FullRead {
         self.next
     }
 
-    /// Takes note of an answer to [`FullRead::page`]; `seen` alerts have been seen so far.
+    /// Takes note of an answer to [`FullRead::page`]. `seen`: the number of alerts seen so far.
     pub(super) fn read(&mut self, facts: &Facts, seen: usize) -> Flow {
         let is_larger = self.page_size.is_some_and(|size| size < facts.page_size);
         if is_larger && facts.shown > 0 {
@@ -177,10 +180,10 @@ impl FullRead {
             self.sound = false;
         }
         if self.page_size.is_none() {
-            // As many again as there are pages, and a few for short results.
+            // As many pages again as the result has, and a few more for short results.
             self.patience = facts.pages().min(MAX_PATIENCE) + 8;
         }
-        // It may have been read before.
+        // The page may have been read before.
         self.unreadable.remove(&facts.page);
         if facts.unreadable > 0 {
             self.unreadable.insert(facts.page, facts.unreadable);
@@ -208,8 +211,9 @@ impl FullRead {
         let has_news = seen > self.seen;
         self.seen = seen;
         self.again.remove(&facts.page);
-        // Pages behind the last one are not read again: they show nothing any more. The first one is, in any case: a
-        // hollow page behind it may count nothing where there is something.
+        // Pages behind the last one are not read again, because they show nothing any more. The
+        // first one is read again in any case: a hollow page behind it may count nothing although
+        // the result has alerts.
         let last = facts.pages().max(1);
         self.again.retain(|page| *page <= last);
         if fell > 0 && facts.page > 1 {
@@ -236,7 +240,8 @@ impl FullRead {
         } else if !is_again {
             self.without_news += 1;
         }
-        // Whatever it says of a next page: a server may repeat its last one for ever, or look at no page number.
+        // The reading then ends even if the answer names a next page: a server may repeat its last
+        // page for ever, or ignore the page number.
         let is_repeated =
             self.without_news > 0 && facts.is_behind() || self.without_news > WITHOUT_NEWS;
         match onwards.filter(|_| !is_repeated) {
@@ -250,17 +255,17 @@ impl FullRead {
         }
     }
 
-    /// Whether it goes on after that answer, which brings news.
+    /// Whether the reading goes on after this answer, provided that the answer brings news.
     pub(super) fn goes_on(&self, facts: &Facts) -> bool {
         facts.page == self.next && self.clone().read(facts, self.seen + 1) == Flow::Continue
     }
 
-    /// The page at which it has come to its end, where that is hollow.
+    /// The hollow page at which the reading has ended, if it has ended at one.
     pub(super) fn hollow(&self) -> Option<Hollow> {
         self.hollow
     }
 
-    /// How many items on the pages could not be read, so that it is not known who they were.
+    /// Number of items on the pages that could not be read. Nobody knows which alerts they are.
     pub(super) fn unreadable(&self) -> usize {
         self.unreadable.values().sum()
     }
@@ -281,7 +286,7 @@ mod tests {
         }
     }
 
-    /// Reads to the end, with the total that each request brings, and tells the pages read.
+    /// Reads to the end, with one total for each request. Returns the pages read.
     fn pages(totals: &[u64], last: u64) -> (Vec<u64>, Flow) {
         let mut read = FullRead::new();
         let mut pages = Vec::new();
@@ -310,7 +315,8 @@ mod tests {
         assert_eq!(pages(&totals, 4).0, [1, 2, 3, 2, 4]);
         // At the last page, too.
         assert_eq!(pages(&[40, 40, 40, 39, 39], 4).0, [1, 2, 3, 4, 3]);
-        // More than a page left at once: as many pages back, as far as there still are as many.
+        // If more than a page left at once, as many pages are read again, as far as they still
+        // exist.
         assert_eq!(pages(&[40, 40, 40, 25, 25, 25], 4).0, [1, 2, 3, 4, 2, 3]);
         assert_eq!(pages(&[40, 40, 40, 5, 5], 4).0, [1, 2, 3, 4, 1]);
         assert_eq!(pages(&[40, 40, 40, 25, 5, 5], 4).0, [1, 2, 3, 4, 2, 1]);
@@ -326,7 +332,7 @@ mod tests {
                 unreadable,
                 ..facts(page, total, 4)
             };
-            // One has slipped by, and two cannot be read.
+            // One alert has slipped by, and two cannot be read.
             let flow = read.read(&facts, 36);
             let is_end = flow == Flow::End { sound: false };
             assert_eq!(is_end, page == 4, "{flow:?} at page {page}");
@@ -342,8 +348,8 @@ mod tests {
         );
     }
 
-    /// Reads answers of which each names a next page, until that is enough. `seen` alerts have been seen with
-    /// each page.
+    /// Reads answers each of which names a next page, until the reading ends. `seen` alerts have
+    /// been seen with each page.
     fn without_end(total: u64, seen: impl Fn(u64) -> usize) -> (u64, Flow) {
         let mut read = FullRead::new();
         let mut ended = (1..).map(|page| {
@@ -366,7 +372,7 @@ mod tests {
             without_end(36, |page| 35.min(page as usize * 10)),
             end(false)
         );
-        // Not before it: a page may show nothing but what others have brought.
+        // The reading does not end earlier: a page may show only what others have brought.
         assert_eq!(
             without_end(35, |page| if page == 2 { 10 } else { 35 }),
             end(true)
@@ -440,7 +446,7 @@ mod tests {
         assert_eq!(read.read(&facts(1, 40, 1), 39), Flow::End { sound: false });
     }
 
-    /// Reads pages of these sizes, the last of which is the last, and tells what came of each.
+    /// Reads pages of these sizes, up to the last one, and returns what came of each.
     fn sizes<const N: usize>(read: &mut FullRead, sizes: [u64; N]) -> [Flow; N] {
         let mut page = 0;
         sizes.map(|page_size| {
@@ -460,7 +466,8 @@ mod tests {
         assert_eq!(sizes(&mut first(), [10, 20]), [on, again]);
         assert_eq!(sizes(&mut first(), [10, 10, 5, 5]), [on, on, on, end]);
         assert_eq!(sizes(&mut first(), [10, 5, 10]), [on, on, again]);
-        // How many the last page shows is no size, for the page that is read again after it.
+        // The number of alerts on the short last page is not the page size, so the page that is
+        // read again after it does not count as larger.
         let mut read = first();
         assert_eq!(sizes(&mut read, [10, 10, 3]), [on, on, end]);
         assert_eq!(read.page_size, Some(10));

@@ -1,5 +1,6 @@
-//! Whether those that a reading has missed are gone: asked by id, beside a witness that is surely there; of
-//! those that this says nothing of, their own pages are looked at.
+//! Finds out whether the alerts that a reading has missed are gone. They are asked for by id,
+//! beside a witness that is surely there. If this tells nothing about an alert, its own page is
+//! looked at.
 
 use std::{
     collections::{BTreeSet, HashSet, VecDeque},
@@ -12,48 +13,49 @@ use tokio::time::Instant;
 use super::{Engine, Reading};
 use crate::{poll::full_read::Facts, track::Sighting};
 
-/// Ids that are asked for in one request.
+/// Maximum number of ids that are asked for in one request.
 pub(super) const CONFIRM: usize = 50;
-/// Tries to ask with a witness that may itself have just left.
+/// Maximum number of witnesses to ask with, because a witness may just have left itself.
 const WITNESSES: u32 = 3;
-/// Readings in a row whose questions by id fail, or whose answers lack every witness, before the search is
-/// held to be one that cannot be asked so.
+/// Number of readings in a row whose questions by id fail, or whose answers lack every witness,
+/// before the server counts as one that cannot be asked by id.
 const UNANSWERED: u32 = 3;
-/// Own pages that are asked for at most after a reading, of those that it leaves in doubt: as many as the
-/// API answers in a minute.
+/// Maximum number of own pages that are asked for after a reading, for the alerts that it leaves
+/// in doubt: as many as the API answers in a minute.
 pub(super) const DOUBTED: usize = 500;
-/// A server that cannot be asked by id is tried again after so long: perhaps it was a passing fault.
+/// Time after which a server that cannot be asked by id is tried again: the fault may have passed.
 pub(super) const CONFIRM_AGAIN: Duration = Duration::from_secs(60 * 60);
-/// Full reads in a row that must miss an alert before its own page is looked at, where asking by id
-/// does not tell that it is gone.
+/// Number of full reads in a row that must miss an alert before its own page is looked at, if
+/// asking by id does not tell that it is gone.
 pub(super) const DOUBT: u32 = 2;
-/// Full reads in a row that must miss it where its page shows no change either: the query may be
-/// about something that the page does not tell, such as its age.
+/// Number of full reads in a row that must miss an alert before it counts as gone although its
+/// page shows no change: the query may be about something that the page does not tell, such as its
+/// age.
 const CERTAINTY: u32 = 8;
 
-/// Which alerts are asked for by id.
+/// A question by id.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Question {
-    /// Those that a full read missed; none, where it is about how the server counts.
+    /// The alerts that a full read missed; none if the question is about how the server counts.
     pub suspects: Vec<Box<str>>,
-    /// One that was in the result a moment ago: where the answer lacks it, it says nothing.
+    /// An alert that was in the result a moment ago. An answer that lacks it tells nothing.
     pub witness: Box<str>,
 }
 
 /// An answer by id that counted more alerts than it showed.
 #[derive(Debug)]
 pub(super) struct Short {
-    /// How many more.
+    /// How many more alerts it counted.
     by: u64,
-    /// Those that it was asked for and did not show.
+    /// The suspects that it did not show.
     lacking: Vec<Box<str>>,
 }
 
 // === impl Question ===
 
 impl Question {
-    /// Whether a page shows nobody else than was asked for. Where it does, the server has not understood the
-    /// question, and the answer says nothing.
+    /// Whether a page shows only alerts that were asked for. If it shows others, the server has
+    /// not understood the question, and the answer tells nothing.
     pub(super) fn is_answered_by(&self, page: &[Sighting<'_>]) -> bool {
         let is_asked_for =
             |id: &str| *id == *self.witness || self.suspects.iter().any(|suspect| **suspect == *id);
@@ -64,11 +66,11 @@ impl Question {
 // === impl Engine ===
 
 impl Engine {
-    /// Takes over what the pages of alerts said that full reads missed: of the `asked`, those that
-    /// are `gone`. About the others nothing is known; the next full read asks again.
+    /// Takes over what the own pages of alerts said that full reads missed. Of the `asked`, those
+    /// in `gone` have left. About the others nothing is known; the next full read asks again.
     ///
-    /// `in_vain`: there was no answer about any. Then the next full read asks again about all of them,
-    /// so that it does not have to wait for them.
+    /// `in_vain`: no page was answered. Then no more pages are asked for, so that the next full
+    /// read does not have to wait for them; it asks again about all alerts that it misses.
     pub fn adopt_verdicts(&mut self, asked: &[Box<str>], gone: &HashSet<Box<str>>, in_vain: bool) {
         let Reading::Verifying { queue } = &mut self.reading else {
             return;
@@ -81,7 +83,8 @@ impl Engine {
             asked.iter().cloned().partition(|id| gone.contains(id));
         self.set_departing_if_missing(gone);
         if !in_vain && !self.is_sound() {
-            // There may be more of them than are asked for at once: next come others.
+            // There may be more unseen alerts than are asked for at once. These now count as seen
+            // last, so that others come first next time.
             for id in there {
                 if self.tracker.is_missing(&id) {
                     self.tracker.see(&id);
@@ -90,7 +93,7 @@ impl Engine {
         }
     }
 
-    /// Whether it is still being asked who has left.
+    /// Whether the background is still asking which alerts have left.
     #[must_use]
     pub fn is_asking_who_left(&self) -> bool {
         matches!(
@@ -99,7 +102,8 @@ impl Engine {
         )
     }
 
-    /// The server cannot be asked by id, as this question has shown. It is asked so again after an hour.
+    /// Notes that the server cannot be asked by id, as this question has shown. It is asked by id
+    /// again after an hour.
     pub fn confirmation_refused(&mut self, question: &Question, now: Instant) {
         if !self.is_asking(question) {
             return;
@@ -109,8 +113,8 @@ impl Engine {
         self.do_without_answers();
     }
 
-    /// A question by id was not answered. It may be a passing fault, so the next full read tries again, but not
-    /// for ever.
+    /// Notes that a question by id was not answered. The fault may pass, so the next full read
+    /// asks by id again, but not for ever.
     pub fn confirmation_failed(&mut self, question: &Question, now: Instant) {
         if !self.is_asking(question) {
             return;
@@ -123,7 +127,7 @@ impl Engine {
         }
     }
 
-    /// Whether this is the question that is being asked: another reading may have begun since it was sent.
+    /// Whether this question is being asked now: another reading may have begun since it was sent.
     #[must_use]
     pub fn is_asking(&self, question: &Question) -> bool {
         matches!(&self.reading, Reading::Confirming { asked, .. } if **asked == *question)
@@ -145,7 +149,7 @@ impl Engine {
         }
     }
 
-    /// Asks for those that a reading has missed.
+    /// Asks for the alerts that a reading has missed.
     pub(super) fn ask_for(&mut self, missing: Vec<Box<str>>, now: Instant) {
         let can_confirm = self.can_confirm(now);
         let (askable, others): (Vec<_>, Vec<_>) = missing
@@ -156,14 +160,15 @@ impl Engine {
         self.confirm(askable.into(), doubted, now);
     }
 
-    /// Asks for those in the `queue` by id, and at the end for the pages of the `doubted`.
+    /// Asks for the alerts in the `queue` by id, and at the end for the own pages of the
+    /// `doubted`.
     pub(super) fn confirm(
         &mut self,
         mut queue: VecDeque<Box<str>>,
         mut doubted: Vec<Box<str>>,
         now: Instant,
     ) {
-        // The answer must fit on one page, with the witness.
+        // The answer must fit on one page, the witness included.
         let room = usize::try_from(self.page_size.saturating_sub(1))
             .unwrap_or(CONFIRM)
             .min(CONFIRM);
@@ -193,8 +198,9 @@ impl Engine {
         self.witness.is_some() && self.limits.confirm_again.is_none_or(|at| now >= at)
     }
 
-    /// Has those that cannot be asked for by id decided by their own pages: at once where nothing is to be
-    /// concluded from how often they are missed.
+    /// Leaves alerts that cannot be asked for by id to their own pages. After a reading that is
+    /// not sound, these pages are looked at straight away, because being missed is no evidence
+    /// then.
     fn doubt(&mut self, missing: Vec<Box<str>>, doubted: &mut Vec<Box<str>>) {
         if self.is_sound() {
             self.suspect(missing);
@@ -203,11 +209,11 @@ impl Engine {
         }
     }
 
-    /// Notes that a full read has missed these alerts, and that asking by id did not tell that they are
-    /// gone. One that has been missed too often for luck is.
+    /// Notes that a full read has missed these alerts, and that asking by id did not tell that
+    /// they are gone. An alert that has been missed too often for bad luck has left.
     pub(super) fn suspect(&mut self, missing: Vec<Box<str>>) {
         if !self.is_sound() {
-            // It may be where the reading did not come.
+            // The reading may not have reached the alert.
             return;
         }
         let mut gone = Vec::new();
@@ -217,7 +223,7 @@ impl Engine {
                 continue;
             }
             let missed = self.suspects.get(&id).map_or(1, |missed| missed + 1);
-            // What could not be read may be any of them.
+            // Any of the unreadable items may be this alert.
             if missed >= CERTAINTY && self.readings.unreadable() == 0 {
                 gone.push(id);
             } else {
@@ -227,8 +233,8 @@ impl Engine {
         self.set_departing(gone);
     }
 
-    /// A full read may miss an alert for the second time by the same bad luck: its own page decides. So
-    /// it does about the `doubted`.
+    /// Looks at the own pages of alerts that full reads have missed repeatedly, since even a
+    /// second miss may be bad luck, and at those of the `doubted`.
     pub(super) fn verify(&mut self, doubted: Vec<Box<str>>) {
         let suspects = self.suspects.iter();
         let missed_again = suspects.filter(|(_, missed)| (DOUBT..CERTAINTY).contains(*missed));
@@ -241,8 +247,9 @@ impl Engine {
         }
     }
 
-    /// Whether an alert whose own page tells this status has left. After a reading that is not sound, that it
-    /// was not seen tells nothing: then another status does only where the result has no other.
+    /// Whether an alert has left, given the status on its own page: it has if the status is
+    /// another one. After a reading that is not sound, being unseen is no evidence, so another
+    /// status counts only if the query is for one status.
     #[must_use]
     pub fn has_left(&self, id: &str, status: &str) -> bool {
         let Some(before) = self.tracker.standing(id) else {
@@ -252,7 +259,8 @@ impl Engine {
         (tells || self.is_sound()) && !status.eq_ignore_ascii_case(&before.status)
     }
 
-    /// Whether an answer by id, after a reading that is not sound, shows one as those look that have left.
+    /// Whether an alert that an answer by id shows, after a reading that is not sound, looks like
+    /// one that has left.
     pub(super) fn may_have_left(&self, sighting: &Sighting<'_>) -> bool {
         !self.is_sound()
             && !sighting.status.is_empty()
@@ -283,14 +291,15 @@ impl Engine {
             return;
         }
         let shown: HashSet<&str> = page.iter().map(|sighting| sighting.id).collect();
-        // Some servers name a next page whatever they show.
+        // The next page alone is no evidence: some servers name one whatever they show.
         let goes_on = facts.next.is_some() && (facts.shown as u64) < facts.total;
         if goes_on || facts.unreadable > 0 || !question.is_answered_by(page) {
             self.confirmation_refused(question, now);
             return;
         }
         if !shown.contains(&*question.witness) {
-            // The witness may just have left itself: the next one to ask with is that of the last poll, if it is another.
+            // The witness may just have left itself. The next try is made with the witness of the
+            // last poll, if that is another one.
             *witnesses += 1;
             let witness = self
                 .witness
@@ -313,8 +322,9 @@ impl Engine {
         let mut kept_back = Vec::new();
         match short.take() {
             None if surplus > 0 && !gone.is_empty() => {
-                // Either it counts too many whatever it is asked, or it keeps back some of those that it
-                // was asked for: about one that is surely there, only the former counts too many.
+                // Either the server counts too many alerts whatever it is asked, or it keeps back
+                // some of those that it was asked for. Only in the former case does it count too
+                // many when asked for the witness alone.
                 *short = Some(Short {
                     by: surplus,
                     lacking: gone,
@@ -336,19 +346,21 @@ impl Engine {
         self.set_departing_if_missing(gone);
         doubted.extend_from_slice(&kept_back);
         self.suspect(kept_back);
-        // A server that looks at nothing but the ids shows what has left as well.
+        // A server that ignores the query and looks at nothing but the ids also shows alerts that
+        // have left.
         self.suspect(there);
         self.confirm(queue, doubted, now);
     }
 
-    /// Like [`Engine::set_departing`], except for those that a poll has seen since the reading: they are back.
+    /// Like [`Engine::set_departing`], but leaves out alerts that a poll has seen since the
+    /// reading: these are back.
     pub(super) fn set_departing_if_missing(&mut self, mut gone: Vec<Box<str>>) {
         gone.retain(|id| self.tracker.is_missing(id));
         self.set_departing(gone);
     }
 }
 
-/// Whether an id cannot be mistaken for a part of a query's grammar.
+/// Whether an id cannot be mistaken for part of a query's grammar.
 #[must_use]
 pub fn can_be_asked_for(id: &str) -> bool {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';

@@ -1,25 +1,27 @@
-//! Further pages of which it is not known what is on them: those that the server does not show a full read, and one that a
-//! poll wanted and has not learned. Polls go without them, and ask for them now and then at their end.
+//! Further pages whose content is unknown: those that the server does not show to full reads, and
+//! the one that a poll missed. Polls do without these pages, and try them now and then at their
+//! end.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How long after a refused page has failed a poll without news asks for it again, where the count does not add
-/// up.
+/// Time after a refused page failed until a poll without news asks for it again, if the count does
+/// not add up.
 pub(super) const TRY_AGAIN: Duration = Duration::from_secs(5 * 60);
-/// So many times as long as it took to fail a refused page is left alone: one that hangs shall not make each poll
-/// late.
+/// A refused page is left alone for this many times as long as it took to fail, so that a page
+/// that hangs does not make each poll late.
 const LEFT_ALONE: u32 = 10;
-/// It counts no more of that: what a trial took holds the wait for the allowance as well.
+/// Upper bound of the time counted for one trial, because the measured time includes waiting for
+/// the allowance.
 const MAX_TOOK: Duration = Duration::from_secs(60);
 
 /// The pages that are out of sight.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct OutOfSight {
-    /// The page at which the last full read ended, as the server does not show it.
+    /// The page at which the last full read ended because the server does not show it.
     refused: Option<Refused>,
-    /// The page at which a poll was cut short, so that what is new on it may not be known.
+    /// The page at which a poll was cut short, so that new alerts on it may be unknown.
     missed: Option<Missed>,
 }
 
@@ -27,24 +29,24 @@ pub(super) struct OutOfSight {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Refused {
     page: u64,
-    /// When it was asked for last.
+    /// When it was last asked for.
     at: Instant,
     /// How long it took to fail when a poll asked for it.
     took: Duration,
 }
 
-/// A further page that a poll has not learned.
+/// A further page that a poll wanted and could not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Missed {
     page: u64,
-    /// Whether another poll has asked for it since, at its end.
+    /// Whether a later poll has asked for it at its end.
     tried: bool,
 }
 
 // === impl OutOfSight ===
 
 impl OutOfSight {
-    /// What of it another engine that asks the same server goes on with.
+    /// Returns what another engine that asks the same server takes over.
     pub(super) fn for_another(self) -> Self {
         Self {
             missed: None,
@@ -52,17 +54,17 @@ impl OutOfSight {
         }
     }
 
-    /// The page at which the last full read ended, as the server does not show it.
+    /// The page at which the last full read ended because the server does not show it.
     pub(super) fn refused(&self) -> Option<u64> {
         self.refused.map(|refused| refused.page)
     }
 
-    /// Whether this page is that one, or behind it.
+    /// Whether this page is the refused one, or behind it.
     pub(super) fn is_refused(&self, page: u64) -> bool {
         self.refused.is_some_and(|refused| page >= refused.page)
     }
 
-    /// A full read has ended before this page.
+    /// Notes that a full read has ended before this page.
     pub(super) fn refuse(&mut self, page: u64, now: Instant) {
         let before = self.refused.filter(|before| before.page == page);
         self.refused = Some(Refused {
@@ -72,30 +74,31 @@ impl OutOfSight {
         });
     }
 
-    /// The server shows it again.
+    /// Notes that the server shows the refused page again.
     pub(super) fn is_shown(&mut self) {
         self.refused = None;
     }
 
-    /// A poll wanted this page and has not learned what is on it.
+    /// Notes that a poll wanted this page and did not learn what is on it.
     pub(super) fn miss(&mut self, page: u64) {
         self.missed = Some(Missed { page, tried: false });
     }
 
-    /// Whether a poll has not learned what is on a page, and none has tried it to the end since.
+    /// Whether a poll missed a page and no later poll has tried to read it.
     pub(super) fn misses_one(&self) -> bool {
         self.missed.is_some()
     }
 
-    /// A page of a poll has come: with it what was missed is known, or the poll after the one that tried it
-    /// has begun.
+    /// Notes that a page of a poll has come. If it is the missed page, its content is known. If it
+    /// is a first page, the poll that tried the missed page is over.
     pub(super) fn came(&mut self, page: u64) {
         let is_over = |missed: &Missed| page == missed.page || missed.tried && page == 1;
         self.missed = self.missed.filter(|missed| !is_over(missed));
     }
 
-    /// A page of a poll did not come, after so long. Brings whether it was only to see whether it comes by now;
-    /// else it is [missed](OutOfSight::miss).
+    /// Notes that a page of a poll did not come, after the time `took`. Returns whether the poll
+    /// asked for the page only to see whether it comes by now; if not, the page is
+    /// [missed](OutOfSight::miss).
     pub(super) fn failed(&mut self, page: u64, took: Duration, now: Instant) -> bool {
         let is_tried = self.is_tried(page);
         if is_tried {
@@ -112,7 +115,7 @@ impl OutOfSight {
         self.missed.is_some_and(is_missed) || self.is_refused(page)
     }
 
-    /// A poll has [tried](OutOfSight::is_tried) a page, and it has failed once more.
+    /// Notes that a page that a poll has [tried](OutOfSight::is_tried) has failed once more.
     fn tried_in_vain(&mut self, page: u64, took: Duration, now: Instant) {
         self.missed = self.missed.filter(|missed| missed.page != page);
         if let Some(refused) = &mut self.refused
@@ -122,7 +125,7 @@ impl OutOfSight {
         }
     }
 
-    /// The page that a poll missed, for one that would end before `next` to try once.
+    /// Returns the missed page for a poll that would end before `next`, to be tried once.
     pub(super) fn second_try(&mut self, next: u64) -> Option<u64> {
         let missed = self.missed.as_mut().filter(|missed| !missed.tried)?;
         missed.tried = true;
@@ -130,9 +133,10 @@ impl OutOfSight {
         Some(missed.page)
     }
 
-    /// The refused page that a poll that would end before `next` is to try, if it is time: with news each poll does,
-    /// and the last one failed some time after it began. Without news it takes its time, so that a quiet poll costs
-    /// one request even where the total never adds up.
+    /// Returns the refused page that a poll that would end before `next` is to try, if it is time.
+    /// With news, each poll tries it, once half an interval has passed since the page failed.
+    /// Without news the pause is longer, so that a quiet poll costs one request even if the total
+    /// never adds up.
     pub(super) fn trial(
         &self,
         next: u64,

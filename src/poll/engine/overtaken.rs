@@ -1,4 +1,5 @@
-//! What answers bring while others are under way: an answer counts as of when its request was sent.
+//! Which answers have been overtaken by others: an answer counts as of the time its request was
+//! sent.
 
 use std::collections::HashSet;
 
@@ -6,20 +7,20 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use super::Purpose;
 
-/// The requests under way, of a poll and of the background: what has overtaken each.
+/// The requests under way, of a poll and of the background, with what has overtaken each of them.
 #[derive(Debug, Default)]
 pub(super) struct Requests {
     poll: Option<Overtaken>,
     background: Option<Overtaken>,
 }
 
-/// What was learned from others' answers since a request was sent: of these alerts its own answer may
-/// tell what is over.
+/// What other answers have told since a request was sent. About these alerts, the request's own
+/// answer may be out of date.
 #[derive(Debug, Default)]
 pub(super) struct Overtaken {
     /// Hashes of the ids of alerts that opened, changed or left.
     ids: HashSet<u64>,
-    /// Whether there was another answer.
+    /// Whether another request was answered.
     pub(super) answered: bool,
 }
 
@@ -41,7 +42,8 @@ impl Requests {
         }
     }
 
-    /// Ends a request. Brings what has overtaken it, and what will have overtaken the other one.
+    /// Ends a request. Returns what has overtaken it, and the record of the other request under
+    /// way, so that this answer can be added to it.
     pub(super) fn end(&mut self, purpose: &Purpose) -> (Overtaken, Option<&mut Overtaken>) {
         let (ended, other) = match purpose {
             Purpose::Poll => (&mut self.poll, &mut self.background),
@@ -50,7 +52,7 @@ impl Requests {
         (ended.take().unwrap_or_default(), other.as_mut())
     }
 
-    /// Notes that something was learned of an alert.
+    /// Notes that an answer told something new about an alert.
     pub(super) fn note(&mut self, id: &str) {
         for overtaken in [&mut self.poll, &mut self.background].into_iter().flatten() {
             overtaken.note(id);
