@@ -9,7 +9,8 @@ use proptest::prelude::prop;
 use super::*;
 use crate::track::GroupLabel;
 
-/// A server of thirty lines: what is open, sorted as it likes, in pages of its own size.
+/// A simulated server: it shows the open alerts, sorted by either time, in pages of a size of its
+/// own.
 #[derive(Debug, Default)]
 struct Server {
     alerts: BTreeMap<u32, Alert>,
@@ -17,21 +18,21 @@ struct Server {
     by_updated: bool,
     page_size: usize,
     answers_by_id: bool,
-    /// Asked by id, it looks at nothing else of the query.
+    /// When asked by id, the server ignores the rest of the query.
     ids_override: bool,
-    /// Asked by id, it looks at nothing at all, and shows whatever alerts there are.
+    /// When asked by id, the server ignores the whole query and shows any alerts.
     query_is_dropped: bool,
-    /// Asked by id, it shows the first alert once more in place of the last.
+    /// When asked by id, the server shows the first alert once more in place of the last.
     shows_twice: bool,
-    /// How many more it counts than it shows.
+    /// How many more alerts the server counts than it shows.
     surplus: u64,
-    /// Behind its last page it shows that one again, and says of each that there is a next one.
+    /// Behind its last page the server shows that page again, and every page names a next one.
     repeats: bool,
-    /// It says of each page that shows something that there is a next one.
+    /// Every page that shows alerts names a next page.
     names_next: bool,
-    /// It says of each page that its size is what it shows.
+    /// The server gives the number of alerts on a page as the size of pages.
     size_as_shown: bool,
-    /// The next page shows nothing of what there is. A further one may also count nothing.
+    /// The next page shows no alerts. A further page may also count none.
     hollow: Option<Hollow>,
 }
 
@@ -47,7 +48,7 @@ struct Alert {
     state: u8,
     created: u64,
     updated: u64,
-    /// When it was last not open.
+    /// When the alert was last not open.
     away: u64,
 }
 
@@ -55,7 +56,7 @@ struct Alert {
 enum Act {
     Open(u8),
     Reopen(u16),
-    /// It opens as another alert of the same id.
+    /// The alert opens as another alert with the same id.
     OpenAnew(u16),
     Close(u16),
     CloseMany(u16, u8),
@@ -63,10 +64,10 @@ enum Act {
     Bump(u16),
 }
 
-/// An answer that has nothing to do with what there is.
+/// An answer that has nothing to do with the alerts on the server.
 #[derive(Clone, Debug)]
 struct Lie {
-    /// Which alerts it shows.
+    /// The alerts that it shows.
     shown: Vec<prop::sample::Index>,
     total: u64,
     page_size: u64,
@@ -75,7 +76,7 @@ struct Lie {
 }
 
 impl Lie {
-    /// That there is nothing.
+    /// An answer that there are no alerts.
     fn of_nothing(page_size: u64) -> Self {
         Self {
             shown: Vec::new(),
@@ -87,20 +88,20 @@ impl Lie {
     }
 }
 
-/// What happens until and at one request.
+/// What happens before and at one request.
 #[derive(Clone, Debug)]
 struct Turn {
     acts: Vec<Act>,
     poll: bool,
     fails: bool,
     store_fails: bool,
-    /// The answer takes its time: others come before it.
+    /// The answer is slow: other answers come before it.
     is_slow: bool,
     hollow: Option<Hollow>,
     page_size: Option<usize>,
 }
 
-/// An answer under way: how things stood when it was made.
+/// An answer under way, with the state of the server when it was made.
 struct Sent {
     purpose: Purpose,
     facts: Facts,
@@ -112,20 +113,20 @@ struct Run {
     server: Server,
     engine: Engine,
     now: Instant,
-    /// Openings that were logged and not yet followed by a departure.
+    /// Alerts whose opening was logged and whose departure was not.
     logged_open: BTreeSet<u32>,
     seen_at: BTreeMap<u32, u64>,
-    /// How old the answer was that an event was last made from.
+    /// For each alert, the server's clock in the latest answer that an event was made from.
     told_at: BTreeMap<u32, u64>,
-    /// Slow answers, to a poll and to the background.
+    /// Slow answers under way, to a poll and to the background.
     under_way_to: [Option<Sent>; 2],
     requests: usize,
     poll_page: Option<u64>,
-    /// What the server says instead of the truth, next.
+    /// What the server answers to the next request, instead of the truth.
     lie: Option<Lie>,
     /// Whether it has ever lied: then alerts may be declared gone that are not.
     lied: bool,
-    /// A page that the engine knows already, while it is being stored.
+    /// A page that was adopted ahead and is being stored.
     under_way: Option<PendingCommit>,
 }
 
@@ -138,7 +139,7 @@ struct PendingCommit {
 impl Server {
     fn act(&mut self, act: &Act) {
         self.clock += 1;
-        // A third of the steps share a second with the one before.
+        // A third of the steps share a second with the previous step.
         let second = self.clock / 3;
         let pick = |alerts: &BTreeMap<u32, Alert>, open: bool, choice: u16| {
             let ids: Vec<u32> = alerts
@@ -246,7 +247,7 @@ impl Run {
         }
     }
 
-    /// Another engine goes on with what is stored, as after a reload.
+    /// Replaces the engine by another one that goes on with what is stored, as after a reload.
     fn reload(&mut self) {
         self.stored();
         self.under_way_to = [None, None];
@@ -282,7 +283,7 @@ impl Run {
         }
     }
 
-    /// The end of what is under way. Brings whether it was stored.
+    /// Ends the commit under way. Returns whether it was stored.
     fn stored(&mut self) -> bool {
         match self.under_way.take() {
             Some(PendingCommit {
@@ -339,7 +340,7 @@ impl Run {
             shown: shown.len(),
             unreadable: 0,
             total: result.len() as u64 + self.server.surplus,
-            // A size of nothing is taken for none, so that what was asked for counts.
+            // The real client ignores a size of zero and takes the size that was asked for.
             page_size: if self.server.size_as_shown && !shown.is_empty() {
                 shown.len() as u64
             } else {
@@ -371,7 +372,7 @@ impl Run {
                 unreadable: lie.unreadable,
                 total: lie.total,
                 page_size: lie.page_size,
-                // What does not lead onwards does not come this far.
+                // The real client drops a next page that does not lead onwards.
                 next: lie.next.filter(|next| *next > page_no),
             };
         }
@@ -413,7 +414,7 @@ impl Run {
             self.depart(&opened_anew);
             delta = self.engine.compare(purpose, &page);
         }
-        // Whatever is under way is stored while a full read's page is worked off.
+        // The commit under way ends while a page of a full read is processed.
         if is_full_read && !self.stored() {
             return Next::Done;
         }
@@ -456,11 +457,12 @@ impl Run {
             }
             None => self.log_opened(opened),
         }
-        // Of what a sound reading missed, an answer by id tells nothing but whether it is gone: who has
-        // closed and opened again since may still be told as left.
+        // If a sound reading missed an alert, an answer by id tells only whether it is gone: an
+        // alert that has closed and opened again since may still be logged as left.
         let counts = !matches!(purpose, Purpose::Confirm(_)) || !self.engine.is_sound();
         for (id, _) in shown.iter().filter(|(_, alert)| alert.open && counts) {
-            // What others have overtaken is not seen.
+            // An older answer does not count as a sighting of an alert that others have told
+            // about.
             let overtaken = self.engine.requests.overtaken(purpose);
             if !overtaken.is_some_and(|overtaken| overtaken.has(&id.to_string())) {
                 let seen_at = self.seen_at.entry(*id).or_default();
@@ -484,7 +486,8 @@ impl Run {
         }
     }
 
-    /// Sends a request whose answer comes later: of a poll, or of the background where it asks for a page.
+    /// Sends a request whose answer comes later: of a poll, or of the background if it has a page
+    /// or a question to ask.
     fn send(&mut self, poll: bool) {
         if poll && self.under_way_to[0].is_none() {
             let page = self.poll_page.unwrap_or(1);
@@ -499,7 +502,7 @@ impl Run {
         }
     }
 
-    /// One request of the background. Brings whether there was one to make.
+    /// Makes one request of the background. Returns whether there was one to make.
     fn background(&mut self, store_fails: bool) -> bool {
         if let Some(sent) = self.under_way_to[1].take() {
             self.answer(&sent, store_fails);
@@ -550,7 +553,8 @@ impl Run {
         self.engine.adopt_departures(ids);
     }
 
-    /// One request, if there is one to make: of a poll that is asked for or under way, else of the background.
+    /// Makes one request, if there is one to make: of a poll if `poll` says so or a poll wants a
+    /// further page, else of the background.
     fn go_on(&mut self, poll: bool, store_fails: bool) {
         if poll || self.poll_page.is_some() && self.under_way_to[0].is_none() {
             self.poll(store_fails);
@@ -590,7 +594,7 @@ impl Run {
     }
 }
 
-/// Alerts of which nothing but the ids matters.
+/// Sightings of which only the ids matter.
 fn plain(ids: &[String]) -> Vec<Sighting<'_>> {
     let sighting = |id| Sighting {
         id,
@@ -616,7 +620,7 @@ fn run_with(open: u16, page_size: usize) -> Run {
         run.server.act(&Act::Open(50));
     }
     run.settle();
-    // Long enough for the rest after a full read, too short for the next.
+    // Longer than the rest after a full read, and too short for the next full read to be due.
     run.now += Duration::from_secs(120);
     run.requests = 0;
     run

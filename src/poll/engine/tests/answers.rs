@@ -74,7 +74,7 @@ fn items_that_cannot_be_read_make_nobody_leave() {
         while run.background(false) {}
     }
     run.assert_agreement();
-    // Those whose pages say so have.
+    // Alerts whose own pages say so have left.
     run.server.act(&Act::CloseMany(7, 3));
     run.settle();
     run.assert_agreement();
@@ -93,7 +93,7 @@ fn a_total_that_is_too_high_keeps_nobody_who_left() {
     }
 }
 
-/// A poll whose further page fails. Brings whether it wanted one.
+/// Makes a poll whose further page fails. Returns whether the poll wanted one.
 fn poll_cut_short(run: &mut Run) -> bool {
     run.poll(false);
     let cut_at = run.poll_page.take();
@@ -105,7 +105,7 @@ fn poll_cut_short(run: &mut Run) -> bool {
     cut_at.is_some()
 }
 
-/// A further page fails for good, and every poll has news, so that none gets as far as to the count.
+/// A further page fails for good, and every poll has news, so that no poll compares the count.
 #[test]
 fn a_page_that_fails_is_found_out_by_the_background_however_much_opens() {
     let mut run = run_with(250, 100);
@@ -115,10 +115,10 @@ fn a_page_that_fails_is_found_out_by_the_background_however_much_opens() {
         assert!(poll_cut_short(&mut run));
     }
     assert_eq!(run.engine.task(), Some(Task::Page(1)));
-    // It ends there, and the next one waits until this one has had its rest.
+    // The full read ends at the page, and the next one has to wait for the rest after it.
     run.background(false);
     assert_eq!(run.engine.task(), Some(Task::Page(2)));
-    // A page that another reading wanted is nothing to this one.
+    // A refusal of a page that another reading wanted does not concern this reading.
     run.engine.page_refused(3, run.now);
     assert_eq!(run.engine.task(), Some(Task::Page(2)));
     run.engine.page_refused(2, run.now);
@@ -130,7 +130,7 @@ fn a_page_that_fails_is_found_out_by_the_background_however_much_opens() {
     assert_eq!(run.engine.task(), None);
 }
 
-/// One that passes does not: a full read may be of many pages.
+/// A page that fails only once does not have the whole result read, which may be many pages.
 #[test]
 fn a_poll_that_is_cut_short_once_costs_no_full_read() {
     let mut run = run_with(1_000, 100);
@@ -138,7 +138,7 @@ fn a_poll_that_is_cut_short_once_costs_no_full_read() {
         run.server.act(&Act::Open(150));
         assert!(poll_cut_short(&mut run));
         assert_eq!(run.engine.task(), None);
-        // What it has not shown is on the pages of the next one, where that has news.
+        // The next poll with news reads the alerts that this one could not read.
         run.server.clock += 3;
         run.server.act(&Act::Open(1));
         run.poll(false);
@@ -147,7 +147,7 @@ fn a_poll_that_is_cut_short_once_costs_no_full_read() {
         }
         run.assert_agreement();
     }
-    // Where some have left, it is read anyway.
+    // If alerts have left, the whole result is read anyway.
     run.server.act(&Act::CloseMany(7, 5));
     run.server.clock += 3;
     run.server.act(&Act::Open(1));
@@ -213,7 +213,7 @@ fn a_further_page_that_shows_nothing_once_counts_nothing_and_is_asked_for_by_the
     }
 }
 
-/// Where there are nothing but changes on it, the count says nothing of that.
+/// The missed page holds only changes, so the count does not tell that anything is missing.
 #[test]
 fn a_missed_page_is_tried_once_though_the_count_adds_up() {
     for fails_again in [false, true] {
@@ -222,7 +222,7 @@ fn a_missed_page_is_tried_once_though_the_count_adds_up() {
         run.settle();
         let told = run.told_at.clone();
         run.server.clock += 3;
-        // What ends the second page is as before.
+        // The last alert of the second page is unchanged.
         for id in run.server.alerts.keys().copied().collect::<Vec<_>>() {
             if id <= 180 {
                 let alert = run.server.alerts.get_mut(&id).unwrap();
@@ -253,7 +253,7 @@ fn a_missed_page_is_tried_once_though_the_count_adds_up() {
     }
 }
 
-/// A full read, one of whose pages is answered like this, and what follows from it.
+/// Makes a full read, one page of which is answered with `lie`, and all tasks that follow from it.
 fn read_with(run: &mut Run, page: u64, lie: &Lie) {
     run.now += Duration::from_secs(600);
     run.poll(false);
@@ -288,7 +288,7 @@ fn a_reading_that_has_not_shown_all_is_followed_by_another_though_the_count_adds
         assert!(run.engine.is_complete());
         assert_eq!(run.engine.hollow_to_tell(), None);
         assert_eq!(run.requests, 1 + 3);
-        // Where it never does, not all the time.
+        // If the page never shows anything, the result is not read all the time.
         let reads = (0..120).filter(|_| {
             run.poll(false);
             let is_read = run.engine.task().is_some();
@@ -340,7 +340,8 @@ fn an_outage_between_two_readings_that_end_at_a_page_that_shows_nothing_is_no_ha
 #[test]
 fn a_full_read_whose_first_page_shows_nothing_for_a_moment_is_begun_by_the_next_poll() {
     let mut run = run_with(150, 4);
-    // More changes than a poll reads, and a count that adds up: nothing else asks for it.
+    // There are more changes than a poll reads, and the count adds up, so that only the poll
+    // itself asks for the full read.
     run.server.clock += 3;
     for alert in 0..150 {
         run.server.act(&Act::Change(alert));
@@ -375,7 +376,7 @@ fn a_first_page_that_shows_nothing_of_what_it_counts_is_nothing_the_first_time()
     };
     let mut run = run_with(250, 100);
     let witness = run.engine.witness.clone();
-    // When a full read is due, and amid one.
+    // Once when a full read is due, and once during a full read.
     run.now += Duration::from_secs(600);
     run.lie = Some(nothing.clone());
     run.poll(false);
@@ -438,7 +439,7 @@ fn a_refused_page_that_shows_nothing_is_still_refused() {
     assert_eq!(run.engine.total(), Some(400));
 }
 
-/// What is new is on the page in front, which may come.
+/// New alerts are on the missed page, which comes first and may be shown by now.
 #[test]
 fn a_missed_page_is_tried_before_a_refused_one_behind_it() {
     let mut run = run_with(600, 100);
@@ -456,7 +457,7 @@ fn a_missed_page_is_tried_before_a_refused_one_behind_it() {
     );
 }
 
-/// Which may have read it before there was anything new.
+/// Such a reading may have read the page before there was anything new on it.
 #[test]
 fn a_missed_page_outlasts_a_reading_that_is_not_sound() {
     let mut run = Run::new(false, 100, true);
@@ -484,7 +485,8 @@ fn a_refused_page_that_fails_once_more_leaves_a_missed_one_in_front_to_be_tried(
     assert!(!run.engine.misses_a_page());
 }
 
-/// The pages of a full read that the server shows are read, and then all questions are asked.
+/// Reads the pages that the server shows up to the `refused` one, then asks all questions by id.
+/// Returns the ids that were asked for.
 fn read_up_to_a_refusal(run: &mut Run, refused: u64) -> BTreeSet<Box<str>> {
     run.now += Duration::from_secs(600);
     run.poll(false);
@@ -548,7 +550,8 @@ fn polls_ask_for_no_page_that_full_reads_are_refused() {
     assert_eq!(poll_with_news(&mut run), 10);
 }
 
-/// A poll, and whether it wants this page in the end. That fails then, after so long; the next poll is on the grid.
+/// Makes a poll and returns whether it asks for this page at its end. If so, the page fails after
+/// the time `took`; the next poll is on the grid.
 fn poll_tries(run: &mut Run, page: u64, took: Duration) -> bool {
     run.poll(false);
     while run.poll_page.is_some_and(|wanted| wanted < page) {
@@ -584,7 +587,7 @@ fn a_refused_page_is_read_by_the_next_poll_that_has_news_up_to_there_once_it_com
     assert_eq!(run.engine.refused(), None);
     let told = run.logged_open.iter().rev().take(150).count();
     assert_eq!((told, run.logged_open.last()), (150, Some(&1_900)));
-    // Nor does the full read that is wanted for the rest wait any longer.
+    // A full read for the alerts that were not read yet does not wait any longer either.
     while run.background(false) {}
     run.assert_agreement();
 }
@@ -605,7 +608,8 @@ fn a_refused_page_that_hangs_is_left_alone_for_ten_times_as_long_and_no_more_tha
     }
 }
 
-/// What a poll could not read for it is on the page when it comes, while nothing new happens.
+/// When the page comes, it may hold alerts that polls could not read, although nothing new
+/// happens.
 #[test]
 fn a_quiet_poll_asks_for_a_refused_page_every_five_minutes_and_only_where_the_count_does_not_add_up()
  {
@@ -616,7 +620,7 @@ fn a_quiet_poll_asks_for_a_refused_page_every_five_minutes_and_only_where_the_co
     assert_eq!(polls(&mut run), 0);
     run.server.surplus = 1;
     assert_eq!(polls(&mut run), 4);
-    // It is none of the result any more.
+    // The result no longer has such a page.
     run.server.act(&Act::CloseMany(0, 250));
     run.server.act(&Act::CloseMany(0, 250));
     run.server.act(&Act::CloseMany(0, 200));
@@ -724,7 +728,7 @@ fn another_status_is_a_change_where_the_query_is_for_several() {
 
 #[test]
 fn whom_an_answer_by_id_counts_and_does_not_show_has_not_left_unless_its_page_says_so() {
-    // Read whole, and with a total that leaves nothing to be concluded from not being seen.
+    // Once after a sound reading, and once with a total so high that being unseen is no evidence.
     for surplus in [0, 1] {
         let mut run = run_with(1_000, 100);
         run.server.shows_twice = true;
@@ -739,7 +743,8 @@ fn whom_an_answer_by_id_counts_and_does_not_show_has_not_left_unless_its_page_sa
         while !matches!(run.engine.task(), Some(Task::Confirm(_))) {
             assert!(run.background(false));
         }
-        // Pages that shift have hidden all but one of them.
+        // All but one of these alerts are open after all: the reading missed them because pages
+        // shift.
         for id in &closed[1..] {
             run.server.alerts.get_mut(id).unwrap().open = true;
         }
@@ -812,7 +817,7 @@ fn whom_a_further_page_does_not_show_that_counts_nothing_has_not_left() {
     assert!(run.engine.is_complete());
 }
 
-/// Goes on until the background asks by id. Brings what it asks.
+/// Goes on until the background asks by id. Returns the question.
 fn asks_by_id(run: &mut Run) -> Option<Arc<Question>> {
     run.now += Duration::from_secs(600);
     run.poll(false);
@@ -844,7 +849,7 @@ fn a_question_by_id_that_fails_is_asked_again_after_the_next_read_but_not_for_ev
                 run.engine.confirmation_failed(&question, run.now);
                 while run.background(false) {}
                 if surplus > 0 {
-                    // That it was not seen is no evidence: its own page is looked at straight away.
+                    // Being unseen is no evidence, so the own page is looked at straight away.
                     run.assert_agreement();
                 }
             }
@@ -860,7 +865,7 @@ fn a_question_by_id_that_fails_is_asked_again_after_the_next_read_but_not_for_ev
     }
 }
 
-/// Others that it shows may have left long ago, or never have matched.
+/// Other alerts that the answer shows may have left long ago, or may never have matched the query.
 #[test]
 fn an_answer_by_id_that_shows_others_than_were_asked_for_says_nothing() {
     let mut run = run_with(100, 200);
@@ -869,7 +874,8 @@ fn an_answer_by_id_that_shows_others_than_were_asked_for_says_nothing() {
     }
     run.settle();
     run.assert_agreement();
-    // The reading does not add up, so that what is shown by id might be what it has missed.
+    // The reading does not add up, so an alert that is shown by id could be one that it has
+    // missed.
     run.server.surplus = 1;
     run.server.query_is_dropped = true;
     run.server.act(&Act::Close(5));
@@ -908,7 +914,7 @@ fn an_id_that_cannot_be_asked_for_is_looked_up_on_its_own_page_and_the_others_ar
             .adopt(&Purpose::Poll, facts, &page, &delta, known, run.now);
     };
     poll(&mut run, &ids, &facts);
-    // Two of them are shown, and as many counted as before.
+    // Two of the alerts are shown, and as many are counted as before.
     run.now += Duration::from_secs(600);
     let shown = [ids[2].clone(), ids[1].clone()];
     let short = Facts { shown: 2, ..facts };

@@ -46,8 +46,8 @@ fn turn() -> impl Strategy<Value = Turn> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2 * ProptestConfig::default().cases))]
 
-    /// Whatever happens between two requests: nobody who is open is declared gone, nobody is
-    /// opened twice, and after a quiet full read everybody who is open is known, and nobody else.
+    /// Whatever happens between two requests: no open alert is declared gone, no alert is opened
+    /// twice, and after a quiet full read exactly the open alerts are known.
     #[test]
     fn nothing_is_lost_doubled_or_declared_gone(
         by_updated: bool,
@@ -99,7 +99,8 @@ proptest! {
         run.server.hollow = None;
         run.settle();
         if run.server.surplus > 0 {
-            // Nothing is asked without a witness, nor for an hour after two that were in vain.
+            // No question is asked without a witness, nor for an hour after the server has proved
+            // unable to answer questions by id.
             run.server.act(&Act::Open(1));
             run.now += CONFIRM_AGAIN;
             run.settle();
@@ -130,7 +131,8 @@ fn lie() -> impl Strategy<Value = Lie> {
 }
 
 proptest! {
-    /// Whatever nonsense a server has told: once it tells the truth again, so do we.
+    /// Whatever a server has claimed: once it tells the truth again, the engine's alerts are right
+    /// again.
     #[test]
     fn lies_do_not_last(
         start in 1u8..60,

@@ -1,4 +1,4 @@
-//! What it costs: quiet polls, bursts, departures, totals that never add up.
+//! What reading costs: quiet polls, bursts, departures, totals that never add up.
 
 use super::*;
 
@@ -119,7 +119,7 @@ fn one_that_opens_anew_while_its_departure_waits_has_left_and_one_that_comes_bac
         let is_told = run.told_at[&id] > told[&id];
         assert_eq!(is_told, matches!(act, Act::OpenAnew(_)));
         assert!(run.logged_open.contains(&id));
-        // It may leave once more before anything is known of the others.
+        // The alert may leave once more before anything is known of the other alerts.
         run.server.alerts.get_mut(&id).unwrap().open = false;
         run.poll(false);
         let Some(Task::Reasons(mut left)) = run.engine.task() else {
@@ -154,7 +154,7 @@ fn a_departure_from_a_long_result_is_noticed_by_the_count() {
 #[test]
 fn a_count_that_never_adds_up_is_not_chased_without_rest() {
     let mut run = run_with(1000, 100);
-    // A server that shows one alert less than it counts: read, but never seen.
+    // The server shows one alert less than it counts.
     let options = run.engine.options;
     let mut reads = 0;
     for _ in 0..100 {
@@ -224,7 +224,7 @@ fn what_could_not_be_read_before_a_refused_page_is_not_looked_for_again() {
     }
 }
 
-/// While nothing is asked there is nothing to rest from.
+/// While no requests are made, there is nothing to rest from.
 #[test]
 fn a_rest_does_not_last_as_long_as_an_outage_amid_the_read() {
     let mut run = run_with(1_000, 100);
@@ -243,14 +243,15 @@ fn a_rest_does_not_last_as_long_as_an_outage_amid_the_read() {
     while run.background(false) {}
     run.assert_agreement();
     assert!(leaves(&mut run), "the next departure is looked for at once");
-    // More than the read has taken is not left out of it.
+    // No more time is taken off than the read has taken.
     run.engine.held_up(failed_at, run.now + options.interval);
     run.now += options.interval;
     while run.background(false) {}
     run.assert_agreement();
 }
 
-/// It may be the last one for long: what opens and leaves meanwhile is not collected for it.
+/// The request may be the last one for long, so alerts that open and leave meanwhile are not
+/// collected for its answer.
 #[test]
 fn nothing_is_remembered_for_an_answer_that_will_not_come() {
     let mut run = run_with(50, 100);
