@@ -1,8 +1,9 @@
-//! The task of one search: asks, stores what follows, reports, and sleeps until it is due again.
+//! The task of one search: sends requests, stores what follows from the answers, reports, and
+//! sleeps until the next poll is due.
 //!
-//! A poll and the background each have at most one request under way, side by side, so that a
-//! full read that hangs never makes a poll late. All state belongs to this task; answers are
-//! worked off one after the other.
+//! A poll and the background each have at most one request under way, side by side, so that a full
+//! read that hangs never makes a poll late. All state belongs to this task, which processes
+//! answers one after the other.
 
 pub(super) mod asking;
 mod background;
@@ -45,7 +46,7 @@ use crate::{
     store::{self, Held, Loaded, Store},
 };
 
-/// Alerts' own pages that are asked for at the same time.
+/// Maximum number of alerts' own pages that are asked for at the same time.
 const PAGES_AT_ONCE: usize = 8;
 
 /// What all searches share.
@@ -71,16 +72,17 @@ pub(super) struct Search {
     pub(super) heartbeat: Heartbeat,
     /// When the first poll is due.
     pub(super) first_poll: Instant,
-    /// Its snapshot: as it was left, where the search is gone on with.
+    /// The snapshot of the search. If an earlier task polled the search, it is the one that this
+    /// task left.
     pub(super) status: SearchStatus,
-    /// What the task before has learned, until the search is taken up.
+    /// What the earlier task has learned, until the search is taken up.
     pub(super) learned: Learned,
 }
 
 /// What a search's task leaves.
 #[derive(Debug, Default)]
 pub(super) struct Left {
-    /// What is still held.
+    /// The lease that is still held.
     pub(super) held: Option<Held>,
     pub(super) learned: Learned,
 }
@@ -95,16 +97,16 @@ pub(super) struct Learned {
 /// Why a search is no longer polled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Ended {
-    /// It was told to stop.
+    /// The task was told to stop.
     Stopped,
-    /// It is no longer this replica's.
+    /// The search is no longer this replica's.
     Relieved,
 }
 
-/// What of a search can fail.
+/// What can fail in a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Activity {
-    /// Loading what the store knows of it.
+    /// Loading what the store knows of the search.
     Loading,
     Poll,
     Background,
@@ -141,17 +143,18 @@ struct Running {
     primed: bool,
     first_seen: Timestamp,
     has_departed: bool,
-    /// What own pages said of alerts that were found gone by it: that need not be asked again.
+    /// What alerts' own pages said, if an alert was found gone by its page. These pages need not
+    /// be asked for again.
     judged: HashMap<Box<str>, Reason>,
-    /// Departures waited in vain for their reasons: the others that left with them do not wait as long
-    /// again.
+    /// Whether departures have waited in vain for their reasons. Alerts that left together with
+    /// them do not wait as long again.
     waited_in_vain: bool,
     engine: Engine,
     under_way: Option<PendingCommit>,
-    /// While the journal has no room for what was to be stored.
+    /// Set while the journal has no room for the events that were to be stored.
     refused: Option<Refused>,
     paging: Paging,
-    /// How the full read under way has asked for its first page.
+    /// How the first page of the full read under way was asked for.
     reading_by: Asking,
     patience: Patience,
     grid: Grid,
@@ -159,27 +162,28 @@ struct Running {
     poll: Option<Poll>,
     failures: FailedPolls,
     pace: Pace,
-    /// Whether the store has failed, in a poll or in the background, since a poll succeeded.
+    /// Whether the store has failed, in a poll or in the background, since the last poll that
+    /// succeeded.
     store_failed: bool,
 }
 
-/// The reason of failures that are not the API's.
+/// The reason of failures of the store.
 const STORE: &str = "store";
 
 // === impl Search ===
 
 impl Search {
-    /// Whether lines are written of such events.
+    /// Whether a line is written for each event of this kind.
     fn logs(&self, kind: EventKind) -> bool {
         self.shared.record.events.contains(&kind)
     }
 
-    /// Has its snapshot seen.
+    /// Publishes the snapshot.
     fn report(&self) {
         self.shared.board.set_search(self.status.clone());
     }
 
-    /// Says that something has failed, unless others have told of it. Brings what is shown of it.
+    /// Logs a failure; at debug level if it is reported elsewhere. Returns the error to show.
     fn failed(&mut self, activity: Activity, failure: &Failure) -> PollError {
         let (search, error) = (&self.key, failure.told());
         let PollError {
@@ -199,7 +203,8 @@ impl Search {
         error
     }
 
-    /// Whether others have told of it: the token's, and the store's where it tells of its trouble itself.
+    /// Whether the failure is reported elsewhere: that of a token by the search that asked for it,
+    /// that of the store by the store itself, if it reports its trouble.
     fn is_known(&self, failure: &Failure) -> bool {
         let of_the_store = matches!(failure, Failure::Store(_));
         failure.is_echo() || of_the_store && self.shared.store.is_in_trouble()
@@ -209,7 +214,7 @@ impl Search {
 // === impl Running ===
 
 impl Running {
-    /// Nothing has been asked yet.
+    /// Creates the state of a search for which nothing has been asked yet.
     fn new(mut search: Box<Search>, loaded: &Loaded, mut engine: Engine, grid: Grid) -> Self {
         let now = Instant::now();
         let Learned { limits, patience } = std::mem::take(&mut search.learned);
@@ -241,7 +246,7 @@ impl Running {
         }
     }
 
-    /// For the task that goes on.
+    /// What the task that takes over needs to know.
     fn learned(&self) -> Learned {
         Learned {
             limits: self.engine.limits(),
@@ -263,7 +268,7 @@ impl Running {
         let ended = loop {
             self.search.heartbeat.beat();
             let background_due = background_request.is_none() && self.engine.has_task();
-            // Nothing waits longer than this, so that the heartbeat is seen.
+            // No wait is longer than this, so that the heartbeat is seen.
             let pulse = Instant::now() + self.search.heartbeat.pulse();
             tokio::select! {
                 () = stop.cancelled() => break Ended::Stopped,
@@ -272,7 +277,8 @@ impl Running {
                     poll_request = Some(self.begin_poll());
                 }
                 reply = ready(poll_request.as_mut()) => {
-                    // In a box: it is large and rare, and the task is there all the time for each search.
+                    // Boxed because this future is large and rare, while each search has its task
+                    // all the time.
                     poll_request = Box::pin(self.poll_answered(reply)).await;
                 }
                 () = until(self.pace.at), if background_due => {
@@ -296,8 +302,9 @@ impl Running {
         ended
     }
 
-    /// Where a poll is between two pages or has missed one, the snapshot of the one before says that all is known
-    /// that is counted, but not that there are changes to come: whoever goes on shall not take it for that.
+    /// Marks the snapshot as incomplete if a poll is between two pages or has missed one. The
+    /// snapshot of the previous poll may say that all counted alerts are known, although there are
+    /// changes to come. The task that takes over shall not rely on it.
     fn note_what_is_missed(&mut self) {
         let is_amid_news = self.poll.as_ref().is_some_and(|poll| poll.heard);
         if (is_amid_news || self.engine.misses_a_page())
@@ -308,7 +315,7 @@ impl Running {
         }
     }
 
-    /// Says it once where full reads end at a page that shows nothing of what there is.
+    /// Warns, once, that full reads end at a hollow page.
     fn tell_of_hollow_page(&mut self) {
         if let Some(Hollow { page, total }) = self.engine.hollow_to_tell() {
             tracing::warn!(
@@ -326,8 +333,8 @@ impl Running {
         self.search.report();
     }
 
-    /// Swaps in a new snapshot. `polled_at`: a poll has just succeeded; else the result keeps its
-    /// age.
+    /// Publishes a new snapshot. `polled_at`: when a poll has just succeeded; if `None`, the
+    /// result keeps its age.
     fn publish(&mut self, polled_at: Option<Timestamp>) {
         let at = match polled_at {
             Some(at) => Some((at, clock::since_boot())),
@@ -358,7 +365,7 @@ impl Running {
 // === impl Activity ===
 
 impl Activity {
-    /// What a failure of it means.
+    /// What a failure of the activity means.
     fn alone(self) -> &'static str {
         match self {
             Self::Loading => "cannot load the search's state; it is not polled until that works",
@@ -371,7 +378,7 @@ impl Activity {
         }
     }
 
-    /// The same where others have told of what is the matter.
+    /// The message for a failure whose cause is reported elsewhere.
     fn as_others(self) -> &'static str {
         match self {
             Self::Loading => "cannot load the search's state, as it is for others",
@@ -384,7 +391,7 @@ impl Activity {
 // === impl Failure ===
 
 impl Failure {
-    /// The failure of now, as it is shown.
+    /// The failure as it is shown, dated now.
     fn told(&self) -> PollError {
         PollError {
             at: clock::now(),
@@ -413,16 +420,16 @@ impl Failure {
     }
 }
 
-/// Waits until then. A timer would take a millisecond for what is due already: with the next page
-/// of a full read that is a sixth of the time that one takes.
+/// Waits until `at`. If that has passed, no timer is set: a timer takes a millisecond, which is a
+/// sixth of the time that a page of a full read takes.
 async fn until(at: Instant) {
     if Instant::now() < at {
         tokio::time::sleep_until(at).await;
     }
 }
 
-/// Waits for a request until then. None is begun after that: a time limit alone would have each of those that
-/// are left sent, for nobody.
+/// Waits for a request until the deadline. After the deadline, the request is not sent at all:
+/// with a time limit alone, each of the remaining requests would still be sent, for nobody.
 async fn in_time<T>(deadline: Instant, request: impl Future<Output = T>) -> Option<T> {
     if Instant::now() >= deadline {
         return None;

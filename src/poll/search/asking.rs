@@ -1,4 +1,5 @@
-//! How the server is asked: the request of each purpose, and how much at once, as far as the server has taught us.
+//! How the server is asked: the request of each purpose, and the paging that the server is known
+//! to accept.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,28 +18,29 @@ pub(super) struct Asking {
     pub(super) sorted: bool,
 }
 
-/// How pages are asked for. Neither the largest page nor the names of sort keys are documented, so less is asked
-/// for where the server refuses that, before giving up.
+/// Which paging is asked for. Neither the maximum page size nor the names of sort keys are
+/// documented. So if the server refuses the paging, less is asked for before the poll fails.
 #[derive(Debug)]
 pub(super) struct Paging {
     wanted: Asking,
     usual: Asking,
-    /// Where less is asked for than is wanted: when a poll tries that again. A trial costs its poll some requests,
-    /// but not the poll, unless the server has no time for it.
+    /// If less than wanted is asked for: when a poll tries the wanted paging again. A trial costs
+    /// its poll some requests, but does not make the poll fail, unless the server throttles it.
     trial_at: Option<Instant>,
-    /// Whether a request that this poll has made was repeated as it was.
+    /// Whether this poll has repeated a request unchanged.
     repeated: bool,
 }
 
 // === impl Running ===
 
 impl Running {
-    /// Asks for a page as is usual.
+    /// Asks for a page with the usual paging.
     pub(super) fn page(&mut self, purpose: Purpose, page: u64) -> Request {
         self.ask(purpose, page, self.paging.usual)
     }
 
-    /// Asks for a page of a full read: as for its first one, since pages are numbered by their size.
+    /// Asks for a page of a full read with the paging of the read's first page, because the size
+    /// of pages determines their numbers.
     pub(super) fn page_of_read(&mut self, page: u64) -> Request {
         if page == 1 {
             self.reading_by = self.paging.usual;
@@ -78,13 +80,13 @@ impl Running {
         })
     }
 
-    /// After a poll's request has failed: how to ask instead, if that may help.
+    /// Returns the paging to ask with after a poll's request has failed, if another try may help.
     pub(super) fn ask_otherwise(
         &mut self,
         error: &opsramp::Error,
         request: &SearchRequest,
     ) -> Option<Asking> {
-        // What is refused of a further page is its number.
+        // If a further page is refused, the reason is its number.
         if request.page != 1 {
             return None;
         }
@@ -111,7 +113,7 @@ impl Paging {
         self.usual
     }
 
-    /// Nothing has been refused yet.
+    /// Creates the paging for a server that has refused nothing yet.
     pub(super) fn new(wanted: Asking) -> Self {
         Self {
             wanted,
@@ -121,7 +123,8 @@ impl Paging {
         }
     }
 
-    /// How a poll that begins now asks for its first page. Where that is a trial, the next one comes after `pause`.
+    /// Returns how a poll that begins now asks for its first page. If that is a trial, the next
+    /// trial comes after `pause`.
     pub(super) fn begin(&mut self, now: Instant, pause: Duration) -> Asking {
         self.repeated = false;
         match self.trial_at {
@@ -133,7 +136,7 @@ impl Paging {
         }
     }
 
-    /// A poll has learned from an answer what it asked for so.
+    /// Notes that a poll has learned from the answer to a request with this paging.
     pub(super) fn answered(&mut self, asking: Asking) {
         self.usual = asking;
         if asking == self.wanted {
@@ -141,9 +144,10 @@ impl Paging {
         }
     }
 
-    /// How to ask instead of a request for a first page that has failed. A refusal may have been a passing fault, as
-    /// the documentation of 400 has it, so the same is asked once more, then for less, and for what is wanted again
-    /// at `trial_at`. `None` where that is no way out, or all has been tried.
+    /// Returns the paging to try after a request for a first page has failed. The same is asked
+    /// once more, because a refusal may be a passing fault, as the documentation of 400 says. Then
+    /// less is asked for, and what is wanted again at `trial_at`. `None` if another paging does
+    /// not help, or if all have been tried.
     fn otherwise(
         &mut self,
         error: &opsramp::Error,
@@ -153,7 +157,8 @@ impl Paging {
         let asked = Asking::of(failed);
         let is_refused = error.may_be_about_the_paging();
         if asked != self.usual {
-            // Step by step, as some of what was once too much may not be any more.
+            // The demands are lowered step by step, because some that were once refused may be
+            // accepted now.
             let less = failed.less().map(|less| Asking::of(&less));
             let tells = error.may_be_about_the_request();
             return Some(less.unwrap_or(self.usual)).filter(|_| tells);
@@ -182,7 +187,7 @@ impl Asking {
     }
 }
 
-/// Whether ids can be added to a query: unless it is about ids itself.
+/// Whether ids can be added to a query: not if the query itself names ids.
 pub(in crate::poll) fn can_be_asked_by_id(query: &str) -> bool {
     !query.to_ascii_lowercase().contains("uniqueid:")
 }
@@ -225,7 +230,7 @@ mod tests {
         }
     }
 
-    /// What a poll asks for where its first requests fail in these ways.
+    /// Returns what a poll asks for if its first requests fail with these errors.
     fn asked(paging: &mut Paging, now: Instant, errors: &[Error]) -> Vec<Asking> {
         let mut asked = vec![paging.begin(now, WHILE)];
         for error in errors {
@@ -244,7 +249,7 @@ mod tests {
         asked
     }
 
-    /// The same, where the server refuses the first requests, so many of them.
+    /// The same if the server refuses the first `times` requests.
     fn refused(paging: &mut Paging, now: Instant, times: usize) -> Vec<Asking> {
         asked(paging, now, &vec![status(400); times])
     }
@@ -266,7 +271,8 @@ mod tests {
         assert_eq!(refused(&mut paging, now, 2), [WANTED, WANTED, SMALLER]);
         paging.answered(SMALLER);
         assert_eq!(refused(&mut paging, now + WHILE / 2, 0), [SMALLER]);
-        // Refused again: what works is asked for at once, and once more after another while.
+        // The trial is refused: the same poll asks at once for what works, and the next trial
+        // comes later.
         let later = now + WHILE;
         assert_eq!(refused(&mut paging, later, 1), [WANTED, SMALLER]);
         paging.answered(SMALLER);
@@ -276,7 +282,7 @@ mod tests {
         assert_eq!(refused(&mut paging, later + WHILE * 2, 0), [WANTED]);
     }
 
-    /// One of two refusals has passed, and the other one is for good.
+    /// One of the two refusals has passed, and the other one lasts.
     #[test]
     fn a_trial_finds_how_much_is_not_refused_any_more() {
         let mut paging = Paging::new(WANTED);
@@ -309,7 +315,7 @@ mod tests {
             assert_eq!(asked(&mut paging, now, &failures), [WANTED, SMALLER, LEAST]);
             assert_eq!(asked(&mut paging, now + WHILE / 2, &failures), [LEAST]);
         }
-        // This says nothing of the request: the next poll asks as usual.
+        // Throttling says nothing about the request, so the next poll asks as usual.
         now += WHILE;
         let throttled = [Error::Throttled { retry_after: None }];
         assert_eq!(asked(&mut paging, now, &throttled), [WANTED]);

@@ -1,4 +1,4 @@
-//! What is asked for beside the polls, page by page: full reads, questions by id, alerts' own pages.
+//! Requests beside the polls: pages of full reads, questions by id, alerts' own pages.
 
 use std::time::Duration;
 
@@ -23,9 +23,9 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// When the background goes on.
 pub(super) struct Pace {
     pub(super) at: Instant,
-    /// Since it worked.
+    /// Number of failures in a row.
     failures: u32,
-    /// When it failed first, unless it has been answered since.
+    /// The time of the first failure since the background was last answered.
     failed_at: Option<Instant>,
 }
 
@@ -35,7 +35,7 @@ impl Running {
     pub(super) fn background(&mut self) -> Option<Request> {
         let task = self.engine.task()?;
         if !matches!(task, Task::Reasons(_)) {
-            // No departure waits any more: the alerts whose pages these are have come back.
+            // No departure is left to be told, so the alerts of these pages have come back.
             self.judged.clear();
         }
         match task {
@@ -103,8 +103,8 @@ impl Running {
         }
     }
 
-    /// Works off the answer to a page of a full read, or to a question by id. One that will go on failing is done
-    /// without.
+    /// Processes the answer to a page of a full read, or to a question by id. If a request keeps
+    /// failing, the background does without it.
     async fn page_answered(
         &mut self,
         purpose: &Purpose,
@@ -129,7 +129,7 @@ impl Running {
                 self.engine.confirmation_failed(question, Instant::now());
                 Ok(())
             }
-            // Polls have found out meanwhile how to ask.
+            // The polls have found another paging meanwhile.
             (Failure::Api(error), Purpose::FullRead)
                 if error.is_refusal()
                     && self.engine.wants(request.page)
@@ -153,7 +153,8 @@ impl Running {
         }
     }
 
-    /// Has the background go on at once: it works, or what held it up may be over.
+    /// Lets the background go on at once, because it works, or because the cause of its failures
+    /// may be over.
     pub(super) fn go_on_in_background(&mut self) {
         self.pace.go_on(Instant::now());
     }
@@ -165,8 +166,8 @@ impl Running {
         self.search.report();
     }
 
-    /// Whether the page that the full read wants failed so often that it will go on failing. Of the first page,
-    /// polls tell.
+    /// Whether the page that the full read wants has failed so often that it will keep failing.
+    /// The first page is left to the polls.
     fn cannot_go_on(&mut self, error: &opsramp::Error, page: u64) -> bool {
         let ended_before = self.engine.refused() == Some(page);
         page > 1
@@ -176,7 +177,7 @@ impl Running {
                 .ends_read(error, page, ended_before, Instant::now())
     }
 
-    /// Whether a question failed so often that the full read does without its answer.
+    /// Whether a question has failed so often that the full read does without its answer.
     fn is_asked_in_vain(&mut self, error: &opsramp::Error, question: &Question) -> bool {
         self.engine.is_asking(question) && self.patience.ends_question(error, Instant::now())
     }

@@ -1,4 +1,5 @@
-//! Alerts that are no longer found: whether they have left and why, and the lines about that.
+//! Alerts that are no longer found: whether and why they have left, and the lines about
+//! departures.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -19,9 +20,9 @@ use crate::{
     store::{Commit, StoredAlert},
 };
 
-/// How long departures may wait for their reasons.
+/// Time for which departures may wait for their reasons.
 const REASONS_DEADLINE: Duration = Duration::from_secs(10);
-/// The first pause before such a question is asked again; it doubles.
+/// The first pause before an alert's own page is asked for again; it doubles.
 const REASONS_PAUSE: Duration = Duration::from_millis(500);
 
 /// What an alert's own page said.
@@ -29,14 +30,14 @@ pub(super) enum Reason {
     Found(Answer),
     NotFound,
     Unknown,
-    /// There was no answer in time, be it for want of allowance.
+    /// There was no answer in time, perhaps because the allowance did not suffice.
     Late,
 }
 
 // === impl Running ===
 
 impl Running {
-    /// Asks for the pages of alerts that left, or may have.
+    /// Asks for the own pages of alerts that left, or may have left.
     pub(super) fn own_pages(
         &self,
         ids: Vec<Box<str>>,
@@ -60,7 +61,8 @@ impl Running {
         }
     }
 
-    /// Asks why alerts have left, unless that is known, or nobody would read it, or it would come too late.
+    /// Asks why alerts have left. It does not ask if the reason is known, if departures are not
+    /// logged, or if others that left with them have waited in vain.
     pub(super) fn reasons(&mut self, ids: Vec<Box<str>>) -> Request {
         let mut reasons = Vec::with_capacity(ids.len());
         let mut others = Vec::new();
@@ -83,9 +85,10 @@ impl Running {
         })
     }
 
-    /// Tells the engine who is gone: whose page there is no more, or whose status is another one.
+    /// Tells the engine which alerts are gone: those whose page is not found, or shows another
+    /// status.
     pub(super) fn judge(&mut self, verdicts: Vec<(Box<str>, Reason)>) {
-        // Where a reading has told nothing, the server may not find the page of anybody.
+        // After a reading that is not sound, the server may not find the page of any alert.
         let is_found = |(_, page): &(_, Reason)| matches!(page, Reason::Found(_));
         let finds_pages = self.engine.is_sound() || verdicts.iter().any(is_found);
         let has_left = |id: &str, page: &Reason| match page {
@@ -182,7 +185,8 @@ impl Running {
             self.has_departed = true;
         }
         for id in &ids {
-            // What its page said was about the alert that has left now: another one of the same id has its own.
+            // The own page was that of the alert that has left. A later alert with the same id has
+            // another page.
             self.judged.remove(id);
         }
         self.engine.adopt_departures(&ids);
@@ -190,8 +194,9 @@ impl Running {
     }
 }
 
-/// Asks for an alert's own page until there is an answer, or a failure that will not pass: what refuses the
-/// request or its token may have been a passing fault all the same, so that it is asked a second time.
+/// Asks for an alert's own page until there is an answer, or a failure that will not pass. A
+/// refusal of the request or of its token may be a passing fault, so the page is asked for a
+/// second time.
 async fn reason(client: &Client, tenant: &str, id: &str) -> Reason {
     let mut pause = REASONS_PAUSE;
     let mut refused = false;
@@ -204,7 +209,7 @@ async fn reason(client: &Client, tenant: &str, id: &str) -> Reason {
         tracing::debug!(tenant, alert = id, error = %error.chain(), "cannot ask why an alert left");
         let is_final = match &error {
             Error::TooLarge { .. } => true,
-            // Who may not ask once may not ask twice.
+            // A request that is forbidden once is forbidden again.
             Error::Auth { forbidden, .. } if *forbidden => true,
             error => !error.may_pass() && std::mem::replace(&mut refused, true),
         };

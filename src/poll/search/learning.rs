@@ -1,5 +1,5 @@
-//! What an answer tells: which alerts are new or have changed, the lines about them, and that both
-//! are stored before anybody is told.
+//! What an answer tells: which alerts are new or have changed, and the lines about them. Both are
+//! stored before anything is reported.
 
 use std::{borrow::Cow, collections::HashMap, time::Duration};
 
@@ -27,12 +27,12 @@ use crate::{
     track::{Before, Delta, Known, Sighting},
 };
 
-/// How long the lines of new alerts may wait for details.
+/// Time for which the lines of new alerts may wait for details.
 const DETAILS_DEADLINE: Duration = Duration::from_secs(2);
-/// Details that are kept for the lines of one page, in bytes.
+/// Maximum size of the details that are kept for the lines of one page, in bytes.
 const DETAILS_BYTES: usize = 16 * 1024 * 1024;
 
-/// A page that the engine knows already, while its changes are being stored.
+/// A page that was adopted before its changes were stored; they are being stored now.
 pub(super) struct PendingCommit {
     ahead: Ahead,
     committing: Pending<Result<(), store::Error>>,
@@ -40,10 +40,10 @@ pub(super) struct PendingCommit {
     tally: Tally,
 }
 
-/// What the journal had no room for.
+/// A commit that the journal had no room for.
 pub(super) struct Refused {
-    /// The most events that a refused commit had, but no more than the journal's limit: once as many fit, the journal
-    /// is full no longer.
+    /// The largest number of events of a refused commit, but at most the journal's limit. Once
+    /// this many fit, the journal is no longer full.
     events: u64,
     _notice: Notice,
 }
@@ -53,36 +53,37 @@ pub(super) struct Refused {
 struct Tally {
     opened: u64,
     changed: u64,
-    /// How long after their creation alerts were found.
+    /// The time between an alert's creation and its detection, for each alert.
     delays: Vec<Duration>,
 }
 
 /// A page, and what else is known of its alerts.
 struct Found<'a> {
     page: &'a Page<'a>,
-    /// One for each alert.
+    /// One sighting for each alert.
     sightings: &'a [Sighting<'a>],
     beyond: &'a Beyond,
-    /// Of new alerts, by their places.
+    /// The own pages of new alerts, by the alerts' places.
     own_pages: &'a HashMap<usize, Alert<'a>>,
     clock_ahead: SignedDuration,
 }
 
-/// What is known of a page's alerts beyond what stands on it.
+/// What is known of a page's alerts beyond the page itself.
 struct Beyond {
-    /// The ordinals that alerts had reached when they left before.
+    /// The ordinals that alerts had reached when they left earlier.
     ordinals: HashMap<Box<str>, u32>,
     /// The own pages of new alerts, with their places.
     details: Vec<(usize, Answer)>,
-    /// What such pages said of alerts that have changed since, by their places.
+    /// The stored fields of alerts that have changed, which include what the alerts' own pages
+    /// said. By the alerts' places.
     stored: HashMap<usize, AlertFields<'static>>,
 }
 
-/// A change of a page.
+/// A change that a page shows.
 struct Change<'a> {
-    /// Of the alert, on the page.
+    /// The alert's place on the page.
     place: usize,
-    /// `None`: worth storing, but no event.
+    /// `None`: the change is stored, but is no event.
     kind: Option<EventKind>,
     before: Option<&'a Before>,
 }
@@ -97,8 +98,8 @@ struct News<'a> {
 // === impl Running ===
 
 impl Running {
-    /// Stores and adopts what an answer tells. Brings whether a poll goes on, and how many events
-    /// there were.
+    /// Stores and adopts what an answer tells. Returns whether a poll goes on, and the number of
+    /// events.
     pub(super) async fn learn(
         &mut self,
         purpose: &Purpose,
@@ -127,7 +128,7 @@ impl Running {
             tally,
         } = self.news(&found, changes(&delta), now);
         let events = tally.opened + tally.changed;
-        // Only now: what has been done so far did not have to wait for the page before.
+        // Only this step has to wait until the page before is stored.
         self.settle().await?;
         let ahead = self.engine.ahead(purpose, &facts, &sightings, &delta);
         self.store(commit, tally, ahead, now).await?;
@@ -143,7 +144,8 @@ impl Running {
         Ok((next, events))
     }
 
-    /// What a page changes. Alerts on it that left and have opened anew since have left first.
+    /// Returns what a page changes. If alerts on it have left and opened anew, their departures
+    /// are stored first.
     async fn compare(
         &mut self,
         purpose: &Purpose,
@@ -158,9 +160,9 @@ impl Running {
         if opened_anew.is_empty() {
             return Ok(delta);
         }
-        // What lies under way could not be taken back any more.
+        // A page that was adopted ahead could not be taken back after that.
         self.settle().await?;
-        // Their own pages tell of the alerts that there are now.
+        // The reason is unknown, because the alerts' own pages now describe the new alerts.
         let left = opened_anew.into_iter().map(|id| (id, Reason::Unknown));
         self.store_departures(left.collect()).await?;
         Ok(self.engine.compare(purpose, sightings))
@@ -189,8 +191,8 @@ impl Running {
         })
     }
 
-    /// Stores what follows from a page, if anything does; beside what comes next, where the page can be adopted
-    /// ahead of that.
+    /// Stores the changes of a page, if there are any. If the page can be adopted ahead, they are
+    /// stored while the next page is asked for.
     async fn store(
         &mut self,
         commit: Commit,
@@ -218,7 +220,7 @@ impl Running {
         Ok(())
     }
 
-    /// Makes of each change what is to be stored, told and remembered of it.
+    /// Returns what is to be stored, reported and adopted for each change.
     fn news<'a>(&self, found: &Found<'a>, changes: Vec<Change<'_>>, now: Timestamp) -> News<'a> {
         let group_by = self.engine.tracker().group_by();
         let mut bodies = Bodies::default();
@@ -261,7 +263,7 @@ impl Running {
                 tally.changed += 1;
             } else {
                 tally.opened += 1;
-                // What has come back was noticed long ago: its age is no delay.
+                // An alert that has come back was found long ago: its age is not the delay.
                 if self.primed
                     && ordinal == 1
                     && let Some(created_at) = fields.created_at
@@ -295,7 +297,7 @@ impl Running {
         }
     }
 
-    /// Waits until what is under way is stored.
+    /// Waits until the commit under way has ended.
     async fn settle(&mut self) -> Result<(), Failure> {
         match commit_of(&mut self.under_way) {
             Some(committing) => {
@@ -306,15 +308,15 @@ impl Running {
         }
     }
 
-    /// Like [settle](Running::settle), for callers to whom a failure makes no difference: the page is the
-    /// background's, and so is its failure.
+    /// Like [settle](Running::settle), for callers to whom a failure makes no difference. The page
+    /// under way is one of the background, so the background reports the failure.
     pub(super) async fn settle_quietly(&mut self) {
         if let Err(failure) = self.settle().await {
             self.background_failed(&failure);
         }
     }
 
-    /// The end of what was under way.
+    /// Handles the end of the commit under way.
     pub(super) fn settled(&mut self, stored: Result<(), store::Error>) -> Result<(), Failure> {
         if let Some(PendingCommit {
             ahead,
@@ -341,7 +343,7 @@ impl Running {
         }
     }
 
-    /// Stores what was learned.
+    /// Stores a commit.
     pub(super) async fn commit(&mut self, commit: Commit, now: Timestamp) -> Result<(), Failure> {
         let events = commit.events.len() as u64;
         let committing = self.commit_later(commit, now);
@@ -350,7 +352,8 @@ impl Running {
         Ok(committed?)
     }
 
-    /// The same, to be waited for and taken note of later.
+    /// Returns a future that stores a commit. The caller waits for it and takes note of its
+    /// outcome later.
     fn commit_later(
         &self,
         mut commit: Commit,
@@ -364,8 +367,8 @@ impl Running {
         async move { store.commit(held, commit, now).await }
     }
 
-    /// Says to everybody who asks for health that the journal is full, until as much as it has refused gets
-    /// through: what others store may be less.
+    /// Adds a notice for health checks that the journal is full. The notice stays until a commit
+    /// with as many events as the refused one gets through, because smaller ones may fit earlier.
     fn note_room(&mut self, events: u64, committed: &Result<(), store::Error>) {
         let refused = self.refused.as_ref().map_or(0, |refused| refused.events);
         match committed {
@@ -384,7 +387,8 @@ impl Running {
         }
     }
 
-    /// What found no room may be gone again, so that no commit would ever tell that there is room.
+    /// Checks whether the journal has room again. The alerts that found no room may be gone, so
+    /// that no later commit would tell.
     pub(super) async fn look_for_room(&mut self) {
         let Search {
             heartbeat, shared, ..
@@ -396,7 +400,7 @@ impl Running {
         }
     }
 
-    /// Notes it once what was there before us has been in sight.
+    /// Stores, once, that all alerts from before the search's first start have been in sight.
     pub(super) async fn prime(&mut self) -> Result<(), Failure> {
         if !self.primed && self.engine.has_gone_through() {
             let commit = Commit {
@@ -409,7 +413,8 @@ impl Running {
         Ok(())
     }
 
-    /// With `at_first_start: skip`, alerts that were there before us are taken note of in silence.
+    /// Whether an alert is from before the search's first start and, with `at_first_start:
+    /// skip`, is to be recorded without a line.
     fn is_before_our_time(&self, fields: &AlertFields<'_>, clock_ahead: SignedDuration) -> bool {
         // The API dates alerts by its own clock, and to the second.
         let first_seen = self.first_seen.as_second() + clock_ahead.as_secs();
@@ -438,7 +443,7 @@ impl Running {
 // === impl Found ===
 
 impl<'a> Found<'a> {
-    /// What an alert's own page says, or said when it was new.
+    /// What an alert's own page says, or said when the alert was new.
     fn further(&self, place: usize) -> Option<AlertFields<'a>> {
         let new = self.own_pages.get(&place).map(reading::fields);
         new.or_else(|| self.beyond.stored.get(&place).cloned())
@@ -448,7 +453,7 @@ impl<'a> Found<'a> {
 // === impl Beyond ===
 
 impl Beyond {
-    /// What the own pages of new alerts show, by the alerts' places.
+    /// Returns what the own pages of new alerts show, by the alerts' places.
     fn own_pages<'a>(&'a self, alerts: &'a [Alert<'_>]) -> HashMap<usize, Alert<'a>> {
         let own_page = |(place, answer): &'a (usize, Answer)| {
             Some((*place, answer.alert_with(&alerts[*place].id)?))
@@ -471,7 +476,7 @@ impl Search {
         }
     }
 
-    /// The ordinals that alerts had reached when they left before.
+    /// Returns the ordinals that alerts had reached when they left earlier.
     async fn ordinals(
         &self,
         held: Held,
@@ -487,7 +492,8 @@ impl Search {
         Ok(departed.into_iter().collect())
     }
 
-    /// What is stored of alerts that have changed: the details that came when they were new.
+    /// Returns what is stored of alerts that have changed, including the details from when they
+    /// were new.
     async fn stored_details(
         &self,
         held: Held,
@@ -511,7 +517,7 @@ impl Search {
         Ok(fields.collect())
     }
 
-    /// The pages of new alerts, as far as they come in time.
+    /// Asks for the own pages of new alerts. Returns those that come in time.
     async fn details(&self, opened: &[usize], alerts: &[Alert<'_>]) -> Vec<(usize, Answer)> {
         if !self.shared.fetch_details || !self.logs(EventKind::Opened) {
             return Vec::new();
@@ -539,15 +545,15 @@ impl Search {
     }
 }
 
-/// What is being stored, if anything is.
+/// Returns the commit under way, if there is one.
 pub(super) fn commit_of(
     under_way: &mut Option<PendingCommit>,
 ) -> Option<&mut Pending<Result<(), store::Error>>> {
     Some(&mut under_way.as_mut()?.committing)
 }
 
-/// The changes of a page, oldest first: the API gives the newest first, and lines shall read in
-/// order.
+/// Returns the changes of a page, oldest first. The API gives the newest first, and lines shall be
+/// in order.
 fn changes(delta: &Delta) -> Vec<Change<'_>> {
     let opened = delta.opened.iter().map(|place| Change {
         place: *place,
@@ -569,7 +575,7 @@ fn changes(delta: &Delta) -> Vec<Change<'_>> {
     changes
 }
 
-/// The fields of an alert; what its own page has beyond them is added.
+/// Returns the fields of an alert, completed from its own page.
 fn fields_of<'a>(alert: &'a Alert<'_>, further: Option<AlertFields<'a>>) -> AlertFields<'a> {
     let mut fields = reading::fields(alert);
     if let Some(further) = further {
@@ -582,12 +588,12 @@ fn fields_of<'a>(alert: &'a Alert<'_>, further: Option<AlertFields<'a>>) -> Aler
     fields
 }
 
-/// A state or status from before, if there was one and it is known.
+/// Returns an earlier state or status, if there was one and it is known.
 pub(super) fn word(before: &str) -> Option<Cow<'_, str>> {
     (!before.is_empty()).then_some(Cow::Borrowed(before))
 }
 
-/// Whether a clock may go so wrong; else it is the header that does.
+/// Whether a clock may be wrong by this much. If not, the header is wrong.
 fn is_credible(clock_ahead: &SignedDuration) -> bool {
     clock_ahead.as_hours().abs() < 24
 }
@@ -617,7 +623,7 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(120);
 
-    /// A search of nobody's server, taken up.
+    /// A search that has been taken up and whose server does not exist.
     async fn running(store: &Store, health: &Health) -> Running {
         let board = Board::default();
         let metrics = metrics(&board);
@@ -669,7 +675,7 @@ mod tests {
         Running::new(search, &loaded, engine, grid)
     }
 
-    /// How many events it finds where the server shows the alerts 1, 2, … in these states.
+    /// Returns the number of events if the server shows the alerts 0, 1, … in these states.
     async fn learn(running: &mut Running, states: &[&str]) -> Result<u64, Failure> {
         let result = states.iter().enumerate().map(|(id, state)| {
             serde_json::json!({"uniqueId": id.to_string(), "currentState": state, "status": "New"})
@@ -690,7 +696,8 @@ mod tests {
         Ok(learned?.1)
     }
 
-    /// A page may need several calls of the store, one after the other, and a database that is slow works.
+    /// A page may need several calls of the store, one after the other. A slow database is no
+    /// failure.
     #[tokio::test(start_paused = true)]
     async fn a_slow_store_is_no_search_that_hangs() {
         let folder = tempfile::tempdir().unwrap();
@@ -707,7 +714,7 @@ mod tests {
         let mut running = running(&Store::Sqlite(slow), &health).await;
         running.has_departed = true;
         *calls.lock() = 0;
-        // Who was there before, the commit, and that the result has been read.
+        // The calls are: earlier ordinals, the commit, and that the result has been read.
         assert_eq!(learn(&mut running, &["Critical"]).await.unwrap(), 1);
         assert_eq!(*calls.lock(), 3);
     }
@@ -731,7 +738,7 @@ mod tests {
         assert!(is_full(), "nobody has looked");
         assert_eq!(learn(&mut running, &all).await.unwrap(), 3);
         assert!(!is_full());
-        // Nothing may come any more that would tell.
+        // Perhaps no commit comes any more that would tell.
         learn(&mut running, &["Critical"; 5]).await.unwrap_err();
         running.look_for_room().await;
         assert!(is_full());

@@ -1,25 +1,27 @@
-//! How long the background tries in vain before it does without: whether a page of a full read, or a
-//! question by id, fails for what it is, or because the server answers nobody.
+//! How long the background keeps trying a request before it does without the answer. A page of a
+//! full read, or a question by id, may fail because of what it asks, or because the server answers
+//! nobody.
 
 use tokio::time::Instant;
 
 use crate::opsramp;
 
-/// How often in a row a page fails, though polls do not, before one that the server refuses ends the full
-/// read, …
+/// Number of failures in a row, while polls do not fail, that a page may have if the server
+/// refuses it. The next failure ends the full read.
 const REFUSED: u32 = 2;
-/// … and before one at which the server fails does: some half an hour.
+/// The same for a page at which the server fails: some half an hour.
 const FAILED: u32 = 12;
-/// How often in a row a question by id fails, though polls do not, before the reading does without its answer.
+/// Number of failures in a row of a question by id, while polls do not fail, after which the
+/// reading does without the answer.
 const QUESTION: u32 = 3;
 
-/// What failed in the background, beside how polls went meanwhile.
+/// The failures of the background, compared with how polls went meanwhile.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Patience {
-    /// Whether the first page of the last poll came: else whatever fails says nothing of itself.
+    /// Whether the first page of the last poll came. If it did not, other failures prove nothing.
     is_heard: bool,
     page: Failures,
-    /// Which one that is.
+    /// The number of the page that fails.
     page_no: u64,
     question: Failures,
 }
@@ -27,9 +29,10 @@ pub(super) struct Patience {
 /// Failures of the same page, or of the same question, in a row.
 #[derive(Clone, Debug, Default)]
 struct Failures {
-    /// Those between polls whose first pages came.
+    /// Failures that were followed by a poll whose first page came.
     amid_polls: u32,
-    /// Those since: where the next poll's first page does not come, they may have had the same reason.
+    /// Failures since then. If the first page of the next poll does not come, they may have had
+    /// the same cause.
     since: u32,
     last_at: Option<Instant>,
 }
@@ -37,7 +40,8 @@ struct Failures {
 // === impl Patience ===
 
 impl Patience {
-    /// The first page of a poll that began then has come. Whether that of the one before had not.
+    /// Notes that the first page of a poll has come, which began at `began`. Returns whether the
+    /// first page of the poll before had not come.
     pub(super) fn heard(&mut self, began: Instant) -> bool {
         for failures in [&mut self.page, &mut self.question] {
             failures.heard(began);
@@ -45,29 +49,29 @@ impl Patience {
         !std::mem::replace(&mut self.is_heard, true)
     }
 
-    /// The first page of a poll has not come. What has failed since the one before may have failed for the same
-    /// reason.
+    /// Notes that the first page of a poll has not come. What has failed since the poll before may
+    /// have failed for the same reason.
     pub(super) fn unheard(&mut self) {
         self.is_heard = false;
         self.page.since = 0;
         self.question.since = 0;
     }
 
-    /// A page of the full read has come. One before the page that fails says nothing of that: the read may have
-    /// begun anew.
+    /// Notes that a page of the full read has come. A page before the failing one proves nothing:
+    /// the read may have begun anew.
     pub(super) fn page_came(&mut self, page: u64) {
         if page >= self.page_no {
             self.no_page_is_wanted();
         }
     }
 
-    /// The full read has ended, or none is wanted.
+    /// Notes that the full read has ended, or that none is wanted.
     pub(super) fn no_page_is_wanted(&mut self) {
         self.page = Failures::default();
         self.page_no = 0;
     }
 
-    /// What the failures of a page tell the search's next task.
+    /// Returns what the next task of the search is to know of failures of pages.
     pub(super) fn of_pages(&self) -> Self {
         Self {
             page: self.page.clone(),
@@ -76,13 +80,13 @@ impl Patience {
         }
     }
 
-    /// The background has got on.
+    /// Notes that the background has succeeded.
     pub(super) fn worked(&mut self) {
         self.question = Failures::default();
     }
 
-    /// Notes that this further page of the full read has failed. Whether it will go on failing; `ended_before`:
-    /// the last read ended there, so that this is soon believed again.
+    /// Notes that this further page of the full read has failed. Returns whether it will keep
+    /// failing. `ended_before`: the last read ended at this page, so a few failures suffice.
     pub(super) fn ends_read(
         &mut self,
         error: &opsramp::Error,
@@ -98,15 +102,17 @@ impl Patience {
             self.page_no = page;
         }
         let failures = self.page.add(now);
-        // A refusal most likely means that the server shows no more of a result than this, which will not pass.
+        // A refusal most likely means that the server shows no more of the result, which will not
+        // change.
         let is_certain = ended_before || error.is_refusal();
         let patience = if is_certain { REFUSED } else { FAILED };
-        // Polls may be too rare to have told of an outage.
+        // At least one poll must have been answered between the failures: without it, the server
+        // may have answered nobody.
         failures > patience && (ended_before || self.page.amid_polls > 0)
     }
 
-    /// Notes that a question by id has failed. Whether the server will not be asked so, as far as this reading
-    /// goes.
+    /// Notes that a question by id has failed. Returns whether this reading does without the
+    /// answer.
     pub(super) fn ends_question(&mut self, error: &opsramp::Error, now: Instant) -> bool {
         if !self.is_heard || !tells(error) {
             return false;
@@ -122,14 +128,14 @@ impl Patience {
 // === impl Failures ===
 
 impl Failures {
-    /// Notes one more, and tells how many there are.
+    /// Adds a failure and returns their number.
     fn add(&mut self, now: Instant) -> u32 {
         self.since += 1;
         self.last_at = Some(now);
         self.amid_polls + self.since
     }
 
-    /// A poll that began then was answered.
+    /// Notes that a poll was answered, which began at `began`.
     fn heard(&mut self, began: Instant) {
         if self.last_at.is_some_and(|at| at < began) {
             self.amid_polls += std::mem::take(&mut self.since);
@@ -137,8 +143,8 @@ impl Failures {
     }
 }
 
-/// Whether the failure of a request says something of itself, beside others that do not fail. A token that is
-/// refused does, if it lasts: polls are made with the same one.
+/// Whether the failure of a request is evidence about that request, if polls do not fail. The
+/// refusal of a token is, if it lasts: polls use the same token.
 pub(super) fn tells(error: &opsramp::Error) -> bool {
     error.may_be_about_the_request() || matches!(error, opsramp::Error::Auth { .. })
 }
@@ -165,7 +171,7 @@ mod tests {
         Error::Auth { what, forbidden }
     }
 
-    /// What a single page, or a single question, may be met with for good.
+    /// The errors that a single page, or a single question, may get for good.
     fn lasting() -> Vec<Error> {
         vec![
             status(504),
@@ -191,7 +197,7 @@ mod tests {
         ]
     }
 
-    /// What tells nothing of what was asked.
+    /// Errors that are no evidence about the request.
     fn elsewhere() -> Vec<Error> {
         vec![
             Error::Throttled { retry_after: None },
@@ -204,8 +210,8 @@ mod tests {
         ]
     }
 
-    /// The second page of a full read fails every ten seconds, beside polls whose first pages come. How often, before
-    /// the read ends there.
+    /// The second page of a full read fails every ten seconds, while the first pages of polls
+    /// come. Returns the number of failures after which the read ends there.
     fn failures(patience: &mut Patience, error: &Error, ended_before: bool) -> Option<u32> {
         let begun = Instant::now();
         (1..100).find(|number| {
@@ -217,7 +223,8 @@ mod tests {
         })
     }
 
-    /// A question by id fails again and again. How often, before the reading does without its answer.
+    /// A question by id fails again and again. Returns the number of failures after which the
+    /// reading does without the answer.
     fn questions(patience: &mut Patience, error: &Error) -> Option<u32> {
         let now = Instant::now();
         (1..100).find(|_| patience.ends_question(error, now))
@@ -233,7 +240,7 @@ mod tests {
     fn a_page_that_fails_for_good_ends_the_read_however_it_fails() {
         for error in lasting().into_iter().chain([auth(false)]) {
             assert_eq!(failures(&mut heard(), &error, false), Some(13), "{error}");
-            // It is known by then.
+            // The failure is known by then.
             assert_eq!(failures(&mut heard(), &error, true), Some(3), "{error}");
         }
         assert_eq!(failures(&mut heard(), &status(400), false), Some(3));
@@ -242,7 +249,7 @@ mod tests {
         }
     }
 
-    /// The page fails a few times in each of several tasks, all of which begin the read anew.
+    /// The page fails a few times in each of several tasks. Each task begins the read anew.
     #[test]
     fn a_page_that_fails_for_good_ends_the_read_also_where_that_begins_anew_each_time() {
         let mut patience = heard();
@@ -257,7 +264,8 @@ mod tests {
             patience.ends_read(&status(504), 3, false, now)
         });
         assert_eq!(ended, Some(13));
-        // Another one than the one that failed, or one that came in between.
+        // Another page than the failing one, or a page that came in between, begins the count
+        // anew.
         let now = begun + INTERVAL * 100;
         patience.heard(now);
         assert!(!patience.ends_read(&status(504), 4, false, now));
@@ -275,21 +283,22 @@ mod tests {
             assert_eq!(questions(&mut patience, &error), Some(3), "{error}");
         }
         assert_eq!(questions(&mut heard(), &status(400)), Some(1));
-        // Polls pass with the same token.
+        // Polls succeed with the same token.
         assert_eq!(questions(&mut heard(), &auth(false)), Some(12));
         for error in elsewhere() {
             assert_eq!(questions(&mut heard(), &error), None, "{error}");
         }
     }
 
-    /// The server fails to answer a poll now and then, which says nothing of a page that it never shows.
+    /// The server sometimes fails to answer a poll. That is no evidence about a page that it never
+    /// shows.
     #[test]
     fn polls_that_fail_now_and_then_do_not_keep_a_page_that_fails_for_good() {
         let mut patience = heard();
         let begun = Instant::now();
         let ended = (1..100u32).find(|minute| {
             let now = begun + INTERVAL * 2 * *minute;
-            // Of two failures at most the later one may have had the reason of the poll's.
+            // Of at most two failures, the later one may have had the same cause as the poll's.
             let ends = patience.ends_read(&status(504), 2, false, now);
             patience.heard(now + INTERVAL);
             if minute % 2 == 0 {
@@ -303,7 +312,7 @@ mod tests {
         let ended = (1..100u32).find(|minute| {
             let now = begun + INTERVAL * 2 * *minute;
             let ends = patience.ends_read(&status(504), 2, false, now);
-            // The poll after each failure fails as well, and the next does not.
+            // The poll after each failure fails as well, and the one after that does not.
             patience.unheard();
             patience.heard(now + INTERVAL);
             ends
@@ -311,7 +320,7 @@ mod tests {
         assert_eq!(ended, None);
     }
 
-    /// The server answers nobody for a while: that is about no page.
+    /// The server answers nobody for a while. That is no evidence about any page.
     #[test]
     fn an_outage_ends_no_read_and_no_question() {
         for error in [status(400), status(503)] {
@@ -328,7 +337,7 @@ mod tests {
                 assert!(!patience.ends_read(&error, 2, true, now));
                 assert!(!patience.ends_question(&error, now));
             }
-            // Polls work again: what failed before does not count.
+            // Polls work again. Earlier failures do not count.
             assert!(patience.heard(now + INTERVAL));
             assert!(!patience.ends_read(&error, 2, false, now + INTERVAL));
             assert!(!patience.ends_read(&error, 2, false, now + 2 * INTERVAL));

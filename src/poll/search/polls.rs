@@ -1,4 +1,4 @@
-//! Polls: from the first page to what is shown of how they went.
+//! Polls: from the request for the first page to the report of the outcome.
 
 use std::time::Duration;
 
@@ -21,16 +21,17 @@ pub(super) struct Poll {
     began: Instant,
     requests: u64,
     events: u64,
-    /// Whether what its first page tells was learned.
+    /// Whether the engine has learned from the first page.
     pub(super) heard: bool,
 }
 
-/// Polls that failed since one succeeded.
+/// The polls that failed since the last one that succeeded.
 #[derive(Default)]
 pub(super) struct FailedPolls {
     count: u32,
-    /// Those among them that stretch the interval. Failures of the token do not: it has a back-off
-    /// of its own. Nor do those of a further page: what is new may be on the first.
+    /// Number of those failures that stretch the interval. Failures of the token do not, because
+    /// the token has a back-off of its own. Failures of a further page do not, because new alerts
+    /// may be on the first page.
     stretching: u32,
     since: Option<Instant>,
 }
@@ -40,7 +41,8 @@ pub(super) struct FailedPolls {
 impl Running {
     pub(super) fn begin_poll(&mut self) -> Request {
         self.search.metrics.poll_begun();
-        // Who is found gone by what comes now did not leave with those before.
+        // Alerts that are found gone by later answers did not leave together with the earlier
+        // ones.
         self.waited_in_vain &= self.engine.has_departures() || self.engine.is_asking_who_left();
         let now = Instant::now();
         self.poll = Some(Poll {
@@ -55,7 +57,7 @@ impl Running {
         self.ask(Purpose::Poll, 1, asking)
     }
 
-    /// Works off an answer of a poll. Brings the next request, where the poll goes on.
+    /// Processes an answer of a poll. Returns the next request if the poll goes on.
     pub(super) async fn poll_answered(&mut self, reply: Reply) -> Option<Request> {
         let Reply::Page {
             purpose,
@@ -80,7 +82,7 @@ impl Running {
                 let asking = Asking::of(&request);
                 self.paging.answered(asking);
                 if !was_reading {
-                    // It may be the first page of a full read as well.
+                    // This may be the first page of a full read as well.
                     self.reading_by = asking;
                 }
             }
@@ -127,7 +129,8 @@ impl Running {
         None
     }
 
-    /// Takes note that a poll has not learned what is on a further page. Brings whether it succeeds all the same.
+    /// Notes that a poll did not learn what is on a further page. Returns whether the poll
+    /// succeeds all the same.
     fn can_do_without(&mut self, page: u64, failure: &Failure, took: Duration) -> bool {
         let Failure::Api(error) = failure else {
             self.engine.page_missed(page);
@@ -136,11 +139,11 @@ impl Running {
         if self.engine.page_failed(page, took, Instant::now()) {
             return true;
         }
-        // Also where it came and cannot be read.
+        // This includes a page that came but cannot be read.
         if patience::tells(error) {
             self.engine.poll_cut_short(Instant::now());
         }
-        // How far the server shows the result is the background's to find out.
+        // If the page is refused, the background finds out how far the server shows the result.
         error.is_refusal()
     }
 
@@ -172,11 +175,11 @@ impl Running {
         self.store_failed |= matches!(failure, Failure::Store(_));
         let error = self.search.failed(Activity::Poll, failure);
         self.next_poll = match failure {
-            // A secret that was rotated on disk shall be picked up at the next poll.
+            // If a secret was rotated on disk, the next poll shall pick it up.
             Failure::Api(error) if error.reason() == "auth" || error.is_echo() => {
                 self.grid.retry(now, 1, fastrand::f64(), None)
             }
-            // The next one's first page may bring news as soon as ever.
+            // The first page of the next poll may bring news, so that poll is not delayed.
             Failure::Api(error) if heard && error.may_be_about_the_request() => {
                 self.failures.stretching = 0;
                 self.grid.retry(now, 1, fastrand::f64(), None)
@@ -195,11 +198,11 @@ impl Running {
         self.search.status.up = Some(false);
         let reason = error.reason;
         self.end_poll(Err(error));
-        // Whoever sees the count shall see what it says of `up`, too.
+        // The counter grows last, so that whoever sees it also sees the new `up`.
         self.search.metrics.poll_failed(reason);
     }
 
-    /// One that failed has learned nothing to be shown, however many of its pages came.
+    /// Ends a poll. If it failed, no result is published, however many of its pages came.
     fn end_poll(&mut self, outcome: Result<u64, PollError>) {
         let Some(poll) = self.poll.take() else { return };
         let took = poll.began.elapsed();

@@ -1,4 +1,5 @@
-//! Taking a search up: waits for its turn, loads what the store knows of it, and gives it back.
+//! Taking a search up: waits for its turn, loads what the store knows of the search, and gives the
+//! search back.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -23,14 +24,14 @@ use crate::{
     track::{GroupLabel, Known, Sighting, Tracker},
 };
 
-/// Pages that a poll reads at most: half of a client's allowance of a minute.
+/// Maximum number of pages that a poll reads: half of a client's allowance of a minute.
 const MAX_POLL_PAGES: u64 = 25;
 
 /// The tries to take a search up.
 struct Tries<'a> {
     stop: &'a CancellationToken,
     grid: Grid,
-    /// Those in vain so far.
+    /// Number of tries in vain so far.
     failures: u32,
 }
 
@@ -40,7 +41,8 @@ struct Stopped;
 // === impl Search ===
 
 impl Search {
-    /// Runs until `stop`: polls whenever the search is this replica's. Brings what it leaves.
+    /// Runs until `stop`: polls whenever the search is this replica's. Returns what the task
+    /// leaves.
     pub(in crate::poll) async fn run(self: Box<Self>, stop: CancellationToken) -> Left {
         let mut search = self;
         loop {
@@ -61,7 +63,7 @@ impl Search {
         }
     }
 
-    /// Says that others poll the search.
+    /// Reports that another replica polls the search.
     fn stand_by(&mut self) {
         self.status = self.status.elsewhere();
         self.report();
@@ -71,7 +73,7 @@ impl Search {
         give_back(&self.shared.store, self.key.clone(), held).await;
     }
 
-    /// What is left of it before it runs.
+    /// What the task leaves if it stops before the search runs.
     fn left(&self, held: Option<Held>) -> Left {
         Left {
             held,
@@ -97,8 +99,8 @@ impl Search {
         }
     }
 
-    /// Loads what the store knows, once it is this replica's turn; tries again while the store
-    /// fails. Where it was told to stop, brings what it leaves.
+    /// Loads what the store knows, once it is this replica's turn, and tries again while the store
+    /// fails. If the task is told to stop, returns what it leaves.
     async fn take_up(mut self: Box<Self>, stop: &CancellationToken) -> Result<Running, Left> {
         let grid = Grid::new(&self.key, self.options.interval, Instant::now());
         let mut tries = Tries {
@@ -111,7 +113,7 @@ impl Search {
         let held = loaded.held;
         self.status.lease_held = true;
         self.status.lease = Some(self.shared.store.lease(held));
-        // A snapshot from before a reload names a lease that has passed, and loading may take long.
+        // A snapshot from before a reload names a lease that has ended, and loading may take long.
         self.report();
         let first = std::mem::take(&mut loaded.alerts);
         let tracker = self.load(held, first, &mut tries).await;
@@ -127,7 +129,7 @@ impl Search {
         Ok(Running::new(self, &loaded, engine, grid))
     }
 
-    /// Takes the search up in the store, whenever it is this replica's turn, until that works.
+    /// Takes the search up in the store when it is this replica's turn. Tries until that succeeds.
     async fn take_lease(&mut self, tries: &mut Tries<'_>) -> Result<Loaded, Stopped> {
         loop {
             self.turn(tries.stop).await?;
@@ -135,24 +137,27 @@ impl Search {
             let store = &self.shared.store;
             let taken = tokio::select! {
                 taken = store.take_up(&self.key, clock::now()) => taken,
-                // A database may not answer. The thread of a state file would hold it for nobody.
+                // A database may not answer. A state file does, and its thread would take the
+                // search up for nobody.
                 () = tries.stop.cancelled(), if store.is_shared() => return Err(Stopped),
             };
             match taken {
                 Ok(loaded) => return Ok(loaded),
                 Err(store::Error::HeldElsewhere) => self.stand_by(),
-                // It is another's soon, or comes to its turn again.
+                // Another replica gets the search soon, or this replica gets another turn.
                 Err(store::Error::Contested) => {}
                 Err(error) => {
-                    // As after a reload, whose predecessor has left the lease.
+                    // The lease may be held all the same, for instance if the task before a reload
+                    // left it.
                     let is_held = store.holds(&self.key);
                     if store.is_shared() && !is_held {
-                        // Others may have it by now.
+                        // Another replica may poll the search by now.
                         self.status = unknown(&self.key, &self.options, store);
                     }
                     let is_of_a_lock = matches!(error, store::Error::Locked(_));
                     self.cannot_load(error);
-                    // It comes to its turn again when others have had theirs; with what is held it is that at once.
+                    // A search whose row is locked gets its next turn only after the other
+                    // searches. One that is held gets it at once, so a pause is needed.
                     if !is_of_a_lock || is_held {
                         self.pause(tries).await?;
                     }
@@ -161,7 +166,7 @@ impl Search {
         }
     }
 
-    /// The stored alerts, from the first page of them on.
+    /// Loads the stored alerts; `page` is the first page of them.
     async fn load(
         &mut self,
         held: Held,
@@ -179,7 +184,8 @@ impl Search {
                 }
                 let (_, count) = unreadable.get_or_insert_with(|| (alert.id.clone(), 0));
                 *count += 1;
-                // Not what will be seen next: so it is stored anew.
+                // With a digest that no sighting has, the alert is stored anew when it is next
+                // seen.
                 alert.digest = !alert.digest;
                 let fields = AlertFields {
                     state: Some((&*alert.state).into()),
@@ -196,7 +202,7 @@ impl Search {
         }
     }
 
-    /// The page of stored alerts behind this one, as soon as the store gives it.
+    /// Loads the page of stored alerts after this id, as soon as the store answers.
     async fn load_page(
         &mut self,
         held: Held,
@@ -220,7 +226,7 @@ impl Search {
         }
     }
 
-    /// Goes on with what the snapshot tells of before, if it does.
+    /// Resumes the engine from the snapshot of the earlier task, if there is one.
     fn resume(&mut self, engine: &mut Engine) {
         let status = &mut self.status;
         let Some(result) = &mut status.result else {
@@ -231,8 +237,8 @@ impl Search {
             result.group_by = Arc::clone(tracker.group_by());
             result.groups = tracker.groups().into();
         }
-        // Where the counts differ, the task before knew what the store does not, such as departures under way: then all
-        // is read again.
+        // If the counts differ, the earlier task knew something that the store does not know, such
+        // as departures under way. Then the whole result is read again.
         if result.complete
             && result.tracked == tracker.open() as u64
             && let Some(read_at) = status.last_full_read
@@ -250,7 +256,7 @@ impl Search {
         self.report();
     }
 
-    /// Waits for the next try.
+    /// Waits until the next try.
     async fn pause(&self, tries: &mut Tries<'_>) -> Result<(), Stopped> {
         tries.failures += 1;
         let again = tries
@@ -267,7 +273,8 @@ impl Search {
         Ok(())
     }
 
-    /// `unreadable`: the first of them, and how many there are.
+    /// Warns about stored alerts that cannot be read. `unreadable`: the first of them, and their
+    /// number.
     fn tell_of_unreadable(&self, unreadable: Option<(Box<str>, u64)>) {
         if let Some((alert, alerts)) = unreadable {
             tracing::warn!(
@@ -280,14 +287,14 @@ impl Search {
     }
 }
 
-/// Gives a search back, so that others need not wait for the lease on it to end.
+/// Gives a search back, so that other replicas need not wait until the lease on it ends.
 pub(in crate::poll) async fn give_back(store: &Store, search: SearchKey, held: Held) {
     if let Err(error) = store.release(held).await {
         tracing::debug!(%search, error = %chain(&error), "could not release the search");
     }
 }
 
-/// The snapshot of a search of which nothing is known yet.
+/// Returns the snapshot of a search of which nothing is known yet.
 pub(in crate::poll) fn unknown(
     key: &SearchKey,
     options: &SearchOptions,
@@ -300,7 +307,7 @@ pub(in crate::poll) fn unknown(
     }
 }
 
-/// What is stored of an alert, if that can be read and is the alert's.
+/// Returns the stored fields of an alert, if they can be read and belong to the alert.
 fn stored_fields(alert: &StoredAlert) -> Option<AlertFields<'static>> {
     let fields = AlertFields::from_stored(&alert.body).ok()?;
     let is_its_own = reading::compared(&fields.state).eq_ignore_ascii_case(&alert.state);
