@@ -21,42 +21,42 @@ pub(crate) use full_read::{Facts, WITHOUT_NEWS};
 pub use pollers::{Account, Happening, LookUp, Plan, Pollers, Prepared};
 pub use reading::sightings;
 
-/// One search, as it is run for each of its tenants.
+/// One search; it runs for each of its tenants.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SearchOptions {
-    /// Its name, label `search`.
+    /// Name of the search, label `search`.
     pub name: Arc<str>,
     /// The `queryString`, such as `actions:OPEN`, not encoded.
     pub query: String,
     /// Time between two polls.
     pub interval: Duration,
-    /// The tenants' ids it runs for; `None`: every tenant.
+    /// Ids of the tenants that the search runs for; `None`: every tenant.
     pub tenants: Option<Vec<String>>,
-    /// Alerts to ask for on a page; the server may give fewer.
+    /// Number of alerts to ask for on a page; the server may give fewer.
     pub page_size: u32,
-    /// How often a result too large to read at every poll is read whole.
+    /// How often a result that is too large to be read at every poll is read whole.
     pub full_read_interval: Duration,
-    /// Gauges of a search that has not answered for so long are withheld.
+    /// Time without a successful poll after which the gauges of the search are withheld.
     pub stale_after: Duration,
     /// Labels of `opsramp_open_alerts`.
     pub group_by: Vec<GroupLabel>,
-    /// Beyond so many groups, alerts are counted under `other`.
+    /// Maximum number of groups; alerts of further groups are counted under `other`.
     pub max_groups: usize,
 }
 
 /// What becomes of alerts that are open when there is no state yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AtFirstStart {
-    /// They are logged as opened.
+    /// These alerts are logged as opened.
     Emit,
-    /// They are taken note of, without a line.
+    /// These alerts are recorded without a line.
     Skip,
 }
 
 // === impl SearchOptions ===
 
 impl SearchOptions {
-    /// Whether it runs for this tenant.
+    /// Whether the search runs for this tenant.
     #[must_use]
     pub fn is_for(&self, tenant: &str) -> bool {
         let named = |ids: &Vec<String>| ids.iter().any(|id| id == tenant);

@@ -1,11 +1,11 @@
-//! The bodies of a commit. They come and go together, so they share a few large allocations.
+//! The bodies of a commit. They live equally long, so they share a few large allocations.
 
 use bytes::{Bytes, BytesMut};
 
 /// The size of an allocation, unless a body is longer.
 const BLOCK: usize = 64 * 1024;
 
-/// Where bodies are written, one after the other.
+/// A writer of bodies that share allocations.
 #[derive(Debug, Default)]
 pub(super) struct Bodies {
     block: BytesMut,
@@ -13,7 +13,7 @@ pub(super) struct Bodies {
 }
 
 impl Bodies {
-    /// The body that `write` appends to what it is given.
+    /// Returns the body that `write` appends to the buffer.
     pub(super) fn body(&mut self, write: impl FnOnce(&mut Vec<u8>)) -> Bytes {
         self.draft.clear();
         write(&mut self.draft);

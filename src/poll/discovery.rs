@@ -1,8 +1,9 @@
-//! The clients of an account's partners: which there are, which of them are polled, and what they
-//! are called.
+//! The clients of an account's partners: which clients there are, which of them are polled, and by
+//! what names.
 //!
-//! Partners are looked up together and judged each for itself: one that does not answer, or not
-//! plausibly, keeps the clients it had, and has no say in those of the others.
+//! Partners are looked up together, but each is judged for itself. A partner that does not answer,
+//! or whose answer is not plausible, keeps the clients that it had, and has no influence on those
+//! of the others.
 
 mod look_up;
 #[cfg(test)]
@@ -35,20 +36,20 @@ use crate::{
 /// Clients that are polled, with the partner of each.
 pub(super) type Tenants = BTreeMap<Tenant, Arc<str>>;
 
-/// An account's client, and whom it has found.
+/// An account's API client, and the clients of partners that it has found.
 #[derive(Debug)]
 pub(super) struct AccountClient {
     pub(super) options: opsramp::Options,
     pub(super) client: Client,
-    /// What the client tells.
+    /// The metrics that the API client reports to.
     pub(super) metrics: AccountMetrics,
-    /// Changes when the client does, so that searches notice.
+    /// Grows when the API client is replaced, so that searches notice.
     pub(super) generation: u64,
-    /// Whose clients are looked up; none without discovery.
+    /// The partners whose clients are looked up; empty without discovery.
     partners: Vec<Partner>,
     pub(super) discovered: Tenants,
     look_up: Option<LookUpTask>,
-    /// When clients are to be looked up next, unless they are being looked up.
+    /// When clients are to be looked up next, unless a look-up is under way.
     pub(super) look_up_at: Instant,
     failures: u32,
 }
@@ -57,20 +58,21 @@ pub(super) struct AccountClient {
 #[derive(Debug)]
 struct Partner {
     status: PartnerStatus,
-    /// Whether its clients have been found since the partners or the client are these.
+    /// Whether its clients have been found since the partners or the API client last changed.
     is_looked_up: bool,
     doubts: Doubts,
 }
 
-/// A look-up under way. Dropping it ends it, and makes its outcome void.
+/// A look-up under way. Dropping it ends the look-up and makes its outcome void.
 #[derive(Debug)]
 struct LookUpTask(AbortHandle);
 
 /// The first pause after a look-up that failed.
 const DISCOVERY_PAUSE: Duration = Duration::from_secs(5);
 
-/// Tenants as they are called: two series must not share their labels. Of those with one name, each
-/// is called by its id, and none by that of another one.
+/// Returns the tenants with names that tell them apart, since two series must not share their
+/// labels. If several tenants have one name, each is called by its id. No tenant is called by the
+/// id of another one.
 pub(super) fn told_apart(tenants: &[&Tenant]) -> Vec<Tenant> {
     let ids: HashSet<&str> = tenants.iter().map(|tenant| &*tenant.id).collect();
     let mut bearers: HashMap<&str, usize> = HashMap::new();
@@ -108,7 +110,8 @@ fn tell_of_too_many(account: &str) {
 // === impl AccountClient ===
 
 impl AccountClient {
-    /// In place of another one, if there was one: whose clients are polled on meanwhile.
+    /// Creates the API client of an account. If it replaces an `old` one, that one's clients of
+    /// partners are polled on meanwhile.
     pub(super) fn new(
         options: opsramp::Options,
         client: Client,
@@ -135,9 +138,10 @@ impl AccountClient {
         new
     }
 
-    /// Has the clients of these partners looked up from now on, as if for the first time.
+    /// Sets the partners whose clients are looked up from now on, as if for the first time.
     fn begin_with(&mut self, partners: Vec<Arc<str>>, before: &[Partner]) {
-        // Where there was nobody, nothing is searched until these have been asked as well.
+        // If no client is known, nothing is searched until these partners have been looked up as
+        // well.
         let is_anybody_known = !self.discovered.is_empty();
         let was_known = |id: &Arc<str>| {
             let mut before = before.iter().map(|it| &it.status);
@@ -159,8 +163,8 @@ impl AccountClient {
         partners.map(|it| Arc::clone(&it.status.id)).collect()
     }
 
-    /// How many clients the look-ups have left to be polled; `None`: not all of the partners have been
-    /// looked up yet.
+    /// Number of clients that are polled after the look-ups; `None` until all partners have been
+    /// looked up.
     fn found(&self) -> Option<usize> {
         let all = self.partners.iter().all(|it| it.is_looked_up);
         all.then_some(self.discovered.len())
@@ -175,8 +179,8 @@ impl AccountClient {
         (!self.partners.is_empty()).then(status)
     }
 
-    /// Has the clients of these partners looked up from now on, at once where they are others than
-    /// before. Known clients of a partner that is still among them are polled on meanwhile.
+    /// Sets the partners whose clients are looked up from now on; at once if they are others than
+    /// before. Known clients of a partner that stays are polled on meanwhile.
     pub(super) fn look_up_clients_of(&mut self, partners: Vec<Arc<str>>) {
         if self.partners() == partners {
             return;
@@ -187,7 +191,7 @@ impl AccountClient {
         self.begin_with(partners, &before);
     }
 
-    /// Notes that clients are being looked up, and when to do so the next time.
+    /// Notes that a look-up has begun, and when the next one is due.
     pub(super) fn look_up_begun(&mut self, look_up: AbortHandle, next: Instant) {
         self.look_up = Some(LookUpTask(look_up));
         self.look_up_at = next;
@@ -198,14 +202,15 @@ impl AccountClient {
         self.look_up.is_some()
     }
 
-    /// Whether the outcome of this look-up is waited for.
+    /// Whether this is the look-up whose outcome is waited for.
     pub(super) fn awaits(&self, look_up: task::Id) -> bool {
         self.look_up
             .as_ref()
             .is_some_and(|LookUpTask(task)| task.id() == look_up)
     }
 
-    /// Takes over the outcome of the look-up under way. Brings whether others are polled from now on.
+    /// Takes over the outcome of the look-up under way. Returns whether other clients are polled
+    /// from now on.
     pub(super) fn take_over(&mut self, found: Clients) -> bool {
         self.look_up = None;
         let had = self.found();
@@ -248,7 +253,7 @@ impl AccountClient {
         is_other
     }
 
-    /// Says what was wrong with a look-up, after which these are polled.
+    /// Logs what was wrong with a look-up; `tenants` are polled after it.
     fn tell(&mut self, verdicts: &[Verdict], tenants: &Tenants) {
         let account = &self.options.name;
         let polled: HashSet<&Arc<str>> = tenants.values().collect();
@@ -293,7 +298,8 @@ impl AccountClient {
         }
     }
 
-    /// Has the clients looked up sooner than usual, and less soon each time in a row.
+    /// Has the clients looked up sooner than usual. The pause doubles with each such look-up in a
+    /// row.
     fn look_up_again(&mut self) {
         let pause = DISCOVERY_PAUSE * (1 << self.failures.min(6));
         self.failures += 1;

@@ -19,11 +19,11 @@ use crate::{
     simulator,
 };
 
-/// A page is refused or read, in both ways of reading the same, and whatever its alerts hold,
-/// each event of each is one line that reads back.
+/// A page is either refused or read, with and without the raw alerts alike. Whatever its alerts
+/// hold, each event of each alert is one line that reads back.
 ///
 /// # Panics
-/// Where that does not hold.
+/// If that does not hold.
 pub fn search_answer(data: &[u8]) {
     let answer = Answer::of_search(data.to_vec());
     for asked in [1, u64::MAX] {
@@ -44,7 +44,7 @@ pub fn search_answer(data: &[u8]) {
         assert!(plain.next_page.is_none_or(|next| next > asked));
         check_alerts(with_raw);
     }
-    // The answer about one alert is read from bytes of the same kind.
+    // The answer about one alert is read from such bytes, too.
     if let Ok(alert) = answer.alert() {
         check_alert(&alert, Some(answer.text()));
     }
@@ -93,7 +93,8 @@ fn check_alert(alert: &Alert<'_>, raw: Option<&str>) {
 fn check_record(record: &Record<'_>) {
     let body = record.to_json();
     assert!(is_one_line(&body), "{}", String::from_utf8_lossy(&body));
-    // Not as a `Value`, which cannot hold a number such as 1e999: `raw` is as the server sent it.
+    // Not read as a `Value`, which cannot hold a number such as 1e999: `raw` is as the server sent
+    // it.
     let json: Ids = serde_json::from_slice(&body).expect("a line is JSON");
     assert_eq!(json.alert_id, *record.alert_id);
     assert_eq!(json.event_id, record.event_id.to_string());
@@ -109,14 +110,15 @@ fn check_record(record: &Record<'_>) {
     }
 }
 
-/// What others find a line by.
+/// The fields by which a line is found.
 #[derive(Deserialize)]
 struct Ids {
     alert_id: String,
     event_id: String,
 }
 
-/// Nothing that some reader takes for the end of a line, and nothing that a terminal obeys.
+/// Whether a line has no character that a reader may take for the end of a line, and none that a
+/// terminal obeys.
 fn is_one_line(line: &[u8]) -> bool {
     let line = str::from_utf8(line).expect("a line is text");
     !line
@@ -143,10 +145,10 @@ fn key() -> SearchKey {
 
 /// A query reaches the server as it was written, and so do ids that are added to it.
 ///
-/// The bytes are the query and then ids, each after a zero.
+/// The bytes are the query and then the ids, each after a zero byte.
 ///
 /// # Panics
-/// Where that does not hold.
+/// If that does not hold.
 pub fn query_string(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else {
         return;
@@ -179,7 +181,7 @@ fn parse(query: &str) -> Result<simulator::Query, simulator::Refusal> {
     simulator::Query::parse(query, simulator::UnknownKey::Ignore)
 }
 
-/// Checks what the server reads out of the request.
+/// Checks what the server reads from the request.
 fn arrives(query: &str) {
     let request = SearchRequest {
         query: query.to_owned(),

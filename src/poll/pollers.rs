@@ -29,30 +29,30 @@ use crate::{
     store::{Held, Store},
 };
 
-/// What shall be polled.
+/// What is to be polled.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
     /// The accounts.
     pub accounts: Vec<Account>,
     /// The searches; each runs for every tenant, or for those it names.
     pub searches: Vec<SearchOptions>,
-    /// What becomes of events.
+    /// How events are recorded.
     pub record: record::Options,
     /// What becomes of alerts that are open when there is no state yet.
     pub at_first_start: AtFirstStart,
-    /// Whether each new alert is asked for by id.
+    /// Whether the details of each new alert are asked for.
     pub fetch_details: bool,
 }
 
 /// An account of a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
-    /// How to reach it.
+    /// How to reach the account.
     pub options: opsramp::Options,
     /// Its tenants.
     pub tenants: Vec<Tenant>,
-    /// How often to look up the clients of these (partner) tenants, each of which becomes a tenant
-    /// while it is activated; `None`: never.
+    /// How often to look up the clients of these (partner) tenants; `None`: never. Each client
+    /// becomes a tenant while it is activated.
     pub discovery: Option<Duration>,
 }
 
@@ -65,7 +65,8 @@ pub struct Pollers {
     health: Health,
     plan: Option<Plan>,
     clients: BTreeMap<Arc<str>, AccountClient>,
-    /// What accounts have asked for that have gone, or gone over to another server, and until when that counts.
+    /// The requests made for accounts that have gone, or that ask another server now, and until
+    /// when these requests count.
     gone: Vec<(Instant, Asked)>,
     searches: HashMap<SearchKey, RunningSearch>,
     tasks: JoinSet<SearchKey>,
@@ -77,14 +78,14 @@ pub struct Pollers {
 #[derive(Debug)]
 pub struct Prepared {
     plan: Plan,
-    /// Of the accounts that are new or changed.
+    /// The API clients of accounts that are new or changed.
     clients: Vec<(Client, AccountMetrics)>,
 }
 
 /// What the owner of [`Pollers`] must act on.
 #[derive(Debug)]
 pub enum Happening {
-    /// A task has ended that should not have: the process cannot go on.
+    /// A task has ended that should not have ended: the process cannot go on.
     Failed(anyhow::Error),
     /// Clients were looked up; hand this to [`Pollers::adopt`].
     LookedUp(LookUp),
@@ -93,7 +94,7 @@ pub enum Happening {
 /// The outcome of looking up the clients of an account's partners.
 #[derive(Debug)]
 pub struct LookUp {
-    /// Tells it from one that another plan has made void.
+    /// Tells this look-up from one that another plan has made void.
     task: task::Id,
     account: Arc<str>,
     found: Clients,
@@ -102,23 +103,25 @@ pub struct LookUp {
 #[derive(Debug)]
 struct RunningSearch {
     spec: Spec,
-    /// Tells it from a predecessor that is still being joined.
+    /// Tells this task from an earlier one that is still being joined.
     task: task::Id,
     stop: CancellationToken,
     stopped: tokio::sync::oneshot::Receiver<Left>,
 }
 
-/// What a search's task leaves to the one that goes on with other options, or for a tenant that has another name.
+/// What a search's task leaves to its successor, which has other options, or whose tenant has
+/// another name.
 #[derive(Debug, Default)]
 struct Kept {
     held: Option<Held>,
-    /// What was known, where the same is asked.
+    /// The last snapshot, if the successor has the same query.
     status: Option<Arc<SearchStatus>>,
-    /// What was learned of how the server answers, where it is asked in the same way.
+    /// What was learned of how the server answers, if the successor asks in the same way.
     learned: Learned,
 }
 
-/// Everything a search's task depends on: where it differs, the task begins anew.
+/// Everything that a search's task depends on. If any of it changes, a new task replaces the old
+/// one.
 #[derive(Clone, Debug, PartialEq)]
 struct Spec {
     options: Arc<SearchOptions>,
@@ -128,17 +131,18 @@ struct Spec {
     fetch_details: bool,
 }
 
-/// First polls of many searches are this far apart, but no further than their interval.
+/// Pause between the first polls of two searches. All first polls come within their interval.
 const START_PACE: Duration = Duration::from_millis(20);
-/// What an account that has gone has asked for counts for so long: a minute, and what its last requests take.
+/// Time for which the requests made for an account that has gone count: a minute, and the time
+/// that its last requests may take.
 const GONE_COUNTS: Duration = Duration::from_secs(120);
-/// A search's loop promises to come round so often.
+/// Maximum time between two heartbeats of a search's loop.
 const HEARTBEAT: Duration = Duration::from_secs(120);
 
 // === impl Pollers ===
 
 impl Pollers {
-    /// None runs yet.
+    /// Creates the pollers; no task runs yet.
     #[must_use]
     pub fn new(store: Store, board: Board, metrics: Metrics, health: Health) -> Self {
         Self {
@@ -156,10 +160,10 @@ impl Pollers {
         }
     }
 
-    /// Sets up what a plan needs and changes nothing yet, but that files are read again.
+    /// Sets up what a plan needs. It changes nothing yet, but reads files again.
     ///
     /// # Errors
-    /// Where an account's client cannot be set up.
+    /// If an account's client cannot be set up.
     pub async fn prepare(&self, plan: Plan) -> Result<Prepared, BuildError> {
         let mut clients = Vec::new();
         for account in &plan.accounts {
@@ -191,25 +195,25 @@ impl Pollers {
         self.forget(accounts_of(clients));
     }
 
-    /// Removes the series of those accounts that would have been new.
+    /// Removes the series of those of the accounts that would have been new.
     fn forget<'a>(&self, accounts: impl Iterator<Item = &'a Arc<str>>) {
         for name in accounts.filter(|name| !self.clients.contains_key(*name)) {
             self.metrics.remove_account(name);
         }
     }
 
-    /// Makes the tasks follow a plan, as [`Pollers::prepare`] and [`Pollers::follow`] do.
+    /// Makes the tasks follow a plan: [`Pollers::prepare`] and [`Pollers::follow`] in one.
     ///
     /// # Errors
-    /// Where an account's client cannot be set up. Then nothing has changed.
+    /// If an account's client cannot be set up. Then nothing has changed.
     pub async fn apply(&mut self, plan: Plan) -> Result<(), BuildError> {
         let prepared = self.prepare(plan).await?;
         self.follow(prepared).await;
         Ok(())
     }
 
-    /// Makes the tasks follow a plan. Those that it does not change go on undisturbed; no state
-    /// is lost, whatever changes.
+    /// Makes the tasks follow a plan. Tasks that it does not change go on undisturbed, and no
+    /// state is lost, whatever changes.
     pub async fn follow(&mut self, Prepared { plan, clients }: Prepared) {
         self.forget_gone();
         let asked: Vec<Asked> = self.clients.values().map(|it| it.client.asked()).collect();
@@ -241,7 +245,8 @@ impl Pollers {
         }
     }
 
-    /// Puts new clients in the place of those that their accounts had. `before`: what those asked.
+    /// Replaces the clients of accounts by new ones. `before`: the requests of the earlier
+    /// clients.
     fn replace_clients(
         &mut self,
         clients: Vec<(Client, AccountMetrics)>,
@@ -263,7 +268,8 @@ impl Pollers {
                 client.go_on_with_allowances_of(asked, |_| true);
             }
             if let Some(old) = &old {
-                // Its searches, and a token's request, may take a while to end.
+                // The searches of the old client, and its request for a token, may take a while to
+                // end.
                 old.metrics.replaced();
             }
             let name = Arc::clone(client.account());
@@ -272,7 +278,7 @@ impl Pollers {
         }
     }
 
-    /// Has the clients of each account's partners looked up, and shows it.
+    /// Looks up the clients of each account's partners, and shows this on the board.
     fn look_up_as_planned(&mut self, plan: &Plan) {
         for account in &plan.accounts {
             if let Some(client) = self.clients.get_mut(&account.options.name) {
@@ -287,8 +293,9 @@ impl Pollers {
         }
     }
 
-    /// Has what these clients have asked in the last minute count on where other accounts ask for their tenants
-    /// now: a server's count does not begin anew because an account has another name.
+    /// Makes requests of the last minute count on if another account asks for their tenants now:
+    /// the server's count does not begin anew because an account has another name. `before`: the
+    /// requests of the earlier clients.
     fn hand_on_allowances(&self, plan: &Plan, before: &[Asked]) {
         let of_account = |account: &Account| -> HashSet<Arc<str>> {
             account
@@ -303,7 +310,7 @@ impl Pollers {
             .map(|account| (&account.options.name, of_account(account)))
             .collect();
         for old in before {
-            // The account of the same name, where it still asks the same server.
+            // The account of the same name, if it still asks the same server.
             let heir = self.clients.get(old.account());
             let heir = heir.filter(|heir| heir.client.asks_the_server_of(old));
             let found: HashSet<&Arc<str>> = heir
@@ -324,7 +331,7 @@ impl Pollers {
                 let Some(known) = self.clients.get(name).filter(|_| name != old.account()) else {
                     continue;
                 };
-                // Whoever no account names may be among those that a look-up finds.
+                // A tenant that no account names may be among those that a look-up finds.
                 let may_find = |tenant: &str| {
                     account.discovery.is_some() && !listed.values().any(|it| it.contains(tenant))
                 };
@@ -372,7 +379,7 @@ impl Pollers {
         }
     }
 
-    /// Stops all tasks. What they hold is given back when the store is closed.
+    /// Stops all tasks. The leases that they hold are given back when the store is closed.
     pub async fn stop(&mut self) {
         for search in self.searches.values() {
             search.stop.cancel();
@@ -382,7 +389,7 @@ impl Pollers {
         while self.tasks.join_next().await.is_some() {}
     }
 
-    /// Which searches shall run.
+    /// The searches that shall run.
     fn wanted(&self) -> BTreeMap<SearchKey, (Client, Spec)> {
         let mut wanted = BTreeMap::new();
         let Some(plan) = &self.plan else {
@@ -397,8 +404,8 @@ impl Pollers {
             };
             let configured: BTreeSet<&Arc<str>> =
                 account.tenants.iter().map(|tenant| &tenant.id).collect();
-            // A partner whose clients are tenants of their own is none itself, or each alert
-            // would be logged twice.
+            // If a partner's clients are tenants of their own, the partner itself is not polled:
+            // otherwise each alert would be logged twice.
             let own = account
                 .tenants
                 .iter()
@@ -443,8 +450,8 @@ impl Pollers {
             })
             .map(|(key, _)| key.clone())
             .collect();
-        // Before any has ended: whose task takes long to end, since it waits for the database, holds up
-        // itself alone.
+        // The store learns this before any task has ended. A task may take long to end, because it
+        // waits for the database, and this shall hold up no other search.
         self.store.share_out(wanted.keys().cloned().collect());
         let mut ending = FuturesUnordered::new();
         let mut successors = HashMap::new();
@@ -459,7 +466,7 @@ impl Pollers {
             {
                 let key = key.clone();
                 stop.cancel();
-                // A sender that was dropped says the same: the task has ended.
+                // If the sender was dropped, the task has ended as well.
                 ending.push(async move { (key, spec, stopped.await.unwrap_or_default()) });
             }
         }
@@ -470,8 +477,8 @@ impl Pollers {
             Instant::now() + pace
         };
         wanted.retain(|key, _| !self.searches.contains_key(key));
-        // A tenant that has another name now works with the same row of the store, and its name may have been
-        // another one's.
+        // A tenant with a new name has the same row of the store as before, and its new name may
+        // have been another tenant's. Its searches start once the earlier tasks have ended.
         let rows: HashSet<_> = outdated.iter().map(SearchKey::stored_as).collect();
         let labels: HashSet<_> = outdated.iter().map(SearchKey::labels).collect();
         let (renamed, new): (Vec<_>, Vec<_>) = wanted.into_iter().partition(|(key, _)| {
@@ -515,11 +522,11 @@ impl Pollers {
         }
     }
 
-    /// What of a search that has ended counts for the one that goes on with its row, as `spec` says.
+    /// What the successor, whose options are `spec`, takes over from a search that has ended.
     fn keep(&self, key: &SearchKey, before: &Spec, left: Left, spec: &Spec) -> Kept {
         let is_same = spec.options.query == before.options.query;
         Kept {
-            // It stays ours in between.
+            // This replica keeps the lease in between.
             held: left.held,
             status: self.board.search(key).filter(|_| is_same),
             learned: if spec.asks_as(before) {
@@ -550,7 +557,8 @@ impl Pollers {
             },
             None => unknown,
         };
-        // From the first scrape on, and before anybody asks whether all are ready.
+        // The search must be on the board before the first scrape, and before readiness is asked
+        // for.
         self.board.set_search(status.clone());
         let stop = CancellationToken::new();
         let (ended, stopped) = tokio::sync::oneshot::channel();
@@ -576,10 +584,11 @@ impl Pollers {
         let token = stop.clone();
         let name = key.clone();
         let task = self.tasks.spawn(async move {
-            // One that is stopped before it has taken the search up leaves it as it found it.
+            // A task that is stopped before it has taken the search up passes on what it was
+            // given.
             let mut left = search.run(token).await;
             left.held = left.held.or(kept.held);
-            // Nobody asks when all are stopped.
+            // When all tasks are stopped, nobody receives this.
             ended.send(left).ok();
             name
         });
@@ -596,7 +605,8 @@ impl Pollers {
 
     // --- clients of partners
 
-    /// The accounts whose clients are looked up, with how often; those that are waited for left out.
+    /// The accounts whose clients are looked up, and how often. Accounts with a look-up under way
+    /// are left out.
     fn discovering(&self) -> impl Iterator<Item = (&Arc<str>, Duration, &AccountClient)> {
         let accounts = self.plan.iter().flat_map(|plan| &plan.accounts);
         accounts.filter_map(|account| {
@@ -606,14 +616,14 @@ impl Pollers {
         })
     }
 
-    /// Forgets what no longer counts. Brings when there is more to be forgotten.
+    /// Forgets requests that no longer count. Returns when the next ones are to be forgotten.
     fn forget_gone(&mut self) -> Option<Instant> {
         let now = Instant::now();
         self.gone.retain(|(until, _)| *until > now);
         self.gone.iter().map(|(until, _)| *until).min()
     }
 
-    /// Begins the look-ups that are due. Brings when the next one is.
+    /// Begins the look-ups that are due. Returns when the next one is due.
     fn begin_look_ups(&mut self) -> Option<Instant> {
         let now = Instant::now();
         let due: Vec<_> = self
@@ -643,7 +653,7 @@ impl Pollers {
     }
 
     /// Makes the tenants of an account follow a look-up of its clients, unless another plan has
-    /// changed what was asked.
+    /// made the look-up void.
     pub async fn adopt(&mut self, look_up: LookUp) {
         let LookUp {
             task,
@@ -659,7 +669,8 @@ impl Pollers {
         if client.take_over(found) {
             self.follow_plan().await;
         }
-        // Only now: as long as their searches are not on the board, they would be missed there.
+        // The account's status comes last: until the searches of the new clients are on the board,
+        // they would seem to be missing.
         let client = self.clients.get(&account);
         let discovery = client.and_then(AccountClient::discovery);
         self.board
@@ -670,7 +681,7 @@ impl Pollers {
 // === impl Spec ===
 
 impl Spec {
-    /// Whether the same pages are asked for, of a client that has not changed.
+    /// Whether the same pages are asked for, and by the same client.
     fn asks_as(&self, other: &Self) -> bool {
         let asked = |it: &Self| (it.generation, it.options.page_size);
         asked(self) == asked(other) && self.options.query == other.options.query
@@ -700,7 +711,7 @@ mod tests {
         store,
     };
 
-    /// None that follows a plan yet.
+    /// Pollers that follow no plan yet.
     async fn pollers(folder: &std::path::Path) -> Pollers {
         let store = open_store(folder, store::JOURNAL_LIMIT).await;
         let board = Board::default();
@@ -735,9 +746,9 @@ mod tests {
                 vec![tenant("client_1", "x")],
                 ["x/a", "x/c", "x/d"].as_slice(),
             ),
-            // One that is called otherwise has the same row of the store.
+            // A tenant with another name has the same row of the store.
             (vec![tenant("client_1", "y")], &["y/d"]),
-            // And one that has its name has the same series.
+            // Another tenant with this name has the same series.
             (vec![tenant("client_2", "x")], &["x/d"]),
             (vec![tenant("client_2", "z")], &["z/a", "z/b", "z/c", "z/d"]),
         ] {
@@ -758,7 +769,7 @@ mod tests {
         }
     }
 
-    /// The account's old client may have a token requested until its searches have ended.
+    /// The account's old client may ask for a token until its searches have ended.
     #[tokio::test]
     async fn what_a_client_learns_after_it_was_replaced_is_not_shown() {
         let simulator = Simulator::start(simulator::Options::default(), "127.0.0.1:0");
@@ -779,7 +790,7 @@ mod tests {
         let client = |pollers: &Pollers| pollers.clients["default"].client.clone();
         pollers.apply(plan(60)).await.unwrap();
         let old = client(&pollers);
-        // One that is not followed changes nothing.
+        // A plan that is prepared and not followed changes nothing.
         let prepared = pollers.prepare(plan(90)).await.unwrap();
         pollers.discard(&prepared);
         old.token().await.unwrap();
@@ -802,7 +813,7 @@ mod tests {
     async fn a_look_up_that_panics_is_no_look_up_that_found_nobody() {
         let folder = tempfile::tempdir().unwrap();
         let mut pollers = pollers(folder.path()).await;
-        // One that nobody waits for any more is none either.
+        // A look-up that nobody waits for any more has found nobody either.
         pollers.look_ups.spawn(std::future::pending()).abort();
         pollers
             .look_ups

@@ -14,7 +14,8 @@ use crate::{
 /// The longest value of a label, in bytes; a longer one is cut.
 const MAX_LABEL: usize = 256;
 
-/// The alerts as [`crate::track`] sees them. A digest leaves out what changes on every answer.
+/// Returns the alerts as [`crate::track`] sees them. A digest leaves out what changes with every
+/// answer.
 #[must_use]
 pub fn sightings<'a>(alerts: &'a [Alert<'_>]) -> Vec<Sighting<'a>> {
     let mut strung = Vec::new();
@@ -27,12 +28,13 @@ pub fn sightings<'a>(alerts: &'a [Alert<'_>]) -> Vec<Sighting<'a>> {
     alerts.iter().map(sighting).collect()
 }
 
-/// A state or a status as it is compared, whether it comes from an answer or from the store.
+/// Returns a state or a status as it is compared, whether it comes from an answer or from the
+/// store.
 pub(super) fn compared<'a>(text: &'a Text<'_>) -> &'a str {
     word(text).trim()
 }
 
-/// A hash of the alert's texts, which are strung together in `strung`.
+/// Returns a hash of the alert's texts, which are concatenated in `strung`.
 fn digest(alert: &Alert<'_>, strung: &mut Vec<u8>) -> u64 {
     let resource = [&alert.resource, &alert.device];
     let texts = [
@@ -70,14 +72,14 @@ fn digest(alert: &Alert<'_>, strung: &mut Vec<u8>) -> u64 {
     strung.clear();
     for text in texts.into_iter().chain(of_resources) {
         let text = word(text);
-        // The lengths keep apart texts that read the same when they are strung together.
+        // The lengths tell apart alerts whose texts are the same when concatenated.
         strung.extend_from_slice(&(text.len() as u64).to_le_bytes());
         strung.extend_from_slice(text.as_bytes());
     }
     xxh3_64(strung)
 }
 
-/// The fields of its record.
+/// Returns the fields of the alert's record.
 pub(super) fn fields<'a>(alert: &'a Alert<'_>) -> AlertFields<'a> {
     let resource = &alert.resource;
     let device = &alert.device;
@@ -107,7 +109,7 @@ pub(super) fn fields<'a>(alert: &'a Alert<'_>) -> AlertFields<'a> {
     }
 }
 
-/// Its value for each label; empty where it has none.
+/// Returns the alert's value for each label; empty if the alert has none.
 pub(super) fn group<'a>(fields: &AlertFields<'a>, labels: &[GroupLabel]) -> Vec<Cow<'a, str>> {
     let value = |label: &GroupLabel| {
         let text = match label {
@@ -129,7 +131,7 @@ pub(super) fn group<'a>(fields: &AlertFields<'a>, labels: &[GroupLabel]) -> Vec<
     labels.iter().map(value).collect()
 }
 
-/// The text as a label has it.
+/// Returns the text as the value of a label.
 fn trim<'a>(text: &Cow<'a, str>) -> Cow<'a, str> {
     fn trim(text: &str) -> &str {
         let text = text.trim();
@@ -141,12 +143,12 @@ fn trim<'a>(text: &Cow<'a, str>) -> Cow<'a, str> {
     }
 }
 
-/// A time as the API writes it; `None` where it cannot be read.
+/// Parses a time as the API writes it; `None` if it cannot be read.
 pub(super) fn time(text: &Text<'_>) -> Option<Timestamp> {
     text.as_deref().and_then(parse_time)
 }
 
-/// The API writes states in any case; a series has one.
+/// Returns a known state in one spelling for the series: the API writes states in any case.
 fn known_state(state: Cow<'_, str>) -> Cow<'_, str> {
     ["Critical", "Warning", "Info", "Ok"]
         .into_iter()

@@ -9,7 +9,7 @@ use crate::identity::SearchKey;
 
 /// The longest pause between two tries of a search that fails.
 pub(super) const MAX_BACK_OFF: Duration = Duration::from_secs(5 * 60);
-/// Failures in a row that are tried again at the plain interval.
+/// Number of failures in a row after which the search is tried again at the plain interval.
 const PATIENCE: u32 = 2;
 
 /// The points in time at which a search is polled.
@@ -22,8 +22,8 @@ pub(super) struct Grid {
 // === impl Grid ===
 
 impl Grid {
-    /// A grid of its own for each search: many searches spread over their interval, and each keeps
-    /// its place whatever joins or leaves.
+    /// Creates a grid for a search. Each search has its own, so that many searches spread over
+    /// their interval, and each keeps its place whatever searches join or leave.
     #[must_use]
     pub(super) fn new(key: &SearchKey, interval: Duration, now: Instant) -> Self {
         let name = format!("{}\0{}\0{}", key.account, key.tenant.id, key.search);
@@ -34,7 +34,7 @@ impl Grid {
         }
     }
 
-    /// The first point after `now`. Points that have passed are skipped, not made up for.
+    /// Returns the first point after `now`. Points that have passed are skipped, not made up for.
     #[must_use]
     pub(super) fn next(&self, now: Instant) -> Instant {
         if now < self.origin {
@@ -42,16 +42,17 @@ impl Grid {
         }
         let passed = (now - self.origin).as_nanos() / self.interval.as_nanos().max(1);
         let passed = u32::try_from(passed + 1).unwrap_or(u32::MAX);
-        // An interval too long to be multiplied is too long to be waited for, too.
+        // An interval that is too long to be multiplied will not pass anyway.
         let offset = self.interval.checked_mul(passed).unwrap_or(Duration::MAX);
         self.origin
             .checked_add(offset)
             .unwrap_or(now + self.interval)
     }
 
-    /// The point at which to try again after `failures` in a row (from 1): the interval doubles
-    /// after the second, up to [`MAX_BACK_OFF`]; one that is longer is not waited out. `random` from
-    /// 0 to 1 spreads those that failed together. Never sooner than `not_before`.
+    /// Returns when to try again after `failures` in a row (from 1). After the second failure, the
+    /// interval doubles each time, up to [`MAX_BACK_OFF`]. If the interval is longer than that, it
+    /// is cut short. `random`, from 0 to 1, spreads searches that failed together. The result is
+    /// never before `not_before`.
     #[must_use]
     pub(super) fn retry(
         &self,
@@ -147,7 +148,7 @@ mod tests {
             let now = origin + Duration::from_secs(elapsed);
             let at = grid.retry(now, failures, random, None);
             prop_assert!(at > now && at <= now + MAX_BACK_OFF);
-            // Nor is it tried more often than at the plain interval, or after four minutes.
+            // Nor is the next try sooner than the plain interval and four minutes.
             prop_assert!(at >= grid.next(now).min(now + Duration::from_secs(240)));
         }
     }

@@ -1,4 +1,4 @@
-//! What unit tests of polling begin with.
+//! What unit tests of polling have in common.
 
 use std::{path::Path, time::Duration};
 
@@ -11,10 +11,10 @@ use crate::{
     store::{self, Store},
 };
 
-/// A server that nobody reaches.
+/// The URL of a server that does not exist.
 pub(super) const NOBODY: &str = "http://127.0.0.1:1";
 
-/// The store in that folder, in SQLite.
+/// Opens an SQLite store in that folder.
 pub(super) async fn open_store(folder: &Path, journal_limit: u64) -> Store {
     let options = store::Options::Sqlite {
         path: folder.join("state.db"),

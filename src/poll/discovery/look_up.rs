@@ -1,4 +1,4 @@
-//! Looking clients up: reads the pages of each partner's, and puts together what they show.
+//! Looking clients up: reads the pages with each partner's clients, and combines what they show.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet, btree_map::Entry},
@@ -13,39 +13,41 @@ use crate::{
     opsramp::{self, Client, ClientInfo, ClientsPage},
 };
 
-/// Partners that are asked at the same time, so that one that does not answer delays the others little.
+/// Maximum number of partners that are asked at the same time: one that does not answer then
+/// delays the others little.
 const PARTNERS_AT_ONCE: usize = 4;
-/// A partner's clients are read no further than so many pages of a hundred.
+/// Maximum number of pages of a partner's clients that are read, at a hundred clients a page.
 const MAX_CLIENT_PAGES: u64 = 500;
-/// Clients of an account that are polled at most. One takes some 40 kB of memory.
+/// Maximum number of clients of an account that are polled. One client takes some 40 kB of memory.
 pub(super) const MAX_CLIENTS: usize = 10_000;
 
 /// Clients that a look-up has found.
 #[derive(Debug, Default)]
 pub(in crate::poll) struct Clients {
-    /// Names and partners of those that are activated, by their ids.
+    /// Names and partners of the activated clients, by the clients' ids.
     pub(super) activated: BTreeMap<String, (String, Arc<str>)>,
-    /// The ids of the others.
+    /// The ids of the deactivated clients.
     pub(super) deactivated: BTreeSet<String>,
-    /// The partners of which no activated client was shown.
+    /// The partners for which no activated client was shown.
     pub(super) empty: BTreeSet<Arc<str>>,
-    /// The partners of which the server counts more clients than it shows, and how many more.
+    /// The partners for which the server counts more clients than it shows, and how many more.
     pub(super) short: BTreeMap<Arc<str>, u64>,
-    /// The partners whose clients could not be looked up, or not all of them, and why.
+    /// The partners whose clients could not be looked up, or not completely, and the errors.
     pub(super) failed: BTreeMap<Arc<str>, opsramp::Error>,
-    /// The ids of those that are known: there is room for each of them, however many others there are.
+    /// The ids of the known clients. There is room for each of them, however many others are
+    /// found.
     pub(super) known: HashSet<Arc<str>>,
-    /// How many of those that are activated are not known.
+    /// Number of activated clients that were not known.
     pub(super) new: usize,
-    /// How many more of them there was no room for.
+    /// Number of further such clients, for which there was no room.
     pub(super) left_out: usize,
 }
 
 /// The answer about one partner.
 pub(super) struct Answer {
-    /// Also those that were shown before it failed.
+    /// The clients shown, including those that were shown before a failure.
     pub(super) clients: Vec<ClientInfo>,
-    /// How many more the server counts than it shows.
+    /// How many more clients the server counts than it shows.
     pub(super) more: Result<u64, opsramp::Error>,
 }
 
@@ -55,16 +57,16 @@ pub(super) struct Shown {
     clients: Vec<ClientInfo>,
     ids: HashSet<String>,
     activated: usize,
-    /// Items, each client once, those that could not be read included.
+    /// Number of items, with each client counted once, including items that could not be read.
     count: u64,
-    /// What the last page told.
+    /// The total on the last page.
     total: u64,
-    /// The largest that any page told: where one falls, a client may have slipped over the border to a page
-    /// that had been read.
+    /// The largest total on any page. If the total falls, a client may have slipped over the
+    /// border to a page that had been read.
     largest_total: u64,
 }
 
-/// The clients of some partners. `known`: the ids of those that are known.
+/// Looks up the clients of some partners. `known`: the ids of the known clients.
 pub(in crate::poll) async fn clients_of(
     client: &Client,
     partners: Vec<Arc<str>>,
@@ -85,7 +87,7 @@ pub(in crate::poll) async fn clients_of(
     found
 }
 
-/// The clients of a partner.
+/// Looks up the clients of one partner.
 async fn ask_about(client: &Client, partner: &str) -> Answer {
     let mut shown = Shown::default();
     let mut next = Some(1);
@@ -107,9 +109,10 @@ async fn ask_about(client: &Client, partner: &str) -> Answer {
 // === impl Shown ===
 
 impl Shown {
-    /// Takes in a page. Brings the number of the next one, if it is to be read.
+    /// Takes in a page. Returns the number of the next page, if it is to be read.
     pub(super) fn take_in(&mut self, page: ClientsPage) -> Option<u64> {
-        // Paging over a living list can show a client twice, and some servers never end.
+        // A list that changes while it is read can show a client twice, and some servers name a
+        // next page for ever.
         let of_page = page.clients.len();
         let is_new = |it: &ClientInfo| self.ids.insert(it.id.clone());
         let new: Vec<_> = page.clients.into_iter().filter(is_new).collect();
@@ -135,7 +138,7 @@ impl Shown {
 // === impl Clients ===
 
 impl Clients {
-    /// Takes in what was said of a partner.
+    /// Takes in the answer about a partner.
     pub(super) fn take_in(&mut self, answer: Answer, partner: &Arc<str>) {
         match answer.more {
             Ok(0) => {}

@@ -36,16 +36,16 @@ fn a_client_that_two_pages_show_counts_once_and_one_that_is_not_activated_does_n
     assert_eq!(names, ["Client 0", "Client 1"]);
 }
 
-/// Partners, and their clients that are known.
+/// Partners and their known clients.
 struct Known {
     partners: Vec<Partner>,
     tenants: Tenants,
-    /// Whether they are looked up again soon.
+    /// Whether the clients are looked up again soon.
     again: bool,
 }
 
 impl Known {
-    /// So many of the first one, so many of the second one.
+    /// Partners with these numbers of clients.
     fn of<const N: usize>(counts: [usize; N]) -> Self {
         let mut end = 0;
         let found = found_of(counts.map(|count| {
@@ -60,7 +60,7 @@ impl Known {
         }
     }
 
-    /// The numbers of those that are polled after a look-up, and how it was judged.
+    /// The numbers of the clients that are polled after a look-up, and how the look-up was judged.
     fn after(&mut self, found: Clients) -> (Vec<usize>, Vec<Verdict>) {
         let decision = decide(&self.tenants, found, &mut self.partners);
         self.tenants = decision.tenants;
@@ -70,7 +70,7 @@ impl Known {
         (polled, decision.verdicts)
     }
 
-    /// The same of one partner, that shows some and counts so many more.
+    /// The same for one partner, whose answer shows these clients and counts so many more.
     fn after_one(&mut self, shown: Vec<ClientInfo>, more: u64) -> (Vec<usize>, Verdict) {
         let (polled, mut verdicts) = self.after(found_of([(shown, Ok(more))]));
         (polled, verdicts.remove(0))
@@ -81,7 +81,7 @@ fn msp(number: usize) -> Arc<str> {
     format!("msp_{number}").into()
 }
 
-/// What is found where the first partner answers the first of these, the second one the second.
+/// What is found if the partners give these answers, in their order.
 fn found_of<const N: usize>(
     answers: [(Vec<ClientInfo>, Result<u64, opsramp::Error>); N],
 ) -> Clients {
@@ -141,13 +141,13 @@ fn a_partner_that_is_left_with_nobody_is_looked_up_again_soon() {
     off[0].activated = false;
     known.after_one(off, 0);
     assert!(known.tenants.is_empty() && known.again);
-    // Others have somebody.
+    // The other partner has clients.
     let mut known = Known::of([2, 0]);
     known.after(found_of([(page(0..2), Ok(0)), (Vec::new(), Ok(0))]));
     assert!(known.again);
     known.after(found_of([(page(0..2), Ok(0)), (page(2..3), Ok(0))]));
     assert!(!known.again);
-    // All of them are another partner's, which was asked first.
+    // All its clients were shown for another partner, which was asked first.
     let mut known = Known::of([2, 0]);
     known.after(found_of([(page(0..2), Ok(0)), (page(0..2), Ok(0))]));
     assert!(!known.again);
@@ -180,7 +180,7 @@ fn a_partner_that_fails_keeps_its_clients_and_has_no_say_in_those_of_others() {
     assert_eq!(polled, [1, 10, 11, 2, 3, 4, 5]);
     assert!(matches!(verdicts[0].kind, Kind::Sound), "{verdicts:?}");
     assert!(matches!(verdicts[1].kind, Kind::Failed(_)), "{verdicts:?}");
-    // What it showed before it failed counts, what it did not does not.
+    // Clients shown before the failure count; that others were not shown does not.
     let mut off = page(4..5);
     off[0].activated = false;
     off.extend(page(12..13));
@@ -200,16 +200,16 @@ fn a_surplus_is_believed_once_look_ups_in_a_row_have_lacked_the_same() {
     let (polled, verdict) = known.after_one(page(0..3), 1);
     assert_eq!(polled, [0, 1, 2]);
     assert!(matches!(verdict.kind, Kind::ShortAsEver(1)), "{verdict:?}");
-    // It stays so, also for those that are new.
+    // The surplus stays believed, also when new clients are shown.
     let (polled, verdict) = known.after_one(page(0..4), 1);
     assert_eq!(polled, [0, 1, 2, 3]);
     assert!(matches!(verdict.kind, Kind::ShortAsEver(1)), "{verdict:?}");
-    // And another one that is missing needs as many look-ups again.
+    // Another missing client needs as many look-ups again.
     for _ in 1..PATIENCE {
         assert_eq!(known.after_one(page(1..4), 1).0, [0, 1, 2, 3]);
     }
     assert_eq!(known.after_one(page(1..4), 1).0, [1, 2, 3]);
-    // Most of them, too.
+    // So do most of the clients.
     for _ in 1..PATIENCE {
         assert_eq!(known.after_one(Vec::new(), 1).0, [1, 2, 3]);
     }
@@ -221,11 +221,11 @@ fn a_surplus_is_believed_once_look_ups_in_a_row_have_lacked_the_same() {
 #[test]
 fn look_ups_that_differ_let_nobody_go_however_many_are_short() {
     for other in [
-        // Another number, another one that is missing, none too many in between.
+        // Another surplus, another missing client, no surplus in between.
         |known: &mut Known| known.after_one(page(0..3), 2),
         |known: &mut Known| known.after_one(page(1..4), 1),
         |known: &mut Known| known.after_one(page(0..4), 0),
-        // Most of them for a moment.
+        // Most clients are missing for a moment.
         |known: &mut Known| known.after_one(Vec::new(), 0),
     ] {
         let mut known = Known::of([4]);
@@ -317,7 +317,7 @@ fn a_partner_of_too_many_clients_takes_no_place_of_anothers_that_are_known() {
         .into_iter()
         .chain(page(MAX_CLIENTS..grown));
     let mut of_second = page(MAX_CLIENTS - 10..MAX_CLIENTS);
-    // It is the same one.
+    // The same client by another name.
     of_second[0].name = "Another".to_owned();
     let of_third = page(grown..2 * grown);
     let mut found = Clients {
@@ -327,7 +327,7 @@ fn a_partner_of_too_many_clients_takes_no_place_of_anothers_that_are_known() {
     found.take_in(answer(of_third), &msp(3));
     found.take_in(answer(of_first.collect()), &msp(1));
     found.take_in(answer(of_second), &msp(2));
-    // What is kept until it is decided is bounded.
+    // The number of clients kept until the decision is bounded.
     assert_eq!(found.activated.len(), 2 * MAX_CLIENTS);
     known.partners.push(Partner::new(msp(3), true));
     let decision = decide(&known.tenants, found, &mut known.partners);
@@ -338,8 +338,8 @@ fn a_partner_of_too_many_clients_takes_no_place_of_anothers_that_are_known() {
     assert_eq!(ids(&decision.tenants), ids(&known.tenants));
 }
 
-/// The pages of a list of which a client is deleted while they are read, so that the next one slips over the
-/// border.
+/// The pages of a list that shrinks while it is read, because a client is deleted. The next client
+/// then slips over the border between two pages.
 #[test]
 fn a_client_that_slips_to_a_page_that_was_read_counts_as_not_shown() {
     let pages = |pages: [(std::ops::Range<usize>, u64); 3]| {
@@ -369,7 +369,8 @@ fn a_client_that_slips_to_a_page_that_was_read_counts_as_not_shown() {
         pages([(0..100, 250), (100..200, 250), (201..250, 249)]),
         (249, 1)
     );
-    // One that is new in front has others shown twice, and is not.
+    // A new client in front moves others to the next page, where they are shown twice. The new one
+    // is not shown.
     assert_eq!(
         pages([(0..100, 250), (99..199, 251), (199..250, 251)]),
         (250, 1)

@@ -1,4 +1,5 @@
-//! What a look-up says: who is polled from now on, and who may be missing from it by mistake.
+//! What follows from a look-up: which clients are polled from now on, and which may be missing
+//! from it by mistake.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -14,68 +15,71 @@ use super::{
 };
 use crate::opsramp;
 
-/// Look-ups in a row that count the same number of clients too many, or lack most, and lack the same, before
-/// that is believed: with the pauses between them more than a minute, as whoever goes by mistake may be missed
-/// for an hour.
+/// Number of look-ups in a row that must lack the same clients before they are believed, if they
+/// count the same number of clients too many, or lack most clients. With the pauses between them,
+/// that takes more than a minute: a client that goes by mistake may not come back for an hour.
 pub(super) const PATIENCE: u32 = 5;
-/// How often it is told that this is believed.
+/// How often it is logged that a surplus is believed.
 const TELL_SURPLUS_EVERY: Duration = Duration::from_secs(60 * 60);
 /// What follows from a look-up.
 #[derive(Debug)]
 pub(super) struct Decision {
-    /// Who is polled from now on.
+    /// The clients that are polled from now on.
     pub(super) tenants: Tenants,
-    /// What the look-up says of each partner, in their order.
+    /// What the look-up says about each partner, in the order of the partners.
     pub(super) verdicts: Vec<Verdict>,
-    /// Clients that are new and for which there is no room.
+    /// Number of new clients for which there is no room.
     pub(super) left_out: usize,
-    /// Whether they are looked up again soon: not everything is certain, or nobody of a partner was shown, for
-    /// whom an hour is too long to wait.
+    /// Whether the clients are looked up again soon. This is so if something is uncertain, or if a
+    /// partner has shown no activated client, because its first client should not wait for an
+    /// hour.
     pub(super) again: bool,
 }
 
-/// What a look-up says of a partner.
+/// What a look-up says about a partner.
 #[derive(Debug)]
 pub(super) struct Verdict {
     pub(super) kind: Kind,
-    /// How many of its clients that are known were not shown.
+    /// Number of the partner's known clients that were not shown.
     pub(super) missing: usize,
 }
 
 #[derive(Debug)]
 pub(super) enum Kind {
-    /// Whoever is not shown has gone.
+    /// Clients that are not shown have gone.
     Sound,
-    /// So has whoever is not shown, although the server counts so many more: it always does.
+    /// Clients that are not shown have gone, although the server counts this many more: it always
+    /// does.
     ShortAsEver(u64),
-    /// The server counts so many more than it shows: any of those it does not show may be one of them.
+    /// The server counts this many more clients than it shows. Any client that is not shown may be
+    /// one of them.
     Short(u64),
-    /// It lacks most of those that are known, for which others must agree: an empty list for a moment would
-    /// stop all of them.
+    /// The look-up lacks most of the known clients. Others must confirm it, because a list that is
+    /// empty for a moment would stop all searches.
     LacksMost,
-    /// It tells nothing about whoever is not shown.
+    /// The look-up tells nothing about clients that are not shown.
     Failed(opsramp::Error),
 }
 
-/// What the last look-ups of a partner's clients were like, where whoever they do not show need not
-/// have gone.
+/// The doubt left by the last look-ups of a partner's clients, if the clients that they did not
+/// show need not have gone.
 #[derive(Debug, Default)]
 pub(super) struct Doubts(Option<Doubt>);
 
-/// The server counts more clients of a partner than it shows, or shows few of those that are known.
+/// The server counts more clients of a partner than it shows, or shows few of the known clients.
 #[derive(Debug)]
 struct Doubt {
-    /// How many more it counts.
+    /// How many more clients it counts.
     more: u64,
-    /// The ids of those that are known and that it does not show.
+    /// The ids of the known clients that it does not show.
     missing: BTreeSet<Arc<str>>,
-    /// How many look-ups in a row have said just that.
+    /// Number of look-ups in a row with these same findings.
     times: u32,
-    /// When it was last told that this is believed.
+    /// When it was last logged that the surplus is believed.
     told: Option<Instant>,
 }
 
-/// Who is polled after a look-up that found these.
+/// Decides which clients are polled after a look-up.
 pub(super) fn decide(known: &Tenants, found: Clients, partners: &mut [Partner]) -> Decision {
     let mut held = Tenants::new();
     let mut verdicts = Vec::new();
@@ -106,7 +110,7 @@ pub(super) fn decide(known: &Tenants, found: Clients, partners: &mut [Partner]) 
     let left_out = found.left_out;
     let mut tenants = found.into_tenants();
     let known_ids: HashSet<&Arc<str>> = known.keys().map(|tenant| &tenant.id).collect();
-    // Whoever is polled already goes before those that are new.
+    // Known clients, which are polled already, go before new ones.
     let mut too_many = (tenants.len() + held.len()).saturating_sub(MAX_CLIENTS);
     let left_out = left_out + too_many;
     tenants.retain(|tenant, _| {
@@ -127,8 +131,8 @@ pub(super) fn decide(known: &Tenants, found: Clients, partners: &mut [Partner]) 
 // === impl Doubts ===
 
 impl Doubts {
-    /// Judges a look-up that did not show these of so many known clients, and counted so many more than
-    /// it showed.
+    /// Judges a look-up of a partner with `known` known clients. It did not show the `missing`
+    /// ones, and counted `more` clients than it showed.
     pub(super) fn judge(&mut self, more: u64, missing: BTreeSet<Arc<str>>, known: usize) -> Kind {
         let lacks_most = 2 * missing.len() > known;
         if more == 0 && !lacks_most {
@@ -147,7 +151,7 @@ impl Doubts {
         doubt.times = doubt.times.saturating_add(1);
         let is_believed = doubt.times >= PATIENCE;
         if is_believed {
-            // They are not known any more.
+            // These clients are not known any more.
             doubt.missing.clear();
         }
         match more {
@@ -158,7 +162,8 @@ impl Doubts {
         }
     }
 
-    /// Whether it is told again that the server counts too many, and that this is believed.
+    /// Whether it is to be logged again that the server counts too many clients, and that this is
+    /// believed.
     pub(super) fn is_to_be_told(&mut self, now: Instant) -> bool {
         let Some(doubt) = &mut self.0 else {
             return false;
@@ -175,7 +180,7 @@ impl Doubts {
 // === impl Verdict ===
 
 impl Verdict {
-    /// Whether another look-up must tell who has gone.
+    /// Whether another look-up must show which clients have gone.
     pub(super) fn is_provisional(&self) -> bool {
         match self.kind {
             Kind::Sound | Kind::ShortAsEver(_) => false,
