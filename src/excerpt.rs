@@ -1,5 +1,5 @@
-//! What a server said, fit to be shown: on one short line, and without the secrets that it was
-//! sent and may echo, in whatever form. It knows neither HTTP nor what the words mean.
+//! What a server said, fit to be shown: on one short line, and without the secrets that the server
+//! was sent and may echo in any form. This module knows neither HTTP nor what the words mean.
 
 use std::{borrow::Cow, collections::HashSet};
 
@@ -11,26 +11,29 @@ use percent_encoding::percent_decode_str;
 
 use crate::secret::{REDACTED, Secret};
 
-/// How many characters are shown.
+/// Maximum number of characters that are shown.
 const MAX_EXCERPT: usize = 160;
 
-/// How much is looked at, in bytes, however much was said: there may be much white space.
+/// Number of bytes that are looked at, however long the text is: it may hold much white space.
 const WINDOW: usize = 4 << 10;
 
-/// A shorter secret, such as the organisation `1`, is hidden only where it stands alone: anywhere
-/// else it is part of another word, and hiding it would only garble the message.
+/// Minimum length of a secret that is hidden anywhere. A shorter one, such as the organisation
+/// `1`, is hidden only where it stands alone. Elsewhere it is part of another word, and hiding it
+/// would only garble the message.
 const MIN_ANYWHERE: usize = 6;
 
-/// So many bytes of a secret in a row tell too much of it, …
+/// Number of bytes of a secret in a row that tell too much of it.
 const TELLING: usize = 12;
 
-/// … and so many of its letters and digits. Fewer are in other words as well.
+/// Number of letters and digits of a secret in a row that tell too much of it. Fewer also occur in
+/// other words.
 const TELLING_LETTERS: usize = 8;
 
-/// Escapes within escapes: a form's body in a text of JSON in a page of HTML.
+/// Maximum depth of escapes within escapes: the body of a form, in a text of JSON, in a page of
+/// HTML.
 const MAX_DEPTH: usize = 3;
 
-/// Shown instead of an excerpt that would tell of a secret.
+/// Shown instead of an excerpt that would tell a secret.
 const WITHHELD: &str = "(not shown, for it repeats a secret)";
 
 /// Secrets that must not be shown.
@@ -40,24 +43,25 @@ pub(crate) struct Secrets(Vec<Secret>);
 // === impl Secrets ===
 
 impl Secrets {
-    /// Values of headers, or others. Of `Bearer …` and the like, what follows the scheme is secret by
-    /// itself; of `Basic …`, so is what is encoded there, and the password in it.
+    /// Takes the values of headers, or other secrets. In `Bearer …` and the like, the part after
+    /// the scheme is a secret by itself. In `Basic …`, so are the decoded pair and the password in
+    /// it.
     pub(crate) fn of(values: Vec<Secret>) -> Self {
         let mut secrets = values;
         let parts: Vec<_> = secrets.iter().flat_map(parts).collect();
         secrets.extend(parts);
         secrets.retain(|secret| !secret.expose().trim().is_empty());
-        // One may be part of another.
+        // Longer secrets come first, because one secret may be part of another.
         secrets.sort_by_key(|secret| std::cmp::Reverse(secret.expose().len()));
         Self(secrets)
     }
 
-    /// The beginning of what was said, without control characters and secrets.
+    /// Returns the beginning of what was said, without control characters and secrets.
     pub(crate) fn excerpt(&self, said: &[u8]) -> String {
         self.line(said, MAX_EXCERPT)
     }
 
-    /// The same, of so many characters at most.
+    /// The same, with at most `most` characters.
     pub(crate) fn line(&self, said: &[u8], most: usize) -> String {
         // The first is the longest.
         let longest = self.0.first().map_or(0, |secret| secret.expose().len());
@@ -71,8 +75,8 @@ impl Secrets {
         for secret in &long {
             text = hide(&text, secret);
         }
-        // Must come before short secrets are hidden: one of them may be a part of a long secret,
-        // which would no longer be recognised.
+        // This must come before short secrets are hidden: one of them may be a part of a long
+        // secret, which would no longer be recognised.
         if are_told_by(&text, &long) {
             return WITHHELD.to_owned();
         }
@@ -80,8 +84,8 @@ impl Secrets {
             text = hide(&text, secret);
         }
         if window.len() < said.len() {
-            // A secret may begin in the window and end behind it. That part is shorter than the longest
-            // secret, so as much is cut off.
+            // A secret may begin in the window and end behind it. Its part in the window is
+            // shorter than the longest secret, so as much is cut off.
             text.truncate(text.floor_char_boundary(text.len().saturating_sub(longest)));
         }
         let words: Vec<_> = text
@@ -96,8 +100,8 @@ impl Secrets {
     }
 }
 
-/// Whether a text in which these secrets were hidden still has one, or much of one: in escapes, in
-/// another form, or cut.
+/// Whether a text in which these secrets were hidden still tells one of them, or much of one:
+/// escaped, in another form, or cut.
 fn are_told_by(text: &str, secrets: &[&str]) -> bool {
     let forms = secrets.iter().flat_map(|secret| forms(secret));
     let forms: Vec<_> = forms.map(|form| Folded::of(&form)).collect();
@@ -106,7 +110,7 @@ fn are_told_by(text: &str, secrets: &[&str]) -> bool {
         parts.extend(form.whole.as_bytes().windows(TELLING));
         parts_of_letters.extend(form.letters.as_bytes().windows(TELLING_LETTERS));
     }
-    // Longer ones are known by their parts.
+    // Longer forms are recognised by their parts.
     let short: Vec<_> = forms
         .iter()
         .map(|form| form.whole.as_str())
@@ -122,12 +126,13 @@ fn are_told_by(text: &str, secrets: &[&str]) -> bool {
     })
 }
 
-/// A secret, and what it is in base64, also as a part of something else, and in hexadecimal digits.
+/// Returns a secret as it is, in base64 (also within a longer text), and in hexadecimal digits.
 fn forms(secret: &str) -> Vec<String> {
     let mut forms = vec![secret.to_owned()];
     for before in 0..3 {
         let bytes = [&[0; 3][..before], secret.as_bytes()].concat();
-        // Six bits are a character. The first and the last may have bits of the neighbours.
+        // A character of base64 stands for six bits. The first and the last one may hold bits of
+        // the neighbours.
         let own = (before * 8).div_ceil(6)..bytes.len() * 8 / 6;
         for alphabet in [&BASE64_STANDARD_NO_PAD, &BASE64_URL_SAFE_NO_PAD] {
             let form = alphabet.encode(&bytes)[own.clone()].to_owned();
@@ -140,11 +145,12 @@ fn forms(secret: &str) -> Vec<String> {
     forms
 }
 
-/// A text as it is compared: its case does not matter, for servers change it, as that of a host.
+/// A text as it is compared. Case is ignored, because servers change it, as in host names.
 struct Folded {
-    /// In a form, a plus is a space; elsewhere it is a plus.
+    /// The text with spaces for plus signs: in the body of a form, a plus is a space.
     whole: String,
-    /// Letters and digits alone: how a text is broken, quoted or joined does not matter.
+    /// Letters and digits alone, so that it does not matter how a text is broken, quoted or
+    /// joined.
     letters: String,
 }
 
@@ -158,7 +164,7 @@ impl Folded {
     }
 }
 
-/// What is secret by itself of the value of a header.
+/// Returns the parts of a header's value that are secret by themselves.
 fn parts(value: &Secret) -> Vec<Secret> {
     let mut words = value.expose().split_whitespace();
     let scheme = words.next().unwrap_or_default();
@@ -173,7 +179,7 @@ fn parts(value: &Secret) -> Vec<Secret> {
     parts
 }
 
-/// The text, and what it is without its escapes, whichever of them are undone first.
+/// Returns the text, and what it becomes if its escapes are undone in any order.
 fn layers(text: &str) -> Vec<String> {
     let decoders: [fn(&str) -> String; 3] = [from_url, from_json, from_html];
     let mut layers = vec![text.to_owned()];
@@ -199,7 +205,7 @@ fn from_json(text: &str) -> String {
     decode(text, '\\', |after| {
         let escaped = after.chars().next()?;
         let behind = &after[escaped.len_utf8()..];
-        // The second is that of other languages.
+        // `\x` is an escape of other languages.
         let digits = match escaped {
             'u' => 4,
             'x' => 2,
@@ -207,7 +213,7 @@ fn from_json(text: &str) -> String {
         };
         if digits > 0 {
             let code = u32::from_str_radix(behind.get(..digits)?, 16).ok()?;
-            // Half of a pair is no character, and no letter.
+            // Half of a surrogate pair is no character. Its replacement is no letter.
             let c = char::from_u32(code).unwrap_or(char::REPLACEMENT_CHARACTER);
             return Some((c, &behind[digits..]));
         }
@@ -238,8 +244,8 @@ fn from_html(text: &str) -> String {
     })
 }
 
-/// Replaces what begins with a mark by the character that it stands for. Of what is behind a mark,
-/// `undo` returns that character, and what follows.
+/// Replaces each escape by the character that it stands for. An escape begins with `mark`. Given
+/// the text after the mark, `undo` returns the character and the text after the escape.
 fn decode(text: &str, mark: char, undo: impl Fn(&str) -> Option<(char, &str)>) -> String {
     let mut plain = String::with_capacity(text.len());
     let mut rest = text;
@@ -254,7 +260,7 @@ fn decode(text: &str, mark: char, undo: impl Fn(&str) -> Option<(char, &str)>) -
 
 fn hide(text: &str, secret: &str) -> String {
     let mut shown = String::with_capacity(text.len());
-    // It has the same length, and the same borders of characters.
+    // Folding ASCII changes neither the length nor the borders of characters.
     let (folded, folded_secret) = (text.to_ascii_lowercase(), secret.to_ascii_lowercase());
     let mut rest = text;
     while let Some(at) = folded[text.len() - rest.len()..].find(&folded_secret) {
@@ -271,15 +277,15 @@ fn hide(text: &str, secret: &str) -> String {
     shown
 }
 
-/// `text`, cut so that it has at most `max` bytes. What is cut is cut at a character border and
-/// followed by a mark that says how many bytes are missing, as long as there is room for one.
+/// Returns `text`, cut to at most `max` bytes. It is cut at a character border and followed by a
+/// mark that says how many bytes are missing, if there is room for the mark.
 pub(crate) fn truncate<'a>(text: impl Into<Cow<'a, str>>, max: usize) -> Cow<'a, str> {
     let text = text.into();
     if text.len() <= max {
         return text;
     }
     let mark = |missing: usize| format!("…[truncated {missing} bytes]");
-    // No mark is longer than that of the whole text.
+    // No mark is longer than the one for the whole text.
     match max.checked_sub(mark(text.len()).len()) {
         Some(room) => {
             let kept = &text[..text.floor_char_boundary(room)];
@@ -353,7 +359,7 @@ mod tests {
             html,
             &serde_json::to_string(html).unwrap(),
             &serde_json::to_string(&json).unwrap(),
-            // As far as another one had read.
+            // Cut, as another program had read it.
             &form[..30],
         ] {
             let said = format!("400 for client_secret={said}&x=1");

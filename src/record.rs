@@ -1,10 +1,10 @@
 //! The record: one event of one alert, as it is journalled and delivered.
 //!
-//! Its keys and their order are a contract (README, "Log records"), and [`Record::visit`] is the
-//! one place that spells them out. The poller writes a record into the journal as one line of
-//! JSON, which a JSON sink hands on byte for byte; other formats read it back. No text that an
-//! alert may hold can end the line or begin another one. This module knows neither where an alert
-//! came from nor where a line goes.
+//! The record's keys and their order are a contract (README, "Log records"), and [`Record::visit`]
+//! is the one place that spells them out. The poller writes a record into the journal as one line
+//! of JSON. A JSON sink hands this line on byte for byte; other formats read it back. No text of
+//! an alert can end the line or begin another one. This module knows neither where an alert came
+//! from nor where a line goes.
 
 use std::borrow::Cow;
 
@@ -24,26 +24,28 @@ mod stored;
 /// The namespace of event ids; see [`event_id`].
 pub const EVENT_NAMESPACE: Uuid = Uuid::from_u128(0x89a8_578e_a6a0_4b56_a93b_b412_af7a_8396);
 
-/// The longest alert that is added as the API gave it, in bytes: it cannot be cut.
+/// Maximum size of a raw alert that is added to a record, in bytes. A longer one is left out,
+/// because JSON cannot be cut.
 const MAX_RAW: usize = 1024 * 1024;
 
 /// Times as RFC 3339 in UTC, with as many decimals as they need.
 static RFC_3339: DateTimePrinter = DateTimePrinter::new();
 static MILLISECONDS: DateTimePrinter = DateTimePrinter::new().precision(Some(3));
 
-/// What becomes of an event before it is journalled.
+/// How events are recorded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
-    /// The kinds that are logged.
+    /// The kinds of events that are logged.
     pub events: Vec<EventKind>,
     /// Whether the alert as the API gave it is added under `alert`.
     pub include_raw: bool,
-    /// The longest description, in bytes; a longer one is cut at a character border and marked.
+    /// Maximum length of a description, in bytes. A longer one is cut at a character border and
+    /// marked.
     pub max_description_length: usize,
 }
 
 /// What is known about an alert itself: the part of a record that does not depend on the event.
-/// Values are as the API gave them; what it did not give is left out.
+/// Values are as the API gave them; values that it did not give are left out.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct AlertFields<'a> {
@@ -86,7 +88,7 @@ pub struct AlertFields<'a> {
     /// `resource.name`, else `device.name`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resource_name: Option<Cow<'a, str>>,
-    /// `resource.resourceType`, else `type`, else of `device`.
+    /// `resource.resourceType`, else `resource.type`, else those of `device`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resource_type: Option<Cow<'a, str>>,
     /// `resource.ipAddress`, else `device.ipAddress`.
@@ -115,15 +117,15 @@ pub struct AlertFields<'a> {
     pub updated_at: Option<Timestamp>,
 }
 
-/// One event of one alert. What is deserialized are the keys that cannot be derived from others: it
-/// is [`Record::from_json`] that reads a line.
+/// One event of one alert. Only the keys that cannot be derived from others are deserialized: to
+/// read a line, use [`Record::from_json`].
 #[derive(Clone, Debug, Deserialize)]
 pub struct Record<'a> {
     /// When the event was journalled; a line shows milliseconds.
     pub timestamp: Timestamp,
     /// What happened.
     pub event: EventKind,
-    /// The same whenever and by whomever the event is delivered.
+    /// The id of the event: the same for each delivery, by any replica.
     pub event_id: Uuid,
     /// The account's name.
     pub account: Cow<'a, str>,
@@ -146,7 +148,7 @@ pub struct Record<'a> {
     pub alert: Option<Box<RawValue>>,
 }
 
-/// An event as the poller tells it: what [`Record::new`] makes a record of.
+/// An event as the poller reports it, from which [`Record::new`] makes a record.
 #[derive(Clone, Debug)]
 pub struct Happening<'a> {
     /// What happened.
@@ -163,11 +165,11 @@ pub struct Happening<'a> {
     pub reason: Option<Cow<'a, str>>,
     /// The alert.
     pub fields: AlertFields<'a>,
-    /// The alert as the API gave it, where it is at hand.
+    /// The alert as the API gave it, if it is at hand.
     pub raw: Option<&'a RawValue>,
 }
 
-/// How grave an alert is, as log stores understand it.
+/// The severity of an alert, in the terms of log stores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Level {
     /// `Critical`.
@@ -191,12 +193,13 @@ pub enum Value<'a> {
     Json(&'a RawValue),
 }
 
-/// The id of an event: the same for the same event, by whomever and however often it is
-/// computed.
+/// Returns the id of an event. The same event always gets the same id, wherever and however often
+/// it is computed.
 ///
-/// It is the `UUIDv5`, in the namespace [`EVENT_NAMESPACE`], of six netstrings (length in bytes,
-/// colon, text, comma): account, tenant *id*, search, alert id, the kind's word, and the ordinal of
-/// the event in the alert's life. The tenant's id, because its name may change. In Python:
+/// The id is the `UUIDv5`, in the namespace [`EVENT_NAMESPACE`], of six netstrings (length in
+/// bytes, colon, text, comma): account, tenant *id*, search, alert id, the kind's word, and the
+/// ordinal of the event in the alert's life. The tenant's id is used because its name may change.
+/// In Python:
 ///
 /// ```text
 /// uuid.uuid5(uuid.UUID("89a8578e-a6a0-4b56-a93b-b412af7a8396"),
@@ -232,8 +235,9 @@ pub fn event_id(
     Uuid::new_v5(&EVENT_NAMESPACE, &name)
 }
 
-/// The same JSON on one line: no whitespace between its parts, and nothing in its strings that a
-/// reader could take for a line break. Numbers and the order of keys stay as they are.
+/// Returns the same JSON on one line: without whitespace between its parts, and without characters
+/// in its strings that a reader could take for a line break. Numbers and the order of keys do not
+/// change.
 #[must_use]
 pub fn compact_raw(raw: &RawValue) -> Box<RawValue> {
     let mut out = Vec::with_capacity(raw.get().len());
@@ -248,7 +252,7 @@ pub fn compact_raw(raw: &RawValue) -> Box<RawValue> {
 // === impl Record ===
 
 impl<'a> Record<'a> {
-    /// The record of an event that is journalled `now`.
+    /// Creates the record of an event that is journalled `now`.
     #[must_use]
     pub fn new(
         now: Timestamp,
@@ -294,7 +298,7 @@ impl<'a> Record<'a> {
         }
     }
 
-    /// The record as one line of JSON, without a line break.
+    /// Returns the record as one line of JSON, without a line break at the end.
     #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(1024);
@@ -302,7 +306,7 @@ impl<'a> Record<'a> {
         out
     }
 
-    /// Appends what [`Record::to_json`] gives.
+    /// Appends the same line as [`Record::to_json`] returns.
     pub fn write_json(&self, out: &mut Vec<u8>) {
         let mut separator = b'{';
         self.visit(|key, value| {
@@ -321,19 +325,19 @@ impl<'a> Record<'a> {
         out.push(b'}');
     }
 
-    /// How grave the alert is, by its state.
+    /// Returns the level of the alert, by its state.
     #[must_use]
     pub fn level(&self) -> Level {
         Level::of_state(self.fields.state.as_deref().unwrap_or_default())
     }
 
     /// Calls `each` with every key that has a value, in the order of the contract. The keys up to
-    /// `message` always have one.
+    /// `message` always have a value.
     pub fn visit(&self, mut each: impl FnMut(&'static str, Value<'_>)) {
         let fields = &self.fields;
         let level = self.level().as_str();
         let mut text = String::with_capacity(40);
-        // A text takes whatever is written.
+        // Writing to a string cannot fail.
         MILLISECONDS
             .print_timestamp(&self.timestamp, &mut text)
             .ok();
@@ -404,10 +408,10 @@ impl<'a> Record<'a> {
 }
 
 impl Record<'static> {
-    /// Reads what [`Record::to_json`] wrote; keys that are not known are skipped.
+    /// Reads a line that [`Record::to_json`] wrote. Unknown keys are skipped.
     ///
     /// # Errors
-    /// Where `line` is not a record.
+    /// If `line` is not a record.
     pub fn from_json(line: &[u8]) -> Result<Self, serde_json::Error> {
         let mut record: Self = serde_json::from_slice(line)?;
         let fields = &mut record.fields;
@@ -424,7 +428,7 @@ impl Level {
     /// Every level.
     pub const ALL: [Self; 4] = [Self::Critical, Self::Warning, Self::Info, Self::Unknown];
 
-    /// The level of a state, written in any case.
+    /// Returns the level of a state, written in any case.
     #[must_use]
     pub fn of_state(state: &str) -> Self {
         let is = |word: &str| state.eq_ignore_ascii_case(word);
@@ -558,7 +562,7 @@ pub(crate) mod tests {
         )
     }
 
-    /// A record of which nothing is known that need not be.
+    /// A record without any of the values that may be missing.
     pub(crate) fn bare() -> Record<'static> {
         Record::new(
             "2026-03-01T10:20:30Z".parse().unwrap(),
@@ -682,7 +686,7 @@ pub(crate) mod tests {
         assert!(Record::from_json(&full().to_json()[..100]).is_err());
     }
 
-    /// Text that is likely to hold what breaks lines.
+    /// Text that is likely to hold characters that break lines.
     fn nasty() -> impl Strategy<Value = String> {
         let character = prop_oneof![
             any::<char>(),
@@ -743,9 +747,8 @@ pub(crate) mod tests {
         }
     }
 
-    /// Whether no reader sees more than one line, those included that know what Unicode and
-    /// Python's `str.splitlines` take for the end of one, and whether a terminal sees nothing but
-    /// text.
+    /// Whether every reader sees only one line, including readers that end lines as Unicode or
+    /// Python's `str.splitlines` do, and whether a terminal sees nothing but text.
     pub(crate) fn is_one_line(line: &str) -> bool {
         !line
             .chars()

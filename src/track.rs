@@ -1,9 +1,9 @@
 //! Which alerts are known, and what an answer changes about them.
 //!
-//! Pure: no I/O, no clock. Asking happens elsewhere; here a page's [`Sighting`]s are compared with
-//! the known alerts ([`Tracker::compare`]), and once what follows has been stored it is taken over
-//! ([`Tracker::adopt`]). A *reading* is one pass over the whole result: what it does not bring is
-//! missing ([`Tracker::missing`]). An alert costs about a hundred bytes.
+//! Pure: no I/O, no clock. Another module sends the requests. Here the [`Sighting`]s of a page are
+//! compared with the known alerts ([`Tracker::compare`]), and once the changes are stored, they
+//! are taken over ([`Tracker::adopt`]). A *reading* is one pass over the whole result: alerts that
+//! it does not show are missing ([`Tracker::missing`]). An alert takes about a hundred bytes.
 
 use std::{borrow::Cow, sync::Arc};
 
@@ -23,47 +23,48 @@ pub struct Sighting<'a> {
     pub id: &'a str,
     /// A hash of everything whose change is worth storing.
     pub digest: u64,
-    /// The state's word; empty where there is none.
+    /// The state; empty if there is none.
     pub state: &'a str,
-    /// The status' word; empty where there is none.
+    /// The status; empty if there is none.
     pub status: &'a str,
 }
 
 /// An alert to be known from now on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known<'a> {
-    /// What it looks like.
+    /// The alert as it was seen.
     pub sighting: Sighting<'a>,
-    /// How many events its life has had.
+    /// Number of events in the alert's life so far.
     pub ordinal: u32,
     /// When it was created, in seconds since the epoch.
     pub created_at: Option<i64>,
-    /// Its value for each of the tracker's labels.
+    /// The alert's value for each of the tracker's labels.
     pub group: Vec<Cow<'a, str>>,
 }
 
 /// What a page changes, as places in the list of sightings.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Delta {
-    /// Not known so far.
+    /// Alerts that were not known so far.
     pub opened: Vec<usize>,
-    /// Known, with another state or status.
+    /// Known alerts with another state or status.
     pub changed: Vec<(usize, Before)>,
-    /// Known, with the same state and status, and something else that differs.
+    /// Known alerts with the same state and status, in which something else differs.
     pub refreshed: Vec<(usize, Before)>,
-    /// Whether the last sighting is of a known alert that has not changed at all: what the server
-    /// sorts behind it is then older than the last look, in whatever order it sorts.
+    /// Whether the last sighting is of a known alert that has not changed at all. Everything that
+    /// the server sorts behind it is then older than the last look, in whatever order the server
+    /// sorts.
     pub tail_unchanged: bool,
 }
 
 /// How a known alert stood before.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Before {
-    /// How many events its life has had.
+    /// Number of events in the alert's life so far.
     pub ordinal: u32,
-    /// Its state's word.
+    /// The state.
     pub state: Arc<str>,
-    /// Its status' word.
+    /// The status.
     pub status: Arc<str>,
 }
 
@@ -73,14 +74,14 @@ pub struct Tracker {
     alerts: HashTable<Entry>,
     words: Words,
     groups: Groups,
-    /// The present reading.
+    /// The number of the present reading.
     reading: u32,
     seen: usize,
     leaving: usize,
     oldest: Oldest,
 }
 
-/// 48 bytes, of which there can be a million.
+/// A known alert: 48 bytes, of which there can be a million.
 #[derive(Debug)]
 struct Entry {
     id: Id,
@@ -88,13 +89,14 @@ struct Entry {
     created_at: i64,
     ordinal: u32,
     group: GroupId,
-    /// The reading that saw it last; its highest bit says that it is on its way out.
+    /// The last reading that saw the alert. The highest bit is set while the alert is on its way
+    /// out.
     seen_in: u32,
     state: WordId,
     status: WordId,
 }
 
-/// An id. Those of the API's examples are digits.
+/// An alert's id. In the API's examples, ids are digits.
 #[derive(Debug, PartialEq, Eq)]
 enum Id {
     Number(u64),
@@ -107,13 +109,13 @@ struct Words(Vec<Arc<str>>);
 
 type WordId = u16;
 
-/// A server that invents words is not followed beyond so many.
+/// Number of words that are kept. A server that invents more is not followed.
 const MAX_WORDS: usize = 1024;
-/// A word that is not known: it may be any.
+/// A word that is not known: it may be any word.
 const UNKNOWN: WordId = WordId::MAX;
 const NO_DATE: i64 = i64::MIN;
 
-/// The oldest creation date: known, or to be looked for when it is next asked for.
+/// The oldest creation date. If stale, it is looked for when it is next asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Oldest {
     Known(Option<i64>),
@@ -123,7 +125,7 @@ enum Oldest {
 // === impl Tracker ===
 
 impl Tracker {
-    /// Knows nothing yet.
+    /// Creates a tracker that knows no alert.
     #[must_use]
     pub fn new(group_by: Arc<[GroupLabel]>, max_groups: usize) -> Self {
         Self {
@@ -137,19 +139,19 @@ impl Tracker {
         }
     }
 
-    /// How many alerts are known, those on their way out included.
+    /// Number of known alerts, including those on their way out.
     #[must_use]
     pub fn len(&self) -> usize {
         self.alerts.len()
     }
 
-    /// Whether none is known.
+    /// Whether no alert is known.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.alerts.is_empty()
     }
 
-    /// How many of them are held to be open: all but those on their way out.
+    /// Number of alerts that count as open: all known alerts but those on their way out.
     #[must_use]
     pub fn open(&self) -> usize {
         self.alerts.len() - self.leaving
@@ -167,12 +169,12 @@ impl Tracker {
         self.find(id).map(|entry| self.before(entry))
     }
 
-    /// What a page changes. Of an alert that a page shows twice, the first form counts, which is the
-    /// newer one; those that are `overtaken` by other answers change nothing.
+    /// Returns what a page changes. If a page shows an alert twice, the first form counts, which
+    /// is the newer one. Alerts that are `overtaken` by other answers change nothing.
     #[must_use]
     pub fn compare(&self, page: &[Sighting<'_>], overtaken: impl Fn(&str) -> bool) -> Delta {
         let mut delta = Delta::default();
-        // Made only where something differs.
+        // Made only if something differs.
         let mut firsts: Option<hashbrown::HashMap<&str, usize>> = None;
         let mut is_first = |place: usize| {
             let firsts = firsts.get_or_insert_with(|| {
@@ -206,7 +208,7 @@ impl Tracker {
         delta
     }
 
-    /// Takes over what was stored of a page's changes, and notes the whole page as seen.
+    /// Takes over the stored changes of a page, and notes all alerts of the page as seen.
     pub fn adopt(&mut self, known: Vec<Known<'_>>, page: &[Sighting<'_>]) {
         for alert in known {
             self.insert(alert);
@@ -238,7 +240,8 @@ impl Tracker {
         self.insert(known);
     }
 
-    /// Takes over one of which the store knew everything but the status: whatever that is, it has not changed.
+    /// Takes over an alert of which the store knew everything but the status. Any status that is
+    /// seen next is then no change.
     pub fn load_without_status(&mut self, known: Known<'_>) {
         let id = Id::new(known.sighting.id);
         self.insert(known);
@@ -274,14 +277,14 @@ impl Tracker {
         self.seen = 0;
     }
 
-    /// How many alerts the present reading has seen.
+    /// Number of alerts that the present reading has seen.
     #[must_use]
     pub fn seen(&self) -> usize {
         self.seen
     }
 
-    /// The alerts that the present reading has not seen and that are not on their way out yet: first
-    /// those that have not been seen for longest.
+    /// Returns the alerts that the present reading has not seen and that are not on their way out
+    /// yet. Those that have not been seen for longest come first.
     #[must_use]
     pub fn missing(&self) -> Vec<Box<str>> {
         if self.seen + self.leaving == self.alerts.len() {
@@ -299,8 +302,8 @@ impl Tracker {
         self.find(id).is_some_and(|entry| self.misses(entry))
     }
 
-    /// Notes that an alert is on its way out: it no longer counts as open. Seeing it again brings
-    /// it back.
+    /// Notes that an alert is on its way out, so that it no longer counts as open. If it is seen
+    /// again, it is open again.
     pub fn set_leaving(&mut self, id: &str) {
         let id = Id::new(id);
         if let Some(entry) = self.alerts.find_mut(id.hash(), |entry| entry.id == id)
@@ -315,7 +318,7 @@ impl Tracker {
         }
     }
 
-    /// How an alert that is on its way out stood; `None` where it is not, or no longer.
+    /// How an alert that is on its way out stood; `None` if it is not on its way out.
     #[must_use]
     pub fn leaving(&self, id: &str) -> Option<Before> {
         self.find(id)
@@ -323,8 +326,8 @@ impl Tracker {
             .map(|entry| self.before(entry))
     }
 
-    /// Whether an alert is on its way out and was created at another time than that: who is shown so has
-    /// opened since. Where a time is not known, it is taken to be the same.
+    /// Whether an alert is on its way out and was created at another time than `created_at`. An
+    /// alert that is shown so has opened since. An unknown time counts as the same.
     #[must_use]
     pub fn left_before(&self, id: &str, created_at: Option<i64>) -> bool {
         let entry = self.find(id).filter(|entry| entry.is_leaving());
@@ -473,8 +476,8 @@ impl Words {
         WordId::try_from(place).unwrap_or(WordId::MAX)
     }
 
-    /// Whether a word, in whatever case, is the one that is meant; of [`UNKNOWN`] and of those for which there was
-    /// no room nobody can tell.
+    /// Whether a `known` word is this `word`, in any case. For [`UNKNOWN`], and for words for
+    /// which there was no room, nobody can tell, so they count as the same.
     fn is(&self, known: WordId, word: &str) -> bool {
         let known = usize::from(known);
         known >= MAX_WORDS

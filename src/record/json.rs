@@ -1,11 +1,12 @@
 //! JSON that stays on one line.
 //!
-//! JSON itself allows DEL, the C1 controls (NEL among them), and U+2028 and U+2029 inside strings;
-//! some readers take several of them for the end of a line, and a terminal obeys others. So they
-//! are escaped, and so are the controls that turn the writing direction, with which a line can be
-//! made to look like another one. Every escape is plain JSON: what is read back is what was given.
+//! JSON itself allows DEL, the C1 controls (NEL among them), and U+2028 and U+2029 inside strings.
+//! Some readers take several of them for the end of a line, and a terminal obeys others, so they
+//! are escaped. Controls that turn the writing direction are escaped as well, because they can
+//! make a line look like another one. Every escape is plain JSON: a parser reads back the text
+//! that was given.
 
-/// The bytes that may have to be escaped, or begin a character that may have to be.
+/// The bytes that may have to be escaped, or may begin a character that has to be.
 const SUSPECT: [bool; 256] = {
     let mut suspect = [false; 256];
     let mut control = 0;
@@ -62,8 +63,9 @@ pub(crate) fn push_number(out: &mut Vec<u8>, number: u64) {
     out.extend_from_slice(itoa::Buffer::new().format(number).as_bytes());
 }
 
-/// Appends `json`, which is valid JSON, without whitespace between its parts and with the same
-/// characters escaped. Everything else, numbers above all, is left as it is written.
+/// Appends `json`, which must be valid, without whitespace between its parts, and with the same
+/// characters escaped as in `push_string`. Everything else, numbers above all, stays as it is
+/// written.
 pub(crate) fn push_compact(out: &mut Vec<u8>, json: &str) {
     let bytes = json.as_bytes();
     let mut in_string = false;
@@ -93,7 +95,7 @@ pub(crate) fn push_compact(out: &mut Vec<u8>, json: &str) {
     }
 }
 
-/// Where the first byte is that may have to be escaped.
+/// Returns the place of the first byte that may have to be escaped.
 fn next_suspect(bytes: &[u8]) -> Option<usize> {
     let (words, _) = bytes.as_chunks();
     let plain = words.iter().take_while(|word| is_plain(**word)).count();
@@ -106,8 +108,8 @@ fn next_suspect(bytes: &[u8]) -> Option<usize> {
     Some(passed + found)
 }
 
-/// Whether eight bytes are printable ASCII without quotes and backslashes, as nearly all are: told
-/// at once, with a bit of each byte as its flag.
+/// Whether eight bytes are printable ASCII without quotes and backslashes, as nearly all are. All
+/// bytes are tested at once; the highest bit of each byte is its flag.
 fn is_plain(bytes: [u8; 8]) -> bool {
     const fn each(byte: u8) -> u64 {
         u64::from_ne_bytes([byte; 8])
@@ -123,7 +125,8 @@ fn is_plain(bytes: [u8; 8]) -> bool {
     (word | control | quote | backslash | delete) & each(0x80) == 0
 }
 
-/// The character that `bytes` begin with, and its length, if it must not stand in a line.
+/// Returns the character at the beginning of `bytes` and its length, if it must not stand in a
+/// line.
 fn hazard(bytes: &[u8]) -> Option<(u16, usize)> {
     match *bytes {
         [control @ (0..=0x1f | 0x7f), ..] => Some((u16::from(control), 1)),

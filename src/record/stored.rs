@@ -1,11 +1,12 @@
-//! An alert's fields as a state store keeps them: a JSON array of their values. Their names would be
-//! nearly half of it.
+//! An alert's fields as a state store keeps them: a JSON array of their values. The names of the
+//! fields would make up nearly half of the size, so they are left out.
 
 use super::{AlertFields, RFC_3339, json};
 
 impl AlertFields<'_> {
-    /// Appends the form in which they are stored: the values in the order in which the fields are
-    /// declared. The description, the longest part, is left out: nobody reads it from there.
+    /// Appends the stored form of the fields: their values, in the order in which the fields are
+    /// declared. The description, the longest part, is left out, because nobody reads it from the
+    /// store.
     pub fn write_stored(&self, out: &mut Vec<u8>) {
         out.push(b'[');
         for text in [
@@ -36,7 +37,7 @@ impl AlertFields<'_> {
         for time in [self.created_at, self.updated_at] {
             push(out, time, |out, time| {
                 out.push(b'"');
-                // A vector takes whatever is written.
+                // Writing to a vector cannot fail.
                 RFC_3339.print_timestamp(&time, &mut *out).ok();
                 out.push(b'"');
             });
@@ -47,10 +48,10 @@ impl AlertFields<'_> {
 }
 
 impl AlertFields<'static> {
-    /// Reads what [`AlertFields::write_stored`] wrote.
+    /// Reads the form that [`AlertFields::write_stored`] wrote.
     ///
     /// # Errors
-    /// Where it is nothing of that kind.
+    /// If `stored` has another form.
     pub fn from_stored(stored: &[u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(stored)
     }
@@ -76,7 +77,8 @@ mod tests {
         String::from_utf8(out).unwrap()
     }
 
-    /// What this says is in people's state files: values may be added at the end, no more.
+    /// State files of users hold this form: values may be added at its end, and nothing else may
+    /// change.
     #[test]
     fn the_stored_form_is_the_values_in_their_order() {
         insta::assert_snapshot!(stored(&full().fields), @r#"["Critical","Ticketed","CPU \"load\" = 99%\nnext line",null,"system.cpu.load","cpu0","CPU","Monitoring","ALERT","OPSRAMP","P1","r-1","web-01","Linux","10.0.0.1","client_14","Rétail","INC-7",42,3,"2026-03-01T10:00:00Z","2026-03-01T10:20:00.5Z"]"#);

@@ -1,4 +1,4 @@
-//! Counting alerts by their values for some labels, within a bound.
+//! Counts alerts by their values for some labels, in a bounded number of groups.
 
 use std::{
     borrow::Cow,
@@ -8,10 +8,10 @@ use std::{
 
 use hashbrown::{Equivalent, HashMap};
 
-/// The value under which alerts are counted for which there was no room.
+/// The value under which alerts are counted if there is no room for their group.
 pub const OTHER: &str = "other";
 
-/// The value of a label that an alert has no value for.
+/// The value of a label for alerts that have no value for it.
 pub(super) const NONE: &str = "none";
 
 /// What alerts can be grouped by.
@@ -35,16 +35,17 @@ pub enum GroupLabel {
     Client,
 }
 
-/// A group, by its place.
+/// The place of a group.
 pub(super) type GroupId = u32;
 
-/// How many alerts there are in each group.
+/// The number of alerts in each group.
 #[derive(Debug)]
 pub(super) struct Groups {
     labels: Arc<[GroupLabel]>,
     max: usize,
     places: HashMap<Group, GroupId>,
-    /// Groups by place, the first for all that found no room; those without alerts are free.
+    /// The groups by place. The first place counts the alerts whose group found no room. Places
+    /// without alerts are free.
     counts: Vec<Count>,
     free: Vec<GroupId>,
 }
@@ -53,7 +54,7 @@ pub(super) struct Groups {
 #[derive(Clone, Copy, Debug, Default)]
 struct Count {
     known: u64,
-    /// Those among them that do not show.
+    /// Known alerts that are not shown.
     hidden: u64,
 }
 
@@ -63,7 +64,7 @@ const OVERFLOW: GroupId = 0;
 #[derive(Debug, PartialEq, Eq)]
 struct Group(Box<[Arc<str>]>);
 
-/// The values of an alert, by which its group is found without copying them.
+/// The values of an alert, with which its group is found without copying them.
 struct Values<'a>(&'a [Cow<'a, str>]);
 
 // === impl GroupLabel ===
@@ -81,7 +82,7 @@ impl GroupLabel {
         Self::Client,
     ];
 
-    /// The label's name, and the word in the configuration.
+    /// The label's name, which is also the word in the configuration.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -151,7 +152,7 @@ impl Groups {
         &self.labels
     }
 
-    /// Counts an alert, and says where.
+    /// Counts an alert and returns its group.
     pub(super) fn add(&mut self, values: &[Cow<'_, str>]) -> GroupId {
         let values = Values(values);
         let place = match self.places.get(&values) {
@@ -171,7 +172,7 @@ impl Groups {
         place
     }
 
-    /// No longer counts an alert.
+    /// Removes an alert from the count of its group.
     pub(super) fn remove(&mut self, place: GroupId) {
         let count = &mut self.counts[place as usize];
         count.known -= 1;
@@ -181,7 +182,7 @@ impl Groups {
         }
     }
 
-    /// Leaves an alert out of what shows, though it is still known.
+    /// Hides an alert, which is still known, from the counts shown.
     pub(super) fn hide(&mut self, place: GroupId) {
         self.counts[place as usize].hidden += 1;
     }
@@ -191,7 +192,7 @@ impl Groups {
         self.counts[place as usize].hidden -= 1;
     }
 
-    /// The groups that have alerts that show, in the order of their values.
+    /// Returns the groups that have alerts to show, in the order of their values.
     pub(super) fn counts(&self) -> Vec<(Vec<Arc<str>>, u64)> {
         let mut groups: Vec<_> = self
             .places
@@ -203,7 +204,8 @@ impl Groups {
         let overflow = self.counts[OVERFLOW as usize].shown();
         if overflow > 0 {
             let values: Vec<Arc<str>> = self.labels.iter().map(|_| Arc::from(OTHER)).collect();
-            // A value that is literally "other" must not make a second series of the same name.
+            // A group whose values are literally "other" must not become a second series of the
+            // same name.
             match groups.iter_mut().find(|(known, _)| *known == values) {
                 Some((_, count)) => *count += overflow,
                 None => groups.push((values, overflow)),

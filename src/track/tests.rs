@@ -25,7 +25,7 @@ fn known(sighting: Sighting<'_>, ordinal: u32) -> Known<'_> {
     }
 }
 
-/// A date that differs from alert to alert, and between the forms of one.
+/// A date that differs from alert to alert, and between the forms of one alert.
 fn created_at(id: &str, digest: u64) -> i64 {
     (id.len() as u64 * 31 + id.bytes().map(u64::from).sum::<u64>() * 7 + digest * 50) as i64 % 90
 }
@@ -44,7 +44,7 @@ fn adopt_all(tracker: &mut Tracker, page: &[Sighting<'_>]) -> Delta {
     delta
 }
 
-/// The groups by their only label.
+/// The counts of the groups by their only label.
 fn counts(tracker: &Tracker) -> Vec<(String, u64)> {
     let groups = tracker.groups().into_iter();
     groups
@@ -72,7 +72,7 @@ fn an_alert_opens_changes_and_is_refreshed() {
     );
     assert_eq!(delta.opened, [0, 1]);
     assert!(!delta.tail_unchanged);
-    // The case of a word is no change, nor is anything but state and status an event.
+    // Another case of a word is no change, and only changes of state and status are events.
     let delta = adopt_all(
         &mut tracker,
         &[sighting("1", "WARNING", 9), sighting("2", "Ok", 2)],
@@ -244,7 +244,7 @@ fn a_server_that_invents_words_is_bounded() {
         adopt_all(&mut tracker, &[sighting(&id, &word, 1)]);
     }
     assert_eq!(tracker.words.0.len(), MAX_WORDS + 1);
-    // Of a word for which there was no room nobody can tell whether it has changed.
+    // For a word for which there was no room, nobody can tell whether it has changed.
     let delta = tracker.compare(&[sighting("1999", "x", 2)], |_| false);
     assert_eq!(&*delta.refreshed[0].1.state, OTHER);
     let delta = tracker.compare(&[sighting("7", "x", 2)], |_| false);
@@ -270,7 +270,7 @@ fn a_status_that_the_store_did_not_know_has_not_changed() {
     assert_eq!(delta.refreshed, [(0, before.clone())]);
     let delta = tracker.compare(&[sighting("1", "Critical", 2)], |_| false);
     assert_eq!(delta.changed, [(0, before)]);
-    // It is known from then on.
+    // The status is known from then on.
     adopt_all(&mut tracker, &[sighting("1", "Ok", 2)]);
     let other = Sighting {
         status: "Other",
@@ -326,7 +326,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// The compact tables tell the same as plain ones.
+    /// The compact tables give the same results as plain ones.
     #[test]
     fn the_tracker_agrees_with_a_plain_model(steps in proptest::collection::vec(step(), 0..60)) {
         let mut tracker = Tracker::new(Arc::new([GroupLabel::State]), 2);

@@ -184,8 +184,8 @@ impl Search {
                 }
                 let (_, count) = unreadable.get_or_insert_with(|| (alert.id.clone(), 0));
                 *count += 1;
-                // With a digest that no sighting has, the alert is stored anew when it is next
-                // seen.
+                // The changed digest differs from that of the next sighting, so the alert is then
+                // stored anew.
                 alert.digest = !alert.digest;
                 let fields = AlertFields {
                     state: Some((&*alert.state).into()),
