@@ -314,7 +314,8 @@ impl Engine {
 
     /// Whether the alerts that are there now have been in sight, as far as they ever will be. This
     /// is so once the result was read whole; or, if readings showed nothing or less than they
-    /// counted, once it was gone through twice. Readings that end at a hollow page must be more.
+    /// counted, once it was gone through twice. If readings end at a hollow page, it takes more of
+    /// them.
     #[must_use]
     pub fn has_gone_through(&self) -> bool {
         self.readings.has_gone_through
@@ -789,7 +790,8 @@ impl Engine {
         self.readings.last.is_some() && !self.is_sound() && self.limits.pages.refused().is_none()
     }
 
-    /// The total that the server counts if nothing has changed since the last reading.
+    /// The total to be expected: the open alerts that are known, and the items that the last
+    /// reading could not read.
     fn counted(&self) -> u64 {
         self.tracker.open() as u64 + self.readings.unreadable()
     }

@@ -62,7 +62,8 @@ pub(crate) struct Hollow {
     pub(crate) total: u64,
 }
 
-/// Number of times that a reading begins again before it accepts that the size of pages grows.
+/// Number of times that a reading begins again before it makes do with pages whose size keeps
+/// changing.
 const RESTARTS: u32 = 3;
 
 /// Number of pages in a row without news after which a reading ends. It is twice the number of
@@ -240,8 +241,8 @@ impl FullRead {
         } else if !is_again {
             self.without_news += 1;
         }
-        // The reading then ends even if the answer names a next page: a server may repeat its last
-        // page for ever, or ignore the page number.
+        // Without news, the reading ends even if the answer names a next page: a server may repeat
+        // its last page for ever, or ignore the page number.
         let is_repeated =
             self.without_news > 0 && facts.is_behind() || self.without_news > WITHOUT_NEWS;
         match onwards.filter(|_| !is_repeated) {

@@ -83,8 +83,8 @@ impl Engine {
             asked.iter().cloned().partition(|id| gone.contains(id));
         self.set_departing_if_missing(gone);
         if !in_vain && !self.is_sound() {
-            // There may be more unseen alerts than are asked for at once. These now count as seen
-            // last, so that others come first next time.
+            // There may be more unseen alerts than are asked for at once. Those asked for now
+            // count as seen, so that others come first next time.
             for id in there {
                 if self.tracker.is_missing(&id) {
                     self.tracker.see(&id);

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 use crate::opsramp;
 
 /// Number of failures in a row, while polls do not fail, that a page may have if the server
-/// refuses it. The next failure ends the full read.
+/// refuses it, or if the last read ended there. The next failure ends the full read.
 const REFUSED: u32 = 2;
 /// The same for a page at which the server fails: some half an hour.
 const FAILED: u32 = 12;
