@@ -1,9 +1,10 @@
 //! Delivery: reads the journal and hands records to the sinks, each at its own pace.
 //!
-//! Every sink has a worker with its own cursor, batches and retries, so that one that is down
-//! delays neither another nor the poll. An event is acknowledged after its sink has it: after a
-//! crash it is delivered again, by the file sink without a second line. This module knows nothing
-//! of polling; alert lines never pass through tracing, whose writers swallow errors.
+//! Every sink has a worker with its own cursor, batches and retries, so a sink that is down delays
+//! neither the other sinks nor the poll. An event is acknowledged after its sink has it. After a
+//! crash, an event that was not acknowledged is therefore delivered again; the file sink then
+//! writes no second line. This module knows nothing of polling. Alert lines never pass through
+//! tracing, whose writers swallow errors.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -47,7 +48,7 @@ mod worker;
 /// One sink.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SinkOptions {
-    /// Its name, label `sink`; unique.
+    /// The sink's name, also the label `sink`; unique.
     pub name: Arc<str>,
     /// Where lines go.
     pub target: Target,
@@ -92,28 +93,28 @@ pub struct OtlpOptions {
     pub headers: BTreeMap<String, crate::secret::SecretSource>,
     /// Whether bodies are compressed with gzip.
     pub gzip: bool,
-    /// For one request.
+    /// Time limit of one request.
     pub timeout: Duration,
 }
 
-/// Is told what happens at the sinks. Calls come from many tasks and must not block.
+/// Receives notice of what happens at the sinks. Calls come from many tasks and must not block.
 pub trait Observer: Send + Sync + fmt::Debug {
     /// Events were delivered.
     fn sink_delivered(&self, sink: &str, events: u64);
-    /// A try failed; it will be repeated.
+    /// A try failed and will be repeated.
     fn sink_error(&self, sink: &str);
     /// Events were refused for good.
     fn sink_rejected(&self, sink: &str, events: u64);
 }
 
-/// The sinks at work. Dropped, they stop after the delivery under way.
+/// The sinks at work. When this is dropped, each sink stops after its delivery under way.
 #[derive(Debug)]
 pub struct Delivery {
     store: Store,
     board: Board,
     observer: Arc<dyn Observer>,
     workers: BTreeMap<Arc<str>, Employed>,
-    /// Workers that were told to stop, and may still have a delivery under way.
+    /// Workers that were told to stop and may still have a delivery under way.
     leaving: HashMap<Arc<str>, Employed>,
     failures: (
         mpsc::UnboundedSender<Failure>,
@@ -121,7 +122,7 @@ pub struct Delivery {
     ),
     /// Where the journal ended when delivery began.
     journal_end: i64,
-    /// How long a worker waits for its predecessor in silence.
+    /// How long a worker waits for its predecessor before it reports the wait or acts on it.
     patience: Duration,
 }
 
@@ -132,8 +133,9 @@ struct Employed {
     reopen: Arc<Notify>,
     task: JoinHandle<worker::Left>,
     has_begun: Arc<AtomicBool>,
-    /// The workers before it that may still be writing, the oldest first, each with its target. There can be
-    /// several: each reload amid one delivery that hangs adds a worker.
+    /// Earlier workers of this sink that may still be writing, the oldest first, each with its
+    /// target. There can be several, because each reload during one delivery that hangs adds a
+    /// worker.
     predecessors: Vec<(Target, AbortHandle)>,
 }
 
@@ -143,7 +145,7 @@ pub enum Error {
     /// A sink's options cannot work.
     #[error("the sink {sink} cannot be set up")]
     Sink {
-        /// Its name.
+        /// The sink's name.
         sink: Arc<str>,
         /// Why.
         #[source]
@@ -157,12 +159,12 @@ pub enum Error {
     Store(#[source] store::Error),
 }
 
-/// A sink that will not work again in this process: the daemon has to end. What it did not
-/// deliver is in the journal.
+/// A sink that will not work again in this process, so the daemon has to end. What the sink did
+/// not deliver is in the journal.
 #[derive(Debug, thiserror::Error)]
 #[error("the sink {sink} has failed for good")]
 pub struct Failed {
-    /// Its name.
+    /// The sink's name.
     pub sink: Arc<str>,
     /// Why.
     #[source]
@@ -172,7 +174,7 @@ pub struct Failed {
 // === impl Target ===
 
 impl Target {
-    /// The word in the configuration, and the status page's.
+    /// The type of the target, as the configuration and the status page name it.
     #[must_use]
     pub fn kind(&self) -> &'static str {
         match self {
@@ -183,15 +185,15 @@ impl Target {
         }
     }
 
-    /// Whether a delivery to it that does not end may be given up for one to `other`: two may not write
-    /// to the same place.
+    /// Whether a delivery to this target that does not end may be given up for a delivery to
+    /// `other`. It may not if both could then write to the same place.
     fn may_be_left_for(&self, other: &Self) -> bool {
         match (self, other) {
             (Self::Stdout { .. }, Self::Stdout { .. })
             | (Self::Journald, Self::Journald)
-            // Its requests end by themselves, and what they come to is worth knowing.
+            // OTLP requests end by themselves, and their outcome is worth knowing.
             | (Self::Otlp(_), _) => false,
-            // One file of two names is locked.
+            // Two paths may name one file: then the file's lock keeps the second writer out.
             (Self::File { path, .. }, Self::File { path: other, .. }) => path != other,
             _ => true,
         }
@@ -204,7 +206,7 @@ impl Delivery {
     /// Starts a worker for each sink. A sink that is new starts with the next event.
     ///
     /// # Errors
-    /// Where a sink can never work as it is configured, or the store fails. A sink that is merely
+    /// If the store fails, or if a sink can never work as it is configured. A sink that is merely
     /// down is not an error: it is tried again.
     pub async fn start(
         store: Store,
@@ -212,7 +214,7 @@ impl Delivery {
         board: Board,
         observer: Arc<dyn Observer>,
     ) -> Result<Self, Error> {
-        // Nothing is journalled before.
+        // Polling has not begun, so this process has journalled nothing yet.
         let journal_end = *store.journalled().borrow();
         let mut delivery = Self {
             store,
@@ -228,20 +230,21 @@ impl Delivery {
         Ok(delivery)
     }
 
-    /// Opens log files again, as after logrotate moved them, and has every sink that waits to
-    /// repeat a failed try do it now.
+    /// Opens log files again, for instance after logrotate has moved them, and makes every sink
+    /// that waits to repeat a failed try repeat it now.
     pub fn reopen(&self) {
         for worker in self.workers.values() {
             worker.reopen.notify_one();
         }
     }
 
-    /// Changes to these sinks. Those that are the same go on undisturbed; one that was changed goes
-    /// on where it was once its present delivery has ended, or is given up for one to another place;
-    /// one that is gone is forgotten, with its part of the journal.
+    /// Replaces the sinks by `sinks`. A sink that stays the same goes on undisturbed. A changed
+    /// sink goes on from its cursor once its present delivery has ended, or once that is given up
+    /// because the new target is another place. A removed sink is forgotten, together with its
+    /// part of the journal.
     ///
     /// # Errors
-    /// As [`Delivery::start`]; then the sinks are those that were.
+    /// As [`Delivery::start`]. The sinks then stay as they were.
     pub async fn reload(&mut self, sinks: Vec<SinkOptions>) -> Result<(), Error> {
         let mut names: Vec<Arc<str>> = Vec::with_capacity(sinks.len());
         let mut prepared = Vec::with_capacity(sinks.len());
@@ -282,21 +285,21 @@ impl Delivery {
         Ok(())
     }
 
-    /// The next sink that fails for good; pending while there is none.
+    /// Returns the next sink that fails for good; pending until then.
     pub async fn failed(&mut self) -> Failed {
         loop {
             match self.failures.1.recv().await {
-                // A reload that was under way has removed or replaced it.
+                // The sink was removed or replaced by a reload after it had failed.
                 Some(Failure { orders, .. }) if orders.borrow().is_to_leave() => {}
                 Some(Failure { failed, .. }) => return failed,
-                // Never: the sender is next to it.
+                // Cannot happen: `self.failures` holds a sender, too.
                 None => std::future::pending().await,
             }
         }
     }
 
-    /// Delivers what is journalled, then stops; stops in any case after `within`. What is not
-    /// delivered by then stays in the journal. Returns whether everything was.
+    /// Delivers all journalled events, then stops; stops after `within` at the latest. Events that
+    /// are not delivered by then stay in the journal. Returns whether all were delivered.
     pub async fn drain(self, within: Duration) -> bool {
         for worker in self.workers.values() {
             worker.orders.send_replace(Order::Drain);
@@ -353,7 +356,7 @@ impl Delivery {
             journal_end: self.journal_end,
             has_begun: Arc::clone(&has_begun),
         };
-        // Two may not write to the same place, nor acknowledge for the same sink.
+        // Two workers must neither write to the same place nor acknowledge for the same sink.
         let (predecessors, predecessor) = match self.leaving.remove(&name) {
             Some(former) => {
                 let predecessors = former.still_writing();
@@ -387,10 +390,11 @@ impl Delivery {
 // === impl Employed ===
 
 impl Employed {
-    /// Of it, which was told to leave, and those before it: who may still be writing, the oldest first.
+    /// Of this worker, which was told to leave, and its predecessors: those that may still be
+    /// writing, the oldest first.
     fn still_writing(&self) -> Vec<(Target, AbortHandle)> {
         let mut writing = self.predecessors.clone();
-        // One that has not begun never will: it only waits for those before it.
+        // A worker that has not begun only waits for its predecessors, and never will begin.
         if self.has_begun.load(Ordering::SeqCst) {
             writing.push((self.options.target.clone(), self.task.abort_handle()));
         }

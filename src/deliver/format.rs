@@ -1,8 +1,8 @@
-//! Formats of a line: what the journal holds becomes what a reader of lines expects.
+//! Formats of a line: renders the journal's records as readers of log lines expect them.
 //!
 //! JSON is the journal's own form and is handed on byte for byte. logfmt has the same keys in the
-//! same order; a value is quoted wherever a parser might stumble, and quoted like a JSON string,
-//! which is how the parsers of Go's logfmt and of Loki read it. Whatever the value, a line is one
+//! same order. A logfmt value is quoted wherever a parser might stumble, in the way of a JSON
+//! string, which is how Go's logfmt and Loki parse it. Whatever the values are, a record is one
 //! line.
 
 use crate::{
@@ -57,12 +57,12 @@ impl Lines {
         &self.bytes
     }
 
-    /// How many events they are of.
+    /// The number of events, with or without a line.
     pub(super) fn len(&self) -> usize {
         self.ends.len()
     }
 
-    /// The line of an event, its line break included; empty where it has none.
+    /// The line of an event with its line break; empty if the event has no line.
     pub(super) fn line(&self, index: usize) -> &[u8] {
         &self.bytes[self.start(index)..self.ends[index]]
     }
@@ -72,12 +72,12 @@ impl Lines {
         index.checked_sub(1).map_or(0, |before| self.ends[before])
     }
 
-    /// How many events' lines lie wholly within the first `written` bytes.
+    /// How many events, from the first on, have their whole line within the first `written` bytes.
     pub(super) fn whole_within(&self, written: usize) -> usize {
         self.ends.partition_point(|&end| end <= written)
     }
 
-    /// Those of the first `events` that have no line.
+    /// Takes the refusals of those of the first `events` events that have no line.
     pub(super) fn refused_among(&mut self, events: usize) -> Vec<Refusal> {
         let among = self.refused.partition_point(|&(index, _)| index < events);
         self.refused
@@ -105,7 +105,7 @@ fn push_logfmt(out: &mut Vec<u8>, record: &Record<'_>) {
     });
 }
 
-/// Whether every parser reads `text` as one value without quotes.
+/// Whether every parser reads the unquoted `text` as one value.
 fn is_bare(text: &str) -> bool {
     !text.is_empty()
         && text

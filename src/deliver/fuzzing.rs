@@ -1,4 +1,4 @@
-//! What fuzzing must see of lines.
+//! What the fuzz targets need to see of lines.
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -19,7 +19,7 @@ pub(crate) fn pending(position: i64, body: Vec<u8>) -> Pending {
     }
 }
 
-/// The line of a record, its line break included.
+/// Returns the line of a record, with its line break.
 pub(crate) fn line(format: Format, body: &[u8]) -> Vec<u8> {
     Lines::render(format, &[pending(1, body.to_vec())])
         .bytes()

@@ -1,8 +1,8 @@
-//! What a sink is to its worker: something that takes events in order and says how far it came.
+//! The sinks as their worker sees them: each takes events in order and says how far it came.
 //!
-//! Standard output, files and journald block while they write, so each runs on a thread of its
-//! own: a stalled pipe or disk stops that thread and nothing else, and does not keep the process
-//! from ending.
+//! Standard output, files and journald block while they write, so each has a thread of its own. A
+//! stalled pipe or disk stops that thread and nothing else, and does not keep the process from
+//! ending.
 
 use std::{
     io,
@@ -17,7 +17,7 @@ use crate::store::{Claim, Past, Pending};
 
 use super::{SinkOptions, Target, file::LogFile, journald::Journald, otlp::Otlp, stdout::Stdout};
 
-/// A sink that is set up and has not begun.
+/// A sink that is set up and has not begun to work.
 #[derive(Debug)]
 pub(super) enum Sink {
     Stdout(Stdout),
@@ -35,25 +35,27 @@ pub(super) enum Running {
 
 /// A sink that blocks while it writes.
 pub(super) trait Writer: Send + 'static {
-    /// Waits until it may deliver so many events, or some of them: for so long that a delivery that takes no
-    /// longer hangs for nobody. Whoever has asked may give it up meanwhile.
+    /// Waits until the writer may deliver `events` events, or some of them. The wait is kept so
+    /// short that the delivery does not look like one that hangs. The delivery may be given up
+    /// meanwhile.
     fn wait(&mut self, _events: usize) {}
 
     /// Delivers events in order, as many as it can.
     fn deliver(&mut self, events: &[Pending]) -> Progress;
 
-    /// Is told, where replicas share the searches, what was before the events that it is given next.
+    /// Receives what is known of earlier deliveries, right before [`Writer::deliver`]. Called only
+    /// where replicas share the searches.
     fn hear(&mut self, _past: Past) {}
 
-    /// Looks again at where it writes to.
+    /// Checks anew where the writer writes to.
     fn reopen(&mut self) {}
 }
 
-/// A thread that does what a [`Writer`] is asked, one thing after the other.
+/// A thread that serves the requests to a [`Writer`], one after the other.
 #[derive(Debug)]
 pub(super) struct Thread {
     requests: mpsc::Sender<Request>,
-    /// Closed once the writer is gone.
+    /// Closed once the writer has been dropped.
     ended: oneshot::Receiver<()>,
 }
 
@@ -65,15 +67,16 @@ enum Request {
 /// How far a delivery came.
 #[derive(Debug, Default)]
 pub(super) struct Progress {
-    /// So many events, from the first on, are done with: delivered or refused for good.
+    /// How many events, from the first on, were delivered or refused for good.
     pub(super) settled: usize,
-    /// What was refused among them.
+    /// The settled events that were refused.
     pub(super) refused: Vec<Refusal>,
-    /// What the receiver had to say although it took them.
+    /// Warnings of the receiver about events that it took.
     pub(super) warnings: Vec<String>,
     /// What the sink needs to find its place again after a crash.
     pub(super) mark: Option<Vec<u8>>,
-    /// Why it came no further; without an error, it goes on when it is asked again.
+    /// Why the delivery came no further. Without an error, the rest is delivered with the next
+    /// request.
     pub(super) error: Option<SinkError>,
 }
 
@@ -82,9 +85,9 @@ pub(super) struct Progress {
 pub(super) struct Refusal {
     /// How many.
     pub(super) events: u64,
-    /// Which one, where it is one and known.
+    /// The event's id, if exactly one event was refused and is known.
     pub(super) event_id: Option<Uuid>,
-    /// Why, for people.
+    /// The reason, for people.
     pub(super) reason: String,
 }
 
@@ -103,7 +106,7 @@ pub enum SinkError {
     /// An OTLP receiver.
     #[error(transparent)]
     Otlp(#[from] super::otlp::Error),
-    /// The sink's thread could not be started: there are too many, which passes.
+    /// The sink's thread could not be started: the system has too many, which passes.
     #[error("cannot start the sink's thread")]
     Start(#[source] io::Error),
     /// The sink's thread or worker ended, which it never should.
@@ -114,10 +117,10 @@ pub enum SinkError {
 // === impl Sink ===
 
 impl Sink {
-    /// Sets one of these `sinks` up; nothing is opened yet.
+    /// Sets up the sink of `options`, one of `sinks`. Nothing is opened yet.
     ///
     /// # Errors
-    /// Where the options cannot work, whatever happens outside.
+    /// If the options can never work.
     pub(super) fn new(options: &SinkOptions, sinks: &[SinkOptions]) -> Result<Self, SinkError> {
         Ok(match &options.target {
             Target::Stdout { format } => Self::Stdout(Stdout::of_process(*format)?),
@@ -134,11 +137,11 @@ impl Sink {
         })
     }
 
-    /// Begins to work, where the sink left off with `mark`. Events up to `journal_end` may have been
-    /// given to a former process; `journalled` tells where the journal ends now.
+    /// Begins to work where the sink left off with `mark`. Events up to `journal_end` may have
+    /// been given to a former process; `journalled` tells where the journal ends now.
     ///
     /// # Errors
-    /// Where it cannot begin now; it comes back, to be started again later.
+    /// If the sink cannot begin now. The error returns the sink, to be started again later.
     pub(super) fn start(
         self,
         name: &str,
@@ -172,7 +175,8 @@ impl Sink {
 // === impl Running ===
 
 impl Running {
-    /// Delivers events as far as it can. Nothing where they are no longer this replica's to deliver.
+    /// Delivers events as far as the sink can; none if they are no longer this replica's to
+    /// deliver.
     pub(super) async fn deliver(&mut self, events: Arc<[Pending]>, claim: Claim) -> Progress {
         match self {
             Self::Thread(thread) => thread.deliver(events, claim).await,
@@ -187,11 +191,11 @@ impl Running {
         }
     }
 
-    /// Ends the sink's work, and waits until it holds nothing any more.
+    /// Ends the sink's work, and waits until it has released everything that it holds.
     pub(super) async fn close(self) {
         if let Self::Thread(Thread { requests, ended }) = self {
             drop(requests);
-            // It is never sent: an error is the end.
+            // Nothing is ever sent: an error says that the thread has dropped the sender.
             drop(ended.await);
         }
     }
@@ -200,17 +204,18 @@ impl Running {
 // === impl Thread ===
 
 impl Thread {
-    /// Where there can be no thread, the writer comes back.
+    /// Starts the thread. Returns the writer with the error if the system gives no thread.
     fn start<W: Writer>(name: &str, writer: W) -> Result<Self, (W, io::Error)> {
         let (sender, requests) = mpsc::channel();
         let (end, ended) = oneshot::channel();
-        // A closure whose thread cannot be started is dropped with all it owns, so the writer follows by a channel.
+        // If a thread cannot be started, its closure is dropped with all that it owns. So the
+        // writer is handed over by a channel.
         let (hand_over, handed_over) = mpsc::channel::<W>();
         let started = thread::Builder::new()
             .name(format!("sink-{name}"))
             .spawn(move || {
-                // Declared before the writer, so that it is dropped after it: whoever waits for the end finds the
-                // file unlocked.
+                // Declared before the writer, so dropped after it: when the end is noticed, the
+                // file is unlocked.
                 let _end: oneshot::Sender<()> = end;
                 let Ok(mut writer) = handed_over.recv() else {
                     return;
@@ -223,7 +228,8 @@ impl Thread {
                                 // Nobody would acknowledge what is delivered now.
                                 continue;
                             }
-                            // Right before: the process may have been stopped for a while.
+                            // Checked right before the delivery: the process may have been stopped
+                            // for a while.
                             let progress = if claim.holds() {
                                 if let Some(past) = claim.past() {
                                     writer.hear(past);
@@ -232,7 +238,7 @@ impl Thread {
                             } else {
                                 Progress::default()
                             };
-                            // Nobody waits any longer when the process is about to end.
+                            // Nobody receives the reply if the process is about to end.
                             drop(reply.send(progress));
                         }
                         Request::Reopen => writer.reopen(),
@@ -242,7 +248,7 @@ impl Thread {
         if let Err(error) = started {
             return Err((writer, error));
         }
-        // A thread that has ended is noticed by the first delivery.
+        // If the thread has ended, the first delivery notices.
         drop(hand_over.send(writer));
         Ok(Self {
             requests: sender,
@@ -262,7 +268,7 @@ impl Thread {
     }
 
     fn reopen(&self) {
-        // A thread that has ended is noticed by the next delivery.
+        // If the thread has ended, the next delivery notices.
         drop(self.requests.send(Request::Reopen));
     }
 }
@@ -270,7 +276,7 @@ impl Thread {
 // === impl Progress ===
 
 impl Progress {
-    /// How many events were refused among those that are done with.
+    /// The number of settled events that were refused.
     pub(super) fn rejected(&self) -> u64 {
         self.refused.iter().map(|refusal| refusal.events).sum()
     }
@@ -286,7 +292,7 @@ impl Progress {
 // === impl Refusal ===
 
 impl Refusal {
-    /// An event of the journal that this version cannot read.
+    /// The refusal of a journalled event that this version cannot read.
     pub(super) fn unreadable(event_id: Uuid, error: &serde_json::Error) -> Self {
         Self {
             events: 1,
@@ -299,7 +305,7 @@ impl Refusal {
 // === impl SinkError ===
 
 impl SinkError {
-    /// Whether trying again is of no use in this process.
+    /// Whether another try in this process would be useless.
     #[must_use]
     pub fn is_fatal(&self) -> bool {
         match self {
@@ -309,7 +315,7 @@ impl SinkError {
         }
     }
 
-    /// How long the receiver asked to be left alone.
+    /// How long the receiver asked to wait before the next try.
     #[must_use]
     pub fn retry_after(&self) -> Option<std::time::Duration> {
         match self {
@@ -325,7 +331,7 @@ mod tests {
 
     use super::*;
 
-    /// May deliver once it is told so, and tells when it does.
+    /// Delivers only after a permit has come through `may`, and reports each delivery.
     struct Patient {
         may: mpsc::Receiver<()>,
         delivers: mpsc::Sender<()>,

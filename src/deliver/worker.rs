@@ -1,7 +1,7 @@
-//! What each sink's worker does, over and over: read the journal, deliver, acknowledge.
+//! The worker of a sink: it reads the journal, delivers and acknowledges, over and over.
 //!
-//! It knows no sink by its kind. A try that fails is repeated with a growing, random delay; what
-//! the store and the sink cannot do at present waits in the journal.
+//! A worker does not know its sink's kind. A try that fails is repeated after a random delay that
+//! grows. What the store or the sink cannot take at present waits in the journal.
 
 use std::{
     sync::{
@@ -28,37 +28,38 @@ use super::{
     sink::{Progress, Refusal, Running, Sink, SinkError},
 };
 
-/// What is read from the journal at once, and synced at once in a file.
+/// Limits of one batch, which is read from the journal at once and, in a file, synced at once.
 const MAX_EVENTS: usize = 1000;
 const MAX_BYTES: usize = 1 << 20;
 
 /// The delay after the first failure.
 const FIRST_DELAY: Duration = Duration::from_millis(200);
 
-/// The longest delay for what is on this machine, where a try costs next to nothing.
+/// The longest delay for a target on this machine, where a try costs next to nothing.
 const LOCAL_MAX_DELAY: Duration = Duration::from_secs(5);
 
 /// The longest delay for a receiver elsewhere.
 const REMOTE_MAX_DELAY: Duration = Duration::from_secs(30);
 
-/// The longest delay while everything ends: there is little time left to try again.
+/// The longest delay while the daemon stops, because little time is left for further tries.
 const LAST_MAX_DELAY: Duration = Duration::from_secs(1);
 
-/// How long after the store has forgotten a sink its worker is told so, at most.
+/// The longest time between a reload that makes the store forget a sink and the order to the
+/// sink's worker to stop.
 const DISMISSAL: Duration = Duration::from_millis(500);
 
-/// How long a worker waits for its predecessor before it says so or has it give up, and before it says so
-/// again.
+/// How long a worker waits for its predecessor before it reports the wait or tells the predecessor
+/// to give up, and how long between two such reports.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What is said all the while a predecessor does not leave.
+/// The warning while a predecessor does not leave.
 const WAITS: &str = "waits for the delivery under way to the sink's former target; restart the \
                      exporter where that never ends";
 
-/// How often the backlog is looked up at most.
+/// The shortest time between two look-ups of the backlog.
 const BACKLOG_INTERVAL: Duration = Duration::from_millis(500);
 
-/// How long until it is looked up again where that failed, and nothing changes.
+/// Time until the backlog is looked up again after a failure, if nothing changes meanwhile.
 const BACKLOG_RETRY: Duration = Duration::from_secs(5);
 
 /// One sink's worker.
@@ -74,7 +75,7 @@ pub(super) struct Worker {
     pub(super) limits: Limits,
     /// Where the journal ended when the process began to deliver.
     pub(super) journal_end: i64,
-    /// Whether it waits for no predecessor any more.
+    /// Whether the worker no longer waits for a predecessor.
     pub(super) has_begun: Arc<AtomicBool>,
 }
 
@@ -87,41 +88,43 @@ pub(super) enum Order {
     Drain,
     /// Stop after the delivery under way.
     Stop,
-    /// Stop at once: what the delivery under way comes to, nobody asks any more.
+    /// Stop at once, without waiting for the outcome of the delivery under way.
     GiveUp,
 }
 
-/// A worker that was told to stop, and has to leave before another takes its place.
+/// A worker that was told to stop, and has to leave before its successor begins.
 #[derive(Debug)]
 pub(super) struct Predecessor {
     pub(super) task: JoinHandle<Left>,
     pub(super) orders: watch::Sender<Order>,
-    /// Workers before this one, the predecessor among them, that have begun to deliver and whose delivery may
-    /// not be given up for this one's target: they are waited for, however long.
+    /// Earlier workers, perhaps including the predecessor, that have begun to deliver and whose
+    /// deliveries may not be given up for the new target. The successor waits for them, however
+    /// long they take.
     pub(super) must_end: Vec<AbortHandle>,
 }
 
-/// A sink that has failed for good, with the orders of its worker, which may have been dismissed since.
+/// A sink that has failed for good, and the orders of its worker, which may have been dismissed
+/// since.
 #[derive(Debug)]
 pub(super) struct Failure {
     pub(super) failed: Failed,
     pub(super) orders: watch::Receiver<Order>,
 }
 
-/// How a worker left.
+/// How a worker ended.
 #[derive(Debug, Default)]
 pub(super) struct Left {
     /// The last mark that was acknowledged.
     pub(super) mark: Option<Vec<u8>>,
-    /// Whether nothing was left to deliver.
+    /// Whether no event was left to deliver.
     pub(super) drained: bool,
 }
 
-/// How patient a worker is.
+/// The time limits of a worker.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     max_delay: Duration,
-    /// How long a predecessor is waited for in silence.
+    /// How long to wait for a predecessor before that is reported or acted on.
     patience: Duration,
 }
 
@@ -138,15 +141,15 @@ struct PanicReport<'a>(&'a Worker);
 // === impl Worker ===
 
 impl Worker {
-    /// Works until it is told to stop, or the sink or the store is gone for good. A predecessor
-    /// has to leave first.
+    /// Delivers until the worker is told to stop, the sink fails for good or the store is closed.
+    /// A predecessor has to leave first.
     pub(super) async fn run(
         self,
         sink: Sink,
         mark: Option<Vec<u8>>,
         predecessor: Option<Predecessor>,
     ) -> Left {
-        // Nobody else would notice.
+        // Nothing else would report a panic of this task.
         let _panics = PanicReport(&self);
         let mut left = Left {
             mark,
@@ -170,7 +173,7 @@ impl Worker {
     ) {
         if let Some(predecessor) = predecessor {
             self.wait_for(predecessor, left).await;
-            // It may have delivered what waited when this worker looked.
+            // The predecessor may have delivered events that the backlog still counts.
             acknowledged.notify_one();
         }
         let Some(mut running) = self.start(sink, left).await else {
@@ -183,12 +186,13 @@ impl Worker {
         }
     }
 
-    /// Has the sink begin, however long the system has no thread for it. `None`: it is told to leave before
-    /// that, or everything ends and nothing waits for it.
+    /// Starts the sink, and tries again for as long as the system has no thread for it. Returns
+    /// `None` if the worker is told to leave before that, or if the daemon stops and no event
+    /// waits for the sink.
     async fn start(&self, mut sink: Sink, left: &mut Left) -> Option<Running> {
         let mut trouble = Trouble::default();
-        // Before the order is looked at: who gives another one and then finds that it has not begun knows that
-        // it never will.
+        // Set before the order is read. So if somebody first orders this worker to leave and then
+        // finds `has_begun` unset, the worker will never begin.
         self.has_begun.store(true, Ordering::SeqCst);
         loop {
             let order = self.order();
@@ -216,7 +220,7 @@ impl Worker {
         }
     }
 
-    /// Whether everything ends and nothing is left to deliver.
+    /// Whether the daemon stops and no event is left to deliver.
     async fn is_drained(&self, order: Order) -> bool {
         order == Order::Drain
             && matches!(
@@ -225,8 +229,8 @@ impl Worker {
             )
     }
 
-    /// Waits until the predecessor has left, and takes over its mark. One that writes to another place
-    /// does not hold this one up for ever: it gives up what does not end.
+    /// Waits until the predecessor has left, and takes over its mark. If its delivery does not end
+    /// and may be given up for the new target, the predecessor is told to give up.
     async fn wait_for(&self, predecessor: Predecessor, left: &mut Left) {
         let Predecessor {
             mut task,
@@ -242,14 +246,15 @@ impl Worker {
                     }
                     break;
                 }
-                // The successor waits for this task, which waits for its own predecessor: so that one gives up as
-                // well.
+                // This worker is told to give up, but its successor has to wait for it, and it has
+                // to wait for its own predecessor: so the predecessor has to give up as well.
                 () = self.given_up(), if !was_told => {
                     orders.send_replace(Order::GiveUp);
                     was_told = true;
                 }
                 () = tokio::time::sleep(self.limits.patience) => {
-                    // One that is replaced itself leaves that to its successor, which may have another target.
+                    // A worker that is itself being replaced leaves this to its successor, whose
+                    // target may be another one.
                     if !was_told && !self.is_leaving() && must_end.iter().all(AbortHandle::is_finished) {
                         orders.send_replace(Order::GiveUp);
                         (was_told, is_left_behind) = (true, true);
@@ -260,7 +265,7 @@ impl Worker {
                         );
                     } else if !self.is_leaving() {
                         complained = true;
-                        // Each time, as in `report`.
+                        // Said each time, for the same reason as in `report`.
                         tracing::warn!(sink = &*self.name, "{WAITS}");
                         self.update(|status| status.error = Some(WAITS.to_owned()));
                     }
@@ -268,7 +273,7 @@ impl Worker {
             }
         }
         if is_left_behind {
-            // Where the former target was settled says nothing of this one.
+            // The mark of the former target says nothing about the new target.
             left.mark = None;
         }
         if complained {
@@ -290,11 +295,12 @@ impl Worker {
             }
             journalled.mark_unchanged();
             let pending = self.store.pending(&self.name, MAX_EVENTS, MAX_BYTES).await;
-            // Kept until what was delivered is acknowledged.
+            // The claim is kept until the delivered events are acknowledged.
             let (events, claim): (Arc<[Pending]>, _) = match pending {
                 Ok(batch) => (batch.events.into(), batch.claim),
                 Err(store::Error::Closed) => return,
-                // Neither that it works nor that it fails: whatever was said last stands.
+                // This says neither that the sink works nor that it fails, so the last report
+                // stands.
                 Err(store::Error::Unclear) => {
                     if self.rest(&mut journalled, sink, order).await.is_err() {
                         return;
@@ -339,16 +345,17 @@ impl Worker {
             let delivered = (settled as u64).saturating_sub(rejected);
             if settled > 0 || mark.is_some() {
                 left.mark.clone_from(&mark);
-                // A sink may have something to remember before it delivers anything.
+                // A sink may have a mark to store before it delivers anything.
                 let position = match settled.checked_sub(1) {
                     Some(last) => events[last].position,
                     None => events[0].position - 1,
                 };
                 match self.store.acknowledge(&self.name, position, mark).await {
-                    // Whether a sink that is unknown is wanted, the next look at the journal tells.
+                    // The next look at the journal finds out whether an unknown sink is still
+                    // wanted.
                     Ok(()) | Err(store::Error::UnknownSink { .. }) => {}
                     Err(store::Error::Closed) => return,
-                    // It counts all the same, and is stored with the next write.
+                    // The acknowledgement counts all the same, and is stored with the next write.
                     Err(error) => tracing::warn!(
                         sink = &*self.name,
                         error = chain(&error),
@@ -362,13 +369,13 @@ impl Worker {
             }
             drop(claim);
             if settled > 0 {
-                // Whoever takes or refuses something is not left alone any longer than at first.
+                // A sink that settles events is at work, so the delay grows from its start again.
                 trouble.tries = 0;
             }
             match error {
                 None if delivered > 0 => self.recovered(&mut trouble, "delivers again"),
-                // Everything was refused, or it has prepared something, or the events are no longer this replica's:
-                // the next try tells.
+                // Everything was refused, the sink has only prepared something, or the events are
+                // no longer this replica's. The next try shows whether the sink works.
                 None => {}
                 Some(error) if error.is_fatal() => return self.fail(error),
                 Some(error) => {
@@ -379,29 +386,31 @@ impl Worker {
         }
     }
 
-    /// Whether it is not wanted any more, as a reload is about to tell it.
+    /// Whether the worker is told to stop within [`DISMISSAL`]: then a reload has removed the
+    /// sink.
     async fn is_dismissed(&self) -> bool {
         let mut orders = self.orders.clone();
         let dismissed = orders.wait_for(|order| *order != Order::Work);
         tokio::time::timeout(DISMISSAL, dismissed).await.is_ok()
     }
 
-    /// Waits to repeat a failed try, unless something happens that makes it worth while now. The
-    /// try was made under `order`: another one may have come while it was under way.
+    /// Waits before a failed try is repeated. A new order or a reopen ends the wait at once.
+    /// `order` is the order under which the try was made: another one may have come during the
+    /// try.
     async fn wait(&self, delay: Duration, sink: Option<&Running>, order: Order) {
         let mut orders = self.orders.clone();
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
-            // An error, too: nobody is left to give orders.
+            // An error ends the wait, too: the sender of the orders is gone.
             _ = orders.wait_for(|now| *now != order) => {}
             () = self.reopen.notified() => if let Some(sink) = sink { sink.reopen() },
         }
     }
 
-    /// Waits until the journal or the order has changed.
+    /// Waits until the journal or the order has changed, or the sink was reopened.
     ///
     /// # Errors
-    /// Where neither ever will.
+    /// If the sender of either is gone.
     async fn rest(
         &self,
         journalled: &mut watch::Receiver<i64>,
@@ -424,12 +433,12 @@ impl Worker {
         if rejected > 0 {
             self.observer.sink_rejected(&self.name, rejected);
         }
-        // Also of a worker that leaves, which `update` would not let.
+        // Not by `update`, which ignores a worker that leaves: its deliveries count as well.
         self.board
             .change_sink(&self.name, |status| status.delivered += delivered);
     }
 
-    /// Tells what will never be delivered.
+    /// Logs the events that will never be delivered.
     fn tell_refused(&self, refused: &[Refusal]) {
         for Refusal {
             events,
@@ -447,7 +456,7 @@ impl Worker {
         }
     }
 
-    /// Tells what the receiver said of events that it took.
+    /// Logs what the receiver said about events that it took.
     fn pass_on(&self, warnings: &[String]) {
         for warning in warnings {
             tracing::warn!(
@@ -458,7 +467,7 @@ impl Worker {
         }
     }
 
-    /// Takes note of a failed try; returns when to repeat it.
+    /// Records a failed try. Returns the delay until the next one.
     fn report(
         &self,
         trouble: &mut Trouble,
@@ -468,7 +477,8 @@ impl Worker {
     ) -> Duration {
         let text = chain(error);
         if self.is_leaving() {
-            // It does not try again, and what waits is its successor's, if it has one.
+            // This worker does not try again. Its successor, if there is one, delivers the waiting
+            // events.
             tracing::info!(
                 sink = &*self.name,
                 error = text,
@@ -477,8 +487,8 @@ impl Worker {
             return Duration::ZERO;
         }
         trouble.since.get_or_insert_with(Instant::now);
-        // Each time, however often it is the same: the diagnostics know when it has to be printed again,
-        // also after they have said that it works.
+        // Logged after every failure: `logging` suppresses repeats, and knows when to print one
+        // again, also after a line that says that the sink works.
         tracing::error!(
             sink = &*self.name,
             error = text,
@@ -506,7 +516,7 @@ impl Worker {
     fn fail(&self, source: SinkError) {
         let text = chain(&source);
         if self.is_leaving() {
-            // Whether it is of any use to somebody else, its successor finds out for itself.
+            // The successor finds out for itself whether the failure concerns it.
             tracing::info!(
                 sink = &*self.name,
                 error = text,
@@ -521,7 +531,7 @@ impl Worker {
         );
         self.observer.sink_error(&self.name);
         self.update(|status| status.error = Some(text));
-        // Without anybody to tell, delivery has ended anyway.
+        // Sending fails only if `Delivery` is gone, which has ended delivery anyway.
         drop(self.failures.send(Failure {
             failed: Failed {
                 sink: Arc::clone(&self.name),
@@ -531,8 +541,8 @@ impl Worker {
         }));
     }
 
-    /// Keeps the backlog up to date, also while a delivery does not come back, be it the
-    /// predecessor's.
+    /// Keeps the backlog in the status up to date, also while a delivery hangs, be it this
+    /// worker's or its predecessor's.
     async fn watch_backlog(&self, acknowledged: &Notify) {
         let mut journalled = self.store.journalled();
         loop {
@@ -546,7 +556,7 @@ impl Worker {
                     });
                     false
                 }
-                // Nothing is better than what may not be so any more.
+                // No number is better than one that may be wrong by now.
                 Err(store::Error::Unclear) => {
                     self.update(|status| {
                         status.backlog = None;
@@ -554,7 +564,7 @@ impl Worker {
                     });
                     false
                 }
-                // Where the store fails, the worker says so.
+                // If the store fails, the worker's own requests report it.
                 Err(_) => true,
             };
             tokio::select! {
@@ -568,7 +578,7 @@ impl Worker {
         }
     }
 
-    /// What to do; without anybody to give orders, nothing.
+    /// The current order; `Stop` if the sender of the orders is gone.
     fn order(&self) -> Order {
         match self.orders.has_changed() {
             Ok(_) => *self.orders.borrow(),
@@ -576,22 +586,22 @@ impl Worker {
         }
     }
 
-    /// Whether it was removed or replaced, or everything ends.
+    /// Whether the sink was removed or replaced, or delivery as a whole has ended.
     fn is_leaving(&self) -> bool {
         self.order().is_to_leave()
     }
 
-    /// Until nobody asks any more what the delivery under way comes to.
+    /// Waits for the order to give up the delivery under way.
     async fn given_up(&self) {
         let mut orders = self.orders.clone();
         let given_up = orders.wait_for(|order| *order == Order::GiveUp);
         if given_up.await.is_err() {
-            // Without anybody to give orders, the delivery may end.
+            // No order can come any more, so the delivery may end by itself.
             std::future::pending::<()>().await;
         }
     }
 
-    /// Tells how the sink is; one that leaves has nothing to say about its successor.
+    /// Changes the sink's status, unless this worker leaves: the status is then its successor's.
     fn update(&self, change: impl FnOnce(&mut crate::status::SinkStatus)) {
         if !self.is_leaving() {
             self.board.change_sink(&self.name, change);
@@ -599,8 +609,8 @@ impl Worker {
     }
 }
 
-/// When to repeat a try that failed after so many failures before it: twice as late each time,
-/// by up to half of it earlier at random.
+/// The delay until the next try, after `failures` failures before the present one. It doubles with
+/// each failure up to `max`, and is shortened by up to half at random.
 fn delay(failures: u32, max: Duration, random: f64) -> Duration {
     let full = FIRST_DELAY
         .saturating_mul(1_u32.checked_shl(failures).unwrap_or(u32::MAX))
@@ -611,7 +621,7 @@ fn delay(failures: u32, max: Duration, random: f64) -> Duration {
 // === impl Order ===
 
 impl Order {
-    /// Whether nothing shall be begun any more.
+    /// Whether no further delivery may begin.
     pub(super) fn is_to_leave(self) -> bool {
         matches!(self, Self::Stop | Self::GiveUp)
     }
@@ -640,7 +650,7 @@ impl Limits {
         }
     }
 
-    /// The longest delay while it has this order.
+    /// The longest delay under `order`.
     fn under(self, order: Order) -> Duration {
         match order {
             Order::Drain => self.max_delay.min(LAST_MAX_DELAY),

@@ -1,4 +1,4 @@
-//! What must hold for a log file whatever happens to it and to its writer.
+//! What must hold for a log file, whatever happens to the file and to its writer.
 
 use std::{
     fs::{self, OpenOptions},
@@ -33,11 +33,12 @@ struct Place {
     mark: Option<Vec<u8>>,
 }
 
-/// Whatever happens, each event is a line of its own once: killed in the middle of a write, after
-/// it, or after the acknowledgement, with the file moved away, and with others who write to it.
+/// Checks that each event is exactly one whole line in the end, whatever happens: crashes in the
+/// middle of a write, after it or after the acknowledgement, rotations, and other writers of the
+/// file.
 ///
 /// # Panics
-/// Where that does not hold.
+/// If an event has no line or several.
 pub fn torn_file(data: &[u8]) {
     let mut choices = Choices::new(data);
     let mut world = World::new(&mut choices);
@@ -114,7 +115,7 @@ impl World {
         self.deliver_unsaved(count);
         let inode = |place: &Place| Some(Mark::decode(place.mark.as_deref()?)?.0.inode);
         if inode(&self.at) != inode(&self.saved) {
-            // An acknowledgement is stored long before the next file comes.
+            // A sink is given the next file long after an acknowledgement was stored.
             self.saved = self.at.clone();
         }
     }
@@ -129,7 +130,7 @@ impl World {
             if self.at.cursor == end {
                 return;
             }
-            // It goes on after this was acknowledged.
+            // The sink goes on only after this progress was acknowledged.
             self.saved = self.at.clone();
         }
     }
@@ -147,7 +148,7 @@ impl World {
         }
     }
 
-    /// Somebody else writes to the file, nothing that could be an event's line.
+    /// Simulates another writer of the file, which never writes what could be an event's line.
     fn disturb(&self, bytes: &[u8]) {
         let mut file = OpenOptions::new()
             .append(true)
