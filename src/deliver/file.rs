@@ -1,27 +1,29 @@
 //! A file that every line reaches exactly once, whatever crashes.
 //!
-//! The sink remembers up to where the file's content is known to be safe on the disk and
-//! acknowledged: `settled`, kept in the store as a [`Mark`]. Whatever stands behind it was written
-//! by a try that did not come to its end: because the process was killed, the disk was full or its
-//! cache could not be written back. So before anything is appended, what stands there is compared
-//! with the lines that wait: whole ones are not written again, a torn one is completed. In the
-//! ordinary case nothing stands there and nothing is read. One rule for every fault, in a running
-//! process and after a start.
+//! The sink remembers `settled`: the offset up to which the file's content is acknowledged and
+//! safe on the disk. The store keeps this offset in a [`Mark`]. Whatever stands behind it was
+//! written by a try that did not finish, because the process was killed, the disk was full or its
+//! cache could not be written back. So before anything is appended, this content is compared with
+//! the waiting lines: whole lines are not written again, and a torn line is completed. In the
+//! ordinary case, nothing stands there and nothing is read. This one rule covers every fault, in a
+//! running process and after a start.
 //!
-//! What stands behind it when a file is opened need not be of the lines that come first: a sink that had
-//! another name for a while wrote later ones there. So that part is searched until all is delivered that
-//! was journalled by then.
+//! When a file is opened, the content behind `settled` need not be of the lines that come first: a
+//! sink that had another name for a while may have written later lines there. So this part is
+//! searched until all events are delivered that were journalled when the file was opened.
 //!
-//! Where replicas share the searches, what waits may stand before that as well: searches come one by
-//! one after a start, and one that was lost may come back much later. So the sink remembers which
-//! parts of its files are doubtful: what a try has left that did not come to its end, and what was
-//! written of which the server had not heard when a search was lost. Events that another holder may
-//! have delivered are looked for there, and at the file's end, however much was written since.
+//! Where replicas share the searches, waiting lines may stand before `settled` as well: after a
+//! start, searches come one by one, and a lost search may come back much later. So the sink
+//! remembers which parts of its files are doubtful: what an unfinished try has left, and what was
+//! written but not yet known to the server when a search was lost. Events that another holder may
+//! have delivered are looked for in the doubtful parts and at the file's end, however much was
+//! written since.
 //!
 //! Lines are compared as a whole, never by a part of their content, so that no alert's text can
-//! pass for another alert's line. logrotate may move the file away (lines that are not settled are
-//! then looked for where it went); with `copytruncate`, which copies it first, they are looked for in
-//! the copy, and what is written between copy and truncation is lost, which no writer can help.
+//! pass for another alert's line. If logrotate moves the file away, lines that are not settled are
+//! looked for in the moved file. With `copytruncate`, which copies the file first, they are looked
+//! for in the copy. What is written between copy and truncation is lost, which no writer can
+//! prevent.
 
 use std::{
     fs::{self, File, OpenOptions, TryLockError},
@@ -63,27 +65,29 @@ pub(crate) mod fuzzing;
 mod mark;
 mod scan;
 
-/// Readable for the group, for nobody else.
+/// Readable for the group, and for nobody else beside the owner.
 const MODE: u32 = 0o640;
 
-/// How much of a file's end is searched for waiting lines where no mark says where to begin, and
-/// where replicas share the searches: for what a process has left that was not the last one, of
-/// which nothing is remembered. Where nobody else ever holds a search, all that is not acknowledged
-/// stands there.
+/// How many bytes at a file's end are searched for waiting lines if no mark says where to begin.
+/// Where replicas share the searches, the settled end is searched as well: an earlier process than
+/// the last one may have left lines there, of which nothing is remembered. If no other replica
+/// ever holds a search, all of its unacknowledged lines stand in this part.
 const LOOK_BACK: u64 = 16 << 20;
 
-/// Doubtful parts of one file that are remembered apart; those beyond become one with the last.
+/// Number of doubtful parts of one file that are remembered apart. Further parts are merged into
+/// the last one.
 const MAX_DOUBTFUL: usize = 64;
 
-/// Files that were moved away with doubtful parts and are kept, at most.
+/// Maximum number of moved files that are kept because they may hold lines that are given again.
 const MAX_FORMER: usize = 16;
 
-/// How often it is tried to lock a file that somebody else has locked, with a pause after each try.
+/// Number of tries to lock a file that is locked already, with a pause between two tries.
 const LOCK_TRIES: u32 = 20;
 const LOCK_PAUSE: Duration = Duration::from_millis(5);
 
-/// How often a file that was moved away is tried to be settled: some five minutes, at the pace of
-/// the worker. Until then it holds up the lines that follow, since some of them may be in it.
+/// Number of failures after which a file that was moved away is given up: some five minutes, at
+/// the pace of the worker. Until then the file holds up the lines that follow, since some of them
+/// may be in it.
 const MAX_FAILURES: u32 = 64;
 
 /// A file as a sink.
@@ -93,19 +97,20 @@ pub(super) struct LogFile {
     format: Format,
     /// Files that other sinks write to.
     others: Vec<PathBuf>,
-    /// Where a former process left off, and what it left in doubt, until the file is open.
+    /// Where a former process left off and which parts it left in doubt, until the file is open.
     mark: Option<(Mark, Vec<Range<u64>>)>,
     current: Option<Tail>,
     /// The last position in the journal.
     journalled: watch::Receiver<i64>,
-    /// Events up to this position may stand in what is doubtful, whoever holds their searches.
+    /// Events up to this position may stand in the doubtful parts, whoever has held their
+    /// searches.
     doubted: i64,
-    /// What was last heard of the past, where replicas share the searches.
+    /// What was last heard of earlier deliveries, where replicas share the searches.
     past: Option<Past>,
     /// Files that were moved away before everything in them was settled.
     moved: Vec<Tail>,
-    /// Files that were moved away, are settled, and have doubtful parts. They are closed when they
-    /// are deleted.
+    /// Files that were moved away and are settled, but may hold lines that are given again. A file
+    /// is closed once it is deleted, or once none of its lines can be given again.
     former: Vec<Tail>,
 }
 
@@ -117,30 +122,30 @@ struct Tail {
     id: FileId,
     /// Up to here everything is acknowledged and safe on the disk.
     settled: u64,
-    /// It was written up to here at least, be it safe or not.
+    /// The file was written up to here at least, whether that is safe on the disk or not.
     end: u64,
     /// Whether `settled` may stand in the middle of a line.
     inside_line: bool,
-    /// From here on to what is settled, the server may not have heard of it yet.
+    /// From here up to `settled`, the server may not have heard of the lines yet.
     unstored: u64,
-    /// Parts in which lines may stand that the journal gives again: what a try left unfinished, and what the
-    /// server had not heard of when a search was lost.
+    /// Parts that may hold lines that the journal gives again: what a try left unfinished, and
+    /// what the server had not heard of when a search was lost.
     doubtful: Vec<Range<u64>>,
-    /// What the store knows the file by, so that it is found again wherever it is moved; `None`
-    /// where it does not know it yet.
+    /// What the store knows the file by, so that the file is found again wherever it is moved;
+    /// `None` while the store does not know the file yet.
     mark: Option<Mark>,
-    /// Since it was moved away.
+    /// Failures since the file was moved away.
     failures: u32,
 }
 
-/// How far lines are safe.
+/// How many lines are safe, and where the file is settled then.
 #[derive(Debug)]
 struct Settled {
-    /// So many of them, from the first on.
+    /// The number of safe lines, from the first on.
     lines: usize,
-    /// Where the file is settled, for the store.
+    /// The encoded [`Mark`] of the file, for the store.
     mark: Vec<u8>,
-    /// Why no more of them could be written.
+    /// Why no further lines could be written.
     error: Option<Error>,
 }
 
@@ -150,7 +155,7 @@ pub enum Error {
     /// The file's folder does not exist.
     #[error("cannot create {}: its folder does not exist", .0.display())]
     NoFolder(PathBuf),
-    /// Something else has the file's name.
+    /// The path leads to something that is no regular file.
     #[error("cannot write to {}: it is not a regular file", .0.display())]
     NotAFile(PathBuf),
     /// Another exporter, or another sink, writes to the file.
@@ -172,7 +177,7 @@ pub enum Error {
 // === impl LogFile ===
 
 impl LogFile {
-    /// The file is opened, and created where it is missing, with the first delivery.
+    /// Returns a sink whose file is opened, and created if it is missing, with the first delivery.
     pub(super) fn new(path: PathBuf, format: Format) -> Self {
         Self {
             path,
@@ -180,7 +185,8 @@ impl LogFile {
             others: Vec::new(),
             mark: None,
             current: None,
-            // As long as that is not told, whatever comes may have been written.
+            // Until `reading` tells how far the journal goes, any event may have been written
+            // already.
             journalled: watch::channel(i64::MAX).1,
             doubted: 0,
             past: None,
@@ -189,31 +195,31 @@ impl LogFile {
         }
     }
 
-    /// Tells it which files other sinks write to.
+    /// Sets the files that other sinks write to.
     pub(super) fn beside(mut self, others: Vec<PathBuf>) -> Self {
         self.others = others;
         self
     }
 
-    /// Tells it how far the journal goes.
+    /// Sets where to read how far the journal goes.
     pub(super) fn reading(mut self, journalled: watch::Receiver<i64>) -> Self {
         self.journalled = journalled;
         self
     }
 
-    /// Goes on where a former process left off with `mark`.
+    /// Makes the sink go on where a former process left off with `mark`.
     pub(super) fn after(mut self, mark: Option<&[u8]>) -> Self {
         self.mark = mark.and_then(Mark::decode);
         self
     }
 
-    /// Sees to it that lines are in a file once. Without an error they are all there, except for a
-    /// file that the store does not know yet: nothing is written to it before it does. The first of
-    /// them is of the event at the position `first`.
+    /// Makes sure that each of `lines` stands in a file once. Without an error, all lines are
+    /// there afterwards, with one exception: nothing is written to a file before the store knows
+    /// it. `first` is the position of the first line's event.
     fn write(&mut self, first: i64, lines: &Lines) -> Result<Settled, Error> {
         let mut current = self.follow_name()?;
         if self.past.is_none() && first > self.doubted {
-            // What comes now was journalled after the files were opened.
+            // All events that come now were journalled after the files had been opened.
             self.former.clear();
             for tail in self.moved.iter_mut().chain([&mut current]) {
                 tail.doubtful.clear();
@@ -271,8 +277,9 @@ impl LogFile {
         Ok(settled)
     }
 
-    /// Looks for lines in what is not settled of the files that were moved away, one after the other. `Some`: all
-    /// were found, and it is settled up to the last of them.
+    /// Looks for lines in the unsettled ends of files that were moved away, one file after the
+    /// other. Returns `Some` if all lines were found. The file that holds the last of them is then
+    /// settled up to that line.
     fn search_moved(
         &mut self,
         current: &Tail,
@@ -289,7 +296,7 @@ impl LogFile {
             let moved = &mut self.moved[searched];
             match settled {
                 Ok((scan, mark)) if !scan.at_end => {
-                    // What follows belongs to later lines.
+                    // The rest of the file belongs to later lines.
                     moved.settle_at(scan.end);
                     let mark = mark.encode(&moved.doubtful);
                     self.retire(searched);
@@ -301,15 +308,15 @@ impl LogFile {
                 }
                 Ok(_) => {}
                 Err(error) if moved.is_worth_another_try() => return Err(error),
-                // It must not hold up for ever what comes after it.
+                // The file must not hold up later lines for ever.
                 Err(error) => warn_of_unsearched(&error),
             }
         }
         Ok(None)
     }
 
-    /// Looks for lines wherever they may stand, and leaves them as they are: a piece of one in a file that was
-    /// moved away must not be completed if another sink has written the whole line elsewhere.
+    /// Looks for lines wherever they may stand, and changes nothing: a torn line in a file that
+    /// was moved away must not be completed if another sink has written the whole line elsewhere.
     fn look_everywhere(
         &self,
         current: &Tail,
@@ -319,7 +326,7 @@ impl LogFile {
         let look_back = if is_inherited { LOOK_BACK } else { 0 };
         current.look(current.settled.saturating_sub(look_back), missing)?;
         for tail in self.former.iter().chain(&self.moved) {
-            // Whoever searches it next counts the failure.
+            // A failure is counted by the next search of the file.
             tail.look(tail.settled, missing).ok();
         }
         Ok(())
@@ -340,7 +347,7 @@ impl LogFile {
         Ok(())
     }
 
-    /// Lets go of so many files that were moved away and are settled by now.
+    /// Lets go of the first `count` files that were moved away, which are settled by now.
     fn retire(&mut self, count: usize) {
         let settled: Vec<_> = self.moved.drain(..count).collect();
         self.keep_doubtful(settled);
@@ -349,7 +356,7 @@ impl LogFile {
     fn keep_doubtful(&mut self, settled: impl IntoIterator<Item = Tail>) {
         let is_shared = self.past.is_some();
         let doubtful = settled.into_iter().filter(|tail| {
-            // Otherwise the store has heard of all that is settled.
+            // If the searches are not shared, the store has heard of all settled lines.
             !tail.doubtful.is_empty() || is_shared && tail.is_in_doubt()
         });
         self.former.extend(doubtful);
@@ -357,11 +364,11 @@ impl LogFile {
         self.former.drain(..excess);
     }
 
-    /// Takes the file that has the name now.
+    /// Takes the file that has the sink's path now.
     fn follow_name(&mut self) -> Result<Tail, Error> {
         self.leave_if_moved()?;
-        // With a file that was deleted, or compressed, its lines are gone: what would complete a
-        // torn one there, nobody would ever read.
+        // The lines of a file that was deleted, or compressed, are gone: nobody would ever read a
+        // line that is completed there.
         self.moved.retain(|moved| !moved.is_deleted());
         self.former.retain(|former| !former.is_deleted());
         match self.current.take() {
@@ -376,7 +383,7 @@ impl LogFile {
             let id = file_id(&metadata);
             let mut back = self.moved.extract_if(.., |it| it.id == id);
             let mut former = self.former.extract_if(.., |it| it.id == id);
-            // It was moved back, and is still locked.
+            // The file was moved back to its path. It is still open and locked.
             if let Some(tail) = back.next().or_else(|| former.next()) {
                 return Ok(Tail {
                     path: self.path.clone(),
@@ -400,21 +407,22 @@ impl LogFile {
                      lines that wait are looked for in it, too"
                 );
                 let mut found = Tail { doubtful, ..found };
-                // As much as of the file that is written to.
+                // As much of this file is doubted as of the file that is written to.
                 found.doubt(found.settled.saturating_sub(LOOK_BACK)..found.settled);
                 found.doubt(found.settled..found.size().unwrap_or(found.end));
                 self.moved.push(found);
             }
         }
-        // A former worker of this process may have written what the server has not heard of.
+        // A former worker of this process may have written lines of which the server has not
+        // heard.
         tail.unstored = tail.settled.saturating_sub(LOOK_BACK);
         tail.doubt(tail.settled..tail.end);
-        // It is locked: nobody writes there any more what is journalled later.
+        // The file is locked, so nobody else writes events to it that are journalled later.
         self.doubted = self.doubted.max(*self.journalled.borrow());
         Ok(tail)
     }
 
-    /// Closes the file where its name is no longer its own.
+    /// Lets go of the current file if its path no longer leads to it.
     fn leave_if_moved(&mut self) -> Result<(), Error> {
         let Some(current) = &self.current else {
             return Ok(());
@@ -429,7 +437,7 @@ impl LogFile {
         let Some(mut current) = self.current.take() else {
             return Ok(());
         };
-        // Where even that fails, the file is searched as it is.
+        // If even that fails, the file is searched as it is.
         let copy = current.leave_if_truncated(&self.others).ok().flatten();
         self.moved.extend(copy);
         if current.size().is_ok_and(|size| size != current.settled) {
@@ -494,8 +502,8 @@ fn warn_of_unsearched(error: &Error) {
     );
 }
 
-/// Opens the file to append to it. One that is created gets the mode 0640, whatever the umask: a
-/// log agent of the same group shall read it.
+/// Opens the file to append to it, and creates it if it is missing. A new file gets the mode 0640,
+/// whatever the umask is, because a log agent of the same group has to read it.
 fn open_or_create(path: &Path) -> io::Result<File> {
     let mut options = OpenOptions::new();
     options.read(true).append(true).mode(MODE);
@@ -506,7 +514,7 @@ fn open_or_create(path: &Path) -> io::Result<File> {
     match options.create_new(true).open(path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => match link_target(path) {
             Some(target) => open_or_create(&target),
-            // Somebody else, logrotate for one, was quicker.
+            // Another process, such as logrotate, was quicker.
             None => options.create_new(false).open(path),
         },
         created => {
@@ -551,13 +559,13 @@ impl Tail {
         })
     }
 
-    /// Counts a failure, and says whether to try again rather than to go on without.
+    /// Counts a failure. Returns whether to try again, rather than to go on without this file.
     fn is_worth_another_try(&mut self) -> bool {
         self.failures += 1;
         self.failures < MAX_FAILURES
     }
 
-    /// Whether it is in no folder any more.
+    /// Whether no folder holds the file any more.
     fn is_deleted(&self) -> bool {
         let metadata = self.file.metadata();
         metadata.is_ok_and(|metadata| metadata.nlink() == 0)
@@ -570,18 +578,19 @@ impl Tail {
             .map_err(Error::io("look at", &self.path))
     }
 
-    /// Trusts nothing that stands near the end.
+    /// Treats up to [`LOOK_BACK`] bytes at the end as not settled.
     fn look_back(&mut self, size: u64) {
         self.end = size;
         self.settled = size.saturating_sub(LOOK_BACK);
         self.inside_line = self.settled > 0;
     }
 
-    /// Begins anew in a file that was truncated. Returns the copy that was made before, if it is
-    /// there: it may hold what was written and not settled.
+    /// Begins anew in a file that was truncated. Returns the copy that was made before, if one is
+    /// found: the copy may hold lines that were written and not settled.
     fn leave_if_truncated(&mut self, others: &[PathBuf]) -> Result<Option<Self>, Error> {
         let size = self.size()?;
-        // What stands at `settled` may be something else by now, behind a truncation.
+        // A file that was truncated may have grown again, so other content may stand before
+        // `settled`.
         let is_the_same = |mark: &Mark| size == self.settled || mark.fits(&self.file);
         if size >= self.end && self.mark.as_ref().is_none_or(is_the_same) {
             return Ok(None);
@@ -599,12 +608,12 @@ impl Tail {
         }))
     }
 
-    /// Whether lines that are given again may stand in what is settled.
+    /// Whether lines that are given again may stand before `settled`.
     fn is_in_doubt(&self) -> bool {
         self.unstored < self.settled || !self.doubtful.is_empty()
     }
 
-    /// Takes note that lines that stand there may be given again.
+    /// Notes that `part` may hold lines that are given again.
     fn doubt(&mut self, part: Range<u64>) {
         if part.is_empty() {
             return;
@@ -619,14 +628,14 @@ impl Tail {
         }
     }
 
-    /// Doubts what tries have left that did not come to their end: not all of it need be among what
-    /// waits now.
+    /// Doubts what unfinished tries have left: some of it may not be among the lines that wait
+    /// now.
     fn doubt_unsettled(&mut self) -> Result<(), Error> {
         self.doubt(self.settled..self.size()?);
         Ok(())
     }
 
-    /// Finds lines that stand there, and makes sure that they are on the disk.
+    /// Finds lines that stand in `parts`, and makes sure that they are on the disk.
     fn find_in(&self, parts: &[Range<u64>], missing: &mut Missing<'_>) -> Result<(), Error> {
         let mut found_any = false;
         for part in parts {
@@ -638,7 +647,7 @@ impl Tail {
         if found_any { self.sync() } else { Ok(()) }
     }
 
-    /// Finds lines that stand in doubtful parts and from there on, and leaves them as they are.
+    /// Finds lines that stand in the doubtful parts or behind `from`, and changes nothing.
     fn look(&self, from: u64, missing: &mut Missing<'_>) -> Result<(), Error> {
         let end = from..u64::MAX;
         for part in self.doubtful.iter().chain(std::iter::once(&end)) {
@@ -660,7 +669,7 @@ impl Tail {
         Ok(byte != *b"\n")
     }
 
-    /// What stands behind what is settled.
+    /// Finds lines behind `settled`.
     fn find_unsettled(&self, missing: &Missing<'_>) -> Result<Scan, Error> {
         self.find(self.settled..u64::MAX, self.inside_line, missing)
     }
@@ -675,9 +684,9 @@ impl Tail {
             .map_err(Error::io("read back", &self.path))
     }
 
-    /// What stands there. The lines among it are written once more where they stand: after a sync
-    /// that failed the kernel takes pages for clean that are not on the disk, and only so does the
-    /// next sync mean something.
+    /// Finds lines in `part`, and writes each of them once more where it stands. After a sync that
+    /// failed, the kernel takes pages for clean that are not on the disk, so the next sync is
+    /// reliable only if these pages are written again.
     fn find(
         &self,
         part: Range<u64>,
@@ -689,7 +698,7 @@ impl Tail {
             return Ok(scan);
         }
         match self.rewrite(&scan, missing) {
-            // The file may only be appended to (`chattr +a`). What is on the disk is read back.
+            // The file is append-only (`chattr +a`), so what is on the disk is read back instead.
             Err(error) if Errno::from_io_error(&error) == Some(Errno::PERM) => {
                 self.sync()?;
                 fadvise(&self.file, 0, None, Advice::DontNeed)
@@ -703,9 +712,9 @@ impl Tail {
         }
     }
 
-    /// Writes the lines that are missing. Where not all can be written, as on a full disk, those
-    /// that are whole are settled: nothing but a piece of a line is left open, whatever happens to
-    /// the file until there is room.
+    /// Writes the missing lines. If not all can be written, as on a full disk, those that are
+    /// whole are settled. So only a piece of a line stays unsettled, whatever happens to the file
+    /// until there is room.
     fn settle(&mut self, missing: &mut Missing<'_>) -> Result<Settled, Error> {
         let scan = self.find_unsettled(missing)?;
         missing.found(&scan);
@@ -736,15 +745,17 @@ impl Tail {
         })
     }
 
-    /// Takes note that it is settled up to there: behind a whole line, unless that is where it was.
+    /// Notes that the file is settled up to `settled`, which lies behind a whole line unless it
+    /// has not moved.
     fn settle_at(&mut self, settled: u64) {
         self.inside_line &= settled == self.settled;
         self.settled = settled;
     }
 
-    /// Finds lines in a file that was moved away, and completes one that is torn there and stands nowhere else as
-    /// a whole: `look_everywhere` finds those that do, and reads much. The file stays as unsettled as it was, in
-    /// case the next one cannot be written.
+    /// Finds lines in a file that was moved away. If a line is torn there, `look_everywhere` finds
+    /// out whether the whole line stands elsewhere; if not, the line is completed here.
+    /// `look_everywhere` reads much, so it is called for a torn line only. The file stays as
+    /// unsettled as it was, in case the next file cannot be written.
     fn settle_moved(
         &self,
         missing: &mut Missing<'_>,
@@ -756,8 +767,8 @@ impl Tail {
         let mut settled = None;
         if after.completion(&scan.torn).is_some() {
             let mut nowhere = after.clone();
-            // Where one cannot look, and on a full disk, the line stays torn, and is written to the new file as
-            // a whole.
+            // If `look_everywhere` fails, or the disk is full, the line stays torn here, and the
+            // whole line is written to the new file.
             if look_everywhere(&mut nowhere).is_ok()
                 && let Some((index, rest)) = nowhere.completion(&scan.torn)
             {
@@ -776,8 +787,8 @@ impl Tail {
         Ok((scan, mark))
     }
 
-    /// Appends, and makes sure that this and what was found are on the disk. Returns where the file
-    /// ends then.
+    /// Appends, and makes sure that the appended bytes and the found lines are on the disk.
+    /// Returns where the file ends then.
     fn secure(&self, scan: &Scan, append: &[u8]) -> Result<u64, Error> {
         self.append(append)?;
         self.sync()?;
@@ -794,10 +805,10 @@ impl Tail {
         self.file.sync_data().map_err(Error::io("sync", &self.path))
     }
 
-    /// Writes the lines that were found where they stand.
+    /// Writes the found lines once more where they stand.
     fn rewrite(&self, scan: &Scan, missing: &Missing<'_>) -> io::Result<()> {
         let flags = rustix::fs::fcntl_getfl(&self.file)?;
-        // With O_APPEND, Linux appends whatever the offset.
+        // With O_APPEND, Linux appends to the end, whatever the offset is.
         rustix::fs::fcntl_setfl(&self.file, flags - OFlags::APPEND)?;
         let mut written = scan.found.iter().try_for_each(|&(index, at)| {
             self.check_that_it_reaches(scan.end)?;
@@ -808,7 +819,8 @@ impl Tail {
         written
     }
 
-    /// Where the file was truncated since it was read, what is written behind its end would leave a hole before it.
+    /// Fails if the file was truncated since it was read: a write behind its end would leave a
+    /// hole.
     fn check_that_it_reaches(&self, end: u64) -> io::Result<()> {
         if self.file.metadata()?.size() < end {
             return Err(io::Error::other("it has just been truncated"));
@@ -821,8 +833,9 @@ impl Tail {
     }
 }
 
-/// Locks a file. One that was just closed can be locked for a moment still: by a process that was
-/// forked meanwhile and is about to become another program, and by whoever looks through `/proc`.
+/// Locks a file. A file that was just closed can stay locked for a moment: by a process that was
+/// forked meanwhile and has not yet become another program, or by a process that looks through
+/// `/proc`.
 fn lock(file: &File) -> Result<(), TryLockError> {
     for _ in 1..LOCK_TRIES {
         match file.try_lock() {
@@ -839,8 +852,8 @@ fn sync_folder(path: &Path) -> io::Result<()> {
         .and_then(|path| File::open(folder(&path)))
         .and_then(|folder| folder.sync_all());
     match synced {
-        // Not every folder may be read, and not every file system can do it; syncing the file
-        // itself mostly does.
+        // Not every folder may be read, and not every file system can sync one. Syncing the file
+        // itself mostly suffices.
         Err(error)
             if matches!(
                 Errno::from_io_error(&error),

@@ -1,10 +1,11 @@
 //! systemd's journal, by its native protocol: one datagram an event, so that every key is a field
 //! that `journalctl` can select by.
 //!
-//! A datagram that the kernel took is delivered: journald gives no receipt, and syncs to the disk
-//! at its own pace. An event that is too large for a datagram goes as a sealed memory file.
-//! journald drops what a service sends beyond 10,000 messages in 30 s (`RateLimitBurst=` in
-//! journald.conf), without telling the sender; so a long backlog is sent more slowly than that.
+//! A datagram counts as delivered once the kernel has taken it: journald gives no receipt, and
+//! syncs to the disk at its own pace. An event that is too large for a datagram goes as a sealed
+//! memory file. journald drops what a service sends beyond 10,000 messages in 30 s
+//! (`RateLimitBurst=` in journald.conf), without telling the sender; so a long backlog is sent
+//! more slowly than that.
 
 use std::{
     fs::File,
@@ -31,24 +32,24 @@ use super::sink::{Progress, Refusal, Writer};
 
 const SOCKET: &str = "/run/systemd/journal/socket";
 
-/// What `journalctl -t` selects by.
+/// The identifier that `journalctl -t` selects by.
 const IDENTIFIER: &str = "opsramp-alert";
 
 /// How long journald may keep its queue full before the try counts as failed.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What libsystemd asks for, too; the kernel gives what it allows.
+/// The size of the send buffer that libsystemd asks for, too; the kernel grants what it allows.
 const SEND_BUFFER: usize = 8 << 20;
 
-/// So many messages go out at once after a quiet time …
+/// Number of messages that may go out at once after a quiet time.
 const BURST: f64 = 4500.0;
 
-/// … and so many a second after them: together 9,000 in any 30 s, which leaves a tenth of
+/// Number of messages a second after that: together 9,000 in any 30 s, which leaves a tenth of
 /// journald's limit to the diagnostics of the same service.
 const PER_SECOND: f64 = 150.0;
 
-/// The largest message that journald takes from whoever is not root: 32 MiB, as recent versions
-/// have it. It says nothing to the sender when it drops a larger one.
+/// The largest message that journald takes from a sender that is not root: 32 MiB in recent
+/// versions. journald drops a larger message without telling the sender.
 const MAX_MESSAGE: usize = 32 << 20;
 
 /// systemd's journal as a sink.
@@ -61,7 +62,7 @@ pub(super) struct Journald {
     message: Vec<u8>,
 }
 
-/// How many messages may go out.
+/// The limit on how many messages may go out.
 #[derive(Debug)]
 struct Pace {
     allowed: f64,
@@ -171,7 +172,7 @@ impl Writer for Journald {
 fn open_socket() -> io::Result<UnixDatagram> {
     let socket = UnixDatagram::unbound()?;
     socket.set_write_timeout(Some(SEND_TIMEOUT))?;
-    // Without a larger buffer, more goes by memory file; that works as well.
+    // Without a larger buffer, more events go as memory files, which works as well.
     if rustix::net::sockopt::set_socket_send_buffer_size_force(&socket, SEND_BUFFER).is_err()
         && let Err(error) = rustix::net::sockopt::set_socket_send_buffer_size(&socket, SEND_BUFFER)
     {
@@ -195,7 +196,7 @@ fn send(socket: &UnixDatagram, path: &Path, message: &[u8]) -> io::Result<()> {
     }
 }
 
-/// Sends a message as a memory file, sealed so that journald need not fear it may change.
+/// Sends a message as a memory file, sealed so that journald can rely on its content.
 fn send_as_file(socket: &UnixDatagram, path: &Path, message: &[u8]) -> io::Result<()> {
     let mut file = File::from(rustix::fs::memfd_create(
         IDENTIFIER,
@@ -253,7 +254,7 @@ fn push_message(out: &mut Vec<u8>, record: &Record<'_>) {
 fn push_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     out.extend_from_slice(name.as_bytes());
     if value.contains(&b'\n') {
-        // With its length before it, no text can pass for another field.
+        // Because the length comes first, no text can pass for another field.
         out.push(b'\n');
         out.extend_from_slice(&(value.len() as u64).to_le_bytes());
     } else {
@@ -266,7 +267,7 @@ fn push_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
 // === impl Pace ===
 
 impl Pace {
-    /// A process that was just started does not know what the one before it sent.
+    /// Allows nothing at first: a new process does not know what the former one has sent.
     fn new(now: Instant) -> Self {
         Self {
             allowed: 0.0,
@@ -282,8 +283,9 @@ impl Pace {
         self.allowed as usize
     }
 
-    /// Waits until so many messages may go out, but no longer than a second: each delivery costs a look at
-    /// the journal and an acknowledgement, however little it brings.
+    /// Waits until `messages` messages may go out, but no longer than a second. The wait makes
+    /// deliveries larger, because each costs a look at the journal and an acknowledgement, however
+    /// little it brings.
     fn wait(&mut self, messages: usize) {
         let wanted = messages.min(PER_SECOND as usize);
         while self.allowed(Instant::now()) < wanted {

@@ -1,10 +1,10 @@
 //! Standard output: whole lines, written with `write(2)` until the last byte is out.
 //!
-//! Rust's own `stdout` keeps a buffer, in which a line could be lost or written twice; here an
-//! error says exactly which bytes are out. It is delivered at least once: a reader that goes away
-//! may not have seen what was written last. Where a former process may have left a pipe in the middle
-//! of a line, a line break comes first: else the line would be lost that is joined to it. Several sinks
-//! may share standard output, one batch at a time.
+//! Rust's own `stdout` has a buffer, in which a line could be lost or written twice. Here, an
+//! error says exactly which bytes are out. Delivery is at least once: a reader that goes away may
+//! not have seen the last lines. If a former process may have left a torn line in the pipe, a line
+//! break is written first, because the next line would otherwise be joined to the torn one and
+//! lost. Several sinks may share standard output, one batch at a time.
 
 use std::{
     fs::File,
@@ -32,7 +32,7 @@ use super::{
     sink::{Progress, Writer},
 };
 
-/// What a mark of standard output begins with, unlike that of a file.
+/// How a mark of standard output begins; the mark of a file begins otherwise.
 const MARK: &[u8] = b"stdout ";
 
 /// Standard output as a sink.
@@ -44,24 +44,25 @@ pub(super) struct Stdout {
     writer: u64,
     /// Events up to this position were journalled before the process began.
     journal_end: i64,
-    /// Whether replicas share the searches: then what waits comes search by search, perhaps behind what
-    /// is new.
+    /// Whether replicas share the searches. The waiting events then come search by search, perhaps
+    /// behind newer events.
     is_shared: bool,
-    /// What the store knows of where it writes to.
+    /// The mark of the output that the store has for this sink.
     mark: Option<Vec<u8>>,
     former: Former,
 }
 
-/// Where this sink wrote to in the process before this one, as its mark says. Readers skip an empty line, and yet
-/// none is written for nothing: a pipe that is new, as in most places after every start, is known by its mark.
+/// Where this sink wrote to in the former process, according to its mark. Readers skip an empty
+/// line, but none is written without need: by the mark, a new pipe is recognised, which most
+/// environments provide after every start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Former {
-    /// Here.
+    /// To the present output.
     Here,
-    /// To a pipe that is another one, or nowhere: this one is new.
+    /// To another pipe or nowhere, so the present one is new.
     Elsewhere,
-    /// Nobody knows: it had another name, or another target since. Its mark went with that, and the pipe may
-    /// be the same.
+    /// Unknown: the sink has had another name or another target since, so its mark is lost. The
+    /// pipe may be the same.
     Unknown,
 }
 
@@ -69,21 +70,21 @@ enum Former {
 #[derive(Debug)]
 pub(super) struct Output {
     fd: OwnedFd,
-    /// What tells this pipe, or whatever it is, from the one that the next process is given.
+    /// What distinguishes this output from the one that the next process is given.
     mark: Vec<u8>,
-    /// Whether it is a pipe in which something stood when this process had not written yet: it is not new,
-    /// whatever the marks say.
+    /// Whether this is a pipe that held something before this process wrote to it. It is not new
+    /// then, whatever the marks say.
     is_used: bool,
     end: End,
 }
 
 #[derive(Debug)]
 enum End {
-    /// Nothing was written by this process.
+    /// This process has written nothing yet.
     Unknown,
-    /// With a line break.
+    /// The last line ended with a line break.
     Whole,
-    /// After `written` bytes of the line of the event at `position`.
+    /// The last line broke off after `written` bytes of the line of the event at `position`.
     Torn {
         writer: u64,
         position: i64,
@@ -94,7 +95,7 @@ enum End {
 /// Standard output could not be written to.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nobody will ever read it again.
+    /// Nobody will ever read from it again.
     #[error("standard output is closed")]
     Closed(#[source] io::Error),
     /// It may work again later.
@@ -139,7 +140,8 @@ impl Stdout {
         }
     }
 
-    /// Tells it where a former process wrote to, and up to where it may have had the events.
+    /// Sets the mark that a former process left, and the position up to which that process may
+    /// have been given the events.
     pub(super) fn after(mut self, mark: Option<&[u8]>, journal_end: i64) -> Self {
         self.mark = mark.map(Into::into);
         self.journal_end = journal_end;
@@ -153,12 +155,12 @@ impl Writer for Stdout {
         if self.mark.as_ref() != Some(&here) {
             self.former = match &self.mark {
                 Some(mark) if mark.starts_with(MARK) => Former::Elsewhere,
-                // Nothing was ever journalled, or this replica is new, as each is that gets a name with its
-                // start.
+                // Nothing was ever journalled, or this replica is new, as is every replica whose
+                // name changes with each start.
                 None if self.journal_end == 0 || self.is_shared => Former::Elsewhere,
                 _ => Former::Unknown,
             };
-            // The store has to know it before a line can be left torn here.
+            // The store has to know this output before a line can be left torn in it.
             self.mark = Some(here.clone());
             return Progress {
                 mark: Some(here),
@@ -169,7 +171,8 @@ impl Writer for Stdout {
             .first()
             .is_some_and(|first| first.position <= self.journal_end);
         let may_follow = match self.former {
-            // What it did not bring to its end is the first to be written now.
+            // If the former process left a line torn, the event of that line is the first to be
+            // written now.
             Former::Here => waited || self.is_shared,
             Former::Elsewhere => false,
             Former::Unknown => true,
@@ -208,8 +211,8 @@ impl Output {
         }
     }
 
-    /// Writes lines; returns how many are out, and why not all are. `may_follow`: a former process may have
-    /// left a piece of a line there.
+    /// Writes lines. Returns how many are out, and the error if not all are. `may_follow` says
+    /// that a former process may have left a torn line at the end of the output.
     fn write(
         &mut self,
         writer: u64,
@@ -251,14 +254,14 @@ impl Output {
     }
 }
 
-/// Writes what is missing of `bytes`, and counts what is out.
+/// Writes `bytes` from the offset `written` on, and adds the bytes that are out to `written`.
 fn write_all(fd: &OwnedFd, bytes: &[u8], written: &mut usize) -> Result<(), Errno> {
     while *written < bytes.len() {
         match rustix::io::write(fd, &bytes[*written..]) {
             Ok(0) => return Err(Errno::IO),
             Ok(count) => *written += count,
             Err(Errno::INTR) => {}
-            // Somebody else may have made the pipe non-blocking.
+            // Another process may have made the pipe non-blocking.
             Err(Errno::AGAIN) => {
                 match rustix::event::poll(&mut [PollFd::new(fd, PollFlags::OUT)], None) {
                     Ok(_) | Err(Errno::INTR) => {}
@@ -271,28 +274,28 @@ fn write_all(fd: &OwnedFd, bytes: &[u8], written: &mut usize) -> Result<(), Errn
     Ok(())
 }
 
-/// Whether what is written there vanishes. Of a standard output that was closed at the start this is
-/// all that can be seen: Rust's runtime opens `/dev/null` in its place, lest a file that is opened
-/// later get its number.
+/// Whether the output is `/dev/null`, where everything vanishes. A standard output that was closed
+/// at the start looks the same: Rust's runtime opens `/dev/null` in its place, lest a file that is
+/// opened later get its number.
 fn is_null_device(fd: &OwnedFd) -> bool {
     let Ok(stat) = rustix::fs::fstat(fd) else {
         return false;
     };
-    // The number is Linux's own, the same on every machine.
+    // The device number is Linux's own, the same on every machine.
     FileType::from_raw_mode(stat.st_mode).is_char_device()
         && (major(stat.st_rdev), minor(stat.st_rdev)) == (1, 3)
 }
 
-/// Whether it is a pipe that nobody has read to its end.
+/// Whether the output is a pipe with bytes that nobody has read yet.
 fn holds_something(fd: &OwnedFd) -> bool {
-    // Of a terminal the same question tells what somebody types.
+    // On a terminal, the same call counts what somebody types.
     let is_pipe = rustix::fs::fstat(fd)
         .is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo);
     is_pipe && rustix::io::ioctl_fionread(fd).is_ok_and(|bytes| bytes > 0)
 }
 
-/// Whether a regular file ends in the middle of a line, which a former process has left. `None`: it is no regular
-/// file (of a pipe nobody can tell), or cannot be read.
+/// Whether a regular file ends in the middle of a line, left by a former process. Returns `None`
+/// if the output is no regular file (the end of a pipe cannot be seen), or if it cannot be read.
 fn ends_torn(fd: &OwnedFd) -> Option<bool> {
     let stat = rustix::fs::fstat(fd).ok()?;
     if !FileType::from_raw_mode(stat.st_mode).is_file() {

@@ -1,7 +1,7 @@
-//! Where in a file the sink left off, in a form that survives in the store.
+//! The place in a file where the sink left off, in a form that the store keeps.
 //!
-//! Inodes are used again and device numbers change, so that neither proves that a file is the same
-//! one; what stands right before the offset does, since every line is unique.
+//! Inodes are used again and device numbers change, so neither proves that a file is the same one.
+//! What stands right before the offset does, because every line is unique.
 
 use std::{
     cmp::Reverse,
@@ -18,12 +18,12 @@ use xxhash_rust::xxh3::xxh3_64;
 use super::Tail;
 use crate::file_id::{FileId, file_id};
 
-/// How much of what stands before the offset is hashed.
+/// Number of bytes before the offset that are hashed.
 const FINGERPRINT_LENGTH: u64 = 1024;
 
 const VERSION: u8 = 1;
 
-/// A place in a file: all before it is acknowledged.
+/// A place in a file: everything before it is acknowledged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mark {
     device: u64,
@@ -45,7 +45,7 @@ impl Mark {
         })
     }
 
-    /// With the doubtful parts of the file.
+    /// Encodes the mark and the doubtful parts of the file.
     pub(super) fn encode(&self, doubtful: &[Range<u64>]) -> Vec<u8> {
         let place = [self.device, self.inode, self.offset, self.fingerprint];
         let parts = doubtful.iter().flat_map(|part| [part.start, part.end]);
@@ -54,7 +54,8 @@ impl Mark {
         [VERSION].into_iter().chain(numbers).collect()
     }
 
-    /// `None` for what another version wrote: then the file's end is searched.
+    /// Decodes a mark and the doubtful parts. Returns `None` for what another version has written:
+    /// the file's end is searched then.
     pub(super) fn decode(bytes: &[u8]) -> Option<(Self, Vec<Range<u64>>)> {
         let [VERSION, numbers @ ..] = bytes else {
             return None;
@@ -78,7 +79,7 @@ impl Mark {
         Some((mark, parts.iter().map(|&[start, end]| start..end).collect()))
     }
 
-    /// Whether `file` has the content that the mark was set in.
+    /// Whether `file` has the content before the offset that the mark's file had.
     pub(super) fn fits(&self, file: &File) -> bool {
         file.metadata().is_ok_and(|metadata| {
             metadata.size() >= self.offset
@@ -87,11 +88,12 @@ impl Mark {
         })
     }
 
-    /// The file that the mark was set in, if it is found under another name in the same folder:
-    /// logrotate's doing, or a copy that it made. A copy is told by its name, too, for sinks beside
-    /// this one write the same lines to their files; `others` are these, which are never meant.
+    /// Finds the file that the mark was set in if logrotate has moved it to another name in the
+    /// same folder, or has made a copy of it there. A copy must also have a name that logrotate
+    /// gives, because other sinks write the same lines to files of their own. These files,
+    /// `others`, are never returned.
     pub(super) fn find_moved(&self, path: &Path, others: &[PathBuf]) -> Option<Tail> {
-        // It is what a link leads to that is moved.
+        // If the path is a link, the file that it leads to is the one that is moved.
         let path = &fs::canonicalize(path).ok()?;
         let others: Vec<_> = others
             .iter()
@@ -112,7 +114,8 @@ impl Mark {
                     && !others.contains(&file_id(metadata))
             })
             .collect();
-        // Of copies the newest first: an offset of 0 tells none from another.
+        // The newest copy comes first: with an offset of 0, the content does not tell copies
+        // apart.
         candidates.sort_by_key(|(_, metadata)| {
             let modified = (metadata.mtime(), metadata.mtime_nsec());
             (metadata.ino() != self.inode, Reverse(modified))
@@ -126,7 +129,7 @@ impl Mark {
                 .ok()?;
             let metadata = file.metadata().ok()?;
             let fits = self.fits(&file);
-            // Whoever has locked it writes to it, so that it was not left behind.
+            // Somebody who has locked the file writes to it, so it was not left behind.
             if !(fits || self.offset == 0) || super::lock(&file).is_err() {
                 return None;
             }
@@ -150,8 +153,8 @@ impl Mark {
     }
 }
 
-/// Whether `name` is the one of `path` with a number or a date, as logrotate sets it behind all or,
-/// with `extension`, before that.
+/// Whether `name` is the name of `path` with a number or a date. logrotate puts this at the end
+/// or, with its option `extension`, before the extension.
 pub(super) fn is_numbered(name: &OsStr, path: &Path) -> bool {
     let name = name.as_encoded_bytes();
     let [whole, stem] = [path.file_name(), path.file_stem()]

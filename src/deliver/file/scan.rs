@@ -1,24 +1,26 @@
-//! Which of the lines that wait stand in a file already.
+//! Finds out which of the waiting lines stand in a file already.
 
 use std::{collections::HashMap, fs::File, io, os::unix::fs::FileExt as _};
 
 use crate::deliver::format::Lines;
 
-/// The lines that are in no file yet, as far as is known.
+/// The lines of which none is known to stand in a file yet.
 #[derive(Clone, Debug)]
 pub(super) struct Missing<'a> {
     lines: &'a Lines,
     missing: Vec<bool>,
 }
 
-/// What stands in a file behind what is settled.
+/// What was found in a part of a file.
 #[derive(Debug)]
 pub(super) struct Scan {
-    /// The lines that were found, and where they begin.
+    /// The indices of the lines that were found, and the offsets where they begin.
     pub(super) found: Vec<(usize, u64)>,
-    /// Up to here the file was read: its end, or the end of the last line that was looked for.
+    /// The offset up to which the file was read: its end, or the end of the last line that was
+    /// read.
     pub(super) end: u64,
-    /// Behind the last line break before that, or where it was read from if there is none.
+    /// The offset behind the last line break before `end`, or where reading began if there is
+    /// none.
     pub(super) whole: u64,
     /// Whether `end` is the file's end.
     pub(super) at_end: bool,
@@ -29,14 +31,14 @@ pub(super) struct Scan {
 #[derive(Debug)]
 pub(super) enum Torn {
     Nothing,
-    /// This piece of a line.
+    /// A piece of a line: its beginning.
     Piece(Vec<u8>),
-    /// More than any of the lines.
+    /// More than the longest missing line, or the rest of a line whose beginning was not read.
     TooMuch,
 }
 
-/// Reads `file` from `from` on until every missing line is found, or the line that `to` stands in is
-/// read. `inside_line` says that `from` may stand in the middle of a line.
+/// Reads `file` from `from` on until every missing line is found, or until the end of the line
+/// that contains the offset `to`. `inside_line` says that `from` may lie in the middle of a line.
 pub(super) fn scan(
     file: &File,
     from: u64,
@@ -105,7 +107,7 @@ impl<'a> Missing<'a> {
     pub(super) fn new(lines: &'a Lines) -> Self {
         Self {
             lines,
-            // An event that has no line cannot be missing.
+            // An event without a line cannot be missing.
             missing: (0..lines.len())
                 .map(|i| !lines.line(i).is_empty())
                 .collect(),
@@ -116,7 +118,7 @@ impl<'a> Missing<'a> {
         self.lines.line(index)
     }
 
-    /// How many lines there are, whether they are missing or not.
+    /// The number of all lines, missing or not.
     pub(super) fn len(&self) -> usize {
         self.lines.len()
     }
@@ -139,7 +141,7 @@ impl<'a> Missing<'a> {
         (!(first..self.missing.len()).any(there)).then_some(first)
     }
 
-    /// The missing lines by their content, and the length of the longest.
+    /// Returns the missing lines by their content, and the length of the longest.
     fn index(&self) -> (HashMap<&'a [u8], usize>, usize) {
         let by_content: HashMap<_, _> = self.indices().map(|i| (self.line(i), i)).collect();
         let longest = by_content.keys().map(|line| line.len()).max();
@@ -156,8 +158,9 @@ impl<'a> Missing<'a> {
         }
     }
 
-    /// The missing line that `torn` is the beginning of, and what it lacks. Lines are written in
-    /// order, so that it is the first one, unless a power cut took bytes of those before it.
+    /// The missing line that begins with `torn`, and the rest of this line. Because lines are
+    /// written in order, it is the first missing line, unless a power cut took bytes of earlier
+    /// lines.
     pub(super) fn completion(&self, torn: &Torn) -> Option<(usize, &'a [u8])> {
         let Torn::Piece(piece) = torn else {
             return None;
@@ -166,14 +169,14 @@ impl<'a> Missing<'a> {
             .find_map(|index| Some((index, self.line(index).strip_prefix(&piece[..])?)))
     }
 
-    /// What has to follow `torn` so that all lines are there.
+    /// Returns what has to follow `torn` so that all lines are there.
     pub(super) fn append_after(&self, torn: &Torn) -> Vec<u8> {
         let mut append = Vec::new();
         let completed = self.completion(torn);
         match (completed, torn) {
             (Some((_, rest)), _) => append.extend_from_slice(rest),
             (None, Torn::Nothing) => {}
-            // Somebody else's, or damaged: it becomes a line of its own.
+            // The piece is another writer's, or damaged. It becomes a line of its own.
             (None, _) if !self.is_empty() => append.push(b'\n'),
             (None, _) => {}
         }
