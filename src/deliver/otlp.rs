@@ -1,10 +1,10 @@
 //! An OpenTelemetry receiver: OTLP over HTTP, protobuf.
 //!
-//! Events go in requests of a bounded size, and a request that is refused is split until the bad
-//! event is found: that one alone is let go of. Whatever may be a fault of the set-up (a wrong
+//! Events go in requests of a bounded size. A request that is refused is split until the bad event
+//! is found, and only that event is given up. Whatever may be a fault of the set-up (a wrong
 //! password, a wrong URL, a redirect, a login page) is tried again for ever, and shows in the
 //! backlog. Delivery is at least once; `log.record.uid` is the same each time. The sink does not
-//! know who asks it, and never repeats a try by itself.
+//! know its caller, and never repeats a try by itself.
 
 use std::{ops::Range, time::Duration};
 
@@ -25,18 +25,20 @@ mod answer;
 mod exchange;
 mod message;
 
-/// How many events a request holds at most.
+/// The most events that a request may hold.
 const MAX_EVENTS: usize = 512;
 
-/// After so many answers to requests that held all they may, they may hold twice as much. That is tried so seldom
-/// because a receiver that can take no more may store what it does not answer, and be sent it again.
+/// Number of answers to full requests after which requests may hold twice as many events. It is
+/// that large because a receiver that cannot take more may store a request that it does not
+/// answer, and is then sent the same events again.
 const ANSWERS: u32 = 16;
 
 /// The size of a request before compression, in bytes, unless a single event is larger. Receivers
 /// are known to refuse more than 4 MiB.
 const MAX_BYTES: usize = 1 << 20;
 
-/// After so long, what is settled is told, so that it is acknowledged before more is sent.
+/// Time after which the settled events are returned, so that they are acknowledged before more is
+/// sent.
 const TURN: Duration = Duration::from_secs(3);
 
 const PROTOBUF: &str = "application/x-protobuf";
@@ -49,12 +51,12 @@ pub(super) struct Otlp {
     turn: Duration,
 }
 
-/// How many events a request may hold at present: fewer while the receiver does not answer in time, for
-/// else one that is too much for it would be sent for ever.
+/// How many events a request may hold at present. The number falls while the receiver does not
+/// answer in time: otherwise a request that is too much for it would be sent for ever.
 #[derive(Debug)]
 struct Limit {
     events: usize,
-    /// To requests that held so many.
+    /// Answers to requests that held this many events.
     answers: u32,
 }
 
@@ -69,8 +71,8 @@ impl Otlp {
         })
     }
 
-    /// Delivers events in order: all of them, or what a slow receiver settles in a few seconds.
-    /// Nothing is sent once they are no longer `ours`.
+    /// Delivers events in order: all of them, or those that a slow receiver settles within a few
+    /// seconds. Nothing more is sent once the events are no longer `ours`.
     pub(super) async fn deliver(
         &mut self,
         events: &[Pending],
@@ -92,8 +94,9 @@ impl Otlp {
         progress
     }
 
-    /// Delivers one request's worth of events, in parts where it is refused. After `until`, it
-    /// ends with the first part that is settled; at once when they are no longer `ours`.
+    /// Delivers one request's worth of events, in parts if the receiver refuses it. After `until`,
+    /// it ends with the first part that is settled. It ends at once when the events are no longer
+    /// `ours`.
     async fn deliver_batch(
         &mut self,
         mut records: Vec<Result<Record<'static>, Refusal>>,
@@ -147,11 +150,12 @@ impl Otlp {
                 Outcome::Refused { why } => {
                     progress.settle(&part, refusal(&records[part.start], |_| why));
                 }
-                // So the receiver says that it is too large for now (RFC 9110, 15.5.14).
+                // With `Retry-After`, the receiver says that this is too large only for now (RFC
+                // 9110, 15.5.14).
                 Outcome::TooLarge(error) if error.retry_after() > Some(Duration::ZERO) => {
                     return Err(error);
                 }
-                // It would be for ever, and all that comes after it would wait.
+                // The event would be too large for ever, and everything behind it would wait.
                 Outcome::TooLarge(error) => {
                     let why = |record: &Record<'_>| too_large(&error, message::size(record));
                     progress.settle(&part, refusal(&records[part.start], why));
@@ -165,8 +169,9 @@ impl Otlp {
     }
 }
 
-/// Sends a request without any record, which a receiver takes as it takes one with some. `Some`: why it refused
-/// it. That is no failure of the sink: some receivers want at least one record.
+/// Sends a request without any record. A receiver that takes requests with records takes such a
+/// request, too. Returns why the receiver refused it, if it did. A refusal is no failure of the
+/// sink, because some receivers want at least one record.
 pub(crate) async fn ask(options: &OtlpOptions) -> Result<Option<String>, Error> {
     let request = ExportLogsServiceRequest::default();
     match Receiver::new(options)?.export(request).await? {
@@ -179,13 +184,13 @@ pub(crate) async fn ask(options: &OtlpOptions) -> Result<Option<String>, Error> 
 // === impl Limit ===
 
 impl Limit {
-    /// A request with so many events was not answered in time.
+    /// Called when a request with `events` events was not answered in time.
     fn halve(&mut self, events: usize) {
         self.events = (self.events.min(events) / 2).max(1);
         self.answers = 0;
     }
 
-    /// A request with so many events was answered.
+    /// Called when a request with `events` events was answered.
     fn raise(&mut self, events: usize) {
         if events < self.events {
             return;
@@ -208,14 +213,14 @@ impl Default for Limit {
 }
 
 impl Progress {
-    /// A part is done with; it follows those that were before.
+    /// Adds a part that is settled. It follows the parts that were settled before.
     fn settle(&mut self, part: &Range<usize>, refused: Vec<Refusal>) {
         self.settled += part.len();
         self.refused.extend(refused);
     }
 }
 
-/// The records of one request: as many from the front as it may hold, at least one.
+/// Reads the records of one request: as many from the front as it may hold, but at least one.
 fn read_batch(events: &[Pending], limit: usize) -> Vec<Result<Record<'static>, Refusal>> {
     let mut records = Vec::with_capacity(events.len().min(limit));
     let mut bytes = 0;
@@ -231,7 +236,7 @@ fn read_batch(events: &[Pending], limit: usize) -> Vec<Result<Record<'static>, R
     records
 }
 
-/// What an event is told with that was refused when it was sent alone.
+/// The refusal of an event that the receiver refused when it was sent alone.
 fn refusal(
     record: &Result<Record<'_>, Refusal>,
     why: impl FnOnce(&Record<'_>) -> String,

@@ -53,8 +53,8 @@ pub(super) struct Stdout {
 }
 
 /// Where this sink wrote to in the former process, according to its mark. Readers skip an empty
-/// line, but none is written without need: by the mark, a new pipe is recognised, which most
-/// environments provide after every start.
+/// line, but none is written without need: the mark shows that a pipe is new, as it is in most
+/// places after every start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Former {
     /// To the present output.

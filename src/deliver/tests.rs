@@ -96,7 +96,7 @@ impl Journal {
         content.lines().map(str::to_owned).collect()
     }
 
-    /// The JSON lines of so many events from one on.
+    /// The JSON lines of the events from number `from` up to, but without, `to`.
     fn expected(from: u32, to: u32) -> Vec<String> {
         (from..to)
             .map(|number| String::from_utf8(event(number).body.to_vec()).unwrap())
@@ -117,7 +117,7 @@ impl Journal {
         }
     }
 
-    /// Waits until so many events wait for a sink, and the board says so.
+    /// Waits until `backlog` events wait for a sink, and the board says so.
     async fn until_backlog(&self, sink: &str, backlog: u64) {
         let waiting = async {
             while self.store.backlog(sink).await.unwrap().events != backlog {
@@ -195,7 +195,8 @@ fn file_sink(name: &str, path: PathBuf) -> SinkOptions {
     }
 }
 
-/// Standard output, but written to `fd`, of a process that has not written to it.
+/// Adds a sink for standard output that writes to `fd` instead, as in a process that has not
+/// written to it yet.
 fn employ_pipe(delivery: &mut Delivery, name: &str, fd: impl Into<OwnedFd>) {
     let output = Arc::new(Mutex::new(stdout::Output::new(fd.into())));
     employ_output(delivery, name, output);
@@ -301,8 +302,8 @@ fn otlp_sink(name: &str, listener: &TcpListener, timeout: Duration) -> SinkOptio
     }
 }
 
-/// A receiver that wants to be left alone when the first request comes, at the end, and takes
-/// what comes then.
+/// The first request comes as the daemon stops, and the receiver asks for a long wait. It takes
+/// the second request.
 #[tokio::test]
 async fn what_fails_as_the_end_begins_is_tried_again_before_it() {
     drop(rustls::crypto::ring::default_provider().install_default());
@@ -314,12 +315,12 @@ async fn what_fails_as_the_end_begins_is_tried_again_before_it() {
     let (mut first, _) = listener.accept().await.unwrap();
     let draining = delivery.drain(Duration::from_secs(10));
     let receiver = async {
-        // Orders were given before this was polled.
+        // `draining` is polled first, so its orders were given before.
         let busy = "503 Busy\r\nRetry-After: 60\r\nConnection: close";
         answer(&mut first, busy).await;
         let (mut second, _) = listener.accept().await.unwrap();
         answer(&mut second, "200 OK").await;
-        // Closed before its client has read everything, a connection is reset.
+        // A connection is reset if it is closed before its client has read everything.
         (first, second)
     };
     let both = async { tokio::join!(biased; draining, receiver) };
@@ -331,7 +332,7 @@ async fn what_fails_as_the_end_begins_is_tried_again_before_it() {
     assert_eq!(journal.counts.delivered.load(Ordering::Relaxed), 3);
 }
 
-/// As where a receiver comes back and does not know its tenant any more.
+/// For instance, a receiver comes back and does not know its tenant any more.
 #[tokio::test]
 async fn a_sink_that_was_down_and_refuses_everything_does_not_deliver_again() {
     drop(rustls::crypto::ring::default_provider().install_default());
@@ -398,7 +399,7 @@ async fn standard_output_that_is_closed_is_reported_as_the_end() {
     assert!(failed.source.is_fatal());
     let error = journal.board.sinks()["out"].error.clone().unwrap();
     assert!(error.starts_with("standard output is closed"), "{error}");
-    // After the restart it goes on where it was.
+    // After a restart, the sink would go on where it was.
     assert_eq!(journal.store.backlog("out").await.unwrap().events, 3);
 }
 
@@ -408,7 +409,7 @@ async fn after_a_crash_it_goes_on_where_it_was() {
     let delivery = journal.start(vec![journal.file("file")]).await;
     journal.journal(10).await;
     journal.until_backlog("file", 0).await;
-    // Nothing is finished, nothing is said.
+    // An abort stands for a crash: no worker finishes or reports anything.
     for worker in delivery.workers.values() {
         worker.task.abort();
     }
@@ -465,7 +466,7 @@ async fn a_changed_sink_waits_until_its_predecessor_has_written_the_last_byte() 
     journal.journal(2000).await;
     journal.until_backlog("out", 2000).await;
     employ_output(&mut delivery, "out", output);
-    // What waits is told all the while.
+    // The backlog is shown all the while.
     journal.until_backlog("out", 2000).await;
     assert_eq!(journal.board.sinks()["out"].oldest_pending, Some(now()));
     let reading = read_all(reader);
@@ -481,7 +482,7 @@ async fn hung(journal: &mut Journal, events: u32) -> (Delivery, io::PipeReader) 
     employ_pipe(&mut delivery, "out", writer);
     journal.journal(events).await;
     journal.until_backlog("out", u64::from(events)).await;
-    // What does not fit into the pipe is under way from then on.
+    // From then on, the delivery of what does not fit into the pipe is under way.
     let is_under_way = || rustix::io::ioctl_fionread(&reader).unwrap() > 0;
     journal.until("it is under way", is_under_way).await;
     (delivery, reader)
@@ -495,7 +496,8 @@ fn read_all(mut reader: io::PipeReader) -> std::thread::JoinHandle<String> {
     })
 }
 
-/// What stood in a pipe whose reader died counts as delivered, the rest went into the file.
+/// Whether the rest of the events went into the file. What stood in the pipe when its reader died
+/// counts as delivered.
 fn has_the_rest(journal: &Journal) -> bool {
     let lines = journal.lines("out");
     let expected = Journal::expected(0, 1000);
@@ -534,7 +536,7 @@ async fn a_sink_that_fails_while_a_reload_replaces_it_does_not_end_the_daemon() 
     drop(reader);
     let failed = || journal.board.sinks()["out"].error.is_some();
     journal.until("it has failed", failed).await;
-    // The daemon has not looked yet.
+    // The daemon has not noticed the failure yet.
     delivery.reload(vec![journal.file("out")]).await.unwrap();
     assert!(!has_failed(&mut delivery));
     assert!(delivery.drain(Duration::from_secs(10)).await);
@@ -590,7 +592,7 @@ async fn a_sink_that_waits_for_its_predecessor_says_so_all_the_while() {
 
 #[tokio::test]
 async fn a_sink_that_hangs_is_replaced_by_one_that_writes_elsewhere() {
-    // Also one that waits for it.
+    // With `waiting`, the sink that is replaced is one that waits for the sink that hangs.
     for waiting in [false, true] {
         let mut journal = Journal::new().await;
         let (mut delivery, reader) = hung(&mut journal, 1500).await;
@@ -601,7 +603,7 @@ async fn a_sink_that_hangs_is_replaced_by_one_that_writes_elsewhere() {
         delivery.reload(vec![journal.file("out")]).await.unwrap();
         journal.until_backlog("out", 0).await;
         assert_eq!(journal.lines("out"), Journal::expected(0, 1500));
-        // What the former one brings to its end after all counts no more.
+        // What the former worker still writes in the end no longer counts.
         let text = read_all(reader).join().unwrap();
         assert_eq!(text.lines().collect::<Vec<_>>(), Journal::expected(0, 1000));
         journal.journal(5).await;
@@ -732,7 +734,7 @@ async fn only_what_a_former_process_may_have_begun_is_parted_from_what_it_left_i
     let lines = |from, to| Journal::expected(from, to).join("\n") + "\n";
     let text = read_all(reader).join().unwrap();
     assert_eq!(text, format!("{}\n{}", lines(0, 2), lines(2, 6)));
-    // Nobody has written to it before.
+    // Nobody has written to the new pipe before, so no line break comes first.
     assert_eq!(read_all(new_reader).join().unwrap(), lines(6, 10));
 }
 
@@ -786,7 +788,7 @@ async fn a_worker_that_panics_ends_the_daemon() {
     assert!(matches!(failed.source, SinkError::Ended));
 }
 
-/// Takes note of what the board says of a sink when its first events have just been delivered.
+/// Records the sink's error on the board at the time when its first events have been delivered.
 #[derive(Debug)]
 struct Witness {
     board: Board,
@@ -819,7 +821,7 @@ async fn a_sink_that_was_down_works_again_once_events_are_delivered_and_not_befo
     journal.journal(1).await;
     let error = || journal.board.sinks()["down"].error.clone();
     journal.until("it fails", || error().is_some()).await;
-    // The first try after that only notes where the file begins.
+    // The first try after this only stores the file's mark.
     std::fs::create_dir(journal.path("missing")).unwrap();
     journal.until("it works", || error().is_none()).await;
     let before = witness.error.lock().clone().flatten();
@@ -854,7 +856,7 @@ async fn a_sink_that_the_store_has_forgotten_says_so_and_goes_on_when_it_is_know
     journal.until("it says so", is_unknown).await;
     set_sinks("file").await;
     commit(1).await;
-    // It has not been gone for long, and misses nothing.
+    // The sink was not gone for long, and misses nothing.
     let goes_on = || journal.lines("file") == Journal::expected(0, 2);
     journal.until("it goes on", goes_on).await;
     journal.until("it says so", || error().is_none()).await;

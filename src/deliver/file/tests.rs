@@ -46,7 +46,7 @@ struct Before {
 
 impl World {
     fn new(bodies: impl IntoIterator<Item = String>) -> Self {
-        // In memory, where there is such a disk: a sync costs nothing there.
+        // The folder is in memory if the system has such a disk: a sync costs nothing there.
         let folder = tempfile::tempdir_in("/dev/shm").or_else(|_| tempfile::tempdir());
         let folder = folder.unwrap();
         let sink = LogFile::new(folder.path().join("alerts.jsonl"), Format::Json);
@@ -72,8 +72,8 @@ impl World {
         }
     }
 
-    /// With six events, as if the sync of the third and fourth had failed: neither the sink nor the
-    /// journal went on.
+    /// Returns a world with six events, as if the sync of the third and fourth had failed: neither
+    /// the sink nor the journal went on.
     fn with_two_of_six_not_synced() -> Self {
         let mut world = Self::with_events(6);
         world.deliver(2);
@@ -86,7 +86,7 @@ impl World {
         world
     }
 
-    /// Lines of different lengths.
+    /// Returns a world whose events have lines of different lengths.
     fn with_events(count: usize) -> Self {
         Self::new(
             (0..count).map(|i| format!("{{\"event\":{i},\"x\":\"{}\"}}", "y".repeat(i * 7 % 40))),
@@ -97,7 +97,7 @@ impl World {
         self.folder.path().join("alerts.jsonl")
     }
 
-    /// Delivers until `count` events are out; returns how things were before the last try.
+    /// Delivers until `count` events are out. Returns how things were before the last try.
     fn try_deliver(&mut self, count: usize) -> Result<Before, Error> {
         let end = (self.cursor + count).min(self.events.len());
         loop {
@@ -118,7 +118,7 @@ impl World {
             if self.cursor == end {
                 return Ok(before);
             }
-            // It goes on after this was acknowledged.
+            // The sink goes on only after this progress was acknowledged.
             self.save();
         }
     }
@@ -127,12 +127,12 @@ impl World {
         self.try_deliver(count).unwrap();
         let inode = |mark: &Option<Vec<u8>>| Some(Mark::decode(mark.as_deref()?)?.0.inode);
         if inode(&self.mark) != inode(&self.saved.1) {
-            // An acknowledgement is stored long before the next file comes.
+            // A sink is given the next file long after an acknowledgement was stored.
             self.save();
         }
     }
 
-    /// Delivers, but of what that appends only a part reaches the file.
+    /// Delivers, but only a part of the appended bytes reaches the file.
     fn deliver_part(&mut self, count: usize, keep: usize) -> Before {
         let before = self.try_deliver(count).unwrap();
         let appended = self.size() - before.size;
@@ -191,7 +191,7 @@ impl World {
         }
     }
 
-    /// All files' content, the oldest first.
+    /// The content of all files, the oldest first.
     fn content(&self) -> String {
         let mut content = String::new();
         let rotated = (1..=self.rotations).map(|i| format!("alerts.jsonl.{i}"));

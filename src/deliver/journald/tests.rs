@@ -38,7 +38,7 @@ impl Receiver {
         sink
     }
 
-    /// One message, and whether it came as a file.
+    /// Receives one message, and tells whether it came as a file.
     fn receive(&self) -> (Vec<u8>, bool) {
         let mut message = vec![0; 1 << 20];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -278,7 +278,7 @@ fn the_pace_stays_below_journalds_limit_in_every_30_seconds() {
     let mut sent = Vec::new();
     for tick in 0..1200_u64 {
         let now = start + Duration::from_millis(100 * tick);
-        // Nothing to send in the first minute, then more than can be sent.
+        // Nothing is to be sent in the first minute, then more than may be sent.
         if tick >= 600 {
             let allowed = pace.allowed(now);
             pace.allowed -= allowed as f64;

@@ -1,9 +1,7 @@
-//! What a receiver's answer means for the events that it was sent.
-//!
-//! Only an answer that says that the *content* is bad, or too long, lets go of an event, and only one that
-//! an OTLP receiver gives counts as a success. The specification has every 4xx but 429 drop the
-//! data; here whatever may be a fault of the set-up or of something on the way is worth another
-//! try. This module sends nothing and knows no event.
+//! An event is given up only if an answer says that the *content* is bad or too long. An answer is
+//! a success only if an OTLP receiver would give it. By the specification, every 4xx but 429 drops
+//! the data. Here, whatever may be a fault of the set-up or of something on the way is tried
+//! again. This module sends nothing and knows no event.
 
 use std::{borrow::Cow, collections::HashMap, fmt, io::Read as _, time::Duration};
 
@@ -24,24 +22,24 @@ use serde_json::value::RawValue;
 use super::{Error, PROTOBUF};
 use crate::{excerpt::Secrets, http_client::is_gzip, http_date, redirect};
 
-/// How much of an answer is read.
+/// The most bytes that are read of an answer that is no success.
 const MAX_BODY: usize = 64 << 10;
 
-/// How much of a success, which may say something of every event: events that were taken would be sent for
-/// ever where it was not read. So much gRPC takes of any answer.
+/// The most bytes that are read of a success, which may say something about every event. Without
+/// reading it, events that were taken would be sent for ever. gRPC takes as much of any answer.
 const MAX_SUCCESS: usize = 4 << 20;
 
 /// How each member of a gzip stream begins.
 const GZIP_MAGIC: &[u8] = &[0x1f, 0x8b];
 
-/// How answers with 400 of servers written in Go, and of Tomcat, begin where they expect TLS; they have not seen
-/// the content.
+/// How answers with 400 begin if a server written in Go, or Tomcat, expects TLS. Such a server has
+/// not seen the content.
 const EXPECTS_TLS: [&[u8]; 2] = [
     b"Client sent an HTTP request to an HTTPS server",
     b"Bad Request\r\nThis combination of host and port requires TLS",
 ];
 
-/// What the pages say of it that nginx and Apache's server answer 400 with.
+/// What the pages of nginx and of Apache's server with 400 say if they expect TLS.
 const PAGES_EXPECT_TLS: [&[u8]; 2] = [
     b"plain HTTP request was sent to HTTPS port",
     b"speaking plain HTTP to an SSL-enabled server port",
@@ -58,18 +56,19 @@ pub(super) struct Answer {
     body: Vec<u8>,
     /// Whether the body is longer than what was read.
     cut: bool,
-    /// Whether it could not be decompressed.
+    /// Whether the body could not be decompressed.
     corrupt: bool,
 }
 
 /// What became of a request.
 #[derive(Debug)]
 pub(super) enum Outcome {
-    /// The receiver has the events, all but so many, of which it says this.
+    /// The receiver has taken all events but `rejected`; `message` is what it says about them.
     Taken { rejected: u64, message: String },
-    /// It does not want them as they are.
+    /// The receiver does not want the events as they are.
     Refused { why: String },
-    /// It, or something on the way, does not let so much through, be it one event. Less may get through.
+    /// The receiver, or something on the way, does not let a request of this size through, even
+    /// with only one event. A smaller one may get through.
     TooLarge(Error),
 }
 
@@ -80,8 +79,9 @@ struct Success {
     partial: Option<Partial>,
 }
 
-/// What a success says of events that were not taken: `ExportLogsPartialSuccess`. Its message is for
-/// people: what is no text in it does not decide whether the others were taken.
+/// What a success says about events that were not taken: `ExportLogsPartialSuccess`. The message
+/// is for people, so bytes in it that are no text do not decide whether the other events were
+/// taken.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Partial {
     #[prost(int64, tag = "1")]
@@ -90,12 +90,13 @@ struct Partial {
     message: Vec<u8>,
 }
 
-/// A text in JSON, whatever its characters are: escapes may be half of one, which no text of ours can hold.
+/// The bytes of a text in JSON, whatever its characters are. An escape may stand for half a
+/// character, which no `String` can hold.
 struct Text(Vec<u8>);
 
-/// The members of an object in JSON that tell anything of an export, as they were written. All others are
-/// passed over, however many there are: as values they would take a hundredfold of what they are on the
-/// wire.
+/// Those members of a JSON object that tell something about an export, as they were written. All
+/// other members are skipped, however many there are: as parsed values, they would take a hundred
+/// times as much memory as they take on the wire.
 struct Members<'a>(HashMap<&'static str, &'a RawValue>);
 
 /// The body of an error in OTLP, as far as it is of use: `google.rpc.Status`.
@@ -130,7 +131,7 @@ impl Answer {
                     }
                 }
                 Ok(None) => break,
-                // What becomes of the events must not depend on half a body.
+                // Half a body must not decide what becomes of the events.
                 Err(error) if answer.status.is_success() || answer.is_about_content() => {
                     return Err(error);
                 }
@@ -140,8 +141,8 @@ impl Answer {
                 }
             }
         }
-        // Some compress without being asked to; others say so of what is plain, or was decompressed on the
-        // way.
+        // Some servers compress without being asked to. Others declare a body compressed that is
+        // plain, or was decompressed on the way.
         if is_gzip(&answer.headers) && answer.body.starts_with(GZIP_MAGIC) {
             answer.decompress();
         }
@@ -156,8 +157,9 @@ impl Answer {
         }
     }
 
-    /// No more than would be read of a plain one: a thousandfold may be in it. What follows the stream, such
-    /// as a line break, is none of it.
+    /// Decompresses the body. No more is read than of a plain one, because it may be a thousand
+    /// times as large as its compressed form. What follows the stream, such as a line break, is
+    /// ignored.
     fn decompress(&mut self) {
         let limit = self.limit();
         let mut plain = Vec::new();
@@ -177,7 +179,8 @@ impl Answer {
         self.body = plain;
     }
 
-    /// What the answer means. `now` is the time where the receiver does not tell its own.
+    /// What the answer means. `now` counts as the receiver's time if the receiver does not tell
+    /// it.
     pub(super) fn judge(&self, secrets: &Secrets, now: Timestamp) -> Result<Outcome, Error> {
         let status = self.status;
         if status.is_success() {
@@ -196,7 +199,7 @@ impl Answer {
         }
         let excerpt = secrets.excerpt(&self.words());
         if status == StatusCode::PAYLOAD_TOO_LARGE {
-            // Whoever says it, and in whatever words, has measured the request.
+            // Whoever answers so has measured the request, whatever the words are.
             return Ok(Outcome::TooLarge(Error::Status {
                 status,
                 excerpt,
@@ -228,7 +231,7 @@ impl Answer {
         self.headers.get(name)?.to_str().ok().map(str::trim)
     }
 
-    /// Without parameters, such as the character set.
+    /// The content type without parameters, such as the character set.
     fn content_type(&self) -> &str {
         let value = self.header(CONTENT_TYPE).unwrap_or_default();
         value.split(';').next().unwrap_or_default().trim()
@@ -238,9 +241,9 @@ impl Answer {
         self.content_type().eq_ignore_ascii_case(known)
     }
 
-    /// Whether the same request can never succeed, because of what it holds, if it is the receiver
-    /// who says so. Every other status may be mended at the receiver, on the way, or in the
-    /// configuration.
+    /// Whether this status says that the same request can never succeed because of its content,
+    /// provided that it is the receiver that answers. The cause of every other status may be
+    /// mended at the receiver, on the way, or in the configuration.
     fn is_about_content(&self) -> bool {
         matches!(
             self.status,
@@ -248,19 +251,22 @@ impl Answer {
         )
     }
 
-    /// A page is for people: a proxy gives it, or another server, who know nothing of events.
+    /// Whether the body is a page for people. Pages come from a proxy or another server, which
+    /// know nothing of events.
     fn is_page(&self) -> bool {
         self.is_of_type("text/html") || self.body.trim_ascii_start().starts_with(b"<")
     }
 
-    /// Whether it was spoken to without TLS. Anywhere but in a page, an event's words could be the same.
+    /// Whether the server says that it expects TLS. A phrase in the middle counts only in a page:
+    /// anywhere else, it may be an event's own words.
     fn expects_tls(&self) -> bool {
         let begins = |words: &&[u8]| self.body.starts_with(words);
         let says = |words: &&[u8]| memmem::find(&self.body, words).is_some();
         EXPECTS_TLS.iter().any(begins) || (self.is_page() && PAGES_EXPECT_TLS.iter().any(says))
     }
 
-    /// What a success says of events that were not taken, or what came instead.
+    /// What a success says about events that were not taken. The error names what came instead of
+    /// a success.
     fn partial_success(&self) -> Result<Partial, &'static str> {
         if self.corrupt {
             return Err(CORRUPT);
@@ -307,7 +313,7 @@ impl Answer {
         }
     }
 
-    /// How long it asks to be left alone.
+    /// How long the receiver asks to wait.
     fn retry_after(&self, now: Timestamp) -> Option<Duration> {
         let server_now = self.header(DATE).and_then(http_date::parse).unwrap_or(now);
         http_date::retry_after(self.header(RETRY_AFTER)?, server_now)
@@ -317,7 +323,7 @@ impl Answer {
 // === impl Members ===
 
 impl Members<'_> {
-    /// Of an answer, and of what it says of a partial success.
+    /// The known members of an answer and of its partial success.
     const NAMES: [&'static str; 11] = [
         "partialSuccess",
         "partial_success",
@@ -332,7 +338,7 @@ impl Members<'_> {
         "status",
     ];
 
-    /// A member by its name in JSON or the one that it has in protobuf: either may be written.
+    /// A member by its name in JSON or its name in protobuf: senders may use either.
     fn either(&self, name: &str, in_protobuf: &str) -> Option<&str> {
         let mut given = [name, in_protobuf]
             .into_iter()
@@ -340,13 +346,13 @@ impl Members<'_> {
         given.find(|&value| value != "null")
     }
 
-    /// In JSON.
+    /// The value of a member, as JSON.
     fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(|value| value.get())
     }
 
-    /// Whether an answer says that the request failed, in one of the ways that are usual: with an
-    /// error, with a code (`google.rpc.Status`, or one of HTTP), or with a word.
+    /// Whether an answer says that the request failed, in one of the usual ways: with an error,
+    /// with a code (of `google.rpc.Status` or of HTTP), or with a word.
     fn say_failure(&self) -> bool {
         let is = |name, failed: fn(&str) -> bool| self.get(name).is_some_and(failed);
         is("error", says_something)
@@ -417,9 +423,9 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
-/// Reads an answer in OTLP's JSON form, which some gateways give to protobuf, too. Members that
-/// are not known are ignored, as protobuf's JSON has it, unless they say that something failed: such
-/// an object, `{"error": …}`, is somebody else's.
+/// Reads an answer in OTLP's JSON form, with which some gateways answer protobuf, too. Unknown
+/// members are ignored, as in protobuf's JSON, unless they say that something failed: an object
+/// such as `{"error": …}` does not come from an OTLP receiver.
 fn read_json(body: &str) -> Option<Partial> {
     let answer: Members<'_> = serde_json::from_str(body).ok()?;
     if answer.say_failure() {
@@ -448,14 +454,14 @@ fn read_json(body: &str) -> Option<Partial> {
     })
 }
 
-/// A whole number, which some write as `1.0` or `1e0`.
+/// Reads a whole number, which some senders write as `1.0` or `1e0`.
 fn whole(text: &str) -> Option<i64> {
     let shortest = || text.parse::<f64>().ok().map(|number| number.to_string());
     let number = text.parse().ok();
     number.or_else(|| shortest()?.parse().ok())
 }
 
-/// Whether a value in JSON is more than another word for nothing.
+/// Whether a JSON value is other than null, false, zero and empty.
 fn says_something(value: &str) -> bool {
     match value.as_bytes() {
         b"null" | b"false" | b"\"\"" => false,
@@ -486,11 +492,11 @@ mod tests {
 
     #[test]
     fn a_date_to_retry_after_is_by_the_servers_clock() {
-        // It is a year behind ours.
+        // The server's clock is a year behind ours.
         let date = Some("Sat, 01 Mar 2025 10:00:00 GMT");
         let wait = retry_after("Sat, 01 Mar 2025 10:00:42 GMT", date);
         assert_eq!(wait, Some(Duration::from_secs(42)));
-        // What is no date is as good as none.
+        // A value that is no date is ignored.
         let wait = retry_after("Sun, 01 Mar 2026 10:00:42 GMT", Some("today"));
         assert_eq!(wait, Some(Duration::from_secs(42)));
     }

@@ -1,7 +1,5 @@
-//! One export: the request, and the answer to it.
-//!
-//! The values of headers are secrets that are read again for each request. It knows nothing of
-//! events, nor of what is done about an answer.
+//! The values of headers are secrets, which are read again for each request. This module knows
+//! nothing of events, nor of what follows from an answer.
 
 use std::{io, io::Write as _, path::PathBuf, time::Duration};
 
@@ -27,19 +25,19 @@ use super::{
     answer::{Answer, Outcome},
 };
 
-/// For connecting, TLS included, where the whole request may take longer: a host that is gone is
-/// noticed sooner than a receiver that is slow.
+/// Time limit for connecting, TLS included, if the whole request may take longer. So a host that
+/// is gone is noticed sooner than a receiver that is slow.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A receiver, and how it is talked to.
+/// A receiver, and how to talk to it.
 #[derive(Debug)]
 pub(super) struct Receiver {
     client: reqwest::Client,
     endpoint: reqwest::Url,
     headers: Vec<(HeaderName, SecretSource)>,
-    /// Of the files that headers are in.
+    /// Reads the files that hold headers.
     reading: Reading<Result<Vec<(HeaderName, Secret)>, Error>>,
-    /// What a proxy on the way is sent to prove who asks.
+    /// Credentials for proxies on the way, which answers must not reveal.
     proxies: Vec<Secret>,
     timeout: Duration,
     gzip: bool,
@@ -72,22 +70,23 @@ pub enum Error {
         /// The files.
         paths: Vec<PathBuf>,
     },
-    /// The value of a header holds what no header may.
+    /// The value of a header holds characters that no header may.
     #[error("the value of the header {0} holds characters that cannot be sent")]
     HeaderValue(HeaderName),
     /// The body could not be compressed.
     #[error("cannot compress the request")]
     Compress(#[source] io::Error),
-    /// It was reached, and did not answer in time.
+    /// The receiver was reached, but did not answer in time.
     #[error("the receiver did not answer within {}", humantime::format_duration(*.limit))]
     Timeout {
-        /// The time that was given.
+        /// The time limit.
         limit: Duration,
     },
     /// No whole answer came.
     #[error("cannot reach the receiver")]
     Transport(#[source] reqwest::Error),
-    /// The answer was a redirect; it might lead the headers' secrets anywhere.
+    /// The answer was a redirect. It is not followed, because it might lead the headers' secrets
+    /// anywhere.
     #[error(
         "the receiver answered {status}, a redirect{}, which is not followed; set the endpoint to where it leads",
         to(location)
@@ -95,7 +94,7 @@ pub enum Error {
     Redirect {
         /// The status.
         status: StatusCode,
-        /// Where to: the origin alone.
+        /// The origin that the redirect leads to.
         location: Option<String>,
     },
     /// The answer was an error.
@@ -103,12 +102,12 @@ pub enum Error {
     Status {
         /// The status.
         status: StatusCode,
-        /// What it said, shortened.
+        /// What the receiver said, shortened.
         excerpt: String,
-        /// How long it asks to be left alone; at most five minutes.
+        /// How long the receiver asks to wait; at most five minutes.
         retry_after: Option<Duration>,
     },
-    /// It was spoken to without TLS, and has not seen the content.
+    /// The receiver expects TLS, was spoken to without it, and has not seen the content.
     #[error(
         "the receiver answered {status}, for it expects TLS{}",
         super::said(excerpt)
@@ -116,7 +115,7 @@ pub enum Error {
     ExpectsTls {
         /// The status.
         status: StatusCode,
-        /// What it said, shortened.
+        /// What the receiver said, shortened.
         excerpt: String,
     },
     /// The answer was none that an OTLP receiver gives.
@@ -130,9 +129,9 @@ pub enum Error {
         status: StatusCode,
         /// What came, as part of a sentence.
         what: &'static str,
-        /// Which type it claims to have; may be empty.
+        /// The content type that the answer claims; may be empty.
         content_type: String,
-        /// What it said, shortened.
+        /// What the server said, shortened.
         excerpt: String,
     },
 }
@@ -159,9 +158,10 @@ impl Receiver {
                 _ => Err(Error::HeaderName(name.clone())),
             })
             .collect::<Result<_, _>>()?;
-        // The worker repeats what failed.
+        // The client never repeats a request: the worker does.
         let client = http_client::builder(&[endpoint.as_str()])
-            // Which of the two is over tells whether there was a connection.
+            // The limit for connecting is the shorter one, so the kind of timeout tells whether
+            // there was a connection.
             .connect_timeout(limit.min(options.timeout * 3 / 4))
             .timeout(options.timeout)
             .build()
@@ -200,7 +200,7 @@ impl Receiver {
         answer.map_err(failed)?.judge(&secrets, clock::now())
     }
 
-    /// The headers as they are now, and what must not be shown of them.
+    /// Reads the headers as they are now. Returns them with the secrets that must not be shown.
     async fn read_headers(&self) -> Result<(HeaderMap, Secrets), Error> {
         let mut headers = HeaderMap::new();
         let mut secrets = self.proxies.clone();
@@ -257,11 +257,12 @@ impl Error {
         }
     }
 
-    /// Whether the receiver, or a gateway that waited for it, might have answered where less was sent.
+    /// Whether the receiver, or a gateway that waited for it, might have answered a smaller
+    /// request in time.
     pub(super) fn is_for_want_of_time(&self) -> bool {
         match self {
             Self::Timeout { .. } => true,
-            // Some break off what takes them too long.
+            // Some receivers close a connection that takes them too long.
             Self::Transport(error) => !error.is_connect(),
             Self::Status { status, .. } => matches!(
                 *status,

@@ -1,10 +1,8 @@
-//! Records as OpenTelemetry's log records.
-//!
-//! Time and observed time are both the time when the event was journalled. It never lies far
-//! behind the receiver's clock, unlike the alert's creation, which receivers with an age limit
-//! would refuse when a late or first answer brings old alerts; that one is the attribute
-//! `opsramp.created_at`. And it is the same whenever a record is sent again, so that receivers can
-//! tell it for the same.
+//! Time and observed time are both the time when the event was journalled. This time never lies
+//! far behind the receiver's clock. The time of the alert's creation may: if a late or first
+//! answer brings old alerts, a receiver with an age limit would refuse them. So the creation time
+//! is an attribute, `opsramp.created_at`. Besides, the journal's time stays the same whenever a
+//! record is sent again, so receivers can recognise the record.
 
 use std::collections::BTreeMap;
 
@@ -56,7 +54,7 @@ pub(super) fn request<'a>(
     ExportLogsServiceRequest { resource_logs }
 }
 
-/// What a record adds to a request at most, in bytes: records that share a resource need less.
+/// The most bytes that a record adds to a request. Records that share a resource add less.
 pub(super) fn size(record: &Record<'_>) -> usize {
     request([record]).encoded_len()
 }
@@ -66,10 +64,10 @@ fn log_record(record: &Record<'_>) -> LogRecord {
     let mut attributes = Vec::new();
     record.visit(|key, value| {
         let name = match key {
-            // They have fields of their own, in the record or in its resource.
+            // These keys have fields of their own, in the record or in its resource.
             "timestamp" | "message" | "account" | "tenant" | "level" => return,
             "event_id" => "log.record.uid".to_owned(),
-            // Where it is missing, Loki derives a level from the number, and calls 18 an error.
+            // Without this attribute, Loki derives a level from the number, and calls 18 an error.
             "severity" => "severity".to_owned(),
             key => format!("opsramp.{key}"),
         };
@@ -106,7 +104,7 @@ fn log_record(record: &Record<'_>) -> LogRecord {
     }
 }
 
-/// The numbers let Critical be told from other errors, and Info from Ok.
+/// The numbers distinguish Critical from other errors, and Info from Ok.
 fn severity_number(state: &str) -> SeverityNumber {
     let is = |word: &str| state.eq_ignore_ascii_case(word);
     if is("critical") {

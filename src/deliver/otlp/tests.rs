@@ -41,7 +41,7 @@ use crate::{
     store::JournalEvent,
 };
 
-/// A receiver that answers as it is told, and takes what comes when it was told nothing.
+/// A receiver that gives the answers that it was told. Without any, it takes every request.
 #[derive(Clone, Default)]
 struct Peer(Arc<Mutex<Inner>>);
 
@@ -51,15 +51,15 @@ struct Inner {
     answers: VecDeque<Response>,
     /// Requests with an alert of this id are refused.
     bad: Option<(&'static str, StatusCode)>,
-    /// Requests with more records than this are answered with a page that says so.
+    /// Requests with more records than this are answered with a page and the status 413.
     most: Option<usize>,
-    /// Requests with more records than this are not answered, or so, as by a gateway.
+    /// Requests with more records than this are never answered, or with the status of a gateway.
     in_time: Option<(usize, Option<StatusCode>)>,
 }
 
 impl Peer {
     async fn start() -> (Self, OtlpOptions) {
-        // Whoever else did it first is welcome.
+        // Another test may have installed the provider already.
         drop(rustls::crypto::ring::default_provider().install_default());
         let receiver = Self::default();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -136,7 +136,7 @@ async fn answer(State(receiver): State<Peer>, headers: HeaderMap, body: Bytes) -
     }
 }
 
-/// Nobody else delivers them.
+/// Says that nobody else delivers the events.
 fn ours() -> bool {
     true
 }
@@ -206,7 +206,7 @@ async fn a_single_line_that_is_too_large_for_now_waits() {
     assert_eq!(error(progress).retry_after(), Some(Duration::from_secs(17)));
     let progress = sink.deliver(&alerts(1..=2), ours).await;
     assert_eq!(progress.settled, 2);
-    // A wait that is over is none.
+    // A wait of zero seconds counts as no wait.
     let now = (StatusCode::PAYLOAD_TOO_LARGE, [(RETRY_AFTER, "0")]);
     receiver.answer(now);
     assert_eq!(sink.deliver(&alerts([3]), ours).await.refused.len(), 1);
@@ -327,7 +327,7 @@ async fn a_headers_file_that_does_not_answer_is_an_error_until_it_does() {
     let silent = error(otlp.deliver(&events, ours).await).to_string();
     assert!(silent.contains(path.to_str().unwrap()), "{silent}");
 
-    // Whoever reads it hears something at last.
+    // The reading that hangs gets its content at last.
     let pipe = path.clone();
     tokio::task::spawn_blocking(move || std::fs::write(pipe, "Bearer late"))
         .await
@@ -427,7 +427,7 @@ async fn a_receiver_that_does_not_answer_is_a_passing_error_without_the_url() {
         timeout: Duration::from_millis(100),
     };
     let mut otlp = Otlp::new(&options).unwrap();
-    // It accepts and says nothing; then it is gone.
+    // The server first accepts the connection without an answer; then it is gone.
     for _ in 0..2 {
         let progress = otlp.deliver(&alerts([1]), ours).await;
         assert_eq!(progress.settled, 0);
@@ -498,7 +498,7 @@ async fn a_host_that_takes_no_connection_is_given_up_before_the_whole_time_is_ov
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(1).unwrap();
     let address = listener.local_addr().unwrap();
-    // Once the queue is full, the kernel lets further ones wait.
+    // Once the queue is full, further connections have to wait.
     let mut queue = Vec::new();
     let limit = Duration::from_millis(200);
     while let Ok(stream) = tokio::time::timeout(limit, TcpStream::connect(address)).await {

@@ -39,7 +39,7 @@ fn sink(fd: impl Into<OwnedFd>) -> Stdout {
     marked(Arc::new(Mutex::new(Output::new(fd.into()))))
 }
 
-/// One that the store knows where it writes to.
+/// Returns a sink whose mark the store knows already.
 fn marked(output: Arc<Mutex<Output>>) -> Stdout {
     let mark = output.lock().mark.clone();
     Stdout::new(output, Format::Json).after(Some(&mark), 0)
@@ -174,7 +174,7 @@ fn a_pipe_gets_a_line_break_where_it_may_have_been_left_in_the_middle_of_a_line(
         (unknown(), 1, false, "\n"),
         // Nothing was ever journalled: there was no process before.
         (unknown(), 0, false, ""),
-        // Nor was there one of this replica.
+        // Nothing was ever journalled by this replica either.
         (unknown(), 1, true, ""),
         (elsewhere(), 1, false, ""),
         (elsewhere(), 0, true, ""),
@@ -197,11 +197,11 @@ fn a_pipe_gets_a_line_break_where_it_may_have_been_left_in_the_middle_of_a_line(
                 assert_eq!((progress.settled, progress.mark), (0, known));
             }
             assert_eq!(sink.deliver(&events(1, 2)).settled, 2);
-            // Once: from then on it is known how the last line ended.
+            // The line break comes once: from then on, the sink knows how the last line ended.
             sink.hear(Past::default());
             assert_eq!(sink.deliver(&events(3, 1)).settled, 1);
             drop(sink);
-            // A pipe in which something stands is none that is new, whatever is known of it.
+            // A pipe that holds something is not new, whatever the mark says.
             let expected = if is_read {
                 format!("{between}{}", expected(1, 3))
             } else {

@@ -1,6 +1,7 @@
 use super::*;
 
-/// The heart of it: killed after any byte of a batch, with or without a batch before it.
+/// The heart of the sink: it is killed after any byte of a batch, with or without an earlier
+/// batch.
 #[test]
 fn a_batch_torn_at_any_byte_is_completed_and_nothing_is_written_twice() {
     for before in [0, 3] {

@@ -32,7 +32,8 @@ fn a_file_that_is_moved_back_is_gone_on_with() {
 fn what_follows_in_a_file_that_was_moved_away_and_was_settled_inside_a_line_is_found() {
     let mut world = World::with_events(5);
     world.deliver(2);
-    // As after a look back from the end of a large file: somewhere in the second line.
+    // As after a look back from the end of a large file, `settled` is somewhere in the second
+    // line.
     let current = world.sink.current.as_mut().unwrap();
     current.settled -= 3;
     current.inside_line = true;
@@ -109,12 +110,12 @@ fn a_line_torn_in_a_file_that_was_compressed_before_the_next_try_is_written_as_a
     for keep in [30, 60] {
         let mut world = World::with_events(9);
         world.deliver(3);
-        // What a full disk left, with nothing but a piece of a line behind what is settled.
+        // A full disk has left this: nothing but a piece of a line behind the settled part.
         let torn = world.torn(1, keep);
         world.append(&torn);
         world.rotate();
         let moved = world.folder.path().join("alerts.jsonl.1");
-        // Nothing can be created yet, when the sink is told that the file was moved away.
+        // No file can be created yet when the sink is told that its file was moved away.
         fs::create_dir(world.path()).unwrap();
         world.sink.reopen();
         world.try_deliver(1).unwrap_err();
@@ -130,8 +131,8 @@ fn a_line_torn_in_a_file_that_was_compressed_before_the_next_try_is_written_as_a
     }
 }
 
-/// Two sinks that write the same lines beside one another, and one of the files is gone when five
-/// lines more stand in the other.
+/// Returns a world whose file with four lines is gone, and the file beside it to which another
+/// sink has written the same lines and five more.
 fn twin(name: &str) -> (World, PathBuf) {
     let mut world = World::with_events(9);
     world.deliver(4);
@@ -195,7 +196,8 @@ fn another_file_in_the_place_of_the_old_one_is_not_taken_for_it() {
     let mut world = World::with_events(4);
     world.deliver(2);
     world.save();
-    // The same inode, and longer than the mark: only the content tells.
+    // The inode is the same, and the file is longer than the mark's offset: only the content
+    // differs.
     fs::write(world.path(), "other\n".repeat(100)).unwrap();
     world.crash();
     world.deliver(2);

@@ -1,7 +1,8 @@
 use super::*;
 
 impl World {
-    /// With thirty events that wait, of which a sink of another name has written the last ten.
+    /// Returns a world with thirty waiting events, of which a sink of another name has written the
+    /// last ten.
     fn with_ten_of_thirty_under_another_name() -> Self {
         let mut world = Self::with_events(30);
         world.deliver(2);
@@ -16,7 +17,7 @@ impl World {
         world
     }
 
-    /// Under its own name, when all of the events are in the journal.
+    /// Starts the sink under its own name, with all of the events in the journal.
     fn come_back(&mut self) {
         self.crash();
         self.read_the_journal();
@@ -28,7 +29,7 @@ impl World {
         self.sink = sink.reading(watch::channel(end).1);
     }
 
-    /// Each line, in the order of the events.
+    /// The lines, sorted in the order of the events.
     fn sorted(&self) -> Vec<String> {
         let content = self.content();
         let mut lines: Vec<_> = content.lines().map(ToOwned::to_owned).collect();

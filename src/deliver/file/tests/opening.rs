@@ -10,7 +10,7 @@ fn two_sinks_cannot_write_one_file() {
     let error = progress.error.unwrap().to_string();
     assert!(error.contains("another process or sink"), "{error}");
     world.sink = LogFile::new(world.path(), Format::Json);
-    // First the store gets to know the file.
+    // The first delivery only tells the store which file it is.
     assert_eq!(other.deliver(&world.events[1..]).settled, 0);
     assert_eq!(other.deliver(&world.events[1..]).settled, 1);
     assert_eq!(world.content(), world.expected());

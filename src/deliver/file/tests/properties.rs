@@ -7,7 +7,7 @@ enum Step {
     /// The store notes what was acknowledged.
     Save,
     Kill,
-    /// Killed in the middle of a write.
+    /// The process is killed in the middle of a write.
     KillWriting(usize, usize),
     /// A write that fails in its middle, as on a full disk.
     Fail(usize, usize),
@@ -47,7 +47,7 @@ proptest! {
                 Step::Fail(count, keep) => {
                     world.sink.reopen();
                     if !world.sink.moved.is_empty() {
-                        // What was written to another file cannot be undone here.
+                        // This step cannot undo what was written to another file.
                         continue;
                     }
                     let before = world.deliver_part(count, keep);
@@ -75,7 +75,7 @@ proptest! {
 /// What may happen to a sink whose searches come and go.
 #[derive(Clone, Debug)]
 enum Turn {
-    /// So many events of a search.
+    /// Delivers events: their search, and how many.
     Deliver(usize, usize),
     Save,
     /// What was delivered of the search and not saved is given again.

@@ -1,13 +1,13 @@
 use super::*;
 
-/// What was before events of this process's own.
+/// What a sink hears before it is given events that only this process had.
 const OWN: Past = Past {
     is_inherited: false,
     is_stored: true,
     losses: 0,
 };
 
-/// What was before events that others may have delivered.
+/// What a sink hears before it is given events that other holders may have delivered.
 const INHERITED: Past = Past {
     is_inherited: true,
     ..OWN
@@ -35,7 +35,7 @@ fn lines_of_searches_that_come_one_by_one_are_found_where_the_file_was_moved_to(
     }
     world.rotate();
     world.hand(OWN, &[8]);
-    // Another replica has held it until now.
+    // Another replica has held the search of this event until now.
     world.hand(INHERITED, &[4]);
     assert_eq!(world.content(), world.expected());
 }
@@ -54,7 +54,7 @@ fn what_was_never_acknowledged_is_found_however_much_was_written_since() {
         world.hand(OWN, &[number]);
     }
     world.hand(INHERITED, &[1]);
-    // The next process knows of it as well.
+    // The next process knows the doubtful part as well.
     world.save();
     world.crash();
     world.hand(INHERITED, &[3]);
@@ -101,7 +101,7 @@ fn a_file_that_was_moved_away_is_closed_once_the_store_has_heard_of_all_in_it() 
         world.hand(OWN, &[number]);
     }
     world.rotate();
-    // Whether it has heard of the last one is not known at that moment.
+    // Whether the server has heard of the last line is not known at this moment.
     world.sink.reopen();
     assert_eq!(world.sink.former.len(), 1);
     world.hand(OWN, &[2]);

@@ -36,7 +36,7 @@ fn lines_that_copytruncate_carried_away_during_their_sync_are_found_in_the_copy(
     for keep in 0..length {
         let mut world = World::with_events(9);
         world.deliver(3);
-        // As if they were being written when logrotate came.
+        // As if logrotate had come while these lines were being written.
         let torn = world.torn(5, keep);
         world.append(&torn);
         world.rotations = 1;
@@ -73,7 +73,7 @@ fn batch_after_batch_that_copytruncate_carries_away_during_its_sync_is_found() {
     let mut world = World::with_events(30);
     for _ in 0..5 {
         let events = &world.events[world.cursor..world.cursor + 5];
-        // First the store gets to know the file.
+        // The first delivery only tells the store which file it is.
         assert_eq!(world.sink.deliver(events).settled, 0);
         let batch = Lines::render(Format::Json, events);
         world.append(batch.bytes());
@@ -115,7 +115,7 @@ fn lines_that_were_written_while_copytruncate_was_at_work_are_not_written_again(
     world.deliver(1);
     world.rotations = 1;
     fs::copy(world.path(), world.folder.path().join("alerts.jsonl.1")).unwrap();
-    // More than was there before, and its end was not acknowledged.
+    // The file grows past its former length, and its new end was not acknowledged.
     let written = world.torn(8, 300);
     fs::write(world.path(), written).unwrap();
     world.deliver(8);

@@ -26,7 +26,7 @@ fn gzip(body: &[u8]) -> Vec<u8> {
     encoder.finish().unwrap()
 }
 
-/// As JSON.
+/// A compressed answer that claims to be JSON.
 fn compressed(status: StatusCode, body: Vec<u8>) -> Response {
     let headers = [
         (CONTENT_TYPE, "application/json"),
@@ -50,7 +50,7 @@ async fn a_compressed_answer_means_what_it_says() {
     let reason = &progress.refused[0].reason;
     assert!(reason.ends_with(": bad event"), "{reason}");
 
-    // It may be in parts, and something may follow.
+    // The stream may have several members, and something may follow it.
     let [mut parts, end] = [&partial[..20], &partial[20..]].map(gzip);
     parts.extend(end);
     for tail in [&b""[..], b"\n", b"\0\0\0"] {
@@ -59,7 +59,7 @@ async fn a_compressed_answer_means_what_it_says() {
         assert_eq!(progress.refused[0].events, 1, "{progress:?}");
     }
 
-    // Not all that is said to be compressed is.
+    // A body that is declared compressed may be plain.
     receiver.answer(compressed(StatusCode::OK, b"{}".into()));
     assert_eq!(otlp.deliver(&alerts(0..3), ours).await.settled, 3);
     receiver.answer(compressed(StatusCode::BAD_REQUEST, b"bad event".into()));
@@ -106,7 +106,7 @@ async fn what_a_proxy_calls_too_large_goes_through_in_parts_and_what_is_alone_is
     ] {
         assert!(refusal.reason.contains(said), "{}", refusal.reason);
     }
-    // Those behind it need not wait.
+    // The events behind the refused one need not wait.
     assert_eq!(otlp.deliver(&events[1..], ours).await.settled, 2);
 }
 
@@ -129,7 +129,7 @@ async fn plain_http_to_a_server_that_expects_tls_never_costs_an_event() {
         let expected = "the receiver answered 400 Bad Request, for it expects TLS: ";
         assert!(text.starts_with(expected), "{text}");
     }
-    // An event may be about it.
+    // An event's own words may be about TLS.
     let words = "bad event: The plain HTTP request was sent to HTTPS port";
     receiver.answer((StatusCode::BAD_REQUEST, words));
     let mut otlp = Otlp::new(&options).unwrap();
@@ -281,7 +281,8 @@ async fn the_forms_that_a_success_takes_are_known() {
     }
 }
 
-/// As the answer that one event was not taken, with such a text, in JSON or in protobuf.
+/// An answer that says, in JSON or in protobuf, that one event was not taken, with `text` as the
+/// reason.
 fn one_rejected(content_type: &'static str, text: &[u8]) -> Response {
     let body = if content_type == PROTOBUF {
         let partial = [&[8, 1, 0x12, u8::try_from(text.len()).unwrap()], text].concat();
@@ -301,13 +302,13 @@ async fn a_text_for_people_does_not_decide_whether_events_were_taken() {
     options.headers = BTreeMap::from([("x-api-key".to_owned(), secret)]);
     let mut otlp = Otlp::new(&options).unwrap();
     for (answer, shown) in [
-        // Cut in the middle of a character, in escapes and in bytes.
+        // Texts that are cut in the middle of a character, in escapes and in bytes.
         (json(br#""disk \"full\" \ud83d""#), r#": disk "full""#),
         (json(b"\"disk full \xf0\x9f\""), ": disk full"),
         (one_rejected(PROTOBUF, b"disk full \xf0\x9f"), ": disk full"),
         (json(b"{\"a\":[1]}"), r#": {"a":[1]}"#),
         (json(b"17"), ": 17"),
-        // What is secret stays so.
+        // Secrets stay hidden.
         (
             json(br#""who is s3cret-key? \ud83d""#),
             ": who is <secret>?",

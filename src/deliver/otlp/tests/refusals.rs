@@ -86,7 +86,7 @@ async fn a_batch_that_is_refused_is_split_until_the_bad_event_is_found() {
         );
         assert!(receiver.requests() < 20, "{}", receiver.requests());
 
-        // What was taken are all the others, once and in order.
+        // All other events were taken, once and in order.
         let inner = receiver.0.lock();
         let taken: Vec<_> = inner
             .requests

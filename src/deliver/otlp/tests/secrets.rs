@@ -28,7 +28,7 @@ async fn secrets_that_a_receiver_echoes_are_hidden_wherever_they_are_shown() {
     receiver.answer((StatusCode::OK, [(CONTENT_TYPE, "s3cret-key")], "who"));
     receiver.answer((StatusCode::BAD_REQUEST, echo));
     receiver.answer(([(CONTENT_TYPE, PROTOBUF)], partial.encode_to_vec()));
-    // Names of hosts come in small letters.
+    // Names of hosts are shown in small letters.
     let place = [(LOCATION, "http://S3cret-Key.example/")];
     receiver.answer((StatusCode::FOUND, place));
     for round in 0..7 {

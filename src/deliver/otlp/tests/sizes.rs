@@ -43,7 +43,7 @@ async fn requests_hold_as_much_as_ever_once_a_receiver_answers_again() {
     );
     assert_eq!(counts[small + 1..], [512, 512, 512, 368]);
 
-    // A failure that has nothing to do with their size leaves it as it is.
+    // A failure that has nothing to do with the size of requests leaves their limit as it is.
     receiver.answer(StatusCode::SERVICE_UNAVAILABLE);
     otlp.deliver(&events, ours).await;
     otlp.deliver(&events[..600], ours).await;
@@ -60,7 +60,8 @@ async fn requests_are_bounded_whatever_is_handed_in() {
         pending(&record)
     };
     let mut events = alerts(0..1100);
-    // Three of these are more than a request may hold, and the last one is by itself.
+    // Three of these events are more than a request may hold, and the last event exceeds that
+    // alone.
     events.extend((1100..1103).map(|id| large(id, 400 << 10)));
     events.push(large(1103, MAX_BYTES + 1));
     events.extend(alerts(1104..1106));
@@ -87,7 +88,7 @@ async fn a_slow_receivers_progress_is_told_before_everything_is_sent() {
     let (receiver, options) = Peer::start().await;
     receiver.0.lock().bad = Some(("700", StatusCode::BAD_REQUEST));
     let mut otlp = Otlp::new(&options).unwrap();
-    // Every answer takes longer than this.
+    // Every answer takes longer than this turn.
     otlp.turn = Duration::ZERO;
     let events = alerts(0..1000);
     let mut settled = Vec::new();
