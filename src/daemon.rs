@@ -1,7 +1,5 @@
-//! The daemon: wires the parts together, follows signals, reloads, drains and stops.
-//!
 //! It knows every part by its handle and none from within. What can fail at the start fails before
-//! anything is polled; what fails later is retried where it happens.
+//! anything is polled. What fails later is retried where it happens.
 
 use std::{
     io,
@@ -43,34 +41,35 @@ use crate::{
     web::{self, AlertSource},
 };
 
-/// How long polls may take to end, and journalled events to be delivered, at the end.
+/// Time limit, when the daemon stops, for polls to end and journalled events to be delivered.
 const DRAIN: Duration = Duration::from_secs(10);
-/// How long the store may take to close after that.
+/// Time limit for the store to close after that.
 const LAST_WORD: Duration = Duration::from_secs(5);
-/// The configuration and the files that it names can lie on a server that hangs.
+/// Time limit for reading the configuration and the files that it names: they can lie on a server
+/// that hangs.
 const READING: Duration = Duration::from_secs(10);
 /// How often the clients of a partner are looked up.
 const DISCOVERY_INTERVAL: Duration = Duration::from_secs(60 * 60);
-/// The daemon's own loop promises to come round so often.
+/// The daemon's own loop comes round at least this often, except for reloads and the like.
 const PULSE: Duration = Duration::from_secs(10);
-/// But for reloads and the like, which have limits for everything that they wait for: files, the database,
-/// searches that end. All of it takes no longer.
+/// Time limit for a reload or the like. Everything that it waits for has a limit of its own
+/// (files, the database, searches that end), and together they take no longer.
 const LONGEST_CHANGE: Duration = Duration::from_secs(5 * 60);
 
-/// The pause before a store that fails is opened again; it doubles.
+/// The pause after the first failure to use the store. It doubles with each further failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
-/// It becomes no longer than this.
+/// The longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
-/// A store that takes longer is waited for in public.
+/// Time after which a store that has not answered is reported, and the web server begins.
 const SILENT: Duration = Duration::from_secs(1);
-/// The topic of what is said about a store in trouble.
+/// The topic under which `health` is told of trouble with the store.
 const STORE: &str = "store";
 const SILENCE: &str = "the state store has not answered yet; nothing is polled until it does";
 const QUIT: &str = "POST /-/quit";
 const REJECTED: &str =
     "the configuration cannot be loaded again, the log says why; the one before stays in force";
 
-/// What a daemon is made of.
+/// The parts of a running daemon.
 #[derive(Debug)]
 pub struct Daemon {
     config: Config,
@@ -85,48 +84,49 @@ pub struct Daemon {
     quit: CancellationToken,
     reloads: mpsc::Receiver<web::Reload>,
     manager: ServiceManager,
-    /// Tells the service manager how it goes.
+    /// The task that tells the service manager the daemon's state.
     attendant: AbortOnDropHandle<()>,
-    /// Says that the configuration could not be loaded again.
+    /// The notice that the configuration could not be loaded again.
     rejected: Option<Notice>,
 }
 
-/// Loads the configuration again, for a reload. The error is for people.
+/// Loads the configuration again, for a reload. The error is a text for people.
 pub type LoadConfig = Arc<Mutex<dyn FnMut() -> Result<Loaded, String> + Send>>;
 
-/// The setting up of what needs the store, which must not keep the web server from telling that it
-/// goes on.
+/// The part of the start that needs the store. While it waits, the web server must be able to say
+/// so.
 struct Opening<'a> {
     config: &'a Config,
     board: &'a Board,
     metrics: &'a Metrics,
     health: &'a Health,
     manager: &'a ServiceManager,
-    /// Has the web server begin.
+    /// Makes the web server begin.
     serve: Option<oneshot::Sender<()>>,
 }
 
-/// The daemon has ended because it could not go on. It has said why.
+/// The daemon has ended because it could not go on. It has logged the reason.
 #[derive(Debug)]
 pub struct CannotGoOn;
 
 /// Why the daemon stops.
 enum Stop {
-    /// It was asked to.
+    /// The daemon was asked to stop, by this signal or request.
     Asked(&'static str),
-    /// It cannot go on.
+    /// The daemon cannot go on.
     Failed(anyhow::Error),
 }
 
 // === impl Daemon ===
 
 impl Daemon {
-    /// Sets everything up and begins to poll. `listeners` are bound already: where the port is
-    /// taken, nothing else shall have happened. `None`: somebody wants it to stop before that.
+    /// Sets everything up and begins to poll. `listeners` are bound already, so that nothing else
+    /// has happened if the port is taken. Returns `None` if the daemon is told to stop before
+    /// that.
     ///
     /// # Errors
-    /// Where the store, a sink or an account's client cannot be set up. A database that is down is
-    /// waited for: then the web server says so.
+    /// If the store, a sink or an account's client cannot be set up. A database that is down is no
+    /// error: the daemon waits for it, and the web server says so.
     pub async fn start(
         config: Config,
         listeners: Vec<TcpListener>,
@@ -150,7 +150,7 @@ impl Daemon {
                 None
             }
         };
-        // Others would count on a replica that does not take leave.
+        // Other replicas would go on counting on a replica that does not take leave.
         if let Some(store) = opened.get() {
             tokio::time::timeout(LAST_WORD, store.close()).await.ok();
         }
@@ -169,7 +169,7 @@ impl Daemon {
         let guard = guard(&config.web).await?;
         let health = Health::default();
         let options = store_options(&config.state, &listeners);
-        // Checked before anything is done.
+        // Checked before anything else is done.
         options.check().await?;
         let server_stop = CancellationToken::new();
         let (reload, mut reloads) = mpsc::channel(1);
@@ -202,9 +202,10 @@ impl Daemon {
                 Err(_) => Ok(()),
             }
         };
-        // Scrapes shall not wait while a page of the API is worked off.
+        // Scrapes must not wait while a page of the API is processed, so the web server has its
+        // own thread.
         let server = tokio::task::spawn_blocking(|| {
-            // Only for those who look at threads.
+            // The name is only for people who look at threads.
             rustix::thread::set_name(c"web").ok();
             block_on_with_thread(serving)?
         });
@@ -224,7 +225,7 @@ impl Daemon {
             loop {
                 tokio::select! {
                     opened = open.as_mut() => break opened?,
-                    // Without an answer, whoever asked is told that nothing was loaded.
+                    // A dropped reply tells the caller that nothing was loaded.
                     Some(reply) = reloads.recv() => drop(reply),
                 }
             }
@@ -247,16 +248,17 @@ impl Daemon {
         })
     }
 
-    /// Runs until it is told to stop, or cannot go on. Then it delivers what is journalled.
+    /// Runs until the daemon is told to stop, or cannot go on. Then it delivers what is
+    /// journalled.
     ///
     /// # Errors
-    /// Where it could not go on.
+    /// If the daemon could not go on.
     pub async fn run(mut self, mut signals: Signals, load: LoadConfig) -> Result<(), CannotGoOn> {
         let stop = self.work(&mut signals, &load).await;
         self.finish(stop, &mut signals).await
     }
 
-    /// Follows what comes until it has to stop.
+    /// Handles signals, requests and failures until the daemon has to stop.
     async fn work(&mut self, signals: &mut Signals, load: &LoadConfig) -> Stop {
         let heartbeat = self.health.register("daemon", PULSE * 3);
         let mut trouble = self.store.trouble();
@@ -267,7 +269,7 @@ impl Daemon {
                     Command::Stop(name) => return Stop::Asked(name),
                     Command::Reload => {
                         self.delivery.reopen();
-                        // It is logged; nobody waits for the answer.
+                        // The outcome is logged; nobody waits for it.
                         let reloaded = self.reload_or_stop(load, signals, &heartbeat);
                         if let Err(by) = reloaded.await {
                             return Stop::Asked(by);
@@ -276,12 +278,12 @@ impl Daemon {
                 },
                 Some(reply) = self.reloads.recv() => {
                     match self.reload_or_stop(load, signals, &heartbeat).await {
-                        // Whoever asked may have gone away.
+                        // The caller may have gone away.
                         Ok(outcome) => reply.send(outcome).ok(),
                         Err(by) => return Stop::Asked(by),
                     };
                 }
-                // SQLite's trouble has no sender: then this branch is switched off.
+                // SQLite's trouble has no sender, so this branch is then disabled.
                 Ok(()) = trouble.changed() => {
                     self.health.hold_up(STORE, trouble.borrow_and_update().clone());
                 }
@@ -289,7 +291,7 @@ impl Daemon {
                 error = self.store.lost() => return Stop::Failed(error.into()),
                 failed = self.delivery.failed() => return Stop::Failed(failed.into()),
                 happening = self.pollers.next() => match happening {
-                    // A store that hangs holds it up.
+                    // A store that hangs holds this up.
                     Happening::LookedUp(look_up) => {
                         let adopted = self.pollers.adopt(look_up);
                         heartbeat.beat_for(LONGEST_CHANGE);
@@ -309,10 +311,11 @@ impl Daemon {
         }
     }
 
-    /// Ends everything, the web server last: until then it tells how the rest ends.
+    /// Ends everything. The web server ends last, because it shows how the rest ends.
     async fn finish(self, stop: Stop, signals: &mut Signals) -> Result<(), CannotGoOn> {
-        // Nobody reloads any more. Whoever asks, or has asked, is told so at once: else the web server would wait
-        // for their answers at its own end.
+        // There are no more reloads. Dropping the channel tells callers so at once, including
+        // those that have asked before. Otherwise the web server would wait for their answers at
+        // its own end.
         drop(self.reloads);
         drop(self.attendant);
         self.manager.stopping();
@@ -333,23 +336,24 @@ impl Daemon {
                 ("", Err(CannotGoOn))
             }
         };
-        // A second signal means: at once.
+        // A second signal means that the daemon stops at once.
         tokio::select! {
             () = Self::end(self.pollers, self.delivery, self.store) => {}
             name = signals.stop_at_once(first) => tracing::warn!(by = name, "stopping at once; what is journalled is delivered after the next start"),
         }
         drop(self.server_stop);
         if !self.server.is_finished() {
-            // It bounds its own end, and how it ends no longer matters.
+            // The web server limits the time for its own end, and the outcome no longer matters.
             self.server.await.ok();
         }
         outcome
     }
 
-    /// A store that hangs holds up all of them: the time is for them together.
+    /// Ends polls and delivery, then closes the store. A store that hangs holds up polls and
+    /// delivery alike, so they share one time limit.
     async fn end(mut pollers: Pollers, delivery: Delivery, store: Store) {
         let until = Instant::now() + DRAIN;
-        // Those that do not end in time are cut off, as by a crash.
+        // Polls that do not end in time are cut off, as by a crash.
         tokio::time::timeout_at(until, pollers.stop()).await.ok();
         drop(pollers);
         delivery
@@ -363,7 +367,8 @@ impl Daemon {
         }
     }
 
-    /// Reloads, unless it is told to stop meanwhile: then the error is who asked.
+    /// Reloads, unless the daemon is told to stop meanwhile. The outer error names the signal or
+    /// request that told it so.
     async fn reload_or_stop(
         &mut self,
         load: &LoadConfig,
@@ -375,10 +380,10 @@ impl Daemon {
         unless_stopped(self.reload(load), signals, &quit).await
     }
 
-    /// Changes to the configuration as it is now. A bad one changes nothing.
+    /// Changes to the configuration as it is now. A bad configuration changes nothing.
     async fn reload(&mut self, load: &LoadConfig) -> Result<(), String> {
         self.manager.reloading();
-        // What is wrong now may look like what was wrong a moment ago.
+        // A failure of this reload may look like an earlier one that was printed a moment ago.
         logging::print_repeats_again();
         let read_at = clock::now();
         let outcome = match read(load).await {
@@ -412,8 +417,8 @@ impl Daemon {
         if config.state != self.config.state || config.web != self.config.web {
             tracing::warn!("changes of `state` and `web` take effect with the next start");
         }
-        // A sink that was forgotten cannot be had back with its part of the journal: what else can
-        // fail comes first.
+        // A sink that was forgotten has lost its part of the journal for good, so everything else
+        // that can fail comes first.
         let prepared = self.pollers.prepare(plan(&config)).await?;
         for sink in &config.sinks {
             self.metrics.register_sink(&sink.name);
@@ -425,7 +430,7 @@ impl Daemon {
         }
         self.remove_sinks(&self.config.sinks, &config.sinks);
         self.pollers.follow(prepared).await;
-        // What is in force is what the next one is compared with.
+        // The next reload is compared with the values in force, so `state` and `web` keep theirs.
         let Config { state, web, .. } = self.config.clone();
         self.config = Config {
             state,
@@ -454,7 +459,8 @@ impl Daemon {
 // === impl Opening ===
 
 impl Opening<'_> {
-    /// Opens the store, delivers from it and begins to poll. `opened` is set as soon as there is one.
+    /// Opens the store, delivers from it and begins to poll. `opened` is set as soon as the store
+    /// is open.
     async fn open(
         mut self,
         options: store::Options,
@@ -462,7 +468,7 @@ impl Opening<'_> {
     ) -> anyhow::Result<(Store, Delivery, Pollers)> {
         let open = async || Store::open(&options).await;
         let store = self.wait_for(open, store::Error::is_passing).await?;
-        // It is set once.
+        // Nothing else sets it.
         opened.set(store.clone()).ok();
         let (sinks, board, metrics) = (&self.config.sinks, self.board, self.metrics);
         let mut pollers = Pollers::new(
@@ -471,8 +477,8 @@ impl Opening<'_> {
             metrics.clone(),
             self.health.clone(),
         );
-        // A sink that is left out is forgotten with its part of the journal: what else can fail comes
-        // first.
+        // A sink that is no longer configured is forgotten with its part of the journal, so
+        // everything else that can fail comes first.
         let prepared = pollers.prepare(plan(self.config)).await?;
         let deliver = async || {
             let observer = Arc::new(metrics.clone());
@@ -484,13 +490,13 @@ impl Opening<'_> {
         };
         let delivery = self.wait_for(deliver, passing).await?;
         pollers.follow(prepared).await;
-        // From the first scrape on, every series is there.
+        // By now every series is there, so the first scrape shows all of them.
         self.serve();
         Ok((store, delivery, pollers))
     }
 
-    /// Does what needs the store, over and over while it fails for a reason that may pass. Whoever asks
-    /// meanwhile is told so, also where it neither fails nor comes to an end.
+    /// Does what needs the store, and repeats it while it fails for a reason that may pass.
+    /// Meanwhile the web server reports the trouble, also if `work` neither fails nor ends.
     async fn wait_for<A, E: std::error::Error>(
         &mut self,
         mut work: impl AsyncFnMut() -> Result<A, E>,
@@ -530,17 +536,18 @@ impl Opening<'_> {
         }
     }
 
-    /// Has the web server begin.
+    /// Makes the web server begin, and tells the service manager that the daemon is ready.
     fn serve(&mut self) {
         if let Some(serve) = self.serve.take() {
-            // It waits for nothing else.
+            // The server's task waits for nothing else, so it receives this.
             serve.send(()).ok();
             self.manager.ready();
         }
     }
 }
 
-/// Does what may take long, unless it is told to stop meanwhile: then the error is who asked.
+/// Does what may take long, unless the daemon is told to stop meanwhile. The error names the
+/// signal or request that told it so.
 async fn unless_stopped<T>(
     work: impl Future<Output = T>,
     signals: &mut Signals,
@@ -570,7 +577,7 @@ async fn read(load: &LoadConfig) -> Result<Loaded, String> {
     }
 }
 
-/// What protects the web server, as its file says.
+/// Returns the web server's protection, as its configuration file describes it.
 async fn guard(web: &config::Web) -> anyhow::Result<web::Guard> {
     let Some(path) = &web.config_file else {
         return Ok(web::Guard::open());
@@ -592,7 +599,8 @@ pub(crate) async fn read_web_file(
     Ok((file, security, warnings))
 }
 
-/// Looks at the web configuration file as another than the exporter, which may be able to read more of it.
+/// Checks the web configuration file in a process other than the exporter, which may be able to
+/// read more of it.
 pub(crate) async fn check_web_file(path: &Path) -> anyhow::Result<CheckedWebFile> {
     let checked = with_web_file(path, |file| file.check());
     Ok(checked.await??)
@@ -603,7 +611,7 @@ async fn with_web_file<T: Send + 'static>(
     work: impl FnOnce(WebFile) -> T + Send + 'static,
 ) -> anyhow::Result<T> {
     let file = WebFile::new(path.to_owned());
-    // It is not wrong: the next start may find it.
+    // A file that was not read in time is not wrong: the next start may be able to read it.
     reading::once(move || work(file)).await.with_context(|| {
         format!(
             "the web configuration file, or one that it names, {}",
@@ -612,10 +620,11 @@ async fn with_web_file<T: Send + 'static>(
     })
 }
 
-/// Takes the listening sockets, before anything else is done.
+/// Takes the listening sockets. To be called before anything else is done.
 ///
 /// # Errors
-/// Where an address is taken or not ours, and where systemd has handed over none that can be used.
+/// If an address is taken or is not this machine's, or if systemd has handed over no socket that
+/// can be used.
 pub fn bind(web: &config::Web) -> Result<Vec<TcpListener>, web::BindError> {
     if web.systemd_socket {
         return web::take_from_systemd();
@@ -644,7 +653,8 @@ fn store_options(state: &config::State, listeners: &[TcpListener]) -> store::Opt
     }
 }
 
-/// A name that this replica keeps when it is started again, and that no other on the same host has.
+/// A name that this replica keeps when it is started again, and that no other replica on the same
+/// host has.
 fn node(listeners: &[TcpListener]) -> String {
     let host = rustix::system::uname();
     let addresses = listeners.iter().filter_map(|it| it.local_addr().ok());
@@ -668,11 +678,11 @@ fn plan(config: &Config) -> Plan {
     }
 }
 
-/// The page's view of the store, once that is open.
+/// The status page's view of the store, once the store is open.
 fn alert_source(store: &Arc<OnceLock<Store>>, state: &config::State) -> AlertSource {
     let store = Arc::clone(store);
-    // Connections to a server belong here, and threads that wait for a resolver are not to be taken
-    // from the web server, which has few.
+    // Connections to a database server belong to this runtime. Besides, threads that wait for a
+    // resolver must not be taken from the web server, which has few.
     let runtime = match state {
         config::State::File { .. } => None,
         config::State::Postgres { .. } => Some(Handle::current()),
@@ -685,7 +695,7 @@ fn alert_source(store: &Arc<OnceLock<Store>>, state: &config::State) -> AlertSou
             Some(match runtime {
                 Some(runtime) => AbortOnDropHandle::new(runtime.spawn(ask))
                     .await
-                    // A panic in it has been reported.
+                    // A panic in the task has been reported.
                     .unwrap_or(Err(store::Error::Closed)),
                 None => ask.await,
             })

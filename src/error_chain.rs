@@ -4,8 +4,8 @@ use std::error::Error;
 
 use crate::excerpt::truncate;
 
-/// How long such a text is at most, in bytes. A certificate with a thousand names is told with each of
-/// them, a database says what it likes, and what is shown of an error is also kept.
+/// The longest text, in bytes. An error may name each of a thousand names of a certificate, or
+/// whatever a database says, and what is shown of an error is also kept in memory.
 const MAX: usize = 1 << 10;
 
 /// An error with its causes, on one line that is not too long.

@@ -1,5 +1,5 @@
-//! The command `healthcheck`: asks the exporter that runs on this machine whether it works. A
-//! container image, which has no shell and no curl, can ask with the one program that it holds.
+//! The command `healthcheck`: asks the exporter that runs on this machine whether it works. The
+//! container image has no shell and no curl, so it asks with the one program that it holds.
 
 use std::{io, slice, time::Duration};
 
@@ -13,9 +13,9 @@ use crate::{
     http_client, logging, reading,
 };
 
-/// The whole command takes no longer: files and answer together. Container runtimes grant more.
+/// Time limit for the whole command, files and answer together. Container runtimes grant more.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The part of it that files may take. If they hang, the exporter can still be asked in the rest.
+/// The part of this time that files may take. If they hang, the rest is left to ask the exporter.
 const FOR_FILES: Duration = Duration::from_secs(2);
 const PATH: &str = "/-/healthy";
 
@@ -28,23 +28,23 @@ struct Limits {
     all: Instant,
 }
 
-/// Where to ask, and whether the certificate there must be one that others vouch for.
+/// Where to ask, and whether the certificate there must be signed by an authority that is trusted.
 #[derive(Debug, PartialEq, Eq)]
 struct Target {
     url: Url,
     verify: bool,
 }
 
-/// Printed for an exporter that refuses clients without a certificate.
+/// Printed if the exporter refuses clients without a certificate.
 const ALIVE: &str =
     "it answers only clients with a certificate, so that more than that it is alive is not known\n";
 
-/// Asks, and returns what the exporter says of itself: a line or more. One that runs goes on with the
-/// configuration that it has when somebody writes a mistake into the file: where it cannot be read (`load`),
-/// flags and defaults (`of_flags`) tell whom to ask.
+/// Asks the exporter, and returns what it says of itself: a line or more. If somebody writes a
+/// mistake into the configuration file, a running exporter goes on with the configuration that it
+/// has. So if the file cannot be read (`load`), flags and defaults (`of_flags`) say where to ask.
 ///
 /// # Errors
-/// Where it does not answer, and where it says that it does not work.
+/// If the exporter does not answer, or says that it does not work.
 pub async fn run(
     of_flags: Web,
     load: impl FnOnce() -> Result<Web, ConfigError> + Send + 'static,
@@ -68,7 +68,7 @@ pub async fn run(
     let scheme = match unread {
         None => scheme(&web, limits).await,
         Some(error) => {
-            // Whoever is told that all is well should know who was asked.
+            // Somebody who reads that all is well should know which exporter was asked.
             logging::tell(&format!(
                 "warning: {error:#}; what answers on {address} is asked"
             ));
@@ -80,7 +80,8 @@ pub async fn run(
     };
     match scheme {
         Ok(scheme) => check(&target(&address, scheme)?, limits).await,
-        // The exporter goes on as the file was when it could be read.
+        // The exporter goes on with the file as it was when it could be read, so either scheme may
+        // be right.
         Err(unread) => {
             let https = target(&address, "https")?;
             match ask(&https, limits).await {
@@ -106,7 +107,7 @@ impl Limits {
     }
 }
 
-/// How to speak to an exporter with this configuration.
+/// The scheme of an exporter with this configuration, `http` or `https`.
 async fn scheme(web: &Web, limits: Limits) -> anyhow::Result<&'static str> {
     let Some(file) = web.config_file.clone() else {
         return Ok("http");
@@ -131,7 +132,7 @@ async fn ask(
         .no_proxy()
         .timeout(limits.all.saturating_duration_since(Instant::now()));
     if url.scheme() == "http" || !verify {
-        // Without CA certificates, which an image may lack.
+        // This needs no CA certificates, which an image may lack.
         builder = builder
             .tls_certs_only([])
             .tls_danger_accept_invalid_certs(true);
@@ -150,7 +151,7 @@ fn verdict(
     Target { url, .. }: &Target,
     answer: reqwest::Result<(StatusCode, String)>,
 ) -> anyhow::Result<String> {
-    // A password is nobody's business.
+    // Messages must not show the password.
     let mut url = url.clone();
     url.set_username("").ok();
     url.set_password(None).ok();
@@ -169,15 +170,16 @@ fn verdict(
     Ok(said)
 }
 
-/// Whether a server of TLS has refused us for lack of a certificate: it works.
+/// Whether a TLS server has refused this client because it has no certificate. Such a server
+/// works.
 fn wants_certificate(error: &reqwest::Error) -> bool {
     let refusal = rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired);
     tls_error(error) == Some(&refusal)
 }
 
-/// What went wrong with TLS, if that is what did.
+/// The TLS error among an error and its causes, if there is one.
 fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
-    // An I/O error does not name what is in it as its source.
+    // The source of an I/O error is not the error within it but that error's source.
     let within = error
         .downcast_ref::<io::Error>()
         .and_then(io::Error::get_ref);
@@ -186,14 +188,14 @@ fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rus
     found.or_else(|| within.or_else(|| error.source()).and_then(tls_error))
 }
 
-/// An address that the user named; its path may be left out.
+/// Parses an address that the user named; its path may be left out.
 ///
 /// # Errors
-/// Where it is none.
+/// If the text is no such URL.
 pub fn named(text: &str) -> anyhow::Result<Url> {
     let url = Url::parse(text).ok();
     let url = url.filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-    // It is not repeated: it may hold a password.
+    // The text is not repeated, because it may hold a password.
     let mut url = url.context("--url: is not a URL; write one like http://127.0.0.1:10836")?;
     if url.path() == "/" {
         url.set_path(PATH);
@@ -218,8 +220,8 @@ fn own(web: &Web) -> anyhow::Result<ListenAddress> {
     })
 }
 
-/// Its certificate is made for the name that others know it by, so on the way to ourselves it is
-/// not verified; nothing secret goes there.
+/// The target at the exporter's own address. The certificate is made for the name that others know
+/// the exporter by, so it is not verified here. Nothing secret is sent there.
 fn target(address: &ListenAddress, scheme: &str) -> anyhow::Result<Target> {
     Ok(Target {
         url: Url::parse(&format!("{scheme}://{address}{PATH}"))?,
@@ -264,7 +266,7 @@ mod tests {
 
     #[tokio::test]
     async fn files_that_hang_and_who_does_not_answer_take_no_longer_together() {
-        // It accepts and says nothing.
+        // The server accepts connections and says nothing.
         let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let own = || web(&[&silent.local_addr().unwrap().to_string()]);
         let folder = tempfile::tempdir().unwrap();
@@ -290,7 +292,7 @@ mod tests {
             ),
         );
         let took = began.elapsed();
-        // What hangs is let go, or the test would not end.
+        // What hangs is released, because the test could not end otherwise.
         drop(come);
         std::fs::OpenOptions::new().write(true).open(&pipe).unwrap();
         for ended in [ended.0, ended.1] {

@@ -1,10 +1,11 @@
-//! The daemon's own diagnostics, on standard error. Alert lines never come through here: they
-//! have other readers and stronger promises.
+//! The daemon's own diagnostics, on standard error. Alert lines never come through here: they have
+//! other readers and stronger promises.
 //!
-//! One event is one line, whatever its text holds, in an order of keys that does not change:
-//! `ts level msg`, its fields, those of the spans around it, `target`. A warning or an error that
-//! repeats is printed once a minute, and once more after somebody has asked. Nothing here can fail or hold anybody up: where standard error
-//! is closed, or nobody reads it, the daemon runs on without a word.
+//! One event is one line, whatever its text holds. The order of the keys does not change: `ts
+//! level msg`, the event's fields, those of the spans around it, `target`. A warning or an error
+//! that repeats is printed once a minute, and once more after somebody has asked for a reload.
+//! Nothing here can fail or hold up a caller: if standard error is closed, or nobody reads it, the
+//! daemon runs on without a word.
 
 use std::{
     error::Error,
@@ -52,7 +53,7 @@ pub enum Level {
     /// What the daemon does.
     #[default]
     Info,
-    /// What should not stay so.
+    /// What should not last.
     Warn,
     /// What failed.
     Error,
@@ -68,7 +69,7 @@ pub enum Format {
     Json,
 }
 
-/// A word that names no level, or no format.
+/// A word that names no level or no format.
 #[derive(Debug, thiserror::Error)]
 #[error("not one of {0}")]
 pub struct UnknownWord(&'static str);
@@ -93,23 +94,23 @@ struct Fields {
     others: Vec<(&'static str, Value)>,
 }
 
-/// What is to be written on standard error, once the diagnostics are set up.
+/// The lines to be written on standard error, once the diagnostics are set up.
 static QUEUE: OnceLock<Queue> = OnceLock::new();
 
-/// What was printed lately, once the diagnostics are set up.
+/// The texts that were printed lately, once the diagnostics are set up.
 static REPEATS: OnceLock<Arc<Mutex<Repeats>>> = OnceLock::new();
 
-/// How long the end waits for a reader of standard error.
+/// How long the end of the process waits for a reader of standard error.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
-/// Our own events; those of other crates are shown from `warn` on.
+/// The target of this crate's events. Events of other crates are shown from `warn` on.
 const OWN_TARGET: &str = "opsramp_exporter";
 
-/// Sets up the diagnostics of the whole process. `count` is told of every event that `level` lets
-/// through, of repeated ones as well; it must not log.
+/// Sets up the diagnostics of the whole process. `count` is called for every event that `level`
+/// lets through, repeated ones included; it must not log.
 ///
 /// # Errors
-/// Where they are set up already.
+/// If the diagnostics are set up already.
 pub fn init(
     level: Level,
     format: Format,
@@ -121,13 +122,13 @@ pub fn init(
         Registry::default().with(diagnostics.with_filter(filter(level))),
     )
     .map_err(AlreadyInitialised)?;
-    // Nobody else sets it, nor the queue: the diagnostics are set up once.
+    // Nothing else sets this or the queue: the diagnostics are set up once.
     REPEATS.set(repeats).ok();
     let loss = match format {
         Format::Logfmt => |lost| loss(Format::Logfmt, lost),
         Format::Json => |lost| loss(Format::Json, lost),
     };
-    // Without a thread, whoever has something to say writes it.
+    // Without a thread, callers write their lines themselves.
     if let Ok(queue) = Queue::start(loss, write) {
         QUEUE.set(queue).ok();
     }
@@ -139,7 +140,7 @@ pub fn is_set_up() -> bool {
     REPEATS.get().is_some()
 }
 
-/// Says something to whoever has called the program.
+/// Prints a message for the person who has called the program.
 pub fn tell(text: &str) {
     say(&format!("opsramp-exporter: {text}\n"));
 }
@@ -152,22 +153,22 @@ pub fn say(line: &str) {
     }
 }
 
-/// Has every warning and error printed when it comes next, however lately it was: somebody has asked
-/// for something, and looks here for the answer.
+/// Makes every warning and error be printed when it comes next, however lately it was printed:
+/// somebody has asked for something, and looks here for the answer.
 pub fn print_repeats_again() {
     if let Some(repeats) = REPEATS.get() {
         repeats.lock().print_all_again();
     }
 }
 
-/// Waits a moment for what was said to be written. To be called at the end.
+/// Waits a moment until all lines are written. To be called at the end of the process.
 pub fn flush() {
     if let Some(queue) = QUEUE.get() {
         queue.flush(LAST_LINES);
     }
 }
 
-/// The line that says that so many were lost.
+/// The line that says that `lost` lines were lost.
 fn loss(format: Format, lost: u64) -> String {
     let message = "lines are missing here: nobody read standard error";
     let mut line = Line::new(
@@ -306,7 +307,7 @@ impl Fields {
     fn push(&mut self, field: &Field, value: Value) {
         match field.name() {
             "message" => self.message = Some(value),
-            // A raw identifier is spelt so because its name is a keyword.
+            // A field whose name is a keyword is spelt as a raw identifier.
             name => self
                 .others
                 .push((name.strip_prefix("r#").unwrap_or(name), value)),
@@ -345,7 +346,7 @@ impl Visit for Fields {
     }
 }
 
-/// What is printed on this thread for as long as the guard lives.
+/// Captures what this thread prints for as long as the guard lives.
 #[cfg(test)]
 pub(crate) fn captured() -> (Arc<Mutex<Vec<String>>>, tracing::subscriber::DefaultGuard) {
     let lines: Arc<Mutex<Vec<String>>> = Arc::default();
@@ -362,7 +363,8 @@ pub(crate) fn captured() -> (Arc<Mutex<Vec<String>>>, tracing::subscriber::Defau
 mod tests {
     use super::*;
 
-    /// What is printed for the events that `emit` makes.
+    /// Returns the lines that are printed and the levels that are counted for the events of
+    /// `emit`.
     fn printed(level: Level, format: Format, emit: impl FnOnce()) -> (Vec<String>, Vec<String>) {
         let lines: Arc<Mutex<Vec<String>>> = Arc::default();
         let counted: Arc<Mutex<Vec<String>>> = Arc::default();
@@ -384,7 +386,7 @@ mod tests {
         (lines, counted)
     }
 
-    /// Without the timestamp, which is never the same.
+    /// The line without its timestamp, which is never the same.
     fn after_timestamp(line: &str) -> &str {
         let (timestamp, rest) = line.split_once(' ').unwrap();
         let timestamp: Timestamp = timestamp.strip_prefix("ts=").unwrap().parse().unwrap();

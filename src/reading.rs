@@ -1,4 +1,4 @@
-//! Files that are read beside everything else: they can be pipes, or lie on a server that hangs.
+//! Reads files beside all other work: they can be pipes, or lie on a server that hangs.
 
 use std::{
     fs::File,
@@ -12,27 +12,28 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-/// How long files may take to be read.
+/// Time limit for reading files.
 pub(crate) const LIMIT: Duration = Duration::from_secs(5);
 
 /// The most that a file may hold, in bytes.
 const LARGEST_FILE: u64 = 4 << 20;
 
-/// Where systemd puts the credentials of a service, while it runs and for it alone.
+/// Where systemd puts the credentials of a service: only while the service runs, and only for it.
 pub(crate) const CREDENTIALS: &str = "/run/credentials";
 
 const BYTE_ORDER_MARK: char = '\u{feff}';
 
-/// Reads files off the thread. A read that takes longer than [`LIMIT`] goes on in the background: callers are
-/// told `None` at once until it ends, or until a pause is over, after which another read is begun: it may be of
-/// another file by then. The pause doubles each time, since each read may keep a thread.
+/// Reads files on another thread. A read that takes longer than [`LIMIT`] goes on in the
+/// background, and callers are told `None` at once until it ends. After a pause, another read
+/// begins beside it, because another file may be meant by then. The pause doubles each time, since
+/// each read may keep a thread.
 #[derive(Debug)]
 pub(crate) struct Reading<T>(tokio::sync::Mutex<Option<UnderWay<T>>>);
 
 #[derive(Debug)]
 struct UnderWay<T> {
     until: Instant,
-    /// After `until`, how long it is before another one begins.
+    /// How long after `until` another read begins.
     pause: Duration,
     read: JoinHandle<T>,
 }
@@ -46,13 +47,13 @@ impl<T> Default for Reading<T> {
 }
 
 impl<T: Send + 'static> Reading<T> {
-    /// What `read` brings, or what it brought that was not read in time before; `None` where that takes
-    /// too long. Cancel safe.
+    /// Returns the result of `read`, or that of an earlier read that took too long then; `None` if
+    /// it is not there in time. Cancel safe.
     pub(crate) async fn of(&self, read: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         let mut reading = self.0.lock().await;
         if reading.is_some() {
-            // tokio looks for a thread for what waits only when another task is handed in; this empty one makes it
-            // look again.
+            // tokio looks for a thread for waiting tasks only when another task is handed in. This
+            // empty task makes it look again.
             drop(beside(|| ()));
         }
         let pause = match &*reading {
@@ -72,12 +73,12 @@ impl<T: Send + 'static> Reading<T> {
             .await
             .ok()?;
         *reading = None;
-        // A panic in it has been reported.
+        // A panic in the read has been reported.
         read.ok()
     }
 }
 
-/// What the file holds, at most 4 MiB: it may be a link to what never ends.
+/// The content of a file, at most 4 MiB: the path may be a link to a file that never ends.
 pub(crate) fn bytes(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let file = File::open(path)?;
@@ -91,7 +92,7 @@ pub(crate) fn bytes(path: &Path) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The text that the file holds, at most 4 MiB; a byte order mark is not part of it.
+/// The text in a file, at most 4 MiB. A byte order mark is not part of it.
 pub(crate) fn text(path: &Path) -> io::Result<String> {
     let mut text = String::from_utf8(bytes(path)?)
         .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8 text"))?;
@@ -101,7 +102,7 @@ pub(crate) fn text(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// Works off the thread. Where no thread can be had, that costs no more than the task.
+/// Works on another thread. If the system gives no thread, only the spawned task fails.
 fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     tokio::spawn(async {
         let done = spawn_blocking(work).await;
@@ -109,14 +110,14 @@ fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinH
     })
 }
 
-/// What is said of a file that [the exporter may be able to read](is_for_exporter_alone) all the same, behind why it
-/// cannot be read here.
+/// The message about a file that cannot be read here because of `why`, but that [the exporter may
+/// be able to read](is_for_exporter_alone).
 pub(crate) fn left_to_exporter(why: &str) -> String {
     format!("{why}; whether it can be used shows when the exporter starts")
 }
 
-/// Whether a file that cannot be read here may be read by the exporter all the same, which is another user, or
-/// which it is handed to only while it runs.
+/// Whether the exporter may be able to read a file that cannot be read here: it may be another
+/// user, or be handed the file only while it runs.
 pub(crate) fn is_for_exporter_alone(path: &Path, error: &io::Error) -> bool {
     match error.kind() {
         io::ErrorKind::PermissionDenied => true,
@@ -125,12 +126,12 @@ pub(crate) fn is_for_exporter_alone(path: &Path, error: &io::Error) -> bool {
     }
 }
 
-/// What is said of files that were not read in time.
+/// The message about files that were not read in time.
 pub(crate) fn unread(paths: &[PathBuf]) -> String {
     unread_within(LIMIT, paths)
 }
 
-/// The same of those that had a time of their own.
+/// Like [`unread`], for files that had a time limit of their own.
 pub(crate) fn unread_within(limit: Duration, paths: &[PathBuf]) -> String {
     let names: Vec<_> = paths
         .iter()
@@ -140,14 +141,14 @@ pub(crate) fn unread_within(limit: Duration, paths: &[PathBuf]) -> String {
     format!("could not be read within {limit} s: {}", names.join(", "))
 }
 
-/// What `read` brings that is read only once; `None` where that takes too long.
+/// Returns the result of `read`, which is called only once; `None` if it takes too long.
 pub(crate) async fn once<T: Send + 'static>(
     read: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
     Reading::default().of(read).await
 }
 
-/// The same for who is in a hurry: nothing is waited for any longer then.
+/// Like [`once`], but waits until `until` at the latest.
 pub(crate) async fn once_until<T: Send + 'static>(
     until: Instant,
     read: impl FnOnce() -> T + Send + 'static,
@@ -161,11 +162,11 @@ mod tests {
 
     use super::*;
 
-    /// Begins to read what comes only when it is sent.
+    /// Begins a read that ends only when the test sends its result.
     async fn begin(reading: &Reading<&'static str>) -> mpsc::Sender<&'static str> {
         let (come, comes) = mpsc::channel();
         let read = reading.of(move || comes.recv().unwrap());
-        // Whoever is in a hurry leaves it to the others.
+        // The caller gives up at once and leaves the read to others.
         tokio::time::timeout(Duration::ZERO, read)
             .await
             .unwrap_err();

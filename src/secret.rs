@@ -15,7 +15,7 @@ use secrecy::{ExposeSecret as _, SecretString, zeroize::Zeroizing};
 /// What is shown instead of a secret, in `Debug`, in logs and in the effective configuration.
 pub const REDACTED: &str = "<secret>";
 
-/// No secret that is meant is larger, and `/dev/zero` would never end.
+/// The largest file that is read: no real secret is larger, and `/dev/zero` would never end.
 const LARGEST_FILE: u64 = 64 << 10;
 
 const BYTE_ORDER_MARK: char = '\u{feff}';
@@ -29,7 +29,7 @@ pub struct Secret(SecretString);
 pub enum SecretSource {
     /// The value itself, from the environment or the configuration file.
     Value(Secret),
-    /// A file, read again at every use; [`Secret::trimmed`].
+    /// A file, read again at every use, as by [`Secret::trimmed`].
     File(PathBuf),
 }
 
@@ -45,7 +45,7 @@ pub enum SecretError {
         #[source]
         source: io::Error,
     },
-    /// The file is none, holds nothing, or something that is not text.
+    /// The path leads to a folder, or the file is empty, too large or no text.
     #[error("the secret file {} {problem}", path.display())]
     Unusable {
         /// The file.
@@ -55,11 +55,11 @@ pub enum SecretError {
     },
 }
 
-/// What begins the words of examples that are to be replaced.
+/// How the placeholders of the examples begin, which users have to replace.
 const PLACEHOLDER: &str = "YOUR-";
 
-/// Whether a text is nothing but a variable, as a shell knows them: `${…}`, or `$NAME` in capital letters.
-/// Files are not expanded. What holds a `$` besides is a value like any other.
+/// Whether a text is nothing but a variable of a shell: `${…}`, or `$NAME` in capital letters.
+/// Files are not expanded, so it is hardly meant. Any other text with a `$` is an ordinary value.
 pub(crate) fn is_variable(text: &str) -> bool {
     let text = text.trim();
     if let Some(inner) = text.strip_prefix("${").and_then(|it| it.strip_suffix('}')) {
@@ -80,8 +80,8 @@ impl Secret {
         Self(SecretString::from(value.into()))
     }
 
-    /// A secret that an editor or a shell has written: neither a line break at its end nor a byte
-    /// order mark is part of it.
+    /// Returns the secret that an editor or a shell has written: neither a line break at its end
+    /// nor a byte order mark is part of it.
     #[must_use]
     pub fn trimmed(text: &str) -> Self {
         let text = text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text);
@@ -89,8 +89,8 @@ impl Secret {
         Self::new(text.strip_suffix('\r').unwrap_or(text))
     }
 
-    /// What looks as if it were not meant, as the end of a sentence about the secret; it tells nothing of
-    /// what is meant. Whatever it is, the secret is sent as it stands.
+    /// Why the secret looks like a mistake, as the end of a sentence about it. The text reveals
+    /// nothing of the secret. Whatever the doubt is, the secret is sent as it stands.
     #[must_use]
     pub fn doubt(&self) -> Option<&'static str> {
         let text = self.expose();
@@ -121,10 +121,11 @@ impl Secret {
         }
     }
 
-    /// The same of a header's value, which may have what makes a secret doubtful, such as quotation marks.
+    /// Like [`Self::doubt`], but for the value of a header. Quotation marks and the like are
+    /// normal there, so only variables and placeholders are doubted.
     #[must_use]
     pub(crate) fn doubt_as_header(&self) -> Option<&'static str> {
-        // Behind a scheme such as `Bearer`.
+        // The secret may follow a scheme such as `Bearer`.
         self.expose().split_whitespace().find_map(|word| {
             if is_variable(word) {
                 Some("holds a variable, and variables are not expanded; write its value")
@@ -136,7 +137,7 @@ impl Secret {
         })
     }
 
-    /// The secret itself. Call it where it is sent, nowhere else.
+    /// The secret itself. Call this only where the secret is sent.
     #[must_use]
     pub fn expose(&self) -> &str {
         self.0.expose_secret()
@@ -166,10 +167,10 @@ impl Eq for Secret {}
 // === impl SecretSource ===
 
 impl SecretSource {
-    /// The secret as it is now.
+    /// Reads the secret as it is now.
     ///
     /// # Errors
-    /// Where the file cannot be read, is empty, or is not UTF-8.
+    /// If the file cannot be read, is empty, is too large or is not UTF-8.
     pub fn read(&self) -> Result<Secret, SecretError> {
         match self {
             Self::Value(secret) => Ok(secret.clone()),
@@ -199,9 +200,10 @@ impl SecretSource {
     }
 }
 
-/// What the file holds, as much of it as a secret can be; wiped when it is dropped.
+/// Reads a file, but not more of it than a secret can have. The content is wiped when it is
+/// dropped.
 fn read(path: &Path) -> io::Result<Zeroizing<Vec<u8>>> {
-    // A vector that had to grow would leave copies behind, and hardly a secret is as long.
+    // A vector that has to grow leaves copies behind. Hardly any secret is longer than this.
     let mut bytes = Zeroizing::new(Vec::with_capacity(4096));
     let file = File::open(path)?;
     file.take(LARGEST_FILE + 1).read_to_end(&mut bytes)?;
@@ -282,7 +284,7 @@ mod tests {
         assert_eq!(source.read().unwrap().expose(), "first");
         std::fs::write(&path, "second\r\n").unwrap();
         assert_eq!(source.read().unwrap().expose(), "second");
-        // As some editors begin a file.
+        // Some editors begin a file with a byte order mark.
         std::fs::write(&path, "\u{feff}third").unwrap();
         assert_eq!(source.read().unwrap().expose(), "third");
     }

@@ -1,7 +1,9 @@
-//! What the service manager is told (`sd_notify(3)`): that the daemon is ready, loads its
-//! configuration again or stops, in a sentence how it goes, and that it is alive.
+//! Tells the service manager (`sd_notify(3)`) that the daemon is ready, loads its configuration
+//! again or stops. It also sends the daemon's state as a sentence, and the sign that the daemon is
+//! alive.
 //!
-//! Nothing waits for one that does not read. What it must not miss is told when it reads again.
+//! No caller waits for a service manager that does not read. What it must not miss is sent when it
+//! reads again.
 
 use std::{
     collections::VecDeque,
@@ -27,12 +29,12 @@ use sd_notify::NotifyState;
 
 use crate::{health::Health, plain::plain, status::Board};
 
-/// How often it is looked whether the sentence has changed.
+/// Time between two checks whether the sentence has changed.
 const ROUND: Duration = Duration::from_secs(5);
-/// No watchdog is fed more often.
+/// The watchdog is not fed more often than this.
 const SHORTEST_ROUND: Duration = Duration::from_millis(10);
-/// So much waits at most for one that does not read. A start or a reload that it has not heard of is
-/// told by the newest as well.
+/// The most messages that wait for a service manager that does not read. The oldest message is
+/// dropped first: if a start or a reload was not heard of, the newest message tells of it as well.
 const MOST_UNTOLD: usize = 16;
 
 /// The service manager that started the process, if it wants to be told. Cheap to clone.
@@ -41,27 +43,27 @@ pub struct ServiceManager(Option<Arc<Inner>>);
 
 #[derive(Debug)]
 struct Inner {
-    /// The name of its socket.
+    /// The name of the service manager's socket.
     name: OsString,
-    /// It ends the process when it hears nothing for so long.
+    /// The service manager ends the process if it hears nothing for so long.
     watchdog: Option<Duration>,
-    /// It could not be told. That is logged once.
+    /// Whether the last message could not be sent. Only the first such failure in a row is logged.
     has_failed: AtomicBool,
-    /// What it has yet to hear, the oldest first: it did not read at that time.
+    /// Messages that wait, the oldest first: the service manager did not read when they came.
     untold: Mutex<VecDeque<String>>,
 }
 
 // === impl ServiceManager ===
 
 impl ServiceManager {
-    /// The one that the environment names (`NOTIFY_SOCKET`, `WATCHDOG_USEC`); without one, nothing
-    /// is told to anybody.
+    /// Returns the service manager that the environment names (`NOTIFY_SOCKET`, `WATCHDOG_USEC`).
+    /// If the environment names none, nothing is sent to anybody.
     #[must_use]
     pub fn of_environment() -> Self {
         Self(std::env::var_os("NOTIFY_SOCKET").map(|name| {
             Arc::new(Inner {
                 name,
-                // As sd_watchdog_enabled(3) has it, nothing is none.
+                // As in sd_watchdog_enabled(3), a time of zero means that there is no watchdog.
                 watchdog: sd_notify::watchdog_enabled().filter(|patience| !patience.is_zero()),
                 has_failed: AtomicBool::new(false),
                 untold: Mutex::default(),
@@ -69,28 +71,28 @@ impl ServiceManager {
         }))
     }
 
-    /// The daemon serves, or has loaded its configuration again.
+    /// Says that the daemon serves, or has loaded its configuration again.
     pub fn ready(&self) {
         self.tell(&[NotifyState::Ready]);
     }
 
-    /// The daemon loads its configuration again; [`Self::ready`] follows.
+    /// Says that the daemon loads its configuration again; [`Self::ready`] follows.
     pub fn reloading(&self) {
-        // With Type=notify-reload the time is a must.
+        // Type=notify-reload requires the time.
         match NotifyState::monotonic_usec_now() {
             Ok(now) => self.tell(&[NotifyState::Reloading, now]),
             Err(error) => tracing::warn!(%error, "cannot read the monotonic clock"),
         }
     }
 
-    /// The daemon stops.
+    /// Says that the daemon stops.
     pub fn stopping(&self) {
         let status = NotifyState::Status("stopping: delivering what is journalled");
         self.tell(&[NotifyState::Stopping, status]);
     }
 
-    /// Tells how it goes, and feeds the watchdog for as long as every loop makes progress. Never
-    /// returns; to be dropped when the daemon stops.
+    /// Sends the daemon's state when it changes, and feeds the watchdog for as long as every loop
+    /// makes progress. Never returns; to be dropped when the daemon stops.
     pub async fn attend(self, health: Health, board: Board) {
         let Some(inner) = &self.0 else {
             return std::future::pending().await;
@@ -121,7 +123,7 @@ impl ServiceManager {
         }
     }
 
-    /// Tells it now, or as soon as it reads.
+    /// Sends a message now, or as soon as the service manager reads.
     fn tell(&self, states: &[NotifyState<'_>]) {
         let Some(inner) = &self.0 else {
             return;
@@ -139,13 +141,13 @@ impl ServiceManager {
 // === impl Inner ===
 
 impl Inner {
-    /// Tells what it has yet to hear; says whether there is nothing left of that.
+    /// Sends the messages that wait. Returns whether none is left.
     fn tell_the_untold(&self) -> bool {
         let mut untold = self.untold.lock();
         while let Some(message) = untold.front() {
             match self.send(message) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
-                // Where there is nobody, nothing is kept.
+                // If there is nobody to receive it, a message is dropped.
                 _ => untold.pop_front(),
             };
         }
@@ -156,7 +158,7 @@ impl Inner {
     fn send(&self, message: &str) -> io::Result<()> {
         let send = || {
             let socket = UnixDatagram::unbound()?;
-            // Whoever does not read must not hold up polling, reloads and the end.
+            // A service manager that does not read must not hold up polling, reloads and the end.
             socket.set_nonblocking(true)?;
             socket.send_to_addr(message.as_bytes(), &address(&self.name)?)
         };
@@ -175,7 +177,7 @@ impl Inner {
     }
 }
 
-/// Where it listens. A name that begins with `@` is no path but an abstract one.
+/// The address of the socket. A name that begins with `@` is not a path but an abstract name.
 fn address(name: &OsStr) -> io::Result<SocketAddr> {
     match name.as_bytes() {
         [b'@', name @ ..] => SocketAddr::from_abstract_name(name),
@@ -183,23 +185,23 @@ fn address(name: &OsStr) -> io::Result<SocketAddr> {
     }
 }
 
-/// One line for each.
+/// A message with each state on a line of its own.
 fn message(states: &[NotifyState<'_>]) -> String {
     states.iter().fold(String::new(), |mut message, state| {
-        // A text has room.
+        // Writing to a `String` cannot fail.
         writeln!(message, "{state}").ok();
         message
     })
 }
 
-/// Half of its patience, as `sd_watchdog_enabled(3)` advises.
+/// Time between two reports: half of the watchdog's time, as `sd_watchdog_enabled(3)` advises.
 fn round(watchdog: Option<Duration>) -> Duration {
     watchdog.map_or(ROUND, |patience| {
         (patience / 2).clamp(SHORTEST_ROUND, ROUND)
     })
 }
 
-/// How it goes, in a sentence: what `systemctl status` shows.
+/// The daemon's state in a sentence, which `systemctl status` shows.
 fn summary(board: &Board, health: &Health) -> String {
     if let Some(obstacle) = health.obstacles().first() {
         return plain(&format!("waiting: {obstacle}"));

@@ -29,10 +29,11 @@ pub(super) enum Value {
     Bare(String),
 }
 
-/// Keys that are the line's own.
+/// Keys that the line itself uses, so that no field may have them.
 const RESERVED: [&str; 5] = ["ts", "level", "msg", "repeated", "target"];
 
-/// Longer values are cut, in bytes: container runtimes split lines at 8 to 16 KiB.
+/// The longest value, in bytes. Longer values are cut, because container runtimes split lines at 8
+/// to 16 KiB.
 const LONGEST_VALUE: usize = 4096;
 
 // === impl Line ===
@@ -57,8 +58,8 @@ impl Line {
         }
     }
 
-    /// What makes the event the same as another: all but when it was, how often, and what an error
-    /// says of this one time.
+    /// The text by which a repeat is recognised: level, message and fields. Of an error, only the
+    /// gist counts, which does not change from one time to the next.
     pub(super) fn identity(&self) -> String {
         let mut identity = String::new();
         let mut add = |text: &str| {
@@ -77,7 +78,8 @@ impl Line {
         identity
     }
 
-    /// All but when it was, and how often.
+    /// The part of the line that depends neither on the time nor on the number of repeats: level,
+    /// message and fields.
     pub(super) fn body(&self, format: Format) -> String {
         let mut out = String::new();
         let level = match self.level {
@@ -167,7 +169,8 @@ impl Value {
     /// Text as it is displayed, cut where it is too long.
     pub(super) fn text(value: fmt::Arguments<'_>) -> Self {
         let mut cut = Cut(String::new());
-        // It fails where it is cut, or where a foreign `Display` gives up: what is there is kept.
+        // Writing fails if the text is cut, or if a foreign `Display` gives up. What was written
+        // is kept.
         let _complete = cut.write_fmt(value);
         Self::Text(cut.0)
     }
@@ -190,13 +193,13 @@ impl From<f64> for Value {
         if value.is_finite() {
             Self::Bare(value.to_string())
         } else {
-            // JSON has no such numbers.
+            // JSON has no infinity and no NaN.
             Self::Text(value.to_string())
         }
     }
 }
 
-/// Takes text in until it is too long.
+/// Collects text until it is too long.
 struct Cut(String);
 
 impl fmt::Write for Cut {
@@ -219,7 +222,7 @@ fn needs_quotes(text: &str) -> bool {
             .any(|c| c.is_whitespace() || matches!(c, '"' | '=' | '\\') || is_unsafe(c))
 }
 
-/// In double quotes, with escapes that JSON and logfmt share.
+/// Appends a text in double quotes, with escapes that JSON and logfmt share.
 fn quote(out: &mut String, text: &str) {
     out.push('"');
     for c in text.chars() {

@@ -1,7 +1,8 @@
-//! Between those who have something to say and standard error, whose reader may sleep.
+//! The queue between callers that have something to say and standard error, whose reader may
+//! sleep.
 //!
-//! Nobody waits for that reader: a thread of its own does, and what comes while the queue is full
-//! is counted instead.
+//! No caller waits for this reader: a thread of its own does. Lines that come while the queue is
+//! full are counted instead.
 
 use std::{
     collections::VecDeque,
@@ -14,7 +15,7 @@ use std::{
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
-/// Lines that wait at a time.
+/// The most lines that wait at a time.
 const LENGTH: usize = 1000;
 
 /// Lines for standard error. Cheap to clone.
@@ -23,9 +24,9 @@ pub(super) struct Queue(Arc<Inner>);
 
 struct Inner {
     state: Mutex<State>,
-    /// A line has come, or was written.
+    /// Notified when a line has come, and when one was written.
     changed: Condvar,
-    /// Says that so many were lost.
+    /// Returns the line that says how many lines were lost.
     loss: fn(u64) -> String,
 }
 
@@ -39,10 +40,10 @@ struct State {
 // === impl Queue ===
 
 impl Queue {
-    /// A queue whose lines a thread hands to `write`.
+    /// Starts a queue whose lines a thread hands to `write`.
     ///
     /// # Errors
-    /// Where the system gives no thread.
+    /// If the system gives no thread.
     pub(super) fn start(
         loss: fn(u64) -> String,
         write: impl FnMut(&str) + Send + 'static,
@@ -107,7 +108,7 @@ impl Inner {
     }
 }
 
-/// Writes to standard error. Where that is closed, there is nowhere to say so.
+/// Writes to standard error. If standard error is closed, there is nowhere to report that.
 pub(crate) fn write(line: &str) {
     io::stderr().lock().write_all(line.as_bytes()).ok();
 }
@@ -127,7 +128,7 @@ mod tests {
         let (go_on, wait) = mpsc::channel::<()>();
         let (written, lines) = mpsc::channel();
         let queue = Queue::start(loss, move |line| {
-            // Whoever wakes it up lets all through.
+            // Once the test drops the sender, all lines get through.
             wait.recv().ok();
             written.send(line.to_owned()).unwrap();
         })

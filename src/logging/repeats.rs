@@ -1,11 +1,11 @@
 //! Which warnings and errors were printed a moment ago and need not be printed again.
 //!
-//! Two errors are the same where their gist is: what a server says of one time (ids of requests,
-//! times, a whole document) does not make another error of it.
+//! Two errors are the same if their gist is the same. Details that an answer of a server has only
+//! once (ids of requests, times, a whole document) do not make it another error.
 //!
-//! Pure: it is told the time. It remembers a bounded number of texts, by their hashes; where more
-//! repeat at once, the one that was printed longest ago is forgotten, and printed once more than
-//! need be.
+//! Pure: the time is an argument. A bounded number of texts is remembered, by their hashes. If
+//! more texts repeat at once, the one that was printed longest ago is forgotten, and so printed
+//! once more than necessary.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -15,14 +15,14 @@ use xxhash_rust::xxh3::xxh3_128;
 /// What was printed lately.
 #[derive(Debug, Default)]
 pub(super) struct Repeats {
-    /// By the hash of the text; 128 bits, so that no two texts are taken for one.
+    /// By the hash of the text, which has 128 bits so that no two texts are taken for one.
     printed: HashMap<u128, Printed>,
 }
 
-/// What becomes of a text.
+/// What to do with a text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
-    /// It is printed; `repeated` counts how often it was suppressed since it last was.
+    /// Print it; `repeated` says how often it was suppressed since it was last printed.
     Print {
         repeated: u64,
     },
@@ -31,24 +31,24 @@ pub(super) enum Verdict {
 
 #[derive(Clone, Copy, Debug)]
 struct Printed {
-    /// `None`: so long ago that it is printed again.
+    /// When the text was last printed; `None` if it has to be printed when it comes next.
     at: Option<Instant>,
     suppressed: u64,
 }
 
-/// A text is printed once in so long.
+/// A text is printed at most once in this time.
 const EVERY: Duration = Duration::from_secs(60);
 
-/// So many texts are remembered: 14 KiB.
+/// The most texts that are remembered; they take 14 KiB.
 const LIMIT: usize = 256;
 
-/// What an error is about, without what differs from one time to the next: a document is as good
-/// as any other that begins alike, and so is a word with a digit in it. Statuses stay.
+/// What an error is about, without what differs from one time to the next. A document is cut after
+/// its first bracket, and a word with a digit in it becomes `0`. Statuses stay.
 pub(super) fn gist(error: &str) -> String {
     let document = [": {", ": [", ": <"];
     let end = document.iter().filter_map(|begin| error.find(begin)).min();
     let told = match end {
-        // With the bracket that it begins with.
+        // The bracket with which the document begins is kept.
         Some(end) => &error[..end + 3],
         None => error,
     };
@@ -69,7 +69,7 @@ fn is_status(word: &str) -> bool {
 }
 
 impl Repeats {
-    /// Says whether `text`, which comes up at `now`, is printed.
+    /// Decides whether `text`, which comes up at `now`, is printed.
     pub(super) fn see(&mut self, text: &str, now: Instant) -> Verdict {
         let key = xxh3_128(text.as_bytes());
         if let Some(printed) = self.printed.get_mut(&key) {
@@ -96,7 +96,7 @@ impl Repeats {
         Verdict::Print { repeated: 0 }
     }
 
-    /// Has every text printed again when it comes up next, with its count.
+    /// Makes every text be printed when it comes up next, with its count.
     pub(super) fn print_all_again(&mut self) {
         for printed in self.printed.values_mut() {
             printed.at = None;
