@@ -1,9 +1,9 @@
-//! Events a second through the journal and a file sink, against what the same disk and the same
-//! engine do bare, in one run; and how long it takes from an answer to a line that is synced:
+//! Events a second through the journal and a file sink, against the bare speed of the same disk
+//! and the same engine in one run; and the time from an answer to a line that is synced. Run it by
 //! `cargo bench --bench delivery`.
 //!
-//! A harness of our own: one run is thousands of syncs of a disk that others use too, and what
-//! counts is its ratio to the bare run beside it, not the mean of many.
+//! The harness is our own: a run is thousands of syncs of a disk that others use, too. What counts
+//! is its ratio to the bare run beside it, not the mean of many runs.
 
 #![expect(
     clippy::unwrap_used,
@@ -48,13 +48,13 @@ use report::{Goal, Report, folder, milliseconds, quantile, quick, wanted};
 const EVENTS: usize = 100_000;
 const BATCH: usize = 2_000;
 
-/// Takes note of when something was delivered.
+/// Measures the delays of deliveries.
 #[derive(Debug, Default)]
 struct Watch(Mutex<Moments>);
 
 #[derive(Debug, Default)]
 struct Moments {
-    /// When the answer began to be made that has a new alert.
+    /// When the request came whose answer has a new alert.
     asked: Option<Instant>,
     delays: Vec<Duration>,
 }
@@ -83,7 +83,7 @@ async fn open(folder: &Path) -> Store {
     Store::open(&options).await.unwrap()
 }
 
-/// Journalled and delivered, from the first commit to the last line in the file.
+/// Events a second that are journalled and delivered, from the first commit to the last line.
 async fn whole(folder: &Path) -> f64 {
     let store = open(folder).await;
     let key = search("s");
@@ -114,7 +114,7 @@ async fn whole(folder: &Path) -> f64 {
     rate(took)
 }
 
-/// The same lines written to a file, one fdatasync a batch, and nothing else.
+/// Events a second when the same lines are only written to a file, with one fdatasync a batch.
 fn bare_file(folder: &Path) -> f64 {
     let lines: Vec<Vec<u8>> = (0..EVENTS)
         .step_by(BATCH)
@@ -133,7 +133,7 @@ fn bare_file(folder: &Path) -> f64 {
     rate(began.elapsed())
 }
 
-/// The same events inserted into a bare table, one commit a batch, and nothing else.
+/// Events a second when the same events are only inserted into a table, with one commit a batch.
 fn bare_sqlite(folder: &Path) -> f64 {
     let mut connection = rusqlite::Connection::open(folder.join("bare.db")).unwrap();
     connection.execute_batch("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL;
@@ -158,7 +158,8 @@ fn bare_sqlite(folder: &Path) -> f64 {
     rate(began.elapsed())
 }
 
-/// From the request whose answer has a new alert to its line, synced and acknowledged.
+/// The times from the request whose answer has a new alert to the acknowledgement of its synced
+/// line.
 async fn delays(folder: &Path, wanted: usize) -> Vec<Duration> {
     let options = simulator::Options {
         allowance: Allowance::unlimited(),
@@ -206,7 +207,7 @@ async fn delays(folder: &Path, wanted: usize) -> Vec<Duration> {
     pollers.stop().await;
     delivery.drain(Duration::from_secs(60)).await;
     store.close().await;
-    // The first read brought many at once.
+    // The first delay is of the first read, which brought many alerts at once.
     delays[1..].to_vec()
 }
 
@@ -284,7 +285,7 @@ fn latency(runtime: &tokio::runtime::Runtime, report: &mut Report) {
         middle.push(quantile(&mut delays, 0.5));
         worst.push(quantile(&mut delays, 0.99));
     }
-    // A disk that pauses once is not what is measured.
+    // The median of rounds excludes a disk that pauses once.
     let typical = |of_rounds: &mut Vec<Duration>| milliseconds(quantile(of_rounds, 0.5));
     let what = format!(
         "from the request whose answer shows an alert to its line, synced: p50, median of {rounds} \

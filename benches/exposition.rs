@@ -1,5 +1,5 @@
-//! An exposition of 100, 10,000 and 100,000 series: encoded and compressed, compressed alone, and
-//! shown again: `cargo bench --bench exposition`.
+//! An exposition of 100, 10,000 and 100,000 series: made and compressed, only compressed, and
+//! shown again. Run it by `cargo bench --bench exposition`.
 
 #![expect(
     clippy::unwrap_used,
@@ -28,10 +28,10 @@ mod report;
 
 use report::{Report, milliseconds};
 
-/// With so many searches there are at least 100, 10,000 and 100,000 series.
+/// Numbers of searches that have at least 100, 10,000 and 100,000 series.
 const SEARCHES: [usize; 3] = [1, 196, 1_990];
 
-/// Metrics of so many searches, each of a tenant of its own.
+/// Metrics of `searches` searches, each of a tenant of its own.
 fn metrics(searches: usize, now: Timestamp) -> Metrics {
     let board = Board::default();
     let build = BuildInfo {
@@ -102,7 +102,8 @@ fn measure(criterion: &mut Criterion, report: &mut Report, searches: usize) {
     group.sample_size(20);
     group.bench_function(format!("made_{name}"), |bencher| {
         bencher.iter_batched(
-            // One of its own each time: a rendering is used again for ten times as long as it took.
+            // Each rendering needs new metrics, because it is reused for ten times as long as it
+            // took.
             || metrics(searches, now),
             |metrics| metrics.rendering(now),
             BatchSize::PerIteration,

@@ -1,5 +1,6 @@
-//! Events a second through the journal and a file sink, each of a new alert that is stored as well,
-//! on PostgreSQL and on SQLite, in one run on the same disk: `cargo bench --bench postgres`.
+//! Events a second through the journal and a file sink, on PostgreSQL and on SQLite, in one run on
+//! the same disk. Each event is of a new alert, which is stored as well. Run it by `cargo bench
+//! --bench postgres`.
 
 #![expect(
     clippy::panic,
@@ -30,12 +31,12 @@ use events::{LINE, Unobserved, event, file_sink, lines, search};
 use report::{Goal, Report, quick};
 
 const EVENTS: usize = 40_000;
-/// A page of alerts.
+/// The size of a commit: a page of alerts.
 const BATCH: usize = 500;
 /// How many searches commit at the same time.
 const SEARCHES: [usize; 2] = [1, 8];
 
-/// The alert that an event tells of.
+/// The alert of an event.
 fn alert(event: &JournalEvent) -> StoredAlert {
     StoredAlert {
         id: event.event_id.to_string().into(),
@@ -47,7 +48,7 @@ fn alert(event: &JournalEvent) -> StoredAlert {
     }
 }
 
-/// Journalled and delivered, from the first commit to the last line in the file.
+/// Events a second that are journalled and delivered, from the first commit to the last line.
 async fn rate(options: &Options, searches: usize, folder: &Path) -> f64 {
     let store = Store::open(options).await.unwrap();
     let path = folder.join("alerts.jsonl");
@@ -97,7 +98,7 @@ fn main() {
         .unwrap();
     let mut report = Report::new();
     let rounds = if quick() { 2 } else { 5 };
-    // It syncs, as a server does that is in earnest.
+    // The server syncs, as a server in production does.
     let cluster = postgres::Cluster::start(&[]);
     for searches in SEARCHES {
         let mut best = [0.0_f64; 2];

@@ -1,5 +1,5 @@
-//! Reading a page against `serde_json` alone on the same bytes, the same with the journal, and what
-//! a tracked alert costs in memory: `cargo bench --bench tracking`.
+//! Decoding and tracking a page against `serde_json` alone on the same bytes, and the memory of a
+//! tracked alert: `cargo bench --bench tracking`.
 
 #![expect(
     clippy::unwrap_used,
@@ -30,7 +30,7 @@ use report::{Goal, Report, mebibytes};
 const PAGES: usize = 20;
 const TRACKED: u64 = 1_000_000;
 
-/// What anybody would write who needs these fields: borrowed, and no more lenient than derived.
+/// A plain implementation for these fields: borrowed, and no more lenient than the derived code.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[expect(dead_code, reason = "to be read is all they are for")]
@@ -217,7 +217,7 @@ fn memory(report: &mut Report) {
 
 fn main() {
     let mut report = Report::new();
-    // First, while the process is small.
+    // Memory comes first, while the process is small.
     memory(&mut report);
     let mut criterion = estimate::criterion();
     reading(&mut criterion, &mut report);

@@ -1,5 +1,5 @@
-//! How long after it was opened an alert's line is there: at an interval of half a minute, and
-//! where the searches of a tenant want more requests than it may make.
+//! How long it takes from an alert's opening until its line is there: at an interval of half a
+//! minute, and if the searches of a tenant want more requests than the tenant may make.
 
 use std::{
     collections::HashMap,
@@ -24,13 +24,13 @@ use crate::{
 const TENANTS: usize = 100;
 const INTERVAL: Duration = Duration::from_secs(30);
 
-/// Searches of the one tenant, and how often each would like to be polled.
+/// Searches of the single tenant, and the interval at which each should be polled.
 const SEARCHES: usize = 10;
 const TOO_SHORT: Duration = Duration::from_secs(5);
-/// What a tenant may do in a minute.
+/// Requests that the tenant may make in a minute.
 const ALLOWANCE: usize = 50;
 
-/// From one alert to the next, on average.
+/// Mean time from one alert to the next.
 const GAP: Duration = Duration::from_millis(250);
 
 /// Alerts that are opened for a daemon to find.
@@ -38,10 +38,10 @@ struct Trial {
     simulator: Simulator,
     tenants: Vec<String>,
     config: Value,
-    /// What has to pass before the first one: a fresh allowance lets more through.
+    /// Time before the first alert, because a fresh allowance lets more requests through.
     warming: Duration,
     lasting: Duration,
-    /// Lines of each alert.
+    /// Number of lines of each alert.
     lines: usize,
 }
 
@@ -130,7 +130,7 @@ async fn start(tenants: &[String], allowance: Allowance) -> Simulator {
 // === impl Trial ===
 
 impl Trial {
-    /// How long each line took.
+    /// Returns the delay of each line.
     fn run(self, folder: &Path) -> Vec<Duration> {
         let searches = (self.tenants.len() * self.lines) as f64;
         let mut daemon = Daemon::start(folder, &self.config);
@@ -176,7 +176,7 @@ struct Log {
 
 impl Log {
     fn open(path: &Path) -> Self {
-        // The daemon makes it with its first line.
+        // The file may not be there yet: the daemon creates it with its first line.
         let file = File::options()
             .read(true)
             .append(true)
@@ -188,7 +188,7 @@ impl Log {
         }
     }
 
-    /// The alerts whose opening it has told since the last time.
+    /// The alerts of the opened events that were written since the last call.
     fn alerts(&mut self) -> Vec<String> {
         self.file.read_to_end(&mut self.rest).unwrap();
         let whole = self.rest.iter().rposition(|byte| *byte == b'\n');

@@ -1,5 +1,5 @@
 //! One search with a few alerts that polls every 30 seconds, and a Prometheus that scrapes every
-//! 15.
+//! 15 seconds.
 
 use std::{thread::sleep, time::Duration};
 

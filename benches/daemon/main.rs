@@ -1,8 +1,8 @@
-//! What the whole daemon takes, as a process of its own: `cargo bench --bench daemon`, or with the
+//! Measures the whole daemon as a process of its own: `cargo bench --bench daemon`, or with the
 //! names of parts: `cargo bench --bench daemon -- start idle`.
 //!
-//! A harness of our own: what a process takes from its start, in memory and in the time of others
-//! is nothing that a loop around a function can tell.
+//! The harness is our own. A loop around a function could measure neither the start of a process
+//! nor its memory nor its effect on other programs.
 
 #![expect(
     clippy::unwrap_used,
@@ -35,7 +35,7 @@ use report::{Goal, Report, wanted};
 type Measure = fn(&tokio::runtime::Runtime, &mut Report);
 
 fn main() {
-    // Whoever is first installs it; the daemon's library does so as well.
+    // The daemon's library installs the provider as well; whoever is first succeeds.
     rustls::crypto::ring::default_provider()
         .install_default()
         .ok();

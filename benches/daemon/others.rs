@@ -36,8 +36,8 @@ while [ -n "$page" ]; do
 done
 "#;
 
-/// How long each takes to read a result and write it to a file; `None` where it is not
-/// installed, or fails.
+/// How long each program takes to read a result and write it to a file; `None` if the program is
+/// not installed, or fails.
 pub(crate) fn read(server: &Server, alerts: usize) -> Vec<(&'static str, Option<Duration>)> {
     let (url, size) = (server.url(), PAGE_SIZE.to_string());
     let opcli = std::env::var_os("OPSRAMP_TEST_VENV").map_or_else(
@@ -83,6 +83,6 @@ fn run(server: &Server, alerts: usize, mut command: Command) -> Option<Duration>
     let began = Instant::now();
     let status = command.status().ok()?;
     let took = began.elapsed();
-    // `jq` that is missing is told by the shell.
+    // A missing `jq` shows in the status of the shell.
     (status.success() && server.searches() >= (alerts / PAGE_SIZE) as u64).then_some(took)
 }

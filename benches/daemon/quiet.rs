@@ -30,7 +30,7 @@ pub(crate) fn measure(runtime: &Runtime, report: &mut Report) {
         daemon.wait_until(Duration::from_millis(100), |samples| {
             samples.sum("opsramp_search_complete{") == 1.0
         });
-        // The last poll of the full read counts to neither side.
+        // The last poll of the full read must not count.
         let settled = polls(&daemon.scrape()) + 2.0;
         let pause = Duration::from_millis(20);
         let before = daemon.wait_until(pause, |samples| polls(samples) >= settled);
@@ -43,7 +43,7 @@ pub(crate) fn measure(runtime: &Runtime, report: &mut Report) {
         let spent = (daemon.cpu() - cpu).as_secs_f64() / made * 1e3;
         let took = |samples: &Samples| samples.sum("opsramp_poll_duration_seconds_sum{");
         let mean = (took(&after) - took(&before)) / made * 1e3;
-        // One that is under way when the counters are read is half counted.
+        // A poll that is under way when the counters are read counts only in part.
         let requests = requests.round();
         report.row(
             &format!("quiet poll at {shown} open alerts: requests"),

@@ -1,4 +1,4 @@
-//! A full read, everything on, against the least that anybody could write.
+//! A full read with everything switched on, against the smallest loop that does the reading.
 
 use std::{
     borrow::Cow,
@@ -22,10 +22,10 @@ use crate::{
 
 const ALERTS: usize = 100_000;
 const MANY: usize = 1_000_000;
-/// What `cargo bench --bench tracking` finds, rounded up.
+/// The memory of a tracked alert as `cargo bench --bench tracking` finds it, rounded up.
 const BYTES_PER_ALERT: u64 = 110;
 
-/// What the bare loop reads and writes: borrowed.
+/// The fields that the bare loop reads and writes, borrowed.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Page<'a> {
@@ -59,7 +59,7 @@ struct Alert<'a> {
     updated_time: Option<Cow<'a, str>>,
 }
 
-/// The same ten fields, as a loop is mostly written: owned.
+/// The same ten fields owned, as such a loop is mostly written.
 #[derive(Deserialize, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct OwnedPage {
@@ -82,7 +82,7 @@ struct OwnedAlert {
     updated_time: Option<String>,
 }
 
-/// The alerts as they came.
+/// The alerts as they came, without parsing them.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct RawPage<'a> {
@@ -189,14 +189,15 @@ fn bytes(server: &Server) -> usize {
         .sum()
 }
 
-/// The daemon, from the first search to the last line in its file.
+/// Measures the daemon, from the first search to the last line in its file.
 fn read(server: &Server, alerts: usize) -> Taken {
     server.reset(alerts);
     let folder = folder();
     let config = config(folder.path(), &server.url(), &["client_1".to_owned()]);
     let mut daemon = Daemon::start(folder.path(), &config);
     wait_for_lines(&folder.path().join("alerts.jsonl"), alerts);
-    // A line counts as delivered once it is synced. The backlog would tell it up to half a second late.
+    // A line counts as delivered once it is synced. The backlog would show this up to half a
+    // second late.
     daemon.wait_until(Duration::from_millis(1), |samples| {
         samples.sum("opsramp_sink_events_total{") == alerts as f64
     });
@@ -216,8 +217,8 @@ fn read(server: &Server, alerts: usize) -> Taken {
     taken
 }
 
-/// Waits until a file has so many lines. It is read only as it grows, and counted fast, for the
-/// daemon works on the same cores meanwhile.
+/// Waits until a file has `wanted` lines. Because the daemon works on the same cores meanwhile,
+/// only what is new is read, and the lines are counted fast.
 fn wait_for_lines(path: &Path, wanted: usize) {
     let began = Instant::now();
     let mut file = None;
@@ -244,7 +245,7 @@ fn wait_for_lines(path: &Path, wanted: usize) {
     }
 }
 
-/// Decodes a page and writes its alerts to a file. Brings whether there is a next page.
+/// Decodes a page and writes its alerts to a file. Returns whether there is a next page.
 type Write = fn(&str, &mut BufWriter<File>) -> bool;
 
 fn write_borrowed(text: &str, file: &mut BufWriter<File>) -> bool {
@@ -278,7 +279,7 @@ fn write_lines(alerts: &[impl Serialize], file: &mut BufWriter<File>) {
     }
 }
 
-/// The bare loop, on a thread of its own.
+/// Runs the bare loop on a thread of its own. Returns how long it took.
 fn bare(server: &Server, alerts: usize, folder: &Path, write: Write) -> Duration {
     server.reset(alerts);
     let url = server.url();

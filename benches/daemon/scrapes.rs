@@ -51,7 +51,7 @@ pub(crate) fn measure(runtime: &Runtime, report: &mut Report) {
     daemon.stop();
 }
 
-/// How many tenants make so many series.
+/// The number of tenants that have at least [`SERIES`] series.
 fn tenants_for_series(server: &Server) -> usize {
     let [few, more] = [10, 20].map(|tenants| {
         let (daemon, _folder) = start(server, tenants);
@@ -69,7 +69,7 @@ fn start(server: &Server, tenants: usize) -> (Daemon, tempfile::TempDir) {
         samples.sum("opsramp_search_complete{") == tenants.len() as f64
             && samples.sum("opsramp_sink_backlog_events{") == 0.0
     });
-    // Whatever the first polls left to do.
+    // The first polls may have left something to do.
     sleep(Duration::from_secs(1));
     (daemon, folder)
 }

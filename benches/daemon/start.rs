@@ -61,7 +61,7 @@ pub(crate) fn measure(runtime: &Runtime, report: &mut Report) {
     daemon.wait_until(Duration::from_millis(5), |samples| {
         samples.sum("opsramp_sink_events_total{") > ALERTS as f64 / 2.0
     });
-    // SIGKILL, in the midst of it.
+    // Dropping the daemon sends SIGKILL, in the midst of the full read.
     drop(daemon);
     let again = || Daemon::start(folder.path(), &config).first_scrape();
     let times = (0..rounds).map(|_| again()).collect();

@@ -16,7 +16,7 @@ use crate::{
 const SOME: usize = 300;
 const MANY: usize = 1_000;
 const INTERVAL: Duration = Duration::from_secs(30);
-/// Open alerts of each.
+/// Open alerts of each tenant.
 const ALERTS: usize = 10;
 
 pub(crate) fn measure(runtime: &Runtime, report: &mut Report) {
@@ -50,7 +50,8 @@ pub(crate) fn measure(runtime: &Runtime, report: &mut Report) {
     daemon.stop();
 }
 
-/// A daemon that has read the alerts of so many tenants and delivered them.
+/// Starts a daemon, and waits until it has read the alerts of `tenants` tenants and delivered
+/// them.
 fn start(url: &str, authority: &Path, tenants: usize) -> (Daemon, TempDir) {
     let folder = folder();
     let names: Vec<String> = (1..=tenants).map(|n| format!("client_{n}")).collect();
@@ -69,7 +70,7 @@ fn memory(report: &mut Report, what: &str, daemon: &Daemon, goal: f64) {
     report.row(what, resident, " MiB", Goal::AtMost(goal));
 }
 
-/// The polls of each search, in the order of their labels.
+/// The number of polls of each search, in the order of their labels.
 fn polls(samples: &Samples) -> Vec<f64> {
     samples.values("opsramp_polls_total{").collect()
 }

@@ -1,4 +1,4 @@
-//! The daemon as a process of its own: started, asked, weighed.
+//! The daemon as a process of its own: starts it, asks it, and measures it.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -14,10 +14,10 @@ use tokio::time::Instant;
 
 use crate::http::Connection;
 
-/// Longer than anything here takes.
+/// A time longer than anything here takes.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// A daemon that runs. It ends when it is dropped.
+/// A running daemon. It is killed when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Daemon {
     child: Child,
@@ -29,7 +29,8 @@ pub(crate) struct Daemon {
 #[derive(Clone, Debug)]
 pub(crate) struct Samples(String);
 
-/// The binary to measure: as it was built for the benchmarks, or the one that the variable names.
+/// The binary to measure: the one that was built for the benchmarks, or the one that the variable
+/// names.
 pub(crate) fn binary() -> PathBuf {
     std::env::var_os("OPSRAMP_BENCH_BIN").map_or_else(
         || env!("CARGO_BIN_EXE_opsramp-exporter").into(),
@@ -37,7 +38,7 @@ pub(crate) fn binary() -> PathBuf {
     )
 }
 
-/// A configuration with everything in `folder`: one search a tenant, lines to a file.
+/// A configuration with everything in `folder`: one search for each tenant, lines to a file.
 pub(crate) fn config(folder: &Path, url: &str, tenants: &[String]) -> Value {
     std::fs::write(folder.join("secret"), "demo-secret").unwrap();
     json!({
@@ -60,9 +61,10 @@ pub(crate) fn config(folder: &Path, url: &str, tenants: &[String]) -> Value {
 // === impl Daemon ===
 
 impl Daemon {
-    /// Starts it in `folder`; it listens within milliseconds. Its diagnostics go to `stderr` there.
+    /// Starts the daemon in `folder`. It listens within milliseconds. Its diagnostics go to the
+    /// file `stderr` there.
     pub(crate) fn start(folder: &Path, config: &Value) -> Self {
-        // Free a moment ago; on a machine that measures, nobody else takes it meanwhile.
+        // The port is free at this moment, and on a machine that measures, nobody else takes it.
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = listener.local_addr().unwrap();
         drop(listener);
@@ -89,7 +91,8 @@ impl Daemon {
         }
     }
 
-    /// Asks as soon as it listens, and says how long after its start the answer was there.
+    /// Scrapes as soon as the daemon listens. Returns the time from the daemon's start to the
+    /// answer.
     pub(crate) fn first_scrape(&mut self) -> Duration {
         loop {
             if let Ok(mut connection) = Connection::open(self.address) {
@@ -112,7 +115,7 @@ impl Daemon {
         Samples(String::from_utf8(text.to_vec()).unwrap())
     }
 
-    /// Waits until a scrape shows it; looks every `pause`.
+    /// Waits until `holds` is true of a scrape; scrapes every `pause`.
     pub(crate) fn wait_until(
         &mut self,
         pause: Duration,
@@ -130,7 +133,7 @@ impl Daemon {
         }
     }
 
-    /// Bytes in memory.
+    /// The bytes in memory.
     pub(crate) fn resident(&self) -> u64 {
         self.memory("VmRSS:")
     }
@@ -149,19 +152,19 @@ impl Daemon {
         kibibytes.parse::<u64>().unwrap() * 1024
     }
 
-    /// The time on a processor that its present threads have had, to the nanosecond.
+    /// The processor time that the present threads have used, to the nanosecond.
     pub(crate) fn cpu(&self) -> Duration {
         let folder = format!("/proc/{}/task", self.child.id());
         let tasks = std::fs::read_dir(folder).unwrap();
         let times = tasks.filter_map(|task| {
-            // A thread that has ended in between has no time any more.
+            // A thread that has ended meanwhile has no entry any more.
             let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
             text.split(' ').next()?.parse::<u64>().ok()
         });
         Duration::from_nanos(times.sum())
     }
 
-    /// Has it stop the ordinary way.
+    /// Makes the daemon stop in an orderly way.
     pub(crate) fn stop(mut self) {
         self.signal(Signal::TERM);
         let status = self.child.wait().unwrap();
@@ -170,14 +173,14 @@ impl Daemon {
 
     fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.child.id().cast_signed()).unwrap();
-        // While nobody has waited for the child, its number cannot be anybody else's.
+        // Until somebody has waited for the child, no other process can get its number.
         kill_process(pid, signal).unwrap();
     }
 }
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // It may have ended.
+        // The daemon may have ended already.
         if matches!(self.child.try_wait(), Ok(None)) {
             self.child.kill().ok();
             self.child.wait().ok();
@@ -188,18 +191,18 @@ impl Drop for Daemon {
 // === impl Samples ===
 
 impl Samples {
-    /// The sum of the samples whose line begins so.
+    /// The sum of the samples whose lines begin with `prefix`.
     pub(crate) fn sum(&self, prefix: &str) -> f64 {
         self.values(prefix).sum()
     }
 
-    /// The samples whose line begins so.
+    /// The samples whose lines begin with `prefix`.
     pub(crate) fn values(&self, prefix: &str) -> impl Iterator<Item = f64> {
         let lines = self.0.lines().filter(move |line| line.starts_with(prefix));
         lines.map(|line| line.rsplit(' ').next().unwrap().parse().unwrap())
     }
 
-    /// How many series there are.
+    /// The number of series.
     pub(crate) fn series(&self) -> usize {
         let lines = self.0.lines();
         lines.filter(|line| !line.starts_with('#')).count()

@@ -1,11 +1,11 @@
-//! What criterion found, to make ratios of.
+//! The results of criterion, from which ratios are made.
 
 use std::{path::PathBuf, time::Duration};
 
 use criterion::Criterion;
 use serde_json::Value;
 
-/// Criterion as the command line wants it, with its files where [`median`] looks for them.
+/// Criterion as the command line asks for it, with its files where [`median`] looks for them.
 pub(crate) fn criterion() -> Criterion {
     Criterion::default()
         .without_plots()

@@ -11,10 +11,10 @@ use opsramp_exporter::{
 };
 use uuid::Uuid;
 
-/// The bytes of each event's line.
+/// The length of each event's line, in bytes.
 pub(crate) const LINE: usize = 700;
 
-/// Looks away.
+/// An observer that ignores everything.
 #[derive(Debug)]
 pub(crate) struct Unobserved;
 
@@ -24,7 +24,7 @@ impl Observer for Unobserved {
     fn sink_rejected(&self, _: &str, _: u64) {}
 }
 
-/// An event with the id of this number.
+/// An event whose id is this number.
 pub(crate) fn event(number: usize) -> JournalEvent {
     let id = Uuid::from_u128(number as u128);
     let mut body =

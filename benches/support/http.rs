@@ -1,5 +1,5 @@
-//! The least that can ask over HTTP: one connection, one request at a time, answers with a known
-//! length. A load has to cost less than what it loads.
+//! The smallest HTTP client: one connection, one request at a time, answers with a known length. A
+//! load has to cost less than what it loads.
 
 use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-/// A connection that is kept.
+/// A connection that is kept open.
 #[derive(Debug)]
 pub(crate) struct Connection {
     stream: BufReader<TcpStream>,
@@ -27,7 +27,7 @@ impl Connection {
         })
     }
 
-    /// The body of a successful answer.
+    /// Returns the body of a successful answer.
     pub(crate) fn get(&mut self, path: &str, headers: &str) -> io::Result<&[u8]> {
         let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{headers}\r\n");
         self.stream.get_mut().write_all(request.as_bytes())?;

@@ -4,14 +4,14 @@
 
 use std::{fmt::Write as _, fs::File, io::Write as _, path::PathBuf, time::Duration};
 
-/// Names the file that the rows are appended to.
+/// The variable that names the file to which the rows are appended.
 const FILE: &str = "OPSRAMP_BENCH_REPORT";
 
 /// Where a benchmark's rows go.
 #[derive(Debug)]
 pub(crate) struct Report(Option<File>);
 
-/// What a figure shall be.
+/// The bound that a figure has to keep.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Goal {
     /// At most so much.
@@ -20,12 +20,12 @@ pub(crate) enum Goal {
     AtLeast(f64),
 }
 
-/// Whether the short form was asked for: fewer and smaller rounds, for a look.
+/// Whether the short form was asked for: fewer and smaller rounds, for a first impression.
 pub(crate) fn quick() -> bool {
     std::env::args().any(|argument| argument == "--quick")
 }
 
-/// Whether a part was asked for: by its name, or because none was named.
+/// Whether a part was asked for: it was named, or no part was.
 pub(crate) fn wanted(part: &str) -> bool {
     let named: Vec<String> = std::env::args()
         .skip(1)
@@ -34,15 +34,15 @@ pub(crate) fn wanted(part: &str) -> bool {
     named.is_empty() || named.iter().any(|name| name == part)
 }
 
-/// Where files are written: on the disk that the target folder is on, rather than in a /tmp that
-/// may be memory. The variable names another place.
+/// A new folder on the disk of the target folder, because `/tmp` may be in memory. The variable
+/// names another place.
 pub(crate) fn folder() -> tempfile::TempDir {
     let parent = std::env::var_os("OPSRAMP_BENCH_DIR")
         .map_or_else(|| env!("CARGO_TARGET_TMPDIR").into(), PathBuf::from);
     tempfile::tempdir_in(parent).unwrap()
 }
 
-/// The value that this part of the others is at or below. Sorts them.
+/// The quantile `part`, from 0 to 1. Sorts the values.
 pub(crate) fn quantile(values: &mut [Duration], part: f64) -> Duration {
     values.sort_unstable();
     values[((values.len() - 1) as f64 * part).round() as usize]
@@ -67,7 +67,7 @@ impl Report {
         Self(file)
     }
 
-    /// A figure, and what it shall be.
+    /// Adds a figure, and the bound that it has to keep.
     pub(crate) fn row(
         &mut self,
         what: &str,
@@ -89,7 +89,7 @@ impl Report {
         self.line(what, &format!("{}{unit}", digits(value)), &shall, holds);
     }
 
-    /// Something that is no single figure.
+    /// Adds a result that is no single figure.
     pub(crate) fn text(&mut self, what: &str, text: &str) {
         self.line(what, text, "", "");
     }
@@ -106,7 +106,7 @@ impl Report {
     }
 }
 
-/// As many digits as mean something, in groups of three.
+/// Formats a number with its significant digits, in groups of three.
 fn digits(value: f64) -> String {
     let decimals = match value.abs() {
         value if value >= 100.0 || value == 0.0 => 0,

@@ -1,7 +1,8 @@
-//! A server that costs next to nothing: pages of alerts that were written before, with other ids.
+//! A server that costs next to nothing: its pages of alerts were made before, and only get other
+//! ids.
 //!
-//! The simulator writes every page anew, which takes longer than to read it; two programs that
-//! wait for it look alike. This one copies a page and puts the ids in.
+//! The simulator makes every page anew, which takes longer than reading one, so two programs that
+//! wait for it look equally fast. This server copies a page and puts the ids in.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -25,16 +26,16 @@ use opsramp_exporter::{
 use serde::Deserialize;
 use tokio::{runtime::Handle, time::Instant};
 
-/// What the API gives at most.
+/// The largest page size of the API.
 pub(crate) const PAGE_SIZE: usize = 500;
-/// Bytes of an alert as a busy instance sends it: with these, 100,000 alerts are 205 MB.
+/// The size of an alert as a busy instance sends it, in bytes: 100,000 alerts are 205 MB.
 const ALERT_SIZE: usize = 2050;
-/// Different pages; they come round again with other ids.
+/// Number of different pages; they come round again with other ids.
 const TEMPLATES: usize = 20;
 const FIRST_ID: u64 = 5_000_000;
 const ID: &str = "\"uniqueId\":\"";
 
-/// A result of so many alerts, on a port of its own.
+/// A server of one result, on a port of its own.
 #[derive(Clone, Debug)]
 pub(crate) struct Server(Arc<Shared>);
 
@@ -47,7 +48,7 @@ struct Shared {
     address: SocketAddr,
 }
 
-/// A page's `results`, and where the ids stand in it.
+/// The `results` of a page, and the offsets of the ids in it.
 #[derive(Debug)]
 struct Template {
     results: Vec<u8>,
@@ -87,24 +88,24 @@ impl Server {
         format!("http://{}", self.0.address)
     }
 
-    /// Lets the result have so many alerts from now on, and counts requests anew.
+    /// Sets the number of alerts of the result, and begins to count searches anew.
     pub(crate) fn reset(&self, alerts: usize) {
         self.0.alerts.store(alerts as u64, Ordering::Relaxed);
         self.0.searches.store(0, Ordering::Relaxed);
         *self.0.first_search.lock().unwrap() = None;
     }
 
-    /// Searches since the last reset.
+    /// Number of searches since the last reset.
     pub(crate) fn searches(&self) -> u64 {
         self.0.searches.load(Ordering::Relaxed)
     }
 
-    /// When the first of them came.
+    /// When the first search since the last reset came.
     pub(crate) fn first_search(&self) -> Option<Instant> {
         *self.0.first_search.lock().unwrap()
     }
 
-    /// A page, as it is sent.
+    /// A page as it is sent.
     pub(crate) fn page(&self, number: u64, size: u64) -> Vec<u8> {
         let alerts = self.0.alerts.load(Ordering::Relaxed);
         let first = (number - 1) * size;
@@ -115,13 +116,13 @@ impl Server {
         let begin = page.len();
         let end = match template.ids.get(here) {
             _ if here == 0 => 0,
-            // It ends before the comma, which stands before the next one's brace.
+            // The page ends before the comma, which stands before the brace of the next alert.
             Some(next) => template.start_of(*next) - 1,
             None => template.results.len(),
         };
         page.extend_from_slice(&template.results[..end]);
         for (place, id) in template.ids.iter().take(here).enumerate() {
-            // The newest come first, and have the highest ids.
+            // The newest alerts come first, and have the highest ids.
             let number = FIRST_ID + alerts - first - place as u64;
             let at = begin + id;
             page[at..at + 7].copy_from_slice(number.to_string().as_bytes());
@@ -171,7 +172,7 @@ impl Template {
         }
     }
 
-    /// Where the alert begins whose id stands there: `uniqueId` is its first member.
+    /// The offset of the alert whose id is at the offset `id`: `uniqueId` is its first member.
     fn start_of(&self, id: usize) -> usize {
         let start = id - ID.len() - 1;
         assert_eq!(self.results[start], b'{');
@@ -179,7 +180,7 @@ impl Template {
     }
 }
 
-/// Pages of the simulator, with alerts of the right size.
+/// Pages of the simulator, with alerts of [`ALERT_SIZE`] bytes.
 fn templates() -> Vec<Template> {
     let plain = pages(0);
     let size = plain.iter().map(String::len).sum::<usize>() / (TEMPLATES * PAGE_SIZE);

@@ -16,8 +16,8 @@ use tokio_rustls::{
     },
 };
 
-/// Takes TLS connections and hands what they bring to the server at `url`; returns its own URL. The
-/// certificate to trust is written to `authority`.
+/// Takes TLS connections and hands their content to the server at `url`. Returns the URL to
+/// connect to, and writes the certificate to trust to `authority`.
 pub(crate) async fn in_front_of(url: &str, authority: &Path) -> String {
     let target: SocketAddr = url.strip_prefix("http://").unwrap().parse().unwrap();
     let CertifiedKey { cert, signing_key } =
@@ -36,7 +36,7 @@ pub(crate) async fn in_front_of(url: &str, authority: &Path) -> String {
             let (stream, _) = listener.accept().await.unwrap();
             let acceptor = acceptor.clone();
             tokio::spawn(async move {
-                // A client may go away whenever it likes.
+                // A client may go away at any time.
                 let mut client = acceptor.accept(stream).await.ok()?;
                 let mut server = TcpStream::connect(target).await.ok()?;
                 tokio::io::copy_bidirectional(&mut client, &mut server)
