@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const FOR_FILES: Duration = Duration::from_secs(2);
 const PATH: &str = "/-/healthy";
 
-/// Until when the command may wait.
+/// The deadlines of the command.
 #[derive(Clone, Copy, Debug)]
 struct Limits {
     /// For the configuration files.

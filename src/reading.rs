@@ -131,7 +131,7 @@ pub(crate) fn unread(paths: &[PathBuf]) -> String {
     unread_within(LIMIT, paths)
 }
 
-/// Like [`unread`], for files that had a time limit of their own.
+/// Like `unread`, for files that had a time limit of their own.
 pub(crate) fn unread_within(limit: Duration, paths: &[PathBuf]) -> String {
     let names: Vec<_> = paths
         .iter()
@@ -148,7 +148,7 @@ pub(crate) async fn once<T: Send + 'static>(
     Reading::default().of(read).await
 }
 
-/// Like [`once`], but waits until `until` at the latest.
+/// Like `once`, but waits until `until` at the latest.
 pub(crate) async fn once_until<T: Send + 'static>(
     until: Instant,
     read: impl FnOnce() -> T + Send + 'static,

@@ -121,7 +121,7 @@ impl Secret {
         }
     }
 
-    /// Like [`Self::doubt`], but for the value of a header. Quotation marks and the like are
+    /// Like `doubt`, but for the value of a header. Quotation marks and the like are
     /// normal there, so only variables and placeholders are doubted.
     #[must_use]
     pub(crate) fn doubt_as_header(&self) -> Option<&'static str> {

@@ -51,7 +51,7 @@ pub(crate) fn measure(runtime: &Runtime, report: &mut Report) {
     daemon.stop();
 }
 
-/// The number of tenants that have at least [`SERIES`] series.
+/// The number of tenants that have at least `SERIES` series.
 fn tenants_for_series(server: &Server) -> usize {
     let [few, more] = [10, 20].map(|tenants| {
         let (daemon, _folder) = start(server, tenants);

@@ -1,4 +1,4 @@
-//! From the start of the process to the first answer of `/metrics`.
+//! The time from the start of the process to the first answer of `/metrics`.
 
 use std::time::Duration;
 

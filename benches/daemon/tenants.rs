@@ -1,4 +1,4 @@
-//! Hundreds of tenants over TLS, and a thousand.
+//! The memory of 300 tenants over TLS; memory and CPU time of 1,000.
 
 use std::{path::Path, thread::sleep, time::Duration};
 

@@ -25,7 +25,7 @@ pub(crate) struct Daemon {
     pub(crate) spawned: Instant,
 }
 
-/// A scrape.
+/// The text of a scrape.
 #[derive(Clone, Debug)]
 pub(crate) struct Samples(String);
 

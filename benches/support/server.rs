@@ -180,7 +180,7 @@ impl Template {
     }
 }
 
-/// Pages of the simulator, with alerts of [`ALERT_SIZE`] bytes.
+/// Pages of the simulator, with alerts of `ALERT_SIZE` bytes.
 fn templates() -> Vec<Template> {
     let plain = pages(0);
     let size = plain.iter().map(String::len).sum::<usize>() / (TEMPLATES * PAGE_SIZE);

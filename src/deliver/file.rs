@@ -69,9 +69,9 @@ mod scan;
 const MODE: u32 = 0o640;
 
 /// How many bytes at a file's end are searched for waiting lines if no mark says where to begin.
-/// Where replicas share the searches, the settled end is searched as well: an earlier process than
-/// the last one may have left lines there, of which nothing is remembered. If no other replica
-/// ever holds a search, all of its unacknowledged lines stand in this part.
+/// Where replicas share the searches, that much of the settled end is searched as well: a process
+/// before the last one may have left lines there, of which nothing is remembered. If no other
+/// replica ever holds a search, all of the search's unacknowledged lines stand in this part.
 const LOOK_BACK: u64 = 16 << 20;
 
 /// Number of doubtful parts of one file that are remembered apart. Further parts are merged into
@@ -114,7 +114,7 @@ pub(super) struct LogFile {
     former: Vec<Tail>,
 }
 
-/// The end of an open file.
+/// An open file, and what is known of its end.
 #[derive(Debug)]
 struct Tail {
     file: File,
@@ -143,7 +143,7 @@ struct Tail {
 struct Settled {
     /// The number of safe lines, from the first on.
     lines: usize,
-    /// The encoded [`Mark`] of the file, for the store.
+    /// The encoded `Mark` of the file, for the store.
     mark: Vec<u8>,
     /// Why no further lines could be written.
     error: Option<Error>,
@@ -578,7 +578,7 @@ impl Tail {
             .map_err(Error::io("look at", &self.path))
     }
 
-    /// Treats up to [`LOOK_BACK`] bytes at the end as not settled.
+    /// Treats up to `LOOK_BACK` bytes at the end as not settled.
     fn look_back(&mut self, size: u64) {
         self.end = size;
         self.settled = size.saturating_sub(LOOK_BACK);
@@ -698,7 +698,8 @@ impl Tail {
             return Ok(scan);
         }
         match self.rewrite(&scan, missing) {
-            // The file is append-only (`chattr +a`), so what is on the disk is read back instead.
+            // The file is append-only (`chattr +a`), so its lines cannot be written once more.
+            // Instead, what is on the disk is read back.
             Err(error) if Errno::from_io_error(&error) == Some(Errno::PERM) => {
                 self.sync()?;
                 fadvise(&self.file, 0, None, Advice::DontNeed)
@@ -745,8 +746,7 @@ impl Tail {
         })
     }
 
-    /// Notes that the file is settled up to `settled`, which lies behind a whole line unless it
-    /// has not moved.
+    /// Sets `settled`. The new offset lies behind a whole line, unless it is the same as before.
     fn settle_at(&mut self, settled: u64) {
         self.inside_line &= settled == self.settled;
         self.settled = settled;

@@ -169,9 +169,9 @@ impl Otlp {
     }
 }
 
-/// Sends a request without any record. A receiver that takes requests with records takes such a
-/// request, too. Returns why the receiver refused it, if it did. A refusal is no failure of the
-/// sink, because some receivers want at least one record.
+/// Sends a request without any record, which a receiver takes like one with records. Returns why
+/// the receiver refused it, if it did. A refusal is no failure of the sink, because some receivers
+/// want at least one record.
 pub(crate) async fn ask(options: &OtlpOptions) -> Result<Option<String>, Error> {
     let request = ExportLogsServiceRequest::default();
     match Receiver::new(options)?.export(request).await? {

@@ -43,8 +43,8 @@ pub(super) trait Writer: Send + 'static {
     /// Delivers events in order, as many as it can.
     fn deliver(&mut self, events: &[Pending]) -> Progress;
 
-    /// Receives what is known of earlier deliveries, right before [`Writer::deliver`]. Called only
-    /// where replicas share the searches.
+    /// Receives what is known of earlier deliveries, right before `deliver`. Called only where
+    /// replicas share the searches.
     fn hear(&mut self, _past: Past) {}
 
     /// Checks anew where the writer writes to.
@@ -106,7 +106,7 @@ pub enum SinkError {
     /// An OTLP receiver.
     #[error(transparent)]
     Otlp(#[from] super::otlp::Error),
-    /// The sink's thread could not be started: the system has too many, which passes.
+    /// The sink's thread could not be started: the system has too many threads, which passes.
     #[error("cannot start the sink's thread")]
     Start(#[source] io::Error),
     /// The sink's thread or worker ended, which it never should.

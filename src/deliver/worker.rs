@@ -163,7 +163,7 @@ impl Worker {
         left
     }
 
-    /// Works once the predecessor has left.
+    /// Waits for the predecessor, starts the sink, delivers, and closes the sink in the end.
     async fn take_over(
         &self,
         sink: Sink,
@@ -369,7 +369,7 @@ impl Worker {
             }
             drop(claim);
             if settled > 0 {
-                // A sink that settles events is at work, so the delay grows from its start again.
+                // A sink that settles events is at work, so the delay starts from the shortest again.
                 trouble.tries = 0;
             }
             match error {
@@ -386,7 +386,7 @@ impl Worker {
         }
     }
 
-    /// Whether the worker is told to stop within [`DISMISSAL`]: then a reload has removed the
+    /// Whether the worker is told to stop within `DISMISSAL`: then a reload has removed the
     /// sink.
     async fn is_dismissed(&self) -> bool {
         let mut orders = self.orders.clone();

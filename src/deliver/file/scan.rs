@@ -4,7 +4,7 @@ use std::{collections::HashMap, fs::File, io, os::unix::fs::FileExt as _};
 
 use crate::deliver::format::Lines;
 
-/// The lines of which none is known to stand in a file yet.
+/// The waiting lines, and which of them are not known to stand in a file yet.
 #[derive(Clone, Debug)]
 pub(super) struct Missing<'a> {
     lines: &'a Lines,
@@ -31,7 +31,7 @@ pub(super) struct Scan {
 #[derive(Debug)]
 pub(super) enum Torn {
     Nothing,
-    /// A piece of a line: its beginning.
+    /// The beginning of a line.
     Piece(Vec<u8>),
     /// More than the longest missing line, or the rest of a line whose beginning was not read.
     TooMuch,

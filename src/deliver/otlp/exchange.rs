@@ -64,7 +64,7 @@ pub enum Error {
         #[source]
         source: SecretError,
     },
-    /// The files that headers are in do not answer.
+    /// The files that hold headers could not be read in time.
     #[error("the files of the headers {}", reading::unread(paths))]
     HeadersUnread {
         /// The files.
