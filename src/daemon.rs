@@ -1,3 +1,5 @@
+//! The daemon: wires the parts together, follows signals, reloads, drains and stops.
+//!
 //! It knows every part by its handle and none from within. What can fail at the start fails before
 //! anything is polled. What fails later is retried where it happens.
 

@@ -1,3 +1,5 @@
+//! What a receiver's answer means for the events that it was sent.
+//!
 //! An event is given up only if an answer says that the *content* is bad or too long. An answer is
 //! a success only if an OTLP receiver would give it. By the specification, every 4xx but 429 drops
 //! the data. Here, whatever may be a fault of the set-up or of something on the way is tried

@@ -1,3 +1,5 @@
+//! One export: the request, and the answer to it.
+//!
 //! The values of headers are secrets, which are read again for each request. This module knows
 //! nothing of events, nor of what follows from an answer.
 

@@ -1,3 +1,5 @@
+//! Records as OpenTelemetry's log records.
+//!
 //! Time and observed time are both the time when the event was journalled. This time never lies
 //! far behind the receiver's clock. The time of the alert's creation may: if a late or first
 //! answer brings old alerts, a receiver with an age limit would refuse them. So the creation time
