@@ -1,6 +1,6 @@
 //! Events a second through the journal and a file sink, on PostgreSQL and on SQLite, in one run on
-//! the same disk. Each event is of a new alert, which is stored as well. Run it by `cargo bench
-//! --bench postgres`.
+//! the same disk. Each event is of a new alert, which is stored as well.
+//! Run it by `cargo bench --bench postgres`.
 
 #![expect(
     clippy::panic,

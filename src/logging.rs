@@ -1,11 +1,11 @@
 //! The daemon's own diagnostics, on standard error. Alert lines never come through here: they have
 //! other readers and stronger promises.
 //!
-//! One event is one line, whatever its text holds. The order of the keys does not change: `ts
-//! level msg`, the event's fields, those of the spans around it, `target`. A warning or an error
-//! that repeats is printed once a minute, and once more after somebody has asked for a reload.
-//! Nothing here can fail or hold up a caller: if standard error is closed, or nobody reads it, the
-//! daemon runs on without a word.
+//! One event is one line, whatever its text holds. The order of the keys does not change:
+//! `ts level msg`, the event's fields, those of the spans around it, `target`. A warning or an
+//! error that repeats is printed once a minute, and once more after somebody has asked for a
+//! reload. Nothing here can fail or hold up a caller: if standard error is closed, or nobody reads
+//! it, the daemon runs on without a word.
 
 use std::{
     error::Error,
