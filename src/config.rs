@@ -1,8 +1,9 @@
 //! The configuration: a YAML file, the environment and flags, checked and with defaults.
 //!
-//! Each module owns its options; this one reads them from what people write and composes them.
-//! Whoever writes something wrong learns where (file, line, column, key), what, and what to write
-//! instead, about every mistake at once. Secrets never get into a message.
+//! Each module owns its options; this module reads them from the file, the environment and flags,
+//! and composes them. Each mistake is reported with its place (file, line, column, key), what is
+//! wrong, and what to write instead. All mistakes are reported at once. Messages never contain
+//! secrets.
 //!
 //! The file's keys are in `file`, how YAML is read in `yaml`, what is checked in `resolve`.
 
@@ -57,14 +58,14 @@ pub use self::{
     web_file::WebFile,
 };
 
-/// A configuration that makes sense. Two are equal where a reload has nothing to do.
+/// A valid configuration. If two configurations are equal, a reload has nothing to do.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The accounts, at least one; their names are unique.
     pub accounts: Vec<Account>,
     /// The searches, at least one; their names are unique.
     pub searches: Vec<SearchOptions>,
-    /// What the lines of the alert log hold.
+    /// Which events the alert log has lines for, and what the lines contain.
     pub record: record::Options,
     /// What becomes of alerts that are open when there is no state yet.
     pub at_first_start: AtFirstStart,
@@ -81,7 +82,7 @@ pub struct Config {
 /// An account and its tenants.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Account {
-    /// How to reach it.
+    /// How to reach the account.
     pub options: opsramp::Options,
     /// Its tenants, at least one; their ids and names are unique within the account.
     pub tenants: Vec<Tenant>,
@@ -121,38 +122,38 @@ pub struct Web {
     pub systemd_socket: bool,
 }
 
-/// A configuration, and what should be said about it.
+/// A configuration, with the warnings about it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Loaded {
     /// The configuration.
     pub config: Config,
     /// The file that it was read from, if any.
     pub file: Option<PathBuf>,
-    /// What works but should not stay so, a sentence each.
+    /// Settings that work but should be changed, a sentence each.
     pub warnings: Vec<String>,
-    /// Which flags and variables win over keys that the file has, and which variables over its defaults;
-    /// a sentence.
+    /// Which flags and variables win over keys of the file, and which variables win over defaults;
+    /// one sentence.
     pub overridden: Option<String>,
 }
 
-/// What a file is that cannot be read.
+/// What messages call the file if it cannot be read.
 const CONFIGURATION: &str = "configuration file";
 
 /// The variable that names the configuration file.
 const CONFIG_FILE: &str = "OPSRAMP_EXPORTER_CONFIG_FILE";
 
-/// The state's file where systemd gives no folder.
+/// The state file if systemd gives no folder (`STATE_DIRECTORY`).
 const STATE_FILE: &str = "opsramp-exporter.db";
 
 // === impl Config ===
 
 impl Config {
-    /// Reads the configuration: the file (`path`, else the one that the environment names, else
-    /// none), the environment, and flags, each winning over those before.
+    /// Reads the configuration from the file (`path`, else the file that the environment names,
+    /// else none), the environment, and flags. Each source wins over those before it.
     ///
     /// # Errors
-    /// Where the file cannot be read, where something in it or in the other sources is wrong, and
-    /// where nothing says which account to ask.
+    /// If the file cannot be read, if the file or another source holds something wrong, or if no
+    /// source says which account to ask.
     pub fn load(
         path: Option<&Path>,
         overrides: &Overrides,
@@ -170,12 +171,12 @@ impl Config {
         Self::parse(Some(source), overrides, env)
     }
 
-    /// What the same sources say about the web server, whatever is wrong or missing elsewhere:
-    /// who asks a running exporter has neither its secrets nor all of its flags.
+    /// Reads what the same sources say about the web server, and ignores mistakes and gaps
+    /// elsewhere: a command that asks a running exporter has neither the exporter's secrets nor
+    /// all of its flags.
     ///
     /// # Errors
-    /// Where the file cannot be read, and where it or a flag says something wrong about the web
-    /// server.
+    /// If the file cannot be read, or if it or a flag says something wrong about the web server.
     pub fn load_web(
         path: Option<&Path>,
         overrides: &WebOverrides,
@@ -187,7 +188,7 @@ impl Config {
             Some(name) => Some(yaml_of(name, &read(CONFIGURATION, name)?)?),
             None => None,
         };
-        // Of the file's other mistakes, `check` and the exporter itself tell.
+        // The file's other mistakes are reported by `check` and by the exporter itself.
         let elsewhere = Problems::default();
         let file = node.as_ref().map(|node| node.read::<File>(&elsewhere));
         let mut file = file.unwrap_or_default();
@@ -209,16 +210,16 @@ impl Config {
     /// What the flags alone say about the web server, where no file can tell.
     ///
     /// # Errors
-    /// Where one of them is wrong.
+    /// If one of the flags is wrong.
     pub fn web_of_flags(overrides: &WebOverrides) -> Result<Web, ConfigError> {
         Self::load_web(None, overrides, &|_| None)
     }
 
-    /// A configuration for one account with defaults for all else, but what the flags say about
-    /// the web server. Its state is `./opsramp-exporter.db`; change fields as needed.
+    /// Returns a configuration for one account. The web server follows the flags, and everything
+    /// else has its default. The state is in `./opsramp-exporter.db`; change fields as needed.
     ///
     /// # Errors
-    /// Where a flag's value is wrong.
+    /// If a flag's value is wrong.
     pub fn for_account(account: Account, web: &WebOverrides) -> Result<Self, ConfigError> {
         let mut file = File::default();
         let mut inputs = Inputs::new();
@@ -234,8 +235,8 @@ impl Config {
         }
     }
 
-    /// The effective configuration as YAML, every key written out, secrets as `<secret>`. Apart
-    /// from those it can be read again.
+    /// Returns the effective configuration as YAML, with every key written out and secrets as
+    /// `<secret>`. Apart from the secrets, the result can be read again.
     #[must_use]
     pub fn to_yaml(&self) -> String {
         render::to_yaml(self)
@@ -296,11 +297,12 @@ impl Config {
 // === impl Loaded ===
 
 impl Loaded {
-    /// The same where anything is to be polled. Nothing is where a flag picks tenants that no search is
-    /// for: whoever asks once may do that, a daemon would be silent for ever.
+    /// Returns the same configuration if it has anything to poll. It has nothing to poll if a flag
+    /// picks only tenants that no search is for. The command `search` may do that, but a daemon
+    /// would be silent for ever.
     ///
     /// # Errors
-    /// Where nothing is.
+    /// If there is nothing to poll.
     pub fn to_be_polled(self) -> Result<Self, ConfigError> {
         let Config {
             accounts, searches, ..
@@ -323,12 +325,13 @@ impl Loaded {
 struct Source<'a> {
     name: &'a Path,
     text: &'a str,
-    /// Whether every user of the machine can read it.
+    /// Whether every user of the machine can read the file.
     is_exposed: bool,
 }
 
-/// The file that is meant: `path`, else the one that the environment names, if any. What is plainly
-/// no file's name is refused before an error could show it.
+/// Returns the path of the configuration file: `path`, else the one that the environment names, if
+/// any. A text that is clearly not a file name may be a secret, so it is refused before an error
+/// message can show it.
 fn path_of(path: Option<&Path>, env: Env<'_>) -> Result<Option<PathBuf>, ConfigError> {
     let (path, input) = match path {
         Some(path) => (Some(path.to_path_buf()), "--config.file"),
@@ -346,10 +349,12 @@ fn path_of(path: Option<&Path>, env: Env<'_>) -> Result<Option<PathBuf>, ConfigE
     }
 }
 
-/// Which flags and variables win over which keys of the file, and which variables over its defaults. A
-/// variable that was left behind in a shell has a file ask another account than it says, send its secret
-/// elsewhere or keep another state, and nothing else tells. A flag is given together with the file; where
-/// the file lacks what it cannot do without, as a secret, a variable is how it is given.
+/// Says which flags and variables win over which keys of the file, and which variables win over
+/// defaults. A variable that was left behind in a shell can make the exporter ask another account
+/// than the file says, send its secret elsewhere, or keep another state, and nothing else reports
+/// this. A flag is always given together with the file, so flags over defaults are not reported.
+/// Variables that set required keys which the file lacks, such as a secret, are not reported
+/// either: that is how such keys are meant to be given.
 fn overridden(node: &yaml::Node, inputs: &Inputs) -> Option<String> {
     let mut list = Vec::new();
     for (path, input) in inputs {
@@ -362,7 +367,7 @@ fn overridden(node: &yaml::Node, inputs: &Inputs) -> Option<String> {
         let before = list.len();
         let in_file = keys.iter().filter(|key| node.has(key));
         list.extend(in_file.map(|key| format!("{input} over {key}")));
-        // An account that the file does not have is the variables' own.
+        // If the file has no account, the account comes from the variables alone.
         let has_default = !overrides::is_needed(plain)
             && (!plain.starts_with("accounts[0].") || node.has("accounts[0]"));
         if list.len() == before && has_default && !input.starts_with("--") {

@@ -1,8 +1,8 @@
-//! The configuration file as it is written: every key optional, nothing checked but its type.
+//! The configuration file as it is written: every key is optional, and only types are checked.
 //!
-//! The descriptions here are what editors show and what the reference is made of (see
-//! [`json_schema`]), so they speak to the reader of the file. What keys mean together is checked
-//! in [`super::resolve`].
+//! Editors show the doc comments of these types, and the reference is generated from them (see
+//! [`json_schema`]), so they address the reader of the file. [`super::resolve`] checks what keys
+//! mean together.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt, path::PathBuf};
 
@@ -376,7 +376,7 @@ pub(super) struct Web {
     pub(super) systemd_socket: Option<bool>,
 }
 
-/// A secret: it is written out as `<secret>`.
+/// A secret, which is written out as `<secret>`.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct SecretText(pub(super) Secret);
 
@@ -417,7 +417,7 @@ impl File {
     }
 }
 
-/// A tenant's id: where it is a number, it need not be in quotes.
+/// The JSON types of a tenant's id: an id that is a number need not be in quotes.
 fn id_kind() -> serde_json::Value {
     serde_json::json!({ "type": ["string", "integer"] })
 }

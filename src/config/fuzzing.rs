@@ -13,11 +13,11 @@ fn load(text: &str) -> Result<Loaded, ConfigError> {
     Config::parse(Some(source), &Overrides::default(), &|_| None)
 }
 
-/// A text is refused with a reason, or it is a configuration that is printed as a file which
-/// means the same.
+/// Checks that a text is either refused with a reason, or is a configuration that is printed as a
+/// file with the same meaning.
 ///
 /// # Panics
-/// Where that does not hold.
+/// If that does not hold.
 pub fn configuration(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else {
         return;
@@ -34,11 +34,11 @@ pub fn configuration(data: &[u8]) {
     assert_eq!(again.map_err(|error| error.to_string()), Ok(printed));
 }
 
-/// A file is refused with a reason, each time the same, or it is taken; then nothing is made anew
-/// while nobody has changed it.
+/// Checks that a file is either refused, each time with the same reason, or accepted, and that
+/// reading an unchanged file again builds nothing anew.
 ///
 /// # Panics
-/// Where that does not hold.
+/// If that does not hold.
 pub fn web_configuration(data: &[u8]) {
     let folder = crate::fuzzing::folder();
     let path = folder.path().join("web.yml");

@@ -33,9 +33,9 @@ impl ListenAddress {
     /// The exporter's port.
     pub const DEFAULT_PORT: u16 = 10_836;
 
-    /// Whether binding this address makes it impossible to bind the other one. `[::]` is bound for IPv4 as
-    /// well, so it covers every address. A host name is covered by `[::]` alone: it may stand for an
-    /// address of either family.
+    /// Whether binding this address makes it impossible to bind the other one. `[::]` is bound for
+    /// IPv4 as well, so it covers every address. A host name may stand for an address of either
+    /// family, so only `[::]` covers it.
     pub(super) fn covers(&self, other: &Self) -> bool {
         let has_port = self.port == other.port && self.port != 0;
         let Some(own) = self.ip().filter(|_| has_port) else {
@@ -56,7 +56,7 @@ impl ListenAddress {
         self.ip().is_some_and(|ip| ip.is_unspecified())
     }
 
-    /// As IPv4 where it is such an address in the form of IPv6; `None`: a name.
+    /// Returns the IP address, an IPv4-mapped IPv6 address as IPv4; `None` for a host name.
     fn ip(&self) -> Option<IpAddr> {
         match self.host.as_deref() {
             None => Some(Ipv6Addr::UNSPECIFIED.into()),

@@ -1,17 +1,18 @@
-//! What stands where the name of a file belongs, and is none.
+//! Recognizes texts that stand where the name of a file belongs, and are none.
 //!
-//! Names of files are shown: in messages, in logs, in the effective configuration. Whoever writes the
-//! secret itself there must be told before the first of those, and without the text.
+//! Names of files are shown in messages, in logs, and in the effective configuration. A user who
+//! writes the secret itself in place of the name must be told before it is shown anywhere, and the
+//! message must not contain the text.
 
 use std::path::Path;
 
-/// What is wrong with the name of a file that is plainly none, with the advice. The text itself, which
-/// could be a secret, is not shown.
+/// Says what is wrong with a text that is clearly not the name of a file, and adds the advice. The
+/// text itself may be a secret, so it is not shown.
 pub(super) fn problem(path: &Path, advice: &str) -> Option<String> {
     instead_of_name(path).map(|what| format!("is {what}, not the name of a file; {advice}"))
 }
 
-/// What the text is, where it is plainly not the name of a file.
+/// Says what the text is, if it is clearly not the name of a file.
 fn instead_of_name(path: &Path) -> Option<&'static str> {
     let text = path.to_string_lossy();
     let text = text.trim_start();

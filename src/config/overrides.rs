@@ -1,8 +1,8 @@
-//! Flags and variables of the environment, laid over the file: flags win over variables, and
-//! those over the file.
+//! Flags and environment variables, laid over the file: flags win over variables, and variables
+//! win over the file.
 //!
 //! They are written into the file's own structure before anything is checked, so that a value is
-//! checked in one place whatever it came by; where each came from is kept for the messages.
+//! checked in one place, whatever its source. The source of each value is kept for the messages.
 
 use std::{ffi::OsString, path::PathBuf};
 
@@ -14,10 +14,11 @@ use super::{
 };
 use crate::secret::Secret;
 
-/// Reads a variable of the environment. Passed in, so that nothing here depends on the process.
+/// Reads an environment variable. It is passed in, so that this module does not depend on the
+/// process.
 pub type Env<'a> = &'a dyn Fn(&str) -> Option<OsString>;
 
-/// What the flags say; what was not given is `None`, empty or `false`.
+/// The values of the flags; a flag that was not given is `None`, empty or `false`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Overrides {
     /// `--opsramp.url`
@@ -59,13 +60,13 @@ pub struct WebOverrides {
     pub systemd_socket: bool,
 }
 
-/// A value with the flag or variable that it came by.
+/// A value with the flag or variable that set it.
 struct Given<T> {
     value: T,
     input: &'static str,
 }
 
-/// What flags and variables say of the account.
+/// What flags and variables say about the account.
 struct GivenAccount {
     url: Option<Given<String>>,
     token_url: Option<Given<String>>,
@@ -75,13 +76,13 @@ struct GivenAccount {
     secret: Option<Given<String>>,
 }
 
-/// The environment, with problems of its own.
+/// The environment, with the problems found in it.
 pub(super) struct Variables<'a> {
     env: Env<'a>,
     problems: Vec<Problem>,
 }
 
-/// The inputs that can make an account, as messages name them where they are missing.
+/// The flags and variables that can define an account, as messages name them if they are missing.
 const ACCOUNT_INPUTS: [(&str, &str); 4] = [
     ("accounts[0].url", "--opsramp.url or OPSRAMP_URL"),
     (
@@ -98,7 +99,7 @@ const ACCOUNT_INPUTS: [(&str, &str); 4] = [
     ),
 ];
 
-/// Whether an account cannot do without this key.
+/// Whether an account needs this key.
 pub(super) fn is_needed(path: &str) -> bool {
     ACCOUNT_INPUTS.iter().any(|(needed, _)| *needed == path)
 }
@@ -113,7 +114,8 @@ impl<'a> Variables<'a> {
         }
     }
 
-    /// A variable that names a file. An empty one counts as not set, as compose files leave them.
+    /// Returns a variable that names a file. An empty variable counts as not set, because compose
+    /// files leave unused variables empty.
     pub(super) fn path(&self, name: &str) -> Option<PathBuf> {
         (self.env)(name)
             .filter(|value| !value.is_empty())
@@ -148,7 +150,7 @@ impl<'a> Variables<'a> {
 // === impl GivenAccount ===
 
 impl GivenAccount {
-    /// The input that messages name.
+    /// Returns the flag or variable that messages name.
     fn first_input(&self) -> Option<&'static str> {
         input_of(self.url.as_ref())
             .or(input_of(self.token_url.as_ref()))
@@ -226,7 +228,7 @@ impl Overrides {
             return;
         };
         let accounts = file.accounts.get_or_insert_default();
-        // What only loosens TLS makes no account.
+        // `--opsramp.insecure-skip-verify` alone does not define an account.
         if accounts.is_empty() && given.first_input().is_some() {
             accounts.push(Account::default());
             inputs.extend(ACCOUNT_INPUTS.map(|(path, input)| (path.to_owned(), input)));
@@ -250,7 +252,7 @@ impl Overrides {
         }
     }
 
-    /// What flags say of the account, and where they say nothing, variables.
+    /// Returns what flags say about the account, and what variables say where no flag was given.
     fn given_account(&self, variables: &mut Variables<'_>) -> GivenAccount {
         let tenants = (!self.tenants.is_empty()).then(|| Given {
             value: self.tenants.join(","),
@@ -366,7 +368,7 @@ fn input_of<T>(given: Option<&Given<T>>) -> Option<&'static str> {
     given.map(|given| given.input)
 }
 
-/// A tenant that the file knows keeps its name.
+/// Returns the tenant that an id or a name means. A tenant that the file knows keeps its name.
 fn tenant(id: &str, known: &[Tenant]) -> Tenant {
     let by_id = known.iter().find(|tenant| tenant.id.as_deref() == Some(id));
     let by_name = || {

@@ -1,7 +1,7 @@
 //! Problems of a configuration: what is wrong, where, and what to write instead.
 //!
-//! Problems are collected, not thrown: a file with three mistakes is told about all three. A
-//! message never holds a value that could be a secret.
+//! Problems are collected, not thrown, so that every mistake of a file is reported. A message
+//! never holds a value that could be a secret.
 
 use std::{
     cell::RefCell,
@@ -18,7 +18,7 @@ pub enum ConfigError {
     /// The file cannot be read.
     #[error("cannot read the {what} {}", path.display())]
     Read {
-        /// What it is.
+        /// What the file is.
         what: &'static str,
         /// The file.
         path: PathBuf,
@@ -32,7 +32,7 @@ pub enum ConfigError {
     /// Nothing says which account to ask.
     #[error("{}{OTHER_WAYS}", no_account(.file.as_deref()))]
     NoAccount {
-        /// The file, which could say so.
+        /// The configuration file, if there is one.
         file: Option<PathBuf>,
     },
 }
@@ -131,7 +131,8 @@ fn list(problems: &[Problem]) -> String {
 // === impl ConfigError ===
 
 impl ConfigError {
-    /// Whether it is a file that the exporter may be able to read all the same.
+    /// Whether the error is about a file that cannot be read here, but that the exporter may be
+    /// able to read.
     pub(crate) fn is_of_exporters_file(&self) -> bool {
         match self {
             Self::Read { path, source, .. } => reading::is_for_exporter_alone(path, source),
@@ -139,7 +140,8 @@ impl ConfigError {
         }
     }
 
-    /// The single problems; empty where there is no file to speak of.
+    /// Returns the single problems; empty if the file could not be read, or says nothing about an
+    /// account.
     #[must_use]
     pub fn problems(&self) -> &[Problem] {
         match self {
@@ -196,12 +198,12 @@ impl fmt::Display for KeyPath<'_> {
     }
 }
 
-/// Text of the user's, fit to be shown in a message: on one line and not too long.
+/// Makes the user's text fit to be shown in a message: on one line and not too long.
 pub(super) fn shown(text: &str) -> String {
     shown_within(64, text)
 }
 
-/// The same with no more than so many characters of the text.
+/// Like `shown`, with at most `longest` characters of the text.
 pub(super) fn shown_within(longest: usize, text: &str) -> String {
     let mut short = String::new();
     for (count, c) in text.chars().enumerate() {
@@ -217,8 +219,9 @@ pub(super) fn shown_within(longest: usize, text: &str) -> String {
     short
 }
 
-/// A value that is no secret by its key, fit to be shown. Where a line break was lost it may have
-/// run into the next, so only what is short and no URL with a password is.
+/// Makes a value fit to be shown, if it is not a secret by its key. Where a line break was lost,
+/// the value may have run into the next line, so only a short value that is no URL with a password
+/// is shown.
 pub(super) fn shown_value(value: &str) -> String {
     const LONGEST: usize = 40;
     if value.contains('@') || value.len() > LONGEST {
@@ -228,7 +231,7 @@ pub(super) fn shown_value(value: &str) -> String {
     }
 }
 
-/// A key, fit to be shown. Where a colon or the space after it is missing, as in
+/// Makes a key fit to be shown. Where a colon or the space after it is missing, as in
 /// `client_secret:hunter2`, the value is part of the key: only the first word may be shown.
 pub(super) fn shown_key(key: &str) -> String {
     let word = first_word(key);
@@ -236,7 +239,7 @@ pub(super) fn shown_key(key: &str) -> String {
     shown(word) + rest
 }
 
-/// The part of a key that can be one.
+/// Returns the part of the text that can be a key.
 pub(super) fn first_word(key: &str) -> &str {
     key.split(|c: char| c.is_whitespace() || matches!(c, ':' | '='))
         .next()
@@ -252,7 +255,7 @@ fn is_within(path: &str, outer: &str) -> bool {
 // === impl Problems ===
 
 impl Problems {
-    /// Notes a problem at a place that is known.
+    /// Notes a problem at a known place.
     pub(super) fn add_at(&self, path: impl fmt::Display, place: Place, message: impl Into<String>) {
         self.0.borrow_mut().push(Found {
             path: path.to_string(),
@@ -274,8 +277,8 @@ impl Problems {
         self.0.borrow().is_empty()
     }
 
-    /// Whether there is a problem with the key or with what it is part of, so that saying that
-    /// it is missing, or does not fit another, would only confuse.
+    /// Whether there is a problem with the key or with a section that contains it. In that case,
+    /// saying that the key is missing, or does not fit another key, would only confuse.
     pub(super) fn covers(&self, path: impl fmt::Display) -> bool {
         let path = path.to_string();
         self.0
@@ -284,13 +287,14 @@ impl Problems {
             .any(|found| found.path.is_empty() || is_within(&path, &found.path))
     }
 
-    /// Whether there is a problem with the key, with what it is part of, or with a part of it.
+    /// Whether there is a problem with the key, with a section that contains it, or with a part of
+    /// it.
     pub(super) fn touches(&self, path: &str) -> bool {
         let found = self.0.borrow();
         found.iter().any(|found| is_within(&found.path, path)) || self.covers(path)
     }
 
-    /// The problems in the order of the file, each with its origin.
+    /// Returns the problems in the order of the file, each with its origin.
     pub(super) fn into_list(
         self,
         file: Option<&Path>,

@@ -1,8 +1,8 @@
 //! The proxies that the environment names.
 //!
-//! The HTTP client leaves out, without a word, what it cannot read, and asks directly: the secret then
-//! goes past a proxy that was to be in its way. So a value that decides how one of the URLs is reached has
-//! to make sense. What concerns other programs alone is theirs.
+//! The HTTP client silently ignores a value that it cannot read, and connects directly: the secret
+//! then bypasses the proxy. So a variable that decides how one of the URLs is reached must be
+//! valid. Variables that only concern other programs are not checked.
 
 use std::ffi::OsString;
 
@@ -15,10 +15,10 @@ use crate::{deliver::Target, proxy};
 /// The variables, by the scheme of the URL; the first one that is set counts.
 const HTTPS: [&str; 2] = ["HTTPS_PROXY", "https_proxy"];
 const HTTP: [&str; 2] = ["HTTP_PROXY", "http_proxy"];
-/// They count where those are not set.
+/// These variables count if those of the scheme are not set.
 const ALL: [&str; 2] = ["ALL_PROXY", "all_proxy"];
 
-/// What is wrong with the variables, each told once.
+/// Returns what is wrong with the variables, each reported once.
 pub(super) fn problems(config: &Config, env: Env<'_>) -> Vec<Problem> {
     let accounts = config.accounts.iter().map(|account| &account.options);
     let asked = accounts
@@ -44,7 +44,7 @@ pub(super) fn problems(config: &Config, env: Env<'_>) -> Vec<Problem> {
     wrong.into_iter().map(problem).collect()
 }
 
-/// The variable that says how to reach this URL, and makes no sense.
+/// Returns the variable that says how to reach this URL, if its value is invalid.
 fn unusable(url: &str, env: Env<'_>) -> Option<&'static str> {
     let uri: Uri = url.parse().ok()?;
     let (_, exceptions) = first(proxy::EXCEPTIONS, env).unwrap_or_default();
@@ -61,7 +61,7 @@ fn unusable(url: &str, env: Env<'_>) -> Option<&'static str> {
         Some("https") => HTTPS,
         _ => HTTP,
     };
-    // An empty one counts as not set.
+    // An empty variable counts as not set.
     let is_set = |(_, value): &(_, OsString)| !value.is_empty();
     let (name, value) = first(by_scheme, env)
         .filter(is_set)
@@ -69,7 +69,7 @@ fn unusable(url: &str, env: Env<'_>) -> Option<&'static str> {
     (!is_proxy(&value.into_string().unwrap_or_default())).then_some(name)
 }
 
-/// The first of these variables that there is.
+/// Returns the first of these variables that exists.
 fn first(names: [&'static str; 2], env: Env<'_>) -> Option<(&'static str, OsString)> {
     let mut set = names
         .into_iter()
@@ -77,7 +77,7 @@ fn first(names: [&'static str; 2], env: Env<'_>) -> Option<(&'static str, OsStri
     set.next()
 }
 
-/// Whether the HTTP client takes it for a proxy, and can use that.
+/// Whether the HTTP client takes the value for a proxy, and can use that proxy.
 fn is_proxy(value: &str) -> bool {
     let proxy = Matcher::builder().all(value.to_owned()).build();
     let any = Uri::from_static("https://host");

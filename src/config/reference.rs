@@ -1,4 +1,4 @@
-//! The tables of `docs/configuration.md`, made of the schema and of the flags.
+//! Generates the tables of `docs/configuration.md` from the schema and the flags.
 
 use std::{fmt::Write as _, path::Path};
 
@@ -17,7 +17,7 @@ struct Reference<'a> {
 }
 
 impl<'a> Reference<'a> {
-    /// One section and then those that its keys lead to. `path` is what stands before a key.
+    /// Writes one section and then those that its keys lead to. `path` is the prefix of the keys.
     fn section(&mut self, path: &str, section: &'a Value) {
         let title = path.trim_end_matches('.');
         if !title.is_empty() {
@@ -61,14 +61,14 @@ impl<'a> Reference<'a> {
         }
     }
 
-    /// The section that a property, or an item of it, is.
+    /// Returns the section that a property, or an item of it, leads to.
     fn leads_to(&self, property: &'a Value) -> Option<&'a Value> {
         self.meant(property)
             .into_iter()
             .find(|value| value.get("properties").is_some())
     }
 
-    /// What a property may be, with references followed and without null.
+    /// Returns the alternatives that a property may be, with references followed and without null.
     fn meant(&self, property: &'a Value) -> Vec<&'a Value> {
         if let Some(name) = property["$ref"].as_str() {
             let name = name.strip_prefix("#/$defs/").unwrap();
@@ -87,7 +87,7 @@ impl<'a> Reference<'a> {
         }
     }
 
-    /// What may be written, in words.
+    /// Says in words what may be written.
     fn value(&self, property: &'a Value) -> String {
         let words: Vec<String> = self.meant(property).into_iter().map(word).collect();
         let words = words.join(" or ");
@@ -98,7 +98,7 @@ impl<'a> Reference<'a> {
     }
 }
 
-/// The kind of a value that is no list.
+/// Names the kind of a value that is not a list.
 fn word(value: &Value) -> String {
     let types: Vec<&str> = match &value["type"] {
         Value::String(one) => vec![one],

@@ -62,7 +62,8 @@ impl From<&Account> for file::Account {
             name: Some(options.name.to_string()),
             url: Some(options.url.clone()),
             token_url: Some(options.token_url.clone()),
-            // The key is a name, not a secret, and who asks for the configuration wants to see it.
+            // The key is a name, not a secret, and users want to see it in the effective
+            // configuration.
             client_id: client_id.map(|id| id.expose().to_owned()),
             client_id_file,
             client_secret: client_secret.map(SecretText),
@@ -240,7 +241,7 @@ impl From<EventKind> for file::Event {
     }
 }
 
-/// A path as text: the rare one that is not UTF-8 is shown as near to it as can be.
+/// Returns a path as text. A path that is not UTF-8 is shown as closely as possible.
 fn shown(path: &Path) -> PathBuf {
     path.to_string_lossy().into_owned().into()
 }

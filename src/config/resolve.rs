@@ -1,8 +1,8 @@
-//! From the file as it is written to a configuration that is known to make sense: defaults are
-//! filled in, values are checked, alone and against each other.
+//! Turns the file as it is written into a valid configuration: fills in defaults, and checks
+//! values, alone and against each other.
 //!
-//! Pure, but for where links lead: what it needs of the outside (the environment) is handed in. Every problem is noted and
-//! gone past, so that one run tells all of them.
+//! This module is pure, except that it follows links: what it needs from outside (the environment)
+//! is passed in. After a problem is noted, checking goes on, so that one run reports all problems.
 
 use std::{
     collections::HashSet,
@@ -43,11 +43,12 @@ pub(super) struct Resolver<'a> {
 
 const SHORTEST: Duration = Duration::from_millis(100);
 
-/// The longest name or id, in bytes: those of a search together fit into an index of PostgreSQL.
+/// Maximum length of a name or id, in bytes, so that all names and ids of a search together fit
+/// into an index of PostgreSQL.
 const LONGEST_NAME: usize = 256;
 
-/// What to do about a variable that was meant to be expanded where a flag or a variable of ours was set. Any other way
-/// may be the one that was gone already.
+/// Advice about an unexpanded variable in the value of a flag or of an `OPSRAMP_…` variable.
+/// Advice to use another flag or variable could name the very one that was used.
 const NOT_EXPANDED_THERE: &str = " in its place, for whatever sets it did not expand it";
 
 const fn seconds(seconds: u64) -> Duration {
@@ -65,7 +66,7 @@ impl<'a> Resolver<'a> {
         }
     }
 
-    /// The configuration; of use only where no problem was noted.
+    /// Returns the configuration, which is of use only if no problem was noted.
     pub(super) fn config(&mut self, mut file: File, variables: &Variables<'_>) -> Config {
         let accounts = self.accounts(file.accounts.take());
         let config = self.config_of(accounts, file, variables);
@@ -75,7 +76,7 @@ impl<'a> Resolver<'a> {
         config
     }
 
-    /// The configuration around accounts that are known to make sense.
+    /// Returns the configuration around accounts that are known to be valid.
     pub(super) fn config_of(
         &self,
         accounts: Vec<Account>,
@@ -118,7 +119,7 @@ impl<'a> Resolver<'a> {
         value
     }
 
-    /// A name, which becomes a label and a word in messages.
+    /// Checks a name, which becomes a label and a word in messages.
     fn name(&self, path: &str, value: Option<String>, default: Option<&str>) -> Arc<str> {
         let name: Arc<str> = match (value, default) {
             (None, Some(default)) => return default.into(),
@@ -134,7 +135,7 @@ impl<'a> Resolver<'a> {
         name
     }
 
-    /// A value that is given itself or by the name of a file (`key`, `key_file`).
+    /// Returns a value that is given directly (`key`) or by the name of a file (`key_file`).
     fn either(
         &self,
         path: &str,
@@ -160,7 +161,8 @@ impl<'a> Resolver<'a> {
             (None, Some(_)) => self.problems.add(format!("{at}_file"), "is empty"),
             (None, None) => {
                 if !self.problems.covers(&at) && !self.problems.covers(format!("{at}_file")) {
-                    // A flag or variable that is missing names itself.
+                    // A message about a missing flag or variable begins with its name, so it needs
+                    // no advice.
                     let message = match self.inputs.get(&at) {
                         Some(_) => "is missing".to_owned(),
                         None => format!("is missing; write {key} or {file_key}"),
@@ -172,8 +174,8 @@ impl<'a> Resolver<'a> {
         SecretSource::Value(Secret::new(String::new()))
     }
 
-    /// Whether a variable, which nobody expands, stands in the place of a URL; notes it. `other_way` is what
-    /// can be done besides where the file says it.
+    /// Whether the URL is a variable, which nobody expands; if so, notes a problem. `other_way` is
+    /// what else can be done if the URL comes from the file.
     fn is_unexpanded(&self, path: &str, url: &str, other_way: &str) -> bool {
         if !is_variable(url) {
             return false;
@@ -188,12 +190,13 @@ impl<'a> Resolver<'a> {
         true
     }
 
-    /// Notes what is no file's name, but what the file should hold.
+    /// Notes a problem if the text is clearly not the name of a file, but the content that belongs
+    /// in the file.
     fn secret_file(&self, path: &str, file: &Path) {
         self.file_name(path, file, "put it into a file, and name that file here");
     }
 
-    /// Notes what is no file's name.
+    /// Notes a problem if the text is clearly not the name of a file.
     fn file_name(&self, path: &str, file: &Path, advice: &str) {
         if let Some(message) = misplaced::problem(file, advice) {
             self.problems.add(path, message);

@@ -1,5 +1,5 @@
-//! What is to be said about the files of secrets: that every user of the machine can read one, that one is
-//! a folder, and that one holds what is hardly meant.
+//! Problems and warnings about the files of secrets: a file that every user of the machine can
+//! read, a folder in place of a file, and content that is hardly meant.
 
 use std::{
     collections::BTreeMap,
@@ -17,20 +17,23 @@ use crate::{
     secret::{SecretError, SecretSource},
 };
 
-/// Where container engines put secrets, by default for every user of the container.
+/// Folders where container engines put secrets, by default readable by every user of the
+/// container.
 const OF_CONTAINERS: [&str; 2] = ["/run/secrets", "/var/run/secrets"];
 
-/// What the files are behind of which a volume of Kubernetes is made, in the volume's topmost folder.
+/// The link in the topmost folder of a Kubernetes volume, behind which the volume's files really
+/// lie.
 const OF_KUBERNETES: &str = "..data";
 
-/// What is to be said about the files of secrets.
+/// Problems and warnings about the files of secrets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SecretFiles {
-    /// Why some can be none of a secret.
+    /// Why some paths cannot be those of secret files.
     pub problems: Vec<String>,
-    /// What works but should not stay so, or is hardly meant.
+    /// What works but should be changed, or is hardly meant.
     pub warnings: Vec<String>,
-    /// Files that hold no secret yet, or cannot be read here. Whoever needs them tells, too, and tries again.
+    /// Files that hold no secret yet, or cannot be read here. The part that needs such a file
+    /// reports it, too, and tries again.
     pub unusable: Vec<String>,
 }
 
@@ -43,16 +46,17 @@ enum What {
     DatabaseUrl,
 }
 
-/// What is to be said about what a file holds, or does not.
+/// A finding about the content of a file.
 enum Said {
     Doubt(String),
     Unusable(String),
 }
 
 impl Config {
-    /// Looks at the files of secrets: whether they are files at all, whether everybody can read them, and
-    /// whether keys and secrets hold what is hardly meant. To be called off the thread: one may lie where
-    /// nobody answers.
+    /// Returns a function that checks the files of secrets: whether they are files at all, whether
+    /// everybody can read them, and whether keys and secrets hold something that is hardly meant.
+    /// Call it on a thread that may block, because a file may lie on a file system that does not
+    /// answer.
     pub fn look_at_secret_files(&self) -> impl FnOnce() -> SecretFiles + Send + use<> {
         let (files, sources) = (self.secret_files(), self.sources());
         move || {
@@ -77,7 +81,8 @@ impl Config {
         }
     }
 
-    /// The files that are read whenever what they hold is needed, each with what that should be.
+    /// Returns the files that are read each time their content is needed, each with what it should
+    /// hold.
     fn sources(&self) -> BTreeMap<PathBuf, What> {
         let mut sources = Vec::new();
         if let State::Postgres { url, .. } = &self.state {
@@ -101,7 +106,7 @@ impl Config {
         files.collect()
     }
 
-    /// Each of them once.
+    /// Returns the files that not everybody may read, each once.
     fn secret_files(&self) -> Vec<PathBuf> {
         let mut sources = Vec::new();
         let mut files = Vec::new();
@@ -127,8 +132,9 @@ impl Config {
     }
 }
 
-/// Whether it is for every user of a machine, and not only of a container, which has one. To be called as
-/// [`Config::look_at_secret_files`] gives it, or beside what reads the file.
+/// Whether every user of the machine can read the file. Files of a container do not count, because
+/// a container has one user. This may block: call it as [`Config::look_at_secret_files`] does, or
+/// where the file is read anyway.
 pub(super) fn is_exposed(path: &Path) -> bool {
     let is_of_container = || {
         OF_CONTAINERS.iter().any(|folder| path.starts_with(folder))
@@ -140,8 +146,9 @@ pub(super) fn is_exposed(path: &Path) -> bool {
     is_public(path) && !is_of_container()
 }
 
-/// Whether every user of the machine can read a regular file: its mode says so, and those of the folders that
-/// it really lies in let everybody through. What is a device or a folder has its rights for other reasons.
+/// Whether every user of the machine can read a regular file: its mode allows it, and the folders
+/// that the file really lies in let everybody through. Devices and folders do not count, because
+/// they have their rights for other reasons.
 fn is_public(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt as _;
 
@@ -165,7 +172,7 @@ fn warning(path: &Path) -> String {
     )
 }
 
-/// Why it can be no file of a secret.
+/// Says why the path cannot be that of a secret file.
 fn no_file(path: &Path) -> Option<String> {
     if !path.is_dir() {
         return None;
@@ -174,7 +181,7 @@ fn no_file(path: &Path) -> Option<String> {
     read.err().map(|error| error.to_string())
 }
 
-/// What is to be said about what the file holds, or does not. A pipe is left to whoever needs it: it can be
+/// Checks the content of the file. A pipe is left to the part that needs it, because a pipe can be
 /// read only once.
 fn content(path: &Path, what: What) -> Option<Said> {
     if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
@@ -198,8 +205,8 @@ fn content(path: &Path, what: What) -> Option<Said> {
     doubt.map(|doubt| Said::Doubt(format!("{shown}: the {what} in it {doubt}")))
 }
 
-/// Why a file is of no use, and what to do. It is no mistake for sure: the exporter starts all the same, and
-/// reads the file again whenever it needs what should be in it.
+/// Says why a file is of no use, and what to do. This is not certainly a mistake: the exporter
+/// starts all the same, and reads the file again whenever it needs the content.
 fn unusable(error: &SecretError, path: &Path, what: What) -> String {
     let next = match error {
         SecretError::Read { source, .. } if reading::is_for_exporter_alone(path, source) => {
@@ -395,7 +402,7 @@ mod tests {
         fs::set_permissions(at("..2026_01_01/secret"), Permissions::from_mode(0o644)).unwrap();
         symlink("..2026_01_01/secret", at("secret")).unwrap();
         assert!(is_exposed(&at("secret")));
-        // As with `items` whose path names a folder.
+        // The layout of a volume with `items` whose path names a folder.
         fs::create_dir(at("..2026_01_01/folder")).unwrap();
         fs::copy(at("secret"), at("..2026_01_01/folder/nested")).unwrap();
         symlink("..2026_01_01/folder", at("folder")).unwrap();

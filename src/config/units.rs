@@ -7,8 +7,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::problem::shown_value;
 
-/// A duration as humantime reads it: `30s`, `5m`, `1h 30m`. Not in months, whose `M` is meant as
-/// minutes more often than not, nor in years.
+/// A duration in the syntax of humantime: `30s`, `5m`, `1h 30m`. Months and years are refused,
+/// because `M` is usually meant as minutes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HumanDuration(pub Duration);
 
@@ -21,12 +21,12 @@ pub struct ByteSize(pub u64);
 #[error("{0}")]
 pub struct UnitError(String);
 
-/// Longer durations are mistakes, and would overflow clocks.
+/// The longest duration that is accepted. Longer ones are mistakes, and would overflow clocks.
 const LONGEST: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
 const MONTHS_AND_YEARS: [&str; 8] = ["M", "month", "months", "y", "yr", "yrs", "year", "years"];
 
-/// What is written as a duration, for editors: the units are those of humantime, without
+/// The pattern of a duration, for editors: the units are those of humantime, without
 /// [`MONTHS_AND_YEARS`].
 const DURATION: &str = "^ *([0-9]+(\\.[0-9]+)? *(n(anos|sec|s)|[uµ]s|usec|m(illis|sec|s)|s(ec(ond)?s?)?|\
     m(in(ute)?s?)?|h((ou)?rs?)?|d(ays?)?|w(eeks?|ks?)?) *)+$|^0$";

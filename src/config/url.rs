@@ -1,4 +1,4 @@
-//! URLs: what is accepted where. Messages never show a URL that may hold a password.
+//! Checks of URLs. Messages never show a URL that may hold a password.
 
 use http::Uri;
 
@@ -23,14 +23,14 @@ pub(super) enum UrlError {
     NotUrl(Kind),
 }
 
-/// What a URL is of: each has its own way to be written.
+/// What a URL leads to. Each kind has its own rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// The API, whose secrets belong on https.
+    /// The API. Its secrets belong on https.
     Api,
-    /// A proxy, which hardly ever speaks TLS itself.
+    /// A proxy, which rarely speaks TLS itself.
     Proxy,
-    /// An OTLP receiver, mostly near and without TLS. Its path belongs to it.
+    /// An OTLP receiver, usually near and without TLS. Its URL includes a path.
     Receiver,
 }
 
@@ -45,7 +45,8 @@ impl Kind {
         }
     }
 
-    /// What to write instead of a URL without a scheme, of which `rest` is all but a misspelt one.
+    /// Says what to write instead of a URL without a valid scheme. `misspelt` is the scheme that
+    /// was evidently meant, if any; `rest` is the URL without it.
     fn advice(self, misspelt: Option<&str>, rest: &str) -> String {
         let scheme = match (self, misspelt) {
             (_, Some(scheme)) => scheme,
@@ -69,18 +70,19 @@ impl Kind {
     }
 }
 
-/// Where a receiver of OTLP takes logs, and where Grafana Loki does.
+/// The paths at which OTLP receivers and Grafana Loki take logs.
 pub(super) const LOGS_PATH: &str = "/v1/logs";
 pub(super) const LOKI_PATH: &str = "/otlp/v1/logs";
 
-/// A base URL: http or https, without user, query and fragment; the trailing slash is removed.
+/// Checks a base URL (http or https, no user, query or fragment), and returns it without its
+/// trailing slash.
 pub(super) fn base(text: &str) -> Result<String, UrlError> {
     let text = text.trim();
     whole(Kind::Api, text)?;
     Ok(text.trim_end_matches('/').to_owned())
 }
 
-/// A receiver's whole URL, without user, query and fragment.
+/// Checks the whole URL of an OTLP receiver, which has no user, query or fragment.
 pub(super) fn endpoint(text: &str) -> Result<(), UrlError> {
     whole(Kind::Receiver, text)
 }
@@ -97,11 +99,12 @@ fn whole(kind: Kind, text: &str) -> Result<(), UrlError> {
     check_authority(kind, text)
 }
 
-/// A proxy's URL, which may hold a user and a password.
+/// Checks a proxy's URL, which may hold a user and a password.
 pub(super) fn proxy(text: &str) -> Result<(), UrlError> {
     let rest = after_scheme(Kind::Proxy, text)?;
     let scheme = text.strip_suffix(rest).unwrap_or_default();
-    // A password may hold what a URL cannot, such as the placeholder of a secret.
+    // A password may hold characters that a URL cannot, such as the placeholder of a secret, so
+    // only scheme and host are parsed.
     let host = rest.rsplit_once('@').map_or(rest, |(_, host)| host);
     if host.contains(['?', '#']) {
         return Err(UrlError::Query);
@@ -109,14 +112,14 @@ pub(super) fn proxy(text: &str) -> Result<(), UrlError> {
     check_authority(Kind::Proxy, &format!("{scheme}{host}"))
 }
 
-/// Whether a URL, with its scheme or without, ends with its host.
+/// Whether a URL, with or without its scheme, has no path behind its host.
 pub(super) fn has_no_path(url: &str) -> bool {
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
     rest.split_once('/')
         .is_none_or(|(_, path)| path.trim_matches('/').is_empty())
 }
 
-/// Whether the URL sends what is secret over a network, unencrypted.
+/// Whether the URL sends secrets unencrypted over a network.
 pub(super) fn is_plain_http_to_elsewhere(url: &str) -> bool {
     let Ok(uri) = url.parse::<Uri>() else {
         return false;
@@ -137,7 +140,7 @@ fn after_scheme(kind: Kind, text: &str) -> Result<&str, UrlError> {
         None if text.contains('@') || text.contains(char::is_whitespace) => {
             Err(UrlError::NotUrl(kind))
         }
-        // What to write instead would show what is in it, which is where tokens are.
+        // The advice would repeat the text, and a query or fragment may hold a token.
         None if text.contains(['?', '#']) => Err(UrlError::Query),
         None => {
             let (scheme, rest) = misspelt_scheme(text);
@@ -152,7 +155,7 @@ fn is_http(scheme: &str) -> bool {
     ["http", "https"].contains(&scheme.to_ascii_lowercase().as_str())
 }
 
-/// The scheme of `http:`, `https//` or the like, and what follows it.
+/// Splits a misspelt scheme (`http:`, `https//` or the like) off a text, and returns both parts.
 fn misspelt_scheme(text: &str) -> (Option<&str>, &str) {
     match text.split_once([':', '/']) {
         Some((scheme, rest)) if is_http(scheme) => {
@@ -165,7 +168,7 @@ fn misspelt_scheme(text: &str) -> (Option<&str>, &str) {
 fn check_authority(kind: Kind, url: &str) -> Result<(), UrlError> {
     let not_url = UrlError::NotUrl(kind);
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    // The braces of a variable make it no URL at all.
+    // Checked before parsing, because a text with the braces of a variable is no URL at all.
     if rest.split('/').next().is_some_and(|it| it.contains('$')) {
         return Err(UrlError::Variable);
     }
@@ -232,7 +235,7 @@ mod tests {
         };
         for (text, written) in [
             ("acme.api.opsramp.com", "https://acme.api.opsramp.com"),
-            // A scheme that is misspelt is none of the host.
+            // A misspelt scheme is not taken for a part of the host.
             (
                 "https:/acme.api.opsramp.com",
                 "https://acme.api.opsramp.com",

@@ -1,7 +1,7 @@
 //! The web configuration file, in the format of the Prometheus exporter-toolkit.
 //!
-//! It is read together with the certificates that it names, at the start and again whenever
-//! somebody connects. Mistakes are told as those of the main configuration are.
+//! The file is read together with the certificates that it names, at the start and again whenever
+//! a client connects. Mistakes are reported like those of the main configuration.
 
 use std::{
     collections::BTreeMap,
@@ -31,47 +31,49 @@ use self::file::File;
 mod file;
 mod tls;
 
-/// Where a file that cannot be read was named.
+/// What messages call the file if it cannot be read, with where it was named.
 const WHAT: &str = "web configuration file (web.config_file, --web.config.file)";
 
 /// Values of `X-Frame-Options`; none: the header is not set.
 const FRAME_OPTIONS: [&str; 3] = ["deny", "sameorigin", ""];
 
-/// A web configuration file, and what it said last.
+/// A web configuration file, with what it said when it was last read.
 #[derive(Clone, Debug)]
 pub struct WebFile {
     path: PathBuf,
     last: Option<(Arc<SecurityOptions>, Arc<Security>)>,
-    /// Whoever changes a header or a certificate makes no client unknown.
+    /// Passwords that were right. They outlive a change of a header or a certificate, so that such
+    /// a change makes no client unknown.
     memory: PasswordMemory,
 }
 
-/// What is found where a web configuration file is looked at by another than the exporter.
+/// The result of checking a web configuration file outside of the exporter.
 #[derive(Debug, Default)]
 pub(crate) struct CheckedWebFile {
-    /// What should be said about it, a sentence each.
+    /// Warnings about the file, a sentence each.
     pub(crate) warnings: Vec<String>,
-    /// Why the file, or one that it names, cannot be read here, where the exporter may be able to.
+    /// Why the file, or a file that it names, cannot be read here although the exporter may be
+    /// able to read it.
     pub(crate) left: Vec<String>,
     /// Whether there is a certificate of the server that could be read.
     pub(crate) has_certificate: bool,
-    /// When that ends; `None` where it does not tell.
+    /// When the certificate ends; `None` if it does not say.
     pub(crate) certificate_end: Option<Timestamp>,
 }
 
-/// Who reads the files that the file names.
+/// Who reads the files that the web configuration file names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Reader {
     /// The exporter, which needs all of them.
     Exporter,
-    /// Another, which may find some that the exporter alone can read.
+    /// Another process. It may find files that only the exporter can read.
     Other,
 }
 
-/// Reads what the file says and what it names.
+/// Reads what the file says and the files that it names.
 struct Resolver<'a> {
     problems: Problems,
-    /// Relative paths begin here.
+    /// The folder that relative paths begin in.
     folder: &'a Path,
     warnings: Vec<String>,
     reader: Reader,
@@ -86,7 +88,7 @@ struct Left {
     why: String,
 }
 
-/// What the file says, with what it names read in.
+/// What the file says, with the content of the files that it names.
 struct Resolved<'a> {
     path: &'a Path,
     node: yaml::Node,
@@ -109,16 +111,16 @@ impl WebFile {
         }
     }
 
-    /// Reads the file and the certificates that it names; the same [`Security`] again where both
-    /// say what they said last.
+    /// Reads the file and the certificates that it names. Returns the same [`Security`] again if
+    /// none of them has changed.
     ///
     /// # Errors
-    /// Where the file cannot be read, and where something in it or in the certificates is wrong.
+    /// If the file cannot be read, or if something in it or in the certificates is wrong.
     pub fn read(&mut self) -> Result<Arc<Security>, ConfigError> {
         self.read_with_warnings().map(|(security, _)| security)
     }
 
-    /// The same, with what should be said about it, a sentence each.
+    /// Like [`Self::read`], and also returns warnings about the file, a sentence each.
     ///
     /// # Errors
     /// As with [`Self::read`].
@@ -135,8 +137,8 @@ impl WebFile {
         Ok((security, resolved.warnings))
     }
 
-    /// Looks at the file and at what it names, as [`Self::read`] does. What only the exporter can read is
-    /// left to it, and the rest is looked at all the same.
+    /// Checks the file and the files that it names, as [`Self::read`] does. Files that only the
+    /// exporter can read are left to the exporter; the rest is checked all the same.
     pub(crate) fn check(&self) -> Result<CheckedWebFile, ConfigError> {
         let resolved = match Resolved::read(&self.path, Reader::Other) {
             Err(error) if error.is_of_exporters_file() => {
@@ -166,10 +168,11 @@ impl WebFile {
         })
     }
 
-    /// How to speak to a server that has this file. What the file names is not read.
+    /// Returns the URL scheme of a server that has this file. The files that it names are not
+    /// read.
     ///
     /// # Errors
-    /// Where the file cannot be read, and where a key or value in it is wrong.
+    /// If the file cannot be read, or if a key or value in it is wrong.
     pub fn scheme(path: &Path) -> Result<&'static str, ConfigError> {
         let node = yaml_of(path, &read(WHAT, path)?)?;
         let problems = Problems::default();
@@ -186,12 +189,13 @@ impl WebFile {
         })
     }
 
-    /// Turns it into what reads it again and again.
+    /// Turns the file into a function that reads it again and again.
     #[must_use]
     pub fn into_load(self) -> LoadSecurity {
         let known = Mutex::new(self);
         Box::new(move || {
-            // What hangs while it reads must not keep others from reading.
+            // The lock is not held during the read, so that a read that hangs does not keep others
+            // from reading.
             let mut file = known.lock().clone();
             let read = file.read();
             known.lock().last = file.last;
@@ -200,7 +204,7 @@ impl WebFile {
     }
 }
 
-/// Which keys of the file say what TLS is made of.
+/// Which keys of the file hold a part of TLS themselves, instead of the name of a file.
 #[derive(Clone, Copy, Debug)]
 struct TlsKeys {
     has_inline_certificate: bool,

@@ -1,7 +1,7 @@
 //! YAML with places: a tree of nodes that remember line and column.
 //!
-//! Only this file knows the YAML crate's way of reading; [`reader`] deserializes from the tree.
-//! Neither knows the keys: what is allowed where is said by the types that are deserialized (see
+//! Only this file knows how the YAML crate reads; [`reader`] deserializes from the tree. Neither
+//! file knows the keys: the types that are deserialized say what is allowed where (see
 //! [`super::file`]).
 
 use std::{fmt, ops::Range};
@@ -37,7 +37,7 @@ enum Value {
 struct Scalar {
     /// As it was written, without quotes.
     text: String,
-    /// What it stands for, where it is a plain `true`, `yes`, `off` …
+    /// The boolean value, if the scalar is a plain `true`, `yes`, `off` …
     boolean: Option<bool>,
 }
 
@@ -55,11 +55,12 @@ pub(super) struct SyntaxError {
     pub(super) message: String,
 }
 
-/// The longest message of the parser that is shown, in characters. They are its own sentences.
+/// Maximum length, in characters, of a parser message that is shown. Such messages are the
+/// parser's own sentences.
 const LONGEST_MESSAGE: usize = 160;
-/// No configuration that is meant is nested deeper, and recursion needs a bound.
+/// Maximum nesting depth. Recursion needs a bound, and no real configuration is nested deeper.
 const MAX_DEPTH: usize = 24;
-/// Bounds what aliases of aliases of aliases can grow into.
+/// Bounds how far nested aliases can expand.
 const MAX_ALIAS_EVENTS: usize = 50_000;
 
 /// Reads a YAML document; an empty one is null.
@@ -80,7 +81,7 @@ pub(super) fn parse(text: &str) -> Result<Node, SyntaxError> {
     node(raw, text)
 }
 
-/// The parser's message without the place, which is shown elsewhere.
+/// Returns the parser's message without the place, which is shown elsewhere.
 fn syntax_message(error: &serde_saphyr::Error) -> String {
     let error = error.without_snippet();
     if matches!(error, serde_saphyr::Error::MultipleDocuments { .. }) {
@@ -97,7 +98,7 @@ fn syntax_message(error: &serde_saphyr::Error) -> String {
     )
 }
 
-/// What to look at where the parser only tells what it missed.
+/// Returns what to look at if the parser only says what it missed.
 fn advice(message: &str) -> &'static str {
     if message.contains("while parsing a block ") || message.contains("invalid indentation") {
         "; look at the indentation of this line and of the one before it (spaces only)"
@@ -118,13 +119,14 @@ fn place(location: serde_saphyr::Location) -> Option<Place> {
 
 // === impl Raw ===
 
-/// What the YAML crate hands over, before numbers are turned back into what was written.
+/// A value as the YAML crate returns it, before numbers are replaced by their text in the file.
 #[derive(Debug)]
 enum Raw {
     Null,
     Text(String),
     Bool(bool),
-    /// Any number; its text is that of the file, so that `0755` and `1e3` stay what they are.
+    /// Any number. `node` replaces it by its text in the file, so that `0755` and `1e3` stay as
+    /// they were written.
     Number(String),
     List(Vec<Spanned<Self>>),
     Map(Vec<(Spanned<Self>, Spanned<Self>)>),
@@ -253,7 +255,7 @@ fn entry(key: Node, value: Node) -> Result<Entry, SyntaxError> {
 // === impl Node ===
 
 impl Node {
-    /// The place of a key's value, or of the innermost part of its path that exists.
+    /// Returns the place of a key's value, or of the innermost part of its path that exists.
     pub(super) fn locate(&self, path: &str) -> Option<Place> {
         let mut node = self;
         let mut rest = path;
@@ -266,7 +268,7 @@ impl Node {
         place
     }
 
-    /// Whether somebody has written the key.
+    /// Whether the document contains the key.
     pub(super) fn has(&self, path: &str) -> bool {
         let (mut node, mut rest) = (self, path);
         while let Some((next, tail)) = node.step(rest) {
@@ -275,7 +277,7 @@ impl Node {
         rest.is_empty()
     }
 
-    /// One step along a path: the child, and what is left of the path.
+    /// Takes one step along a path: returns the child and the rest of the path.
     fn step<'n, 'p>(&'n self, path: &'p str) -> Option<(&'n Self, &'p str)> {
         match &self.value {
             Value::Null | Value::Scalar(_) => None,
@@ -285,7 +287,7 @@ impl Node {
             }
             Value::Map(entries) => {
                 let path = path.strip_prefix('.').unwrap_or(path);
-                // A key may itself hold dots, so the longest that fits is meant.
+                // A key may itself contain dots, so the longest key that matches is taken.
                 entries
                     .iter()
                     .filter_map(|entry| {

@@ -12,7 +12,7 @@ use crate::{
 
 const DEFAULT_NAME: &str = "default";
 const SMALLEST_RESPONSE: u64 = 1024;
-/// The other token endpoint that is documented, behind the base URL.
+/// The other documented token endpoint, relative to the base URL.
 const OTHER_TOKEN_PATH: &str = "/tenancy/auth/oauth/token";
 
 impl Resolver<'_> {
@@ -127,9 +127,10 @@ impl Resolver<'_> {
         }
     }
 
-    /// People paste the URL of an endpoint where the base is meant.
+    /// Notes a base URL that ends like an endpoint, because people paste the URL of an endpoint
+    /// where the base is meant.
     fn base_url(&self, path: &str, url: &str) {
-        // The longer one first: it ends in the other.
+        // The longer path comes first, because it ends in the shorter one.
         let found = [OTHER_TOKEN_PATH, TOKEN_PATH, "/api/v2"]
             .into_iter()
             .find_map(|ending| Some((ending, url.strip_suffix(ending)?)));
@@ -242,7 +243,7 @@ impl Resolver<'_> {
             |index| format!("{path}[{index}].id"),
             "the id of a tenant",
         );
-        // A tenant that is there twice has been told of.
+        // A tenant that is listed twice is already reported by its id.
         let mut ids = HashSet::new();
         let names = resolved.iter().map(|tenant| {
             let is_first = ids.insert(&*tenant.id);

@@ -1,8 +1,8 @@
 //! Files that are already something else: no sink may append its lines to them.
 //!
-//! They are told by their paths, however these are written, and where a link leads, by where it
-//! leads. Nothing is asked about files of secrets: one that does not answer must not hold up a
-//! reload.
+//! Files are recognized by their paths, however these are written; a link is recognized by where
+//! it leads, too. Links of secret files are not followed, because a file system that does not
+//! answer must not hold up a reload.
 
 use std::path::{Component, Path, PathBuf};
 
@@ -15,17 +15,17 @@ use crate::{
     store::sqlite::beside,
 };
 
-/// What SQLite and the exporter keep beside the state file, by the ends of their names.
+/// Ends of the names of the files that SQLite and the exporter keep beside the state file.
 const BESIDE_STATE: [&str; 4] = ["-wal", "-shm", "-journal", ".lock"];
 
-/// The files of a configuration, each with what it is.
+/// The files of a configuration, each with what it is used for.
 struct Taken(Vec<(PathBuf, String)>);
 
 impl Resolver<'_> {
     /// Notes sinks whose file the exporter reads, or keeps its state in. `file` is the file that
     /// the configuration was read from.
     pub(in crate::config) fn no_sink_on_other_files(&self, config: &Config, file: Option<&Path>) {
-        // A sink that is wrong is not in the list, so that the others have moved up.
+        // A wrong sink is not in the list, so the indices of the sinks after it would be wrong.
         if self.problems.touches("log.sinks") {
             return;
         }
@@ -58,7 +58,7 @@ impl Taken {
         }
         match &config.state {
             State::File { path } => {
-                // SQLite follows links before it names what stands beside.
+                // SQLite follows links before it names the files beside the state file.
                 for path in [path.clone(), real(path)] {
                     taken.add(Some(&path), "the state file, state.path");
                     for end in BESIDE_STATE {
@@ -113,7 +113,7 @@ impl Taken {
     }
 }
 
-/// The one way to write a path: from the root on, without `.` and `..`.
+/// Returns the normal form of a path: from the root on, without `.` and `..`.
 pub(super) fn plain(path: &Path) -> PathBuf {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
     let mut plain = PathBuf::new();
@@ -128,7 +128,7 @@ pub(super) fn plain(path: &Path) -> PathBuf {
     plain
 }
 
-/// Where the file is, or would be, once all links are followed.
+/// Returns where the file is, or would be, once all links are followed.
 fn real(path: &Path) -> PathBuf {
     let path = follow_links(path).unwrap_or_else(|| path.to_owned());
     path.canonicalize()

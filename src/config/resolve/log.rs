@@ -166,7 +166,8 @@ impl Resolver<'_> {
         })
     }
 
-    /// A receiver without its path answers 404 to everything, and waits for ever.
+    /// Warns of receivers without a path: they answer 404 to every request, so their lines wait
+    /// for ever.
     pub(super) fn warn_of_endpoints_without_path(&mut self, config: &Config) {
         for (index, sink) in config.sinks.iter().enumerate() {
             if let Target::Otlp(options) = &sink.target
@@ -182,7 +183,8 @@ impl Resolver<'_> {
         }
     }
 
-    /// As of keys and secrets; those in files are looked at with these.
+    /// Warns of doubtful header values. Values in files are checked with the other files of
+    /// secrets.
     pub(super) fn warn_of_doubtful_headers(&mut self, config: &Config) {
         for (index, sink) in config.sinks.iter().enumerate() {
             let Target::Otlp(options) = &sink.target else {
@@ -256,7 +258,7 @@ impl Resolver<'_> {
     }
 }
 
-/// Why a path can be no file's, whatever is there.
+/// Says why a path cannot be that of a file, whatever is there.
 fn no_file(path: &Path) -> Option<&'static str> {
     let path = path.as_os_str().as_encoded_bytes();
     let name = path.rsplit(|&byte| byte == b'/').next();
@@ -270,7 +272,7 @@ fn no_file(path: &Path) -> Option<&'static str> {
 }
 
 impl file::Sink {
-    /// The sink that is written to where none is configured.
+    /// Returns the sink that is used if none is configured.
     fn stdout() -> Self {
         Self {
             kind: Some(file::SinkType::Stdout),

@@ -10,7 +10,7 @@ use crate::{
 const DEFAULT_NAME: &str = "open";
 const DEFAULT_QUERY: &str = "actions:OPEN";
 const LARGEST_PAGE: u32 = 1000;
-/// Stands for those that are yet to be discovered: only searches for every tenant are theirs.
+/// Stands for clients that are yet to be discovered: only searches for every tenant apply to them.
 const ANY_CLIENT: &str = "client";
 
 /// More polls a minute than a tenant may make.
@@ -126,7 +126,7 @@ impl Resolver<'_> {
                 .iter()
                 .filter_map(|(path, id)| Some((&**path, excess(account, &config.searches, id)?)))
                 .collect();
-            // Of several for whom it is as bad, the first.
+            // Of several tenants with the same excess, the first is named.
             let share = |(_, excess): &&(_, Excess)| excess.wanted / f64::from(excess.allowed);
             let worst = over
                 .iter()
@@ -156,8 +156,8 @@ impl Resolver<'_> {
             );
         }
         self.no_repetitions(path, ids.iter().map(String::as_str));
-        // Clients that are yet to be discovered are not known here, and whoever picks tenants by a
-        // flag means fewer than the file has.
+        // Clients that are yet to be discovered are not known here, and `--opsramp.tenant` may
+        // pick fewer tenants than the file has.
         let any_unknown = accounts.iter().any(|account| account.discover_clients)
             || self.inputs.get("accounts[0].tenants") == Some(&"--opsramp.tenant");
         if any_unknown || self.problems.covers("accounts") {
@@ -175,7 +175,8 @@ impl Resolver<'_> {
             let advice = match tenants.iter().find(|tenant| *tenant.name == **id) {
                 Some(tenant) => format!("is a tenant's name; write its id, {}", tenant.id),
                 None => {
-                    // It may have been left behind, and the file be right.
+                    // The variable may have been left behind in a shell while the file is right,
+                    // so the message names it.
                     let whence = match self.inputs.get("accounts[0].tenants") {
                         Some(input) => format!(", whose tenants come from {input}"),
                         None => String::new(),
@@ -196,7 +197,7 @@ impl Resolver<'_> {
 }
 
 impl file::Search {
-    /// The search that is run where none is configured.
+    /// Returns the search that is run if none is configured.
     pub(in crate::config) fn open() -> Self {
         Self {
             name: Some(DEFAULT_NAME.to_owned()),

@@ -47,7 +47,8 @@ impl Resolver<'_> {
         }
     }
 
-    /// A URL that is here is looked at; one in a file may be there later, or be another one then.
+    /// Checks a URL that is given directly. A URL in a file is not checked, because it may appear
+    /// or change later.
     fn database_url(&self, source: SecretSource) -> SecretSource {
         let path = "state.postgres.url";
         if matches!(source, SecretSource::Value(_))
@@ -79,7 +80,7 @@ impl Resolver<'_> {
             .collect();
         self.no_repetitions(path, shown_addresses.iter().map(String::as_str));
         let systemd_socket = web.systemd_socket.unwrap_or(false);
-        // Otherwise nothing is listened on but what systemd hands over.
+        // With `systemd_socket`, the exporter listens only on what systemd hands over.
         if !systemd_socket {
             self.no_covered_address(path, &listen_addresses);
         }
@@ -100,10 +101,11 @@ impl Resolver<'_> {
         }
     }
 
-    /// Notes addresses that cannot be listened on beside another one of the list.
+    /// Notes addresses that cannot be listened on beside another address of the list.
     fn no_covered_address(&self, path: &str, addresses: &[ListenAddress]) {
         for (index, address) in addresses.iter().enumerate() {
-            // Of two that cover each other, one is told of; so is one that is there twice, as that.
+            // Of two addresses that cover each other, only one is reported. An address that is
+            // listed twice is reported as a repetition instead.
             let covers = |(other, wider): &(usize, &ListenAddress)| {
                 wider.covers(address)
                     && wider.to_string() != address.to_string()
@@ -128,7 +130,7 @@ impl Resolver<'_> {
             let correction = match error {
                 PathError::NoSlash => {
                     let with_slash = format!("/{path}");
-                    // What is proposed is not refused in its turn.
+                    // The proposed path must not be refused in its turn.
                     let proposed = match check_telemetry_path(&with_slash) {
                         Ok(()) => format!("/{}", shown_value(&path)),
                         Err(_) => DEFAULT_TELEMETRY_PATH.to_owned(),
@@ -144,7 +146,7 @@ impl Resolver<'_> {
     }
 }
 
-/// systemd separates several folders by colons.
+/// Returns the first of several folders, which systemd separates by colons.
 fn first_of(folders: &Path) -> PathBuf {
     let first = std::env::split_paths(folders.as_os_str()).next();
     first.unwrap_or_else(|| folders.to_path_buf())

@@ -207,7 +207,7 @@ fn a_long_interval_stretches_the_defaults_that_depend_on_it() {
 #[test]
 fn the_effective_configuration_is_read_again_as_the_same() {
     for text in [MINIMAL, FULL] {
-        // Secrets in the file itself cannot come back.
+        // Secrets in the file itself are not printed, so they cannot be read again.
         let text = text.replace("client_secret: 0755", "client_secret_file: x");
         let text = text.replace("headers: {X-Scope-OrgID: acme}", "headers: {}");
         let text = text.replace("user:hunter2@", "");

@@ -418,7 +418,7 @@ fn no_sink_writes_through_a_link_to_a_file_that_is_something_else_already() {
     let link = |target: &str, name: &str| symlink(at(target), at(name)).unwrap();
     std::fs::create_dir(at("real")).unwrap();
     link("real", "folder");
-    // The state is to be created yet.
+    // The state file does not exist yet.
     link("real/database", "state.db");
     let what = |path: &str| {
         let text = format!(
@@ -612,7 +612,7 @@ fn what_is_hardly_meant_is_warned_of_and_what_looks_odd_is_not() {
             .replace("client_id: KEY", &format!("client_id: {id}"))
             .replace("client_secret_file: /run/secret", &secret);
         let mut warnings = load(&text).unwrap().warnings;
-        // Of the mode of the file that it is in.
+        // The last warning is about the mode of the configuration file.
         warnings.pop();
         warnings.join("\n")
     };
@@ -659,7 +659,7 @@ fn a_header_that_holds_a_placeholder_is_warned_of() {
             "{{type: otlp, endpoint: 'http://loki/otlp/v1/logs', headers: {{A: '{value}'}}}}"
         );
         let loaded = load(&minimal_and(&format!("log: {{sinks: [{sink}]}}"))).unwrap();
-        // The file holds a secret now, which is told as well.
+        // The file holds a secret now, so there is a warning about its mode as well.
         let of_headers = |told: &String| told.starts_with("log.");
         loaded.warnings.into_iter().find(of_headers)
     };

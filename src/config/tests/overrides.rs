@@ -11,7 +11,7 @@ fn a_flag_that_picks_tenants_may_leave_out_those_that_a_search_names() {
     };
     let loaded = load_with(Some(&text), &[], &flags).unwrap();
     assert!(!loaded.config.searches[0].is_for("client_2"));
-    // The environment is the daemon's, which would poll nothing.
+    // A variable is set for a daemon, which would poll nothing.
     let variables = [("OPSRAMP_TENANT_ID", "client_2")];
     let error = load_with(Some(&text), &variables, &Overrides::default()).unwrap_err();
     let told = "is no tenant of any account, whose tenants come from OPSRAMP_TENANT_ID";
@@ -77,15 +77,15 @@ fn a_variable_that_wins_over_a_default_of_the_file_is_named() {
     let database = ("OPSRAMP_EXPORTER_POSTGRES_URL", "postgres://u:hunter2@h/d");
     assert_snapshot!(overridden(MINIMAL, &[token, state]).unwrap(), @"flags and variables win over the configuration file: OPSRAMP_TOKEN_URL over the default of accounts[0].token_url, OPSRAMP_EXPORTER_STATE_PATH over the default of state.path");
     assert_snapshot!(overridden(MINIMAL, &[database]).unwrap(), @"flags and variables win over the configuration file: OPSRAMP_EXPORTER_POSTGRES_URL over the default of state.path");
-    // What the file cannot do without, it is given so.
+    // A variable may give a required key that the file lacks.
     let partial = MINIMAL.replace("    client_secret_file: /run/secret\n", "");
     let secret = ("OPSRAMP_CLIENT_SECRET", "hunter2");
     assert_eq!(overridden(&partial, &[secret]), None);
     let secret = ("OPSRAMP_CLIENT_SECRET_FILE", "/run/other");
     assert_eq!(overridden(&partial, &[secret]), None);
-    // All of the account, too.
+    // Variables may also give the whole account.
     assert_eq!(overridden("log: {}", &env_and(&[token])), None);
-    // A flag is no variable that was left behind.
+    // A flag cannot have been left behind in a shell.
     let flags = Overrides {
         token_url: set("https://other.example/token"),
         state_path: Some("other.db".into()),
@@ -256,7 +256,7 @@ fn a_proxy_of_the_environment_that_would_be_left_out_ends_the_start_and_is_not_s
         load_with(Some(text), &env, &none).map_err(|error| error.to_string())
     };
     assert_snapshot!(load(MINIMAL, "HTTPS_PROXY").unwrap_err(), @"HTTPS_PROXY: is not the URL of an HTTP proxy; write it as http://host:port, name the hosts that are reached without one in NO_PROXY, or unset it");
-    // What is meant for others.
+    // Variables that only concern other programs are not checked.
     load(MINIMAL, "HTTP_PROXY").unwrap();
     let of_its_own = MINIMAL.replace(
         "    client_id:",
@@ -401,7 +401,7 @@ fn a_secret_where_a_flag_or_variable_names_its_file_is_refused_and_not_shown() {
     "#);
 }
 
-/// To name the variable that has just been set, or the key beside it, would lead in a circle.
+/// Advice to set the same variable again, or the key that it overrides, would lead in a circle.
 #[test]
 fn what_was_not_expanded_where_it_was_set_is_told_to_be_mended_there() {
     let unexpanded = "write the URL itself in its place, for whatever sets it did not expand it";

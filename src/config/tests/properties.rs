@@ -108,7 +108,7 @@ proptest! {
         prop_assert!(Config::load(Some(file.path()), &Overrides::default(), &|_| None).is_err());
     }
 
-    /// Whatever a slip of the keyboard does to a file, its secrets are in no message.
+    /// Whatever typing error a file has, no message shows its secrets.
     #[test]
     fn no_message_shows_a_secret(at in 0..FULL.len(), cut in 0..24_usize, insert in yaml_like()) {
         let secret = "hunter2";

@@ -152,7 +152,7 @@ fn the_defaults_in_the_schema_are_the_defaults() {
         "log": take("Log"),
         "web": take("Web"),
     });
-    // A sink and a server have to be there for their defaults to show.
+    // The defaults of a sink and of a server only show if there are a sink and a server.
     let mut otlp = take("Sink");
     otlp.insert("type".into(), "otlp".into());
     otlp.insert("endpoint".into(), "http://loki".into());

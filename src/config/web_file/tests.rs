@@ -201,7 +201,7 @@ fn what_others_can_read_and_passwords_in_clear_are_warned_of() {
     assert!(warnings[0].contains("in clear"), "{warnings:?}");
 }
 
-/// Of `/run/credentials`, which is there for the service alone.
+/// Uses a path below `/run/credentials`, which is there for the service alone.
 #[test]
 fn whoever_checks_leaves_what_the_exporter_alone_can_read_and_looks_at_the_rest() {
     const HANDED: &str = "/run/credentials/no-such.service/x";
@@ -434,7 +434,7 @@ fn how_to_speak_to_the_server_is_told_and_a_broken_file_is_not_shown() {
     for text in ["", "basic_auth_users: {a: b}\n", "tls_server_config: {}\n"] {
         assert_eq!(scheme(text).unwrap(), "http", "{text}");
     }
-    // It is not looked whether they are there.
+    // Whether these files exist is not checked.
     let tls = "tls_server_config:\n  cert_file: a.pem\n  key_file: b.pem\n";
     assert_eq!(scheme(tls).unwrap(), "https");
     let hash = "$2b$12$not.to.be.seen";

@@ -15,17 +15,17 @@ use crate::{
 
 const SECTION: &str = "tls_server_config";
 
-/// What the exporter-toolkit would speak and we do not.
+/// Versions that the exporter-toolkit supports and the exporter does not.
 const OLD_VERSIONS: [&str; 2] = ["TLS10", "TLS11"];
 
-/// Cipher suites that cannot be chosen, because they are always there.
+/// Cipher suites that cannot be chosen, because they are always enabled.
 const TLS13_SUITES: [&str; 3] = [
     "TLS_AES_128_GCM_SHA256",
     "TLS_AES_256_GCM_SHA384",
     "TLS_CHACHA20_POLY1305_SHA256",
 ];
 
-/// The key that says what a part is made of, where the file says it itself.
+/// Returns the key that holds the content of a part itself.
 fn key_of(part: TlsPart) -> &'static str {
     match part {
         TlsPart::Certificate => "cert",
@@ -35,18 +35,18 @@ fn key_of(part: TlsPart) -> &'static str {
     }
 }
 
-/// Where that key is.
+/// Returns the path of that key.
 pub(super) fn path_of(part: TlsPart) -> String {
     format!("{SECTION}.{}", key_of(part))
 }
 
-/// Where the key is that names a file with what the part is made of.
+/// Returns the path of the key that names a file with the content of a part.
 pub(super) fn file_path_of(part: TlsPart) -> String {
     format!("{}_file", path_of(part))
 }
 
 impl Resolver<'_> {
-    /// TLS; `None` where the section is empty, and where it is wrong.
+    /// Returns the TLS options; `None` if the section is empty or wrong.
     pub(super) fn tls(&mut self, tls: file::Tls) -> Option<TlsOptions> {
         if tls == file::Tls::default() {
             return None;
@@ -90,7 +90,8 @@ impl Resolver<'_> {
         })
     }
 
-    /// A text that is given itself or by the name of a file (`key`, `key_file`), and must be.
+    /// Returns a required text that is given directly (`key`) or by the name of a file
+    /// (`key_file`).
     fn needed(
         &mut self,
         part: TlsPart,
@@ -106,7 +107,8 @@ impl Resolver<'_> {
         text
     }
 
-    /// The same of one that need not be. One that is left to the exporter is empty.
+    /// Returns an optional text that is given in the same way. If the file is left to the
+    /// exporter, the text is empty.
     fn text(
         &mut self,
         part: TlsPart,
@@ -197,7 +199,7 @@ impl Resolver<'_> {
         (min, max)
     }
 
-    /// What the words of a list stand for.
+    /// Returns what the words of a list stand for.
     fn named<T: Copy>(&self, key: &str, words: &[String], known: &[(&str, T)]) -> Vec<T> {
         let names: Vec<&str> = known.iter().map(|(name, _)| *name).collect();
         let mut values = Vec::new();
@@ -206,7 +208,7 @@ impl Resolver<'_> {
                 values.push(*value);
                 continue;
             }
-            // Those of TLS 1.3 are always there, so that a list with them is as good.
+            // The suites of TLS 1.3 are always enabled, so a list may name them without effect.
             if key == "cipher_suites" && TLS13_SUITES.contains(&word.as_str()) {
                 continue;
             }

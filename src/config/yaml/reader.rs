@@ -1,7 +1,7 @@
 //! A serde deserializer over the tree that notes every problem and goes on, where serde alone
-//! would stop at the first: what cannot be read counts as not given.
+//! would stop at the first. A value that cannot be read counts as not given.
 //!
-//! This rests on every key of the file being optional, and on [`Absent`].
+//! This works because every key of the file is optional, and because of [`Absent`].
 
 use std::{fmt, slice};
 
@@ -17,8 +17,8 @@ use serde::{
 use super::{Entry, Node, Scalar, Value};
 use crate::config::problem::{KeyPath, Problems, first_word, shown_value};
 
-/// Deserializes from a node. What goes wrong inside of lists and mappings is noted, and what
-/// was wrong counts as not given.
+/// Deserializes from a node. Problems inside lists and mappings are noted, and the values
+/// concerned count as not given.
 #[derive(Clone, Copy, Debug)]
 struct Reader<'a> {
     node: &'a Node,
@@ -29,16 +29,16 @@ struct Reader<'a> {
 /// Why a value could not be read.
 #[derive(Debug)]
 enum Failed {
-    /// What is wrong and what to do, to be noted by whoever can go on.
+    /// What is wrong and what to do. A caller that can go on notes it.
     Because(String),
-    /// It is noted already.
+    /// The problem is noted already.
     Noted,
 }
 
 // === impl Node ===
 
 impl Node {
-    /// Reads the document as a `T`; `T::default()` where nothing can be made of it.
+    /// Reads the document as a `T`; returns `T::default()` if nothing can be made of it.
     pub(in crate::config) fn read<'de, T: Deserialize<'de> + Default>(
         &self,
         problems: &Problems,
@@ -70,7 +70,7 @@ impl Node {
 // === impl Entry ===
 
 impl Entry {
-    /// Whether messages may name the key. One without a value may itself be a value, of a key
+    /// Whether messages may name the key. A key without a value may itself be the value of a key
     /// whose colon was forgotten, and so a secret.
     fn may_be_named(&self, known: &[&str]) -> bool {
         !matches!(self.value.value, Value::Null) || nearest(first_word(&self.key), known).is_some()
@@ -117,8 +117,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// The entries without those that are given twice or, where `known` names the keys, unknown;
-    /// both are noted.
+    /// Returns the entries, without duplicates and, if `known` names the keys, without unknown
+    /// keys. Both are noted.
     fn checked_entries(&self, known: Option<&[&str]>) -> Result<Vec<&'a Entry>, Failed> {
         let mut seen: Vec<&'a Entry> = Vec::new();
         for entry in self.entries()? {
@@ -160,7 +160,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Reads a part of this node, notes what is wrong with it, and makes do without it.
+    /// Reads a part of this node. If the part is wrong, notes why and treats it as absent.
     fn read_part<'de, T: Deserialize<'de>>(self) -> Result<T, Failed> {
         T::deserialize(self).or_else(|failed| {
             self.note(failed);
@@ -191,19 +191,19 @@ fn unknown_word(word: &str, known: &[&str]) -> String {
     }
 }
 
-/// Whether a text is a boolean where it stands without quotes.
+/// Whether a text is a boolean when it stands without quotes.
 fn is_boolean_word(text: &str) -> bool {
     let words = ["true", "false", "yes", "no", "on", "off", "y", "n"];
     words.iter().any(|word| text.eq_ignore_ascii_case(word))
 }
 
-/// The known word that is most likely meant, if any is near.
+/// Returns the known word that is most likely meant, if any is similar enough.
 pub(in crate::config) fn nearest<'k>(word: &str, known: &[&'k str]) -> Option<&'k str> {
     let word: Vec<char> = word.to_lowercase().replace('-', "_").chars().collect();
     let distance = |near: &str| {
         let near: Vec<char> = near.to_lowercase().chars().collect();
         let whole = strsim::generic_damerau_levenshtein(&word, &near);
-        // Who writes the beginning of a long word means it, too.
+        // The beginning of a long word stands for the whole word, too.
         let beginning = near.get(..word.len()).filter(|_| word.len() >= 4);
         let beginning = beginning.map(|near| strsim::generic_damerau_levenshtein(&word, near) + 1);
         whole.min(beginning.unwrap_or(usize::MAX))
@@ -232,7 +232,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
         let scalar = self.scalar("true or false")?;
         match scalar.boolean {
             Some(value) => visitor.visit_bool(value),
-            // Without quotes it would be one.
+            // Without quotes the text would be a boolean.
             None if is_boolean_word(&scalar.text) => Err(Failed::Because(
                 "must be true or false without quotes".to_owned(),
             )),
@@ -276,7 +276,7 @@ impl<'de> Deserializer<'de> for Reader<'_> {
 
     fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Failed> {
         if let Value::Scalar(scalar) = &self.node.value {
-            // A list of it is good advice only where that could be read.
+            // Writing it as a list is good advice only if that list could be read.
             let problems = Problems::default();
             let read = visitor.visit_seq(Items {
                 items: slice::from_ref(self.node).iter().enumerate(),
@@ -371,7 +371,7 @@ impl<'de> SeqAccess<'de> for Items<'_> {
                 path: &KeyPath::Index(self.path, index),
                 problems: self.problems,
             };
-            // What cannot be made do without is left out of the list.
+            // An item that is wrong and cannot be absent is left out of the list.
             if let Ok(value) = reader.read_part() {
                 return Ok(Some(value));
             }
@@ -417,7 +417,7 @@ impl<'de> MapAccess<'de> for Entries<'_> {
         &mut self,
     ) -> Result<Option<(K, T)>, Failed> {
         while let Some(key) = self.next_key()? {
-            // What cannot be made do without is left out of the mapping.
+            // A value that is wrong and cannot be absent is left out of the mapping.
             if let Ok(value) = self.next_value() {
                 return Ok(Some((key, value)));
             }
@@ -477,8 +477,8 @@ impl<'de> VariantAccess<'de> for Word<'_> {
     }
 }
 
-/// What stands for a part that could not be read: an option is `None`, a struct is empty, and
-/// anything else cannot be made.
+/// Stands in for a part that could not be read: an option is `None`, a struct is empty, and any
+/// other type cannot be made.
 struct Absent;
 
 impl<'de> Deserializer<'de> for Absent {
