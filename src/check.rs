@@ -1,9 +1,9 @@
-//! The command `check`: goes through the set-up step by step and says what works, and what to do
-//! about what does not.
+//! The command `check`: goes through the set-up step by step, and says what works, and what to do
+//! about what does not work.
 //!
-//! For the hour of the installation, and for the day when something no longer works. It asks what
-//! the daemon would ask, in the order in which things can fail, changes nothing, and shows no
-//! secret. A step that needs one that failed is skipped: its failure would say nothing new.
+//! It is for the installation, and for the day when something no longer works. It asks what the
+//! daemon would ask, in the order in which things can fail. It changes nothing, and shows no
+//! secret. A step that needs a failed one is skipped, because its failure would say nothing new.
 
 use std::io;
 
@@ -17,15 +17,15 @@ mod network;
 mod report;
 mod tls;
 
-/// What to do about a file that does not answer.
+/// Advice about a file that does not answer.
 const SILENT_FILE: &str = "look whether the file system answers; a local one is best";
 
-/// Takes every step and tells each on `out`. Returns whether all passed.
+/// Takes every step and reports each on `out`. Returns whether all passed.
 ///
 /// # Errors
-/// Where `out` cannot be written to. One that is closed early is no error.
+/// If `out` cannot be written to. It is no error if `out` is closed early.
 pub async fn run(loaded: &Loaded, out: &mut dyn io::Write) -> io::Result<bool> {
-    // A process has one; it does not matter who was first.
+    // A process has one provider; it does not matter which call installed it.
     rustls::crypto::ring::default_provider()
         .install_default()
         .ok();
@@ -43,10 +43,10 @@ pub async fn run(loaded: &Loaded, out: &mut dyn io::Write) -> io::Result<bool> {
     report.end()
 }
 
-/// Tells of a configuration that cannot be used, which leaves nothing else to check.
+/// Reports a configuration that cannot be used, which leaves nothing else to check.
 ///
 /// # Errors
-/// Where `out` cannot be written to. One that is closed early is no error.
+/// If `out` cannot be written to. It is no error if `out` is closed early.
 pub fn refuse(error: ConfigError, out: &mut dyn io::Write) -> io::Result<()> {
     let mut report = Report::new(out);
     let trouble = Trouble::new(

@@ -207,7 +207,7 @@ impl Config {
         }
     }
 
-    /// What the flags alone say about the web server, where no file can tell.
+    /// Returns what the flags alone say about the web server, for use without the configuration file.
     ///
     /// # Errors
     /// If one of the flags is wrong.

@@ -1,8 +1,9 @@
-//! What is seen from outside: `/metrics`, health, the page for people, the JSON API.
+//! The web server: `/metrics`, health, the page for people, and the JSON API.
 //!
-//! It reads the board, the metrics and the health of the loops; nothing here waits for the API or
-//! the store, but the open alerts, and those only for a moment. It does not know how polling or
-//! delivery work. The listening sockets are taken early and served late (see [`bind`]).
+//! It reads the board, the metrics and the health of the loops. Nothing here waits for the API or
+//! the store, except for the open alerts, and those are waited for only briefly. This module does
+//! not know how polling or delivery work. The listening sockets are bound early and served late
+//! (see [`bind`]).
 
 use std::{io, net::TcpListener, sync::Arc, time::Duration};
 
@@ -58,28 +59,28 @@ mod query;
 mod security;
 mod view;
 
-/// Prometheus 3 refuses a scrape whose type it does not know.
+/// The content type of the metrics. Prometheus 3 refuses a scrape whose type it does not know.
 const EXPOSITION_TYPE: HeaderValue =
     HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
 
 const TEXT_TYPE: HeaderValue = HeaderValue::from_static("text/plain; charset=utf-8");
 
-/// Paths that the metrics cannot take, nor any below them.
+/// Paths that the metrics cannot have, nor any path below them.
 const FIXED_PATHS: [&str; 2] = ["/-", "/api"];
 
-/// Reasons that `/-/ready` and the page give; the others are counted.
+/// Maximum number of reasons that `/-/ready` and the page list; further ones are only counted.
 const REASONS_SHOWN: usize = 20;
 
-/// What the server shows and lets do.
+/// What the server shows and allows.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Where the metrics are: `/metrics`.
+    /// The path of the metrics, such as `/metrics`.
     pub telemetry_path: String,
     /// What one client may take.
     pub limits: Limits,
     /// TLS and passwords.
     pub guard: Guard,
-    /// What `POST /-/reload` and `POST /-/quit` do; `None` where they are not enabled.
+    /// What `POST /-/reload` and `POST /-/quit` do; `None` if they are not enabled.
     pub lifecycle: Option<Lifecycle>,
 }
 
@@ -92,19 +93,19 @@ pub struct Lifecycle {
     pub quit: CancellationToken,
 }
 
-/// The request to load the configuration again. The answer says why it could not be loaded.
+/// A request to load the configuration again. The answer says why it could not be loaded.
 pub type Reload = oneshot::Sender<Result<(), String>>;
 
 /// Why the metrics cannot be at a path.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PathError {
-    /// It is not an absolute path.
+    /// The path is not absolute.
     #[error("must start with a slash")]
     NoSlash,
-    /// It has other characters, or nothing between two slashes.
+    /// The path has other characters than those allowed, or nothing between two slashes.
     #[error("may hold letters, digits, single slashes and -._~ only")]
     Characters,
-    /// It has a segment that names no place.
+    /// The path has a segment `.` or `..`, which clients resolve before they ask.
     #[error(
         "may not have \".\" or \"..\" between its slashes: clients take them out before they ask"
     )]
@@ -112,7 +113,7 @@ pub enum PathError {
     /// The status page is there.
     #[error("\"/\" is the status page; choose another path")]
     Page,
-    /// Something else is there, or will be.
+    /// The path belongs to something else, or is reserved.
     #[error("paths below {0}/ are taken; choose another")]
     Taken(&'static str),
 }
@@ -134,15 +135,15 @@ struct Site {
     guard: Guard,
     telemetry_path: String,
     lifecycle: Option<Lifecycle>,
-    /// How long whoever asked for a reload waits for its end.
+    /// How long a client that asked for a reload waits for its end.
     reload_time: Duration,
-    /// Held by the one who waits for an exposition to be encoded.
+    /// Held by the request that encodes the exposition.
     encoding: tokio::sync::Mutex<()>,
-    /// Of those who are given all else that may be long.
+    /// Turns for all other answers that may be long.
     turns: Turns,
 }
 
-/// An error as the JSON API tells it.
+/// An error as the JSON API shows it.
 #[derive(Debug, Serialize)]
 struct ApiError {
     error: String,
@@ -151,10 +152,10 @@ struct ApiError {
 // === impl Server ===
 
 impl Server {
-    /// A server that shows these.
+    /// Returns a server that shows these parts.
     ///
     /// # Errors
-    /// Where the path for the metrics cannot be used.
+    /// If the path for the metrics cannot be used.
     pub fn new(
         metrics: Metrics,
         board: Board,
@@ -182,11 +183,12 @@ impl Server {
         })
     }
 
-    /// Serves until `shutdown` is cancelled; returns when what was under way has ended, after
-    /// [`Limits::grace`] at the latest. To be called inside a runtime.
+    /// Serves until `shutdown` is cancelled. Returns when work under way has ended, after
+    /// [`Limits::grace`] at the latest. Must be called inside a runtime.
     ///
     /// # Errors
-    /// Where the runtime cannot wait for the sockets, and where something that lets clients in has panicked.
+    /// If the runtime cannot wait for the sockets, or if a task that accepts connections has
+    /// panicked.
     pub async fn serve(
         self,
         listeners: Vec<TcpListener>,
@@ -210,7 +212,7 @@ impl Server {
     }
 }
 
-/// The paths that need no password stand apart from those that do.
+/// Builds the router. Paths that need no password stand apart from those that do.
 fn router(site: &Arc<Site>) -> Router {
     let open = Router::new()
         .route("/-/healthy", get(healthy))
@@ -232,10 +234,10 @@ fn router(site: &Arc<Site>) -> Router {
         .with_state(Arc::clone(site))
 }
 
-/// Whether the metrics can be at that path.
+/// Checks whether the metrics can be at a path.
 ///
 /// # Errors
-/// Where it is malformed or something else is there.
+/// If the path is malformed or taken.
 pub(crate) fn check_telemetry_path(path: &str) -> Result<(), PathError> {
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"/-._~".contains(&byte);
     if !path.starts_with('/') {
@@ -376,7 +378,7 @@ async fn reload(State(site): State<Arc<Site>>, headers: HeaderMap) -> Response {
     };
     let (reply, answer) = oneshot::channel();
     let until = Instant::now() + site.reload_time;
-    // Where it is not taken, the reply is dropped, and there is no answer.
+    // If the daemon does not take the request, the reply is dropped, and there is no answer.
     if timeout_at(until, lifecycle.reload.send(reply))
         .await
         .is_err()
@@ -435,7 +437,7 @@ fn text(status: StatusCode, body: impl Into<Body>) -> Response {
     (status, [(header::CONTENT_TYPE, TEXT_TYPE)], body.into()).into_response()
 }
 
-/// Whoever asks shall come again.
+/// Tells the client to ask again later.
 fn busy(refusal: Response) -> Response {
     let later = HeaderValue::from_static("5");
     ([(header::RETRY_AFTER, later)], refusal).into_response()
@@ -447,7 +449,7 @@ fn api_error(status: StatusCode, error: &dyn std::error::Error) -> Response {
 }
 
 fn parse(uri: &Uri) -> Result<Query, QueryError> {
-    // What is not UTF-8 would be taken for what nobody has asked for.
+    // Text that is not UTF-8 would be taken for another value than the one asked for.
     percent_decode_str(uri.query().unwrap_or_default())
         .decode_utf8()
         .map_err(|_| QueryError::Malformed)?;
@@ -458,8 +460,9 @@ fn parse(uri: &Uri) -> Result<Query, QueryError> {
 // === impl Site ===
 
 impl Site {
-    /// The exposition. Thousands of series take some milliseconds to encode: it is done off the
-    /// threads that serve others, by one at a time, while the others are given the last one.
+    /// Returns the exposition. Encoding thousands of series takes some milliseconds, so it is done
+    /// off the threads that serve other clients. One request encodes at a time, and the others get
+    /// the last exposition meanwhile.
     async fn exposition(&self) -> Result<Arc<Rendering>, tokio::task::JoinError> {
         if let Some(fresh) = self.metrics.fresh_rendering() {
             return Ok(fresh);
@@ -475,7 +478,7 @@ impl Site {
         tokio::task::spawn_blocking(move || metrics.rendering(clock::now())).await
     }
 
-    /// Why the process is not ready yet, one reason a line. None: it is.
+    /// Says why the process is not ready yet, one reason a line; empty if it is ready.
     fn waiting(&self, searches: &[Arc<SearchStatus>]) -> Vec<String> {
         let mut reasons = self.health.obstacles();
         let mut of_accounts = self.without_clients();
@@ -501,7 +504,7 @@ impl Site {
         reasons
     }
 
-    /// The partners of which it is not known yet who is to be searched, and why.
+    /// Names the partners whose clients are not known yet, and says why.
     fn without_clients(&self) -> Vec<String> {
         let why = |partner: &PartnerStatus| match &partner.last {
             _ if partner.is_known => None,
@@ -511,7 +514,8 @@ impl Site {
         self.of_partners("are not known yet", why)
     }
 
-    /// The partners whose clients are known, but cannot be looked up at present, and why.
+    /// Names the partners whose clients are known, but could not be looked up the last time, and
+    /// says why.
     fn outdated(&self) -> Vec<String> {
         let why = |partner: &PartnerStatus| match &partner.last {
             Some(Err(error)) if partner.is_known => Some(error.clone()),
@@ -520,8 +524,8 @@ impl Site {
         self.of_partners("could not be looked up the last time", why)
     }
 
-    /// What is said of the clients of those partners for which there is a reason, those with the same
-    /// one together.
+    /// Returns lines about the clients of those partners for which there is a reason. Partners
+    /// with the same reason share a line.
     fn of_partners(
         &self,
         said: &str,
@@ -544,8 +548,8 @@ impl Site {
         told
     }
 
-    /// The accounts of which nothing is searched although the clients of their partners are known, and
-    /// why.
+    /// Names the accounts that have no search although the clients of their partners are known,
+    /// and says why.
     fn unsearched(&self, searches: &[Arc<SearchStatus>]) -> Vec<String> {
         let is_searched = |account: &Arc<str>| searches.iter().any(|it| it.key.account == *account);
         let why = |(account, discovery): (Arc<str>, DiscoveryStatus)| {
@@ -581,7 +585,8 @@ impl Site {
         StatusView::new(&self.board, self.metrics.build(), problems, filter, now)
     }
 
-    /// Reload and quit, where they are enabled and no web page of somebody else's asks.
+    /// Returns the lifecycle if it is enabled and the request does not come from a page of another
+    /// site.
     fn lifecycle(&self, headers: &HeaderMap) -> Result<&Lifecycle, &'static str> {
         let Some(lifecycle) = &self.lifecycle else {
             return Err("not enabled; start with --web.enable-lifecycle\n");

@@ -1,7 +1,8 @@
 //! The web configuration file, in the format of the Prometheus exporter-toolkit.
 //!
-//! The file is read together with the certificates that it names, at the start and again whenever
-//! a client connects. Mistakes are reported like those of the main configuration.
+//! The file is read together with the certificates that it names, at the start and again when
+//! clients connect or ask, at most once a second. Mistakes are reported like those of the main
+//! configuration.
 
 use std::{
     collections::BTreeMap,

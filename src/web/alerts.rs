@@ -1,4 +1,4 @@
-//! The open alerts, asked of whoever keeps them, with patience that ends.
+//! The open alerts: the store is asked for them, within a time limit.
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{
 /// How long a visitor waits for the alerts before the page is shown without them.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
-/// How many ask at a time: the store has other things to do.
+/// How many requests ask the store at a time, because the store has other things to do.
 const ASKING: usize = 2;
 
 /// Where the open alerts come from. Cheap to clone.
@@ -27,7 +27,7 @@ pub struct AlertSource {
     asking: Arc<Semaphore>,
 }
 
-/// Finds open alerts, newest first; `None` while there is no store yet to look in.
+/// Finds open alerts, newest first; returns `None` while there is no store yet.
 type Find =
     dyn Fn(AlertFilter) -> BoxFuture<'static, Option<Result<Found, store::Error>>> + Send + Sync;
 
@@ -37,7 +37,8 @@ type Found = Vec<store::OpenAlert>;
 #[derive(Debug)]
 pub(super) struct Answer {
     found: Found,
-    /// Kept until they are shown: to read and write ten thousand is work as well.
+    /// Held until the alerts are shown, because reading and writing ten thousand alerts is work as
+    /// well.
     _turn: Option<OwnedSemaphorePermit>,
 }
 
@@ -60,10 +61,10 @@ pub(super) struct OpenAlert<'a> {
 /// The alerts cannot be shown.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AlertsError {
-    /// The exporter has not come so far.
+    /// There is no store yet, because the exporter is still starting.
     #[error("the store is not open yet")]
     NotYet,
-    /// The store is busy.
+    /// The store did not answer in time.
     #[error("the store did not answer within {} ms", PATIENCE.as_millis())]
     Late,
     /// The store has failed.
@@ -74,7 +75,7 @@ pub(super) enum AlertsError {
 // === impl AlertSource ===
 
 impl AlertSource {
-    /// A source that asks `find`, which brings `None` while there is no store yet to look in.
+    /// Returns a source that asks `find`, which returns `None` while there is no store yet.
     pub fn new<F>(find: F) -> Self
     where
         F: Fn(AlertFilter) -> BoxFuture<'static, Option<Result<Found, store::Error>>>
@@ -88,7 +89,7 @@ impl AlertSource {
         }
     }
 
-    /// Asks for the alerts.
+    /// Asks the store for the alerts.
     pub(super) async fn find(&self, board: &Board, query: &Query) -> Result<Answer, AlertsError> {
         let ask = async {
             let turn = Arc::clone(&self.asking).acquire_owned().await.ok();
@@ -97,7 +98,7 @@ impl AlertSource {
                 let alerts = (self.find)(filter).await.ok_or(AlertsError::NotYet)?;
                 found.extend(alerts.map_err(|error| AlertsError::Store(chain(&error)))?);
             }
-            // Each answer is in order already; those without a date come last.
+            // Each answer is sorted already; alerts without a date come last.
             found.sort_by_key(|found| std::cmp::Reverse(found.alert.created_at));
             found.truncate(query.limit());
             Ok(Answer { found, _turn: turn })
@@ -111,7 +112,7 @@ impl AlertSource {
 // === impl Answer ===
 
 impl Answer {
-    /// The alerts, newest first, with their tenants' names.
+    /// Returns the alerts, newest first, with the names of their tenants.
     pub(super) fn read(&self, board: &Board) -> Vec<OpenAlert<'_>> {
         let searches = board.searches();
         let names: HashMap<(&str, &str), &Arc<str>> = searches
@@ -129,7 +130,7 @@ impl Answer {
                 },
                 search: &found.search,
                 alert_id: &found.alert.id,
-                // What cannot be read is shown by its id alone.
+                // An alert that cannot be read is shown by its id alone.
                 fields: AlertFields::from_stored(&found.alert.body).unwrap_or_default(),
             })
             .collect()
@@ -142,8 +143,8 @@ impl fmt::Debug for AlertSource {
     }
 }
 
-/// What to ask the store, which knows tenants by their ids only: a tenant's name may stand for
-/// several, in different accounts.
+/// Returns the filters to ask the store with. The store knows tenants only by their ids, and a
+/// tenant's name may stand for several tenants in different accounts.
 fn filters(board: &Board, query: &Query) -> Vec<AlertFilter> {
     let filter = |account: Option<String>, tenant: Option<String>| AlertFilter {
         account,

@@ -1,11 +1,11 @@
 //! The accept loop and the bounds on connections.
 //!
-//! Anybody who can reach the port can open connections and leave them. So every connection is in
-//! a table with what it does at present and since when; one that takes too long is dropped, and
-//! when the table is full, one makes room for the newcomer: of the client that has the most, the one
-//! least likely to be missed. A scrape therefore always finds a place, also beside a client that takes
-//! all there are. Where everybody comes from one address, as behind a proxy, a newcomer still has the
-//! time for a handshake. This module knows nothing of paths.
+//! Anybody who can reach the port can open connections and leave them. So every connection is in a
+//! table, with what it does at present and since when. A connection that takes too long is
+//! dropped. When the table is full, a newcomer replaces a connection of the client that has the
+//! most: the one least likely to be missed. A scrape therefore always finds a place, also beside a
+//! client that takes all the places it can. If all clients share one address, as behind a proxy, a
+//! newcomer still has the time for a handshake. This module knows nothing of paths.
 
 use std::{
     collections::HashMap,
@@ -44,47 +44,49 @@ use super::{
 };
 use crate::clock;
 
-/// The first byte of a connection that speaks TLS: a handshake comes (RFC 8446, 5.1).
+/// The first byte of a connection that speaks TLS, which begins a handshake record (RFC 8446,
+/// 5.1).
 const TLS_HANDSHAKE: u8 = 22;
-/// A client hello fits more often than not; what does not is passed on.
+/// Most client hellos fit into this size; further bytes are passed on.
 const PEEKED: usize = 1024;
-/// What a client hears that does not speak TLS where TLS is spoken.
+/// The answer to a client that does not speak TLS on a port that does.
 const SPEAK_TLS: &[u8] = b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\n\
     Connection: close\r\n\r\nthis port speaks TLS: ask with https://\n";
 
-/// After a failed accept, for instance for lack of file descriptors, where nothing made room.
+/// Pause after a failed accept, for instance for lack of file descriptors, if no connection made
+/// room.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// What the process has open besides, while it works.
+/// File descriptors that the process needs besides while it works.
 const OTHER_DESCRIPTORS: u64 = 24;
-/// A connection younger than this is not yet counted as silent: even from far away and with TLS, an honest client has
-/// sent its request by then.
+/// A connection younger than this does not count as silent yet: even from far away and with TLS,
+/// an honest client has sent its request by then.
 const NEWCOMER_GRACE: Duration = Duration::from_secs(1);
 
 const FEWEST_CONNECTIONS: usize = 4;
 const MOST_CONNECTIONS: usize = 1024;
 
-/// What one client may take.
+/// Limits of connections, in number, size and time.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Connections at a time.
+    /// Maximum number of connections at a time.
     pub connections: usize,
-    /// Bytes of a request's head.
+    /// Maximum size of a request's head, in bytes.
     pub head_size: usize,
-    /// For a request's head to arrive, a TLS handshake included.
+    /// Time for a request's head to arrive, including a TLS handshake.
     pub head_time: Duration,
-    /// Between two requests of a connection.
+    /// Time between two requests of a connection.
     pub idle_time: Duration,
-    /// For a request to be worked on.
+    /// Time for a request to be worked on.
     pub work_time: Duration,
-    /// For a reload to end before whoever asked for it is told that it goes on. Shorter than `work_time`, so that
-    /// there is an answer.
+    /// Time for a reload to end before the client that asked for it is told that it goes on.
+    /// Shorter than `work_time`, so that there is an answer.
     pub reload_time: Duration,
-    /// For the turn to come of a request whose answer may be long.
+    /// Time for a request to wait for its turn, if its answer may be long.
     pub turn_time: Duration,
-    /// For an answer to be taken.
+    /// Time for the client to take an answer.
     pub answer_time: Duration,
-    /// For what is under way to end after a shutdown was asked for.
+    /// Time for work under way to end after a shutdown was asked for.
     pub grace: Duration,
 }
 
@@ -113,7 +115,7 @@ struct Entries {
 #[derive(Debug)]
 struct Entry {
     task: AbortHandle,
-    /// Whose it is.
+    /// The client's network (see `network`).
     client: IpAddr,
     activity: Arc<Activity>,
 }
@@ -122,14 +124,14 @@ struct Entry {
 #[derive(Debug)]
 struct Activity {
     phase: Mutex<(Phase, Instant)>,
-    /// Part of another request has come already, behind the one before.
+    /// Whether a part of another request has already arrived behind the last one.
     has_more: AtomicBool,
 }
 
-/// In the order in which connections make room for others, but for new ones.
+/// In the order in which connections make room for others, except for new ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
-    /// A request's head has not arrived as a whole: new, or half-way.
+    /// A request's head has not fully arrived: the connection is new, or the head is half-way.
     Receiving,
     /// A request was answered, and no other one has begun.
     Idle,
@@ -144,11 +146,11 @@ enum Phase {
 struct Watched<S> {
     stream: S,
     activity: Arc<Activity>,
-    /// The last bytes that were read, where they are those of requests: not inside of TLS.
+    /// The last bytes that were read, if these are the bytes of requests; `None` below TLS.
     end: Option<[u8; 3]>,
 }
 
-/// A connection whose client would not be let in now.
+/// The connection's client would not be let in now.
 #[derive(Debug, thiserror::Error)]
 #[error("the client would not be let in now")]
 struct Outdated;
@@ -163,9 +165,9 @@ struct Place {
 // === impl Limits ===
 
 impl Default for Limits {
-    /// Half of the file descriptors that the process may have, and some less where that is few, for
-    /// the store, the sinks and the requests to the API need theirs; and times that suit Prometheus, which asks every 15 or 60
-    /// seconds on a connection that it keeps.
+    /// Allows as many connections as half of the process's file descriptors, and fewer if there
+    /// are few descriptors, because the store, the sinks and the requests to the API need some.
+    /// The times suit Prometheus, which asks every 15 or 60 seconds on a connection that it keeps.
     fn default() -> Self {
         let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         Self {
@@ -182,7 +184,7 @@ impl Default for Limits {
     }
 }
 
-/// Connections at a time where there may be so many file descriptors.
+/// Returns how many connections there may be at a time with so many file descriptors.
 fn connections(descriptors: u64) -> usize {
     let spare = descriptors.saturating_sub(OTHER_DESCRIPTORS);
     let connections = usize::try_from(spare.min(descriptors / 2)).unwrap_or(usize::MAX);
@@ -210,10 +212,10 @@ impl Connections {
         }
     }
 
-    /// Serves until the shutdown is asked for and what is under way has ended.
+    /// Serves until the shutdown is asked for and work under way has ended.
     ///
     /// # Errors
-    /// Where a listener's loop has panicked: nobody would be let in there any more.
+    /// If a listener's loop has panicked, because then nobody would be let in there any more.
     pub(super) async fn serve(self, listeners: Vec<TcpListener>) -> Result<(), JoinError> {
         let mut loops = JoinSet::new();
         for listener in listeners {
@@ -227,7 +229,7 @@ impl Connections {
                 _ = sweep.tick() => self.table.drop_overdue(),
             }
         }
-        // They end by themselves.
+        // The loops end by themselves.
         while loops.join_next().await.is_some() {}
         self.table.drop_unbusy();
         self.tracker.close();
@@ -250,7 +252,7 @@ impl Connections {
             match accepted {
                 Ok((stream, client)) => {
                     if self.admit(stream, client.ip()) {
-                        // Those that had to go close their sockets before the next one opens.
+                        // The dropped connection closes its socket before the next one opens.
                         tokio::task::yield_now().await;
                     }
                 }
@@ -258,7 +260,7 @@ impl Connections {
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
                     if self.table.drop_first() {
-                        // It closes its socket before the next one opens.
+                        // The dropped connection closes its socket before the next one opens.
                         tokio::task::yield_now().await;
                     } else {
                         tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -268,7 +270,7 @@ impl Connections {
         }
     }
 
-    /// Takes a connection in; says whether another one had to make room.
+    /// Takes a connection in, and returns whether another one had to make room.
     fn admit(&self, stream: TcpStream, client: IpAddr) -> bool {
         // Answers are written in one piece, so that waiting to fill a packet only delays them.
         stream.set_nodelay(true).ok();
@@ -292,7 +294,7 @@ impl Connections {
         let connection = self
             .clone()
             .run(stream, client, Arc::clone(&activity), place);
-        // The table is locked: the task cannot leave it before it is in it.
+        // The table is locked, so the task cannot leave the table before it is entered.
         let task = self.tracker.spawn(connection).abort_handle();
         let entry = Entry {
             task,
@@ -303,8 +305,8 @@ impl Connections {
         full
     }
 
-    /// Serves one connection, which begins with a handshake where TLS is spoken: it has to be done
-    /// within the time for a head.
+    /// Serves one connection. With TLS it begins with a handshake, which counts towards the time
+    /// for a head.
     async fn run<S>(self, stream: S, client: IpAddr, activity: Arc<Activity>, _place: Place)
     where
         S: AsyncRead + AsyncWrite + Unpin,
@@ -314,12 +316,12 @@ impl Connections {
             let peer = Peer::in_clear();
             return self.answer(stream, client, peer, activity).await;
         };
-        // It holds what was looked at, and passes the rest on.
+        // The reader keeps the bytes that were looked at, and passes them on.
         let mut stream = BufReader::with_capacity(PEEKED, stream);
         match stream.fill_buf().await {
             Ok([TLS_HANDSHAKE, ..]) => {}
             Ok([_, ..]) => {
-                // Whoever does not read it has gone already.
+                // A failed write means that the client has gone already.
                 stream.write_all(SPEAK_TLS).await.ok();
                 return;
             }
@@ -332,7 +334,7 @@ impl Connections {
                 drop(security);
                 self.answer(stream, client, peer, activity).await;
             }
-            // Port scanners and probes would fill the log.
+            // Only at debug level, because port scanners and probes would fill the log.
             Err(error) => tracing::debug!(%client, %error, "a TLS handshake failed"),
         }
     }
@@ -356,7 +358,8 @@ impl Connections {
                 let standing = guard.current().await.standing(peer, clock::now());
                 if standing == Standing::Refused {
                     tracing::debug!(%client, "a connection was closed whose client would not be let in now");
-                    // No answer: whoever asks on a new connection instead learns there what is wrong.
+                    // There is no answer, so the client asks again on a new connection and learns
+                    // there what is wrong.
                     return Err(Outdated);
                 }
                 let mut answer = answer
@@ -371,14 +374,15 @@ impl Connections {
             }
         });
         let connection = http1::Builder::new()
-            // The table has its own times, which need no timer a connection.
+            // The table has its own time limits, which need no timer per connection.
             .header_read_timeout(None)
             .max_buf_size(self.table.limits.head_size)
-            // A client may close its half when it has asked, as `nc -N` does.
+            // A client may close its sending half once it has asked, as `nc -N` does.
             .half_close(true)
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
-        // How a connection ends is its client's affair: there is nothing to be done about it.
+        // The result is ignored: how a connection ends is up to its client, and nothing can be
+        // done about it.
         tokio::select! {
             result = connection.as_mut() => result.ok(),
             () = self.shutdown.cancelled() => {
@@ -389,7 +393,7 @@ impl Connections {
     }
 }
 
-/// Whether a failed accept says something about the connection rather than about us.
+/// Whether a failed accept concerns a single connection rather than the server.
 fn concerns_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
@@ -432,10 +436,10 @@ impl Table {
 // === impl Entries ===
 
 impl Entries {
-    /// Drops the connection that is least likely to be missed; says whether there was one.
+    /// Drops the connection that is least likely to be missed, and returns whether there was one.
     fn drop_first(&mut self) -> bool {
         let first = self.first(Instant::now());
-        // Its place is free at once, though its socket is closed a moment later.
+        // The place in the table is free at once, though the socket is closed a moment later.
         let entry = first.and_then(|id| self.open.remove(&id));
         if let Some(entry) = &entry {
             entry.task.abort();
@@ -443,7 +447,8 @@ impl Entries {
         entry.is_some()
     }
 
-    /// The connection that is least likely to be missed, of those of the clients that have the most.
+    /// Returns the connection that is least likely to be missed, among those of the clients that
+    /// have the most.
     fn first(&self, now: Instant) -> Option<u64> {
         let mut counts: HashMap<IpAddr, usize> = HashMap::new();
         for entry in self.open.values() {
@@ -460,7 +465,7 @@ impl Entries {
         let receiving = candidates
             .iter()
             .filter(|((phase, _), _)| is_receiving(*phase));
-        // So many would soon be all there are.
+        // If more than half are receiving, protecting the new ones would soon leave only these.
         let too_many = receiving.count() > candidates.len() / 2;
         let first = candidates.iter().min_by_key(|((phase, since), id)| {
             let is_new = is_receiving(*phase) && now.duration_since(*since) < NEWCOMER_GRACE;
@@ -487,7 +492,7 @@ impl Limits {
         }
     }
 
-    /// How often overdue connections are looked for: a tenth of the shortest time is precise
+    /// How often overdue connections are looked for. A tenth of the shortest time is precise
     /// enough.
     fn sweep_interval(&self) -> Duration {
         let shortest = [
@@ -521,7 +526,7 @@ impl Activity {
         *self.phase.lock() = (phase, Instant::now());
     }
 
-    /// An answer is out.
+    /// Notes that an answer has been sent.
     fn answered(&self) {
         let next = if self.has_more.load(Ordering::Relaxed) {
             Phase::Receiving
@@ -556,8 +561,8 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
                 for byte in &new[new.len().saturating_sub(end.len())..] {
                     *end = [end[1], end[2], *byte];
                 }
-                // An empty line ends a head. What ends in a body counts as half of a request as
-                // well: nobody needs to keep such a connection.
+                // An empty line ends a head. If the bytes end within a body, they count as half of
+                // a request as well, because no client needs to keep such a connection.
                 let is_whole = end.ends_with(b"\n\n") || end == b"\n\r\n";
                 this.activity.has_more.store(!is_whole, Ordering::Relaxed);
             }
@@ -588,7 +593,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // The HTTP layer flushes when it has nothing left to write: the answer is out.
+        // The HTTP layer flushes when it has nothing left to write, so the answer has been sent.
         let result = Pin::new(&mut self.stream).poll_flush(context);
         if matches!(result, Poll::Ready(Ok(()))) {
             self.activity.answered();
@@ -613,8 +618,8 @@ impl Drop for Place {
 mod tests {
     use super::*;
 
-    /// A table of connections with their clients, what they do and for how many milliseconds; which of
-    /// them makes room.
+    /// Returns which connection makes room in a table of connections, each given with its client,
+    /// its phase, and how many milliseconds the phase has lasted.
     fn first(connections: &[(&str, Phase, u64)]) -> Option<u64> {
         let (now, mut entries) = (Instant::now() + NEWCOMER_GRACE * 100, Entries::default());
         for (id, (client, phase, age)) in (0..).zip(connections) {
@@ -639,7 +644,7 @@ mod tests {
         let flood = [(other, Phase::Idle, 5), (other, Phase::Working, 9)];
         assert_eq!(first(&[scraper, flood[0], flood[1]]), Some(1));
         assert_eq!(first(&[scraper, flood[1], flood[1]]), Some(1));
-        // Where all have as many, it does not matter whose it is.
+        // If all clients have equally many, every client's connections are candidates.
         assert_eq!(first(&[scraper, flood[0]]), Some(0));
         let site = ["2001:db8::1", "2001:db8::2"].map(|client| (client, Phase::Idle, 5));
         assert_eq!(first(&[scraper, site[0], site[1]]), Some(1));
@@ -668,7 +673,7 @@ mod tests {
         assert_eq!(first(&connections), Some(3));
     }
 
-    /// Numbers overflow where that is looked at.
+    /// Needs the overflow checks of a debug build.
     #[cfg(debug_assertions)]
     #[tokio::test]
     async fn a_listener_whose_loop_panics_ends_the_server() {

@@ -1,7 +1,7 @@
-//! Listening sockets: what a listen address means, and taking it.
+//! Listening sockets: what a listen address means, and how it is bound.
 //!
-//! Addresses are taken early, before anything else is started, so that a second exporter on the
-//! same port fails at once; they are served late, when there is something to show.
+//! Addresses are bound before anything else is started, so that a second exporter on the same port
+//! fails at once. They are served later, when there is something to show.
 
 use std::{
     fmt, io,
@@ -10,13 +10,13 @@ use std::{
 
 use tokio::net::TcpSocket;
 
-/// Connections that the kernel holds ready until they are accepted.
+/// Maximum number of connections that the kernel holds ready until they are accepted.
 const BACKLOG: u32 = 1024;
 
 /// A listen address cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// It is not an address.
+    /// The text is not an address.
     #[error(
         "{address:?} is not a listen address; write `:10836`, `127.0.0.1:10836` or `[::1]:10836`"
     )]
@@ -24,7 +24,7 @@ pub enum BindError {
         /// What was given.
         address: String,
     },
-    /// Its host name has no address.
+    /// The address's host name cannot be resolved.
     #[error("cannot look up the listen address {address}")]
     Resolve {
         /// What was given.
@@ -33,7 +33,7 @@ pub enum BindError {
         #[source]
         source: io::Error,
     },
-    /// The socket cannot be had.
+    /// The socket cannot be bound.
     #[error("cannot listen on {address}")]
     Bind {
         /// What was given.
@@ -48,13 +48,13 @@ pub enum BindError {
          --web.systemd-socket"
     )]
     NoSocket,
-    /// What systemd has handed over cannot be listened on.
+    /// A socket from systemd is not a listening TCP socket.
     #[error(
         "the socket number {number} from systemd cannot be used: it must be a listening TCP socket \
          (ListenStream= with a port, Accept=no)"
     )]
     WrongSocket {
-        /// Its number, from 1.
+        /// The number of the socket, from 1.
         number: usize,
         /// Why, where the system says so.
         #[source]
@@ -62,11 +62,11 @@ pub enum BindError {
     },
 }
 
-/// Takes the sockets that systemd hands over, all that there are (`sd_listen_fds(3)`). To be called
-/// once. They do not block.
+/// Takes all sockets that systemd hands over (`sd_listen_fds(3)`), and makes them non-blocking.
+/// May be called only once.
 ///
 /// # Errors
-/// Where there is none, or one that is no listening TCP socket.
+/// If there is no socket, or if one is not a listening TCP socket.
 pub fn take_from_systemd() -> Result<Vec<TcpListener>, BindError> {
     let mut sockets = listenfd::ListenFd::from_env();
     let mut listeners = Vec::new();
@@ -93,12 +93,12 @@ pub fn take_from_systemd() -> Result<Vec<TcpListener>, BindError> {
     Ok(listeners)
 }
 
-/// Takes every address: `host:port`, or `:port` for all addresses of the machine, IPv4 and IPv6
-/// alike. Port 0 takes a free one. To be called inside a runtime; the sockets do not block, and may be
-/// served by another one.
+/// Binds every address: `host:port`, or `:port` for all addresses of the machine, IPv4 and IPv6
+/// alike. Port 0 takes a free port. Must be called inside a runtime; the sockets are non-blocking,
+/// and may be served by another runtime.
 ///
 /// # Errors
-/// Where an address is malformed, unknown or in use; then none is taken.
+/// If an address is malformed, unknown or in use; then none is bound.
 pub fn bind(addresses: &[impl fmt::Display]) -> Result<Vec<TcpListener>, BindError> {
     let mut listeners = Vec::new();
     for address in addresses {
@@ -120,7 +120,7 @@ fn bind_one(address: &str) -> Result<TcpListener, BindError> {
     if host.is_empty() {
         return bind_everywhere(port).map_err(failed);
     }
-    // An IPv6 address stands in brackets: without them its last group would pass for the port.
+    // An IPv6 address must stand in brackets: without them its last group would pass for the port.
     if host.contains(':') && !(host.starts_with('[') && host.ends_with(']')) {
         return Err(invalid());
     }
@@ -143,7 +143,7 @@ fn bind_one(address: &str) -> Result<TcpListener, BindError> {
 
 fn bind_everywhere(port: u16) -> io::Result<TcpListener> {
     match listen((Ipv6Addr::UNSPECIFIED, port).into()) {
-        // A kernel without IPv6.
+        // The kernel has no IPv6.
         Err(error)
             if matches!(
                 rustix::io::Errno::from_io_error(&error),
@@ -161,7 +161,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
     };
-    // A restart must not wait for connections of the last run to leave TIME_WAIT.
+    // A restart must not wait until connections of the last run have left TIME_WAIT.
     socket.set_reuseaddr(true)?;
     if address.ip() == Ipv6Addr::UNSPECIFIED {
         rustix::net::sockopt::set_ipv6_v6only(&socket, false)?;

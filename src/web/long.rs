@@ -1,8 +1,8 @@
-//! Long answers: made off the thread that serves, and a few at a time.
+//! Long answers, made off the thread that serves, and only a few at a time.
 //!
-//! The status of thousands of searches is megabytes, and whoever asks for it need not read it. So
-//! an answer keeps its turn until it is written or nobody wants it any more. What must never wait,
-//! scrapes and health, does not come here.
+//! The status of thousands of searches takes megabytes, and a client that asks for it need not
+//! read it. So an answer keeps its turn until it is written or no client wants it any more.
+//! Scrapes and health must never wait, so they take no turn.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,10 +18,10 @@ use tokio::{
 
 use super::text;
 
-/// How many are made or read at a time.
+/// How many answers are made or read at a time.
 const AT_A_TIME: usize = 4;
 
-/// Whose turn it is.
+/// Hands out the turns.
 #[derive(Debug)]
 pub(super) struct Turns {
     free: Arc<Semaphore>,
@@ -34,12 +34,12 @@ pub(super) struct Turn {
     _permit: OwnedSemaphorePermit,
 }
 
-/// All others keep theirs for too long.
+/// Other answers have kept their turns for too long.
 #[derive(Debug, thiserror::Error)]
 #[error("too many others are reading long answers; try again in a moment")]
 pub(super) struct Busy;
 
-/// The text of an answer, whose turn ends with it.
+/// The text of an answer. Its turn ends when the text is dropped.
 struct LongText {
     text: Bytes,
     _turn: Turn,
@@ -55,12 +55,12 @@ impl Turns {
         }
     }
 
-    /// Waits for a turn, but not for ever.
+    /// Waits for a turn, at most for the patience.
     pub(super) async fn next(&self) -> Result<Turn, Busy> {
         let turn = Arc::clone(&self.free).acquire_owned();
         match tokio::time::timeout(self.patience, turn).await {
             Ok(Ok(_permit)) => Ok(Turn { _permit }),
-            // It is never closed.
+            // The semaphore is never closed.
             Ok(Err(_)) | Err(_) => Err(Busy),
         }
     }
@@ -69,9 +69,9 @@ impl Turns {
 // === impl Turn ===
 
 impl Turn {
-    /// Makes an answer. Others are served meanwhile.
+    /// Makes an answer. Other clients are served meanwhile.
     pub(super) async fn make(self, answer: impl FnOnce() -> Response + Send + 'static) -> Response {
-        // Whoever asked may leave before it is made: the turn stays with the work.
+        // The client may leave before the answer is made, so the turn stays with the work.
         let (answer, turn) = match spawn_blocking(move || (answer(), self)).await {
             Ok(made) => made,
             Err(error) => return broken(&error),
@@ -95,7 +95,7 @@ impl AsRef<[u8]> for LongText {
     }
 }
 
-/// What was to be shown could not be made.
+/// Reports an answer that could not be made.
 pub(super) fn broken(error: &dyn std::error::Error) -> Response {
     tracing::error!(%error, "cannot make an answer");
     text(

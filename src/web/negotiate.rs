@@ -1,8 +1,8 @@
-//! What a request's headers say about the answer.
+//! What a request's headers say about the answer that the client wants.
 
 use axum::http::{HeaderMap, header};
 
-/// Whether the client takes gzip, and likes it no less than no compression.
+/// Whether the client accepts gzip, and prefers it at least as much as no compression.
 pub(super) fn accepts_gzip(headers: &HeaderMap) -> bool {
     let (mut gzip, mut identity, mut any) = (None, None, None);
     let lines = headers.get_all(header::ACCEPT_ENCODING).iter();
@@ -19,11 +19,11 @@ pub(super) fn accepts_gzip(headers: &HeaderMap) -> bool {
         }
     }
     let gzip = gzip.or(any).unwrap_or(0.0);
-    // Without a word about it, no compression is acceptable, but not wished for.
+    // If the client does not mention `identity`, no compression is acceptable, but not preferred.
     gzip > 0.0 && gzip >= identity.unwrap_or(0.0)
 }
 
-/// The weight of a coding; one that cannot be read counts as refused.
+/// Returns the weight of a coding; a weight that cannot be read counts as a refusal.
 fn quality<'a>(parameters: impl Iterator<Item = &'a str>) -> f32 {
     let weight = parameters
         .filter_map(|parameter| parameter.split_once('='))
@@ -39,8 +39,8 @@ fn quality<'a>(parameters: impl Iterator<Item = &'a str>) -> f32 {
     }
 }
 
-/// Whether a browser sends this on behalf of a page of somebody else's. Programs such as curl send
-/// neither header.
+/// Whether a browser sends the request on behalf of a page of another site. Programs such as curl
+/// send neither header.
 pub(super) fn comes_from_another_site(headers: &HeaderMap) -> bool {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     if let Some(site) = text("sec-fetch-site") {

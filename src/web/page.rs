@@ -1,7 +1,7 @@
 //! The page for people: one HTML document that needs no script.
 //!
-//! A pure function of what there is to see. Every value goes through [`Text`], which escapes it:
-//! subjects and host names are written by whoever can raise an alert.
+//! The page is a pure function of the status. Every value goes through [`Text`], which escapes it,
+//! because anybody who can raise an alert writes subjects and host names.
 
 use std::fmt;
 
@@ -19,10 +19,10 @@ mod alerts;
 mod searches;
 mod show;
 
-/// The page's whole style: it loads nothing.
+/// The page's whole style, so that the page loads nothing.
 const STYLE: &str = include_str!("page.css");
 
-/// Tenants of an account whose allowance is shown at once; the others unfold.
+/// Number of tenants of an account whose allowance is shown at once; the others unfold.
 const ALLOWANCES_SHOWN: usize = 8;
 
 /// What the page shows.
@@ -55,8 +55,8 @@ impl fmt::Display for Page<'_> {
         self.header(f)?;
         f.write_str("<main>\n")?;
         self.searches(f)?;
-        // Beside the searches and the alerts where there is room, else between them, for there can
-        // be many alerts.
+        // The accounts and sinks stand beside the searches and the alerts if there is room.
+        // Otherwise they stand between the two, because there can be many alerts.
         f.write_str("<aside>\n")?;
         self.accounts(f)?;
         self.sinks(f)?;
@@ -247,7 +247,7 @@ fn allowances(
     f.write_str("</tbody></table>\n")
 }
 
-/// The rank and the class of a state's word.
+/// Returns the rank and the CSS class of an alert's state.
 fn severity(state: &str) -> (u8, &'static str) {
     match state.to_ascii_lowercase().as_str() {
         "critical" => (0, "critical"),

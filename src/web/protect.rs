@@ -11,7 +11,7 @@ use axum::{
 
 use super::{Site, security::Verdict, text};
 
-/// No script, no request to anywhere; the style stands in the page.
+/// Allows no script and no request to any site; the style is part of the page.
 const CONTENT_SECURITY_POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; \
      base-uri 'none'; frame-ancestors 'none'",
@@ -20,12 +20,12 @@ const CONTENT_SECURITY_POLICY: HeaderValue = HeaderValue::from_static(
 const CHALLENGE: HeaderValue =
     HeaderValue::from_static("Basic realm=\"opsramp-exporter\", charset=\"UTF-8\"");
 
-/// Who asks, as an extension of the request.
+/// The client's address, as an extension of the request.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Client(pub(super) IpAddr);
 
-/// Adds to every answer what keeps a browser from being used against us, and the headers that the
-/// web configuration asks for.
+/// Adds to every answer the headers that keep a browser from being used against the exporter, and
+/// the headers that the web configuration asks for.
 pub(super) async fn secure(
     State(site): State<Arc<Site>>,
     request: Request,
@@ -51,7 +51,7 @@ pub(super) async fn secure(
     response
 }
 
-/// Lets those pass who may see the site.
+/// Lets requests pass that may see the site.
 pub(super) async fn authorize(
     State(site): State<Arc<Site>>,
     request: Request,

@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 
 use super::view::{SearchFilter, SearchState};
 
-/// The most alerts or searches that are given at once.
+/// Maximum number of alerts or searches in one answer.
 const MAX_LIMIT: usize = 10_000;
 
-/// Alerts that are given where no limit is.
+/// Number of alerts in an answer if the query has no limit.
 const DEFAULT_LIMIT: usize = 200;
 
 const PARAMETERS: [&str; 5] = ["account", "tenant", "search", "state", "limit"];
 
-/// What was asked for. A parameter without a value counts as left out, as a form sends it.
+/// What was asked for. A parameter without a value counts as left out, because a form sends empty
+/// fields so.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Query {
     pub(super) account: Option<String>,
@@ -22,22 +23,22 @@ pub(super) struct Query {
     limit: Option<usize>,
 }
 
-/// The query makes no sense.
+/// The query is invalid.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum QueryError {
-    /// A parameter that nobody knows, for instance a misspelt one.
+    /// The parameter is unknown, for instance misspelt.
     #[error("unknown parameter {0:?}: known are account, tenant, search, state and limit")]
     Unknown(String),
-    /// A parameter that stands twice.
+    /// The parameter is given twice.
     #[error("the parameter {0:?} is given twice")]
     Twice(String),
-    /// The limit is not a number that may be asked for.
+    /// The limit is not a number in the allowed range.
     #[error("limit is {0:?}, but must be a number from 1 to {MAX_LIMIT}")]
     Limit(String),
-    /// The state is none that a search can be in.
+    /// The state is not one that a search can be in.
     #[error("state is {0:?}, but a search is stale, failing, pending, up or elsewhere")]
     SearchState(String),
-    /// It is not a query at all.
+    /// The text is not a query at all.
     #[error("the query is not a list of name=value pairs in UTF-8")]
     Malformed,
 }
@@ -73,7 +74,7 @@ impl Query {
         self.limit.unwrap_or(DEFAULT_LIMIT)
     }
 
-    /// The searches that `/api/v1/status` shows: there `state` is a search's.
+    /// Returns the filter of `/api/v1/status`, where `state` is the state of a search.
     pub(super) fn status_filter(&self) -> Result<SearchFilter, QueryError> {
         let state = self.state.as_ref().map(|text| {
             let found = SearchState::ALL
@@ -88,7 +89,7 @@ impl Query {
         })
     }
 
-    /// The searches that the page shows: there `state` is an alert's.
+    /// Returns the filter of the searches on the page, where `state` is the state of an alert.
     pub(super) fn page_filter(&self) -> SearchFilter {
         SearchFilter {
             account: self.account.clone(),

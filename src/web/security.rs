@@ -1,8 +1,8 @@
 //! TLS, passwords and headers of the web server.
 //!
-//! [`SecurityOptions`] are what a web configuration file says, files read in; [`Security`] is made
-//! of them and serves; a [`Guard`] holds the one in force and looks after changes. This room knows
-//! neither the file's format nor the paths of the site.
+//! [`SecurityOptions`] are the content of a web configuration file and of the files that it names.
+//! [`Security`] is made of them and serves. A [`Guard`] holds the [`Security`] in force and looks
+//! for changes. This module knows neither the file's format nor the paths of the site.
 
 use std::{collections::BTreeMap, fmt, net::IpAddr, sync::Arc};
 
@@ -31,20 +31,20 @@ mod rate;
 mod standing;
 mod tls;
 
-/// What a web configuration file says.
+/// The content of a web configuration file.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SecurityOptions {
     /// `None`: no TLS.
     pub tls: Option<TlsOptions>,
-    /// Headers of every answer; an empty value takes away one that the answer would have.
+    /// Headers of every answer; an empty value removes a header that the answer would have.
     pub headers: Vec<(HeaderName, HeaderValue)>,
-    /// Who may see the site; nobody: everybody may.
+    /// The users who may see the site; empty: everybody may.
     pub users: BTreeMap<String, PasswordHash>,
     /// How many requests are answered; `None`: all.
     pub rate_limit: Option<RateLimit>,
 }
 
-/// What protects the web server at one time.
+/// The protection of the web server at one time.
 pub struct Security {
     tls: Option<Arc<Tls>>,
     headers: Vec<(HeaderName, HeaderValue)>,
@@ -52,18 +52,18 @@ pub struct Security {
     bucket: Option<rate::Bucket>,
 }
 
-/// TLS at one time.
+/// TLS of the web server at one time.
 pub(in crate::web) struct Tls {
     acceptor: TlsAcceptor,
-    /// Looks at the certificates of clients, where any are asked for.
+    /// Verifies the certificates of clients, if any are asked for.
     verifier: Option<Arc<dyn ClientCertVerifier>>,
     /// When the server's own certificate ends.
     not_after: Option<Timestamp>,
-    /// What it was made of.
+    /// The options that it was made of.
     options: TlsOptions,
 }
 
-/// Something that may be asked of clients: its name for people, and whether it is.
+/// A demand on clients: its name for people, and whether options have it.
 type Demand = (&'static str, fn(&TlsOptions) -> bool);
 
 const DEMANDS: [Demand; 3] = [
@@ -89,10 +89,10 @@ impl Tls {
 // === impl Security ===
 
 impl Security {
-    /// Makes ready what the options ask for. The memory is that of the one before, if any.
+    /// Sets up what the options ask for. `memory` is that of the [`Security`] before, if any.
     ///
     /// # Errors
-    /// Where certificates and keys cannot be used.
+    /// If a certificate or a key cannot be used.
     pub fn new(options: &SecurityOptions, memory: &PasswordMemory) -> Result<Self, TlsError> {
         let tls = options.tls.as_ref().map(|tls| {
             let verifier = tls.verifier()?;
@@ -112,7 +112,7 @@ impl Security {
         })
     }
 
-    /// No TLS, no passwords.
+    /// Returns a protection without TLS and passwords.
     #[must_use]
     pub fn none() -> Self {
         Self {
@@ -132,12 +132,12 @@ impl Security {
         }
     }
 
-    /// When the server's own certificate ends; `None` without TLS, and where it does not tell.
+    /// Returns when the server's own certificate ends; `None` without TLS, or if it does not say.
     pub(crate) fn certificate_end(&self) -> Option<Timestamp> {
         self.tls.as_ref()?.not_after
     }
 
-    /// What is to be said where that is soon, or past.
+    /// Returns a warning if the certificate ends soon, or has ended.
     pub(crate) fn certificate_warning(&self, now: Timestamp) -> Option<String> {
         certificate_warning(self.certificate_end(), now)
     }
@@ -150,7 +150,7 @@ impl Security {
         self.tls.as_ref()
     }
 
-    /// Whether there is another request to be answered now.
+    /// Whether the rate limit lets another request be answered now; if so, counts it.
     pub(super) fn has_room(&self) -> bool {
         self.bucket.as_ref().is_none_or(rate::Bucket::take)
     }
@@ -166,7 +166,7 @@ impl Security {
         }
     }
 
-    /// Adds to an answer's headers those that were asked for.
+    /// Applies the configured headers to an answer's headers.
     pub(super) fn decorate(&self, headers: &mut HeaderMap) {
         for (name, value) in &self.headers {
             if value.is_empty() {
@@ -177,13 +177,14 @@ impl Security {
         }
     }
 
-    /// How a connection stands that was opened at another time, perhaps.
+    /// Returns what becomes of a request on a connection that may have been opened earlier, under
+    /// other settings.
     pub(super) fn standing(&self, peer: &Peer, now: Timestamp) -> Standing {
         standing::of(peer, self.tls.as_ref(), now)
     }
 
-    /// The protection that `self` lacks and `before` has: what an editor that has written half of
-    /// the file must not take away from a server that runs.
+    /// Returns a protection that `before` has and `self` lacks. An editor that has written half of
+    /// the file must not take such a protection away from a running server.
     fn lacks(&self, before: &Self) -> Option<&'static str> {
         let of_tls = match (&self.tls, &before.tls) {
             (None, Some(_)) => Some("tls_server_config"),
@@ -207,7 +208,7 @@ impl fmt::Debug for Security {
     }
 }
 
-/// What is to be said where the certificate of the web server ends soon, or has ended.
+/// Returns a warning if the certificate of the web server ends soon, or has ended.
 pub(crate) fn certificate_warning(not_after: Option<Timestamp>, now: Timestamp) -> Option<String> {
     Ending::of(not_after?, now).map(|ending| {
         format!("the certificate of the web server {ending}; renew it, which takes no restart")
@@ -219,7 +220,7 @@ mod tests {
     use super::*;
     use crate::secret::Secret;
 
-    /// TLS with such clients, whose issuer is the server's own certificate.
+    /// TLS that demands this of clients, whose issuer is the server's own certificate.
     fn with_clients(client_auth: ClientAuth, names: Option<&[&str]>) -> Security {
         security(client_auth, names, 3000, None)
     }

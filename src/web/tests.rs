@@ -25,10 +25,10 @@ use crate::{
     track::GroupLabel,
 };
 
-/// Nothing here takes longer than this unless it hangs.
+/// Nothing here takes longer than this, unless it hangs.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// A server on a free port, with everything it shows.
+/// A server on a free port, with everything that it shows.
 struct Site {
     base: String,
     metrics: Metrics,
@@ -145,7 +145,7 @@ impl Site {
         TcpStream::connect(address).await.unwrap()
     }
 
-    /// As another client of this machine.
+    /// Connects as another client of this machine.
     async fn connect_from(&self, client: [u8; 4]) -> TcpStream {
         let address = self.base.strip_prefix("http://").unwrap();
         let socket = TcpSocket::new_v4().unwrap();
@@ -222,7 +222,7 @@ fn some_alerts() -> Vec<OpenAlert> {
     ]
 }
 
-/// An alert of `client_1` as the store keeps it.
+/// Returns an alert of `client_1` as the store keeps it.
 fn kept(id: &str, fields: &AlertFields<'_>) -> OpenAlert {
     let mut body = Vec::new();
     fields.write_stored(&mut body);
@@ -256,7 +256,7 @@ fn key(id: &str, tenant: &str) -> SearchKey {
     }
 }
 
-/// Has an account that works seen by the site.
+/// Makes a working account known to the site.
 fn see_account(site: &Site) {
     let account = site.metrics.register_account(&"acme".into());
     account.token_obtained(Duration::from_millis(143), now() + 2.hours());
@@ -315,10 +315,10 @@ fn failing(key: SearchKey, message: &str) -> SearchStatus {
     }
 }
 
-/// Reads until the other side closes.
+/// Reads until the server closes the connection.
 async fn drain(stream: &mut TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
-    // A reset is an end like any other.
+    // A reset counts as an end, too.
     tokio::time::timeout(PATIENCE, stream.read_to_end(&mut bytes))
         .await
         .unwrap()

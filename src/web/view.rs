@@ -1,6 +1,6 @@
-//! What there is to see, ready to be shown: the board at one moment, filtered, in the words of the
-//! API. The page renders it, `/api/v1/status` serializes it, so that the two cannot disagree. The
-//! keys are a contract (docs/http-api.md).
+//! The status, ready to be shown: the board at one moment, filtered, in the words of the API. The
+//! page renders it and `/api/v1/status` serializes it, so the two cannot disagree. The keys are a
+//! contract (docs/http-api.md).
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -12,7 +12,7 @@ use crate::{
     status::{Board, PollError, PollSummary, SearchStatus},
 };
 
-/// Everything but the alerts.
+/// Everything that is shown, except the alerts.
 #[derive(Debug, Serialize)]
 pub(super) struct StatusView {
     pub(super) now: Timestamp,
@@ -21,28 +21,28 @@ pub(super) struct StatusView {
     /// Why the process is not healthy or not ready, and what else an operator should know.
     pub(super) problems: Vec<String>,
     pub(super) searches: Vec<SearchView>,
-    /// How many searches match, of which `searches` may show fewer.
+    /// How many searches match; `searches` may hold fewer.
     pub(super) searches_total: usize,
-    /// How many of those are in trouble, shown or not.
+    /// How many of the matching searches are in trouble, shown or not.
     #[serde(skip)]
     pub(super) troubled: usize,
     pub(super) accounts: Vec<AccountView>,
     pub(super) sinks: Vec<SinkView>,
 }
 
-/// How a search is.
+/// The state of a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum SearchState {
-    /// What the last successful poll learned is too old to be shown.
+    /// The result of the last successful poll is too old to be shown.
     Stale,
-    /// The last poll failed; what was known is still shown.
+    /// The last poll failed; the last result is still shown.
     Failing,
     /// No poll has ended yet.
     Pending,
     /// The last poll succeeded.
     Up,
-    /// Another replica polls it.
+    /// Another replica polls the search.
     Elsewhere,
 }
 
@@ -158,7 +158,8 @@ impl StatusView {
             matches!(state, SearchState::Stale | SearchState::Failing)
         };
         let troubled = matching.iter().filter(troubled).count();
-        // Trouble first; the sort is stable, so that each kind stays in the order of the keys.
+        // Searches in trouble come first; the sort is stable, so each state stays in the order of
+        // the keys.
         matching.sort_by_key(|(state, _)| *state);
         matching.truncate(filter.limit.unwrap_or(usize::MAX));
         Self {

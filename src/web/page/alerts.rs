@@ -1,4 +1,4 @@
-//! The open alerts: a table, which becomes a list where there is no room for columns.
+//! The open alerts: a table, which becomes a list if there is no room for columns.
 
 use std::fmt;
 
@@ -8,7 +8,7 @@ use super::{
 };
 use crate::web::alerts::OpenAlert;
 
-/// What the API puts where there is nothing to say.
+/// The API's value for a field with nothing to say.
 const NOT_APPLICABLE: &str = "N/A";
 
 impl Page<'_> {

@@ -1,4 +1,4 @@
-//! The searches: a card each.
+//! The searches, one card for each.
 
 use std::{cmp::Reverse, fmt};
 
@@ -140,7 +140,7 @@ impl Page<'_> {
             } else {
                 ""
             };
-            // Percent of the longest one, so that a slow poll stands out.
+            // The height is a percentage of the longest poll, so that a slow poll stands out.
             write!(
                 f,
                 "<i{class} style=\"height:{:.0}%\"></i>",
@@ -177,14 +177,14 @@ impl Page<'_> {
     }
 }
 
-/// How the alerts divide by severity, as one bar. The words are below it.
+/// Writes one bar that shows how the alerts divide by severity. The words are below the bar.
 fn shares(f: &mut fmt::Formatter<'_>, groups: &[&GroupView]) -> fmt::Result {
     let class = |group: &&GroupView| {
         let state = group.labels.get("state");
         state.map_or("", |state| severity(state).1)
     };
     f.write_str("<div class=\"shares\" aria-hidden=\"true\">")?;
-    // They come in the order of their severity.
+    // The groups come in the order of their severity.
     for alike in groups.chunk_by(|one, next| class(one) == class(next)) {
         let count: u64 = alike.iter().map(|group| group.count).sum();
         let class = class(&alike[0]);

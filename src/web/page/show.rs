@@ -7,7 +7,7 @@ use jiff::Timestamp;
 /// Text between tags or in a quoted attribute, escaped.
 pub(super) struct Text<T>(pub(super) T);
 
-/// A moment, seen from another: `3 min ago`, `in 12 s`.
+/// A moment relative to another one: `3 min ago`, `in 12 s`.
 pub(super) struct When {
     pub(super) at: Timestamp,
     pub(super) now: Timestamp,
@@ -16,13 +16,13 @@ pub(super) struct When {
 /// A duration in at most two units.
 pub(super) struct Span(pub(super) f64);
 
-/// Escapes what is written through it.
+/// Escapes the text that is written through it.
 struct Escaper<'a, 'b>(&'a mut fmt::Formatter<'b>);
 
 /// A number with its digits in groups of three.
 pub(super) struct Thousands(pub(super) u64);
 
-/// To the second, for people.
+/// Returns a time to the second, for people.
 pub(super) fn utc(at: Timestamp) -> String {
     at.strftime("%Y-%m-%d %H:%M:%S UTC").to_string()
 }
@@ -95,7 +95,7 @@ impl fmt::Display for Span {
             _ => ((whole / 86400, "d"), (whole % 86400 / 3600, "h")),
         };
         write!(f, "{} {}", first.0, first.1)?;
-        // The second unit says nothing where the first one is large.
+        // The second unit says nothing if the first number is large.
         if second.0 > 0 && first.0 < 10 {
             write!(f, " {} {}", second.0, second.1)?;
         }
@@ -184,7 +184,7 @@ mod tests {
                 .replace("&quot;", "\"")
                 .replace("&#39;", "'")
                 .replace("&amp;", "&");
-            // What is replaced is replaced one by one; everything else comes back.
+            // Each replaced character becomes one character; all others come back unchanged.
             prop_assert_eq!(back.chars().count(), text.chars().count());
             for (after, before) in back.chars().zip(text.chars()) {
                 let kept = after == before || after == '\u{fffd}';

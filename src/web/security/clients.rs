@@ -1,4 +1,5 @@
-//! Client certificates: those whose issuer is not asked for, and those that must carry a name.
+//! Verifiers of client certificates: one that takes any issuer, and one that demands certain
+//! names.
 
 use std::{net::IpAddr, sync::Arc};
 
@@ -11,14 +12,14 @@ use rustls::{
 };
 use x509_parser::{certificate::X509Certificate, extensions::GeneralName, prelude::FromDer as _};
 
-/// Takes a certificate from any issuer: only that the client has its key is proven.
+/// Takes a certificate from any issuer: the client only has to prove that it has the key.
 #[derive(Debug)]
 pub(super) struct AnyIssuer {
     pub(super) mandatory: bool,
     pub(super) provider: Arc<CryptoProvider>,
 }
 
-/// Takes what another one takes, if one of the certificate's alternative names is allowed.
+/// Takes a certificate that another verifier takes, if one of its alternative names is allowed.
 #[derive(Debug)]
 pub(super) struct AllowedNames {
     pub(super) names: Vec<String>,
@@ -126,8 +127,8 @@ impl ClientCertVerifier for AllowedNames {
     }
 }
 
-/// Host names, e-mail addresses, IP addresses and URIs of a certificate; none where it has no such
-/// names or cannot be read.
+/// Returns the host names, e-mail addresses, IP addresses and URIs of a certificate; none if it
+/// has no such names or cannot be read.
 fn alternative_names(certificate: &CertificateDer<'_>) -> Vec<String> {
     let Ok((_, certificate)) = X509Certificate::from_der(certificate) else {
         return Vec::new();

@@ -1,9 +1,9 @@
-//! What protects the server now, and the changes of it.
+//! The protection in force, and its changes.
 //!
-//! Whoever renews a certificate or changes a password only writes the file. So files are read again
-//! when somebody connects or asks, once a second at most, and compared by what they hold: that
-//! needs no notice from the file system, works with whatever replaces files, and costs an idle
-//! server nothing. What cannot be used changes nothing.
+//! To renew a certificate or change a password, an operator only writes the file. So files are
+//! read again when a client connects or asks, at most once a second, and compared by their
+//! content. That needs no notification from the file system, works with every way of replacing
+//! files, and costs an idle server nothing. Files that cannot be used change nothing.
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -14,22 +14,24 @@ use tokio::time::Instant;
 use super::Security;
 use crate::{clock, validity::Ending};
 
-/// What was read is good for so long.
+/// How long the result of a reading is used.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// A disk that does not answer holds nobody up for longer.
+/// The longest time that a disk without an answer holds up a request.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Each of these readings may hang for good, and keeps a thread of the few that there are for what blocks.
+/// Maximum number of readings at a time. Each of them may hang for good, and keeps one of the few
+/// threads for blocking work.
 const MOST_READINGS: usize = 4;
 
-/// A reading that hangs is followed by another one after so long: what it waits for may be gone from the
-/// path. The next ones take [`LONGER`] times as long each, so that they last.
+/// When a reading hangs, another one begins after this time, because the path may no longer lead
+/// to what the first one waits for. Each further one waits [`LONGER`] times as long, so that the
+/// `MOST_READINGS` last.
 const RETRY: Duration = Duration::from_secs(30);
 const LONGER: u32 = 10;
 
-/// Reads what protects the server; the same one again while nothing has changed. The error is for
-/// people. One that hangs does not hold up another one.
+/// Reads the protection of the server; returns the same one again if nothing has changed. The
+/// error is for people. A call that hangs does not hold up another call.
 pub type LoadSecurity = Box<dyn Fn() -> Result<Arc<Security>, String> + Send + Sync>;
 
 /// Holds the [`Security`] in force. Cheap to clone.
@@ -41,21 +43,22 @@ pub struct Guard {
 
 struct State {
     security: Arc<Security>,
-    /// When it was last looked for changes.
+    /// When files were last looked at for changes.
     looked: Instant,
     /// Why the files cannot be used at present.
     problem: Option<String>,
-    /// Whether it was said that the certificate ends soon (`false`), or that it has ended.
+    /// What was reported about the end of the certificate: `false`: it ends soon; `true`: it has
+    /// ended.
     told_of_end: Option<bool>,
-    /// When the readings began that have not ended, by their numbers.
+    /// When the readings that have not ended began, by their numbers.
     under_way: BTreeMap<u64, Instant>,
     /// The number of the last reading that began.
     begun: u64,
-    /// The number of the last one whose outcome counted.
+    /// The number of the last reading whose outcome was taken over.
     heeded: u64,
 }
 
-/// A reading, which is under way for as long as this is kept.
+/// A reading, which counts as under way until this is dropped.
 struct Turn {
     state: Arc<Mutex<State>>,
     number: u64,
@@ -64,13 +67,13 @@ struct Turn {
 // === impl Guard ===
 
 impl Guard {
-    /// No TLS, no passwords, for good.
+    /// Returns a guard without TLS and passwords, for good.
     #[must_use]
     pub fn open() -> Self {
         Self::new(Arc::new(Security::none()), None)
     }
 
-    /// Begins with `security`, and has it loaded again.
+    /// Returns a guard that begins with `security`, and has it loaded again by `load`.
     #[must_use]
     pub fn watching(security: Arc<Security>, load: LoadSecurity) -> Self {
         Self::new(security, Some(Arc::new(load)))
@@ -93,14 +96,14 @@ impl Guard {
         }
     }
 
-    /// The one in force, from files that were read a second ago at most.
+    /// Returns the [`Security`] in force, from files that were read at most a second ago.
     pub(in crate::web) async fn current(&self) -> Arc<Security> {
         if let Some(load) = &self.load
             && let Some(turn) = self.turn()
         {
             let load = Arc::clone(load);
             let look = tokio::task::spawn_blocking(move || turn.look(&load));
-            // A panic in it has been reported; a disk that hangs may answer later.
+            // A panic in the reading has been reported; a disk that hangs may answer later.
             if tokio::time::timeout(PATIENCE, look).await.is_err() {
                 self.state
                     .lock()
@@ -110,7 +113,7 @@ impl Guard {
         Arc::clone(&self.state.lock().security)
     }
 
-    /// The turn to look, where it is time to, for the one who asks.
+    /// Returns a turn to read the files, if it is time to and no reading is waited for.
     fn turn(&self) -> Option<Turn> {
         let mut state = self.state.lock();
         if state.looked.elapsed() < FRESH {
@@ -142,8 +145,8 @@ impl Drop for Turn {
 // === impl State ===
 
 impl State {
-    /// The number of a reading that begins now; none while one is waited for, which is told where that
-    /// takes long.
+    /// Begins a reading and returns its number; `None` while an earlier one is waited for, which
+    /// is reported if it takes long.
     fn begin(&mut self) -> Option<u64> {
         if let Some((_, last)) = self.under_way.last_key_value() {
             let waited = last.elapsed();
@@ -151,7 +154,7 @@ impl State {
             let retry = RETRY * LONGER.saturating_pow(u32::try_from(earlier).unwrap_or(u32::MAX));
             let is_last = self.under_way.len() >= MOST_READINGS;
             if is_last || waited < retry {
-                // Until then the one who began it waits, and tells.
+                // Before that, the request that began the reading waits for it, and reports.
                 if waited >= PATIENCE {
                     self.report(if is_last {
                         format!(
@@ -170,9 +173,9 @@ impl State {
         Some(self.begun)
     }
 
-    /// Takes over what a reading brought, unless a later one was heeded before.
+    /// Takes over the result of a reading, unless the result of a later one was taken over before.
     fn heed(&mut self, number: u64, loaded: Result<Arc<Security>, String>) {
-        // At the same time: whoever asks in between would say that it hangs.
+        // Under the same lock, because a request in between would report that the reading hangs.
         self.under_way.remove(&number);
         if number < self.heeded {
             return;
@@ -195,7 +198,7 @@ impl State {
         self.tell_of_end(clock::now());
     }
 
-    /// Says that the certificate in force ends soon or has ended, once each.
+    /// Reports that the certificate in force ends soon or has ended, once each.
     fn tell_of_end(&mut self, now: Timestamp) {
         let ends = self.security.ending(now).map(Ending::has_expired);
         if ends != self.told_of_end
@@ -206,8 +209,8 @@ impl State {
         self.told_of_end = ends;
     }
 
-    /// Tells what is wrong with the files, each time that it is found: the diagnostics know when it has
-    /// to be printed again, also after they have said that the files were read.
+    /// Reports what is wrong with the files, each time that it is found. The diagnostics decide
+    /// when to print it again, also after they have said that the files were read.
     fn report(&mut self, problem: String) {
         tracing::error!(
             error = %problem,
@@ -329,7 +332,8 @@ mod tests {
         let hangs = lines.iter().filter(|line| line.contains("still hang"));
         assert!((2..1_400).contains(&hangs.count()), "{}", lines.len());
 
-        // One that ends makes room for one that counts; what the others bring later is old.
+        // A reading that ends makes room for one that counts; later results of the others are
+        // outdated.
         drop(hanging.pop());
         tokio::time::advance(RETRY * LONGER.pow(2)).await;
         guard.turn().unwrap().look(&good);
@@ -339,7 +343,7 @@ mod tests {
             turn.look(&(Box::new(|| Err("late".to_owned())) as LoadSecurity));
         }
         assert_eq!(problem(), None);
-        // Beside one that hangs for ever they are read as ever.
+        // Beside a reading that hangs for ever, files are read as usual.
         for _ in 0..3 {
             tokio::time::advance(FRESH).await;
             guard.turn().unwrap().look(&good);
@@ -373,7 +377,7 @@ mod tests {
             assert_eq!(said.len(), times, "{said:?}");
             tokio::time::advance(FRESH * 3_600).await;
         }
-        // The same one comes to its end while the server runs.
+        // The same certificate ends while the server runs.
         for (date, times) in [
             ("2999-12-01T00:00:00Z", 0),
             ("2999-12-20T00:00:00Z", 1),

@@ -1,10 +1,11 @@
 //! Basic authentication.
 //!
-//! A bcrypt hash takes a tenth of a second to check on purpose. So pairs of user and password that
-//! were right are remembered, by a keyed hash that dies with the process; all others are checked
-//! one at a time off the threads that serve, each wrong one followed by a rest, with a bounded
-//! queue of which one client gets a part only. Whoever guesses passwords takes half a core at most,
-//! and gives way to those who have guessed less, or have been right before.
+//! Checking a bcrypt hash takes a tenth of a second on purpose. So pairs of user and password that
+//! were right are remembered, by a keyed hash that dies with the process. All other pairs are
+//! checked one at a time, off the threads that serve. Each wrong pair is followed by a rest. The
+//! queue is bounded, and one client gets only a part of it. A client that guesses passwords takes
+//! half a core at most, and gives way to clients that have guessed less, or have been right
+//! before.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -22,19 +23,19 @@ use tokio::{sync::oneshot, time::Instant};
 
 use crate::secret::{REDACTED, Secret};
 
-/// Pairs that are remembered: bcrypt looks at the first 72 bytes alone, so that a user may have
-/// more than one.
+/// Maximum number of pairs that are remembered. One user may have several, because bcrypt looks at
+/// the first 72 bytes only.
 const REMEMBERED: usize = 64;
-/// Checks that wait at a time for the one under way.
+/// Maximum number of checks that wait for the one under way.
 const WAITING: usize = 16;
-/// Of these, those of one client.
+/// Maximum number of waiting checks of one client.
 const WAITING_OF_ONE: usize = 4;
-/// A client that was right may be wrong so often before it is as good as a new one.
+/// How often a client that was right may be wrong before it counts like a new client.
 const CREDIT: i32 = 10;
-/// Clients of whom it is known how they did. Above that, those are forgotten who are most like new
-/// ones.
+/// Maximum number of clients whose results are kept. Above that, the client most like a new one is
+/// forgotten.
 const KNOWN_CLIENTS: usize = 1024;
-/// A check with this cost takes about five seconds; each more doubles it.
+/// A check with this cost takes about five seconds; each further step doubles the time.
 const HIGHEST_COST: u32 = 16;
 
 /// A bcrypt hash. `Debug` does not show it.
@@ -44,16 +45,16 @@ pub struct PasswordHash {
     cost: u32,
 }
 
-/// It is no hash that can be used; the message holds nothing of it.
+/// The text is not a hash that can be used; the message holds nothing of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum HashError {
-    /// It is something else.
+    /// The text is something else.
     #[error("is not a bcrypt hash; make one with `htpasswd -nBC 10 \"\"`")]
     Malformed,
-    /// To check it takes too long.
+    /// Checking the hash takes too long.
     #[error("has the cost {cost}, with which one check takes {}; use 10 to 14", time_for(*cost))]
     Expensive {
-        /// Its cost.
+        /// The hash's cost.
         cost: u32,
     },
 }
@@ -61,25 +62,26 @@ pub enum HashError {
 /// What becomes of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::web) enum Verdict {
-    /// It may see the site.
+    /// The client may see the site.
     Welcome,
-    /// It has no password, or a wrong one.
+    /// The request has no password, or a wrong one.
     Refused,
-    /// Too many are waiting for theirs to be checked.
+    /// Too many requests wait for a check of their passwords.
     Busy,
 }
 
 /// Checks users and passwords.
 pub(super) struct Passwords {
     users: BTreeMap<String, PasswordHash>,
-    /// Checked where the user is unknown, so that the time does not tell.
+    /// The hash that is checked for an unknown user, so that the time does not tell whether the
+    /// user exists.
     decoy: PasswordHash,
     check: Check,
     memory: PasswordMemory,
 }
 
-/// The passwords that were right, and how clients did, whatever becomes of the users meanwhile: a
-/// pair is remembered with its hash. Cheap to clone.
+/// The passwords that were right, and the results of clients. The memory may outlive a change of
+/// the users, because a pair is remembered together with its hash. Cheap to clone.
 #[derive(Clone)]
 pub struct PasswordMemory(Arc<Memory>);
 
@@ -96,23 +98,25 @@ struct Remembered(Mutex<VecDeque<hmac::Tag>>);
 /// Whether a password belongs to a hash; slow.
 type Check = Arc<dyn Fn(&Secret, &PasswordHash) -> bool + Send + Sync>;
 
-/// Who waits for a check, the first that came first.
+/// The clients that wait for a check, in the order in which they came.
 #[derive(Default)]
 struct Queue {
     /// A check is under way.
     is_busy: bool,
     waiting: Vec<Waiting>,
-    /// How often each client was wrong since it was right, less the credit for that. Others: 0.
+    /// How often each client was wrong since it was last right, less `CREDIT` if it ever was
+    /// right. Clients that are not listed: 0.
     wrongs: HashMap<IpAddr, i32>,
 }
 
 struct Waiting {
     client: IpAddr,
-    /// Where it is dropped, another one has taken the place.
+    /// If this is dropped, another client has taken the place.
     turn: oneshot::Sender<CheckSlot>,
 }
 
-/// The one check that may be under way. It passes on to the next when it is dropped.
+/// The right to the one check that may be under way. It passes to the next client when it is
+/// dropped.
 struct CheckSlot(Arc<Memory>);
 
 // === impl Passwords ===
@@ -161,14 +165,14 @@ impl Passwords {
         let Ok(turn) = turn.await else {
             return Verdict::Busy;
         };
-        // While we waited, somebody else may have come with the same.
+        // While this request waited, another one may have proved the same pair.
         if memory.right.contains(&tag) {
             return Verdict::Welcome;
         }
         let (tell, told) = oneshot::channel();
         let (check, hash, known) = (Arc::clone(&self.check), hash.clone(), known.is_some());
-        // The turn is the check's own: a client that leaves does not make room for another one. And
-        // what it found is remembered before whoever comes next looks for it.
+        // The check itself keeps the turn: a client that leaves does not make room for another
+        // one. And the result is remembered before the next client looks for it.
         tokio::task::spawn_blocking(move || {
             let begun = Instant::now();
             let right = check(&password, &hash) && known;
@@ -176,7 +180,7 @@ impl Passwords {
                 turn.0.right.add(tag);
             }
             turn.0.queue.lock().take_note(who, right);
-            // Who asked may have left.
+            // The client may have left.
             tell.send(right).ok();
             if !right {
                 std::thread::sleep(begun.elapsed());
@@ -223,15 +227,15 @@ impl fmt::Debug for PasswordMemory {
 // === impl Memory ===
 
 impl Memory {
-    /// Where the turn of a client will come, unless it has to make room for another one; `None`
-    /// where there is no place for it.
+    /// Returns where the client's turn will arrive, unless the client has to make room for another
+    /// one; `None` if there is no place for it.
     fn queue_up(self: &Arc<Self>, client: IpAddr) -> Option<oneshot::Receiver<CheckSlot>> {
         let (turn, coming) = oneshot::channel();
         let mut queue = self.queue.lock();
         if !queue.is_busy {
             queue.is_busy = true;
             drop(queue);
-            // It is received in any case: we have the other end.
+            // Sending cannot fail: the receiver is still here.
             turn.send(CheckSlot(Arc::clone(self))).ok();
             return Some(coming);
         }
@@ -260,7 +264,7 @@ impl Queue {
         self.wrongs.get(&client).copied().unwrap_or_default()
     }
 
-    /// The one whose turn is next: of those who were wrong the least, the first.
+    /// Takes the next client out of the queue: among those that were wrong the least, the first.
     fn next(&mut self) -> Option<Waiting> {
         let next =
             (0..self.waiting.len()).min_by_key(|&at| self.wrongs_of(self.waiting[at].client))?;
@@ -292,13 +296,13 @@ impl Drop for CheckSlot {
         queue.is_busy = next.is_some();
         drop(queue);
         if let Some(next) = next {
-            // One that has left hands it on when it is dropped.
+            // If that client has left, the slot is dropped here, which passes it on.
             next.turn.send(Self(Arc::clone(&self.0))).ok();
         }
     }
 }
 
-/// User and password, where the header is well-formed.
+/// Returns user and password, if the header is well-formed.
 fn credentials(authorization: &HeaderValue) -> Option<(String, Secret)> {
     let (scheme, encoded) = authorization.to_str().ok()?.split_once(' ')?;
     if !scheme.eq_ignore_ascii_case("basic") {
@@ -310,7 +314,7 @@ fn credentials(authorization: &HeaderValue) -> Option<(String, Secret)> {
     Some((user.to_owned(), Secret::new(password)))
 }
 
-/// Who counts as one client: of IPv6, a network of one site.
+/// Returns what counts as one client: an IPv4 address, or the IPv6 network (/64) of one site.
 pub(in crate::web) fn network(client: IpAddr) -> IpAddr {
     match client.to_canonical() {
         IpAddr::V6(address) => {
@@ -341,7 +345,7 @@ impl Remembered {
 // === impl PasswordHash ===
 
 impl PasswordHash {
-    /// A hash that nobody has a password for, as slow to check as others of this cost.
+    /// Returns a hash that matches no password, and is as slow to check as others of this cost.
     fn decoy(cost: u32) -> Self {
         Self {
             text: format!("$2b${cost:02}${}", "e".repeat(53)),

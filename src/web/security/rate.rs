@@ -5,16 +5,16 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// So many requests are answered: one an interval, and a burst at once.
+/// How many requests are answered: one an interval, and a burst at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
-    /// The time for one request, more than none.
+    /// The time for one request; more than zero.
     pub interval: Duration,
-    /// How many may come at once; none: no request is ever answered.
+    /// How many requests may come at once; 0: no request is ever answered.
     pub burst: u32,
 }
 
-/// What is left of a [`RateLimit`].
+/// The rest of a [`RateLimit`].
 #[derive(Debug)]
 pub(super) struct Bucket {
     limit: RateLimit,
@@ -30,7 +30,7 @@ impl Bucket {
         }
     }
 
-    /// Takes one, if there is one left.
+    /// Takes one request out of the bucket, and returns whether there was one.
     pub(super) fn take(&self) -> bool {
         let now = Instant::now();
         let RateLimit { interval, burst } = self.limit;

@@ -1,9 +1,10 @@
-//! Connections from before a change of TLS, or from before the client's certificate ended: a
-//! handshake proved what was asked for, and what was valid, then.
+//! Connections from before a change of TLS, or from before the end of the client's certificate:
+//! the handshake only proved what was asked for, and what was valid, at that time.
 //!
-//! A scraper keeps its connection for as long as it scrapes. So what it showed in the handshake is
-//! looked at again once TLS is another one or a certificate has ended: who would be let in now is
-//! answered, and has to shake hands anew after that; to others the connection is closed.
+//! A scraper keeps its connection for as long as it scrapes. So the certificates that it showed in
+//! the handshake are verified again once TLS has changed or a certificate has ended. If the client
+//! would be let in now, the request is answered; after a change of TLS, the client then needs a
+//! new handshake. Otherwise the connection is closed.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,20 +17,21 @@ use crate::validity::not_after;
 /// The other end of a connection, as it was when the connection was opened.
 pub(in crate::web) struct Peer {
     tls: Option<Arc<Tls>>,
-    /// What it has shown, its own first.
+    /// The certificates that the peer has shown, its own first.
     certificates: Vec<CertificateDer<'static>>,
-    /// When the first of those ends.
+    /// When the first of these certificates ends.
     ends: Option<Timestamp>,
 }
 
 /// What becomes of a request on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::web) enum Standing {
-    /// It is answered.
+    /// The request is answered.
     Good,
-    /// It is the last one that is answered.
+    /// The request is answered as the last one of its connection.
     Last,
-    /// It is not answered: a new connection would not be, either.
+    /// The request is not answered, because a request on a new connection would not be answered
+    /// either.
     Refused,
 }
 
@@ -45,7 +47,7 @@ impl Peer {
         }
     }
 
-    /// One that has shaken hands, and shown these certificates.
+    /// A peer that has completed a handshake, and shown these certificates.
     pub(in crate::web) fn over(tls: Arc<Tls>, certificates: Option<&[CertificateDer<'_>]>) -> Self {
         let certificates = certificates.unwrap_or_default();
         Self {
@@ -58,22 +60,22 @@ impl Peer {
         }
     }
 
-    /// Whether something that it has shown has ended, where that matters: nobody looks at the end of
-    /// a certificate whose issuer is not looked at.
+    /// Whether a certificate that the peer has shown has ended. This matters only if issuers are
+    /// verified: otherwise the end of a certificate is not checked either.
     fn has_ended(&self, tls: &Tls, now: Timestamp) -> bool {
         tls.options.client_auth.is_verified() && self.ends.is_some_and(|end| end < now)
     }
 }
 
-/// How a peer stands where `tls` is in force.
+/// Returns what becomes of a peer's request when `tls` is in force.
 pub(super) fn of(peer: &Peer, tls: Option<&Arc<Tls>>, now: Timestamp) -> Standing {
     match (&peer.tls, tls) {
         (None, None) => Standing::Good,
-        // Whoever comes anew without TLS is not answered, either.
+        // A new connection without TLS is not answered, either.
         (None, Some(_)) => Standing::Refused,
-        // What was read again with other passwords, say, is made of the same.
+        // After a change of the passwords, for instance, TLS is made of the same options.
         (Some(then), Some(tls)) if Arc::ptr_eq(then, tls) || then.options == tls.options => {
-            // What has ended may have been needed by nobody.
+            // The ended certificate may not have been needed.
             if peer.has_ended(tls, now) && !is_let_in(peer, tls, now) {
                 Standing::Refused
             } else {
@@ -85,7 +87,7 @@ pub(super) fn of(peer: &Peer, tls: Option<&Arc<Tls>>, now: Timestamp) -> Standin
     }
 }
 
-/// Whether a handshake would end well in which the peer shows the same.
+/// Whether a new handshake would succeed in which the peer shows the same certificates.
 fn is_let_in(peer: &Peer, tls: &Tls, now: Timestamp) -> bool {
     let Some(verifier) = &tls.verifier else {
         return true;
@@ -144,11 +146,11 @@ mod tests {
         for (client_auth, shown, standing) in [
             (RequireAndVerify, vec![&valid], Standing::Good),
             (RequireAndVerify, vec![&ended], Standing::Refused),
-            // One that it would not have had to show.
+            // The client need not have shown the ended certificate.
             (RequireAndVerify, vec![&valid, &ended], Standing::Good),
             (VerifyIfGiven, vec![&ended], Standing::Refused),
             (VerifyIfGiven, vec![], Standing::Good),
-            // Whose issuer is not looked at, nor is the end.
+            // Without a check of the issuer, the end is not checked either.
             (RequireAny, vec![&ended], Standing::Good),
         ] {
             let security = with_issuer(client_auth, &pem);

@@ -1,4 +1,4 @@
-//! TLS: from certificates, keys and wishes to what shakes hands.
+//! TLS: makes an acceptor from certificates, keys and options.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use super::clients::{AllowedNames, AnyIssuer};
 use crate::{secret::Secret, validity::not_after};
 
 /// The cipher suites that can be chosen for TLS 1.2, by their names. Those of TLS 1.3 are always
-/// there.
+/// enabled.
 pub const CIPHER_SUITES: [(&str, CipherSuite); 6] = {
     use CipherSuite as Suite;
     [
@@ -50,7 +50,7 @@ pub const CIPHER_SUITES: [(&str, CipherSuite); 6] = {
     ]
 };
 
-/// The curves that can be chosen, by the names that the exporter-toolkit has for them.
+/// The curves that can be chosen, by their names in the exporter-toolkit.
 pub const CURVES: [(&str, NamedGroup); 3] = [
     ("X25519", NamedGroup::X25519),
     ("CurveP256", NamedGroup::secp256r1),
@@ -62,13 +62,13 @@ pub const CURVES: [(&str, NamedGroup); 3] = [
 pub struct TlsOptions {
     /// The certificate and its intermediates, PEM.
     pub certificate: String,
-    /// Its key, PEM.
+    /// The certificate's key, PEM.
     pub key: Secret,
-    /// Whether clients have certificates.
+    /// Whether clients must show certificates.
     pub client_auth: ClientAuth,
-    /// Who issues them, PEM.
+    /// The issuers of client certificates, PEM.
     pub client_ca: Option<String>,
-    /// Alternative names of which a client's certificate must have one; `None`: any certificate.
+    /// Alternative names, one of which a client's certificate must have; `None`: any certificate.
     pub client_allowed_sans: Option<Vec<String>>,
     /// The oldest version.
     pub min_version: TlsVersion,
@@ -78,7 +78,7 @@ pub struct TlsOptions {
     pub cipher_suites: Vec<CipherSuite>,
     /// Curves in the order of preference; none: all of [`CURVES`].
     pub curves: Vec<NamedGroup>,
-    /// Whether our order of cipher suites counts rather than the client's.
+    /// Whether the server's order of cipher suites counts rather than the client's.
     pub prefer_server_cipher_suites: bool,
 }
 
@@ -91,23 +91,23 @@ pub enum TlsVersion {
     Tls13,
 }
 
-/// Whether clients have certificates, and who looks at them.
+/// Whether clients must show certificates, and whether these are verified.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClientAuth {
-    /// None is asked for.
+    /// No certificate is asked for.
     #[default]
     None,
-    /// One is asked for, and whatever comes is taken.
+    /// A certificate is asked for, and any certificate is taken.
     Request,
-    /// There must be one, from any issuer.
+    /// A certificate is required, from any issuer.
     RequireAny,
-    /// Where there is one, its issuer must be known.
+    /// If a certificate is shown, its issuer must be known.
     VerifyIfGiven,
-    /// There must be one, of a known issuer.
+    /// A certificate of a known issuer is required.
     RequireAndVerify,
 }
 
-/// The part of [`TlsOptions`] that cannot be used.
+/// A part of [`TlsOptions`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TlsPart {
     /// The certificate.
@@ -124,7 +124,7 @@ pub enum TlsPart {
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct TlsError {
-    /// What is wrong.
+    /// The part that is wrong.
     pub part: TlsPart,
     /// What is wrong with it, as the end of a sentence.
     pub message: String,
@@ -139,7 +139,7 @@ impl ClientAuth {
         matches!(self, Self::RequireAny | Self::RequireAndVerify)
     }
 
-    /// Whether the issuer is looked at.
+    /// Whether the issuer is verified.
     #[must_use]
     pub fn is_verified(self) -> bool {
         matches!(self, Self::VerifyIfGiven | Self::RequireAndVerify)
@@ -149,7 +149,7 @@ impl ClientAuth {
 // === impl TlsOptions ===
 
 impl TlsOptions {
-    /// What shakes hands, with what [`Self::verifier`] has made.
+    /// Returns the acceptor of connections, with the verifier that [`Self::verifier`] has made.
     pub(super) fn acceptor(
         &self,
         verifier: Option<Arc<dyn ClientCertVerifier>>,
@@ -171,18 +171,18 @@ impl TlsOptions {
                     other => failed(TlsPart::Key, format!("cannot be used: {other}")),
                 })?;
         if self.client_auth.is_verified() {
-            // A session that is resumed shows the certificate of its first handshake again, for ever: once
-            // that has ended, its client would be refused although it has a new one.
+            // A resumed session shows the certificate of its first handshake again, for ever. Once
+            // that certificate has ended, the client would be refused although it has a new one.
             config.session_storage = Arc::new(NoServerSessionStorage {});
             config.send_tls13_tickets = 0;
         }
         config.ignore_client_order = self.prefer_server_cipher_suites;
-        // Clients that would rather speak HTTP/2 have HTTP/1.1 as well.
+        // Clients that prefer HTTP/2 speak HTTP/1.1 as well.
         config.alpn_protocols = vec![b"http/1.1".to_vec()];
         Ok(TlsAcceptor::from(Arc::new(config)))
     }
 
-    /// Looks at every part but those that are left out, which need not be there.
+    /// Checks every part except those in `left_out`, which may be missing.
     pub(crate) fn check(&self, left_out: &[TlsPart]) -> Result<(), TlsError> {
         let has = |part| !left_out.contains(&part);
         let verifier = match has(TlsPart::ClientCa) {
@@ -227,7 +227,8 @@ impl TlsOptions {
         })
     }
 
-    /// When the server's certificate ends, the first one; `None` where that cannot be read.
+    /// Returns when the server's certificate ends, the first one of the file; `None` if that
+    /// cannot be read.
     pub(crate) fn not_after(&self) -> Option<Timestamp> {
         let mut certificates = CertificateDer::pem_slice_iter(self.certificate.as_bytes());
         not_after(&certificates.next()?.ok()?)
@@ -263,7 +264,7 @@ impl TlsOptions {
             .collect()
     }
 
-    /// What looks at the certificates of clients; `None` where none are asked for.
+    /// Returns the verifier of client certificates; `None` if none are asked for.
     pub(super) fn verifier(&self) -> Result<Option<Arc<dyn ClientCertVerifier>>, TlsError> {
         let provider = Arc::new(self.provider());
         let mandatory = self.client_auth.is_mandatory();

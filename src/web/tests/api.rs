@@ -1,4 +1,4 @@
-//! The JSON API, and what the daemon is asked to do.
+//! The JSON API, and the requests for a reload or an end.
 
 use super::*;
 
@@ -150,7 +150,7 @@ async fn whoever_asks_for_a_reload_that_takes_long_is_told_that_it_goes_on() {
         "{}",
         answer.body
     );
-    // The first one is still waiting to be taken up.
+    // The first request is still waiting for the daemon to take it.
     let answer = site.post("/-/reload").await;
     assert_eq!((answer.status, answer.header("retry-after")), (503, "5"));
     assert!(

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// Limits for tests that wait for them.
+/// Short limits, for tests that wait for them.
 fn tight() -> Limits {
     Limits {
         connections: 8,
@@ -14,7 +14,7 @@ fn tight() -> Limits {
     }
 }
 
-/// Asks on a connection that is kept, and is answered.
+/// Sends a request on a kept connection, and reads the answer.
 async fn ask(stream: &mut TcpStream) {
     stream
         .write_all(b"GET /-/healthy HTTP/1.1\r\nhost: a\r\n\r\n")
@@ -46,7 +46,7 @@ async fn connections_that_never_send_a_request_do_not_keep_others_out() {
             assert_eq!(site.get("/metrics").await.status, 200);
         }
     }
-    // The oldest had to go, and the newest is still there.
+    // The oldest connection had to go, and the newest is still there.
     assert_eq!(drain(&mut silent[0]).await, b"");
     let newest = &mut silent[49];
     newest
@@ -142,7 +142,7 @@ async fn a_client_that_does_not_read_is_dropped() {
         limits: tight(),
         ..Setup::default()
     });
-    // More than the kernel buffers on both sides.
+    // The answer is larger than what the kernel buffers on both sides.
     for n in 0..3000 {
         site.metrics
             .register_search(&key(&format!("client_{n}"), &format!("tenant-{n}")));
@@ -169,7 +169,7 @@ async fn a_client_may_close_its_half_once_it_has_asked() {
         .unwrap();
     let reload = site.reloads.recv().await.unwrap();
     stream.shutdown().await.unwrap();
-    // Time for the server to see the end of what it reads.
+    // Gives the server time to see the end of what it reads.
     tokio::time::sleep(Duration::from_millis(50)).await;
     reload.send(Ok(())).unwrap();
     assert!(drain(&mut stream).await.starts_with(b"HTTP/1.0 200 OK"));

@@ -168,7 +168,7 @@ async fn long_answers_that_nobody_reads_are_few_and_hold_up_no_scrape() {
         },
         ..Setup::default()
     });
-    // More than sockets keep.
+    // The answers are larger than what sockets buffer.
     for n in 0..400 {
         let message = "x".repeat(100_000);
         site.board

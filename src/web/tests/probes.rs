@@ -117,13 +117,15 @@ async fn it_is_ready_when_every_search_was_tried() {
     let reason = "acme/wholesale/open: the first poll has not ended\n";
     assert_eq!((answer.status, answer.body.as_str()), (503, reason));
 
-    // A search that fails was tried all the same: one tenant's trouble is no reason to restart.
+    // A search that fails was tried all the same: the trouble of one tenant is no reason for a
+    // restart.
     site.board
         .set_search(failing(key("client_2", "wholesale"), "no route"));
     let answer = site.get("/-/ready").await;
     assert_eq!((answer.status, answer.body.as_str()), (200, "ready\n"));
 
-    // One that should be polled here and that the database does not give out is another matter.
+    // A search is another matter if it should be polled here and the database does not give it
+    // out.
     let mut not_taken_up = failing(key("client_2", "wholesale"), "no answer");
     not_taken_up.lease_held = false;
     site.board.set_search(not_taken_up);
@@ -155,7 +157,7 @@ async fn it_is_not_ready_while_nobody_knows_who_is_to_be_searched_whatever_else_
         let reason = format!("{not_known}{why}\n");
         assert_eq!((answer.status, answer.body), (503, reason));
     }
-    // Of several, those are named that it is about, together where it is the same.
+    // Of several partners, only those in trouble are named, together if the reason is the same.
     partners(vec![
         partner("msp_1", true, Some(Ok(()))),
         partner("msp_2", false, failed()),
@@ -175,7 +177,7 @@ async fn it_is_not_ready_while_nobody_knows_who_is_to_be_searched_whatever_else_
         format!("{of_msp} msp_5 could not be looked up the last time: status 500: a <fault>");
     assert_eq!(status["problems"][0], known);
 
-    // Those that are known are searched on.
+    // Clients that are known are still searched.
     partners(vec![partner("msp_1", true, failed())]);
     let answer = site.get("/-/ready").await;
     assert_eq!((answer.status, answer.body.as_str()), (200, "ready\n"));

@@ -1,4 +1,4 @@
-//! `docs/api.schema.json` says what the JSON API answers: neither more nor less.
+//! `docs/api.schema.json` describes the answers of the JSON API exactly.
 
 use std::collections::BTreeSet;
 
@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 use super::*;
 use crate::record::tests::full;
 
-/// The published schema leaves room for keys to come; here there is none.
+/// Returns the schema. The published schema allows further keys, for later versions; this one does
+/// not.
 fn schema() -> Value {
     let mut schema: Value =
         serde_json::from_str(include_str!("../../../docs/api.schema.json")).unwrap();
@@ -36,7 +37,7 @@ fn assert_valid(definition: &str, answer: &Value) {
     assert!(wrong.is_empty(), "{wrong:#?}\n{answer:#}");
 }
 
-/// The account has a token, the sink an error, the searches every state.
+/// Gives the account a token, the sink an error, and the searches every state.
 fn furnish(site: &Site) {
     site.board.set_search(pending(key("client_1", "retail")));
     site.board.set_search(up(key("client_2", "wholesale")));
@@ -56,7 +57,7 @@ fn furnish(site: &Site) {
     });
 }
 
-/// An alert of which the API gave everything that is kept.
+/// Returns an alert with every field that is kept.
 pub(super) fn complete_alert() -> OpenAlert {
     kept("1", &full().fields)
 }

@@ -7,7 +7,7 @@ use futures_util::FutureExt;
 
 use super::*;
 
-/// With the lowest cost.
+/// Returns a hash with the lowest cost.
 fn hash_of(password: &str) -> PasswordHash {
     bcrypt::hash(password, 4).unwrap().parse().unwrap()
 }
@@ -21,7 +21,8 @@ fn client(last: u8) -> IpAddr {
     IpAddr::from([192, 0, 2, last])
 }
 
-/// One user, `ann` with the password `right`, and how many hashes were checked.
+/// Returns passwords with one user, `ann` with the password `right`, and the number of checks
+/// made.
 fn counted() -> (Arc<Passwords>, Arc<AtomicUsize>) {
     let checks = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&checks);
@@ -108,7 +109,7 @@ async fn those_who_come_at_once_with_the_same_password_cost_one_check() {
 async fn a_right_password_is_remembered_before_the_next_one_has_its_turn() {
     let (passwords, checks) = counted();
     let mut first = Box::pin(admit(&passwords, "ann", "right"));
-    // It begins, and is not looked at any more.
+    // The check begins, and the request is not polled any more.
     let _ = (&mut first).now_or_never();
     let turn = passwords.memory.0.queue_up(client(2)).unwrap();
     drop(turn.await);
@@ -168,7 +169,7 @@ fn one_client_cannot_fill_the_queue_nor_many_overfill_it() {
     assert!(memory.queue_up(client(1)).is_none());
     all.extend((2..).map_while(|n| memory.queue_up(client(n))));
     assert_eq!(all.len(), WAITING);
-    // Those who have left take no place.
+    // Clients that have left take no place.
     all.truncate(WAITING - 1);
     assert!(memory.queue_up(client(99)).is_some());
     drop((all, turn));
@@ -199,7 +200,7 @@ fn who_has_guessed_gives_way_to_who_has_not_and_all_to_who_was_right() {
         let turn = guesses[n].try_recv();
         matches!(turn, Err(oneshot::error::TryRecvError::Closed))
     };
-    // Of the places of the worst, the last ones.
+    // The worst client loses its last places.
     let gone: Vec<_> = (0..WAITING).filter(|n| has_gone(*n)).collect();
     assert_eq!(gone, [2, 3]);
 
@@ -262,7 +263,7 @@ async fn only_so_many_pairs_are_remembered_and_none_in_clear() {
     assert_eq!(passwords.memory.0.right.0.lock().len(), REMEMBERED);
     let remembered = format!("{:?}", passwords.memory.0.right.0.lock());
     assert!(!remembered.contains("password"), "{remembered}");
-    // No two pairs run into one another.
+    // The parts of two pairs cannot run into one another.
     let tag = |user: &str, password: &str| passwords.tag(user, &hash, &Secret::new(password));
     assert_ne!(tag("a", "bc").as_ref(), tag("ab", "c").as_ref());
 }
