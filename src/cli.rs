@@ -1,8 +1,8 @@
 //! The command line: commands and flags, typed.
 //!
-//! Only this module knows the crate that parses it. What flags mean together with the file and the
-//! environment is [`crate::config`]'s to say; variables of the environment are named in the help
-//! and read there, so that `--help` cannot show a secret.
+//! Only this module knows the crate that parses the command line. [`crate::config`] says what
+//! flags mean together with the file and the environment. The help names environment variables,
+//! but [`crate::config`] reads them, so that `--help` cannot show a secret.
 
 use std::{ffi::OsString, io, net::SocketAddr, path::PathBuf, process::ExitCode};
 
@@ -34,7 +34,7 @@ pub struct Cli {
     pub overrides: Overrides,
     /// How verbose the daemon's own diagnostics are.
     pub log_level: logging::Level,
-    /// How they look.
+    /// The format of the diagnostics.
     pub log_format: logging::Format,
 }
 
@@ -68,16 +68,16 @@ pub enum Command {
 /// How to ask a running exporter.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Healthcheck {
-    /// What to ask for; where nothing is given, the configuration tells.
+    /// The URL to ask; if none is given, the configuration says it.
     pub url: Option<reqwest::Url>,
-    /// Whether any certificate will do.
+    /// Whether any certificate is accepted.
     pub insecure: bool,
 }
 
 /// A search from the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Search {
-    /// The query; the configured one where none is given.
+    /// The query, or the name of a configured search; `None`: the first configured search.
     pub query: Option<String>,
     /// How results are shown; by default a table on a terminal, else `jsonl`.
     pub output: Option<Output>,
@@ -99,14 +99,15 @@ pub enum Output {
 // === impl Cli ===
 
 impl Cli {
-    /// Parses the process's arguments. Help is printed, as is what is wrong.
+    /// Parses the process's arguments. Prints help, or what is wrong.
     ///
     /// # Errors
-    /// The status to exit with where there is nothing more to do: 0 after help, 1 where that cannot
+    /// The status to exit with if there is nothing more to do: 0 after help, 1 if the help cannot
     /// be written, 2 after wrong usage.
     pub fn parse() -> Result<Self, ExitCode> {
         Self::try_parse_from(std::env::args_os()).map_err(|answer| match answer.print() {
-            // A reader that has seen enough is no failure. Of wrong usage, nobody can be told.
+            // A reader that closed the pipe early is no failure. If the message about wrong usage
+            // cannot be written, nobody can be told.
             Err(error) if !answer.use_stderr() && error.kind() != io::ErrorKind::BrokenPipe => {
                 logging::tell(&error.to_string());
                 ExitCode::FAILURE
@@ -118,7 +119,7 @@ impl Cli {
     /// Parses arguments, the program's name first.
     ///
     /// # Errors
-    /// Where they are wrong, and where help is asked for.
+    /// If the arguments are wrong, or ask for help.
     pub fn try_parse_from<I>(arguments: I) -> Result<Self, clap::Error>
     where
         I: IntoIterator,
@@ -129,7 +130,8 @@ impl Cli {
         arguments.into_cli()
     }
 
-    /// The definition of the command line: parsing, help, manual page and completions are made of it.
+    /// Returns the definition of the command line, from which parsing, help, manual page and
+    /// completions are made.
     #[must_use]
     pub fn definition() -> clap::Command {
         let mut command = Arguments::command();
@@ -161,8 +163,8 @@ impl Cli {
     }
 }
 
-/// Whether a command's help leaves out a flag. Those without a section of their own, and the
-/// diagnostics', are shown everywhere.
+/// Whether a command's help leaves out a flag. Flags without a section of their own, and those of
+/// the diagnostics, are shown everywhere.
 fn hides(argument: &clap::Arg, command: &str, sections: &[&str]) -> bool {
     let Some(heading) = argument.get_help_heading() else {
         return false;
@@ -177,7 +179,7 @@ fn hides(argument: &clap::Arg, command: &str, sections: &[&str]) -> bool {
     is_of_no_use || !(sections.contains(&section) || section == "Diagnostics")
 }
 
-/// What `--version` prints.
+/// Returns what `--version` prints.
 #[must_use]
 pub fn version() -> String {
     format!(
@@ -247,7 +249,7 @@ impl Arguments {
             }
             Some(CommandArguments::Config { schema }) => Command::Config { schema },
             Some(CommandArguments::Healthcheck { url, insecure }) => {
-                // A parser of clap's would repeat the value, which may hold a password.
+                // A parser of clap would repeat the value, which may hold a password.
                 let url = url.map(|url| healthcheck::named(&url)).transpose();
                 let url =
                     url.map_err(|error| Self::command().error(ErrorKind::ValueValidation, error))?;
@@ -422,7 +424,8 @@ mod tests {
                 assert!(matched.is_some(), "{name} does not know --{long}");
                 let [before, after] =
                     [format!("{flag} {name}"), format!("{name} {flag}")].map(|arguments| {
-                        // `demo` refuses some, and --config.check goes with `run` alone: both ways.
+                        // `demo` refuses some flags, and --config.check goes with `run` alone.
+                        // Both positions must be refused.
                         try_parse(&arguments).map_err(|error| {
                             assert_eq!(error.kind(), ErrorKind::ArgumentConflict, "{arguments}");
                             error.to_string()

@@ -27,30 +27,30 @@ use progress::Progress;
 
 mod progress;
 
-/// Nobody looks at what a command does on the wire.
+/// An observer that ignores what the command does on the wire.
 #[derive(Debug)]
 struct Unobserved;
 
-/// The widest column of the table.
+/// Maximum width of a column of the table, in characters.
 const MAX_WIDTH: usize = 60;
 
-/// What came of the tenants that were asked.
+/// The results of the tenants that were asked.
 #[derive(Debug, Default)]
 struct Outcome {
     tenants: usize,
     failed: usize,
-    /// The sum of what a count found.
+    /// The sum of the counts.
     total: u128,
-    /// What is to be said of tenants, a line each, once the progress has left its line.
+    /// Messages about tenants, a line each. They are written once the progress bar is gone.
     told: String,
 }
 
-/// Runs it: the search that is asked for by its name or the first one, for the tenants that it
-/// names; any other query, for every tenant.
+/// Runs the command. A configured search, named by the query or the first one, runs for the
+/// tenants that it names; any other query runs for every tenant.
 ///
 /// # Errors
-/// Where the API or standard output fails. A reader that has seen enough ends it, and is no
-/// failure.
+/// If the API or standard output fails. If the reader closes the pipe early, the command ends
+/// without an error.
 pub async fn run(config: &Config, search: &Search) -> anyhow::Result<()> {
     let asked = search.query.as_deref();
     let named = chosen(config, asked);
@@ -72,13 +72,13 @@ pub async fn run(config: &Config, search: &Search) -> anyhow::Result<()> {
     }
 }
 
-/// The configured search that is meant, if it is one.
+/// Returns the configured search that is meant, if any.
 fn chosen<'c>(config: &'c Config, asked: Option<&str>) -> Option<&'c SearchOptions> {
     let mut searches = config.searches.iter();
     searches.find(|known| asked.is_none_or(|asked| *known.name == *asked))
 }
 
-/// Says what is done where something else may be meant.
+/// Says what is done if the user may have meant something else.
 fn tell_choice(config: &Config, asked: Option<&str>, named: Option<&SearchOptions>) {
     let hint = match (asked, named) {
         (None, Some(first)) if config.searches.len() > 1 => format!(
@@ -95,18 +95,18 @@ fn tell_choice(config: &Config, asked: Option<&str>, named: Option<&SearchOption
     logging::write(&message(&hint));
 }
 
-/// Whether a tenant is asked: any other query is for all of them.
+/// Whether a tenant is asked. A query that is no configured search is for all tenants.
 fn is_asked(named: Option<&SearchOptions>, tenant: &Tenant) -> bool {
     named.is_none_or(|named| named.is_for(&tenant.id))
 }
 
-/// The request for the first page of every tenant.
+/// Returns the request for the first page of every tenant.
 fn request_for(search: &Search, named: Option<&SearchOptions>) -> SearchRequest {
     let query = match named {
         Some(known) => known.query.clone(),
         None => search.query.clone().unwrap_or_default(),
     };
-    // A count needs no alerts, but a page of none is not documented.
+    // A count needs no alerts, but a page size of 0 is not documented.
     let page_size = match (search.count, named) {
         (true, _) => 1,
         (false, Some(known)) => known.page_size,
@@ -120,7 +120,8 @@ fn request_for(search: &Search, named: Option<&SearchOptions>) -> SearchRequest 
     }
 }
 
-/// Asks the tenants one after another, and prints what they have. The error is standard output's.
+/// Asks the tenants one after another, and prints their alerts. The error is that of standard
+/// output.
 async fn read(
     config: &Config,
     search: &Search,
@@ -141,7 +142,7 @@ async fn read(
         let client = match client {
             Ok(client) => client,
             Err(error) => {
-                // It names the account.
+                // The error names the account.
                 outcome.fail(tenants.len(), &chain(&error));
                 continue;
             }
@@ -170,15 +171,15 @@ async fn read(
     }
 }
 
-/// How many a tenant has, as the API counts them.
+/// Returns how many alerts a tenant has, as the API counts them.
 async fn count(client: &Client, tenant: &Tenant, request: &SearchRequest) -> Result<u64, Error> {
     let asked = client.search_first(&tenant.id, request.clone(), Urgency::Poll);
     let (answer, request) = asked.await?;
     Ok(answer.page(request.page, false)?.total_results)
 }
 
-/// Prints a tenant's alerts page by page, each once: pages shift while the result changes. The outer
-/// error is the API's, the inner one is standard output's.
+/// Prints a tenant's alerts page by page, each alert once, although pages shift while the result
+/// changes. The outer error is that of the API, the inner one that of standard output.
 async fn read_all(
     client: &Client,
     tenant: &Tenant,
@@ -186,7 +187,7 @@ async fn read_all(
     output: &mut Results,
     progress: &mut Progress,
 ) -> Result<anyhow::Result<Shown>, Error> {
-    // Hashes of ids.
+    // Hashes of the ids seen.
     let mut seen = HashSet::new();
     let mut shown = Shown::default();
     let mut without_news = 0;
@@ -206,7 +207,7 @@ async fn read_all(
             }
         } else {
             without_news += 1;
-            // As a full read does, whatever the answer says of a next page.
+            // A full read ends here, too, whatever the answer says of a next page.
             if Facts::of(&request, &page).is_behind() || without_news > WITHOUT_NEWS {
                 return Ok(Ok(shown));
             }
@@ -223,7 +224,7 @@ async fn read_all(
 // === impl Outcome ===
 
 impl Outcome {
-    /// A tenant was read, though something may lack, or it failed.
+    /// Notes how the read of a tenant ended: complete, with something missing, or failed.
     fn note(&mut self, account: &str, tenant: &Tenant, read: Result<Option<String>, Error>) {
         let of = format!("account {}, tenant {}", plain(account), plain(&tenant.name));
         match read {
@@ -233,13 +234,13 @@ impl Outcome {
         }
     }
 
-    /// So many tenants could not be read.
+    /// Notes that so many tenants could not be read.
     fn fail(&mut self, tenants: usize, why: &str) {
         self.failed += tenants;
         self.told.push_str(&message(why));
     }
 
-    /// Prints the sum, unless it lacks something.
+    /// Prints the sum, unless a tenant's count is missing.
     fn print_count(&self) -> anyhow::Result<()> {
         if self.failed > 0 {
             return Ok(());
@@ -249,7 +250,7 @@ impl Outcome {
         print(&format!("{total}\n"))
     }
 
-    /// What the command ends with, after all was told.
+    /// Returns the result of the command, after all messages.
     fn verdict(&self) -> anyhow::Result<()> {
         let Self {
             tenants, failed, ..
@@ -265,16 +266,16 @@ impl Outcome {
 #[derive(Debug, Default)]
 struct Shown {
     alerts: u64,
-    /// As the API counted them with the last page.
+    /// The total that the API gave with the last page.
     total: u64,
-    /// Items that are no alert. Those of a page that came twice are counted twice.
+    /// Items that cannot be read as alerts. Those of a page that came twice are counted twice.
     unreadable: u64,
 }
 
 // === impl Shown ===
 
 impl Shown {
-    /// What is to be said where it is less than there is.
+    /// Returns a message if fewer alerts were shown than there are.
     fn lack(&self) -> Option<String> {
         let Self { alerts, total, .. } = self;
         let lacking = total.checked_sub(*alerts).filter(|lacking| *lacking > 0)?;
@@ -286,10 +287,10 @@ impl Shown {
     }
 }
 
-/// The results on their way out.
+/// The results while they are printed.
 struct Results {
     output: Output,
-    /// Whether any was printed, so that the next needs a comma before it.
+    /// Whether an alert was printed, so that the next one needs a comma before it.
     begun: bool,
     rows: Vec<[String; 6]>,
 }
@@ -396,8 +397,8 @@ fn table(rows: &[[String; 6]]) -> String {
     })
 }
 
-/// A line for [`logging::write`]. By way of the queue, as with [`logging::tell`], it could come while
-/// the progress has the line.
+/// Returns a line for [`logging::write`]. Through the queue, as with [`logging::tell`], the line
+/// could appear while the progress bar occupies the terminal's line.
 fn message(text: &str) -> String {
     format!("opsramp-exporter: {text}\n")
 }

@@ -1,7 +1,7 @@
-//! One account: the way there, a token, the clock, a search for each tenant.
+//! Checks of one account: the way to the server, a token, the clock, a search for each tenant.
 //!
-//! Tokens and searches are asked for by the daemon's own client, so that what passes here works
-//! there. What it leaves out of its answers (statuses, allowances, dates) its observer tells.
+//! Tokens and searches are requested by the daemon's own client, so that what passes here works
+//! there. The client's observer sees what its answers leave out (statuses, allowances, dates).
 
 use std::{collections::HashMap, slice, sync::Arc, time::Duration};
 
@@ -24,14 +24,15 @@ use crate::{
     secret::SecretSource,
 };
 
-/// Clocks that are further apart are worth a word.
+/// The difference between clocks above which there is a warning.
 const SKEW: SignedDuration = SignedDuration::from_secs(30);
-/// Of the clients of a partner so many are searched; there may be a thousand.
+/// Number of a partner's clients that are searched; there may be a thousand.
 const CLIENTS_TRIED: usize = 5;
-/// A partner's clients are counted no further than so many pages of a hundred.
+/// Maximum number of pages, of a hundred clients each, up to which a partner's clients are
+/// counted.
 const CLIENT_PAGES: u64 = 500;
 
-/// What the client does not return.
+/// What the client does not return, as its observer has seen it.
 #[derive(Debug, Default)]
 struct Seen(Mutex<Known>);
 
@@ -96,7 +97,7 @@ pub(super) async fn check(report: &mut Report<'_>, account: &Account, searches: 
     }
 }
 
-/// The way to the server of a URL, up to an encrypted connection.
+/// Takes the steps of the way to the server of a URL, up to an encrypted connection.
 async fn reach(chain: &mut Chain<'_, '_>, options: &opsramp::Options, url: &str) -> Option<()> {
     let limit = options.connect_timeout;
     let Some(target) = Endpoint::of(url) else {
@@ -189,7 +190,7 @@ fn shown(proxy: Proxy) -> Passed<Proxy> {
     Passed::new(proxy, found)
 }
 
-/// A tenant by name and id.
+/// Names a tenant by its name and id.
 fn called(tenant: &Tenant) -> String {
     if tenant.name == tenant.id {
         tenant.id.to_string()
@@ -198,7 +199,7 @@ fn called(tenant: &Tenant) -> String {
     }
 }
 
-/// Looks whether the key or the secret can be read.
+/// Checks whether the key or the secret can be read.
 async fn read(what: &str, source: &SecretSource) -> Result<(), Trouble> {
     let read = {
         let source = source.clone();
@@ -217,10 +218,11 @@ async fn read(what: &str, source: &SecretSource) -> Result<(), Trouble> {
     }
 }
 
-/// What to do where the key or the secret cannot be read.
+/// Says what to do if the key or the secret cannot be read.
 fn unreadable(what: &str, source: &SecretSource) -> String {
     match source {
-        // The file is where the unit says, and nobody has done anything wrong.
+        // The unit names this file, and systemd creates it only while the service runs. Nobody has
+        // done anything wrong.
         SecretSource::File(path) if path.starts_with(reading::CREDENTIALS) && !path.exists() => {
             let variable = match what {
                 "secret" => "OPSRAMP_CLIENT_SECRET_FILE=/etc/opsramp-exporter/client-secret",
@@ -275,7 +277,7 @@ impl Checked<'_> {
             scope,
         } = token;
         let scope = scope.map_or(String::new(), |scope| format!(", scope {scope}"));
-        // To the second: what is behind it is the time since the answer.
+        // Rounded to seconds: the rest is only the time since the answer.
         let left = Duration::from_secs(remaining.as_secs_f64().round() as u64);
         let found = format!(
             "in {}, valid for {}{scope}",
@@ -312,7 +314,8 @@ impl Checked<'_> {
         Trouble::new(error.chain(), next)
     }
 
-    /// What of the key or the secret looks as if it were not meant, such as what an editor or a copy leaves.
+    /// Says what about the key or the secret looks unintended, such as the traces of an editor or
+    /// a copy.
     fn doubt(&self) -> Option<String> {
         let options = &self.account.options;
         let sources = [
@@ -326,7 +329,7 @@ impl Checked<'_> {
         })
     }
 
-    /// What to do about failures that do not depend on what was asked.
+    /// Says what to do about failures that do not depend on what was asked.
     fn common_advice(&self, error: &Error) -> String {
         match error {
             Error::Throttled { .. } => {

@@ -1,5 +1,5 @@
-//! What is on this side: the state, the sinks and the web server. Nothing is delivered, and a daemon that runs
-//! beside notices nothing.
+//! Checks of the local side: the state, the sinks and the web server. Nothing is delivered, and a
+//! running daemon is not disturbed.
 
 use std::{
     error::Error,
@@ -36,13 +36,13 @@ use crate::{
     validity::{Ending, days},
 };
 
-/// How long a server may take to answer the first word.
+/// Time for the first answer of a disk or a server.
 const LIMIT: Duration = Duration::from_secs(10);
-/// Less room than this is worth a word.
+/// With less free space than this, the step has a warning.
 const ROOM: u64 = 256 << 20;
 const JOURNAL: &str = "/run/systemd/journal/socket";
 
-/// Takes the state's step.
+/// Takes the step of the state.
 pub(super) async fn check_state(report: &mut Report<'_>, state: &State) {
     let outcome = match state {
         State::File { path } => {
@@ -72,7 +72,8 @@ pub(super) async fn check_sinks(report: &mut Report<'_>, sinks: &[SinkOptions]) 
     }
 }
 
-/// Takes the step of the web server, where it has TLS: nobody else tells when its certificate ends.
+/// Takes the step of the web server, if it has TLS, because nothing else reports when its
+/// certificate ends.
 pub(super) async fn check_web(report: &mut Report<'_>, web: &Web) {
     let Some(path) = &web.config_file else {
         return;
@@ -110,7 +111,8 @@ fn certificate(not_after: Option<Timestamp>, now: Timestamp) -> Outcome<()> {
     })
 }
 
-/// A disk can be slow, or a network one dead.
+/// Does the work on another thread and within `LIMIT`, because a disk can be slow, or a network
+/// disk dead.
 async fn aside(work: impl FnOnce() -> Outcome<()> + Send + 'static) -> Outcome<()> {
     match tokio::time::timeout(LIMIT, tokio::task::spawn_blocking(work)).await {
         Ok(Ok(outcome)) => outcome,
@@ -125,7 +127,7 @@ async fn aside(work: impl FnOnce() -> Outcome<()> + Send + 'static) -> Outcome<(
 fn state_file(path: &Path) -> Outcome<()> {
     let shown = path.display();
     let found = inspect(path).map_err(|error| match error {
-        // Its messages end with what to do.
+        // The messages end with what to do.
         store::Error::Open { path, problem } => {
             let (cause, next) = problem
                 .split_once("; ")
@@ -153,13 +155,13 @@ fn state_file(path: &Path) -> Outcome<()> {
     }
 }
 
-/// Creates and removes a file, as what writes there has to. Returns the room that is left.
+/// Creates and removes a file, as the exporter has to. Returns the free space.
 fn probe(folder: &Path) -> Result<u64, Trouble> {
     let name = format!(".opsramp-exporter-check-{:016x}", fastrand::u64(..));
     let path: PathBuf = folder.join(name);
     let written = fs::write(&path, "check").and_then(|()| fs::remove_file(&path));
     if let Err(error) = written {
-        // Where it could not be written it need not be removed.
+        // If the file was not created, there is nothing to remove.
         fs::remove_file(&path).ok();
         return Err(Trouble::new(
             format!(
@@ -181,12 +183,13 @@ fn probe(folder: &Path) -> Result<u64, Trouble> {
     Ok(room(folder))
 }
 
-/// The room that is left; the greatest number where it is not known.
+/// Returns the free space of the disk; the greatest number if it is not known.
 fn room(folder: &Path) -> u64 {
     Disk::of(folder).map_or(u64::MAX, |disk| disk.free)
 }
 
-/// The room for the state: with less than what the store keeps for acknowledgements, it takes nothing new.
+/// Judges the free space for the state. If there is less than the store keeps in reserve for
+/// acknowledgements, the store takes nothing new.
 fn with_room_for_state(what: String, disk: Option<Disk>) -> Outcome<()> {
     match disk {
         Some(Disk { free, reserve }) if free < reserve => Err(Trouble::new(
@@ -214,7 +217,7 @@ fn with_room(what: String, free: u64) -> Passed<()> {
     }
 }
 
-/// A check as root proves little of what another user may do.
+/// Adds a warning if root runs the check, because this proves little about another user's rights.
 fn as_whom(passed: Passed<()>) -> Passed<()> {
     if passed.concern.is_none() && rustix::process::geteuid().is_root() {
         return passed.with_concern(
@@ -236,7 +239,8 @@ fn bytes(n: u64) -> String {
     format!("{value:.0} {shown}")
 }
 
-/// Logs in as the daemon does, and creates no table. It is asked for much, and may be slow.
+/// Logs in as the daemon does, and creates no table. The limit is longer, because the server is
+/// asked much and may be slow.
 async fn database(url: &SecretSource, lease: Duration) -> Outcome<()> {
     let asked = tokio::time::timeout(LIMIT * 3, postgres::inspect(url, lease)).await;
     let found = asked.unwrap_or(Err(Failure::Timeout)).map_err(|failure| {
@@ -315,7 +319,7 @@ fn unfit_database(unfit: &Unfit, user: &str, database: &str) -> Trouble {
     }
 }
 
-/// What to do; `None` where the failure says so itself, behind a semicolon.
+/// Says what to do; `None` if the failure says so itself, behind a semicolon.
 fn database_advice(failure: &Failure) -> Option<&'static str> {
     const URL: &str = "write the URL as postgres://user:password@host:5432/database";
     const AUTHORITY: &str = "name the file with the certificate of the authority that signed the server's as \
@@ -366,7 +370,8 @@ fn database_advice(failure: &Failure) -> Option<&'static str> {
     Some(failure.of_tls().map_or(next, advice))
 }
 
-/// What to do about a failed handshake; `authority`, where the certificate's issuer is not known.
+/// Says what to do about a failed handshake; `authority` is the advice if the certificate's issuer
+/// is not known.
 fn tls_advice(error: &rustls::Error, authority: &'static str) -> &'static str {
     let rustls::Error::InvalidCertificate(error) = error else {
         return "look whether the server speaks TLS 1.2 or 1.3, and what stands between here and \
@@ -387,7 +392,8 @@ fn tls_advice(error: &rustls::Error, authority: &'static str) -> &'static str {
     }
 }
 
-/// What to do where no answer of a receiver came: names, TLS and connections fail for other reasons.
+/// Says what to do if no answer of a receiver arrived. Look-ups, TLS and connections fail for
+/// different reasons.
 fn transport_advice(endpoint: &str, error: &reqwest::Error) -> &'static str {
     const AUTHORITY: &str = "where a company's own authority signed the receiver's certificate, add the authority to \
                              the system's (update-ca-certificates), or set the exporter's variable SSL_CERT_FILE to a \
@@ -403,7 +409,8 @@ fn transport_advice(endpoint: &str, error: &reqwest::Error) -> &'static str {
              with http://"
         }
         Some(error) => tls_advice(error, AUTHORITY),
-        // Somebody was reached. Who expects TLS ends the connection, or answers with an alert, which is no HTTP.
+        // A server was reached. A server that expects TLS ends the connection, or answers with a
+        // TLS alert, which is no HTTP.
         None if !error.is_connect() && is_plain(endpoint) => {
             "look whether the port is right, and at the receiver's own log; where the receiver speaks TLS, the \
              endpoint starts with https://"
@@ -412,13 +419,14 @@ fn transport_advice(endpoint: &str, error: &reqwest::Error) -> &'static str {
     }
 }
 
-/// Whether the endpoint is one without TLS.
+/// Whether the endpoint has no TLS.
 fn is_plain(endpoint: &str) -> bool {
     let scheme = endpoint.split_once("://").map(|(scheme, _)| scheme);
     scheme.is_some_and(|scheme| scheme.eq_ignore_ascii_case("http"))
 }
 
-/// The first cause of that kind. An I/O error does not name what is in it as its source.
+/// Returns the first cause of the given type. An I/O error does not name the error inside it as
+/// its source.
 fn source_of<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option<&'a T> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -436,7 +444,7 @@ fn source_of<'a, T: Error + 'static>(error: &'a (dyn Error + 'static)) -> Option
     None
 }
 
-/// Tells of what the sink would find, without a line in it.
+/// Reports what the sink would find, without writing a line.
 fn log_file(path: &Path) -> Outcome<()> {
     let shown = path.display();
     let kind = match fs::metadata(path) {
@@ -459,7 +467,7 @@ fn log_file(path: &Path) -> Outcome<()> {
     let file = OpenOptions::new()
         .read(true)
         .append(true)
-        // Should it have become a pipe meanwhile.
+        // The file may have become a pipe meanwhile.
         .custom_flags(OFlags::NONBLOCK.bits().cast_signed())
         .open(path)
         .map_err(|error| {
@@ -468,7 +476,8 @@ fn log_file(path: &Path) -> Outcome<()> {
                 "let it belong to the user that the exporter runs as, who both writes and reads it",
             )
         })?;
-    // Shared, and for no longer than this: a sink that comes at this moment tries again.
+    // The lock is shared and lasts only for this statement; a sink that wants it at this moment
+    // tries again.
     let in_use = matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
     drop(file);
     let found = format!(
@@ -479,7 +488,7 @@ fn log_file(path: &Path) -> Outcome<()> {
             ""
         }
     );
-    // Where a link leads to it, the next one is created there as well.
+    // If the path is a link, the next file is created where the link leads, too.
     let path = paths::follow_links(path).unwrap_or_else(|| path.to_owned());
     let folder = paths::folder(&path);
     Ok(match probe(folder) {
@@ -491,7 +500,8 @@ fn log_file(path: &Path) -> Outcome<()> {
     })
 }
 
-/// A file that is to be created yet: where a link leads to, if it is one.
+/// Checks a file that does not exist yet. If the path is a link, the file is created where the
+/// link leads.
 fn new_log_file(path: &Path) -> Outcome<()> {
     let shown = path.display();
     if let Some(target) = paths::link_target(path) {
@@ -515,7 +525,8 @@ fn journal(path: &Path) -> Outcome<()> {
     }
 }
 
-/// Asks a receiver as the sink would, without any record, and takes its answer as the sink would.
+/// Sends the receiver a request like the sink's, without any record, and judges the answer as the
+/// sink would.
 async fn receiver(options: &OtlpOptions) -> Outcome<()> {
     const UNUSABLE: &str = "look at the sink's endpoint and headers";
     const WRONG_PATH: &str =
@@ -532,7 +543,7 @@ async fn receiver(options: &OtlpOptions) -> Outcome<()> {
     };
     let next = match &error {
         otlp::Error::Status { status, .. } => match status.as_u16() {
-            // It would rather have a record in it, but this is the right place.
+            // The receiver wants a record in the request, but this is the right place.
             411 | 415 => {
                 let found = format!("{shown} answers ({status} to an empty request)");
                 return Ok(Passed::new((), found));
@@ -618,7 +629,7 @@ mod tests {
 
         symlink("there", at("link")).unwrap();
         assert!(passed("link").contains("can be written"));
-        // A regular file in a folder in which nobody creates one.
+        // A regular file in a folder in which nobody can create one.
         symlink("/proc/self/comm", at("elsewhere")).unwrap();
         let concern = log_file(&at("elsewhere")).unwrap().concern;
         assert!(

@@ -1,7 +1,8 @@
-//! The way to a server: the proxy, if one applies, the name, the connection, the tunnel.
+//! The way to a server: the proxy, if one applies, the look-up of the name, the connection, the
+//! tunnel.
 //!
-//! It takes the way that the HTTP client takes: the same proxy rules, the same resolver, the same
-//! time limit. It knows nothing of TLS nor of what is asked there.
+//! It takes the same way as the HTTP client: the same proxy rules, the same resolver, the same
+//! time limit. It knows nothing of TLS, nor of the requests.
 
 use std::{fmt, future::Future, net::SocketAddr, time::Duration};
 
@@ -16,19 +17,20 @@ use tokio::{
 use super::report::{Outcome, Passed, Trouble};
 use crate::{opsramp::Options, proxy};
 
-/// How much of a proxy's answer is read.
+/// Maximum size of a proxy's answer that is read, in bytes.
 const MAX_ANSWER: usize = 16 << 10;
 
-/// Address families take turns so fast that a client does not notice.
+/// If another address fails within this time, a client does not notice, because it tries the
+/// address families in turns.
 const PATIENCE: Duration = Duration::from_millis(300);
 
-/// Addresses that are shown at most.
+/// Maximum number of addresses that are shown.
 const SHOWN: usize = 4;
 
 /// A server to be reached.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Endpoint {
-    /// Whether TLS is spoken there.
+    /// Whether the server speaks TLS.
     pub(super) tls: bool,
     /// The name or address, an IPv6 address without brackets.
     pub(super) host: String,
@@ -40,11 +42,11 @@ pub(super) struct Endpoint {
 pub(super) struct Proxy {
     pub(super) endpoint: Endpoint,
     intercept: Intercept,
-    /// Where it is set.
+    /// Where the proxy is set.
     pub(super) from: &'static str,
 }
 
-/// A connection, plain or inside of another one.
+/// A connection, plain or inside another one.
 pub(super) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Stream for T {}
@@ -55,7 +57,7 @@ pub(super) type Connection = Box<dyn Stream>;
 // === impl Endpoint ===
 
 impl Endpoint {
-    /// The server of a URL; `None` where it is no `http` or `https` URL.
+    /// Returns the server of a URL; `None` if it is not an `http` or `https` URL.
     pub(super) fn of(url: &str) -> Option<Self> {
         let uri: Uri = url.parse().ok()?;
         let tls = match uri.scheme_str()? {
@@ -72,7 +74,7 @@ impl Endpoint {
         })
     }
 
-    /// Whether it is on this machine.
+    /// Whether the server is on this machine.
     pub(super) fn is_local(&self) -> bool {
         let address = self.host.parse::<std::net::IpAddr>();
         self.host == "localhost" || address.is_ok_and(|address| address.is_loopback())
@@ -92,7 +94,7 @@ impl fmt::Display for Endpoint {
 // === impl Proxy ===
 
 impl Proxy {
-    /// The proxy that stands before a server, by the rules of the HTTP client.
+    /// Returns the proxy before a server, by the rules of the HTTP client.
     pub(super) fn before(endpoint: &Endpoint, options: &Options) -> Option<Result<Self, Trouble>> {
         let from = match &options.proxy_url {
             Some(_) => "proxy_url",
@@ -102,7 +104,7 @@ impl Proxy {
         let target: Uri = format!("{scheme}://{endpoint}/").parse().ok()?;
         let rules = proxy::rules(options.proxy_url.as_ref().map(|url| &url.0));
         let intercept = rules.intercept(&target)?;
-        // It may hold a password, so that it is never shown as it is.
+        // The proxy's URL may hold a password, so it is never shown whole.
         let uri = intercept.uri();
         let scheme = uri.scheme_str().unwrap_or("http");
         Some(match Endpoint::of(&uri.to_string()) {
@@ -140,7 +142,7 @@ impl Proxy {
             .await
             .map_err(broken)?;
         let mut answer = Vec::new();
-        // Byte by byte: what follows the head is the server's.
+        // The answer is read byte by byte, because the bytes behind its head come from the server.
         while !answer.ends_with(b"\r\n\r\n") && answer.len() < MAX_ANSWER {
             answer.push(through.read_u8().await.map_err(broken)?);
         }
@@ -168,7 +170,7 @@ impl Proxy {
     }
 }
 
-/// Looks a server's name up, which stands in `from`.
+/// Looks up the name of a server, which was written in `from`.
 pub(super) async fn look_up(
     endpoint: &Endpoint,
     from: &str,
@@ -202,7 +204,7 @@ pub(super) async fn look_up(
     Ok(Passed::new(addresses, found))
 }
 
-/// Connects to the first address that answers. `next` is what to do where none does.
+/// Connects to the first address that answers. `next` says what to do if none does.
 pub(super) async fn connect(
     addresses: Vec<SocketAddr>,
     next: &str,
@@ -236,7 +238,7 @@ pub(super) async fn connect(
     Err(Trouble::new(failures.join("; "), next))
 }
 
-/// Waits for an end no longer than `limit`. An error is told in words.
+/// Waits for the work, at most for `limit`. An error is returned in words.
 pub(super) async fn within<T>(
     limit: Duration,
     work: impl Future<Output = std::io::Result<T>>,
@@ -250,7 +252,7 @@ pub(super) async fn within<T>(
     }
 }
 
-/// A time as people read it.
+/// Writes a time for people.
 pub(super) fn milliseconds(took: Duration) -> String {
     format!("{} ms", took.as_millis())
 }

@@ -1,6 +1,7 @@
-//! What an operator reads: one line a step, as it ends, and what to do about each that failed.
+//! The report for the operator: one line a step, written when the step ends, and what to do about
+//! each failed step.
 //!
-//! It knows how lines look and nothing of what is checked.
+//! This module knows how lines look, and nothing of what is checked.
 
 use std::io;
 
@@ -12,24 +13,24 @@ pub(super) type Outcome<T> = Result<Passed<T>, Trouble>;
 /// A step that passed.
 #[derive(Debug)]
 pub(super) struct Passed<T> {
-    /// What later steps need of it.
+    /// The value that later steps need.
     pub(super) value: T,
     /// What was found, with its figures.
     pub(super) found: String,
-    /// What works but should not stay so.
+    /// A warning: something that works but should be changed.
     pub(super) concern: Option<String>,
 }
 
 /// A step that failed.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Trouble {
-    /// Why; of several causes each on a line of its own.
+    /// Why the step failed; several causes are on a line each.
     pub(super) cause: String,
     /// What to try next.
     pub(super) next: String,
 }
 
-/// The report on its way out.
+/// The report while it is written.
 pub(super) struct Report<'a> {
     out: &'a mut dyn io::Write,
     passed: usize,
@@ -38,7 +39,7 @@ pub(super) struct Report<'a> {
     lost: Option<io::Error>,
 }
 
-/// Steps that belong to one thing, each named after it.
+/// Steps about one thing; the name of each begins with it.
 pub(super) struct Chain<'a, 'out> {
     report: &'a mut Report<'out>,
     about: String,
@@ -96,7 +97,7 @@ impl<'out> Report<'out> {
         }
     }
 
-    /// Writes the sum. Returns whether every step passed.
+    /// Writes the totals. Returns whether every step passed.
     pub(super) fn end(mut self) -> io::Result<bool> {
         let all = self.passed + self.failed + self.skipped;
         let steps = |n: usize| if n == 1 { "step" } else { "steps" };
@@ -112,7 +113,7 @@ impl<'out> Report<'out> {
         };
         self.line(&sum);
         match self.lost {
-            // Whoever has read enough still gets the exit status.
+            // A reader that has closed the pipe early still gets the exit status.
             Some(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
             _ => Ok(self.passed == all),
         }
@@ -151,7 +152,8 @@ impl<'out> Report<'out> {
         self.line(&format!("skipped  {step}: needs {needed}"));
     }
 
-    /// A step is worth seeing when it ends, not when all have.
+    /// Writes a line and flushes it, because a step should be seen when it ends, not when all have
+    /// ended.
     fn line(&mut self, text: &str) {
         if self.lost.is_some() {
             return;
@@ -167,7 +169,7 @@ impl<'out> Report<'out> {
 // === impl Chain ===
 
 impl Chain<'_, '_> {
-    /// Takes a step that needs what another one brought. Without it the step is skipped.
+    /// Takes a step that needs the value of another one. Without that value the step is skipped.
     pub(super) async fn step<I, T>(
         &mut self,
         name: &str,

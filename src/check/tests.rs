@@ -21,7 +21,7 @@ use crate::{
     },
 };
 
-/// An account's options, with a change.
+/// Returns an account's options, with a change.
 pub(super) fn options(url: &str, change: impl FnOnce(&mut opsramp::Options)) -> opsramp::Options {
     let mut options = opsramp::Options {
         timeout: Duration::from_secs(5),
@@ -65,7 +65,7 @@ impl Setup {
         Self { config, folder }
     }
 
-    /// Whether every step passed, and what was told, without what every machine tells otherwise.
+    /// Returns whether every step passed, and the report without what differs between machines.
     async fn check(&self) -> (bool, String) {
         let loaded = Loaded {
             config: self.config.clone(),
@@ -83,7 +83,7 @@ impl Setup {
         (passed, lines.map(|line| format!("{line}\n")).collect())
     }
 
-    /// The failed step with what to do next. Exactly one fails.
+    /// Returns the failed step with what to do next. Exactly one step must fail.
     async fn failure(&self) -> (String, String) {
         let (passed, text) = self.check().await;
         assert!(!passed, "{text}");
@@ -122,7 +122,7 @@ fn rule(fault: Fault, endpoint: Endpoint) -> FaultRule {
     }
 }
 
-/// Every number is an N, and what is left of a token's life is one as well.
+/// Replaces every number, and the rest of a token's life, by an N.
 fn without_numbers(text: &str) -> String {
     let mut plain = String::new();
     for character in text.chars() {
@@ -161,7 +161,7 @@ async fn a_set_up_that_works_passes_every_step() {
     assert_eq!(std::fs::read_dir(setup.folder.path()).unwrap().count(), 0);
 }
 
-/// A certificate authority of our own.
+/// A certificate authority of the tests.
 struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
@@ -187,7 +187,7 @@ impl Authority {
         Some(path)
     }
 
-    /// A server that decrypts and passes on to `target`. Returns its URL.
+    /// Starts a server that decrypts and passes on to `target`. Returns its URL.
     async fn before(
         &self,
         target: SocketAddr,
@@ -227,7 +227,7 @@ impl Authority {
     }
 }
 
-/// A date so many days from now, as certificates are made with.
+/// Returns the date so many days from now, in the form for making certificates.
 fn days_from_now(days: i64) -> (i32, u8, u8) {
     let at = crate::clock::now() + SignedDuration::from_hours(24 * days);
     let date = TimeZone::UTC.to_datetime(at);
@@ -344,7 +344,7 @@ async fn plain_http_where_https_is_expected_is_named() {
 
 #[tokio::test]
 async fn a_closed_port_is_named_and_the_rest_is_skipped() {
-    // Nobody listens on a port that was just let go of.
+    // Nobody listens on a port that was just given back.
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
@@ -620,7 +620,7 @@ async fn a_state_that_cannot_be_opened_comes_with_advice() {
     assert!(next.starts_with("next: create it"), "{next}");
 }
 
-/// A sink of the receiver at a URL.
+/// Returns a sink with a receiver at a URL.
 fn sink_to(url: &str) -> SinkOptions {
     SinkOptions {
         name: "one".into(),
@@ -633,7 +633,7 @@ fn sink_to(url: &str) -> SinkOptions {
     }
 }
 
-/// The URL of a receiver that answers everything so.
+/// Starts a receiver that gives every request this answer. Returns its URL.
 async fn receiver(
     answer: impl axum::response::IntoResponse + Clone + Send + Sync + 'static,
 ) -> String {
@@ -710,7 +710,7 @@ async fn why_a_receiver_is_not_reached_is_told_apart() {
     tokio::spawn(async move {
         loop {
             let (mut stream, _) = hangs_up.accept().await.unwrap();
-            // What is not read yet when it is closed has it reset.
+            // The connection is reset because it is closed with unread bytes.
             _ = stream.read(&mut [0; 8]).await;
         }
     });
@@ -758,7 +758,7 @@ async fn a_receiver_that_expects_tls_and_says_so_is_told_from_a_wrong_path() {
     }
 }
 
-/// With a success, as the sink would not take it.
+/// The answers are successes by their status, but the sink would not accept them.
 #[tokio::test]
 async fn a_receiver_that_answers_what_no_receiver_says_fails_as_its_sink_would() {
     let simulator = simulator(|_| {}).await;
@@ -801,7 +801,7 @@ fn a_wrong_configuration_is_told_whole() {
     assert!(text.ends_with("1 of 1 step failed, 0 skipped\n"), "{text}");
 }
 
-/// As the daemon does.
+/// The daemon does the same.
 #[tokio::test]
 async fn less_is_asked_for_where_the_server_refuses_the_paging_and_a_passing_400_is_none() {
     let simulator = simulator(|options| {

@@ -1,7 +1,8 @@
-//! The TLS handshake, and in words what is wrong with a certificate.
+//! The TLS handshake, and what is wrong with a certificate, in words.
 //!
-//! It trusts whom the HTTP client trusts. The certificate is kept when it is seen, so that its end
-//! can be told also where nobody checks it.
+//! It trusts the same authorities as the HTTP client. The verifier notes the certificate's end
+//! when it sees the certificate, so that the end can be reported even if certificates are not
+//! checked.
 
 use std::{io, path::Path, sync::Arc, time::Duration};
 
@@ -30,10 +31,10 @@ use crate::{
     validity::{Ending, days, not_after},
 };
 
-/// Names of a certificate that are shown at most.
+/// Maximum number of a certificate's names that are shown.
 const SHOWN: usize = 4;
 
-/// Verifies as another one does, and remembers what came of it.
+/// Verifies like another verifier, and keeps what it saw.
 #[derive(Debug)]
 struct Watching {
     verifier: Arc<dyn ServerCertVerifier>,
@@ -184,7 +185,7 @@ fn read(path: &Path) -> Result<Vec<u8>, String> {
     reading::bytes(path).map_err(|error| format!("cannot read {}: {error}", path.display()))
 }
 
-/// What a failed handshake means for whoever sets the exporter up.
+/// Says what a failed handshake means for a person who sets the exporter up.
 fn trouble(endpoint: &Endpoint, error: &io::Error, now: Timestamp) -> Trouble {
     let Some(error) = error
         .get_ref()
@@ -253,7 +254,8 @@ fn certificate_trouble(endpoint: &Endpoint, error: &CertificateError, now: Times
                 format!("{clock}; else its owner has to replace the certificate"),
             )
         }
-        // The signature is bad where two authorities have one name, such as one that was renewed.
+        // The signature is bad if two authorities have the same name, such as an old and a renewed
+        // one.
         CertificateError::UnknownIssuer | CertificateError::BadSignature => Trouble::new(
             format!(
                 "the certificate of {} is from an issuer that is not trusted here",
@@ -284,7 +286,8 @@ fn certificate_trouble(endpoint: &Endpoint, error: &CertificateError, now: Times
             format!("the certificate of {} was revoked", endpoint.host),
             "its owner has to replace it",
         ),
-        // What `openssl req -x509` makes by itself. The verifier's own error is not public, its name is.
+        // `openssl req -x509` makes such certificates by default. The verifier's own error is not
+        // public, but its name is.
         CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
             Trouble::new(
                 format!(
@@ -306,7 +309,8 @@ fn certificate_trouble(endpoint: &Endpoint, error: &CertificateError, now: Times
     }
 }
 
-/// A name as the verifier shows it, `DnsName("a.example")`, without what surrounds it.
+/// Returns a name without what surrounds it when the verifier shows it, as in
+/// `DnsName("a.example")`.
 fn bare(name: &str) -> &str {
     name.split('"').nth(1).unwrap_or(name)
 }

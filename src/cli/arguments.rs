@@ -219,7 +219,8 @@ pub(super) struct LogArguments {
     pub(super) log_format: logging::Format,
 }
 
-/// An address of this machine: whoever reaches the simulator can change what it shows.
+/// Parses the simulator's address. It must be a literal address, because whoever reaches the
+/// simulator can change what it shows.
 fn simulator_address(text: &str) -> Result<SocketAddr, String> {
     text.parse()
         .map_err(|_| "write an IP address and a port, like 127.0.0.1:10837 or [::1]:0".to_owned())

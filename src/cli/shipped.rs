@@ -1,6 +1,6 @@
-//! The manual page and the shell completions under `packaging/`, made of the definition of the
-//! command line. They are files rather than commands, so that packages have them and the program
-//! carries no generator.
+//! The manual page and the shell completions under `packaging/`, generated from the definition of
+//! the command line. They are files rather than commands, so that packages contain them and the
+//! program contains no generator.
 
 use std::path::Path;
 
@@ -14,14 +14,14 @@ use super::*;
 
 const MANUAL: &str = "packaging/opsramp-exporter.1";
 
-/// Without the day of its making, which would be another one at every test.
+/// The title has no date, because the date would change with every test run.
 const TITLE: &str = concat!(
     ".TH OPSRAMP-EXPORTER 1 \"\" \"opsramp-exporter ",
     env!("CARGO_PKG_VERSION"),
     "\" \"User Commands\"\n"
 );
 
-/// What the flags do not tell.
+/// The parts of the page that are not generated from flags.
 const REST: &str = r#".SH "EXIT STATUS"
 .TP
 \fB0\fR
@@ -64,12 +64,12 @@ opsramp\-exporter config \-\-schema
 \fBjournalctl\fR(1), \fBpromtool\fR(1), \fBsystemctl\fR(1)
 "#;
 
-/// The first line of the function of fish's completion that finds the command.
+/// The first line of the function in fish's completion that finds the command.
 const FISH_COMMAND: &str = "function __fish_opsramp_exporter_needs_command\n";
 
-/// How it finds that: the first word that is neither a flag nor a flag's value. What is generated
-/// hands the names of flags to fish's `argparse`, which takes none with a dot in it and says so to
-/// nobody, so that nothing was ever completed (`clap_complete` 4.6.11).
+/// The body of this function: the command is the first word that is neither a flag nor a flag's
+/// value. The generated body hands the names of flags to fish's `argparse`, which silently refuses
+/// names with a dot, so that nothing was ever completed (`clap_complete` 4.6.11).
 const FISH_COMMAND_BODY: &str = r"    # Figure out if the current invocation already has a command.
     set -l words (commandline -opc)
     set -e words[1]
@@ -91,7 +91,7 @@ const FISH_COMMAND_BODY: &str = r"    # Figure out if the current invocation alr
     return 0
 ";
 
-/// Fails where a file is not what it should be; writes it with `UPDATE_SHIPPED=1`.
+/// Fails if a file is not current; writes it with `UPDATE_SHIPPED=1`.
 fn assert_current(path: &str, current: &[u8]) {
     let full = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     if std::env::var_os("UPDATE_SHIPPED").is_some() {
@@ -119,7 +119,7 @@ fn manual() -> Vec<u8> {
     text
 }
 
-/// The help's last words up to the exit status, which has a section of its own.
+/// Returns the last words of the help up to the exit status, which has a section of its own.
 fn notes() -> String {
     let definition = Cli::definition();
     let notes = definition
@@ -133,7 +133,7 @@ fn notes() -> String {
     roff.to_roff()
 }
 
-/// Each command, what it does, and the flags that it has alone.
+/// Lists each command with what it does, and the flags that only this command has.
 fn commands(definition: &clap::Command) -> Roff {
     let mut roff = Roff::new();
     roff.control("SH", ["COMMANDS"]);
@@ -181,8 +181,8 @@ fn the_completions_are_current() {
         let mut text = Vec::new();
         clap_complete::generate(shell, &mut Cli::definition(), "opsramp-exporter", &mut text);
         let text = String::from_utf8(text).unwrap();
-        // A program with a dash in its name is called one thing and another within the completion
-        // for bash, so that it would complete no command's flags (clap_complete 4.6.11).
+        // The generated bash completion uses two different names for a program with a dash in its
+        // name, so that it would complete no command's flags (clap_complete 4.6.11).
         let text = text.replace("opsramp__subcmd__exporter", "opsramp__exporter");
         let text = match shell {
             Shell::Fish => with_our_way_to_find_the_command(&text),

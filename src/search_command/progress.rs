@@ -1,4 +1,4 @@
-//! How far a long read has come: a bar on one line of standard error, wiped in the end.
+//! The progress of a long read: a bar on one line of standard error, which is wiped in the end.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -12,17 +12,17 @@ use crate::{cli::Output, logging::write, opsramp::Page, plain::plain};
 /// Characters of the bar between its brackets.
 const WIDTH: u64 = 20;
 
-/// The widest name that is shown, in columns: the whole line stays below 80, for one that wraps cannot
-/// be wiped.
+/// Maximum width of a name, in columns. The whole line stays below 80 columns, because a line that
+/// wraps cannot be wiped.
 const MAX_NAME: usize = 16;
 
-/// Only for people: where standard error goes to a file, nothing is written.
+/// The progress bar. It is only for people: if standard error is no terminal, nothing is written.
 pub(super) struct Progress {
     wanted: bool,
     shown: bool,
-    /// Of the tenant's first request.
+    /// When the tenant's first request was sent.
     begun: Instant,
-    /// Alerts of the tenant so far.
+    /// Alerts of the tenant that were read so far.
     read: u64,
 }
 
@@ -30,7 +30,7 @@ pub(super) struct Progress {
 
 impl Progress {
     pub(super) fn new(output: Output) -> Self {
-        // Results that run over the same terminal are progress enough.
+        // If the results go to the same terminal, they are progress enough.
         let results_pass_by = output != Output::Table && io::stdout().is_terminal();
         let is_dumb = std::env::var_os("TERM").is_none_or(|terminal| terminal == "dumb");
         Self {
@@ -41,13 +41,13 @@ impl Progress {
         }
     }
 
-    /// The next tenant is asked.
+    /// Begins the next tenant.
     pub(super) fn begin(&mut self) {
         self.begun = Instant::now();
         self.read = 0;
     }
 
-    /// A page was read. A single one is no long read.
+    /// Notes that a page was read. A read of a single page shows no bar.
     pub(super) fn show(&mut self, tenant: &str, page: &Page<'_>) {
         self.read += page.raw.len() as u64;
         if self.wanted && page.next_page.is_some() {
@@ -68,14 +68,14 @@ impl Drop for Progress {
 
 fn line(tenant: &str, read: u64, total: u64, elapsed: Duration) -> String {
     let name = shown_name(&plain(tenant));
-    // Alerts that open meanwhile can make it more than there were.
+    // More alerts may be read than the total, because alerts open meanwhile.
     let total = total.max(read).max(1);
     let full = (read * WIDTH / total) as usize;
     let bar = "#".repeat(full) + &"-".repeat(WIDTH as usize - full);
     let mut line = format!("{name} [{bar}] {read} of {total}");
     if read > 0 {
         let left = elapsed.as_secs_f64() / read as f64 * (total - read) as f64;
-        // A guess: where the allowance is used up, the read rests for up to a minute.
+        // This is an estimate: when the allowance is used up, the read rests for up to a minute.
         match left as u64 {
             0 => {}
             seconds @ 1..100 => line.push_str(&format!(", about {seconds} s left")),
@@ -85,9 +85,9 @@ fn line(tenant: &str, read: u64, total: u64, elapsed: Duration) -> String {
     line
 }
 
-/// A name of [`MAX_NAME`] columns at most.
+/// Shortens a name to at most [`MAX_NAME`] columns.
 fn shown_name(name: &str) -> String {
-    // What is wide depends on the terminal; these are at most.
+    // The width of characters depends on the terminal; these values are upper bounds.
     let columns = |c: char| if c.is_ascii() { 1 } else { 2 };
     if name.chars().map(columns).sum::<usize>() <= MAX_NAME {
         return name.to_owned();
