@@ -1,8 +1,8 @@
-//! Other people's clients of the API read the simulator: what serves them as well as us simulates
-//! the API and not our own client.
+//! API clients by other authors read the simulator. If the simulator serves them as well as the
+//! exporter, it simulates the API and not the exporter's own client.
 //!
-//! They come from `PyPI` into a virtual environment: the one that `OPSRAMP_TEST_VENV` names, or one
-//! in the target folder, made where it is missing.
+//! The clients come from `PyPI` into a virtual environment: the one that `OPSRAMP_TEST_VENV`
+//! names, or one in the target folder, which is made if it is missing.
 
 #![expect(
     clippy::unwrap_used,
@@ -24,10 +24,10 @@ use tokio::{process::Command, sync::OnceCell};
 
 const CLIENTS: [&str; 2] = ["opsrampcli==0.31", "python-opsramp==3.5"];
 
-/// Several pages, the last one not full.
+/// Number of alerts: several pages, the last one not full.
 const ALERTS: usize = 1203;
 
-/// A world that does not change, whose pages are at most this large.
+/// Starts a simulator whose world does not change, and whose pages have at most this many alerts.
 async fn opsramp(max_page_size: usize) -> Simulator {
     let options = Options {
         max_page_size,
@@ -41,7 +41,7 @@ async fn opsramp(max_page_size: usize) -> Simulator {
         ..Options::default()
     };
     let simulator = Simulator::start(options, "127.0.0.1:0").await.unwrap();
-    // One that must not be read.
+    // An alert that must not be read.
     let oldest = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap()[0]);
     simulator.act(oldest, Action::Acknowledge).unwrap();
     simulator
@@ -52,7 +52,7 @@ fn open_ids(simulator: &Simulator) -> BTreeSet<String> {
     open.iter().map(|id| id.number().to_string()).collect()
 }
 
-/// Runs something to its end, which must be a good one.
+/// Runs a program to its end, which must be a success.
 async fn run(program: impl AsRef<Path>, arguments: &[&str]) -> Output {
     let program = program.as_ref();
     let folder = tempfile::tempdir().unwrap();
@@ -79,7 +79,7 @@ async fn run(program: impl AsRef<Path>, arguments: &[&str]) -> Output {
     output
 }
 
-/// The environment with the clients.
+/// Returns the virtual environment with the clients.
 async fn environment() -> &'static Path {
     static ENVIRONMENT: OnceCell<PathBuf> = OnceCell::const_new();
     let made = ENVIRONMENT.get_or_init(async || {
@@ -87,7 +87,7 @@ async fn environment() -> &'static Path {
             return path.into();
         }
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).with_file_name("test-venv");
-        // Written last, so that one that was left half made is made again.
+        // This file is written last, so that an environment that was left half made is made again.
         let complete = path.join(CLIENTS.join(" "));
         if !complete.exists() {
             let folder = path.to_str().unwrap();
@@ -122,7 +122,7 @@ async fn opcli(simulator: &Simulator, arguments: &[&str]) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-/// The ids in a list of alerts, each there once.
+/// Returns the ids in a list of alerts, each of which must occur once.
 fn ids(alerts: &Value) -> BTreeSet<String> {
     let alerts = alerts.as_array().unwrap();
     let ids = alerts.iter().map(|alert| {

@@ -31,7 +31,7 @@ use opsramp_exporter::simulator::{
 use rustix::process::{Pid, Signal};
 use serde_json::Value;
 
-/// Alerts of the world: several pages of a hundred.
+/// Number of alerts of the world: several pages of a hundred.
 const ALERTS: usize = 345;
 
 async fn simulator() -> Simulator {
@@ -62,7 +62,7 @@ fn program_for(url: &str, folder: &tempfile::TempDir, arguments: &[&str]) -> Com
         .env("OPSRAMP_CLIENT_SECRET", DEMO_SECRET)
         .current_dir(folder)
         .args(arguments);
-    // Where coverage is written to while that is measured.
+    // The file that coverage is written to, if coverage is measured.
     if let Some(file) = std::env::var_os("LLVM_PROFILE_FILE") {
         command.env("LLVM_PROFILE_FILE", file);
     }
@@ -151,7 +151,8 @@ async fn search_ends_where_the_server_repeats_its_last_page_for_ever() {
     assert_eq!(simulator.requests().of(Endpoint::Search), 5);
 }
 
-/// An OpsRamp that answers every search the same, whatever is asked for; and how often it did.
+/// Starts an OpsRamp that gives every search the same answer, whatever is asked for. Returns its
+/// URL, and how often it was searched.
 async fn stubborn(answer: Value) -> (String, Arc<AtomicUsize>) {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -269,7 +270,7 @@ async fn a_count_costs_one_request() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_proxy_of_the_environment_is_named_where_it_fails_and_a_star_switches_it_off() {
     let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
-    // Nobody listens there any more.
+    // Nobody listens at this address any more.
     let gone = std::net::TcpListener::bind("127.0.0.1:0")
         .unwrap()
         .local_addr()
@@ -323,7 +324,7 @@ async fn search_asks_the_tenants_that_a_search_names_and_counts_them_together() 
         (&["--search.query=two"], "12\n", 2, ""),
         (&["--search.query=all"], "23\n", 3, ""),
         (&["--search.query=actions:OPEN"], "23\n", 3, ""),
-        // A slip of the pen; a server that refuses a query is asked again, and then for less.
+        // A typing error. A server that refuses a query is asked again, and then for less.
         (
             &["--search.query=tow"],
             "",
@@ -386,7 +387,7 @@ async fn search_names_the_tenant_that_fails_shows_what_the_others_have_and_sums_
     );
 }
 
-/// What an error says is cut at a kibibyte, but each tenant's is one of its own.
+/// A single error is cut at a kibibyte, but each tenant has an error of its own.
 #[tokio::test(flavor = "multi_thread")]
 async fn search_names_every_tenant_that_fails() {
     let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
@@ -445,7 +446,7 @@ async fn search_shows_what_one_account_has_where_the_files_of_another_cannot_be_
         _ => stdout.trim().parse().unwrap(),
     };
     for form in ["--output=json", "--output=table", "--count"] {
-        // An account of which no tenant is asked is left alone.
+        // An account without a tenant that is asked is left alone.
         let (status, stdout, told) = search("--search.query=good", form).await;
         assert_eq!((status, told.as_str()), (Some(0), ""), "{form}");
         assert_eq!(lines(form, &stdout), ALERTS, "{form}");
@@ -517,7 +518,7 @@ async fn a_url_of_the_database_with_which_no_daemon_starts_is_a_mistake_of_the_c
         assert_eq!(done.status.code(), Some(2), "{stderr}");
         assert!(stderr.contains("the secret file url is empty"), "{stderr}");
     }
-    // It may be there when the daemon starts, which waits for it.
+    // The file may be there when the daemon starts, which waits for it.
     for (file, next) in [
         ("no", "the exporter needs the URL of the database in it"),
         (
@@ -628,7 +629,7 @@ async fn what_everybody_can_read_and_what_wins_over_the_file_is_told() {
     }
 }
 
-/// What a start ends on and a reload refuses.
+/// These mistakes end a start, and make a reload fail.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_files_of_tls_are_looked_at_by_config_check_where_they_can_be_read() {
     let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
@@ -676,13 +677,13 @@ async fn the_files_of_tls_are_looked_at_by_config_check_where_they_can_be_read()
     let (status, stdout, stderr) = check(pair).await;
     assert_eq!((status, stdout.as_str()), (Some(0), "c.yml: ok\n"));
     assert_eq!(stderr, "");
-    // What systemd hands over is there while the service runs.
+    // Files that systemd hands over are there only while the service runs.
     let handed = "/run/credentials/no-such.service/key.pem";
     let (status, _, stderr) = check(&pair.replace("key.pem", handed)).await;
     assert_eq!(status, Some(0), "{stderr}");
     let told = "warning: cannot read tls.key_file of account default: ";
     assert!(stderr.contains(told), "{stderr}");
-    // The others are looked at all the same.
+    // The other files are checked all the same.
     let wrong = pair
         .replace("key.pem", handed)
         .replace("good.pem", "text.pem");
@@ -716,7 +717,7 @@ async fn the_files_of_tls_are_looked_at_by_config_check_where_they_can_be_read()
     assert_eq!(stderr.matches("warning: cannot read tls.").count(), 2);
 }
 
-/// As those of TLS: systemd hands them over to the service alone.
+/// Like the files of TLS: systemd hands them over to the service alone.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_web_file_that_systemd_hands_over_is_left_to_the_exporter() {
     let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
@@ -735,7 +736,7 @@ async fn a_web_file_that_systemd_hands_over_is_left_to_the_exporter() {
     assert_eq!(status, Some(0), "{told}");
     assert!(told.contains(warning) && told.contains(left), "{told}");
     assert!(told.contains("steps passed"), "{told}");
-    // Nor is it a mistake beside one.
+    // Beside a real mistake, the unreadable file is not a mistake either.
     let (status, told) = run(&["--config.check", handed, "--opsramp.url=ftp://x"]).await;
     assert_eq!(status, Some(2), "{told}");
     assert!(told.contains(warning) && told.contains(left), "{told}");
@@ -771,7 +772,7 @@ async fn the_key_of_the_web_server_is_left_to_the_exporter_as_that_of_an_account
             /run/credentials/no-such.service/key: No such file or directory (os error 2); whether it can be used \
             shows when the exporter starts\n";
         assert!(told.contains(left), "{told}");
-        // The other one can be read.
+        // The other file can be read.
         let step = "web server: TLS, the certificate is valid for ";
         assert_eq!(told.contains(step), command == "check", "{told}");
     }
@@ -874,7 +875,8 @@ async fn a_file_that_does_not_answer_holds_no_command_up() {
         ]),
     );
     let commands = [secret, authority, by_web, url, web];
-    // Whoever is asked for his health has to answer in the rest of five seconds.
+    // `healthcheck` has to ask the exporter within the rest of five seconds, so it waits less
+    // long.
     let limits = commands
         .map(|done| (done, 5))
         .into_iter()
@@ -912,7 +914,7 @@ async fn a_reader_that_has_seen_enough_ends_the_search_quietly() {
     );
 }
 
-/// Where we are root, who may write everywhere: somebody who may not.
+/// Returns a user who may not write everywhere, if the test runs as root, who may.
 fn somebody() -> Option<u32> {
     rustix::process::geteuid().is_root().then_some(65534)
 }
@@ -939,7 +941,7 @@ async fn check_tells_of_the_state_and_of_log_files_what_their_user_may_do() {
     for linked in ["state.db", "linked.jsonl"] {
         symlink(format!("../{linked}"), at("others").join(linked)).unwrap();
     }
-    // The folder of the build may be closed to others.
+    // The folder of the build may be closed to other users.
     let copied = Command::new("cp")
         .arg(env!("CARGO_BIN_EXE_opsramp-exporter"))
         .arg(at("program"))
@@ -973,7 +975,7 @@ async fn check_tells_of_the_state_and_of_log_files_what_their_user_may_do() {
         "{told}"
     );
     assert!(concern.contains("has to create the next one"), "{told}");
-    // What is created is created where the links lead.
+    // Files are created where the links lead.
     for (step, found) in [
         ("state: ", "state.db can be opened, "),
         ("sink linked: ", "linked.jsonl can be written, "),
@@ -1060,7 +1062,7 @@ async fn the_demo_finds_its_simulator_whatever_proxies_the_environment_names() {
         let mut child = command.spawn().unwrap();
         let mut line = String::new();
         let read = BufReader::new(child.stdout.take().unwrap()).read_line(&mut line);
-        // In good order, so that it takes its folder away.
+        // The demo ends in good order, so that it removes its folder.
         rustix::process::kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
         child.wait().unwrap();
         read.unwrap();

@@ -1,6 +1,6 @@
-//! Delivery where it gets hard: a disk that is full, a receiver that is dead, a real journald.
+//! Delivery under hard conditions: a full disk, a dead receiver, a real journald.
 //!
-//! The tests run themselves again where they may mount: in a mount namespace of their own.
+//! The tests run themselves again in a mount namespace of their own, where they may mount.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 #![expect(clippy::panic, reason = "so does one that waits in vain")]
@@ -30,7 +30,7 @@ use parking_lot::Mutex;
 use prost::Message as _;
 use tokio::net::TcpListener;
 
-/// Where a test that was started again shall work.
+/// The variable with the folder in which a test that was started again works.
 const INSIDE: &str = "OPSRAMP_EXPORTER_TEST_INSIDE";
 
 const EVENTS: u32 = 4000;
@@ -45,7 +45,7 @@ impl Observer for Nobody {
 }
 
 /// Runs the test `name` again in a namespace of its own, in which `prepare` is run first, with the
-/// folder as `$1`. Returns the folder if this is that run.
+/// folder as `$1`. Returns the folder if this process is that second run.
 fn inside(name: &str, unshare: &[&str], prepare: &str) -> Option<PathBuf> {
     if let Ok(folder) = std::env::var(INSIDE) {
         return Some(folder.into());
@@ -213,7 +213,7 @@ async fn full_disk(disk: &Path) {
     );
     assert!(delivered < total);
 
-    // A restart while it is full changes nothing.
+    // A restart while the disk is full changes nothing.
     assert!(!delivery.drain(Duration::ZERO).await);
     store.close().await;
     let store = open(elsewhere.path()).await;

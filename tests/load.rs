@@ -26,13 +26,14 @@ mod exporter;
 const SCRAPERS: usize = 200;
 const SCRAPES: usize = 10;
 
-/// Of each kind of bad client.
+/// Number of bad clients of each kind.
 const BAD: usize = 100;
 
-/// What the daemon may have open; half of them may be connections, fewer than there are clients.
+/// Number of files that the daemon may have open. Half of them may be connections, which is fewer
+/// than there are clients.
 const DESCRIPTORS: u32 = 512;
 
-/// Far longer than a scrape takes on a busy machine, far shorter than the API hangs here.
+/// Far longer than a scrape takes on a busy machine, and far shorter than the API hangs here.
 const SOON: Duration = Duration::from_secs(20);
 const HANGS: Duration = Duration::from_secs(120);
 
@@ -40,7 +41,7 @@ const INTERVAL: Duration = Duration::from_secs(1);
 
 const REQUEST: &[u8] = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nAccept-Encoding: gzip\r\n\r\n";
 
-/// One request on a connection that is kept; the body's length.
+/// Sends one request on a kept connection, and returns the length of the body.
 async fn scrape(stream: &mut TcpStream) -> io::Result<usize> {
     stream.write_all(REQUEST).await?;
     read_answer(stream).await
@@ -71,8 +72,8 @@ async fn read_answer(stream: &mut TcpStream) -> io::Result<usize> {
     }
 }
 
-/// Scrapes over one connection; where that is lost, over a new one, as Prometheus does. Returns the
-/// longest time that a scrape took, its lost connections included.
+/// Scrapes over one connection. If that is lost, it scrapes over a new one, as Prometheus does.
+/// Returns the longest time that a scrape took, including its lost connections.
 async fn scraper(address: SocketAddr) -> Duration {
     let mut longest = Duration::ZERO;
     let mut stream = None;
@@ -97,7 +98,7 @@ async fn scraper(address: SocketAddr) -> Duration {
             .await
             .unwrap_or_else(|_| panic!("a scrape waits for longer than {SOON:?}"));
         longest = longest.max(asked.elapsed());
-        // A little apart, so that the others come in between.
+        // The pause lets other clients come in between.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     longest
@@ -116,10 +117,10 @@ enum Bad {
     HalfClosed,
 }
 
-/// Comes again whenever it was thrown out.
+/// Misbehaves for ever: connects again whenever it was thrown out.
 async fn bad_client(address: SocketAddr, kind: Bad) {
     loop {
-        // Whatever happens to it, it begins anew.
+        // The error does not matter: the client begins anew in any case.
         misbehave(address, kind).await.ok();
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
@@ -191,7 +192,7 @@ async fn hundreds_of_clients_good_and_bad_keep_neither_a_scrape_nor_a_poll_waiti
         scrapers.spawn(scraper(address));
     }
     let longest = scrapers.join_all().await.into_iter().max().unwrap();
-    // Long enough to tell whether polling keeps its interval.
+    // The time must be long enough to tell whether polling keeps its interval.
     tokio::time::sleep((INTERVAL * 5).saturating_sub(began.elapsed())).await;
     let after = exporter.metrics().await;
     let elapsed = began.elapsed();
@@ -209,7 +210,7 @@ async fn hundreds_of_clients_good_and_bad_keep_neither_a_scrape_nor_a_poll_waiti
         "{grown} bytes more; longest scrape {longest:?}"
     );
 
-    // Nobody's file descriptors stay behind.
+    // No client's file descriptor may stay open.
     eventually("the clients' descriptors are closed", async || {
         exporter.metrics().await.sum("process_open_fds") < 60.0
     })
@@ -241,13 +242,13 @@ async fn a_scrape_does_not_wait_for_a_store_that_is_locked() {
     let before = polls(&exporter.metrics().await);
     opsramp.open_many("client_1", 5).unwrap();
     let address = address(&exporter);
-    // Polls have found the new alerts and wait to store them.
+    // Polls have found the new alerts and are waiting to store them.
     exporter
         .wait_for("a poll has begun", |metrics| polls(metrics) > before)
         .await;
     for _ in 0..3 {
         let longest = tokio::time::timeout(SOON, scraper(address)).await;
-        // SQLite waits for five seconds for the lock.
+        // SQLite would wait for the lock for five seconds.
         assert!(longest.unwrap() < Duration::from_secs(4));
     }
     somebody_else.execute_batch("ROLLBACK").unwrap();
@@ -258,7 +259,8 @@ async fn a_scrape_does_not_wait_for_a_store_that_is_locked() {
     exporter.stop().await;
 }
 
-/// Where we are root, who may always have more threads: a user who has no other process.
+/// Returns a user who has no other process, if the test runs as root: root may always have more
+/// threads.
 fn somebody() -> Option<u32> {
     rustix::process::geteuid().is_root().then_some(64_999)
 }
@@ -270,11 +272,12 @@ fn as_somebody(mut command: Command) -> Command {
     command
 }
 
-/// The daemon, of a user whose threads can be limited.
+/// Starts the daemon as a user whose threads can be limited.
 async fn start_as_somebody(place: &Place) -> Exporter {
     place.write();
-    // The folder of the build may be closed to others. A copy that is written here could be open
-    // still, in a process that another test is about to start, when it is to be run.
+    // The folder of the build may be closed to other users, so the program is copied. The copy is
+    // not written by this process: another test may just be forking a process, which would inherit
+    // the open file, and a program that is open for writing cannot be run.
     let program = place.path("opsramp-exporter");
     let mut copy = command("cp");
     copy.arg(binary()).arg(&program);
@@ -287,12 +290,12 @@ async fn start_as_somebody(place: &Place) -> Exporter {
     place.start_as(as_somebody(place.settle(daemon))).await
 }
 
-/// How many threads its user may have.
+/// Limits how many threads the daemon's user may have.
 async fn limit_threads(exporter: &Exporter, limit: u32) {
     needed("prlimit", "util-linux");
     let pid = exporter.id().to_string();
     let mut command = as_somebody(command("prlimit"));
-    // What may be raised again.
+    // Only the soft limit is set, which may be raised again.
     command.args([&format!("--nproc={limit}:"), "--pid", &pid]);
     assert!(command.status().await.unwrap().success());
 }
@@ -319,7 +322,7 @@ async fn a_sink_whose_thread_cannot_be_had_waits_for_it() {
     let mut place = Place::new(&opsramp.url());
     let exporter = start_as_somebody(&place).await;
     exporter.wait_until_complete().await;
-    // What reads the configuration is there then, and needs no new thread.
+    // The thread that reads the configuration exists from then on, so that no new one is needed.
     exporter.reload(&place).await;
     limit_threads(&exporter, 1).await;
     place.config["log"]["sinks"] = json!([
@@ -350,8 +353,8 @@ async fn a_sink_whose_thread_cannot_be_had_waits_for_it() {
     exporter.stop().await;
 }
 
-/// Answers within the limit that would become a multiple of their size: of nothing but results, and
-/// of nothing but characters that have to be escaped.
+/// Two answers within the size limit that could become a multiple of their size in memory: one
+/// with nothing but results, and one with nothing but characters that have to be escaped.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_answer_does_not_swell_in_memory() {
     const SIZE: usize = 24 << 20;
@@ -384,7 +387,7 @@ async fn an_answer_does_not_swell_in_memory() {
     let message = Members::parse(&line).text("message").to_owned();
     assert!(message.ends_with(" bytes]") && message.len() <= 16 * 1024);
 
-    // The body once, and once more while the one before grows to take it.
+    // Allows for the body, and for a second copy while the buffer grows to take it.
     let grown = peak(&exporter) - before;
     assert!(grown < 4 * SIZE as u64, "{grown} bytes more");
     exporter.stop().await;

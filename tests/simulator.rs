@@ -12,7 +12,7 @@ use opsramp_exporter::simulator::{
 use reqwest::{Client, Response};
 use serde_json::{Value, json};
 
-/// Longer than anything here takes, shorter than anybody's patience.
+/// Longer than anything here takes, but not too long to wait for.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Reads a whole document.
@@ -36,7 +36,7 @@ struct Api {
 impl Api {
     async fn start(options: Options) -> Self {
         let simulator = Simulator::start(options, "127.0.0.1:0").await.unwrap();
-        // Whoever is first installs it; the others find it there.
+        // The first test installs the provider; the others find it installed.
         rustls::crypto::ring::default_provider()
             .install_default()
             .ok();
@@ -593,7 +593,7 @@ async fn another_pace_of_life_counts_at_once() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
-    // The first steps open alerts, for certain.
+    // The first steps are certain to open alerts.
     tokio::time::timeout(PATIENCE, goes_on()).await.unwrap();
     simulator.set_options(|options| options.life = None);
     let before = position();

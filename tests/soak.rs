@@ -1,8 +1,8 @@
-//! Hours of alerts in a short time: they open, change and leave while the network and the server
-//! fail, tokens run out, the configuration is loaded again and log files are rotated. In the end
-//! the lines agree with the simulator's record, and nothing has grown.
+//! Hours of alerts in a short time: alerts open, change and leave while the network and the server
+//! fail, tokens run out, the configuration is reloaded and log files are rotated. In the end the
+//! lines agree with the simulator's record, and the process has not grown.
 //!
-//! `OPSRAMP_TEST_SOAK` says for how many seconds, `OPSRAMP_TEST_SEED` repeats what was done.
+//! `OPSRAMP_TEST_SOAK` sets the duration in seconds; `OPSRAMP_TEST_SEED` repeats a run.
 
 #![expect(
     clippy::unwrap_used,
@@ -36,41 +36,42 @@ use crate::{
     proxy::{End, Proxy, Weather},
 };
 
-/// How long it takes where nobody asks for more.
+/// Duration in seconds if `OPSRAMP_TEST_SOAK` is not set.
 const SHORT: u64 = 20;
 
-/// One step of what happens to the alerts.
+/// Duration of one step.
 const STEP: Duration = Duration::from_millis(50);
 
-/// Steps between two turns of life: so fewer alerts leave than a minute's allowance of 500 requests
-/// for their reasons has room for, and nothing piles up.
+/// Steps between two turns of life. With this number, fewer alerts leave in a minute than the
+/// allowance of 500 requests for their reasons, so no requests pile up.
 const LIFE: usize = 16;
 
-/// Steps between two looks at what the process uses.
+/// Steps between two measurements of what the process uses.
 const LOOK: usize = 20;
 
-/// A token's life: most polls of a minute have another one than the poll before.
+/// Lifetime of a token, so short that many polls need a new token.
 const TOKEN: Duration = Duration::from_secs(2);
 
-/// What memory may grow by: allocators round up, and a burst may come later than the first ones.
+/// Growth of memory that is allowed: allocators round up, and a burst may come later than the
+/// first ones.
 const SLACK: f64 = 4.0 * MIB;
 
 const MIB: f64 = 1024.0 * 1024.0;
 
-/// How long it may take until everything is told: the back-off of what failed last, and the reasons
-/// of those that left, as far as the allowance for them is used up.
+/// Time until everything must have been logged: it covers the back-off of the last failure, and
+/// the reasons of departures, if the allowance for them is used up.
 const SETTLING: Duration = Duration::from_secs(90);
 
-/// Connections that may be kept for the next requests, beyond those of the first third.
+/// Kept connections that are allowed, beyond those of the first third.
 const IDLE: f64 = 16.0;
 
-/// Threads that wait a while for more work that would block.
+/// Idle threads for blocking work that are allowed.
 const BLOCKING: f64 = 4.0;
 
-/// Bytes of the state that need not grow with anything: pages that were free, the WAL.
+/// Bytes of the state file that are allowed whatever happened: free pages and the WAL.
 const STATE: u64 = 8 << 20;
 
-/// Bytes of the state for an alert that has left.
+/// Bytes of the state that are allowed for an alert that has left.
 const DEPARTED: u64 = 200;
 
 /// What the process uses.
@@ -81,7 +82,7 @@ struct Use {
     threads: f64,
 }
 
-/// What is done to an exporter, beside alerts that live.
+/// An exporter under test, with everything that disturbs it.
 struct Soak {
     rng: Rng,
     opsramp: Simulator,
@@ -147,7 +148,8 @@ impl Soak {
         }
     }
 
-    /// Lets alerts live for so long, with trouble now and then. Brings the most that was used.
+    /// Lets alerts live for so long, with trouble now and then. Returns the most that the process
+    /// used.
     async fn go_on(&mut self, time: Duration) -> Use {
         let began = Instant::now();
         let mut most = Use::default();
@@ -170,7 +172,7 @@ impl Soak {
                 }
                 41..43 => self.reload(),
                 43..45 => self.rotate(),
-                // Else they would pile up while the token's back-off grows.
+                // Otherwise faults would pile up while the back-off of the token grows.
                 45..50 => self.opsramp.clear_faults(),
                 _ => {}
             }
@@ -185,7 +187,7 @@ impl Soak {
         most
     }
 
-    /// Some open alert has another state.
+    /// Changes the state of some open alert.
     fn change(&mut self) {
         let open = |world: &mut World, _| world.open_alerts(DEMO_TENANT).unwrap();
         if let Some(id) = self.rng.choice(self.opsramp.world(open)) {
@@ -194,7 +196,7 @@ impl Soak {
         }
     }
 
-    /// The server's next answer or two are wrong.
+    /// Makes the next one or two answers of the server wrong.
     fn spoil(&mut self) {
         let status = |code, headers: &[(&str, &str)]| Fault::Status {
             code,
@@ -225,7 +227,7 @@ impl Soak {
         self.faults += 1;
     }
 
-    /// The weather turns bad; it is fair again a few steps later.
+    /// Makes the network bad; it is good again a few steps later.
     fn turn(&mut self) {
         let weathers = [
             Weather::Slow {
@@ -247,7 +249,7 @@ impl Soak {
         self.faults += 1;
     }
 
-    /// Another configuration, which means the same for the lines.
+    /// Loads another configuration, which does not change the lines.
     fn reload(&mut self) {
         let search = &mut self.place.config["searches"][0];
         search["interval"] = (*self.rng.choice(&["100ms", "150ms", "200ms"]).unwrap()).into();
@@ -259,7 +261,7 @@ impl Soak {
         self.reloads += 1;
     }
 
-    /// A rotation, which sometimes nobody tells.
+    /// Rotates the log file, and tells the exporter only sometimes.
     fn rotate(&mut self) {
         self.reader.rotate(&self.place);
         if self.rng.bool() {
@@ -267,7 +269,7 @@ impl Soak {
         }
     }
 
-    /// Nothing is wrong any more: waits until every line is there.
+    /// Removes all trouble, and waits until every line is there.
     async fn settle(&mut self) -> Story {
         self.proxy.set(Weather::Fair);
         self.opsramp.clear_faults();
@@ -290,7 +292,8 @@ impl Soak {
     }
 }
 
-/// Checks that the state holds what is open, and of what has left no more than its name.
+/// Checks that the state holds the open alerts, and of alerts that have left no more than their
+/// names.
 fn check_state(place: &Place, open: usize, story: &Story) {
     let path = place.path("state.db");
     let size = std::fs::metadata(&path).unwrap().len();

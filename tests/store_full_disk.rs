@@ -1,8 +1,8 @@
-//! The embedded store where there is no more room: on a disk that its own journal fills, and where
-//! its log alone is at an end.
+//! The embedded store without free space: on a disk that its own journal fills, and where only its
+//! log has reached a limit.
 //!
-//! The tests run themselves again: where a small disk may be mounted, in a user namespace of its
-//! own, and where files may not be long.
+//! The tests run themselves again: in a user namespace, where a small disk may be mounted, and
+//! under a limit of the length of files.
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
@@ -56,14 +56,14 @@ async fn a_disk_that_the_journal_has_filled_is_got_over_by_delivering() {
 const SHORT: &str = "OPSRAMP_EXPORTER_TEST_SHORT_FILES";
 const SHORT_NAME: &str = "a_limit_that_is_no_full_disk_but_ends_the_log_is_got_over";
 
-/// As under a quota, writes fail with another error than that of a full disk.
+/// As with a quota, writes fail with another error than on a full disk.
 #[tokio::test]
 async fn a_limit_that_is_no_full_disk_but_ends_the_log_is_got_over() {
     if let Ok(folder) = std::env::var(SHORT) {
         return deliver_at_once(Path::new(&folder)).await;
     }
     let folder = tempfile::tempdir().unwrap();
-    // Two MiB a file, in blocks of 512 bytes.
+    // The limit is two MiB a file, in blocks of 512 bytes.
     let inside = "trap '' XFSZ; ulimit -f 4096; exec \"$1\" --exact \"$2\"";
     let status = Command::new("sh")
         .args(["-c", inside, "sh"])
@@ -74,7 +74,7 @@ async fn a_limit_that_is_no_full_disk_but_ends_the_log_is_got_over() {
     assert!(status.unwrap().success());
 }
 
-/// What is delivered at once leaves a file that stays small, and a log that would become long.
+/// Delivers events at once, so that the state file stays small while the log would become long.
 async fn deliver_at_once(folder: &Path) {
     let options = Options::Sqlite {
         path: folder.join("state.db"),

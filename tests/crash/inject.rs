@@ -1,9 +1,10 @@
 //! Every single write and sync of a scripted run fails: by SIGKILL before it happens, with an I/O
-//! error, on a full disk; once, or from then on until somebody kills the process. `strace` does it.
+//! error, or as on a full disk. It fails once, or from then on until the process is killed.
+//! `strace` injects the failures.
 //!
-//! A first run counts the system calls; then each of them is a point at which one run fails. There
-//! are hundreds, so that an ordinary run takes a sample, whose seed it prints
-//! (`OPSRAMP_TEST_SEED`); `OPSRAMP_TEST_INJECT=all` takes all of them.
+//! A first run counts the system calls. Each call is then a point at which one run fails. There
+//! are hundreds of points, so an ordinary run takes a sample and prints its seed
+//! (`OPSRAMP_TEST_SEED`). `OPSRAMP_TEST_INJECT=all` takes all points.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -18,13 +19,13 @@ use crate::{
     trace,
 };
 
-/// Runs of a sample.
+/// Number of runs in a sample.
 const SAMPLE: usize = 60;
 
-/// Runs at the same time; mostly they wait for the next poll.
+/// Number of runs at the same time; mostly they wait for the next poll.
 const AT_ONCE: usize = 4;
 
-/// Whose system calls fail, and which.
+/// The targets whose system calls fail: their names, files and calls.
 const TARGETS: [(&str, &[&str], &[&str]); 3] = [
     (
         "the state",
@@ -53,7 +54,8 @@ const TARGETS: [(&str, &[&str], &[&str]); 3] = [
             "fcntl",
         ],
     ),
-    // Requests to OpsRamp. What goes through `sendto` is how the runtime hands on signals to itself.
+    // Requests to OpsRamp. Calls of `sendto` are left out, because the runtime uses them to hand
+    // signals on to itself.
     ("the network", &[], &["writev"]),
 ];
 
@@ -70,24 +72,24 @@ const FAILURES: [(&str, bool); 5] = [
 
 const KILL: &str = "signal=SIGKILL";
 
-/// How long one whose calls go on failing may try.
+/// How long a process may go on trying if its calls fail for good.
 const TRIES: Duration = Duration::from_millis(600);
 
 /// A system call of the scripted run, and how it fails.
 #[derive(Clone, Copy, Debug)]
 struct Point {
-    /// In [`TARGETS`].
+    /// The index in [`TARGETS`].
     target: usize,
     call: &'static str,
-    /// Which of those calls of a thread, from 1.
+    /// The number of the call among those of its thread, from 1.
     number: usize,
     failure: &'static str,
     lasting: bool,
 }
 
-/// What once went wrong is tried every time.
+/// Points that once revealed a fault are tried every time.
 const FOUND: [Point; 1] = [
-    // A rotated file that could not be synced was given up, and its lines written again.
+    // The exporter gave a rotated file up that could not be synced, and wrote its lines again.
     Point {
         target: 1,
         call: "fdatasync",
@@ -101,9 +103,9 @@ const FOUND: [Point; 1] = [
 struct Play {
     opsramp: Simulator,
     place: Place,
-    /// None between an end and the next start.
+    /// `None` between an end and the next start.
     exporter: Option<Exporter>,
-    /// Whether it is to be killed where nothing comes of its tries.
+    /// Whether the process is to be killed if its tries lead to nothing.
     hopeless: bool,
     rotated: usize,
 }
@@ -111,8 +113,8 @@ struct Play {
 // === impl Play ===
 
 impl Play {
-    /// Runs the whole script, the first process under `strace`, and whatever comes after it as it
-    /// is. Brings the trace.
+    /// Runs the whole script, the first process under `strace`, and later ones without it. Returns
+    /// the trace.
     async fn run(point: Option<Point>, target: usize) -> String {
         let opsramp = opsramp(3).await;
         let place = Place::new(&opsramp.url()).with_file_sink();
@@ -146,7 +148,7 @@ impl Play {
             exporter.signal(Signal::TERM);
             check_end(point, exporter).await;
         }
-        // Whatever the last one left behind: nothing is repeated, nothing is missing.
+        // Whatever the last process left behind: nothing is repeated, nothing is missing.
         let exporter = play.place.start().await;
         exporter.wait_until_complete().await;
         exporter.wait_for_poll().await;
@@ -154,14 +156,15 @@ impl Play {
         let story = Story::judge(&play.place, &files(play.rotated), &play.opsramp).unwrap();
         let told = ["opened", "changed", "left"].map(|event| story.count(event));
         assert_eq!(told, [7, 1, 1]);
-        // Why it left is asked for once; where that request fails, nobody knows.
+        // The exporter asks once why an alert left. If that request fails, the reason stays
+        // unknown.
         if target != NETWORK {
             story.expect_reasons();
         }
         play.place.text_of(trace::TRACE)
     }
 
-    /// Waits until the files tell all that has happened; starts it again where it has ended.
+    /// Waits until the files have all that has happened; starts the process again if it has ended.
     async fn wait_for_story(&mut self) {
         let began = Instant::now();
         loop {
@@ -205,7 +208,7 @@ impl Play {
     }
 }
 
-/// Waits for the end of one that was told to stop, which may still be hit.
+/// Waits for the end of a process that was told to stop, and that may still be hit by the failure.
 async fn check_end(point: Option<Point>, exporter: Exporter) {
     let ended = exporter.end().await;
     assert!(!ended.error().contains("panicked"), "{}", ended.error());
@@ -215,7 +218,7 @@ async fn check_end(point: Option<Point>, exporter: Exporter) {
     }
 }
 
-/// The daemon under a tracer that lets a call fail.
+/// Returns the command for the daemon under a tracer that makes a call fail.
 fn traced(place: &Place, target: usize, point: Option<Point>) -> Command {
     let (_, names, calls) = TARGETS[target];
     let injection = point.map(|point| {
@@ -232,7 +235,7 @@ fn traced(place: &Place, target: usize, point: Option<Point>) -> Command {
     trace::traced(place, names, calls, options)
 }
 
-/// How many of each call the busiest thread made.
+/// Returns how often the busiest thread made each call.
 fn count(trace: &str) -> BTreeMap<&'static str, usize> {
     let mut by_thread: BTreeMap<(&str, &str), usize> = BTreeMap::new();
     for line in trace.lines() {
@@ -286,7 +289,7 @@ async fn no_line_is_lost_or_doubled_wherever_a_system_call_fails() {
     let taken = points.len();
     let hits = stream::iter(points)
         .map(|point| async move {
-            // A panic says at which point.
+            // The message of a panic names the point.
             let play = tokio::spawn(Play::run(Some(point), point.target));
             let trace = play
                 .await
@@ -298,6 +301,6 @@ async fn no_line_is_lost_or_doubled_wherever_a_system_call_fails() {
         .await;
     let hits: usize = hits.into_iter().sum();
     eprintln!("{hits} of {taken} runs were hit");
-    // The last calls of a run are not made by every run.
+    // Not every run makes the last calls.
     assert!(hits * 10 >= taken * 8, "{hits} of {taken}");
 }

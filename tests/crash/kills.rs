@@ -1,7 +1,7 @@
 //! SIGKILL at random moments, over and over, while alerts open, change and leave.
 //!
-//! `OPSRAMP_TEST_KILLS` says how often (the acceptance run: 200), `OPSRAMP_TEST_SEED` repeats what
-//! a seed did to the alerts and when it killed.
+//! `OPSRAMP_TEST_KILLS` says how often (the acceptance run: 200). `OPSRAMP_TEST_SEED` repeats a
+//! run: what happens to the alerts, and when the daemon is killed.
 
 use fastrand::Rng;
 use tokio::time::Duration;
@@ -12,10 +12,10 @@ use crate::{
     lines::{Reader, Story, wait_for_story},
 };
 
-/// Kills of a run that nobody asks more of.
+/// Number of kills if `OPSRAMP_TEST_KILLS` is not set.
 const KILLS: usize = 40;
 
-/// One step of what happens to the alerts.
+/// Duration of one step in the life of the alerts.
 const STEP: Duration = Duration::from_millis(10);
 
 async fn survive(rotating: bool) {
@@ -30,7 +30,7 @@ async fn survive(rotating: bool) {
     let mut reader = Reader::default();
     let mut busy = 0;
     for _ in 0..kills {
-        // Some are killed while they start, most after a few polls.
+        // Some processes are killed while they start, most after a few polls.
         let (exporter, millis) = if rng.u8(..4) == 0 {
             (place.spawn(place.command()), rng.u64(..60))
         } else {
@@ -50,7 +50,7 @@ async fn survive(rotating: bool) {
             live(&opsramp, &mut reader.told, &mut rng);
             if rotating && rng.u8(..60) == 0 {
                 reader.rotate(&place);
-                // Sometimes nobody tells it.
+                // Sometimes the daemon is not told.
                 if rng.bool() && listens() {
                     exporter.signal(Signal::HUP);
                 }

@@ -1,6 +1,6 @@
-//! The real binary is killed, and what its disk answers goes wrong, while alerts open, change and
-//! leave. After each restart the lines of its log file are compared with what happened to the
-//! alerts: none is lost, none is doubled, none is torn.
+//! The real binary is killed, or its disk fails, while alerts open, change and leave. After each
+//! restart the lines of its log file are compared with what happened to the alerts: no line is
+//! lost, doubled or torn.
 
 #![expect(
     clippy::unwrap_used,

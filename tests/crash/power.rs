@@ -1,8 +1,8 @@
-//! Power cuts: SIGKILL at random moments, after which everything is taken from the files that was
-//! not synced, or some sectors of it, as a disk may have kept any part of that. `strace` tells what
-//! was written and what was synced.
+//! Power cuts: SIGKILL at random moments. After each, all or some sectors of what was not synced
+//! are removed from the files, because a disk may have kept any part of that. `strace` reports
+//! what was written and what was synced.
 //!
-//! `OPSRAMP_TEST_KILLS` says how often, `OPSRAMP_TEST_SEED` repeats what a seed did.
+//! `OPSRAMP_TEST_KILLS` says how often, `OPSRAMP_TEST_SEED` repeats a run.
 
 use std::{
     collections::BTreeMap,
@@ -22,33 +22,33 @@ use crate::{
     trace::{self, TRACE},
 };
 
-/// Cuts of a run that nobody asks more of.
+/// Number of power cuts if `OPSRAMP_TEST_KILLS` is not set.
 const CUTS: usize = 25;
 
-/// One step of what happens to the alerts: so many leave at most as can be asked for within the
-/// allowance of the last life.
+/// Duration of one step in the life of the alerts. With it, no more alerts leave than the exporter
+/// can ask for within the allowance of its last life.
 const STEP: Duration = Duration::from_millis(30);
 
-/// Cuts while the write-ahead log is copied into the state file, each after so many alerts that the
-/// log is long enough.
+/// Number of power cuts while the write-ahead log is copied into the state file. Each comes after
+/// so many alerts that the log is long enough.
 const CUTS_OF_CHECKPOINTS: usize = 3;
 const ALERTS_OF_A_LONG_LOG: usize = 9000;
 
-/// What a disk writes whole or not at all, in bytes.
+/// Number of bytes that a disk writes either completely or not at all.
 const SECTOR: usize = 512;
 
 const STATE: &str = "state.db";
 
-/// What has to outlive a power cut.
+/// The files that have to outlive a power cut.
 const FILES: [&str; 3] = [STATE, "state.db-wal", FILE];
 
-/// Whatever the processors share through it is worth nothing after a power cut.
+/// The file with the shared memory of SQLite, which is worthless after a power cut.
 const SHARED_MEMORY: &str = "state.db-shm";
 
-/// Where the log file stands without the lines that lost bytes: only those hold zeros.
+/// The copy of the log file without the lines that lost bytes: only those lines hold zeros.
 const CLEAN: &str = "clean.jsonl";
 
-/// What is on the disk, and what is in memory only.
+/// The content of the disk, and what is in memory only.
 #[derive(Debug, Default)]
 struct Disk {
     files: BTreeMap<&'static str, Kept>,
@@ -57,12 +57,12 @@ struct Disk {
 
 #[derive(Debug, Default)]
 struct Kept {
-    /// Whether the folder's entry is synced.
+    /// Whether the file's entry in the folder is synced.
     named: bool,
     synced: Vec<u8>,
-    /// What came after that, each with its number.
+    /// The changes since the last sync, each with its number.
     unsynced: Vec<(usize, Change)>,
-    /// With what is not synced.
+    /// The length of the file, including unsynced changes.
     length: usize,
 }
 
@@ -72,7 +72,7 @@ enum Change {
     Length(usize),
 }
 
-/// A system call that was begun.
+/// A system call that has begun.
 #[derive(Debug)]
 enum Call {
     Open(&'static str),
@@ -84,7 +84,7 @@ enum Call {
 // === impl Disk ===
 
 impl Disk {
-    /// The files as they are, all of it synced.
+    /// Reads the files as they are, and takes all of it for synced.
     fn of(place: &Place) -> Self {
         let mut disk = Self::default();
         for name in FILES {
@@ -102,7 +102,7 @@ impl Disk {
         disk
     }
 
-    /// Does what a trace tells.
+    /// Applies what a trace reports.
     fn replay(&mut self, place: &Place, trace: &str) {
         let folder = place.path("");
         let folder = folder.to_str().unwrap().trim_end_matches('/');
@@ -216,8 +216,8 @@ impl Disk {
         }
     }
 
-    /// Leaves in the files what is synced, and of the rest nothing, a part or all. They stay the
-    /// same files. Returns how many changes had not been synced.
+    /// Leaves in the files what is synced, and nothing, a part or all of the rest. The files stay
+    /// the same inodes. Returns how many changes had not been synced.
     fn cut(self, place: &Place, rng: &mut Rng) -> usize {
         let mut unsynced = 0;
         for (name, kept) in self.files {
@@ -252,7 +252,7 @@ fn overwrite(place: &Place, name: &str, content: &[u8]) {
 // === impl Change ===
 
 impl Change {
-    /// Does it to a file's content, each sector only where that is `kept`.
+    /// Applies the change to a file's content, but each sector only if it is `kept`.
     fn apply(self, content: &mut Vec<u8>, mut kept: impl FnMut() -> bool) {
         match self {
             Self::Write { mut at, bytes } => {
@@ -279,7 +279,7 @@ impl Change {
     }
 }
 
-/// The bytes of a string that `strace -xx` wrote.
+/// Returns the bytes of a string that `strace -xx` wrote.
 fn unescape(text: &str) -> Vec<u8> {
     let bytes = text.split("\\x").skip(1);
     bytes
@@ -287,7 +287,8 @@ fn unescape(text: &str) -> Vec<u8> {
         .collect()
 }
 
-/// The daemon under a tracer that tells what is written, byte by byte, and what is synced.
+/// Returns the command for the daemon under a tracer that reports what is written, byte by byte,
+/// and what is synced.
 fn traced(place: &Place) -> Command {
     let [state, log, lines] = FILES;
     let calls = [
@@ -302,11 +303,11 @@ fn traced(place: &Place) -> Command {
         "rename",
     ];
     let options = ["-y", "-xx", "-s", "100000000"];
-    // The folder is synced, too.
+    // The empty name stands for the folder, which is synced, too.
     trace::traced(place, &[state, log, lines, ""], &calls, options)
 }
 
-/// The daemon's life under a tracer, until the power is cut.
+/// The life of the daemon under a tracer, until the power is cut.
 struct Life<'a> {
     place: &'a Place,
     disk: Disk,
@@ -324,12 +325,12 @@ impl<'a> Life<'a> {
         }
     }
 
-    /// Returns how many changes of the files had not been synced.
+    /// Cuts the power. Returns how many changes of the files had not been synced.
     async fn cut(mut self, rng: &mut Rng) -> usize {
         let pid = self.exporter.id().to_string();
         let ended = self.exporter.kill().await;
         assert_eq!(ended.code(), None, "ended by itself: {}", ended.error());
-        // The tracer outlives it by a moment; its last word is about the first thread.
+        // The tracer outlives the daemon by a moment; its last line is about the first thread.
         let deadline = Instant::now() + PATIENCE;
         let trace = loop {
             let trace = self.place.text_of(TRACE);
@@ -348,20 +349,21 @@ impl<'a> Life<'a> {
     }
 }
 
-/// The log file. Where bytes were lost, the rest of a character may be left.
+/// Returns the log file's text. Where bytes were lost, a part of a character may be left.
 fn text(place: &Place) -> String {
     let bytes = fs::read(place.path(FILE)).unwrap_or_default();
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// The log file without the lines that lost bytes.
+/// Returns the log file's text without the lines that lost bytes.
 fn clean(place: &Place) -> String {
     let text = text(place);
     let whole = text.split_inclusive('\n');
     whole.filter(|line| !line.contains('\0')).collect()
 }
 
-/// Who reads the log file while it is written, and again from its start after a power cut.
+/// A reader of the log file while it is written, which starts again from the beginning after a
+/// power cut.
 #[derive(Default)]
 struct Follower {
     offset: usize,
@@ -371,7 +373,7 @@ struct Follower {
 // === impl Follower ===
 
 impl Follower {
-    /// Notes what is told since the last look.
+    /// Notes the lines since the last look.
     fn follow(&mut self, place: &Place) {
         let text = text(place);
         for line in text[self.offset..].split_inclusive('\n') {
@@ -398,12 +400,12 @@ async fn wait_until_written(place: &Place, name: &str) {
     let deadline = Instant::now() + PATIENCE;
     while modified().ok() == before {
         assert!(Instant::now() < deadline, "nobody writes to {name}");
-        // Asleep it would miss the moment.
+        // While asleep, the test would miss the moment.
         tokio::task::yield_now().await;
     }
 }
 
-/// Starts it a last time and waits until the file tells all that has happened.
+/// Starts the daemon a last time and waits until the file has all that has happened.
 async fn judge(place: &Place, opsramp: &Simulator) -> Story {
     let exporter = place.start().await;
     let look = || {
@@ -436,7 +438,7 @@ async fn no_line_is_lost_or_doubled_by_power_cuts() {
             follower.follow(&place);
             live(&opsramp, &mut follower.told, &mut rng);
         }
-        // Often at the moment between a write and its sync.
+        // The cut often comes at the moment between a write and its sync.
         if let Some(name) = rng
             .choice(&[None, Some(FILE), Some("state.db-wal")])
             .unwrap()

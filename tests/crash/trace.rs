@@ -6,11 +6,12 @@ use tokio::process::Command;
 
 use crate::exporter::{Place, command};
 
-/// Where the trace is written, in the folder.
+/// The name of the trace's file in the folder.
 pub(crate) const TRACE: &str = "trace";
 
-/// The daemon under a tracer that is nobody's parent: the process is ours, as without it. Traced
-/// are `calls` about files with these `names` in the folder, or all where none is named.
+/// Returns the command for the daemon under a tracer. The tracer is not its parent, so the process
+/// is the daemon's own. Traced are `calls` about files with these `names` in the folder, or about
+/// all files if there are no names.
 pub(crate) fn traced(
     place: &Place,
     names: &[&str],

@@ -1,11 +1,11 @@
-//! What it says and how it exits when nothing is to be polled.
+//! What the program prints and how it exits when nothing is to be polled.
 
 use insta::assert_snapshot;
 use serde_json::json;
 
 use crate::exporter::{Ended, Place, SECRET, binary, command};
 
-/// Nobody is there; whoever asks all the same fails.
+/// Nobody listens here, so a request fails.
 const NOWHERE: &str = "http://127.0.0.1:9";
 
 async fn run(place: &Place, arguments: &[&str]) -> Ended {
@@ -101,7 +101,7 @@ async fn the_effective_configuration_shows_no_secret_and_can_be_used_again() {
     }]);
     place.write();
     let mut command = place.command();
-    // What comes from the environment is as secret as what comes from the file.
+    // A secret from the environment is as secret as one from the file.
     command.arg("config").env("OPSRAMP_CLIENT_SECRET", SECRET);
     let ended = place.run(command).await;
     assert_eq!(ended.code(), Some(0), "{}", ended.error());

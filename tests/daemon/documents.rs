@@ -1,5 +1,5 @@
-//! A server of its own, which knows nothing but some documents and hands them out word for word:
-//! the samples in our own words, and, where they lie beside the checkout, the documented ones.
+//! A minimal server, which knows some documents only and hands them out word for word: the samples
+//! of this repository, and the documented ones, if they lie beside the checkout.
 
 use std::{collections::HashMap, net::Ipv4Addr, path::PathBuf, sync::Arc};
 
@@ -20,17 +20,17 @@ use crate::{
     exporter::{Exporter, Members, Place, SECRET, eventually},
 };
 
-/// What is handed out at present.
+/// The documents that are handed out at present.
 #[derive(Debug, Default)]
 struct Documents {
     token: String,
     search: String,
-    /// By alert: the status and the document.
+    /// For each alert: the status and the document.
     alerts: HashMap<String, (u16, String)>,
     clients: String,
-    /// Answers an API request instead, so often.
+    /// The answer to the next API requests instead: how often, the status, the document.
     instead: Option<(u32, u16, String)>,
-    /// Paths with their queries.
+    /// The paths that were asked for, with their queries.
     asked: Vec<String>,
     tokens: u32,
 }
@@ -99,7 +99,7 @@ async fn token(
     answer(200, &documents.token)
 }
 
-/// What every request to the API must have, and what may be answered instead.
+/// Checks what every API request must have, and returns the answer that is given instead, if any.
 fn admit(documents: &mut Documents, uri: &Uri, headers: &HeaderMap) -> Option<Response> {
     documents.asked.push(uri.to_string());
     let granted: Value = serde_json::from_str(&documents.token).unwrap();
@@ -146,7 +146,7 @@ async fn clients(State(documents): State<Shared>, uri: Uri, headers: HeaderMap) 
 }
 
 fn checkout() -> PathBuf {
-    // Of the run rather than of the build: a test binary may be taken elsewhere.
+    // The variable is read at run time, because a test binary may run elsewhere than it was built.
     std::env::var_os("CARGO_MANIFEST_DIR")
         .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from)
 }
@@ -156,7 +156,7 @@ fn sample(name: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-/// A page without some of its alerts.
+/// Returns a page without some of its alerts.
 fn without(page: &str, ids: &[&str]) -> String {
     let mut page: Value = serde_json::from_str(page).unwrap();
     let results = page["results"].as_array_mut().unwrap();
@@ -166,7 +166,7 @@ fn without(page: &str, ids: &[&str]) -> String {
     page.to_string()
 }
 
-/// The place to watch a server from; its token must not be seen.
+/// Returns a place whose exporter polls the server; the server's token must not be seen.
 fn place_for(server: &Server) -> Place {
     let mut place = Place::new(&server.url);
     let granted: Value = serde_json::from_str(&server.documents().token).unwrap();
@@ -184,7 +184,7 @@ async fn wait_for_total(exporter: &Exporter, total: f64) {
         .await;
 }
 
-/// The records so far, by alert and event.
+/// Returns the records so far, by alert and event.
 fn records(lines: &[String]) -> HashMap<(String, String), Members> {
     let all = lines.iter().map(|line| {
         let record = check_record(line);
@@ -294,7 +294,7 @@ async fn our_samples_are_understood_word_for_word() {
     assert_eq!(inference.get("inference_id"), Some(&json!(771)));
     assert_eq!(inference.text("resource_name"), "payment");
 
-    // One is ticketed, another one cannot be found any more.
+    // One alert is ticketed, another one cannot be found any more.
     {
         let mut documents = server.documents();
         documents.search = without(&page, &["5021", "5020"]);
@@ -323,7 +323,7 @@ async fn our_samples_are_understood_word_for_word() {
     }
     assert_eq!(record(&left, "5020", "left").text("reason"), "not_found");
 
-    // It is open again, in another state, and then closed.
+    // The ticketed alert is open again, in another state, and then closed.
     server.documents().search = page.replace(
         "\"Critical\",\n      \"oldState\"",
         "\"Warning\",\n      \"oldState\"",
@@ -370,9 +370,9 @@ async fn errors_in_the_words_of_the_api_are_understood() {
     .await;
     let exporter = place_for(&server).start().await;
     wait_for_total(&exporter, 3.0).await;
-    // Expired tokens are answered with a 407. The one that comes back is the same, so that polls
-    // fail until the server is content with it again. After a 429, which says nothing of when to
-    // come back, nobody asks for a while.
+    // Expired tokens are answered with a 407. The new token is the same one, so polls fail until
+    // the server accepts it again. After a 429 without a time to come back, the exporter pauses
+    // for a while.
     for (status, document, reason) in [
         (407, "error-401.json", "auth"),
         (401, "error-401.json", "auth"),
@@ -455,7 +455,8 @@ async fn the_documented_answers_are_understood_word_for_word() {
         assert_eq!(alert.text("resource_type"), "OpsRamp Gateway");
         assert_eq!(alert.text("created_at"), "2016-02-24T02:50:00Z");
 
-        // One leaves; its page is the documented one of another alert. The next is not found.
+        // One alert leaves; its own page is the documented page of another alert. The next alert
+        // is not found.
         {
             let mut documents = server.documents();
             documents.search = without(&page, &["389547", "389548"]);

@@ -43,10 +43,10 @@ pub(crate) const KEYS: [&str; 35] = [
     "alert",
 ];
 
-/// Those up to and with this one are never left out.
+/// Keys up to and including this one are never left out.
 const LAST_OF_ALL: &str = "message";
 
-/// Fails unless a line is a record as it is documented.
+/// Fails unless a line is a record as documented.
 pub(crate) fn check_record(line: &str) -> Members {
     let record = Members::parse(line);
     let position = |key: &str| {
@@ -64,7 +64,7 @@ pub(crate) fn check_record(line: &str) -> Members {
         };
         let time = time.as_str().unwrap();
         time.parse::<jiff::Timestamp>().unwrap();
-        // RFC 3339 in UTC; milliseconds where the exporter has a clock of its own.
+        // RFC 3339 in UTC; with milliseconds if the time comes from the exporter's own clock.
         let length = if key == "timestamp" { 24 } else { 20 };
         assert!(
             time.len() == length && time.ends_with('Z') && time.as_bytes()[10] == b'T',

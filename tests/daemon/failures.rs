@@ -1,5 +1,5 @@
-//! An OpsRamp that is wrong, away or broken: what the gauges, standard error and the page say, and
-//! that it heals without help.
+//! An OpsRamp that answers wrongly, is away or is broken: what the gauges, standard error and the
+//! page say, and that the exporter recovers without help.
 
 use std::net::{Ipv4Addr, TcpListener};
 
@@ -13,13 +13,13 @@ use crate::exporter::{
     opsramp_at, opsramp_with,
 };
 
-/// More than a page, so that there is more to fail than a poll.
+/// More than a page, so that other requests than the first page can fail, too.
 const ALERTS: usize = 250;
 
 /// Polls that fail before the lines are counted.
 const POLLS: f64 = 4.0;
 
-/// The token that every client of the key is given, to look out for.
+/// Returns the token that every client with the key gets, so that outputs can be searched for it.
 async fn token(opsramp: &Simulator) -> String {
     let form = [
         ("grant_type", "client_credentials"),
@@ -33,14 +33,13 @@ async fn token(opsramp: &Simulator) -> String {
     granted["access_token"].as_str().unwrap().to_owned()
 }
 
-/// The lines that tell of trouble.
+/// Returns the lines that report trouble.
 fn complaints(lines: &[String]) -> Vec<&String> {
     let is_trouble = |line: &&String| !line.contains(" level=info ");
     lines.iter().filter(is_trouble).collect()
 }
 
-/// Waits until some polls have failed, and checks what is said about it: nothing but this reason,
-/// in one line.
+/// Waits until some polls have failed, and checks what is reported: this reason only, in one line.
 async fn check_failing(name: &str, exporter: &Exporter, reason: &str) -> Metrics {
     let failures = |metrics: &Metrics| metrics.sum("opsramp_poll_failures_total{");
     let before = failures(&exporter.metrics().await);
@@ -71,7 +70,7 @@ async fn check_failing(name: &str, exporter: &Exporter, reason: &str) -> Metrics
     ] {
         assert!(complaint.contains(part), "{name}: no {part} in {complaint}");
     }
-    // Each answer is searched for secrets.
+    // `get` searches each answer for secrets.
     let (_, page) = exporter.get("/").await;
     assert!(page.contains(reason), "{name}: {page}");
     for path in ["/api/v1/status", "/api/v1/alerts", "/-/ready", "/-/healthy"] {
@@ -185,14 +184,14 @@ async fn a_secret_that_cannot_be_read_counts_as_a_failure_to_get_a_token() {
     let place = Place::new(&opsramp.url());
     let exporter = place.start().await;
     exporter.wait_until_complete().await;
-    // As a rotation that went wrong, of a token that does not last.
+    // A rotation that went wrong, while the token is revoked.
     std::fs::remove_file(place.path("secret")).unwrap();
     opsramp.world(|world, _| world.revoke_tokens(None));
     let metrics = check_failing(name, &exporter, "auth").await;
     let unread = r#"opsramp_auth_failures_total{account="default",reason="credentials"}"#;
     assert!(metrics.one(unread).unwrap() >= 1.0);
     assert_eq!(metrics.one("opsramp_auth_requests_total{"), Some(1.0));
-    // What is said is what is the matter now.
+    // The message follows the current problem.
     std::fs::write(place.path("secret"), "").unwrap();
     eventually("it is empty", async || {
         exporter.get("/api/v1/status").await.1.contains("is empty")
@@ -255,7 +254,7 @@ async fn a_server_that_does_not_answer_in_time_is_told_and_got_over() {
     check_healed(name, exporter, ALERTS).await;
 }
 
-/// By default the system kills whoever would write more.
+/// By default the system kills a process that would exceed the limit.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limit_of_the_length_of_files_is_told_and_got_over() {
     let name = "a limit of the length of files";
@@ -322,7 +321,7 @@ async fn a_token_that_is_refused_and_cannot_be_replaced_has_no_expiry() {
     exporter.stop().await;
 }
 
-/// As a pipe that nobody writes to, or a file on a server that hangs.
+/// The secret file is like a pipe that nobody writes to, or a file on a server that hangs.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_secret_that_does_not_come_holds_up_nothing_but_its_account() {
     let opsramp = opsramp(1).await;
@@ -335,7 +334,7 @@ async fn a_secret_that_does_not_come_holds_up_nothing_but_its_account() {
         .line(|line| line.contains("could not be read within"))
         .await;
     exporter.metrics().await;
-    // It is read once it comes.
+    // The secret is read once it arrives.
     tokio::task::spawn_blocking(move || std::fs::write(secret, SECRET))
         .await
         .unwrap()

@@ -22,7 +22,7 @@ async fn wait_for_lines(exporter: &Exporter, what: &str, count: usize) -> Vec<Me
         .stdout
         .wait_for(what, |lines| lines.len() >= count)
         .await;
-    // A line too many would come with the next poll.
+    // A superfluous line would come with the next poll.
     exporter.wait_for_poll().await;
     assert_eq!(exporter.stdout.lines().len(), count, "{what}");
     lines.iter().map(|line| check_record(line)).collect()
@@ -70,7 +70,7 @@ async fn tenants_and_searches_come_and_go_without_a_line_lost_or_repeated() {
         })
         .await;
 
-    // Gone: its series go with it, its state does not.
+    // A tenant is removed: its series go with it, its state does not.
     place.config["accounts"][0]["tenants"] = json!([DEMO_TENANT]);
     exporter.reload(&place).await;
     exporter
@@ -134,7 +134,7 @@ async fn what_is_known_of_a_search_outlives_a_reload_that_asks_the_same() {
     const READ: &str = "opsramp_full_read_last_success_timestamp_seconds{";
     let opsramp = opsramp(1_000).await;
     let mut place = Place::new(&opsramp.url());
-    // Polls are those of the start and of reloads.
+    // With this interval, the only polls are those at the start and at reloads.
     place.config["searches"][0]["interval"] = json!("1h");
     let exporter = place.start().await;
     exporter.wait_until_complete().await;
@@ -173,7 +173,7 @@ async fn what_is_known_of_a_search_outlives_a_reload_that_asks_the_same() {
     };
     assert_eq!((open("priority"), open("state")), (1_000.0, 0.0));
 
-    // A tenant that is called otherwise is the same one.
+    // A tenant with a new name is still the same tenant.
     place.config["accounts"][0]["tenants"] = json!([{"id": DEMO_TENANT, "name": "renamed"}]);
     exporter.reload(&place).await;
     let renamed = exporter.metrics().await;
@@ -183,7 +183,7 @@ async fn what_is_known_of_a_search_outlives_a_reload_that_asks_the_same() {
     }
     assert_eq!(renamed.mentions(r#"tenant="client_1""#), 0);
 
-    // Another question has another answer.
+    // A changed query has another result.
     place.config["searches"][0]["query"] = json!("actions:OPEN+states:Critical");
     exporter.reload(&place).await;
     exporter
@@ -205,7 +205,7 @@ async fn sinks_come_and_go_and_each_keeps_its_place() {
     let exporter = place.start().await;
     wait_for_lines(&exporter, "three", 3).await;
 
-    // A new one begins with the next event.
+    // A new sink begins with the next event.
     place.config["log"]["sinks"] = json!([stdout, first, second]);
     exporter.reload(&place).await;
     opsramp.open_many(DEMO_TENANT, 2).unwrap();
@@ -217,7 +217,7 @@ async fn sinks_come_and_go_and_each_keeps_its_place() {
         })
         .await;
 
-    // One that is gone is forgotten; one that is changed goes on where it was.
+    // A removed sink is forgotten; a changed sink goes on where it was.
     let moved = json!({"name": "first", "type": "file", "path": place.path("third")});
     place.config["log"]["sinks"] = json!([stdout, moved]);
     exporter.reload(&place).await;
@@ -239,7 +239,8 @@ async fn sinks_come_and_go_and_each_keeps_its_place() {
     }
 }
 
-/// As the runbook has it, by whoever forgets that a sink without a name is called by its type.
+/// As in the runbook, for an operator who forgets that a sink without a name is called by its
+/// type.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_for_a_sink_that_was_renamed_is_delivered_once_its_name_is_back() {
     let opsramp = opsramp(3).await;
@@ -270,7 +271,8 @@ async fn what_waits_for_a_sink_that_was_renamed_is_delivered_once_its_name_is_ba
         .await;
     exporter.stop().await;
 
-    // The next start knows of it still, but not since when, and delivers it to another target.
+    // After the next start the sink is still known, but not the number of its events. It delivers
+    // to another target.
     let exporter = place.start().await;
     exporter
         .stderr
@@ -279,7 +281,7 @@ async fn what_waits_for_a_sink_that_was_renamed_is_delivered_once_its_name_is_ba
     place.config["log"]["sinks"] = json!([{"name": "file", "type": "stdout"}]);
     exporter.reload(&place).await;
     let delivered = |lines: &[String]| lines.iter().filter(|line| !line.is_empty()).count();
-    // A line break comes first: nobody knows how the pipe was left.
+    // A line break comes first, because the last line in the pipe may be incomplete.
     let lines = exporter
         .stdout
         .wait_for("they are delivered", |lines| delivered(lines) >= 3)
@@ -369,7 +371,7 @@ async fn a_reload_that_cannot_be_carried_out_whole_changes_nothing() {
     let opsramp = opsramp(3).await;
     let mut place = Place::new(&opsramp.url());
     place.config["web"]["enable_lifecycle"] = json!(true);
-    // A file that cannot be written yet: three events wait for it.
+    // Three events wait for a file that cannot be written yet.
     let late = place.path("folder/late");
     let sinks = json!([
         {"name": "out", "type": "stdout"},
@@ -382,7 +384,7 @@ async fn a_reload_that_cannot_be_carried_out_whole_changes_nothing() {
         .wait_for("three wait", |metrics| metrics.one(backlog) == Some(3.0))
         .await;
 
-    // No sink any more, and an authority that is not there.
+    // The new configuration lacks a sink and names a missing certificate authority.
     let good = place.config.clone();
     place.config["log"]["sinks"] = json!([{"name": "out", "type": "stdout", "format": "logfmt"}]);
     place.config["accounts"][0]["url"] = json!("https://127.0.0.1:9");
@@ -500,7 +502,7 @@ async fn many_reloads_under_load_lose_and_repeat_nothing() {
         };
         opsramp.open_many(DEMO_TENANT, 3).unwrap();
         opsramp.open_many("client_2", 2).unwrap();
-        // Only one whose opening has been told is sure to have a line when it leaves.
+        // An alert is sure to have a line when it leaves only if its opening has been logged.
         let told = place.lines_of("alerts.jsonl");
         let told: Vec<Members> = told.iter().map(|line| Members::parse(line)).collect();
         if let Some(record) = told.iter().find(|it| !left.contains(it.text("alert_id"))) {

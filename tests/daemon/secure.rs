@@ -36,7 +36,7 @@ impl Authority {
         Self { issuer, pem }
     }
 
-    /// A certificate and its key, PEM.
+    /// Returns a certificate and its key, PEM.
     fn sign(&self, name: &str) -> (String, String) {
         let mut parameters = CertificateParams::new(vec![name.to_owned()]).unwrap();
         let loopback = SanType::IpAddress([127, 0, 0, 1].into());
@@ -51,7 +51,7 @@ impl Authority {
         (certificate.pem(), key.serialize_pem())
     }
 
-    /// A client that trusts this authority and nobody else.
+    /// Returns a client that trusts this authority and nobody else.
     fn client(&self, own: Option<(String, String)>) -> reqwest::Client {
         rustls::crypto::ring::default_provider()
             .install_default()
@@ -73,7 +73,7 @@ fn write(place: &Place, name: &str, text: &str) {
     std::fs::write(place.path(name), text).unwrap();
 }
 
-/// A place with a certificate, and a web configuration file that goes on with `more`.
+/// Returns a place with a certificate, and with a web configuration file that ends with `more`.
 fn secure_place(opsramp: &Simulator, authority: &Authority, more: &str) -> Place {
     let mut place = Place::new(&opsramp.url());
     place.config["web"]["config_file"] = place.path("web.yml").to_str().unwrap().into();
@@ -144,7 +144,7 @@ async fn certificates_and_passwords_are_read_again_and_bad_ones_change_nothing()
     let place = secure_place(&opsramp, &old, &users());
     let exporter = place.start().await;
     let reaches = async |authority: &Authority| {
-        // A client of its own has no connection yet.
+        // A new client has no connection yet.
         let request = authority
             .client(None)
             .get(format!("{}/-/healthy", exporter.url));
@@ -167,7 +167,7 @@ async fn certificates_and_passwords_are_read_again_and_bad_ones_change_nothing()
     .await;
     assert!(!reaches(&old).await);
 
-    // An editor that has emptied the file opens nothing.
+    // An editor that has emptied the file does not make the server open to everybody.
     let text = place.text_of("web.yml");
     write(&place, "web.yml", "");
     eventually("the loss is told", async || {
@@ -206,8 +206,8 @@ async fn each_kind_of_client_authentication_takes_whom_it_should() {
     let opsramp = opsramp(1).await;
     let (ours, theirs) = (Authority::new(), Authority::new());
     let sans = "client_allowed_sans: [prometheus.example]";
-    // Whether a client without a certificate, with one of a stranger, and with one of ours, in
-    // another name and in the right one, is taken.
+    // Whether these clients are accepted: without a certificate; with a certificate of another
+    // authority; with one of this authority in another name; with one in the right name.
     for (kind, more, taken) in [
         ("NoClientCert", "", [true, true, true, true]),
         ("RequestClientCert", "", [true, true, true, true]),
@@ -263,7 +263,7 @@ async fn a_kept_connection_serves_nobody_who_would_not_be_let_in_now() {
     let exporter = place.start().await;
     let client = |own| ours.client(own);
     let nobody = client(None);
-    // `None`: not answered; otherwise whether the connection ends with the answer.
+    // `None`: the request is not answered; otherwise whether the answer ends the connection.
     let asked = async |client: &reqwest::Client| {
         let url = format!("{}/-/healthy", exporter.url);
         let answer = client.get(url).send().await.ok()?;
@@ -281,7 +281,8 @@ async fn a_kept_connection_serves_nobody_who_would_not_be_let_in_now() {
     for client in [&scraper, &stranger] {
         assert_eq!(asked(client).await, Some(false));
     }
-    // Whoever is let in before and after misses nothing, and is on a new connection soon.
+    // A client that is accepted before and after the change misses no answer, and is on a new
+    // connection soon.
     for (issuers, stays) in [("both.crt", true), ("ca.crt", false)] {
         demand(&format!(
             "  client_auth_type: RequireAndVerifyClientCert\n  client_ca_file: {issuers}\n"
@@ -291,7 +292,7 @@ async fn a_kept_connection_serves_nobody_who_would_not_be_let_in_now() {
         })
         .await;
         assert_eq!(asked(&stranger).await, stays.then_some(true), "{issuers}");
-        // A client may have had a second connection at hand, from before.
+        // A client may have had a second connection from before the change.
         let mut closed = 0;
         for _ in 0..10 {
             closed += u32::from(asked(&scraper).await.unwrap());
@@ -331,7 +332,7 @@ async fn handshakes_that_never_end_do_not_silence_the_metrics() {
     for n in 0..600 {
         let mut stream = connect(&exporter).await;
         if n % 2 == 0 {
-            // The first bytes of a handshake. It may have had to make room already.
+            // The first bytes of a handshake. The connection may already have had to make room.
             stream.write_all(b"\x16\x03\x01\x02\x00\x01").await.ok();
         }
         halves.push(stream);
@@ -419,13 +420,14 @@ async fn a_web_configuration_file_that_is_wrong_keeps_it_from_starting() {
         let told = ended.stderr.join("\n") + &ended.stdout.join("\n");
         let expected =
             "web.yml:4:1: basic_auth_user: unknown key; did you mean \"basic_auth_users\"?";
-        // As a value of a line of the daemon's, it is in quotes itself.
+        // As a value in a log line of the daemon, the message is quoted itself.
         let told = told.replace("\\\"", "\"");
         assert!(told.contains(expected), "{told}");
     }
 }
 
-/// The command `healthcheck` for what listens there, with the web configuration file.
+/// Runs the command `healthcheck` for the address of this exporter, with the web configuration
+/// file.
 async fn healthcheck(place: &Place, exporter: &Exporter) -> Ended {
     let (_, address) = exporter.url.split_once("://").unwrap();
     let mut healthcheck = place.settle(command(binary()));
@@ -458,7 +460,7 @@ async fn the_healthcheck_finds_one_that_works_whatever_its_file_says_now() {
         .trim()
         .to_owned();
     let secure = place.text_of("web.yml");
-    // A slash would end the host of a URL.
+    // A slash would end the host in a URL.
     let password = hash.replace('/', ".");
     place.secrets.extend([hash.clone(), password.clone()]);
     for (right, wrong) in [
@@ -481,7 +483,7 @@ async fn the_healthcheck_finds_one_that_works_whatever_its_file_says_now() {
         write(&place, "web.yml", &wrong);
         let url = exporter.url.clone();
         exporter.stop().await;
-        // The configuration file and the password of a URL are as secret where nobody answers.
+        // The configuration file and the password in a URL stay secret if nobody answers, too.
         let url = url.replace("://", &format!("://user:{password}@"));
         let mut named = place.settle(command(binary()));
         named.args(["healthcheck", "--url", &url]);

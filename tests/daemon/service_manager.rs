@@ -6,7 +6,7 @@ use tokio::{net::UnixDatagram, time::timeout};
 
 use crate::exporter::{Exporter, PATIENCE, Place, Signal, opsramp};
 
-/// A service manager's end of the socket, and what it has heard.
+/// A service manager's end of the socket, and the messages that it has heard.
 struct Manager {
     socket: UnixDatagram,
     heard: Vec<String>,
@@ -20,7 +20,7 @@ impl Manager {
         }
     }
 
-    /// Waits until it has heard such a line, and returns the message that has it.
+    /// Waits until a message has such a line, and returns the message.
     async fn hears(&mut self, line: impl Fn(&str) -> bool) -> String {
         let mut message = vec![0; 4096];
         loop {
@@ -37,7 +37,7 @@ impl Manager {
         }
     }
 
-    /// Lets no further message in, as one that does not read.
+    /// Fills the socket, so that no further message fits, as with a manager that does not read.
     fn stop_up(&self) {
         let address = self.socket.local_addr().unwrap();
         let other = std::os::unix::net::UnixDatagram::unbound().unwrap();
@@ -45,7 +45,7 @@ impl Manager {
         while (other.send_to(b"X=1\n", address.as_pathname().unwrap())).is_ok() {}
     }
 
-    /// What was heard so far does not count for what comes.
+    /// Forgets the messages heard so far.
     fn forget(&mut self) {
         self.heard.clear();
     }
@@ -70,7 +70,7 @@ async fn start_under(manager: &Manager, place: &Place, watchdog: &str) -> Export
 async fn it_hears_of_every_step() {
     let opsramp = opsramp(1).await;
     let mut place = Place::new(&opsramp.url());
-    // A tenth of a second: the watchdog is fed, and it is looked for news, twice as often.
+    // A tenth of a second. The exporter feeds the watchdog and looks for news twice as often.
     let (mut manager, exporter) = start(&place, "100000").await;
     manager.hears(|line| line == "READY=1").await;
     // Ready means that a scrape is answered.

@@ -1,4 +1,4 @@
-//! The ways to start it, and what keeps it from starting.
+//! The ways to start the exporter, and what keeps it from starting.
 
 use std::net::{Ipv4Addr, TcpListener};
 
@@ -8,7 +8,7 @@ use tokio::process::Command;
 
 use crate::exporter::{Metrics, Place, SECRET, Signal, binary, command, eventually, opsramp};
 
-/// Starts it and waits for the lines of two alerts.
+/// Starts the exporter and waits for the lines of two alerts.
 async fn logs_two_alerts(place: &Place, command: Command) {
     let exporter = place.start_as(command).await;
     let lines = exporter
@@ -47,7 +47,7 @@ async fn the_environment_is_enough() {
         .env("OPSRAMP_CLIENT_ID", DEMO_KEY)
         .env("OPSRAMP_CLIENT_SECRET", SECRET)
         .env("STATE_DIRECTORY", place.path(""))
-        // The addresses have no variable, and no test takes a fixed port.
+        // There is no variable for the addresses, and no test takes a fixed port.
         .args(["--web.listen-address=127.0.0.1:0", "--search.interval=1s"]);
     logs_two_alerts(&place, command).await;
     assert!(place.path("state.db").exists());
@@ -86,14 +86,14 @@ async fn of_two_on_one_state_file_the_second_ends_with_status_1() {
     first.stop().await;
 }
 
-/// As where a start script removes what it takes for a lock that was left behind.
+/// A start script may remove the lock file because it takes the lock for one that was left behind.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_state_that_another_one_has_since_its_lock_was_removed_ends_the_first_with_status_1() {
     let opsramp = opsramp(1).await;
     let place = Place::new(&opsramp.url());
     let first = place.start().await;
     first.wait_until_complete().await;
-    // It would take it again.
+    // If the first process went on, it would take the lock again.
     first.signal(Signal::STOP);
     std::fs::remove_file(place.path("state.db.lock")).unwrap();
     let second = place.start().await;
@@ -107,7 +107,8 @@ async fn a_state_that_another_one_has_since_its_lock_was_removed_ends_the_first_
     );
     let ids = opsramp.open_many(DEMO_TENANT, 1).unwrap();
     let new = format!("\"alert_id\":\"{}\"", ids[0]);
-    // The first may have been stopped before it had noted that it delivered its own.
+    // The first process may have been stopped before it recorded its deliveries, so the second one
+    // may repeat them.
     second
         .stdout
         .wait_for("the second goes on", |lines| {
@@ -124,7 +125,7 @@ async fn a_state_path_that_cannot_be_used_is_explained() {
         ("missing/state.db", "missing does not exist; create it"),
         ("secret/state.db", "secret is not a folder"),
         (".", "it is a folder; name a file in it"),
-        // Nobody may create files there, not even root.
+        // Nobody may create files in this folder, not even root.
         ("/sys/state.db", "cannot be written by user"),
         ("config.yml", "config.yml"),
     ] {
@@ -161,7 +162,7 @@ async fn a_port_that_is_taken_is_told_before_anything_else_happens() {
     assert!(!place.path("state.db").exists());
     assert_eq!(opsramp.requests().total, 0);
 
-    // Whoever reads the lines of a daemon reads this one as well.
+    // Whatever reads the lines of the daemon reads this line as well.
     let mut command = place.command();
     command.args(["--log.format", "json"]);
     let ended = place.run(command).await;
@@ -187,7 +188,7 @@ async fn a_file_that_should_say_whom_to_trust_and_does_not_is_told() {
     }
 }
 
-/// Whoever mends the configuration has what waited.
+/// When the configuration is corrected, the waiting lines are delivered.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_that_fails_forgets_no_sink() {
     let opsramp = opsramp(2).await;
@@ -232,7 +233,8 @@ async fn a_file_that_does_not_answer_at_the_start_is_named_and_ends_it() {
     };
     let ended = tokio::join!(run(&by_web), run(&by_account));
     for (ended, path) in <[_; 2]>::from(ended) {
-        // Not as a mistake of the configuration: it may answer at the next start.
+        // This is no mistake of the configuration (status 2): the file may answer at the next
+        // start.
         assert_eq!(ended.code(), Some(1));
         let error = ended.stderr.last().unwrap();
         let told = format!("could not be read within 5 s: {}", path.display());

@@ -1,4 +1,4 @@
-//! TERM, INT and the end of standard output: what is journalled is delivered, now or after the
+//! TERM, INT and the end of standard output: events in the journal are delivered, now or after the
 //! next start.
 
 use std::{
@@ -19,11 +19,11 @@ use crate::exporter::{Exporter, Members, PATIENCE, Place, Signal, opsramp};
 /// More lines than a pipe holds.
 const MANY: usize = 600;
 
-/// How long what is journalled may take to be delivered at the end.
+/// How long the delivery of the journal may take at the end.
 const DRAIN: Duration = Duration::from_secs(10);
 
-/// Starts it with a standard output that nobody reads yet, and waits until more is journalled than
-/// the pipe holds.
+/// Starts the daemon with a standard output that nobody reads yet, and waits until more is
+/// journalled than the pipe holds.
 async fn start_unread(place: &Place) -> (Exporter, PipeReader) {
     let (reader, writer) = std::io::pipe().unwrap();
     place.write();
@@ -39,7 +39,7 @@ async fn start_unread(place: &Place) -> (Exporter, PipeReader) {
     (exporter, reader)
 }
 
-/// Tells it to stop, and waits until it says that it does.
+/// Tells the daemon to stop, and waits until it says that it is stopping.
 async fn begin_to_stop(exporter: &Exporter, signal: Signal) {
     exporter.signal(signal);
     exporter
@@ -83,7 +83,7 @@ async fn term_and_int_deliver_what_is_journalled_and_end_with_status_0() {
         assert_eq!(alert_ids(&lines), open_ids(&opsramp));
         let requests = opsramp.requests().total;
         assert!(requests <= 1, "{signal:?}: {requests} requests after it");
-        // Nothing is left for the next one.
+        // Nothing is left for the next process.
         let exporter = place.start().await;
         exporter.wait_for_poll().await;
         assert_eq!(exporter.stop().await.stdout.len(), 0, "{signal:?}");
@@ -101,7 +101,7 @@ async fn a_second_signal_ends_it_at_once_and_the_rest_is_delivered_after_the_nex
     let ended = exporter.end().await;
     assert!(second.elapsed() < DRAIN / 2, "{:?}", second.elapsed());
     assert!(ended.error().contains("stopping at once"));
-    // What was in the pipe counts as delivered, but for a line that is not whole.
+    // Lines that were in the pipe count as delivered, except for an incomplete one.
     let mut lines = read_to_end(reader).await;
     lines.retain(|line| line.ends_with('}'));
     assert!((1..MANY).contains(&lines.len()), "{}", lines.len());
@@ -141,7 +141,7 @@ async fn whoever_asks_for_a_reload_while_it_stops_is_told_so_at_once() {
     let (exporter, reader) = start_unread(&place).await;
     begin_to_stop(&exporter, Signal::TERM).await;
     let asked = Instant::now();
-    // One would be in the queue, the others in front of it.
+    // One request would wait in the queue, the others in front of it.
     let answers = tokio::join!(
         exporter.post("/-/reload"),
         exporter.post("/-/reload"),
@@ -238,7 +238,7 @@ async fn a_standard_error_that_nobody_reads_holds_nothing_up() {
     let opsramp = opsramp(2).await;
     let place = Place::new(&opsramp.url());
     place.write();
-    // A pipe that is full from the start on.
+    // The pipe is full from the start.
     let (reader, mut writer) = std::io::pipe().unwrap();
     rustix::io::ioctl_fionbio(&writer, true).unwrap();
     while writer.write(&[b' '; 4096]).is_ok() {}

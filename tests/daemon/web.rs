@@ -1,4 +1,4 @@
-//! What is to be seen over HTTP while the daemon works.
+//! What can be seen over HTTP while the daemon works.
 
 use std::process::Stdio;
 
@@ -155,7 +155,7 @@ async fn every_series_exists_before_anything_happens() {
         let series = format!("{name}{{sink=\"stdout\"}}");
         assert_eq!(metrics.one(&series), Some(0.0), "{series}");
     }
-    // It is asked of the store, beside the first scrape.
+    // The store is asked for the backlog while the first scrape is answered.
     let backlog = r#"opsramp_sink_backlog_events{sink="stdout"}"#;
     exporter
         .wait_for(backlog, |metrics| metrics.one(backlog) == Some(0.0))
@@ -225,7 +225,8 @@ async fn the_program_itself_can_ask_whether_it_is_healthy() {
         "healthcheck".to_owned(),
         format!("--web.listen-address={address}"),
     ];
-    // Neither an account nor a secret is needed for it, nor that the file is right elsewhere.
+    // The command needs neither an account nor a secret, and ignores mistakes in other sections of
+    // the file.
     std::fs::write(
         place.path("part.yml"),
         format!("sarches: []\nweb: {{listen_addresses: ['{address}']}}\n"),
@@ -240,7 +241,7 @@ async fn the_program_itself_can_ask_whether_it_is_healthy() {
         assert_eq!(ended.code(), Some(0), "{arguments:?} {ended:?}");
         assert_eq!(ended.stdout, ["healthy"]);
     }
-    // What runs goes on with what it has when its file is broken or gone.
+    // A running exporter keeps its configuration when its file is broken or gone.
     std::fs::write(place.path("broken.yml"), "a: [").unwrap();
     for file in ["broken.yml", "gone.yml"] {
         for arguments in [&by_url, &by_flag] {
@@ -258,7 +259,7 @@ async fn the_program_itself_can_ask_whether_it_is_healthy() {
         );
         assert_ne!(ended.code(), Some(2), "{ended:?}");
     }
-    // Flags of the daemon are none of its own, wherever they stand.
+    // The command ignores flags that concern the daemon only, wherever they stand.
     let mut before = by_flag.clone();
     before.insert(0, "--opsramp.url=http://127.0.0.1:1".to_owned());
     let mut after = by_flag.clone();
@@ -290,7 +291,7 @@ async fn a_few_descriptors_are_enough_for_scrapes_among_connections_that_say_not
         silent.push(tokio::net::TcpStream::connect(&address).await.unwrap());
     }
     for _ in 0..5 {
-        // By a connection of its own, which comes after all those.
+        // Each scrape has a connection of its own, which is newer than all the silent ones.
         let asked = tokio::time::Instant::now();
         let scrape = http_client().get(format!("{}/metrics", exporter.url));
         assert_eq!(scrape.send().await.unwrap().status(), 200);

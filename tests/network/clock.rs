@@ -1,4 +1,4 @@
-//! The wall clock jumps, as it does where a machine wakes up or finds its time server.
+//! The wall clock jumps, as when a machine wakes up or finds its time server.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -18,7 +18,8 @@ const DAY: f64 = 86_400.0;
 /// How long polls are counted.
 const COUNTED: Duration = Duration::from_secs(2);
 
-/// Debian's faketime: the library alone, so that the process is the one that we started.
+/// Finds Debian's faketime. Only its library is used, so that the process is the one that the test
+/// started.
 fn library() -> PathBuf {
     let found = std::fs::read_dir("/usr/lib").unwrap().find_map(|folder| {
         let path = folder.unwrap().path().join("faketime/libfaketimeMT.so.1");
@@ -27,7 +28,8 @@ fn library() -> PathBuf {
     found.expect("this test needs libfaketime; install the package faketime")
 }
 
-/// The daemon, whose wall clock is ahead by what the file says; nothing else is changed.
+/// Returns the command for the daemon with a wall clock that is ahead by what the file says; other
+/// clocks are unchanged.
 fn daemon(place: &Place) -> Command {
     let mut command = place.command();
     command
@@ -40,7 +42,7 @@ fn daemon(place: &Place) -> Command {
     command
 }
 
-/// Sets the clock so many days ahead of the true time. The file is replaced in one piece.
+/// Sets the clock so many days ahead of the true time. The file is replaced atomically.
 fn set(place: &Place, days: f64) {
     let new = place.path("clock.new");
     std::fs::write(&new, format!("{:+.0}\n", days * DAY)).unwrap();
@@ -51,7 +53,7 @@ fn polls(metrics: &Metrics) -> f64 {
     metrics.sum("opsramp_polls_total{")
 }
 
-/// Days that the exporter's clock is ahead of ours.
+/// Returns by how many days the exporter's clock is ahead of the test's.
 fn ahead(metrics: &Metrics) -> f64 {
     let told = metrics
         .one("opsramp_poll_last_success_timestamp_seconds{")
@@ -60,7 +62,8 @@ fn ahead(metrics: &Metrics) -> f64 {
     (told - now) / DAY
 }
 
-/// Polls go on as they did, about ten a second, and none of what was missed is made up for.
+/// Checks that polls go on as before, about ten a second, and that missed polls are not made up
+/// for.
 async fn check_pace(exporter: &Exporter) {
     let before = polls(&exporter.metrics().await);
     tokio::time::sleep(COUNTED).await;
@@ -68,7 +71,7 @@ async fn check_pace(exporter: &Exporter) {
     assert!((1.0..=40.0).contains(&made), "{made} polls");
 }
 
-/// After a jump to so many days ahead.
+/// Lets the clock jump to so many days ahead, and checks that the exporter works on.
 async fn check_jump(exporter: &Exporter, place: &Place, opsramp: &Simulator, days: f64) {
     set(place, days);
     exporter
@@ -98,7 +101,8 @@ async fn a_clock_that_jumps_disturbs_neither_polls_nor_lines() {
         check_jump(&exporter, &place, &opsramp, days).await;
     }
 
-    // Set back in the middle of an outage: what is stale does not become fresh for a day.
+    // The clock is set back in the middle of an outage: stale results do not become fresh for a
+    // day.
     let before = exporter.metrics().await;
     proxy.set(Weather::Silent);
     wait_until_it_fails(&exporter, "timeout", &before).await;
@@ -112,7 +116,7 @@ async fn a_clock_that_jumps_disturbs_neither_polls_nor_lines() {
     check_recovery(&exporter, &place, &opsramp).await;
     exporter.stop().await;
 
-    // A start before the time of the last end.
+    // The daemon is started at a time before its last end.
     set(&place, -30.0);
     let exporter = place.start_as(daemon(&place)).await;
     exporter.wait_until_complete().await;

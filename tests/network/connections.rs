@@ -16,13 +16,14 @@ use crate::{
     shows_results, wait_until_it_fails,
 };
 
-/// How long connections are cut, over and over.
+/// How long connections are cut, again and again.
 const CUTTING: Duration = Duration::from_secs(4);
 
-/// A few answers: so a connection ends in the token's, in the middle of a page, or between two.
+/// Size of a few answers, in bytes: so a connection ends in the answer with the token, in the
+/// middle of a page, or between two answers.
 const WITHIN: usize = 20_000;
 
-/// An exporter that knows its whole result, behind a proxy.
+/// Starts an exporter behind a proxy, and waits until it knows its whole result.
 async fn start(change: impl FnOnce(&mut Place)) -> (Simulator, Proxy, Place, Exporter) {
     let opsramp = opsramp(ALERTS).await;
     let proxy = Proxy::start(opsramp.addr()).await;
@@ -33,7 +34,7 @@ async fn start(change: impl FnOnce(&mut Place)) -> (Simulator, Proxy, Place, Exp
     (opsramp, proxy, place, exporter)
 }
 
-/// So that what nobody answers is over soon.
+/// Sets short timeouts, so that a request without an answer is over soon.
 fn timeouts(place: &mut Place) {
     place.config["accounts"][0]["timeout"] = "400ms".into();
     place.config["searches"][0]["stale_after"] = "2s".into();
@@ -78,7 +79,7 @@ async fn a_network_that_swallows_everything_costs_a_timeout_a_poll_and_no_scrape
     let before = exporter.metrics().await;
     let total = before.one("opsramp_search_total_results{");
     proxy.set(Weather::Silent);
-    // What it knew is shown until it is stale, unchanged; then not at all.
+    // The known results are shown unchanged until they are stale, and then not at all.
     let metrics = exporter
         .wait_for("a poll fails", |metrics| {
             failures(metrics, "timeout") > failures(&before, "timeout")
@@ -117,7 +118,7 @@ async fn connections_that_are_reset_all_together_are_made_anew() {
     exporter.stop().await;
 }
 
-/// As servers and balancers do with those that were idle for long enough.
+/// Servers and load balancers close connections so after some time of idleness.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_is_closed_just_as_it_is_used_again_costs_no_poll() {
     for end in [End::Closed, End::Reset] {

@@ -1,6 +1,6 @@
 //! The real binary behind a network that fails in every way: connections, names, TLS, and the
-//! clock. After each failure it goes on by itself, with every line once, and what it could not
-//! know it did not show.
+//! clock. After each failure it goes on by itself and logs every line once. It shows nothing that
+//! it could not know.
 
 #![expect(
     clippy::unwrap_used,
@@ -31,7 +31,7 @@ use crate::{
 /// More than a page.
 const ALERTS: usize = 150;
 
-/// What is withheld where it may no longer be true.
+/// Metrics that are withheld when they may no longer be true.
 const OF_RESULTS: [&str; 3] = [
     "opsramp_search_total_results{",
     "opsramp_open_alerts{",
@@ -50,7 +50,8 @@ fn shows_results(metrics: &Metrics) -> bool {
     OF_RESULTS.iter().any(|series| metrics.mentions(series) > 0)
 }
 
-/// Waits until polls have failed for this reason, and for no other since the last look.
+/// Waits until polls have failed for this reason, and checks that since `before` they failed for
+/// no other one.
 async fn wait_until_it_fails(exporter: &Exporter, reason: &str, before: &Metrics) -> Metrics {
     let all = "opsramp_poll_failures_total{";
     let metrics = exporter
@@ -64,8 +65,8 @@ async fn wait_until_it_fails(exporter: &Exporter, reason: &str, before: &Metrics
     metrics
 }
 
-/// Waits until polls work by themselves, and checks that the file has every line once; what opens
-/// now included.
+/// Waits until polls work by themselves, and checks that the file has every line once, including
+/// the line of an alert that opens now.
 async fn check_recovery(exporter: &Exporter, place: &Place, opsramp: &Simulator) -> Metrics {
     opsramp.open_many(DEMO_TENANT, 1).unwrap();
     let metrics = exporter

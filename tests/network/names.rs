@@ -1,4 +1,4 @@
-//! Names that nobody knows, that move, and a resolver that never answers.
+//! Names that do not exist or move, and a resolver that never answers.
 //!
 //! The exporter runs with a hosts file of its own, in a mount namespace, so that no name server is
 //! asked and nothing leaves this machine.
@@ -17,15 +17,16 @@ use crate::{
     wait_until_it_fails,
 };
 
-/// Nobody's, for ever (RFC 6761).
+/// A name that never exists (RFC 6761).
 const NAME: &str = "opsramp.invalid";
 
-/// Puts two files in the place of the system's and starts what follows, as the same process.
+/// Puts two files in place of the system's, and runs the rest of the arguments as the same
+/// process.
 const IN_THEIR_PLACE: &str = r#"mount --bind "$1" /etc/hosts &&
 mount --bind "$2" /etc/nsswitch.conf && shift 2 && exec "$@""#;
 
-/// How long an exporter may take to stop while a resolver hangs: its last deliveries, a second for
-/// threads that are still busy, and a busy machine.
+/// How long an exporter may take to stop while a resolver hangs: the time covers its last
+/// deliveries, a second for threads that are still busy, and a busy machine.
 const END: Duration = Duration::from_secs(15);
 
 fn place(port: u16, timeout: &str) -> Place {
@@ -36,7 +37,7 @@ fn place(port: u16, timeout: &str) -> Place {
     place
 }
 
-/// The daemon, with the files of the place.
+/// Returns the command for the daemon with the files of the place.
 fn daemon(place: &Place) -> Command {
     needed("unshare", "util-linux");
     let mut command = command("unshare");
@@ -56,7 +57,8 @@ fn daemon(place: &Place) -> Command {
     place.settle(command)
 }
 
-/// Who has the name now; nobody where it is `None`. The file stays the same one, which is mounted.
+/// Gives the name to an address; `None`: to nobody. The file stays the same inode, because it is
+/// mounted.
 fn assign(place: &Place, address: Option<Ipv4Addr>) {
     let line = address.map(|address| format!("{address} {NAME}\n"));
     std::fs::write(place.path("hosts"), line.unwrap_or_default()).unwrap();
@@ -79,7 +81,8 @@ async fn a_name_that_vanishes_is_told_and_where_it_appears_again_it_is_followed(
     assign(&place, Some(Ipv4Addr::LOCALHOST));
     check_recovery(&exporter, &place, &first).await;
 
-    // It moves to another address: the same alerts, as it were, and nobody at the old one.
+    // The name moves to another address. The server there has the same alerts, and there is nobody
+    // at the old address.
     assign(&place, None);
     let before = exporter.metrics().await;
     first.stop().await;
@@ -100,7 +103,7 @@ async fn a_name_that_vanishes_is_told_and_where_it_appears_again_it_is_followed(
 async fn a_resolver_that_never_answers_delays_neither_scrapes_nor_the_end() {
     let opsramp = opsramp(ALERTS).await;
     let place = place(opsramp.addr().port(), "500ms");
-    // Whoever opens it to read waits for somebody who writes.
+    // A process that opens the pipe to read waits until another one opens it to write.
     mknodat(
         CWD,
         place.path("hosts"),
@@ -133,7 +136,7 @@ async fn a_name_that_hangs_takes_a_thread_and_not_those_of_its_neighbours() {
         account
     };
     let account = &mut place.config["accounts"][0];
-    // Who has a token asks for each tenant by itself.
+    // An account that has a token looks its server up for each tenant.
     account["token_url"] = format!("{}/auth/oauth/token", opsramp.url()).into();
     let tenants = (0..TENANTS).map(|number| format!("client_{number}"));
     account["tenants"] = tenants.collect::<Vec<_>>().into();

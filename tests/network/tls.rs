@@ -1,5 +1,5 @@
-//! A server whose certificate is wrong, or which does not get as far as showing one. Not a byte of
-//! the secret goes there.
+//! A server whose certificate is wrong, or which does not get as far as showing one. No byte of
+//! the secret is sent there.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -20,13 +20,13 @@ use crate::{
     wait_until_it_fails,
 };
 
-/// Who signs certificates.
+/// An authority that signs certificates.
 struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
 }
 
-/// A server that decrypts and passes on; where it has nothing to show, it does not decrypt.
+/// A server that decrypts and passes on; without a certificate, it passes on without decrypting.
 struct Terminator {
     address: SocketAddr,
     shown: watch::Sender<Option<Arc<ServerConfig>>>,
@@ -83,7 +83,7 @@ impl Terminator {
         Self { address, shown }
     }
 
-    /// Shows another certificate from now on; who has seen the last one must come again.
+    /// Shows another certificate from now on. Connections that saw the last one are closed.
     fn show(&self, config: Option<ServerConfig>) {
         self.shown.send_replace(config.map(Arc::new));
     }
@@ -105,7 +105,7 @@ async fn serve(
             None => copy_bidirectional(&mut client, &mut server).await,
         }
     };
-    // A client that refuses what it is shown is what is tried here.
+    // The result is ignored: the tests are about clients that refuse the certificate.
     tokio::select! {
         _ = passing => {}
         _ = shown.changed() => {}
@@ -176,13 +176,13 @@ async fn what_is_wrong_with_tls_is_told_and_got_over_and_nothing_secret_goes_the
     for (name, shown, weather, reason) in cases {
         proxy.set(weather);
         terminator.show(shown);
-        // Polls that are under way may still end well.
+        // Polls under way may still succeed.
         exporter
             .wait_for(name, |metrics| metrics.one("opsramp_up{") == Some(0.0))
             .await;
         let before = exporter.metrics().await;
         let before = wait_until_it_fails(&exporter, reason, &before).await;
-        // By now the server has seen what was on its way.
+        // By now the server has received the requests that were on their way.
         let asked = opsramp.requests().total;
         exporter
             .wait_for("the next poll fails", |metrics| {
@@ -201,7 +201,7 @@ async fn what_is_wrong_with_tls_is_told_and_got_over_and_nothing_secret_goes_the
     exporter.stop().await;
 }
 
-/// As when an authority is replaced, and its certificate with it.
+/// An authority is replaced, and its certificate with it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_authority_that_was_replaced_on_disk_is_trusted_without_a_restart() {
     let opsramp = opsramp(ALERTS).await;
@@ -220,7 +220,7 @@ async fn an_authority_that_was_replaced_on_disk_is_trusted_without_a_restart() {
     std::fs::write(place.path("ca.pem"), &second.pem).unwrap();
     check_recovery(&exporter, &place, &opsramp).await;
 
-    // Whoever has the configuration loaded again hears whether the file is any good.
+    // A reload reports whether the file is usable.
     std::fs::write(place.path("ca.pem"), "").unwrap();
     exporter.signal(Signal::HUP);
     let refused = "tls.ca_file of account default holds no certificate";

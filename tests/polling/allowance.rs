@@ -1,4 +1,4 @@
-//! The allowance: shared, obeyed, and kept for what is new.
+//! The allowance is shared and obeyed, and serves new alerts first.
 
 use super::*;
 
@@ -26,7 +26,7 @@ async fn a_long_result_under_the_allowance_never_delays_a_new_alert() {
         exporter.sample("opsramp_alert_events_total{") > before
     })
     .await;
-    // The allowance would have to be waited for until a minute is over.
+    // Waiting for the allowance would last until the end of the minute.
     assert!(
         began.elapsed() < Duration::from_secs(20),
         "{:?}",
@@ -35,7 +35,7 @@ async fn a_long_result_under_the_allowance_never_delays_a_new_alert() {
     assert_eq!(simulator.requests().with_status(429), 0);
 }
 
-/// With no ceiling of our own, and clocks an hour apart either way.
+/// The account has no ceiling of its own, and the clocks are an hour apart either way.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_servers_word_on_its_allowance_is_obeyed_whatever_its_clock() {
     for (skew, retry_after, quoted) in [
@@ -57,7 +57,8 @@ async fn the_servers_word_on_its_allowance_is_obeyed_whatever_its_clock() {
         plan.searches[0].page_size = 10;
         plan.searches[0].interval = Duration::from_secs(5);
         let exporter = Exporter::start(plan).await;
-        // The window is a minute by the documentation, and so we pace, though it is shorter here.
+        // The exporter paces its requests by a window of a minute, as documented, though the
+        // window is shorter here.
         eventually("requests wait", || async {
             exporter.sample("opsramp_api_throttled_seconds_total{") > 2.0
         })
@@ -75,7 +76,7 @@ async fn the_servers_word_on_its_allowance_is_obeyed_whatever_its_clock() {
 #[tokio::test(flavor = "multi_thread")]
 async fn searches_of_a_tenant_share_its_allowance_fairly() {
     let mut world = world(2_000);
-    // As long as nobody has to wait for their turn, the network decides who reads how fast.
+    // While nobody has to wait for a turn, the network decides how fast each search is read.
     world.latency = Duration::from_millis(150);
     let simulator = start(world).await;
     let mut plan = plan(&simulator.url());
@@ -110,7 +111,7 @@ async fn searches_of_a_tenant_share_its_allowance_fairly() {
 async fn a_reload_that_changes_an_account_does_not_begin_its_allowance_anew() {
     let simulator = start(world(50)).await;
     let mut plan = plan(&simulator.url());
-    // Polls keep twelve seconds apart.
+    // With this limit, polls are twelve seconds apart.
     plan.accounts[0].options.requests_per_minute = Some(5);
     let folder = tempfile::tempdir().unwrap();
     let store = open_store(&folder, store::JOURNAL_LIMIT).await;
@@ -139,7 +140,7 @@ async fn a_tenant_that_goes_to_another_account_of_its_server_does_not_begin_its_
     let of = |name: &str, tenants: &[&str]| {
         let mut account = account(&simulator.url(), tenants);
         account.options.name = name.into();
-        // Polls keep twelve seconds apart.
+        // With this limit, polls are twelve seconds apart.
         account.options.requests_per_minute = Some(5);
         account
     };
@@ -149,13 +150,13 @@ async fn a_tenant_that_goes_to_another_account_of_its_server_does_not_begin_its_
     let searches = || simulator.requests().searches(DEMO_TENANT);
     for accounts in [
         vec![of("a", &[DEMO_TENANT]), of("b", &[])],
-        // It moves, and comes back,
+        // The tenant moves, and comes back.
         vec![of("a", &[]), of("b", &[DEMO_TENANT])],
         vec![of("a", &[DEMO_TENANT]), of("b", &[])],
-        // its account gets another name, and goes.
+        // Its account gets another name, and is removed.
         vec![of("c", &[DEMO_TENANT]), of("b", &[])],
         vec![of("b", &[DEMO_TENANT])],
-        // The next one goes before another one has it, and that one comes back.
+        // The next account is removed before another one has the tenant, and comes back.
         vec![of("c", &[])],
         vec![of("d", &[DEMO_TENANT])],
         vec![of("c", &[])],

@@ -52,7 +52,7 @@ async fn clients_of_a_partner_appear_leave_and_come_back() {
     assert_eq!(exporter.count("opened").await, 6, "nothing is logged again");
 }
 
-/// Two partners, of two clients and of one.
+/// Starts a simulator with two partners, one with two clients and one with one.
 async fn partners() -> Simulator {
     let client = |id: &str, partner: &str| TenantOptions {
         partner: Some(partner.to_owned()),
@@ -69,7 +69,7 @@ async fn partners() -> Simulator {
     start(options).await
 }
 
-/// Pollers that are told to follow one plan after the other.
+/// Pollers that follow one plan after the other.
 struct Reloading {
     pollers: Pollers,
     board: Board,
@@ -78,7 +78,7 @@ struct Reloading {
 }
 
 impl Reloading {
-    /// None is followed yet.
+    /// The plan is not followed yet.
     async fn new(plan: Plan) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let store = open_store(&folder, store::JOURNAL_LIMIT).await;
@@ -96,7 +96,7 @@ impl Reloading {
         self.pollers.apply(self.plan.clone()).await.unwrap();
     }
 
-    /// A look-up that is due.
+    /// Waits for a look-up that is due, and returns it.
     async fn look_up(&mut self) -> LookUp {
         let next = tokio::time::timeout(PATIENCE, self.pollers.next());
         match next.await.expect("a look-up is due") {
@@ -105,19 +105,19 @@ impl Reloading {
         }
     }
 
-    /// Follows a look-up that is due.
+    /// Waits for a look-up that is due, and follows it.
     async fn adopt_look_up(&mut self) {
         let look_up = self.look_up().await;
         self.pollers.adopt(look_up).await;
     }
 
-    /// What the account's look-ups have said.
+    /// Returns what the account's look-ups have found.
     fn discovery(&self) -> Option<DiscoveryStatus> {
         let name = &self.plan.accounts[0].options.name;
         self.board.accounts().get(name)?.discovery.clone()
     }
 
-    /// The tenants that are polled.
+    /// Returns the tenants that are polled.
     fn polled(&self) -> Vec<String> {
         let searches = self.board.searches();
         let tenants = searches.iter().map(|status| &status.key.tenant.id);
@@ -133,7 +133,7 @@ fn partner(id: &str, is_known: bool, last: Option<Result<(), String>>) -> Partne
     }
 }
 
-/// What a look-up says that is answered with this status.
+/// Returns the error of a look-up that is answered with this status.
 fn refused(status: u16) -> Option<Result<(), String>> {
     Some(Err(format!(
         "clients answered {status}: <html> <head><title>{status}</title></head> <body> \
@@ -141,7 +141,7 @@ fn refused(status: u16) -> Option<Result<(), String>> {
     )))
 }
 
-/// Of an account whose clients are looked up once.
+/// Returns an account whose clients are looked up once.
 fn discovering(url: &str, partners: &[&str]) -> Account {
     Account {
         discovery: Some(PATIENCE * 10),
@@ -247,13 +247,13 @@ async fn what_the_last_look_up_said_is_kept_until_a_reload_asks_for_others() {
     let failing = partner("msp_1", true, failed);
     assert_eq!(exporter.discovery(), of(Some(2), &[failing]));
 
-    // Of the same partners with other options: who is to be searched is still known.
+    // The same partners with other options: their clients are still known.
     exporter
         .reload(|account| account.options.max_response_size += 1)
         .await;
     let known = partner("msp_1", true, None);
     assert_eq!(exporter.discovery(), of(None, std::slice::from_ref(&known)));
-    // Of one partner more: that one's clients are not.
+    // One more partner: the clients of that one are not known.
     exporter
         .reload(|account| account.tenants = discovering(&url, &["msp_1", "msp_2"]).tenants)
         .await;
@@ -261,7 +261,7 @@ async fn what_the_last_look_up_said_is_kept_until_a_reload_asks_for_others() {
     assert_eq!(exporter.discovery(), of(None, &[known, asked]));
     simulator.remove_fault(down);
     exporter.adopt_look_up().await;
-    // Of one partner less: those of the other are.
+    // One partner less: the clients of the other one are known.
     exporter
         .reload(|account| account.tenants = discovering(&url, &["msp_2"]).tenants)
         .await;
@@ -302,7 +302,8 @@ async fn a_partner_that_cannot_be_looked_up_keeps_nobody_from_following_the_othe
     exporter.adopt_look_up().await;
     assert_eq!(exporter.polled(), ["client_1", "client_2", "client_3"]);
 
-    // What is known of it is polled on, while those of the other one go.
+    // The known clients of this partner are still polled, while a client of the other partner
+    // leaves.
     simulator.inject(fault().of("msp_2"));
     simulator
         .world(|world, now| world.set_activated("client_1", false, now))
@@ -378,7 +379,7 @@ async fn a_list_of_clients_that_is_empty_for_a_moment_or_never_ends_stops_nobody
     let look_up = exporter.look_up().await;
     exporter.pollers.adopt(look_up).await;
     assert_eq!(exporter.polled(), ["client_1", "client_2"]);
-    // Nor does a second one, seconds later, that agrees.
+    // A second list seconds later that agrees stops nobody either.
     exporter.adopt_look_up().await;
     assert_eq!(exporter.polled(), ["client_1", "client_2"]);
     exporter.pollers.stop().await;
@@ -391,7 +392,7 @@ async fn a_partner_without_clients_is_looked_up_again_soon() {
     let mut exporter = Reloading::new(plan(&url)).await;
     let text = serde_json::json!({ "results": [] }).to_string();
     let empty = simulator.inject(FaultRule::always(Fault::Body { text }).at(Endpoint::Clients));
-    // The next look-up is due when the test has failed.
+    // The next regular look-up would come only after the test has failed.
     exporter
         .reload(|account| *account = discovering(&url, &["msp_1"]))
         .await;

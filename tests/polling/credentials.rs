@@ -1,9 +1,9 @@
-//! Tokens and secrets: replaced, rotated, shown to nobody.
+//! Tokens and secrets are replaced, rotated, and shown to nobody.
 
 use super::*;
 
-/// Failures of the credentials are tried at every interval, and do not count for the back-off of
-/// the failure that comes after them.
+/// After failures of the credentials, polls try again at every interval. These failures do not
+/// count for the back-off of another failure after them.
 #[tokio::test(flavor = "multi_thread")]
 async fn failures_of_the_credentials_do_not_stretch_the_interval() {
     let simulator = start(world(3)).await;
@@ -117,7 +117,7 @@ async fn a_redirect_is_never_followed_with_a_secret_or_a_token() {
 async fn no_secret_is_shown_that_a_server_or_a_proxy_repeats() {
     const TOKEN: &str = r#"{"access_token":"token-0123456789","expires_in":7200}"#;
     for grants in [false, true] {
-        // A proxy that answers in the server's name, with what it was sent.
+        // A proxy that answers in place of the server, and repeats what it was sent.
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let proxy = format!("me:hunter2~proxy@{}", listener.local_addr().unwrap());
         let answer = async move |uri: http::Uri, headers: http::HeaderMap, body: String| {
@@ -142,7 +142,7 @@ async fn no_secret_is_shown_that_a_server_or_a_proxy_repeats() {
         let message = exporter.last_message();
         let told = if grants { "no search result" } else { "(400)" };
         assert!(message.contains(told), "{message}");
-        // "me:hunter2~proxy" by itself, and as it was sent.
+        // The password in clear, and `me:hunter2~proxy` in base64 as it was sent.
         for secret in ["hunter2", "bWU6aHVudGVyMn5wcm94eQ", "form", "0123456789"] {
             assert!(!message.contains(secret), "{message}");
         }
@@ -173,7 +173,7 @@ async fn a_rotated_secret_is_picked_up_from_its_file() {
     std::fs::write(&secret, format!("{DEMO_SECRET}\n")).unwrap();
     let began = Instant::now();
     exporter.wait_until_complete().await;
-    // The same secret would not be sent again before.
+    // An unchanged secret would not be sent again before this time.
     assert!(
         began.elapsed() < Duration::from_secs(20),
         "{:?}",

@@ -1,8 +1,8 @@
-//! What becomes an event: opened, changed, left and why; across restarts, and at the first start.
+//! Which events there are: opened, changed, left and why; across restarts, and at the first start.
 
 use super::*;
 
-/// From now on every search is answered with these results, instead of what it was `before`.
+/// Answers every search with these results from now on, instead of the answer `before`.
 fn answer(
     simulator: &Simulator,
     before: Option<u64>,
@@ -21,7 +21,7 @@ fn answer(
     number
 }
 
-/// Delivers all that waits. Brings the records.
+/// Delivers all waiting events, and returns their records.
 async fn deliver_all(store: &Store) -> Vec<serde_json::Value> {
     let batch = store.pending(SINK, 1_000_000, usize::MAX).await.unwrap();
     let last = batch.events.last().expect("something waits").position;
@@ -68,7 +68,7 @@ async fn an_alert_opens_changes_and_leaves() {
     assert!(exporter.is_complete());
     assert_eq!(exporter.sample("opsramp_search_total_results"), 0.0);
     let before = exporter.sample("opsramp_alert_detection_delay_seconds_count");
-    // It comes back: a new opening, with an id of its own.
+    // The alert comes back: that is a new opening, with an event id of its own.
     simulator.act(id, Action::Reopen).unwrap();
     eventually("opened again", || async {
         exporter.count("opened").await == 2
@@ -80,7 +80,8 @@ async fn an_alert_opens_changes_and_leaves() {
         .map(|event| event["event_id"].as_str().unwrap().to_owned())
         .collect();
     assert_eq!(ids.len(), events.len());
-    // It was found long ago: its age is no delay, as that of the next one is.
+    // The alert was first found long ago, so its age counts as no detection delay; that of the
+    // next alert does.
     simulator.open_many(DEMO_TENANT, 1).unwrap();
     let delays = || exporter.sample("opsramp_alert_detection_delay_seconds_count");
     eventually("another one is opened", || async {
@@ -107,7 +108,7 @@ async fn a_restart_repeats_nothing_and_misses_nothing() {
     assert_eq!(exporter.count("changed").await, 0);
 }
 
-/// What is known from the store is compared as what is known from an answer.
+/// An alert known from the store is compared like one known from an answer.
 #[tokio::test(flavor = "multi_thread")]
 async fn blanks_around_a_state_are_no_change_after_a_restart() {
     let alert = |repeats: u32| {
@@ -127,7 +128,7 @@ async fn blanks_around_a_state_are_no_change_after_a_restart() {
     assert_eq!(exporter.count("changed").await, 0);
 }
 
-/// A later version may have written it, or a disk have lost a part of it.
+/// A later version may have written the alert, or a disk may have lost a part of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stored_alert_that_cannot_be_read_is_no_change_and_is_stored_anew() {
     let simulator = start(world(50)).await;
@@ -159,7 +160,7 @@ async fn a_full_read_that_cannot_be_stored_goes_on_where_it_stopped() {
     let mut plan = plan(&simulator.url());
     plan.searches[0].interval = Duration::from_secs(30);
     let folder = Arc::new(tempfile::tempdir().unwrap());
-    // Four pages fill the journal; nobody makes room before that has failed.
+    // Four pages fill the journal; the test makes room only after storing has failed.
     let exporter = Exporter::start_with(folder, plan, 450).await;
     let mut ids = Vec::new();
     let mut failures = 0;
@@ -191,7 +192,7 @@ async fn a_full_read_that_cannot_be_stored_goes_on_where_it_stopped() {
     assert!(requests <= 15 + 2 * 3, "{requests} requests");
 }
 
-/// Nobody may ever again commit anything that there is room for.
+/// There may never again be a commit that there is room for.
 #[tokio::test(flavor = "multi_thread")]
 async fn that_the_journal_is_full_is_said_until_there_is_room() {
     the_journal_is_full_until_there_is_room(|simulator| {
@@ -203,7 +204,7 @@ async fn that_the_journal_is_full_is_said_until_there_is_room() {
     .await;
 }
 
-/// Polls that fail do not ask for any.
+/// Polls that fail do not ask for room in the journal.
 #[tokio::test(flavor = "multi_thread")]
 async fn that_the_journal_is_full_is_not_said_because_the_server_is_down() {
     the_journal_is_full_until_there_is_room(|simulator| {
@@ -231,7 +232,8 @@ async fn the_journal_is_full_until_there_is_room(then: impl FnOnce(&Simulator)) 
     eventually("it is not full any more", || async { !is_full() }).await;
 }
 
-/// What is too much for the journal is so whatever others find room for.
+/// If the events of one search are too many for the journal, they stay so, whatever room other
+/// searches find.
 #[tokio::test(flavor = "multi_thread")]
 async fn that_the_journal_is_full_is_said_as_long_as_anybody_is_refused() {
     const SMALL: &str = "client_2";
@@ -291,7 +293,7 @@ async fn a_departure_from_a_long_result_is_noticed_and_explained() {
     exporter.wait_until_complete().await;
 }
 
-/// A stumble of the API does not cost a departure its reason.
+/// A passing failure of the API does not cost a departure its reason.
 #[tokio::test(flavor = "multi_thread")]
 async fn why_an_alert_left_is_asked_again_where_that_may_help() {
     let status = Fault::status;
@@ -300,10 +302,10 @@ async fn why_an_alert_left_is_asked_again_where_that_may_help() {
         (Fault::Reset, 1, "acknowledged"),
         (status(400), 1, "acknowledged"),
         (status(400), 2, "unknown"),
-        // There is no other token to be had.
+        // The server gives no other token.
         (status(401), 1, "acknowledged"),
         (status(401), 2, "unknown"),
-        // Who may not ask once may not ask twice.
+        // A request that is forbidden is not repeated.
         (status(403), 1, "unknown"),
     ] {
         let simulator = start(world(1)).await;
@@ -326,7 +328,8 @@ async fn why_an_alert_left_is_asked_again_where_that_may_help() {
     }
 }
 
-/// Why an alert has left is not told while the test runs.
+/// Makes alerts' own pages hang, so that the reason of a departure does not arrive during the
+/// test.
 fn let_own_pages_hang(simulator: &Simulator) {
     simulator.inject(
         FaultRule::always(Fault::SlowHeaders {
@@ -336,7 +339,8 @@ fn let_own_pages_hang(simulator: &Simulator) {
     );
 }
 
-/// Nobody is lost where one alert of an id goes and the next one comes while it is asked why.
+/// If an alert leaves and another one opens with the same id while the exporter asks for the
+/// reason, neither is lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_alert_that_opens_anew_while_its_reason_is_waited_for_has_left_and_opened() {
     let simulator = start(world(1)).await;
@@ -362,7 +366,7 @@ async fn an_alert_that_opens_anew_while_its_reason_is_waited_for_has_left_and_op
         exporter.events().await.len() == 3
     })
     .await;
-    // A start goes on where this one stopped.
+    // The next process goes on where this one stopped.
     let exporter = Exporter::start_in(exporter.stop().await, plan(&simulator.url())).await;
     exporter.wait_until_complete().await;
     simulator.clear_faults();
@@ -385,14 +389,14 @@ async fn an_alert_that_opens_anew_while_its_reason_is_waited_for_has_left_and_op
     assert_eq!(ids.len(), events.len());
 }
 
-/// However many leave at once, their lines wait for reasons that do not come only once.
+/// However many alerts leave at once, their lines wait only once for reasons that do not arrive.
 #[tokio::test(flavor = "multi_thread")]
 async fn many_departures_wait_for_their_reasons_no_longer_than_one() {
     let simulator = start(world(500)).await;
     let exporter = Exporter::start(plan(&simulator.url())).await;
     exporter.wait_until_complete().await;
     let_own_pages_hang(&simulator);
-    // Far down in a long result, so that they are asked for by id, fifty at a time.
+    // The alerts are far down in a long result, so that they are asked for by id, fifty at a time.
     let ids = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap())[..200].to_vec();
     for id in &ids {
         simulator.act(*id, Action::Close).unwrap();
@@ -421,8 +425,8 @@ async fn many_departures_wait_for_their_reasons_no_longer_than_one() {
     assert!(reasons.all(|reason| reason == "unknown"));
 }
 
-/// What is asked for by id counts wherever it is counted, also where nobody waits for it any more; and nobody asks
-/// for what would come too late.
+/// A request for an alert's own page is counted in the metrics, also if nobody waits for it any
+/// more. A page that would come too late is not asked for.
 #[tokio::test(flavor = "multi_thread")]
 async fn own_pages_that_would_come_too_late_are_not_asked_for() {
     const AT_ONCE: u64 = 8;
@@ -496,8 +500,8 @@ async fn alerts_that_were_there_before_can_be_skipped() {
     .await;
 }
 
-/// An old alert that enters after the first look at the result is news, however little the result adds up;
-/// what is new by the server's clock is in any case.
+/// An old alert that enters after the first look at the result is news, however little the result
+/// adds up. An alert that is new by the server's clock is news in any case.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_skipped_for_ever() {
     let alert = |id: u32, created: &str| {
@@ -512,7 +516,7 @@ async fn nothing_is_skipped_for_ever() {
     let simulator = start(options).await;
     let mut plan = plan(&simulator.url());
     plan.at_first_start = AtFirstStart::Skip;
-    // For a moment nothing is found; then there is one more than is shown.
+    // The first answer shows no alerts; later ones count one more alert than they show.
     let nothing = Fault::Body {
         text: r#"{"results": [], "totalResults": 0}"#.to_owned(),
     };
@@ -537,7 +541,7 @@ async fn nothing_is_skipped_for_ever() {
     eventually("it is logged", || async { ids().await == "\"9\"\"3\"" }).await;
 }
 
-/// What only an alert's own page tells is known as long as the alert.
+/// Details that only an alert's own page has are kept as long as the alert is known.
 #[tokio::test(flavor = "multi_thread")]
 async fn details_outlast_the_next_change() {
     let simulator = start(world(1)).await;
@@ -580,7 +584,7 @@ async fn details_bring_the_description() {
             .iter()
             .all(|event| event["description"].is_string())
     );
-    // One that hangs delays a line by two seconds, no more.
+    // A page that hangs delays a line by two seconds at most.
     simulator
         .inject(FaultRule::always(Fault::SlowHeaders { seconds: PATIENCE }).at(Endpoint::Alert));
     simulator.open_many(DEMO_TENANT, 1).unwrap();

@@ -1,4 +1,4 @@
-//! Failures: each has its reason, holds nobody else up, and heals.
+//! Failures: each has its reason, delays no other search, and heals.
 
 use super::*;
 
@@ -78,7 +78,7 @@ async fn every_fault_has_its_reason_and_heals() {
 async fn a_poll_that_fails_at_a_further_page_shows_nothing_of_the_first() {
     let simulator = start(world(250)).await;
     let mut plan = plan(&simulator.url());
-    // The next one knows the first page and succeeds.
+    // The next poll knows the first page and succeeds.
     plan.searches[0].interval = Duration::from_secs(2);
     let exporter = Exporter::start(plan).await;
     exporter.wait_until_complete().await;
@@ -98,7 +98,7 @@ async fn a_poll_that_fails_at_a_further_page_shows_nothing_of_the_first() {
     assert_eq!((result.total_results, result.tracked), (250, 250));
 }
 
-/// New alerts are on the first page, whatever a further one does.
+/// New alerts are on the first page, whatever happens to further pages.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_further_page_that_fails_for_good_delays_no_new_alert() {
     let simulator = start(world(250)).await;
@@ -111,7 +111,8 @@ async fn a_further_page_that_fails_for_good_delays_no_new_alert() {
     let failures = || exporter.sample("opsramp_poll_failures_total{");
     let began = Instant::now();
     for round in 1..=12 {
-        // Once the background has seen new ones first, as the full read begins, so that they are no news.
+        // A round needs more than one try if the background, at the start of a full read, sees the
+        // new alerts before the poll does, so that the poll has no news.
         eventually("a poll fails", || async {
             simulator.open_many(DEMO_TENANT, 150).unwrap();
             exporter.wait_for_poll().await;
@@ -120,22 +121,22 @@ async fn a_further_page_that_fails_for_good_delays_no_new_alert() {
         .await;
         assert!(exporter.count("opened").await >= 250 + 100 * round as usize);
     }
-    // With pauses that double it would take more than a minute and a half.
+    // With pauses that double, this would take more than a minute and a half.
     assert!(began.elapsed() < Duration::from_secs(60));
 }
 
-/// Each poll has news.
+/// Lets alerts leave and open for ever, so that each poll has news.
 async fn alerts_come_and_go(simulator: &Simulator) {
     let old = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
     for id in old.into_iter().cycle() {
-        // One that has left already stays so.
+        // An alert that has already left stays so.
         simulator.act(id, Action::Ticket).ok();
         simulator.open_many(DEMO_TENANT, 1).unwrap();
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
 
-/// That an answer cannot be read shows later than any other failure.
+/// That an answer cannot be read is noticed later than any other failure.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_that_cannot_be_read_is_found_out_by_the_background_while_alerts_keep_opening() {
     let simulator = start(world(250)).await;
@@ -151,7 +152,7 @@ async fn a_page_that_cannot_be_read_is_found_out_by_the_background_while_alerts_
         let log = requests.log.iter();
         log.filter(|request| request.page == Some(page)).count()
     };
-    // A poll asks for it once at most, a full read again and again.
+    // A poll asks for the page at most once, a full read again and again.
     let is_read = eventually("the page is read", || async { of_page(2) > of_page(1) });
     tokio::select! {
         () = alerts_come_and_go(&simulator) => {}
@@ -159,7 +160,7 @@ async fn a_page_that_cannot_be_read_is_found_out_by_the_background_while_alerts_
     }
 }
 
-/// Where every poll has news, none gets as far as to the count.
+/// If every poll has news, none gets as far as comparing the count.
 #[tokio::test(flavor = "multi_thread")]
 async fn departures_are_noticed_where_a_further_page_fails_for_good_and_alerts_keep_opening() {
     let simulator = start(world(250)).await;
@@ -179,7 +180,8 @@ async fn departures_are_noticed_where_a_further_page_fails_for_good_and_alerts_k
         () = goes_on => {}
         () = noticed => {}
     }
-    // After three failures, two and four seconds apart. On a busy machine some poll has no news in the end.
+    // It takes three failures, two and four seconds apart. On a busy machine some poll has no news
+    // in the end.
     assert!(began.elapsed() < Duration::from_secs(50));
     eventually("polls succeed", || async {
         exporter.sample("opsramp_up{") == 1.0
@@ -187,12 +189,12 @@ async fn departures_are_noticed_where_a_further_page_fails_for_good_and_alerts_k
     .await;
 }
 
-/// Polls try now and then whether it comes.
+/// Polls now and then try whether the page can be read again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_that_was_given_up_fails_no_poll_and_delays_no_news_once_it_comes() {
     let simulator = start(world(250)).await;
     let mut plan = plan(&simulator.url());
-    // A full read that has failed rests for longer than the test takes.
+    // After a failure, a full read rests for longer than the test takes.
     plan.searches[0].interval = Duration::from_secs(2);
     let exporter = Exporter::start(plan).await;
     exporter.wait_until_complete().await;
@@ -201,7 +203,8 @@ async fn a_page_that_was_given_up_fails_no_poll_and_delays_no_news_once_it_comes
         times,
         ..FaultRule::always(fault).at(Endpoint::Search)
     };
-    // As often as a full read asks for it. Then it fails in a way that would fail a poll.
+    // The page is refused as often as a full read asks for it. After that it fails in a way that
+    // would fail a poll.
     simulator.inject(of_page_2(Fault::status(404), Some(3)));
     simulator.inject(of_page_2(Fault::status(500), None));
     simulator.reset_requests();
@@ -231,7 +234,8 @@ async fn a_page_that_was_given_up_fails_no_poll_and_delays_no_news_once_it_comes
     .await;
 }
 
-/// One that is not refused is given up after half an hour, unless it is known.
+/// A page that fails without being refused is given up only after half an hour, unless it is
+/// already known that it cannot be read.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_takes_back_nothing_of_what_was_learned_of_a_page() {
     let simulator = start(world(250)).await;
@@ -274,7 +278,7 @@ async fn a_reload_takes_back_nothing_of_what_was_learned_of_a_page() {
     store.close().await;
 }
 
-/// There is nothing but changes on it, so that the count says that all is known.
+/// The page has only changes and no new alerts, so by the count all is known.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reload_amid_a_further_page_of_a_poll_loses_nothing_that_is_on_it() {
     let simulator = start(simulator::Options {
@@ -310,7 +314,7 @@ async fn a_reload_amid_a_further_page_of_a_poll_loses_nothing_that_is_on_it() {
             Fault::SlowHeaders { seconds: PATIENCE },
         )
     });
-    // The order of changes is by the second.
+    // Changes are sorted by the second.
     tokio::time::sleep(Duration::from_millis(1100)).await;
     set(180, State::Critical);
     eventually("a poll waits for its second page", || async {
@@ -359,7 +363,7 @@ async fn tenants_in_trouble_delay_nobody_else() {
         polled_twice(&exporter) == 297
     })
     .await;
-    // After the first poll each keeps to its grid.
+    // After the first poll, each search keeps to its grid of times.
     for status in exporter
         .board
         .searches()

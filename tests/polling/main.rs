@@ -35,13 +35,13 @@ use tokio_util::sync::CancellationToken;
 
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Well above any page here, and so little that a debug build on a busy machine has read past it
-/// before a request's time is up.
+/// Well above any page here, and so small that a debug build on a busy machine reads this much
+/// within a request's timeout.
 const MAX_RESPONSE_SIZE: u64 = 4 << 20;
 
 const SINK: &str = "test";
 
-/// A world without allowance or life, with so many open alerts.
+/// Returns a world without allowance or life, with so many open alerts.
 fn world(alerts: usize) -> simulator::Options {
     simulator::Options {
         allowance: Allowance::unlimited(),
@@ -117,7 +117,7 @@ fn metrics(board: &Board) -> Metrics {
     Metrics::new(board.clone(), build)
 }
 
-/// Pollers, and what they report to.
+/// Returns pollers, and what they report to.
 fn pollers(store: &Store, health: &Health) -> (Pollers, Board, Metrics) {
     let board = Board::default();
     let metrics = metrics(&board);
@@ -130,7 +130,7 @@ fn pollers(store: &Store, health: &Health) -> (Pollers, Board, Metrics) {
     (pollers, board, metrics)
 }
 
-/// The exporter's polling half.
+/// The polling half of the exporter.
 struct Exporter {
     store: Store,
     board: Board,
@@ -141,7 +141,7 @@ struct Exporter {
     folder: Arc<tempfile::TempDir>,
 }
 
-/// The store in that folder, in SQLite.
+/// Opens the SQLite store in that folder.
 async fn open_store(folder: &tempfile::TempDir, journal_limit: u64) -> Store {
     let options = store::Options::Sqlite {
         path: folder.path().join("state.db"),
@@ -197,7 +197,7 @@ impl Exporter {
         self.folder
     }
 
-    /// All events so far, as their records.
+    /// Returns the records of all events so far.
     async fn events(&self) -> Vec<serde_json::Value> {
         let batch = self
             .store
@@ -223,7 +223,7 @@ impl Exporter {
         self.board.searches()[0].clone()
     }
 
-    /// What went wrong last.
+    /// Returns the message of the last error.
     fn last_message(&self) -> String {
         self.status().last_error.clone().unwrap().message
     }
@@ -237,7 +237,7 @@ impl Exporter {
         self.sample("opsramp_polls_total{")
     }
 
-    /// The sum of the samples whose line begins so.
+    /// Returns the sum of the samples whose line begins with the prefix.
     fn sample(&self, prefix: &str) -> f64 {
         sum(&self.scrape(), prefix)
     }
@@ -261,7 +261,7 @@ impl Exporter {
     }
 }
 
-/// Of the samples whose line begins so.
+/// Returns the sum of the samples whose line begins with the prefix.
 fn sum(exposition: &str, prefix: &str) -> f64 {
     exposition
         .lines()

@@ -1,4 +1,4 @@
-//! Pages: what reading them costs, and servers that page in their own manner.
+//! Pages: how many requests they cost, and servers that page in their own ways.
 
 use super::*;
 
@@ -39,7 +39,7 @@ async fn a_burst_costs_a_request_a_page() {
         exporter.count("opened").await == 3_950
     })
     .await;
-    // Polls before and after it cost one each, and one may be under way.
+    // Polls before and after the burst cost one request each, and one may be under way.
     let requests = simulator.requests().searches(DEMO_TENANT);
     let quiet = exporter.polls() - polls - 1.0;
     assert!(
@@ -48,7 +48,8 @@ async fn a_burst_costs_a_request_a_page() {
     );
 }
 
-/// A server that cannot be asked by id: two full reads miss the alert, and then its page tells.
+/// The server cannot be asked by id. After two full reads have missed the alert, its own page says
+/// that it left.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_departure_is_noticed_where_the_search_cannot_be_asked_by_id() {
     let options = simulator::Options {
@@ -66,7 +67,7 @@ async fn a_departure_is_noticed_where_the_search_cannot_be_asked_by_id() {
         exporter.count("left").await == 1
     })
     .await;
-    // The page that tells that it has left tells why.
+    // The page that says that the alert has left says why, too.
     let events = exporter.events().await;
     assert_eq!(events[1_000]["reason"], "ticketed");
     let requests = simulator.requests();
@@ -74,7 +75,7 @@ async fn a_departure_is_noticed_where_the_search_cannot_be_asked_by_id() {
     exporter.wait_until_complete().await;
 }
 
-/// In whatever way a server fails where it is asked by id, and nowhere else: full reads go on.
+/// In whatever way questions by id fail, and nothing else: full reads go on.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_departure_is_noticed_where_questions_by_id_fail_for_good() {
     let status = Fault::status;
@@ -112,7 +113,7 @@ async fn a_departure_is_noticed_where_questions_by_id_fail_for_good() {
     futures_util::future::join_all(noticed).await;
 }
 
-/// An outage amid a full read is about no page of it: the read goes on where it was.
+/// An outage during a full read says nothing about a page: the read goes on where it was.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_is_not_taken_for_the_end_of_what_the_server_shows() {
     let simulator = start(world(450)).await;
@@ -133,7 +134,7 @@ async fn an_outage_is_not_taken_for_the_end_of_what_the_server_shows() {
     assert_eq!(of_page(2), 1);
 }
 
-/// However the server sorts, clamps and numbers, and whatever it shares seconds between.
+/// Whatever way the server sorts, limits and numbers pages, and whatever alerts share a second.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_manner_of_paging_is_read_completely() {
     type Manner = (&'static str, fn(&mut simulator::Options));
@@ -190,7 +191,7 @@ async fn every_manner_of_paging_is_read_completely() {
     }
 }
 
-/// The documentation of 400 has it that it may be a passing fault.
+/// The documentation says that a 400 may be a passing fault.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_that_was_refused_is_asked_for_again_as_it_was() {
     let simulator = start(world(450)).await;
@@ -199,7 +200,7 @@ async fn a_page_that_was_refused_is_asked_for_again_as_it_was() {
     plan.searches[0].full_read_interval = Duration::from_secs(1);
     let exporter = Exporter::start(plan).await;
     exporter.wait_until_complete().await;
-    // One page shows them all, as long as it may be as large as it is asked for.
+    // One page shows all alerts, as long as it may be as large as requested.
     let further_pages = || async {
         let polls = exporter.polls();
         simulator.reset_requests();
@@ -221,7 +222,8 @@ async fn a_page_that_was_refused_is_asked_for_again_as_it_was() {
     assert_eq!(exporter.sample("opsramp_poll_failures_total{"), 0.0);
 }
 
-/// A poll finds meanwhile that larger pages are not refused any more: of these there are fewer.
+/// Meanwhile a poll finds that larger pages are no longer refused. With larger pages there are
+/// fewer of them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_read_goes_on_with_pages_of_the_size_of_its_first() {
     let options = simulator::Options {
@@ -244,7 +246,8 @@ async fn a_full_read_goes_on_with_pages_of_the_size_of_its_first() {
     assert_eq!(exporter.count("opened").await, 2_000);
 }
 
-/// The oldest of 250 alerts leaves once 200 others have pushed it out of what the server shows.
+/// Lets the oldest of 250 alerts leave after 200 others have pushed it out of what the server
+/// shows.
 async fn leave_out_of_sight(simulator: &Simulator, exporter: &Exporter) {
     let oldest = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap()[0]);
     simulator.open_many(DEMO_TENANT, 200).unwrap();
@@ -255,7 +258,8 @@ async fn leave_out_of_sight(simulator: &Simulator, exporter: &Exporter) {
     simulator.act(oldest, Action::Ticket).unwrap();
 }
 
-/// Servers that search show no more than the first so many results. What came in sight is followed.
+/// Servers with a search engine show only the first so many results. The alerts that come in sight
+/// are followed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_departure_is_noticed_where_the_server_does_not_show_the_whole_result() {
     let mut options = world(250);
@@ -272,7 +276,8 @@ async fn a_departure_is_noticed_where_the_server_does_not_show_the_whole_result(
     assert_eq!(exporter.sample("opsramp_up{"), 1.0);
 }
 
-/// The same, where it cannot be asked by id either: then alerts' own pages tell, unless it finds nobody's.
+/// The same, but the server cannot be asked by id either. Then the alerts' own pages tell, unless
+/// the server finds none of them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_departure_is_noticed_where_the_server_neither_shows_it_all_nor_can_be_asked_by_id() {
     let finds_pages = async |finds_pages: bool| {
@@ -298,7 +303,7 @@ async fn a_departure_is_noticed_where_the_server_neither_shows_it_all_nor_can_be
     assert_eq!(tokio::join!(finds_pages(true), finds_pages(false)), (1, 0));
 }
 
-/// That a server does not show more is no failure of the poll that would read on.
+/// If the server does not show more pages, a poll that would read on does not fail.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_burst_beyond_what_the_server_shows_is_no_failure() {
     let mut options = world(250);

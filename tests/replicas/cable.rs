@@ -1,4 +1,4 @@
-//! A cable between a replica and the database, that is slow at times, or cut.
+//! A cable between a replica and the database, which is slow or cut at times.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -11,10 +11,10 @@ use tokio::{
     sync::watch,
 };
 
-/// Passes bytes on to a server, late at times, or not at all, without a word to either side.
+/// Passes bytes on to a server, late at times, or not at all, without notice to either side.
 pub(crate) struct Cable {
     port: u16,
-    /// How late; `None`: not at all.
+    /// The delay; `None`: nothing is passed on.
     delay: watch::Sender<Option<Duration>>,
 }
 
@@ -43,7 +43,7 @@ impl Cable {
         Self { port, delay }
     }
 
-    /// The address of the database by this way.
+    /// Returns the URL of the database by way of this cable.
     pub(crate) fn lead(&self, database: &str, server: u16) -> String {
         database.replace(&format!(":{server}/"), &format!(":{}/", self.port))
     }
@@ -52,7 +52,7 @@ impl Cable {
         self.delay.send_replace(None);
     }
 
-    /// Passes everything on, so late in each direction.
+    /// Passes everything on with this delay in each direction.
     pub(crate) fn slow_down(&self, delay: Duration) {
         self.delay.send_replace(Some(delay));
     }
@@ -69,7 +69,7 @@ async fn pass_on(
 ) {
     let mut bytes = vec![0; 16 << 10];
     while let Ok(length @ 1..) = from.read(&mut bytes).await {
-        // It comes late, as packets do that are sent again.
+        // The bytes arrive late rather than never, as packets that are sent again.
         let Ok(late) = delay.wait_for(Option::is_some).await.map(|it| *it) else {
             return;
         };

@@ -25,7 +25,7 @@ async fn wait_for_lines(place: &Place, count: usize) {
     .await;
 }
 
-/// How many different events are told in the files of all replicas.
+/// Returns how many different events are in the files of all replicas.
 fn told(places: &[Place]) -> usize {
     let lines = places
         .iter()
@@ -34,14 +34,14 @@ fn told(places: &[Place]) -> usize {
     ids.collect::<BTreeSet<String>>().len()
 }
 
-/// A server that a test has for itself.
+/// Starts a database server for one test alone.
 async fn own_cluster() -> Cluster {
     tokio::task::spawn_blocking(|| Cluster::start(&["fsync=off"]))
         .await
         .unwrap()
 }
 
-/// Waits until it says why it is not ready.
+/// Waits until the replica is not ready, and returns the reason that it gives.
 async fn wait_until_not_ready(exporter: &Exporter) -> String {
     eventually("it is not ready", async || {
         exporter.get("/-/ready").await.0 == 503
@@ -137,7 +137,7 @@ async fn it_starts_without_the_database_and_waits() {
     wait_for_lines(&place, 2).await;
     exporter.stop().await;
 
-    // Whoever waits can be stopped.
+    // A replica that waits can be stopped.
     cluster.stop();
     let waiting = place.start().await;
     waiting.stop().await;
@@ -150,7 +150,7 @@ async fn a_server_that_only_reads_is_named_and_recovered_from() {
     let place = replica(&opsramp, 1, 1, &cluster.fresh());
     let exporter = place.start().await;
     exporter.wait_for("it polls", all_is_well).await;
-    // As a standby, or a database whose disk is full.
+    // The server is like a standby, or like a database whose disk is full.
     cluster.sql("ALTER SYSTEM SET default_transaction_read_only = on");
     cluster.sql("SELECT pg_reload_conf()");
     opsramp.open_many(&crate::tenant(0), 3).unwrap();
@@ -196,7 +196,8 @@ async fn a_file_of_the_url_that_does_not_answer_is_named_and_waited_for() {
     let told = exporter.get("/-/ready").await.1;
     assert!(told.contains("could not be read"), "{told}");
 
-    // Whoever waits for the pipe finds its end, and reads what is there by then.
+    // The reader that waits for the pipe gets its end, and then reads the file that is there by
+    // then.
     let pipe = std::fs::File::options().read(true).write(true).open(&path);
     std::fs::write(place.path("new"), url).unwrap();
     std::fs::rename(place.path("new"), &path).unwrap();
@@ -245,7 +246,8 @@ async fn a_replica_that_is_cut_off_is_replaced_and_comes_back() {
     cable.cut();
     opsramp.open_many(&crate::tenant(0), 3).unwrap();
     other.wait_for("it has taken over", holds(SEARCHES)).await;
-    // It may wait for the database at this moment, and shows nothing of them all the same.
+    // The replica may be waiting for the database at this moment, but shows none of the searches
+    // all the same.
     let metrics = cut_off.metrics().await;
     assert!(holds(0)(&metrics) && metrics.mentions("opsramp_up{") == 0);
     let why = wait_until_not_ready(&cut_off).await;
@@ -280,7 +282,7 @@ async fn a_stop_is_followed_while_a_client_that_has_gone_cannot_be_given_back() 
     let cable = Cable::to(cluster.port()).await;
     let by_cable = cable.lead(&cluster.fresh(), cluster.port());
     let mut place = replica(&opsramp, 1, 1, &by_cable);
-    // Far longer than this takes: who holds nothing has nothing to give back.
+    // Far longer than the test takes: a replica that holds nothing has nothing to give back.
     place.config["state"]["postgres"]["lease"] = json!("60s");
     place.config["accounts"][0]["tenants"] = json!(["msp_1"]);
     place.config["accounts"][0]["discover_clients"] = json!(true);
@@ -298,7 +300,7 @@ async fn a_stop_is_followed_while_a_client_that_has_gone_cannot_be_given_back() 
         seconds: Duration::from_secs(1),
     };
     opsramp.inject(FaultRule::always(slow).at(Endpoint::Clients));
-    // Has the clients looked up.
+    // The reload makes the exporter look up the clients again.
     place.config["accounts"][0]["timeout"] = json!("3s");
     exporter.reload(&place).await;
     cable.cut();
@@ -364,7 +366,8 @@ async fn a_database_that_is_slow_from_the_start_is_started_with() {
     let cluster = postgres::shared();
     let opsramp = opsramp(1).await;
     let cable = Cable::to(cluster.port()).await;
-    // Many answers take longer than half the lease, one a twentieth of it.
+    // The delay of a single answer is a twentieth of the lease, but many answers together take
+    // longer than half a lease.
     cable.slow_down(Duration::from_millis(100));
     let database = cable.lead(&cluster.fresh(), cluster.port());
     let mut place = replica(&opsramp, 1, 2, &database);
@@ -397,7 +400,7 @@ async fn whoever_is_stopped_during_its_start_takes_leave() {
 
     cable.slow_down(Duration::from_millis(50));
     let starting = place.spawn(place.command());
-    // So it has the store, and not yet what it is to do with it.
+    // By then the replica has opened the store, but not yet learned what to do with it.
     let named = format!("{replicas} WHERE sinks <> '{{}}'");
     eventually("it is registered", async || cluster.sql(&named) == "1").await;
     starting.signal(Signal::TERM);
@@ -468,7 +471,7 @@ async fn a_start_that_waits_for_the_database_tells_the_truth_and_does_what_it_is
     assert_eq!(metrics.one(&format!("{reload}ful")), Some(1.0));
     let read_at = metrics.one(&format!("{reload}_timestamp_seconds"));
     assert!(read_at.is_some());
-    // Nobody knows it yet.
+    // The backlog is not known yet.
     assert_eq!(metrics.mentions("opsramp_sink_backlog_events"), 0);
     let (status, text) = exporter.post("/-/reload").await;
     assert!(
@@ -548,7 +551,7 @@ async fn a_reload_that_the_database_fails_leaves_nothing_behind_and_one_that_han
     cluster.stop();
     let (status, text) = exporter.post("/-/reload").await;
     assert_eq!(status, 500, "{text}");
-    // Longer than an exposition is given to others.
+    // Longer than a recent exposition is shown instead of a new one.
     tokio::time::sleep(Duration::from_secs(2)).await;
     let metrics = exporter.metrics().await;
     assert_eq!(
@@ -570,7 +573,7 @@ async fn a_reload_that_the_database_fails_leaves_nothing_behind_and_one_that_han
     );
 }
 
-/// Nothing else would tell that a table only grows.
+/// Nothing else would report that a table only grows.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_delivered_and_cannot_be_removed_is_told() {
     let cluster = postgres::shared();
@@ -594,7 +597,7 @@ async fn what_is_delivered_and_cannot_be_removed_is_told() {
         .line(|line| line.contains("cannot tidy up"))
         .await;
     assert!(told.contains("nothing is deleted here"), "{told}");
-    // It works all the same.
+    // The replica works all the same.
     let metrics = exporter.metrics().await;
     assert!(all_is_well(&metrics));
     exporter.stop().await;

@@ -28,7 +28,7 @@ use crate::exporter::{Place, opsramp_with};
 /// Long enough for a busy machine, short enough for a test.
 const LEASE: Duration = Duration::from_secs(3);
 
-/// An OpsRamp with so many tenants, each with a few open alerts.
+/// Starts an OpsRamp with so many tenants, each with a few open alerts.
 async fn opsramp(tenants: usize) -> Simulator {
     let tenants = (0..tenants).map(|number| TenantOptions {
         id: tenant(number),
@@ -43,7 +43,8 @@ fn tenant(number: usize) -> String {
     format!("client_{number}")
 }
 
-/// A replica's place: what differs from another's is its folder, with its log file.
+/// Returns the place of a replica. It differs from that of another replica by its folder, with its
+/// log file.
 fn replica(opsramp: &Simulator, tenants: usize, searches: usize, database: &str) -> Place {
     let mut place = Place::new(&opsramp.url()).with_file_sink();
     place.secrets.push(postgres::PASSWORD.to_owned());

@@ -1,4 +1,4 @@
-//! Replicas whose configurations change while they run: one after the other, as in operation.
+//! Replicas whose configurations change while they run, one after the other, as in operation.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{
     opsramp, postgres, replica, tenant,
 };
 
-/// Waits until the files of that name tell so many lines in all, each of another event.
+/// Waits until the files of that name have so many lines in all, each of another event.
 async fn wait_for_lines(places: &[Place], file: &str, count: usize) {
     let ids = || {
         let lines = places.iter().flat_map(|place| place.lines_of(file));
@@ -28,10 +28,10 @@ async fn wait_for_lines(places: &[Place], file: &str, count: usize) {
     assert_eq!(ids.len(), count, "lines are doubled");
 }
 
-/// What somebody keeps locked in the database.
+/// A lock that another client holds in the database.
 struct Lock {
     schema: String,
-    /// Whose process it is.
+    /// The server process of the client.
     process: String,
     session: tokio::task::JoinHandle<String>,
 }
@@ -111,7 +111,7 @@ async fn searches_whose_options_change_are_polled_on() {
 async fn the_last_of_two_reloads_right_after_each_other_counts() {
     let opsramp = opsramp(3).await;
     let mut place = replica(&opsramp, 1, 1, &postgres::shared().fresh());
-    // Far longer than the two take.
+    // Far longer than the two reloads take.
     place.config["state"]["postgres"]["lease"] = json!("60s");
     let exporter = place.start().await;
     exporter.wait_for("one is held", holds(1)).await;
@@ -153,7 +153,7 @@ async fn a_sink_that_is_added_to_one_replica_after_the_other_misses_nothing() {
     let database = postgres::shared().fresh();
     let mut places = [(); 2].map(|()| replica(&opsramp, 1, SEARCHES, &database));
     for place in &mut places {
-        // What others say of sinks is not heard of meanwhile.
+        // With this lease, a replica does not hear of the other's sinks during the test.
         place.config["state"]["postgres"]["lease"] = json!("20s");
     }
     let first = places[0].start().await;

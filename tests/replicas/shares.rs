@@ -1,7 +1,8 @@
-//! Who polls how many searches, and how soon somebody else does.
+//! How many searches each replica polls, and how soon another one takes them over.
 //!
-//! `OPSRAMP_TEST_TAKE_OVERS` says how often a replica is killed (the acceptance run: 20), and has
-//! the time be taken seriously: it is the machine's that is measured, which may be busy.
+//! `OPSRAMP_TEST_TAKE_OVERS` says how often a replica is killed (the acceptance run: 20). Only if
+//! it is set is the measured time checked strictly, because the time depends on how busy the
+//! machine is.
 
 use std::time::Duration;
 
@@ -18,7 +19,7 @@ use crate::{
 const TENANTS: usize = 20;
 const SEARCHES: usize = 5;
 
-/// How many searches each replica says that it holds.
+/// Returns how many searches each replica says that it holds.
 async fn held(replicas: &[Exporter]) -> Vec<usize> {
     let counts = replicas.iter().map(async |replica| {
         let metrics = replica.metrics().await;
@@ -64,7 +65,7 @@ async fn shares_are_even_whoever_comes_and_goes() {
     replicas.extend(join_all(places[2..].iter().map(Place::start)).await);
     wait_until_even(&replicas).await;
 
-    // One leaves, and one dies.
+    // One replica stops in good order, and one dies.
     replicas.pop().unwrap().stop().await;
     wait_until_even(&replicas).await;
     replicas.pop().unwrap().kill().await;
@@ -74,7 +75,7 @@ async fn shares_are_even_whoever_comes_and_goes() {
         cluster.sql(&format!("SELECT sum(epoch) FROM {schema}.search"))
     };
 
-    // Gauges of a search are its holder's alone, so that they sum up.
+    // Only the holder shows the gauges of a search, so sums over all replicas are right.
     let mut polled = 0.0;
     for replica in &replicas {
         replica

@@ -1,4 +1,4 @@
-//! Replicas are killed, and stopped past their leases and woken, while alerts open.
+//! Replicas are killed, or are stopped past their leases and woken, while alerts open.
 //!
 //! `OPSRAMP_TEST_KILLS` and `OPSRAMP_TEST_STOPS` say how often (the acceptance run: 50 and 20),
 //! `OPSRAMP_TEST_SEED` repeats a run.
@@ -25,10 +25,11 @@ const SEARCHES: usize = 2;
 /// Longer than a lease.
 const SLEEP: Duration = Duration::from_secs(4);
 
-/// More than is delivered at once here.
+/// More lines than are delivered in one batch here.
 const BATCH: usize = TENANTS * SEARCHES * 20;
 
-/// What the log files tell: of each event the places in them, and of which alert of which search.
+/// The content of the log files: for each event the places of its lines, and which alert of which
+/// search each line is about.
 #[derive(Debug, Default)]
 struct Told {
     events: BTreeMap<String, Vec<(usize, usize)>>,
@@ -37,8 +38,8 @@ struct Told {
     lines: Vec<usize>,
 }
 
-/// Which lines may be told by another replica as well: those of one file that were written around
-/// the moment in which its replica was disturbed.
+/// Lines of one file that another replica may have as well, because they were written around the
+/// moment when the file's replica was disturbed.
 #[derive(Debug)]
 struct Excused {
     file: usize,
@@ -46,7 +47,7 @@ struct Excused {
 }
 
 impl Told {
-    /// Reads the files of all replicas. No file may tell an event twice.
+    /// Reads the files of all replicas. No file may have an event twice.
     fn read(places: &[Place]) -> Self {
         let mut told = Self::default();
         for (file, place) in places.iter().enumerate() {
@@ -66,7 +67,7 @@ impl Told {
         told
     }
 
-    /// How many lines there are too many, each of which must be excused.
+    /// Returns the number of superfluous lines, each of which must be excused.
     fn doubled(&self, excused: &[Excused]) -> usize {
         let mut doubled = 0;
         for (id, places) in self.events.iter().filter(|(_, places)| places.len() > 1) {
@@ -82,7 +83,7 @@ impl Told {
     }
 }
 
-/// What must be told: each alert by each search.
+/// Returns what must be logged: each alert by each search.
 fn expected(opsramp: &Simulator) -> BTreeSet<(String, String)> {
     let mut expected = BTreeSet::new();
     for tenant in (0..TENANTS).map(tenant) {
@@ -153,7 +154,7 @@ async fn survive(
         replicas.insert(victim, replica);
         excused.push(Excused {
             file: victim,
-            // What it had begun with may come a little later.
+            // The batch that the replica had begun may be written a little later.
             lines: before.saturating_sub(BATCH)..before + BATCH,
         });
     }
@@ -167,7 +168,7 @@ async fn survive(
         "{} events, {doubled} told by two replicas",
         told.events.len()
     );
-    // Whoever tells an alert again does so with the same event id.
+    // A replica that logs an alert again does so with the same event id.
     assert_eq!(told.alerts.len(), told.events.len());
 }
 
@@ -191,7 +192,7 @@ async fn nothing_is_lost_when_replicas_sleep_past_their_leases() {
     survive("OPSRAMP_TEST_STOPS", 2, stop).await;
 }
 
-/// Its searches are free one after the other, so that what it had written is given to it in parts.
+/// The leases end one after the other, so the replica is given its own lines again in parts.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_replica_wrote_before_it_died_is_not_written_again_though_its_file_was_rotated() {
     const TENANTS: usize = 12;
@@ -200,7 +201,7 @@ async fn what_a_replica_wrote_before_it_died_is_not_written_again_though_its_fil
     let (_, schema) = database.rsplit_once("%3D").unwrap();
     let mut place = replica(&opsramp, TENANTS, 1, &database);
     let exporter = place.start().await;
-    // By its address the one that is started again is known to be the same.
+    // The address identifies the replica when it is started again.
     let (_, address) = exporter.url.split_once("://").unwrap();
     place.config["web"]["listen_addresses"] = serde_json::json!([address]);
     let ids = || {
@@ -221,7 +222,7 @@ async fn what_a_replica_wrote_before_it_died_is_not_written_again_though_its_fil
         }
     };
     wait_for_lines(2).await;
-    // What it writes from now on it cannot acknowledge.
+    // The replica cannot acknowledge lines that it writes from now on.
     postgres::shared().sql(&format!(
         "CREATE FUNCTION {schema}.refuse() RETURNS trigger LANGUAGE plpgsql
             AS $$ BEGIN RAISE EXCEPTION 'refused'; END $$;
@@ -234,7 +235,7 @@ async fn what_a_replica_wrote_before_it_died_is_not_written_again_though_its_fil
     postgres::shared().sql(&format!("DROP TRIGGER refuse ON {schema}.progress"));
     std::fs::rename(place.path("alerts.jsonl"), place.path("alerts.jsonl.1")).unwrap();
     let exporter = place.start().await;
-    // What a search tells next comes behind what it is given again.
+    // New events of a search come behind the events that are delivered again.
     open_one_each();
     wait_for_lines(4).await;
     exporter.stop().await;
