@@ -69,7 +69,7 @@ pub struct Config {
     pub record: record::Options,
     /// What becomes of alerts that are open when there is no state yet.
     pub at_first_start: AtFirstStart,
-    /// Whether each new alert is asked for by its id.
+    /// Whether the exporter asks for each new alert by its id.
     pub fetch_details: bool,
     /// Where lines go, at least one sink; their names are unique.
     pub sinks: Vec<SinkOptions>,
@@ -207,7 +207,8 @@ impl Config {
         }
     }
 
-    /// Returns what the flags alone say about the web server, for use without the configuration file.
+    /// Returns what the flags alone say about the web server, for use without the configuration
+    /// file.
     ///
     /// # Errors
     /// If one of the flags is wrong.

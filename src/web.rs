@@ -76,7 +76,7 @@ const REASONS_SHOWN: usize = 20;
 pub struct Options {
     /// The path of the metrics, such as `/metrics`.
     pub telemetry_path: String,
-    /// What one client may take.
+    /// Limits of connections and requests.
     pub limits: Limits,
     /// TLS and passwords.
     pub guard: Guard,

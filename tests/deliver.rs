@@ -279,7 +279,7 @@ async fn moved_off_a_full_disk(path: &Path) {
         .unwrap();
     let mut numbers = 10..;
     let mut journalled = 0;
-    // Until the disk is full, and a batch is torn.
+    // Events are journalled until the disk is full, and a batch is torn.
     while board.sinks()["full"].error.is_none() {
         journal(&store, numbers.by_ref().take(100)).await;
         journalled += 100;

@@ -113,7 +113,7 @@ enum Bad {
     Slow,
     /// Asks and does not take the answer.
     Deaf,
-    /// Sends half a request and closes its half.
+    /// Sends half a request and closes its sending half.
     HalfClosed,
 }
 

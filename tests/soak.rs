@@ -49,7 +49,7 @@ const LIFE: usize = 16;
 /// Steps between two measurements of what the process uses.
 const LOOK: usize = 20;
 
-/// Lifetime of a token, so short that many polls need a new token.
+/// Lifetime of a token. With it, the exporter needs a new token about every two seconds.
 const TOKEN: Duration = Duration::from_secs(2);
 
 /// Growth of memory that is allowed: allocators round up, and a burst may come later than the

@@ -36,7 +36,7 @@ use crate::{
     validity::{Ending, days},
 };
 
-/// Time for the first answer of a disk or a server.
+/// Time for the answer of a disk. The database has three times as long.
 const LIMIT: Duration = Duration::from_secs(10);
 /// With less free space than this, the step has a warning.
 const ROOM: u64 = 256 << 20;

@@ -20,8 +20,8 @@ use crate::{opsramp::Options, proxy};
 /// Maximum size of a proxy's answer that is read, in bytes.
 const MAX_ANSWER: usize = 16 << 10;
 
-/// If another address fails within this time, a client does not notice, because it tries the
-/// address families in turns.
+/// Time lost to silent addresses that a client does not notice, because it tries address families
+/// in turns.
 const PATIENCE: Duration = Duration::from_millis(300);
 
 /// Maximum number of addresses that are shown.

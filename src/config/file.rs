@@ -380,7 +380,7 @@ pub(super) struct Web {
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct SecretText(pub(super) Secret);
 
-/// A proxy's URL, written out with `<secret>` for its user and password.
+/// A proxy's URL, which is written out with `<secret>` for its user and password.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct ProxyText(pub(super) Secret);
 

@@ -51,7 +51,7 @@ impl ListenAddress {
         }
     }
 
-    /// Whether it stands for every address.
+    /// Whether this stands for every address of the machine.
     pub(super) fn is_unspecified(&self) -> bool {
         self.ip().is_some_and(|ip| ip.is_unspecified())
     }

@@ -1,8 +1,9 @@
 //! Flags and environment variables, laid over the file: flags win over variables, and variables
 //! win over the file.
 //!
-//! They are written into the file's own structure before anything is checked, so that a value is
-//! checked in one place, whatever its source. The source of each value is kept for the messages.
+//! The values are written into the file's own structure before anything is checked, so that a
+//! value is checked in one place, whatever its source. The source of each value is kept for the
+//! messages.
 
 use std::{ffi::OsString, path::PathBuf};
 

@@ -35,7 +35,7 @@ mod tls;
 /// What messages call the file if it cannot be read, with where it was named.
 const WHAT: &str = "web configuration file (web.config_file, --web.config.file)";
 
-/// Values of `X-Frame-Options`; none: the header is not set.
+/// Allowed values of `X-Frame-Options`; with an empty value the header is not set.
 const FRAME_OPTIONS: [&str; 3] = ["deny", "sameorigin", ""];
 
 /// A web configuration file, with what it said when it was last read.
@@ -333,7 +333,7 @@ impl Resolver<'_> {
     }
 
     fn headers(&self, http: file::Http) -> Vec<(HeaderName, HeaderValue)> {
-        // Without HTTP/2 there is nothing to be switched off.
+        // The exporter does not speak HTTP/2, so there is nothing to switch off.
         let _http2 = http.http2;
         let headers = http.headers.unwrap_or_default();
         let of = |name: &str, value: Option<&String>, allowed: &[&str]| {
@@ -409,7 +409,7 @@ impl Resolver<'_> {
     }
 }
 
-/// What is said of a file that others than its owner and group can read.
+/// Returns the warning about a file that every user of the machine can read.
 fn exposed(path: &Path, what: &str) -> String {
     format!(
         "{}: {what}, and every user of this machine can read it; take the right away (chmod o-r), and hand it to a systemd service with LoadCredential= (docs/security.md)",

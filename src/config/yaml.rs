@@ -35,7 +35,7 @@ enum Value {
 
 #[derive(Debug)]
 struct Scalar {
-    /// As it was written, without quotes.
+    /// The text as it was written, without quotes.
     text: String,
     /// The boolean value, if the scalar is a plain `true`, `yes`, `off` …
     boolean: Option<bool>,

@@ -128,7 +128,8 @@ struct Activity {
     has_more: AtomicBool,
 }
 
-/// In the order in which connections make room for others, except for new ones.
+/// What a connection does, in the order in which connections make room for others, except for new
+/// ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Phase {
     /// A request's head has not fully arrived: the connection is new, or the head is half-way.
@@ -141,7 +142,7 @@ enum Phase {
     Working,
 }
 
-/// A connection that takes note of what it does.
+/// A stream that notes what its connection does.
 #[derive(Debug)]
 struct Watched<S> {
     stream: S,

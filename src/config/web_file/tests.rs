@@ -45,7 +45,7 @@ impl Place {
         WebFile::new(self.path("web.yml"))
     }
 
-    /// What is said about the file, without the folder.
+    /// Returns what is reported about the file, without the folder's name.
     fn errors(&self) -> String {
         let error = self.file().read().unwrap_err();
         let text = format!("{:#}", anyhow::Error::new(error));
@@ -57,7 +57,7 @@ fn errors(text: &str) -> String {
     Place::new(text).errors()
 }
 
-/// The example with every key taken out of its comment.
+/// Returns the example with every key taken out of its comment.
 fn everything() -> String {
     let lines = EXAMPLE.lines().map(|line| {
         let bare = line.trim_start();
@@ -161,7 +161,7 @@ fn a_reading_that_hangs_holds_up_no_other_one() {
         let load = Arc::clone(&load);
         std::thread::spawn(move || load())
     };
-    // Opening it for writing fails until somebody reads.
+    // Opening the pipe for writing fails until somebody reads it.
     let writer = loop {
         let mut options = fs::OpenOptions::new();
         let flags = rustix::fs::OFlags::NONBLOCK.bits();
@@ -191,7 +191,7 @@ fn what_others_can_read_and_passwords_in_clear_are_warned_of() {
     assert!(warnings.iter().all(|text| {
         text.contains("(chmod o-r), and hand it to a systemd service with LoadCredential=")
     }));
-    // In a volume of Kubernetes, they are the container's own.
+    // Files in a volume of Kubernetes are the container's own.
     fs::create_dir(place.path("..data")).unwrap();
     let (_, warnings) = place.file().read_with_warnings().unwrap();
     assert_eq!(warnings, [""; 0]);

@@ -376,7 +376,7 @@ impl fmt::Debug for PasswordHash {
     }
 }
 
-/// About how long a check takes.
+/// Returns about how long a check takes.
 fn time_for(cost: u32) -> &'static str {
     match cost {
         ..=17 => "ten seconds",
