@@ -1,7 +1,7 @@
 //! The OpsRamp REST API: tokens, the allowance, searches, the alert, its errors.
 //!
-//! A library in itself: it knows the vendor's JSON and nothing of metrics' names, the store or
-//! the configuration file. What happens on the wire is told to an [`Observer`].
+//! A library in itself: it knows the vendor's JSON and nothing of metrics' names, the store or the
+//! configuration file. It reports what happens on the wire to an [`Observer`].
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,7 +30,7 @@ pub(crate) use http::check_tls_files;
 pub use page::{Answer, ClientInfo, ClientsPage, Page};
 pub use tls::BuildError;
 
-/// Where the token endpoint is, behind the base URL.
+/// The path of the token endpoint, behind the base URL.
 pub(crate) const TOKEN_PATH: &str = "/auth/oauth/token";
 
 /// How to reach one account.
@@ -46,17 +46,19 @@ pub struct Options {
     pub client_id: SecretSource,
     /// The OAuth2 secret, read again at every token request.
     pub client_secret: SecretSource,
-    /// For one request, its body included.
+    /// The time limit of one request, including its body.
     pub timeout: Duration,
-    /// For connecting, TLS included.
+    /// The time limit for connecting, including TLS.
     pub connect_timeout: Duration,
-    /// Our own ceiling a tenant for paginated GETs; by default 50, 150 for `msp_…` tenants.
+    /// Our own ceiling of paginated GETs a minute for each tenant. Default: 50, and 150 for
+    /// `msp_…` tenants.
     pub requests_per_minute: Option<u32>,
-    /// The largest answer that is read, in bytes after decompression and on the wire.
+    /// The largest answer that is read, in bytes, both on the wire and after decompression.
     pub max_response_size: u64,
     /// The proxy.
     pub proxy_url: Option<ProxyUrl>,
-    /// Whether without one `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` say which it is.
+    /// Whether `HTTPS_PROXY`, `HTTP_PROXY` and `NO_PROXY` determine the proxy if there is no
+    /// `proxy_url`.
     pub environment_proxies: bool,
     /// TLS settings.
     pub tls: TlsOptions,
@@ -66,16 +68,16 @@ pub struct Options {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProxyUrl(pub Secret);
 
-/// TLS towards an account.
+/// The TLS settings of an account.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TlsOptions {
     /// PEM certificates to trust instead of the system's.
     pub ca_file: Option<std::path::PathBuf>,
     /// Our own certificate, PEM.
     pub cert_file: Option<std::path::PathBuf>,
-    /// Its key, PEM.
+    /// The key of our certificate, PEM.
     pub key_file: Option<std::path::PathBuf>,
-    /// Accept any certificate.
+    /// Whether to accept any certificate.
     pub insecure_skip_verify: bool,
 }
 
@@ -92,7 +94,7 @@ pub enum Endpoint {
     Clients,
 }
 
-/// Is told what happens on the wire. Calls come from many tasks and must not block.
+/// Is told what happens on the wire. The methods are called from many tasks and must not block.
 pub trait Observer: Send + Sync + std::fmt::Debug {
     /// A request was answered with `status`, or failed without one.
     fn request(&self, endpoint: Endpoint, status: Option<u16>, took: Duration);
@@ -100,16 +102,17 @@ pub trait Observer: Send + Sync + std::fmt::Debug {
     fn token_requested(&self);
     /// A token was obtained; it expires at `expires_at`.
     fn token_obtained(&self, took: Duration, expires_at: Timestamp);
-    /// The API refuses the token, and there is no other one to be had.
+    /// The API refuses the token, and no other token could be obtained.
     fn token_lost(&self) {}
-    /// No token was obtained; the reason is one of `rejected`, `throttled`, `timeout`, `connect`, `http`,
-    /// `decode`, and `credentials` where they cannot be read, so that nothing was requested.
+    /// No token was obtained. `reason` is one of `rejected`, `throttled`, `timeout`, `connect`,
+    /// `http` and `decode`, or `credentials` if nothing was requested because the credentials
+    /// cannot be read.
     fn token_failed(&self, reason: &'static str);
-    /// An answer told the rate limit of a tenant.
+    /// An answer stated the rate limit of a tenant.
     fn rate_limit(&self, tenant: &str, seen: RateLimit);
     /// A request waited for the allowance of a tenant.
     fn throttled(&self, tenant: &str, waited: Duration);
-    /// An answer that came at `now`, on our clock, told the server's.
+    /// An answer that came at `now` on our clock gave `server` as the time of the server's clock.
     fn server_time(&self, _server: Timestamp, _now: Timestamp) {}
 }
 
@@ -127,8 +130,8 @@ pub struct RateLimit {
 // === impl Options ===
 
 impl Options {
-    /// An account of which nothing else is told: everything else is by default, the token endpoint that
-    /// of the same host.
+    /// Creates the options of an account with defaults for everything else. The token endpoint is
+    /// on the host of `url`.
     #[must_use]
     pub fn new(
         name: Arc<str>,
@@ -152,7 +155,7 @@ impl Options {
         }
     }
 
-    /// Searches that a tenant may make in a minute, as long as the server says nothing else.
+    /// Returns how many searches a tenant may make in a minute if the server sets no lower limit.
     #[must_use]
     pub fn searches_per_minute(&self, tenant: &str) -> u32 {
         client::paginated(self.requests_per_minute, tenant)
@@ -162,7 +165,7 @@ impl Options {
 // === impl TlsOptions ===
 
 impl TlsOptions {
-    /// The files that it names.
+    /// Returns the files that these settings name.
     pub(crate) fn files(&self) -> impl Iterator<Item = &std::path::PathBuf> {
         [&self.ca_file, &self.cert_file, &self.key_file]
             .into_iter()

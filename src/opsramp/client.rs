@@ -25,22 +25,24 @@ use super::{
 };
 use crate::{clock, excerpt::Secrets};
 
-/// Everything but the characters that RFC 3986 leaves unreserved.
+/// The characters that are percent-encoded: all but those that RFC 3986 leaves unreserved.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
     .remove(b'~');
-/// Requests that an account has in flight at most. A search has two at a time (one of its poll and one of its
-/// full read), or a few for alerts' own pages, so that many tenants must hang before others wait.
+/// The maximum number of requests that an account has in flight. A search has only two at a time
+/// (one of its poll and one of its full read), or a few for alerts' own pages. So other tenants
+/// wait only if many tenants hang.
 const MAX_IN_FLIGHT: usize = 128;
-/// How often a request is sent whose connection ends before an answer. There can be more than one
-/// that was closed meanwhile.
+/// How many times a request is sent at most if its connection ends before an answer. More than one
+/// idle connection may have been closed meanwhile.
 const MAX_SENDS: usize = 3;
-/// The largest page of one alert. Many of them may be kept at the same time.
+/// The largest page of one alert, in bytes. Many such pages may be in memory at the same time.
 const MAX_ALERT_ANSWER: u64 = 1024 * 1024;
-/// The documented ceilings, requests a minute, of a client and of a partner.
+/// The documented ceilings of paginated requests a minute: of a client and of a partner.
 const PAGINATED: (u32, u32) = (50, 150);
+/// The same for all other requests.
 const NON_PAGINATED: (u32, u32) = (500, 1500);
 
 /// The client of one account. Cheap to clone.
@@ -52,14 +54,14 @@ struct Inner {
     http: Http,
     tokens: Tokens<TokenEndpoint>,
     observer: Arc<dyn Observer>,
-    /// The observer was told that there is none.
+    /// Whether the observer was told that the token is lost, and not yet of a token since.
     token_lost: AtomicBool,
     in_flight: tokio::sync::Semaphore,
     requests_per_minute: Option<u32>,
     tenants: Mutex<HashMap<Arc<str>, Arc<Allowances>>>,
 }
 
-/// A tenant's allowances, one a category.
+/// A tenant's allowances, one for each category of requests.
 #[derive(Debug)]
 struct Allowances {
     search: Arc<Allowance>,
@@ -72,15 +74,17 @@ struct Allowances {
 pub struct SearchRequest {
     /// The readable `queryString`, such as `actions:OPEN`.
     pub query: String,
-    /// From 1.
+    /// The number of the page, from 1.
     pub page: u64,
     /// Alerts a page.
     pub page_size: u32,
-    /// Whether to ask for the newest first by `sortName=ts`; else the server's own order.
+    /// Whether to ask for the newest alerts first (`sortName=ts`); otherwise the server's own
+    /// order.
     pub sorted: bool,
 }
 
-/// What an account's client has asked for in the last minute, kept when the client is not.
+/// The allowances of an account's client. They know its requests of the last minute, and may
+/// outlive the client.
 #[derive(Clone, Debug)]
 pub struct Asked {
     account: Arc<str>,
@@ -94,15 +98,15 @@ const SAFE_PAGE_SIZE: u32 = 100;
 /// The token in use, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenInfo {
-    /// How long its request took.
+    /// How long the token request took.
     pub took: Duration,
-    /// How long it still lives.
+    /// How long the token still lives.
     pub remaining: Duration,
-    /// Its scope, where the endpoint told.
+    /// The token's scope, if the endpoint stated it.
     pub scope: Option<String>,
 }
 
-/// A request to the API, but for the token.
+/// A request to the API, without its token.
 struct Call<'a> {
     endpoint: Endpoint,
     tenant: &'a str,
@@ -130,8 +134,9 @@ enum Refused {
 // === impl SearchRequest ===
 
 impl SearchRequest {
-    /// What to ask for where the server refuses the request's paging: neither its largest page nor the sort key
-    /// is documented. `None` where there is nothing less.
+    /// Returns the request to try next if the server refuses the paging of this one: with a
+    /// smaller page, then without sorting. (Neither the largest page size nor the sort key is
+    /// documented.) `None` if nothing is left to try.
     #[must_use]
     pub fn less(&self) -> Option<Self> {
         let request = self.clone();
@@ -158,7 +163,7 @@ impl Asked {
         &self.account
     }
 
-    /// The ids of those that have been asked for, or about.
+    /// Returns the ids of all tenants and partners that have allowances.
     #[must_use]
     pub fn tenants(&self) -> HashSet<Arc<str>> {
         self.tenants.keys().cloned().collect()
@@ -171,7 +176,7 @@ impl Client {
     /// Sets up the client; nothing is sent yet.
     ///
     /// # Errors
-    /// Where a certificate, a key or the proxy is not usable, or a file does not answer.
+    /// If a certificate, a key or the proxy is not usable, or a file does not answer.
     pub async fn new(options: Options, observer: Arc<dyn Observer>) -> Result<Self, BuildError> {
         let requests_per_minute = options.requests_per_minute;
         let http = Http::new(options).await?;
@@ -194,11 +199,11 @@ impl Client {
         &self.0.http.options.name
     }
 
-    /// Reads the files of TLS again, and connects as they say from now on. It does so by itself before
-    /// it asks for a token, and where a connection failed.
+    /// Reads the TLS files again, and uses them for new connections. The client also does this by
+    /// itself before it requests a token and after a connection has failed.
     ///
     /// # Errors
-    /// Where they are not usable; then those before stay in use.
+    /// If the files are not usable. The previous ones then stay in use.
     pub async fn read_files_again(&self) -> Result<(), BuildError> {
         self.0.http.read_files_again().await
     }
@@ -206,7 +211,7 @@ impl Client {
     /// Makes sure that there is a token.
     ///
     /// # Errors
-    /// As the token endpoint has it.
+    /// If there is no token and none can be obtained.
     pub async fn token(&self) -> Result<TokenInfo, Error> {
         let token = self.0.tokens.get().await?;
         Ok(TokenInfo {
@@ -216,10 +221,10 @@ impl Client {
         })
     }
 
-    /// A page of a search.
+    /// Requests a page of a search.
     ///
     /// # Errors
-    /// As the API has it; an answer that is no search result shows when it is read.
+    /// If the request fails. An answer that is no search result is noticed only when it is read.
     pub async fn search(
         &self,
         tenant: &str,
@@ -237,11 +242,12 @@ impl Client {
         .await
     }
 
-    /// A result's first page, and how it was asked for in the end. Where the server answers 400, which may be
-    /// a passing fault, the same is asked once more, and then for less.
+    /// Requests the first page of a result. Returns the answer and the request that brought it. If
+    /// the server answers 400, the same request is made once more, because a 400 may be a passing
+    /// fault. Each further 400 leads to a request as by [`SearchRequest::less`].
     ///
     /// # Errors
-    /// As the API has it, where nothing less is left to ask for.
+    /// If the request fails in another way, or with 400 when nothing is left to try.
     pub async fn search_first(
         &self,
         tenant: &str,
@@ -266,13 +272,13 @@ impl Client {
         }
     }
 
-    /// One alert, whatever its status. `None` where there is no such alert.
+    /// Requests one alert, whatever its status. `None` if there is no such alert.
     ///
     /// # Errors
-    /// As the API has it.
+    /// If the request fails.
     pub async fn alert(&self, tenant: &str, id: &str) -> Result<Option<Answer>, Error> {
         if matches!(id, "" | "." | "..") {
-            // A URL cannot name it, however it is written: these lead to another path.
+            // However such an id is encoded, the URL would lead to another path.
             return Ok(None);
         }
         let id = utf8_percent_encode(id, ENCODED);
@@ -287,7 +293,7 @@ impl Client {
         });
         match answer.await {
             Err(Error::Http { status: 404, .. }) => Ok(None),
-            // The documented answer of a sister endpoint to an id that does not exist.
+            // The answer that a similar endpoint documents for an id that does not exist.
             Err(Error::Http {
                 status: 500,
                 excerpt,
@@ -297,10 +303,10 @@ impl Client {
         }
     }
 
-    /// A page of the clients of a partner.
+    /// Requests a page of the clients of a partner.
     ///
     /// # Errors
-    /// As the API has it.
+    /// If the request fails.
     pub async fn clients(&self, partner: &str, page: u64) -> Result<Answer, Error> {
         let url = format!(
             "{}/clients/search?pageNo={page}&pageSize=100",
@@ -316,13 +322,13 @@ impl Client {
         .await
     }
 
-    /// Keeps as much of a tenant's allowance free for polls as one every `interval` needs.
+    /// Keeps the part of a tenant's allowance free for polls that a poll every `interval` needs.
     #[must_use]
     pub fn reserve(&self, tenant: &str, interval: Duration) -> Reservation {
         self.allowances(tenant).search.reserve(interval)
     }
 
-    /// What it has asked for.
+    /// Returns this client's allowances, for a client that takes its place.
     #[must_use]
     pub fn asked(&self) -> Asked {
         Asked {
@@ -332,9 +338,10 @@ impl Client {
         }
     }
 
-    /// Goes on with the allowances that another client has of these tenants, where both ask the same server:
-    /// its count does not begin anew because ours does. Only the ceiling is this one's. What this one has
-    /// counted itself, it goes on with.
+    /// Takes over the allowances of another client for the wanted tenants if both clients ask the
+    /// same server, because the server's count goes on when a client is replaced. The ceiling
+    /// becomes this client's. If this client already has an allowance for a tenant, it keeps that
+    /// one.
     pub fn go_on_with_allowances_of(&self, old: &Asked, is_wanted: impl Fn(&str) -> bool) {
         if !self.asks_the_server_of(old) {
             return;
@@ -345,21 +352,21 @@ impl Client {
             let ceiling = paginated(self.0.requests_per_minute, tenant);
             let own = tenants.entry(Arc::clone(tenant));
             let own = own.or_insert_with(|| Arc::clone(theirs));
-            // They share it also where the tenant comes back.
+            // The allowance is also shared if it was taken over before and the tenant comes back.
             if Arc::ptr_eq(own, theirs) {
                 own.set_ceiling(ceiling);
             }
         }
     }
 
-    /// Whether both ask the same server.
+    /// Whether this client and the other one ask the same server.
     #[must_use]
     pub fn asks_the_server_of(&self, other: &Asked) -> bool {
         is_same_url(&other.url, &self.0.http.options.url)
     }
 
     async fn send(&self, call: Call<'_>) -> Result<Answer, Error> {
-        // Without a token nothing of the allowance is taken.
+        // A request that fails for lack of a token must not use up the allowance.
         self.0.tokens.get().await?;
         let first = self.send_through(&call).await;
         let Err(Refused::Token { token, .. }) = &first else {
@@ -382,10 +389,10 @@ impl Client {
         }
     }
 
-    /// Sends a request, and again where the connection ends before there is an answer: a server
-    /// closes an idle connection whenever it likes, also at the moment when it is used again. Each is
-    /// a request of its own, for it may have arrived and been counted; on the wire all together take no
-    /// longer than one may.
+    /// Sends a request, and sends it again if the connection ends before there is an answer: a
+    /// server may close an idle connection at any time, also at the moment when it is used again.
+    /// Because each of these requests may have arrived and been counted, each takes its part of
+    /// the allowance. Together they spend no more time on the wire than one request may.
     async fn send_through(&self, call: &Call<'_>) -> Result<Answer, Refused> {
         let mut left = self.0.http.options.timeout;
         let mut sends = 1;
@@ -442,7 +449,7 @@ impl Client {
         }
     }
 
-    /// What an answer says, and what is learned from its headers.
+    /// Learns from an answer's headers, and turns its status into a result.
     fn interpret(
         &self,
         call: &Call<'_>,
@@ -502,7 +509,7 @@ impl Client {
 
     fn accepted(&self, token: &Token, endpoint: Endpoint, tenant: &str) {
         self.0.tokens.accepted(token, endpoint.as_str(), tenant);
-        // The API may take it again that it refused.
+        // The API may accept a token again that it refused before.
         if self.0.token_lost.swap(false, Ordering::Relaxed) {
             let expires_at = clock::now() + token.remaining();
             self.0.observer.token_obtained(token.took(), expires_at);
@@ -532,14 +539,16 @@ impl Client {
 // === impl Allowances ===
 
 impl Allowances {
-    /// The ceiling of what is paginated; that of the rest is documented and no option.
+    /// Sets the ceiling of paginated requests. The ceiling of other requests is always the
+    /// documented one.
     fn set_ceiling(&self, paginated: u32) {
         self.search.set_ceiling(paginated);
         self.clients.set_ceiling(paginated);
     }
 }
 
-/// Paginated requests that a tenant may make in a minute: our own ceiling, or the documented one.
+/// Returns how many paginated requests a tenant may make in a minute: our own ceiling, or the
+/// documented one.
 pub(super) fn paginated(own: Option<u32>, tenant: &str) -> u32 {
     own.unwrap_or(ceiling(PAGINATED, tenant))
 }
@@ -552,7 +561,7 @@ fn ceiling((client, partner): (u32, u32), tenant: &str) -> u32 {
     }
 }
 
-/// Whether two URLs are one, however they are spelt.
+/// Whether two URLs are the same, even if they are spelt differently.
 fn is_same_url(one: &str, other: &str) -> bool {
     let parsed = |url| reqwest::Url::parse(url).ok();
     one == other || parsed(one).is_some_and(|url| parsed(other) == Some(url))
@@ -563,7 +572,7 @@ fn tenant_url(base: &str, tenant: &str) -> String {
     format!("{base}/api/v2/tenants/{tenant}")
 }
 
-/// Where to ask for a page of a search.
+/// Returns the URL of a page of a search.
 pub(super) fn search_url(base: &str, tenant: &str, request: &SearchRequest) -> String {
     let order = if request.sorted {
         "&isDescendingOrder=true&sortName=ts"
@@ -582,7 +591,8 @@ pub(super) fn search_url(base: &str, tenant: &str, request: &SearchRequest) -> S
 // === impl Refused ===
 
 impl Refused {
-    /// For whoever asked; `replaced` where the token is another than the first that was refused.
+    /// Turns this into the error for the caller. `replaced`: whether the refused token had
+    /// replaced one that was refused as well.
     fn into_error(self, replaced: bool) -> Error {
         match self {
             Self::Token {
@@ -641,8 +651,8 @@ mod tests {
         fn throttled(&self, _: &str, _: Duration) {}
     }
 
-    /// A server that answers whatever it is asked with these bytes, for a request's head and body, and
-    /// hangs up. A client of it.
+    /// Starts a server that answers each request with what `answer` returns for its head and body,
+    /// and then hangs up. Returns a client of this server.
     async fn client_of(answer: impl Fn(&str) -> Vec<u8> + Send + 'static) -> Client {
         observed_client_of(answer, Arc::default()).await
     }
@@ -657,7 +667,7 @@ mod tests {
             while let Ok((mut stream, _)) = listener.accept().await {
                 let mut request = String::new();
                 let mut buffer = [0; 4096];
-                // A form is known by its end.
+                // The body of a token request is complete once its last field is there.
                 while !request.ends_with("\r\n\r\n") && !request.contains("client_secret=") {
                     let read = stream.read(&mut buffer).await.unwrap();
                     assert!(read > 0, "{request}");
@@ -815,7 +825,7 @@ mod tests {
         search(&client).await.unwrap();
     }
 
-    /// Brings how many polls of the tenant could be made at once.
+    /// Returns how many polls of the tenant could be made at once.
     fn free(client: &Client) -> usize {
         let allowance = &client.allowances("client_1").search;
         let acquire = || allowance.acquire(Urgency::Poll, |_| {}).now_or_never();
@@ -883,7 +893,7 @@ mod tests {
             let new = client(url, ceiling).await.unwrap();
             new.go_on_with_allowances_of(&old.asked(), |_| true);
             assert_eq!(free(&new), left, "{url} {ceiling:?}");
-            // What was asked for here is forgotten, what is under way is not.
+            // After a minute the requests of `free` are forgotten, but not those under way.
             tokio::time::advance(Duration::from_secs(60)).await;
         }
     }

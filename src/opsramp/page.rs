@@ -1,6 +1,6 @@
 //! Answers: a page of a search, one alert, a page of clients.
 //!
-//! An answer owns its text; what is read from it borrows from there.
+//! An answer owns its text. Pages and alerts that are read from it borrow the text.
 
 use std::{borrow::Cow, fmt};
 
@@ -21,7 +21,7 @@ use crate::{excerpt::Secrets, secret::Secret};
 pub struct Answer {
     endpoint: &'static str,
     text: String,
-    /// What was sent for it and must not be shown.
+    /// The secrets that the request contained. No message may show them.
     sent: Vec<Secret>,
     clock_ahead: Option<SignedDuration>,
     _room: Room,
@@ -32,13 +32,13 @@ pub struct Answer {
 pub struct Page<'a> {
     /// The alerts that could be read, in the server's order.
     pub alerts: Vec<Alert<'a>>,
-    /// The same alerts as the API gave them, where they were asked for; else empty.
+    /// The same alerts as the JSON that the API gave, if the caller asked for it; otherwise empty.
     pub raw: Vec<&'a str>,
-    /// Items that are no alert.
+    /// Number of items that are no alert.
     pub unreadable: usize,
     /// `totalResults`.
     pub total_results: u64,
-    /// `pageSize`, where the answer tells: the server may have clamped what was asked for.
+    /// `pageSize`, if the answer has it: the server may have clamped the requested size.
     pub page_size: Option<u64>,
     /// The number of the next page, where there is one.
     pub next_page: Option<u64>,
@@ -49,9 +49,9 @@ pub struct Page<'a> {
 pub struct ClientInfo {
     /// `uniqueId`, such as `client_14`: the tenant's id.
     pub id: String,
-    /// `name`; the id where it has none.
+    /// `name`, or the id if there is no name.
     pub name: String,
-    /// `activated`; `true` where the answer does not tell.
+    /// `activated`, or `true` if the answer does not say.
     pub activated: bool,
 }
 
@@ -60,16 +60,16 @@ pub struct ClientInfo {
 pub struct ClientsPage {
     /// The clients that could be read.
     pub clients: Vec<ClientInfo>,
-    /// Items on it, those that could not be read included.
+    /// Number of items on the page, including those that could not be read.
     pub shown: usize,
-    /// `totalResults`, where the answer tells.
+    /// `totalResults`, if the answer has it.
     pub total: Option<u64>,
     /// The number of the next page, where there is one.
     pub next_page: Option<u64>,
 }
 
-/// Results that a page has at most, ten times as many as may be asked for: what is longer is no page,
-/// and the smallest alert takes a thousand bytes of memory.
+/// The maximum number of results on a page: ten times the largest `page_size`. A longer answer is
+/// no page, and even the smallest alert takes a thousand bytes of memory.
 const MAX_RESULTS: usize = 10_000;
 
 /// The envelope that all paged answers share.
@@ -86,7 +86,7 @@ struct Envelope<R> {
 // === impl Answer ===
 
 impl Answer {
-    /// The answer of a search, from its body.
+    /// Creates the answer of a search from its body.
     #[must_use]
     pub fn of_search(body: Vec<u8>) -> Self {
         Self::new("search", body, Room::default(), Vec::new())
@@ -98,7 +98,8 @@ impl Answer {
         room: Room,
         sent: Vec<Secret>,
     ) -> Self {
-        // Checked once here; a stray byte costs a replacement character, not the page.
+        // UTF-8 is checked once, here. An invalid byte becomes a replacement character, so that it
+        // does not spoil the page.
         let text = String::from_utf8(body)
             .unwrap_or_else(|error| String::from_utf8_lossy(error.as_bytes()).into_owned());
         let text = mend_surrogates(&text).unwrap_or(text);
@@ -118,16 +119,17 @@ impl Answer {
         }
     }
 
-    /// How far the server's clock was ahead of ours, where the answer told.
+    /// Returns how far the server's clock was ahead of ours, if the answer gave its time.
     #[must_use]
     pub fn clock_ahead(&self) -> Option<SignedDuration> {
         self.clock_ahead
     }
 
-    /// Reads a page of a search; `asked` is the page that was asked for.
+    /// Reads a page of a search. `asked` is the number of the page that was requested.
     ///
     /// # Errors
-    /// [`Error::Decode`] where it is not JSON, or has no `results` or no `totalResults`.
+    /// [`Error::Decode`] if the answer is not JSON, has no `results` or no `totalResults`, or has
+    /// too many results.
     pub fn page(&self, asked: u64, keep_raw: bool) -> Result<Page<'_>, Error> {
         if !keep_raw && let Ok(envelope) = self.envelope::<Alerts<'_>>() {
             let next_page = envelope.next_page(asked);
@@ -146,7 +148,8 @@ impl Answer {
         self.page_item_by_item(asked, keep_raw)
     }
 
-    /// Reads each item by itself: slower, and one that cannot be read costs only itself.
+    /// Reads each item by itself. This is slower, but an item that cannot be read does not spoil
+    /// the others.
     fn page_item_by_item(&self, asked: u64, keep_raw: bool) -> Result<Page<'_>, Error> {
         let envelope = self.envelope::<Items<'_>>()?;
         let next_page = envelope.next_page(asked);
@@ -176,7 +179,7 @@ impl Answer {
     /// Reads one alert.
     ///
     /// # Errors
-    /// [`Error::Decode`] where it is none.
+    /// [`Error::Decode`] if the answer is no alert.
     pub fn alert(&self) -> Result<Alert<'_>, Error> {
         match alert::read(&self.text) {
             Ok(Some(alert)) => Ok(alert),
@@ -185,7 +188,8 @@ impl Answer {
         }
     }
 
-    /// Reads the alert that was asked for by its id; `None` where the answer is about another one.
+    /// Reads the alert that was requested by its id. `None` if the answer is about another alert,
+    /// or is no alert.
     #[must_use]
     pub fn alert_with(&self, id: &str) -> Option<Alert<'_>> {
         self.alert().ok().filter(|alert| *alert.id == *id)
@@ -200,7 +204,7 @@ impl Answer {
     /// Reads a page of clients.
     ///
     /// # Errors
-    /// [`Error::Decode`] where it is none.
+    /// [`Error::Decode`] if the answer is no page of clients.
     pub fn clients(&self, asked: u64) -> Result<ClientsPage, Error> {
         let envelope = self.envelope::<Items<'_>>()?;
         let next_page = envelope.next_page(asked);
@@ -237,7 +241,7 @@ impl Answer {
         let secrets = Secrets::of(self.sent.clone());
         Error::Decode {
             endpoint: self.endpoint,
-            // Why it cannot be read may quote a value.
+            // The message of the JSON parser may quote a value of the answer.
             what: secrets.excerpt(what.as_bytes()),
             excerpt: secrets.excerpt(self.text.as_bytes()),
         }
@@ -266,8 +270,9 @@ impl ClientInfo {
 // === impl Envelope ===
 
 impl<R> Envelope<R> {
-    /// What the answer says follows `asked`: `nextPage` decides, and `nextPageNo` names it where
-    /// it makes sense. Where the answer says nothing, the number of pages decides.
+    /// Returns the number of the page after `asked`, if there is one. `nextPage` decides whether
+    /// there is; without it `nextPageNo` decides, and without both `totalPages`. The number is
+    /// `nextPageNo` if that makes sense, otherwise `asked` + 1.
     fn next_page(&self, asked: u64) -> Option<u64> {
         let here = self.page_no.filter(|page| *page > 0).unwrap_or(asked);
         let more = match (self.next_page, self.next_page_no) {
@@ -275,7 +280,7 @@ impl<R> Envelope<R> {
             (None, Some(next)) => next > here,
             (None, None) => self.total_pages.is_some_and(|pages| pages > here),
         };
-        // A number that does not lead onwards would be read for ever.
+        // With a number that does not lead onwards, the same pages would be read for ever.
         let next = self.next_page_no.filter(|next| *next > asked);
         next.or_else(|| asked.checked_add(1)).filter(|_| more)
     }
@@ -330,7 +335,7 @@ impl<'de, R: Deserialize<'de>> Visitor<'de> for EnvelopeVisitor<R> {
 #[derive(Default)]
 struct Alerts<'a> {
     alerts: Vec<Alert<'a>>,
-    /// Results that are none.
+    /// Number of results that are no alert.
     unreadable: usize,
 }
 
@@ -348,7 +353,8 @@ impl<'de> Deserialize<'de> for Alerts<'de> {
             fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
                 let mut read = Alerts::default();
                 loop {
-                    // Each is read where it stays.
+                    // Each alert is read directly into its place in the vector, so that it is not
+                    // moved.
                     let place = read.alerts.len();
                     read.alerts.push(Alert::default());
                     match seq.next_element_seed(Item(&mut read.alerts[place]))? {
@@ -371,7 +377,7 @@ impl<'de> Deserialize<'de> for Alerts<'de> {
     }
 }
 
-/// The results, unread.
+/// The results as raw JSON.
 struct Items<'a>(Vec<&'a RawValue>);
 
 impl<'de> Deserialize<'de> for Items<'de> {
@@ -399,7 +405,7 @@ impl<'de> Deserialize<'de> for Items<'de> {
     }
 }
 
-/// What is read of a client.
+/// The members of a client that are read.
 #[derive(Default)]
 struct ClientFields<'a> {
     id: Text<'a>,
@@ -451,11 +457,12 @@ fn number<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<u64>, A::Error> 
     Ok(alert::text(map)?.and_then(|text| text.trim().parse().ok()))
 }
 
-/// Replaces `\u` escapes of lone surrogates, which no UTF-8 text can hold. `None` where there
-/// are none.
+/// Replaces `\u` escapes of lone surrogates, which no UTF-8 text can hold. `None` if there are
+/// none.
 fn mend_surrogates(json: &str) -> Option<String> {
     let bytes = json.as_bytes();
-    // What most answers lack altogether is sought faster than escapes are told apart.
+    // Most answers have no escape of a surrogate. Searching for one is faster than going through
+    // all escapes.
     let is_suspect = |at| matches!(bytes.get(at + 2), Some(b'd' | b'D'));
     if !memmem::find_iter(bytes, "\\u").any(is_suspect) {
         return None;
