@@ -1,9 +1,9 @@
-//! The allowance: how many requests a tenant may make in a minute, shared by everyone who asks.
+//! The allowance: how many requests a tenant may make in a minute, shared by all callers.
 //!
-//! Three things feed it: our own ceiling, the `X-RateLimit-*` headers, and 429 with
-//! `Retry-After`. [`Window`] is the pure rule; [`Allowance`] lets callers wait for it, first come
-//! first served, polls before their further pages and full reads, and evenly spread where polls alone
-//! want more than there is.
+//! It depends on our own ceiling, on the `X-RateLimit-*` headers, and on 429 with `Retry-After`.
+//! [`Window`] is the pure rule. [`Allowance`] lets callers wait for it: first come, first served,
+//! and polls before their further pages and full reads. If polls alone want more requests than
+//! there are, it spreads them evenly.
 
 use std::{
     collections::VecDeque,
@@ -23,71 +23,78 @@ use crate::http_date::MAX_PAUSE;
 
 mod hints;
 
-/// The documented window.
+/// The length of the documented window.
 const MINUTE: Duration = Duration::from_secs(60);
-/// A limit that no answer has told again for so long counts no more.
+/// The time after which a server's limit lapses if no answer repeats it.
 const LIMIT_LASTS: Duration = Duration::from_secs(5 * 60);
-/// By how much the reset of one window differs from answer to answer: it is told in whole seconds.
+/// By how much the reset of the same window may differ between answers, because servers give it in
+/// whole seconds.
 const JITTER: Duration = Duration::from_secs(2);
-/// So many answers in a row, a while apart, must tell of a window that slides before it is taken for one: the reset
-/// of a bucket that leaks moves on as well while it fills.
+/// The number of answers in a row, a while apart, that must show a sliding window before the
+/// window is treated as sliding. A few are no proof, because the reset of a leaky bucket moves on
+/// as well while the bucket fills.
 const SLID: u32 = 4;
-/// So many that do not, before it is no longer.
+/// The number of answers in a row that must show the contrary before the window is no longer
+/// treated as sliding.
 const STOOD: u32 = 2;
-/// The pause after a 429 that does not say how long.
+/// The pause after a 429 that names neither `Retry-After` nor a reset.
 const UNTOLD_PAUSE: Duration = Duration::from_secs(15);
 
-/// What is known can change while somebody waits, so they look again every now and then.
+/// The time after which a waiting caller checks again, because other requests' answers may have
+/// changed the allowance meanwhile.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// How soon a request is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Urgency {
-    /// A poll: new alerts wait for it.
+    /// The first page of a poll: new alerts wait for it.
     Poll,
-    /// A poll's further pages: the news of one search leave the polls of the others what they need.
+    /// A further page of a poll. It leaves the polls of the tenant's other searches the requests
+    /// that they need.
     News,
-    /// A full read or what follows from it: takes what polls leave.
+    /// A full read, or requests that follow from one. They take what polls leave.
     Background,
 }
 
-/// The rule: at most so many requests in any minute, and less where the server says so.
+/// The rule: at most `ceiling` requests in any minute, and fewer if the server says so.
 #[derive(Debug)]
 pub(super) struct Window {
     ceiling: u32,
-    /// The server's limit, and until when it counts.
+    /// The server's limit, and the time until which it counts.
     told_limit: Option<(u32, Instant)>,
-    /// When the requests of the last minute were answered, and what they were for. The server
-    /// counts a request when it arrives, which is before that: so a minute after the answer it is
-    /// surely forgotten.
+    /// When the requests of the last minute were answered, and their urgency. The server counts a
+    /// request when it arrives, which is before the answer. So a minute after the answer, the
+    /// server has surely forgotten the request.
     answered: VecDeque<(Instant, Urgency)>,
-    /// Requests that are not answered yet, by what they are for.
+    /// The number of requests that are not answered yet, by urgency.
     in_flight: [u32; 3],
     /// How many of the requests in flight got a 429 in a sliding window. The server does not count those, so they
     /// are not added to `answered` when they are given back.
     refused: u32,
     last_poll: Option<Instant>,
-    /// What the last request was for.
+    /// The urgency of the last request.
     last: Option<Urgency>,
-    /// What the server said is left, and until when.
+    /// How many requests the server said are left, and until when.
     told: Option<Balance>,
     resets: Resets,
     /// No request before this, because the server said so.
     paused_until: Option<Instant>,
 }
 
-/// The resets that were told, and what they tell of the server's window.
+/// The resets that answers named, and what they show about the server's window.
 #[derive(Debug, Default)]
 struct Resets {
-    /// When an answer told a reset, and which one: whether it moves on shows with later ones.
+    /// When an answer came, and the reset that it named. Later resets are compared with this one,
+    /// to see whether the reset moves on.
     anchor: Option<(Instant, Instant)>,
-    /// Whether the reset moves on from answer to answer, as the server counts the last minute's requests.
+    /// Whether the window slides: the server counts the last minute's requests, so the reset moves
+    /// on from answer to answer.
     slide: bool,
-    /// Answers in a row that tell the contrary of that.
+    /// The number of answers in a row that contradict `slide`.
     contrary: u32,
 }
 
-/// How many requests must remain in the server's balance for the others.
+/// How many requests must remain in the server's balance for other urgencies.
 #[derive(Clone, Copy, Debug)]
 struct Keep(u32);
 
@@ -95,17 +102,19 @@ struct Keep(u32);
 struct Balance {
     remaining: u32,
     resets_at: Instant,
-    /// How many a minute are ours, where the window slides: what is left, and what we have used.
+    /// Our requests a minute if the window slides: those that are left, and those that we have
+    /// used.
     ours: Option<u32>,
 }
 
-/// One allowance, shared by everyone who asks for one tenant and category.
+/// One allowance, shared by all callers with the same tenant and category of requests.
 #[derive(Debug)]
 pub(super) struct Allowance {
     window: Mutex<Window>,
-    /// Thousandths of requests a minute that polls are expected to need; full reads leave them.
+    /// The requests a minute that polls are expected to need, in thousandths. Full reads leave
+    /// them free.
     reserved: AtomicU32,
-    /// Held by whoever is next.
+    /// A queue for each urgency. The caller that is next holds the lock.
     polls: tokio::sync::Mutex<()>,
     news: tokio::sync::Mutex<()>,
     background: tokio::sync::Mutex<()>,
@@ -118,7 +127,7 @@ pub struct Reservation {
     milli: u32,
 }
 
-/// The right to make one request. Dropping it says that the request was answered, or given up.
+/// The right to make one request. It is dropped when the request was answered, or given up.
 #[derive(Debug)]
 pub(super) struct Permit<'a> {
     allowance: &'a Allowance,
@@ -143,13 +152,13 @@ impl Window {
         }
     }
 
-    /// From now on it is at most so many; what was used counts on.
+    /// Changes the ceiling. Requests that were made before still count.
     fn set_ceiling(&mut self, ceiling: u32) {
         self.ceiling = ceiling.max(1);
     }
 
-    /// Takes a request out of the allowance, of which polls need `polls` a minute; or says when to try
-    /// again.
+    /// Takes a request out of the allowance, or returns the time at which to try again. `polls` is
+    /// the number of requests that polls need in a minute.
     pub(super) fn take(
         &mut self,
         now: Instant,
@@ -185,7 +194,8 @@ impl Window {
         if let Some(told) = &mut self.told
             && told.ours.is_none()
         {
-            // What others used shows in the server's count; near the reset less must be kept.
+            // The server's count includes what other programs used. The nearer the reset, the
+            // fewer requests must be kept.
             let left = told.resets_at - now;
             let keep_here = (f64::from(keep) * left.as_secs_f64() / MINUTE.as_secs_f64()) as u32;
             if told.remaining <= keep_here {
@@ -201,12 +211,14 @@ impl Window {
         Ok(())
     }
 
-    /// Refuses where this urgency has used up its share of the limit. Else: how many requests must remain in the
-    /// server's balance for the others, of which polls need `polls` a minute.
+    /// Returns how many requests must remain in the server's balance for other urgencies. If this
+    /// urgency has used up its share of the limit, returns the time at which to try again. `polls`
+    /// is the number of requests that polls need in a minute.
     fn within_share(&self, urgency: Urgency, polls: u32, now: Instant) -> Result<Keep, Instant> {
         let limit = self.limit();
-        // What is kept for others, beside what polls need. However much that is, a burst of new alerts has
-        // a quarter, and full reads have a tenth: both must come to an end.
+        // Besides what polls need, requests are reserved for the other urgency. However many these
+        // are, a burst of new alerts gets a quarter of the limit, and full reads get a tenth,
+        // because both must come to an end.
         let (other, reserved_for_other, guaranteed) = match urgency {
             Urgency::Poll => return Ok(Keep(0)),
             Urgency::News => (Urgency::Background, self.tenth(), limit.div_ceil(4)),
@@ -217,7 +229,7 @@ impl Window {
             let both_fit = polls + guaranteed <= limit;
             return Ok(Keep(if both_fit { polls } else { 0 }));
         }
-        // What others have had is a part of what is kept for them.
+        // Requests that others have made are a part of what is reserved for them.
         let taken_by_others =
             polls.max(self.used_for(Urgency::Poll)) + reserved_for_other.max(self.used_for(other));
         let share = limit.saturating_sub(taken_by_others).max(guaranteed);
@@ -227,7 +239,8 @@ impl Window {
         }
     }
 
-    /// Requests of the last minute that were for that, those in flight included.
+    /// Returns the number of requests of this urgency in the last minute, including those in
+    /// flight.
     fn used_for(&self, urgency: Urgency) -> u32 {
         count(self.answered_for(urgency).count()) + self.in_flight[urgency as usize]
     }
@@ -236,7 +249,8 @@ impl Window {
         self.answered.iter().filter(move |of| of.1 == urgency)
     }
 
-    /// Whether a poll keeps its distance from the one before; else says when it does.
+    /// Checks whether a poll keeps its distance from the previous poll. If not, returns the time
+    /// from which it does.
     fn pace(&self, now: Instant, wanted: f64, shared: bool) -> Result<(), Instant> {
         let due = self
             .last_poll
@@ -244,8 +258,8 @@ impl Window {
         due.filter(|due| *due > now).map_or(Ok(()), Err)
     }
 
-    /// Whether a request leaves the turn to somebody who waits: of a single one a minute no part can be
-    /// kept, so polls and full reads take it by turns.
+    /// Whether a request leaves the turn to one that waits. If the limit is a single request a
+    /// minute, no part of it can be reserved, so polls and full reads take turns.
     fn leaves_turn(&self, urgency: Urgency, polls_wait: bool, full_reads_wait: bool) -> bool {
         let is_background = |urgency| urgency == Urgency::Background;
         let other_waits = if is_background(urgency) {
@@ -257,9 +271,9 @@ impl Window {
         self.limit() == 1 && other_waits && self.last.is_some_and(had_the_last)
     }
 
-    /// How far apart polls are to be where they want more than there is, at `wanted` a minute:
-    /// spread evenly, they find an alert sooner than in a burst that leaves nothing for a while.
-    /// `shared`: full reads wait for their tenth.
+    /// Returns how far apart polls must be if `wanted` polls a minute are more than there are
+    /// requests; otherwise zero. Polls that are spread evenly find an alert sooner than a burst
+    /// that leaves nothing for a while. `shared`: whether full reads wait for their tenth.
     fn spacing(&self, now: Instant, wanted: f64, shared: bool) -> Duration {
         let limit = self.limit();
         let ours = limit - if shared { self.tenth() } else { 0 };
@@ -270,7 +284,7 @@ impl Window {
         if let Some(told) = self.told.filter(|told| told.ours.is_none()) {
             let left = told.resets_at.saturating_duration_since(now);
             let needed = wanted * left.as_secs_f64() / MINUTE.as_secs_f64();
-            // Of a single one there is nothing to be spread.
+            // Polls are not spread while they lack no more than one request.
             if needed > f64::from(told.remaining) + 1.0 {
                 spacing = spacing.max(left / told.remaining.max(1));
             }
@@ -286,7 +300,8 @@ impl Window {
         self.limit().div_ceil(10)
     }
 
-    /// Requests a minute: our ceiling, or the server's where that is lower, or what others leave us.
+    /// Returns our requests a minute: the lowest of our ceiling, the server's limit, and what
+    /// others leave us in a sliding window; at least one.
     fn limit(&self) -> u32 {
         let limit = self
             .told_limit
@@ -295,8 +310,10 @@ impl Window {
         ours.map_or(limit, |ours| ours.min(limit)).max(1)
     }
 
-    /// How many a minute are ours where so many are left: in a window that slides, what we have used comes free
-    /// again a minute later, whatever its reset is. An answer is learned from while its request is in flight.
+    /// Returns how many requests a minute are ours if the window slides and `remaining` are left.
+    /// In a sliding window, requests that we have made become free again a minute later, whatever
+    /// its reset is. The request whose answer is being learned from is still in flight, and counts
+    /// as well.
     fn ours(&self, remaining: u32, now: Instant) -> Option<u32> {
         let is_counted = |of: &&(Instant, Urgency)| now.saturating_duration_since(of.0) < MINUTE;
         let answered = count(self.answered.iter().filter(is_counted).count());
@@ -304,8 +321,8 @@ impl Window {
         self.resets.slide.then(|| remaining.saturating_add(used))
     }
 
-    /// How long it takes in a window that slides until one of our requests is forgotten, and no less than they
-    /// are apart.
+    /// Returns the time until a sliding window forgets one of our requests, but at least the
+    /// distance between requests that are spread evenly.
     fn frees_in(&self, now: Instant) -> Duration {
         let mut forgotten = self.answered.iter().map(|(at, _)| *at + MINUTE);
         let next = forgotten.find(|at| *at > now);
@@ -313,7 +330,7 @@ impl Window {
         wait.max(MINUTE / self.limit())
     }
 
-    /// A request was answered, or given up.
+    /// Records that a request was answered, or given up.
     pub(super) fn give_back(&mut self, now: Instant, urgency: Urgency) {
         let in_flight = &mut self.in_flight[urgency as usize];
         *in_flight = in_flight.saturating_sub(1);
@@ -324,7 +341,7 @@ impl Window {
         self.answered.push_back((now, urgency));
     }
 
-    /// What an answer said.
+    /// Learns from the headers of an answer.
     pub(super) fn learn(&mut self, hints: &Hints, now: Instant) {
         if let Some(limit) = hints.limit.filter(|limit| *limit > 0) {
             self.told_limit = Some((limit, now + LIMIT_LASTS));
@@ -334,15 +351,15 @@ impl Window {
         if let Some((_, resets_at)) = balance {
             self.resets.watch(resets_at, now);
         }
-        // Also where the refusal tells nothing of a balance.
+        // A refusal counts even if its headers do not say what is left.
         if hints.throttled && self.resets.slide {
             self.refused += 1;
         }
         if let Some((remaining, resets_at)) = balance {
             let ours = self.ours(remaining, now);
             let remaining = remaining.saturating_sub(self.all_in_flight().saturating_sub(1));
-            // Answers overtake each other: within one window only the lowest count is true. Where the
-            // reset moves on, it is another window, or one that slides.
+            // Because answers overtake each other, only the lowest count of a window is true. If
+            // the reset has moved on, the answer is about another window, or the window slides.
             let same_window = |told: &Balance| {
                 resets_at < told.resets_at + JITTER && told.resets_at < resets_at + MINUTE / 2
             };
@@ -377,8 +394,9 @@ impl Window {
 // === impl Resets ===
 
 impl Resets {
-    /// Finds out whether the window slides, now that a reset is told. Of one that stands still it comes
-    /// nearer, and the next one is a whole window later; of one that slides it is a whole minute away each time.
+    /// Finds out from a newly named reset whether the window slides. The reset of a fixed window
+    /// comes nearer, and the next reset is a whole window later. The reset of a sliding window is
+    /// a whole minute away each time.
     fn watch(&mut self, resets_at: Instant, now: Instant) {
         let before = self.anchor.filter(|(_, before)| now + JITTER < *before);
         let Some((told_at, before)) = before else {
@@ -402,7 +420,8 @@ impl Resets {
             self.slide = slid;
             self.contrary = 0;
         }
-        // A single answer that is odd is nothing to compare with.
+        // While the window is treated as sliding, later resets are not compared with that of an
+        // odd answer.
         if slid || !self.slide {
             self.anchor = Some((now, resets_at));
         }
@@ -413,8 +432,8 @@ fn count(requests: usize) -> u32 {
     u32::try_from(requests).unwrap_or(u32::MAX)
 }
 
-/// When a request that was answered is forgotten. With requests in flight but none answered there
-/// is nothing to wait for but them.
+/// Returns the time at which an answered request is forgotten. If there is none, all requests are
+/// in flight, and the caller tries again a moment later.
 fn later(answered: Option<&(Instant, Urgency)>, now: Instant) -> Instant {
     answered.map_or(now + Duration::from_millis(100), |(at, _)| *at + MINUTE)
 }
@@ -432,7 +451,8 @@ impl Allowance {
         }
     }
 
-    /// Waits for a request to become free. `waited` is told of the time while it goes by.
+    /// Waits until a request is free. `waited` is called with the time that was waited, also
+    /// during the wait.
     pub(super) async fn acquire(
         &self,
         urgency: Urgency,
@@ -452,7 +472,8 @@ impl Allowance {
             Urgency::Background => &self.background,
         };
         let mut turn = pin!(queue.lock());
-        // It is polled on after a look, so that the place in the queue is kept.
+        // The same future is polled again after each timeout, so that the caller keeps its place
+        // in the queue.
         let _turn = loop {
             match tokio::time::timeout(LOOK_AGAIN, &mut turn).await {
                 Ok(turn) => break turn,
@@ -476,7 +497,7 @@ impl Allowance {
 
     fn take(&self, now: Instant, urgency: Urgency) -> Result<(), Instant> {
         let reserved = self.reserved.load(Ordering::Relaxed);
-        // Whoever waits holds the turn of its queue.
+        // A queue is locked if a caller waits in it.
         let waits = |queue: &tokio::sync::Mutex<()>| queue.try_lock().is_err();
         let full_reads_wait = waits(&self.background);
         let polls_wait = waits(&self.polls) || waits(&self.news);
@@ -499,7 +520,7 @@ impl Allowance {
         self.window.lock().learn(hints, Instant::now());
     }
 
-    /// Keeps as many requests a minute free as a poll every `interval` needs.
+    /// Reserves as many requests a minute as a poll every `interval` needs.
     pub(super) fn reserve(self: &Arc<Self>, interval: Duration) -> Reservation {
         let a_minute = MINUTE.as_secs_f64() / interval.as_secs_f64().max(0.001);
         let milli = (a_minute * 1000.0).min(1e6) as u32;

@@ -1,9 +1,10 @@
 //! The token of an account: obtained by one request at a time, cached, renewed before it runs
 //! out, and asked for once more where the API no longer accepts it.
 //!
-//! OpsRamp seems to share one token among all who use a key and to tell its *remaining* life, so
-//! asking again can bring the same token back. A token that is refused and came back unchanged is not
-//! asked for again before a pause is over: it may have died, and the endpoint not know of it yet.
+//! OpsRamp seems to share one token among all users of a key, and to state its *remaining* life.
+//! So another request can bring the same token back. If a refused token comes back unchanged, no
+//! other is requested before a pause is over: the token may have died without the endpoint knowing
+//! it yet.
 
 use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 
@@ -14,18 +15,19 @@ use tokio_util::task::AbortOnDropHandle;
 use super::error::Error;
 use crate::secret::Secret;
 
-/// A renewal begins when this part of the life is left, …
+/// The part of a token's life that is left when its renewal begins (the margin).
 const MARGIN: f64 = 0.1;
-/// … spread over this part of the margin, so that replicas do not ask together, …
+/// The part of the margin over which renewals are spread, so that replicas do not ask together.
 const MARGIN_JITTER: f64 = 0.5;
-/// … and the margin before the jitter is no longer than this.
+/// The longest margin, before the jitter.
 const MAX_MARGIN: Duration = Duration::from_secs(5 * 60);
 /// The first pause after a failed request; it doubles up to [`MAX_PAUSE`].
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
 /// The longest pause after failed requests.
 const MAX_PAUSE: Duration = Duration::from_secs(5 * 60);
-/// A token that was refused although it is new is not replaced sooner, nor one that came back
-/// unchanged. For that one the pause doubles up to [`MAX_PAUSE`] while nobody has it accepted.
+/// The pause before a token is replaced again that is new but was refused, or that came back
+/// unchanged. For an unchanged token the pause doubles, up to [`MAX_PAUSE`], while the API accepts
+/// it from no caller.
 const REFUSAL_PAUSE: Duration = Duration::from_secs(30);
 /// The pause for one refuser (an endpoint, for a tenant) that refuses the new token too, while others accept it: its
 /// requests lack a right, and another token would not help.
@@ -37,29 +39,29 @@ pub(super) struct Grant {
     pub(super) token: Secret,
     /// How long the token still lives.
     pub(super) life: Duration,
-    /// The scope, where the answer tells.
+    /// The scope, if the answer states it.
     pub(super) scope: Option<String>,
     /// How long the request took.
     pub(super) took: Duration,
 }
 
-/// The credentials a request is made with.
+/// The credentials with which a token is requested.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Credentials {
     pub(super) id: Secret,
     pub(super) secret: Secret,
 }
 
-/// Asks for tokens: reads the credentials, and makes the request.
+/// Reads the credentials, and requests tokens with them.
 pub(super) trait Issuer: Send + Sync + 'static {
-    /// The credentials as they are now.
+    /// Reads the credentials as they are now.
     fn credentials(&self) -> impl Future<Output = Result<Credentials, Error>> + Send;
-    /// One request.
+    /// Makes one token request.
     fn request(
         &self,
         credentials: &Credentials,
     ) -> impl Future<Output = Result<Grant, Error>> + Send;
-    /// Takes note that nothing could be requested, for the credentials cannot be read.
+    /// Notes that no token could be requested because the credentials cannot be read.
     fn lacks_credentials(&self);
 }
 
@@ -73,20 +75,20 @@ pub(super) struct Token {
     took: Duration,
 }
 
-/// The cache of one account.
+/// The token cache of one account.
 #[derive(Debug)]
 pub(super) struct Tokens<I> {
     shared: Arc<Shared<I>>,
-    /// The last renewal, which ends with the cache.
+    /// The last renewal. It is aborted when the cache is dropped.
     renewal: Mutex<Option<AbortOnDropHandle<()>>>,
 }
 
-/// What renewals share with those who need a token at once.
+/// The state that renewals share with callers that need a token at once.
 #[derive(Debug)]
 struct Shared<I> {
     account: Arc<str>,
     issuer: I,
-    /// Held while a request is under way.
+    /// Held while a token request is under way.
     turn: Arc<tokio::sync::Mutex<()>>,
     state: Mutex<State>,
 }
@@ -94,13 +96,14 @@ struct Shared<I> {
 #[derive(Debug, Default)]
 struct State {
     current: Option<Token>,
-    /// The last failure, until it may be tried again.
+    /// The last failure, unless a request has succeeded since.
     failure: Option<Failure>,
     /// A token that was refused and came back unchanged.
     unchanged: Option<Unchanged>,
     /// When a refused token was last replaced, unless its successor has been accepted since.
     replaced_at: Option<Instant>,
-    /// When a token was last replaced because of this refuser, unless it has accepted one since.
+    /// When a token was last replaced because of each refuser, unless the refuser has accepted a
+    /// token since.
     replaced_for: HashMap<Refuser, Instant>,
     /// Whether the current token has been accepted since it was last obtained.
     is_accepted: bool,
@@ -109,7 +112,7 @@ struct State {
 #[derive(Debug)]
 struct Unchanged {
     secret: Secret,
-    /// What brought it.
+    /// The credentials with which the token was requested.
     credentials: Credentials,
     at: Instant,
     pause: Duration,
@@ -142,8 +145,8 @@ impl<I: Issuer> Tokens<I> {
         }
     }
 
-    /// A token that has not run out, requested where there is none. While one still lives, it is
-    /// renewed beside, and nobody waits for that.
+    /// Returns a token that has not run out. Requests one if there is none. While a token lives,
+    /// it is renewed in the background, and no caller waits for the renewal.
     pub(super) async fn get(&self) -> Result<Token, Error> {
         let now = Instant::now();
         let current = self.shared.state.lock().current.clone();
@@ -171,7 +174,8 @@ impl<I: Issuer> Tokens<I> {
         }
     }
 
-    /// A lost renewal is repeated at the next call, after the failure's pause.
+    /// Begins a renewal in the background, unless a token request is under way. If the renewal
+    /// fails, the first call after the failure's pause repeats it.
     fn begin_renewal(&self) {
         let mut last = self.renewal.lock();
         let Ok(turn) = Arc::clone(&self.shared.turn).try_lock_owned() else {
@@ -184,15 +188,15 @@ impl<I: Issuer> Tokens<I> {
         })));
     }
 
-    /// Says that the API refused `token`. Brings another one to try once, or `None` where there
-    /// is none to be had.
+    /// Records that the API refused `token`. Returns another token to try once, or `None` if no
+    /// other can be had at present.
     pub(super) async fn replace(
         &self,
         token: &Token,
         refuser: Refuser,
     ) -> Result<Option<Token>, Error> {
         let now = Instant::now();
-        // What is known already need not wait for a request that hangs.
+        // If the outcome is known already, the caller need not wait for a request that hangs.
         if let Some(known) = self.shared.state.lock().successor(token, &refuser) {
             return Ok(known);
         }
@@ -208,8 +212,9 @@ impl<I: Issuer> Tokens<I> {
                 unchanged.secret == token.secret
                     && credentials.as_ref().ok() == Some(&unchanged.credentials)
             });
-            // That somebody has it accepted ends the doubling, not the pause: of an API that takes a
-            // token now and then, every refusal would else cost a request.
+            // If the API accepts the token from some caller, the doubling ends, but not the pause.
+            // Otherwise, if the API accepts a token only now and then, every refusal would cost a
+            // token request.
             let last = unchanged
                 .filter(|_| !state.is_accepted)
                 .map(|unchanged| unchanged.pause);
@@ -239,14 +244,15 @@ impl<I: Issuer> Tokens<I> {
         Ok(Some(next))
     }
 
-    /// Says that the API accepted `token`, though it might have been a refuser.
+    /// Records that the API accepted `token` at this endpoint, for this tenant: if it was a
+    /// refuser, it is one no more.
     pub(super) fn accepted(&self, token: &Token, endpoint: &'static str, tenant: &str) {
         let mut state = self.shared.state.lock();
         if !state.replaced_for.is_empty() {
             state.replaced_for.remove(&(endpoint, tenant.into()));
         }
         if (state.replaced_at.is_some() || !state.is_accepted)
-            // Not one that was sent before the same token was obtained once more.
+            // A token that was sent before the same token was obtained once more does not count.
             && state.current.as_ref().is_some_and(|current| {
                 current.secret == token.secret && current.expires_at == token.expires_at
             })
@@ -260,14 +266,14 @@ impl<I: Issuer> Tokens<I> {
 // === impl Shared ===
 
 impl<I: Issuer> Shared<I> {
-    /// Brings the token that comes after the one in use. Called with the turn held.
+    /// Replaces the token in use if its renewal is due. Called with the turn held.
     async fn renew(&self) {
         let is_due = |token: &Token| token.renew_at <= Instant::now();
-        // Somebody may have done it a moment ago.
+        // Another caller may have renewed the token a moment ago.
         if !self.state.lock().current.as_ref().is_some_and(is_due) {
             return;
         }
-        // Nobody else hears of it as long as the token lives.
+        // While the token lives, no caller sees a failure of the renewal. So it is logged here.
         let credentials = self.issuer.credentials().await;
         if let Err(error) = self.request_unless_failing(&credentials).await
             && !error.is_echo()
@@ -280,7 +286,8 @@ impl<I: Issuer> Shared<I> {
         }
     }
 
-    /// Makes a request, unless the last one failed too short a time ago. Called with the turn held.
+    /// Makes a token request, unless the pause after the last failure is not over. Called with the
+    /// turn held.
     async fn request_unless_failing(
         &self,
         credentials: &Result<Credentials, Error>,
@@ -288,12 +295,13 @@ impl<I: Issuer> Shared<I> {
         let pause = {
             let state = self.state.lock();
             match &state.failure {
-                // New credentials need not wait for what happened to the old ones.
+                // The pause holds for the credentials that failed. New ones need not wait.
                 Some(failure)
                     if failure.credentials.as_ref() == credentials.as_ref().ok()
                         && Instant::now() < failure.until =>
                 {
-                    // What is the matter with a file may have changed meanwhile.
+                    // If the credentials cannot be read, the reason may have changed since the
+                    // last failure.
                     let error = credentials.as_ref().err().unwrap_or(&failure.error);
                     return Err(Error::Echo(Arc::new(error.clone())));
                 }
@@ -348,8 +356,9 @@ impl<I: Issuer> Shared<I> {
 // === impl State ===
 
 impl State {
-    /// So that all who waited for a request that failed share its failure: had each to find out anew,
-    /// the last of many would wait for as many credentials that do not come.
+    /// Returns the last failure as an error if it happened after `began`. So all callers that
+    /// waited for a request share its failure. If each tried anew, the last of many would wait for
+    /// credentials that do not come as many times.
     fn has_not_failed_since(&self, began: Instant) -> Result<(), Error> {
         match &self.failure {
             Some(failure) if failure.at > began => {
@@ -359,8 +368,8 @@ impl State {
         }
     }
 
-    /// What there is instead of a token that was refused, or that there is to be none yet. `None` where
-    /// it has to be asked for.
+    /// Returns what is known about a successor of a refused token: the successor, or `Some(None)`
+    /// if it is too early to request one. `None` if one has to be requested.
     fn successor(&self, token: &Token, refuser: &Refuser) -> Option<Option<Token>> {
         if let Some(current) = &self.current
             && current.secret != token.secret
@@ -399,17 +408,17 @@ impl Token {
         }
     }
 
-    /// How long it still lives.
+    /// Returns how long the token still lives.
     pub(super) fn remaining(&self) -> Duration {
         self.expires_at.saturating_duration_since(Instant::now())
     }
 
-    /// How long its request took.
+    /// Returns how long the token request took.
     pub(super) fn took(&self) -> Duration {
         self.took
     }
 
-    /// Its scope, where the endpoint told.
+    /// Returns the token's scope, if the endpoint stated it.
     pub(super) fn scope(&self) -> Option<&str> {
         self.scope.as_deref()
     }
@@ -426,13 +435,13 @@ mod tests {
     #[derive(Debug, Default)]
     struct Conduct {
         asked: u64,
-        /// Else every token is another one.
+        /// The token that is handed out each time. If `None`, every token is a new one.
         gives: Option<&'static str>,
-        /// Whether it answers nothing.
+        /// Whether the server does not answer.
         hangs: bool,
         /// Whether the files of the credentials cannot be read in time.
         is_without_credentials: bool,
-        /// How often that was noted.
+        /// How often the lack of credentials was noted.
         lacked: u64,
     }
 
@@ -490,7 +499,8 @@ mod tests {
         }
     }
 
-    /// Asks an API for a tenant, and once more where a new token is to be had. Whether it was accepted.
+    /// Asks the API for a tenant, and once more if a new token can be had. The API accepts tokens
+    /// for which `may` is true. Returns whether a token was accepted.
     async fn ask(tokens: &Tokens<Server>, tenant: &str, may: impl Fn(&Secret) -> bool) -> bool {
         let mut token = tokens.get().await.unwrap();
         if !may(&token.secret) {
@@ -517,7 +527,7 @@ mod tests {
             tokio::time::advance(Duration::from_secs(5)).await;
         }
         assert_eq!(server.asked(), 2);
-        // Where the others are refused as well, it is the token.
+        // If the others are refused as well, the token is the cause.
         ask(&tokens, "client_1", |_| false).await;
         assert_eq!(server.asked(), 3);
     }
@@ -565,7 +575,7 @@ mod tests {
         assert!(ask(&tokens, "client_1", |_| true).await);
         assert!(!ask(&tokens, "client_1", |_| false).await);
         assert!(ask(&tokens, "client_1", |_| true).await);
-        // Nor one of who lacks a right.
+        // Nor does the refusal of a tenant that lacks a right.
         for _ in 0..100 {
             assert!(!ask(&tokens, "client_2", |_| false).await);
             assert!(ask(&tokens, "client_1", |_| true).await);
@@ -632,7 +642,7 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
         server.conduct().is_without_credentials = false;
-        // The last renewal is to fail, the next one to be made.
+        // First the renewal under way fails, then the next one is made.
         for _ in 0..2 {
             tokens.get().await.unwrap();
             tokio::time::sleep(Duration::from_secs(6)).await;

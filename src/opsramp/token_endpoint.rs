@@ -20,16 +20,16 @@ use crate::{
     secret::{Secret, SecretSource},
 };
 
-/// The largest answer of the token endpoint.
+/// The largest answer of the token endpoint, in bytes.
 const MAX_TOKEN_ANSWER: u64 = 64 * 1024;
-/// A token whose answer does not tell its life is used for so long.
+/// The life of a token whose answer does not state one.
 const UNTOLD_LIFE: Duration = Duration::from_secs(300);
-/// No token is asked for more often than this, however short its life.
+/// The shortest life that is believed, so that tokens are not requested more often than this.
 const MIN_LIFE: Duration = Duration::from_secs(1);
-/// No life is believed to be longer.
+/// The longest life that is believed.
 const MAX_LIFE: Duration = Duration::from_secs(30 * 24 * 60 * 60);
 
-/// Where tokens come from, asked over HTTP.
+/// The token endpoint, asked over HTTP.
 #[derive(Debug)]
 pub(super) struct TokenEndpoint {
     http: Http,
@@ -47,7 +47,7 @@ struct TokenAnswer {
     scope: Option<serde_json::Value>,
 }
 
-/// A token, its life, and its scope where the endpoint told.
+/// A token, its life, and its scope if the endpoint stated it.
 pub(super) type IssuedToken = (Secret, Duration, Option<String>);
 
 // === impl TokenEndpoint ===
@@ -123,7 +123,8 @@ impl TokenEndpoint {
         }
     }
 
-    /// As messages name it: with its host where that is not the API's, for the secret was sent to it.
+    /// Returns the endpoint's name for messages. If its host is not the API's, the name includes
+    /// the host, because the secret was sent there.
     fn name(&self) -> String {
         let url = Url::parse(&self.http.options.token_url).ok();
         let host = self.http.host(url.as_ref());
@@ -150,7 +151,8 @@ impl TokenEndpoint {
             .await
         {
             Ok(answer) => answer,
-            // One whose connection ends is not sent again: it changes something.
+            // A token request whose connection ends is not sent again, because it may have changed
+            // something on the server.
             Err(Failed { status, error, .. }) => return (status, Err(error)),
         };
         Http::tell_time(&headers, &*self.observer);
@@ -185,7 +187,7 @@ impl TokenEndpoint {
 }
 
 pub(super) fn read_token(body: &[u8]) -> Result<IssuedToken, Error> {
-    // No excerpt: the body of a success holds the token, in whatever form.
+    // No excerpt, because the body of a success holds the token in some form.
     let problem = |what: &str| Error::Decode {
         endpoint: Endpoint::Token.as_str(),
         what: what.to_owned(),
@@ -203,7 +205,7 @@ pub(super) fn read_token(body: &[u8]) -> Result<IssuedToken, Error> {
         _ => None,
     };
     let life = life
-        // `NaN` can be written as a text, and where -1 means for ever nobody can tell.
+        // A text can be `NaN`. And -1 may mean "for ever" or not: the API does not say.
         .filter(|seconds: &f64| seconds.is_finite() && *seconds >= 0.0)
         .map_or(UNTOLD_LIFE, |seconds| {
             Duration::from_secs_f64(seconds.min(MAX_LIFE.as_secs_f64()))

@@ -1,7 +1,7 @@
-//! What an answer's headers say of the allowance.
+//! What an answer's headers say about the allowance.
 //!
-//! Points in time that the server tells are turned into durations by the server's own `Date`, so that clocks may
-//! differ.
+//! Points in time are turned into durations by the answer's own `Date`, so that the server's clock
+//! may differ from ours.
 
 use std::time::Duration;
 
@@ -9,10 +9,10 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{http_date, opsramp::RateLimit};
 
-/// A reset below this is no time since 1970, but the seconds that are left.
+/// A reset below this number is not a time since 1970 but the number of seconds that are left.
 const SECONDS_LEFT: i64 = 24 * 60 * 60;
-/// By how much the server's clock may seem to differ from ours while an answer is under way, and where its
-/// seconds are cut off.
+/// By how much the server's clock may seem to differ from ours only because an answer is under way
+/// for some time and its `Date` is cut off to whole seconds.
 const CLOCKS_DIFFER: Duration = Duration::from_secs(2);
 
 /// What an answer says about the allowance.
@@ -20,9 +20,9 @@ const CLOCKS_DIFFER: Duration = Duration::from_secs(2);
 pub(in crate::opsramp) struct Hints {
     pub(in crate::opsramp) limit: Option<u32>,
     pub(in crate::opsramp) remaining: Option<u32>,
-    /// Time to the reset, by the server's own clock.
+    /// The time until the reset, by the server's own clock.
     pub(in crate::opsramp) resets_in: Option<Duration>,
-    /// The reset by our clock, for the metrics: whoever reads them compares it with a clock of ours.
+    /// The reset by our clock. It is for the metrics, whose readers compare it with our clock.
     pub(in crate::opsramp) reset_at: Option<Timestamp>,
     /// `Retry-After`, in either form; at most five minutes.
     pub(in crate::opsramp) retry_after: Option<Duration>,
@@ -38,7 +38,8 @@ impl Hints {
                 .ok()
                 .map(|value| value.trim().trim_matches('"').trim())
         };
-        // What is in trouble itself, or a gateway before the API, may speak of an allowance of its own.
+        // A 5xx answer may come from a server in trouble, or from a gateway before the API. Its
+        // headers may be about another allowance.
         let told = |name: &str| text(name).filter(|_| status < 500);
         let number = |name: &str| told(name)?.parse::<u32>().ok();
         let server_now = text("date").and_then(http_date::parse).unwrap_or(now);
@@ -51,14 +52,15 @@ impl Hints {
                     .ok(),
                 _ => Timestamp::from_second(number).ok(),
             });
-        // One that has passed tells nothing.
+        // A reset in the past says nothing.
         let until = |at: Timestamp| Duration::try_from(at.duration_since(server_now)).ok();
         let retry_after =
             text("retry-after").and_then(|value| http_date::retry_after(value, server_now));
         Self {
             limit: number("x-ratelimit-limit"),
             remaining: number("x-ratelimit-remaining"),
-            // `Date` and the reset are whole seconds, each cut off: one more is surely enough.
+            // `Date` and the reset are both cut off to whole seconds, so one more second is surely
+            // enough.
             resets_in: reset_at
                 .and_then(until)
                 .map(|wait| wait + Duration::from_secs(1)),

@@ -15,7 +15,7 @@ fn headers(pairs: &[(&'static str, &str)]) -> http::HeaderMap {
         .collect()
 }
 
-/// What the server says is left, and in how many seconds it starts anew.
+/// The hints of a server that has `remaining` requests left and starts anew in `seconds`.
 fn told(remaining: u32, seconds: u64) -> Hints {
     Hints {
         remaining: Some(remaining),
@@ -56,7 +56,7 @@ fn a_reset_that_has_passed_tells_no_wait() {
     assert_eq!(resets_in("1772359201"), Some(2 * second));
     assert_eq!(resets_in("1772359200"), Some(second));
     assert_eq!(resets_in("1772359199"), None);
-    // The seconds that are left.
+    // Small numbers are the seconds that are left.
     assert_eq!(resets_in("20"), Some(21 * second));
     assert_eq!(resets_in("86399"), Some(86_400 * second));
     assert_eq!(resets_in("86400"), None);
@@ -75,7 +75,8 @@ fn the_reset_is_shown_by_our_own_clock() {
     };
     assert_eq!(reset_at("1772359220", 0), 20);
     assert_eq!(reset_at("20", 0), 20);
-    // As the server tells it, where the difference may be the way of the answer.
+    // The server's time is kept if the clocks may seem to differ only because the answer was under
+    // way.
     assert_eq!(reset_at("1772359220", 2), 20);
     assert_eq!(reset_at("1772359220", 3600), 3620);
     assert_eq!(reset_at("20", 3600), 3620);
@@ -255,17 +256,17 @@ fn a_window_that_slides_does_not_run_out() {
     }
 }
 
-/// What a server counts.
+/// What a server counts, and which reset it names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Counts {
-    /// The last minute's requests. As the reset it tells when that minute will be over.
+    /// The requests of the last minute. The reset is always a minute away.
     TheLastMinute,
-    /// What is in a bucket that leaks. As the reset it tells when that will be empty.
+    /// The requests in a leaky bucket. The reset is the time at which the bucket will be empty.
     ABucket,
 }
 
-/// A server that counts so, beside so many of others' a minute. When polls came through that were asked
-/// for as often as possible, at `wanted` a minute.
+/// Simulates a server where other programs make `others` requests a minute. We try as many polls
+/// as possible, up to `wanted` a minute. Returns when each of them was made.
 fn beside_others(counts: Counts, others: u32, wanted: f64) -> Vec<Duration> {
     let (start, latency) = (Instant::now(), Duration::from_millis(200));
     let mut window = Window::new(50);
@@ -326,7 +327,8 @@ fn where_the_window_slides_or_a_bucket_leaks_what_others_leave_is_ours_and_comes
     }
 }
 
-/// What is known of the window after answers: when each comes, and the reset that it tells.
+/// Returns a window that has learned from these answers, each given as the time when it comes and
+/// the reset that it names.
 fn after_answers(answers: &[(u64, u64)]) -> Window {
     let start = Instant::now();
     let mut window = Window::new(50);
@@ -337,7 +339,8 @@ fn after_answers(answers: &[(u64, u64)]) -> Window {
     window
 }
 
-/// As many answers, every so often, from then on, that tell a reset that far away.
+/// Returns `answers` answers from the time `from` on, `apart` seconds apart, each with a reset
+/// `away` seconds away.
 fn each(from: u64, apart: u64, answers: u64, away: u64) -> Vec<(u64, u64)> {
     let at = (0..answers).map(|number| from + number * apart);
     at.map(|at| (at, at + away)).collect()
@@ -354,7 +357,7 @@ fn a_window_slides_where_its_reset_moves_on_with_the_time() {
     assert_eq!(slides(&each(0, 5, 5, 57)), (true, Some(31)));
     assert_eq!(slides(&each(0, 2, 8, 60)), (false, None));
     assert_eq!(slides(&each(0, 2, 9, 60)), (true, Some(31)));
-    // One answer is no proof, two are.
+    // One contrary answer is no proof, two are.
     let slid = each(0, 5, 5, 60);
     let and = |more: &[(u64, u64)]| slides(&[&slid, more].concat());
     assert_eq!(and(&[(25, 80)]), (true, Some(31)));
@@ -364,16 +367,16 @@ fn a_window_slides_where_its_reset_moves_on_with_the_time() {
         slides(&[(0, 60), (5, 61), (30, 60), (57, 60)]),
         (false, None)
     );
-    // One that stands still, window after window.
+    // Fixed windows, one after the other.
     let still: Vec<_> = (0..60).map(|at| (at * 7, (at * 7 / 60 + 1) * 60)).collect();
     for answers in 1..still.len() {
         assert_eq!(slides(&still[..answers]), (false, None), "{answers}");
     }
-    // The same, asked once in each window, right after its reset.
+    // Fixed windows that are asked once each, right after the reset.
     assert_eq!(slides(&each(1, 60, 9, 59)), (false, None));
-    // One of an hour, whose reset is told as no further than five minutes away.
+    // A window of an hour: the reset counts as five minutes away at most.
     assert_eq!(slides(&each(0, 5, 9, 3600)), (false, None));
-    // Two that count each for itself.
+    // Two fixed windows that are counted separately.
     let two: Vec<_> = (0..12)
         .map(|at| (at * 5, [60, 65][at as usize % 2]))
         .collect();
@@ -384,12 +387,12 @@ fn a_window_slides_where_its_reset_moves_on_with_the_time() {
 
 #[test]
 fn a_bucket_that_leaks_is_no_window_that_slides() {
-    // While it fills, its reset moves on with the time, and no further than a minute away.
+    // While the bucket fills, its reset moves on with time, but is never more than a minute away.
     let fills: Vec<_> = (0..10).map(|at| (at * 5, at * 10 + 8)).collect();
     for answers in 1..fills.len() {
         assert!(!after_answers(&fills[..answers]).resets.slide, "{answers}");
     }
-    // Where it stays at the same level, as well.
+    // The reset of a bucket that stays at the same level moves on as well.
     assert!(!after_answers(&each(0, 5, 20, 30)).resets.slide);
 }
 
@@ -499,7 +502,7 @@ fn a_rate_limit_is_shown_where_all_of_it_was_told() {
     assert_eq!(part.rate_limit(), None);
 }
 
-/// How many requests there are at once.
+/// Takes requests until none is free. Returns how many there were.
 fn at_once(window: &mut Window, now: Instant, urgency: Urgency, polls: u32) -> usize {
     std::iter::from_fn(|| window.take(now, urgency, polls).ok()).count()
 }
@@ -601,7 +604,7 @@ fn of_what_the_server_has_left_less_is_kept_as_the_reset_comes_near() {
     assert_eq!(at_once(&mut window, start, Urgency::Background, 20), 10);
     assert_eq!(at_once(&mut window, at(15), Urgency::Background, 20), 5);
     assert_eq!(window.take(at(15), Urgency::Background, 20), Err(at(30)));
-    // Also for the tenth that full reads have in any case.
+    // This also holds for the tenth that full reads always have.
     let mut window = Window::new(50);
     window.learn(&told(15, 60), start);
     assert_eq!(window.take(start, Urgency::Background, 20), Err(at(60)));
@@ -659,7 +662,7 @@ fn where_polls_need_everything_full_reads_have_a_tenth() {
     );
     assert_eq!(background(at(71)), Ok(()));
     assert_eq!(background(at(71)), Err(at(72)));
-    // With what polls leave it may do as it likes.
+    // Full reads may use everything that polls leave.
     assert_eq!(window.take(at(71), Urgency::Background, 34), Ok(()));
     assert_eq!(window.take(at(71), Urgency::Background, 34), Err(at(72)));
 }
@@ -692,7 +695,7 @@ async fn whoever_waits_for_another_to_have_a_turn_tells_of_it_meanwhile_and_keep
     for waited in &waited[..2] {
         assert!(waited.get() >= Duration::from_secs(9), "{waited:?}");
     }
-    // One that comes later does not overtake it.
+    // A caller that comes later does not overtake those that wait.
     let _permits = tokio::join!(wait(2), &mut first, &mut second);
     assert_eq!(began.elapsed().as_secs(), 20);
     assert_eq!(*served.borrow(), [0, 1, 2]);
@@ -709,7 +712,7 @@ fn polls_keep_apart_where_they_want_more_than_there_is() {
     assert_eq!(window.spacing(start, 46.0, true), MINUTE / 45);
     assert_eq!(window.spacing(start, 51.0, false), millis(1_200));
     assert_eq!(window.spacing(start, 51.0, true), MINUTE / 45);
-    // Others left ten of them, for half a minute.
+    // Other programs left ten requests, for half a minute.
     window.learn(&told(10, 30), start);
     assert_eq!(window.spacing(start, 22.0, false), Duration::ZERO);
     assert_eq!(window.spacing(start, 30.0, false), millis(3_000));
@@ -729,8 +732,8 @@ async fn polls_that_have_enough_do_not_wait() {
     }
 }
 
-/// So many searches want to be polled at an interval for ten minutes. When each of them, and
-/// full reads where there are any, had their turns.
+/// Lets `searches` searches be polled every `interval` for ten minutes. Returns when each search
+/// had its turns, and when full reads had theirs.
 async fn scarcity(
     limit: u32,
     searches: u32,
@@ -772,7 +775,7 @@ async fn searches_that_want_more_than_there_is_are_polled_evenly_and_full_reads_
         let share = if full_reads { 45.0 } else { 50.0 };
         let expected = MINUTE.mul_f64(10.0 / share);
         for turns in &polls {
-            // In the first minute full reads are ahead.
+            // In the first minute, full reads use their tenth at once.
             let settled = turns
                 .iter()
                 .filter(|turn| (MINUTE..9 * MINUTE).contains(*turn));
@@ -813,7 +816,7 @@ async fn polls_and_full_reads_take_turns_where_there_are_hardly_any_requests() {
 }
 
 proptest! {
-    /// Whatever the pace, the server never counts more than the limit in any minute, when
+    /// Whatever the pace, the server never counts more than the limit in any minute, even if
     /// requests arrive at any moment between being sent and being answered.
     #[test]
     fn no_minute_holds_more_than_the_limit(
@@ -831,7 +834,7 @@ proptest! {
             let urgency = [Urgency::Poll, Urgency::News, Urgency::Background][urgency];
             match window.take(now, urgency, polls) {
                 Ok(()) => {
-                    // The server counts it when it arrives.
+                    // The server counts a request when it arrives.
                     let latency = Duration::from_millis(latency);
                     arrivals.push(now + latency.mul_f64(way));
                     now += latency;
