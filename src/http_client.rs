@@ -1,4 +1,4 @@
-//! What the HTTP clients have in common, those of the API and of OTLP receivers above all.
+//! What the HTTP clients have in common, above all those of the API and of OTLP receivers.
 
 use http::{HeaderMap, Uri, header::CONTENT_ENCODING};
 use hyper_util::client::proxy::matcher::Matcher;
@@ -6,9 +6,10 @@ use reqwest::{ClientBuilder, redirect, retry};
 
 use crate::{names::Resolver, proxy};
 
-/// What all clients have in common. A redirect might lead secrets anywhere.
+/// Returns a builder with what all clients have in common. Redirects are not followed, because
+/// they might lead secrets anywhere.
 pub(crate) fn bare() -> ClientBuilder {
-    // A process has one; it does not matter who was first.
+    // A process has one provider, and it does not matter who has installed it first.
     rustls::crypto::ring::default_provider()
         .install_default()
         .ok();
@@ -21,8 +22,8 @@ pub(crate) fn bare() -> ClientBuilder {
         .redirect(redirect::Policy::none())
 }
 
-/// A client that is for these URLs, the proxy's among them where one is configured. Who repeats what
-/// failed, and whether, is for its user.
+/// Returns a builder of a client for these URLs, including the URL of a configured proxy. The
+/// client does not repeat failed requests: its user decides about that.
 pub(crate) fn builder(urls: &[&str]) -> ClientBuilder {
     let builder = bare().retry(retry::never()).dns_resolver(Resolver);
     let builder = if proxy::are_switched_off() {
@@ -34,12 +35,13 @@ pub(crate) fn builder(urls: &[&str]) -> ClientBuilder {
     if urls.iter().any(|url| needs_tls(url, &environment)) {
         builder
     } else {
-        // A machine without CA certificates can talk plain HTTP all the same.
+        // Without roots to load, plain HTTP also works on a machine that has no CA certificates.
         builder.tls_certs_only([])
     }
 }
 
-/// Whether a body is compressed: the names of codings have no case, and the old one means the same.
+/// Whether a body is compressed with gzip. Names of codings are case-insensitive, and the old name
+/// `x-gzip` means the same.
 pub(crate) fn is_gzip(headers: &HeaderMap) -> bool {
     let coding = headers.get(CONTENT_ENCODING).map(|value| value.as_bytes());
     let coding = coding.unwrap_or_default().trim_ascii();
@@ -51,7 +53,7 @@ pub(crate) fn is_gzip(headers: &HeaderMap) -> bool {
 /// Whether TLS is spoken with the server of a URL, or with the proxy before it.
 fn needs_tls(url: &str, proxies: &Matcher) -> bool {
     let is_https = |uri: &Uri| uri.scheme_str() == Some("https");
-    // The client says what is wrong with one that cannot be read.
+    // The client itself reports a URL that cannot be parsed.
     url.parse().map_or(true, |url: Uri| {
         is_https(&url)
             || proxies

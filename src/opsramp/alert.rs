@@ -1,8 +1,8 @@
 //! The Alert object, read leniently and mostly without copying.
 //!
-//! Only `uniqueId` is needed. Every other member may be missing, null, empty or of a
-//! neighbouring type, or a number that is too large; an item that is no alert at all is counted, and
-//! does not spoil its page.
+//! Only `uniqueId` is needed. Every other member may be missing, null, empty, of a neighbouring
+//! type, or a number that is too large. An item that is no alert at all is counted, and does not
+//! spoil its page.
 
 use std::{borrow::Cow, fmt};
 
@@ -15,7 +15,7 @@ use serde_json::value::RawValue;
 
 use crate::excerpt::truncate;
 
-/// An alert as the API gives it. Texts are `None` where the API gave nothing or an empty text.
+/// An alert as the API gives it. Texts are `None` if the API gave nothing or an empty text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Alert<'a> {
     /// `uniqueId`.
@@ -58,7 +58,7 @@ pub struct Alert<'a> {
     pub client_id: Text<'a>,
     /// `tenantName`.
     pub client_name: Text<'a>,
-    /// `acknowledged`, where `status` says nothing.
+    /// `acknowledged`, for the case that `status` says nothing.
     pub acknowledged: bool,
     /// `suppressed` or `permanentlySuppressed`.
     pub suppressed: bool,
@@ -91,23 +91,25 @@ pub struct Resource<'a> {
     pub resource_type: Text<'a>,
 }
 
-/// A text, or nothing: empty, null, missing and of another kind are all nothing. Numbers and
-/// booleans are read as texts.
+/// A text. `None` if it is missing, null, empty or of another type. Numbers and booleans are read
+/// as texts.
 pub type Text<'a> = Option<Cow<'a, str>>;
 
-/// The longest `uniqueId`, in bytes: they are numbers or UUIDs.
+/// The longest `uniqueId`, in bytes. Real ids are numbers or UUIDs.
 const MAX_ID: usize = 512;
-/// The longest text, in bytes; a longer one is cut and marked. The description has a limit of its
+/// The longest text, in bytes. A longer text is cut and marked. The description has a limit of its
 /// own, which can be configured.
 const MAX_TEXT: usize = 16 * 1024;
-/// The same of a state, a status or a client's name: each is kept, and becomes a label.
+/// The longest state, status or client's name, in bytes. These are kept in memory, and become
+/// labels.
 const MAX_WORD: usize = 256;
-/// The number from which on an `f64` leaves out integers.
+/// The number from which on an `f64` cannot represent all integers.
 const MAX_EXACT: f64 = (1u64 << f64::MANTISSA_DIGITS) as f64;
-/// The number from which on a date counts milliseconds, not seconds: as these it is in the year 5138.
+/// The number from which on a date counts milliseconds, not seconds. In seconds, this number would
+/// be in the year 5138.
 const MIN_MILLISECONDS: i64 = 100_000_000_000;
 
-/// Whether it can be an id. One with U+0000 could not be stored everywhere.
+/// Whether a text can be an id. An id with U+0000 could not be stored in every database.
 pub(super) fn is_id(text: &str) -> bool {
     (1..=MAX_ID).contains(&text.len()) && !text.contains('\0')
 }
@@ -131,8 +133,9 @@ pub fn parse_time(text: &str) -> Option<Timestamp> {
 // === impl Alert ===
 
 impl Alert<'_> {
-    /// Why an alert with this status is no longer open, as a word for the record: the status in
-    /// lower case, else what the flags say. `None` while nobody has acted on it.
+    /// Returns why an alert with this status is no longer open, as a word for the record: the
+    /// status in lower case, otherwise the flag that is set. `None` if nobody has acted on the
+    /// alert.
     #[must_use]
     pub fn departure_reason(&self) -> Option<String> {
         let status = self.status.as_deref().map(str::trim).unwrap_or_default();
@@ -162,7 +165,7 @@ impl Alert<'_> {
     }
 }
 
-/// Reads an alert. `None` where the JSON is none.
+/// Reads an alert. `None` if the JSON is valid but is no alert.
 pub(super) fn read(json: &str) -> Result<Option<Alert<'_>>, serde_json::Error> {
     let read = |by_members| {
         let mut alert = Alert::default();
@@ -178,8 +181,8 @@ pub(super) fn read(json: &str) -> Result<Option<Alert<'_>>, serde_json::Error> {
     read(false).or_else(|error| read(true).map_err(|_| error))
 }
 
-/// Reads an element of `results` into an alert that is empty, and brings whether it was one: an object
-/// with a usable `uniqueId`.
+/// Reads an element of `results` into an empty alert. Returns whether the element was an alert: an
+/// object with a usable `uniqueId`.
 pub(super) struct Item<'s, 'a>(pub(super) &'s mut Alert<'a>);
 
 impl<'de> DeserializeSeed<'de> for Item<'_, 'de> {
@@ -260,8 +263,8 @@ impl<'de> Visitor<'de> for Item<'_, 'de> {
     }
 }
 
-/// Reads an alert member by member: slower, and one that cannot be read, such as `1e400`, is as if it were
-/// missing.
+/// Reads an alert member by member. This is slower, but a member that cannot be read, such as
+/// `1e400`, counts as missing.
 struct ByMembers<'s, 'a>(&'s mut Alert<'a>);
 
 impl<'de> Visitor<'de> for ByMembers<'_, 'de> {
@@ -290,7 +293,7 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Members<A> {
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, A::Error> {
         let member: &RawValue = self.0.next_value()?;
-        // What can be read as this can be read as anything else that a member is read as.
+        // A member that can be read as a resource can be read as any other type of a member.
         let readable = serde_json::from_str::<MaybeResource<'_>>(member.get()).is_ok();
         let text = if readable { member.get() } else { "null" };
         seed.deserialize(&mut serde_json::Deserializer::from_str(text))
@@ -298,12 +301,12 @@ impl<'de, A: MapAccess<'de>> MapAccess<'de> for Members<A> {
     }
 }
 
-/// The value of a member, as a text.
+/// Reads the value of a member as a text.
 pub(super) fn text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Text<'de>, A::Error> {
     cut_text(map, MAX_TEXT)
 }
 
-/// The same of what becomes a label.
+/// Reads the value of a member that becomes a label, as a shorter text.
 pub(super) fn word<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Text<'de>, A::Error> {
     cut_text(map, MAX_WORD)
 }
@@ -316,12 +319,12 @@ fn whole_text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Text<'de>, A::Error
     map.next_value::<Lenient<'de>>().map(|Lenient(text)| text)
 }
 
-/// Whether a member says yes.
+/// Reads a member that is true or false. A value that is neither counts as false.
 fn flag<'de, A: MapAccess<'de>>(map: &mut A) -> Result<bool, A::Error> {
     Ok(yes_or_no(map)? == Some(true))
 }
 
-/// A member that is true or false, in whatever way it is written. `None` where it is neither.
+/// Reads a member that is true or false, in whatever way it is written. `None` if it is neither.
 pub(super) fn yes_or_no<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<bool>, A::Error> {
     let is = |text: &str, words: &[&str]| words.iter().any(|word| text.eq_ignore_ascii_case(word));
     Ok(text(map)?.and_then(|text| match text.trim() {
@@ -331,7 +334,7 @@ pub(super) fn yes_or_no<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<bo
     }))
 }
 
-/// A key, borrowed where it has no escapes.
+/// A key, borrowed if it has no escapes.
 pub(super) struct Key<'a>(pub(super) Cow<'a, str>);
 
 impl<'de> Deserialize<'de> for Key<'de> {
@@ -353,7 +356,7 @@ impl<'de> Deserialize<'de> for Key<'de> {
     }
 }
 
-/// A [`Text`], whatever stands in its place.
+/// A [`Text`] that can be read from any JSON value.
 struct Lenient<'a>(Text<'a>);
 
 impl<'de> Deserialize<'de> for Lenient<'de> {
@@ -379,7 +382,8 @@ impl<'de> Deserialize<'de> for Lenient<'de> {
                 Ok(Lenient(Some(Cow::Owned(number.to_string()))))
             }
             fn visit_f64<E>(self, number: f64) -> Result<Self::Value, E> {
-                // From there on not every number is one: two ids would become the same.
+                // From `MAX_EXACT` on, several integers become the same `f64`, so two ids could
+                // become the same.
                 let is_exact = number.abs() < MAX_EXACT;
                 Ok(Lenient(is_exact.then(|| Cow::Owned(number.to_string()))))
             }

@@ -1,5 +1,5 @@
-//! The body of an answer as it comes in: decompressed, no longer than it may be, and of no more memory
-//! than it has its turn for.
+//! The body of an answer as it comes in. It is decompressed, its length is limited, and it takes
+//! no more memory than there is room for.
 
 use std::io::{self, Write as _};
 
@@ -10,21 +10,21 @@ use tokio::task::coop::consume_budget;
 use super::room::{Room, Share};
 use crate::http_client::is_gzip;
 
-/// What decompresses hands on no more than this at a time.
+/// The most bytes that the decompressor hands on at a time.
 const STEP: usize = 32 * 1024;
 
-/// A body of which more may come.
+/// A body that is not complete yet.
 pub(super) struct Body<'a> {
-    /// What there is of it.
+    /// The part that has come so far.
     coding: Coding,
-    /// How long it may become.
+    /// The longest that the body may become, in bytes.
     limit: u64,
-    /// How long it will be, as far as the server told.
+    /// The length on the wire that the server stated, in bytes; otherwise 0.
     told: usize,
-    /// How much has come on the wire.
+    /// The bytes that have come on the wire.
     come: u64,
     room: Room,
-    /// The account's.
+    /// The account's share of the turns for long bodies.
     share: &'a Share,
 }
 
@@ -33,19 +33,20 @@ enum Coding {
     Gzip(Box<MultiGzDecoder<Vec<u8>>>),
 }
 
-/// Why a body is of no use.
+/// Why a body cannot be used.
 #[derive(Debug)]
 pub(super) enum Unusable {
-    /// It is longer than it may be.
+    /// The body is longer than the limit.
     TooLarge,
-    /// It cannot be decompressed.
+    /// The body cannot be decompressed.
     Corrupt(io::Error),
 }
 
 // === impl Body ===
 
 impl<'a> Body<'a> {
-    /// The body that follows these headers; `told` is how long it is on the wire, where they say.
+    /// Creates the body that follows these headers. `told` is its length on the wire, if the
+    /// headers state it.
     pub(super) fn after(
         headers: &HeaderMap,
         told: Option<u64>,
@@ -67,11 +68,12 @@ impl<'a> Body<'a> {
         }
     }
 
-    /// Takes in what has come. It waits where there is no room for it yet.
+    /// Adds a chunk to the body. Waits if there is no room for it yet.
     pub(super) async fn take(&mut self, mut chunk: &[u8]) -> Result<(), Unusable> {
         self.come += chunk.len() as u64;
         if self.come > self.limit {
-            // Of compressed nothing there may be any amount.
+            // The wire needs a limit of its own: any number of compressed bytes may decompress to
+            // none.
             return Err(Unusable::TooLarge);
         }
         match &mut self.coding {
@@ -79,8 +81,8 @@ impl<'a> Body<'a> {
                 let needed = bytes.len() + chunk.len();
                 self.room.grow_to(needed, self.share).await;
                 if bytes.capacity() < needed && needed <= self.told {
-                    // As long as the server says it is, so that a page does not take up to twice its
-                    // size; but no longer than there is room for.
+                    // Reserve the length that the server stated, so that a page does not take up
+                    // to twice its size; but no more than there is room for.
                     let so_far = self.told.min(self.room.limit());
                     bytes.reserve_exact(so_far - bytes.len());
                 }
@@ -95,7 +97,8 @@ impl<'a> Body<'a> {
                     if decoder.get_ref().len() as u64 > self.limit {
                         return Err(Unusable::TooLarge);
                     }
-                    // A thousandfold may be in it: others shall have their turn meanwhile.
+                    // A chunk may decompress to a thousand times its length, so let other tasks
+                    // run meanwhile.
                     consume_budget().await;
                 }
             }
@@ -103,11 +106,11 @@ impl<'a> Body<'a> {
         Ok(())
     }
 
-    /// The whole body, and the room that it takes. Nothing more comes.
+    /// Returns the whole body and the room that it takes. Called when no more chunks come.
     pub(super) fn finish(self) -> Result<(Vec<u8>, Room), Unusable> {
         let bytes = match self.coding {
             Coding::Plain(bytes) => bytes,
-            // Without a body there is nothing that could be compressed.
+            // An empty body has no gzip header.
             Coding::Gzip(_) if self.come == 0 => Vec::new(),
             Coding::Gzip(decoder) => decoder.finish().map_err(Unusable::Corrupt)?,
         };
@@ -133,7 +136,7 @@ mod tests {
         encoder.finish().unwrap()
     }
 
-    /// A body of this coding that comes in pieces of so many bytes.
+    /// Reads a body of this coding that comes in pieces of `piece` bytes.
     async fn read(coding: &'static str, body: &[u8], piece: usize) -> Result<Vec<u8>, Unusable> {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding));

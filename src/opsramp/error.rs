@@ -1,12 +1,13 @@
-//! Why a request failed: one variant a way to handle it, each with a stable [`Error::reason`].
+//! Why a request failed: one variant for each way to handle a failure, each with a stable
+//! [`Error::reason`].
 
 use std::{sync::Arc, time::Duration};
 
 use super::Endpoint;
 use crate::error_chain::chain;
 
-/// Why a request failed. Cheap to clone, so that everyone who waited for one token request is
-/// told of its failure. Messages never hold a secret or a token.
+/// Why a request failed. Cheap to clone, so that all callers that waited for one token request get
+/// its failure. Messages never hold a secret or a token.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// The credentials, or the token they brought, are not accepted.
@@ -14,7 +15,7 @@ pub enum Error {
     Auth {
         /// What was refused and how, as a sentence.
         what: String,
-        /// Whether the token is accepted, and what was asked with it is forbidden (403).
+        /// Whether the API accepts the token but forbids the request (403).
         forbidden: bool,
     },
     /// The rate limit is exceeded.
@@ -26,24 +27,24 @@ pub enum Error {
     /// No answer in time.
     #[error("no complete answer from {host} within {}", humantime::format_duration(*.limit))]
     Timeout {
-        /// Who was asked.
+        /// The host that was asked.
         host: String,
-        /// The time that was given.
+        /// The time limit that was exceeded.
         limit: Duration,
     },
     /// The server could not be reached, or the connection broke.
     #[error("cannot reach {host}")]
     Connect {
-        /// Who was asked.
+        /// The host that was asked.
         host: String,
         /// Why: DNS, TCP, TLS, proxy or a reset.
         #[source]
         source: Arc<dyn std::error::Error + Send + Sync>,
     },
-    /// The server answered with a status that is no success.
+    /// The server answered with a status other than success.
     #[error("{endpoint} answered {status}{}", show_excerpt(.excerpt))]
     Http {
-        /// What was asked.
+        /// The endpoint that was asked.
         endpoint: &'static str,
         /// The status code.
         status: u16,
@@ -53,7 +54,7 @@ pub enum Error {
     /// The answer is not what the API documents.
     #[error("{endpoint} answered {what}{}", show_excerpt(.excerpt))]
     Decode {
-        /// What was asked.
+        /// The endpoint that was asked.
         endpoint: &'static str,
         /// What came instead, as the end of a sentence.
         what: String,
@@ -69,11 +70,11 @@ pub enum Error {
         if *.configured { "; raise max_response_size if that is right" } else { "" }
     )]
     TooLarge {
-        /// What was asked.
+        /// The endpoint that was asked.
         endpoint: &'static str,
-        /// The limit, in bytes after decompression.
+        /// The limit, in bytes, both on the wire and after decompression.
         limit: u64,
-        /// Whether it is the one of the configuration.
+        /// Whether the limit is the configured one.
         configured: bool,
     },
 }
@@ -92,7 +93,7 @@ impl Error {
         "too_large",
     ];
 
-    /// The stable word for this kind of failure.
+    /// Returns the stable word for this kind of failure.
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
@@ -107,32 +108,33 @@ impl Error {
         }
     }
 
-    /// Whether this is not the failure of a request of one's own.
+    /// Whether this repeats the failure of an earlier request: the caller's own was not made.
     #[must_use]
     pub fn is_echo(&self) -> bool {
         matches!(self, Self::Echo(_))
     }
 
-    /// Whether the paging may be what the server refuses: a 400 says so of no request alone, and is a passing
-    /// fault by its documentation.
+    /// Whether the server may be refusing the request's paging (400). A single 400 is no proof,
+    /// because the API documents it as a passing fault as well.
     #[must_use]
     pub fn may_be_about_the_paging(&self) -> bool {
         self.status() == Some(400)
     }
 
-    /// Whether the server does not want to answer, rather than cannot.
+    /// Whether the server refuses to answer (4xx), rather than being unable to.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         matches!(self.status(), Some(400..=499))
     }
 
-    /// Whether the server says that it does not know such a request, so that asking it again is in vain.
+    /// Whether the server says that it does not know such a request, so that there is no point in
+    /// repeating it.
     #[must_use]
     pub fn is_of_an_unknown_request(&self) -> bool {
         matches!(self.status(), Some(400 | 404 | 405 | 413 | 414 | 422 | 501))
     }
 
-    /// The status code, where the failure is one.
+    /// Returns the status code, if the failure is an answer with a status.
     fn status(&self) -> Option<u16> {
         match self {
             Self::Http { status, .. } => Some(*status),
@@ -140,7 +142,7 @@ impl Error {
         }
     }
 
-    /// Whether the same request may succeed a moment later, with nobody having mended anything.
+    /// Whether the same request may succeed a moment later without anybody having mended anything.
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
@@ -154,7 +156,7 @@ impl Error {
         }
     }
 
-    /// Whether it may be for what was asked that the request failed, so that others need not fail.
+    /// Whether the failure may concern this request alone, so that other requests may succeed.
     #[must_use]
     pub fn may_be_about_the_request(&self) -> bool {
         match self {
@@ -167,7 +169,7 @@ impl Error {
         }
     }
 
-    /// The whole chain of causes on one line.
+    /// Returns the whole chain of causes on one line.
     #[must_use]
     pub fn chain(&self) -> String {
         chain(self)

@@ -4,16 +4,16 @@ use std::time::Duration;
 
 use super::{SearchRequest, client, http::bearer, token_endpoint::read_token};
 
-/// Where a page of a search is asked for, as far as the API's server is concerned.
+/// Returns the URL at which a server is asked for a page of a search.
 pub(crate) fn search_url(tenant: &str, request: &SearchRequest) -> String {
     client::search_url("https://api.example", tenant, request)
 }
 
-/// An answer is refused, or it is a token that a header can hold, with a life that makes sense.
-/// No message shows the answer, which may hold a token.
+/// Checks that an answer is refused, or is a token that a header can hold, with a life that makes
+/// sense. No message may show the answer, which may hold a token.
 ///
 /// # Panics
-/// Where that does not hold.
+/// If the check fails.
 pub fn token_answer(data: &[u8]) {
     match read_token(data) {
         Ok((token, life, _)) => {

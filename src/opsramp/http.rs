@@ -1,7 +1,7 @@
-//! One request and its answer, over whatever connection.
+//! One request and its answer.
 //!
-//! Redirects are never followed: one of the token endpoint would hand the secret to whoever it
-//! names.
+//! Redirects are never followed, because a redirect of the token endpoint would hand the secret to
+//! any server that it names.
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -28,47 +28,49 @@ use crate::{
     secret::Secret,
 };
 
-/// The files of TLS are not looked at more often by themselves.
+/// The shortest time between two looks at the TLS files that the client takes by itself.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-/// What the files of new accounts are read with. Each try of a reload whose files do not answer keeps a
-/// thread for as long as they do not, and others need some, too.
+/// Limits how many threads read the TLS files of new accounts. If the files do not answer, each
+/// try of a reload keeps a thread until they do, and other tasks need threads, too.
 static PLACES: Semaphore = Semaphore::const_new(16);
 
-/// The longest body of a refusal that is looked at, and how long it may take to come.
+/// The longest body of a refusal that is read, in bytes.
 const MAX_REFUSAL: u64 = 256 * 1024;
+/// The longest time that the body of a refusal may take.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
-/// What stands for one that cannot be read. Of one that is cut off, the end could be a part of a secret.
+/// Stands for a refusal's body that cannot be read. What came of a body that is cut off is not
+/// shown, because its end could be a part of a secret.
 const UNREADABLE: &[u8] = b"(its body cannot be read)";
 
 /// How requests are made, shared with the token endpoint.
 #[derive(Clone, Debug)]
 pub(super) struct Http {
     pub(super) options: Arc<Options>,
-    /// What proxies on the way are sent to prove who asks.
+    /// The credentials that are sent to proxies on the way.
     proxies: Arc<[Secret]>,
     current: Arc<Mutex<Current>>,
     reading: Arc<Reading<TlsRead>>,
     share: Share,
 }
 
-/// What the files of TLS bring; nothing where they are those that are in use.
+/// The result of reading the TLS files: `None` if they are the same as those in use.
 type TlsRead = Result<Option<Current>, BuildError>;
 
-/// An answer, whole, and the room that its body takes up.
+/// A complete answer, and the room that its body takes up.
 pub(super) type Exchanged = (StatusCode, header::HeaderMap, Vec<u8>, Room);
 
 /// Why a request brought nothing that could be used.
 #[derive(Debug)]
 pub(super) struct Failed {
-    /// That of the answer, where there was one.
+    /// The status of the answer, if there was one.
     pub(super) status: Option<u16>,
-    /// Whether the connection ended before anything of an answer had come.
+    /// Whether the connection ended before any part of an answer had come.
     pub(super) hung_up: bool,
     pub(super) error: Error,
 }
 
-/// A request under way. One whose answer nobody waits for any more is told of as one that had none: the server may
-/// have counted it.
+/// A request under way, which is reported to the observer at its end. If its caller stops waiting,
+/// it is reported as a request without an answer, because the server may have counted it.
 #[derive(Debug)]
 pub(super) struct OnTheWire<'a> {
     endpoint: Endpoint,
@@ -80,10 +82,10 @@ pub(super) struct OnTheWire<'a> {
 // === impl Http ===
 
 impl Http {
-    /// Reads the files of TLS; nothing is sent yet.
+    /// Reads the TLS files; nothing is sent yet.
     ///
     /// # Errors
-    /// Where a certificate, a key or the proxy is not usable, or a file does not answer.
+    /// If a certificate, a key or the proxy is not usable, or a file does not answer.
     pub(super) async fn new(options: Options) -> Result<Self, BuildError> {
         let current = if options.tls.files().next().is_none() {
             Current::new(&options, TlsFiles::default())?
@@ -120,7 +122,8 @@ impl Http {
             .timeout(self.options.timeout)
     }
 
-    /// What goes out with a request and must not be shown, though an answer may repeat it.
+    /// Returns the secrets that go out with a request. No message may show them, though an answer
+    /// may repeat them.
     pub(super) fn sent<const N: usize>(&self, secrets: [&Secret; N]) -> Vec<Secret> {
         secrets
             .into_iter()
@@ -133,7 +136,7 @@ impl Http {
         self.current.lock()
     }
 
-    /// As [`Self::read_files_again`], once a second at most. What is wrong with them is logged.
+    /// Like [`Self::read_files_again`], but once a second at most, and a failure is logged.
     pub(super) async fn look_at_files(&self) {
         if self.current().looked_at.elapsed() < LOOK_AGAIN {
             return;
@@ -172,9 +175,9 @@ impl Http {
         Ok(())
     }
 
-    /// Sends a request and reads the answer's body, no further than `limit`. The body of a refusal is for
-    /// people only: where it cannot be read, status and headers count all the same, for they say who is
-    /// refused, and for how long.
+    /// Sends a request and reads the answer's body, up to `limit` bytes. The body of a refusal is
+    /// only for people. If it cannot be read, status and headers still count, because they say
+    /// what is refused, and for how long.
     pub(super) async fn exchange(
         &self,
         endpoint: Endpoint,
@@ -243,7 +246,8 @@ impl Http {
             .map_err(timed_out)?
     }
 
-    /// Tells the observer, and how far the server's clock is ahead of ours.
+    /// Reports the server's time to the observer. Returns how far the server's clock is ahead of
+    /// ours.
     pub(super) fn tell_time(
         headers: &header::HeaderMap,
         observer: &dyn Observer,
@@ -254,9 +258,10 @@ impl Http {
         Some(server.duration_since(now))
     }
 
-    /// Who was asked, the API where it is not told: whatever a URL holds beyond that, a message need not.
+    /// Returns the host and port of a URL, or of the API if there is no URL. Messages do not need
+    /// the other parts of a URL.
     pub(super) fn host(&self, url: Option<&reqwest::Url>) -> String {
-        // Of a body that breaks off, the error does not tell.
+        // The error of a body that breaks off has no URL.
         let base = reqwest::Url::parse(&self.options.url).ok();
         url.or(base.as_ref())
             .and_then(|url| {
@@ -271,7 +276,7 @@ impl Http {
         if error.is_connect()
             && let Some(url) = error.url()
         {
-            // It may be the proxy that cannot be reached.
+            // The server that cannot be reached may be the proxy.
             let proxy_url = self.options.proxy_url.as_ref().map(|url| &url.0);
             let any = proxy_url.is_some() || self.options.environment_proxies;
             if let Some(proxy) = proxy::before(proxy_url, url.as_str()).filter(|_| any) {
@@ -296,7 +301,7 @@ impl Http {
         } else if error.is_decode() && !is_broken_connection(&error) {
             undecodable(endpoint, &error)
         } else if !error.is_connect() && is_no_http(&error) {
-            // Somebody was reached, and it is somebody else.
+            // A server was reached, but one that does not speak HTTP.
             let cause = root(&error);
             Error::Decode {
                 endpoint: endpoint.as_str(),
@@ -324,7 +329,8 @@ impl<'a> OnTheWire<'a> {
         }
     }
 
-    /// It was answered with `status`, or failed without one. Brings how long it took.
+    /// Ends the request: it was answered with `status`, or failed without one. Returns how long it
+    /// took.
     pub(super) fn end(mut self, status: Option<u16>) -> Duration {
         self.status = status;
         self.began.elapsed()
@@ -338,11 +344,11 @@ impl Drop for OnTheWire<'_> {
     }
 }
 
-/// Looks whether the files of TLS can be used, as a client is made of them. Nothing is sent. Returns why those
-/// cannot be read here that the exporter may read all the same.
+/// Checks whether a client can be made of the TLS files. Nothing is sent. Returns the errors of
+/// files that cannot be read here but that the exporter may be able to read.
 ///
 /// # Errors
-/// As where the client is made.
+/// If a certificate, a key or the proxy is not usable, or a file does not answer.
 pub(crate) async fn check_tls_files(options: &Options) -> Result<Vec<BuildError>, BuildError> {
     let unread = unread(options);
     let options = options.clone();
@@ -350,7 +356,7 @@ pub(crate) async fn check_tls_files(options: &Options) -> Result<Vec<BuildError>
     check.await.unwrap_or(Err(unread))
 }
 
-/// The files of TLS do not answer.
+/// Returns the error of TLS files that do not answer.
 fn unread(options: &Options) -> BuildError {
     BuildError::Unread {
         account: Arc::clone(&options.name),
@@ -366,13 +372,13 @@ fn undecodable(endpoint: Endpoint, error: &(dyn std::error::Error + 'static)) ->
     }
 }
 
-/// The last cause.
+/// Returns the last cause of an error.
 fn root(error: &(dyn std::error::Error + 'static)) -> String {
     let last = Chain::new(error).last();
     last.map(ToString::to_string).unwrap_or_default()
 }
 
-/// Whether the connection ended, in good order or not, before anything of an answer had come.
+/// Whether the connection ended, in good order or not, before any part of an answer had come.
 fn is_hang_up(error: &reqwest::Error) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
 
@@ -392,12 +398,12 @@ fn ends_early(error: &reqwest::Error) -> bool {
         || io_errors(error).any(|error| error.kind() == io::ErrorKind::UnexpectedEof)
 }
 
-/// Whether what came cannot be the beginning of an answer.
+/// Whether the bytes that came cannot be the beginning of an HTTP answer.
 fn is_no_http(error: &reqwest::Error) -> bool {
     of_hyper(error).any(hyper::Error::is_parse)
 }
 
-/// Whether the system failed the connection.
+/// Whether the operating system reported an error of the connection.
 fn is_broken_connection(error: &reqwest::Error) -> bool {
     io_errors(error).any(|error| error.raw_os_error().is_some())
 }
@@ -418,14 +424,15 @@ pub(super) fn bearer(token: &Secret) -> header::HeaderValue {
     value
 }
 
-/// What to show of an answer: where a redirect leads, else the beginning of the body.
+/// Returns what a message shows of an answer: where a redirect leads, otherwise the beginning of
+/// the body.
 pub(super) fn redirect_or_excerpt(
     status: StatusCode,
     headers: &header::HeaderMap,
     body: &[u8],
     secrets: &Secrets,
 ) -> String {
-    // Other answers may name a place as well, and their bodies say why they are not what was asked for.
+    // Other answers may have a `Location` as well, but their bodies say what is wrong.
     let location = headers
         .get(header::LOCATION)
         .filter(|_| status.is_redirection())

@@ -1,14 +1,14 @@
 //! Memory for the bodies of answers, of all accounts together.
 //!
-//! Nearly all are small. Those that are not take turns, so that hundreds of tenants behind a server or
-//! a proxy that sends too much cannot use up the memory at the same time. A slow network holds a turn
-//! for long, so that an account has half of them at most.
+//! Nearly all bodies are small. The others take turns, so that hundreds of tenants behind a server
+//! or a proxy that sends too much cannot use up the memory at the same time. Because a body on a
+//! slow network holds its turn for long, an account has half of the turns at most.
 
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 
-/// Bodies that are longer than `above` bytes wait for one of its turns.
+/// A size class: bodies that are longer than `above` bytes wait for one of the step's turns.
 struct Step {
     above: usize,
     turns: Semaphore,
@@ -17,8 +17,8 @@ struct Step {
 /// How many turns each step has.
 const TURNS: [usize; 2] = [16, 2];
 
-/// Who waits for a turn holds turns of the steps before only, so that those who have one of the last
-/// step wait for nobody.
+/// A body that waits for a turn holds turns of the steps before only. So a body with a turn of the
+/// last step waits for no other body.
 static STEPS: [Step; 2] = [
     Step {
         above: 1024 * 1024,
@@ -30,12 +30,12 @@ static STEPS: [Step; 2] = [
     },
 ];
 
-/// What an account may have of the turns of each step.
+/// The turns of each step that one account may have.
 #[derive(Clone, Debug)]
 pub(super) struct Share([Arc<Semaphore>; 2]);
 
-/// The room that a body takes, until it is dropped: of each step a turn, and one of the account's share
-/// of them.
+/// The room that a body takes, until this is dropped: for each step, a turn of the account's
+/// share, and a turn of the step.
 #[derive(Debug, Default)]
 pub(super) struct Room(Vec<(OwnedSemaphorePermit, SemaphorePermit<'static>)>);
 
@@ -50,11 +50,11 @@ impl Default for Share {
 // === impl Room ===
 
 impl Room {
-    /// Waits until there is room for a body of so many bytes.
+    /// Waits until there is room for a body of `bytes` bytes.
     pub(super) async fn grow_to(&mut self, bytes: usize, share: &Share) {
         while let Some((step, of_share)) = STEPS.iter().zip(&share.0).nth(self.0.len())
             && bytes > step.above
-            // They are never closed.
+            // The semaphores are never closed.
             && let Ok(own) = Arc::clone(of_share).acquire_owned().await
             && let Ok(turn) = step.turns.acquire().await
         {
@@ -62,7 +62,7 @@ impl Room {
         }
     }
 
-    /// How long a body may become before it waits for another turn.
+    /// Returns how long a body may become before it waits for another turn, in bytes.
     pub(super) fn limit(&self) -> usize {
         STEPS
             .get(self.0.len())
@@ -86,7 +86,7 @@ mod tests {
         room
     }
 
-    /// Lets what was spawned begin: nothing else polls it while a test does not wait.
+    /// Lets a spawned task begin, which does not run while the test does not wait.
     async fn begun<T>(task: JoinHandle<T>) -> JoinHandle<T> {
         for _ in 0..10 {
             tokio::task::yield_now().await;

@@ -1,4 +1,4 @@
-//! The HTTP client of an account, and the files of TLS that it is made of.
+//! The HTTP client of an account, and the TLS files that it is made of.
 
 use std::{
     io,
@@ -16,17 +16,17 @@ use xxhash_rust::xxh3::Xxh3;
 use super::{Options, TlsOptions};
 use crate::reading;
 
-/// The files, as messages name them.
+/// The options that name the files, for messages.
 const CA_FILE: &str = "tls.ca_file";
 const CERT_FILE: &str = "tls.cert_file";
 const KEY_FILE: &str = "tls.key_file";
-/// What two of them hold.
+/// What the files of `ca_file` and `cert_file` hold.
 const CERTIFICATE: &str = "certificate";
 
-/// What may be wrong where no client can be made.
+/// What may be wrong if no client can be made.
 const SET_UP: &str = "the TLS set-up (are CA certificates installed, and can as many files be opened? \
     else name some with tls.ca_file)";
-/// The same with a key of one's own.
+/// The same, if the account has a key of its own.
 const SET_UP_WITH_KEY: &str = "the TLS set-up (tls.key_file has to be RSA of at least 2048 bits, ECDSA on \
     P-256 or P-384, or Ed25519)";
 
@@ -34,33 +34,33 @@ const SET_UP_WITH_KEY: &str = "the TLS set-up (tls.key_file has to be RSA of at 
 #[derive(Clone, Debug)]
 pub(super) struct Current {
     pub(super) client: reqwest::Client,
-    /// Of the files that it was made of.
+    /// The fingerprint of the files that the client was made of.
     pub(super) fingerprint: u64,
     pub(super) looked_at: Instant,
 }
 
-/// The files that an HTTP client is made of.
+/// The contents of the files that an HTTP client is made of.
 #[derive(Default)]
 pub(super) struct TlsFiles {
-    /// Whom to trust.
+    /// The certificates to trust.
     authorities: Option<Vec<u8>>,
     /// Our own certificate and its key.
     identity: Option<Zeroizing<Vec<u8>>>,
 }
 
-/// The client could not be set up.
+/// Why a client could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
     /// A certificate or key cannot be read.
     #[error("cannot read {what} of account {account}: {}", path.display())]
     Read {
-        /// What.
+        /// The option that names the file.
         what: &'static str,
         /// The account's name.
         account: Arc<str>,
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// Why the file cannot be read.
         #[source]
         source: io::Error,
     },
@@ -72,12 +72,12 @@ pub enum BuildError {
         /// The files.
         paths: Vec<PathBuf>,
     },
-    /// A file holds nothing of what it should.
+    /// A file does not hold what it should.
     #[error("{what} of account {account} holds no {part} in PEM: {}", path.display())]
     NoPem {
-        /// What the file is.
+        /// The option that names the file.
         what: &'static str,
-        /// What it should hold.
+        /// What the file should hold.
         part: &'static str,
         /// The file.
         path: PathBuf,
@@ -87,11 +87,11 @@ pub enum BuildError {
     /// A certificate, key or proxy is not usable.
     #[error("{what} of account {account} is not usable")]
     Unusable {
-        /// What.
+        /// What is not usable.
         what: &'static str,
         /// The account's name.
         account: Arc<str>,
-        /// Why.
+        /// Why it is not usable.
         #[source]
         source: reqwest::Error,
     },
@@ -100,7 +100,7 @@ pub enum BuildError {
 // === impl BuildError ===
 
 impl BuildError {
-    /// Whether the exporter may be able to read it all the same.
+    /// Whether the exporter may be able to read the file, although it cannot be read here.
     fn is_of_exporters_file(&self) -> bool {
         match self {
             Self::Read { path, source, .. } => reading::is_for_exporter_alone(path, source),
@@ -133,7 +133,7 @@ fn http_client(options: &Options, files: TlsFiles) -> Result<reqwest::Client, Bu
     let proxy = options.proxy_url.as_ref().map(|proxy| proxy.0.expose());
     let urls = [options.url.as_str(), &options.token_url];
     let urls: Vec<&str> = urls.into_iter().chain(proxy).collect();
-    // What fails is repeated by polling again.
+    // The client does not retry: what fails is repeated by polling again.
     let mut builder = crate::http_client::builder(&urls)
         .connect_timeout(options.connect_timeout)
         .pool_idle_timeout(Duration::from_secs(90))
@@ -149,7 +149,7 @@ fn http_client(options: &Options, files: TlsFiles) -> Result<reqwest::Client, Bu
             path: path.clone(),
             account: Arc::clone(&options.name),
         };
-        // Of another form, the client only says that it is no text.
+        // For a file in another format, the client would only say that it is no text.
         if memmem::find(&pem, b"-----BEGIN ").is_none() {
             return Err(nothing());
         }
@@ -175,8 +175,8 @@ fn http_client(options: &Options, files: TlsFiles) -> Result<reqwest::Client, Bu
     builder.build().map_err(unusable(set_up))
 }
 
-/// Looks whether a client can be made of those of the files that can be read here. Each is looked at, whichever
-/// other one is left to the exporter; why that is so is returned.
+/// Checks whether a client can be made of the files that can be read here. A file that only the
+/// exporter can read does not prevent the check of the others. Returns the errors of such files.
 pub(super) fn check(options: &Options) -> Result<Vec<BuildError>, BuildError> {
     let account = &options.name;
     let mut left = Vec::new();
@@ -236,7 +236,7 @@ fn read(account: &Arc<str>, what: &'static str, path: &Path) -> Result<Vec<u8>, 
     })
 }
 
-/// A key with its certificate, in one text.
+/// Joins a key and its certificate into one text.
 fn identity(mut key: Zeroizing<Vec<u8>>, certificate: &[u8]) -> Zeroizing<Vec<u8>> {
     key.push(b'\n');
     key.extend(certificate);

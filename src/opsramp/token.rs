@@ -2,9 +2,8 @@
 //! out, and asked for once more where the API no longer accepts it.
 //!
 //! OpsRamp seems to share one token among all users of a key, and to state its *remaining* life.
-//! So another request can bring the same token back. If a refused token comes back unchanged, no
-//! other is requested before a pause is over: the token may have died without the endpoint knowing
-//! it yet.
+//! So another request can bring the same token back. If a refused token comes back unchanged, the
+//! next request waits for a pause: the token may have died without the endpoint knowing it yet.
 
 use std::{collections::HashMap, future::Future, sync::Arc, time::Duration};
 
@@ -357,8 +356,8 @@ impl<I: Issuer> Shared<I> {
 
 impl State {
     /// Returns the last failure as an error if it happened after `began`. So all callers that
-    /// waited for a request share its failure. If each tried anew, the last of many would wait for
-    /// credentials that do not come as many times.
+    /// waited for a request share its failure. If each caller tried anew, and the credentials did
+    /// not come, the last of many callers would wait for all these tries.
     fn has_not_failed_since(&self, began: Instant) -> Result<(), Error> {
         match &self.failure {
             Some(failure) if failure.at > began => {

@@ -205,7 +205,7 @@ pub(super) fn read_token(body: &[u8]) -> Result<IssuedToken, Error> {
         _ => None,
     };
     let life = life
-        // A text can be `NaN`. And -1 may mean "for ever" or not: the API does not say.
+        // A text can be `NaN`. Whether -1 means "for ever" is unknown.
         .filter(|seconds: &f64| seconds.is_finite() && *seconds >= 0.0)
         .map_or(UNTOLD_LIFE, |seconds| {
             Duration::from_secs_f64(seconds.min(MAX_LIFE.as_secs_f64()))
