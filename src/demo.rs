@@ -1,5 +1,5 @@
-//! The demo: the daemon and a simulated OpsRamp in one process. Nothing to configure; the state is
-//! in a temporary folder and gone afterwards.
+//! The demo: the daemon and a simulated OpsRamp in one process. There is nothing to configure. The
+//! state is in a temporary folder, which is removed at the end.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -16,10 +16,10 @@ use crate::{
     simulator::{DEMO_KEY, DEMO_SECRET, DEMO_TENANT, Options, Simulator},
 };
 
-/// Something should be seen within seconds.
+/// The interval of polls. It is short, so that users see something within seconds.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// What keeps a demo going, and its configuration.
+/// A running demo, and the configuration of its daemon.
 #[derive(Debug)]
 pub struct Demo {
     /// The daemon's configuration.
@@ -28,7 +28,7 @@ pub struct Demo {
     folder: Folder,
 }
 
-/// A temporary folder, removed in the end.
+/// A temporary folder, which is removed when this is dropped.
 #[derive(Debug)]
 struct Folder(std::path::PathBuf);
 
@@ -38,7 +38,8 @@ impl Demo {
     /// Starts the simulator.
     ///
     /// # Errors
-    /// Where its address is taken, a flag is wrong, or there is no temporary folder to be had.
+    /// If the simulator's address is taken, a flag is wrong, or no temporary folder can be
+    /// created.
     pub async fn start(address: SocketAddr, web: &WebOverrides) -> anyhow::Result<Self> {
         let simulator = Simulator::start(Options::demo(), address)
             .await
@@ -52,7 +53,7 @@ impl Demo {
         let url = simulator.url();
         let account = Account {
             options: opsramp::Options {
-                // The simulator is a part of this process: a proxy would not find it.
+                // The simulator is a part of this process, and a proxy would not find it.
                 environment_proxies: false,
                 ..opsramp::Options::new(
                     "default".into(),
@@ -82,7 +83,7 @@ impl Demo {
         })
     }
 
-    /// Says on standard error where to look, and how to talk to the simulator.
+    /// Writes to standard error where to look, and how to talk to the simulator.
     pub fn announce(&self, listeners: &[std::net::TcpListener], scheme: &str) {
         let address = listeners
             .first()
@@ -96,7 +97,7 @@ impl Demo {
             self.config.web.telemetry_path,
             self.simulator.url(),
         );
-        // Where nobody reads it, the demo runs all the same.
+        // If this cannot be written, the demo runs all the same.
         logging::write(&text);
     }
 
@@ -107,10 +108,10 @@ impl Demo {
     }
 }
 
-/// How a browser on this machine gets to a listener.
+/// Returns the address at which a browser on this machine reaches a listener.
 fn reached_at(address: SocketAddr) -> String {
     let ip = address.ip();
-    // Of the loopback addresses, `localhost` stands for these alone.
+    // `localhost` stands for no other loopback addresses than these.
     let is_localhost = ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST;
     if is_localhost || ip.is_unspecified() {
         format!("localhost:{}", address.port())

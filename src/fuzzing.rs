@@ -1,9 +1,9 @@
-//! What must hold for any bytes that come from outside: one function for each kind of input,
-//! which panics where something does not hold.
+//! What must hold for any bytes that come from outside. There is a function for each kind of
+//! input, which panics if something does not hold.
 //!
-//! The fuzzers (`fuzz/`) search for bytes that make one panic; the tests below replay their
-//! corpora, and whatever they found, through the same functions. Only the two of them see this
-//! module: it is no part of the library.
+//! The fuzzers (`fuzz/`) search for bytes that make a function panic. The tests below replay their
+//! corpora and findings through the same functions. Only fuzzers and tests see this module: it is
+//! no part of the library.
 
 pub use crate::{
     config::fuzzing::{configuration, web_configuration},
@@ -14,7 +14,7 @@ pub use crate::{
 
 use tempfile::TempDir;
 
-/// Bytes as a supply of choices. When they run out, every choice is the first one.
+/// A supply of choices, made from bytes. When the bytes run out, every choice is the first one.
 #[derive(Debug)]
 pub(crate) struct Choices<'a>(&'a [u8]);
 
@@ -27,7 +27,7 @@ impl<'a> Choices<'a> {
         self.0.is_empty()
     }
 
-    /// A number below `end`, which is at most 256.
+    /// Returns a number below `end`, which is at most 256.
     pub(crate) fn below(&mut self, end: usize) -> usize {
         match self.0.split_off_first() {
             Some(&byte) => usize::from(byte) % end,
@@ -35,15 +35,15 @@ impl<'a> Choices<'a> {
         }
     }
 
-    /// The next bytes, as many as there are.
+    /// Returns the next `length` bytes, or as many as there are.
     pub(crate) fn take(&mut self, length: usize) -> &'a [u8] {
         let length = length.min(self.0.len());
         self.0.split_off(..length).unwrap_or_default()
     }
 }
 
-/// A folder that is gone afterwards; in memory where there is such a disk, so that a sync costs
-/// nothing.
+/// Creates a folder that is removed when it is dropped. It is in memory if there is such a disk,
+/// so that a sync costs nothing.
 pub(crate) fn folder() -> TempDir {
     tempfile::tempdir_in("/dev/shm")
         .or_else(|_| tempfile::tempdir())
@@ -56,7 +56,7 @@ mod tests {
 
     use super::*;
 
-    /// Replays every input of a target; they are in the folder that has its name.
+    /// Replays every input of a target. The inputs are in the folder with the target's name.
     fn replay(target: &str, run: fn(&[u8])) {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("fuzz/corpus")

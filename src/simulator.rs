@@ -1,9 +1,9 @@
-//! An OpsRamp server in a box: tokens, allowance, paging, a life of alerts, faults on demand.
+//! A simulated OpsRamp server: tokens, allowance, paging, a life of alerts, faults on demand.
 //!
 //! For `demo`, tests and benchmarks. It simulates the *API*, from its documentation, and shares no
 //! type with the client in `opsramp`, so that neither can hide the other's mistake.
 //!
-//! [`World`] is the pure state: time comes in as an argument, nothing goes out. [`Simulator`] puts
+//! [`World`] is the pure state: the time is an argument, and there is no I/O. [`Simulator`] puts
 //! HTTP around it, with the API where OpsRamp has it and a control API under `/simulator`.
 
 mod alert;
@@ -57,8 +57,8 @@ pub use world::{Snapshot, World};
 
 use api::Shared;
 
-/// How often the options are looked at, at least: a life that goes on slowly or not at all may have been
-/// given another pace.
+/// The longest time between two looks at the options, because a life that is slow or stands still
+/// may have been given another pace.
 const IDLE: Duration = Duration::from_millis(500);
 
 /// A running server. It stops when it is dropped.
@@ -73,13 +73,13 @@ pub struct Simulator {
 // === impl Simulator ===
 
 impl Simulator {
-    /// Starts a server with the real time; port 0 takes any free one.
+    /// Starts a server that uses the real time. Port 0 takes any free port.
     pub async fn start(options: Options, address: impl ToSocketAddrs) -> io::Result<Self> {
         let listener = TcpListener::bind(address).await?;
         Self::start_on(options, listener, crate::clock::now)
     }
 
-    /// Starts a server on a listener, with a clock.
+    /// Starts a server on a listener, with the given clock.
     pub fn start_on(
         options: Options,
         listener: TcpListener,
@@ -113,17 +113,17 @@ impl Simulator {
         })
     }
 
-    /// Where it listens.
+    /// Returns the address on which the server listens.
     pub const fn addr(&self) -> SocketAddr {
         self.addr
     }
 
-    /// The base URL, without a slash at the end.
+    /// Returns the base URL, without a slash at the end.
     pub fn url(&self) -> String {
         format!("http://{}", self.addr)
     }
 
-    /// Closes the listener and all connections, and waits until that is done.
+    /// Closes the listener and all connections, and waits until they are closed.
     pub async fn stop(self) {
         self.stop.cancel();
         self.tasks.close();
@@ -145,38 +145,38 @@ impl Simulator {
         });
     }
 
-    /// Has something done to the world before each request to the API is answered, for instance
-    /// between two pages of a search. Replaces the hook that was there.
+    /// Sets a hook that changes the world before each request to the API is answered, for instance
+    /// between two pages of a search. Replaces the previous hook.
     pub fn before_request(&self, hook: impl FnMut(&mut World, &RequestInfo) + Send + 'static) {
         *self.shared.hook.lock() = Some(Box::new(hook));
     }
 
-    /// Takes the hook away.
+    /// Removes the hook.
     pub fn clear_hook(&self) {
         *self.shared.hook.lock() = None;
     }
 
-    /// Lets something go wrong; the number is for [`Self::remove_fault`].
+    /// Adds a fault. Returns its number, for [`Self::remove_fault`].
     pub fn inject(&self, rule: FaultRule) -> u64 {
         self.shared.faults.lock().add(rule)
     }
 
-    /// Takes one fault away; false if it was gone already.
+    /// Removes one fault. Returns false if it was gone already.
     pub fn remove_fault(&self, number: u64) -> bool {
         self.shared.faults.lock().remove(number)
     }
 
-    /// Takes all faults away.
+    /// Removes all faults.
     pub fn clear_faults(&self) {
         self.shared.faults.lock().clear();
     }
 
-    /// How often it was asked until now.
+    /// Returns how many requests there were until now.
     pub fn requests(&self) -> Requests {
         self.shared.requests.lock().clone()
     }
 
-    /// Starts to count from zero.
+    /// Starts to count requests from zero again.
     pub fn reset_requests(&self) {
         self.shared.requests.lock().reset();
     }
@@ -208,7 +208,8 @@ impl Drop for Simulator {
     }
 }
 
-/// Goes on for as long as the server runs, at whatever pace the options have at the moment.
+/// Lets alerts live for as long as the server runs, at the pace that the options have at the
+/// moment.
 async fn live(shared: Arc<Shared>, mut life: Life) {
     let mut last = Instant::now();
     loop {

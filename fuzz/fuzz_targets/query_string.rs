@@ -1,4 +1,4 @@
-//! Runs `opsramp_exporter::fuzzing::query_string` on whatever comes to mind.
+//! Runs `opsramp_exporter::fuzzing::query_string` on the bytes that the fuzzer tries.
 
 #![no_main]
 

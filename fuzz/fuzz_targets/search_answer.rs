@@ -1,4 +1,4 @@
-//! Runs `opsramp_exporter::fuzzing::search_answer` on whatever comes to mind.
+//! Runs `opsramp_exporter::fuzzing::search_answer` on the bytes that the fuzzer tries.
 
 #![no_main]
 

@@ -1,4 +1,4 @@
-//! Runs `opsramp_exporter::fuzzing::torn_file` on whatever comes to mind.
+//! Runs `opsramp_exporter::fuzzing::torn_file` on the bytes that the fuzzer tries.
 
 #![no_main]
 

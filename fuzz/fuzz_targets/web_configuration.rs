@@ -1,4 +1,4 @@
-//! Runs `opsramp_exporter::fuzzing::web_configuration` on whatever comes to mind.
+//! Runs `opsramp_exporter::fuzzing::web_configuration` on the bytes that the fuzzer tries.
 
 #![no_main]
 

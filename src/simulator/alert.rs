@@ -1,8 +1,8 @@
-//! An alert as the simulator keeps it: fifty bytes, whatever it says.
+//! An alert as the simulator keeps it: some fifty bytes, however long its texts are.
 //!
 //! What a person reads in an alert (its subject, host, metric, …) is a function of the simulator's
-//! seed and the alert's slot, see `scenery`; only what *happened* to the alert is stored, and what
-//! a test asked for by name. This module does not know how an alert is written as JSON.
+//! seed and the alert's slot, see `scenery`. Only what *happened* to the alert is stored, and what
+//! a test chose. This module does not know how an alert is written as JSON.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,10 +10,11 @@ use std::str::FromStr;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize, Serializer};
 
-/// The number of the first alert: far from 0, as in an instance that has lived for a while.
+/// The number of the first alert. It is far from 0, as in an instance that is not new.
 const FIRST_ID: u64 = 5_000_001;
 
-/// Which alert: what the API calls its `uniqueId`, unless [`Spec::unique_id`] gave it another.
+/// Identifies an alert. The API shows its number as `uniqueId`, unless [`Spec::unique_id`] chose
+/// another id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct AlertId(pub(super) u32);
 
@@ -72,7 +73,7 @@ macro_rules! named {
 }
 
 named! {
-    /// How bad it is: `currentState`.
+    /// How bad an alert is: `currentState`.
     State {
         /// An outage, or close to one.
         Critical = "Critical",
@@ -86,7 +87,7 @@ named! {
 }
 
 named! {
-    /// What was done about it: `status`. Only `New` alerts are open.
+    /// What was done about an alert: `status`. Only `New` alerts are open.
     Status {
         /// Nothing: the alert is open.
         New = "New",
@@ -128,11 +129,11 @@ named! {
 }
 
 named! {
-    /// What kind of thing it is: `eventType`.
+    /// The kind of an alert: `eventType`.
     EventType {
-        /// What a monitor saw.
+        /// The alert of a monitor.
         Alert = "ALERT",
-        /// The root cause of others.
+        /// The root cause of other alerts.
         Rca = "RCA",
         /// A group of alerts that belong together. Samples also spell it `INFERENCE`.
         Inference = "Inference",
@@ -164,14 +165,14 @@ named! {
         Reopen = "reopen",
         /// The state becomes Ok; the status stays.
         Heal = "heal",
-        /// Seen once more: `repeatCount` goes up.
+        /// The alert was seen once more: `repeatCount` grows.
         Bump = "bump",
-        /// Not even its own page is found any more.
+        /// The alert is gone: not even its own page is found any more.
         Remove = "remove",
     }
 }
 
-/// One alert. What it says follows from its slot, see `Scene`.
+/// One alert. Its texts follow from its slot, see `Scene`.
 #[derive(Clone, Debug)]
 pub(super) struct Alert {
     pub(super) slot: u32,
@@ -188,7 +189,7 @@ pub(super) struct Alert {
     pub(super) priority: Priority,
     pub(super) event_type: EventType,
     pub(super) removed: bool,
-    /// Most alerts of a large world have none.
+    /// What only some alerts have. Most alerts of a large world have `None`.
     pub(super) extra: Option<Box<Extra>>,
 }
 
@@ -197,15 +198,15 @@ pub(super) struct Alert {
 pub(super) struct Extra {
     pub(super) spec: Spec,
     pub(super) incident: Option<String>,
-    /// Seconds since the epoch at which the alert came to a status by somebody's hand.
+    /// The statuses that somebody gave the alert, with the time in seconds since the epoch.
     pub(super) history: Vec<(Status, i64)>,
 }
 
-/// What an alert that is to be opened shall look like; whatever is left out is made up.
+/// What a new alert looks like. What is left out is made up.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Spec {
-    /// `uniqueId`, where it must be a certain one; unique in the whole world.
+    /// `uniqueId`, if it must be a certain one. It must be unique in the whole world.
     pub unique_id: Option<String>,
     /// `currentState`.
     pub state: Option<State>,
@@ -213,7 +214,7 @@ pub struct Spec {
     pub priority: Option<Priority>,
     /// `eventType`.
     pub event_type: Option<EventType>,
-    /// When it was created; default: now. It is updated now in any case.
+    /// When the alert was created. Default: now. Its last update is now in any case.
     #[serde(deserialize_with = "optional_time")]
     pub created: Option<Timestamp>,
     /// `subject`.
@@ -234,8 +235,8 @@ pub struct Spec {
     pub resource_name: Option<String>,
     /// The resource's type.
     pub resource_type: Option<String>,
-    /// Members that replace or join those of the rendered alert, with whatever type: for answers
-    /// that no real server should give.
+    /// Members of any type that replace or join those of the rendered alert, for answers that no
+    /// real server should give.
     pub members: serde_json::Map<String, serde_json::Value>,
 }
 
@@ -248,7 +249,7 @@ fn optional_time<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<Tim
 // === impl AlertId ===
 
 impl AlertId {
-    /// The number as the API shows it.
+    /// Returns the number that the API shows.
     pub fn number(self) -> u64 {
         FIRST_ID + u64::from(self.0)
     }
@@ -297,7 +298,7 @@ impl Alert {
         self.extra.as_deref()?.incident.as_deref()
     }
 
-    /// When the alert came to the status last, in seconds since the epoch.
+    /// Returns when the alert got the status last, in seconds since the epoch.
     pub(super) fn reached(&self, status: Status) -> Option<i64> {
         let history = &self.extra.as_deref()?.history;
         let (_, at) = history.iter().rev().find(|(which, _)| *which == status)?;
@@ -308,7 +309,7 @@ impl Alert {
 // === impl Spec ===
 
 impl Spec {
-    /// Whether it says anything that an [`Alert`] has no field for.
+    /// Whether the spec chooses anything that an [`Alert`] has no field for.
     pub(super) fn is_special(&self) -> bool {
         let texts = [
             &self.unique_id,

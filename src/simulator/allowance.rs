@@ -1,20 +1,21 @@
 //! How many requests a tenant may still make.
 //!
-//! A window begins with the first request after the one before, and the whole allowance is there
-//! again when it ends. Pure: the time comes in, and standing still or running backwards is fine.
+//! A window begins with the first request after the previous window. When it ends, the whole
+//! allowance is there again. The code is pure: the time is an argument, and may stand still or run
+//! backwards.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-/// What is counted apart from one another, each for every tenant.
+/// The kinds of requests that are counted separately for each tenant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Meter {
     /// Pages of alerts.
     AlertPages,
     /// Everything else about alerts.
     Alerts,
-    /// Pages of other things.
+    /// Pages of anything else.
     OtherPages,
     /// Everything else.
     Others,
@@ -43,7 +44,7 @@ pub struct Standing {
 // === impl Meter ===
 
 impl Meter {
-    /// How many there are.
+    /// The number of kinds.
     pub(super) const COUNT: usize = 4;
 
     pub(super) const fn is_paginated(self) -> bool {
@@ -54,7 +55,7 @@ impl Meter {
 // === impl Bucket ===
 
 impl Bucket {
-    /// Counts one request, if it is within the limit.
+    /// Counts a request if it is within the limit.
     pub(super) fn take(&mut self, limit: u32, window: Duration, now: Timestamp) -> Standing {
         let begun = self.opened.filter(|opened| {
             let age = now.duration_since(*opened);

@@ -1,8 +1,8 @@
 //! The API over HTTP: reads requests, asks the world, writes answers, and spoils them on demand.
 //!
-//! The order is that of the real thing, as far as it is known: a gateway's faults first, then the
-//! token, the tenant, the allowance, the parameters. The world is locked only to ask it; documents
-//! are written, compressed and sent outside the lock.
+//! Checks come in the order of the real API, as far as it is known: a gateway's faults first, then
+//! the token, the tenant, the allowance, the parameters. The world is locked only while it is
+//! asked. Documents are written, compressed and sent outside the lock.
 
 mod reply;
 
@@ -37,15 +37,15 @@ use reply::{Reply, instead};
 pub struct RequestInfo {
     /// When it came.
     pub now: Timestamp,
-    /// What for.
+    /// The part of the API that is asked.
     pub endpoint: Endpoint,
-    /// The tenant in its path.
+    /// The tenant in the request's path.
     pub tenant: Option<String>,
     /// `pageNo` of a search.
     pub page: Option<usize>,
 }
 
-/// What a test does to the world before each request.
+/// A function of a test that changes the world before each request.
 pub type Hook = Box<dyn FnMut(&mut World, &RequestInfo) + Send>;
 
 /// What all connections share.
@@ -57,11 +57,11 @@ pub(super) struct Shared {
     pub(super) clock: Box<dyn Fn() -> Timestamp + Send + Sync>,
 }
 
-/// Set by a handler to have the connection reset when it is closed.
+/// A switch that a handler sets to have the connection reset when it is closed.
 #[derive(Clone, Debug, Default)]
 pub(super) struct ResetSwitch(pub(super) Arc<AtomicBool>);
 
-/// In the extensions of a response that must not be sent: the connection is closed instead.
+/// An extension of a response that must not be sent: the connection is closed instead.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct NoAnswer;
 
@@ -85,7 +85,7 @@ enum Answer {
     Value(Value),
 }
 
-/// Counts a request when it is over, also when the client does not wait for the answer.
+/// Counts a request when it is over, even if the client does not wait for the answer.
 struct InFlight<'a> {
     shared: &'a Shared,
     request: Request,
@@ -94,7 +94,7 @@ struct InFlight<'a> {
 type Parameters = UrlQuery<Vec<(String, String)>>;
 type Common = (State<Arc<Shared>>, HeaderMap, Extensions);
 
-/// The API and the control API.
+/// Returns the routes of the API and of the control API.
 pub(super) fn router(shared: Arc<Shared>) -> Router {
     let tenant = "/api/v2/tenants/{tenant}";
     let at = |path: &str| format!("{tenant}{path}");
@@ -130,7 +130,7 @@ async fn token(
     form: Result<Form<Vec<(String, String)>>, FormRejection>,
 ) -> Response {
     let call = Call::new(Endpoint::Token, None, &headers, &extensions);
-    // Whatever is not a form has no grant type.
+    // A body that is not a form has no grant type.
     let pairs = form.map(|Form(pairs)| pairs).unwrap_or_default();
     exchange(&shared, call, |world, now| {
         let request = TokenRequest {
@@ -196,7 +196,7 @@ async fn clients_minimal(
     .await
 }
 
-/// What `opcli getalerts --action` calls.
+/// Answers what `opcli getalerts --action` calls.
 async fn act(
     (State(shared), headers, extensions): Common,
     Path((tenant, id, action)): Path<(String, String, String)>,
@@ -213,7 +213,7 @@ async fn act(
     .await
 }
 
-/// What `opcli postalerts` calls.
+/// Answers what `opcli postalerts` calls.
 async fn create(
     (State(shared), headers, extensions): Common,
     Path(tenant): Path<String>,
@@ -308,7 +308,7 @@ async fn exchange(
     response
 }
 
-/// Asks the world, in the order in which the real thing would find fault.
+/// Asks the world, with checks in the order of the real API.
 fn ask(
     world: &mut World,
     call: &Call,
@@ -378,7 +378,7 @@ fn skewed(time: Timestamp, seconds: i64) -> Timestamp {
     time.saturating_add(skew).unwrap_or(time)
 }
 
-/// `Sun, 06 Nov 1994 08:49:37 GMT`.
+/// Writes a date as `Sun, 06 Nov 1994 08:49:37 GMT`.
 fn http_date(time: Timestamp) -> Option<HeaderValue> {
     let text = time.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
     HeaderValue::try_from(text).ok()

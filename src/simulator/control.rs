@@ -1,7 +1,7 @@
 //! The control API under `/simulator`: what a test can do in Rust, for curl and scripts.
 //!
-//! JSON in, JSON out, no password: it listens where the simulator listens, which is a loopback
-//! address unless somebody insists.
+//! It reads and writes JSON, and has no password: it listens where the simulator listens, which is
+//! a loopback address unless somebody chooses another.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use super::fault::FaultRule;
 use super::options::{Credential, Options, TenantOptions};
 use super::refusal::Refusal;
 
-/// Shown at `/simulator`.
+/// The text that is shown at `/simulator`.
 const HELP: &str = r#"An OpsRamp simulator. The API is at /auth/oauth/token and /api/v2/tenants/…, the control API here:
 
 GET    /simulator/options                        how it behaves
@@ -76,7 +76,7 @@ const fn one() -> usize {
     1
 }
 
-/// The routes, relative to `/simulator`.
+/// Returns the routes, relative to `/simulator`.
 pub(super) fn router() -> Router<Arc<Shared>> {
     Router::new()
         .route(
@@ -108,7 +108,7 @@ fn answer(outcome: Result<Value, Refusal>) -> Response {
     }
 }
 
-/// Reads a body; nothing counts as `{}`.
+/// Reads a body. An empty body counts as `{}`.
 fn read<T: DeserializeOwned>(body: &[u8]) -> Result<T, Refusal> {
     let body = if body.is_empty() { b"{}" } else { body };
     serde_json::from_slice(body).map_err(|error| Refusal::BadRequest(error.to_string()))
@@ -136,7 +136,7 @@ async fn set_options(State(shared): World, body: Bytes) -> Response {
     answer(outcome)
 }
 
-/// JSON Merge Patch, except that null is a value.
+/// Merges as JSON Merge Patch does, except that null is a value.
 fn merge(into: &mut Value, patch: Value) {
     match (into, patch) {
         (Value::Object(into), Value::Object(patch)) => {

@@ -1,7 +1,7 @@
 //! What can go wrong between a client and the API, on demand.
 //!
-//! A rule says what goes wrong, for whom, and how often. Some faults come from a gateway and hide
-//! the API altogether, others spoil an answer that the API did give.
+//! A rule says what goes wrong, for which requests, and how often. Some faults come from a gateway
+//! and hide the API altogether. Others spoil an answer that the API gave.
 
 use std::io::Write as _;
 use std::time::Duration;
@@ -18,7 +18,7 @@ use super::requests::Endpoint;
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "kebab-case")]
 pub enum Fault {
-    /// Another status, with a body as a gateway would send it unless one is given.
+    /// Another status. Unless a body is given, it is that of a gateway.
     Status {
         /// The status code.
         code: u16,
@@ -36,9 +36,9 @@ pub enum Fault {
         /// The whole body.
         text: String,
     },
-    /// 200 with nothing.
+    /// 200 with an empty body.
     Empty,
-    /// The JSON document ends in the middle; the HTTP message is whole.
+    /// The JSON document ends in the middle, but the HTTP message is complete.
     Truncated,
     /// `results` is null.
     NullResult,
@@ -48,19 +48,19 @@ pub enum Fault {
     WrongTypes,
     /// The members of the results have other types, and some results are no objects.
     WrongItems,
-    /// A document of about this size, sent as fast as it is taken.
+    /// A document of about this size, sent as fast as the client reads it.
     Huge {
         /// Bytes.
         bytes: u64,
     },
-    /// A small compressed document that becomes this large.
+    /// A small compressed document that decompresses to this size.
     GzipBomb {
         /// Bytes after decompression.
         bytes: u64,
     },
-    /// Arrays within arrays.
+    /// Deeply nested arrays.
     Deep {
-        /// How many.
+        /// How many arrays.
         depth: usize,
     },
     /// The answer takes this long to begin.
@@ -79,7 +79,7 @@ pub enum Fault {
     },
     /// The body stops, and nothing more happens.
     Stall {
-        /// Bytes that come before, after compression.
+        /// Bytes that are sent before the stall, after compression.
         bytes: usize,
     },
     /// The connection is reset in the middle of the body.
@@ -95,28 +95,28 @@ pub enum Fault {
     },
 }
 
-/// What goes wrong, for whom, and how often. All conditions must hold.
+/// What goes wrong, for which requests, and how often. All conditions must hold.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FaultRule {
-    /// What.
+    /// What goes wrong.
     #[serde(flatten)]
     pub fault: Fault,
-    /// Only this part of the API.
+    /// If given, only requests to this part of the API.
     #[serde(default)]
     pub endpoint: Option<Endpoint>,
-    /// Only this tenant.
+    /// If given, only requests for this tenant.
     #[serde(default)]
     pub tenant: Option<String>,
-    /// Only this page of a search.
+    /// If given, only requests for this page of a search.
     #[serde(default)]
     pub page: Option<usize>,
-    /// Only searches that ask for ids.
+    /// Whether only searches by id are meant.
     #[serde(default)]
     pub by_id: bool,
-    /// So many requests that meet the conditions are spared first.
+    /// The number of first requests that meet the conditions but are spared.
     #[serde(default)]
     pub after: u32,
-    /// How often it strikes; none: until it is taken away.
+    /// How often the rule strikes. If none, it strikes until it is removed.
     #[serde(default)]
     pub times: Option<u32>,
 }
@@ -140,7 +140,7 @@ pub(super) enum Effect {
 // === impl Fault ===
 
 impl Fault {
-    /// Another status, as a gateway sends it.
+    /// Returns another status, as a gateway sends it.
     #[must_use]
     pub fn status(code: u16) -> Self {
         Self::Status {
@@ -154,7 +154,7 @@ impl Fault {
 // === impl FaultRule ===
 
 impl FaultRule {
-    /// A fault of every request until it is taken away.
+    /// Returns a rule for every request, until it is removed.
     pub fn always(fault: Fault) -> Self {
         Self {
             fault,
@@ -167,7 +167,7 @@ impl FaultRule {
         }
     }
 
-    /// A fault of the next so many requests to an endpoint.
+    /// Returns a rule for the next `times` requests to an endpoint.
     pub fn next(times: u32, endpoint: Endpoint, fault: Fault) -> Self {
         Self {
             endpoint: Some(endpoint),
@@ -176,7 +176,7 @@ impl FaultRule {
         }
     }
 
-    /// The same for one part of the API only.
+    /// Limits the rule to one part of the API.
     #[must_use]
     pub fn at(self, endpoint: Endpoint) -> Self {
         Self {
@@ -185,7 +185,7 @@ impl FaultRule {
         }
     }
 
-    /// The same for one tenant only.
+    /// Limits the rule to one tenant.
     #[must_use]
     pub fn of(self, tenant: &str) -> Self {
         Self {
@@ -232,7 +232,7 @@ impl Faults {
         &self.rules
     }
 
-    /// What is done to this request: the first rule that concerns it.
+    /// Returns what is done to a request, by the first rule that concerns it.
     pub(super) fn strike(
         &mut self,
         endpoint: Endpoint,
@@ -282,7 +282,7 @@ impl Faults {
     }
 }
 
-/// What a gateway says for a status.
+/// Returns the page that a gateway sends with a status.
 pub(super) fn gateway_page(code: u16) -> String {
     format!(
         "<html>\r\n<head><title>{code}</title></head>\r\n<body>\r\n<center><h1>{code}</h1></center>\r\n\
@@ -294,7 +294,7 @@ pub(super) fn gateway_page(code: u16) -> String {
 pub(super) const LOGIN_PAGE: &str = "<!DOCTYPE html>\n<html><head><title>Sign in</title></head>\
     <body><form method=\"post\" action=\"/login\"><input name=\"user\"></form></body></html>\n";
 
-/// Spoils the document itself; faults of the transport leave it as it is.
+/// Spoils the document itself. Faults of the transport leave it as it is.
 pub(super) fn spoil(fault: &Fault, mut body: Vec<u8>) -> Vec<u8> {
     let document = |body: &[u8]| serde_json::from_slice(body).unwrap_or(Value::Null);
     match fault {
@@ -337,7 +337,8 @@ pub(super) fn spoil(fault: &Fault, mut body: Vec<u8>) -> Vec<u8> {
     }
 }
 
-/// Every fifth item becomes unreadable, the others keep their id and lose their types.
+/// Spoils an item: of five items, one becomes no object, one loses its id, and the others keep
+/// their id, but their other members get other types.
 fn twist(n: usize, item: &mut Value) {
     match n % 5 {
         0 => *item = [json!(null), json!("alert"), json!(17), json!([])][n / 5 % 4].clone(),
@@ -362,7 +363,7 @@ fn twist(n: usize, item: &mut Value) {
     }
 }
 
-/// Arrays within arrays, where results should be.
+/// Returns a document with deeply nested arrays in place of the results.
 pub(super) fn deep(depth: usize) -> Vec<u8> {
     let mut body = b"{\"totalResults\":1,\"results\":".to_vec();
     body.extend(std::iter::repeat_n(b'[', depth));
@@ -371,7 +372,7 @@ pub(super) fn deep(depth: usize) -> Vec<u8> {
     body
 }
 
-/// A compressed document of which most is white space.
+/// Returns a compressed document that is mostly white space.
 pub(super) fn gzip_bomb(bytes: u64) -> std::io::Result<Vec<u8>> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::new(6));
     encoder.write_all(b"{\"totalResults\":0,\"results\":[")?;

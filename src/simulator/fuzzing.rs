@@ -1,8 +1,8 @@
-//! What fuzzing must see of a query.
+//! The part of a query that fuzzing must see.
 
 use super::Query;
 
-/// The ids that it asks for.
+/// Returns the ids that a query asks for.
 pub(crate) fn unique_ids(query: &Query) -> Option<&[String]> {
     query.unique_ids.as_deref()
 }

@@ -1,7 +1,8 @@
-//! A life of alerts: they open, get worse, are taken notice of and go, with storms and quiet times.
+//! A life of alerts: they open, get worse, are acknowledged and leave, with storms and quiet
+//! times.
 //!
-//! What happens is a function of the seed and of the steps taken so far, not of the clock, so a
-//! test can live through a year in a second and again in the same way.
+//! What happens depends on the seed and the steps taken so far, not on the clock. So a test can go
+//! through a year in a second, and repeat it in the same way.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -11,24 +12,24 @@ use super::alert::{Action, AlertId, EventType, Priority, Spec, State};
 use super::refusal::Refusal;
 use super::world::World;
 
-/// The first steps of every tenant open alerts, so that whoever watches sees something soon.
+/// The number of first steps of every tenant that open alerts, so that users soon see something.
 const LIVELY: u32 = 3;
-/// So many alerts that left may come back, the first ones first. While all places are taken, those that
-/// leave are not kept.
+/// The number of departed alerts that are remembered for each tenant because they may come back,
+/// oldest first. While all places are taken, further departed alerts are not remembered.
 const REMEMBERED: usize = 50;
 
-/// What drives the alerts of a world.
+/// Drives the alerts of a world.
 #[derive(Debug)]
 pub struct Life {
     random: fastrand::Rng,
     moods: HashMap<String, Mood>,
 }
 
-/// What a tenant goes through.
+/// The state of a tenant's life.
 #[derive(Debug, Default)]
 struct Mood {
     steps: u32,
-    /// Steps in which nothing will happen.
+    /// The number of next steps in which nothing happens.
     quiet: u32,
     storm: Option<Storm>,
     departed: VecDeque<AlertId>,
@@ -45,7 +46,7 @@ struct Storm {
 // === impl Life ===
 
 impl Life {
-    /// A life that the seed determines.
+    /// Creates a life that the seed determines.
     pub fn new(seed: u64) -> Self {
         Self {
             random: fastrand::Rng::with_seed(seed),
@@ -62,8 +63,8 @@ impl Life {
         }
     }
 
-    /// Lets something happen to a tenant, or nothing. The number of open alerts is drawn towards
-    /// `open_alerts`.
+    /// Takes one step for a tenant, in which something happens or nothing. The number of open
+    /// alerts is drawn towards `open_alerts`.
     pub fn step(
         &mut self,
         world: &mut World,
@@ -95,7 +96,7 @@ impl Life {
             return Ok(());
         }
         let open = world.open_count(tenant)?;
-        // Of a hundred steps, so many open an alert.
+        // The number of steps in a hundred that open an alert.
         let openings = match open * 100 / open_alerts.max(1) {
             _ if mood.steps <= LIVELY => 100,
             0..80 => 65,
@@ -149,7 +150,8 @@ impl Life {
         Ok(())
     }
 
-    /// More and more goes wrong on one machine; in the end somebody understands why.
+    /// Takes a step of a storm: more alerts open for one machine. In the last step an inference
+    /// and a root cause open, and the other alerts are correlated.
     fn rage(
         &mut self,
         world: &mut World,

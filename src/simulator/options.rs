@@ -1,4 +1,4 @@
-//! How a simulated OpsRamp shall behave where the documentation leaves it open, and what is in it.
+//! How a simulated OpsRamp behaves where the documentation leaves that open, and what it contains.
 //!
 //! Every option can be changed while the server runs, in Rust or with `PATCH /simulator/options`.
 
@@ -10,27 +10,29 @@ use serde::{Deserialize, Serialize};
 pub const DEMO_TENANT: &str = "client_1";
 /// The API key that exists by default.
 pub const DEMO_KEY: &str = "demo-key";
-/// Its secret.
+/// The secret of that key.
 pub const DEMO_SECRET: &str = "demo-secret";
 
-/// Everything that can be chosen.
+/// All options of the simulator.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Options {
-    /// What all that is made up is derived from.
+    /// The seed from which all invented data is derived.
     pub seed: u64,
     /// Tenants that exist at the start. Ids that begin with `msp_` are partners.
     pub tenants: Vec<TenantOptions>,
-    /// API keys that exist at the start; each is good for every tenant.
+    /// API keys that exist at the start. Each key is valid for every tenant.
     pub credentials: Vec<Credential>,
     /// The life of a token.
     #[serde(with = "seconds")]
     pub token_lifetime: Duration,
-    /// A token request is answered with the current token of the key, rather than with a new one.
+    /// Whether a token request is answered with the current token of the key, rather than with a
+    /// new one.
     pub shared_tokens: bool,
-    /// A revoked token is still handed out until its time is over.
+    /// Whether a revoked token is still handed out until it expires.
     pub stale_tokens: bool,
-    /// `expires_in` is a string, as in the specification, rather than a number, as in the guide.
+    /// Whether `expires_in` is a string, as in the specification, rather than a number, as in the
+    /// guide.
     pub expires_in_as_string: bool,
     /// The status that answers an expired or revoked token: 407, or 401.
     pub expired_status: u16,
@@ -38,31 +40,32 @@ pub struct Options {
     pub not_found_status: u16,
     /// The largest page.
     pub max_page_size: usize,
-    /// What becomes of a larger one.
+    /// What happens to a request for a larger page.
     pub oversized: Oversized,
     /// What the sort key `ts` means.
     pub ts: Ts,
-    /// Alerts of the same second come in another order at every request.
+    /// Whether alerts of the same second come in another order at every request.
     pub unstable_ties: bool,
-    /// What becomes of a key in `queryString` that is not documented.
+    /// What happens to a key in `queryString` that is not documented.
     pub unknown_key: UnknownKey,
     /// Whether the key `uniqueId` of `queryString` has an effect.
     pub search_by_id: bool,
-    /// Whether `nextPageNo` comes along where `nextPage` is true.
+    /// Whether an answer with `nextPage` true has `nextPageNo` as well.
     pub next_page_no: bool,
-    /// `nextPage` is always true, and behind its last page a search shows that one again.
+    /// Whether `nextPage` is always true, and a search shows its last page again behind the last
+    /// page.
     pub repeats_last_page: bool,
-    /// `pageSize` tells how many results the page shows, rather than how many it could.
+    /// Whether `pageSize` is the number of results that the page shows, rather than its capacity.
     pub page_size_as_shown: bool,
-    /// Pages that end beyond this many results are refused, as search engines do.
+    /// The number of results beyond which pages are refused, as search engines do.
     pub result_window: Option<usize>,
     /// How many requests a tenant may make.
     pub allowance: Allowance,
-    /// Values of the `X-RateLimit-…` headers come in double quotes.
+    /// Whether values of the `X-RateLimit-…` headers come in double quotes.
     pub quoted_headers: bool,
     /// What comes with a 429.
     pub retry_after: RetryAfter,
-    /// How far the server's clock is ahead, in seconds. It shows in the `Date` header, in
+    /// How far the server's clock is ahead, in seconds. This shows in the `Date` header, in
     /// `X-RateLimit-Reset` and in a `Retry-After` that is a date.
     pub clock_skew: i64,
     /// The offset in which dates of alerts are written, in minutes.
@@ -70,12 +73,13 @@ pub struct Options {
     /// Bytes of a member `padding` in every alert, to make documents as large as those of a busy
     /// instance.
     pub padding: usize,
-    /// Answers are compressed for clients that accept it.
+    /// Whether answers are compressed for clients that accept it.
     pub gzip: bool,
-    /// Every answer of the API takes at least this long.
+    /// The time that every answer of the API takes at least.
     #[serde(with = "seconds")]
     pub latency: Duration,
-    /// Alerts open, change and leave by themselves; none: only when told.
+    /// The pace at which alerts open, change and leave by themselves. If none, they do so only on
+    /// request.
     pub life: Option<Pace>,
 }
 
@@ -83,15 +87,15 @@ pub struct Options {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TenantOptions {
-    /// `client_1`, `msp_1`, or any other text.
+    /// The tenant's id: `client_1`, `msp_1`, or any other text.
     pub id: String,
-    /// What people call it; default: made up from the id.
+    /// The tenant's name. Default: made up from the id.
     #[serde(default)]
     pub name: Option<String>,
-    /// The partner that it is a client of.
+    /// The partner whose client the tenant is.
     #[serde(default)]
     pub partner: Option<String>,
-    /// Open alerts at the start, created over the weeks before.
+    /// The number of open alerts at the start, created over the weeks before.
     #[serde(default)]
     pub alerts: usize,
 }
@@ -106,7 +110,7 @@ pub struct Credential {
     pub secret: String,
 }
 
-/// What becomes of a page size above the maximum.
+/// What happens to a request for a page size above the maximum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Oversized {
@@ -126,11 +130,11 @@ pub enum Ts {
     Updated,
 }
 
-/// What becomes of a key that is not documented.
+/// What happens to a key that is not documented.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum UnknownKey {
-    /// As if it were not there.
+    /// The key is ignored.
     Ignore,
     /// 400.
     Reject,
@@ -152,7 +156,7 @@ pub enum RetryAfter {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Allowance {
-    /// Whether it is enforced; where not, no headers come either.
+    /// Whether the allowance is enforced. If not, answers have no headers about it either.
     pub enforced: bool,
     /// Paginated GETs of a client.
     pub client_paginated: u32,
@@ -162,7 +166,7 @@ pub struct Allowance {
     pub partner_paginated: u32,
     /// Other requests of a partner.
     pub partner_other: u32,
-    /// It begins with the first request after the one before.
+    /// The length of a window. A window begins with the first request after the previous window.
     #[serde(with = "seconds")]
     pub window: Duration,
 }
@@ -171,7 +175,7 @@ pub struct Allowance {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Pace {
-    /// Something happens to every tenant about this often.
+    /// The time between two steps of the life of each tenant.
     #[serde(with = "seconds")]
     pub every: Duration,
     /// How many alerts of a tenant are open on average.
@@ -222,8 +226,8 @@ impl Default for Options {
 }
 
 impl Options {
-    /// What `demo` shows: one tenant with a few dozen open alerts, and something new every few
-    /// seconds.
+    /// Returns the options of `demo`: one tenant with a few dozen open alerts, and something new
+    /// every few seconds.
     pub fn demo() -> Self {
         Self {
             tenants: vec![TenantOptions {
@@ -254,7 +258,7 @@ impl Default for Allowance {
 }
 
 impl Allowance {
-    /// As many requests as anybody likes.
+    /// Returns an allowance that is not enforced.
     pub fn unlimited() -> Self {
         Self {
             enforced: false,

@@ -1,19 +1,22 @@
 //! An ordered set that knows the rank of its members.
 //!
 //! A search asks for "page 1,371 of 500" over a set of up to a million alerts that changes between
-//! two requests. `BTreeSet` cannot jump to a rank and a sorted `Vec` moves megabytes for each
-//! change, so this is a list of sorted chunks: a change moves one chunk, a jump adds up lengths.
+//! two requests. A `BTreeSet` cannot jump to a rank, and a sorted `Vec` moves megabytes for each
+//! change. So this is a list of sorted chunks: a change moves a part of one chunk, and a jump adds
+//! up lengths.
 
-/// The length at which a chunk is divided; small under test, so that little sets have many chunks.
+/// The length at which a chunk is divided. It is small in tests, so that small sets have many
+/// chunks.
 const FULL: usize = if cfg!(test) { 16 } else { 1024 };
 
-/// What a member is ordered by: seconds since the epoch, then the alert's slot.
+/// The sort key of a member: seconds since the epoch, then the alert's slot.
 pub(super) type Key = (i64, u32);
 
 /// A sorted set of [`Key`]s with access by rank.
 #[derive(Debug, Default)]
 pub(super) struct Ordered {
-    /// Sorted, none empty, each ordered after the one before it.
+    /// Sorted chunks, none of them empty. The keys of a chunk are larger than those of the chunk
+    /// before.
     chunks: Vec<Vec<Key>>,
     len: usize,
 }
@@ -25,7 +28,7 @@ impl Ordered {
         self.len
     }
 
-    /// Adds a key; false if it was there.
+    /// Adds a key. Returns false if it was there already.
     pub(super) fn insert(&mut self, key: Key) -> bool {
         let Some(at) = self.chunk_of(key) else {
             self.chunks.push(vec![key]);
@@ -40,7 +43,8 @@ impl Ordered {
         if chunk.len() < FULL {
             chunk.insert(place, key);
         } else if last && place == FULL {
-            // New alerts come at the end: dividing there would leave every chunk half empty.
+            // New alerts come at the end. Dividing the last chunk each time would leave every
+            // chunk half empty.
             let mut next = Vec::with_capacity(FULL);
             next.push(key);
             self.chunks.push(next);
@@ -57,7 +61,7 @@ impl Ordered {
         true
     }
 
-    /// Takes a key out; false if it was not there.
+    /// Removes a key. Returns false if it was not there.
     pub(super) fn remove(&mut self, key: Key) -> bool {
         let Some(at) = self.chunk_of(key) else {
             return false;
@@ -73,7 +77,7 @@ impl Ordered {
         true
     }
 
-    /// Up to `count` keys from the given rank on, smallest first or largest first.
+    /// Returns up to `count` keys from the given rank on, smallest first or largest first.
     pub(super) fn page(&self, rank: usize, count: usize, descending: bool) -> Vec<Key> {
         if rank >= self.len {
             return Vec::new();
@@ -104,7 +108,8 @@ impl Ordered {
         keys
     }
 
-    /// The chunk that holds the key or would hold it; none where there are no chunks.
+    /// Returns the index of the chunk that holds the key or would hold it. `None` if there are no
+    /// chunks.
     fn chunk_of(&self, key: Key) -> Option<usize> {
         let after = self.chunks.partition_point(|chunk| chunk[0] <= key);
         (!self.chunks.is_empty()).then(|| after.saturating_sub(1))
@@ -152,7 +157,7 @@ mod tests {
             let mut model = BTreeSet::new();
             let mut ordered = Ordered::default();
             for (add, ts, slot) in steps {
-                // Few removals at first, so that chunks do get divided.
+                // Fewer removals than insertions, so that chunks are divided.
                 if add || slot % 3 > 0 {
                     prop_assert_eq!(ordered.insert((ts, slot)), model.insert((ts, slot)));
                 } else {

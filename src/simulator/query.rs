@@ -1,8 +1,9 @@
 //! The grammar of `queryString`, and the other parameters of a search.
 //!
-//! Pairs `key:value` are joined by `+` and values by `,`. Whoever forgets to encode the `+` sends a
-//! space, so a space in front of a documented key separates too. A date has a space where the `+`
-//! of its offset would be, and tolerates the `+`. This module reads; the world decides.
+//! Pairs `key:value` are joined by `+` and values by `,`. A client that does not encode the `+`
+//! sends a space, so a space before a documented key separates pairs as well. In a date, a space
+//! stands for the `+` of the offset, but a `+` is accepted. This module only parses; the world
+//! decides.
 
 use jiff::Timestamp;
 use jiff::civil::DateTime;
@@ -12,7 +13,7 @@ use super::alert::{Priority, State, Status};
 use super::options::{Options, Oversized, UnknownKey};
 use super::refusal::Refusal;
 
-/// The documented keys, complete.
+/// All documented keys.
 const KEYS: &[&str] = &[
     "states",
     "startDate",
@@ -37,13 +38,13 @@ const DEFAULT_PAGE_SIZE: usize = 100;
 /// What a search asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SearchParams {
-    /// From 1.
+    /// The number of the page, from 1.
     pub page_no: usize,
     /// Alerts on a page, after the server's maximum was applied.
     pub page_size: usize,
-    /// Largest first.
+    /// Whether the largest comes first.
     pub descending: bool,
-    /// What is sorted by.
+    /// The sort key.
     pub sort: Sort,
     /// Which alerts.
     pub query: Query,
@@ -52,13 +53,13 @@ pub struct SearchParams {
 /// `sortName`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sort {
-    /// By time; which one is [`Options::ts`].
+    /// By time. [`Options::ts`] says by which.
     Ts,
     /// By the order in which the alerts came into being.
     Id,
 }
 
-/// A parsed `queryString`. Every key that is given must match one of its values.
+/// A parsed `queryString`. An alert must match one of the values of every key that is given.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Query {
     pub(super) states: Option<Vec<State>>,
@@ -70,7 +71,7 @@ pub struct Query {
     pub(super) end: Option<i64>,
     /// Seconds before now.
     pub(super) duration: Option<i64>,
-    /// Dates mean the time of the last update rather than that of creation.
+    /// Whether dates mean the time of the last update rather than that of creation.
     pub(super) by_update: bool,
     pub(super) managed: Option<bool>,
     pub(super) unique_ids: Option<Vec<String>>,
@@ -86,7 +87,7 @@ pub struct Query {
 // === impl SearchParams ===
 
 impl SearchParams {
-    /// Reads decoded parameters of a URL. Of a repeated parameter the last one counts.
+    /// Reads decoded parameters of a URL. If a parameter is repeated, the last one counts.
     pub fn parse(pairs: &[(String, String)], options: &Options) -> Result<Self, Refusal> {
         let last = |name: &str| last_of(pairs, name);
         let number = |name: &str, default: usize| match last(name) {
@@ -133,7 +134,7 @@ pub(super) fn last_of<'a>(pairs: &'a [(String, String)], name: &str) -> Option<&
 // === impl Query ===
 
 impl Query {
-    /// The query of everybody who wants open alerts: `actions:OPEN`.
+    /// Returns the query for open alerts: `actions:OPEN`.
     pub fn open() -> Self {
         Self {
             statuses: Some(vec![Status::New]),
@@ -150,7 +151,7 @@ impl Query {
         Ok(query)
     }
 
-    /// Whether the outcome depends on the time of the request.
+    /// Whether the result depends on the time of the request.
     pub(super) const fn is_relative(&self) -> bool {
         self.duration.is_some()
     }
@@ -240,7 +241,7 @@ fn pairs(text: &str) -> Result<Vec<(&str, String)>, Refusal> {
             rest = after;
             match pair.trim().split_once(':') {
                 Some((key, value)) if is_word(key) => pairs.push((key, value.to_owned())),
-                // The offset of the date before it.
+                // This piece is the offset of the date before it.
                 _ if first && is_offset(pair) && pairs.last().is_some_and(|p| is_date_key(p.0)) => {
                     if let Some((_, value)) = pairs.last_mut() {
                         value.push('+');
@@ -255,7 +256,7 @@ fn pairs(text: &str) -> Result<Vec<(&str, String)>, Refusal> {
     Ok(pairs)
 }
 
-/// Where a documented key follows a space.
+/// Returns the place of the first space that a documented key follows.
 fn next_key(text: &str) -> Option<usize> {
     let text_start = text.len() - text.trim_start().len();
     text.char_indices()
@@ -283,7 +284,8 @@ fn is_date_key(key: &str) -> bool {
     matches!(key, "startDate" | "endDate")
 }
 
-/// `yyyy-MM-ddTHH:mm:ss` and an offset: ` 0000`, `+0000`, `-0500`, `+00:00`, `Z` or none, which is UTC.
+/// Reads `yyyy-MM-ddTHH:mm:ss` and an offset: ` 0000`, `+0000`, `-0500`, `+00:00`, `Z`, or none,
+/// which is UTC.
 fn date(text: &str) -> Option<i64> {
     let text = text.trim();
     let (civil, offset) = text.split_at_checked(19)?;

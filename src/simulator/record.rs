@@ -1,7 +1,7 @@
 //! What happened to the alerts, in order: the truth that an exporter's lines are compared with.
 //!
-//! Append-only. A storm of a million alerts is one entry, so that the record of a large world
-//! stays small.
+//! The record is append-only. A storm of a million alerts is one entry, so that the record of a
+//! large world stays small.
 
 use jiff::Timestamp;
 use serde::{Serialize, Serializer};
@@ -11,14 +11,14 @@ use super::alert::{State, Status};
 /// Something that happened to one alert.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Happening {
-    /// When.
+    /// When it happened.
     #[serde(serialize_with = "as_text")]
     pub at: Timestamp,
     /// The client that the alert belongs to.
     pub tenant: String,
     /// `uniqueId`.
     pub alert_id: String,
-    /// What.
+    /// What happened.
     pub what: What,
     /// `currentState` afterwards.
     pub state: State,
@@ -26,27 +26,27 @@ pub struct Happening {
     pub status: Status,
 }
 
-/// What can happen to an alert, seen by somebody who asks for the open ones.
+/// What can happen to an alert, as seen by a client that asks for the open alerts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum What {
-    /// It is open, and was not before: new, or open again.
+    /// The alert is open and was not before: it is new, or open again.
     Opened,
-    /// Something about it is different; it is open, or not, as before.
+    /// Something about the alert has changed, but not whether it is open.
     Changed,
-    /// It was open and is not any more.
+    /// The alert was open and no longer is.
     Left,
 }
 
-/// An entry as it is kept.
+/// An entry of the record: the same thing happened to a run of alerts.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
     pub(super) at: Timestamp,
-    /// The first slot of a run of alerts that it happened to.
+    /// The slot of the first alert of the run.
     pub(super) first: u32,
     pub(super) count: u32,
     pub(super) what: What,
-    /// None where each alert of the run has the state that it is born with.
+    /// The state afterwards. `None` if each alert of the run has the state that it was born with.
     pub(super) state: Option<State>,
     pub(super) status: Status,
 }
@@ -57,7 +57,7 @@ pub(super) struct Record {
     entries: Vec<Entry>,
 }
 
-/// RFC 3339.
+/// Writes a time as RFC 3339.
 pub(super) fn as_text<S: Serializer>(time: &Timestamp, to: S) -> Result<S::Ok, S::Error> {
     to.collect_str(time)
 }

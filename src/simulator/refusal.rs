@@ -1,9 +1,9 @@
-//! What the API says when it does not do what it was asked: a status and a small JSON document.
+//! What the API answers when it refuses a request: a status and a small JSON document.
 
 use http::StatusCode;
 use serde_json::{Value, json};
 
-/// A request that was refused, in the words of the API where those are documented.
+/// Why a request is refused, in the words of the API if those are documented.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
     /// 400 of the token endpoint.
@@ -12,10 +12,10 @@ pub enum Refusal {
     /// 401 of the token endpoint.
     #[error("bad API credentials")]
     BadCredentials,
-    /// 401: no token, or one that was never handed out.
+    /// 401: there is no token, or it was never handed out.
     #[error("unknown access token")]
     UnknownToken,
-    /// 407, or 401 where [`super::Options::expired_status`] says so: a token that was good once.
+    /// 407, or 401 if [`super::Options::expired_status`] says so: the token was valid once.
     #[error("expired or revoked access token")]
     DeadToken(u16),
     /// 404.
@@ -27,7 +27,7 @@ pub enum Refusal {
     /// 404, or 500 with the code 0003.
     #[error("no alert {id:?}")]
     NoSuchAlert {
-        /// What was asked for.
+        /// The requested id.
         id: String,
         /// 404 or 500, see [`super::Options::not_found_status`].
         status: u16,
@@ -43,7 +43,7 @@ pub enum Refusal {
     BadParameter {
         /// The parameter, or the key within `queryString`.
         name: String,
-        /// What was given.
+        /// The given value.
         value: String,
     },
     /// 400.
@@ -76,7 +76,7 @@ impl Refusal {
         }
     }
 
-    /// The status code.
+    /// Returns the status code.
     pub fn status(&self) -> StatusCode {
         match self {
             Self::UnsupportedGrantType(_)
@@ -98,7 +98,7 @@ impl Refusal {
         }
     }
 
-    /// The body.
+    /// Returns the body.
     pub fn body(&self) -> Value {
         let error = |error: &str, description: &str| json!({ "error": error, "error_description": description });
         match self {

@@ -1,7 +1,7 @@
 //! How alerts, pages and clients are written: the documents of the API, member for member.
 //!
-//! Everything is written straight into a buffer from a copy of the few bytes that an alert is, so
-//! that the world need not be locked meanwhile. This module decides nothing.
+//! Everything is written straight into a buffer from a copy of the few bytes of an alert, so that
+//! the world need not be locked meanwhile. This module decides nothing.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -16,7 +16,7 @@ use serde_json::{Map, Value};
 use super::alert::{Alert, AlertId, EventType, State, Status};
 use super::scenery::{self, Scene};
 
-/// What every alert of a tenant says about it.
+/// What every alert of a tenant says about the tenant.
 #[derive(Debug)]
 pub(super) struct TenantFacts {
     pub(super) id: String,
@@ -42,14 +42,14 @@ pub struct Page {
     pub(super) padding: usize,
 }
 
-/// One alert with everything there is to know about it.
+/// One alert with all its members.
 #[derive(Debug)]
 pub struct Detail {
     pub(super) item: Item,
     pub(super) offset_minutes: i32,
 }
 
-/// What is around the results.
+/// The members around the results.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct Envelope {
@@ -188,14 +188,14 @@ enum ResourceView<'a> {
     },
 }
 
-/// Who brought the alert to which status, and when.
+/// Who gave the alert which status, and when.
 struct History<'a> {
     created: &'a str,
     alert: &'a Alert,
     offset_minutes: i32,
 }
 
-/// An alert about to be written.
+/// An alert that is to be written.
 struct Written<'a> {
     item: &'a Item,
     now: Timestamp,
@@ -204,7 +204,7 @@ struct Written<'a> {
     padding: &'a str,
 }
 
-/// The results of a page about to be written.
+/// The results of a page that are to be written.
 struct WrittenPage<'a> {
     page: &'a Page,
     now: Timestamp,
@@ -217,7 +217,7 @@ struct Document<'a> {
     envelope: &'a Envelope,
 }
 
-/// `2016-02-24T01:15:00+0000`.
+/// Writes a date as `2016-02-24T01:15:00+0000`.
 pub(super) fn date(second: i64, offset_minutes: i32) -> String {
     let offset = Offset::from_seconds(offset_minutes * 60).unwrap_or(Offset::UTC);
     let at = Timestamp::from_second(second).unwrap_or_default();
@@ -237,7 +237,7 @@ pub(super) fn date(second: i64, offset_minutes: i32) -> String {
     )
 }
 
-/// `4d 22h 21m `, with the space that the documentation has.
+/// Writes a duration as `4d 22h 21m `, with the trailing space that the documentation has.
 fn elapsed(seconds: i64) -> String {
     let minutes = seconds.max(0) / 60;
     let mut text = String::new();
@@ -258,7 +258,7 @@ fn elapsed(seconds: i64) -> String {
 // === impl Page ===
 
 impl Page {
-    /// The alerts, in order.
+    /// Returns the alerts, in order.
     pub fn ids(&self) -> Vec<AlertId> {
         self.items.iter().map(|item| item.alert.id()).collect()
     }
@@ -273,7 +273,7 @@ impl Page {
         self.envelope.total_pages
     }
 
-    /// The document.
+    /// Returns the document.
     pub fn to_json(&self, now: Timestamp) -> Vec<u8> {
         let document = Document {
             results: WrittenPage { page: self, now },
@@ -284,7 +284,7 @@ impl Page {
 }
 
 impl Detail {
-    /// The document.
+    /// Returns the document.
     pub fn to_json(&self, now: Timestamp) -> Vec<u8> {
         let written = Written {
             item: &self.item,
@@ -298,7 +298,7 @@ impl Detail {
 }
 
 impl ClientPage {
-    /// The document.
+    /// Returns the document.
     pub fn to_json(&self) -> Vec<u8> {
         to_bytes(self, self.results.len() * 160)
     }

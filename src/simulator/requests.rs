@@ -1,7 +1,7 @@
-//! How often the simulator was asked, for what, and how it answered.
+//! How many requests the simulator got, for what, and how it answered.
 //!
-//! Requests are what the API counts and what an exporter must be sparing with, so tests and
-//! benchmarks assert on these numbers. The control API does not count itself.
+//! The API limits requests, so an exporter must be sparing with them, and tests and benchmarks
+//! assert on these numbers. Requests to the control API do not count.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::record::as_text;
 
-/// Requests that are remembered one by one.
+/// The number of requests that are remembered one by one.
 const REMEMBERED: usize = 100_000;
 
 /// The parts of the API.
@@ -25,7 +25,7 @@ pub enum Endpoint {
     Alert,
     /// The clients of a partner.
     Clients,
-    /// Everything that writes.
+    /// All requests that write.
     Write,
 }
 
@@ -35,36 +35,36 @@ pub struct Request {
     /// When it came.
     #[serde(serialize_with = "as_text")]
     pub at: Timestamp,
-    /// What for.
+    /// The part of the API that was asked.
     pub endpoint: Endpoint,
-    /// The tenant in its path.
+    /// The tenant in the request's path.
     pub tenant: Option<String>,
     /// `pageNo` of a search.
     pub page: Option<usize>,
-    /// The status that it was answered with; 0 where it was left without an answer.
+    /// The status of the answer; 0 if there was no answer.
     pub status: u16,
 }
 
 /// Counts since the start, or since they were reset.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Requests {
-    /// All of them.
+    /// All requests.
     pub total: u64,
-    /// By endpoint.
+    /// Requests by endpoint.
     pub by_endpoint: BTreeMap<Endpoint, u64>,
-    /// By status; 0 where there was no answer.
+    /// Requests by the status of the answer; 0 if there was no answer.
     pub by_status: BTreeMap<u16, u64>,
-    /// By tenant: paginated searches for alerts, whatever the answer.
+    /// Paginated searches for alerts by tenant, whatever the answer.
     pub searches_by_tenant: BTreeMap<String, u64>,
-    /// By tenant: all requests with the tenant in the path.
+    /// All requests with a tenant in the path, by tenant.
     pub by_tenant: BTreeMap<String, u64>,
-    /// Being answered at this moment.
+    /// The number of requests that are being answered at this moment.
     pub in_flight: u64,
-    /// The most that were being answered at the same time.
+    /// The largest number of requests that were being answered at the same time.
     pub max_in_flight: u64,
-    /// Connections that were accepted.
+    /// The number of connections that were accepted.
     pub connections: u64,
-    /// The last ones, oldest first.
+    /// The last requests, oldest first.
     #[serde(skip)]
     pub log: VecDeque<Request>,
 }
@@ -77,7 +77,8 @@ impl Requests {
         self.max_in_flight = self.max_in_flight.max(self.in_flight);
     }
 
-    /// A request that began is over. Its status is 0 where no answer was sent or nobody waited for one.
+    /// Records that a request is over. Its status is 0 if no answer was sent or nobody waited for
+    /// one.
     pub(super) fn end(&mut self, request: Request) {
         self.in_flight = self.in_flight.saturating_sub(1);
         self.total += 1;
@@ -95,7 +96,7 @@ impl Requests {
         self.log.push_back(request);
     }
 
-    /// Back to zero, except for what is going on.
+    /// Sets all counts to zero, except for requests that are being answered.
     pub(super) fn reset(&mut self) {
         *self = Self {
             in_flight: self.in_flight,
@@ -104,17 +105,17 @@ impl Requests {
         };
     }
 
-    /// How often an endpoint was asked.
+    /// Returns how many requests an endpoint got.
     pub fn of(&self, endpoint: Endpoint) -> u64 {
         self.by_endpoint.get(&endpoint).copied().unwrap_or(0)
     }
 
-    /// How many pages of searches a tenant was asked for.
+    /// Returns how many pages of searches were requested for a tenant.
     pub fn searches(&self, tenant: &str) -> u64 {
         self.searches_by_tenant.get(tenant).copied().unwrap_or(0)
     }
 
-    /// How often the answer had a status.
+    /// Returns how many answers had a status.
     pub fn with_status(&self, status: u16) -> u64 {
         self.by_status.get(&status).copied().unwrap_or(0)
     }

@@ -1,16 +1,16 @@
-//! What alerts say: hosts, metrics, subjects and descriptions, made up from a number.
+//! The texts of alerts: hosts, metrics, subjects and descriptions, made up from a number.
 //!
-//! The same number gives the same scene for ever, so no text needs to be stored. Names are
-//! invented, addresses come from the ranges reserved for documentation. Quotes, backslashes,
-//! newlines and letters from all over the world are in here on purpose: real alerts have them.
+//! The same number always gives the same scene, so no text needs to be stored. Names are invented,
+//! and addresses come from the ranges that are reserved for documentation. The texts have quotes,
+//! backslashes, newlines and letters from all over the world on purpose, because real alerts do.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
 use super::alert::{EventType, Priority, State};
 
-/// A kind of trouble. `{h}` stands for the host, `{c}` for the component, `{p}` for a percentage,
-/// `{r}` for what is left of it, `{n}` for a number, `{x}` for a limit.
+/// A kind of trouble. In its texts, `{h}` stands for the host, `{c}` for the component, `{p}` for
+/// a percentage, `{r}` for the rest to 100 %, `{n}` for a number, `{x}` for a limit.
 struct Trouble {
     app: &'static str,
     metric: &'static str,
@@ -234,7 +234,7 @@ const ROLES: &[&str] = &[
 const SITES: &[&str] = &[
     "ams", "fra", "lon", "nyc", "sjc", "sin", "syd", "blr", "gru", "nrt",
 ];
-/// Host numbers in use for every role and site.
+/// The number of hosts of each role at each site.
 const HOSTS: u64 = 40;
 
 /// What one alert is about.
@@ -243,7 +243,7 @@ pub(super) struct Scene {
     trouble: &'static Trouble,
     /// Identifies the host: equal numbers are the same machine.
     host: u64,
-    /// Feeds the numbers in the texts.
+    /// The source of the numbers in the texts.
     noise: u64,
 }
 
@@ -255,7 +255,7 @@ pub(super) struct Host {
     pub(super) id: String,
 }
 
-/// A well mixed number for each input (the finalizer of splitmix64).
+/// Returns a well mixed number for each input (the finalizer of splitmix64).
 pub(super) const fn mix(value: u64) -> u64 {
     let value = value.wrapping_add(0x9E37_79B9_7F4A_7C15);
     let value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -263,7 +263,7 @@ pub(super) const fn mix(value: u64) -> u64 {
     value ^ (value >> 31)
 }
 
-/// A number in the shape of a UUID (version 4).
+/// Writes a number in the shape of a UUID (version 4).
 pub(super) fn uuid(value: u64) -> String {
     let (high, low) = (mix(value), mix(value ^ 0xA5A5_A5A5));
     format!(
@@ -280,7 +280,7 @@ fn pick(from: &'static [&'static str], by: u64) -> &'static str {
     from[(by % from.len() as u64) as usize]
 }
 
-/// The state that an alert opens with.
+/// Returns the state that an alert opens with.
 pub(super) fn first_state(seed: u64) -> State {
     match mix(seed ^ 1) % 100 {
         0..40 => State::Critical,
@@ -290,7 +290,7 @@ pub(super) fn first_state(seed: u64) -> State {
     }
 }
 
-/// The priority that an alert opens with.
+/// Returns the priority that an alert opens with.
 pub(super) fn first_priority(seed: u64) -> Priority {
     match mix(seed ^ 2) % 100 {
         0..50 => Priority::NotSet,
@@ -303,7 +303,7 @@ pub(super) fn first_priority(seed: u64) -> Priority {
     }
 }
 
-/// What kind of alert opens.
+/// Returns the kind that an alert opens with.
 pub(super) fn first_event_type(seed: u64) -> EventType {
     match mix(seed ^ 3) % 100 {
         0..94 => EventType::Alert,
@@ -315,7 +315,7 @@ pub(super) fn first_event_type(seed: u64) -> EventType {
 // === impl Scene ===
 
 impl Scene {
-    /// The scene of a number.
+    /// Returns the scene of a number.
     pub(super) fn of(seed: u64) -> Self {
         let noise = mix(seed);
         Self {
@@ -349,7 +349,7 @@ impl Scene {
         pick(self.trouble.components, self.noise >> 8)
     }
 
-    /// Whether OpsRamp manages the resource, or only heard of it.
+    /// Whether OpsRamp manages the resource, rather than only knowing of it.
     pub(super) const fn managed(&self) -> bool {
         !self.host.is_multiple_of(3)
     }
@@ -387,7 +387,7 @@ impl Scene {
     fn fill(&self, template: &str, host: &str) -> String {
         let mut text = String::with_capacity(template.len() + 32);
         let mut rest = template;
-        // 90.00 to 99.99, so that what is left has the same number of digits.
+        // 90.00 to 99.99, so that the rest to 100 always has the same number of digits.
         let percent = 9000 + self.noise % 1000;
         while let Some((before, after)) = rest.split_once('{') {
             text.push_str(before);

@@ -26,7 +26,7 @@ struct Wire {
     reset: ResetSwitch,
 }
 
-/// There shall be no answer: hyper closes a connection whose service fails.
+/// The error of a request that gets no answer: hyper closes a connection whose service fails.
 #[derive(Debug, thiserror::Error)]
 #[error("the simulator gives no answer")]
 struct Unanswered;
@@ -45,7 +45,7 @@ pub(super) async fn serve(
             accepted = listener.accept() => accepted,
         };
         let Ok((stream, _)) = accepted else {
-            // Out of file descriptors, most likely: others must close theirs first.
+            // Most likely the file descriptors are used up, and others must be closed first.
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
             continue;
         };
@@ -62,7 +62,8 @@ pub(super) async fn serve(
 
 /// Answers the requests of one connection.
 async fn converse(stream: TcpStream, router: Router) {
-    // Small answers must not wait for an acknowledgement; without it they are merely slower.
+    // With this option, small answers do not wait for an acknowledgement. If it cannot be set,
+    // they are merely slower.
     stream.set_nodelay(true).ok();
     let reset = ResetSwitch::default();
     let wire = Wire {
@@ -81,7 +82,7 @@ async fn converse(stream: TcpStream, router: Router) {
         }
     });
     let connection = http1::Builder::new().serve_connection(TokioIo::new(wire), service);
-    // How a connection ends is the client's business, or was intended.
+    // An error at the end of a connection is the client's business, or was intended.
     connection.await.ok();
 }
 
@@ -90,7 +91,8 @@ async fn converse(stream: TcpStream, router: Router) {
 impl Drop for Wire {
     fn drop(&mut self) {
         if self.reset.0.load(Ordering::Relaxed) {
-            // Without it the connection is closed in the ordinary way, which is a fault as well.
+            // If this fails, the connection is closed in the ordinary way, which is a fault as
+            // well.
             self.stream.set_zero_linger().ok();
         }
     }

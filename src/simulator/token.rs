@@ -1,7 +1,7 @@
-//! Tokens: who gets one, how long it lives, and what becomes of a key whose secret was rotated.
+//! Tokens: who gets one, how long it lives, and what happens to a key whose secret was rotated.
 //!
-//! A token belongs to the key, not to the process that asked: whoever asks while it lives is given
-//! the same one, with what is left of its time.
+//! A token belongs to the key, not to the process that requested it. A request while the token
+//! lives gets the same token, with the rest of its life.
 
 use std::collections::HashMap;
 
@@ -12,10 +12,11 @@ use super::options::Options;
 use super::refusal::Refusal;
 use super::scenery;
 
-/// Tokens that are remembered, so that an expired one is told from one that never was.
+/// The number of tokens that are remembered, so that an expired token can be distinguished from
+/// one that never existed.
 const REMEMBERED: usize = 10_000;
 
-/// Who may have tokens, and which ones there are.
+/// The keys, and their tokens.
 #[derive(Default)]
 pub(super) struct Issuer {
     keys: HashMap<String, Key>,
@@ -34,7 +35,7 @@ struct Token {
     revoked: bool,
 }
 
-/// The form of a token request, as far as it was filled in.
+/// The form of a token request. Fields that were left out are `None`.
 #[derive(Clone, Copy, Default)]
 pub struct TokenRequest<'a> {
     /// `grant_type`.
@@ -105,7 +106,7 @@ impl Issuer {
         })
     }
 
-    /// Whether a token opens the door.
+    /// Checks whether a token is valid.
     pub(super) fn check(
         &self,
         token: Option<&str>,
@@ -121,7 +122,7 @@ impl Issuer {
         Ok(())
     }
 
-    /// Revokes the tokens of a key, or of all; says how many.
+    /// Revokes the tokens of a key, or of all keys. Returns how many.
     pub(super) fn revoke(&mut self, key: Option<&str>) -> usize {
         let mut revoked = 0;
         for token in self.tokens.values_mut() {
@@ -133,7 +134,7 @@ impl Issuer {
         revoked
     }
 
-    /// Gives a key a secret; the key comes into being if need be. Tokens live on.
+    /// Gives a key a secret. Adds the key if it does not exist. Tokens stay valid.
     pub(super) fn set_secret(&mut self, key: &str, secret: &str) {
         match self.keys.get_mut(key) {
             Some(known) => secret.clone_into(&mut known.secret),
@@ -171,7 +172,7 @@ impl std::fmt::Debug for Issuer {
 // === impl Grant ===
 
 impl Grant {
-    /// The document of the token endpoint.
+    /// Returns the document of the token endpoint.
     pub fn to_json(&self, options: &Options, now: Timestamp) -> Value {
         let left = self.expires.duration_since(now).as_secs().max(0);
         let expires_in = match options.expires_in_as_string {

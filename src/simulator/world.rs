@@ -1,8 +1,8 @@
 //! The simulated OpsRamp instance: tenants, alerts, tokens, allowances and the record of all that
 //! happened.
 //!
-//! A pure, synchronous state: no I/O and no clock, the time comes in as an argument. The HTTP
-//! layer is one caller, a property test that changes the world between two pages is another.
+//! A pure, synchronous state: no I/O and no clock; the time is an argument. The HTTP layer is one
+//! caller, a property test that changes the world between two pages is another.
 
 mod clients;
 mod deeds;
@@ -26,7 +26,7 @@ use super::render::TenantFacts;
 use super::scenery::{self, mix};
 use super::token::{Grant, Issuer, TokenRequest};
 
-/// How far back the alerts reach that are there at the start, in seconds.
+/// The age of the oldest alerts at the start, in seconds.
 const PAST: i64 = 30 * 86_400;
 
 /// The instance.
@@ -36,13 +36,13 @@ pub struct World {
     seed: u64,
     tenants: Vec<Tenant>,
     tenant_of: HashMap<String, u32>,
-    /// By slot; nothing is ever taken out.
+    /// All alerts, by slot. None is ever removed.
     alerts: Vec<Alert>,
-    /// Alerts with an id of their own.
+    /// The slots of alerts whose id was chosen, by id.
     slot_of: HashMap<String, u32>,
     issuer: Issuer,
     record: Record,
-    /// Drives what must differ from one search to the next.
+    /// Counts searches, for what must differ from one search to the next.
     searches: u64,
 }
 
@@ -57,36 +57,36 @@ struct Tenant {
     clients: Vec<u32>,
     /// Slots of the tenant's own alerts.
     own: Vec<u32>,
-    /// Open alerts, for a partner with those of its clients, in the order of [`Options::ts`].
+    /// The open alerts in the order of [`Options::ts`]; those of a partner include its clients'.
     open: Ordered,
-    /// Goes up with every change to one of the alerts.
+    /// Grows with every change to one of the alerts.
     generation: u64,
     selection: Option<Selection>,
-    /// By [`Meter`].
+    /// The used allowance, by [`Meter`].
     spent: [Bucket; Meter::COUNT],
 }
 
-/// The outcome of the last search that was not simply for the open alerts: its other pages are
-/// likely to be asked for next.
+/// The result of the last search that was not simply for the open alerts. It is kept because its
+/// other pages are likely to be requested next.
 #[derive(Debug)]
 struct Selection {
     generation: u64,
     query: Query,
     sort: Sort,
-    /// The second, where the query is relative to it.
+    /// The time of the search in seconds, if the query is relative to it.
     at: Option<i64>,
-    /// Ascending.
+    /// The slots of the result, in ascending order.
     slots: Vec<u32>,
 }
 
-/// How an alert stands.
+/// The present state of an alert.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Snapshot {
-    /// Which.
+    /// Which alert.
     pub id: AlertId,
     /// `uniqueId`.
     pub unique_id: String,
-    /// The client that it belongs to.
+    /// The client that the alert belongs to.
     pub tenant: String,
     /// `currentState`.
     pub state: State,
@@ -105,7 +105,7 @@ pub struct Snapshot {
 // === impl World ===
 
 impl World {
-    /// An instance as the options describe it.
+    /// Creates an instance as the options describe it.
     pub fn new(options: Options, now: Timestamp) -> Self {
         let mut world = Self {
             seed: mix(options.seed),
@@ -125,13 +125,13 @@ impl World {
         world
     }
 
-    /// The present options.
+    /// Returns the present options.
     pub fn options(&self) -> &Options {
         &self.options
     }
 
-    /// Changes the options. Tenants and keys that are new come into being; none goes away. The
-    /// seed of a world stays.
+    /// Changes the options. New tenants and keys are added; none is removed. The seed of a world
+    /// stays.
     pub fn set_options(&mut self, options: Options, now: Timestamp) {
         let reorder = self.options.ts != options.ts;
         let known = std::mem::replace(&mut self.options, options).credentials;
@@ -139,7 +139,8 @@ impl World {
             self.reorder();
         }
         for credential in self.options.credentials.clone() {
-            // A secret that was rotated since is not set back by a change of something else.
+            // If a secret was rotated since, a change of another option must not restore the old
+            // secret.
             if known.contains(&credential) {
                 continue;
             }
@@ -154,7 +155,7 @@ impl World {
 
     // --- tenants ---
 
-    /// Adds a tenant, and its partner if that is not there; one that exists is left alone.
+    /// Adds a tenant, and its partner if that does not exist. A tenant that exists is left alone.
     pub fn add_tenant(&mut self, tenant: &TenantOptions, now: Timestamp) {
         if self.tenant_of.contains_key(&tenant.id) {
             return;
@@ -219,25 +220,25 @@ impl World {
         Ok(())
     }
 
-    /// The ids of all tenants.
+    /// Returns the ids of all tenants.
     pub fn tenants(&self) -> impl Iterator<Item = &str> {
         self.tenants.iter().map(|tenant| tenant.facts.id.as_str())
     }
 
     // --- looking at the world from outside ---
 
-    /// The alert with a `uniqueId`.
+    /// Returns the alert with a `uniqueId`.
     pub fn find(&self, unique_id: &str) -> Option<AlertId> {
         if let Some(slot) = self.slot_of.get(unique_id) {
             return Some(AlertId(*slot));
         }
         let id = AlertId::from_number(unique_id.parse().ok()?)?;
         let alert = self.alerts.get(id.0 as usize)?;
-        // Who has an id of its own has no other.
+        // An alert whose id was chosen is not found by its number.
         (alert.unique_id() == unique_id).then_some(id)
     }
 
-    /// How an alert stands.
+    /// Returns the present state of an alert.
     pub fn snapshot(&self, id: AlertId) -> Option<Snapshot> {
         let alert = self.alerts.get(id.0 as usize)?;
         Some(Snapshot {
@@ -253,26 +254,26 @@ impl World {
         })
     }
 
-    /// The open alerts of a tenant (of a partner: with those of its clients), oldest first.
+    /// Returns the open alerts of a tenant, oldest first. Those of a partner include its clients'.
     pub fn open_alerts(&self, tenant: &str) -> Result<Vec<AlertId>, Refusal> {
         let tenant = &self.tenants[self.tenant(tenant)? as usize];
         let keys = tenant.open.page(0, usize::MAX, false);
         Ok(keys.into_iter().map(|(_, slot)| AlertId(slot)).collect())
     }
 
-    /// How many alerts of a tenant are open.
+    /// Returns how many alerts of a tenant are open.
     pub fn open_count(&self, tenant: &str) -> Result<usize, Refusal> {
         Ok(self.tenants[self.tenant(tenant)? as usize].open.len())
     }
 
-    /// The open alert at a rank, counted from the oldest.
+    /// Returns the open alert at a rank, counted from the oldest.
     pub(super) fn nth_open(&self, tenant: &str, rank: usize) -> Option<AlertId> {
         let tenant = self.tenant(tenant).ok()?;
         let keys = self.tenants[tenant as usize].open.page(rank, 1, false);
         keys.first().map(|(_, slot)| AlertId(*slot))
     }
 
-    /// The tenants that have alerts of their own: all but partners with clients.
+    /// Returns the tenants that have alerts of their own: all but partners with clients.
     pub(super) fn clients_and_singles(&self) -> impl Iterator<Item = &str> {
         let tenants = self
             .tenants
@@ -281,13 +282,14 @@ impl World {
         tenants.map(|tenant| tenant.facts.id.as_str())
     }
 
-    /// What happened, from a position on. Positions count entries; a storm is one of them.
+    /// Returns what happened, from a position on. Positions count entries; a storm is one entry.
     pub fn happenings(&self, since: usize) -> Vec<Happening> {
         let entries = self.record.since(since).iter();
         entries.flat_map(|entry| self.expand(*entry)).collect()
     }
 
-    /// Where the record ends: what [`Self::happenings`] takes to show what is yet to come.
+    /// Returns the end of the record: the position from which [`Self::happenings`] shows what
+    /// happens from now on.
     pub fn record_position(&self) -> usize {
         self.record.len()
     }
@@ -304,17 +306,17 @@ impl World {
         self.issuer.check(token, &self.options, now)
     }
 
-    /// Revokes the tokens of a key, or of all keys; says how many.
+    /// Revokes the tokens of a key, or of all keys. Returns how many.
     pub fn revoke_tokens(&mut self, key: Option<&str>) -> usize {
         self.issuer.revoke(key)
     }
 
-    /// Gives a key another secret, or adds a key. Tokens live on.
+    /// Gives a key another secret, or adds a key. Tokens stay valid.
     pub fn set_secret(&mut self, key: &str, secret: &str) {
         self.issuer.set_secret(key, secret);
     }
 
-    /// Whether there is such a tenant, and it is active.
+    /// Checks that the tenant exists and is active.
     pub fn admit(&self, tenant: &str) -> Result<(), Refusal> {
         let index = self.tenant(tenant)?;
         match self.tenants[index as usize].activated {
@@ -323,7 +325,7 @@ impl World {
         }
     }
 
-    /// Counts a request against the tenant's allowance; none where it is not enforced.
+    /// Counts a request against the tenant's allowance. `None` if the allowance is not enforced.
     pub fn spend(
         &mut self,
         tenant: &str,
@@ -365,7 +367,7 @@ impl World {
         (at, alert.slot)
     }
 
-    /// The tenants that see an alert of this one.
+    /// Returns the tenants that see the alerts of `tenant`: itself, and its partner.
     fn audience(&self, tenant: u32) -> impl Iterator<Item = u32> + use<> {
         let partner = self.tenants[tenant as usize].partner;
         std::iter::once(tenant).chain(partner)

@@ -1,4 +1,4 @@
-//! Answers on their way out: written, compressed, and spoilt where a fault says so.
+//! Answers on their way out: written, compressed, and spoilt if there is a fault.
 
 use std::convert::Infallible;
 use std::io::Write as _;
@@ -20,7 +20,7 @@ use crate::simulator::fault::{self, Fault};
 use crate::simulator::refusal::Refusal;
 use crate::simulator::render::to_bytes;
 
-/// Bodies smaller than this are not worth compressing.
+/// The size, in bytes, from which on a body is worth compressing.
 const COMPRESSED_FROM: usize = 1024;
 
 /// An answer that can still be spoilt.
@@ -30,7 +30,7 @@ pub(super) struct Reply {
     pub(super) body: Vec<u8>,
 }
 
-/// What comes after the beginning of a body that is not sent whole.
+/// What follows the beginning of a body that is not sent completely.
 #[derive(Clone, Copy)]
 enum Cut {
     /// Nothing, for ever.
@@ -39,7 +39,7 @@ enum Cut {
     Break,
 }
 
-/// A fault that hides the API.
+/// Returns the response of a fault that hides the API.
 pub(super) async fn instead(fault: Fault, reset: &ResetSwitch) -> Response {
     let json = "application/json;charset=UTF-8";
     let html = "text/html; charset=utf-8";
@@ -81,7 +81,7 @@ pub(super) async fn instead(fault: Fault, reset: &ResetSwitch) -> Response {
             response.headers_mut().insert(CONTENT_TYPE, kind);
             response
         }
-        // A large one takes seconds to make, and others want to be answered meanwhile.
+        // A large bomb takes seconds to make, and other requests must be answered meanwhile.
         Fault::GzipBomb { bytes } => match spawn_blocking(move || fault::gzip_bomb(bytes)).await {
             Ok(Ok(bomb)) => {
                 let mut response = plain(json, bomb);
@@ -108,7 +108,7 @@ pub(super) async fn instead(fault: Fault, reset: &ResetSwitch) -> Response {
     }
 }
 
-/// A document without an end worth waiting for.
+/// Returns the body of a document of about this many bytes.
 fn huge(bytes: u64) -> Body {
     let item = format!(
         "{{\"uniqueId\":\"1\",\"subject\":\"{}\"}},",
@@ -127,7 +127,7 @@ fn huge(bytes: u64) -> Body {
     }))
 }
 
-/// A body in pieces of a size, with a pause before each.
+/// Returns a body that comes in pieces of a size, with a pause before each piece.
 fn in_pieces(body: Bytes, size: usize, pause: Duration) -> Body {
     Body::from_stream(stream::unfold(body, move |mut rest| async move {
         if rest.is_empty() {
@@ -139,7 +139,7 @@ fn in_pieces(body: Bytes, size: usize, pause: Duration) -> Body {
     }))
 }
 
-/// The beginning of a body, and then trouble.
+/// Returns the beginning of a body, followed by `cut`.
 fn cut_short(mut body: Bytes, at: usize, cut: Cut) -> Body {
     let first = body.split_to(at.min(body.len()));
     Body::from_stream(stream::unfold(Some(first), move |first| async move {
@@ -149,7 +149,7 @@ fn cut_short(mut body: Bytes, at: usize, cut: Cut) -> Body {
         match cut {
             Cut::Silence => std::future::pending().await,
             Cut::Break => {
-                // A reset throws away what is still on its way; give it time to arrive.
+                // A reset discards what is still on its way, so give the beginning time to arrive.
                 tokio::time::sleep(Duration::from_millis(20)).await;
                 Some((
                     Err(std::io::Error::from(std::io::ErrorKind::ConnectionReset)),
@@ -192,7 +192,7 @@ impl Reply {
         }
         let buffer = Vec::with_capacity(self.body.len() / 8);
         let mut encoder = GzEncoder::new(buffer, Compression::fast());
-        // A Vec takes everything, and an answer that is not compressed is as good.
+        // Writing to a `Vec` does not fail; if it did, the answer would be sent uncompressed.
         if encoder.write_all(&self.body).is_ok()
             && let Ok(compressed) = encoder.finish()
         {
@@ -202,7 +202,7 @@ impl Reply {
         }
     }
 
-    /// Sends it, with whatever happens on the way.
+    /// Turns the reply into a response, with what the fault does on the way.
     pub(super) async fn deliver(self, fault: Option<Fault>, reset: &ResetSwitch) -> Response {
         let body = match fault {
             Some(Fault::SlowHeaders { seconds }) => {

@@ -82,7 +82,8 @@ impl World {
 
 impl ClientParams {
     fn parse(pairs: &[(String, String)], options: &Options) -> Result<Self, Refusal> {
-        // The same grammar, other keys: page and order are read by the same code.
+        // The grammar is that of a search for alerts, but the keys are others. So the same code
+        // reads page and order.
         let without_query: Vec<_> = pairs
             .iter()
             .filter(|(name, _)| name != "queryString" && name != "sortName")

@@ -1,6 +1,7 @@
-//! What is done to alerts: every way in which one comes into being or changes.
+//! What is done to alerts: every way in which an alert comes into being or changes.
 //!
-//! All go through `born` and `change`, which keep the index and the record true.
+//! All ways go through `born` and `change`, which keep the index true. The record is written by
+//! `change`, and by the callers of `born`.
 
 use jiff::Timestamp;
 
@@ -60,7 +61,7 @@ impl World {
         Ok((first..first + count as u32).map(AlertId).collect())
     }
 
-    /// Does something to an alert. What changes nothing happens all the same: it is an update.
+    /// Does something to an alert. An action that changes nothing still counts as an update.
     pub fn act(&mut self, id: AlertId, action: Action, now: Timestamp) -> Result<(), Refusal> {
         let seed = self.seed;
         self.change(id, now, |alert| {
@@ -135,8 +136,8 @@ impl World {
         }
         let now_second = now.as_second();
         let first = self.alerts.len() as u32;
-        // Ages fall towards zero; each second is used several times where there are many alerts,
-        // and pairs share one where there are few.
+        // Ages fall towards zero. If there are many alerts, several share each second; if there
+        // are few, pairs share a second.
         let step = (PAST / count as i64).max(1);
         for n in 0..count {
             let left = (count - n) as i64 / 2 * 2;
@@ -160,7 +161,7 @@ impl World {
         });
     }
 
-    /// Brings an alert into the world; times in seconds since the epoch.
+    /// Creates an alert. Times are in seconds since the epoch.
     fn born(&mut self, tenant: u32, spec: &Spec, created: i64, updated: i64) -> u32 {
         let slot = self.alerts.len() as u32;
         let seed = self.seed_of(slot);

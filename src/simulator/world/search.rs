@@ -1,7 +1,8 @@
 //! Which alerts a tenant sees, in which order, a page at a time.
 //!
-//! Open alerts by time are what everybody asks for, and come straight from the index. Any other
-//! search goes through all alerts once and is kept, because its other pages will be asked for next.
+//! Most searches are for the open alerts by time, which come straight from the index. Any other
+//! search goes through all alerts once. Its result is kept, because its other pages will be
+//! requested next.
 
 use std::sync::Arc;
 
@@ -99,7 +100,7 @@ impl World {
         })
     }
 
-    /// The alert with a `uniqueId`, if the tenant may see it.
+    /// Returns the alert with a `uniqueId`, if the tenant may see it.
     pub fn visible(&self, tenant: &str, unique_id: &str) -> Result<AlertId, Refusal> {
         let index = self.tenant(tenant)?;
         self.find(unique_id)
@@ -114,7 +115,7 @@ impl World {
             })
     }
 
-    /// The whole result, in an order of its own among alerts of the same second.
+    /// Returns the whole result. Alerts of the same second have another order each time.
     fn shuffled(&mut self, index: u32, params: &SearchParams, now: Timestamp) -> Vec<Key> {
         self.searches += 1;
         self.select(index, params, now);
@@ -235,7 +236,7 @@ impl World {
             next_page,
             next_page_no: (next_page && self.options.next_page_no).then_some(page_no + 1),
             previous_page_no: (total > 0).then(|| page_no - 1),
-            // As documented: an empty result says false, whatever was asked for.
+            // As documented, an empty result says false, whatever order was requested.
             descending_order: descending && total > 0,
         }
     }

@@ -1,4 +1,4 @@
-//! What holds for the world whatever is done to it.
+//! Tests of the world.
 
 use std::collections::BTreeSet;
 
@@ -24,7 +24,7 @@ fn change(world: &mut World, change: impl FnOnce(&mut Options)) {
     world.set_options(options, at(0));
 }
 
-/// A world with three open alerts, and another option.
+/// Creates a world with three open alerts and a changed option.
 fn three_alerts(option: impl FnOnce(&mut Options)) -> World {
     let mut world = world();
     world
@@ -570,7 +570,8 @@ proptest! {
         }
         for tenant in ["client_1", "client_2", "msp_1"] {
             let fast = world.search(tenant, &params("pageSize=500&queryString=actions:OPEN"), at(second)).unwrap();
-            // A second key, which every alert satisfies, takes the other way.
+            // Further keys, which every alert satisfies, make the search use the filter instead of
+            // the index.
             let slow = world.search(tenant, &params("pageSize=500&queryString=actions:OPEN+deviceStatus:all+states:Ok,Info,Warning,Critical"), at(second)).unwrap();
             prop_assert_eq!(fast.ids(), slow.ids());
             prop_assert_eq!(fast.total_results(), world.open_count(tenant).unwrap());
