@@ -47,7 +47,7 @@ const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// How soon a request is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Urgency {
-    /// The first page of a poll: new alerts wait for it.
+    /// The first page of a poll (new alerts wait for it), and all pages of the commands.
     Poll,
     /// A further page of a poll. It leaves the polls of the tenant's other searches the requests
     /// that they need.
@@ -258,7 +258,7 @@ impl Window {
         due.filter(|due| *due > now).map_or(Ok(()), Err)
     }
 
-    /// Whether a request leaves the turn to one that waits. If the limit is a single request a
+    /// Whether a request leaves the turn to another that waits. If the limit is a single request a
     /// minute, no part of it can be reserved, so polls and full reads take turns.
     fn leaves_turn(&self, urgency: Urgency, polls_wait: bool, full_reads_wait: bool) -> bool {
         let is_background = |urgency| urgency == Urgency::Background;
@@ -351,7 +351,7 @@ impl Window {
         if let Some((_, resets_at)) = balance {
             self.resets.watch(resets_at, now);
         }
-        // A refusal counts even if its headers do not say what is left.
+        // A refusal is counted even if its headers do not say what is left.
         if hints.throttled && self.resets.slide {
             self.refused += 1;
         }

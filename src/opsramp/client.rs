@@ -54,7 +54,7 @@ struct Inner {
     http: Http,
     tokens: Tokens<TokenEndpoint>,
     observer: Arc<dyn Observer>,
-    /// Whether the observer was told that the token is lost, and not yet of a token since.
+    /// Whether the observer was last told that the token is lost.
     token_lost: AtomicBool,
     in_flight: tokio::sync::Semaphore,
     requests_per_minute: Option<u32>,
@@ -244,7 +244,7 @@ impl Client {
 
     /// Requests the first page of a result. Returns the answer and the request that brought it. If
     /// the server answers 400, the same request is made once more, because a 400 may be a passing
-    /// fault. Each further 400 leads to a request as by [`SearchRequest::less`].
+    /// fault. Each further 400 leads to a request as by `SearchRequest::less`.
     ///
     /// # Errors
     /// If the request fails in another way, or with 400 when nothing is left to try.

@@ -38,7 +38,7 @@ static PLACES: Semaphore = Semaphore::const_new(16);
 const MAX_REFUSAL: u64 = 256 * 1024;
 /// The longest time that the body of a refusal may take.
 const REFUSAL_PATIENCE: Duration = Duration::from_secs(5);
-/// Stands for a refusal's body that cannot be read. What came of a body that is cut off is not
+/// Replaces a refusal's body that cannot be read. If a body is cut off, the part that came is not
 /// shown, because its end could be a part of a secret.
 const UNREADABLE: &[u8] = b"(its body cannot be read)";
 

@@ -40,7 +40,7 @@ pub struct Page<'a> {
     pub total_results: u64,
     /// `pageSize`, if the answer has it: the server may have clamped the requested size.
     pub page_size: Option<u64>,
-    /// The number of the next page, where there is one.
+    /// The number of the next page, if there is one.
     pub next_page: Option<u64>,
 }
 
@@ -64,7 +64,7 @@ pub struct ClientsPage {
     pub shown: usize,
     /// `totalResults`, if the answer has it.
     pub total: Option<u64>,
-    /// The number of the next page, where there is one.
+    /// The number of the next page, if there is one.
     pub next_page: Option<u64>,
 }
 

@@ -1,5 +1,5 @@
-//! The token of an account: obtained by one request at a time, cached, renewed before it runs
-//! out, and asked for once more where the API no longer accepts it.
+//! The token of an account: obtained by one request at a time, cached, renewed before it runs out,
+//! and requested once more if the API no longer accepts it.
 //!
 //! OpsRamp seems to share one token among all users of a key, and to state its *remaining* life.
 //! So another request can bring the same token back. If a refused token comes back unchanged, the
