@@ -287,7 +287,7 @@ async fn a_proxy_of_the_environment_is_named_where_it_fails_and_a_star_switches_
     assert!(!stderr.contains("hunter2"), "{stderr}");
     for (name, exceptions) in [("NO_PROXY", "*"), ("no_proxy", "other.example, *")] {
         let mut count = count();
-        // The simulator's URL has an address.
+        // `*` exempts IP addresses as well, and the simulator's URL has one.
         count.env(name, exceptions);
         let (_, stdout, stderr) = output(count).await;
         assert_eq!(stdout, format!("{ALERTS}\n"), "{name}: {stderr}");

@@ -1,7 +1,7 @@
 //! The configuration file as it is written: every key is optional, and only types are checked.
 //!
 //! Editors show the doc comments of these types, and the reference is generated from them (see
-//! [`json_schema`]), so they address the reader of the file. [`super::resolve`] checks what keys
+//! [`json_schema()`]), so they address the reader of the file. [`super::resolve`] checks what keys
 //! mean together.
 
 use std::{borrow::Cow, collections::BTreeMap, fmt, path::PathBuf};
