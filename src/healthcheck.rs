@@ -18,6 +18,8 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The part of this time that files may take. If they hang, the rest is left to ask the exporter.
 const FOR_FILES: Duration = Duration::from_secs(2);
 const PATH: &str = "/-/healthy";
+/// The part of an answer that is read, in bytes. The exporter's own answers are a few lines.
+const MAX_ANSWER: usize = 64 * 1024;
 
 /// The deadlines of the command.
 #[derive(Clone, Copy, Debug)]
@@ -140,9 +142,19 @@ async fn ask(
     match builder.build()?.get(url.clone()).send().await {
         Err(error) if wants_certificate(&error) => Ok((StatusCode::OK, ALIVE.to_owned())),
         answer => {
-            let answer = answer?;
-            let status = answer.status();
-            Ok((status, answer.text().await.unwrap_or_default()))
+            let mut answer = answer?;
+            let mut said = Vec::new();
+            while said.len() < MAX_ANSWER
+                && let Some(chunk) = answer.chunk().await?
+            {
+                said.extend_from_slice(&chunk);
+            }
+            said.truncate(MAX_ANSWER);
+            let said = String::from_utf8_lossy(&said);
+            // The exporter's own answers hold no other control characters. Those of something else
+            // that listens there may not steer a terminal.
+            let is_plain = |c: &char| *c == '\n' || !c.is_control();
+            Ok((answer.status(), said.chars().filter(is_plain).collect()))
         }
     }
 }
@@ -300,6 +312,41 @@ mod tests {
             assert!(told.contains("does not answer"), "{told}");
         }
         assert!(took < PATIENCE + Duration::from_secs(2), "{took:?}");
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_shown_as_text_of_a_bounded_length_and_must_be_whole() {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        async fn answered(head: &str, body: &[u8], times: usize) -> anyhow::Result<String> {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let url = format!("http://{}", listener.local_addr().unwrap());
+            let healthcheck = Healthcheck {
+                url: Some(named(&url).unwrap()),
+                insecure: false,
+            };
+            let serve = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                stream.read(&mut [0; 1024]).await.unwrap();
+                let head = format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n");
+                stream.write_all(head.as_bytes()).await.unwrap();
+                for _ in 0..times {
+                    // The client may have read enough.
+                    stream.write_all(body).await.ok();
+                }
+            };
+            let unread = || panic!("the address is named");
+            tokio::join!(run(web(&[]), unread, &healthcheck), serve).0
+        }
+
+        let plain = answered("Content-Length: 12", b"a\x1b[2J\r\nb\n\xff\0c", 1);
+        assert_eq!(plain.await.unwrap(), "a[2J\nb\n\u{fffd}c");
+        let huge = answered("Connection: close", &[b'a'; 4096], 4096);
+        assert_eq!(huge.await.unwrap().len(), MAX_ANSWER);
+        let cut = answered("Content-Length: 9", b"healthy", 1)
+            .await
+            .unwrap_err();
+        assert!(format!("{cut:#}").contains("does not answer"), "{cut:#}");
     }
 
     #[test]
