@@ -470,7 +470,7 @@ impl Client {
         {
             self.0.observer.rate_limit(tenant, seen);
         }
-        let sent = || self.0.http.sent([&token.secret]);
+        let sent = || self.0.http.sent(Some(&token.secret));
         let secrets = || Secrets::of(sent());
         let shown = || secrets().excerpt(&body);
         match status.as_u16() {

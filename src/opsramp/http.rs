@@ -48,6 +48,8 @@ pub(super) struct Http {
     pub(super) options: Arc<Options>,
     /// The credentials that are sent to proxies on the way.
     proxies: Arc<[Secret]>,
+    /// The client id and secret that went out with the last token request.
+    credentials: Arc<Mutex<Vec<Secret>>>,
     current: Arc<Mutex<Current>>,
     reading: Arc<Reading<TlsRead>>,
     share: Share,
@@ -107,6 +109,7 @@ impl Http {
         Ok(Self {
             options: Arc::new(options),
             proxies: proxies.into(),
+            credentials: Arc::default(),
             current: Arc::new(Mutex::new(current)),
             reading: Arc::default(),
             share: Share::default(),
@@ -122,14 +125,18 @@ impl Http {
             .timeout(self.options.timeout)
     }
 
-    /// Returns the secrets that go out with a request. No message may show them, though an answer
-    /// may repeat them.
-    pub(super) fn sent<const N: usize>(&self, secrets: [&Secret; N]) -> Vec<Secret> {
-        secrets
-            .into_iter()
-            .chain(self.proxies.iter())
-            .cloned()
-            .collect()
+    /// Records the credentials that a token request is about to send.
+    pub(super) fn sends(&self, credentials: Vec<Secret>) {
+        *self.credentials.lock() = credentials;
+    }
+
+    /// Returns the secrets that the server or a proxy on the way has been sent: the token of a
+    /// request, if it has one, and the credentials. No message may show them, though an answer may
+    /// repeat them.
+    pub(super) fn sent(&self, token: Option<&Secret>) -> Vec<Secret> {
+        let credentials = self.credentials.lock();
+        let secrets = token.into_iter().chain(&*credentials);
+        secrets.chain(&*self.proxies).cloned().collect()
     }
 
     fn current(&self) -> MutexGuard<'_, Current> {

@@ -184,7 +184,7 @@ impl Answer {
         match alert::read(&self.text) {
             Ok(Some(alert)) => Ok(alert),
             Ok(None) => Err(self.unexpected("no alert".to_owned())),
-            Err(error) => Err(self.unexpected(format!("no JSON ({error})"))),
+            Err(error) => Err(self.unexpected(format!("no JSON ({})", self.quoted(&error)))),
         }
     }
 
@@ -226,7 +226,7 @@ impl Answer {
 
     fn envelope<'de, R: Deserialize<'de>>(&'de self) -> Result<Envelope<R>, Error> {
         serde_json::from_str::<Envelope<R>>(&self.text)
-            .map_err(|error| self.unexpected(format!("no search result ({error})")))
+            .map_err(|error| self.unexpected(format!("no search result ({})", self.quoted(&error))))
     }
 
     fn required<T>(&self, results: Option<T>, total: Option<u64>) -> Result<(T, u64), Error> {
@@ -238,13 +238,20 @@ impl Answer {
     }
 
     fn unexpected(&self, what: String) -> Error {
-        let secrets = Secrets::of(self.sent.clone());
         Error::Decode {
             endpoint: self.endpoint,
-            // The message of the JSON parser may quote a value of the answer.
-            what: secrets.excerpt(what.as_bytes()),
-            excerpt: secrets.excerpt(self.text.as_bytes()),
+            what,
+            excerpt: self.secrets().excerpt(self.text.as_bytes()),
         }
+    }
+
+    /// Returns the message of the JSON parser, which may quote a value of the answer.
+    fn quoted(&self, error: &serde_json::Error) -> String {
+        self.secrets().excerpt(error.to_string().as_bytes())
+    }
+
+    fn secrets(&self) -> Secrets {
+        Secrets::of(self.sent.clone())
     }
 }
 

@@ -145,6 +145,7 @@ impl TokenEndpoint {
                 ("client_id", id.expose()),
                 ("client_secret", secret.expose()),
             ]);
+        self.http.sends(vec![id.clone(), secret.clone()]);
         let (status, headers, body, _room) = match self
             .http
             .exchange(Endpoint::Token, request, MAX_TOKEN_ANSWER)
@@ -157,7 +158,7 @@ impl TokenEndpoint {
         };
         Http::tell_time(&headers, &*self.observer);
         let code = status.as_u16();
-        let secrets = || Secrets::of(self.http.sent([secret, id]));
+        let secrets = || Secrets::of(self.http.sent(None));
         let shown = || secrets().excerpt(&body);
         let result = match code {
             200..=299 => read_token(&body),

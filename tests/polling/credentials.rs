@@ -120,8 +120,12 @@ async fn no_secret_is_shown_that_a_server_or_a_proxy_repeats() {
         // A proxy that answers in place of the server, and repeats what it was sent.
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let proxy = format!("me:hunter2~proxy@{}", listener.local_addr().unwrap());
+        // An answer also repeats the requests before, the token's among them.
+        let requests = Arc::<parking_lot::Mutex<String>>::default();
         let answer = async move |uri: http::Uri, headers: http::HeaderMap, body: String| {
-            let echo = serde_json::json!(format!("{headers:?} {body}")).to_string();
+            let mut requests = requests.lock();
+            *requests = format!("{headers:?} {body} {requests}");
+            let echo = serde_json::json!(*requests).to_string();
             match (grants, uri.path()) {
                 (true, "/auth/oauth/token") => (http::StatusCode::OK, TOKEN.to_owned()),
                 (true, _) => (http::StatusCode::OK, echo),
