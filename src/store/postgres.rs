@@ -1,13 +1,13 @@
 //! The store for several replicas: a PostgreSQL server, or one that speaks its protocol and has
 //! ordinary transactions.
 //!
-//! A row per search is a lease with an epoch that only grows. Its holder polls the search and
-//! delivers its journal; every statement that writes is conditional on the epoch, so that a
-//! replica that slept through its lease can change nothing. What is in memory here is what a
+//! Each search has a row, which is a lease with a fencing epoch that only grows. The holder polls
+//! the search and delivers its journal. Every statement that writes is conditional on the epoch,
+//! so a replica that slept through its lease can change nothing. In memory are only facts that a
 //! holder may rely on: its leases, and how far its sinks have come.
 //!
-//! A commit whose answer is lost may have been done or not. Then the search counts as lost, and
-//! whoever takes it up next, most likely this replica, finds out by reading what is there.
+//! If the answer to a commit is lost, the commit may have been done or not. The search then counts
+//! as lost, and the replica that takes it up next, most likely this one, reads what is there.
 
 use std::{
     collections::HashSet,
@@ -61,22 +61,22 @@ pub use connection::Failure;
 pub(crate) use inspect::{Tables, Unfit, inspect};
 pub(super) use shared::Loan;
 
-/// Searches that are taken up at the same time: all at once would be a burden for the server when
-/// a replica has died.
+/// Maximum number of searches that are taken up at the same time. After another replica has died,
+/// all of its searches at once would be a burden for the server.
 const TAKES_AT_ONCE: usize = 4;
 
-/// Commits that wait at the same time for rows that somebody has locked: with what is taken up meanwhile, they leave a
-/// connection to the others.
+/// Maximum number of commits that wait at the same time for rows that another transaction has
+/// locked. Together with `TAKES_AT_ONCE`, this leaves a connection to other work.
 const PATIENT_COMMITS: usize = 2;
 
-/// How long a search waits for others to be taken up before it waits for its turn anew: no longer
-/// than its task may be silent.
+/// How long a search waits while others are taken up, before it waits for its turn anew. This is
+/// no longer than the search's task may be silent.
 const TAKE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long the events of a search that is given back may take to be delivered.
 const HAND_OVER: Duration = Duration::from_secs(5);
 
-/// What is said where the server knows less than it did.
+/// The warning that the server knows less of a search than it did before.
 const SET_BACK: &str = "the state database knows less of the search than before: it was restored from \
     a copy, or a failover has lost its last transactions; what is missing is logged again, with the \
     same event ids";
@@ -89,33 +89,34 @@ pub struct Postgres {
 
 /// What became of a commit.
 enum Outcome {
-    /// It is done; so far goes the search's journal now.
+    /// The commit is done. The value is the new last position of the search's journal.
     Done(i64),
-    /// It was refused: somebody else holds the search.
+    /// The commit was refused, because the lease is lost.
     LeaseLost,
     /// Nothing was done.
     NotDone(Error),
-    /// It may have been done or not.
+    /// The commit may have been done or not.
     Unknown(Error),
 }
 
-/// What is wrong with a URL, and in which file.
+/// What is wrong with the URL of the database, and in which file.
 #[derive(Debug, thiserror::Error)]
 pub enum UrlError {
-    /// It is none.
+    /// The text is not a URL of a database.
     #[error("{}{problem}", file.iter().map(|path| format!("{}: ", path.display())).collect::<String>())]
     Address {
-        /// Where it stands, if not in the configuration itself.
+        /// The file that holds the URL, unless the URL stands in the configuration itself.
         file: Option<PathBuf>,
         /// What is wrong.
         problem: AddressError,
     },
-    /// Its file holds nothing that could be one.
+    /// The URL's file cannot hold a URL: it is empty, for instance.
     #[error("the URL of the database cannot be used: {0}")]
     Secret(SecretError),
 }
 
-/// Looks whether a URL is one. A file that is not there may be there later.
+/// Checks whether a URL is valid. A file that cannot be read is no error: it may be readable
+/// later.
 pub(crate) fn check(url: &SecretSource) -> Result<(), UrlError> {
     let text = match url.read() {
         Ok(text) => text,
@@ -144,7 +145,7 @@ impl Postgres {
     ) -> Result<Self, Error> {
         let pool = Pool::new(url, lease);
         let keeper_pool = pool.of_one(lease);
-        // Places grow on from one process to the next.
+        // Because places start at the current time, they grow from one process to the next.
         let journal = Journal::new(journal_limit, clock::now().as_microsecond());
         let shared = Arc::new(Shared {
             pool,
@@ -194,13 +195,14 @@ impl Postgres {
         Ok(Self { shared })
     }
 
-    /// Says which searches this replica would poll.
+    /// Sets the searches that this replica would poll.
     pub(super) fn share_out(&self, keys: Vec<SearchKey>) {
         self.shared.change_journals(|state| state.want(keys));
         self.shared.wake.notify_one();
     }
 
-    /// Waits until this replica may take a search up: at once where it holds it already.
+    /// Waits until this replica may take a search up. Returns at once if it holds the search
+    /// already.
     pub(super) async fn turn(&self, key: &SearchKey) {
         let mut changed = self.shared.changed.subscribe();
         while !self.shared.look(|state| state.may_take_up(key)) {
@@ -210,7 +212,7 @@ impl Postgres {
         }
     }
 
-    /// Whether there is a lease on a search.
+    /// Whether this replica has a lease on a search.
     pub(super) fn holds(&self, key: &SearchKey) -> bool {
         self.shared.look(|state| state.lease_on(key).is_some())
     }
@@ -228,7 +230,8 @@ impl Postgres {
     pub(super) async fn take_up(&self, key: &SearchKey, now: Timestamp) -> Result<Loaded, Error> {
         self.check_open()?;
         let _taking = Taking::new(&self.shared, key);
-        // Others that are before it say nothing of the server.
+        // Searches that are taken up before this one say nothing about the server, so the error is
+        // not one of the server.
         let Ok(turn) = timeout(TAKE_PATIENCE, self.shared.takes.acquire()).await else {
             self.shared.wake.notify_one();
             return Err(Error::HeldElsewhere);
@@ -238,7 +241,8 @@ impl Postgres {
             let mut tries = Tries::default();
             loop {
                 match self.try_take_up(key, now).await {
-                    // The keeper gives turns at it again; others have theirs first.
+                    // The keeper grants this search another turn. Until then, other searches have
+                    // theirs.
                     Err(failure) if failure.is_of_a_lock() => return Err(failure),
                     Err(failure) if tries.again(&failure).await => {}
                     done => return done,
@@ -252,7 +256,8 @@ impl Postgres {
         match taken {
             Ok(Some(loaded)) => Ok(loaded),
             Ok(None) => {
-                // What was held until now, the server says otherwise of.
+                // If this replica took the search for its own until now, the server says
+                // otherwise.
                 self.shared
                     .change_leases(|state| state.lease_on(key).map(|held| state.lose(held)));
                 self.shared.wake.notify_one();
@@ -263,7 +268,8 @@ impl Postgres {
                     (state.wanted.get(key).copied(), state.meet_lock(key))
                 });
                 if may_be_taken {
-                    // Whoever takes a search up keeps its row for some answers.
+                    // Most likely, another replica is taking the search up. That keeps the row
+                    // locked for the time of some answers.
                     self.shared.wake.notify_one();
                     return Err(Error::Contested);
                 }
@@ -281,7 +287,8 @@ impl Postgres {
         let mut session = self.shared.pool.session().await?;
         let done = self.take_up_by(&mut session, key, now).await;
         if done.as_ref().is_err_and(Failure::is_conflict) {
-            // Else each try would cost a connection.
+            // Without the rollback, the connection could not be used again, and each try would
+            // cost one.
             session.roll_back().await?;
         }
         done
@@ -295,8 +302,9 @@ impl Postgres {
     ) -> Result<Option<Loaded>, Failure> {
         let me = self.shared.number()?;
         let lease = self.shared.lease_seconds();
-        // What is read is what whoever wrote it last has left, from the server that gave the lease. A row
-        // that somebody has locked shall not keep the turn of others.
+        // In one transaction with the lease, the state is read as its last writer left it, and
+        // from the server that gave the lease. The wait for the row is short, because a locked row
+        // must not use up the turn of other searches.
         session
             .begin_waiting(self.shared.lock_wait_of_one())
             .await?;
@@ -337,8 +345,8 @@ impl Postgres {
         self.shared.look(|state| state.is_held(held))
     }
 
-    /// Waits until a search must not be polled any longer: because its lease is lost, or because
-    /// others shall have it.
+    /// Waits until a search must not be polled any longer, because its lease is lost or another
+    /// replica shall have it.
     pub(super) async fn relieved(&self, held: Held) {
         let mut changed = self.shared.changed.subscribe();
         loop {
@@ -350,7 +358,7 @@ impl Postgres {
             let Some(left) = left.filter(|left| !left.is_zero()) else {
                 return;
             };
-            // An error, too: the store is gone.
+            // The loop looks at the lease again in any case, so the outcome does not matter.
             timeout(left, changed.changed()).await.ok();
         }
     }
@@ -421,7 +429,7 @@ impl Postgres {
             let lost = match &outcome {
                 Outcome::Done(end) if is_to_journal => {
                     let count = i64::try_from(events).unwrap_or(i64::MAX);
-                    // Where that loses the search, all are told below.
+                    // If this loses the search, `change_leases` tells all searches below.
                     let follows = state.committed(held, *end, count);
                     if !follows {
                         tracing::warn!(row = held.row, "{SET_BACK}");
@@ -452,7 +460,7 @@ impl Postgres {
         }
     }
 
-    /// Sees to it that there is room for a commit's events.
+    /// Reserves room in the journal for a commit's events.
     fn reserve(&self, held: Held, events: u64) -> Result<Committing<'_>, Error> {
         self.shared.change_journals(|state| {
             if !state.is_held(held) {
@@ -477,11 +485,12 @@ impl Postgres {
         let (has_room, is_alone) = self
             .shared
             .look(|state| (state.journal.has_room(events), state.is_alone));
-        // They are given up by whoever is alone.
+        // A replica that is alone gives these sinks up.
         has_room || is_alone && !self.left_in_the_way_of(events).is_empty()
     }
 
-    /// The sinks that have left and alone leave no room for so many events.
+    /// Returns the sinks that leave no room for so many events, if no replica has any of them any
+    /// more. Otherwise returns none.
     fn left_in_the_way_of(&self, events: u64) -> Vec<String> {
         self.shared.look(|state| {
             let mut sinks = state.journal.in_the_way_of(events);
@@ -492,8 +501,8 @@ impl Postgres {
         })
     }
 
-    /// Gives up sinks that have left, where they alone are in the way of so many events. Brings whether
-    /// it is worth looking for room again.
+    /// Gives up sinks that have left, if they alone are in the way of so many events. Returns
+    /// whether it is worth looking for room again.
     async fn make_room(&self, events: u64) -> bool {
         let in_the_way = self.left_in_the_way_of(events);
         if in_the_way.is_empty() {
@@ -510,11 +519,12 @@ impl Postgres {
         given_up.is_ok()
     }
 
-    /// Commits, and brings the last position of the search's journal; `None` where the lease is lost.
+    /// Commits. Returns the last position of the search's journal, or `None` if the lease is lost.
     ///
-    /// First the row is waited for only for a moment, since each that waits has a connection. Then few at a time
-    /// ([`PATIENT_COMMITS`]) wait on, up to [`Shared::commit_wait`]; a commit that gets no such turn tries once
-    /// more when that time is over.
+    /// At first a commit waits only for a moment for its row, since each waiting commit has a
+    /// connection. After that, only a few commits at a time ([`PATIENT_COMMITS`]) wait on, up to
+    /// [`Shared::commit_wait`]. A commit that gets no such turn tries once more when that time is
+    /// over.
     async fn commit_patiently(
         &self,
         held: Held,
@@ -550,13 +560,14 @@ impl Postgres {
             let done = done.await;
             let limit = self.shared.commit_limit();
             let is_ended = done.as_ref().is_err_and(Failure::is_of_a_time_limit);
-            // Else somebody has cancelled it.
+            // A statement that ended sooner was cancelled by somebody, not by the limit.
             let is_of_the_limit = is_ended && began.elapsed() >= limit;
             if is_ended || done.as_ref().is_err_and(Failure::is_conflict) {
-                // Else each try would cost a connection. Whether that works or not, nothing was done.
+                // Without the rollback, each try would cost a connection. Even if the rollback
+                // fails, nothing was committed.
                 session.roll_back().await.ok();
             }
-            // Renewals have passed over the row meanwhile.
+            // Renewals have passed over the row while the commit had it locked.
             if is_of_the_limit {
                 self.renew_at_once(&mut session, held).await;
             } else if done.is_ok() && began.elapsed() >= self.shared.lease / keeper::RENEWALS {
@@ -572,10 +583,10 @@ impl Postgres {
         }
     }
 
-    /// Renews the lease on a search whose row a commit has kept in vain for as long as it might: the next one may have
-    /// it before renewals come again.
+    /// Renews the lease on a search whose row a commit has kept locked, in vain, for as long as it
+    /// might. Otherwise the next commit might lock the row before the next renewal comes.
     async fn renew_at_once(&self, session: &mut Session, held: Held) {
-        // It waits for no row, and passes over those that are locked.
+        // The renewal waits for no row: it passes over locked ones.
         let renewed = timeout(PATIENCE.min(self.shared.lease / 2), async {
             let me = self.shared.number()?;
             keeper::renew_leases(&self.shared, session, me, &[held]).await
@@ -615,7 +626,8 @@ impl Postgres {
         Ok(Some(end))
     }
 
-    /// What to say where a search's row was waited for in vain: who has it, as far as the server tells that soon.
+    /// Returns the error for a row that was waited for in vain. It names the process that keeps
+    /// the row locked, if the server tells it soon.
     async fn locked(&self, row: Option<i64>) -> Error {
         let Some(row) = row else {
             return Error::Locked("the search's row, or a table,".to_owned());
@@ -628,7 +640,7 @@ impl Postgres {
             Ok(Ok(Some((process, user)))) => format!(
                 "the search's row (row {row} of the table search, by its process {process} of the user {user})"
             ),
-            // Not every server can tell, and of a table that is locked it cannot be asked so.
+            // Not every server can tell, and the question does not cover a table that is locked.
             _ => format!("the search's row (row {row} of the table search), or a table,"),
         })
     }
@@ -641,7 +653,7 @@ impl Postgres {
 
     pub(super) async fn set_sinks(&self, names: Vec<String>) -> Result<Vec<SinkState>, Error> {
         self.check_open()?;
-        // Whoever reads the configuration again hears what of it is not used.
+        // When the configuration is read again, a warning says if a changed URL is not used.
         if let Err(error) = self.shared.pool.look_at_url().await {
             let error = chain(&error);
             tracing::debug!(error, "cannot look at the URL of the database");
@@ -651,7 +663,7 @@ impl Postgres {
         let others = self
             .ask(async |session| delivery::add_sinks(&self.shared, session, &names).await)
             .await?;
-        // They are in force: what fails from here on the keeper repeats.
+        // The sinks are in force now. The keeper repeats whatever fails from here on.
         if others {
             let forget = async |session: &mut Session| {
                 delivery::forget_sinks(&self.shared, session, &names).await
@@ -668,8 +680,8 @@ impl Postgres {
             tracing::debug!(error, "cannot look up what waits for sinks that have left");
         }
         if others {
-            // Last: whoever delivers to one that is not known any more has to be told so at once, and what
-            // is asked before takes a slow database its time.
+            // This comes last, because a worker whose sink is no longer known has to be dismissed
+            // at once, and the questions above may take a slow database long.
             self.shared
                 .change_leases(|state| state.journal.set_own_sinks(&names));
         }
@@ -699,7 +711,8 @@ impl Postgres {
                 if !loan.holds() {
                     continue;
                 }
-                // Whoever answered may lag behind: a standby, to which a pooler has sent the question.
+                // The answer may come from a server that lags behind: a standby, to which a pooler
+                // has sent the question.
                 let found = self.read_for_sure(&loan, &ranges, max_bytes).await?;
                 let Some(found) = found else {
                     continue;
@@ -714,7 +727,7 @@ impl Postgres {
         }
     }
 
-    /// The next events for a sink, to be read, and the right to deliver them.
+    /// Returns the next events for a sink, to be read, and the right to deliver them.
     fn lend_next(&self, sink: &str, max_events: usize) -> Result<(Vec<Range>, Loan), Error> {
         self.shared.change_journals(|state| {
             if !state.journal.is_own(sink) {
@@ -735,8 +748,8 @@ impl Postgres {
         })
     }
 
-    /// Reads events up to the first that is not there. What follows a gap waits for what is in it: a place
-    /// that a sink has come to stands for all before it.
+    /// Reads events up to the first that is missing. Events after a gap wait for the missing ones,
+    /// because a place that a sink has reached stands for all events before it.
     async fn read_in_order(
         &self,
         ranges: &[Range],
@@ -751,7 +764,7 @@ impl Postgres {
         Ok(events)
     }
 
-    /// Reads all events that are there. `None`: the right to deliver them is lost.
+    /// Reads all events that are there. Returns `None` if the right to deliver them is lost.
     async fn read_for_sure(
         &self,
         loan: &Loan,
@@ -765,8 +778,9 @@ impl Postgres {
         .await
     }
 
-    /// Says how many events are gone of those that were sought, up to the last that was `found`: somebody has
-    /// removed them from the table. Where none is there, the sink goes on behind them.
+    /// Reports how many of the sought events are missing, up to the last that was `found`:
+    /// somebody has removed them from the table. If none was found, the sink goes on behind all of
+    /// them.
     fn skip_missing(&self, sink: &str, ranges: &[Range], found: &[Pending]) {
         let last = places(ranges).next_back();
         let end = found.last().map(|event| event.position).or(last);
@@ -793,7 +807,7 @@ impl Postgres {
     ) -> Result<(), Error> {
         self.check_open()?;
         self.shared.change_journals(|state| {
-            // Also where it has left: then its last delivery has ended.
+            // A sink that has left is accepted as well, because its last delivery ends after that.
             if !state.journal.knows(sink) {
                 return Err(unknown(sink));
             }
@@ -842,7 +856,7 @@ impl Postgres {
         self.shared.trouble.subscribe()
     }
 
-    /// Gives everything back that is held.
+    /// Gives back all leases and closes the connections.
     pub(super) async fn close(&self) {
         let Some(loops) = self.shared.loops.lock().take() else {
             return;
@@ -882,8 +896,9 @@ impl Postgres {
     }
 }
 
-/// Takes in what waits in the journal of a search that the replica `me` has taken, once `hold` has noted
-/// it; `progress` is how far each sink has come. Brings whether the search is held.
+/// Takes in the events that wait in the journal of a search that the replica `me` has taken, once
+/// `hold` has noted the lease. `progress` says how far each sink has come. Returns whether the
+/// search is held.
 fn adopt(
     shared: &Shared,
     me: i64,
@@ -921,10 +936,10 @@ async fn release(shared: &Shared, leases: &[Held]) -> Result<(), Error> {
         let mut held = still(state).into_iter();
         held.any(|held| is_it(&state.journal, held.row))
     };
-    // What is journalled is delivered here, if that is possible soon; and nobody else shall
-    // write what is being written.
+    // If possible soon, this replica delivers what is journalled. And no other replica may write
+    // lines that are being written here.
     wait_while(shared, |state| any(state, Journal::waits)).await;
-    // Of somebody who has taken it up since, nothing is dropped.
+    // A search that was taken up again since then keeps its events.
     shared.change_leases(|state| {
         for held in still(state) {
             state.journal.lose_search(held.row);
@@ -947,7 +962,8 @@ async fn release(shared: &Shared, leases: &[Held]) -> Result<(), Error> {
             state.lose(held);
         }
     });
-    // Whether anybody has them now, so that what waits there is no longer this replica's, is looked up.
+    // The keeper looks up whether other replicas hold these searches now. Once they do, events
+    // that wait there are no longer this replica's.
     shared.wake.notify_one();
     given
 }
@@ -969,7 +985,7 @@ fn unknown(sink: &str) -> Error {
     }
 }
 
-/// The leases under which events are delivered.
+/// Returns the leases under which the events of these ranges are delivered.
 fn leases_of(state: &State, ranges: &[Range]) -> Vec<Held> {
     let rows: HashSet<i64> = ranges.iter().map(|range| range.row).collect();
     rows.into_iter()
@@ -980,7 +996,7 @@ fn leases_of(state: &State, ranges: &[Range]) -> Vec<Held> {
         .collect()
 }
 
-/// Nothing that is asked of the server takes for ever.
+/// Does what is asked of the server, within a time limit.
 async fn bounded<A>(
     shared: &Shared,
     work: impl Future<Output = Result<A, Failure>>,

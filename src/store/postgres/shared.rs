@@ -1,5 +1,5 @@
 //! What the store and its loops share: the connections, what is known of leases and journals, and
-//! who is told when that changes.
+//! channels that tell of changes.
 
 use std::{
     collections::HashMap,
@@ -27,22 +27,25 @@ use crate::{
     store::{Error, Held, PanicReport, Past},
 };
 
-// How long locks are waited for: a part of a lease, within limits. Renewals are tried for longer than the first
-// of these in each round.
+// How long locks are waited for: a part of a lease, within limits. In each round, renewals are
+// tried for longer than the first of these waits.
 
-/// Whoever holds locks that renewals pass over waits for others' locks for no longer than that at a time. Most
-/// locks are held for as long as a commit takes.
+/// Divides a lease into the longest wait for one lock while locks are held that renewals pass
+/// over. Most locks that are waited for are held for as long as a commit takes.
 const LOCK_WAIT_DIVISOR: u32 = 32;
 pub(super) const SHORTEST_LOCK_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_LOCK_WAIT: Duration = Duration::from_millis(500);
-/// Where that is in vain, it waits for longer, up to that: leases outlast it.
+/// Divides a lease into the wait for such a lock after shorter waits were in vain. Leases outlast
+/// it.
 const LONGER_LOCK_WAIT_DIVISOR: u32 = 4;
-/// Whoever has locked nothing yet that others need has one of few turns.
+/// Divides a lease into the wait for a lock while nothing is locked that others need. Such a wait
+/// takes one of few turns.
 const LOCK_WAIT_OF_ONE_DIVISOR: u32 = 8;
 const LONGEST_LOCK_WAIT_OF_ONE: Duration = Duration::from_secs(1);
-/// A commit waits for its row: a stop and a reload wait for it.
+/// Divides a lease into a commit's wait for its row. A stop and a reload wait for the commit.
 const COMMIT_WAIT_DIVISOR: u32 = 4;
-/// It has the row locked while it waits for a table: the lease outlasts that, with what is between two renewals.
+/// Divides a lease into the longest statement of a commit, which has the row locked while it waits
+/// for a table. The lease outlasts this limit plus the time between two renewals.
 const COMMIT_LIMIT_DIVISOR: u32 = 2;
 const SHORTEST_COMMIT_LIMIT: Duration = Duration::from_millis(500);
 const LONGEST_COMMIT_WAIT: Duration = Duration::from_secs(2);
@@ -51,10 +54,12 @@ const LONGEST_COMMIT_WAIT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) pool: Pool,
-    /// The connection on which leases are renewed: commits that are slow may take all others.
+    /// The connection on which leases are renewed. It is separate, because slow commits may take
+    /// all others.
     pub(super) keeper_pool: Pool,
     pub(super) lease: Duration,
-    /// Tells the marks of this replica's sinks from those of others.
+    /// This replica's name, which distinguishes the marks of its sinks from those of other
+    /// replicas.
     pub(super) node: String,
     pub(super) state: Mutex<State>,
     /// Tells of every change of the leases.
@@ -63,29 +68,30 @@ pub(super) struct Shared {
     pub(super) worked: watch::Sender<()>,
     pub(super) journalled: watch::Sender<i64>,
     pub(super) trouble: watch::Sender<Option<String>>,
-    /// Whether somebody has met a table that is not there. The keeper itself asks for few of them.
+    /// Whether somebody has met a missing table. The keeper's own questions touch few of the
+    /// tables.
     pub(super) missed: AtomicBool,
-    /// Has the keeper look at the shares soon.
+    /// Makes the keeper look at the shares soon.
     pub(super) wake: Notify,
     /// Tells that something was delivered.
     pub(super) delivered: Notify,
     pub(super) takes: Semaphore,
     /// Turns of commits that wait for a row that somebody has locked.
     pub(super) patient: Semaphore,
-    /// One at a time says which sinks this replica has.
+    /// Held while this replica names its sinks, so that this happens once at a time.
     pub(super) naming: tokio::sync::Mutex<()>,
-    /// One at a time tells the server how far a sink has come.
+    /// Held, sink by sink, while the server is told how far the sink has come.
     pub(super) saving: Mutex<HashMap<Box<str>, Arc<tokio::sync::Mutex<()>>>>,
-    /// Why nobody looks after the state any more.
+    /// Why a loop of the store has ended, after it panicked.
     pub(super) lost: watch::Sender<Option<Error>>,
-    /// The keeper panics with its next round.
+    /// Makes the keeper panic in its next round.
     #[cfg(test)]
     pub(super) panics: AtomicBool,
-    /// The loops; none once the store was closed.
+    /// The loops; `None` once the store was closed.
     pub(super) loops: Mutex<Option<[JoinHandle<()>; 3]>>,
 }
 
-/// What a sink is delivering.
+/// The events that a sink is delivering, and the right to deliver them.
 #[derive(Debug)]
 pub(in crate::store) struct Loan {
     pub(super) shared: Arc<Shared>,
@@ -95,12 +101,13 @@ pub(in crate::store) struct Loan {
     pub(super) past: Past,
 }
 
-/// A commit, with room in the journal for its events, until it is known what became of it.
+/// A commit whose outcome is not known yet, with the room in the journal that is reserved for its
+/// events.
 pub(super) struct Committing<'a> {
     pub(super) shared: &'a Shared,
     pub(super) held: Held,
     pub(super) events: u64,
-    /// Whether events are kept.
+    /// Whether events are kept in the journal at all.
     pub(super) kept: bool,
     pub(super) is_settled: bool,
 }
@@ -114,7 +121,7 @@ pub(super) struct Taking<'a> {
 // === impl Shared ===
 
 impl Shared {
-    /// Begins something that goes on until the store is closed.
+    /// Begins a loop that goes on until the store is closed.
     pub(super) fn begin(
         &self,
         part: &'static str,
@@ -134,14 +141,15 @@ impl Shared {
         at(&self.state.lock())
     }
 
-    /// Changes leases, and whatever belongs to them: all searches look up.
+    /// Changes leases, and what belongs to them. All searches are told, and look again.
     pub(super) fn change_leases<A>(&self, change: impl FnOnce(&mut State) -> A) -> A {
         let answer = self.change_journals(change);
         self.changed.send_replace(());
         answer
     }
 
-    /// Changes what no search waits for, the journals above all: no lease begins, changes or ends.
+    /// Changes what no search waits for, above all the journals. No lease may begin, change or
+    /// end.
     pub(super) fn change_journals<A>(&self, change: impl FnOnce(&mut State) -> A) -> A {
         let (answer, dropped) = {
             let mut state = self.state.lock();
@@ -157,7 +165,7 @@ impl Shared {
         answer
     }
 
-    /// Forgets the leases whose time is over. Mostly there are none, and nobody is told.
+    /// Forgets the leases whose time is over. Mostly there are none, and no search is told.
     pub(super) fn expire(&self) {
         if self.look(State::is_any_over) {
             self.change_leases(State::expire);
@@ -172,17 +180,17 @@ impl Shared {
         self.lease.as_secs_f64()
     }
 
-    /// How long to wait, at first, for a lock that somebody may hold for ever.
+    /// How long to wait, at first, for a lock that may be held for ever.
     pub(super) fn lock_wait(&self) -> Duration {
         (self.lease / LOCK_WAIT_DIVISOR).clamp(SHORTEST_LOCK_WAIT, LONGEST_LOCK_WAIT)
     }
 
-    /// How long to wait for it at last.
+    /// How long to wait for such a lock at last.
     pub(super) fn longest_lock_wait(&self) -> Duration {
         (self.lease / LONGER_LOCK_WAIT_DIVISOR).max(SHORTEST_LOCK_WAIT)
     }
 
-    /// How long to wait for it where nothing else is locked meanwhile.
+    /// How long to wait for such a lock if nothing else is locked meanwhile.
     pub(super) fn lock_wait_of_one(&self) -> Duration {
         (self.lease / LOCK_WAIT_OF_ONE_DIVISOR).clamp(SHORTEST_LOCK_WAIT, LONGEST_LOCK_WAIT_OF_ONE)
     }
@@ -192,15 +200,16 @@ impl Shared {
         (self.lease / COMMIT_WAIT_DIVISOR).clamp(SHORTEST_LOCK_WAIT, LONGEST_COMMIT_WAIT)
     }
 
-    /// How long a statement of a commit may take, to the tenth of a second, as it is told.
+    /// How long a statement of a commit may take. Cut to the tenth of a second, because the limit
+    /// is shown.
     pub(super) fn commit_limit(&self) -> Duration {
         let longest = longest_statement(PATIENCE);
         let limit = (self.lease / COMMIT_LIMIT_DIVISOR).clamp(SHORTEST_COMMIT_LIMIT, longest);
         limit - Duration::from_nanos(u64::from(limit.subsec_nanos() % 100_000_000))
     }
 
-    /// Until when a lease can be relied on that was asked for then: a little less than the server
-    /// counts, for clocks do not run at the same speed.
+    /// Until when a lease can be relied on that was asked for at the time `asked`. This is a
+    /// little less than the server counts, because clocks do not run at the same speed.
     pub(super) fn relied_on_until(&self, asked: Duration) -> Duration {
         asked + self.lease * 9 / 10
     }
@@ -213,8 +222,8 @@ impl Shared {
         });
     }
 
-    /// Does what is asked of the server, which never takes for ever, and takes note of what may concern
-    /// all: tables that are not there.
+    /// Does what is asked of the server, within a time limit. Takes note if tables are missing,
+    /// since that may concern all.
     pub(super) async fn bounded<A>(
         &self,
         work: impl Future<Output = Result<A, Failure>>,
@@ -227,17 +236,17 @@ impl Shared {
         done
     }
 
-    /// Takes note that a table is not there.
+    /// Takes note that a table is missing.
     pub(super) fn miss_tables(&self) {
         self.missed.store(true, Ordering::Relaxed);
     }
 
-    /// Whether anybody has met a table that is not there since this was last asked.
+    /// Whether a table was found missing since the last call.
     pub(super) fn takes_tables_for_missing(&self) -> bool {
         self.missed.swap(false, Ordering::Relaxed)
     }
 
-    /// Says in what trouble the server is, where that has changed.
+    /// Reports the server's trouble, or its end, if that has changed.
     pub(super) fn tell(&self, failure: Option<&Failure>) {
         let text = failure.map(|failure| chain(failure));
         let was = self.trouble.borrow().clone();
@@ -292,13 +301,13 @@ impl Drop for Loan {
 // === impl Committing ===
 
 impl Committing<'_> {
-    /// Whether it has events to be journalled.
+    /// Whether the commit has events to be journalled.
     pub(super) fn is_to_journal(&self) -> bool {
         self.kept && self.events > 0
     }
 
-    /// Takes note of what became of it. Its room is given back at the same time, so that nobody finds its
-    /// events counted twice, or not at all.
+    /// Takes note of the commit's outcome. Its room is given back at the same time, so that its
+    /// events are never counted twice, or not at all.
     pub(super) fn settle<A>(mut self, change: impl FnOnce(&mut State) -> A) -> A {
         self.is_settled = true;
         self.shared.change_journals(|state| {
@@ -311,7 +320,8 @@ impl Committing<'_> {
 impl Drop for Committing<'_> {
     fn drop(&mut self) {
         if !self.is_settled {
-            // Nobody waits for the answer: it may have been done, as where that is lost.
+            // Nobody waits for the answer any more. The commit may have been done, as if its
+            // answer was lost.
             self.shared.change_leases(|state| {
                 state.journal.unreserve(self.events);
                 if self.is_to_journal() {
