@@ -26,24 +26,26 @@ use crate::{
     },
 };
 
-/// Events that are removed from journals together.
+/// Number of events that one statement removes from journals.
 pub(super) const PRUNE_STEP: i64 = 2000;
 
-/// Whoever enters a sink waits so long for rows of searches that somebody has locked.
+/// How long the entering of a sink waits for locked rows of searches.
 const LOCKED_PATIENCE: Duration = Duration::from_secs(20);
 
-/// And a statement for no longer than that, however many they are: less than an answer may take, since a
-/// connection that is given up says nothing of a lock.
+/// Maximum time of a statement that waits for such rows, however many they are. This is less than
+/// an answer may take, because a connection that is given up does not say that a lock was the
+/// cause.
 const LOCKED_STATEMENT: Duration = Duration::from_secs(5);
 
-/// As long as a replica has announced a sink that is not entered yet, nothing is pruned; this much longer than a
-/// lease after it was last heard of, it is taken for dead and holds that up no more.
+/// While a replica has announced a sink that is not entered yet, nothing is pruned. This much
+/// longer than a lease after the replica was last heard of, it is taken for dead and no longer
+/// prevents pruning.
 const ENTERING: Duration = Duration::from_secs(60);
 
-/// Says which sinks this replica has, and takes note of all there are. What fails changes nothing
-/// here; what the server has of it all the same the keeper takes back. Those that it had stay until
-/// they are [forgotten](forget_sinks): what is forgotten cannot be had back. Brings whether there are
-/// such.
+/// Tells the server which sinks this replica has, and takes note of all sinks there are. A failure
+/// changes nothing here. If the server has stored a part all the same, the keeper takes it back.
+/// Sinks that the replica had before stay until they are [forgotten](forget_sinks), because a
+/// forgotten sink cannot be had back. Returns whether there are such sinks.
 pub(super) async fn add_sinks(
     shared: &Shared,
     session: &mut Session,
@@ -70,7 +72,7 @@ pub(super) async fn add_sinks(
     shared.change_leases(|state| {
         state.sinks = Some(names.to_owned());
         state.left.retain(|name, _| !names.contains(name));
-        // What this process remembers of a sink that it has already is newer.
+        // For a sink that this process has already, what it remembers is newer.
         let new = marks
             .into_iter()
             .filter(|(name, _)| !known.iter().any(|known| **known == **name));
@@ -81,20 +83,20 @@ pub(super) async fn add_sinks(
     Ok(all.len() > names.len())
 }
 
-/// Has the server forget the other sinks of this replica after a while.
+/// Makes the server forget the other sinks of this replica after a while.
 pub(super) async fn forget_sinks(
     shared: &Shared,
     session: &mut Session,
     names: &[String],
 ) -> Result<(), Failure> {
-    // There is none to be entered, but for those that somebody has removed: the keeper comes again, and
-    // has leases to renew meanwhile.
+    // No sink has to be entered, unless somebody has removed it. In that case the keeper tries
+    // again later, because it has leases to renew meanwhile.
     name_sinks(shared, session, names, Duration::ZERO).await
 }
 
-/// Says which sinks this replica has to a server that says otherwise.
+/// Tells the server which sinks this replica has, because the server says otherwise.
 pub(super) async fn set_sinks_again(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
-    // Whoever is at it says what counts.
+    // The task that has the turn is naming the sinks, and its names count.
     let Ok(_turn) = shared.naming.try_lock() else {
         return Ok(());
     };
@@ -107,9 +109,10 @@ pub(super) async fn set_sinks_again(shared: &Shared, session: &mut Session) -> R
     }
 }
 
-/// The same where rows of searches are locked, for no longer than about `patience`: between the tries others get
-/// at what this one would have locked. Each waits for longer than the one before, since a search that is
-/// taken up over a slow network keeps its row for some answers.
+/// Tells the server which sinks this replica has. If rows of searches are locked, this is tried
+/// for no longer than about `patience`. Between the tries, other transactions can use the rows
+/// that this one would have locked. Each try waits longer than the one before, because a search
+/// that is taken up over a slow network keeps its row locked for the time of some answers.
 async fn name_sinks(
     shared: &Shared,
     session: &mut Session,
@@ -129,7 +132,8 @@ async fn name_sinks(
                 if left.is_zero() {
                     return Err(why_locked(session, failure).await?);
                 }
-                // Long enough for whoever would have what was locked meanwhile.
+                // The pause is long enough for transactions that waited for the rows that this one
+                // had locked.
                 let pause = wait.mul_f64(1.0 + fastrand::f64());
                 tokio::time::sleep(pause.min(left)).await;
                 wait = (wait * 2)
@@ -143,8 +147,8 @@ async fn name_sinks(
     }
 }
 
-/// Says which sinks a replica has, before it enters those that are not there yet: from then on nobody
-/// [removes](prune) what they may lack.
+/// Tells the server which sinks a replica has, before the replica enters those that are not there
+/// yet. From then on nobody [removes](prune) events that these sinks may lack.
 pub(super) async fn announce(
     session: &mut Session,
     me: i64,
@@ -176,7 +180,8 @@ pub(super) async fn try_name_sinks(
     session.commit().await
 }
 
-/// Says which rows were in the way of whoever would refer to those of all searches, where any still are.
+/// Returns a failure that names the locked rows that a transaction that refers to all searches has
+/// to wait for. If none is locked any more, returns `failure` itself.
 pub(super) async fn why_locked(
     session: &mut Session,
     failure: Failure,
@@ -206,15 +211,16 @@ pub(super) async fn why_locked(
     Ok(Failure::Locked(what))
 }
 
-/// Whether the replica `$1` is taken for alive: else it would take its own sinks, and those of others, for
-/// gone.
+/// Whether the server takes the replica `$1` for alive. A replica that has slept would take its
+/// own sinks, and those of others, for gone.
 macro_rules! is_alive {
     () => {
         "EXISTS (SELECT 1 FROM replica WHERE id = $1 AND alive_until > clock_timestamp())"
     };
 }
 
-/// The searches that are held under some leases: `$1` are their rows, and `$2` the epochs beside them.
+/// The searches that are held under some leases. `$1` are their rows, and `$2` the epochs in the
+/// same order.
 macro_rules! held_by {
     () => {
         "search JOIN unnest($1::bigint[], $2::bigint[]) AS held (id, epoch)
@@ -240,11 +246,12 @@ macro_rules! is_alone {
     };
 }
 
-/// Enters those of the sinks that are not there yet, in a transaction that does not wait for long: until its end
-/// no search can be taken up. Commits and renewals go on. The replica `me` was said to have them before that.
+/// Enters those of the sinks that are not there yet. The transaction must not wait for long,
+/// because no search can be taken up until it ends. Commits and renewals go on. The server must
+/// know by then that the replica `me` has these sinks.
 ///
-/// Those that it has no longer are kept for a while, also what was added in vain: it may have been there
-/// before, with what waits for it.
+/// Sinks that the replica has no longer are kept for a while, also sinks that were added in vain:
+/// such a sink may have been there before, with events that wait for it.
 pub(super) async fn enter_sinks(
     session: &mut Session,
     me: i64,
@@ -254,7 +261,7 @@ pub(super) async fn enter_sinks(
     sorted.sort_unstable();
     let new = session
         .query(
-            // Nobody forgets those meanwhile that are there.
+            // With `unnamed_since` cleared, nobody forgets sinks that are there already.
             "WITH named AS (
                 UPDATE sink SET unnamed_since = NULL
                 WHERE name = ANY($1) AND unnamed_since IS NOT NULL)
@@ -268,9 +275,10 @@ pub(super) async fn enter_sinks(
         .map(|row| row.try_get(0))
         .collect::<Result<_, _>>()?;
     if !new.is_empty() {
-        // They begin with the next event. Commits are not waited for: what is journalled behind these places
-        // is there until they have it, for whoever cannot see them yet sees that they are being entered,
-        // or has seen nothing that comes after.
+        // The new sinks begin with the next event. Commits under way are not waited for. Events
+        // behind these places are not removed before the sinks have them: a replica that cannot
+        // see the new sinks yet either sees that they are being entered, or has not seen the later
+        // events.
         session
             .execute(
                 "INSERT INTO progress (sink, search_id, position)
@@ -284,12 +292,17 @@ pub(super) async fn enter_sinks(
     note_unnamed(session, me).await
 }
 
-/// How many events wait for a sink of those that were there when it left, so long ago: the others nobody
-/// has meant for it. What was journalled since is at the end, so that no more is read than that. Times are
-/// the exporters' own there, and this one's clock tells when that was: the server's may be ahead or behind.
-/// Where another exporter's was ahead, and its events seem to be of a time that is yet to come, nobody knows
-/// which of them it was meant to have. Asked for one sink alone: for all in a statement the planner expects
-/// so much that it compiles it first, which takes half a second.
+/// Returns how many events wait for a sink of those that were there when it left, `left_for` ago.
+/// Later events were not meant for it. They are at the end of a journal, so no others have to be
+/// read.
+///
+/// The times of events are the exporters' own, so this exporter's clock tells when the sink left:
+/// the server's clock may be ahead or behind. If another exporter's clock was ahead, its events
+/// seem to be of a time that is yet to come, and it is unknown which of them were meant for the
+/// sink.
+///
+/// The statement is for one sink alone. For all sinks together, the planner would expect so much
+/// work that it compiles the statement first, which takes half a second.
 async fn left_waiting(
     session: &mut Session,
     sink: &str,
@@ -324,20 +337,22 @@ async fn left_waiting(
     })
 }
 
-/// The columns of a sink: its name, and for how long no replica has named it, if it is one of these.
+/// The columns of a sink: its name, and for how long no replica has named it, or NULL if one does.
 macro_rules! name_and_left_for {
     () => {
         "name, extract(epoch FROM clock_timestamp() - unnamed_since)::float8"
     };
 }
 
-/// The second of [`name_and_left_for`].
+/// Reads the second of [`name_and_left_for`].
 fn left_for(row: &tokio_postgres::Row) -> Result<Duration, Failure> {
     Ok(Duration::try_from_secs_f64(row.try_get(1)?).unwrap_or_default())
 }
 
-/// Gives up a sink, which has left so long ago, by a statement that looks once more whether it may, and
-/// tells what it costs: no less than was told when it left, since a time to come may have come by now.
+/// Gives up a sink that left `left_for` ago. The statement `delete` checks once more whether the
+/// sink may be given up. If so, reports how many events are lost: no fewer than were reported when
+/// the sink left, because events of a time that was yet to come are no longer counted once it has
+/// come.
 async fn give_up(
     shared: &Shared,
     session: &mut Session,
@@ -368,8 +383,8 @@ pub(super) async fn note_unnamed(session: &mut Session, me: i64) -> Result<(), F
     session.execute(sql, &[&me]).await.map(drop)
 }
 
-/// Takes note of the sinks that no replica names any more, and says of those that are new among them for
-/// which something waits.
+/// Takes note of the sinks that no replica names any more. Warns if events wait for one that is
+/// new among them.
 pub(super) async fn tell_unnamed(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
     let sql = concat!(
         "SELECT ",
@@ -424,8 +439,8 @@ pub(super) async fn give_up_over(shared: &Shared, session: &mut Session) -> Resu
     Ok(())
 }
 
-/// Gives up some sinks that no replica names, at once, where this one is alone: others may be about to name
-/// theirs again.
+/// Gives up some sinks that no replica names, at once, if this replica is alone. If it is not,
+/// others may be about to name theirs again.
 pub(super) async fn give_up_for_room(
     shared: &Shared,
     session: &mut Session,
@@ -451,13 +466,15 @@ pub(super) async fn give_up_for_room(
         let sink = (&*sink, left_for);
         give_up(shared, session, sink, sql, &parameters, Reason::Room).await?;
     }
-    // Another search's commit may have been the first.
+    // The commit of another search may have given the sinks up already, so the sinks are looked up
+    // in any case.
     hear_of_sinks(shared, session).await
 }
 
-/// Takes note of all sinks there are, as long as nobody says which this replica has.
+/// Takes note of all sinks there are, unless the replica's own sinks are being named.
 pub(super) async fn hear_of_sinks(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
-    // Whoever does takes note of all as well, and needs a connection for it: all may be waiting here.
+    // The task that names them takes note of all sinks as well. This one must not wait for it,
+    // because it needs a connection, and all connections may be waiting here.
     let Ok(_turn) = shared.naming.try_lock() else {
         return Ok(());
     };
@@ -497,7 +514,7 @@ async fn learn_sinks(
     }
 }
 
-/// How far some sinks have come in the journals of the searches that are held.
+/// Returns how far some sinks have come in the journals of the searches that are held.
 async fn positions(
     session: &mut Session,
     sinks: &[String],
@@ -506,7 +523,7 @@ async fn positions(
     let rows: Vec<i64> = leases.iter().map(|held| held.row).collect();
     let rows = session
         .query(
-            // One that is damaged is mended when the sink's place is next told.
+            // A damaged position is mended when the sink's position is next saved.
             "SELECT sink.name, held.id,
                 CASE WHEN progress.position > search.journal_end
                     THEN coalesce((SELECT min(position) - 1 FROM journal WHERE search_id = held.id),
@@ -529,9 +546,9 @@ async fn positions(
     rows.iter().map(position).collect()
 }
 
-/// How far each sink has come in the journal of a search that was just taken. A place beyond the
-/// journal's end is damaged: before it is in the midst of what is journalled from now on, the sink is
-/// set to the journal's start.
+/// Returns how far each sink has come in the journal of a search that was just taken. A position
+/// beyond the journal's end is damaged. The sink is set to the journal's start before new events
+/// go beyond such a position.
 pub(super) async fn progress(
     session: &mut Session,
     search: i64,
@@ -568,7 +585,7 @@ pub(super) async fn progress(
     Ok(progress)
 }
 
-/// Reads events, in one statement with what locks rows at its end.
+/// Reads events, in a statement with this end, which may lock rows.
 macro_rules! read_with {
     ($lock:literal) => {
         concat!(
@@ -589,17 +606,18 @@ macro_rules! read_with {
     };
 }
 
-/// A statement that any server answers, a standby that lags behind as well.
+/// A statement that any server answers, also a standby that lags behind.
 const READ: &str = read_with!("WHERE bytes <= $5 OR number = 1 ORDER BY place");
 
-/// One that only a server answers that may write: who locks rows, writes.
+/// A statement that only a server answers that may write, because locking rows is writing.
 const READ_FOR_SURE: &str = read_with!(
     "JOIN search ON search.id = lined_up.search_id
      WHERE bytes <= $5 OR number = 1 ORDER BY place FOR KEY SHARE OF search"
 );
 
-/// The events of `ranges`, and no more than `max_bytes` of bodies, but at least one where there is
-/// one. What it does not bring may be there all the same: see [`read_for_sure`].
+/// Returns the events of `ranges`, with no more than `max_bytes` of bodies, but at least one event
+/// if there is one. An event that is not returned may be there all the same: see
+/// [`read_for_sure`].
 pub(super) async fn read(
     session: &mut Session,
     ranges: &[Range],
@@ -608,8 +626,9 @@ pub(super) async fn read(
     read_by(READ, session, ranges, max_bytes).await
 }
 
-/// The same of a server that has all that was committed, as long as the searches are held under these
-/// `leases`: what it does not bring is gone. `None`: some of them are lost.
+/// Like `read`, from a server that has all that was committed, as long as the searches are held
+/// under these `leases`: an event that is not returned is gone. Returns `None` if some leases are
+/// lost.
 pub(super) async fn read_for_sure(
     shared: &Shared,
     session: &mut Session,
@@ -636,7 +655,8 @@ async fn try_read_for_sure(
     let me = shared.number()?;
     let (rows, epochs) = rows_and_epochs(leases);
     session.begin().await?;
-    // Until the end nobody else takes them up, and removes what it has delivered.
+    // Until the transaction ends, no other replica can take the searches up and then remove what
+    // it has delivered.
     let held = session
         .query(
             concat!(
@@ -698,7 +718,8 @@ async fn read_by(
     found.iter().map(event).collect()
 }
 
-/// When these events were journalled, by search and position: of those that are there.
+/// Returns when these events were journalled, by search and position. Events that are gone are
+/// left out.
 pub(super) async fn journalled_at(
     session: &mut Session,
     events: &[(i64, i64)],
@@ -719,12 +740,13 @@ pub(super) async fn journalled_at(
     rows.iter().map(dated).collect()
 }
 
-/// Tells the server how far a sink has come. Where a lease was lost, others say so: its position is
-/// not stored. A mark may stand for it all the same: whoever takes a search up looks for its lines
-/// before the mark, too. Of a search whose row somebody has locked, that is told later: brings these.
+/// Tells the server how far a sink has come. For a search whose lease was lost, the position is
+/// not stored, because the next holder tells it. A mark may cover that position all the same,
+/// because a replica that takes a search up looks for its lines before the mark, too. Returns the
+/// searches whose rows are locked. Their positions are told later.
 pub(super) async fn save(shared: &Shared, sink: &str) -> Result<HashSet<i64>, Failure> {
-    // What is told must not overtake what was told before. Whoever would take a search up waits
-    // until this is done; its renewal does not.
+    // A position must not overtake one that was told before. A replica that would take one of
+    // these searches up waits until this is done. Renewals do not.
     let turn = shared.saving(sink);
     let _turn = turn.lock().await;
     let (me, (mut unsaved, epochs)) =
@@ -742,7 +764,7 @@ pub(super) async fn save(shared: &Shared, sink: &str) -> Result<HashSet<i64>, Fa
         let saved = session
             .query_alone(
                 &tries,
-                // Waiting for a row that somebody has locked would cost all.
+                // Waiting for one locked row would hold up the positions of all searches.
                 "WITH ours AS (
                     SELECT search.id FROM search
                     JOIN unnest($2::bigint[], $3::bigint[], $4::bigint[])
@@ -799,7 +821,7 @@ pub(super) async fn save(shared: &Shared, sink: &str) -> Result<HashSet<i64>, Fa
     unsaved.positions.retain(|(row, _)| saved.contains(row));
     let all = saved.len() + locked.len() == rows.len();
     let settle = |state: &mut State| {
-        // Somebody else may hold them now, or the server was set back.
+        // Other replicas may hold these searches now, or the server was set back.
         for (row, epoch) in rows.iter().zip(&epochs) {
             if !saved.contains(row) && !locked.contains(row) {
                 state.come_too_late(Held {
@@ -818,10 +840,11 @@ pub(super) async fn save(shared: &Shared, sink: &str) -> Result<HashSet<i64>, Fa
     Ok(locked)
 }
 
-/// Removes the events that every sink has from the journals of the searches that are held, some at a
-/// time: all that a sink lacked for a day, once it is removed, is more than a statement has time for. A
-/// place beyond a journal's end is damaged, and says nothing of what a sink has. As long as a replica has a sink
-/// that is not there, it is about to [enter](enter_sinks) it, and nobody knows yet what that lacks.
+/// Removes the events that every sink has from the journals of the searches that are held. This is
+/// done in steps: if a sink that lacked the events of a day is removed, they are too many for the
+/// time of one statement. A position beyond a journal's end is damaged, and does not say what a
+/// sink has. While a replica names a sink that is not there, nothing is removed, because the
+/// replica is about to [enter](enter_sinks) the sink, and nobody knows yet what it lacks.
 pub(super) async fn prune(shared: &Shared) -> Result<(), Failure> {
     let rows = shared.look(State::held_rows);
     if rows.is_empty() {

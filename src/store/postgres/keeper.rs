@@ -1,6 +1,7 @@
-//! What goes on by itself: leases are renewed, shares kept even, what was delivered is removed.
+//! Two of the store's loops: one renews leases and keeps the shares even, the other removes what
+//! was delivered.
 //!
-//! Two loops, so that nothing is renewed late because something else takes long.
+//! They are separate, so that no renewal is late because something else takes long.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -21,43 +22,45 @@ use super::{
 };
 use crate::{clock, error_chain::chain, identity::SearchKey, store::Held};
 
-/// Leases are renewed so many times before they would end.
+/// Number of renewals within the length of a lease.
 pub(super) const RENEWALS: u32 = 4;
 
-/// A replica that wants to do something at once waits for so much of a round.
+/// Divides the time between two renewals into the pause of a keeper that is woken.
 const EARLY: u32 = 8;
 
-/// A server is given so much time for an answer, however short the lease is.
+/// Minimum time a server is given to answer, even with a very short lease.
 const SHORTEST_PATIENCE: Duration = Duration::from_millis(500);
 
-/// A lease whose row is locked is tried so often in a round, with so much of a lease between tries:
-/// most locks are held for as long as a commit takes.
+/// How often, in a round, a renewal is tried for a lease whose row is locked, and the part of a
+/// lease between two tries. Most locks are held for as long as a commit takes.
 const LOCKED_TRIES: u32 = 4;
 const LOCKED_PAUSE: u32 = 64;
 
-/// The server is given so much time at most for each of the last answers: the daemon waits for 5 s for all
+/// Maximum time the server is given for each of the last answers. The daemon waits for 5 s for all
 /// of them.
 const LAST_ANSWER: Duration = Duration::from_secs(2);
 
-/// Tables that are gone are made anew after so many leases: somebody may be about to restore them.
+/// Number of leases after which tables that are gone are made anew. Until then, somebody may be
+/// about to restore them.
 const MISSED_FOR: u32 = 4;
 
-/// A renewal that failed is tried again at once, on a new connection, and then after pauses that grow
-/// from this one to what is between two renewals: one connection that is silent takes up half of what
-/// there is, and a server that is down is not asked all the time.
+/// The pause after two failed renewals in a row. After the first failure, the renewal is tried
+/// again at once, on a new connection, because one that is silent takes up half of a lease. Later
+/// pauses double, up to the time between two renewals, so that a server that is down is not asked
+/// all the time.
 const RETRY: Duration = Duration::from_secs(1);
 
-/// What is delivered is removed this often, at most.
+/// Minimum time between two removals of delivered events.
 const PRUNE_INTERVAL: Duration = Duration::from_millis(500);
 
-/// A replica that died is forgotten after this many seconds.
+/// Number of seconds after which a replica that died is forgotten.
 const FORGET_REPLICAS_AFTER: f64 = 3600.0;
 
-/// What goes on by itself is told to fail after so many leases.
+/// Number of leases after which a loop that keeps failing is reported.
 const TELL_AFTER: u32 = 4;
 
-/// Something that goes on by itself and fails while leases are kept: nobody else would notice. What
-/// fails for a moment is tried again.
+/// Reports a loop that fails while leases are kept, which nobody would notice otherwise. A failure
+/// for a moment is not reported, because the loop tries again.
 #[derive(Debug)]
 pub(super) struct Failing {
     what: &'static str,
@@ -67,7 +70,7 @@ pub(super) struct Failing {
 /// For how long all tables have been gone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Gone {
-    /// When they were last seen to be, since the machine's start.
+    /// When the tables were last seen to be gone, since the machine's start.
     seen: Option<Duration>,
     pub(super) time: Duration,
 }
@@ -75,8 +78,8 @@ pub(super) struct Gone {
 // === impl Gone ===
 
 impl Gone {
-    /// Takes note that they still are. Of a time in which nobody looked, as while the process was stopped,
-    /// no more counts than what is between two looks.
+    /// Takes note that the tables are still gone. Of a time in which nobody looked, for instance
+    /// while the process was stopped, no more than a lease counts.
     fn seen_again(self, now: Duration, lease: Duration) -> Self {
         let since = self.seen.map(|seen| now.saturating_sub(seen).min(lease));
         Self {
@@ -93,9 +96,9 @@ impl Failing {
         Self { what, since: None }
     }
 
-    /// Takes note of what became of a try, and says so where none has succeeded for too long.
+    /// Takes note of the outcome of a try. Warns if no try has succeeded for too long.
     pub(super) fn note<E: Error>(&mut self, shared: &Shared, done: Result<(), E>) {
-        // In trouble, the keeper has said so.
+        // The keeper has reported the server's trouble already.
         let error = done.err().filter(|_| shared.trouble.borrow().is_none());
         let Some(error) = error else {
             self.since = None;
@@ -113,7 +116,7 @@ impl Failing {
 /// Renews the leases and keeps the shares even, until the store is closed.
 pub(super) async fn keep(shared: &Shared) {
     let every = shared.lease / RENEWALS;
-    // A server that is slow gets as much time for an answer as there is: whoever gives up loses the
+    // A slow server gets as much time for an answer as there is, because giving up costs the
     // connection, too.
     let patience = (shared.lease / 2).clamp(SHORTEST_PATIENCE, PATIENCE);
     let mut sharing = None;
@@ -125,7 +128,7 @@ pub(super) async fn keep(shared: &Shared) {
             !shared.panics.load(std::sync::atomic::Ordering::Relaxed),
             "as a bug would"
         );
-        // Not all replicas at the same moment.
+        // The pause varies, so that not all replicas ask at the same moment.
         let pause = pause_after(failed, every).mul_f64(0.8 + 0.2 * fastrand::f64());
         let soon = || (every / EARLY).mul_f64(0.5 + fastrand::f64());
         let free = shared.change_journals(|state| state.look_at.take());
@@ -137,9 +140,9 @@ pub(super) async fn keep(shared: &Shared) {
                 tokio::time::sleep(soon()).await;
             } => {}
         }
-        // The look at the shares runs beside the renewal. One that takes longer than renewals are apart,
-        // because the server is slow or somebody has locked a table that only the look reads, goes on
-        // beside the renewals that follow and delays none of them.
+        // The look at the shares runs beside the renewal. If it takes longer than the time between
+        // two renewals, because the server is slow or somebody has locked a table that only the
+        // look reads, it goes on beside the next renewals and delays none of them.
         let under_way = sharing
             .get_or_insert_with(|| Box::pin(timeout(ALTOGETHER, share_out(shared, patience))));
         let (renewed, shared_out) = tokio::join!(
@@ -157,7 +160,7 @@ pub(super) async fn keep(shared: &Shared) {
         let is_missed = kept.as_ref().is_err_and(Failure::is_of_missing_tables);
         if shared.takes_tables_for_missing() || is_missed || missing.is_some() {
             let made = make_tables(shared, missing.get_or_insert_default());
-            // Leases that can be renewed do not wait for it.
+            // Leases that can be renewed must not wait long for this.
             let time = if is_missed { ALTOGETHER } else { patience };
             let made = flat(timeout(time, made).await);
             if made.is_ok() && !is_missed {
@@ -175,14 +178,15 @@ pub(super) async fn keep(shared: &Shared) {
                 "leases were not renewed in time; other replicas may poll these searches now"
             );
         }
-        // As long as it goes on, nobody knows that all is well.
+        // While the look at the shares is still under way, its outcome is unknown, so success is
+        // not reported yet.
         if !goes_on || kept.is_err() {
             shared.tell(kept.err().as_ref());
         }
     }
 }
 
-/// How long to wait for the next renewal after so many in a row have failed.
+/// Returns the pause before the next renewal after so many renewals in a row have failed.
 fn pause_after(failed: u32, every: Duration) -> Duration {
     match failed {
         0 => every,
@@ -191,9 +195,9 @@ fn pause_after(failed: u32, every: Duration) -> Duration {
     }
 }
 
-/// Brings the tables to this version where they are an earlier one's. Those that somebody has removed,
-/// with the database for instance, are made anew once all have been `gone` for long enough; one that is
-/// gone while others are there is named.
+/// Migrates the tables if they are an earlier version's. If somebody has removed all tables, for
+/// instance together with the database, they are made anew once they have been `gone` for long
+/// enough. If only some are gone, the error names them.
 async fn make_tables(shared: &Shared, gone: &mut Gone) -> Result<(), Failure> {
     let standing = look(&shared.pool, gone, shared.lease).await?;
     let is_due = match standing {
@@ -218,8 +222,8 @@ async fn make_tables(shared: &Shared, gone: &mut Gone) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Looks what there is of the tables. Where nobody can, or something else is missing than before, the
-/// time for which they have been `gone` begins anew.
+/// Looks which tables there are. If that fails, or not all tables are gone, the time for which
+/// they have been `gone` begins anew.
 pub(super) async fn look(
     pool: &Pool,
     gone: &mut Gone,
@@ -233,11 +237,11 @@ pub(super) async fn look(
     Ok(standing)
 }
 
-/// Registers the replica under a number of its own. It is drawn: one that was counted would be given
-/// again by a database that was restored, and two that take each other's leases for their own would
-/// both poll and deliver.
+/// Registers the replica under a number of its own. The number is drawn. A database that was
+/// restored would give a counted number again, and two replicas that take each other's leases for
+/// their own would both poll and deliver.
 pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
-    // Whoever has the turn needs a connection: nobody keeps one while waiting for it.
+    // The holder of the turn needs a connection, so nobody keeps one while waiting for the turn.
     let _turn = shared.naming.lock().await;
     let mut session = shared.pool.session().await?;
     let sinks = shared.look(|state| state.sinks.clone());
@@ -254,7 +258,7 @@ pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
         }
     }
     shared.change_leases(|state| {
-        // What was held belonged to the number before.
+        // The leases belonged to the number before.
         state.lose_all();
         state.replica = Some(number);
         // A server that has forgotten the replica may have forgotten its searches.
@@ -263,8 +267,9 @@ pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Draws the number, and says which sinks the replica has, as whoever [enters](delivery::enter_sinks) them has
-/// to. Where nothing comes of it, others take it for one that died.
+/// Draws the number and says which sinks the replica has, which is necessary before they are
+/// [entered](delivery::enter_sinks). If the replica then fails to join, others take this number
+/// for a replica that died.
 async fn announce(
     shared: &Shared,
     session: &mut Session,
@@ -298,19 +303,20 @@ async fn try_join(
             &[&number, &shared.lease_seconds()],
         )
         .await?;
-    // Else it would be taken for forgotten, and would join for ever.
+    // Without this check, the next renewal would take the replica for forgotten, and it would join
+    // again for ever.
     if alive == 0 {
         return Err(Failure::Hidden("replica"));
     }
-    // They may have been forgotten together with the replica. They are there before anything is
-    // journalled for them.
+    // The sinks may have been forgotten together with the replica. They must be there before
+    // anything is journalled for them.
     if let Some(sinks) = sinks {
         delivery::enter_sinks(session, number, sinks).await?;
     }
     session.commit().await
 }
 
-/// Says that the replica is alive, and renews its leases.
+/// Tells the server that the replica is alive, and renews its leases.
 pub(super) async fn renew(shared: &Shared, patience: Duration) -> Result<(), Failure> {
     let (me, share, leases, sinks) = shared.look(|state| {
         let sinks = state.sinks.clone().unwrap_or_default();
@@ -345,16 +351,16 @@ pub(super) async fn renew(shared: &Shared, patience: Duration) -> Result<(), Fai
         left = renew_leases(shared, &mut session, me, &left).await?;
     }
     if !is_named {
-        // The answer to a reload was lost, or others have removed a sink that only this one names,
-        // while it was not heard of.
+        // The answer to a reload was lost, or others have removed a sink that only this replica
+        // names, while they did not hear from it.
         delivery::set_sinks_again(shared, &mut session).await?;
     }
     Ok(())
 }
 
-/// Renews leases, but for those whose rows somebody has locked, be it a commit of our own: waiting
-/// for one would cost all. Brings these: they end when their time is over, unless a later try
-/// renews them.
+/// Renews leases, except those whose rows are locked, be it by a commit of our own: waiting for
+/// one row would cost all leases. Returns the leases with locked rows. These end when their time
+/// is over, unless a later try renews them.
 pub(super) async fn renew_leases(
     shared: &Shared,
     session: &mut Session,
@@ -401,7 +407,7 @@ pub(super) async fn renew_leases(
     Ok(left)
 }
 
-/// Looks at who holds what, and decides which searches to take up and to give back.
+/// Looks which replica holds which search, and decides which searches to take up and to give back.
 pub(super) async fn share_out(shared: &Shared, patience: Duration) -> Result<(), Failure> {
     let mut session = shared.pool.session_within(patience).await?;
     let mut tries = Tries::default();
@@ -423,7 +429,7 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
     let searches = rows.len();
     rows.extend(&unclear);
     if rows.is_empty() {
-        // Others wait for a share that is told and not taken.
+        // If this replica still told a share, others would wait for it to take that share.
         shared.change_leases(State::want_none);
         return Ok(());
     }
@@ -443,7 +449,7 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
     let left = lacking(session, &unclear).await?;
     let holdings = Holdings::read(&told, &left, me)?;
     shared.change_leases(|state| {
-        // A database that was restored has fewer rows, and gives their numbers again.
+        // A database that was restored has fewer rows, and gives their numbers to other searches.
         let wanted = state.wanted.iter();
         let others = wanted.filter(|(key, row)| holdings.names.get(row) != Some(&key.stored_as()));
         let others: Vec<i64> = others.map(|(_, row)| *row).collect();
@@ -462,7 +468,7 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
         let others = survey.replicas.iter().filter(|peer| peer.number != me);
         let others = others.map(|peer| (peer.number, peer.share)).collect();
         state.give_back(decision.give_back, others, owners);
-        // The first look may come before others see this replica.
+        // The first look may come before the server shows this replica as alive.
         let replicas = survey.replicas.len();
         let is_seen = survey.replicas.iter().any(|peer| peer.number == me);
         if is_seen && (state.replicas, state.share) != (replicas, decision.share) {
@@ -479,7 +485,7 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
     Ok(())
 }
 
-/// The replicas that are alive and want any search, in the order of their numbers.
+/// Returns the replicas that are alive and want any search, in the order of their numbers.
 async fn peers(session: &mut Session) -> Result<Vec<Peer>, Failure> {
     let rows = session
         .query(
@@ -503,8 +509,9 @@ async fn peers(session: &mut Session) -> Result<Vec<Peer>, Failure> {
     Ok(peers)
 }
 
-/// The sinks that lack something of the journals of these searches, a row for each pair of the two. The tables
-/// are not touched where nobody asks: somebody may have locked them for long.
+/// Returns the sinks that lack some events of these searches, with a row for each pair of search
+/// and sink. If there are no such searches, the tables are not touched: somebody may have locked
+/// them for long.
 async fn lacking(session: &mut Session, searches: &HashSet<i64>) -> Result<Vec<Row>, Failure> {
     if searches.is_empty() {
         return Ok(Vec::new());
@@ -523,15 +530,15 @@ async fn lacking(session: &mut Session, searches: &HashSet<i64>) -> Result<Vec<R
         .await
 }
 
-/// Who holds the searches that this replica would poll, by their rows.
+/// Who holds the searches that were asked about, by their rows.
 struct Holdings<'a> {
     owners: HashMap<i64, Holder>,
-    /// By what name the server knows them.
+    /// The names by which the server knows the searches.
     names: HashMap<i64, Name<'a>>,
     /// When the first lease of another replica ends, on the clock since boot.
     look_at: Option<Duration>,
-    /// Of those that were asked about, the sinks that lack something of their journals. That these hold
-    /// anything says nothing: it may wait for others.
+    /// Of the searches that were asked about as unclear, the sinks that lack events. A journal
+    /// that holds events is no sign of that: they may wait for other sinks.
     left: HashMap<i64, Vec<&'a str>>,
 }
 
@@ -571,7 +578,7 @@ impl<'a> Holdings<'a> {
     }
 }
 
-/// Finds the rows of the searches that this replica would poll, where that is wished.
+/// Looks up the rows of the searches that this replica would poll, if there is a wish for that.
 async fn want(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
     let Some((wish, keys)) = shared.look(State::wish) else {
         return Ok(());
@@ -589,7 +596,7 @@ async fn want(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
     }
     let row = |key: &SearchKey| Some((key.clone(), *known.get(&key.stored_as())?));
     let wanted: HashMap<SearchKey, i64> = keys.iter().filter_map(row).collect();
-    // Others leave these alone, whatever is left to deliver of them.
+    // Other replicas leave these searches alone, whatever is left to deliver of them.
     let mut wants: Vec<i64> = wanted.values().copied().collect();
     wants.sort_unstable();
     session
@@ -598,7 +605,7 @@ async fn want(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
             &[&me, &wants],
         )
         .await?;
-    // A server that lags behind the one that wrote them knows fewer.
+    // A server that lags behind the one that wrote the rows knows fewer of them.
     let is_complete = keys.iter().all(|key| wanted.contains_key(key));
     shared.change_leases(|state| {
         state.fulfil(wish, wanted);
@@ -609,11 +616,11 @@ async fn want(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What a row is known by, as [`SearchKey::stored_as`] has it.
+/// The name by which the server knows a search, in the form of [`SearchKey::stored_as`].
 type Name<'a> = (&'a str, &'a str, &'a str);
 
-/// Tells the server what it has not heard of, removes what is delivered, and forgets sinks and
-/// replicas that are gone, until the store is closed.
+/// Tells the server of deliveries that it has not heard of, removes what is delivered, and forgets
+/// sinks and replicas that are gone, until the store is closed.
 pub(super) async fn tidy(shared: &Shared) {
     let mut forgotten = clock::since_boot();
     let mut failing = Failing::new(
@@ -638,18 +645,20 @@ pub(super) async fn tidy(shared: &Shared) {
     }
 }
 
-/// Forgets sinks that nobody names and replicas that are gone, as long as the server takes this one
-/// for alive: whoever has slept would take its own sinks, and those of others, for gone.
+/// Forgets sinks that nobody names and replicas that are gone, as long as the server takes this
+/// replica for alive. A replica that has slept would take its own sinks, and those of others, for
+/// gone.
 pub(super) async fn forget(shared: &Shared) -> Result<(), Failure> {
     let me = shared.number()?;
     let mut session = shared.pool.session().await?;
-    // The next start needs it, and nobody else asks for it: the keeper names it before that.
+    // The next start needs the schema's number, and no other question touches its table. If the
+    // table is missing, the keeper reports it before that start.
     if schema::number(&mut session).await? <= 0 {
         shared.miss_tables();
     }
     delivery::note_unnamed(&mut session, me).await?;
     delivery::give_up_over(shared, &mut session).await?;
-    // Who has died has not said so, and its sinks may be in the way.
+    // A replica that died has not said so, and its sinks may be in the way.
     delivery::tell_unnamed(shared, &mut session).await?;
     session
         .execute(
@@ -661,10 +670,10 @@ pub(super) async fn forget(shared: &Shared) -> Result<(), Failure> {
     delivery::hear_of_sinks(shared, &mut session).await
 }
 
-/// Takes leave, and gives all leases back: those as well that it was about to take, and had no answer
-/// about yet. The number is nobody else's. A lease whose row somebody has locked ends by itself: waiting
-/// for one would cost all, and the process may be gone while the server waits on, with the rows of the
-/// others locked.
+/// Takes leave, and gives all leases back, including those that the replica was about to take and
+/// had no answer about yet: no other replica has its number. A lease whose row is locked ends by
+/// itself. Waiting for one row would cost all: the process may be gone while the server waits on,
+/// with the rows of the others locked.
 pub(super) async fn leave(shared: &Shared) -> Result<(), Failure> {
     let Some(me) = shared.look(|state| state.replica) else {
         return Ok(());
@@ -695,9 +704,10 @@ pub(super) async fn leave(shared: &Shared) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Tells the server how far each sink has come: what is not told of a search that is given back, whoever takes
-/// it up delivers again. Brings those of which it could not be told, since their rows are locked: they are not
-/// to be given back before the next try, though they may be free by now.
+/// Tells the server how far each sink has come. If a search is given back before the server knows
+/// that, the next holder delivers the events again. Returns the searches that could not be told
+/// of, because their rows are locked: they must not be given back before the next try, even if
+/// their rows are free by then.
 pub(super) async fn save(shared: &Shared) -> Result<Vec<i64>, Failure> {
     let mut untold = HashSet::new();
     for sink in shared.look(|state| state.journal.own_sinks()) {
@@ -706,7 +716,8 @@ pub(super) async fn save(shared: &Shared) -> Result<Vec<i64>, Failure> {
     Ok(untold.into_iter().collect())
 }
 
-/// Brings how many leases it could not give back, since their rows are locked or `untold`.
+/// Returns the number of leases that could not be given back, because their rows are locked or
+/// `untold`.
 async fn try_leave(
     session: &mut Session,
     me: i64,
@@ -714,8 +725,8 @@ async fn try_leave(
     limit: Duration,
 ) -> Result<usize, Failure> {
     session.begin_last(limit).await?;
-    // From then on it can take none. Where a sink is on its way that it has announced, it is as one that died:
-    // what that sink may lack is kept.
+    // After this, the replica can take no search. If it has announced a sink that is not entered
+    // yet, it looks like a replica that died, so events that the sink may lack are kept.
     session
         .execute(
             "WITH gone AS (
@@ -740,7 +751,7 @@ async fn try_leave(
     Ok(locked.len())
 }
 
-/// Gives leases back, but for those whose rows somebody has locked for longer than a renewal takes: they
+/// Gives leases back, except those whose rows are locked for longer than a renewal takes: these
 /// end by themselves.
 pub(super) async fn give_back(shared: &Shared, leases: &[Held]) -> Result<(), Failure> {
     let me = shared.number()?;

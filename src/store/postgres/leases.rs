@@ -1,9 +1,9 @@
-//! The leases of this replica: which searches it holds and until when, as far as it may rely on
-//! it, and which ones it may take up.
+//! The leases of this replica: which searches it holds, until when it may rely on that, and which
+//! searches it may take up.
 //!
-//! A lease is relied on for a little less than the server counts, and from the moment on at which
-//! it was asked for, by a clock that goes on while the process is stopped and while the machine
-//! sleeps. So whoever wakes up late finds that its time is over before the server would say so.
+//! A lease is relied on for a little less time than the server counts, starting at the moment when
+//! it was asked for. The clock goes on while the process is stopped and while the machine sleeps.
+//! So a replica that wakes up late finds its lease over before the server would say so.
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -24,62 +24,64 @@ use crate::{
     store::{Held, left_sinks::Waiting},
 };
 
-/// What this replica knows of itself.
+/// What this replica knows of itself, of its searches and of their journals.
 #[derive(Debug)]
 pub(super) struct State {
-    /// Its number, once it is registered.
+    /// The replica's number, once it is registered.
     pub(super) replica: Option<i64>,
-    /// How many searches it wants.
+    /// How many searches the replica wants.
     pub(super) share: usize,
-    /// How many replicas there were when that was last told.
+    /// How many replicas there were when their number was last logged.
     pub(super) replicas: usize,
-    /// The sinks that it shall have, once it was told.
+    /// The sinks that the replica shall have, once it was told.
     pub(super) sinks: Option<Vec<String>>,
-    /// Those that no replica had when it last looked, and what it has told of them.
+    /// The sinks that no replica had at the last look, each with the number of waiting events that
+    /// was told.
     pub(super) left: BTreeMap<String, Waiting>,
-    /// Whether no other replica ran when it last looked for these: then they make room where there is none.
+    /// Whether no other replica ran at the last look for such sinks. If so, they make room when
+    /// there is none.
     pub(super) is_alone: bool,
-    /// The searches that it would poll, once it was told.
+    /// The searches that the replica would poll, once it was told.
     keys: Option<Arc<[SearchKey]>>,
-    /// Grows with each wish to have their rows looked up.
+    /// Grows with each wish to have the rows of `keys` looked up.
     wish: u64,
     /// The wish that was last fulfilled.
     fulfilled: u64,
-    /// Their rows, as they were found then.
+    /// The rows of the searches, as found when the last wish was fulfilled.
     pub(super) wanted: HashMap<SearchKey, i64>,
-    /// When that was, since the machine's start.
+    /// When the last wish was fulfilled, since the machine's start.
     pub(super) wanted_since: Option<Duration>,
-    /// Those that it may take up now.
+    /// The searches that the replica may take up now.
     pub(super) granted: HashSet<SearchKey>,
-    /// Those that another replica holds.
+    /// The searches that another replica holds.
     pub(super) elsewhere: HashSet<SearchKey>,
-    /// Those that it is taking up.
+    /// The searches that the replica is taking up.
     pub(super) taking: HashSet<SearchKey>,
-    /// Those whose rows were locked when they were last to be taken up, and that no other replica has been seen
-    /// to hold since.
+    /// The searches whose rows were locked at the last attempt to take them up, and that no other
+    /// replica has been seen to hold since.
     locked: HashSet<SearchKey>,
-    /// When the first lease of another replica ends that has not been renewed, since the machine's
+    /// When the first lease of another replica ends unless it is renewed, since the machine's
     /// start.
     pub(super) look_at: Option<Duration>,
-    /// Searches that it gave back and nobody else has taken, and who the others with their shares
-    /// were at that time.
+    /// Searches that the replica gave back and no other replica has taken since. `others` are the
+    /// other replicas and their shares at that time.
     unclaimed: HashSet<i64>,
     others: Vec<(i64, usize)>,
     holds: HashMap<i64, Hold>,
-    /// Leases that were not renewed in time, and of which nothing has been said yet.
+    /// Number of leases that were not renewed in time and have not been reported yet.
     lost: usize,
     pub(super) journal: Journal,
 }
 
-/// A lease.
+/// A lease on a search.
 #[derive(Clone, Copy, Debug)]
 struct Hold {
     epoch: i64,
-    /// Until when it can be relied on, since the machine's start.
+    /// Until when the lease can be relied on, since the machine's start.
     until: Duration,
-    /// Whether others shall have it.
+    /// Whether the search is to be given back, so that other replicas get it.
     unwanted: bool,
-    /// Whether nobody polls the search, and it is held to deliver what is left of it.
+    /// Whether no replica polls the search, and it is held only to deliver the rest of its events.
     left_over: bool,
 }
 
@@ -112,25 +114,26 @@ impl State {
         }
     }
 
-    /// Takes note of which searches it would poll.
+    /// Takes note of which searches the replica would poll.
     pub(super) fn want(&mut self, keys: Vec<SearchKey>) {
         self.keys = Some(keys.into());
         self.want_again();
     }
 
-    /// Has their rows looked up once more.
+    /// Asks for the rows of the searches to be looked up once more.
     pub(super) fn want_again(&mut self) {
         self.wish += 1;
     }
 
-    /// The searches whose rows are to be looked up, and which wish that is. It stays one until it
-    /// [is fulfilled](Self::fulfil), whatever becomes of the look-up: one may fail, or be given up.
+    /// Returns the searches whose rows are to be looked up, and the number of this wish. The wish
+    /// stays until it [is fulfilled](Self::fulfil), because a look-up may fail or be given up.
     pub(super) fn wish(&self) -> Option<(u64, Arc<[SearchKey]>)> {
         let keys = self.keys.as_ref().filter(|_| self.wish != self.fulfilled)?;
         Some((self.wish, Arc::clone(keys)))
     }
 
-    /// Takes note of the rows that were found. Another wish may have come since.
+    /// Takes note of the rows that were found for a wish. A later wish may have come since, and
+    /// stays.
     pub(super) fn fulfil(&mut self, wish: u64, wanted: HashMap<SearchKey, i64>) {
         self.fulfilled = wish;
         self.locked.retain(|key| wanted.contains_key(key));
@@ -138,15 +141,16 @@ impl State {
         self.wanted_since = Some(clock::since_boot());
     }
 
-    /// Takes note that there is no search that it would poll.
+    /// Takes note that there is no search that the replica would poll.
     pub(super) fn want_none(&mut self) {
         self.share = 0;
         self.granted.clear();
         self.elsewhere.clear();
     }
 
-    /// Takes note that rows are gone, or stand for other searches than before. So may those of which
-    /// only a memory is left; what is held beside them is not concerned.
+    /// Takes note that rows are gone, or stand for other searches than before. The same may be
+    /// true of rows of which only a memory is left, so these are forgotten, too. Other searches
+    /// that are held are not affected.
     pub(super) fn forget_rows(&mut self, rows: &[i64]) {
         for row in rows {
             if let Some(epoch) = self.epoch(*row) {
@@ -158,7 +162,7 @@ impl State {
         self.want_again();
     }
 
-    /// Takes note of a lease.
+    /// Takes note of a lease that was taken.
     pub(super) fn hold(&mut self, held: Held, until: Duration) {
         let hold = Hold {
             epoch: held.epoch,
@@ -169,8 +173,8 @@ impl State {
         self.holds.insert(held.row, hold);
     }
 
-    /// Takes note of a lease on a search that is only delivered. Brings whether it counts: not where
-    /// the search was taken up to be polled since.
+    /// Takes note of a lease on a search that is only delivered. Returns whether the lease counts:
+    /// it does not if the search was taken up to be polled since.
     pub(super) fn hold_left_over(&mut self, held: Held, until: Duration) -> bool {
         let counts = self.epoch(held.row).is_none_or(|epoch| epoch < held.epoch);
         if counts {
@@ -193,8 +197,8 @@ impl State {
         self.holds.get(&row).is_some_and(|hold| hold.left_over)
     }
 
-    /// Takes note that a search is no longer held, and that its events are for whoever takes it up to
-    /// deliver. Brings whether it was.
+    /// Takes note that a search is no longer held, so that its events are for the next holder to
+    /// deliver. Returns whether it was held.
     pub(super) fn lose(&mut self, held: Held) -> bool {
         let was_held = self.epoch(held.row) == Some(held.epoch);
         if was_held {
@@ -204,9 +208,10 @@ impl State {
         was_held
     }
 
-    /// The same where events up to and with `end` may have been committed of which nothing is known here: they may
-    /// wait for every sink. Not where the search was taken up again since: whatever was committed was found then,
-    /// and nothing is afterwards.
+    /// Like `lose`, if events at positions up to and with `end` may have been committed
+    /// without this replica knowing: they may wait for every sink. Nothing is in doubt if the
+    /// search was taken up again since: that found whatever was committed, and nothing can be
+    /// committed afterwards.
     pub(super) fn lose_in_doubt(&mut self, held: Held, end: i64) {
         self.lose(held);
         if self.epoch(held.row).is_none() {
@@ -214,27 +219,28 @@ impl State {
         }
     }
 
-    /// The same where it was not given back, but not renewed in time.
+    /// Like `lose`, for a lease that was not given back, but not renewed in time.
     pub(super) fn come_too_late(&mut self, held: Held) {
         self.lost += usize::from(self.lose(held));
     }
 
-    /// How many searches were lost so since this was last asked.
+    /// Returns how many leases were lost in this way since the last call.
     pub(super) fn take_lost(&mut self) -> usize {
         std::mem::take(&mut self.lost)
     }
 
-    /// Takes note that nothing is held.
+    /// Takes note that the replica holds nothing.
     pub(super) fn lose_all(&mut self) {
         for held in self.leases() {
             self.lose(held);
         }
     }
 
-    /// Takes note of events that were committed, at positions up to and with `end`. They wait to
-    /// be delivered here as long as nobody else is known to hold the search, even where the lease
-    /// cannot be relied on at this moment: it may be renewed yet. Where it was lost meanwhile, they may be
-    /// nobody's. Brings whether all is well with the search's journal; where it is not, the search is lost.
+    /// Takes note of events that were committed, at positions up to and with `end`. As long as no
+    /// other replica is known to hold the search, they wait to be delivered here, even if the
+    /// lease cannot be relied on at this moment: it may be renewed yet. If the lease was lost
+    /// meanwhile, perhaps no replica holds the search. Returns whether the events follow what is
+    /// known of the search's journal. If they do not, the search is lost.
     pub(super) fn committed(&mut self, held: Held, end: i64, count: i64) -> bool {
         if self.epoch(held.row) != Some(held.epoch) {
             self.lose_in_doubt(held, end);
@@ -247,9 +253,9 @@ impl State {
         follows
     }
 
-    /// Takes note of all sinks that the server knows, and of its `own`; of those that are new here,
-    /// `positions` were read under these `leases`. Brings whether that could be: not where a search was taken up
-    /// since, of which there is no position.
+    /// Takes note of all sinks that the server knows, and of the replica's `own`. For sinks that
+    /// are new here, `positions` were read under these `leases`. Returns whether that was
+    /// possible. It is not if a search was taken up since, because its positions are missing.
     pub(super) fn learn_sinks(
         &mut self,
         own: &[String],
@@ -270,7 +276,7 @@ impl State {
         is_complete
     }
 
-    /// What the server is to be told of a sink, and under which epochs.
+    /// Returns what the server is to be told of a sink, and the epochs under which to tell it.
     pub(super) fn unsaved(&mut self, sink: &str) -> (Unsaved, Vec<i64>) {
         let holds = &self.holds;
         let mut unsaved = self.journal.unsaved(sink, |row| holds.contains_key(&row));
@@ -285,13 +291,13 @@ impl State {
         self.until(held) > Some(clock::since_boot())
     }
 
-    /// Until when a lease can be relied on. `None`: it is lost.
+    /// Returns until when a lease can be relied on, or `None` if it is lost.
     pub(super) fn until(&self, held: Held) -> Option<Duration> {
         let hold = self.holds.get(&held.row)?;
         (hold.epoch == held.epoch).then_some(hold.until)
     }
 
-    /// Whether others shall have it.
+    /// Whether a search is to be given back, so that other replicas get it.
     pub(super) fn is_unwanted(&self, held: Held) -> bool {
         let hold = self.holds.get(&held.row);
         hold.is_some_and(|hold| hold.unwanted)
@@ -320,7 +326,7 @@ impl State {
         holds.map(|(row, _)| *row).collect()
     }
 
-    /// Those of them that are polled.
+    /// The searches whose leases can be relied on and that are polled.
     pub(super) fn polled_rows(&self) -> Vec<i64> {
         let mut rows = self.held_rows();
         rows.retain(|row| !self.is_left_over(*row));
@@ -333,7 +339,7 @@ impl State {
         self.holds.values().any(|hold| hold.until <= now)
     }
 
-    /// Forgets the leases whose time is over, with what waits to be delivered.
+    /// Forgets the leases whose time is over, and the events that wait in their searches.
     pub(super) fn expire(&mut self) {
         let now = clock::since_boot();
         let mut over = self.leases();
@@ -343,8 +349,9 @@ impl State {
         }
     }
 
-    /// Takes note of which of the leases that were `asked` for the server has renewed. One whose row
-    /// was `locked` is ours still: it ends when its time is over, as if nobody had asked.
+    /// Takes note of which of the leases that were `asked` for the server has renewed. A lease
+    /// whose row was `locked` is still this replica's. It ends when its time is over, as if nobody
+    /// had asked.
     pub(super) fn renewed(
         &mut self,
         asked: &[Held],
@@ -365,9 +372,10 @@ impl State {
         }
     }
 
-    /// Marks so many searches to be given back, those that are marked already among them. Not again
-    /// one that nobody else has taken since, as long as the `others` are the same and want as many:
-    /// they may be configured differently, and nobody polls it in between.
+    /// Marks searches to be given back until `count` are marked, those marked before included. A
+    /// search that no other replica has taken since it was given back is not marked again, as long
+    /// as the `others` are the same and want as many. They may be configured differently, and
+    /// nobody would poll the search in between.
     pub(super) fn give_back(
         &mut self,
         count: usize,
@@ -397,9 +405,10 @@ impl State {
         self.unclaimed.extend(given);
     }
 
-    /// Adds the searches to a survey: those of `owners` by row, with who holds them. What is being taken up
-    /// takes room, and may come to nothing. What the server takes for ours and we do not, since the answer
-    /// to a commit was lost for instance, is free for us.
+    /// Adds the searches of `owners`, by row, to a survey, with their holders. A search that is
+    /// being taken up takes room, although the attempt may fail. If the server says that this
+    /// replica holds a search and the replica does not, for instance because the answer to a
+    /// commit was lost, the search is free for it.
     pub(super) fn survey(&self, survey: &mut Survey, owners: &HashMap<i64, Holder>) {
         let holder = |key: &SearchKey, row: i64| {
             let told = *owners.get(&row)?;
@@ -416,9 +425,10 @@ impl State {
         survey.searches.extend(searches);
     }
 
-    /// Takes note of who holds the searches that were lost, of those that the server was asked about as
-    /// `unclear` ones: nothing waits here of what another holds, nor of what is gone, nor of what is
-    /// free, unless something is `left` in it for the sink or it shall be polled.
+    /// Takes note of who holds the lost searches that the server was asked about as `unclear`
+    /// ones. Nothing waits here any more in a search that another replica holds, or whose row is
+    /// gone. The same is true of a free search, unless it is to be polled or some events are
+    /// `left` in it for the sink.
     pub(super) fn settle(
         &mut self,
         unclear: &HashSet<i64>,
@@ -441,25 +451,26 @@ impl State {
         });
     }
 
-    /// Those among the searches whose rows are like that.
+    /// Returns the searches whose rows fulfil a condition.
     pub(super) fn keys_of(&self, is_it: impl Fn(i64) -> bool) -> HashSet<SearchKey> {
         let those = self.wanted.iter().filter(|(_, row)| is_it(**row));
         those.map(|(key, _)| key.clone()).collect()
     }
 
-    /// Whether it may take a search up: now is its turn, or it holds it already. Whoever polled it
-    /// with other options leaves it to be polled on.
+    /// Whether the replica may take a search up: it is its turn, or it holds the search already.
+    /// In that case, a task that polled it with other options has left it to be polled on.
     pub(super) fn may_take_up(&self, key: &SearchKey) -> bool {
         self.granted.contains(key) || self.lease_on(key).is_some()
     }
 
-    /// Takes note that a search was to be taken up whose row somebody has locked. Brings whether that may be another
-    /// replica that takes it up: not where it is so for the second time, nor of what is held here.
+    /// Takes note that a search could not be taken up, because its row is locked. Returns whether
+    /// another replica may be taking it up. That is ruled out if the row was locked the last time
+    /// as well, or if the search is held here.
     pub(super) fn meet_lock(&mut self, key: &SearchKey) -> bool {
         self.lease_on(key).is_none() && self.locked.insert(key.clone())
     }
 
-    /// Takes note that a search's row could be locked.
+    /// Takes note that a search's row was not locked.
     pub(super) fn meet_no_lock(&mut self, key: &SearchKey) {
         self.locked.remove(key);
     }
@@ -470,7 +481,7 @@ impl State {
         self.elsewhere = elsewhere;
     }
 
-    /// The lease on a search.
+    /// Returns the lease on a search.
     pub(super) fn lease_on(&self, key: &SearchKey) -> Option<Held> {
         let row = *self.wanted.get(key)?;
         let epoch = self.epoch(row)?;
@@ -478,13 +489,14 @@ impl State {
     }
 }
 
-/// Leases as a statement takes them: the rows of their searches, and the epochs beside them.
+/// Splits leases into parameters of a statement: the rows of the searches, and their epochs in the
+/// same order.
 pub(super) fn rows_and_epochs(leases: &[Held]) -> (Vec<i64>, Vec<i64>) {
     leases.iter().map(|held| (held.row, held.epoch)).unzip()
 }
 
-/// What a statement tells that passes over rows that somebody has locked: the searches for which it did
-/// what it was to do, and those for which it did not.
+/// Reads the answer of a statement that passes over locked rows: returns the searches for which
+/// the statement did its work, and those that it passed over.
 pub(super) fn done_and_locked(told: &[Row]) -> Result<(HashSet<i64>, HashSet<i64>), Failure> {
     let mut done = HashSet::new();
     let mut locked = HashSet::new();
@@ -547,9 +559,9 @@ mod tests {
         let later = now + Duration::from_secs(60);
         state.renewed(&[held(1, 5)], &HashSet::from([1]), &HashSet::new(), later);
         assert!(state.is_held(held(1, 5)) && state.journal.waits(1));
-        // What somebody else holds by now is theirs to deliver.
+        // Another replica holds the search by now, so the event is for that replica to deliver.
         assert!(state.committed(held(2, 5), 1, 1) && !state.journal.waits(2));
-        // Positions that have been given before: it has to be taken up anew.
+        // These positions have been given before, so the search has to be taken up anew.
         state.journal.acknowledge("s", 2, None);
         state.journal.settle(|_, _| true);
         assert!(!state.committed(held(1, 5), 1, 1));
@@ -586,7 +598,7 @@ mod tests {
         state.hold(held(2, 5), Duration::MAX);
         assert!(!state.learn_sinks(&[], all(), &leases, &positions));
         assert!(!state.journal.knows("t"));
-        // One that was lost since is others' to deliver.
+        // The events of a search that was lost since are for others to deliver.
         let leases = state.leases();
         assert!(state.committed(held(2, 5), 1, 1) && state.lose(held(2, 5)));
         assert!(state.learn_sinks(&[], all(), &leases, &positions));
@@ -613,7 +625,7 @@ mod tests {
     fn the_last_wish_counts_and_one_that_was_not_fulfilled_stays() {
         let mut state = state();
         let wished = |state: &State| state.wish().map(|(_, keys)| keys.to_vec());
-        // Before it is told anything, it does not say that it wants nothing.
+        // Before the replica is told any searches, it does not say that it wants none.
         state.want_again();
         assert_eq!(wished(&state), None);
         state.want(vec![key("1")]);
@@ -644,14 +656,14 @@ mod tests {
         let mut state = state();
         state.wanted = HashMap::from([(key("1"), 1), (key("2"), 2)]);
         assert!(state.meet_lock(&key("1")) && !state.meet_lock(&key("1")));
-        // Another one had it, and gave it back.
+        // Another replica had the search, and gave it back.
         state.see_elsewhere(HashSet::from([key("2")]));
         assert!(!state.meet_lock(&key("1")));
         state.see_elsewhere(HashSet::from([key("1")]));
         assert!(state.meet_lock(&key("1")));
         state.meet_no_lock(&key("1"));
         assert!(state.meet_lock(&key("1")));
-        // What is held here nobody else takes up.
+        // No other replica takes up a search that is held here.
         state.hold(held(2, 5), Duration::MAX);
         assert!(!state.meet_lock(&key("2")));
     }
@@ -671,9 +683,9 @@ mod tests {
         assert_eq!(state.epoch(1), None);
         assert_eq!(state.until(held(2, 2)), Some(soon));
         assert_eq!(state.until(held(3, 1)), Some(later));
-        // What could not be asked for is neither renewed nor lost.
+        // A lease whose row is locked is neither renewed nor lost.
         assert_eq!(state.until(held(4, 1)), Some(soon));
-        // An answer that comes late does not shorten it.
+        // An answer that comes late does not shorten the lease.
         state.renewed(&[held(3, 1)], &renewed, &locked, soon);
         assert_eq!(state.until(held(3, 1)), Some(later));
     }
@@ -711,7 +723,7 @@ mod tests {
             (Some(free), false, &one, false),
             (Some(free), false, &others, true),
             (Some(free), true, &none, false),
-            // So the server says where it has not heard that a lease was given up here.
+            // The server says so if it has not heard that the lease was given up here.
             (Some(Holder::Me), true, &none, false),
         ] {
             let mut state = lost();
@@ -738,7 +750,7 @@ mod tests {
         assert!(!state.journal.is_unclear("s"), "nothing has waited");
         assert!(state.committed(held(1, 5), 1, 1));
         assert!(state.journal.is_unclear("s"));
-        // Whoever takes it up finds it.
+        // The next lease on the search finds the event.
         state.hold(held(1, 6), Duration::MAX);
         state.journal.adopt(held(1, 6), 5, 1, &[]);
         assert!(state.committed(held(1, 5), 1, 1));
@@ -781,10 +793,10 @@ mod tests {
         retaken(&mut state, 2);
         state.give_back(1, others(1), &me);
         assert!(!state.is_unwanted(held(1, 2)));
-        // The other has been changed.
+        // The other replica's share has changed.
         state.give_back(1, others(2), &me);
         retaken(&mut state, 3);
-        // It took it, and has given it back itself.
+        // The other replica took the search, and has given it back.
         let other = HashMap::from([(1, Holder::Another)]);
         state.give_back(0, others(2), &other);
         state.give_back(1, others(2), &me);
