@@ -1,10 +1,11 @@
 //! What this process knows of the journals of the searches that it holds: what waits for which
-//! sink, and how far each has come. No I/O.
+//! sink, and how far each sink has come. No I/O.
 //!
-//! On the server each search has a journal of its own, whose positions are given under the lock on
-//! its row, so that they become visible in order. Here they are put in one line, in the order in
-//! which this process learned of them: [`Pending::position`](crate::store::Pending) is a place in
-//! that line. It is kept as ranges, since a commit's events follow one another.
+//! On the server each search has a journal of its own. Positions in it are given under the lock on
+//! the search's row, so that they become visible in order. Here the events of all searches are put
+//! in one line, in the order in which this process learned of them:
+//! [`Pending::position`](crate::store::Pending) is a place in that line. The line is kept as
+//! ranges, since a commit's events follow one another.
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
@@ -15,45 +16,45 @@ use crate::store::{Held, Past};
 /// Some events of one search that follow one another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Range {
-    /// The place of the first in this process's line.
+    /// The place of the first event in this process's line.
     pub(super) place: i64,
     /// The search.
     pub(super) row: i64,
-    /// The position of the first in the search's journal.
+    /// The position of the first event in the search's journal.
     pub(super) first: i64,
-    /// How many.
+    /// Number of events.
     pub(super) count: i64,
-    /// Whether they were there when the search was taken up: whoever held it before, an earlier
-    /// process in this one's place for instance, may have delivered them and not said so.
+    /// Whether the events were there when the search was taken up. If so, a former holder, for
+    /// instance an earlier process in this one's place, may have delivered them without saying so.
     pub(super) inherited: bool,
-    /// When the first was journalled, once the server was asked.
+    /// When the first event was journalled, once the server was asked.
     pub(super) at: Option<Timestamp>,
 }
 
-/// How much waits for a sink.
+/// The events that wait for a sink.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Waiting {
-    /// How many events.
+    /// Number of events.
     pub(super) events: u64,
-    /// When the oldest was journalled of those of which that is known.
+    /// When the oldest of the events whose times are known was journalled.
     pub(super) oldest: Option<Timestamp>,
-    /// Those that may be older and of which it is not known, by search and position.
+    /// Events that may be older but whose times are not known, by search and position.
     pub(super) undated: Vec<(i64, i64)>,
 }
 
-/// What this process knows.
+/// What this process knows of the journals.
 #[derive(Debug)]
 pub(super) struct Journal {
-    /// Events that may wait.
+    /// Maximum number of events that may wait for a sink.
     limit: u64,
     /// The last place that was given.
     end: i64,
-    /// Events that are being committed.
+    /// Number of events that are being committed.
     reserved: u64,
-    /// Grows whenever something that waited is forgotten, and whenever it is known again how much waits, or
-    /// no longer.
+    /// Grows whenever waiting events are forgotten, and whenever the number of waiting events
+    /// becomes known again or unknown.
     dropped: u64,
-    /// What the server last said of each search's journal. It outlives a lease.
+    /// What the server last said of each search's journal. It is kept when a lease ends.
     told: HashMap<i64, Told>,
     sinks: BTreeMap<Box<str>, Sink>,
 }
@@ -69,38 +70,38 @@ pub(super) struct Position {
 /// What the server last said of a search's journal.
 #[derive(Clone, Copy, Debug)]
 struct Told {
-    /// Under which lease.
+    /// The epoch of the lease under which the server said so.
     epoch: i64,
     /// The last position that was given.
     end: i64,
 }
 
-/// What waits for a sink, and how far it has come.
+/// What waits for a sink, and how far the sink has come.
 #[derive(Debug, Default)]
 struct Sink {
-    /// Whether it is this process's. Others' sinks are counted only: what waits for them takes up
-    /// room.
+    /// Whether the sink is this process's. For sinks of others, events are counted only, because
+    /// they take up room.
     own: bool,
     queue: VecDeque<Range>,
     waiting: u64,
-    /// Searches that were lost while something of them waited, and of which nobody has said since who
-    /// holds them: what waits in them may wait still, up to this position at most.
+    /// Searches that were lost while some of their events waited. Nobody has said since who holds
+    /// them, so their events may wait still, up to this position at most.
     unclear: HashMap<i64, i64>,
     /// The last place that was acknowledged.
     place: i64,
-    /// What is being delivered, also after its search was lost.
+    /// The events that are being delivered. They are kept when their search is lost.
     lent: Vec<Range>,
-    /// Tells one loan from the next.
+    /// The number of the last loan.
     loan: u64,
-    /// Searches that were lost and taken up again since something of them was lent.
+    /// Searches that were lost and taken up again since some of their events were lent.
     taken_again: Vec<i64>,
-    /// How far it has come in each search's journal, as far as this process knows. It outlives a
-    /// lease: what was delivered is not delivered again by this process, even if the server never
-    /// heard of it.
+    /// How far the sink has come in each search's journal, as far as this process knows. It is
+    /// kept when a lease ends: what this process has delivered, it does not deliver again, even if
+    /// the server never heard of the delivery.
     delivered: HashMap<i64, i64>,
-    /// What the server has not heard of.
+    /// How far the sink has come, by search, where the server has not heard of it.
     unsaved: HashMap<i64, i64>,
-    /// Grows when something is forgotten of which the server has not heard.
+    /// Grows when deliveries are forgotten of which the server has not heard.
     losses: u64,
     mark: Option<Vec<u8>>,
     mark_unsaved: bool,
@@ -109,13 +110,13 @@ struct Sink {
 /// What the server is to be told of a sink.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Unsaved {
-    /// How far it has come, by search.
+    /// How far the sink has come, by search.
     pub(super) positions: Vec<(i64, i64)>,
-    /// What it needs to find its place again, where that has changed.
+    /// What the sink needs to find its place again, if that has changed.
     pub(super) mark: Option<Option<Vec<u8>>>,
 }
 
-/// The places of some events, in order.
+/// Returns the places of some events, in order.
 pub(super) fn places(ranges: &[Range]) -> impl DoubleEndedIterator<Item = i64> {
     let of = |range: &Range| range.place..range.place + range.count;
     ranges.iter().flat_map(of)
@@ -124,7 +125,7 @@ pub(super) fn places(ranges: &[Range]) -> impl DoubleEndedIterator<Item = i64> {
 // === impl Journal ===
 
 impl Journal {
-    /// Places begin behind `start`.
+    /// Returns a journal without sinks, whose places begin behind `start`.
     pub(super) fn new(limit: u64, start: i64) -> Self {
         Self {
             limit,
@@ -140,14 +141,14 @@ impl Journal {
         self.limit
     }
 
-    /// The last place that was given.
+    /// Returns the last place that was given.
     pub(super) fn end(&self) -> i64 {
         self.end
     }
 
-    /// Takes note of which sinks there are, `own` ones and those of others. For those that are new
-    /// here waits what is journalled behind their `positions` in the searches that are held: others
-    /// may have named them a while ago.
+    /// Sets which sinks there are: this process's `own` and those of others. For a sink that is
+    /// new here, events wait that are journalled behind its `positions` in the searches that are
+    /// held, because another replica may have named the sink a while ago.
     pub(super) fn set_sinks(&mut self, own: &[String], all: &[String], positions: &[Position]) {
         self.sinks
             .retain(|name, _| all.iter().any(|known| **known == **name));
@@ -159,7 +160,7 @@ impl Journal {
         self.set_own_sinks(own);
     }
 
-    /// Takes note of which sinks are this process's.
+    /// Sets which sinks are this process's.
     pub(super) fn set_own_sinks(&mut self, own: &[String]) {
         for (name, sink) in &mut self.sinks {
             sink.own = own.iter().any(|own| **own == **name);
@@ -196,7 +197,8 @@ impl Journal {
 
     /// Sets a sink's mark as the server has it.
     pub(super) fn set_mark(&mut self, sink: &str, mark: Option<Vec<u8>>) {
-        // One that the server was not told of is newer: that of a sink that has left and is back.
+        // A mark that the server was not told of is newer, for instance that of a sink that has
+        // left and is back.
         let sink = self.sinks.get_mut(sink);
         if let Some(sink) = sink.filter(|sink| !sink.mark_unsaved) {
             sink.mark = mark;
@@ -207,7 +209,7 @@ impl Journal {
         self.sinks.get(sink)?.mark.clone()
     }
 
-    /// This process's sinks.
+    /// Returns this process's sinks.
     pub(super) fn own_sinks(&self) -> Vec<Box<str>> {
         let own = self.sinks.iter().filter(|(_, sink)| sink.own);
         own.map(|(name, _)| name.clone()).collect()
@@ -217,13 +219,13 @@ impl Journal {
         self.sinks.get(sink).is_some_and(|sink| sink.own)
     }
 
-    /// Whether events are kept: without a sink nobody would ever read or remove them.
+    /// Whether events are kept. Without a sink, nobody would ever read or remove them.
     pub(super) fn keeps_events(&self) -> bool {
         !self.sinks.is_empty()
     }
 
-    /// Sees to it that there is room for so many events until they are appended or
-    /// [taken back](Self::unreserve). Returns whether there is.
+    /// Reserves room for so many events, until they are appended or [taken back](Self::unreserve).
+    /// Returns whether there is room.
     pub(super) fn reserve(&mut self, events: u64) -> bool {
         let fits = self.has_room(events);
         if fits {
@@ -239,8 +241,8 @@ impl Journal {
         self.sinks.is_empty() || wanted <= self.limit
     }
 
-    /// The sinks of others, or of nobody any more, that alone leave no room for so many events; none
-    /// where one of this process's leaves none either.
+    /// Returns the sinks of others, or of nobody any more, that leave no room for so many events.
+    /// Returns none if a sink of this process leaves no room either.
     pub(super) fn in_the_way_of(&self, events: u64) -> Vec<String> {
         let leaves_none = |sink: &Sink| sink.waiting + self.reserved + events > self.limit;
         let in_the_way = self.sinks.iter().filter(|(_, sink)| leaves_none(sink));
@@ -252,9 +254,9 @@ impl Journal {
         self.reserved = self.reserved.saturating_sub(events);
     }
 
-    /// Appends events that were committed at positions from `first` on. Brings whether these follow
-    /// what this process knows of. Where they do not, the server was set back: what is remembered of
-    /// the search is forgotten, and it has to be taken up anew.
+    /// Appends events that were committed at positions from `first` on. Returns whether these
+    /// follow what this process knows. If they do not, the server was set back: what is remembered
+    /// of the search is forgotten, and the search has to be taken up anew.
     pub(super) fn append(&mut self, row: i64, first: i64, count: i64) -> bool {
         match self.told.get_mut(&row) {
             Some(told) if told.end + 1 == first => told.end += count,
@@ -279,10 +281,10 @@ impl Journal {
         true
     }
 
-    /// Takes in what waits in the journal of a search that was taken up after the lease `last`: up
-    /// to and with `end`, behind what each sink has come to. Brings whether the server still knows
-    /// all that it once said: it may have been restored from a copy, or replaced by one that lagged
-    /// behind.
+    /// Takes in what waits in the journal of a search that was taken up after the lease `last`:
+    /// for each sink the events behind its `progress`, up to and with `end`. Returns whether the
+    /// server still knows all that it once said. It may have been restored from a copy, or
+    /// replaced by a server that lagged behind.
     pub(super) fn adopt(
         &mut self,
         held: Held,
@@ -297,7 +299,7 @@ impl Journal {
         };
         let before = self.told.insert(row, now);
         let knows_all = before.is_none_or(|before| before.end <= end);
-        // Positions mean the same as before where nobody else can have given any.
+        // Positions keep their meaning only if no other replica can have given any meanwhile.
         if !knows_all || before.is_none_or(|before| before.epoch != last) {
             self.forget(row);
         }
@@ -308,7 +310,7 @@ impl Journal {
             let saved = progress
                 .iter()
                 .find(|(known, _)| **known == **name)
-                // It appeared since: it begins with the next event.
+                // The sink appeared since, and begins with the next event.
                 .map_or(end, |(_, position)| *position);
             let delivered = sink.delivered.get(&row).copied().unwrap_or(0);
             if delivered > saved {
@@ -340,7 +342,8 @@ impl Journal {
         knows_all
     }
 
-    /// Forgets what was delivered of a search: its positions may stand for other events now.
+    /// Forgets what was delivered of a search, because its positions may stand for other events
+    /// now.
     fn forget(&mut self, row: i64) {
         for sink in self.sinks.values_mut() {
             sink.delivered.remove(&row);
@@ -352,7 +355,7 @@ impl Journal {
         }
     }
 
-    /// Forgets what is remembered of all searches but those.
+    /// Forgets what is remembered of all searches but those that are kept.
     pub(super) fn forget_unless(&mut self, is_kept: impl Fn(i64) -> bool) {
         let rows: Vec<i64> = self.told.keys().copied().collect();
         for row in rows.into_iter().filter(|row| !is_kept(*row)) {
@@ -361,9 +364,10 @@ impl Journal {
         }
     }
 
-    /// Forgets what waits in the journal of a search that is lost, and not to somebody who is known. It
-    /// may be nobody's, as in an outage of the server: then what waits in it waits still. So it is as well where
-    /// it is about to be given back, until the server has heard of that.
+    /// Forgets what waits in the journal of a search that is lost, without anybody being known to
+    /// hold it. Perhaps nobody does, as in an outage of the server: then its events wait still,
+    /// and how many is unclear. The same applies to a search that is about to be given back, until
+    /// the server has heard of that.
     pub(super) fn lose_search(&mut self, row: i64) {
         for sink in self.sinks.values_mut() {
             if let Some(end) = sink.end_of(row) {
@@ -373,8 +377,8 @@ impl Journal {
         self.drop_search(row);
     }
 
-    /// Takes note that events up to and with `end` may have been committed of a search that is not held: they
-    /// may wait for every sink.
+    /// Takes note that events of a search that is not held may have been committed, up to and with
+    /// `end`. They may wait for every sink.
     pub(super) fn doubt(&mut self, row: i64, end: i64) {
         for sink in self.sinks.values_mut() {
             sink.doubt(row, end);
@@ -388,13 +392,13 @@ impl Journal {
         sink.is_some_and(|sink| !sink.unclear.is_empty())
     }
 
-    /// The searches of which nobody has said who holds them, since they were lost.
+    /// Returns the lost searches of which nobody has said since who holds them.
     pub(super) fn unclear(&self) -> HashSet<i64> {
         let unclear = self.sinks.values().flat_map(|sink| sink.unclear.keys());
         unclear.copied().collect()
     }
 
-    /// Takes note that it is known who holds such searches, or that nothing waits in them for such a sink.
+    /// Takes note of searches whose holders are known now, or in which nothing waits for a sink.
     pub(super) fn settle(&mut self, is_settled: impl Fn(&str, i64) -> bool) {
         for (name, sink) in &mut self.sinks {
             let unclear = sink.unclear.len();
@@ -417,7 +421,8 @@ impl Journal {
         }
     }
 
-    /// Differs once less waits without having been acknowledged, or it is known again how much.
+    /// Returns a number that changes whenever fewer events wait without having been acknowledged,
+    /// and whenever the number of waiting events becomes known again or unknown.
     pub(super) fn dropped(&self) -> u64 {
         self.dropped
     }
@@ -434,7 +439,7 @@ impl Journal {
         lent.any(|range| range.row == row)
     }
 
-    /// The next events for a sink, at most `max`.
+    /// Returns the next events for a sink, at most `max`.
     pub(super) fn next(&self, sink: &str, max: usize) -> Vec<Range> {
         let mut left = i64::try_from(max).unwrap_or(i64::MAX);
         let mut ranges = Vec::new();
@@ -450,7 +455,7 @@ impl Journal {
         ranges
     }
 
-    /// What was before some events of a sink.
+    /// Returns what is known of a sink's earlier deliveries when it is given some events.
     pub(super) fn past(&self, sink: &str, ranges: &[Range]) -> Past {
         let sink = self.sinks.get(sink);
         Past {
@@ -460,7 +465,7 @@ impl Journal {
         }
     }
 
-    /// Takes note of what is being delivered. Brings the number of the loan.
+    /// Takes note that a sink is delivering some events. Returns the number of the loan.
     pub(super) fn lend(&mut self, sink: &str, ranges: Vec<Range>) -> u64 {
         let Some(sink) = self.sinks.get_mut(sink) else {
             return 0;
@@ -471,7 +476,7 @@ impl Journal {
         sink.loan
     }
 
-    /// Takes note that it no longer is.
+    /// Takes note that the events of a loan are no longer being delivered.
     pub(super) fn give_back(&mut self, sink: &str, loan: u64) {
         if let Some(sink) = self.sinks.get_mut(sink)
             && sink.loan == loan
@@ -481,8 +486,8 @@ impl Journal {
         }
     }
 
-    /// Moves a sink on to `place`. An earlier place than before changes nothing; beyond the end
-    /// there is nothing that could have been delivered.
+    /// Moves a sink on to `place`. An earlier place than before changes nothing. A place beyond
+    /// the end counts as the end, since nothing beyond it can have been delivered.
     pub(super) fn acknowledge(&mut self, sink: &str, place: i64, mark: Option<Vec<u8>>) {
         let place = place.min(self.end);
         let Some(sink) = self.sinks.get_mut(sink) else {
@@ -495,7 +500,7 @@ impl Journal {
         sink.mark_unsaved |= sink.mark != mark;
         sink.mark = mark;
         let unclear = sink.unclear.len();
-        // Of what was lost in the meantime, too.
+        // Events of searches that were lost in the meantime count, too.
         for index in 0..sink.lent.len() {
             let range = sink.lent[index];
             sink.note(range, place);
@@ -524,15 +529,16 @@ impl Journal {
         self.dropped += u64::from(sink.unclear.len() < unclear);
     }
 
-    /// Moves a sink on to `place` behind what is not there any more.
+    /// Moves a sink on to `place`, past events that are missing.
     pub(super) fn skip(&mut self, sink: &str, place: i64) {
         let mark = self.mark(sink);
         self.acknowledge(sink, place, mark);
         self.dropped += 1;
     }
 
-    /// How much waits for a sink. What this process has journalled stands in the order in which it was;
-    /// what it has taken over is as old as whoever left it.
+    /// Returns how much waits for a sink of this process. Events that this process has journalled
+    /// wait in the order of their times, so the first is the oldest of them. Events that were
+    /// taken over may be of any age.
     pub(super) fn backlog(&self, sink: &str) -> Option<Waiting> {
         let sink = self.sinks.get(sink).filter(|sink| sink.own)?;
         let mut waiting = Waiting {
@@ -552,7 +558,7 @@ impl Journal {
         Some(waiting)
     }
 
-    /// Takes note of when events were journalled.
+    /// Takes note of the times at which events were journalled.
     pub(super) fn date(&mut self, sink: &str, times: &HashMap<(i64, i64), Timestamp>) {
         let queue = self.sinks.get_mut(sink).map(|sink| &mut sink.queue);
         for range in queue.into_iter().flatten().filter(|it| it.at.is_none()) {
@@ -560,8 +566,8 @@ impl Journal {
         }
     }
 
-    /// What the server is to be told of a sink: of the searches that are `held`, since others say
-    /// so of the rest.
+    /// Returns what the server is to be told of a sink, for the searches that are `held`. For
+    /// other searches, their holders tell the server, so what is known of them is forgotten.
     pub(super) fn unsaved(&mut self, sink: &str, held: impl Fn(i64) -> bool) -> Unsaved {
         let Some(sink) = self.sinks.get_mut(sink) else {
             return Unsaved::default();
@@ -612,7 +618,7 @@ impl Sink {
         }
     }
 
-    /// Removes what was delivered under an earlier lease.
+    /// Removes waiting events that were delivered under an earlier lease.
     fn skip_delivered(&mut self, row: i64) {
         let delivered = self.delivered.get(&row).copied().unwrap_or(0);
         for range in self.queue.iter_mut().filter(|range| range.row == row) {
@@ -634,19 +640,21 @@ impl Sink {
         if count > 0 && *delivered < position {
             *delivered = position;
             self.unsaved.insert(range.row, position);
-            // Where that was all, nothing of it waits any more, whoever holds it.
+            // If these were all events in doubt, nothing of the search waits for the sink any
+            // more, whoever holds it.
             self.unclear
                 .retain(|row, end| *row != range.row || *end > position);
         }
     }
 
-    /// The last position that waits of a search.
+    /// Returns the last position of a search that waits.
     fn end_of(&self, row: i64) -> Option<i64> {
         let of_it = self.queue.iter().filter(|range| range.row == row);
         of_it.map(|range| range.first + range.count - 1).max()
     }
 
-    /// Takes note that events of a search may wait, up to and with `end`, and that nobody says whether they do.
+    /// Takes note that events of a search may wait, up to and with `end`, and that nobody says
+    /// whether they do.
     fn doubt(&mut self, row: i64, end: i64) {
         let known = self.unclear.entry(row).or_insert(end);
         *known = end.max(*known);
