@@ -9,17 +9,17 @@ use tokio_postgres::{
 
 use crate::secret::is_variable;
 
-/// What a URL without a limit of its own waits for a connection.
+/// Time limit for a connection, if the URL has none.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// After so long without a word the kernel asks whether the server is still there.
+/// Time without a word from the server after which the kernel asks whether it is still there.
 const KEEPALIVE: Duration = Duration::from_secs(15);
-/// It asks again so much later, so often.
+/// The time between further such questions, and their number.
 const KEEPALIVE_AGAIN: Duration = Duration::from_secs(5);
 const KEEPALIVES: u32 = 3;
-/// After so long without an answer to what was sent, a connection is dead.
+/// Time after which a connection is dead if what was sent has not been acknowledged.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
 
-/// Parameters that the driver knows, besides those that are our own business.
+/// Parameters that the driver knows, besides those that `Address::parse` reads itself.
 const KNOWN: &[&str] = &[
     "application_name",
     "channel_binding",
@@ -67,10 +67,10 @@ const UNSUPPORTED: &[&str] = &[
     "sslsni",
 ];
 
-/// What stands for the system's roots in place of a file.
+/// The value of `sslrootcert` that stands for the system's roots instead of a file.
 const SYSTEM: &str = "system";
 
-/// The longest name of a parameter that is shown.
+/// Maximum length of a parameter's name that is shown.
 const MAX_NAME: usize = 40;
 
 /// Where the server is.
@@ -95,54 +95,55 @@ pub(super) enum Trust {
     },
 }
 
-/// What is wrong with a URL. Nothing of it is shown but a parameter's name: it may hold a password.
+/// What is wrong with a URL. Nothing of the URL is shown but a parameter's name, because it may
+/// hold a password.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
-    /// It is something else.
+    /// The text is no URL of a database.
     #[error(
         "the URL of the database cannot be read; \
          write it as postgres://user:password@host:5432/database"
     )]
     Unreadable,
-    /// A password that reaches into the host.
+    /// The user or the password has an `@`, so that it reaches into the host.
     #[error(
         "the URL of the database has one @ too many before the host; \
          write those of the user and the password as %40"
     )]
     AtSign,
-    /// A variable in its place, which nobody expands.
+    /// The whole URL is a variable, which nobody expands.
     #[error(
         "the URL of the database is a variable, and variables are not expanded; write the URL itself"
     )]
     Unexpanded,
-    /// A variable in it.
+    /// The host or the port has a variable.
     #[error(
         "the URL of the database has a $ in its host or port, and variables are not expanded; \
          write the host and the port themselves"
     )]
     Variable,
-    /// It does not say where.
+    /// The URL names no host.
     #[error("the URL of the database names no host")]
     NoHost,
-    /// A port that is none.
+    /// A port is no number from 1 to 65535.
     #[error("the URL's port must be a number from 1 to 65535")]
     Port,
-    /// A parameter that nobody understands: its name, where it can be nothing else.
+    /// A parameter is not known. Its name is given only if it cannot be anything else.
     #[error(
         "the URL has a parameter that is not known{}",
         .0.iter().map(|name| format!(": {name}")).collect::<String>()
     )]
     Unknown(Option<String>),
-    /// A parameter's value that is none.
+    /// The value of a parameter cannot be read.
     #[error("the value of the URL's parameter {0} cannot be read")]
     Value(&'static str),
-    /// What others understand, and the driver does not.
+    /// A parameter is not supported: others understand it, but the driver does not.
     #[error("the URL's parameter {0} is not supported")]
     Unsupported(&'static str),
-    /// An `sslmode` that there is not.
+    /// There is no such `sslmode`.
     #[error("the URL's sslmode must be disable, prefer, require or verify-full")]
     SslMode,
-    /// Roots that nobody would look at.
+    /// Roots are named, but would not be used.
     #[error("the URL has an sslrootcert, which needs sslmode=verify-full")]
     UnusedRoots,
 }
@@ -150,7 +151,7 @@ pub enum AddressError {
 // === impl Address ===
 
 impl Address {
-    /// Reads a URL. `sslmode` and `sslrootcert` are our own business, the rest is the driver's.
+    /// Reads a URL. `sslmode` and `sslrootcert` are read here, and the driver reads the rest.
     pub(super) fn parse(url: &str) -> Result<Self, AddressError> {
         if is_variable(url) {
             return Err(AddressError::Unexpanded);
@@ -172,7 +173,7 @@ impl Address {
                     roots = Some(path);
                 }
                 "host" | "hostaddr" | "port" => places.push(pair),
-                // The driver has it, our TLS does not.
+                // The driver supports channel binding, but our TLS does not.
                 "channel_binding" if value == "require" => {
                     return Err(AddressError::Unsupported("channel_binding=require"));
                 }
@@ -184,16 +185,18 @@ impl Address {
             check_parameter(name, pair, query)?;
         }
         if roots.as_deref() == Some(SYSTEM) {
-            // Nobody else's roots count, and whoever asks for them asks for all of TLS.
+            // Asking for the system's roots asks for `verify-full` by itself, and then no file is
+            // needed.
             mode = mode.or(Some("verify-full"));
             roots = roots.filter(|_| mode != Some("verify-full"));
         }
-        // A query with an @ may be part of a password, and the port as well.
+        // If the query has an `@`, the query may be part of a password, and so may what looks like
+        // a port.
         if !query.contains('@') && !are_ports(place) {
             return Err(AddressError::Port);
         }
         let parse = |place: &str, pairs: &[&str]| {
-            // The driver takes the first one, wherever it is, for the end of the password.
+            // The driver takes the first `@`, wherever it is, for the end of the password.
             let query = pairs.join("&").replace('@', "%40");
             let url = format!("{place}?{query}");
             let parsed = url.trim_end_matches('?').parse::<Config>();
@@ -239,25 +242,26 @@ impl Address {
         })
     }
 
-    /// Whether another URL leads to the same database: hosts, in whatever order, ports, its name and the
-    /// options, which say where in it the tables are. Who logs in, and how, is another matter.
+    /// Whether another URL leads to the same database: the same hosts, in whatever order, the same
+    /// ports, name and options. The options say where in the database the tables are. Who logs in,
+    /// and how, does not matter.
     pub(super) fn is_of_the_same_database(&self, other: &Self) -> bool {
         let places = |of: &Self| of.hosts.iter().map(place).collect::<HashSet<_>>();
         places(self) == places(other)
     }
 }
 
-/// What tells a database from others.
+/// Returns what distinguishes a database from others.
 fn place(host: &Config) -> String {
-    // Without a name it is the user's.
+    // Without a name, the database is the one that is named like the user.
     let name = host.get_dbname().or(host.get_user());
     let (hosts, addresses) = (host.get_hosts(), host.get_hostaddrs());
     let (ports, options) = (host.get_ports(), host.get_options());
     format!("{:?}", (hosts, addresses, ports, name, options))
 }
 
-/// The part of a URL before its parameters, and these. A password may have a `?`, as others take it,
-/// and a `/`, as the driver does.
+/// Splits a URL into the part before its parameters, and the parameters. A password may have a
+/// `?`, as other programs accept it, and a `/`, as the driver does.
 fn split(url: &str) -> Result<(&str, &str), AddressError> {
     let start = url.find("://").map_or(0, |at| at + "://".len());
     let host = match url[start..].split_once('@') {
@@ -275,7 +279,7 @@ fn split(url: &str) -> Result<(&str, &str), AddressError> {
     Ok((&url[..end], url[end..].trim_start_matches('?')))
 }
 
-/// Looks whether the driver takes a parameter, one of the `query`.
+/// Checks whether the driver accepts a parameter, one of the `query`.
 fn check_parameter(name: &str, pair: &str, query: &str) -> Result<(), AddressError> {
     if ["sslmode", "sslrootcert"].contains(&name) {
         return Ok(());
@@ -288,7 +292,7 @@ fn check_parameter(name: &str, pair: &str, query: &str) -> Result<(), AddressErr
             Err(_) => Err(AddressError::Value(known)),
         };
     }
-    // Else it may be a part of a password that has characters of its own.
+    // Otherwise the name may be part of a password with special characters.
     let is_name = pair.contains('=')
         && !query.contains('@')
         && !query.contains("password")
@@ -299,13 +303,13 @@ fn check_parameter(name: &str, pair: &str, query: &str) -> Result<(), AddressErr
     Err(AddressError::Unknown(is_name.then(|| name.to_owned())))
 }
 
-/// Whether the part of a URL before its parameters has no port but such as there are.
+/// Whether all ports in the part of a URL before its parameters are valid.
 fn are_ports(place: &str) -> bool {
     let (_, rest) = place.split_once("://").unwrap_or(("", place));
     let (_, rest) = rest.split_at(rest.find('@').map_or(0, |at| at + 1));
     let hosts = rest.split('/').next().unwrap_or_default();
     hosts.split(',').all(|host| {
-        // The colons of an address of IPv6 stand in brackets.
+        // The colons of an IPv6 address stand in brackets.
         let (_, behind) = host.rsplit_once(']').unwrap_or(("", host));
         let port = behind.split_once(':').map(|(_, port)| port);
         port.is_none_or(|port| port.is_empty() || port.parse::<u16>().is_ok_and(|port| port > 0))
@@ -317,7 +321,8 @@ fn is_path_with_query(text: &str) -> bool {
     path.is_some_and(|path| path.contains('?'))
 }
 
-/// The part of a URL before its parameters, without what stands between the user and the database.
+/// Returns the part of a URL before its parameters, without the hosts between the user and the
+/// database.
 fn without_hosts(place: &str) -> String {
     let (scheme, rest) = place.split_once("://").unwrap_or((place, ""));
     let (user, rest) = rest.split_at(rest.find('@').map_or(0, |at| at + 1));
@@ -325,14 +330,15 @@ fn without_hosts(place: &str) -> String {
     format!("{scheme}://{user}{database}")
 }
 
-/// The same for each of the hosts.
+/// Returns the configuration for each of the hosts by itself.
 fn one_by_one(config: &Config, hosts: &Config) -> Vec<Config> {
     let ports = hosts.get_ports();
     let host = |(index, host): (usize, &Host)| {
         let mut config = config.clone();
         match host {
             Host::Tcp(name) => config.host(name),
-            // There is no TLS, whatever is asked for: nobody else can listen.
+            // There is no TLS, whatever is asked for, because nobody else can listen on such a
+            // socket.
             Host::Unix(path) => config.host_path(path).ssl_mode(SslMode::Disable),
         };
         if let Some(address) = hosts.get_hostaddrs().get(index) {

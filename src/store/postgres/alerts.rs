@@ -19,25 +19,25 @@ use crate::{
     },
 };
 
-/// How many ordinals that are due are forgotten with one commit.
+/// Maximum number of due ordinals that one commit forgets.
 const FORGET_STEP: i64 = 256;
 
 /// A search that was taken.
 pub(super) struct Taken {
     pub(super) held: Held,
-    /// The epoch before: that of whoever held it last.
+    /// The epoch before, under which the last holder held the search.
     pub(super) before: i64,
     pub(super) primed: bool,
     pub(super) first_seen: Timestamp,
-    /// The last position of its journal.
+    /// The last position of the search's journal.
     pub(super) journal_end: i64,
-    /// Whether any of its alerts is remembered after it left.
+    /// Whether any of the search's alerts is remembered after it left.
     pub(super) has_departed: bool,
 }
 
-/// Takes the lease on a search for the replica `me`, unless another one has it. The epoch grows by
-/// its upper half; the lower half is drawn, so that none is given twice: a database that was
-/// restored counts on from an earlier one.
+/// Takes the lease on a search for the replica `me`, unless another replica has it. The upper half
+/// of the epoch grows. The lower half is drawn, so that no epoch is given twice, although a
+/// database that was restored counts on from an earlier one.
 pub(super) async fn take(
     session: &mut Session,
     key: &SearchKey,
@@ -46,10 +46,12 @@ pub(super) async fn take(
 ) -> Result<Option<Taken>, Failure> {
     let rows = session
         .query(
-            // A journal's end that is damaged is never before the last event that is there. A
-            // server that has forgotten the replica, restored as it was or made anew, may not know
-            // its sinks either: for them nothing can be journalled until it has joined again. And
-            // whoever takes leave waits for what it has asked for and given up.
+            // The journal's end is never before the last event that is there, even if it was
+            // damaged. The replica's row must be there: a server that has forgotten the replica,
+            // because it was restored or made anew, may not know the replica's sinks either, so
+            // nothing could be journalled for them until the replica has joined again. The row is
+            // locked, so that a replica that takes leave waits for leases that it has asked for
+            // and given up.
             "WITH free AS (
                 SELECT id, epoch FROM search
                 WHERE account = $1 AND tenant_id = $2 AND name = $3
@@ -83,7 +85,8 @@ pub(super) async fn take(
     taken.transpose()
 }
 
-/// The process that keeps the row of a search locked, and its user, where it can be told: not where several do.
+/// Returns the process that keeps the row of a search locked, and its user, if the server can
+/// tell. It cannot if several processes do.
 pub(super) async fn locker(
     session: &mut Session,
     search: i64,
@@ -115,15 +118,16 @@ pub(super) async fn create(
         .iter()
         .map(|key| (&*key.account, &*key.tenant.id, &*key.search))
         .collect();
-    // In one order for everybody, so that two who do it at once wait for one another in turn.
+    // All replicas use the same order, so that two that create searches at the same time wait for
+    // one another in turn.
     keys.sort_unstable();
     let accounts: Vec<_> = keys.iter().map(|key| key.0).collect();
     let tenants: Vec<_> = keys.iter().map(|key| key.1).collect();
     let names: Vec<_> = keys.iter().map(|key| key.2).collect();
     session
         .execute(
-            // Where the database's default isolation is strict, a row that is there and being written would
-            // be a conflict.
+            // If the database's default isolation is strict, inserting a row that is there and
+            // being written would be a conflict.
             "INSERT INTO search (account, tenant_id, name, first_seen)
              SELECT account, tenant_id, name, $4::timestamptz
              FROM unnest($1::text[], $2::text[], $3::text[]) AS new (account, tenant_id, name)
@@ -137,7 +141,8 @@ pub(super) async fn create(
     Ok(())
 }
 
-/// Up to [`LOAD_PAGE`] open alerts of a search, in the order of their ids, those behind `after`.
+/// Returns up to [`LOAD_PAGE`] open alerts of a search, in the order of their ids, from behind
+/// `after`.
 pub(super) async fn load(
     session: &mut Session,
     search: i64,
@@ -154,7 +159,7 @@ pub(super) async fn load(
     rows.iter().map(|row| stored_alert(row, 0)).collect()
 }
 
-/// Those among `ids` that are open.
+/// Returns those alerts among `ids` that are open.
 pub(super) async fn stored(
     session: &mut Session,
     search: i64,
@@ -171,7 +176,7 @@ pub(super) async fn stored(
     rows.iter().map(|row| stored_alert(row, 0)).collect()
 }
 
-/// The ordinals of those among `ids` that left and are remembered.
+/// Returns the ordinals of those alerts among `ids` that left and are remembered.
 pub(super) async fn departed(
     session: &mut Session,
     search: i64,
@@ -185,7 +190,7 @@ pub(super) async fn departed(
         .collect()
 }
 
-/// The open alerts of `searches` that `filter` asks for, newest first.
+/// Returns the open alerts of `searches` that `filter` asks for, newest first.
 pub(super) async fn newest(
     session: &mut Session,
     searches: &[i64],
@@ -226,8 +231,9 @@ pub(super) async fn newest(
         .collect()
 }
 
-/// Moves the journal of a search on by `events`, as long as the lease on it is held. Brings its
-/// end. The row stays locked until the transaction ends: nobody else takes the search up before.
+/// Moves the end of a search's journal on by `events`, as long as the lease on the search is held.
+/// Returns the new end. The row stays locked until the transaction ends, so no other replica takes
+/// the search up before that.
 pub(super) async fn advance(
     session: &mut Session,
     held: Held,
@@ -237,8 +243,9 @@ pub(super) async fn advance(
 ) -> Result<Option<i64>, Failure> {
     let rows = session
         .query(
-            // As where it is taken: at a position that is taken nothing could be written, and one
-            // before others counts as delivered.
+            // As in `take`, the end is never before the last event that is there. An event could
+            // not be written at a position that is in use, and would count as delivered at one
+            // before others.
             "UPDATE search SET journal_end = $4 + greatest(journal_end,
                     (SELECT max(position) FROM journal WHERE search_id = $1)),
                 primed = primed OR $5
@@ -257,7 +264,7 @@ pub(super) async fn write(
     commit: &Commit,
     now: Timestamp,
 ) -> Result<(), Failure> {
-    // By id, each once: in one order for everybody, and the last word counts.
+    // Each id occurs once, with its last value, and all replicas write in the order of ids.
     let departures: BTreeMap<&str, u32> = commit
         .departures
         .iter()
@@ -320,7 +327,7 @@ pub(super) async fn write(
     Ok(())
 }
 
-/// Appends events to the journal of a search: those that end with the position `end`.
+/// Appends events to the journal of a search. The last of them gets the position `end`.
 pub(super) async fn append(
     session: &mut Session,
     search: i64,
@@ -344,7 +351,7 @@ pub(super) async fn append(
     Ok(())
 }
 
-/// Forgets ordinals whose time is over, a few at a time: every commit does its share.
+/// Forgets ordinals whose time is over, but only a few: every commit does its share.
 async fn forget_departed(
     session: &mut Session,
     search: i64,
@@ -364,7 +371,8 @@ async fn forget_departed(
     Ok(())
 }
 
-/// The text without U+0000, the only character that the server cannot write.
+/// Returns the text with a replacement for U+0000, the only character that the server cannot
+/// write.
 fn writable(text: &str) -> Cow<'_, str> {
     if text.contains('\0') {
         Cow::Owned(text.replace('\0', "\u{fffd}"))
@@ -385,7 +393,7 @@ fn stored_alert(row: &Row, first: usize) -> Result<StoredAlert, Failure> {
     })
 }
 
-/// An ordinal is stored as a wider number, for lack of an unsigned one.
+/// Reads an ordinal, which is stored as a wider number because the server has no unsigned ones.
 fn ordinal(row: &Row, column: usize) -> Result<u32, Failure> {
     let stored: i64 = row.try_get(column)?;
     Ok(u32::try_from(stored).unwrap_or(u32::MAX))

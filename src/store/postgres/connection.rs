@@ -1,8 +1,8 @@
 //! Connections to the server: a pool of them, their prepared statements, and what went wrong.
 //!
-//! A connection whose state is not known, because somebody gave up waiting for it or something on
-//! the way failed, is never used again. Everything is bounded in time, on both sides: whoever is
-//! cut off in the middle of a transaction must not keep its locks.
+//! A connection whose state is not known, because its user gave up waiting or something on the way
+//! failed, is never used again. Everything is bounded in time, on both sides, because a client
+//! that is cut off in the middle of a transaction must not keep its locks.
 
 use std::{
     collections::HashMap,
@@ -36,23 +36,24 @@ use crate::{
     store,
 };
 
-/// Connections of one replica at most, with the one of the [keeper](Pool::of_one).
+/// Maximum number of connections of one replica, including that of the [keeper](Pool::of_one).
 const CONNECTIONS: usize = 8;
 
-/// How long a connection, or an answer, may take.
+/// Time limit for a connection, and for an answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
-/// How long anything may take, from asking for a connection to the last of many answers: whoever gives
-/// up loses the connection with all that is prepared there, and the next try takes longer.
+/// Time limit for a whole task, from asking for a connection to the last of many answers. Giving
+/// up loses the connection with all that is prepared on it, so the next try takes longer.
 pub(super) const ALTOGETHER: Duration = Duration::from_secs(30);
 
-/// How much is shown of what the server says, in characters: it has details and hints, too.
+/// Maximum number of characters that are shown of what the server says, details and hints
+/// included.
 const MAX_TOLD: usize = 400;
 
-/// How long a server may take to hear that nobody waits for an answer any more.
+/// Time limit for telling the server that nobody waits for an answer any more.
 const CANCELLING: Duration = Duration::from_secs(5);
 
-/// Tries of something that another transaction got in the way of.
+/// Maximum number of tries of something that another transaction got in the way of.
 const TRIES: u32 = 5;
 
 /// Connections to the server. Cheap to clone.
@@ -67,19 +68,20 @@ pub(crate) struct Pool {
 #[derive(Debug)]
 struct Manager {
     source: Arc<Source>,
-    /// Whose roots these are, too: those that come late can be of an earlier URL.
+    /// The trust is read together with its roots, because roots that come late can be those of an
+    /// earlier URL.
     of_roots: Reading<(Trust, Result<Connector, String>)>,
-    /// Which of the servers is tried first.
+    /// Index of the server that is tried first.
     first: AtomicUsize,
 }
 
 /// Where the server is, for all pools of a store.
 #[derive(Debug)]
 struct Source {
-    /// Read again for each connection: a password may have been rotated.
+    /// Read again for each connection, because a password may have been rotated.
     url: SecretSource,
     of_url: Reading<Result<Secret, SecretError>>,
-    /// As it was last read; none yet.
+    /// The database as its URL was last read; `None` before the first time.
     used: Mutex<Option<Used>>,
 }
 
@@ -87,7 +89,7 @@ struct Source {
 #[derive(Debug)]
 struct Used {
     address: Address,
-    /// Whether it was told that the URL leads to another one by now.
+    /// Whether a warning has said that the URL leads to another database by now.
     is_told: bool,
 }
 
@@ -95,21 +97,22 @@ struct Used {
 #[derive(Debug)]
 struct Connection {
     client: Client,
-    /// By their text.
+    /// The prepared statements, by their text.
     statements: HashMap<&'static str, Statement>,
     tls: Connector,
     driver: JoinHandle<()>,
-    /// What was sent, and is not to be shown where the server repeats it.
+    /// What was sent and must not be shown if the server repeats it.
     secrets: Secrets,
 }
 
-/// A connection for somebody's use. It goes back to the pool where nothing is under way on it.
+/// A connection in use. It goes back to the pool unless an answer or a transaction is under way on
+/// it.
 #[derive(Debug)]
 pub(crate) struct Session {
     connection: Option<Object<Manager>>,
     begin: Arc<str>,
     cancels: Arc<Semaphore>,
-    /// How long an answer may take.
+    /// Time limit for an answer.
     patience: Duration,
     under_way: bool,
     in_transaction: bool,
@@ -119,33 +122,33 @@ pub(crate) struct Session {
 #[derive(Debug, Default)]
 pub(super) struct Tries(u32);
 
-/// The server could not be asked, or did not do what it was asked.
+/// Why the server could not be asked, or did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The secret with the URL cannot be read.
+    /// The secret that holds the URL cannot be read.
     #[error(transparent)]
     Secret(#[from] SecretError),
-    /// A file does not answer.
+    /// A file was not read in time.
     #[error("{what} {}", reading::unread(std::slice::from_ref(path)))]
     Unread {
-        /// What it holds.
+        /// What the file holds.
         what: &'static str,
         /// The file.
         path: PathBuf,
     },
-    /// The URL is not one.
+    /// The URL is invalid.
     #[error(transparent)]
     Address(#[from] AddressError),
     /// TLS cannot be set up.
     #[error("TLS to the database cannot be set up: {0}")]
     Tls(String),
-    /// There is no connection to be had.
+    /// No connection could be opened.
     #[error("cannot connect to the database")]
     Connect(#[source] Told),
-    /// A host takes a connection, and says nothing.
+    /// A host has not answered in time.
     #[error("cannot connect to the database: the host has not answered in time")]
     NoAnswer,
-    /// It took too long.
+    /// An answer or a whole task took too long.
     #[error("the database has not answered in time")]
     Timeout,
     /// The server refused, or the connection broke.
@@ -157,9 +160,9 @@ pub enum Failure {
          this version knows {known}); use that version, or a database of its own"
     )]
     Newer {
-        /// The schema's number.
+        /// The schema's number in the database.
         found: i32,
-        /// The last that this version knows.
+        /// The last number that this version knows.
         known: i32,
     },
     /// Some of the tables are not there.
@@ -190,14 +193,14 @@ pub enum Failure {
          pg_stat_activity shows them, and pg_blocking_pids() whom they hold up"
     )]
     Locked(String),
-    /// The server has ended a statement of a commit that took longer than it might.
+    /// The server has ended a statement of a commit that took longer than its limit.
     #[error(
         "the database has not finished a statement of a commit within {}; somebody may have locked a table, \
          which pg_stat_activity shows",
         humantime::format_duration(*.limit)
     )]
     Ended {
-        /// How long it might take.
+        /// The limit.
         limit: Duration,
         /// What the server says.
         #[source]
@@ -208,12 +211,12 @@ pub enum Failure {
     Closed,
 }
 
-/// How long a statement of a transaction may take where an answer may take so long.
+/// Returns the time limit of a statement in a transaction whose answers may take so long.
 pub(super) fn longest_statement(patience: Duration) -> Duration {
     patience * 4 / 5
 }
 
-/// What the driver says went wrong, fit to be shown: a server may say anything, the password as well.
+/// What the driver says went wrong, fit to be shown. A server may say anything, even the password.
 #[derive(Debug, thiserror::Error)]
 #[error("{shown}")]
 pub struct Told {
@@ -224,7 +227,7 @@ pub struct Told {
 // === impl Pool ===
 
 impl Pool {
-    /// Nothing is connected yet.
+    /// Returns a pool without any connection yet.
     pub(crate) fn new(url: SecretSource, lease: Duration) -> Self {
         let source = Source {
             url,
@@ -234,7 +237,7 @@ impl Pool {
         Self::of(CONNECTIONS - 1, Arc::new(source), lease)
     }
 
-    /// A single connection to the same database, beside those of this pool.
+    /// Returns a pool of a single connection to the same database, beside those of this pool.
     pub(super) fn of_one(&self, lease: Duration) -> Self {
         Self::of(1, Arc::clone(&self.pool.manager().source), lease)
     }
@@ -255,30 +258,31 @@ impl Pool {
             .runtime(deadpool::Runtime::Tokio1)
             .timeouts(timeouts)
             .build();
-        // Whoever is cut off in a transaction holds up the others no longer than its lease. A database may
-        // have a stricter isolation for its default: whatever waits for a lock would fail then, once it
-        // has it.
+        // A client that is cut off in a transaction must not hold up the others for longer than
+        // its lease. READ COMMITTED is set, because a database may have a stricter isolation for
+        // its default. Then a statement that waits for a lock would fail once it has the lock.
         let idle = (lease / 2).clamp(Duration::from_millis(500), PATIENCE);
         let begin = format!(
             "BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL idle_in_transaction_session_timeout = {}",
             idle.as_millis()
         );
         Self {
-            // It fails where timeouts are given without a runtime.
+            // Building fails only if timeouts are given without a runtime.
             pool: pool.expect("a runtime is given"),
             begin: begin.into(),
             cancels: Arc::new(Semaphore::new(connections)),
         }
     }
 
-    /// A connection for somebody who is in a hurry: neither it nor an answer takes longer.
+    /// Returns a connection for a caller in a hurry: neither the connection nor an answer takes
+    /// longer than `patience`.
     pub(super) async fn session_within(&self, patience: Duration) -> Result<Session, Failure> {
         let mut session = timeout(patience, self.session()).await??;
         session.patience = patience;
         Ok(session)
     }
 
-    /// A connection. Waits while all of them are in use.
+    /// Returns a connection. Waits while all of them are in use.
     pub(crate) async fn session(&self) -> Result<Session, Failure> {
         let connection = self.pool.get().await.map_err(|error| match error {
             PoolError::Backend(failure) => failure,
@@ -297,7 +301,7 @@ impl Pool {
         })
     }
 
-    /// Looks whether the URL still leads to the database that is used, and says so where it does not.
+    /// Looks whether the URL still leads to the database in use, and warns if it does not.
     pub(super) async fn look_at_url(&self) -> Result<(), Failure> {
         let source = &self.pool.manager().source;
         let read = source.read().await?;
@@ -313,7 +317,8 @@ impl Pool {
 // === impl Source ===
 
 impl Source {
-    /// Of the database that is used, as it was last read: the password is as new as can be.
+    /// Returns the address of the database in use. The URL is read anew, so that the password is
+    /// as new as can be.
     async fn address(&self) -> Result<Address, Failure> {
         let read = self.read().await?;
         Ok(self.settle(read, false))
@@ -323,10 +328,10 @@ impl Source {
         Ok(Address::parse(self.url().await?.expose())?)
     }
 
-    /// The address to use where this one was `read`. Whoever worked with two databases, as long as some
-    /// connections lead to the one and some to the other, would tell what is in both twice: the first one
-    /// counts until the process ends. Nor does the one hear the password of the other. That is told once,
-    /// or `again`.
+    /// Returns the address to use after this one was `read`. The first database counts until the
+    /// process ends: while some connections lead to one database and some to another, the events
+    /// in both would be delivered twice. Nor does one server hear the password of the other. If
+    /// the URL leads to another database, a warning says so once, or `again`.
     fn settle(&self, read: Address, again: bool) -> Address {
         let mut used = self.used.lock();
         let used = match &mut *used {
@@ -368,7 +373,8 @@ impl managed::Manager for Manager {
     type Error = Failure;
 
     async fn create(&self) -> Result<Connection, Failure> {
-        // In a box, since whoever asks for a connection has room for it, whether or not one is opened.
+        // The future is boxed. Otherwise every future that asks for a connection would have room
+        // for it, whether or not one is opened.
         Box::pin(self.open()).await
     }
 
@@ -390,8 +396,8 @@ impl Manager {
         let first = self.first.load(Ordering::Relaxed);
         let mut failure = Failure::NoAnswer;
         for index in first..first + servers.len() {
-            // Whoever is in a hurry may give up before a server that hangs is passed over: the next
-            // try shall not begin with it again.
+            // A caller in a hurry may give up before a server that hangs is passed over. The next
+            // try must not begin with that server again.
             self.first.store(index + 1, Ordering::Relaxed);
             match connect(&servers[index % servers.len()], &tls).await {
                 Ok(connection) => {
@@ -425,7 +431,7 @@ impl Manager {
     }
 }
 
-/// Says that the file with the URL leads to another database than the one that is used.
+/// Warns that the file with the URL leads to another database than the one in use.
 pub(super) fn tell_another(file: &Path) {
     tracing::warn!(
         file = %file.display(),
@@ -435,7 +441,8 @@ pub(super) fn tell_another(file: &Path) {
     );
 }
 
-/// The servers that bear a host's name: each of its addresses by itself, since any of them may hang.
+/// Returns the servers that bear a host's name, one for each of its addresses, since any of them
+/// may hang.
 async fn servers_of(host: &Config) -> Vec<Config> {
     let (Some(Host::Tcp(name)), []) = (host.get_hosts().first(), host.get_hostaddrs()) else {
         return vec![host.clone()];
@@ -443,22 +450,22 @@ async fn servers_of(host: &Config) -> Vec<Config> {
     let server = |address: &SocketAddr| host.clone().hostaddr(address.ip()).clone();
     match timeout(patience_of(host), names::look_up(name)).await {
         Ok(Ok(addresses)) => addresses.iter().map(server).collect(),
-        // Where there is none, the driver says so.
+        // If the name has no address, the driver reports that.
         Ok(Err(_)) => vec![host.clone()],
-        // It would hang as well.
+        // The driver's own look-up would hang as well.
         Err(_) => Vec::new(),
     }
 }
 
 async fn connect(server: &Config, tls: &Connector) -> Result<Connection, Failure> {
-    // The driver's own limit is one for the network alone.
+    // The driver's own limit covers the network connection alone.
     let connected = timeout(patience_of(server), server.connect(tls.clone())).await;
     let connected = connected.map_err(|_| Failure::NoAnswer)?;
     let secrets = secrets_of(server);
     let (client, connection) =
         connected.map_err(|error| Failure::Connect(Told::of(error, &secrets)))?;
     let driver = tokio::spawn(async move {
-        // Whoever asks next on the client is told why it ended.
+        // The next request on the client returns why the connection ended.
         connection.await.ok();
     });
     Ok(Connection {
@@ -472,7 +479,7 @@ async fn connect(server: &Config, tls: &Connector) -> Result<Connection, Failure
 
 fn secrets_of(server: &Config) -> Secrets {
     let password = String::from_utf8_lossy(server.get_password().unwrap_or_default());
-    // Hidden in the place of a name, it would only be told.
+    // If the password is also a name, hiding it in the place of the name would only reveal it.
     let is_name = [server.get_user(), server.get_dbname()].contains(&Some(&password));
     let password = (!is_name).then(|| Secret::new(password));
     Secrets::of(password.into_iter().collect())
@@ -485,9 +492,9 @@ fn patience_of(server: &Config) -> Duration {
 // === impl Connection ===
 
 impl Connection {
-    /// Has the server leave what nobody waits for any more, and closes the connection: one that
-    /// waits for a lock, or for a standby, does not notice that its client is gone, and would keep
-    /// one of its places for as long as that takes.
+    /// Makes the server abandon what nobody waits for any more, and closes the connection. A
+    /// server that waits for a lock, or for a standby, does not notice that its client is gone. It
+    /// would keep one of its places for as long as that takes.
     fn give_up(self, cancels: &Arc<Semaphore>) {
         let turn = Arc::clone(cancels).try_acquire_owned();
         if let (Ok(turn), Ok(runtime)) = (turn, Handle::try_current()) {
@@ -505,7 +512,7 @@ impl Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // It would wait for a server that may be gone.
+        // Otherwise the task would wait for a server that may be gone.
         self.driver.abort();
     }
 }
@@ -513,22 +520,24 @@ impl Drop for Connection {
 // === impl Session ===
 
 impl Session {
-    /// Begins a transaction. It ends with [`Self::commit`], or in nothing.
+    /// Begins a transaction. It ends with [`Self::commit`], or has no effect.
     pub(super) async fn begin(&mut self) -> Result<(), Failure> {
         let begin = self.beginning(Duration::MAX);
         self.begin_by(&begin).await
     }
 
-    /// Begins one that [fails](Failure::is_of_a_lock) where it waits for a lock for longer than that.
+    /// Begins a transaction that [fails](Failure::is_of_a_lock) if it has to wait for a lock for
+    /// longer than `wait`.
     pub(super) async fn begin_waiting(&mut self, wait: Duration) -> Result<(), Failure> {
         let (begin, wait) = (self.beginning(Duration::MAX), wait.as_millis());
         let begin = format!("{begin}; SET LOCAL lock_timeout = {wait}");
         self.begin_by(&begin).await
     }
 
-    /// Begins one that has a search's row to itself, and [fails](Failure::is_of_a_lock) where it would have to wait
-    /// for that for longer. What follows waits for locks as long as any statement may take, for these are not the
-    /// row's: up to `limit`, since renewals pass over the row meanwhile.
+    /// Begins a transaction that locks a search's row, and [fails](Failure::is_of_a_lock) if it
+    /// has to wait for the row for longer than `wait`. Later statements, which wait for other
+    /// locks, have the time that any statement has, but no more than `limit`, since renewals pass
+    /// over the row meanwhile.
     pub(super) async fn begin_with_row(
         &mut self,
         search: i64,
@@ -543,8 +552,10 @@ impl Session {
         self.begin_by(&begin).await
     }
 
-    /// The same, where a statement may wait for many locks: it [fails](Failure::is_of_a_time_limit) as well where
-    /// it takes longer than `limit` altogether.
+    /// Begins a transaction whose statements may wait for many locks. It
+    /// [fails](Failure::is_of_a_lock) if one lock takes longer than `wait`, and it
+    /// [fails](Failure::is_of_a_time_limit) as well if a statement takes longer than `limit`
+    /// altogether.
     pub(super) async fn begin_waiting_for_all(
         &mut self,
         wait: Duration,
@@ -555,43 +566,45 @@ impl Session {
         self.begin_by(&begin).await
     }
 
-    /// Begins one each of whose statements the server ends after so long: for whoever may be gone by then,
-    /// and could not have it cancelled.
+    /// Begins a transaction in which the server ends each statement after `limit`. This is for a
+    /// process that may be gone by then, and could not have a statement cancelled.
     pub(super) async fn begin_last(&mut self, limit: Duration) -> Result<(), Failure> {
         let begin = self.beginning(limit);
         self.begin_by(&begin).await
     }
 
-    /// How a transaction begins each of whose statements the server ends after `limit`, and so much sooner than the
-    /// answer is given up that the word of it is there by then: what the server has ended has certainly not
-    /// been done, and what nobody waits for any more may have been.
+    /// Returns how a transaction begins in which the server ends each statement after `limit`. The
+    /// server always ends it before the client gives up waiting, so that the client hears of it: a
+    /// statement that the server has ended has certainly not been done, but one that nobody waits
+    /// for any more may have been.
     fn beginning(&self, limit: Duration) -> String {
         let limit = limit.min(longest_statement(self.patience)).as_millis();
         format!("{}; SET LOCAL statement_timeout = {limit}", self.begin)
     }
 
     async fn begin_by(&mut self, begin: &str) -> Result<(), Failure> {
-        // Also where a later one of its statements fails: then there is something to be rolled back.
+        // Set even if a later one of the statements fails, because there is something to roll back
+        // then.
         self.in_transaction = true;
         self.batch(begin).await
     }
 
-    /// Makes what was done durable. After an error nobody knows whether it is, unless the server
-    /// said why.
+    /// Commits the transaction. After an error it is unknown whether that was done, unless the
+    /// server said why.
     pub(super) async fn commit(&mut self) -> Result<(), Failure> {
         self.batch("COMMIT").await?;
         self.in_transaction = false;
         Ok(())
     }
 
-    /// Takes back what was done.
+    /// Rolls the transaction back.
     pub(super) async fn roll_back(&mut self) -> Result<(), Failure> {
         self.batch("ROLLBACK").await?;
         self.in_transaction = false;
         Ok(())
     }
 
-    /// Statements without parameters.
+    /// Runs statements without parameters.
     pub(super) async fn batch(&mut self, sql: &str) -> Result<(), Failure> {
         self.under_way = true;
         let connection = self.connection.as_ref().ok_or(Failure::Closed)?;
@@ -599,7 +612,8 @@ impl Session {
         self.settle(done?)
     }
 
-    /// A statement outside a transaction, over and over while another one gets in its way.
+    /// Runs a statement outside a transaction, and repeats it while other transactions get in its
+    /// way.
     pub(super) async fn query_again(
         &mut self,
         sql: &'static str,
@@ -614,9 +628,10 @@ impl Session {
         }
     }
 
-    /// A try of a statement outside a transaction. Where the database's default isolation is stricter than
-    /// [ours](Self::begin), each is in the way of others all the time: so the second try is in a
-    /// transaction of its own, which takes two more answers.
+    /// Tries a statement outside a transaction once. If the database's default isolation is
+    /// stricter than [ours](Self::begin), such statements get in each other's way all the time. So
+    /// from the second try on, the statement has a transaction of its own, which takes two more
+    /// answers.
     pub(super) async fn query_alone(
         &mut self,
         tries: &Tries,
@@ -653,7 +668,7 @@ impl Session {
         self.settle(rows?)
     }
 
-    /// Brings how many rows were changed.
+    /// Runs a statement. Returns how many rows were changed.
     pub(super) async fn execute(
         &mut self,
         sql: &'static str,
@@ -684,7 +699,7 @@ impl Session {
         Ok(statement)
     }
 
-    /// What the server says, fit to be shown.
+    /// Returns what the server says, fit to be shown.
     pub(super) fn excerpt(&self, said: &str) -> String {
         match &self.connection {
             Some(connection) => connection.secrets.excerpt(said.as_bytes()),
@@ -692,7 +707,7 @@ impl Session {
         }
     }
 
-    /// Whether the connection can be used again.
+    /// Takes note of whether the connection can be used again after an answer.
     fn settle<T>(&mut self, done: Result<T, tokio_postgres::Error>) -> Result<T, Failure> {
         let failure = match done {
             Ok(done) => {
@@ -729,12 +744,12 @@ impl Told {
         Self { error, shown }
     }
 
-    /// Why the server refused, where it did.
+    /// Returns the server's reason, if it refused.
     pub(crate) fn code(&self) -> Option<&SqlState> {
         self.error.code()
     }
 
-    /// Whether TLS is wanted, and the server has none. The driver tells it by its text alone.
+    /// Whether TLS is wanted and the server has none. The driver says so by its text alone.
     pub(crate) fn is_without_tls(&self) -> bool {
         let why = self.error.source();
         why.is_some_and(|why| why.to_string() == "server does not support TLS")
@@ -744,12 +759,13 @@ impl Told {
 // === impl Tries ===
 
 impl Tries {
-    /// Whether to try again, after a pause, what failed only because of others.
+    /// Whether to try again after a failure that is only due to other transactions. Pauses before
+    /// a further try.
     pub(super) async fn again(&mut self, failure: &Failure) -> bool {
         failure.is_conflict() && self.again_in_any_case().await
     }
 
-    /// Whether to try again, after a pause.
+    /// Whether to try again after any failure. Pauses before a further try.
     pub(super) async fn again_in_any_case(&mut self) -> bool {
         self.0 += 1;
         if self.0 >= TRIES {
@@ -764,7 +780,7 @@ impl Tries {
 // === impl Failure ===
 
 impl Failure {
-    /// What TLS had to object.
+    /// Returns the objection of TLS, if it prevented the connection.
     pub(crate) fn of_tls(&self) -> Option<&rustls::Error> {
         let Self::Connect(error) = self else {
             return None;
@@ -796,18 +812,19 @@ impl Failure {
         .any(|state| self.state() == Some(state))
     }
 
-    /// Whether another transaction has had a lock for longer than it was waited for.
+    /// Whether another transaction kept a lock for longer than this one waited for it.
     pub(super) fn is_of_a_lock(&self) -> bool {
         self.state() == Some(&SqlState::LOCK_NOT_AVAILABLE)
     }
 
-    /// Whether a statement has taken longer than it might.
+    /// Whether the server ended a statement: the statement took longer than its limit, or somebody
+    /// cancelled it.
     pub(super) fn is_of_a_time_limit(&self) -> bool {
         self.state() == Some(&SqlState::QUERY_CANCELED)
     }
 
-    /// Says of a [statement that has taken longer than it might](Self::is_of_a_time_limit) how long that is, and
-    /// what may be the cause.
+    /// Adds, for a [statement that has taken longer than it might](Self::is_of_a_time_limit), its
+    /// limit and a possible cause.
     pub(super) fn with_time_limit(self, limit: Duration) -> Self {
         match self {
             Self::Sql(told) => Self::Ended { limit, told },
@@ -822,15 +839,16 @@ impl Failure {
             .any(|state| self.state() == Some(state))
     }
 
-    /// Whether the server said why.
+    /// Whether the server refused, and said why.
     pub(super) fn is_refusal(&self) -> bool {
         self.state().is_some()
     }
 
-    /// Whether it is certain that nothing was done. Of a transaction whose end the connection did
-    /// not live to see, nobody knows.
+    /// Whether it is certain that nothing was done. It is not if the connection broke before the
+    /// end of a transaction was known.
     pub(in crate::store) fn is_without_effect(&self) -> bool {
-        // Lost connections, operators and crashes may come right after the deed.
+        // Connections may be lost, operators may intervene and servers may crash right after a
+        // commit.
         let of_the_end = ["08", "57P", "58", "XX"];
         match self {
             Self::Sql(error) => error.code().is_some_and(|state| {
@@ -854,7 +872,7 @@ impl Failure {
         }
     }
 
-    /// Whether it may go by itself, or with another secret.
+    /// Whether the failure may pass by itself, or with another secret.
     pub(in crate::store) fn is_passing(&self) -> bool {
         !matches!(
             self,
@@ -867,9 +885,9 @@ impl Failure {
         let Some(state) = self.state() else {
             return false;
         };
-        // Connections, prepared statements that are not there (a pooler has put another server
-        // behind the connection) or no longer fit (a later version has changed the tables),
-        // resources, an operator's intervention, and a server that has become a standby.
+        // Broken connections; prepared statements that are missing (a pooler has put another
+        // server behind the connection) or no longer fit (a later version has changed the tables);
+        // lack of resources; an operator's intervention; and a server that has become a standby.
         let of_the_server = ["08", "0A", "26", "53", "57", "58", "XX"];
         !of_the_server
             .iter()
@@ -878,10 +896,10 @@ impl Failure {
     }
 }
 
-/// Of a row that does not hold what it should.
+/// For a row that does not hold what it should.
 impl From<tokio_postgres::Error> for Failure {
     fn from(error: tokio_postgres::Error) -> Self {
-        // The cause names types as the server calls them.
+        // The error is shown without its cause, which names types as the server calls them.
         let shown = error.to_string();
         Self::Sql(Told { error, shown })
     }
@@ -907,7 +925,8 @@ mod tests {
 
     const PASSWORD: &str = "Zq7w/Rt93kLmX@vB2";
 
-    /// Why nobody is let in by a server that has the password sent in clear, and says this about it.
+    /// Returns the failure if a server asks for the password in clear, and then refuses it with
+    /// these words.
     async fn refusal(said: String) -> Failure {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -926,7 +945,7 @@ mod tests {
             let length = u32::try_from(fields.len() + 4).unwrap();
             stream.write_u8(b'E').await.unwrap();
             stream.write_u32(length).await.unwrap();
-            // It may have seen enough.
+            // The client may have read enough by then.
             stream.write_all(fields.as_bytes()).await.ok();
         });
         let url = format!("postgres://u:Zq7w%2FRt93kLmX%40vB2@127.0.0.1:{port}/d?sslmode=disable");

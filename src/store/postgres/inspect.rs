@@ -1,4 +1,5 @@
-//! Looking at a database before the daemon uses it. Nothing is made, and what is tried is taken back.
+//! Looks at a database before the daemon uses it. Nothing is made, and what is tried is rolled
+//! back.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -19,48 +20,49 @@ use crate::{
     store::{Commit, JournalEvent, StoredAlert},
 };
 
-/// What a database is to whoever logs in to it.
+/// What a database offers to the user who logs in.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Inspection {
-    /// Who that is.
+    /// The user's name.
     pub(crate) user: String,
     /// The database's name.
     pub(crate) database: String,
-    /// What can be found there.
+    /// The state of the tables, or why the database is unfit.
     pub(crate) tables: Result<Tables, Unfit>,
 }
 
-/// The tables.
+/// The state of the tables, if a daemon can start with them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tables {
     /// There are none, and they can be made.
     New,
     /// They can be used.
     Ready,
-    /// They are an earlier version's, and can be brought to this one's.
+    /// They are an earlier version's, and can be migrated.
     Earlier,
 }
 
 /// Why no daemon can start with a database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Unfit {
-    /// There is none of the schemas in which tables would be made.
+    /// There is no schema in which tables would be made.
     NoSchema,
-    /// No table can be made, which every start tries.
+    /// The user may not make tables, which every start tries to do.
     MayNotCreate,
-    /// These names belong to something else.
+    /// These names are taken by something else.
     Taken(Vec<String>),
-    /// These are not there, and others are.
+    /// These tables are missing, while others are there.
     Missing(Vec<String>),
-    /// These may not be read and written.
+    /// These tables may not be read and written.
     Forbidden(Vec<String>),
-    /// They are an earlier version's, and these belong to somebody else, who alone may change them.
+    /// The tables are an earlier version's, and these belong to somebody else, who alone may
+    /// change them.
     NotOwned(Vec<String>),
-    /// They do not do what they are for, and this is why.
+    /// The tables do not do what they are for. The text says why.
     Refused(String),
 }
 
-/// What a daemon changes and removes, table by table: the rows of one name, `$1`.
+/// How a daemon changes and removes rows of each table, here for the rows of one name, `$1`.
 const CHANGES: [(&str, &str); 13] = [
     ("replica", "UPDATE replica SET share = 1 WHERE node = $1"),
     ("replica", "DELETE FROM replica WHERE node = $1"),
@@ -104,10 +106,10 @@ struct Found {
     is_owned: bool,
 }
 
-/// Logs in as the daemon does, and looks around.
+/// Logs in as the daemon does, and looks at the database.
 ///
 /// # Errors
-/// Where the server cannot be asked, or the daemon could not use the database whatever the rights.
+/// If the server cannot be asked, or the daemon could not use the database whatever its rights.
 pub(crate) async fn inspect(url: &SecretSource, lease: Duration) -> Result<Inspection, Failure> {
     let pool = Pool::new(url.clone(), lease);
     let mut session = pool.session().await?;
@@ -139,7 +141,7 @@ pub(crate) async fn inspect(url: &SecretSource, lease: Duration) -> Result<Inspe
         .collect();
     let rows = session
         .query(
-            // A type of that name is in a table's way as well.
+            // A type of the same name is in a table's way as well.
             "SELECT relname::text, relkind IN ('r', 'p') AND has_table_privilege(oid, 'SELECT')
                 AND has_table_privilege(oid, 'INSERT') AND has_table_privilege(oid, 'UPDATE')
                 AND has_table_privilege(oid, 'DELETE'), pg_has_role(relowner, 'USAGE')
@@ -217,9 +219,9 @@ pub(crate) async fn inspect(url: &SecretSource, lease: Duration) -> Result<Inspe
     }))
 }
 
-/// Does what a start and a poll do, with names that nobody else uses, and takes it back: row-level
-/// security, triggers and columns that somebody has changed are seen by that alone. Brings what of it could
-/// not be done, where that was no error.
+/// Does what a start and a poll do, with names that nobody else uses, and rolls it back. Nothing
+/// else shows row-level security, triggers and columns that somebody has changed. Returns what
+/// could not be done although there was no error.
 async fn try_out(session: &mut Session) -> Result<Option<String>, Failure> {
     const ME: i64 = -1;
     const NAME: &str = "opsramp-exporter check";
@@ -292,7 +294,7 @@ async fn try_out(session: &mut Session) -> Result<Option<String>, Failure> {
     let mut refused = (open.len() != 1 || event.is_empty())
         .then(|| "a row that was written cannot be read".to_owned());
     for (table, statement) in CHANGES {
-        // What a policy does not allow is no error: it changes nothing.
+        // A change that a policy does not allow is no error, but changes nothing.
         if session.execute(statement, &[&NAME]).await? != 1 && refused.is_none() {
             let (change, _) = statement.split_once(' ').unwrap_or_default();
             refused = Some(format!("{change} changes no row of the table {table}"));

@@ -1,6 +1,7 @@
-//! Searches that nobody polls any more and whose events wait all the same: one that left the
-//! configuration while a sink was down, for instance. Whoever has such a sink holds them without
-//! polling them until they are delivered, and leaves them to a replica that wants to poll them.
+//! Searches that no replica polls any more, although some of their events still wait: a search
+//! that left the configuration while a sink was down, for instance. A replica that has such a sink
+//! holds these searches, without polling them, until the events are delivered. It leaves them to a
+//! replica that wants to poll them.
 
 use std::{collections::HashSet, time::Duration};
 
@@ -18,18 +19,19 @@ use crate::{
     store::{Error, Held},
 };
 
-/// How many are taken at once: other replicas shall have theirs.
+/// Maximum number of searches that are taken at once, so that other replicas get some as well.
 const AT_ONCE: i64 = 64;
 
 /// Delivers what is left over, until the store is closed.
 pub(super) async fn deliver(shared: &Shared) {
-    // Whoever is started again, or reads its configuration again, has said by then what it wants.
+    // By then, a replica that is started again, or that reads its configuration again, has said
+    // which searches it wants.
     let patience = shared.lease * 2;
     let mut failing = Failing::new(
         "cannot look for events of searches that nobody polls; they wait until that works",
     );
     loop {
-        // Others may wait for what is held.
+        // Other replicas may be waiting for searches that are held here.
         let holds_any = shared.look(|state| !state.left_over().is_empty());
         let pause = shared.lease / if holds_any { 4 } else { 1 };
         tokio::time::sleep(pause.mul_f64(0.8 + 0.2 * fastrand::f64())).await;
@@ -47,7 +49,7 @@ pub(super) async fn deliver(shared: &Shared) {
     }
 }
 
-/// Takes searches that nobody has held for so long, and that are [left over](find).
+/// Takes searches that nobody has held for `patience`, and that are [left over](find).
 pub(super) async fn take(shared: &Shared, patience: Duration) -> Result<(), Failure> {
     let me = shared.number()?;
     let mut session = shared.pool.session().await?;
@@ -61,7 +63,7 @@ pub(super) async fn take(shared: &Shared, patience: Duration) -> Result<(), Fail
         let lease = shared.lease_seconds();
         session.begin_waiting(shared.lock_wait_of_one()).await?;
         let taken = match alerts::take(&mut session, &search, me, lease).await {
-            // The next round comes to it again.
+            // The next round tries this search again.
             Err(failure) if failure.is_of_a_lock() => None,
             taken => taken?,
         };
@@ -85,8 +87,8 @@ pub(super) async fn take(shared: &Shared, patience: Duration) -> Result<(), Fail
     Ok(())
 }
 
-/// Searches that no replica wants and nobody has held for so long, and of whose journals one of this
-/// replica's sinks lacks something, or none lacks anything and all can be removed.
+/// Returns searches that no replica wants and that nobody has held for `patience`. Either one of
+/// this replica's sinks lacks some of their events, or no sink lacks any and all can be removed.
 async fn find(
     shared: &Shared,
     session: &mut Session,
@@ -130,8 +132,9 @@ async fn find(
     found.iter().map(search).collect()
 }
 
-/// Searches that nobody has held for so long, and that have something in their journals: mostly
-/// none. The journal is looked into once for each that is free, and not read as a whole.
+/// Returns the searches that nobody has held for `patience` and that have something in their
+/// journals: mostly none. The journal is looked into once for each free search, and not read as a
+/// whole.
 async fn waiting(session: &mut Session, patience: Duration) -> Result<Vec<i64>, Failure> {
     let rows = session
         .query(
@@ -144,7 +147,8 @@ async fn waiting(session: &mut Session, patience: Duration) -> Result<Vec<i64>, 
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
-/// Gives back what this replica's sinks have, and what others want to poll.
+/// Gives back searches whose events this replica's sinks have, and searches that others want to
+/// poll.
 pub(super) async fn give_back(shared: &Shared) -> Result<(), Error> {
     let held = shared.look(State::left_over);
     if held.is_empty() {
@@ -158,7 +162,7 @@ pub(super) async fn give_back(shared: &Shared) -> Result<(), Error> {
     if over.is_empty() {
         return Ok(());
     }
-    // Nobody else comes to remove what every sink has.
+    // No other replica comes to remove the events that every sink has.
     bounded(shared, async {
         keeper::save(shared).await?;
         delivery::prune(shared).await
@@ -167,7 +171,7 @@ pub(super) async fn give_back(shared: &Shared) -> Result<(), Error> {
     release(shared, &over).await
 }
 
-/// Which of the searches that are held here another replica would poll.
+/// Returns which of the searches that are held here another replica would poll.
 async fn wanted_elsewhere(shared: &Shared, held: &[Held]) -> Result<HashSet<i64>, Failure> {
     let me = shared.number()?;
     let rows: Vec<i64> = held.iter().map(|held| held.row).collect();

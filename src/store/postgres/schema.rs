@@ -2,19 +2,21 @@
 
 use super::connection::{Failure, Pool, Session, Tries};
 
-/// Each brings the tables from its place in the list to the next.
+/// The migrations. Each brings the schema from the number that is its index to the next.
 pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/postgres/0001_initial.sql"),
     include_str!("../../../migrations/postgres/0002_wants.sql"),
 ];
 
-/// What they make, besides the indexes whose names the server finds.
+/// The tables and indexes that the migrations make, without the indexes whose names the server
+/// finds.
 pub(super) const TABLES: &[&str] = &[
     "replica", "search", "alert", "departed", "journal", "sink", "progress", "mark",
 ];
 pub(super) const INDEXES: &[&str] = &["alert_by_age", "departed_by_age", "progress_by_search"];
 
-/// A column of each of the tables, in their order, that nobody else's table of that name is likely to have.
+/// A column of each table, in the order of `TABLES`, that somebody else's table of that name is
+/// unlikely to have.
 const COLUMNS: &[&str] = &[
     "alive_until",
     "lease_until",
@@ -26,11 +28,12 @@ const COLUMNS: &[&str] = &[
     "node",
 ];
 
-/// Where the schema's number is kept.
+/// The table that holds the schema's number.
 pub(super) const NUMBER_TABLE: &str = "opsramp_exporter_schema";
 
-/// Makes that table. Its only row is the lock: one of a transaction, since those
-/// of a session do not survive a pooler. One that was restored alone may lack its primary key.
+/// Makes that table. Its only row is the lock for migrations: a lock of a transaction, since locks
+/// of a session do not survive a pooler. A table that was restored alone may lack its primary key,
+/// so the statement does not rely on that.
 const NUMBER: &str = "
     CREATE TABLE IF NOT EXISTS opsramp_exporter_schema (
         only_row BOOLEAN PRIMARY KEY CHECK (only_row),
@@ -39,33 +42,34 @@ const NUMBER: &str = "
     INSERT INTO opsramp_exporter_schema SELECT TRUE, 0
         WHERE NOT EXISTS (SELECT FROM opsramp_exporter_schema)";
 
-/// Creates or migrates the tables, where that has not been done. Brings whether it was.
+/// Creates or migrates the tables, unless that has been done before. Returns whether it was done
+/// now.
 pub(super) async fn migrate(pool: &Pool) -> Result<bool, Failure> {
     let mut tries = Tries::default();
     loop {
         match try_migrate(pool).await {
-            // Two that create the same table at once get in each other's way.
+            // Two replicas that create the same table at the same time get in each other's way.
             Err(failure) if failure.is_refusal() && tries.again_in_any_case().await => {}
             done => return done,
         }
     }
 }
 
-/// What there is of the tables.
+/// Which of the tables are there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
-    /// All of them, or a later version's.
+    /// All of them, or those of a later version.
     There,
-    /// They are an earlier version's, as after a backup from before an upgrade was restored.
+    /// Those of an earlier version, as after a backup from before an upgrade was restored.
     Earlier,
     /// None of them.
     Gone,
 }
 
-/// Looks what there is of the tables.
+/// Looks which of the tables are there.
 ///
 /// # Errors
-/// Where some of them are gone, the schema's number for instance, and others are there.
+/// If some tables are gone, for instance that of the schema's number, while others are there.
 pub(super) async fn look(pool: &Pool) -> Result<Standing, Failure> {
     let mut session = pool.session().await?;
     let found = number(&mut session).await?;
@@ -84,7 +88,7 @@ pub(super) async fn look(pool: &Pool) -> Result<Standing, Failure> {
     Ok(Standing::There)
 }
 
-/// The schema's number; 0 where there is none.
+/// Returns the schema's number, or 0 if there is none.
 pub(super) async fn number(session: &mut Session) -> Result<i32, Failure> {
     let version = "SELECT version FROM opsramp_exporter_schema";
     let rows = match session.query(version, &[]).await {
@@ -94,7 +98,7 @@ pub(super) async fn number(session: &mut Session) -> Result<i32, Failure> {
     rows.first().map_or(Ok(0), |row| Ok(row.try_get(0)?))
 }
 
-/// The tables that are there and are not somebody else's of the same names.
+/// Returns the tables that are there. Somebody else's tables of the same names are left out.
 pub(super) async fn ours(session: &mut Session) -> Result<Vec<String>, Failure> {
     let rows = session
         .query(
@@ -109,7 +113,7 @@ pub(super) async fn ours(session: &mut Session) -> Result<Vec<String>, Failure> 
     rows.iter().map(|row| Ok(row.try_get(0)?)).collect()
 }
 
-/// What is not there besides the schema's number, where these are.
+/// Returns the tables that are missing, that of the schema's number included, if these are there.
 pub(super) fn missing_with_number(ours: &[String]) -> Vec<&'static str> {
     let others = TABLES
         .iter()
@@ -119,7 +123,7 @@ pub(super) fn missing_with_number(ours: &[String]) -> Vec<&'static str> {
         .collect()
 }
 
-/// Refuses tables without the schema's number: whose version they are nobody knows.
+/// Refuses tables without the schema's number, because nobody knows their version.
 async fn refuse_unnumbered(session: &mut Session) -> Result<(), Failure> {
     let ours = ours(session).await?;
     if ours.is_empty() {
@@ -128,8 +132,8 @@ async fn refuse_unnumbered(session: &mut Session) -> Result<(), Failure> {
     Err(Failure::Missing(missing_with_number(&ours).join(", ")))
 }
 
-/// Looks whether all tables are there. None of them is made by itself: what the others hold refers to
-/// what was in it.
+/// Checks that all tables are there. A single missing table is not made anew, because the others
+/// refer to rows that were in it.
 async fn look_for_all(session: &mut Session) -> Result<(), Failure> {
     let rows = session
         .query(
@@ -159,7 +163,8 @@ async fn try_migrate(pool: &Pool) -> Result<bool, Failure> {
     if let Some(other) = encoding.filter(|encoding| encoding != "UTF8") {
         return Err(Failure::Encoding(session.excerpt(&other)));
     }
-    // A start that fails leaves nothing behind that would be in the way of a restore.
+    // All is done in one transaction, so that a start that fails leaves nothing behind that would
+    // be in the way of a restore.
     session.begin().await?;
     session.batch(NUMBER).await?;
     let locked = "SELECT version FROM opsramp_exporter_schema FOR UPDATE";

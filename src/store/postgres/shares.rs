@@ -1,14 +1,15 @@
-//! Who holds how many searches. Pure.
+//! Decides how many searches each replica holds. Pure.
 //!
-//! Every replica comes to the same result from what the server shows of all of them, without
-//! talking to another: the searches divided by the replicas that are alive, and one more for each
-//! of the first of them as long as some are left over. A replica takes no more than its share, and
-//! gives back what it has beyond it only as fast as others lack it, so that nothing is polled by
-//! nobody for longer than a hand-over takes, and nothing moves once the shares are even.
+//! Every replica comes to the same result from what the server shows of all replicas, without
+//! talking to any of them. The searches are divided by the number of replicas that are alive, and
+//! each of the first replicas gets one more while some are left over. A replica takes no more than
+//! its share, and gives back what it has beyond that only as fast as others lack it. So no search
+//! is without a holder for longer than a hand-over takes, and nothing moves once the shares are
+//! even.
 
 use std::{collections::HashSet, time::Duration};
 
-/// What the server shows.
+/// What the server shows of the replicas and the searches.
 #[derive(Debug, Default)]
 pub(super) struct Survey {
     /// The replicas that are alive, in the order of their numbers, this one among them.
@@ -21,9 +22,9 @@ pub(super) struct Survey {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Peer {
     pub(super) number: i64,
-    /// How many searches it wants, by its own reckoning.
+    /// How many searches the replica wants, by its own count.
     pub(super) share: usize,
-    /// How many it holds.
+    /// How many searches the replica holds.
     pub(super) held: usize,
 }
 
@@ -38,26 +39,28 @@ pub(super) struct Search {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Holder {
     Me,
-    /// Nobody yet, but this replica is about to: somebody may have locked its row.
+    /// Nobody yet, but this replica is about to take it. Another transaction may have locked its
+    /// row.
     Taking,
     Another,
-    /// Nobody, for so long.
+    /// Nobody, for this long.
     Nobody(Duration),
 }
 
 /// What a replica shall do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Decision {
-    /// How many searches it wants.
+    /// How many searches the replica wants.
     pub(super) share: usize,
-    /// Those that it may take now.
+    /// The searches that the replica may take now.
     pub(super) take: HashSet<i64>,
-    /// How many it shall give back now.
+    /// How many searches the replica shall give back now.
     pub(super) give_back: usize,
 }
 
-/// Decides for the replica `me`. What nobody has held for longer than `patience`, nobody else
-/// seems to want: replicas may be configured differently while they are being changed.
+/// Decides for the replica `me`. A search that nobody has held for longer than `patience` is taken
+/// beyond the share, because no other replica seems to want it: replicas may be configured
+/// differently while they are being changed.
 pub(super) fn decide(survey: &Survey, me: i64, patience: Duration) -> Decision {
     let alive = survey.replicas.len().max(1);
     let rank = survey.replicas.iter().filter(|it| it.number < me).count();
@@ -77,7 +80,7 @@ pub(super) fn decide(survey: &Survey, me: i64, patience: Duration) -> Decision {
             _ => None,
         })
         .collect();
-    // So that not all of them go for the same ones.
+    // The order is random, so that not all replicas go for the same searches.
     fastrand::shuffle(&mut free);
     let room = share.saturating_sub(held + count(Holder::Taking));
     let take = free
@@ -93,7 +96,7 @@ pub(super) fn decide(survey: &Survey, me: i64, patience: Duration) -> Decision {
         .filter(|peer| peer.number != me)
         .map(|peer| peer.share.saturating_sub(peer.held))
         .sum();
-    // What is free already goes to them first.
+    // Searches that are free already go to these replicas first.
     let lacking = lacking.saturating_sub(free.len());
     Decision {
         share,
@@ -110,7 +113,7 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(30);
 
-    /// Replicas that decide in turns, in a world where what is decided happens.
+    /// Replicas that decide in turns. What they decide happens at once.
     #[derive(Debug, Default)]
     struct World {
         owners: Vec<Option<i64>>,

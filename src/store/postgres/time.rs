@@ -32,7 +32,8 @@ impl<'a> FromSql<'a> for Time {
     fn from_sql(_: &Type, raw: &'a [u8]) -> Result<Self, Error> {
         let stored = i64::from_be_bytes(raw.try_into()?);
         let micros = stored.saturating_add(EPOCH);
-        // Infinity, which only another hand can have written, is far away.
+        // Only another program can have written infinity. It is read as the first or last point in
+        // time.
         let far = if stored < 0 {
             Timestamp::MIN
         } else {

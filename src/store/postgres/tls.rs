@@ -1,4 +1,4 @@
-//! TLS for the driver, by the TLS that everything else here uses.
+//! TLS for the database driver, by the TLS library that the rest of the exporter uses.
 
 use std::{
     io,
@@ -24,7 +24,7 @@ use tokio_rustls::client;
 use super::address::Trust;
 use crate::reading;
 
-/// Shakes hands with the server.
+/// Makes TLS handshakes with the server.
 #[derive(Clone, Debug)]
 pub(super) struct Connector {
     config: Arc<ClientConfig>,
@@ -34,16 +34,16 @@ pub(super) struct Connector {
 /// A connection within TLS.
 pub(super) struct Stream<S>(client::TlsStream<S>);
 
-/// Believes any certificate, as `sslmode=require` is defined: the connection is encrypted, and
-/// nobody knows with whom. So it does not matter either who signs the handshake, and a certificate
-/// need not be one that can be read: of version 1, for instance.
+/// Accepts any certificate, as `sslmode=require` is defined: the connection is encrypted, but the
+/// server's identity is unknown. So it does not matter either who signs the handshake, and the
+/// certificate need not even be readable: it may be of version 1, for instance.
 #[derive(Debug)]
 struct Anybody(Arc<CryptoProvider>);
 
 // === impl Connector ===
 
 impl Connector {
-    /// Sets TLS up. The error is for people.
+    /// Sets TLS up. The error is a text for people.
     pub(super) fn new(trust: &Trust) -> Result<Self, String> {
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let verifier: Arc<dyn ServerCertVerifier> = match trust {
@@ -98,7 +98,7 @@ where
     fn make_tls_connect(&mut self, domain: &str) -> Result<Self, Self::Error> {
         Ok(Self {
             config: Arc::clone(&self.config),
-            // A socket in the file system has none, and no TLS.
+            // A socket in the file system has no such name, and no TLS.
             name: ServerName::try_from(domain.to_owned()).ok(),
         })
     }
