@@ -68,10 +68,11 @@ fn a_search() -> SearchKey {
     key("acme", "client_1", "open")
 }
 
-/// As somebody would who works at the tables by hand: locks the row of [`a_search`].
+/// Locks the row of [`a_search`], as somebody would who works at the tables by hand.
 const LOCK: &str = "BEGIN; SELECT FROM search WHERE name = 'open' FOR UPDATE";
 
-/// Two searches that a store holds, and a connection by which somebody else has locked the second one's row.
+/// Returns two searches that a store holds, and a connection on which another transaction has
+/// locked the row of the second one.
 async fn one_of_two_locked(store: &Store) -> (Held, Held, Session) {
     let other = key("acme", "client_1", "other");
     let other = store.take_up(&other, second(1)).await.unwrap().held;
@@ -81,7 +82,7 @@ async fn one_of_two_locked(store: &Store) -> (Held, Held, Session) {
     (other, locked, session)
 }
 
-/// Takes a search up as soon as nobody else has it.
+/// Takes a search up as soon as no other replica has it.
 async fn take_over(store: &Store) -> Loaded {
     let deadline = Instant::now() + PATIENCE;
     loop {
@@ -100,7 +101,7 @@ fn told(batch: &Batch) -> Vec<u128> {
     events.map(|it| it.event.event_id.as_u128()).collect()
 }
 
-/// What went wrong, with its causes.
+/// Returns what went wrong, with its causes.
 fn text(error: &Error) -> String {
     match error {
         Error::Backend(error) => chain(error.downcast_ref::<Failure>().unwrap()),
@@ -108,7 +109,7 @@ fn text(error: &Error) -> String {
     }
 }
 
-/// Two that deliver to a sink each, of one name.
+/// Opens two replicas that have a sink of the same name each.
 async fn two_replicas(url: &str) -> (Store, Store) {
     let first = open(url, "first", LEASE).await;
     let other = open(url, "other", LEASE).await;
@@ -118,14 +119,13 @@ async fn two_replicas(url: &str) -> (Store, Store) {
     (first, other)
 }
 
-/// Runs statements on the tables behind a URL; brings what they print.
+/// Runs statements on the tables behind a URL. Returns what they print.
 fn sql(url: &str, statements: &str) -> String {
     let schema = url.rsplit_once("%3D").unwrap().1;
     server::shared().sql(&format!("SET search_path = {schema}; {statements}"))
 }
 
-/// Has the next writes to a table fail, so many of them, as where another transaction gets in the
-/// way.
+/// Makes the next `writes` writes to a table fail, as if another transaction got in the way.
 fn get_in_the_way(url: &str, table: &str, writes: u32) {
     let statements = format!(
         "CREATE SEQUENCE IF NOT EXISTS writes_to_{table};

@@ -106,7 +106,7 @@ fn a_sink_that_others_have_named_a_while_ago_begins_where_the_server_says() {
         row,
         position,
     };
-    // It knows all of one search, and of another nothing is held.
+    // The sink has all events of one search, and another search is not held.
     let positions = [at("t", A, 1), at("t", B, 1), at("t", 99, 0), at("u", A, 2)];
     journal.set_sinks(&own, &own, &positions);
     journal.append(A, 4, 1);
@@ -143,11 +143,11 @@ fn what_was_delivered_while_the_search_was_lost_is_not_delivered_again() {
     journal.acknowledge("s", 1002, None);
     journal.give_back("s", loan);
     assert!(!journal.is_lent(A));
-    // The server has not heard of it, and the search comes back.
+    // The server has not heard of the delivery, and the search comes back.
     journal.adopt(held(A, 2), 1, 3, &progress(&[("s", 0)]));
     assert_eq!(journal.next("s", 99), [inherited(1004, A, 3, 1)]);
     assert_eq!(unsaved(&mut journal).positions, [(A, 2)]);
-    // Others have come further since.
+    // Other replicas have come further since.
     journal.adopt(held(A, 4), 3, 9, &progress(&[("s", 8)]));
     assert_eq!(journal.next("s", 99), [inherited(1005, A, 9, 1)]);
     assert_eq!(unsaved(&mut journal).positions, []);
@@ -181,7 +181,7 @@ fn a_search_that_is_lost_before_the_server_has_heard_of_its_deliveries_is_a_loss
     assert_eq!(past(&journal), (false, 1));
     journal.saved("s", &told);
     assert_eq!(past(&journal), (true, 1));
-    // Others had it while it was being delivered here.
+    // Other replicas held the search while it was being delivered here.
     journal.append(B, 2, 1);
     journal.lend("s", journal.next("s", 9));
     journal.adopt(held(B, 9), 8, 2, &progress(&[("s", 1)]));
@@ -193,7 +193,7 @@ fn what_others_may_have_delivered_since_counts_by_their_word_alone() {
     let mut journal = journal(&["s"]);
     journal.append(A, 1, 3);
     journal.acknowledge("s", 1003, None);
-    // Somebody else held it in between.
+    // Another replica held the search in between.
     assert!(journal.adopt(held(A, 3), 2, 5, &progress(&[("s", 2)])));
     assert_eq!(journal.next("s", 99), [inherited(1004, A, 3, 3)]);
 }
@@ -203,13 +203,13 @@ fn a_server_that_was_set_back_gives_positions_again_and_their_events_are_deliver
     let mut journal = journal(&["s"]);
     journal.append(A, 1, 5);
     journal.acknowledge("s", 1004, None);
-    // It has forgotten three events, and the holder does not know.
+    // The server has forgotten three events, and the holder does not know that.
     assert!(!journal.append(A, 3, 2));
     assert!(journal.adopt(held(A, 2), 1, 4, &progress(&[("s", 2)])));
     assert_eq!(journal.next("s", 99), [inherited(1006, A, 3, 2)]);
     assert_eq!(unsaved(&mut journal).positions, []);
 
-    // The same where the search was taken up anew since, in the middle of a delivery.
+    // The same happens if the search was taken up anew since, in the middle of a delivery.
     let loan = journal.lend("s", journal.next("s", 99));
     assert!(!journal.adopt(held(A, 3), 2, 2, &progress(&[("s", 2)])));
     assert!(journal.append(A, 3, 1));
@@ -248,7 +248,7 @@ fn an_old_place_changes_nothing_and_a_mark_is_told_once() {
     let told = unsaved(&mut journal);
     assert_eq!(told.mark, Some(Some(b"new".to_vec())));
     journal.acknowledge("s", 1002, None);
-    // What was told is not what is to be told now.
+    // The mark has changed since it was told, so the new one is still to be told.
     journal.saved("s", &told);
     assert_eq!(unsaved(&mut journal).mark, Some(None));
     // Nothing can have been delivered beyond the end.
@@ -304,13 +304,14 @@ fn the_oldest_event_may_be_in_any_search_that_was_taken_over() {
     journal.adopt(held(B, 2), 1, 3, &progress(&[("s", 1)]));
     journal.append(A, 3, 1);
     journal.append(B, 4, 1);
-    // Of what this process has journalled itself, the first is the oldest.
+    // Of the events that this process has journalled itself, the first is the oldest.
     assert_eq!(journal.backlog("s"), undated(6, &[(A, 1), (B, 2), (A, 3)]));
     let times =
         [((A, 1), 50), ((B, 2), 10), ((A, 3), 90)].map(|(event, second)| (event, at(second)));
     journal.date("s", &HashMap::from(times));
     assert_eq!(journal.backlog("s"), dated(6, 10, &[]));
-    // Nothing is asked twice, but for what has become the first of its search.
+    // The server is asked about no event twice, but about one that has become the first of its
+    // search.
     journal.acknowledge("s", 1001, None);
     assert_eq!(journal.backlog("s"), dated(5, 10, &[(A, 2)]));
     journal.date("s", &HashMap::from([((A, 2), at(51))]));
@@ -326,7 +327,7 @@ fn how_much_waits_is_not_clear_while_nobody_is_known_to_hold_what_was_lost() {
     journal.acknowledge("t", 1001, None);
     journal.append(B, 1, 1);
     journal.acknowledge("s", 1002, None);
-    // One has them all, and nothing is lost for it; for the other something waits.
+    // The sink `s` has all events, so nothing is lost for it. For `t` something waits.
     let dropped = journal.dropped();
     journal.lose_search(A);
     journal.lose_search(B);
@@ -339,7 +340,7 @@ fn how_much_waits_is_not_clear_while_nobody_is_known_to_hold_what_was_lost() {
     journal.adopt(held(B, 2), 1, 1, &progress(&[("t", 1)]));
     assert!(!journal.is_unclear("t"));
     assert_ne!(journal.dropped(), dropped, "nobody hears of it");
-    // What is given to others in order is theirs.
+    // Events of a search that was given to another replica in order are that replica's.
     journal.append(B, 2, 1);
     journal.drop_search(B);
     assert!(!journal.is_unclear("t"));
@@ -363,7 +364,7 @@ fn what_was_being_delivered_of_a_lost_search_is_clear_once_it_is_delivered() {
     journal.acknowledge("s", 1002, None);
     assert!(!journal.is_unclear("s"));
     assert_ne!(journal.dropped(), dropped, "nobody hears of it");
-    // More than was lent may wait.
+    // More events than were lent may wait.
     journal.append(A, 3, 2);
     lose_lent(&mut journal, 1);
     journal.acknowledge("s", 1003, None);

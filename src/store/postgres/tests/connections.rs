@@ -1,4 +1,5 @@
-//! Connections: TLS, passwords, hosts and servers that hang, what gets in the way of one another.
+//! Connections: TLS, passwords, hosts and servers that hang, transactions that get in each other's
+//! way.
 
 use std::{fs, os::unix::fs::PermissionsExt as _};
 
@@ -85,7 +86,7 @@ async fn tls_is_as_strict_as_the_url_says() {
         path.display().to_string()
     };
     let (root, other_root) = (roots("a.pem", root.pem()), roots("b.pem", other_root.pem()));
-    // Whoever comes without TLS is turned away.
+    // Clients without TLS are turned away.
     cluster.require_tls();
     let url = cluster.url();
     let named = url.replace("127.0.0.1", "localhost");
@@ -125,7 +126,7 @@ async fn tls_is_as_strict_as_the_url_says() {
 
 #[tokio::test]
 async fn a_url_that_leads_to_another_database_is_told_and_not_followed() {
-    // Where a thread that prints nothing came first, nothing would be printed.
+    // If a thread that prints nothing came first, nothing would be printed.
     connection::tell_another(std::path::Path::new("any"));
     let (lines, logging) = crate::logging::captured();
     let said = |lines: &Mutex<Vec<String>>| {
@@ -144,7 +145,7 @@ async fn a_url_that_leads_to_another_database_is_told_and_not_followed() {
     *source = SecretSource::File(file.clone());
     let store = Store::open(&options).await.unwrap();
     store.set_sinks(names(&["s"])).await.unwrap();
-    // Connections that are there already are kept: none of them is made again.
+    // Connections that are open already are kept, so those below are new ones.
     let taken = async |count: usize| {
         let mut taken = Vec::new();
         for _ in 0..count {
@@ -163,12 +164,13 @@ async fn a_url_that_leads_to_another_database_is_told_and_not_followed() {
         assert_eq!(schema(session).await, name(&url));
     }
     assert_eq!(said(&lines), 1);
-    // A reload says so once more; what repeats itself is printed once a minute.
+    // A reload says so once more. The capture is new, because a message that repeats itself is
+    // printed once a minute.
     drop(logging);
     let (lines, _logging) = crate::logging::captured();
     store.set_sinks(names(&["s"])).await.unwrap();
     assert_eq!(said(&lines), 1);
-    // A password that was rotated is used.
+    // A password that was rotated is used, here a wrong one.
     fs::write(&file, url.replace(server::PASSWORD, "hunter2")).unwrap();
     let mut held = Vec::new();
     let refused = loop {
@@ -232,7 +234,7 @@ async fn what_is_given_up_keeps_no_place_on_the_server() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_host_that_hangs_is_passed_over() {
-    // The system takes the connections, and nobody ever reads from them.
+    // The system accepts the connections, and nobody ever reads from them.
     let hangs = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let hosts = format!(
         "127.0.0.1:{},127.0.0.1:{}",
@@ -242,7 +244,7 @@ async fn a_host_that_hangs_is_passed_over() {
     let one = format!("127.0.0.1:{}", server::shared().port());
     let url = server::shared().fresh().replace(&one, &hosts);
     let pool = Pool::new(SecretSource::Value(Secret::new(&url)), LEASE);
-    // Whoever gives up before its time is over does not meet it again.
+    // A caller that gives up before the host's time is over does not meet that host again.
     timeout(Duration::from_millis(300), pool.session())
         .await
         .unwrap_err();
@@ -299,7 +301,7 @@ async fn the_server_ends_a_statement_before_its_answer_is_given_up() {
     session.begin_last(seconds(2)).await.unwrap();
     assert_eq!(limit(&mut session).await, seconds(2));
     drop(session);
-    // For whoever is in a hurry as well.
+    // The same is true for a caller in a hurry.
     let mut session = pool.session_within(seconds(5)).await.unwrap();
     for all in [seconds(4), seconds(9)] {
         let begun = session.begin_waiting_for_all(seconds(1), all).await;
@@ -371,7 +373,7 @@ async fn connections_that_are_silent_cost_no_lease_while_new_ones_answer() {
     let lease = Duration::from_secs(10);
     let store = open(&url, "node", lease).await;
     let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
-    // A firewall has forgotten them, that of the renewals as well.
+    // A firewall has forgotten the connections, including that of the renewals.
     drop(shared(&store).keeper_pool.session().await.unwrap());
     proxy.forget();
     timeout(lease * 2, store.relieved(held)).await.unwrap_err();
@@ -396,7 +398,7 @@ async fn what_others_never_cease_to_get_in_the_way_of_fails() {
     let refused = store.commit(held, events(1..3), second(2)).await;
     assert!(!matches!(refused, Ok(()) | Err(Error::LeaseLost)));
     get_in_the_way(&url, "journal", 0);
-    // Nothing of it was done, and the lease is not lost by it.
+    // Nothing was done, and the lease is not lost.
     store.commit(held, events(1..3), second(2)).await.unwrap();
     let batch = store.pending("s", 9, usize::MAX).await.unwrap();
     assert_eq!(told(&batch), [1, 2]);
@@ -406,7 +408,7 @@ async fn what_others_never_cease_to_get_in_the_way_of_fails() {
     drop(batch);
     let nothing = store.pending("s", 9, usize::MAX).await.unwrap();
     assert_eq!(told(&nothing), [0; 0]);
-    // It is told with the next one.
+    // The position is told with the next acknowledgement.
     get_in_the_way(&url, "progress", 0);
     store.acknowledge("s", last, None).await.unwrap();
     assert_eq!(sql(&url, "SELECT position FROM progress"), "2");
@@ -425,14 +427,14 @@ async fn roots_that_do_not_answer_are_named_and_hold_up_nobody() {
     );
     let url = SecretSource::Value(Secret::new(url));
     let pool = Pool::new(url, Duration::from_secs(3));
-    // Whoever is in a hurry hears of nothing else, either.
+    // A caller in a hurry gets no other answer either.
     timeout(Duration::from_millis(1), pool.session())
         .await
         .unwrap_err();
     let failure = pool.session().await.unwrap_err();
     let told = format!("could not be read within 5 s: {}", path.display());
     assert!(failure.to_string().ends_with(&told), "{failure}");
-    // The runtime waits for its threads.
+    // The runtime waits for its threads, so the read has to end.
     drop(
         fs::File::options()
             .read(true)

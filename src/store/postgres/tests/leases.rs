@@ -31,7 +31,7 @@ async fn whoever_slept_past_its_lease_commits_and_delivers_nothing() {
     let nothing = first.pending("s", 9, usize::MAX).await;
     assert!(matches!(nothing, Err(Error::Unclear)), "{nothing:?}");
     assert!(changed.has_changed().unwrap(), "all hear of a lease's end");
-    // What it says now of its delivery comes too late.
+    // An acknowledgement of this delivery comes too late now.
     let last = batch.events.last().unwrap().position;
     first.acknowledge("s", last, None).await.unwrap();
     let taken_over = other.pending("s", 9, usize::MAX).await.unwrap();
@@ -65,7 +65,7 @@ async fn the_next_holder_goes_on_where_the_last_one_was() {
     let last = batch.events[1].position;
     first.acknowledge("s", last, None).await.unwrap();
     drop(batch);
-    // It leaves without ado: what it has not delivered is left to the other.
+    // The replica leaves without delivering: the rest is left to the other one.
     first.close().await;
     let loaded = take_over(&second_replica).await;
     assert_eq!(loaded.alerts, [alert("a", 1, 10)]);
@@ -114,7 +114,8 @@ async fn what_waits_is_not_told_as_nothing_where_a_search_could_not_be_given_bac
         store.acknowledge("t", last, None).await.unwrap();
         (store, held)
     };
-    // It fails; it cannot be, since its row is locked; or its time is over before it is given back.
+    // Giving back fails; or it is impossible, since the row is locked; or the lease is over before
+    // that.
     let (fails, locked, late) = (
         server::shared().fresh(),
         server::shared().fresh(),
@@ -183,14 +184,14 @@ async fn what_waits_is_not_told_as_nothing_while_a_search_is_being_given_back() 
                 assert!(matches!(backlog, Err(Error::Unclear)), "{backlog:?}");
             }
             store.acknowledge("s", last, None).await.unwrap();
-            // It has all, whoever holds the search next.
+            // The sink has all events, whoever holds the search next.
             assert_eq!(store.backlog("s").await.unwrap(), Backlog::default());
             drop(batch);
         };
         let (released, ()) = tokio::join!(store.release(held), delivering);
         released.unwrap();
         assert_eq!(store.backlog("s").await.unwrap(), Backlog::default());
-        // Given back or not: nobody has been found who has the search now.
+        // Whether or not the search was given back, nobody has been found yet that has it now.
         let backlog = store.backlog("t").await;
         assert!(matches!(backlog, Err(Error::Unclear)), "{backlog:?}");
         if !is_locked {
@@ -267,7 +268,7 @@ async fn a_renewal_that_others_get_in_the_way_of_is_done_in_time() {
         }
     };
     get_in_the_way(&url, "search", 2);
-    // The third has succeeded, and so has the round that it belongs to.
+    // The third write has succeeded, and so has the round that it belongs to.
     writes(4).await;
     assert_eq!(*trouble.borrow_and_update(), None);
     assert!(!trouble.has_changed().unwrap());
@@ -281,7 +282,7 @@ async fn a_row_that_somebody_has_locked_costs_its_own_lease_alone() {
     let store = open(&url, "node", lease).await;
     let (other, locked, mut session) = one_of_two_locked(&store).await;
     timeout(PATIENCE, store.relieved(locked)).await.unwrap();
-    // Unrenewed, the other one would end at the same time.
+    // If it were not renewed, the other lease would end at the same time.
     timeout(lease / 2, store.relieved(other)).await.unwrap_err();
     assert_eq!(*store.trouble().borrow(), None);
     session.batch("ROLLBACK").await.unwrap();
@@ -330,7 +331,7 @@ async fn a_lease_whose_taking_was_given_up_is_given_back_at_the_end() {
     alerts::create(&mut session, &[a_search()], second(1))
         .await
         .unwrap();
-    // What whoever stops in the midst of it leaves behind.
+    // A task that stops in the midst of taking a search up leaves this behind.
     let taken = alerts::take(&mut session, &a_search(), me, 60.0).await;
     assert!(taken.unwrap().is_some());
     drop(session);
@@ -366,7 +367,7 @@ async fn what_waits_is_not_told_as_nothing_while_the_database_is_out_of_reach() 
         }
         let pending = store.pending("s", 9, usize::MAX).await;
         assert!(matches!(pending, Err(Error::Unclear)), "{pending:?}");
-        // One that has everything lacks nothing now either.
+        // A sink that has all events lacks nothing now either.
         assert_eq!(store.backlog("t").await.unwrap(), Backlog::default());
         let nothing = store.pending("t", 9, usize::MAX).await.unwrap();
         assert_eq!(told(&nothing), [0; 0]);
@@ -398,7 +399,7 @@ async fn what_waits_is_not_told_as_nothing_while_the_database_is_out_of_reach() 
     other.close().await;
 }
 
-/// Which searches are held, as the server has it.
+/// Returns which searches are held, as the server has it.
 fn owned(url: &str) -> String {
     sql(
         url,
@@ -446,7 +447,7 @@ async fn a_locked_row_holds_up_no_other_that_is_given_back() {
         .unwrap()
         .unwrap();
     assert_eq!(owned(&url), "open");
-    // One that is locked for a moment, as by a renewal, is given back all the same.
+    // A row that is locked for a moment, as by a renewal, is given back all the same.
     let unlock = async {
         tokio::time::sleep(Duration::from_millis(20)).await;
         lock.batch("ROLLBACK").await.unwrap();
@@ -478,10 +479,10 @@ async fn a_locked_row_holds_up_no_word_of_what_was_delivered_of_others() {
         .unwrap();
     let places = "SELECT name, position FROM progress JOIN search ON id = search_id ORDER BY name";
     assert_eq!(sql(&url, places), "other|2");
-    // A mark stands for all.
+    // A mark stands for all positions, so it is not stored yet.
     assert_eq!(sql(&url, "SELECT count(mark) FROM mark"), "0");
     assert!(shared(&store).look(|state| state.is_held(locked)));
-    // Nor is the search given back without it.
+    // The search is not given back before its position is stored.
     let unlock = async {
         tokio::time::sleep(Duration::from_millis(20)).await;
         lock.batch("ROLLBACK").await.unwrap();
@@ -507,7 +508,8 @@ async fn a_row_that_is_free_once_its_place_could_not_be_told_is_not_given_back_w
     lock.batch(LOCK).await.unwrap();
     store.acknowledge("s", last, None).await.unwrap();
     drop(batch);
-    // It is let go right after places were told, as the first statement of the leave is done.
+    // The row is let go right after the positions were told, while the first statement of the
+    // leave is done.
     let rows = lock.query("SELECT pg_backend_pid()", &[]).await.unwrap();
     let locker: i32 = rows[0].get(0);
     sql(
@@ -548,7 +550,7 @@ async fn a_search_whose_row_is_locked_takes_up_no_turn_and_is_not_taken_for_anot
     for tries in 0..3 {
         let taken = timeout(Duration::from_secs(5), store.take_up(&search, second(2)));
         let refused = taken.await.unwrap();
-        // The first time it may be another replica that takes it up.
+        // The first time, another replica may be taking the search up.
         let is_told = match &refused {
             Err(Error::Contested) => tries == 0,
             Err(Error::Locked(_)) => tries > 0,
@@ -585,19 +587,19 @@ async fn a_commit_waits_for_a_locked_row_for_a_moment_and_says_who_has_it() {
         "keeps the search's row (row {row} of the table search, by its process {process} of the user "
     );
     assert!(said.contains(&whose), "{said}");
-    // One that is locked for some answers is waited for.
+    // A row that is locked for the time of some answers is waited for.
     let unlock = async {
         tokio::time::sleep(Duration::from_millis(700)).await;
         lock.batch("ROLLBACK").await.unwrap();
     };
     let (committed, ()) = tokio::join!(commit(), unlock);
     committed.unwrap();
-    // Nothing was done in vain, and nothing twice.
+    // The refused commit has stored nothing, and nothing was stored twice.
     let batch = store.pending("s", 9, usize::MAX).await.unwrap();
     assert_eq!(told(&batch), [1, 2]);
 }
 
-/// A search that is held, and who keeps a table locked.
+/// Returns a search that is held, and a connection that keeps a table locked.
 async fn held_and_table_locked(store: &Store, table: &str) -> (Held, Session) {
     store.set_sinks(names(&["s"])).await.unwrap();
     let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
@@ -607,7 +609,8 @@ async fn held_and_table_locked(store: &Store, table: &str) -> (Held, Session) {
     (held, lock)
 }
 
-/// As where an index is built anew, or the table itself: that is not the search's row.
+/// A table is locked, for instance, while it or an index of it is built anew. The search's row is
+/// free then.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_waits_for_a_table_that_is_locked_for_longer_than_for_a_row() {
     let url = server::shared().fresh();
@@ -622,7 +625,7 @@ async fn a_commit_waits_for_a_table_that_is_locked_for_longer_than_for_a_row() {
     committed.unwrap();
 }
 
-/// While it has its row locked, renewals pass over it.
+/// Renewals pass over the row while the commit has it locked.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_table_that_is_locked_for_long_costs_a_commit_and_no_lease() {
     let url = server::shared().fresh();
@@ -631,7 +634,7 @@ async fn a_table_that_is_locked_for_long_costs_a_commit_and_no_lease() {
     let (held, mut lock) = held_and_table_locked(&store, "journal").await;
     store.share_out(vec![a_search()]);
     let began = Instant::now();
-    // One follows the other, as polls do whose interval is short.
+    // One commit follows the other, as with polls whose interval is short.
     while began.elapsed() < lease * 2 {
         let refused = store.commit(held, events(1..3), second(2)).await;
         let said = text(&refused.unwrap_err());
@@ -639,7 +642,7 @@ async fn a_table_that_is_locked_for_long_costs_a_commit_and_no_lease() {
         assert!(said.contains(why), "{said}");
     }
     assert!(shared(&store).look(|state| state.is_held(held)));
-    // Nor does the look at the leases wait for the table.
+    // The look at the leases does not wait for the table either.
     assert_eq!(*shared(&store).trouble.borrow(), None);
     lock.batch("ROLLBACK").await.unwrap();
     store.commit(held, events(1..3), second(3)).await.unwrap();
@@ -658,7 +661,7 @@ async fn a_look_at_the_leases_that_waits_for_a_locked_table_delays_no_renewal() 
     };
     shared(&store).change_leases(|state| {
         state.committed(lost, 1, 1);
-        // The look has to find out what waits in it, in the table that is locked.
+        // The look has to ask the table that is locked what waits in this search.
         assert!(state.journal.is_unclear("s"));
     });
     let began = Instant::now();
@@ -668,7 +671,7 @@ async fn a_look_at_the_leases_that_waits_for_a_locked_table_delays_no_renewal() 
         least = least.min(until.saturating_sub(clock::since_boot()));
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    // Nine tenths are relied on. Two quarters pass at most between two renewals.
+    // Nine tenths of a lease are relied on. Two quarters pass at most between two renewals.
     assert!(least > lease / 4, "{least:?}");
     assert!(shared(&store).look(|state| state.journal.is_unclear("s")));
     lock.batch("ROLLBACK").await.unwrap();
@@ -740,7 +743,7 @@ async fn commits_that_wait_for_locked_rows_leave_connections_to_others() {
             .map(|held| store.commit(*held, events(1..3), second(2))),
     );
     let others = async {
-        // They are at it.
+        // By then, the commits are waiting.
         tokio::time::sleep(Duration::from_millis(100)).await;
         let asked = Instant::now();
         store.commit(other, events(3..5), second(2)).await.unwrap();
@@ -771,7 +774,7 @@ async fn a_loop_that_panics_is_told_and_the_end_of_all_is_not() {
     let lost = timeout(PATIENCE, store.lost()).await;
     let lost = lost.unwrap().to_string();
     assert!(lost.starts_with("the loop that renews leases"), "{lost}");
-    // Others need not wait until the leases end.
+    // Other replicas need not wait until the leases end.
     store.close().await;
     let left = sql(&url, "SELECT count(*) FROM replica WHERE node = 'panics'");
     assert_eq!(left, "0");
@@ -783,13 +786,13 @@ async fn a_commit_that_nobody_waits_for_any_more_keeps_no_room_in_the_journal() 
     let store = open(&url, "node", LEASE).await;
     store.set_sinks(names(&["s"])).await.unwrap();
     let (_, held, mut session) = one_of_two_locked(&store).await;
-    // As many as there is room for.
+    // As many events as there is room for.
     let all = || events(1..1001);
     let moment = Duration::from_millis(100);
     let given_up = timeout(moment, store.commit(held, all(), second(2))).await;
     assert!(given_up.is_err(), "{given_up:?}");
     session.roll_back().await.unwrap();
-    // Whether it was done is not known here, nor whether anything waits.
+    // Neither whether the commit was done nor whether anything waits is known here.
     let backlog = store.backlog("s").await;
     assert!(matches!(backlog, Err(Error::Unclear)), "{backlog:?}");
     let late = store.commit(held, Commit::default(), second(2)).await;

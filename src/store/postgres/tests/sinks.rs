@@ -68,7 +68,7 @@ async fn what_every_sink_has_is_removed_however_much_it_is() {
     store.set_sinks(names(&["s"])).await.unwrap();
     store.take_up(&a_search(), second(1)).await.unwrap();
     let count = 2 * delivery::PRUNE_STEP + 1;
-    // As an outage of a sink leaves it that is taken out then.
+    // This is how an outage leaves the journal of a sink that is removed then.
     sql(
         &url,
         &format!(
@@ -79,7 +79,7 @@ async fn what_every_sink_has_is_removed_however_much_it_is() {
         ),
     );
     delivery::prune(shared(&store)).await.unwrap();
-    // Another round of it may be at work.
+    // Another round of removals may be at work.
     wait_for_journal(&store, 0).await;
 }
 
@@ -112,7 +112,7 @@ async fn a_mark_is_stored_only_with_every_place_that_it_stands_for() {
     store.commit(lost, events(3..5), second(2)).await.unwrap();
     let batch = store.pending("s", 9, usize::MAX).await.unwrap();
     assert_eq!(told(&batch), [1, 2, 3, 4]);
-    // Somebody else takes it up.
+    // Another replica takes the search up.
     sql(
         &url,
         "UPDATE search SET epoch = epoch + 1 WHERE name = 'other'",
@@ -135,7 +135,7 @@ async fn a_mark_is_stored_only_with_every_place_that_it_stands_for() {
     assert_eq!(sql(&url, mark), "four");
     let unsaved = || shared(&store).change_journals(|state| state.unsaved("s").0);
     assert_eq!(unsaved(), journal::Unsaved::default());
-    // All that was told at once counts as told.
+    // Everything that was told in one statement counts as told.
     store.commit(held, events(5..6), second(3)).await.unwrap();
     let batch = store.pending("s", 9, usize::MAX).await.unwrap();
     let last = batch.events[0].position;
@@ -147,7 +147,7 @@ async fn a_mark_is_stored_only_with_every_place_that_it_stands_for() {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_a_sink_that_is_there_already_the_mark_in_memory_counts() {
     let url = server::shared().fresh();
-    // It keeps the sinks from being forgotten.
+    // This replica keeps the sinks from being forgotten.
     let other = open(&url, "other", LEASE).await;
     let first = open(&url, "node", LEASE).await;
     first.set_sinks(names(&["s", "t"])).await.unwrap();
@@ -183,7 +183,7 @@ async fn a_sink_that_others_have_removed_is_named_again() {
     store.set_sinks(names(&["s"])).await.unwrap();
     let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
     sql(&url, "DELETE FROM sink");
-    // It may be told of that by others, before it comes to say so itself.
+    // Others may tell the replica of all sinks before it names its own again.
     let mut session = shared(&store).pool.session().await.unwrap();
     delivery::hear_of_sinks(shared(&store), &mut session)
         .await
@@ -219,7 +219,8 @@ async fn whoever_wakes_up_takes_nobodys_sinks_for_gone() {
     keeper::forget(shared(&store)).await.unwrap();
     let known = "SELECT name, unnamed_since IS NULL FROM sink ORDER BY name";
     assert_eq!(sql(&url, known), "s|f\nt|t");
-    // As soon as it is known to be alive, its own is named and that of others is not.
+    // As soon as the replica is known to be alive, its own sink counts as named, and the other one
+    // does not.
     sql(
         &url,
         "UPDATE replica SET alive_until = now() + interval '2 hours'",
@@ -268,7 +269,7 @@ async fn sinks_whose_change_was_not_answered_are_those_that_were() {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
-    // Nothing is kept for long for one that is none.
+    // Nothing is kept for long for a sink that no replica has.
     sql(
         &url,
         "UPDATE sink SET unnamed_since = unnamed_since - interval '1 hour' WHERE name = 'u'",
@@ -315,7 +316,7 @@ async fn a_change_that_was_not_answered_costs_no_other_replicas_sink_what_waits_
         );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    // The next try is in time.
+    // The next try comes before the sink is given up.
     store.set_sinks(names(&["s", "extra"])).await.unwrap();
     take_over(&store).await;
     let waiting = store.pending("extra", 9, usize::MAX).await.unwrap();
@@ -346,8 +347,8 @@ async fn what_a_standby_that_lags_behind_does_not_show_is_not_skipped() {
     store.set_sinks(names(&["s"])).await.unwrap();
     let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
     store.commit(held, events(1..6), second(2)).await.unwrap();
-    // As a pooler does that sends to a standby whatever only reads: who has locked nothing sees what
-    // it has by then.
+    // This is what a pooler does that sends all reads to a standby: a transaction that has locked
+    // nothing sees only what the standby has by then.
     let lag = |shown: &str| {
         sql(
             &url,
@@ -360,7 +361,7 @@ async fn what_a_standby_that_lags_behind_does_not_show_is_not_skipped() {
         )
     };
     let pending = async || store.pending("s", 9, usize::MAX).await.unwrap();
-    // Neither at the end nor in the midst.
+    // Nothing is skipped, neither at the end nor in the midst.
     lag("1, 3, 5");
     assert_eq!(told(&pending().await), [1]);
     lag("3, 5");
@@ -368,7 +369,7 @@ async fn what_a_standby_that_lags_behind_does_not_show_is_not_skipped() {
     lag("0");
     assert_eq!(told(&pending().await), [1, 2, 3, 4, 5]);
 
-    // What is gone from the primary as well is.
+    // Events that are gone from the primary as well are skipped.
     lag("1, 3, 4, 5");
     sql(&url, "DELETE FROM journal WHERE position IN (2, 3)");
     let batch = pending().await;
@@ -401,7 +402,7 @@ async fn nothing_is_skipped_where_nobody_can_tell_that_it_is_gone() {
          ALTER VIEW journal OWNER TO reading;
          ALTER TABLE search OWNER TO CURRENT_USER; GRANT SELECT ON search TO reading",
     );
-    // It may not lock rows, as on a standby nobody may.
+    // The user may not lock rows, as nobody may on a standby.
     store.pending("s", 9, usize::MAX).await.unwrap_err();
     sql(
         &url,
@@ -412,7 +413,7 @@ async fn nothing_is_skipped_where_nobody_can_tell_that_it_is_gone() {
     assert_eq!(told(&batch), [1, 2]);
     drop(batch);
 
-    // Nor where another has the lease.
+    // Nothing is skipped either if another replica has the lease.
     sql(
         &url,
         "UPDATE search SET epoch = epoch + 1; CREATE TABLE kept AS TABLE journal;
@@ -452,7 +453,7 @@ async fn a_sink_that_has_left_is_told_and_given_up_when_its_time_is_over_with_wh
     assert_eq!(told.len(), 1, "{told:?}");
     let kept = ["sink=leaves ", "events=2 ", "within ten minutes"];
     assert!(kept.iter().all(|it| told[0].contains(it)), "{told:?}");
-    // What came later was not meant for it.
+    // Later events are not meant for the sink.
     let mut later = events(4..5);
     later.events[0].at = clock::now();
     store.commit(held, later, second(2)).await.unwrap();
@@ -469,7 +470,7 @@ async fn a_sink_that_has_left_is_told_and_given_up_when_its_time_is_over_with_wh
     let given_up = ["sink=leaves ", "events=2 ", "is given up"];
     assert!(given_up.iter().all(|it| told[0].contains(it)), "{told:?}");
     assert_eq!(sql(&url, "SELECT name FROM sink"), "stays");
-    // What it alone had not got is removed.
+    // Events that only this sink lacked are removed.
     delivery::prune(shared(&store)).await.unwrap();
     wait_for_journal(&store, 1).await;
 }
@@ -479,7 +480,7 @@ async fn a_sink_that_leaves_is_told_whatever_the_databases_clock_says() {
     let (lines, _logging) = captured();
     let url = server::shared().fresh();
     open(&url, "node", LEASE).await.close().await;
-    // The schema's own comes first, and is two minutes behind.
+    // The schema's own function comes before the server's, and is two minutes behind.
     sql(
         &url,
         "CREATE FUNCTION clock_timestamp() RETURNS timestamptz LANGUAGE sql
@@ -503,7 +504,7 @@ async fn a_sink_that_leaves_is_told_whatever_the_databases_clock_says() {
         "SELECT unnamed_since < now() - interval '1 minute' FROM sink WHERE name = 'leaves'";
     assert_eq!(sql(&url, behind), "t");
     assert_eq!(said("within ten minutes"), 1);
-    // What is journalled since is not meant for it, and what was is old by then.
+    // Later events are not meant for the sink. Its own are old by then.
     sql(
         &url,
         "UPDATE sink SET unnamed_since = unnamed_since - interval '1 hour' WHERE name = 'leaves';
@@ -599,7 +600,7 @@ async fn whoever_watches_what_waits_hears_of_what_somebody_has_removed() {
     assert_eq!(store.backlog("s").await.unwrap(), Backlog::default());
 }
 
-/// While somebody says which sinks there are, he needs a connection for it.
+/// A task that names the sinks needs a connection for that.
 #[tokio::test]
 async fn nobody_waits_with_a_connection_for_whoever_names_sinks() {
     let url = server::shared().fresh();
@@ -617,7 +618,7 @@ async fn nobody_waits_with_a_connection_for_whoever_names_sinks() {
     others.pop();
     let joining = keeper::join(shared);
     let setting = async {
-        // It is at it.
+        // By then, `join` waits for the lock.
         tokio::time::sleep(Duration::from_millis(100)).await;
         let session = timeout(Duration::from_secs(5), shared.pool.session()).await;
         drop((naming, session.unwrap().unwrap()));
@@ -631,7 +632,7 @@ async fn nothing_is_removed_before_a_sink_that_is_being_added_is_seen_to_lack_it
     let url = server::shared().fresh();
     let (first, other) = two_replicas(&url).await;
     let held = first.take_up(&a_search(), second(1)).await.unwrap().held;
-    // As over a slow connection: others go on between any two answers.
+    // As over a slow connection, others go on between any two answers.
     let journal = async |numbers: std::ops::Range<u128>| {
         let journalled = first.commit(held, events(numbers), second(2));
         let journalled = timeout(Duration::from_secs(3), journalled).await;
@@ -690,7 +691,7 @@ async fn what_a_replica_that_died_would_have_entered_keeps_nothing_for_long() {
     }
 }
 
-/// The commit that enters it may still be on its way.
+/// The commit that enters the sink may still be on its way.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_replica_that_leaves_while_it_enters_a_sink_is_as_one_that_died() {
     for (announced, rows) in [("s", "0"), ("new", "1")] {
@@ -791,7 +792,7 @@ async fn the_oldest_event_is_found_in_whichever_search_it_is() {
     let oldest = async || store.backlog("s").await.unwrap().oldest;
     let at = |number| Some(event(number).at);
     assert_eq!(oldest().await, at(1));
-    // It is known: the server is not asked again.
+    // The time is known, so the server is not asked again.
     sql(&url, "UPDATE journal SET at = now() WHERE position = 1");
     assert_eq!(oldest().await, at(1));
     store
@@ -827,14 +828,15 @@ async fn a_sink_that_is_entered_while_a_row_is_locked_costs_no_lease() {
     store.commit(other, events(1..3), second(2)).await.unwrap();
     lock.batch("ROLLBACK").await.unwrap();
     entering.await.unwrap();
-    // Whether or not it begins before what was journalled meanwhile: nothing is missing.
+    // Nothing is missing, whether or not the sink begins before the events that were journalled
+    // meanwhile.
     let new = "SELECT count(*), bool_and(journal_end - position = (
             SELECT count(*) FROM journal
             WHERE search_id = id AND journal.position > progress.position))
         FROM progress JOIN search ON id = search_id WHERE sink = 'new'";
     assert_eq!(sql(&url, new), "2|t");
 
-    // Whoever waits in vain is told what for.
+    // A caller that waits in vain is told which row was locked.
     lock.batch(LOCK).await.unwrap();
     let mut session = shared(&store).pool.session().await.unwrap();
     let newer = names(&["s", "new", "newer"]);
@@ -878,7 +880,7 @@ async fn what_a_replica_whose_clock_was_ahead_has_left_to_a_sink_is_told() {
     };
     store.set_sinks(names(&["stays"])).await.unwrap();
     assert_eq!(said("within ten minutes"), 1);
-    // By then the time has come that they seemed to be of, and others have journalled.
+    // By now, the time of these events has come, and others have been journalled.
     let mut later = events(4..5);
     later.events[0].at = clock::now();
     store.commit(held, later, second(2)).await.unwrap();

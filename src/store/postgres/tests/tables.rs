@@ -20,7 +20,7 @@ async fn whoever_comes_while_another_makes_the_tables_waits_for_them() {
     let url = server::shared().fresh();
     let other = std::thread::spawn({
         let url = url.clone();
-        // One transaction.
+        // The statements run in one transaction.
         let statements = "CREATE TABLE opsramp_exporter_schema
                 (only_row BOOLEAN PRIMARY KEY, version INTEGER NOT NULL);
              SELECT pg_sleep(0.5)";
@@ -97,7 +97,7 @@ async fn searches_that_the_server_has_forgotten_are_looked_up_again() {
     for statements in [
         "SELECT 1",
         "DELETE FROM search",
-        // The number of one is another's now.
+        // The number of one search is another's now.
         "DELETE FROM search WHERE name = 'a';
          INSERT INTO search (account, tenant_id, name, first_seen) VALUES
             ('acme', 'client_1', 'a', now());
@@ -234,7 +234,7 @@ async fn tables_without_their_number_are_not_taken_for_anothers_and_nothing_is_m
     let number = "SELECT count(*) FROM pg_class
          WHERE relname = 'opsramp_exporter_schema' AND pg_table_is_visible(oid)";
     for (so, left) in [
-        // As a start of an earlier version has left it.
+        // A start of an earlier version has left it like this.
         ("UPDATE opsramp_exporter_schema SET version = 0", "1"),
         ("DELETE FROM opsramp_exporter_schema", "1"),
         ("DROP TABLE opsramp_exporter_schema", "0"),
@@ -246,7 +246,7 @@ async fn tables_without_their_number_are_not_taken_for_anothers_and_nothing_is_m
         assert!(why.contains("are there: opsramp_exporter_schema;"), "{why}");
         assert_eq!(sql(&url, number), left, "{so}");
     }
-    // Restored alone, it has neither its key nor its constraints.
+    // A table that was restored alone has neither its key nor its constraints.
     let version = schema::MIGRATIONS.len();
     sql(
         &url,
@@ -302,7 +302,7 @@ async fn a_database_that_was_set_back_loses_no_event_that_follows() {
     let last = batch.events[3].position;
     store.acknowledge("s", last, None).await.unwrap();
     drop(batch);
-    // A standby takes over that has not heard of the last two.
+    // A standby takes over that lacks the last two events.
     sql(
         &url,
         "UPDATE search SET journal_end = 2; UPDATE progress SET position = 2;
@@ -337,7 +337,7 @@ async fn after_a_restore_no_lease_is_taken_for_one_that_was_undone() {
         "UPDATE search SET owner = NULL, epoch = 0, journal_end = 0; DELETE FROM journal;
          UPDATE progress SET position = 0",
     );
-    // Somebody else is the first to take it up, and delivers nothing.
+    // Another replica is the first to take the search up, and delivers nothing.
     let held = other.take_up(&a_search(), second(3)).await.unwrap().held;
     other.commit(held, events(3..5), second(4)).await.unwrap();
     other.close().await;
@@ -393,7 +393,7 @@ async fn a_sink_whose_place_is_damaged_gets_what_is_in_the_journal() {
     delivery::prune(shared(&store)).await.unwrap();
     assert_eq!(kept(), "1");
 
-    // Soon there are events behind such a place, too.
+    // A damaged position may also be so low that there will soon be events behind it.
     damage(4);
     shared(&store).change_leases(State::lose_all);
     let other = stalled(&url, LEASE).await;
@@ -453,7 +453,7 @@ async fn whether_a_start_will_find_its_tables_is_seen_before_it() {
     );
     version(schema::MIGRATIONS.len());
 
-    // Rights are not all: what a daemon does is tried, and nothing of it is left.
+    // Rights are not everything: what a daemon does is tried, and nothing of it is left.
     for (so, otherwise) in [
         (
             "ALTER TABLE search OWNER TO CURRENT_USER, ENABLE ROW LEVEL SECURITY;

@@ -1,9 +1,9 @@
-//! Searches that nobody wants any more, with something left to deliver.
+//! Searches that no replica wants any more, with events left to deliver.
 
 use super::*;
 
-/// A search that its holder has left with two events undelivered, an hour ago, and that no replica
-/// wants: `name`.
+/// Makes a search that its holder left an hour ago, with two events undelivered, and that no
+/// replica wants.
 async fn left(store: &Store, url: &str, name: &str) -> Held {
     let key = key("acme", "client_1", name);
     let held = store.take_up(&key, second(1)).await.unwrap().held;
@@ -33,7 +33,7 @@ async fn what_is_left_of_a_search_that_nobody_wants_is_delivered_and_removed() {
     let held = take_left_over(&store).await;
     assert!(held.len() == 1 && held[0].row == was.row && held[0].epoch > was.epoch);
     assert_eq!(store.backlog("s").await.unwrap().events, 2);
-    // It is polled by nobody.
+    // Nobody polls the search.
     let filter = AlertFilter {
         limit: 9,
         ..AlertFilter::default()
@@ -52,7 +52,7 @@ async fn what_is_left_of_a_search_that_nobody_wants_is_delivered_and_removed() {
     assert_eq!(sql(&url, rest), "t|0");
     assert_eq!(shared(&store).look(State::leases), []);
 
-    // What every sink has and nobody has removed is no different.
+    // The same happens if every sink has the events, but nobody has removed them.
     left(&store, &url, "open").await;
     sql(&url, "UPDATE progress SET position = 4");
     assert_eq!(take_left_over(&store).await.len(), 1);
@@ -105,7 +105,7 @@ async fn what_others_want_or_deliver_is_left_to_them() {
         sql(&url, hour_ago);
         shared(&store).change_leases(|state| state.lose(held[0]));
     }
-    // Whoever wants it later is given it.
+    // A replica that wants the search later is given it.
     assert_eq!(take_left_over(&store).await.len(), 1);
     sql(&url, &other(&wanted));
     left_over::give_back(shared(&store)).await.unwrap();
@@ -126,7 +126,7 @@ async fn a_search_that_comes_back_is_polled_at_once_by_whoever_delivers_it() {
         .unwrap();
     let polled = store.take_up(&a_search(), second(3)).await.unwrap().held;
     assert_eq!(shared(&store).look(State::left_over), []);
-    // Who delivered it has begun to give it back.
+    // The task that delivered the search has begun to give it back.
     release(shared(&store), &held).await.unwrap();
     store.commit(polled, events(3..4), second(4)).await.unwrap();
     drop(batch);
@@ -155,7 +155,7 @@ async fn whoever_wants_no_search_any_more_has_no_share() {
     assert_eq!(shares().await, [1, 1]);
     assert!(shared(&store).look(|state| !state.granted.is_empty()));
     store.share_out(Vec::new());
-    // Nor is the other one kept from having all.
+    // The other one is not kept from having all searches.
     assert_eq!(shares().await, [0, 2]);
     assert!(shared(&store).look(|state| state.granted.is_empty()));
     keeper::renew(shared(&store), PATIENCE).await.unwrap();
