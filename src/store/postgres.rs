@@ -93,7 +93,7 @@ enum Outcome {
     Done(i64),
     /// The commit was refused, because the lease is lost.
     LeaseLost,
-    /// Nothing was done.
+    /// The commit was not done.
     NotDone(Error),
     /// The commit may have been done or not.
     Unknown(Error),
@@ -107,7 +107,7 @@ pub enum UrlError {
     Address {
         /// The file that holds the URL, unless the URL stands in the configuration itself.
         file: Option<PathBuf>,
-        /// What is wrong.
+        /// What is wrong with the URL.
         problem: AddressError,
     },
     /// The URL's file cannot hold a URL: it is empty, for instance.
@@ -936,8 +936,8 @@ async fn release(shared: &Shared, leases: &[Held]) -> Result<(), Error> {
         let mut held = still(state).into_iter();
         held.any(|held| is_it(&state.journal, held.row))
     };
-    // If possible soon, this replica delivers what is journalled. And no other replica may write
-    // lines that are being written here.
+    // The events that are journalled are delivered here, if that is possible soon. And no other
+    // replica may write lines that are being written here, so these are waited for as well.
     wait_while(shared, |state| any(state, Journal::waits)).await;
     // A search that was taken up again since then keeps its events.
     shared.change_leases(|state| {

@@ -68,7 +68,7 @@ pub(crate) struct Pool {
 #[derive(Debug)]
 struct Manager {
     source: Arc<Source>,
-    /// The trust is read together with its roots, because roots that come late can be those of an
+    /// The connector, with the trust that it was made for: roots that come late can be those of an
     /// earlier URL.
     of_roots: Reading<(Trust, Result<Connector, String>)>,
     /// Index of the server that is tried first.
@@ -81,7 +81,7 @@ struct Source {
     /// Read again for each connection, because a password may have been rotated.
     url: SecretSource,
     of_url: Reading<Result<Secret, SecretError>>,
-    /// The database as its URL was last read; `None` before the first time.
+    /// The database in use; `None` before the URL was read for the first time.
     used: Mutex<Option<Used>>,
 }
 
@@ -101,7 +101,7 @@ struct Connection {
     statements: HashMap<&'static str, Statement>,
     tls: Connector,
     driver: JoinHandle<()>,
-    /// What was sent and must not be shown if the server repeats it.
+    /// The secrets that were sent, which must not be shown if the server repeats them.
     secrets: Secrets,
 }
 
@@ -186,7 +186,7 @@ pub enum Failure {
          security without a policy for that does"
     )]
     Hidden(&'static str),
-    /// Somebody has locked the rows of searches.
+    /// Other transactions have locked rows of searches.
     #[error(
         "other transactions keep what is needed of the state database locked ({0}), and were waited for in \
          vain: a session that somebody has left open, or searches that are taken up over a slow network; \
@@ -785,7 +785,7 @@ impl Failure {
         let Self::Connect(error) = self else {
             return None;
         };
-        // An I/O error does not name what is in it as its source.
+        // An I/O error does not name the error within it as its source.
         let within = error
             .error
             .source()?
@@ -844,8 +844,8 @@ impl Failure {
         self.state().is_some()
     }
 
-    /// Whether it is certain that nothing was done. It is not if the connection broke before the
-    /// end of a transaction was known.
+    /// Whether it is certain that nothing was done. It is uncertain if the connection broke before
+    /// the end of a transaction was known.
     pub(in crate::store) fn is_without_effect(&self) -> bool {
         // Connections may be lost, operators may intervene and servers may crash right after a
         // commit.
@@ -896,7 +896,7 @@ impl Failure {
     }
 }
 
-/// For a row that does not hold what it should.
+/// Converts the error of a row that does not hold what it should.
 impl From<tokio_postgres::Error> for Failure {
     fn from(error: tokio_postgres::Error) -> Self {
         // The error is shown without its cause, which names types as the server calls them.

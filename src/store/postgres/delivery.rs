@@ -32,14 +32,14 @@ pub(super) const PRUNE_STEP: i64 = 2000;
 /// How long the entering of a sink waits for locked rows of searches.
 const LOCKED_PATIENCE: Duration = Duration::from_secs(20);
 
-/// Maximum time of a statement that waits for such rows, however many they are. This is less than
-/// an answer may take, because a connection that is given up does not say that a lock was the
-/// cause.
+/// Maximum time of a statement that waits for locked rows of searches, however many they are. This
+/// is less than an answer may take, because a connection that is given up does not say that a lock
+/// was the cause.
 const LOCKED_STATEMENT: Duration = Duration::from_secs(5);
 
-/// While a replica has announced a sink that is not entered yet, nothing is pruned. This much
-/// longer than a lease after the replica was last heard of, it is taken for dead and no longer
-/// prevents pruning.
+/// While a replica has announced a sink that is not entered yet, nothing is pruned. If the replica
+/// was not heard of for a lease and this time, it is taken for dead and no longer prevents
+/// pruning.
 const ENTERING: Duration = Duration::from_secs(60);
 
 /// Tells the server which sinks this replica has, and takes note of all sinks there are. A failure
@@ -292,7 +292,7 @@ pub(super) async fn enter_sinks(
     note_unnamed(session, me).await
 }
 
-/// Returns how many events wait for a sink of those that were there when it left, `left_for` ago.
+/// Returns how many of the events that were there when a sink left, `left_for` ago, wait for it.
 /// Later events were not meant for it. They are at the end of a journal, so no others have to be
 /// read.
 ///

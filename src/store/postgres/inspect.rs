@@ -58,7 +58,7 @@ pub(crate) enum Unfit {
     /// The tables are an earlier version's, and these belong to somebody else, who alone may
     /// change them.
     NotOwned(Vec<String>),
-    /// The tables do not do what they are for. The text says why.
+    /// The tables refuse what a daemon does. The text says why.
     Refused(String),
 }
 

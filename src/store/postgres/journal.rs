@@ -99,7 +99,7 @@ struct Sink {
     /// kept when a lease ends: what this process has delivered, it does not deliver again, even if
     /// the server never heard of the delivery.
     delivered: HashMap<i64, i64>,
-    /// How far the sink has come, by search, where the server has not heard of it.
+    /// The positions that the server has not heard of yet, by search.
     unsaved: HashMap<i64, i64>,
     /// Grows when deliveries are forgotten of which the server has not heard.
     losses: u64,

@@ -537,8 +537,8 @@ struct Holdings<'a> {
     names: HashMap<i64, Name<'a>>,
     /// When the first lease of another replica ends, on the clock since boot.
     look_at: Option<Duration>,
-    /// Of the searches that were asked about as unclear, the sinks that lack events. A journal
-    /// that holds events is no sign of that: they may wait for other sinks.
+    /// The sinks that lack events, for each search that was asked about as unclear. A journal that
+    /// holds events is no sign of that: they may wait for other sinks.
     left: HashMap<i64, Vec<&'a str>>,
 }
 

@@ -38,8 +38,8 @@ pub(super) struct State {
     /// The sinks that no replica had at the last look, each with the number of waiting events that
     /// was told.
     pub(super) left: BTreeMap<String, Waiting>,
-    /// Whether no other replica ran at the last look for such sinks. If so, they make room when
-    /// there is none.
+    /// Whether no other replica ran at the last look for such sinks. If so, these sinks are given
+    /// up when the journal has no room.
     pub(super) is_alone: bool,
     /// The searches that the replica would poll, once it was told.
     keys: Option<Arc<[SearchKey]>>,
@@ -186,7 +186,7 @@ impl State {
         counts
     }
 
-    /// The leases on searches that are only delivered.
+    /// Returns the leases on searches that are only delivered.
     pub(super) fn left_over(&self) -> Vec<Held> {
         let mut leases = self.leases();
         leases.retain(|held| self.is_left_over(held.row));
@@ -239,8 +239,9 @@ impl State {
     /// Takes note of events that were committed, at positions up to and with `end`. As long as no
     /// other replica is known to hold the search, they wait to be delivered here, even if the
     /// lease cannot be relied on at this moment: it may be renewed yet. If the lease was lost
-    /// meanwhile, perhaps no replica holds the search. Returns whether the events follow what is
-    /// known of the search's journal. If they do not, the search is lost.
+    /// meanwhile, the events are in doubt, because perhaps no replica holds the search. Returns
+    /// whether the events follow what is known of the search's journal. If they do not, the search
+    /// is lost.
     pub(super) fn committed(&mut self, held: Held, end: i64, count: i64) -> bool {
         if self.epoch(held.row) != Some(held.epoch) {
             self.lose_in_doubt(held, end);
@@ -303,12 +304,12 @@ impl State {
         hold.is_some_and(|hold| hold.unwanted)
     }
 
-    /// The epoch under which a search is held.
+    /// Returns the epoch under which a search is held.
     pub(super) fn epoch(&self, row: i64) -> Option<i64> {
         self.holds.get(&row).map(|hold| hold.epoch)
     }
 
-    /// All leases, also those whose time is over and that have not been renewed yet.
+    /// Returns all leases, also those whose time is over and that have not been renewed yet.
     pub(super) fn leases(&self) -> Vec<Held> {
         let holds = self.holds.iter();
         holds
@@ -319,14 +320,14 @@ impl State {
             .collect()
     }
 
-    /// The searches whose leases can be relied on.
+    /// Returns the searches whose leases can be relied on.
     pub(super) fn held_rows(&self) -> Vec<i64> {
         let now = clock::since_boot();
         let holds = self.holds.iter().filter(|(_, hold)| hold.until > now);
         holds.map(|(row, _)| *row).collect()
     }
 
-    /// The searches whose leases can be relied on and that are polled.
+    /// Returns the searches whose leases can be relied on and that are polled.
     pub(super) fn polled_rows(&self) -> Vec<i64> {
         let mut rows = self.held_rows();
         rows.retain(|row| !self.is_left_over(*row));
@@ -625,7 +626,8 @@ mod tests {
     fn the_last_wish_counts_and_one_that_was_not_fulfilled_stays() {
         let mut state = state();
         let wished = |state: &State| state.wish().map(|(_, keys)| keys.to_vec());
-        // Before the replica is told any searches, it does not say that it wants none.
+        // As long as the replica has not been told its searches, it does not say that it wants
+        // none.
         state.want_again();
         assert_eq!(wished(&state), None);
         state.want(vec![key("1")]);

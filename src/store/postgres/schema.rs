@@ -2,14 +2,14 @@
 
 use super::connection::{Failure, Pool, Session, Tries};
 
-/// The migrations. Each brings the schema from the number that is its index to the next.
+/// The migrations. Each brings the schema from the number that is its index to the next number.
 pub(super) const MIGRATIONS: &[&str] = &[
     include_str!("../../../migrations/postgres/0001_initial.sql"),
     include_str!("../../../migrations/postgres/0002_wants.sql"),
 ];
 
 /// The tables and indexes that the migrations make, without the indexes whose names the server
-/// finds.
+/// chooses.
 pub(super) const TABLES: &[&str] = &[
     "replica", "search", "alert", "departed", "journal", "sink", "progress", "mark",
 ];

@@ -35,11 +35,11 @@ use crate::{
 const LOCK_WAIT_DIVISOR: u32 = 32;
 pub(super) const SHORTEST_LOCK_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_LOCK_WAIT: Duration = Duration::from_millis(500);
-/// Divides a lease into the wait for such a lock after shorter waits were in vain. Leases outlast
-/// it.
+/// Divides a lease into the longest wait of that kind, after shorter ones were in vain. Leases
+/// outlast it.
 const LONGER_LOCK_WAIT_DIVISOR: u32 = 4;
-/// Divides a lease into the wait for a lock while nothing is locked that others need. Such a wait
-/// takes one of few turns.
+/// Divides a lease into the wait for a lock while nothing is locked that others need. Only few
+/// such waits go on at a time.
 const LOCK_WAIT_OF_ONE_DIVISOR: u32 = 8;
 const LONGEST_LOCK_WAIT_OF_ONE: Duration = Duration::from_secs(1);
 /// Divides a lease into a commit's wait for its row. A stop and a reload wait for the commit.
@@ -185,7 +185,7 @@ impl Shared {
         (self.lease / LOCK_WAIT_DIVISOR).clamp(SHORTEST_LOCK_WAIT, LONGEST_LOCK_WAIT)
     }
 
-    /// How long to wait for such a lock at last.
+    /// How long to wait at most for such a lock, after shorter waits were in vain.
     pub(super) fn longest_lock_wait(&self) -> Duration {
         (self.lease / LONGER_LOCK_WAIT_DIVISOR).max(SHORTEST_LOCK_WAIT)
     }

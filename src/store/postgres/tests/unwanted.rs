@@ -150,7 +150,7 @@ async fn whoever_wants_no_search_any_more_has_no_share() {
         }
         shares
     };
-    // The first one may not see the other's wish yet.
+    // In the first round, the first replica may not see the other's wish yet.
     shares().await;
     assert_eq!(shares().await, [1, 1]);
     assert!(shared(&store).look(|state| !state.granted.is_empty()));
