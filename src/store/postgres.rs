@@ -412,17 +412,19 @@ impl Postgres {
             }
             committing => committing,
         }?;
-        let (kept, is_to_journal) = (committing.kept, committing.is_to_journal());
+        let is_to_journal = committing.is_to_journal();
         let done = self
             .shared
-            .bounded(self.commit_patiently(held, &commit, kept, now));
+            .bounded(self.commit_patiently(&committing, &commit, now));
         let outcome = match done.await {
             Ok(Some(end)) => Outcome::Done(end),
             Ok(None) => Outcome::LeaseLost,
             Err(failure) if failure.is_of_a_lock() => {
                 Outcome::NotDone(self.locked(Some(held.row)).await)
             }
-            Err(failure) if failure.is_without_effect() => Outcome::NotDone(failure.into()),
+            Err(failure) if !committing.is_sent() || failure.is_without_effect() => {
+                Outcome::NotDone(failure.into())
+            }
             Err(failure) => Outcome::Unknown(failure.into()),
         };
         let (end, lost) = committing.settle(|state| {
@@ -476,6 +478,7 @@ impl Postgres {
                 held,
                 events,
                 kept: state.journal.keeps_events(),
+                is_sent: AtomicBool::new(false),
                 is_settled: false,
             })
         })
@@ -527,12 +530,11 @@ impl Postgres {
     /// over.
     async fn commit_patiently(
         &self,
-        held: Held,
+        committing: &Committing<'_>,
         commit: &Commit,
-        kept: bool,
         now: Timestamp,
     ) -> Result<Option<i64>, Failure> {
-        let at_once = self.commit_within(SHORTEST_LOCK_WAIT, held, commit, kept, now);
+        let at_once = self.commit_within(SHORTEST_LOCK_WAIT, committing, commit, now);
         match at_once.await {
             Err(failure) if failure.is_of_a_lock() => {}
             done => return done,
@@ -541,22 +543,21 @@ impl Postgres {
         let _turn = timeout_at(until, self.shared.patient.acquire()).await;
         let wait = until.saturating_duration_since(Instant::now());
         let wait = wait.max(SHORTEST_LOCK_WAIT);
-        self.commit_within(wait, held, commit, kept, now).await
+        self.commit_within(wait, committing, commit, now).await
     }
 
     async fn commit_within(
         &self,
         wait: Duration,
-        held: Held,
+        committing: &Committing<'_>,
         commit: &Commit,
-        kept: bool,
         now: Timestamp,
     ) -> Result<Option<i64>, Failure> {
         let mut tries = Tries::default();
         loop {
             let mut session = self.shared.pool.session().await?;
             let began = Instant::now();
-            let done = self.try_commit(&mut session, wait, held, commit, kept, now);
+            let done = self.try_commit(&mut session, wait, committing, commit, now);
             let done = done.await;
             let limit = self.shared.commit_limit();
             let is_ended = done.as_ref().is_err_and(Failure::is_of_a_time_limit);
@@ -569,7 +570,7 @@ impl Postgres {
             }
             // Renewals have passed over the row while the commit had it locked.
             if is_of_the_limit {
-                self.renew_at_once(&mut session, held).await;
+                self.renew_at_once(&mut session, committing.held).await;
             } else if done.is_ok() && began.elapsed() >= self.shared.lease / keeper::RENEWALS {
                 self.shared.wake.notify_one();
             }
@@ -603,13 +604,13 @@ impl Postgres {
         &self,
         session: &mut Session,
         wait: Duration,
-        held: Held,
+        committing: &Committing<'_>,
         commit: &Commit,
-        kept: bool,
         now: Timestamp,
     ) -> Result<Option<i64>, Failure> {
         let me = self.shared.number()?;
-        let events: &[_] = if kept { &commit.events } else { &[] };
+        let held = committing.held;
+        let events: &[_] = if committing.kept { &commit.events } else { &[] };
         let count = i64::try_from(events.len()).unwrap_or(i64::MAX);
         let limit = self.shared.commit_limit();
         session.begin_with_row(held.row, wait, limit).await?;
@@ -622,7 +623,11 @@ impl Postgres {
         if count > 0 {
             alerts::append(session, held.row, end, events).await?;
         }
-        session.commit().await?;
+        committing.set_sent(true);
+        let done = session.commit().await;
+        // The server says that it has done nothing, and the commit may be tried again.
+        committing.set_sent(!done.as_ref().is_err_and(Failure::is_conflict));
+        done?;
         Ok(Some(end))
     }
 

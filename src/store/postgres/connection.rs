@@ -17,7 +17,9 @@ use std::{
     time::Duration,
 };
 
-use deadpool::managed::{self, Metrics, Object, PoolError, RecycleError, RecycleResult, Timeouts};
+use deadpool::managed::{
+    self, Metrics, Object, PoolError, RecycleError, RecycleResult, TimeoutType, Timeouts,
+};
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::{runtime::Handle, sync::Semaphore, task::JoinHandle, time::timeout};
@@ -37,7 +39,7 @@ use crate::{
 };
 
 /// Maximum number of connections of one replica, including that of the [keeper](Pool::of_one).
-const CONNECTIONS: usize = 8;
+pub(super) const CONNECTIONS: usize = 8;
 
 /// Time limit for a connection, and for an answer.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -148,6 +150,13 @@ pub enum Failure {
     /// A host has not answered in time.
     #[error("cannot connect to the database: the host has not answered in time")]
     NoAnswer,
+    /// No connection became free in time.
+    #[error(
+        "no connection to the database has become free within {}; statements that wait for a lock, or that \
+         take long, have all of them, and pg_stat_activity shows why",
+        humantime::format_duration(PATIENCE)
+    )]
+    Busy,
     /// An answer or a whole task took too long.
     #[error("the database has not answered in time")]
     Timeout,
@@ -287,6 +296,7 @@ impl Pool {
         let connection = self.pool.get().await.map_err(|error| match error {
             PoolError::Backend(failure) => failure,
             PoolError::Closed => Failure::Closed,
+            PoolError::Timeout(TimeoutType::Wait) => Failure::Busy,
             PoolError::Timeout(_)
             | PoolError::NoRuntimeSpecified
             | PoolError::PostCreateHook(_) => Failure::Timeout,
@@ -862,6 +872,7 @@ impl Failure {
             | Self::Tls(_)
             | Self::Connect(_)
             | Self::NoAnswer
+            | Self::Busy
             | Self::Newer { .. }
             | Self::Missing(_)
             | Self::Encoding(_)

@@ -6,10 +6,11 @@
 use std::{
     collections::{HashMap, HashSet},
     error::Error,
+    pin::Pin,
     time::Duration,
 };
 
-use tokio::time::timeout;
+use tokio::{sync::Notify, time::timeout};
 use tokio_postgres::Row;
 
 use super::{
@@ -119,7 +120,7 @@ pub(super) async fn keep(shared: &Shared) {
     // A slow server gets as much time for an answer as there is, because giving up costs the
     // connection, too.
     let patience = (shared.lease / 2).clamp(SHORTEST_PATIENCE, PATIENCE);
-    let mut sharing = None;
+    let mut look = None;
     let mut missing = None;
     let mut failed = 0;
     loop {
@@ -128,34 +129,21 @@ pub(super) async fn keep(shared: &Shared) {
             !shared.panics.load(std::sync::atomic::Ordering::Relaxed),
             "as a bug would"
         );
-        // The pause varies, so that not all replicas ask at the same moment.
-        let pause = pause_after(failed, every).mul_f64(0.8 + 0.2 * fastrand::f64());
-        let soon = || (every / EARLY).mul_f64(0.5 + fastrand::f64());
-        let free = shared.change_journals(|state| state.look_at.take());
-        let free = free.map(|at| at.saturating_sub(clock::since_boot()) + soon());
-        tokio::select! {
-            () = tokio::time::sleep(free.map_or(pause, |free| free.min(pause))) => {}
-            () = async {
-                shared.wake.notified().await;
-                tokio::time::sleep(soon()).await;
-            } => {}
-        }
-        // The look at the shares runs beside the renewal. If it takes longer than the time between
-        // two renewals, because the server is slow or somebody has locked a table that only the
-        // look reads, it goes on beside the next renewals and delays none of them.
-        let under_way = sharing
-            .get_or_insert_with(|| Box::pin(timeout(ALTOGETHER, share_out(shared, patience))));
-        let (renewed, shared_out) = tokio::join!(
-            timeout(shared.lease.max(patience), renew(shared, patience)),
-            timeout(every, under_way)
-        );
+        // The look at the shares goes on beside pauses and renewals, and delays none of them: it takes
+        // long if the server is slow, if commits have all connections, or if somebody has locked a
+        // table that only the look reads.
+        let pause = wait(shared, pause_after(failed, every));
+        let ((), mut looked) = beside(&mut look, Duration::ZERO, pause).await;
+        look.get_or_insert_with(|| Box::pin(timeout(ALTOGETHER, share_out(shared, patience))));
+        let renewal = timeout(shared.lease.max(patience), renew(shared, patience));
+        let (renewed, ended) = beside(&mut look, every / EARLY, renewal).await;
+        looked = ended.or(looked);
         let flat = |done: Result<Result<(), Failure>, _>| done.unwrap_or(Err(Failure::Timeout));
         let mut kept = flat(renewed);
         failed = if kept.is_err() { failed + 1 } else { 0 };
-        let goes_on = shared_out.is_err();
-        if let Ok(shared_out) = shared_out {
-            sharing = None;
-            kept = kept.and(flat(shared_out));
+        let is_looked = looked.is_some();
+        if let Some(looked) = looked {
+            kept = kept.and(flat(looked));
         }
         let is_missed = kept.as_ref().is_err_and(Failure::is_of_missing_tables);
         if shared.takes_tables_for_missing() || is_missed || missing.is_some() {
@@ -180,10 +168,60 @@ pub(super) async fn keep(shared: &Shared) {
         }
         // While the look at the shares is still under way, its outcome is unknown, so success is
         // not reported yet.
-        if !goes_on || kept.is_err() {
+        if is_looked || kept.is_err() {
             shared.tell(kept.err().as_ref());
         }
     }
+}
+
+/// Waits until leases are to be renewed: for this pause, or until there is something to look at
+/// before.
+async fn wait(shared: &Shared, pause: Duration) {
+    // The pause varies, so that not all replicas ask at the same moment.
+    let pause = pause.mul_f64(0.8 + 0.2 * fastrand::f64());
+    let soon = || (shared.lease / RENEWALS / EARLY).mul_f64(0.5 + fastrand::f64());
+    let free = shared.change_journals(|state| state.look_at.take());
+    let free = free.map(|at| at.saturating_sub(clock::since_boot()) + soon());
+    tokio::select! {
+        () = tokio::time::sleep(free.map_or(pause, |free| free.min(pause))) => {}
+        () = async {
+            shared.wake.notified().await;
+            tokio::time::sleep(soon()).await;
+        } => {}
+    }
+}
+
+/// Does some work while the look, if one is under way, goes on, and then gives the look this grace
+/// to end. Returns the results of both; a look that has not ended stays under way.
+async fn beside<L: Future, T>(
+    look: &mut Option<Pin<Box<L>>>,
+    grace: Duration,
+    work: impl Future<Output = T>,
+) -> (T, Option<L::Output>) {
+    let Some(under_way) = look else {
+        return (work.await, None);
+    };
+    let is_done = Notify::new();
+    let work = async {
+        let done = work.await;
+        is_done.notify_one();
+        done
+    };
+    let looking = async {
+        let over = async {
+            is_done.notified().await;
+            tokio::time::sleep(grace).await;
+        };
+        tokio::select! {
+            looked = under_way => Some(looked),
+            () = over => None,
+        }
+    };
+    let (done, looked) = tokio::join!(work, looking);
+    if looked.is_some() {
+        *look = None;
+    }
+    (done, looked)
 }
 
 /// Returns the pause before the next renewal after so many renewals in a row have failed.
@@ -801,6 +839,26 @@ mod tests {
         let short = Duration::from_millis(250);
         assert_eq!(pause_after(2, short), short);
         assert_eq!(pause_after(u32::MAX, every), every);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_look_goes_on_beside_what_follows_and_delays_it_by_no_more_than_the_grace() {
+        let second = Duration::from_secs(1);
+        let began = tokio::time::Instant::now();
+        let work = || tokio::time::sleep(second * 3);
+        let mut look = None;
+        assert_eq!(beside(&mut look, second, work()).await.1, None);
+        assert_eq!(began.elapsed(), second * 3);
+        look = Some(Box::pin(async {
+            tokio::time::sleep(second * 6).await;
+            "looked"
+        }));
+        // The look ends after the grace, and then beside other work.
+        assert_eq!(beside(&mut look, second, work()).await.1, None);
+        assert_eq!(began.elapsed(), second * 7);
+        assert_eq!(beside(&mut look, second, work()).await.1, Some("looked"));
+        assert_eq!(began.elapsed(), second * 10);
+        assert!(look.is_none());
     }
 
     #[test]

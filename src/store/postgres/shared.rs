@@ -109,6 +109,8 @@ pub(super) struct Committing<'a> {
     pub(super) events: u64,
     /// Whether events are kept in the journal at all.
     pub(super) kept: bool,
+    /// Whether COMMIT has been sent to the server. Before that, nothing is done for certain.
+    pub(super) is_sent: AtomicBool,
     pub(super) is_settled: bool,
 }
 
@@ -306,6 +308,14 @@ impl Committing<'_> {
         self.kept && self.events > 0
     }
 
+    pub(super) fn set_sent(&self, is_sent: bool) {
+        self.is_sent.store(is_sent, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_sent(&self) -> bool {
+        self.is_sent.load(Ordering::Relaxed)
+    }
+
     /// Takes note of the commit's outcome. Its room is given back at the same time, so that its
     /// events are never counted twice, or not at all.
     pub(super) fn settle<A>(mut self, change: impl FnOnce(&mut State) -> A) -> A {
@@ -324,7 +334,7 @@ impl Drop for Committing<'_> {
             // answer was lost.
             self.shared.change_leases(|state| {
                 state.journal.unreserve(self.events);
-                if self.is_to_journal() {
+                if self.is_to_journal() && self.is_sent() {
                     state.lose_in_doubt(self.held, i64::MAX);
                 } else {
                     state.lose(self.held);
