@@ -327,7 +327,7 @@ mod tests {
             };
             let serve = async {
                 let (mut stream, _) = listener.accept().await.unwrap();
-                stream.read(&mut [0; 1024]).await.unwrap();
+                assert_ne!(stream.read(&mut [0; 1024]).await.unwrap(), 0);
                 let head = format!("HTTP/1.1 200 OK\r\n{head}\r\n\r\n");
                 stream.write_all(head.as_bytes()).await.unwrap();
                 for _ in 0..times {
