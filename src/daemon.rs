@@ -291,7 +291,7 @@ impl Daemon {
                 }
                 () = self.quit.cancelled() => return Stop::Asked(QUIT),
                 error = self.store.lost() => return Stop::Failed(error.into()),
-                failed = self.delivery.failed() => return Stop::Failed(failed.into()),
+                failed = self.delivery.fatal_error() => return Stop::Failed(failed.into()),
                 happening = self.pollers.next() => match happening {
                     // A store that hangs holds this up.
                     Happening::LookedUp(look_up) => {

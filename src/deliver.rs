@@ -32,7 +32,7 @@ pub use self::file::fuzzing::torn_file;
 pub use self::sink::SinkError;
 use self::{
     sink::Sink,
-    worker::{Failure, Order, Predecessor, Worker},
+    worker::{FatalReport, Order, Predecessor, Worker},
 };
 
 mod file;
@@ -113,12 +113,12 @@ pub struct Delivery {
     store: Store,
     board: Board,
     observer: Arc<dyn Observer>,
-    workers: BTreeMap<Arc<str>, Employed>,
+    workers: BTreeMap<Arc<str>, WorkerHandle>,
     /// Workers that were told to stop and may still have a delivery under way.
-    leaving: HashMap<Arc<str>, Employed>,
+    leaving: HashMap<Arc<str>, WorkerHandle>,
     failures: (
-        mpsc::UnboundedSender<Failure>,
-        mpsc::UnboundedReceiver<Failure>,
+        mpsc::UnboundedSender<FatalReport>,
+        mpsc::UnboundedReceiver<FatalReport>,
     ),
     /// Where the journal ended when delivery began.
     journal_end: i64,
@@ -127,11 +127,11 @@ pub struct Delivery {
 }
 
 #[derive(Debug)]
-struct Employed {
+struct WorkerHandle {
     options: SinkOptions,
     orders: watch::Sender<Order>,
     reopen: Arc<Notify>,
-    task: JoinHandle<worker::Left>,
+    task: JoinHandle<worker::Outcome>,
     has_begun: Arc<AtomicBool>,
     /// Earlier workers of this sink that may still be writing, the oldest first, each with its
     /// target. There can be several, because each reload during one delivery that hangs adds a
@@ -163,7 +163,7 @@ pub enum Error {
 /// not deliver is in the journal.
 #[derive(Debug, thiserror::Error)]
 #[error("the sink {sink} has failed for good")]
-pub struct Failed {
+pub struct FatalError {
     /// The sink's name.
     pub sink: Arc<str>,
     /// Why.
@@ -273,25 +273,25 @@ impl Delivery {
         self.leaving.retain(|_, worker| !worker.task.is_finished());
         let gone: Vec<_> = self.workers.keys().cloned().collect();
         for name in gone.into_iter().filter(|name| !names.contains(name)) {
-            self.dismiss(&name);
+            self.stop_worker(&name);
             self.board.remove_sink(&name);
         }
         for ((options, sink), state) in sinks.into_iter().zip(prepared).zip(states) {
             if let Some(sink) = sink {
-                self.dismiss(&options.name);
-                self.employ(options, sink, state.mark);
+                self.stop_worker(&options.name);
+                self.start_worker(options, sink, state.mark);
             }
         }
         Ok(())
     }
 
     /// Returns the next sink that fails for good; pending until then.
-    pub async fn failed(&mut self) -> Failed {
+    pub async fn fatal_error(&mut self) -> FatalError {
         loop {
             match self.failures.1.recv().await {
                 // The sink was removed or replaced by a reload after it had failed.
-                Some(Failure { orders, .. }) if orders.borrow().is_to_leave() => {}
-                Some(Failure { failed, .. }) => return failed,
+                Some(FatalReport { orders, .. }) if orders.borrow().is_to_leave() => {}
+                Some(FatalReport { error, .. }) => return error,
                 // Cannot happen: `self.failures` holds a sender, too.
                 None => std::future::pending().await,
             }
@@ -308,7 +308,7 @@ impl Delivery {
         let mut complete = true;
         for (name, mut worker) in self.workers {
             match tokio::time::timeout_at(deadline, &mut worker.task).await {
-                Ok(Ok(left)) => complete &= left.drained,
+                Ok(Ok(outcome)) => complete &= outcome.drained,
                 Ok(Err(_)) => complete = false,
                 Err(_) => {
                     worker.task.abort();
@@ -324,14 +324,14 @@ impl Delivery {
         complete
     }
 
-    fn dismiss(&mut self, name: &Arc<str>) {
+    fn stop_worker(&mut self, name: &Arc<str>) {
         if let Some(worker) = self.workers.remove(name) {
             worker.orders.send_replace(Order::Stop);
             self.leaving.insert(Arc::clone(name), worker);
         }
     }
 
-    fn employ(&mut self, options: SinkOptions, sink: Sink, mark: Option<Vec<u8>>) {
+    fn start_worker(&mut self, options: SinkOptions, sink: Sink, mark: Option<Vec<u8>>) {
         let name = Arc::clone(&options.name);
         let kind = options.target.kind();
         self.board.update_sink(&name, |status| {
@@ -375,7 +375,7 @@ impl Delivery {
         let task = tokio::spawn(worker.run(sink, mark, predecessor));
         self.workers.insert(
             name,
-            Employed {
+            WorkerHandle {
                 options,
                 orders,
                 reopen,
@@ -387,9 +387,9 @@ impl Delivery {
     }
 }
 
-// === impl Employed ===
+// === impl WorkerHandle ===
 
-impl Employed {
+impl WorkerHandle {
     /// Of this worker, which was told to leave, and its predecessors: those that may still be
     /// writing, the oldest first.
     fn still_writing(&self) -> Vec<(Target, AbortHandle)> {

@@ -533,7 +533,7 @@ async fn receiver(options: &OtlpOptions) -> Outcome<()> {
         "look at the endpoint's path, such as /v1/logs, or /otlp/v1/logs of Grafana Loki";
     let shown = Endpoint::of(&options.endpoint)
         .ok_or_else(|| Trouble::new("the endpoint is not an http or https URL", UNUSABLE))?;
-    let error = match otlp::ask(options).await {
+    let error = match otlp::probe(options).await {
         Ok(None) => return Ok(Passed::new((), format!("{shown} takes what is sent"))),
         Ok(Some(why)) => {
             let found = format!("{shown} answers; to an empty request, {why}");

@@ -185,7 +185,7 @@ impl LogFile {
             others: Vec::new(),
             mark: None,
             current: None,
-            // Until `reading` tells how far the journal goes, any event may have been written
+            // Until `with_journalled` tells how far the journal goes, any event may have been written
             // already.
             journalled: watch::channel(i64::MAX).1,
             doubted: 0,
@@ -196,19 +196,19 @@ impl LogFile {
     }
 
     /// Sets the files that other sinks write to.
-    pub(super) fn beside(mut self, others: Vec<PathBuf>) -> Self {
+    pub(super) fn with_other_files(mut self, others: Vec<PathBuf>) -> Self {
         self.others = others;
         self
     }
 
     /// Sets where to read how far the journal goes.
-    pub(super) fn reading(mut self, journalled: watch::Receiver<i64>) -> Self {
+    pub(super) fn with_journalled(mut self, journalled: watch::Receiver<i64>) -> Self {
         self.journalled = journalled;
         self
     }
 
     /// Makes the sink go on where a former process left off with `mark`.
-    pub(super) fn after(mut self, mark: Option<&[u8]>) -> Self {
+    pub(super) fn resume_at(mut self, mark: Option<&[u8]>) -> Self {
         self.mark = mark.and_then(Mark::decode);
         self
     }
@@ -465,7 +465,7 @@ impl Writer for LogFile {
         }
     }
 
-    fn hear(&mut self, past: Past) {
+    fn note_past(&mut self, past: Past) {
         let lost = self.past.is_some_and(|before| before.losses != past.losses);
         let others = self.moved.iter_mut().chain(&mut self.former);
         for tail in others.chain(&mut self.current) {

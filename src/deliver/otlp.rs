@@ -31,7 +31,7 @@ const MAX_EVENTS: usize = 512;
 /// Number of answers to full requests after which requests may hold twice as many events. It is
 /// that large because a receiver that cannot take more may store a request that it does not
 /// answer, and is then sent the same events again.
-const ANSWERS: u32 = 16;
+const ANSWERS_TO_RAISE: u32 = 16;
 
 /// The size of a request before compression, in bytes, unless a single event is larger. Receivers
 /// are known to refuse more than 4 MiB.
@@ -39,7 +39,7 @@ const MAX_BYTES: usize = 1 << 20;
 
 /// Time after which the settled events are returned, so that they are acknowledged before more is
 /// sent.
-const TURN: Duration = Duration::from_secs(3);
+const TIME_SLICE: Duration = Duration::from_secs(3);
 
 const PROTOBUF: &str = "application/x-protobuf";
 
@@ -48,7 +48,7 @@ const PROTOBUF: &str = "application/x-protobuf";
 pub(super) struct Otlp {
     receiver: Receiver,
     limit: Limit,
-    turn: Duration,
+    time_slice: Duration,
 }
 
 /// How many events a request may hold at present. The number falls while the receiver does not
@@ -56,8 +56,8 @@ pub(super) struct Otlp {
 #[derive(Debug)]
 struct Limit {
     events: usize,
-    /// Answers to requests that held this many events.
-    answers: u32,
+    /// Answers to requests that held this many events, since the number last changed.
+    full_answers: u32,
 }
 
 // === impl Otlp ===
@@ -67,7 +67,7 @@ impl Otlp {
         Ok(Self {
             receiver: Receiver::new(options)?,
             limit: Limit::default(),
-            turn: TURN,
+            time_slice: TIME_SLICE,
         })
     }
 
@@ -78,7 +78,7 @@ impl Otlp {
         events: &[Pending],
         ours: impl Fn() -> bool,
     ) -> Progress {
-        let until = Instant::now() + self.turn;
+        let until = Instant::now() + self.time_slice;
         let mut progress = Progress::default();
         while progress.settled < events.len() && ours() {
             let batch = read_batch(&events[progress.settled..], self.limit.events);
@@ -172,7 +172,7 @@ impl Otlp {
 /// Sends a request without any record, which a receiver takes like one with records. Returns why
 /// the receiver refused it, if it did. A refusal is no failure of the sink, because some receivers
 /// want at least one record.
-pub(crate) async fn ask(options: &OtlpOptions) -> Result<Option<String>, Error> {
+pub(crate) async fn probe(options: &OtlpOptions) -> Result<Option<String>, Error> {
     let request = ExportLogsServiceRequest::default();
     match Receiver::new(options)?.export(request).await? {
         Outcome::Taken { .. } => Ok(None),
@@ -187,7 +187,7 @@ impl Limit {
     /// Called when a request with `events` events was not answered in time.
     fn halve(&mut self, events: usize) {
         self.events = (self.events.min(events) / 2).max(1);
-        self.answers = 0;
+        self.full_answers = 0;
     }
 
     /// Called when a request with `events` events was answered.
@@ -195,10 +195,10 @@ impl Limit {
         if events < self.events {
             return;
         }
-        self.answers += 1;
-        if self.answers >= ANSWERS {
+        self.full_answers += 1;
+        if self.full_answers >= ANSWERS_TO_RAISE {
             self.events = (self.events * 2).min(MAX_EVENTS);
-            self.answers = 0;
+            self.full_answers = 0;
         }
     }
 }
@@ -207,7 +207,7 @@ impl Default for Limit {
     fn default() -> Self {
         Self {
             events: MAX_EVENTS,
-            answers: 0,
+            full_answers: 0,
         }
     }
 }

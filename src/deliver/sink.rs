@@ -45,7 +45,7 @@ pub(super) trait Writer: Send + 'static {
 
     /// Receives what is known of earlier deliveries, right before `deliver`. Called only where
     /// replicas share the searches.
-    fn hear(&mut self, _past: Past) {}
+    fn note_past(&mut self, _past: Past) {}
 
     /// Checks anew where the writer writes to.
     fn reopen(&mut self) {}
@@ -129,7 +129,7 @@ impl Sink {
                     Target::File { path, .. } if sink.name != options.name => Some(path.clone()),
                     _ => None,
                 });
-                let file = LogFile::new(path.clone(), *format).beside(others.collect());
+                let file = LogFile::new(path.clone(), *format).with_other_files(others.collect());
                 Self::File(Box::new(file))
             }
             Target::Journald => Self::Journald(Journald::new()),
@@ -150,10 +150,10 @@ impl Sink {
         journalled: watch::Receiver<i64>,
     ) -> Result<Running, Box<(Self, SinkError)>> {
         match self {
-            Self::Stdout(sink) => Self::run(name, sink.after(mark, journal_end), Self::Stdout),
+            Self::Stdout(sink) => Self::run(name, sink.resume_at(mark, journal_end), Self::Stdout),
             Self::File(sink) => {
                 let back = |sink| Self::File(Box::new(sink));
-                Self::run(name, sink.after(mark).reading(journalled), back)
+                Self::run(name, sink.resume_at(mark).with_journalled(journalled), back)
             }
             Self::Journald(sink) => Self::run(name, sink, Self::Journald),
             Self::Otlp(sink) => Ok(Running::Otlp(sink)),
@@ -232,7 +232,7 @@ impl Thread {
                             // for a while.
                             let progress = if claim.holds() {
                                 if let Some(past) = claim.past() {
-                                    writer.hear(past);
+                                    writer.note_past(past);
                                 }
                                 writer.deliver(&events)
                             } else {

@@ -41,7 +41,7 @@ pub(super) struct Stdout {
     output: Arc<Mutex<Output>>,
     format: Format,
     /// Tells sinks that share an output apart.
-    writer: u64,
+    sink_id: u64,
     /// Events up to this position were journalled before the process began.
     journal_end: i64,
     /// Whether replicas share the searches. The waiting events then come search by search, perhaps
@@ -49,14 +49,14 @@ pub(super) struct Stdout {
     is_shared: bool,
     /// The mark of the output that the store has for this sink.
     mark: Option<Vec<u8>>,
-    former: Former,
+    former_output: FormerOutput,
 }
 
 /// Where this sink wrote to in the former process, according to its mark. Readers skip an empty
 /// line, but none is written without need: the mark shows that a pipe is new, as it is in most
 /// places after every start.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Former {
+enum FormerOutput {
     /// To the present output.
     Here,
     /// To another pipe or nowhere, so the present one is new.
@@ -86,7 +86,7 @@ enum End {
     Whole,
     /// The last line broke off after `written` bytes of the line of the event at `position`.
     Torn {
-        writer: u64,
+        sink_id: u64,
         position: i64,
         written: usize,
     },
@@ -128,21 +128,21 @@ impl Stdout {
     }
 
     pub(super) fn new(output: Arc<Mutex<Output>>, format: Format) -> Self {
-        static WRITERS: AtomicU64 = AtomicU64::new(0);
+        static NEXT_SINK_ID: AtomicU64 = AtomicU64::new(0);
         Self {
             output,
             format,
-            writer: WRITERS.fetch_add(1, Ordering::Relaxed),
+            sink_id: NEXT_SINK_ID.fetch_add(1, Ordering::Relaxed),
             journal_end: 0,
             is_shared: false,
             mark: None,
-            former: Former::Here,
+            former_output: FormerOutput::Here,
         }
     }
 
     /// Sets the mark that a former process left, and the position up to which that process may
     /// have been given the events.
-    pub(super) fn after(mut self, mark: Option<&[u8]>, journal_end: i64) -> Self {
+    pub(super) fn resume_at(mut self, mark: Option<&[u8]>, journal_end: i64) -> Self {
         self.mark = mark.map(Into::into);
         self.journal_end = journal_end;
         self
@@ -153,12 +153,12 @@ impl Writer for Stdout {
     fn deliver(&mut self, events: &[Pending]) -> Progress {
         let here = self.output.lock().mark.clone();
         if self.mark.as_ref() != Some(&here) {
-            self.former = match &self.mark {
-                Some(mark) if mark.starts_with(MARK) => Former::Elsewhere,
+            self.former_output = match &self.mark {
+                Some(mark) if mark.starts_with(MARK) => FormerOutput::Elsewhere,
                 // Nothing was ever journalled, or this replica is new, as is every replica whose
                 // name changes with each start.
-                None if self.journal_end == 0 || self.is_shared => Former::Elsewhere,
-                _ => Former::Unknown,
+                None if self.journal_end == 0 || self.is_shared => FormerOutput::Elsewhere,
+                _ => FormerOutput::Unknown,
             };
             // The store has to know this output before a line can be left torn in it.
             self.mark = Some(here.clone());
@@ -170,16 +170,16 @@ impl Writer for Stdout {
         let waited = events
             .first()
             .is_some_and(|first| first.position <= self.journal_end);
-        let may_follow = match self.former {
+        let may_be_torn = match self.former_output {
             // If the former process left a line torn, the event of that line is the first to be
             // written now.
-            Former::Here => waited || self.is_shared,
-            Former::Elsewhere => false,
-            Former::Unknown => true,
+            FormerOutput::Here => waited || self.is_shared,
+            FormerOutput::Elsewhere => false,
+            FormerOutput::Unknown => true,
         };
         let mut lines = Lines::render(self.format, events);
         let mut output = self.output.lock();
-        let (settled, result) = output.write(self.writer, events, &lines, may_follow);
+        let (settled, result) = output.write(self.sink_id, events, &lines, may_be_torn);
         Progress {
             settled,
             refused: lines.refused_among(settled),
@@ -189,7 +189,7 @@ impl Writer for Stdout {
         }
     }
 
-    fn hear(&mut self, _past: Past) {
+    fn note_past(&mut self, _past: Past) {
         self.is_shared = true;
     }
 }
@@ -211,26 +211,26 @@ impl Output {
         }
     }
 
-    /// Writes lines. Returns how many are out, and the error if not all are. `may_follow` says
+    /// Writes lines. Returns how many are out, and the error if not all are. `may_be_torn` says
     /// that a former process may have left a torn line at the end of the output.
     fn write(
         &mut self,
-        writer: u64,
+        sink_id: u64,
         events: &[Pending],
         lines: &Lines,
-        may_follow: bool,
+        may_be_torn: bool,
     ) -> (usize, Result<(), Error>) {
         let first = events.first().map(|event| event.position);
         let mut written = 0;
         let break_line = match self.end {
             End::Whole => false,
-            End::Unknown => ends_torn(&self.fd).unwrap_or(may_follow || self.is_used),
+            End::Unknown => ends_torn(&self.fd).unwrap_or(may_be_torn || self.is_used),
             End::Torn {
-                writer: torn_by,
+                sink_id: torn_by,
                 position,
                 written: already,
             } => {
-                let goes_on = torn_by == writer && Some(position) == first;
+                let goes_on = torn_by == sink_id && Some(position) == first;
                 if goes_on {
                     written = already;
                 }
@@ -244,7 +244,7 @@ impl Output {
         let whole = lines.whole_within(written);
         self.end = match events.get(whole) {
             Some(torn) if written > lines.start(whole) => End::Torn {
-                writer,
+                sink_id,
                 position: torn.position,
                 written: written - lines.start(whole),
             },

@@ -210,8 +210,8 @@ fn employ_output(delivery: &mut Delivery, name: &str, output: Arc<Mutex<stdout::
         },
     };
     let sink = Sink::Stdout(stdout::Stdout::new(output, Format::Json));
-    delivery.dismiss(&options.name);
-    delivery.employ(options, sink, None);
+    delivery.stop_worker(&options.name);
+    delivery.start_worker(options, sink, None);
 }
 
 #[tokio::test]
@@ -392,7 +392,7 @@ async fn standard_output_that_is_closed_is_reported_as_the_end() {
     employ_pipe(&mut delivery, "out", writer);
     drop(reader);
     journal.journal(3).await;
-    let failed = tokio::time::timeout(Duration::from_secs(10), delivery.failed())
+    let failed = tokio::time::timeout(Duration::from_secs(10), delivery.fatal_error())
         .await
         .unwrap();
     assert_eq!(&*failed.sink, "out");
@@ -505,7 +505,7 @@ fn has_the_rest(journal: &Journal) -> bool {
 }
 
 fn has_failed(delivery: &mut Delivery) -> bool {
-    futures_util::FutureExt::now_or_never(delivery.failed()).is_some()
+    futures_util::FutureExt::now_or_never(delivery.fatal_error()).is_some()
 }
 
 #[tokio::test]
@@ -782,7 +782,7 @@ async fn a_worker_that_panics_ends_the_daemon() {
     .await
     .unwrap();
     journal.journal(1).await;
-    let failed = tokio::time::timeout(Duration::from_secs(10), delivery.failed())
+    let failed = tokio::time::timeout(Duration::from_secs(10), delivery.fatal_error())
         .await
         .unwrap();
     assert!(matches!(failed.source, SinkError::Ended));

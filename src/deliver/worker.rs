@@ -24,7 +24,7 @@ use crate::{
 };
 
 use super::{
-    Failed, Observer, Target,
+    FatalError, Observer, Target,
     sink::{Progress, Refusal, Running, Sink, SinkError},
 };
 
@@ -71,7 +71,7 @@ pub(super) struct Worker {
     pub(super) observer: Arc<dyn Observer>,
     pub(super) orders: watch::Receiver<Order>,
     pub(super) reopen: Arc<Notify>,
-    pub(super) failures: mpsc::UnboundedSender<Failure>,
+    pub(super) failures: mpsc::UnboundedSender<FatalReport>,
     pub(super) limits: Limits,
     /// Where the journal ended when the process began to deliver.
     pub(super) journal_end: i64,
@@ -95,7 +95,7 @@ pub(super) enum Order {
 /// A worker that was told to stop, and has to leave before its successor begins.
 #[derive(Debug)]
 pub(super) struct Predecessor {
-    pub(super) task: JoinHandle<Left>,
+    pub(super) task: JoinHandle<Outcome>,
     pub(super) orders: watch::Sender<Order>,
     /// Earlier workers, perhaps including the predecessor, that have begun to deliver and whose
     /// deliveries may not be given up for the new target. The successor waits for them, however
@@ -103,17 +103,17 @@ pub(super) struct Predecessor {
     pub(super) must_end: Vec<AbortHandle>,
 }
 
-/// A sink that has failed for good, and the orders of its worker, which may have been dismissed
+/// A sink that has failed for good, and the orders of its worker, which may have been stopped
 /// since.
 #[derive(Debug)]
-pub(super) struct Failure {
-    pub(super) failed: Failed,
+pub(super) struct FatalReport {
+    pub(super) error: FatalError,
     pub(super) orders: watch::Receiver<Order>,
 }
 
 /// How a worker ended.
 #[derive(Debug, Default)]
-pub(super) struct Left {
+pub(super) struct Outcome {
     /// The last mark that was acknowledged.
     pub(super) mark: Option<Vec<u8>>,
     /// Whether no event was left to deliver.
@@ -148,19 +148,19 @@ impl Worker {
         sink: Sink,
         mark: Option<Vec<u8>>,
         predecessor: Option<Predecessor>,
-    ) -> Left {
+    ) -> Outcome {
         // Nothing else would report a panic of this task.
         let _panics = PanicReport(&self);
-        let mut left = Left {
+        let mut outcome = Outcome {
             mark,
             drained: false,
         };
         let acknowledged = Notify::new();
         tokio::select! {
-            () = self.take_over(sink, predecessor, &mut left, &acknowledged) => {}
+            () = self.take_over(sink, predecessor, &mut outcome, &acknowledged) => {}
             () = self.watch_backlog(&acknowledged) => {}
         }
-        left
+        outcome
     }
 
     /// Waits for the predecessor, starts the sink, delivers, and closes the sink in the end.
@@ -168,18 +168,18 @@ impl Worker {
         &self,
         sink: Sink,
         predecessor: Option<Predecessor>,
-        left: &mut Left,
+        outcome: &mut Outcome,
         acknowledged: &Notify,
     ) {
         if let Some(predecessor) = predecessor {
-            self.wait_for(predecessor, left).await;
+            self.wait_for(predecessor, outcome).await;
             // The predecessor may have delivered events that the backlog still counts.
             acknowledged.notify_one();
         }
-        let Some(mut running) = self.start(sink, left).await else {
+        let Some(mut running) = self.start(sink, outcome).await else {
             return;
         };
-        self.work(&mut running, left, acknowledged).await;
+        self.work(&mut running, outcome, acknowledged).await;
         tokio::select! {
             () = running.close() => {}
             () = self.given_up() => {}
@@ -189,7 +189,7 @@ impl Worker {
     /// Starts the sink, and tries again for as long as the system has no thread for it. Returns
     /// `None` if the worker is told to leave before that, or if the daemon stops and no event
     /// waits for the sink.
-    async fn start(&self, mut sink: Sink, left: &mut Left) -> Option<Running> {
+    async fn start(&self, mut sink: Sink, outcome: &mut Outcome) -> Option<Running> {
         let mut trouble = Trouble::default();
         // Set before the order is read. So if somebody first orders this worker to leave and then
         // finds `has_begun` unset, the worker will never begin.
@@ -200,21 +200,21 @@ impl Worker {
                 return None;
             }
             let journalled = self.store.journalled();
-            let mark = left.mark.as_deref();
+            let mark = outcome.mark.as_deref();
             match sink.start(&self.name, mark, self.journal_end, journalled) {
                 Ok(running) => {
                     self.recovered(&mut trouble, "has begun to work");
                     return Some(running);
                 }
                 Err(failed) => {
-                    left.drained = self.is_drained(order).await;
-                    if left.drained {
+                    outcome.drained = self.is_drained(order).await;
+                    if outcome.drained {
                         return None;
                     }
                     let error;
                     (sink, error) = *failed;
                     let delay = self.report(&mut trouble, &error, None, order);
-                    self.wait(delay, None, order).await;
+                    self.wait_to_retry(delay, None, order).await;
                 }
             }
         }
@@ -231,7 +231,7 @@ impl Worker {
 
     /// Waits until the predecessor has left, and takes over its mark. If its delivery does not end
     /// and may be given up for the new target, the predecessor is told to give up.
-    async fn wait_for(&self, predecessor: Predecessor, left: &mut Left) {
+    async fn wait_for(&self, predecessor: Predecessor, outcome: &mut Outcome) {
         let Predecessor {
             mut task,
             orders,
@@ -241,8 +241,8 @@ impl Worker {
         loop {
             tokio::select! {
                 ended = &mut task => {
-                    if let Ok(Left { mark: Some(mark), .. }) = ended {
-                        left.mark = Some(mark);
+                    if let Ok(Outcome { mark: Some(mark), .. }) = ended {
+                        outcome.mark = Some(mark);
                     }
                     break;
                 }
@@ -274,7 +274,7 @@ impl Worker {
         }
         if is_left_behind {
             // The mark of the former target says nothing about the new target.
-            left.mark = None;
+            outcome.mark = None;
         }
         if complained {
             tracing::info!(
@@ -285,7 +285,7 @@ impl Worker {
         }
     }
 
-    async fn work(&self, sink: &mut Running, left: &mut Left, acknowledged: &Notify) {
+    async fn work(&self, sink: &mut Running, outcome: &mut Outcome, acknowledged: &Notify) {
         let mut journalled = self.store.journalled();
         let mut trouble = Trouble::default();
         loop {
@@ -302,7 +302,11 @@ impl Worker {
                 // This says neither that the sink works nor that it fails, so the last report
                 // stands.
                 Err(store::Error::Unclear) => {
-                    if self.rest(&mut journalled, sink, order).await.is_err() {
+                    if self
+                        .wait_for_change(&mut journalled, sink, order)
+                        .await
+                        .is_err()
+                    {
                         return;
                     }
                     continue;
@@ -314,17 +318,21 @@ impl Worker {
                         return;
                     }
                     let delay = self.report(&mut trouble, &error, None, order);
-                    self.wait(delay, Some(sink), order).await;
+                    self.wait_to_retry(delay, Some(sink), order).await;
                     continue;
                 }
             };
             if events.is_empty() {
                 self.recovered(&mut trouble, "nothing waits for delivery any more");
                 if order == Order::Drain {
-                    left.drained = true;
+                    outcome.drained = true;
                     return;
                 }
-                if self.rest(&mut journalled, sink, order).await.is_err() {
+                if self
+                    .wait_for_change(&mut journalled, sink, order)
+                    .await
+                    .is_err()
+                {
                     return;
                 }
                 continue;
@@ -344,7 +352,7 @@ impl Worker {
             } = progress;
             let delivered = (settled as u64).saturating_sub(rejected);
             if settled > 0 || mark.is_some() {
-                left.mark.clone_from(&mark);
+                outcome.mark.clone_from(&mark);
                 // A sink may have a mark to store before it delivers anything.
                 let position = match settled.checked_sub(1) {
                     Some(last) => events[last].position,
@@ -363,8 +371,8 @@ impl Worker {
                     ),
                 }
                 self.count(delivered, rejected);
-                self.tell_refused(&refused);
-                self.pass_on(&warnings);
+                self.log_refused(&refused);
+                self.log_warnings(&warnings);
                 acknowledged.notify_one();
             }
             drop(claim);
@@ -380,7 +388,7 @@ impl Worker {
                 Some(error) if error.is_fatal() => return self.fail(error),
                 Some(error) => {
                     let delay = self.report(&mut trouble, &error, error.retry_after(), order);
-                    self.wait(delay, Some(sink), order).await;
+                    self.wait_to_retry(delay, Some(sink), order).await;
                 }
             }
         }
@@ -397,7 +405,7 @@ impl Worker {
     /// Waits before a failed try is repeated. A new order or a reopen ends the wait at once.
     /// `order` is the order under which the try was made: another one may have come during the
     /// try.
-    async fn wait(&self, delay: Duration, sink: Option<&Running>, order: Order) {
+    async fn wait_to_retry(&self, delay: Duration, sink: Option<&Running>, order: Order) {
         let mut orders = self.orders.clone();
         tokio::select! {
             () = tokio::time::sleep(delay) => {}
@@ -411,7 +419,7 @@ impl Worker {
     ///
     /// # Errors
     /// If the sender of either is gone.
-    async fn rest(
+    async fn wait_for_change(
         &self,
         journalled: &mut watch::Receiver<i64>,
         sink: &Running,
@@ -439,7 +447,7 @@ impl Worker {
     }
 
     /// Logs the events that will never be delivered.
-    fn tell_refused(&self, refused: &[Refusal]) {
+    fn log_refused(&self, refused: &[Refusal]) {
         for Refusal {
             events,
             event_id,
@@ -457,7 +465,7 @@ impl Worker {
     }
 
     /// Logs what the receiver said about events that it took.
-    fn pass_on(&self, warnings: &[String]) {
+    fn log_warnings(&self, warnings: &[String]) {
         for warning in warnings {
             tracing::warn!(
                 sink = &*self.name,
@@ -532,8 +540,8 @@ impl Worker {
         self.observer.sink_error(&self.name);
         self.update(|status| status.error = Some(text));
         // Sending fails only if `Delivery` is gone, which has ended delivery anyway.
-        drop(self.failures.send(Failure {
-            failed: Failed {
+        drop(self.failures.send(FatalReport {
+            error: FatalError {
                 sink: Arc::clone(&self.name),
                 source,
             },

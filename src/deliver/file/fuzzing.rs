@@ -137,7 +137,7 @@ impl World {
 
     fn crash(&mut self) {
         self.at = self.saved.clone();
-        self.sink = LogFile::new(self.path(), Format::Json).after(self.at.mark.as_deref());
+        self.sink = LogFile::new(self.path(), Format::Json).resume_at(self.at.mark.as_deref());
     }
 
     fn rotate(&mut self) {

@@ -154,14 +154,14 @@ impl World {
         let (cursor, mark) = self.saved.clone();
         self.cursor = cursor;
         self.mark.clone_from(&mark);
-        self.sink = LogFile::new(self.path(), Format::Json).after(mark.as_deref());
+        self.sink = LogFile::new(self.path(), Format::Json).resume_at(mark.as_deref());
     }
 
     /// Delivers some events as a batch of a store that several replicas share.
     fn hand(&mut self, past: Past, which: &[usize]) {
         let events: Vec<_> = which.iter().map(|&it| self.events[it].clone()).collect();
         let mut rest = &events[..];
-        self.sink.hear(past);
+        self.sink.note_past(past);
         while !rest.is_empty() {
             let progress = self.sink.deliver(rest);
             assert!(progress.error.is_none(), "{:?}", progress.error);

@@ -42,7 +42,7 @@ fn sink(fd: impl Into<OwnedFd>) -> Stdout {
 /// Returns a sink whose mark the store knows already.
 fn marked(output: Arc<Mutex<Output>>) -> Stdout {
     let mark = output.lock().mark.clone();
-    Stdout::new(output, Format::Json).after(Some(&mark), 0)
+    Stdout::new(output, Format::Json).resume_at(Some(&mark), 0)
 }
 
 /// Reads slowly, and little at a time.
@@ -114,7 +114,7 @@ fn after_an_error_in_the_middle_of_a_line_the_same_sink_writes_the_rest_of_it() 
         let half = &first.as_bytes()[..20];
         write_all(&output.fd, half, &mut 0).unwrap();
         output.end = End::Torn {
-            writer: sink.writer,
+            sink_id: sink.sink_id,
             position: 1,
             written: half.len(),
         };
@@ -134,7 +134,7 @@ fn a_line_that_another_sink_left_torn_is_ended_first() {
         let mut output = sink.output.lock();
         write_all(&output.fd, b"{\"ev", &mut 0).unwrap();
         output.end = End::Torn {
-            writer: sink.writer,
+            sink_id: sink.sink_id,
             position: 1,
             written: 4,
         };
@@ -187,10 +187,10 @@ fn a_pipe_gets_a_line_break_where_it_may_have_been_left_in_the_middle_of_a_line(
             }
             let sink = sink(writer);
             let known = sink.mark.clone();
-            let mut sink = sink.after(mark.unwrap_or(known.as_deref()), journal_end);
+            let mut sink = sink.resume_at(mark.unwrap_or(known.as_deref()), journal_end);
             let reading = read_slowly(reader);
             if is_shared {
-                sink.hear(Past::default());
+                sink.note_past(Past::default());
             }
             if mark.is_some() {
                 let progress = sink.deliver(&events(1, 2));
@@ -198,7 +198,7 @@ fn a_pipe_gets_a_line_break_where_it_may_have_been_left_in_the_middle_of_a_line(
             }
             assert_eq!(sink.deliver(&events(1, 2)).settled, 2);
             // The line break comes once: from then on, the sink knows how the last line ended.
-            sink.hear(Past::default());
+            sink.note_past(Past::default());
             assert_eq!(sink.deliver(&events(3, 1)).settled, 1);
             drop(sink);
             // A pipe that holds something is not new, whatever the mark says.
@@ -220,7 +220,7 @@ fn a_file_that_ends_whole_gets_no_line_break_whatever_waits() {
     let output = File::options().append(true).open(file.path()).unwrap();
     let sink = sink(output);
     let mark = sink.mark.clone();
-    let mut sink = sink.after(mark.as_deref(), 2);
+    let mut sink = sink.resume_at(mark.as_deref(), 2);
     assert_eq!(sink.deliver(&events(1, 2)).settled, 2);
     let content = std::fs::read_to_string(file.path()).unwrap();
     assert_eq!(content, format!("whole\n{}", expected(1, 2)));

@@ -157,7 +157,7 @@ fn the_file_of_a_sink_that_writes_the_same_lines_is_not_taken_for_ones_own() {
     let (mut world, other) = twin("others.jsonl");
     expect_waiting_lines_in_a_new_file(&mut world, &other);
     let (mut world, other) = twin("alerts-2.jsonl");
-    world.sink = world.sink.beside(vec![other.clone()]);
+    world.sink = world.sink.with_other_files(vec![other.clone()]);
     expect_waiting_lines_in_a_new_file(&mut world, &other);
 }
 

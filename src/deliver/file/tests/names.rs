@@ -25,8 +25,8 @@ impl World {
 
     fn read_the_journal(&mut self) {
         let end = self.events.last().unwrap().position;
-        let sink = LogFile::new(self.path(), Format::Json).after(self.mark.as_deref());
-        self.sink = sink.reading(watch::channel(end).1);
+        let sink = LogFile::new(self.path(), Format::Json).resume_at(self.mark.as_deref());
+        self.sink = sink.with_journalled(watch::channel(end).1);
     }
 
     /// The lines, sorted in the order of the events.

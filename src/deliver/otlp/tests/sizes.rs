@@ -35,7 +35,7 @@ async fn requests_hold_as_much_as_ever_once_a_receiver_answers_again() {
         settled += otlp.deliver(&events[settled..], ours).await.settled;
     }
     let counts = receiver.counts();
-    let small = ANSWERS as usize;
+    let small = ANSWERS_TO_RAISE as usize;
     assert_eq!(counts[0], 512);
     assert!(
         counts[1..=small].iter().all(|count| *count == 256),
@@ -89,7 +89,7 @@ async fn a_slow_receivers_progress_is_told_before_everything_is_sent() {
     receiver.0.lock().bad = Some(("700", StatusCode::BAD_REQUEST));
     let mut otlp = Otlp::new(&options).unwrap();
     // Every answer takes longer than this turn.
-    otlp.turn = Duration::ZERO;
+    otlp.time_slice = Duration::ZERO;
     let events = alerts(0..1000);
     let mut settled = Vec::new();
     let mut refused = 0;
