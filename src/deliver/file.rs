@@ -79,7 +79,7 @@ const LOOK_BACK: u64 = 16 << 20;
 const MAX_DOUBTFUL: usize = 64;
 
 /// Maximum number of moved files that are kept because they may hold lines that are given again.
-const MAX_FORMER: usize = 16;
+const MAX_MOVED_SETTLED: usize = 16;
 
 /// Number of tries to lock a file that is locked already, with a pause between two tries.
 const LOCK_TRIES: u32 = 20;
@@ -99,7 +99,7 @@ pub(super) struct LogFile {
     others: Vec<PathBuf>,
     /// Where a former process left off and which parts it left in doubt, until the file is open.
     mark: Option<(Mark, Vec<Range<u64>>)>,
-    current: Option<Tail>,
+    current: Option<OpenFile>,
     /// The last position in the journal.
     journalled: watch::Receiver<i64>,
     /// Events up to this position may stand in the doubtful parts, whoever has held their
@@ -108,15 +108,15 @@ pub(super) struct LogFile {
     /// What was last heard of earlier deliveries, where replicas share the searches.
     past: Option<Past>,
     /// Files that were moved away before everything in them was settled.
-    moved: Vec<Tail>,
+    moved_unsettled: Vec<OpenFile>,
     /// Files that were moved away and are settled, but may hold lines that are given again. A file
     /// is closed once it is deleted, or once none of its lines can be given again.
-    former: Vec<Tail>,
+    moved_settled: Vec<OpenFile>,
 }
 
 /// An open file, and what is known of its end.
 #[derive(Debug)]
-struct Tail {
+struct OpenFile {
     file: File,
     path: PathBuf,
     id: FileId,
@@ -190,8 +190,8 @@ impl LogFile {
             journalled: watch::channel(i64::MAX).1,
             doubted: 0,
             past: None,
-            moved: Vec::new(),
-            former: Vec::new(),
+            moved_unsettled: Vec::new(),
+            moved_settled: Vec::new(),
         }
     }
 
@@ -220,9 +220,9 @@ impl LogFile {
         let mut current = self.follow_name()?;
         if self.past.is_none() && first > self.doubted {
             // All events that come now were journalled after the files had been opened.
-            self.former.clear();
-            for tail in self.moved.iter_mut().chain([&mut current]) {
-                tail.doubtful.clear();
+            self.moved_settled.clear();
+            for file in self.moved_unsettled.iter_mut().chain([&mut current]) {
+                file.doubtful.clear();
             }
         }
         let written = self.write_to(&mut current, first, lines);
@@ -232,15 +232,16 @@ impl LogFile {
 
     fn write_to(
         &mut self,
-        current: &mut Tail,
+        current: &mut OpenFile,
         first: i64,
         lines: &Lines,
     ) -> Result<Settled, Error> {
         let mut missing = Missing::new(lines);
-        self.moved.extend(current.leave_if_truncated(&self.others)?);
+        self.moved_unsettled
+            .extend(current.leave_if_truncated(&self.others)?);
         if self.past.is_some() {
-            for tail in self.moved.iter_mut().chain([&mut *current]) {
-                tail.doubt_unsettled()?;
+            for file in self.moved_unsettled.iter_mut().chain([&mut *current]) {
+                file.doubt_unsettled()?;
             }
         }
         let is_inherited = self.past.is_some_and(|past| past.is_inherited);
@@ -249,7 +250,7 @@ impl LogFile {
         if let Some(settled) = found {
             return Ok(settled);
         }
-        let searched = self.moved.len();
+        let searched = self.moved_unsettled.len();
         if is_doubted {
             self.find_in_others(&mut missing)?;
         }
@@ -282,18 +283,18 @@ impl LogFile {
     /// settled up to that line.
     fn search_moved(
         &mut self,
-        current: &Tail,
+        current: &OpenFile,
         is_inherited: bool,
         is_doubted: bool,
         missing: &mut Missing<'_>,
     ) -> Result<Option<Settled>, Error> {
-        for searched in 0..self.moved.len() {
-            let look = |missing: &mut Missing<'_>| match is_doubted {
-                true => self.look_everywhere(current, is_inherited, missing),
+        for searched in 0..self.moved_unsettled.len() {
+            let peek = |missing: &mut Missing<'_>| match is_doubted {
+                true => self.peek_everywhere(current, is_inherited, missing),
                 false => Ok(()),
             };
-            let settled = self.moved[searched].settle_moved(missing, look);
-            let moved = &mut self.moved[searched];
+            let settled = self.moved_unsettled[searched].settle_moved(missing, peek);
+            let moved = &mut self.moved_unsettled[searched];
             match settled {
                 Ok((scan, mark)) if !scan.at_end => {
                     // The rest of the file belongs to later lines.
@@ -317,30 +318,34 @@ impl LogFile {
 
     /// Looks for lines wherever they may stand, and changes nothing: a torn line in a file that
     /// was moved away must not be completed if another sink has written the whole line elsewhere.
-    fn look_everywhere(
+    fn peek_everywhere(
         &self,
-        current: &Tail,
+        current: &OpenFile,
         is_inherited: bool,
         missing: &mut Missing<'_>,
     ) -> Result<(), Error> {
         let look_back = if is_inherited { LOOK_BACK } else { 0 };
-        current.look(current.settled.saturating_sub(look_back), missing)?;
-        for tail in self.former.iter().chain(&self.moved) {
+        current.peek(current.settled.saturating_sub(look_back), missing)?;
+        for file in self.moved_settled.iter().chain(&self.moved_unsettled) {
             // A failure is counted by the next search of the file.
-            tail.look(tail.settled, missing).ok();
+            file.peek(file.settled, missing).ok();
         }
         Ok(())
     }
 
     /// Looks for lines in the doubtful parts of files that were moved away.
     fn find_in_others(&mut self, missing: &mut Missing<'_>) -> Result<(), Error> {
-        for tail in self.former.iter_mut().chain(&mut self.moved) {
-            match tail.find_in(&tail.doubtful, missing) {
+        for file in self
+            .moved_settled
+            .iter_mut()
+            .chain(&mut self.moved_unsettled)
+        {
+            match file.find_in(&file.doubtful, missing) {
                 Ok(()) => {}
-                Err(error) if tail.is_worth_another_try() => return Err(error),
+                Err(error) if file.is_worth_another_try() => return Err(error),
                 Err(error) => {
                     warn_of_unsearched(&error);
-                    tail.doubtful.clear();
+                    file.doubtful.clear();
                 }
             }
         }
@@ -349,77 +354,77 @@ impl LogFile {
 
     /// Lets go of the first `count` files that were moved away, which are settled by now.
     fn retire(&mut self, count: usize) {
-        let settled: Vec<_> = self.moved.drain(..count).collect();
+        let settled: Vec<_> = self.moved_unsettled.drain(..count).collect();
         self.keep_doubtful(settled);
     }
 
-    fn keep_doubtful(&mut self, settled: impl IntoIterator<Item = Tail>) {
+    fn keep_doubtful(&mut self, settled: impl IntoIterator<Item = OpenFile>) {
         let is_shared = self.past.is_some();
-        let doubtful = settled.into_iter().filter(|tail| {
+        let doubtful = settled.into_iter().filter(|file| {
             // If the searches are not shared, the store has heard of all settled lines.
-            !tail.doubtful.is_empty() || is_shared && tail.is_in_doubt()
+            !file.doubtful.is_empty() || is_shared && file.is_in_doubt()
         });
-        self.former.extend(doubtful);
-        let excess = self.former.len().saturating_sub(MAX_FORMER);
-        self.former.drain(..excess);
+        self.moved_settled.extend(doubtful);
+        let excess = self.moved_settled.len().saturating_sub(MAX_MOVED_SETTLED);
+        self.moved_settled.drain(..excess);
     }
 
     /// Takes the file that has the sink's path now.
-    fn follow_name(&mut self) -> Result<Tail, Error> {
+    fn follow_name(&mut self) -> Result<OpenFile, Error> {
         self.leave_if_moved()?;
         // The lines of a file that was deleted, or compressed, are gone: nobody would ever read a
         // line that is completed there.
-        self.moved.retain(|moved| !moved.is_deleted());
-        self.former.retain(|former| !former.is_deleted());
+        self.moved_unsettled.retain(|file| !file.is_deleted());
+        self.moved_settled.retain(|file| !file.is_deleted());
         match self.current.take() {
             Some(current) => Ok(current),
-            None => self.begin(),
+            None => self.open_current(),
         }
     }
 
     /// Opens the file and finds out up to where it is settled.
-    fn begin(&mut self) -> Result<Tail, Error> {
+    fn open_current(&mut self) -> Result<OpenFile, Error> {
         if let Ok(metadata) = fs::metadata(&self.path) {
             let id = file_id(&metadata);
-            let mut back = self.moved.extract_if(.., |it| it.id == id);
-            let mut former = self.former.extract_if(.., |it| it.id == id);
+            let mut back = self.moved_unsettled.extract_if(.., |it| it.id == id);
+            let mut former = self.moved_settled.extract_if(.., |it| it.id == id);
             // The file was moved back to its path. It is still open and locked.
-            if let Some(tail) = back.next().or_else(|| former.next()) {
-                return Ok(Tail {
+            if let Some(file) = back.next().or_else(|| former.next()) {
+                return Ok(OpenFile {
                     path: self.path.clone(),
                     failures: 0,
-                    ..tail
+                    ..file
                 });
             }
         }
-        let mut tail = Tail::open(&self.path)?;
-        tail.look_back(tail.size()?);
+        let mut file = OpenFile::open(&self.path)?;
+        file.unsettle_end(file.size()?);
         if let Some((mark, doubtful)) = self.mark.take() {
-            if mark.fits(&tail.file) {
-                tail.settled = mark.offset;
-                tail.inside_line = false;
-                tail.mark = Some(mark);
-                tail.doubtful = doubtful;
+            if mark.fits(&file.file) {
+                file.settled = mark.offset;
+                file.inside_line = false;
+                file.mark = Some(mark);
+                file.doubtful = doubtful;
             } else if let Some(found) = mark.find_moved(&self.path, &self.others) {
                 tracing::info!(
                     file = %found.path.display(),
                     "the log file was moved away while nobody wrote to it; \
                      lines that wait are looked for in it, too"
                 );
-                let mut found = Tail { doubtful, ..found };
+                let mut found = OpenFile { doubtful, ..found };
                 // As much of this file is doubted as of the file that is written to.
                 found.doubt(found.settled.saturating_sub(LOOK_BACK)..found.settled);
                 found.doubt(found.settled..found.size().unwrap_or(found.end));
-                self.moved.push(found);
+                self.moved_unsettled.push(found);
             }
         }
         // A former worker of this process may have written lines of which the server has not
         // heard.
-        tail.unstored = tail.settled.saturating_sub(LOOK_BACK);
-        tail.doubt(tail.settled..tail.end);
+        file.unstored = file.settled.saturating_sub(LOOK_BACK);
+        file.doubt(file.settled..file.end);
         // The file is locked, so nobody else writes events to it that are journalled later.
         self.doubted = self.doubted.max(*self.journalled.borrow());
-        Ok(tail)
+        Ok(file)
     }
 
     /// Lets go of the current file if its path no longer leads to it.
@@ -439,9 +444,9 @@ impl LogFile {
         };
         // If even that fails, the file is searched as it is.
         let copy = current.leave_if_truncated(&self.others).ok().flatten();
-        self.moved.extend(copy);
+        self.moved_unsettled.extend(copy);
         if current.size().is_ok_and(|size| size != current.settled) {
-            self.moved.push(current);
+            self.moved_unsettled.push(current);
         } else {
             self.keep_doubtful([current]);
         }
@@ -467,16 +472,19 @@ impl Writer for LogFile {
 
     fn note_past(&mut self, past: Past) {
         let lost = self.past.is_some_and(|before| before.losses != past.losses);
-        let others = self.moved.iter_mut().chain(&mut self.former);
-        for tail in others.chain(&mut self.current) {
+        let others = self
+            .moved_unsettled
+            .iter_mut()
+            .chain(&mut self.moved_settled);
+        for file in others.chain(&mut self.current) {
             if lost {
-                tail.doubt(tail.unstored..tail.settled);
+                file.doubt(file.unstored..file.settled);
             }
             if lost || past.is_stored {
-                tail.unstored = tail.settled;
+                file.unstored = file.settled;
             }
         }
-        self.former.retain(Tail::is_in_doubt);
+        self.moved_settled.retain(OpenFile::is_in_doubt);
         self.past = Some(past);
     }
 
@@ -525,9 +533,9 @@ fn open_or_create(path: &Path) -> io::Result<File> {
     }
 }
 
-// === impl Tail ===
+// === impl OpenFile ===
 
-impl Tail {
+impl OpenFile {
     fn open(path: &Path) -> Result<Self, Error> {
         let file = open_or_create(path).map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => {
@@ -579,7 +587,7 @@ impl Tail {
     }
 
     /// Treats up to `LOOK_BACK` bytes at the end as not settled.
-    fn look_back(&mut self, size: u64) {
+    fn unsettle_end(&mut self, size: u64) {
         self.end = size;
         self.settled = size.saturating_sub(LOOK_BACK);
         self.inside_line = self.settled > 0;
@@ -596,7 +604,7 @@ impl Tail {
             return Ok(None);
         }
         tracing::info!(file = %self.path.display(), "the log file was truncated");
-        self.look_back(size);
+        self.unsettle_end(size);
         let unstored = std::mem::replace(&mut self.unstored, self.settled);
         let doubtful = std::mem::take(&mut self.doubtful);
         let mark = self.mark.take();
@@ -640,20 +648,20 @@ impl Tail {
         let mut found_any = false;
         for part in parts {
             let inside_line = self.is_inside_line(part.start)?;
-            let scan = self.find(part.clone(), inside_line, missing)?;
-            missing.found(&scan);
+            let scan = self.find_and_rewrite(part.clone(), inside_line, missing)?;
+            missing.remove_found(&scan);
             found_any |= !scan.found.is_empty();
         }
         if found_any { self.sync() } else { Ok(()) }
     }
 
     /// Finds lines that stand in the doubtful parts or behind `from`, and changes nothing.
-    fn look(&self, from: u64, missing: &mut Missing<'_>) -> Result<(), Error> {
+    fn peek(&self, from: u64, missing: &mut Missing<'_>) -> Result<(), Error> {
         let end = from..u64::MAX;
         for part in self.doubtful.iter().chain(std::iter::once(&end)) {
             let inside_line = self.is_inside_line(part.start)?;
             let scan = self.scan(part.clone(), inside_line, missing)?;
-            missing.found(&scan);
+            missing.remove_found(&scan);
         }
         Ok(())
     }
@@ -671,7 +679,7 @@ impl Tail {
 
     /// Finds lines behind `settled`.
     fn find_unsettled(&self, missing: &Missing<'_>) -> Result<Scan, Error> {
-        self.find(self.settled..u64::MAX, self.inside_line, missing)
+        self.find_and_rewrite(self.settled..u64::MAX, self.inside_line, missing)
     }
 
     fn scan(
@@ -687,7 +695,7 @@ impl Tail {
     /// Finds lines in `part`, and writes each of them once more where it stands. After a sync that
     /// failed, the kernel takes pages for clean that are not on the disk, so the next sync is
     /// reliable only if these pages are written again.
-    fn find(
+    fn find_and_rewrite(
         &self,
         part: Range<u64>,
         inside_line: bool,
@@ -718,7 +726,7 @@ impl Tail {
     /// until there is room.
     fn settle(&mut self, missing: &mut Missing<'_>) -> Result<Settled, Error> {
         let scan = self.find_unsettled(missing)?;
-        missing.found(&scan);
+        missing.remove_found(&scan);
         self.end = scan.end;
         let append = missing.append_after(&scan.torn);
         let (lines, settled, error) = match self.append(&append) {
@@ -728,7 +736,7 @@ impl Tail {
             }
             Err(error) => {
                 let scan = self.scan(self.settled..u64::MAX, self.inside_line, missing)?;
-                missing.found(&scan);
+                missing.remove_found(&scan);
                 match missing.first_of_an_unbroken_rest() {
                     Some(lines @ 1..) => (lines, scan.whole, Some(error)),
                     _ => return Err(error),
@@ -752,24 +760,24 @@ impl Tail {
         self.settled = settled;
     }
 
-    /// Finds lines in a file that was moved away. If a line is torn there, `look_everywhere` finds
+    /// Finds lines in a file that was moved away. If a line is torn there, `peek_everywhere` finds
     /// out whether the whole line stands elsewhere; if not, the line is completed here.
-    /// `look_everywhere` reads much, so it is called for a torn line only. The file stays as
+    /// `peek_everywhere` reads much, so it is called for a torn line only. The file stays as
     /// unsettled as it was, in case the next file cannot be written.
     fn settle_moved(
         &self,
         missing: &mut Missing<'_>,
-        look_everywhere: impl FnOnce(&mut Missing<'_>) -> Result<(), Error>,
+        peek_everywhere: impl FnOnce(&mut Missing<'_>) -> Result<(), Error>,
     ) -> Result<(Scan, Mark), Error> {
         let scan = self.find_unsettled(missing)?;
         let mut after = missing.clone();
-        after.found(&scan);
+        after.remove_found(&scan);
         let mut settled = None;
         if after.completion(&scan.torn).is_some() {
             let mut nowhere = after.clone();
-            // If `look_everywhere` fails, or the disk is full, the line stays torn here, and the
+            // If `peek_everywhere` fails, or the disk is full, the line stays torn here, and the
             // whole line is written to the new file.
-            if look_everywhere(&mut nowhere).is_ok()
+            if peek_everywhere(&mut nowhere).is_ok()
                 && let Some((index, rest)) = nowhere.completion(&scan.torn)
             {
                 settled = self.secure(&scan, rest).ok();

@@ -15,7 +15,7 @@ use std::{
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use super::Tail;
+use super::OpenFile;
 use crate::file_id::{FileId, file_id};
 
 /// Number of bytes before the offset that are hashed.
@@ -92,7 +92,7 @@ impl Mark {
     /// same folder, or has made a copy of it there. A copy must also have a name that logrotate
     /// gives, because other sinks write the same lines to files of their own. These files,
     /// `others`, are never returned.
-    pub(super) fn find_moved(&self, path: &Path, others: &[PathBuf]) -> Option<Tail> {
+    pub(super) fn find_moved(&self, path: &Path, others: &[PathBuf]) -> Option<OpenFile> {
         // If the path is a link, the file that it leads to is the one that is moved.
         let path = &fs::canonicalize(path).ok()?;
         let others: Vec<_> = others
@@ -133,7 +133,7 @@ impl Mark {
             if !(fits || self.offset == 0) || super::lock(&file).is_err() {
                 return None;
             }
-            let mut tail = Tail {
+            let mut open_file = OpenFile {
                 file,
                 path,
                 id: file_id(&metadata),
@@ -146,9 +146,9 @@ impl Mark {
                 failures: 0,
             };
             if !fits {
-                tail.look_back(metadata.size());
+                open_file.unsettle_end(metadata.size());
             }
-            Some(tail)
+            Some(open_file)
         })
     }
 }

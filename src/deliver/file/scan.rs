@@ -152,7 +152,7 @@ impl<'a> Missing<'a> {
         self.missing[index] = false;
     }
 
-    pub(super) fn found(&mut self, scan: &Scan) {
+    pub(super) fn remove_found(&mut self, scan: &Scan) {
         for &(index, _) in &scan.found {
             self.remove(index);
         }

@@ -25,7 +25,7 @@ fn a_file_that_is_moved_back_is_gone_on_with() {
     fs::rename(world.folder.path().join("alerts.jsonl.1"), world.path()).unwrap();
     world.deliver(6);
     assert_eq!(world.content(), world.expected());
-    assert!(world.sink.moved.is_empty());
+    assert!(world.sink.moved_unsettled.is_empty());
 }
 
 #[test]
@@ -67,7 +67,7 @@ fn a_line_torn_in_a_file_that_was_moved_away_is_completed_there() {
             world.deliver(1);
             assert_eq!(world.content(), world.expected(), "{keep}");
             assert!(
-                world.sink.moved.is_empty(),
+                world.sink.moved_unsettled.is_empty(),
                 "it is closed once it is settled"
             );
         }
@@ -127,7 +127,7 @@ fn a_line_torn_in_a_file_that_was_compressed_before_the_next_try_is_written_as_a
         let lines = compressed.lines().take(3).chain(content.lines());
         let lines: String = lines.map(|line| format!("{line}\n")).collect();
         assert_eq!(lines, world.expected(), "{keep}");
-        assert!(world.sink.moved.is_empty());
+        assert!(world.sink.moved_unsettled.is_empty());
     }
 }
 

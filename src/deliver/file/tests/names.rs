@@ -128,10 +128,10 @@ fn nothing_is_looked_for_there_once_all_is_delivered_that_was_journalled_before(
     assert_eq!(current.doubtful.len(), 1);
     world.rotate();
     world.deliver(24);
-    assert_eq!(world.sink.former.len(), 1);
+    assert_eq!(world.sink.moved_settled.len(), 1);
     world.events.extend(more);
     world.deliver(10);
-    assert!(world.sink.former.is_empty());
+    assert!(world.sink.moved_settled.is_empty());
     let (_, doubtful) = Mark::decode(world.mark.as_deref().unwrap()).unwrap();
     assert_eq!(doubtful, []);
     world.is_there_once();

@@ -46,7 +46,7 @@ proptest! {
                 }
                 Step::Fail(count, keep) => {
                     world.sink.reopen();
-                    if !world.sink.moved.is_empty() {
+                    if !world.sink.moved_unsettled.is_empty() {
                         // This step cannot undo what was written to another file.
                         continue;
                     }

@@ -77,7 +77,7 @@ fn what_the_store_had_not_heard_of_when_a_search_was_lost_is_found_when_it_comes
     world.rotate();
     world.hand(Past { losses, ..OWN }, &[4]);
     world.hand(Past { losses, ..OWN }, &[]);
-    assert_eq!(world.sink.former.len(), 1);
+    assert_eq!(world.sink.moved_settled.len(), 1);
     world.hand(
         Past {
             losses,
@@ -89,7 +89,7 @@ fn what_the_store_had_not_heard_of_when_a_search_was_lost_is_found_when_it_comes
     fs::remove_file(world.folder.path().join("alerts.jsonl.1")).unwrap();
     world.sink.reopen();
     assert!(
-        world.sink.former.is_empty(),
+        world.sink.moved_settled.is_empty(),
         "it frees the room on the disk"
     );
 }
@@ -103,9 +103,9 @@ fn a_file_that_was_moved_away_is_closed_once_the_store_has_heard_of_all_in_it() 
     world.rotate();
     // Whether the server has heard of the last line is not known at this moment.
     world.sink.reopen();
-    assert_eq!(world.sink.former.len(), 1);
+    assert_eq!(world.sink.moved_settled.len(), 1);
     world.hand(OWN, &[2]);
-    assert!(world.sink.former.is_empty());
+    assert!(world.sink.moved_settled.is_empty());
     assert_eq!(world.content(), world.expected());
 }
 
