@@ -74,7 +74,7 @@ fn run_command(cli: &Cli) -> ExitCode {
                 if has_logging {
                     tracing::error!("{text}");
                 } else {
-                    logging::tell(text);
+                    logging::print_message(text);
                 }
             })
         }
@@ -311,7 +311,7 @@ fn tell_of_web_file(cli: &Cli) {
     match web.map(|web| check_web_file(&web)) {
         Ok(Ok(checked)) => warn(&checked.left),
         Ok(Err(failure)) => {
-            failure.tell(logging::tell);
+            failure.tell(logging::print_message);
         }
         Err(_) => {}
     }
@@ -377,7 +377,7 @@ fn environment(name: &str) -> Option<std::ffi::OsString> {
 
 fn warn(warnings: &[String]) {
     for warning in warnings {
-        logging::tell(&format!("warning: {warning}"));
+        logging::print_message(&format!("warning: {warning}"));
     }
 }
 

@@ -109,7 +109,7 @@ impl Cli {
             // A reader that closed the pipe early is no failure. If the message about wrong usage
             // cannot be written, nobody can be told.
             Err(error) if !answer.use_stderr() && error.kind() != io::ErrorKind::BrokenPipe => {
-                logging::tell(&error.to_string());
+                logging::print_message(&error.to_string());
                 ExitCode::FAILURE
             }
             _ => u8::try_from(answer.exit_code()).map_or(ExitCode::FAILURE, ExitCode::from),

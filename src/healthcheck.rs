@@ -71,7 +71,7 @@ pub async fn run(
         None => scheme(&web, limits).await,
         Some(error) => {
             // Somebody who reads that all is well should know which exporter was asked.
-            logging::tell(&format!(
+            logging::print_message(&format!(
                 "warning: {error:#}; what answers on {address} is asked"
             ));
             match web.config_file {

@@ -116,7 +116,7 @@ pub fn init(
     format: Format,
     count: impl Fn(&tracing::Level) + Send + Sync + 'static,
 ) -> Result<(), AlreadyInitialised> {
-    let diagnostics = Diagnostics::new(format, count, say);
+    let diagnostics = Diagnostics::new(format, count, print_line);
     let repeats = Arc::clone(&diagnostics.repeats);
     tracing::subscriber::set_global_default(
         Registry::default().with(diagnostics.with_filter(filter(level))),
@@ -141,12 +141,12 @@ pub fn is_set_up() -> bool {
 }
 
 /// Prints a message for the person who has called the program.
-pub fn tell(text: &str) {
-    say(&format!("opsramp-exporter: {text}\n"));
+pub fn print_message(text: &str) {
+    print_line(&format!("opsramp-exporter: {text}\n"));
 }
 
 /// Writes a line on standard error, as soon as its reader takes it.
-pub fn say(line: &str) {
+pub fn print_line(line: &str) {
     match QUEUE.get() {
         Some(queue) => queue.push(line),
         None => write(line),

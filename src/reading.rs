@@ -49,12 +49,12 @@ impl<T> Default for Reading<T> {
 impl<T: Send + 'static> Reading<T> {
     /// Returns the result of `read`, or that of an earlier read that took too long then; `None` if
     /// it is not there in time. Cancel safe.
-    pub(crate) async fn of(&self, read: impl FnOnce() -> T + Send + 'static) -> Option<T> {
+    pub(crate) async fn read(&self, read: impl FnOnce() -> T + Send + 'static) -> Option<T> {
         let mut reading = self.0.lock().await;
         if reading.is_some() {
             // tokio looks for a thread for waiting tasks only when another task is handed in. This
             // empty task makes it look again.
-            drop(beside(|| ()));
+            drop(spawn_read(|| ()));
         }
         let pause = match &*reading {
             None => Some(LIMIT),
@@ -65,7 +65,7 @@ impl<T: Send + 'static> Reading<T> {
             *reading = Some(UnderWay {
                 until: Instant::now() + LIMIT,
                 pause,
-                read: beside(read),
+                read: spawn_read(read),
             });
         }
         let under_way = reading.as_mut()?;
@@ -102,10 +102,10 @@ pub(crate) fn text(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// Works on another thread. If the system gives no thread, only the spawned task fails.
-fn beside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+/// Reads on another thread. If the system gives no thread, only the spawned task fails.
+fn spawn_read<T: Send + 'static>(read: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
     tokio::spawn(async {
-        let done = spawn_blocking(work).await;
+        let done = spawn_blocking(read).await;
         done.unwrap_or_else(|panicked| std::panic::resume_unwind(panicked.into_panic()))
     })
 }
@@ -145,7 +145,7 @@ pub(crate) fn unread_within(limit: Duration, paths: &[PathBuf]) -> String {
 pub(crate) async fn once<T: Send + 'static>(
     read: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
-    Reading::default().of(read).await
+    Reading::default().read(read).await
 }
 
 /// Like `once`, but waits until `until` at the latest.
@@ -165,7 +165,7 @@ mod tests {
     /// Begins a read that ends only when the test sends its result.
     async fn begin(reading: &Reading<&'static str>) -> mpsc::Sender<&'static str> {
         let (come, comes) = mpsc::channel();
-        let read = reading.of(move || comes.recv().unwrap());
+        let read = reading.read(move || comes.recv().unwrap());
         // The caller gives up at once and leaves the read to others.
         tokio::time::timeout(Duration::ZERO, read)
             .await
@@ -202,13 +202,13 @@ mod tests {
         let come = begin(&reading).await;
         pass(LIMIT).await;
         let began = Instant::now();
-        assert_eq!(reading.of(|| "again").await, None);
+        assert_eq!(reading.read(|| "again").await, None);
         assert!(began.elapsed() < LIMIT / 2, "{:?}", began.elapsed());
         come.send("late").unwrap();
-        while reading.of(|| "again").await.is_none() {
+        while reading.read(|| "again").await.is_none() {
             tokio::task::yield_now().await;
         }
-        assert_eq!(reading.of(|| "anew").await, Some("anew"));
+        assert_eq!(reading.read(|| "anew").await, Some("anew"));
     }
 
     #[tokio::test]
@@ -218,9 +218,9 @@ mod tests {
         pass(LIMIT * 2).await;
         let come_too = begin(&reading).await;
         pass(LIMIT * 2).await;
-        assert_eq!(reading.of(|| "too soon").await, None);
+        assert_eq!(reading.read(|| "too soon").await, None);
         pass(LIMIT).await;
-        assert_eq!(reading.of(|| "another file").await, Some("another file"));
+        assert_eq!(reading.read(|| "another file").await, Some("another file"));
         come.send("late").unwrap();
         come_too.send("late").unwrap();
     }
@@ -228,7 +228,7 @@ mod tests {
     #[tokio::test]
     async fn a_reading_that_panics_brings_nothing_and_the_next_begins_anew() {
         let reading = Reading::default();
-        assert_eq!(reading.of(|| panic!("on purpose")).await, None);
-        assert_eq!(reading.of(|| "read").await, Some("read"));
+        assert_eq!(reading.read(|| panic!("on purpose")).await, None);
+        assert_eq!(reading.read(|| "read").await, Some("read"));
     }
 }

@@ -397,8 +397,8 @@ fn table(rows: &[[String; 6]]) -> String {
     })
 }
 
-/// Returns a line for [`logging::write`]. Through the queue, as with [`logging::tell`], the line
-/// could appear while the progress bar occupies the terminal's line.
+/// Returns a line for [`logging::write`]. Through the queue, as with [`logging::print_message`],
+/// the line could appear while the progress bar occupies the terminal's line.
 fn message(text: &str) -> String {
     format!("opsramp-exporter: {text}\n")
 }

@@ -173,7 +173,7 @@ pub struct Past {
     /// delivered some of the events already, although this sink's mark does not say so.
     pub is_inherited: bool,
     /// Whether the server had stored all earlier acknowledgements.
-    pub is_stored: bool,
+    pub acks_stored: bool,
     /// Number of losses: a search was lost before the server had stored what was delivered of it,
     /// so that its next holder is given these events again.
     pub losses: u64,

@@ -480,7 +480,7 @@ impl Writer for LogFile {
             if lost {
                 file.doubt(file.unstored..file.settled);
             }
-            if lost || past.is_stored {
+            if lost || past.acks_stored {
                 file.unstored = file.settled;
             }
         }

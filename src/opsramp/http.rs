@@ -174,7 +174,7 @@ impl Http {
             }
             Current::new(&options, files).map(Some)
         };
-        let read = self.reading.of(read).await;
+        let read = self.reading.read(read).await;
         if let Some(new) = read.unwrap_or_else(|| Err(unread(&self.options)))? {
             *self.current() = new;
             tracing::info!(account = %self.options.name, "the files of tls were read again");

@@ -55,7 +55,7 @@ pub(super) type IssuedToken = (Secret, Duration, Option<String>);
 impl Issuer for TokenEndpoint {
     async fn credentials(&self) -> Result<Credentials, Error> {
         let options = Arc::clone(&self.http.options);
-        let read = self.reading.of(move || read_credentials(&options)).await;
+        let read = self.reading.read(move || read_credentials(&options)).await;
         read.unwrap_or_else(|| {
             let what = format!(
                 "the files of client_id and client_secret could not be read within {} s",

@@ -31,8 +31,8 @@ mod room;
 mod writer;
 
 pub use inspect::{Inspection, inspect};
-pub(crate) use open::beside;
 use open::describe;
+pub(crate) use open::with_suffix;
 use page::Page;
 pub(crate) use room::Disk;
 use writer::{Command, Job, Read, Write, Writer};

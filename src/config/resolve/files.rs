@@ -12,7 +12,7 @@ use crate::{
     deliver::Target,
     paths::{folder, follow_links},
     secret::SecretSource,
-    store::sqlite::beside,
+    store::sqlite::with_suffix,
 };
 
 /// Ends of the names of the files that SQLite and the exporter keep beside the state file.
@@ -63,7 +63,7 @@ impl Taken {
                     taken.add(Some(&path), "the state file, state.path");
                     for end in BESIDE_STATE {
                         taken.add(
-                            Some(&beside(&path, end)),
+                            Some(&with_suffix(&path, end)),
                             "a file that stands beside the state file, state.path",
                         );
                     }

@@ -227,7 +227,7 @@ impl Receiver {
         }
         let headers = self.headers.clone();
         // A file on a dead network disk must hold up neither other sinks nor this one for good.
-        let read = self.reading.of(move || read_all(&headers)).await;
+        let read = self.reading.read(move || read_all(&headers)).await;
         read.unwrap_or_else(|| Err(Error::HeadersUnread { paths }))
     }
 }

@@ -368,7 +368,7 @@ impl Source {
             return Ok(self.url.read()?);
         };
         let url = self.url.clone();
-        let read = self.of_url.of(move || url.read()).await;
+        let read = self.of_url.read(move || url.read()).await;
         Ok(read.ok_or_else(|| Failure::Unread {
             what: "the URL of the database",
             path: path.clone(),
@@ -426,7 +426,7 @@ impl Manager {
         };
         loop {
             let wanted = trust.clone();
-            let read = self.of_roots.of(move || {
+            let read = self.of_roots.read(move || {
                 let connector = Connector::new(&wanted);
                 (wanted, connector)
             });

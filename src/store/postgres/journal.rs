@@ -460,7 +460,7 @@ impl Journal {
         let sink = self.sinks.get(sink);
         Past {
             is_inherited: ranges.iter().any(|range| range.inherited),
-            is_stored: sink.is_none_or(|sink| sink.unsaved.is_empty()),
+            acks_stored: sink.is_none_or(|sink| sink.unsaved.is_empty()),
             losses: sink.map_or(0, |sink| sink.losses),
         }
     }

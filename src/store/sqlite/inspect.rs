@@ -12,7 +12,7 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::open::{Version, beside, not_writable, refuse_log_alone, resolve};
+use super::open::{Version, not_writable, refuse_log_alone, resolve, with_suffix};
 use crate::{paths::folder, store::Error};
 
 /// The condition of a state file.
@@ -54,7 +54,7 @@ pub fn inspect(path: &Path) -> Result<Inspection, Error> {
 
 fn look(path: &Path) -> Result<Inspection, String> {
     let path = resolve(path)?;
-    let lock = beside(&path, ".lock");
+    let lock = with_suffix(&path, ".lock");
     if let Some(by) = holder(&lock).map_err(|error| not_writable(&lock, &error))? {
         return Ok(Inspection::InUse { by });
     }
@@ -76,7 +76,7 @@ fn look(path: &Path) -> Result<Inspection, String> {
         .read_to_end(&mut header)
         .map_err(|error| format!("cannot be read: {error}"))?;
     // After a crash, all content of the database may still be in the log beside it.
-    let has_log = beside(&path, "-wal")
+    let has_log = with_suffix(&path, "-wal")
         .metadata()
         .is_ok_and(|log| log.len() > 0);
     if header.is_empty() || (has_log && number(&header, 68) == Some(0)) {

@@ -43,7 +43,7 @@ pub(super) struct Journal {
     /// How long a sink that has left is kept.
     pub(super) kept_for: Duration,
     /// Messages to log once the transaction is committed.
-    news: Vec<News>,
+    notices: Vec<SinkNotice>,
 }
 
 /// How far a sink has come.
@@ -72,14 +72,14 @@ struct Left {
 
 /// A message about a sink that has left the configuration.
 #[derive(Clone, Debug)]
-struct News {
+struct SinkNotice {
     sink: Box<str>,
     events: Waiting,
-    what: What,
+    fate: Fate,
 }
 
 #[derive(Clone, Copy, Debug)]
-enum What {
+enum Fate {
     Kept { for_another: Duration },
     GivenUp(Reason),
 }
@@ -120,13 +120,13 @@ impl Cursor {
     }
 }
 
-// === impl News ===
+// === impl SinkNotice ===
 
-impl News {
-    fn tell(&self) {
-        match self.what {
-            What::Kept { for_another } => tell_left(&self.sink, self.events, for_another),
-            What::GivenUp(reason) => tell_given_up(&self.sink, self.events, reason),
+impl SinkNotice {
+    fn log(&self) {
+        match self.fate {
+            Fate::Kept { for_another } => tell_left(&self.sink, self.events, for_another),
+            Fate::GivenUp(reason) => tell_given_up(&self.sink, self.events, reason),
         }
     }
 }
@@ -191,7 +191,7 @@ impl Journal {
             cursors,
             skipped: 0,
             kept_for: KEPT_FOR,
-            news: Vec::new(),
+            notices: Vec::new(),
         })
     }
 
@@ -215,7 +215,7 @@ impl Journal {
         if !self.has_room(events) {
             return Ok(false);
         }
-        let in_the_way = self.left(|cursor, _| !self.leaves_room(cursor, events));
+        let in_the_way = self.left_sinks(|cursor, _| !self.leaves_room(cursor, events));
         self.give_up(connection, &in_the_way, Reason::Room)?;
         Ok(true)
     }
@@ -250,23 +250,23 @@ impl Journal {
     /// Gives up the sinks that have left and keep events that every other sink has delivered.
     pub(super) fn give_up_left(&mut self, connection: &Connection) -> Result<()> {
         let named = self.delivered_to_named();
-        let names = self.left(|cursor, _| cursor.position < named);
+        let names = self.left_sinks(|cursor, _| cursor.position < named);
         self.give_up(connection, &names, Reason::Room)
     }
 
     /// Whether the time for which a sink is kept after it left is over for any sink.
-    pub(super) fn is_any_over(&self, now: Duration) -> bool {
+    pub(super) fn has_expired_sink(&self, now: Duration) -> bool {
         let mut left = self.cursors.values().filter_map(|cursor| cursor.left);
         left.any(|left| left.rest(now, self.kept_for).is_zero())
     }
 
     /// Gives up the sinks that left so long ago that they are not kept any longer.
-    pub(super) fn give_up_over(&mut self, connection: &Connection, now: Duration) -> Result<()> {
-        let names = self.left(|_, left| left.rest(now, self.kept_for).is_zero());
+    pub(super) fn give_up_expired(&mut self, connection: &Connection, now: Duration) -> Result<()> {
+        let names = self.left_sinks(|_, left| left.rest(now, self.kept_for).is_zero());
         self.give_up(connection, &names, Reason::Time)
     }
 
-    fn left(&self, is_sought: impl Fn(&Cursor, Left) -> bool) -> Vec<Box<str>> {
+    fn left_sinks(&self, is_sought: impl Fn(&Cursor, Left) -> bool) -> Vec<Box<str>> {
         let left = |cursor: &Cursor| cursor.left.is_some_and(|left| is_sought(cursor, left));
         let sought = self.cursors.iter().filter(|(_, cursor)| left(cursor));
         sought.map(|(name, _)| name.clone()).collect()
@@ -283,10 +283,10 @@ impl Journal {
                 .prepare_cached("DELETE FROM sink WHERE name = ?1")?
                 .execute([name])?;
             if let Some(cursor) = self.cursors.remove(name) {
-                self.news.push(News {
+                self.notices.push(SinkNotice {
                     sink: name.clone(),
                     events: cursor.left_waiting(),
-                    what: What::GivenUp(reason),
+                    fate: Fate::GivenUp(reason),
                 });
             }
         }
@@ -294,9 +294,9 @@ impl Journal {
     }
 
     /// Logs what became of sinks that have left. Called once the change is durable.
-    pub(super) fn tell_news(&mut self) {
-        for news in self.news.drain(..) {
-            news.tell();
+    pub(super) fn log_notices(&mut self) {
+        for notice in self.notices.drain(..) {
+            notice.log();
         }
     }
 
@@ -475,7 +475,7 @@ impl Journal {
             };
             self.cursors.insert(name.as_str().into(), cursor);
         }
-        Ok(self.name(names, now))
+        Ok(self.set_named(names, now))
     }
 
     /// Like `Self::set_sinks` if no sink is new, so that nothing has to be stored; `None` if one
@@ -486,11 +486,14 @@ impl Journal {
         now: Duration,
     ) -> Option<Vec<SinkState>> {
         let is_known = |name: &String| self.cursors.contains_key(name.as_str());
-        names.iter().all(is_known).then(|| self.name(names, now))
+        names
+            .iter()
+            .all(is_known)
+            .then(|| self.set_named(names, now))
     }
 
     /// Notes which sinks are named and which have left.
-    fn name(&mut self, names: &[String], now: Duration) -> Vec<SinkState> {
+    fn set_named(&mut self, names: &[String], now: Duration) -> Vec<SinkState> {
         for (name, cursor) in &mut self.cursors {
             if names.iter().any(|wanted| **wanted == **name) {
                 cursor.left = None;
@@ -499,10 +502,10 @@ impl Journal {
             }
             let end = self.end;
             let left = *cursor.left.get_or_insert(Left { at: now, end });
-            self.news.push(News {
+            self.notices.push(SinkNotice {
                 sink: name.clone(),
                 events: cursor.left_waiting(),
-                what: What::Kept {
+                fate: Fate::Kept {
                     for_another: left.rest(now, self.kept_for),
                 },
             });

@@ -77,7 +77,7 @@ pub(super) struct StateFile {
     checkpoint: Checkpoint,
     files: Files,
     /// The suffix of the file that was last reported as gone.
-    told: Option<&'static str>,
+    reported_gone: Option<&'static str>,
     /// Whether the log was cut short. If so, nothing is copied from it any more.
     is_cut: bool,
     page_size: u64,
@@ -95,16 +95,16 @@ pub(super) struct Files {
 }
 
 /// Why the lock could not be taken.
-enum Unlocked {
+enum LockFailure {
     /// Another process has the lock: the one that this text names, in the form of [`holder`].
     Held(String),
     /// The problem, and what to do.
     Failed(String),
 }
 
-// === impl Unlocked ===
+// === impl LockFailure ===
 
-impl Unlocked {
+impl LockFailure {
     /// Says what is wrong with the state file, and what to do.
     fn describe(self) -> String {
         match self {
@@ -123,7 +123,7 @@ impl Files {
     /// Returns the files of a state file that is open and was read.
     fn of(path: PathBuf) -> io::Result<Self> {
         let id = |suffix| -> io::Result<_> {
-            let metadata = beside(&path, suffix).metadata()?;
+            let metadata = with_suffix(&path, suffix).metadata()?;
             Ok((suffix, file_id(&metadata)))
         };
         let ids = [id("")?, id("-wal")?, id("-shm")?];
@@ -135,9 +135,9 @@ impl Files {
     }
 
     /// The suffix of the first file that was removed or replaced.
-    pub(super) fn gone(&self) -> Option<&'static str> {
+    pub(super) fn gone_suffix(&self) -> Option<&'static str> {
         self.ids.iter().find_map(|&(suffix, id)| {
-            let found = beside(&self.path, suffix).metadata();
+            let found = with_suffix(&self.path, suffix).metadata();
             (found.ok().as_ref().map(file_id) != Some(id)).then_some(suffix)
         })
     }
@@ -153,7 +153,7 @@ impl StateFile {
     ) -> std::result::Result<(Self, T), Error> {
         let opened = || {
             let path = resolve(path)?;
-            let lock = lock_at_start(&path).map_err(Unlocked::describe)?;
+            let lock = lock_at_start(&path).map_err(LockFailure::describe)?;
             refuse_log_alone(&path)?;
             create(&path)?;
             let mut connection = connect(&path).map_err(|error| describe(&error))?;
@@ -170,7 +170,7 @@ impl StateFile {
                 connection,
                 checkpoint: Checkpoint::default(),
                 files,
-                told: None,
+                reported_gone: None,
                 is_cut: false,
                 page_size: u64::from(page_size),
                 lock,
@@ -201,18 +201,18 @@ impl StateFile {
     }
 
     /// The path of a file beside the state file.
-    pub(super) fn beside(&self, suffix: &str) -> PathBuf {
-        beside(self.path(), suffix)
+    pub(super) fn sidecar(&self, suffix: &str) -> PathBuf {
+        with_suffix(self.path(), suffix)
     }
 
     /// Reports once that the state file or a file beside it was removed or replaced. The exporter
     /// works on with the open file, but no later start can find it.
-    pub(super) fn tell_if_gone(&mut self) {
-        let gone = self.files.gone();
-        if gone == self.told {
+    pub(super) fn report_if_gone(&mut self) {
+        let gone = self.files.gone_suffix();
+        if gone == self.reported_gone {
             return;
         }
-        self.told = gone;
+        self.reported_gone = gone;
         match gone {
             None => {}
             Some("") => tracing::error!(
@@ -221,7 +221,7 @@ impl StateFile {
                  is stored now, and logs every open alert again"
             ),
             Some(suffix) => tracing::error!(
-                path = %self.beside(suffix).display(),
+                path = %self.sidecar(suffix).display(),
                 "a file that belongs to the state file was removed or replaced while in use; stop the \
                  exporter and start it again, for a crash would lose what is stored until then"
             ),
@@ -231,8 +231,11 @@ impl StateFile {
     /// Stops all copying from a log that somebody has cut short, and reports it, because zeros
     /// would be copied over intact pages. Must be called before a commit, because a commit makes
     /// the log as long as before.
-    pub(super) fn look_at_log(&mut self) {
-        if self.is_cut || !self.lacks_pages().unwrap_or_default() || self.files.gone().is_some() {
+    pub(super) fn check_log(&mut self) {
+        if self.is_cut
+            || !self.lacks_pages().unwrap_or_default()
+            || self.files.gone_suffix().is_some()
+        {
             return;
         }
         self.is_cut = true;
@@ -241,7 +244,7 @@ impl StateFile {
             .ok();
         self.keep_log_at_close();
         tracing::error!(
-            path = %self.beside("-wal").display(),
+            path = %self.sidecar("-wal").display(),
             "the log of the state file was cut short while in use, and with it what was stored since it was \
              last copied into the file; stop the exporter and start it again: it goes on from there, and logs \
              again what has opened since"
@@ -250,7 +253,7 @@ impl StateFile {
 
     /// Whether the log is too short for its pages although some of them are not in the file yet.
     fn lacks_pages(&self) -> io::Result<bool> {
-        let length = || Ok::<_, io::Error>(self.beside("-wal").metadata()?.len());
+        let length = || Ok::<_, io::Error>(self.sidecar("-wal").metadata()?.len());
         let before = length()?;
         let Ok(log) = checkpoint(&self.connection, "NOOP") else {
             return Ok(false);
@@ -269,7 +272,7 @@ impl StateFile {
     /// [`Error::Lost`] if a second exporter has started: it may have changed the state since.
     pub(super) fn keep_lock(&mut self) -> std::result::Result<(), Error> {
         let held = self.lock.metadata().ok().as_ref().map(file_id);
-        let found = self.beside(".lock").metadata().ok().as_ref().map(file_id);
+        let found = self.sidecar(".lock").metadata().ok().as_ref().map(file_id);
         if held == found {
             return Ok(());
         }
@@ -283,11 +286,11 @@ impl StateFile {
                 self.lock = lock;
                 (format!("another exporter{former} has used it since"), true)
             }
-            Err(Unlocked::Held(holder)) => (format!("another exporter{holder} uses it"), true),
-            Err(Unlocked::Failed(problem)) => (problem, false),
+            Err(LockFailure::Held(holder)) => (format!("another exporter{holder} uses it"), true),
+            Err(LockFailure::Failed(problem)) => (problem, false),
         };
         // If the state file itself was replaced, the other exporter uses the new one.
-        if is_used && self.files.gone() != Some("") {
+        if is_used && self.files.gone_suffix() != Some("") {
             return Err(Error::Lost {
                 path: self.path().to_owned(),
                 problem,
@@ -310,7 +313,7 @@ impl StateFile {
         // If the length is unknown now, the next commit asks again.
         if let Ok(log) = checkpoint(&self.connection, "NOOP")
             && log.pages - log.copied >= LOG_PAGES
-            && self.files.gone().is_none()
+            && self.files.gone_suffix().is_none()
         {
             self.checkpoint.start(self.files.path());
         }
@@ -340,7 +343,7 @@ impl StateFile {
 
     /// Closes the file and leaves no log behind, unless another program is reading it.
     pub(super) fn close(mut self) {
-        self.look_at_log();
+        self.check_log();
         if !self.is_cut {
             // The copying only tidies up, so readers are not waited for.
             self.connection.busy_timeout(Duration::ZERO).ok();
@@ -361,10 +364,10 @@ impl StateFile {
 }
 
 /// Appends a suffix to the file's name.
-pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(suffix);
-    beside.into()
+pub(crate) fn with_suffix(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
 }
 
 /// Returns the file's real path, so that no link to it leads around its lock.
@@ -411,7 +414,7 @@ fn resolve_new(path: &Path) -> std::result::Result<PathBuf, String> {
 /// because the file then has its first page before there is a log.
 pub(super) fn refuse_log_alone(path: &Path) -> std::result::Result<(), String> {
     let length = |path: &Path| path.metadata().map_or(0, |file| file.len());
-    let log = beside(path, "-wal");
+    let log = with_suffix(path, "-wal");
     if length(path) > 0 || length(&log) == 0 {
         return Ok(());
     }
@@ -424,11 +427,11 @@ pub(super) fn refuse_log_alone(path: &Path) -> std::result::Result<(), String> {
 
 /// Takes the lock, and tries again for a moment if it is held: when an exporter has ended, a
 /// process that it was starting keeps the lock until that process runs another program.
-fn lock_at_start(path: &Path) -> std::result::Result<File, Unlocked> {
+fn lock_at_start(path: &Path) -> std::result::Result<File, LockFailure> {
     let mut tries = 0..LOCK_TRIES;
     loop {
         match lock(path) {
-            Err(Unlocked::Held(_)) if tries.next().is_some() => thread::sleep(LOCK_PAUSE),
+            Err(LockFailure::Held(_)) if tries.next().is_some() => thread::sleep(LOCK_PAUSE),
             locked => return locked.map(|(lock, _)| lock),
         }
     }
@@ -437,8 +440,8 @@ fn lock_at_start(path: &Path) -> std::result::Result<File, Unlocked> {
 /// Takes the lock beside the file. Also returns the former holder that the lock's file names, in
 /// the form of [`holder`]. The lock is a file of its own because SQLite's locks on the state file
 /// would be lost as soon as this process closed another handle on it.
-fn lock(path: &Path) -> std::result::Result<(File, String), Unlocked> {
-    let lock_path = beside(path, ".lock");
+fn lock(path: &Path) -> std::result::Result<(File, String), LockFailure> {
+    let lock_path = with_suffix(path, ".lock");
     let mut lock = OpenOptions::new()
         .read(true)
         .write(true)
@@ -446,15 +449,15 @@ fn lock(path: &Path) -> std::result::Result<(File, String), Unlocked> {
         .truncate(false)
         .mode(MODE)
         .open(&lock_path)
-        .map_err(|error| Unlocked::Failed(not_writable(&lock_path, &error)))?;
+        .map_err(|error| LockFailure::Failed(not_writable(&lock_path, &error)))?;
     let taken = flock(&lock, FlockOperation::NonBlockingLockExclusive);
     let holder = holder(&mut lock);
     match taken {
         Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => return Err(Unlocked::Held(holder)),
+        Err(rustix::io::Errno::WOULDBLOCK) => return Err(LockFailure::Held(holder)),
         Err(error) => {
             let problem = format!("{} cannot be locked: {error}", lock_path.display());
-            return Err(Unlocked::Failed(problem));
+            return Err(LockFailure::Failed(problem));
         }
     }
     // On a full disk only the number is missing.
@@ -496,7 +499,7 @@ fn create(path: &Path) -> std::result::Result<(), String> {
 fn take_from_others(path: &Path) {
     let me = rustix::process::geteuid().as_raw();
     let mut wanted = None;
-    for path in ["", "-wal", "-shm"].map(|suffix| beside(path, suffix)) {
+    for path in ["", "-wal", "-shm"].map(|suffix| with_suffix(path, suffix)) {
         let Ok(file) = fs::symlink_metadata(&path) else {
             continue;
         };

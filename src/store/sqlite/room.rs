@@ -105,7 +105,7 @@ impl StateFile {
         let length = |path: &Path| fs::metadata(path).map_or(0, |file| file.len());
         let debt = (number("page_count")? * page).saturating_sub(length(self.path()));
         let (log, unused) = if copied {
-            let log = length(&self.beside("-wal"));
+            let log = length(&self.sidecar("-wal"));
             (log, number("freelist_count")? * page)
         } else {
             (0, 0)
@@ -171,7 +171,7 @@ mod tests {
         file.connection().execute_batch(fill).unwrap();
         let used = || {
             let length = |path: &Path| fs::metadata(path).unwrap().len();
-            length(&path) + length(&super::super::beside(&path, "-wal"))
+            length(&path) + length(&super::super::with_suffix(&path, "-wal"))
         };
         let none = Disk {
             free: 0,

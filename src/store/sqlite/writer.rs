@@ -44,13 +44,13 @@ const GROUP_EVENTS: usize = 16 * 1024;
 
 /// Bytes of the pages that an alert, or anything else that is small, can touch: one page of its
 /// table and one of an index.
-const PAGES: usize = 2 * 4096;
+const TOUCHED_BYTES: usize = 2 * 4096;
 
 /// How long acknowledgements wait for a commit whose transaction they can share.
 const LINGER: Duration = Duration::from_micros(500);
 
 /// Maximum time between two looks at the state's files.
-const LOOK: Duration = Duration::from_secs(5);
+const FILE_CHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// What the thread is asked to do.
 #[derive(Debug)]
@@ -150,8 +150,8 @@ pub(super) struct Writer {
     /// Why the state is no longer ours. Once this is set, the state is not touched any more.
     lost: watch::Sender<Option<Error>>,
     /// Time between two looks at the state's files.
-    look: Duration,
-    looked: Instant,
+    check_interval: Duration,
+    checked_at: Instant,
     /// Number of further transactions that fail as if there was no room.
     #[cfg(test)]
     faults: usize,
@@ -173,8 +173,8 @@ impl Writer {
             holds,
             journalled,
             lost: watch::Sender::new(None),
-            look: LOOK,
-            looked: Instant::now(),
+            check_interval: FILE_CHECK_INTERVAL,
+            checked_at: Instant::now(),
             #[cfg(test)]
             faults: 0,
         })
@@ -264,7 +264,9 @@ impl Writer {
     /// pruned.
     fn wait(&mut self, queue: &mut mpsc::Receiver<Command>) -> Poll<Option<Command>> {
         while self.lost.borrow().is_none() {
-            let rest = self.look.saturating_sub(self.looked.elapsed());
+            let rest = self
+                .check_interval
+                .saturating_sub(self.checked_at.elapsed());
             if !rest.is_zero() {
                 let command = receive(queue, rest);
                 if command.is_ready() {
@@ -272,11 +274,13 @@ impl Writer {
                 }
                 continue;
             }
-            self.look_at_files();
+            self.check_files();
             if !self.keep_lock() {
                 break;
             }
-            if self.journal.is_any_over(clock::since_boot()) && self.transaction(&mut []).is_ok() {
+            if self.journal.has_expired_sink(clock::since_boot())
+                && self.transaction(&mut []).is_ok()
+            {
                 return Poll::Pending;
             }
         }
@@ -284,10 +288,10 @@ impl Writer {
     }
 
     /// Checks whether the files still are where the next start looks for them.
-    fn look_at_files(&mut self) {
-        self.file.look_at_log();
-        self.file.tell_if_gone();
-        self.looked = Instant::now();
+    fn check_files(&mut self) {
+        self.file.check_log();
+        self.file.report_if_gone();
+        self.checked_at = Instant::now();
     }
 
     /// Whether the state is still ours alone. Asked before each write, because another exporter's
@@ -361,7 +365,7 @@ impl Writer {
         let Some(states) = self.journal.set_known_sinks(&job.request, now) else {
             return Some(job);
         };
-        self.journal.tell_news();
+        self.journal.log_notices();
         job.reply.send(Ok(states)).ok();
         None
     }
@@ -427,7 +431,7 @@ impl Writer {
         }
         let wanted: u64 = writes.iter().map(Write::bytes).sum();
         let held = self.journal.bytes_held_by_left(self.file.reader());
-        held.is_ok_and(|held| held >= wanted.max(PAGES as u64))
+        held.is_ok_and(|held| held >= wanted.max(TOUCHED_BYTES as u64))
     }
 
     /// Does `writes` and gives up the sinks that have left and keep events that all others have.
@@ -474,14 +478,14 @@ impl Writer {
     /// Stores the cursors, does `writes` and a step of pruning, durably. If it fails, nothing was
     /// done.
     fn transaction(&mut self, writes: &mut [Write]) -> Result<()> {
-        self.file.look_at_log();
+        self.file.check_log();
         let before = self.journal.clone();
         let done = self.try_transaction(writes);
         match done {
             Ok(()) => {
-                self.journal.tell_news();
+                self.journal.log_notices();
                 self.file.copy_long_log();
-                self.look_at_files();
+                self.check_files();
             }
             Err(_) => self.journal = before,
         }
@@ -505,7 +509,7 @@ impl Writer {
             write.apply(&transaction, &mut self.journal, &self.holds, now)?;
         }
         // Given up only after the writes, which may name a sink again just in time.
-        self.journal.give_up_over(&transaction, now)?;
+        self.journal.give_up_expired(&transaction, now)?;
         self.journal.prune(&transaction)?;
         transaction.commit()
     }
@@ -632,8 +636,8 @@ impl Write {
         let events = commit.events.iter();
         let events: usize = events.map(|event| 128 + event.body.len() * 3 / 2).sum();
         let alerts = commit.upserts.iter();
-        let alerts: usize = alerts.map(|alert| PAGES + alert.body.len()).sum();
-        (events + alerts + PAGES * commit.departures.len()) as u64
+        let alerts: usize = alerts.map(|alert| TOUCHED_BYTES + alert.body.len()).sum();
+        (events + alerts + TOUCHED_BYTES * commit.departures.len()) as u64
     }
 
     /// Whether the write fits into `room`. If so, its bytes are subtracted.

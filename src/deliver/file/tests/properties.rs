@@ -115,7 +115,7 @@ proptest! {
                     let to = (from + count).min(EVENTS);
                     let past = Past {
                         is_inherited: from < written[search],
-                        is_stored: given == saved,
+                        acks_stored: given == saved,
                         losses,
                     };
                     let which: Vec<_> = (from..to).map(|it| it * SEARCHES + search).collect();

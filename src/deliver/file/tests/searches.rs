@@ -3,7 +3,7 @@ use super::*;
 /// What a sink hears before it is given events that only this process had.
 const OWN: Past = Past {
     is_inherited: false,
-    is_stored: true,
+    acks_stored: true,
     losses: 0,
 };
 
@@ -68,7 +68,7 @@ fn what_the_store_had_not_heard_of_when_a_search_was_lost_is_found_when_it_comes
     world.hand(OWN, &[0]);
     world.hand(OWN, &[1]);
     let unheard = Past {
-        is_stored: false,
+        acks_stored: false,
         ..OWN
     };
     world.hand(unheard, &[2]);

@@ -171,7 +171,7 @@ fn a_search_that_is_lost_before_the_server_has_heard_of_its_deliveries_is_a_loss
     let mut journal = journal(&["s"]);
     let past = |journal: &Journal| {
         let past = journal.past("s", &[]);
-        (past.is_stored, past.losses)
+        (past.acks_stored, past.losses)
     };
     journal.append(A, 1, 1);
     journal.append(B, 1, 1);

@@ -70,7 +70,7 @@ fn a_file_that_was_put_back_for_everybody_is_for_its_owner_again_and_a_group_kee
     let path = folder.path().join("state.db");
     let modes = || {
         ["", "-wal", "-shm"].map(|suffix| {
-            let file = beside(&path, suffix).metadata().unwrap();
+            let file = with_suffix(&path, suffix).metadata().unwrap();
             file.mode() & 0o777
         })
     };
@@ -88,7 +88,7 @@ fn a_file_that_was_put_back_for_everybody_is_for_its_owner_again_and_a_group_kee
         // The state after a crash; the log was restored as well.
         file.abandon();
         for suffix in ["-wal", "-shm"] {
-            let log = beside(&path, suffix);
+            let log = with_suffix(&path, suffix);
             fs::set_permissions(log, fs::Permissions::from_mode(0o644)).unwrap();
         }
         let file = open(&path).unwrap();
@@ -186,7 +186,7 @@ fn a_link_may_lead_to_a_file_that_is_yet_to_be_created_but_not_in_a_circle() {
 fn a_log_without_its_file_is_kept_and_not_taken_for_a_new_state() {
     let folder = folder();
     let path = folder.path().join("state.db");
-    let log = beside(&path, "-wal");
+    let log = with_suffix(&path, "-wal");
     let mut file = open(&path).unwrap();
     file.connection()
         .execute_batch("INSERT INTO sink (name, position) VALUES ('s', 0)")
@@ -415,15 +415,15 @@ fn a_file_of_the_state_that_is_gone_is_noticed_and_one_that_came_back_too() {
     let folder = folder();
     let path = folder.path().join("state.db");
     let file = open(&path).unwrap();
-    assert_eq!(file.files().gone(), None);
+    assert_eq!(file.files().gone_suffix(), None);
     for suffix in ["-shm", "-wal", ""] {
-        let (name, aside) = (beside(&path, suffix), folder.path().join("aside"));
+        let (name, aside) = (with_suffix(&path, suffix), folder.path().join("aside"));
         fs::rename(&name, &aside).unwrap();
-        assert_eq!(file.files().gone(), Some(suffix));
+        assert_eq!(file.files().gone_suffix(), Some(suffix));
         fs::copy(&aside, &name).unwrap();
-        assert_eq!(file.files().gone(), Some(suffix));
+        assert_eq!(file.files().gone_suffix(), Some(suffix));
         fs::rename(&aside, &name).unwrap();
-        assert_eq!(file.files().gone(), None);
+        assert_eq!(file.files().gone_suffix(), None);
     }
 }
 
@@ -432,7 +432,7 @@ fn a_lock_whose_file_was_removed_is_taken_again() {
     let folder = folder();
     let path = folder.path().join("state.db");
     let mut file = open(&path).unwrap();
-    fs::remove_file(beside(&path, ".lock")).unwrap();
+    fs::remove_file(with_suffix(&path, ".lock")).unwrap();
     file.keep_lock().unwrap();
     let problem = problem(&path);
     assert!(problem.starts_with("another exporter"), "{problem}");
@@ -447,7 +447,7 @@ fn a_state_that_another_exporter_has_had_since_its_lock_was_removed_is_lost() {
     let number = std::process::id();
     for has_ended in [false, true] {
         let mut file = open(&path).unwrap();
-        fs::remove_file(beside(&path, ".lock")).unwrap();
+        fs::remove_file(with_suffix(&path, ".lock")).unwrap();
         let second = open(&path).unwrap();
         let second = if has_ended {
             second.close();
@@ -480,8 +480,8 @@ fn a_state_that_was_moved_aside_is_not_lost_to_whoever_uses_what_is_in_its_place
     let path = folder.path().join("state.db");
     let mut file = open(&path).unwrap();
     for suffix in ["", "-wal", "-shm", ".lock"] {
-        let name = beside(&path, suffix);
-        fs::rename(&name, beside(&name, ".aside")).unwrap();
+        let name = with_suffix(&path, suffix);
+        fs::rename(&name, with_suffix(&name, ".aside")).unwrap();
     }
     let _second = open(&path).unwrap();
     file.keep_lock().unwrap();

@@ -9,7 +9,7 @@ use crate::store::{
     JournalEvent,
     conformance::{alert, event, events, key, second},
     left_sinks::captured,
-    sqlite::beside,
+    sqlite::with_suffix,
 };
 
 /// A writer without its thread, so that tests can provoke faults on its connection.
@@ -524,11 +524,11 @@ fn a_sink_whose_place_is_damaged_gets_all_that_is_in_the_journal() {
 #[test]
 fn a_lock_whose_file_is_removed_while_nothing_is_stored_is_taken_again() {
     let mut bench = Bench::new();
-    bench.writer.look = Duration::from_millis(10);
+    bench.writer.check_interval = Duration::from_millis(10);
     let page = Page::new(bench.writer.files().clone(), Holds::default());
     let (commands, queue) = mpsc::channel(1);
     let writer = thread::spawn(move || bench.writer.run(queue, &page));
-    let lock = beside(&bench.path, ".lock");
+    let lock = with_suffix(&bench.path, ".lock");
     std::fs::remove_file(&lock).unwrap();
     let deadline = Instant::now() + Duration::from_secs(20);
     while std::fs::read(&lock).unwrap_or_default().is_empty() {
@@ -551,7 +551,7 @@ fn nothing_is_written_to_a_state_that_was_lost_to_another_exporter() {
     let mut bench = Bench::new();
     bench.write(opened(1)).unwrap();
     let page = Page::new(bench.writer.files().clone(), Holds::default());
-    std::fs::remove_file(beside(&bench.path, ".lock")).unwrap();
+    std::fs::remove_file(with_suffix(&bench.path, ".lock")).unwrap();
     let mut second = Writer::open(&bench.path, 1_000_000, Holds::default()).unwrap();
     let lost = bench.writer.lost();
     let (commands, queue) = mpsc::channel(9);
@@ -565,13 +565,14 @@ fn nothing_is_written_to_a_state_that_was_lost_to_another_exporter() {
         reply: acknowledge,
     };
     commands.blocking_send(command).unwrap();
-    let before = ["", "-wal"].map(|suffix| std::fs::read(beside(&bench.path, suffix)).unwrap());
+    let before =
+        ["", "-wal"].map(|suffix| std::fs::read(with_suffix(&bench.path, suffix)).unwrap());
     bench.writer.run(queue, &page);
     assert!(reply.blocking_recv().is_err(), "it was answered");
     assert!(acknowledged.blocking_recv().is_err(), "it was answered");
     assert!(commands.is_closed());
     assert!(matches!(&*lost.borrow(), Some(Error::Lost { .. })));
-    let after = ["", "-wal"].map(|suffix| std::fs::read(beside(&bench.path, suffix)).unwrap());
+    let after = ["", "-wal"].map(|suffix| std::fs::read(with_suffix(&bench.path, suffix)).unwrap());
     assert!(before == after, "it was written to");
     second.transaction(&mut []).unwrap();
 }
@@ -584,7 +585,7 @@ fn a_log_that_was_cut_short_is_not_copied_over_what_is_whole() {
         assert!(bench.writer.file.reuse_log());
         bench.write(opened(2)).unwrap();
         let before = std::fs::read(&bench.path).unwrap();
-        let log = File::create(beside(&bench.path, "-wal")).unwrap();
+        let log = File::create(with_suffix(&bench.path, "-wal")).unwrap();
         if is_stored_to {
             bench.write(events(3..9)).ok();
             assert!(log.metadata().unwrap().len() > 0);
@@ -619,8 +620,11 @@ fn a_log_that_is_copied_and_emptied_by_another_program_is_not_taken_for_one_that
         operator
             .query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |_| Ok(()))
             .unwrap();
-        assert_eq!(beside(&bench.path, "-wal").metadata().unwrap().len(), 0);
-        bench.writer.look_at_files();
+        assert_eq!(
+            with_suffix(&bench.path, "-wal").metadata().unwrap().len(),
+            0
+        );
+        bench.writer.check_files();
         assert!(bench.writer.file.reuse_log());
     }
     assert_eq!(bench.reopen().waiting(), [1, 2, 3]);
@@ -677,7 +681,7 @@ fn a_sink_that_has_left_is_kept_until_its_time_is_over_and_both_is_told() {
     bench.writer.journal.acknowledge("other", i64::MAX, None);
     // The sink is given up although no command comes.
     bench.writer.journal.kept_for = Duration::ZERO;
-    bench.writer.look = Duration::ZERO;
+    bench.writer.check_interval = Duration::ZERO;
     let (_commands, mut queue) = mpsc::channel(1);
     assert!(bench.writer.wait(&mut queue).is_pending());
     assert_eq!(said(&lines), [("in time", 2)]);
