@@ -78,7 +78,7 @@ fn metrics(searches: usize, now: Timestamp) -> Metrics {
             last_error: None,
             lease_held: true,
             lease: None,
-            tried: true,
+            first_attempt_over: true,
         });
     }
     metrics

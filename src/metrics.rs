@@ -161,7 +161,7 @@ struct Reasons<const N: usize> {
     counts: [Counter; N],
     /// Counts reasons that are not among `names`. Such a reason is a bug, which must not hide a
     /// failure.
-    other: Counter,
+    unlisted: Counter,
 }
 
 // === impl Metrics ===
@@ -258,7 +258,7 @@ impl Metrics {
     }
 
     /// Counts something for a sink, unless the sink was removed.
-    fn count_of_sink(&self, name: &str, count: impl FnOnce(&SinkCounters)) {
+    fn count_for_sink(&self, name: &str, count: impl FnOnce(&SinkCounters)) {
         if let Some(counters) = self.0.sinks.read().get(name) {
             count(counters);
             self.touch();
@@ -309,15 +309,15 @@ impl Metrics {
 /// Sinks are found by name. Counts for a sink that is not registered are dropped.
 impl deliver::Observer for Metrics {
     fn sink_delivered(&self, sink: &str, events: u64) {
-        self.count_of_sink(sink, |counters| counters.delivered.inc_by(events));
+        self.count_for_sink(sink, |counters| counters.delivered.inc_by(events));
     }
 
     fn sink_error(&self, sink: &str) {
-        self.count_of_sink(sink, |counters| counters.errors.inc());
+        self.count_for_sink(sink, |counters| counters.errors.inc());
     }
 
     fn sink_rejected(&self, sink: &str, events: u64) {
-        self.count_of_sink(sink, |counters| counters.rejected.inc_by(events));
+        self.count_for_sink(sink, |counters| counters.rejected.inc_by(events));
     }
 }
 
@@ -344,7 +344,7 @@ impl SearchMetrics {
 
     /// Counts `n` events that a poll found.
     pub fn events(&self, kind: EventKind, n: u64) {
-        self.cells.events[place_of(kind)].add(n);
+        self.cells.events[event_kind_index(kind)].add(n);
         self.metrics.touch();
     }
 
@@ -368,7 +368,7 @@ impl AccountMetrics {
     /// Notes that another client of the account, with metrics of its own, has replaced this one.
     /// The board forgets the account. What this client still does is counted, but what it still
     /// learns, such as a token's end, is not shown.
-    pub fn replaced(&self) {
+    pub fn mark_replaced(&self) {
         // Under the lock, so that a request that ends only now cannot bring the account back.
         let accounts = self.metrics.0.accounts.write();
         self.is_replaced.store(true, Ordering::Relaxed);
@@ -392,7 +392,7 @@ impl AccountMetrics {
 
 impl opsramp::Observer for AccountMetrics {
     fn request(&self, endpoint: Endpoint, status: Option<u16>, took: Duration) {
-        let place = place_of_endpoint(endpoint);
+        let place = endpoint_index(endpoint);
         *self
             .cells
             .requests
@@ -487,7 +487,7 @@ impl<const N: usize> Reasons<N> {
         Self {
             names,
             counts: std::array::from_fn(|_| Counter::default()),
-            other: Counter::default(),
+            unlisted: Counter::default(),
         }
     }
 
@@ -496,18 +496,18 @@ impl<const N: usize> Reasons<N> {
         debug_assert!(place.is_some(), "the reason {reason:?} is not announced");
         place
             .and_then(|place| self.counts.get(place))
-            .unwrap_or(&self.other)
+            .unwrap_or(&self.unlisted)
             .add(1);
     }
 
     fn get(&self) -> impl Iterator<Item = (&'static str, u64)> {
-        let other = Some(("other", self.other.get())).filter(|(_, count)| *count > 0);
+        let other = Some(("other", self.unlisted.get())).filter(|(_, count)| *count > 0);
         let counts = self.counts.iter().map(Counter::get);
         self.names.iter().copied().zip(counts).chain(other)
     }
 }
 
-fn place_of(kind: EventKind) -> usize {
+fn event_kind_index(kind: EventKind) -> usize {
     match kind {
         EventKind::Opened => 0,
         EventKind::Changed => 1,
@@ -515,7 +515,7 @@ fn place_of(kind: EventKind) -> usize {
     }
 }
 
-fn place_of_endpoint(endpoint: Endpoint) -> usize {
+fn endpoint_index(endpoint: Endpoint) -> usize {
     match endpoint {
         Endpoint::Token => 0,
         Endpoint::Search => 1,

@@ -61,8 +61,9 @@ pub struct SearchStatus {
     /// The lease under which this replica polls the search. `None` if it does not, or if the lease
     /// cannot end.
     pub lease: Option<Lease>,
-    /// Whether the first poll has ended or could not begin, or another replica polls the search.
-    pub tried: bool,
+    /// Whether the first attempt is over: a poll has ended, the search could not be taken up, or
+    /// another replica polls it.
+    pub first_attempt_over: bool,
 }
 
 /// What a successful poll learned.
@@ -163,17 +164,17 @@ pub struct SinkStatus {
 
 /// Groups the partners about which the same is told. Groups are in the order of their first
 /// partners.
-pub fn alike<'a, T: PartialEq>(
+pub fn group_by_value<'a, T: PartialEq>(
     told: impl IntoIterator<Item = (&'a Arc<str>, T)>,
 ) -> Vec<(Vec<&'a str>, T)> {
-    let mut alike: Vec<(Vec<&str>, T)> = Vec::new();
+    let mut groups: Vec<(Vec<&str>, T)> = Vec::new();
     for (partner, what) in told {
-        match alike.iter_mut().find(|(_, same)| *same == what) {
+        match groups.iter_mut().find(|(_, same)| *same == what) {
             Some((partners, _)) => partners.push(partner),
-            None => alike.push((vec![partner], what)),
+            None => groups.push((vec![partner], what)),
         }
     }
-    alike
+    groups
 }
 
 /// Lists partners by their ids, for a sentence.
@@ -258,7 +259,7 @@ impl Board {
     }
 
     /// Changes what is known of a sink, unless the sink was forgotten.
-    pub fn change_sink(&self, name: &str, change: impl FnOnce(&mut SinkStatus)) {
+    pub fn update_sink_if_present(&self, name: &str, change: impl FnOnce(&mut SinkStatus)) {
         if let Some(status) = self.0.sinks.write().get_mut(name) {
             change(status);
         }
@@ -327,7 +328,7 @@ impl SearchStatus {
             last_error: None,
             lease_held: false,
             lease: None,
-            tried: false,
+            first_attempt_over: false,
         }
     }
 
@@ -335,7 +336,7 @@ impl SearchStatus {
     #[must_use]
     pub fn elsewhere(&self) -> Self {
         Self {
-            tried: true,
+            first_attempt_over: true,
             ..Self::unknown(self.key.clone(), self.interval, self.stale_after)
         }
     }

@@ -29,7 +29,7 @@ use crate::{
     clock,
     health::{Health, Overdue},
     metrics::{Metrics, Rendering},
-    status::{Board, DiscoveryStatus, PartnerStatus, SearchStatus, alike, listed},
+    status::{Board, DiscoveryStatus, PartnerStatus, SearchStatus, group_by_value, listed},
 };
 
 use alerts::{AlertsError, OpenAlert};
@@ -491,7 +491,7 @@ impl Site {
         reasons.extend(of_accounts);
         let mut waiting = searches
             .iter()
-            .filter(|status| !status.tried || status.could_not_be_taken_up());
+            .filter(|status| !status.first_attempt_over || status.could_not_be_taken_up());
         let reason = |status: &Arc<SearchStatus>| match &status.last_error {
             Some(error) => format!("{}: {}", status.key, error.message),
             None => format!("{}: the first poll has not ended", status.key),
@@ -535,7 +535,7 @@ impl Site {
         for (account, discovery) in self.board.discoveries() {
             let reasons = discovery.partners.iter();
             let reasons = reasons.filter_map(|partner| Some((&partner.id, why(partner)?)));
-            for (partners, why) in alike(reasons) {
+            for (partners, why) in group_by_value(reasons) {
                 let partners = match &partners[..] {
                     [partner] => format!("partner {partner}"),
                     several => format!("partners {}", listed(several)),

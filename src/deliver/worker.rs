@@ -443,7 +443,7 @@ impl Worker {
         }
         // Not by `update`, which ignores a worker that leaves: its deliveries count as well.
         self.board
-            .change_sink(&self.name, |status| status.delivered += delivered);
+            .update_sink_if_present(&self.name, |status| status.delivered += delivered);
     }
 
     /// Logs the events that will never be delivered.
@@ -612,7 +612,7 @@ impl Worker {
     /// Changes the sink's status, unless this worker leaves: the status is then its successor's.
     fn update(&self, change: impl FnOnce(&mut crate::status::SinkStatus)) {
         if !self.is_leaving() {
-            self.board.change_sink(&self.name, change);
+            self.board.update_sink_if_present(&self.name, change);
         }
     }
 }

@@ -89,8 +89,8 @@ impl Metrics {
         let cached = self.0.cache.latest()?;
         let age = cached.begun.elapsed();
         let unchanged = cached.version == self.version() && age <= MAX_AGE;
-        let dear = age <= (cached.took * COST_FACTOR).min(MAX_AGE);
-        (unchanged || dear).then_some(cached.rendering)
+        let too_costly_to_renew = age <= (cached.took * COST_FACTOR).min(MAX_AGE);
+        (unchanged || too_costly_to_renew).then_some(cached.rendering)
     }
 
     /// Returns the last rendering, unless it is too old to be shown even while another one is

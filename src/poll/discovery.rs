@@ -30,7 +30,7 @@ use crate::{
     identity::Tenant,
     metrics::AccountMetrics,
     opsramp::{self, Client},
-    status::{DiscoveryStatus, PartnerStatus, alike, listed},
+    status::{DiscoveryStatus, PartnerStatus, group_by_value, listed},
 };
 
 /// Clients that are polled, with the partner of each.
@@ -287,7 +287,7 @@ impl AccountClient {
                 }
             }
         }
-        for (partners, (meanwhile, (reason, error))) in alike(failed) {
+        for (partners, (meanwhile, (reason, error))) in group_by_value(failed) {
             tracing::error!(
                 %account,
                 partner = listed(&partners),

@@ -270,7 +270,7 @@ impl Pollers {
             if let Some(old) = &old {
                 // The searches of the old client, and its request for a token, may take a while to
                 // end.
-                old.metrics.replaced();
+                old.metrics.mark_replaced();
             }
             let name = Arc::clone(client.account());
             let client = AccountClient::new(options, client, metrics, old);

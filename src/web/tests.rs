@@ -279,7 +279,7 @@ fn pending(key: SearchKey) -> SearchStatus {
 fn up(key: SearchKey) -> SearchStatus {
     SearchStatus {
         up: Some(true),
-        tried: true,
+        first_attempt_over: true,
         result: Some(SearchResult {
             at: now(),
             at_since_boot: clock::since_boot(),
@@ -309,7 +309,7 @@ fn failing(key: SearchKey, message: &str) -> SearchStatus {
     SearchStatus {
         up: Some(false),
         lease_held: true,
-        tried: true,
+        first_attempt_over: true,
         last_error: Some(error),
         ..pending(key)
     }

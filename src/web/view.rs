@@ -252,7 +252,7 @@ impl SearchState {
         let fresh = status.fresh_result(now).is_some();
         match status.up {
             _ if status.could_not_be_taken_up() => Self::Failing,
-            _ if !status.lease_held && status.tried => Self::Elsewhere,
+            _ if !status.lease_held && status.first_attempt_over => Self::Elsewhere,
             None => Self::Pending,
             Some(_) if status.result.is_some() && !fresh => Self::Stale,
             Some(true) => Self::Up,

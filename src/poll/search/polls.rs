@@ -216,7 +216,7 @@ impl Running {
             requests: poll.requests,
             outcome: outcome.map(|events| events + poll.events),
         });
-        self.search.status.tried = true;
+        self.search.status.first_attempt_over = true;
         self.announce_next_poll();
         if succeeded {
             self.publish(Some(clock::now()));

@@ -252,7 +252,7 @@ impl Search {
         let PollError { reason, .. } = self.failed(Activity::Loading, &error.into());
         self.metrics.poll_failed(reason);
         self.status.up = Some(false);
-        self.status.tried = true;
+        self.status.first_attempt_over = true;
         self.report();
     }
 
