@@ -46,7 +46,7 @@ use crate::{
 /// Time limit, when the daemon stops, for polls to end and journalled events to be delivered.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Time limit for the store to close after that.
-const LAST_WORD: Duration = Duration::from_secs(5);
+const STORE_CLOSE_LIMIT: Duration = Duration::from_secs(5);
 /// Time limit for reading the configuration and the files that it names: they can lie on a server
 /// that hangs.
 const READING: Duration = Duration::from_secs(10);
@@ -63,10 +63,10 @@ const FIRST_PAUSE: Duration = Duration::from_millis(500);
 /// The longest such pause.
 const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// Time after which a store that has not answered is reported, and the web server begins.
-const SILENT: Duration = Duration::from_secs(1);
+const STORE_SILENT_AFTER: Duration = Duration::from_secs(1);
 /// The topic under which `health` is told of trouble with the store.
 const STORE: &str = "store";
-const SILENCE: &str = "the state store has not answered yet; nothing is polled until it does";
+const STORE_SILENT: &str = "the state store has not answered yet; nothing is polled until it does";
 const QUIT: &str = "POST /-/quit";
 const REJECTED: &str =
     "the configuration cannot be loaded again, the log says why; the one before stays in force";
@@ -154,7 +154,9 @@ impl Daemon {
         };
         // Other replicas would go on counting on a replica that does not take leave.
         if let Some(store) = opened.get() {
-            tokio::time::timeout(LAST_WORD, store.close()).await.ok();
+            tokio::time::timeout(STORE_CLOSE_LIMIT, store.close())
+                .await
+                .ok();
         }
         error.map_or(Ok(None), Err)
     }
@@ -361,7 +363,7 @@ impl Daemon {
         delivery
             .drain(until.saturating_duration_since(Instant::now()))
             .await;
-        if tokio::time::timeout(LAST_WORD, store.close())
+        if tokio::time::timeout(STORE_CLOSE_LIMIT, store.close())
             .await
             .is_err()
         {
@@ -509,11 +511,11 @@ impl Opening<'_> {
         loop {
             let done = {
                 let mut working = pin!(work());
-                match tokio::time::timeout(SILENT, working.as_mut()).await {
+                match tokio::time::timeout(STORE_SILENT_AFTER, working.as_mut()).await {
                     Ok(done) => done,
                     Err(_) => {
                         if !has_failed {
-                            self.health.hold_up(STORE, Some(SILENCE.to_owned()));
+                            self.health.hold_up(STORE, Some(STORE_SILENT.to_owned()));
                             self.serve();
                         }
                         working.await

@@ -294,7 +294,7 @@ async fn healthy(State(site): State<Arc<Site>>) -> Response {
 }
 
 async fn ready(State(site): State<Arc<Site>>) -> Response {
-    let waiting = site.waiting(&site.board.searches());
+    let waiting = site.unready_reasons(&site.board.searches());
     if waiting.is_empty() {
         return text(StatusCode::OK, "ready\n");
     }
@@ -479,7 +479,7 @@ impl Site {
     }
 
     /// Says why the process is not ready yet, one reason a line; empty if it is ready.
-    fn waiting(&self, searches: &[Arc<SearchStatus>]) -> Vec<String> {
+    fn unready_reasons(&self, searches: &[Arc<SearchStatus>]) -> Vec<String> {
         let mut reasons = self.health.obstacles();
         let mut of_accounts = self.without_clients();
         if searches.is_empty() {
@@ -511,7 +511,7 @@ impl Site {
             Some(Err(error)) => Some(error.clone()),
             Some(Ok(())) | None => Some("the first look-up has not ended".to_owned()),
         };
-        self.of_partners("are not known yet", why)
+        self.partner_lines("are not known yet", why)
     }
 
     /// Names the partners whose clients are known, but could not be looked up the last time, and
@@ -521,12 +521,12 @@ impl Site {
             Some(Err(error)) if partner.is_known => Some(error.clone()),
             _ => None,
         };
-        self.of_partners("could not be looked up the last time", why)
+        self.partner_lines("could not be looked up the last time", why)
     }
 
     /// Returns lines about the clients of those partners for which there is a reason. Partners
     /// with the same reason share a line.
-    fn of_partners(
+    fn partner_lines(
         &self,
         said: &str,
         why: impl Fn(&PartnerStatus) -> Option<String>,
@@ -575,7 +575,7 @@ impl Site {
         let hangs = overdue.iter().take(REASONS_SHOWN).map(Overdue::to_string);
         let mut problems: Vec<String> = hangs.chain(self.health.notices()).collect();
         let searches = self.board.searches();
-        let waiting = self.waiting(&searches);
+        let waiting = self.unready_reasons(&searches);
         let told = |problem: &String| !waiting.contains(problem);
         problems.extend(self.unsearched(&searches).into_iter().filter(told));
         problems.extend(self.outdated());

@@ -47,7 +47,7 @@ pub(super) async fn check_state(report: &mut Report<'_>, state: &State) {
     let outcome = match state {
         State::File { path } => {
             let path = path.clone();
-            aside(move || state_file(&path)).await
+            on_blocking_thread(move || state_file(&path)).await
         }
         State::Postgres { url, lease } => database(url, *lease).await,
     };
@@ -61,7 +61,7 @@ pub(super) async fn check_sinks(report: &mut Report<'_>, sinks: &[SinkOptions]) 
             Target::Stdout { .. } => Ok(Passed::new((), "standard output")),
             Target::File { path, .. } => {
                 let path = path.clone();
-                aside(move || log_file(&path)).await
+                on_blocking_thread(move || log_file(&path)).await
             }
             Target::Journald => journal(Path::new(JOURNAL)),
             Target::Otlp(options) => receiver(options).await,
@@ -113,7 +113,7 @@ fn certificate(not_after: Option<Timestamp>, now: Timestamp) -> Outcome<()> {
 
 /// Does the work on another thread and within `LIMIT`, because a disk can be slow, or a network
 /// disk dead.
-async fn aside(work: impl FnOnce() -> Outcome<()> + Send + 'static) -> Outcome<()> {
+async fn on_blocking_thread(work: impl FnOnce() -> Outcome<()> + Send + 'static) -> Outcome<()> {
     match tokio::time::timeout(LIMIT, tokio::task::spawn_blocking(work)).await {
         Ok(Ok(outcome)) => outcome,
         Ok(Err(panicked)) => std::panic::resume_unwind(panicked.into_panic()),

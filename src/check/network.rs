@@ -22,7 +22,7 @@ const MAX_ANSWER: usize = 16 << 10;
 
 /// Time lost to silent addresses that a client does not notice, because it tries address families
 /// in turns.
-const PATIENCE: Duration = Duration::from_millis(300);
+const NOTICEABLE_DELAY: Duration = Duration::from_millis(300);
 
 /// Maximum number of addresses that are shown.
 const SHOWN: usize = 4;
@@ -223,7 +223,7 @@ pub(super) async fn connect(
                     milliseconds(began.elapsed())
                 );
                 let passed = Passed::new(Box::new(stream) as Connection, found);
-                return Ok(if lost < PATIENCE {
+                return Ok(if lost < NOTICEABLE_DELAY {
                     passed
                 } else {
                     passed.with_concern(format!(

@@ -136,7 +136,7 @@ impl<'a> Resolver<'a> {
     }
 
     /// Returns a value that is given directly (`key`) or by the name of a file (`key_file`).
-    fn either(
+    fn value_or_file(
         &self,
         path: &str,
         key: &str,
@@ -154,7 +154,7 @@ impl<'a> Resolver<'a> {
                 return SecretSource::Value(value);
             }
             (None, Some(file)) if !file.as_os_str().is_empty() => {
-                self.secret_file(&format!("{at}_file"), &file);
+                self.check_secret_file(&format!("{at}_file"), &file);
                 return SecretSource::File(file);
             }
             (Some(_), None) => self.problems.add(&at, "is empty"),
@@ -192,12 +192,12 @@ impl<'a> Resolver<'a> {
 
     /// Notes a problem if the text is clearly not the name of a file, but the content that belongs
     /// in the file.
-    fn secret_file(&self, path: &str, file: &Path) {
-        self.file_name(path, file, "put it into a file, and name that file here");
+    fn check_secret_file(&self, path: &str, file: &Path) {
+        self.check_file_name(path, file, "put it into a file, and name that file here");
     }
 
     /// Notes a problem if the text is clearly not the name of a file.
-    fn file_name(&self, path: &str, file: &Path, advice: &str) {
+    fn check_file_name(&self, path: &str, file: &Path, advice: &str) {
         if let Some(message) = misplaced::problem(file, advice) {
             self.problems.add(path, message);
         }

@@ -39,7 +39,7 @@ pub struct SecretFiles {
 
 /// What should be in a file.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum What {
+enum Content {
     Key,
     Secret,
     Header,
@@ -47,7 +47,7 @@ enum What {
 }
 
 /// A finding about the content of a file.
-enum Said {
+enum Finding {
     Doubt(String),
     Unusable(String),
 }
@@ -58,22 +58,25 @@ impl Config {
     /// Call it on a thread that may block, because a file may lie on a file system that does not
     /// answer.
     pub fn look_at_secret_files(&self) -> impl FnOnce() -> SecretFiles + Send + use<> {
-        let (files, sources) = (self.secret_files(), self.sources());
+        let (private, reread) = (self.private_files(), self.reread_files());
         move || {
-            let mut all: Vec<&PathBuf> = files.iter().chain(sources.keys()).collect();
+            let mut all: Vec<&PathBuf> = private.iter().chain(reread.keys()).collect();
             all.sort_unstable();
             all.dedup();
-            let exposed = files.iter().filter(|path| is_exposed(path));
+            let exposed = private.iter().filter(|path| is_exposed(path));
             let exposed = exposed.map(|path| warning(path));
             let mut told = SecretFiles {
-                problems: all.into_iter().filter_map(|path| no_file(path)).collect(),
+                problems: all
+                    .into_iter()
+                    .filter_map(|path| folder_problem(path))
+                    .collect(),
                 warnings: exposed.collect(),
                 unusable: Vec::new(),
             };
-            for (path, what) in sources {
-                match content(&path, what) {
-                    Some(Said::Doubt(doubt)) => told.warnings.push(doubt),
-                    Some(Said::Unusable(why)) => told.unusable.push(why),
+            for (path, what) in reread {
+                match check_content(&path, what) {
+                    Some(Finding::Doubt(doubt)) => told.warnings.push(doubt),
+                    Some(Finding::Unusable(why)) => told.unusable.push(why),
                     None => {}
                 }
             }
@@ -83,19 +86,24 @@ impl Config {
 
     /// Returns the files that are read each time their content is needed, each with what it should
     /// hold.
-    fn sources(&self) -> BTreeMap<PathBuf, What> {
+    fn reread_files(&self) -> BTreeMap<PathBuf, Content> {
         let mut sources = Vec::new();
         if let State::Postgres { url, .. } = &self.state {
-            sources.push((What::DatabaseUrl, url));
+            sources.push((Content::DatabaseUrl, url));
         }
         for sink in &self.sinks {
             if let Target::Otlp(options) = &sink.target {
-                sources.extend(options.headers.values().map(|value| (What::Header, value)));
+                sources.extend(
+                    options
+                        .headers
+                        .values()
+                        .map(|value| (Content::Header, value)),
+                );
             }
         }
         for account in &self.accounts {
-            sources.push((What::Key, &account.options.client_id));
-            sources.push((What::Secret, &account.options.client_secret));
+            sources.push((Content::Key, &account.options.client_id));
+            sources.push((Content::Secret, &account.options.client_secret));
         }
         let files = sources
             .into_iter()
@@ -107,7 +115,7 @@ impl Config {
     }
 
     /// Returns the files that not everybody may read, each once.
-    fn secret_files(&self) -> Vec<PathBuf> {
+    fn private_files(&self) -> Vec<PathBuf> {
         let mut sources = Vec::new();
         let mut files = Vec::new();
         for account in &self.accounts {
@@ -173,7 +181,7 @@ fn warning(path: &Path) -> String {
 }
 
 /// Says why the path cannot be that of a secret file.
-fn no_file(path: &Path) -> Option<String> {
+fn folder_problem(path: &Path) -> Option<String> {
     if !path.is_dir() {
         return None;
     }
@@ -183,31 +191,31 @@ fn no_file(path: &Path) -> Option<String> {
 
 /// Checks the content of the file. A pipe is left to the part that needs it, because a pipe can be
 /// read only once.
-fn content(path: &Path, what: What) -> Option<Said> {
+fn check_content(path: &Path, what: Content) -> Option<Finding> {
     if std::fs::metadata(path).is_ok_and(|metadata| !metadata.is_file()) {
         return None;
     }
     let value = match SecretSource::File(path.to_owned()).read() {
         Ok(value) => value,
-        Err(error) => return Some(Said::Unusable(unusable(&error, path, what))),
+        Err(error) => return Some(Finding::Unusable(unusable(&error, path, what))),
     };
     let shown = path.display();
-    if what == What::Header && HeaderValue::from_str(value.expose()).is_err() {
-        return Some(Said::Unusable(format!(
+    if what == Content::Header && HeaderValue::from_str(value.expose()).is_err() {
+        return Some(Finding::Unusable(format!(
             "the secret file {shown} holds characters that a header cannot; write the {what} into it and nothing else"
         )));
     }
     let doubt = match what {
-        What::Key | What::Secret => value.doubt(),
-        What::Header => value.doubt_as_header(),
-        What::DatabaseUrl => None,
+        Content::Key | Content::Secret => value.doubt(),
+        Content::Header => value.doubt_as_header(),
+        Content::DatabaseUrl => None,
     };
-    doubt.map(|doubt| Said::Doubt(format!("{shown}: the {what} in it {doubt}")))
+    doubt.map(|doubt| Finding::Doubt(format!("{shown}: the {what} in it {doubt}")))
 }
 
 /// Says why a file is of no use, and what to do. This is not certainly a mistake: the exporter
 /// starts all the same, and reads the file again whenever it needs the content.
-fn unusable(error: &SecretError, path: &Path, what: What) -> String {
+fn unusable(error: &SecretError, path: &Path, what: Content) -> String {
     let next = match error {
         SecretError::Read { source, .. } if reading::is_for_exporter_alone(path, source) => {
             return reading::left_to_exporter(&chain(error));
@@ -223,9 +231,9 @@ fn unusable(error: &SecretError, path: &Path, what: What) -> String {
     format!("{}; {next}", chain(error))
 }
 
-// === impl What ===
+// === impl Content ===
 
-impl fmt::Display for What {
+impl fmt::Display for Content {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Key => "key",

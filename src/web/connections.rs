@@ -172,7 +172,7 @@ impl Default for Limits {
     fn default() -> Self {
         let descriptors = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
         Self {
-            connections: descriptors.map_or(MOST_CONNECTIONS, connections),
+            connections: descriptors.map_or(MOST_CONNECTIONS, max_connections),
             head_size: 16 * 1024,
             head_time: Duration::from_secs(10),
             idle_time: Duration::from_secs(150),
@@ -186,7 +186,7 @@ impl Default for Limits {
 }
 
 /// Returns how many connections there may be at a time with so many file descriptors.
-fn connections(descriptors: u64) -> usize {
+fn max_connections(descriptors: u64) -> usize {
     let spare = descriptors.saturating_sub(OTHER_DESCRIPTORS);
     let connections = usize::try_from(spare.min(descriptors / 2)).unwrap_or(usize::MAX);
     connections.clamp(FEWEST_CONNECTIONS, MOST_CONNECTIONS)
@@ -260,7 +260,7 @@ impl Connections {
                 Err(error) if concerns_one_connection(&error) => {}
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a connection");
-                    if self.table.drop_first() {
+                    if self.table.drop_least_missed() {
                         // The dropped connection closes its socket before the next one opens.
                         tokio::task::yield_now().await;
                     } else {
@@ -279,7 +279,7 @@ impl Connections {
         let mut entries = self.table.entries.lock();
         let full = entries.open.len() >= self.table.limits.connections;
         if full {
-            entries.drop_first();
+            entries.drop_least_missed();
         }
         let id = entries.next;
         entries.next += 1;
@@ -408,8 +408,8 @@ fn concerns_one_connection(error: &io::Error) -> bool {
 // === impl Table ===
 
 impl Table {
-    fn drop_first(&self) -> bool {
-        self.entries.lock().drop_first()
+    fn drop_least_missed(&self) -> bool {
+        self.entries.lock().drop_least_missed()
     }
 
     fn drop_overdue(&self) {
@@ -438,10 +438,10 @@ impl Table {
 
 impl Entries {
     /// Drops the connection that is least likely to be missed, and returns whether there was one.
-    fn drop_first(&mut self) -> bool {
-        let first = self.first(Instant::now());
+    fn drop_least_missed(&mut self) -> bool {
+        let id = self.least_missed(Instant::now());
         // The place in the table is free at once, though the socket is closed a moment later.
-        let entry = first.and_then(|id| self.open.remove(&id));
+        let entry = id.and_then(|id| self.open.remove(&id));
         if let Some(entry) = &entry {
             entry.task.abort();
         }
@@ -450,7 +450,7 @@ impl Entries {
 
     /// Returns the connection that is least likely to be missed, among those of the clients that
     /// have the most.
-    fn first(&self, now: Instant) -> Option<u64> {
+    fn least_missed(&self, now: Instant) -> Option<u64> {
         let mut counts: HashMap<IpAddr, usize> = HashMap::new();
         for entry in self.open.values() {
             *counts.entry(entry.client).or_default() += 1;
@@ -534,10 +534,10 @@ impl Activity {
         } else {
             Phase::Idle
         };
-        self.follow(Phase::Answering, next);
+        self.transition(Phase::Answering, next);
     }
 
-    fn follow(&self, from: Phase, to: Phase) {
+    fn transition(&self, from: Phase, to: Phase) {
         if self.get().0 == from {
             self.enter(to);
         }
@@ -556,7 +556,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
         let before = buffer.filled().len();
         let result = Pin::new(&mut this.stream).poll_read(context, buffer);
         if buffer.filled().len() > before {
-            this.activity.follow(Phase::Idle, Phase::Receiving);
+            this.activity.transition(Phase::Idle, Phase::Receiving);
             if let Some(end) = &mut this.end {
                 let new = &buffer.filled()[before..];
                 for byte in &new[new.len().saturating_sub(end.len())..] {
@@ -635,7 +635,7 @@ mod tests {
             };
             entries.open.insert(id, entry);
         }
-        entries.first(now)
+        entries.least_missed(now)
     }
 
     #[tokio::test]
@@ -704,7 +704,7 @@ mod tests {
     #[test]
     fn connections_leave_descriptors_for_all_else() {
         for (descriptors, expected) in [(10, 4), (32, 8), (256, 128), (1 << 20, 1024)] {
-            assert_eq!(connections(descriptors), expected, "{descriptors}");
+            assert_eq!(max_connections(descriptors), expected, "{descriptors}");
         }
     }
 }

@@ -50,7 +50,7 @@ impl Resolver<'_> {
             }
         }
         let name = self.name(&at("name"), account.name, Some(DEFAULT_NAME));
-        let client_id = self.either(
+        let client_id = self.value_or_file(
             path,
             "client_id",
             account.client_id.map(Secret::new),
@@ -66,7 +66,7 @@ impl Resolver<'_> {
                 at("client_secret")
             ));
         }
-        let client_secret = self.either(
+        let client_secret = self.value_or_file(
             path,
             "client_secret",
             client_secret,
@@ -200,7 +200,7 @@ impl Resolver<'_> {
             (&tls.key_file, "key_file"),
         ] {
             if let Some(file) = file {
-                self.secret_file(&format!("{path}.{key}"), file);
+                self.check_secret_file(&format!("{path}.{key}"), file);
             }
         }
         TlsOptions {

@@ -96,7 +96,7 @@ impl Taken {
 
     fn add(&mut self, path: Option<&Path>, what: &str) {
         if let Some(path) = path {
-            self.0.push((plain(path), what.to_owned()));
+            self.0.push((normalized(path), what.to_owned()));
         }
     }
 
@@ -107,14 +107,14 @@ impl Taken {
     }
 
     fn what(&self, path: &Path) -> Option<&str> {
-        let names = [plain(path), real(path)];
+        let names = [normalized(path), real(path)];
         let found = self.0.iter().find(|(taken, _)| names.contains(taken));
         found.map(|(_, what)| what.as_str())
     }
 }
 
 /// Returns the normal form of a path: from the root on, without `.` and `..`.
-pub(super) fn plain(path: &Path) -> PathBuf {
+pub(super) fn normalized(path: &Path) -> PathBuf {
     let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
     let mut plain = PathBuf::new();
     for component in absolute.components() {
@@ -134,6 +134,6 @@ fn real(path: &Path) -> PathBuf {
     path.canonicalize()
         .unwrap_or_else(|_| match (folder(&path).canonicalize(), path.file_name()) {
             (Ok(folder), Some(name)) => folder.join(name),
-            _ => plain(&path),
+            _ => normalized(&path),
         })
 }

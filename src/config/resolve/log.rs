@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Resolver, files::plain, seconds};
+use super::{Resolver, files::normalized, seconds};
 use crate::{
     config::{
         Config, file,
@@ -93,7 +93,7 @@ impl Resolver<'_> {
                     }
                 }
                 Target::File { path: file, .. } => {
-                    if let Some(other) = taken.insert(plain(file), &sink.name) {
+                    if let Some(other) = taken.insert(normalized(file), &sink.name) {
                         let message =
                             format!("is the file of the sink \"{}\" as well", shown_value(other));
                         self.problems.add(format!("{path}.path"), message);
@@ -129,11 +129,11 @@ impl Resolver<'_> {
                     if !self.problems.covers(at("path")) {
                         self.problems.add(at("path"), "is missing; name the file");
                     }
-                } else if let Some(problem) = no_file(&file) {
+                } else if let Some(problem) = file_path_problem(&file) {
                     self.problems.add(at("path"), problem);
                 } else {
                     let advice = "name a file, or send the lines with a sink of type otlp";
-                    self.file_name(&at("path"), &file, advice);
+                    self.check_file_name(&at("path"), &file, advice);
                 }
                 Target::File { path: file, format }
             }
@@ -250,7 +250,7 @@ impl Resolver<'_> {
                     .add(&at, "holds characters that a header cannot");
             }
             if let SecretSource::File(file) = &source {
-                self.secret_file(&at, file);
+                self.check_secret_file(&at, file);
             }
             headers.insert(name, source);
         }
@@ -259,7 +259,7 @@ impl Resolver<'_> {
 }
 
 /// Says why a path cannot be that of a file, whatever is there.
-fn no_file(path: &Path) -> Option<&'static str> {
+fn file_path_problem(path: &Path) -> Option<&'static str> {
     let path = path.as_os_str().as_encoded_bytes();
     let name = path.rsplit(|&byte| byte == b'/').next();
     if path.contains(&0) {

@@ -26,11 +26,11 @@ impl Resolver<'_> {
                     self.problems.add("state.path", "is empty; name the file");
                 }
                 let advice = "name the state's own; the URL of a database goes into a file that state.postgres.url_file names";
-                self.file_name("state.path", &path, advice);
+                self.check_file_name("state.path", &path, advice);
                 State::File { path }
             }
             (None, Some(postgres)) => State::Postgres {
-                url: self.database_url(self.either(
+                url: self.database_url(self.value_or_file(
                     "state.postgres",
                     "url",
                     postgres.url.map(|url| url.0),
@@ -90,7 +90,7 @@ impl Resolver<'_> {
                 let message = "is empty; leave it out, or name the file";
                 self.problems.add(path, message);
             }
-            self.secret_file(path, file);
+            self.check_secret_file(path, file);
         }
         Web {
             listen_addresses,

@@ -12,7 +12,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::Security;
-use crate::{clock, validity::Ending};
+use crate::clock;
 
 /// How long the result of a reading is used.
 const FRESH: Duration = Duration::from_secs(1);
@@ -44,22 +44,28 @@ pub struct Guard {
 struct State {
     security: Arc<Security>,
     /// When files were last looked at for changes.
-    looked: Instant,
+    checked_at: Instant,
     /// Why the files cannot be used at present.
     problem: Option<String>,
-    /// What was reported about the end of the certificate: `false`: it ends soon; `true`: it has
-    /// ended.
-    told_of_end: Option<bool>,
+    /// What was reported about the end of the certificate.
+    reported_end: Option<CertificateEnd>,
     /// When the readings that have not ended began, by their numbers.
     under_way: BTreeMap<u64, Instant>,
     /// The number of the last reading that began.
     begun: u64,
     /// The number of the last reading whose outcome was taken over.
-    heeded: u64,
+    last_taken: u64,
+}
+
+/// What is reported about the end of the certificate, once each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CertificateEnd {
+    Soon,
+    Past,
 }
 
 /// A reading, which counts as under way until this is dropped.
-struct Turn {
+struct Reading {
     state: Arc<Mutex<State>>,
     number: u64,
 }
@@ -82,14 +88,14 @@ impl Guard {
     fn new(security: Arc<Security>, load: Option<Arc<LoadSecurity>>) -> Self {
         let mut state = State {
             security,
-            looked: Instant::now(),
+            checked_at: Instant::now(),
             problem: None,
-            told_of_end: None,
+            reported_end: None,
             under_way: BTreeMap::new(),
             begun: 0,
-            heeded: 0,
+            last_taken: 0,
         };
-        state.tell_of_end(clock::now());
+        state.report_end(clock::now());
         Self {
             state: Arc::new(Mutex::new(state)),
             load,
@@ -99,12 +105,12 @@ impl Guard {
     /// Returns the [`Security`] in force, from files that were read at most a second ago.
     pub(in crate::web) async fn current(&self) -> Arc<Security> {
         if let Some(load) = &self.load
-            && let Some(turn) = self.turn()
+            && let Some(reading) = self.begin_reading()
         {
             let load = Arc::clone(load);
-            let look = tokio::task::spawn_blocking(move || turn.look(&load));
+            let read = tokio::task::spawn_blocking(move || reading.run(&load));
             // A panic in the reading has been reported; a disk that hangs may answer later.
-            if tokio::time::timeout(PATIENCE, look).await.is_err() {
+            if tokio::time::timeout(PATIENCE, read).await.is_err() {
                 self.state
                     .lock()
                     .report(format!("not read within {} s", PATIENCE.as_secs()));
@@ -113,30 +119,30 @@ impl Guard {
         Arc::clone(&self.state.lock().security)
     }
 
-    /// Returns a turn to read the files, if it is time to and no reading is waited for.
-    fn turn(&self) -> Option<Turn> {
+    /// Begins a reading of the files, if it is time to and no earlier one is waited for.
+    fn begin_reading(&self) -> Option<Reading> {
         let mut state = self.state.lock();
-        if state.looked.elapsed() < FRESH {
+        if state.checked_at.elapsed() < FRESH {
             return None;
         }
-        state.looked = Instant::now();
-        state.begin().map(|number| Turn {
+        state.checked_at = Instant::now();
+        state.begin().map(|number| Reading {
             state: Arc::clone(&self.state),
             number,
         })
     }
 }
 
-// === impl Turn ===
+// === impl Reading ===
 
-impl Turn {
-    fn look(self, load: &LoadSecurity) {
+impl Reading {
+    fn run(self, load: &LoadSecurity) {
         let loaded = load();
-        self.state.lock().heed(self.number, loaded);
+        self.state.lock().take_over(self.number, loaded);
     }
 }
 
-impl Drop for Turn {
+impl Drop for Reading {
     fn drop(&mut self) {
         self.state.lock().under_way.remove(&self.number);
     }
@@ -174,14 +180,14 @@ impl State {
     }
 
     /// Takes over the result of a reading, unless the result of a later one was taken over before.
-    fn heed(&mut self, number: u64, loaded: Result<Arc<Security>, String>) {
+    fn take_over(&mut self, number: u64, loaded: Result<Arc<Security>, String>) {
         // Under the same lock, because a request in between would report that the reading hangs.
         self.under_way.remove(&number);
-        if number < self.heeded {
+        if number < self.last_taken {
             return;
         }
-        self.heeded = number;
-        match loaded.and_then(|new| no_weaker(new, &self.security)) {
+        self.last_taken = number;
+        match loaded.and_then(|new| refuse_weaker(new, &self.security)) {
             Ok(new) => {
                 let changed = !Arc::ptr_eq(&new, &self.security);
                 if changed || self.problem.is_some() {
@@ -190,23 +196,29 @@ impl State {
                 self.security = new;
                 self.problem = None;
                 if changed {
-                    self.told_of_end = None;
+                    self.reported_end = None;
                 }
             }
             Err(problem) => self.report(problem),
         }
-        self.tell_of_end(clock::now());
+        self.report_end(clock::now());
     }
 
     /// Reports that the certificate in force ends soon or has ended, once each.
-    fn tell_of_end(&mut self, now: Timestamp) {
-        let ends = self.security.ending(now).map(Ending::has_expired);
-        if ends != self.told_of_end
+    fn report_end(&mut self, now: Timestamp) {
+        let end = self.security.ending(now).map(|ending| {
+            if ending.has_expired() {
+                CertificateEnd::Past
+            } else {
+                CertificateEnd::Soon
+            }
+        });
+        if end != self.reported_end
             && let Some(warning) = self.security.certificate_warning(now)
         {
             tracing::warn!("{warning}");
         }
-        self.told_of_end = ends;
+        self.reported_end = end;
     }
 
     /// Reports what is wrong with the files, each time that it is found. The diagnostics decide
@@ -220,7 +232,7 @@ impl State {
     }
 }
 
-fn no_weaker(new: Arc<Security>, before: &Security) -> Result<Arc<Security>, String> {
+fn refuse_weaker(new: Arc<Security>, before: &Security) -> Result<Arc<Security>, String> {
     match new.lacks(before) {
         None => Ok(new),
         Some(lost) => Err(format!(
@@ -256,7 +268,7 @@ mod tests {
         let (lines, _logging) = captured();
         for _ in 0..80 {
             tokio::time::advance(FRESH).await;
-            guard.turn().unwrap().look(&load);
+            guard.begin_reading().unwrap().run(&load);
         }
         let lines = lines.lock();
         let told: Vec<_> = lines
@@ -292,7 +304,7 @@ mod tests {
         };
         let guard = Guard::watching(Arc::new(Security::none()), Box::new(load));
         let look = async || {
-            guard.state.lock().looked -= FRESH;
+            guard.state.lock().checked_at -= FRESH;
             guard.current().await
         };
         assert!(!Arc::ptr_eq(&look().await, &new));
@@ -320,8 +332,8 @@ mod tests {
         let (mut hanging, mut begun) = (Vec::new(), Vec::new());
         for second in 1..=40_000 {
             tokio::time::advance(FRESH).await;
-            if let Some(turn) = guard.turn() {
-                hanging.push(turn);
+            if let Some(reading) = guard.begin_reading() {
+                hanging.push(reading);
                 begun.push(second);
             }
         }
@@ -336,17 +348,17 @@ mod tests {
         // outdated.
         drop(hanging.pop());
         tokio::time::advance(RETRY * LONGER.pow(2)).await;
-        guard.turn().unwrap().look(&good);
+        guard.begin_reading().unwrap().run(&good);
         assert_eq!(problem(), None);
         let now = Arc::clone(&guard.state.lock().security);
-        for turn in hanging.drain(1..) {
-            turn.look(&(Box::new(|| Err("late".to_owned())) as LoadSecurity));
+        for reading in hanging.drain(1..) {
+            reading.run(&(Box::new(|| Err("late".to_owned())) as LoadSecurity));
         }
         assert_eq!(problem(), None);
         // Beside a reading that hangs for ever, files are read as usual.
         for _ in 0..3 {
             tokio::time::advance(FRESH).await;
-            guard.turn().unwrap().look(&good);
+            guard.begin_reading().unwrap().run(&good);
         }
         assert!(Arc::ptr_eq(&guard.state.lock().security, &now));
     }
@@ -369,7 +381,7 @@ mod tests {
         let read = |new: &Arc<Security>| {
             let mut state = guard.state.lock();
             let number = state.begun;
-            state.heed(number, Ok(Arc::clone(new)));
+            state.take_over(number, Ok(Arc::clone(new)));
         };
         for (new, times) in [(&past, 0), (&long, 0), (&past, 1), (&past, 0), (&long, 0)] {
             read(new);
@@ -385,7 +397,7 @@ mod tests {
             ("3000-01-02T00:00:00Z", 1),
             ("3000-01-03T00:00:00Z", 0),
         ] {
-            guard.state.lock().tell_of_end(date.parse().unwrap());
+            guard.state.lock().report_end(date.parse().unwrap());
             assert_eq!(told().len(), times, "{date}");
             tokio::time::advance(FRESH * 3_600).await;
         }

@@ -112,7 +112,7 @@ struct Queue {
 struct Waiting {
     client: IpAddr,
     /// If this is dropped, another client has taken the place.
-    turn: oneshot::Sender<CheckSlot>,
+    slot: oneshot::Sender<CheckSlot>,
 }
 
 /// The right to the one check that may be under way. It passes to the next client when it is
@@ -159,10 +159,10 @@ impl Passwords {
             return Verdict::Welcome;
         }
         let who = network(client);
-        let Some(turn) = memory.queue_up(who) else {
+        let Some(slot) = memory.queue_up(who) else {
             return Verdict::Busy;
         };
-        let Ok(turn) = turn.await else {
+        let Ok(slot) = slot.await else {
             return Verdict::Busy;
         };
         // While this request waited, another one may have proved the same pair.
@@ -171,21 +171,21 @@ impl Passwords {
         }
         let (tell, told) = oneshot::channel();
         let (check, hash, known) = (Arc::clone(&self.check), hash.clone(), known.is_some());
-        // The check itself keeps the turn: a client that leaves does not make room for another
+        // The check itself keeps the slot: a client that leaves does not make room for another
         // one. And the result is remembered before the next client looks for it.
         tokio::task::spawn_blocking(move || {
             let begun = Instant::now();
             let right = check(&password, &hash) && known;
             if right {
-                turn.0.right.add(tag);
+                slot.0.right.add(tag);
             }
-            turn.0.queue.lock().take_note(who, right);
+            slot.0.queue.lock().take_note(who, right);
             // The client may have left.
             tell.send(right).ok();
             if !right {
                 std::thread::sleep(begun.elapsed());
             }
-            drop(turn);
+            drop(slot);
         });
         if told.await == Ok(true) {
             Verdict::Welcome
@@ -227,19 +227,19 @@ impl fmt::Debug for PasswordMemory {
 // === impl Memory ===
 
 impl Memory {
-    /// Returns where the client's turn will arrive, unless the client has to make room for another
+    /// Returns where the client's slot will arrive, unless the client has to make room for another
     /// one; `None` if there is no place for it.
     fn queue_up(self: &Arc<Self>, client: IpAddr) -> Option<oneshot::Receiver<CheckSlot>> {
-        let (turn, coming) = oneshot::channel();
+        let (slot, coming) = oneshot::channel();
         let mut queue = self.queue.lock();
         if !queue.is_busy {
             queue.is_busy = true;
             drop(queue);
             // Sending cannot fail: the receiver is still here.
-            turn.send(CheckSlot(Arc::clone(self))).ok();
+            slot.send(CheckSlot(Arc::clone(self))).ok();
             return Some(coming);
         }
-        queue.waiting.retain(|other| !other.turn.is_closed());
+        queue.waiting.retain(|other| !other.slot.is_closed());
         let own = queue.waiting.iter().filter(|it| it.client == client);
         if own.count() >= WAITING_OF_ONE {
             return None;
@@ -252,7 +252,7 @@ impl Memory {
             }
             queue.waiting.remove(worst);
         }
-        queue.waiting.push(Waiting { client, turn });
+        queue.waiting.push(Waiting { client, slot });
         Some(coming)
     }
 }
@@ -297,7 +297,7 @@ impl Drop for CheckSlot {
         drop(queue);
         if let Some(next) = next {
             // If that client has left, the slot is dropped here, which passes it on.
-            next.turn.send(Self(Arc::clone(&self.0))).ok();
+            next.slot.send(Self(Arc::clone(&self.0))).ok();
         }
     }
 }

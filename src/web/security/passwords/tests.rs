@@ -111,8 +111,8 @@ async fn a_right_password_is_remembered_before_the_next_one_has_its_turn() {
     let mut first = Box::pin(admit(&passwords, "ann", "right"));
     // The check begins, and the request is not polled any more.
     let _ = (&mut first).now_or_never();
-    let turn = passwords.memory.0.queue_up(client(2)).unwrap();
-    drop(turn.await);
+    let slot = passwords.memory.0.queue_up(client(2)).unwrap();
+    drop(slot.await);
     assert_eq!(admit(&passwords, "ann", "right").await, Verdict::Welcome);
     assert_eq!(checks.load(Ordering::SeqCst), 1);
 }
@@ -137,7 +137,7 @@ async fn a_flood_is_checked_one_at_a_time_and_keeps_nobody_out_for_long() {
         })
         .collect();
     tokio::task::yield_now().await;
-    // Another client still gets its turn.
+    // Another client still gets its slot.
     let other = header("ann", "right");
     let verdict = passwords.admit(Some(&other), client(2)).await;
     assert_eq!(verdict, Verdict::Welcome);
@@ -156,13 +156,13 @@ async fn a_flood_is_checked_one_at_a_time_and_keeps_nobody_out_for_long() {
 /// A queue in which a check is under way.
 fn queue() -> (Arc<Memory>, CheckSlot) {
     let memory = PasswordMemory::default().0;
-    let turn = memory.queue_up(client(0)).unwrap();
-    (memory, turn.now_or_never().unwrap().unwrap())
+    let slot = memory.queue_up(client(0)).unwrap();
+    (memory, slot.now_or_never().unwrap().unwrap())
 }
 
 #[test]
 fn one_client_cannot_fill_the_queue_nor_many_overfill_it() {
-    let (memory, turn) = queue();
+    let (memory, slot) = queue();
     let mut all: Vec<_> = (0..WAITING_OF_ONE)
         .map(|_| memory.queue_up(client(1)).unwrap())
         .collect();
@@ -172,14 +172,14 @@ fn one_client_cannot_fill_the_queue_nor_many_overfill_it() {
     // Clients that have left take no place.
     all.truncate(WAITING - 1);
     assert!(memory.queue_up(client(99)).is_some());
-    drop((all, turn));
+    drop((all, slot));
     let queue = memory.queue.lock();
     assert!(queue.waiting.is_empty() && !queue.is_busy);
 }
 
 #[test]
 fn who_has_guessed_gives_way_to_who_has_not_and_all_to_who_was_right() {
-    let (memory, turn) = queue();
+    let (memory, slot) = queue();
     let (worst, new, known) = (client(1), client(20), client(30));
     for client in (1..=4).map(client).chain([worst]) {
         memory.queue.lock().take_note(client, false);
@@ -197,17 +197,17 @@ fn who_has_guessed_gives_way_to_who_has_not_and_all_to_who_was_right() {
     let mut known = memory.queue_up(known).unwrap();
     assert!(memory.queue_up(worst).is_none());
     let mut has_gone = |n: usize| {
-        let turn = guesses[n].try_recv();
-        matches!(turn, Err(oneshot::error::TryRecvError::Closed))
+        let slot = guesses[n].try_recv();
+        matches!(slot, Err(oneshot::error::TryRecvError::Closed))
     };
     // The worst client loses its last places.
     let gone: Vec<_> = (0..WAITING).filter(|n| has_gone(*n)).collect();
     assert_eq!(gone, [2, 3]);
 
-    drop(turn);
-    let turn = known.try_recv().unwrap();
+    drop(slot);
+    let slot = known.try_recv().unwrap();
     assert!(new.try_recv().is_err());
-    drop(turn);
+    drop(slot);
     new.try_recv().unwrap();
 }
 
