@@ -33,7 +33,7 @@ use crate::{
     health::{Health, Heartbeat, Notice},
     logging,
     metrics::Metrics,
-    poll::{self, Happening, Plan, Pollers},
+    poll::{self, Plan, PollerEvent, Pollers},
     reading,
     runtime::block_on_with_thread,
     service_manager::ServiceManager,
@@ -294,16 +294,16 @@ impl Daemon {
                 () = self.quit.cancelled() => return Stop::Asked(QUIT),
                 error = self.store.lost() => return Stop::Failed(error.into()),
                 failed = self.delivery.fatal_error() => return Stop::Failed(failed.into()),
-                happening = self.pollers.next() => match happening {
+                event = self.pollers.next() => match event {
                     // A store that hangs holds this up.
-                    Happening::LookedUp(look_up) => {
+                    PollerEvent::LookedUp(look_up) => {
                         let adopted = self.pollers.adopt(look_up);
                         heartbeat.beat_for(LONGEST_CHANGE);
                         if let Err(by) = unless_stopped(adopted, signals, &self.quit).await {
                             return Stop::Asked(by);
                         }
                     }
-                    Happening::Failed(error) => return Stop::Failed(error),
+                    PollerEvent::Failed(error) => return Stop::Failed(error),
                 },
                 ended = &mut self.server => return Stop::Failed(match ended {
                     Ok(Ok(())) => anyhow::anyhow!("the web server has ended"),

@@ -18,7 +18,7 @@ mod search;
 mod testing;
 
 pub(crate) use full_read::{Facts, WITHOUT_NEWS};
-pub use pollers::{Account, Happening, LookUp, Plan, Pollers, Prepared};
+pub use pollers::{Account, LookUp, Plan, PollerEvent, Pollers, Prepared};
 pub use reading::sightings;
 
 /// One search; it runs for each of its tenants.

@@ -84,7 +84,7 @@ pub struct Prepared {
 
 /// What the owner of [`Pollers`] must act on.
 #[derive(Debug)]
-pub enum Happening {
+pub enum PollerEvent {
     /// A task has ended that should not have ended: the process cannot go on.
     Failed(anyhow::Error),
     /// Clients were looked up; hand this to [`Pollers::adopt`].
@@ -345,7 +345,7 @@ impl Pollers {
     }
 
     /// Waits for something that must be acted on, looking up clients as they are due. Cancel safe.
-    pub async fn next(&mut self) -> Happening {
+    pub async fn next(&mut self) -> PollerEvent {
         loop {
             let due = self
                 .begin_look_ups()
@@ -355,22 +355,22 @@ impl Pollers {
             tokio::select! {
                 Some(ended) = self.tasks.join_next_with_id() => match ended {
                     Ok((task, key)) if self.searches.get(&key).is_some_and(|it| it.task == task) => {
-                        return Happening::Failed(anyhow::anyhow!("the task of search {key} has ended"));
+                        return PollerEvent::Failed(anyhow::anyhow!("the task of search {key} has ended"));
                     }
                     Ok(_) => {}
                     Err(error) => {
                         let error = anyhow::Error::new(error).context("a search's task failed");
-                        return Happening::Failed(error);
+                        return PollerEvent::Failed(error);
                     }
                 },
                 Some(ended) = self.look_ups.join_next_with_id() => match ended {
                     Ok((task, (account, found))) => {
-                        return Happening::LookedUp(LookUp { task, account, found });
+                        return PollerEvent::LookedUp(LookUp { task, account, found });
                     }
                     Err(error) if error.is_cancelled() => {}
                     Err(error) => {
                         let error = anyhow::Error::new(error).context("a look-up of clients failed");
-                        return Happening::Failed(error);
+                        return PollerEvent::Failed(error);
                     }
                 },
                 () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {}
@@ -818,10 +818,7 @@ mod tests {
         pollers
             .look_ups
             .spawn(async { panic!("a mistake of ours") });
-        let happening = tokio::time::timeout(Duration::from_secs(60), pollers.next()).await;
-        assert!(
-            matches!(happening, Ok(Happening::Failed(_))),
-            "{happening:?}"
-        );
+        let event = tokio::time::timeout(Duration::from_secs(60), pollers.next()).await;
+        assert!(matches!(event, Ok(PollerEvent::Failed(_))), "{event:?}");
     }
 }

@@ -100,8 +100,8 @@ impl Reloading {
     async fn look_up(&mut self) -> LookUp {
         let next = tokio::time::timeout(PATIENCE, self.pollers.next());
         match next.await.expect("a look-up is due") {
-            Happening::LookedUp(look_up) => look_up,
-            Happening::Failed(error) => panic!("{error:#}"),
+            PollerEvent::LookedUp(look_up) => look_up,
+            PollerEvent::Failed(error) => panic!("{error:#}"),
         }
     }
 

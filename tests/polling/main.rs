@@ -20,7 +20,7 @@ use opsramp_exporter::{
     identity::{EventKind, Tenant},
     metrics::{BuildInfo, Metrics},
     opsramp,
-    poll::{Account, AtFirstStart, GroupLabel, Happening, LookUp, Plan, Pollers, SearchOptions},
+    poll::{Account, AtFirstStart, GroupLabel, LookUp, Plan, PollerEvent, Pollers, SearchOptions},
     record,
     secret::{Secret, SecretSource},
     simulator::{
@@ -171,9 +171,9 @@ impl Exporter {
             loop {
                 tokio::select! {
                     () = stopped.cancelled() => break,
-                    happening = pollers.next() => match happening {
-                        Happening::LookedUp(look_up) => pollers.adopt(look_up).await,
-                        Happening::Failed(error) => panic!("{error:#}"),
+                    event = pollers.next() => match event {
+                        PollerEvent::LookedUp(look_up) => pollers.adopt(look_up).await,
+                        PollerEvent::Failed(error) => panic!("{error:#}"),
                     },
                 }
             }
