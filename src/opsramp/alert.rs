@@ -102,7 +102,7 @@ const MAX_ID: usize = 512;
 const MAX_TEXT: usize = 16 * 1024;
 /// The longest state, status or client's name, in bytes. These are kept in memory, and become
 /// labels.
-const MAX_WORD: usize = 256;
+const MAX_SHORT_TEXT: usize = 256;
 /// The number from which on an `f64` cannot represent all integers.
 const MAX_EXACT: f64 = (1u64 << f64::MANTISSA_DIGITS) as f64;
 /// The number from which on a date counts milliseconds, not seconds. In seconds, this number would
@@ -206,9 +206,9 @@ impl<'de> Visitor<'de> for Item<'_, 'de> {
             match &*key {
                 "uniqueId" => alert.id = text(&mut map)?.unwrap_or_default(),
                 "subject" => alert.subject = text(&mut map)?,
-                "description" => alert.description = whole_text(&mut map)?,
-                "currentState" => alert.state = word(&mut map)?,
-                "status" => alert.status = word(&mut map)?,
+                "description" => alert.description = uncut_text(&mut map)?,
+                "currentState" => alert.state = short_text(&mut map)?,
+                "status" => alert.status = short_text(&mut map)?,
                 "serviceName" => alert.service_name = text(&mut map)?,
                 "metric" => alert.metric = text(&mut map)?,
                 "component" => alert.component = text(&mut map)?,
@@ -307,25 +307,25 @@ pub(super) fn text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Text<'de>, A::
 }
 
 /// Reads the value of a member that becomes a label, as a shorter text.
-pub(super) fn word<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Text<'de>, A::Error> {
-    cut_text(map, MAX_WORD)
+pub(super) fn short_text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Text<'de>, A::Error> {
+    cut_text(map, MAX_SHORT_TEXT)
 }
 
 fn cut_text<'de, A: MapAccess<'de>>(map: &mut A, max: usize) -> Result<Text<'de>, A::Error> {
-    Ok(whole_text(map)?.map(|text| truncate(text, max)))
+    Ok(uncut_text(map)?.map(|text| truncate(text, max)))
 }
 
-fn whole_text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Text<'de>, A::Error> {
+fn uncut_text<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Text<'de>, A::Error> {
     map.next_value::<Lenient<'de>>().map(|Lenient(text)| text)
 }
 
 /// Reads a member that is true or false. A value that is neither counts as false.
 fn flag<'de, A: MapAccess<'de>>(map: &mut A) -> Result<bool, A::Error> {
-    Ok(yes_or_no(map)? == Some(true))
+    Ok(boolean(map)? == Some(true))
 }
 
 /// Reads a member that is true or false, in whatever way it is written. `None` if it is neither.
-pub(super) fn yes_or_no<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<bool>, A::Error> {
+pub(super) fn boolean<'de, A: MapAccess<'de>>(map: &mut A) -> Result<Option<bool>, A::Error> {
     let is = |text: &str, words: &[&str]| words.iter().any(|word| text.eq_ignore_ascii_case(word));
     Ok(text(map)?.and_then(|text| match text.trim() {
         yes if is(yes, &["true", "1", "yes"]) => Some(true),
@@ -590,8 +590,8 @@ mod tests {
                 "{text}"
             );
         }
-        let long_word = json("currentState", MAX_WORD + 2);
-        assert!(alert(&long_word).state.unwrap().len() <= MAX_WORD);
+        let long_word = json("currentState", MAX_SHORT_TEXT + 2);
+        assert!(alert(&long_word).state.unwrap().len() <= MAX_SHORT_TEXT);
         let description = json("description", 60_000);
         assert_eq!(alert(&description).description.unwrap().len(), 60_000);
 

@@ -22,7 +22,7 @@ pub struct Answer {
     endpoint: &'static str,
     text: String,
     /// The secrets that the request contained. No message may show them.
-    sent: Vec<Secret>,
+    sent_secrets: Vec<Secret>,
     clock_ahead: Option<SignedDuration>,
     _room: Room,
 }
@@ -96,7 +96,7 @@ impl Answer {
         endpoint: &'static str,
         body: Vec<u8>,
         room: Room,
-        sent: Vec<Secret>,
+        sent_secrets: Vec<Secret>,
     ) -> Self {
         // UTF-8 is checked once, here. An invalid byte becomes a replacement character, so that it
         // does not spoil the page.
@@ -106,7 +106,7 @@ impl Answer {
         Self {
             endpoint,
             text,
-            sent,
+            sent_secrets,
             clock_ahead: None,
             _room: room,
         }
@@ -125,14 +125,14 @@ impl Answer {
         self.clock_ahead
     }
 
-    /// Reads a page of a search. `asked` is the number of the page that was requested.
+    /// Reads a page of a search. `requested` is the number of the page that was requested.
     ///
     /// # Errors
     /// [`Error::Decode`] if the answer is not JSON, has no `results` or no `totalResults`, or has
     /// too many results.
-    pub fn page(&self, asked: u64, keep_raw: bool) -> Result<Page<'_>, Error> {
+    pub fn page(&self, requested: u64, keep_raw: bool) -> Result<Page<'_>, Error> {
         if !keep_raw && let Ok(envelope) = self.envelope::<Alerts<'_>>() {
-            let next_page = envelope.next_page(asked);
+            let next_page = envelope.next_page(requested);
             let (Alerts { alerts, unreadable }, total_results) =
                 self.required(envelope.results, envelope.total_results)?;
             let is_empty = alerts.is_empty() && unreadable == 0;
@@ -145,14 +145,14 @@ impl Answer {
                 next_page: next_page.filter(|_| !is_empty),
             });
         }
-        self.page_item_by_item(asked, keep_raw)
+        self.page_item_by_item(requested, keep_raw)
     }
 
     /// Reads each item by itself. This is slower, but an item that cannot be read does not spoil
     /// the others.
-    fn page_item_by_item(&self, asked: u64, keep_raw: bool) -> Result<Page<'_>, Error> {
+    fn page_item_by_item(&self, requested: u64, keep_raw: bool) -> Result<Page<'_>, Error> {
         let envelope = self.envelope::<Items<'_>>()?;
-        let next_page = envelope.next_page(asked);
+        let next_page = envelope.next_page(requested);
         let (Items(results), total_results) =
             self.required(envelope.results, envelope.total_results)?;
         let count = results.len();
@@ -205,9 +205,9 @@ impl Answer {
     ///
     /// # Errors
     /// [`Error::Decode`] if the answer is no page of clients.
-    pub fn clients(&self, asked: u64) -> Result<ClientsPage, Error> {
+    pub fn clients(&self, requested: u64) -> Result<ClientsPage, Error> {
         let envelope = self.envelope::<Items<'_>>()?;
-        let next_page = envelope.next_page(asked);
+        let next_page = envelope.next_page(requested);
         let Some(Items(results)) = envelope.results else {
             return Err(self.unexpected("no results".to_owned()));
         };
@@ -251,7 +251,7 @@ impl Answer {
     }
 
     fn secrets(&self) -> Secrets {
-        Secrets::of(self.sent.clone())
+        Secrets::of(self.sent_secrets.clone())
     }
 }
 
@@ -277,19 +277,19 @@ impl ClientInfo {
 // === impl Envelope ===
 
 impl<R> Envelope<R> {
-    /// Returns the number of the page after `asked`, if there is one. `nextPage` decides whether
+    /// Returns the number of the page after `requested`, if there is one. `nextPage` decides whether
     /// there is; without it `nextPageNo` decides, and without both `totalPages`. The number is
-    /// `nextPageNo` if that makes sense, otherwise `asked` + 1.
-    fn next_page(&self, asked: u64) -> Option<u64> {
-        let here = self.page_no.filter(|page| *page > 0).unwrap_or(asked);
+    /// `nextPageNo` if that makes sense, otherwise `requested` + 1.
+    fn next_page(&self, requested: u64) -> Option<u64> {
+        let here = self.page_no.filter(|page| *page > 0).unwrap_or(requested);
         let more = match (self.next_page, self.next_page_no) {
             (Some(more), _) => more,
             (None, Some(next)) => next > here,
             (None, None) => self.total_pages.is_some_and(|pages| pages > here),
         };
         // With a number that does not lead onwards, the same pages would be read for ever.
-        let next = self.next_page_no.filter(|next| *next > asked);
-        next.or_else(|| asked.checked_add(1)).filter(|_| more)
+        let next = self.next_page_no.filter(|next| *next > requested);
+        next.or_else(|| requested.checked_add(1)).filter(|_| more)
     }
 }
 
@@ -326,7 +326,7 @@ impl<'de, R: Deserialize<'de>> Visitor<'de> for EnvelopeVisitor<R> {
                 "pageSize" => envelope.page_size = number(&mut map)?.filter(|size| *size > 0),
                 "totalPages" => envelope.total_pages = number(&mut map)?,
                 "nextPage" => {
-                    envelope.next_page = alert::yes_or_no(&mut map)?;
+                    envelope.next_page = alert::boolean(&mut map)?;
                 }
                 "nextPageNo" => envelope.next_page_no = number(&mut map)?,
                 _ => {
@@ -375,7 +375,7 @@ impl<'de> Deserialize<'de> for Alerts<'de> {
                             return Ok(read);
                         }
                     }
-                    no_more_than_a_page(read.alerts.len() + read.unreadable)?;
+                    check_result_count(read.alerts.len() + read.unreadable)?;
                 }
             }
         }
@@ -402,7 +402,7 @@ impl<'de> Deserialize<'de> for Items<'de> {
                 let mut items = Vec::new();
                 while let Some(item) = seq.next_element()? {
                     items.push(item);
-                    no_more_than_a_page(items.len())?;
+                    check_result_count(items.len())?;
                 }
                 Ok(Items(items))
             }
@@ -436,8 +436,8 @@ impl<'de> Deserialize<'de> for ClientFields<'de> {
                 while let Some(Key(key)) = map.next_key()? {
                     match &*key {
                         "uniqueId" => fields.id = alert::text(&mut map)?,
-                        "name" => fields.name = alert::word(&mut map)?,
-                        "activated" => fields.activated = alert::yes_or_no(&mut map)?,
+                        "name" => fields.name = alert::short_text(&mut map)?,
+                        "activated" => fields.activated = alert::boolean(&mut map)?,
                         _ => {
                             map.next_value::<IgnoredAny>()?;
                         }
@@ -451,7 +451,7 @@ impl<'de> Deserialize<'de> for ClientFields<'de> {
     }
 }
 
-fn no_more_than_a_page<E: serde::de::Error>(results: usize) -> Result<(), E> {
+fn check_result_count<E: serde::de::Error>(results: usize) -> Result<(), E> {
     if results > MAX_RESULTS {
         return Err(E::custom(format_args!(
             "more than {MAX_RESULTS} results on one page"
