@@ -24,7 +24,7 @@ mod token;
 mod token_endpoint;
 
 pub use allowance::{Reservation, Urgency};
-pub use client::{Asked, Client, SearchRequest, TokenInfo};
+pub use client::{AccountAllowances, Client, SearchRequest, TokenInfo};
 pub use error::Error;
 pub(crate) use http::check_tls_files;
 pub use page::{Answer, ClientInfo, ClientsPage, Page};
@@ -158,7 +158,7 @@ impl Options {
     /// Returns how many searches a tenant may make in a minute if the server sets no lower limit.
     #[must_use]
     pub fn searches_per_minute(&self, tenant: &str) -> u32 {
-        client::paginated(self.requests_per_minute, tenant)
+        client::paginated_ceiling(self.requests_per_minute, tenant)
     }
 }
 

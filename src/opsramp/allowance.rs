@@ -33,16 +33,16 @@ const JITTER: Duration = Duration::from_secs(2);
 /// The number of answers in a row, a while apart, that must show a sliding window before the
 /// window is treated as sliding. A few are no proof, because the reset of a leaky bucket moves on
 /// as well while the bucket fills.
-const SLID: u32 = 4;
+const SLIDING_AFTER: u32 = 4;
 /// The number of answers in a row that must show the contrary before the window is no longer
 /// treated as sliding.
-const STOOD: u32 = 2;
+const FIXED_AFTER: u32 = 2;
 /// The pause after a 429 that names neither `Retry-After` nor a reset.
-const UNTOLD_PAUSE: Duration = Duration::from_secs(15);
+const DEFAULT_PAUSE: Duration = Duration::from_secs(15);
 
 /// The time after which a waiting caller checks again, because other requests' answers may have
 /// changed the allowance meanwhile.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How soon a request is needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -51,7 +51,7 @@ pub enum Urgency {
     Poll,
     /// A further page of a poll. It leaves the polls of the tenant's other searches the requests
     /// that they need.
-    News,
+    FurtherPage,
     /// A full read, or requests that follow from one. They take what polls leave.
     Background,
 }
@@ -61,7 +61,7 @@ pub enum Urgency {
 pub(super) struct Window {
     ceiling: u32,
     /// The server's limit, and the time until which it counts.
-    told_limit: Option<(u32, Instant)>,
+    server_limit: Option<(u32, Instant)>,
     /// When the requests of the last minute were answered, and their urgency. The server counts a
     /// request when it arrives, which is before the answer. So a minute after the answer, the
     /// server has surely forgotten the request.
@@ -73,9 +73,9 @@ pub(super) struct Window {
     refused: u32,
     last_poll: Option<Instant>,
     /// The urgency of the last request.
-    last: Option<Urgency>,
+    last_urgency: Option<Urgency>,
     /// How many requests the server said are left, and until when.
-    told: Option<Balance>,
+    server_balance: Option<Balance>,
     resets: Resets,
     /// No request before this, because the server said so.
     paused_until: Option<Instant>,
@@ -89,9 +89,9 @@ struct Resets {
     anchor: Option<(Instant, Instant)>,
     /// Whether the window slides: the server counts the last minute's requests, so the reset moves
     /// on from answer to answer.
-    slide: bool,
-    /// The number of answers in a row that contradict `slide`.
-    contrary: u32,
+    is_sliding: bool,
+    /// The number of answers in a row that contradict `is_sliding`.
+    contradictions: u32,
 }
 
 /// How many requests must remain in the server's balance for other urgencies.
@@ -104,7 +104,7 @@ struct Balance {
     resets_at: Instant,
     /// Our requests a minute if the window slides: those that are left, and those that we have
     /// used.
-    ours: Option<u32>,
+    sliding_limit: Option<u32>,
 }
 
 /// One allowance, shared by all callers with the same tenant and category of requests.
@@ -116,7 +116,7 @@ pub(super) struct Allowance {
     reserved: AtomicU32,
     /// A queue for each urgency. The caller that is next holds the lock.
     polls: tokio::sync::Mutex<()>,
-    news: tokio::sync::Mutex<()>,
+    further_pages: tokio::sync::Mutex<()>,
     background: tokio::sync::Mutex<()>,
 }
 
@@ -140,13 +140,13 @@ impl Window {
     pub(super) fn new(ceiling: u32) -> Self {
         Self {
             ceiling: ceiling.max(1),
-            told_limit: None,
+            server_limit: None,
             answered: VecDeque::new(),
             in_flight: [0; 3],
             refused: 0,
             last_poll: None,
-            last: None,
-            told: None,
+            last_urgency: None,
+            server_balance: None,
             resets: Resets::default(),
             paused_until: None,
         }
@@ -178,33 +178,36 @@ impl Window {
             }
             self.paused_until = None;
         }
-        if self.told.is_some_and(|told| told.resets_at <= now) {
-            self.told = None;
+        if self
+            .server_balance
+            .is_some_and(|balance| balance.resets_at <= now)
+        {
+            self.server_balance = None;
         }
-        if self.told_limit.is_some_and(|(_, until)| until <= now) {
-            self.told_limit = None;
+        if self.server_limit.is_some_and(|(_, until)| until <= now) {
+            self.server_limit = None;
         }
         let limit = self.limit();
         let used = count(self.answered.len()) + self.all_in_flight();
         if used >= limit {
             let frees = self.answered.get((used - limit) as usize);
-            return Err(later(frees, now));
+            return Err(retry_at(frees, now));
         }
         let Keep(keep) = self.within_share(urgency, polls, now)?;
-        if let Some(told) = &mut self.told
-            && told.ours.is_none()
+        if let Some(balance) = &mut self.server_balance
+            && balance.sliding_limit.is_none()
         {
             // The server's count includes what other programs used. The nearer the reset, the
             // fewer requests must be kept.
-            let left = told.resets_at - now;
+            let left = balance.resets_at - now;
             let keep_here = (f64::from(keep) * left.as_secs_f64() / MINUTE.as_secs_f64()) as u32;
-            if told.remaining <= keep_here {
-                return Err(told.resets_at);
+            if balance.remaining <= keep_here {
+                return Err(balance.resets_at);
             }
-            told.remaining -= 1;
+            balance.remaining -= 1;
         }
         self.in_flight[urgency as usize] += 1;
-        self.last = Some(urgency);
+        self.last_urgency = Some(urgency);
         if urgency == Urgency::Poll {
             self.last_poll = Some(now);
         }
@@ -221,8 +224,8 @@ impl Window {
         // because both must come to an end.
         let (other, reserved_for_other, guaranteed) = match urgency {
             Urgency::Poll => return Ok(Keep(0)),
-            Urgency::News => (Urgency::Background, self.tenth(), limit.div_ceil(4)),
-            Urgency::Background => (Urgency::News, limit / 5, self.tenth()),
+            Urgency::FurtherPage => (Urgency::Background, self.tenth(), limit.div_ceil(4)),
+            Urgency::Background => (Urgency::FurtherPage, limit / 5, self.tenth()),
         };
         let used = self.used_for(urgency);
         if used < guaranteed {
@@ -235,7 +238,7 @@ impl Window {
         let share = limit.saturating_sub(taken_by_others).max(guaranteed);
         match used.checked_sub(share) {
             None => Ok(Keep(polls + reserved_for_other)),
-            Some(over) => Err(later(self.answered_for(urgency).nth(over as usize), now)),
+            Some(over) => Err(retry_at(self.answered_for(urgency).nth(over as usize), now)),
         }
     }
 
@@ -246,15 +249,17 @@ impl Window {
     }
 
     fn answered_for(&self, urgency: Urgency) -> impl Iterator<Item = &(Instant, Urgency)> {
-        self.answered.iter().filter(move |of| of.1 == urgency)
+        self.answered
+            .iter()
+            .filter(move |(_, answered)| *answered == urgency)
     }
 
     /// Checks whether a poll keeps its distance from the previous poll. If not, returns the time
     /// from which it does.
-    fn pace(&self, now: Instant, wanted: f64, shared: bool) -> Result<(), Instant> {
+    fn pace(&self, now: Instant, wanted: f64, full_reads_wait: bool) -> Result<(), Instant> {
         let due = self
             .last_poll
-            .map(|last| last + self.spacing(now, wanted, shared));
+            .map(|last| last + self.spacing(now, wanted, full_reads_wait));
         due.filter(|due| *due > now).map_or(Ok(()), Err)
     }
 
@@ -268,25 +273,28 @@ impl Window {
             full_reads_wait
         };
         let had_the_last = |last| is_background(last) == is_background(urgency);
-        self.limit() == 1 && other_waits && self.last.is_some_and(had_the_last)
+        self.limit() == 1 && other_waits && self.last_urgency.is_some_and(had_the_last)
     }
 
     /// Returns how far apart polls must be if `wanted` polls a minute are more than there are
     /// requests; otherwise zero. Polls that are spread evenly find an alert sooner than a burst
-    /// that leaves nothing for a while. `shared`: whether full reads wait for their tenth.
-    fn spacing(&self, now: Instant, wanted: f64, shared: bool) -> Duration {
+    /// that leaves nothing for a while. While full reads wait, their tenth is not for polls.
+    fn spacing(&self, now: Instant, wanted: f64, full_reads_wait: bool) -> Duration {
         let limit = self.limit();
-        let ours = limit - if shared { self.tenth() } else { 0 };
+        let available = limit - if full_reads_wait { self.tenth() } else { 0 };
         let mut spacing = Duration::ZERO;
-        if wanted > f64::from(ours) {
-            spacing = MINUTE / ours.max(1);
+        if wanted > f64::from(available) {
+            spacing = MINUTE / available.max(1);
         }
-        if let Some(told) = self.told.filter(|told| told.ours.is_none()) {
-            let left = told.resets_at.saturating_duration_since(now);
+        if let Some(balance) = self
+            .server_balance
+            .filter(|balance| balance.sliding_limit.is_none())
+        {
+            let left = balance.resets_at.saturating_duration_since(now);
             let needed = wanted * left.as_secs_f64() / MINUTE.as_secs_f64();
             // Polls are not spread while they lack no more than one request.
-            if needed > f64::from(told.remaining) + 1.0 {
-                spacing = spacing.max(left / told.remaining.max(1));
+            if needed > f64::from(balance.remaining) + 1.0 {
+                spacing = spacing.max(left / balance.remaining.max(1));
             }
         }
         spacing
@@ -303,22 +311,29 @@ impl Window {
     /// Returns our requests a minute: the lowest of our ceiling, the server's limit, and what
     /// others leave us in a sliding window; at least one.
     fn limit(&self) -> u32 {
-        let limit = self
-            .told_limit
-            .map_or(self.ceiling, |(told, _)| told.min(self.ceiling));
-        let ours = self.told.and_then(|told| told.ours);
-        ours.map_or(limit, |ours| ours.min(limit)).max(1)
+        let limit = self.server_limit.map_or(self.ceiling, |(server_limit, _)| {
+            server_limit.min(self.ceiling)
+        });
+        let sliding_limit = self
+            .server_balance
+            .and_then(|balance| balance.sliding_limit);
+        sliding_limit
+            .map_or(limit, |sliding_limit| sliding_limit.min(limit))
+            .max(1)
     }
 
     /// Returns how many requests a minute are ours if the window slides and `remaining` are left.
     /// In a sliding window, requests that we have made become free again a minute later, whatever
     /// its reset is. The request whose answer is being learned from is still in flight, and counts
     /// as well.
-    fn ours(&self, remaining: u32, now: Instant) -> Option<u32> {
-        let is_counted = |of: &&(Instant, Urgency)| now.saturating_duration_since(of.0) < MINUTE;
+    fn sliding_limit(&self, remaining: u32, now: Instant) -> Option<u32> {
+        let is_counted =
+            |(at, _): &&(Instant, Urgency)| now.saturating_duration_since(*at) < MINUTE;
         let answered = count(self.answered.iter().filter(is_counted).count());
         let used = (answered + 1).saturating_sub(self.refused);
-        self.resets.slide.then(|| remaining.saturating_add(used))
+        self.resets
+            .is_sliding
+            .then(|| remaining.saturating_add(used))
     }
 
     /// Returns the time until a sliding window forgets one of our requests, but at least the
@@ -344,7 +359,7 @@ impl Window {
     /// Learns from the headers of an answer.
     pub(super) fn learn(&mut self, hints: &Hints, now: Instant) {
         if let Some(limit) = hints.limit.filter(|limit| *limit > 0) {
-            self.told_limit = Some((limit, now + LIMIT_LASTS));
+            self.server_limit = Some((limit, now + LIMIT_LASTS));
         }
         let resets_in = hints.resets_in.map(|wait| wait.min(MAX_PAUSE));
         let balance = hints.remaining.zip(resets_in.map(|wait| now + wait));
@@ -352,40 +367,40 @@ impl Window {
             self.resets.watch(resets_at, now);
         }
         // A refusal is counted even if its headers do not say what is left.
-        if hints.throttled && self.resets.slide {
+        if hints.throttled && self.resets.is_sliding {
             self.refused += 1;
         }
         if let Some((remaining, resets_at)) = balance {
-            let ours = self.ours(remaining, now);
+            let sliding_limit = self.sliding_limit(remaining, now);
             let remaining = remaining.saturating_sub(self.all_in_flight().saturating_sub(1));
             // Because answers overtake each other, only the lowest count of a window is true. If
             // the reset has moved on, the answer is about another window, or the window slides.
-            let same_window = |told: &Balance| {
-                resets_at < told.resets_at + JITTER && told.resets_at < resets_at + MINUTE / 2
+            let same_window = |known: &Balance| {
+                resets_at < known.resets_at + JITTER && known.resets_at < resets_at + MINUTE / 2
             };
-            self.told = Some(match self.told {
-                Some(told) if same_window(&told) => Balance {
-                    remaining: told.remaining.min(remaining),
-                    resets_at: told.resets_at.max(resets_at),
-                    ours,
+            self.server_balance = Some(match self.server_balance {
+                Some(known) if same_window(&known) => Balance {
+                    remaining: known.remaining.min(remaining),
+                    resets_at: known.resets_at.max(resets_at),
+                    sliding_limit,
                 },
                 _ => Balance {
                     remaining,
                     resets_at,
-                    ours,
+                    sliding_limit,
                 },
             });
         }
         if hints.throttled {
             let resets_in = resets_in.map(|wait| {
-                if self.resets.slide {
+                if self.resets.is_sliding {
                     wait.min(self.frees_in(now))
                 } else {
                     wait
                 }
             });
             let wait = hints.retry_after.or(resets_in);
-            let until = now + wait.unwrap_or(UNTOLD_PAUSE);
+            let until = now + wait.unwrap_or(DEFAULT_PAUSE);
             self.paused_until = Some(self.paused_until.map_or(until, |known| known.max(until)));
         }
     }
@@ -399,11 +414,11 @@ impl Resets {
     /// a whole minute away each time.
     fn watch(&mut self, resets_at: Instant, now: Instant) {
         let before = self.anchor.filter(|(_, before)| now + JITTER < *before);
-        let Some((told_at, before)) = before else {
+        let Some((anchored_at, before)) = before else {
             self.anchor = Some((now, resets_at));
             return;
         };
-        let passed = now.saturating_duration_since(told_at);
+        let passed = now.saturating_duration_since(anchored_at);
         if passed < 2 * JITTER {
             return;
         }
@@ -411,18 +426,18 @@ impl Resets {
         let moved = resets_at.saturating_duration_since(before);
         let slid =
             left.abs_diff(MINUTE) <= 2 * JITTER && moved > JITTER && moved <= passed + JITTER;
-        self.contrary = if slid == self.slide {
+        self.contradictions = if slid == self.is_sliding {
             0
         } else {
-            self.contrary + 1
+            self.contradictions + 1
         };
-        if self.contrary >= if slid { SLID } else { STOOD } {
-            self.slide = slid;
-            self.contrary = 0;
+        if self.contradictions >= if slid { SLIDING_AFTER } else { FIXED_AFTER } {
+            self.is_sliding = slid;
+            self.contradictions = 0;
         }
         // While the window is treated as sliding, later resets are not compared with that of an
         // odd answer.
-        if slid || !self.slide {
+        if slid || !self.is_sliding {
             self.anchor = Some((now, resets_at));
         }
     }
@@ -434,7 +449,7 @@ fn count(requests: usize) -> u32 {
 
 /// Returns the time at which an answered request is forgotten. If there is none, all requests are
 /// in flight, and the caller tries again a moment later.
-fn later(answered: Option<&(Instant, Urgency)>, now: Instant) -> Instant {
+fn retry_at(answered: Option<&(Instant, Urgency)>, now: Instant) -> Instant {
     answered.map_or(now + Duration::from_millis(100), |(at, _)| *at + MINUTE)
 }
 
@@ -446,7 +461,7 @@ impl Allowance {
             window: Mutex::new(Window::new(ceiling)),
             reserved: AtomicU32::new(0),
             polls: tokio::sync::Mutex::default(),
-            news: tokio::sync::Mutex::default(),
+            further_pages: tokio::sync::Mutex::default(),
             background: tokio::sync::Mutex::default(),
         }
     }
@@ -458,31 +473,31 @@ impl Allowance {
         urgency: Urgency,
         mut waited: impl FnMut(Duration),
     ) -> Permit<'_> {
-        let mut told = Instant::now();
-        let mut tell = |now: Instant| {
-            let more = now - told;
+        let mut reported_at = Instant::now();
+        let mut report = |now: Instant| {
+            let more = now - reported_at;
             if more > Duration::from_millis(1) {
                 waited(more);
-                told = now;
+                reported_at = now;
             }
         };
         let queue = match urgency {
             Urgency::Poll => &self.polls,
-            Urgency::News => &self.news,
+            Urgency::FurtherPage => &self.further_pages,
             Urgency::Background => &self.background,
         };
         let mut turn = pin!(queue.lock());
         // The same future is polled again after each timeout, so that the caller keeps its place
         // in the queue.
         let _turn = loop {
-            match tokio::time::timeout(LOOK_AGAIN, &mut turn).await {
+            match tokio::time::timeout(RECHECK_INTERVAL, &mut turn).await {
                 Ok(turn) => break turn,
-                Err(_) => tell(Instant::now()),
+                Err(_) => report(Instant::now()),
             }
         };
         loop {
             let now = Instant::now();
-            tell(now);
+            report(now);
             match self.take(now, urgency) {
                 Ok(()) => {
                     return Permit {
@@ -490,7 +505,7 @@ impl Allowance {
                         urgency,
                     };
                 }
-                Err(at) => tokio::time::sleep_until(at.min(now + LOOK_AGAIN)).await,
+                Err(at) => tokio::time::sleep_until(at.min(now + RECHECK_INTERVAL)).await,
             }
         }
     }
@@ -500,10 +515,10 @@ impl Allowance {
         // A queue is locked if a caller waits in it.
         let waits = |queue: &tokio::sync::Mutex<()>| queue.try_lock().is_err();
         let full_reads_wait = waits(&self.background);
-        let polls_wait = waits(&self.polls) || waits(&self.news);
+        let polls_wait = waits(&self.polls) || waits(&self.further_pages);
         let mut window = self.window.lock();
         if window.leaves_turn(urgency, polls_wait, full_reads_wait) {
-            return Err(now + LOOK_AGAIN);
+            return Err(now + RECHECK_INTERVAL);
         }
         if urgency == Urgency::Poll {
             let wanted = f64::from(reserved) / 1000.0;

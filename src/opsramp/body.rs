@@ -20,9 +20,9 @@ pub(super) struct Body<'a> {
     /// The longest that the body may become, in bytes.
     limit: u64,
     /// The length on the wire that the server stated, in bytes; otherwise 0.
-    told: usize,
+    expected_length: usize,
     /// The bytes that have come on the wire.
-    come: u64,
+    received: u64,
     room: Room,
     /// The account's share of the turns for long bodies.
     share: &'a Share,
@@ -35,7 +35,7 @@ enum Coding {
 
 /// Why a body cannot be used.
 #[derive(Debug)]
-pub(super) enum Unusable {
+pub(super) enum BodyError {
     /// The body is longer than the limit.
     TooLarge,
     /// The body cannot be decompressed.
@@ -45,15 +45,15 @@ pub(super) enum Unusable {
 // === impl Body ===
 
 impl<'a> Body<'a> {
-    /// Creates the body that follows these headers. `told` is its length on the wire, if the
-    /// headers state it.
-    pub(super) fn after(
+    /// Creates the body that follows these headers. `expected_length` is its length on the wire,
+    /// if the headers state it.
+    pub(super) fn new(
         headers: &HeaderMap,
-        told: Option<u64>,
+        expected_length: Option<u64>,
         limit: u64,
         share: &'a Share,
     ) -> Self {
-        let told = told.filter(|told| *told <= limit);
+        let expected_length = expected_length.filter(|length| *length <= limit);
         Self {
             coding: if is_gzip(headers) {
                 Coding::Gzip(Box::new(MultiGzDecoder::new(Vec::new())))
@@ -61,30 +61,32 @@ impl<'a> Body<'a> {
                 Coding::Plain(Vec::new())
             },
             limit,
-            told: told.and_then(|told| told.try_into().ok()).unwrap_or(0),
-            come: 0,
+            expected_length: expected_length
+                .and_then(|length| length.try_into().ok())
+                .unwrap_or(0),
+            received: 0,
             room: Room::default(),
             share,
         }
     }
 
     /// Adds a chunk to the body. Waits if there is no room for it yet.
-    pub(super) async fn take(&mut self, mut chunk: &[u8]) -> Result<(), Unusable> {
-        self.come += chunk.len() as u64;
-        if self.come > self.limit {
+    pub(super) async fn push(&mut self, mut chunk: &[u8]) -> Result<(), BodyError> {
+        self.received += chunk.len() as u64;
+        if self.received > self.limit {
             // The wire needs a limit of its own: any number of compressed bytes may decompress to
             // none.
-            return Err(Unusable::TooLarge);
+            return Err(BodyError::TooLarge);
         }
         match &mut self.coding {
             Coding::Plain(bytes) => {
                 let needed = bytes.len() + chunk.len();
                 self.room.grow_to(needed, self.share).await;
-                if bytes.capacity() < needed && needed <= self.told {
+                if bytes.capacity() < needed && needed <= self.expected_length {
                     // Reserve the length that the server stated, so that a page does not take up
                     // to twice its size; but no more than there is room for.
-                    let so_far = self.told.min(self.room.limit());
-                    bytes.reserve_exact(so_far - bytes.len());
+                    let reserved = self.expected_length.min(self.room.limit());
+                    bytes.reserve_exact(reserved - bytes.len());
                 }
                 bytes.extend_from_slice(chunk);
             }
@@ -92,10 +94,10 @@ impl<'a> Body<'a> {
                 while !chunk.is_empty() {
                     let length = decoder.get_ref().len();
                     self.room.grow_to(length + STEP, self.share).await;
-                    let taken = decoder.write(chunk).map_err(Unusable::Corrupt)?;
+                    let taken = decoder.write(chunk).map_err(BodyError::Corrupt)?;
                     chunk = chunk.get(taken..).unwrap_or_default();
                     if decoder.get_ref().len() as u64 > self.limit {
-                        return Err(Unusable::TooLarge);
+                        return Err(BodyError::TooLarge);
                     }
                     // A chunk may decompress to a thousand times its length, so let other tasks
                     // run meanwhile.
@@ -107,15 +109,15 @@ impl<'a> Body<'a> {
     }
 
     /// Returns the whole body and the room that it takes. Called when no more chunks come.
-    pub(super) fn finish(self) -> Result<(Vec<u8>, Room), Unusable> {
+    pub(super) fn finish(self) -> Result<(Vec<u8>, Room), BodyError> {
         let bytes = match self.coding {
             Coding::Plain(bytes) => bytes,
             // An empty body has no gzip header.
-            Coding::Gzip(_) if self.come == 0 => Vec::new(),
-            Coding::Gzip(decoder) => decoder.finish().map_err(Unusable::Corrupt)?,
+            Coding::Gzip(_) if self.received == 0 => Vec::new(),
+            Coding::Gzip(decoder) => decoder.finish().map_err(BodyError::Corrupt)?,
         };
         if bytes.len() as u64 > self.limit {
-            return Err(Unusable::TooLarge);
+            return Err(BodyError::TooLarge);
         }
         Ok((bytes, self.room))
     }
@@ -137,13 +139,13 @@ mod tests {
     }
 
     /// Reads a body of this coding that comes in pieces of `piece` bytes.
-    async fn read(coding: &'static str, body: &[u8], piece: usize) -> Result<Vec<u8>, Unusable> {
+    async fn read(coding: &'static str, body: &[u8], piece: usize) -> Result<Vec<u8>, BodyError> {
         let mut headers = HeaderMap::new();
         headers.insert(CONTENT_ENCODING, HeaderValue::from_static(coding));
         let share = Share::default();
-        let mut taken = Body::after(&headers, Some(body.len() as u64), LIMIT, &share);
+        let mut taken = Body::new(&headers, Some(body.len() as u64), LIMIT, &share);
         for chunk in body.chunks(piece) {
-            taken.take(chunk).await?;
+            taken.push(chunk).await?;
         }
         Ok(taken.finish()?.0)
     }
@@ -175,7 +177,7 @@ mod tests {
         for body in [short, &whole[..5], &damaged, &trailing, b"no gzip at all"] {
             for piece in [1, usize::MAX] {
                 let read = read("gzip", body, piece).await;
-                assert!(matches!(read, Err(Unusable::Corrupt(_))), "{read:?}");
+                assert!(matches!(read, Err(BodyError::Corrupt(_))), "{read:?}");
             }
         }
     }
@@ -193,7 +195,7 @@ mod tests {
             ("", longer),
         ] {
             let read = read(coding, &body, 10_000).await;
-            assert!(matches!(read, Err(Unusable::TooLarge)), "{coding}");
+            assert!(matches!(read, Err(BodyError::TooLarge)), "{coding}");
         }
     }
 
@@ -207,15 +209,15 @@ mod tests {
         let longer = [body, compressed(&[]).repeat(2), page].concat();
         assert!(longer.len() as u64 > LIMIT);
         let read = read("gzip", &longer, 10_000).await;
-        assert!(matches!(read, Err(Unusable::TooLarge)), "{read:?}");
+        assert!(matches!(read, Err(BodyError::TooLarge)), "{read:?}");
     }
 
     #[tokio::test]
     async fn memory_is_not_taken_before_there_is_a_turn_for_it() {
         let headers = HeaderMap::new();
         let share = Share::default();
-        let mut body = Body::after(&headers, Some(64 << 20), 64 << 20, &share);
-        body.take(b"[").await.unwrap();
+        let mut body = Body::new(&headers, Some(64 << 20), 64 << 20, &share);
+        body.push(b"[").await.unwrap();
         let Coding::Plain(bytes) = &body.coding else {
             panic!("it is not compressed");
         };

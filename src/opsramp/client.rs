@@ -40,10 +40,12 @@ const MAX_IN_FLIGHT: usize = 128;
 const MAX_SENDS: usize = 3;
 /// The largest page of one alert, in bytes. Many such pages may be in memory at the same time.
 const MAX_ALERT_ANSWER: u64 = 1024 * 1024;
+/// The page size that every documented example works with.
+const SAFE_PAGE_SIZE: u32 = 100;
 /// The documented ceilings of paginated requests a minute: of a client and of a partner.
-const PAGINATED: (u32, u32) = (50, 150);
+const PAGINATED_CEILINGS: (u32, u32) = (50, 150);
 /// The same for all other requests.
-const NON_PAGINATED: (u32, u32) = (500, 1500);
+const NON_PAGINATED_CEILINGS: (u32, u32) = (500, 1500);
 
 /// The client of one account. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -58,12 +60,12 @@ struct Inner {
     token_lost: AtomicBool,
     in_flight: tokio::sync::Semaphore,
     requests_per_minute: Option<u32>,
-    tenants: Mutex<HashMap<Arc<str>, Arc<Allowances>>>,
+    tenants: Mutex<HashMap<Arc<str>, Arc<TenantAllowances>>>,
 }
 
 /// A tenant's allowances, one for each category of requests.
 #[derive(Debug)]
-struct Allowances {
+struct TenantAllowances {
     search: Arc<Allowance>,
     alert: Arc<Allowance>,
     clients: Arc<Allowance>,
@@ -86,14 +88,11 @@ pub struct SearchRequest {
 /// The allowances of an account's client. They know its requests of the last minute, and may
 /// outlive the client.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct AccountAllowances {
     account: Arc<str>,
     url: String,
-    tenants: HashMap<Arc<str>, Arc<Allowances>>,
+    tenants: HashMap<Arc<str>, Arc<TenantAllowances>>,
 }
-
-/// The page size that every documented example works with.
-const SAFE_PAGE_SIZE: u32 = 100;
 
 /// The token in use, for people.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -116,9 +115,9 @@ struct Call<'a> {
 }
 
 /// Why a single request brought nothing.
-enum Refused {
+enum SendError {
     /// The token was not accepted.
-    Token {
+    TokenRefused {
         status: u16,
         excerpt: String,
         token: Token,
@@ -138,7 +137,7 @@ impl SearchRequest {
     /// smaller page, then without sorting. (Neither the largest page size nor the sort key is
     /// documented.) `None` if nothing is left to try.
     #[must_use]
-    pub fn less(&self) -> Option<Self> {
+    pub fn with_simpler_paging(&self) -> Option<Self> {
         let request = self.clone();
         if self.page_size > SAFE_PAGE_SIZE {
             Some(Self {
@@ -154,9 +153,9 @@ impl SearchRequest {
     }
 }
 
-// === impl Asked ===
+// === impl AccountAllowances ===
 
-impl Asked {
+impl AccountAllowances {
     /// The name of the account.
     #[must_use]
     pub fn account(&self) -> &Arc<str> {
@@ -204,8 +203,8 @@ impl Client {
     ///
     /// # Errors
     /// If the files are not usable. The previous ones then stay in use.
-    pub async fn read_files_again(&self) -> Result<(), BuildError> {
-        self.0.http.read_files_again().await
+    pub async fn reload_tls_files(&self) -> Result<(), BuildError> {
+        self.0.http.reload_tls_files().await
     }
 
     /// Makes sure that there is a token.
@@ -236,7 +235,7 @@ impl Client {
             endpoint: Endpoint::Search,
             tenant,
             url,
-            allowance: &self.allowances(tenant).search,
+            allowance: &self.tenant_allowances(tenant).search,
             urgency,
         })
         .await
@@ -244,7 +243,7 @@ impl Client {
 
     /// Requests the first page of a result. Returns the answer and the request that brought it. If
     /// the server answers 400, the same request is made once more, because a 400 may be a passing
-    /// fault. Each further 400 leads to a request as by `SearchRequest::less`.
+    /// fault. Each further 400 leads to a request as by `SearchRequest::with_simpler_paging`.
     ///
     /// # Errors
     /// If the request fails in another way, or with 400 when nothing is left to try.
@@ -260,12 +259,12 @@ impl Client {
                 Ok(answer) => return Ok((answer, request)),
                 Err(error) => error,
             };
-            if !error.may_be_about_the_paging() {
+            if !error.may_concern_paging() {
                 return Err(error);
             }
             if std::mem::replace(&mut repeated, true) {
-                match request.less() {
-                    Some(less) => request = less,
+                match request.with_simpler_paging() {
+                    Some(simpler) => request = simpler,
                     None => return Err(error),
                 }
             }
@@ -283,7 +282,7 @@ impl Client {
         }
         let id = utf8_percent_encode(id, ENCODED);
         let url = format!("{}/alerts/{id}", self.tenant_url(tenant));
-        let allowances = self.allowances(tenant);
+        let allowances = self.tenant_allowances(tenant);
         let answer = self.send(Call {
             endpoint: Endpoint::Alert,
             tenant,
@@ -316,7 +315,7 @@ impl Client {
             endpoint: Endpoint::Clients,
             tenant: partner,
             url,
-            allowance: &self.allowances(partner).clients,
+            allowance: &self.tenant_allowances(partner).clients,
             urgency: Urgency::Background,
         })
         .await
@@ -325,13 +324,13 @@ impl Client {
     /// Keeps the part of a tenant's allowance free for polls that a poll every `interval` needs.
     #[must_use]
     pub fn reserve(&self, tenant: &str, interval: Duration) -> Reservation {
-        self.allowances(tenant).search.reserve(interval)
+        self.tenant_allowances(tenant).search.reserve(interval)
     }
 
     /// Returns this client's allowances, for a client that takes its place.
     #[must_use]
-    pub fn asked(&self) -> Asked {
-        Asked {
+    pub fn allowances(&self) -> AccountAllowances {
+        AccountAllowances {
             account: Arc::clone(self.account()),
             url: self.0.http.options.url.clone(),
             tenants: self.0.tenants.lock().clone(),
@@ -342,14 +341,14 @@ impl Client {
     /// same server, because the server's count goes on when a client is replaced. The ceiling
     /// becomes this client's. If this client already has an allowance for a tenant, it keeps that
     /// one.
-    pub fn go_on_with_allowances_of(&self, old: &Asked, is_wanted: impl Fn(&str) -> bool) {
-        if !self.asks_the_server_of(old) {
+    pub fn take_over_allowances(&self, old: &AccountAllowances, is_wanted: impl Fn(&str) -> bool) {
+        if !self.uses_same_server_as(old) {
             return;
         }
         let known = old.tenants.iter().filter(|(tenant, _)| is_wanted(tenant));
         let mut tenants = self.0.tenants.lock();
         for (tenant, theirs) in known {
-            let ceiling = paginated(self.0.requests_per_minute, tenant);
+            let ceiling = paginated_ceiling(self.0.requests_per_minute, tenant);
             let own = tenants.entry(Arc::clone(tenant));
             let own = own.or_insert_with(|| Arc::clone(theirs));
             // The allowance is also shared if it was taken over before and the tenant comes back.
@@ -361,26 +360,26 @@ impl Client {
 
     /// Whether this client and the other one ask the same server.
     #[must_use]
-    pub fn asks_the_server_of(&self, other: &Asked) -> bool {
+    pub fn uses_same_server_as(&self, other: &AccountAllowances) -> bool {
         is_same_url(&other.url, &self.0.http.options.url)
     }
 
     async fn send(&self, call: Call<'_>) -> Result<Answer, Error> {
         // A request that fails for lack of a token must not use up the allowance.
         self.0.tokens.get().await?;
-        let first = self.send_through(&call).await;
-        let Err(Refused::Token { token, .. }) = &first else {
-            return first.map_err(|refused| refused.into_error(false));
+        let first = self.send_with_retries(&call).await;
+        let Err(SendError::TokenRefused { token, .. }) = &first else {
+            return first.map_err(|error| error.into_error(false));
         };
         // 407 is the documented answer to a token that ran out or was revoked.
         let refuser = (call.endpoint.as_str(), call.tenant.into());
         match self.0.tokens.replace(token, refuser).await {
             Ok(Some(_)) => {
                 tracing::debug!(account = %self.account(), "the API refused the token; trying a new one once");
-                let second = self.send_through(&call).await;
-                second.map_err(|refused| refused.into_error(true))
+                let second = self.send_with_retries(&call).await;
+                second.map_err(|error| error.into_error(true))
             }
-            Ok(None) => first.map_err(|refused| refused.into_error(false)),
+            Ok(None) => first.map_err(|error| error.into_error(false)),
             Err(error) => {
                 self.0.token_lost.store(true, Ordering::Relaxed);
                 self.0.observer.token_lost();
@@ -393,12 +392,12 @@ impl Client {
     /// server may close an idle connection at any time, also at the moment when it is used again.
     /// Because each of these requests may have arrived and been counted, each takes its part of
     /// the allowance. Together they spend no more time on the wire than one request may.
-    async fn send_through(&self, call: &Call<'_>) -> Result<Answer, Refused> {
+    async fn send_with_retries(&self, call: &Call<'_>) -> Result<Answer, SendError> {
         let mut left = self.0.http.options.timeout;
         let mut sends = 1;
         loop {
             match self.send_once(call, left).await {
-                Err(Refused::HungUp { took, .. }) if sends < MAX_SENDS && took < left => {
+                Err(SendError::HungUp { took, .. }) if sends < MAX_SENDS && took < left => {
                     sends += 1;
                     left -= took;
                 }
@@ -407,14 +406,14 @@ impl Client {
         }
     }
 
-    async fn send_once(&self, call: &Call<'_>, timeout: Duration) -> Result<Answer, Refused> {
+    async fn send_once(&self, call: &Call<'_>, timeout: Duration) -> Result<Answer, SendError> {
         let observer = &self.0.observer;
         let throttled = |waited| observer.throttled(call.tenant, waited);
         let _permit = call.allowance.acquire(call.urgency, throttled).await;
         // The semaphore is never closed.
         let _slot = self.0.in_flight.acquire().await;
         // Waiting can take minutes, and the token may have run out by now.
-        let token = self.0.tokens.get().await.map_err(Refused::Other)?;
+        let token = self.0.tokens.get().await.map_err(SendError::Other)?;
         let http = &self.0.http;
         let request = http
             .request(Method::GET, &call.url)
@@ -435,15 +434,15 @@ impl Client {
             Ok(answer) => self.interpret(call, token, answer),
             Err(Failed { hung_up, error, .. }) => {
                 if matches!(error, Error::Connect { .. }) {
-                    // The TLS files may be the cause. They are looked at in the background, so that the next
+                    // The TLS files may be the cause. They are reloaded in the background, so that the next
                     // request does not wait for the disk.
                     let http = http.clone();
-                    tokio::spawn(async move { http.look_at_files().await });
+                    tokio::spawn(async move { http.reload_tls_files_if_due().await });
                 }
                 Err(if hung_up {
-                    Refused::HungUp { error, took }
+                    SendError::HungUp { error, took }
                 } else {
-                    Refused::Other(error)
+                    SendError::Other(error)
                 })
             }
         }
@@ -455,14 +454,14 @@ impl Client {
         call: &Call<'_>,
         token: Token,
         (status, headers, body, room): Exchanged,
-    ) -> Result<Answer, Refused> {
+    ) -> Result<Answer, SendError> {
         let &Call {
             endpoint,
             tenant,
             allowance,
             ..
         } = call;
-        let clock_ahead = Http::tell_time(&headers, &*self.0.observer);
+        let clock_ahead = Http::report_server_time(&headers, &*self.0.observer);
         let hints = Hints::read(status.as_u16(), &headers, clock::now());
         allowance.learn(&hints);
         if endpoint == Endpoint::Search
@@ -470,36 +469,37 @@ impl Client {
         {
             self.0.observer.rate_limit(tenant, seen);
         }
-        let sent = || self.0.http.sent(Some(&token.secret));
-        let secrets = || Secrets::of(sent());
+        let sent_secrets = || self.0.http.sent_secrets(Some(&token.secret));
+        let secrets = || Secrets::of(sent_secrets());
         let shown = || secrets().excerpt(&body);
         match status.as_u16() {
             200..=299 => {
-                self.accepted(&token, endpoint, tenant);
-                let sent = sent();
-                Ok(Answer::new(endpoint.as_str(), body, room, sent).with_clock_ahead(clock_ahead))
+                self.note_accepted(&token, endpoint, tenant);
+                let sent_secrets = sent_secrets();
+                Ok(Answer::new(endpoint.as_str(), body, room, sent_secrets)
+                    .with_clock_ahead(clock_ahead))
             }
-            401 | 407 => Err(Refused::Token {
+            401 | 407 => Err(SendError::TokenRefused {
                 status: status.as_u16(),
                 excerpt: shown(),
                 token,
             }),
             403 => {
-                self.accepted(&token, endpoint, tenant);
+                self.note_accepted(&token, endpoint, tenant);
                 let what = format!(
                     "{} of tenant {tenant} is forbidden (403): the key lacks the permission: {}",
                     endpoint.as_str(),
                     shown()
                 );
-                Err(Refused::Other(Error::Auth {
+                Err(SendError::Other(Error::Auth {
                     what,
                     forbidden: true,
                 }))
             }
-            429 => Err(Refused::Other(Error::Throttled {
+            429 => Err(SendError::Other(Error::Throttled {
                 retry_after: hints.retry_after,
             })),
-            code => Err(Refused::Other(Error::Http {
+            code => Err(SendError::Other(Error::Http {
                 endpoint: endpoint.as_str(),
                 status: code,
                 excerpt: redirect_or_excerpt(status, &headers, &body, &secrets()),
@@ -507,8 +507,10 @@ impl Client {
         }
     }
 
-    fn accepted(&self, token: &Token, endpoint: Endpoint, tenant: &str) {
-        self.0.tokens.accepted(token, endpoint.as_str(), tenant);
+    fn note_accepted(&self, token: &Token, endpoint: Endpoint, tenant: &str) {
+        self.0
+            .tokens
+            .note_accepted(token, endpoint.as_str(), tenant);
         // The API may accept a token again that it refused before.
         if self.0.token_lost.swap(false, Ordering::Relaxed) {
             let expires_at = clock::now() + token.remaining();
@@ -520,15 +522,15 @@ impl Client {
         tenant_url(&self.0.http.options.url, tenant)
     }
 
-    fn allowances(&self, tenant: &str) -> Arc<Allowances> {
+    fn tenant_allowances(&self, tenant: &str) -> Arc<TenantAllowances> {
         let mut tenants = self.0.tenants.lock();
         if let Some(known) = tenants.get(tenant) {
             return Arc::clone(known);
         }
-        let paginated = paginated(self.0.requests_per_minute, tenant);
-        let made = Arc::new(Allowances {
+        let paginated = paginated_ceiling(self.0.requests_per_minute, tenant);
+        let made = Arc::new(TenantAllowances {
             search: Arc::new(Allowance::new(paginated)),
-            alert: Arc::new(Allowance::new(ceiling(NON_PAGINATED, tenant))),
+            alert: Arc::new(Allowance::new(ceiling(NON_PAGINATED_CEILINGS, tenant))),
             clients: Arc::new(Allowance::new(paginated)),
         });
         tenants.insert(Arc::from(tenant), Arc::clone(&made));
@@ -536,9 +538,9 @@ impl Client {
     }
 }
 
-// === impl Allowances ===
+// === impl TenantAllowances ===
 
-impl Allowances {
+impl TenantAllowances {
     /// Sets the ceiling of paginated requests. The ceiling of other requests is always the
     /// documented one.
     fn set_ceiling(&self, paginated: u32) {
@@ -549,8 +551,8 @@ impl Allowances {
 
 /// Returns how many paginated requests a tenant may make in a minute: our own ceiling, or the
 /// documented one.
-pub(super) fn paginated(own: Option<u32>, tenant: &str) -> u32 {
-    own.unwrap_or(ceiling(PAGINATED, tenant))
+pub(super) fn paginated_ceiling(own: Option<u32>, tenant: &str) -> u32 {
+    own.unwrap_or(ceiling(PAGINATED_CEILINGS, tenant))
 }
 
 fn ceiling((client, partner): (u32, u32), tenant: &str) -> u32 {
@@ -588,14 +590,14 @@ pub(super) fn search_url(base: &str, tenant: &str, request: &SearchRequest) -> S
     )
 }
 
-// === impl Refused ===
+// === impl SendError ===
 
-impl Refused {
+impl SendError {
     /// Turns this into the error for the caller. `replaced`: whether the refused token had
     /// replaced one that was refused as well.
     fn into_error(self, replaced: bool) -> Error {
         match self {
-            Self::Token {
+            Self::TokenRefused {
                 status, excerpt, ..
             } => {
                 let also = if replaced { ", also a new one" } else { "" };
@@ -827,7 +829,7 @@ mod tests {
 
     /// Returns how many polls of the tenant could be made at once.
     fn free(client: &Client) -> usize {
-        let allowance = &client.allowances("client_1").search;
+        let allowance = &client.tenant_allowances("client_1").search;
         let acquire = || allowance.acquire(Urgency::Poll, |_| {}).now_or_never();
         std::iter::from_fn(acquire).collect::<Vec<_>>().len()
     }
@@ -852,7 +854,7 @@ mod tests {
             .await;
             assert_eq!(search(&client).await.is_ok(), answered.is_some());
             assert_eq!(notes.of(Endpoint::Search), [None, None, answered]);
-            assert_eq!(free(&client), PAGINATED.0 as usize - 3);
+            assert_eq!(free(&client), PAGINATED_CEILINGS.0 as usize - 3);
         }
     }
 
@@ -880,7 +882,7 @@ mod tests {
             Client::new(options, Arc::<Notes>::default())
         };
         let old = client("https://a.example", Some(20)).await.unwrap();
-        let under_way = old.allowances("client_1");
+        let under_way = old.tenant_allowances("client_1");
         let poll = || under_way.search.acquire(Urgency::Poll, |_| {});
         let _two = (poll().await, poll().await);
         for (url, ceiling, left) in [
@@ -891,7 +893,7 @@ mod tests {
             ("https://b.example", Some(20), 20),
         ] {
             let new = client(url, ceiling).await.unwrap();
-            new.go_on_with_allowances_of(&old.asked(), |_| true);
+            new.take_over_allowances(&old.allowances(), |_| true);
             assert_eq!(free(&new), left, "{url} {ceiling:?}");
             // After a minute the requests of `free` are forgotten, but not those under way.
             tokio::time::advance(Duration::from_secs(60)).await;

@@ -117,7 +117,7 @@ impl Error {
     /// Whether the server may be refusing the request's paging (400). A single 400 is no proof,
     /// because the API documents it as a passing fault as well.
     #[must_use]
-    pub fn may_be_about_the_paging(&self) -> bool {
+    pub fn may_concern_paging(&self) -> bool {
         self.status() == Some(400)
     }
 
@@ -130,7 +130,7 @@ impl Error {
     /// Whether the server says that it does not know such a request, so that there is no point in
     /// repeating it.
     #[must_use]
-    pub fn is_of_an_unknown_request(&self) -> bool {
+    pub fn is_unsupported_request(&self) -> bool {
         matches!(self.status(), Some(400 | 404 | 405 | 413 | 414 | 422 | 501))
     }
 
@@ -144,7 +144,7 @@ impl Error {
 
     /// Whether the same request may succeed a moment later without anybody having mended anything.
     #[must_use]
-    pub fn may_pass(&self) -> bool {
+    pub fn is_transient(&self) -> bool {
         match self {
             Self::Auth { .. } | Self::TooLarge { .. } => false,
             Self::Http { status, .. } => *status >= 500 || *status == 408,
@@ -152,13 +152,13 @@ impl Error {
             | Self::Timeout { .. }
             | Self::Connect { .. }
             | Self::Decode { .. } => true,
-            Self::Echo(error) => error.may_pass(),
+            Self::Echo(error) => error.is_transient(),
         }
     }
 
     /// Whether the failure may concern this request alone, so that other requests may succeed.
     #[must_use]
-    pub fn may_be_about_the_request(&self) -> bool {
+    pub fn may_concern_request(&self) -> bool {
         match self {
             Self::Auth { forbidden, .. } => *forbidden,
             Self::Throttled { .. } | Self::Echo(_) => false,

@@ -13,10 +13,10 @@ use tokio::{sync::Semaphore, time::Instant};
 
 use super::{
     Endpoint, Observer, Options,
-    body::{Body, Unusable},
+    body::{Body, BodyError},
     error::Error,
     room::{Room, Share},
-    tls::{self, BuildError, Current, TlsFiles},
+    tls::{self, BuildError, CurrentClient, TlsFiles},
 };
 use crate::{
     clock,
@@ -28,11 +28,11 @@ use crate::{
     secret::Secret,
 };
 
-/// The shortest time between two looks at the TLS files that the client takes by itself.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// The shortest time between two reloads of the TLS files that the client makes by itself.
+const MIN_RELOAD_INTERVAL: Duration = Duration::from_secs(1);
 /// Limits how many threads read the TLS files of new accounts. If the files do not answer, each
 /// try of a reload keeps a thread until they do, and other tasks need threads, too.
-static PLACES: Semaphore = Semaphore::const_new(16);
+static TLS_READERS: Semaphore = Semaphore::const_new(16);
 
 /// The longest body of a refusal that is read, in bytes.
 const MAX_REFUSAL: u64 = 256 * 1024;
@@ -50,13 +50,13 @@ pub(super) struct Http {
     proxies: Arc<[Secret]>,
     /// The client id and secret that went out with the last token request.
     credentials: Arc<Mutex<Vec<Secret>>>,
-    current: Arc<Mutex<Current>>,
+    current: Arc<Mutex<CurrentClient>>,
     reading: Arc<Reading<TlsRead>>,
     share: Share,
 }
 
 /// The result of reading the TLS files: `None` if they are the same as those in use.
-type TlsRead = Result<Option<Current>, BuildError>;
+type TlsRead = Result<Option<CurrentClient>, BuildError>;
 
 /// A complete answer, and the room that its body takes up.
 pub(super) type Exchanged = (StatusCode, header::HeaderMap, Vec<u8>, Room);
@@ -90,15 +90,15 @@ impl Http {
     /// If a certificate, a key or the proxy is not usable, or a file does not answer.
     pub(super) async fn new(options: Options) -> Result<Self, BuildError> {
         let current = if options.tls.files().next().is_none() {
-            Current::new(&options, TlsFiles::default())?
+            CurrentClient::new(&options, TlsFiles::default())?
         } else {
             let unread = || unread(&options);
-            let place = PLACES.try_acquire().map_err(|_| unread())?;
+            let place = TLS_READERS.try_acquire().map_err(|_| unread())?;
             let options = options.clone();
             let read = reading::once(move || {
                 let read = TlsFiles::read(&options.name, &options.tls);
                 drop(place);
-                Current::new(&options, read?)
+                CurrentClient::new(&options, read?)
             });
             read.await.unwrap_or_else(|| Err(unread()))?
         };
@@ -126,29 +126,29 @@ impl Http {
     }
 
     /// Records the credentials that a token request is about to send.
-    pub(super) fn sends(&self, credentials: Vec<Secret>) {
+    pub(super) fn note_credentials(&self, credentials: Vec<Secret>) {
         *self.credentials.lock() = credentials;
     }
 
     /// Returns the secrets that the server or a proxy on the way has been sent: the token of a
     /// request, if it has one, and the credentials. No message may show them, though an answer may
     /// repeat them.
-    pub(super) fn sent(&self, token: Option<&Secret>) -> Vec<Secret> {
+    pub(super) fn sent_secrets(&self, token: Option<&Secret>) -> Vec<Secret> {
         let credentials = self.credentials.lock();
         let secrets = token.into_iter().chain(&*credentials);
         secrets.chain(&*self.proxies).cloned().collect()
     }
 
-    fn current(&self) -> MutexGuard<'_, Current> {
+    fn current(&self) -> MutexGuard<'_, CurrentClient> {
         self.current.lock()
     }
 
-    /// Like [`Self::read_files_again`], but once a second at most, and a failure is logged.
-    pub(super) async fn look_at_files(&self) {
-        if self.current().looked_at.elapsed() < LOOK_AGAIN {
+    /// Like [`Self::reload_tls_files`], but once a second at most, and a failure is logged.
+    pub(super) async fn reload_tls_files_if_due(&self) {
+        if self.current().checked_at.elapsed() < MIN_RELOAD_INTERVAL {
             return;
         }
-        if let Err(error) = self.read_files_again().await {
+        if let Err(error) = self.reload_tls_files().await {
             tracing::warn!(
                 account = %self.options.name,
                 error = %chain(&error),
@@ -157,13 +157,13 @@ impl Http {
         }
     }
 
-    pub(super) async fn read_files_again(&self) -> Result<(), BuildError> {
+    pub(super) async fn reload_tls_files(&self) -> Result<(), BuildError> {
         if self.options.tls.files().next().is_none() {
             return Ok(());
         }
         let fingerprint = {
             let mut current = self.current();
-            current.looked_at = Instant::now();
+            current.checked_at = Instant::now();
             current.fingerprint
         };
         let options = Arc::clone(&self.options);
@@ -172,7 +172,7 @@ impl Http {
             if files.fingerprint() == fingerprint {
                 return Ok(None);
             }
-            Current::new(&options, files).map(Some)
+            CurrentClient::new(&options, files).map(Some)
         };
         let read = self.reading.read(read).await;
         if let Some(new) = read.unwrap_or_else(|| Err(unread(&self.options)))? {
@@ -194,7 +194,7 @@ impl Http {
         let mut response = request.send().await.map_err(|error| Failed {
             status: None,
             hung_up: is_hang_up(&error),
-            error: self.transport(endpoint, error),
+            error: self.transport_error(endpoint, error),
         })?;
         let status = response.status();
         let body = if status.is_success() {
@@ -224,23 +224,23 @@ impl Http {
         patience: Duration,
     ) -> Result<(Vec<u8>, Room), Error> {
         let unusable = |why| match why {
-            Unusable::TooLarge => Error::TooLarge {
+            BodyError::TooLarge => Error::TooLarge {
                 endpoint: endpoint.as_str(),
                 limit,
                 configured: limit == self.options.max_response_size,
             },
-            Unusable::Corrupt(error) => undecodable(endpoint, &error),
+            BodyError::Corrupt(error) => undecodable(endpoint, &error),
         };
         let url = response.url().clone();
         let length = response.content_length();
-        let mut body = Body::after(response.headers(), length, limit, &self.share);
+        let mut body = Body::new(response.headers(), length, limit, &self.share);
         let read = async {
             while let Some(chunk) = response
                 .chunk()
                 .await
-                .map_err(|error| self.transport(endpoint, error))?
+                .map_err(|error| self.transport_error(endpoint, error))?
             {
-                body.take(&chunk).await.map_err(unusable)?;
+                body.push(&chunk).await.map_err(unusable)?;
             }
             body.finish().map_err(unusable)
         };
@@ -255,7 +255,7 @@ impl Http {
 
     /// Reports the server's time to the observer. Returns how far the server's clock is ahead of
     /// ours.
-    pub(super) fn tell_time(
+    pub(super) fn report_server_time(
         headers: &header::HeaderMap,
         observer: &dyn Observer,
     ) -> Option<SignedDuration> {
@@ -278,7 +278,7 @@ impl Http {
             .unwrap_or_else(|| self.options.url.clone())
     }
 
-    fn transport(&self, endpoint: Endpoint, error: reqwest::Error) -> Error {
+    fn transport_error(&self, endpoint: Endpoint, error: reqwest::Error) -> Error {
         let mut host = self.host(error.url());
         if error.is_connect()
             && let Some(url) = error.url()
@@ -401,13 +401,13 @@ fn is_hang_up(error: &reqwest::Error) -> bool {
 
 /// Whether the connection ended in good order before an answer was complete.
 fn ends_early(error: &reqwest::Error) -> bool {
-    of_hyper(error).any(hyper::Error::is_incomplete_message)
+    hyper_errors(error).any(hyper::Error::is_incomplete_message)
         || io_errors(error).any(|error| error.kind() == io::ErrorKind::UnexpectedEof)
 }
 
 /// Whether the bytes that came cannot be the beginning of an HTTP answer.
 fn is_no_http(error: &reqwest::Error) -> bool {
-    of_hyper(error).any(hyper::Error::is_parse)
+    hyper_errors(error).any(hyper::Error::is_parse)
 }
 
 /// Whether the operating system reported an error of the connection.
@@ -415,7 +415,7 @@ fn is_broken_connection(error: &reqwest::Error) -> bool {
     io_errors(error).any(|error| error.raw_os_error().is_some())
 }
 
-fn of_hyper(error: &reqwest::Error) -> impl Iterator<Item = &hyper::Error> {
+fn hyper_errors(error: &reqwest::Error) -> impl Iterator<Item = &hyper::Error> {
     Chain::new(error).filter_map(|error| error.downcast_ref())
 }
 

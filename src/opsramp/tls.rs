@@ -32,11 +32,11 @@ const SET_UP_WITH_KEY: &str = "the TLS set-up (tls.key_file has to be RSA of at 
 
 /// The HTTP client in use.
 #[derive(Clone, Debug)]
-pub(super) struct Current {
+pub(super) struct CurrentClient {
     pub(super) client: reqwest::Client,
     /// The fingerprint of the files that the client was made of.
     pub(super) fingerprint: u64,
-    pub(super) looked_at: Instant,
+    pub(super) checked_at: Instant,
 }
 
 /// The contents of the files that an HTTP client is made of.
@@ -101,7 +101,7 @@ pub enum BuildError {
 
 impl BuildError {
     /// Whether the exporter may be able to read the file, although it cannot be read here.
-    fn is_of_exporters_file(&self) -> bool {
+    fn may_be_readable_by_exporter(&self) -> bool {
         match self {
             Self::Read { path, source, .. } => reading::is_for_exporter_alone(path, source),
             _ => false,
@@ -109,14 +109,14 @@ impl BuildError {
     }
 }
 
-// === impl Current ===
+// === impl CurrentClient ===
 
-impl Current {
+impl CurrentClient {
     pub(super) fn new(options: &Options, files: TlsFiles) -> Result<Self, BuildError> {
         Ok(Self {
             fingerprint: files.fingerprint(),
             client: http_client(options, files)?,
-            looked_at: Instant::now(),
+            checked_at: Instant::now(),
         })
     }
 }
@@ -185,7 +185,7 @@ pub(super) fn check(options: &Options) -> Result<Vec<BuildError>, BuildError> {
             return Ok(None);
         };
         match read(account, what, path) {
-            Err(error) if error.is_of_exporters_file() => {
+            Err(error) if error.may_be_readable_by_exporter() => {
                 left.push(error);
                 Ok(None)
             }
@@ -328,7 +328,11 @@ mod tests {
             (io::ErrorKind::IsADirectory, handed_over, false),
         ] {
             let error = error(kind, path);
-            assert_eq!(error.is_of_exporters_file(), is_elsewhere, "{error:?}");
+            assert_eq!(
+                error.may_be_readable_by_exporter(),
+                is_elsewhere,
+                "{error:?}"
+            );
         }
     }
 

@@ -61,7 +61,7 @@ pub(super) trait Issuer: Send + Sync + 'static {
         credentials: &Credentials,
     ) -> impl Future<Output = Result<Grant, Error>> + Send;
     /// Notes that no token could be requested because the credentials cannot be read.
-    fn lacks_credentials(&self);
+    fn note_missing_credentials(&self);
 }
 
 /// A token in use.
@@ -120,6 +120,16 @@ struct Unchanged {
 /// Who refuses a token: an endpoint, for a tenant.
 pub(super) type Refuser = (&'static str, Box<str>);
 
+/// The successor of a refused token.
+enum Successor {
+    /// It has been obtained already.
+    Known(Token),
+    /// It is too early to request one.
+    TooEarly,
+    /// One has to be requested.
+    ToBeRequested,
+}
+
 #[derive(Debug)]
 struct Failure {
     error: Error,
@@ -165,10 +175,10 @@ impl<I: Issuer> Tokens<I> {
                     {
                         return Ok(token.clone());
                     }
-                    state.has_not_failed_since(now)?;
+                    state.check_no_failure_since(now)?;
                 }
                 let credentials = self.shared.issuer.credentials().await;
-                self.shared.request_unless_failing(&credentials).await
+                self.shared.request_unless_paused(&credentials).await
             }
         }
     }
@@ -196,14 +206,19 @@ impl<I: Issuer> Tokens<I> {
     ) -> Result<Option<Token>, Error> {
         let now = Instant::now();
         // If the outcome is known already, the caller need not wait for a request that hangs.
-        if let Some(known) = self.shared.state.lock().successor(token, &refuser) {
-            return Ok(known);
+        match self.shared.state.lock().successor(token, &refuser) {
+            Successor::Known(successor) => return Ok(Some(successor)),
+            Successor::TooEarly => return Ok(None),
+            Successor::ToBeRequested => {}
         }
         let _turn = self.shared.turn.lock().await;
-        if let Some(known) = self.shared.state.lock().successor(token, &refuser) {
-            return Ok(known);
+        // Another caller may have requested one meanwhile.
+        match self.shared.state.lock().successor(token, &refuser) {
+            Successor::Known(successor) => return Ok(Some(successor)),
+            Successor::TooEarly => return Ok(None),
+            Successor::ToBeRequested => {}
         }
-        self.shared.state.lock().has_not_failed_since(now)?;
+        self.shared.state.lock().check_no_failure_since(now)?;
         let credentials = self.shared.issuer.credentials().await;
         let next_pause = {
             let state = self.shared.state.lock();
@@ -225,7 +240,7 @@ impl<I: Issuer> Tokens<I> {
             }
             last.map_or(REFUSAL_PAUSE, |last| (last * 2).min(MAX_PAUSE))
         };
-        let next = self.shared.request_unless_failing(&credentials).await?;
+        let next = self.shared.request_unless_paused(&credentials).await?;
         let now = Instant::now();
         let mut state = self.shared.state.lock();
         state.replaced_for.insert(refuser, now);
@@ -245,7 +260,7 @@ impl<I: Issuer> Tokens<I> {
 
     /// Records that the API accepted `token` at this endpoint, for this tenant: if it was a
     /// refuser, it is one no more.
-    pub(super) fn accepted(&self, token: &Token, endpoint: &'static str, tenant: &str) {
+    pub(super) fn note_accepted(&self, token: &Token, endpoint: &'static str, tenant: &str) {
         let mut state = self.shared.state.lock();
         if !state.replaced_for.is_empty() {
             state.replaced_for.remove(&(endpoint, tenant.into()));
@@ -274,7 +289,7 @@ impl<I: Issuer> Shared<I> {
         }
         // While the token lives, no caller sees a failure of the renewal. So it is logged here.
         let credentials = self.issuer.credentials().await;
-        if let Err(error) = self.request_unless_failing(&credentials).await
+        if let Err(error) = self.request_unless_paused(&credentials).await
             && !error.is_echo()
         {
             tracing::warn!(
@@ -287,7 +302,7 @@ impl<I: Issuer> Shared<I> {
 
     /// Makes a token request, unless the pause after the last failure is not over. Called with the
     /// turn held.
-    async fn request_unless_failing(
+    async fn request_unless_paused(
         &self,
         credentials: &Result<Credentials, Error>,
     ) -> Result<Token, Error> {
@@ -311,7 +326,7 @@ impl<I: Issuer> Shared<I> {
         let answer = match credentials {
             Ok(credentials) => self.issuer.request(credentials).await,
             Err(error) => {
-                self.issuer.lacks_credentials();
+                self.issuer.note_missing_credentials();
                 Err(error.clone())
             }
         };
@@ -333,7 +348,7 @@ impl<I: Issuer> Shared<I> {
             }
             Err(error) => {
                 let jittered = pause.mul_f64(1.0 - 0.25 * fastrand::f64());
-                let asked = match &error {
+                let retry_after = match &error {
                     Error::Throttled {
                         retry_after: Some(wait),
                     } => *wait,
@@ -344,7 +359,7 @@ impl<I: Issuer> Shared<I> {
                     credentials: credentials.as_ref().ok().cloned(),
                     at: now,
                     pause,
-                    until: now + jittered.max(asked),
+                    until: now + jittered.max(retry_after),
                 });
                 Err(error)
             }
@@ -358,7 +373,7 @@ impl State {
     /// Returns the last failure as an error if it happened after `began`. So all callers that
     /// waited for a request share its failure. If each caller tried anew, and the credentials did
     /// not come, the last of many callers would wait for all these tries.
-    fn has_not_failed_since(&self, began: Instant) -> Result<(), Error> {
+    fn check_no_failure_since(&self, began: Instant) -> Result<(), Error> {
         match &self.failure {
             Some(failure) if failure.at > began => {
                 Err(Error::Echo(Arc::new(failure.error.clone())))
@@ -367,13 +382,12 @@ impl State {
         }
     }
 
-    /// Returns what is known about a successor of a refused token: the successor, or `Some(None)`
-    /// if it is too early to request one. `None` if one has to be requested.
-    fn successor(&self, token: &Token, refuser: &Refuser) -> Option<Option<Token>> {
+    /// Returns what is known about the successor of a token that this refuser refused.
+    fn successor(&self, token: &Token, refuser: &Refuser) -> Successor {
         if let Some(current) = &self.current
             && current.secret != token.secret
         {
-            return Some(Some(current.clone()));
+            return Successor::Known(current.clone());
         }
         let pause = if self.is_accepted {
             RIGHTS_PAUSE
@@ -383,7 +397,11 @@ impl State {
         let within = |at: Option<&Instant>, pause| at.is_some_and(|at| at.elapsed() < pause);
         let is_early = within(self.replaced_at.as_ref(), REFUSAL_PAUSE)
             || within(self.replaced_for.get(refuser), pause);
-        is_early.then_some(None)
+        if is_early {
+            Successor::TooEarly
+        } else {
+            Successor::ToBeRequested
+        }
     }
 }
 
@@ -493,7 +511,7 @@ mod tests {
             })
         }
 
-        fn lacks_credentials(&self) {
+        fn note_missing_credentials(&self) {
             self.conduct().lacked += 1;
         }
     }
@@ -511,7 +529,7 @@ mod tests {
         }
         let is_accepted = may(&token.secret);
         if is_accepted {
-            tokens.accepted(&token, "search", tenant);
+            tokens.note_accepted(&token, "search", tenant);
         }
         is_accepted
     }

@@ -23,7 +23,7 @@ use crate::{
 /// The largest answer of the token endpoint, in bytes.
 const MAX_TOKEN_ANSWER: u64 = 64 * 1024;
 /// The life of a token whose answer does not state one.
-const UNTOLD_LIFE: Duration = Duration::from_secs(300);
+const DEFAULT_LIFE: Duration = Duration::from_secs(300);
 /// The shortest life that is believed, so that tokens are not requested more often than this.
 const MIN_LIFE: Duration = Duration::from_secs(1);
 /// The longest life that is believed.
@@ -68,12 +68,12 @@ impl Issuer for TokenEndpoint {
         })
     }
 
-    fn lacks_credentials(&self) {
+    fn note_missing_credentials(&self) {
         self.observer.token_failed("credentials");
     }
 
     async fn request(&self, credentials: &Credentials) -> Result<Grant, Error> {
-        self.http.look_at_files().await;
+        self.http.reload_tls_files_if_due().await;
         self.observer.token_requested();
         let on_the_wire = OnTheWire::begin(Endpoint::Token, &*self.observer);
         let (status, asked) = self.ask(credentials).await;
@@ -145,7 +145,7 @@ impl TokenEndpoint {
                 ("client_id", id.expose()),
                 ("client_secret", secret.expose()),
             ]);
-        self.http.sends(vec![id.clone(), secret.clone()]);
+        self.http.note_credentials(vec![id.clone(), secret.clone()]);
         let (status, headers, body, _room) = match self
             .http
             .exchange(Endpoint::Token, request, MAX_TOKEN_ANSWER)
@@ -156,9 +156,9 @@ impl TokenEndpoint {
             // something on the server.
             Err(Failed { status, error, .. }) => return (status, Err(error)),
         };
-        Http::tell_time(&headers, &*self.observer);
+        Http::report_server_time(&headers, &*self.observer);
         let code = status.as_u16();
-        let secrets = || Secrets::of(self.http.sent(None));
+        let secrets = || Secrets::of(self.http.sent_secrets(None));
         let shown = || secrets().excerpt(&body);
         let result = match code {
             200..=299 => read_token(&body),
@@ -208,7 +208,7 @@ pub(super) fn read_token(body: &[u8]) -> Result<IssuedToken, Error> {
     let life = life
         // A text can be `NaN`. Whether -1 means "for ever" is unknown.
         .filter(|seconds: &f64| seconds.is_finite() && *seconds >= 0.0)
-        .map_or(UNTOLD_LIFE, |seconds| {
+        .map_or(DEFAULT_LIFE, |seconds| {
             Duration::from_secs_f64(seconds.min(MAX_LIFE.as_secs_f64()))
         })
         .max(MIN_LIFE);
@@ -236,7 +236,7 @@ mod tests {
             r#","expires_in":-1"#,
             r#","expires_in":null"#,
         ] {
-            assert_eq!(life(told), UNTOLD_LIFE, "{told}");
+            assert_eq!(life(told), DEFAULT_LIFE, "{told}");
         }
         assert_eq!(life(r#","expires_in":0"#), MIN_LIFE);
         assert_eq!(life(r#","expires_in":" 7199 ""#).as_secs(), 7199);

@@ -23,7 +23,7 @@ use crate::{
     health::Health,
     identity::{SearchKey, Tenant},
     metrics::{AccountMetrics, Metrics},
-    opsramp::{self, Asked, BuildError, Client},
+    opsramp::{self, AccountAllowances, BuildError, Client},
     record,
     status::{Board, SearchStatus},
     store::{Held, Store},
@@ -65,9 +65,9 @@ pub struct Pollers {
     health: Health,
     plan: Option<Plan>,
     clients: BTreeMap<Arc<str>, AccountClient>,
-    /// The requests made for accounts that have gone, or that ask another server now, and until
-    /// when these requests count.
-    gone: Vec<(Instant, Asked)>,
+    /// The allowances of accounts that have gone, or that ask another server now, and until when
+    /// their requests count.
+    gone: Vec<(Instant, AccountAllowances)>,
     searches: HashMap<SearchKey, RunningSearch>,
     tasks: JoinSet<SearchKey>,
     look_ups: JoinSet<(Arc<str>, Clients)>,
@@ -170,7 +170,7 @@ impl Pollers {
             let name = &account.options.name;
             let made = match self.clients.get(name) {
                 Some(known) if known.options == account.options => {
-                    known.client.read_files_again().await.map(|()| None)
+                    known.client.reload_tls_files().await.map(|()| None)
                 }
                 _ => {
                     let metrics = self.metrics.register_account(name);
@@ -216,20 +216,25 @@ impl Pollers {
     /// state is lost, whatever changes.
     pub async fn follow(&mut self, Prepared { plan, clients }: Prepared) {
         self.forget_gone();
-        let asked: Vec<Asked> = self.clients.values().map(|it| it.client.asked()).collect();
-        let asked_by_gone = self.gone.iter().map(|(_, asked)| asked);
-        let before: Vec<Asked> = asked.iter().chain(asked_by_gone).cloned().collect();
+        let own: Vec<AccountAllowances> = self
+            .clients
+            .values()
+            .map(|it| it.client.allowances())
+            .collect();
+        let of_gone = self.gone.iter().map(|(_, allowances)| allowances);
+        let before: Vec<AccountAllowances> = own.iter().chain(of_gone).cloned().collect();
         self.drop_accounts_not_in(&plan);
         self.replace_clients(clients, &plan, &before);
         self.look_up_as_planned(&plan);
         self.hand_on_allowances(&plan, &before);
         let until = Instant::now() + GONE_COUNTS;
-        let has_no_heir = |asked: &Asked| {
-            let heir = self.clients.get(asked.account());
-            heir.is_none_or(|heir| !heir.client.asks_the_server_of(asked))
+        let has_no_heir = |allowances: &AccountAllowances| {
+            let heir = self.clients.get(allowances.account());
+            heir.is_none_or(|heir| !heir.client.uses_same_server_as(allowances))
         };
-        let newly_gone = asked.into_iter().filter(has_no_heir);
-        self.gone.extend(newly_gone.map(|asked| (until, asked)));
+        let newly_gone = own.into_iter().filter(has_no_heir);
+        self.gone
+            .extend(newly_gone.map(|allowances| (until, allowances)));
         self.plan = Some(plan);
         self.follow_plan().await;
     }
@@ -245,13 +250,13 @@ impl Pollers {
         }
     }
 
-    /// Replaces the clients of accounts by new ones. `before`: the requests of the earlier
+    /// Replaces the clients of accounts by new ones. `before`: the allowances of the earlier
     /// clients.
     fn replace_clients(
         &mut self,
         clients: Vec<(Client, AccountMetrics)>,
         plan: &Plan,
-        before: &[Asked],
+        before: &[AccountAllowances],
     ) {
         for (client, metrics) in clients {
             let options = plan
@@ -263,9 +268,9 @@ impl Pollers {
                 continue;
             };
             let old = self.clients.remove(client.account());
-            let of_this_name = |asked: &&Asked| asked.account() == client.account();
-            for asked in before.iter().filter(of_this_name) {
-                client.go_on_with_allowances_of(asked, |_| true);
+            let of_this_name = |old: &&AccountAllowances| old.account() == client.account();
+            for allowances in before.iter().filter(of_this_name) {
+                client.take_over_allowances(allowances, |_| true);
             }
             if let Some(old) = &old {
                 // The searches of the old client, and its request for a token, may take a while to
@@ -295,8 +300,8 @@ impl Pollers {
 
     /// Makes requests of the last minute count on if another account asks for their tenants now:
     /// the server's count does not begin anew because an account has another name. `before`: the
-    /// requests of the earlier clients.
-    fn hand_on_allowances(&self, plan: &Plan, before: &[Asked]) {
+    /// allowances of the earlier clients.
+    fn hand_on_allowances(&self, plan: &Plan, before: &[AccountAllowances]) {
         let of_account = |account: &Account| -> HashSet<Arc<str>> {
             account
                 .tenants
@@ -312,7 +317,7 @@ impl Pollers {
         for old in before {
             // The account of the same name, if it still asks the same server.
             let heir = self.clients.get(old.account());
-            let heir = heir.filter(|heir| heir.client.asks_the_server_of(old));
+            let heir = heir.filter(|heir| heir.client.uses_same_server_as(old));
             let found: HashSet<&Arc<str>> = heir
                 .iter()
                 .flat_map(|heir| heir.discovered.keys().map(|tenant| &tenant.id))
@@ -339,7 +344,7 @@ impl Pollers {
                     let own = listed.get(name).is_some_and(|own| own.contains(tenant));
                     left.contains(tenant) && (own || may_find(tenant))
                 };
-                known.client.go_on_with_allowances_of(old, is_wanted);
+                known.client.take_over_allowances(old, is_wanted);
             }
         }
     }

@@ -40,10 +40,10 @@ impl Hints {
         };
         // A 5xx answer may come from a server in trouble, or from a gateway before the API. Its
         // headers may be about another allowance.
-        let told = |name: &str| text(name).filter(|_| status < 500);
-        let number = |name: &str| told(name)?.parse::<u32>().ok();
+        let rate_limit_header = |name: &str| text(name).filter(|_| status < 500);
+        let number = |name: &str| rate_limit_header(name)?.parse::<u32>().ok();
         let server_now = text("date").and_then(http_date::parse).unwrap_or(now);
-        let reset_at = told("x-ratelimit-reset")
+        let reset_at = rate_limit_header("x-ratelimit-reset")
             .and_then(|value| value.parse::<i64>().ok())
             .and_then(|number| match number {
                 // Some servers tell how many seconds are left.

@@ -224,7 +224,7 @@ fn within_a_window_of_the_server_the_lowest_count_is_true() {
     let mut window = Window::new(50);
     let mut left = |hints: &Hints, now| {
         window.learn(hints, now);
-        let left = window.told.unwrap();
+        let left = window.server_balance.unwrap();
         (left.remaining, left.resets_at - start)
     };
     let seconds = Duration::from_secs;
@@ -350,7 +350,10 @@ fn each(from: u64, apart: u64, answers: u64, away: u64) -> Vec<(u64, u64)> {
 fn a_window_slides_where_its_reset_moves_on_with_the_time() {
     let slides = |answers: &[(u64, u64)]| {
         let window = after_answers(answers);
-        (window.resets.slide, window.told.unwrap().ours)
+        (
+            window.resets.is_sliding,
+            window.server_balance.unwrap().sliding_limit,
+        )
     };
     assert_eq!(slides(&each(0, 5, 4, 60)), (false, None));
     assert_eq!(slides(&each(0, 5, 5, 60)), (true, Some(31)));
@@ -390,10 +393,13 @@ fn a_bucket_that_leaks_is_no_window_that_slides() {
     // While the bucket fills, its reset moves on with time, but is never more than a minute away.
     let fills: Vec<_> = (0..10).map(|at| (at * 5, at * 10 + 8)).collect();
     for answers in 1..fills.len() {
-        assert!(!after_answers(&fills[..answers]).resets.slide, "{answers}");
+        assert!(
+            !after_answers(&fills[..answers]).resets.is_sliding,
+            "{answers}"
+        );
     }
     // The reset of a bucket that stays at the same level moves on as well.
-    assert!(!after_answers(&each(0, 5, 20, 30)).resets.slide);
+    assert!(!after_answers(&each(0, 5, 20, 30)).resets.is_sliding);
 }
 
 #[test]
@@ -430,7 +436,7 @@ fn a_refusal_without_a_wait_is_waited_out_until_the_reset() {
         waits(Some(Duration::from_secs(40))),
         Duration::from_secs(40)
     );
-    assert_eq!(waits(None), UNTOLD_PAUSE);
+    assert_eq!(waits(None), DEFAULT_PAUSE);
 }
 
 #[test]
@@ -461,7 +467,7 @@ fn a_refusal_where_the_window_slides_is_waited_out_until_a_request_is_forgotten(
     assert_eq!(waits(&mut window, told_to), Duration::from_secs(20));
     window.answered.drain(..10);
     assert_eq!(waits(&mut window, None), Duration::from_secs(53));
-    window.resets.slide = false;
+    window.resets.is_sliding = false;
     assert_eq!(waits(&mut window, None), Duration::from_secs(61));
 }
 
@@ -474,7 +480,7 @@ fn a_refusal_that_tells_nothing_is_none_that_counts_where_the_window_slides() {
         ..Hints::default()
     };
     for (slide, counted) in [(true, 0), (false, 1)] {
-        window.resets.slide = slide;
+        window.resets.is_sliding = slide;
         let now = start + MINUTE * 2;
         window.paused_until = None;
         window.take(now, Urgency::Poll, 0).unwrap();
@@ -527,7 +533,7 @@ fn the_news_of_one_search_leave_the_polls_of_the_others_what_they_need() {
     for (polls, left) in [(0, 45), (12, 33), (32, 13), (33, 13), (100, 13)] {
         let mut window = Window::new(50);
         assert_eq!(
-            at_once(&mut window, now, Urgency::News, polls),
+            at_once(&mut window, now, Urgency::FurtherPage, polls),
             left,
             "{polls}"
         );
@@ -541,7 +547,7 @@ fn what_full_reads_had_is_no_longer_there_for_news() {
     let now = Instant::now();
     let mut window = Window::new(50);
     assert_eq!(at_once(&mut window, now, Urgency::Background, 12), 28);
-    assert_eq!(at_once(&mut window, now, Urgency::News, 12), 13);
+    assert_eq!(at_once(&mut window, now, Urgency::FurtherPage, 12), 13);
     assert_eq!(at_once(&mut window, now, Urgency::Poll, 12), 9);
 }
 
@@ -831,7 +837,7 @@ proptest! {
         let mut arrivals = Vec::new();
         for (pause, latency, way, urgency, polls) in steps {
             now += Duration::from_millis(pause);
-            let urgency = [Urgency::Poll, Urgency::News, Urgency::Background][urgency];
+            let urgency = [Urgency::Poll, Urgency::FurtherPage, Urgency::Background][urgency];
             match window.take(now, urgency, polls) {
                 Ok(()) => {
                     // The server counts a request when it arrives.

@@ -56,7 +56,7 @@ impl Running {
         };
         let urgency = match &purpose {
             Purpose::Poll if page == 1 => Urgency::Poll,
-            Purpose::Poll => Urgency::News,
+            Purpose::Poll => Urgency::FurtherPage,
             Purpose::FullRead | Purpose::Confirm(_) => Urgency::Background,
         };
         let Asking { page_size, sorted } = asking;
@@ -155,12 +155,12 @@ impl Paging {
         trial_at: Instant,
     ) -> Option<Asking> {
         let asked = Asking::of(failed);
-        let is_refused = error.may_be_about_the_paging();
+        let is_refused = error.may_concern_paging();
         if asked != self.usual {
             // The demands are lowered step by step, because some that were once refused may be
             // accepted now.
-            let less = failed.less().map(|less| Asking::of(&less));
-            let tells = error.may_be_about_the_request();
+            let less = failed.with_simpler_paging().map(|less| Asking::of(&less));
+            let tells = error.may_concern_request();
             return Some(less.unwrap_or(self.usual)).filter(|_| tells);
         }
         if !is_refused {
@@ -169,7 +169,7 @@ impl Paging {
         if !std::mem::replace(&mut self.repeated, true) {
             return Some(asked);
         }
-        let less = failed.less().as_ref().map(Asking::of);
+        let less = failed.with_simpler_paging().as_ref().map(Asking::of);
         self.usual = less.unwrap_or(self.wanted);
         self.trial_at = less.map(|_| trial_at);
         less

@@ -211,7 +211,7 @@ async fn reason(client: &Client, tenant: &str, id: &str) -> Reason {
             Error::TooLarge { .. } => true,
             // A request that is forbidden once is forbidden again.
             Error::Auth { forbidden, .. } if *forbidden => true,
-            error => !error.may_pass() && std::mem::replace(&mut refused, true),
+            error => !error.is_transient() && std::mem::replace(&mut refused, true),
         };
         if is_final {
             return Reason::Unknown;

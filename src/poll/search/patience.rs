@@ -117,10 +117,10 @@ impl Patience {
         if !self.is_heard || !tells(error) {
             return false;
         }
-        if error.is_of_an_unknown_request() {
+        if error.is_unsupported_request() {
             return true;
         }
-        let is_certain = error.may_be_about_the_request();
+        let is_certain = error.may_concern_request();
         self.question.add(now) >= if is_certain { QUESTION } else { FAILED }
     }
 }
@@ -146,7 +146,7 @@ impl Failures {
 /// Whether the failure of a request is evidence about that request, if polls do not fail. The
 /// refusal of a token is, if it lasts: polls use the same token.
 pub(super) fn tells(error: &opsramp::Error) -> bool {
-    error.may_be_about_the_request() || matches!(error, opsramp::Error::Auth { .. })
+    error.may_concern_request() || matches!(error, opsramp::Error::Auth { .. })
 }
 
 #[cfg(test)]

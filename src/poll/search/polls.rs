@@ -180,7 +180,7 @@ impl Running {
                 self.grid.retry(now, 1, fastrand::f64(), None)
             }
             // The first page of the next poll may bring news, so that poll is not delayed.
-            Failure::Api(error) if heard && error.may_be_about_the_request() => {
+            Failure::Api(error) if heard && error.may_concern_request() => {
                 self.failures.stretching = 0;
                 self.grid.retry(now, 1, fastrand::f64(), None)
             }
