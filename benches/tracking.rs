@@ -16,7 +16,7 @@ use opsramp_exporter::{
     opsramp::Answer,
     poll::{GroupLabel, sightings},
     simulator::{self, SearchParams, World},
-    track::{Known, Sighting, Tracker},
+    track::{KnownAlert, Sighting, Tracker},
 };
 use serde::Deserialize;
 
@@ -116,7 +116,7 @@ fn reading(criterion: &mut Criterion, report: &mut Report) {
     for answer in &answers {
         let page = answer.page(1, false).unwrap();
         for sighting in sightings(&page.alerts) {
-            known.load(Known {
+            known.load(KnownAlert {
                 sighting,
                 ordinal: 1,
                 created_at: None,
@@ -192,7 +192,7 @@ fn memory(report: &mut Report) {
             status: "New",
         };
         let group = vec![state.into()];
-        tracker.load(Known {
+        tracker.load(KnownAlert {
             sighting,
             ordinal: 1,
             created_at: Some(number as i64),

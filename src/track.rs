@@ -31,7 +31,7 @@ pub struct Sighting<'a> {
 
 /// An alert to be known from now on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Known<'a> {
+pub struct KnownAlert<'a> {
     /// The alert as it was seen.
     pub sighting: Sighting<'a>,
     /// Number of events in the alert's life so far.
@@ -48,18 +48,18 @@ pub struct Delta {
     /// Alerts that were not known so far.
     pub opened: Vec<usize>,
     /// Known alerts with another state or status.
-    pub changed: Vec<(usize, Before)>,
+    pub changed: Vec<(usize, KnownState)>,
     /// Known alerts with the same state and status, in which something else differs.
-    pub refreshed: Vec<(usize, Before)>,
+    pub refreshed: Vec<(usize, KnownState)>,
     /// Whether the last sighting is of a known alert that has not changed at all. Everything that
     /// the server sorts behind it is then older than the last look, in whatever order the server
     /// sorts.
     pub tail_unchanged: bool,
 }
 
-/// How a known alert stood before.
+/// How a known alert stands, or stood before a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Before {
+pub struct KnownState {
     /// Number of events in the alert's life so far.
     pub ordinal: u32,
     /// The state.
@@ -89,8 +89,7 @@ struct Entry {
     created_at: i64,
     ordinal: u32,
     group: GroupId,
-    /// The last reading that saw the alert. The highest bit is set while the alert is on its way
-    /// out.
+    /// The last reading that saw the alert, and [`LEAVING_BIT`] while the alert is on its way out.
     seen_in: u32,
     state: WordId,
     status: WordId,
@@ -113,7 +112,10 @@ type WordId = u16;
 const MAX_WORDS: usize = 1024;
 /// A word that is not known: it may be any word.
 const UNKNOWN: WordId = WordId::MAX;
+/// Marks an alert without a creation date.
 const NO_DATE: i64 = i64::MIN;
+/// The bit of [`Entry::seen_in`] that is set while the alert is on its way out.
+const LEAVING_BIT: u32 = 1 << 31;
 
 /// The oldest creation date. If stale, it is looked for when it is next asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -153,7 +155,7 @@ impl Tracker {
 
     /// Number of alerts that count as open: all known alerts but those on their way out.
     #[must_use]
-    pub fn open(&self) -> usize {
+    pub fn open_count(&self) -> usize {
         self.alerts.len() - self.leaving
     }
 
@@ -165,8 +167,8 @@ impl Tracker {
 
     /// How a known alert stands.
     #[must_use]
-    pub fn standing(&self, id: &str) -> Option<Before> {
-        self.find(id).map(|entry| self.before(entry))
+    pub fn known_state(&self, id: &str) -> Option<KnownState> {
+        self.find(id).map(|entry| self.state_of(entry))
     }
 
     /// Returns what a page changes. If a page shows an alert twice, the first form counts, which
@@ -196,30 +198,30 @@ impl Tracker {
                 delta.opened.push(place);
                 continue;
             };
-            let same = self.words.is(entry.state, sighting.state)
-                && self.words.is(entry.status, sighting.status);
+            let same = self.words.matches(entry.state, sighting.state)
+                && self.words.matches(entry.status, sighting.status);
             let list = if same {
                 &mut delta.refreshed
             } else {
                 &mut delta.changed
             };
-            list.push((place, self.before(entry)));
+            list.push((place, self.state_of(entry)));
         }
         delta
     }
 
     /// Takes over the stored changes of a page, and notes all alerts of the page as seen.
-    pub fn adopt(&mut self, known: Vec<Known<'_>>, page: &[Sighting<'_>]) {
+    pub fn adopt(&mut self, known: Vec<KnownAlert<'_>>, page: &[Sighting<'_>]) {
         for alert in known {
             self.insert(alert);
         }
         for sighting in page {
-            self.see(sighting.id);
+            self.mark_seen(sighting.id);
         }
     }
 
     /// Notes that an alert has been seen in the present reading.
-    pub fn see(&mut self, id: &str) {
+    pub fn mark_seen(&mut self, id: &str) {
         let (id, reading) = (Id::new(id), self.reading);
         let Ok(mut entry) = self.alerts.find_entry(id.hash(), |entry| entry.id == id) else {
             return;
@@ -236,13 +238,13 @@ impl Tracker {
     }
 
     /// Takes over alerts that a store knew.
-    pub fn load(&mut self, known: Known<'_>) {
+    pub fn load(&mut self, known: KnownAlert<'_>) {
         self.insert(known);
     }
 
     /// Takes over an alert of which the store knew everything but the status. Any status that is
     /// seen next is then no change.
-    pub fn load_without_status(&mut self, known: Known<'_>) {
+    pub fn load_without_status(&mut self, known: KnownAlert<'_>) {
         let id = Id::new(known.sighting.id);
         self.insert(known);
         if let Some(entry) = self.alerts.find_mut(id.hash(), |entry| entry.id == id) {
@@ -273,13 +275,13 @@ impl Tracker {
     /// Begins a new reading: nothing has been seen in it.
     pub fn begin_reading(&mut self) {
         // Thirty-one bits of readings last for longer than any process.
-        self.reading = (self.reading + 1) & !LEAVING;
+        self.reading = (self.reading + 1) & !LEAVING_BIT;
         self.seen = 0;
     }
 
     /// Number of alerts that the present reading has seen.
     #[must_use]
-    pub fn seen(&self) -> usize {
+    pub fn seen_count(&self) -> usize {
         self.seen
     }
 
@@ -291,7 +293,9 @@ impl Tracker {
             return Vec::new();
         }
         let alerts = self.alerts.iter();
-        let mut missing: Vec<_> = alerts.filter(|entry| self.misses(entry)).collect();
+        let mut missing: Vec<_> = alerts
+            .filter(|entry| self.is_entry_missing(entry))
+            .collect();
         missing.sort_unstable_by_key(|entry| entry.seen_in);
         missing.iter().map(|entry| entry.id.to_text()).collect()
     }
@@ -299,12 +303,13 @@ impl Tracker {
     /// Whether an alert is among the [missing](Tracker::missing).
     #[must_use]
     pub fn is_missing(&self, id: &str) -> bool {
-        self.find(id).is_some_and(|entry| self.misses(entry))
+        self.find(id)
+            .is_some_and(|entry| self.is_entry_missing(entry))
     }
 
     /// Notes that an alert is on its way out, so that it no longer counts as open. If it is seen
     /// again, it is open again.
-    pub fn set_leaving(&mut self, id: &str) {
+    pub fn mark_leaving(&mut self, id: &str) {
         let id = Id::new(id);
         if let Some(entry) = self.alerts.find_mut(id.hash(), |entry| entry.id == id)
             && !entry.is_leaving()
@@ -312,7 +317,7 @@ impl Tracker {
             if entry.seen_in == self.reading {
                 self.seen -= 1;
             }
-            entry.seen_in |= LEAVING;
+            entry.seen_in |= LEAVING_BIT;
             self.leaving += 1;
             self.groups.hide(entry.group);
         }
@@ -320,16 +325,16 @@ impl Tracker {
 
     /// How an alert that is on its way out stood; `None` if it is not on its way out.
     #[must_use]
-    pub fn leaving(&self, id: &str) -> Option<Before> {
+    pub fn leaving(&self, id: &str) -> Option<KnownState> {
         self.find(id)
             .filter(|entry| entry.is_leaving())
-            .map(|entry| self.before(entry))
+            .map(|entry| self.state_of(entry))
     }
 
     /// Whether an alert is on its way out and was created at another time than `created_at`. An
     /// alert that is shown so has opened since. An unknown time counts as the same.
     #[must_use]
-    pub fn left_before(&self, id: &str, created_at: Option<i64>) -> bool {
+    pub fn has_opened_anew(&self, id: &str, created_at: Option<i64>) -> bool {
         let entry = self.find(id).filter(|entry| entry.is_leaving());
         entry.zip(created_at).is_some_and(|(entry, created_at)| {
             entry.created_at != NO_DATE && entry.created_at != created_at
@@ -349,7 +354,7 @@ impl Tracker {
     }
 
     /// When the oldest known alert was created, in seconds since the epoch.
-    pub fn oldest(&mut self) -> Option<i64> {
+    pub fn oldest_created_at(&mut self) -> Option<i64> {
         if self.oldest == Oldest::Stale {
             let dates = self.alerts.iter().map(|entry| entry.created_at);
             self.oldest = Oldest::Known(dates.filter(|date| *date != NO_DATE).min());
@@ -360,8 +365,8 @@ impl Tracker {
         }
     }
 
-    fn insert(&mut self, known: Known<'_>) {
-        let Known {
+    fn insert(&mut self, known: KnownAlert<'_>) {
+        let KnownAlert {
             sighting,
             ordinal,
             created_at,
@@ -411,12 +416,12 @@ impl Tracker {
         self.alerts.find(id.hash(), |entry| entry.id == id)
     }
 
-    fn misses(&self, entry: &Entry) -> bool {
+    fn is_entry_missing(&self, entry: &Entry) -> bool {
         entry.seen_in != self.reading && !entry.is_leaving()
     }
 
-    fn before(&self, entry: &Entry) -> Before {
-        Before {
+    fn state_of(&self, entry: &Entry) -> KnownState {
+        KnownState {
             ordinal: entry.ordinal,
             state: self.words.get(entry.state),
             status: self.words.get(entry.status),
@@ -426,11 +431,9 @@ impl Tracker {
 
 // === impl Entry ===
 
-const LEAVING: u32 = 1 << 31;
-
 impl Entry {
     fn is_leaving(&self) -> bool {
-        self.seen_in & LEAVING != 0
+        self.seen_in & LEAVING_BIT != 0
     }
 }
 
@@ -478,7 +481,7 @@ impl Words {
 
     /// Whether a `known` word is this `word`, in any case. For [`UNKNOWN`], and for words for
     /// which there was no room, nobody can tell, so they count as the same.
-    fn is(&self, known: WordId, word: &str) -> bool {
+    fn matches(&self, known: WordId, word: &str) -> bool {
         let known = usize::from(known);
         known >= MAX_WORDS
             || self

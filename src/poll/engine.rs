@@ -25,7 +25,7 @@ use self::{
     overtaken::{Overtaken, Requests},
 };
 use super::full_read::{Facts, Flow, FullRead, Hollow};
-use crate::track::{Before, Delta, Known, Sighting, Tracker};
+use crate::track::{Delta, KnownAlert, KnownState, Sighting, Tracker};
 
 /// Maximum number of alerts asked for by id after a reading that did not show everything.
 const UNSEEN: usize = 5_000;
@@ -250,7 +250,7 @@ impl Engine {
             hollow: None,
             next_due: now + self.options.full_read_interval.saturating_sub(ago),
         };
-        self.readings.add(last, self.tracker.open(), now);
+        self.readings.add(last, self.tracker.open_count(), now);
     }
 
     /// Returns what the server was found not to answer, for the engine that takes over.
@@ -275,7 +275,7 @@ impl Engine {
 
     /// When the oldest known alert was created, in seconds since the epoch.
     pub fn oldest(&mut self) -> Option<i64> {
-        self.tracker.oldest()
+        self.tracker.oldest_created_at()
     }
 
     /// `totalResults` of the last answer.
@@ -287,7 +287,7 @@ impl Engine {
     /// Whether the known alerts are the whole result, as far as the answers tell.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.is_sound() && self.total == Some(self.tracker.open() as u64)
+        self.is_sound() && self.total == Some(self.tracker.open_count() as u64)
     }
 
     /// Whether the alerts that the last reading did not show are not in the result, as far as the
@@ -372,7 +372,7 @@ impl Engine {
         let known = delta.changed.iter().chain(&delta.refreshed);
         known
             .map(|(place, _)| (page[*place].id, *place))
-            .filter(|(id, place)| self.tracker.left_before(id, created_at(*place)))
+            .filter(|(id, place)| self.tracker.has_opened_anew(id, created_at(*place)))
             .map(|(id, _)| id.into())
             .collect()
     }
@@ -384,7 +384,7 @@ impl Engine {
         facts: &Facts,
         page: &[Sighting<'_>],
         delta: &Delta,
-        known: Vec<Known<'_>>,
+        known: Vec<KnownAlert<'_>>,
         now: Instant,
     ) -> Next {
         let before = (facts.page - 1).saturating_mul(self.page_size);
@@ -511,7 +511,7 @@ impl Engine {
     /// meantime, so that it has not left after all, or if its departure was stored because the
     /// alert [opened anew](Engine::opened_anew).
     #[must_use]
-    pub fn departing(&self, id: &str) -> Option<Before> {
+    pub fn departing(&self, id: &str) -> Option<KnownState> {
         self.tracker.leaving(id)
     }
 
@@ -637,7 +637,7 @@ impl Engine {
         facts: &Facts,
         page: &[Sighting<'_>],
         delta: &Delta,
-        known: Vec<Known<'_>>,
+        known: Vec<KnownAlert<'_>>,
         overtaken: &Overtaken,
         now: Instant,
     ) -> Next {
@@ -662,7 +662,7 @@ impl Engine {
             self.reading = Reading::Idle;
             // Seen alerts are counted once each: if a page shows an alert twice, another one is
             // missing.
-            let sound = (self.tracker.seen() + facts.unreadable) as u64 >= facts.total;
+            let sound = (self.tracker.seen_count() + facts.unreadable) as u64 >= facts.total;
             let ending = Ending {
                 sound,
                 unreadable: facts.unreadable,
@@ -793,7 +793,7 @@ impl Engine {
     /// The total to be expected: the open alerts that are known, and the items that the last
     /// reading could not read.
     fn counted(&self) -> u64 {
-        self.tracker.open() as u64 + self.readings.unreadable()
+        self.tracker.open_count() as u64 + self.readings.unreadable()
     }
 
     /// Begins a full read if a poll has shown that it is `wanted`, unless one is under way or it
@@ -822,7 +822,7 @@ impl Engine {
     }
 
     fn adopt_full(&mut self, facts: &Facts, now: Instant) {
-        let seen = self.tracker.seen();
+        let seen = self.tracker.seen_count();
         let Reading::Pages { read, begun } = &mut self.reading else {
             return;
         };
@@ -845,8 +845,8 @@ impl Engine {
                 let unreadable = read.unreadable();
                 let hollow = read.hollow().filter(|_| !sound);
                 self.reading = Reading::Idle;
-                let nothing_is_missing = self.tracker.seen() == self.tracker.open();
-                let adds_up = (self.tracker.open() + unreadable) as u64 == facts.total;
+                let nothing_is_missing = self.tracker.seen_count() == self.tracker.open_count();
+                let adds_up = (self.tracker.open_count() + unreadable) as u64 == facts.total;
                 let in_vain = !sound || nothing_is_missing && !adds_up;
                 self.rest_until = Some(now + self.rest(in_vain, took));
                 let ending = Ending {
@@ -881,7 +881,7 @@ impl Engine {
             hollow,
             next_due: now + self.options.full_read_interval,
         };
-        self.readings.add(last, self.tracker.seen(), now);
+        self.readings.add(last, self.tracker.seen_count(), now);
         self.postponed = false;
         let mut missing = self.tracker.missing();
         if !sound {
@@ -896,7 +896,7 @@ impl Engine {
         let sudden = std::mem::take(&mut self.sudden);
         match poll {
             Some(overtaken) if unreadable == 0 => {
-                if missing.len() > SUDDEN.max(self.tracker.seen()) {
+                if missing.len() > SUDDEN.max(self.tracker.seen_count()) {
                     self.sudden = missing.iter().cloned().collect();
                     missing.retain(|id| sudden.contains(id));
                 }
@@ -911,7 +911,7 @@ impl Engine {
     fn set_departing(&mut self, ids: Vec<Box<str>>) {
         for id in ids {
             self.requests.note(&id);
-            self.tracker.set_leaving(&id);
+            self.tracker.mark_leaving(&id);
             // An alert that came back and left again may still be queued for its first departure.
             if self.in_departed.insert(id.clone()) {
                 self.departed.push_back(id);

@@ -348,7 +348,7 @@ impl Running {
                 at,
                 at_since_boot,
                 total_results,
-                tracked: self.engine.tracker().open() as u64,
+                tracked: self.engine.tracker().open_count() as u64,
                 complete: self.engine.is_complete(),
                 group_by: Arc::clone(self.engine.tracker().group_by()),
                 groups: self.engine.tracker().groups().into(),

@@ -16,8 +16,8 @@ fn sighting<'a>(id: &'a str, state: &'a str, digest: u64) -> Sighting<'a> {
     }
 }
 
-fn known(sighting: Sighting<'_>, ordinal: u32) -> Known<'_> {
-    Known {
+fn known(sighting: Sighting<'_>, ordinal: u32) -> KnownAlert<'_> {
+    KnownAlert {
         sighting,
         ordinal,
         created_at: Some(created_at(sighting.id, sighting.digest)),
@@ -149,11 +149,14 @@ fn what_a_store_knew_is_known_and_yet_to_be_seen() {
     let mut tracker = tracker();
     tracker.load(known(sighting("1", "Critical", 1), 4));
     assert!(tracker.knows("1") && !tracker.knows("2"));
-    let standing = tracker.standing("1").unwrap();
+    let standing = tracker.known_state("1").unwrap();
     assert_eq!(standing.ordinal, 4);
     assert_eq!((&*standing.state, &*standing.status), ("Critical", "New"));
-    assert_eq!(tracker.standing("2"), None);
-    assert_eq!((tracker.len(), tracker.open(), tracker.seen()), (1, 1, 0));
+    assert_eq!(tracker.known_state("2"), None);
+    assert_eq!(
+        (tracker.len(), tracker.open_count(), tracker.seen_count()),
+        (1, 1, 0)
+    );
     assert_eq!(tracker.missing(), [Box::from("1")]);
     let delta = adopt_all(&mut tracker, &[sighting("1", "Critical", 1)]);
     assert!(delta.opened.is_empty() && delta.tail_unchanged);
@@ -168,13 +171,13 @@ fn an_alert_on_its_way_out_comes_back_when_it_is_seen() {
     tracker.begin_reading();
     adopt_all(&mut tracker, &page[..1]);
     assert_eq!(tracker.missing(), [Box::from("2")]);
-    tracker.set_leaving("2");
-    tracker.set_leaving("2");
-    assert_eq!((tracker.len(), tracker.open()), (2, 1));
+    tracker.mark_leaving("2");
+    tracker.mark_leaving("2");
+    assert_eq!((tracker.len(), tracker.open_count()), (2, 1));
     assert!(tracker.missing().is_empty());
     assert!(tracker.leaving("2").is_some() && tracker.leaving("1").is_none());
     adopt_all(&mut tracker, &page[1..]);
-    assert_eq!(tracker.open(), 2);
+    assert_eq!(tracker.open_count(), 2);
     assert_eq!(tracker.leaving("2"), None);
 }
 
@@ -254,7 +257,7 @@ fn a_server_that_invents_words_is_bounded() {
 #[test]
 fn a_status_that_the_store_did_not_know_has_not_changed() {
     let mut tracker = tracker();
-    let stored = Known {
+    let stored = KnownAlert {
         sighting: sighting("1", "Ok", 1),
         ordinal: 3,
         created_at: None,
@@ -262,7 +265,7 @@ fn a_status_that_the_store_did_not_know_has_not_changed() {
     };
     tracker.load_without_status(stored);
     let delta = tracker.compare(&[sighting("1", "Ok", 2)], |_| false);
-    let before = Before {
+    let before = KnownState {
         ordinal: 3,
         state: "Ok".into(),
         status: "".into(),
@@ -298,8 +301,8 @@ fn alerts_on_their_way_out_do_not_show_in_their_groups() {
         sighting("3", "Critical", 1),
     ];
     adopt_all(&mut tracker, &page);
-    tracker.set_leaving("1");
-    tracker.set_leaving("3");
+    tracker.mark_leaving("1");
+    tracker.mark_leaving("3");
     assert_eq!(counts(&tracker), pairs(&[("Ok", 1)]));
     adopt_all(&mut tracker, &[sighting("1", "Critical", 2)]);
     assert_eq!(counts(&tracker), pairs(&[("Critical", 1), ("Ok", 1)]));
@@ -361,7 +364,7 @@ proptest! {
                 Step::BeginReading => { tracker.begin_reading(); seen.clear(); }
                 Step::Leaving(id) => {
                     let id = id.to_string();
-                    tracker.set_leaving(&id);
+                    tracker.mark_leaving(&id);
                     if model.contains_key(&id) { seen.remove(&id); leaving.insert(id); }
                 }
                 Step::Forget(id) => {
@@ -371,8 +374,8 @@ proptest! {
                 }
             }
             prop_assert_eq!(tracker.len(), model.len());
-            prop_assert_eq!(tracker.open(), model.len() - leaving.len());
-            prop_assert_eq!(tracker.seen(), seen.len());
+            prop_assert_eq!(tracker.open_count(), model.len() - leaving.len());
+            prop_assert_eq!(tracker.seen_count(), seen.len());
             let missing: BTreeSet<String> = tracker.missing().into_iter().map(String::from).collect();
             let expected: BTreeSet<String> = model
                 .keys()
@@ -380,9 +383,9 @@ proptest! {
                 .cloned()
                 .collect();
             prop_assert_eq!(missing, expected);
-            prop_assert_eq!(tracker.groups().iter().map(|(_, n)| *n).sum::<u64>(), tracker.open() as u64);
+            prop_assert_eq!(tracker.groups().iter().map(|(_, n)| *n).sum::<u64>(), tracker.open_count() as u64);
             let dates = model.iter().map(|(id, state)| created_at(id, u64::from(*state)));
-            prop_assert_eq!(tracker.oldest(), dates.min());
+            prop_assert_eq!(tracker.oldest_created_at(), dates.min());
         }
     }
 }

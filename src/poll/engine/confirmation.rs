@@ -87,7 +87,7 @@ impl Engine {
             // count as seen, so that others come first next time.
             for id in there {
                 if self.tracker.is_missing(&id) {
-                    self.tracker.see(&id);
+                    self.tracker.mark_seen(&id);
                 }
             }
         }
@@ -252,7 +252,7 @@ impl Engine {
     /// status counts only if the query is for one status.
     #[must_use]
     pub fn has_left(&self, id: &str, status: &str) -> bool {
-        let Some(before) = self.tracker.standing(id) else {
+        let Some(before) = self.tracker.known_state(id) else {
             return false;
         };
         let tells = self.options.has_one_status && !before.status.is_empty();

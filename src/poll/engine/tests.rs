@@ -259,19 +259,19 @@ impl Run {
                 ..self.server.alerts[id]
             };
             let (id, state) = (id.to_string(), alert.state.to_string());
-            tracker.load(Known {
+            tracker.load(KnownAlert {
                 sighting: sighting(&id, &state, &alert),
                 ordinal: 1,
                 created_at: Some(alert.created as i64),
                 group: vec!["".into()],
             });
         }
-        let open = tracker.open();
+        let open = tracker.open_count();
         let engine = Engine::new(self.engine.options, tracker);
         let before = std::mem::replace(&mut self.engine, engine);
         if let Some(total) = before.total()
             && before.is_complete()
-            && before.tracker().open() == open
+            && before.tracker().open_count() == open
         {
             self.engine.resume(total, Duration::ZERO, self.now);
         }
@@ -433,7 +433,7 @@ impl Run {
                     .chain(&delta.refreshed)
                     .map(|(place, _)| *place),
             )
-            .map(|place| Known {
+            .map(|place| KnownAlert {
                 sighting: page[place],
                 ordinal: 1,
                 created_at: Some(shown[place].1.created as i64),

@@ -24,7 +24,7 @@ use crate::{
     },
     record::{AlertFields, Happening, Record},
     store::{self, Commit, Held, JournalEvent, StoredAlert},
-    track::{Before, Delta, Known, Sighting},
+    track::{Delta, KnownAlert, KnownState, Sighting},
 };
 
 /// Time for which the lines of new alerts may wait for details.
@@ -85,13 +85,13 @@ struct Change<'a> {
     place: usize,
     /// `None`: the change is stored, but is no event.
     kind: Option<EventKind>,
-    before: Option<&'a Before>,
+    before: Option<&'a KnownState>,
 }
 
 /// What follows from the changes of a page.
 struct News<'a> {
     commit: Commit,
-    adopted: Vec<Known<'a>>,
+    adopted: Vec<KnownAlert<'a>>,
     tally: Tally,
 }
 
@@ -242,7 +242,7 @@ impl Running {
                 Some(before) => before.ordinal + happened,
                 None => found.beyond.ordinals.get(sighting.id).copied().unwrap_or(0) + happened,
             };
-            adopted.push(Known {
+            adopted.push(KnownAlert {
                 sighting,
                 ordinal,
                 created_at: fields.created_at.map(Timestamp::as_second),

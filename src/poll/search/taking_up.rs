@@ -21,7 +21,7 @@ use crate::{
     record::AlertFields,
     status::{HISTORY, PollError, SearchStatus},
     store::{self, Held, Loaded, Store, StoredAlert},
-    track::{GroupLabel, Known, Sighting, Tracker},
+    track::{GroupLabel, KnownAlert, Sighting, Tracker},
 };
 
 /// Maximum number of pages that a poll reads: half of a client's allowance of a minute.
@@ -240,7 +240,7 @@ impl Search {
         // If the counts differ, the earlier task knew something that the store does not know, such
         // as departures under way. Then the whole result is read again.
         if result.complete
-            && result.tracked == tracker.open() as u64
+            && result.tracked == tracker.open_count() as u64
             && let Some(read_at) = status.last_full_read
         {
             let ago = Duration::try_from(clock::now().duration_since(read_at)).unwrap_or_default();
@@ -318,8 +318,8 @@ fn known<'a>(
     alert: &'a StoredAlert,
     fields: &'a AlertFields<'a>,
     group_by: &[GroupLabel],
-) -> Known<'a> {
-    Known {
+) -> KnownAlert<'a> {
+    KnownAlert {
         sighting: Sighting {
             id: &alert.id,
             digest: alert.digest,

@@ -903,7 +903,7 @@ fn an_id_that_cannot_be_asked_for_is_looked_up_on_its_own_page_and_the_others_ar
     let poll = |run: &mut Run, shown: &[String], facts: &Facts| {
         let page = plain(shown);
         let delta = run.engine.compare(&Purpose::Poll, &page);
-        let opened = delta.opened.iter().map(|place| Known {
+        let opened = delta.opened.iter().map(|place| KnownAlert {
             sighting: page[*place],
             ordinal: 1,
             created_at: None,

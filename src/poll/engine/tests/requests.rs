@@ -91,7 +91,7 @@ fn a_result_of_one_page_shows_departures_at_once() {
     let mut run = run_with(50, 100);
     run.server.act(&Act::CloseMany(7, 3));
     run.poll(false);
-    assert_eq!(run.engine.tracker().open(), 47);
+    assert_eq!(run.engine.tracker().open_count(), 47);
     assert!(run.engine.is_complete());
     assert!(matches!(run.engine.task(), Some(Task::Reasons(ids)) if ids.len() == 3));
     run.background(false);
