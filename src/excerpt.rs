@@ -23,11 +23,11 @@ const WINDOW: usize = 4 << 10;
 const MIN_ANYWHERE: usize = 6;
 
 /// Number of bytes of a secret in a row that tell too much of it.
-const TELLING: usize = 12;
+const MIN_LEAKED_BYTES: usize = 12;
 
 /// Number of letters and digits of a secret in a row that tell too much of it. Fewer also occur in
 /// other words.
-const TELLING_LETTERS: usize = 8;
+const MIN_LEAKED_LETTERS: usize = 8;
 
 /// Maximum depth of escapes within escapes: the body of a form, in a text of JSON, in a page of
 /// HTML.
@@ -48,7 +48,7 @@ impl Secrets {
     /// it.
     pub(crate) fn of(values: Vec<Secret>) -> Self {
         let mut secrets = values;
-        let parts: Vec<_> = secrets.iter().flat_map(parts).collect();
+        let parts: Vec<_> = secrets.iter().flat_map(secret_parts).collect();
         secrets.extend(parts);
         secrets.retain(|secret| !secret.expose().trim().is_empty());
         // Longer secrets come first, because one secret may be part of another.
@@ -77,7 +77,7 @@ impl Secrets {
         }
         // This must come before short secrets are hidden: one of them may be a part of a long
         // secret, which would no longer be recognised.
-        if are_told_by(&text, &long) {
+        if leaks_any_of(&text, &long) {
             return WITHHELD.to_owned();
         }
         for secret in short {
@@ -102,32 +102,32 @@ impl Secrets {
 
 /// Whether a text in which these secrets were hidden still tells one of them, or much of one:
 /// escaped, in another form, or cut.
-fn are_told_by(text: &str, secrets: &[&str]) -> bool {
-    let forms = secrets.iter().flat_map(|secret| forms(secret));
+fn leaks_any_of(text: &str, secrets: &[&str]) -> bool {
+    let forms = secrets.iter().flat_map(|secret| encodings(secret));
     let forms: Vec<_> = forms.map(|form| Folded::of(&form)).collect();
     let (mut parts, mut parts_of_letters) = (HashSet::new(), HashSet::new());
     for form in &forms {
-        parts.extend(form.whole.as_bytes().windows(TELLING));
-        parts_of_letters.extend(form.letters.as_bytes().windows(TELLING_LETTERS));
+        parts.extend(form.whole.as_bytes().windows(MIN_LEAKED_BYTES));
+        parts_of_letters.extend(form.letters.as_bytes().windows(MIN_LEAKED_LETTERS));
     }
     // Longer forms are recognised by their parts.
     let short: Vec<_> = forms
         .iter()
         .map(|form| form.whole.as_str())
-        .filter(|form| form.len() < TELLING)
+        .filter(|form| form.len() < MIN_LEAKED_BYTES)
         .collect();
-    layers(text).iter().any(|layer| {
+    decodings(text).iter().any(|layer| {
         let Folded { whole, letters } = Folded::of(layer);
-        let mut told = whole.as_bytes().windows(TELLING);
-        let mut told_letters = letters.as_bytes().windows(TELLING_LETTERS);
-        told.any(|part| parts.contains(part))
-            || told_letters.any(|part| parts_of_letters.contains(part))
+        let mut bytes = whole.as_bytes().windows(MIN_LEAKED_BYTES);
+        let mut letters = letters.as_bytes().windows(MIN_LEAKED_LETTERS);
+        bytes.any(|part| parts.contains(part))
+            || letters.any(|part| parts_of_letters.contains(part))
             || short.iter().any(|form| whole.contains(form))
     })
 }
 
 /// Returns a secret as it is, in base64 (also within a longer text), and in hexadecimal digits.
-fn forms(secret: &str) -> Vec<String> {
+fn encodings(secret: &str) -> Vec<String> {
     let mut forms = vec![secret.to_owned()];
     for before in 0..3 {
         let bytes = [&[0; 3][..before], secret.as_bytes()].concat();
@@ -165,7 +165,7 @@ impl Folded {
 }
 
 /// Returns the parts of a header's value that are secret by themselves.
-fn parts(value: &Secret) -> Vec<Secret> {
+fn secret_parts(value: &Secret) -> Vec<Secret> {
     let mut words = value.expose().split_whitespace();
     let scheme = words.next().unwrap_or_default();
     let mut parts: Vec<_> = words.clone().map(Secret::new).collect();
@@ -180,7 +180,7 @@ fn parts(value: &Secret) -> Vec<Secret> {
 }
 
 /// Returns the text, and what it becomes if its escapes are undone in any order.
-fn layers(text: &str) -> Vec<String> {
+fn decodings(text: &str) -> Vec<String> {
     let decoders: [fn(&str) -> String; 3] = [from_url, from_json, from_html];
     let mut layers = vec![text.to_owned()];
     let mut seen = 0;
