@@ -39,7 +39,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use alert::{Action, AlertId, EventType, Priority, Spec, State, Status, UnknownName};
-pub use allowance::{Meter, Standing};
+pub use allowance::{Meter, RateLimit};
 pub use api::{Hook, RequestInfo};
 pub use fault::{Fault, FaultRule};
 pub use life::Life;
@@ -48,7 +48,7 @@ pub use options::{
     RetryAfter, TenantOptions, Ts, UnknownKey,
 };
 pub use query::{Query, SearchParams, Sort};
-pub use record::{Happening, What};
+pub use record::{AlertChange, ChangeKind};
 pub use refusal::Refusal;
 pub use render::{ClientPage, Detail, Page};
 pub use requests::{Endpoint, Request, Requests};
@@ -103,7 +103,7 @@ impl Simulator {
             tasks.clone(),
             stop.clone(),
         ));
-        let living = live(Arc::clone(&shared), life);
+        let living = run_life(Arc::clone(&shared), life);
         tasks.spawn(stop.clone().run_until_cancelled_owned(living));
         Ok(Self {
             addr,
@@ -210,7 +210,7 @@ impl Drop for Simulator {
 
 /// Lets alerts live for as long as the server runs, at the pace that the options have at the
 /// moment.
-async fn live(shared: Arc<Shared>, mut life: Life) {
+async fn run_life(shared: Arc<Shared>, mut life: Life) {
     let mut last = Instant::now();
     loop {
         let pace = shared.world.lock().options().life;

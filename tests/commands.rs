@@ -118,7 +118,7 @@ async fn search_reads_every_page_in_every_form() {
     assert!(done.status.success() && stderr.is_empty(), "{stderr}");
     let alerts: Vec<Value> = serde_json::from_str(&json).unwrap();
     assert_eq!(alerts.len(), ALERTS);
-    assert_eq!(simulator.requests().of(Endpoint::Search), 4);
+    assert_eq!(simulator.requests().count(Endpoint::Search), 4);
 
     let (done, jsonl, stderr) = output(search("jsonl")).await;
     assert!(done.status.success() && stderr.is_empty(), "{stderr}");
@@ -148,7 +148,7 @@ async fn search_ends_where_the_server_repeats_its_last_page_for_ever() {
     let (done, lines, stderr) = output(search).await;
     assert!(done.status.success(), "{stderr}");
     assert_eq!(lines.lines().count(), ALERTS);
-    assert_eq!(simulator.requests().of(Endpoint::Search), 5);
+    assert_eq!(simulator.requests().count(Endpoint::Search), 5);
 }
 
 /// Starts an OpsRamp that gives every search the same answer, whatever is asked for. Returns its
@@ -263,7 +263,7 @@ async fn a_count_costs_one_request() {
     let (done, stdout, stderr) = output(count).await;
     assert!(done.status.success(), "{stderr}");
     assert_eq!(stdout, format!("{ALERTS}\n"));
-    assert_eq!(simulator.requests().of(Endpoint::Search), 1);
+    assert_eq!(simulator.requests().count(Endpoint::Search), 1);
     assert_eq!(simulator.requests().total, 2, "and one for the token");
 }
 
@@ -344,7 +344,7 @@ async fn search_asks_the_tenants_that_a_search_names_and_counts_them_together() 
             "the search two is for none of the tenants that are asked: client_3",
         ),
     ] {
-        let before = simulator.requests().of(Endpoint::Search);
+        let before = simulator.requests().count(Endpoint::Search);
         let all = [&["--config.file=c.yml", "search", "--count"][..], arguments].concat();
         let mut command = program(&simulator, &folder, &all);
         command.env("OPSRAMP_TENANT_ID", "client_1,client_2,client_3");
@@ -357,7 +357,7 @@ async fn search_asks_the_tenants_that_a_search_names_and_counts_them_together() 
             told.is_empty(),
             "{arguments:?}: {stderr}"
         );
-        let asked = simulator.requests().of(Endpoint::Search) - before;
+        let asked = simulator.requests().count(Endpoint::Search) - before;
         assert_eq!(asked, requests, "{arguments:?}");
     }
 }
@@ -909,7 +909,7 @@ async fn a_reader_that_has_seen_enough_ends_the_search_quietly() {
     assert_eq!((status.code(), stderr.as_str()), (Some(0), ""));
     serde_json::from_str::<Value>(&line).unwrap();
     assert!(
-        simulator.requests().of(Endpoint::Search) < 4,
+        simulator.requests().count(Endpoint::Search) < 4,
         "it was read to its end"
     );
 }

@@ -6,8 +6,8 @@ use std::{io, time::Duration};
 
 use flate2::read::GzDecoder;
 use opsramp_exporter::simulator::{
-    Action, Allowance, DEMO_KEY, DEMO_SECRET, DEMO_TENANT, Endpoint, Fault, FaultRule, Options,
-    Pace, RetryAfter, Simulator, Spec, TenantOptions, What,
+    Action, Allowance, ChangeKind, DEMO_KEY, DEMO_SECRET, DEMO_TENANT, Endpoint, Fault, FaultRule,
+    Options, Pace, RetryAfter, Simulator, Spec, TenantOptions,
 };
 use reqwest::{Client, Response};
 use serde_json::{Value, json};
@@ -176,7 +176,7 @@ async fn tokens_die_and_secrets_rotate() {
     assert_eq!(api.get(SEARCH).await.status(), 200);
     api.token = "invented".to_owned();
     assert_eq!(api.get(SEARCH).await.status(), 401);
-    assert_eq!(api.simulator.requests().of(Endpoint::Token), 3);
+    assert_eq!(api.simulator.requests().count(Endpoint::Token), 3);
 }
 
 #[tokio::test]
@@ -561,10 +561,10 @@ async fn life_opens_alerts_by_itself() {
     let simulator = Simulator::start(options, "127.0.0.1:0").await.unwrap();
     let opened = async {
         loop {
-            let happened = simulator.world(|world, _| world.happenings(1));
+            let happened = simulator.world(|world, _| world.changes_since(1));
             if happened
                 .iter()
-                .any(|happening| happening.what == What::Opened)
+                .any(|change| change.what == ChangeKind::Opened)
             {
                 return;
             }

@@ -157,7 +157,7 @@ async fn a_set_up_that_works_passes_every_step() {
     all N steps passed
     ");
     assert!(passed);
-    assert_eq!(simulator.requests().of(Endpoint::Search), 1);
+    assert_eq!(simulator.requests().count(Endpoint::Search), 1);
     assert_eq!(std::fs::read_dir(setup.folder.path()).unwrap().count(), 0);
 }
 

@@ -30,7 +30,7 @@ pub(super) struct Bucket {
 
 /// What the `X-RateLimit-…` headers say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct RateLimit {
     /// Requests in a window.
     pub limit: u32,
     /// Requests left in this window.
@@ -56,7 +56,7 @@ impl Meter {
 
 impl Bucket {
     /// Counts a request if it is within the limit.
-    pub(super) fn take(&mut self, limit: u32, window: Duration, now: Timestamp) -> Standing {
+    pub(super) fn take(&mut self, limit: u32, window: Duration, now: Timestamp) -> RateLimit {
         let begun = self.opened.filter(|opened| {
             let age = now.duration_since(*opened);
             !age.is_negative() && age.unsigned_abs() < window
@@ -72,7 +72,7 @@ impl Bucket {
         let allowed = self.used < limit;
         self.used += u32::from(allowed);
         let end = opened.saturating_add(window).unwrap_or(opened);
-        Standing {
+        RateLimit {
             limit,
             remaining: limit.saturating_sub(self.used),
             reset: end.as_second() + i64::from(end.subsec_nanosecond() > 0),
@@ -95,9 +95,9 @@ mod tests {
     fn the_fifty_first_request_of_a_minute_is_refused() {
         let mut bucket = Bucket::default();
         for n in 0..50 {
-            let standing = bucket.take(50, MINUTE, at(n * 100));
-            assert!(standing.allowed);
-            assert_eq!(i64::from(standing.remaining), 49 - n);
+            let rate_limit = bucket.take(50, MINUTE, at(n * 100));
+            assert!(rate_limit.allowed);
+            assert_eq!(i64::from(rate_limit.remaining), 49 - n);
         }
         let refused = bucket.take(50, MINUTE, at(59_999));
         assert!(!refused.allowed);

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use super::alert::{Action, Spec};
-use super::allowance::{Meter, Standing};
+use super::allowance::{Meter, RateLimit};
 use super::control;
 use super::fault::{self, Effect, Faults};
 use super::options::{Options, RetryAfter};
@@ -30,7 +30,7 @@ use super::render::{ClientPage, Detail, Page};
 use super::requests::{Endpoint, Request, Requests};
 use super::token::TokenRequest;
 use super::world::World;
-use reply::{Reply, instead};
+use reply::{Reply, fault_response};
 
 /// A request as a hook sees it, before it is answered.
 #[derive(Clone, Debug)]
@@ -267,11 +267,12 @@ async fn exchange(
     if let Some(hook) = shared.hook.lock().as_mut() {
         hook(&mut shared.world.lock(), &info);
     }
-    let effect =
-        shared
-            .faults
-            .lock()
-            .strike(call.endpoint, call.tenant.as_deref(), call.page, call.by_id);
+    let effect = shared.faults.lock().next_effect(
+        call.endpoint,
+        call.tenant.as_deref(),
+        call.page,
+        call.by_id,
+    );
     let (latency, skew, gzip) = {
         let world = shared.world.lock();
         let options = world.options();
@@ -281,7 +282,7 @@ async fn exchange(
         tokio::time::sleep(latency).await;
     }
     let mut response = match effect {
-        Some(Effect::Instead(fault)) => instead(fault, &call.reset).await,
+        Some(Effect::Replace(fault)) => fault_response(fault, &call.reset).await,
         effect => {
             let (outcome, headers) = ask(&mut shared.world.lock(), &call, now, answer);
             let mut reply = Reply::of(outcome, headers, now);
@@ -319,24 +320,29 @@ fn ask(
     let Some(tenant) = &call.tenant else {
         return (answer(world, now), headers);
     };
-    let standing = world
+    let rate_limit = world
         .authorise(call.token.as_deref(), now)
-        .and_then(|()| world.admit(tenant))
-        .and_then(|()| world.spend(tenant, call.meter, now));
-    let standing = match standing {
-        Ok(standing) => standing,
+        .and_then(|()| world.check_active(tenant))
+        .and_then(|()| world.count_request(tenant, call.meter, now));
+    let rate_limit = match rate_limit {
+        Ok(rate_limit) => rate_limit,
         Err(refusal) => return (Err(refusal), headers),
     };
-    if let Some(standing) = standing {
-        write_standing(&mut headers, standing, world.options(), now);
-        if !standing.allowed {
+    if let Some(rate_limit) = rate_limit {
+        write_rate_limit(&mut headers, rate_limit, world.options(), now);
+        if !rate_limit.allowed {
             return (Err(Refusal::Throttled), headers);
         }
     }
     (answer(world, now), headers)
 }
 
-fn write_standing(headers: &mut HeaderMap, standing: Standing, options: &Options, now: Timestamp) {
+fn write_rate_limit(
+    headers: &mut HeaderMap,
+    rate_limit: RateLimit,
+    options: &Options,
+    now: Timestamp,
+) {
     let mut write = |name: &'static str, value: i64| {
         let text = match options.quoted_headers {
             true => format!("\"{value}\""),
@@ -346,20 +352,20 @@ fn write_standing(headers: &mut HeaderMap, standing: Standing, options: &Options
             headers.insert(HeaderName::from_static(name), value);
         }
     };
-    write("x-ratelimit-limit", i64::from(standing.limit));
-    write("x-ratelimit-remaining", i64::from(standing.remaining));
-    write("x-ratelimit-reset", standing.reset + options.clock_skew);
-    if standing.allowed {
+    write("x-ratelimit-limit", i64::from(rate_limit.limit));
+    write("x-ratelimit-remaining", i64::from(rate_limit.remaining));
+    write("x-ratelimit-reset", rate_limit.reset + options.clock_skew);
+    if rate_limit.allowed {
         return;
     }
     let value = match options.retry_after {
         RetryAfter::None => None,
         RetryAfter::Seconds => {
-            let wait = (standing.reset - now.as_second()).max(0);
+            let wait = (rate_limit.reset - now.as_second()).max(0);
             HeaderValue::try_from(wait.to_string()).ok()
         }
         RetryAfter::Date => {
-            let reset = Timestamp::from_second(standing.reset).unwrap_or(now);
+            let reset = Timestamp::from_second(rate_limit.reset).unwrap_or(now);
             http_date(skewed(reset, options.clock_skew))
         }
     };

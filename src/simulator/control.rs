@@ -291,7 +291,7 @@ async fn set_credential(State(shared): World, body: Bytes) -> Response {
 
 async fn record(State(shared): World, UrlQuery(since): UrlQuery<Since>) -> Response {
     let world = shared.world.lock();
-    let mut entries = world.happenings(since.since);
+    let mut entries = world.changes_since(since.since);
     entries.retain(|entry| {
         since
             .tenant

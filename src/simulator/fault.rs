@@ -132,7 +132,7 @@ pub(super) struct Faults {
 #[derive(Debug)]
 pub(super) enum Effect {
     /// The API is not even asked.
-    Instead(Fault),
+    Replace(Fault),
     /// The answer is spoilt.
     Spoil(Fault),
 }
@@ -187,14 +187,14 @@ impl FaultRule {
 
     /// Limits the rule to one tenant.
     #[must_use]
-    pub fn of(self, tenant: &str) -> Self {
+    pub fn for_tenant(self, tenant: &str) -> Self {
         Self {
             tenant: Some(tenant.to_owned()),
             ..self
         }
     }
 
-    fn concerns(
+    fn matches(
         &self,
         endpoint: Endpoint,
         tenant: Option<&str>,
@@ -233,7 +233,7 @@ impl Faults {
     }
 
     /// Returns what is done to a request, by the first rule that concerns it.
-    pub(super) fn strike(
+    pub(super) fn next_effect(
         &mut self,
         endpoint: Endpoint,
         tenant: Option<&str>,
@@ -242,7 +242,7 @@ impl Faults {
     ) -> Option<Effect> {
         let mut struck = None;
         for (number, rule) in &mut self.rules {
-            if !rule.concerns(endpoint, tenant, page, by_id) {
+            if !rule.matches(endpoint, tenant, page, by_id) {
                 continue;
             }
             if rule.after > 0 {
@@ -269,7 +269,7 @@ impl Faults {
             | Fault::GzipBomb { .. }
             | Fault::Deep { .. }
             | Fault::Reset
-            | Fault::Redirect { .. } => Effect::Instead(fault),
+            | Fault::Redirect { .. } => Effect::Replace(fault),
             Fault::Truncated
             | Fault::NullResult
             | Fault::WrongTypes
@@ -400,7 +400,7 @@ mod tests {
         });
         let mut strike = |endpoint| {
             faults
-                .strike(endpoint, Some("client_1"), None, false)
+                .next_effect(endpoint, Some("client_1"), None, false)
                 .is_some()
         };
         assert!(!strike(Endpoint::Token));
@@ -414,36 +414,36 @@ mod tests {
         let mut faults = Faults::default();
         faults.add(FaultRule::next(0, Endpoint::Search, Fault::Html));
         faults.add(FaultRule::next(1, Endpoint::Search, Fault::Empty));
-        let mut strike = || faults.strike(Endpoint::Search, None, None, false);
-        assert!(matches!(strike(), Some(Effect::Instead(Fault::Empty))));
+        let mut strike = || faults.next_effect(Endpoint::Search, None, None, false);
+        assert!(matches!(strike(), Some(Effect::Replace(Fault::Empty))));
         assert!(strike().is_none());
     }
 
     #[test]
     fn a_fault_of_one_tenant_and_page_spares_the_others() {
         let mut faults = Faults::default();
-        let mut rule = FaultRule::always(Fault::Empty).of("client_2");
+        let mut rule = FaultRule::always(Fault::Empty).for_tenant("client_2");
         rule.page = Some(3);
         let number = faults.add(rule);
         assert!(
             faults
-                .strike(Endpoint::Search, Some("client_1"), Some(3), false)
+                .next_effect(Endpoint::Search, Some("client_1"), Some(3), false)
                 .is_none()
         );
         assert!(
             faults
-                .strike(Endpoint::Search, Some("client_2"), Some(2), false)
+                .next_effect(Endpoint::Search, Some("client_2"), Some(2), false)
                 .is_none()
         );
         assert!(
             faults
-                .strike(Endpoint::Search, Some("client_2"), Some(3), false)
+                .next_effect(Endpoint::Search, Some("client_2"), Some(3), false)
                 .is_some()
         );
         assert!(faults.remove(number));
         assert!(
             faults
-                .strike(Endpoint::Search, Some("client_2"), Some(3), false)
+                .next_effect(Endpoint::Search, Some("client_2"), Some(3), false)
                 .is_none()
         );
     }

@@ -13,7 +13,7 @@ use super::refusal::Refusal;
 use super::world::World;
 
 /// The number of first steps of every tenant that open alerts, so that users soon see something.
-const LIVELY: u32 = 3;
+const OPENING_STEPS: u32 = 3;
 /// The number of departed alerts that are remembered for each tenant because they may come back,
 /// oldest first. While all places are taken, further departed alerts are not remembered.
 const REMEMBERED: usize = 50;
@@ -22,12 +22,12 @@ const REMEMBERED: usize = 50;
 #[derive(Debug)]
 pub struct Life {
     random: fastrand::Rng,
-    moods: HashMap<String, Mood>,
+    tenants: HashMap<String, TenantLife>,
 }
 
 /// The state of a tenant's life.
 #[derive(Debug, Default)]
-struct Mood {
+struct TenantLife {
     steps: u32,
     /// The number of next steps in which nothing happens.
     quiet: u32,
@@ -50,13 +50,13 @@ impl Life {
     pub fn new(seed: u64) -> Self {
         Self {
             random: fastrand::Rng::with_seed(seed),
-            moods: HashMap::new(),
+            tenants: HashMap::new(),
         }
     }
 
     /// Takes one step for every tenant that has alerts of its own.
     pub fn step_all(&mut self, world: &mut World, open_alerts: usize, now: Timestamp) {
-        let tenants: Vec<String> = world.clients_and_singles().map(str::to_owned).collect();
+        let tenants: Vec<String> = world.tenants_with_own_alerts().map(str::to_owned).collect();
         for tenant in tenants {
             let stepped = self.step(world, &tenant, open_alerts, now);
             debug_assert!(stepped.is_ok(), "{stepped:?}");
@@ -72,33 +72,33 @@ impl Life {
         open_alerts: usize,
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        let mut mood = self.moods.remove(tenant).unwrap_or_default();
-        let stepped = self.live(world, tenant, &mut mood, open_alerts, now);
-        self.moods.insert(tenant.to_owned(), mood);
+        let mut life = self.tenants.remove(tenant).unwrap_or_default();
+        let stepped = self.advance(world, tenant, &mut life, open_alerts, now);
+        self.tenants.insert(tenant.to_owned(), life);
         stepped
     }
 
-    fn live(
+    fn advance(
         &mut self,
         world: &mut World,
         tenant: &str,
-        mood: &mut Mood,
+        life: &mut TenantLife,
         open_alerts: usize,
         now: Timestamp,
     ) -> Result<(), Refusal> {
-        mood.steps = mood.steps.saturating_add(1);
-        if let Some(storm) = mood.storm.take() {
-            mood.storm = self.rage(world, tenant, storm, now)?;
+        life.steps = life.steps.saturating_add(1);
+        if let Some(storm) = life.storm.take() {
+            life.storm = self.step_storm(world, tenant, storm, now)?;
             return Ok(());
         }
-        if mood.quiet > 0 {
-            mood.quiet -= 1;
+        if life.quiet > 0 {
+            life.quiet -= 1;
             return Ok(());
         }
         let open = world.open_count(tenant)?;
         // The number of steps in a hundred that open an alert.
         let openings = match open * 100 / open_alerts.max(1) {
-            _ if mood.steps <= LIVELY => 100,
+            _ if life.steps <= OPENING_STEPS => 100,
             0..80 => 65,
             80..120 => 40,
             _ => 15,
@@ -109,16 +109,16 @@ impl Life {
         }
         let chosen = world.nth_open(tenant, self.random.usize(0..open));
         match (self.random.u32(0..100), chosen) {
-            (0..4, _) => mood.quiet = self.random.u32(2..6),
+            (0..4, _) => life.quiet = self.random.u32(2..6),
             (4..7, _) => {
-                mood.storm = Some(Storm {
+                life.storm = Some(Storm {
                     left: self.random.u32(3..7),
                     host: format!("core-fra-{:02}", self.random.u32(1..20)),
                     victims: Vec::new(),
                 });
             }
             (7..13, _) => {
-                if let Some(id) = mood.departed.pop_front() {
+                if let Some(id) = life.departed.pop_front() {
                     world.act(id, Action::Reopen, now)?;
                 }
             }
@@ -141,8 +141,8 @@ impl Life {
                     _ => Action::Close,
                 };
                 world.act(id, action, now)?;
-                if mood.departed.len() < REMEMBERED {
-                    mood.departed.push_back(id);
+                if life.departed.len() < REMEMBERED {
+                    life.departed.push_back(id);
                 }
             }
             (_, None) => {}
@@ -152,7 +152,7 @@ impl Life {
 
     /// Takes a step of a storm: more alerts open for one machine. In the last step an inference
     /// and a root cause open, and the other alerts are correlated.
-    fn rage(
+    fn step_storm(
         &mut self,
         world: &mut World,
         tenant: &str,
@@ -196,7 +196,7 @@ impl Life {
 #[cfg(test)]
 mod tests {
     use super::super::options::Options;
-    use super::super::record::What;
+    use super::super::record::ChangeKind;
     use super::*;
 
     fn lived(steps: i64) -> World {
@@ -213,16 +213,20 @@ mod tests {
     #[test]
     fn the_same_seed_gives_the_same_life() {
         let (one, other) = (lived(500), lived(500));
-        assert_eq!(one.happenings(0), other.happenings(0));
+        assert_eq!(one.changes_since(0), other.changes_since(0));
         assert!(one.record_position() > 300);
     }
 
     #[test]
     fn the_first_steps_open_alerts() {
-        let world = lived(i64::from(LIVELY));
-        let after_start = world.happenings(1);
-        assert_eq!(after_start.len(), LIVELY as usize);
-        assert!(after_start.iter().all(|entry| entry.what == What::Opened));
+        let world = lived(i64::from(OPENING_STEPS));
+        let after_start = world.changes_since(1);
+        assert_eq!(after_start.len(), OPENING_STEPS as usize);
+        assert!(
+            after_start
+                .iter()
+                .all(|entry| entry.what == ChangeKind::Opened)
+        );
     }
 
     #[test]
@@ -230,14 +234,14 @@ mod tests {
         let world = lived(20_000);
         let open = world.open_count("client_1").unwrap();
         assert!((10..120).contains(&open), "{open} open");
-        let happenings = world.happenings(0);
+        let changes = world.changes_since(0);
         for status in super::super::Status::ALL {
             if *status != super::super::Status::Purged {
-                assert!(happenings.iter().any(|h| h.status == *status), "{status}");
+                assert!(changes.iter().any(|h| h.status == *status), "{status}");
             }
         }
-        for what in [What::Opened, What::Changed, What::Left] {
-            assert!(happenings.iter().any(|h| h.what == what), "{what:?}");
+        for what in [ChangeKind::Opened, ChangeKind::Changed, ChangeKind::Left] {
+            assert!(changes.iter().any(|h| h.what == what), "{what:?}");
         }
     }
 }

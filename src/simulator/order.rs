@@ -7,7 +7,7 @@
 
 /// The length at which a chunk is divided. It is small in tests, so that small sets have many
 /// chunks.
-const FULL: usize = if cfg!(test) { 16 } else { 1024 };
+const MAX_CHUNK_LEN: usize = if cfg!(test) { 16 } else { 1024 };
 
 /// The sort key of a member: seconds since the epoch, then the alert's slot.
 pub(super) type Key = (i64, u32);
@@ -40,20 +40,20 @@ impl Ordered {
         let Err(place) = chunk.binary_search(&key) else {
             return false;
         };
-        if chunk.len() < FULL {
+        if chunk.len() < MAX_CHUNK_LEN {
             chunk.insert(place, key);
-        } else if last && place == FULL {
+        } else if last && place == MAX_CHUNK_LEN {
             // New alerts come at the end. Dividing the last chunk each time would leave every
             // chunk half empty.
-            let mut next = Vec::with_capacity(FULL);
+            let mut next = Vec::with_capacity(MAX_CHUNK_LEN);
             next.push(key);
             self.chunks.push(next);
         } else {
-            let mut upper = chunk.split_off(FULL / 2);
-            if place <= FULL / 2 {
+            let mut upper = chunk.split_off(MAX_CHUNK_LEN / 2);
+            if place <= MAX_CHUNK_LEN / 2 {
                 chunk.insert(place, key);
             } else {
-                upper.insert(place - FULL / 2, key);
+                upper.insert(place - MAX_CHUNK_LEN / 2, key);
             }
             self.chunks.insert(at + 1, upper);
         }
@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn appending_leaves_no_half_empty_chunks() {
         let mut ordered = Ordered::default();
-        for slot in 0..10 * FULL as u32 {
+        for slot in 0..10 * MAX_CHUNK_LEN as u32 {
             ordered.insert((7, slot));
         }
         assert_eq!(ordered.chunks.len(), 10);

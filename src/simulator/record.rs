@@ -10,7 +10,7 @@ use super::alert::{State, Status};
 
 /// Something that happened to one alert.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Happening {
+pub struct AlertChange {
     /// When it happened.
     #[serde(serialize_with = "as_text")]
     pub at: Timestamp,
@@ -19,7 +19,7 @@ pub struct Happening {
     /// `uniqueId`.
     pub alert_id: String,
     /// What happened.
-    pub what: What,
+    pub what: ChangeKind,
     /// `currentState` afterwards.
     pub state: State,
     /// `status` afterwards.
@@ -29,7 +29,7 @@ pub struct Happening {
 /// What can happen to an alert, as seen by a client that asks for the open alerts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum What {
+pub enum ChangeKind {
     /// The alert is open and was not before: it is new, or open again.
     Opened,
     /// Something about the alert has changed, but not whether it is open.
@@ -45,7 +45,7 @@ pub(super) struct Entry {
     /// The slot of the first alert of the run.
     pub(super) first: u32,
     pub(super) count: u32,
-    pub(super) what: What,
+    pub(super) what: ChangeKind,
     /// The state afterwards. `None` if each alert of the run has the state that it was born with.
     pub(super) state: Option<State>,
     pub(super) status: Status,

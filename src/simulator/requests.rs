@@ -106,7 +106,7 @@ impl Requests {
     }
 
     /// Returns how many requests an endpoint got.
-    pub fn of(&self, endpoint: Endpoint) -> u64 {
+    pub fn count(&self, endpoint: Endpoint) -> u64 {
         self.by_endpoint.get(&endpoint).copied().unwrap_or(0)
     }
 

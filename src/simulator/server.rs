@@ -54,14 +54,14 @@ pub(super) async fn serve(
         connections.spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = converse(stream, router) => {}
+                () = serve_connection(stream, router) => {}
             }
         });
     }
 }
 
 /// Answers the requests of one connection.
-async fn converse(stream: TcpStream, router: Router) {
+async fn serve_connection(stream: TcpStream, router: Router) {
     // With this option, small answers do not wait for an acknowledgement. If it cannot be set,
     // they are merely slower.
     stream.set_nodelay(true).ok();

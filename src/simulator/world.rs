@@ -4,8 +4,8 @@
 //! A pure, synchronous state: no I/O and no clock; the time is an argument. The HTTP layer is one
 //! caller, a property test that changes the world between two pages is another.
 
+mod changes;
 mod clients;
-mod deeds;
 mod search;
 #[cfg(test)]
 mod tests;
@@ -16,11 +16,11 @@ use std::sync::Arc;
 use jiff::Timestamp;
 
 use super::alert::{Alert, AlertId, Priority, State, Status};
-use super::allowance::{Bucket, Meter, Standing};
+use super::allowance::{Bucket, Meter, RateLimit};
 use super::options::{Options, TenantOptions, Ts};
 use super::order::{Key, Ordered};
 use super::query::{Query, Sort};
-use super::record::{Entry, Happening, Record};
+use super::record::{AlertChange, Entry, Record};
 use super::refusal::Refusal;
 use super::render::TenantFacts;
 use super::scenery::{self, mix};
@@ -274,7 +274,7 @@ impl World {
     }
 
     /// Returns the tenants that have alerts of their own: all but partners with clients.
-    pub(super) fn clients_and_singles(&self) -> impl Iterator<Item = &str> {
+    pub(super) fn tenants_with_own_alerts(&self) -> impl Iterator<Item = &str> {
         let tenants = self
             .tenants
             .iter()
@@ -283,12 +283,12 @@ impl World {
     }
 
     /// Returns what happened, from a position on. Positions count entries; a storm is one entry.
-    pub fn happenings(&self, since: usize) -> Vec<Happening> {
+    pub fn changes_since(&self, since: usize) -> Vec<AlertChange> {
         let entries = self.record.since(since).iter();
         entries.flat_map(|entry| self.expand(*entry)).collect()
     }
 
-    /// Returns the end of the record: the position from which [`Self::happenings`] shows what
+    /// Returns the end of the record: the position from which [`Self::changes_since`] shows what
     /// happens from now on.
     pub fn record_position(&self) -> usize {
         self.record.len()
@@ -317,7 +317,7 @@ impl World {
     }
 
     /// Checks that the tenant exists and is active.
-    pub fn admit(&self, tenant: &str) -> Result<(), Refusal> {
+    pub fn check_active(&self, tenant: &str) -> Result<(), Refusal> {
         let index = self.tenant(tenant)?;
         match self.tenants[index as usize].activated {
             true => Ok(()),
@@ -326,12 +326,12 @@ impl World {
     }
 
     /// Counts a request against the tenant's allowance. `None` if the allowance is not enforced.
-    pub fn spend(
+    pub fn count_request(
         &mut self,
         tenant: &str,
         meter: Meter,
         now: Timestamp,
-    ) -> Result<Option<Standing>, Refusal> {
+    ) -> Result<Option<RateLimit>, Refusal> {
         let index = self.tenant(tenant)?;
         let allowance = self.options.allowance;
         if !allowance.enforced {
@@ -373,11 +373,11 @@ impl World {
         std::iter::once(tenant).chain(partner)
     }
 
-    fn expand(&self, entry: Entry) -> impl Iterator<Item = Happening> {
+    fn expand(&self, entry: Entry) -> impl Iterator<Item = AlertChange> {
         (entry.first..entry.first + entry.count).map(move |slot| {
             let alert = &self.alerts[slot as usize];
             let born_with = || scenery::first_state(self.seed_of(slot));
-            Happening {
+            AlertChange {
                 at: entry.at,
                 tenant: self.tenants[alert.tenant as usize].facts.id.clone(),
                 alert_id: alert.unique_id(),

@@ -278,7 +278,7 @@ async fn a_partner_that_cannot_be_looked_up_keeps_nobody_from_following_the_othe
     let url = simulator.url();
     let mut exporter = Reloading::new(plan(&url)).await;
     let fault = || FaultRule::always(Fault::status(410)).at(Endpoint::Clients);
-    let down = simulator.inject(fault().of("msp_1"));
+    let down = simulator.inject(fault().for_tenant("msp_1"));
     exporter
         .reload(|account| {
             *account = Account {
@@ -304,7 +304,7 @@ async fn a_partner_that_cannot_be_looked_up_keeps_nobody_from_following_the_othe
 
     // The known clients of this partner are still polled, while a client of the other partner
     // leaves.
-    simulator.inject(fault().of("msp_2"));
+    simulator.inject(fault().for_tenant("msp_2"));
     simulator
         .world(|world, now| world.set_activated("client_1", false, now))
         .unwrap();

@@ -34,7 +34,7 @@ async fn a_revoked_token_is_replaced_at_once_and_one_that_comes_back_is_not_aske
     simulator.world(|world, _| world.revoke_tokens(None));
     exporter.wait_for_poll().await;
     assert_eq!(exporter.sample("opsramp_poll_failures_total{"), 0.0);
-    assert_eq!(simulator.requests().of(Endpoint::Token), 2);
+    assert_eq!(simulator.requests().count(Endpoint::Token), 2);
 
     simulator.set_options(|options| options.stale_tokens = true);
     simulator.world(|world, _| world.revoke_tokens(None));
@@ -44,7 +44,7 @@ async fn a_revoked_token_is_replaced_at_once_and_one_that_comes_back_is_not_aske
     .await;
     exporter.wait_for_poll().await;
     exporter.wait_for_poll().await;
-    assert_eq!(simulator.requests().of(Endpoint::Token), 3);
+    assert_eq!(simulator.requests().count(Endpoint::Token), 3);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -73,7 +73,7 @@ async fn a_token_that_runs_out_while_a_request_waits_for_its_turn_costs_no_reque
     ask().await.unwrap_err();
     ask().await.unwrap();
     assert_eq!(simulator.requests().with_status(407), 0);
-    assert_eq!(simulator.requests().of(Endpoint::Token), 2);
+    assert_eq!(simulator.requests().count(Endpoint::Token), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]

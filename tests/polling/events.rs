@@ -438,7 +438,7 @@ async fn own_pages_that_would_come_too_late_are_not_asked_for() {
     exporter.wait_until_complete().await;
     simulator
         .inject(FaultRule::always(Fault::SlowHeaders { seconds: PATIENCE }).at(Endpoint::Alert));
-    let asked = || simulator.requests().of(Endpoint::Alert);
+    let asked = || simulator.requests().count(Endpoint::Alert);
     let told =
         || exporter.sample("opsramp_api_requests_total{account=\"default\",endpoint=\"alert\"");
     let ids = simulator.open_many(DEMO_TENANT, 40).unwrap();

@@ -345,7 +345,9 @@ async fn tenants_in_trouble_delay_nobody_else() {
     options.tenants = ids.iter().map(|id| tenant(id, 1)).collect();
     let simulator = start(options).await;
     for hanging in &ids[..3] {
-        simulator.inject(FaultRule::always(Fault::SlowHeaders { seconds: PATIENCE }).of(hanging));
+        simulator.inject(
+            FaultRule::always(Fault::SlowHeaders { seconds: PATIENCE }).for_tenant(hanging),
+        );
     }
     let mut plan = plan(&simulator.url());
     let names: Vec<&str> = ids.iter().map(String::as_str).collect();

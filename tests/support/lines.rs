@@ -8,7 +8,7 @@ use std::{
     os::unix::fs::FileExt as _,
 };
 
-use opsramp_exporter::simulator::{Simulator, Snapshot, Status, What};
+use opsramp_exporter::simulator::{ChangeKind, Simulator, Snapshot, Status};
 
 use tokio::time::{Duration, Instant};
 
@@ -182,8 +182,8 @@ impl Story {
 }
 
 fn ever_opened(opsramp: &Simulator) -> BTreeSet<String> {
-    let all = opsramp.world(|world, _| world.happenings(0));
-    let opened = all.into_iter().filter(|it| it.what == What::Opened);
+    let all = opsramp.world(|world, _| world.changes_since(0));
+    let opened = all.into_iter().filter(|it| it.what == ChangeKind::Opened);
     opened.map(|it| it.alert_id).collect()
 }
 

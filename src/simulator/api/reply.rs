@@ -40,7 +40,7 @@ enum Cut {
 }
 
 /// Returns the response of a fault that hides the API.
-pub(super) async fn instead(fault: Fault, reset: &ResetSwitch) -> Response {
+pub(super) async fn fault_response(fault: Fault, reset: &ResetSwitch) -> Response {
     let json = "application/json;charset=UTF-8";
     let html = "text/html; charset=utf-8";
     let plain = |kind: &'static str, body: Vec<u8>| {

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::simulator::{
-    Action, Allowance, EventType, Fault, Page, SearchParams, Spec, UnknownKey, What,
+    Action, Allowance, ChangeKind, EventType, Fault, Page, SearchParams, Spec, UnknownKey,
 };
 
 fn at(second: i64) -> Timestamp {
@@ -257,7 +257,7 @@ fn a_partner_sees_the_alerts_of_its_clients() {
     assert_eq!(active.results.len(), 1);
     assert_eq!(active.results[0].unique_id, "client_8");
     assert!(matches!(
-        world.admit("client_7"),
+        world.check_active("client_7"),
         Err(Refusal::TenantDeactivated(_))
     ));
 }
@@ -325,19 +325,19 @@ fn the_record_tells_openings_changes_and_departures() {
     world.act(ids[0], Action::Close, at(3)).unwrap();
     world.act(ids[0], Action::Purge, at(4)).unwrap();
     world.act(ids[0], Action::Reopen, at(5)).unwrap();
-    let told: Vec<(What, String)> = world
-        .happenings(from)
+    let told: Vec<(ChangeKind, String)> = world
+        .changes_since(from)
         .into_iter()
-        .map(|happening| (happening.what, happening.alert_id))
+        .map(|change| (change.what, change.alert_id))
         .collect();
     let (one, two) = (ids[0].to_string(), ids[1].to_string());
     let expected = [
-        (What::Opened, one.clone()),
-        (What::Opened, two),
-        (What::Changed, one.clone()),
-        (What::Left, one.clone()),
-        (What::Changed, one.clone()),
-        (What::Opened, one),
+        (ChangeKind::Opened, one.clone()),
+        (ChangeKind::Opened, two),
+        (ChangeKind::Changed, one.clone()),
+        (ChangeKind::Left, one.clone()),
+        (ChangeKind::Changed, one.clone()),
+        (ChangeKind::Opened, one),
     ];
     assert_eq!(told, expected);
 }
@@ -374,7 +374,11 @@ fn partners_have_an_allowance_of_their_own() {
     };
     world.add_tenant(&partner, at(0));
     let limit = |world: &mut World, tenant, meter| {
-        world.spend(tenant, meter, at(0)).unwrap().unwrap().limit
+        world
+            .count_request(tenant, meter, at(0))
+            .unwrap()
+            .unwrap()
+            .limit
     };
     assert_eq!(limit(&mut world, "client_1", Meter::AlertPages), 50);
     assert_eq!(limit(&mut world, "client_1", Meter::Alerts), 500);
@@ -383,19 +387,22 @@ fn partners_have_an_allowance_of_their_own() {
     change(&mut world, |options| {
         options.allowance = Allowance::unlimited()
     });
-    assert_eq!(world.spend("client_1", Meter::AlertPages, at(0)), Ok(None));
+    assert_eq!(
+        world.count_request("client_1", Meter::AlertPages, at(0)),
+        Ok(None)
+    );
 }
 
 #[test]
 fn pages_of_alerts_are_counted_apart_from_everything_else() {
     let mut world = world();
     for _ in 0..50 {
-        let standing = world.spend("client_1", Meter::AlertPages, at(0));
-        assert!(standing.unwrap().unwrap().allowed);
+        let rate_limit = world.count_request("client_1", Meter::AlertPages, at(0));
+        assert!(rate_limit.unwrap().unwrap().allowed);
     }
     let mut allowed = |meter| {
         world
-            .spend("client_1", meter, at(1))
+            .count_request("client_1", meter, at(1))
             .unwrap()
             .unwrap()
             .allowed
@@ -577,11 +584,11 @@ proptest! {
             prop_assert_eq!(fast.total_results(), world.open_count(tenant).unwrap());
         }
         let mut told = BTreeSet::new();
-        for happening in world.happenings(0) {
-            match happening.what {
-                What::Opened => prop_assert!(told.insert(happening.alert_id)),
-                What::Left => prop_assert!(told.remove(&happening.alert_id)),
-                What::Changed => {}
+        for change in world.changes_since(0) {
+            match change.what {
+                ChangeKind::Opened => prop_assert!(told.insert(change.alert_id)),
+                ChangeKind::Left => prop_assert!(told.remove(&change.alert_id)),
+                ChangeKind::Changed => {}
             }
         }
         let mut open = BTreeSet::new();

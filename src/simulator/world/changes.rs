@@ -1,13 +1,13 @@
 //! What is done to alerts: every way in which an alert comes into being or changes.
 //!
-//! All ways go through `born` and `change`, which keep the index true. The record is written by
-//! `change`, and by the callers of `born`.
+//! All ways go through `insert_alert` and `change`, which keep the index true. The record is written by
+//! `change`, and by the callers of `insert_alert`.
 
 use jiff::Timestamp;
 
 use super::{PAST, World};
 use crate::simulator::alert::{Action, Alert, AlertId, Extra, Priority, Spec, State, Status};
-use crate::simulator::record::{Entry, What};
+use crate::simulator::record::{ChangeKind, Entry};
 use crate::simulator::refusal::Refusal;
 use crate::simulator::scenery::{self, mix};
 
@@ -21,8 +21,8 @@ impl World {
             return Err(Refusal::BadRequest(format!("alert {text:?} exists")));
         }
         let created = spec.created.unwrap_or(now).as_second();
-        let slot = self.born(index, spec, created, now.as_second());
-        self.note(slot, 1, What::Opened, now);
+        let slot = self.insert_alert(index, spec, created, now.as_second());
+        self.record_change(slot, 1, ChangeKind::Opened, now);
         Ok(AlertId(slot))
     }
 
@@ -45,14 +45,14 @@ impl World {
         let created = spec.created.unwrap_or(now).as_second();
         let first = self.alerts.len() as u32;
         for _ in 0..count {
-            self.born(index, spec, created, now.as_second());
+            self.insert_alert(index, spec, created, now.as_second());
         }
         if count > 0 {
             let entry = Entry {
                 at: now,
                 first,
                 count: count as u32,
-                what: What::Opened,
+                what: ChangeKind::Opened,
                 state: spec.state,
                 status: Status::New,
             };
@@ -149,20 +149,20 @@ impl World {
                 true => created,
                 false => created + (mix(self.seed_of(slot) ^ 5) % age.unsigned_abs()) as i64,
             };
-            self.born(tenant, &Spec::default(), created, updated);
+            self.insert_alert(tenant, &Spec::default(), created, updated);
         }
         self.record.push(Entry {
             at: now,
             first,
             count: count as u32,
-            what: What::Opened,
+            what: ChangeKind::Opened,
             state: None,
             status: Status::New,
         });
     }
 
     /// Creates an alert. Times are in seconds since the epoch.
-    fn born(&mut self, tenant: u32, spec: &Spec, created: i64, updated: i64) -> u32 {
+    fn insert_alert(&mut self, tenant: u32, spec: &Spec, created: i64, updated: i64) -> u32 {
         let slot = self.alerts.len() as u32;
         let seed = self.seed_of(slot);
         let state = spec.state.unwrap_or_else(|| scenery::first_state(seed));
@@ -231,15 +231,15 @@ impl World {
             }
         }
         let what = match (was_open, is_open) {
-            (false, true) => What::Opened,
-            (true, false) => What::Left,
-            _ => What::Changed,
+            (false, true) => ChangeKind::Opened,
+            (true, false) => ChangeKind::Left,
+            _ => ChangeKind::Changed,
         };
-        self.note(id.0, 1, what, now);
+        self.record_change(id.0, 1, what, now);
         Ok(())
     }
 
-    fn note(&mut self, first: u32, count: u32, what: What, at: Timestamp) {
+    fn record_change(&mut self, first: u32, count: u32, what: ChangeKind, at: Timestamp) {
         let alert = &self.alerts[first as usize];
         self.record.push(Entry {
             at,
