@@ -79,7 +79,8 @@ const MAX_PATIENCE: u64 = 10_000;
 pub(super) enum Flow {
     /// Another page.
     Continue,
-    /// Begin again: pages are larger now, so the following ones would begin behind what was read.
+    /// Begin again: pages are larger now, so the following ones would begin behind what was read;
+    /// or a page that is read again is smaller now, so it ends before what slipped by.
     Restart,
     /// The end of the result. `sound`: as far as the totals tell, no alert slipped through.
     End { sound: bool },
@@ -130,6 +131,15 @@ impl Facts {
         self.next.is_some() && self.shown > 0 && !(is_short && reached)
     }
 
+    /// Whether pages of this size end with this page, going by the total, which may be a little too
+    /// high. When a page is read again, the number of seen alerts does not tell, because some of
+    /// them have left.
+    fn is_last(&self, size: u64) -> bool {
+        let before = (self.page - 1).saturating_mul(size);
+        let end = before.saturating_add(self.shown as u64);
+        end.saturating_add(size / 8) >= self.total
+    }
+
     /// Number of pages of the result.
     pub(super) fn pages(&self) -> u64 {
         self.total.div_ceil(self.page_size.max(1))
@@ -171,15 +181,18 @@ impl FullRead {
         self.next
     }
 
+    /// The size of the pages, as far as an answer has told.
+    pub(super) fn page_size(&self) -> Option<u64> {
+        self.page_size
+    }
+
+    /// Whether a page has been read.
+    pub(super) fn has_begun(&self) -> bool {
+        self.last_total.is_some()
+    }
+
     /// Takes note of an answer to [`FullRead::page`]. `seen`: the number of alerts seen so far.
     pub(super) fn read(&mut self, facts: &Facts, seen: usize) -> Flow {
-        let is_larger = self.page_size.is_some_and(|size| size < facts.page_size);
-        if is_larger && facts.shown > 0 {
-            if self.restarts < RESTARTS {
-                return Flow::Restart;
-            }
-            self.sound = false;
-        }
         if self.page_size.is_none() {
             // As many pages again as the result has, and a few more for short results.
             self.patience = facts.pages().min(MAX_PATIENCE) + 8;
@@ -190,7 +203,21 @@ impl FullRead {
             self.unreadable.insert(facts.page, facts.unreadable);
         }
         let enough = (seen + self.unreadable()) as u64 >= facts.total;
-        if facts.tells_size(self.page_size, enough) {
+        let tells_size = facts.tells_size(self.page_size, enough);
+        let is_again = self.resume.is_some();
+        let leaves_a_gap = self.page_size.is_some_and(|size| {
+            let is_larger = facts.page_size > size && facts.shown > 0;
+            let is_smaller =
+                facts.page_size < size && facts.tells_size(Some(size), facts.is_last(size));
+            is_larger || is_smaller && is_again
+        });
+        if leaves_a_gap {
+            if self.restarts < RESTARTS {
+                return Flow::Restart;
+            }
+            self.sound = false;
+        }
+        if tells_size {
             self.page_size = Some(facts.page_size);
         }
         if !facts.is_hollow() {
@@ -229,7 +256,6 @@ impl FullRead {
                 self.again.insert(page);
             }
         }
-        let is_again = self.resume.is_some();
         let onwards = self.resume.take().unwrap_or(facts.next);
         if let Some(page) = self.again.first().copied() {
             self.resume = Some(onwards);
@@ -472,6 +498,35 @@ mod tests {
         let mut read = first();
         assert_eq!(sizes(&mut read, [10, 10, 3]), [on, on, end]);
         assert_eq!(read.page_size, Some(10));
+    }
+
+    /// What slipped by may be on the part of the page that does not come any more.
+    #[test]
+    fn a_page_that_is_read_again_and_is_smaller_means_to_begin_again() {
+        let mut read = FullRead::new();
+        let answer = |read: &mut FullRead, page_size, total| {
+            let facts = Facts {
+                page_size,
+                ..facts(read.page(), total, 4)
+            };
+            read.read(&facts, 40)
+        };
+        for restarts in 0..=RESTARTS {
+            assert!(!read.has_begun());
+            assert_eq!(answer(&mut read, 10, 40), Flow::Continue);
+            assert!(read.has_begun());
+            assert_eq!(answer(&mut read, 10, 39), Flow::Continue);
+            assert_eq!(read.page(), 1, "again");
+            let flow = answer(&mut read, 5, 39);
+            if restarts < RESTARTS {
+                assert_eq!(flow, Flow::Restart);
+                read = read.restarted();
+            }
+        }
+        while read.page() < 4 {
+            assert_eq!(answer(&mut read, 5, 39), Flow::Continue);
+        }
+        assert_eq!(answer(&mut read, 5, 39), Flow::End { sound: false });
     }
 
     #[test]
