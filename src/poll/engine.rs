@@ -555,6 +555,12 @@ impl Engine {
         matches!(self.reading, Reading::Pages { .. })
     }
 
+    /// Whether a full read is under way that has not read any page yet.
+    #[must_use]
+    pub fn begins_reading(&self) -> bool {
+        matches!(&self.reading, Reading::Pages { read, .. } if !read.has_begun())
+    }
+
     /// Begins the full read under way anew, because the size of the pages changes from now on.
     pub fn read_anew(&mut self, now: Instant) {
         if self.is_reading() {
@@ -573,7 +579,8 @@ impl Engine {
             // The page was asked for by an earlier reading, or before a page was taken back.
             return;
         }
-        self.limits.pages.refuse(page, now);
+        let size = read.page_size().unwrap_or(self.page_size);
+        self.limits.pages.refuse(page, size, now);
         let took = now - *begun;
         let ending = Ending {
             sound: false,
@@ -585,10 +592,15 @@ impl Engine {
         self.finish_reading(ending, None, now);
     }
 
-    /// The page at which the last full read ended because the server does not show it.
+    /// The page at which the last full read ended because the server does not show it. It is
+    /// numbered as the full read under way numbers its pages.
     #[must_use]
     pub fn refused(&self) -> Option<u64> {
-        self.limits.pages.refused()
+        let size = match &self.reading {
+            Reading::Pages { read, .. } => read.page_size(),
+            _ => None,
+        };
+        self.limits.pages.refused(size.unwrap_or(self.page_size))
     }
 
     /// Whether polls do not ask for this page, because the server refused it, or a page before it,
@@ -618,12 +630,6 @@ impl Engine {
         self.limits.pages.failed(page, took, now)
     }
 
-    /// Whether the result has such a page, and a poll that has read as far as `facts` may ask for
-    /// one more.
-    fn can_try(&self, page: u64, facts: &Facts) -> bool {
-        page <= facts.pages() && facts.page < self.options.max_poll_pages
-    }
-
     /// Notes that failures have held up the full read since then. That time is not work, so it
     /// does not lengthen the rest after the read.
     pub fn held_up(&mut self, since: Instant, now: Instant) {
@@ -649,12 +655,12 @@ impl Engine {
             self.sudden.clear();
             return Next::Done;
         }
+        self.limits.pages.came(facts);
         if self.is_refused(facts.page) {
             // The server shows the page again, so a full read that was resting may begin.
             self.limits.pages.is_shown();
             self.rest_until = None;
         }
-        self.limits.pages.came(facts.page);
         if facts.is_whole() {
             self.tracker.begin_reading();
             self.tracker.adopt(known, page);
@@ -718,14 +724,17 @@ impl Engine {
         now: Instant,
     ) -> Option<u64> {
         let (next, interval) = (facts.next?, self.options.interval);
+        if facts.page >= self.options.max_poll_pages {
+            return None;
+        }
         let pages = &mut self.limits.pages;
         let (again, trial) = (
             pages.second_try(next),
             pages.trial(next, news, interval, now),
         );
-        let can_try = |page: &u64| self.can_try(*page, facts);
-        let trial = trial.filter(|_| !accounted).filter(can_try);
-        again.filter(can_try).or(trial)
+        let exists = |page: &u64| *page <= facts.pages();
+        let trial = trial.filter(|_| !accounted).filter(exists);
+        again.filter(exists).or(trial)
     }
 
     /// Whether a first page shows nothing although it counts alerts, and an earlier one did not do
@@ -787,7 +796,7 @@ impl Engine {
     /// Whether the last reading did not show everything and another one may, however the count
     /// adds up. If the server refuses a page, no reading shows what is behind it.
     fn is_in_doubt(&self) -> bool {
-        self.readings.last.is_some() && !self.is_sound() && self.limits.pages.refused().is_none()
+        self.readings.last.is_some() && !self.is_sound() && self.refused().is_none()
     }
 
     /// The total to be expected: the open alerts that are known, and the items that the last
@@ -830,11 +839,14 @@ impl Engine {
             // The reading no longer waits for this page.
             return;
         }
+        let flow = read.read(facts, seen);
+        let size = read.page_size().unwrap_or(facts.page_size);
         let pages = &mut self.limits.pages;
-        if pages.is_refused(facts.page) && !facts.is_hollow() {
+        let refused = pages.refused(size).filter(|_| flow != Flow::Restart);
+        if refused.is_some_and(|refused| facts.page >= refused) && !facts.is_hollow() {
             pages.is_shown();
         }
-        match read.read(facts, seen) {
+        match flow {
             Flow::Continue => {}
             Flow::Restart => {
                 let read = read.restarted();
@@ -892,7 +904,7 @@ impl Engine {
         let tracker = &self.tracker;
         self.suspects.retain(|id, _| tracker.is_missing(id));
         // The reading has read the page that was refused or missed, or the result ended before it.
-        self.limits.pages = OutOfSight::default();
+        self.limits.pages.are_shown();
         let sudden = std::mem::take(&mut self.sudden);
         match poll {
             Some(overtaken) if unreadable == 0 => {

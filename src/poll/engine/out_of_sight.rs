@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::poll::full_read::Facts;
+
 /// Time after a refused page failed until a poll without news asks for it again, if the count does
 /// not add up.
 pub(super) const TRY_AGAIN: Duration = Duration::from_secs(5 * 60);
@@ -16,19 +18,23 @@ const LEFT_ALONE: u32 = 10;
 /// the allowance.
 const MAX_TOOK: Duration = Duration::from_secs(60);
 
-/// The pages that are out of sight.
+/// The pages that are out of sight. They are kept as places in the result, counted from 0, because
+/// pages are numbered by their size, and polls and full reads may read pages of different sizes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct OutOfSight {
     /// The page at which the last full read ended because the server does not show it.
     refused: Option<Refused>,
     /// The page at which a poll was cut short, so that new alerts on it may be unknown.
     missed: Option<Missed>,
+    /// The size of the pages that the last poll has read.
+    size: u64,
 }
 
 /// A further page that the server does not show.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Refused {
-    page: u64,
+    /// The place at which the page begins.
+    from: u64,
     /// When it was last asked for.
     at: Instant,
     /// How long it took to fail when a poll asked for it.
@@ -38,9 +44,12 @@ struct Refused {
 /// A further page that a poll wanted and could not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Missed {
-    page: u64,
-    /// Whether a later poll has asked for it at its end.
-    tried: bool,
+    /// The first place that is unknown. It moves on as pages come.
+    from: u64,
+    /// The place behind the last one that is unknown.
+    to: u64,
+    /// The page that a later poll has asked for at its end and that has not come yet.
+    tried: Option<u64>,
 }
 
 // === impl OutOfSight ===
@@ -54,21 +63,23 @@ impl OutOfSight {
         }
     }
 
-    /// The page at which the last full read ended because the server does not show it.
-    pub(super) fn refused(&self) -> Option<u64> {
-        self.refused.map(|refused| refused.page)
+    /// The page at which the last full read ended because the server does not show it, among pages
+    /// of this size.
+    pub(super) fn refused(&self, size: u64) -> Option<u64> {
+        self.refused.map(|refused| page_near(refused.from, size))
     }
 
-    /// Whether this page is the refused one, or behind it.
+    /// Whether this page of polls is the refused one, or behind it.
     pub(super) fn is_refused(&self, page: u64) -> bool {
-        self.refused.is_some_and(|refused| page >= refused.page)
+        self.refused(self.size).is_some_and(|first| page >= first)
     }
 
-    /// Notes that a full read has ended before this page.
-    pub(super) fn refuse(&mut self, page: u64, now: Instant) {
-        let before = self.refused.filter(|before| before.page == page);
+    /// Notes that a full read has ended before this page, whose size is `size`.
+    pub(super) fn refuse(&mut self, page: u64, size: u64, now: Instant) {
+        let from = place(page, size);
+        let before = self.refused.filter(|before| before.from == from);
         self.refused = Some(Refused {
-            page,
+            from,
             at: now,
             took: before.map_or(Duration::ZERO, |before| before.took),
         });
@@ -79,9 +90,27 @@ impl OutOfSight {
         self.refused = None;
     }
 
+    /// Notes that a reading has shown the whole result.
+    pub(super) fn are_shown(&mut self) {
+        self.refused = None;
+        self.missed = None;
+    }
+
     /// Notes that a poll wanted this page and did not learn what is on it.
     pub(super) fn miss(&mut self, page: u64) {
-        self.missed = Some(Missed { page, tried: false });
+        let from = place(page, self.size);
+        self.miss_places(from, from.saturating_add(self.size.max(1)));
+    }
+
+    /// Notes that a poll did not learn what is at these places. What an earlier poll missed is not
+    /// forgotten.
+    fn miss_places(&mut self, from: u64, to: u64) {
+        let earlier = self.missed.as_ref();
+        self.missed = Some(Missed {
+            from: earlier.map_or(from, |missed| from.min(missed.from)),
+            to: earlier.map_or(to, |missed| to.max(missed.to)),
+            tried: None,
+        });
     }
 
     /// Whether a poll missed a page and no later poll has tried to read it.
@@ -91,9 +120,37 @@ impl OutOfSight {
 
     /// Notes that a page of a poll has come. If it is the missed page, its content is known. If it
     /// is a first page, the poll that tried the missed page is over.
-    pub(super) fn came(&mut self, page: u64) {
-        let is_over = |missed: &Missed| page == missed.page || missed.tried && page == 1;
+    pub(super) fn came(&mut self, facts: &Facts) {
+        let page = facts.page;
+        let is_over = |missed: &Missed| missed.tried.is_some() && page == 1;
         self.missed = self.missed.filter(|missed| !is_over(missed));
+        let before = self.size;
+        let reached = place(page, before).saturating_add(facts.shown as u64) >= facts.total;
+        let is_larger = facts.page_size > before;
+        if page == 1 {
+            self.size = facts.page_size;
+        } else if is_larger || facts.tells_size(Some(before), reached) {
+            self.size = facts.page_size;
+            self.pass_over(page, before);
+        }
+        let size = self.size;
+        if let Some(missed) = &mut self.missed {
+            if page_at(missed.from, size) == page {
+                missed.from = place(page.saturating_add(1), size);
+            }
+            missed.tried = missed.tried.filter(|tried| *tried != page);
+        }
+        self.missed = self.missed.filter(|missed| missed.from < missed.to);
+    }
+
+    /// Notes what a poll has missed if its pages change their size: the page that comes now lies
+    /// elsewhere than the page that the poll wanted, whose size was `before`.
+    fn pass_over(&mut self, page: u64, before: u64) {
+        let wanted = place(page, before);
+        if page_near(wanted, self.size) != page {
+            let end = wanted.saturating_add(before);
+            self.miss_places(wanted, end.max(place(page, self.size)));
+        }
     }
 
     /// Notes that a page of a poll did not come, after the time `took`. Returns whether the poll
@@ -111,26 +168,31 @@ impl OutOfSight {
 
     /// Whether a poll has asked for this page only to see whether it comes by now.
     fn is_tried(&self, page: u64) -> bool {
-        let is_missed = |missed: Missed| missed.tried && missed.page == page;
+        let is_missed = |missed: Missed| missed.tried == Some(page);
         self.missed.is_some_and(is_missed) || self.is_refused(page)
     }
 
     /// Notes that a page that a poll has [tried](OutOfSight::is_tried) has failed once more.
     fn tried_in_vain(&mut self, page: u64, took: Duration, now: Instant) {
-        self.missed = self.missed.filter(|missed| missed.page != page);
-        if let Some(refused) = &mut self.refused
-            && page >= refused.page
-        {
+        self.missed = self.missed.filter(|missed| missed.tried != Some(page));
+        let is_refused = self.is_refused(page);
+        if let Some(refused) = self.refused.as_mut().filter(|_| is_refused) {
             (refused.at, refused.took) = (now, took);
         }
     }
 
-    /// Returns the missed page for a poll that would end before `next`, to be tried once.
+    /// Returns the missed page for a poll that would end before `next`, to be tried once. If pages
+    /// are smaller now, those behind it follow, as far as the missed page reached.
     pub(super) fn second_try(&mut self, next: u64) -> Option<u64> {
-        let missed = self.missed.as_mut().filter(|missed| !missed.tried)?;
-        missed.tried = true;
-        missed.page = missed.page.max(next);
-        Some(missed.page)
+        let size = self.size;
+        let missed = self.missed.as_mut()?;
+        // Where the poll is further on, the next poll comes by the missed page.
+        let page = Some(page_at(missed.from, size)).filter(|page| *page >= next);
+        if missed.tried.is_none() {
+            missed.tried = page;
+            return page;
+        }
+        None
     }
 
     /// Returns the refused page that a poll that would end before `next` is to try, if it is time.
@@ -145,9 +207,26 @@ impl OutOfSight {
         now: Instant,
     ) -> Option<u64> {
         let refused = self.refused?;
+        let first = self.refused(self.size)?;
         let least = if news { interval / 2 } else { TRY_AGAIN };
         let pause = (refused.took.min(MAX_TOOK) * LEFT_ALONE).max(least);
         let is_time = now.saturating_duration_since(refused.at) >= pause;
-        is_time.then(|| next.max(refused.page))
+        is_time.then(|| next.max(first))
     }
+}
+
+/// The place at which a page of this size begins.
+fn place(page: u64, size: u64) -> u64 {
+    (page - 1).saturating_mul(size.max(1))
+}
+
+/// The page of this size on which a place is.
+fn page_at(place: u64, size: u64) -> u64 {
+    (place / size.max(1)).saturating_add(1)
+}
+
+/// The page of this size that begins at a place or, else, on which the place is. If a server gives
+/// the number of alerts that it shows as the size, that is not always quite the same.
+fn page_near(place: u64, size: u64) -> u64 {
+    page_at(place.saturating_add(size / 8), size)
 }

@@ -253,6 +253,133 @@ fn a_missed_page_is_tried_once_though_the_count_adds_up() {
     }
 }
 
+/// Makes a poll up to its end.
+fn poll_to_the_end(run: &mut Run) {
+    run.poll(false);
+    while run.poll_page.is_some() {
+        run.poll(false);
+    }
+}
+
+/// Knows 1000 alerts, and then changes those whose ids lie in one of the ranges. The server sorts
+/// by updated time if `by_updated` says so. Else the newest alerts, whose ids are the highest, come
+/// first.
+fn run_with_changes(by_updated: bool, page_size: usize, changed: &[(u32, u32)]) -> Run {
+    let mut run = Run::new(by_updated, page_size, true);
+    for _ in 0..1_000 {
+        run.server.act(&Act::Open(1));
+        run.server.clock += 3;
+    }
+    run.settle();
+    run.server.clock += 3;
+    let now = run.server.clock / 3;
+    for (id, alert) in &mut run.server.alerts {
+        if changed.iter().any(|(from, to)| (*from..*to).contains(id)) {
+            (alert.state, alert.updated) = (1, now);
+        }
+    }
+    run.now += Duration::from_secs(120);
+    run.requests = 0;
+    run
+}
+
+/// Returns the number of alerts whose change was told.
+fn told_changes(run: &Run) -> usize {
+    let now = run.server.clock;
+    run.told_at.values().filter(|at| **at == now).count()
+}
+
+/// Pages are numbered by their size, so that a page of the same number is another one.
+#[test]
+fn what_was_on_a_missed_page_is_read_though_pages_have_another_size_now() {
+    // All that has changed comes first.
+    let mut run = run_with_changes(true, 500, &[(1, 701)]);
+    assert!(poll_cut_short(&mut run));
+    assert_eq!(told_changes(&run), 500);
+    run.server.page_size = 100;
+    run.requests = 0;
+    poll_to_the_end(&mut run);
+    assert_eq!((told_changes(&run), run.requests), (700, 1 + 5));
+    assert!(!run.engine.misses_a_page());
+    assert_eq!(run.engine.task(), None, "all that was missed is read");
+
+    // One alert that has changed is at the end of the missed page.
+    let mut run = run_with_changes(false, 500, &[(501, 1_001), (1, 11)]);
+    assert!(poll_cut_short(&mut run));
+    run.server.page_size = 100;
+    run.requests = 0;
+    poll_to_the_end(&mut run);
+    assert_eq!((told_changes(&run), run.requests), (510, 1 + 5));
+    assert!(!run.engine.misses_a_page());
+
+    // A larger page shows it at once.
+    let mut run = run_with_changes(true, 100, &[(1, 401)]);
+    run.poll(false);
+    run.poll(false);
+    assert!(poll_cut_short(&mut run));
+    assert_eq!((told_changes(&run), run.requests), (300, 3));
+    run.server.page_size = 500;
+    run.requests = 0;
+    poll_to_the_end(&mut run);
+    assert_eq!((told_changes(&run), run.requests), (400, 1));
+    assert!(!run.engine.misses_a_page());
+}
+
+/// A page that fails once more is not tried for ever, whatever its number is by now.
+#[test]
+fn a_missed_page_of_another_size_is_tried_once() {
+    let mut run = run_with_changes(true, 500, &[(1, 701)]);
+    assert!(poll_cut_short(&mut run));
+    run.server.page_size = 100;
+    run.poll(false);
+    assert_eq!(run.poll_page, Some(6));
+    assert!(run.engine.page_failed(6, Duration::ZERO, run.now));
+    run.poll_page = None;
+    assert!(!run.engine.misses_a_page());
+    run.poll(false);
+    assert_eq!(run.poll_page, None);
+}
+
+#[test]
+fn a_page_that_is_missed_before_another_one_is_tried_does_not_make_that_forgotten() {
+    let mut run = run_with_changes(true, 100, &[(1, 401)]);
+    run.poll(false);
+    run.poll(false);
+    run.poll(false);
+    assert!(poll_cut_short(&mut run));
+    run.server.clock += 3;
+    run.server.act(&Act::Open(100));
+    assert!(poll_cut_short(&mut run));
+    run.server.clock += 3;
+    run.requests = 0;
+    poll_to_the_end(&mut run);
+    assert_eq!(run.requests, 5, "those missed, and those between them");
+    assert!(!run.engine.misses_a_page());
+}
+
+/// The pages that a poll reads after its first one are of another size.
+#[test]
+fn what_a_poll_passes_over_because_its_pages_change_their_size_is_missed() {
+    let mut run = run_with_changes(true, 500, &[(1, 701)]);
+    run.poll(false);
+    assert_eq!(run.poll_page, Some(2));
+    run.server.page_size = 100;
+    poll_to_the_end(&mut run);
+    assert_eq!((told_changes(&run), run.requests), (700, 2 + 5));
+    assert!(!run.engine.misses_a_page());
+
+    let mut run = run_with_changes(true, 100, &[(1, 401)]);
+    run.poll(false);
+    assert_eq!(run.poll_page, Some(2));
+    run.server.page_size = 500;
+    poll_to_the_end(&mut run);
+    assert_eq!((told_changes(&run), run.requests), (100, 2));
+    assert!(run.engine.misses_a_page());
+    poll_to_the_end(&mut run);
+    assert_eq!((told_changes(&run), run.requests), (400, 3));
+    assert!(!run.engine.misses_a_page());
+}
+
 /// Makes a full read, one page of which is answered with `lie`, and all tasks that follow from it.
 fn read_with(run: &mut Run, page: u64, lie: &Lie) {
     run.now += Duration::from_secs(600);
@@ -505,6 +632,48 @@ fn read_up_to_a_refusal(run: &mut Run, refused: u64) -> BTreeSet<Box<str>> {
 }
 
 #[test]
+fn a_refused_page_is_at_the_same_place_though_pages_have_another_size_now() {
+    let news = |run: &mut Run| {
+        run.server.clock += 3;
+        run.server.act(&Act::Open(150));
+        run.poll(false);
+    };
+    let mut run = run_with(1_000, 500);
+    read_up_to_a_refusal(&mut run, 2);
+    run.server.page_size = 100;
+    news(&mut run);
+    assert_eq!(run.poll_page, Some(2), "the server shows this page");
+    poll_to_the_end(&mut run);
+    assert_eq!(run.engine.refused(), Some(6));
+    for page in [5, 6] {
+        assert_eq!(run.engine.is_refused(page), page == 6);
+    }
+
+    let mut run = run_with(1_000, 100);
+    read_up_to_a_refusal(&mut run, 7);
+    run.now += run.engine.options.interval;
+    run.server.page_size = 500;
+    for _ in 0..9 {
+        run.server.act(&Act::Open(50));
+    }
+    news(&mut run);
+    assert_eq!((run.poll_page, run.engine.refused()), (Some(2), Some(2)));
+    assert!(
+        run.engine.page_failed(2, Duration::ZERO, run.now),
+        "it was only a trial"
+    );
+    // A server may give as the size what it shows of a page.
+    for size in [499, 501] {
+        assert_eq!(run.engine.limits.pages.refused(size), Some(2));
+    }
+    run.poll_page = None;
+    run.now += run.engine.options.interval;
+    news(&mut run);
+    poll_to_the_end(&mut run);
+    assert_eq!(run.engine.refused(), None, "the page comes");
+}
+
+#[test]
 fn a_full_read_whose_pages_are_of_another_size_from_now_on_begins_anew() {
     let mut run = run_with(600, 100);
     run.engine.read_anew(run.now);
@@ -513,8 +682,10 @@ fn a_full_read_whose_pages_are_of_another_size_from_now_on_begins_anew() {
     run.poll(false);
     run.background(false);
     assert!(run.engine.wants(3));
+    assert!(!run.engine.begins_reading());
     run.engine.read_anew(run.now);
     assert!(run.engine.wants(1));
+    assert!(run.engine.begins_reading());
     run.server.page_size = 50;
     while run.background(false) {}
     assert!(run.engine.is_complete());
