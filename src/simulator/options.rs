@@ -118,6 +118,8 @@ pub enum Oversized {
     Clamp,
     /// 400 "Invalid page size".
     Reject,
+    /// The page shows nothing, although the answer counts the results.
+    Blank,
 }
 
 /// What `sortName=ts` sorts by.

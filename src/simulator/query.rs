@@ -121,6 +121,7 @@ impl SearchParams {
         match options.oversized {
             _ if asked == 0 => Err(Refusal::InvalidPageSize),
             Oversized::Reject if asked > options.max_page_size => Err(Refusal::InvalidPageSize),
+            Oversized::Blank => Ok(asked),
             _ => Ok(asked.min(options.max_page_size.max(1))),
         }
     }
@@ -428,6 +429,9 @@ mod tests {
         options.oversized = Oversized::Reject;
         let refused = params(&[("pageSize", "500")], &options);
         assert!(matches!(refused, Err(Refusal::InvalidPageSize)));
+        options.oversized = Oversized::Blank;
+        let read = params(&[("pageSize", "500")], &options).unwrap();
+        assert_eq!(read.page_size, 500);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use jiff::Timestamp;
 
 use super::{Selection, World};
 use crate::simulator::alert::{Alert, AlertId, EventType, Spec};
+use crate::simulator::options::Oversized;
 use crate::simulator::order::Key;
 use crate::simulator::query::{Query, SearchParams, Sort};
 use crate::simulator::refusal::Refusal;
@@ -60,6 +61,11 @@ impl World {
                 false => cut(all.iter(), rank, params.page_size),
             };
             (slots, all.len())
+        };
+        let is_oversized = params.page_size > self.options.max_page_size;
+        let slots = match self.options.oversized {
+            Oversized::Blank if is_oversized => Vec::new(),
+            _ => slots,
         };
         let last_page = total.div_ceil(params.page_size).max(1);
         if self.options.repeats_last_page && params.page_no > last_page {

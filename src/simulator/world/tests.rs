@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::*;
 use crate::simulator::{
-    Action, Allowance, ChangeKind, EventType, Fault, Page, SearchParams, Spec, UnknownKey,
+    Action, Allowance, ChangeKind, EventType, Fault, Oversized, Page, SearchParams, Spec, UnknownKey,
 };
 
 fn at(second: i64) -> Timestamp {
@@ -477,6 +477,21 @@ fn the_last_page_can_come_again_and_again() {
         (&true.into(), &2.into())
     );
     assert_eq!((page(3), page(1000)), (last.clone(), last));
+}
+
+#[test]
+fn an_oversized_page_can_show_nothing() {
+    let mut world = three_alerts(|options| {
+        options.max_page_size = 2;
+        options.oversized = Oversized::Blank;
+    });
+    let mut page = |size| {
+        let query = format!("pageSize={size}&queryString=actions:OPEN");
+        let page = json(&search(&mut world, &query));
+        let shown = page["results"].as_array().unwrap().len();
+        (shown, page["totalResults"].clone())
+    };
+    assert_eq!((page(2), page(3)), ((2, 3.into()), (0, 3.into())));
 }
 
 #[test]
