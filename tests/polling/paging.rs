@@ -123,15 +123,51 @@ async fn an_outage_is_not_taken_for_the_end_of_what_the_server_shows() {
         ..FaultRule::always(not_found).at(Endpoint::Search)
     });
     let exporter = Exporter::start(plan(&simulator.url())).await;
-    let of_page = |page| {
-        let requests = simulator.requests();
-        let log = requests.log.iter();
-        log.filter(|request| request.page == Some(page)).count()
-    };
-    eventually("a page is refused four times", || async { of_page(3) >= 4 }).await;
+    eventually("a page is refused four times", || async {
+        pages_asked(&simulator, 3) >= 4
+    })
+    .await;
     simulator.clear_faults();
     exporter.wait_until_complete().await;
-    assert_eq!(of_page(2), 1);
+    assert_eq!(pages_asked(&simulator, 2), 1);
+}
+
+/// Polls ask for less meanwhile, but are not answered. So nobody knows whether less would do.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_read_does_not_begin_anew_because_polls_ask_for_less_in_vain() {
+    let simulator = start(world(450)).await;
+    let refused = Fault::status(400);
+    let fault = |page, fault| FaultRule {
+        page: Some(page),
+        ..FaultRule::always(fault).at(Endpoint::Search)
+    };
+    simulator.inject(fault(3, refused.clone()));
+    simulator.inject(FaultRule {
+        after: 1,
+        times: Some(2),
+        ..fault(1, refused)
+    });
+    simulator.inject(FaultRule {
+        after: 1,
+        ..fault(1, Fault::status(503))
+    });
+    let mut plan = plan(&simulator.url());
+    plan.searches[0].page_size = 200;
+    let exporter = Exporter::start(plan).await;
+    eventually("a page is refused four times", || async {
+        pages_asked(&simulator, 3) >= 4
+    })
+    .await;
+    simulator.clear_faults();
+    exporter.wait_until_complete().await;
+    assert_eq!(pages_asked(&simulator, 2), 1);
+}
+
+/// How often a page of the result was asked for.
+fn pages_asked(simulator: &Simulator, page: usize) -> usize {
+    let requests = simulator.requests();
+    let log = requests.log.iter();
+    log.filter(|request| request.page == Some(page)).count()
 }
 
 /// Whatever way the server sorts, limits and numbers pages, and whatever alerts share a second.
@@ -244,6 +280,74 @@ async fn a_full_read_goes_on_with_pages_of_the_size_of_its_first() {
     .await;
     exporter.wait_until_complete().await;
     assert_eq!(exporter.count("opened").await, 2_000);
+}
+
+/// The first page is read once more, because an alert has left in front of the others. Meanwhile
+/// polls have found that the server refuses larger pages.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_page_of_a_full_read_is_as_large_when_it_is_read_again() {
+    let options = simulator::Options {
+        search_by_id: false,
+        ..world(900)
+    };
+    let simulator = start(options).await;
+    let fault = |page, fault, times| FaultRule {
+        page: Some(page),
+        times,
+        ..FaultRule::always(fault).at(Endpoint::Search)
+    };
+    simulator.inject(fault(2, Fault::status(503), None));
+    let mut plan = plan(&simulator.url());
+    plan.searches[0].page_size = 500;
+    let exporter = Exporter::start(plan).await;
+    eventually("the second page fails", || async {
+        simulator.requests().with_status(503) > 0
+    })
+    .await;
+    assert_eq!(exporter.count("opened").await, 500);
+    let newest = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap()[899]);
+    simulator.act(newest, Action::Ticket).unwrap();
+    simulator.inject(fault(1, Fault::status(400), Some(2)));
+    eventually("polls ask for less", || async {
+        simulator.requests().with_status(400) == 2
+    })
+    .await;
+    exporter.wait_for_poll().await;
+    simulator.clear_faults();
+    eventually("the one that slipped by is logged", || async {
+        exporter.count("opened").await == 900
+    })
+    .await;
+}
+
+/// Larger pages are first refused, and then empty.
+#[tokio::test(flavor = "multi_thread")]
+async fn larger_pages_that_show_nothing_are_not_asked_for() {
+    let options = simulator::Options {
+        max_page_size: 100,
+        oversized: Oversized::Blank,
+        ..world(300)
+    };
+    let simulator = start(options).await;
+    let refused = Fault::status(400);
+    simulator.inject(FaultRule::next(2, Endpoint::Search, refused));
+    let mut plan = plan(&simulator.url());
+    plan.searches[0].page_size = 500;
+    plan.searches[0].full_read_interval = Duration::from_secs(1);
+    let exporter = Exporter::start(plan).await;
+    exporter.wait_until_complete().await;
+    for opened in 1..4 {
+        let polls = exporter.polls();
+        eventually("polls try larger pages", || async {
+            exporter.polls() > polls + 12.0
+        })
+        .await;
+        simulator.open_many(DEMO_TENANT, 1).unwrap();
+        eventually("it is logged", || async {
+            exporter.count("opened").await == 300 + opened
+        })
+        .await;
+    }
 }
 
 /// Lets the oldest of 250 alerts leave after 200 others have pushed it out of what the server

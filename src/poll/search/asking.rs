@@ -7,8 +7,11 @@ use tokio::time::Instant;
 
 use super::{Reply, Request, Running};
 use crate::{
-    opsramp::{self, SearchRequest, Urgency},
-    poll::engine::{Purpose, Question},
+    opsramp::{self, Answer, SearchRequest, Urgency},
+    poll::{
+        engine::{Purpose, Question},
+        full_read::Facts,
+    },
 };
 
 /// How a page is asked for.
@@ -24,6 +27,9 @@ pub(super) struct Asking {
 pub(super) struct Paging {
     wanted: Asking,
     usual: Asking,
+    /// What a poll was last answered with. What is usual may be less: if the server answers
+    /// nobody, each poll lowers it in vain.
+    answered: Asking,
     /// If less than wanted is asked for: when a poll tries the wanted paging again. A trial costs
     /// its poll some requests, but does not make the poll fail, unless the server throttles it.
     trial_at: Option<Instant>,
@@ -42,7 +48,8 @@ impl Running {
     /// Asks for a page of a full read with the paging of the read's first page, because the size
     /// of pages determines their numbers.
     pub(super) fn page_of_read(&mut self, page: u64) -> Request {
-        if page == 1 {
+        // The first page may be read again later, and then it must reach as far as before.
+        if self.engine.begins_reading() {
             self.reading_by = self.paging.usual;
         }
         self.ask(Purpose::FullRead, page, self.reading_by)
@@ -104,13 +111,36 @@ impl Running {
         }
         Some(asking)
     }
+
+    /// Returns the paging to ask with after a poll's trial has shown nothing of what it counts.
+    /// Whether that is so because of the paging, only another request can tell.
+    pub(super) fn ask_for_less(&self, request: &SearchRequest, answer: &Answer) -> Option<Asking> {
+        let less = self.paging.less_than_tried(request)?;
+        let page = answer.page(request.page, false).ok()?;
+        let shows_nothing = Facts::of(request, &page).is_hollow_in_front();
+        shows_nothing.then_some(less)
+    }
+
+    /// Notes that a poll has learned from the answer to this request.
+    pub(super) fn page_came(&mut self, request: &SearchRequest) {
+        let Asking { page_size, sorted } = Asking::of(request);
+        if self.paging.answered(Asking::of(request)) {
+            tracing::info!(
+                search = %self.search.key,
+                page_size,
+                sorted,
+                "the server accepts more of the search's paging again; asking for more"
+            );
+        }
+    }
 }
 
 // === impl Paging ===
 
 impl Paging {
-    pub(super) fn usual(&self) -> Asking {
-        self.usual
+    /// What a poll was last answered with.
+    pub(super) fn last_answered(&self) -> Asking {
+        self.answered
     }
 
     /// Creates the paging for a server that has refused nothing yet.
@@ -118,6 +148,7 @@ impl Paging {
         Self {
             wanted,
             usual: wanted,
+            answered: wanted,
             trial_at: None,
             repeated: false,
         }
@@ -136,12 +167,21 @@ impl Paging {
         }
     }
 
-    /// Notes that a poll has learned from the answer to a request with this paging.
-    pub(super) fn answered(&mut self, asking: Asking) {
-        self.usual = asking;
+    /// Notes that a poll has learned from the answer to a request with this paging. Returns whether
+    /// that was a trial, so that more is asked for from now on.
+    fn answered(&mut self, asking: Asking) -> bool {
+        self.answered = asking;
         if asking == self.wanted {
             self.trial_at = None;
         }
+        std::mem::replace(&mut self.usual, asking) != asking
+    }
+
+    /// Returns the paging to try after a request for a first page has failed that was a trial. The
+    /// demands are lowered step by step, because some that were once refused may be accepted now.
+    fn less_than_tried(&self, failed: &SearchRequest) -> Option<Asking> {
+        let less = failed.with_simpler_paging().map(|less| Asking::of(&less));
+        (Asking::of(failed) != self.usual).then(|| less.unwrap_or(self.usual))
     }
 
     /// Returns the paging to try after a request for a first page has failed. The same is asked
@@ -156,12 +196,8 @@ impl Paging {
     ) -> Option<Asking> {
         let asked = Asking::of(failed);
         let is_refused = error.may_concern_paging();
-        if asked != self.usual {
-            // The demands are lowered step by step, because some that were once refused may be
-            // accepted now.
-            let less = failed.with_simpler_paging().map(|less| Asking::of(&less));
-            let tells = error.may_concern_request();
-            return Some(less.unwrap_or(self.usual)).filter(|_| tells);
+        if let Some(less) = self.less_than_tried(failed) {
+            return Some(less).filter(|_| error.may_concern_request());
         }
         if !is_refused {
             return None;
@@ -235,13 +271,7 @@ mod tests {
         let mut asked = vec![paging.begin(now, WHILE)];
         for error in errors {
             let last = asked[asked.len() - 1];
-            let request = SearchRequest {
-                query: String::new(),
-                page: 1,
-                page_size: last.page_size,
-                sorted: last.sorted,
-            };
-            match paging.otherwise(error, &request, now + WHILE) {
+            match paging.otherwise(error, &request(last), now + WHILE) {
                 Some(instead) => asked.push(instead),
                 None => break,
             }
@@ -280,6 +310,44 @@ mod tests {
         assert_eq!(refused(&mut paging, later + WHILE, 0), [WANTED]);
         paging.answered(WANTED);
         assert_eq!(refused(&mut paging, later + WHILE * 2, 0), [WANTED]);
+    }
+
+    fn request(asking: Asking) -> SearchRequest {
+        SearchRequest {
+            query: String::new(),
+            page: 1,
+            page_size: asking.page_size,
+            sorted: asking.sorted,
+        }
+    }
+
+    /// While the server answers nobody, polls lower their demands in vain.
+    #[test]
+    fn what_polls_were_last_answered_with_is_not_what_they_ask_for_in_vain() {
+        let mut paging = Paging::new(WANTED);
+        let now = Instant::now();
+        assert!(!paging.answered(WANTED), "nothing was lowered");
+        assert_eq!(refused(&mut paging, now, 3)[2..], [SMALLER, LEAST]);
+        assert_eq!(paging.last_answered(), WANTED);
+        assert!(!paging.answered(LEAST), "less is no more");
+        assert_eq!(paging.last_answered(), LEAST);
+        assert_eq!(refused(&mut paging, now + WHILE, 1), [WANTED, SMALLER]);
+        assert!(paging.answered(SMALLER), "a trial that succeeds");
+        assert!(!paging.answered(SMALLER));
+    }
+
+    #[test]
+    fn a_trial_is_followed_by_others_down_to_what_is_usual() {
+        let mut paging = Paging::new(WANTED);
+        assert_eq!(
+            refused(&mut paging, Instant::now(), 3)[2..],
+            [SMALLER, LEAST]
+        );
+        paging.answered(LEAST);
+        let less = |asking| paging.less_than_tried(&request(asking));
+        assert_eq!(less(WANTED), Some(SMALLER));
+        assert_eq!(less(SMALLER), Some(LEAST));
+        assert_eq!(less(LEAST), None);
     }
 
     /// One of the two refusals has passed, and the other one lasts.

@@ -129,11 +129,11 @@ impl Running {
                 self.engine.confirmation_failed(question, Instant::now());
                 Ok(())
             }
-            // The polls have found another paging meanwhile.
+            // The polls have been answered with another paging meanwhile.
             (Failure::Api(error), Purpose::FullRead)
                 if error.is_refusal()
                     && self.engine.wants(request.page)
-                    && Asking::of(request) != self.paging.usual() =>
+                    && Asking::of(request) != self.paging.last_answered() =>
             {
                 self.engine.read_anew(Instant::now());
                 Ok(())

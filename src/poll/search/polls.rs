@@ -72,6 +72,12 @@ impl Running {
         if let Some(poll) = &mut self.poll {
             poll.requests += 1;
         }
+        if let Ok(answer) = &answer
+            && let Some(asking) = self.ask_for_less(&request, answer)
+        {
+            self.engine.unanswered(&purpose);
+            return Some(self.ask(purpose, request.page, asking));
+        }
         let was_reading = self.engine.is_reading();
         let mut learned = match answer {
             Ok(answer) => self.learn(&purpose, &request, &answer).await,
@@ -79,11 +85,10 @@ impl Running {
         };
         match &learned {
             Ok(_) => {
-                let asking = Asking::of(&request);
-                self.paging.answered(asking);
+                self.page_came(&request);
                 if !was_reading {
                     // This may be the first page of a full read as well.
-                    self.reading_by = asking;
+                    self.reading_by = Asking::of(&request);
                 }
             }
             Err(failure) => {

@@ -7,7 +7,8 @@ use serde_json::Value;
 
 use super::*;
 use crate::simulator::{
-    Action, Allowance, ChangeKind, EventType, Fault, Oversized, Page, SearchParams, Spec, UnknownKey,
+    Action, Allowance, ChangeKind, EventType, Fault, Oversized, Page, SearchParams, Spec,
+    UnknownKey,
 };
 
 fn at(second: i64) -> Timestamp {
