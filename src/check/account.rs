@@ -52,6 +52,14 @@ struct Checked<'a> {
     seen: Arc<Seen>,
 }
 
+/// What of an account has been asked.
+#[derive(Default)]
+struct Asked<'a> {
+    searches: Vec<&'a SearchOptions>,
+    /// The tenants, and whether another search of each can tell something new.
+    tenants: Vec<(Tenant, bool)>,
+}
+
 /// Takes the steps of an account.
 pub(super) async fn check(report: &mut Report<'_>, account: &Account, searches: &[SearchOptions]) {
     let options = &account.options;
@@ -78,6 +86,7 @@ pub(super) async fn check(report: &mut Report<'_>, account: &Account, searches: 
         .step("clock", answered, async |()| checked.clock())
         .await;
     let client = client.zip(api).map(|(client, ())| client);
+    let mut asked = Asked::default();
     if account.discover_clients {
         for partner in &account.tenants {
             let name = format!("clients of {}", called(partner));
@@ -86,15 +95,26 @@ pub(super) async fn check(report: &mut Report<'_>, account: &Account, searches: 
                     checked.clients(client, partner).await
                 })
                 .await;
-            for tenant in found.iter().flatten().take(CLIENTS_TRIED) {
-                checked.search(&mut chain, client.as_ref(), tenant).await;
+            for (tenant, n) in found.into_iter().flatten().zip(1..) {
+                if n <= CLIENTS_TRIED {
+                    checked
+                        .search(&mut chain, client.as_ref(), tenant, &mut asked)
+                        .await;
+                } else {
+                    asked.tenants.push((tenant, true));
+                }
             }
         }
     } else {
-        for tenant in &account.tenants {
-            checked.search(&mut chain, client.as_ref(), tenant).await;
+        for tenant in account.tenants.clone() {
+            checked
+                .search(&mut chain, client.as_ref(), tenant, &mut asked)
+                .await;
         }
     }
+    checked
+        .other_searches(&mut chain, client.as_ref(), asked)
+        .await;
 }
 
 /// Takes the steps of the way to the server of a URL, up to an encrypted connection.
@@ -400,22 +420,62 @@ impl Checked<'_> {
         })
     }
 
-    async fn search(&self, chain: &mut Chain<'_, '_>, client: Option<&Client>, tenant: &Tenant) {
-        let name = format!("tenant {}", called(tenant));
-        let asked = async |client| self.ask(client, tenant).await;
-        chain.step(&name, client, asked).await;
+    /// Takes the step of a tenant: asks for the first search that runs for it.
+    async fn search<'a>(
+        &'a self,
+        chain: &mut Chain<'_, '_>,
+        client: Option<&Client>,
+        tenant: Tenant,
+        asked: &mut Asked<'a>,
+    ) {
+        let name = format!("tenant {}", called(&tenant));
+        let search = self.searches.iter().find(|it| it.is_for(&tenant.id));
+        let ask = async |client| match search {
+            Some(search) => self.ask(client, &tenant, search).await,
+            None => {
+                let passed = Passed::new((), "nothing is asked");
+                Ok(passed.with_concern("no search of the configuration names this tenant"))
+            }
+        };
+        let answered = chain.step(&name, client, ask).await.is_some();
+        asked.searches.extend(search);
+        // A refusal of the query says nothing of the tenant.
+        let is_refused = client.is_some() && self.seen.0.lock().last_status == Some(400);
+        asked.tenants.push((tenant, answered || is_refused));
     }
 
-    async fn ask(&self, client: &Client, tenant: &Tenant) -> Outcome<()> {
-        let runs = |search: &&SearchOptions| {
-            let tenants = search.tenants.as_ref();
-            tenants.is_none_or(|ids| ids.iter().any(|id| **id == *tenant.id))
-        };
-        let Some(search) = self.searches.iter().find(runs) else {
-            let passed = Passed::new((), "nothing is asked");
-            return Ok(passed.with_concern("no search of the configuration names this tenant"));
-        };
-        let trouble = |error: Error| self.tenant_trouble(&error, tenant, "search");
+    /// Takes a step for each search whose query no tenant was asked for: asks one tenant for it.
+    async fn other_searches<'a>(
+        &'a self,
+        chain: &mut Chain<'_, '_>,
+        client: Option<&Client>,
+        mut asked: Asked<'a>,
+    ) {
+        for search in self.searches {
+            let is_alike =
+                |it: &&SearchOptions| it.query == search.query && it.page_size == search.page_size;
+            if asked.searches.iter().any(is_alike) {
+                continue;
+            }
+            let mut tenants = asked.tenants.iter().filter(|(it, _)| search.is_for(&it.id));
+            let first = tenants.clone().next();
+            let Some((tenant, tells)) = tenants.find(|(_, tells)| *tells).or(first) else {
+                continue;
+            };
+            let of_tenant = format!("tenant {}", called(tenant));
+            let name = format!("{of_tenant}, search {}", search.name);
+            if client.is_some() && !tells {
+                chain.skipped(&name, &of_tenant);
+            } else {
+                let ask = async |client| self.ask(client, tenant, search).await;
+                chain.step(&name, client, ask).await;
+            }
+            asked.searches.push(search);
+        }
+    }
+
+    async fn ask(&self, client: &Client, tenant: &Tenant, search: &SearchOptions) -> Outcome<()> {
+        let trouble = |error: Error| self.search_trouble(&error, tenant, search);
         let request = SearchRequest {
             query: search.query.clone(),
             page: 1,
@@ -468,6 +528,17 @@ impl Checked<'_> {
         })
     }
 
+    fn search_trouble(&self, error: &Error, tenant: &Tenant, search: &SearchOptions) -> Trouble {
+        let Error::Http { status: 400, .. } = error else {
+            return self.tenant_trouble(error, tenant, "search");
+        };
+        let next = format!(
+            "look at the query ({}) of the search {}: key:value pairs that OpsRamp knows, joined by +",
+            search.query, search.name
+        );
+        Trouble::new(error.chain(), next)
+    }
+
     fn tenant_trouble(&self, error: &Error, tenant: &Tenant, what: &str) -> Trouble {
         let known = self.seen.0.lock();
         let id = &tenant.id;
@@ -497,10 +568,6 @@ impl Checked<'_> {
             (Error::Http { .. }, Some(410)) => format!(
                 "the tenant {id} is deactivated; activate it, or take it out of the configuration"
             ),
-            (Error::Http { .. }, Some(400)) => {
-                "look at the search's query: key:value pairs that OpsRamp knows, joined by +"
-                    .to_owned()
-            }
             (Error::Decode { .. }, _) => {
                 "something else than the API answers, such as a login page; correct url".to_owned()
             }

@@ -189,6 +189,12 @@ impl Chain<'_, '_> {
         self.report.write(&step, outcome)
     }
 
+    /// Reports a step that is skipped because an earlier one has failed.
+    pub(super) fn skipped(&mut self, name: &str, failed: &str) {
+        let step = format!("{}{name}", self.about);
+        self.report.skip(&step, failed);
+    }
+
     /// Reports a step that was taken already.
     pub(super) fn taken<T>(&mut self, name: &str, outcome: Outcome<T>) -> Option<T> {
         if outcome.is_err() {

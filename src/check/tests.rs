@@ -14,6 +14,7 @@ use crate::{
     deliver::{OtlpOptions, SinkOptions, Target},
     identity::Tenant,
     opsramp::{self, ProxyUrl},
+    poll::SearchOptions,
     secret::{Secret, SecretSource},
     simulator::{
         Allowance, DEMO_KEY, DEMO_SECRET, DEMO_TENANT, Endpoint, Fault, FaultRule, Options,
@@ -491,7 +492,10 @@ async fn a_tenant_that_is_unknown_deactivated_or_forbidden_is_told_apart() {
     for (code, advice) in [
         (403, "give the integration a role that may view alerts"),
         (410, "is deactivated"),
-        (400, "look at the search's query"),
+        (
+            400,
+            "look at the query (actions:OPEN) of the search open: key:value",
+        ),
         (407, "of the same OpsRamp instance"),
         (429, "wait a minute"),
         (503, "try again in some minutes"),
@@ -503,6 +507,55 @@ async fn a_tenant_that_is_unknown_deactivated_or_forbidden_is_told_apart() {
         assert!(next.contains(advice), "{code}: {next}");
         simulator.remove_fault(number);
     }
+}
+
+#[tokio::test]
+async fn every_query_is_asked_once_though_each_tenant_is_asked_for_its_first_search_alone() {
+    let simulator = simulator(|options| {
+        options.tenants = vec![world("client_a", None, 12), world("client_b", None, 3)];
+    })
+    .await;
+    let mut setup = Setup::new(&simulator.url(), |_| {});
+    let config = &mut setup.config;
+    config.accounts[0].tenants = vec![
+        tenant("client_none"),
+        tenant("client_a"),
+        tenant("client_b"),
+    ];
+    let mut search = |name: &str, query: &str, tenants: Option<&str>| {
+        config.searches.push(SearchOptions {
+            name: name.into(),
+            query: query.to_owned(),
+            tenants: tenants.map(|id| vec![id.to_owned()]),
+            ..config.searches[0].clone()
+        });
+    };
+    search("again", "actions:OPEN", None);
+    search("bad", "bogus", None);
+    search("bad-too", "bogus", Some("client_b"));
+    search("critical", "states:Critical", Some("client_b"));
+    search("out-of-reach", "states:Warning", Some("client_none"));
+    search("of-nobody", "states:Ok", Some("client_c"));
+    let (passed, text) = setup.check().await;
+    assert!(!passed);
+    let lines = text
+        .lines()
+        .skip_while(|line| !line.contains("client_none"));
+    let lines = lines.filter(|line| !line.contains("next: look whether there is"));
+    let lines = lines.take_while(|line| !line.contains("state:"));
+    let lines: String = lines.map(|line| format!("{line}\n")).collect();
+    insta::assert_snapshot!(without_numbers(&lines), @r#"
+    FAILED   account acme, tenant client_none: search answered N: {"code":"N","message":"no tenant \"client_none\""}
+    ok       account acme, tenant client_a: N alerts match actions:OPEN, N a page, N of N requests a minute left
+    ok       account acme, tenant client_b: N alerts match actions:OPEN, N a page, N of N requests a minute left
+    FAILED   account acme, tenant client_a, search bad: search answered N: {"code":"N","message":"invalid value \"bogus\" of queryString"}
+             next: look at the query (bogus) of the search bad: key:value pairs that OpsRamp knows, joined by +
+    ok       account acme, tenant client_b, search critical: N alert match states:Critical, N a page, N of N requests a minute left
+    skipped  account acme, tenant client_none, search out-of-reach: needs tenant client_none
+    "#);
+    // The refused query is asked three times: as the daemon does, the refusal may pass, or be about
+    // the paging.
+    assert_eq!(simulator.requests().count(Endpoint::Search), 3 + 3 + 1);
 }
 
 #[tokio::test]
