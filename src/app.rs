@@ -6,18 +6,16 @@ use std::{
     path::PathBuf,
     process::ExitCode,
     slice,
-    sync::Arc,
 };
 
 use anyhow::Context as _;
-use parking_lot::Mutex;
 
 use crate::{
     build_info, check,
     cli::{self, Cli, Command},
     clock,
     config::{self, CheckedWebFile, Config, ConfigError, Loaded, SecretFiles, Web, WebFile},
-    daemon::{self, CannotGoOn, Daemon},
+    daemon::{self, CannotGoOn, Daemon, LoadConfig},
     demo::Demo,
     error_chain::chain,
     healthcheck, logging,
@@ -147,24 +145,7 @@ fn run_daemon(cli: &Cli) -> Outcome {
         tracing::info!("{overridden}");
     }
     tracing::debug!(config = %loaded.config.to_yaml(), "effective configuration");
-    let (config_file, overrides) = (cli.config_file.clone(), cli.overrides.clone());
-    let reload: daemon::LoadConfig = Arc::new(Mutex::new(move || {
-        let load = || -> anyhow::Result<Loaded> {
-            let loaded = Config::load(config_file.as_deref(), &overrides, &environment)?;
-            let mut loaded = loaded.to_be_polled()?;
-            if let Some(path) = loaded.config.web.config_file.clone() {
-                let (_, warnings) = WebFile::new(path).read_with_warnings()?;
-                loaded.warnings.extend(warnings);
-            }
-            // The URL is read anew for each connection, so without this check a wrong URL would
-            // only be noticed when the next connection is made.
-            if let Some((url, _)) = database_url_file(&loaded.config.state) {
-                postgres::check(url)?;
-            }
-            Ok(loaded)
-        };
-        load().map_err(|error| chain(error.as_ref()))
-    }));
+    let reload = reloading(cli.clone(), loaded.file.clone());
     block_on(async {
         let mut signals = Signals::listen()?;
         let listeners = daemon::bind(&loaded.config.web)?;
@@ -189,8 +170,32 @@ fn run_daemon(cli: &Cli) -> Outcome {
     })?
 }
 
+/// Returns what reads everything again for a reload. `file` is the configuration file.
+fn reloading(cli: Cli, file: Option<PathBuf>) -> LoadConfig {
+    let load = move |reading: &daemon::Reading| -> anyhow::Result<Loaded> {
+        if let Some(file) = &file {
+            reading.begins(file);
+        }
+        let loaded = Config::load(cli.config_file.as_deref(), &cli.overrides, &environment)?;
+        let mut loaded = loaded.to_be_polled()?;
+        if let Some(path) = loaded.config.web.config_file.clone() {
+            reading.begins(&path);
+            let (_, warnings) = WebFile::new(path).read_with_warnings()?;
+            loaded.warnings.extend(warnings);
+        }
+        // The URL is read anew for each connection, so without this check a wrong URL would
+        // only be noticed when the next connection is made.
+        if let Some((url, path)) = database_url_file(&loaded.config.state) {
+            reading.begins(path);
+            postgres::check(url)?;
+        }
+        Ok(loaded)
+    };
+    LoadConfig::new(move |reading| load(reading).map_err(|error| chain(error.as_ref())))
+}
+
 /// Runs the daemon. `None` stands for a start that a signal has stopped.
-async fn follow(daemon: Option<Daemon>, signals: Signals, load: daemon::LoadConfig) -> Outcome {
+async fn follow(daemon: Option<Daemon>, signals: Signals, load: LoadConfig) -> Outcome {
     match daemon {
         Some(daemon) => {
             let ended = daemon.run(signals, load).await;
@@ -239,15 +244,13 @@ fn run_demo(cli: &Cli, simulator: std::net::SocketAddr) -> Outcome {
             None => "http",
         };
         demo.announce(&listeners, scheme);
-        let reload: daemon::LoadConfig = {
-            let loaded = Loaded {
-                config: config.clone(),
-                file: None,
-                warnings: Vec::new(),
-                overridden: None,
-            };
-            Arc::new(Mutex::new(move || Ok(loaded.clone())))
+        let loaded = Loaded {
+            config: config.clone(),
+            file: None,
+            warnings: Vec::new(),
+            overridden: None,
         };
+        let reload = LoadConfig::new(move |_| Ok(loaded.clone()));
         metrics.config_loaded(clock::now());
         let manager = ServiceManager::of_environment();
         let daemon =

@@ -14,7 +14,6 @@ use std::{
 
 use anyhow::Context as _;
 use futures_util::FutureExt as _;
-use parking_lot::Mutex;
 use tokio::{
     runtime::Handle,
     sync::{mpsc, oneshot},
@@ -27,7 +26,7 @@ use tokio_util::{
 
 use crate::{
     clock,
-    config::{self, CheckedWebFile, Config, Loaded, WebFile},
+    config::{self, CheckedWebFile, Config, WebFile},
     deliver::{self, Delivery, SinkOptions},
     error_chain::chain,
     health::{Health, Heartbeat, Notice},
@@ -43,13 +42,14 @@ use crate::{
     web::{self, AlertSource},
 };
 
+pub use self::loading::{LoadConfig, Reading};
+
+mod loading;
+
 /// Time limit, when the daemon stops, for polls to end and journalled events to be delivered.
 const DRAIN: Duration = Duration::from_secs(10);
 /// Time limit for the store to close after that.
 const STORE_CLOSE_LIMIT: Duration = Duration::from_secs(5);
-/// Time limit for reading the configuration and the files that it names: they can lie on a server
-/// that hangs.
-const READING: Duration = Duration::from_secs(10);
 /// How often the clients of a partner are looked up.
 const DISCOVERY_INTERVAL: Duration = Duration::from_secs(60 * 60);
 /// The daemon's own loop comes round at least this often, except for reloads and the like.
@@ -91,9 +91,6 @@ pub struct Daemon {
     /// The notice that the configuration could not be loaded again.
     rejected: Option<Notice>,
 }
-
-/// Loads the configuration again, for a reload. The error is a text for people.
-pub type LoadConfig = Arc<Mutex<dyn FnMut() -> Result<Loaded, String> + Send>>;
 
 /// The part of the start that needs the store. While it waits, the web server must be able to say
 /// so.
@@ -257,13 +254,17 @@ impl Daemon {
     ///
     /// # Errors
     /// If the daemon could not go on.
-    pub async fn run(mut self, mut signals: Signals, load: LoadConfig) -> Result<(), CannotGoOn> {
-        let stop = self.work(&mut signals, &load).await;
+    pub async fn run(
+        mut self,
+        mut signals: Signals,
+        mut load: LoadConfig,
+    ) -> Result<(), CannotGoOn> {
+        let stop = self.work(&mut signals, &mut load).await;
         self.finish(stop, &mut signals).await
     }
 
     /// Handles signals, requests and failures until the daemon has to stop.
-    async fn work(&mut self, signals: &mut Signals, load: &LoadConfig) -> Stop {
+    async fn work(&mut self, signals: &mut Signals, load: &mut LoadConfig) -> Stop {
         let heartbeat = self.health.register("daemon", PULSE * 3);
         let mut trouble = self.store.trouble();
         loop {
@@ -375,7 +376,7 @@ impl Daemon {
     /// request that told it so.
     async fn reload_or_stop(
         &mut self,
-        load: &LoadConfig,
+        load: &mut LoadConfig,
         signals: &mut Signals,
         heartbeat: &Heartbeat,
     ) -> Result<Result<(), String>, &'static str> {
@@ -385,12 +386,12 @@ impl Daemon {
     }
 
     /// Changes to the configuration as it is now. A bad configuration changes nothing.
-    async fn reload(&mut self, load: &LoadConfig) -> Result<(), String> {
+    async fn reload(&mut self, load: &mut LoadConfig) -> Result<(), String> {
         self.manager.reloading();
         // A failure of this reload may look like an earlier one that was printed a moment ago.
         logging::print_repeats_again();
         let read_at = clock::now();
-        let outcome = match read(load).await {
+        let outcome = match load.read().await {
             Ok(loaded) => {
                 for warning in &loaded.warnings {
                     tracing::warn!("{warning}");
@@ -561,23 +562,6 @@ async fn unless_stopped<T>(
         done = work => Ok(done),
         name = signals.stop() => Err(name),
         () = quit.cancelled() => Err(QUIT),
-    }
-}
-
-/// Reads the configuration and the files that it names, off the thread that follows signals.
-async fn read(load: &LoadConfig) -> Result<Loaded, String> {
-    let load = Arc::clone(load);
-    let reading = tokio::task::spawn_blocking(move || match load.try_lock() {
-        Some(mut load) => load(),
-        None => Err("the files are still being read for the reload before".to_owned()),
-    });
-    match tokio::time::timeout(READING, reading).await {
-        Ok(Ok(outcome)) => outcome,
-        Ok(Err(error)) => Err(error.to_string()),
-        Err(_) => Err(format!(
-            "the configuration and the files that it names could not be read within {} s",
-            READING.as_secs()
-        )),
     }
 }
 

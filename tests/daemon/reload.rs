@@ -451,6 +451,23 @@ async fn a_reload_whose_files_do_not_answer_holds_up_nothing_and_changes_nothing
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_that_once_hung_is_read_by_the_next_reload() {
+    let opsramp = opsramp(1).await;
+    let mut place = Place::new(&opsramp.url());
+    place.config["web"]["enable_lifecycle"] = json!(true);
+    let exporter = place.start().await;
+    exporter.wait_until_complete().await;
+    std::fs::remove_file(place.path("config.yml")).unwrap();
+    let pipe = place.silent("config.yml");
+    let (status, text) = exporter.post("/-/reload").await;
+    let told = format!("could not be read within 10 s: {}", pipe.display());
+    assert!(status == 500 && text.contains(&told), "{status}: {text}");
+    place.write();
+    assert_eq!(exporter.post("/-/reload").await.0, 200);
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_the_flag_nobody_reloads_or_quits_over_http() {
     let opsramp = opsramp(1).await;
     let place = Place::new(&opsramp.url());

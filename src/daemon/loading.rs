@@ -1,0 +1,170 @@
+//! Loads the configuration again, for reloads: off the thread that follows signals, and beside
+//! earlier readings that hang.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    path::{Path, PathBuf},
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use parking_lot::Mutex;
+
+use crate::{config::Loaded, reading};
+
+/// Time limit for reading the configuration and the files that it names: they can lie on a server
+/// that hangs.
+const LIMIT: Duration = Duration::from_secs(10);
+
+/// Maximum number of readings that hang at the same time, because each of them keeps a thread. If
+/// so many hang, nothing is read any more.
+const MOST_READINGS: usize = 4;
+
+type Load = dyn Fn(&Reading) -> Result<Loaded, String> + Send + Sync;
+
+/// Loads the configuration again. A reading that takes too long goes on in the background, and its
+/// result is dropped: by the time it comes, the files may say something else.
+pub struct LoadConfig {
+    load: Arc<Load>,
+    /// The readings that may still be under way.
+    readings: Vec<Weak<Reading>>,
+}
+
+/// One reading of the configuration and of the files that it names.
+#[derive(Debug, Default)]
+pub struct Reading {
+    file: Mutex<Option<PathBuf>>,
+}
+
+// === impl LoadConfig ===
+
+impl LoadConfig {
+    /// Creates what calls `load` for each reload. `load` may block; it says by
+    /// [`Reading::begins`] which file it reads. The error is a text for people.
+    pub fn new(load: impl Fn(&Reading) -> Result<Loaded, String> + Send + Sync + 'static) -> Self {
+        Self {
+            load: Arc::new(load),
+            readings: Vec::new(),
+        }
+    }
+
+    /// Reads the configuration and the files that it names. Earlier readings that hang do not hold
+    /// it up, unless there are too many.
+    pub(super) async fn read(&mut self) -> Result<Loaded, String> {
+        self.readings.retain(|reading| reading.strong_count() > 0);
+        if self.readings.len() >= MOST_READINGS {
+            return Err(self.refusal());
+        }
+        let reading = Arc::new(Reading::default());
+        let weak = Arc::downgrade(&reading);
+        self.readings.push(Weak::clone(&weak));
+        let load = Arc::clone(&self.load);
+        let loading = tokio::task::spawn_blocking(move || load(&reading));
+        match tokio::time::timeout(LIMIT, loading).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(_) => Err(format!(
+                "the configuration, or a file that it names, {}",
+                reading::unread_within(LIMIT, &files(&[weak]))
+            )),
+        }
+    }
+
+    fn refusal(&self) -> String {
+        let files = files(&self.readings);
+        let files: Vec<_> = files
+            .iter()
+            .map(|file| file.display().to_string())
+            .collect();
+        format!(
+            "{MOST_READINGS} earlier readings still hang; unless one ends, it takes a restart to have the \
+             files read again: {}",
+            files.join(", ")
+        )
+    }
+}
+
+impl fmt::Debug for LoadConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoadConfig")
+            .field("readings", &self.readings)
+            .finish_non_exhaustive()
+    }
+}
+
+// === impl Reading ===
+
+impl Reading {
+    /// Notes that a file, or one that it names, is read from now on. If the reading hangs, the
+    /// message about that names this file.
+    pub fn begins(&self, file: &Path) {
+        *self.file.lock() = Some(file.to_owned());
+    }
+}
+
+/// Returns the files that the readings under way have begun with.
+fn files(readings: &[Weak<Reading>]) -> Vec<PathBuf> {
+    let readings = readings.iter().filter_map(Weak::upgrade);
+    let files: BTreeSet<_> = readings.filter_map(|it| it.file.lock().clone()).collect();
+    files.into_iter().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        atomic::{AtomicUsize, Ordering},
+        mpsc,
+    };
+
+    use super::*;
+
+    /// Reads, and lets the time limit pass as soon as the reading has begun.
+    async fn read_too_long(load: &mut LoadConfig, begun: &AtomicUsize) -> String {
+        let before = begun.load(Ordering::Relaxed);
+        let pass = async {
+            while begun.load(Ordering::Relaxed) == before {
+                tokio::task::yield_now().await;
+            }
+            tokio::time::advance(LIMIT).await;
+        };
+        let (read, ()) = tokio::join!(load.read(), pass);
+        read.unwrap_err()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn beside_readings_that_hang_others_begin_but_not_without_end() {
+        let (come, comes) = mpsc::channel::<()>();
+        let comes = Mutex::new(comes);
+        let (begun, hangs) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(true)));
+        let mut load = {
+            let (begun, hangs) = (Arc::clone(&begun), Arc::clone(&hangs));
+            LoadConfig::new(move |reading| {
+                let hangs = *hangs.lock();
+                reading.begins(Path::new("a.yml"));
+                begun.fetch_add(1, Ordering::Relaxed);
+                if hangs {
+                    comes.lock().recv().ok();
+                }
+                Err("read".to_owned())
+            })
+        };
+        for _ in 0..MOST_READINGS {
+            *hangs.lock() = false;
+            assert_eq!(load.read().await.unwrap_err(), "read");
+            *hangs.lock() = true;
+            let expected =
+                "the configuration, or a file that it names, could not be read within 10 s: a.yml";
+            assert_eq!(read_too_long(&mut load, &begun).await, expected);
+        }
+        *hangs.lock() = false;
+        let expected = "4 earlier readings still hang; unless one ends, it takes a restart to have \
+                        the files read again: a.yml";
+        assert_eq!(load.read().await.unwrap_err(), expected);
+        come.send(()).unwrap();
+        while load.read().await.unwrap_err() != "read" {
+            tokio::task::yield_now().await;
+        }
+        drop(come);
+    }
+}
