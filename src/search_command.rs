@@ -20,7 +20,7 @@ use crate::{
         Client, Endpoint, Error, Observer, Page, RateLimit, SearchRequest, Urgency, alert::Alert,
     },
     plain::plain,
-    poll::{Facts, SearchOptions, WITHOUT_NEWS},
+    poll::{self, Facts, LookedUp, SearchOptions, WITHOUT_NEWS},
 };
 
 use progress::Progress;
@@ -46,7 +46,8 @@ struct Outcome {
 }
 
 /// Runs the command. A configured search, named by the query or the first one, runs for the
-/// tenants that it names; any other query runs for every tenant.
+/// tenants that it names; any other query runs for every tenant. If clients are to be discovered,
+/// they are looked up first.
 ///
 /// # Errors
 /// If the API or standard output fails. If the reader closes the pipe early, the command ends
@@ -56,7 +57,9 @@ pub async fn run(config: &Config, search: &Search) -> anyhow::Result<()> {
     let named = chosen(config, asked);
     tell_choice(config, asked, named);
     let tenants = || config.accounts.iter().flat_map(|account| &account.tenants);
-    if !tenants().any(|tenant| is_asked(named, tenant)) {
+    // Which clients there are is not known yet.
+    let is_any_unknown = config.accounts.iter().any(|it| it.discover_clients);
+    if !is_any_unknown && !tenants().any(|tenant| is_asked(named, tenant)) {
         let search = named.map_or_else(String::new, |named| format!(" {}", named.name));
         let ids: Vec<_> = tenants().map(|tenant| &*tenant.id).collect();
         let ids = ids.join(", ");
@@ -132,22 +135,34 @@ async fn read(
     let mut output = Results::new(search);
     let mut progress = Progress::new(output.output);
     for account in &config.accounts {
-        let asked = account.tenants.iter().filter(|it| is_asked(named, it));
-        let tenants: Vec<&Tenant> = asked.collect();
-        if tenants.is_empty() {
+        let mut tenants = account.tenants.clone();
+        // The clients of these tenants are asked in their place.
+        let partners = account
+            .discover_clients
+            .then(|| std::mem::take(&mut tenants));
+        tenants.retain(|tenant| is_asked(named, tenant));
+        let known = partners.as_ref().unwrap_or(&tenants).len();
+        if known == 0 {
             continue;
         }
-        outcome.tenants += tenants.len();
         let client = Client::new(account.options.clone(), Arc::new(Unobserved)).await;
         let client = match client {
             Ok(client) => client,
             Err(error) => {
+                outcome.tenants += known;
                 // The error names the account.
-                outcome.fail(tenants.len(), &chain(&error));
+                outcome.fail(known, &chain(&error));
                 continue;
             }
         };
-        for tenant in tenants {
+        if let Some(partners) = partners {
+            tenants = outcome
+                .clients(&client, &account.options.name, &partners)
+                .await;
+            tenants.retain(|tenant| is_asked(named, tenant));
+        }
+        outcome.tenants += tenants.len();
+        for tenant in &tenants {
             progress.begin();
             let read = if search.count {
                 count(&client, tenant, &request).await.map(|count| {
@@ -224,6 +239,45 @@ async fn read_all(
 // === impl Outcome ===
 
 impl Outcome {
+    /// Looks up the clients of partners. A partner whose clients cannot be looked up counts as a
+    /// tenant that could not be read.
+    async fn clients(
+        &mut self,
+        client: &Client,
+        account: &str,
+        partners: &[Tenant],
+    ) -> Vec<Tenant> {
+        let ids = partners.iter().map(|partner| Arc::clone(&partner.id));
+        let LookedUp {
+            tenants,
+            failed,
+            short,
+            left_out,
+        } = poll::look_up(client, ids.collect()).await;
+        let of = format!("account {}", plain(account));
+        for (partner, error) in failed {
+            self.tenants += 1;
+            let partner = plain(&partner);
+            let why = error.chain();
+            self.fail(
+                1,
+                &format!("{of}, clients of {partner} cannot be looked up: {why}"),
+            );
+        }
+        for (partner, more) in short {
+            let partner = plain(&partner);
+            self.told.push_str(&message(&format!(
+                "{of}: the server counts {more} more clients of {partner} than it shows"
+            )));
+        }
+        if left_out > 0 {
+            self.told.push_str(&message(&format!(
+                "{of}: there are {left_out} more clients than an exporter searches"
+            )));
+        }
+        tenants
+    }
+
     /// Notes how the read of a tenant ended: complete, with something missing, or failed.
     fn note(&mut self, account: &str, tenant: &Tenant, read: Result<Option<String>, Error>) {
         let of = format!("account {}, tenant {}", plain(account), plain(&tenant.name));
@@ -242,7 +296,7 @@ impl Outcome {
 
     /// Prints the sum, unless a tenant's count is missing.
     fn print_count(&self) -> anyhow::Result<()> {
-        if self.failed > 0 {
+        if self.failed > 0 || self.tenants == 0 {
             return Ok(());
         }
         let total = u64::try_from(self.total)
@@ -257,6 +311,11 @@ impl Outcome {
         } = self;
         if *failed > 0 {
             anyhow::bail!("{failed} of {tenants} tenants could not be read");
+        }
+        if *tenants == 0 {
+            anyhow::bail!(
+                "nothing was searched: there is no activated client that the search is for"
+            );
         }
         Ok(())
     }

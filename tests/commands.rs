@@ -363,6 +363,71 @@ async fn search_asks_the_tenants_that_a_search_names_and_counts_them_together() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn search_asks_the_clients_of_a_partner_and_names_a_partner_whose_look_up_fails() {
+    let tenant = |id: &str, partner: Option<&str>, alerts| TenantOptions {
+        id: id.to_owned(),
+        partner: partner.map(str::to_owned),
+        alerts,
+        ..TenantOptions::default()
+    };
+    let options = Options {
+        life: None,
+        allowance: Allowance::unlimited(),
+        tenants: vec![
+            tenant("msp_1", None, 0),
+            tenant("client_1", Some("msp_1"), 5),
+            tenant("client_2", Some("msp_1"), 7),
+            tenant("msp_2", None, 0),
+        ],
+        ..Options::default()
+    };
+    let simulator = Simulator::start(options, "127.0.0.1:0").await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let config = "accounts: [{ discover_clients: true }]
+searches: [{ name: all }, { name: one, tenants: [client_2] }, { name: none, tenants: [client_3] }]
+";
+    std::fs::write(folder.path().join("c.yml"), config).unwrap();
+    for (query, partners, count, requests, told) in [
+        ("all", "msp_1", "12\n", 2, ""),
+        ("one", "msp_1", "7\n", 1, ""),
+        ("actions:OPEN", "msp_1", "12\n", 2, ""),
+        (
+            "none",
+            "msp_1",
+            "",
+            0,
+            "no activated client that the search is for",
+        ),
+        (
+            "all",
+            "msp_2",
+            "",
+            0,
+            "no activated client that the search is for",
+        ),
+        (
+            "all",
+            "msp_1,msp_9",
+            "",
+            2,
+            "account default, clients of msp_9 cannot be looked up: clients answered 404",
+        ),
+    ] {
+        let before = simulator.requests().count(Endpoint::Search);
+        let query = format!("--search.query={query}");
+        let all = ["--config.file=c.yml", "search", "--count", &query];
+        let mut command = program(&simulator, &folder, &all);
+        command.env("OPSRAMP_TENANT_ID", partners);
+        let (done, stdout, stderr) = output(command).await;
+        assert_eq!(done.status.success(), !count.is_empty(), "{stderr}");
+        assert_eq!(stdout, count, "{query}: {stderr}");
+        assert!(stderr.contains(told), "{query}: {stderr}");
+        let asked = simulator.requests().count(Endpoint::Search) - before;
+        assert_eq!(asked, requests, "{query}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn search_names_the_tenant_that_fails_shows_what_the_others_have_and_sums_up_nothing() {
     let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
     let tenants = format!("--opsramp.tenant=client_9,{DEMO_TENANT}");

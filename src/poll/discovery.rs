@@ -36,6 +36,19 @@ use crate::{
 /// Clients that are polled, with the partner of each.
 pub(super) type Tenants = BTreeMap<Tenant, Arc<str>>;
 
+/// What one look-up shows of partners' clients.
+#[derive(Debug)]
+pub(crate) struct LookedUp {
+    /// The activated clients.
+    pub(crate) tenants: Vec<Tenant>,
+    /// The partners whose clients could not be looked up, or not completely, and the errors.
+    pub(crate) failed: BTreeMap<Arc<str>, opsramp::Error>,
+    /// The partners for which the server counts more clients than it shows, and how many more.
+    pub(crate) short: BTreeMap<Arc<str>, u64>,
+    /// Number of activated clients for which there is no room.
+    pub(crate) left_out: usize,
+}
+
 /// An account's API client, and the clients of partners that it has found.
 #[derive(Debug)]
 pub(super) struct AccountClient {
@@ -98,6 +111,17 @@ pub(super) fn told_apart(tenants: &[&Tenant]) -> Vec<Tenant> {
         Tenant { id, name }
     };
     tenants.iter().map(called).collect()
+}
+
+/// Looks up the clients of some partners, once.
+pub(crate) async fn look_up(client: &Client, partners: Vec<Arc<str>>) -> LookedUp {
+    let mut found = clients_of(client, partners, HashSet::new()).await;
+    LookedUp {
+        failed: std::mem::take(&mut found.failed),
+        short: std::mem::take(&mut found.short),
+        left_out: found.left_out,
+        tenants: told_apart(&found.into_tenants().keys().collect::<Vec<_>>()),
+    }
 }
 
 fn tell_of_too_many(account: &str) {
