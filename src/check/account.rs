@@ -32,6 +32,9 @@ const CLIENTS_TRIED: usize = 5;
 /// counted.
 const CLIENT_PAGES: u64 = 500;
 
+/// Advice about a redirect, which is never followed.
+const REDIRECTED: &str = "set url to where the redirect leads, if that is OpsRamp";
+
 /// What the client does not return, as its observer has seen it.
 #[derive(Debug, Default)]
 struct Seen(Mutex<Known>);
@@ -321,9 +324,9 @@ impl Checked<'_> {
                  /auth/oauth/token, on some instances in /tenancy/auth/oauth/token",
                 self.account.options.token_url
             ),
-            Error::Http { .. } if matches!(status, Some(300..=399)) => {
-                "set url to where the redirect leads, if that is OpsRamp".to_owned()
-            }
+            Error::Http {
+                status: 300..=399, ..
+            } => REDIRECTED.to_owned(),
             Error::Decode { .. } | Error::TooLarge { .. } => format!(
                 "something else than OpsRamp answers at {}, such as a login page; correct url \
                  and token_url",
@@ -565,6 +568,12 @@ impl Checked<'_> {
                     ""
                 }
             ),
+            (
+                Error::Http {
+                    status: 300..=399, ..
+                },
+                _,
+            ) => REDIRECTED.to_owned(),
             (Error::Http { .. }, Some(410)) => format!(
                 "the tenant {id} is deactivated; activate it, or take it out of the configuration"
             ),

@@ -492,6 +492,7 @@ async fn a_tenant_that_is_unknown_deactivated_or_forbidden_is_told_apart() {
     for (code, advice) in [
         (403, "give the integration a role that may view alerts"),
         (410, "is deactivated"),
+        (302, "set url to where the redirect leads"),
         (
             400,
             "look at the query (actions:OPEN) of the search open: key:value",
