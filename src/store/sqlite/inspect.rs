@@ -1,8 +1,9 @@
 //! Inspects a state file without opening the store: for a check before the start, and beside a
 //! running daemon.
 //!
-//! SQLite is not used here, because even a reader leaves files behind. These would belong to the
-//! user that checks, not to the user that runs the exporter.
+//! A usual reader of SQLite leaves files behind, which would belong to the user that checks, not
+//! to the user that runs the exporter. So SQLite is told that the file does not change, and reads
+//! only its schema.
 
 use std::{
     fs::{File, OpenOptions},
@@ -12,7 +13,9 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::open::{Version, not_writable, refuse_log_alone, resolve, with_suffix};
+use super::open::{
+    DAMAGED, Version, not_writable, read_schema, refuse_log_alone, resolve, with_suffix,
+};
 use crate::{paths::folder, store::Error};
 
 /// The condition of a state file.
@@ -88,9 +91,13 @@ fn look(path: &Path) -> Result<Inspection, String> {
         );
     }
     let (Some(version), Some(application)) = (number(&header, 60), number(&header, 68)) else {
-        return Err("it is damaged; restore it from a backup, or move it away".to_owned());
+        return Err(DAMAGED.to_owned());
     };
     Version::of(application, version).migrations_done()?;
+    // Without the log, the rest of the file need not be whole.
+    if !has_log {
+        read_schema(&path)?;
+    }
     Ok(Inspection::Ready { folder, size })
 }
 
@@ -167,6 +174,37 @@ mod tests {
         );
         // The inspections have released the lock.
         Store::open(&options).await.unwrap().close().await;
+    }
+
+    #[tokio::test]
+    async fn a_file_that_the_start_refuses_as_damaged_is_refused_here_and_left_as_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state #1?%41.db");
+        let options = Options::Sqlite {
+            path: path.clone(),
+            journal_limit: JOURNAL_LIMIT,
+        };
+        Store::open(&options).await.unwrap().close().await;
+        let whole = fs::read(&path).unwrap();
+        let files = || fs::read_dir(folder.path()).unwrap().count();
+        let before = files();
+        for (at, count) in [(44, 4), (100, 8)] {
+            let mut damaged = whole.clone();
+            damaged[at..at + count].fill(0xfe);
+            fs::write(&path, &damaged).unwrap();
+            let told = problem(&path);
+            assert!(told.starts_with(DAMAGED), "{told}");
+            assert_eq!((files(), fs::read(&path).unwrap()), (before, damaged));
+            match Store::open(&options).await {
+                Err(Error::Open { problem, .. }) => assert_eq!(problem, told),
+                other => panic!("{other:?}"),
+            }
+            for suffix in ["-wal", "-shm"] {
+                fs::remove_file(with_suffix(&path, suffix)).ok();
+            }
+        }
+        fs::write(&path, &whole).unwrap();
+        assert!(matches!(inspect(&path), Ok(Inspection::Ready { .. })));
     }
 
     #[test]

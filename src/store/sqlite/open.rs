@@ -4,12 +4,14 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Read as _},
+    os::unix::ffi::OsStrExt as _,
     os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     thread,
     time::Duration,
 };
 
+use percent_encoding::{NON_ALPHANUMERIC, percent_encode};
 use rusqlite::{
     Connection, ErrorCode, OpenFlags, Result, TransactionBehavior, config::DbConfig, ffi,
 };
@@ -57,6 +59,9 @@ const LOG_HEADER: u64 = 32;
 const PAGE_HEADER: u64 = 24;
 /// A log that is longer than this, in bytes, is cut back to it after it was copied.
 const LOG_BYTES: i64 = 16 * 1024 * 1024;
+/// What is told of a damaged file.
+pub(super) const DAMAGED: &str = "it is damaged; restore it from a backup, or move it and the files beside \
+    it away: then every open alert is logged again";
 /// Maximum number of statements that stay prepared; there are fewer.
 const STATEMENTS: usize = 32;
 /// Only the owner may read the file, because alerts tell much about a network.
@@ -156,11 +161,11 @@ impl StateFile {
             let lock = lock_at_start(&path).map_err(LockFailure::describe)?;
             refuse_log_alone(&path)?;
             create(&path)?;
-            let mut connection = connect(&path).map_err(|error| describe(&error))?;
+            let mut connection = connect(&path).map_err(|error| describe_at_start(&error))?;
             prepare(&mut connection)?;
             // Only after these checks is the file surely the exporter's.
             take_from_others(&path);
-            let loaded = load(&connection).map_err(|error| describe(&error))?;
+            let loaded = load(&connection).map_err(|error| describe_at_start(&error))?;
             let page_size = connection
                 .pragma_query_value(None, "page_size", |row| row.get::<_, u32>(0))
                 .map_err(|error| describe(&error))?;
@@ -576,7 +581,7 @@ fn connect(path: &Path) -> Result<Connection> {
 /// Checks that the file is ours and of a known version, before anything in it is changed, and
 /// migrates it.
 fn prepare(connection: &mut Connection) -> std::result::Result<(), String> {
-    let version = version(connection).map_err(|error| describe(&error))?;
+    let version = version(connection).map_err(|error| describe_at_start(&error))?;
     let version = version.migrations_done()?;
     let mode = write_ahead(connection, version == 0).map_err(|error| describe(&error))?;
     if !mode.eq_ignore_ascii_case("wal") {
@@ -585,7 +590,23 @@ fn prepare(connection: &mut Connection) -> std::result::Result<(), String> {
              {mode}); choose a local file system"
         ));
     }
-    migrate(connection, version, &MIGRATIONS).map_err(|error| describe(&error))
+    migrate(connection, version, &MIGRATIONS).map_err(|error| describe_at_start(&error))
+}
+
+/// Reads the schema of a file that no log belongs to, and leaves no files beside it. Fails as
+/// opening the file would.
+pub(super) fn read_schema(path: &Path) -> std::result::Result<(), String> {
+    let read = || {
+        let path = percent_encode(path.as_os_str().as_bytes(), NON_ALPHANUMERIC);
+        // Only an immutable file is read without the files beside it.
+        let uri = format!("file:{path}?immutable=1");
+        let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
+            | OpenFlags::SQLITE_OPEN_NO_MUTEX
+            | OpenFlags::SQLITE_OPEN_URI;
+        version(&Connection::open_with_flags(uri, flags)?)
+    };
+    let version = read().map_err(|error| describe_at_start(&error))?;
+    version.migrations_done().map(drop)
 }
 
 pub(super) enum Version {
@@ -657,16 +678,22 @@ fn migrate(connection: &mut Connection, version: usize, migrations: &[&str]) -> 
     transaction.commit()
 }
 
+/// Like [`describe`], while a file is opened: what SQLite calls just an error is then damage, such
+/// as an unknown format or a missing table, because the statements are right.
+fn describe_at_start(error: &rusqlite::Error) -> String {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::Unknown) => format!("{DAMAGED} ({error})"),
+        _ => describe(error),
+    }
+}
+
 /// Explains SQLite's error to operators.
 pub(super) fn describe(error: &rusqlite::Error) -> String {
     let advice = match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => {
             "it is not an SQLite database; choose another path, or move the file away"
         }
-        Some(ErrorCode::DatabaseCorrupt) => {
-            "it is damaged; restore it from a backup, or move it and the files beside it away: \
-             then every open alert is logged again"
-        }
+        Some(ErrorCode::DatabaseCorrupt) => DAMAGED,
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
             "another program, such as an sqlite3 shell, has locked it; end that program"
         }
