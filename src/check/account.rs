@@ -17,6 +17,7 @@ use super::{
 use crate::{
     clock,
     config::Account,
+    error_chain::chain,
     identity::Tenant,
     opsramp::{self, Client, Error, Observer, RateLimit, SearchRequest, TokenInfo, Urgency},
     poll::SearchOptions,
@@ -72,7 +73,7 @@ pub(super) async fn check(report: &mut Report<'_>, account: &Account, searches: 
         searches,
         seen: Arc::default(),
     };
-    let client = chain.taken("credentials", checked.credentials().await);
+    let credentials = chain.taken("credentials", checked.credentials().await);
     let api = reach(&mut chain, options, &options.url).await;
     let token_host = Endpoint::of(&options.token_url) != Endpoint::of(&options.url);
     let token_endpoint = if token_host {
@@ -80,9 +81,10 @@ pub(super) async fn check(report: &mut Report<'_>, account: &Account, searches: 
     } else {
         api
     };
-    let client = client.zip(token_endpoint).map(|(client, ())| client);
     let client = chain
-        .step("token", client, async |client| checked.token(client).await)
+        .step("token", credentials.and(token_endpoint), async |()| {
+            checked.token().await
+        })
         .await;
     let answered = checked.seen.0.lock().answered.then_some(());
     chain
@@ -265,7 +267,7 @@ fn unreadable(what: &str, source: &SecretSource) -> String {
 // === impl Checked ===
 
 impl Checked<'_> {
-    async fn credentials(&self) -> Outcome<Client> {
+    async fn credentials(&self) -> Outcome<()> {
         let options = &self.account.options;
         let mut found = Vec::new();
         for (what, source) in [
@@ -278,18 +280,16 @@ impl Checked<'_> {
                 SecretSource::File(path) => format!("the {what} is in {}", path.display()),
             });
         }
-        let client = Client::new(options.clone(), Arc::clone(&self.seen) as _)
-            .await
-            .map_err(|error| {
-                Trouble::new(
-                    format!("{:#}", anyhow::Error::new(error)),
-                    "look at the account's tls and proxy_url",
-                )
-            })?;
-        Ok(Passed::new(client, found.join(", ")))
+        Ok(Passed::new((), found.join(", ")))
     }
 
-    async fn token(&self, client: Client) -> Outcome<Client> {
+    async fn token(&self) -> Outcome<Client> {
+        // What is wrong with the files of TLS has failed the step of TLS, unless that needs none.
+        let client = Client::new(self.account.options.clone(), Arc::clone(&self.seen) as _)
+            .await
+            .map_err(|error| {
+                Trouble::new(chain(&error), "look at the account's tls and proxy_url")
+            })?;
         let token = client
             .token()
             .await

@@ -334,6 +334,41 @@ async fn what_is_wrong_with_a_certificate_is_named() {
 }
 
 #[tokio::test]
+async fn a_mistake_in_the_files_of_tls_is_told_once() {
+    let simulator = simulator(|_| {}).await;
+    let authority = Authority::new("ours");
+    let url = authority.before(simulator.addr(), |_| {}).await;
+    let mut setup = Setup::new(&url, |_| {});
+    let file = |name: &str| Some(setup.folder.path().join(name));
+    let (missing, certificate, key) = (file("no.pem"), file("our.crt"), file("our.key"));
+    let pair = || KeyPair::generate().unwrap();
+    let parameters = CertificateParams::new(["us.example".to_owned()]).unwrap();
+    let ours = parameters.self_signed(&pair()).unwrap().pem();
+    std::fs::write(certificate.as_ref().unwrap(), ours).unwrap();
+    std::fs::write(key.as_ref().unwrap(), pair().serialize_pem()).unwrap();
+
+    setup.config.accounts[0].options.tls.ca_file = missing.clone();
+    let (failed, next) = setup.failure().await;
+    assert!(failed.contains(", TLS with 127.0.0.1:"), "{failed}");
+    assert!(failed.contains("cannot read FOLDER/no.pem"), "{failed}");
+    assert!(next.contains("look at ca_file"), "{next}");
+
+    let tls = &mut setup.config.accounts[0].options.tls;
+    tls.ca_file = authority.file(setup.folder.path());
+    (tls.cert_file, tls.key_file) = (certificate, key);
+    let (failed, _) = setup.failure().await;
+    let told = ": FOLDER/our.key is not the key of FOLDER/our.crt";
+    assert!(failed.ends_with(told), "{failed}");
+
+    // Without TLS, the daemon needs the files all the same.
+    let mut setup = Setup::new(&simulator.url(), |_| {});
+    setup.config.accounts[0].options.tls.ca_file = missing;
+    let (failed, _) = setup.failure().await;
+    let told = "account acme, token: cannot read tls.ca_file of account acme: ";
+    assert!(failed.contains(told), "{failed}");
+}
+
+#[tokio::test]
 async fn plain_http_where_https_is_expected_is_named() {
     let simulator = simulator(|_| {}).await;
     let url = simulator.url().replace("http://", "https://");

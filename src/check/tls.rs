@@ -9,8 +9,8 @@ use std::{io, path::Path, sync::Arc, time::Duration};
 use jiff::Timestamp;
 use parking_lot::Mutex;
 use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, InvalidMessage, RootCertStore,
-    SignatureScheme,
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, InconsistentKeys, InvalidMessage,
+    RootCertStore, SignatureScheme,
     client::{
         WebPkiServerVerifier,
         danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
@@ -173,7 +173,14 @@ fn config(options: &TlsOptions, watching: Arc<Watching>) -> Result<ClientConfig,
                 .map_err(|_| unusable(key, "holds no private key in PEM form".to_owned()))?;
             builder
                 .with_client_auth_cert(chain, secret)
-                .map_err(|error| unusable(certificate, error.to_string()))?
+                .map_err(|error| match error {
+                    Error::InconsistentKeys(InconsistentKeys::KeyMismatch) => format!(
+                        "{} is not the key of {}",
+                        key.display(),
+                        certificate.display()
+                    ),
+                    error => unusable(certificate, error.to_string()),
+                })?
         }
         _ => builder.with_no_client_auth(),
     };

@@ -7,8 +7,12 @@ use std::{
     time::Duration,
 };
 
+use anyhow::Chain;
 use memchr::memmem;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _};
+use rustls::{
+    InconsistentKeys,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+};
 use secrecy::zeroize::Zeroizing;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::Xxh3;
@@ -83,6 +87,20 @@ pub enum BuildError {
         path: PathBuf,
         /// The account's name.
         account: Arc<str>,
+    },
+    /// The key is not that of the certificate.
+    #[error(
+        "{KEY_FILE} of account {account} is not the key of {CERT_FILE}: {}, {}",
+        key.display(),
+        certificate.display()
+    )]
+    OtherKey {
+        /// The account's name.
+        account: Arc<str>,
+        /// The file of the key.
+        key: PathBuf,
+        /// The file of the certificate.
+        certificate: PathBuf,
     },
     /// A certificate, key or proxy is not usable.
     #[error("{what} of account {account} is not usable")]
@@ -172,7 +190,27 @@ fn http_client(options: &Options, files: TlsFiles) -> Result<reqwest::Client, Bu
         let proxy = reqwest::Proxy::all(proxy).map_err(unusable("proxy_url"))?;
         builder = builder.proxy(proxy);
     }
-    builder.build().map_err(unusable(set_up))
+    builder.build().map_err(|error| {
+        let TlsOptions {
+            key_file,
+            cert_file,
+            ..
+        } = &options.tls;
+        match (key_file, cert_file) {
+            (Some(key), Some(certificate)) if is_of_other_key(&error) => BuildError::OtherKey {
+                account: Arc::clone(&options.name),
+                key: key.clone(),
+                certificate: certificate.clone(),
+            },
+            _ => unusable(set_up)(error),
+        }
+    })
+}
+
+/// Whether the key and the certificate do not belong together.
+fn is_of_other_key(error: &reqwest::Error) -> bool {
+    let mismatch = rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch);
+    Chain::new(error).any(|cause| cause.downcast_ref() == Some(&mismatch))
 }
 
 /// Checks whether a client can be made of the files that can be read here. A file that only the
@@ -307,6 +345,32 @@ mod tests {
         assert!(
             text.contains("has to be RSA of at least 2048 bits"),
             "{text}"
+        );
+    }
+
+    #[test]
+    fn a_key_of_another_certificate_is_told_as_that() {
+        let mut options = Options::new(
+            "acme".into(),
+            "https://api.example".to_owned(),
+            SecretSource::Value(Secret::new("key")),
+            SecretSource::Value(Secret::new("secret")),
+        );
+        options.tls.cert_file = Some("our.crt".into());
+        options.tls.key_file = Some("our.key".into());
+        let key = || rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(["us.example".to_owned()]).unwrap();
+        let certificate = params.self_signed(&key()).unwrap().pem();
+        let files = TlsFiles {
+            authorities: None,
+            identity: Some(identity(
+                Zeroizing::new(key().serialize_pem().into()),
+                certificate.as_bytes(),
+            )),
+        };
+        assert_eq!(
+            http_client(&options, files).unwrap_err().to_string(),
+            "tls.key_file of account acme is not the key of tls.cert_file: our.key, our.crt"
         );
     }
 
