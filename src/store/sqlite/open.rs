@@ -504,6 +504,7 @@ fn create(path: &Path) -> std::result::Result<(), String> {
 fn take_from_others(path: &Path) {
     let me = rustix::process::geteuid().as_raw();
     let mut wanted = None;
+    let mut is_told = false;
     for path in ["", "-wal", "-shm"].map(|suffix| with_suffix(path, suffix)) {
         let Ok(file) = fs::symlink_metadata(&path) else {
             continue;
@@ -524,10 +525,15 @@ fn take_from_others(path: &Path) {
         };
         let path = path.display();
         match taken {
-            Ok(()) => tracing::warn!(
-                "every user of this machine could open {path}, which holds alerts in full; its mode is {wanted:o} now, \
-                 instead of {mode:o}"
-            ),
+            // The files beside the state file have its mode because SQLite gives it to them.
+            Ok(()) if is_told => {}
+            Ok(()) => {
+                is_told = true;
+                tracing::warn!(
+                    "every user of this machine could open {path}, which holds alerts in full; its mode is {wanted:o} \
+                     now, instead of {mode:o}"
+                );
+            }
             Err(error) => {
                 tracing::warn!(
                     "every user of this machine may open {path}, which holds alerts in full, and the right cannot be \

@@ -3,6 +3,7 @@ use std::{fs, os::unix::fs::MetadataExt as _};
 use rustix::fs::{CWD, Mode, mkfifoat};
 
 use super::*;
+use crate::logging::captured;
 
 fn folder() -> tempfile::TempDir {
     tempfile::tempdir().unwrap()
@@ -95,6 +96,22 @@ fn a_file_that_was_put_back_for_everybody_is_for_its_owner_again_and_a_group_kee
         assert_eq!(modes(), [after; 3], "{before:o}");
         file.close();
     }
+}
+
+#[test]
+fn rights_taken_from_others_are_told_once_for_the_files_of_one_state() {
+    let folder = folder();
+    let path = folder.path().join("state.db");
+    fs::write(&path, "").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
+    let (lines, _logging) = captured();
+    open(&path).unwrap().close();
+    let lines = lines.lock().clone();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert!(
+        lines[0].contains("state.db, which holds alerts"),
+        "{lines:?}"
+    );
 }
 
 #[test]
