@@ -355,6 +355,11 @@ impl Checked<'_> {
     /// Says what to do about failures that do not depend on what was asked.
     fn common_advice(&self, error: &Error) -> String {
         match error {
+            Error::CutOff { .. } => {
+                "try again; the connection was cut: look whether a proxy or firewall on the way limits the \
+                 size or the time of answers"
+                    .to_owned()
+            }
             Error::Throttled { .. } => {
                 "wait a minute; who else uses this key or tenant uses the same allowance".to_owned()
             }
@@ -502,8 +507,12 @@ impl Checked<'_> {
             None => "no rate limit told".to_owned(),
         };
         let total = page.total_results;
-        let alerts = if total == 1 { "alert" } else { "alerts" };
-        let found = format!("{total} {alerts} match {}, {size}, {left}", search.query);
+        let match_it = if total == 1 {
+            "alert matches"
+        } else {
+            "alerts match"
+        };
+        let found = format!("{total} {match_it} {}, {size}, {left}", search.query);
         let passed = Passed::new((), found);
         let mut concerns = Vec::new();
         if request.page_size != search.page_size {

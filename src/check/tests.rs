@@ -1,4 +1,12 @@
-use std::{net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::Path,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use jiff::{SignedDuration, tz::TimeZone};
 use rcgen::{CertificateParams, Issuer, KeyPair};
@@ -586,12 +594,40 @@ async fn every_query_is_asked_once_though_each_tenant_is_asked_for_its_first_sea
     ok       account acme, tenant client_b: N alerts match actions:OPEN, N a page, N of N requests a minute left
     FAILED   account acme, tenant client_a, search bad: search answered N: {"code":"N","message":"invalid value \"bogus\" of queryString"}
              next: look at the query (bogus) of the search bad: key:value pairs that OpsRamp knows, joined by +
-    ok       account acme, tenant client_b, search critical: N alert match states:Critical, N a page, N of N requests a minute left
+    ok       account acme, tenant client_b, search critical: N alert matches states:Critical, N a page, N of N requests a minute left
     skipped  account acme, tenant client_none, search out-of-reach: needs tenant client_none
     "#);
     // The refused query is asked three times: as the daemon does, the refusal may pass, or be about
     // the paging.
     assert_eq!(simulator.requests().count(Endpoint::Search), 3 + 3 + 1);
+}
+
+#[tokio::test]
+async fn an_answer_that_is_cut_short_is_told_from_one_of_something_else() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let is_token_cut = Arc::new(AtomicBool::new(false));
+    let cuts_token = Arc::clone(&is_token_cut);
+    tokio::spawn(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let mut request = [0; 4096];
+            let length = stream.read(&mut request).await.unwrap();
+            let is_token = request[..length].starts_with(b"POST ");
+            let cut = "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{\"results\": [";
+            let token = r#"{"access_token": "a", "expires_in": 7200}"#;
+            let whole = format!("HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n{token}");
+            let is_cut = !is_token || cuts_token.load(Ordering::Relaxed);
+            let answer = if is_cut { cut } else { &whole };
+            stream.write_all(answer.as_bytes()).await.ok();
+        }
+    });
+    for (cuts_token, what) in [(false, "search"), (true, "token")] {
+        is_token_cut.store(cuts_token, Ordering::Relaxed);
+        let (failed, next) = Setup::new(&url, |_| {}).failure().await;
+        let told = format!("{what} answered with a body that ends too early");
+        assert!(failed.ends_with(&told), "{failed}");
+        assert!(next.contains("the connection was cut"), "{next}");
+    }
 }
 
 #[tokio::test]

@@ -61,6 +61,12 @@ pub enum Error {
         /// The beginning of the body, made harmless.
         excerpt: String,
     },
+    /// The connection ended before the whole answer had come.
+    #[error("{endpoint} answered with a body that ends too early")]
+    CutOff {
+        /// The endpoint that was asked.
+        endpoint: &'static str,
+    },
     /// A token request failed a moment ago, and it is too early for another.
     #[error(transparent)]
     Echo(Arc<Self>),
@@ -102,7 +108,7 @@ impl Error {
             Self::Timeout { .. } => "timeout",
             Self::Connect { .. } => "connect",
             Self::Http { .. } => "http",
-            Self::Decode { .. } => "decode",
+            Self::Decode { .. } | Self::CutOff { .. } => "decode",
             Self::TooLarge { .. } => "too_large",
             Self::Echo(error) => error.reason(),
         }
@@ -151,7 +157,8 @@ impl Error {
             Self::Throttled { .. }
             | Self::Timeout { .. }
             | Self::Connect { .. }
-            | Self::Decode { .. } => true,
+            | Self::Decode { .. }
+            | Self::CutOff { .. } => true,
             Self::Echo(error) => error.is_transient(),
         }
     }
@@ -165,6 +172,7 @@ impl Error {
             Self::Timeout { .. } | Self::Connect { .. } => true,
             Self::Http { endpoint, .. }
             | Self::Decode { endpoint, .. }
+            | Self::CutOff { endpoint }
             | Self::TooLarge { endpoint, .. } => *endpoint != Endpoint::Token.as_str(),
         }
     }

@@ -15,7 +15,7 @@ pub(crate) fn search_url(tenant: &str, request: &SearchRequest) -> String {
 /// # Panics
 /// If the check fails.
 pub fn token_answer(data: &[u8]) {
-    match read_token(data) {
+    match read_token(200, data) {
         Ok((token, life, _)) => {
             assert!(!token.expose().is_empty());
             assert!(bearer(&token).is_sensitive());

@@ -300,10 +300,8 @@ impl Http {
             };
             Error::Timeout { host, limit }
         } else if began && ends_early(&error) {
-            Error::Decode {
+            Error::CutOff {
                 endpoint: endpoint.as_str(),
-                what: "with a body that ends too early".to_owned(),
-                excerpt: String::new(),
             }
         } else if error.is_decode() && !is_broken_connection(&error) {
             undecodable(endpoint, &error)

@@ -161,7 +161,7 @@ impl TokenEndpoint {
         let secrets = || Secrets::of(self.http.sent_secrets(None));
         let shown = || secrets().excerpt(&body);
         let result = match code {
-            200..=299 => read_token(&body),
+            200..=299 => read_token(code, &body),
             400 | 401 | 403 => Err(Error::Auth {
                 what: format!(
                     "{} rejects the credentials ({code}): {}",
@@ -187,18 +187,19 @@ impl TokenEndpoint {
     }
 }
 
-pub(super) fn read_token(body: &[u8]) -> Result<IssuedToken, Error> {
+/// Reads the body of a success with this status.
+pub(super) fn read_token(status: u16, body: &[u8]) -> Result<IssuedToken, Error> {
     // No excerpt, because the body of a success holds the token in some form.
     let problem = |what: &str| Error::Decode {
         endpoint: Endpoint::Token.as_str(),
-        what: what.to_owned(),
+        what: format!("{status} with {what}"),
         excerpt: String::new(),
     };
-    let answer: TokenAnswer = serde_json::from_slice(body)
-        .map_err(|_| problem("200 with something that is no token answer"))?;
+    let answer: TokenAnswer =
+        serde_json::from_slice(body).map_err(|_| problem("something that is no token answer"))?;
     let text = answer.access_token.expose();
     if text.is_empty() || header::HeaderValue::from_str(text).is_err() {
-        return Err(problem("200 with an access_token that no header can hold"));
+        return Err(problem("an access_token that no header can hold"));
     }
     let life = match answer.expires_in {
         Some(serde_json::Value::Number(number)) => number.as_f64(),
@@ -226,7 +227,7 @@ mod tests {
     fn a_life_that_nobody_can_read_is_as_one_that_is_not_told() {
         let life = |told: &str| {
             let answer = format!(r#"{{"access_token":"a"{told}}}"#);
-            read_token(answer.as_bytes()).unwrap().1
+            read_token(200, answer.as_bytes()).unwrap().1
         };
         for told in [
             "",
@@ -241,5 +242,20 @@ mod tests {
         assert_eq!(life(r#","expires_in":0"#), MIN_LIFE);
         assert_eq!(life(r#","expires_in":" 7199 ""#).as_secs(), 7199);
         assert_eq!(life(r#","expires_in":1e300"#), MAX_LIFE);
+    }
+
+    #[test]
+    fn what_is_no_token_answer_is_told_with_its_status() {
+        for (status, body, told) in [
+            (204, "", "204 with something that is no token answer"),
+            (
+                200,
+                r#"{"access_token":""}"#,
+                "200 with an access_token that no header can hold",
+            ),
+        ] {
+            let error = read_token(status, body.as_bytes()).unwrap_err();
+            assert_eq!(error.to_string(), format!("token answered {told}"));
+        }
     }
 }
