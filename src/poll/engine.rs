@@ -18,11 +18,14 @@ use std::{
 
 use tokio::time::Instant;
 
-pub use self::confirmation::{Question, can_be_asked_for};
 use self::{
     confirmation::Short,
     out_of_sight::OutOfSight,
     overtaken::{Overtaken, Requests},
+};
+pub use self::{
+    confirmation::{Question, can_be_asked_for},
+    out_of_sight::FailedPage,
 };
 use super::full_read::{Facts, Flow, FullRead, Hollow};
 use crate::track::{Delta, KnownAlert, KnownState, Sighting, Tracker};
@@ -33,7 +36,7 @@ const UNSEEN: usize = 5_000;
 const REASONS: usize = 20;
 /// Number of polls in a row that must count more alerts than are known, while alerts are opening,
 /// before the whole result is read.
-const PATIENCE: u32 = 3;
+const SURPLUS_POLLS: u32 = 3;
 /// Time for which readings must have ended at a hollow page before the result counts as gone
 /// through. With the rest before the last of these readings, that is some half an hour: as long as
 /// a page fails before a reading ends there.
@@ -94,17 +97,17 @@ pub enum Next {
 
 /// What the readings of the result have told so far.
 #[derive(Debug, Default)]
-struct Readings {
+struct ReadingHistory {
     last: Option<LastReading>,
     /// Number of readings that were sound.
-    whole: u64,
+    sound: u64,
     /// Number of readings that did not end at a hollow page.
-    count: u64,
+    not_hollow: u64,
     /// When the first of the latest readings in a row that ended at a hollow page ended, and the
     /// number of these readings.
     hollow_in_a_row: Option<(Instant, u32)>,
     /// The hollow page of the last warning; `None` once a reading has ended otherwise.
-    hollow_told: Option<u64>,
+    hollow_warned: Option<u64>,
     has_gone_through: bool,
 }
 
@@ -155,7 +158,7 @@ pub struct Limits {
 pub struct Engine {
     options: Options,
     tracker: Tracker,
-    reading: Reading,
+    background: Background,
     /// Alerts that have left and whose reasons have not been asked for yet.
     departed: VecDeque<Box<str>>,
     /// The same ids, for look-ups.
@@ -170,14 +173,14 @@ pub struct Engine {
     sudden: HashSet<Box<str>>,
     witness: Option<Box<str>>,
     /// Since when all answers about the first page show nothing, although they count alerts.
-    hollow_in_front: Option<Instant>,
+    first_page_hollow_since: Option<Instant>,
     /// Whether a full read was given up because its first page showed nothing. The next poll then
     /// begins it anew.
     postponed: bool,
     /// The size of a page, as the server has it.
     page_size: u64,
     total: Option<u64>,
-    readings: Readings,
+    history: ReadingHistory,
     /// Time until which a full read has to wait if only the count, or an incomplete reading, asks
     /// for it.
     rest_until: Option<Instant>,
@@ -189,9 +192,9 @@ pub struct Engine {
 
 /// What the background is doing.
 #[derive(Debug)]
-enum Reading {
+enum Background {
     Idle,
-    Pages {
+    Reading {
         read: FullRead,
         begun: Instant,
     },
@@ -220,7 +223,7 @@ impl Engine {
         Self {
             options,
             tracker,
-            reading: Reading::Idle,
+            background: Background::Idle,
             departed: VecDeque::new(),
             in_departed: HashSet::new(),
             suspects: BTreeMap::new(),
@@ -228,11 +231,11 @@ impl Engine {
             requests: Requests::default(),
             sudden: HashSet::new(),
             witness: None,
-            hollow_in_front: None,
+            first_page_hollow_since: None,
             postponed: false,
             page_size: 0,
             total: None,
-            readings: Readings::default(),
+            history: ReadingHistory::default(),
             rest_until: None,
             vain_in_a_row: 0,
             surplus_in_a_row: 0,
@@ -250,20 +253,20 @@ impl Engine {
             hollow: None,
             next_due: now + self.options.full_read_interval.saturating_sub(ago),
         };
-        self.readings.add(last, self.tracker.open_count(), now);
+        self.history.add(last, self.tracker.open_count(), now);
     }
 
     /// Returns what the server was found not to answer, for the engine that takes over.
     #[must_use]
     pub fn limits(&self) -> Limits {
         Limits {
-            pages: self.limits.pages.for_another(),
+            pages: self.limits.pages.for_other_engine(),
             ..self.limits
         }
     }
 
     /// Takes over what another engine has found the same server not to answer.
-    pub fn respect(&mut self, limits: Limits) {
+    pub fn set_limits(&mut self, limits: Limits) {
         self.limits = limits;
     }
 
@@ -294,22 +297,22 @@ impl Engine {
     /// totals tell.
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        self.readings.is_sound()
+        self.history.is_sound()
     }
 
     /// Returns the hollow page at which the last reading ended: only once, as long as readings end
     /// at this page.
     pub(crate) fn hollow_to_tell(&mut self) -> Option<Hollow> {
-        let hollow = self.readings.last.as_ref()?.hollow;
+        let hollow = self.history.last.as_ref()?.hollow;
         let page = hollow.map(|hollow| hollow.page);
-        let told = std::mem::replace(&mut self.readings.hollow_told, page);
-        hollow.filter(|_| told != page)
+        let warned = std::mem::replace(&mut self.history.hollow_warned, page);
+        hollow.filter(|_| warned != page)
     }
 
-    /// Returns how often the whole result has been read.
+    /// Returns the number of sound readings so far.
     #[must_use]
-    pub fn reads(&self) -> u64 {
-        self.readings.whole
+    pub fn sound_readings(&self) -> u64 {
+        self.history.sound
     }
 
     /// Whether the alerts that are there now have been in sight, as far as they ever will be. This
@@ -318,17 +321,17 @@ impl Engine {
     /// them.
     #[must_use]
     pub fn has_gone_through(&self) -> bool {
-        self.readings.has_gone_through
+        self.history.has_gone_through
     }
 
     /// Notes that a request is sent. What other answers tell before the answer to this request
     /// comes is newer than that answer.
-    pub fn asked(&mut self, purpose: &Purpose) {
+    pub fn request_sent(&mut self, purpose: &Purpose) {
         self.requests.begin(purpose);
     }
 
     /// Notes that a request has failed, or that its answer could not be [adopted](Engine::adopt).
-    pub fn unanswered(&mut self, purpose: &Purpose) {
+    pub fn request_failed(&mut self, purpose: &Purpose) {
         self.requests.end(purpose);
     }
 
@@ -413,15 +416,16 @@ impl Engine {
         match purpose {
             Purpose::Poll => self.adopt_poll(facts, &current, delta, known, &overtaken, now),
             Purpose::FullRead => {
-                if !overtaken.answered && !facts.is_hollow() {
+                if !overtaken.answered && !facts.is_hollow_further_page() {
                     self.total = Some(facts.total);
                 }
                 self.tracker.adopt(known, &current);
-                if self.is_hollow_for_once(facts, now) {
+                let is_hollow_for_once = self.note_first_page(facts, now);
+                if is_hollow_for_once {
                     // The page is not asked for again at once, because a moment later it would
                     // hardly show more.
                     if self.wants(facts.page) {
-                        self.reading = Reading::Idle;
+                        self.background = Background::Idle;
                         self.postponed = true;
                     }
                 } else {
@@ -453,7 +457,7 @@ impl Engine {
         page: &[Sighting<'_>],
         delta: &Delta,
     ) -> Option<Ahead> {
-        let Reading::Pages { read, .. } = &self.reading else {
+        let Background::Reading { read, .. } = &self.background else {
             return None;
         };
         let only_opens = delta.changed.is_empty() && delta.refreshed.is_empty();
@@ -474,7 +478,7 @@ impl Engine {
         for id in &ahead.opened {
             self.tracker.forget(id);
         }
-        if let Reading::Pages { read, .. } = &mut self.reading {
+        if let Background::Reading { read, .. } = &mut self.background {
             *read = ahead.read;
         }
     }
@@ -487,11 +491,11 @@ impl Engine {
                 self.departed.iter().take(REASONS).cloned().collect(),
             ));
         }
-        match &self.reading {
-            Reading::Idle => None,
-            Reading::Pages { read, .. } => Some(Task::Page(read.page())),
-            Reading::Confirming { asked, .. } => Some(Task::Confirm(Arc::clone(asked))),
-            Reading::Verifying { queue } => {
+        match &self.background {
+            Background::Idle => None,
+            Background::Reading { read, .. } => Some(Task::Page(read.page())),
+            Background::Confirming { asked, .. } => Some(Task::Confirm(Arc::clone(asked))),
+            Background::Verifying { queue } => {
                 let ids = queue.iter().take(REASONS);
                 // The witness is surely there, so its page shows whether alerts' own pages are
                 // found at all.
@@ -504,7 +508,7 @@ impl Engine {
     /// Whether there is a [task](Engine::task). Does not make the task, since most tasks hold ids.
     #[must_use]
     pub fn has_task(&self) -> bool {
-        self.has_departures() || !matches!(self.reading, Reading::Idle)
+        self.has_departures() || !matches!(self.background, Background::Idle)
     }
 
     /// Returns how a departed alert stood before it left. `None` if the alert has come back in the
@@ -546,19 +550,19 @@ impl Engine {
     /// Whether this is the page that a full read wants next.
     #[must_use]
     pub fn wants(&self, page: u64) -> bool {
-        matches!(&self.reading, Reading::Pages { read, .. } if read.page() == page)
+        matches!(&self.background, Background::Reading { read, .. } if read.page() == page)
     }
 
     /// Whether a full read is under way.
     #[must_use]
     pub fn is_reading(&self) -> bool {
-        matches!(self.reading, Reading::Pages { .. })
+        matches!(self.background, Background::Reading { .. })
     }
 
     /// Whether a full read is under way that has not read any page yet.
     #[must_use]
     pub fn begins_reading(&self) -> bool {
-        matches!(&self.reading, Reading::Pages { read, .. } if !read.has_begun())
+        matches!(&self.background, Background::Reading { read, .. } if !read.has_begun())
     }
 
     /// Begins the full read under way anew, because the size of the pages changes from now on.
@@ -572,7 +576,7 @@ impl Engine {
     /// however often it is asked, and ends the read there. The server shows only the first part of
     /// a result, or fails at this page. Polls ask for the page now and then until it comes.
     pub fn page_refused(&mut self, page: u64, now: Instant) {
-        let Reading::Pages { read, begun } = &self.reading else {
+        let Background::Reading { read, begun } = &self.background else {
             return;
         };
         if read.page() != page {
@@ -580,14 +584,14 @@ impl Engine {
             return;
         }
         let size = read.page_size().unwrap_or(self.page_size);
-        self.limits.pages.refuse(page, size, now);
+        self.limits.pages.note_refused(page, size, now);
         let took = now - *begun;
         let ending = Ending {
             sound: false,
             unreadable: read.unreadable(),
             hollow: None,
         };
-        self.reading = Reading::Idle;
+        self.background = Background::Idle;
         self.rest_until = Some(now + self.rest(true, took));
         self.finish_reading(ending, None, now);
     }
@@ -596,8 +600,8 @@ impl Engine {
     /// numbered as the full read under way numbers its pages.
     #[must_use]
     pub fn refused(&self) -> Option<u64> {
-        let size = match &self.reading {
-            Reading::Pages { read, .. } => read.page_size(),
+        let size = match &self.background {
+            Background::Reading { read, .. } => read.page_size(),
             _ => None,
         };
         self.limits.pages.refused(size.unwrap_or(self.page_size))
@@ -614,26 +618,24 @@ impl Engine {
     /// that does not go as far tries the page once at its end, even if the count adds up, because
     /// the page may hold nothing but changes.
     pub fn page_missed(&mut self, page: u64) {
-        self.limits.pages.miss(page);
+        self.limits.pages.note_missed(page);
     }
 
     /// Whether a poll missed a further page and no later poll has tried to read it.
     #[must_use]
     pub fn misses_a_page(&self) -> bool {
-        self.limits.pages.misses_one()
+        self.limits.pages.has_missed()
     }
 
-    /// Notes that a further page of a poll did not come, after the time `took`. Returns whether
-    /// the poll asked for the page only to see whether it comes by now; if not, the page is
-    /// [missed](Engine::page_missed).
-    pub fn page_failed(&mut self, page: u64, took: Duration, now: Instant) -> bool {
-        self.limits.pages.failed(page, took, now)
+    /// Notes that a further page of a poll did not come, after the time `took`.
+    pub fn page_failed(&mut self, page: u64, took: Duration, now: Instant) -> FailedPage {
+        self.limits.pages.note_failed(page, took, now)
     }
 
     /// Notes that failures have held up the full read since then. That time is not work, so it
     /// does not lengthen the rest after the read.
     pub fn held_up(&mut self, since: Instant, now: Instant) {
-        if let Reading::Pages { begun, .. } = &mut self.reading {
+        if let Background::Reading { begun, .. } = &mut self.background {
             *begun += now.saturating_duration_since(since.max(*begun));
         }
     }
@@ -647,25 +649,26 @@ impl Engine {
         overtaken: &Overtaken,
         now: Instant,
     ) -> Next {
-        if facts.is_hollow() {
+        if facts.is_hollow_further_page() {
             return self.poll_found_nothing(facts, now);
         }
         self.total = Some(facts.total);
-        if self.is_hollow_for_once(facts, now) {
+        let is_hollow_for_once = self.note_first_page(facts, now);
+        if is_hollow_for_once {
             self.sudden.clear();
             return Next::Done;
         }
-        self.limits.pages.came(facts);
+        self.limits.pages.note_page(facts);
         if self.is_refused(facts.page) {
             // The server shows the page again, so a full read that was resting may begin.
-            self.limits.pages.is_shown();
+            self.limits.pages.forget_refused();
             self.rest_until = None;
         }
         if facts.is_whole() {
             self.tracker.begin_reading();
             self.tracker.adopt(known, page);
             self.remember_witness(page);
-            self.reading = Reading::Idle;
+            self.background = Background::Idle;
             // Seen alerts are counted once each: if a page shows an alert twice, another one is
             // missing.
             let sound = (self.tracker.seen_count() + facts.unreadable) as u64 >= facts.total;
@@ -682,7 +685,7 @@ impl Engine {
             self.remember_witness(page);
         }
         let knew_nothing = self.tracker.is_empty();
-        let idle = matches!(self.reading, Reading::Idle);
+        let idle = matches!(self.background, Background::Idle);
         if facts.page == 1 && idle && (knew_nothing || self.postponed || self.is_due(now)) {
             // The poll's first page is also the first page of the full read.
             self.begin_full_read(now);
@@ -692,7 +695,7 @@ impl Engine {
             self.tracker.adopt(known, page);
         }
         let news = !delta.opened.is_empty() || !delta.tail_unchanged;
-        let accounted = self.counted() == facts.total && delta.tail_unchanged;
+        let accounted = self.expected_total() == facts.total && delta.tail_unchanged;
         if let Some(next) = facts.next.filter(|page| !self.is_refused(*page))
             && news
             && !accounted
@@ -702,7 +705,7 @@ impl Engine {
                 return Next::Page(next);
             }
             // There is more news than a poll can read, so the background reads the whole result.
-            if matches!(self.reading, Reading::Idle) {
+            if matches!(self.background, Background::Idle) {
                 self.begin_full_read(now);
             }
             return Next::Done;
@@ -711,12 +714,13 @@ impl Engine {
         if knew_nothing {
             return Next::Done;
         }
-        let wanted = self.out_of_sight(facts, news, accounted, now);
+        let wanted = self.begin_trial(facts, news, accounted, now);
         wanted.map_or(Next::Done, Next::Page)
     }
 
-    /// Returns the page out of sight that a poll is to ask for at its end.
-    fn out_of_sight(
+    /// Returns the page out of sight that a poll is to ask for at its end. If that is the missed
+    /// page, this was its one retry.
+    fn begin_trial(
         &mut self,
         facts: &Facts,
         news: bool,
@@ -729,34 +733,35 @@ impl Engine {
         }
         let pages = &mut self.limits.pages;
         let (again, trial) = (
-            pages.second_try(next),
-            pages.trial(next, news, interval, now),
+            pages.begin_retry(next),
+            pages.due_trial(next, news, interval, now),
         );
         let exists = |page: &u64| *page <= facts.pages();
         let trial = trial.filter(|_| !accounted).filter(exists);
         again.filter(exists).or(trial)
     }
 
-    /// Whether a first page shows nothing although it counts alerts, and an earlier one did not do
-    /// so some time before. The page may be empty only for a moment, so it neither begins nor ends
-    /// a reading: otherwise all known alerts would be asked for by id. A later such page does,
-    /// because some servers for ever count alerts that they do not show.
-    fn is_hollow_for_once(&mut self, facts: &Facts, now: Instant) -> bool {
+    /// Takes note of whether a first page is hollow: it shows nothing although it counts alerts.
+    /// Returns whether it is, and no earlier one was some time before. The page may be empty only
+    /// for a moment, so it neither begins nor ends a reading: otherwise all known alerts would be
+    /// asked for by id. A later such page does, because some servers for ever count alerts that
+    /// they do not show.
+    fn note_first_page(&mut self, facts: &Facts, now: Instant) -> bool {
         if facts.page > 1 {
             return false;
         }
-        if !facts.is_hollow_in_front() {
-            self.hollow_in_front = None;
+        if !facts.is_hollow_first_page() {
+            self.first_page_hollow_since = None;
             return false;
         }
-        let since = *self.hollow_in_front.get_or_insert(now);
+        let since = *self.first_page_hollow_since.get_or_insert(now);
         now.saturating_duration_since(since) < self.options.interval / 2
     }
 
     /// Handles a further page of a poll that came but shows nothing. Neither its total is
     /// believed, nor that nothing is there. The page counts as failed; the poll does not.
     fn poll_found_nothing(&mut self, facts: &Facts, now: Instant) -> Next {
-        if !self.page_failed(facts.page, Duration::ZERO, now) {
+        if self.page_failed(facts.page, Duration::ZERO, now) == FailedPage::Missed {
             self.poll_cut_short(now);
         }
         Next::Done
@@ -769,15 +774,15 @@ impl Engine {
     pub fn poll_cut_short(&mut self, now: Instant) {
         let Some(total) = self.total else { return };
         self.surplus_in_a_row += 1;
-        let wanted = total < self.counted() || self.surplus_in_a_row >= PATIENCE;
-        self.read_if(wanted, now);
+        let wanted = total < self.expected_total() || self.surplus_in_a_row >= SURPLUS_POLLS;
+        self.begin_full_read_if(wanted, now);
     }
 
     /// Compares the total with the known alerts at the end of a poll: has an alert left, or is one
     /// unknown?
     fn compare_count(&mut self, facts: &Facts, delta: &Delta, now: Instant) {
         let quiet = facts.page == 1 && delta.opened.is_empty();
-        let wanted = match facts.total.cmp(&self.counted()) {
+        let wanted = match facts.total.cmp(&self.expected_total()) {
             std::cmp::Ordering::Equal => {
                 self.surplus_in_a_row = 0;
                 self.is_in_doubt()
@@ -786,36 +791,36 @@ impl Engine {
             // While alerts are opening, the total runs ahead of what was read. There is something
             // further down only if the total stays ahead.
             std::cmp::Ordering::Greater => {
-                self.surplus_in_a_row += if quiet { PATIENCE } else { 1 };
-                self.surplus_in_a_row >= PATIENCE
+                self.surplus_in_a_row += if quiet { SURPLUS_POLLS } else { 1 };
+                self.surplus_in_a_row >= SURPLUS_POLLS
             }
         };
-        self.read_if(wanted, now);
+        self.begin_full_read_if(wanted, now);
     }
 
     /// Whether the last reading did not show everything and another one may, however the count
     /// adds up. If the server refuses a page, no reading shows what is behind it.
     fn is_in_doubt(&self) -> bool {
-        self.readings.last.is_some() && !self.is_sound() && self.refused().is_none()
+        self.history.last.is_some() && !self.is_sound() && self.refused().is_none()
     }
 
     /// The total to be expected: the open alerts that are known, and the items that the last
     /// reading could not read.
-    fn counted(&self) -> u64 {
-        self.tracker.open_count() as u64 + self.readings.unreadable()
+    fn expected_total(&self) -> u64 {
+        self.tracker.open_count() as u64 + self.history.unreadable()
     }
 
     /// Begins a full read if a poll has shown that it is `wanted`, unless one is under way or it
     /// is too early for another.
-    fn read_if(&mut self, wanted: bool, now: Instant) {
+    fn begin_full_read_if(&mut self, wanted: bool, now: Instant) {
         let rested = self.rest_until.is_none_or(|until| now >= until);
-        if matches!(self.reading, Reading::Idle) && wanted && rested {
+        if matches!(self.background, Background::Idle) && wanted && rested {
             self.begin_full_read(now);
         }
     }
 
     fn is_due(&self, now: Instant) -> bool {
-        let last = self.readings.last.as_ref();
+        let last = self.history.last.as_ref();
         last.is_none_or(|last| now >= last.next_due)
     }
 
@@ -827,12 +832,12 @@ impl Engine {
         self.tracker.begin_reading();
         self.surplus_in_a_row = 0;
         self.postponed = false;
-        self.reading = Reading::Pages { read, begun: now };
+        self.background = Background::Reading { read, begun: now };
     }
 
     fn adopt_full(&mut self, facts: &Facts, now: Instant) {
         let seen = self.tracker.seen_count();
-        let Reading::Pages { read, begun } = &mut self.reading else {
+        let Background::Reading { read, begun } = &mut self.background else {
             return;
         };
         if facts.page != read.page() {
@@ -843,8 +848,8 @@ impl Engine {
         let size = read.page_size().unwrap_or(facts.page_size);
         let pages = &mut self.limits.pages;
         let refused = pages.refused(size).filter(|_| flow != Flow::Restart);
-        if refused.is_some_and(|refused| facts.page >= refused) && !facts.is_hollow() {
-            pages.is_shown();
+        if refused.is_some_and(|refused| facts.page >= refused) && !facts.is_hollow_further_page() {
+            pages.forget_refused();
         }
         match flow {
             Flow::Continue => {}
@@ -856,7 +861,7 @@ impl Engine {
                 let took = now - *begun;
                 let unreadable = read.unreadable();
                 let hollow = read.hollow().filter(|_| !sound);
-                self.reading = Reading::Idle;
+                self.background = Background::Idle;
                 let nothing_is_missing = self.tracker.seen_count() == self.tracker.open_count();
                 let adds_up = (self.tracker.open_count() + unreadable) as u64 == facts.total;
                 let in_vain = !sound || nothing_is_missing && !adds_up;
@@ -893,7 +898,7 @@ impl Engine {
             hollow,
             next_due: now + self.options.full_read_interval,
         };
-        self.readings.add(last, self.tracker.seen_count(), now);
+        self.history.add(last, self.tracker.seen_count(), now);
         self.postponed = false;
         let mut missing = self.tracker.missing();
         if !sound {
@@ -904,7 +909,7 @@ impl Engine {
         let tracker = &self.tracker;
         self.suspects.retain(|id, _| tracker.is_missing(id));
         // The reading has read the page that was refused or missed, or the result ended before it.
-        self.limits.pages.are_shown();
+        self.limits.pages.forget();
         let sudden = std::mem::take(&mut self.sudden);
         match poll {
             Some(overtaken) if unreadable == 0 => {
@@ -939,23 +944,23 @@ impl Engine {
     }
 }
 
-// === impl Readings ===
+// === impl ReadingHistory ===
 
-impl Readings {
+impl ReadingHistory {
     /// Adds a reading that has ended now. `shown`: the number of alerts that it has shown.
     fn add(&mut self, last: LastReading, shown: usize, now: Instant) {
         if last.hollow.is_some() {
             self.hollow_in_a_row.get_or_insert((now, 0)).1 += 1;
         } else {
             self.hollow_in_a_row = None;
-            self.count += 1;
+            self.not_hollow += 1;
         }
-        self.whole += u64::from(last.sound);
+        self.sound += u64::from(last.sound);
         let is_seen = last.sound && shown > 0;
         let is_hollow = self.hollow_in_a_row.is_some_and(|(since, count)| {
             count >= HOLLOW_IN_A_ROW && now.saturating_duration_since(since) >= HOLLOW
         });
-        self.has_gone_through |= is_seen || self.count > 1 || is_hollow;
+        self.has_gone_through |= is_seen || self.not_hollow > 1 || is_hollow;
         self.last = Some(last);
     }
 

@@ -40,7 +40,7 @@ pub(super) struct FullRead {
     /// How often the reading was begun again.
     restarts: u32,
     /// How many more pages may be read again.
-    patience: u64,
+    rereads_left: u64,
     /// Number of items that could not be read, for each page that has some.
     unreadable: BTreeMap<u64, usize>,
     sound: bool,
@@ -72,7 +72,7 @@ pub(crate) const WITHOUT_NEWS: u32 = 50;
 
 /// Upper bound of the pages that are read again: those of a million alerts, at a hundred a page. A
 /// server may name any total.
-const MAX_PATIENCE: u64 = 10_000;
+const MAX_REREADS: u64 = 10_000;
 
 /// What comes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,12 +108,12 @@ impl Facts {
 
     /// Whether this is a further page that shows nothing. Its total may then count only what it
     /// shows, and it tells nothing about what was there when the page before named this one.
-    pub(super) fn is_hollow(&self) -> bool {
+    pub(super) fn is_hollow_further_page(&self) -> bool {
         self.page > 1 && self.shown == 0
     }
 
     /// Whether this is the first page and shows nothing although it counts alerts.
-    pub(super) fn is_hollow_in_front(&self) -> bool {
+    pub(super) fn is_hollow_first_page(&self) -> bool {
         self.page == 1 && self.shown == 0 && self.total > 0
     }
 
@@ -158,7 +158,7 @@ impl FullRead {
             last_total: None,
             page_size: None,
             restarts: 0,
-            patience: 0,
+            rereads_left: 0,
             unreadable: BTreeMap::new(),
             sound: true,
             counted: 0,
@@ -195,7 +195,7 @@ impl FullRead {
     pub(super) fn read(&mut self, facts: &Facts, seen: usize) -> Flow {
         if self.page_size.is_none() {
             // As many pages again as the result has, and a few more for short results.
-            self.patience = facts.pages().min(MAX_PATIENCE) + 8;
+            self.rereads_left = facts.pages().min(MAX_REREADS) + 8;
         }
         // The page may have been read before.
         self.unreadable.remove(&facts.page);
@@ -220,7 +220,7 @@ impl FullRead {
         if tells_size {
             self.page_size = Some(facts.page_size);
         }
-        if !facts.is_hollow() {
+        if !facts.is_hollow_further_page() {
             self.counted = facts.total;
         }
         let before = (facts.page - 1).saturating_mul(self.page_size.unwrap_or(facts.page_size));
@@ -248,11 +248,11 @@ impl FullRead {
             let pages = fell.div_ceil(facts.page_size.max(1));
             let before = facts.page - 1;
             for page in facts.page.saturating_sub(pages).max(1)..=before.min(last) {
-                if self.patience == 0 {
+                if self.rereads_left == 0 {
                     self.sound = false;
                     break;
                 }
-                self.patience -= 1;
+                self.rereads_left -= 1;
                 self.again.insert(page);
             }
         }
@@ -607,7 +607,7 @@ mod tests {
             ..facts(u64::MAX / 4, u64::MAX / 2, 1)
         };
         assert_eq!(read.read(&low, 2), Flow::Continue);
-        assert_eq!(read.again.len() as u64, MAX_PATIENCE + 8);
+        assert_eq!(read.again.len() as u64, MAX_REREADS + 8);
         assert!(!read.sound);
     }
 

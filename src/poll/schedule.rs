@@ -10,7 +10,7 @@ use crate::identity::SearchKey;
 /// The longest pause between two tries of a search that fails.
 pub(super) const MAX_BACK_OFF: Duration = Duration::from_secs(5 * 60);
 /// Number of failures in a row after which the search is tried again at the plain interval.
-const PATIENCE: u32 = 2;
+const PLAIN_RETRIES: u32 = 2;
 
 /// The points in time at which a search is polled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl Grid {
         random: f64,
         not_before: Option<Instant>,
     ) -> Instant {
-        let doublings = failures.saturating_sub(PATIENCE).min(16);
+        let doublings = failures.saturating_sub(PLAIN_RETRIES).min(16);
         let pause = self
             .interval
             .saturating_mul(1 << doublings)

@@ -21,9 +21,9 @@ use tokio_util::sync::CancellationToken;
 
 pub(super) use self::taking_up::{give_back, unknown};
 use self::{
-    asking::{Asking, Paging},
+    asking::{Negotiation, Paging},
     background::Pace,
-    departures::Reason,
+    departures::OwnPage,
     learning::{PendingCommit, Refused, commit_of},
     patience::Patience,
     polls::{FailedPolls, Poll},
@@ -132,8 +132,8 @@ enum Reply {
         answer: Result<Answer, opsramp::Error>,
         took: Duration,
     },
-    Reasons(Vec<(Box<str>, Reason)>),
-    Verdicts(Vec<(Box<str>, Reason)>),
+    Reasons(Vec<(Box<str>, OwnPage)>),
+    Verdicts(Vec<(Box<str>, OwnPage)>),
 }
 
 /// A search that has been taken up.
@@ -145,7 +145,7 @@ struct Running {
     has_departed: bool,
     /// What alerts' own pages said, if an alert was found gone by its page. These pages need not
     /// be asked for again.
-    judged: HashMap<Box<str>, Reason>,
+    judged: HashMap<Box<str>, OwnPage>,
     /// Whether departures have waited in vain for their reasons. Alerts that left together with
     /// them do not wait as long again.
     waited_in_vain: bool,
@@ -153,9 +153,9 @@ struct Running {
     under_way: Option<PendingCommit>,
     /// Set while the journal has no room for the events that were to be stored.
     refused: Option<Refused>,
-    paging: Paging,
+    paging: Negotiation,
     /// How the first page of the full read under way was asked for.
-    reading_by: Asking,
+    read_paging: Paging,
     patience: Patience,
     grid: Grid,
     next_poll: Instant,
@@ -218,8 +218,8 @@ impl Running {
     fn new(mut search: Box<Search>, loaded: &Loaded, mut engine: Engine, grid: Grid) -> Self {
         let now = Instant::now();
         let Learned { limits, patience } = std::mem::take(&mut search.learned);
-        engine.respect(limits);
-        let wanted = Asking {
+        engine.set_limits(limits);
+        let wanted = Paging {
             page_size: search.options.page_size,
             sorted: true,
         };
@@ -233,8 +233,8 @@ impl Running {
             engine,
             under_way: None,
             refused: None,
-            paging: Paging::new(wanted),
-            reading_by: wanted,
+            paging: Negotiation::new(wanted),
+            read_paging: wanted,
             patience,
             grid,
             next_poll: search.first_poll.max(now),
@@ -289,7 +289,7 @@ impl Running {
                     Box::pin(self.background_answered(reply)).await;
                 }
                 stored = ready(commit_of(&mut self.under_way)) => {
-                    if let Err(failure) = self.settled(stored) {
+                    if let Err(failure) = self.commit_ended(stored) {
                         self.background_failed(&failure);
                     }
                 }
@@ -297,7 +297,7 @@ impl Running {
             }
         };
         drop(reservation);
-        self.settle_quietly().await;
+        self.await_commit_quietly().await;
         self.note_what_is_missed();
         ended
     }
@@ -306,7 +306,7 @@ impl Running {
     /// snapshot of the previous poll may say that all counted alerts are known, although there are
     /// changes to come. The task that takes over shall not rely on it.
     fn note_what_is_missed(&mut self) {
-        let is_amid_news = self.poll.as_ref().is_some_and(|poll| poll.heard);
+        let is_amid_news = self.poll.as_ref().is_some_and(|poll| poll.has_first_page);
         if (is_amid_news || self.engine.misses_a_page())
             && let Some(result) = &mut self.search.status.result
         {

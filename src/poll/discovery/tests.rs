@@ -2,7 +2,7 @@ use std::collections::BTreeSet;
 
 use super::{
     look_up::{Answer, Shown},
-    verdict::PATIENCE,
+    verdict::AGREEING_LOOK_UPS,
     *,
 };
 use crate::opsramp::{ClientInfo, ClientsPage};
@@ -112,7 +112,7 @@ fn who_is_shown_is_polled_and_who_is_not_is_polled_no_longer() {
 fn a_look_up_that_lacks_most_of_those_known_needs_others_that_agree() {
     for (shown, is_doubted) in [(0, true), (1, true), (2, false), (3, false)] {
         let mut known = Known::of([4]);
-        for nth in 1..PATIENCE {
+        for nth in 1..AGREEING_LOOK_UPS {
             let (polled, verdict) = known.after_one(page(0..shown), 0);
             let is_doubt = matches!(verdict.kind, Kind::LacksMost);
             assert_eq!(is_doubt, is_doubted, "{shown} of 4, look-up {nth}");
@@ -192,7 +192,7 @@ fn a_partner_that_fails_keeps_its_clients_and_has_no_say_in_those_of_others() {
 #[test]
 fn a_surplus_is_believed_once_look_ups_in_a_row_have_lacked_the_same() {
     let mut known = Known::of([4]);
-    for nth in 1..PATIENCE {
+    for nth in 1..AGREEING_LOOK_UPS {
         let (polled, verdict) = known.after_one(page(0..3), 1);
         assert_eq!(polled.len(), 4, "look-up {nth}");
         assert!(matches!(verdict.kind, Kind::Short(1)), "{verdict:?}");
@@ -205,12 +205,12 @@ fn a_surplus_is_believed_once_look_ups_in_a_row_have_lacked_the_same() {
     assert_eq!(polled, [0, 1, 2, 3]);
     assert!(matches!(verdict.kind, Kind::ShortAsEver(1)), "{verdict:?}");
     // Another missing client needs as many look-ups again.
-    for _ in 1..PATIENCE {
+    for _ in 1..AGREEING_LOOK_UPS {
         assert_eq!(known.after_one(page(1..4), 1).0, [0, 1, 2, 3]);
     }
     assert_eq!(known.after_one(page(1..4), 1).0, [1, 2, 3]);
     // So do most of the clients.
-    for _ in 1..PATIENCE {
+    for _ in 1..AGREEING_LOOK_UPS {
         assert_eq!(known.after_one(Vec::new(), 1).0, [1, 2, 3]);
     }
     let (polled, verdict) = known.after_one(Vec::new(), 1);
@@ -230,7 +230,7 @@ fn look_ups_that_differ_let_nobody_go_however_many_are_short() {
     ] {
         let mut known = Known::of([4]);
         for _ in 0..3 {
-            for _ in 1..PATIENCE {
+            for _ in 1..AGREEING_LOOK_UPS {
                 assert_eq!(known.after_one(page(0..3), 1).0.len(), 4);
             }
             assert_eq!(other(&mut known).0.len(), 4);

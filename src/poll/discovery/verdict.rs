@@ -18,9 +18,10 @@ use crate::opsramp;
 /// Number of look-ups in a row that must lack the same clients before they are believed, if they
 /// count the same number of clients too many, or lack most clients. With the pauses between them,
 /// that takes more than a minute: a client that goes by mistake may not come back for an hour.
-pub(super) const PATIENCE: u32 = 5;
+pub(super) const AGREEING_LOOK_UPS: u32 = 5;
 /// How often it is logged that a surplus is believed.
 const TELL_SURPLUS_EVERY: Duration = Duration::from_secs(60 * 60);
+
 /// What follows from a look-up.
 #[derive(Debug)]
 pub(super) struct Decision {
@@ -149,7 +150,7 @@ impl Doubts {
             }),
         };
         doubt.times = doubt.times.saturating_add(1);
-        let is_believed = doubt.times >= PATIENCE;
+        let is_believed = doubt.times >= AGREEING_LOOK_UPS;
         if is_believed {
             // These clients are not known any more.
             doubt.missing.clear();

@@ -10,7 +10,7 @@ use std::{
 
 use tokio::time::Instant;
 
-use super::{Engine, Reading};
+use super::{Background, Engine};
 use crate::{poll::full_read::Facts, track::Sighting};
 
 /// Maximum number of ids that are asked for in one request.
@@ -72,12 +72,12 @@ impl Engine {
     /// `in_vain`: no page was answered. Then no more pages are asked for, so that the next full
     /// read does not have to wait for them; it asks again about all alerts that it misses.
     pub fn adopt_verdicts(&mut self, asked: &[Box<str>], gone: &HashSet<Box<str>>, in_vain: bool) {
-        let Reading::Verifying { queue } = &mut self.reading else {
+        let Background::Verifying { queue } = &mut self.background else {
             return;
         };
         queue.retain(|id| !asked.contains(id));
         if queue.is_empty() || in_vain {
-            self.reading = Reading::Idle;
+            self.background = Background::Idle;
         }
         let (gone, there): (Vec<_>, Vec<_>) =
             asked.iter().cloned().partition(|id| gone.contains(id));
@@ -97,8 +97,8 @@ impl Engine {
     #[must_use]
     pub fn is_asking_who_left(&self) -> bool {
         matches!(
-            self.reading,
-            Reading::Confirming { .. } | Reading::Verifying { .. }
+            self.background,
+            Background::Confirming { .. } | Background::Verifying { .. }
         )
     }
 
@@ -130,17 +130,17 @@ impl Engine {
     /// Whether this question is being asked now: another reading may have begun since it was sent.
     #[must_use]
     pub fn is_asking(&self, question: &Question) -> bool {
-        matches!(&self.reading, Reading::Confirming { asked, .. } if **asked == *question)
+        matches!(&self.background, Background::Confirming { asked, .. } if **asked == *question)
     }
 
     fn do_without_answers(&mut self) {
-        if let Reading::Confirming {
+        if let Background::Confirming {
             queue,
             asked,
             short,
             mut doubted,
             ..
-        } = std::mem::replace(&mut self.reading, Reading::Idle)
+        } = std::mem::replace(&mut self.background, Background::Idle)
         {
             let asked = asked.suspects.iter().cloned();
             let lacking = short.into_iter().flat_map(|short| short.lacking);
@@ -179,7 +179,7 @@ impl Engine {
                     suspects,
                     witness: witness.clone(),
                 });
-                self.reading = Reading::Confirming {
+                self.background = Background::Confirming {
                     queue,
                     asked,
                     witnesses: 0,
@@ -224,7 +224,7 @@ impl Engine {
             }
             let missed = self.suspects.get(&id).map_or(1, |missed| missed + 1);
             // Any of the unreadable items may be this alert.
-            if missed >= CERTAINTY && self.readings.unreadable() == 0 {
+            if missed >= CERTAINTY && self.history.unreadable() == 0 {
                 gone.push(id);
             } else {
                 self.suspects.insert(id, missed.min(CERTAINTY));
@@ -243,7 +243,7 @@ impl Engine {
         asked.retain(|id| self.tracker.is_missing(id));
         if !asked.is_empty() {
             let queue = asked.into_iter().collect();
-            self.reading = Reading::Verifying { queue };
+            self.background = Background::Verifying { queue };
         }
     }
 
@@ -277,13 +277,13 @@ impl Engine {
     ) {
         let left = page.iter().filter(|sighting| self.may_have_left(sighting));
         let otherwise: Vec<_> = left.map(|sighting| sighting.id.into()).collect();
-        let Reading::Confirming {
+        let Background::Confirming {
             queue,
             asked,
             witnesses,
             short,
             doubted,
-        } = &mut self.reading
+        } = &mut self.background
         else {
             return;
         };
@@ -342,7 +342,7 @@ impl Engine {
             Some(short) => kept_back = short.lacking,
         }
         let (queue, mut doubted) = (std::mem::take(queue), std::mem::take(doubted));
-        self.reading = Reading::Idle;
+        self.background = Background::Idle;
         self.set_departing_if_missing(gone);
         doubted.extend_from_slice(&kept_back);
         self.suspect(kept_back);

@@ -13,7 +13,7 @@ use crate::poll::full_read::Facts;
 pub(super) const TRY_AGAIN: Duration = Duration::from_secs(5 * 60);
 /// A refused page is left alone for this many times as long as it took to fail, so that a page
 /// that hangs does not make each poll late.
-const LEFT_ALONE: u32 = 10;
+const PAUSE_FACTOR: u32 = 10;
 /// Upper bound of the time counted for one trial, because the measured time includes waiting for
 /// the allowance.
 const MAX_TOOK: Duration = Duration::from_secs(60);
@@ -48,15 +48,24 @@ struct Missed {
     from: u64,
     /// The place behind the last one that is unknown.
     to: u64,
-    /// The page that a later poll has asked for at its end and that has not come yet.
-    tried: Option<u64>,
+    /// The page that a later poll retries at its end and that has not come yet.
+    retrying: Option<u64>,
+}
+
+/// What a further page of a poll was that did not come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailedPage {
+    /// A page that the poll asked for only to see whether it comes by now.
+    Trial,
+    /// A page that the poll wanted. It is [missed](super::Engine::page_missed).
+    Missed,
 }
 
 // === impl OutOfSight ===
 
 impl OutOfSight {
     /// Returns what another engine that asks the same server takes over.
-    pub(super) fn for_another(self) -> Self {
+    pub(super) fn for_other_engine(self) -> Self {
         Self {
             missed: None,
             ..self
@@ -75,7 +84,7 @@ impl OutOfSight {
     }
 
     /// Notes that a full read has ended before this page, whose size is `size`.
-    pub(super) fn refuse(&mut self, page: u64, size: u64, now: Instant) {
+    pub(super) fn note_refused(&mut self, page: u64, size: u64, now: Instant) {
         let from = place(page, size);
         let before = self.refused.filter(|before| before.from == from);
         self.refused = Some(Refused {
@@ -85,44 +94,44 @@ impl OutOfSight {
         });
     }
 
-    /// Notes that the server shows the refused page again.
-    pub(super) fn is_shown(&mut self) {
+    /// Forgets the refused page, because the server shows it again.
+    pub(super) fn forget_refused(&mut self) {
         self.refused = None;
     }
 
-    /// Notes that a reading has shown the whole result.
-    pub(super) fn are_shown(&mut self) {
+    /// Forgets all pages, because a reading has shown the whole result.
+    pub(super) fn forget(&mut self) {
         self.refused = None;
         self.missed = None;
     }
 
     /// Notes that a poll wanted this page and did not learn what is on it.
-    pub(super) fn miss(&mut self, page: u64) {
+    pub(super) fn note_missed(&mut self, page: u64) {
         let from = place(page, self.size);
-        self.miss_places(from, from.saturating_add(self.size.max(1)));
+        self.note_missed_places(from, from.saturating_add(self.size.max(1)));
     }
 
     /// Notes that a poll did not learn what is at these places. What an earlier poll missed is not
     /// forgotten.
-    fn miss_places(&mut self, from: u64, to: u64) {
+    fn note_missed_places(&mut self, from: u64, to: u64) {
         let earlier = self.missed.as_ref();
         self.missed = Some(Missed {
             from: earlier.map_or(from, |missed| from.min(missed.from)),
             to: earlier.map_or(to, |missed| to.max(missed.to)),
-            tried: None,
+            retrying: None,
         });
     }
 
     /// Whether a poll missed a page and no later poll has tried to read it.
-    pub(super) fn misses_one(&self) -> bool {
+    pub(super) fn has_missed(&self) -> bool {
         self.missed.is_some()
     }
 
     /// Notes that a page of a poll has come. If it is the missed page, its content is known. If it
     /// is a first page, the poll that tried the missed page is over.
-    pub(super) fn came(&mut self, facts: &Facts) {
+    pub(super) fn note_page(&mut self, facts: &Facts) {
         let page = facts.page;
-        let is_over = |missed: &Missed| missed.tried.is_some() && page == 1;
+        let is_over = |missed: &Missed| missed.retrying.is_some() && page == 1;
         self.missed = self.missed.filter(|missed| !is_over(missed));
         let before = self.size;
         let reached = place(page, before).saturating_add(facts.shown as u64) >= facts.total;
@@ -131,65 +140,64 @@ impl OutOfSight {
             self.size = facts.page_size;
         } else if is_larger || facts.tells_size(Some(before), reached) {
             self.size = facts.page_size;
-            self.pass_over(page, before);
+            self.note_new_size(page, before);
         }
         let size = self.size;
         if let Some(missed) = &mut self.missed {
             if page_at(missed.from, size) == page {
                 missed.from = place(page.saturating_add(1), size);
             }
-            missed.tried = missed.tried.filter(|tried| *tried != page);
+            missed.retrying = missed.retrying.filter(|retried| *retried != page);
         }
         self.missed = self.missed.filter(|missed| missed.from < missed.to);
     }
 
     /// Notes what a poll has missed if its pages change their size: the page that comes now lies
     /// elsewhere than the page that the poll wanted, whose size was `before`.
-    fn pass_over(&mut self, page: u64, before: u64) {
+    fn note_new_size(&mut self, page: u64, before: u64) {
         let wanted = place(page, before);
         if page_near(wanted, self.size) != page {
             let end = wanted.saturating_add(before);
-            self.miss_places(wanted, end.max(place(page, self.size)));
+            self.note_missed_places(wanted, end.max(place(page, self.size)));
         }
     }
 
-    /// Notes that a page of a poll did not come, after the time `took`. Returns whether the poll
-    /// asked for the page only to see whether it comes by now; if not, the page is
-    /// [missed](OutOfSight::miss).
-    pub(super) fn failed(&mut self, page: u64, took: Duration, now: Instant) -> bool {
-        let is_tried = self.is_tried(page);
-        if is_tried {
-            self.tried_in_vain(page, took, now);
+    /// Notes that a page of a poll did not come, after the time `took`.
+    pub(super) fn note_failed(&mut self, page: u64, took: Duration, now: Instant) -> FailedPage {
+        if self.is_trial(page) {
+            self.trial_failed(page, took, now);
+            FailedPage::Trial
         } else {
-            self.miss(page);
+            self.note_missed(page);
+            FailedPage::Missed
         }
-        is_tried
     }
 
-    /// Whether a poll has asked for this page only to see whether it comes by now.
-    fn is_tried(&self, page: u64) -> bool {
-        let is_missed = |missed: Missed| missed.tried == Some(page);
+    /// Whether a poll asks for this page only to see whether it comes by now.
+    fn is_trial(&self, page: u64) -> bool {
+        let is_missed = |missed: Missed| missed.retrying == Some(page);
         self.missed.is_some_and(is_missed) || self.is_refused(page)
     }
 
-    /// Notes that a page that a poll has [tried](OutOfSight::is_tried) has failed once more.
-    fn tried_in_vain(&mut self, page: u64, took: Duration, now: Instant) {
-        self.missed = self.missed.filter(|missed| missed.tried != Some(page));
+    /// Notes that a page that a poll has [tried](OutOfSight::is_trial) has failed once more.
+    fn trial_failed(&mut self, page: u64, took: Duration, now: Instant) {
+        self.missed = self.missed.filter(|missed| missed.retrying != Some(page));
         let is_refused = self.is_refused(page);
         if let Some(refused) = self.refused.as_mut().filter(|_| is_refused) {
             (refused.at, refused.took) = (now, took);
         }
     }
 
-    /// Returns the missed page for a poll that would end before `next`, to be tried once. If pages
-    /// are smaller now, those behind it follow, as far as the missed page reached.
-    pub(super) fn second_try(&mut self, next: u64) -> Option<u64> {
+    /// Begins the one retry of the missed page, by a poll that would end before `next`. Returns the
+    /// page to ask for, unless it is being retried already. If pages are smaller now, those behind
+    /// it follow, as far as the missed page reached.
+    pub(super) fn begin_retry(&mut self, next: u64) -> Option<u64> {
         let size = self.size;
         let missed = self.missed.as_mut()?;
         // Where the poll is further on, the next poll comes by the missed page.
         let page = Some(page_at(missed.from, size)).filter(|page| *page >= next);
-        if missed.tried.is_none() {
-            missed.tried = page;
+        if missed.retrying.is_none() {
+            missed.retrying = page;
             return page;
         }
         None
@@ -199,7 +207,7 @@ impl OutOfSight {
     /// With news, each poll tries it, once half an interval has passed since the page failed.
     /// Without news the pause is longer, so that a quiet poll costs one request even if the total
     /// never adds up.
-    pub(super) fn trial(
+    pub(super) fn due_trial(
         &self,
         next: u64,
         news: bool,
@@ -209,7 +217,7 @@ impl OutOfSight {
         let refused = self.refused?;
         let first = self.refused(self.size)?;
         let least = if news { interval / 2 } else { TRY_AGAIN };
-        let pause = (refused.took.min(MAX_TOOK) * LEFT_ALONE).max(least);
+        let pause = (refused.took.min(MAX_TOOK) * PAUSE_FACTOR).max(least);
         let is_time = now.saturating_duration_since(refused.at) >= pause;
         is_time.then(|| next.max(first))
     }

@@ -302,7 +302,7 @@ impl Run {
 
     fn ask(&mut self, purpose: &Purpose, page_no: u64) -> Sent {
         self.requests += 1;
-        self.engine.asked(purpose);
+        self.engine.request_sent(purpose);
         let mut result = self.server.result();
         if let Purpose::Confirm(question) = purpose
             && self.server.answers_by_id

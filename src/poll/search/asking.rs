@@ -14,22 +14,22 @@ use crate::{
     },
 };
 
-/// How a page is asked for.
+/// How pages are asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Asking {
+pub(super) struct Paging {
     pub(super) page_size: u32,
     pub(super) sorted: bool,
 }
 
-/// Which paging is asked for. Neither the maximum page size nor the names of sort keys are
+/// Finds the paging to ask for. Neither the maximum page size nor the names of sort keys are
 /// documented. So if the server refuses the paging, less is asked for before the poll fails.
 #[derive(Debug)]
-pub(super) struct Paging {
-    wanted: Asking,
-    usual: Asking,
+pub(super) struct Negotiation {
+    wanted: Paging,
+    usual: Paging,
     /// What a poll was last answered with. What is usual may be less: if the server answers
     /// nobody, each poll lowers it in vain.
-    answered: Asking,
+    answered: Paging,
     /// If less than wanted is asked for: when a poll tries the wanted paging again. A trial costs
     /// its poll some requests, but does not make the poll fail, unless the server throttles it.
     trial_at: Option<Instant>,
@@ -50,13 +50,13 @@ impl Running {
     pub(super) fn page_of_read(&mut self, page: u64) -> Request {
         // The first page may be read again later, and then it must reach as far as before.
         if self.engine.begins_reading() {
-            self.reading_by = self.paging.usual;
+            self.read_paging = self.paging.usual;
         }
-        self.ask(Purpose::FullRead, page, self.reading_by)
+        self.ask(Purpose::FullRead, page, self.read_paging)
     }
 
-    pub(super) fn ask(&mut self, purpose: Purpose, page: u64, asking: Asking) -> Request {
-        self.engine.asked(&purpose);
+    pub(super) fn ask(&mut self, purpose: Purpose, page: u64, paging: Paging) -> Request {
+        self.engine.request_sent(&purpose);
         let query = match &purpose {
             Purpose::Poll | Purpose::FullRead => self.search.options.query.clone(),
             Purpose::Confirm(question) => query_by_id(&self.search.options.query, question),
@@ -66,7 +66,7 @@ impl Running {
             Purpose::Poll => Urgency::FurtherPage,
             Purpose::FullRead | Purpose::Confirm(_) => Urgency::Background,
         };
-        let Asking { page_size, sorted } = asking;
+        let Paging { page_size, sorted } = paging;
         let request = SearchRequest {
             query,
             page,
@@ -88,43 +88,47 @@ impl Running {
     }
 
     /// Returns the paging to ask with after a poll's request has failed, if another try may help.
-    pub(super) fn ask_otherwise(
+    pub(super) fn lower_paging(
         &mut self,
         error: &opsramp::Error,
         request: &SearchRequest,
-    ) -> Option<Asking> {
+    ) -> Option<Paging> {
         // If a further page is refused, the reason is its number.
         if request.page != 1 {
             return None;
         }
         let usual = self.paging.usual;
         let trial_at = Instant::now() + self.search.options.full_read_interval;
-        let asking = self.paging.otherwise(error, request, trial_at)?;
+        let paging = self.paging.lower(error, request, trial_at)?;
         if self.paging.usual != usual {
             tracing::warn!(
                 search = %self.search.key,
                 error = %error,
-                page_size = asking.page_size,
-                sorted = asking.sorted,
+                page_size = paging.page_size,
+                sorted = paging.sorted,
                 "the server refuses the search's paging; asking for less"
             );
         }
-        Some(asking)
+        Some(paging)
     }
 
     /// Returns the paging to ask with after a poll's trial has shown nothing of what it counts.
     /// Whether that is so because of the paging, only another request can tell.
-    pub(super) fn ask_for_less(&self, request: &SearchRequest, answer: &Answer) -> Option<Asking> {
-        let less = self.paging.less_than_tried(request)?;
+    pub(super) fn paging_after_empty_page(
+        &self,
+        request: &SearchRequest,
+        answer: &Answer,
+    ) -> Option<Paging> {
+        let less = self.paging.below_trial(request)?;
         let page = answer.page(request.page, false).ok()?;
-        let shows_nothing = Facts::of(request, &page).is_hollow_in_front();
+        let shows_nothing = Facts::of(request, &page).is_hollow_first_page();
         shows_nothing.then_some(less)
     }
 
     /// Notes that a poll has learned from the answer to this request.
     pub(super) fn page_came(&mut self, request: &SearchRequest) {
-        let Asking { page_size, sorted } = Asking::of(request);
-        if self.paging.answered(Asking::of(request)) {
+        let Paging { page_size, sorted } = Paging::of(request);
+        if self.paging.note_answered(Paging::of(request)) {
             tracing::info!(
                 search = %self.search.key,
                 page_size,
@@ -135,16 +139,16 @@ impl Running {
     }
 }
 
-// === impl Paging ===
+// === impl Negotiation ===
 
-impl Paging {
+impl Negotiation {
     /// What a poll was last answered with.
-    pub(super) fn last_answered(&self) -> Asking {
+    pub(super) fn last_answered(&self) -> Paging {
         self.answered
     }
 
     /// Creates the paging for a server that has refused nothing yet.
-    pub(super) fn new(wanted: Asking) -> Self {
+    pub(super) fn new(wanted: Paging) -> Self {
         Self {
             wanted,
             usual: wanted,
@@ -156,7 +160,7 @@ impl Paging {
 
     /// Returns how a poll that begins now asks for its first page. If that is a trial, the next
     /// trial comes after `pause`.
-    pub(super) fn begin(&mut self, now: Instant, pause: Duration) -> Asking {
+    pub(super) fn begin(&mut self, now: Instant, pause: Duration) -> Paging {
         self.repeated = false;
         match self.trial_at {
             Some(at) if now >= at => {
@@ -169,34 +173,34 @@ impl Paging {
 
     /// Notes that a poll has learned from the answer to a request with this paging. Returns whether
     /// that was a trial, so that more is asked for from now on.
-    fn answered(&mut self, asking: Asking) -> bool {
-        self.answered = asking;
-        if asking == self.wanted {
+    fn note_answered(&mut self, paging: Paging) -> bool {
+        self.answered = paging;
+        if paging == self.wanted {
             self.trial_at = None;
         }
-        std::mem::replace(&mut self.usual, asking) != asking
+        std::mem::replace(&mut self.usual, paging) != paging
     }
 
     /// Returns the paging to try after a request for a first page has failed that was a trial. The
     /// demands are lowered step by step, because some that were once refused may be accepted now.
-    fn less_than_tried(&self, failed: &SearchRequest) -> Option<Asking> {
-        let less = failed.with_simpler_paging().map(|less| Asking::of(&less));
-        (Asking::of(failed) != self.usual).then(|| less.unwrap_or(self.usual))
+    fn below_trial(&self, failed: &SearchRequest) -> Option<Paging> {
+        let less = failed.with_simpler_paging().map(|less| Paging::of(&less));
+        (Paging::of(failed) != self.usual).then(|| less.unwrap_or(self.usual))
     }
 
     /// Returns the paging to try after a request for a first page has failed. The same is asked
     /// once more, because a refusal may be a passing fault, as the documentation of 400 says. Then
     /// less is asked for, and what is wanted again at `trial_at`. `None` if another paging does
     /// not help, or if all have been tried.
-    fn otherwise(
+    fn lower(
         &mut self,
         error: &opsramp::Error,
         failed: &SearchRequest,
         trial_at: Instant,
-    ) -> Option<Asking> {
-        let asked = Asking::of(failed);
+    ) -> Option<Paging> {
+        let asked = Paging::of(failed);
         let is_refused = error.may_concern_paging();
-        if let Some(less) = self.less_than_tried(failed) {
+        if let Some(less) = self.below_trial(failed) {
             return Some(less).filter(|_| error.may_concern_request());
         }
         if !is_refused {
@@ -205,16 +209,16 @@ impl Paging {
         if !std::mem::replace(&mut self.repeated, true) {
             return Some(asked);
         }
-        let less = failed.with_simpler_paging().as_ref().map(Asking::of);
+        let less = failed.with_simpler_paging().as_ref().map(Paging::of);
         self.usual = less.unwrap_or(self.wanted);
         self.trial_at = less.map(|_| trial_at);
         less
     }
 }
 
-// === impl Asking ===
+// === impl Paging ===
 
-impl Asking {
+impl Paging {
     pub(super) fn of(request: &SearchRequest) -> Self {
         Self {
             page_size: request.page_size,
@@ -245,15 +249,15 @@ mod tests {
     use crate::opsramp::Error;
 
     const WHILE: Duration = Duration::from_secs(600);
-    const WANTED: Asking = Asking {
+    const WANTED: Paging = Paging {
         page_size: 500,
         sorted: true,
     };
-    const SMALLER: Asking = Asking {
+    const SMALLER: Paging = Paging {
         page_size: 100,
         sorted: true,
     };
-    const LEAST: Asking = Asking {
+    const LEAST: Paging = Paging {
         page_size: 100,
         sorted: false,
     };
@@ -267,11 +271,11 @@ mod tests {
     }
 
     /// Returns what a poll asks for if its first requests fail with these errors.
-    fn asked(paging: &mut Paging, now: Instant, errors: &[Error]) -> Vec<Asking> {
+    fn asked(paging: &mut Negotiation, now: Instant, errors: &[Error]) -> Vec<Paging> {
         let mut asked = vec![paging.begin(now, WHILE)];
         for error in errors {
             let last = asked[asked.len() - 1];
-            match paging.otherwise(error, &request(last), now + WHILE) {
+            match paging.lower(error, &request(last), now + WHILE) {
                 Some(instead) => asked.push(instead),
                 None => break,
             }
@@ -280,13 +284,13 @@ mod tests {
     }
 
     /// The same if the server refuses the first `times` requests.
-    fn refused(paging: &mut Paging, now: Instant, times: usize) -> Vec<Asking> {
+    fn refused(paging: &mut Negotiation, now: Instant, times: usize) -> Vec<Paging> {
         asked(paging, now, &vec![status(400); times])
     }
 
     #[test]
     fn the_same_is_asked_once_more_then_less_and_all_anew_by_the_next_poll() {
-        let mut paging = Paging::new(WANTED);
+        let mut paging = Negotiation::new(WANTED);
         let now = Instant::now();
         for _ in 0..2 {
             let all = [WANTED, WANTED, SMALLER, LEAST];
@@ -296,55 +300,55 @@ mod tests {
 
     #[test]
     fn what_works_is_gone_on_with_and_what_is_wanted_tried_again_after_a_while() {
-        let mut paging = Paging::new(WANTED);
+        let mut paging = Negotiation::new(WANTED);
         let now = Instant::now();
         assert_eq!(refused(&mut paging, now, 2), [WANTED, WANTED, SMALLER]);
-        paging.answered(SMALLER);
+        paging.note_answered(SMALLER);
         assert_eq!(refused(&mut paging, now + WHILE / 2, 0), [SMALLER]);
         // The trial is refused: the same poll asks at once for what works, and the next trial
         // comes later.
         let later = now + WHILE;
         assert_eq!(refused(&mut paging, later, 1), [WANTED, SMALLER]);
-        paging.answered(SMALLER);
+        paging.note_answered(SMALLER);
         assert_eq!(refused(&mut paging, later + WHILE / 2, 0), [SMALLER]);
         assert_eq!(refused(&mut paging, later + WHILE, 0), [WANTED]);
-        paging.answered(WANTED);
+        paging.note_answered(WANTED);
         assert_eq!(refused(&mut paging, later + WHILE * 2, 0), [WANTED]);
     }
 
-    fn request(asking: Asking) -> SearchRequest {
+    fn request(paging: Paging) -> SearchRequest {
         SearchRequest {
             query: String::new(),
             page: 1,
-            page_size: asking.page_size,
-            sorted: asking.sorted,
+            page_size: paging.page_size,
+            sorted: paging.sorted,
         }
     }
 
     /// While the server answers nobody, polls lower their demands in vain.
     #[test]
     fn what_polls_were_last_answered_with_is_not_what_they_ask_for_in_vain() {
-        let mut paging = Paging::new(WANTED);
+        let mut paging = Negotiation::new(WANTED);
         let now = Instant::now();
-        assert!(!paging.answered(WANTED), "nothing was lowered");
+        assert!(!paging.note_answered(WANTED), "nothing was lowered");
         assert_eq!(refused(&mut paging, now, 3)[2..], [SMALLER, LEAST]);
         assert_eq!(paging.last_answered(), WANTED);
-        assert!(!paging.answered(LEAST), "less is no more");
+        assert!(!paging.note_answered(LEAST), "less is no more");
         assert_eq!(paging.last_answered(), LEAST);
         assert_eq!(refused(&mut paging, now + WHILE, 1), [WANTED, SMALLER]);
-        assert!(paging.answered(SMALLER), "a trial that succeeds");
-        assert!(!paging.answered(SMALLER));
+        assert!(paging.note_answered(SMALLER), "a trial that succeeds");
+        assert!(!paging.note_answered(SMALLER));
     }
 
     #[test]
     fn a_trial_is_followed_by_others_down_to_what_is_usual() {
-        let mut paging = Paging::new(WANTED);
+        let mut paging = Negotiation::new(WANTED);
         assert_eq!(
             refused(&mut paging, Instant::now(), 3)[2..],
             [SMALLER, LEAST]
         );
-        paging.answered(LEAST);
-        let less = |asking| paging.less_than_tried(&request(asking));
+        paging.note_answered(LEAST);
+        let less = |failed| paging.below_trial(&request(failed));
         assert_eq!(less(WANTED), Some(SMALLER));
         assert_eq!(less(SMALLER), Some(LEAST));
         assert_eq!(less(LEAST), None);
@@ -353,25 +357,25 @@ mod tests {
     /// One of the two refusals has passed, and the other one lasts.
     #[test]
     fn a_trial_finds_how_much_is_not_refused_any_more() {
-        let mut paging = Paging::new(WANTED);
+        let mut paging = Negotiation::new(WANTED);
         let now = Instant::now();
         assert_eq!(refused(&mut paging, now, 3)[2..], [SMALLER, LEAST]);
-        paging.answered(LEAST);
+        paging.note_answered(LEAST);
         let later = now + WHILE;
         assert_eq!(refused(&mut paging, later, 2), [WANTED, SMALLER, LEAST]);
-        paging.answered(LEAST);
+        paging.note_answered(LEAST);
         let later = later + WHILE;
         assert_eq!(refused(&mut paging, later, 1), [WANTED, SMALLER]);
-        paging.answered(SMALLER);
+        paging.note_answered(SMALLER);
         assert_eq!(refused(&mut paging, later + WHILE / 2, 0), [SMALLER]);
     }
 
     #[test]
     fn a_trial_that_fails_in_any_way_costs_no_poll_that_the_usual_request_would_save() {
-        let mut paging = Paging::new(WANTED);
+        let mut paging = Negotiation::new(WANTED);
         let mut now = Instant::now();
         assert_eq!(refused(&mut paging, now, 3)[2..], [SMALLER, LEAST]);
-        paging.answered(LEAST);
+        paging.note_answered(LEAST);
         let decode = Error::Decode {
             endpoint: "search",
             what: String::new(),

@@ -6,8 +6,8 @@ use tokio::time::Instant;
 
 use super::{
     Activity, Failure, Reply, Request, Running,
-    asking::{Asking, can_be_asked_by_id},
-    departures::Reason,
+    asking::{Paging, can_be_asked_by_id},
+    departures::OwnPage,
 };
 use crate::{
     opsramp::{self, Answer, SearchRequest},
@@ -48,10 +48,10 @@ impl Running {
                 Some(self.page(Purpose::Confirm(question), 1))
             }
             Task::Verify(ids) => {
-                let pages = self.own_pages(ids);
+                let pages = self.fetch_own_pages(ids);
                 Some(Box::pin(async move { Reply::Verdicts(pages.await) }))
             }
-            Task::Reasons(ids) => Some(self.reasons(ids)),
+            Task::Reasons(ids) => Some(self.fetch_reasons(ids)),
         }
     }
 
@@ -68,9 +68,9 @@ impl Running {
             }
         );
         if !goes_on {
-            self.settle_quietly().await;
+            self.await_commit_quietly().await;
         }
-        let reads_before = self.engine.reads();
+        let readings_before = self.engine.sound_readings();
         let worked = match reply {
             Reply::Page {
                 purpose,
@@ -79,7 +79,7 @@ impl Running {
                 ..
             } => self.page_answered(&purpose, &request, answer).await,
             Reply::Reasons(reasons) => {
-                let late = |(_, reason): &(_, Reason)| matches!(reason, Reason::Late);
+                let late = |(_, page): &(_, OwnPage)| matches!(page, OwnPage::Late);
                 self.waited_in_vain |= reasons.iter().any(late);
                 self.store_departures(reasons).await
             }
@@ -92,12 +92,12 @@ impl Running {
             Ok(()) => {
                 self.patience.worked();
                 self.go_on_in_background();
-                if self.engine.reads() != reads_before || !self.engine.has_task() {
+                if self.engine.sound_readings() != readings_before || !self.engine.has_task() {
                     self.publish(None);
                 }
             }
             Err(failure) => {
-                self.settle_quietly().await;
+                self.await_commit_quietly().await;
                 self.background_failed(&failure);
             }
         }
@@ -121,7 +121,7 @@ impl Running {
             }
             return Ok(());
         };
-        self.engine.unanswered(purpose);
+        self.engine.request_failed(purpose);
         match (&failure, purpose) {
             (Failure::Api(error), Purpose::Confirm(question))
                 if self.is_asked_in_vain(error, question) =>
@@ -133,7 +133,7 @@ impl Running {
             (Failure::Api(error), Purpose::FullRead)
                 if error.is_refusal()
                     && self.engine.wants(request.page)
-                    && Asking::of(request) != self.paging.last_answered() =>
+                    && Paging::of(request) != self.paging.last_answered() =>
             {
                 self.engine.read_anew(Instant::now());
                 Ok(())

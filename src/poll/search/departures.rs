@@ -26,7 +26,7 @@ const REASONS_DEADLINE: Duration = Duration::from_secs(10);
 const REASONS_PAUSE: Duration = Duration::from_millis(500);
 
 /// What an alert's own page said.
-pub(super) enum Reason {
+pub(super) enum OwnPage {
     Found(Answer),
     NotFound,
     Unknown,
@@ -38,10 +38,10 @@ pub(super) enum Reason {
 
 impl Running {
     /// Asks for the own pages of alerts that left, or may have left.
-    pub(super) fn own_pages(
+    pub(super) fn fetch_own_pages(
         &self,
         ids: Vec<Box<str>>,
-    ) -> impl Future<Output = Vec<(Box<str>, Reason)>> + Send + use<> {
+    ) -> impl Future<Output = Vec<(Box<str>, OwnPage)>> + Send + use<> {
         let client = self.search.client.clone();
         let tenant = Arc::clone(&self.search.key.tenant.id);
         async move {
@@ -50,9 +50,9 @@ impl Running {
                 .map(|id| {
                     let (client, tenant) = (client.clone(), Arc::clone(&tenant));
                     async move {
-                        let asked = reason(&client, &tenant, &id);
-                        let reason = in_time(deadline, asked).await;
-                        (id, reason.unwrap_or(Reason::Late))
+                        let asked = fetch_own_page(&client, &tenant, &id);
+                        let page = in_time(deadline, asked).await;
+                        (id, page.unwrap_or(OwnPage::Late))
                     }
                 })
                 .buffered(PAGES_AT_ONCE)
@@ -63,7 +63,7 @@ impl Running {
 
     /// Asks why alerts have left. It does not ask if the reason is known, if departures are not
     /// logged, or if others that left with them have waited in vain.
-    pub(super) fn reasons(&mut self, ids: Vec<Box<str>>) -> Request {
+    pub(super) fn fetch_reasons(&mut self, ids: Vec<Box<str>>) -> Request {
         let mut reasons = Vec::with_capacity(ids.len());
         let mut others = Vec::new();
         for id in ids {
@@ -74,11 +74,11 @@ impl Running {
         }
         let asks = self.search.logs(EventKind::Left) && !self.waited_in_vain;
         if others.is_empty() || !asks {
-            let unasked = others.into_iter().map(|id| (id, Reason::Unknown));
+            let unasked = others.into_iter().map(|id| (id, OwnPage::Unknown));
             reasons.extend(unasked);
             return Box::pin(std::future::ready(Reply::Reasons(reasons)));
         }
-        let pages = self.own_pages(others);
+        let pages = self.fetch_own_pages(others);
         Box::pin(async move {
             reasons.extend(pages.await);
             Reply::Reasons(reasons)
@@ -87,14 +87,14 @@ impl Running {
 
     /// Tells the engine which alerts are gone: those whose page is not found, or shows another
     /// status.
-    pub(super) fn judge(&mut self, verdicts: Vec<(Box<str>, Reason)>) {
+    pub(super) fn judge(&mut self, verdicts: Vec<(Box<str>, OwnPage)>) {
         // After a reading that is not sound, the server may not find the page of any alert.
-        let is_found = |(_, page): &(_, Reason)| matches!(page, Reason::Found(_));
+        let is_found = |(_, page): &(_, OwnPage)| matches!(page, OwnPage::Found(_));
         let finds_pages = self.engine.is_sound() || verdicts.iter().any(is_found);
-        let has_left = |id: &str, page: &Reason| match page {
-            Reason::NotFound => finds_pages,
-            Reason::Unknown | Reason::Late => false,
-            Reason::Found(answer) => {
+        let has_left = |id: &str, page: &OwnPage| match page {
+            OwnPage::NotFound => finds_pages,
+            OwnPage::Unknown | OwnPage::Late => false,
+            OwnPage::Found(answer) => {
                 let alert = answer.alert_with(id);
                 alert.is_some_and(|now| {
                     now.status.is_some() && self.engine.has_left(id, reading::compared(&now.status))
@@ -108,7 +108,7 @@ impl Running {
             .collect();
         let in_vain = verdicts
             .iter()
-            .all(|(_, page)| matches!(page, Reason::Late));
+            .all(|(_, page)| matches!(page, OwnPage::Late));
         let asked: Vec<Box<str>> = verdicts.iter().map(|(id, _)| id.clone()).collect();
         self.engine.adopt_verdicts(&asked, &gone, in_vain);
         self.judged = verdicts
@@ -120,7 +120,7 @@ impl Running {
     /// Stores and logs departures.
     pub(super) async fn store_departures(
         &mut self,
-        reasons: Vec<(Box<str>, Reason)>,
+        reasons: Vec<(Box<str>, OwnPage)>,
     ) -> Result<(), Failure> {
         let now = clock::now();
         let ids: Vec<Box<str>> = reasons.iter().map(|(id, _)| id.clone()).collect();
@@ -149,8 +149,8 @@ impl Running {
                 .and_then(|alert| AlertFields::from_stored(&alert.body).ok())
                 .unwrap_or_default();
             let (page, raw) = match reason {
-                Reason::Found(answer) => (answer.alert_with(id), Some(answer.text())),
-                Reason::NotFound | Reason::Unknown | Reason::Late => (None, None),
+                OwnPage::Found(answer) => (answer.alert_with(id), Some(answer.text())),
+                OwnPage::NotFound | OwnPage::Unknown | OwnPage::Late => (None, None),
             };
             let raw = raw.filter(|_| page.is_some());
             let (fields, reason) = match (&page, reason) {
@@ -162,7 +162,7 @@ impl Running {
                     let reason = reason.unwrap_or_else(|| unchanged.to_owned());
                     (reading::fields(alert), reason)
                 }
-                (None, Reason::NotFound) => (last_known, "not_found".to_owned()),
+                (None, OwnPage::NotFound) => (last_known, "not_found".to_owned()),
                 (None, _) => (last_known, "unknown".to_owned()),
             };
             let happening = Happening {
@@ -197,13 +197,13 @@ impl Running {
 /// Asks for an alert's own page until there is an answer, or a failure that will not pass. A
 /// refusal of the request or of its token may be a passing fault, so the page is asked for a
 /// second time.
-async fn reason(client: &Client, tenant: &str, id: &str) -> Reason {
+async fn fetch_own_page(client: &Client, tenant: &str, id: &str) -> OwnPage {
     let mut pause = REASONS_PAUSE;
     let mut refused = false;
     loop {
         let error = match client.alert(tenant, id).await {
-            Ok(Some(answer)) => return Reason::Found(answer),
-            Ok(None) => return Reason::NotFound,
+            Ok(Some(answer)) => return OwnPage::Found(answer),
+            Ok(None) => return OwnPage::NotFound,
             Err(error) => error,
         };
         tracing::debug!(tenant, alert = id, error = %error.chain(), "cannot ask why an alert left");
@@ -214,7 +214,7 @@ async fn reason(client: &Client, tenant: &str, id: &str) -> Reason {
             error => !error.is_transient() && std::mem::replace(&mut refused, true),
         };
         if is_final {
-            return Reason::Unknown;
+            return OwnPage::Unknown;
         }
         tokio::time::sleep(pause).await;
         pause *= 2;

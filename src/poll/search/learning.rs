@@ -8,7 +8,7 @@ use jiff::{SignedDuration, Timestamp};
 use tokio::time::Instant;
 
 use super::{
-    Failure, PAGES_AT_ONCE, Pending, Running, Search, Shared, departures::Reason, in_time,
+    Failure, PAGES_AT_ONCE, Pending, Running, Search, Shared, departures::OwnPage, in_time,
 };
 use crate::{
     clock,
@@ -64,7 +64,7 @@ struct Found<'a> {
     sightings: &'a [Sighting<'a>],
     beyond: &'a Beyond,
     /// The own pages of new alerts, by the alerts' places.
-    own_pages: &'a HashMap<usize, Alert<'a>>,
+    details: &'a HashMap<usize, Alert<'a>>,
     clock_ahead: SignedDuration,
 }
 
@@ -113,12 +113,12 @@ impl Running {
         let facts = Facts::of(request, &page);
         let delta = self.compare(purpose, &page, &sightings).await?;
         let beyond = self.beyond(&page, &sightings, &delta).await?;
-        let own_pages = beyond.own_pages(&page.alerts);
+        let details = beyond.parse_details(&page.alerts);
         let found = Found {
             page: &page,
             sightings: &sightings,
             beyond: &beyond,
-            own_pages: &own_pages,
+            details: &details,
             clock_ahead: answer.clock_ahead().filter(is_credible).unwrap_or_default(),
         };
         let now = clock::now();
@@ -129,14 +129,14 @@ impl Running {
         } = self.news(&found, changes(&delta), now);
         let events = tally.opened + tally.changed;
         // Only this step has to wait until the page before is stored.
-        self.settle().await?;
+        self.await_commit().await?;
         let ahead = self.engine.ahead(purpose, &facts, &sightings, &delta);
         self.store(commit, tally, ahead, now).await?;
-        let reads_before = self.engine.reads();
+        let readings_before = self.engine.sound_readings();
         let next = self
             .engine
             .adopt(purpose, &facts, &sightings, &delta, adopted, Instant::now());
-        if self.engine.reads() != reads_before {
+        if self.engine.sound_readings() != readings_before {
             self.search.status.last_full_read = Some(clock::now());
         }
         self.tell_of_hollow_page();
@@ -161,9 +161,9 @@ impl Running {
             return Ok(delta);
         }
         // A page that was adopted ahead could not be taken back after that.
-        self.settle().await?;
+        self.await_commit().await?;
         // The reason is unknown, because the alerts' own pages now describe the new alerts.
-        let left = opened_anew.into_iter().map(|id| (id, Reason::Unknown));
+        let left = opened_anew.into_iter().map(|id| (id, OwnPage::Unknown));
         self.store_departures(left.collect()).await?;
         Ok(self.engine.compare(purpose, sightings))
     }
@@ -298,26 +298,26 @@ impl Running {
     }
 
     /// Waits until the commit under way has ended.
-    async fn settle(&mut self) -> Result<(), Failure> {
+    async fn await_commit(&mut self) -> Result<(), Failure> {
         match commit_of(&mut self.under_way) {
             Some(committing) => {
                 let stored = self.search.heartbeat.beat_after(committing).await;
-                self.settled(stored)
+                self.commit_ended(stored)
             }
             None => Ok(()),
         }
     }
 
-    /// Like [settle](Running::settle), for callers to whom a failure makes no difference. The page
+    /// Like [`Self::await_commit`], for callers to whom a failure makes no difference. The page
     /// under way is one of the background, so the background reports the failure.
-    pub(super) async fn settle_quietly(&mut self) {
-        if let Err(failure) = self.settle().await {
+    pub(super) async fn await_commit_quietly(&mut self) {
+        if let Err(failure) = self.await_commit().await {
             self.background_failed(&failure);
         }
     }
 
     /// Handles the end of the commit under way.
-    pub(super) fn settled(&mut self, stored: Result<(), store::Error>) -> Result<(), Failure> {
+    pub(super) fn commit_ended(&mut self, stored: Result<(), store::Error>) -> Result<(), Failure> {
         if let Some(PendingCommit {
             ahead,
             events,
@@ -445,7 +445,7 @@ impl Running {
 impl<'a> Found<'a> {
     /// What an alert's own page says, or said when the alert was new.
     fn further(&self, place: usize) -> Option<AlertFields<'a>> {
-        let new = self.own_pages.get(&place).map(reading::fields);
+        let new = self.details.get(&place).map(reading::fields);
         new.or_else(|| self.beyond.stored.get(&place).cloned())
     }
 }
@@ -454,7 +454,7 @@ impl<'a> Found<'a> {
 
 impl Beyond {
     /// Returns what the own pages of new alerts show, by the alerts' places.
-    fn own_pages<'a>(&'a self, alerts: &'a [Alert<'_>]) -> HashMap<usize, Alert<'a>> {
+    fn parse_details<'a>(&'a self, alerts: &'a [Alert<'_>]) -> HashMap<usize, Alert<'a>> {
         let own_page = |(place, answer): &'a (usize, Answer)| {
             Some((*place, answer.alert_with(&alerts[*place].id)?))
         };
@@ -691,7 +691,7 @@ mod tests {
             page_size: 100,
             sorted: true,
         };
-        running.engine.asked(&Purpose::Poll);
+        running.engine.request_sent(&Purpose::Poll);
         let learned = running.learn(&Purpose::Poll, &request, &answer).await;
         Ok(learned?.1)
     }

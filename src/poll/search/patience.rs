@@ -6,20 +6,23 @@ use tokio::time::Instant;
 
 use crate::opsramp;
 
-/// Number of failures in a row, while polls do not fail, that a page may have if the server
-/// refuses it, or if the last read ended there. The next failure ends the full read.
-const REFUSED: u32 = 2;
-/// The same for a page at which the server fails: some half an hour.
-const FAILED: u32 = 12;
-/// Number of failures in a row of a question by id, while polls do not fail, after which the
-/// reading does without the answer.
-const QUESTION: u32 = 3;
+// Numbers of failures in a row, while polls do not fail, after which the background does without
+// the answer.
+
+/// For a page that the server refuses, or at which the last read ended. This ends the full read.
+const PAGE_REFUSALS: u32 = 3;
+/// For a page at which the server fails: some half an hour. This ends the full read.
+const PAGE_FAILURES: u32 = 13;
+/// For a question by id.
+const QUESTION_FAILURES: u32 = 3;
+/// For a question by id if only its token is refused.
+const QUESTION_TOKEN_REFUSALS: u32 = 12;
 
 /// The failures of the background, compared with how polls went meanwhile.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Patience {
     /// Whether the first page of the last poll came. If it did not, other failures prove nothing.
-    is_heard: bool,
+    is_poll_answered: bool,
     page: Failures,
     /// The number of the page that fails.
     page_no: u64,
@@ -29,11 +32,11 @@ pub(super) struct Patience {
 /// Failures of the same page, or of the same question, in a row.
 #[derive(Clone, Debug, Default)]
 struct Failures {
-    /// Failures that were followed by a poll whose first page came.
-    amid_polls: u32,
+    /// Failures before the last poll whose first page came.
+    before_poll: u32,
     /// Failures since then. If the first page of the next poll does not come, they may have had
     /// the same cause.
-    since: u32,
+    since_poll: u32,
     last_at: Option<Instant>,
 }
 
@@ -42,19 +45,19 @@ struct Failures {
 impl Patience {
     /// Notes that the first page of a poll has come, which began at `began`. Returns whether the
     /// first page of the poll before had not come.
-    pub(super) fn heard(&mut self, began: Instant) -> bool {
+    pub(super) fn poll_answered(&mut self, began: Instant) -> bool {
         for failures in [&mut self.page, &mut self.question] {
-            failures.heard(began);
+            failures.poll_answered(began);
         }
-        !std::mem::replace(&mut self.is_heard, true)
+        !std::mem::replace(&mut self.is_poll_answered, true)
     }
 
     /// Notes that the first page of a poll has not come. What has failed since the poll before may
     /// have failed for the same reason.
-    pub(super) fn unheard(&mut self) {
-        self.is_heard = false;
-        self.page.since = 0;
-        self.question.since = 0;
+    pub(super) fn poll_unanswered(&mut self) {
+        self.is_poll_answered = false;
+        self.page.since_poll = 0;
+        self.question.since_poll = 0;
     }
 
     /// Notes that a page of the full read has come. A page before the failing one proves nothing:
@@ -94,7 +97,7 @@ impl Patience {
         ended_before: bool,
         now: Instant,
     ) -> bool {
-        if !self.is_heard || !tells(error) {
+        if !self.is_poll_answered || !is_evidence(error) {
             return false;
         }
         if page != self.page_no {
@@ -105,23 +108,31 @@ impl Patience {
         // A refusal most likely means that the server shows no more of the result, which will not
         // change.
         let is_certain = ended_before || error.is_refusal();
-        let patience = if is_certain { REFUSED } else { FAILED };
+        let limit = if is_certain {
+            PAGE_REFUSALS
+        } else {
+            PAGE_FAILURES
+        };
         // At least one poll must have been answered between the failures: without it, the server
         // may have answered nobody.
-        failures > patience && (ended_before || self.page.amid_polls > 0)
+        failures >= limit && (ended_before || self.page.before_poll > 0)
     }
 
     /// Notes that a question by id has failed. Returns whether this reading does without the
     /// answer.
     pub(super) fn ends_question(&mut self, error: &opsramp::Error, now: Instant) -> bool {
-        if !self.is_heard || !tells(error) {
+        if !self.is_poll_answered || !is_evidence(error) {
             return false;
         }
         if error.is_unsupported_request() {
             return true;
         }
-        let is_certain = error.may_concern_request();
-        self.question.add(now) >= if is_certain { QUESTION } else { FAILED }
+        let limit = if error.may_concern_request() {
+            QUESTION_FAILURES
+        } else {
+            QUESTION_TOKEN_REFUSALS
+        };
+        self.question.add(now) >= limit
     }
 }
 
@@ -130,22 +141,22 @@ impl Patience {
 impl Failures {
     /// Adds a failure and returns their number.
     fn add(&mut self, now: Instant) -> u32 {
-        self.since += 1;
+        self.since_poll += 1;
         self.last_at = Some(now);
-        self.amid_polls + self.since
+        self.before_poll + self.since_poll
     }
 
     /// Notes that a poll was answered, which began at `began`.
-    fn heard(&mut self, began: Instant) {
+    fn poll_answered(&mut self, began: Instant) {
         if self.last_at.is_some_and(|at| at < began) {
-            self.amid_polls += std::mem::take(&mut self.since);
+            self.before_poll += std::mem::take(&mut self.since_poll);
         }
     }
 }
 
 /// Whether the failure of a request is evidence about that request, if polls do not fail. The
 /// refusal of a token is, if it lasts: polls use the same token.
-pub(super) fn tells(error: &opsramp::Error) -> bool {
+pub(super) fn is_evidence(error: &opsramp::Error) -> bool {
     error.may_concern_request() || matches!(error, opsramp::Error::Auth { .. })
 }
 
@@ -217,7 +228,7 @@ mod tests {
         (1..100).find(|number| {
             let now = begun + Duration::from_secs(10) * *number;
             if number % 3 == 0 {
-                patience.heard(now);
+                patience.poll_answered(now);
             }
             patience.ends_read(error, 2, ended_before, now)
         })
@@ -230,35 +241,39 @@ mod tests {
         (1..100).find(|_| patience.ends_question(error, now))
     }
 
-    fn heard() -> Patience {
+    fn answered() -> Patience {
         let mut patience = Patience::default();
-        patience.heard(Instant::now());
+        patience.poll_answered(Instant::now());
         patience
     }
 
     #[test]
     fn a_page_that_fails_for_good_ends_the_read_however_it_fails() {
         for error in lasting().into_iter().chain([auth(false)]) {
-            assert_eq!(failures(&mut heard(), &error, false), Some(13), "{error}");
+            assert_eq!(
+                failures(&mut answered(), &error, false),
+                Some(13),
+                "{error}"
+            );
             // The failure is known by then.
-            assert_eq!(failures(&mut heard(), &error, true), Some(3), "{error}");
+            assert_eq!(failures(&mut answered(), &error, true), Some(3), "{error}");
         }
-        assert_eq!(failures(&mut heard(), &status(400), false), Some(3));
+        assert_eq!(failures(&mut answered(), &status(400), false), Some(3));
         for error in elsewhere() {
-            assert_eq!(failures(&mut heard(), &error, false), None, "{error}");
+            assert_eq!(failures(&mut answered(), &error, false), None, "{error}");
         }
     }
 
     /// The page fails a few times in each of several tasks. Each task begins the read anew.
     #[test]
     fn a_page_that_fails_for_good_ends_the_read_also_where_that_begins_anew_each_time() {
-        let mut patience = heard();
+        let mut patience = answered();
         let begun = Instant::now();
         let ended = (1..100u32).find(|number| {
             let now = begun + INTERVAL * *number;
             if number % 3 == 0 {
                 patience = patience.of_pages();
-                assert!(patience.heard(now), "no poll has been answered yet");
+                assert!(patience.poll_answered(now), "no poll has been answered yet");
                 patience.page_came(2);
             }
             patience.ends_read(&status(504), 3, false, now)
@@ -267,11 +282,11 @@ mod tests {
         // Another page than the failing one, or a page that came in between, begins the count
         // anew.
         let now = begun + INTERVAL * 100;
-        patience.heard(now);
+        patience.poll_answered(now);
         assert!(!patience.ends_read(&status(504), 4, false, now));
         for _ in 0..50 {
             patience.page_came(4);
-            patience.heard(now + INTERVAL);
+            patience.poll_answered(now + INTERVAL);
             assert!(!patience.ends_read(&status(504), 4, false, now));
         }
     }
@@ -279,14 +294,14 @@ mod tests {
     #[test]
     fn a_question_that_fails_for_good_is_done_without_however_it_fails() {
         for error in lasting() {
-            let mut patience = heard();
+            let mut patience = answered();
             assert_eq!(questions(&mut patience, &error), Some(3), "{error}");
         }
-        assert_eq!(questions(&mut heard(), &status(400)), Some(1));
+        assert_eq!(questions(&mut answered(), &status(400)), Some(1));
         // Polls succeed with the same token.
-        assert_eq!(questions(&mut heard(), &auth(false)), Some(12));
+        assert_eq!(questions(&mut answered(), &auth(false)), Some(12));
         for error in elsewhere() {
-            assert_eq!(questions(&mut heard(), &error), None, "{error}");
+            assert_eq!(questions(&mut answered(), &error), None, "{error}");
         }
     }
 
@@ -294,27 +309,27 @@ mod tests {
     /// shows.
     #[test]
     fn polls_that_fail_now_and_then_do_not_keep_a_page_that_fails_for_good() {
-        let mut patience = heard();
+        let mut patience = answered();
         let begun = Instant::now();
         let ended = (1..100u32).find(|minute| {
             let now = begun + INTERVAL * 2 * *minute;
             // Of at most two failures, the later one may have had the same cause as the poll's.
             let ends = patience.ends_read(&status(504), 2, false, now);
-            patience.heard(now + INTERVAL);
+            patience.poll_answered(now + INTERVAL);
             if minute % 2 == 0 {
-                patience.unheard();
-                patience.heard(now + INTERVAL + INTERVAL / 2);
+                patience.poll_unanswered();
+                patience.poll_answered(now + INTERVAL + INTERVAL / 2);
             }
             ends
         });
         assert_eq!(ended, Some(13));
-        let mut patience = heard();
+        let mut patience = answered();
         let ended = (1..100u32).find(|minute| {
             let now = begun + INTERVAL * 2 * *minute;
             let ends = patience.ends_read(&status(504), 2, false, now);
             // The poll after each failure fails as well, and the one after that does not.
-            patience.unheard();
-            patience.heard(now + INTERVAL);
+            patience.poll_unanswered();
+            patience.poll_answered(now + INTERVAL);
             ends
         });
         assert_eq!(ended, None);
@@ -324,21 +339,21 @@ mod tests {
     #[test]
     fn an_outage_ends_no_read_and_no_question() {
         for error in [status(400), status(503)] {
-            let mut patience = heard();
+            let mut patience = answered();
             let now = Instant::now();
             // No poll is due yet.
             for _ in 0..20 {
                 assert!(!patience.ends_read(&error, 2, false, now));
             }
-            assert!(!patience.heard(now - INTERVAL));
-            patience.unheard();
+            assert!(!patience.poll_answered(now - INTERVAL));
+            patience.poll_unanswered();
             for _ in 0..20 {
                 assert!(!patience.ends_read(&error, 2, false, now));
                 assert!(!patience.ends_read(&error, 2, true, now));
                 assert!(!patience.ends_question(&error, now));
             }
             // Polls work again. Earlier failures do not count.
-            assert!(patience.heard(now + INTERVAL));
+            assert!(patience.poll_answered(now + INTERVAL));
             assert!(!patience.ends_read(&error, 2, false, now + INTERVAL));
             assert!(!patience.ends_read(&error, 2, false, now + 2 * INTERVAL));
         }

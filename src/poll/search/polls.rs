@@ -5,11 +5,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Activity, Failure, Reply, Request, Running, asking::Asking, patience};
+use super::{Activity, Failure, Reply, Request, Running, asking::Paging, patience};
 use crate::{
     clock, opsramp,
     poll::{
-        engine::{Next, Purpose},
+        engine::{FailedPage, Next, Purpose},
         schedule,
     },
     status::{HISTORY, PollError, PollSummary},
@@ -22,7 +22,7 @@ pub(super) struct Poll {
     requests: u64,
     events: u64,
     /// Whether the engine has learned from the first page.
-    pub(super) heard: bool,
+    pub(super) has_first_page: bool,
 }
 
 /// The polls that failed since the last one that succeeded.
@@ -50,11 +50,11 @@ impl Running {
             began: now,
             requests: 0,
             events: 0,
-            heard: false,
+            has_first_page: false,
         });
         let pause = self.search.options.full_read_interval;
-        let asking = self.paging.begin(now, pause);
-        self.ask(Purpose::Poll, 1, asking)
+        let paging = self.paging.begin(now, pause);
+        self.ask(Purpose::Poll, 1, paging)
     }
 
     /// Processes an answer of a poll. Returns the next request if the poll goes on.
@@ -68,15 +68,15 @@ impl Running {
         else {
             return None;
         };
-        self.settle_quietly().await;
+        self.await_commit_quietly().await;
         if let Some(poll) = &mut self.poll {
             poll.requests += 1;
         }
         if let Ok(answer) = &answer
-            && let Some(asking) = self.ask_for_less(&request, answer)
+            && let Some(paging) = self.paging_after_empty_page(&request, answer)
         {
-            self.engine.unanswered(&purpose);
-            return Some(self.ask(purpose, request.page, asking));
+            self.engine.request_failed(&purpose);
+            return Some(self.ask(purpose, request.page, paging));
         }
         let was_reading = self.engine.is_reading();
         let mut learned = match answer {
@@ -88,15 +88,15 @@ impl Running {
                 self.page_came(&request);
                 if !was_reading {
                     // This may be the first page of a full read as well.
-                    self.reading_by = Asking::of(&request);
+                    self.read_paging = Paging::of(&request);
                 }
             }
             Err(failure) => {
-                self.engine.unanswered(&purpose);
+                self.engine.request_failed(&purpose);
                 if let Failure::Api(error) = failure
-                    && let Some(asking) = self.ask_otherwise(error, &request)
+                    && let Some(paging) = self.lower_paging(error, &request)
                 {
-                    return Some(self.ask(purpose, request.page, asking));
+                    return Some(self.ask(purpose, request.page, paging));
                 }
             }
         }
@@ -108,8 +108,8 @@ impl Running {
         }
         if learned.is_ok()
             && let Some(poll) = &mut self.poll
-            && !std::mem::replace(&mut poll.heard, true)
-            && self.patience.heard(poll.began)
+            && !std::mem::replace(&mut poll.has_first_page, true)
+            && self.patience.poll_answered(poll.began)
         {
             self.go_on_in_background();
         }
@@ -141,11 +141,11 @@ impl Running {
             self.engine.page_missed(page);
             return false;
         };
-        if self.engine.page_failed(page, took, Instant::now()) {
+        if self.engine.page_failed(page, took, Instant::now()) == FailedPage::Trial {
             return true;
         }
         // This includes a page that came but cannot be read.
-        if patience::tells(error) {
+        if patience::is_evidence(error) {
             self.engine.poll_cut_short(Instant::now());
         }
         // If the page is refused, the background finds out how far the server shows the result.
@@ -173,9 +173,9 @@ impl Running {
         let now = Instant::now();
         self.failures.count += 1;
         self.failures.since.get_or_insert(now);
-        let heard = self.poll.as_ref().is_some_and(|poll| poll.heard);
-        if !heard && matches!(failure, Failure::Api(_)) {
-            self.patience.unheard();
+        let has_first_page = self.poll.as_ref().is_some_and(|poll| poll.has_first_page);
+        if !has_first_page && matches!(failure, Failure::Api(_)) {
+            self.patience.poll_unanswered();
         }
         self.store_failed |= matches!(failure, Failure::Store(_));
         let error = self.search.failed(Activity::Poll, failure);
@@ -185,7 +185,7 @@ impl Running {
                 self.grid.retry(now, 1, fastrand::f64(), None)
             }
             // The first page of the next poll may bring news, so that poll is not delayed.
-            Failure::Api(error) if heard && error.may_concern_request() => {
+            Failure::Api(error) if has_first_page && error.may_concern_request() => {
                 self.failures.stretching = 0;
                 self.grid.retry(now, 1, fastrand::f64(), None)
             }

@@ -109,7 +109,7 @@ fn poll_cut_short(run: &mut Run) -> bool {
 #[test]
 fn a_page_that_fails_is_found_out_by_the_background_however_much_opens() {
     let mut run = run_with(250, 100);
-    for poll in 1..=PATIENCE {
+    for poll in 1..=SURPLUS_POLLS {
         assert_eq!(run.engine.task(), None, "before poll {poll}");
         run.server.act(&Act::Open(100));
         assert!(poll_cut_short(&mut run));
@@ -124,7 +124,7 @@ fn a_page_that_fails_is_found_out_by_the_background_however_much_opens() {
     run.engine.page_refused(2, run.now);
     assert_eq!(run.engine.refused(), Some(2));
     while run.background(false) {}
-    for _ in 0..PATIENCE {
+    for _ in 0..SURPLUS_POLLS {
         run.engine.poll_cut_short(run.now);
     }
     assert_eq!(run.engine.task(), None);
@@ -134,7 +134,7 @@ fn a_page_that_fails_is_found_out_by_the_background_however_much_opens() {
 #[test]
 fn a_poll_that_is_cut_short_once_costs_no_full_read() {
     let mut run = run_with(1_000, 100);
-    for _ in 0..2 * PATIENCE {
+    for _ in 0..2 * SURPLUS_POLLS {
         run.server.act(&Act::Open(150));
         assert!(poll_cut_short(&mut run));
         assert_eq!(run.engine.task(), None);
@@ -170,7 +170,10 @@ fn a_page_at_which_a_poll_was_cut_short_is_asked_for_once_by_the_next_whose_coun
         run.poll(false);
         assert_eq!(run.poll_page, Some(2), "there is no news on the first page");
         if fails_again {
-            assert!(run.engine.page_failed(2, Duration::ZERO, run.now));
+            assert_eq!(
+                run.engine.page_failed(2, Duration::ZERO, run.now),
+                FailedPage::Trial
+            );
             run.poll_page = None;
         } else {
             while run.poll_page.is_some() {
@@ -239,7 +242,10 @@ fn a_missed_page_is_tried_once_though_the_count_adds_up() {
         run.poll(false);
         assert_eq!(run.poll_page, Some(2));
         if fails_again {
-            assert!(run.engine.page_failed(2, Duration::ZERO, run.now));
+            assert_eq!(
+                run.engine.page_failed(2, Duration::ZERO, run.now),
+                FailedPage::Trial
+            );
             run.poll_page = None;
         } else {
             run.poll(false);
@@ -333,7 +339,10 @@ fn a_missed_page_of_another_size_is_tried_once() {
     run.server.page_size = 100;
     run.poll(false);
     assert_eq!(run.poll_page, Some(6));
-    assert!(run.engine.page_failed(6, Duration::ZERO, run.now));
+    assert_eq!(
+        run.engine.page_failed(6, Duration::ZERO, run.now),
+        FailedPage::Trial
+    );
     run.poll_page = None;
     assert!(!run.engine.misses_a_page());
     run.poll(false);
@@ -605,10 +614,16 @@ fn a_refused_page_that_fails_once_more_leaves_a_missed_one_in_front_to_be_tried(
     let mut run = run_with(600, 100);
     read_up_to_a_refusal(&mut run, 5);
     run.engine.page_missed(2);
-    assert!(run.engine.page_failed(5, Duration::ZERO, run.now));
+    assert_eq!(
+        run.engine.page_failed(5, Duration::ZERO, run.now),
+        FailedPage::Trial
+    );
     assert!(run.engine.misses_a_page());
-    assert_eq!(run.engine.limits.pages.second_try(2), Some(2));
-    assert!(run.engine.page_failed(2, Duration::ZERO, run.now));
+    assert_eq!(run.engine.limits.pages.begin_retry(2), Some(2));
+    assert_eq!(
+        run.engine.page_failed(2, Duration::ZERO, run.now),
+        FailedPage::Trial
+    );
     assert!(!run.engine.misses_a_page());
 }
 
@@ -658,9 +673,9 @@ fn a_refused_page_is_at_the_same_place_though_pages_have_another_size_now() {
     }
     news(&mut run);
     assert_eq!((run.poll_page, run.engine.refused()), (Some(2), Some(2)));
-    assert!(
+    assert_eq!(
         run.engine.page_failed(2, Duration::ZERO, run.now),
-        "it was only a trial"
+        FailedPage::Trial
     );
     // A server may give as the size what it shows of a page.
     for size in [499, 501] {
@@ -733,7 +748,10 @@ fn poll_tries(run: &mut Run, page: u64, took: Duration) -> bool {
         assert_eq!(tries, Some(page));
         let interval = run.engine.options.interval;
         let late = took.min(interval / 3);
-        assert!(run.engine.page_failed(page, took, run.now + late));
+        assert_eq!(
+            run.engine.page_failed(page, took, run.now + late),
+            FailedPage::Trial
+        );
         run.now += interval;
     }
     tries.is_some()

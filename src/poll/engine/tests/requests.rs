@@ -260,10 +260,10 @@ fn nothing_is_remembered_for_an_answer_that_will_not_come() {
         let overtaken = run.engine.requests.overtaken(&Purpose::FullRead);
         overtaken.map(|overtaken| overtaken.has("51"))
     };
-    run.engine.asked(&full_read);
+    run.engine.request_sent(&full_read);
     run.server.act(&Act::Open(1));
     run.poll(false);
     assert_eq!(overtaken(&run), Some(true));
-    run.engine.unanswered(&full_read);
+    run.engine.request_failed(&full_read);
     assert_eq!(overtaken(&run), None);
 }
