@@ -157,14 +157,14 @@ impl Postgres {
             changed: watch::Sender::new(()),
             worked: watch::Sender::new(()),
             trouble: watch::Sender::new(None),
-            missed: AtomicBool::new(false),
+            table_missing: AtomicBool::new(false),
             wake: Notify::new(),
             delivered: Notify::new(),
             takes: Semaphore::new(TAKES_AT_ONCE),
             patient: Semaphore::new(PATIENT_COMMITS),
             naming: tokio::sync::Mutex::default(),
             saving: Mutex::default(),
-            lost: watch::Sender::new(None),
+            panicked: watch::Sender::new(None),
             #[cfg(test)]
             panics: AtomicBool::new(false),
             loops: Mutex::default(),
@@ -243,7 +243,7 @@ impl Postgres {
                 match self.try_take_up(key, now).await {
                     // The keeper grants this search another turn. Until then, other searches have
                     // theirs.
-                    Err(failure) if failure.is_of_a_lock() => return Err(failure),
+                    Err(failure) if failure.is_lock_timeout() => return Err(failure),
                     Err(failure) if tries.again(&failure).await => {}
                     done => return done,
                 }
@@ -263,7 +263,7 @@ impl Postgres {
                 self.shared.wake.notify_one();
                 Err(Error::HeldElsewhere)
             }
-            Err(failure) if failure.is_of_a_lock() => {
+            Err(failure) if failure.is_lock_timeout() => {
                 let (row, may_be_taken) = self.shared.change_journals(|state| {
                     (state.wanted.get(key).copied(), state.meet_lock(key))
                 });
@@ -352,7 +352,7 @@ impl Postgres {
         loop {
             let until = self.shared.look(|state| {
                 let until = state.until(held);
-                until.filter(|_| !state.is_unwanted(held))
+                until.filter(|_| !state.is_to_give_back(held))
             });
             let left = until.and_then(|until| until.checked_sub(clock::since_boot()));
             let Some(left) = left.filter(|left| !left.is_zero()) else {
@@ -419,7 +419,7 @@ impl Postgres {
         let outcome = match done.await {
             Ok(Some(end)) => Outcome::Done(end),
             Ok(None) => Outcome::LeaseLost,
-            Err(failure) if failure.is_of_a_lock() => {
+            Err(failure) if failure.is_lock_timeout() => {
                 Outcome::NotDone(self.locked(Some(held.row)).await)
             }
             Err(failure) if !committing.is_sent() || failure.is_without_effect() => {
@@ -427,7 +427,7 @@ impl Postgres {
             }
             Err(failure) => Outcome::Unknown(failure.into()),
         };
-        let (end, lost) = committing.settle(|state| {
+        let (end, lost) = committing.finish(|state| {
             let lost = match &outcome {
                 Outcome::Done(end) if is_to_journal => {
                     let count = i64::try_from(events).unwrap_or(i64::MAX);
@@ -479,7 +479,7 @@ impl Postgres {
                 events,
                 kept: state.journal.keeps_events(),
                 is_sent: AtomicBool::new(false),
-                is_settled: false,
+                is_finished: false,
             })
         })
     }
@@ -497,7 +497,7 @@ impl Postgres {
     fn left_in_the_way_of(&self, events: u64) -> Vec<String> {
         self.shared.look(|state| {
             let mut sinks = state.journal.in_the_way_of(events);
-            if !sinks.iter().all(|name| state.left.contains_key(name)) {
+            if !sinks.iter().all(|name| state.left_sinks.contains_key(name)) {
                 sinks.clear();
             }
             sinks
@@ -536,7 +536,7 @@ impl Postgres {
     ) -> Result<Option<i64>, Failure> {
         let at_once = self.commit_within(SHORTEST_LOCK_WAIT, committing, commit, now);
         match at_once.await {
-            Err(failure) if failure.is_of_a_lock() => {}
+            Err(failure) if failure.is_lock_timeout() => {}
             done => return done,
         }
         let until = Instant::now() + self.shared.commit_wait();
@@ -560,7 +560,7 @@ impl Postgres {
             let done = self.try_commit(&mut session, wait, committing, commit, now);
             let done = done.await;
             let limit = self.shared.commit_limit();
-            let is_ended = done.as_ref().is_err_and(Failure::is_of_a_time_limit);
+            let is_ended = done.as_ref().is_err_and(Failure::is_cancelled);
             // A statement that ended sooner was cancelled by somebody, not by the limit.
             let is_of_the_limit = is_ended && began.elapsed() >= limit;
             if is_ended || done.as_ref().is_err_and(Failure::is_conflict) {
@@ -576,7 +576,7 @@ impl Postgres {
             }
             drop(session);
             match done {
-                Err(failure) if failure.is_of_a_lock() => return Err(failure),
+                Err(failure) if failure.is_lock_timeout() => return Err(failure),
                 Err(failure) if tries.again(&failure).await => {}
                 Err(failure) if is_of_the_limit => return Err(failure.with_time_limit(limit)),
                 done => return done,
@@ -854,7 +854,7 @@ impl Postgres {
     }
 
     pub(super) fn lost(&self) -> watch::Receiver<Option<Error>> {
-        self.shared.lost.subscribe()
+        self.shared.panicked.subscribe()
     }
 
     pub(super) fn trouble(&self) -> watch::Receiver<Option<String>> {
@@ -954,7 +954,7 @@ async fn release(shared: &Shared, leases: &[Held]) -> Result<(), Error> {
     let held = shared.change_leases(|state| {
         let held = still(state);
         for late in leases.iter().filter(|it| !held.contains(it)) {
-            state.come_too_late(*late);
+            state.lose_late(*late);
         }
         held
     });

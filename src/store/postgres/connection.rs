@@ -92,7 +92,15 @@ struct Source {
 struct Used {
     address: Address,
     /// Whether a warning has said that the URL leads to another database by now.
-    is_told: bool,
+    is_warned: bool,
+}
+
+/// How often a warning says that the URL leads to another database by now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Warn {
+    Once,
+    /// Even if a warning has said so before.
+    Again,
 }
 
 /// An open connection.
@@ -315,7 +323,7 @@ impl Pool {
     pub(super) async fn look_at_url(&self) -> Result<(), Failure> {
         let source = &self.pool.manager().source;
         let read = source.read().await?;
-        source.settle(read, true);
+        source.pin(read, Warn::Again);
         Ok(())
     }
 
@@ -331,7 +339,7 @@ impl Source {
     /// as new as can be.
     async fn address(&self) -> Result<Address, Failure> {
         let read = self.read().await?;
-        Ok(self.settle(read, false))
+        Ok(self.pin(read, Warn::Once))
     }
 
     async fn read(&self) -> Result<Address, Failure> {
@@ -341,24 +349,24 @@ impl Source {
     /// Returns the address to use after this one was `read`. The first database counts until the
     /// process ends: while some connections lead to one database and some to another, the events
     /// in both would be delivered twice. Nor does one server hear the password of the other. If
-    /// the URL leads to another database, a warning says so once, or `again`.
-    fn settle(&self, read: Address, again: bool) -> Address {
+    /// the URL leads to another database, a warning says so, as often as `warn` tells.
+    fn pin(&self, read: Address, warn: Warn) -> Address {
         let mut used = self.used.lock();
         let used = match &mut *used {
             Some(used) if !used.address.is_of_the_same_database(&read) => {
-                if (again || !used.is_told)
+                if (warn == Warn::Again || !used.is_warned)
                     && let SecretSource::File(path) = &self.url
                 {
                     tell_another(path);
                 }
-                used.is_told = true;
+                used.is_warned = true;
                 return used.address.clone();
             }
             used => used,
         };
         *used = Some(Used {
             address: read.clone(),
-            is_told: false,
+            is_warned: false,
         });
         read
     }
@@ -536,7 +544,7 @@ impl Session {
         self.begin_by(&begin).await
     }
 
-    /// Begins a transaction that [fails](Failure::is_of_a_lock) if it has to wait for a lock for
+    /// Begins a transaction that [fails](Failure::is_lock_timeout) if it has to wait for a lock for
     /// longer than `wait`.
     pub(super) async fn begin_waiting(&mut self, wait: Duration) -> Result<(), Failure> {
         let (begin, wait) = (self.beginning(Duration::MAX), wait.as_millis());
@@ -544,7 +552,7 @@ impl Session {
         self.begin_by(&begin).await
     }
 
-    /// Begins a transaction that locks a search's row, and [fails](Failure::is_of_a_lock) if it
+    /// Begins a transaction that locks a search's row, and [fails](Failure::is_lock_timeout) if it
     /// has to wait for the row for longer than `wait`. Later statements, which wait for other
     /// locks, have the time that any statement has, but no more than `limit`, since renewals pass
     /// over the row meanwhile.
@@ -563,8 +571,8 @@ impl Session {
     }
 
     /// Begins a transaction whose statements may wait for many locks. It
-    /// [fails](Failure::is_of_a_lock) if one lock takes longer than `wait`, and it
-    /// [fails](Failure::is_of_a_time_limit) as well if a statement takes longer than `limit`
+    /// [fails](Failure::is_lock_timeout) if one lock takes longer than `wait`, and it
+    /// [fails](Failure::is_cancelled) as well if a statement takes longer than `limit`
     /// altogether.
     pub(super) async fn begin_waiting_for_all(
         &mut self,
@@ -619,7 +627,7 @@ impl Session {
         self.under_way = true;
         let connection = self.connection.as_ref().ok_or(Failure::Closed)?;
         let done = timeout(self.patience, connection.client.batch_execute(sql)).await;
-        self.settle(done?)
+        self.note_answer(done?)
     }
 
     /// Runs a statement outside a transaction, and repeats it while other transactions get in its
@@ -675,7 +683,7 @@ impl Session {
             connection.client.query(&statement, parameters),
         );
         let rows = rows.await;
-        self.settle(rows?)
+        self.note_answer(rows?)
     }
 
     /// Runs a statement. Returns how many rows were changed.
@@ -692,7 +700,7 @@ impl Session {
             connection.client.execute(&statement, parameters),
         );
         let rows = rows.await;
-        self.settle(rows?)
+        self.note_answer(rows?)
     }
 
     async fn prepare(&mut self, sql: &'static str) -> Result<Statement, Failure> {
@@ -701,7 +709,7 @@ impl Session {
             return Ok(statement.clone());
         }
         let prepared = timeout(self.patience, connection.client.prepare(sql)).await;
-        let statement = self.settle(prepared?)?;
+        let statement = self.note_answer(prepared?)?;
         self.under_way = true;
         if let Some(connection) = &mut self.connection {
             connection.statements.insert(sql, statement.clone());
@@ -718,7 +726,7 @@ impl Session {
     }
 
     /// Takes note of whether the connection can be used again after an answer.
-    fn settle<T>(&mut self, done: Result<T, tokio_postgres::Error>) -> Result<T, Failure> {
+    fn note_answer<T>(&mut self, done: Result<T, tokio_postgres::Error>) -> Result<T, Failure> {
         let failure = match done {
             Ok(done) => {
                 self.under_way = false;
@@ -728,7 +736,7 @@ impl Session {
         };
         let connection = self.connection.as_ref().ok_or(Failure::Closed)?;
         let failure = Failure::Sql(Told::of(failure, &connection.secrets));
-        self.under_way = !failure.is_of_the_statement();
+        self.under_way = !failure.leaves_connection_usable();
         Err(failure)
     }
 }
@@ -823,17 +831,17 @@ impl Failure {
     }
 
     /// Whether another transaction kept a lock for longer than this one waited for it.
-    pub(super) fn is_of_a_lock(&self) -> bool {
+    pub(super) fn is_lock_timeout(&self) -> bool {
         self.state() == Some(&SqlState::LOCK_NOT_AVAILABLE)
     }
 
     /// Whether the server ended a statement: the statement took longer than its limit, or somebody
     /// cancelled it.
-    pub(super) fn is_of_a_time_limit(&self) -> bool {
+    pub(super) fn is_cancelled(&self) -> bool {
         self.state() == Some(&SqlState::QUERY_CANCELED)
     }
 
-    /// Adds, for a [statement that has taken longer than it might](Self::is_of_a_time_limit), its
+    /// Adds, for a [statement that has taken longer than it might](Self::is_cancelled), its
     /// limit and a possible cause.
     pub(super) fn with_time_limit(self, limit: Duration) -> Self {
         match self {
@@ -843,7 +851,7 @@ impl Failure {
     }
 
     /// Whether a table is not there, or lacks a column.
-    pub(super) fn is_of_missing_tables(&self) -> bool {
+    pub(super) fn is_missing_table(&self) -> bool {
         [SqlState::UNDEFINED_TABLE, SqlState::UNDEFINED_COLUMN]
             .iter()
             .any(|state| self.state() == Some(state))
@@ -892,7 +900,7 @@ impl Failure {
     }
 
     /// Whether the server refused one statement, and takes others on the same connection.
-    fn is_of_the_statement(&self) -> bool {
+    fn leaves_connection_usable(&self) -> bool {
         let Some(state) = self.state() else {
             return false;
         };

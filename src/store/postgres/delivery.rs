@@ -71,7 +71,7 @@ pub(super) async fn add_sinks(
     learn_sinks(shared, session, &all).await?;
     shared.change_leases(|state| {
         state.sinks = Some(names.to_owned());
-        state.left.retain(|name, _| !names.contains(name));
+        state.left_sinks.retain(|name, _| !names.contains(name));
         // For a sink that this process has already, what it remembers is newer.
         let new = marks
             .into_iter()
@@ -126,7 +126,7 @@ async fn name_sinks(
     let mut tries = Tries::default();
     loop {
         match try_name_sinks(session, me, names, wait).await {
-            Err(failure) if failure.is_of_a_lock() || failure.is_of_a_time_limit() => {
+            Err(failure) if failure.is_lock_timeout() || failure.is_cancelled() => {
                 session.roll_back().await?;
                 let left = until.saturating_duration_since(Instant::now());
                 if left.is_zero() {
@@ -362,7 +362,7 @@ async fn give_up(
     reason: Reason,
 ) -> Result<(), Failure> {
     let events = left_waiting(session, sink, left_for).await?;
-    let told = shared.look(|state| state.left.get(sink).copied());
+    let told = shared.look(|state| state.left_sinks.get(sink).copied());
     let events = events.or_more(told);
     if session.execute(delete, parameters).await? > 0 {
         tell_given_up(sink, events, reason);
@@ -403,12 +403,12 @@ pub(super) async fn tell_unnamed(shared: &Shared, session: &mut Session) -> Resu
         let sink: String = row.try_get(0)?;
         let is_unnamed: bool = row.try_get(2)?;
         if !is_unnamed {
-            shared.change_journals(|state| state.left.remove(&sink));
-        } else if !shared.look(|state| state.left.contains_key(&sink)) {
+            shared.change_journals(|state| state.left_sinks.remove(&sink));
+        } else if !shared.look(|state| state.left_sinks.contains_key(&sink)) {
             let left_for = left_for(&row)?;
             let events = left_waiting(session, &sink, left_for).await?;
             tell_left(&sink, events, KEPT_FOR.saturating_sub(left_for));
-            shared.change_journals(|state| state.left.insert(sink, events));
+            shared.change_journals(|state| state.left_sinks.insert(sink, events));
         }
     }
     Ok(())
@@ -681,7 +681,7 @@ async fn try_read_for_sure(
         session.roll_back().await?;
         shared.change_leases(|state| {
             for held in lost {
-                state.come_too_late(held);
+                state.lose_late(held);
             }
         });
         return Ok(None);
@@ -820,11 +820,11 @@ pub(super) async fn save(shared: &Shared, sink: &str) -> Result<HashSet<i64>, Fa
     }
     unsaved.positions.retain(|(row, _)| saved.contains(row));
     let all = saved.len() + locked.len() == rows.len();
-    let settle = |state: &mut State| {
+    let note_saved = |state: &mut State| {
         // Other replicas may hold these searches now, or the server was set back.
         for (row, epoch) in rows.iter().zip(&epochs) {
             if !saved.contains(row) && !locked.contains(row) {
-                state.come_too_late(Held {
+                state.lose_late(Held {
                     row: *row,
                     epoch: *epoch,
                 });
@@ -833,9 +833,9 @@ pub(super) async fn save(shared: &Shared, sink: &str) -> Result<HashSet<i64>, Fa
         state.journal.saved(sink, &unsaved);
     };
     if all {
-        shared.change_journals(settle);
+        shared.change_journals(note_saved);
     } else {
-        shared.change_leases(settle);
+        shared.change_leases(note_saved);
     }
     Ok(locked)
 }

@@ -55,7 +55,7 @@ pub(super) struct Journal {
     /// becomes known again or unknown.
     dropped: u64,
     /// What the server last said of each search's journal. It is kept when a lease ends.
-    told: HashMap<i64, Told>,
+    ends: HashMap<i64, KnownEnd>,
     sinks: BTreeMap<Box<str>, Sink>,
 }
 
@@ -69,7 +69,7 @@ pub(super) struct Position {
 
 /// What the server last said of a search's journal.
 #[derive(Clone, Copy, Debug)]
-struct Told {
+struct KnownEnd {
     /// The epoch of the lease under which the server said so.
     epoch: i64,
     /// The last position that was given.
@@ -132,7 +132,7 @@ impl Journal {
             end: start,
             reserved: 0,
             dropped: 0,
-            told: HashMap::new(),
+            ends: HashMap::new(),
             sinks: BTreeMap::new(),
         }
     }
@@ -173,10 +173,10 @@ impl Journal {
             ..Sink::default()
         };
         for position in positions.iter().filter(|it| it.sink == name) {
-            let Some(told) = self.told.get(&position.row) else {
+            let Some(known) = self.ends.get(&position.row) else {
                 continue;
             };
-            let count = (told.end - position.position).max(0);
+            let count = (known.end - position.position).max(0);
             sink.delivered.insert(position.row, position.position);
             sink.push(Range {
                 place: self.end + 1,
@@ -237,8 +237,8 @@ impl Journal {
     /// Whether there is room for so many events.
     pub(super) fn has_room(&self, events: u64) -> bool {
         let waiting = self.sinks.values().map(|sink| sink.waiting).max();
-        let wanted = waiting.unwrap_or(0) + self.reserved + events;
-        self.sinks.is_empty() || wanted <= self.limit
+        let needed = waiting.unwrap_or(0) + self.reserved + events;
+        self.sinks.is_empty() || needed <= self.limit
     }
 
     /// Returns the sinks of others, or of nobody any more, that leave no room for so many events.
@@ -258,10 +258,10 @@ impl Journal {
     /// follow what this process knows. If they do not, the server was set back: what is remembered
     /// of the search is forgotten, and the search has to be taken up anew.
     pub(super) fn append(&mut self, row: i64, first: i64, count: i64) -> bool {
-        match self.told.get_mut(&row) {
-            Some(told) if told.end + 1 == first => told.end += count,
+        match self.ends.get_mut(&row) {
+            Some(known) if known.end + 1 == first => known.end += count,
             _ => {
-                self.told.remove(&row);
+                self.ends.remove(&row);
                 self.forget(row);
                 return false;
             }
@@ -293,18 +293,18 @@ impl Journal {
         progress: &[(String, i64)],
     ) -> bool {
         let row = held.row;
-        let now = Told {
+        let now = KnownEnd {
             epoch: held.epoch,
             end,
         };
-        let before = self.told.insert(row, now);
+        let before = self.ends.insert(row, now);
         let knows_all = before.is_none_or(|before| before.end <= end);
         // Positions keep their meaning only if no other replica can have given any meanwhile.
         if !knows_all || before.is_none_or(|before| before.epoch != last) {
             self.forget(row);
         }
         self.drop_search(row);
-        self.settle(|_, unclear| unclear == row);
+        self.resolve_unclear(|_, unclear| unclear == row);
         let mut starts = Vec::with_capacity(self.sinks.len());
         for (name, sink) in &mut self.sinks {
             let saved = progress
@@ -357,9 +357,9 @@ impl Journal {
 
     /// Forgets what is remembered of all searches but those that are kept.
     pub(super) fn forget_unless(&mut self, is_kept: impl Fn(i64) -> bool) {
-        let rows: Vec<i64> = self.told.keys().copied().collect();
+        let rows: Vec<i64> = self.ends.keys().copied().collect();
         for row in rows.into_iter().filter(|row| !is_kept(*row)) {
-            self.told.remove(&row);
+            self.ends.remove(&row);
             self.forget(row);
         }
     }
@@ -399,10 +399,10 @@ impl Journal {
     }
 
     /// Takes note of searches whose holders are known now, or in which nothing waits for a sink.
-    pub(super) fn settle(&mut self, is_settled: impl Fn(&str, i64) -> bool) {
+    pub(super) fn resolve_unclear(&mut self, is_resolved: impl Fn(&str, i64) -> bool) {
         for (name, sink) in &mut self.sinks {
             let unclear = sink.unclear.len();
-            sink.unclear.retain(|row, _| !is_settled(name, *row));
+            sink.unclear.retain(|row, _| !is_resolved(name, *row));
             self.dropped += u64::from(sink.unclear.len() < unclear);
         }
     }
@@ -503,7 +503,7 @@ impl Journal {
         // Events of searches that were lost in the meantime count, too.
         for index in 0..sink.lent.len() {
             let range = sink.lent[index];
-            sink.note(range, place);
+            sink.note_delivered(range, place);
         }
         for row in std::mem::take(&mut sink.taken_again) {
             sink.skip_delivered(row);
@@ -513,7 +513,7 @@ impl Journal {
             if count == 0 {
                 break;
             }
-            sink.note(range, place);
+            sink.note_delivered(range, place);
             sink.waiting -= count.unsigned_abs();
             sink.queue.pop_front();
             if count < range.count {
@@ -633,7 +633,7 @@ impl Sink {
     }
 
     /// Takes note that a range was delivered as far as `place`.
-    fn note(&mut self, range: Range, place: i64) {
+    fn note_delivered(&mut self, range: Range, place: i64) {
         let count = (place - range.place + 1).clamp(0, range.count);
         let position = range.first + count - 1;
         let delivered = self.delivered.entry(range.row).or_default();

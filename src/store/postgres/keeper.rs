@@ -27,15 +27,16 @@ use crate::{clock, error_chain::chain, identity::SearchKey, store::Held};
 pub(super) const RENEWALS: u32 = 4;
 
 /// Divides the time between two renewals into the pause of a keeper that is woken.
-const EARLY: u32 = 8;
+const WAKE_PAUSE_DIVISOR: u32 = 8;
 
 /// Minimum time a server is given to answer, even with a very short lease.
 const SHORTEST_PATIENCE: Duration = Duration::from_millis(500);
 
-/// How often, in a round, a renewal is tried for a lease whose row is locked, and the part of a
-/// lease between two tries. Most locks are held for as long as a commit takes.
+/// How often, in a round, a renewal is tried for a lease whose row is locked. Most locks are held
+/// for as long as a commit takes.
 const LOCKED_TRIES: u32 = 4;
-const LOCKED_PAUSE: u32 = 64;
+/// Divides a lease into the pause between two of these tries.
+const LOCKED_PAUSE_DIVISOR: u32 = 64;
 
 /// Maximum time the server is given for each of the last answers. The daemon waits for 5 s for all
 /// of them.
@@ -43,7 +44,7 @@ const LAST_ANSWER: Duration = Duration::from_secs(2);
 
 /// Number of leases after which tables that are gone are made anew. Until then, somebody may be
 /// about to restore them.
-const MISSED_FOR: u32 = 4;
+const LEASES_UNTIL_REMADE: u32 = 4;
 
 /// The pause after two failed renewals in a row. After the first failure, the renewal is tried
 /// again at once, on a new connection, because one that is silent takes up half of a lease. Later
@@ -58,7 +59,7 @@ const PRUNE_INTERVAL: Duration = Duration::from_millis(500);
 const FORGET_REPLICAS_AFTER: f64 = 3600.0;
 
 /// Number of leases after which a loop that keeps failing is reported.
-const TELL_AFTER: u32 = 4;
+const LEASES_UNTIL_REPORTED: u32 = 4;
 
 /// Reports a loop that fails while leases are kept, which nobody would notice otherwise. A failure
 /// for a moment is not reported, because the loop tries again.
@@ -108,7 +109,7 @@ impl Failing {
         let now = clock::since_boot();
         let since = *self.since.get_or_insert(now);
         let what = self.what;
-        if now.saturating_sub(since) >= shared.lease * TELL_AFTER {
+        if now.saturating_sub(since) >= shared.lease * LEASES_UNTIL_REPORTED {
             tracing::warn!(error = chain(&error), "{what}");
         }
     }
@@ -136,7 +137,7 @@ pub(super) async fn keep(shared: &Shared) {
         let ((), mut looked) = beside(&mut look, Duration::ZERO, pause).await;
         look.get_or_insert_with(|| Box::pin(timeout(ALTOGETHER, share_out(shared, patience))));
         let renewal = timeout(shared.lease.max(patience), renew(shared, patience));
-        let (renewed, ended) = beside(&mut look, every / EARLY, renewal).await;
+        let (renewed, ended) = beside(&mut look, every / WAKE_PAUSE_DIVISOR, renewal).await;
         looked = ended.or(looked);
         let flat = |done: Result<Result<(), Failure>, _>| done.unwrap_or(Err(Failure::Timeout));
         let mut kept = flat(renewed);
@@ -145,20 +146,24 @@ pub(super) async fn keep(shared: &Shared) {
         if let Some(looked) = looked {
             kept = kept.and(flat(looked));
         }
-        let is_missed = kept.as_ref().is_err_and(Failure::is_of_missing_tables);
-        if shared.takes_tables_for_missing() || is_missed || missing.is_some() {
+        let is_table_missing = kept.as_ref().is_err_and(Failure::is_missing_table);
+        if shared.take_table_missing() || is_table_missing || missing.is_some() {
             let made = make_tables(shared, missing.get_or_insert_default());
             // Leases that can be renewed must not wait long for this.
-            let time = if is_missed { ALTOGETHER } else { patience };
+            let time = if is_table_missing {
+                ALTOGETHER
+            } else {
+                patience
+            };
             let made = flat(timeout(time, made).await);
-            if made.is_ok() && !is_missed {
+            if made.is_ok() && !is_table_missing {
                 missing = None;
             }
             kept = made.and(kept);
         }
         let lost = shared.change_leases(|state| {
             state.expire();
-            state.take_lost()
+            state.take_late()
         });
         if lost > 0 {
             tracing::warn!(
@@ -179,7 +184,7 @@ pub(super) async fn keep(shared: &Shared) {
 async fn wait(shared: &Shared, pause: Duration) {
     // The pause varies, so that not all replicas ask at the same moment.
     let pause = pause.mul_f64(0.8 + 0.2 * fastrand::f64());
-    let soon = || (shared.lease / RENEWALS / EARLY).mul_f64(0.5 + fastrand::f64());
+    let soon = || (shared.lease / RENEWALS / WAKE_PAUSE_DIVISOR).mul_f64(0.5 + fastrand::f64());
     let free = shared.change_journals(|state| state.look_at.take());
     let free = free.map(|at| at.saturating_sub(clock::since_boot()) + soon());
     tokio::select! {
@@ -228,7 +233,7 @@ async fn beside<L: Future, T>(
 fn pause_after(failed: u32, every: Duration) -> Duration {
     match failed {
         0 => every,
-        1 => every / (2 * EARLY),
+        1 => every / (2 * WAKE_PAUSE_DIVISOR),
         more => every.min(RETRY * (1 << (more - 2).min(16))),
     }
 }
@@ -241,7 +246,7 @@ async fn make_tables(shared: &Shared, gone: &mut Gone) -> Result<(), Failure> {
     let is_due = match standing {
         Standing::There => false,
         Standing::Earlier => true,
-        Standing::Gone => gone.time >= shared.lease * MISSED_FOR,
+        Standing::Gone => gone.time >= shared.lease * LEASES_UNTIL_REMADE,
     };
     if is_due && schema::migrate(&shared.pool).await? {
         if standing == Standing::Earlier {
@@ -288,7 +293,7 @@ pub(super) async fn join(shared: &Shared) -> Result<(), Failure> {
     loop {
         match try_join(shared, &mut session, number, sinks.as_deref()).await {
             Err(failure) if tries.again(&failure).await => session.roll_back().await?,
-            Err(failure) if failure.is_of_a_lock() => {
+            Err(failure) if failure.is_lock_timeout() => {
                 session.roll_back().await?;
                 return Err(delivery::why_locked(&mut session, failure).await?);
             }
@@ -378,15 +383,15 @@ pub(super) async fn renew(shared: &Shared, patience: Duration) -> Result<(), Fai
         return join(shared).await;
     };
     let is_named: bool = alive.try_get(0)?;
-    let mut left = leases;
+    let mut remaining = leases;
     for tries in 0..LOCKED_TRIES {
-        if left.is_empty() {
+        if remaining.is_empty() {
             break;
         }
         if tries > 0 {
-            tokio::time::sleep(shared.lease / LOCKED_PAUSE).await;
+            tokio::time::sleep(shared.lease / LOCKED_PAUSE_DIVISOR).await;
         }
-        left = renew_leases(shared, &mut session, me, &left).await?;
+        remaining = renew_leases(shared, &mut session, me, &remaining).await?;
     }
     if !is_named {
         // The answer to a reload was lost, or others have removed a sink that only this replica
@@ -440,9 +445,9 @@ pub(super) async fn renew_leases(
     let (renewed, locked) = done_and_locked(&told)?;
     let until = shared.relied_on_until(asked);
     shared.change_leases(|state| state.renewed(leases, &renewed, &locked, until));
-    let mut left = leases.to_vec();
-    left.retain(|held| locked.contains(&held.row));
-    Ok(left)
+    let mut remaining = leases.to_vec();
+    remaining.retain(|held| locked.contains(&held.row));
+    Ok(remaining)
 }
 
 /// Looks which replica holds which search, and decides which searches to take up and to give back.
@@ -458,7 +463,7 @@ pub(super) async fn share_out(shared: &Shared, patience: Duration) -> Result<(),
 }
 
 async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
-    want(shared, session).await?;
+    look_up_wanted(shared, session).await?;
     let (me, mut rows, unclear) = shared.look(|state| {
         let rows: Vec<i64> = state.wanted.values().copied().collect();
         (state.replica, rows, state.journal.unclear())
@@ -484,8 +489,8 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
             &[&rows],
         )
         .await?;
-    let left = lacking(session, &unclear).await?;
-    let holdings = Holdings::read(&told, &left, me)?;
+    let lacking = lacking(session, &unclear).await?;
+    let holdings = Holdings::read(&told, &lacking, me)?;
     shared.change_leases(|state| {
         // A database that was restored has fewer rows, and gives their numbers to other searches.
         let wanted = state.wanted.iter();
@@ -497,7 +502,7 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
         }
         state.look_at = holdings.look_at;
         let owners = &holdings.owners;
-        state.settle(&unclear, owners, &holdings.left);
+        state.resolve_unclear(&unclear, owners, &holdings.lacking);
         let elsewhere = state.keys_of(|row| owners.get(&row) == Some(&Holder::Another));
         state.see_elsewhere(elsewhere);
         state.survey(&mut survey, owners);
@@ -505,7 +510,7 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
         state.granted = state.keys_of(|row| decision.take.contains(&row));
         let others = survey.replicas.iter().filter(|peer| peer.number != me);
         let others = others.map(|peer| (peer.number, peer.share)).collect();
-        state.give_back(decision.give_back, others, owners);
+        state.mark_to_give_back(decision.give_back, others, owners);
         // The first look may come before the server shows this replica as alive.
         let replicas = survey.replicas.len();
         let is_seen = survey.replicas.iter().any(|peer| peer.number == me);
@@ -577,7 +582,7 @@ struct Holdings<'a> {
     look_at: Option<Duration>,
     /// The sinks that lack events, for each search that was asked about as unclear. A journal that
     /// holds events is no sign of that: they may wait for other sinks.
-    left: HashMap<i64, Vec<&'a str>>,
+    lacking: HashMap<i64, Vec<&'a str>>,
 }
 
 // === impl Holdings ===
@@ -589,7 +594,7 @@ impl<'a> Holdings<'a> {
             owners: HashMap::with_capacity(told.len()),
             names: HashMap::with_capacity(told.len()),
             look_at: None,
-            left: HashMap::new(),
+            lacking: HashMap::new(),
         };
         for row in told {
             let id = row.try_get(0)?;
@@ -609,7 +614,7 @@ impl<'a> Holdings<'a> {
             holdings.owners.insert(id, holder);
         }
         for row in lacking {
-            let sinks = holdings.left.entry(row.try_get(0)?).or_default();
+            let sinks = holdings.lacking.entry(row.try_get(0)?).or_default();
             sinks.push(row.try_get(1)?);
         }
         Ok(holdings)
@@ -617,7 +622,7 @@ impl<'a> Holdings<'a> {
 }
 
 /// Looks up the rows of the searches that this replica would poll, if there is a wish for that.
-async fn want(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
+async fn look_up_wanted(shared: &Shared, session: &mut Session) -> Result<(), Failure> {
     let Some((wish, keys)) = shared.look(State::wish) else {
         return Ok(());
     };
@@ -692,7 +697,7 @@ pub(super) async fn forget(shared: &Shared) -> Result<(), Failure> {
     // The next start needs the schema's number, and no other question touches its table. If the
     // table is missing, the keeper reports it before that start.
     if schema::number(&mut session).await? <= 0 {
-        shared.miss_tables();
+        shared.note_missing_table();
     }
     delivery::note_unnamed(&mut session, me).await?;
     delivery::give_up_over(shared, &mut session).await?;
@@ -732,7 +737,7 @@ pub(super) async fn leave(shared: &Shared) -> Result<(), Failure> {
         if locked == 0 {
             return Ok(());
         }
-        tokio::time::sleep(shared.lease / LOCKED_PAUSE).await;
+        tokio::time::sleep(shared.lease / LOCKED_PAUSE_DIVISOR).await;
     }
     tracing::warn!(
         searches = locked,
@@ -796,7 +801,7 @@ pub(super) async fn give_back(shared: &Shared, leases: &[Held]) -> Result<(), Fa
     let (rows, epochs) = rows_and_epochs(leases);
     for tries in 0..LOCKED_TRIES {
         if tries > 0 {
-            tokio::time::sleep(shared.lease / LOCKED_PAUSE).await;
+            tokio::time::sleep(shared.lease / LOCKED_PAUSE_DIVISOR).await;
         }
         let untold = save(shared).await?;
         let mut session = shared.pool.session().await?;

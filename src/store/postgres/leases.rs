@@ -37,7 +37,7 @@ pub(super) struct State {
     pub(super) sinks: Option<Vec<String>>,
     /// The sinks that no replica had at the last look, each with the number of waiting events that
     /// was told.
-    pub(super) left: BTreeMap<String, Waiting>,
+    pub(super) left_sinks: BTreeMap<String, Waiting>,
     /// Whether no other replica ran at the last look for such sinks. If so, these sinks are given
     /// up when the journal has no room.
     pub(super) is_alone: bool,
@@ -69,7 +69,7 @@ pub(super) struct State {
     others: Vec<(i64, usize)>,
     holds: HashMap<i64, Hold>,
     /// Number of leases that were not renewed in time and have not been reported yet.
-    lost: usize,
+    unreported_late: usize,
     pub(super) journal: Journal,
 }
 
@@ -80,7 +80,7 @@ struct Hold {
     /// Until when the lease can be relied on, since the machine's start.
     until: Duration,
     /// Whether the search is to be given back, so that other replicas get it.
-    unwanted: bool,
+    to_give_back: bool,
     /// Whether no replica polls the search, and it is held only to deliver the rest of its events.
     left_over: bool,
 }
@@ -94,7 +94,7 @@ impl State {
             share: 0,
             replicas: 0,
             sinks: None,
-            left: BTreeMap::new(),
+            left_sinks: BTreeMap::new(),
             is_alone: false,
             keys: None,
             wish: 0,
@@ -109,7 +109,7 @@ impl State {
             unclaimed: HashSet::new(),
             others: Vec::new(),
             holds: HashMap::new(),
-            lost: 0,
+            unreported_late: 0,
             journal,
         }
     }
@@ -154,7 +154,7 @@ impl State {
     pub(super) fn forget_rows(&mut self, rows: &[i64]) {
         for row in rows {
             if let Some(epoch) = self.epoch(*row) {
-                self.come_too_late(Held { row: *row, epoch });
+                self.lose_late(Held { row: *row, epoch });
             }
         }
         let holds = &self.holds;
@@ -167,7 +167,7 @@ impl State {
         let hold = Hold {
             epoch: held.epoch,
             until,
-            unwanted: false,
+            to_give_back: false,
             left_over: false,
         };
         self.holds.insert(held.row, hold);
@@ -220,13 +220,13 @@ impl State {
     }
 
     /// Like `lose`, for a lease that was not given back, but not renewed in time.
-    pub(super) fn come_too_late(&mut self, held: Held) {
-        self.lost += usize::from(self.lose(held));
+    pub(super) fn lose_late(&mut self, held: Held) {
+        self.unreported_late += usize::from(self.lose(held));
     }
 
     /// Returns how many leases were lost in this way since the last call.
-    pub(super) fn take_lost(&mut self) -> usize {
-        std::mem::take(&mut self.lost)
+    pub(super) fn take_late(&mut self) -> usize {
+        std::mem::take(&mut self.unreported_late)
     }
 
     /// Takes note that the replica holds nothing.
@@ -299,9 +299,9 @@ impl State {
     }
 
     /// Whether a search is to be given back, so that other replicas get it.
-    pub(super) fn is_unwanted(&self, held: Held) -> bool {
+    pub(super) fn is_to_give_back(&self, held: Held) -> bool {
         let hold = self.holds.get(&held.row);
-        hold.is_some_and(|hold| hold.unwanted)
+        hold.is_some_and(|hold| hold.to_give_back)
     }
 
     /// Returns the epoch under which a search is held.
@@ -346,7 +346,7 @@ impl State {
         let mut over = self.leases();
         over.retain(|held| self.until(*held).is_some_and(|until| until <= now));
         for held in over {
-            self.come_too_late(held);
+            self.lose_late(held);
         }
     }
 
@@ -368,7 +368,7 @@ impl State {
                     hold.until = hold.until.max(until);
                 }
             } else if !locked.contains(&held.row) {
-                self.come_too_late(*held);
+                self.lose_late(*held);
             }
         }
     }
@@ -377,7 +377,7 @@ impl State {
     /// search that no other replica has taken since it was given back is not marked again, as long
     /// as the `others` are the same and want as many. They may be configured differently, and
     /// nobody would poll the search in between.
-    pub(super) fn give_back(
+    pub(super) fn mark_to_give_back(
         &mut self,
         count: usize,
         others: Vec<(i64, usize)>,
@@ -389,17 +389,17 @@ impl State {
         }
         self.unclaimed
             .retain(|row| owners.get(row) != Some(&Holder::Another));
-        let marked = self.holds.values().filter(|hold| hold.unwanted).count();
+        let marked = self.holds.values().filter(|hold| hold.to_give_back).count();
         let unclaimed = &self.unclaimed;
-        let wanted = |(row, hold): &(&i64, &mut Hold)| {
-            !hold.unwanted && !hold.left_over && !unclaimed.contains(row)
+        let is_candidate = |(row, hold): &(&i64, &mut Hold)| {
+            !hold.to_give_back && !hold.left_over && !unclaimed.contains(row)
         };
-        let mut wanted: Vec<_> = self.holds.iter_mut().filter(wanted).collect();
-        fastrand::shuffle(&mut wanted);
-        let given = wanted.into_iter().take(count.saturating_sub(marked));
+        let mut candidates: Vec<_> = self.holds.iter_mut().filter(is_candidate).collect();
+        fastrand::shuffle(&mut candidates);
+        let given = candidates.into_iter().take(count.saturating_sub(marked));
         let given: Vec<i64> = given
             .map(|(row, hold)| {
-                hold.unwanted = true;
+                hold.to_give_back = true;
                 *row
             })
             .collect();
@@ -428,25 +428,25 @@ impl State {
 
     /// Takes note of who holds the lost searches that the server was asked about as `unclear`
     /// ones. Nothing waits here any more in a search that another replica holds, or whose row is
-    /// gone. The same is true of a free search, unless it is to be polled or some events are
-    /// `left` in it for the sink.
-    pub(super) fn settle(
+    /// gone. The same is true of a free search, unless it is to be polled or the sink is one of
+    /// those `lacking` some of its events.
+    pub(super) fn resolve_unclear(
         &mut self,
         unclear: &HashSet<i64>,
         owners: &HashMap<i64, Holder>,
-        left: &HashMap<i64, Vec<&str>>,
+        lacking: &HashMap<i64, Vec<&str>>,
     ) {
         let wanted: HashSet<i64> = self.wanted.values().copied().collect();
-        let is_left = |sink: &str, row| {
-            let mut sinks = left.get(&row).into_iter().flatten();
-            sinks.any(|left| *left == sink)
+        let lacks = |sink: &str, row| {
+            let mut sinks = lacking.get(&row).into_iter().flatten();
+            sinks.any(|lacking| *lacking == sink)
         };
-        self.journal.settle(|sink, row| {
+        self.journal.resolve_unclear(|sink, row| {
             unclear.contains(&row)
                 && match owners.get(&row) {
                     None | Some(Holder::Another) => true,
                     Some(Holder::Me | Holder::Taking | Holder::Nobody(_)) => {
-                        !wanted.contains(&row) && !is_left(sink, row)
+                        !wanted.contains(&row) && !lacks(sink, row)
                     }
                 }
         });
@@ -547,7 +547,7 @@ mod tests {
         assert_eq!(state.held_rows(), [1]);
         state.expire();
         assert_eq!(state.leases(), [held(1, 5)]);
-        assert_eq!((state.take_lost(), state.take_lost()), (1, 0));
+        assert_eq!((state.take_late(), state.take_late()), (1, 0));
         assert!(state.journal.waits(1) && !state.journal.waits(2));
     }
 
@@ -564,7 +564,7 @@ mod tests {
         assert!(state.committed(held(2, 5), 1, 1) && !state.journal.waits(2));
         // These positions have been given before, so the search has to be taken up anew.
         state.journal.acknowledge("s", 2, None);
-        state.journal.settle(|_, _| true);
+        state.journal.resolve_unclear(|_, _| true);
         assert!(!state.committed(held(1, 5), 1, 1));
         assert_eq!(state.epoch(1), None);
         assert!(state.journal.is_unclear("s"));
@@ -615,8 +615,8 @@ mod tests {
         state.hold(held(2, 5), Duration::MAX);
         assert_eq!(state.left_over(), [held(1, 5)]);
         assert_eq!(state.polled_rows(), [2]);
-        state.give_back(2, Vec::new(), &HashMap::new());
-        assert!(!state.is_unwanted(held(1, 5)) && state.is_unwanted(held(2, 5)));
+        state.mark_to_give_back(2, Vec::new(), &HashMap::new());
+        assert!(!state.is_to_give_back(held(1, 5)) && state.is_to_give_back(held(2, 5)));
         state.hold(held(1, 6), Duration::MAX);
         assert!(!state.hold_left_over(held(1, 5), Duration::MAX));
         assert_eq!((state.epoch(1), state.left_over()), (Some(6), Vec::new()));
@@ -700,7 +700,7 @@ mod tests {
             assert!(state.committed(held(row, 5), 1, 1));
         }
         state.lose_all();
-        assert_eq!((state.leases(), state.take_lost()), (Vec::new(), 0));
+        assert_eq!((state.leases(), state.take_late()), (Vec::new(), 0));
         assert!(!state.journal.waits(1) && !state.journal.waits(2));
     }
 
@@ -733,9 +733,9 @@ mod tests {
                 state.wanted = HashMap::from([(key("1"), 1)]);
             }
             let owners = owner.map(|owner| (1, owner)).into_iter().collect();
-            state.settle(&HashSet::new(), &owners, left);
+            state.resolve_unclear(&HashSet::new(), &owners, left);
             assert!(state.journal.is_unclear("s"), "it was not asked about");
-            state.settle(&unclear, &owners, left);
+            state.resolve_unclear(&unclear, &owners, left);
             assert_eq!(
                 state.journal.is_unclear("s"),
                 !is_clear,
@@ -766,20 +766,20 @@ mod tests {
         for row in 1..=5 {
             state.hold(held(row, 1), soon);
         }
-        let unwanted = |state: &State| {
+        let marked = |state: &State| {
             let leases = state.leases();
-            let unwanted = leases.iter().filter(|held| state.is_unwanted(**held));
-            unwanted.count()
+            let marked = leases.iter().filter(|held| state.is_to_give_back(**held));
+            marked.count()
         };
         let give_back = |state: &mut State, count| {
-            state.give_back(count, Vec::new(), &HashMap::new());
+            state.mark_to_give_back(count, Vec::new(), &HashMap::new());
         };
         give_back(&mut state, 2);
-        assert_eq!(unwanted(&state), 2);
+        assert_eq!(marked(&state), 2);
         give_back(&mut state, 3);
-        assert_eq!(unwanted(&state), 3);
+        assert_eq!(marked(&state), 3);
         give_back(&mut state, 1);
-        assert_eq!(unwanted(&state), 3);
+        assert_eq!(marked(&state), 3);
     }
 
     #[test]
@@ -788,20 +788,20 @@ mod tests {
         state.hold(held(1, 1), Duration::MAX);
         let (others, me) = (|share| vec![(7, share)], HashMap::from([(1, Holder::Me)]));
         let retaken = |state: &mut State, epoch| {
-            assert!(state.is_unwanted(held(1, epoch - 1)));
+            assert!(state.is_to_give_back(held(1, epoch - 1)));
             state.hold(held(1, epoch), Duration::MAX);
         };
-        state.give_back(1, others(1), &me);
+        state.mark_to_give_back(1, others(1), &me);
         retaken(&mut state, 2);
-        state.give_back(1, others(1), &me);
-        assert!(!state.is_unwanted(held(1, 2)));
+        state.mark_to_give_back(1, others(1), &me);
+        assert!(!state.is_to_give_back(held(1, 2)));
         // The other replica's share has changed.
-        state.give_back(1, others(2), &me);
+        state.mark_to_give_back(1, others(2), &me);
         retaken(&mut state, 3);
         // The other replica took the search, and has given it back.
         let other = HashMap::from([(1, Holder::Another)]);
-        state.give_back(0, others(2), &other);
-        state.give_back(1, others(2), &me);
-        assert!(state.is_unwanted(held(1, 3)));
+        state.mark_to_give_back(0, others(2), &other);
+        state.mark_to_give_back(1, others(2), &me);
+        assert!(state.is_to_give_back(held(1, 3)));
     }
 }

@@ -64,7 +64,7 @@ pub(super) async fn take(shared: &Shared, patience: Duration) -> Result<(), Fail
         session.begin_waiting(shared.lock_wait_of_one()).await?;
         let taken = match alerts::take(&mut session, &search, me, lease).await {
             // The next round tries this search again.
-            Err(failure) if failure.is_of_a_lock() => None,
+            Err(failure) if failure.is_lock_timeout() => None,
             taken => taken?,
         };
         let Some(taken) = taken else {

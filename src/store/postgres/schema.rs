@@ -92,7 +92,7 @@ pub(super) async fn look(pool: &Pool) -> Result<Standing, Failure> {
 pub(super) async fn number(session: &mut Session) -> Result<i32, Failure> {
     let version = "SELECT version FROM opsramp_exporter_schema";
     let rows = match session.query(version, &[]).await {
-        Err(failure) if failure.is_of_missing_tables() => return Ok(0),
+        Err(failure) if failure.is_missing_table() => return Ok(0),
         rows => rows?,
     };
     rows.first().map_or(Ok(0), |row| Ok(row.try_get(0)?))

@@ -70,7 +70,7 @@ pub(super) struct Shared {
     pub(super) trouble: watch::Sender<Option<String>>,
     /// Whether somebody has met a missing table. The keeper's own questions touch few of the
     /// tables.
-    pub(super) missed: AtomicBool,
+    pub(super) table_missing: AtomicBool,
     /// Makes the keeper look at the shares soon.
     pub(super) wake: Notify,
     /// Tells that something was delivered.
@@ -83,7 +83,7 @@ pub(super) struct Shared {
     /// Held, sink by sink, while the server is told how far the sink has come.
     pub(super) saving: Mutex<HashMap<Box<str>, Arc<tokio::sync::Mutex<()>>>>,
     /// Why a loop of the store has ended, after it panicked.
-    pub(super) lost: watch::Sender<Option<Error>>,
+    pub(super) panicked: watch::Sender<Option<Error>>,
     /// Makes the keeper panic in its next round.
     #[cfg(test)]
     pub(super) panics: AtomicBool,
@@ -111,7 +111,7 @@ pub(super) struct Committing<'a> {
     pub(super) kept: bool,
     /// Whether COMMIT has been sent to the server. Before that, nothing is done for certain.
     pub(super) is_sent: AtomicBool,
-    pub(super) is_settled: bool,
+    pub(super) is_finished: bool,
 }
 
 /// A search that is being taken up.
@@ -131,7 +131,7 @@ impl Shared {
     ) -> JoinHandle<()> {
         let panics = PanicReport {
             part,
-            lost: self.lost.clone(),
+            lost: self.panicked.clone(),
         };
         tokio::spawn(async move {
             let _panics = panics;
@@ -232,20 +232,20 @@ impl Shared {
     ) -> Result<A, Failure> {
         let done = timeout(ALTOGETHER, work).await;
         let done = done.unwrap_or(Err(Failure::Timeout));
-        if done.as_ref().is_err_and(Failure::is_of_missing_tables) {
-            self.miss_tables();
+        if done.as_ref().is_err_and(Failure::is_missing_table) {
+            self.note_missing_table();
         }
         done
     }
 
     /// Takes note that a table is missing.
-    pub(super) fn miss_tables(&self) {
-        self.missed.store(true, Ordering::Relaxed);
+    pub(super) fn note_missing_table(&self) {
+        self.table_missing.store(true, Ordering::Relaxed);
     }
 
     /// Whether a table was found missing since the last call.
-    pub(super) fn takes_tables_for_missing(&self) -> bool {
-        self.missed.swap(false, Ordering::Relaxed)
+    pub(super) fn take_table_missing(&self) -> bool {
+        self.table_missing.swap(false, Ordering::Relaxed)
     }
 
     /// Reports the server's trouble, or its end, if that has changed.
@@ -318,8 +318,8 @@ impl Committing<'_> {
 
     /// Takes note of the commit's outcome. Its room is given back at the same time, so that its
     /// events are never counted twice, or not at all.
-    pub(super) fn settle<A>(mut self, change: impl FnOnce(&mut State) -> A) -> A {
-        self.is_settled = true;
+    pub(super) fn finish<A>(mut self, change: impl FnOnce(&mut State) -> A) -> A {
+        self.is_finished = true;
         self.shared.change_journals(|state| {
             state.journal.unreserve(self.events);
             change(state)
@@ -329,7 +329,7 @@ impl Committing<'_> {
 
 impl Drop for Committing<'_> {
     fn drop(&mut self) {
-        if !self.is_settled {
+        if !self.is_finished {
             // Nobody waits for the answer any more. The commit may have been done, as if its
             // answer was lost.
             self.shared.change_leases(|state| {

@@ -334,7 +334,7 @@ fn how_much_waits_is_not_clear_while_nobody_is_known_to_hold_what_was_lost() {
     assert!(!journal.is_unclear("s") && journal.is_unclear("t"));
     assert_eq!(journal.unclear(), HashSet::from([B]));
     assert_ne!(journal.dropped(), dropped);
-    journal.settle(|_, row| row == A);
+    journal.resolve_unclear(|_, row| row == A);
     assert!(journal.is_unclear("t"));
     let dropped = journal.dropped();
     journal.adopt(held(B, 2), 1, 1, &progress(&[("t", 1)]));

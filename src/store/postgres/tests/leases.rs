@@ -839,7 +839,7 @@ async fn a_commit_that_nobody_waits_for_any_more_keeps_no_room_in_the_journal() 
         events: 2,
         kept: true,
         is_sent: true.into(),
-        is_settled: false,
+        is_finished: false,
     });
     let backlog = store.backlog("s").await;
     assert!(matches!(backlog, Err(Error::Unclear)), "{backlog:?}");
