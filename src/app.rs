@@ -172,26 +172,26 @@ fn run_daemon(cli: &Cli) -> Outcome {
 
 /// Returns what reads everything again for a reload. `file` is the configuration file.
 fn reloading(cli: Cli, file: Option<PathBuf>) -> LoadConfig {
-    let load = move |reading: &daemon::Reading| -> anyhow::Result<Loaded> {
+    let load = move |attempt: &daemon::Attempt| -> anyhow::Result<Loaded> {
         if let Some(file) = &file {
-            reading.begins(file);
+            attempt.now_reads(file);
         }
         let loaded = Config::load(cli.config_file.as_deref(), &cli.overrides, &environment)?;
         let mut loaded = loaded.to_be_polled()?;
         if let Some(path) = loaded.config.web.config_file.clone() {
-            reading.begins(&path);
+            attempt.now_reads(&path);
             let (_, warnings) = WebFile::new(path).read_with_warnings()?;
             loaded.warnings.extend(warnings);
         }
         // The URL is read anew for each connection, so without this check a wrong URL would
         // only be noticed when the next connection is made.
         if let Some((url, path)) = database_url_file(&loaded.config.state) {
-            reading.begins(path);
+            attempt.now_reads(path);
             postgres::check(url)?;
         }
         Ok(loaded)
     };
-    LoadConfig::new(move |reading| load(reading).map_err(|error| chain(error.as_ref())))
+    LoadConfig::new(move |attempt| load(attempt).map_err(|error| chain(error.as_ref())))
 }
 
 /// Runs the daemon. `None` stands for a start that a signal has stopped.

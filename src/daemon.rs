@@ -42,7 +42,7 @@ use crate::{
     web::{self, AlertSource},
 };
 
-pub use self::loading::{LoadConfig, Reading};
+pub use self::loading::{Attempt, LoadConfig};
 
 mod loading;
 

@@ -133,12 +133,20 @@ pub(crate) fn unread(paths: &[PathBuf]) -> String {
 
 /// Like `unread`, for files that had a time limit of their own.
 pub(crate) fn unread_within(limit: Duration, paths: &[PathBuf]) -> String {
+    let limit = limit.as_secs();
+    format!("could not be read within {limit} s{}", named(paths))
+}
+
+/// Returns the names of files for the end of a message, with the colon before them.
+pub(crate) fn named(paths: &[PathBuf]) -> String {
+    if paths.is_empty() {
+        return String::new();
+    }
     let names: Vec<_> = paths
         .iter()
         .map(|path| path.display().to_string())
         .collect();
-    let limit = limit.as_secs();
-    format!("could not be read within {limit} s: {}", names.join(", "))
+    format!(": {}", names.join(", "))
 }
 
 /// Returns the result of `read`, which is called only once; `None` if it takes too long.

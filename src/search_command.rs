@@ -136,7 +136,7 @@ async fn read(
     let mut progress = Progress::new(output.output);
     for account in &config.accounts {
         let mut tenants = account.tenants.clone();
-        // The clients of these tenants are asked in their place.
+        // These tenants are partners: their clients are asked instead.
         let partners = account
             .discover_clients
             .then(|| std::mem::take(&mut tenants));
@@ -239,8 +239,8 @@ async fn read_all(
 // === impl Outcome ===
 
 impl Outcome {
-    /// Looks up the clients of partners. A partner whose clients cannot be looked up counts as a
-    /// tenant that could not be read.
+    /// Looks up the clients of partners. A partner whose clients cannot be looked up, or of which
+    /// the server does not show all, counts as a tenant that could not be read.
     async fn clients(
         &mut self,
         client: &Client,
@@ -265,15 +265,19 @@ impl Outcome {
             );
         }
         for (partner, more) in short {
+            self.tenants += 1;
             let partner = plain(&partner);
-            self.told.push_str(&message(&format!(
-                "{of}: the server counts {more} more clients of {partner} than it shows"
-            )));
+            self.fail(
+                1,
+                &format!("{of}: the server counts {more} more clients of {partner} than it shows"),
+            );
         }
         if left_out > 0 {
-            self.told.push_str(&message(&format!(
-                "{of}: there are {left_out} more clients than an exporter searches"
-            )));
+            self.tenants += left_out;
+            self.fail(
+                left_out,
+                &format!("{of}: there are {left_out} more clients than an exporter searches"),
+            );
         }
         tenants
     }

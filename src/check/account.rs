@@ -56,12 +56,21 @@ struct Checked<'a> {
     seen: Arc<Seen>,
 }
 
-/// What of an account has been asked.
+/// The searches and tenants of an account that have had their step.
 #[derive(Default)]
 struct Asked<'a> {
     searches: Vec<&'a SearchOptions>,
-    /// The tenants, and whether another search of each can tell something new.
-    tenants: Vec<(Tenant, bool)>,
+    /// Searches whose query no answer was about: the tenant failed for a reason of its own.
+    in_vain: Vec<&'a SearchOptions>,
+    tenants: Vec<AskedTenant>,
+}
+
+/// A tenant of which another search may be asked.
+struct AskedTenant {
+    tenant: Tenant,
+    /// Whether the answer may be about the query: the tenant has answered, has refused another
+    /// query, or has not been asked yet.
+    tells: bool,
 }
 
 /// Takes the steps of an account.
@@ -106,7 +115,10 @@ pub(super) async fn check(report: &mut Report<'_>, account: &Account, searches: 
                         .search(&mut chain, client.as_ref(), tenant, &mut asked)
                         .await;
                 } else {
-                    asked.tenants.push((tenant, true));
+                    asked.tenants.push(AskedTenant {
+                        tenant,
+                        tells: true,
+                    });
                 }
             }
         }
@@ -284,7 +296,8 @@ impl Checked<'_> {
     }
 
     async fn token(&self) -> Outcome<Client> {
-        // What is wrong with the files of TLS has failed the step of TLS, unless that needs none.
+        // A mistake in the files of TLS has failed the step of TLS already, and this step was skipped.
+        // Over plain HTTP that step reads no files, and the mistake shows here.
         let client = Client::new(self.account.options.clone(), Arc::clone(&self.seen) as _)
             .await
             .map_err(|error| {
@@ -445,11 +458,19 @@ impl Checked<'_> {
                 Ok(passed.with_concern("no search of the configuration names this tenant"))
             }
         };
-        let answered = chain.step(&name, client, ask).await.is_some();
-        asked.searches.extend(search);
+        // The status of the step's own request decides, if it makes one.
+        self.seen.0.lock().last_status = None;
+        let has_answered = chain.step(&name, client, ask).await.is_some();
         // A refusal of the query says nothing of the tenant.
-        let is_refused = client.is_some() && self.seen.0.lock().last_status == Some(400);
-        asked.tenants.push((tenant, answered || is_refused));
+        let is_query_refused = self.seen.0.lock().last_status == Some(400);
+        let tells = has_answered || is_query_refused;
+        let searches = if tells {
+            &mut asked.searches
+        } else {
+            &mut asked.in_vain
+        };
+        searches.extend(search);
+        asked.tenants.push(AskedTenant { tenant, tells });
     }
 
     /// Takes a step for each search whose query no tenant was asked for: asks one tenant for it.
@@ -465,9 +486,12 @@ impl Checked<'_> {
             if asked.searches.iter().any(is_alike) {
                 continue;
             }
-            let mut tenants = asked.tenants.iter().filter(|(it, _)| search.is_for(&it.id));
-            let first = tenants.clone().next();
-            let Some((tenant, tells)) = tenants.find(|(_, tells)| *tells).or(first) else {
+            let of_search = |it: &&AskedTenant| search.is_for(&it.tenant.id);
+            let mut tenants = asked.tenants.iter().filter(of_search);
+            // The failure of a tenant is reported in that tenant's step already.
+            let was_in_vain = asked.in_vain.iter().any(is_alike);
+            let first = tenants.clone().next().filter(|_| !was_in_vain);
+            let Some(AskedTenant { tenant, tells }) = tenants.find(|it| it.tells).or(first) else {
                 continue;
             };
             let of_tenant = format!("tenant {}", called(tenant));

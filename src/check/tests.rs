@@ -566,20 +566,24 @@ async fn every_query_is_asked_once_though_each_tenant_is_asked_for_its_first_sea
         tenant("client_a"),
         tenant("client_b"),
     ];
-    let mut search = |name: &str, query: &str, tenants: Option<&str>| {
+    let ids = |ids: &[&str]| Some(ids.iter().map(ToString::to_string).collect());
+    config.searches[0].tenants = ids(&["client_a", "client_b"]);
+    let mut search = |name: &str, query: &str, tenants| {
         config.searches.push(SearchOptions {
             name: name.into(),
             query: query.to_owned(),
-            tenants: tenants.map(|id| vec![id.to_owned()]),
+            tenants,
             ..config.searches[0].clone()
         });
     };
+    // The first one of `client_none`, which cannot answer for it.
+    search("info", "states:Info", ids(&["client_none", "client_b"]));
     search("again", "actions:OPEN", None);
     search("bad", "bogus", None);
-    search("bad-too", "bogus", Some("client_b"));
-    search("critical", "states:Critical", Some("client_b"));
-    search("out-of-reach", "states:Warning", Some("client_none"));
-    search("of-nobody", "states:Ok", Some("client_c"));
+    search("bad-too", "bogus", ids(&["client_b"]));
+    search("critical", "states:Critical", ids(&["client_b"]));
+    search("out-of-reach", "states:Warning", ids(&["client_none"]));
+    search("of-nobody", "states:Ok", ids(&["client_c"]));
     let (passed, text) = setup.check().await;
     assert!(!passed);
     let lines = text
@@ -592,6 +596,7 @@ async fn every_query_is_asked_once_though_each_tenant_is_asked_for_its_first_sea
     FAILED   account acme, tenant client_none: search answered N: {"code":"N","message":"no tenant \"client_none\""}
     ok       account acme, tenant client_a: N alerts match actions:OPEN, N a page, N of N requests a minute left
     ok       account acme, tenant client_b: N alerts match actions:OPEN, N a page, N of N requests a minute left
+    ok       account acme, tenant client_b, search info: N alerts match states:Info, N a page, N of N requests a minute left
     FAILED   account acme, tenant client_a, search bad: search answered N: {"code":"N","message":"invalid value \"bogus\" of queryString"}
              next: look at the query (bogus) of the search bad: key:value pairs that OpsRamp knows, joined by +
     ok       account acme, tenant client_b, search critical: N alert matches states:Critical, N a page, N of N requests a minute left
@@ -599,7 +604,7 @@ async fn every_query_is_asked_once_though_each_tenant_is_asked_for_its_first_sea
     "#);
     // The refused query is asked three times: as the daemon does, the refusal may pass, or be about
     // the paging.
-    assert_eq!(simulator.requests().count(Endpoint::Search), 3 + 3 + 1);
+    assert_eq!(simulator.requests().count(Endpoint::Search), 3 + 1 + 3 + 1);
 }
 
 #[tokio::test]

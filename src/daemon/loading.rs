@@ -21,19 +21,19 @@ const LIMIT: Duration = Duration::from_secs(10);
 /// so many hang, nothing is read any more.
 const MOST_READINGS: usize = 4;
 
-type Load = dyn Fn(&Reading) -> Result<Loaded, String> + Send + Sync;
+type Load = dyn Fn(&Attempt) -> Result<Loaded, String> + Send + Sync;
 
 /// Loads the configuration again. A reading that takes too long goes on in the background, and its
 /// result is dropped: by the time it comes, the files may say something else.
 pub struct LoadConfig {
     load: Arc<Load>,
-    /// The readings that may still be under way.
-    readings: Vec<Weak<Reading>>,
+    /// The attempts that may still be under way.
+    attempts: Vec<Weak<Attempt>>,
 }
 
-/// One reading of the configuration and of the files that it names.
+/// One attempt to read the configuration and the files that it names.
 #[derive(Debug, Default)]
-pub struct Reading {
+pub struct Attempt {
     file: Mutex<Option<PathBuf>>,
 }
 
@@ -41,26 +41,26 @@ pub struct Reading {
 
 impl LoadConfig {
     /// Creates what calls `load` for each reload. `load` may block; it says by
-    /// [`Reading::begins`] which file it reads. The error is a text for people.
-    pub fn new(load: impl Fn(&Reading) -> Result<Loaded, String> + Send + Sync + 'static) -> Self {
+    /// [`Attempt::now_reads`] which file it reads. The error is a text for people.
+    pub fn new(load: impl Fn(&Attempt) -> Result<Loaded, String> + Send + Sync + 'static) -> Self {
         Self {
             load: Arc::new(load),
-            readings: Vec::new(),
+            attempts: Vec::new(),
         }
     }
 
     /// Reads the configuration and the files that it names. Earlier readings that hang do not hold
     /// it up, unless there are too many.
     pub(super) async fn read(&mut self) -> Result<Loaded, String> {
-        self.readings.retain(|reading| reading.strong_count() > 0);
-        if self.readings.len() >= MOST_READINGS {
+        self.attempts.retain(|attempt| attempt.strong_count() > 0);
+        if self.attempts.len() >= MOST_READINGS {
             return Err(self.refusal());
         }
-        let reading = Arc::new(Reading::default());
-        let weak = Arc::downgrade(&reading);
-        self.readings.push(Weak::clone(&weak));
+        let attempt = Arc::new(Attempt::default());
+        let weak = Arc::downgrade(&attempt);
+        self.attempts.push(Weak::clone(&weak));
         let load = Arc::clone(&self.load);
-        let loading = tokio::task::spawn_blocking(move || load(&reading));
+        let loading = tokio::task::spawn_blocking(move || load(&attempt));
         match tokio::time::timeout(LIMIT, loading).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(error)) => Err(error.to_string()),
@@ -72,15 +72,10 @@ impl LoadConfig {
     }
 
     fn refusal(&self) -> String {
-        let files = files(&self.readings);
-        let files: Vec<_> = files
-            .iter()
-            .map(|file| file.display().to_string())
-            .collect();
         format!(
             "{MOST_READINGS} earlier readings still hang; unless one ends, it takes a restart to have the \
-             files read again: {}",
-            files.join(", ")
+             files read again{}",
+            reading::named(&files(&self.attempts))
         )
     }
 }
@@ -88,25 +83,25 @@ impl LoadConfig {
 impl fmt::Debug for LoadConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LoadConfig")
-            .field("readings", &self.readings)
+            .field("attempts", &self.attempts)
             .finish_non_exhaustive()
     }
 }
 
-// === impl Reading ===
+// === impl Attempt ===
 
-impl Reading {
+impl Attempt {
     /// Notes that a file, or one that it names, is read from now on. If the reading hangs, the
     /// message about that names this file.
-    pub fn begins(&self, file: &Path) {
+    pub fn now_reads(&self, file: &Path) {
         *self.file.lock() = Some(file.to_owned());
     }
 }
 
 /// Returns the files that the readings under way have begun with.
-fn files(readings: &[Weak<Reading>]) -> Vec<PathBuf> {
-    let readings = readings.iter().filter_map(Weak::upgrade);
-    let files: BTreeSet<_> = readings.filter_map(|it| it.file.lock().clone()).collect();
+fn files(attempts: &[Weak<Attempt>]) -> Vec<PathBuf> {
+    let attempts = attempts.iter().filter_map(Weak::upgrade);
+    let files: BTreeSet<_> = attempts.filter_map(|it| it.file.lock().clone()).collect();
     files.into_iter().collect()
 }
 
@@ -139,9 +134,9 @@ mod tests {
         let (begun, hangs) = (Arc::new(AtomicUsize::new(0)), Arc::new(Mutex::new(true)));
         let mut load = {
             let (begun, hangs) = (Arc::clone(&begun), Arc::clone(&hangs));
-            LoadConfig::new(move |reading| {
+            LoadConfig::new(move |attempt| {
                 let hangs = *hangs.lock();
-                reading.begins(Path::new("a.yml"));
+                attempt.now_reads(Path::new("a.yml"));
                 begun.fetch_add(1, Ordering::Relaxed);
                 if hangs {
                     comes.lock().recv().ok();

@@ -94,7 +94,7 @@ fn look(path: &Path) -> Result<Inspection, String> {
         return Err(DAMAGED.to_owned());
     };
     Version::of(application, version).migrations_done()?;
-    // Without the log, the rest of the file need not be whole.
+    // While a log holds changes, the file alone need not be whole.
     if !has_log {
         read_schema(&path)?;
     }
