@@ -415,6 +415,7 @@ impl Client {
         // Waiting can take minutes, and the token may have run out by now.
         let token = self.0.tokens.get().await.map_err(SendError::Other)?;
         let http = &self.0.http;
+        http.note_sent(&token.secret);
         let request = http
             .request(Method::GET, &call.url)
             .timeout(timeout)
@@ -469,8 +470,8 @@ impl Client {
         {
             self.0.observer.rate_limit(tenant, seen);
         }
-        let sent_secrets = || self.0.http.sent_secrets(Some(&token.secret));
-        let secrets = || Secrets::of(sent_secrets());
+        let sent_secrets = || self.0.http.sent_secrets();
+        let secrets = || Secrets::of(sent_secrets().to_vec());
         let shown = || secrets().excerpt(&body);
         match status.as_u16() {
             200..=299 => {
@@ -663,6 +664,11 @@ mod tests {
         answer: impl Fn(&str) -> Vec<u8> + Send + 'static,
         notes: Arc<Notes>,
     ) -> Client {
+        client_at(serve(answer).await, notes).await
+    }
+
+    /// Serves answers to requests. Returns the URL.
+    async fn serve(answer: impl Fn(&str) -> Vec<u8> + Send + 'static) -> String {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move {
@@ -678,7 +684,7 @@ mod tests {
                 stream.write_all(&answer(&request)).await.unwrap();
             }
         });
-        client_at(url, notes).await
+        url
     }
 
     async fn client_at(url: String, notes: Arc<Notes>) -> Client {
@@ -804,6 +810,67 @@ mod tests {
             let error = search(&client.await).await.unwrap_err();
             assert_eq!(error.chain(), told);
         }
+    }
+
+    #[tokio::test]
+    async fn no_secret_is_shown_that_was_sent_before_another_took_its_place() {
+        const OLD: &str = "first-0123456789";
+        const NEW: &str = "second-9876543210";
+        let folder = tempfile::tempdir().unwrap();
+        let secret = folder.path().join("secret");
+        std::fs::write(&secret, OLD).unwrap();
+        let tokens = AtomicUsize::new(0);
+        let rotated = secret.clone();
+        let url = serve(move |request| {
+            if request.starts_with("POST") {
+                let number = tokens.fetch_add(1, Ordering::Relaxed);
+                if number == 2 {
+                    return response("500 No", b"the token last given was token1-abcdefghijkl");
+                }
+                let token = format!("token{number}-abcdefghijkl");
+                let answer = format!(r#"{{"access_token":"{token}","scope":"of {token}, {OLD}"}}"#);
+                return response("200 OK", answer.as_bytes());
+            }
+            if request.contains("token0-") {
+                std::fs::write(&rotated, NEW).unwrap();
+                return response("401 No", b"");
+            }
+            let said = format!("it was {OLD}, is {NEW}; token0-abcdefghijkl is no more");
+            response("500 No", said.as_bytes())
+        });
+        let options = Options::new(
+            "acme".into(),
+            url.await,
+            SecretSource::Value(Secret::new("key")),
+            SecretSource::File(secret),
+        );
+        let client = Client::new(options, Arc::<Notes>::default()).await.unwrap();
+        assert_eq!(
+            client.token().await.unwrap().scope.unwrap(),
+            "of <secret>, <secret>"
+        );
+        assert_eq!(
+            search(&client).await.unwrap_err().chain(),
+            "search answered 500: it was <secret>, is <secret>; <secret> is no more"
+        );
+        let secrets = client.0.http.sent_secrets();
+        for text in [
+            "key",
+            OLD,
+            NEW,
+            "token0-abcdefghijkl",
+            "token1-abcdefghijkl",
+        ] {
+            assert!(secrets.contains(&Secret::new(text)), "{text}");
+        }
+        for number in 0..100 {
+            client
+                .0
+                .http
+                .note_sent(&Secret::new(format!("token{number}")));
+        }
+        let secrets = client.0.http.sent_secrets();
+        assert!(secrets.len() < 20 && secrets.contains(&Secret::new("token99")));
     }
 
     #[tokio::test]

@@ -34,6 +34,9 @@ const MIN_RELOAD_INTERVAL: Duration = Duration::from_secs(1);
 /// try of a reload keeps a thread until they do, and other tasks need threads, too.
 static TLS_READERS: Semaphore = Semaphore::const_new(16);
 
+/// The number of secrets, sent last, that are looked for in answers: the ids, secrets and tokens of
+/// a few rotations. A secret that was replaced is often valid for some time.
+const MAX_SENT: usize = 12;
 /// The longest body of a refusal that is read, in bytes.
 const MAX_REFUSAL: u64 = 256 * 1024;
 /// The longest time that the body of a refusal may take.
@@ -48,8 +51,9 @@ pub(super) struct Http {
     pub(super) options: Arc<Options>,
     /// The credentials that are sent to proxies on the way.
     proxies: Arc<[Secret]>,
-    /// The client id and secret that went out with the last token request.
-    credentials: Arc<Mutex<Vec<Secret>>>,
+    /// The credentials for proxies, and after them the last ids, secrets and tokens that were sent
+    /// to the server.
+    sent: Arc<Mutex<Arc<[Secret]>>>,
     current: Arc<Mutex<CurrentClient>>,
     reading: Arc<Reading<TlsRead>>,
     share: Share,
@@ -106,10 +110,11 @@ impl Http {
             options.proxy_url.as_ref().map(|url| &url.0),
             [options.url.as_str(), &options.token_url],
         );
+        let proxies: Arc<[Secret]> = proxies.into();
         Ok(Self {
             options: Arc::new(options),
-            proxies: proxies.into(),
-            credentials: Arc::default(),
+            sent: Arc::new(Mutex::new(Arc::clone(&proxies))),
+            proxies,
             current: Arc::new(Mutex::new(current)),
             reading: Arc::default(),
             share: Share::default(),
@@ -125,18 +130,24 @@ impl Http {
             .timeout(self.options.timeout)
     }
 
-    /// Records the credentials that a token request is about to send.
-    pub(super) fn note_credentials(&self, credentials: Vec<Secret>) {
-        *self.credentials.lock() = credentials;
+    /// Records a secret that is about to be sent to the server.
+    pub(super) fn note_sent(&self, secret: &Secret) {
+        let mut sent = self.sent.lock();
+        let recent = &sent[self.proxies.len()..];
+        if recent.last() == Some(secret) {
+            return;
+        }
+        let mut recent: Vec<_> = recent.iter().filter(|it| *it != secret).collect();
+        recent.push(secret);
+        let forgotten = recent.len().saturating_sub(MAX_SENT);
+        let secrets = self.proxies.iter().chain(recent.drain(forgotten..));
+        *sent = secrets.cloned().collect();
     }
 
-    /// Returns the secrets that the server or a proxy on the way has been sent: the token of a
-    /// request, if it has one, and the credentials. No message may show them, though an answer may
-    /// repeat them.
-    pub(super) fn sent_secrets(&self, token: Option<&Secret>) -> Vec<Secret> {
-        let credentials = self.credentials.lock();
-        let secrets = token.into_iter().chain(&*credentials);
-        secrets.chain(&*self.proxies).cloned().collect()
+    /// Returns the secrets that the server or a proxy on the way has been sent lately. No message
+    /// may show them, though an answer may repeat them.
+    pub(super) fn sent_secrets(&self) -> Arc<[Secret]> {
+        Arc::clone(&self.sent.lock())
     }
 
     fn current(&self) -> MutexGuard<'_, CurrentClient> {

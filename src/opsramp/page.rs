@@ -2,7 +2,7 @@
 //!
 //! An answer owns its text. Pages and alerts that are read from it borrow the text.
 
-use std::{borrow::Cow, fmt};
+use std::{borrow::Cow, fmt, sync::Arc};
 
 use jiff::SignedDuration;
 use memchr::memmem;
@@ -21,8 +21,8 @@ use crate::{excerpt::Secrets, secret::Secret};
 pub struct Answer {
     endpoint: &'static str,
     text: String,
-    /// The secrets that the request contained. No message may show them.
-    sent_secrets: Vec<Secret>,
+    /// The secrets that the server has been sent. No message may show them.
+    sent_secrets: Arc<[Secret]>,
     clock_ahead: Option<SignedDuration>,
     _room: Room,
 }
@@ -89,14 +89,14 @@ impl Answer {
     /// Creates the answer of a search from its body.
     #[must_use]
     pub fn of_search(body: Vec<u8>) -> Self {
-        Self::new("search", body, Room::default(), Vec::new())
+        Self::new("search", body, Room::default(), Arc::default())
     }
 
     pub(super) fn new(
         endpoint: &'static str,
         body: Vec<u8>,
         room: Room,
-        sent_secrets: Vec<Secret>,
+        sent_secrets: Arc<[Secret]>,
     ) -> Self {
         // UTF-8 is checked once, here. An invalid byte becomes a replacement character, so that it
         // does not spoil the page.
@@ -251,7 +251,7 @@ impl Answer {
     }
 
     fn secrets(&self) -> Secrets {
-        Secrets::of(self.sent_secrets.clone())
+        Secrets::of(self.sent_secrets.to_vec())
     }
 }
 

@@ -1,6 +1,6 @@
 //! The token endpoint: what it is asked, and what its answers mean.
 
-use std::{sync::Arc, time::Duration};
+use std::{slice, sync::Arc, time::Duration};
 
 use reqwest::{Method, Url, header};
 use serde::Deserialize;
@@ -145,7 +145,8 @@ impl TokenEndpoint {
                 ("client_id", id.expose()),
                 ("client_secret", secret.expose()),
             ]);
-        self.http.note_credentials(vec![id.clone(), secret.clone()]);
+        self.http.note_sent(id);
+        self.http.note_sent(secret);
         let (status, headers, body, _room) = match self
             .http
             .exchange(Endpoint::Token, request, MAX_TOKEN_ANSWER)
@@ -158,10 +159,16 @@ impl TokenEndpoint {
         };
         Http::report_server_time(&headers, &*self.observer);
         let code = status.as_u16();
-        let secrets = || Secrets::of(self.http.sent_secrets(None));
+        let secrets = || Secrets::of(self.http.sent_secrets().to_vec());
         let shown = || secrets().excerpt(&body);
         let result = match code {
-            200..=299 => read_token(code, &body),
+            200..=299 => read_token(code, &body).map(|(token, life, scope)| {
+                // The scope is shown, and the server may write anything there.
+                let secrets = [slice::from_ref(&token), &*self.http.sent_secrets()].concat();
+                let secrets = Secrets::of(secrets);
+                let scope = scope.map(|scope| secrets.excerpt(scope.as_bytes()));
+                (token, life, scope)
+            }),
             400 | 401 | 403 => Err(Error::Auth {
                 what: format!(
                     "{} rejects the credentials ({code}): {}",
