@@ -3,7 +3,8 @@
 
 use std::{
     collections::BTreeSet,
-    fmt,
+    fmt, fs,
+    os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Weak},
     time::Duration,
@@ -56,11 +57,20 @@ impl LoadConfig {
         if self.attempts.len() >= MOST_READINGS {
             return Err(self.refusal());
         }
+        let hanging = files(&self.attempts);
         let attempt = Arc::new(Attempt::default());
         let weak = Arc::downgrade(&attempt);
         self.attempts.push(Weak::clone(&weak));
         let load = Arc::clone(&self.load);
-        let loading = tokio::task::spawn_blocking(move || load(&attempt));
+        let loading = tokio::task::spawn_blocking(move || match pipe_among(&hanging) {
+            None => load(&attempt),
+            // Each byte of a pipe goes to one reader, so both would read a part.
+            Some(pipe) => Err(format!(
+                "an earlier reading still waits for the pipe {}; write the file to the pipe for that \
+                 reading, or put a file in the pipe's place, and reload again",
+                pipe.display()
+            )),
+        });
         match tokio::time::timeout(LIMIT, loading).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(error)) => Err(error.to_string()),
@@ -103,6 +113,13 @@ fn files(attempts: &[Weak<Attempt>]) -> Vec<PathBuf> {
     let attempts = attempts.iter().filter_map(Weak::upgrade);
     let files: BTreeSet<_> = attempts.filter_map(|it| it.file.lock().clone()).collect();
     files.into_iter().collect()
+}
+
+fn pipe_among(files: &[PathBuf]) -> Option<&PathBuf> {
+    files.iter().find(|file| {
+        let found = fs::metadata(file);
+        found.is_ok_and(|found| found.file_type().is_fifo())
+    })
 }
 
 #[cfg(test)]

@@ -462,6 +462,10 @@ async fn a_configuration_that_once_hung_is_read_by_the_next_reload() {
     let (status, text) = exporter.post("/-/reload").await;
     let told = format!("could not be read within 10 s: {}", pipe.display());
     assert!(status == 500 && text.contains(&told), "{status}: {text}");
+    // Two readers of a pipe would get a part each.
+    let (status, text) = exporter.post("/-/reload").await;
+    let told = format!("still waits for the pipe {}", pipe.display());
+    assert!(status == 500 && text.contains(&told), "{status}: {text}");
     place.write();
     assert_eq!(exporter.post("/-/reload").await.0, 200);
     exporter.stop().await;
