@@ -69,6 +69,11 @@ const TAKES_AT_ONCE: usize = 4;
 /// locked. Together with `TAKES_AT_ONCE`, this leaves a connection to other work.
 const PATIENT_COMMITS: usize = 2;
 
+/// Maximum number of commits that have a connection at the same time. If all of them wait for a
+/// table that somebody has locked, two connections are left to the look at the leases, to take-ups
+/// and to sinks.
+const COMMITS_AT_ONCE: usize = connection::CONNECTIONS - 3;
+
 /// How long a search waits while others are taken up, before it waits for its turn anew. This is
 /// no longer than the search's task may be silent.
 const TAKE_PATIENCE: Duration = Duration::from_secs(60);
@@ -162,6 +167,7 @@ impl Postgres {
             delivered: Notify::new(),
             takes: Semaphore::new(TAKES_AT_ONCE),
             patient: Semaphore::new(PATIENT_COMMITS),
+            commits: Semaphore::new(COMMITS_AT_ONCE),
             naming: tokio::sync::Mutex::default(),
             saving: Mutex::default(),
             panicked: watch::Sender::new(None),
@@ -555,6 +561,8 @@ impl Postgres {
     ) -> Result<Option<i64>, Failure> {
         let mut tries = Tries::default();
         loop {
+            let turn = timeout(PATIENCE, self.shared.commits.acquire()).await;
+            let _turn = turn.map_err(|_| Failure::Busy)?;
             let mut session = self.shared.pool.session().await?;
             let began = Instant::now();
             let done = self.try_commit(&mut session, wait, committing, commit, now);

@@ -160,9 +160,8 @@ pub enum Failure {
     NoAnswer,
     /// No connection became free in time.
     #[error(
-        "no connection to the database has become free within {}; statements that wait for a lock, or that \
-         take long, have all of them, and pg_stat_activity shows why",
-        humantime::format_duration(PATIENCE)
+        "no connection to the database has become free in time: statements that wait for a lock or take \
+         long, or a database that does not answer, have all of them"
     )]
     Busy,
     /// An answer or a whole task took too long.
@@ -294,14 +293,24 @@ impl Pool {
     /// Returns a connection for a caller in a hurry: neither the connection nor an answer takes
     /// longer than `patience`.
     pub(super) async fn session_within(&self, patience: Duration) -> Result<Session, Failure> {
-        let mut session = timeout(patience, self.session()).await??;
+        // The wait for a free connection ends a little sooner, so that the failure says so.
+        let timeouts = Timeouts {
+            wait: Some(patience * 9 / 10),
+            ..self.pool.timeouts()
+        };
+        let mut session = timeout(patience, self.session_by(&timeouts)).await??;
         session.patience = patience;
         Ok(session)
     }
 
     /// Returns a connection. Waits while all of them are in use.
     pub(crate) async fn session(&self) -> Result<Session, Failure> {
-        let connection = self.pool.get().await.map_err(|error| match error {
+        self.session_by(&self.pool.timeouts()).await
+    }
+
+    async fn session_by(&self, timeouts: &Timeouts) -> Result<Session, Failure> {
+        let connection = self.pool.timeout_get(timeouts).await;
+        let connection = connection.map_err(|error| match error {
             PoolError::Backend(failure) => failure,
             PoolError::Closed => Failure::Closed,
             PoolError::Timeout(TimeoutType::Wait) => Failure::Busy,

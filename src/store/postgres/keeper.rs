@@ -142,10 +142,12 @@ pub(super) async fn keep(shared: &Shared) {
         let flat = |done: Result<Result<(), Failure>, _>| done.unwrap_or(Err(Failure::Timeout));
         let mut kept = flat(renewed);
         failed = if kept.is_err() { failed + 1 } else { 0 };
+        // A look that has found no free connection says nothing of the database.
+        let looked = looked
+            .map(flat)
+            .filter(|looked| !matches!(looked, Err(Failure::Busy)));
         let is_looked = looked.is_some();
-        if let Some(looked) = looked {
-            kept = kept.and(flat(looked));
-        }
+        kept = kept.and(looked.unwrap_or(Ok(())));
         let is_table_missing = kept.as_ref().is_err_and(Failure::is_missing_table);
         if shared.take_table_missing() || is_table_missing || missing.is_some() {
             let made = make_tables(shared, missing.get_or_insert_default());
@@ -242,7 +244,7 @@ fn pause_after(failed: u32, every: Duration) -> Duration {
 /// instance together with the database, they are made anew once they have been `gone` for long
 /// enough. If only some are gone, the error names them.
 async fn make_tables(shared: &Shared, gone: &mut Gone) -> Result<(), Failure> {
-    let standing = look(&shared.pool, gone, shared.lease).await?;
+    let standing = look_at_tables(&shared.pool, gone, shared.lease).await?;
     let is_due = match standing {
         Standing::There => false,
         Standing::Earlier => true,
@@ -267,7 +269,7 @@ async fn make_tables(shared: &Shared, gone: &mut Gone) -> Result<(), Failure> {
 
 /// Looks which tables there are. If that fails, or not all tables are gone, the time for which
 /// they have been `gone` begins anew.
-pub(super) async fn look(
+pub(super) async fn look_at_tables(
     pool: &Pool,
     gone: &mut Gone,
     lease: Duration,
@@ -489,9 +491,8 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
             &[&rows],
         )
         .await?;
-    let lacking = lacking(session, &unclear).await?;
-    let holdings = Holdings::read(&told, &lacking, me)?;
-    shared.change_leases(|state| {
+    let holdings = Holdings::read(&told, me)?;
+    let free = shared.change_leases(|state| {
         // A database that was restored has fewer rows, and gives their numbers to other searches.
         let wanted = state.wanted.iter();
         let others = wanted.filter(|(key, row)| holdings.names.get(row) != Some(&key.stored_as()));
@@ -502,7 +503,7 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
         }
         state.look_at = holdings.look_at;
         let owners = &holdings.owners;
-        state.resolve_unclear(&unclear, owners, &holdings.lacking);
+        let free = state.resolve_unclear(&unclear, owners);
         let elsewhere = state.keys_of(|row| owners.get(&row) == Some(&Holder::Another));
         state.see_elsewhere(elsewhere);
         state.survey(&mut survey, owners);
@@ -524,7 +525,13 @@ async fn try_share_out(shared: &Shared, session: &mut Session) -> Result<(), Fai
             );
         }
         state.share = decision.share;
+        free
     });
+    if !free.is_empty() {
+        // This comes last, because it has to wait if somebody has locked the journal.
+        let lacking = lacking(session, &free).await?;
+        shared.change_leases(|state| state.resolve_free(&free, &lacking));
+    }
     Ok(())
 }
 
@@ -552,15 +559,14 @@ async fn peers(session: &mut Session) -> Result<Vec<Peer>, Failure> {
     Ok(peers)
 }
 
-/// Returns the sinks that lack some events of these searches, with a row for each pair of search
-/// and sink. If there are no such searches, the tables are not touched: somebody may have locked
-/// them for long.
-async fn lacking(session: &mut Session, searches: &HashSet<i64>) -> Result<Vec<Row>, Failure> {
-    if searches.is_empty() {
-        return Ok(Vec::new());
-    }
+/// Returns the sinks that lack events, for each of these searches. A journal that holds events is no
+/// sign of that: they may wait for other sinks.
+async fn lacking(
+    session: &mut Session,
+    searches: &HashSet<i64>,
+) -> Result<HashMap<i64, Vec<String>>, Failure> {
     let searches: Vec<i64> = searches.iter().copied().collect();
-    session
+    let rows = session
         .query(
             "SELECT search.id, sink.name
              FROM search CROSS JOIN sink LEFT JOIN progress
@@ -570,7 +576,13 @@ async fn lacking(session: &mut Session, searches: &HashSet<i64>) -> Result<Vec<R
                     AND journal.position > coalesce(progress.position, 0))",
             &[&searches],
         )
-        .await
+        .await?;
+    let mut lacking: HashMap<i64, Vec<String>> = HashMap::new();
+    for row in &rows {
+        let sinks = lacking.entry(row.try_get(0)?).or_default();
+        sinks.push(row.try_get(1)?);
+    }
+    Ok(lacking)
 }
 
 /// Who holds the searches that were asked about, by their rows.
@@ -580,21 +592,17 @@ struct Holdings<'a> {
     names: HashMap<i64, Name<'a>>,
     /// When the first lease of another replica ends, on the clock since boot.
     look_at: Option<Duration>,
-    /// The sinks that lack events, for each search that was asked about as unclear. A journal that
-    /// holds events is no sign of that: they may wait for other sinks.
-    lacking: HashMap<i64, Vec<&'a str>>,
 }
 
 // === impl Holdings ===
 
 impl<'a> Holdings<'a> {
-    fn read(told: &'a [Row], lacking: &'a [Row], me: i64) -> Result<Self, Failure> {
+    fn read(told: &'a [Row], me: i64) -> Result<Self, Failure> {
         let now = clock::since_boot();
         let mut holdings = Self {
             owners: HashMap::with_capacity(told.len()),
             names: HashMap::with_capacity(told.len()),
             look_at: None,
-            lacking: HashMap::new(),
         };
         for row in told {
             let id = row.try_get(0)?;
@@ -612,10 +620,6 @@ impl<'a> Holdings<'a> {
                 _ => Holder::Nobody(Duration::try_from_secs_f64(free_for).unwrap_or_default()),
             };
             holdings.owners.insert(id, holder);
-        }
-        for row in lacking {
-            let sinks = holdings.lacking.entry(row.try_get(0)?).or_default();
-            sinks.push(row.try_get(1)?);
         }
         Ok(holdings)
     }

@@ -428,27 +428,35 @@ impl State {
 
     /// Takes note of who holds the lost searches that the server was asked about as `unclear`
     /// ones. Nothing waits here any more in a search that another replica holds, or whose row is
-    /// gone. The same is true of a free search, unless it is to be polled or the sink is one of
-    /// those `lacking` some of its events.
+    /// gone. Returns the others, unless they are to be polled: of these, the server has to be asked
+    /// which sinks lack something.
     pub(super) fn resolve_unclear(
         &mut self,
         unclear: &HashSet<i64>,
         owners: &HashMap<i64, Holder>,
-        lacking: &HashMap<i64, Vec<&str>>,
+    ) -> HashSet<i64> {
+        let is_elsewhere = |row| matches!(owners.get(&row), None | Some(Holder::Another));
+        self.journal
+            .resolve_unclear(|_, row| unclear.contains(&row) && is_elsewhere(row));
+        let wanted: HashSet<i64> = self.wanted.values().copied().collect();
+        let unclear = unclear.difference(&wanted).copied();
+        unclear.filter(|row| !is_elsewhere(*row)).collect()
+    }
+
+    /// Takes note of which sinks lack events of searches that nobody holds: for the other sinks,
+    /// nothing waits there.
+    pub(super) fn resolve_free(
+        &mut self,
+        free: &HashSet<i64>,
+        lacking: &HashMap<i64, Vec<String>>,
     ) {
         let wanted: HashSet<i64> = self.wanted.values().copied().collect();
         let lacks = |sink: &str, row| {
             let mut sinks = lacking.get(&row).into_iter().flatten();
-            sinks.any(|lacking| *lacking == sink)
+            sinks.any(|lacking| lacking == sink)
         };
         self.journal.resolve_unclear(|sink, row| {
-            unclear.contains(&row)
-                && match owners.get(&row) {
-                    None | Some(Holder::Another) => true,
-                    Some(Holder::Me | Holder::Taking | Holder::Nobody(_)) => {
-                        !wanted.contains(&row) && !lacks(sink, row)
-                    }
-                }
+            free.contains(&row) && !wanted.contains(&row) && !lacks(sink, row)
         });
     }
 
@@ -716,8 +724,8 @@ mod tests {
         };
         let unclear = HashSet::from([1]);
         let free = Holder::Nobody(Duration::ZERO);
-        let (one, none) = (HashMap::from([(1, vec!["s"])]), HashMap::new());
-        let others = HashMap::from([(1, vec!["t"])]);
+        let lacks = |sink: &str| HashMap::from([(1, vec![sink.to_owned()])]);
+        let (one, others, none) = (lacks("s"), lacks("t"), HashMap::new());
         for (owner, is_wanted, left, is_clear) in [
             (Some(Holder::Another), true, &one, true),
             (None, true, &none, true),
@@ -733,9 +741,11 @@ mod tests {
                 state.wanted = HashMap::from([(key("1"), 1)]);
             }
             let owners = owner.map(|owner| (1, owner)).into_iter().collect();
-            state.resolve_unclear(&HashSet::new(), &owners, left);
+            let free = state.resolve_unclear(&HashSet::new(), &owners);
+            state.resolve_free(&free, left);
             assert!(state.journal.is_unclear("s"), "it was not asked about");
-            state.resolve_unclear(&unclear, &owners, left);
+            let free = state.resolve_unclear(&unclear, &owners);
+            state.resolve_free(&free, left);
             assert_eq!(
                 state.journal.is_unclear("s"),
                 !is_clear,

@@ -78,6 +78,8 @@ pub(super) struct Shared {
     pub(super) takes: Semaphore,
     /// Turns of commits that wait for a row that somebody has locked.
     pub(super) patient: Semaphore,
+    /// Turns of commits to have a connection.
+    pub(super) commits: Semaphore,
     /// Held while this replica names its sinks, so that this happens once at a time.
     pub(super) naming: tokio::sync::Mutex<()>,
     /// Held, sink by sink, while the server is told how far the sink has come.
@@ -109,7 +111,8 @@ pub(super) struct Committing<'a> {
     pub(super) events: u64,
     /// Whether events are kept in the journal at all.
     pub(super) kept: bool,
-    /// Whether COMMIT has been sent to the server. Before that, nothing is done for certain.
+    /// Whether a COMMIT was sent that may have been done. As long as none was, the commit has
+    /// certainly done nothing.
     pub(super) is_sent: AtomicBool,
     pub(super) is_finished: bool,
 }
@@ -330,8 +333,9 @@ impl Committing<'_> {
 impl Drop for Committing<'_> {
     fn drop(&mut self) {
         if !self.is_finished {
-            // Nobody waits for the answer any more. The commit may have been done, as if its
-            // answer was lost.
+            // Nobody waits for the answer any more. A commit that was sent may have been done, as
+            // if its answer was lost. The transaction of one that was not sent may still have the
+            // row locked, so the search is given up as well.
             self.shared.change_leases(|state| {
                 state.journal.unreserve(self.events);
                 if self.is_to_journal() && self.is_sent() {

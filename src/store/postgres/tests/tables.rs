@@ -187,7 +187,7 @@ async fn tables_that_are_gone_have_their_time_however_long_one_of_them_was_gone_
     let mut gone = keeper::Gone::default();
     let lease = Duration::from_millis(100);
     let mut look = async || {
-        let looked = keeper::look(&shared(&store).pool, &mut gone, lease).await;
+        let looked = keeper::look_at_tables(&shared(&store).pool, &mut gone, lease).await;
         (looked, gone.time)
     };
     let none = Duration::ZERO;
