@@ -13,8 +13,9 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 
-use super::open::{
-    DAMAGED, Version, not_writable, read_schema, refuse_log_alone, resolve, with_suffix,
+use super::{
+    journal::Journal,
+    open::{DAMAGED, Version, not_writable, read_as_start, refuse_log_alone, resolve, with_suffix},
 };
 use crate::{paths::folder, store::Error};
 
@@ -93,10 +94,11 @@ fn look(path: &Path) -> Result<Inspection, String> {
     let (Some(version), Some(application)) = (number(&header, 60), number(&header, 68)) else {
         return Err(DAMAGED.to_owned());
     };
-    Version::of(application, version).migrations_done()?;
-    // While a log holds changes, the file alone need not be whole.
-    if !has_log {
-        read_schema(&path)?;
+    if has_log {
+        // While a log holds changes, the file alone need not be whole.
+        Version::of(application, version).migrations_done()?;
+    } else {
+        read_as_start(&path, |connection| Journal::load(connection, u64::MAX))?;
     }
     Ok(Inspection::Ready { folder, size })
 }
@@ -188,9 +190,16 @@ mod tests {
         let whole = fs::read(&path).unwrap();
         let files = || fs::read_dir(folder.path()).unwrap().count();
         let before = files();
-        for (at, count) in [(44, 4), (100, 8)] {
+        // The version of the tables, the format, the head of the schema, and all tables.
+        let page = 4096;
+        for (at, count, byte) in [
+            (60, 4, 0),
+            (44, 4, 0xfe),
+            (100, 8, 0xfe),
+            (page, whole.len() - page, 0),
+        ] {
             let mut damaged = whole.clone();
-            damaged[at..at + count].fill(0xfe);
+            damaged[at..at + count].fill(byte);
             fs::write(&path, &damaged).unwrap();
             let told = problem(&path);
             assert!(told.starts_with(DAMAGED), "{told}");

@@ -599,25 +599,35 @@ fn prepare(connection: &mut Connection) -> std::result::Result<(), String> {
     migrate(connection, version, &MIGRATIONS).map_err(|error| describe_at_start(&error))
 }
 
-/// Reads the schema of a file that no log belongs to, and leaves no files beside it. Fails as
-/// opening the file would.
-pub(super) fn read_schema(path: &Path) -> std::result::Result<(), String> {
-    let read = || {
+/// Reads a file that no log belongs to as a start would, with `load` if its tables need no
+/// migration, and leaves no files beside it. Fails as opening the file would.
+pub(super) fn read_as_start<T>(
+    path: &Path,
+    load: impl FnOnce(&Connection) -> Result<T>,
+) -> std::result::Result<(), String> {
+    let open = || {
         let path = percent_encode(path.as_os_str().as_bytes(), NON_ALPHANUMERIC);
         // Only an immutable file is read without the files beside it.
         let uri = format!("file:{path}?immutable=1");
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY
             | OpenFlags::SQLITE_OPEN_NO_MUTEX
             | OpenFlags::SQLITE_OPEN_URI;
-        version(&Connection::open_with_flags(uri, flags)?)
+        let connection = Connection::open_with_flags(uri, flags)?;
+        let version = version(&connection)?;
+        Ok((connection, version))
     };
-    let version = read().map_err(|error| describe_at_start(&error))?;
-    version.migrations_done().map(drop)
+    let (connection, version) = open().map_err(|error| describe_at_start(&error))?;
+    if version.migrations_done()? == MIGRATIONS.len() {
+        load(&connection).map_err(|error| describe_at_start(&error))?;
+    }
+    Ok(())
 }
 
 pub(super) enum Version {
     /// An exporter's file, with the number of migrations that were done; 0 for a new file.
     Ours(usize),
+    /// An exporter's file that has tables, though its header says that it has none.
+    Damaged,
     Foreign,
 }
 
@@ -639,6 +649,7 @@ impl Version {
                 "it was written by a newer version (its schema is {version}, this version knows \
                  schemas up to {known}); install that version again, or choose another path"
             )),
+            Self::Damaged => Err(DAMAGED.to_owned()),
             Self::Foreign => {
                 Err("it is the database of another program; choose another path".to_owned())
             }
@@ -653,6 +664,7 @@ fn version(connection: &Connection) -> Result<Version> {
     let (application, version) = (number("application_id")?, number("user_version")?);
     Ok(match (application, version) {
         (0, 0) if tables == 0 => Version::Ours(0),
+        (APPLICATION_ID, 0) if tables > 0 => Version::Damaged,
         _ => Version::of(application, version),
     })
 }
@@ -687,8 +699,12 @@ fn migrate(connection: &mut Connection, version: usize, migrations: &[&str]) -> 
 /// Like [`describe`], while a file is opened: what SQLite calls just an error is then damage, such
 /// as an unknown format or a missing table, because the statements are right.
 fn describe_at_start(error: &rusqlite::Error) -> String {
-    match error.sqlite_error_code() {
-        Some(ErrorCode::Unknown) => format!("{DAMAGED} ({error})"),
+    match error {
+        // Its own message would have the whole statement.
+        rusqlite::Error::SqlInputError { msg, .. } => format!("{DAMAGED} ({msg})"),
+        _ if error.sqlite_error_code() == Some(ErrorCode::Unknown) => {
+            format!("{DAMAGED} ({error})")
+        }
         _ => describe(error),
     }
 }
