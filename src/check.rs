@@ -7,7 +7,10 @@
 
 use std::io;
 
-use crate::config::{ConfigError, Loaded};
+use crate::{
+    config::{ConfigError, Loaded},
+    identity::Tenant,
+};
 
 use self::report::{Outcome, Passed, Report, Trouble};
 
@@ -34,8 +37,21 @@ pub async fn run(loaded: &Loaded, out: &mut dyn io::Write) -> io::Result<bool> {
     report
         .about("")
         .taken("configuration", configuration(loaded));
+    let mut tenants = Some(Vec::new());
     for account in &config.accounts {
-        account::check(&mut report, account, &config.searches).await;
+        let found = account::check(&mut report, account, &config.searches).await;
+        tenants = tenants.zip(found).map(|(all, found)| [all, found].concat());
+    }
+    for search in &config.searches {
+        let is_for_nobody = |tenants: &Vec<Tenant>| !tenants.iter().any(|it| search.is_for(&it.id));
+        if tenants.as_ref().is_some_and(is_for_nobody) {
+            let passed = Passed::new((), "nothing is asked").with_concern(
+                "none of its tenants is an activated client; correct the ids of its tenants",
+            );
+            report
+                .about("")
+                .taken(&format!("search {}", search.name), Ok(passed));
+        }
     }
     local::check_state(&mut report, &config.state).await;
     local::check_sinks(&mut report, &config.sinks).await;

@@ -73,8 +73,12 @@ struct AskedTenant {
     tells: bool,
 }
 
-/// Takes the steps of an account.
-pub(super) async fn check(report: &mut Report<'_>, account: &Account, searches: &[SearchOptions]) {
+/// Takes the steps of an account. Returns its tenants, unless some of them could not be looked up.
+pub(super) async fn check(
+    report: &mut Report<'_>,
+    account: &Account,
+    searches: &[SearchOptions],
+) -> Option<Vec<Tenant>> {
     let options = &account.options;
     let mut chain = report.about(format!("account {}, ", options.name));
     let checked = Checked {
@@ -101,6 +105,7 @@ pub(super) async fn check(report: &mut Report<'_>, account: &Account, searches: 
         .await;
     let client = client.zip(api).map(|(client, ())| client);
     let mut asked = Asked::default();
+    let mut are_all_known = true;
     if account.discover_clients {
         for partner in &account.tenants {
             let name = format!("clients of {}", called(partner));
@@ -109,6 +114,7 @@ pub(super) async fn check(report: &mut Report<'_>, account: &Account, searches: 
                     checked.clients(client, partner).await
                 })
                 .await;
+            are_all_known &= found.is_some();
             for (tenant, n) in found.into_iter().flatten().zip(1..) {
                 if n <= CLIENTS_TRIED {
                     checked
@@ -130,8 +136,10 @@ pub(super) async fn check(report: &mut Report<'_>, account: &Account, searches: 
         }
     }
     checked
-        .other_searches(&mut chain, client.as_ref(), asked)
+        .other_searches(&mut chain, client.as_ref(), &mut asked)
         .await;
+    let tenants = asked.tenants.into_iter().map(|asked| asked.tenant);
+    are_all_known.then(|| tenants.collect())
 }
 
 /// Takes the steps of the way to the server of a URL, up to an encrypted connection.
@@ -412,7 +420,7 @@ impl Checked<'_> {
 
     async fn clients(&self, client: &Client, partner: &Tenant) -> Outcome<Vec<Tenant>> {
         let trouble = |error: Error| self.tenant_trouble(&error, partner, "clients");
-        let (mut all, mut activated) = (0, Vec::new());
+        let (mut all, mut total, mut activated) = (0, None, Vec::new());
         let mut next = Some(1);
         while let Some(page_no) = next.filter(|page| *page <= CLIENT_PAGES) {
             let answer = client
@@ -421,6 +429,7 @@ impl Checked<'_> {
                 .map_err(trouble)?;
             let page = answer.clients(page_no).map_err(trouble)?;
             all += page.clients.len();
+            total = page.total;
             let tenants = page.clients.into_iter().filter(|found| found.activated);
             activated.extend(tenants.map(|found| Tenant {
                 id: found.id.into(),
@@ -428,16 +437,25 @@ impl Checked<'_> {
             }));
             next = page.next_page;
         }
-        let found = format!("{all}, {} of them activated", activated.len());
+        let mut found = format!("{all}, {} of them activated", activated.len());
         let (count, tried) = (activated.len(), CLIENTS_TRIED);
+        if count > tried {
+            found = format!("{found}; the first {tried} are searched here");
+        }
         let passed = Passed::new(activated, found);
-        Ok(match count {
-            0 => passed.with_concern("no client is activated, so that nothing is searched"),
-            count if count > tried => {
-                let found = format!("{}; the first {tried} are searched here", passed.found);
-                Passed { found, ..passed }
+        let hidden = total
+            .unwrap_or(0)
+            .checked_sub(all as u64)
+            .filter(|more| *more > 0 && next.is_none());
+        Ok(match hidden {
+            Some(more) => passed.with_concern(format!(
+                "the server counts {more} more clients than it shows; give the integration a role that may \
+                 view all clients"
+            )),
+            None if count == 0 => {
+                passed.with_concern("no client is activated, so that nothing is searched")
             }
-            _ => passed,
+            None => passed,
         })
     }
 
@@ -478,7 +496,7 @@ impl Checked<'_> {
         &'a self,
         chain: &mut Chain<'_, '_>,
         client: Option<&Client>,
-        mut asked: Asked<'a>,
+        asked: &mut Asked<'a>,
     ) {
         for search in self.searches {
             let is_alike =

@@ -148,7 +148,12 @@ impl Proxy {
         }
         let head = String::from_utf8_lossy(&answer);
         let status = head.split_ascii_whitespace().nth(1).unwrap_or_default();
+        let is_status = status.len() == 3 && status.bytes().all(|it| it.is_ascii_digit());
         match status {
+            _ if !is_status => Err(Trouble::new(
+                "the proxy answers with something that is not HTTP",
+                "look whether the address is that of an HTTP proxy",
+            )),
             "200" => Ok(Passed::new(through, format!("the proxy opens one to {to}"))),
             "407" => Err(Trouble::new(
                 "the proxy asks for a user and a password (407)",
@@ -157,10 +162,6 @@ impl Proxy {
             "403" | "405" => Err(Trouble::new(
                 format!("the proxy forbids it ({status})"),
                 format!("ask the proxy's administrators to let this host reach {to}"),
-            )),
-            "" => Err(Trouble::new(
-                "the proxy answers with something that is not HTTP",
-                "look whether the address is that of an HTTP proxy",
             )),
             _ => Err(Trouble::new(
                 format!("the proxy answers {status}"),

@@ -601,6 +601,8 @@ async fn every_query_is_asked_once_though_each_tenant_is_asked_for_its_first_sea
              next: look at the query (bogus) of the search bad: key:value pairs that OpsRamp knows, joined by +
     ok       account acme, tenant client_b, search critical: N alert matches states:Critical, N a page, N of N requests a minute left
     skipped  account acme, tenant client_none, search out-of-reach: needs tenant client_none
+    ok       search of-nobody: nothing is asked
+             warning: none of its tenants is an activated client; correct the ids of its tenants
     "#);
     // The refused query is asked three times: as the daemon does, the refusal may pass, or be about
     // the paging.
@@ -677,6 +679,23 @@ async fn the_clients_of_a_partner_are_counted_and_searched() {
         "{text}"
     );
     assert!(!text.contains("tenant msp_1"), "{text}");
+
+    let config = &mut setup.config;
+    let search = |name: &str, id: &str| SearchOptions {
+        name: name.into(),
+        tenants: Some(vec![id.to_owned()]),
+        ..config.searches[0].clone()
+    };
+    let searches = [search("fine", "client_6"), search("typo", "client_7")];
+    config.searches.extend(searches);
+    let (passed, text) = setup.check().await;
+    assert!(passed, "{text}");
+    let warned = "search typo: nothing is asked\n         warning: none of its tenants is an \
+                  activated client";
+    assert!(
+        text.contains(warned) && !text.contains("search fine"),
+        "{text}"
+    );
 }
 
 #[tokio::test]
