@@ -35,7 +35,7 @@ pub(super) struct FullRead {
     resume: Option<Option<u64>>,
     again: BTreeSet<u64>,
     last_total: Option<u64>,
-    /// The size of the page before.
+    /// The size of pages, as the last answer that tells it has it.
     page_size: Option<u64>,
     /// How often the reading was begun again.
     restarts: u32,
@@ -205,13 +205,7 @@ impl FullRead {
         let enough = (seen + self.unreadable()) as u64 >= facts.total;
         let tells_size = facts.tells_size(self.page_size, enough);
         let is_again = self.resume.is_some();
-        let leaves_a_gap = self.page_size.is_some_and(|size| {
-            let is_larger = facts.page_size > size && facts.shown > 0;
-            let is_smaller =
-                facts.page_size < size && facts.tells_size(Some(size), facts.is_last(size));
-            is_larger || is_smaller && is_again
-        });
-        if leaves_a_gap {
+        if self.leaves_a_gap(facts, is_again) {
             if self.restarts < RESTARTS {
                 return Flow::Restart;
             }
@@ -244,18 +238,7 @@ impl FullRead {
         // the result has alerts.
         let last = facts.pages().max(1);
         self.again.retain(|page| *page <= last);
-        if fell > 0 && facts.page > 1 {
-            let pages = fell.div_ceil(facts.page_size.max(1));
-            let before = facts.page - 1;
-            for page in facts.page.saturating_sub(pages).max(1)..=before.min(last) {
-                if self.rereads_left == 0 {
-                    self.sound = false;
-                    break;
-                }
-                self.rereads_left -= 1;
-                self.again.insert(page);
-            }
-        }
+        self.read_pages_before_again(facts, fell, last);
         let onwards = self.resume.take().unwrap_or(facts.next);
         if let Some(page) = self.again.first().copied() {
             self.resume = Some(onwards);
@@ -279,6 +262,35 @@ impl FullRead {
             None => Flow::End {
                 sound: self.sound && enough,
             },
+        }
+    }
+
+    /// Whether alerts lie between what was read and what is read next, because this page has
+    /// another size than the pages before. A larger page begins behind what was read. If a page
+    /// that is read again is smaller now, it ends before what slipped by.
+    fn leaves_a_gap(&self, facts: &Facts, is_again: bool) -> bool {
+        let Some(size) = self.page_size else {
+            return false;
+        };
+        let is_larger = facts.page_size > size && facts.shown > 0;
+        let is_smaller =
+            facts.page_size < size && facts.tells_size(Some(size), facts.is_last(size));
+        is_larger || is_smaller && is_again
+    }
+
+    /// Has the pages before this one read again that alerts may have slipped onto, if the total
+    /// fell by `fell`. `last`: the last page of the result.
+    fn read_pages_before_again(&mut self, facts: &Facts, fell: u64, last: u64) {
+        let pages = fell.div_ceil(facts.page_size.max(1));
+        let first = facts.page.saturating_sub(pages).max(1);
+        let before = facts.page - 1;
+        for page in first..=before.min(last) {
+            if self.rereads_left == 0 {
+                self.sound = false;
+                break;
+            }
+            self.rereads_left -= 1;
+            self.again.insert(page);
         }
     }
 
