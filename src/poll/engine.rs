@@ -621,7 +621,8 @@ impl Engine {
         self.limits.pages.note_missed(page);
     }
 
-    /// Whether a poll missed a further page and no later poll has tried to read it.
+    /// Whether a poll missed a further page and no later poll has tried to read all that was on
+    /// it.
     #[must_use]
     pub fn misses_a_page(&self) -> bool {
         self.limits.pages.has_missed()

@@ -1,5 +1,5 @@
 //! Further pages whose content is unknown: those that the server does not show to full reads, and
-//! the one that a poll missed. Polls do without these pages, and try them now and then at their
+//! those that polls missed. Polls do without these pages, and try them now and then at their
 //! end.
 
 use std::time::Duration;
@@ -24,7 +24,7 @@ const MAX_TOOK: Duration = Duration::from_secs(60);
 pub(super) struct OutOfSight {
     /// The page at which the last full read ended because the server does not show it.
     refused: Option<Refused>,
-    /// The page at which a poll was cut short, so that new alerts on it may be unknown.
+    /// The places that polls wanted and did not get, so that new alerts there may be unknown.
     missed: Option<Missed>,
     /// The size of the pages that the last poll has read.
     size: u64,
@@ -41,15 +41,24 @@ struct Refused {
     took: Duration,
 }
 
-/// A further page that a poll wanted and could not read.
+/// Places that polls wanted and did not get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Missed {
-    /// The first place that is unknown. It moves on as pages come.
+    /// The first place that is unknown and has not been tried. It moves on as pages come or fail.
     from: u64,
     /// The place behind the last one that is unknown.
     to: u64,
-    /// The page that a later poll retries at its end and that has not come yet.
-    retrying: Option<u64>,
+    /// The last retry by the poll under way, or by the last poll.
+    retry: Option<Retry>,
+}
+
+/// A retry of missed places, by a poll at its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Retry {
+    /// The page asked for.
+    page: u64,
+    /// The first of the missed places when the page was asked for.
+    from: u64,
 }
 
 /// What a further page of a poll was that did not come.
@@ -118,21 +127,23 @@ impl OutOfSight {
         self.missed = Some(Missed {
             from: earlier.map_or(from, |missed| from.min(missed.from)),
             to: earlier.map_or(to, |missed| to.max(missed.to)),
-            retrying: None,
+            retry: None,
         });
     }
 
-    /// Whether a poll missed a page and no later poll has tried to read it.
+    /// Whether a poll missed a page and no later poll has tried to read all that was on it.
     pub(super) fn has_missed(&self) -> bool {
         self.missed.is_some()
     }
 
-    /// Notes that a page of a poll has come. If it is the missed page, its content is known. If it
-    /// is a first page, the poll that tried the missed page is over.
+    /// Notes that a page of a poll has come. If it shows the first of the missed places, its
+    /// content is known. If it is a first page, the poll before is over, and so is its retry.
     pub(super) fn note_page(&mut self, facts: &Facts) {
         let page = facts.page;
-        let is_over = |missed: &Missed| missed.retrying.is_some() && page == 1;
-        self.missed = self.missed.filter(|missed| !is_over(missed));
+        if page == 1 {
+            self.end_retry();
+        }
+        let is_retry = self.is_retry(page);
         let before = self.size;
         let reached = place(page, before).saturating_add(facts.shown as u64) >= facts.total;
         let is_larger = facts.page_size > before;
@@ -140,14 +151,41 @@ impl OutOfSight {
             self.size = facts.page_size;
         } else if is_larger || facts.tells_size(Some(before), reached) {
             self.size = facts.page_size;
-            self.note_new_size(page, before);
+            if !is_retry {
+                self.note_new_size(page, before);
+            }
         }
         let size = self.size;
+        // If a retried page is larger than before, it may lie behind the missed places. Most likely
+        // it would do so the next time, too, so these places are given up.
+        let shows_first = |missed: Missed| page_at(missed.from, size) == page;
+        if is_retry || self.missed.is_some_and(shows_first) {
+            self.pass_missed(page);
+        }
+    }
+
+    /// Whether a poll asks for this page only because it was missed.
+    fn is_retry(&self, page: u64) -> bool {
+        let retry = self.missed.and_then(|missed| missed.retry);
+        retry.is_some_and(|retry| retry.page == page)
+    }
+
+    /// Ends the retry of the poll before. If it has not brought the missed places forward, the next
+    /// one hardly would, so they are not tried again.
+    fn end_retry(&mut self) {
+        if let Some(missed) = &mut self.missed
+            && let Some(retry) = missed.retry.take()
+            && retry.from == missed.from
+        {
+            self.missed = None;
+        }
+    }
+
+    /// Notes that the missed places up to the end of this page are not to be tried any more.
+    fn pass_missed(&mut self, page: u64) {
+        let end = place(page.saturating_add(1), self.size);
         if let Some(missed) = &mut self.missed {
-            if page_at(missed.from, size) == page {
-                missed.from = place(page.saturating_add(1), size);
-            }
-            missed.retrying = missed.retrying.filter(|retried| *retried != page);
+            missed.from = missed.from.max(end);
         }
         self.missed = self.missed.filter(|missed| missed.from < missed.to);
     }
@@ -175,32 +213,35 @@ impl OutOfSight {
 
     /// Whether a poll asks for this page only to see whether it comes by now.
     fn is_trial(&self, page: u64) -> bool {
-        let is_missed = |missed: Missed| missed.retrying == Some(page);
-        self.missed.is_some_and(is_missed) || self.is_refused(page)
+        self.is_retry(page) || self.is_refused(page)
     }
 
-    /// Notes that a page that a poll has [tried](OutOfSight::is_trial) has failed once more.
+    /// Notes that a page that a poll has [tried](OutOfSight::is_trial) has failed once more. If
+    /// other pages lie where the missed one was, the next poll tries those behind this one.
     fn trial_failed(&mut self, page: u64, took: Duration, now: Instant) {
-        self.missed = self.missed.filter(|missed| missed.retrying != Some(page));
+        if self.is_retry(page) {
+            self.pass_missed(page);
+        }
         let is_refused = self.is_refused(page);
         if let Some(refused) = self.refused.as_mut().filter(|_| is_refused) {
             (refused.at, refused.took) = (now, took);
         }
     }
 
-    /// Begins the one retry of the missed page, by a poll that would end before `next`. Returns the
-    /// page to ask for, unless it is being retried already. If pages are smaller now, those behind
-    /// it follow, as far as the missed page reached.
+    /// Begins the one retry of the first missed places, by a poll that would end before `next`.
+    /// Returns the page to ask for. If pages are smaller now, those behind it follow, as far as the
+    /// missed page reached.
     pub(super) fn begin_retry(&mut self, next: u64) -> Option<u64> {
         let size = self.size;
         let missed = self.missed.as_mut()?;
-        // Where the poll is further on, the next poll comes by the missed page.
-        let page = Some(page_at(missed.from, size)).filter(|page| *page >= next);
-        if missed.retrying.is_none() {
-            missed.retrying = page;
-            return page;
+        let from = missed.from;
+        let page = page_at(from, size);
+        if page < next {
+            // The poll is further on, so the next poll comes by these places.
+            return None;
         }
-        None
+        missed.retry = Some(Retry { page, from });
+        Some(page)
     }
 
     /// Returns the refused page that a poll that would end before `next` is to try, if it is time.
@@ -233,8 +274,47 @@ fn page_at(place: u64, size: u64) -> u64 {
     (place / size.max(1)).saturating_add(1)
 }
 
-/// The page of this size that begins at a place or, else, on which the place is. If a server gives
-/// the number of alerts that it shows as the size, that is not always quite the same.
+/// The page of this size that holds a place. A place in the last eighth of a page counts as the
+/// beginning of the next one, because a size may be slightly off: some servers give the number of
+/// alerts that they show as the size.
 fn page_near(place: u64, size: u64) -> u64 {
     page_at(place.saturating_add(size / 8), size)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(page: u64, page_size: u64) -> Facts {
+        Facts {
+            page,
+            shown: page_size as usize,
+            unreadable: 0,
+            total: 1_000,
+            page_size,
+            next: Some(page + 1),
+        }
+    }
+
+    /// The retried page has become smaller, and the poll asks for none of the pages that lie where
+    /// it was, for instance because they do not exist.
+    #[test]
+    fn a_retry_that_does_not_bring_the_missed_places_forward_is_the_last() {
+        let mut pages = OutOfSight::default();
+        pages.note_page(&facts(1, 500));
+        pages.note_missed(2);
+        pages.note_page(&facts(1, 500));
+        assert_eq!(pages.begin_retry(2), Some(2));
+        pages.note_page(&facts(2, 100));
+        assert!(pages.has_missed());
+        pages.note_page(&facts(1, 500));
+        assert!(!pages.has_missed());
+    }
+
+    #[test]
+    fn a_size_that_is_slightly_off_makes_no_other_page() {
+        for (place, page) in [(0, 1), (87, 1), (88, 2), (100, 2), (187, 2), (188, 3)] {
+            assert_eq!(page_near(place, 100), page, "{place}");
+        }
+    }
 }

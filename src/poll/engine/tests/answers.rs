@@ -331,22 +331,76 @@ fn what_was_on_a_missed_page_is_read_though_pages_have_another_size_now() {
     assert!(!run.engine.misses_a_page());
 }
 
-/// A page that fails once more is not tried for ever, whatever its number is by now.
-#[test]
-fn a_missed_page_of_another_size_is_tried_once() {
-    let mut run = run_with_changes(true, 500, &[(1, 701)]);
-    assert!(poll_cut_short(&mut run));
-    run.server.page_size = 100;
+/// Makes a poll that tries this page at its end. The page fails.
+fn try_in_vain(run: &mut Run, page: u64) {
     run.poll(false);
-    assert_eq!(run.poll_page, Some(6));
+    assert_eq!(run.poll_page.take(), Some(page));
     assert_eq!(
-        run.engine.page_failed(6, Duration::ZERO, run.now),
+        run.engine.page_failed(page, Duration::ZERO, run.now),
         FailedPage::Trial
     );
-    run.poll_page = None;
+}
+
+/// A page that fails once more is not tried for ever, whatever its number is by now.
+#[test]
+fn each_part_of_a_missed_page_of_another_size_is_tried_once() {
+    let missed = || {
+        let mut run = run_with_changes(true, 500, &[(1, 701)]);
+        assert!(poll_cut_short(&mut run));
+        run.server.page_size = 100;
+        run
+    };
+    let mut run = missed();
+    for page in 6..=10 {
+        try_in_vain(&mut run, page);
+    }
     assert!(!run.engine.misses_a_page());
     run.poll(false);
     assert_eq!(run.poll_page, None);
+
+    let mut run = missed();
+    try_in_vain(&mut run, 6);
+    assert!(run.engine.misses_a_page());
+    run.requests = 0;
+    poll_to_the_end(&mut run);
+    assert_eq!((told_changes(&run), run.requests), (600, 1 + 4));
+    assert!(!run.engine.misses_a_page());
+}
+
+/// Makes a poll to which the server shows a first page of this size, and further pages of the
+/// other one. Returns the number of requests.
+fn poll_with_sizes(run: &mut Run, first: usize, further: usize) -> usize {
+    run.requests = 0;
+    run.server.page_size = first;
+    run.poll(false);
+    run.server.page_size = further;
+    while run.poll_page.is_some() {
+        run.poll(false);
+    }
+    run.requests
+}
+
+/// What lies between them is never shown, so that trying for ever would cost each poll a request.
+#[test]
+fn a_gap_behind_a_first_page_that_is_always_smaller_than_the_next_is_tried_once() {
+    for (first, further) in [(100, 500), (80, 100)] {
+        let mut run = run_with_changes(true, 100, &[(1, 151)]);
+        assert_eq!(poll_with_sizes(&mut run, first, further), 2);
+        assert!(run.engine.misses_a_page());
+        assert_eq!(poll_with_sizes(&mut run, first, further), 2);
+        assert!(!run.engine.misses_a_page());
+        assert_eq!(poll_with_sizes(&mut run, first, further), 1);
+    }
+}
+
+#[test]
+fn what_was_missed_is_read_though_a_first_page_is_always_larger_than_the_next() {
+    let mut run = run_with_changes(true, 500, &[(1, 701)]);
+    assert!(poll_cut_short(&mut run));
+    assert_eq!(poll_with_sizes(&mut run, 500, 100), 2 + 5);
+    assert_eq!(told_changes(&run), 700);
+    assert!(!run.engine.misses_a_page());
+    assert_eq!(poll_with_sizes(&mut run, 500, 100), 1);
 }
 
 #[test]
