@@ -163,6 +163,41 @@ async fn a_full_read_does_not_begin_anew_because_polls_ask_for_less_in_vain() {
     assert_eq!(pages_asked(&simulator, 2), 1);
 }
 
+/// A poll asks for less in vain and then fails otherwise, so that polls go on asking for less. The
+/// full read must not take each refusal of its first page for a reason to begin anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_read_that_begins_during_an_outage_pauses_between_its_requests() {
+    let simulator = start(world(450)).await;
+    let mut plan = plan(&simulator.url());
+    plan.searches[0].page_size = 200;
+    plan.searches[0].interval = Duration::from_secs(1);
+    let exporter = Exporter::start(plan).await;
+    exporter.wait_until_complete().await;
+    exporter.wait_for_poll().await;
+    let faults = [(400, Some(3)), (503, Some(1)), (400, None)];
+    let faults = faults.map(|(status, times)| FaultRule {
+        // The next poll finds that an alert has left.
+        after: 1,
+        times,
+        ..FaultRule::always(Fault::status(status)).at(Endpoint::Search)
+    });
+    let ids = simulator.world(|world, _| world.open_alerts(DEMO_TENANT).unwrap());
+    simulator.act(ids[0], Action::Ticket).unwrap();
+    for fault in faults {
+        simulator.inject(fault);
+    }
+    eventually("a poll asks for less in vain", || async {
+        simulator.requests().with_status(503) == 1
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let refused = simulator.requests().with_status(400);
+    assert!((5..40).contains(&refused), "{refused} requests");
+    simulator.clear_faults();
+    exporter.wait_until_complete().await;
+    assert_eq!(exporter.count("left").await, 1);
+}
+
 /// How often a page of the result was asked for.
 fn pages_asked(simulator: &Simulator, page: usize) -> usize {
     let requests = simulator.requests();

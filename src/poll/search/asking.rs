@@ -26,9 +26,11 @@ pub(super) struct Paging {
 #[derive(Debug)]
 pub(super) struct Negotiation {
     wanted: Paging,
+    /// What polls ask for. A poll whose requests are refused lowers it; if everything is refused,
+    /// it is what is wanted again.
     usual: Paging,
-    /// What a poll was last answered with. What is usual may be less: if the server answers
-    /// nobody, each poll lowers it in vain.
+    /// What a poll was last answered with; at first, what is wanted. The paging that polls ask for
+    /// may be less or more, because polls change it also while the server answers nobody.
     answered: Paging,
     /// If less than wanted is asked for: when a poll tries the wanted paging again. A trial costs
     /// its poll some requests, but does not make the poll fail, unless the server throttles it.
@@ -48,9 +50,10 @@ impl Running {
     /// Asks for a page of a full read with the paging of the read's first page, because the size
     /// of pages determines their numbers.
     pub(super) fn page_of_read(&mut self, page: u64) -> Request {
-        // The first page may be read again later, and then it must reach as far as before.
+        // The first page may be read again later, and then it must reach as far as before. What
+        // polls ask for may be what they have lowered in vain, so it does not count.
         if self.engine.begins_reading() {
-            self.read_paging = self.paging.usual;
+            self.read_paging = self.paging.last_answered();
         }
         self.ask(Purpose::FullRead, page, self.read_paging)
     }

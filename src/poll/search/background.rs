@@ -129,10 +129,13 @@ impl Running {
                 self.engine.confirmation_failed(question, Instant::now());
                 Ok(())
             }
-            // The polls have been answered with another paging meanwhile.
+            // The polls have been answered with another paging since the read began, so it begins
+            // anew with that one. It does so no more often than polls change their paging. A read
+            // that has no page yet takes the other paging anyway, after the pause.
             (Failure::Api(error), Purpose::FullRead)
                 if error.is_refusal()
                     && self.engine.wants(request.page)
+                    && !self.engine.begins_reading()
                     && Paging::of(request) != self.paging.last_answered() =>
             {
                 self.engine.read_anew(Instant::now());
