@@ -385,6 +385,34 @@ async fn larger_pages_that_show_nothing_are_not_asked_for() {
     }
 }
 
+/// While there are no alerts, nobody knows whether larger pages would show some.
+#[tokio::test(flavor = "multi_thread")]
+async fn larger_pages_are_not_asked_for_because_they_show_an_empty_result() {
+    let options = simulator::Options {
+        max_page_size: 100,
+        oversized: Oversized::Blank,
+        ..world(0)
+    };
+    let simulator = start(options).await;
+    let refused = Fault::status(400);
+    simulator.inject(FaultRule::next(2, Endpoint::Search, refused));
+    let mut plan = plan(&simulator.url());
+    plan.searches[0].page_size = 500;
+    plan.searches[0].full_read_interval = Duration::from_secs(1);
+    let exporter = Exporter::start(plan).await;
+    exporter.wait_until_complete().await;
+    let polls = exporter.polls();
+    eventually("polls try larger pages", || async {
+        exporter.polls() > polls + 12.0
+    })
+    .await;
+    simulator.open_many(DEMO_TENANT, 3).unwrap();
+    eventually("they are logged", || async {
+        exporter.count("opened").await == 3
+    })
+    .await;
+}
+
 /// Lets the oldest of 250 alerts leave after 200 others have pushed it out of what the server
 /// shows.
 async fn leave_out_of_sight(simulator: &Simulator, exporter: &Exporter) {

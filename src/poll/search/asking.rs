@@ -21,6 +21,17 @@ pub(super) struct Paging {
     pub(super) sorted: bool,
 }
 
+/// A poll's trial of another paging than the usual one whose answer shows no alert.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum EmptyTrial {
+    /// The result counts alerts. Whether the paging is why none of them is shown, only another
+    /// request can tell, which asks for `less`.
+    Failed { less: Paging },
+    /// The result counts none either. Nobody knows whether the server would show any with this
+    /// paging, so the usual one stays.
+    ProvesNothing,
+}
+
 /// Finds the paging to ask for. Neither the maximum page size nor the names of sort keys are
 /// documented. So if the server refuses the paging, less is asked for before the poll fails.
 #[derive(Debug)]
@@ -115,17 +126,20 @@ impl Running {
         Some(paging)
     }
 
-    /// Returns the paging to ask with after a poll's trial has shown nothing of what it counts.
-    /// Whether that is so because of the paging, only another request can tell.
-    pub(super) fn paging_after_empty_page(
+    /// Returns what is to be made of the answer if it is the answer to a poll's trial and shows
+    /// nothing.
+    pub(super) fn empty_trial(
         &self,
         request: &SearchRequest,
         answer: &Answer,
-    ) -> Option<Paging> {
+    ) -> Option<EmptyTrial> {
         let less = self.paging.below_trial(request)?;
         let page = answer.page(request.page, false).ok()?;
-        let shows_nothing = Facts::of(request, &page).is_hollow_first_page();
-        shows_nothing.then_some(less)
+        let facts = Facts::of(request, &page);
+        if facts.is_hollow_first_page() {
+            return Some(EmptyTrial::Failed { less });
+        }
+        (facts.shown == 0).then_some(EmptyTrial::ProvesNothing)
     }
 
     /// Notes that a poll has learned from the answer to this request.

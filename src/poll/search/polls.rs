@@ -5,7 +5,11 @@ use std::time::Duration;
 use jiff::Timestamp;
 use tokio::time::Instant;
 
-use super::{Activity, Failure, Reply, Request, Running, asking::Paging, patience};
+use super::{
+    Activity, Failure, Reply, Request, Running,
+    asking::{EmptyTrial, Paging},
+    patience,
+};
 use crate::{
     clock, opsramp,
     poll::{
@@ -72,11 +76,11 @@ impl Running {
         if let Some(poll) = &mut self.poll {
             poll.requests += 1;
         }
-        if let Ok(answer) = &answer
-            && let Some(paging) = self.paging_after_empty_page(&request, answer)
-        {
+        let answered = answer.as_ref().ok();
+        let empty_trial = answered.and_then(|answer| self.empty_trial(&request, answer));
+        if let Some(EmptyTrial::Failed { less }) = empty_trial {
             self.engine.request_failed(&purpose);
-            return Some(self.ask(purpose, request.page, paging));
+            return Some(self.ask(purpose, request.page, less));
         }
         let was_reading = self.engine.is_reading();
         let mut learned = match answer {
@@ -85,7 +89,9 @@ impl Running {
         };
         match &learned {
             Ok(_) => {
-                self.page_came(&request);
+                if empty_trial.is_none() {
+                    self.page_came(&request);
+                }
                 if !was_reading {
                     // This may be the first page of a full read as well.
                     self.read_paging = Paging::of(&request);
