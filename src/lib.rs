@@ -3,9 +3,10 @@
 //!
 //! # Layout
 //!
-//! Data flows one way: [`config`] → [`poll`] → [`opsramp`] → [`track`] → [`store`] → [`deliver`];
-//! [`web`] and [`metrics`] show what the others report to [`status`]. `docs/architecture.md` has
-//! the picture.
+//! [`poll`] asks the API through [`opsramp`], compares the answers with the known alerts in
+//! [`track`], and commits alerts and events to the [`store`]. [`deliver`] reads the events from
+//! there and hands them to the sinks. [`web`] and [`metrics`] show what all of them report to
+//! [`status`]. `docs/architecture.md` has the picture.
 
 pub mod app;
 pub mod build_info;

@@ -1,4 +1,7 @@
-//! When to ask and how far to read.
+//! Polling: when to ask the API, how far to read, and which alerts have left.
+//!
+//! [`engine`] and `full_read` decide and do no I/O. `search` is the task of one search of one
+//! tenant. `pollers` runs all of these tasks. `discovery` looks up the clients of partners.
 
 use std::{sync::Arc, time::Duration};
 

@@ -108,7 +108,7 @@ struct Words(Vec<Arc<str>>);
 
 type WordId = u16;
 
-/// Number of words that are kept. A server that invents more is not followed.
+/// Maximum number of distinct words that are kept. All further words are stored as [`OTHER`].
 const MAX_WORDS: usize = 1024;
 /// A word that is not known: it may be any word.
 const UNKNOWN: WordId = WordId::MAX;
@@ -332,7 +332,8 @@ impl Tracker {
     }
 
     /// Whether an alert is on its way out and was created at another time than `created_at`. An
-    /// alert that is shown so has opened since. An unknown time counts as the same.
+    /// alert that a page shows with another time has left and opened anew. An unknown time counts
+    /// as the same.
     #[must_use]
     pub fn has_opened_anew(&self, id: &str, created_at: Option<i64>) -> bool {
         let entry = self.find(id).filter(|entry| entry.is_leaving());

@@ -435,8 +435,8 @@ impl Client {
             Ok(answer) => self.interpret(call, token, answer),
             Err(Failed { hung_up, error, .. }) => {
                 if matches!(error, Error::Connect { .. }) {
-                    // The TLS files may be the cause. They are reloaded in the background, so that the next
-                    // request does not wait for the disk.
+                    // The TLS files may be the cause. They are reloaded in the background, so that
+                    // the next request does not wait for the disk.
                     let http = http.clone();
                     tokio::spawn(async move { http.reload_tls_files_if_due().await });
                 }

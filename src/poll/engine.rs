@@ -4,6 +4,12 @@
 //! far as there is news. The *background* reads the whole result now and then, and asks whether
 //! the alerts that it missed have really left, and why. The caller sends the requests, stores the
 //! changes, and then has the engine adopt them.
+//!
+//! A *reading* is one pass over the whole result: a full read, or a poll whose only page is the
+//! whole result. It is *sound* if, as far as the totals tell, it missed no alert. A page is
+//! *hollow* if it shows nothing although the result counts alerts that must be on it. A *witness*
+//! is an alert that is surely in the result: a question by id that does not show it proves
+//! nothing. An alert's *own page* is the API's document of that one alert.
 
 mod confirmation;
 mod out_of_sight;
@@ -32,14 +38,14 @@ use crate::track::{Delta, KnownAlert, KnownState, Sighting, Tracker};
 
 /// Maximum number of alerts asked for by id after a reading that did not show everything.
 const UNSEEN: usize = 5_000;
-/// Maximum number of alerts whose own pages are asked for in one task.
+/// Maximum number of alerts whose own pages are asked for in one task, not counting the witness.
 const REASONS: usize = 20;
 /// Number of polls in a row that must count more alerts than are known, while alerts are opening,
 /// before the whole result is read.
 const SURPLUS_POLLS: u32 = 3;
-/// Time for which readings must have ended at a hollow page before the result counts as gone
-/// through. With the rest before the last of these readings, that is some half an hour: as long as
-/// a page fails before a reading ends there.
+/// Minimum time between the first and the last of several readings in a row that end at a hollow
+/// page, before the result counts as gone through. Together with the rest between readings, this
+/// is about half an hour: as long as a failing page is retried before a reading ends there.
 const HOLLOW: Duration = Duration::from_secs(25 * 60);
 /// Minimum number of these readings, because an outage may lie between two of them.
 const HOLLOW_IN_A_ROW: u32 = 4;
@@ -159,7 +165,7 @@ pub struct Engine {
     options: Options,
     tracker: Tracker,
     background: Background,
-    /// Alerts that have left and whose reasons have not been asked for yet.
+    /// Alerts that have left and whose departures have not been stored yet.
     departed: VecDeque<Box<str>>,
     /// The same ids, for look-ups.
     in_departed: HashSet<Box<str>>,
@@ -315,17 +321,16 @@ impl Engine {
         self.history.sound
     }
 
-    /// Whether the alerts that are there now have been in sight, as far as they ever will be. This
-    /// is so once the result was read whole; or, if readings showed nothing or less than they
-    /// counted, once it was gone through twice. If readings end at a hollow page, it takes more of
-    /// them.
+    /// Whether every alert that the server shows at all has been in sight. True after a sound
+    /// reading that showed alerts, after two readings that did not end at a hollow page, or after
+    /// `HOLLOW_IN_A_ROW` readings in a row over `HOLLOW` that did.
     #[must_use]
     pub fn has_gone_through(&self) -> bool {
         self.history.has_gone_through
     }
 
-    /// Notes that a request is sent. What other answers tell before the answer to this request
-    /// comes is newer than that answer.
+    /// Notes that a request is sent. Until its answer comes, whatever other answers tell counts as
+    /// newer than that answer.
     pub fn request_sent(&mut self, purpose: &Purpose) {
         self.requests.begin(purpose);
     }
@@ -633,8 +638,8 @@ impl Engine {
         self.limits.pages.note_failed(page, took, now)
     }
 
-    /// Notes that failures have held up the full read since then. That time is not work, so it
-    /// does not lengthen the rest after the read.
+    /// Notes that failures have held up the full read from `since` until `now`. That time is not
+    /// work, so it does not lengthen the rest after the read.
     pub fn held_up(&mut self, since: Instant, now: Instant) {
         if let Background::Reading { begun, .. } = &mut self.background {
             *begun += now.saturating_duration_since(since.max(*begun));
@@ -719,8 +724,8 @@ impl Engine {
         wanted.map_or(Next::Done, Next::Page)
     }
 
-    /// Returns the page out of sight that a poll is to ask for at its end. If that is the missed
-    /// page, this was its one retry.
+    /// Returns the page out of sight that a poll asks for at its end. Each missed place is retried
+    /// once. If the poll would end before the first of them, this call uses up its retry.
     fn begin_trial(
         &mut self,
         facts: &Facts,
@@ -742,11 +747,11 @@ impl Engine {
         again.filter(exists).or(trial)
     }
 
-    /// Takes note of whether a first page is hollow: it shows nothing although it counts alerts.
-    /// Returns whether it is, and no earlier one was some time before. The page may be empty only
-    /// for a moment, so it neither begins nor ends a reading: otherwise all known alerts would be
-    /// asked for by id. A later such page does, because some servers for ever count alerts that
-    /// they do not show.
+    /// Notes whether a first page is hollow: it shows nothing although it counts alerts. Returns
+    /// true if it is, unless first pages have been hollow for half an interval already. The first
+    /// such page may be empty only for a moment, so it neither begins nor ends a reading.
+    /// Otherwise all known alerts would be asked for by id. Later ones do, because some servers
+    /// always count alerts that they do not show.
     fn note_first_page(&mut self, facts: &Facts, now: Instant) -> bool {
         if facts.page > 1 {
             return false;
@@ -759,8 +764,8 @@ impl Engine {
         now.saturating_duration_since(since) < self.options.interval / 2
     }
 
-    /// Handles a further page of a poll that came but shows nothing. Neither its total is
-    /// believed, nor that nothing is there. The page counts as failed; the poll does not.
+    /// Handles a further page of a poll that shows nothing. Neither its total nor its emptiness is
+    /// believed. The page counts as failed; the poll does not.
     fn poll_found_nothing(&mut self, facts: &Facts, now: Instant) -> Next {
         if self.page_failed(facts.page, Duration::ZERO, now) == FailedPage::Missed {
             self.poll_cut_short(now);

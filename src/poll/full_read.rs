@@ -27,7 +27,7 @@ pub struct Facts {
     pub next: Option<u64>,
 }
 
-/// A reading under way.
+/// A full read under way.
 #[derive(Clone, Debug)]
 pub(super) struct FullRead {
     next: u64,
@@ -37,7 +37,7 @@ pub(super) struct FullRead {
     last_total: Option<u64>,
     /// The size of pages, as the last answer that tells it has it.
     page_size: Option<u64>,
-    /// How often the reading was begun again.
+    /// How often the full read was begun again.
     restarts: u32,
     /// How many more pages may be read again.
     rereads_left: u64,
@@ -62,11 +62,11 @@ pub(crate) struct Hollow {
     pub(crate) total: u64,
 }
 
-/// Number of times that a reading begins again before it makes do with pages whose size keeps
+/// Number of times that a full read begins again before it makes do with pages whose size keeps
 /// changing.
 const RESTARTS: u32 = 3;
 
-/// Number of pages in a row without news after which a reading ends. It is twice the number of
+/// Number of pages in a row without news after which a full read ends. It is twice the number of
 /// pages that a poll reads, because these bring no news when the full read comes to them.
 pub(crate) const WITHOUT_NEWS: u32 = 50;
 
@@ -149,7 +149,7 @@ impl Facts {
 // === impl FullRead ===
 
 impl FullRead {
-    /// Creates a reading that begins at the first page.
+    /// Creates a full read that begins at the first page.
     pub(super) fn new() -> Self {
         Self {
             next: 1,
@@ -168,7 +168,7 @@ impl FullRead {
         }
     }
 
-    /// The same reading, begun again after [`Flow::Restart`].
+    /// The same full read, begun again after [`Flow::Restart`].
     pub(super) fn restarted(&self) -> Self {
         Self {
             restarts: self.restarts + 1,
@@ -250,8 +250,8 @@ impl FullRead {
         } else if !is_again {
             self.without_news += 1;
         }
-        // Without news, the reading ends even if the answer names a next page: a server may repeat
-        // its last page for ever, or ignore the page number.
+        // Without news, the full read ends even if the answer names a next page: a server may
+        // repeat its last page for ever, or ignore the page number.
         let is_repeated =
             self.without_news > 0 && facts.is_behind() || self.without_news > WITHOUT_NEWS;
         match onwards.filter(|_| !is_repeated) {
@@ -294,12 +294,12 @@ impl FullRead {
         }
     }
 
-    /// Whether the reading goes on after this answer, provided that the answer brings news.
+    /// Whether the full read goes on after this answer, provided that the answer brings news.
     pub(super) fn goes_on(&self, facts: &Facts) -> bool {
         facts.page == self.next && self.clone().read(facts, self.seen + 1) == Flow::Continue
     }
 
-    /// The hollow page at which the reading has ended, if it has ended at one.
+    /// The hollow page at which the full read has ended, if it has ended at one.
     pub(super) fn hollow(&self) -> Option<Hollow> {
         self.hollow
     }
@@ -387,7 +387,7 @@ mod tests {
         );
     }
 
-    /// Reads answers each of which names a next page, until the reading ends. `seen` alerts have
+    /// Reads answers each of which names a next page, until the full read ends. `seen` alerts have
     /// been seen with each page.
     fn without_end(total: u64, seen: impl Fn(u64) -> usize) -> (u64, Flow) {
         let mut read = FullRead::new();
@@ -411,7 +411,7 @@ mod tests {
             without_end(36, |page| 35.min(page as usize * 10)),
             end(false)
         );
-        // The reading does not end earlier: a page may show only what others have brought.
+        // The full read does not end earlier: a page may show only what others have brought.
         assert_eq!(
             without_end(35, |page| if page == 2 { 10 } else { 35 }),
             end(true)

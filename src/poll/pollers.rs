@@ -56,7 +56,7 @@ pub struct Account {
     pub discovery: Option<Duration>,
 }
 
-/// The tasks that run.
+/// The tasks of all searches, and the API clients that they use.
 #[derive(Debug)]
 pub struct Pollers {
     store: Store,
@@ -109,8 +109,8 @@ struct RunningSearch {
     stopped: tokio::sync::oneshot::Receiver<Left>,
 }
 
-/// What a search's task leaves to its successor, which has other options, or whose tenant has
-/// another name.
+/// The part of an ended task's [`Left`] and status that its successor may use. The successor has
+/// other options, or its tenant another name.
 #[derive(Debug, Default)]
 struct Kept {
     held: Option<Held>,

@@ -79,7 +79,7 @@ pub(super) struct Search {
     pub(super) learned: Learned,
 }
 
-/// What a search's task leaves.
+/// What a search's task returns when it ends.
 #[derive(Debug, Default)]
 pub(super) struct Left {
     /// The lease that is still held.
@@ -203,8 +203,9 @@ impl Search {
         error
     }
 
-    /// Whether the failure is reported elsewhere: that of a token by the search that asked for it,
-    /// that of the store by the store itself, if it reports its trouble.
+    /// Whether the failure is reported elsewhere. The failure of a token request is reported by
+    /// the search that made it. A failure of the store is reported by the store itself while it is
+    /// in trouble.
     fn is_known(&self, failure: &Failure) -> bool {
         let of_the_store = matches!(failure, Failure::Store(_));
         failure.is_echo() || of_the_store && self.shared.store.is_in_trouble()
@@ -428,8 +429,9 @@ async fn until(at: Instant) {
     }
 }
 
-/// Waits for a request until the deadline. After the deadline, the request is not sent at all:
-/// with a time limit alone, each of the remaining requests would still be sent, for nobody.
+/// Waits for a request until the deadline. After the deadline, the request is not sent at all. A
+/// time limit alone would still send each of the remaining requests, although their answers are
+/// discarded.
 async fn in_time<T>(deadline: Instant, request: impl Future<Output = T>) -> Option<T> {
     if Instant::now() >= deadline {
         return None;

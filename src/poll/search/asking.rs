@@ -24,11 +24,11 @@ pub(super) struct Paging {
 /// A poll's trial of another paging than the usual one whose answer shows no alert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum EmptyTrial {
-    /// The result counts alerts. Whether the paging is why none of them is shown, only another
-    /// request can tell, which asks for `less`.
+    /// The result counts alerts. Only another request, with the paging `less`, can tell whether
+    /// the paging is why none is shown.
     Failed { less: Paging },
-    /// The result counts none either. Nobody knows whether the server would show any with this
-    /// paging, so the usual one stays.
+    /// The result counts no alerts, so the answer does not tell whether this paging works. The
+    /// usual paging stays.
     ProvesNothing,
 }
 

@@ -413,8 +413,8 @@ impl Running {
         Ok(())
     }
 
-    /// Whether an alert is to be recorded without a line: with `at_first_start: skip`, if it is from
-    /// before the search's first start.
+    /// Whether an alert is to be recorded without a line: with `at_first_start: skip`, if it is
+    /// from before the search's first start.
     fn is_before_our_time(&self, fields: &AlertFields<'_>, clock_ahead: SignedDuration) -> bool {
         // The API dates alerts by its own clock, and to the second.
         let first_seen = self.first_seen.as_second() + clock_ahead.as_secs();
