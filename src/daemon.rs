@@ -52,10 +52,12 @@ const DRAIN: Duration = Duration::from_secs(10);
 const STORE_CLOSE_LIMIT: Duration = Duration::from_secs(5);
 /// How often the clients of a partner are looked up.
 const DISCOVERY_INTERVAL: Duration = Duration::from_secs(60 * 60);
-/// The daemon's own loop comes round at least this often, except for reloads and the like.
+/// Maximum time between two rounds of the daemon's own loop, except during a reload or while it
+/// adopts a look-up.
 const PULSE: Duration = Duration::from_secs(10);
-/// Time limit for a reload or the like. Everything that it waits for has a limit of its own
-/// (files, the database, searches that end), and together they take no longer.
+/// Time for which the daemon's loop may go without a heartbeat during a reload or while it adopts
+/// a look-up. Everything that these wait for has a limit of its own (files, the database, searches
+/// that end), and together they take no longer.
 const LONGEST_CHANGE: Duration = Duration::from_secs(5 * 60);
 
 /// The pause after the first failure to use the store. It doubles with each further failure.
@@ -422,8 +424,8 @@ impl Daemon {
         if config.state != self.config.state || config.web != self.config.web {
             tracing::warn!("changes of `state` and `web` take effect with the next start");
         }
-        // A sink that was forgotten has lost its part of the journal for good, so everything else
-        // that can fail comes first.
+        // A sink that is no longer named may lose its part of the journal, so everything else that
+        // can fail comes first.
         let prepared = self.pollers.prepare(plan(&config)).await?;
         for sink in &config.sinks {
             self.metrics.register_sink(&sink.name);
@@ -482,8 +484,8 @@ impl Opening<'_> {
             metrics.clone(),
             self.health.clone(),
         );
-        // A sink that is no longer configured is forgotten with its part of the journal, so
-        // everything else that can fail comes first.
+        // A sink that is no longer named may lose its part of the journal, so everything else that
+        // can fail comes first.
         let prepared = pollers.prepare(plan(self.config)).await?;
         let deliver = async || {
             let observer = Arc::new(metrics.clone());

@@ -240,8 +240,8 @@ impl Delivery {
 
     /// Replaces the sinks by `sinks`. A sink that stays the same goes on undisturbed. A changed
     /// sink goes on from its cursor once its present delivery has ended, or once that is given up
-    /// because the new target is another place. A removed sink is forgotten, together with its
-    /// part of the journal.
+    /// because the new target is another place. The store keeps a removed sink for a while, see
+    /// [`Store::set_sinks`], and then forgets it with its part of the journal.
     ///
     /// # Errors
     /// As [`Delivery::start`]. The sinks then stay as they were.
@@ -390,8 +390,8 @@ impl Delivery {
 // === impl WorkerHandle ===
 
 impl WorkerHandle {
-    /// Of this worker, which was told to leave, and its predecessors: those that may still be
-    /// writing, the oldest first.
+    /// Returns the workers that may still be writing, oldest first: the predecessors of this
+    /// worker, and this worker itself, which was told to stop.
     fn still_writing(&self) -> Vec<(Target, AbortHandle)> {
         let mut writing = self.predecessors.clone();
         // A worker that has not begun only waits for its predecessors, and never will begin.

@@ -378,7 +378,7 @@ impl Store {
         }
     }
 
-    /// Whether this process holds a search. While it does, it is its [turn](Self::turn).
+    /// Whether this process holds a search. While it does, [`Store::turn`] returns at once.
     #[must_use]
     pub fn holds(&self, key: &SearchKey) -> bool {
         match self {
@@ -443,8 +443,8 @@ impl Store {
         std::future::pending().await
     }
 
-    /// Whether [`Store::trouble`] has been told and logged, so that failures that follow from it
-    /// are no news.
+    /// Whether the store is in [trouble](Self::trouble), which has been logged. Failures that
+    /// follow from it need not be logged as errors again.
     #[must_use]
     pub fn is_in_trouble(&self) -> bool {
         match self {
@@ -458,8 +458,9 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::HeldElsewhere`] if another replica holds the search; [`Error::Contested`] if
-    /// another one may be taking it up; [`Error::Locked`] if its row is still locked at the next
-    /// turn; [`Error::Backend`] as everywhere. After an error nothing is held.
+    /// another one may be taking it up; [`Error::Locked`] if its row is locked, and was locked at
+    /// the last attempt, too, or this process holds the search; [`Error::Backend`] if the store
+    /// fails. After an error nothing is held.
     pub async fn take_up(&self, key: &SearchKey, now: Timestamp) -> Result<Loaded, Error> {
         match self {
             Self::Sqlite(store) => store.take_up(key, now).await,

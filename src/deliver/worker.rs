@@ -377,7 +377,8 @@ impl Worker {
             }
             drop(claim);
             if settled > 0 {
-                // A sink that settles events is at work, so the delay starts from the shortest again.
+                // A sink that settles events is at work, so the delay starts from the shortest
+                // again.
                 trouble.tries = 0;
             }
             match error {

@@ -3,8 +3,8 @@
 //!
 //! Each search has a row, which is a lease with a fencing epoch that only grows. The holder polls
 //! the search and delivers its journal. Every statement that writes is conditional on the epoch,
-//! so a replica that slept through its lease can change nothing. In memory are only facts that a
-//! holder may rely on: its leases, and how far its sinks have come.
+//! so a replica that slept through its lease can change nothing. Only facts that a holder may rely
+//! on are kept in memory: its leases, and how far its sinks have come.
 //!
 //! If the answer to a commit is lost, the commit may have been done or not. The search then counts
 //! as lost, and the replica that takes it up next, most likely this one, reads what is there.
@@ -74,11 +74,12 @@ const PATIENT_COMMITS: usize = 2;
 /// and to sinks.
 const COMMITS_AT_ONCE: usize = connection::CONNECTIONS - 3;
 
-/// How long a search waits while others are taken up, before it waits for its turn anew. This is
-/// no longer than the search's task may be silent.
+/// Maximum time that a take-up waits for the take-ups before it. After that, the search waits for
+/// another turn. No longer than the search's task may go without a heartbeat.
 const TAKE_PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long the events of a search that is given back may take to be delivered.
+/// Time limit, when a search is given back, for its events to be delivered; and again for
+/// deliveries under way to end.
 const HAND_OVER: Duration = Duration::from_secs(5);
 
 /// The warning that the server knows less of a search than it did before.
@@ -592,8 +593,8 @@ impl Postgres {
         }
     }
 
-    /// Renews the lease on a search whose row a commit has kept locked, in vain, for as long as it
-    /// might. Otherwise the next commit might lock the row before the next renewal comes.
+    /// Renews the lease on a search whose row a commit kept locked up to its time limit, without
+    /// success. Otherwise the next commit might lock the row again before the next renewal.
     async fn renew_at_once(&self, session: &mut Session, held: Held) {
         // The renewal waits for no row: it passes over locked ones.
         let renewed = timeout(PATIENCE.min(self.shared.lease / 2), async {

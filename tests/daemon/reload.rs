@@ -217,7 +217,7 @@ async fn sinks_come_and_go_and_each_keeps_its_place() {
         })
         .await;
 
-    // A removed sink is forgotten; a changed sink goes on where it was.
+    // A removed sink gets no more events; a changed sink goes on where it was.
     let moved = json!({"name": "first", "type": "file", "path": place.path("third")});
     place.config["log"]["sinks"] = json!([stdout, moved]);
     exporter.reload(&place).await;

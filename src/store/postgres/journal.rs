@@ -566,8 +566,8 @@ impl Journal {
         }
     }
 
-    /// Returns what the server is to be told of a sink, for the searches that are `held`. For
-    /// other searches, their holders tell the server, so what is known of them is forgotten.
+    /// Returns what must be sent to the server about a sink, for the searches that are `held`. For
+    /// all other searches it is forgotten, because their holders send it.
     pub(super) fn unsaved(&mut self, sink: &str, held: impl Fn(i64) -> bool) -> Unsaved {
         let Some(sink) = self.sinks.get_mut(sink) else {
             return Unsaved::default();

@@ -130,9 +130,9 @@ pub(super) async fn keep(shared: &Shared) {
             !shared.panics.load(std::sync::atomic::Ordering::Relaxed),
             "as a bug would"
         );
-        // The look at the shares goes on beside pauses and renewals, and delays none of them: it takes
-        // long if the server is slow, if commits have all connections, or if somebody has locked a
-        // table that only the look reads.
+        // The look at the leases goes on beside pauses and renewals, and delays none of them: it
+        // takes long if the server is slow, if commits have all connections, or if somebody has
+        // locked a table that only the look reads.
         let pause = wait(shared, pause_after(failed, every));
         let ((), mut looked) = beside(&mut look, Duration::ZERO, pause).await;
         look.get_or_insert_with(|| Box::pin(timeout(ALTOGETHER, share_out(shared, patience))));
@@ -173,7 +173,7 @@ pub(super) async fn keep(shared: &Shared) {
                 "leases were not renewed in time; other replicas may poll these searches now"
             );
         }
-        // While the look at the shares is still under way, its outcome is unknown, so success is
+        // While the look at the leases is still under way, its outcome is unknown, so success is
         // not reported yet.
         if is_looked || kept.is_err() {
             shared.tell(kept.err().as_ref());
@@ -559,8 +559,8 @@ async fn peers(session: &mut Session) -> Result<Vec<Peer>, Failure> {
     Ok(peers)
 }
 
-/// Returns the sinks that lack events, for each of these searches. A journal that holds events is no
-/// sign of that: they may wait for other sinks.
+/// Returns the sinks that lack events, for each of these searches. A journal that holds events is
+/// no sign of that: they may wait for other sinks.
 async fn lacking(
     session: &mut Session,
     searches: &HashSet<i64>,

@@ -35,8 +35,8 @@ pub(super) struct State {
     pub(super) replicas: usize,
     /// The sinks that the replica shall have, once it was told.
     pub(super) sinks: Option<Vec<String>>,
-    /// The sinks that no replica had at the last look, each with the number of waiting events that
-    /// was told.
+    /// The sinks that no replica had at the last look, each with the number of events that waited
+    /// when this was noticed. The number was logged, unless it was zero.
     pub(super) left_sinks: BTreeMap<String, Waiting>,
     /// Whether no other replica ran at the last look for such sinks. If so, these sinks are given
     /// up when the journal has no room.

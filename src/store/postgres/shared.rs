@@ -71,7 +71,7 @@ pub(super) struct Shared {
     /// Whether somebody has met a missing table. The keeper's own questions touch few of the
     /// tables.
     pub(super) table_missing: AtomicBool,
-    /// Makes the keeper look at the shares soon.
+    /// Makes the keeper look at the leases soon.
     pub(super) wake: Notify,
     /// Tells that something was delivered.
     pub(super) delivered: Notify,
