@@ -174,19 +174,19 @@ fn run_daemon(cli: &Cli) -> Outcome {
 fn reloading(cli: Cli, file: Option<PathBuf>) -> LoadConfig {
     let load = move |attempt: &daemon::Attempt| -> anyhow::Result<Loaded> {
         if let Some(file) = &file {
-            attempt.now_reads(file);
+            attempt.now_reads(file)?;
         }
         let loaded = Config::load(cli.config_file.as_deref(), &cli.overrides, &environment)?;
         let mut loaded = loaded.to_be_polled()?;
         if let Some(path) = loaded.config.web.config_file.clone() {
-            attempt.now_reads(&path);
+            attempt.now_reads(&path)?;
             let (_, warnings) = WebFile::new(path).read_with_warnings()?;
             loaded.warnings.extend(warnings);
         }
         // The URL is read anew for each connection, so without this check a wrong URL would
         // only be noticed when the next connection is made.
         if let Some((url, path)) = database_url_file(&loaded.config.state) {
-            attempt.now_reads(path);
+            attempt.now_reads(path)?;
             postgres::check(url)?;
         }
         Ok(loaded)

@@ -44,7 +44,7 @@ pub async fn run(loaded: &Loaded, out: &mut dyn io::Write) -> io::Result<bool> {
     }
     for search in &config.searches {
         let is_for_nobody = |tenants: &Vec<Tenant>| !tenants.iter().any(|it| search.is_for(&it.id));
-        if tenants.as_ref().is_some_and(is_for_nobody) {
+        if search.tenants.is_some() && tenants.as_ref().is_some_and(is_for_nobody) {
             let passed = Passed::new((), "nothing is asked").with_concern(
                 "none of its tenants is an activated client; correct the ids of its tenants",
             );

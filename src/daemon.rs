@@ -42,7 +42,7 @@ use crate::{
     web::{self, AlertSource},
 };
 
-pub use self::loading::{Attempt, LoadConfig};
+pub use self::loading::{Attempt, LoadConfig, PipeInUse};
 
 mod loading;
 

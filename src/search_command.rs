@@ -157,7 +157,7 @@ async fn read(
         };
         if let Some(partners) = partners {
             tenants = outcome
-                .clients(&client, &account.options.name, &partners)
+                .clients(&client, &account.options.name, &partners, named)
                 .await;
             tenants.retain(|tenant| is_asked(named, tenant));
         }
@@ -246,6 +246,7 @@ impl Outcome {
         client: &Client,
         account: &str,
         partners: &[Tenant],
+        named: Option<&SearchOptions>,
     ) -> Vec<Tenant> {
         let ids = partners.iter().map(|partner| Arc::clone(&partner.id));
         let LookedUp {
@@ -264,20 +265,26 @@ impl Outcome {
                 &format!("{of}, clients of {partner} cannot be looked up: {why}"),
             );
         }
+        let is_found = |id: &String| tenants.iter().any(|tenant| *tenant.id == **id);
+        let ids = named.and_then(|search| search.tenants.as_ref());
+        // The search is not for clients that are missing if all that it names are there.
+        let are_all_found = ids.is_some_and(|ids| ids.iter().all(is_found));
+        let mut lack = |clients: usize, why: &str| {
+            if are_all_found {
+                self.told.push_str(&message(why));
+            } else {
+                self.tenants += clients;
+                self.fail(clients, why);
+            }
+        };
         for (partner, more) in short {
-            self.tenants += 1;
             let partner = plain(&partner);
-            self.fail(
-                1,
-                &format!("{of}: the server counts {more} more clients of {partner} than it shows"),
-            );
+            let counts = format!("the server counts {more} more clients of {partner}");
+            lack(1, &format!("{of}: {counts} than it shows"));
         }
         if left_out > 0 {
-            self.tenants += left_out;
-            self.fail(
-                left_out,
-                &format!("{of}: there are {left_out} more clients than an exporter searches"),
-            );
+            let more = format!("there are {left_out} more clients than an exporter searches");
+            lack(left_out, &format!("{of}: {more}"));
         }
         tenants
     }

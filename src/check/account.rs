@@ -65,6 +65,13 @@ struct Asked<'a> {
     tenants: Vec<AskedTenant>,
 }
 
+/// The clients of a partner.
+struct Clients {
+    activated: Vec<Tenant>,
+    /// Whether no more are known to exist.
+    are_all: bool,
+}
+
 /// A tenant of which another search may be asked.
 struct AskedTenant {
     tenant: Tenant,
@@ -114,8 +121,9 @@ pub(super) async fn check(
                     checked.clients(client, partner).await
                 })
                 .await;
-            are_all_known &= found.is_some();
-            for (tenant, n) in found.into_iter().flatten().zip(1..) {
+            are_all_known &= found.as_ref().is_some_and(|found| found.are_all);
+            let found = found.map_or(Vec::new(), |found| found.activated);
+            for (tenant, n) in found.into_iter().zip(1..) {
                 if n <= CLIENTS_TRIED {
                     checked
                         .search(&mut chain, client.as_ref(), tenant, &mut asked)
@@ -418,7 +426,7 @@ impl Checked<'_> {
             .with_concern("set the clock, best by NTP: detection delays are measured against it"))
     }
 
-    async fn clients(&self, client: &Client, partner: &Tenant) -> Outcome<Vec<Tenant>> {
+    async fn clients(&self, client: &Client, partner: &Tenant) -> Outcome<Clients> {
         let trouble = |error: Error| self.tenant_trouble(&error, partner, "clients");
         let (mut all, mut total, mut activated) = (0, None, Vec::new());
         let mut next = Some(1);
@@ -442,11 +450,15 @@ impl Checked<'_> {
         if count > tried {
             found = format!("{found}; the first {tried} are searched here");
         }
-        let passed = Passed::new(activated, found);
         let hidden = total
             .unwrap_or(0)
             .checked_sub(all as u64)
             .filter(|more| *more > 0 && next.is_none());
+        let clients = Clients {
+            activated,
+            are_all: hidden.is_none() && next.is_none(),
+        };
+        let passed = Passed::new(clients, found);
         Ok(match hidden {
             Some(more) => passed.with_concern(format!(
                 "the server counts {more} more clients than it shows; give the integration a role that may \

@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     fmt, fs,
-    os::unix::fs::FileTypeExt as _,
+    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
     path::{Path, PathBuf},
     sync::{Arc, Weak},
     time::Duration,
@@ -36,7 +36,23 @@ pub struct LoadConfig {
 #[derive(Debug, Default)]
 pub struct Attempt {
     file: Mutex<Option<PathBuf>>,
+    /// The pipe that is being read, if the file is one.
+    pipe: Mutex<Option<FileId>>,
+    /// The pipes for which earlier attempts wait.
+    waited_for: Vec<FileId>,
 }
+
+/// The device and the inode of a file.
+type FileId = (u64, u64);
+
+/// A file is a pipe for which an earlier attempt waits.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "an earlier reading still waits for the pipe {}; write the file to the pipe for that reading, or put a \
+     file in the pipe's place, and reload again",
+    .0.display()
+)]
+pub struct PipeInUse(PathBuf);
 
 // === impl LoadConfig ===
 
@@ -57,20 +73,15 @@ impl LoadConfig {
         if self.attempts.len() >= MOST_READINGS {
             return Err(self.refusal());
         }
-        let hanging = files(&self.attempts);
-        let attempt = Arc::new(Attempt::default());
+        let hanging = self.attempts.iter().filter_map(Weak::upgrade);
+        let attempt = Arc::new(Attempt {
+            waited_for: hanging.filter_map(|it| *it.pipe.lock()).collect(),
+            ..Attempt::default()
+        });
         let weak = Arc::downgrade(&attempt);
         self.attempts.push(Weak::clone(&weak));
         let load = Arc::clone(&self.load);
-        let loading = tokio::task::spawn_blocking(move || match pipe_among(&hanging) {
-            None => load(&attempt),
-            // Each byte of a pipe goes to one reader, so both would read a part.
-            Some(pipe) => Err(format!(
-                "an earlier reading still waits for the pipe {}; write the file to the pipe for that \
-                 reading, or put a file in the pipe's place, and reload again",
-                pipe.display()
-            )),
-        });
+        let loading = tokio::task::spawn_blocking(move || load(&attempt));
         match tokio::time::timeout(LIMIT, loading).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(error)) => Err(error.to_string()),
@@ -103,8 +114,20 @@ impl fmt::Debug for LoadConfig {
 impl Attempt {
     /// Notes that a file, or one that it names, is read from now on. If the reading hangs, the
     /// message about that names this file.
-    pub fn now_reads(&self, file: &Path) {
+    ///
+    /// # Errors
+    /// If the file is a pipe for which an earlier attempt waits: each byte of a pipe goes to one
+    /// reader, so both would read a part, and a part can be a valid configuration.
+    pub fn now_reads(&self, file: &Path) -> Result<(), PipeInUse> {
         *self.file.lock() = Some(file.to_owned());
+        let found = fs::metadata(file).ok();
+        let pipe = found.filter(|found| found.file_type().is_fifo());
+        let pipe = pipe.map(|pipe| (pipe.dev(), pipe.ino()));
+        if pipe.is_some_and(|pipe| self.waited_for.contains(&pipe)) {
+            return Err(PipeInUse(file.to_owned()));
+        }
+        *self.pipe.lock() = pipe;
+        Ok(())
     }
 }
 
@@ -113,13 +136,6 @@ fn files(attempts: &[Weak<Attempt>]) -> Vec<PathBuf> {
     let attempts = attempts.iter().filter_map(Weak::upgrade);
     let files: BTreeSet<_> = attempts.filter_map(|it| it.file.lock().clone()).collect();
     files.into_iter().collect()
-}
-
-fn pipe_among(files: &[PathBuf]) -> Option<&PathBuf> {
-    files.iter().find(|file| {
-        let found = fs::metadata(file);
-        found.is_ok_and(|found| found.file_type().is_fifo())
-    })
 }
 
 #[cfg(test)]
@@ -153,7 +169,7 @@ mod tests {
             let (begun, hangs) = (Arc::clone(&begun), Arc::clone(&hangs));
             LoadConfig::new(move |attempt| {
                 let hangs = *hangs.lock();
-                attempt.now_reads(Path::new("a.yml"));
+                attempt.now_reads(Path::new("a.yml")).unwrap();
                 begun.fetch_add(1, Ordering::Relaxed);
                 if hangs {
                     comes.lock().recv().ok();
@@ -178,5 +194,28 @@ mod tests {
             tokio::task::yield_now().await;
         }
         drop(come);
+    }
+
+    #[test]
+    fn a_pipe_for_which_an_earlier_attempt_waits_is_not_read_but_another_one_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let (pipe, file) = (folder.path().join("pipe"), folder.path().join("file"));
+        let make = || rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU);
+        make().unwrap();
+        fs::write(&file, "").unwrap();
+        let earlier = Attempt::default();
+        earlier.now_reads(&file).unwrap();
+        assert_eq!(*earlier.pipe.lock(), None);
+        earlier.now_reads(&pipe).unwrap();
+        let later = Attempt {
+            waited_for: earlier.pipe.lock().iter().copied().collect(),
+            ..Attempt::default()
+        };
+        assert!(later.now_reads(&pipe).is_err());
+        later.now_reads(&file).unwrap();
+        // The old pipe is kept, so that the new one has another inode.
+        fs::rename(&pipe, folder.path().join("old")).unwrap();
+        make().unwrap();
+        later.now_reads(&pipe).unwrap();
     }
 }

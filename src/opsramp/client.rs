@@ -358,6 +358,14 @@ impl Client {
         }
     }
 
+    /// Hides the secrets that the client before this one has sent, too, in answers that repeat
+    /// them. One that was replaced is often valid for some time.
+    pub fn remember_secrets_of(&self, old: &Self) {
+        for secret in &*old.0.http.sent_secrets() {
+            self.0.http.note_sent(secret);
+        }
+    }
+
     /// Whether this client and the other one ask the same server.
     #[must_use]
     pub fn uses_same_server_as(&self, other: &AccountAllowances) -> bool {

@@ -633,6 +633,12 @@ impl Engine {
         self.limits.pages.has_missed()
     }
 
+    /// Whether a poll asks for this page only because an earlier poll missed it.
+    #[must_use]
+    pub fn is_retry(&self, page: u64) -> bool {
+        self.limits.pages.is_retry(page)
+    }
+
     /// Notes that a further page of a poll did not come, after the time `took`.
     pub fn page_failed(&mut self, page: u64, took: Duration, now: Instant) -> FailedPage {
         self.limits.pages.note_failed(page, took, now)
@@ -739,7 +745,7 @@ impl Engine {
         }
         let pages = &mut self.limits.pages;
         let (again, trial) = (
-            pages.begin_retry(next),
+            pages.begin_retry(next, now),
             pages.due_trial(next, news, interval, now),
         );
         let exists = |page: &u64| *page <= facts.pages();

@@ -273,6 +273,7 @@ impl Pollers {
                 client.take_over_allowances(allowances, |_| true);
             }
             if let Some(old) = &old {
+                client.remember_secrets_of(&old.client);
                 // The searches of the old client, and its request for a token, may take a while to
                 // end.
                 old.metrics.mark_replaced();

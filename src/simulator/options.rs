@@ -120,6 +120,8 @@ pub enum Oversized {
     Reject,
     /// The page shows nothing, although the answer counts the results.
     Blank,
+    /// The page shows nothing, and the answer counts nothing.
+    Empty,
 }
 
 /// What `sortName=ts` sorts by.

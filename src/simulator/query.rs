@@ -121,7 +121,7 @@ impl SearchParams {
         match options.oversized {
             _ if asked == 0 => Err(Refusal::InvalidPageSize),
             Oversized::Reject if asked > options.max_page_size => Err(Refusal::InvalidPageSize),
-            Oversized::Blank => Ok(asked),
+            Oversized::Blank | Oversized::Empty => Ok(asked),
             _ => Ok(asked.min(options.max_page_size.max(1))),
         }
     }

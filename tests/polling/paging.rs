@@ -358,30 +358,33 @@ async fn the_first_page_of_a_full_read_is_as_large_when_it_is_read_again() {
 /// Larger pages are first refused, and then empty.
 #[tokio::test(flavor = "multi_thread")]
 async fn larger_pages_that_show_nothing_are_not_asked_for() {
-    let options = simulator::Options {
-        max_page_size: 100,
-        oversized: Oversized::Blank,
-        ..world(300)
-    };
-    let simulator = start(options).await;
-    let refused = Fault::status(400);
-    simulator.inject(FaultRule::next(2, Endpoint::Search, refused));
-    let mut plan = plan(&simulator.url());
-    plan.searches[0].page_size = 500;
-    plan.searches[0].full_read_interval = Duration::from_secs(1);
-    let exporter = Exporter::start(plan).await;
-    exporter.wait_until_complete().await;
-    for opened in 1..4 {
-        let polls = exporter.polls();
-        eventually("polls try larger pages", || async {
-            exporter.polls() > polls + 12.0
-        })
-        .await;
-        simulator.open_many(DEMO_TENANT, 1).unwrap();
-        eventually("it is logged", || async {
-            exporter.count("opened").await == 300 + opened
-        })
-        .await;
+    for oversized in [Oversized::Blank, Oversized::Empty] {
+        let options = simulator::Options {
+            max_page_size: 100,
+            oversized,
+            ..world(300)
+        };
+        let simulator = start(options).await;
+        let refused = Fault::status(400);
+        simulator.inject(FaultRule::next(2, Endpoint::Search, refused));
+        let mut plan = plan(&simulator.url());
+        plan.searches[0].page_size = 500;
+        plan.searches[0].full_read_interval = Duration::from_secs(1);
+        let exporter = Exporter::start(plan).await;
+        exporter.wait_until_complete().await;
+        for opened in 1..4 {
+            let polls = exporter.polls();
+            eventually("polls try larger pages", || async {
+                exporter.polls() > polls + 12.0
+            })
+            .await;
+            simulator.open_many(DEMO_TENANT, 1).unwrap();
+            eventually("it is logged", || async {
+                exporter.count("opened").await == 300 + opened
+            })
+            .await;
+        }
+        assert_eq!(exporter.count("left").await, 0);
     }
 }
 

@@ -14,6 +14,8 @@ pub(super) const TRY_AGAIN: Duration = Duration::from_secs(5 * 60);
 /// A refused page is left alone for this many times as long as it took to fail, so that a page
 /// that hangs does not make each poll late.
 const PAUSE_FACTOR: u32 = 10;
+/// Number of failed retries in a row after which the rest of the missed places is given up.
+const MAX_FAILED_RETRIES: u32 = 3;
 /// Upper bound of the time counted for one trial, because the measured time includes waiting for
 /// the allowance.
 const MAX_TOOK: Duration = Duration::from_secs(60);
@@ -50,6 +52,10 @@ struct Missed {
     to: u64,
     /// The last retry by the poll under way, or by the last poll.
     retry: Option<Retry>,
+    /// The number of retries in a row that have failed.
+    failures: u32,
+    /// When the next retry may begin. Without it, a page that hangs would make each poll late.
+    not_before: Option<Instant>,
 }
 
 /// A retry of missed places, by a poll at its end.
@@ -128,6 +134,8 @@ impl OutOfSight {
             from: earlier.map_or(from, |missed| from.min(missed.from)),
             to: earlier.map_or(to, |missed| to.max(missed.to)),
             retry: None,
+            failures: earlier.map_or(0, |missed| missed.failures),
+            not_before: earlier.and_then(|missed| missed.not_before),
         });
     }
 
@@ -159,13 +167,16 @@ impl OutOfSight {
         // If a retried page is larger than before, it may lie behind the missed places. Most likely
         // it would do so the next time, too, so these places are given up.
         let shows_first = |missed: Missed| page_at(missed.from, size) == page;
+        if let Some(missed) = self.missed.as_mut().filter(|_| is_retry) {
+            missed.failures = 0;
+        }
         if is_retry || self.missed.is_some_and(shows_first) {
             self.pass_missed(page);
         }
     }
 
     /// Whether a poll asks for this page only because it was missed.
-    fn is_retry(&self, page: u64) -> bool {
+    pub(super) fn is_retry(&self, page: u64) -> bool {
         let retry = self.missed.and_then(|missed| missed.retry);
         retry.is_some_and(|retry| retry.page == page)
     }
@@ -221,6 +232,13 @@ impl OutOfSight {
     fn trial_failed(&mut self, page: u64, took: Duration, now: Instant) {
         if self.is_retry(page) {
             self.pass_missed(page);
+            if let Some(missed) = &mut self.missed {
+                missed.failures += 1;
+                missed.not_before = Some(now + took.min(MAX_TOOK) * PAUSE_FACTOR);
+            }
+            self.missed = self
+                .missed
+                .filter(|missed| missed.failures < MAX_FAILED_RETRIES);
         }
         let is_refused = self.is_refused(page);
         if let Some(refused) = self.refused.as_mut().filter(|_| is_refused) {
@@ -231,9 +249,12 @@ impl OutOfSight {
     /// Begins the one retry of the first missed places, by a poll that would end before `next`.
     /// Returns the page to ask for. If pages are smaller now, those behind it follow, as far as the
     /// missed page reached.
-    pub(super) fn begin_retry(&mut self, next: u64) -> Option<u64> {
+    pub(super) fn begin_retry(&mut self, next: u64, now: Instant) -> Option<u64> {
         let size = self.size;
         let missed = self.missed.as_mut()?;
+        if missed.not_before.is_some_and(|time| now < time) {
+            return None;
+        }
         let from = missed.from;
         let page = page_at(from, size);
         if page < next {
@@ -304,10 +325,30 @@ mod tests {
         pages.note_page(&facts(1, 500));
         pages.note_missed(2);
         pages.note_page(&facts(1, 500));
-        assert_eq!(pages.begin_retry(2), Some(2));
+        assert_eq!(pages.begin_retry(2, Instant::now()), Some(2));
         pages.note_page(&facts(2, 100));
         assert!(pages.has_missed());
         pages.note_page(&facts(1, 500));
+        assert!(!pages.has_missed());
+    }
+
+    #[test]
+    fn retries_that_fail_late_pause_and_are_given_up_after_a_few() {
+        let took = Duration::from_secs(3);
+        let mut now = Instant::now();
+        let mut pages = OutOfSight::default();
+        pages.note_page(&facts(1, 500));
+        pages.note_missed(2);
+        for number in 0..MAX_FAILED_RETRIES {
+            // A page of 500 is ten of 50.
+            pages.note_page(&facts(1, 50));
+            let page = 11 + u64::from(number);
+            assert_eq!(pages.begin_retry(2, now), Some(page));
+            assert_eq!(pages.note_failed(page, took, now), FailedPage::Trial);
+            pages.note_page(&facts(1, 50));
+            assert_eq!(pages.begin_retry(2, now + took * 9), None);
+            now += took * PAUSE_FACTOR;
+        }
         assert!(!pages.has_missed());
     }
 

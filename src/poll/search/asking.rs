@@ -136,7 +136,10 @@ impl Running {
         let less = self.paging.below_trial(request)?;
         let page = answer.page(request.page, false).ok()?;
         let facts = Facts::of(request, &page);
-        if facts.is_hollow_first_page() {
+        // If the result counts nothing and alerts are known to be open, the usual paging decides
+        // whether they have left.
+        let is_doubtful = facts.shown == 0 && self.engine.tracker().open_count() > 0;
+        if facts.is_hollow_first_page() || is_doubtful {
             return Some(EmptyTrial::Failed { less });
         }
         (facts.shown == 0).then_some(EmptyTrial::ProvesNothing)

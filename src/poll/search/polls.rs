@@ -147,6 +147,11 @@ impl Running {
             self.engine.page_missed(page);
             return false;
         };
+        if matches!(error, opsramp::Error::Throttled { .. }) && self.engine.is_retry(page) {
+            // This says nothing about the page, so the next poll tries it again.
+            self.engine.page_missed(page);
+            return true;
+        }
         if self.engine.page_failed(page, took, Instant::now()) == FailedPage::Trial {
             return true;
         }

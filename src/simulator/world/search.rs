@@ -63,9 +63,10 @@ impl World {
             (slots, all.len())
         };
         let is_oversized = params.page_size > self.options.max_page_size;
-        let slots = match self.options.oversized {
-            Oversized::Blank if is_oversized => Vec::new(),
-            _ => slots,
+        let (slots, total) = match self.options.oversized {
+            Oversized::Blank if is_oversized => (Vec::new(), total),
+            Oversized::Empty if is_oversized => (Vec::new(), 0),
+            _ => (slots, total),
         };
         let last_page = total.div_ceil(params.page_size).max(1);
         if self.options.repeats_last_page && params.page_no > last_page {

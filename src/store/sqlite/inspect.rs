@@ -12,6 +12,7 @@ use std::{
 };
 
 use rustix::fs::{FlockOperation, flock};
+use tracing::subscriber::NoSubscriber;
 
 use super::{
     journal::Journal,
@@ -83,7 +84,8 @@ fn look(path: &Path) -> Result<Inspection, String> {
     let has_log = with_suffix(&path, "-wal")
         .metadata()
         .is_ok_and(|log| log.len() > 0);
-    if header.is_empty() || (has_log && number(&header, 68) == Some(0)) {
+    // SQLite takes a file of one byte for an empty one, too.
+    if header.len() <= 1 || (has_log && number(&header, 68) == Some(0)) {
         return Ok(Inspection::Ready { folder, size });
     }
     if !header.starts_with(MAGIC) {
@@ -98,7 +100,10 @@ fn look(path: &Path) -> Result<Inspection, String> {
         // While a log holds changes, the file alone need not be whole.
         Version::of(application, version).migrations_done()?;
     } else {
-        read_as_start(&path, |connection| Journal::load(connection, u64::MAX))?;
+        // A start would log what it does about sinks. Here, nothing is done.
+        tracing::subscriber::with_default(NoSubscriber::default(), || {
+            read_as_start(&path, |connection| Journal::load(connection, u64::MAX))
+        })?;
     }
     Ok(Inspection::Ready { folder, size })
 }
