@@ -3,7 +3,7 @@
 //!
 //! A usual reader of SQLite leaves files behind, which would belong to the user that checks, not
 //! to the user that runs the exporter. So SQLite is told that the file does not change, and reads
-//! only its schema.
+//! what a start reads.
 
 use std::{
     fs::{File, OpenOptions},
