@@ -28,6 +28,9 @@ struct Search {
     labels: Labels,
     status: Option<Arc<SearchStatus>>,
     cells: Option<Arc<SearchCells>>,
+    /// The failed polls by their reasons, read before the status: a failure that is counted shows in
+    /// `opsramp_up`, too.
+    failures: Vec<(&'static str, u64)>,
 }
 
 #[derive(Debug)]
@@ -71,10 +74,12 @@ pub(super) fn render(metrics: &Metrics, now: Timestamp, size_hint: usize) -> Str
 }
 
 fn searches(metrics: &Metrics, tenants: &mut TenantNames) -> Vec<Search> {
-    type Parts = (Option<Arc<SearchStatus>>, Option<Arc<SearchCells>>);
-    let mut parts: BTreeMap<SearchKey, Parts> = BTreeMap::new();
+    type Counted = (Arc<SearchCells>, Vec<(&'static str, u64)>);
+    let mut parts: BTreeMap<SearchKey, (Option<Arc<SearchStatus>>, Option<Counted>)> =
+        BTreeMap::new();
     for (key, cells) in &*metrics.0.searches.read() {
-        parts.entry(key.clone()).or_default().1 = Some(Arc::clone(cells));
+        let failures = cells.failures.get().collect();
+        parts.entry(key.clone()).or_default().1 = Some((Arc::clone(cells), failures));
     }
     for status in metrics.0.board.searches() {
         let entry = parts.entry(status.key.clone()).or_default();
@@ -82,7 +87,8 @@ fn searches(metrics: &Metrics, tenants: &mut TenantNames) -> Vec<Search> {
     }
     parts
         .into_iter()
-        .map(|(key, (status, cells))| {
+        .map(|(key, (status, counted))| {
+            let (cells, failures) = counted.unzip();
             let tenant = tenants.name(&key.account, &key.tenant);
             let labels = Labels::new([
                 ("account", &*key.account),
@@ -93,6 +99,7 @@ fn searches(metrics: &Metrics, tenants: &mut TenantNames) -> Vec<Search> {
                 labels,
                 status,
                 cells,
+                failures: failures.unwrap_or_default(),
             }
         })
         .collect()
@@ -203,9 +210,9 @@ fn write_polls(exposition: &mut Exposition, searches: &[Search]) {
         samples.put(labels, cells.polls.get());
     }
     let mut samples = exposition.family(&catalog::POLL_FAILURES);
-    for (labels, cells) in cells() {
-        for (reason, count) in cells.failures.get() {
-            samples.put(&labels.with("reason", reason), count);
+    for search in searches {
+        for (reason, count) in &search.failures {
+            samples.put(&search.labels.with("reason", reason), count);
         }
     }
     let mut samples = exposition.family(&catalog::POLL_DURATION);
