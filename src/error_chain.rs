@@ -1,6 +1,6 @@
 //! Errors as people read them.
 
-use std::error::Error;
+use std::{error::Error, io};
 
 use crate::excerpt::truncate;
 
@@ -24,10 +24,19 @@ pub(crate) fn chain(error: &dyn Error) -> String {
     truncate(text, MAX).into_owned()
 }
 
+/// The TLS error among an error and its causes, if there is one.
+pub(crate) fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    // The source of an I/O error is not the error within it but that error's source.
+    let within = error
+        .downcast_ref::<io::Error>()
+        .and_then(io::Error::get_ref);
+    let within = within.map(|error| error as &(dyn Error + 'static));
+    let found = error.downcast_ref::<rustls::Error>();
+    found.or_else(|| within.or_else(|| error.source()).and_then(tls_error))
+}
+
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use super::*;
 
     #[derive(Debug, thiserror::Error)]

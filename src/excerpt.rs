@@ -46,8 +46,8 @@ impl Secrets {
     /// Takes the values of headers, or other secrets. In `Bearer …` and the like, the part after
     /// the scheme is a secret by itself. In `Basic …`, so are the decoded pair and the password in
     /// it.
-    pub(crate) fn of(values: Vec<Secret>) -> Self {
-        let mut secrets = values;
+    pub(crate) fn of(values: &[Secret]) -> Self {
+        let mut secrets = values.to_vec();
         let parts: Vec<_> = secrets.iter().flat_map(secret_parts).collect();
         secrets.extend(parts);
         secrets.retain(|secret| !secret.expose().trim().is_empty());
@@ -302,7 +302,7 @@ mod tests {
     use super::*;
 
     fn secrets(values: &[&str]) -> Secrets {
-        Secrets::of(values.iter().copied().map(Secret::new).collect())
+        Secrets::of(&values.iter().copied().map(Secret::new).collect::<Vec<_>>())
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The command `healthcheck`: asks the exporter that runs on this machine whether it works. The
 //! container image has no shell and no curl, so it asks with the one program that it holds.
 
-use std::{io, slice, time::Duration};
+use std::{slice, time::Duration};
 
 use anyhow::{Context as _, anyhow, bail};
 use reqwest::{StatusCode, Url};
@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::{
     cli::Healthcheck,
     config::{ConfigError, ListenAddress, Web, WebFile},
+    error_chain::tls_error,
     http_client, logging, reading,
 };
 
@@ -187,17 +188,6 @@ fn verdict(
 fn wants_certificate(error: &reqwest::Error) -> bool {
     let refusal = rustls::Error::AlertReceived(rustls::AlertDescription::CertificateRequired);
     tls_error(error) == Some(&refusal)
-}
-
-/// The TLS error among an error and its causes, if there is one.
-fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
-    // The source of an I/O error is not the error within it but that error's source.
-    let within = error
-        .downcast_ref::<io::Error>()
-        .and_then(io::Error::get_ref);
-    let within = within.map(|error| error as &(dyn std::error::Error + 'static));
-    let found = error.downcast_ref::<rustls::Error>();
-    found.or_else(|| within.or_else(|| error.source()).and_then(tls_error))
 }
 
 /// Parses an address that the user named; its path may be left out.

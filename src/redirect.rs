@@ -34,7 +34,7 @@ mod tests {
 
     #[test]
     fn neither_a_secret_nor_a_long_name_is_shown_of_a_redirects_host() {
-        let secrets = Secrets::of(vec![Secret::new("Bearer Zq7wRt93kLmXvB2")]);
+        let secrets = Secrets::of(&[Secret::new("Bearer Zq7wRt93kLmXvB2")]);
         for location in [
             "http://Zq7wRt93kLmXvB2.example/",
             "http://%5Aq7wRt93kLmXvB2/",

@@ -149,9 +149,8 @@ async fn read(
         let client = match client {
             Ok(client) => client,
             Err(error) => {
-                outcome.tenants += known;
                 // The error names the account.
-                outcome.fail(known, &chain(&error));
+                outcome.fail_unasked(known, &chain(&error));
                 continue;
             }
         };
@@ -257,10 +256,9 @@ impl Outcome {
         } = poll::look_up(client, ids.collect()).await;
         let of = format!("account {}", plain(account));
         for (partner, error) in failed {
-            self.tenants += 1;
             let partner = plain(&partner);
             let why = error.chain();
-            self.fail(
+            self.fail_unasked(
                 1,
                 &format!("{of}, clients of {partner} cannot be looked up: {why}"),
             );
@@ -273,8 +271,7 @@ impl Outcome {
             if are_all_found {
                 self.told.push_str(&message(why));
             } else {
-                self.tenants += clients;
-                self.fail(clients, why);
+                self.fail_unasked(clients, why);
             }
         };
         for (partner, more) in short {
@@ -297,6 +294,12 @@ impl Outcome {
             Ok(Some(lack)) => self.told.push_str(&message(&format!("{of}: {lack}"))),
             Err(error) => self.fail(1, &format!("{of}: {}", error.chain())),
         }
+    }
+
+    /// Notes that so many tenants could not even be asked.
+    fn fail_unasked(&mut self, tenants: usize, why: &str) {
+        self.tenants += tenants;
+        self.fail(tenants, why);
     }
 
     /// Notes that so many tenants could not be read.

@@ -294,24 +294,31 @@ async fn a_proxy_of_the_environment_is_named_where_it_fails_and_a_star_switches_
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn search_asks_the_tenants_that_a_search_names_and_counts_them_together() {
-    let tenant = |id: &str, alerts| TenantOptions {
-        id: id.to_owned(),
-        alerts,
+/// Starts a simulator in which nothing changes, with these tenants: id, partner, number of alerts.
+async fn simulator_of(tenants: &[(&str, Option<&str>, usize)]) -> Simulator {
+    let tenant = |(id, partner, alerts): &(&str, Option<&str>, usize)| TenantOptions {
+        id: (*id).to_owned(),
+        partner: partner.map(str::to_owned),
+        alerts: *alerts,
         ..TenantOptions::default()
     };
     let options = Options {
         life: None,
         allowance: Allowance::unlimited(),
-        tenants: vec![
-            tenant("client_1", 5),
-            tenant("client_2", 7),
-            tenant("client_3", 11),
-        ],
+        tenants: tenants.iter().map(tenant).collect(),
         ..Options::default()
     };
-    let simulator = Simulator::start(options, "127.0.0.1:0").await.unwrap();
+    Simulator::start(options, "127.0.0.1:0").await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn search_asks_the_tenants_that_a_search_names_and_counts_them_together() {
+    let simulator = simulator_of(&[
+        ("client_1", None, 5),
+        ("client_2", None, 7),
+        ("client_3", None, 11),
+    ])
+    .await;
     let folder = tempfile::tempdir().unwrap();
     let config = "searches:
   - { name: first, tenants: [client_1] }
@@ -364,24 +371,13 @@ async fn search_asks_the_tenants_that_a_search_names_and_counts_them_together() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn search_asks_the_clients_of_a_partner_and_names_a_partner_whose_look_up_fails() {
-    let tenant = |id: &str, partner: Option<&str>, alerts| TenantOptions {
-        id: id.to_owned(),
-        partner: partner.map(str::to_owned),
-        alerts,
-        ..TenantOptions::default()
-    };
-    let options = Options {
-        life: None,
-        allowance: Allowance::unlimited(),
-        tenants: vec![
-            tenant("msp_1", None, 0),
-            tenant("client_1", Some("msp_1"), 5),
-            tenant("client_2", Some("msp_1"), 7),
-            tenant("msp_2", None, 0),
-        ],
-        ..Options::default()
-    };
-    let simulator = Simulator::start(options, "127.0.0.1:0").await.unwrap();
+    let simulator = simulator_of(&[
+        ("msp_1", None, 0),
+        ("client_1", Some("msp_1"), 5),
+        ("client_2", Some("msp_1"), 7),
+        ("msp_2", None, 0),
+    ])
+    .await;
     let folder = tempfile::tempdir().unwrap();
     let config = "accounts: [{ discover_clients: true }]
 searches: [{ name: all }, { name: one, tenants: [client_2] }, { name: none, tenants: [client_3] }]

@@ -479,7 +479,7 @@ impl Client {
             self.0.observer.rate_limit(tenant, seen);
         }
         let sent_secrets = || self.0.http.sent_secrets();
-        let secrets = || Secrets::of(sent_secrets().to_vec());
+        let secrets = || Secrets::of(&sent_secrets());
         let shown = || secrets().excerpt(&body);
         match status.as_u16() {
             200..=299 => {

@@ -251,7 +251,7 @@ impl Answer {
     }
 
     fn secrets(&self) -> Secrets {
-        Secrets::of(self.sent_secrets.to_vec())
+        Secrets::of(&self.sent_secrets)
     }
 }
 

@@ -7,7 +7,6 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Chain;
 use memchr::memmem;
 use rustls::{
     InconsistentKeys,
@@ -18,7 +17,7 @@ use tokio::time::Instant;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{Options, TlsOptions};
-use crate::reading;
+use crate::{error_chain::tls_error, reading};
 
 /// The options that name the files, for messages.
 const CA_FILE: &str = "tls.ca_file";
@@ -210,7 +209,7 @@ fn http_client(options: &Options, files: TlsFiles) -> Result<reqwest::Client, Bu
 /// Whether the key and the certificate do not belong together.
 fn is_of_other_key(error: &reqwest::Error) -> bool {
     let mismatch = rustls::Error::InconsistentKeys(InconsistentKeys::KeyMismatch);
-    Chain::new(error).any(|cause| cause.downcast_ref() == Some(&mismatch))
+    tls_error(error) == Some(&mismatch)
 }
 
 /// Checks whether a client can be made of the files that can be read here. A file that only the
@@ -314,14 +313,18 @@ mod tests {
     use super::*;
     use crate::secret::{Secret, SecretSource};
 
-    #[test]
-    fn what_the_files_have_to_be_is_told_where_they_are_something_else() {
-        let mut options = Options::new(
+    fn options() -> Options {
+        Options::new(
             "acme".into(),
             "https://api.example".to_owned(),
             SecretSource::Value(Secret::new("key")),
             SecretSource::Value(Secret::new("secret")),
-        );
+        )
+    }
+
+    #[test]
+    fn what_the_files_have_to_be_is_told_where_they_are_something_else() {
+        let mut options = options();
         let key = rcgen::KeyPair::generate().unwrap();
         let params = rcgen::CertificateParams::new(["api.example".to_owned()]).unwrap();
         let certificate = params.self_signed(&key).unwrap();
@@ -350,12 +353,7 @@ mod tests {
 
     #[test]
     fn a_key_of_another_certificate_is_told_as_that() {
-        let mut options = Options::new(
-            "acme".into(),
-            "https://api.example".to_owned(),
-            SecretSource::Value(Secret::new("key")),
-            SecretSource::Value(Secret::new("secret")),
-        );
+        let mut options = options();
         options.tls.cert_file = Some("our.crt".into());
         options.tls.key_file = Some("our.key".into());
         let key = || rcgen::KeyPair::generate().unwrap();

@@ -159,13 +159,13 @@ impl TokenEndpoint {
         };
         Http::report_server_time(&headers, &*self.observer);
         let code = status.as_u16();
-        let secrets = || Secrets::of(self.http.sent_secrets().to_vec());
+        let secrets = || Secrets::of(&self.http.sent_secrets());
         let shown = || secrets().excerpt(&body);
         let result = match code {
             200..=299 => read_token(code, &body).map(|(token, life, scope)| {
                 // The scope is shown, and the server may write anything there.
                 let secrets = [slice::from_ref(&token), &*self.http.sent_secrets()].concat();
-                let secrets = Secrets::of(secrets);
+                let secrets = Secrets::of(&secrets);
                 let scope = scope.map(|scope| secrets.excerpt(scope.as_bytes()));
                 (token, life, scope)
             }),

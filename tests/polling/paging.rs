@@ -113,6 +113,17 @@ async fn a_departure_is_noticed_where_questions_by_id_fail_for_good() {
     futures_util::future::join_all(noticed).await;
 }
 
+/// Ends the outage once the third page was refused several times. The full read goes on there.
+async fn goes_on_at_the_refused_page(simulator: &Simulator, exporter: &Exporter) {
+    eventually("a page is refused four times", || async {
+        pages_asked(simulator, 3) >= 4
+    })
+    .await;
+    simulator.clear_faults();
+    exporter.wait_until_complete().await;
+    assert_eq!(pages_asked(simulator, 2), 1);
+}
+
 /// An outage during a full read says nothing about a page: the read goes on where it was.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_is_not_taken_for_the_end_of_what_the_server_shows() {
@@ -123,13 +134,7 @@ async fn an_outage_is_not_taken_for_the_end_of_what_the_server_shows() {
         ..FaultRule::always(not_found).at(Endpoint::Search)
     });
     let exporter = Exporter::start(plan(&simulator.url())).await;
-    eventually("a page is refused four times", || async {
-        pages_asked(&simulator, 3) >= 4
-    })
-    .await;
-    simulator.clear_faults();
-    exporter.wait_until_complete().await;
-    assert_eq!(pages_asked(&simulator, 2), 1);
+    goes_on_at_the_refused_page(&simulator, &exporter).await;
 }
 
 /// Polls ask for less meanwhile, but are not answered. So nobody knows whether less would do.
@@ -154,13 +159,7 @@ async fn a_full_read_does_not_begin_anew_because_polls_ask_for_less_in_vain() {
     let mut plan = plan(&simulator.url());
     plan.searches[0].page_size = 200;
     let exporter = Exporter::start(plan).await;
-    eventually("a page is refused four times", || async {
-        pages_asked(&simulator, 3) >= 4
-    })
-    .await;
-    simulator.clear_faults();
-    exporter.wait_until_complete().await;
-    assert_eq!(pages_asked(&simulator, 2), 1);
+    goes_on_at_the_refused_page(&simulator, &exporter).await;
 }
 
 /// A poll asks for less in vain and then fails otherwise, so that polls go on asking for less. The

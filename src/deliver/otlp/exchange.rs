@@ -213,7 +213,7 @@ impl Receiver {
             headers.insert(name, value);
             secrets.push(secret);
         }
-        Ok((headers, Secrets::of(secrets)))
+        Ok((headers, Secrets::of(&secrets)))
     }
 
     async fn read_sources(&self) -> Result<Vec<(HeaderName, Secret)>, Error> {

@@ -24,11 +24,11 @@ pub(super) struct Paging {
 /// A poll's trial of another paging than the usual one whose answer shows no alert.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum EmptyTrial {
-    /// The result counts alerts. Only another request, with the paging `less`, can tell whether
-    /// the paging is why none is shown.
+    /// The result counts alerts, or alerts are known to be open. Only another request, with the
+    /// paging `less`, can tell whether the paging is why none is shown.
     Failed { less: Paging },
-    /// The result counts no alerts, so the answer does not tell whether this paging works. The
-    /// usual paging stays.
+    /// The result counts no alerts, and none are known to be open. So the answer does not tell
+    /// whether this paging works, and the usual paging stays.
     ProvesNothing,
 }
 
@@ -147,12 +147,12 @@ impl Running {
 
     /// Notes that a poll has learned from the answer to this request.
     pub(super) fn page_came(&mut self, request: &SearchRequest) {
-        let Paging { page_size, sorted } = Paging::of(request);
-        if self.paging.note_answered(Paging::of(request)) {
+        let paging = Paging::of(request);
+        if self.paging.note_answered(paging) {
             tracing::info!(
                 search = %self.search.key,
-                page_size,
-                sorted,
+                page_size = paging.page_size,
+                sorted = paging.sorted,
                 "the server accepts more of the search's paging again; asking for more"
             );
         }

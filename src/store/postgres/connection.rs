@@ -509,7 +509,7 @@ fn secrets_of(server: &Config) -> Secrets {
     // If the password is also a name, hiding it in the place of the name would only reveal it.
     let is_name = [server.get_user(), server.get_dbname()].contains(&Some(&password));
     let password = (!is_name).then(|| Secret::new(password));
-    Secrets::of(password.into_iter().collect())
+    Secrets::of(password.as_slice())
 }
 
 fn patience_of(server: &Config) -> Duration {

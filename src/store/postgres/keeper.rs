@@ -134,16 +134,16 @@ pub(super) async fn keep(shared: &Shared) {
         // takes long if the server is slow, if commits have all connections, or if somebody has
         // locked a table that only the look reads.
         let pause = wait(shared, pause_after(failed, every));
-        let ((), mut looked) = beside(&mut look, Duration::ZERO, pause).await;
+        let ((), early) = beside(&mut look, Duration::ZERO, pause).await;
         look.get_or_insert_with(|| Box::pin(timeout(ALTOGETHER, share_out(shared, patience))));
         let renewal = timeout(shared.lease.max(patience), renew(shared, patience));
-        let (renewed, ended) = beside(&mut look, every / WAKE_PAUSE_DIVISOR, renewal).await;
-        looked = ended.or(looked);
+        let (renewed, late) = beside(&mut look, every / WAKE_PAUSE_DIVISOR, renewal).await;
         let flat = |done: Result<Result<(), Failure>, _>| done.unwrap_or(Err(Failure::Timeout));
         let mut kept = flat(renewed);
         failed = if kept.is_err() { failed + 1 } else { 0 };
         // A look that has found no free connection says nothing of the database.
-        let looked = looked
+        let looked = late
+            .or(early)
             .map(flat)
             .filter(|looked| !matches!(looked, Err(Failure::Busy)));
         let is_looked = looked.is_some();

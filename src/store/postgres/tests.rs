@@ -51,6 +51,14 @@ fn shared(store: &Store) -> &Shared {
     }
 }
 
+/// Starts a proxy before the server. Returns the proxy, and this URL of the server by way of it.
+async fn behind_proxy(url: &str) -> (proxy::Proxy, String) {
+    let server = format!("127.0.0.1:{}", server::shared().port());
+    let proxy = proxy::Proxy::start(server.parse().unwrap()).await;
+    let by_proxy = url.replace(&server, &proxy.address.to_string());
+    (proxy, by_proxy)
+}
+
 /// A store that behaves like one whose process is stopped: it renews nothing.
 async fn stalled(url: &str, lease: Duration) -> Store {
     let store = open(url, "stalled", lease).await;

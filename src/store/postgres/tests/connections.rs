@@ -366,10 +366,7 @@ async fn what_another_transaction_gets_in_the_way_of_is_done_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connections_that_are_silent_cost_no_lease_while_new_ones_answer() {
-    let server = format!("127.0.0.1:{}", server::shared().port());
-    let proxy = proxy::Proxy::start(server.parse().unwrap()).await;
-    let url = server::shared().fresh();
-    let url = url.replace(&server, &proxy.address.to_string());
+    let (proxy, url) = behind_proxy(&server::shared().fresh()).await;
     let lease = Duration::from_secs(10);
     let store = open(&url, "node", lease).await;
     let held = store.take_up(&a_search(), second(1)).await.unwrap().held;

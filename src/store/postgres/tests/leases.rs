@@ -226,10 +226,8 @@ async fn what_waits_for_another_sink_leaves_nothing_unclear_for_one_that_has_all
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_commit_that_fails_before_it_is_sent_has_done_nothing_and_costs_no_lease() {
-    let server = format!("127.0.0.1:{}", server::shared().port());
-    let proxy = proxy::Proxy::start(server.parse().unwrap()).await;
     let url = server::shared().fresh();
-    let by_proxy = url.replace(&server, &proxy.address.to_string());
+    let (proxy, by_proxy) = behind_proxy(&url).await;
     let store = stalled(&by_proxy, LEASE * 2).await;
     store.set_sinks(names(&["s"])).await.unwrap();
     let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
@@ -259,10 +257,8 @@ async fn a_commit_that_fails_before_it_is_sent_has_done_nothing_and_costs_no_lea
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_may_have_been_committed_is_not_told_as_nothing() {
-    let server = format!("127.0.0.1:{}", server::shared().port());
-    let proxy = proxy::Proxy::start(server.parse().unwrap()).await;
     let url = server::shared().fresh();
-    let by_proxy = url.replace(&server, &proxy.address.to_string());
+    let (proxy, by_proxy) = behind_proxy(&url).await;
     let store = stalled(&by_proxy, LEASE).await;
     store.set_sinks(names(&["s"])).await.unwrap();
     let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
@@ -375,10 +371,8 @@ async fn a_lease_whose_taking_was_given_up_is_given_back_at_the_end() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_is_not_told_as_nothing_while_the_database_is_out_of_reach() {
-    let server = format!("127.0.0.1:{}", server::shared().port());
-    let proxy = proxy::Proxy::start(server.parse().unwrap()).await;
     let url = server::shared().fresh();
-    let by_proxy = url.replace(&server, &proxy.address.to_string());
+    let (proxy, by_proxy) = behind_proxy(&url).await;
     let lease = Duration::from_secs(2);
     let store = open(&by_proxy, "node", lease).await;
     store.share_out(vec![a_search()]);
@@ -632,6 +626,16 @@ async fn a_commit_waits_for_a_locked_row_for_a_moment_and_says_who_has_it() {
     assert_eq!(told(&batch), [1, 2]);
 }
 
+/// Takes up so many searches, whose names begin with `name` and a blank.
+async fn take_up_many(store: &Store, name: &str, count: usize) -> Vec<Held> {
+    let mut held = Vec::new();
+    for number in 0..count {
+        let search = key("acme", "client_1", &format!("{name} {number}"));
+        held.push(store.take_up(&search, second(1)).await.unwrap().held);
+    }
+    held
+}
+
 /// Returns a search that is held, and a connection that keeps a table locked.
 async fn held_and_table_locked(store: &Store, table: &str) -> (Held, Session) {
     store.set_sinks(names(&["s"])).await.unwrap();
@@ -765,11 +769,7 @@ async fn commits_that_wait_for_locked_rows_leave_connections_to_others() {
     let store = stalled(&url, LEASE).await;
     store.set_sinks(names(&["s"])).await.unwrap();
     let other = store.take_up(&a_search(), second(1)).await.unwrap().held;
-    let mut locked = Vec::new();
-    for number in 0..LOCKED {
-        let search = key("acme", "client_1", &format!("locked {number}"));
-        locked.push(store.take_up(&search, second(1)).await.unwrap().held);
-    }
+    let locked = take_up_many(&store, "locked", LOCKED).await;
     let mut lock = shared(&store).pool.session().await.unwrap();
     let those = "BEGIN; SELECT FROM search WHERE name LIKE 'locked %' FOR UPDATE";
     lock.batch(those).await.unwrap();
@@ -805,11 +805,7 @@ async fn commits_that_wait_for_a_locked_table_leave_connections_to_the_look_at_t
     let lease = Duration::from_secs(4);
     let store = open(&url, "node", lease).await;
     store.set_sinks(names(&["s"])).await.unwrap();
-    let mut held = Vec::new();
-    for number in 0..SEARCHES {
-        let search = key("acme", "client_1", &format!("search {number}"));
-        held.push(store.take_up(&search, second(1)).await.unwrap().held);
-    }
+    let held = take_up_many(&store, "search", SEARCHES).await;
     let mut lock = shared(&store).pool.session().await.unwrap();
     // As while an index is built: the table can be read.
     let locks = "BEGIN; LOCK TABLE journal IN SHARE MODE";

@@ -247,9 +247,7 @@ async fn sinks_hear_of_it_when_what_waits_is_lost() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sinks_whose_change_was_not_answered_are_those_that_were() {
     let url = server::shared().fresh();
-    let server = format!("127.0.0.1:{}", server::shared().port());
-    let proxy = proxy::Proxy::start(server.parse().unwrap()).await;
-    let by_proxy = url.replace(&server, &proxy.address.to_string());
+    let (proxy, by_proxy) = behind_proxy(&url).await;
     let store = open(&by_proxy, "node", Duration::from_secs(4)).await;
     store.set_sinks(names(&["s", "t"])).await.unwrap();
     let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
@@ -297,9 +295,7 @@ async fn a_change_that_was_not_answered_costs_no_other_replicas_sink_what_waits_
     other.set_sinks(names(&["s", "extra"])).await.unwrap();
     let held = other.take_up(&a_search(), second(1)).await.unwrap().held;
     other.commit(held, events(1..3), second(2)).await.unwrap();
-    let server = format!("127.0.0.1:{}", server::shared().port());
-    let proxy = proxy::Proxy::start(server.parse().unwrap()).await;
-    let by_proxy = url.replace(&server, &proxy.address.to_string());
+    let (proxy, by_proxy) = behind_proxy(&url).await;
     let store = open(&by_proxy, "node", Duration::from_secs(4)).await;
     store.set_sinks(names(&["s"])).await.unwrap();
     other.close().await;
