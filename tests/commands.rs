@@ -154,23 +154,31 @@ async fn search_ends_where_the_server_repeats_its_last_page_for_ever() {
 /// Starts an OpsRamp that gives every search the same answer, whatever is asked for. Returns its
 /// URL, and how often it was searched.
 async fn stubborn(answer: Value) -> (String, Arc<AtomicUsize>) {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("http://{}", listener.local_addr().unwrap());
     let searches = Arc::new(AtomicUsize::new(0));
     let counter = Arc::clone(&searches);
-    let reply = move |uri: http::Uri| {
-        let token = uri.path().ends_with("/token");
-        counter.fetch_add(usize::from(!token), Ordering::Relaxed);
-        let answer = if token {
+    let answer = move |_: &str| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        answer.clone()
+    };
+    (opsramp(answer).await, searches)
+}
+
+/// Starts an OpsRamp that grants tokens, and answers with what `answer` returns for a path. Returns
+/// its URL.
+async fn opsramp(answer: impl Fn(&str) -> Value + Clone + Send + Sync + 'static) -> String {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let reply = async move |uri: http::Uri| {
+        let answer = if uri.path().ends_with("/token") {
             serde_json::json!({"access_token": "t", "expires_in": 7200})
         } else {
-            answer.clone()
+            answer(uri.path())
         };
-        async move { answer.to_string() }
+        answer.to_string()
     };
     let router = axum::Router::new().fallback(reply);
     tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
-    (url, searches)
+    url
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -420,6 +428,36 @@ searches: [{ name: all }, { name: one, tenants: [client_2] }, { name: none, tena
         assert!(stderr.contains(told), "{query}: {stderr}");
         let asked = simulator.requests().count(Endpoint::Search) - before;
         assert_eq!(asked, requests, "{query}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn search_misses_hidden_clients_only_where_it_may_be_for_them() {
+    let url = opsramp(|path| {
+        if path.ends_with("/clients/search") {
+            let shown =
+                serde_json::json!([{"uniqueId": "client_1", "name": "One", "activated": true}]);
+            serde_json::json!({"results": shown, "totalResults": 3})
+        } else {
+            serde_json::json!({"results": [], "totalResults": 4})
+        }
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let config = "accounts: [{ discover_clients: true }]
+searches: [{ name: all }, { name: one, tenants: [client_1] }, { name: both, tenants: [client_1, client_2] }]
+";
+    std::fs::write(folder.path().join("c.yml"), config).unwrap();
+    for (name, count) in [("all", ""), ("one", "4\n"), ("both", "")] {
+        let query = format!("--search.query={name}");
+        let arguments = ["--config.file=c.yml", "search", "--count", &query];
+        let mut command = program_for(&url, &folder, &arguments);
+        command.env("OPSRAMP_TENANT_ID", "msp_1");
+        let (done, stdout, stderr) = output(command).await;
+        assert_eq!(done.status.success(), !count.is_empty(), "{name}: {stderr}");
+        assert_eq!(stdout, count, "{name}: {stderr}");
+        let told = "the server counts 2 more clients of msp_1 than it shows";
+        assert!(stderr.contains(told), "{name}: {stderr}");
     }
 }
 

@@ -699,6 +699,43 @@ async fn the_clients_of_a_partner_are_counted_and_searched() {
 }
 
 #[tokio::test]
+async fn ids_are_called_wrong_only_where_all_clients_are_known() {
+    // The server shows one of its clients, and counts as many.
+    for (counts, active, told) in [
+        (1, true, "search typo: nothing is asked"),
+        (3, true, "the server counts 2 more clients than it shows"),
+        (1, false, "no client is activated"),
+    ] {
+        let answer = async move |uri: http::Uri| {
+            let client = serde_json::json!({"uniqueId": "client_1", "activated": active});
+            let answer = match uri.path() {
+                path if path.ends_with("/token") => serde_json::json!({"access_token": "t"}),
+                path if path.ends_with("/clients/search") => {
+                    serde_json::json!({"results": [client], "totalResults": counts})
+                }
+                _ => serde_json::json!({"results": [], "totalResults": 0}),
+            };
+            answer.to_string()
+        };
+        let mut setup = Setup::new(&serve(answer).await, |_| {});
+        let config = &mut setup.config;
+        config.accounts[0].discover_clients = true;
+        config.searches.push(SearchOptions {
+            name: "typo".into(),
+            tenants: Some(vec!["client_7".to_owned()]),
+            ..config.searches[0].clone()
+        });
+        let (passed, text) = setup.check().await;
+        assert!(passed && text.contains(told), "{text}");
+        // A search for all clients names no id that could be wrong.
+        let is_asked = !text.contains("search open: nothing");
+        assert!(is_asked, "{text}");
+        let is_called_wrong = text.contains("search typo: nothing is asked");
+        assert_eq!(is_called_wrong, counts == 1, "{text}");
+    }
+}
+
+#[tokio::test]
 async fn a_proxy_is_gone_through_as_the_daemon_does() {
     let simulator = simulator(|_| {}).await;
     let authority = Authority::new("ours");
@@ -786,9 +823,14 @@ fn sink_to(url: &str) -> SinkOptions {
 async fn receiver(
     answer: impl axum::response::IntoResponse + Clone + Send + Sync + 'static,
 ) -> String {
+    serve(async move || answer).await
+}
+
+/// Starts a server with this handler of every request. Returns its URL.
+async fn serve<T: 'static>(handler: impl axum::handler::Handler<T, ()>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    let router = axum::Router::new().fallback(async move || answer);
+    let router = axum::Router::new().fallback(handler);
     tokio::spawn(async { axum::serve(listener, router).await });
     format!("http://{address}")
 }

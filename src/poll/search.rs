@@ -92,6 +92,8 @@ pub(super) struct Left {
 pub(super) struct Learned {
     limits: Limits,
     patience: Patience,
+    /// `None` if nothing has been asked yet.
+    paging: Option<Negotiation>,
 }
 
 /// Why a search is no longer polled.
@@ -215,10 +217,14 @@ impl Search {
 // === impl Running ===
 
 impl Running {
-    /// Creates the state of a search for which nothing has been asked yet.
+    /// Creates the state of a search for which this task has asked nothing yet.
     fn new(mut search: Box<Search>, loaded: &Loaded, mut engine: Engine, grid: Grid) -> Self {
         let now = Instant::now();
-        let Learned { limits, patience } = std::mem::take(&mut search.learned);
+        let Learned {
+            limits,
+            patience,
+            paging,
+        } = std::mem::take(&mut search.learned);
         engine.set_limits(limits);
         let wanted = Paging {
             page_size: search.options.page_size,
@@ -234,7 +240,7 @@ impl Running {
             engine,
             under_way: None,
             refused: None,
-            paging: Negotiation::new(wanted),
+            paging: paging.unwrap_or_else(|| Negotiation::new(wanted)),
             read_paging: wanted,
             patience,
             grid,
@@ -252,6 +258,7 @@ impl Running {
         Learned {
             limits: self.engine.limits(),
             patience: self.patience.of_pages(),
+            paging: Some(self.paging.clone()),
         }
     }
 

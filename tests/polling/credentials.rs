@@ -184,3 +184,35 @@ async fn a_rotated_secret_is_picked_up_from_its_file() {
         began.elapsed()
     );
 }
+
+/// A reload has a new client ask with the new secret. The one that it replaces may still be valid.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_secret_is_shown_that_a_reload_replaced() {
+    let simulator = start(world(3)).await;
+    let mut plan = plan(&simulator.url());
+    let folder = tempfile::tempdir().unwrap();
+    let store = open_store(&folder, store::JOURNAL_LIMIT).await;
+    let (mut pollers, board, _) = pollers(&store, &Health::default());
+    let last_error = || board.searches().first()?.last_error.clone();
+    pollers.apply(plan.clone()).await.unwrap();
+    eventually("the first secret is sent", || async {
+        simulator.requests().searches(DEMO_TENANT) >= 1
+    })
+    .await;
+    let repeats = Fault::Status {
+        code: 500,
+        body: Some(format!("the secret was {DEMO_SECRET}, and is another now")),
+        headers: Vec::new(),
+    };
+    simulator.inject(FaultRule::always(repeats).at(Endpoint::Token));
+    plan.accounts[0].options.client_secret = SecretSource::Value(Secret::new("its-successor"));
+    pollers.apply(plan).await.unwrap();
+    eventually("a poll fails", || async { last_error().is_some() }).await;
+    let message = last_error().unwrap().message;
+    assert!(
+        message.contains("the secret was <secret>, and"),
+        "{message}"
+    );
+    pollers.stop().await;
+    store.close().await;
+}

@@ -387,6 +387,40 @@ async fn larger_pages_that_show_nothing_are_not_asked_for() {
     }
 }
 
+/// Larger pages are first refused. From the reload on they are empty, which nobody could tell from
+/// a result without alerts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reload_does_not_ask_for_larger_pages_again() {
+    let options = simulator::Options {
+        max_page_size: 100,
+        oversized: Oversized::Reject,
+        ..world(300)
+    };
+    let simulator = start(options).await;
+    let mut plan = plan(&simulator.url());
+    plan.searches[0].page_size = 500;
+    plan.searches[0].full_read_interval = Duration::from_secs(600);
+    let folder = tempfile::tempdir().unwrap();
+    let store = open_store(&folder, store::JOURNAL_LIMIT).await;
+    let (mut pollers, board, _) = pollers(&store, &Health::default());
+    let open = || {
+        board.searches()[0]
+            .result
+            .as_ref()
+            .map(|it| it.total_results)
+    };
+    pollers.apply(plan.clone()).await.unwrap();
+    eventually("less is asked for", || async { open() == Some(300) }).await;
+    simulator.set_options(|options| options.oversized = Oversized::Empty);
+    plan.record.max_description_length += 1;
+    pollers.apply(plan).await.unwrap();
+    simulator.open_many(DEMO_TENANT, 1).unwrap();
+    eventually("the new task polls", || async { open() != Some(300) }).await;
+    assert_eq!(open(), Some(301));
+    pollers.stop().await;
+    store.close().await;
+}
+
 /// While there are no alerts, nobody knows whether larger pages would show some.
 #[tokio::test(flavor = "multi_thread")]
 async fn larger_pages_are_not_asked_for_because_they_show_an_empty_result() {

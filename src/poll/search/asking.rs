@@ -34,7 +34,7 @@ pub(super) enum EmptyTrial {
 
 /// Finds the paging to ask for. Neither the maximum page size nor the names of sort keys are
 /// documented. So if the server refuses the paging, less is asked for before the poll fails.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Negotiation {
     wanted: Paging,
     /// What polls ask for. A poll whose requests are refused lowers it; if everything is refused,

@@ -221,6 +221,38 @@ mod tests {
         assert!(matches!(inspect(&path), Ok(Inspection::Ready { .. })));
     }
 
+    #[tokio::test]
+    async fn what_a_start_would_log_and_mend_is_left_to_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let options = Options::Sqlite {
+            path: path.clone(),
+            journal_limit: JOURNAL_LIMIT,
+        };
+        let store = Store::open(&options).await.unwrap();
+        store.set_sinks(vec!["file".to_owned()]).await.unwrap();
+        store.close().await;
+        // A place beyond the end of the journal.
+        rusqlite::Connection::open(&path)
+            .unwrap()
+            .execute("UPDATE sink SET position = 99", [])
+            .unwrap();
+        let (lines, _guard) = crate::logging::captured();
+        assert!(matches!(inspect(&path), Ok(Inspection::Ready { .. })));
+        assert_eq!(*lines.lock(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn a_file_of_one_byte_is_an_empty_database_as_sqlite_takes_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        for size in [0, 1] {
+            fs::write(&path, vec![0; size as usize]).unwrap();
+            let inspection = inspect(&path).unwrap();
+            assert!(matches!(inspection, Inspection::Ready { size: found, .. } if found == size));
+        }
+    }
+
     #[test]
     fn what_could_not_be_opened_is_told_as_opening_would() {
         let folder = tempfile::tempdir().unwrap();
