@@ -296,7 +296,9 @@ impl Engine {
     /// Whether the known alerts are the whole result, as far as the answers tell.
     #[must_use]
     pub fn is_complete(&self) -> bool {
-        self.is_sound() && self.total == Some(self.tracker.open_count() as u64)
+        self.is_sound()
+            && !self.misses_a_page()
+            && self.total == Some(self.tracker.open_count() as u64)
     }
 
     /// Whether the alerts that the last reading did not show are not in the result, as far as the
@@ -626,8 +628,7 @@ impl Engine {
         self.limits.pages.note_missed(page);
     }
 
-    /// Whether a poll missed a further page and no later poll has tried to read all that was on
-    /// it.
+    /// Whether a poll missed a further page and nothing has read all that was on it since.
     #[must_use]
     pub fn misses_a_page(&self) -> bool {
         self.limits.pages.has_missed()
@@ -637,6 +638,11 @@ impl Engine {
     #[must_use]
     pub fn is_retry(&self, page: u64) -> bool {
         self.limits.pages.is_retry(page)
+    }
+
+    /// Notes that a [retry](Engine::is_retry) was throttled, so that the page was not tried.
+    pub fn retry_throttled(&mut self) {
+        self.limits.pages.note_throttled_retry();
     }
 
     /// Notes that a further page of a poll did not come, after the time `took`.
@@ -810,10 +816,12 @@ impl Engine {
         self.begin_full_read_if(wanted, now);
     }
 
-    /// Whether the last reading did not show everything and another one may, however the count
-    /// adds up. If the server refuses a page, no reading shows what is behind it.
+    /// Whether there may be something that only another reading shows, however the count adds up:
+    /// the last reading did not show everything, or polls have given up a page. If the server
+    /// refuses a page, no reading shows what is behind it.
     fn is_in_doubt(&self) -> bool {
-        self.history.last.is_some() && !self.is_sound() && self.refused().is_none()
+        let lacks = !self.is_sound() || self.limits.pages.has_given_up();
+        self.history.last.is_some() && lacks && self.refused().is_none()
     }
 
     /// The total to be expected: the open alerts that are known, and the items that the last
@@ -842,6 +850,7 @@ impl Engine {
 
     fn begin(&mut self, read: FullRead, now: Instant) {
         self.tracker.begin_reading();
+        self.limits.pages.full_read_begins();
         self.surplus_in_a_row = 0;
         self.postponed = false;
         self.background = Background::Reading { read, begun: now };
@@ -921,7 +930,10 @@ impl Engine {
         let tracker = &self.tracker;
         self.suspects.retain(|id, _| tracker.is_missing(id));
         // The reading has read the page that was refused or missed, or the result ended before it.
-        self.limits.pages.forget();
+        match poll {
+            Some(_) => self.limits.pages.forget(),
+            None => self.limits.pages.forget_read(),
+        }
         let sudden = std::mem::take(&mut self.sudden);
         match poll {
             Some(overtaken) if unreadable == 0 => {

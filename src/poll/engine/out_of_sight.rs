@@ -28,6 +28,11 @@ pub(super) struct OutOfSight {
     refused: Option<Refused>,
     /// The places that polls wanted and did not get, so that new alerts there may be unknown.
     missed: Option<Missed>,
+    /// Whether such places are no longer tried, although nothing has read them since.
+    has_given_up: bool,
+    /// Whether there are missed places that the full read under way may have read before they
+    /// were missed.
+    missed_while_reading: bool,
     /// The size of the pages that the last poll has read.
     size: u64,
 }
@@ -83,6 +88,8 @@ impl OutOfSight {
     pub(super) fn for_other_engine(self) -> Self {
         Self {
             missed: None,
+            has_given_up: false,
+            missed_while_reading: false,
             ..self
         }
     }
@@ -114,10 +121,26 @@ impl OutOfSight {
         self.refused = None;
     }
 
-    /// Forgets all pages, because a reading has shown the whole result.
+    /// Forgets all pages, because one answer was the whole result.
     pub(super) fn forget(&mut self) {
-        self.refused = None;
-        self.missed = None;
+        *self = Self {
+            size: self.size,
+            ..Self::default()
+        };
+    }
+
+    /// Notes that a full read begins. It reads all that polls have missed until now.
+    pub(super) fn full_read_begins(&mut self) {
+        self.missed_while_reading = false;
+    }
+
+    /// Forgets the pages that a full read has read, because it has shown the whole result.
+    pub(super) fn forget_read(&mut self) {
+        if self.missed_while_reading {
+            self.refused = None;
+        } else {
+            self.forget();
+        }
     }
 
     /// Notes that a poll wanted this page and did not learn what is on it.
@@ -130,6 +153,7 @@ impl OutOfSight {
     /// forgotten.
     fn note_missed_places(&mut self, from: u64, to: u64) {
         let earlier = self.missed.as_ref();
+        self.missed_while_reading = true;
         self.missed = Some(Missed {
             from: earlier.map_or(from, |missed| from.min(missed.from)),
             to: earlier.map_or(to, |missed| to.max(missed.to)),
@@ -139,9 +163,15 @@ impl OutOfSight {
         });
     }
 
-    /// Whether a poll missed a page and no later poll has tried to read all that was on it.
+    /// Whether a poll missed a page and nothing has read all that was on it since.
     pub(super) fn has_missed(&self) -> bool {
-        self.missed.is_some()
+        self.missed.is_some() || self.has_given_up
+    }
+
+    /// Whether a poll missed a page that polls do not try any more, so that only a full read can
+    /// tell what was on it.
+    pub(super) fn has_given_up(&self) -> bool {
+        self.has_given_up
     }
 
     /// Notes that a page of a poll has come. If it shows the first of the missed places, its
@@ -166,11 +196,12 @@ impl OutOfSight {
         let size = self.size;
         // If a retried page is larger than before, it may lie behind the missed places. Most likely
         // it would do so the next time, too, so these places are given up.
-        let shows_first = |missed: Missed| page_at(missed.from, size) == page;
+        let first = self.missed.map(|missed| page_at(missed.from, size));
         if let Some(missed) = self.missed.as_mut().filter(|_| is_retry) {
             missed.failures = 0;
+            self.has_given_up |= first.is_some_and(|first| first < page);
         }
-        if is_retry || self.missed.is_some_and(shows_first) {
+        if is_retry || first == Some(page) {
             self.pass_missed(page);
         }
     }
@@ -182,14 +213,20 @@ impl OutOfSight {
     }
 
     /// Ends the retry of the poll before. If it has not brought the missed places forward, the next
-    /// one hardly would, so they are not tried again.
+    /// one hardly would, so they are given up.
     fn end_retry(&mut self) {
         if let Some(missed) = &mut self.missed
             && let Some(retry) = missed.retry.take()
             && retry.from == missed.from
         {
-            self.missed = None;
+            self.give_up();
         }
+    }
+
+    /// Gives up the missed places: polls do not try them any more.
+    fn give_up(&mut self) {
+        self.missed = None;
+        self.has_given_up = true;
     }
 
     /// Notes that the missed places up to the end of this page are not to be tried any more.
@@ -232,17 +269,34 @@ impl OutOfSight {
     fn trial_failed(&mut self, page: u64, took: Duration, now: Instant) {
         if self.is_retry(page) {
             self.pass_missed(page);
+            self.has_given_up = true;
+            self.retry_failed();
             if let Some(missed) = &mut self.missed {
-                missed.failures += 1;
                 missed.not_before = Some(now + took.min(MAX_TOOK) * PAUSE_FACTOR);
             }
-            self.missed = self
-                .missed
-                .filter(|missed| missed.failures < MAX_FAILED_RETRIES);
         }
         let is_refused = self.is_refused(page);
         if let Some(refused) = self.refused.as_mut().filter(|_| is_refused) {
             (refused.at, refused.took) = (now, took);
+        }
+    }
+
+    /// Notes that a retry was throttled. That says nothing about the page, so the next poll tries it
+    /// again, unless too many retries in a row have failed.
+    pub(super) fn note_throttled_retry(&mut self) {
+        if let Some(missed) = &mut self.missed {
+            missed.retry = None;
+        }
+        self.retry_failed();
+    }
+
+    /// Counts a failed retry. After too many in a row, the missed places are given up.
+    fn retry_failed(&mut self) {
+        if let Some(missed) = &mut self.missed {
+            missed.failures += 1;
+            if missed.failures >= MAX_FAILED_RETRIES {
+                self.give_up();
+            }
         }
     }
 
@@ -327,9 +381,10 @@ mod tests {
         pages.note_page(&facts(1, 500));
         assert_eq!(pages.begin_retry(2, Instant::now()), Some(2));
         pages.note_page(&facts(2, 100));
-        assert!(pages.has_missed());
+        assert!(!pages.has_given_up());
         pages.note_page(&facts(1, 500));
-        assert!(!pages.has_missed());
+        assert!(pages.has_given_up());
+        assert_eq!(pages.begin_retry(2, Instant::now()), None);
     }
 
     #[test]
@@ -349,7 +404,24 @@ mod tests {
             assert_eq!(pages.begin_retry(2, now + took * 9), None);
             now += took * PAUSE_FACTOR;
         }
-        assert!(!pages.has_missed());
+        assert_eq!((pages.missed, pages.has_given_up()), (None, true));
+    }
+
+    #[test]
+    fn a_retry_that_is_throttled_is_made_again_but_not_for_ever() {
+        let now = Instant::now();
+        let mut pages = OutOfSight::default();
+        pages.note_page(&facts(1, 100));
+        pages.note_missed(2);
+        for _ in 0..MAX_FAILED_RETRIES {
+            assert!(!pages.has_given_up());
+            pages.note_page(&facts(1, 100));
+            assert_eq!(pages.begin_retry(2, now), Some(2));
+            pages.note_throttled_retry();
+        }
+        pages.note_page(&facts(1, 100));
+        assert_eq!(pages.begin_retry(2, now), None);
+        assert!(pages.has_given_up());
     }
 
     #[test]

@@ -38,7 +38,7 @@ pub(super) enum EmptyTrial {
 pub(super) struct Negotiation {
     wanted: Paging,
     /// What polls ask for. A poll whose requests are refused lowers it; if everything is refused,
-    /// it is what is wanted again.
+    /// it is what a poll was last answered with.
     usual: Paging,
     /// What a poll was last answered with; at first, what is wanted. The paging that polls ask for
     /// may be less or more, because polls change it also while the server answers nobody.
@@ -230,8 +230,8 @@ impl Negotiation {
             return Some(asked);
         }
         let less = failed.with_simpler_paging().as_ref().map(Paging::of);
-        self.usual = less.unwrap_or(self.wanted);
-        self.trial_at = less.map(|_| trial_at);
+        self.usual = less.unwrap_or(self.answered);
+        self.trial_at = Some(trial_at).filter(|_| self.usual != self.wanted);
         less
     }
 }
@@ -358,6 +358,20 @@ mod tests {
         assert_eq!(refused(&mut paging, now + WHILE, 1), [WANTED, SMALLER]);
         assert!(paging.note_answered(SMALLER), "a trial that succeeds");
         assert!(!paging.note_answered(SMALLER));
+    }
+
+    /// Else a passing fault would have polls ask as wanted again, and nobody would take an empty
+    /// answer to that for a failed trial.
+    #[test]
+    fn after_everything_was_refused_polls_ask_as_they_were_last_answered() {
+        let mut paging = Negotiation::new(WANTED);
+        let now = Instant::now();
+        assert_eq!(refused(&mut paging, now, 2)[2..], [SMALLER]);
+        paging.note_answered(SMALLER);
+        for _ in 0..2 {
+            assert_eq!(refused(&mut paging, now, 9), [SMALLER, SMALLER, LEAST]);
+        }
+        assert_eq!(refused(&mut paging, now + WHILE, 1), [WANTED, SMALLER]);
     }
 
     #[test]

@@ -148,8 +148,7 @@ impl Running {
             return false;
         };
         if matches!(error, opsramp::Error::Throttled { .. }) && self.engine.is_retry(page) {
-            // This says nothing about the page, so the next poll tries it again.
-            self.engine.page_missed(page);
+            self.engine.retry_throttled();
             return true;
         }
         if self.engine.page_failed(page, took, Instant::now()) == FailedPage::Trial {
