@@ -39,6 +39,10 @@ const MAX_WIDTH: usize = 60;
 struct Outcome {
     tenants: usize,
     failed: usize,
+    /// The ids of the tenants that are known: those of the configuration and clients of partners.
+    found: HashSet<Arc<str>>,
+    /// Number of tenants that may be missing because the clients of a partner are not all known.
+    missing: usize,
     /// The sum of the counts.
     total: u128,
     /// Messages about tenants, a line each. They are written once the progress bar is gone.
@@ -141,6 +145,7 @@ async fn read(
             .discover_clients
             .then(|| std::mem::take(&mut tenants));
         tenants.retain(|tenant| is_asked(named, tenant));
+        outcome.find(&tenants);
         let known = partners.as_ref().unwrap_or(&tenants).len();
         if known == 0 {
             continue;
@@ -150,15 +155,21 @@ async fn read(
             Ok(client) => client,
             Err(error) => {
                 // The error names the account.
-                outcome.fail_unasked(known, &chain(&error));
+                let why = chain(&error);
+                if partners.is_some() {
+                    outcome.miss(known, &why);
+                } else {
+                    outcome.fail_unasked(known, &why);
+                }
                 continue;
             }
         };
         if let Some(partners) = partners {
             tenants = outcome
-                .clients(&client, &account.options.name, &partners, named)
+                .clients(&client, &account.options.name, &partners)
                 .await;
             tenants.retain(|tenant| is_asked(named, tenant));
+            outcome.find(&tenants);
         }
         outcome.tenants += tenants.len();
         for tenant in &tenants {
@@ -178,6 +189,7 @@ async fn read(
         }
     }
     drop(progress);
+    outcome.judge_missing(named);
     if search.count {
         outcome.print_count()
     } else {
@@ -239,13 +251,12 @@ async fn read_all(
 
 impl Outcome {
     /// Looks up the clients of partners. A partner whose clients cannot be looked up, or of which
-    /// the server does not show all, counts as a tenant that could not be read.
+    /// the server does not show all, counts as a tenant that may be missing.
     async fn clients(
         &mut self,
         client: &Client,
         account: &str,
         partners: &[Tenant],
-        named: Option<&SearchOptions>,
     ) -> Vec<Tenant> {
         let ids = partners.iter().map(|partner| Arc::clone(&partner.id));
         let LookedUp {
@@ -258,32 +269,45 @@ impl Outcome {
         for (partner, error) in failed {
             let partner = plain(&partner);
             let why = error.chain();
-            self.fail_unasked(
+            self.miss(
                 1,
                 &format!("{of}, clients of {partner} cannot be looked up: {why}"),
             );
         }
-        let is_found = |id: &String| tenants.iter().any(|tenant| *tenant.id == **id);
-        let ids = named.and_then(|search| search.tenants.as_ref());
-        // The search is not for clients that are missing if all that it names are there.
-        let are_all_found = ids.is_some_and(|ids| ids.iter().all(is_found));
-        let mut lack = |clients: usize, why: &str| {
-            if are_all_found {
-                self.told.push_str(&message(why));
-            } else {
-                self.fail_unasked(clients, why);
-            }
-        };
         for (partner, more) in short {
             let partner = plain(&partner);
             let counts = format!("the server counts {more} more clients of {partner}");
-            lack(1, &format!("{of}: {counts} than it shows"));
+            self.miss(1, &format!("{of}: {counts} than it shows"));
         }
         if left_out > 0 {
             let more = format!("there are {left_out} more clients than an exporter searches");
-            lack(left_out, &format!("{of}: {more}"));
+            self.miss(left_out, &format!("{of}: {more}"));
         }
         tenants
+    }
+
+    /// Notes tenants that the search is for.
+    fn find(&mut self, tenants: &[Tenant]) {
+        let ids = tenants.iter().map(|tenant| Arc::clone(&tenant.id));
+        self.found.extend(ids);
+    }
+
+    /// Notes that so many tenants may be missing.
+    fn miss(&mut self, tenants: usize, why: &str) {
+        self.missing += tenants;
+        self.told.push_str(&message(why));
+    }
+
+    /// Counts the tenants that may be missing as such that could not be read, unless the search
+    /// cannot be for them, because all tenants that it names were found. An account may have what
+    /// another one lacks, so that this is decided after all accounts.
+    fn judge_missing(&mut self, named: Option<&SearchOptions>) {
+        let ids = named.and_then(|search| search.tenants.as_ref());
+        let is_found = |id: &String| self.found.contains(id.as_str());
+        if !ids.is_some_and(|ids| ids.iter().all(is_found)) {
+            self.tenants += self.missing;
+            self.failed += self.missing;
+        }
     }
 
     /// Notes how the read of a tenant ended: complete, with something missing, or failed.

@@ -462,6 +462,70 @@ searches: [{ name: all }, { name: one, tenants: [client_1] }, { name: both, tena
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn search_misses_nothing_of_a_partner_where_the_accounts_together_have_all_that_it_names() {
+    // The server does not show all clients of msp_1, and does not know msp_2.
+    let url = opsramp(|path| {
+        if path.ends_with("/msp_2/clients/search") {
+            serde_json::json!("no results")
+        } else if path.ends_with("/clients/search") {
+            let shown = serde_json::json!([{"uniqueId": "client_1"}]);
+            serde_json::json!({"results": shown, "totalResults": 3})
+        } else {
+            serde_json::json!({"results": [], "totalResults": 4})
+        }
+    })
+    .await;
+    let folder = tempfile::tempdir().unwrap();
+    let secret = folder.path().join("secret");
+    std::fs::write(&secret, DEMO_SECRET).unwrap();
+    std::fs::set_permissions(&secret, Permissions::from_mode(0o600)).unwrap();
+    let account = |more: &str| {
+        format!("{{ url: '{url}', client_id: '{DEMO_KEY}', client_secret_file: secret, {more} }}")
+    };
+    let fixed = &account("name: b, tenants: [client_9]");
+    // What becomes of a search for client_1 and client_9 depends on the partner.
+    for (partner, told, count_of_both) in [
+        (
+            "tenants: [msp_1]",
+            "the server counts 2 more clients of msp_1 than it shows",
+            "8\n",
+        ),
+        (
+            "tenants: [msp_2]",
+            "clients of msp_2 cannot be looked up: ",
+            "",
+        ),
+        (
+            "tenants: [msp_1], tls: { ca_file: nowhere }",
+            "cannot read tls.ca_file of account a: ",
+            "",
+        ),
+    ] {
+        let partner = &account(&format!("name: a, discover_clients: true, {partner}"));
+        for (accounts, ids, count) in [
+            ([partner, fixed], "client_9", "4\n"),
+            ([fixed, partner], "client_9", "4\n"),
+            ([partner, fixed], "client_1, client_9", count_of_both),
+            ([partner, fixed], "client_2, client_9", ""),
+        ] {
+            let accounts = accounts.map(String::as_str).join(", ");
+            let config =
+                format!("accounts: [{accounts}]\nsearches: [{{ name: s, tenants: [{ids}] }}]");
+            std::fs::write(folder.path().join("c.yml"), &config).unwrap();
+            let arguments = ["--config.file=c.yml", "search", "--count"];
+            let mut command = program_for(&url, &folder, &arguments);
+            command.env_clear();
+            let (done, stdout, stderr) = output(command).await;
+            assert_eq!(stdout, count, "{config}: {stderr}");
+            assert!(stderr.contains(told), "{config}: {stderr}");
+            let has_failed = stderr.ends_with("1 of 2 tenants could not be read\n");
+            assert_eq!(has_failed, count.is_empty(), "{config}: {stderr}");
+            assert_eq!(done.status.success(), !has_failed, "{config}: {stderr}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn search_names_the_tenant_that_fails_shows_what_the_others_have_and_sums_up_nothing() {
     let (simulator, folder) = (simulator().await, tempfile::tempdir().unwrap());
     let tenants = format!("--opsramp.tenant=client_9,{DEMO_TENANT}");
