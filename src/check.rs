@@ -93,11 +93,7 @@ fn configuration(loaded: &Loaded) -> Outcome<()> {
     ];
     found.extend(loaded.overridden.clone());
     let passed = Passed::new((), found.join(", "));
-    Ok(if loaded.warnings.is_empty() {
-        passed
-    } else {
-        passed.with_concern(loaded.warnings.join("; "))
-    })
+    Ok(passed.with_concerns(&loaded.warnings))
 }
 
 #[cfg(test)]

@@ -20,7 +20,7 @@ mod search;
 #[cfg(test)]
 mod testing;
 
-pub(crate) use discovery::{LookedUp, look_up};
+pub(crate) use discovery::{LookedUp, look_up, look_up_partner};
 pub(crate) use full_read::{Facts, WITHOUT_NEWS};
 pub use pollers::{Account, LookUp, Plan, PollerEvent, Pollers, Prepared};
 pub use reading::sightings;

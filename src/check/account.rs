@@ -20,7 +20,7 @@ use crate::{
     error_chain::chain,
     identity::Tenant,
     opsramp::{self, Client, Error, Observer, RateLimit, SearchRequest, TokenInfo, Urgency},
-    poll::SearchOptions,
+    poll::{self, SearchOptions},
     reading,
     secret::SecretSource,
 };
@@ -29,9 +29,6 @@ use crate::{
 const SKEW: SignedDuration = SignedDuration::from_secs(30);
 /// Number of a partner's clients that are searched; there may be a thousand.
 const CLIENTS_TRIED: usize = 5;
-/// Maximum number of pages, of a hundred clients each, up to which a partner's clients are
-/// counted.
-const CLIENT_PAGES: u64 = 500;
 
 /// Advice about a redirect, which is never followed.
 const REDIRECTED: &str = "set url to where the redirect leads, if that is OpsRamp";
@@ -427,48 +424,45 @@ impl Checked<'_> {
     }
 
     async fn clients(&self, client: &Client, partner: &Tenant) -> Outcome<Clients> {
-        let trouble = |error: Error| self.tenant_trouble(&error, partner, "clients");
-        let (mut all, mut total, mut activated) = (0, None, Vec::new());
-        let mut next = Some(1);
-        while let Some(page_no) = next.filter(|page| *page <= CLIENT_PAGES) {
-            let answer = client
-                .clients(&partner.id, page_no)
-                .await
-                .map_err(trouble)?;
-            let page = answer.clients(page_no).map_err(trouble)?;
-            all += page.clients.len();
-            total = page.total;
-            let tenants = page.clients.into_iter().filter(|found| found.activated);
-            activated.extend(tenants.map(|found| Tenant {
+        // As the daemon looks them up, which bounds the pages.
+        let answer = poll::look_up_partner(client, &partner.id).await;
+        let more = answer
+            .more
+            .map_err(|error| self.tenant_trouble(&error, partner, "clients"))?;
+        let all = answer.clients.len();
+        let activated = answer.clients.into_iter().filter(|found| found.activated);
+        let activated: Vec<_> = activated
+            .map(|found| Tenant {
                 id: found.id.into(),
                 name: found.name.into(),
-            }));
-            next = page.next_page;
-        }
-        let mut found = format!("{all}, {} of them activated", activated.len());
+            })
+            .collect();
+        let at_least = if answer.is_cut { "at least " } else { "" };
         let (count, tried) = (activated.len(), CLIENTS_TRIED);
+        let mut found = format!("{at_least}{all}, {count} of them activated");
         if count > tried {
             found = format!("{found}; the first {tried} are searched here");
         }
-        let hidden = total
-            .unwrap_or(0)
-            .checked_sub(all as u64)
-            .filter(|more| *more > 0 && next.is_none());
-        let clients = Clients {
-            activated,
-            are_all: hidden.is_none() && next.is_none(),
-        };
-        let passed = Passed::new(clients, found);
-        Ok(match hidden {
-            Some(more) => passed.with_concern(format!(
+        let mut concerns = Vec::new();
+        if more > 0 && !answer.is_cut {
+            concerns.push(format!(
                 "the server counts {more} more clients than it shows; give the integration a role that may \
                  view all clients"
-            )),
-            None if count == 0 => {
-                passed.with_concern("no client is activated, so that nothing is searched")
-            }
-            None => passed,
-        })
+            ));
+        } else if count == 0 {
+            concerns.push("no client is activated, so that nothing is searched".to_owned());
+        }
+        if answer.unreadable > 0 {
+            concerns.push(format!(
+                "the server lists {} items that cannot be read as clients; they are not searched",
+                answer.unreadable
+            ));
+        }
+        let clients = Clients {
+            activated,
+            are_all: more == 0 && !answer.is_cut,
+        };
+        Ok(Passed::new(clients, found).with_concerns(&concerns))
     }
 
     /// Takes the step of a tenant: asks for the first search that runs for it.
@@ -587,11 +581,7 @@ impl Checked<'_> {
                 page.unreadable
             ));
         }
-        Ok(if concerns.is_empty() {
-            passed
-        } else {
-            passed.with_concern(concerns.join("; "))
-        })
+        Ok(passed.with_concerns(&concerns))
     }
 
     fn search_trouble(&self, error: &Error, tenant: &Tenant, search: &SearchOptions) -> Trouble {

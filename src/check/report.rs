@@ -62,6 +62,14 @@ impl<T> Passed<T> {
         self.concern = Some(concern.into());
         self
     }
+
+    pub(super) fn with_concerns(self, concerns: &[String]) -> Self {
+        if concerns.is_empty() {
+            self
+        } else {
+            self.with_concern(concerns.join("; "))
+        }
+    }
 }
 
 // === impl Trouble ===

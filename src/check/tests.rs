@@ -3,7 +3,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -732,6 +732,91 @@ async fn ids_are_called_wrong_only_where_all_clients_are_known() {
         assert!(is_asked, "{text}");
         let is_called_wrong = text.contains("search typo: nothing is asked");
         assert_eq!(is_called_wrong, counts == 1, "{text}");
+    }
+}
+
+#[tokio::test]
+async fn clients_are_looked_up_as_the_daemon_does() {
+    let client = |id: String| serde_json::json!({"uniqueId": id});
+    let one = || client("client_1".to_owned());
+    let many = move |page: usize| (0..6_000).map(move |n| client(format!("client_{page}_{n}")));
+    for (shown, counts, requests, found, warning, is_typo_told) in [
+        // The page comes again and again, as if there were always a next one.
+        (
+            vec![one(), client("client_2".to_owned())],
+            2,
+            2,
+            "2, 2 of them activated",
+            None,
+            true,
+        ),
+        (
+            vec![one(), serde_json::json!({"name": "Without an id"})],
+            2,
+            2,
+            "1, 1 of them activated",
+            Some("the server lists 1 items that cannot be read as clients; they are not searched"),
+            true,
+        ),
+        // One page, which shows a client twice in the place of another one.
+        (
+            vec![one(), one()],
+            2,
+            1,
+            "1, 1 of them activated",
+            Some("the server counts 1 more clients than it shows; give the integration a role"),
+            false,
+        ),
+        // An exporter searches no more, and does not look for more.
+        (
+            Vec::new(),
+            13_000,
+            2,
+            "at least 12000, 12000 of them activated; the first 5 are searched here",
+            None,
+            false,
+        ),
+    ] {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = Arc::clone(&asked);
+        let answer = async move |uri: http::Uri| {
+            let answer = match uri.path() {
+                path if path.ends_with("/token") => serde_json::json!({"access_token": "t"}),
+                path if path.ends_with("/clients/search") => {
+                    // A server that repeats its page for ever shall not hold the test up.
+                    let before = count.fetch_add(1, Ordering::Relaxed);
+                    let results = if shown.is_empty() {
+                        many(before).collect()
+                    } else {
+                        shown.clone()
+                    };
+                    let (total, next) = (counts, requests > 1 && before < 9);
+                    serde_json::json!({"results": results, "totalResults": total, "nextPage": next})
+                }
+                _ => serde_json::json!({"results": [], "totalResults": 0}),
+            };
+            answer.to_string()
+        };
+        let mut setup = Setup::new(&serve(answer).await, |_| {});
+        let config = &mut setup.config;
+        config.accounts[0].discover_clients = true;
+        config.searches.push(SearchOptions {
+            name: "typo".into(),
+            tenants: Some(vec!["client_7".to_owned()]),
+            ..config.searches[0].clone()
+        });
+        let (passed, text) = setup.check().await;
+        assert!(passed, "{text}");
+        let line = format!("clients of {DEMO_TENANT}: {found}\n");
+        let (_, after) = text.split_once(&line).expect(&text);
+        let after = after.trim_start();
+        match warning {
+            Some(warning) => assert!(after.starts_with(&format!("warning: {warning}")), "{text}"),
+            None => assert!(!after.starts_with("warning"), "{text}"),
+        }
+        let is_told = text.contains("search typo: nothing is asked");
+        assert_eq!(is_told, is_typo_told, "{text}");
+        assert_eq!(asked.load(Ordering::Relaxed), requests, "{text}");
     }
 }
 

@@ -21,6 +21,7 @@ use tokio::{
     time::Instant,
 };
 
+pub(crate) use self::look_up::look_up_partner;
 pub(super) use self::look_up::{Clients, clients_of};
 use self::{
     look_up::MAX_CLIENTS,

@@ -44,11 +44,15 @@ pub(in crate::poll) struct Clients {
 }
 
 /// The answer about one partner.
-pub(super) struct Answer {
-    /// The clients shown, including those that were shown before a failure.
-    pub(super) clients: Vec<ClientInfo>,
+pub(crate) struct Answer {
+    /// The clients shown, each once, including those that were shown before a failure.
+    pub(crate) clients: Vec<ClientInfo>,
+    /// Number of items that could not be read as clients.
+    pub(crate) unreadable: u64,
     /// How many more clients the server counts than it shows.
-    pub(super) more: Result<u64, opsramp::Error>,
+    pub(crate) more: Result<u64, opsramp::Error>,
+    /// Whether there are further pages, which are not read because there are too many clients.
+    pub(crate) is_cut: bool,
 }
 
 /// What the pages of a partner's clients have shown so far.
@@ -57,13 +61,13 @@ pub(super) struct Shown {
     clients: Vec<ClientInfo>,
     ids: HashSet<String>,
     activated: usize,
-    /// Number of items, with each client counted once, including items that could not be read.
-    count: u64,
+    unreadable: u64,
     /// The total on the last page.
     total: u64,
     /// The largest total on any page. If the total falls, a client may have slipped over the
     /// border to a page that had been read.
     largest_total: u64,
+    is_cut: bool,
 }
 
 /// Looks up the clients of some partners. `known`: the ids of the known clients.
@@ -74,7 +78,7 @@ pub(in crate::poll) async fn clients_of(
 ) -> Clients {
     let ask = |partner: Arc<str>| {
         let client = client.clone();
-        async move { (ask_about(&client, &partner).await, partner) }
+        async move { (look_up_partner(&client, &partner).await, partner) }
     };
     let mut answers = stream::iter(partners).map(ask).buffered(PARTNERS_AT_ONCE);
     let mut found = Clients {
@@ -88,17 +92,17 @@ pub(in crate::poll) async fn clients_of(
 }
 
 /// Looks up the clients of one partner.
-async fn ask_about(client: &Client, partner: &str) -> Answer {
+pub(crate) async fn look_up_partner(client: &Client, partner: &str) -> Answer {
     let mut shown = Shown::default();
     let mut next = Some(1);
-    while let Some(page_no) = next.filter(|page| *page <= MAX_CLIENT_PAGES) {
+    while let Some(page_no) = next {
         let answer = client.clients(partner, page_no).await;
         next = match answer.and_then(|answer| answer.clients(page_no)) {
             Ok(page) => shown.take_in(page),
             Err(error) => {
                 return Answer {
-                    clients: shown.clients,
                     more: Err(error),
+                    ..shown.into_answer()
                 };
             }
         };
@@ -117,20 +121,32 @@ impl Shown {
         let is_new = |it: &ClientInfo| self.ids.insert(it.id.clone());
         let new: Vec<_> = page.clients.into_iter().filter(is_new).collect();
         let repeated = of_page - new.len();
+        // Items that cannot be read have no ids. Those of a page that repeats others are not new.
+        if !new.is_empty() || of_page == 0 {
+            self.unreadable += (page.shown - of_page) as u64;
+        }
         self.activated += new.iter().filter(|it| it.activated).count();
         self.clients.extend(new);
-        self.count += (page.shown - repeated) as u64;
         self.total = page.total.unwrap_or(self.total);
         self.largest_total = self.largest_total.max(self.total);
-        let is_behind = repeated == of_page && self.count >= self.total;
-        page.next_page
-            .filter(|_| !is_behind && self.activated <= MAX_CLIENTS)
+        let is_behind = repeated == of_page && self.count() >= self.total;
+        let next = page.next_page.filter(|_| !is_behind);
+        let read = next.filter(|page| *page <= MAX_CLIENT_PAGES && self.activated <= MAX_CLIENTS);
+        self.is_cut = read != next;
+        read
+    }
+
+    /// Number of items, with each client counted once, including items that could not be read.
+    fn count(&self) -> u64 {
+        self.clients.len() as u64 + self.unreadable
     }
 
     pub(super) fn into_answer(self) -> Answer {
         Answer {
+            unreadable: self.unreadable,
+            more: Ok(self.largest_total.saturating_sub(self.count())),
+            is_cut: self.is_cut,
             clients: self.clients,
-            more: Ok(self.largest_total.saturating_sub(self.count)),
         }
     }
 }

@@ -18,8 +18,12 @@ fn page(numbers: std::ops::Range<usize>) -> Vec<ClientInfo> {
 }
 
 fn answer(clients: Vec<ClientInfo>) -> Answer {
-    let more = Ok(0);
-    Answer { clients, more }
+    Answer {
+        clients,
+        unreadable: 0,
+        more: Ok(0),
+        is_cut: false,
+    }
 }
 
 #[test]
@@ -87,7 +91,11 @@ fn found_of<const N: usize>(
 ) -> Clients {
     let mut found = Clients::default();
     for (number, (clients, more)) in (1..).zip(answers) {
-        found.take_in(Answer { clients, more }, &msp(number));
+        let answer = Answer {
+            more,
+            ..answer(clients)
+        };
+        found.take_in(answer, &msp(number));
     }
     found
 }
@@ -375,4 +383,27 @@ fn a_client_that_slips_to_a_page_that_was_read_counts_as_not_shown() {
         pages([(0..100, 250), (99..199, 251), (199..250, 251)]),
         (250, 1)
     );
+}
+
+/// A page that comes again shows nothing new, whatever of it cannot be read.
+#[test]
+fn what_cannot_be_read_counts_once_if_its_page_comes_again() {
+    let mut shown = Shown::default();
+    let mut take_in = |number: u64, clients: Vec<ClientInfo>| {
+        shown.take_in(ClientsPage {
+            shown: clients.len() + 1,
+            clients,
+            total: Some(5),
+            next_page: Some(number + 1),
+        })
+    };
+    assert_eq!(take_in(1, page(0..2)), Some(2));
+    assert_eq!(take_in(2, Vec::new()), Some(3));
+    assert_eq!(take_in(3, page(0..2)), Some(4));
+    // Some of the page is new.
+    assert_eq!(take_in(4, page(1..3)), Some(5));
+    assert_eq!(take_in(5, page(1..3)), None);
+    let answer = shown.into_answer();
+    assert_eq!((answer.clients.len(), answer.unreadable), (3, 3));
+    assert!(!answer.is_cut);
 }
