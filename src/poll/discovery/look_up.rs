@@ -11,6 +11,7 @@ use super::Tenants;
 use crate::{
     identity::Tenant,
     opsramp::{self, Client, ClientInfo, ClientsPage},
+    poll::full_read::WITHOUT_NEWS,
 };
 
 /// Maximum number of partners that are asked at the same time: one that does not answer then
@@ -62,6 +63,8 @@ pub(super) struct Shown {
     ids: HashSet<String>,
     activated: usize,
     unreadable: u64,
+    /// Number of pages in a row that showed no client for the first time.
+    without_news: u32,
     /// The total on the last page.
     total: u64,
     /// The largest total on any page. If the total falls, a client may have slipped over the
@@ -125,11 +128,18 @@ impl Shown {
         if !new.is_empty() || of_page == 0 {
             self.unreadable += (page.shown - of_page) as u64;
         }
+        self.without_news = if new.is_empty() {
+            self.without_news + 1
+        } else {
+            0
+        };
         self.activated += new.iter().filter(|it| it.activated).count();
         self.clients.extend(new);
         self.total = page.total.unwrap_or(self.total);
         self.largest_total = self.largest_total.max(self.total);
-        let is_behind = repeated == of_page && self.count() >= self.total;
+        // As a full read ends: a server may also count clients that it does not show.
+        let is_behind =
+            repeated == of_page && self.count() >= self.total || self.without_news > WITHOUT_NEWS;
         let next = page.next_page.filter(|_| !is_behind);
         let read = next.filter(|page| *page <= MAX_CLIENT_PAGES && self.activated <= MAX_CLIENTS);
         self.is_cut = read != next;

@@ -407,3 +407,23 @@ fn what_cannot_be_read_counts_once_if_its_page_comes_again() {
     assert_eq!((answer.clients.len(), answer.unreadable), (3, 3));
     assert!(!answer.is_cut);
 }
+
+#[test]
+fn a_list_that_repeats_its_last_page_and_counts_too_many_ends() {
+    let mut shown = Shown::default();
+    let mut next = Some(1);
+    let mut pages = 0;
+    while let Some(number) = next {
+        next = shown.take_in(ClientsPage {
+            shown: 2,
+            clients: page(0..2),
+            total: Some(3),
+            next_page: Some(number + 1),
+        });
+        pages += 1;
+    }
+    assert_eq!(pages, 52);
+    let answer = shown.into_answer();
+    assert!(!answer.is_cut);
+    assert_eq!(answer.more.unwrap(), 1);
+}
