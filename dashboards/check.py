@@ -1,7 +1,8 @@
 """The checks of check.sh that look into the files: JSON, names, queries.
 
     check.py files                       what needs nothing but the files
-    check.py grafana                     the rules with what Grafana's own rules ask, for Prometheus
+    check.py grafana                     the rules with what Grafana's own rules and some panels ask, for
+                                         Prometheus
     check.py parse PROMETHEUS            every PromQL query, parsed by a Prometheus
     check.py live PROMETHEUS SECONDS     every PromQL query, asked of a Prometheus that scrapes the demo
 
@@ -34,6 +35,13 @@ EMPTY_IN_HEALTH = {
 NOT_RECORDED = {
     "job_instance_account:opsramp_discovery_known:zero_timestamp",
     "job_instance_account:opsramp_discovery_up:timestamp",
+}
+
+# What panels ask that is tested like a rule: file, panel, query, and what its answer is recorded as.
+TESTED_PANELS = {
+    ("opsramp-exporter.json", "Searches failing", "A"): "dashboard:searches_failing",
+    ("opsramp-exporter.json", "Searches", "Up"): "dashboard:searches_up",
+    ("opsramp-exporter.json", "Last poll succeeded", "A"): "dashboard:last_poll_succeeded",
 }
 
 # What Grafana would put in their place.
@@ -136,7 +144,8 @@ def substitute(expr, **chosen):
 
 def grafana_as_rules():
     """The rules, where the last known number of alerts is what Grafana asks for itself, and with the
-    alert that only Grafana has: what it asks is recorded as grafana:not_watched."""
+    alert that only Grafana has: what it asks is recorded as grafana:not_watched. So is what the
+    TESTED_PANELS ask."""
     asked = dict(grafana_rules())
     rules_file = yaml.safe_load(RULES.read_text(encoding="utf-8"))
     for group in rules_file["groups"]:
@@ -157,6 +166,16 @@ def grafana_as_rules():
                     },
                 }
                 rules_file["groups"].append({"name": "grafana", "rules": [recorded, alert]})
+    asked = {(name, what, ref): expr for name, what, ref, expr, _ in queries("prometheus")}
+    rules_file["groups"].append(
+        {
+            "name": "dashboard",
+            "rules": [
+                {"record": record, "expr": substitute(asked[panel])}
+                for panel, record in TESTED_PANELS.items()
+            ],
+        }
+    )
     return yaml.safe_dump(rules_file)
 
 

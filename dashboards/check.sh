@@ -36,7 +36,8 @@ echo "== rules"
 promtool check rules "$here"/rules/*.rules.yml
 promtool test rules "$here"/rules/tests/*.yml
 
-echo "== Grafana's rules: the copy about open alerts by the tests of the original, the other by its own"
+echo "== Grafana's rules: the copy about open alerts by the tests of the original, the other by its own;" \
+  "panels by theirs"
 mkdir "$work/grafana" "$work/grafana/tests"
 cp "$here/rules/tests/open-alerts.test.yml" "$here"/grafana/tests/*.yml "$work/grafana/tests"
 python3 "$here/check.py" grafana >"$work/grafana/opsramp-exporter.rules.yml"

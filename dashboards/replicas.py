@@ -111,8 +111,6 @@ def values(name, kind, labels, scrape):
         own = 1
     if name == "opsramp_lease_held":
         return 1, float(holder(labels, scrape) == "a"), float(holder(labels, scrape) == "b")
-    if name == "opsramp_poll_interval_seconds":
-        return own, own, own
     if "search" in labels:
         return own, *(own if holder(labels, scrape) == it else None for it in "ab")
     if name in SUMMED:
