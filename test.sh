@@ -50,7 +50,8 @@ say "lints";        cargo clippy --locked --all-targets -- -D warnings
 say "dependencies";  cargo deny --offline check --hide-inclusion-graph bans licenses sources; cargo machete
 say "licences of others"; packaging/third_party_licenses.py --check
 say "documentation"; RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --quiet
-say "tests";        cargo test --locked
+# Most tests wait more than they work.
+say "tests";        RUST_TEST_THREADS=$((3 * $(nproc))) cargo test --locked
 say "rules and dashboards"; PATH="$OPSRAMP_TEST_VENV/bin:$PATH" dashboards/check.sh --live target/debug/opsramp-exporter
 say "dashboards against Grafana's schema"
 (cd dashboards/typecheck && npm ci --silent --no-audit --no-fund && npm run --silent check)
