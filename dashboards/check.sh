@@ -32,20 +32,6 @@ fi
 
 . "$here/../tests/support/processes.sh"
 
-echo "== rules"
-promtool check rules "$here"/rules/*.rules.yml
-promtool test rules "$here"/rules/tests/*.yml
-
-echo "== Grafana's rules: the copy about open alerts by the tests of the original, the other by its own;" \
-  "panels by theirs"
-mkdir "$work/grafana" "$work/grafana/tests"
-cp "$here/rules/tests/open-alerts.test.yml" "$here"/grafana/tests/*.yml "$work/grafana/tests"
-python3 "$here/check.py" grafana >"$work/grafana/opsramp-exporter.rules.yml"
-promtool test rules "$work"/grafana/tests/*.yml
-
-echo "== files"
-python3 "$here/check.py" files
-
 demo=
 if [[ -n $binary ]]; then
   start_demo "$binary"
@@ -69,6 +55,21 @@ prometheus --config.file="$work/prometheus.yml" --storage.tsdb.path="$work/data"
 started+=($!)
 address=http://$(find_in "$work/prometheus.log" '.*msg="?Listening on"? address=([0-9.]+:[0-9]+).*')
 find_in "$work/prometheus.log" '.*(Server is ready to receive web requests).*' >/dev/null
+
+# The demo is scraped meanwhile.
+echo "== rules"
+promtool check rules "$here"/rules/*.rules.yml
+promtool test rules "$here"/rules/tests/*.yml
+
+echo "== Grafana's rules: the copy about open alerts by the tests of the original, the other by its own;" \
+  "panels by theirs"
+mkdir "$work/grafana" "$work/grafana/tests"
+cp "$here/rules/tests/open-alerts.test.yml" "$here"/grafana/tests/*.yml "$work/grafana/tests"
+python3 "$here/check.py" grafana >"$work/grafana/opsramp-exporter.rules.yml"
+promtool test rules "$work"/grafana/tests/*.yml
+
+echo "== files"
+python3 "$here/check.py" files
 
 echo "== every query, parsed by Prometheus"
 python3 "$here/check.py" parse "$address"
