@@ -158,7 +158,7 @@ pub struct SinkStatus {
     pub backlog: Option<u64>,
     /// When the oldest of these events was journalled.
     pub oldest_pending: Option<Timestamp>,
-    /// Why delivery fails now; `None` while it works.
+    /// Why delivery fails now, or that a delivery hangs; `None` while it works.
     pub error: Option<String>,
 }
 

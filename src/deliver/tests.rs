@@ -591,6 +591,58 @@ async fn a_sink_that_waits_for_its_predecessor_says_so_all_the_while() {
 }
 
 #[tokio::test]
+async fn a_sink_that_hangs_says_so_until_a_delivery_ends_in_time() {
+    let mut journal = Journal::new().await;
+    let (lines, _logging) = captured();
+    let (mut reader, writer) = io::pipe().unwrap();
+    let mut delivery = journal.start(vec![journal.file("out")]).await;
+    delivery.patience = Duration::from_millis(50);
+    employ_pipe(&mut delivery, "out", writer);
+    journal.journal(2000).await;
+    let status = || journal.board.sinks()["out"].clone();
+    let says = |text: &str| {
+        let error = status().error;
+        error.is_some_and(|error| error.starts_with(text) && error.contains("nobody reads"))
+    };
+    let hangs = "the delivery has not ended for ";
+    journal.until("it says so", || says(hangs)).await;
+
+    // The second batch hangs like the first, and the sink does not look well in between.
+    while status().delivered == 0 {
+        reader.read_exact(&mut [0; 4096]).unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        assert!(status().error.is_some());
+    }
+    journal
+        .until("the first batch is told", || {
+            says("the last delivery took ")
+        })
+        .await;
+    journal.until("the second hangs", || says(hangs)).await;
+    let logged = |text: &str| {
+        lines
+            .lock()
+            .iter()
+            .filter(|line| line.contains(text))
+            .count()
+    };
+    assert_eq!(logged("does not end"), 1, "{lines:#?}");
+    assert_eq!(logged("delivers again"), 0, "{lines:#?}");
+    assert_eq!(journal.counts.errors.load(Ordering::Relaxed), 0);
+
+    let reading = read_all(reader);
+    let is_over = || status().error.is_none() && status().backlog == Some(0);
+    journal.until("it is over", is_over).await;
+    assert_eq!(
+        logged("nothing waits for delivery any more"),
+        1,
+        "{lines:#?}"
+    );
+    assert!(delivery.drain(Duration::from_secs(10)).await);
+    reading.join().unwrap();
+}
+
+#[tokio::test]
 async fn a_sink_that_hangs_is_replaced_by_one_that_writes_elsewhere() {
     // With `waiting`, the sink that is replaced is one that waits for the sink that hangs.
     for waiting in [false, true] {
@@ -712,6 +764,19 @@ fn a_delivery_is_given_up_only_for_another_place_and_only_where_it_may_hang() {
     ] {
         assert_eq!(former.may_be_left_for(new), may, "{former:?} -> {new:?}");
     }
+}
+
+#[test]
+fn a_request_hangs_only_after_its_own_time_limit() {
+    let of = |target: &Target| worker::Limits::of(target, worker::PATIENCE).hang;
+    assert_eq!(of(&Target::Journald), Duration::from_secs(10));
+    let otlp = Target::Otlp(OtlpOptions {
+        endpoint: "http://loki:3100/otlp/v1/logs".to_owned(),
+        headers: BTreeMap::new(),
+        gzip: true,
+        timeout: Duration::from_secs(60),
+    });
+    assert_eq!(of(&otlp), Duration::from_secs(70));
 }
 
 #[tokio::test]

@@ -4,6 +4,8 @@
 //! grows. What the store or the sink cannot take at present waits in the journal.
 
 use std::{
+    convert::Infallible,
+    fmt,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -49,7 +51,7 @@ const LAST_MAX_DELAY: Duration = Duration::from_secs(1);
 const DISMISSAL: Duration = Duration::from_millis(500);
 
 /// How long a worker waits for its predecessor before it reports the wait or tells the predecessor
-/// to give up, and how long between two such reports.
+/// to give up, and how long between two such reports. A delivery that takes twice as long hangs.
 pub(super) const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The warning while a predecessor does not leave.
@@ -126,6 +128,10 @@ pub(super) struct Limits {
     max_delay: Duration,
     /// How long to wait for a predecessor before that is reported or acted on.
     patience: Duration,
+    /// How long a delivery may take before it is reported as one that hangs.
+    pub(super) hang: Duration,
+    /// Why a delivery to this kind of target may hang, for people.
+    hang_cause: &'static str,
 }
 
 /// Failures since the last success.
@@ -337,10 +343,13 @@ impl Worker {
                 }
                 continue;
             }
+            let began = Instant::now();
+            let mut has_hung = false;
             let progress = tokio::select! {
                 biased;
                 progress = sink.deliver(Arc::clone(&events), claim.clone()) => progress,
                 () = self.given_up() => return,
+                never = self.report_hang(&mut trouble, began, &mut has_hung) => match never {},
             };
             let rejected = progress.rejected();
             let Progress {
@@ -382,6 +391,12 @@ impl Worker {
                 trouble.tries = 0;
             }
             match error {
+                // A slow reader would otherwise make the sink look well for a moment after each
+                // batch. The next delivery, if one is due, shows whether the hang is over.
+                None if has_hung => {
+                    let took = began.elapsed().as_secs();
+                    self.show_hang(format_args!("the last delivery took {took} s"));
+                }
                 None if delivered > 0 => self.recovered(&mut trouble, "delivers again"),
                 // Everything was refused, the sink has only prepared something, or the events are
                 // no longer this replica's. The next try shows whether the sink works.
@@ -508,6 +523,37 @@ impl Worker {
         let delay = delay(trouble.tries, self.limits.under(order), fastrand::f64());
         trouble.tries = trouble.tries.saturating_add(1);
         delay.max(retry_after.unwrap_or_default())
+    }
+
+    /// Reports the delivery under way once it takes so long that it seems to hang, and then keeps
+    /// the report up to date. This is no failed try: the delivery may still succeed.
+    async fn report_hang(
+        &self,
+        trouble: &mut Trouble,
+        began: Instant,
+        has_hung: &mut bool,
+    ) -> Infallible {
+        tokio::time::sleep_until(began + self.limits.hang).await;
+        // A worker that is being replaced leaves this to its successor, which waits for it.
+        if !self.is_leaving() {
+            trouble.since.get_or_insert(began);
+            *has_hung = true;
+            tracing::warn!(
+                sink = &*self.name,
+                reason = self.limits.hang_cause,
+                "the delivery under way does not end; events wait in the journal until it does"
+            );
+        }
+        loop {
+            let hangs_for = began.elapsed().as_secs();
+            self.show_hang(format_args!("the delivery has not ended for {hangs_for} s"));
+            tokio::time::sleep(self.limits.patience).await;
+        }
+    }
+
+    fn show_hang(&self, what: fmt::Arguments<'_>) {
+        let text = format!("{what}: {}", self.limits.hang_cause);
+        self.update(|status| status.error = Some(text));
     }
 
     fn recovered(&self, trouble: &mut Trouble, how: &str) {
@@ -650,12 +696,35 @@ impl Drop for PanicReport<'_> {
 
 impl Limits {
     pub(super) fn of(target: &Target, patience: Duration) -> Self {
+        let hang = 2 * patience;
+        let (max_delay, hang, hang_cause) = match target {
+            Target::Stdout { .. } => (
+                LOCAL_MAX_DELAY,
+                hang,
+                "nobody reads standard output, or its reader is too slow",
+            ),
+            Target::File { .. } => (
+                LOCAL_MAX_DELAY,
+                hang,
+                "the disk of the file does not answer, or is too slow",
+            ),
+            Target::Journald => (
+                LOCAL_MAX_DELAY,
+                hang,
+                "systemd-journald does not take the events, or is too slow",
+            ),
+            // A request ends by itself, with an error that says more.
+            Target::Otlp(options) => (
+                REMOTE_MAX_DELAY,
+                hang + options.timeout,
+                "the receiver does not answer, or is too slow",
+            ),
+        };
         Self {
+            max_delay,
             patience,
-            max_delay: match target {
-                Target::Stdout { .. } | Target::File { .. } | Target::Journald => LOCAL_MAX_DELAY,
-                Target::Otlp(_) => REMOTE_MAX_DELAY,
-            },
+            hang,
+            hang_cause,
         }
     }
 
@@ -703,6 +772,8 @@ mod tests {
             limits: Limits {
                 max_delay: REMOTE_MAX_DELAY,
                 patience: PATIENCE,
+                hang: 2 * PATIENCE,
+                hang_cause: "",
             },
             journal_end: 0,
             has_begun: Arc::default(),
@@ -805,6 +876,8 @@ mod tests {
             let limits = Limits {
                 max_delay,
                 patience: PATIENCE,
+                hang: 2 * PATIENCE,
+                hang_cause: "",
             };
             assert_eq!(limits.under(Order::Work), max_delay);
             assert_eq!(limits.under(Order::Drain), Duration::from_secs(1));
