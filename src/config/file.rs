@@ -78,7 +78,7 @@ pub(super) struct Account {
     #[schemars(required)]
     pub(super) tenants: Option<Vec<Tenant>>,
     /// With a partner's tenant: every activated client becomes a tenant, looked up again every
-    /// hour.
+    /// hour. Every id under `tenants` is then a partner's.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(extend("default" = false))]
     pub(super) discover_clients: Option<bool>,

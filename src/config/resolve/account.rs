@@ -8,6 +8,7 @@ use crate::{
     identity::Tenant,
     opsramp::{self, ProxyUrl, TOKEN_PATH, TlsOptions},
     secret::{REDACTED, Secret, SecretSource, is_variable},
+    status::listed,
 };
 
 const DEFAULT_NAME: &str = "default";
@@ -94,10 +95,15 @@ impl Resolver<'_> {
                 at("tls.insecure_skip_verify")
             ));
         }
+        let tenants = self.tenants(&at("tenants"), account.tenants);
+        let discover_clients = account.discover_clients.unwrap_or(false);
+        if discover_clients {
+            self.warn_of_clients_as_partners(&at("tenants"), &tenants);
+        }
         let defaults = opsramp::Options::new(name, url, client_id, client_secret);
         Account {
-            tenants: self.tenants(&at("tenants"), account.tenants),
-            discover_clients: account.discover_clients.unwrap_or(false),
+            tenants,
+            discover_clients,
             options: opsramp::Options {
                 token_url,
                 timeout: self.duration(&at("timeout"), account.timeout, defaults.timeout),
@@ -208,6 +214,21 @@ impl Resolver<'_> {
             cert_file: tls.cert_file,
             key_file: tls.key_file,
             insecure_skip_verify: tls.insecure_skip_verify.unwrap_or(false),
+        }
+    }
+
+    /// Warns of ids that look like a client's where only partners are meant. It is no error, because
+    /// ids are opaque.
+    fn warn_of_clients_as_partners(&mut self, path: &str, tenants: &[Tenant]) {
+        let ids = tenants.iter().map(|tenant| &*tenant.id);
+        let clients: Vec<_> = ids.filter(|id| id.starts_with("client_")).collect();
+        if !clients.is_empty() {
+            let place = self.inputs.get(path).copied().unwrap_or(path);
+            self.warnings.push(format!(
+                "{place}: with discover_clients, every id here is a partner's, whose clients are searched, not \
+                 itself; name a client in an account of its own: {}",
+                listed(&clients)
+            ));
         }
     }
 

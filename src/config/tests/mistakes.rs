@@ -669,6 +669,24 @@ fn a_header_that_holds_a_placeholder_is_warned_of() {
 }
 
 #[test]
+fn a_client_among_partners_whose_clients_are_looked_up_is_warned_of() {
+    let warnings = |tenants: &str, key: &str| {
+        let text = MINIMAL.replace(
+            "tenants: [client_1]",
+            &format!("tenants: [{tenants}]\n    {key}"),
+        );
+        load(&text).unwrap().warnings.join("\n")
+    };
+    assert_snapshot!(warnings("msp_1, client_11, client_12", "discover_clients: true"), @"accounts[0].tenants: with discover_clients, every id here is a partner's, whose clients are searched, not itself; name a client in an account of its own: client_11, client_12");
+    assert_eq!(warnings("msp_1, client_11", "discover_clients: false"), "");
+    let uuid = "123e4567-e89b-12d3-a456-426614174000";
+    assert_eq!(
+        warnings(&format!("msp_1, {uuid}"), "discover_clients: true"),
+        ""
+    );
+}
+
+#[test]
 fn searches_that_want_more_polls_than_there_are_are_warned_of() {
     let just_enough = MINIMAL.replace("[client_1]", "[client_1, msp_1, client_2, client_3]")
         + "\
@@ -681,12 +699,19 @@ searches:
     let account =
         |key: &str, text: &str| text.replace("    tenants:", &format!("    {key}\n    tenants:"));
     let enough_for_it = account("requests_per_minute: 56", &one_more);
-    let clients = account("discover_clients: true", &faster);
+    // Every tenant of it is a partner then, see the test above.
+    let discovering = |text: &str| {
+        let partners = (1..=3).fold(text.to_owned(), |text, number| {
+            text.replace(&format!("client_{number}"), &format!("msp_1{number}"))
+        });
+        account("discover_clients: true", &partners)
+    };
+    let clients = discovering(&faster);
     let alike = faster.replace("client_2]", "msp_1]");
     let warnings = |text: &str| load(text).unwrap().warnings.join("\n");
     assert_eq!(warnings(&just_enough), "");
     assert_eq!(warnings(&enough_for_it), "");
-    assert_eq!(warnings(&account("discover_clients: true", &one_more)), "");
+    assert_eq!(warnings(&discovering(&one_more)), "");
     assert_snapshot!([one_more, faster, alike, clients].map(|text| warnings(&text)).join("\n"), @"
     accounts[0].tenants[2]: searches want 56 polls a minute of a tenant that may make 50: they are polled less often than their intervals say; lengthen these, or have fewer searches
     accounts[0].tenants[2]: searches want 58 polls a minute of a tenant that may make 50, and of 2 others: they are polled less often than their intervals say; lengthen these, or have fewer searches
