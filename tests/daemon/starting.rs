@@ -243,6 +243,18 @@ async fn a_file_that_does_not_answer_at_the_start_is_named_and_ends_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_the_limit_of_open_files_the_hard_one_counts() {
+    let opsramp = opsramp(1).await;
+    let place = Place::new(&opsramp.url());
+    place.write();
+    let shell = place.by_shell("ulimit -n 512 && ulimit -S -n 256 && exec \"$0\" \"$@\"");
+    let exporter = place.start_as(shell).await;
+    let (_, text) = exporter.get("/metrics").await;
+    assert!(text.contains("\nprocess_max_fds 512\n"), "{text}");
+    exporter.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_standard_output_that_leads_nowhere_is_told_once_at_the_start() {
     const TOLD: &str = "standard output is closed or leads to /dev/null";
     let opsramp = opsramp(1).await;
