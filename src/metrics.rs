@@ -412,6 +412,7 @@ impl opsramp::Observer for AccountMetrics {
         self.report(|account| {
             account.auth_latency = Some(took);
             account.token_expires = Some(expires_at);
+            account.auth_error = None;
         });
     }
 
@@ -419,7 +420,8 @@ impl opsramp::Observer for AccountMetrics {
         self.report(|account| account.token_expires = None);
     }
 
-    fn token_failed(&self, reason: &'static str) {
+    fn token_failed(&self, reason: &'static str, error: &opsramp::Error) {
+        self.report(|account| account.auth_error = Some(error.chain()));
         self.cells.auth_failures.add(reason);
         self.metrics.touch();
     }

@@ -518,7 +518,7 @@ impl Observer for Unobserved {
     fn request(&self, _: Endpoint, _: Option<u16>, _: std::time::Duration) {}
     fn token_requested(&self) {}
     fn token_obtained(&self, _: std::time::Duration, _: jiff::Timestamp) {}
-    fn token_failed(&self, _: &'static str) {}
+    fn token_failed(&self, _: &'static str, _: &Error) {}
     fn rate_limit(&self, _: &str, _: RateLimit) {}
     fn throttled(&self, _: &str, _: std::time::Duration) {}
 }

@@ -118,6 +118,9 @@ pub struct AccountStatus {
     pub auth_latency: Option<Duration>,
     /// When the current token expires.
     pub token_expires: Option<Timestamp>,
+    /// Why no token was obtained when it was last tried; `None` once one is. The current token may
+    /// still live.
+    pub auth_error: Option<String>,
     /// The last rate limit seen, by tenant id.
     pub rate_limits: BTreeMap<String, RateLimit>,
     /// What is known of the clients of the account's partners; `None` if they are not looked up.

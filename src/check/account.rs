@@ -657,7 +657,7 @@ impl Observer for Seen {
 
     fn token_obtained(&self, _: Duration, _: Timestamp) {}
 
-    fn token_failed(&self, _: &'static str) {}
+    fn token_failed(&self, _: &'static str, _: &Error) {}
 
     fn rate_limit(&self, tenant: &str, seen: RateLimit) {
         self.0.lock().rate_limits.insert(tenant.to_owned(), seen);

@@ -293,7 +293,8 @@ fn what_happens_on_the_wire_is_counted_and_shown() {
     metrics.register_search(&retail());
     let account = metrics.register_account(&"acme".into());
     account.token_requested();
-    account.token_failed("rejected");
+    let error = opsramp::Error::Throttled { retry_after: None };
+    account.token_failed("rejected", &error);
     account.token_requested();
     account.token_obtained(Duration::from_millis(120), now() + 2.hours());
     account.request(Endpoint::Token, Some(200), Duration::from_millis(120));

@@ -657,7 +657,7 @@ mod tests {
         }
         fn token_requested(&self) {}
         fn token_obtained(&self, _: Duration, _: Timestamp) {}
-        fn token_failed(&self, _: &'static str) {}
+        fn token_failed(&self, _: &'static str, _: &Error) {}
         fn rate_limit(&self, _: &str, _: RateLimit) {}
         fn throttled(&self, _: &str, _: Duration) {}
     }

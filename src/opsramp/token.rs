@@ -61,7 +61,7 @@ pub(super) trait Issuer: Send + Sync + 'static {
         credentials: &Credentials,
     ) -> impl Future<Output = Result<Grant, Error>> + Send;
     /// Notes that no token could be requested because the credentials cannot be read.
-    fn note_missing_credentials(&self);
+    fn note_missing_credentials(&self, error: &Error);
 }
 
 /// A token in use.
@@ -326,7 +326,7 @@ impl<I: Issuer> Shared<I> {
         let answer = match credentials {
             Ok(credentials) => self.issuer.request(credentials).await,
             Err(error) => {
-                self.issuer.note_missing_credentials();
+                self.issuer.note_missing_credentials(error);
                 Err(error.clone())
             }
         };
@@ -511,7 +511,7 @@ mod tests {
             })
         }
 
-        fn note_missing_credentials(&self) {
+        fn note_missing_credentials(&self, _: &Error) {
             self.conduct().lacked += 1;
         }
     }

@@ -68,8 +68,8 @@ impl Issuer for TokenEndpoint {
         })
     }
 
-    fn note_missing_credentials(&self) {
-        self.observer.token_failed("credentials");
+    fn note_missing_credentials(&self, error: &Error) {
+        self.observer.token_failed("credentials", error);
     }
 
     async fn request(&self, credentials: &Credentials) -> Result<Grant, Error> {
@@ -94,7 +94,7 @@ impl Issuer for TokenEndpoint {
                     "too_large" => "decode",
                     reason => reason,
                 };
-                self.observer.token_failed(reason);
+                self.observer.token_failed(reason, &error);
                 Err(error)
             }
         }

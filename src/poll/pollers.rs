@@ -713,6 +713,7 @@ mod tests {
     use super::*;
     use crate::{
         poll::testing::{NOBODY, account_options, metrics, open_store, plan, search_options},
+        secret::SecretSource,
         simulator::{self, DEMO_KEY, DEMO_SECRET, Simulator},
         store,
     };
@@ -813,6 +814,50 @@ mod tests {
         assert!(expires(&pollers).is_none());
         client(&pollers).token().await.unwrap();
         assert!(expires(&pollers).is_some());
+    }
+
+    #[tokio::test]
+    async fn why_a_token_is_not_renewed_is_told_until_it_is() {
+        let options = simulator::Options {
+            token_lifetime: Duration::from_secs(3),
+            ..simulator::Options::default()
+        };
+        let simulator = Simulator::start(options, "127.0.0.1:0").await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let secret = folder.path().join("secret");
+        std::fs::write(&secret, DEMO_SECRET).unwrap();
+        let mut pollers = pollers(folder.path()).await;
+        let account = Account {
+            options: opsramp::Options {
+                client_secret: SecretSource::File(secret.clone()),
+                ..account_options(&simulator.url(), DEMO_KEY, "")
+            },
+            tenants: Vec::new(),
+            discovery: None,
+        };
+        pollers.apply(plan(account, Vec::new())).await.unwrap();
+        let client = pollers.clients["default"].client.clone();
+        client.token().await.unwrap();
+        let error = || pollers.board.accounts()["default"].auth_error.clone();
+        assert_eq!(error(), None);
+
+        std::fs::remove_file(&secret).unwrap();
+        let until = async |is_told: bool| {
+            let asking = async {
+                while error().is_some() != is_told {
+                    client.token().await.ok();
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+            };
+            tokio::time::timeout(Duration::from_secs(60), asking)
+                .await
+                .unwrap();
+        };
+        until(true).await;
+        let said = error().unwrap();
+        assert!(said.contains(&secret.display().to_string()), "{said}");
+        std::fs::write(&secret, DEMO_SECRET).unwrap();
+        until(false).await;
     }
 
     #[tokio::test]

@@ -44,7 +44,7 @@ impl fmt::Display for Page<'_> {
              <meta name=\"color-scheme\" content=\"light dark\">\n\
              <link rel=\"icon\" href=\"data:,\">\n<title>",
         )?;
-        let troubles = self.status.troubled + self.failing_sinks();
+        let troubles = self.status.troubled + self.failing_accounts() + self.failing_sinks();
         if troubles > 0 {
             write!(f, "({troubles}) ")?;
         }
@@ -74,6 +74,11 @@ impl Page<'_> {
         self.status.sinks.iter().filter(failing).count()
     }
 
+    fn failing_accounts(&self) -> usize {
+        let failing = |account: &&AccountView| account.auth_error.is_some();
+        self.status.accounts.iter().filter(failing).count()
+    }
+
     fn header(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let status = self.status;
         write!(
@@ -86,8 +91,13 @@ impl Page<'_> {
             status.searches_total,
             "searches in trouble",
         );
+        let accounts = (
+            self.failing_accounts(),
+            status.accounts.len(),
+            "accounts get no new token",
+        );
         let sinks = (self.failing_sinks(), status.sinks.len(), "sinks failing");
-        for (count, total, what) in [searches, sinks] {
+        for (count, total, what) in [searches, accounts, sinks] {
             if count > 0 {
                 writeln!(
                     f,
@@ -95,7 +105,7 @@ impl Page<'_> {
                 )?;
             }
         }
-        if searches.0 + sinks.0 == 0 && status.problems.is_empty() {
+        if searches.0 + accounts.0 + sinks.0 == 0 && status.problems.is_empty() {
             writeln!(f, "<span class=\"badge good\">all well</span>")?;
         }
         write!(
@@ -147,6 +157,13 @@ impl Page<'_> {
             )?;
         }
         f.write_str("</dl>\n")?;
+        if let Some(error) = &account.auth_error {
+            writeln!(
+                f,
+                "<div class=\"error critical\">no new token: {}</div>",
+                Text(error)
+            )?;
+        }
         let mut limits: Vec<_> = account.rate_limits.iter().collect();
         limits.sort_by_key(|seen| seen.remaining);
         let (first, others) = limits.split_at(limits.len().min(ALLOWANCES_SHOWN));

@@ -18,7 +18,7 @@ use super::*;
 use crate::{
     identity::{SearchKey, Tenant},
     metrics::BuildInfo,
-    opsramp::{Observer as _, RateLimit},
+    opsramp::{self, Observer as _, RateLimit},
     record::AlertFields,
     status::{DiscoveryStatus, PartnerStatus, PollError, PollSummary, SearchResult, SearchStatus},
     store::{AlertFilter, OpenAlert, StoredAlert},

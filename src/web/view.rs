@@ -95,6 +95,7 @@ pub(super) struct AccountView {
     pub(super) account: Arc<str>,
     pub(super) auth_latency_seconds: Option<f64>,
     pub(super) token_expires_at: Option<Timestamp>,
+    pub(super) auth_error: Option<String>,
     pub(super) rate_limits: Vec<RateLimitView>,
 }
 
@@ -195,6 +196,7 @@ fn accounts(
         .map(|(name, status)| AccountView {
             auth_latency_seconds: status.auth_latency.map(|latency| latency.as_secs_f64()),
             token_expires_at: status.token_expires,
+            auth_error: status.auth_error,
             rate_limits: status
                 .rate_limits
                 .into_iter()

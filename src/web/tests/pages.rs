@@ -103,6 +103,41 @@ async fn of_a_token_that_was_lost_is_not_told_that_there_has_been_none_yet() {
 }
 
 #[tokio::test]
+async fn a_token_that_is_not_renewed_is_shown_until_it_is() {
+    let site = Site::open(Setup::default());
+    site.board.set_search(up(key("client_1", "retail")));
+    see_account(&site);
+    let error = opsramp::Error::Auth {
+        what: "cannot read /run/<secret>".to_owned(),
+        forbidden: false,
+    };
+    let account = site.metrics.register_account(&"acme".into());
+    account.token_failed("credentials", &error);
+    let body = site.get("/").await.body;
+    for shown in [
+        "<title>(1) ",
+        "1 of 1 accounts get no new token",
+        "no new token: cannot read /run/&lt;secret&gt;",
+        "expires <time",
+    ] {
+        assert!(body.contains(shown), "{shown} is missing in\n{body}");
+    }
+    assert!(!body.contains("all well"), "{body}");
+    let status = site.get("/api/v1/status").await.json();
+    assert_eq!(
+        status["accounts"][0]["auth_error"],
+        "cannot read /run/<secret>"
+    );
+
+    see_account(&site);
+    let body = site.get("/").await.body;
+    assert!(body.contains("all well"), "{body}");
+    assert!(!body.contains("new token"), "{body}");
+    let status = site.get("/api/v1/status").await.json();
+    assert!(status["accounts"][0]["auth_error"].is_null(), "{status}");
+}
+
+#[tokio::test]
 async fn a_backlog_that_is_not_known_is_no_zero() {
     let site = Site::open(Setup::default());
     site.board

@@ -50,7 +50,9 @@ fn furnish(site: &Site) {
     }]);
     site.board.set_search(failed);
     see_account(site);
-    site.metrics.register_account(&"idle".into());
+    let idle = site.metrics.register_account(&"idle".into());
+    let error = opsramp::Error::Throttled { retry_after: None };
+    idle.token_failed("throttled", &error);
     site.board.update_sink(&"file".into(), |sink| {
         sink.kind = "file";
         sink.error = Some("disk full".to_owned());
