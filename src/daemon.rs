@@ -570,9 +570,9 @@ async fn unless_stopped<T>(
     }
 }
 
-/// Raises the soft limit of file descriptors to the hard limit. With an API that accepts connections
-/// and does not answer, many accounts and tenants hold more than the usual soft limit, which is as
-/// low as 1024 only for the sake of `select(2)`.
+/// Raises the soft limit of file descriptors to the hard limit. With an API that accepts
+/// connections and does not answer, many accounts and tenants hold more than the usual soft limit,
+/// which is as low as 1024 only for the sake of `select(2)`.
 fn raise_descriptor_limit() {
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {

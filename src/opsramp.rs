@@ -104,9 +104,9 @@ pub trait Observer: Send + Sync + std::fmt::Debug {
     fn token_obtained(&self, took: Duration, expires_at: Timestamp);
     /// The API refuses the token, and no other token could be obtained.
     fn token_lost(&self) {}
-    /// No token was obtained, because of `error`. `reason` is one of `rejected`, `throttled`, `timeout`, `connect`,
-    /// `http` and `decode`, or `credentials` if nothing was requested because the credentials
-    /// cannot be read.
+    /// No token was obtained, because of `error`. `reason` is one of `rejected`, `throttled`,
+    /// `timeout`, `connect`, `http` and `decode`, or `credentials` if nothing was requested because
+    /// the credentials cannot be read.
     fn token_failed(&self, reason: &'static str, error: &Error);
     /// An answer stated the rate limit of a tenant.
     fn rate_limit(&self, tenant: &str, seen: RateLimit);

@@ -217,8 +217,8 @@ impl Resolver<'_> {
         }
     }
 
-    /// Warns of ids that look like a client's where only partners are meant. It is no error, because
-    /// ids are opaque.
+    /// Warns of ids that look like a client's where only partners are meant. It is no error,
+    /// because ids are opaque.
     fn warn_of_clients_as_partners(&mut self, path: &str, tenants: &[Tenant]) {
         let ids = tenants.iter().map(|tenant| &*tenant.id);
         let clients: Vec<_> = ids.filter(|id| id.starts_with("client_")).collect();
