@@ -44,11 +44,12 @@ struct Room {
 // === impl Disk ===
 
 impl Disk {
-    /// The disk of a file or a folder; `None` if the system does not tell.
+    /// The disk of a file or a folder; `None` if the system does not tell. A file system without a
+    /// size, such as ramfs, tells zeros, which do not mean that it is full.
     pub(crate) fn of(path: &Path) -> Option<Self> {
         let disk = rustix::fs::statvfs(path).ok()?;
         let size = disk.f_blocks.saturating_mul(disk.f_frsize);
-        Some(Self {
+        (size > 0).then(|| Self {
             free: disk.f_bavail.saturating_mul(disk.f_frsize),
             reserve: RESERVE.min(size / 16),
         })
@@ -160,6 +161,14 @@ mod tests {
         assert_eq!(room(0, 0, 50, 0), 0);
         assert_eq!(room(0, 0, 50, 30), 30);
         assert_eq!(room(20, 0, 50, 30), 45);
+    }
+
+    #[test]
+    fn a_file_system_that_states_no_size_does_not_count_as_full() {
+        let disk = rustix::fs::statvfs("/proc").unwrap();
+        assert_eq!((disk.f_blocks, disk.f_bavail), (0, 0));
+        assert!(Disk::of(Path::new("/proc")).is_none());
+        assert!(Disk::of(&std::env::temp_dir()).is_some());
     }
 
     #[test]
