@@ -276,8 +276,7 @@ impl Client {
     /// # Errors
     /// If the request fails.
     pub async fn alert(&self, tenant: &str, id: &str) -> Result<Option<Answer>, Error> {
-        if matches!(id, "" | "." | "..") {
-            // However such an id is encoded, the URL would lead to another path.
+        if !is_path_segment(id) {
             return Ok(None);
         }
         let id = utf8_percent_encode(id, ENCODED);
@@ -576,6 +575,12 @@ fn ceiling((client, partner): (u32, u32), tenant: &str) -> u32 {
 fn is_same_url(one: &str, other: &str) -> bool {
     let parsed = |url| reqwest::Url::parse(url).ok();
     one == other || parsed(one).is_some_and(|url| parsed(other) == Some(url))
+}
+
+/// Whether a URL can have an id in its path. However the other ids are encoded, the URL would lead
+/// to another path.
+pub(super) fn is_path_segment(id: &str) -> bool {
+    !matches!(id, "" | "." | "..")
 }
 
 fn tenant_url(base: &str, tenant: &str) -> String {

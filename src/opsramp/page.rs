@@ -11,6 +11,7 @@ use serde_json::value::RawValue;
 
 use super::{
     alert::{self, Alert, Item, Key, Text},
+    client::is_path_segment,
     error::Error,
     room::Room,
 };
@@ -264,7 +265,8 @@ impl ClientInfo {
             let text = text.filter(|text| !text.trim().is_empty());
             text.map(Cow::into_owned)
         };
-        let id = text(fields.id).filter(|id| alert::is_id(id))?;
+        let is_id = |id: &String| alert::is_id(id) && is_path_segment(id);
+        let id = text(fields.id).filter(is_id)?;
         let name = text(fields.name).unwrap_or_else(|| id.clone());
         Some(Self {
             id,
@@ -678,6 +680,15 @@ mod tests {
             ]
         );
         assert_eq!(page.next_page, None);
+    }
+
+    #[test]
+    fn a_client_whose_id_leads_to_another_path_is_none() {
+        let ids = [".", "..", "", "...", ".a"].map(|id| format!(r#"{{"uniqueId":"{id}"}}"#));
+        let text = format!(r#"{{"results":[{}]}}"#, ids.join(","));
+        let page = answer(&text).clients(1).unwrap();
+        let ids: Vec<_> = page.clients.iter().map(|client| &*client.id).collect();
+        assert_eq!(ids, ["...", ".a"]);
     }
 
     #[test]
