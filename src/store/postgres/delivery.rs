@@ -495,7 +495,7 @@ async fn learn_sinks(
             .map(|row| row.try_get(0))
             .collect::<Result<_, _>>()?;
         let (new, leases) = shared.look(|state| {
-            let new = all.iter().filter(|name| !state.journal.knows(name));
+            let new = all.iter().filter(|name| state.journal.is_new(name, own));
             (new.cloned().collect::<Vec<_>>(), state.leases())
         });
         let positions = if new.is_empty() {

@@ -147,17 +147,25 @@ impl Journal {
     }
 
     /// Sets which sinks there are: this process's `own` and those of others. For a sink that is
-    /// new here, events wait that are journalled behind its `positions` in the searches that are
-    /// held, because another replica may have named the sink a while ago.
+    /// [new](Self::is_new) here, events wait that are journalled behind its `positions` in the
+    /// searches that are held, because another replica may have named the sink a while ago.
     pub(super) fn set_sinks(&mut self, own: &[String], all: &[String], positions: &[Position]) {
         self.sinks
             .retain(|name, _| all.iter().any(|known| **known == **name));
         for name in all {
-            if !self.knows(name) {
-                self.add_sink(name, positions);
+            if self.is_new(name, own) {
+                self.place_sink(name, positions);
             }
         }
         self.set_own_sinks(own);
+    }
+
+    /// Whether a sink's positions have to be read before it is taken note of: it is unknown here,
+    /// or becomes one of this process's `own`. Since it was that last, it may have been given up
+    /// and entered anew, without this process hearing of it.
+    pub(super) fn is_new(&self, sink: &str, own: &[String]) -> bool {
+        let becomes_own = |known: &Sink| !known.own && own.iter().any(|own| **own == *sink);
+        self.sinks.get(sink).is_none_or(becomes_own)
     }
 
     /// Sets which sinks are this process's.
@@ -167,28 +175,34 @@ impl Journal {
         }
     }
 
-    fn add_sink(&mut self, name: &str, positions: &[Position]) {
-        let mut sink = Sink {
-            place: self.end,
+    /// Lets a sink go on behind its `positions`, whatever waited for it here before.
+    fn place_sink(&mut self, name: &str, positions: &[Position]) {
+        let place = self.end;
+        let sink = self.sinks.entry(name.into()).or_insert_with(|| Sink {
+            place,
             ..Sink::default()
-        };
+        });
+        if !sink.queue.is_empty() {
+            sink.queue.clear();
+            sink.waiting = 0;
+            self.dropped += 1;
+        }
         for position in positions.iter().filter(|it| it.sink == name) {
             let Some(known) = self.ends.get(&position.row) else {
                 continue;
             };
-            let count = (known.end - position.position).max(0);
-            sink.delivered.insert(position.row, position.position);
+            let delivered = sink.resume(position.row, position.position);
+            let count = (known.end - delivered).max(0);
             sink.push(Range {
                 place: self.end + 1,
                 row: position.row,
-                first: position.position + 1,
+                first: delivered + 1,
                 count,
                 inherited: true,
                 at: None,
             });
             self.end += count;
         }
-        self.sinks.insert(name.into(), sink);
     }
 
     pub(super) fn knows(&self, sink: &str) -> bool {
@@ -312,17 +326,7 @@ impl Journal {
                 .find(|(known, _)| **known == **name)
                 // The sink appeared since, and begins with the next event.
                 .map_or(end, |(_, position)| *position);
-            let delivered = sink.delivered.get(&row).copied().unwrap_or(0);
-            if delivered > saved {
-                sink.unsaved.insert(row, delivered);
-            } else {
-                sink.unsaved.remove(&row);
-                sink.delivered.insert(row, saved);
-            }
-            starts.push(saved.max(delivered).min(end));
-            if sink.lent.iter().any(|range| range.row == row) {
-                sink.taken_again.push(row);
-            }
+            starts.push(sink.resume(row, saved).min(end));
         }
         let Some(start) = starts.iter().min().copied() else {
             return knows_all;
@@ -618,7 +622,24 @@ impl Sink {
         }
     }
 
-    /// Removes waiting events that were delivered under an earlier lease.
+    /// Takes note that the server has the sink at the position `saved` in a search's journal.
+    /// Returns where the sink goes on: what this process has delivered counts, even if the server
+    /// never heard of it.
+    fn resume(&mut self, row: i64, saved: i64) -> i64 {
+        let delivered = self.delivered.get(&row).copied().unwrap_or(0);
+        if delivered > saved {
+            self.unsaved.insert(row, delivered);
+        } else {
+            self.unsaved.remove(&row);
+            self.delivered.insert(row, saved);
+        }
+        if self.lent.iter().any(|range| range.row == row) {
+            self.taken_again.push(row);
+        }
+        saved.max(delivered)
+    }
+
+    /// Removes waiting events that were delivered before they were put in line again.
     fn skip_delivered(&mut self, row: i64) {
         let delivered = self.delivered.get(&row).copied().unwrap_or(0);
         for range in self.queue.iter_mut().filter(|range| range.row == row) {

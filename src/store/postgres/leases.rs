@@ -255,7 +255,7 @@ impl State {
     }
 
     /// Takes note of all sinks that the server knows, and of the replica's `own`. For sinks that
-    /// are new here, `positions` were read under these `leases`. Returns whether that was
+    /// are [new](Journal::is_new), `positions` were read under these `leases`. Returns whether that was
     /// possible. It is not if a search was taken up since, because its positions are missing.
     pub(super) fn learn_sinks(
         &mut self,
@@ -267,7 +267,7 @@ impl State {
         let forgotten = own.iter().filter(|name| !all.contains(name)).cloned();
         all.extend(forgotten.collect::<Vec<_>>());
         let read: HashSet<&Held> = leases.iter().collect();
-        let is_complete = all.iter().all(|name| self.journal.knows(name))
+        let is_complete = !all.iter().any(|name| self.journal.is_new(name, own))
             || self.leases().iter().all(|held| read.contains(held));
         if is_complete {
             let held = |it: &&Position| self.holds.contains_key(&it.row);

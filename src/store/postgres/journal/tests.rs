@@ -120,6 +120,43 @@ fn a_sink_that_others_have_named_a_while_ago_begins_where_the_server_says() {
 }
 
 #[test]
+fn a_sink_that_is_named_again_goes_on_where_the_server_says_by_then() {
+    let mut journal = journal(&["s", "t"]);
+    let (one, both) = (["s".to_owned()], ["s", "t"].map(str::to_owned));
+    journal.append(A, 1, 3);
+    journal.append(B, 1, 3);
+    let lent = journal.next("t", 4);
+    journal.lend("t", lent);
+    journal.set_sinks(&one, &both, &[]);
+    journal.append(A, 4, 2);
+    // Others have given the sink up and named it again, before the last events.
+    let positions = [(A, 4), (B, 0)].map(|(row, position)| Position {
+        sink: "t".to_owned(),
+        row,
+        position,
+    });
+    journal.set_sinks(&both, &both, &positions);
+    let next = [inherited(1009, A, 5, 1), inherited(1010, B, 1, 3)];
+    assert_eq!(journal.next("t", 99), next);
+    assert_eq!(journal.backlog("t").unwrap().events, 4);
+    // A delivery from before has ended meanwhile. The server has more than it of the one search.
+    journal.acknowledge("t", 1004, None);
+    let next = [inherited(1009, A, 5, 1), inherited(1011, B, 2, 2)];
+    assert_eq!(journal.next("t", 99), next);
+    assert_eq!(journal.backlog("t").unwrap().events, 3);
+    assert_eq!(journal.unsaved("t", |_| true).positions, [(B, 1)]);
+    // For a sink that stays, nothing changes.
+    journal.set_sinks(&both, &both, &positions);
+    assert_eq!(journal.next("t", 99), next);
+    let all = [
+        range(1001, A, 1, 3),
+        range(1004, B, 1, 3),
+        range(1007, A, 4, 2),
+    ];
+    assert_eq!(journal.next("s", 99), all);
+}
+
+#[test]
 fn a_search_is_taken_up_where_each_sink_has_come_to() {
     let mut journal = journal(&["fast", "slow"]);
     journal.adopt(held(A, 2), 1, 10, &progress(&[("fast", 9), ("slow", 4)]));

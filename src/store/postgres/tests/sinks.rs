@@ -472,6 +472,49 @@ async fn a_sink_that_has_left_is_told_and_given_up_when_its_time_is_over_with_wh
 }
 
 #[tokio::test]
+async fn a_sink_that_was_given_up_and_named_again_lacks_nothing_where_nobody_heard_of_that() {
+    let (lines, _logging) = captured();
+    let url = server::shared().fresh();
+    let first = open(&url, "first", LEASE).await;
+    let store = stalled(&url, LEASE).await;
+    for store in [&first, &store] {
+        store.set_sinks(names(&["s", "extra"])).await.unwrap();
+    }
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..3), second(2)).await.unwrap();
+    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
+    let last = batch.events[1].position;
+    store.acknowledge("s", last, None).await.unwrap();
+    drop(batch);
+    for store in [&first, &store] {
+        store.set_sinks(names(&["s"])).await.unwrap();
+    }
+    sql(
+        &url,
+        "UPDATE sink SET unnamed_since = unnamed_since - interval '1 hour' WHERE name = 'extra'",
+    );
+    keeper::forget(shared(&first)).await.unwrap();
+    assert_eq!(sql(&url, "SELECT name FROM sink"), "s");
+    delivery::prune(shared(&store)).await.unwrap();
+    wait_for_journal(&store, 0).await;
+
+    for store in [&first, &store] {
+        store.set_sinks(names(&["s", "extra"])).await.unwrap();
+    }
+    assert_eq!(store.backlog("extra").await.unwrap(), Backlog::default());
+    let nothing = store.pending("extra", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&nothing), [0; 0]);
+    drop(nothing);
+    store.commit(held, events(3..4), second(3)).await.unwrap();
+    let batch = store.pending("extra", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&batch), [3]);
+    let lines = lines.lock().clone();
+    let missing = lines.iter().filter(|line| line.contains("are missing"));
+    assert_eq!(missing.count(), 0, "{lines:#?}");
+    first.close().await;
+}
+
+#[tokio::test]
 async fn a_sink_that_leaves_is_told_whatever_the_databases_clock_says() {
     let (lines, _logging) = captured();
     let url = server::shared().fresh();
