@@ -74,19 +74,33 @@ const OF_OTHERS: u32 = 0o007;
 const LOCK_TRIES: u32 = 20;
 const LOCK_PAUSE: Duration = Duration::from_millis(10);
 
-/// The state file, open for writing, and the lock that keeps others from it.
+/// Number of looks at the files that must have failed one after the other before that is reported.
+const BLIND_LOOKS: u32 = 2;
+
+/// The state file, open for writing, and the locks that keep others from it.
 #[derive(Debug)]
 pub(super) struct StateFile {
-    // Fields are dropped in this order, so the lock is released last.
+    // Fields are dropped in this order, so the locks are released last.
     connection: Connection,
     checkpoint: Checkpoint,
     files: Files,
     /// The suffix of the file that was last reported as gone.
     reported_gone: Option<&'static str>,
+    /// Number of looks at the files, up to now, that have failed one after the other.
+    blind_looks: u32,
     /// Whether the log was cut short. If so, nothing is copied from it any more.
     is_cut: bool,
     page_size: u64,
-    lock: File,
+    /// All locks whose files still have a name somewhere. Somebody may move such a file, or the
+    /// whole folder, back to its place, where it is then the state's lock again.
+    locks: Vec<Lock>,
+}
+
+/// A lock that this process has.
+#[derive(Debug)]
+struct Lock {
+    file: File,
+    id: FileId,
 }
 
 /// The files of the state. SQLite takes any files with their names for its own, and would mix
@@ -140,11 +154,24 @@ impl Files {
     }
 
     /// The suffix of the first file that was removed or replaced.
-    pub(super) fn gone_suffix(&self) -> Option<&'static str> {
-        self.ids.iter().find_map(|&(suffix, id)| {
-            let found = with_suffix(&self.path, suffix).metadata();
-            (found.ok().as_ref().map(file_id) != Some(id)).then_some(suffix)
-        })
+    ///
+    /// # Errors
+    /// If a file cannot be looked at, and none is known to be gone.
+    pub(super) fn gone_suffix(&self) -> io::Result<Option<&'static str>> {
+        let mut gone = Ok(None);
+        for &(suffix, id) in &self.ids {
+            match id_at(&with_suffix(&self.path, suffix)) {
+                Ok(found) if found == Some(id) => {}
+                Ok(_) => return Ok(Some(suffix)),
+                Err(error) => gone = Err(error),
+            }
+        }
+        gone
+    }
+
+    /// Whether SQLite would find the files that were opened by their names.
+    pub(super) fn are_in_place(&self) -> bool {
+        matches!(self.gone_suffix(), Ok(None))
     }
 }
 
@@ -176,9 +203,10 @@ impl StateFile {
                 checkpoint: Checkpoint::default(),
                 files,
                 reported_gone: None,
+                blind_looks: 0,
                 is_cut: false,
                 page_size: u64::from(page_size),
-                lock,
+                locks: vec![lock],
             };
             Ok((file, loaded))
         };
@@ -211,9 +239,29 @@ impl StateFile {
     }
 
     /// Reports once that the state file or a file beside it was removed or replaced. The exporter
-    /// works on with the open file, but no later start can find it.
+    /// works on with the open file, but no later start can find it. If nobody can tell, because
+    /// the files cannot be looked at, that is reported once it lasts.
     pub(super) fn report_if_gone(&mut self) {
-        let gone = self.files.gone_suffix();
+        let looked = self
+            .files
+            .gone_suffix()
+            .and_then(|gone| self.has_lock().map(|_| gone));
+        let gone = match looked {
+            Ok(gone) => gone,
+            Err(error) => {
+                self.blind_looks = self.blind_looks.saturating_add(1);
+                if self.blind_looks == BLIND_LOOKS {
+                    tracing::error!(
+                        path = %self.path().display(),
+                        %error,
+                        "the state file, or a file beside it, cannot be looked at, so nobody can tell whether it is \
+                         still in place; the exporter works on with the files that it has open"
+                    );
+                }
+                return;
+            }
+        };
+        self.blind_looks = 0;
         if gone == self.reported_gone {
             return;
         }
@@ -237,10 +285,7 @@ impl StateFile {
     /// would be copied over intact pages. Must be called before a commit, because a commit makes
     /// the log as long as before.
     pub(super) fn check_log(&mut self) {
-        if self.is_cut
-            || !self.lacks_pages().unwrap_or_default()
-            || self.files.gone_suffix().is_some()
-        {
+        if self.is_cut || !self.lacks_pages().unwrap_or_default() || !self.files.are_in_place() {
             return;
         }
         self.is_cut = true;
@@ -276,26 +321,29 @@ impl StateFile {
     /// # Errors
     /// [`Error::Lost`] if a second exporter has started: it may have changed the state since.
     pub(super) fn keep_lock(&mut self) -> std::result::Result<(), Error> {
-        let held = self.lock.metadata().ok().as_ref().map(file_id);
-        let found = self.sidecar(".lock").metadata().ok().as_ref().map(file_id);
-        if held == found {
+        // As long as the lock's file cannot be looked at, nobody knows that it is gone. If it is
+        // there after all, this process would take itself for another exporter.
+        if self.has_lock().unwrap_or(true) {
             return Ok(());
         }
         let (problem, is_used) = match lock(self.path()) {
-            // The lock's file names no process, so it was created here.
-            Ok((lock, former)) if former.is_empty() => {
-                self.lock = lock;
-                return Ok(());
-            }
             Ok((lock, former)) => {
-                self.lock = lock;
+                let has_name = |lock: &Lock| lock.file.metadata().map_or(true, |it| it.nlink() > 0);
+                self.locks.retain(has_name);
+                self.locks.push(lock);
+                // If the lock's file names no process, it was created here.
+                if former.is_empty() {
+                    return Ok(());
+                }
                 (format!("another exporter{former} has used it since"), true)
             }
+            // The lock's file has come back at this very moment.
+            Err(LockFailure::Held(_)) if self.has_lock().unwrap_or(true) => return Ok(()),
             Err(LockFailure::Held(holder)) => (format!("another exporter{holder} uses it"), true),
             Err(LockFailure::Failed(problem)) => (problem, false),
         };
         // If the state file itself was replaced, the other exporter uses the new one.
-        if is_used && self.files.gone_suffix() != Some("") {
+        if is_used && !matches!(self.files.gone_suffix(), Ok(Some(""))) {
             return Err(Error::Lost {
                 path: self.path().to_owned(),
                 problem,
@@ -309,6 +357,12 @@ impl StateFile {
         Ok(())
     }
 
+    /// Whether one of the locks lies where other exporters look for it.
+    fn has_lock(&self) -> io::Result<bool> {
+        let found = id_at(&self.sidecar(".lock"))?;
+        Ok(self.locks.iter().any(|lock| Some(lock.id) == found))
+    }
+
     /// Starts copying the write-ahead log into the file, in a thread of its own, if the log is
     /// long.
     pub(super) fn copy_long_log(&mut self) {
@@ -318,7 +372,7 @@ impl StateFile {
         // If the length is unknown now, the next commit asks again.
         if let Ok(log) = checkpoint(&self.connection, "NOOP")
             && log.pages - log.copied >= LOG_PAGES
-            && self.files.gone_suffix().is_none()
+            && self.files.are_in_place()
         {
             self.checkpoint.start(self.files.path());
         }
@@ -365,6 +419,15 @@ impl StateFile {
     fn keep_log_at_close(&self) {
         let no_copy = DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE;
         self.connection.set_db_config(no_copy, true).ok();
+    }
+}
+
+/// Returns which file is found by a path, if there is one.
+fn id_at(path: &Path) -> io::Result<Option<FileId>> {
+    match path.metadata() {
+        Ok(metadata) => Ok(Some(file_id(&metadata))),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -432,7 +495,7 @@ pub(super) fn refuse_log_alone(path: &Path) -> std::result::Result<(), String> {
 
 /// Takes the lock, and tries again for a moment if it is held: when an exporter has ended, a
 /// process that it was starting keeps the lock until that process runs another program.
-fn lock_at_start(path: &Path) -> std::result::Result<File, LockFailure> {
+fn lock_at_start(path: &Path) -> std::result::Result<Lock, LockFailure> {
     let mut tries = 0..LOCK_TRIES;
     loop {
         match lock(path) {
@@ -445,9 +508,9 @@ fn lock_at_start(path: &Path) -> std::result::Result<File, LockFailure> {
 /// Takes the lock beside the file. Also returns the former holder that the lock's file names, in
 /// the form of [`holder`]. The lock is a file of its own because SQLite's locks on the state file
 /// would be lost as soon as this process closed another handle on it.
-fn lock(path: &Path) -> std::result::Result<(File, String), LockFailure> {
+fn lock(path: &Path) -> std::result::Result<(Lock, String), LockFailure> {
     let lock_path = with_suffix(path, ".lock");
-    let mut lock = OpenOptions::new()
+    let mut file = OpenOptions::new()
         .read(true)
         .write(true)
         .create(true)
@@ -455,22 +518,30 @@ fn lock(path: &Path) -> std::result::Result<(File, String), LockFailure> {
         .mode(MODE)
         .open(&lock_path)
         .map_err(|error| LockFailure::Failed(not_writable(&lock_path, &error)))?;
-    let taken = flock(&lock, FlockOperation::NonBlockingLockExclusive);
-    let holder = holder(&mut lock);
+    let id = file
+        .metadata()
+        .map(|it| file_id(&it))
+        .map_err(|error| LockFailure::Failed(not_lockable(&lock_path, &error)))?;
+    let taken = flock(&file, FlockOperation::NonBlockingLockExclusive);
+    let holder = holder(&mut file);
     match taken {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => return Err(LockFailure::Held(holder)),
         Err(error) => {
-            let problem = format!("{} cannot be locked: {error}", lock_path.display());
+            let problem = not_lockable(&lock_path, &error.into());
             return Err(LockFailure::Failed(problem));
         }
     }
     // On a full disk only the number is missing.
-    if lock.set_len(0).is_ok() {
-        lock.write_all_at(std::process::id().to_string().as_bytes(), 0)
+    if file.set_len(0).is_ok() {
+        file.write_all_at(std::process::id().to_string().as_bytes(), 0)
             .ok();
     }
-    Ok((lock, holder))
+    Ok((Lock { file, id }, holder))
+}
+
+fn not_lockable(path: &Path, error: &io::Error) -> String {
+    format!("{} cannot be locked: {error}", path.display())
 }
 
 /// The process that a lock's file names, as it is told: ` (process 7)`. It is only a courtesy: the

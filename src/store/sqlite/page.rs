@@ -74,7 +74,7 @@ impl Page {
 }
 
 fn open(files: &Files) -> Result<Connection, Error> {
-    if files.gone_suffix().is_some() {
+    if files.gone_suffix().map_err(Error::backend)?.is_some() {
         let problem = "the state file was removed or replaced while in use";
         return Err(Error::backend(io::Error::other(problem)));
     }

@@ -432,15 +432,15 @@ fn a_file_of_the_state_that_is_gone_is_noticed_and_one_that_came_back_too() {
     let folder = folder();
     let path = folder.path().join("state.db");
     let file = open(&path).unwrap();
-    assert_eq!(file.files().gone_suffix(), None);
+    assert_eq!(file.files().gone_suffix().unwrap(), None);
     for suffix in ["-shm", "-wal", ""] {
         let (name, aside) = (with_suffix(&path, suffix), folder.path().join("aside"));
         fs::rename(&name, &aside).unwrap();
-        assert_eq!(file.files().gone_suffix(), Some(suffix));
+        assert_eq!(file.files().gone_suffix().unwrap(), Some(suffix));
         fs::copy(&aside, &name).unwrap();
-        assert_eq!(file.files().gone_suffix(), Some(suffix));
+        assert_eq!(file.files().gone_suffix().unwrap(), Some(suffix));
         fs::rename(&aside, &name).unwrap();
-        assert_eq!(file.files().gone_suffix(), None);
+        assert_eq!(file.files().gone_suffix().unwrap(), None);
     }
 }
 
@@ -455,6 +455,83 @@ fn a_lock_whose_file_was_removed_is_taken_again() {
     assert!(problem.starts_with("another exporter"), "{problem}");
     file.close();
     open(&path).unwrap();
+}
+
+#[test]
+fn a_lock_that_cannot_be_looked_at_is_kept_and_that_is_told_once_if_it_lasts() {
+    let folder = folder();
+    let (place, aside) = (folder.path().join("place"), folder.path().join("aside"));
+    fs::create_dir(&place).unwrap();
+    let mut file = open(&place.join("state.db")).unwrap();
+    for (looks, told) in [(1, 0), (3, 1), (1, 0), (2, 1)] {
+        let (lines, _logging) = captured();
+        fs::rename(&place, &aside).unwrap();
+        // A file in a folder's place tells nothing of what is in the folder.
+        fs::write(&place, "").unwrap();
+        for _ in 0..looks {
+            file.keep_lock().unwrap();
+            file.report_if_gone();
+        }
+        fs::remove_file(&place).unwrap();
+        fs::rename(&aside, &place).unwrap();
+        file.keep_lock().unwrap();
+        file.report_if_gone();
+        let lines = lines.lock().clone();
+        assert_eq!(lines.len(), told, "{lines:?}");
+        let of_this = |line: &String| {
+            line.contains("cannot be looked at") && line.contains("Not a directory")
+        };
+        assert!(lines.iter().all(of_this), "{lines:?}");
+    }
+    file.close();
+}
+
+#[test]
+fn a_lock_that_was_moved_away_and_back_still_is_the_states_lock() {
+    let folder = folder();
+    let [place, aside, emptied] =
+        ["place", "aside", "emptied"].map(|name| folder.path().join(name));
+    fs::create_dir(&place).unwrap();
+    let path = place.join("state.db");
+    let mut file = open(&path).unwrap();
+    let is_locked = |path: &Path| {
+        let problem = problem(path);
+        assert!(problem.starts_with("another exporter"), "{problem}");
+    };
+    for _ in 0..2 {
+        fs::rename(&place, &aside).unwrap();
+        if emptied.exists() {
+            fs::rename(&emptied, &place).unwrap();
+        } else {
+            fs::create_dir(&place).unwrap();
+        }
+        file.keep_lock().unwrap();
+        for path in [&path, &aside.join("state.db")] {
+            is_locked(path);
+        }
+        fs::rename(&place, &emptied).unwrap();
+        fs::rename(&aside, &place).unwrap();
+        file.keep_lock().unwrap();
+        is_locked(&path);
+    }
+    // The same for the lock alone; its place was taken in the meantime.
+    let (lock, aside) = (with_suffix(&path, ".lock"), place.join("aside"));
+    fs::rename(&lock, &aside).unwrap();
+    file.keep_lock().unwrap();
+    fs::rename(&aside, &lock).unwrap();
+    file.keep_lock().unwrap();
+    is_locked(&path);
+    // A lock whose file is gone for good is not kept.
+    fs::remove_file(&lock).unwrap();
+    file.keep_lock().unwrap();
+    assert_eq!(file.locks.len(), 2);
+    // A second exporter is noticed as ever.
+    fs::remove_file(&lock).unwrap();
+    let second = open(&path).unwrap();
+    let lost = file.keep_lock();
+    assert!(matches!(lost, Err(Error::Lost { .. })), "{lost:?}");
+    file.abandon();
+    drop(second);
 }
 
 #[test]
