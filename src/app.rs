@@ -22,7 +22,7 @@ use crate::{
     metrics::{BuildInfo, Metrics},
     opsramp::{self, BuildError},
     reading,
-    runtime::block_on,
+    runtime::{block_on, check_threads},
     search_command,
     secret::SecretSource,
     service_manager::ServiceManager,
@@ -80,6 +80,7 @@ fn run_command(cli: &Cli) -> ExitCode {
 }
 
 fn dispatch(cli: &Cli) -> Outcome {
+    check_threads()?;
     match &cli.command {
         Command::Version => print(&format!("{}\n", cli::version())),
         Command::Config { schema: true } => {

@@ -35,7 +35,7 @@ use crate::{
     metrics::Metrics,
     poll::{self, Plan, PollerEvent, Pollers},
     reading,
-    runtime::block_on_with_thread,
+    runtime::{block_on_with_thread, check_threads},
     service_manager::ServiceManager,
     signals::{Command, Signals},
     status::Board,
@@ -210,6 +210,7 @@ impl Daemon {
         };
         // Scrapes must not wait while a page of the API is processed, so the web server has its
         // own thread.
+        check_threads()?;
         let server = tokio::task::spawn_blocking(|| {
             // The name is only for people who look at threads.
             rustix::thread::set_name(c"web").ok();

@@ -4,7 +4,7 @@
 //! scheduler that moves futures between threads would gain nothing, and would cost each process
 //! half a MiB.
 
-use std::{io, time::Duration};
+use std::{io, thread, time::Duration};
 
 use tokio::runtime::{Builder, Runtime};
 
@@ -14,6 +14,22 @@ use tokio::runtime::{Builder, Runtime};
 const KEPT_THREADS: usize = 8;
 /// How long the end of a runtime waits for threads that are still busy.
 const LAST_THREADS: Duration = Duration::from_secs(1);
+
+/// Checks whether the system gives another thread. Where it gives none, tokio panics.
+///
+/// # Errors
+/// If it gives none. The message says what to do.
+pub(crate) fn check_threads() -> io::Result<()> {
+    let thread = thread::Builder::new().spawn(|| ()).map_err(|error| {
+        let problem = format!(
+            "no thread can be started: {error}; raise TasksMax, the pids limit or ulimit -u; an old Docker \
+             refuses clone3: update it"
+        );
+        io::Error::new(error.kind(), problem)
+    })?;
+    thread.join().ok();
+    Ok(())
+}
 
 /// Runs a future to its end on the calling thread.
 ///
@@ -28,15 +44,13 @@ pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {
 /// that the thread was meant for never releases what it holds.
 ///
 /// # Errors
-/// As [`block_on`].
-///
-/// # Panics
-/// If the system gives no thread.
+/// As [`block_on`] and [`check_threads`].
 pub(crate) fn block_on_with_thread<T>(work: impl Future<Output = T>) -> io::Result<T> {
     let runtime = builder()
         .max_blocking_threads(KEPT_THREADS)
         .thread_keep_alive(Duration::MAX)
         .build()?;
+    check_threads()?;
     drop(runtime.spawn_blocking(|| ()));
     Ok(run(runtime, work))
 }

@@ -6,7 +6,9 @@ use opsramp_exporter::simulator::{DEMO_KEY, DEMO_TENANT};
 use serde_json::json;
 use tokio::process::Command;
 
-use crate::exporter::{Metrics, Place, SECRET, Signal, binary, command, eventually, opsramp};
+use crate::exporter::{
+    Metrics, Place, SECRET, Signal, binary, command, eventually, needed, opsramp,
+};
 
 /// Starts the exporter and waits for the lines of two alerts.
 async fn logs_two_alerts(place: &Place, command: Command) {
@@ -268,5 +270,38 @@ async fn a_standard_output_that_leads_nowhere_is_told_once_at_the_start() {
         let ended = exporter.stop().await;
         let told = ended.stderr.iter().filter(|line| line.contains(TOLD));
         assert_eq!(told.count(), warnings, "{redirection}: {:#?}", ended.stderr);
+    }
+}
+
+#[tokio::test]
+async fn a_system_that_gives_no_thread_ends_the_start_with_what_to_do() {
+    needed("strace", "strace");
+    let place = Place::new("http://127.0.0.1:1");
+    place.write();
+    // The first thread only shows that there are threads, and the second one writes the
+    // diagnostics.
+    for (first, arguments) in [(1, &[][..]), (1, &["check"][..]), (2, &[]), (3, &[])] {
+        let daemon = place.command();
+        let mut refused = command("strace");
+        refused
+            .args(["-q", "-f", "-o"])
+            .arg(place.path("trace"))
+            .args(["-e", "trace=clone,clone3"])
+            .arg("-e")
+            .arg(format!("inject=clone,clone3:error=EAGAIN:when={first}+"))
+            .arg(binary())
+            .args(daemon.as_std().get_args())
+            .args(arguments);
+        let ended = place.run(place.settle(refused)).await;
+        let error = ended.error();
+        assert_eq!(ended.code(), Some(1), "{first}: {error}");
+        assert!(!error.contains("panicked"), "{first}: {error}");
+        if first != 2 {
+            assert!(
+                error.contains("no thread can be started: "),
+                "{first}: {error}"
+            );
+            assert!(error.contains("raise TasksMax"), "{first}: {error}");
+        }
     }
 }
