@@ -255,8 +255,8 @@ impl State {
     }
 
     /// Takes note of all sinks that the server knows, and of the replica's `own`. For sinks that
-    /// are [new](Journal::is_new), `positions` were read under these `leases`. Returns whether that was
-    /// possible. It is not if a search was taken up since, because its positions are missing.
+    /// are [new](Journal::is_new), `positions` were read under these `leases`. Returns whether that
+    /// was possible. It is not if a search was taken up since, because its positions are missing.
     pub(super) fn learn_sinks(
         &mut self,
         own: &[String],
