@@ -22,7 +22,7 @@ use crate::{
     metrics::{BuildInfo, Metrics},
     opsramp::{self, BuildError},
     reading,
-    runtime::{block_on, check_threads},
+    runtime::{block_on, block_on_with_thread, check_threads},
     search_command,
     secret::SecretSource,
     service_manager::ServiceManager,
@@ -96,7 +96,7 @@ fn dispatch(cli: &Cli) -> Outcome {
             loaded.warnings.extend(told.chain(web.left));
             loaded.warnings.extend(check_tls_files(&loaded.config)?);
             check_database_url(&loaded.config.state)?;
-            let secrets = block_on(secret_files(&loaded.config))?;
+            let secrets = block_on_with_thread(secret_files(&loaded.config))?;
             loaded.warnings.extend(secrets.warnings);
             loaded.warnings.extend(secrets.unusable);
             if !secrets.problems.is_empty() {
@@ -113,13 +113,13 @@ fn dispatch(cli: &Cli) -> Outcome {
             warn(&loaded.warnings);
             set_up_logging(cli, None)?;
             let work = search_command::run(&loaded.config, search);
-            block_on(work)?.map_err(Failure::Run)
+            block_on_with_thread(work)?.map_err(Failure::Run)
         }
         Command::Healthcheck(healthcheck) => {
             let of_flags = Config::web_of_flags(&cli.overrides.web).map_err(Failure::Config)?;
             let of_file = cli.clone();
             let load = move || load_web(&of_file);
-            let said = block_on(healthcheck::run(of_flags, load, healthcheck))?;
+            let said = block_on_with_thread(healthcheck::run(of_flags, load, healthcheck))?;
             print(&said.map_err(Failure::Run)?)
         }
         Command::Run => run_daemon(cli),
@@ -214,7 +214,7 @@ fn run_check(cli: &Cli) -> Outcome {
         loaded.warnings.extend(web.warnings);
         loaded.warnings.extend(web.left);
         // A secret that cannot be used fails in the step that needs it.
-        let secrets = block_on(secret_files(&loaded.config))?;
+        let secrets = block_on_with_thread(secret_files(&loaded.config))?;
         loaded.warnings.extend(secrets.warnings);
         Ok(loaded)
     });
@@ -226,7 +226,7 @@ fn run_check(cli: &Cli) -> Outcome {
         loaded => loaded?,
     };
     set_up_logging(cli, None)?;
-    match block_on(check::run(&loaded, &mut out))?? {
+    match block_on_with_thread(check::run(&loaded, &mut out))?? {
         true => Ok(()),
         false => Err(Failure::Told(FAILURE)),
     }

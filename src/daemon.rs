@@ -35,7 +35,7 @@ use crate::{
     metrics::Metrics,
     poll::{self, Plan, PollerEvent, Pollers},
     reading,
-    runtime::{block_on_with_thread, check_threads},
+    runtime::{block_on_with_few_threads, check_threads},
     service_manager::ServiceManager,
     signals::{Command, Signals},
     status::Board,
@@ -211,11 +211,20 @@ impl Daemon {
         // Scrapes must not wait while a page of the API is processed, so the web server has its
         // own thread.
         check_threads()?;
+        let (has_threads, with_threads) = oneshot::channel();
         let server = tokio::task::spawn_blocking(|| {
             // The name is only for people who look at threads.
             rustix::thread::set_name(c"web").ok();
-            block_on_with_thread(serving)?
+            block_on_with_few_threads(async {
+                has_threads.send(()).ok();
+                serving.await
+            })?
         });
+        // What is started next may take the last threads that the system gives.
+        if with_threads.await.is_err() {
+            server.await??;
+            anyhow::bail!("the web server has ended before it began");
+        }
         let server_stop = server_stop.drop_guard();
         let attending = manager.clone().attend(health.clone(), board.clone());
         let attendant = AbortOnDropHandle::new(tokio::spawn(attending));

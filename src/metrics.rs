@@ -420,6 +420,15 @@ impl opsramp::Observer for AccountMetrics {
         self.report(|account| account.token_expires = None);
     }
 
+    fn token_regained(&self, expires_at: Timestamp, is_renewal_due: bool) {
+        self.report(|account| {
+            account.token_expires = Some(expires_at);
+            if !is_renewal_due {
+                account.auth_error = None;
+            }
+        });
+    }
+
     fn token_failed(&self, reason: &'static str, error: &opsramp::Error) {
         self.report(|account| account.auth_error = Some(error.chain()));
         self.cells.auth_failures.add(reason);

@@ -104,6 +104,9 @@ pub trait Observer: Send + Sync + std::fmt::Debug {
     fn token_obtained(&self, took: Duration, expires_at: Timestamp);
     /// The API refuses the token, and no other token could be obtained.
     fn token_lost(&self) {}
+    /// The API accepts the token again that was [lost](Observer::token_lost). It expires at
+    /// `expires_at`. `is_renewal_due`: whether another one is needed all the same.
+    fn token_regained(&self, _expires_at: Timestamp, _is_renewal_due: bool) {}
     /// No token was obtained, because of `error`. `reason` is one of `rejected`, `throttled`,
     /// `timeout`, `connect`, `http` and `decode`, or `credentials` if nothing was requested because
     /// the credentials cannot be read.

@@ -8,10 +8,9 @@ use std::{io, thread, time::Duration};
 
 use tokio::runtime::{Builder, Runtime};
 
-/// Maximum number of threads for blocking tasks, in a runtime that keeps such a thread. More tasks
-/// wait for their turn, because a crowd of clients must not take the threads and the memory that
-/// others need.
-const KEPT_THREADS: usize = 8;
+/// Maximum number of threads for blocking tasks where a crowd of clients must not take the threads
+/// and the memory that others need. More tasks wait for their turn.
+const FEW_THREADS: usize = 8;
 /// How long the end of a runtime waits for threads that are still busy.
 const LAST_THREADS: Duration = Duration::from_secs(1);
 
@@ -46,19 +45,28 @@ pub(crate) fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {
 /// # Errors
 /// As [`block_on`] and [`check_threads`].
 pub(crate) fn block_on_with_thread<T>(work: impl Future<Output = T>) -> io::Result<T> {
-    let runtime = builder()
-        .max_blocking_threads(KEPT_THREADS)
-        .thread_keep_alive(Duration::MAX)
-        .build()?;
-    check_threads()?;
-    drop(runtime.spawn_blocking(|| ()));
-    Ok(run(runtime, work))
+    run_with_thread(&mut builder(), work)
+}
+
+/// Like [`block_on_with_thread`], with no more than eight threads for blocking tasks.
+///
+/// # Errors
+/// As [`block_on_with_thread`].
+pub(crate) fn block_on_with_few_threads<T>(work: impl Future<Output = T>) -> io::Result<T> {
+    run_with_thread(builder().max_blocking_threads(FEW_THREADS), work)
 }
 
 fn builder() -> Builder {
     let mut builder = Builder::new_current_thread();
     builder.enable_all().thread_name("blocking");
     builder
+}
+
+fn run_with_thread<T>(builder: &mut Builder, work: impl Future<Output = T>) -> io::Result<T> {
+    let runtime = builder.thread_keep_alive(Duration::MAX).build()?;
+    check_threads()?;
+    drop(runtime.spawn_blocking(|| ()));
+    Ok(run(runtime, work))
 }
 
 fn run<T>(runtime: Runtime, work: impl Future<Output = T>) -> T {

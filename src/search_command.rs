@@ -263,6 +263,7 @@ impl Outcome {
             tenants,
             failed,
             short,
+            unreadable,
             left_out,
         } = poll::look_up(client, ids.collect()).await;
         let of = format!("account {}", plain(account));
@@ -278,6 +279,10 @@ impl Outcome {
             let partner = plain(&partner);
             let counts = format!("the server counts {more} more clients of {partner}");
             self.miss(1, &format!("{of}: {counts} than it shows"));
+        }
+        if unreadable > 0 {
+            let items = format!("{unreadable} items of the lists cannot be read as clients");
+            self.miss(unreadable as usize, &format!("{of}: {items}"));
         }
         if left_out > 0 {
             let more = format!("there are {left_out} more clients than an exporter searches");

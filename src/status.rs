@@ -118,8 +118,8 @@ pub struct AccountStatus {
     pub auth_latency: Option<Duration>,
     /// When the current token expires.
     pub token_expires: Option<Timestamp>,
-    /// Why no token was obtained when it was last tried; `None` once one is. The current token may
-    /// still live.
+    /// Why no token was obtained when it was last tried; `None` once one is, or once the API accepts
+    /// the one before again. The current token may still live.
     pub auth_error: Option<String>,
     /// The last rate limit seen, by tenant id.
     pub rate_limits: BTreeMap<String, RateLimit>,

@@ -287,6 +287,24 @@ fn what_happens_to_a_search_is_counted() {
     assert!(first.contains("le=\"15\""), "{first}");
 }
 
+/// A token that is accepted again does not undo that another one is needed.
+#[test]
+fn why_there_is_no_token_stays_until_none_is_needed() {
+    let board = Board::default();
+    let metrics = Metrics::new(board.clone(), BUILD);
+    let account = metrics.register_account(&"acme".into());
+    let error = || board.accounts()["acme"].auth_error.clone();
+    account.token_failed(
+        "throttled",
+        &opsramp::Error::Throttled { retry_after: None },
+    );
+    account.token_lost();
+    account.token_regained(now() + 1.hours(), true);
+    assert!(error().is_some());
+    account.token_regained(now() + 1.hours(), false);
+    assert_eq!(error(), None);
+}
+
 #[test]
 fn what_happens_on_the_wire_is_counted_and_shown() {
     let metrics = Metrics::new(Board::default(), BUILD);

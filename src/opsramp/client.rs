@@ -522,7 +522,8 @@ impl Client {
         // The API may accept a token again that it refused before.
         if self.0.token_lost.swap(false, Ordering::Relaxed) {
             let expires_at = clock::now() + token.remaining();
-            self.0.observer.token_obtained(token.took(), expires_at);
+            let is_renewal_due = token.is_renewal_due();
+            self.0.observer.token_regained(expires_at, is_renewal_due);
         }
     }
 

@@ -282,9 +282,9 @@ impl<I: Issuer> Tokens<I> {
 impl<I: Issuer> Shared<I> {
     /// Replaces the token in use if its renewal is due. Called with the turn held.
     async fn renew(&self) {
-        let is_due = |token: &Token| token.renew_at <= Instant::now();
         // Another caller may have renewed the token a moment ago.
-        if !self.state.lock().current.as_ref().is_some_and(is_due) {
+        let current = self.state.lock().current.clone();
+        if !current.is_some_and(|token| token.is_renewal_due()) {
             return;
         }
         // While the token lives, no caller sees a failure of the renewal. So it is logged here.
@@ -433,6 +433,11 @@ impl Token {
     /// Returns how long the token request took.
     pub(super) fn took(&self) -> Duration {
         self.took
+    }
+
+    /// Whether it is time to obtain another token.
+    pub(super) fn is_renewal_due(&self) -> bool {
+        self.renew_at <= Instant::now()
     }
 
     /// Returns the token's scope, if the endpoint stated it.

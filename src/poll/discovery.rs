@@ -46,6 +46,8 @@ pub(crate) struct LookedUp {
     pub(crate) failed: BTreeMap<Arc<str>, opsramp::Error>,
     /// The partners for which the server counts more clients than it shows, and how many more.
     pub(crate) short: BTreeMap<Arc<str>, u64>,
+    /// Number of items that could not be read as clients.
+    pub(crate) unreadable: u64,
     /// Number of activated clients for which there is no room.
     pub(crate) left_out: usize,
 }
@@ -120,6 +122,7 @@ pub(crate) async fn look_up(client: &Client, partners: Vec<Arc<str>>) -> LookedU
     LookedUp {
         failed: std::mem::take(&mut found.failed),
         short: std::mem::take(&mut found.short),
+        unreadable: found.unreadable,
         left_out: found.left_out,
         tenants: told_apart(&found.into_tenants().keys().collect::<Vec<_>>()),
     }

@@ -2,7 +2,10 @@
 //! page renders it and `/api/v1/status` serializes it, so the two cannot disagree. The keys are a
 //! contract (docs/http-api.md).
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashSet},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use serde::Serialize;
@@ -174,7 +177,7 @@ impl StatusView {
                 .collect(),
             searches_total,
             troubled,
-            accounts: accounts(board, &tenants, filter),
+            accounts: accounts(board, &all, &tenants, filter),
             sinks: sinks(board),
         }
     }
@@ -182,6 +185,7 @@ impl StatusView {
 
 fn accounts(
     board: &Board,
+    searches: &[Arc<SearchStatus>],
     tenants: &BTreeMap<(Arc<str>, Arc<str>), Arc<str>>,
     filter: &SearchFilter,
 ) -> Vec<AccountView> {
@@ -189,6 +193,12 @@ fn accounts(
         let key = (Arc::clone(account), Arc::from(id));
         tenants.get(&key).cloned().unwrap_or(key.1)
     };
+    // If this replica asks nothing of an account any more, nothing would end an earlier failure.
+    let asking: HashSet<_> = searches
+        .iter()
+        .filter(|status| status.lease_held)
+        .map(|status| &status.key.account)
+        .collect();
     board
         .accounts()
         .into_iter()
@@ -196,7 +206,9 @@ fn accounts(
         .map(|(name, status)| AccountView {
             auth_latency_seconds: status.auth_latency.map(|latency| latency.as_secs_f64()),
             token_expires_at: status.token_expires,
-            auth_error: status.auth_error,
+            auth_error: status
+                .auth_error
+                .filter(|_| status.discovery.is_some() || asking.contains(&name)),
             rate_limits: status
                 .rate_limits
                 .into_iter()

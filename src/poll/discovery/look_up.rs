@@ -35,6 +35,8 @@ pub(in crate::poll) struct Clients {
     pub(super) short: BTreeMap<Arc<str>, u64>,
     /// The partners whose clients could not be looked up, or not completely, and the errors.
     pub(super) failed: BTreeMap<Arc<str>, opsramp::Error>,
+    /// Number of items that could not be read as clients.
+    pub(super) unreadable: u64,
     /// The ids of the known clients. There is room for each of them, however many others are
     /// found.
     pub(super) known: HashSet<Arc<str>>,
@@ -175,6 +177,7 @@ impl Clients {
                 self.failed.insert(Arc::clone(partner), error);
             }
         }
+        self.unreadable += answer.unreadable;
         if !answer.clients.iter().any(|it| it.activated) {
             self.empty.insert(Arc::clone(partner));
         }

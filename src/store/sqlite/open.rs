@@ -349,11 +349,16 @@ impl StateFile {
                 problem,
             });
         }
-        tracing::error!(
-            path = %self.path().display(),
-            problem,
-            "the state file's lock was removed while in use, and cannot be taken again"
-        );
+        let path = self.path().display();
+        if self.has_lock().unwrap_or_default() {
+            tracing::error!(%path, "the state file's lock was replaced while in use, and has been taken again");
+        } else {
+            tracing::error!(
+                %path,
+                problem,
+                "the state file's lock was removed while in use, and cannot be taken again"
+            );
+        }
         Ok(())
     }
 
