@@ -313,7 +313,7 @@ impl Daemon {
                 event = self.pollers.next() => match event {
                     // A store that hangs holds this up.
                     PollerEvent::LookedUp(look_up) => {
-                        let adopted = self.pollers.adopt(look_up);
+                        let adopted = self.pollers.adopt(*look_up);
                         heartbeat.beat_for(LONGEST_CHANGE);
                         if let Err(by) = unless_stopped(adopted, signals, &self.quit).await {
                             return Stop::Asked(by);

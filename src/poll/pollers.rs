@@ -88,7 +88,7 @@ pub enum PollerEvent {
     /// A task has ended that should not have ended: the process cannot go on.
     Failed(anyhow::Error),
     /// Clients were looked up; hand this to [`Pollers::adopt`].
-    LookedUp(LookUp),
+    LookedUp(Box<LookUp>),
 }
 
 /// The outcome of looking up the clients of an account's partners.
@@ -371,7 +371,8 @@ impl Pollers {
                 },
                 Some(ended) = self.look_ups.join_next_with_id() => match ended {
                     Ok((task, (account, found))) => {
-                        return PollerEvent::LookedUp(LookUp { task, account, found });
+                        let look_up = LookUp { task, account, found };
+                        return PollerEvent::LookedUp(Box::new(look_up));
                     }
                     Err(error) if error.is_cancelled() => {}
                     Err(error) => {

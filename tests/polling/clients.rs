@@ -100,7 +100,7 @@ impl Reloading {
     async fn look_up(&mut self) -> LookUp {
         let next = tokio::time::timeout(PATIENCE, self.pollers.next());
         match next.await.expect("a look-up is due") {
-            PollerEvent::LookedUp(look_up) => look_up,
+            PollerEvent::LookedUp(look_up) => *look_up,
             PollerEvent::Failed(error) => panic!("{error:#}"),
         }
     }

@@ -172,7 +172,7 @@ impl Exporter {
                 tokio::select! {
                     () = stopped.cancelled() => break,
                     event = pollers.next() => match event {
-                        PollerEvent::LookedUp(look_up) => pollers.adopt(look_up).await,
+                        PollerEvent::LookedUp(look_up) => pollers.adopt(*look_up).await,
                         PollerEvent::Failed(error) => panic!("{error:#}"),
                     },
                 }
