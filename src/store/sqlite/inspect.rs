@@ -135,15 +135,27 @@ fn holder(lock: &Path) -> io::Result<Option<Option<u32>>> {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, thread, time::Duration};
 
     use rustix::fs::{CWD, Mode, mkfifoat};
 
     use super::*;
     use crate::store::{JOURNAL_LIMIT, Options, Store};
 
+    /// Inspects a file that no store has open. A process that another test starts at this moment
+    /// shares the locks of this one until it runs its program.
+    fn inspect_unused(path: &Path) -> Result<Inspection, Error> {
+        for _ in 0..1000 {
+            match inspect(path) {
+                Ok(Inspection::InUse { .. }) => thread::sleep(Duration::from_millis(1)),
+                inspected => return inspected,
+            }
+        }
+        inspect(path)
+    }
+
     fn problem(path: &Path) -> String {
-        match inspect(path) {
+        match inspect_unused(path) {
             Err(Error::Open { problem, .. }) => problem,
             other => panic!("{other:?}"),
         }
@@ -169,7 +181,9 @@ mod tests {
         assert_eq!(inspect(&path).unwrap(), Inspection::InUse { by });
         store.close().await;
         let before = files();
-        assert!(matches!(inspect(&path).unwrap(), Inspection::Ready { size, .. } if size > 0));
+        assert!(
+            matches!(inspect_unused(&path).unwrap(), Inspection::Ready { size, .. } if size > 0)
+        );
         assert_eq!(files(), before);
         // SQLite's files are beside the database, not beside a link to it.
         let elsewhere = tempfile::tempdir().unwrap();
@@ -177,7 +191,7 @@ mod tests {
         std::os::unix::fs::symlink(&path, &link).unwrap();
         let own = folder.path().canonicalize().unwrap();
         assert!(
-            matches!(inspect(&link).unwrap(), Inspection::Ready { folder, .. } if folder == own)
+            matches!(inspect_unused(&link).unwrap(), Inspection::Ready { folder, .. } if folder == own)
         );
         // The inspections have released the lock.
         Store::open(&options).await.unwrap().close().await;
@@ -218,7 +232,10 @@ mod tests {
             }
         }
         fs::write(&path, &whole).unwrap();
-        assert!(matches!(inspect(&path), Ok(Inspection::Ready { .. })));
+        assert!(matches!(
+            inspect_unused(&path),
+            Ok(Inspection::Ready { .. })
+        ));
     }
 
     #[tokio::test]
@@ -238,7 +255,10 @@ mod tests {
             .execute("UPDATE sink SET position = 99", [])
             .unwrap();
         let (lines, _guard) = crate::logging::captured();
-        assert!(matches!(inspect(&path), Ok(Inspection::Ready { .. })));
+        assert!(matches!(
+            inspect_unused(&path),
+            Ok(Inspection::Ready { .. })
+        ));
         assert_eq!(*lines.lock(), Vec::<String>::new());
     }
 
