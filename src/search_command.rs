@@ -159,7 +159,8 @@ async fn read(
                 if partners.is_some() {
                     outcome.miss(known, &why);
                 } else {
-                    outcome.fail_unasked(known, &why);
+                    outcome.tenants += known;
+                    outcome.fail(known, &why);
                 }
                 continue;
             }
@@ -323,12 +324,6 @@ impl Outcome {
             Ok(Some(lack)) => self.told.push_str(&message(&format!("{of}: {lack}"))),
             Err(error) => self.fail(1, &format!("{of}: {}", error.chain())),
         }
-    }
-
-    /// Notes that so many tenants could not even be asked.
-    fn fail_unasked(&mut self, tenants: usize, why: &str) {
-        self.tenants += tenants;
-        self.fail(tenants, why);
     }
 
     /// Notes that so many tenants could not be read.

@@ -698,6 +698,28 @@ async fn the_clients_of_a_partner_are_counted_and_searched() {
     );
 }
 
+/// Sets up a partner whose lists of clients are these, with a search of a client that it does not
+/// have.
+async fn partner(clients: impl Fn() -> serde_json::Value + Clone + Send + Sync + 'static) -> Setup {
+    let answer = async move |uri: http::Uri| {
+        let answer = match uri.path() {
+            path if path.ends_with("/token") => serde_json::json!({"access_token": "t"}),
+            path if path.ends_with("/clients/search") => clients(),
+            _ => serde_json::json!({"results": [], "totalResults": 0}),
+        };
+        answer.to_string()
+    };
+    let mut setup = Setup::new(&serve(answer).await, |_| {});
+    let config = &mut setup.config;
+    config.accounts[0].discover_clients = true;
+    config.searches.push(SearchOptions {
+        name: "typo".into(),
+        tenants: Some(vec!["client_7".to_owned()]),
+        ..config.searches[0].clone()
+    });
+    setup
+}
+
 #[tokio::test]
 async fn ids_are_called_wrong_only_where_all_clients_are_known() {
     // The server shows one of its clients, and counts as many.
@@ -706,25 +728,9 @@ async fn ids_are_called_wrong_only_where_all_clients_are_known() {
         (3, true, "the server counts 2 more clients than it shows"),
         (1, false, "no client is activated"),
     ] {
-        let answer = async move |uri: http::Uri| {
-            let client = serde_json::json!({"uniqueId": "client_1", "activated": active});
-            let answer = match uri.path() {
-                path if path.ends_with("/token") => serde_json::json!({"access_token": "t"}),
-                path if path.ends_with("/clients/search") => {
-                    serde_json::json!({"results": [client], "totalResults": counts})
-                }
-                _ => serde_json::json!({"results": [], "totalResults": 0}),
-            };
-            answer.to_string()
-        };
-        let mut setup = Setup::new(&serve(answer).await, |_| {});
-        let config = &mut setup.config;
-        config.accounts[0].discover_clients = true;
-        config.searches.push(SearchOptions {
-            name: "typo".into(),
-            tenants: Some(vec!["client_7".to_owned()]),
-            ..config.searches[0].clone()
-        });
+        let client = serde_json::json!({"uniqueId": "client_1", "activated": active});
+        let clients = serde_json::json!({"results": [client], "totalResults": counts});
+        let setup = partner(move || clients.clone()).await;
         let (passed, text) = setup.check().await;
         assert!(passed && text.contains(told), "{text}");
         // A search for all clients names no id that could be wrong.
@@ -779,32 +785,18 @@ async fn clients_are_looked_up_as_the_daemon_does() {
     ] {
         let asked = Arc::new(AtomicUsize::new(0));
         let count = Arc::clone(&asked);
-        let answer = async move |uri: http::Uri| {
-            let answer = match uri.path() {
-                path if path.ends_with("/token") => serde_json::json!({"access_token": "t"}),
-                path if path.ends_with("/clients/search") => {
-                    // A server that repeats its page for ever shall not hold the test up.
-                    let before = count.fetch_add(1, Ordering::Relaxed);
-                    let results = if shown.is_empty() {
-                        many(before).collect()
-                    } else {
-                        shown.clone()
-                    };
-                    let (total, next) = (counts, requests > 1 && before < 9);
-                    serde_json::json!({"results": results, "totalResults": total, "nextPage": next})
-                }
-                _ => serde_json::json!({"results": [], "totalResults": 0}),
+        let clients = move || {
+            // A server that repeats its page for ever shall not hold the test up.
+            let before = count.fetch_add(1, Ordering::Relaxed);
+            let results = if shown.is_empty() {
+                many(before).collect()
+            } else {
+                shown.clone()
             };
-            answer.to_string()
+            let (total, next) = (counts, requests > 1 && before < 9);
+            serde_json::json!({"results": results, "totalResults": total, "nextPage": next})
         };
-        let mut setup = Setup::new(&serve(answer).await, |_| {});
-        let config = &mut setup.config;
-        config.accounts[0].discover_clients = true;
-        config.searches.push(SearchOptions {
-            name: "typo".into(),
-            tenants: Some(vec!["client_7".to_owned()]),
-            ..config.searches[0].clone()
-        });
+        let setup = partner(clients).await;
         let (passed, text) = setup.check().await;
         assert!(passed, "{text}");
         let line = format!("clients of {DEMO_TENANT}: {found}\n");

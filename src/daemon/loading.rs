@@ -4,7 +4,7 @@
 use std::{
     collections::BTreeSet,
     fmt, fs,
-    os::unix::fs::{FileTypeExt as _, MetadataExt as _},
+    os::unix::fs::FileTypeExt as _,
     path::{Path, PathBuf},
     sync::{Arc, Weak},
     time::Duration,
@@ -12,7 +12,11 @@ use std::{
 
 use parking_lot::Mutex;
 
-use crate::{config::Loaded, reading};
+use crate::{
+    config::Loaded,
+    file_id::{FileId, file_id},
+    reading,
+};
 
 /// Time limit for reading the configuration and the files that it names: they can lie on a server
 /// that hangs.
@@ -41,9 +45,6 @@ pub struct Attempt {
     /// The pipes for which earlier attempts wait.
     waited_for: Vec<FileId>,
 }
-
-/// The device and the inode of a file.
-type FileId = (u64, u64);
 
 /// A file is a pipe for which an earlier attempt waits.
 #[derive(Debug, thiserror::Error)]
@@ -122,7 +123,7 @@ impl Attempt {
         *self.file.lock() = Some(file.to_owned());
         let found = fs::metadata(file).ok();
         let pipe = found.filter(|found| found.file_type().is_fifo());
-        let pipe = pipe.map(|pipe| (pipe.dev(), pipe.ino()));
+        let pipe = pipe.as_ref().map(file_id);
         if pipe.is_some_and(|pipe| self.waited_for.contains(&pipe)) {
             return Err(PipeInUse(file.to_owned()));
         }

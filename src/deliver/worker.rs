@@ -696,29 +696,18 @@ impl Drop for PanicReport<'_> {
 
 impl Limits {
     pub(super) fn of(target: &Target, patience: Duration) -> Self {
-        let hang = 2 * patience;
-        let (max_delay, hang, hang_cause) = match target {
-            Target::Stdout { .. } => (
-                LOCAL_MAX_DELAY,
-                hang,
-                "nobody reads standard output, or its reader is too slow",
-            ),
-            Target::File { .. } => (
-                LOCAL_MAX_DELAY,
-                hang,
-                "the disk of the file does not answer, or is too slow",
-            ),
-            Target::Journald => (
-                LOCAL_MAX_DELAY,
-                hang,
-                "systemd-journald does not take the events, or is too slow",
-            ),
+        let (max_delay, hang) = match target {
+            Target::Stdout { .. } | Target::File { .. } | Target::Journald => {
+                (LOCAL_MAX_DELAY, 2 * patience)
+            }
             // A request ends by itself, with an error that says more.
-            Target::Otlp(options) => (
-                REMOTE_MAX_DELAY,
-                hang + options.timeout,
-                "the receiver does not answer, or is too slow",
-            ),
+            Target::Otlp(options) => (REMOTE_MAX_DELAY, 2 * patience + options.timeout),
+        };
+        let hang_cause = match target {
+            Target::Stdout { .. } => "nobody reads standard output, or its reader is too slow",
+            Target::File { .. } => "the disk of the file does not answer, or is too slow",
+            Target::Journald => "systemd-journald does not take the events, or is too slow",
+            Target::Otlp(_) => "the receiver does not answer, or is too slow",
         };
         Self {
             max_delay,

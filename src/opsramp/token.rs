@@ -161,7 +161,7 @@ impl<I: Issuer> Tokens<I> {
         let current = self.shared.state.lock().current.clone();
         match current {
             Some(token) if now < token.expires_at => {
-                if now >= token.renew_at {
+                if token.is_renewal_due() {
                     self.begin_renewal();
                 }
                 Ok(token)
@@ -283,8 +283,13 @@ impl<I: Issuer> Shared<I> {
     /// Replaces the token in use if its renewal is due. Called with the turn held.
     async fn renew(&self) {
         // Another caller may have renewed the token a moment ago.
-        let current = self.state.lock().current.clone();
-        if !current.is_some_and(|token| token.is_renewal_due()) {
+        if !self
+            .state
+            .lock()
+            .current
+            .as_ref()
+            .is_some_and(Token::is_renewal_due)
+        {
             return;
         }
         // While the token lives, no caller sees a failure of the renewal. So it is logged here.

@@ -354,29 +354,40 @@ async fn the_first_page_of_a_full_read_is_as_large_when_it_is_read_again() {
     .await;
 }
 
+/// Starts an exporter whose larger pages the server has refused, and shows as `oversized` says by
+/// now.
+async fn with_smaller_pages(alerts: usize, oversized: Oversized) -> (Simulator, Exporter) {
+    let options = simulator::Options {
+        max_page_size: 100,
+        oversized,
+        ..world(alerts)
+    };
+    let simulator = start(options).await;
+    let refused = Fault::status(400);
+    simulator.inject(FaultRule::next(2, Endpoint::Search, refused));
+    let mut plan = plan(&simulator.url());
+    plan.searches[0].page_size = 500;
+    plan.searches[0].full_read_interval = Duration::from_secs(1);
+    let exporter = Exporter::start(plan).await;
+    exporter.wait_until_complete().await;
+    (simulator, exporter)
+}
+
+async fn try_larger_pages(exporter: &Exporter) {
+    let polls = exporter.polls();
+    eventually("polls try larger pages", || async {
+        exporter.polls() > polls + 12.0
+    })
+    .await;
+}
+
 /// Larger pages are first refused, and then empty.
 #[tokio::test(flavor = "multi_thread")]
 async fn larger_pages_that_show_nothing_are_not_asked_for() {
     for oversized in [Oversized::Blank, Oversized::Empty] {
-        let options = simulator::Options {
-            max_page_size: 100,
-            oversized,
-            ..world(300)
-        };
-        let simulator = start(options).await;
-        let refused = Fault::status(400);
-        simulator.inject(FaultRule::next(2, Endpoint::Search, refused));
-        let mut plan = plan(&simulator.url());
-        plan.searches[0].page_size = 500;
-        plan.searches[0].full_read_interval = Duration::from_secs(1);
-        let exporter = Exporter::start(plan).await;
-        exporter.wait_until_complete().await;
+        let (simulator, exporter) = with_smaller_pages(300, oversized).await;
         for opened in 1..4 {
-            let polls = exporter.polls();
-            eventually("polls try larger pages", || async {
-                exporter.polls() > polls + 12.0
-            })
-            .await;
+            try_larger_pages(&exporter).await;
             simulator.open_many(DEMO_TENANT, 1).unwrap();
             eventually("it is logged", || async {
                 exporter.count("opened").await == 300 + opened
@@ -424,24 +435,8 @@ async fn a_reload_does_not_ask_for_larger_pages_again() {
 /// While there are no alerts, nobody knows whether larger pages would show some.
 #[tokio::test(flavor = "multi_thread")]
 async fn larger_pages_are_not_asked_for_because_they_show_an_empty_result() {
-    let options = simulator::Options {
-        max_page_size: 100,
-        oversized: Oversized::Blank,
-        ..world(0)
-    };
-    let simulator = start(options).await;
-    let refused = Fault::status(400);
-    simulator.inject(FaultRule::next(2, Endpoint::Search, refused));
-    let mut plan = plan(&simulator.url());
-    plan.searches[0].page_size = 500;
-    plan.searches[0].full_read_interval = Duration::from_secs(1);
-    let exporter = Exporter::start(plan).await;
-    exporter.wait_until_complete().await;
-    let polls = exporter.polls();
-    eventually("polls try larger pages", || async {
-        exporter.polls() > polls + 12.0
-    })
-    .await;
+    let (simulator, exporter) = with_smaller_pages(0, Oversized::Blank).await;
+    try_larger_pages(&exporter).await;
     simulator.open_many(DEMO_TENANT, 3).unwrap();
     eventually("they are logged", || async {
         exporter.count("opened").await == 3

@@ -125,7 +125,6 @@ impl Shown {
         let of_page = page.clients.len();
         let is_new = |it: &ClientInfo| self.ids.insert(it.id.clone());
         let new: Vec<_> = page.clients.into_iter().filter(is_new).collect();
-        let repeated = of_page - new.len();
         // Items that cannot be read have no ids. Those of a page that repeats others are not new.
         if !new.is_empty() || of_page == 0 {
             self.unreadable += (page.shown - of_page) as u64;
@@ -140,8 +139,8 @@ impl Shown {
         self.total = page.total.unwrap_or(self.total);
         self.largest_total = self.largest_total.max(self.total);
         // As a full read ends: a server may also count clients that it does not show.
-        let is_behind =
-            repeated == of_page && self.count() >= self.total || self.without_news > WITHOUT_NEWS;
+        let has_all = self.without_news > 0 && self.count() >= self.total;
+        let is_behind = has_all || self.without_news > WITHOUT_NEWS;
         let next = page.next_page.filter(|_| !is_behind);
         let read = next.filter(|page| *page <= MAX_CLIENT_PAGES && self.activated <= MAX_CLIENTS);
         self.is_cut = read != next;

@@ -87,10 +87,9 @@ impl OutOfSight {
     /// Returns what another engine that asks the same server takes over.
     pub(super) fn for_other_engine(self) -> Self {
         Self {
-            missed: None,
-            has_given_up: false,
-            missed_while_reading: false,
-            ..self
+            refused: self.refused,
+            size: self.size,
+            ..Self::default()
         }
     }
 

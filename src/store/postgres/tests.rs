@@ -104,6 +104,14 @@ async fn take_over(store: &Store) -> Loaded {
     }
 }
 
+/// Acknowledges the first events that wait for a sink.
+async fn deliver(store: &Store, sink: &str, count: usize) {
+    let batch = store.pending(sink, count, usize::MAX).await.unwrap();
+    assert_eq!(batch.events.len(), count);
+    let last = batch.events[count - 1].position;
+    store.acknowledge(sink, last, None).await.unwrap();
+}
+
 fn told(batch: &Batch) -> Vec<u128> {
     let events = batch.events.iter();
     events.map(|it| it.event.event_id.as_u128()).collect()

@@ -142,6 +142,13 @@ mod tests {
     use super::*;
     use crate::store::{JOURNAL_LIMIT, Options, Store};
 
+    fn options(path: &Path) -> Options {
+        Options::Sqlite {
+            path: path.to_owned(),
+            journal_limit: JOURNAL_LIMIT,
+        }
+    }
+
     /// Inspects a file that no store has open. A process that another test starts at this moment
     /// shares the locks of this one until it runs its program.
     fn inspect_unused(path: &Path) -> Result<Inspection, Error> {
@@ -172,10 +179,7 @@ mod tests {
         assert_eq!(inspect(&path).unwrap(), new);
         assert_eq!(files(), 0);
 
-        let options = Options::Sqlite {
-            path: path.clone(),
-            journal_limit: JOURNAL_LIMIT,
-        };
+        let options = options(&path);
         let store = Store::open(&options).await.unwrap();
         let by = Some(std::process::id());
         assert_eq!(inspect(&path).unwrap(), Inspection::InUse { by });
@@ -201,10 +205,7 @@ mod tests {
     async fn a_file_that_the_start_refuses_as_damaged_is_refused_here_and_left_as_it_is() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state #1?%41.db");
-        let options = Options::Sqlite {
-            path: path.clone(),
-            journal_limit: JOURNAL_LIMIT,
-        };
+        let options = options(&path);
         Store::open(&options).await.unwrap().close().await;
         let whole = fs::read(&path).unwrap();
         let files = || fs::read_dir(folder.path()).unwrap().count();
@@ -242,10 +243,7 @@ mod tests {
     async fn what_a_start_would_log_and_mend_is_left_to_it() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.db");
-        let options = Options::Sqlite {
-            path: path.clone(),
-            journal_limit: JOURNAL_LIMIT,
-        };
+        let options = options(&path);
         let store = Store::open(&options).await.unwrap();
         store.set_sinks(vec!["file".to_owned()]).await.unwrap();
         store.close().await;

@@ -209,10 +209,7 @@ async fn what_waits_for_another_sink_leaves_nothing_unclear_for_one_that_has_all
     store.set_sinks(names(&["s", "t"])).await.unwrap();
     let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
     store.commit(held, events(1..3), second(2)).await.unwrap();
-    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
-    let last = batch.events[1].position;
-    store.acknowledge("s", last, None).await.unwrap();
-    drop(batch);
+    deliver(&store, "s", 2).await;
     shared(&store).change_leases(|state| state.lose_in_doubt(held, i64::MAX));
     sql(
         &url,
@@ -379,10 +376,7 @@ async fn what_waits_is_not_told_as_nothing_while_the_database_is_out_of_reach() 
     store.set_sinks(names(&["s", "t"])).await.unwrap();
     let held = take_over(&store).await.held;
     store.commit(held, events(1..3), second(2)).await.unwrap();
-    let batch = store.pending("t", 9, usize::MAX).await.unwrap();
-    let last = batch.events[1].position;
-    store.acknowledge("t", last, None).await.unwrap();
-    drop(batch);
+    deliver(&store, "t", 2).await;
 
     let outage = async || {
         proxy.set(proxy::Weather::Reset);

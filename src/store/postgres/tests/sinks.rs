@@ -12,10 +12,7 @@ async fn a_sink_that_another_replica_names_keeps_its_part_of_the_journal() {
     new.set_sinks(names(&["s", "t"])).await.unwrap();
     let held = old.take_up(&a_search(), second(1)).await.unwrap().held;
     old.commit(held, events(1..3), second(2)).await.unwrap();
-    let batch = old.pending("s", 9, usize::MAX).await.unwrap();
-    let last = batch.events[1].position;
-    old.acknowledge("s", last, None).await.unwrap();
-    drop(batch);
+    deliver(&old, "s", 2).await;
     old.close().await;
     take_over(&new).await;
     let waiting = new.pending("t", 9, usize::MAX).await.unwrap();
@@ -482,10 +479,7 @@ async fn a_sink_that_was_given_up_and_named_again_lacks_nothing_where_nobody_hea
     }
     let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
     store.commit(held, events(1..3), second(2)).await.unwrap();
-    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
-    let last = batch.events[1].position;
-    store.acknowledge("s", last, None).await.unwrap();
-    drop(batch);
+    deliver(&store, "s", 2).await;
     for store in [&first, &store] {
         store.set_sinks(names(&["s"])).await.unwrap();
     }

@@ -298,10 +298,7 @@ async fn a_database_that_was_set_back_loses_no_event_that_follows() {
     store.set_sinks(names(&["s"])).await.unwrap();
     let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
     store.commit(held, events(1..5), second(2)).await.unwrap();
-    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
-    let last = batch.events[3].position;
-    store.acknowledge("s", last, None).await.unwrap();
-    drop(batch);
+    deliver(&store, "s", 4).await;
     // A standby takes over that lacks the last two events.
     sql(
         &url,
@@ -328,10 +325,7 @@ async fn after_a_restore_no_lease_is_taken_for_one_that_was_undone() {
     let (store, other) = two_replicas(&url).await;
     let undone = store.take_up(&a_search(), second(1)).await.unwrap().held;
     store.commit(undone, events(1..3), second(2)).await.unwrap();
-    let batch = store.pending("s", 9, usize::MAX).await.unwrap();
-    let last = batch.events[1].position;
-    store.acknowledge("s", last, None).await.unwrap();
-    drop(batch);
+    deliver(&store, "s", 2).await;
     sql(
         &url,
         "UPDATE search SET owner = NULL, epoch = 0, journal_end = 0; DELETE FROM journal;
