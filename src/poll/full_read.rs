@@ -43,7 +43,12 @@ pub(super) struct FullRead {
     rereads_left: u64,
     /// Number of items that could not be read, for each page that has some.
     unreadable: BTreeMap<u64, usize>,
-    sound: bool,
+    /// Whether alerts may lie between two pages, because one has another size than the one before.
+    has_gap: bool,
+    /// Whether more alerts left than pages may be read again.
+    has_given_up: bool,
+    /// Whether answers have told different totals.
+    has_moved: bool,
     /// The total of the last answer that was not hollow.
     counted: u64,
     hollow: Option<Hollow>,
@@ -160,7 +165,9 @@ impl FullRead {
             restarts: 0,
             rereads_left: 0,
             unreadable: BTreeMap::new(),
-            sound: true,
+            has_gap: false,
+            has_given_up: false,
+            has_moved: false,
             counted: 0,
             hollow: None,
             seen: 0,
@@ -209,7 +216,7 @@ impl FullRead {
             if self.restarts < RESTARTS {
                 return Flow::Restart;
             }
-            self.sound = false;
+            self.has_gap = true;
         }
         if tells_size {
             self.page_size = Some(facts.page_size);
@@ -226,9 +233,9 @@ impl FullRead {
                 total: self.counted,
             });
         }
-        let fell = self
-            .last_total
-            .map_or(0, |total| total.saturating_sub(facts.total));
+        let last_total = self.last_total.unwrap_or(facts.total);
+        let fell = last_total.saturating_sub(facts.total);
+        self.has_moved |= facts.total != last_total;
         self.last_total = Some(facts.total);
         let has_news = seen > self.seen;
         self.seen = seen;
@@ -260,7 +267,7 @@ impl FullRead {
                 Flow::Continue
             }
             None => Flow::End {
-                sound: self.sound && enough,
+                sound: enough && !self.has_given_up && !self.may_have_missed(seen),
             },
         }
     }
@@ -278,6 +285,13 @@ impl FullRead {
         is_larger || is_smaller && is_again
     }
 
+    /// Whether alerts may lie in a gap between two pages. They do not if exactly as many have been
+    /// seen as every answer counted: then the gap is one of the pages' numbers only.
+    fn may_have_missed(&self, seen: usize) -> bool {
+        let shown = (seen + self.unreadable()) as u64;
+        self.has_gap && (self.has_moved || self.last_total != Some(shown))
+    }
+
     /// Has the pages before this one read again that alerts may have slipped onto, if the total
     /// fell by `fell`. `last`: the last page of the result.
     fn read_pages_before_again(&mut self, facts: &Facts, fell: u64, last: u64) {
@@ -286,7 +300,7 @@ impl FullRead {
         let before = facts.page - 1;
         for page in first..=before.min(last) {
             if self.rereads_left == 0 {
-                self.sound = false;
+                self.has_given_up = true;
                 break;
             }
             self.rereads_left -= 1;
@@ -620,7 +634,7 @@ mod tests {
         };
         assert_eq!(read.read(&low, 2), Flow::Continue);
         assert_eq!(read.again.len() as u64, MAX_REREADS + 8);
-        assert!(!read.sound);
+        assert!(read.has_given_up);
     }
 
     #[test]
@@ -631,11 +645,43 @@ mod tests {
             match sizes(&mut read, [8, 9, 8]) {
                 [_, Flow::Restart, _] => read = read.restarted(),
                 [.., end] => {
-                    assert_eq!((restarts, end), (RESTARTS, Flow::End { sound: false }));
+                    assert_eq!((restarts, end), (RESTARTS, Flow::End { sound: true }));
                     break;
                 }
             }
             restarts += 1;
+        }
+    }
+
+    /// Another number tells of alerts that came or left meanwhile, which may hide what lies in the
+    /// gap.
+    #[test]
+    fn nothing_is_missed_in_a_gap_if_as_many_alerts_were_seen_as_all_answers_count() {
+        let cases = [
+            ([40, 40, 40], 40, true),
+            ([40, 40, 40], 41, false),
+            ([40, 40, 40], 39, false),
+            ([39, 40, 40], 40, false),
+            ([40, 41, 40], 40, false),
+        ];
+        for (totals, seen, sound) in cases {
+            let mut read = FullRead {
+                restarts: RESTARTS,
+                ..FullRead::new()
+            };
+            let mut requests = 0;
+            let flow = loop {
+                let facts = Facts {
+                    page_size: if requests == 0 { 8 } else { 16 },
+                    ..facts(read.page(), totals[requests.min(2)], 3)
+                };
+                requests += 1;
+                match read.read(&facts, seen) {
+                    Flow::Continue => {}
+                    flow => break flow,
+                }
+            };
+            assert_eq!(flow, Flow::End { sound }, "{totals:?}, {seen} seen");
         }
     }
 }
