@@ -317,6 +317,12 @@ impl Engine {
         hollow.filter(|_| warned != page)
     }
 
+    /// Whether there is a witness, whose own page is asked for beside those of others.
+    #[must_use]
+    pub fn has_witness(&self) -> bool {
+        self.witness.is_some()
+    }
+
     /// Returns the number of sound readings so far.
     #[must_use]
     pub fn sound_readings(&self) -> u64 {
@@ -506,8 +512,7 @@ impl Engine {
                 let ids = queue.iter().take(REASONS);
                 // The witness is surely there, so its page shows whether alerts' own pages are
                 // found at all.
-                let witness = self.witness.iter().filter(|_| !self.is_sound());
-                Some(Task::Verify(ids.chain(witness).cloned().collect()))
+                Some(Task::Verify(ids.chain(&self.witness).cloned().collect()))
             }
         }
     }
@@ -921,14 +926,14 @@ impl Engine {
         };
         self.history.add(last, self.tracker.seen_count(), now);
         self.postponed = false;
-        let mut missing = self.tracker.missing();
+        let tracker = &self.tracker;
+        self.suspects.retain(|id, _| tracker.is_missing(id));
+        let mut missing = tracker.missing();
         if !sound {
             missing.truncate(UNSEEN);
             self.ask_for(missing, now);
             return;
         }
-        let tracker = &self.tracker;
-        self.suspects.retain(|id, _| tracker.is_missing(id));
         // The reading has read the page that was refused or missed, or the result ended before it.
         match poll {
             Some(_) => self.limits.pages.forget(),

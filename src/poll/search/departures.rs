@@ -88,9 +88,10 @@ impl Running {
     /// Tells the engine which alerts are gone: those whose page is not found, or shows another
     /// status.
     pub(super) fn judge(&mut self, verdicts: Vec<(Box<str>, OwnPage)>) {
-        // After a reading that is not sound, the server may not find the page of any alert.
+        // The server may not find the page of any alert, not even that of the witness.
         let is_found = |(_, page): &(_, OwnPage)| matches!(page, OwnPage::Found(_));
-        let finds_pages = self.engine.is_sound() || verdicts.iter().any(is_found);
+        let lacks_witness = self.engine.is_sound() && !self.engine.has_witness();
+        let finds_pages = lacks_witness || verdicts.iter().any(is_found);
         let has_left = |id: &str, page: &OwnPage| match page {
             OwnPage::NotFound => finds_pages,
             OwnPage::Unknown | OwnPage::Late => false,
