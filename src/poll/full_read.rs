@@ -384,20 +384,28 @@ mod tests {
 
     #[test]
     fn what_cannot_be_read_on_a_page_that_is_read_again_counts_once() {
-        let mut read = FullRead::new();
-        let pages = [(1, 0, 40), (2, 3, 40), (3, 0, 39), (2, 2, 39), (4, 0, 39)];
-        for (page, unreadable, total) in pages {
-            assert_eq!(read.page(), page);
-            let facts = Facts {
-                unreadable,
-                ..facts(page, total, 4)
-            };
-            // One alert has slipped by, and two cannot be read.
-            let flow = read.read(&facts, 36);
-            let is_end = flow == Flow::End { sound: false };
-            assert_eq!(is_end, page == 4, "{flow:?} at page {page}");
+        for (before, again) in [(3, 2), (1, 1), (3, 0)] {
+            let mut read = FullRead::new();
+            let pages = [
+                (1, 0, 40),
+                (2, before, 40),
+                (3, 0, 39),
+                (2, again, 39),
+                (4, 0, 39),
+            ];
+            for (page, unreadable, total) in pages {
+                assert_eq!(read.page(), page);
+                let facts = Facts {
+                    unreadable,
+                    ..facts(page, total, 4)
+                };
+                // One alert has slipped by, and some cannot be read.
+                let flow = read.read(&facts, 38 - again);
+                let is_end = flow == Flow::End { sound: false };
+                assert_eq!(is_end, page == 4, "{flow:?} at page {page}");
+            }
+            assert_eq!(read.unreadable(), again);
         }
-        assert_eq!(read.unreadable(), 2);
     }
 
     #[test]
@@ -436,6 +444,16 @@ mod tests {
         assert_eq!(
             without_end(35, |page| if page == 2 { 10 } else { 35 }),
             end(true)
+        );
+        // However many pages do so, if they are not in a row.
+        assert_eq!(
+            without_end(2_000, |page| page as usize / 2 * 20),
+            (201, Flow::End { sound: true })
+        );
+        // Nor does it end where the result goes on behind what the total counts.
+        assert_eq!(
+            without_end(10, |page| 10 * page.min(3) as usize),
+            (4, Flow::End { sound: true })
         );
         // A server that looks at no page number.
         assert_eq!(without_end(35, |_| 10), end(false));
@@ -478,8 +496,15 @@ mod tests {
         }
         let read_again = [facts(1, 40, 4), nothing(2, 0), facts(1, 39, 4)];
         assert_eq!(hollow(&read_again), Some((2, 40)));
-        let comes = [facts(1, 40, 4), nothing(2, 40), facts(2, 40, 4)];
-        assert_eq!(hollow(&comes), None);
+        for shown in [1, 10] {
+            let comes = Facts {
+                shown,
+                ..facts(2, 40, 4)
+            };
+            assert_eq!(hollow(&[facts(1, 40, 4), nothing(2, 40), comes]), None);
+        }
+        // The last page would show a single alert.
+        assert_eq!(hollow(&[facts(1, 11, 2), nothing(2, 11)]), Some((2, 11)));
         assert_eq!(hollow(&[nothing(1, 40)]), Some((1, 40)));
         assert_eq!(hollow(&[nothing(1, 0)]), None);
         assert_eq!(
@@ -498,6 +523,25 @@ mod tests {
         let totals: Vec<u64> = (0..400).map(|step| 1000 - step).collect();
         let (pages, flow) = pages(&totals, 100);
         assert_eq!(flow, Flow::End { sound: false }, "{pages:?}");
+    }
+
+    /// The pages that are read again bring no news.
+    #[test]
+    fn a_result_that_shrinks_at_every_page_is_read_to_its_end() {
+        let mut read = FullRead::new();
+        let (mut furthest, mut total) = (1, 1000);
+        let flow = loop {
+            let page = read.page();
+            if page > furthest {
+                (furthest, total) = (page, total - 1);
+            }
+            let facts = facts(page, total, total.div_ceil(10));
+            match read.read(&facts, 10 * furthest as usize) {
+                Flow::Continue => {}
+                flow => break flow,
+            }
+        };
+        assert_eq!((furthest, flow), (91, Flow::End { sound: true }));
     }
 
     #[test]
@@ -533,12 +577,50 @@ mod tests {
         assert_eq!(read.page_size, Some(10));
     }
 
+    /// The server may tell the size that was asked for, of which it shows less.
+    #[test]
+    fn a_page_that_shows_nothing_is_no_larger_one() {
+        let mut read = FullRead::new();
+        let first = Facts {
+            shown: 8,
+            page_size: 8,
+            ..facts(1, 8, 2)
+        };
+        assert_eq!(read.read(&first, 8), Flow::Continue);
+        let behind = Facts {
+            shown: 0,
+            ..facts(2, 8, 2)
+        };
+        assert_eq!(read.read(&behind, 8), Flow::End { sound: true });
+    }
+
+    /// A page is adopted before its changes are stored only if it is sure to be followed by another.
+    #[test]
+    fn a_full_read_goes_on_after_the_page_that_it_wants_unless_that_ends_it_or_begins_it_again() {
+        let mut read = FullRead::new();
+        assert!(read.goes_on(&facts(1, 40, 4)));
+        assert!(!read.goes_on(&facts(1, 10, 1)), "the last page");
+        assert_eq!(read.read(&facts(1, 20, 4), 10), Flow::Continue);
+        assert!(read.goes_on(&facts(2, 20, 4)));
+        assert!(!read.goes_on(&facts(1, 20, 4)), "not wanted any more");
+        let larger = Facts {
+            page_size: 20,
+            ..facts(2, 20, 4)
+        };
+        assert!(!read.goes_on(&larger), "to begin again");
+        // A page behind the result ends it only if it brings no news.
+        assert_eq!(read.read(&facts(2, 20, 4), 10), Flow::Continue);
+        assert!(read.goes_on(&facts(3, 20, 4)));
+        assert_eq!(read.read(&facts(3, 20, 4), 10), Flow::End { sound: false });
+    }
+
     /// What slipped by may be on the part of the page that does not come any more.
     #[test]
     fn a_page_that_is_read_again_and_is_smaller_means_to_begin_again() {
         let mut read = FullRead::new();
         let answer = |read: &mut FullRead, page_size, total| {
             let facts = Facts {
+                shown: page_size as usize,
                 page_size,
                 ..facts(read.page(), total, 4)
             };
@@ -560,6 +642,57 @@ mod tests {
             assert_eq!(answer(&mut read, 5, 39), Flow::Continue);
         }
         assert_eq!(answer(&mut read, 5, 39), Flow::End { sound: false });
+    }
+
+    /// It is as short as its size if the server gives the number of alerts as the size. The total
+    /// may be a little too high.
+    #[test]
+    fn a_last_page_that_is_read_again_may_be_short() {
+        let again = |total, shown| {
+            let mut read = FullRead::new();
+            let answer = |page, total, shown| Facts {
+                shown,
+                page_size: shown as u64,
+                ..facts(page, total, 5)
+            };
+            for page in 1..=3 {
+                let flow = read.read(&answer(page, 400, 100), 400);
+                assert_eq!(flow, Flow::Continue);
+            }
+            assert_eq!(read.read(&answer(4, 380, 80), 400), Flow::Continue);
+            assert_eq!(read.page(), 3, "again");
+            read.read(&answer(3, total, shown), 400)
+        };
+        assert_eq!(again(270, 70), Flow::Continue);
+        assert_eq!(again(270, 58), Flow::Continue);
+        assert_eq!(again(270, 57), Flow::Restart);
+        // A page behind it shows the rest.
+        assert_eq!(again(350, 50), Flow::Restart);
+    }
+
+    #[test]
+    fn the_whole_result_is_one_page_that_shows_all_it_counts_and_names_no_other() {
+        let whole = facts(1, 10, 1);
+        assert!(whole.is_whole());
+        let more_counted = Facts { total: 11, ..whole };
+        let further = Facts { page: 2, ..whole };
+        let names_next = Facts {
+            next: Some(2),
+            ..whole
+        };
+        for facts in [more_counted, further, names_next] {
+            assert!(!facts.is_whole(), "{facts:?}");
+        }
+    }
+
+    #[test]
+    fn a_first_page_that_shows_nothing_is_hollow_if_it_counts_a_single_alert() {
+        let empty = |total| Facts {
+            shown: 0,
+            ..facts(1, total, 1)
+        };
+        assert!(empty(1).is_hollow_first_page());
+        assert!(!empty(0).is_hollow_first_page());
     }
 
     #[test]
