@@ -424,6 +424,60 @@ mod tests {
     }
 
     #[test]
+    fn what_an_earlier_poll_missed_is_tried_first_whatever_is_missed_later() {
+        let mut pages = OutOfSight::default();
+        pages.note_page(&facts(1, 100));
+        pages.note_missed(2);
+        pages.note_missed(4);
+        assert_eq!(pages.begin_retry(2, Instant::now()), Some(2));
+    }
+
+    /// The server gives the number of alerts on a page as the size, and names a next page always.
+    #[test]
+    fn a_short_last_page_is_no_page_of_another_size() {
+        let mut pages = OutOfSight::default();
+        pages.note_page(&facts(1, 100));
+        for (total, is_last) in [(150, true), (151, false)] {
+            let short = Facts {
+                total,
+                ..facts(2, 50)
+            };
+            pages.note_page(&short);
+            assert_eq!(pages.has_missed(), !is_last, "{total}");
+        }
+    }
+
+    /// What this engine has missed concerns no other one.
+    #[test]
+    fn another_engine_takes_over_which_page_is_refused() {
+        let mut pages = OutOfSight::default();
+        pages.note_page(&facts(1, 100));
+        pages.note_refused(3, 100, Instant::now());
+        pages.note_missed(2);
+        let mut other = pages.for_other_engine();
+        other.note_page(&facts(1, 100));
+        assert!(!other.is_refused(2) && other.is_refused(3));
+        assert!(pages.has_missed() && !other.has_missed());
+    }
+
+    #[test]
+    fn a_page_that_hung_is_left_alone_as_long_if_it_is_refused_again_and_another_page_is_not() {
+        let took = Duration::from_secs(43);
+        let interval = Duration::from_secs(30);
+        let now = Instant::now();
+        let mut pages = OutOfSight::default();
+        pages.note_page(&facts(1, 100));
+        pages.note_refused(2, 100, now);
+        assert_eq!(pages.note_failed(2, took, now), FailedPage::Trial);
+        for (page, pause) in [(2, took * PAUSE_FACTOR), (3, interval / 2)] {
+            pages.note_refused(page, 100, now);
+            let due = |after| pages.due_trial(2, true, interval, now + after);
+            assert_eq!(due(pause - Duration::from_millis(1)), None);
+            assert_eq!(due(pause), Some(page));
+        }
+    }
+
+    #[test]
     fn a_size_that_is_slightly_off_makes_no_other_page() {
         for (place, page) in [(0, 1), (87, 1), (88, 2), (100, 2), (187, 2), (188, 3)] {
             assert_eq!(page_near(place, 100), page, "{place}");

@@ -662,6 +662,7 @@ fn a_missed_page_is_tried_before_a_refused_one_behind_it() {
 #[test]
 fn a_missed_page_outlasts_a_reading_that_is_not_sound_and_one_that_was_under_way() {
     let mut run = Run::new(false, 100, true);
+    run.engine.limits.pages.note_refused(3, 100, run.now);
     run.engine.begin_full_read(run.now);
     run.engine.page_missed(2);
     let ending = |sound| Ending {
@@ -671,6 +672,7 @@ fn a_missed_page_outlasts_a_reading_that_is_not_sound_and_one_that_was_under_way
     };
     run.engine.finish_reading(ending(true), None, run.now);
     assert!(run.engine.misses_a_page());
+    assert_eq!(run.engine.refused(), None, "the result ends before it");
     run.engine.begin_full_read(run.now);
     run.engine.finish_reading(ending(false), None, run.now);
     assert!(run.engine.misses_a_page());
@@ -756,6 +758,23 @@ fn a_refused_page_is_at_the_same_place_though_pages_have_another_size_now() {
     news(&mut run);
     poll_to_the_end(&mut run);
     assert_eq!(run.engine.refused(), None, "the page comes");
+}
+
+#[test]
+fn a_page_is_refused_at_its_place_in_the_full_read_though_polls_read_pages_of_another_size() {
+    let mut run = run_with(600, 100);
+    run.now += Duration::from_secs(600);
+    run.poll(false);
+    run.background(false);
+    assert!(run.engine.wants(3));
+    run.server.page_size = 50;
+    run.poll(false);
+    assert!(run.engine.wants(3));
+    run.engine.page_refused(3, run.now);
+    assert_eq!(run.engine.refused(), Some(5));
+    for page in [4, 5] {
+        assert_eq!(run.engine.is_refused(page), page == 5);
+    }
 }
 
 #[test]
