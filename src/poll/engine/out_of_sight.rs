@@ -407,6 +407,84 @@ mod tests {
     }
 
     #[test]
+    fn only_retries_that_fail_in_a_row_have_the_missed_places_given_up() {
+        let now = Instant::now();
+        let mut pages = OutOfSight::default();
+        pages.note_page(&facts(1, 500));
+        pages.note_missed(2);
+        for (page, comes) in (11..).zip([false, false, true, false, false, true]) {
+            pages.note_page(&facts(1, 50));
+            assert_eq!(pages.begin_retry(2, now), Some(page));
+            if comes {
+                pages.note_page(&facts(page, 50));
+            } else {
+                pages.note_failed(page, Duration::ZERO, now);
+            }
+        }
+    }
+
+    #[test]
+    fn a_retry_that_hangs_puts_the_next_one_off_for_ten_minutes_at_most() {
+        let now = Instant::now();
+        let mut pages = OutOfSight::default();
+        pages.note_page(&facts(1, 500));
+        pages.note_missed(2);
+        pages.note_page(&facts(1, 50));
+        assert_eq!(pages.begin_retry(2, now), Some(11));
+        pages.note_failed(11, Duration::from_secs(3_600), now);
+        pages.note_page(&facts(1, 50));
+        for (seconds, page) in [(599, None), (600, Some(12))] {
+            let then = now + Duration::from_secs(seconds);
+            assert_eq!(pages.begin_retry(2, then), page);
+        }
+    }
+
+    #[test]
+    fn a_retry_that_hangs_puts_off_no_page_that_is_refused() {
+        let (now, interval) = (Instant::now(), Duration::from_secs(30));
+        let mut pages = OutOfSight::default();
+        pages.note_page(&facts(1, 100));
+        pages.note_refused(5, 100, now);
+        pages.note_missed(2);
+        assert_eq!(pages.begin_retry(2, now), Some(2));
+        pages.note_failed(2, interval, now);
+        assert_eq!(
+            pages.due_trial(2, true, interval, now + interval / 2),
+            Some(5)
+        );
+    }
+
+    #[test]
+    fn a_page_that_one_poll_has_retried_is_like_any_other_to_the_next() {
+        let mut pages = OutOfSight::default();
+        pages.note_page(&facts(1, 100));
+        pages.note_missed(2);
+        pages.note_missed(3);
+        assert_eq!(pages.begin_retry(2, Instant::now()), Some(2));
+        pages.note_page(&facts(2, 100));
+        pages.note_page(&facts(1, 100));
+        assert!(!pages.is_retry(2));
+    }
+
+    #[test]
+    fn all_is_missed_up_to_where_a_larger_page_begins_unless_its_size_is_slightly_off() {
+        let mut pages = OutOfSight::default();
+        for size in [100, 101] {
+            pages.note_page(&facts(1, 100));
+            pages.note_page(&facts(2, size));
+            assert!(!pages.has_missed());
+        }
+        pages.note_page(&facts(1, 100));
+        pages.note_page(&facts(2, 500));
+        pages.note_page(&facts(1, 100));
+        for page in 2..=5 {
+            assert!(pages.has_missed(), "before page {page}");
+            pages.note_page(&facts(page, 100));
+        }
+        assert!(!pages.has_missed());
+    }
+
+    #[test]
     fn a_retry_that_is_throttled_is_made_again_but_not_for_ever() {
         let now = Instant::now();
         let mut pages = OutOfSight::default();
