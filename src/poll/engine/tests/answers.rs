@@ -40,6 +40,24 @@ fn an_answer_that_lacks_most_of_what_there_was_stands_alone_until_the_next() {
     run.assert_agreement();
 }
 
+/// A server that counts alerts and shows none is out of order, so the answer before is not believed
+/// either.
+#[test]
+fn answers_that_lack_most_of_what_there_was_agree_only_if_they_are_in_a_row() {
+    let mut run = run_with(100, 200);
+    for total in [0, 100, 0] {
+        run.lie = Some(Lie {
+            total,
+            ..Lie::of_nothing(200)
+        });
+        run.poll(false);
+        assert_eq!(run.engine.task(), None);
+    }
+    run.poll(false);
+    run.assert_agreement();
+    assert!(run.engine.is_complete());
+}
+
 #[test]
 fn what_one_of_two_bad_answers_in_a_row_shows_has_not_left() {
     let mut run = run_with(100, 200);
@@ -128,6 +146,20 @@ fn a_page_that_fails_is_found_out_by_the_background_however_much_opens() {
         run.engine.poll_cut_short(run.now);
     }
     assert_eq!(run.engine.task(), None);
+}
+
+#[test]
+fn a_further_page_that_shows_nothing_to_several_polls_has_all_read() {
+    let mut run = run_with(250, 100);
+    for poll in 1..=SURPLUS_POLLS {
+        assert_eq!(run.engine.task(), None, "before poll {poll}");
+        run.server.act(&Act::Open(100));
+        run.poll(false);
+        assert_eq!(run.poll_page, Some(2));
+        run.lie = Some(Lie::of_nothing(100));
+        run.poll(false);
+    }
+    assert_eq!(run.engine.task(), Some(Task::Page(1)));
 }
 
 /// A page that fails only once does not have the whole result read, which may be many pages.
@@ -608,6 +640,29 @@ fn a_first_page_that_shows_nothing_of_what_it_counts_is_nothing_the_first_time()
 }
 
 #[test]
+fn a_further_page_does_not_make_up_for_a_first_one_that_shows_nothing_of_what_it_counts() {
+    let mut run = run_with(250, 100);
+    let further = Facts {
+        page: 2,
+        shown: 100,
+        unreadable: 0,
+        total: 250,
+        page_size: 100,
+        next: Some(3),
+    };
+    let hollow = Facts {
+        page: 1,
+        shown: 0,
+        next: None,
+        ..further
+    };
+    assert!(run.engine.note_first_page(&hollow, run.now));
+    assert!(!run.engine.note_first_page(&further, run.now));
+    run.now += run.engine.options.interval;
+    assert!(!run.engine.note_first_page(&hollow, run.now), "once");
+}
+
+#[test]
 fn departures_are_noticed_where_the_server_counts_for_ever_what_it_does_not_show() {
     for answers_by_id in [true, false] {
         let mut run = Run::new(false, 100, answers_by_id);
@@ -638,6 +693,17 @@ fn a_refused_page_that_shows_nothing_is_still_refused() {
     run.poll(false);
     assert_eq!(run.engine.refused(), Some(2));
     assert_eq!(run.engine.total(), Some(400));
+}
+
+#[test]
+fn a_missed_page_that_the_result_no_longer_has_is_not_tried() {
+    let mut run = run_with(250, 100);
+    run.engine.page_missed(3);
+    run.server.act(&Act::CloseMany(0, 50));
+    run.poll(false);
+    assert_eq!(run.poll_page, None);
+    run.settle();
+    assert!(run.engine.is_complete());
 }
 
 /// New alerts are on the missed page, which comes first and may be shown by now.
@@ -761,6 +827,18 @@ fn a_refused_page_is_at_the_same_place_though_pages_have_another_size_now() {
 }
 
 #[test]
+fn a_refused_page_is_refused_no_longer_once_a_full_read_has_come_by_it() {
+    let mut run = run_with(450, 100);
+    read_up_to_a_refusal(&mut run, 3);
+    run.now += Duration::from_secs(600);
+    run.poll(false);
+    run.background(false);
+    assert!(run.engine.wants(3) && run.engine.is_refused(3));
+    run.background(false);
+    assert!(run.engine.wants(4) && !run.engine.is_refused(3));
+}
+
+#[test]
 fn a_page_is_refused_at_its_place_in_the_full_read_though_polls_read_pages_of_another_size() {
     let mut run = run_with(600, 100);
     run.now += Duration::from_secs(600);
@@ -791,6 +869,20 @@ fn a_full_read_whose_pages_are_of_another_size_from_now_on_begins_anew() {
     assert!(run.engine.wants(1));
     assert!(run.engine.begins_reading());
     run.server.page_size = 50;
+    while run.background(false) {}
+    assert!(run.engine.is_complete());
+}
+
+#[test]
+fn a_page_that_comes_when_its_full_read_has_begun_anew_is_not_taken_for_the_first() {
+    let mut run = run_with(600, 100);
+    run.now += Duration::from_secs(600);
+    run.poll(false);
+    assert!(run.engine.wants(2));
+    run.send(false);
+    run.engine.read_anew(run.now);
+    run.background(false);
+    assert!(run.engine.wants(1));
     while run.background(false) {}
     assert!(run.engine.is_complete());
 }
@@ -1093,6 +1185,26 @@ fn whom_a_further_page_does_not_show_that_counts_nothing_has_not_left() {
     }
     run.settle();
     assert!(run.engine.is_complete());
+}
+
+#[test]
+fn the_witness_is_the_last_of_the_first_page_however_far_a_poll_reads() {
+    let mut run = run_with(250, 100);
+    run.server.act(&Act::Open(150));
+    poll_to_the_end(&mut run);
+    run.assert_agreement();
+    let (id, _) = run.server.result()[99];
+    let witness = Some(id.to_string().into());
+    assert_eq!(run.engine.witness, witness);
+    // First pages that show nothing of what they count leave it as it is.
+    for _ in 0..2 {
+        run.lie = Some(Lie {
+            total: 400,
+            ..Lie::of_nothing(100)
+        });
+        run.poll(false);
+        assert_eq!(run.engine.witness, witness);
+    }
 }
 
 /// Goes on until the background asks by id. Returns the question.

@@ -152,6 +152,37 @@ fn a_departure_from_a_long_result_is_noticed_by_the_count() {
 }
 
 #[test]
+fn a_count_that_is_ahead_has_all_read_at_once_where_nothing_opens() {
+    let mut run = run_with(250, 100);
+    run.server.surplus = 1;
+    run.poll(false);
+    assert_eq!(run.engine.task(), Some(Task::Page(1)));
+}
+
+/// One poll alone proves nothing: the count runs ahead of what it has read.
+#[test]
+fn a_count_that_stays_ahead_has_all_read_after_a_few_polls_though_each_has_news() {
+    for open in [50, 250] {
+        let mut run = run_with(open, 100);
+        run.server.surplus = 1;
+        for _ in 0..2 {
+            for poll in 1..=SURPLUS_POLLS {
+                assert_eq!(run.engine.task(), None, "before poll {poll}");
+                run.server.clock += 3;
+                run.server.act(&Act::Open(1));
+                run.poll(false);
+                while run.poll_page.is_some() {
+                    run.poll(false);
+                }
+            }
+            assert_eq!(run.engine.task(), Some(Task::Page(1)));
+            while run.background(false) {}
+            run.now += Duration::from_secs(120);
+        }
+    }
+}
+
+#[test]
 fn a_count_that_never_adds_up_is_not_chased_without_rest() {
     let mut run = run_with(1000, 100);
     // The server shows one alert less than it counts.
@@ -191,6 +222,18 @@ fn a_count_that_never_adds_up_is_not_chased_without_rest() {
         run.now += options.interval;
     }
     assert!((2..12).contains(&reads), "{reads} full reads in 50 minutes");
+}
+
+#[test]
+fn full_reads_that_a_page_is_refused_to_are_followed_by_longer_and_longer_rests() {
+    let mut run = run_with(250, 100);
+    for seconds in [60, 120, 240, 480, 600, 600] {
+        run.engine.begin_full_read(run.now);
+        run.background(false);
+        run.engine.page_refused(2, run.now);
+        let rest = Duration::from_secs(seconds);
+        assert_eq!(run.engine.rest_until, Some(run.now + rest));
+    }
 }
 
 #[test]
