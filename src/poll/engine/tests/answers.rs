@@ -958,6 +958,7 @@ fn a_refused_page_is_read_by_the_next_poll_that_has_news_up_to_there_once_it_com
     let told = run.logged_open.iter().rev().take(150).count();
     assert_eq!((told, run.logged_open.last()), (150, Some(&1_900)));
     // A full read for the alerts that were not read yet does not wait any longer either.
+    assert_eq!(run.engine.rest_until, None);
     while run.background(false) {}
     run.assert_agreement();
 }
