@@ -243,6 +243,9 @@ impl FullRead {
         self.places = self.places.saturating_add(facts.shown as u64);
         let has_news = seen > self.seen;
         self.seen = seen;
+        if has_news {
+            self.without_news = 0;
+        }
         self.again.remove(&facts.page);
         // Pages behind the last one are not read again, because they show nothing any more. The
         // first one is read again in any case: a hollow page behind it may count nothing although
@@ -256,9 +259,7 @@ impl FullRead {
             self.next = page;
             return Flow::Continue;
         }
-        if has_news {
-            self.without_news = 0;
-        } else if !is_again {
+        if !has_news && !is_again {
             self.without_news += 1;
         }
         // Without news, the full read ends even if the answer names a next page: a server may
@@ -459,6 +460,24 @@ mod tests {
         assert_eq!(without_end(35, |_| 10), end(false));
         let (page, flow) = without_end(1_000_000, |_| 10);
         assert_eq!((page, flow), (52, Flow::End { sound: false }));
+    }
+
+    #[test]
+    fn news_on_a_page_at_which_the_total_falls_are_news() {
+        let mut read = FullRead::new();
+        let mut answer = |total, seen| {
+            let facts = facts(read.page(), total, u64::MAX);
+            (facts.page, read.read(&facts, seen))
+        };
+        for page in 1..=WITHOUT_NEWS.into() {
+            assert_eq!(answer(2_000, 10), (page, Flow::Continue));
+        }
+        assert_eq!(answer(1_999, 20), (51, Flow::Continue));
+        assert_eq!(answer(1_999, 20), (50, Flow::Continue));
+        for page in 52..=101 {
+            assert_eq!(answer(1_999, 20), (page, Flow::Continue));
+        }
+        assert_eq!(answer(1_999, 20), (102, Flow::End { sound: false }));
     }
 
     #[test]
