@@ -215,8 +215,9 @@ impl LogFile {
 
     /// Makes sure that each of `lines` stands in a file once. Without an error, all lines are
     /// there afterwards, with one exception: nothing is written to a file before the store knows
-    /// it. `first` is the position of the first line's event.
-    fn write(&mut self, first: i64, lines: &Lines) -> Result<Settled, Error> {
+    /// it. `events` are those of the lines.
+    fn write(&mut self, events: &[Pending], lines: &Lines) -> Result<Settled, Error> {
+        let first = events.first().map_or(i64::MAX, |first| first.position);
         let mut current = self.follow_name()?;
         if self.past.is_none() && first > self.doubted {
             // All events that come now were journalled after the files had been opened.
@@ -225,7 +226,7 @@ impl LogFile {
                 file.doubtful.clear();
             }
         }
-        let written = self.write_to(&mut current, first, lines);
+        let written = self.write_to(&mut current, first, events, lines);
         self.current = Some(current);
         written
     }
@@ -234,6 +235,7 @@ impl LogFile {
         &mut self,
         current: &mut OpenFile,
         first: i64,
+        events: &[Pending],
         lines: &Lines,
     ) -> Result<Settled, Error> {
         let mut missing = Missing::new(lines);
@@ -268,6 +270,7 @@ impl LogFile {
         }
         if is_doubted {
             current.find_in(&current.doubtful, &mut missing)?;
+            self.find_in_other_format(current, events, &mut missing)?;
         }
         if is_inherited {
             let end = current.settled.saturating_sub(LOOK_BACK)..current.settled;
@@ -349,6 +352,33 @@ impl LogFile {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Looks for events that a former process, with another configuration, has written in the other
+    /// format, and completes a line that is torn in it.
+    fn find_in_other_format(
+        &self,
+        current: &OpenFile,
+        events: &[Pending],
+        missing: &mut Missing<'_>,
+    ) -> Result<(), Error> {
+        if current.doubtful.is_empty() {
+            return Ok(());
+        }
+        let other = match self.format {
+            Format::Json => Format::Logfmt,
+            Format::Logfmt => Format::Json,
+        };
+        let lines = Lines::render(other, events);
+        let mut missing_in_other = missing.of(&lines);
+        current.find_in(&current.doubtful, &mut missing_in_other)?;
+        let scan = current.find_unsettled(&missing_in_other)?;
+        if let Some((index, rest)) = missing_in_other.completion(&scan.torn) {
+            current.secure(&scan, rest)?;
+            missing_in_other.remove(index);
+        }
+        missing.remove_found_in_other(&missing_in_other);
         Ok(())
     }
 
@@ -456,9 +486,8 @@ impl LogFile {
 
 impl Writer for LogFile {
     fn deliver(&mut self, events: &[Pending]) -> Progress {
-        let first = events.first().map_or(i64::MAX, |first| first.position);
         let mut lines = Lines::render(self.format, events);
-        match self.write(first, &lines) {
+        match self.write(events, &lines) {
             Ok(settled) => Progress {
                 settled: settled.lines,
                 refused: lines.refused_among(settled.lines),

@@ -114,6 +114,22 @@ impl<'a> Missing<'a> {
         }
     }
 
+    /// The same events, with `lines` in the other format.
+    pub(super) fn of<'b>(&self, lines: &'b Lines) -> Missing<'b> {
+        let mut other = Missing::new(lines);
+        for (other, missing) in other.missing.iter_mut().zip(&self.missing) {
+            *other &= missing;
+        }
+        other
+    }
+
+    /// Removes the events whose lines were found in the other format.
+    pub(super) fn remove_found_in_other(&mut self, other: &Missing<'_>) {
+        for index in 0..self.missing.len() {
+            self.missing[index] &= other.missing[index] || other.line(index).is_empty();
+        }
+    }
+
     pub(super) fn line(&self, index: usize) -> &'a [u8] {
         self.lines.line(index)
     }

@@ -151,10 +151,15 @@ impl World {
     }
 
     fn crash(&mut self) {
+        self.crash_into(Format::Json);
+    }
+
+    /// Crashes. The next process writes another format.
+    fn crash_into(&mut self, format: Format) {
         let (cursor, mark) = self.saved.clone();
         self.cursor = cursor;
         self.mark.clone_from(&mark);
-        self.sink = LogFile::new(self.path(), Format::Json).resume_at(mark.as_deref());
+        self.sink = LogFile::new(self.path(), format).resume_at(mark.as_deref());
     }
 
     /// Delivers some events as a batch of a store that several replicas share.
@@ -173,7 +178,7 @@ impl World {
     /// The bytes of the next lines, cut off somewhere.
     fn torn(&self, count: usize, keep: usize) -> Vec<u8> {
         let end = (self.cursor + count).min(self.events.len());
-        let mut bytes = Lines::render(Format::Json, &self.events[self.cursor..end])
+        let mut bytes = Lines::render(self.sink.format, &self.events[self.cursor..end])
             .bytes()
             .to_vec();
         bytes.truncate(keep % (bytes.len() + 1));

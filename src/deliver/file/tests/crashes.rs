@@ -1,4 +1,5 @@
 use super::*;
+use crate::record::tests::bare;
 
 /// The heart of the sink: it is killed after any byte of a batch, with or without an earlier
 /// batch.
@@ -16,6 +17,43 @@ fn a_batch_torn_at_any_byte_is_completed_and_nothing_is_written_twice() {
             world.deliver(5);
             assert_eq!(world.content(), world.expected(), "{before} {keep}");
         }
+    }
+}
+
+/// The configuration of the next process names another format.
+#[test]
+fn a_batch_torn_at_any_byte_is_completed_in_its_format_and_nothing_is_written_twice() {
+    let bare = String::from_utf8(bare().to_json()).unwrap();
+    let bodies: Vec<String> = (0..7)
+        .map(|i| bare.replace("8005", &"8".repeat(i + 1)))
+        .collect();
+    let formats = [Format::Json, Format::Logfmt];
+    for (format, next) in formats.into_iter().zip(formats.into_iter().rev()) {
+        let mut keep = 0;
+        loop {
+            let mut world = World::new(bodies.clone());
+            world.sink.format = format;
+            world.deliver(2);
+            world.save();
+            let settled = world.size();
+            let all = [format, next].map(|format| Lines::render(format, &world.events));
+            let whole = all[0].whole_within(settled as usize + keep);
+            let torn = world.torn(4, keep);
+            if torn.len() < keep {
+                break;
+            }
+            world.append(&torn);
+            world.crash_into(next);
+            // Smaller batches than before.
+            world.deliver(3);
+            world.deliver(2);
+            let begun = whole + usize::from(all[0].start(whole) < settled as usize + keep);
+            let in_format = |it: usize| all[usize::from(it >= begun)].line(it);
+            let expected: Vec<u8> = (0..7).flat_map(in_format).copied().collect();
+            assert_eq!(world.content().as_bytes(), expected, "{format:?}, {keep}");
+            keep += 1;
+        }
+        assert!(keep > 500);
     }
 }
 
