@@ -4,7 +4,7 @@
 //! is found, and only that event is given up. Whatever may be a fault of the set-up (a wrong
 //! password, a wrong URL, a redirect, a login page) is tried again for ever, and shows in the
 //! backlog. Delivery is at least once; `log.record.uid` is the same each time. The sink does not
-//! know its caller, and never repeats a try by itself.
+//! know its caller. Only a request whose connection broke is repeated at once, and that once.
 
 use std::{ops::Range, time::Duration};
 
@@ -58,6 +58,8 @@ struct Limit {
     events: usize,
     /// Answers to requests that held this many events, since the number last changed.
     full_answers: u32,
+    /// Whether a connection has broken since the last answer that settled or split a request.
+    has_broken: bool,
 }
 
 // === impl Otlp ===
@@ -116,10 +118,19 @@ impl Otlp {
             }
             let request = message::request(readable.clone());
             let exported = self.receiver.export(request).await;
-            if let Err(error) = &exported
-                && error.is_for_want_of_time()
-            {
-                self.limit.halve(part.len());
+            match &exported {
+                Ok(_) => self.limit.has_broken = false,
+                Err(error) if error.is_broken_connection() && !self.limit.has_broken => {
+                    // The receiver may just have closed a connection that was kept, or some other
+                    // chance has cut it: that says nothing about the size.
+                    self.limit.has_broken = true;
+                    if Instant::now() < until {
+                        parts.push(part);
+                        continue;
+                    }
+                }
+                Err(error) if error.is_for_want_of_time() => self.limit.halve(part.len()),
+                Err(_) => {}
             }
             match exported? {
                 Outcome::Taken { rejected, message } => {
@@ -184,7 +195,7 @@ pub(crate) async fn probe(options: &OtlpOptions) -> Result<Option<String>, Error
 // === impl Limit ===
 
 impl Limit {
-    /// Called when a request with `events` events was not answered in time.
+    /// Called when a request with `events` events seems to have been too much for the time.
     fn halve(&mut self, events: usize) {
         self.events = (self.events.min(events) / 2).max(1);
         self.full_answers = 0;
@@ -208,6 +219,7 @@ impl Default for Limit {
         Self {
             events: MAX_EVENTS,
             full_answers: 0,
+            has_broken: false,
         }
     }
 }

@@ -160,7 +160,7 @@ impl Receiver {
                 _ => Err(Error::HeaderName(name.clone())),
             })
             .collect::<Result<_, _>>()?;
-        // The client never repeats a request: the worker does.
+        // The client never repeats a request: its user decides about that.
         let client = http_client::builder(&[endpoint.as_str()])
             // The limit for connecting is the shorter one, so the kind of timeout tells whether
             // there was a connection.
@@ -265,13 +265,18 @@ impl Error {
         match self {
             Self::Timeout { .. } => true,
             // Some receivers close a connection that takes them too long.
-            Self::Transport(error) => !error.is_connect(),
+            Self::Transport(_) => self.is_broken_connection(),
             Self::Status { status, .. } => matches!(
                 *status,
                 StatusCode::REQUEST_TIMEOUT | StatusCode::GATEWAY_TIMEOUT
             ),
             _ => false,
         }
+    }
+
+    /// Whether the receiver was reached, but the connection ended before a whole answer had come.
+    pub(super) fn is_broken_connection(&self) -> bool {
+        matches!(self, Self::Transport(error) if !error.is_connect())
     }
 }
 

@@ -353,15 +353,20 @@ async fn an_answer_that_breaks_off_settles_nothing_but_where_its_status_says_all
             timeout: Duration::from_secs(5),
         };
         let server = async {
-            let (mut stream, _) = listener.accept().await.unwrap();
-            let received = stream.read(&mut [0; 4096]).await.unwrap();
-            assert!(received > 0);
-            let head = format!("HTTP/1.1 {status}\r\nContent-Length: 9\r\n\r\nbad");
-            stream.write_all(head.as_bytes()).await.unwrap();
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let received = stream.read(&mut [0; 4096]).await.unwrap();
+                assert!(received > 0);
+                let head = format!("HTTP/1.1 {status}\r\nContent-Length: 9\r\n\r\nbad");
+                stream.write_all(head.as_bytes()).await.unwrap();
+            }
         };
         let mut otlp = Otlp::new(&options).unwrap();
         let events = alerts([1]);
-        let (progress, ()) = tokio::join!(otlp.deliver(&events, ours), server);
+        let progress = tokio::select! {
+            progress = otlp.deliver(&events, ours) => progress,
+            () = server => unreachable!(),
+        };
         assert_eq!(progress.settled, settled, "{status}");
         if settled == 0 {
             assert!(matches!(error(progress), Error::Transport(_)), "{status}");

@@ -117,3 +117,64 @@ async fn what_others_deliver_in_the_meantime_is_not_sent() {
     let progress = otlp.deliver(&events, || false).await;
     assert_eq!((progress.settled, receiver.requests()), (0, 1));
 }
+
+/// An answer whose connection ends before its body has come.
+fn broken() -> Response {
+    let end = futures_util::stream::iter([Err::<Bytes, _>(io::Error::other("the end"))]);
+    Body::from_stream(end).into_response()
+}
+
+#[tokio::test]
+async fn connections_that_break_now_and_then_do_not_make_requests_smaller() {
+    let (receiver, options) = Peer::start().await;
+    let mut otlp = Otlp::new(&options).unwrap();
+    // As where a receiver closes each connection after its first answer, without saying so.
+    for _ in 0..10 {
+        receiver.answer(broken());
+        receiver.answer(StatusCode::OK);
+    }
+    let progress = otlp.deliver(&alerts(0..5000), ours).await;
+    assert_eq!(progress.settled, 5000, "{progress:?}");
+    assert!(progress.error.is_none(), "{progress:?}");
+    let counts = receiver.counts();
+    assert_eq!(counts[..18], [512; 18]);
+    assert_eq!(counts[18..], [392; 2]);
+}
+
+#[tokio::test]
+async fn connections_that_break_twice_in_a_row_do() {
+    let (receiver, options) = Peer::start().await;
+    let mut otlp = Otlp::new(&options).unwrap();
+    let events = alerts(0..512);
+    for answer in [broken(), broken(), broken(), StatusCode::OK.into_response()] {
+        receiver.answer(answer);
+    }
+    // Only the first break is repeated at once.
+    for requests in [2, 3] {
+        let broke = error(otlp.deliver(&events, ours).await);
+        assert!(matches!(broke, Error::Transport(_)), "{broke}");
+        assert_eq!(receiver.requests(), requests);
+    }
+    assert_eq!(otlp.deliver(&events, ours).await.settled, 512);
+    assert_eq!(receiver.counts(), [512, 512, 256, 128, 128, 128, 128]);
+
+    // After the time of a turn, the events go on with the next one.
+    receiver.answer(broken());
+    otlp.time_slice = Duration::ZERO;
+    let broke = error(otlp.deliver(&events, ours).await);
+    assert!(matches!(broke, Error::Transport(_)), "{broke}");
+    assert_eq!(otlp.deliver(&events, ours).await.settled, 128);
+    assert_eq!(receiver.counts()[7..], [128, 128]);
+}
+
+#[tokio::test]
+async fn what_is_no_longer_ours_when_its_connection_breaks_is_not_repeated() {
+    let (receiver, options) = Peer::start().await;
+    receiver.answer(broken());
+    let seen = receiver.clone();
+    let mut otlp = Otlp::new(&options).unwrap();
+    let progress = otlp
+        .deliver(&alerts([1]), move || seen.requests() == 0)
+        .await;
+    assert_eq!((progress.settled, receiver.requests()), (0, 1));
+}
