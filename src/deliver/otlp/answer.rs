@@ -47,6 +47,21 @@ const PAGES_EXPECT_TLS: [&[u8]; 2] = [
     b"speaking plain HTTP to an SSL-enabled server port",
 ];
 
+/// Words of a `status` that tell of a failure, in small letters. Other words may be anything.
+const FAILED: [&str; 11] = [
+    "error",
+    "fail",
+    "failed",
+    "failure",
+    "rejected",
+    "denied",
+    "forbidden",
+    "unauthorized",
+    "unauthenticated",
+    "unavailable",
+    "timeout",
+];
+
 const CORRUPT: &str = "a body that cannot be decompressed";
 const TOO_LARGE: &str = "a body that is too large";
 
@@ -326,7 +341,7 @@ impl Answer {
 
 impl Members<'_> {
     /// The known members of an answer and of its partial success.
-    const NAMES: [&'static str; 11] = [
+    const NAMES: [&'static str; 15] = [
         "partialSuccess",
         "partial_success",
         "rejectedLogRecords",
@@ -335,9 +350,13 @@ impl Members<'_> {
         "error_message",
         "error",
         "errors",
+        "errorType",
+        "fault",
         "success",
+        "ok",
         "code",
         "status",
+        "statusCode",
     ];
 
     /// A member by its name in JSON or its name in protobuf: senders may use either.
@@ -356,19 +375,22 @@ impl Members<'_> {
     /// Whether an answer says that the request failed, in one of the usual ways: with an error,
     /// with a code (of `google.rpc.Status` or of HTTP), or with a word.
     fn say_failure(&self) -> bool {
-        let is = |name, failed: fn(&str) -> bool| self.get(name).is_some_and(failed);
-        is("error", says_something)
-            || is("errors", says_something)
-            || is("success", |value| value == "false")
-            || is("code", |value| {
-                whole(value).is_some_and(|code| code != 0 && !(200..300).contains(&code))
-            })
-            || is("status", |value| {
-                let status: String = serde_json::from_str(value).unwrap_or_default();
-                ["error", "fail", "failed", "failure"]
-                    .iter()
-                    .any(|word| status.eq_ignore_ascii_case(word))
-            })
+        let any = |names: &[&str], failed: fn(&str) -> bool| {
+            let mut values = names.iter().filter_map(|name| self.get(name));
+            values.any(failed)
+        };
+        let errors = [
+            "error",
+            "errors",
+            "errorMessage",
+            "error_message",
+            "errorType",
+            "fault",
+        ];
+        any(&errors, says_something)
+            || any(&["success", "ok"], denies)
+            || any(&["code"], is_failed_code)
+            || any(&["status", "statusCode"], is_failed_status)
     }
 }
 
@@ -440,11 +462,8 @@ fn read_json(body: &str) -> Option<Partial> {
     Some(Partial {
         rejected: match partial.either("rejectedLogRecords", "rejected_log_records") {
             None => 0,
-            Some(value) => match serde_json::from_str::<String>(value) {
-                // Protobuf's JSON writes 64-bit integers as texts.
-                Ok(text) => whole(&text)?,
-                Err(_) => whole(value)?,
-            },
+            // Protobuf's JSON writes 64-bit integers as texts.
+            Some(value) => whole(text(value).as_deref().unwrap_or(value))?,
         },
         message: match partial.either("errorMessage", "error_message") {
             None => Vec::new(),
@@ -470,6 +489,47 @@ fn says_something(value: &str) -> bool {
         [b'[' | b'{', inner @ .., _] => !inner.trim_ascii().is_empty(),
         _ => value.parse() != Ok(0.0),
     }
+}
+
+/// Whether a JSON value is false or zero, or a text that says false.
+fn denies(value: &str) -> bool {
+    match text(value) {
+        Some(text) => text.trim().eq_ignore_ascii_case("false"),
+        None => value == "false" || value.parse() == Ok(0.0),
+    }
+}
+
+/// Whether a code tells of a failure. It may be a name: those of failures are many.
+fn is_failed_code(value: &str) -> bool {
+    is_failed(value, |name| {
+        !["", "ok", "success"].contains(&name.to_ascii_lowercase().as_str())
+    })
+}
+
+/// Whether a status tells of a failure. It may be an object that holds a code.
+fn is_failed_status(value: &str) -> bool {
+    if let Ok(status) = serde_json::from_str::<Members<'_>>(value) {
+        return status.get("code").is_some_and(is_failed_code);
+    }
+    is_failed(value, |word| {
+        FAILED.contains(&word.to_ascii_lowercase().as_str())
+    })
+}
+
+/// Whether a JSON value is a number that tells of a failure, perhaps as a text, or a word that
+/// does.
+fn is_failed(value: &str, is_failed_word: impl FnOnce(&str) -> bool) -> bool {
+    let text = text(value);
+    let word = text.as_deref().map(str::trim);
+    match whole(word.unwrap_or(value)) {
+        Some(code) => code != 0 && !(200..300).contains(&code),
+        None => word.is_some_and(is_failed_word),
+    }
+}
+
+/// The text that a JSON value is.
+fn text(value: &str) -> Option<String> {
+    serde_json::from_str(value).ok()
 }
 
 #[cfg(test)]

@@ -373,3 +373,60 @@ async fn an_answer_that_breaks_off_settles_nothing_but_where_its_status_says_all
         }
     }
 }
+
+#[tokio::test]
+async fn a_success_whose_words_tell_of_a_failure_is_none() {
+    let (receiver, options) = Peer::start().await;
+    let mut otlp = Otlp::new(&options).unwrap();
+    let json = |body: &'static str| ([(CONTENT_TYPE, "application/json")], body);
+    for body in [
+        r#"{"status":500,"message":"Internal Server Error"}"#,
+        r#"{"type":"about:blank","title":"Service Unavailable","status":503}"#,
+        r#"{"status":" 500 ","message":"x"}"#,
+        r#"{"status":-1}"#,
+        r#"{"status":"FAILED"}"#,
+        r#"{"status":"unauthorized"}"#,
+        r#"{"status":"Forbidden"}"#,
+        r#"{"status":"unavailable"}"#,
+        r#"{"status":{"code":13}}"#,
+        r#"{"status":{"code":"INTERNAL"}}"#,
+        r#"{"statusCode":500,"body":"boom"}"#,
+        r#"{"statusCode":"401"}"#,
+        r#"{"code":"16","message":"unauthenticated"}"#,
+        r#"{"code":"INTERNAL","message":"x"}"#,
+        r#"{"code":"NaN"}"#,
+        r#"{"success":"False"}"#,
+        r#"{"success":0}"#,
+        r#"{"ok":false}"#,
+        r#"{"errorMessage":"Task timed out after 3.00 seconds"}"#,
+        r#"{"error_message":"x"}"#,
+        r#"{"errorType":"Sandbox.Timedout"}"#,
+        r#"{"fault":{"faultstring":"Invalid ApiKey"}}"#,
+    ] {
+        receiver.answer(json(body));
+        let progress = otlp.deliver(&alerts([1]), ours).await;
+        assert_eq!(progress.settled, 0, "{body}");
+        let text = error(progress).to_string();
+        assert!(text.contains("JSON that is no answer"), "{text}");
+    }
+    for body in [
+        r#"{"requestId":"500"}"#,
+        r#"{"acknowledged":true}"#,
+        r#"{"message":"error"}"#,
+        r#"{"status":"accepted","statusCode":202}"#,
+        r#"{"status":"200","statusCode":"Accepted"}"#,
+        r#"{"status":{"code":0,"error":1}}"#,
+        r#"{"status":{},"code":{"a":1}}"#,
+        r#"{"status":null,"statusCode":null,"code":null,"success":null,"ok":null}"#,
+        r#"{"status":"","code":"","success":"","ok":""}"#,
+        r#"{"status":true,"code":true,"success":1,"ok":"true"}"#,
+        r#"{"code":"OK"}"#,
+        r#"{"code":"Success"}"#,
+        r#"{"code":"0","status":0.0}"#,
+        r#"{"errorMessage":"","error_message":null,"errorType":null,"fault":false}"#,
+    ] {
+        receiver.answer(json(body));
+        let progress = otlp.deliver(&alerts([1]), ours).await;
+        assert_eq!(progress.settled, 1, "{body}: {progress:?}");
+    }
+}
