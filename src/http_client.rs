@@ -1,5 +1,8 @@
 //! What the HTTP clients have in common, above all those of the API and of OTLP receivers.
 
+use std::io;
+
+use anyhow::Chain;
 use http::{HeaderMap, Uri, header::CONTENT_ENCODING};
 use hyper_util::client::proxy::matcher::Matcher;
 use reqwest::{ClientBuilder, redirect, retry};
@@ -48,6 +51,11 @@ pub(crate) fn is_gzip(headers: &HeaderMap) -> bool {
     [b"gzip".as_slice(), b"x-gzip"]
         .iter()
         .any(|name| coding.eq_ignore_ascii_case(name))
+}
+
+/// The errors of reading and writing among an error and its causes.
+pub(crate) fn io_errors(error: &reqwest::Error) -> impl Iterator<Item = &io::Error> {
+    Chain::new(error).filter_map(|error| error.downcast_ref())
 }
 
 /// Whether TLS is spoken with the server of a URL, or with the proxy before it.

@@ -22,6 +22,7 @@ use crate::{
     clock,
     error_chain::chain,
     excerpt::Secrets,
+    http_client::io_errors,
     http_date, proxy,
     reading::{self, Reading},
     redirect,
@@ -425,10 +426,6 @@ fn is_broken_connection(error: &reqwest::Error) -> bool {
 }
 
 fn hyper_errors(error: &reqwest::Error) -> impl Iterator<Item = &hyper::Error> {
-    Chain::new(error).filter_map(|error| error.downcast_ref())
-}
-
-fn io_errors(error: &reqwest::Error) -> impl Iterator<Item = &io::Error> {
     Chain::new(error).filter_map(|error| error.downcast_ref())
 }
 

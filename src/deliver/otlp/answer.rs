@@ -5,12 +5,12 @@
 //! the data. Here, whatever may be a fault of the set-up or of something on the way is tried
 //! again. This module sends nothing and knows no event.
 
-use std::{borrow::Cow, collections::HashMap, fmt, io::Read as _, time::Duration};
+use std::{borrow::Cow, collections::HashMap, fmt, io, io::Read as _, time::Duration};
 
 use flate2::bufread::GzDecoder;
 use http::{
     HeaderMap, HeaderName, StatusCode,
-    header::{CONTENT_TYPE, DATE, LOCATION, RETRY_AFTER},
+    header::{CONTENT_LENGTH, CONTENT_TYPE, DATE, LOCATION, RETRY_AFTER, TRANSFER_ENCODING},
 };
 use jiff::Timestamp;
 use memchr::memmem;
@@ -22,7 +22,11 @@ use serde::{
 use serde_json::value::RawValue;
 
 use super::{Error, PROTOBUF};
-use crate::{excerpt::Secrets, http_client::is_gzip, http_date, redirect};
+use crate::{
+    excerpt::Secrets,
+    http_client::{io_errors, is_gzip},
+    http_date, redirect,
+};
 
 /// The most bytes that are read of an answer that is no success.
 const MAX_BODY: usize = 64 << 10;
@@ -148,6 +152,7 @@ impl Answer {
                     }
                 }
                 Ok(None) => break,
+                Err(error) if answer.ends_with_its_connection() && is_end(&error) => break,
                 // Half a body must not decide what becomes of the events.
                 Err(error) if answer.status.is_success() || answer.is_about_content() => {
                     return Err(error);
@@ -164,6 +169,11 @@ impl Answer {
             answer.decompress();
         }
         Ok(answer)
+    }
+
+    /// Whether only the end of the connection tells where the body ends.
+    fn ends_with_its_connection(&self) -> bool {
+        !self.headers.contains_key(CONTENT_LENGTH) && !self.headers.contains_key(TRANSFER_ENCODING)
     }
 
     fn limit(&self) -> usize {
@@ -447,6 +457,12 @@ impl<'de> Deserialize<'de> for Text {
     }
 }
 
+/// Whether a connection with TLS was closed without a word of TLS. Simple servers do that, and
+/// without TLS, that would be the end of a body as well.
+fn is_end(error: &reqwest::Error) -> bool {
+    io_errors(error).any(|error| error.kind() == io::ErrorKind::UnexpectedEof)
+}
+
 /// Reads an answer in OTLP's JSON form, with which some gateways answer protobuf, too. Unknown
 /// members are ignored, as in protobuf's JSON, unless they say that something failed: an object
 /// such as `{"error": …}` does not come from an OTLP receiver.
@@ -534,9 +550,18 @@ fn text(value: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use http::HeaderValue;
+    use rustls::{ServerConfig, pki_types::PrivateKeyDer};
+    use tokio::{
+        io::{AsyncReadExt as _, AsyncWriteExt as _},
+        net::TcpListener,
+    };
+    use tokio_rustls::TlsAcceptor;
 
     use super::*;
+    use crate::http_client;
 
     fn retry_after(value: &'static str, date: Option<&'static str>) -> Option<Duration> {
         let mut headers = HeaderMap::new();
@@ -561,5 +586,57 @@ mod tests {
         // A value that is no date is ignored.
         let wait = retry_after("Sun, 01 Mar 2026 10:00:42 GMT", Some("today"));
         assert_eq!(wait, Some(Duration::from_secs(42)));
+    }
+
+    /// Answers of a server that closes its connections with TLS without a word of TLS.
+    #[tokio::test]
+    async fn an_answer_without_a_length_ends_with_its_connection() {
+        let builder = http_client::bare();
+        let key = rcgen::KeyPair::generate().unwrap();
+        let parameters = rcgen::CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+        let certificate = parameters.self_signed(&key).unwrap();
+        let config = ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![certificate.der().clone()],
+                PrivateKeyDer::Pkcs8(key.serialize_der().into()),
+            )
+            .unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let root = reqwest::Certificate::from_der(certificate.der()).unwrap();
+        let client = builder.no_proxy().tls_certs_only([root]).build().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let json = "Content-Type: application/json\r\n";
+        for (head, body, read, taken) in [
+            ("", "", true, true),
+            (json, "{}", true, true),
+            (json, "{\"partialSuccess\"", true, false),
+            ("Content-Length: 9\r\n", "{}", false, false),
+            (
+                "Transfer-Encoding: chunked\r\n",
+                "2\r\n{}\r\n",
+                false,
+                false,
+            ),
+        ] {
+            let server = async {
+                let (stream, _) = listener.accept().await.unwrap();
+                let mut stream = acceptor.accept(stream).await.unwrap();
+                assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+                let answer = format!("HTTP/1.1 200 OK\r\n{head}\r\n{body}");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+                stream.flush().await.unwrap();
+                stream.get_mut().0.shutdown().await.unwrap();
+            };
+            let request = client.post(format!("https://127.0.0.1:{port}")).send();
+            let (response, ()) = tokio::join!(request, server);
+            let answer = Answer::read(response.unwrap()).await;
+            assert_eq!(answer.is_ok(), read, "{head}{body}: {answer:?}");
+            if let Ok(answer) = answer {
+                let outcome = answer.judge(&Secrets::default(), Timestamp::UNIX_EPOCH);
+                assert_eq!(outcome.is_ok(), taken, "{head}{body}: {outcome:?}");
+            }
+        }
     }
 }
