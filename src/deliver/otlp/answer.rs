@@ -517,30 +517,29 @@ fn denies(value: &str) -> bool {
 
 /// Whether a code tells of a failure. It may be a name: those of failures are many.
 fn is_failed_code(value: &str) -> bool {
-    is_failed(value, |name| {
-        !["", "ok", "success"].contains(&name.to_ascii_lowercase().as_str())
-    })
+    match number_or_word(value) {
+        Ok(code) => code != 0 && !(200..300).contains(&code),
+        Err(name) => !["", "ok", "success"].contains(&name.as_str()),
+    }
 }
 
-/// Whether a status tells of a failure. It may be an object that holds a code.
+/// Whether a status tells of a failure. It may be an object that holds a code. Some programs write
+/// 1 for a success.
 fn is_failed_status(value: &str) -> bool {
     if let Ok(status) = serde_json::from_str::<Members<'_>>(value) {
         return status.get("code").is_some_and(is_failed_code);
     }
-    is_failed(value, |word| {
-        FAILED.contains(&word.to_ascii_lowercase().as_str())
-    })
+    match number_or_word(value) {
+        Ok(status) => !(0..300).contains(&status),
+        Err(word) => FAILED.contains(&word.as_str()),
+    }
 }
 
-/// Whether a JSON value is a number that tells of a failure, perhaps as a text, or a word that
-/// does.
-fn is_failed(value: &str, is_failed_word: impl FnOnce(&str) -> bool) -> bool {
+/// The number that a JSON value is, perhaps as a text, or else its text in small letters.
+fn number_or_word(value: &str) -> Result<i64, String> {
     let text = text(value);
     let word = text.as_deref().map(str::trim);
-    match whole(word.unwrap_or(value)) {
-        Some(code) => code != 0 && !(200..300).contains(&code),
-        None => word.is_some_and(is_failed_word),
-    }
+    whole(word.unwrap_or(value)).ok_or_else(|| word.unwrap_or_default().to_ascii_lowercase())
 }
 
 /// The text that a JSON value is.

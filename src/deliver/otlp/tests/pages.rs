@@ -414,6 +414,7 @@ async fn a_success_whose_words_tell_of_a_failure_is_none() {
         r#"{"message":"error"}"#,
         r#"{"status":"accepted","statusCode":202}"#,
         r#"{"status":"200","statusCode":"Accepted"}"#,
+        r#"{"status":1,"message":"done"}"#,
         r#"{"status":{"code":0,"error":1}}"#,
         r#"{"status":{},"code":{"a":1}}"#,
         r#"{"status":null,"statusCode":null,"code":null,"success":null,"ok":null}"#,
