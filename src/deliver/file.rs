@@ -254,7 +254,7 @@ impl LogFile {
         }
         let searched = self.moved_unsettled.len();
         if is_doubted {
-            self.find_in_others(&mut missing)?;
+            self.find_in_others(events, &mut missing)?;
         }
         if current.mark.is_none()
             && let Some(lines) = missing.first_of_an_unbroken_rest()
@@ -270,7 +270,7 @@ impl LogFile {
         }
         if is_doubted {
             current.find_in(&current.doubtful, &mut missing)?;
-            self.find_in_other_format(current, events, &mut missing)?;
+            current.find_in_format(self.format.other(), events, &mut missing)?;
         }
         if is_inherited {
             let end = current.settled.saturating_sub(LOOK_BACK)..current.settled;
@@ -337,13 +337,21 @@ impl LogFile {
     }
 
     /// Looks for lines in the doubtful parts of files that were moved away.
-    fn find_in_others(&mut self, missing: &mut Missing<'_>) -> Result<(), Error> {
+    fn find_in_others(
+        &mut self,
+        events: &[Pending],
+        missing: &mut Missing<'_>,
+    ) -> Result<(), Error> {
+        let other = self.format.other();
         for file in self
             .moved_settled
             .iter_mut()
             .chain(&mut self.moved_unsettled)
         {
-            match file.find_in(&file.doubtful, missing) {
+            let found = file
+                .find_in(&file.doubtful, missing)
+                .and_then(|()| file.find_in_format(other, events, missing));
+            match found {
                 Ok(()) => {}
                 Err(error) if file.is_worth_another_try() => return Err(error),
                 Err(error) => {
@@ -352,33 +360,6 @@ impl LogFile {
                 }
             }
         }
-        Ok(())
-    }
-
-    /// Looks for events that a former process, with another configuration, has written in the other
-    /// format, and completes a line that is torn in it.
-    fn find_in_other_format(
-        &self,
-        current: &OpenFile,
-        events: &[Pending],
-        missing: &mut Missing<'_>,
-    ) -> Result<(), Error> {
-        if current.doubtful.is_empty() {
-            return Ok(());
-        }
-        let other = match self.format {
-            Format::Json => Format::Logfmt,
-            Format::Logfmt => Format::Json,
-        };
-        let lines = Lines::render(other, events);
-        let mut missing_in_other = missing.of(&lines);
-        current.find_in(&current.doubtful, &mut missing_in_other)?;
-        let scan = current.find_unsettled(&missing_in_other)?;
-        if let Some((index, rest)) = missing_in_other.completion(&scan.torn) {
-            current.secure(&scan, rest)?;
-            missing_in_other.remove(index);
-        }
-        missing.remove_found_in_other(&missing_in_other);
         Ok(())
     }
 
@@ -682,6 +663,29 @@ impl OpenFile {
             found_any |= !scan.found.is_empty();
         }
         if found_any { self.sync() } else { Ok(()) }
+    }
+
+    /// Finds events that a former process, with another configuration, has written in another
+    /// `format`, and completes a line that is torn in it.
+    fn find_in_format(
+        &self,
+        format: Format,
+        events: &[Pending],
+        missing: &mut Missing<'_>,
+    ) -> Result<(), Error> {
+        if self.doubtful.is_empty() {
+            return Ok(());
+        }
+        let lines = Lines::render(format, events);
+        let mut missing_in_format = missing.of(&lines);
+        self.find_in(&self.doubtful, &mut missing_in_format)?;
+        let scan = self.find_unsettled(&missing_in_format)?;
+        if let Some((index, rest)) = missing_in_format.completion(&scan.torn) {
+            self.secure(&scan, rest)?;
+            missing_in_format.remove(index);
+        }
+        missing.remove_found_in(&missing_in_format);
+        Ok(())
     }
 
     /// Finds lines that stand in the doubtful parts or behind `from`, and changes nothing.

@@ -22,6 +22,18 @@ pub(super) struct Lines {
     refused: Vec<(usize, Refusal)>,
 }
 
+// === impl Format ===
+
+impl Format {
+    /// The other format.
+    pub(super) fn other(self) -> Self {
+        match self {
+            Self::Json => Self::Logfmt,
+            Self::Logfmt => Self::Json,
+        }
+    }
+}
+
 // === impl Lines ===
 
 impl Lines {

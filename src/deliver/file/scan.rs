@@ -114,7 +114,7 @@ impl<'a> Missing<'a> {
         }
     }
 
-    /// The same events, with `lines` in the other format.
+    /// The same events, with `lines` in another format.
     pub(super) fn of<'b>(&self, lines: &'b Lines) -> Missing<'b> {
         let mut other = Missing::new(lines);
         for (other, missing) in other.missing.iter_mut().zip(&self.missing) {
@@ -123,8 +123,8 @@ impl<'a> Missing<'a> {
         other
     }
 
-    /// Removes the events whose lines were found in the other format.
-    pub(super) fn remove_found_in_other(&mut self, other: &Missing<'_>) {
+    /// Removes the events whose lines were found in another format.
+    pub(super) fn remove_found_in(&mut self, other: &Missing<'_>) {
         for index in 0..self.missing.len() {
             self.missing[index] &= other.missing[index] || other.line(index).is_empty();
         }
