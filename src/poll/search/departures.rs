@@ -88,7 +88,8 @@ impl Running {
     /// Tells the engine which alerts are gone: those whose page is not found, or shows another
     /// status.
     pub(super) fn judge(&mut self, verdicts: Vec<(Box<str>, OwnPage)>) {
-        // The server may not find the page of any alert, not even that of the witness.
+        // The server may not find the page of any alert, not even that of the witness. Where no
+        // alert can be the witness, two sound readings that missed an alert have to do.
         let is_found = |(_, page): &(_, OwnPage)| matches!(page, OwnPage::Found(_));
         let lacks_witness = self.engine.is_sound() && !self.engine.has_witness();
         let finds_pages = lacks_witness || verdicts.iter().any(is_found);
