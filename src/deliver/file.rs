@@ -26,6 +26,7 @@
 //! prevent.
 
 use std::{
+    cell::LazyCell,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write as _},
     ops::Range,
@@ -239,6 +240,8 @@ impl LogFile {
         lines: &Lines,
     ) -> Result<Settled, Error> {
         let mut missing = Missing::new(lines);
+        let other = self.format.other();
+        let in_other_format = LazyCell::new(|| Lines::render(other, events));
         self.moved_unsettled
             .extend(current.leave_if_truncated(&self.others)?);
         if self.past.is_some() {
@@ -254,7 +257,7 @@ impl LogFile {
         }
         let searched = self.moved_unsettled.len();
         if is_doubted {
-            self.find_in_others(events, &mut missing)?;
+            self.find_in_others(&in_other_format, &mut missing)?;
         }
         if current.mark.is_none()
             && let Some(lines) = missing.first_of_an_unbroken_rest()
@@ -270,7 +273,7 @@ impl LogFile {
         }
         if is_doubted {
             current.find_in(&current.doubtful, &mut missing)?;
-            current.find_in_format(self.format.other(), events, &mut missing)?;
+            current.find_in_other_format(&in_other_format, &mut missing)?;
         }
         if is_inherited {
             let end = current.settled.saturating_sub(LOOK_BACK)..current.settled;
@@ -339,10 +342,9 @@ impl LogFile {
     /// Looks for lines in the doubtful parts of files that were moved away.
     fn find_in_others(
         &mut self,
-        events: &[Pending],
+        in_other_format: &LazyCell<Lines, impl FnOnce() -> Lines>,
         missing: &mut Missing<'_>,
     ) -> Result<(), Error> {
-        let other = self.format.other();
         for file in self
             .moved_settled
             .iter_mut()
@@ -350,7 +352,7 @@ impl LogFile {
         {
             let found = file
                 .find_in(&file.doubtful, missing)
-                .and_then(|()| file.find_in_format(other, events, missing));
+                .and_then(|()| file.find_in_other_format(in_other_format, missing));
             match found {
                 Ok(()) => {}
                 Err(error) if file.is_worth_another_try() => return Err(error),
@@ -665,26 +667,24 @@ impl OpenFile {
         if found_any { self.sync() } else { Ok(()) }
     }
 
-    /// Finds events that a former process, with another configuration, has written in another
-    /// `format`, and completes a line that is torn in it.
-    fn find_in_format(
+    /// Finds events that a former process, with another configuration, has written in the other
+    /// format, and completes a line that is torn in it.
+    fn find_in_other_format(
         &self,
-        format: Format,
-        events: &[Pending],
+        lines: &LazyCell<Lines, impl FnOnce() -> Lines>,
         missing: &mut Missing<'_>,
     ) -> Result<(), Error> {
         if self.doubtful.is_empty() {
             return Ok(());
         }
-        let lines = Lines::render(format, events);
-        let mut missing_in_format = missing.of(&lines);
-        self.find_in(&self.doubtful, &mut missing_in_format)?;
-        let scan = self.find_unsettled(&missing_in_format)?;
-        if let Some((index, rest)) = missing_in_format.completion(&scan.torn) {
+        let mut in_other = missing.of(lines);
+        self.find_in(&self.doubtful, &mut in_other)?;
+        let scan = self.find_unsettled(&in_other)?;
+        if let Some((index, rest)) = in_other.completion(&scan.torn) {
             self.secure(&scan, rest)?;
-            missing_in_format.remove(index);
+            in_other.remove(index);
         }
-        missing.remove_found_in(&missing_in_format);
+        missing.remove_found_in(&in_other);
         Ok(())
     }
 

@@ -212,7 +212,8 @@ impl FullRead {
         if facts.unreadable > 0 {
             self.unreadable.insert(facts.page, facts.unreadable);
         }
-        let enough = (seen + self.unreadable()) as u64 >= facts.total;
+        let known = (seen + self.unreadable()) as u64;
+        let enough = known >= facts.total;
         let tells_size = facts.tells_size(self.page_size, enough);
         let is_again = self.resume.is_some();
         if self.leaves_a_gap(facts, is_again) {
@@ -272,7 +273,7 @@ impl FullRead {
                 Flow::Continue
             }
             None => Flow::End {
-                sound: enough && !self.has_given_up && !self.may_have_missed(seen),
+                sound: enough && !self.has_given_up && !self.may_have_missed(facts.total, known),
             },
         }
     }
@@ -291,13 +292,13 @@ impl FullRead {
     }
 
     /// Whether alerts may lie in a gap between two pages. They do not if every answer has counted
-    /// as many alerts as there are places on the pages, and as have been seen: then only the
-    /// numbers of the pages have a gap. Seen alerts alone would not tell, because polls see some
-    /// that leave before their page is read.
-    fn may_have_missed(&self, seen: usize) -> bool {
-        let known = (seen + self.unreadable()) as u64;
-        let is_whole = |total| total == known && total == self.places;
-        self.has_gap && (self.has_moved || !self.last_total.is_some_and(is_whole))
+    /// as many alerts as there are places on the pages, and as are known: then only the numbers of
+    /// the pages have a gap. Known alerts alone would not tell, because polls see some that leave
+    /// before their page is read. `known`: the number of alerts that were seen, and of items that
+    /// could not be read.
+    fn may_have_missed(&self, total: u64, known: u64) -> bool {
+        let adds_up = !self.has_moved && known == total && self.places == total;
+        self.has_gap && !adds_up
     }
 
     /// Has the pages before this one read again that alerts may have slipped onto, if the total

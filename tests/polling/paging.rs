@@ -311,13 +311,7 @@ async fn a_full_read_goes_on_with_pages_of_the_size_of_its_first() {
         latency: Duration::from_millis(100),
         ..world(2_000)
     };
-    let simulator = start(options).await;
-    let refused = Fault::status(400);
-    simulator.inject(FaultRule::next(2, Endpoint::Search, refused));
-    let mut plan = plan(&simulator.url());
-    plan.searches[0].page_size = 500;
-    plan.searches[0].full_read_interval = Duration::from_secs(1);
-    let exporter = Exporter::start(plan).await;
+    let (simulator, exporter) = with_smaller_pages(options).await;
     eventually("its last page is read", || async {
         let requests = simulator.requests();
         requests.log.iter().any(|request| request.page == Some(20))
@@ -365,14 +359,8 @@ async fn the_first_page_of_a_full_read_is_as_large_when_it_is_read_again() {
     .await;
 }
 
-/// Starts an exporter whose larger pages the server has refused, and shows as `oversized` says by
-/// now.
-async fn with_smaller_pages(alerts: usize, oversized: Oversized) -> (Simulator, Exporter) {
-    let options = simulator::Options {
-        max_page_size: 100,
-        oversized,
-        ..world(alerts)
-    };
+/// Starts an exporter whose larger pages the server refuses at first.
+async fn with_smaller_pages(options: simulator::Options) -> (Simulator, Exporter) {
     let simulator = start(options).await;
     let refused = Fault::status(400);
     simulator.inject(FaultRule::next(2, Endpoint::Search, refused));
@@ -380,6 +368,17 @@ async fn with_smaller_pages(alerts: usize, oversized: Oversized) -> (Simulator, 
     plan.searches[0].page_size = 500;
     plan.searches[0].full_read_interval = Duration::from_secs(1);
     let exporter = Exporter::start(plan).await;
+    (simulator, exporter)
+}
+
+/// The same, until all is read. By now, the server shows larger pages as `oversized` says.
+async fn complete_with_smaller_pages(alerts: usize, oversized: Oversized) -> (Simulator, Exporter) {
+    let options = simulator::Options {
+        max_page_size: 100,
+        oversized,
+        ..world(alerts)
+    };
+    let (simulator, exporter) = with_smaller_pages(options).await;
     exporter.wait_until_complete().await;
     (simulator, exporter)
 }
@@ -396,7 +395,7 @@ async fn try_larger_pages(exporter: &Exporter) {
 #[tokio::test(flavor = "multi_thread")]
 async fn larger_pages_that_show_nothing_are_not_asked_for() {
     for oversized in [Oversized::Blank, Oversized::Empty] {
-        let (simulator, exporter) = with_smaller_pages(300, oversized).await;
+        let (simulator, exporter) = complete_with_smaller_pages(300, oversized).await;
         for opened in 1..4 {
             try_larger_pages(&exporter).await;
             simulator.open_many(DEMO_TENANT, 1).unwrap();
@@ -446,7 +445,7 @@ async fn a_reload_does_not_ask_for_larger_pages_again() {
 /// While there are no alerts, nobody knows whether larger pages would show some.
 #[tokio::test(flavor = "multi_thread")]
 async fn larger_pages_are_not_asked_for_because_they_show_an_empty_result() {
-    let (simulator, exporter) = with_smaller_pages(0, Oversized::Blank).await;
+    let (simulator, exporter) = complete_with_smaller_pages(0, Oversized::Blank).await;
     try_larger_pages(&exporter).await;
     simulator.open_many(DEMO_TENANT, 3).unwrap();
     eventually("they are logged", || async {
