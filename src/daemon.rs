@@ -49,6 +49,8 @@ mod loading;
 
 /// Time limit, when the daemon stops, for polls to end and journalled events to be delivered.
 const DRAIN: Duration = Duration::from_secs(10);
+/// Time limit for deliveries that are under way then.
+const LAST_DELIVERY: Duration = Duration::from_secs(5);
 /// Time limit for the store to close after that.
 const STORE_CLOSE_LIMIT: Duration = Duration::from_secs(5);
 /// How often the clients of a partner are looked up.
@@ -370,14 +372,17 @@ impl Daemon {
     }
 
     /// Ends polls and delivery, then closes the store. A store that hangs holds up polls and
-    /// delivery alike, so they share one time limit.
+    /// delivery alike, so they share one time limit; only a delivery under way has longer.
     async fn end(mut pollers: Pollers, delivery: Delivery, store: Store) {
         let until = Instant::now() + DRAIN;
         // Polls that do not end in time are cut off, as by a crash.
         tokio::time::timeout_at(until, pollers.stop()).await.ok();
         drop(pollers);
         delivery
-            .drain(until.saturating_duration_since(Instant::now()))
+            .drain(
+                until.saturating_duration_since(Instant::now()),
+                LAST_DELIVERY,
+            )
             .await;
         if tokio::time::timeout(STORE_CLOSE_LIMIT, store.close())
             .await

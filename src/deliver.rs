@@ -20,6 +20,7 @@ use std::{
 use tokio::{
     sync::{Notify, mpsc, watch},
     task::{AbortHandle, JoinHandle},
+    time::{Instant, timeout_at},
 };
 
 use crate::{
@@ -298,20 +299,23 @@ impl Delivery {
         }
     }
 
-    /// Delivers all journalled events, then stops; stops after `within` at the latest. Events that
-    /// are not delivered by then stay in the journal. Returns whether all were delivered.
-    pub async fn drain(self, within: Duration) -> bool {
+    /// Delivers all journalled events, then stops. After `within`, no further delivery begins, and
+    /// those under way, also of sinks that have left, have another `last` to end. Events that are
+    /// not delivered by then stay in the journal. Returns whether all were delivered.
+    pub async fn drain(self, within: Duration, last: Duration) -> bool {
         for worker in self.workers.values() {
             worker.orders.send_replace(Order::Drain);
         }
-        let deadline = tokio::time::Instant::now() + within;
+        let deadline = Instant::now() + within;
         let mut complete = true;
+        let mut busy: Vec<_> = self.leaving.into_values().collect();
         for (name, mut worker) in self.workers {
-            match tokio::time::timeout_at(deadline, &mut worker.task).await {
+            match timeout_at(deadline, &mut worker.task).await {
                 Ok(Ok(outcome)) => complete &= outcome.drained,
                 Ok(Err(_)) => complete = false,
                 Err(_) => {
-                    worker.task.abort();
+                    worker.orders.send_replace(Order::Stop);
+                    busy.push(worker);
                     complete = false;
                     tracing::warn!(
                         sink = &*name,
@@ -319,6 +323,13 @@ impl Delivery {
                          what is left is delivered after the next start"
                     );
                 }
+            }
+        }
+        // What is delivered and not acknowledged would be delivered again.
+        let end = Instant::now() + last;
+        for mut worker in busy {
+            if timeout_at(end, &mut worker.task).await.is_err() {
+                worker.task.abort();
             }
         }
         complete

@@ -52,7 +52,8 @@ pub(super) struct Otlp {
 }
 
 /// How many events a request may hold at present. The number falls while the receiver does not
-/// answer in time: otherwise a request that is too much for it would be sent for ever.
+/// answer in time or refuses requests as too large: otherwise what is too much for it would be sent
+/// again and again.
 #[derive(Debug)]
 struct Limit {
     events: usize,
@@ -74,17 +75,17 @@ impl Otlp {
     }
 
     /// Delivers events in order: all of them, or those that a slow receiver settles within a few
-    /// seconds. Nothing more is sent once the events are no longer `ours`.
+    /// seconds. No further request is sent once this sink may not `go_on`.
     pub(super) async fn deliver(
         &mut self,
         events: &[Pending],
-        ours: impl Fn() -> bool,
+        go_on: impl Fn() -> bool,
     ) -> Progress {
         let until = Instant::now() + self.time_slice;
         let mut progress = Progress::default();
-        while progress.settled < events.len() && ours() {
+        while progress.settled < events.len() && go_on() {
             let batch = read_batch(&events[progress.settled..], self.limit.events);
-            let delivered = self.deliver_batch(batch, until, &ours, &mut progress);
+            let delivered = self.deliver_batch(batch, until, &go_on, &mut progress);
             if let Err(error) = delivered.await {
                 progress.error = Some(error.into());
                 break;
@@ -97,18 +98,18 @@ impl Otlp {
     }
 
     /// Delivers one request's worth of events, in parts if the receiver refuses it. After `until`,
-    /// it ends with the first part that is settled. It ends at once when the events are no longer
-    /// `ours`.
+    /// it ends with the first part that is settled. It ends before the next part once it may not
+    /// `go_on`.
     async fn deliver_batch(
         &mut self,
         mut records: Vec<Result<Record<'static>, Refusal>>,
         until: Instant,
-        ours: &impl Fn() -> bool,
+        go_on: &impl Fn() -> bool,
         progress: &mut Progress,
     ) -> Result<(), Error> {
         // Parts of the batch that are still to be sent, the first one last.
         let mut parts: Vec<_> = std::iter::once(0..records.len()).collect();
-        while ours()
+        while go_on()
             && let Some(part) = parts.pop()
         {
             let readable = records[part.clone()].iter().flatten();
@@ -152,7 +153,12 @@ impl Otlp {
                     refused.extend(take_refusals(&mut records[part.clone()]));
                     progress.settle(&part, refused);
                 }
-                Outcome::Refused { .. } | Outcome::TooLarge(_) if part.len() > 1 => {
+                refused @ (Outcome::Refused { .. } | Outcome::TooLarge(_)) if part.len() > 1 => {
+                    // Smaller parts may be too large because of a single event, which says nothing
+                    // about the next request.
+                    if matches!(refused, Outcome::TooLarge(_)) && part.len() == records.len() {
+                        self.limit.halve(part.len());
+                    }
                     let middle = part.start + part.len() / 2;
                     parts.push(middle..part.end);
                     parts.push(part.start..middle);
@@ -195,7 +201,8 @@ pub(crate) async fn probe(options: &OtlpOptions) -> Result<Option<String>, Error
 // === impl Limit ===
 
 impl Limit {
-    /// Called when a request with `events` events seems to have been too much for the time.
+    /// Called when a request with `events` events was too large, or seems to have been too much for
+    /// the time.
     fn halve(&mut self, events: usize) {
         self.events = (self.events.min(events) / 2).max(1);
         self.full_answers = 0;

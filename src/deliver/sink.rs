@@ -176,11 +176,16 @@ impl Sink {
 
 impl Running {
     /// Delivers events as far as the sink can; none if they are no longer this replica's to
-    /// deliver.
-    pub(super) async fn deliver(&mut self, events: Arc<[Pending]>, claim: Claim) -> Progress {
+    /// deliver. A delivery of several requests ends before the next one once it is `to_stop`.
+    pub(super) async fn deliver(
+        &mut self,
+        events: Arc<[Pending]>,
+        claim: Claim,
+        to_stop: impl Fn() -> bool,
+    ) -> Progress {
         match self {
             Self::Thread(thread) => thread.deliver(events, claim).await,
-            Self::Otlp(otlp) => otlp.deliver(&events, || claim.holds()).await,
+            Self::Otlp(otlp) => otlp.deliver(&events, || claim.holds() && !to_stop()).await,
         }
     }
 

@@ -347,7 +347,7 @@ impl Worker {
             let mut has_hung = false;
             let progress = tokio::select! {
                 biased;
-                progress = sink.deliver(Arc::clone(&events), claim.clone()) => progress,
+                progress = sink.deliver(Arc::clone(&events), claim.clone(), || self.is_leaving()) => progress,
                 () = self.given_up() => return,
                 never = self.report_hang(&mut trouble, began, &mut has_hung) => match never {},
             };
@@ -501,12 +501,12 @@ impl Worker {
     ) -> Duration {
         let text = chain(error);
         if self.is_leaving() {
-            // This worker does not try again. Its successor, if there is one, delivers the waiting
-            // events.
+            // This worker does not try again. Its successor, or the next start, delivers the
+            // waiting events.
             tracing::info!(
                 sink = &*self.name,
                 error = text,
-                "the last delivery to the former target of a sink that was removed or replaced has failed"
+                "the sink's last delivery before it was stopped, removed or replaced has failed"
             );
             return Duration::ZERO;
         }
@@ -575,7 +575,7 @@ impl Worker {
             tracing::info!(
                 sink = &*self.name,
                 error = text,
-                "has failed for good after it was removed or replaced"
+                "has failed for good after it was stopped, removed or replaced"
             );
             return;
         }

@@ -24,6 +24,23 @@ async fn what_a_receiver_cannot_take_in_time_goes_through_in_smaller_requests() 
     }
 }
 
+/// A proxy's limit holds for the requests to come as well. A single event that is too large says
+/// nothing about them.
+#[tokio::test]
+async fn after_a_request_that_is_too_large_requests_are_smaller() {
+    let (receiver, options) = Peer::start().await;
+    receiver.0.lock().most = Some(3);
+    let mut otlp = Otlp::new(&options).unwrap();
+    let mut counts = async || {
+        let before = receiver.counts().len();
+        assert_eq!(otlp.deliver(&alerts(0..10), ours).await.settled, 10);
+        receiver.counts().split_off(before)
+    };
+    assert_eq!(counts().await, [10, 5, 2, 3, 5, 2, 3]);
+    assert_eq!(counts().await, [5, 2, 3, 2, 2, 1]);
+    assert_eq!(counts().await, [2, 2, 2, 2, 2]);
+}
+
 #[tokio::test]
 async fn requests_hold_as_much_as_ever_once_a_receiver_answers_again() {
     let (receiver, options) = Peer::start().await;
@@ -177,4 +194,22 @@ async fn what_is_no_longer_ours_when_its_connection_breaks_is_not_repeated() {
         .deliver(&alerts([1]), move || seen.requests() == 0)
         .await;
     assert_eq!((progress.settled, receiver.requests()), (0, 1));
+}
+
+/// The request under way has its answer first.
+#[tokio::test]
+async fn no_further_request_is_sent_once_the_sink_has_to_stop() {
+    let (receiver, options) = Peer::start().await;
+    let mut otlp = Otlp::new(&options).unwrap();
+    let progress = otlp
+        .deliver(&alerts(0..600), || receiver.requests() == 0)
+        .await;
+    assert_eq!((progress.settled, receiver.counts()), (512, vec![512]));
+    assert!(progress.error.is_none(), "{progress:?}");
+    // In parts as well.
+    receiver.0.lock().most = Some(100);
+    let progress = otlp
+        .deliver(&alerts(0..200), || receiver.requests() < 3)
+        .await;
+    assert_eq!((progress.settled, receiver.requests()), (100, 3));
 }
