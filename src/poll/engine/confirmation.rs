@@ -294,7 +294,7 @@ impl Engine {
         // The next page alone is no evidence: some servers name one whatever they show.
         let goes_on = facts.next.is_some() && (facts.shown as u64) < facts.total;
         if goes_on || facts.unreadable > 0 || !question.is_answered_by(page) {
-            self.confirmation_refused(question, now);
+            self.confirmation_failed(question, now);
             return;
         }
         if !shown.contains(&*question.witness) {

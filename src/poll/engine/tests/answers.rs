@@ -1256,6 +1256,37 @@ fn a_question_by_id_that_fails_is_asked_again_after_the_next_read_but_not_for_ev
     }
 }
 
+/// The server may be sane again by the next full read.
+#[test]
+fn an_answer_by_id_that_says_nothing_counts_as_a_failure() {
+    let nothing = Lie::of_nothing(100);
+    let not_readable = Lie {
+        unreadable: 1,
+        ..nothing.clone()
+    };
+    let goes_on = Lie {
+        total: 3,
+        next: Some(2),
+        ..nothing
+    };
+    for lie in [None, Some(not_readable), Some(goes_on)] {
+        let mut run = run_with(300, 100);
+        for answers in 1..=3 {
+            run.server.act(&Act::Close(5));
+            let question = asks_by_id(&mut run).unwrap();
+            // Others are shown than were asked for, if there is no lie.
+            run.server.query_is_dropped = true;
+            run.lie.clone_from(&lie);
+            run.background(false);
+            run.server.query_is_dropped = false;
+            assert!(!run.engine.is_asking(&question), "{answers}: {lie:?}");
+            while run.background(false) {}
+        }
+        run.server.act(&Act::Close(5));
+        assert_eq!(asks_by_id(&mut run), None, "after three in a row: {lie:?}");
+    }
+}
+
 /// Other alerts that the answer shows may have left long ago, or may never have matched the query.
 #[test]
 fn an_answer_by_id_that_shows_others_than_were_asked_for_says_nothing() {
