@@ -50,18 +50,17 @@ async fn a_burst_costs_a_request_a_page() {
 
 /// The server cannot be asked by id. After two full reads have missed the alert, its own page says
 /// that it left, beside the page of an alert that is there. If the server finds no page at all,
-/// being missed must be more than bad luck.
+/// being missed must be more than bad luck. A portal's page is no alert's.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_departure_is_noticed_where_the_search_cannot_be_asked_by_id() {
-    let departure = async |finds_pages: bool| {
+    let departure = async |faults: Vec<FaultRule>| {
         let options = simulator::Options {
             search_by_id: false,
             ..world(1_000)
         };
         let simulator = start(options).await;
-        if !finds_pages {
-            let not_found = Fault::status(404);
-            simulator.inject(FaultRule::always(not_found).at(Endpoint::Alert));
+        for rule in faults {
+            simulator.inject(rule.at(Endpoint::Alert));
         }
         let mut plan = plan(&simulator.url());
         plan.searches[0].full_read_interval = Duration::from_millis(100);
@@ -79,11 +78,24 @@ async fn a_departure_is_noticed_where_the_search_cannot_be_asked_by_id() {
         exporter.wait_until_complete().await;
         (reason, own_pages)
     };
-    let (found, not_found) = tokio::join!(departure(true), departure(false));
+    let not_found = || FaultRule::always(Fault::status(404));
+    // One of each two pages that are asked for, the second at first, and then the first.
+    let portal = [10, 8, 6, 5, 3, 1].map(|after| FaultRule {
+        after,
+        times: Some(1),
+        ..FaultRule::always(Fault::Html)
+    });
+    let (found, not_found, portal) = tokio::join!(
+        departure(vec![]),
+        departure(vec![not_found()]),
+        departure(portal.into_iter().chain([not_found()]).collect()),
+    );
     // The page that says that the alert has left says why, too.
     assert_eq!(found, ("ticketed".to_owned(), 2));
     // Two pages after each full read from the second to the seventh, and one for the reason.
-    assert_eq!(not_found, ("not_found".to_owned(), 13));
+    for unproven in [not_found, portal] {
+        assert_eq!(unproven, ("not_found".to_owned(), 13));
+    }
 }
 
 /// In whatever way questions by id fail, and nothing else: full reads go on.

@@ -90,7 +90,7 @@ impl Running {
     pub(super) fn judge(&mut self, verdicts: Vec<(Box<str>, OwnPage)>) {
         // The server may not find the page of any alert, not even that of the witness. Where no
         // alert can be the witness, two sound readings that missed an alert have to do.
-        let is_found = |(_, page): &(_, OwnPage)| matches!(page, OwnPage::Found(_));
+        let is_found = |(id, page): &(Box<str>, OwnPage)| matches!(page, OwnPage::Found(answer) if answer.alert_with(id).is_some());
         let lacks_witness = self.engine.is_sound() && !self.engine.has_witness();
         let finds_pages = lacks_witness || verdicts.iter().any(is_found);
         let has_left = |id: &str, page: &OwnPage| match page {
