@@ -436,7 +436,7 @@ impl LogFile {
         file.unstored = file.settled.saturating_sub(LOOK_BACK);
         file.doubt(file.settled..file.end);
         // The file is locked, so nobody else writes events to it that are journalled later.
-        self.doubted = self.doubted.max(*self.journalled.borrow());
+        self.doubted = *self.journalled.borrow();
         Ok(file)
     }
 

@@ -16,7 +16,10 @@ use std::{
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::OpenFile;
-use crate::file_id::{FileId, file_id};
+use crate::{
+    file_id::{FileId, file_id},
+    paths::follow_links,
+};
 
 /// Number of bytes before the offset that are hashed.
 const FINGERPRINT_LENGTH: u64 = 1024;
@@ -81,11 +84,12 @@ impl Mark {
 
     /// Whether `file` has the content before the offset that the mark's file had.
     pub(super) fn fits(&self, file: &File) -> bool {
-        file.metadata().is_ok_and(|metadata| {
-            metadata.size() >= self.offset
-                && (self.offset > 0 || metadata.ino() == self.inode)
-                && fingerprint(file, self.offset).is_ok_and(|found| found == self.fingerprint)
-        })
+        let is_same = || {
+            file.metadata()
+                .is_ok_and(|metadata| metadata.ino() == self.inode)
+        };
+        (self.offset > 0 || is_same())
+            && fingerprint(file, self.offset).is_ok_and(|found| found == self.fingerprint)
     }
 
     /// Finds the file that the mark was set in if logrotate has moved it to another name in the
@@ -94,7 +98,7 @@ impl Mark {
     /// `others`, are never returned.
     pub(super) fn find_moved(&self, path: &Path, others: &[PathBuf]) -> Option<OpenFile> {
         // If the path is a link, the file that it leads to is the one that is moved.
-        let path = &fs::canonicalize(path).ok()?;
+        let path = &follow_links(path)?;
         let others: Vec<_> = others
             .iter()
             .filter_map(|other| fs::metadata(other).ok())

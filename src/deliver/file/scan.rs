@@ -192,9 +192,9 @@ impl<'a> Missing<'a> {
         match (completed, torn) {
             (Some((_, rest)), _) => append.extend_from_slice(rest),
             (None, Torn::Nothing) => {}
-            // The piece is another writer's, or damaged. It becomes a line of its own.
-            (None, _) if !self.is_empty() => append.push(b'\n'),
-            (None, _) => {}
+            // The piece is another writer's, or damaged. It becomes a line of its own. Some line is
+            // missing, or the search would have ended before the piece.
+            (None, _) => append.push(b'\n'),
         }
         for index in self.indices() {
             if completed.is_none_or(|(completed, _)| completed != index) {

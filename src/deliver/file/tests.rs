@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use uuid::Uuid;
 
 use super::*;
-use crate::store::JournalEvent;
+use crate::{record::tests::bare, store::JournalEvent};
 
 /// A file sink, the journal it reads, and a store that keeps what is saved across crashes.
 #[derive(Debug)]
@@ -34,6 +34,8 @@ struct World {
     /// … and what the store would tell the next one.
     saved: (usize, Option<Vec<u8>>),
     rotations: usize,
+    /// Where the journal ends when the sink opens its file.
+    journal_end: i64,
 }
 
 #[derive(Debug)]
@@ -69,6 +71,7 @@ impl World {
             mark: None,
             saved: (0, None),
             rotations: 0,
+            journal_end: i64::MAX,
         }
     }
 
@@ -159,7 +162,14 @@ impl World {
         let (cursor, mark) = self.saved.clone();
         self.cursor = cursor;
         self.mark.clone_from(&mark);
-        self.sink = LogFile::new(self.path(), format).resume_at(mark.as_deref());
+        self.sink = LogFile::new(self.path(), format)
+            .resume_at(mark.as_deref())
+            .with_journalled(watch::channel(self.journal_end).1);
+    }
+
+    /// Opens the file as the next delivery would.
+    fn open(&mut self) {
+        self.sink.current = Some(self.sink.follow_name().unwrap());
     }
 
     /// Delivers some events as a batch of a store that several replicas share.
@@ -210,10 +220,25 @@ impl World {
     }
 
     fn expected(&self) -> String {
-        self.events
-            .iter()
-            .map(|event| format!("{}\n", str::from_utf8(&event.event.body).unwrap()))
+        (0..self.events.len())
+            .map(|index| self.line(index))
             .collect()
+    }
+
+    fn line(&self, index: usize) -> String {
+        format!(
+            "{}\n",
+            str::from_utf8(&self.events[index].event.body).unwrap()
+        )
+    }
+
+    /// The lines in all files, without those of others.
+    fn ours(&self) -> String {
+        let content = self.content();
+        let ours = content
+            .split_inclusive('\n')
+            .filter(|line| line.starts_with('{'));
+        ours.collect()
     }
 
     fn append(&self, bytes: &[u8]) {
@@ -241,12 +266,77 @@ fn lines_are_appended_to_a_file_that_only_its_owner_may_write() {
 }
 
 #[test]
-fn what_was_in_the_file_before_stays_and_an_unfinished_line_gets_its_end() {
-    let mut world = World::with_events(2);
-    world.append(b"somebody else's\nunfinished");
+fn the_next_process_goes_on_behind_what_is_settled() {
+    let mut world = World::with_events(5);
     world.deliver(2);
-    assert_eq!(
-        world.content(),
-        format!("somebody else's\nunfinished\n{}", world.expected())
-    );
+    world.save();
+    world.deliver(2);
+    world.crash();
+    world.open();
+    let (mark, _) = Mark::decode(world.mark.as_deref().unwrap()).unwrap();
+    let current = world.sink.current.as_ref().unwrap();
+    assert_eq!((current.settled, current.mark), (mark.offset, Some(mark)));
+    world.deliver(3);
+    assert_eq!(world.content(), world.expected());
+}
+
+#[test]
+fn an_event_that_cannot_be_read_is_refused_once_and_the_others_are_written() {
+    let bare = String::from_utf8(bare().to_json()).unwrap();
+    let mut world = World::new([bare.clone(), "{}".to_owned(), bare.replace("8005", "8006")]);
+    world.sink.format = Format::Logfmt;
+    // The first delivery only tells the store which file it is.
+    for settled in [0, 3] {
+        let progress = world.sink.deliver(&world.events);
+        assert_eq!(
+            (progress.settled, progress.refused.len()),
+            (settled, settled / 3)
+        );
+    }
+    assert_eq!(world.content().lines().count(), 2);
+}
+
+#[test]
+fn the_end_of_a_longer_line_does_not_pass_for_a_line() {
+    let mut world = World::with_events(1);
+    // The file is so large that its end is searched from the end of that line on.
+    let line = world.line(0);
+    let rest = "x".repeat(LOOK_BACK as usize - line.len() - 1);
+    world.append(format!("somebody's {line}{rest}\n").as_bytes());
+    // Where no line is missing, the place stays as it is.
+    assert_eq!(world.sink.deliver(&[]).settled, 0);
+    world.deliver(1);
+    assert!(world.content().ends_with(&format!("x\n{line}")));
+}
+
+#[test]
+fn parts_in_doubt_that_touch_are_one_and_not_too_many_are_remembered() {
+    let mut world = World::with_events(1);
+    world.deliver(1);
+    let current = world.sink.current.as_mut().unwrap();
+    for part in [10..20, 30..40, 25..35, 40..50, 60..60] {
+        current.doubt(part);
+    }
+    assert_eq!(current.doubtful, [10..20, 25..50]);
+    for start in 10..100 {
+        current.doubt(10 * start..10 * start + 5);
+    }
+    assert_eq!(current.doubtful.len(), MAX_DOUBTFUL);
+    assert_eq!(current.doubtful[MAX_DOUBTFUL - 2..], [700..705, 710..995]);
+}
+
+#[test]
+fn what_was_in_the_file_before_stays_and_an_unfinished_line_gets_its_end() {
+    for unfinished in [
+        "unfinished",
+        "unfinished, and longer than any line that is to be written",
+    ] {
+        let mut world = World::with_events(2);
+        world.append(format!("somebody else's\n{unfinished}").as_bytes());
+        world.deliver(2);
+        assert_eq!(
+            world.content(),
+            format!("somebody else's\n{unfinished}\n{}", world.expected())
+        );
+    }
 }

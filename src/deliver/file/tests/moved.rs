@@ -3,6 +3,8 @@ use super::*;
 #[test]
 fn a_file_that_was_moved_away_is_left_and_a_new_one_is_begun() {
     let mut world = World::with_events(9);
+    world.sink.reopen();
+    assert!(!world.path().exists(), "the first line opens it");
     world.deliver(3);
     world.rotate();
     world.deliver(3);
@@ -12,6 +14,7 @@ fn a_file_that_was_moved_away_is_left_and_a_new_one_is_begun() {
     world.deliver(3);
     assert_eq!(world.content(), world.expected());
     assert_eq!(fs::read_dir(world.folder.path()).unwrap().count(), 3);
+    assert!(world.sink.moved_settled.is_empty(), "none is kept open");
 }
 
 #[test]
@@ -131,6 +134,73 @@ fn a_line_torn_in_a_file_that_was_compressed_before_the_next_try_is_written_as_a
     }
 }
 
+#[test]
+fn what_moved_files_hold_is_not_written_again_though_the_next_file_fails_first() {
+    let mut world = World::with_events(6);
+    world.deliver(2);
+    // A power cut has taken the first of two lines.
+    world.append(format!("#\n{}", world.line(3)).as_bytes());
+    world.rotate();
+    world.open();
+    let read_only = File::open(world.path()).unwrap();
+    let current = world.sink.current.as_mut().unwrap();
+    let writable = std::mem::replace(&mut current.file, read_only);
+    world.try_deliver(4).unwrap_err();
+    world.sink.current.as_mut().unwrap().file = writable;
+    // The next try writes one line before it fails.
+    world.append(world.line(2).as_bytes());
+    world.rotate();
+    world.deliver(4);
+    let in_order = [0, 1, 3, 2, 4, 5].map(|index| world.line(index));
+    assert_eq!(world.ours(), in_order.concat());
+}
+
+#[test]
+fn a_torn_line_that_cannot_be_completed_where_it_is_stands_whole_in_the_next_file() {
+    let mut world = World::with_events(6);
+    world.deliver(3);
+    let torn = world.torn(1, 20);
+    world.append(&torn);
+    world.rotate();
+    world.open();
+    let path = world.folder.path().join("alerts.jsonl.1");
+    let before = fs::read_to_string(&path).unwrap();
+    let moved = &mut world.sink.moved_unsettled[0];
+    let lines = Lines::render(Format::Json, &world.events[3..]);
+    let mut missing = Missing::new(&lines);
+    let fails = |_: &mut Missing<'_>| Err(Error::NotAFile(PathBuf::new()));
+    moved.settle_moved(&mut missing, fails).unwrap();
+    // As on a full disk.
+    moved.file = File::open(&path).unwrap();
+    world.deliver(3);
+    assert_eq!(fs::read_to_string(&path).unwrap(), before);
+    assert_eq!(fs::read(world.path()).unwrap(), lines.bytes());
+}
+
+#[test]
+fn a_file_that_cannot_be_read_after_it_was_moved_holds_lines_up_but_not_for_ever() {
+    let mut world = World::with_events(5);
+    world.deliver(3);
+    world.append(world.line(3).as_bytes());
+    world.rotate();
+    world.open();
+    let moved = &mut world.sink.moved_unsettled[0];
+    let path = world.folder.path().join("alerts.jsonl.1");
+    moved.file = OpenOptions::new().append(true).open(path).unwrap();
+    for _ in 1..MAX_FAILURES {
+        world.try_deliver(2).unwrap_err();
+    }
+    assert_eq!(world.size(), 0);
+    world.deliver(2);
+    assert_eq!(
+        world.content(),
+        world
+            .expected()
+            .replace(&world.line(3), &world.line(3).repeat(2))
+    );
+    assert!(world.sink.moved_unsettled.is_empty());
+}
+
 /// Returns a world whose file with four lines is gone, and the file beside it to which another
 /// sink has written the same lines and five more.
 fn twin(name: &str) -> (World, PathBuf) {
@@ -179,7 +249,7 @@ fn a_copy_is_told_by_its_number_or_date() {
             "a-20260101-1767225600.jsonl",
         ]
         .as_slice(),
-        &["b.jsonl", "ab.jsonl", "a.jsonl2", "a.jsonl.gz", "a.json.1"],
+        &["b.jsonl", "ab.jsonl", "a.jsonl21", "a.jsonl.gz", "a.json.1"],
     ];
     for path in ["a.jsonl", "/var/log/a.jsonl"] {
         for (names, is_copy) in [(yes, true), (no, false)] {

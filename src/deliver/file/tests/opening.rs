@@ -103,6 +103,27 @@ fn what_is_not_a_regular_file_is_refused() {
 }
 
 #[test]
+fn a_mark_fits_where_the_same_stands_right_before_it() {
+    let mut world = World::with_events(100);
+    world.deliver(100);
+    let current = world.sink.current.as_ref().unwrap();
+    let mark = current.mark.unwrap();
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(world.path())
+        .unwrap();
+    let mut before = [0; 1025];
+    file.read_exact_at(&mut before, mark.offset - 1025).unwrap();
+    for (index, fits) in [(0, true), (1, false), (1024, false)] {
+        let mut changed = before;
+        changed[index] ^= 1;
+        file.write_all_at(&changed, mark.offset - 1025).unwrap();
+        assert_eq!(mark.fits(&current.file), fits, "{index}");
+    }
+}
+
+#[test]
 fn a_mark_reads_back_and_rubbish_is_no_mark() {
     let mut world = World::with_events(3);
     world.deliver(3);

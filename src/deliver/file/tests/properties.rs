@@ -104,7 +104,7 @@ proptest! {
         turns in prop::collection::vec(turn(), 1..40)
     ) {
         const EVENTS: usize = 20;
-        let mut world = World::with_events(SEARCHES * EVENTS);
+        let mut world = World::shared(SEARCHES * EVENTS);
         let (mut given, mut saved, mut written) = ([0; SEARCHES], [0; SEARCHES], [0; SEARCHES]);
         let mut losses = 0;
         let rest = (0..SEARCHES).map(|search| Turn::Deliver(search, EVENTS));

@@ -1,3 +1,5 @@
+use std::time::SystemTime;
+
 use super::*;
 
 #[test]
@@ -67,6 +69,52 @@ fn lines_that_copytruncate_carries_away_between_two_looks_at_them_leave_no_hole(
     assert_eq!(world.content(), world.expected());
 }
 
+#[test]
+fn lines_that_copytruncate_carried_away_are_found_in_the_copy_though_the_file_is_moved_away_too() {
+    let mut world = World::with_events(8);
+    world.deliver(3);
+    let torn = world.torn(5, 100);
+    world.append(&torn);
+    world.rotations = 1;
+    fs::copy(world.path(), world.folder.path().join("alerts.jsonl.1")).unwrap();
+    File::create(world.path()).unwrap();
+    world.rotate();
+    world.deliver(5);
+    assert_eq!(world.content(), world.expected());
+}
+
+/// Another sink has written the same lines, and more, to a file that has the name of a copy.
+#[test]
+fn the_file_of_another_sink_is_not_taken_for_the_copy_of_a_truncated_one() {
+    for rotates in [false, true] {
+        let mut world = World::with_events(9);
+        let other = world.folder.path().join("alerts-2.jsonl");
+        fs::write(&other, world.expected()).unwrap();
+        world.sink = world.sink.with_other_files(vec![other]);
+        world.deliver(4);
+        File::create(world.path()).unwrap();
+        if rotates {
+            world.rotate();
+        }
+        world.deliver(5);
+        let expected: Vec<_> = (4..9).map(|index| world.line(index)).collect();
+        assert_eq!(world.content(), expected.concat(), "{rotates}");
+    }
+}
+
+#[test]
+fn a_file_with_the_name_of_a_copy_and_with_other_content_is_none() {
+    let mut world = World::with_events(6);
+    world.deliver(4);
+    let other = world.folder.path().join("alerts.jsonl.2");
+    let content = "#".repeat(1000) + "\n{";
+    fs::write(&other, &content).unwrap();
+    File::create(world.path()).unwrap();
+    world.deliver(2);
+    assert_eq!(fs::read_to_string(other).unwrap(), content);
+    assert_eq!(world.content(), world.line(4) + &world.line(5));
+}
+
 /// Each time the file begins with the batch that is being synced.
 #[test]
 fn batch_after_batch_that_copytruncate_carries_away_during_its_sync_is_found() {
@@ -85,6 +133,9 @@ fn batch_after_batch_that_copytruncate_carries_away_during_its_sync_is_found() {
         world.rotations += 1;
         fs::copy(world.path(), world.folder.path().join("alerts.jsonl.1")).unwrap();
         File::create(world.path()).unwrap();
+        // Of several copies, the newest is the one.
+        let older = File::create(world.folder.path().join("alerts.jsonl-20260101")).unwrap();
+        older.set_modified(SystemTime::UNIX_EPOCH).unwrap();
         world.deliver(5);
     }
     world.deliver(30);
@@ -116,8 +167,10 @@ fn lines_that_were_written_while_copytruncate_was_at_work_are_not_written_again(
     world.rotations = 1;
     fs::copy(world.path(), world.folder.path().join("alerts.jsonl.1")).unwrap();
     // The file grows past its former length, and its new end was not acknowledged.
-    let written = world.torn(8, 300);
+    let former = world.size();
+    let written = world.torn(8, 250);
     fs::write(world.path(), written).unwrap();
+    assert!(world.size() > former);
     world.deliver(8);
     assert_eq!(world.content(), world.expected());
 }
