@@ -204,7 +204,7 @@ impl Limit {
     /// Called when a request with `events` events was too large, or seems to have been too much for
     /// the time.
     fn halve(&mut self, events: usize) {
-        self.events = (self.events.min(events) / 2).max(1);
+        self.events = (events / 2).max(1);
         self.full_answers = 0;
     }
 

@@ -587,6 +587,26 @@ mod tests {
         assert_eq!(wait, Some(Duration::from_secs(42)));
     }
 
+    #[tokio::test]
+    async fn an_answer_without_a_length_does_not_end_where_its_connection_is_reset() {
+        let client = http_client::bare().no_proxy().build().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            assert!(stream.read(&mut [0; 4096]).await.unwrap() > 0);
+            let answer = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n\r\n{}";
+            stream.write_all(answer).await.unwrap();
+            stream
+        };
+        let request = client.post(format!("http://127.0.0.1:{port}")).send();
+        let (response, stream) = tokio::join!(request, server);
+        rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
+        drop(stream);
+        let answer = Answer::read(response.unwrap()).await;
+        assert!(answer.is_err(), "{answer:?}");
+    }
+
     /// Answers of a server that closes its connections with TLS without a word of TLS.
     #[tokio::test]
     async fn an_answer_without_a_length_ends_with_its_connection() {

@@ -421,7 +421,7 @@ async fn a_receiver_that_does_not_answer_is_a_passing_error_without_the_url() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let options = OtlpOptions {
-        endpoint: format!("http://user:hunter2@{address}/v1/logs"),
+        endpoint: format!("http://user:hunter2@{address}/v1/logs?token=hunter2"),
         headers: BTreeMap::new(),
         gzip: true,
         timeout: Duration::from_millis(100),
@@ -437,10 +437,14 @@ async fn a_receiver_that_does_not_answer_is_a_passing_error_without_the_url() {
         assert_eq!(text, "the receiver did not answer within 100ms");
     }
     drop(listener);
+    let mut otlp = Otlp::new(&options).unwrap();
     let error = otlp.deliver(&alerts([1]), ours).await.error.unwrap();
     let text = crate::error_chain::chain(&error);
     assert!(text.starts_with("cannot reach the receiver: "), "{text}");
     assert!(!text.contains("hunter2"), "{text}");
+    // No request came that far, so none was too much.
+    assert_eq!(otlp.limit.events, MAX_EVENTS);
+    assert!(!otlp.limit.has_broken);
 }
 
 #[test]
@@ -468,6 +472,13 @@ async fn an_event_that_cannot_be_read_is_refused_and_the_others_are_sent() {
     assert_eq!(progress.settled, 3);
     assert_eq!(progress.refused.len(), 1);
     assert_eq!(records(&receiver.request(0)).len(), 2);
+    // Where nothing else waits, there is nothing to send.
+    let progress = Otlp::new(&options)
+        .unwrap()
+        .deliver(&events[1..2], ours)
+        .await;
+    assert_eq!((progress.settled, progress.refused.len()), (1, 1));
+    assert_eq!(receiver.requests(), 1);
 }
 
 #[tokio::test]
@@ -505,16 +516,20 @@ async fn a_host_that_takes_no_connection_is_given_up_before_the_whole_time_is_ov
         queue.push(stream.unwrap());
         assert!(queue.len() < 100, "it takes every connection");
     }
-    let options = OtlpOptions {
-        endpoint: format!("http://{address}/v1/logs"),
-        headers: BTreeMap::new(),
-        gzip: true,
-        timeout: Duration::from_secs(60),
-    };
-    let mut otlp = Otlp::new(&options).unwrap();
-    otlp.receiver = Receiver::connecting_within(limit, &options).unwrap();
-    let events = alerts([1]);
-    let delivery = tokio::time::timeout(Duration::from_secs(20), otlp.deliver(&events, ours)).await;
-    let progress = delivery.expect("only the connection is waited for");
-    assert!(matches!(error(progress), Error::Transport(source) if source.is_connect()));
+    let minute = Duration::from_secs(60);
+    for (limit, timeout) in [(limit, minute), (minute, limit)] {
+        let options = OtlpOptions {
+            endpoint: format!("http://{address}/v1/logs"),
+            headers: BTreeMap::new(),
+            gzip: true,
+            timeout,
+        };
+        let mut otlp = Otlp::new(&options).unwrap();
+        otlp.receiver = Receiver::connecting_within(limit, &options).unwrap();
+        let events = alerts([1]);
+        let delivery = otlp.deliver(&events, ours);
+        let delivery = tokio::time::timeout(Duration::from_secs(20), delivery).await;
+        let progress = delivery.expect("only the connection is waited for");
+        assert!(matches!(error(progress), Error::Transport(source) if source.is_connect()));
+    }
 }

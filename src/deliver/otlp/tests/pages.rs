@@ -5,7 +5,8 @@ async fn a_page_of_html_never_costs_an_event() {
     for status in [400, 422] {
         let status = StatusCode::from_u16(status).unwrap();
         let untyped = (status, " \r\n<!doctype html>no").into_response();
-        for page in [page_of(status), untyped] {
+        let bare = (status, [(CONTENT_TYPE, "Text/HTML")], "no").into_response();
+        for page in [page_of(status), untyped, bare] {
             let (receiver, options) = Peer::start().await;
             receiver.answer(page);
             let mut otlp = Otlp::new(&options).unwrap();
@@ -224,7 +225,7 @@ async fn the_forms_that_a_success_takes_are_known() {
     );
     let json = |body: &str| {
         let body = body.to_owned();
-        let headers = [(CONTENT_TYPE, "Application/JSON; charset=utf-8")];
+        let headers = [(CONTENT_TYPE, "Application/JSON ; charset=utf-8")];
         (headers, body).into_response()
     };
     let protobuf = ExportLogsServiceResponse::default().encode_to_vec();
@@ -246,7 +247,7 @@ async fn the_forms_that_a_success_takes_are_known() {
             0,
         ),
         (json(&of_each), 1),
-        (json(r#"{"error":0.0,"errors":{},"error":""}"#), 0),
+        (json(r#"{"error":0.0,"errors":{},"fault":""}"#), 0),
         (
             json(r#"{"partialSuccess":{"rejectedLogRecords":1,"hint":{}},"requestId":"x"}"#),
             1,
@@ -394,7 +395,7 @@ async fn a_success_whose_words_tell_of_a_failure_is_none() {
         r#"{"statusCode":"401"}"#,
         r#"{"code":"16","message":"unauthenticated"}"#,
         r#"{"code":"INTERNAL","message":"x"}"#,
-        r#"{"success":"False"}"#,
+        r#"{"success":" False "}"#,
         r#"{"success":0}"#,
         r#"{"ok":false}"#,
         r#"{"errorMessage":"Task timed out after 3.00 seconds"}"#,

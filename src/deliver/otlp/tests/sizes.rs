@@ -67,6 +67,30 @@ async fn requests_hold_as_much_as_ever_once_a_receiver_answers_again() {
     assert_eq!(receiver.counts()[counts.len()..], [512, 512, 88]);
 }
 
+#[test]
+fn the_limit_rises_only_after_many_answers_in_a_row_to_requests_as_large_as_that() {
+    let mut limit = Limit::default();
+    limit.halve(200);
+    for _ in 0..ANSWERS_TO_RAISE {
+        limit.raise(99);
+    }
+    for _ in 1..ANSWERS_TO_RAISE {
+        limit.raise(100);
+    }
+    assert_eq!(limit.events, 100);
+    limit.halve(100);
+    for events in [50, 100, 200, 400, MAX_EVENTS, MAX_EVENTS] {
+        assert_eq!(limit.events, events);
+        for _ in 1..ANSWERS_TO_RAISE {
+            limit.raise(events);
+            assert_eq!(limit.events, events);
+        }
+        limit.raise(events);
+    }
+    limit.halve(1);
+    assert_eq!(limit.events, 1);
+}
+
 #[tokio::test]
 async fn requests_are_bounded_whatever_is_handed_in() {
     let (receiver, options) = Peer::start().await;
