@@ -219,6 +219,12 @@ fn without_journald_the_error_says_so_and_once_it_is_back_messages_arrive() {
     std::fs::rename(&moved, &receiver.path).unwrap();
     assert_eq!(sink.deliver(&[pending(&full())]).settled, 1);
     receiver.receive();
+
+    // Where it has ended, its socket may still be there.
+    drop(receiver.socket);
+    assert!(receiver.path.exists());
+    let error = sink.deliver(&[pending(&full())]).error.unwrap();
+    assert!(matches!(error, SinkError::Journald(Error::Absent { .. })));
 }
 
 #[test]
@@ -226,6 +232,7 @@ fn what_was_sent_before_an_error_is_not_sent_again() {
     let receiver = Receiver::new();
     let mut sink = receiver.sink();
     let socket = open_socket().unwrap();
+    assert_eq!(socket.write_timeout().unwrap(), Some(SEND_TIMEOUT));
     socket
         .set_write_timeout(Some(Duration::from_millis(10)))
         .unwrap();
@@ -252,6 +259,7 @@ fn a_backlog_goes_out_in_few_batches_and_a_lone_event_at_once() {
     let events: Vec<_> = (0..300).map(|_| pending(&bare())).collect();
     let mut waiting = &events[..];
     let mut batches = Vec::new();
+    let began = Instant::now();
     while !waiting.is_empty() {
         sink.wait(waiting.len());
         let progress = sink.deliver(waiting);
@@ -260,6 +268,8 @@ fn a_backlog_goes_out_in_few_batches_and_a_lone_event_at_once() {
         waiting = &waiting[progress.settled..];
     }
     assert!(matches!(batches.len(), 2 | 3), "{batches:?}");
+    // The sink begins with nothing allowed.
+    assert!(began.elapsed().as_secs_f64() > 0.99 * 300.0 / PER_SECOND);
     let began = Instant::now();
     sink.wait(1);
     assert_eq!(sink.deliver(&events[..1]).settled, 1);

@@ -9,7 +9,7 @@ use rustix::fs::OFlags;
 use uuid::Uuid;
 
 use super::*;
-use crate::{deliver::SinkError, store::JournalEvent};
+use crate::{deliver::SinkError, record::tests::bare, store::JournalEvent};
 
 /// More than a pipe holds.
 const MANY: i64 = 3000;
@@ -126,6 +126,31 @@ fn after_an_error_in_the_middle_of_a_line_the_same_sink_writes_the_rest_of_it() 
 }
 
 #[test]
+fn where_an_error_broke_a_line_off_is_known() {
+    let (reader, writer) = io::pipe().unwrap();
+    let mut sink = sink(writer);
+    let writing = thread::spawn(move || (sink.deliver(&events(1, MANY)), sink));
+    // The pipe is full once there is anything in it.
+    while rustix::io::ioctl_fionread(&reader).unwrap() == 0 {
+        thread::sleep(Duration::from_millis(1));
+    }
+    drop(reader);
+    let (progress, sink) = writing.join().unwrap();
+    assert!(progress.error.is_some());
+    let settled = progress.settled as i64;
+    let output = sink.output.lock();
+    let End::Torn {
+        position, written, ..
+    } = output.end
+    else {
+        panic!("{:?}", output.end);
+    };
+    let whole = expected(1, settled).len();
+    let out = rustix::io::ioctl_fionread(&output.fd).unwrap();
+    assert_eq!((position, (whole + written) as u64), (settled + 1, out));
+}
+
+#[test]
 fn a_line_that_another_sink_left_torn_is_ended_first() {
     let (reader, writer) = io::pipe().unwrap();
     let sink = sink(writer);
@@ -146,6 +171,45 @@ fn a_line_that_another_sink_left_torn_is_ended_first() {
         reading.join().unwrap(),
         format!("{{\"ev\n{}", expected(1, 1))
     );
+}
+
+/// As where replicas share the searches, and the event's search was lost.
+#[test]
+fn a_torn_line_whose_event_is_not_the_next_one_is_ended_first() {
+    let (reader, writer) = io::pipe().unwrap();
+    let mut sink = sink(writer);
+    {
+        let mut output = sink.output.lock();
+        write_all(&output.fd, b"{\"ev", &mut 0).unwrap();
+        output.end = End::Torn {
+            sink_id: sink.sink_id,
+            position: 1,
+            written: 4,
+        };
+    }
+    let reading = read_slowly(reader);
+    assert_eq!(sink.deliver(&events(2, 1)).settled, 1);
+    drop(sink);
+    assert_eq!(
+        reading.join().unwrap(),
+        format!("{{\"ev\n{}", expected(2, 1))
+    );
+}
+
+#[test]
+fn an_event_that_cannot_be_read_is_refused_once_it_is_settled() {
+    let mut events = events(1, 2);
+    events[0].event.body = Bytes::from(bare().to_json());
+    for is_read in [false, true] {
+        let (reader, writer) = io::pipe().unwrap();
+        let mut sink = sink(writer);
+        sink.format = Format::Logfmt;
+        let reader = is_read.then_some(reader);
+        let progress = sink.deliver(&events);
+        let expected = if is_read { (2, 1) } else { (0, 0) };
+        assert_eq!((progress.settled, progress.refused.len()), expected);
+        drop(reader);
+    }
 }
 
 #[test]
