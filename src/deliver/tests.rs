@@ -273,6 +273,92 @@ async fn a_sink_that_is_down_delays_no_other_and_catches_up() {
 }
 
 #[tokio::test]
+async fn the_pauses_between_tries_that_fail_grow() {
+    let mut journal = Journal::new().await;
+    let down = file_sink("down", journal.path("missing").join("alerts.jsonl"));
+    let _delivery = journal.start(vec![down]).await;
+    journal.journal(1).await;
+    let began = tokio::time::Instant::now();
+    let errors = || journal.counts.errors.load(Ordering::Relaxed);
+    journal.until("five failures", || errors() >= 5).await;
+    // Half of 200, 400, 800 and 1600 ms, with something to spare for the first of them.
+    assert!(began.elapsed() > Duration::from_millis(1400));
+}
+
+#[tokio::test]
+async fn a_receiver_is_not_asked_again_before_the_time_it_asked_for() {
+    drop(rustls::crypto::ring::default_provider().install_default());
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let sink = otlp_sink("remote", &listener, Duration::from_secs(5));
+    let mut journal = Journal::new().await;
+    let _delivery = journal.start(vec![sink]).await;
+    journal.journal(1).await;
+    let (mut first, _) = listener.accept().await.unwrap();
+    let asked = tokio::time::Instant::now();
+    let busy = "503 Busy\r\nRetry-After: 1\r\nConnection: close";
+    answer(&mut first, busy).await;
+    let (_second, _) = listener.accept().await.unwrap();
+    assert!(asked.elapsed() >= Duration::from_secs(1));
+}
+
+#[tokio::test]
+async fn a_file_that_was_moved_away_is_begun_anew_as_soon_as_sinks_are_reopened() {
+    let mut journal = Journal::new().await;
+    let delivery = journal.start(vec![journal.file("file")]).await;
+    journal.journal(1).await;
+    journal.until_backlog("file", 0).await;
+    std::fs::rename(journal.path("file"), journal.path("file.1")).unwrap();
+    delivery.reopen();
+    let path = journal.path("file");
+    journal.until("it is there", || path.exists()).await;
+}
+
+/// Records the size of a file each time when a progress is acknowledged.
+#[derive(Debug)]
+struct Sizes {
+    path: PathBuf,
+    sizes: Mutex<Vec<u64>>,
+}
+
+impl Observer for Sizes {
+    fn sink_delivered(&self, _: &str, _: u64) {
+        let size = std::fs::metadata(&self.path).unwrap().len();
+        self.sizes.lock().push(size);
+    }
+    fn sink_error(&self, _: &str) {}
+    fn sink_rejected(&self, _: &str, _: u64) {}
+}
+
+#[tokio::test]
+async fn the_store_knows_a_file_before_its_first_line_and_after_a_try_that_failed() {
+    let mut journal = Journal::new().await;
+    let path = journal.path("file");
+    let sizes = Arc::new(Sizes {
+        path: path.clone(),
+        sizes: Mutex::default(),
+    });
+    let observer = Arc::clone(&sizes) as Arc<dyn Observer>;
+    let sinks = vec![journal.file("file")];
+    let (store, board) = (journal.store.clone(), journal.board.clone());
+    let mut delivery = Delivery::start(store, sinks, board, observer)
+        .await
+        .unwrap();
+    journal.journal(1).await;
+    journal.until_backlog("file", 0).await;
+    let line = Journal::expected(0, 1)[0].len() as u64 + 1;
+    assert_eq!(*sizes.sizes.lock(), [0, line]);
+
+    std::fs::rename(&path, journal.path("file.1")).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    journal.journal(1).await;
+    let fails = || journal.board.sinks()["file"].error.is_some();
+    journal.until("it fails", fails).await;
+    delivery.stop_worker(&"file".into());
+    let left = delivery.leaving.remove("file").unwrap().task;
+    assert!(left.await.unwrap().mark.is_some());
+}
+
+#[tokio::test]
 async fn a_pipe_that_nobody_reads_delays_nobody_not_even_the_end() {
     let mut journal = Journal::new().await;
     let (reader, writer) = io::pipe().unwrap();
@@ -429,6 +515,7 @@ async fn standard_output_that_is_closed_is_reported_as_the_end() {
         .unwrap();
     assert_eq!(&*failed.sink, "out");
     assert!(failed.source.is_fatal());
+    assert_eq!(journal.counts.errors.load(Ordering::Relaxed), 1);
     let error = journal.board.sinks()["out"].error.clone().unwrap();
     assert!(error.starts_with("standard output is closed"), "{error}");
     // After a restart, the sink would go on where it was.
@@ -905,6 +992,7 @@ impl Observer for Witness {
 
 #[tokio::test]
 async fn a_sink_that_was_down_works_again_once_events_are_delivered_and_not_before() {
+    let (lines, _logging) = captured();
     let mut journal = Journal::new().await;
     let down = file_sink("down", journal.path("missing").join("alerts.jsonl"));
     let witness = Arc::new(Witness {
@@ -921,6 +1009,8 @@ async fn a_sink_that_was_down_works_again_once_events_are_delivered_and_not_befo
     // The first try after this only stores the file's mark.
     std::fs::create_dir(journal.path("missing")).unwrap();
     journal.until("it works", || error().is_none()).await;
+    let is_said = lines.lock().iter().any(|it| it.contains("delivers again"));
+    assert!(is_said, "{lines:#?}");
     let before = witness.error.lock().clone().flatten();
     assert!(before.is_some_and(|error| error.contains("its folder does not exist")));
     assert!(delivery.drain(TIME, TIME).await);

@@ -728,10 +728,13 @@ impl Limits {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
 
     use super::*;
     use crate::{
+        deliver::OtlpOptions,
         identity::{SearchKey, Tenant},
         logging::captured,
     };
@@ -781,6 +784,7 @@ mod tests {
         let mut trouble = Trouble::default();
         worker.report(&mut trouble, &error, None, Order::Work);
         worker.recovered(&mut trouble, "delivers again");
+        assert!(trouble.since.is_none() && trouble.tries == 0);
         for _ in 0..=60 {
             worker.report(&mut trouble, &error, None, Order::Work);
             tokio::time::advance(Duration::from_secs(2)).await;
@@ -794,6 +798,20 @@ mod tests {
                 "{lines:#?}"
             );
         }
+    }
+
+    #[tokio::test]
+    async fn a_receiver_may_ask_for_a_longer_pause_but_not_for_a_shorter_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut worker = worker(folder.path()).await;
+        let (_orders, seen) = watch::channel(Order::Work);
+        worker.orders = seen;
+        let error = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let pause =
+            |asked| worker.report(&mut Trouble::default(), &error, Some(asked), Order::Work);
+        let minute = Duration::from_secs(60);
+        assert_eq!(pause(minute), minute);
+        assert!(pause(Duration::ZERO) >= FIRST_DELAY / 2);
     }
 
     #[tokio::test]
@@ -861,13 +879,17 @@ mod tests {
 
     #[test]
     fn while_everything_ends_no_delay_takes_the_time_that_is_left() {
-        for max_delay in [LOCAL_MAX_DELAY, REMOTE_MAX_DELAY] {
-            let limits = Limits {
-                max_delay,
-                patience: PATIENCE,
-                hang: 2 * PATIENCE,
-                hang_cause: "",
-            };
+        let remote = Target::Otlp(OtlpOptions {
+            endpoint: "http://127.0.0.1/v1/logs".to_owned(),
+            headers: BTreeMap::new(),
+            gzip: true,
+            timeout: Duration::from_secs(5),
+        });
+        for (target, max_delay) in [
+            (Target::Journald, LOCAL_MAX_DELAY),
+            (remote, REMOTE_MAX_DELAY),
+        ] {
+            let limits = Limits::of(&target, PATIENCE);
             assert_eq!(limits.under(Order::Work), max_delay);
             assert_eq!(limits.under(Order::Drain), Duration::from_secs(1));
         }
