@@ -349,6 +349,13 @@ impl Visit for Fields {
 /// Captures what this thread prints for as long as the guard lives.
 #[cfg(test)]
 pub(crate) fn captured() -> (Arc<Mutex<Vec<String>>>, tracing::subscriber::DefaultGuard) {
+    // Where there is one subscriber alone, `tracing` asks the thread that first comes to a place in
+    // the code whether that is of interest, and takes the answer for all threads. A second one,
+    // which wants nothing, makes it ask every subscriber.
+    static SECOND: std::sync::LazyLock<tracing::Dispatch> = std::sync::LazyLock::new(|| {
+        tracing::Dispatch::new(tracing::subscriber::NoSubscriber::new())
+    });
+    std::sync::LazyLock::force(&SECOND);
     let lines: Arc<Mutex<Vec<String>>> = Arc::default();
     let print = {
         let lines = Arc::clone(&lines);
