@@ -1,7 +1,5 @@
 //! What must hold for any answer of a search, and for any query.
 
-use std::sync::Arc;
-
 use jiff::Timestamp;
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -12,8 +10,11 @@ use super::{
     search::asking::{can_be_asked_by_id, query_by_id},
 };
 use crate::{
-    deliver::{Format, fuzzing::line},
-    identity::{EventKind, SearchKey, Tenant},
+    deliver::{
+        Format,
+        fuzzing::{key, line},
+    },
+    identity::EventKind,
     opsramp::{Answer, Page, SearchRequest, alert::Alert, fuzzing::search_url},
     record::{self, AlertFields, Happening, Record},
     simulator,
@@ -131,17 +132,6 @@ const OPTIONS: record::Options = record::Options {
     include_raw: true,
     max_description_length: 64,
 };
-
-fn key() -> SearchKey {
-    SearchKey {
-        account: Arc::from("acme"),
-        tenant: Tenant {
-            id: Arc::from("client_1234"),
-            name: Arc::from("retail"),
-        },
-        search: Arc::from("open"),
-    }
-}
 
 /// A query reaches the server as it was written, and so do ids that are added to it.
 ///
