@@ -26,7 +26,6 @@
 //! prevent.
 
 use std::{
-    cell::LazyCell,
     fs::{self, File, OpenOptions, TryLockError},
     io::{self, Write as _},
     ops::Range,
@@ -239,9 +238,6 @@ impl LogFile {
         events: &[Pending],
         lines: &Lines,
     ) -> Result<Settled, Error> {
-        let mut missing = Missing::new(lines);
-        let other = self.format.other();
-        let in_other_format = LazyCell::new(|| Lines::render(other, events));
         self.moved_unsettled
             .extend(current.leave_if_truncated(&self.others)?);
         if self.past.is_some() {
@@ -251,13 +247,19 @@ impl LogFile {
         }
         let is_inherited = self.past.is_some_and(|past| past.is_inherited);
         let is_doubted = is_inherited || first <= self.doubted;
+        // A former process, with another configuration, may have written the other format.
+        let has_doubtful = |file: &OpenFile| !file.doubtful.is_empty();
+        let mut others = self.moved_unsettled.iter().chain(&self.moved_settled);
+        let in_other_format = (is_doubted && (has_doubtful(current) || others.any(has_doubtful)))
+            .then(|| Lines::render(self.format.other(), events));
+        let mut missing = Missing::new(lines, in_other_format.as_ref());
         let found = self.search_moved(current, is_inherited, is_doubted, &mut missing)?;
         if let Some(settled) = found {
             return Ok(settled);
         }
         let searched = self.moved_unsettled.len();
         if is_doubted {
-            self.find_in_others(&in_other_format, &mut missing)?;
+            self.find_in_others(&mut missing)?;
         }
         if current.mark.is_none()
             && let Some(lines) = missing.first_of_an_unbroken_rest()
@@ -273,7 +275,6 @@ impl LogFile {
         }
         if is_doubted {
             current.find_in(&current.doubtful, &mut missing)?;
-            current.find_in_other_format(&in_other_format, &mut missing)?;
         }
         if is_inherited {
             let end = current.settled.saturating_sub(LOOK_BACK)..current.settled;
@@ -340,20 +341,13 @@ impl LogFile {
     }
 
     /// Looks for lines in the doubtful parts of files that were moved away.
-    fn find_in_others(
-        &mut self,
-        in_other_format: &LazyCell<Lines, impl FnOnce() -> Lines>,
-        missing: &mut Missing<'_>,
-    ) -> Result<(), Error> {
+    fn find_in_others(&mut self, missing: &mut Missing<'_>) -> Result<(), Error> {
         for file in self
             .moved_settled
             .iter_mut()
             .chain(&mut self.moved_unsettled)
         {
-            let found = file
-                .find_in(&file.doubtful, missing)
-                .and_then(|()| file.find_in_other_format(in_other_format, missing));
-            match found {
+            match file.find_in(&file.doubtful, missing) {
                 Ok(()) => {}
                 Err(error) if file.is_worth_another_try() => return Err(error),
                 Err(error) => {
@@ -667,27 +661,6 @@ impl OpenFile {
         if found_any { self.sync() } else { Ok(()) }
     }
 
-    /// Finds events that a former process, with another configuration, has written in the other
-    /// format, and completes a line that is torn in it.
-    fn find_in_other_format(
-        &self,
-        lines: &LazyCell<Lines, impl FnOnce() -> Lines>,
-        missing: &mut Missing<'_>,
-    ) -> Result<(), Error> {
-        if self.doubtful.is_empty() {
-            return Ok(());
-        }
-        let mut in_other = missing.of(lines);
-        self.find_in(&self.doubtful, &mut in_other)?;
-        let scan = self.find_unsettled(&in_other)?;
-        if let Some((index, rest)) = in_other.completion(&scan.torn) {
-            self.secure(&scan, rest)?;
-            in_other.remove(index);
-        }
-        missing.remove_found_in(&in_other);
-        Ok(())
-    }
-
     /// Finds lines that stand in the doubtful parts or behind `from`, and changes nothing.
     fn peek(&self, from: u64, missing: &mut Missing<'_>) -> Result<(), Error> {
         let end = from..u64::MAX;
@@ -711,16 +684,16 @@ impl OpenFile {
     }
 
     /// Finds lines behind `settled`.
-    fn find_unsettled(&self, missing: &Missing<'_>) -> Result<Scan, Error> {
+    fn find_unsettled<'a>(&self, missing: &Missing<'a>) -> Result<Scan<'a>, Error> {
         self.find_and_rewrite(self.settled..u64::MAX, self.inside_line, missing)
     }
 
-    fn scan(
+    fn scan<'a>(
         &self,
         part: Range<u64>,
         inside_line: bool,
-        missing: &Missing<'_>,
-    ) -> Result<Scan, Error> {
+        missing: &Missing<'a>,
+    ) -> Result<Scan<'a>, Error> {
         scan(&self.file, part.start, part.end, inside_line, missing)
             .map_err(Error::io("read back", &self.path))
     }
@@ -728,17 +701,17 @@ impl OpenFile {
     /// Finds lines in `part`, and writes each of them once more where it stands. After a sync that
     /// failed, the kernel takes pages for clean that are not on the disk, so the next sync is
     /// reliable only if these pages are written again.
-    fn find_and_rewrite(
+    fn find_and_rewrite<'a>(
         &self,
         part: Range<u64>,
         inside_line: bool,
-        missing: &Missing<'_>,
-    ) -> Result<Scan, Error> {
+        missing: &Missing<'a>,
+    ) -> Result<Scan<'a>, Error> {
         let scan = self.scan(part.clone(), inside_line, missing)?;
         if scan.found.is_empty() {
             return Ok(scan);
         }
-        match self.rewrite(&scan, missing) {
+        match self.rewrite(&scan) {
             // The file is append-only (`chattr +a`), so its lines cannot be written once more.
             // Instead, what is on the disk is read back.
             Err(error) if Errno::from_io_error(&error) == Some(Errno::PERM) => {
@@ -797,11 +770,11 @@ impl OpenFile {
     /// out whether the whole line stands elsewhere; if not, the line is completed here.
     /// `peek_everywhere` reads much, so it is called for a torn line only. The file stays as
     /// unsettled as it was, in case the next file cannot be written.
-    fn settle_moved(
+    fn settle_moved<'a>(
         &self,
-        missing: &mut Missing<'_>,
-        peek_everywhere: impl FnOnce(&mut Missing<'_>) -> Result<(), Error>,
-    ) -> Result<(Scan, Mark), Error> {
+        missing: &mut Missing<'a>,
+        peek_everywhere: impl FnOnce(&mut Missing<'a>) -> Result<(), Error>,
+    ) -> Result<(Scan<'a>, Mark), Error> {
         let scan = self.find_unsettled(missing)?;
         let mut after = missing.clone();
         after.remove_found(&scan);
@@ -830,7 +803,7 @@ impl OpenFile {
 
     /// Appends, and makes sure that the appended bytes and the found lines are on the disk.
     /// Returns where the file ends then.
-    fn secure(&self, scan: &Scan, append: &[u8]) -> Result<u64, Error> {
+    fn secure(&self, scan: &Scan<'_>, append: &[u8]) -> Result<u64, Error> {
         self.append(append)?;
         self.sync()?;
         Ok(scan.end + append.len() as u64)
@@ -847,13 +820,13 @@ impl OpenFile {
     }
 
     /// Writes the found lines once more where they stand.
-    fn rewrite(&self, scan: &Scan, missing: &Missing<'_>) -> io::Result<()> {
+    fn rewrite(&self, scan: &Scan<'_>) -> io::Result<()> {
         let flags = rustix::fs::fcntl_getfl(&self.file)?;
         // With O_APPEND, Linux appends to the end, whatever the offset is.
         rustix::fs::fcntl_setfl(&self.file, flags - OFlags::APPEND)?;
-        let mut written = scan.found.iter().try_for_each(|&(index, at)| {
+        let mut written = scan.found.iter().try_for_each(|found| {
             self.check_that_it_reaches(scan.end)?;
-            self.file.write_all_at(missing.line(index), at)
+            self.file.write_all_at(found.line, found.at)
         });
         written = written.and_then(|()| self.check_that_it_reaches(scan.end));
         rustix::fs::fcntl_setfl(&self.file, flags)?;

@@ -8,14 +8,15 @@ use crate::deliver::format::Lines;
 #[derive(Clone, Debug)]
 pub(super) struct Missing<'a> {
     lines: &'a Lines,
+    /// The lines of the same events as a former process may have written them.
+    in_other_format: Option<&'a Lines>,
     missing: Vec<bool>,
 }
 
 /// What was found in a part of a file.
 #[derive(Debug)]
-pub(super) struct Scan {
-    /// The indices of the lines that were found, and the offsets where they begin.
-    pub(super) found: Vec<(usize, u64)>,
+pub(super) struct Scan<'a> {
+    pub(super) found: Vec<Found<'a>>,
     /// The offset up to which the file was read: its end, or the end of the last line that was
     /// read.
     pub(super) end: u64,
@@ -25,6 +26,15 @@ pub(super) struct Scan {
     /// Whether `end` is the file's end.
     pub(super) at_end: bool,
     pub(super) torn: Torn,
+}
+
+/// A line that stands in a file.
+#[derive(Debug)]
+pub(super) struct Found<'a> {
+    index: usize,
+    /// Where the line begins.
+    pub(super) at: u64,
+    pub(super) line: &'a [u8],
 }
 
 /// What stands behind the last line break of a file.
@@ -39,13 +49,13 @@ pub(super) enum Torn {
 
 /// Reads `file` from `from` on until every missing line is found, or until the end of the line
 /// that contains the offset `to`. `inside_line` says that `from` may lie in the middle of a line.
-pub(super) fn scan(
+pub(super) fn scan<'a>(
     file: &File,
     from: u64,
     to: u64,
     inside_line: bool,
-    missing: &Missing<'_>,
-) -> io::Result<Scan> {
+    missing: &Missing<'a>,
+) -> io::Result<Scan<'a>> {
     let mut scan = Scan {
         found: Vec::new(),
         end: from,
@@ -79,8 +89,15 @@ pub(super) fn scan(
                 continue;
             }
             scan.whole = scan.end;
-            if !too_long && let Some(index) = waiting.remove(&line[..]) {
-                scan.found.push((index, scan.end - line.len() as u64));
+            if !too_long && let Some((form, index)) = waiting.remove_entry(&line[..]) {
+                scan.found.push(Found {
+                    index,
+                    at: scan.end - form.len() as u64,
+                    line: form,
+                });
+                for form in missing.forms(index) {
+                    waiting.remove(form);
+                }
                 if waiting.is_empty() {
                     return Ok(scan);
                 }
@@ -104,9 +121,10 @@ pub(super) fn scan(
 // === impl Missing ===
 
 impl<'a> Missing<'a> {
-    pub(super) fn new(lines: &'a Lines) -> Self {
+    pub(super) fn new(lines: &'a Lines, in_other_format: Option<&'a Lines>) -> Self {
         Self {
             lines,
+            in_other_format,
             // An event without a line cannot be missing.
             missing: (0..lines.len())
                 .map(|i| !lines.line(i).is_empty())
@@ -114,24 +132,13 @@ impl<'a> Missing<'a> {
         }
     }
 
-    /// The same events, with `lines` in another format.
-    pub(super) fn of<'b>(&self, lines: &'b Lines) -> Missing<'b> {
-        let mut other = Missing::new(lines);
-        for (other, missing) in other.missing.iter_mut().zip(&self.missing) {
-            *other &= missing;
-        }
-        other
-    }
-
-    /// Removes the events whose lines were found in another format.
-    pub(super) fn remove_found_in(&mut self, other: &Missing<'_>) {
-        for index in 0..self.missing.len() {
-            self.missing[index] &= other.missing[index] || other.line(index).is_empty();
-        }
-    }
-
-    pub(super) fn line(&self, index: usize) -> &'a [u8] {
-        self.lines.line(index)
+    /// What the line of an event may look like.
+    fn forms(&self, index: usize) -> impl Iterator<Item = &'a [u8]> + use<'a> {
+        [Some(self.lines), self.in_other_format]
+            .into_iter()
+            .flatten()
+            .map(move |lines| lines.line(index))
+            .filter(|line| !line.is_empty())
     }
 
     /// The number of all lines, missing or not.
@@ -153,13 +160,16 @@ impl<'a> Missing<'a> {
     /// The first missing line, if every line behind it is missing, too.
     pub(super) fn first_of_an_unbroken_rest(&self) -> Option<usize> {
         let first = self.indices().next()?;
-        let there = |index: usize| !self.missing[index] && !self.line(index).is_empty();
+        let there = |index: usize| !self.missing[index] && !self.lines.line(index).is_empty();
         (!(first..self.missing.len()).any(there)).then_some(first)
     }
 
     /// Returns the missing lines by their content, and the length of the longest.
     fn index(&self) -> (HashMap<&'a [u8], usize>, usize) {
-        let by_content: HashMap<_, _> = self.indices().map(|i| (self.line(i), i)).collect();
+        let by_content: HashMap<_, _> = self
+            .indices()
+            .flat_map(|index| self.forms(index).map(move |form| (form, index)))
+            .collect();
         let longest = by_content.keys().map(|line| line.len()).max();
         (by_content, longest.unwrap_or(0))
     }
@@ -168,9 +178,9 @@ impl<'a> Missing<'a> {
         self.missing[index] = false;
     }
 
-    pub(super) fn remove_found(&mut self, scan: &Scan) {
-        for &(index, _) in &scan.found {
-            self.remove(index);
+    pub(super) fn remove_found(&mut self, scan: &Scan<'_>) {
+        for found in &scan.found {
+            self.remove(found.index);
         }
     }
 
@@ -181,8 +191,10 @@ impl<'a> Missing<'a> {
         let Torn::Piece(piece) = torn else {
             return None;
         };
-        self.indices()
-            .find_map(|index| Some((index, self.line(index).strip_prefix(&piece[..])?)))
+        self.indices().find_map(|index| {
+            self.forms(index)
+                .find_map(|form| Some((index, form.strip_prefix(&piece[..])?)))
+        })
     }
 
     /// Returns what has to follow `torn` so that all lines are there.
@@ -198,7 +210,7 @@ impl<'a> Missing<'a> {
         }
         for index in self.indices() {
             if completed.is_none_or(|(completed, _)| completed != index) {
-                append.extend_from_slice(self.line(index));
+                append.extend_from_slice(self.lines.line(index));
             }
         }
         append

@@ -19,11 +19,15 @@ fn a_batch_torn_at_any_byte_is_completed_and_nothing_is_written_twice() {
     }
 }
 
-/// Tears a batch after `keep` bytes. The next process writes the second format, perhaps after a
-/// rotation. Returns whether the batch is that long.
-fn is_completed(formats: [Format; 2], rotates: bool, keep: usize) -> bool {
+fn bare_about(alert: &str) -> String {
     let bare = String::from_utf8(bare().to_json()).unwrap();
-    let mut world = World::new((0..7).map(|i| bare.replace("8005", &"8".repeat(i + 1))));
+    bare.replace("8005", alert)
+}
+
+/// Tears a batch after `keep` bytes. The next process writes the second format, perhaps after a
+/// rotation, and perhaps crashes, too. Returns whether the batch is that long.
+fn is_completed(formats: [Format; 2], rotates: bool, crashes: bool, keep: usize) -> bool {
+    let mut world = World::new((0..7).map(|i| bare_about(&"8".repeat(i + 1))));
     let lines = formats.map(|format| Lines::render(format, &world.events));
     world.sink.format = formats[0];
     world.deliver(2);
@@ -40,11 +44,15 @@ fn is_completed(formats: [Format; 2], rotates: bool, keep: usize) -> bool {
     world.crash_into(formats[1]);
     // Smaller batches than before.
     world.deliver(3);
+    if crashes {
+        world.save();
+        world.crash_into(formats[1]);
+    }
     world.deliver(2);
     let is_begun = |it: usize| lines[0].start(it) < torn_at;
     let expected = (0..7).flat_map(|it| lines[usize::from(!is_begun(it))].line(it));
     let expected: Vec<u8> = expected.copied().collect();
-    let case = format!("{formats:?}, {rotates}, {keep}");
+    let case = format!("{formats:?}, {rotates}, {crashes}, {keep}");
     assert_eq!(world.content().as_bytes(), expected, "{case}");
     true
 }
@@ -56,11 +64,35 @@ fn a_batch_torn_at_any_byte_is_completed_in_its_format_and_nothing_is_written_tw
         [Format::Json, Format::Logfmt],
         [Format::Logfmt, Format::Json],
     ] {
-        for rotates in [false, true] {
-            let lengths = (0..).take_while(|&keep| is_completed(formats, rotates, keep));
+        for [rotates, crashes] in [[false, false], [false, true], [true, false], [true, true]] {
+            let lengths = (0..).take_while(|&keep| is_completed(formats, rotates, crashes, keep));
             assert!(lengths.count() > 500);
         }
     }
+}
+
+/// Two processes crash, each with its own format. What the second has begun could be any line.
+#[test]
+fn a_piece_in_a_file_that_was_moved_away_does_not_become_a_line_that_stands_there_in_another_format()
+ {
+    let mut world = World::new((0..5).map(|i| bare_about(&i.to_string())));
+    let [json, logfmt] = [Format::Json, Format::Logfmt].map(|it| Lines::render(it, &world.events));
+    world.deliver(1);
+    world.save();
+    world.append(json.line(1));
+    world.append(logfmt.line(2));
+    world.append(&logfmt.line(3)[..20]);
+    world.rotate();
+    world.crash_into(Format::Logfmt);
+    world.deliver(4);
+    let expected = [
+        json.line(0),
+        json.line(1),
+        logfmt.line(2),
+        logfmt.line(3),
+        logfmt.line(4),
+    ];
+    assert_eq!(world.content().as_bytes(), expected.concat());
 }
 
 #[test]

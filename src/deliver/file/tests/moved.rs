@@ -103,7 +103,9 @@ fn other_files_are_read_only_for_a_torn_line_that_could_be_completed() {
             read = true;
             Ok(())
         };
-        moved.settle_moved(&mut Missing::new(&lines), look).unwrap();
+        moved
+            .settle_moved(&mut Missing::new(&lines, None), look)
+            .unwrap();
         assert_eq!(read, is_read, "{behind}");
     }
 }

@@ -55,14 +55,14 @@ fn lines_that_copytruncate_carried_away_during_their_sync_are_found_in_the_copy(
 fn lines_that_copytruncate_carries_away_between_two_looks_at_them_leave_no_hole() {
     let mut world = World::with_two_of_six_not_synced();
     let lines = Lines::render(Format::Json, &world.events[2..]);
-    let missing = Missing::new(&lines);
+    let missing = Missing::new(&lines, None);
     let current = world.sink.current.as_ref().unwrap();
     let scan = current.find_unsettled(&missing).unwrap();
     assert_eq!(scan.found.len(), 2);
     world.rotations = 1;
     fs::copy(world.path(), world.folder.path().join("alerts.jsonl.1")).unwrap();
     File::create(world.path()).unwrap();
-    let error = current.rewrite(&scan, &missing).unwrap_err();
+    let error = current.rewrite(&scan).unwrap_err();
     assert_eq!(error.to_string(), "it has just been truncated");
     assert_eq!(world.size(), 0);
     world.deliver(4);
