@@ -250,8 +250,10 @@ impl LogFile {
         // A former process, with another configuration, may have written the other format.
         let has_doubtful = |file: &OpenFile| !file.doubtful.is_empty();
         let mut others = self.moved_unsettled.iter().chain(&self.moved_settled);
-        let in_other_format = (is_doubted && (has_doubtful(current) || others.any(has_doubtful)))
-            .then(|| Lines::render(self.format.other(), events));
+        let may_be_in_other_format =
+            is_inherited || is_doubted && (has_doubtful(current) || others.any(has_doubtful));
+        let in_other_format =
+            may_be_in_other_format.then(|| Lines::render(self.format.other(), events));
         let mut missing = Missing::new(lines, in_other_format.as_ref());
         let found = self.search_moved(current, is_inherited, is_doubted, &mut missing)?;
         if let Some(settled) = found {

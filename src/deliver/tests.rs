@@ -278,7 +278,7 @@ async fn the_pauses_between_tries_that_fail_grow() {
     let down = file_sink("down", journal.path("missing").join("alerts.jsonl"));
     let _delivery = journal.start(vec![down]).await;
     journal.journal(1).await;
-    let began = tokio::time::Instant::now();
+    let began = Instant::now();
     let errors = || journal.counts.errors.load(Ordering::Relaxed);
     journal.until("five failures", || errors() >= 5).await;
     // Half of 200, 400, 800 and 1600 ms, with something to spare for the first of them.
@@ -294,7 +294,7 @@ async fn a_receiver_is_not_asked_again_before_the_time_it_asked_for() {
     let _delivery = journal.start(vec![sink]).await;
     journal.journal(1).await;
     let (mut first, _) = listener.accept().await.unwrap();
-    let asked = tokio::time::Instant::now();
+    let asked = Instant::now();
     let busy = "503 Busy\r\nRetry-After: 1\r\nConnection: close";
     answer(&mut first, busy).await;
     let (_second, _) = listener.accept().await.unwrap();

@@ -38,6 +38,12 @@ struct World {
     journal_end: i64,
 }
 
+/// The body of an event, which can be rendered in each format.
+fn bare_about(alert: &str) -> String {
+    let bare = String::from_utf8(bare().to_json()).unwrap();
+    bare.replace("8005", alert)
+}
+
 #[derive(Debug)]
 struct Before {
     size: u64,

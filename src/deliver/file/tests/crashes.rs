@@ -19,11 +19,6 @@ fn a_batch_torn_at_any_byte_is_completed_and_nothing_is_written_twice() {
     }
 }
 
-fn bare_about(alert: &str) -> String {
-    let bare = String::from_utf8(bare().to_json()).unwrap();
-    bare.replace("8005", alert)
-}
-
 /// Tears a batch after `keep` bytes. The next process writes the second format, perhaps after a
 /// rotation, and perhaps crashes, too. Returns whether the batch is that long.
 fn is_completed(formats: [Format; 2], rotates: bool, crashes: bool, keep: usize) -> bool {

@@ -169,7 +169,7 @@ fn a_torn_line_that_cannot_be_completed_where_it_is_stands_whole_in_the_next_fil
     let before = fs::read_to_string(&path).unwrap();
     let moved = &mut world.sink.moved_unsettled[0];
     let lines = Lines::render(Format::Json, &world.events[3..]);
-    let mut missing = Missing::new(&lines);
+    let mut missing = Missing::new(&lines, None);
     let fails = |_: &mut Missing<'_>| Err(Error::NotAFile(PathBuf::new()));
     moved.settle_moved(&mut missing, fails).unwrap();
     // As on a full disk.

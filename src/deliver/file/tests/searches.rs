@@ -129,6 +129,21 @@ fn what_a_former_holder_has_settled_is_found_in_a_file_that_was_moved_away_since
     assert_eq!(world.content(), world.expected());
 }
 
+/// The replica was restarted with another configuration meanwhile.
+#[test]
+fn what_a_former_process_has_settled_in_another_format_is_found() {
+    let mut world = World::new((0..3).map(|it| bare_about(&it.to_string())));
+    world.journal_end = 0;
+    world.crash();
+    for number in 0..3 {
+        world.hand(OWN, &[number]);
+    }
+    world.save();
+    world.crash_into(Format::Logfmt);
+    world.hand(INHERITED, &[1]);
+    assert_eq!(world.content(), world.expected());
+}
+
 #[test]
 fn a_piece_of_a_line_that_stands_whole_far_from_the_end_of_the_next_file_is_not_completed() {
     let mut world = World::shared(2);
