@@ -88,6 +88,17 @@ fn what_is_no_yaml_is_told_with_its_place() {
 }
 
 #[test]
+fn keys_that_are_indented_with_no_break_spaces_are_explained() {
+    let text =
+        "accounts:\n\u{a0}\u{a0}- url: http://127.0.0.1:1\n\u{a0}\u{3000}client_secret: hunter2\n";
+    assert_snapshot!(errors(text), @r"
+    the configuration has 2 problems:
+      config.yml:2:1: …: begins with white space that is no indent in YAML (U+00A0); indent with plain spaces
+      config.yml:3:1: …: begins with white space that is no indent in YAML (U+00A0); indent with plain spaces
+    ");
+}
+
+#[test]
 fn deep_and_explosive_files_are_refused() {
     let deep = errors(&"[".repeat(100_000));
     assert!(deep.contains("is not valid YAML"), "{deep}");

@@ -170,6 +170,17 @@ impl<'a> Reader<'a> {
 }
 
 fn unknown_key(key: &str, known: &[&str]) -> String {
+    // Text that was copied from a web page or an e-mail often has no-break spaces, which look right.
+    if let Some(odd) = key
+        .chars()
+        .next()
+        .filter(|c| *c != ' ' && c.is_whitespace())
+    {
+        return format!(
+            "begins with white space that is no indent in YAML (U+{:04X}); indent with plain spaces",
+            u32::from(odd)
+        );
+    }
     let word = first_word(key);
     match nearest(word, known) {
         Some(_) if word.len() < key.len() => {
