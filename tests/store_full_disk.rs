@@ -6,7 +6,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails")]
 
-use std::{path::Path, process::Command};
+use std::{ops::Range, path::Path, process::Command};
 
 use bytes::Bytes;
 use jiff::Timestamp;
@@ -17,7 +17,6 @@ use opsramp_exporter::{
 use uuid::Uuid;
 
 const DISK: &str = "OPSRAMP_EXPORTER_TEST_SMALL_DISK";
-const NAME: &str = "a_disk_that_the_journal_has_filled_is_got_over_by_delivering";
 
 #[tokio::test]
 async fn a_disk_that_the_journal_has_filled_is_got_over_by_delivering() {
@@ -27,6 +26,22 @@ async fn a_disk_that_the_journal_has_filled_is_got_over_by_delivering() {
         }
         return;
     }
+    on_a_small_disk("a_disk_that_the_journal_has_filled_is_got_over_by_delivering");
+}
+
+#[tokio::test]
+async fn a_sink_that_has_left_gives_its_room_on_a_disk_that_is_nearly_full_but_only_if_that_helps()
+{
+    if let Ok(disk) = std::env::var(DISK) {
+        return fill_and_leave(Path::new(&disk)).await;
+    }
+    on_a_small_disk(
+        "a_sink_that_has_left_gives_its_room_on_a_disk_that_is_nearly_full_but_only_if_that_helps",
+    );
+}
+
+/// Runs a test of this program again, on a small disk.
+fn on_a_small_disk(test: &str) {
     let disk = tempfile::tempdir().unwrap();
     let inside = "mount -t tmpfs -o size=3m none \"$1\" || exit 99; exec \"$2\" --exact \"$3\"";
     let status = Command::new("unshare")
@@ -41,16 +56,15 @@ async fn a_disk_that_the_journal_has_filled_is_got_over_by_delivering() {
         ])
         .arg(disk.path())
         .arg(std::env::current_exe().unwrap())
-        .arg(NAME)
+        .arg(test)
         .env(DISK, disk.path())
-        .status();
-    match status {
-        Ok(status) if status.success() => {}
-        Ok(status) if status.code() != Some(99) && status.code() != Some(1) => panic!("{status}"),
-        other => {
-            panic!("no disk can be mounted here, which needs root or user namespaces: {other:?}")
-        }
-    }
+        .status()
+        .unwrap();
+    assert!(
+        ![Some(1), Some(99)].contains(&status.code()),
+        "no disk can be mounted here, which needs root or user namespaces: {status}"
+    );
+    assert!(status.success(), "{status}");
 }
 
 const SHORT: &str = "OPSRAMP_EXPORTER_TEST_SHORT_FILES";
@@ -102,15 +116,7 @@ async fn fill_and_deliver(disk: &Path, round: u128) {
     store.set_sinks(vec!["s".to_owned()]).await.unwrap();
     let held = store.take_up(&key(), second(1)).await.unwrap().held;
 
-    let mut taken = 0;
-    let full = loop {
-        match commit(&store, held, round * 1_000_000 + taken).await {
-            Ok(()) => taken += 20,
-            Err(error) => break error,
-        }
-    };
-    assert!(matches!(full, Error::Backend(_)), "{full:?}");
-    assert!(taken > 400, "{taken}");
+    let taken = fill(&store, held, round * 1_000_000).await;
 
     let mut delivered = 0;
     loop {
@@ -138,11 +144,66 @@ async fn fill_and_deliver(disk: &Path, round: u128) {
     store.close().await;
 }
 
+async fn fill_and_leave(disk: &Path) {
+    let options = Options::Sqlite {
+        path: disk.join("state.db"),
+        journal_limit: 1_000_000,
+    };
+    let store = Store::open(&options).await.unwrap();
+    let set_sinks = async |names: &[&str]| {
+        let names = names.iter().map(ToString::to_string).collect();
+        store.set_sinks(names).await.unwrap();
+    };
+    let waiting = async |sink: &str| {
+        let batch = store.pending(sink, usize::MAX, usize::MAX).await.unwrap();
+        batch.events.len() as u128
+    };
+    set_sinks(&["stays", "leaves"]).await;
+    let held = store.take_up(&key(), second(1)).await.unwrap().held;
+    let taken = fill(&store, held, 0).await;
+
+    // What the sink that left holds alone is far less than what is to be stored.
+    store.acknowledge("stays", 20, None).await.unwrap();
+    set_sinks(&["stays"]).await;
+    let refused = commit_events(&store, held, taken..taken + 200).await;
+    assert!(matches!(refused, Err(Error::Backend(_))), "{refused:?}");
+    set_sinks(&["stays", "leaves"]).await;
+    assert_eq!(waiting("leaves").await, taken);
+
+    store.acknowledge("stays", i64::MAX, None).await.unwrap();
+    let refused = commit(&store, held, taken).await;
+    assert!(matches!(refused, Err(Error::Backend(_))), "{refused:?}");
+    set_sinks(&["stays"]).await;
+    commit(&store, held, taken).await.unwrap();
+    assert_eq!(waiting("stays").await, 20);
+    set_sinks(&["stays", "leaves"]).await;
+    assert_eq!(waiting("leaves").await, 0, "it was given up");
+    store.close().await;
+}
+
+/// Commits events from the number `first` on until the disk is full. Returns how many there were.
+async fn fill(store: &Store, held: Held, first: u128) -> u128 {
+    let mut taken = 0;
+    let full = loop {
+        match commit(store, held, first + taken).await {
+            Ok(()) => taken += 20,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(full, Error::Backend(_)), "{full:?}");
+    assert!(taken > 400, "{taken}");
+    taken
+}
+
 async fn commit(store: &Store, held: Held, first: u128) -> Result<(), Error> {
-    let events = first..first + 20;
+    commit_events(store, held, first..first + 20).await
+}
+
+/// Commits an alert and these events.
+async fn commit_events(store: &Store, held: Held, events: Range<u128>) -> Result<(), Error> {
     let commit = Commit {
         upserts: vec![StoredAlert {
-            id: (first % 64).to_string().into(),
+            id: (events.start % 64).to_string().into(),
             ordinal: 1,
             digest: 1,
             created_at: Some(second(1)),

@@ -139,7 +139,7 @@ pub(super) struct Permit<'a> {
 impl Window {
     pub(super) fn new(ceiling: u32) -> Self {
         Self {
-            ceiling: ceiling.max(1),
+            ceiling,
             server_limit: None,
             answered: VecDeque::new(),
             in_flight: [0; 3],
@@ -154,7 +154,7 @@ impl Window {
 
     /// Changes the ceiling. Requests that were made before still count.
     fn set_ceiling(&mut self, ceiling: u32) {
-        self.ceiling = ceiling.max(1);
+        self.ceiling = ceiling;
     }
 
     /// Takes a request out of the allowance, or returns the time at which to try again. `polls` is
@@ -172,11 +172,8 @@ impl Window {
         {
             self.answered.pop_front();
         }
-        if let Some(until) = self.paused_until {
-            if now < until {
-                return Err(until);
-            }
-            self.paused_until = None;
+        if let Some(until) = self.paused_until.filter(|until| now < *until) {
+            return Err(until);
         }
         if self
             .server_balance
@@ -537,7 +534,7 @@ impl Allowance {
 
     /// Reserves as many requests a minute as a poll every `interval` needs.
     pub(super) fn reserve(self: &Arc<Self>, interval: Duration) -> Reservation {
-        let a_minute = MINUTE.as_secs_f64() / interval.as_secs_f64().max(0.001);
+        let a_minute = MINUTE.as_secs_f64() / interval.as_secs_f64();
         let milli = (a_minute * 1000.0).min(1e6) as u32;
         self.reserved.fetch_add(milli, Ordering::Relaxed);
         Reservation {

@@ -154,6 +154,18 @@ fn nothing_is_asked_while_the_server_wants_quiet() {
         window.take(start, Urgency::Poll, 0),
         Err(start + Duration::from_secs(7))
     );
+    // A shorter wait that another answer asks for does not end the longer one.
+    let retry_after = Some(Duration::from_secs(3));
+    let hints = Hints {
+        throttled: true,
+        retry_after,
+        ..Hints::default()
+    };
+    window.learn(&hints, start);
+    assert_eq!(
+        window.take(start, Urgency::Poll, 0),
+        Err(start + Duration::from_secs(7))
+    );
     assert_eq!(
         window.take(start + Duration::from_secs(7), Urgency::Poll, 0),
         Ok(())
@@ -242,6 +254,25 @@ fn within_a_window_of_the_server_the_lowest_count_is_true() {
         (40, seconds(80)),
         "a new window"
     );
+    assert_eq!(
+        left(&told(45, 20), start),
+        (45, seconds(20)),
+        "the reset before was an odd one"
+    );
+}
+
+#[test]
+fn of_what_the_server_has_left_the_requests_under_way_may_have_a_part() {
+    let start = Instant::now();
+    let mut window = Window::new(50);
+    for _ in 0..3 {
+        window.take(start, Urgency::Poll, 0).unwrap();
+    }
+    // The answer is about one of the three.
+    window.learn(&told(10, 30), start);
+    assert_eq!(window.server_balance.unwrap().remaining, 8);
+    window.give_back(start, Urgency::Poll);
+    assert_eq!(window.all_in_flight(), 2);
 }
 
 #[test]
@@ -389,6 +420,18 @@ fn a_window_slides_where_its_reset_moves_on_with_the_time() {
 }
 
 #[test]
+fn where_the_window_slides_the_limit_is_what_is_left_and_what_we_had_in_the_last_minute() {
+    let mut window = after_answers(&each(0, 5, 5, 60));
+    let (last, _) = window.resets.anchor.unwrap();
+    window.answered.push_back((last, Urgency::Poll));
+    let just_before = last + MINUTE - Duration::from_millis(1);
+    assert_eq!(window.sliding_limit(30, just_before), Some(32));
+    assert_eq!(window.sliding_limit(30, last + MINUTE), Some(31));
+    window.learn(&told(90, 60), last + Duration::from_secs(5));
+    assert_eq!(window.limit(), 50, "the ceiling is lower");
+}
+
+#[test]
 fn a_bucket_that_leaks_is_no_window_that_slides() {
     // While the bucket fills, its reset moves on with time, but is never more than a minute away.
     let fills: Vec<_> = (0..10).map(|at| (at * 5, at * 10 + 8)).collect();
@@ -417,6 +460,20 @@ fn the_lower_of_two_limits_counts_and_none_of_zero() {
     assert_eq!(limit(20), 20);
     assert_eq!(limit(0), 20);
     assert_eq!(limit(1), 1);
+}
+
+#[test]
+fn a_ceiling_that_changes_counts_at_once_with_what_was_asked_before() {
+    let now = Instant::now();
+    let allowance = Allowance::new(2);
+    let at_once = || at_once(&mut allowance.window.lock(), now, Urgency::Poll, 0);
+    assert_eq!(at_once(), 2);
+    allowance.set_ceiling(5);
+    assert_eq!(at_once(), 3);
+    allowance.set_ceiling(3);
+    assert_eq!(at_once(), 0);
+    // Nothing works without any request.
+    assert_eq!(Window::new(0).limit(), 1);
 }
 
 #[test]
@@ -528,6 +585,16 @@ fn full_reads_leave_what_polls_need_and_a_fifth() {
 }
 
 #[test]
+fn polls_beyond_those_that_were_expected_leave_full_reads_no_more_than_their_tenth() {
+    let now = Instant::now();
+    let mut window = Window::new(50);
+    for _ in 0..40 {
+        window.take(now, Urgency::Poll, 0).unwrap();
+    }
+    assert_eq!(at_once(&mut window, now, Urgency::Background, 0), 5);
+}
+
+#[test]
 fn the_news_of_one_search_leave_the_polls_of_the_others_what_they_need() {
     let now = Instant::now();
     for (polls, left) in [(0, 45), (12, 33), (32, 13), (33, 13), (100, 13)] {
@@ -586,6 +653,8 @@ async fn a_search_is_reserved_as_long_as_it_is_polled() {
     assert_eq!(reserved(), 500);
     drop(every_two_minutes);
     assert_eq!(reserved(), 0);
+    let _without_a_pause = allowance.reserve(Duration::ZERO);
+    assert_eq!(reserved(), 1_000_000);
 }
 
 #[tokio::test(start_paused = true)]
@@ -614,6 +683,11 @@ fn of_what_the_server_has_left_less_is_kept_as_the_reset_comes_near() {
     let mut window = Window::new(50);
     window.learn(&told(15, 60), start);
     assert_eq!(window.take(start, Urgency::Background, 20), Err(at(60)));
+    // But not where polls leave no tenth, because full reads must come to an end.
+    let mut window = Window::new(50);
+    window.learn(&told(1, 60), start);
+    assert_eq!(window.take(start, Urgency::Background, 45), Err(at(60)));
+    assert_eq!(window.take(start, Urgency::Background, 46), Ok(()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -718,14 +792,55 @@ fn polls_keep_apart_where_they_want_more_than_there_is() {
     assert_eq!(window.spacing(start, 46.0, true), MINUTE / 45);
     assert_eq!(window.spacing(start, 51.0, false), millis(1_200));
     assert_eq!(window.spacing(start, 51.0, true), MINUTE / 45);
+    assert_eq!(Window::new(1).spacing(start, 5.0, true), MINUTE);
     // Other programs left ten requests, for half a minute.
     window.learn(&told(10, 30), start);
     assert_eq!(window.spacing(start, 22.0, false), Duration::ZERO);
+    assert_eq!(window.spacing(start, 24.0, false), millis(3_000));
     assert_eq!(window.spacing(start, 30.0, false), millis(3_000));
     assert_eq!(window.spacing(start, 300.0, false), millis(3_000));
     let later = start + Duration::from_secs(21);
     assert_eq!(window.spacing(later, 300.0, false), millis(1_200));
     assert_eq!(window.spacing(start + MINUTE, 30.0, false), Duration::ZERO);
+    window.learn(&told(0, 30), start);
+    assert_eq!(window.spacing(start, 30.0, false), millis(30_000));
+}
+
+#[test]
+fn the_pace_of_polls_follows_from_what_is_reserved() {
+    let now = Instant::now();
+    let allowance = Arc::new(Allowance::new(50));
+    let _reservation = allowance.reserve(Duration::from_secs(1));
+    assert_eq!(allowance.take(now, Urgency::Poll), Ok(()));
+    let next = now + Duration::from_millis(1_200);
+    assert_eq!(allowance.take(now, Urgency::Poll), Err(next));
+}
+
+#[test]
+fn whoever_had_the_only_request_leaves_the_next_one_to_the_other_side_if_that_waits() {
+    let now = Instant::now();
+    let (poll, page, full_read) = (Urgency::Poll, Urgency::FurtherPage, Urgency::Background);
+    let mut window = Window::new(1);
+    assert!(!window.leaves_turn(poll, true, true), "nobody had any");
+    window.take(now, full_read, 0).unwrap();
+    assert!(window.leaves_turn(full_read, true, false));
+    assert!(!window.leaves_turn(full_read, false, true));
+    assert!(!window.leaves_turn(poll, true, true));
+    window.last_urgency = Some(page);
+    assert!(window.leaves_turn(poll, false, true));
+    assert!(!window.leaves_turn(poll, true, false));
+    assert!(!window.leaves_turn(full_read, true, true));
+    window.set_ceiling(2);
+    assert!(!window.leaves_turn(poll, false, true));
+
+    let allowance = Allowance::new(1);
+    allowance.window.lock().last_urgency = Some(full_read);
+    for queue in [&allowance.polls, &allowance.further_pages] {
+        let _waits = queue.try_lock().unwrap();
+        let later = now + RECHECK_INTERVAL;
+        assert_eq!(allowance.take(now, full_read), Err(later));
+    }
+    assert_eq!(allowance.take(now, full_read), Ok(()));
 }
 
 #[tokio::test(start_paused = true)]

@@ -307,7 +307,7 @@ impl Journal {
         connection: &Connection,
         events: &[JournalEvent],
     ) -> Result<()> {
-        if self.cursors.is_empty() || events.is_empty() {
+        if self.cursors.is_empty() {
             return Ok(());
         }
         let mut insert = connection.prepare_cached(
@@ -441,14 +441,9 @@ impl Journal {
         let named = self.cursors.get(sink);
         let position = named.filter(|cursor| cursor.left.is_none())?.position;
         // An event in a row that cannot be read waits all the same, but its time is unknown.
-        let oldest = if position < self.end {
-            oldest(connection, position).unwrap_or_default()
-        } else {
-            None
-        };
         Some(Backlog {
             events: self.end.abs_diff(position),
-            oldest,
+            oldest: oldest(connection, position).unwrap_or_default(),
         })
     }
 
@@ -647,8 +642,58 @@ mod tests {
             .execute("UPDATE sink SET position = 8", [])
             .unwrap();
         load(connection).unwrap();
+        connection
+            .execute("UPDATE sink SET position = 9", [])
+            .unwrap();
+        load(connection).unwrap();
         let told = lines.lock();
         assert_eq!(told.len(), 1, "{told:?}");
         assert!(told[0].contains(" sink=loki events=1 first=9 "), "{told:?}");
+    }
+
+    #[test]
+    fn of_the_sinks_that_have_left_only_those_in_the_way_or_out_of_time_are_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let load = |connection: &Connection| Journal::load(connection, 1000);
+        let (mut file, mut journal) = StateFile::open(&path, load).unwrap();
+        let connection = file.connection();
+        let names = |names: &[&str]| -> Vec<_> { names.iter().map(ToString::to_string).collect() };
+        let second = Duration::from_secs;
+        let all = names(&["fast", "first", "level", "slow"]);
+        journal.set_sinks(connection, &all, second(0)).unwrap();
+        let events: Vec<_> = (1..=4).map(event).collect();
+        journal.append(connection, &events).unwrap();
+        for (sink, position) in [("fast", 4), ("level", 2)] {
+            journal.acknowledge(sink, position, None);
+        }
+        for (left, at) in [
+            (&["fast", "level", "slow"][..], 10),
+            (&["fast", "slow"], 20),
+        ] {
+            journal.set_known_sinks(&names(left), second(at)).unwrap();
+        }
+        let known = |journal: &Journal| -> Vec<_> {
+            journal.cursors.keys().map(ToString::to_string).collect()
+        };
+        // The slowest of the sinks that are named needs the events as well.
+        assert!(!journal.is_held_by_left());
+        journal.give_up_left(connection).unwrap();
+        assert_eq!(known(&journal), all);
+
+        let (mut early, kept_for) = (journal.clone(), journal.kept_for);
+        assert!(!early.has_expired_sink(second(9) + kept_for));
+        assert!(early.has_expired_sink(second(10) + kept_for));
+        early
+            .give_up_expired(connection, second(19) + kept_for)
+            .unwrap();
+        assert_eq!(known(&early), ["fast", "level", "slow"]);
+        assert!(!early.has_expired_sink(second(19) + kept_for));
+
+        journal.acknowledge("slow", 2, None);
+        assert!(journal.is_held_by_left());
+        journal.give_up_left(connection).unwrap();
+        assert_eq!(known(&journal), ["fast", "level", "slow"]);
+        assert!(!journal.is_held_by_left());
     }
 }

@@ -172,6 +172,21 @@ mod tests {
     }
 
     #[test]
+    fn where_there_is_plenty_nothing_is_calculated_and_a_megabyte_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state.db");
+        let (file, ()) = StateFile::open(&path, |_| Ok(())).unwrap();
+        assert!(file.reuse_log());
+        let on = |free| {
+            let reserve = Disk::of(&path).unwrap().reserve;
+            file.room_on(|| Some(Disk { free, reserve }), 1000, 0)
+        };
+        assert_eq!(on(PLENTY + 2001), u64::MAX);
+        assert_eq!(on(PLENTY + 2000), (PLENTY + 2000 - (1 << 20)) / 2);
+        assert_eq!(file.room_on(|| None, 1000, 0), u64::MAX);
+    }
+
+    #[test]
     fn what_copying_the_log_takes_is_not_there_any_more() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state.db");
@@ -199,5 +214,12 @@ mod tests {
         assert_eq!(file.room_on(disk, 0, 0), rest / 2);
         // The log is copied, so its pages can be written again.
         assert_eq!(file.room_on(disk, rest, 0), rest);
+        // So can what becomes free in the file, unless the log cannot be copied.
+        assert_eq!(file.room_on(disk, 2 * rest, 1000), rest + 1000);
+        let reader = rusqlite::Connection::open(&path).unwrap();
+        reader.execute_batch("BEGIN; SELECT * FROM filler").unwrap();
+        let more = "CREATE TABLE more (x); DROP TABLE filler; PRAGMA busy_timeout = 0";
+        file.connection().execute_batch(more).unwrap();
+        assert!(file.room_on(disk, rest, 1000) < rest);
     }
 }

@@ -301,6 +301,32 @@ async fn a_damaged_row_is_not_passed_over_at_a_start_whatever_it_says_of_its_len
 }
 
 #[tokio::test]
+async fn a_damaged_row_that_is_delivered_to_one_sink_waits_for_the_other_as_a_whole() {
+    let (options, folder) = fresh();
+    let store = Store::open(&options).await.unwrap();
+    let key = key("acme", "client_1", "open");
+    let held = store.take_up(&key, second(1)).await.unwrap().held;
+    let sinks = || vec!["behind".to_owned(), "ahead".to_owned()];
+    store.set_sinks(sinks()).await.unwrap();
+    let mut commit = events(1..5);
+    for event in &mut commit.events {
+        event.at = second(7);
+    }
+    store.commit(held, commit, second(2)).await.unwrap();
+    store.acknowledge("ahead", 2, None).await.unwrap();
+    store.close().await;
+    let shell = rusqlite::Connection::open(folder.path().join("state.db")).unwrap();
+    assert_eq!(shell.execute("UPDATE journal SET heads = x'00'", []), Ok(1));
+    drop(shell);
+    let store = Store::open(&options).await.unwrap();
+    store.set_sinks(sinks()).await.unwrap();
+    for (sink, waiting) in [("behind", 4), ("ahead", 2)] {
+        assert_eq!(store.backlog(sink).await.unwrap().events, waiting);
+        assert!(store.pending(sink, 9, usize::MAX).await.is_err());
+    }
+}
+
+#[tokio::test]
 async fn rows_of_an_earlier_version_are_delivered_as_they_are() {
     let (store, _options, _folder) = damaged("UPDATE journal SET checksum = NULL").await;
     let batch = store.pending("s", 9, usize::MAX).await.unwrap();
@@ -344,10 +370,10 @@ async fn a_sink_goes_on_behind_the_rows_that_somebody_removed_and_finds_its_plac
     let store = Store::open(&options).await.unwrap();
     let states = store.set_sinks(vec!["s".to_owned()]).await.unwrap();
     assert_eq!(states[0].mark.as_deref(), Some(&[1][..]));
+    assert_eq!(store.backlog("s").await.unwrap().events, 2);
     let batch = store.pending("s", 9, usize::MAX).await.unwrap();
     let found: Vec<_> = batch.events.iter().map(|it| it.event.clone()).collect();
     assert_eq!(found, [event(3), event(4)]);
-    assert_eq!(store.backlog("s").await.unwrap().events, 2);
 }
 
 #[tokio::test]

@@ -247,7 +247,8 @@ impl Writer {
                     Ok(command) => return Some(command),
                     Err(TryRecvError::Disconnected) => return None,
                     Err(TryRecvError::Empty) => {
-                        // A step that fails is tried again after the next command.
+                        // A step that fails is tried again after the next command or look at the
+                        // files.
                         if self.transaction(&mut []).is_err() {
                             break;
                         }
@@ -260,31 +261,24 @@ impl Writer {
         }
     }
 
-    /// Waits for a command. Returns pending if sinks were given up, so that the journal is to be
-    /// pruned.
+    /// Waits for a command until the next look at the files, and does that look. Returns pending if
+    /// no command has come.
     fn wait(&mut self, queue: &mut mpsc::Receiver<Command>) -> Poll<Option<Command>> {
-        while self.lost.borrow().is_none() {
-            let rest = self
-                .check_interval
-                .saturating_sub(self.checked_at.elapsed());
-            if !rest.is_zero() {
-                let command = receive(queue, rest);
-                if command.is_ready() {
-                    return command;
-                }
-                continue;
-            }
-            self.check_files();
-            if !self.keep_lock() {
-                break;
-            }
-            if self.journal.has_expired_sink(clock::since_boot())
-                && self.transaction(&mut []).is_ok()
-            {
-                return Poll::Pending;
-            }
+        if self.lost.borrow().is_some() {
+            return Poll::Ready(None);
         }
-        Poll::Ready(None)
+        let rest = self
+            .check_interval
+            .saturating_sub(self.checked_at.elapsed());
+        if !rest.is_zero() {
+            return receive(queue, rest);
+        }
+        self.check_files();
+        if self.keep_lock() && self.journal.has_expired_sink(clock::since_boot()) {
+            // If this fails, it is tried again at the next look.
+            self.transaction(&mut []).ok();
+        }
+        Poll::Pending
     }
 
     /// Checks whether the files still are where the next start looks for them.
@@ -409,7 +403,9 @@ impl Writer {
             // If the fault is over by now, no sink need be given up.
             done = self.transaction(writes);
             if is_of_no_room(&done) {
-                done = self.transaction_with_room_of_left(writes);
+                // If there is no room even so, no sink is given up.
+                writes.insert(0, Write::GiveUpLeft);
+                done = self.transaction(writes);
             }
         }
         done
@@ -432,15 +428,6 @@ impl Writer {
         let wanted: u64 = writes.iter().map(Write::bytes).sum();
         let held = self.journal.bytes_held_by_left(self.file.reader());
         held.is_ok_and(|held| held >= wanted.max(TOUCHED_BYTES as u64))
-    }
-
-    /// Does `writes` and gives up the sinks that have left and keep events that all others have.
-    /// If there is no room even so, no sink is given up.
-    fn transaction_with_room_of_left(&mut self, writes: &mut Vec<Write>) -> Result<()> {
-        writes.insert(0, Write::GiveUpLeft);
-        let done = self.transaction(writes);
-        writes.remove(0);
-        done
     }
 
     /// Gives up the sinks that have left and keep events that all others have, if more of the

@@ -259,6 +259,11 @@ fn a_place_that_cannot_be_is_explained() {
     assert!(missing.starts_with(&start), "{missing}");
     let file = problem(&folder.join("file/state.db"));
     assert!(file.ends_with("is not a folder"), "{file}");
+    let below = problem(&folder.join("file/x/state.db"));
+    assert!(
+        below.contains(" cannot be used: Not a directory"),
+        "{below}"
+    );
     assert_eq!(problem(folder), "it is a folder; name a file in it");
     let nothing = problem(&folder.join("missing/.."));
     assert_eq!(nothing, "the path does not end in a file's name");
@@ -578,5 +583,26 @@ fn a_state_that_was_moved_aside_is_not_lost_to_whoever_uses_what_is_in_its_place
         fs::rename(&name, with_suffix(&name, ".aside")).unwrap();
     }
     let _second = open(&path).unwrap();
+    let (lines, _logging) = captured();
     file.keep_lock().unwrap();
+    let lines = lines.lock().clone();
+    assert!(
+        lines.len() == 1 && lines[0].contains("cannot be taken again"),
+        "{lines:?}"
+    );
+}
+
+#[test]
+fn a_lock_that_is_let_go_in_a_moment_is_waited_for() {
+    let folder = folder();
+    let path = folder.path().join("state.db");
+    let Ok(held) = lock(&path) else {
+        panic!("it is locked");
+    };
+    let ending = thread::spawn(move || {
+        thread::sleep(Duration::from_millis(30));
+        drop(held);
+    });
+    open(&path).unwrap();
+    ending.join().unwrap();
 }
