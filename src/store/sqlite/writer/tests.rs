@@ -570,21 +570,6 @@ fn events_that_share_a_row_are_acknowledged_one_by_one() {
 }
 
 #[test]
-fn what_has_not_changed_is_not_written_again() {
-    let mut bench = Bench::new();
-    bench.set_sinks(&["s", "other"]);
-    bench.write(events(1..4)).unwrap();
-    bench.acknowledge(2).unwrap();
-    for _ in 0..2 {
-        let before = log_bytes(&bench.path);
-        bench.writer.transaction(&mut []).unwrap();
-        assert_eq!(log_bytes(&bench.path), before);
-        bench = bench.reopen();
-        bench.sql("PRAGMA user_version = 2");
-    }
-}
-
-#[test]
 fn a_read_is_answered_before_the_writes_that_it_waited_with() {
     let mut bench = Bench::new();
     let (commit, _reply) = bench.commit(opened(1));
