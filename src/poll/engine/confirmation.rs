@@ -31,7 +31,7 @@ pub(super) const DOUBT: u32 = 2;
 /// Number of full reads in a row that must miss an alert before it counts as gone although its
 /// page shows no change: the query may be about something that the page does not tell, such as its
 /// age.
-const CERTAINTY: u32 = 8;
+pub(super) const CERTAINTY: u32 = 8;
 
 /// A question by id.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -227,7 +227,7 @@ impl Engine {
             if missed >= CERTAINTY && self.history.unreadable() == 0 {
                 gone.push(id);
             } else {
-                self.suspects.insert(id, missed.min(CERTAINTY));
+                self.suspects.insert(id, missed);
             }
         }
         self.set_departing(gone);
@@ -237,7 +237,7 @@ impl Engine {
     /// second miss may be bad luck, and at those of the `doubted`.
     pub(super) fn verify(&mut self, doubted: Vec<Box<str>>) {
         let suspects = self.suspects.iter();
-        let missed_again = suspects.filter(|(_, missed)| (DOUBT..CERTAINTY).contains(*missed));
+        let missed_again = suspects.filter(|(_, missed)| **missed >= DOUBT);
         let mut asked: BTreeSet<Box<str>> = missed_again.map(|(id, _)| id.clone()).collect();
         asked.extend(doubted.into_iter().take(DOUBTED));
         asked.retain(|id| self.tracker.is_missing(id));

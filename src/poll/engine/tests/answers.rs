@@ -1,7 +1,7 @@
 //! What becomes of answers that are late, short, refused, or do not add up.
 
 use super::*;
-use crate::poll::engine::confirmation::{CONFIRM_AGAIN, DOUBT, DOUBTED};
+use crate::poll::engine::confirmation::{CERTAINTY, CONFIRM_AGAIN, DOUBT, DOUBTED};
 
 #[test]
 fn an_answer_that_was_overtaken_brings_nobody_back() {
@@ -1127,6 +1127,27 @@ fn whom_an_answer_by_id_counts_and_does_not_show_has_not_left_unless_its_page_sa
         run.settle();
         assert_eq!(run.told_at, told, "nobody is told anew");
     }
+}
+
+/// Being missed proves nothing, because any of the items that cannot be read may be the alert.
+#[test]
+fn own_pages_are_looked_at_however_long_items_cannot_be_read() {
+    let mut run = run_with(50, 100);
+    run.server.answers_by_id = false;
+    for read in 0..CERTAINTY + DOUBT {
+        if read == CERTAINTY {
+            run.server.act(&Act::CloseMany(7, 3));
+        }
+        run.lie = Some(Lie {
+            unreadable: 50,
+            total: 50,
+            ..Lie::of_nothing(100)
+        });
+        run.now += Duration::from_secs(600);
+        run.poll(false);
+        while run.background(false) {}
+    }
+    run.assert_agreement();
 }
 
 #[test]
