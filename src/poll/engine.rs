@@ -826,7 +826,7 @@ impl Engine {
     /// refuses a page, no reading shows what is behind it.
     fn is_in_doubt(&self) -> bool {
         let lacks = !self.is_sound() || self.limits.pages.has_given_up();
-        self.history.last.is_some() && lacks && self.refused().is_none()
+        lacks && self.refused().is_none()
     }
 
     /// The total to be expected: the open alerts that are known, and the items that the last
@@ -857,7 +857,6 @@ impl Engine {
         self.tracker.begin_reading();
         self.limits.pages.full_read_begins();
         self.surplus_in_a_row = 0;
-        self.postponed = false;
         self.background = Background::Reading { read, begun: now };
     }
 

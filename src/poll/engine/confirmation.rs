@@ -264,7 +264,6 @@ impl Engine {
     pub(super) fn may_have_left(&self, sighting: &Sighting<'_>) -> bool {
         !self.is_sound()
             && !sighting.status.is_empty()
-            && self.options.has_one_status
             && self.has_left(sighting.id, sighting.status)
     }
 

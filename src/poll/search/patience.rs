@@ -71,7 +71,6 @@ impl Patience {
     /// Notes that the full read has ended, or that none is wanted.
     pub(super) fn no_page_is_wanted(&mut self) {
         self.page = Failures::default();
-        self.page_no = 0;
     }
 
     /// Returns what the next task of the search is to know of failures of pages.
