@@ -16,7 +16,7 @@ use crate::{poll::full_read::Facts, track::Sighting};
 /// Maximum number of ids that are asked for in one request.
 pub(super) const CONFIRM: usize = 50;
 /// Maximum number of witnesses to ask with, because a witness may just have left itself.
-const WITNESSES: u32 = 3;
+pub(super) const WITNESSES: u32 = 3;
 /// Number of readings in a row whose questions by id fail, or whose answers lack every witness,
 /// before the server counts as one that cannot be asked by id.
 const UNANSWERED: u32 = 3;
@@ -194,7 +194,7 @@ impl Engine {
         }
     }
 
-    fn can_confirm(&self, now: Instant) -> bool {
+    pub(super) fn can_confirm(&self, now: Instant) -> bool {
         self.witness.is_some() && self.limits.confirm_again.is_none_or(|at| now >= at)
     }
 

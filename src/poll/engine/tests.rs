@@ -24,8 +24,8 @@ struct Server {
     query_is_dropped: bool,
     /// When asked by id, the server shows the first alert once more in place of the last.
     shows_twice: bool,
-    /// How many more alerts the server counts than it shows.
-    surplus: u64,
+    /// How many more alerts the server counts than it shows; less if negative.
+    surplus: i64,
     /// Behind its last page the server shows that page again, and every page names a next one.
     repeats: bool,
     /// Every page that shows alerts names a next page.
@@ -269,11 +269,13 @@ impl Run {
         let open = tracker.open_count();
         let engine = Engine::new(self.engine.options, tracker);
         let before = std::mem::replace(&mut self.engine, engine);
+        self.engine.set_limits(before.limits());
         if let Some(total) = before.total()
             && before.is_complete()
             && before.tracker().open_count() == open
         {
-            self.engine.resume(total, Duration::ZERO, self.now);
+            let read_at = due(&before) - before.options.full_read_interval;
+            self.engine.resume(total, self.now - read_at, self.now);
         }
     }
 
@@ -339,7 +341,7 @@ impl Run {
             page: page_no,
             shown: shown.len(),
             unreadable: 0,
-            total: result.len() as u64 + self.server.surplus,
+            total: (result.len() as u64).saturating_add_signed(self.server.surplus),
             // The real client ignores a size of zero and takes the size that was asked for.
             page_size: if self.server.size_as_shown && !shown.is_empty() {
                 shown.len() as u64
@@ -591,6 +593,19 @@ impl Run {
 
     fn open_on_server(&self) -> BTreeSet<u32> {
         self.server.result().into_iter().map(|(id, _)| id).collect()
+    }
+}
+
+/// When the result is due to be read again.
+fn due(engine: &Engine) -> Instant {
+    engine.history.last.as_ref().unwrap().next_due
+}
+
+/// Makes a poll up to its end.
+fn poll_to_the_end(run: &mut Run) {
+    run.poll(false);
+    while run.poll_page.is_some() {
+        run.poll(false);
     }
 }
 

@@ -302,6 +302,50 @@ mod tests {
         for error in elsewhere() {
             assert_eq!(questions(&mut answered(), &error), None, "{error}");
         }
+        // An answer in between begins the count anew.
+        let mut patience = answered();
+        let now = Instant::now();
+        for _ in 0..10 {
+            assert!(!patience.ends_question(&status(504), now));
+            assert!(!patience.ends_question(&status(504), now));
+            patience.worked();
+        }
+    }
+
+    /// What failed shortly before a poll that was not answered may have failed for the same
+    /// reason.
+    #[test]
+    fn polls_that_fail_do_not_keep_a_question_that_failed_before_the_last_one_that_did_not() {
+        let fails_between = |is_answered: bool| {
+            let mut patience = answered();
+            let now = Instant::now();
+            for _ in 0..2 {
+                assert!(!patience.ends_question(&status(504), now));
+            }
+            if is_answered {
+                patience.poll_answered(now + INTERVAL);
+            }
+            patience.poll_unanswered();
+            patience.poll_answered(now + 2 * INTERVAL);
+            patience.ends_question(&status(504), now + 2 * INTERVAL)
+        };
+        assert_eq!([true, false].map(fails_between), [true, false]);
+    }
+
+    #[test]
+    fn a_poll_counts_as_answered_after_a_failure_only_if_it_began_later() {
+        let mut patience = answered();
+        let now = Instant::now();
+        for _ in 0..20 {
+            assert!(!patience.ends_read(&status(400), 2, false, now));
+            patience.poll_answered(now - INTERVAL);
+        }
+        patience.poll_answered(now + INTERVAL);
+        assert!(patience.ends_read(&status(400), 2, false, now + INTERVAL));
+        // If the last read ended at the page, no poll has to be.
+        let mut patience = answered();
+        let ended = (1..10).find(|_| patience.ends_read(&status(400), 2, true, now));
+        assert_eq!(ended, Some(3));
     }
 
     /// The server sometimes fails to answer a poll. That is no evidence about a page that it never

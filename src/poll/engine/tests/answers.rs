@@ -1,24 +1,61 @@
 //! What becomes of answers that are late, short, refused, or do not add up.
 
 use super::*;
-use crate::poll::engine::confirmation::{CERTAINTY, CONFIRM_AGAIN, DOUBT, DOUBTED};
+use crate::poll::engine::confirmation::{CERTAINTY, CONFIRM_AGAIN, DOUBT, DOUBTED, WITNESSES};
 
 #[test]
 fn an_answer_that_was_overtaken_brings_nobody_back() {
-    let mut run = run_with(1000, 100);
-    run.send(true);
-    run.server.act(&Act::Close(990));
-    let slow = run.under_way_to[0].take();
-    run.poll(false);
-    while run.background(false) {
+    for is_told in [true, false] {
+        let mut run = run_with(300, 100);
+        run.engine.begin_full_read(run.now);
+        run.send(true);
+        run.server.act(&Act::Close(290));
         // The background goes on while the poll's answer is waited for.
+        while (is_told || !run.engine.has_departures()) && run.background(false) {}
+        assert_eq!(run.logged_open.len(), if is_told { 299 } else { 300 });
+        run.poll(false);
+        assert_eq!(run.engine.tracker().open_count(), 299);
+        while run.background(false) {}
+        run.assert_agreement();
     }
-    assert_eq!(run.logged_open.len(), 999);
-    run.under_way_to[0] = slow;
+}
+
+/// One alert has left before the poll's request was sent, and one has opened since.
+#[test]
+fn of_those_whom_an_overtaken_answer_lacks_only_one_has_left_of_whom_no_other_has_told() {
+    let mut run = run_with(50, 100);
+    run.engine.begin_full_read(run.now);
+    run.server.act(&Act::Close(3));
+    run.send(true);
+    run.server.act(&Act::Open(1));
+    run.background(false);
+    assert_eq!(run.logged_open.len(), 51);
     run.poll(false);
-    while run.background(false) {}
-    run.settle();
-    run.assert_agreement();
+    let left = vec!["4".into()];
+    assert_eq!(run.engine.task(), Some(Task::Reasons(left)));
+}
+
+#[test]
+fn the_total_is_that_of_the_latest_answer_that_shows_something() {
+    let mut run = run_with(250, 100);
+    run.engine.begin_full_read(run.now);
+    run.server.act(&Act::Open(1));
+    run.background(false);
+    assert_eq!(run.engine.total(), Some(251));
+    run.lie = Some(Lie::of_nothing(100));
+    run.background(false);
+    assert_eq!(
+        run.engine.total(),
+        Some(251),
+        "a further page shows nothing"
+    );
+    run.engine.begin_full_read(run.now);
+    run.send(false);
+    run.server.clock += 3;
+    run.server.act(&Act::Open(1));
+    run.poll(false);
+    run.background(false);
+    assert_eq!(run.engine.total(), Some(252), "the poll asked later");
 }
 
 #[test]
@@ -41,21 +78,48 @@ fn an_answer_that_lacks_most_of_what_there_was_stands_alone_until_the_next() {
 }
 
 /// A server that counts alerts and shows none is out of order, so the answer before is not believed
-/// either.
+/// either. Nor is it if the next one shows a part of a longer result.
 #[test]
 fn answers_that_lack_most_of_what_there_was_agree_only_if_they_are_in_a_row() {
-    let mut run = run_with(100, 200);
-    for total in [0, 100, 0] {
-        run.lie = Some(Lie {
-            total,
-            ..Lie::of_nothing(200)
-        });
+    for shows_a_part in [false, true] {
+        let mut run = run_with(100, 200);
+        for total in [0, 100, 0] {
+            if total > 0 && shows_a_part {
+                run.server.page_size = 60;
+            } else {
+                run.lie = Some(Lie {
+                    total,
+                    ..Lie::of_nothing(200)
+                });
+            }
+            run.poll(false);
+            assert_eq!(run.engine.task(), None);
+        }
+        run.server.page_size = 200;
         run.poll(false);
-        assert_eq!(run.engine.task(), None);
+        run.assert_agreement();
+        assert!(run.engine.is_complete());
     }
-    run.poll(false);
-    run.assert_agreement();
-    assert!(run.engine.is_complete());
+}
+
+#[test]
+fn more_than_twenty_and_than_are_shown_have_left_only_if_the_next_answer_lacks_them_too() {
+    for (open, closed, at_once) in [
+        (21, 20, true),
+        (21, 21, false),
+        (60, 30, true),
+        (60, 31, false),
+    ] {
+        let mut run = Run::new(false, 100, true);
+        run.server.act(&Act::Open(open));
+        run.settle();
+        run.server.act(&Act::CloseMany(0, closed));
+        run.poll(false);
+        assert_eq!(run.engine.task().is_some(), at_once, "{closed} of {open}");
+        run.poll(false);
+        while run.background(false) {}
+        run.assert_agreement();
+    }
 }
 
 #[test]
@@ -103,11 +167,13 @@ fn a_total_that_is_too_high_keeps_nobody_who_left() {
     for size in [100, 2_000] {
         let mut run = run_with(1_000, size);
         run.server.surplus = 1;
+        let sound = run.engine.sound_readings();
         run.server.act(&Act::CloseMany(7, 80));
         run.poll(false);
         while run.background(false) {}
         run.assert_agreement();
         assert!(!run.engine.is_complete());
+        assert_eq!(run.engine.sound_readings(), sound);
     }
 }
 
@@ -295,14 +361,6 @@ fn a_missed_page_is_tried_once_and_then_all_is_read_though_the_count_adds_up() {
             run.poll(false);
             assert_eq!((run.poll_page, run.engine.task()), (None, None));
         }
-    }
-}
-
-/// Makes a poll up to its end.
-fn poll_to_the_end(run: &mut Run) {
-    run.poll(false);
-    while run.poll_page.is_some() {
-        run.poll(false);
     }
 }
 
@@ -658,7 +716,7 @@ fn a_further_page_does_not_make_up_for_a_first_one_that_shows_nothing_of_what_it
     };
     assert!(run.engine.note_first_page(&hollow, run.now));
     assert!(!run.engine.note_first_page(&further, run.now));
-    run.now += run.engine.options.interval;
+    run.now += run.engine.options.interval / 2;
     assert!(!run.engine.note_first_page(&hollow, run.now), "once");
 }
 
@@ -693,17 +751,32 @@ fn a_refused_page_that_shows_nothing_is_still_refused() {
     run.poll(false);
     assert_eq!(run.engine.refused(), Some(2));
     assert_eq!(run.engine.total(), Some(400));
+    read_with(&mut run, 2, &Lie::of_nothing(100));
+    assert_eq!(run.engine.refused(), Some(2), "nor does a full read see it");
 }
 
 #[test]
 fn a_missed_page_that_the_result_no_longer_has_is_not_tried() {
+    for closed in [50, 200] {
+        let mut run = run_with(250, 100);
+        run.engine.page_missed(3);
+        run.server.act(&Act::CloseMany(0, closed));
+        run.poll(false);
+        assert_eq!(run.poll_page, None);
+        // A first page that is the whole result leaves nothing to be read.
+        assert_eq!(run.engine.misses_a_page(), closed == 50);
+        run.settle();
+        assert!(run.engine.is_complete());
+    }
+}
+
+#[test]
+fn a_missed_page_that_no_poll_reads_is_not_tried() {
     let mut run = run_with(250, 100);
-    run.engine.page_missed(3);
-    run.server.act(&Act::CloseMany(0, 50));
+    run.engine.options.max_poll_pages = 1;
+    run.engine.page_missed(2);
     run.poll(false);
     assert_eq!(run.poll_page, None);
-    run.settle();
-    assert!(run.engine.is_complete());
 }
 
 /// New alerts are on the missed page, which comes first and may be shown by now.
@@ -853,6 +926,13 @@ fn a_page_is_refused_at_its_place_in_the_full_read_though_polls_read_pages_of_an
     for page in [4, 5] {
         assert_eq!(run.engine.is_refused(page), page == 5);
     }
+    // The next full read numbers its own pages.
+    run.engine.begin_full_read(run.now);
+    run.server.page_size = 100;
+    run.background(false);
+    run.server.page_size = 50;
+    run.poll(false);
+    assert_eq!(run.engine.refused(), Some(3));
 }
 
 #[test]
@@ -871,6 +951,17 @@ fn a_full_read_whose_pages_are_of_another_size_from_now_on_begins_anew() {
     run.server.page_size = 50;
     while run.background(false) {}
     assert!(run.engine.is_complete());
+}
+
+#[test]
+fn a_full_read_is_over_once_the_first_page_of_a_poll_is_the_whole_result() {
+    let mut run = run_with(250, 100);
+    run.engine.begin_full_read(run.now);
+    run.background(false);
+    assert!(run.engine.wants(2));
+    run.server.act(&Act::CloseMany(0, 200));
+    run.poll(false);
+    assert!(!run.engine.is_reading());
 }
 
 #[test]
@@ -1018,7 +1109,7 @@ fn a_sound_reading_that_ends_before_a_refused_page_lifts_the_refusal() {
 
 #[test]
 fn an_empty_or_doubtful_result_is_gone_through_twice() {
-    let gone_through = |open: u8, surplus: u64| {
+    let gone_through = |open: u8, surplus: i64| {
         let mut run = Run::new(false, 100, true);
         run.server.surplus = surplus;
         run.server.act(&Act::Open(open));
@@ -1049,6 +1140,7 @@ fn what_is_shown_by_id_though_it_has_left_is_told_by_its_page() {
     let told = run.told_at.clone();
     run.server.act(&Act::CloseMany(300, 80));
     for _ in 0..DOUBT {
+        assert_eq!(run.logged_open.len(), 1_000, "one read is not enough");
         run.now += Duration::from_secs(600);
         run.poll(false);
         while run.background(false) {}
@@ -1129,6 +1221,150 @@ fn whom_an_answer_by_id_counts_and_does_not_show_has_not_left_unless_its_page_sa
     }
 }
 
+/// The server fails when it is asked for the witness alone.
+#[test]
+fn whom_an_answer_by_id_lacks_is_looked_up_if_what_the_server_counts_cannot_be_told() {
+    let mut run = run_with(300, 100);
+    run.server.shows_twice = true;
+    run.server.surplus = 1;
+    run.server.act(&Act::CloseMany(100, 2));
+    let question = asks_by_id(&mut run).unwrap();
+    assert_eq!(question.suspects.len(), 2);
+    // One of them is open after all.
+    let id = question.suspects[0].parse().unwrap();
+    run.server.alerts.get_mut(&id).unwrap().open = true;
+    run.background(false);
+    let Some(Task::Confirm(alone)) = run.engine.task() else {
+        panic!("{:?}", run.engine.task());
+    };
+    assert!(alone.suspects.is_empty());
+    run.engine.confirmation_failed(&alone, run.now);
+    while run.background(false) {}
+    run.assert_agreement();
+}
+
+#[test]
+fn all_that_is_shown_by_id_is_in_the_result_though_a_full_read_could_not_show_it() {
+    let mut run = run_with(50, 10);
+    run.now += Duration::from_secs(600);
+    run.poll(false);
+    run.engine.page_refused(2, run.now);
+    // The total is too high, but nobody is missing from an answer.
+    run.server.surplus = 1;
+    let mut asked = 0;
+    while let Some(Task::Confirm(question)) = run.engine.task() {
+        let suspects = question.suspects.len();
+        assert!((1..10).contains(&suspects), "there is room for the witness");
+        asked += suspects;
+        run.background(false);
+    }
+    assert_eq!((asked, run.engine.task()), (40, None));
+    assert!(run.engine.tracker().missing().is_empty());
+}
+
+/// Answers a question by id with these alerts.
+fn answer_by_id(run: &mut Run, question: &Arc<Question>, shown: &[&str], facts: &Facts) {
+    let ids: Vec<String> = shown.iter().map(|id| (*id).to_owned()).collect();
+    let page = plain(&ids);
+    let purpose = Purpose::Confirm(Arc::clone(question));
+    let delta = Delta::default();
+    run.engine
+        .adopt(&purpose, facts, &page, &delta, Vec::new(), run.now);
+}
+
+#[test]
+fn an_answer_by_id_that_may_not_show_all_it_was_asked_for_proves_no_departure() {
+    let facts = Facts {
+        page: 1,
+        shown: 1,
+        unreadable: 0,
+        total: 1,
+        page_size: 100,
+        next: None,
+    };
+    let goes_on = Facts {
+        total: 2,
+        next: Some(2),
+        ..facts
+    };
+    let (shown, total) = (2, 2);
+    let others = Facts {
+        shown,
+        total,
+        ..facts
+    };
+    let unreadable = Facts {
+        unreadable: 1,
+        ..others
+    };
+    let names_next = Facts {
+        next: Some(2),
+        ..facts
+    };
+    for (facts, other, proves) in [
+        (facts, None, true),
+        (names_next, None, true),
+        (goes_on, None, false),
+        (unreadable, None, false),
+        (others, Some("1000"), false),
+    ] {
+        let mut run = run_with(300, 100);
+        run.server.act(&Act::Close(5));
+        let question = asks_by_id(&mut run).unwrap();
+        let shown: Vec<&str> = [&*question.witness].into_iter().chain(other).collect();
+        answer_by_id(&mut run, &question, &shown, &facts);
+        assert_eq!(run.engine.has_departures(), proves, "{facts:?}");
+        assert_eq!(run.engine.can_confirm(run.now), proves, "{facts:?}");
+    }
+}
+
+/// The witness may have left by itself, so the question is asked again with the one of the last
+/// poll.
+#[test]
+fn an_answer_by_id_without_its_witness_has_others_tried_but_not_for_ever() {
+    let mut run = run_with(300, 100);
+    run.server.act(&Act::Close(5));
+    let mut question = asks_by_id(&mut run).unwrap();
+    for number in 1..=WITNESSES {
+        run.lie = Some(Lie::of_nothing(100));
+        run.send(false);
+        run.server.clock += 3;
+        run.server.act(&Act::Open(1));
+        poll_to_the_end(&mut run);
+        run.background(false);
+        let Some(Task::Confirm(next)) = run.engine.task() else {
+            assert_eq!((number, run.engine.task()), (WITNESSES, None));
+            return;
+        };
+        assert_ne!(next.witness, question.witness);
+        assert_eq!(next.suspects, question.suspects);
+        question = next;
+    }
+    panic!("{:?}", run.engine.task());
+}
+
+#[test]
+fn whom_full_reads_miss_again_and_again_has_left_in_the_end_whatever_its_own_page_says() {
+    let mut run = run_with(150, 100);
+    run.server.answers_by_id = false;
+    run.server.act(&Act::Close(5));
+    for read in 1..=CERTAINTY {
+        run.now += Duration::from_secs(600);
+        run.poll(false);
+        let mut is_looked_up = false;
+        while let Some(task) = run.engine.task().filter(|_| !run.engine.has_departures()) {
+            if let Task::Verify(ids) = &task {
+                is_looked_up = true;
+                run.engine.adopt_verdicts(ids, &HashSet::new(), false);
+            } else {
+                run.background(false);
+            }
+        }
+        assert_eq!(is_looked_up, (DOUBT..CERTAINTY).contains(&read), "{read}");
+        assert_eq!(run.engine.has_departures(), read == CERTAINTY, "{read}");
+    }
+}
+
 /// Being missed proves nothing, because any of the items that cannot be read may be the alert.
 #[test]
 fn own_pages_are_looked_at_however_long_items_cannot_be_read() {
@@ -1147,6 +1383,51 @@ fn own_pages_are_looked_at_however_long_items_cannot_be_read() {
         run.poll(false);
         while run.background(false) {}
     }
+    run.assert_agreement();
+}
+
+/// An answer by id keeps the same alert back each time. Its own page shows that it is open.
+#[test]
+fn whom_reads_that_do_not_add_up_cannot_show_has_not_left_however_often() {
+    let mut run = run_with(150, 100);
+    run.server.shows_twice = true;
+    for _ in 0..CERTAINTY + DOUBT {
+        read_up_to_a_refusal(&mut run, 2);
+        assert_eq!(run.logged_open.len(), 150);
+    }
+}
+
+#[test]
+fn another_status_on_its_own_page_tells_that_an_alert_has_left() {
+    let mut run = run_with(50, 100);
+    let has_left = |run: &mut Run, status| {
+        [true, false].map(|has_one_status| {
+            run.engine.options.has_one_status = has_one_status;
+            run.engine.has_left("1", status)
+        })
+    };
+    assert!(!run.engine.has_left("1000", "Closed"), "it is not known");
+    assert_eq!(has_left(&mut run, "NEW"), [false, false]);
+    assert_eq!(has_left(&mut run, "Closed"), [true, true]);
+    // After a reading that does not add up, being unseen is no evidence.
+    run.server.surplus = 1;
+    run.poll(false);
+    while run.background(false) {}
+    assert_eq!(has_left(&mut run, "Closed"), [true, false]);
+    // Nor is the status of an alert that had none.
+    let mut run = Run::new(false, 10, true);
+    poll_shows(&mut run, &["1"], 0, 2);
+    assert_eq!(has_left(&mut run, "Closed"), [false, false]);
+}
+
+/// A page of one alert has no room for a witness.
+#[test]
+fn a_departure_is_noticed_where_pages_show_one_alert() {
+    let mut run = Run::new(false, 1, true);
+    run.server.act(&Act::Open(3));
+    run.settle();
+    run.server.act(&Act::Close(1));
+    run.settle();
     run.assert_agreement();
 }
 
@@ -1178,7 +1459,8 @@ fn a_departure_is_noticed_where_every_page_names_a_next_one_and_tells_its_own_si
     run.settle();
     run.now += Duration::from_secs(120);
     run.requests = 0;
-    run.server.act(&Act::CloseMany(7, 2));
+    // The last page shows one alert, so pages of that size would have no room for a question.
+    run.server.act(&Act::CloseMany(7, 4));
     run.poll(false);
     while run.background(false) {}
     run.assert_agreement();
@@ -1308,60 +1590,106 @@ fn an_answer_by_id_that_says_nothing_counts_as_a_failure() {
     }
 }
 
+#[test]
+fn a_reload_takes_back_nothing_of_what_was_learned_of_questions_by_id() {
+    let mut run = run_with(300, 100);
+    for failures in 1..=3 {
+        run.server.act(&Act::Close(5));
+        let question = asks_by_id(&mut run).unwrap();
+        run.engine.confirmation_failed(&question, run.now);
+        assert_eq!(run.engine.can_confirm(run.now), failures < 3);
+        run.reload();
+    }
+    run.server.act(&Act::Close(5));
+    assert_eq!(asks_by_id(&mut run), None);
+    run.settle();
+    run.assert_agreement();
+}
+
 /// Other alerts that the answer shows may have left long ago, or may never have matched the query.
 #[test]
 fn an_answer_by_id_that_shows_others_than_were_asked_for_says_nothing() {
-    let mut run = run_with(100, 200);
-    for _ in 0..20 {
+    for has_one_status in [true, false] {
+        let mut run = run_with(100, 200);
+        run.engine.options.has_one_status = has_one_status;
+        for _ in 0..20 {
+            run.server.act(&Act::Close(5));
+        }
+        run.settle();
+        run.assert_agreement();
+        // The reading does not add up, so an alert that is shown by id could be one that it has
+        // missed.
+        run.server.surplus = 1;
+        run.server.query_is_dropped = true;
         run.server.act(&Act::Close(5));
+        let question = asks_by_id(&mut run).unwrap();
+        let before = run.logged_open.clone();
+        run.background(false);
+        assert_eq!(run.logged_open, before);
+        assert!(!run.engine.is_asking(&question));
+        while run.background(false) {}
+        run.assert_agreement();
     }
-    run.settle();
-    run.assert_agreement();
-    // The reading does not add up, so an alert that is shown by id could be one that it has
-    // missed.
-    run.server.surplus = 1;
-    run.server.query_is_dropped = true;
-    run.server.act(&Act::Close(5));
-    let question = asks_by_id(&mut run).unwrap();
-    let before = run.logged_open.clone();
-    run.background(false);
-    assert_eq!(run.logged_open, before);
-    assert!(!run.engine.is_asking(&question));
-    while run.background(false) {}
-    run.assert_agreement();
+}
+
+/// Makes a poll whose only page shows these alerts, and some items that cannot be read.
+fn poll_shows(run: &mut Run, shown: &[&str], unreadable: usize, total: u64) {
+    let ids: Vec<String> = shown.iter().map(|id| (*id).to_owned()).collect();
+    let page = plain(&ids);
+    let delta = run.engine.compare(&Purpose::Poll, &page);
+    let opened = delta.opened.iter().map(|place| KnownAlert {
+        sighting: page[*place],
+        ordinal: 1,
+        created_at: None,
+        group: vec!["".into()],
+    });
+    let facts = Facts {
+        page: 1,
+        shown: shown.len() + unreadable,
+        unreadable,
+        total,
+        page_size: 5,
+        next: None,
+    };
+    let known = opened.collect();
+    run.engine
+        .adopt(&Purpose::Poll, &facts, &page, &delta, known, run.now);
+}
+
+#[test]
+fn whom_a_page_lacks_that_shows_another_one_twice_has_not_left() {
+    let mut run = Run::new(false, 10, true);
+    poll_shows(&mut run, &["1", "2", "3"], 0, 3);
+    assert!(run.engine.is_complete());
+    poll_shows(&mut run, &["1", "2", "2"], 0, 3);
+    assert!(!run.engine.is_sound());
+    let question = Question {
+        suspects: vec!["3".into()],
+        witness: "2".into(),
+    };
+    assert_eq!(run.engine.task(), Some(Task::Confirm(Arc::new(question))));
+    // An item that cannot be read counts as well.
+    poll_shows(&mut run, &["1", "2", "3"], 1, 4);
+    assert!(run.engine.is_sound());
+}
+
+#[test]
+fn an_id_can_be_asked_for_if_it_cannot_be_mistaken_for_grammar() {
+    for id in ["1", "a1b2-c3_D4"] {
+        assert!(can_be_asked_for(id), "{id}");
+    }
+    for id in ["", "a:2", "a b", "a\"", "ä", "a+b", "a*"] {
+        assert!(!can_be_asked_for(id), "{id}");
+    }
 }
 
 #[test]
 fn an_id_that_cannot_be_asked_for_is_looked_up_on_its_own_page_and_the_others_are_asked_for() {
     let mut run = Run::new(false, 10, true);
-    let ids: Vec<String> = ["1", "a:2", "3", "a:4", "5"].map(str::to_owned).into();
-    let facts = Facts {
-        page: 1,
-        shown: 5,
-        unreadable: 0,
-        total: 5,
-        page_size: 5,
-        next: None,
-    };
-    let poll = |run: &mut Run, shown: &[String], facts: &Facts| {
-        let page = plain(shown);
-        let delta = run.engine.compare(&Purpose::Poll, &page);
-        let opened = delta.opened.iter().map(|place| KnownAlert {
-            sighting: page[*place],
-            ordinal: 1,
-            created_at: None,
-            group: vec!["".into()],
-        });
-        let known = opened.collect();
-        run.engine
-            .adopt(&Purpose::Poll, facts, &page, &delta, known, run.now);
-    };
-    poll(&mut run, &ids, &facts);
+    poll_shows(&mut run, &["1", "a:2", "3", "a:4", "5"], 0, 5);
     // Two of the alerts are shown, and as many are counted as before.
     run.now += Duration::from_secs(600);
-    let shown = [ids[2].clone(), ids[1].clone()];
-    let short = Facts { shown: 2, ..facts };
-    poll(&mut run, &shown, &short);
+    poll_shows(&mut run, &["3", "a:2"], 0, 5);
     let Some(Task::Confirm(question)) = run.engine.task() else {
         panic!("{:?}", run.engine.task());
     };
@@ -1402,6 +1730,30 @@ fn own_pages_of_those_that_the_server_does_not_show_are_looked_at_in_turn() {
     run.server.act(&Act::Close(0));
     assert_eq!(read(&mut run), (DOUBTED, DOUBTED + 1));
     assert_eq!(read(&mut run).1, 800 + 1, "and the witness");
+    run.assert_agreement();
+}
+
+#[test]
+fn own_pages_of_which_none_is_answered_are_asked_for_again_after_the_next_read() {
+    let mut run = run_with(100, 10);
+    run.server.answers_by_id = false;
+    run.server.surplus = 1;
+    run.server.act(&Act::CloseMany(0, 30));
+    run.poll(false);
+    for _ in 0..2 {
+        while run.engine.is_reading() || run.engine.can_confirm(run.now) {
+            run.background(false);
+        }
+        let Some(Task::Verify(ids)) = run.engine.task() else {
+            panic!("{:?}", run.engine.task());
+        };
+        assert_eq!(ids.len(), REASONS + 1);
+        run.engine.adopt_verdicts(&ids, &HashSet::new(), true);
+        assert_eq!(run.engine.task(), None);
+        run.now += Duration::from_secs(600);
+        run.poll(false);
+    }
+    while run.background(false) {}
     run.assert_agreement();
 }
 

@@ -60,7 +60,7 @@ proptest! {
         size_as_shown in proptest::bool::weighted(0.2),
         reloads in proptest::collection::btree_set(0usize..120, 0..4),
         ids_override in proptest::bool::weighted(0.2),
-        surplus in 0u64..6,
+        surplus in 0i64..6,
         shows_twice in proptest::bool::weighted(0.2),
     ) {
         let mut run = Run::new(by_updated, page_size, answers_by_id);
