@@ -554,7 +554,13 @@ impl Store {
     }
 
     /// Returns the next events that a sink has not acknowledged: at most `max_events`, and no more
-    /// than `max_bytes` of bodies, but at least one event if there is any.
+    /// than `max_bytes` of bodies, but at least one event if there is any. Earlier acknowledgements
+    /// that could not be stored are stored first, so that no more than one batch is delivered again
+    /// after a crash.
+    ///
+    /// # Errors
+    /// [`Error::Backend`] also if that fails; [`Error::Unclear`] if nothing is known to wait, and
+    /// it is unknown whether something does.
     pub async fn pending(
         &self,
         sink: &str,

@@ -29,7 +29,7 @@ async fn wait_for_lines(places: &[Place], file: &str, count: usize) {
 }
 
 /// A lock that another client holds in the database.
-struct Lock {
+pub(crate) struct Lock {
     schema: String,
     /// The server process of the client.
     process: String,
@@ -38,7 +38,7 @@ struct Lock {
 
 impl Lock {
     /// Locks what the statement says, until it is [let go](Self::let_go).
-    async fn take(url: &str, statement: &str) -> Self {
+    pub(crate) async fn take(url: &str, statement: &str) -> Self {
         let (_, schema) = url.rsplit_once("%3D").unwrap();
         let sql = format!(
             "SET search_path = {schema}; BEGIN; {statement};
@@ -60,7 +60,7 @@ impl Lock {
         }
     }
 
-    async fn wait_until_somebody_waits(&self) {
+    pub(crate) async fn wait_until_somebody_waits(&self) {
         let waiting = format!(
             "SELECT count(*) FROM pg_stat_activity WHERE {} = ANY(pg_blocking_pids(pid))",
             self.process
@@ -69,7 +69,7 @@ impl Lock {
         eventually("somebody waits", async || waiting() != "0").await;
     }
 
-    async fn let_go(self) {
+    pub(crate) async fn let_go(self) {
         postgres::shared().sql(&format!("CREATE TABLE {}.let_go ()", self.schema));
         self.session.await.unwrap();
     }

@@ -15,7 +15,9 @@ use tokio::time::Instant;
 
 use crate::{
     exporter::{Exporter, Members, PATIENCE, Place, Signal, eventually, number, seed},
-    opsramp, postgres, replica, tenant,
+    opsramp, postgres,
+    reload::Lock,
+    replica, tenant,
 };
 
 const REPLICAS: usize = 3;
@@ -210,9 +212,9 @@ async fn what_a_replica_wrote_before_it_died_is_not_written_again_though_its_fil
         let id = |line: String| Members::parse(&line).text("event_id").to_owned();
         lines.map(id).collect::<Vec<_>>()
     };
-    let wait_for_lines = async |of_a_tenant: usize| {
+    let wait_for_lines = async |lines: usize| {
         eventually("all is told", async || {
-            ids().into_iter().collect::<BTreeSet<_>>().len() == of_a_tenant * TENANTS
+            ids().into_iter().collect::<BTreeSet<_>>().len() == lines
         })
         .await;
     };
@@ -221,23 +223,39 @@ async fn what_a_replica_wrote_before_it_died_is_not_written_again_though_its_fil
             opsramp.open_many(&tenant(number), 1).unwrap();
         }
     };
-    wait_for_lines(2).await;
-    // The replica cannot acknowledge lines that it writes from now on.
-    postgres::shared().sql(&format!(
-        "CREATE FUNCTION {schema}.refuse() RETURNS trigger LANGUAGE plpgsql
-            AS $$ BEGIN RAISE EXCEPTION 'refused'; END $$;
-         CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON {schema}.progress
-            FOR EACH ROW EXECUTE FUNCTION {schema}.refuse()"
-    ));
+    wait_for_lines(2 * TENANTS).await;
+    // While one line cannot be acknowledged, all others of the next batch come together. That batch
+    // is written and cannot be acknowledged at all.
+    let lock = Lock::take(
+        &database,
+        "CREATE SEQUENCE rows;
+         CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql
+            AS $$ BEGIN
+                IF nextval('rows') > 1 THEN RAISE EXCEPTION 'refused'; END IF;
+                RETURN NEW;
+            END $$;
+         CREATE TRIGGER refuse BEFORE UPDATE ON progress
+            FOR EACH ROW EXECUTE FUNCTION refuse()",
+    )
+    .await;
+    opsramp.open_many(&tenant(0), 1).unwrap();
+    lock.wait_until_somebody_waits().await;
     open_one_each();
-    wait_for_lines(3).await;
+    let journalled = format!("SELECT sum(journal_end) FROM {schema}.search");
+    let all = (3 * TENANTS + 1).to_string();
+    eventually("all is journalled", async || {
+        postgres::shared().sql(&journalled) == all
+    })
+    .await;
+    lock.let_go().await;
+    wait_for_lines(3 * TENANTS + 1).await;
     exporter.kill().await;
     postgres::shared().sql(&format!("DROP TRIGGER refuse ON {schema}.progress"));
     std::fs::rename(place.path("alerts.jsonl"), place.path("alerts.jsonl.1")).unwrap();
     let exporter = place.start().await;
     // New events of a search come behind the events that are delivered again.
     open_one_each();
-    wait_for_lines(4).await;
+    wait_for_lines(4 * TENANTS + 1).await;
     exporter.stop().await;
-    assert_eq!(ids().len(), 4 * TENANTS, "lines are doubled");
+    assert_eq!(ids().len(), 4 * TENANTS + 1, "lines are doubled");
 }

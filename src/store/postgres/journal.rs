@@ -586,6 +586,12 @@ impl Journal {
         }
     }
 
+    /// Returns the searches of which the server has not heard yet how far a sink has come.
+    pub(super) fn untold(&self, sink: &str) -> impl Iterator<Item = i64> {
+        let sink = self.sinks.get(sink).into_iter();
+        sink.flat_map(|sink| sink.unsaved.keys().copied())
+    }
+
     /// Takes note of what the server was told.
     pub(super) fn saved(&mut self, sink: &str, saved: &Unsaved) {
         let Some(sink) = self.sinks.get_mut(sink) else {

@@ -287,6 +287,13 @@ impl State {
         (unsaved, epochs)
     }
 
+    /// Whether the server has not heard yet how far a sink has come in some search that is held,
+    /// those with `locked` rows aside.
+    pub(super) fn is_untold(&self, sink: &str, locked: &HashSet<i64>) -> bool {
+        let mut untold = self.journal.untold(sink);
+        untold.any(|row| self.holds.contains_key(&row) && !locked.contains(&row))
+    }
+
     /// Whether a lease can be relied on.
     pub(super) fn is_held(&self, held: Held) -> bool {
         self.until(held) > Some(clock::since_boot())
@@ -614,6 +621,21 @@ mod tests {
         let rows = state.journal.next("t", 9);
         let rows: Vec<_> = rows.iter().map(|it| (it.row, it.first, it.count)).collect();
         assert_eq!(rows, [(1, 2, 1)]);
+    }
+
+    #[test]
+    fn what_the_server_has_not_heard_of_counts_where_the_search_is_held_and_its_row_is_free() {
+        let mut state = state();
+        let (none, locked) = (HashSet::new(), HashSet::from([1]));
+        state.hold(held(1, 5), Duration::MAX);
+        assert!(state.committed(held(1, 5), 1, 1));
+        assert!(!state.is_untold("s", &none));
+        state.journal.acknowledge("s", 1, None);
+        assert!(state.is_untold("s", &none) && !state.is_untold("s", &locked));
+        assert!(!state.is_untold("other", &none));
+        // The next holder has to tell it.
+        state.lose(held(1, 5));
+        assert!(!state.is_untold("s", &none));
     }
 
     #[test]

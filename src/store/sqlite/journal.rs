@@ -423,6 +423,12 @@ impl Journal {
         true
     }
 
+    /// Whether events wait for a sink whose cursor could not be stored so far.
+    pub(super) fn lacks_cursor(&self, sink: &str) -> bool {
+        let named = self.cursors.get(sink);
+        named.is_some_and(|it| it.left.is_none() && !it.stored && it.position < self.end)
+    }
+
     /// Stores the acknowledgements since the last committed transaction.
     pub(super) fn store_cursors(&mut self, connection: &Connection) -> Result<()> {
         for (name, cursor) in &mut self.cursors {

@@ -501,6 +501,37 @@ impl Writer {
         transaction.commit()
     }
 
+    /// Stores the acknowledgements if some of the sink's could not be stored so far and more events
+    /// wait for it. Otherwise more than one batch would come again after a crash.
+    fn store_acknowledged(&mut self, sink: &str) -> Answer<()> {
+        if !self.journal.lacks_cursor(sink) {
+            return Ok(());
+        }
+        if !self.keep_lock() {
+            return Err(Error::Closed);
+        }
+        let (reply, mut stored) = oneshot::channel();
+        self.write(Group {
+            acknowledged: vec![reply],
+            ..Group::default()
+        });
+        stored.try_recv().unwrap_or(Err(Error::Closed))
+    }
+
+    fn pending(&mut self, sink: &str, max_events: usize, max_bytes: usize) -> Answer<Batch> {
+        self.store_acknowledged(sink)?;
+        let before = self.journal.skipped();
+        let connection = self.file.connection();
+        let batch = self
+            .journal
+            .pending(connection, sink, max_events, max_bytes);
+        if self.journal.skipped() != before {
+            // Fewer events wait than the sinks were told.
+            self.journalled.send_modify(|_| {});
+        }
+        known(batch, sink)
+    }
+
     fn read(&mut self, read: Read) {
         let connection = self.file.connection();
         match read {
@@ -522,15 +553,7 @@ impl Writer {
                 max_bytes,
                 reply,
             } => {
-                let before = self.journal.skipped();
-                let batch = self
-                    .journal
-                    .pending(connection, &sink, max_events, max_bytes);
-                if self.journal.skipped() != before {
-                    // Fewer events wait than the sinks were told.
-                    self.journalled.send_modify(|_| {});
-                }
-                reply.send(known(batch, &sink)).ok();
+                reply.send(self.pending(&sink, max_events, max_bytes)).ok();
             }
             Read::Backlog { sink, reply } => {
                 let backlog = self.journal.backlog(connection, &sink);

@@ -493,15 +493,21 @@ async fn a_locked_row_holds_up_no_word_of_what_was_delivered_of_others() {
     let last = batch.events[3].position;
     lock.batch(LOCK).await.unwrap();
     let mark = Some(b"four".to_vec());
-    let told = store.acknowledge("s", last, mark);
-    timeout(Duration::from_secs(3), told)
+    let acknowledged = store.acknowledge("s", last, mark);
+    timeout(Duration::from_secs(3), acknowledged)
         .await
         .unwrap()
         .unwrap();
     let places = "SELECT name, position FROM progress JOIN search ON id = search_id ORDER BY name";
     assert_eq!(sql(&url, places), "other|2");
+    drop(batch);
     // A mark stands for all positions, so it is not stored yet.
     assert_eq!(sql(&url, "SELECT count(mark) FROM mark"), "0");
+    // Nor does it hold up the others' further events.
+    store.commit(other, events(5..6), second(2)).await.unwrap();
+    let more = store.pending("s", 9, usize::MAX).await.unwrap();
+    assert_eq!(told(&more), [5]);
+    drop(more);
     assert!(shared(&store).look(|state| state.is_held(locked)));
     // The search is not given back before its position is stored.
     let unlock = async {

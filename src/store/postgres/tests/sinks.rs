@@ -589,6 +589,30 @@ async fn a_sink_of_a_replica_that_died_is_told_and_makes_room_for_new_events() {
 }
 
 #[tokio::test]
+async fn no_more_than_one_batch_is_given_while_its_acknowledgement_cannot_be_stored() {
+    let url = server::shared().fresh();
+    let store = stalled(&url, LEASE).await;
+    store.set_sinks(names(&["s", "other"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..5), second(2)).await.unwrap();
+    let next = async |sink| {
+        let batch = store.pending(sink, 2, usize::MAX).await;
+        batch.map(|batch| (told(&batch), batch.events.last().unwrap().position))
+    };
+    let (_, last) = next("s").await.unwrap();
+    get_in_the_way(&url, "progress", u32::MAX);
+    store.acknowledge("s", last, None).await.unwrap_err();
+    for _ in 0..2 {
+        next("s").await.unwrap_err();
+    }
+    assert_eq!(next("other").await.unwrap().0, [1, 2]);
+    get_in_the_way(&url, "progress", 0);
+    assert_eq!(next("s").await.unwrap().0, [3, 4]);
+    let stored = "SELECT position FROM progress WHERE sink = 's'";
+    assert_eq!(sql(&url, stored), "2");
+}
+
+#[tokio::test]
 async fn a_sink_that_has_left_makes_no_room_as_long_as_another_replica_runs() {
     let url = server::shared().fresh();
     let (store, _other) = two_replicas(&url).await;

@@ -111,8 +111,7 @@ impl Bench {
             .unwrap()
     }
 
-    /// The numbers of the events that wait.
-    fn waiting(&mut self) -> Vec<u128> {
+    fn pending(&mut self) -> Answer<Batch> {
         let (reply, batch) = oneshot::channel();
         self.writer.read(Read::Pending {
             sink: "s".into(),
@@ -120,7 +119,12 @@ impl Bench {
             max_bytes: usize::MAX,
             reply,
         });
-        let events = answer(batch).unwrap().events;
+        answer(batch)
+    }
+
+    /// The numbers of the events that wait.
+    fn waiting(&mut self) -> Vec<u128> {
+        let events = self.pending().unwrap().events;
         events
             .iter()
             .map(|pending| pending.event.event_id.as_u128())
@@ -522,14 +526,31 @@ fn an_acknowledgement_that_could_not_be_stored_counts_and_is_stored_with_the_nex
     bench.sql("PRAGMA busy_timeout = 10");
     let operator = Connection::open(&bench.path).unwrap();
     operator.execute_batch("BEGIN IMMEDIATE").unwrap();
-    assert_eq!(backend_error(bench.acknowledge(2)), ErrorCode::DatabaseBusy);
+    assert_eq!(backend_error(bench.acknowledge(3)), ErrorCode::DatabaseBusy);
     // The sink has delivered these events and is not given them again.
-    assert_eq!(bench.waiting(), [3]);
+    assert_eq!(bench.waiting(), [0; 0]);
     operator.execute_batch("ROLLBACK").unwrap();
     bench.write(Commit::default()).unwrap();
     let stored = |sql| -> i64 { operator.query_row(sql, [], |row| row.get(0)).unwrap() };
-    assert_eq!(stored("SELECT position FROM sink"), 2);
-    assert_eq!(stored("SELECT count(*) FROM journal"), 1);
+    assert_eq!(stored("SELECT position FROM sink"), 3);
+    assert_eq!(stored("SELECT count(*) FROM journal"), 0);
+}
+
+#[test]
+fn no_more_than_one_batch_is_given_while_its_acknowledgement_cannot_be_stored() {
+    let mut bench = Bench::new();
+    bench.write(events(1..4)).unwrap();
+    bench.sql("PRAGMA busy_timeout = 10");
+    let operator = Connection::open(&bench.path).unwrap();
+    operator.execute_batch("BEGIN IMMEDIATE").unwrap();
+    assert_eq!(backend_error(bench.acknowledge(2)), ErrorCode::DatabaseBusy);
+    for _ in 0..2 {
+        let refused = bench.pending().map(drop);
+        assert_eq!(backend_error(refused), ErrorCode::DatabaseBusy);
+    }
+    operator.execute_batch("ROLLBACK").unwrap();
+    assert_eq!(bench.waiting(), [3]);
+    assert_eq!(bench.reopen().waiting(), [3]);
 }
 
 #[test]
@@ -1016,6 +1037,7 @@ fn sinks_that_are_all_known_are_answered_though_nothing_can_be_stored() {
     }
     assert_eq!(said(&lines), [("has left the configuration;", 1)]);
     assert!(set(&mut bench, &["s", "new"]).is_err());
+    operator.execute_batch("ROLLBACK").unwrap();
     assert_eq!(bench.waiting(), [3]);
 }
 
