@@ -230,10 +230,12 @@ pub struct OpenAlert {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
     /// The journal holds as many events as it may, so no event was added. Delivery makes room.
-    #[error("the journal is full ({limit} events wait for delivery)")]
+    #[error("the journal is full ({limit} events wait for the sink {sink:?})")]
     JournalFull {
         /// The limit.
         limit: u64,
+        /// The sink for which the most events wait.
+        sink: Box<str>,
     },
     /// The epoch has passed: the lease has ended, or the search was given back or taken up again.
     #[error("the lease on the search is lost")]

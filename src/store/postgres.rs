@@ -478,6 +478,7 @@ impl Postgres {
             if events > 0 && !state.journal.reserve(events) {
                 return Err(Error::JournalFull {
                     limit: state.journal.limit(),
+                    sink: state.journal.fullest_sink(),
                 });
             }
             Ok(Committing {

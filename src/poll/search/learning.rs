@@ -372,9 +372,9 @@ impl Running {
     fn note_room(&mut self, events: u64, committed: &Result<(), store::Error>) {
         let refused = self.refused.as_ref().map_or(0, |refused| refused.events);
         match committed {
-            Err(store::Error::JournalFull { limit }) => {
+            Err(store::Error::JournalFull { limit, sink }) => {
                 let notice = self.search.shared.health.notice(format!(
-                    "the journal is full: {limit} events wait for their sinks; \
+                    "the journal is full: {limit} events wait for the sink {sink:?}; \
                      new alerts are taken in when there is room again"
                 ));
                 self.refused = Some(Refused {

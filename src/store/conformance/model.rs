@@ -302,7 +302,7 @@ impl Run {
         if stale {
             assert!(matches!(outcome, Err(Error::LeaseLost)), "{outcome:?}");
         } else if model.is_full_with(learned.events) {
-            let full = matches!(outcome, Err(Error::JournalFull { limit: LIMIT }));
+            let full = matches!(outcome, Err(Error::JournalFull { limit: LIMIT, .. }));
             assert!(full, "{outcome:?}");
         } else {
             outcome.unwrap();

@@ -42,6 +42,9 @@ const LOCKED_STATEMENT: Duration = Duration::from_secs(5);
 /// pruning.
 const ENTERING: Duration = Duration::from_secs(60);
 
+/// How long after a warning that events wait for another replica's sink the next one comes.
+const TOLD_AGAIN_AFTER: Duration = Duration::from_secs(60);
+
 /// Tells the server which sinks this replica has, and takes note of all sinks there are. A failure
 /// changes nothing here. If the server has stored a part all the same, the keeper takes it back.
 /// Sinks that the replica had before stay until they are [forgotten](forget_sinks), because a
@@ -412,6 +415,27 @@ pub(super) async fn tell_unnamed(shared: &Shared, session: &mut Session) -> Resu
         }
     }
     Ok(())
+}
+
+/// Warns of events that have waited here for longer than a lease, for sinks that only other
+/// replicas have: nobody delivers them as long as this replica holds their searches.
+pub(super) fn tell_of_others(shared: &Shared) {
+    let now = clock::since_boot();
+    let due =
+        shared.change_journals(|state| state.due_for_others(now, shared.lease, TOLD_AGAIN_AFTER));
+    for (sink, events) in due {
+        tell_of_other(&sink, events);
+    }
+}
+
+pub(super) fn tell_of_other(sink: &str, events: u64) {
+    tracing::warn!(
+        sink,
+        events,
+        "events wait for a sink that another replica has and this one has not; they are delivered once \
+         this one has the sink, too, or a replica that has it holds their searches: give all replicas \
+         the same configuration"
+    );
 }
 
 /// Gives up the sinks that no replica has named for too long.

@@ -255,6 +255,20 @@ impl Journal {
         self.sinks.is_empty() || needed <= self.limit
     }
 
+    /// Returns the sink for which the most events wait.
+    pub(super) fn fullest_sink(&self) -> Box<str> {
+        let fullest = self.sinks.iter().max_by_key(|(_, sink)| sink.waiting);
+        fullest.map(|(name, _)| name.clone()).unwrap_or_default()
+    }
+
+    /// Returns the sinks of others for which events wait here, each with their number.
+    pub(super) fn waiting_for_others(&self) -> impl Iterator<Item = (&str, u64)> {
+        let others = self.sinks.iter().filter(|(_, sink)| !sink.own);
+        others
+            .map(|(name, sink)| (&**name, sink.waiting))
+            .filter(|(_, events)| *events > 0)
+    }
+
     /// Returns the sinks of others, or of nobody any more, that leave no room for so many events.
     /// Returns none if a sink of this process leaves no room either.
     pub(super) fn in_the_way_of(&self, events: u64) -> Vec<String> {

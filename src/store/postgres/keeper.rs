@@ -714,7 +714,9 @@ pub(super) async fn forget(shared: &Shared) -> Result<(), Failure> {
             &[&FORGET_REPLICAS_AFTER, &me],
         )
         .await?;
-    delivery::hear_of_sinks(shared, &mut session).await
+    delivery::hear_of_sinks(shared, &mut session).await?;
+    delivery::tell_of_others(shared);
+    Ok(())
 }
 
 /// Takes leave, and gives all leases back, including those that the replica was about to take and

@@ -41,6 +41,9 @@ pub(super) struct State {
     /// Whether no other replica ran at the last look for such sinks. If so, these sinks are given
     /// up when the journal has no room.
     pub(super) is_alone: bool,
+    /// The sinks that only other replicas have and for which events wait here, each with the time,
+    /// since the machine's start, at which that is to be told next.
+    waits_for_others: BTreeMap<String, Duration>,
     /// The searches that the replica would poll, once it was told.
     keys: Option<Arc<[SearchKey]>>,
     /// Grows with each wish to have the rows of `keys` looked up.
@@ -96,6 +99,7 @@ impl State {
             sinks: None,
             left_sinks: BTreeMap::new(),
             is_alone: false,
+            waits_for_others: BTreeMap::new(),
             keys: None,
             wish: 0,
             fulfilled: 0,
@@ -285,6 +289,33 @@ impl State {
         let rows = unsaved.positions.iter().map(|(row, _)| *row);
         let epochs = rows.filter_map(|row| self.epoch(row)).collect();
         (unsaved, epochs)
+    }
+
+    /// Returns the sinks for which events wait here although only other replicas have them, each
+    /// with the number of events, where that is to be told: once it has lasted for `patience`, and
+    /// `again` after that.
+    pub(super) fn due_for_others(
+        &mut self,
+        now: Duration,
+        patience: Duration,
+        again: Duration,
+    ) -> Vec<(String, u64)> {
+        let waiting = self.journal.waiting_for_others();
+        // Those that no replica has are told when they leave.
+        let waiting = waiting.filter(|(sink, _)| !self.left_sinks.contains_key(*sink));
+        let waiting: BTreeMap<_, _> = waiting.map(|(sink, it)| (sink.to_owned(), it)).collect();
+        self.waits_for_others
+            .retain(|sink, _| waiting.contains_key(sink));
+        let mut due = Vec::new();
+        for (sink, events) in waiting {
+            let tell_at = self.waits_for_others.entry(sink.clone());
+            let tell_at = tell_at.or_insert(now + patience);
+            if *tell_at <= now {
+                *tell_at = now + again;
+                due.push((sink, events));
+            }
+        }
+        due
     }
 
     /// Whether the server has not heard yet how far a sink has come in some search that is held,
@@ -621,6 +652,37 @@ mod tests {
         let rows = state.journal.next("t", 9);
         let rows: Vec<_> = rows.iter().map(|it| (it.row, it.first, it.count)).collect();
         assert_eq!(rows, [(1, 2, 1)]);
+    }
+
+    #[test]
+    fn what_waits_for_a_sink_of_others_is_told_when_it_lasts_and_again_later() {
+        let mut state = state();
+        let all = ["s", "t", "left"].map(str::to_owned);
+        state.journal.set_sinks(&all[..1], &all, &[]);
+        state.left_sinks.insert("left".to_owned(), 1.into());
+        let (at, mut due) = (Duration::from_secs, Vec::new());
+        let mut look = |state: &mut State, now| {
+            due = state.due_for_others(at(now), at(15), at(60));
+            due.pop().map(|(sink, events)| (sink, events, due.len()))
+        };
+        assert_eq!(look(&mut state, 0), None);
+        state.hold(held(1, 5), Duration::MAX);
+        assert!(state.committed(held(1, 5), 2, 2));
+        assert_eq!(look(&mut state, 1), None);
+        assert_eq!(look(&mut state, 15), None);
+        let told = Some(("t".to_owned(), 2, 0));
+        assert_eq!(look(&mut state, 16), told);
+        assert_eq!(look(&mut state, 75), None);
+        assert_eq!(look(&mut state, 76), told);
+        // A replica that has the sink holds the search for a while.
+        state.lose(held(1, 5));
+        assert_eq!(look(&mut state, 77), None);
+        state.hold(held(1, 6), Duration::MAX);
+        state
+            .journal
+            .adopt(held(1, 6), 5, 2, &[("t".to_owned(), 0)]);
+        assert_eq!(look(&mut state, 200), None);
+        assert_eq!(look(&mut state, 215), told);
     }
 
     #[test]

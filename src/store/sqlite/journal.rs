@@ -226,6 +226,13 @@ impl Journal {
         named.all(|cursor| self.leaves_room(cursor, events))
     }
 
+    /// The sink for which the most events wait, those aside that have left.
+    pub(super) fn fullest_sink(&self) -> Box<str> {
+        let named = self.cursors.iter().filter(|(_, it)| it.left.is_none());
+        let fullest = named.min_by_key(|(_, cursor)| cursor.position);
+        fullest.map(|(name, _)| name.clone()).unwrap_or_default()
+    }
+
     fn leaves_room(&self, cursor: &Cursor, events: u64) -> bool {
         let waiting = self.end.abs_diff(cursor.position);
         waiting.saturating_add(events) <= self.limit

@@ -690,6 +690,7 @@ impl Write {
                 {
                     Err(Error::JournalFull {
                         limit: journal.limit(),
+                        sink: journal.fullest_sink(),
                     })
                 } else {
                     alerts::write(connection, held.row, commit, *now)?;

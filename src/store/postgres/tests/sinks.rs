@@ -589,6 +589,35 @@ async fn a_sink_of_a_replica_that_died_is_told_and_makes_room_for_new_events() {
 }
 
 #[tokio::test]
+async fn what_waits_for_a_sink_that_only_another_replica_has_is_told() {
+    let (lines, _logging) = captured();
+    // As for those that `captured` sends.
+    delivery::tell_of_other("any", 1);
+    let url = server::shared().fresh();
+    let lease = Duration::from_secs(2);
+    let other = open(&url, "other", lease).await;
+    other.set_sinks(names(&["s", "extra"])).await.unwrap();
+    let store = open(&url, "node", lease).await;
+    store.set_sinks(names(&["s"])).await.unwrap();
+    let held = store.take_up(&a_search(), second(1)).await.unwrap().held;
+    store.commit(held, events(1..4), second(2)).await.unwrap();
+    deliver(&store, "s", 3).await;
+    let is_told = || {
+        let lines = lines.lock();
+        let of = |line: &String| line.contains("sink=extra events=3 ");
+        lines.iter().filter(|line| of(line)).count()
+    };
+    let until = Instant::now() + PATIENCE;
+    while is_told() == 0 {
+        assert!(Instant::now() < until, "it is not told");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(is_told(), 1, "{lines:?}");
+    store.close().await;
+    other.close().await;
+}
+
+#[tokio::test]
 async fn no_more_than_one_batch_is_given_while_its_acknowledgement_cannot_be_stored() {
     let url = server::shared().fresh();
     let store = stalled(&url, LEASE).await;
